@@ -68,48 +68,50 @@ pub const PROCESS: Rank = 6;
 pub const ACTIONS: Rank = 7;
 /// A last-level table of a user space. Nothing is allocated while one is held.
 pub const TABLE: Rank = 8;
+/// Another table of the same space, to which entries move.
+pub const TABLE_BESIDE: Rank = 9;
 /// The SMMU's event queue. What comes out of it is noted for its device.
-pub const EVENTS: Rank = 9;
+pub const EVENTS: Rank = 10;
 /// The fixmap's patch slot.
-pub const PATCH: Rank = 10;
+pub const PATCH: Rank = 11;
 /// What becomes of the SMMU's streams. Commands are issued while it is held, and memory taken for tables.
-pub const STREAMS: Rank = 11;
+pub const STREAMS: Rank = 12;
 /// A split of leaves in use, or a change by a caller that is not their one owner. Frames are taken while it is held.
-pub const SPLIT: Rank = 12;
+pub const SPLIT: Rank = 13;
 /// Addresses and numbers that are given to devices.
-pub const DEVICE_ADDRESSES: Rank = 13;
+pub const DEVICE_ADDRESSES: Rank = 14;
 /// An object pool's slabs. Pools take and return frames while they do not hold it, so the order needs it nowhere else;
 /// here, objects may still be returned with a page table held.
-pub const POOL: Rank = 14;
+pub const POOL: Rank = 15;
 /// Memory that the SMMU uses.
-pub const IOMMU_MEMORY: Rank = 15;
+pub const IOMMU_MEMORY: Rank = 16;
 /// The taking of frames where few are left.
-pub const SCARCE: Rank = 16;
+pub const SCARCE: Rank = 17;
 /// The page blocks that one CPU has cut: their bitmaps. One at a time.
-pub const PAGE_BLOCK: Rank = 17;
+pub const PAGE_BLOCK: Rank = 18;
 /// The faults that a device has met.
-pub const DEVICE_FAULTS: Rank = 18;
+pub const DEVICE_FAULTS: Rank = 19;
 /// The limits of one process.
-pub const LIMITS: Rank = 19;
+pub const LIMITS: Rank = 20;
 /// The free page blocks: the buddy allocator.
-pub const BUDDY: Rank = 20;
+pub const BUDDY: Rank = 21;
 /// The heap's list.
-pub const HEAP: Rank = 21;
+pub const HEAP: Rank = 22;
 /// Whose a device is.
-pub const DEVICE: Rank = 22;
+pub const DEVICE: Rank = 23;
 /// A queue of threads that wait. Anything above may wake them.
-pub const WAIT: Rank = 23;
+pub const WAIT: Rank = 24;
 /// The moments that threads of a CPU wait for.
-pub const TIMEOUTS: Rank = 24;
+pub const TIMEOUTS: Rank = 25;
 /// The threads that wait for a CPU.
-pub const RUN_QUEUE: Rank = 25;
+pub const RUN_QUEUE: Rank = 26;
 /// Address space identifiers.
-pub const ASID: Rank = 26;
+pub const ASID: Rank = 27;
 /// The interrupt controller.
-pub const INTERRUPT: Rank = 27;
+pub const INTERRUPT: Rank = 28;
 /// The key of the random numbers. Nothing else is taken under it.
-pub const RANDOM: Rank = 28;
+pub const RANDOM: Rank = 29;
 /// Which parts the areas of a space are in.
-pub const PARTS: Rank = 29;
+pub const PARTS: Rank = 30;
 /// The console: last, so that anything may print.
-pub const CONSOLE: Rank = 30;
+pub const CONSOLE: Rank = 31;

@@ -83,6 +83,13 @@ pub const MADV_GUARD_REMOVE: u64 = 103;
 /// madvise: the pages go out of the file, or out of the shared memory.
 pub const MADV_REMOVE: u64 = 9;
 
+/// mremap: to other addresses where it has to.
+pub const MREMAP_MAYMOVE: u64 = 1;
+/// mremap: to exactly these addresses.
+pub const MREMAP_FIXED: u64 = 2;
+/// mremap: the old addresses stay mapped, without contents.
+pub const MREMAP_DONTUNMAP: u64 = 4;
+
 /// mlock2: pages are locked once they are there.
 pub const MLOCK_ONFAULT: u32 = 1;
 /// mlockall: the areas that are there.

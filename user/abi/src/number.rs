@@ -65,6 +65,7 @@ numbers! {
     GETTID = 178 "gettid";
     BRK = 214 "brk";
     MUNMAP = 215 "munmap";
+    MREMAP = 216 "mremap";
     CLONE = 220 "clone";
     EXECVE = 221 "execve";
     MMAP = 222 "mmap";

@@ -9,8 +9,8 @@ use granule_abi::memory::{
     MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS,
     MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
     MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE,
-    MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ,
-    PROT_WRITE,
+    MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_ASYNC,
+    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -21,8 +21,8 @@ use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, Discard, ForkAdvice, Locking, MapRequest, MappedFile, Object, Placement, Populate, Sharing, SpaceError,
-    SpaceLimits, Terms,
+    Access, Discard, ForkAdvice, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
+    SpaceError, SpaceLimits, Terms,
 };
 use crate::sched::relax;
 use crate::smp::this_cpu;
@@ -256,6 +256,35 @@ pub(super) fn msync(call: &mut Syscall<'_>) -> Answer {
     }
     space.madvise_nothing(start, bytes)?;
     Ok(0)
+}
+
+pub(super) fn mremap(call: &mut Syscall<'_>) -> Answer {
+    let (flags, target) = (call.argument::<3>(), call.address::<4>());
+    let has = |flag| flags & flag != 0;
+    if flags & !(MREMAP_MAYMOVE | MREMAP_FIXED | MREMAP_DONTUNMAP) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let to = match (has(MREMAP_MAYMOVE), has(MREMAP_FIXED), has(MREMAP_DONTUNMAP)) {
+        (false, false, false) => Move::Not,
+        (false, ..) => return Err(Errno::EINVAL),
+        (true, false, false) => Move::IfNeeded,
+        (true, false, true) => Move::Near(target),
+        (true, true, _) => Move::To(target),
+    };
+    let (start, bytes, new_bytes) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
+    let mut remap = Remap::new(start, bytes, new_bytes, to, has(MREMAP_DONTUNMAP))?;
+    let (space, limits) = (call.task.space(), call.task.process().limits.of_space());
+    let address = loop {
+        match space.mremap(this_cpu(), &mut remap, &limits) {
+            // Not from the start: some areas may have moved.
+            Err(SpaceError::NoMemory) if oom::relieve(call.task, call.thread) == Relief::Retry => {}
+            answer => break answer?,
+        }
+    };
+    if let Some(longer) = remap.longer() {
+        space.populate_again(this_cpu(), longer.start(), longer.end() - longer.start(), &|| call.is_killed());
+    }
+    Ok(address.0)
 }
 
 /// Rounds a range to pages as Linux does for locks: its end wraps to no bytes.

@@ -136,6 +136,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::BRK] = entry!(memory::brk);
     table[number::MUNMAP] = entry!(memory::munmap);
     table[number::MMAP] = entry!(memory::mmap);
+    table[number::MREMAP] = entry!(memory::mremap);
     table[number::MPROTECT] = entry!(memory::mprotect);
     table[number::MLOCK] = entry!(memory::mlock);
     table[number::MLOCK2] = entry!(memory::mlock2);

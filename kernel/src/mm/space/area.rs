@@ -211,9 +211,9 @@ impl Area {
         Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
     }
 
-    /// The same with `more` flags.
-    pub(super) fn with_flags(self, more: AreaFlags) -> Self {
-        Self { flags: Cell::new(self.flags().with(more)), ..self }
+    /// Gives it `more` flags, before it is inserted.
+    pub(super) fn add_flags(&mut self, more: AreaFlags) {
+        self.flags.set(self.flags().with(more));
     }
 
     /// A copy of its part from `start` to `end`, with `mapping`.
@@ -412,13 +412,13 @@ impl<'a> KeyAdapter<'a> for ByGap {
 }
 
 /// The most areas of one space, as on Linux (`vm.max_map_count`).
-const MOST: usize = 65_530;
+pub(super) const MOST: usize = 65_530;
 
 /// Room for nodes that was allocated before a change begins, for the areas that it adds.
 pub(super) struct Spares {
-    areas: heapless::Vec<PoolBox<MaybeUninit<Area>>, 2>,
+    areas: [Option<PoolBox<MaybeUninit<Area>>>; 2],
     /// For those that are parts of areas with objects.
-    mappings: heapless::Vec<PoolBox<MaybeUninit<Mapping>>, 2>,
+    mappings: [Option<PoolBox<MaybeUninit<Mapping>>>; 2],
 }
 
 /// Where areas come from.
@@ -469,15 +469,15 @@ impl Spares {
         if count == 0 { Ok(Self::NONE) } else { Self::take_some(cpu, source, count, have_objects) }
     }
 
-    const NONE: Self = Self { areas: heapless::Vec::new(), mappings: heapless::Vec::new() };
+    const NONE: Self = Self { areas: [const { None }; 2], mappings: [const { None }; 2] };
 
     #[inline(never)]
     fn take_some(cpu: &Cpu, source: &'static AreaPools, count: usize, have_objects: bool) -> Result<Self, OutOfMemory> {
         let mut taken = Self::NONE;
-        for _ in 0..count {
-            taken.areas.push(source.areas.of(cpu).try_new_uninit()?).map_err(|_| OutOfMemory)?;
+        for (area, mapping) in taken.areas.iter_mut().zip(&mut taken.mappings).take(count) {
+            *area = Some(source.areas.of(cpu).try_new_uninit()?);
             if have_objects {
-                taken.mappings.push(source.mappings.try_new_uninit()?).map_err(|_| OutOfMemory)?;
+                *mapping = Some(source.mappings.try_new_uninit()?);
             }
         }
         Ok(taken)
@@ -485,12 +485,20 @@ impl Spares {
 
     /// A node that holds `area`.
     pub(super) fn make(&mut self, area: Area) -> PoolBox<Area> {
-        self.areas.pop().expect("as many nodes were taken as the change adds areas").write(area)
+        self.areas
+            .iter_mut()
+            .find_map(Option::take)
+            .expect("as many nodes were taken as the change adds areas")
+            .write(area)
     }
 
     /// What the part of an area from `first_page` on has of its object.
     fn make_mapping(&mut self, mapping: &Mapping, first_page: u64) -> PoolBox<Mapping> {
-        let room = self.mappings.pop().expect("as many nodes were taken as the change adds areas with objects");
+        let room = self
+            .mappings
+            .iter_mut()
+            .find_map(Option::take)
+            .expect("as many nodes were taken as the change adds areas with objects");
         room.write(mapping.copy(first_page, mapping.space))
     }
 }
@@ -696,6 +704,7 @@ impl Areas {
     }
 
     /// Inserts `area`, whose addresses are free.
+    #[inline]
     pub(super) fn insert(&mut self, area: PoolBox<Area>) -> Held {
         debug_assert!(self.in_window(area.range()) && self.touching(area.range()).next().is_none());
         let node = area.into_ref();
@@ -707,6 +716,18 @@ impl Areas {
         self.gap_above_changed(&node);
         join_reverse_map(&node);
         node
+    }
+
+    /// A copy of `area` from `from` on, for `range`. Takes a spare.
+    pub(super) fn copy_at(&self, area: &Held, from: VirtAddr, range: PageRange, spares: &mut Spares) -> PoolBox<Area> {
+        let mapping = area.mapping.as_ref().map(|mapping| spares.make_mapping(mapping, area.page_at(from)));
+        let guard = if area.grows() { STACK_GUARD } else { 0 };
+        spares.make(area.piece(range.start(), range.end(), mapping).guarded(guard))
+    }
+
+    /// Whether the `bytes` bytes from `start` on are free, and in the window.
+    pub(super) fn is_free(&self, start: VirtAddr, bytes: u64) -> bool {
+        PageRange::new(start, bytes).is_ok_and(|range| self.in_window(range) && self.touching(range).next().is_none())
     }
 
     /// Inserts copies of all areas of another space into these, those of `space`, which is empty, and calls `copied` for
@@ -823,6 +844,7 @@ impl Areas {
     }
 
     /// Removes all areas, which are in no reverse map, and passes each to `removed`.
+    #[inline]
     pub(super) fn clear(&mut self, mut removed: impl FnMut(PoolBox<Area>)) {
         self.gaps.fast_clear();
         (self.count, self.total, self.data) = (0, 0, 0);
@@ -932,6 +954,21 @@ impl Areas {
         self.gap_changed(stack);
     }
 
+    /// Extends an area by `more` bytes. The addresses behind it are free.
+    pub(super) fn extend_up(&mut self, area: &Held, more: u64) {
+        area.change_place(|mapped| {
+            area.end.set(area.end() + more);
+            if let Some((mappers, _)) = mapped {
+                mappers.note_length(area);
+            }
+        });
+        self.total += more;
+        if area.data() != 0 {
+            self.data += more;
+        }
+        self.gap_above_changed(area);
+    }
+
     fn cursor(&mut self, area: &UnsafeRef<Area>) -> CursorMut<'_, ByAddress> {
         // SAFETY: references to areas come from the tree, and none is kept after the removal.
         unsafe { self.tree.cursor_mut_from_ptr(&raw const **area) }
@@ -945,6 +982,7 @@ impl Areas {
     }
 
     /// Updates the gap above `area`.
+    #[inline]
     fn gap_above_changed(&mut self, area: &UnsafeRef<Area>) {
         let next = self.cursor(area).peek_next().clone_pointer();
         if let Some(next) = next {

@@ -226,11 +226,13 @@ impl Space {
         let mapping = self.mapping(cpu, request.sharing, bytes, terms)?;
         let mut spares = Spares::take(cpu, &self.common.areas, split + 1, of_object)?;
         if let Some(first) = replaced {
-            let of_objects = areas.has_objects(range);
-            self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, &mut spares));
+            self.replace(cpu, areas, range, first, &mut spares);
         }
-        let area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
-        let area = if terms.locking == Locking::None { area } else { self.locked(area, terms.locking) };
+        let mut area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
+        if terms.locking != Locking::None {
+            self.note_locking(terms.locking);
+            area.add_flags(terms.locking.flags());
+        }
         let area = areas.insert(spares.make(area));
         areas.merge(area);
         Ok(range)
@@ -314,15 +316,7 @@ impl Space {
             if areas.would_bare_guard(range) {
                 return Err(Refusal::ByPart);
             }
-            let Some(area) = areas.holding(range) else {
-                if let Some(first) = areas.first_touching(range) {
-                    // Several areas are cut at one end each, which adds none.
-                    let mut spares = Spares::take(cpu, &self.common.areas, 0, false)?;
-                    let of_objects = areas.has_objects(range);
-                    self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, &mut spares));
-                }
-                return Ok(());
-            };
+            let Some(area) = areas.holding(range) else { return self.munmap_several(cpu, areas, range) };
             let split = usize::from(area.cuts(range) == 2);
             areas.room_for_cuts(split)?;
             let of_object = area.object().is_some();
@@ -333,8 +327,28 @@ impl Space {
         .map(drop)
     }
 
+    /// Unmaps `range` of the areas that have it, however many are there.
+    #[inline(never)]
+    pub(super) fn munmap_several(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange) -> Result<(), Refusal> {
+        let Some(first) = areas.first_touching(range) else { return Ok(()) };
+        // Several areas are cut at one end each, which adds none.
+        let split = usize::from(first.cuts(range) == 2);
+        areas.room_for_cuts(split)?;
+        let mut spares = Spares::take(cpu, &self.common.areas, split, first.object().is_some())?;
+        self.replace(cpu, areas, range, first, &mut spares);
+        Ok(())
+    }
+
+    /// Unmaps `range`, of which `first` is the first area. Takes a spare where that is cut in two.
+    #[inline(never)]
+    fn replace(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, first: Held, spares: &mut Spares) {
+        let of_objects = areas.has_objects(range);
+        self.unmap(cpu, areas, range, of_objects, |areas| areas.remove(first, range, spares));
+    }
+
     /// The part of `munmap` that cannot fail; `remove` removes the areas.
     /// `of_objects`: whether areas of objects go.
+    #[inline(always)]
     fn unmap(&self, cpu: &Cpu, areas: &mut Areas, range: PageRange, of_objects: bool, remove: impl FnOnce(&mut Areas)) {
         // Before the gather, so that it ends after it: the end event follows the freeing of the frames.
         let _change = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
@@ -529,7 +543,7 @@ fn rounded(bytes: u64) -> Result<u64, SpaceError> {
 }
 
 /// Chooses the addresses of a mapping of `bytes` bytes.
-fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Refusal> {
+pub(super) fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Refusal> {
     let at = |start: VirtAddr| PageRange::new(start, bytes).ok().filter(|range| range.last() < USER_END);
     match placement {
         Placement::Hint(wish) => {
@@ -578,6 +592,7 @@ pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
 
 /// The pages of `bytes` bytes from `start` on, cut at the end of the space, and whether nothing was cut; `None` where
 /// there are no bytes. `wraps` is the error for a range that wraps.
+#[inline]
 pub(super) fn clamped_range(
     start: VirtAddr,
     bytes: u64,

@@ -181,12 +181,16 @@ impl Areas {
         }
     }
 
+    /// Whether the limits permit `bytes` bytes more, which are data or not.
+    #[inline(always)]
+    pub(super) fn fits(&self, bytes: u64, is_data: bool, limits: &SpaceLimits) -> bool {
+        self.may_have(self.total.saturating_add(bytes), limits)
+            && (!is_data || self.may_have_data(self.data.saturating_add(bytes), limits))
+    }
+
     /// Whether the limits permit an area in `range`, in place of the areas there.
     pub(super) fn may_add(&self, range: PageRange, is_data: bool, limits: &SpaceLimits) -> bool {
-        let fits = |bytes: u64| {
-            self.may_have(self.total.saturating_add(bytes), limits)
-                && (!is_data || self.may_have_data(self.data.saturating_add(bytes), limits))
-        };
+        let fits = |bytes: u64| self.fits(bytes, is_data, limits);
         let bytes = range.end() - range.start();
         // The areas that it replaces are visited only where they matter. Whether they are data matters to a part.
         fits(bytes) || self.is_whole && fits(bytes - self.walk(range).map(|area| area.bytes_in(range)).sum::<u64>())

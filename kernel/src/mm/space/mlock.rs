@@ -28,11 +28,23 @@ pub enum Locking {
 }
 
 impl Locking {
+    /// The flags of an area that is locked so.
     pub(super) const fn flags(self) -> AreaFlags {
         match self {
             Self::None => AreaFlags::NONE,
             Self::Now => AreaFlags::LOCKED,
             Self::OnFault => AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT),
+        }
+    }
+}
+
+impl Area {
+    /// How it is locked.
+    pub(super) fn locking(&self) -> Locking {
+        match (self.flags().has_any(AreaFlags::LOCKED), self.flags().has_any(AreaFlags::LOCKED_ON_FAULT)) {
+            (false, _) => Locking::None,
+            (true, false) => Locking::Now,
+            (true, true) => Locking::OnFault,
         }
     }
 }
@@ -151,16 +163,11 @@ impl Space {
         self.advice.load(Ordering::Relaxed) & LOCKED_AREAS != 0
     }
 
-    fn note_locking(&self, locking: Locking) {
+    /// Called before the first of its areas is locked.
+    #[cold]
+    pub(super) fn note_locking(&self, locking: Locking) {
         if locking != Locking::None {
             self.advice.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
         }
-    }
-
-    /// `area`, which is about to be one of the space's.
-    #[cold]
-    pub(super) fn locked(&self, area: Area, locking: Locking) -> Area {
-        self.note_locking(locking);
-        area.with_flags(locking.flags())
     }
 }

@@ -213,6 +213,7 @@ impl Space {
 }
 
 /// The access that `MAP_POPULATE` makes: a store where that takes a page of the area's own.
+#[inline(always)]
 pub(super) fn first_access(area: &Area) -> Access {
     let is_written = !area.is_shared() && area.protection().contains(Protection::WRITE);
     if is_written { Access::Write } else { Access::Read }

@@ -10,32 +10,42 @@ use super::Space;
 use crate::mm::frame::Frame;
 #[cfg(debug_assertions)]
 use crate::smp::this_cpu;
-#[cfg(debug_assertions)]
-use crate::sync::rank;
+use crate::sync::rank::{self, Rank};
 use crate::sync::spin;
 
 /// The lock, held. Dropping it releases the lock.
 #[must_use = "dropping it releases the lock"]
-pub(super) struct TableGuard<'a>(&'a Frame);
+pub(super) struct TableGuard<'a, const RANK: Rank = { rank::TABLE }>(&'a Frame);
 
 impl Space {
     /// Acquires the lock of `table`, which is one of this space.
     #[inline(always)]
     pub(super) fn lock_table(&self, table: PhysAddr) -> TableGuard<'_> {
+        self.lock(table)
+    }
+
+    /// The same for another table beside one whose lock is held. The areas are locked for writing, so nothing else acquires
+    /// two.
+    pub(super) fn lock_table_beside(&self, table: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
+        self.lock(table)
+    }
+
+    #[inline(always)]
+    fn lock<const RANK: Rank>(&self, table: PhysAddr) -> TableGuard<'_, RANK> {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.check(rank::TABLE);
+        this_cpu().held_ranks.check(RANK);
         let frame = self.common.record(table);
         let lock = &frame.table_lock;
         if lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             wait(lock);
         }
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.add(rank::TABLE);
+        this_cpu().held_ranks.add(RANK);
         TableGuard(frame)
     }
 }
 
-impl TableGuard<'_> {
+impl<const RANK: Rank> TableGuard<'_, RANK> {
     /// The record of the table's frame.
     #[inline(always)]
     pub(super) fn frame(&self) -> &Frame {
@@ -50,11 +60,11 @@ fn wait(lock: &AtomicU32) {
     }
 }
 
-impl Drop for TableGuard<'_> {
+impl<const RANK: Rank> Drop for TableGuard<'_, RANK> {
     #[inline(always)]
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.remove(rank::TABLE);
+        this_cpu().held_ranks.remove(RANK);
         self.0.table_lock.store(0, Ordering::Release);
     }
 }

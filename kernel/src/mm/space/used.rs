@@ -22,7 +22,7 @@ impl TableGuard<'_> {
     /// Notes that an entry for `page` is about to be stored.
     #[inline(always)]
     pub(super) fn note_used(&self, page: VirtAddr) {
-        note_all_used(self.frame(), 1 << (index(page) / EIGHT));
+        note_used(self.frame(), page);
     }
 
     /// The bits of `found`, entries of this table, that may be in use.
@@ -38,6 +38,12 @@ impl TableGuard<'_> {
         );
         used
     }
+}
+
+/// The same for `table`, whose lock is held.
+#[inline(always)]
+pub(super) fn note_used(table: &Frame, page: VirtAddr) {
+    note_all_used(table, 1 << (index(page) / EIGHT));
 }
 
 /// The bits of `found`.

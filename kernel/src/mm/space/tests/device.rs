@@ -18,7 +18,7 @@ use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 use super::super::{Access, PAGE, SpaceRef, handle_fault};
 use super::{READ_WRITE, Rig, private};
 use crate::mm::notifier::{Event, Range, Subscriber, Subscription};
-use crate::mm::space::{MapRequest, Placement, Sharing};
+use crate::mm::space::{MapRequest, Move, Placement, Remap, Sharing, SpaceLimits};
 use crate::smp::{Cpu, CpuId};
 
 /// Pages that calls are about, over the boundary of two tables.
@@ -99,6 +99,11 @@ enum Call {
         page: u64,
         pages: u64,
     },
+    Move {
+        page: u64,
+        pages: u64,
+        to: u64,
+    },
     Protect {
         page: u64,
         pages: u64,
@@ -135,6 +140,7 @@ fn call() -> impl Strategy<Value = Call> {
             Call::Map { page, pages, writable, shared }
         }),
         1 => range().prop_map(|(page, pages)| Call::Unmap { page, pages }),
+        2 => (range(), 0..PAGES).prop_map(|((page, pages), to)| Call::Move { page, pages, to }),
         2 => (range(), 0_u8..8).prop_map(|((page, pages), protection)| Call::Protect { page, pages, protection }),
         1 => range().prop_map(|(page, pages)| Call::Discard { page, pages }),
         6 => (0..PAGES, access).prop_map(|(page, access)| Call::Fault { page, access }),
@@ -185,6 +191,11 @@ impl<'r> Stage<'r> {
                 space.mmap(cpu, &request).unwrap();
             }
             Call::Unmap { page, pages } => space.munmap(cpu, at(page), pages * PAGE).unwrap(),
+            Call::Move { page, pages, to } => {
+                if let Ok(mut there) = Remap::new(at(page), pages * PAGE, pages * PAGE, Move::To(at(to)), false) {
+                    _ = space.mremap(cpu, &mut there, &SpaceLimits::NONE);
+                }
+            }
             Call::Protect { page, pages, protection } => {
                 let protection = Protection::from_bits(protection).unwrap();
                 _ = space.mprotect(at(page), pages * PAGE, protection);

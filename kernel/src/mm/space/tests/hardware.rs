@@ -14,6 +14,7 @@ use super::entries::Stage;
 use super::*;
 use crate::mm::kernel::record::{Moment, at_each_moment};
 use crate::mm::space::entry::attributes;
+use crate::mm::space::{Move, Remap, SpaceLimits};
 use crate::platform::features::branch;
 
 /// An access of EL0, by hardware that has both; whether it changed the entry.
@@ -148,6 +149,23 @@ fn a_fork_loses_nothing_that_the_hardware_sets() {
         assert!(!parent.may_be_written() && !child.may_be_written());
         assert_eq!([parent.is_dirty(), child.is_dirty()], [is_dirty; 2], "{before:?}: {parent:?} {child:?}");
         assert!(!child.is_young());
+    });
+}
+
+/// The frame and its state are the same at the new place, and back at the old one.
+#[test]
+fn a_move_loses_nothing_that_the_hardware_sets() {
+    let there_and_back: Call = |stage, _| {
+        let other = VirtAddr(stage.start.0 - 1000 * PAGE);
+        for (from, to) in [(stage.start, other), (other, stage.start)] {
+            let mut there = Remap::new(from, PAGE, PAGE, Move::To(to), false).unwrap();
+            assert_eq!(stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE), Ok(to));
+        }
+    };
+    at_each_load(there_and_back, |stage, before, is_dirty| {
+        let after = stage.entry();
+        assert_eq!((after.address(), after.is_dirty()), (stage.frame, is_dirty), "{before:?}: {after:?}");
+        assert_eq!(after.may_be_written(), before.may_be_written());
     });
 }
 

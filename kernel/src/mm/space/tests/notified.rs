@@ -35,7 +35,8 @@ use crate::mm::kernel::record::{at_each, record};
 use crate::mm::notifier::recording::{Call, Notified, Recording};
 use crate::mm::notifier::{EventSet, Subscriber, Subscription};
 use crate::mm::space::{
-    Discard, MapRequest, MappedFile, Object, ObjectError, Placement, Populate, Seals, Sharing, Terms,
+    Discard, MapRequest, MappedFile, Move, Object, ObjectError, Placement, Populate, Remap, Seals, Sharing,
+    SpaceLimits, Terms,
 };
 use crate::platform::features::branch;
 use crate::sync::rank;
@@ -344,6 +345,29 @@ fn munmap_ends_when_the_frames_are_free() {
         || _ = stage.space.mmap(&stage.rig.cpu, &over).unwrap(),
         "start unmap 0..1, write, dsb ishst, vale1is 0, tlbs 0..1, range 0..1, dsb ish, end unmap 0..1",
     );
+}
+
+/// Under the locks of both tables, before anything can empty an entry at its new place.
+#[test]
+fn a_move_is_an_unmapping_of_the_old_place() {
+    let stage = Stage::new(2);
+    let used = stage.rig.frames.stats().used;
+    let moved = |from: u64, to: u64| {
+        let to = Move::To(stage.page(to));
+        let mut there = Remap::new(stage.page(from), 2 * PAGE, 2 * PAGE, to, false).unwrap();
+        stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE).unwrap();
+    };
+    stage.space.munmap(&stage.rig.cpu, stage.page(2), 2 * PAGE).unwrap();
+    assert_events(
+        &stage,
+        || moved(0, 2),
+        "start unmap 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
+         end unmap 0..2",
+    );
+    // What was not there needs nothing.
+    stage.space.madvise_dontneed(&stage.rig.cpu, stage.page(2), 2 * PAGE).unwrap();
+    assert_events(&stage, || moved(2, 0), "start unmap 2..4, end unmap 2..4");
+    assert_eq!(stage.rig.frames.stats().used, used - 2);
 }
 
 /// The tables go as well, so walk caches must not keep them: an invalidation that is not of the last level alone, and

@@ -8,7 +8,7 @@ use std::rc::Rc;
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::record::{Moment, at_each_moment};
-use crate::mm::space::{MappedFile, Object, ObjectError, Seals, SpaceError, Terms, WriteAt};
+use crate::mm::space::{MappedFile, Move, Object, ObjectError, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const PAGES: u64 = 4;
@@ -92,6 +92,15 @@ const SHORTEN: Work = |_, file, cpu| {
     file.truncate(cpu, PAGES * PAGE).unwrap();
 };
 
+/// To where two other tables translate, and back.
+const MOVE: Work = |space, _, cpu| {
+    let other = START + 510 * PAGE;
+    for (from, to) in [(START, other), (other, START)] {
+        let mut there = Remap::new(from, PAGES * PAGE, PAGES * PAGE, Move::To(to), false).unwrap();
+        assert_eq!(space.mremap(cpu, &mut there, &SpaceLimits::NONE), Ok(to));
+    }
+};
+
 /// Whether no table of the space's pages is locked, so that another CPU can go on.
 fn is_unlocked(space: &Space) -> bool {
     let table = space.page_tables().cell(START).map(|(table, _)| table);
@@ -151,6 +160,12 @@ fn a_page_that_is_lost_at_any_step_of_a_fault_is_in_no_entry() {
 fn a_fault_at_any_step_of_a_truncation_leaves_no_entry_behind_the_end() {
     each_meets(Mapped::touched, &[PUNCH, EMPTY, SHORTEN], &[READ, WRITE, WRITE_HOLE, DISCARD]);
     each_meets(Mapped::new, &[PUNCH, EMPTY, SHORTEN], &[READ, WRITE, WRITE_HOLE, POPULATE]);
+}
+
+/// The walk meets each page at its old place or at its new one.
+#[test]
+fn a_page_that_is_lost_at_any_step_of_a_move_is_in_no_entry() {
+    each_meets(Mapped::touched, &[MOVE], &[PUNCH, EMPTY, SHORTEN]);
 }
 
 #[test]

@@ -19,7 +19,9 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::{FaultError, ForkAdvice, MappedFile, Object, Seals, SpaceError, Terms, WriteAt};
+use crate::mm::space::{
+    FaultError, ForkAdvice, MappedFile, Move, Object, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt,
+};
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
@@ -72,6 +74,16 @@ impl Page {
             Backing::Copy(.., own) => *own = None,
             Backing::Shared(..) => {}
         }
+    }
+
+    /// A page of the same area so many pages on, that was not touched.
+    fn at_distance(&self, pages: u64) -> Self {
+        let backing = match &self.backing {
+            Backing::Private(_) => Backing::Private(0),
+            Backing::Shared(contents, page, file) => Backing::Shared(contents.clone(), page + pages, *file),
+            Backing::Copy(contents, page, file, _) => Backing::Copy(contents.clone(), page + pages, *file, None),
+        };
+        Self { backing, is_guard: false, ..self.clone() }
     }
 
     fn value(&self) -> u8 {
@@ -189,6 +201,15 @@ enum Step {
         pages: u64,
         access: Access,
     },
+    /// To a fixed page, near none or, if it `may`, where it has to.
+    Remap {
+        at: u64,
+        pages: u64,
+        new_pages: u64,
+        to: Option<u64>,
+        may: bool,
+        keeps: bool,
+    },
 }
 
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
@@ -224,6 +245,13 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         2 => (at(), pages(), prop_oneof![Just(Access::Read), Just(Access::Write)]).prop_map(|(at, pages, access)| {
             Step::Populate { at, pages, access }
         }),
+        4 => (at(), 0..8_u64, 1..8_u64, proptest::option::weighted(0.6, at()), any::<bool>(), any::<bool>()).prop_map(
+            |(at, pages, new_pages, to, may, keeps)| {
+                // The same size half of the time: nothing else moves several areas or is kept.
+                let new_pages = if may || keeps { pages.max(1) } else { new_pages };
+                Step::Remap { at, pages, new_pages, to, may, keeps }
+            }
+        ),
     ];
     prop::collection::vec((0..4_usize, step), 1..60)
 }
@@ -362,6 +390,24 @@ impl World {
                     }
                 }
                 prop_assert_eq!(result, expected);
+            }
+            Step::Remap { at, pages, new_pages, to, may, keeps } => {
+                let to = match to {
+                    Some(to) => Move::To(address(to)),
+                    None if keeps => Move::Near(VirtAddr(0)),
+                    None if may => Move::IfNeeded,
+                    None => Move::Not,
+                };
+                let keeps = keeps && !matches!(to, Move::Not | Move::IfNeeded);
+                // The model does not know where anonymous shared memory ends.
+                let is_anonymous =
+                    |page| matches!(model.get(&page).map(|page| &page.backing), Some(Backing::Shared(_, _, None)));
+                if pages >= new_pages || !is_anonymous(address(at).0) {
+                    let request = Remap::new(address(at), pages * PAGE, new_pages * PAGE, to, keeps);
+                    let result = request.and_then(|mut request| space.mremap(cpu, &mut request, &SpaceLimits::NONE));
+                    let expected = Remapped { at, pages, new_pages, to, keeps }.model(model, result.ok());
+                    prop_assert_eq!(result.map(drop), expected);
+                }
             }
             Step::Write { at, value } => {
                 let result = space.write_bytes(cpu, address(at), &[value]);
@@ -510,6 +556,108 @@ impl World {
         }
         Ok(())
     }
+}
+
+/// A request for `mremap`, in pages of the window.
+struct Remapped {
+    at: u64,
+    pages: u64,
+    new_pages: u64,
+    to: Move,
+    keeps: bool,
+}
+
+impl Remapped {
+    /// Changes the model like the call, which answered `new`.
+    fn model(&self, model: &mut Model, new: Option<VirtAddr>) -> Result<(), SpaceError> {
+        let Self { at, pages, new_pages, to, keeps } = *self;
+        let start = address(at);
+        if let Move::To(VirtAddr(to)) | Move::Near(VirtAddr(to)) = to
+            && (start.0 + pages * PAGE > to && to + new_pages * PAGE > start.0 || keeps && pages != new_pages)
+        {
+            return Err(SpaceError::Invalid);
+        }
+        match to {
+            Move::To(to) if pages == new_pages => {
+                let mut next = at;
+                while next < at + pages {
+                    let Some(end) = end_of_area(model, address(next)) else {
+                        if next == at {
+                            return Err(SpaceError::NoArea);
+                        }
+                        next += 1;
+                        continue;
+                    };
+                    let pages = (end / PAGE - BASE / PAGE).min(at + pages) - next;
+                    let piece =
+                        Self { at: next, pages, new_pages: pages, to: Move::To(to + (next - at) * PAGE), keeps };
+                    piece.one(model, Some(to + (next - at) * PAGE))?;
+                    next += pages;
+                }
+                Ok(())
+            }
+            _ => self.one(model, new),
+        }
+    }
+
+    /// Of one area.
+    fn one(&self, model: &mut Model, new: Option<VirtAddr>) -> Result<(), SpaceError> {
+        let Self { at, pages, new_pages, to, keeps } = *self;
+        let start = address(at);
+        let end = end_of_area(model, start).ok_or(SpaceError::NoArea)?;
+        let unmap = |model: &mut Model, start, pages| {
+            each(start, pages).for_each(|page| drop(model.remove(&page)));
+        };
+        let stays = matches!(to, Move::Not | Move::IfNeeded);
+        if new_pages <= pages && stays {
+            unmap(model, address(at + new_pages), pages - new_pages);
+            return Ok(());
+        }
+        if pages == 0 && !matches!(model[&start.0].backing, Backing::Shared(..)) {
+            return Err(SpaceError::Invalid);
+        }
+        let kept = pages.min(new_pages);
+        if start.0 + kept * PAGE > end {
+            return Err(SpaceError::NoArea);
+        }
+        if let Move::To(to) = to {
+            unmap(model, to, new_pages);
+            unmap(model, address(at + kept), pages - kept);
+        }
+        let is_free = each(VirtAddr(end), new_pages - kept).all(|page| !model.contains_key(&page));
+        let grows = stays && start.0 + pages * PAGE == end && is_free;
+        let new = match to {
+            _ if grows => start,
+            Move::Not => return Err(SpaceError::NoMemory),
+            Move::To(to) => to,
+            Move::IfNeeded | Move::Near(_) => new.expect("there is room"),
+        };
+        let first = model[&start.0].clone();
+        let moved: Vec<Page> = (0..new_pages)
+            .map(|index| {
+                let page = (index < kept).then(|| model[&address(at + index).0].clone());
+                page.unwrap_or_else(|| first.at_distance(index))
+            })
+            .collect();
+        if keeps {
+            for page in each(start, kept) {
+                let page = model.get_mut(&page).unwrap();
+                page.is_guard = false;
+                page.discard();
+            }
+        } else {
+            unmap(model, start, kept);
+        }
+        for (page, moved) in each(new, new_pages).zip(moved) {
+            assert!(model.insert(page, moved).is_none(), "{page:#x} was mapped");
+        }
+        Ok(())
+    }
+}
+
+/// The end of the area that has `address`.
+fn end_of_area(model: &Model, address: VirtAddr) -> Option<u64> {
+    expected_areas(model).into_iter().find(|area| (area.0..area.1).contains(&address.0)).map(|area| area.1)
 }
 
 /// What an access at a page of the window comes to.

@@ -12,7 +12,7 @@ use granule_pgtable::PageRange;
 use super::*;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
-use crate::mm::space::{FaultError, ForkAdvice, SpaceError, Terms, USER_END, USER_START};
+use crate::mm::space::{FaultError, ForkAdvice, Move, Remap, SpaceError, SpaceLimits, Terms, USER_END, USER_START};
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -194,6 +194,30 @@ fn what_cuts_an_area_of_an_object_needs_records_of_both_kinds() {
     let middle = START + 2 * PAGE;
     refused_until(1, SpaceError::NoMemory, prepare, move |_, space| space.mprotect(middle, PAGE, Protection::READ));
     refused_until(1, SpaceError::NoMemory, prepare, move |rig, space| space.munmap(&rig.cpu, middle, PAGE));
+}
+
+#[test]
+fn a_move_needs_a_record_and_the_tables_of_its_target() {
+    let to = |pages: u64, new_pages, to| {
+        move |rig: &Rig, space: &Space| {
+            let mut there = Remap::new(START + PAGE, pages * PAGE, new_pages * PAGE, to, false)?;
+            space.mremap(&rig.cpu, &mut there, &SpaceLimits::NONE)
+        }
+    };
+    let far = VirtAddr(START.0 * 2 - PAGE);
+    // All of it: a record, and two tables for each of the first two pages.
+    let prepare = |rig: &Rig, space: &Space| {
+        map(rig, space, &at(START + PAGE, 3));
+        (1..4).for_each(|page| rig.write(space, START + page * PAGE, 1));
+    };
+    refused_until(5, SpaceError::NoMemory, prepare, to(3, 3, Move::To(far)));
+    refused_until(5, SpaceError::NoMemory, prepare, to(3, 4, Move::To(far)));
+    // The middle of it leaves two areas.
+    refused_until(3, SpaceError::NoMemory, written, to(1, 1, Move::To(far)));
+    // In tables that are there.
+    refused_until(1, SpaceError::NoMemory, prepare, to(3, 3, Move::To(START + 8 * PAGE)));
+    refused_until(0, SpaceError::NoMemory, prepare, to(3, 8, Move::Not));
+    refused_until(0, SpaceError::NoMemory, prepare, to(3, 1, Move::Not));
 }
 
 #[test]

@@ -24,6 +24,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::mm::asid::Asids;
 use crate::mm::kernel::record::at_each;
+use crate::mm::space::{Move, Remap, SpaceLimits};
 
 /// Two tables' pages: the boundary is in the middle.
 const PAGES: u64 = 8;
@@ -42,6 +43,8 @@ enum Call {
         protection: Protection,
     },
     Unmap,
+    /// So many pages up or down.
+    Move(i64),
     Protect(Protection),
     Discard,
     Touch(Access),
@@ -130,6 +133,12 @@ impl Watched {
                 self.watch(cpu, |cpu| _ = space.mmap(cpu, &request));
             }
             Call::Unmap => self.watch(cpu, |cpu| _ = space.munmap(cpu, start, bytes)),
+            Call::Move(by) => self.watch(cpu, |cpu| {
+                let to = Move::To(VirtAddr(start.0.wrapping_add_signed(by * PAGE.cast_signed())));
+                if let Ok(mut there) = Remap::new(start, bytes, bytes, to, false) {
+                    _ = space.mremap(cpu, &mut there, &SpaceLimits::NONE);
+                }
+            }),
             Call::Protect(protection) => self.watch(cpu, |_| _ = space.mprotect(start, bytes, protection)),
             Call::Discard => self.watch(cpu, |cpu| _ = space.madvise_dontneed(cpu, start, bytes)),
             Call::Touch(access) => self.watch(cpu, |cpu| _ = handle_fault(&space, cpu, start, access)),
@@ -192,6 +201,7 @@ fn call() -> impl Strategy<Value = Call> {
     prop_oneof![
         3 => (sharing, protection()).prop_map(|(sharing, protection)| Call::Map { sharing, protection }),
         2 => Just(Call::Unmap),
+        3 => (-PAGES.cast_signed()..PAGES.cast_signed()).prop_map(Call::Move),
         2 => protection().prop_map(Call::Protect),
         3 => Just(Call::Discard),
         10 => access.prop_map(Call::Touch),

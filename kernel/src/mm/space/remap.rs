@@ -1,0 +1,370 @@
+//! Mappings that move or change their size (`mremap`).
+//!
+//! The contents move with the entries: the frames stay where they are. All areas are locked for writing, so no fault comes
+//! between; what does come is a walk by the reverse map of an object. It meets each page once or twice and never not:
+//!
+//! ```text
+//!     mremap                                           walk by the reverse map
+//!       the new area joins behind the old one            for each area, in order:
+//!       for each table:                                    lock the table
+//!         lock it, lock the table of the new place         empty the entries, invalidate
+//!         move the entries, invalidate                     unlock
+//!         unlock both
+//!       the old area leaves; the new one is merged
+//! ```
+//! What was not moved when the walk was at the old area was not emptied there, so it comes later to the new one. An area
+//! that is merged takes the place of the lower one, so that comes last.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_pgtable::{Mmu, PageRange};
+
+use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
+use super::calls::user_range;
+use super::calls::{Placement, place};
+use super::entry::{EntryState, replace, state};
+use super::error::Refusal;
+use super::gather::{Gather, pages};
+use super::limits::SpaceLimits;
+use super::mlock::Locking;
+use super::used::note_used;
+use super::{PAGE, Space, SpaceError, TableCells, USER_END, USER_START};
+use crate::mm::OutOfMemory;
+use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::sched::relax;
+use crate::smp::Cpu;
+
+/// One above the last page that an object may have.
+const OBJECT_PAGES: u64 = 1 << 52;
+
+/// Where a mapping moves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Move {
+    /// It stays.
+    Not,
+    /// Where it cannot become longer, to addresses that the kernel chooses (`MREMAP_MAYMOVE`).
+    IfNeeded,
+    /// There if it is free, else to addresses that the kernel chooses.
+    Near(VirtAddr),
+    /// Exactly there, replacing other mappings (`MREMAP_FIXED`).
+    To(VirtAddr),
+}
+
+impl Move {
+    const fn target(self) -> Option<VirtAddr> {
+        match self {
+            Self::Not | Self::IfNeeded => None,
+            Self::Near(to) | Self::To(to) => Some(to),
+        }
+    }
+}
+
+/// A request for `mremap`, and how far it has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Remap {
+    start: VirtAddr,
+    bytes: u64,
+    new_bytes: u64,
+    to: Move,
+    keeps_source: bool,
+    /// Bytes that have moved, of a request that moves several areas.
+    moved: u64,
+    /// What a locked area has become longer by.
+    longer: Option<PageRange>,
+}
+
+impl Remap {
+    /// Of the `bytes` bytes from `start` on, which become `new_bytes`; each is rounded up to pages. With `keeps_source` the
+    /// old addresses stay mapped, without contents (`MREMAP_DONTUNMAP`).
+    ///
+    /// # Errors
+    /// [`SpaceError::Invalid`]: an address that is no page's, no new bytes, ranges that no space has or that overlap, or
+    /// another size with `keeps_source`.
+    pub fn new(start: VirtAddr, bytes: u64, new_bytes: u64, to: Move, keeps_source: bool) -> Result<Self, SpaceError> {
+        /// Linux's `TASK_SIZE`.
+        const END: u64 = 1 << 48;
+        // Both wrap to no bytes, as on Linux.
+        let [bytes, new_bytes] = [bytes, new_bytes].map(|bytes| bytes.wrapping_add(PAGE - 1) & !(PAGE - 1));
+        if !start.is_aligned(PAGE) || new_bytes == 0 || new_bytes > END {
+            return Err(SpaceError::Invalid);
+        }
+        if let Some(to) = to.target() {
+            let overlaps = start.0.wrapping_add(bytes) > to.0 && to.0.saturating_add(new_bytes) > start.0;
+            let is_resized = keeps_source && bytes != new_bytes;
+            if to.0 > END - new_bytes || !to.is_aligned(PAGE) || is_resized || overlaps {
+                return Err(SpaceError::Invalid);
+            }
+        }
+        Ok(Self { start, bytes, new_bytes, to, keeps_source, moved: 0, longer: None })
+    }
+
+    /// The pages that a locked area has become longer by, which the caller [populates](Space::populate_again).
+    pub const fn longer(&self) -> Option<PageRange> {
+        self.longer
+    }
+
+    /// The part of it that is in `part`, at the same distance from the target.
+    fn piece(&self, part: PageRange, to: VirtAddr) -> Self {
+        let bytes = part.end() - part.start();
+        Self { start: part.start(), bytes, new_bytes: bytes, to: Move::To(to + (part.start() - self.start)), ..*self }
+    }
+}
+
+impl Space {
+    /// Moves mappings, or changes the size of one; returns the new address. A call that failed for want of memory may be
+    /// repeated with the same `request`.
+    ///
+    /// # Errors
+    /// [`SpaceError::NoArea`] (nothing is mapped at the start, or the range is not of one area),
+    /// [`SpaceError::Invalid`] (no bytes of memory that is not shared), [`SpaceError::NoMemory`] (a limit, no addresses, too
+    /// many areas, or no memory), [`SpaceError::NotPermitted`] (too near to address 0). As on Linux, what was at the
+    /// target is unmapped by then, and what is beyond the new size; of several areas those before have moved.
+    pub fn mremap(&self, cpu: &Cpu, request: &mut Remap, limits: &SpaceLimits) -> Result<VirtAddr, SpaceError> {
+        let mut areas = self.write_all_areas();
+        // Before all else, as on Linux: what two cuts of the source and two of the target would add.
+        if areas.count + 4 + usize::from(request.keeps_source) > MOST {
+            return Err(SpaceError::NoMemory);
+        }
+        match request.to {
+            Move::To(to) if request.bytes == request.new_bytes => self.move_each(cpu, &mut areas, request, to, limits),
+            _ => Ok(self.remap_one(cpu, &mut areas, request, limits)?),
+        }
+    }
+
+    /// Moves all areas of the range, which keep their distances; what is between them at the target stays.
+    fn move_each(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &mut Remap,
+        to: VirtAddr,
+        limits: &SpaceLimits,
+    ) -> Result<VirtAddr, SpaceError> {
+        let end = request.start.0.checked_add(request.bytes).ok_or(SpaceError::NoArea)?.min(USER_END.0);
+        let mut next = request.start + request.moved;
+        while next.0 < end {
+            let rest = pages(next, VirtAddr(end));
+            let found = areas.first_touching(rest).filter(|area| request.moved != 0 || area.start() <= next);
+            let Some(area) = found else { break };
+            let part = area.part_in(rest);
+            self.remap_one(cpu, areas, &mut request.piece(part, to), limits)?;
+            next = part.end();
+            request.moved = next - request.start;
+            relax();
+        }
+        if request.moved == 0 { Err(SpaceError::NoArea) } else { Ok(to) }
+    }
+
+    /// Moves an area or a part of one, or changes its size.
+    fn remap_one(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &mut Remap,
+        limits: &SpaceLimits,
+    ) -> Result<VirtAddr, Refusal> {
+        let Remap { start, bytes, new_bytes, to, .. } = *request;
+        let area = held_at(areas, start)?;
+        if new_bytes <= bytes && to.target().is_none() {
+            if new_bytes < bytes {
+                let gone = VirtAddr(start.0 + new_bytes);
+                self.munmap_several(cpu, areas, user_range(gone, bytes - new_bytes).ok_or(SpaceError::Invalid)?)?;
+            }
+            return Ok(start);
+        }
+        if bytes == 0 && !area.is_shared() {
+            return Err(SpaceError::Invalid.into());
+        }
+        let kept = bytes.min(new_bytes);
+        if kept > area.end() - start {
+            return Err(SpaceError::NoArea.into());
+        }
+        let more = new_bytes - kept;
+        if more != 0 {
+            if area.page_at(start).saturating_add(new_bytes / PAGE) > OBJECT_PAGES {
+                return Err(SpaceError::Invalid.into());
+            }
+            self.check_growth(areas, &area, more, limits)?;
+        }
+        let address = match to.target() {
+            Some(_) => self.remap_to(cpu, areas, request, limits)?,
+            None => self.enlarge(cpu, areas, request, area)?,
+        };
+        let area = held_at(areas, address)?;
+        if more != 0 && area.locking() == Locking::Now {
+            request.longer = Some(pages(address + kept, address + new_bytes));
+        }
+        Ok(address)
+    }
+
+    /// Fails where the limits do not permit `more` bytes like those of `area`.
+    fn check_growth(&self, areas: &Areas, area: &Area, more: u64, limits: &SpaceLimits) -> Result<(), Refusal> {
+        if areas.fits(more, area.data() != 0, limits) { Ok(()) } else { Err(SpaceError::NoMemory.into()) }
+    }
+
+    /// Fails where memory for `more` bytes like those of `area` cannot be.
+    fn check_charge(&self, area: &Area, more: u64) -> Result<(), Refusal> {
+        let is_private_data = !area.is_shared() && area.protection().contains(Protection::WRITE);
+        let is_too_much = area.is_reserved() && is_private_data && more > self.memory();
+        if is_too_much { Err(SpaceError::NoMemory.into()) } else { Ok(()) }
+    }
+
+    /// Makes `area`, or its end, longer: in place where there is room, or elsewhere where that is permitted.
+    fn enlarge(&self, cpu: &Cpu, areas: &mut Areas, request: &Remap, area: Held) -> Result<VirtAddr, Refusal> {
+        let Remap { start, bytes, new_bytes, to, .. } = *request;
+        let more = new_bytes - bytes;
+        let is_end = area.end() - start == bytes;
+        if is_end && areas.is_free(area.end(), more) {
+            self.check_charge(&area, more)?;
+            areas.extend_up(&area, more);
+            areas.merge(area);
+            return Ok(start);
+        }
+        if to == Move::Not {
+            return Err(SpaceError::NoMemory.into());
+        }
+        let target = place(areas, Placement::Hint(VirtAddr(0)), new_bytes)?;
+        self.move_area(cpu, areas, request, area, target)
+    }
+
+    /// Moves what is requested to its target, which is made free where it is exact.
+    fn remap_to(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &mut Remap,
+        limits: &SpaceLimits,
+    ) -> Result<VirtAddr, Refusal> {
+        let placement = match request.to {
+            Move::To(to) => Placement::Fixed(to),
+            Move::Near(to) => Placement::Hint(to),
+            Move::Not | Move::IfNeeded => Placement::Hint(VirtAddr(0)),
+        };
+        if let Placement::Fixed(_) = placement {
+            let target = place(areas, placement, request.new_bytes)?;
+            self.munmap_several(cpu, areas, target)?;
+        }
+        if request.new_bytes < request.bytes {
+            let (kept, end) = (request.start + request.new_bytes, request.start.0.wrapping_add(request.bytes));
+            self.munmap_several(cpu, areas, user_range(kept, end.wrapping_sub(kept.0)).ok_or(SpaceError::Invalid)?)?;
+            request.bytes = request.new_bytes;
+        }
+        let area = held_at(areas, request.start)?;
+        if request.keeps_source {
+            self.check_growth(areas, &area, request.bytes, limits)?;
+        }
+        let target = place(areas, placement, request.new_bytes)?;
+        self.move_area(cpu, areas, request, area, target)
+    }
+
+    /// Moves what is requested of `area` to `target`, which is free; returns its start.
+    fn move_area(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &Remap,
+        area: Held,
+        target: PageRange,
+    ) -> Result<VirtAddr, Refusal> {
+        let Remap { start, bytes, new_bytes, keeps_source, .. } = *request;
+        let unlocks = keeps_source && area.flags().has_any(AreaFlags::LOCKED);
+        if areas.count + 2 + usize::from(unlocks) > MOST {
+            return Err(SpaceError::NoMemory.into());
+        }
+        self.check_charge(&area, if keeps_source { new_bytes } else { new_bytes - bytes })?;
+        let (source, of_object) = ((bytes != 0).then(|| pages(start, start + bytes)), area.object().is_some());
+        let cuts = source.filter(|_| !keeps_source || unlocks).map_or(0, |source| area.cuts(source));
+        let mut spares = Spares::take(cpu, &self.common.areas, cuts, of_object)?;
+        let copy = areas.copy_at(&area, start, target, &mut Spares::take(cpu, &self.common.areas, 1, of_object)?);
+        let prepared = source.map_or(Ok(()), |source| self.prepare_move(cpu, source, target.start()));
+        // Before the gather, so that it ends after it.
+        let _change = source.map(|source| self.notifiers.start(Range::new(Event::Unmap, source.start(), source.end())));
+        let mut gather = Gather::without_faults(self, cpu, areas);
+        if let Err(error) = prepared {
+            self.free_tables(&mut gather, areas, target);
+            return Err(error.into());
+        }
+        let moved = areas.insert(copy);
+        if let Some(source) = source {
+            self.move_entries(&mut gather, source, target.start());
+            if unlocks {
+                let unlocked = areas.cut_out(area, source, &mut spares);
+                areas.set_flags(&unlocked, unlocked.flags().without(Locking::OnFault.flags()));
+                areas.merge(unlocked);
+            } else if !keeps_source {
+                drop(areas.remove_part(&area, source, &mut spares));
+                self.free_tables(&mut gather, areas, source);
+            }
+        }
+        areas.merge(moved);
+        Ok(target.start())
+    }
+
+    /// Links the tables for the entries of `source` at `to`.
+    fn prepare_move(&self, cpu: &Cpu, source: PageRange, to: VirtAddr) -> Result<(), OutOfMemory> {
+        let mut result = Ok(());
+        self.page_tables().for_each_cells(source, |found| {
+            let (first, last) = (found.start, found.address(found.cells.len() - 1));
+            for page in [first, last] {
+                let page = to + (page - source.start());
+                if result.is_ok() && self.page_tables().cell(page).is_none() {
+                    result = self.ensure_table(cpu, page);
+                }
+            }
+            relax();
+        });
+        result
+    }
+
+    /// Moves the entries of `source` to `to`, where tables are linked.
+    fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr) {
+        self.page_tables().for_each_cells(source, |mut found| {
+            while let Some(end) = found.cells.len().checked_sub(1) {
+                let at = to + (found.start - source.start());
+                // As far as the target is in one table.
+                let count = (end + 1).min(((BLOCK_SIZE - at.0 % BLOCK_SIZE) / PAGE) as usize);
+                let (cells, rest) = found.cells.split_at_checked(count).unwrap_or((found.cells, &[]));
+                let target = self.page_tables().cells(at, count);
+                debug_assert!(target.is_some(), "a table that was linked before");
+                if let Some(target) = target {
+                    self.move_cells(gather, &TableCells { cells, ..found }, &target);
+                }
+                found = TableCells { cells: rest, start: found.start + count as u64 * PAGE, ..found };
+            }
+            relax();
+        });
+    }
+
+    /// Moves the entries of `found` to `target`.
+    fn move_cells(&self, gather: &mut Gather<'_>, found: &TableCells<'_>, target: &TableCells<'_>) {
+        let mmu = self.mmu();
+        let locked = self.lock_table(found.table);
+        let beside = (found.table != target.table).then(|| self.lock_table_beside(target.table));
+        let table = beside.as_ref().map_or(locked.frame(), |beside| beside.frame());
+        for (index, (cell, place)) in found.cells.iter().zip(target.cells).enumerate() {
+            let entry = mmu.load(cell);
+            let moved = match state(entry) {
+                EntryState::Empty => continue,
+                EntryState::Page => {
+                    gather.stale(found.address(index), found.address(index + 1));
+                    replace(mmu, cell, entry, |_| Descriptor::EMPTY)
+                }
+                EntryState::Inaccessible | EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
+                    mmu.store(cell, Descriptor::EMPTY);
+                    entry
+                }
+            };
+            note_used(table, target.address(index));
+            mmu.store(place, moved);
+        }
+        // What empties an entry at the new place frees its frame: no TLB has the old place then.
+        gather.invalidate();
+    }
+}
+
+/// The area that has `address`.
+fn held_at(areas: &Areas, address: VirtAddr) -> Result<Held, SpaceError> {
+    let page = (USER_START..USER_END).contains(&address).then(|| pages(address, address + PAGE));
+    page.and_then(|page| areas.first_touching(page)).ok_or(SpaceError::NoArea)
+}
