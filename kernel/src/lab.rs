@@ -126,6 +126,8 @@ switches! {
         "CMD_SYNC is not waited for: a frame is free while a device may still reach it";
     NO_DMB_BEFORE_PROD "no-dmb-before-prod" Stream
         "no DMB before CMDQ_PROD: the SMMU may fetch slots that are not written yet";
+    NOTIFY_AT_BATCH_FLUSH "notify-at-batch-flush" Target
+        "devices are notified of a batch at its end, for the space that runs: one that lost pages keeps the old translation";
     TRUST_COMPLETION "trust-completion" Target
         "a virtio request is complete when the device reports it: data that the SMMU refused is lost";
 }

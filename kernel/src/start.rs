@@ -30,7 +30,7 @@ use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::mm::space::Spaces;
+use crate::mm::space::{Spaces, start_reclaimer};
 use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
@@ -314,6 +314,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     limits::init(frames);
     interrupts::enable();
     smp::release(cpus, empty);
+    start_reclaimer(cpu)?;
     Ok(())
 }
 

@@ -213,6 +213,8 @@ impl Markers {
     pub const POISONED: Self = Self(2);
     /// A guard page: SIGSEGV.
     pub const GUARD: Self = Self(4);
+    /// TLBs may still have the page that was here: what fills the entry invalidates it first. Linux has no such marker.
+    pub const STALE: Self = Self(8);
 
     /// Both.
     #[must_use]
@@ -309,7 +311,7 @@ impl Descriptor {
         let number = (self.0 & SWAP_TYPE) >> 6;
         let known = match number {
             0 => self.0 & !bits::UNLINKED == 0,
-            TYPE_MARKER => self.0 & !(SWAP_TYPE | 0b111 << 12) == 0,
+            TYPE_MARKER => self.0 & !(SWAP_TYPE | 0b1111 << 12) == 0,
             _ => true,
         };
         let exclusive = self.0 & SWAP_EXCLUSIVE != 0;

@@ -69,6 +69,11 @@ pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
 /// Notes nothing: there are no programs.
 pub(crate) const fn note_shortage(_cpu: &Cpu, _frames: usize) {}
 
+/// None: there are no programs.
+pub(crate) const fn running_space() -> Option<crate::mm::space::SpaceRef> {
+    None
+}
+
 /// Notes nothing: there are no programs.
 pub(crate) const fn enlarge_shortage(_cpu: &Cpu, _frames: usize) {}
 

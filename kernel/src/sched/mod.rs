@@ -43,7 +43,7 @@ use host::running;
 #[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
-pub(crate) use host::{enlarge_shortage, note_shortage, sleep_briefly, works_for_program};
+pub(crate) use host::{enlarge_shortage, note_shortage, running_space, sleep_briefly, works_for_program};
 #[cfg(target_os = "none")]
 use queue::running;
 #[cfg(target_os = "none")]
@@ -61,7 +61,7 @@ pub use thread::{
     thread_count,
 };
 #[cfg(target_os = "none")]
-pub(crate) use thread::{enlarge_shortage, note_shortage, works_for_program};
+pub(crate) use thread::{enlarge_shortage, note_shortage, running_space, works_for_program};
 #[cfg(target_os = "none")]
 pub use timeout::sleep_until;
 #[cfg(target_os = "none")]

@@ -408,6 +408,13 @@ fn working(cpu: &Cpu) -> Option<&Thread> {
     thread.filter(|_| !cpu.trap.is_in_handler())
 }
 
+/// The space of the running thread; `None` for the kernel's own threads, and in a handler of an interrupt.
+pub(crate) fn running_space() -> Option<SpaceRef> {
+    let thread = working(this_cpu())?;
+    // SAFETY: only the thread itself changes its space, and it runs this.
+    unsafe { &*thread.space.get() }.clone()
+}
+
 /// What a user thread begins with.
 pub struct NewUserThread<'a> {
     /// What it is called.

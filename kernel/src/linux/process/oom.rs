@@ -1,7 +1,7 @@
 //! Out of memory: the process with the largest space ends, and the fault or call that failed is retried.
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
-//! changed. It returns when there are frames again. One process ends at a time; others wait for it, but not for ever:
+//! changed. It returns when there are frames again. Pages of files go first, which can be had again. One process ends at a time; others wait for it, but not for ever:
 //! one that does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory:
 //! spaces are measured one after the other, found by number, and the lock of all processes is held for one step at a
 //! time.
@@ -20,8 +20,9 @@ use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::Deadline;
 use crate::kernel;
-use crate::mm::space::{Footprint, SpaceRef};
+use crate::mm::space::{Footprint, SpaceRef, Used};
 use crate::sched::{Thread, Work, relax, sleep_through};
+use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
 
 /// How long others wait for the end of a process.
@@ -63,11 +64,14 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     if task.is_leaving() || wanted > frames.total() {
         return Relief::None;
     }
+    let is_killed = || thread.has(Work::SIGNAL) && task.is_called_off();
+    // Once: programs that use what they free would go on for ever.
+    kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);
     loop {
         if frames.has_room_for(wanted) {
             return Relief::Retry;
         }
-        if thread.has(Work::SIGNAL) && task.is_called_off() {
+        if is_killed() {
             return Relief::Ending;
         }
         if !begin_choice() {

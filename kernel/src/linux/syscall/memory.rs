@@ -204,7 +204,14 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
     }
     let writes = bits & PROT_WRITE != 0;
     let limits = if writes { call.task.process().limits.of_space() } else { SpaceLimits::NONE };
-    call.task.space().mprotect_within(start, bytes, protection(bits), &limits)?;
+    let space = call.task.space();
+    let locked = if writes { space.locked_without_writes(start, bytes) } else { None };
+    let result = space.mprotect_within(start, bytes, protection(bits), &limits);
+    if let Some(locked) = locked {
+        space.bring_written(this_cpu(), locked, &|| call.is_killed());
+        call.thread.take_shortage();
+    }
+    result?;
     Ok(0)
 }
 
@@ -277,12 +284,18 @@ pub(super) fn mremap(call: &mut Syscall<'_>) -> Answer {
     let address = loop {
         match space.mremap(this_cpu(), &mut remap, &limits) {
             // Not from the start: some areas may have moved.
-            Err(SpaceError::NoMemory) if oom::relieve(call.task, call.thread) == Relief::Retry => {}
+            Err(SpaceError::NoMemory) if !call.is_killed() && oom::relieve(call.task, call.thread) == Relief::Retry => {
+            }
             answer => break answer?,
         }
     };
     if let Some(longer) = remap.longer() {
-        space.populate_again(this_cpu(), longer.start(), longer.end() - longer.start(), &|| call.is_killed());
+        let bring =
+            || space.populate_again(this_cpu(), longer.start(), longer.end() - longer.start(), &|| call.is_killed());
+        bring();
+        while oom::relieve(call.task, call.thread) == Relief::Retry {
+            bring();
+        }
     }
     Ok(address.0)
 }

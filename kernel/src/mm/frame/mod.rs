@@ -38,6 +38,7 @@ use spin::Once;
 use super::OutOfMemory;
 use super::early::MemoryMap;
 use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, PageBlocks};
+use crate::sched::ThreadRef;
 use crate::smp::{Cpu, CpuId, MAX_CPUS};
 
 /// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
@@ -72,6 +73,8 @@ pub struct FrameAllocator {
     refused: AtomicU64,
     /// See [`reserve`].
     reserve: AtomicUsize,
+    /// See [`Self::set_reclaimer`].
+    reclaimer: Once<ThreadRef>,
     /// See [`Self::total`].
     total: usize,
     /// See [`debug_pagealloc`].
@@ -145,6 +148,7 @@ impl FrameAllocator {
             magazines,
             refused: AtomicU64::new(0),
             reserve: AtomicUsize::new(0),
+            reclaimer: Once::new(),
             debug_pagealloc: Once::new(),
         }
     }
@@ -349,6 +353,7 @@ impl FrameAllocator {
             let pushed = magazine.push(*frame);
             debug_assert!(pushed.is_ok());
         }
+        self.wake_reclaimer();
         magazine.pop()
     }
 

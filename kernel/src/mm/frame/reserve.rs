@@ -12,7 +12,7 @@ use core::sync::atomic::Ordering;
 
 use super::FrameAllocator;
 use crate::mm::OutOfMemory;
-use crate::sched;
+use crate::sched::{self, ThreadRef};
 use crate::smp::Cpu;
 
 /// Frames for `frames` in all, as Linux reckons (`calculate_min_free_kbytes`): in KiB the square root of 16 times the
@@ -41,6 +41,27 @@ impl FrameAllocator {
         self.blocks.has_blocks_for(needed) || self.blocks.totals().free_frames >= needed
     }
 
+    /// Has `thread` woken whenever frames become few.
+    pub fn set_reclaimer(&self, thread: ThreadRef) {
+        self.reclaimer.call_once(|| thread);
+    }
+
+    /// With room for so many more frames the reclaimer may rest.
+    pub fn high_watermark(&self) -> usize {
+        self.reserve() / 2
+    }
+
+    /// Wakes the reclaimer where fewer are free than a quarter more than the reserve (Linux: the low watermark).
+    #[cold]
+    #[inline(never)]
+    pub(super) fn wake_reclaimer(&self) {
+        if let Some(thread) = self.reclaimer.get()
+            && !self.has_room_for(self.reserve() / 4)
+        {
+            thread.unpark();
+        }
+    }
+
     /// Frames that the running thread does not get.
     pub(super) fn kept_from(&self, cpu: &Cpu) -> usize {
         if sched::works_for_program(cpu) { self.reserve() } else { 0 }
@@ -51,6 +72,7 @@ impl FrameAllocator {
     #[cold]
     pub(super) fn missing(&self, cpu: &Cpu, count: usize) -> OutOfMemory {
         sched::note_shortage(cpu, count);
+        self.wake_reclaimer();
         OutOfMemory
     }
 }

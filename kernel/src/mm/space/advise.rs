@@ -277,6 +277,7 @@ impl Space {
         let mmu = self.mmu();
         let locked = self.lock_table(found.table);
         found.cells.iter().enumerate().all(|(index, cell)| match state(mmu.load(cell)) {
+            EntryState::Marker(markers) if markers.contains(Markers::STALE) => false,
             EntryState::Empty | EntryState::Marker(_) => {
                 locked.note_used(found.address(index));
                 mmu.store(cell, guard);
@@ -371,7 +372,7 @@ impl Space {
     }
 
     fn is_marker(&self, cell: &EntryCell) -> bool {
-        matches!(state(self.mmu().load(cell)), EntryState::Marker(_))
+        is_for_children(self.mmu().load(cell))
     }
 
     /// Copies the markers in `found` to the same place in `child`.
@@ -382,12 +383,17 @@ impl Space {
         let _locked = self.lock_table(found.table);
         for (cell, copy) in found.cells.iter().zip(copies.cells) {
             let entry = mmu.load(cell);
-            if let EntryState::Marker(_) = state(entry) {
+            if is_for_children(entry) {
                 note_all_used(self.common.record(copies.table), bits_of(&copies));
                 mmu.store(copy, entry);
             }
         }
     }
+}
+
+/// Whether it is a marker that a child has too: no TLB has what the child never had.
+fn is_for_children(entry: Descriptor) -> bool {
+    matches!(state(entry), EntryState::Marker(markers) if !markers.contains(Markers::STALE))
 }
 
 /// Of a call that only gives advice, with too many areas.

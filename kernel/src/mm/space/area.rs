@@ -703,8 +703,14 @@ impl Areas {
         upper
     }
 
+    /// [`Self::insert`], for calls that are not hot.
+    #[inline(never)]
+    pub(super) fn insert_elsewhere(&mut self, area: PoolBox<Area>) -> Held {
+        self.insert(area)
+    }
+
     /// Inserts `area`, whose addresses are free.
-    #[inline]
+    #[inline(always)]
     pub(super) fn insert(&mut self, area: PoolBox<Area>) -> Held {
         debug_assert!(self.in_window(area.range()) && self.touching(area.range()).next().is_none());
         let node = area.into_ref();
@@ -777,7 +783,8 @@ impl Areas {
             if area.flags().has_any(AreaFlags::NOT_IN_CHILDREN) {
                 drop(self.take(&area));
             } else {
-                area.flags.set(area.flags().without(AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT)));
+                let flags = area.flags().without(AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT));
+                self.set_flags(&area, flags);
             }
             relax();
         }
@@ -844,7 +851,6 @@ impl Areas {
     }
 
     /// Removes all areas, which are in no reverse map, and passes each to `removed`.
-    #[inline]
     pub(super) fn clear(&mut self, mut removed: impl FnMut(PoolBox<Area>)) {
         self.gaps.fast_clear();
         (self.count, self.total, self.data) = (0, 0, 0);
@@ -887,7 +893,8 @@ impl Areas {
 
     /// Sets an area apart from others, or no more.
     pub(super) fn set_flags(&mut self, held: &Held, flags: AreaFlags) {
-        held.flags.set(flags);
+        // A walk by the reverse map reads them.
+        held.change_place(|_| held.flags.set(flags));
     }
 
     /// Makes `range`, which the area holds, an area of its own. Takes a spare for each end at which the area is cut.
@@ -982,7 +989,6 @@ impl Areas {
     }
 
     /// Updates the gap above `area`.
-    #[inline]
     fn gap_above_changed(&mut self, area: &UnsafeRef<Area>) {
         let next = self.cursor(area).peek_next().clone_pointer();
         if let Some(next) = next {

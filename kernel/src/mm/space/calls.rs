@@ -286,7 +286,7 @@ impl Space {
         let bytes = rounded(bytes)?;
         self.change_areas(self.part_for(cpu, placement, bytes), |areas| {
             areas.room_for_mapping()?;
-            place(areas, placement, bytes)
+            place_elsewhere(areas, placement, bytes)
         })
         .map(drop)
     }
@@ -542,8 +542,15 @@ fn rounded(bytes: u64) -> Result<u64, SpaceError> {
     bytes.checked_next_multiple_of(PAGE).ok_or(SpaceError::NoMemory)
 }
 
+/// [`place`], for calls that are not hot.
+#[inline(never)]
+pub(super) fn place_elsewhere(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Refusal> {
+    place(areas, placement, bytes)
+}
+
 /// Chooses the addresses of a mapping of `bytes` bytes.
-pub(super) fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Refusal> {
+#[inline(always)]
+fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, Refusal> {
     let at = |start: VirtAddr| PageRange::new(start, bytes).ok().filter(|range| range.last() < USER_END);
     match placement {
         Placement::Hint(wish) => {
@@ -592,7 +599,6 @@ pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
 
 /// The pages of `bytes` bytes from `start` on, cut at the end of the space, and whether nothing was cut; `None` where
 /// there are no bytes. `wraps` is the error for a range that wraps.
-#[inline]
 pub(super) fn clamped_range(
     start: VirtAddr,
     bytes: u64,

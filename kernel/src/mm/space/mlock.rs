@@ -3,16 +3,17 @@
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
 use super::advise::LOCKED_AREAS;
 use super::area::{Area, AreaFlags, Areas};
-use super::calls::clamped_range;
+use super::calls::{clamped_range, user_range};
 use super::error::Refusal;
 use super::fault::Access;
-use super::gather::pages;
+use super::gather::{StaleRange, pages};
 use super::populate::first_access;
-use super::{Space, SpaceError, USER_END, USER_START};
+use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::sched::relax;
 use crate::smp::Cpu;
 
@@ -47,6 +48,11 @@ impl Area {
             (true, true) => Locking::OnFault,
         }
     }
+}
+
+/// Whether its pages are its own when they are written, and locked at once.
+fn is_own_and_locked(area: &Area) -> bool {
+    area.locking() == Locking::Now && !area.is_shared()
 }
 
 /// All that says how pages are locked.
@@ -136,6 +142,46 @@ impl Space {
             });
         }
         found
+    }
+
+    /// Of the `bytes` bytes from `start` on, from the first to the last, the pages of locked areas that are private and may
+    /// not be written: a call that permits stores [brings](Self::bring_written) them.
+    #[inline(always)]
+    pub fn locked_without_writes(&self, start: VirtAddr, bytes: u64) -> Option<PageRange> {
+        if self.may_be_locked() { self.find_locked_without_writes(start, bytes) } else { None }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn find_locked_without_writes(&self, start: VirtAddr, bytes: u64) -> Option<PageRange> {
+        let (range, mut found) = (user_range(start, bytes)?, StaleRange::NONE);
+        self.areas.for_each(range, &mut |areas, piece| {
+            let is_one = |area: &&Area| is_own_and_locked(area) && !area.protection().contains(Protection::WRITE);
+            areas.walk(piece).filter(is_one).map(|area| area.part_in(piece)).for_each(|part| {
+                found.note(part.start(), part.end());
+            });
+            true
+        });
+        found.range()
+    }
+
+    /// Brings the pages of `range` that may be written now, of locked private areas, each as by a store. What cannot be
+    /// brought is not: no error.
+    #[cold]
+    pub fn bring_written(&self, cpu: &Cpu, range: PageRange, is_killed: &dyn Fn() -> bool) {
+        let mut next = range.start();
+        while next < range.end() && !is_killed() {
+            let found = self.with_area(next, |area| {
+                let part = area.part_in(pages(next, range.end()));
+                (part.end(), is_own_and_locked(area) && area.protection().contains(Protection::WRITE))
+            });
+            let (until, is_brought) = found.unwrap_or((next + PAGE, false));
+            if is_brought {
+                let _ = self.madvise_populate(cpu, next, until - next, Access::Write, is_killed);
+            }
+            next = until;
+            relax();
+        }
     }
 
     /// How areas that come are locked (`mlockall` with `MCL_FUTURE`).

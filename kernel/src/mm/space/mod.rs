@@ -38,6 +38,7 @@ mod part_pools;
 mod parts;
 mod populate;
 mod protect;
+mod reclaim;
 mod remap;
 mod reserved;
 mod shmem;
@@ -63,6 +64,9 @@ pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{MappedFile, SpaceLimits, Terms};
 pub use mlock::Locking;
+pub use reclaim::Used;
+#[cfg(target_os = "none")]
+pub use reclaim::start_reclaimer;
 pub use remap::{Move, Remap};
 pub use reserved::{RESERVED_END, RESERVED_START};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
@@ -73,6 +77,7 @@ use error::Refusal;
 use gather::pages;
 use part_pools::PartPools;
 use parts::Parts;
+use reclaim::{Files, Hand};
 
 use super::OutOfMemory;
 use super::asid::AsidSlot;
@@ -105,6 +110,8 @@ pub struct Spaces {
     areas: AreaPools,
     parts: PartPools<Areas>,
     objects: Pool<Inner<Object>>,
+    files: RwSem<Files>,
+    hand: RwSem<Hand>,
     /// A frame of zeros, mapped at every page that was only read. It has no reference count: its entries are special.
     zeros: PhysAddr,
 }
@@ -122,6 +129,8 @@ impl Spaces {
             areas: AreaPools::new(cpu, frames)?,
             parts: PartPools::new(frames),
             objects: Pool::new(frames),
+            files: RwSem::new(Files::NONE),
+            hand: RwSem::new(Hand::START),
             zeros: frames.alloc_zeroed(cpu)?,
         })
     }

@@ -431,7 +431,6 @@ const fn home(cpu: CpuId) -> usize {
 
 impl<A> Parts<A> {
     /// Frees all parts but the first. The value was given up, and nothing refers to it any more.
-    #[inline]
     pub(super) fn end(&mut self, memory: &'static PartPools<A>) {
         let Some(index) = NonNull::new(self.index.load(Ordering::Relaxed)) else { return };
         self.index.store(ptr::null_mut(), Ordering::Relaxed);

@@ -16,12 +16,12 @@
 //! that is merged takes the place of the lower one, so that comes last.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Protection};
+use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_pgtable::{Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
 use super::calls::user_range;
-use super::calls::{Placement, place};
+use super::calls::{Placement, place_elsewhere};
 use super::entry::{EntryState, replace, state};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
@@ -32,10 +32,10 @@ use super::{PAGE, Space, SpaceError, TableCells, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::sched::relax;
+use crate::sched::{enlarge_shortage, relax};
 use crate::smp::Cpu;
 
-/// One above the last page that an object may have.
+/// Above all pages that an area may have of an object.
 const OBJECT_PAGES: u64 = 1 << 52;
 
 /// Where a mapping moves.
@@ -182,7 +182,7 @@ impl Space {
         }
         let more = new_bytes - kept;
         if more != 0 {
-            if area.page_at(start).saturating_add(new_bytes / PAGE) > OBJECT_PAGES {
+            if area.page_at(start).saturating_add(new_bytes / PAGE) >= OBJECT_PAGES {
                 return Err(SpaceError::Invalid.into());
             }
             self.check_growth(areas, &area, more, limits)?;
@@ -224,7 +224,7 @@ impl Space {
         if to == Move::Not {
             return Err(SpaceError::NoMemory.into());
         }
-        let target = place(areas, Placement::Hint(VirtAddr(0)), new_bytes)?;
+        let target = place_elsewhere(areas, Placement::Hint(VirtAddr(0)), new_bytes)?;
         self.move_area(cpu, areas, request, area, target)
     }
 
@@ -242,7 +242,7 @@ impl Space {
             Move::Not | Move::IfNeeded => Placement::Hint(VirtAddr(0)),
         };
         if let Placement::Fixed(_) = placement {
-            let target = place(areas, placement, request.new_bytes)?;
+            let target = place_elsewhere(areas, placement, request.new_bytes)?;
             self.munmap_several(cpu, areas, target)?;
         }
         if request.new_bytes < request.bytes {
@@ -254,7 +254,7 @@ impl Space {
         if request.keeps_source {
             self.check_growth(areas, &area, request.bytes, limits)?;
         }
-        let target = place(areas, placement, request.new_bytes)?;
+        let target = place_elsewhere(areas, placement, request.new_bytes)?;
         self.move_area(cpu, areas, request, area, target)
     }
 
@@ -282,10 +282,11 @@ impl Space {
         let _change = source.map(|source| self.notifiers.start(Range::new(Event::Unmap, source.start(), source.end())));
         let mut gather = Gather::without_faults(self, cpu, areas);
         if let Err(error) = prepared {
-            self.free_tables(&mut gather, areas, target);
+            // With one more frame than there was it would fail again.
+            enlarge_shortage(cpu, self.free_tables(&mut gather, areas, target));
             return Err(error.into());
         }
-        let moved = areas.insert(copy);
+        let moved = areas.insert_elsewhere(copy);
         if let Some(source) = source {
             self.move_entries(&mut gather, source, target.start());
             if unlocks {
@@ -317,7 +318,7 @@ impl Space {
         result
     }
 
-    /// Moves the entries of `source` to `to`, where tables are linked.
+    /// Moves the entries of `source` to `to`, where there are tables for those that are not empty.
     fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr) {
         self.page_tables().for_each_cells(source, |mut found| {
             while let Some(end) = found.cells.len().checked_sub(1) {
@@ -326,7 +327,12 @@ impl Space {
                 let count = (end + 1).min(((BLOCK_SIZE - at.0 % BLOCK_SIZE) / PAGE) as usize);
                 let (cells, rest) = found.cells.split_at_checked(count).unwrap_or((found.cells, &[]));
                 let target = self.page_tables().cells(at, count);
-                debug_assert!(target.is_some(), "a table that was linked before");
+                // Where one table has a part of both, it may have been linked for the target, and is empty at the source.
+                let is_empty = |cell| self.mmu().load(cell) == Descriptor::EMPTY;
+                debug_assert!(
+                    target.is_some() || cells.iter().all(is_empty),
+                    "pages without a table at their new place"
+                );
                 if let Some(target) = target {
                     self.move_cells(gather, &TableCells { cells, ..found }, &target);
                 }
@@ -349,6 +355,11 @@ impl Space {
                 EntryState::Page => {
                     gather.stale(found.address(index), found.address(index + 1));
                     replace(mmu, cell, entry, |_| Descriptor::EMPTY)
+                }
+                EntryState::Marker(markers) if markers.contains(Markers::STALE) => {
+                    mmu.store(cell, Descriptor::EMPTY);
+                    gather.stale(found.address(index), found.address(index + 1));
+                    continue;
                 }
                 EntryState::Inaccessible | EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
                     mmu.store(cell, Descriptor::EMPTY);

@@ -32,6 +32,8 @@ pub(super) use mappers::Mappers;
 
 pub(super) use pages::{Found, order};
 
+use intrusive_collections::rbtree::AtomicLink;
+
 use super::used::note_used_by_others;
 use super::{EntryCell, Machine, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
@@ -61,10 +63,17 @@ pub struct Object {
     /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
     writers: AtomicI64,
     mappers: RwSem<Mappers>,
+    /// In the tree of objects whose pages can be had again.
+    pub(super) by_identity: AtomicLink,
 }
 
 /// The identity of the next object. 64 bits do not overflow.
 static NEXT_IDENTITY: AtomicUsize = AtomicUsize::new(0);
+
+/// The identity that the next object will have, or a later one.
+pub(super) fn next_identity() -> usize {
+    NEXT_IDENTITY.load(Ordering::Relaxed)
+}
 
 impl Spaces {
     /// An object of `size` bytes, at most [`LARGEST_OBJECT`], without frames: a file, whose pages begin as `file` and as zeros
@@ -81,7 +90,7 @@ impl Spaces {
     ) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         // Where there is no memory for the object, its drop frees the root.
-        Counted::try_new(
+        let object = Counted::try_new(
             &self.objects,
             Object {
                 common: self,
@@ -96,8 +105,13 @@ impl Spaces {
                 state: RwSem::new(seals),
                 writers: AtomicI64::new(0),
                 mappers: RwSem::new(Mappers::NONE),
+                by_identity: AtomicLink::new(),
             },
-        )
+        )?;
+        if object.can_be_had_again() {
+            self.files.write().insert(&object);
+        }
+        Ok(object)
     }
 }
 
@@ -125,6 +139,11 @@ impl Object {
     /// Whether it is a file's, and not anonymous memory.
     pub const fn is_file(&self) -> bool {
         self.file.is_some()
+    }
+
+    /// Whether its pages hold what its file holds: nothing writes to a file of the initrd.
+    fn can_be_had_again(&self) -> bool {
+        self.file.is_some_and(|contents| !contents.is_empty())
     }
 
     /// Bytes in it.
@@ -294,6 +313,9 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
+        if self.by_identity.is_linked() {
+            self.common.files.write().remove(self);
+        }
         // Drop has no argument for the CPU.
         let (cpu, tables) = (this_cpu(), PageTables::new(&self.common.mmu, self.root));
         // A frame may still be in a gather, which then frees it.

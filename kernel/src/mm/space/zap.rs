@@ -77,6 +77,11 @@ impl Space {
                         end = index + 1;
                         true
                     }
+                    EntryState::Marker(markers) if markers == Markers::STALE => {
+                        first = first.min(index);
+                        end = index + 1;
+                        false
+                    }
                     EntryState::Marker(markers) if !flags.drop(markers) => continue,
                     // An entry that is not present holds no frame.
                     EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => false,
@@ -98,13 +103,14 @@ impl Space {
     }
 
     /// Whether the page of `entry` is an object's, and no private copy. The table's lock is held.
-    fn is_of_object(&self, entry: Descriptor) -> bool {
+    pub(super) fn is_of_object(&self, entry: Descriptor) -> bool {
         // Relaxed: set before the frame was the object's, and as long as the entry holds the frame.
         !entry.is_special() && self.common.record(entry.address()).flags.load(Ordering::Relaxed) & OF_OBJECT != 0
     }
 
-    /// Frees the tables that translated `range`, which no area has and no area needs. The areas are locked for writing.
-    pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) {
+    /// Frees the tables that translated `range`, which no area has and no area needs; returns how many. The areas are locked
+    /// for writing.
+    pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) -> usize {
         let (below, above) = self.around(areas, range);
         let mut freed = 0;
         let unlinked = |table| {
@@ -119,6 +125,7 @@ impl Space {
         // part's lock. The gather frees a table when walk caches are invalidated for its range.
         unsafe { self.page_tables().unlink_tables(range, pages(below, above), unlinked) };
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
+        freed
     }
 
     /// Frees the tables that translated addresses on both sides of a border between two parts, which are one part now.

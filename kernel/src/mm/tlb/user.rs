@@ -9,6 +9,7 @@
 //! | [`Tlb::invalidate`] | `(R)VALE1IS` or `(R)VAE1IS`; long ones `ASIDE1IS` | the range | DSB ISH |
 //! | [`UserTlb::flush_freed`] | the same | the range, in both forms | DSB ISH |
 //! | [`Tlb::issue`] | the same | the range | the caller's DSB ISH |
+//! | [`TlbBatch::add`] | the same | the range, in both forms | DSB ISH of [`TlbBatch::flush`] |
 //! | [`UserTlb::flush_replaced`] | `VALE1IS` | the page, in both forms | DSB ISH |
 //! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
 //! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
@@ -20,11 +21,15 @@
 //! what EL1 has translated ahead of user memory is fetched anew on the way back to EL0, and its own accesses are those
 //! that may fault.
 
+mod batch;
+
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::{AddressOperand, Asid, Granule, Instruction, LevelHint, UserTlbToken};
 use granule_pgtable::metal::{AsidTlb, level_hint};
 use granule_pgtable::{Granule4K, Invalidation, Mmu, Tlb};
+
+pub use batch::TlbBatch;
 
 use crate::mm::asid::AsidSlot;
 use crate::mm::notifier::NotifierChain;

@@ -127,7 +127,6 @@ impl Areas {
     }
 
     /// Whether without `range` the first area is a stack whose guard reaches down to another part.
-    #[inline]
     pub(in crate::mm::space) fn would_bare_guard(&self, range: PageRange) -> bool {
         let begins_below = |first: &Area| first.start() < range.start();
         let reaches_out = |left: &Area| left.highest_border().0 < self.owned.start;

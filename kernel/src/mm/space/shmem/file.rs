@@ -14,11 +14,13 @@ use thiserror::Error;
 
 use super::super::code::CODE_VISIBLE;
 use super::super::gather::{Gather, pages};
+use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::zap::ZapFlags;
 use super::{LARGEST_OBJECT, Object, PAGE, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
+use crate::mm::tlb::user::TlbBatch;
 use crate::sched::{enlarge_shortage, relax};
 use crate::smp::Cpu;
 
@@ -123,13 +125,13 @@ impl<'o> Chain<'o> {
         Some(first)
     }
 
-    /// Drops a reference to each frame, which is freed if it was the last.
-    fn free(mut self, cpu: &Cpu) {
+    /// Drops a reference to each frame, which is freed if it was the last; returns how many there were.
+    fn free(mut self, cpu: &Cpu) -> usize {
         /// Frames between two scheduling points.
-        const AT_ONCE: u32 = 256;
+        const AT_ONCE: usize = 256;
         let common = self.object.common;
         let mut freeing = common.frames.freeing(cpu);
-        let mut count = 0_u32;
+        let mut count = 0_usize;
         while let Some(frame) = self.pop() {
             if common.record(frame).let_go() {
                 freeing.add(frame);
@@ -140,6 +142,7 @@ impl<'o> Chain<'o> {
                 relax();
             }
         }
+        count
     }
 }
 
@@ -328,9 +331,20 @@ impl Object {
     /// Takes the frames of `pages` away, first out of the object and then out of all entries, and frees them. The state is
     /// locked for writing.
     fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
+        let taken = self.take(pages.clone());
+        if taken.ends.is_some() || flags.even_cows {
+            self.unmap_mapping_range(cpu, pages, flags);
+        }
+        taken.free(cpu);
+    }
+
+    /// Takes the frames of `pages` out of the object, before a look at the tables that map them. The state is locked for
+    /// writing.
+    #[inline(never)]
+    fn take(&self, pages: Range<u64>) -> Chain<'_> {
         let mut taken = Chain::new(self);
         let mmu = &self.common.mmu;
-        if let Some(range) = self.filled(pages.clone()) {
+        if let Some(range) = self.filled(pages) {
             self.tables().for_each_cells(range, |found| {
                 // A bit that is set later is that of a page that is added later.
                 let used = self.common.record(found.table).owner.load(Ordering::Relaxed) & bits_of(&found);
@@ -341,11 +355,8 @@ impl Object {
                 relax();
             });
         }
-        if taken.ends.is_some() || flags.even_cows {
-            entries::order();
-            self.unmap_mapping_range(cpu, pages, flags);
-        }
-        taken.free(cpu);
+        entries::order();
+        taken
     }
 
     /// Empties the entries of `pages` in every space. The frames that the object had there are not freed meanwhile.
@@ -363,6 +374,50 @@ impl Object {
             space.zap(&mut gather, range, flags);
             relax();
         }
+    }
+
+    /// The first page with a frame at `page` or behind it.
+    pub(in super::super) fn next_filled(&self, page: u64) -> Option<u64> {
+        let (mmu, mut next) = (&self.common.mmu, None);
+        self.tables().for_each_cells(self.filled(page..LARGEST_OBJECT / PAGE)?, |found| {
+            if next.is_none() {
+                let index = found.cells.iter().position(|cell| mmu.load(cell) != Descriptor::EMPTY);
+                next = index.map(|index| found.address(index).0 / PAGE);
+            }
+            relax();
+        });
+        next
+    }
+
+    /// Frees the frames of `pages`, which hold what the file holds; returns how many. None is freed where one of the pages
+    /// was used since it became old, or is locked.
+    pub(in super::super) fn reclaim(&self, cpu: &Cpu, pages_of_object: Range<u64>, used: Used) -> usize {
+        let _state = self.state.write();
+        let mappers = self.mappers.read();
+        let mut batch = TlbBatch::new(&self.common.mmu);
+        let mut is_used = false;
+        for mapped in mappers.of(pages_of_object.clone()) {
+            // SAFETY: an area leaves the reverse map before its tables are freed and before its space ends.
+            let space = unsafe { mapped.mapping.space().as_ref() };
+            is_used |= mapped.is_locked || space.was_used(&mut batch, pages(mapped.start, mapped.end), used);
+            if is_used && used == Used::Keep {
+                break;
+            }
+        }
+        if is_used {
+            return 0;
+        }
+        let taken = self.take(pages_of_object.clone());
+        for mapped in mappers.of(pages_of_object) {
+            // SAFETY: as above.
+            let space = unsafe { mapped.mapping.space().as_ref() };
+            let range = pages(mapped.start, mapped.end);
+            let _change = space.notifiers.start(Change::new(Event::Clear, range.start(), range.end()));
+            space.unmap_in_batch(&mut batch, range);
+            relax();
+        }
+        batch.flush();
+        taken.free(cpu)
     }
 
     /// Gives the pages that have one of the bytes from `start` to `end` frames, and makes the object so long, unless

@@ -14,7 +14,7 @@ use core::ops::Range;
 use granule_arch::addr::VirtAddr;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
-use super::super::area::{Area, Mapping};
+use super::super::area::{Area, AreaFlags, Mapping};
 use super::PAGE;
 use crate::sched::relax;
 
@@ -50,6 +50,8 @@ pub(super) struct Mapped<'m> {
     /// The addresses.
     pub(super) start: VirtAddr,
     pub(super) end: VirtAddr,
+    /// Whether its pages stay.
+    pub(super) is_locked: bool,
 }
 
 impl Mappers {
@@ -101,7 +103,8 @@ impl Mappers {
                 let (from, to) = (first.max(pages.start), (first + area.pages()).min(pages.end));
                 if from < to {
                     let at = |page: u64| area.start() + (page - first) * PAGE;
-                    return Some(Mapped { mapping, start: at(from), end: at(to) });
+                    let is_locked = area.flags().has_any(AreaFlags::LOCKED);
+                    return Some(Mapped { mapping, start: at(from), end: at(to), is_locked });
                 }
             }
         })

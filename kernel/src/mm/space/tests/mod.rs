@@ -13,6 +13,7 @@
 //! - `objects`: pages that an object loses, at each step of everything else
 //! - `order`: other CPUs while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
+//! - `reclaim`: pages of files that are given back, and other CPUs at each step of that
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
@@ -33,6 +34,7 @@ mod notified;
 mod objects;
 mod order;
 mod random;
+mod reclaim;
 mod reserved;
 mod shortage;
 mod threads;

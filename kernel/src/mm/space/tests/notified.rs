@@ -36,7 +36,7 @@ use crate::mm::notifier::recording::{Call, Notified, Recording};
 use crate::mm::notifier::{EventSet, Subscriber, Subscription};
 use crate::mm::space::{
     Discard, MapRequest, MappedFile, Move, Object, ObjectError, Placement, Populate, Remap, Seals, Sharing,
-    SpaceLimits, Terms,
+    SpaceLimits, Terms, Used,
 };
 use crate::platform::features::branch;
 use crate::sync::rank;
@@ -617,6 +617,69 @@ fn pages_of_an_object_are_cleared_in_each_space_that_maps_them() {
     file.truncate(&stage.rig.cpu, PAGE).unwrap();
     let tlbs = |calls: Vec<Call>| calls.iter().filter(|call| call.notified == Notified::SecondaryTlbs).count();
     assert_eq!((tlbs(listener.take()), tlbs(stage.listener.take())), (1, 0), "of the space that had the pages");
+}
+
+/// Pages of a file that are given back: each space is notified when its range is issued, and one DSB completes all.
+#[test]
+fn a_batch_notifies_each_space_before_it_waits() {
+    let stage = Stage::new(0);
+    let contents: &'static [u8] = &[1; 2 * PAGE as usize];
+    let file = stage.rig.spaces.create_object(&stage.rig.cpu, 2 * PAGE, Some(contents), Seals(0)).unwrap();
+    let other = stage.rig.space();
+    let map = |space: &SpaceRef| {
+        let protection = Protection::READ;
+        let request =
+            MapRequest { placement: Placement::Fixed(stage.start), sharing: Sharing::Shared, protection, ..private(2) };
+        let terms = Terms { file: Some(MappedFile { object: &file, first_page: 0, may_write: false }), ..Terms::NONE };
+        space.mmap_within(&stage.rig.cpu, &request, &terms, &|| false).unwrap();
+        (0..2).for_each(|page| assert_eq!(stage.rig.read(space, stage.page(page)), 1));
+    };
+    map(&stage.space);
+    // The first look makes the entries old, the second takes the pages out of the file and out of the entries.
+    let aged = "write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish";
+    assert_events(&stage, || assert_eq!(file.reclaim(&stage.rig.cpu, 0..32, Used::Age), 0), aged);
+    let reclaim = || assert_eq!(file.reclaim(&stage.rig.cpu, 0..32, Used::Age), 2);
+    let taken = "write, start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), \
+                 range 0..2 (locked), end clear 0..2, dsb ish";
+    assert_events(&stage, reclaim, taken);
+    // A DSB completes what its own CPU has issued: what meets the marker issues it again.
+    let stale = "write, dsb ishst, vale1is 0, tlbs 0..1 (locked), range 0..1 (locked), dsb ish";
+    assert_events(&stage, || stage.fault(0, Access::Read), stale);
+    let protect = || stage.space.mprotect(stage.start, 2 * PAGE, Protection::NONE).unwrap();
+    let change = "write, dsb ishst, vale1is 1, tlbs 1..2, dsb ish";
+    assert_events(&stage, protect, &format!("start protection of areas 0..2, {change}, end protection of areas 0..2"));
+    stage.space.mprotect(stage.start, 2 * PAGE, Protection::READ).unwrap();
+    // Each that empties the marker, or has another in its place.
+    let again = || {
+        map(&stage.space);
+        while file.reclaim(&stage.rig.cpu, 0..32, Used::Age) == 0 {}
+    };
+    let gone = "write, dsb ishst, vale1is 0, tlbs 0..1 (locked), range 0..1 (locked), dsb ish";
+    again();
+    let discard = || stage.space.madvise_dontneed(&stage.rig.cpu, stage.start, PAGE).unwrap();
+    assert_events(&stage, discard, &format!("start clear 0..1, {gone}, end clear 0..1"));
+    again();
+    let guard = || stage.space.madvise_guard(&stage.rig.cpu, stage.start, PAGE, &|| false).unwrap();
+    assert_events(&stage, guard, &format!("start clear 0..1, {gone}, end clear 0..1, write"));
+    again();
+    let mut there = Remap::new(stage.start, PAGE, PAGE, Move::To(VirtAddr(stage.start.0 - 8 * PAGE)), false).unwrap();
+    let remap = || assert!(stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE).is_ok());
+    assert_events(&stage, remap, &format!("start unmap 0..1, {gone}, end unmap 0..1"));
+    stage.space.munmap(&stage.rig.cpu, VirtAddr(stage.start.0 - 8 * PAGE), PAGE).unwrap();
+    // In two spaces: one DSB for both.
+    map(&stage.space);
+    map(&other);
+    let look = || file.reclaim(&stage.rig.cpu, 0..32, Used::Age);
+    assert_eq!(look(), 0);
+    let story = host::with(&[], || record(|| assert_eq!(look(), 2)));
+    let count = |is: fn(&Operation) -> bool| story.iter().filter(|operation| is(operation)).count();
+    let counts = [count(|it| matches!(it, Operation::Tlbi(_))), count(|it| matches!(it, Operation::DsbIsh))];
+    assert_eq!(counts, [4, 1]);
+    assert_eq!(story.last(), Some(&Operation::DsbIsh));
+    map(&stage.space);
+    assert_eq!(look(), 0);
+    let late = "write, start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, end clear 0..2, dsb ish";
+    assert_caught(&lab::NOTIFY_AT_BATCH_FLUSH, &stage, || assert_eq!(look(), 2), late);
 }
 
 /// More frames that are no neighbours than a gather lists: it pays in between.

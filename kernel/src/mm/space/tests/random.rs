@@ -632,7 +632,8 @@ impl Remapped {
             Move::To(to) => to,
             Move::IfNeeded | Move::Near(_) => new.expect("there is room"),
         };
-        let first = model[&start.0].clone();
+        // Without bytes, it may be in its own target.
+        let Some(first) = model.get(&start.0).cloned() else { return Err(SpaceError::NoArea) };
         let moved: Vec<Page> = (0..new_pages)
             .map(|index| {
                 let page = (index < kept).then(|| model[&address(at + index).0].clone());

@@ -1,0 +1,238 @@
+//! Pages of files that are given back where memory is short.
+//!
+//! A page of a file of the initrd holds what the initrd holds, as nothing may write to it: its frame can be freed at any
+//! time, and the next access has another one. What unmaps such pages goes by their object, not by a space: a kernel thread
+//! does it, which has none, and so does a program that finds no memory.
+//!
+//! ```text
+//!     choose    a few pages of the next file, of which none was used since the last pass and none is locked
+//!     take      out of the object: a fault that has found them before sees that they are not current
+//!     unmap     in each space that maps them: the entry becomes a marker; invalidate, without waiting
+//!     flush     wait, once for all
+//!     free
+//! ```
+//!
+//! # Locks
+//! `hand`, then `files`, then those of the object ([`shmem`](super::shmem)). An object is created and dropped with areas
+//! locked, and takes `files` for that; what holds `files` takes no areas.
+
+use granule_arch::descriptor::{Descriptor, Markers};
+use granule_arch::tlbi::LevelHint;
+use granule_pgtable::geometry::LAST_LEVEL;
+use granule_pgtable::{Invalidation, Mmu, PageRange, Tables};
+use intrusive_collections::rbtree::AtomicLink;
+use intrusive_collections::{Bound, KeyAdapter, RBTree, UnsafeRef, intrusive_adapter};
+
+use super::entry::{EntryState, state};
+use super::gather::StaleRange;
+use super::shmem::{Object, next_identity};
+use super::{Machine, Space, Spaces};
+use crate::mm::tlb::user::TlbBatch;
+use crate::sched::relax;
+use crate::smp::Cpu;
+
+/// Pages that are invalidated together.
+pub(super) const TOGETHER: u64 = 32;
+/// What becomes of pages that were used since the last pass.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Used {
+    /// They become old: the next pass takes those that are not used until then.
+    Age,
+    /// They stay as they are.
+    Keep,
+}
+
+mod adapters {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{AtomicLink, Object, UnsafeRef, intrusive_adapter};
+    intrusive_adapter!(pub(super) ByIdentity = UnsafeRef<Object>: Object { by_identity => AtomicLink });
+}
+use adapters::ByIdentity;
+
+impl<'a> KeyAdapter<'a> for ByIdentity {
+    type Key = usize;
+    fn get_key(&self, object: &'a Object) -> usize {
+        object.identity()
+    }
+}
+
+/// The objects whose pages can be had again, by their identities.
+pub(super) struct Files(RBTree<ByIdentity>);
+
+impl Files {
+    pub(super) const NONE: Self = Self(RBTree::new(ByIdentity::NEW));
+
+    /// Adds an object, which leaves before it is dropped.
+    #[allow(unsafe_code, reason = "an intrusive node")]
+    pub(super) fn insert(&mut self, object: &Object) {
+        // SAFETY: it stays where it is, in its pool, and leaves the tree before it is dropped.
+        self.0.insert(unsafe { UnsafeRef::from_raw(object) });
+    }
+
+    /// Removes an object, which is there.
+    #[allow(unsafe_code, reason = "an intrusive node")]
+    pub(super) fn remove(&mut self, object: &Object) {
+        // SAFETY: there is one tree.
+        unsafe { self.0.cursor_mut_from_ptr(object) }.remove();
+    }
+
+    /// The first object at `hand` or behind it.
+    fn from(&self, hand: &Hand) -> Option<&Object> {
+        self.0.lower_bound(Bound::Included(&hand.object)).get()
+    }
+}
+
+/// How far the pages of files have been looked at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Hand {
+    object: usize,
+    page: u64,
+}
+
+impl Hand {
+    pub(super) const START: Self = Self { object: 0, page: 0 };
+}
+
+impl Spaces {
+    /// One pass over the pages of all files, which ends early where programs have room for `room` more or `is_killed` returns
+    /// true: frees those that are not locked and were not used since they became old; returns how many. Between two passes
+    /// that [age](Used::Age) pages there is time to use them. Sleeps: no lock is held, no fault is served. `cpu` is the CPU
+    /// that this runs on.
+    #[cold]
+    #[inline(never)]
+    pub fn reclaim(&self, cpu: &Cpu, room: usize, used: Used, is_killed: &dyn Fn() -> bool) -> usize {
+        let mut hand = self.hand.write();
+        // What is created meanwhile is for the next pass.
+        let (start, end) = (*hand, Hand { object: next_identity(), page: 0 });
+        let (mut freed, mut has_wrapped) = (0, false);
+        while !self.frames.has_room_for(room) && !is_killed() {
+            let files = self.files.read();
+            let found = files.from(&hand).filter(|object| object.identity() < end.object);
+            if found.is_none() && !has_wrapped {
+                (*hand, has_wrapped) = (Hand::START, true);
+                continue;
+            }
+            let Some(object) = found else { break };
+            if object.identity() != hand.object {
+                *hand = Hand { object: object.identity(), page: 0 };
+            }
+            if has_wrapped && *hand >= start {
+                break;
+            }
+            match object.next_filled(hand.page) {
+                None => *hand = Hand { object: hand.object + 1, page: 0 },
+                Some(page) => {
+                    let first = page / TOGETHER * TOGETHER;
+                    hand.page = first + TOGETHER;
+                    let some = object.reclaim(cpu, first..hand.page, used);
+                    if some != 0 {
+                        // What is at hand for this CPU is not there for programs on others.
+                        self.frames.drain_cpu(cpu);
+                    }
+                    freed += some;
+                }
+            }
+            drop(files);
+            relax();
+        }
+        freed
+    }
+}
+
+impl Space {
+    /// Whether one of the pages of `range` that are an object's was used since it became old; with [`Used::Age`] they become
+    /// old, and `batch` invalidates them, so that the next use is seen.
+    pub(super) fn was_used(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange, used: Used) -> bool {
+        let (mmu, mut was_used) = (self.mmu(), false);
+        self.page_tables().for_each_cells(range, |found| {
+            let _locked = self.lock_table(found.table);
+            let mut young = StaleRange::NONE;
+            for (index, cell) in found.cells.iter().enumerate() {
+                let entry = mmu.load(cell);
+                if state(entry) == EntryState::Page && entry.is_young() && self.is_of_object(entry) {
+                    was_used = true;
+                    if used == Used::Age {
+                        // Not writable: the hardware may set the access flag again and nothing else.
+                        mmu.store(cell, entry.old());
+                        young.note(found.address(index), found.address(index + 1));
+                    }
+                }
+            }
+            if let Some(range) = young.range() {
+                batch.add(self.tlb(), &leaves(range));
+            }
+        });
+        was_used
+    }
+
+    /// Takes the pages of `range` that are an object's out of their entries, which hold the marker then, and has `batch`
+    /// invalidate them. The object, or what has taken them from it, has another reference to each.
+    pub(super) fn unmap_in_batch(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange) {
+        let mmu = self.mmu();
+        self.page_tables().for_each_cells(range, |found| {
+            let _locked = self.lock_table(found.table);
+            let mut stale = StaleRange::NONE;
+            for (index, cell) in found.cells.iter().enumerate() {
+                let entry = mmu.load(cell);
+                let is_page = matches!(state(entry), EntryState::Page | EntryState::Inaccessible);
+                if !is_page || !self.is_of_object(entry) {
+                    continue;
+                }
+                // Clean: what the hardware sets meanwhile does not matter.
+                mmu.store(cell, Descriptor::from(Markers::STALE));
+                stale.note(found.address(index), found.address(index + 1));
+                let was_last = self.common.record(entry.address()).let_go();
+                debug_assert!(!was_last, "the object's reference is left");
+            }
+            if let Some(range) = stale.range() {
+                batch.add(self.tlb(), &leaves(range));
+            }
+        });
+    }
+}
+
+/// Entries of the last level.
+fn leaves(range: PageRange) -> Invalidation {
+    Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) }
+}
+
+#[cfg(target_os = "none")]
+mod thread {
+    use core::time::Duration;
+
+    use super::Used;
+    use crate::chip::timer::Deadline;
+    use crate::mm::OutOfMemory;
+    use crate::smp::{Cpu, this_cpu};
+    use crate::{kernel, sched};
+
+    /// Between two passes: what is used at all is used in such a time.
+    const PAUSE: Duration = Duration::from_millis(100);
+    /// Passes that free nothing, after which it rests.
+    const FRUITLESS: u32 = 3;
+
+    /// Starts the thread that frees pages of files where frames are few.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn start(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
+        kernel().frames.set_reclaimer(sched::spawn_service(cpu, "reclaim", run)?);
+        Ok(())
+    }
+
+    extern "C" fn run(_: usize) -> ! {
+        let (frames, spaces) = (kernel().frames, &kernel().spaces);
+        let room = frames.high_watermark();
+        loop {
+            sched::park();
+            let mut fruitless = 0;
+            while !frames.has_room_for(room) && fruitless < FRUITLESS {
+                let freed = spaces.reclaim(this_cpu(), room, Used::Age, &|| false);
+                fruitless = if freed == 0 { fruitless + 1 } else { 0 };
+                sched::sleep_through(Deadline::after(PAUSE));
+            }
+        }
+    }
+}
+#[cfg(target_os = "none")]
+pub use thread::start as start_reclaimer;

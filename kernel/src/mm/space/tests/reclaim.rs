@@ -1,0 +1,277 @@
+//! Pages of files that are given back, and other CPUs at each step of that.
+
+#![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
+
+use core::sync::atomic::Ordering;
+use std::boxed::Box;
+use std::cell::Cell;
+use std::rc::Rc;
+
+use granule_arch::descriptor::{Descriptor, Markers};
+use granule_pgtable::Mmu as _;
+use granule_pgtable::host::Operation;
+
+use super::*;
+use crate::mm::counted::Counted;
+use crate::mm::kernel::record::{Moment, at_each, at_each_moment};
+use crate::mm::space::{Locking, MappedFile, Move, Object, Remap, Seals, SpaceLimits, Terms, Used};
+
+const START: VirtAddr = VirtAddr(0x10_0000_0000);
+const PAGES: u64 = 4;
+
+fn at(page: u64) -> VirtAddr {
+    START + page * PAGE
+}
+
+/// A file each page of which begins with its number and 1, and a space that maps it for reading.
+struct Mapped {
+    rig: &'static Rig,
+    file: Counted<Object>,
+    space: SpaceRef,
+}
+
+impl Mapped {
+    /// Of so many pages, of which each entry was used by a read.
+    fn new(sharing: Sharing, pages: u64) -> Self {
+        Self::on(Box::leak(Box::new(Rig::new(2))), sharing, pages)
+    }
+
+    fn on(rig: &'static Rig, sharing: Sharing, pages: u64) -> Self {
+        let mut contents = std::vec![0; (pages * PAGE) as usize];
+        (0..pages).for_each(|page| contents[(page * PAGE) as usize] = page as u8 + 1);
+        let contents: &'static [u8] = Box::leak(contents.into_boxed_slice());
+        let size = contents.len() as u64;
+        let file = rig.spaces.create_object(&rig.cpu, size, Some(contents), Seals(0)).unwrap();
+        let space = rig.space();
+        let mapped = Self { rig, file, space };
+        mapped.map(&mapped.space, sharing, pages);
+        mapped.read(&mapped.space, pages);
+        mapped
+    }
+
+    fn map(&self, space: &Space, sharing: Sharing, pages: u64) {
+        let protection = if sharing == Sharing::Shared { Protection::READ } else { READ_WRITE };
+        let request = MapRequest { placement: Placement::Fixed(START), sharing, protection, ..private(pages) };
+        let may_write = sharing == Sharing::Private;
+        let terms = Terms { file: Some(MappedFile { object: &self.file, first_page: 0, may_write }), ..Terms::NONE };
+        space.mmap_within(&self.rig.cpu, &request, &terms, &|| false).unwrap();
+    }
+
+    fn read(&self, space: &Space, pages: u64) {
+        (0..pages).for_each(|page| assert_eq!(self.rig.read(space, at(page)), page as u8 + 1, "page {page}"));
+    }
+
+    /// One pass; how many frames it has freed.
+    fn reclaim(&self) -> usize {
+        self.rig.spaces.reclaim(&self.rig.cpu, usize::MAX, Used::Age, &|| false)
+    }
+
+    fn entry(&self, page: u64) -> Descriptor {
+        let cell = self.space.page_tables().cell(at(page));
+        cell.map_or(Descriptor::EMPTY, |(_, cell)| self.space.mmu().load(cell))
+    }
+
+    fn is_stale(&self, page: u64) -> bool {
+        self.entry(page) == Descriptor::from(Markers::STALE)
+    }
+
+    /// Drops all; nothing is left.
+    fn end(self) {
+        let Self { rig, file, space } = self;
+        drop((space, file));
+        assert_eq!((rig.used(), rig.spaces.counts()), (0, [0; 3]));
+        assert_eq!(rig.frames.stats().refused, 0, "a frame is freed twice");
+    }
+}
+
+#[test]
+fn pages_that_were_not_used_of_late_are_given_back_and_come_again() {
+    for sharing in [Sharing::Shared, Sharing::Private] {
+        let mapped = Mapped::new(sharing, 70);
+        let other = mapped.rig.space();
+        mapped.map(&other, Sharing::Shared, 70);
+        mapped.read(&other, 70);
+        let used = mapped.rig.used();
+        // The first pass makes them old, the second one takes them.
+        assert_eq!((mapped.reclaim(), mapped.rig.used()), (0, used));
+        assert_eq!((mapped.reclaim(), mapped.rig.used()), (70, used - 70));
+        assert!((0..70).all(|page| mapped.is_stale(page)));
+        assert_eq!((mapped.file.pages(), mapped.reclaim()), (0, 0));
+        mapped.read(&mapped.space, 70);
+        mapped.read(&other, 70);
+        assert_eq!(mapped.rig.used(), used);
+        drop(other);
+        mapped.end();
+    }
+}
+
+#[test]
+fn pages_in_use_stay_and_those_that_are_locked() {
+    let mapped = Mapped::new(Sharing::Shared, 70);
+    let cpu = &mapped.rig.cpu;
+    // The first look finds them used; then one is used again, with those that are looked at together.
+    for first in [0, 32, 64] {
+        assert_eq!(mapped.file.reclaim(cpu, first..first + 32, Used::Age), 0);
+    }
+    handle_fault(&mapped.space, cpu, at(40), Access::Read).unwrap();
+    assert_eq!([0, 32, 64].map(|first| mapped.file.reclaim(cpu, first..first + 32, Used::Age)), [32, 0, 6]);
+    mapped.read(&mapped.space, 70);
+    mapped.space.mlock(cpu, at(0), PAGE, Locking::Now, &|| false).unwrap();
+    // What is old already goes first: the kernel's reads do not count as a use.
+    assert_eq!([mapped.reclaim(), mapped.reclaim()], [32, 6]);
+    assert!((0..32).all(|page| !mapped.is_stale(page)) && (32..70).all(|page| mapped.is_stale(page)));
+    mapped.space.mlock(cpu, at(0), PAGE, Locking::None, &|| false).unwrap();
+    // Not by a pass that leaves what is in use.
+    let keep = || mapped.rig.spaces.reclaim(cpu, usize::MAX, Used::Keep, &|| false);
+    assert_eq!([keep(), keep(), mapped.reclaim(), keep()], [0, 0, 0, 32]);
+    mapped.end();
+}
+
+#[test]
+fn copies_and_memory_files_stay() {
+    let mapped = Mapped::new(Sharing::Private, PAGES);
+    let memory = mapped.rig.spaces.create_object(&mapped.rig.cpu, PAGE, Some(&[]), Seals(0)).unwrap();
+    memory.write(&mapped.rig.cpu, crate::mm::space::WriteAt::Byte(0), &[7], 1, u64::MAX).unwrap();
+    mapped.rig.write(&mapped.space, at(1), 99);
+    assert_eq!((mapped.reclaim(), mapped.reclaim(), memory.pages()), (0, PAGES as usize, 1));
+    assert_eq!(mapped.rig.read(&mapped.space, at(1)), 99);
+    mapped.rig.write(&mapped.space, at(1), 2);
+    mapped.read(&mapped.space, PAGES);
+    drop(memory);
+    mapped.end();
+}
+
+/// A pass goes once around, wherever the one before has ended, and no further than there is room.
+#[test]
+fn a_pass_looks_at_each_page_once() {
+    let mapped = Mapped::new(Sharing::Shared, 128);
+    let (cpu, spaces) = (&mapped.rig.cpu, &mapped.rig.spaces);
+    let groups = |most: usize| {
+        let left = Cell::new(most);
+        let is_killed = || left.replace(left.get().saturating_sub(1)) == 0;
+        spaces.reclaim(cpu, usize::MAX, Used::Age, &is_killed)
+    };
+    assert_eq!(mapped.reclaim(), 0);
+    // All are old: two groups, and then the rest.
+    assert_eq!(groups(2), 64);
+    assert_eq!(mapped.reclaim(), 64);
+    mapped.read(&mapped.space, 128);
+    // The first group becomes old; a pass from there on comes to it last.
+    assert_eq!((groups(2), mapped.reclaim(), mapped.reclaim()), (0, 32, 96));
+    mapped.read(&mapped.space, 128);
+    assert_eq!((mapped.reclaim(), spaces.reclaim(cpu, 1, Used::Age, &|| false)), (0, 0));
+    assert_eq!(mapped.reclaim(), 128);
+    mapped.end();
+}
+
+/// All of them, at the one DSB that completes the batch.
+#[test]
+fn frames_are_free_behind_the_flush() {
+    let mapped = Mapped::new(Sharing::Shared, 32);
+    assert_eq!(mapped.file.reclaim(&mapped.rig.cpu, 0..32, Used::Age), 0);
+    let (used, seen) = (mapped.rig.frames.stats().used, Rc::new(Cell::new(Vec::new())));
+    let look = {
+        let (seen, frames) = (seen.clone(), mapped.rig.frames);
+        move |operation: &Operation| {
+            if *operation == Operation::DsbIsh {
+                let mut all = seen.take();
+                all.push(frames.stats().used);
+                seen.set(all);
+            }
+        }
+    };
+    at_each(look, || assert_eq!(mapped.file.reclaim(&mapped.rig.cpu, 0..32, Used::Age), 32));
+    assert_eq!((seen.take(), mapped.rig.frames.stats().used), (std::vec![used], used - 32));
+    mapped.end();
+}
+
+/// What a CPU does to the space.
+type Work = fn(&Mapped, &Cpu);
+
+const READ: Work = |mapped, cpu| _ = handle_fault(&mapped.space, cpu, START, Access::Read);
+const WRITE: Work = |mapped, cpu| _ = handle_fault(&mapped.space, cpu, START, Access::Write);
+const POPULATE: Work = |mapped, cpu| mapped.space.populate_again(cpu, START, PAGES * PAGE, &|| false);
+const DISCARD: Work = |mapped, cpu| mapped.space.madvise_dontneed(cpu, START, PAGES * PAGE).unwrap();
+const GUARD: Work = |mapped, cpu| {
+    mapped.space.madvise_guard(cpu, START, PAGES * PAGE, &|| false).unwrap();
+    mapped.space.madvise_unguard(START, PAGES * PAGE).unwrap();
+};
+const PROTECT: Work = |mapped, _| {
+    let protection = mapped.space.with_area(START, Area::protection).unwrap();
+    mapped.space.mprotect(START, PAGES * PAGE, Protection::NONE).unwrap();
+    mapped.space.mprotect(START, PAGES * PAGE, protection).unwrap();
+};
+const FORK: Work = |mapped, cpu| drop(mapped.space.fork(cpu).unwrap());
+const MOVE: Work = |mapped, cpu| {
+    let other = START + 510 * PAGE;
+    for (from, to) in [(START, other), (other, START)] {
+        let mut there = Remap::new(from, PAGES * PAGE, PAGES * PAGE, Move::To(to), false).unwrap();
+        mapped.space.mremap(cpu, &mut there, &SpaceLimits::NONE).unwrap();
+    }
+};
+const RECLAIM: Work = |mapped, cpu| _ = mapped.rig.spaces.reclaim(cpu, usize::MAX, Used::Age, &|| false);
+
+/// Runs `work`, and `other` on another CPU at its `nth` moment at which no table of the pages is locked; whether there was
+/// one.
+fn meet(mapped: &Rc<Mapped>, work: Work, other: Work, nth: usize) -> bool {
+    let left = Rc::new(Cell::new(Some(nth)));
+    let hook = {
+        let (left, mapped, other_cpu) = (left.clone(), mapped.clone(), Cpu::new(CpuId(1)));
+        move |_: Moment<'_>| {
+            let Some(now) = left.get() else { return };
+            let table = mapped.space.page_tables().cell(START).map(|(table, _)| table);
+            let lock = |table| mapped.rig.spaces.record(table).table_lock.load(Ordering::Relaxed);
+            if table.is_none_or(|table| lock(table) == 0) {
+                left.set(now.checked_sub(1));
+                if now == 0 {
+                    other(&mapped, &other_cpu);
+                    mapped.rig.frames.drain_cpu(&other_cpu);
+                }
+            }
+        }
+    };
+    at_each_moment(hook, || work(mapped, &mapped.rig.cpu));
+    left.get().is_none()
+}
+
+/// Has `work` meet `other` at each of its moments; what the file has is what is read then.
+#[track_caller]
+fn each_moment(work: Work, other: Work) -> usize {
+    let mut moments = 0;
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+    for sharing in [Sharing::Shared, Sharing::Private] {
+        for nth in 0.. {
+            let mapped = Rc::new(Mapped::on(rig, sharing, PAGES));
+            // So that the next look takes the pages.
+            mapped.space.page_tables().for_each_cells(pages(START, at(PAGES)), |found| {
+                found.cells.iter().for_each(|cell| {
+                    let mmu = mapped.space.mmu();
+                    mmu.store(cell, mmu.load(cell).old());
+                });
+            });
+            let met = meet(&mapped, work, other, nth);
+            mapped.read(&mapped.space, PAGES);
+            let Ok(mapped) = Rc::try_unwrap(mapped) else { panic!("the hook is gone") };
+            mapped.end();
+            moments += 1;
+            if !met {
+                break;
+            }
+        }
+    }
+    moments
+}
+
+/// The locks of the file are held meanwhile: what needs them for a change waits, and is tried the other way round.
+#[test]
+fn others_come_at_any_step_of_reclaim() {
+    let moments: usize = [READ, WRITE, POPULATE, DISCARD, GUARD].map(|other| each_moment(RECLAIM, other)).iter().sum();
+    assert!(moments > 50, "{moments} moments");
+}
+
+#[test]
+fn reclaim_comes_at_any_step_of_others() {
+    let others = [READ, WRITE, POPULATE, DISCARD, GUARD, PROTECT, FORK, MOVE];
+    let moments: usize = others.map(|work| each_moment(work, RECLAIM)).iter().sum();
+    assert!(moments > 100, "{moments} moments");
+}
