@@ -570,6 +570,22 @@ fn locked_by_calls() {
     equal("copies", call(MLOCK, [private, 2 * PAGE]), Ok(0));
     equal("stored", put(private, 1), Ok(()));
     unmap(private, 2);
+    // What may be written from now on is brought as by a store.
+    let at = map(2 * PAGE, PROT_NONE).expect("addresses");
+    equal("no access", call(MLOCK, [at, 2 * PAGE]), Err(Errno::ENOMEM));
+    protect(at, 1, RW);
+    equal("one page", present(at, 2), 0b1);
+    protect(at, 2, RW);
+    equal("both", present(at, 2), 0b11);
+    unmap(at, 2);
+    let (private, shared) = (map_file(file, 2, PROT_READ, MAP_PRIVATE), map_file(file, 2, RW, MAP_SHARED));
+    equal("of the file", call(MLOCK, [private, 2 * PAGE]), Ok(0));
+    equal("stored", put(shared, 8), Ok(()));
+    protect(private, 2, RW);
+    equal("stored again", put(shared, 9), Ok(()));
+    equal("a copy", (bytes(private), bytes(shared)), ([8, 0], [9, 0]));
+    unmap(private, 2);
+    unmap(shared, 2);
     let at = own(2);
     equal("a guard", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
     equal("cannot be brought", call(MLOCK, [at, 2 * PAGE]), Err(Errno::ENOMEM));

@@ -10,9 +10,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
 use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE,
+    PROT_EXEC, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP};
+use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP, MREMAP};
 use granule_user::abi::signal::SIGKILL;
 use granule_user::memory::{self, PAGE};
 use granule_user::print::Output;
@@ -31,11 +32,14 @@ const START: u64 = 0x10_0010_0000;
 /// Room for them and what lies around.
 const ROOM: u64 = 32 << 20;
 
+/// Where pages move: there is nothing.
+const AWAY: Room = Room { start: START + 2 * ROOM, pages: ROOM / PAGE };
+
 /// A row's name, and what measures it.
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 17] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -44,6 +48,7 @@ const ROWS: [Row; 16] = [
     ("mprotect_ro", |bench| bench.calls(Bench::touched, |room| room.protect(PROT_READ))),
     ("mprotect_rw", mprotect_rw),
     ("munmap", |bench| bench.calls(Bench::touched, Room::unmap)),
+    ("mremap", |bench| bench.calls(nothing_away, Room::move_away)),
     ("madvise_dontneed", |bench| bench.calls(Bench::touched, Room::give_up)),
     ("fork", fork),
     ("mmap_populate", |bench| bench.calls(unmapped, Room::populate)),
@@ -212,6 +217,13 @@ impl Room {
     }
 
     #[inline(always)]
+    fn move_away(self) {
+        let arguments = [self.start, self.bytes(), self.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, AWAY.start, 0];
+        // SAFETY: there are no references to it.
+        unsafe { sys::call(MREMAP, arguments) }.expect("mapped");
+    }
+
+    #[inline(always)]
     fn give_up(self) {
         // SAFETY: there are no references to it.
         unsafe { memory::madvise(self.start, self.bytes(), MADV_DONTNEED) }.expect("mapped");
@@ -234,6 +246,12 @@ impl Room {
     fn populate(self) {
         fixed(self.start, self.bytes(), PROT_READ | PROT_WRITE, MAP_POPULATE);
     }
+}
+
+/// Touched pages that can be moved away.
+fn nothing_away(bench: &Bench, pages: u64) -> Room {
+    AWAY.unmap();
+    bench.touched(pages)
 }
 
 fn null_syscall(bench: &mut Bench) {

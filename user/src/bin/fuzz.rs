@@ -23,13 +23,13 @@ use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK,
     MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED,
     MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MAP_SHARED_VALIDATE, MAP_STACK, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FALLOCATE, FCNTL, FSTAT,
     FTRUNCATE, FUTEX, GETCPU, GETRANDOM, GETRLIMIT, IOCTL, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE, MLOCK, MLOCK2,
-    MLOCKALL, MMAP, MPROTECT, MUNLOCK, MUNLOCKALL, MUNMAP, NANOSLEEP, OPENAT, PRCTL, PREAD64, PRLIMIT64, PWRITE64,
-    READ, READV, RESTART_SYSCALL, RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD,
+    MLOCKALL, MMAP, MPROTECT, MREMAP, MUNLOCK, MUNLOCKALL, MUNMAP, NANOSLEEP, OPENAT, PRCTL, PREAD64, PRLIMIT64,
+    PWRITE64, READ, READV, RESTART_SYSCALL, RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, RT_SIGRETURN, SCHED_YIELD,
     SET_TID_ADDRESS, SETRLIMIT, SIGALTSTACK, TGKILL, TKILL, UNAME, WAIT4, WRITE, WRITEV,
 };
 use granule_user::abi::process::{
@@ -49,6 +49,8 @@ use granule_user::{Errno, Start, entry, memory, offend, println, probe, process,
 entry!(run);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
+const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
+const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
 /// Where the count is: far from all that the calls are given, which powers of two are among.
 const COUNT: u64 = 0x2345_6789_a000;
 /// A child that makes no call for so many looks, a millisecond apart, waits for something that never comes.
@@ -837,7 +839,7 @@ impl Random {
         let protection = self.of(&[0, PROT_READ, RW, RW, RW, PROT_EXEC, PROT_READ | PROT_EXEC, RW | PROT_EXEC]);
         let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE]);
         let odd = self.of(&[0, 0, MAP_POPULATE, MAP_POPULATE, MAP_GROWSDOWN, MAP_STACK, MAP_NORESERVE, MAP_HUGETLB]);
-        let (number, arguments) = match self.below(17) {
+        let (number, arguments) = match self.below(19) {
             0..6 => (MMAP, [at, length, protection, MAP_ANONYMOUS | MAP_FIXED | sharing | odd, u64::MAX, 0]),
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
@@ -853,6 +855,11 @@ impl Random {
                 let end = unsafe { sys::raw(BRK, [0; 6]) };
                 let by = self.of(&[PAGE, 16 * PAGE, 1, 1 << 30]);
                 (BRK, [if self.below(2) == 0 { end + by } else { end - by.min(end) }, 0, 0, 0, 0, 0])
+            }
+            16..18 => {
+                let flags = self.of(&[0, MREMAP_MAYMOVE, FIXED, FIXED, FIXED | MREMAP_DONTUNMAP, KEEP]);
+                let new_length = if self.below(2) == 0 { length } else { (self.below(16) + 1) * PAGE };
+                (MREMAP, [at, if self.below(8) == 0 { 0 } else { length }, new_length, flags, self.page(), 0])
             }
             _ => match self.below(8) {
                 0 => (MLOCKALL, [self.below(9), 0, 0, 0, 0, 0]),

@@ -9,9 +9,9 @@
 
 use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
-    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE,
+    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{BRK, RT_SIGPENDING};
+use granule_user::abi::number::{BRK, MREMAP, RT_SIGPENDING};
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
 use granule_user::memory::{self, PAGE};
@@ -30,6 +30,7 @@ fn run(start: Start) -> u8 {
         Some("signals") => signals(),
         Some("zombies") => zombies(),
         Some("tables") => tables(),
+        Some("moves") => moves(),
         Some("vforks") => vforks(),
         Some("heap") => heap(),
         Some("shared") => shared(),
@@ -199,6 +200,32 @@ fn tables() {
                 && let Ok(copy) = process::spawn(|| 0)
             {
                 process::wait(copy);
+            }
+        }
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), killed(SIGKILL));
+}
+
+/// Has a child that spreads its pages, so that each has a table, and moves them from time to time, to where there are no
+/// tables. In the end these do not fit in what is free, though nothing else takes it: the kernel ends the child.
+fn moves() {
+    const TABLE: u64 = 2 << 20;
+    const MOST: u64 = 40_000;
+    const STEP: u64 = 1000;
+    let child = process::spawn(|| {
+        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+        // SAFETY: not at a fixed address.
+        let map = || unsafe { memory::mmap(0, MOST * TABLE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
+        let (mut start, mut other) = (map(), map());
+        for index in 0..MOST {
+            touch(start + index * TABLE, PAGE, 1);
+            if index % STEP == 0 {
+                let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+                // SAFETY: memory of this program's own, without references to it.
+                let moved = unsafe { sys::call(MREMAP, [start, MOST * TABLE, MOST * TABLE, flags, other, 0]) };
+                assert_eq!(moved, Ok(other));
+                (start, other) = (other, start);
             }
         }
         0

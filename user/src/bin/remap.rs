@@ -1,0 +1,642 @@
+//! Moves mappings and changes their sizes, and compares each answer with that of Linux.
+//!
+//! `remap`: each answer of mremap, and what is where afterwards. `remap race`: threads that move pages of a file while
+//! others truncate it and store to it.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::limits::{RLIMIT_AS, RLIMIT_DATA, RLimit};
+use granule_user::abi::memory::{
+    MADV_DONTFORK, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
+    MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_INVALIDATE, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{
+    FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PRLIMIT64, PWRITE64,
+};
+use granule_user::abi::signal::{SIGBUS, SIGSEGV};
+use granule_user::answers::{apart, equal, holds, present, status};
+use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
+use granule_user::probe::{self, Fault};
+use granule_user::thread::all_at_once;
+use granule_user::{Errno, Start, entry, process, sys};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+const MAY: u64 = MREMAP_MAYMOVE;
+const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
+const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
+
+const SEGV_ACCERR: i32 = 2;
+const SEGV_MAPERR: i32 = 1;
+
+fn run(start: Start) -> u8 {
+    probe::prepare();
+    if start.arguments().nth(1) == Some("race") {
+        races();
+        return status("remap race");
+    }
+    refused();
+    shorter();
+    longer_in_place();
+    longer_elsewhere();
+    moved();
+    moved_onto_others();
+    moved_over_tables();
+    several();
+    kept();
+    of_files();
+    of_shared_memory();
+    copied();
+    what_moves();
+    locked();
+    stacks();
+    children();
+    limits();
+    status("remap")
+}
+
+/// A call on memory of this program, or that is refused.
+fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
+    let mut arguments = [0; 6];
+    arguments[..N].copy_from_slice(&some);
+    // SAFETY: the callers here pass memory of their own, or an address that is refused.
+    unsafe { sys::call(number, arguments) }
+}
+
+fn remap(at: u64, pages: u64, new_pages: u64, flags: u64, to: u64) -> Result<u64, Errno> {
+    call(MREMAP, [at, pages * PAGE, new_pages * PAGE, flags, to])
+}
+
+/// Addresses without memory, to be used one after the other.
+fn room(pages: u64) -> u64 {
+    let at = map(pages * PAGE, PROT_NONE).expect("addresses");
+    unmap(at, pages);
+    at
+}
+
+/// Memory of its own, each page of which begins with its number and 1.
+fn own(pages: u64) -> u64 {
+    own_at(room(pages + 2) + PAGE, pages)
+}
+
+fn own_at(at: u64, pages: u64) -> u64 {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    equal("mapped", call(MMAP, [at, pages * PAGE, RW, flags, u64::MAX, 0]), Ok(at));
+    number(at, pages);
+    at
+}
+
+fn number(at: u64, pages: u64) {
+    for page in 0..pages {
+        equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
+    }
+}
+
+/// The first bytes of pages; 255 where an access faults.
+fn bytes<const N: usize>(at: u64) -> [u8; N] {
+    core::array::from_fn(|page| probe::read(at + page as u64 * PAGE).unwrap_or(255))
+}
+
+fn put(at: u64, value: u8) -> Result<(), Fault> {
+    // SAFETY: the callers pass mappings of their own.
+    unsafe { probe::write(at, value) }
+}
+
+fn unmap(at: u64, pages: u64) {
+    // SAFETY: it is mapped here, and there are no references to it.
+    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
+}
+
+fn protect(at: u64, pages: u64, protection: u64) {
+    // SAFETY: as above.
+    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
+}
+
+fn file(pages: u64) -> u64 {
+    let file = call(MEMFD_CREATE, [c"remap".as_ptr() as u64, 0]).expect("a file");
+    equal("a size", call(FTRUNCATE, [file, pages * PAGE]), Ok(0));
+    for page in 0..pages {
+        let byte = [page as u8 + 1];
+        equal("written", call(PWRITE64, [file, byte.as_ptr() as u64, 1, page * PAGE]), Ok(1));
+    }
+    file
+}
+
+fn byte_of(file: u64, page: u64) -> u8 {
+    let mut byte = [0];
+    equal("read", call(PREAD64, [file, byte.as_mut_ptr() as u64, 1, page * PAGE]), Ok(1));
+    byte[0]
+}
+
+fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
+    let at = room(pages + 2) + PAGE;
+    equal("mapped", call(MMAP, [at, pages * PAGE, protection, flags | MAP_FIXED, file, 0]), Ok(at));
+    at
+}
+
+/// Whether each page is mapped.
+fn is_mapped<const N: usize>(at: u64) -> [bool; N] {
+    core::array::from_fn(|page| mincore(at + page as u64 * PAGE, &mut [0]).is_ok())
+}
+
+fn nothing_at(address: u64) -> Fault {
+    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
+}
+
+fn behind_the_end(address: u64) -> Fault {
+    Fault { signal: SIGBUS, code: 2, address }
+}
+
+fn refused() {
+    const END: u64 = 1 << 48;
+    let at = own(4);
+    let free = room(16);
+    let (invalid, fault) = (Err(Errno::EINVAL), Err(Errno::EFAULT));
+    for (what, arguments, wanted) in [
+        ("no such flag", [at, PAGE, PAGE, 8, 0], invalid),
+        ("no such flag", [at, PAGE, PAGE, 1 << 32, 0], invalid),
+        ("no page's address", [at + 1, PAGE, PAGE, 0, 0], invalid),
+        ("no new size", [at, PAGE, 0, 0, 0], invalid),
+        ("a new size that rounds up to nothing", [at, PAGE, u64::MAX, 0, 0], invalid),
+        ("too large", [at, PAGE, END + PAGE, MAY, 0], invalid),
+        ("as large as all", [at, PAGE, END, MAY, 0], Err(Errno::ENOMEM)),
+        ("nothing there", [free, PAGE, PAGE, 0, 0], fault),
+        ("nothing there", [free, PAGE, 2 * PAGE, MAY, 0], fault),
+        ("nothing at 0", [0, PAGE, PAGE, 0, 0], fault),
+        ("nothing behind the end", [END, PAGE, PAGE, 0, 0], fault),
+        ("nothing there, to be moved", [free, PAGE, PAGE, FIXED, free + 8 * PAGE], fault),
+        ("fixed and not to be moved", [at, PAGE, PAGE, MREMAP_FIXED, free], invalid),
+        ("kept and not to be moved", [at, PAGE, PAGE, MREMAP_DONTUNMAP, free], invalid),
+        ("kept and longer", [at, PAGE, 2 * PAGE, KEEP, free], invalid),
+        ("kept and shorter", [at, 2 * PAGE, PAGE, KEEP, free], invalid),
+        ("to no page's address", [at, PAGE, PAGE, FIXED, free + 8], invalid),
+        ("kept near no page's address", [at, PAGE, PAGE, KEEP, free + 8], invalid),
+        ("to behind the end", [at, PAGE, PAGE, FIXED, END], invalid),
+        ("to before the end", [at, PAGE, 2 * PAGE, FIXED, END - PAGE], invalid),
+        ("onto itself", [at, 2 * PAGE, 2 * PAGE, FIXED, at], invalid),
+        ("onto its end", [at, 2 * PAGE, 2 * PAGE, FIXED, at + PAGE], invalid),
+        ("onto its start", [at, PAGE, 2 * PAGE, FIXED, at - PAGE], invalid),
+        ("kept near itself", [at, PAGE, PAGE, KEEP, at], invalid),
+        ("to a tag", [at, PAGE, PAGE, FIXED, 0x5a << 56 | free], invalid),
+        ("beyond the area", [at, 5 * PAGE, 6 * PAGE, MAY, 0], fault),
+        ("beyond the area", [at, 5 * PAGE, 6 * PAGE, FIXED, free], fault),
+        ("no old size of private memory", [at, 0, PAGE, MAY, 0], invalid),
+        ("no old size of private memory", [at, 0, PAGE, FIXED, free], invalid),
+        ("an old size that rounds up to nothing", [at, u64::MAX, PAGE, MAY, 0], invalid),
+        ("beyond the area, the same size", [at, 8 * PAGE, 8 * PAGE, 0, 0], Ok(at)),
+        ("a target that does not count", [at, PAGE, PAGE, MAY, at + 1], Ok(at)),
+        ("a part of a page", [at, 1, 2, 0, 0], Ok(at)),
+        ("a tag", [0x5a << 56 | at, PAGE, PAGE, 0, 0], Ok(at)),
+    ] {
+        equal((what, arguments[3]), call(MREMAP, arguments), wanted);
+    }
+    equal("as it was", bytes(at), [1, 2, 3, 4]);
+    equal("nothing new", is_mapped(free), [false; 16]);
+    unmap(at, 4);
+}
+
+fn shorter() {
+    let at = own(6);
+    equal("shorter", remap(at, 6, 4, 0, 0), Ok(at));
+    equal("four pages", bytes(at), [1, 2, 3, 4, 255, 255]);
+    equal("a part of it", remap(at + PAGE, 2, 1, 0, 0), Ok(at + PAGE));
+    equal("a hole", bytes(at), [1, 2, 255, 4]);
+    equal("over a hole", remap(at, 4, 1, MAY, 0), Ok(at));
+    equal("one page", bytes(at), [1, 255, 255, 255]);
+    equal("beyond the end of all", call(MREMAP, [at, 1 << 48, PAGE, 0, 0]), Err(Errno::EINVAL));
+    equal("as it was", bytes(at), [1]);
+    // Over other areas.
+    own_at(at, 2);
+    own_at(at + 3 * PAGE, 2);
+    protect(at + 3 * PAGE, 1, PROT_READ);
+    equal("over others", remap(at, 4, 1, 0, 0), Ok(at));
+    equal("what is left", bytes(at), [1, 255, 255, 255, 2]);
+    unmap(at, 5);
+}
+
+fn longer_in_place() {
+    let at = own(2);
+    let pages = room(16);
+    own_at(pages, 2);
+    equal("longer", remap(pages, 2, 4, 0, 0), Ok(pages));
+    equal("zeros", bytes(pages), [1, 2, 0, 0, 255]);
+    number(pages, 4);
+    equal("its last page", remap(pages + 3 * PAGE, 1, 3, 0, 0), Ok(pages + 3 * PAGE));
+    equal("six pages", bytes(pages), [1, 2, 3, 4, 0, 0, 255]);
+    equal("not its end", remap(pages, 2, 3, 0, 0), Err(Errno::ENOMEM));
+    own_at(pages + 8 * PAGE, 1);
+    equal("no room", remap(pages, 6, 9, 0, 0), Err(Errno::ENOMEM));
+    equal("up to the next", remap(pages, 6, 8, 0, 0), Ok(pages));
+    equal("beside it", bytes(pages), [1, 2, 3, 4, 0, 0, 0, 0, 1]);
+    // They may be one area now, so this is Linux's answer for one.
+    equal("no room beside it", remap(pages, 8, 9, 0, 0), Err(Errno::ENOMEM));
+    protect(pages, 4, PROT_READ);
+    equal("the end of what may be written", remap(pages + 8 * PAGE, 1, 2, 0, 0), Ok(pages + 8 * PAGE));
+    equal("stored", put(pages + 9 * PAGE, 7), Ok(()));
+    equal("over two areas", remap(pages, 10, 11, MAY, 0), Err(Errno::EFAULT));
+    unmap(pages, 10);
+    unmap(at, 2);
+}
+
+fn longer_elsewhere() {
+    let at = own(4);
+    own_at(at + 4 * PAGE, 1);
+    let new = remap(at, 4, 8, MAY, 0).expect("other addresses");
+    holds("elsewhere", new != at);
+    equal("its contents", bytes(new), [1, 2, 3, 4, 0, 0, 0, 0]);
+    equal("what was beside it", bytes(at), [255, 255, 255, 255, 1]);
+    equal("nothing there", probe::read(at), Err(nothing_at(at)));
+    number(new, 8);
+    // From its middle.
+    let part = remap(new + 2 * PAGE, 2, 4, MAY, 0).expect("other addresses");
+    equal("the part", bytes(part), [3, 4, 0, 0]);
+    equal("the rest", bytes(new), [1, 2, 255, 255, 5, 6, 7, 8]);
+    unmap(part, 4);
+    unmap(new, 8);
+    unmap(at + 4 * PAGE, 1);
+}
+
+fn moved() {
+    let (at, to) = (own(4), room(16));
+    equal("moved", remap(at, 4, 4, FIXED, to), Ok(to));
+    equal("there", bytes(to), [1, 2, 3, 4, 255]);
+    equal("not here", bytes(at), [255; 4]);
+    number(to, 4);
+    equal("to behind itself", remap(to, 4, 4, FIXED, to + 4 * PAGE), Ok(to + 4 * PAGE));
+    equal("there", bytes(to), [255, 255, 255, 255, 1, 2, 3, 4]);
+    equal("back", remap(to + 4 * PAGE, 4, 4, FIXED, to), Ok(to));
+    equal("shorter", remap(to, 4, 2, FIXED, to + 8 * PAGE), Ok(to + 8 * PAGE));
+    equal("two pages", bytes(to), [255, 255, 255, 255, 255, 255, 255, 255, 1, 2, 255]);
+    equal("longer", remap(to + 8 * PAGE, 2, 4, FIXED, to), Ok(to));
+    equal("zeros behind", bytes(to), [1, 2, 0, 0, 255]);
+    equal("a part", remap(to + PAGE, 1, 1, FIXED, to + 8 * PAGE), Ok(to + 8 * PAGE));
+    equal("a hole", bytes(to), [1, 255, 0, 0, 255, 255, 255, 255, 2]);
+    // What was never touched.
+    equal("nothing to move", remap(to + 2 * PAGE, 2, 2, FIXED, to + 10 * PAGE), Ok(to + 10 * PAGE));
+    equal("zeros", bytes(to + 10 * PAGE), [0, 0, 255]);
+    unmap(to, 12);
+}
+
+fn moved_onto_others() {
+    let (at, to) = (own(4), own(8));
+    equal("onto others", remap(at, 4, 4, FIXED, to + 2 * PAGE), Ok(to + 2 * PAGE));
+    equal("replaced", bytes(to), [1, 2, 1, 2, 3, 4, 7, 8]);
+    let at = own(2);
+    equal("longer, onto others", remap(at, 2, 3, FIXED, to), Ok(to));
+    equal("replaced", bytes(to), [1, 2, 0, 2, 3, 4, 7, 8]);
+    let at = own(4);
+    equal("shorter, onto others", remap(at, 4, 1, FIXED, to + 7 * PAGE), Ok(to + 7 * PAGE));
+    equal("replaced", bytes(to), [1, 2, 0, 2, 3, 4, 7, 1]);
+    equal("not here", bytes(at), [255; 4]);
+    // What is refused late has made room.
+    let at = own(2);
+    equal("beyond its area", remap(at, 3, 4, FIXED, to), Err(Errno::EFAULT));
+    equal("as it was", bytes(to), [1, 2, 0, 2, 3, 4, 7, 1]);
+    unmap(at, 2);
+    unmap(to, 8);
+}
+
+/// Other places in tables, and other tables.
+fn moved_over_tables() {
+    const BLOCK: u64 = 2 << 20;
+    let room = room(4 * 512).next_multiple_of(BLOCK);
+    let at = room + BLOCK - 3 * PAGE;
+    own_at(at, 6);
+    let mut from = at;
+    for to in [room + 5 * PAGE, room + 2 * BLOCK - 2 * PAGE, room + BLOCK - 4 * PAGE + 16 * PAGE, room] {
+        equal("moved", remap(from, 6, 6, FIXED, to), Ok(to));
+        equal("there", bytes(to), [1, 2, 3, 4, 5, 6]);
+        equal("not here", is_mapped(from), [false; 6]);
+        from = to;
+    }
+    unmap(from, 6);
+    // Many pages, few of which are there.
+    let large = map(8 * BLOCK, RW).expect("memory");
+    for (page, value) in [(0, 1), (511, 2), (512, 3), (1500, 4), (2047, 5)] {
+        equal("stored", put(large + page * PAGE, value), Ok(()));
+    }
+    let to = map(16 * BLOCK, PROT_NONE).expect("addresses");
+    equal("moved", call(MREMAP, [large, 8 * BLOCK, 9 * BLOCK, FIXED, to + 7 * PAGE]), Ok(to + 7 * PAGE));
+    for (page, value) in [(0, 1), (1, 0), (511, 2), (512, 3), (1500, 4), (2047, 5), (4096, 0)] {
+        equal("there", probe::read(to + (7 + page) * PAGE), Ok(value));
+    }
+    equal("not here", probe::read(large), Err(nothing_at(large)));
+    unmap(to, 16 * 512);
+}
+
+/// Several areas that move together, at their distances.
+fn several() {
+    let (at, to) = (own(8), own(8));
+    protect(at + PAGE, 1, PROT_READ);
+    unmap(at + 3 * PAGE, 2);
+    protect(at + 6 * PAGE, 1, PROT_NONE);
+    equal("three areas and a hole", remap(at, 8, 8, FIXED, to), Ok(to));
+    equal("what was in the hole stays", bytes(to), [1, 2, 3, 4, 5, 6, 255, 8]);
+    let denied = Fault { signal: SIGSEGV, code: SEGV_ACCERR, address: to + PAGE };
+    equal("read-only", put(to + PAGE, 9), Err(denied));
+    equal("not here", is_mapped(at), [false; 8]);
+    unmap(to + 2 * PAGE, 1);
+    equal("from a hole on", remap(to + 2 * PAGE, 4, 4, FIXED, at), Err(Errno::EFAULT));
+    equal("to a hole", remap(to, 3, 3, FIXED, at), Ok(at));
+    equal("two pages", (is_mapped(at), bytes(at)), ([true, true, false], [1, 2, 255]));
+    equal("longer", remap(to + 3 * PAGE, 5, 6, FIXED, at), Err(Errno::EFAULT));
+    unmap(to, 8);
+    unmap(at, 8);
+    // Others at the target.
+    let (at, to) = (own(3), own(3));
+    unmap(at + PAGE, 1);
+    equal("moved", remap(at, 3, 3, FIXED, to), Ok(to));
+    equal("one stays", bytes(to), [1, 2, 3]);
+    unmap(to, 3);
+    // Kept, too.
+    let (at, to) = (own(3), room(3));
+    protect(at + PAGE, 1, PROT_READ);
+    equal("moved and kept", remap(at, 3, 3, FIXED | MREMAP_DONTUNMAP, to), Ok(to));
+    equal("contents there, zeros here", (bytes(to), bytes(at)), ([1, 2, 3], [0; 3]));
+    unmap(at, 3);
+    unmap(to, 3);
+}
+
+fn kept() {
+    let at = own(4);
+    let to = remap(at, 4, 4, KEEP, 0).expect("other addresses");
+    holds("elsewhere", to != at);
+    equal("there", bytes(to), [1, 2, 3, 4]);
+    equal("nothing in memory", present(at, 4), 0);
+    equal("zeros", bytes(at), [0; 4]);
+    number(at, 4);
+    let near = room(4);
+    equal("near free addresses", remap(at + PAGE, 2, 2, KEEP, near), Ok(near));
+    equal("a part", (bytes(at), bytes(near)), ([1, 0, 0, 4], [2, 3]));
+    let other = remap(at, 1, 1, KEEP, near).expect("other addresses");
+    holds("not where others are", other != near);
+    equal("there", (bytes(other), bytes(near)), ([1], [2, 3]));
+    equal("exactly there", remap(near, 2, 2, FIXED | MREMAP_DONTUNMAP, to), Ok(to));
+    equal("there", (bytes(to), bytes(near)), ([2, 3, 3, 4], [0, 0]));
+    for (mapped, pages) in [(at, 4), (to, 4), (near, 2), (other, 1)] {
+        unmap(mapped, pages);
+    }
+}
+
+fn of_files() {
+    let file = file(8);
+    let shared = map_file(file, 4, RW, MAP_SHARED);
+    let to = room(8);
+    equal("moved", remap(shared + PAGE, 2, 2, FIXED, to), Ok(to));
+    equal("pages of the file", (bytes(shared), bytes(to)), ([1, 255, 255, 4], [2, 3]));
+    equal("stored", put(to, 20), Ok(()));
+    equal("in the file", byte_of(file, 1), 20);
+    equal("longer", remap(to, 2, 4, 0, 0), Ok(to));
+    equal("more of the file", bytes(to), [20, 3, 4, 5, 255]);
+    equal("up to behind its end", remap(to, 4, 8, 0, 0), Ok(to));
+    equal("its end", bytes(to), [20, 3, 4, 5, 6, 7, 8, 255]);
+    equal("behind it", probe::read(to + 7 * PAGE), Err(behind_the_end(to + 7 * PAGE)));
+    equal("a shorter file", call(FTRUNCATE, [file, 3 * PAGE]), Ok(0));
+    equal("where it moved to", bytes(to), [20, 3, 255, 255, 255, 255, 255, 255]);
+    equal("longer again", call(FTRUNCATE, [file, 8 * PAGE]), Ok(0));
+    equal("zeros", bytes(to), [20, 3, 0, 0, 0, 0, 0, 255]);
+    unmap(to, 8);
+    unmap(shared, 4);
+    let private = map_file(file, 4, RW, MAP_PRIVATE);
+    equal("stored", put(private + PAGE, 9), Ok(()));
+    equal("moved", remap(private, 4, 4, FIXED, to), Ok(to));
+    equal("a copy, and the file's", bytes(to), [1, 9, 3, 0]);
+    equal("the file has its own", byte_of(file, 1), 20);
+    equal("kept", remap(to, 4, 4, FIXED | MREMAP_DONTUNMAP, private), Ok(private));
+    equal("the copy moved", (bytes(private), bytes(to)), ([1, 9, 3, 0], [1, 20, 3, 0]));
+    unmap(private, 4);
+    unmap(to, 4);
+    let fixed = map_file(file, 4, PROT_READ, MAP_SHARED);
+    equal("read-only", remap(fixed, 4, 4, FIXED, to), Ok(to));
+    equal("the file's", bytes(to), [1, 20, 3, 0]);
+    unmap(to, 4);
+}
+
+fn of_shared_memory() {
+    let flags = MAP_SHARED | MAP_ANONYMOUS;
+    let at = call(MMAP, [0, 4 * PAGE, RW, flags, u64::MAX, 0]).expect("memory");
+    number(at, 4);
+    let to = room(8);
+    equal("longer", remap(at, 4, 6, FIXED, to), Ok(to));
+    equal("no longer than it was", bytes(to), [1, 2, 3, 4, 255, 255]);
+    equal("behind its end", put(to + 4 * PAGE, 1), Err(behind_the_end(to + 4 * PAGE)));
+    apart(|| {
+        let own = remap(to, 2, 2, KEEP, 0).expect("other addresses");
+        equal("in a child, too", (bytes(own), bytes(to)), ([1, 2], [1, 2]));
+        equal("stored", put(own, 8), Ok(()));
+    });
+    equal("what the child stored", bytes(to), [8, 2, 3, 4]);
+    unmap(to, 6);
+}
+
+/// No old size: the same pages once more.
+fn copied() {
+    let flags = MAP_SHARED | MAP_ANONYMOUS;
+    let at = call(MMAP, [0, 4 * PAGE, RW, flags, u64::MAX, 0]).expect("memory");
+    number(at, 4);
+    let twice = remap(at, 0, 4, MAY, 0).expect("other addresses");
+    equal("both", (bytes(at), bytes(twice)), ([1, 2, 3, 4], [1, 2, 3, 4]));
+    equal("stored", put(twice, 9), Ok(()));
+    equal("both", (bytes(at), bytes(twice)), ([9, 2, 3, 4], [9, 2, 3, 4]));
+    equal("not here", remap(at, 0, 1, 0, 0), Err(Errno::ENOMEM));
+    let part = room(4);
+    equal("a part", remap(at + PAGE, 0, 2, FIXED, part), Ok(part));
+    equal("from there on", bytes(part), [2, 3]);
+    equal("more than there is", remap(at + 3 * PAGE, 0, 2, FIXED, part), Ok(part));
+    equal("behind the end", bytes(part), [4, 255]);
+    let file = file(4);
+    let private = map_file(file, 4, RW, MAP_PRIVATE);
+    equal("not of private pages", remap(private, 0, 4, MAY, 0), Err(Errno::EINVAL));
+    let shared = map_file(file, 1, PROT_READ, MAP_SHARED);
+    let more = remap(shared, 0, 4, MAY, 0).expect("other addresses");
+    equal("of a file", bytes(more), [1, 2, 3, 4]);
+    for (mapped, pages) in [(at, 4), (twice, 4), (part, 2), (private, 4), (shared, 1), (more, 4)] {
+        unmap(mapped, pages);
+    }
+}
+
+/// What an area has beside its contents.
+fn what_moves() {
+    let (at, to) = (own(6), room(6));
+    protect(at + PAGE, 1, PROT_NONE);
+    equal("a guard", call(MADVISE, [at + 2 * PAGE, PAGE, MADV_GUARD_INSTALL]), Ok(0));
+    equal("not in children", call(MADVISE, [at + 3 * PAGE, PAGE, MADV_DONTFORK]), Ok(0));
+    equal("moved", remap(at, 6, 6, FIXED, to), Ok(to));
+    equal("as it was", bytes(to), [1, 255, 255, 4, 5, 6]);
+    apart(|| equal("a child's", bytes(to), [1, 255, 255, 255, 5, 6]));
+    protect(to + PAGE, 1, PROT_READ);
+    equal("no access hid it", bytes(to), [1, 2, 255, 4, 5, 6]);
+    equal("a guard", probe::read(to + 2 * PAGE), Err(nothing_at(to + 2 * PAGE)));
+    own_at(at, 4);
+    equal("no guard stays", bytes(at), [1, 2, 3, 4]);
+    equal("a guard, kept", call(MADVISE, [at + PAGE, PAGE, MADV_GUARD_INSTALL]), Ok(0));
+    let other = remap(at, 4, 4, KEEP, 0).expect("other addresses");
+    equal("it moved", (bytes(other), bytes(at)), ([1, 255, 3, 4], [0; 4]));
+    unmap(other, 4);
+    unmap(at, 4);
+    unmap(to, 6);
+}
+
+fn is_locked(at: u64) -> bool {
+    call(MSYNC, [at, PAGE, MS_INVALIDATE.into()]) == Err(Errno::EBUSY)
+}
+
+fn locks<const N: usize>(at: u64) -> [bool; N] {
+    core::array::from_fn(|page| is_locked(at + page as u64 * PAGE))
+}
+
+fn locked() {
+    let at = room(16);
+    let to = at + 8 * PAGE;
+    own_at(at, 2);
+    equal("locked", call(MLOCK, [at, 2 * PAGE]), Ok(0));
+    equal("longer", remap(at, 2, 4, 0, 0), Ok(at));
+    equal("all of it is there", (present(at, 4), locks(at)), (0b1111, [true; 4]));
+    equal("longer, elsewhere", remap(at, 4, 6, FIXED, to), Ok(to));
+    equal("all of it is there", (present(to, 6), locks(to)), (0b11_1111, [true; 6]));
+    equal("kept", remap(to + PAGE, 2, 2, FIXED | MREMAP_DONTUNMAP, at), Ok(at));
+    equal("not the old one", (locks(at), locks(to)), ([true; 2], [true, false, false, true, true, true]));
+    equal("nor its pages", present(to, 6), 0b11_1001);
+    unmap(at, 2);
+    unmap(to, 6);
+    own_at(at, 2);
+    equal("locked once there", call(MLOCK2, [at, 2 * PAGE, 1]), Ok(0));
+    equal("longer", remap(at, 2, 4, 0, 0), Ok(at));
+    equal("not there", (present(at, 4), locks(at)), (0b11, [true; 4]));
+    unmap(at, 4);
+}
+
+fn stacks() {
+    let at = room(64);
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN;
+    let stack = at + 32 * PAGE;
+    equal("a stack", call(MMAP, [stack, 2 * PAGE, RW, flags, u64::MAX, 0]), Ok(stack));
+    equal("below it", put(stack - PAGE, 1), Ok(()));
+    let to = at + 48 * PAGE;
+    equal("moved", remap(stack - PAGE, 3, 3, FIXED, to), Ok(to));
+    equal("there", bytes(to), [1, 0, 0, 255]);
+    equal("below it", put(to - PAGE, 2), Ok(()));
+    equal("grown", bytes(to - PAGE), [2, 1, 0, 0]);
+    unmap(to - PAGE, 4);
+}
+
+fn children() {
+    let (at, to) = (own(4), room(4));
+    apart(|| {
+        equal("moved", remap(at, 4, 4, FIXED, to), Ok(to));
+        equal("there", bytes(to), [1, 2, 3, 4]);
+        number(to + PAGE, 2);
+        equal("its own", bytes(to), [1, 1, 2, 4]);
+    });
+    equal("the parent's", (bytes(at), bytes(to)), ([1, 2, 3, 4], [255; 4]));
+    equal("moved", remap(at, 4, 4, FIXED, to), Ok(to));
+    equal("stored", put(to, 7), Ok(()));
+    apart(|| equal("the child's", bytes(to), [7, 2, 3, 4]));
+    unmap(to, 4);
+}
+
+fn limits() {
+    const MIB: u64 = 1 << 20;
+    let limit = |which: i32, bytes: u64| {
+        let limit = RLimit { soft: bytes, hard: bytes };
+        equal("a limit", call(PRLIMIT64, [0, which as u64, &raw const limit as u64, 0]), Ok(0));
+    };
+    apart(|| {
+        let at = map(64 * MIB, RW).expect("memory");
+        limit(RLIMIT_AS as i32, 96 * MIB);
+        equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(Errno::ENOMEM));
+        equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, 0, 0]), Err(Errno::ENOMEM));
+        equal("kept", call(MREMAP, [at, 64 * MIB, 64 * MIB, KEEP, 0]), Err(Errno::ENOMEM));
+        let moved = call(MREMAP, [at, 64 * MIB, 80 * MIB, MAY, 0]);
+        holds("longer", moved.is_ok());
+    });
+    apart(|| {
+        let at = map(64 * MIB, RW).expect("memory");
+        let readable = map(64 * MIB, PROT_READ).expect("memory");
+        limit(RLIMIT_DATA as i32, 96 * MIB);
+        equal("too much data", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(Errno::ENOMEM));
+        holds("no data", call(MREMAP, [readable, 64 * MIB, 128 * MIB, MAY, 0]).is_ok());
+    });
+    let at = map(PAGE, RW).expect("memory");
+    equal("more than all memory", call(MREMAP, [at, PAGE, 1 << 46, MAY, 0]), Err(Errno::ENOMEM));
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    let huge = call(MMAP, [0, PAGE, RW, flags, u64::MAX, 0]).expect("memory");
+    let longer = call(MREMAP, [huge, PAGE, 1 << 45, MAY, 0]).expect("addresses");
+    equal("stored", put(longer + (1 << 44), 3), Ok(()));
+    unmap(longer, (1 << 45) / PAGE);
+    unmap(at, 1);
+}
+
+/// Pages of a file that one thread moves to and fro while others make it shorter and longer and store to it.
+const RACE_PAGES: u64 = 8;
+const ROUNDS: u64 = 1000;
+static HERE: AtomicU64 = AtomicU64::new(0);
+static THERE: AtomicU64 = AtomicU64::new(0);
+static FILE: AtomicU64 = AtomicU64::new(0);
+/// What is stored comes from here.
+static OTHER: AtomicU64 = AtomicU64::new(0);
+static STORED: AtomicU32 = AtomicU32::new(0);
+static ENDED: AtomicU32 = AtomicU32::new(0);
+
+fn races() {
+    let file = file(RACE_PAGES);
+    FILE.store(file, Ordering::Relaxed);
+    HERE.store(map_file(file, RACE_PAGES, RW, MAP_SHARED), Ordering::Relaxed);
+    // Not free, so that no stack of a thread comes there.
+    THERE.store(map(RACE_PAGES * PAGE, PROT_NONE).expect("addresses"), Ordering::Relaxed);
+    OTHER.store(self::file(1), Ordering::Relaxed);
+    all_at_once(4, |number| match number {
+        0 => move_pages(),
+        1 => truncate(),
+        _ => store(number as u64),
+    });
+    holds("bytes were stored", STORED.load(Ordering::Relaxed) != 0);
+    let at = HERE.load(Ordering::Relaxed);
+    equal("no page", call(FTRUNCATE, [file, 0]), Ok(0));
+    equal("nothing is mapped", present(at, RACE_PAGES as usize), 0);
+    equal("all pages", call(FTRUNCATE, [file, RACE_PAGES * PAGE]), Ok(0));
+    equal("zeros", bytes(at), [0; RACE_PAGES as usize]);
+    unmap(at, RACE_PAGES);
+}
+
+fn move_pages() {
+    let (here, there) = (HERE.load(Ordering::Relaxed), THERE.load(Ordering::Relaxed));
+    for round in 0..ROUNDS {
+        // Whole, or a part behind or before the rest.
+        let (first, pages) = [(0, RACE_PAGES), (3, 2), (0, 3), (5, 3)][round as usize % 4];
+        let (from, to) = (here + first * PAGE, there + first * PAGE);
+        equal("moved", remap(from, pages, pages, FIXED, to), Ok(to));
+        process::sched_yield();
+        equal("back", remap(to, pages, pages, FIXED, from), Ok(from));
+    }
+    ENDED.store(1, Ordering::Release);
+}
+
+fn truncate() {
+    let file = FILE.load(Ordering::Relaxed);
+    let mut pages = 0;
+    while ENDED.load(Ordering::Acquire) == 0 {
+        pages = (pages * 5 + 3) % RACE_PAGES;
+        equal("shorter", call(FTRUNCATE, [file, pages * PAGE]), Ok(0));
+        equal("longer", call(FTRUNCATE, [file, RACE_PAGES * PAGE]), Ok(0));
+        process::sched_yield();
+    }
+}
+
+fn store(number: u64) {
+    let (here, there) = (HERE.load(Ordering::Relaxed), THERE.load(Ordering::Relaxed));
+    let mut page = number;
+    while ENDED.load(Ordering::Acquire) == 0 {
+        page = (page * 5 + 3) % RACE_PAGES;
+        for at in [here, there] {
+            let stored = call(PREAD64, [OTHER.load(Ordering::Relaxed), at + page * PAGE, 1, 0]);
+            holds("a byte, or no page", matches!(stored, Ok(1) | Err(Errno::EFAULT)));
+            STORED.fetch_add(stored.is_ok().into(), Ordering::Relaxed);
+        }
+        process::sched_yield();
+    }
+}
