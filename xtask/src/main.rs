@@ -45,6 +45,7 @@ Examples:
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
   ./x demo split                           CPUs that split one leaf: the race, the loss, the remedies
+  ./x demo batch                           a page that a kernel thread takes from a process whose device reads it
   ./x demo upgrade                         a device without and with the event that a page became writable
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if a row takes over 1 % more than docs/BENCHMARKS.json has

@@ -89,9 +89,18 @@ fn a_program_that_forks_without_end_harms_no_other(t: &mut Test) {
 
 target_test!(a_copy_that_does_not_fit_ends_its_program, machine("small"), limit(60));
 fn a_copy_that_does_not_fit_ends_its_program(t: &mut Test) {
-    // Alone: nothing else comes to a want of memory.
+    ends_alone(t, "hog tables");
+}
+
+target_test!(a_move_whose_tables_do_not_fit_ends_its_program, machine("small"), limit(60));
+fn a_move_whose_tables_do_not_fit_ends_its_program(t: &mut Test) {
+    ends_alone(t, "hog moves");
+}
+
+/// Runs a hog alone: nothing else comes to a want of memory.
+fn ends_alone(t: &mut Test, way: &str) {
     let (threads, before) = (sched::thread_count(), log_end());
-    let Some(id) = t.ok("hog tables", start("hog tables")) else { return };
+    let Some(id) = t.ok(way, start(way)) else { return };
     t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     t.check("memory was gone", reports(before, b"(hog)").0 > 0);
     settle(t, threads);

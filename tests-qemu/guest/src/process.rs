@@ -210,6 +210,16 @@ fn guards_are_made_while_others_populate_the_pages(t: &mut Test) {
     succeeds(t, "advice race");
 }
 
+target_test!(mappings_move_as_on_linux, limit(60));
+fn mappings_move_as_on_linux(t: &mut Test) {
+    succeeds(t, "remap");
+}
+
+target_test!(mappings_of_a_file_move_while_others_truncate_it, limit(60));
+fn mappings_of_a_file_move_while_others_truncate_it(t: &mut Test) {
+    succeeds(t, "remap race");
+}
+
 target_test!(files_of_more_memory_than_there_is_end_their_program, limit(60));
 fn files_of_more_memory_than_there_is_end_their_program(t: &mut Test) {
     let Some(id) = t.ok("started", start("memfd full")) else { return };

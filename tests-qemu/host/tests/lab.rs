@@ -136,6 +136,13 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
     }
 }
 
+/// At the end of a batch the space is not known any more, and the thread that ends it has none.
+#[test]
+fn a_device_is_not_notified_at_the_end_of_a_batch() {
+    let name = "smmu::changes::a_device_reads_a_file_whose_page_was_given_back";
+    assert_caught("notify-at-batch-flush", name, "from a page of its own: found false, wanted true");
+}
+
 #[test]
 fn without_the_event_of_an_upgrade_an_smmu_that_goes_by_events_keeps_the_old_permission() {
     let output = "the device writes, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)";

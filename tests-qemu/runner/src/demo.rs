@@ -15,8 +15,10 @@ pub const AREA: &str = "demo::";
 pub const LINES: usize = 30;
 
 /// Demos of which one boot shows a part only: the boot arguments of each.
-const BOOTS: [(&str, &[&str]); 1] =
-    [("upgrade", &["lab=no-secondary-tlb", "lab=no-secondary-tlb,trust-completion", ""])];
+const BOOTS: [(&str, &[&str]); 2] = [
+    ("upgrade", &["lab=no-secondary-tlb", "lab=no-secondary-tlb,trust-completion", ""]),
+    ("batch", &["lab=notify-at-batch-flush", ""]),
+];
 
 /// The boot arguments with which a demo is run, one boot each, where the user gives none.
 pub fn boots(demo: &Test) -> &'static [&'static str] {

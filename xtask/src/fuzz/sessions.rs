@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 23] = [
+const PROGRAMS: [&str; 25] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -37,6 +37,8 @@ const PROGRAMS: [&str; 23] = [
     "! run memfd full",
     "run advice",
     "run advice race",
+    "run remap",
+    "run remap race",
     "run limits",
     "run pie",
     "run random",
@@ -44,11 +46,12 @@ const PROGRAMS: [&str; 23] = [
 ];
 
 /// Programs that take all that they can get, beside one that works meanwhile, and large numbers of everything.
-const SHORTAGE: [&str; 18] = [
+const SHORTAGE: [&str; 19] = [
     "run hog beside &",
     "! run hog pages",
     "run hog forks",
     "run hog tables",
+    "run hog moves",
     "run hog threads",
     "run hog areas",
     "run hog signals",
@@ -187,8 +190,8 @@ fn little(free: usize) -> Vec<String> {
     /// Frames that the first area leaves, with its tables.
     const ROOM: usize = 1000;
     /// What a second area takes: the rest is for a program.
-    const HOGS: [&str; 10] =
-        ["vforks", "threads", "forks", "zombies", "areas", "tables", "heap", "shared", "populated", "signals"];
+    const HOGS: [&str; 11] =
+        ["vforks", "threads", "forks", "zombies", "areas", "tables", "moves", "heap", "shared", "populated", "signals"];
     const TAKEN: Range<usize> = 400..416;
     /// Objects of shared memory share their frames with few others.
     const SHARED: Range<usize> = 416..500;

@@ -2,6 +2,7 @@
 //!
 //! A demo checks all that it prints, like any test.
 
+mod batch;
 mod race;
 mod upgrade;
 
@@ -24,6 +25,11 @@ fn split(t: &mut Test) {
 target_test!(upgrade, needs("smmuv3 virtio-blk"), limit(60));
 fn upgrade(t: &mut Test) {
     upgrade::show(t);
+}
+
+target_test!(batch, needs("smmuv3 virtio-blk"), limit(60));
+fn batch(t: &mut Test) {
+    batch::show(t);
 }
 
 /// One contiguous group that one CPU splits while another changes a page of it.

@@ -7,13 +7,16 @@ use granule::iommu::iommu;
 use granule::kernel;
 use granule::mm::counted::Counted;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
-use granule::mm::space::{Access, FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms};
+use granule::mm::space::{Access, FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms, Used};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 use spin::mutex::SpinMutex;
 
-use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, map_answer, pages, refused, space};
+use super::{
+    DELIVERED, FILE_WORD, PAGE, READ_WRITE, Rig, START, map_answer, pages, refused, rig_with_a_file_of_the_initrd,
+    space,
+};
 use crate::harness::{Test, target_test};
 
 /// A rig whose first page holds `value`, as the device has read.
@@ -105,6 +108,20 @@ fn a_device_finds_zeros_where_a_hole_was_punched(t: &mut Test) {
     // The same by an address: the space that the device shares is not the caller's.
     t.ok("removed", rig.space.madvise_remove(this_cpu(), START, 2 * PAGE));
     t.equal("zeros", rig.device_load(START + PAGE), Ok(0));
+}
+
+target_test!(a_device_reads_a_file_whose_page_was_given_back, needs("smmuv3 virtio-blk"));
+fn a_device_reads_a_file_whose_page_was_given_back(t: &mut Test) {
+    let Some((rig, file)) = rig_with_a_file_of_the_initrd(t) else { return };
+    let frame = rig.physical(START);
+    let pass = || kernel().spaces.reclaim(this_cpu(), usize::MAX, Used::Age, &|| false);
+    t.equal("it was used", (pass(), rig.entry(START).is_young()), (0, false));
+    t.check("it is given back", pass() != 0);
+    t.equal("the file has no page", file.pages(), 0);
+    t.check("nor has the process", !rig.entry(START).is_valid());
+    t.equal("the device reads the file", rig.device_word(START, 1), Ok(FILE_WORD));
+    t.equal("from a page of its own", rig.entry(START).is_valid(), true);
+    t.check("which is there since then", rig.physical(START) != frame || file.pages() == 1);
 }
 
 target_test!(a_device_does_not_reach_what_its_file_has_lost, needs("smmuv3 virtio-blk"));

@@ -20,7 +20,11 @@ use granule::devices::virtio::requests::RequestError;
 use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
 use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;
-use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
+use granule::mm::counted::Counted;
+use granule::mm::space::{
+    Access, FaultError, MapRequest, MappedFile, Object, Placement, Populate, Seals, Sharing, SpaceRef, Terms,
+    handle_fault,
+};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
@@ -103,6 +107,12 @@ impl Rig {
         Ok(self.load(ANSWER))
     }
 
+    /// The word at `index` of what the device reads there.
+    pub(crate) fn device_word(&self, page: VirtAddr, index: u64) -> Result<u64, BlkError> {
+        self.device_load(page)?;
+        Ok(self.load(ANSWER + 8 * index))
+    }
+
     /// The device stores a number, a sector's, to the first words of a page; how often it had to try.
     pub(crate) fn device_store(&self, page: VirtAddr, number: u64) -> Result<u32, BlkError> {
         Ok(self.disk.read(number, DmaAddress(page.0), SECTOR)?.tries)
@@ -126,6 +136,25 @@ impl Rig {
         t.check("the page is read-only", self.entry(START).is_valid() && !self.entry(START).may_be_written());
         t.equal("the device reads it", self.device_load(START), Ok(value));
     }
+}
+
+/// The second word of the file of [`rig_with_a_file_of_the_initrd`].
+pub(crate) const FILE_WORD: u64 = u64::from_le_bytes(*b"the file");
+
+/// A rig whose first page is that of a file that can be had again, as the device has read.
+pub(crate) fn rig_with_a_file_of_the_initrd(t: &mut Test) -> Option<(Rig, Counted<Object>)> {
+    static CONTENTS: [u8; 16] = *b"a word, the file";
+    let cpu = this_cpu();
+    let size = CONTENTS.len() as u64;
+    let file = t.ok("a file", kernel().spaces.create_object(cpu, size, Some(&CONTENTS), Seals(0)))?;
+    let space = t.ok("a space", kernel().spaces.create(cpu))?;
+    let terms = Terms { file: Some(MappedFile { object: &file, first_page: 0, may_write: false }), ..Terms::NONE };
+    let request = MapRequest { sharing: Sharing::Shared, protection: Protection::READ, ..pages(START, 1) };
+    t.ok("mapped", space.mmap_within(cpu, &request, &terms, &|| false))?;
+    map_answer(t, &space)?;
+    let rig = Rig::bound_to(t, space)?;
+    t.equal("the device reads it", rig.device_word(START, 1), Ok(FILE_WORD));
+    Some((rig, file))
 }
 
 impl Drop for Rig {
