@@ -24,6 +24,7 @@ at_el0! {
     mprotect_ro, "mprotect_ro", "page";
     mprotect_rw, "mprotect_rw", "page";
     munmap, "munmap", "page";
+    mremap, "mremap", "page";
     madvise_dontneed, "madvise_dontneed", "page";
     fork, "fork", "page";
     mmap_populate, "mmap_populate", "page", also("a72");
