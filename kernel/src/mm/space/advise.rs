@@ -271,19 +271,22 @@ impl Space {
         matches!(state(self.mmu().load(cell)), EntryState::Marker(markers) if markers.contains(Markers::GUARD))
     }
 
-    /// Makes guards of entries without a page; returns `false` at the first one that has one.
+    /// Makes guards of entries without a page; returns `false` at the first one that has one, or that a TLB may still have.
     fn set_guards(&self, found: &TableCells<'_>) -> bool {
         let guard = Descriptor::from(Markers::GUARD);
         let mmu = self.mmu();
         let locked = self.lock_table(found.table);
         found.cells.iter().enumerate().all(|(index, cell)| match state(mmu.load(cell)) {
-            EntryState::Marker(markers) if markers.contains(Markers::STALE) => false,
             EntryState::Empty | EntryState::Marker(_) => {
                 locked.note_used(found.address(index));
                 mmu.store(cell, guard);
                 true
             }
-            EntryState::Page | EntryState::Inaccessible | EntryState::Migration(_) | EntryState::Damaged => false,
+            EntryState::Page
+            | EntryState::Inaccessible
+            | EntryState::Stale
+            | EntryState::Migration(_)
+            | EntryState::Damaged => false,
         })
     }
 
@@ -372,7 +375,7 @@ impl Space {
     }
 
     fn is_marker(&self, cell: &EntryCell) -> bool {
-        is_for_children(self.mmu().load(cell))
+        matches!(state(self.mmu().load(cell)), EntryState::Marker(_))
     }
 
     /// Copies the markers in `found` to the same place in `child`.
@@ -383,17 +386,12 @@ impl Space {
         let _locked = self.lock_table(found.table);
         for (cell, copy) in found.cells.iter().zip(copies.cells) {
             let entry = mmu.load(cell);
-            if is_for_children(entry) {
+            if let EntryState::Marker(_) = state(entry) {
                 note_all_used(self.common.record(copies.table), bits_of(&copies));
                 mmu.store(copy, entry);
             }
         }
     }
-}
-
-/// Whether it is a marker that a child has too: no TLB has what the child never had.
-fn is_for_children(entry: Descriptor) -> bool {
-    matches!(state(entry), EntryState::Marker(markers) if !markers.contains(Markers::STALE))
 }
 
 /// Of a call that only gives advice, with too many areas.

@@ -526,7 +526,7 @@ impl Space {
             for (place, cell) in present.iter_mut().skip(index(found.start)).zip(found.cells) {
                 *place |= match state(self.mmu().load(cell)) {
                     EntryState::Page | EntryState::Inaccessible | EntryState::Migration(_) => 1,
-                    EntryState::Empty | EntryState::Marker(_) | EntryState::Damaged => 0,
+                    EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
                 };
             }
         });

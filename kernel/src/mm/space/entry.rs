@@ -27,6 +27,7 @@ const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 /// | [`Empty`](EntryState::Empty) | a page is installed | none | the object's answer |
 /// | [`Page`](EntryState::Page) | access flag, dirt, copy on write | held, unless special | 1 |
 /// | [`Inaccessible`](EntryState::Inaccessible) | becomes valid | held, unless special | 1 |
+/// | [`Stale`](EntryState::Stale) | invalidated on this CPU, then empty | none | the object's answer |
 /// | [`Marker`](EntryState::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
 /// | [`Migration`](EntryState::Migration) | SIGBUS: nothing exists that would end it | none | 1 |
 /// | [`Damaged`](EntryState::Damaged) | SIGBUS | none | 0 |
@@ -38,6 +39,8 @@ pub(super) enum EntryState {
     Page,
     /// A leaf whose VALID is clear: its area permits no access, or the next access makes it valid.
     Inaccessible,
+    /// Emptied by another CPU, whose invalidation may not be complete: what changes it invalidates it too.
+    Stale,
     /// A marker of a page that is not present.
     Marker(Markers),
     /// A frame that is being migrated.
@@ -70,6 +73,7 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
     }
     match entry.non_present() {
         NonPresent::Empty => EntryState::Empty,
+        NonPresent::Marker(Markers::STALE) => EntryState::Stale,
         NonPresent::Marker(markers) => EntryState::Marker(markers),
         NonPresent::Migration(migration) => EntryState::Migration(migration),
         NonPresent::Unknown => EntryState::Damaged,

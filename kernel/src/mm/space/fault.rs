@@ -317,13 +317,12 @@ impl AllowedFault<'_> {
             EntryState::Marker(markers) if markers.contains(Markers::POISONED) => {
                 return FaultOutcome::Failed(FaultError::Unusable);
             }
-            EntryState::Marker(markers) => {
+            // The marker is for a userfaultfd that no longer exists.
+            EntryState::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
+            EntryState::Stale => {
                 mmu.store(self.cell, Descriptor::EMPTY);
-                // Else the marker is for a userfaultfd that no longer exists.
-                if markers.contains(Markers::STALE) {
-                    // What is issued on another CPU is not complete for this one.
-                    self.space.tlb().flush_replaced(mmu, self.page);
-                }
+                // What is issued on another CPU is not complete for this one.
+                self.space.tlb().flush_replaced(mmu, self.page);
             }
             EntryState::Migration(_) | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
         }

@@ -5,7 +5,7 @@
 //! between the change that makes a page read-only and its invalidation on every CPU.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Markers};
+use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Mmu, PageRange};
 
 use super::area::{Area, AreaFlags};
@@ -116,7 +116,7 @@ impl Space {
             EntryState::Page | EntryState::Inaccessible => {}
             EntryState::Empty => return false,
             // No TLB has what the child never had.
-            EntryState::Marker(markers) if markers.contains(Markers::STALE) => return false,
+            EntryState::Stale => return false,
             // An entry that is not present holds no frame.
             EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
                 let unwritable = unwritable(entry, false);

@@ -4,7 +4,7 @@
 //! the page of zeros stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Attributes, Descriptor, Markers, Protection, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tlb};
@@ -260,7 +260,7 @@ impl Space {
             let old = mmu.load(cell);
             match state(old) {
                 EntryState::Page | EntryState::Inaccessible => {}
-                EntryState::Marker(markers) if markers.contains(Markers::STALE) => {
+                EntryState::Stale => {
                     // A TLB that has the page still permits what it did.
                     mmu.store(cell, Descriptor::EMPTY);
                     stale.note(found.address(index), found.address(index + 1));

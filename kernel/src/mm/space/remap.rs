@@ -16,7 +16,7 @@
 //! that is merged takes the place of the lower one, so that comes last.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
@@ -356,7 +356,7 @@ impl Space {
                     gather.stale(found.address(index), found.address(index + 1));
                     replace(mmu, cell, entry, |_| Descriptor::EMPTY)
                 }
-                EntryState::Marker(markers) if markers.contains(Markers::STALE) => {
+                EntryState::Stale => {
                     mmu.store(cell, Descriptor::EMPTY);
                     gather.stale(found.address(index), found.address(index + 1));
                     continue;

@@ -77,7 +77,7 @@ impl Space {
                         end = index + 1;
                         true
                     }
-                    EntryState::Marker(markers) if markers == Markers::STALE => {
+                    EntryState::Stale => {
                         first = first.min(index);
                         end = index + 1;
                         false
