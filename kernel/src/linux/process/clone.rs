@@ -32,7 +32,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{SpaceRef, SpaceUser};
-use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, WaitQueue, Woken, Work};
+use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, WaitQueue, Woken};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
@@ -119,8 +119,7 @@ impl Vfork {
     fn wait(&self, task: &Task, thread: &Thread) {
         let parent = self.parent.lock();
         if !self.is_done.load(Ordering::Relaxed) {
-            let must_exit = || thread.has(Work::SIGNAL) && task.is_called_off();
-            parent.wait_while((), || must_exit().then_some(Woken::Interrupted));
+            parent.wait_while((), || task.is_killed(thread).then_some(Woken::Interrupted));
         }
     }
 }

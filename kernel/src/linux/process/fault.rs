@@ -13,7 +13,7 @@ use super::signal::frame::FaultRecord;
 use super::signal::{Signal, SignalCause};
 use super::task::Task;
 use crate::mm::space::{self, FaultError, USER_END};
-use crate::sched::{Thread, Work, current};
+use crate::sched::{Thread, current};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 
@@ -173,11 +173,11 @@ fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: F
 /// Handles a fault of the kernel on memory of the program that it works for.
 ///
 /// A page may be unmapped again before the access is repeated, and again. So that such a call ends, it fails once a
-/// fatal signal is pending, as on Linux (`fatal_signal_pending`).
+/// fatal signal is pending, as on Linux.
 pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -> bool {
     // SAFETY: the thread works for a program, so it has not left its process.
     let task = unsafe { Task::of(thread) };
-    if thread.has(Work::SIGNAL) && task.is_called_off() {
+    if task.is_killed(thread) {
         return false;
     }
     resolve_access(task, address, access).is_ok()

@@ -1,10 +1,10 @@
 //! Out of memory: the process with the largest space ends, and the fault or call that failed is retried.
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
-//! changed. It returns when there are frames again. Pages of files go first, which can be had again. One process ends at a time; others wait for it, but not for ever:
-//! one that does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory:
-//! spaces are measured one after the other, found by number, and the lock of all processes is held for one step at a
-//! time.
+//! changed. It returns when there are frames again. Pages of files go first, which can be had again. Then one process
+//! ends at a time; others wait for it, but not for ever: one that does not end in time is excluded from the next choice.
+//! Neither ending nor the choice allocates memory: spaces are measured one after the other, found by number, and the
+//! lock of all processes is held for one step at a time.
 //!
 //! A fault of a device belongs to no program: it fails, and no process ends for it. The kernel's own threads have the
 //! [reserve](crate::mm::frame::FrameAllocator::reserve), and get an error beyond that.
@@ -21,7 +21,7 @@ use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::Deadline;
 use crate::kernel;
 use crate::mm::space::{Footprint, SpaceRef, Used};
-use crate::sched::{Thread, Work, relax, sleep_through};
+use crate::sched::{Thread, relax, sleep_through};
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -64,7 +64,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     if task.is_leaving() || wanted > frames.total() {
         return Relief::None;
     }
-    let is_killed = || thread.has(Work::SIGNAL) && task.is_called_off();
+    let is_killed = || task.is_killed(thread);
     // Once: programs that use what they free would go on for ever.
     kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);
     loop {

@@ -269,6 +269,13 @@ impl Task {
         state.is_ending(self) || state.fatal(waiting).is_some()
     }
 
+    /// Whether a signal is pending that ends the process of this task, whose thread runs: what takes long ends early then
+    /// (Linux: `fatal_signal_pending`).
+    #[inline(always)]
+    pub fn is_killed(&self, thread: &Thread) -> bool {
+        thread.has(Work::SIGNAL) && self.is_called_off()
+    }
+
     /// Makes the thread check for signals, also if it sleeps interruptibly.
     pub fn kick(&self) {
         self.thread().raise(Work::SIGNAL);

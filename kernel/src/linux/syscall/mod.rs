@@ -23,7 +23,7 @@ use granule_arch::addr::VirtAddr;
 use crate::linux::errno::Errno;
 use crate::linux::process::oom::{self, Relief};
 use crate::linux::process::task::{Restart, RestartKind, Task};
-use crate::sched::{Thread, Work};
+use crate::sched::Thread;
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
@@ -52,7 +52,7 @@ impl Syscall<'_> {
     /// Whether a signal is pending that ends the process: a long call ends early then.
     #[inline(always)]
     fn is_killed(&self) -> bool {
-        self.thread.has(Work::SIGNAL) && self.task.is_called_off()
+        self.task.is_killed(self.thread)
     }
 }
 
