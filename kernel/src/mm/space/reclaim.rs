@@ -32,7 +32,8 @@ use crate::sched::relax;
 use crate::smp::Cpu;
 
 /// Pages that are invalidated together.
-pub(super) const TOGETHER: u64 = 32;
+const TOGETHER: u64 = 32;
+
 /// What becomes of pages that were used since the last pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Used {

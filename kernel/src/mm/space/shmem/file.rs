@@ -13,7 +13,7 @@ use granule_pgtable::Mmu;
 use thiserror::Error;
 
 use super::super::code::CODE_VISIBLE;
-use super::super::gather::{Gather, pages};
+use super::super::gather::Gather;
 use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::zap::ZapFlags;
@@ -363,12 +363,10 @@ impl Object {
     ///
     /// Each invalidation, of the CPUs and of devices, is of the space that the entries are in, and is complete before the
     /// lock of their table is dropped.
-    fn unmap_mapping_range(&self, cpu: &Cpu, pages_of_object: Range<u64>, flags: ZapFlags) {
+    fn unmap_mapping_range(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
         let mappers = self.mappers.read();
-        for mapped in mappers.of(pages_of_object) {
-            // SAFETY: an area leaves the reverse map before its tables are freed and before its space ends.
-            let space = unsafe { mapped.mapping.space().as_ref() };
-            let range = pages(mapped.start, mapped.end);
+        for mapped in mappers.of(pages) {
+            let (space, range) = (mapped.space(), mapped.range());
             let _change = space.notifiers.start(Change::new(Event::Clear, range.start(), range.end()));
             let mut gather = Gather::by_reverse_map(space, cpu, &mappers);
             space.zap(&mut gather, range, flags);
@@ -391,15 +389,13 @@ impl Object {
 
     /// Frees the frames of `pages`, which hold what the file holds; returns how many. None is freed where one of the pages
     /// was used since it became old, or is locked.
-    pub(in super::super) fn reclaim(&self, cpu: &Cpu, pages_of_object: Range<u64>, used: Used) -> usize {
+    pub(in super::super) fn reclaim(&self, cpu: &Cpu, pages: Range<u64>, used: Used) -> usize {
         let _state = self.state.write();
         let mappers = self.mappers.read();
         let mut batch = TlbBatch::new(&self.common.mmu);
         let mut is_used = false;
-        for mapped in mappers.of(pages_of_object.clone()) {
-            // SAFETY: an area leaves the reverse map before its tables are freed and before its space ends.
-            let space = unsafe { mapped.mapping.space().as_ref() };
-            is_used |= mapped.is_locked || space.was_used(&mut batch, pages(mapped.start, mapped.end), used);
+        for mapped in mappers.of(pages.clone()) {
+            is_used |= mapped.is_locked || mapped.space().was_used(&mut batch, mapped.range(), used);
             if is_used && used == Used::Keep {
                 break;
             }
@@ -407,11 +403,9 @@ impl Object {
         if is_used {
             return 0;
         }
-        let taken = self.take(pages_of_object.clone());
-        for mapped in mappers.of(pages_of_object) {
-            // SAFETY: as above.
-            let space = unsafe { mapped.mapping.space().as_ref() };
-            let range = pages(mapped.start, mapped.end);
+        let taken = self.take(pages.clone());
+        for mapped in mappers.of(pages) {
+            let (space, range) = (mapped.space(), mapped.range());
             let _change = space.notifiers.start(Change::new(Event::Clear, range.start(), range.end()));
             space.unmap_in_batch(&mut batch, range);
             relax();

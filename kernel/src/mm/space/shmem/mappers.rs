@@ -12,10 +12,12 @@
 use core::ops::Range;
 
 use granule_arch::addr::VirtAddr;
+use granule_pgtable::PageRange;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
 use super::super::area::{Area, AreaFlags, Mapping};
-use super::PAGE;
+use super::super::gather::pages;
+use super::super::{PAGE, Space};
 use crate::sched::relax;
 
 mod adapters {
@@ -46,12 +48,24 @@ unsafe impl Sync for Mappers {}
 
 /// What an area has of some pages of its object.
 pub(super) struct Mapped<'m> {
-    pub(super) mapping: &'m Mapping,
-    /// The addresses.
-    pub(super) start: VirtAddr,
-    pub(super) end: VirtAddr,
+    mapping: &'m Mapping,
+    start: VirtAddr,
+    end: VirtAddr,
     /// Whether its pages stay.
     pub(super) is_locked: bool,
+}
+
+impl Mapped<'_> {
+    /// The space that the area is in.
+    pub(super) fn space(&self) -> &Space {
+        // SAFETY: an area leaves the reverse map, which is locked, before its tables are freed and before its space ends.
+        unsafe { self.mapping.space().as_ref() }
+    }
+
+    /// The addresses.
+    pub(super) fn range(&self) -> PageRange {
+        pages(self.start, self.end)
+    }
 }
 
 impl Mappers {
