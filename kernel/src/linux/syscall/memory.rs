@@ -96,11 +96,17 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     let is_killed = || call.is_killed();
     let address = space.mmap_within(this_cpu(), &request, &terms, &is_killed)?;
     if populate {
-        while oom::relieve(call.task, call.thread) == Relief::Retry {
-            space.populate_again(this_cpu(), address, bytes, &is_killed);
-        }
+        populate_when_relieved(call, address, bytes);
     }
     Ok(address.0)
+}
+
+/// Populates a mapping again where that came to a want of memory, as often as there is some.
+#[inline(always)]
+fn populate_when_relieved(call: &Syscall<'_>, start: VirtAddr, bytes: u64) {
+    while oom::relieve(call.task, call.thread) == Relief::Retry {
+        call.task.space().populate_again(this_cpu(), start, bytes, &|| call.is_killed());
+    }
 }
 
 /// The bytes of a mapping of large pages. There are none, so the mapping is refused; this makes the checks that come
@@ -254,8 +260,7 @@ pub(super) fn msync(call: &mut Syscall<'_>) -> Answer {
     if flags & !(MS_ASYNC | MS_INVALIDATE | MS_SYNC) != 0 || is_both || !start.is_aligned(PAGE) {
         return Err(Errno::EINVAL);
     }
-    // Rounded up to nothing where it wraps, as on Linux.
-    let bytes = bytes.wrapping_add(PAGE - 1) & !(PAGE - 1);
+    let (_, bytes) = whole_pages(start, bytes);
     start.0.checked_add(bytes).ok_or(Errno::ENOMEM)?;
     let space = call.task.space();
     if flags & MS_INVALIDATE != 0 && space.madvise_unlocked(start, bytes) == Err(SpaceError::Invalid) {
@@ -290,17 +295,14 @@ pub(super) fn mremap(call: &mut Syscall<'_>) -> Answer {
         }
     };
     if let Some(longer) = remap.longer() {
-        let bring =
-            || space.populate_again(this_cpu(), longer.start(), longer.end() - longer.start(), &|| call.is_killed());
-        bring();
-        while oom::relieve(call.task, call.thread) == Relief::Retry {
-            bring();
-        }
+        let (start, bytes) = (longer.start(), longer.end() - longer.start());
+        space.populate_again(this_cpu(), start, bytes, &|| call.is_killed());
+        populate_when_relieved(call, start, bytes);
     }
     Ok(address.0)
 }
 
-/// Rounds a range to pages as Linux does for locks: its end wraps to no bytes.
+/// Rounds a range to pages as Linux does for locks and `msync`: a size that wraps is no bytes.
 fn whole_pages(start: VirtAddr, bytes: u64) -> (VirtAddr, u64) {
     let first = start.align_down(PAGE);
     (first, bytes.wrapping_add(start.0 - first.0).wrapping_add(PAGE - 1) & !(PAGE - 1))

@@ -86,6 +86,8 @@ impl AreaFlags {
     pub(super) const LOCKED: Self = Self(1 << 4);
     /// They are brought by their first access (Linux: `VM_LOCKONFAULT`).
     pub(super) const LOCKED_ON_FAULT: Self = Self(1 << 5);
+    /// All that says how pages are locked.
+    pub(super) const LOCKING: Self = Self::LOCKED.with(Self::LOCKED_ON_FAULT);
     /// Nothing.
     pub(super) const NONE: Self = Self(0);
 
@@ -783,7 +785,7 @@ impl Areas {
             if area.flags().has_any(AreaFlags::NOT_IN_CHILDREN) {
                 drop(self.take(&area));
             } else {
-                let flags = area.flags().without(AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT));
+                let flags = area.flags().without(AreaFlags::LOCKING);
                 self.set_flags(&area, flags);
             }
             relax();

@@ -34,8 +34,13 @@ impl Locking {
         match self {
             Self::None => AreaFlags::NONE,
             Self::Now => AreaFlags::LOCKED,
-            Self::OnFault => AreaFlags::LOCKED.with(AreaFlags::LOCKED_ON_FAULT),
+            Self::OnFault => AreaFlags::LOCKING,
         }
+    }
+
+    /// The flags of `area` when it is locked so.
+    fn of(self, area: &Area) -> AreaFlags {
+        area.flags().without(AreaFlags::LOCKING).with(self.flags())
     }
 }
 
@@ -54,9 +59,6 @@ impl Area {
 fn is_own_and_locked(area: &Area) -> bool {
     area.locking() == Locking::Now && !area.is_shared()
 }
-
-/// All that says how pages are locked.
-const LOCKED: AreaFlags = Locking::OnFault.flags();
 
 impl Space {
     /// Locks the pages of the `bytes` bytes from `start` on, or unlocks them, up to the first that is not mapped; those that
@@ -81,8 +83,7 @@ impl Space {
                 return Err(SpaceError::NoMemory.into());
             }
             let covered = pages(range.start(), until);
-            let lock = |area: &Area| Ok(area.flags().without(LOCKED).with(locking.flags()));
-            match self.change_flags(cpu, areas, covered, lock) {
+            match self.change_flags(cpu, areas, covered, |area| Ok(locking.of(area))) {
                 // No advice: too many areas are too little memory.
                 Err(Refusal::Final(SpaceError::NoRecords)) => Err(SpaceError::NoMemory.into()),
                 changed => changed.map(|_| until),
@@ -116,9 +117,7 @@ impl Space {
     pub fn mlock_all(&self, cpu: &Cpu, locking: Locking, is_killed: &dyn Fn() -> bool) {
         self.note_locking(locking);
         let all = pages(USER_START, USER_END);
-        let change = |areas: &mut Areas| {
-            self.change_flags(cpu, areas, all, |area| Ok(area.flags().without(LOCKED).with(locking.flags())))
-        };
+        let change = |areas: &mut Areas| self.change_flags(cpu, areas, all, |area| Ok(locking.of(area)));
         // Whole areas are not cut, so nothing is refused.
         drop(self.change_areas(self.write_all_areas(), change));
         if locking == Locking::Now {
@@ -186,20 +185,16 @@ impl Space {
 
     /// How areas that come are locked (`mlockall` with `MCL_FUTURE`).
     pub fn set_future_locking(&self, locking: Locking) {
-        let value = match locking {
-            Locking::None => 0,
-            Locking::Now => 1,
-            Locking::OnFault => 2,
-        };
-        self.future_locking.store(value, Ordering::Relaxed);
+        self.future_locking.store(locking as u8, Ordering::Relaxed);
     }
 
     /// How an area that comes is locked, if its request asks for that, or else.
     pub fn locking_of_new(&self, is_asked: bool) -> Locking {
-        match (self.future_locking.load(Ordering::Relaxed), is_asked) {
-            (0, false) => Locking::None,
-            (0 | 1, _) => Locking::Now,
-            _ => Locking::OnFault,
+        const ON_FAULT: u8 = Locking::OnFault as u8;
+        match self.future_locking.load(Ordering::Relaxed) {
+            ON_FAULT => Locking::OnFault,
+            future if is_asked || future != Locking::None as u8 => Locking::Now,
+            _ => Locking::None,
         }
     }
 

@@ -223,7 +223,7 @@ pub struct Space {
     has_device: AtomicBool,
     /// What a fork has to look at: see [`advise`]. A bit is never cleared.
     advice: AtomicU8,
-    /// How areas that come are locked: see [`mlock`].
+    /// How areas that come are locked: a [`Locking`].
     future_locking: AtomicU8,
     areas: Parts<Areas>,
 }

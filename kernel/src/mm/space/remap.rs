@@ -167,10 +167,7 @@ impl Space {
         let Remap { start, bytes, new_bytes, to, .. } = *request;
         let area = held_at(areas, start)?;
         if new_bytes <= bytes && to.target().is_none() {
-            if new_bytes < bytes {
-                let gone = VirtAddr(start.0 + new_bytes);
-                self.munmap_several(cpu, areas, user_range(gone, bytes - new_bytes).ok_or(SpaceError::Invalid)?)?;
-            }
+            self.cut_end(cpu, areas, request)?;
             return Ok(start);
         }
         if bytes == 0 && !area.is_shared() {
@@ -185,7 +182,7 @@ impl Space {
             if area.page_at(start).saturating_add(new_bytes / PAGE) >= OBJECT_PAGES {
                 return Err(SpaceError::Invalid.into());
             }
-            self.check_growth(areas, &area, more, limits)?;
+            check_growth(areas, &area, more, limits)?;
         }
         let address = match to.target() {
             Some(_) => self.remap_to(cpu, areas, request, limits)?,
@@ -198,9 +195,15 @@ impl Space {
         Ok(address)
     }
 
-    /// Fails where the limits do not permit `more` bytes like those of `area`.
-    fn check_growth(&self, areas: &Areas, area: &Area, more: u64, limits: &SpaceLimits) -> Result<(), Refusal> {
-        if areas.fits(more, area.data() != 0, limits) { Ok(()) } else { Err(SpaceError::NoMemory.into()) }
+    /// Unmaps what is beyond the new size.
+    fn cut_end(&self, cpu: &Cpu, areas: &mut Areas, request: &mut Remap) -> Result<(), Refusal> {
+        let Remap { start, bytes, new_bytes, .. } = *request;
+        if new_bytes < bytes {
+            let gone = user_range(start + new_bytes, bytes - new_bytes).ok_or(SpaceError::Invalid)?;
+            self.munmap_several(cpu, areas, gone)?;
+            request.bytes = new_bytes;
+        }
+        Ok(())
     }
 
     /// Fails where memory for `more` bytes like those of `area` cannot be.
@@ -245,14 +248,10 @@ impl Space {
             let target = place_elsewhere(areas, placement, request.new_bytes)?;
             self.munmap_several(cpu, areas, target)?;
         }
-        if request.new_bytes < request.bytes {
-            let (kept, end) = (request.start + request.new_bytes, request.start.0.wrapping_add(request.bytes));
-            self.munmap_several(cpu, areas, user_range(kept, end.wrapping_sub(kept.0)).ok_or(SpaceError::Invalid)?)?;
-            request.bytes = request.new_bytes;
-        }
+        self.cut_end(cpu, areas, request)?;
         let area = held_at(areas, request.start)?;
         if request.keeps_source {
-            self.check_growth(areas, &area, request.bytes, limits)?;
+            check_growth(areas, &area, request.bytes, limits)?;
         }
         let target = place_elsewhere(areas, placement, request.new_bytes)?;
         self.move_area(cpu, areas, request, area, target)
@@ -291,7 +290,7 @@ impl Space {
             self.move_entries(&mut gather, source, target.start());
             if unlocks {
                 let unlocked = areas.cut_out(area, source, &mut spares);
-                areas.set_flags(&unlocked, unlocked.flags().without(Locking::OnFault.flags()));
+                areas.set_flags(&unlocked, unlocked.flags().without(AreaFlags::LOCKING));
                 areas.merge(unlocked);
             } else if !keeps_source {
                 drop(areas.remove_part(&area, source, &mut spares));
@@ -378,4 +377,9 @@ impl Space {
 fn held_at(areas: &Areas, address: VirtAddr) -> Result<Held, SpaceError> {
     let page = (USER_START..USER_END).contains(&address).then(|| pages(address, address + PAGE));
     page.and_then(|page| areas.first_touching(page)).ok_or(SpaceError::NoArea)
+}
+
+/// Fails where the limits do not permit `more` bytes like those of `area`.
+fn check_growth(areas: &Areas, area: &Area, more: u64, limits: &SpaceLimits) -> Result<(), Refusal> {
+    if areas.fits(more, area.data() != 0, limits) { Ok(()) } else { Err(SpaceError::NoMemory.into()) }
 }
