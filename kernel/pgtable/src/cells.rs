@@ -4,8 +4,10 @@
 //! by one, under faults of several CPUs, and each last-level table has a lock. So what is given out here are the tables
 //! and their cells; the lock, and what is written, are the owner's. Three rules hold for such a tree:
 //!
-//! - leaves are pages, and every descriptor above is a table's or empty;
-//! - tables are linked at any time, by compare-exchange, so that several CPUs may need the same one;
+//! - leaves are pages, or blocks of the level above the last, whose lock is that of the table that has them; every other
+//!   descriptor above is a table's or empty;
+//! - tables are linked at any time, by compare-exchange, so that several CPUs may need the same one; the owner links one
+//!   in place of a block under that lock;
 //! - tables are unlinked only by an owner that excludes all other users ([`PageTables::unlink_tables`]), so a table
 //!   that was found stays.
 
@@ -48,6 +50,103 @@ pub struct Cells<'t, M: Mmu> {
     pub start: VirtAddr,
 }
 
+/// The entry of the level above the last for some addresses: it links a table, is a block, or is empty.
+pub struct BlockCell<'t, M: Mmu> {
+    /// The table that it is in.
+    pub table: PhysAddr,
+    /// The entry.
+    pub cell: &'t M::Cell,
+    /// What it translates begins here.
+    pub start: VirtAddr,
+}
+
+/// What a walk meets.
+pub enum CellsOrBlock<'t, M: Mmu> {
+    /// Entries of a last-level table that are in its range.
+    Cells(Cells<'t, M>),
+    /// The first address in the range of a block, which may be in it in part.
+    Block(VirtAddr),
+}
+
+/// What was done with a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Visited {
+    /// All there was to do.
+    Done,
+    /// A table may be in its place now, and is visited.
+    Again,
+}
+
+/// A walk of last-level tables and blocks ([`PageTables::walk_cells`]).
+pub struct CellsWalk<'t, M: Mmu> {
+    mmu: &'t M,
+    root: Table,
+    /// Where it goes on.
+    from: VirtAddr,
+    /// The last address.
+    last: VirtAddr,
+    is_done: bool,
+}
+
+impl<'t, M: Mmu> CellsWalk<'t, M> {
+    /// The next table's entries, or block, in ascending order.
+    #[inline(always)]
+    #[allow(clippy::should_implement_trait, reason = "used with `go_on` in between, which takes it")]
+    pub fn next(&mut self) -> Option<CellsOrBlock<'t, M>> {
+        let tables = PageTables::new(self.mmu, self.root);
+        while !self.is_done {
+            let from = self.from;
+            match tables.last_table(from) {
+                Ok(place) => {
+                    let pages = ((self.last.0 - from.0) >> M::Geometry::PAGE_SHIFT) as usize + 1;
+                    let left = M::Geometry::entries(LAST_LEVEL) - M::Geometry::index(from, LAST_LEVEL);
+                    self.pass(BLOCK_LEVEL);
+                    return Some(CellsOrBlock::Cells(cells_in(&place, from, pages.min(left))));
+                }
+                Err(Stop::Missing(level)) => self.pass(level),
+                Err(Stop::Block(_)) => {
+                    self.pass(BLOCK_LEVEL);
+                    return Some(CellsOrBlock::Block(from));
+                }
+            }
+        }
+        None
+    }
+
+    /// Passes what an entry of `level` translates.
+    #[inline(always)]
+    fn pass(&mut self, level: u8) {
+        let last = VirtAddr(self.from.0 | (M::Geometry::entry_size(level) - 1));
+        self.is_done = last >= self.last;
+        if !self.is_done {
+            self.from = last + 1;
+        }
+    }
+
+    /// Goes on behind the block that it met at `address`, which was the last, or there again.
+    #[inline(always)]
+    pub fn go_on(&mut self, address: VirtAddr, visited: Visited) {
+        if visited == Visited::Again {
+            (self.from, self.is_done) = (address, false);
+        }
+    }
+}
+
+/// The level of blocks in such a tree.
+const BLOCK_LEVEL: u8 = LAST_LEVEL - 1;
+
+impl<M: Mmu> BlockCell<'_, M> {
+    /// Whether all that it translates is in `range`.
+    pub fn is_in(&self, range: PageRange<M::Geometry>) -> bool {
+        range.start() <= self.start && self.range().last() <= range.last()
+    }
+
+    /// The addresses that it translates.
+    pub fn range(&self) -> PageRange<M::Geometry> {
+        PageRange::trusted(self.start, M::Geometry::entry_size(BLOCK_LEVEL))
+    }
+}
+
 impl<M: Mmu> Clone for Cells<'_, M> {
     fn clone(&self) -> Self {
         *self
@@ -86,23 +185,39 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// At a block: to pass over it would leave its pages as they are.
     #[inline(always)]
     pub fn for_each_cells(&self, range: PageRange<M::Geometry>, mut visit: impl FnMut(Cells<'a, M>)) {
-        let mut from = range.start();
-        loop {
-            let level = match self.last_table(from) {
-                Ok(place) => {
-                    let pages = ((range.last().0 - from.0) >> M::Geometry::PAGE_SHIFT) as usize + 1;
-                    let left = M::Geometry::entries(LAST_LEVEL) - M::Geometry::index(from, LAST_LEVEL);
-                    visit(cells_in(&place, from, pages.min(left)));
-                    LAST_LEVEL - 1
-                }
-                Err(stop) => stop.missing_at(from),
-            };
-            let last = VirtAddr(from.0 | (M::Geometry::entry_size(level) - 1));
-            if last >= range.last() {
-                return;
+        let mut walk = self.walk_cells(range);
+        while let Some(met) = walk.next() {
+            match met {
+                CellsOrBlock::Cells(found) => visit(found),
+                CellsOrBlock::Block(address) => refuse_block(address),
             }
-            from = last + 1;
         }
+    }
+
+    /// The same as a walk, for a tree with blocks.
+    #[inline(always)]
+    pub fn walk_cells(&self, range: PageRange<M::Geometry>) -> CellsWalk<'a, M> {
+        CellsWalk { mmu: self.mmu(), root: self.root(), from: range.start(), last: range.last(), is_done: false }
+    }
+
+    /// The entry above the last level for `address`; `None` where there is no table of that level, or a larger block.
+    #[inline(never)]
+    pub fn block_cell(&self, address: VirtAddr) -> Option<BlockCell<'a, M>> {
+        let place = Cursor::at_root(self).down_to(BLOCK_LEVEL, address, ReclaimMark::Keep).ok()?;
+        Some(block_in(self.mmu(), place.table(), address))
+    }
+
+    /// The same, with the tables above it linked first where they are missing.
+    ///
+    /// # Errors
+    /// [`EnsureError`]; nothing was linked.
+    pub fn ensure_block_cell(
+        &self,
+        address: VirtAddr,
+        source: &mut impl TableSource,
+    ) -> Result<BlockCell<'a, M>, EnsureError> {
+        let (table, ()) = self.ensure::<BLOCK_LEVEL, _, _>(address, source, || Ok(()))?;
+        Ok(block_in(self.mmu(), table, address))
     }
 
     /// The last-level table for `address`, or where the walk for it ends.
@@ -124,11 +239,19 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         source: &mut impl TableSource,
         prepare: impl FnOnce() -> Result<T, E>,
     ) -> Result<((PhysAddr, &'a M::Cell), T), E> {
-        let missing = match self.last_table(address) {
-            Ok(_) => 0,
-            Err(Stop::Missing(level)) => usize::from(LAST_LEVEL - level),
-            Err(Stop::Block(_)) => return Err(EnsureError::Block.into()),
-        };
+        let (table, prepared) = self.ensure::<LAST_LEVEL, _, _>(address, source, prepare)?;
+        Ok(((table.address(), cell_in(self.mmu(), table, address)), prepared))
+    }
+
+    /// The same for the table of `LEVEL`.
+    #[inline(always)]
+    fn ensure<const LEVEL: u8, T, E: From<EnsureError>>(
+        &self,
+        address: VirtAddr,
+        source: &mut impl TableSource,
+        prepare: impl FnOnce() -> Result<T, E>,
+    ) -> Result<(Table, T), E> {
+        let missing = self.missing::<LEVEL>(address).ok_or(EnsureError::Block)?;
         let mmu = self.mmu();
         let mut spare = TableList::take(mmu, missing, source).map_err(|_| EnsureError::OutOfTables)?;
         let prepared = match prepare() {
@@ -138,24 +261,21 @@ impl<'a, M: Mmu> PageTables<'a, M> {
                 return Err(error);
             }
         };
-        let mut place = Cursor::at_root(self);
-        while place.level() != LAST_LEVEL {
-            let cell = place.cell(address);
-            let mut entry = mmu.load(cell);
-            if !entry.is_table()
-                && let Stop::Missing(_) = stop((entry, place.level()))
-            {
-                entry = link(mmu, cell, &mut spare);
-            }
-            if place.follow(entry).is_err() {
-                // A block was not there at the first look.
-                spare.give_back(mmu, source);
-                return Err(EnsureError::Block.into());
-            }
-        }
+        let linked = link_down::<LEVEL, M>(mmu, self.root().address(), address, &mut spare);
         // Another CPU may have linked a table that was missing; then one is left over.
         spare.give_back(mmu, source);
-        Ok(((place.table().address(), place.cell(address)), prepared))
+        // A block was not there at the first look.
+        Ok((Table::new(linked.ok_or(EnsureError::Block)?, LEVEL), prepared))
+    }
+
+    /// How many tables are missing down to `LEVEL` for `address`; `None` at a block.
+    #[inline(always)]
+    fn missing<const LEVEL: u8>(&self, address: VirtAddr) -> Option<usize> {
+        match Cursor::at_root(self).down_to(LEVEL, address, ReclaimMark::Keep).map_err(stop) {
+            Ok(_) => Some(0),
+            Err(Stop::Missing(found)) => Some(usize::from(LEVEL - found)),
+            Err(Stop::Block(_)) => None,
+        }
     }
 
     /// Takes out of the tree the tables below the root that translate an address of `range` and none outside `hole`,
@@ -257,6 +377,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 pub enum Dismantled {
     /// A last-level entry that was not empty.
     Entry(Descriptor),
+    /// A block, and the table that it was in.
+    Block(Descriptor, PhysAddr),
     /// A table that no walk reaches any more.
     Table(PhysAddr),
 }
@@ -268,6 +390,8 @@ fn hand_out<const ENTRIES: bool, M: Mmu>(mmu: &M, table: Table, out: &mut impl F
         for_each_used(mmu, mmu.table(table), |_, entry| {
             if table.level() == LAST_LEVEL {
                 out(Dismantled::Entry(entry));
+            } else if !entry.is_table() {
+                out(Dismantled::Block(entry, table.address()));
             } else {
                 hand_out::<ENTRIES, M>(mmu, Table::new(entry.address(), table.level() + 1), out);
             }
@@ -299,6 +423,49 @@ fn cells_in<'t, M: Mmu>(place: &Cursor<'t, M>, start: VirtAddr, count: usize) ->
     Cells { table: place.table().address(), cells: &place.cells()[first..first + count], start }
 }
 
+/// The block's entry for `address` in `table`.
+fn block_in<M: Mmu>(mmu: &M, table: Table, address: VirtAddr) -> BlockCell<'_, M> {
+    let start = address.align_down(M::Geometry::entry_size(BLOCK_LEVEL));
+    BlockCell { table: table.address(), cell: cell_in(mmu, table, address), start }
+}
+
+/// The entry for `address` in `table`.
+#[inline(always)]
+fn cell_in<M: Mmu>(mmu: &M, table: Table, address: VirtAddr) -> &M::Cell {
+    &mmu.table(table)[M::Geometry::index(address, table.level())]
+}
+
+/// Goes down from `root` to the table of `LEVEL` for `address`, with `spare` tables where they are missing; `None` at a
+/// block.
+#[inline(always)]
+fn link_down<const LEVEL: u8, M: Mmu>(
+    mmu: &M,
+    root: PhysAddr,
+    address: VirtAddr,
+    spare: &mut TableList,
+) -> Option<PhysAddr> {
+    let mut table = root;
+    for level in M::Geometry::FIRST_LEVEL..LEVEL {
+        let cell = cell_in(mmu, Table::new(table, level), address);
+        let mut entry = mmu.load(cell);
+        if !entry.is_table()
+            && let Stop::Missing(_) = stop((entry, level))
+        {
+            entry = link(mmu, cell, spare);
+        }
+        if !entry.is_table() {
+            return None;
+        }
+        table = entry.address();
+    }
+    Some(table)
+}
+
+#[cold]
+fn refuse_block(address: VirtAddr) -> ! {
+    panic!("a block at {address}, in a tree whose leaves are pages")
+}
+
 /// What a walk ends at: an entry, of this level, that links no table.
 #[cold]
 fn stop((entry, level): (Descriptor, u8)) -> Stop {
@@ -314,7 +481,7 @@ impl Stop {
     fn missing_at(self, address: VirtAddr) -> u8 {
         match self {
             Self::Missing(level) => level,
-            Self::Block(level) => panic!("a block of level {level} at {address}, in a tree whose leaves are pages"),
+            Self::Block(_) => refuse_block(address),
         }
     }
 }

@@ -78,7 +78,7 @@ mod walk;
 pub use granule_arch;
 
 pub use announce::{Announced, Grace, WalkWord};
-pub use cells::{Cells, Dismantled, EnsureError};
+pub use cells::{BlockCell, Cells, CellsOrBlock, CellsWalk, Dismantled, EnsureError, Visited};
 pub use dump::{Extent, LeafTotals, Size};
 pub use error::Error;
 pub use flush::{Flush, Invalidation, Tables};

@@ -34,6 +34,16 @@ impl Table {
         Self { address, level: G::FIRST_LEVEL }
     }
 
+    /// Vouches for a last-level table that is linked later, or never.
+    ///
+    /// # Safety
+    /// `address` is a frame for tables, reachable through [`Mmu::table`], that nothing else uses while the value exists. It
+    /// is linked when its entries are whole, by a table descriptor in a tree of the same geometry.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub const unsafe fn spare(address: PhysAddr) -> Self {
+        Self { address, level: crate::geometry::LAST_LEVEL }
+    }
+
     pub(crate) const fn new(address: PhysAddr, level: u8) -> Self {
         Self { address, level }
     }

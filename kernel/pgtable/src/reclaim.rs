@@ -228,10 +228,14 @@ fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
 }
 
 /// Looks at a few entries at once, and no further than the first that are in use.
-// Unrolled, it is longer than all that is around it, in several places.
-#[inline(never)]
 fn is_empty<M: Mmu>(mmu: &M, table: Table) -> bool {
-    mmu.table(table).chunks(64).all(|entries| mmu.survey(entries).any == Descriptor::EMPTY.0)
+    mmu.table(table).chunks(64).all(|entries| are_empty(mmu, entries))
+}
+
+// Inlined, it is there eight times.
+#[inline(never)]
+fn are_empty<M: Mmu>(mmu: &M, entries: &[M::Cell]) -> bool {
+    mmu.survey(entries).any == Descriptor::EMPTY.0
 }
 
 /// A table that links no other below the address where it was looked at.

@@ -3,10 +3,12 @@
 use core::cell::Cell;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::Descriptor;
+use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{Dismantled, EnsureError, Geometry, Granule4K, Granule16K, Granule64K, Mmu, PageRange, Tiny};
+use granule_pgtable::{
+    CellsOrBlock, Dismantled, EnsureError, Geometry, Granule4K, Granule16K, Granule64K, Mmu, PageRange, Tiny, Visited,
+};
 
 use crate::{DATA, GIB, KIB, LARGEST, MIB, map, range};
 
@@ -151,6 +153,7 @@ fn everything_comes_out_once_and_after_the_invalidation<G: Geometry>() {
                 assert_eq!(entry, LEAF);
                 entries += 1;
             }
+            Dismantled::Block(entry, table) => panic!("{entry:?} in {table}"),
             Dismantled::Table(table) => tables.push(table),
         }
     };
@@ -189,6 +192,57 @@ in_every_geometry!(
     tables_go_at_the_top_of_the_address_space,
     everything_comes_out_once_and_after_the_invalidation
 );
+
+/// A walk meets a block once, also where a part of it is in the range, or again as a table.
+#[test]
+fn a_walk_meets_blocks_and_tables_in_order() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let (tables, mmu) = (machine.page_tables(), machine.mmu());
+    let block = Descriptor(LEAF.0 & !bits::TABLE);
+    let place = |address| tables.ensure_block_cell(VirtAddr(address), &mut machine.frames()).unwrap();
+    mmu.store(place(2 * MIB).cell, block);
+    mmu.store(place(6 * MIB).cell, block);
+    write(&machine, VirtAddr(4 * MIB));
+    let found = tables.block_cell(VirtAddr(2 * MIB + 5 * KIB)).unwrap();
+    assert_eq!((found.start, mmu.load(found.cell)), (VirtAddr(2 * MIB), block));
+    let around = |start, bytes| found.is_in(range(VirtAddr(start), bytes));
+    assert!(around(2 * MIB, 2 * MIB) && around(0, 8 * MIB));
+    assert!(!around(2 * MIB + 4 * KIB, 2 * MIB) && !around(0, 4 * MIB - 4 * KIB));
+    for again in [Visited::Done, Visited::Again] {
+        let mut walk = tables.walk_cells(range(VirtAddr(2 * MIB + 8 * KIB), 6 * MIB - 16 * KIB));
+        let mut met = Vec::new();
+        while let Some(next) = walk.next() {
+            match next {
+                CellsOrBlock::Cells(cells) => met.push((cells.start.0, cells.cells.len())),
+                CellsOrBlock::Block(at) => {
+                    met.push((at.0, 0));
+                    if at.0 < 4 * MIB && met.len() == 1 {
+                        walk.go_on(at, again);
+                    }
+                }
+            }
+        }
+        let first = (2 * MIB + 8 * KIB, 0);
+        let mut expected = vec![first, (4 * MIB, 512), (6 * MIB, 0)];
+        if again == Visited::Again {
+            expected.insert(0, first);
+        }
+        assert_eq!(met, expected);
+    }
+    // Each with the table that it was in.
+    let mut blocks = Vec::new();
+    let out = |out| {
+        if let Dismantled::Block(entry, table) = out {
+            blocks.push((entry, table));
+        }
+    };
+    // SAFETY: one thread has the machine, and no cell any more.
+    #[allow(unsafe_code, reason = "the machine is the test's own")]
+    unsafe {
+        tables.dismantle(|| (), out);
+    }
+    assert_eq!(blocks, [(block, found.table); 2]);
+}
 
 /// A walker follows the descriptor as soon as it is there, so what is in the table comes before it.
 #[test]
