@@ -202,9 +202,9 @@ memset_by_blocks:
 0:  stp     xzr, xzr, [x3], #16
 1:  cmp     x3, x6
     b.lo    0b
-    sub     x8, x7, x5, lsl #3          // the last place for eight
+    sub     x8, x7, x5, lsl #4          // the last place for sixteen
     b       3f
-2:  .rept   8
+2:  .rept   16
     dc      zva, x6
     add     x6, x6, x5
     .endr
