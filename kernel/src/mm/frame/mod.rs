@@ -266,6 +266,55 @@ impl FrameAllocator {
         }
     }
 
+    /// A page block that can be [split](Self::split_block): each of its frames is held once.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there is none.
+    pub fn alloc_splittable(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        // Those that CPUs keep for themselves stay there: pages serve as well.
+        if !self.blocks.has_blocks_for(BLOCK_FRAMES) {
+            self.wake_reclaimer();
+            return Err(OutOfMemory);
+        }
+        let block = self.alloc_blocks(cpu, 0)?;
+        Frame::set_all(self.records_of_block(block), 1);
+        Ok(block)
+    }
+
+    /// Gives back a page block of [`Self::alloc_splittable`] that was not split and has one holder.
+    ///
+    /// # Panics
+    /// As [`Self::free`].
+    pub fn free_splittable(&self, cpu: &Cpu, block: PhysAddr) {
+        let records = self.records_of_block(block);
+        debug_assert!(records.iter().all(|record| record.references() == 1), "a block that is held by others");
+        Frame::set_all(records, 0);
+        records[0].claim();
+        self.free_blocks(cpu, block, 0);
+    }
+
+    /// Makes a page block of [`Self::alloc_splittable`] 512 frames: each is held as often as the first, has its flags, and is
+    /// given back by itself. The caller excludes all that looks at how the block is held.
+    pub fn split_block(&self, cpu: &Cpu, block: PhysAddr) {
+        let records = self.records_of_block(block);
+        let (references, flags) = (records[0].references(), records[0].flags.load(Ordering::Relaxed));
+        if references != 1 {
+            Frame::set_all(records, references);
+        }
+        if flags != 0 {
+            records.iter().for_each(|record| record.flags.store(flags, Ordering::Relaxed));
+        }
+        self.blocks.cut_taken(cpu, block.frame_number() / BLOCK_FRAMES);
+    }
+
+    /// The records of a page block that was allocated.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    fn records_of_block(&self, block: PhysAddr) -> &[Frame] {
+        let first = block.frame_number();
+        // SAFETY: the records of a block that was taken are valid and stay mapped.
+        unsafe { self.records.run(first..first + BLOCK_FRAMES) }
+    }
+
     /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut
     /// or the first of a run, in which case the frame is not one that anyone owns by itself.
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]

@@ -27,9 +27,10 @@ pub struct Frame {
     /// Software flags of the frame's owner; 0 while it is free.
     pub flags: AtomicU32,
     /// Whose frame it is, in the owner's own terms: the object that it belongs to, or the head of its reverse map; of a
-    /// table of a user space, which parts were used (`mm::space::used`). 0 while it is free.
+    /// last-level table of a user space, which parts were used (`mm::space::used`); of one above, the tables deposited for
+    /// its blocks, and of such a table the next (`mm::space::block`). 0 while it is free.
     pub owner: AtomicU64,
-    /// The lock of the page table that the frame holds, if it holds one; 0 means not held.
+    /// The lock of the page table that the frame holds, or of the block of user memory that begins here; 0 means not held.
     pub table_lock: AtomicU32,
 }
 
@@ -58,6 +59,16 @@ impl Frame {
     pub(super) fn claim(&self) {
         debug_assert_eq!(self.references.load(Ordering::Relaxed), 0, "a frame handed out twice");
         self.references.store(1, Ordering::Relaxed);
+    }
+
+    /// Marks frames, which are all the caller's, as held so often.
+    #[inline(never)]
+    pub(super) fn set_all(frames: &[Self], references: u32) {
+        /// Stores for each turn of the loop.
+        const TURN: usize = 32;
+        for turn in frames.as_chunks::<TURN>().0 {
+            turn.iter().for_each(|frame| frame.references.store(references, Ordering::Relaxed));
+        }
     }
 
     /// Adds a holder. The caller is one.

@@ -3,7 +3,8 @@
 //! ```text
 //!              take_blocks(order)                       take_runs
 //!   Free  ─────────────────────────►  Head, Tail…        Free ──► Cut   one bit per frame, set = free
-//!  (buddy) ◄─────────────────────────                   (buddy) ◄──     when the last frame comes back
+//!  (buddy) ◄─────────────────────────    │              (buddy) ◄── ▲   when the last frame comes back
+//!                                        └── cut_taken (one block) ─┘
 //! ```
 //!
 //! `buddy_system_allocator` knows the free blocks and joins neighbours up to 1 GiB; it works with block *numbers* and
@@ -474,6 +475,22 @@ impl PageBlocks {
         self.set_states(number + 1..number + (1 << order), BlockState::Tail as u8);
         self.set_states(number..number + 1, BlockState::Head as u8);
         Some(number)
+    }
+
+    /// Cuts a block that was taken whole, by itself: its frames are those of the caller, who puts each back by itself.
+    pub fn cut_taken(&self, cpu: &Cpu, number: BlockNumber) {
+        let own = cpu.id.of(self.cut);
+        let Some(index) = self.spans.index(number) else { return };
+        let mut list = own.list.lock();
+        debug_assert_eq!(self.load_state(index), BlockState::Head);
+        // The caller's: in no list, and not in the buddy's sets.
+        let block = list.blocks.at(index);
+        debug_assert_eq!(block.order, 0);
+        block.bitmap = [0; WORDS];
+        block.free = 0;
+        block.number = number as u32;
+        change(&own.count, 1);
+        self.set_states(number..number + 1, cut_by(cpu.id));
     }
 
     /// log2 of the blocks in the run that begins at block `first`; `None` where none does.
