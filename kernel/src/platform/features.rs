@@ -51,6 +51,8 @@ pub mod branch {
         ACCESS_FLAG = 10;
         /// FEAT_PAN3: pages may be executable and nothing else for EL0.
         EXECUTE_ONLY = 11;
+        /// No feature: a valid leaf in use may change its size ([`SizeChange`](super::SizeChange)).
+        SIZE_CHANGE = 12;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
@@ -100,6 +102,7 @@ impl SystemFeatures {
             branch::IDC => self.cpus.code_caches().idc,
             branch::DIC => self.cpus.code_caches().dic,
             branch::CNP => self.cpus.cnp(),
+            branch::SIZE_CHANGE => self.size_change.is_trusted(),
             branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
             branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,
             memory::branch::MOPS => self.cpus.mops(),

@@ -193,7 +193,7 @@ fn the_end_of_a_space_waits_for_a_late_event(t: &mut Test) {
     t.check("it has ended", MEETING.over.load(Ordering::Relaxed));
     t.check("the chain is empty", space.notifiers().is_empty());
     // An event that comes later still finds the chain, and it is empty.
-    space.notifiers().upgraded(START);
+    space.notifiers().upgraded(START, 0x1000);
     t.equal("calls", MEETING.calls.load(Ordering::Relaxed), 1);
     drop(slow);
 }

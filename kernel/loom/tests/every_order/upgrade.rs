@@ -129,12 +129,12 @@ fn upgrade(page: &Page, chain: &Chain, time: EventTime) {
     if changed {
         page.change(entry(WRITE));
         if time == EventTime::BeforeUnlock {
-            chain.upgraded(PAGE);
+            chain.upgraded(PAGE, 0x1000);
         }
     }
     drop(locked);
     if changed && time == EventTime::AfterUnlock {
-        chain.upgraded(PAGE);
+        chain.upgraded(PAGE, 0x1000);
     }
 }
 

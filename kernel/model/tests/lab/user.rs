@@ -6,7 +6,7 @@ use std::iter::once;
 
 use granule::mm::asid::{AsidSlot, Asids};
 use granule::mm::notifier::NotifierChain;
-use granule::mm::tlb::user::UserTlb;
+use granule::mm::tlb::user::{Leaf, UserTlb};
 use granule::platform::features::branch;
 use granule::smp::{Cpu, CpuId};
 use granule_arch::addr::VirtAddr;
@@ -170,12 +170,12 @@ fn a_page_that_became_writable_is_writable_here_and_by_a_fault_elsewhere() {
         let rig = Rig::new(Features::BASE);
         let cpu = rig.model.cpu(0);
         rig.change(cpu, 0..1, Descriptor::dirty);
-        rig.tlb().access_widened(&cpu, rig.page(0));
+        rig.tlb().access_widened(&cpu, Leaf::page(rig.page(0)));
         rig.model.synchronise();
         let may = |cpu: usize| rig.model.cpu(cpu).may(rig.page(0), Access::Write);
         assert_eq!(may(0), [Ok(FRAME)]);
         assert_eq!(may(1).len(), 2, "it may fault: {:?}", may(1));
-        rig.tlb().fix_spurious(&rig.model.cpu(1), rig.page(0));
+        rig.tlb().fix_spurious(&rig.model.cpu(1), Leaf::page(rig.page(0)));
         rig.model.synchronise();
         assert_eq!(may(1), [Ok(FRAME)]);
         assert_eq!(rig.said(), [""; 0]);

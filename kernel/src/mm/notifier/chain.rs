@@ -193,20 +193,20 @@ impl NotifierChain {
         }
     }
 
-    /// The page at `page` was read-only or old and has become writable or young. Called when the page-table lock is
+    /// The `bytes` bytes from `start` on were read-only or old and have become writable or young. Called when the page-table lock is
     /// dropped, and only if the entry changed; by then the page may be anything.
     #[inline(always)]
-    pub fn upgraded(&self, page: VirtAddr) {
+    pub fn upgraded(&self, start: VirtAddr, bytes: u64) {
         if !self.is_empty() {
-            self.notify_upgraded(page);
+            self.notify_upgraded(start, bytes);
         }
     }
 
     #[cold]
     #[inline(never)]
-    fn notify_upgraded(&self, page: VirtAddr) {
+    fn notify_upgraded(&self, start: VirtAddr, bytes: u64) {
         if !lab::is_on!(NO_UPGRADE_EVENT) {
-            drop(self.start(Range::page(Event::ProtectionUpgrade, page)));
+            drop(self.start(Range::new(Event::ProtectionUpgrade, start, VirtAddr(start.0 + bytes))));
         }
     }
 

@@ -70,7 +70,7 @@ fn a_subscriber_hears_only_of_the_events_that_it_wants() {
         drop(chain.start(page(event)));
         assert_eq!(listener.take().is_empty(), !wanted.contains(event), "{event}");
     }
-    chain.upgraded(PAGE);
+    chain.upgraded(PAGE, 0x1000);
     assert_eq!(listener.take(), []);
     // Invalidations are not events: every subscriber gets them.
     chain.invalidate_secondary_tlbs(TOKEN, PAGE, PAGE + 0x1000);
@@ -85,9 +85,9 @@ fn an_upgrade_is_a_pair_for_exactly_the_page() {
     let listener = listen(chain, 0);
     let expected =
         [(Notified::Start(Event::ProtectionUpgrade), BYTES), (Notified::End(Event::ProtectionUpgrade), BYTES)];
-    host::with(&[], || chain.upgraded(PAGE));
+    host::with(&[], || chain.upgraded(PAGE, 0x1000));
     assert_eq!(calls(listener.take()), expected);
-    host::with(&lab::NO_UPGRADE_EVENT.sites(), || chain.upgraded(PAGE));
+    host::with(&lab::NO_UPGRADE_EVENT.sites(), || chain.upgraded(PAGE, 0x1000));
     assert_eq!(listener.take(), [], "the lab takes it away");
 }
 
@@ -142,7 +142,7 @@ fn after_the_release_nobody_is_told_and_nobody_joins() {
     chain.release();
     drop(section);
     assert!(chain.is_empty());
-    chain.upgraded(PAGE);
+    chain.upgraded(PAGE, 0x1000);
     chain.invalidate_secondary_tlbs(TOKEN, PAGE, PAGE + 0x1000);
     let notified: Vec<_> = listener.take().into_iter().map(|call| call.notified).collect();
     let end = [Notified::Start(Event::Release), Notified::Release, Notified::End(Event::Release)];

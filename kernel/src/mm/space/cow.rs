@@ -15,6 +15,7 @@ use super::entry::{EntryState, set_access_flags, state, written};
 use super::fault::{AllowedFault, FaultError, FaultOutcome};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
+use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
 
 /// What a store to a read-only entry needs.
@@ -96,7 +97,7 @@ impl AllowedFault<'_> {
         mmu.store(self.cell, Descriptor::EMPTY);
         // The invalidation also orders the contents of the page before the entry.
         if !lab::is_on!(STALE_COW) {
-            space.tlb().flush_replaced(mmu, self.page);
+            space.tlb().flush_replaced(mmu, Leaf::page(self.page));
         }
         mmu.store(self.cell, written);
         ((!entry.is_special()).then(|| entry.address()), outcome)

@@ -10,9 +10,9 @@
 //! | [`UserTlb::flush_freed`] | the same | the range, in both forms | DSB ISH |
 //! | [`Tlb::issue`] | the same | the range | the caller's DSB ISH |
 //! | [`TlbBatch::add`] | the same | the range, in both forms | DSB ISH of [`TlbBatch::flush`] |
-//! | [`UserTlb::flush_replaced`] | `VALE1IS` | the page, in both forms | DSB ISH |
+//! | [`UserTlb::flush_replaced`] | `VALE1IS` | the leaf, in both forms | DSB ISH |
 //! | [`UserTlb::flush_space`] | `ASIDE1IS` | everything | DSB ISH |
-//! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the page | DSB NSH |
+//! | [`UserTlb::access_widened`] | `VALE1`, on this CPU | the leaf | DSB NSH |
 //! | [`UserTlb::fix_spurious`] | `VALE1`, on this CPU | none: nothing changed | DSB NSH |
 //!
 //! `(R)VAE1IS`, which takes every level, is for ranges that have lost tables.
@@ -26,6 +26,7 @@ mod batch;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::{AddressOperand, Asid, Granule, Instruction, LevelHint, UserTlbToken};
+use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::metal::{AsidTlb, level_hint};
 use granule_pgtable::{Granule4K, Invalidation, Mmu, Tlb};
 
@@ -33,6 +34,7 @@ pub use batch::TlbBatch;
 
 use crate::mm::asid::AsidSlot;
 use crate::mm::notifier::NotifierChain;
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::platform::features::branch;
 
 /// The one token of the kernel: only this file can invalidate by ASID, and call the notifiers' TLB functions.
@@ -41,8 +43,34 @@ use crate::platform::features::branch;
 #[allow(unsafe_code, reason = "makes the one token of the kernel")]
 const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 
-/// The level of pages.
-const PAGES: Option<LevelHint> = LevelHint::new(3);
+/// What one entry of a space translates.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaf {
+    start: VirtAddr,
+    bytes: u64,
+    level: Option<LevelHint>,
+}
+
+impl Leaf {
+    /// The page at `start`.
+    #[inline(always)]
+    pub const fn page(start: VirtAddr) -> Self {
+        Self { start, bytes: PAGE_SIZE as u64, level: LevelHint::new(LAST_LEVEL) }
+    }
+
+    /// The block at `start`. An invalidation of any of its addresses takes all of it, whatever a TLB has made of it (Arm
+    /// ARM D8.17.5.1).
+    #[inline(always)]
+    pub const fn block(start: VirtAddr) -> Self {
+        Self { start, bytes: BLOCK_SIZE, level: LevelHint::new(LAST_LEVEL - 1) }
+    }
+
+    /// The address behind it.
+    #[inline(always)]
+    pub const fn end(self) -> VirtAddr {
+        VirtAddr(self.start.0 + self.bytes)
+    }
+}
 
 /// The TLBs of all CPUs, and those of devices, for the addresses of one space.
 #[derive(Clone, Copy)]
@@ -58,13 +86,13 @@ impl<'a> UserTlb<'a> {
         Self { asid, notifiers }
     }
 
-    /// One page whose last-level entry is empty now, and will name another frame. Also calls `invalidate_range`, as
-    /// Linux once did.
+    /// One leaf whose entry is not valid now, and will name another frame or be split; or was split in use. Also calls
+    /// `invalidate_range`, as Linux once did.
     #[inline(always)]
-    pub fn flush_replaced<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+    pub fn flush_replaced<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, leaf: Leaf) {
         mmu.dsb_ishst();
-        mmu.tlbi(Instruction::Vale1is(self.operand(mmu, page, PAGES)));
-        self.notifiers.invalidate_replaced(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
+        mmu.tlbi(Instruction::Vale1is(self.operand(mmu, leaf)));
+        self.notifiers.invalidate_replaced(TOKEN, leaf.start, leaf.end());
         complete(mmu);
     }
 
@@ -86,21 +114,21 @@ impl<'a> UserTlb<'a> {
         complete(mmu);
     }
 
-    /// A page that lets more through than before: writable, or young. Other CPUs may fault on a stale entry and drop it
+    /// A leaf that lets more through than before: writable, or young. Other CPUs may fault on a stale entry and drop it
     /// ([`Self::fix_spurious`]); a device may have no such way, so it is notified.
     #[inline(always)]
-    pub fn access_widened<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+    pub fn access_widened<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, leaf: Leaf) {
         mmu.dsb_ishst();
-        mmu.tlbi(Instruction::Vale1(self.operand(mmu, page, PAGES)));
-        self.notifiers.invalidate_secondary_tlbs(TOKEN, page, VirtAddr(page.0 + PAGE_SIZE as u64));
+        mmu.tlbi(Instruction::Vale1(self.operand(mmu, leaf)));
+        self.notifiers.invalidate_secondary_tlbs(TOKEN, leaf.start, leaf.end());
         mmu.dsb_nsh();
     }
 
     /// A fault that the entry does not explain: this CPU forgets what it had. Without that it may fault for ever.
     #[inline(always)]
-    pub fn fix_spurious<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, page: VirtAddr) {
+    pub fn fix_spurious<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, leaf: Leaf) {
         // The change was another CPU's, and is as complete as the entry that was read under the lock.
-        mmu.tlbi(Instruction::Vale1(self.operand(mmu, page, PAGES)));
+        mmu.tlbi(Instruction::Vale1(self.operand(mmu, leaf)));
         mmu.dsb_nsh();
     }
 
@@ -110,9 +138,9 @@ impl<'a> UserTlb<'a> {
     }
 
     #[inline(always)]
-    fn operand<M: Mmu>(&self, mmu: &M, page: VirtAddr, level: Option<LevelHint>) -> AddressOperand {
-        let hint = level_hint(mmu, level).map(|level| (Granule::Size4K, level));
-        AddressOperand::with_asid(page, self.asid(), hint)
+    fn operand<M: Mmu>(&self, mmu: &M, leaf: Leaf) -> AddressOperand {
+        let hint = level_hint(mmu, leaf.level).map(|level| (Granule::Size4K, level));
+        AddressOperand::with_asid(leaf.start, self.asid(), hint)
     }
 }
 

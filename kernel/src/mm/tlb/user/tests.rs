@@ -13,7 +13,7 @@ use granule_arch::tlbi::{Operation as Planned, Plan};
 use granule_pgtable::host::Operation;
 use granule_pgtable::{Invalidation, PageRange, Tables, Tlb};
 
-use super::UserTlb;
+use super::{Leaf, UserTlb};
 use crate::mm::asid::{AsidSlot, Asids};
 use crate::mm::kernel::Machine;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -93,7 +93,7 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
         ),
         (
             "flush_replaced",
-            |tlb, mmu| tlb.flush_replaced(mmu, START),
+            |tlb, mmu| tlb.flush_replaced(mmu, Leaf::page(START)),
             vec![BEFORE, tlbi(Instruction::Vale1is(at(START))), one(), replaced, COMPLETE],
         ),
         (
@@ -144,12 +144,12 @@ fn each_function_tells_its_range_between_its_tlbi_and_its_dsb() {
         ),
         (
             "access_widened",
-            |tlb, mmu| tlb.access_widened(mmu, START),
+            |tlb, mmu| tlb.access_widened(mmu, Leaf::page(START)),
             vec![BEFORE, tlbi(Instruction::Vale1(at(START))), one(), COMPLETE_HERE],
         ),
         (
             "fix_spurious",
-            |tlb, mmu| tlb.fix_spurious(mmu, START),
+            |tlb, mmu| tlb.fix_spurious(mmu, Leaf::page(START)),
             vec![tlbi(Instruction::Vale1(at(START))), COMPLETE_HERE],
         ),
     ];
