@@ -77,5 +77,7 @@ pub(crate) const fn running_space() -> Option<crate::mm::space::SpaceRef> {
 /// Notes nothing: there are no programs.
 pub(crate) const fn enlarge_shortage(_cpu: &Cpu, _frames: usize) {}
 
-/// A point where other threads may run: the host runs them anyway.
-pub const fn relax() {}
+/// A point where other threads may run: the host runs them anyway, and checks that no lock is held.
+pub fn relax() {
+    debug_assert_eq!(crate::smp::this_cpu().held_ranks.bits(), 0, "a scheduling point with a lock held");
+}

@@ -68,7 +68,7 @@ pub const PROCESS: Rank = 6;
 pub const ACTIONS: Rank = 7;
 /// A last-level table of a user space. Nothing is allocated while one is held.
 pub const TABLE: Rank = 8;
-/// Another table of the same space, to which entries move.
+/// What is locked under a table's lock: another table of the same space, to which entries move, or the frames of a block.
 pub const TABLE_BESIDE: Rank = 9;
 /// The SMMU's event queue. What comes out of it is noted for its device.
 pub const EVENTS: Rank = 10;

@@ -62,6 +62,10 @@ pub const MADV_PAGEOUT: u64 = 21;
 pub const MADV_DONTNEED_LOCKED: u64 = 24;
 /// madvise: a child does not have the area.
 pub const MADV_DONTFORK: u64 = 10;
+/// madvise: bring 2 MiB at once where they can be.
+pub const MADV_HUGEPAGE: u64 = 14;
+/// madvise: bring pages.
+pub const MADV_NOHUGEPAGE: u64 = 15;
 /// madvise: a child has the area, as by default.
 pub const MADV_DOFORK: u64 = 11;
 /// madvise: the area is left out of core dumps.

@@ -5,12 +5,12 @@
 
 use granule_abi::memory::{
     MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
-    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK, MADV_NORMAL, MADV_PAGEOUT, MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK, MAP_ANONYMOUS,
-    MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED,
-    MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, MAP_TYPE,
-    MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_ASYNC,
-    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_NORMAL, MADV_PAGEOUT,
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_RANDOM, MADV_REMOVE, MADV_SEQUENTIAL, MADV_WILLNEED, MADV_WIPEONFORK,
+    MAP_ANONYMOUS, MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB,
+    MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK,
+    MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE,
+    MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -21,7 +21,7 @@ use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, Discard, ForkAdvice, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
+    Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
     SpaceError, SpaceLimits, Terms,
 };
 use crate::sched::relax;
@@ -236,10 +236,12 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
         // Nothing is moved out of memory.
         MADV_COLD | MADV_PAGEOUT => space.madvise_unlocked(start, bytes)?,
         MADV_REMOVE => space.madvise_remove(cpu, start, bytes)?,
-        MADV_DONTFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Nothing)?,
-        MADV_DOFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Area)?,
-        MADV_WIPEONFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Zeros)?,
-        MADV_KEEPONFORK => space.madvise_fork(cpu, start, bytes, ForkAdvice::Pages)?,
+        MADV_DONTFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::DontFork)?,
+        MADV_DOFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::DoFork)?,
+        MADV_WIPEONFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::WipeOnFork)?,
+        MADV_KEEPONFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::KeepOnFork)?,
+        MADV_HUGEPAGE => space.madvise_areas(cpu, start, bytes, AreaAdvice::HugePage)?,
+        MADV_NOHUGEPAGE => space.madvise_areas(cpu, start, bytes, AreaAdvice::NoHugePage)?,
         MADV_POPULATE_READ => space.madvise_populate(cpu, start, bytes, Access::Read, &is_killed)?,
         MADV_POPULATE_WRITE => space.madvise_populate(cpu, start, bytes, Access::Write, &is_killed)?,
         MADV_GUARD_INSTALL => space.madvise_guard(cpu, start, bytes, &is_killed)?,

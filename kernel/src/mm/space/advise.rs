@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas, Spares};
 use super::calls::clamped_range;
@@ -27,17 +27,21 @@ use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::{ReadGuard, relax};
 use crate::smp::Cpu;
 
-/// What a child has of an area.
+/// What becomes of an area.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum ForkAdvice {
-    /// Nothing (`MADV_DONTFORK`).
-    Nothing,
-    /// The area again (`MADV_DOFORK`).
-    Area,
-    /// Pages of zeros (`MADV_WIPEONFORK`): of anonymous private memory alone.
-    Zeros,
-    /// Its pages again (`MADV_KEEPONFORK`).
-    Pages,
+pub enum AreaAdvice {
+    /// A child has nothing of it (`MADV_DONTFORK`).
+    DontFork,
+    /// A child has it again (`MADV_DOFORK`).
+    DoFork,
+    /// A child has pages of zeros (`MADV_WIPEONFORK`): of anonymous private memory alone.
+    WipeOnFork,
+    /// A child has its pages again (`MADV_KEEPONFORK`).
+    KeepOnFork,
+    /// 2 MiB are brought as a block where they can be (`MADV_HUGEPAGE`).
+    HugePage,
+    /// They are not (`MADV_NOHUGEPAGE`).
+    NoHugePage,
 }
 
 /// Pages that are discarded.
@@ -51,16 +55,18 @@ pub enum Discard {
     Anonymous,
 }
 
-impl ForkAdvice {
+impl AreaAdvice {
     /// The flags of `area` by this advice.
     fn applied(self, area: &Area) -> Result<AreaFlags, SpaceError> {
         let flags = area.flags();
         match self {
-            Self::Nothing => Ok(flags.with(AreaFlags::NOT_IN_CHILDREN)),
-            Self::Area => Ok(flags.without(AreaFlags::NOT_IN_CHILDREN)),
-            Self::Zeros if area.object().is_some() => Err(SpaceError::Invalid),
-            Self::Zeros => Ok(flags.with(AreaFlags::ZEROS_IN_CHILDREN)),
-            Self::Pages => Ok(flags.without(AreaFlags::ZEROS_IN_CHILDREN)),
+            Self::DontFork => Ok(flags.with(AreaFlags::NOT_IN_CHILDREN)),
+            Self::DoFork => Ok(flags.without(AreaFlags::NOT_IN_CHILDREN)),
+            Self::WipeOnFork if area.object().is_some() => Err(SpaceError::Invalid),
+            Self::WipeOnFork => Ok(flags.with(AreaFlags::ZEROS_IN_CHILDREN)),
+            Self::KeepOnFork => Ok(flags.without(AreaFlags::ZEROS_IN_CHILDREN)),
+            Self::HugePage => Ok(flags.without(AreaFlags::NO_BLOCKS).with(AreaFlags::BLOCKS)),
+            Self::NoHugePage => Ok(flags.without(AreaFlags::BLOCKS).with(AreaFlags::NO_BLOCKS)),
         }
     }
 }
@@ -73,15 +79,15 @@ const SHARED_GUARDS: u8 = 2;
 pub(super) const LOCKED_AREAS: u8 = 4;
 
 impl Space {
-    /// Sets what children have of the `bytes` bytes from `start` on.
+    /// Takes advice about the areas in the `bytes` bytes from `start` on.
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, zeros of an object's pages),
     /// [`SpaceError::NoMemory`] (a part is not mapped, or no memory for records), [`SpaceError::NoRecords`] (too many areas).
     /// What is below the area that was refused has changed.
-    pub fn madvise_fork(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: ForkAdvice) -> Result<(), SpaceError> {
+    pub fn madvise_areas(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: AreaAdvice) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
-        if advice == ForkAdvice::Nothing {
+        if advice == AreaAdvice::DontFork {
             self.advice.fetch_or(NOT_ALL_AREAS, Ordering::Relaxed);
         }
         let change = |areas: &mut Areas| self.change_flags(cpu, areas, range, |area| advice.applied(area));
@@ -175,6 +181,10 @@ impl Space {
             return Err(SpaceError::Invalid);
         }
         let part = area.part_in(range);
+        if let Some(entry) = self.block_entry(part.start()) {
+            let end = part.end();
+            return Ok((end, (!Self::permits_entry(entry, access)).then_some(part.start())));
+        }
         let first = |is_such: &dyn Fn(&EntryCell) -> bool| {
             let found = self.page_tables().cells(part.start(), part.pages())?;
             Some(found.address(found.cells.iter().position(is_such)?))
@@ -216,7 +226,10 @@ impl Space {
             }
             let until = VirtAddr(part.start().0 | (BLOCK_SIZE - 1)).min(part.last()) + 1;
             let range = pages(part.start(), until);
-            let found = self.ensure_cells(cpu, range)?;
+            let Some(found) = self.ensure_cells(cpu, range)? else {
+                self.split_block_at(range.start());
+                return Ok(range.start());
+            };
             if self.set_guards(&found) {
                 return Ok(until);
             }
@@ -297,12 +310,15 @@ impl Space {
     pub fn madvise_unguard(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let mmu = self.mmu();
         self.for_each_part(start, bytes, |_, _, part| {
-            self.page_tables().for_each_cells(part, |found| {
+            let mut walk = self.page_tables().walk_cells(part);
+            while let Some(met) = walk.next() {
                 relax();
+                // No block has guards.
+                let CellsOrBlock::Cells(found) = met else { continue };
                 let _locked = self.lock_table(found.table);
                 let guards = found.cells.iter().filter(|cell| self.is_guard(cell));
                 guards.for_each(|cell| mmu.store(cell, Descriptor::EMPTY));
-            });
+            }
             Ok(part.end())
         })
     }

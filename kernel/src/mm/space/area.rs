@@ -86,6 +86,10 @@ impl AreaFlags {
     pub(super) const LOCKED: Self = Self(1 << 4);
     /// They are brought by their first access (Linux: `VM_LOCKONFAULT`).
     pub(super) const LOCKED_ON_FAULT: Self = Self(1 << 5);
+    /// Blocks are wanted (Linux: `VM_HUGEPAGE`).
+    pub(super) const BLOCKS: Self = Self(1 << 6);
+    /// Blocks are not wanted, which is the same here as nothing (Linux: `VM_NOHUGEPAGE`).
+    pub(super) const NO_BLOCKS: Self = Self(1 << 7);
     /// All that says how pages are locked.
     pub(super) const LOCKING: Self = Self::LOCKED.with(Self::LOCKED_ON_FAULT);
     /// Nothing.

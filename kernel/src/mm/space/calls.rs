@@ -6,10 +6,11 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 
 use super::advise::Discard;
 use super::area::{Area, AreaFlags, Areas, Held, Mapping, SEARCH_START, Spares};
+use super::block::pages_of_block;
 use super::entry::{EntryState, state};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
@@ -522,14 +523,23 @@ impl Space {
                 }
             }
         }
-        self.page_tables().for_each_cells(range, |found| {
+        let mut walk = self.page_tables().walk_cells(range);
+        while let Some(met) = walk.next() {
+            let found = match met {
+                CellsOrBlock::Cells(found) => found,
+                CellsOrBlock::Block(at) => {
+                    let places = present.iter_mut().skip(index(at)).take(pages_of_block(range, at));
+                    places.for_each(|place| *place = 1);
+                    continue;
+                }
+            };
             for (place, cell) in present.iter_mut().skip(index(found.start)).zip(found.cells) {
                 *place |= match state(self.mmu().load(cell)) {
                     EntryState::Page | EntryState::Inaccessible | EntryState::Migration(_) => 1,
                     EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
                 };
             }
-        });
+        }
         Ok(range.pages())
     }
 }

@@ -12,9 +12,16 @@ use granule_pgtable::{Feature, Mmu};
 
 use super::{PAGE, Space};
 use crate::lab;
+use crate::mm::frame::Frame;
 
 /// In the flags of a frame's record: its contents were made visible to fetches when it first became executable.
 pub(super) const CODE_VISIBLE: u32 = 1;
+
+/// Whether the contents of a frame are visible to fetches.
+#[inline(always)]
+pub(super) fn is_visible(frame: &Frame) -> bool {
+    frame.flags.load(Ordering::Acquire) & CODE_VISIBLE != 0
+}
 
 impl Space {
     /// Makes the contents of the frame of `entry` visible to fetches, unless that was done before. The entry is not
@@ -22,20 +29,20 @@ impl Space {
     #[inline(never)]
     pub(super) fn make_code_visible(&self, entry: Descriptor) {
         // The page of zeros has no code.
-        if !entry.is_special() && self.common.record(entry.address()).flags.load(Ordering::Acquire) & CODE_VISIBLE == 0
-        {
-            self.maintain(entry.address());
+        if !entry.is_special() && !is_visible(self.common.record(entry.address())) {
+            self.maintain(entry.address(), PAGE);
         }
     }
 
+    /// The same for `bytes` bytes from `frame` on, whose record has the flag for all of them then.
     #[cold]
-    fn maintain(&self, frame: PhysAddr) {
+    pub(super) fn maintain(&self, frame: PhysAddr, bytes: u64) {
         if lab::is_on!(SKIP_ICACHE_USER) {
             return;
         }
         let mmu = self.mmu();
         if !mmu.has(Feature::Idc) {
-            mmu.clean_code(self.common.frames.linear().address(frame), PAGE);
+            mmu.clean_code(self.common.frames.linear().address(frame), bytes);
         }
         mmu.dsb_ish();
         if !mmu.has(Feature::Dic) {
@@ -53,7 +60,7 @@ impl Space {
         let linear = self.common.frames.linear();
         let [from, to] = [from, to].map(|frame| linear.address(frame).as_ptr::<u8>());
         // SAFETY: the linear map has both frames. The new one has no other user; the old one is held by a read-only
-        // entry whose table is locked.
+        // entry whose table is locked, or by the caller.
         unsafe { to.copy_from_nonoverlapping(from, PAGE as usize) };
     }
 }

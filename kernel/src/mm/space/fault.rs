@@ -24,6 +24,7 @@ use super::shmem::{self, Found, NoPage, Object};
 use super::{EntryCell, Machine, PAGE, Space};
 use crate::lab;
 use crate::mm::OutOfMemory;
+use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
 use crate::sched::BriefGuard;
 use crate::smp::Cpu;
@@ -76,11 +77,40 @@ impl From<NoPage> for FaultError {
     }
 }
 
-impl From<EnsureError> for FaultError {
+/// Why the first fault in what a table translates gets no page.
+enum FirstFault {
+    /// It cannot be served.
+    Failed(FaultError),
+    /// Another CPU has mapped a block meanwhile: the retry decides.
+    Block,
+}
+
+impl FirstFault {
+    const fn outcome(self) -> FaultOutcome {
+        match self {
+            Self::Failed(error) => FaultOutcome::Failed(error),
+            Self::Block => FaultOutcome::Served,
+        }
+    }
+}
+
+impl From<OutOfMemory> for FirstFault {
+    fn from(error: OutOfMemory) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<NoPage> for FirstFault {
+    fn from(error: NoPage) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
+impl From<EnsureError> for FirstFault {
     fn from(error: EnsureError) -> Self {
         match error {
-            EnsureError::OutOfTables => Self::OutOfMemory,
-            EnsureError::Block => Self::Unusable,
+            EnsureError::OutOfTables => Self::Failed(FaultError::OutOfMemory),
+            EnsureError::Block => Self::Block,
         }
     }
 }
@@ -101,8 +131,12 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
             // No lock is held: a subscriber may sleep, or walk the tables. By now the page may have changed, or be
             // unmapped.
             if !lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-                space.notifiers.upgraded(page);
+                space.notifiers.upgraded(page, PAGE);
             }
+            Ok(())
+        }
+        FaultOutcome::OfBlock(what) => {
+            space.after_fault_of_block(cpu, page, what);
             Ok(())
         }
         FaultOutcome::Failed(error) => Err(error),
@@ -116,8 +150,19 @@ pub(super) enum FaultOutcome {
     Served,
     /// Served: the entry was read-only or old, and became writable or young. An upgrade event is due.
     Upgraded,
+    /// Of a block, and no lock may be held for the rest.
+    OfBlock(OfBlock),
     /// It cannot be served.
     Failed(FaultError),
+}
+
+/// What is left to do for a fault of a block.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum OfBlock {
+    /// As [`FaultOutcome::Upgraded`].
+    Upgraded,
+    /// It has to be copied: others use it.
+    Shared,
 }
 
 #[inline(always)]
@@ -128,7 +173,7 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutco
         return refuse(areas, FaultError::NotAllowed);
     }
     let Some((table, cell)) = space.page_tables().cell(page) else {
-        return space.first_page_of_table(cpu, area, page, access).unwrap_or_else(FaultOutcome::Failed);
+        return space.first_page_of_table(cpu, area, page, access).unwrap_or_else(FirstFault::outcome);
     };
     let entry = space.mmu().load(cell);
     // A value for each use: the fields that inlined code uses stay in registers.
@@ -322,7 +367,7 @@ impl AllowedFault<'_> {
             EntryState::Stale => {
                 mmu.store(self.cell, Descriptor::EMPTY);
                 // What is issued on another CPU is not complete for this one.
-                self.space.tlb().flush_replaced(mmu, self.page);
+                self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
             }
             EntryState::Migration(_) | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
         }
@@ -335,12 +380,12 @@ impl AllowedFault<'_> {
     pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> FaultOutcome {
         let mmu = self.space.mmu();
         if !set_access_flags(mmu, self.cell, entry, wanted) {
-            self.space.tlb().fix_spurious(mmu, self.page);
+            self.space.tlb().fix_spurious(mmu, Leaf::page(self.page));
             return FaultOutcome::Served;
         }
-        self.space.tlb().access_widened(mmu, self.page);
+        self.space.tlb().access_widened(mmu, Leaf::page(self.page));
         if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-            self.space.notifiers.upgraded(self.page);
+            self.space.notifiers.upgraded(self.page, PAGE);
         }
         FaultOutcome::Upgraded
     }
@@ -370,10 +415,13 @@ impl Space {
         area: &Area,
         page: VirtAddr,
         access: Access,
-    ) -> Result<FaultOutcome, FaultError> {
+    ) -> Result<FaultOutcome, FirstFault> {
+        if let Some(outcome) = self.fault_in_block(cpu, area, page, access) {
+            return Ok(outcome);
+        }
         let mut source = self.table_source(cpu);
         if let Some(object) = area.object() {
-            let find = || Ok::<_, FaultError>(object.frame(cpu, area.page_at(page))?);
+            let find = || Ok::<_, FirstFault>(object.frame(cpu, area.page_at(page))?);
             let ((table, cell), found) = self.page_tables().ensure_cell(page, &mut source, find)?;
             // The link before another look at the object: a walk by the reverse map that does not see the table has
             // changed the object before.
@@ -383,7 +431,7 @@ impl Space {
         let mut made = None;
         let ensured = self.page_tables().ensure_cell(page, &mut source, || {
             made = Some(self.new_page(cpu, area.protection(), access)?);
-            Ok::<_, FaultError>(())
+            Ok::<_, FirstFault>(())
         });
         match (&ensured, made) {
             (Ok(((table, cell), ())), Some(new)) => self.install_or_drop(cpu, *table, page, cell, new),

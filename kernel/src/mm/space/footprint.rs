@@ -1,10 +1,11 @@
 //! The memory that would be freed if a space ended, except what it shares.
 
 use granule_arch::addr::PAGE_SIZE;
-use granule_pgtable::Mmu;
+use granule_pgtable::{CellsOrBlock, Mmu};
 
 use super::Space;
 use super::area::Area;
+use super::block::pages_of_block;
 use crate::sched::relax;
 
 /// Frames that a space uses.
@@ -45,11 +46,17 @@ impl Space {
 
     fn own_pages(&self, area: &Area) -> usize {
         let mut pages = 0;
-        self.page_tables().for_each_cells(area.range(), |found| {
-            let entries = found.cells.iter().map(|cell| self.mmu().load(cell));
-            pages += entries.filter(|entry| entry.is_present() && !entry.is_special()).count();
+        let mut walk = self.page_tables().walk_cells(area.range());
+        while let Some(met) = walk.next() {
+            pages += match met {
+                CellsOrBlock::Cells(found) => {
+                    let entries = found.cells.iter().map(|cell| self.mmu().load(cell));
+                    entries.filter(|entry| entry.is_present() && !entry.is_special()).count()
+                }
+                CellsOrBlock::Block(at) => pages_of_block(area.range(), at),
+            };
             relax();
-        });
+        }
         pages
     }
 }

@@ -6,7 +6,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Visited};
 
 use super::area::{Area, AreaFlags};
 use super::entry::{EntryState, replace, state, unwritable};
@@ -50,10 +50,14 @@ impl Space {
         let _change = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
         let mut protected = false;
         let mut copy = |run| {
-            self.page_tables().for_each_cells(run, |found| {
-                protected |= self.copy_entries(&child, &found);
+            let mut walk = self.page_tables().walk_cells(run);
+            while let Some(met) = walk.next() {
+                protected |= match met {
+                    CellsOrBlock::Cells(found) => self.copy_entries(&child, &found),
+                    CellsOrBlock::Block(at) => self.copy_block_entry(&child, at),
+                };
                 relax();
-            });
+            }
         };
         let mut runs = PrivateRuns::NONE;
         let mut left = AREAS;
@@ -78,14 +82,23 @@ impl Space {
     /// Links a table in `child` for each of this space's for `range`: they are in use.
     #[inline(always)]
     fn prepare_tables(&self, cpu: &Cpu, child: &Space, range: PageRange) -> Result<(), OutOfMemory> {
-        let mut result = Ok(());
-        self.page_tables().for_each_cells(range, |found| {
-            if result.is_ok() && child.page_tables().cell(found.start).is_none() {
-                result = child.ensure_table(cpu, found.start);
-                relax();
-            }
-        });
-        result
+        let mut walk = self.page_tables().walk_cells(range);
+        while let Some(met) = walk.next() {
+            let start = match met {
+                CellsOrBlock::Cells(found) => found.start,
+                CellsOrBlock::Block(at) => match self.split_part(range, at) {
+                    // The table is deposited for the block's copy.
+                    Visited::Done => at,
+                    Visited::Again => {
+                        walk.go_on(at, Visited::Again);
+                        continue;
+                    }
+                },
+            };
+            child.ensure_table(cpu, start)?;
+            relax();
+        }
+        Ok(())
     }
 
     /// Copies the entries of `found` to the same place in `child`; returns whether a writable one of this space became

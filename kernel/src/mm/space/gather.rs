@@ -33,6 +33,9 @@ use crate::smp::Cpu;
 /// Runs in a gather: 512 bytes of stack.
 const RUNS: usize = 32;
 
+/// Blocks in a gather.
+const BLOCKS: usize = 8;
+
 /// Last-level tables whose frames are freed together: runs may be long.
 const TABLES_GATHERED: usize = 4;
 
@@ -79,7 +82,9 @@ pub(super) struct Gather<'s> {
     runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
     stale: StaleRange,
-    /// Whether tables are among the frames.
+    /// Blocks among what was removed.
+    blocks: heapless::Vec<PhysAddr, BLOCKS>,
+    /// Whether tables are among the frames, or entries above the last level: then every level is invalidated.
     tables: Tables,
     faults: Faults,
     /// Last-level tables that were visited.
@@ -108,6 +113,7 @@ impl<'s> Gather<'s> {
             cpu,
             runs: heapless::Vec::new(),
             stale: StaleRange::NONE,
+            blocks: heapless::Vec::new(),
             tables: Tables::Kept,
             faults,
             tables_seen: 0,
@@ -139,6 +145,26 @@ impl<'s> Gather<'s> {
         }
         let pushed = self.runs.push(frame..frame + PAGE);
         debug_assert!(pushed.is_ok());
+    }
+
+    /// The same for the block at `range`.
+    pub(super) fn stale_block(&mut self, range: PageRange) {
+        self.tables = Tables::Unlinked;
+        self.stale(range.start(), range.end());
+    }
+
+    /// Adds the frames of `block`, whose entry is clear, and noted or invalidated.
+    pub(super) fn add_block(&mut self, block: PhysAddr) {
+        if self.blocks.is_full() {
+            self.pay();
+        }
+        let pushed = self.blocks.push(block);
+        debug_assert!(pushed.is_ok());
+    }
+
+    /// The current CPU.
+    pub(super) const fn cpu(&self) -> &'s Cpu {
+        self.cpu
     }
 
     /// A scheduling point between two tables of a long change, without a table's lock. A large gather is invalidated
@@ -175,6 +201,11 @@ impl<'s> Gather<'s> {
         }
     }
 
+    /// Whether no fault may fill an entry before the gather ends.
+    pub(super) fn excludes_faults(&self) -> bool {
+        self.faults == Faults::Excluded
+    }
+
     /// Whether a TLB may have an entry that is invalid by now: a call made it so, and goes on.
     #[inline(always)]
     pub(super) fn may_be_stale(&self) -> bool {
@@ -194,10 +225,13 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted, then frees the frames.
     pub(super) fn pay(&mut self) {
         self.invalidate();
+        let common = self.space.common;
+        while let Some(block) = self.blocks.pop() {
+            common.drop_block(self.cpu, block);
+        }
         if self.runs.is_empty() {
             return;
         }
-        let common = self.space.common;
         // A single frame needs no list.
         if let [run] = &self.runs[..]
             && run.start + PAGE == run.end

@@ -3,14 +3,14 @@
 //! A [`Space`] is a tree of tables for the lower half, the areas that define what may be mapped in it, and the two
 //! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A fault:
 //! [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas, [`protect`] and
-//! [`zap`] change the entries, [`gather`] frees frames and tables after the invalidation. [`populate`] installs pages
+//! [`zap`] change the entries, [`block`] those of 2 MiB, [`gather`] frees frames and tables after the invalidation. [`populate`] installs pages
 //! before the first access, [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are
 //! in use, [`reserved`] holds pages that the kernel maps for devices.
 //!
 //! # Locks
 //! ```text
 //!     areas           read: faults, advice, looking      write: everything that adds, cuts or takes areas; sleeps
-//!     table lock      one in each last-level table, spins: what changes an entry holds it
+//!     table lock      one in each table, spins: what changes a page's or a block's entry in it holds it
 //! ```
 //! The areas are in [`parts`], each with a lock of its own; a call or a fault locks the one that it concerns. Under that
 //! lock, for reading too, the tables of its addresses stay: they are linked at any time and unlinked only under the lock
@@ -23,6 +23,7 @@
 
 mod advise;
 mod area;
+mod block;
 mod calls;
 mod code;
 mod cow;
@@ -54,9 +55,9 @@ use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_pgtable::{Cells, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
+use granule_pgtable::{Cells, EnsureError, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
 
-pub use advise::{Discard, ForkAdvice};
+pub use advise::{AreaAdvice, Discard};
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
 pub use error::SpaceError;
@@ -94,6 +95,8 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A live entry.
 type EntryCell = <Machine as Mmu>::Cell;
+/// The entry of a block, or where there could be one.
+type BlockCell<'t> = granule_pgtable::BlockCell<'t, Machine>;
 /// Entries of one last-level table.
 type TableCells<'t> = Cells<'t, Machine>;
 
@@ -328,6 +331,7 @@ impl Space {
         self.table_frames.load(Ordering::Relaxed) + 1
     }
 
+    /// The tables. What visits pages of areas without an object meets blocks.
     #[inline(always)]
     fn page_tables(&self) -> PageTables<'_, Machine> {
         PageTables::new(&self.common.mmu, self.root)
@@ -339,7 +343,14 @@ impl Space {
     }
 
     /// Links the last-level table for `address`, if it is missing.
+    #[inline(always)]
     fn ensure_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
+        Ok(self.try_ensure_table(cpu, address)?)
+    }
+
+    /// The same with the reason.
+    #[inline(always)]
+    fn try_ensure_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), EnsureError> {
         self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop)
     }
 

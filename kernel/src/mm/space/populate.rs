@@ -5,7 +5,7 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::memory::zero_page;
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{EnsureError, Mmu, PageRange};
 
 use super::area::{Area, Areas};
 use super::entry::{EntryState, attributes, state};
@@ -54,7 +54,15 @@ impl Space {
         range: PageRange,
         access: Access,
     ) -> Result<(), NoPage> {
-        let found = self.ensure_cells(cpu, range)?;
+        let found = match self.page_tables().cells(range.start(), range.pages()) {
+            Some(found) => found,
+            None if self.bring_block(cpu, area, range.start()) => return Ok(()),
+            None => match self.ensure_cells(cpu, range)? {
+                Some(found) => found,
+                // Another CPU has just mapped it.
+                None => return Ok(()),
+            },
+        };
         if let Some(object) = area.object() {
             return self.populate_of_object(cpu, area, object, &found, access);
         }
@@ -64,14 +72,21 @@ impl Space {
         }
     }
 
-    /// The entries of `range`, of one last-level table, which is linked if it is missing. The areas are read: no table is
-    /// unlinked.
-    pub(super) fn ensure_cells(&self, cpu: &Cpu, range: PageRange) -> Result<TableCells<'_>, OutOfMemory> {
+    /// The entries of `range`, of one last-level table, which is linked if it is missing; `None` where a block is. The areas
+    /// are read: no table is unlinked.
+    pub(super) fn ensure_cells(&self, cpu: &Cpu, range: PageRange) -> Result<Option<TableCells<'_>>, OutOfMemory> {
         loop {
             if let Some(found) = self.page_tables().cells(range.start(), range.pages()) {
-                return Ok(found);
+                return Ok(Some(found));
             }
-            self.ensure_table(cpu, range.start())?;
+            if self.block_entry(range.start()).is_some() {
+                return Ok(None);
+            }
+            match self.try_ensure_table(cpu, range.start()) {
+                // A block is there, or was.
+                Ok(()) | Err(EnsureError::Block) => {}
+                Err(EnsureError::OutOfTables) => return Err(OutOfMemory),
+            }
             // As for a fault that links a table: before a look at what an object has.
             shmem::order();
         }
@@ -126,9 +141,10 @@ impl Space {
             let page = found.address(index);
             match (AllowedFault { space: self, cpu, area, page, table: found.table, cell, access }).object_page(object)
             {
-                FaultOutcome::Served | FaultOutcome::Upgraded => {}
                 FaultOutcome::Failed(FaultError::OutOfMemory) => return Err(NoPage::OutOfMemory),
                 FaultOutcome::Failed(_) => return Err(NoPage::BehindTheEnd),
+                // Where nothing was, nothing is upgraded.
+                _ => {}
             }
         }
         Ok(())
@@ -146,11 +162,8 @@ impl Space {
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are written.
     pub fn write_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
-        self.access_bytes(cpu, address, bytes.len(), Access::Write, |at, range| {
-            // SAFETY: the page is writable in this space and stays, as `access_bytes` guarantees; the program may
-            // change it meanwhile, as it may change all its memory.
-            unsafe { at.as_ptr::<u8>().copy_from_nonoverlapping(bytes[range.clone()].as_ptr(), range.len()) };
-        })
+        // SAFETY: the bytes are only read.
+        unsafe { self.copy_bytes(cpu, address, bytes.as_ptr().cast_mut(), bytes.len(), Access::Write) }
     }
 
     /// Reads `bytes.len()` bytes from `address` on, with the program's permissions, whatever space the CPU has now.
@@ -158,30 +171,39 @@ impl Space {
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are read.
     pub fn read_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
-        let target = bytes.as_mut_ptr();
-        self.access_bytes(cpu, address, bytes.len(), Access::Read, |at, range| {
-            // SAFETY: the page is mapped in this space and stays, as `access_bytes` guarantees; the range is inside
-            // `bytes`.
-            unsafe { target.add(range.start).copy_from_nonoverlapping(at.as_ptr::<u8>(), range.len()) };
-        })
+        // SAFETY: the bytes are the caller's to write.
+        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read) }
     }
 
-    /// Calls `copy` for each page, with the linear address of the bytes and their range. The page's entry permits the
-    /// access and does not change meanwhile.
-    fn access_bytes(
+    /// Copies the `count` bytes at `bytes` to `address` for a write, and those at `address` to `bytes` for a read.
+    ///
+    /// # Safety
+    /// `bytes` are the caller's, to read for a write and to write for a read.
+    #[inline(never)]
+    unsafe fn copy_bytes(
         &self,
         cpu: &Cpu,
         address: VirtAddr,
+        bytes: *mut u8,
         count: usize,
         access: Access,
-        mut copy: impl FnMut(VirtAddr, core::ops::Range<usize>),
     ) -> Result<(), FaultError> {
         let mut done = 0;
         while done < count {
             let at = address.checked_add(done as u64).ok_or(FaultError::NotMapped)?;
             let offset = at.0 & (PAGE - 1);
             let end = count.min(done + (PAGE - offset) as usize);
-            if self.with_page(at.align_down(PAGE), access, |page| copy(page + offset, done..end)) {
+            let copy = |page: VirtAddr| {
+                let there = (page + offset).as_ptr::<u8>();
+                // SAFETY: the page's entry permits the access and stays, as `with_page` guarantees; the program may change the
+                // page meanwhile, as it may change all its memory. The rest is inside `bytes`.
+                unsafe {
+                    let here = bytes.add(done);
+                    let (from, to) = if access == Access::Write { (here, there) } else { (there, here) };
+                    to.copy_from_nonoverlapping(from, end - done);
+                }
+            };
+            if self.with_page(at.align_down(PAGE), access, copy) {
                 done = end;
                 relax();
             } else {
@@ -195,7 +217,13 @@ impl Space {
     fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> bool {
         let areas = self.areas.read(page);
         let allowed = areas.find(page).is_some_and(|area| allows(area.protection(), access));
-        let Some((table, cell)) = self.page_tables().cell(page).filter(|_| allowed) else { return false };
+        if !allowed {
+            return false;
+        }
+        let Some((table, cell)) = self.page_tables().cell(page) else {
+            let found = self.page_of_block(page, access);
+            return found.map(|(_locked, page)| work(page)).is_some();
+        };
         let _locked = self.lock_table(table);
         if !self.permits(cell, access) {
             return false;
@@ -207,8 +235,13 @@ impl Space {
     /// Whether the entry in `cell` permits `access`, and has all that an access would set.
     pub(super) fn permits(&self, cell: &EntryCell, access: Access) -> bool {
         let entry = self.mmu().load(cell);
+        state(entry) == EntryState::Page && Self::permits_entry(entry, access)
+    }
+
+    /// The same for the entry of a page, or of a block.
+    pub(super) fn permits_entry(entry: Descriptor, access: Access) -> bool {
         // An access by the linear map sets neither the access flag nor dirt, so the entry must have both already.
-        state(entry) == EntryState::Page && (access != Access::Write || entry.may_be_written() && entry.is_dirty())
+        entry.is_valid() && (access != Access::Write || entry.may_be_written() && entry.is_dirty())
     }
 }
 

@@ -7,7 +7,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tlb};
+use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Tlb};
 
 use super::area::{Area, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
@@ -17,25 +17,26 @@ use super::gather::{StaleRange, pages};
 use super::limits::SpaceLimits;
 use super::{Space, SpaceError, TableCells};
 use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::{WriteGuard, relax};
 use crate::smp::{Cpu, this_cpu};
 
 /// The new permissions of a range.
 #[derive(Clone, Copy)]
-struct Allowed {
+pub(super) struct Allowed {
     protection: Protection,
     is_shared: bool,
 }
 
 impl Allowed {
     #[inline(always)]
-    fn writable(self) -> bool {
+    pub(super) fn is_writable(self) -> bool {
         self.protection.contains(Protection::WRITE)
     }
 
     /// The attributes of a page that others use too.
     #[inline(always)]
-    fn for_sharers(self) -> Attributes {
+    pub(super) fn for_sharers(self) -> Attributes {
         attributes(self.protection.read_only())
     }
 }
@@ -211,17 +212,31 @@ impl Space {
     #[inline]
     fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) {
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-        let mut stale = StaleRange::NONE;
+        // Of no certain level where a block has changed.
+        let (mut stale, mut level) = (StaleRange::NONE, LevelHint::new(LAST_LEVEL));
         let allowed = Allowed { protection, is_shared };
-        self.page_tables().for_each_cells(range, |found| {
+        let mut walk = self.page_tables().walk_cells(range);
+        while let Some(met) = walk.next() {
+            let found = match met {
+                CellsOrBlock::Cells(found) => found,
+                CellsOrBlock::Block(at) => {
+                    let (visited, is_stale) = self.protect_block(range, at, allowed);
+                    if is_stale {
+                        stale.note(at, at + BLOCK_SIZE);
+                        level = None;
+                    }
+                    walk.go_on(at, visited);
+                    continue;
+                }
+            };
             if found.start > range.start() {
                 relax();
             }
             let _locked = self.lock_table(found.table);
             self.protect_cells(&found, allowed, &mut stale);
-        });
+        }
         if let Some(range) = stale.range() {
-            let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
+            let changed = Invalidation { range, tables: Tables::Kept, level };
             self.tlb().invalidate(self.mmu(), core::iter::once(changed));
         }
     }
@@ -237,10 +252,10 @@ impl Space {
         if to.is_user_executable() && !from.is_user_executable() {
             self.make_all_code_visible(found);
         }
-        if allowed.writable() && !allowed.is_shared {
+        if allowed.is_writable() && !allowed.is_shared {
             self.flip_own(found, from, [to, may_be_written(to)]);
         } else {
-            let to = if allowed.writable() { may_be_written(to) } else { to };
+            let to = if allowed.is_writable() { may_be_written(to) } else { to };
             if from == to {
                 return;
             }
@@ -268,13 +283,13 @@ impl Space {
                 }
                 EntryState::Empty | EntryState::Marker(_) | EntryState::Damaged => continue,
                 EntryState::Migration(_) => {
-                    if !allowed.writable() {
+                    if !allowed.is_writable() {
                         mmu.store(cell, unwritable(old, true));
                     }
                     continue;
                 }
             }
-            let own = allowed.writable() && (allowed.is_shared || self.has_to_itself(old));
+            let own = allowed.is_writable() && (allowed.is_shared || self.has_to_itself(old));
             let change = |entry: Descriptor| {
                 let entry = entry.modified(allowed.for_sharers());
                 if own { may_be_written(entry) } else { entry }
@@ -325,6 +340,6 @@ const fn is_alike(entry: Descriptor) -> bool {
 
 /// The same page, writable. With a userfaultfd mark it stays read-only, so that the first store faults.
 #[inline(always)]
-const fn may_be_written(entry: Descriptor) -> Descriptor {
+pub(super) const fn may_be_written(entry: Descriptor) -> Descriptor {
     if entry.is_uffd_wp() { entry } else { entry.writable() }
 }

@@ -17,7 +17,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
 use super::calls::user_range;
@@ -301,20 +301,27 @@ impl Space {
         Ok(target.start())
     }
 
-    /// Links the tables for the entries of `source` at `to`.
+    /// Links the tables for the entries of `source` at `to`. Blocks are split.
     fn prepare_move(&self, cpu: &Cpu, source: PageRange, to: VirtAddr) -> Result<(), OutOfMemory> {
-        let mut result = Ok(());
-        self.page_tables().for_each_cells(source, |found| {
+        let mut walk = self.page_tables().walk_cells(source);
+        while let Some(met) = walk.next() {
+            let found = match met {
+                CellsOrBlock::Cells(found) => found,
+                CellsOrBlock::Block(at) => {
+                    walk.go_on(at, self.split_block_at(at));
+                    continue;
+                }
+            };
             let (first, last) = (found.start, found.address(found.cells.len() - 1));
             for page in [first, last] {
                 let page = to + (page - source.start());
-                if result.is_ok() && self.page_tables().cell(page).is_none() {
-                    result = self.ensure_table(cpu, page);
+                if self.page_tables().cell(page).is_none() {
+                    self.ensure_table(cpu, page)?;
                 }
             }
             relax();
-        });
-        result
+        }
+        Ok(())
     }
 
     /// Moves the entries of `source` to `to`, where there are tables for those that are not empty.

@@ -1,4 +1,4 @@
-//! The lock of a last-level table, in the record of the table's frame.
+//! The lock of a table, in the record of the table's frame; and of a block's frames, in that of the first.
 //!
 //! It spins and masks no interrupts: no interrupt handler acquires one.
 
@@ -32,9 +32,16 @@ impl Space {
 
     #[inline(always)]
     fn lock<const RANK: Rank>(&self, table: PhysAddr) -> TableGuard<'_, RANK> {
+        TableGuard::lock(self.common.record(table))
+    }
+}
+
+impl<'a, const RANK: Rank> TableGuard<'a, RANK> {
+    /// Acquires the lock in a frame's record.
+    #[inline(always)]
+    pub(super) fn lock(frame: &'a Frame) -> Self {
         #[cfg(debug_assertions)]
         this_cpu().held_ranks.check(RANK);
-        let frame = self.common.record(table);
         let lock = &frame.table_lock;
         if lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             wait(lock);
@@ -43,9 +50,7 @@ impl Space {
         this_cpu().held_ranks.add(RANK);
         TableGuard(frame)
     }
-}
 
-impl<const RANK: Rank> TableGuard<'_, RANK> {
     /// The record of the table's frame.
     #[inline(always)]
     pub(super) fn frame(&self) -> &Frame {

@@ -14,6 +14,8 @@ use super::table_lock::TableGuard;
 use super::{Machine, TableCells};
 use crate::mm::frame::Frame;
 
+/// Of a table all of whose entries are in use.
+pub(super) const ALL_USED: u64 = u64::MAX;
 /// Entries for each bit.
 const EIGHT: usize = 8;
 const _: () = assert!(1 << Granule4K::INDEX_BITS == EIGHT * u64::BITS as usize);

@@ -9,7 +9,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables};
+use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
 use super::entry::{EntryState, state};
@@ -56,7 +56,16 @@ impl Space {
     /// Clears the entries of `range`. The frames go to `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange, flags: ZapFlags) {
         let mmu = self.mmu();
-        self.page_tables().for_each_cells(range, |found| {
+        let mut walk = self.page_tables().walk_cells(range);
+        while let Some(met) = walk.next() {
+            let found = match met {
+                CellsOrBlock::Cells(found) => found,
+                CellsOrBlock::Block(at) => {
+                    debug_assert!(flags.even_cows, "an object with blocks");
+                    walk.go_on(at, self.zap_block(gather, range, at));
+                    continue;
+                }
+            };
             if found.start > range.start() {
                 // Between two tables; neither lock is held.
                 gather.rest();
@@ -99,7 +108,7 @@ impl Space {
                 gather.stale(found.address(first), found.address(end));
             }
             gather.before_unlock();
-        });
+        }
     }
 
     /// Whether the page of `entry` is an object's, and no private copy. The table's lock is held.
@@ -184,6 +193,12 @@ impl Spaces {
                 }
             }
             // VALID is clear by now: a leaf is recognised by NG alone.
+            Dismantled::Block(entry, table) => {
+                freed += self.drop_block(cpu, entry.address());
+                freeing.add(self.take_deposit(self.record(table)));
+                freed_tables += 1;
+                relax();
+            }
             Dismantled::Entry(entry) => {
                 let counted = entry.is_present() && !entry.is_special();
                 if counted && self.record(entry.address()).let_go() {

@@ -1,0 +1,553 @@
+//! Blocks: 2 MiB of anonymous memory by one entry of the level above the last, where a program asks for them
+//! (`MADV_HUGEPAGE`).
+//!
+//! The first access of a range that a block can translate, all of it in one area, brings a block of zeros; where there is no
+//! page block, a page. What concerns a block as a whole changes its entry: `mprotect`, `munmap`, `fork`, copy on write. What
+//! concerns a part splits it first, into a table with the same pages, and changes those.
+//!
+//! # Lock
+//! That of the table that the entry is in. An entry is empty only when no TLB has a block of it: a fault links a table there
+//! without the lock.
+//!
+//! # Deposited tables
+//! A block is split where nothing may fail: by a fault, or a call that has changed something already. So each block has a
+//! table deposited when it is mapped (Linux: `pgtable_trans_huge_deposit`). Those of one table's blocks are linked through
+//! the records of their frames, with the head in that of the table.
+//!
+//! # Frames
+//! A page block that only block entries have is allocated as one, and the record of its first frame counts them: one line to
+//! share or drop it. When one of them is split, it becomes 512 frames, each held as often
+//! ([`FrameAllocator::split_block`]); other block entries then hold each of them. The lock of the first frame's record is
+//! held for that, and for each look at how a block is held.
+//!
+//! [`FrameAllocator::split_block`]: crate::mm::frame::FrameAllocator::split_block
+
+#![allow(unsafe_code, reason = "user frames by their linear addresses")]
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
+use granule_arch::patched_branch;
+use granule_pgtable::{Feature, Mmu, PageRange, Table, Visited};
+
+use super::area::{Area, AreaFlags};
+use super::code::is_visible;
+use super::entry::{attributes, replace, set_access_flags, written};
+use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
+use super::gather::Gather;
+use super::protect::{Allowed, may_be_written};
+use super::table_lock::TableGuard;
+use super::used::ALL_USED;
+use super::{BlockCell, PAGE, Space, Spaces};
+use crate::lab;
+use crate::mm::frame::Frame;
+use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState};
+use crate::mm::tlb::user::Leaf;
+use crate::platform::features::branch;
+use crate::sched::{note_shortage, relax};
+use crate::smp::{Cpu, this_cpu};
+use crate::sync::rank;
+
+/// Pages that are copied without a scheduling point.
+const COPIED: usize = 64;
+
+/// Whether an entry above the last level is a block, valid or not.
+fn is_block(entry: Descriptor) -> bool {
+    !entry.is_table() && !entry.is_vacant()
+}
+
+/// The pages of a block that are in `range`, where a walk has met it at `address`.
+pub(super) fn pages_of_block(range: PageRange, address: VirtAddr) -> usize {
+    let last = VirtAddr(address.0 | (BLOCK_SIZE - 1)).min(range.last());
+    ((last - address) / PAGE) as usize + 1
+}
+
+/// What a visitor does where the entry is no block any more.
+fn visited(entry: Descriptor) -> Visited {
+    if entry.is_table() { Visited::Again } else { Visited::Done }
+}
+
+/// The block of `entry` while it is split or replaced: not valid, and neither empty nor a table.
+fn broken(entry: Descriptor) -> Descriptor {
+    Descriptor(entry.0 & !bits::VALID)
+}
+
+/// [`Descriptor::modified`], out of line.
+#[inline(never)]
+fn modified(entry: Descriptor, attributes: Attributes) -> Descriptor {
+    entry.modified(attributes)
+}
+
+impl Spaces {
+    /// The lock of a block's frames.
+    fn lock_block(&self, block: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
+        TableGuard::lock(self.record(block))
+    }
+
+    /// Whether only block entries have the frames, which are allocated as one. Their lock is held.
+    #[inline(never)]
+    fn is_one(&self, block: PhysAddr) -> bool {
+        self.frames.frame(block).is_some_and(|(state, _)| state == BlockState::Head)
+    }
+
+    /// The records of the frames of a block that is held and was split.
+    fn records_of(&self, block: PhysAddr) -> impl Iterator<Item = (PhysAddr, &'static Frame)> {
+        let records = self.records();
+        let frames = (0..BLOCK_FRAMES as u64).map(move |index| block + index * PAGE);
+        frames.map(move |frame| (frame, records.of(frame)))
+    }
+
+    /// Adds a holder of a block. The caller is one.
+    #[inline(never)]
+    fn share_block(&self, block: PhysAddr) {
+        let _locked = self.lock_block(block);
+        if self.is_one(block) {
+            self.record(block).share();
+        } else {
+            self.records_of(block).for_each(|(_, record)| record.share());
+        }
+    }
+
+    /// Drops a block entry's hold, or a copier's; frames that nothing holds any more are free. Returns how many.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn drop_block(&self, cpu: &Cpu, block: PhysAddr) -> usize {
+        let is_last = {
+            let _locked = self.lock_block(block);
+            self.is_one(block).then(|| self.record(block).let_go())
+        };
+        match is_last {
+            Some(true) => {
+                self.frames.free_splittable(cpu, block);
+                BLOCK_FRAMES
+            }
+            Some(false) => 0,
+            None => {
+                // What was split stays so.
+                let mut freeing = self.frames.freeing(cpu);
+                let freed = self.records_of(block).filter(|(_, record)| record.let_go());
+                freed.map(|(frame, _)| freeing.add(frame)).count()
+            }
+        }
+    }
+
+    /// Whether the caller's entry alone holds the block. No fork is possible meanwhile, so it stays true.
+    #[inline(never)]
+    fn has_block_to_itself(&self, block: PhysAddr) -> bool {
+        let _locked = self.lock_block(block);
+        if self.is_one(block) {
+            self.record(block).references() == 1
+        } else {
+            self.records_of(block).all(|(_, record)| record.references() == 1)
+        }
+    }
+
+    /// Deposits `table`, which is in no tree, for a block in the table that has this record and is locked.
+    fn deposit(&self, record: &Frame, table: PhysAddr) {
+        self.record(table).owner.store(record.owner.load(Ordering::Relaxed), Ordering::Relaxed);
+        record.owner.store(table.0, Ordering::Relaxed);
+    }
+
+    /// Takes one of the tables that were deposited for the blocks of the table that has this record, and has lost a block.
+    /// It is locked, or in no tree any more.
+    pub(super) fn take_deposit(&self, record: &Frame) -> PhysAddr {
+        let table = PhysAddr(record.owner.load(Ordering::Relaxed));
+        debug_assert!(table.0 != 0, "a block without a table");
+        record.owner.store(self.record(table).owner.load(Ordering::Relaxed), Ordering::Relaxed);
+        table
+    }
+
+    /// Splits the frames of a block, if that was not done yet.
+    fn split_block(&self, cpu: &Cpu, block: PhysAddr) {
+        let _locked = self.lock_block(block);
+        if self.is_one(block) {
+            self.frames.split_block(cpu, block);
+        }
+    }
+}
+
+impl Space {
+    /// The block's entry for `address`, where a walk has met one: its table stays while the areas are locked.
+    #[inline(never)]
+    fn block_at(&self, address: VirtAddr) -> Option<BlockCell<'_>> {
+        self.page_tables().block_cell(address)
+    }
+
+    /// Splits the block at `address` where only a part of it is in `range`.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn split_part(&self, range: PageRange, address: VirtAddr) -> Visited {
+        match self.block_at(address) {
+            Some(found) if !found.is_in(range) => self.split_block(&found),
+            _ => Visited::Done,
+        }
+    }
+
+    /// Puts a table with the same pages in the place of the block at `address`, if there is one.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn split_block_at(&self, address: VirtAddr) -> Visited {
+        self.block_at(address).map_or(Visited::Done, |found| self.split_block(&found))
+    }
+
+    #[inline(never)]
+    fn split_block(&self, found: &BlockCell<'_>) -> Visited {
+        let mmu = self.mmu();
+        let locked = self.lock_table(found.table);
+        let mut entry = mmu.load(found.cell);
+        if !is_block(entry) {
+            return visited(entry);
+        }
+        self.common.split_block(this_cpu(), entry.address());
+        let table = self.common.take_deposit(locked.frame());
+        // A TLB that has the block beside pages of it may raise a conflict abort, unless all CPUs promise otherwise, and
+        // then each SMMU that is bound does too. So the entry is made invalid first.
+        let is_live = patched_branch!(branch::SIZE_CHANGE);
+        let (was_valid, mut in_cell) = (entry.is_valid(), entry);
+        if was_valid && !is_live {
+            entry = replace(mmu, found.cell, entry, broken);
+            in_cell = broken(entry);
+            self.flush_block(found.start);
+        }
+        self.common.record(table).owner.store(ALL_USED, Ordering::Relaxed);
+        loop {
+            // SAFETY: it was allocated as a table of the space, is in no tree, and was taken out of the deposit.
+            let pages = mmu.table(unsafe { Table::spare(table) });
+            mmu.fill(pages, Descriptor(entry.0 | bits::TABLE), PAGE);
+            // The pages before the table that has them.
+            mmu.dmb_ishst();
+            match mmu.compare_exchange(found.cell, in_cell, Descriptor::user_table(table)) {
+                Ok(()) => break,
+                // The hardware has set a flag.
+                Err(now) => (entry, in_cell) = (now, now),
+            }
+        }
+        if was_valid && is_live {
+            // What changes a page next invalidates at its level.
+            self.flush_block(found.start);
+        }
+        Visited::Again
+    }
+
+    /// Completes the invalidation of the block at `start`, whose entry is not valid or a table's by now.
+    #[inline(never)]
+    fn flush_block(&self, start: VirtAddr) {
+        self.tlb().flush_replaced(self.mmu(), Leaf::block(start));
+    }
+
+    /// Clears the block at `address`. Its frames go to `gather`. One of which only a part is in `range` is split.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn zap_block(&self, gather: &mut Gather<'_>, range: PageRange, address: VirtAddr) -> Visited {
+        let mmu = self.mmu();
+        let Some(found) = self.block_at(address) else { return Visited::Done };
+        if !found.is_in(range) {
+            return self.split_block(&found);
+        }
+        // Not for a part: a discard of few pages must not sleep.
+        gather.rest();
+        let (entry, table) = {
+            let locked = self.lock_table(found.table);
+            let entry = mmu.load(found.cell);
+            if !is_block(entry) {
+                return visited(entry);
+            }
+            if entry.is_valid() {
+                if gather.excludes_faults() {
+                    gather.stale_block(found.range());
+                } else {
+                    replace(mmu, found.cell, entry, broken);
+                    self.flush_block(found.start);
+                }
+            }
+            mmu.store(found.cell, Descriptor::EMPTY);
+            (entry, self.common.take_deposit(locked.frame()))
+        };
+        gather.add_block(entry.address());
+        self.free_deposit(gather.cpu(), table);
+        Visited::Done
+    }
+
+    /// Changes the protection of the block at `address`, or splits it where only a part of it is in `range`. The caller
+    /// invalidates it where a TLB may have what it was, which is returned too.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn protect_block(&self, range: PageRange, address: VirtAddr, allowed: Allowed) -> (Visited, bool) {
+        relax();
+        let mmu = self.mmu();
+        let Some(found) = self.block_at(address) else { return (Visited::Done, false) };
+        if !found.is_in(range) {
+            return (self.split_block(&found), false);
+        }
+        let _locked = self.lock_table(found.table);
+        let mut entry = mmu.load(found.cell);
+        if !is_block(entry) {
+            return (visited(entry), false);
+        }
+        let own = allowed.is_writable() && self.common.has_block_to_itself(entry.address());
+        loop {
+            let changed = modified(entry, allowed.for_sharers());
+            let changed = if own { may_be_written(changed) } else { changed };
+            if changed == entry {
+                return (Visited::Done, false);
+            }
+            if changed.is_user_executable() {
+                self.make_block_visible(entry);
+            }
+            match mmu.compare_exchange(found.cell, entry, changed) {
+                Ok(()) => break,
+                // The hardware has set a flag.
+                Err(now) => entry = now,
+            }
+        }
+        (Visited::Done, entry.is_valid())
+    }
+
+    /// Copies the block at `address` to the same place in `child`, where a table without entries is linked; returns whether it
+    /// was writable and became read-only.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn copy_block_entry(&self, child: &Space, address: VirtAddr) -> bool {
+        let mmu = self.mmu();
+        let Some(found) = self.block_at(address) else { return false };
+        let _locked = self.lock_table(found.table);
+        let mut entry = mmu.load(found.cell);
+        let Some(copy) = child.block_at(found.start) else { return false };
+        let was_writable = entry.may_be_written();
+        if was_writable {
+            entry = replace(mmu, found.cell, entry, Descriptor::write_protected).write_protected();
+        }
+        self.common.share_block(entry.address());
+        // No thread uses the child's tables yet.
+        self.common.deposit(self.common.record(copy.table), mmu.load(copy.cell).address());
+        mmu.store(copy.cell, entry.old());
+        was_writable
+    }
+
+    /// Whether the first access of `page` brings a block.
+    fn takes_block(&self, area: &Area, page: VirtAddr) -> bool {
+        let start = page.align_down(BLOCK_SIZE);
+        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS) && area.object().is_none();
+        // Zeroing it and cleaning it by lines would take too long at once.
+        let is_code = area.protection().contains(Protection::EXECUTE) && !self.mmu().has(Feature::Idc);
+        is_wanted && !is_code && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
+    }
+
+    /// Serves an access that `area` permits, where there is no table for `page`, by a block; `None` where a page serves it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fault_in_block(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        page: VirtAddr,
+        access: Access,
+    ) -> Option<FaultOutcome> {
+        if let Some(found) = self.block_at(page).filter(|found| is_block(self.mmu().load(found.cell))) {
+            return Some(self.fault_of_block(area, &found, access));
+        }
+        (self.takes_block(area, page) && self.map_block(cpu, area, page)).then_some(FaultOutcome::Served)
+    }
+
+    /// Brings a block for `page`, where there is no table for it, if one can be; returns whether there is one. For a populate,
+    /// which leaves what is there as it is.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn bring_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
+        self.block_entry(page).is_some() || self.takes_block(area, page) && self.map_block(cpu, area, page)
+    }
+
+    /// Maps a block of zeros for `page`; returns `false` where there is no page block, or no memory for tables. If another
+    /// CPU was faster, the retry decides.
+    fn map_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
+        let (frames, mmu) = (self.common.frames, self.mmu());
+        let Ok(block) = frames.alloc_splittable(cpu) else { return false };
+        let linked = frames.alloc(cpu).ok().and_then(|table| {
+            self.table_frames.fetch_add(1, Ordering::Relaxed);
+            let found = self.page_tables().ensure_block_cell(page, &mut self.table_source(cpu));
+            found.map(|found| (table, found)).inspect_err(|_| self.free_deposit(cpu, table)).ok()
+        });
+        let Some((table, found)) = linked else {
+            frames.free_splittable(cpu, block);
+            // There is one frame at least now, and a page may serve.
+            note_shortage(cpu, 0);
+            return false;
+        };
+        // SAFETY: the linear map has the block, writable, and it has no other user.
+        unsafe { frames.linear().address(block).as_ptr::<u8>().write_bytes(0, BLOCK_SIZE as usize) };
+        let is_written = area.protection().contains(Protection::WRITE);
+        let page = if is_written {
+            written(block, area.protection())
+        } else {
+            Descriptor::page(block, attributes(area.protection()))
+        };
+        let new = Descriptor(page.0 & !bits::TABLE);
+        if new.is_user_executable() {
+            self.make_block_visible(new);
+        }
+        // The zeros before their entry.
+        mmu.dmb_ishst();
+        let is_mapped = {
+            let locked = self.lock_table(found.table);
+            let is_mapped = mmu.compare_exchange(found.cell, Descriptor::EMPTY, new).is_ok();
+            if is_mapped {
+                self.common.deposit(locked.frame(), table);
+            }
+            is_mapped
+        };
+        if !is_mapped {
+            self.common.drop_block(cpu, block);
+            self.free_deposit(cpu, table);
+        }
+        true
+    }
+
+    /// Serves an access that `area` permits to the block in `found`.
+    fn fault_of_block(&self, area: &Area, found: &BlockCell<'_>, access: Access) -> FaultOutcome {
+        let mmu = self.mmu();
+        let _locked = self.lock_table(found.table);
+        let entry = mmu.load(found.cell);
+        if !is_block(entry) {
+            return FaultOutcome::Served;
+        }
+        if !entry.is_valid() {
+            let accessible = modified(entry, attributes(area.protection().read_only()));
+            if accessible.is_user_executable() {
+                self.make_block_visible(accessible);
+            }
+            mmu.store(found.cell, accessible.young());
+            return FaultOutcome::Served;
+        }
+        if access == Access::Execute && !entry.is_user_executable() {
+            return FaultOutcome::Failed(FaultError::Unusable);
+        }
+        let is_write = access == Access::Write;
+        if is_write && !entry.may_be_written() && !self.common.has_block_to_itself(entry.address()) {
+            return FaultOutcome::OfBlock(OfBlock::Shared);
+        }
+        let wanted = if is_write { entry.young().writable().dirty() } else { entry.young() };
+        if !set_access_flags(mmu, found.cell, entry, wanted) {
+            self.tlb().fix_spurious(mmu, Leaf::block(found.start));
+            return FaultOutcome::Served;
+        }
+        self.tlb().access_widened(mmu, Leaf::block(found.start));
+        if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
+            self.notifiers.upgraded(found.start, BLOCK_SIZE);
+        }
+        FaultOutcome::OfBlock(OfBlock::Upgraded)
+    }
+
+    /// The rest of a fault of the block that has `page`, without a lock.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn after_fault_of_block(&self, cpu: &Cpu, page: VirtAddr, what: OfBlock) {
+        match what {
+            OfBlock::Upgraded if lab::is_on!(NOTIFY_BEFORE_UNLOCK) => {}
+            OfBlock::Upgraded => self.notifiers.upgraded(page.align_down(BLOCK_SIZE), BLOCK_SIZE),
+            OfBlock::Shared => self.copy_block(cpu, page),
+        }
+    }
+
+    /// Gives `page` a block of its own, with the contents of the one that it shares; or splits that, where there is no page
+    /// block. The retry decides whether more is needed. Sleeps.
+    fn copy_block(&self, cpu: &Cpu, page: VirtAddr) {
+        let mmu = self.mmu();
+        let areas = self.areas.read(page);
+        let Some(area) = areas.find(page).filter(|area| allows(area.protection(), Access::Write)) else { return };
+        let Some(found) = self.block_at(page) else { return };
+        let shared = {
+            let _locked = self.lock_table(found.table);
+            let entry = mmu.load(found.cell);
+            if !is_block(entry) || !entry.is_valid() || entry.may_be_written() {
+                return;
+            }
+            if self.common.has_block_to_itself(entry.address()) {
+                return;
+            }
+            // So that it stays, and no other space has it to itself and writes to it.
+            self.common.share_block(entry.address());
+            entry
+        };
+        let (old, frames) = (shared.address(), self.common.frames);
+        let Ok(new) = frames.alloc_splittable(cpu) else {
+            self.common.drop_block(cpu, old);
+            self.split_block(&found);
+            return;
+        };
+        for index in 0..BLOCK_FRAMES {
+            let offset = index as u64 * PAGE;
+            self.copy_frame(old + offset, new + offset);
+            if index % COPIED == COPIED - 1 {
+                relax();
+            }
+        }
+        let start = found.start;
+        let copy = Descriptor(written(new, area.protection()).0 & !bits::TABLE);
+        if copy.is_user_executable() {
+            self.make_block_visible(copy);
+        }
+        let unused = {
+            let _change = self.notifiers.start(Range::new(Event::Clear, start, start + BLOCK_SIZE));
+            let _locked = self.lock_table(found.table);
+            let entry = mmu.load(found.cell);
+            // The access flag may have been set meanwhile. After any other change the retry decides.
+            if entry.young() == shared.young() {
+                mmu.store(found.cell, broken(entry));
+                // The invalidation also orders the contents before the entry.
+                if !lab::is_on!(STALE_COW) {
+                    self.flush_block(start);
+                }
+                mmu.store(found.cell, copy);
+                old
+            } else {
+                new
+            }
+        };
+        self.common.drop_block(cpu, unused);
+        self.common.drop_block(cpu, old);
+    }
+
+    /// The block entry for `page`, if there is one. It may be another one by now.
+    pub(super) fn block_entry(&self, page: VirtAddr) -> Option<Descriptor> {
+        self.block_at(page).map(|found| self.mmu().load(found.cell)).filter(|&entry| is_block(entry))
+    }
+
+    /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays so.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn page_of_block(&self, page: VirtAddr, access: Access) -> Option<(TableGuard<'_>, VirtAddr)> {
+        let found = self.block_at(page)?;
+        let locked = self.lock_table(found.table);
+        let entry = self.mmu().load(found.cell);
+        let is_there = is_block(entry) && Self::permits_entry(entry, access);
+        is_there.then(|| (locked, self.common.frames.linear().address(entry.address()) + (page - found.start)))
+    }
+
+    /// Makes the contents of the block of `entry` visible to fetches. If it was split, the record of its first frame says
+    /// that of the first page alone.
+    #[cold]
+    #[inline(never)]
+    fn make_block_visible(&self, entry: Descriptor) {
+        let (common, block) = (self.common, entry.address());
+        let one = {
+            let _locked = common.lock_block(block);
+            common.is_one(block).then(|| is_visible(common.record(block)))
+        };
+        match one {
+            Some(true) => {}
+            Some(false) => self.maintain(block, BLOCK_SIZE),
+            None => {
+                let hidden = common.records_of(block).filter(|(_, record)| !is_visible(record));
+                hidden.for_each(|(frame, _)| self.maintain(frame, PAGE));
+            }
+        }
+    }
+
+    /// Frees a table that was deposited.
+    fn free_deposit(&self, cpu: &Cpu, table: PhysAddr) {
+        self.table_frames.fetch_sub(1, Ordering::Relaxed);
+        self.common.frames.free(cpu, table);
+    }
+}
