@@ -4,7 +4,7 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::Mmu as _;
 
 use super::*;
-use crate::mm::space::{ForkAdvice, Locking, SpaceError};
+use crate::mm::space::{AreaAdvice, Locking, SpaceError};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 
@@ -38,27 +38,27 @@ fn pieces(space: &Space) -> Vec<(u64, u64)> {
 fn areas_differ_by_what_a_child_has_of_them() {
     let (rig, space) = mapped(10);
     let advise = |space: &Space, first: u64, end: u64, advice| {
-        space.madvise_fork(&rig.cpu, at(first), (end - first) * PAGE, advice)
+        space.madvise_areas(&rig.cpu, at(first), (end - first) * PAGE, advice)
     };
-    advise(&space, 2, 4, ForkAdvice::Nothing).unwrap();
-    advise(&space, 3, 6, ForkAdvice::Zeros).unwrap();
+    advise(&space, 2, 4, AreaAdvice::DontFork).unwrap();
+    advise(&space, 3, 6, AreaAdvice::WipeOnFork).unwrap();
     assert_eq!(pieces(&space), [(0, 2), (2, 3), (3, 4), (4, 6), (6, 10)]);
-    advise(&space, 3, 6, ForkAdvice::Zeros).unwrap();
+    advise(&space, 3, 6, AreaAdvice::WipeOnFork).unwrap();
     assert_eq!(pieces(&space).len(), 5, "nothing changes");
     let child = space.fork(&rig.cpu).unwrap();
     assert_eq!(pieces(&child), [(0, 2), (4, 6), (6, 10)], "with the gaps that `areas` checks");
     let grandchild = child.fork(&rig.cpu).unwrap();
     assert_eq!(pieces(&grandchild), pieces(&child), "zeros are for its children too");
-    advise(&space, 0, 10, ForkAdvice::Area).unwrap();
-    advise(&space, 0, 10, ForkAdvice::Pages).unwrap();
+    advise(&space, 0, 10, AreaAdvice::DoFork).unwrap();
+    advise(&space, 0, 10, AreaAdvice::KeepOnFork).unwrap();
     assert_eq!(pieces(&space), [(0, 10)]);
     // The last area, and all of them.
-    advise(&space, 8, 10, ForkAdvice::Nothing).unwrap();
+    advise(&space, 8, 10, AreaAdvice::DontFork).unwrap();
     assert_eq!(pieces(&space.fork(&rig.cpu).unwrap()), [(0, 8)]);
-    advise(&space, 0, 8, ForkAdvice::Nothing).unwrap();
+    advise(&space, 0, 8, AreaAdvice::DontFork).unwrap();
     assert_eq!(pieces(&space), [(0, 10)]);
     assert_eq!(pieces(&space.fork(&rig.cpu).unwrap()), []);
-    assert_eq!(advise(&space, 5, 11, ForkAdvice::Area), Err(SpaceError::NoMemory));
+    assert_eq!(advise(&space, 5, 11, AreaAdvice::DoFork), Err(SpaceError::NoMemory));
     assert_eq!(pieces(&space), [(0, 5), (5, 10)], "what is mapped has changed");
     drop((space, child, grandchild));
     assert_eq!(rig.used(), 0);
@@ -82,7 +82,7 @@ fn advice_over_parts_joins_them_or_visits_each() {
     assert_eq!([START, far].map(|page| fault(page, Access::Read).is_err()), [true; 2]);
     assert_eq!(space.madvise_unguard(START, whole), Err(SpaceError::NoMemory));
     assert_eq!([START, far].map(|page| fault(page, Access::Read)), [Ok(()); 2]);
-    assert_eq!(space.madvise_fork(&rig.cpu, START, whole, ForkAdvice::Nothing), Err(SpaceError::NoMemory));
+    assert_eq!(space.madvise_areas(&rig.cpu, START, whole, AreaAdvice::DontFork), Err(SpaceError::NoMemory));
     assert_eq!(areas(&space.fork(&rig.cpu).unwrap()), []);
     drop(space);
     assert_eq!(rig.used(), 0);
@@ -161,7 +161,7 @@ fn other_markers_are_no_guards() {
     assert_eq!([entry(&space, 0), entry(&space, 1)], [Markers::POISONED.into(), Descriptor::EMPTY]);
     let child = space.fork(&rig.cpu).unwrap();
     assert_eq!(entry(&child, 0), Markers::POISONED.into());
-    space.madvise_fork(&rig.cpu, START, PAGE, ForkAdvice::Zeros).unwrap();
+    space.madvise_areas(&rig.cpu, START, PAGE, AreaAdvice::WipeOnFork).unwrap();
     let child = space.fork(&rig.cpu).unwrap();
     assert_eq!(entry(&child, 0), Descriptor::EMPTY);
 }
@@ -175,9 +175,9 @@ fn advice_makes_no_more_areas_than_a_space_may_have() {
     for area in 0..MOST {
         space.mmap(&rig.cpu, &MapRequest { placement: Placement::Fixed(at(4 * area)), ..private(2) }).unwrap();
     }
-    let refused = space.madvise_fork(&rig.cpu, START, PAGE, ForkAdvice::Nothing);
+    let refused = space.madvise_areas(&rig.cpu, START, PAGE, AreaAdvice::DontFork);
     assert_eq!((refused, areas(&space).len() as u64), (Err(SpaceError::NoRecords), MOST));
-    space.madvise_fork(&rig.cpu, START, 2 * PAGE, ForkAdvice::Nothing).unwrap();
+    space.madvise_areas(&rig.cpu, START, 2 * PAGE, AreaAdvice::DontFork).unwrap();
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //!
 //! - `advice`: what a child has of areas, pages before the first access, guards
 //! - `areas`: the gap that a mapping gets
+//! - `blocks`: what brings, changes and divides blocks
 //! - `calls`: the effects and the errors of each call
 //! - `device`: random calls, and a device that shares the tables and must follow every change
 //! - `divided`: areas in parts, between CPUs that change them in turn
@@ -22,6 +23,7 @@
 
 mod advice;
 mod areas;
+mod blocks;
 mod calls;
 mod device;
 mod divided;

@@ -8,6 +8,7 @@
 
 #![allow(unsafe_code, reason = "looks at pages by their linear addresses")]
 
+mod blocks;
 mod ends;
 
 use std::cell::RefCell;

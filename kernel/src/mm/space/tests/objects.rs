@@ -2,6 +2,7 @@
 //! what the object has not, and nothing is freed twice or kept.
 
 use core::sync::atomic::Ordering;
+use std::boxed::Box;
 use std::cell::Cell;
 use std::rc::Rc;
 
@@ -15,7 +16,7 @@ const PAGES: u64 = 4;
 
 /// A file of some pages, of which every other one has a frame, and a space that maps it.
 struct Mapped {
-    rig: Rig,
+    rig: &'static Rig,
     file: Counted<Object>,
     space: SpaceRef,
 }
@@ -36,9 +37,13 @@ fn map_at(rig: &Rig, space: &Space, file: &Counted<Object>, sharing: Sharing, at
 
 impl Mapped {
     fn new(sharing: Sharing) -> Self {
-        let rig = Rig::new(2);
-        let (file, space) = (file(&rig, PAGES), rig.space());
-        map_at(&rig, &space, &file, sharing, START);
+        std::thread_local! {
+            /// One for all that a thread does: each leaves it as it was, and memory is not given back.
+            static RIG: &'static Rig = Box::leak(Box::new(Rig::new(2)));
+        }
+        let rig = RIG.with(|rig| *rig);
+        let (file, space) = (file(rig, PAGES), rig.space());
+        map_at(rig, &space, &file, sharing, START);
         Self { rig, file, space }
     }
 

@@ -20,7 +20,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    FaultError, ForkAdvice, MappedFile, Move, Object, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt,
+    AreaAdvice, FaultError, MappedFile, Move, Object, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt,
 };
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
@@ -352,14 +352,17 @@ impl World {
                 prop_assert_eq!(result, expected);
             }
             Step::Advise { at, pages, part, stays } => {
-                let advice = [[ForkAdvice::Nothing, ForkAdvice::Area], [ForkAdvice::Zeros, ForkAdvice::Pages]];
+                let advice =
+                    [[AreaAdvice::DontFork, AreaAdvice::DoFork], [AreaAdvice::WipeOnFork, AreaAdvice::KeepOnFork]];
                 let advice = advice[part][usize::from(stays)];
-                let result = space.madvise_fork(cpu, address(at), pages * PAGE, advice);
+                let result = space.madvise_areas(cpu, address(at), pages * PAGE, advice);
                 let mut expected = Ok(());
                 for page in each(address(at), pages) {
                     match model.get_mut(&page) {
                         None => expected = Err(SpaceError::NoMemory),
-                        Some(page) if advice == ForkAdvice::Zeros && !matches!(page.backing, Backing::Private(_)) => {
+                        Some(page)
+                            if advice == AreaAdvice::WipeOnFork && !matches!(page.backing, Backing::Private(_)) =>
+                        {
                             expected = Err(SpaceError::Invalid);
                             break;
                         }

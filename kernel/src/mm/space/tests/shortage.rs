@@ -12,7 +12,7 @@ use granule_pgtable::PageRange;
 use super::*;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
-use crate::mm::space::{FaultError, ForkAdvice, Move, Remap, SpaceError, SpaceLimits, Terms, USER_END, USER_START};
+use crate::mm::space::{AreaAdvice, FaultError, Move, Remap, SpaceError, SpaceLimits, Terms, USER_END, USER_START};
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -223,8 +223,8 @@ fn a_move_needs_a_record_and_the_tables_of_its_target() {
 #[test]
 fn advice_needs_records_or_tables() {
     let middle = START + 2 * PAGE;
-    for advice in [ForkAdvice::Nothing, ForkAdvice::Zeros] {
-        let advise = move |rig: &Rig, space: &Space| space.madvise_fork(&rig.cpu, middle, PAGE, advice);
+    for advice in [AreaAdvice::DontFork, AreaAdvice::WipeOnFork] {
+        let advise = move |rig: &Rig, space: &Space| space.madvise_areas(&rig.cpu, middle, PAGE, advice);
         refused_until(1, SpaceError::NoMemory, cut, advise);
     }
     refused_until(3, SpaceError::NoMemory, cut, |rig, space| space.madvise_guard(&rig.cpu, middle, PAGE, &|| false));

@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::{format, thread, vec};
 
 use granule_arch::addr::PhysRange;
+use granule_arch::alternative::host;
 use granule_arch::descriptor::bits;
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Access as Wants, Features, Model, Rule, Sabotage, Step};
@@ -24,12 +25,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::mm::asid::Asids;
 use crate::mm::kernel::record::at_each;
-use crate::mm::space::{Move, Remap, SpaceLimits};
+use crate::mm::space::{AreaAdvice, Move, Remap, SpaceLimits};
+use crate::platform::features::branch;
 
 /// Two tables' pages: the boundary is in the middle.
 const PAGES: u64 = 8;
 const START: VirtAddr = VirtAddr(0x10_0000_0000 - PAGES / 2 * PAGE);
-const MIB: u64 = 4;
 const CPUS: usize = 2;
 /// Two bits of ASIDs: one number that no space has, and three.
 const ASID_BITS: u32 = 2;
@@ -66,7 +67,36 @@ struct Action {
     call: Call,
 }
 
+/// What the pages of an [`Action`] are.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Place {
+    /// Neighbours, of two tables.
+    Pages,
+    /// Some of a block, which is wanted: from each to the next there are pages that go with it.
+    Block,
+}
+
+impl Place {
+    fn at(self, index: u64) -> VirtAddr {
+        const START_OF_BLOCK: VirtAddr = VirtAddr(0x10_0020_0000);
+        const PAGES_OF_BLOCK: [u64; PAGES as usize + 1] = [0, 1, 2, 255, 256, 509, 510, 511, 512];
+        match self {
+            Self::Pages => START + index * PAGE,
+            Self::Block => START_OF_BLOCK + PAGES_OF_BLOCK[index as usize] * PAGE,
+        }
+    }
+
+    /// Memory for what is done there.
+    const fn mib(self) -> u64 {
+        match self {
+            Self::Pages => 4,
+            Self::Block => 14,
+        }
+    }
+}
+
 struct Watched {
+    place: Place,
     rig: Rig,
     cpus: [Cpu; CPUS],
     model: Arc<Model>,
@@ -94,16 +124,16 @@ fn watch(model: &Arc<Model>, frames: &'static FrameAllocator, cpu: usize, work: 
 
 impl Watched {
     /// One space, which no CPU runs.
-    fn new() -> Self {
-        let rig = Rig::new(MIB);
-        let memory = PhysRange::from_size(PhysAddr(0x4000_0000), MIB << 20).unwrap();
+    fn new(place: Place, features: Features) -> Self {
+        let rig = Rig::new(place.mib());
+        let memory = PhysRange::from_size(PhysAddr(0x4000_0000), place.mib() << 20).unwrap();
         let offset = rig.frames.linear().address(PhysAddr(0)).0;
         // SAFETY: the rig's memory is leaked, and its tables are atomics.
-        let model = Arc::new(unsafe { Model::watching(memory, offset, CPUS, Features::BASE) });
+        let model = Arc::new(unsafe { Model::watching(memory, offset, CPUS, features) });
         let asids = Asids::new();
         asids.set_numbers(ASID_BITS);
         let spaces = vec![rig.space()];
-        Self { rig, cpus: core::array::from_fn(|cpu| Cpu::new(CpuId(cpu as u32))), model, asids, spaces }
+        Self { place, rig, cpus: core::array::from_fn(|cpu| Cpu::new(CpuId(cpu as u32))), model, asids, spaces }
     }
 
     /// Runs `work` on `cpu`, with the model looking at each operation.
@@ -125,12 +155,16 @@ impl Watched {
     fn perform(&mut self, Action { cpu, space, page, count, call }: Action) {
         let index = space % self.spaces.len();
         let space = self.spaces[index].clone();
-        let (start, bytes) = (START + page * PAGE, count.min(PAGES - page) * PAGE);
+        let start = self.place.at(page);
+        let bytes = self.place.at((page + count).min(PAGES)) - start;
         match call {
             Call::Map { sharing, protection } => {
                 let placement = Placement::Fixed(start);
                 let request = MapRequest { placement, bytes, sharing, protection, populate: Populate::OnDemand };
                 self.watch(cpu, |cpu| _ = space.mmap(cpu, &request));
+                if self.place == Place::Block {
+                    self.watch(cpu, |cpu| space.madvise_areas(cpu, start, bytes, AreaAdvice::HugePage).unwrap());
+                }
             }
             Call::Unmap => self.watch(cpu, |cpu| _ = space.munmap(cpu, start, bytes)),
             Call::Move(by) => self.watch(cpu, |cpu| {
@@ -165,13 +199,13 @@ impl Watched {
     /// What some CPU may reach that the space that it runs does not map.
     fn stale(&self) -> Option<String> {
         for space in &self.spaces {
-            for page in (0..PAGES).map(|page| START + page * PAGE) {
-                let found =
-                    space.tables().translate(page).map(|found| found.descriptor).filter(|entry| entry.is_valid());
+            for page in (0..PAGES).map(|index| self.place.at(index)) {
+                let found = space.tables().translate(page).filter(|found| found.descriptor.is_valid());
                 for cpu in (0..CPUS).filter(|&cpu| self.model.runs(cpu, space.root())) {
                     for access in [Wants::Read, Wants::Write] {
                         let refused = if access == Wants::Write { bits::RDONLY } else { 0 };
-                        let permitted = found.filter(|entry| entry.0 & refused == 0).map(|entry| entry.address());
+                        let permitted = found.filter(|found| found.descriptor.0 & refused == 0);
+                        let permitted = permitted.map(|found| found.physical);
                         let mut reached = self.model.cpu(cpu).may(page, access).into_iter().flatten();
                         if let Some(strange) = reached.find(|&reached| Some(reached) != permitted) {
                             return Some(format!(
@@ -220,7 +254,11 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 /// A space with all pages written, which both CPUs run.
 fn written() -> Watched {
-    let mut watched = Watched::new();
+    written_at(Place::Pages, Features::BASE)
+}
+
+fn written_at(place: Place, features: Features) -> Watched {
+    let mut watched = Watched::new(place, features);
     let all = |cpu, call| Action { cpu, space: 0, page: 0, count: PAGES, call };
     watched.perform(all(0, Call::Map { sharing: Sharing::Private, protection: READ_WRITE }));
     (0..CPUS).for_each(|cpu| watched.perform(all(cpu, Call::Run)));
@@ -229,8 +267,7 @@ fn written() -> Watched {
     watched
 }
 
-fn play(actions: Vec<Action>) {
-    let mut watched = written();
+fn play(mut watched: Watched, actions: Vec<Action>) {
     for action in actions {
         watched.perform(action);
         watched.check();
@@ -238,12 +275,28 @@ fn play(actions: Vec<Action>) {
     (0..CPUS).for_each(|cpu| watched.idle(cpu));
 }
 
+/// Blocks are split in use, or broken first. The branch is for all threads, and nothing else asks for it.
+fn play_on_a_block(actions: Vec<Action>, is_live: bool) {
+    let branches: &[u16] = if is_live { &[branch::SIZE_CHANGE] } else { &[] };
+    let features = Features { bbml2: is_live, ..Features::BASE };
+    host::with(branches, || play(written_at(Place::Block, features), actions));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
     #[test]
     fn no_cpu_holds_what_a_space_has_given_up(actions in actions()) {
-        play(actions);
+        play(written(), actions);
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10))]
+
+    #[test]
+    fn no_cpu_holds_what_a_space_has_given_up_of_a_block(actions in actions(), is_live in any::<bool>()) {
+        play_on_a_block(actions, is_live);
     }
 }
 
@@ -253,15 +306,25 @@ proptest! {
     #[test]
     #[ignore = "takes minutes: ./x test --long"]
     fn no_cpu_holds_what_a_space_has_given_up_at_length(actions in actions()) {
-        play(actions);
+        play(written(), actions);
     }
 }
 
-/// What is wrong after `call` on [`written`] pages of one table, with a step of it taken away: a rule, or something stale.
-fn wrong(call: Call, step: Step, sabotage: Option<Sabotage>) -> (Vec<Rule>, bool) {
-    let mut watched = written();
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    #[ignore = "takes minutes: ./x test --long"]
+    fn no_cpu_holds_what_a_space_has_given_up_of_a_block_at_length(actions in actions(), is_live in any::<bool>()) {
+        play_on_a_block(actions, is_live);
+    }
+}
+
+/// What is wrong after `call` on `count` [`written`] pages, with a step of it taken away: a rule, or something stale.
+fn wrong((place, count): (Place, u64), call: Call, step: Step, sabotage: Option<Sabotage>) -> (Vec<Rule>, bool) {
+    let mut watched = written_at(place, Features::BASE);
     sabotage.into_iter().for_each(|sabotage| watched.model.inject(step, 0, sabotage));
-    watched.perform(Action { cpu: 0, space: 0, page: 0, count: PAGES / 2, call });
+    watched.perform(Action { cpu: 0, space: 0, page: 0, count, call });
     assert!(watched.model.all_struck(), "there is no {step:?} in {call:?}");
     let stale = watched.stale().is_some();
     (watched.model.violations().iter().map(|violation| violation.rule).collect(), stale)
@@ -285,12 +348,44 @@ fn each_step_of_a_call_is_missed_when_it_is_not_there() {
         (Step::DsbIsh, Sabotage::Becomes(Step::DsbNsh)),
         (Step::DsbIsh, Sabotage::OnCpu(1)),
     ];
-    for (call, expected) in rows {
-        assert_eq!(wrong(call, Step::Tlbi, None), (vec![], false), "{call:?}");
-        for (step, sabotage) in sabotages {
-            let (rules, stale) = wrong(call, step, Some(sabotage));
-            let is_seen = expected.map_or(stale, |rule| rules.contains(&rule));
-            assert!(is_seen, "{call:?} with {sabotage:?} of {step:?}: {rules:?}, {stale}");
+    // Pages of one table; and a block.
+    // Of a block's, those that are not the same functions.
+    for (place, sabotages) in [((Place::Pages, PAGES / 2), &sabotages[..]), ((Place::Block, PAGES), &sabotages[3..5])] {
+        for (call, expected) in rows {
+            assert_eq!(wrong(place, call, Step::Tlbi, None), (vec![], false), "{place:?}: {call:?}");
+            for &(step, sabotage) in sabotages {
+                let (rules, stale) = wrong(place, call, step, Some(sabotage));
+                let is_seen = expected.map_or(stale, |rule| rules.contains(&rule));
+                assert!(is_seen, "{place:?}: {call:?} with {sabotage:?} of {step:?}: {rules:?}, {stale}");
+            }
+        }
+    }
+}
+
+/// A block is broken before pages are in its place, and before another is.
+#[test]
+fn each_step_of_a_change_of_a_block_is_missed_when_it_is_not_there() {
+    for is_copied in [false, true] {
+        for (step, sabotage) in [
+            (Step::Tlbi, None),
+            (Step::DsbIshst, Some(Sabotage::Lost)),
+            (Step::Tlbi, Some(Sabotage::Lost)),
+            (Step::DsbIsh, Some(Sabotage::Lost)),
+            (Step::DsbIsh, Some(Sabotage::Becomes(Step::DsbNsh))),
+        ] {
+            let mut watched = written_at(Place::Block, Features::BASE);
+            let all = |call| Action { cpu: 0, space: 0, page: 0, count: PAGES, call };
+            if is_copied {
+                watched.perform(all(Call::Fork));
+                watched.perform(all(Call::Touch(Access::Read)));
+            }
+            sabotage.into_iter().for_each(|sabotage| watched.model.inject(step, 0, sabotage));
+            let call = if is_copied { Call::Touch(Access::Write) } else { Call::Protect(Protection::READ) };
+            watched.perform(Action { count: 1, ..all(call) });
+            assert!(watched.model.all_struck(), "there is no {step:?}");
+            let violations = watched.model.violations();
+            let is_broken = violations.iter().any(|violation| violation.rule == Rule::BreakBeforeMake);
+            assert_eq!(is_broken, sabotage.is_some(), "{is_copied}: {sabotage:?} of {step:?}: {violations:?}");
         }
     }
 }
