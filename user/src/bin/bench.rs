@@ -10,8 +10,8 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
 use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE,
-    PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED,
+    MREMAP_MAYMOVE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP, MREMAP};
 use granule_user::abi::signal::SIGKILL;
@@ -29,6 +29,8 @@ const CALLS: [u64; 5] = [1, 8, 64, 512, 4096];
 const BUFFER: u64 = 16;
 /// Where the pages are: in the middle of a table, where the kernel chooses no address.
 const START: u64 = 0x10_0010_0000;
+/// 2 MiB that a block can translate, in that room.
+const BLOCK: Room = Room { start: 0x10_0080_0000, pages: 512 };
 /// Room for them and what lies around.
 const ROOM: u64 = 32 << 20;
 
@@ -39,7 +41,7 @@ const AWAY: Room = Room { start: START + 2 * ROOM, pages: ROOM / PAGE };
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 17] = [
+const ROWS: [Row; 20] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -56,6 +58,9 @@ const ROWS: [Row; 17] = [
     ("memfd_map_fault", |bench| bench.faults(of_a_file, Room::write)),
     ("memfd_punch_hole", |bench| bench.calls(of_a_file_touched, Room::punch)),
     ("memfd_truncate", |bench| bench.calls(of_a_file_touched, Room::cut_off)),
+    ("huge_write_fault", |bench| bench.block(Bench::fresh_block, Room::write_first)),
+    ("huge_mprotect", |bench| bench.block(Bench::touched_block, |block| block.protect(PROT_READ))),
+    ("huge_mprotect_split", |bench| bench.block(Bench::touched_block, |block| block.first().protect(PROT_READ))),
     ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
 ];
 
@@ -143,6 +148,32 @@ impl Bench {
         }
     }
 
+    /// Measures an operation on a block, whose pages are all there then.
+    fn block(&mut self, prepare: impl Fn(&Self) -> Room, operation: impl Fn(Room)) {
+        self.point(1, prepare, &operation, |()| {
+            let mut last = [0];
+            memory::mincore(BLOCK.start + BLOCK.bytes() - PAGE, &mut last).expect("mapped");
+            assert_eq!(last, [1], "a page, and no block");
+        });
+    }
+
+    /// Untouched 2 MiB that a block can translate.
+    fn fresh_block(&self) -> Room {
+        Room { start: START - PAGE, pages: ROOM / PAGE }.unmap();
+        fixed(BLOCK.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
+        fixed(BLOCK.start, BLOCK.bytes(), PROT_READ | PROT_WRITE, 0);
+        fixed(BLOCK.start + BLOCK.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
+        // SAFETY: there are no references to it.
+        unsafe { memory::madvise(BLOCK.start, BLOCK.bytes(), MADV_HUGEPAGE) }.expect("mapped");
+        BLOCK
+    }
+
+    fn touched_block(&self) -> Room {
+        let block = self.fresh_block();
+        block.write_first();
+        block
+    }
+
     /// Untouched pages. What lies before and behind is in memory, so that tables stay, and is never alike, so that
     /// areas do not become one.
     fn fresh(&self, pages: u64) -> Room {
@@ -194,6 +225,15 @@ impl Room {
             // SAFETY: it is mapped writable wherever this is called.
             unsafe { ((self.start + page * PAGE) as *mut u64).write_volatile(1) };
         }
+    }
+
+    fn first(self) -> Self {
+        Self { pages: 1, ..self }
+    }
+
+    #[inline(always)]
+    fn write_first(self) {
+        self.first().write();
     }
 
     #[inline(always)]

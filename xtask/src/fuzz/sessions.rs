@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 25] = [
+const PROGRAMS: [&str; 27] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -39,6 +39,8 @@ const PROGRAMS: [&str; 25] = [
     "run advice race",
     "run remap",
     "run remap race",
+    "run huge",
+    "run huge race",
     "run limits",
     "run pie",
     "run random",

@@ -1,0 +1,413 @@
+//! Blocks of 2 MiB (`MADV_HUGEPAGE`), and compares each answer with that of Linux.
+//!
+//! `huge`: what advice answers, which pages are there, and what each call leaves of the contents of a block or of a part.
+//! `huge race`: threads that change pages of one block, and fork, while others store to it.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::sync::atomic::{AtomicU64, Ordering};
+
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED,
+    MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MMAP, MREMAP, MUNLOCK};
+use granule_user::abi::signal::SIGSEGV;
+use granule_user::answers::{apart, equal, holds, status};
+use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
+use granule_user::probe::{self, Fault};
+use granule_user::thread::all_at_once;
+use granule_user::{Errno, Start, entry, process, sys};
+
+entry!(run);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+/// Pages of a block.
+const BLOCK: u64 = 512;
+const BYTES: u64 = BLOCK * PAGE;
+/// `si_code` of an access to what the area does not permit, and to where nothing is.
+const SEGV_ACCERR: i32 = 2;
+const SEGV_MAPERR: i32 = 1;
+
+fn run(start: Start) -> u8 {
+    probe::prepare();
+    if start.arguments().nth(1) == Some("race") {
+        races();
+        return status("huge race");
+    }
+    advised();
+    brought();
+    not_brought();
+    protected();
+    given_up();
+    unmapped();
+    moved();
+    guarded();
+    locked();
+    forked();
+    forked_and_split();
+    executed();
+    status("huge")
+}
+
+/// A call on memory of this program, or that is refused.
+fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
+    let mut arguments = [0; 6];
+    arguments[..N].copy_from_slice(&some);
+    // SAFETY: the callers here pass memory of their own, or an address that is refused.
+    unsafe { sys::call(number, arguments) }
+}
+
+fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, Errno> {
+    call(MADVISE, [at, pages * PAGE, advice])
+}
+
+fn put(at: u64, value: u8) {
+    // SAFETY: the callers pass mappings of their own.
+    equal("stored", unsafe { probe::write(at, value) }, Ok(()));
+}
+
+fn protect(at: u64, pages: u64, protection: u64) {
+    // SAFETY: it is mapped here, and there are no references to it.
+    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
+}
+
+fn unmap(at: u64, pages: u64) {
+    // SAFETY: as above.
+    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
+}
+
+/// So many blocks of memory, with nothing around, for which blocks are wanted.
+fn blocks(count: u64) -> u64 {
+    let whole = map((count + 2) * BYTES, PROT_NONE).expect("addresses");
+    let at = whole.next_multiple_of(BYTES) + if whole.is_multiple_of(BYTES) { BYTES } else { 0 };
+    unmap(whole, at.abs_diff(whole) / PAGE);
+    unmap(at + count * BYTES, (whole + (count + 2) * BYTES - (at + count * BYTES)) / PAGE);
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    equal("mapped", call(MMAP, [at, count * BYTES, RW, flags, u64::MAX, 0]), Ok(at));
+    equal("advised", advise(at, count * BLOCK, MADV_HUGEPAGE), Ok(0));
+    at
+}
+
+/// One, in which some pages begin with another byte.
+fn written() -> u64 {
+    let at = blocks(1);
+    for (page, value) in WRITTEN {
+        put(at + page * PAGE, value);
+    }
+    at
+}
+
+const WRITTEN: [(u64, u8); 5] = [(0, 1), (1, 2), (200, 3), (510, 4), (511, 5)];
+
+/// The first bytes of those pages; 255 where an access faults.
+fn bytes(at: u64) -> [u8; 5] {
+    WRITTEN.map(|(page, _)| probe::read(at + page * PAGE).unwrap_or(255))
+}
+
+/// How many of so many pages are there.
+fn present(at: u64, pages: u64) -> usize {
+    let mut all = [0; 2 * BLOCK as usize];
+    equal("mincore", mincore(at, &mut all[..pages as usize]), Ok(()));
+    all.iter().map(|&byte| usize::from(byte & 1)).sum()
+}
+
+fn fault(address: u64, code: i32) -> Result<u8, Fault> {
+    Err(Fault { signal: SIGSEGV, code, address })
+}
+
+fn advised() {
+    for advice in [MADV_HUGEPAGE, MADV_NOHUGEPAGE] {
+        let at = map(4 * PAGE, RW).expect("memory");
+        equal((advice, "private"), advise(at, 4, advice), Ok(0));
+        equal((advice, "a part"), advise(at + PAGE, 1, advice), Ok(0));
+        equal((advice, "nothing"), advise(at, 0, advice), Ok(0));
+        equal((advice, "no page's address"), advise(at + 1, 1, advice), Err(Errno::EINVAL));
+        equal((advice, "wraps"), call(MADVISE, [at, u64::MAX, advice]), Err(Errno::EINVAL));
+        unmap(at + PAGE, 1);
+        equal((advice, "a hole"), advise(at, 4, advice), Err(Errno::ENOMEM));
+        unmap(at, 4);
+        equal((advice, "not mapped"), advise(at, 4, advice), Err(Errno::ENOMEM));
+        let file = call(MEMFD_CREATE, [c"huge".as_ptr() as u64, 0]).expect("a file");
+        equal("a size", call(FTRUNCATE, [file, 4 * PAGE]), Ok(0));
+        for flags in [MAP_SHARED, MAP_PRIVATE] {
+            let at = call(MMAP, [0, 4 * PAGE, RW, flags, file, 0]).expect("a mapping");
+            equal((advice, flags), advise(at, 4, advice), Ok(0));
+            unmap(at, 4);
+        }
+    }
+}
+
+/// The first access of a block brings all of it.
+fn brought() {
+    let at = blocks(2);
+    equal("before", present(at, 2 * BLOCK), 0);
+    put(at + 7 * PAGE, 1);
+    equal("by a store", present(at, 2 * BLOCK), BLOCK as usize);
+    equal("zeros", probe::read(at + BYTES + 9 * PAGE), Ok(0));
+    equal("by a load", present(at, 2 * BLOCK), 2 * BLOCK as usize);
+    put(at + BYTES + 9 * PAGE, 2);
+    equal("stored then", [7, BLOCK + 9].map(|page| probe::read(at + page * PAGE)), [Ok(1), Ok(2)]);
+    unmap(at, 2 * BLOCK);
+    for advice in [MADV_POPULATE_READ, MADV_POPULATE_WRITE] {
+        let at = blocks(2);
+        equal("populated", advise(at + 100 * PAGE, 10, advice), Ok(0));
+        equal("a block", present(at, 2 * BLOCK), BLOCK as usize);
+        equal("all", advise(at, 2 * BLOCK, advice), Ok(0));
+        equal("two", present(at, 2 * BLOCK), 2 * BLOCK as usize);
+        unmap(at, 2 * BLOCK);
+    }
+}
+
+/// Where a block does not fit, or is not wanted, a page comes.
+fn not_brought() {
+    let at = blocks(2);
+    unmap(at, 1);
+    put(at + 3 * PAGE, 1);
+    equal("a part is not mapped", present(at + PAGE, BLOCK), 1);
+    protect(at + BYTES, 1, PROT_READ);
+    put(at + BYTES + 3 * PAGE, 1);
+    equal("two areas", present(at + BYTES, BLOCK), 1);
+    unmap(at + PAGE, 2 * BLOCK - 1);
+
+    let at = blocks(2);
+    equal("not wanted", advise(at, BLOCK, MADV_NOHUGEPAGE), Ok(0));
+    put(at + 3 * PAGE, 1);
+    put(at + BYTES + 3 * PAGE, 1);
+    equal("a page, and a block", present(at, 2 * BLOCK), 1 + BLOCK as usize);
+    equal("wanted no more", advise(at, 2 * BLOCK, MADV_NOHUGEPAGE), Ok(0));
+    equal("what is there stays", present(at, 2 * BLOCK), 1 + BLOCK as usize);
+    unmap(at, 2 * BLOCK);
+}
+
+fn protected() {
+    let at = written();
+    protect(at, BLOCK, PROT_READ);
+    equal("read-only", bytes(at), [1, 2, 3, 4, 5]);
+    // SAFETY: it faults.
+    equal("no store", unsafe { probe::write(at + PAGE, 9) }.err(), fault(at + PAGE, SEGV_ACCERR).err());
+    protect(at, BLOCK, PROT_NONE);
+    equal("no access", probe::read(at + PAGE), fault(at + PAGE, SEGV_ACCERR));
+    equal("all there", present(at, BLOCK), BLOCK as usize);
+    protect(at, BLOCK, RW);
+    put(at + PAGE, 9);
+    equal("again", bytes(at), [1, 9, 3, 4, 5]);
+    protect(at + 100 * PAGE, 200, PROT_NONE);
+    equal("a part", bytes(at), [1, 9, 255, 4, 5]);
+    protect(at + 300 * PAGE, 212, PROT_READ);
+    // SAFETY: it faults.
+    equal("no store", unsafe { probe::write(at + 511 * PAGE, 9) }.err(), fault(at + 511 * PAGE, SEGV_ACCERR).err());
+    put(at, 8);
+    protect(at, BLOCK, RW);
+    equal("all of it", (bytes(at), present(at, BLOCK)), ([8, 9, 3, 4, 5], BLOCK as usize));
+    unmap(at, BLOCK);
+}
+
+fn given_up() {
+    let at = written();
+    equal("a page", advise(at + PAGE, 1, MADV_DONTNEED), Ok(0));
+    equal("the rest stays", (present(at, BLOCK), bytes(at)), (BLOCK as usize - 1, [1, 0, 3, 4, 5]));
+    equal("the end", advise(at + 510 * PAGE, 2, MADV_DONTNEED), Ok(0));
+    equal("the rest stays", bytes(at), [1, 0, 3, 0, 0]);
+    unmap(at, BLOCK);
+    let at = written();
+    equal("all", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
+    equal("nothing", present(at, BLOCK), 0);
+    put(at + PAGE, 6);
+    equal("a block again", (present(at, BLOCK), bytes(at)), (BLOCK as usize, [0, 6, 0, 0, 0]));
+    unmap(at, BLOCK);
+}
+
+fn unmapped() {
+    for (first, pages, left) in
+        [(0, 1, [255, 2, 3, 4, 5]), (511, 1, [1, 2, 3, 4, 255]), (1, 510, [1, 255, 255, 255, 5]), (0, BLOCK, [255; 5])]
+    {
+        let at = written();
+        unmap(at + first * PAGE, pages);
+        equal((first, pages), bytes(at), left);
+        equal("nothing is there", probe::read(at + first * PAGE), fault(at + first * PAGE, SEGV_MAPERR));
+        unmap(at, BLOCK);
+    }
+    // Mapped over.
+    let at = written();
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    equal("over it", call(MMAP, [at + PAGE, PAGE, RW, flags, u64::MAX, 0]), Ok(at + PAGE));
+    equal("the rest stays", bytes(at), [1, 0, 3, 4, 5]);
+    unmap(at, BLOCK);
+}
+
+fn moved() {
+    let room = blocks(3);
+    unmap(room, 3 * BLOCK);
+    for (first, pages, to) in [(0, BLOCK, room), (0, BLOCK, room + PAGE), (1, 511, room + BYTES), (200, 1, room)] {
+        let at = written();
+        let moved = call(MREMAP, [at + first * PAGE, pages * PAGE, pages * PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to]);
+        equal("moved", moved, Ok(to));
+        for (page, value) in WRITTEN {
+            let is_moved = (first..first + pages).contains(&page);
+            let (gone, there) = (at + page * PAGE, to + page.saturating_sub(first) * PAGE);
+            if is_moved {
+                equal((first, page), (probe::read(gone), probe::read(there)), (fault(gone, SEGV_MAPERR), Ok(value)));
+                put(there, value + 1);
+            } else {
+                equal((first, page), probe::read(gone), Ok(value));
+            }
+        }
+        unmap(at, BLOCK);
+        unmap(room, 3 * BLOCK);
+    }
+}
+
+fn guarded() {
+    let at = written();
+    equal("a guard", advise(at + PAGE, 1, MADV_GUARD_INSTALL), Ok(0));
+    equal("one", (bytes(at), present(at, BLOCK)), ([1, 255, 3, 4, 5], BLOCK as usize - 1));
+    equal("no guard", advise(at, BLOCK, MADV_GUARD_REMOVE), Ok(0));
+    equal("none", bytes(at), [1, 0, 3, 4, 5]);
+    unmap(at, BLOCK);
+    let at = written();
+    equal("all guards", advise(at, BLOCK, MADV_GUARD_INSTALL), Ok(0));
+    equal("all", bytes(at), [255; 5]);
+    equal("none", advise(at, BLOCK, MADV_GUARD_REMOVE), Ok(0));
+    equal("zeros", bytes(at), [0; 5]);
+    unmap(at, BLOCK);
+}
+
+fn locked() {
+    let at = blocks(1);
+    equal("locked", call(MLOCK, [at + 100 * PAGE, 10 * PAGE]), Ok(0));
+    equal("brought", present(at + 100 * PAGE, 10), 10);
+    equal("not given up", advise(at, BLOCK, MADV_DONTNEED), Err(Errno::EINVAL));
+    put(at + 105 * PAGE, 7);
+    equal("given up", advise(at + 104 * PAGE, 3, MADV_DONTNEED_LOCKED), Ok(0));
+    equal("zeros", probe::read(at + 105 * PAGE), Ok(0));
+    equal("unlocked", call(MUNLOCK, [at, BYTES]), Ok(0));
+    unmap(at, BLOCK);
+}
+
+fn forked() {
+    let at = written();
+    apart(|| {
+        equal("the parent's", (bytes(at), present(at, BLOCK)), ([1, 2, 3, 4, 5], BLOCK as usize));
+        put(at + PAGE, 20);
+        apart(|| {
+            put(at + 200 * PAGE, 30);
+            equal("a copy's copy", (bytes(at), present(at, BLOCK)), ([1, 20, 30, 4, 5], BLOCK as usize));
+        });
+        equal("its own", (bytes(at), present(at, BLOCK)), ([1, 20, 3, 4, 5], BLOCK as usize));
+    });
+    equal("as it was", bytes(at), [1, 2, 3, 4, 5]);
+    put(at, 9);
+    equal("as it was, and stored", (bytes(at), present(at, BLOCK)), ([9, 2, 3, 4, 5], BLOCK as usize));
+    equal("zeros", advise(at, BLOCK, MADV_WIPEONFORK), Ok(0));
+    apart(|| equal("no pages", (present(at, BLOCK), bytes(at)), (0, [0; 5])));
+    unmap(at, BLOCK);
+}
+
+/// Parts of what is shared are changed on each side.
+fn forked_and_split() {
+    let at = written();
+    apart(|| {
+        unmap(at + PAGE, 1);
+        protect(at + 200 * PAGE, 1, PROT_READ);
+        apart(|| {
+            put(at, 7);
+            equal("of parts", bytes(at), [7, 255, 3, 4, 5]);
+        });
+        equal("parts", bytes(at), [1, 255, 3, 4, 5]);
+        equal("given up", advise(at + 510 * PAGE, 1, MADV_DONTNEED), Ok(0));
+        put(at + 511 * PAGE, 50);
+        equal("stored", bytes(at), [1, 255, 3, 0, 50]);
+    });
+    equal("the parent's", (bytes(at), present(at, BLOCK)), ([1, 2, 3, 4, 5], BLOCK as usize));
+    put(at + 511 * PAGE, 6);
+    apart(|| {
+        protect(at, BLOCK, PROT_READ);
+        protect(at, BLOCK, RW);
+        put(at + 510 * PAGE, 60);
+        equal("protected", bytes(at), [1, 2, 3, 60, 6]);
+    });
+    equal("the parent's", bytes(at), [1, 2, 3, 4, 6]);
+    unmap(at, BLOCK);
+}
+
+/// Code in a block.
+fn executed() {
+    /// `ret`.
+    const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
+    let at = blocks(1);
+    for page in [0, 300] {
+        for (byte, value) in (0..).zip(RET) {
+            put(at + page * PAGE + byte, value);
+        }
+    }
+    // SAFETY: it faults.
+    equal("data", unsafe { probe::call(at) }.err(), fault(at, SEGV_ACCERR).err());
+    protect(at, BLOCK, PROT_READ | PROT_EXEC);
+    // SAFETY: it returns at once.
+    equal("code", [0, 300].map(|page| unsafe { probe::call(at + page * PAGE) }), [Ok(()); 2]);
+    protect(at + 300 * PAGE, 1, RW);
+    // SAFETY: as above.
+    equal("a part", unsafe { probe::call(at) }, Ok(()));
+    // SAFETY: it faults.
+    equal("data", unsafe { probe::call(at + 300 * PAGE) }.err(), fault(at + 300 * PAGE, SEGV_ACCERR).err());
+    unmap(at, BLOCK);
+}
+
+/// Where the threads work.
+static RACE: AtomicU64 = AtomicU64::new(0);
+
+/// Each round begins with a block, whose pages belong to the threads in turn.
+fn races() {
+    const ROUNDS: u64 = 12;
+    let at = blocks(1);
+    RACE.store(at, Ordering::Relaxed);
+    for round in 0..ROUNDS {
+        equal("nothing", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
+        if round % 2 == 0 {
+            put(at, 0);
+        }
+        all_at_once(THREADS as usize, |thread| work(thread as u64));
+        holds("a block or pages", (0..BLOCK).all(|page| probe::read(at + page * PAGE).is_ok()));
+    }
+    unmap(at, BLOCK);
+}
+
+const THREADS: u64 = 4;
+
+/// Stores to pages of its own and changes them; each holds what was stored last, also in a child.
+fn work(thread: u64) {
+    const STEPS: u64 = 40;
+    let own = |step: u64| RACE.load(Ordering::Relaxed) + (step * 37 % (BLOCK / THREADS) * THREADS + thread) * PAGE;
+    for step in 0..STEPS {
+        let (page, value) = (own(step), 1 + step as u8);
+        equal("zero", probe::read(page), Ok(0));
+        put(page, value);
+        match (step + thread) % 8 {
+            0 => {
+                protect(page, 1, PROT_READ);
+                equal("read-only", probe::read(page), Ok(value));
+                protect(page, 1, RW);
+            }
+            1 => {
+                equal("given up", advise(page, 1, MADV_DONTNEED), Ok(0));
+                equal("zero again", probe::read(page), Ok(0));
+                put(page, value);
+            }
+            2 if step % 3 == 0 => {
+                let child = process::spawn(|| {
+                    put(page, 200);
+                    u8::from((0..step).any(|step| probe::read(own(step)) != Ok(1 + step as u8)))
+                });
+                equal("a child", child.map(process::wait), Ok(0));
+            }
+            _ => {}
+        }
+        process::sched_yield();
+    }
+    for step in 0..STEPS {
+        equal("at the end", probe::read(own(step)), Ok(1 + step as u8));
+    }
+}
