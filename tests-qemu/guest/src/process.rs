@@ -220,6 +220,16 @@ fn mappings_of_a_file_move_while_others_truncate_it(t: &mut Test) {
     succeeds(t, "remap race");
 }
 
+target_test!(blocks_are_brought_changed_and_split_as_on_linux, limit(60));
+fn blocks_are_brought_changed_and_split_as_on_linux(t: &mut Test) {
+    succeeds(t, "huge");
+}
+
+target_test!(threads_change_pages_of_a_block_while_others_store_to_it, limit(60));
+fn threads_change_pages_of_a_block_while_others_store_to_it(t: &mut Test) {
+    succeeds(t, "huge race");
+}
+
 target_test!(files_of_more_memory_than_there_is_end_their_program, limit(60));
 fn files_of_more_memory_than_there_is_end_their_program(t: &mut Test) {
     let Some(id) = t.ok("started", start("memfd full")) else { return };

@@ -130,6 +130,13 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
         ("smmu::changes::a_device_finds_zeros_where_a_hole_was_punched", "zeros: found Ok(1), wanted Ok(0)"),
         ("smmu::changes::a_device_does_not_reach_a_guard", "it does not read: found Ok(1), wanted Err("),
         ("smmu::changes::a_device_does_not_reach_what_its_file_has_lost", "behind the end: found Ok(2), wanted"),
+        (
+            "smmu::blocks::a_device_sees_the_copy_of_a_block_after_a_fork",
+            "the device reads the copy of the block: found Ok(1), wanted Ok(2)",
+        ),
+        ("smmu::blocks::a_device_meets_a_block_that_is_split", "it does not write there: found Ok(1), wanted Err("),
+        ("smmu::blocks::a_device_does_not_reach_a_block_that_was_taken_away", "it does not write: found Ok(1)"),
+        ("smmu::blocks::a_device_that_stores_while_a_block_goes_writes_to_nothing_else", "nothing was written"),
         ("smmu::random::random_changes_and_accesses_agree", "accesses that were not what they must be: found"),
     ] {
         assert_caught("no-secondary-tlb", name, output);

@@ -7,6 +7,7 @@
 //! got: an access that is refused is not cached, and a test without that look would pass with everything broken.
 
 mod account;
+mod blocks;
 mod changes;
 mod commands;
 mod dirty;
