@@ -88,7 +88,8 @@ static void end(unsigned vcpu, enum kind kind)
 	struct vcpu *v = &vcpus[vcpu];
 	struct score *score = score_of(vcpu);
 	uint64_t waits = v->waits - v->now[kind].waits;
-	uint64_t own = score->count - v->now[kind].count - waits;
+	uint64_t all = score->count - v->now[kind].count;
+	uint64_t own = all > waits ? all - waits : 0;	// the first turn of a loop may have begun before
 	struct longest *longest = &v->longest[kind][waits > 0];
 	if (v->now[kind].open && recording && own > longest->own) {
 		pthread_mutex_lock(&lock);

@@ -32,5 +32,8 @@ at_el0! {
     memfd_map_fault, "memfd_map_fault", "page";
     memfd_punch_hole, "memfd_punch_hole", "page";
     memfd_truncate, "memfd_truncate", "page";
+    huge_write_fault, "huge_write_fault", "block", also("a72");
+    huge_mprotect, "huge_mprotect", "block";
+    huge_mprotect_split, "huge_mprotect_split", "block";
     mmap_munmap_touched, "mmap_munmap/touched", "page";
 }

@@ -49,7 +49,7 @@ impl fmt::Display for Bar {
 
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 43] = [
+const BARS: [Bar; 46] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -88,6 +88,9 @@ const BARS: [Bar; 43] = [
     bar("memfd_map_fault", 0, 400, None, (0.0, 1624.0)),
     bar("memfd_punch_hole", 1_200, 150, None, (3095.0, 1787.0)),
     bar("memfd_truncate", 1_200, 150, None, (4068.0, 1809.0)),
+    bar("huge_write_fault", 1_500, 0, None, (12_770.0, 0.0)),
+    bar("huge_mprotect", 700, 0, None, (3510.0, 0.0)),
+    bar("huge_mprotect_split", 2_500, 0, None, (18_234.0, 0.0)),
     // Of 16 pages.
     bar("mmap_munmap/touched", 9_000, 0, None, (45_000.0, 0.0)),
     // Of the suite `smmu`. QEMU's SMMU executes a command as soon as PROD is written: there is no wait.
@@ -107,9 +110,10 @@ const DEFAULT: &str = "default";
 const WITHOUT_MOPS: &str = "a72";
 
 /// Bounds there, of rows that zero or copy.
-const BARS_WITHOUT_MOPS: [Bar; 3] = [
+const BARS_WITHOUT_MOPS: [Bar; 4] = [
     bar("anon_write_fault", 0, 750, None, (0.0, 2137.0)),
     bar("cow_copy_fault", 0, 1_500, None, (0.0, 2606.0)),
+    bar("huge_write_fault", 75_000, 0, None, (144_757.0, 0.0)),
     // There is no number of Linux without MOPS: this one is with them.
     bar("mmap_populate", 1_500, 250, None, (5405.0, 1832.0)),
 ];
