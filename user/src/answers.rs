@@ -5,8 +5,8 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_abi::process::exited;
 
-use crate::memory::mincore;
-use crate::process;
+use crate::memory::{PAGE, mincore};
+use crate::{probe, process};
 
 static ASKED: AtomicU32 = AtomicU32::new(0);
 static WRONG: AtomicU32 = AtomicU32::new(0);
@@ -50,6 +50,11 @@ pub fn present(at: u64, pages: usize) -> u32 {
     let mut bytes = [0; 16];
     equal("mincore", mincore(at, &mut bytes[..pages]), Ok(()));
     bytes[..pages].iter().enumerate().map(|(page, byte)| u32::from(byte & 1) << page).sum()
+}
+
+/// The first bytes of pages from `at` on; 255 where an access faults.
+pub fn bytes<const N: usize>(at: u64) -> [u8; N] {
+    core::array::from_fn(|page| probe::read(at + page as u64 * PAGE).unwrap_or(255))
 }
 
 /// Prints how many answers were compared; the exit status: 0 if all of them are Linux's.

@@ -20,6 +20,7 @@ pub mod answers;
 #[cfg(target_os = "none")]
 mod checked;
 pub mod memory;
+mod own;
 pub mod print;
 pub mod probe;
 pub mod process;

@@ -20,13 +20,14 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
 use granule_user::abi::signal::{SIGBUS, SIGSEGV};
-use granule_user::answers::{apart, equal, holds, present, status};
-use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
+use granule_user::answers::{apart, bytes, equal, holds, present, status};
+use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
 use granule_user::thread::all_at_once;
-use granule_user::{Errno, Start, entry, process, sys};
+use granule_user::{Errno, Start, entry, own, process};
 
 entry!(run);
+own!(call, put, unmap, protect);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 /// `si_code` of an access to what the area does not permit, and to where nothing is.
@@ -60,14 +61,6 @@ fn run(start: Start) -> u8 {
     status("advice")
 }
 
-/// A call on memory of this program, or that is refused.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
-}
-
 fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, Errno> {
     call(MADVISE, [at, pages * PAGE, advice])
 }
@@ -83,26 +76,6 @@ fn number(at: u64, pages: u64) {
     for page in 0..pages {
         equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
     }
-}
-
-/// The first bytes of pages; 255 where an access faults.
-fn bytes<const N: usize>(at: u64) -> [u8; N] {
-    core::array::from_fn(|page| probe::read(at + page as u64 * PAGE).unwrap_or(255))
-}
-
-fn put(at: u64, value: u8) -> Result<(), Fault> {
-    // SAFETY: the callers pass mappings of their own.
-    unsafe { probe::write(at, value) }
-}
-
-fn unmap(at: u64, pages: u64) {
-    // SAFETY: it is mapped here, and there are no references to it.
-    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
-}
-
-fn protect(at: u64, pages: u64, protection: u64) {
-    // SAFETY: as above.
-    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
 }
 
 fn file(pages: u64) -> u64 {

@@ -25,9 +25,10 @@ use granule_user::answers::{equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, mmap, munmap};
 use granule_user::signal::handle;
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, process, sys, time};
+use granule_user::{Errno, Start, entry, own, process, time};
 
 entry!(run);
+own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
@@ -47,14 +48,6 @@ fn run(_start: Start) -> u8 {
     writes();
     random_bytes();
     status("answers")
-}
-
-/// A call that changes nothing which the program relies on.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
 }
 
 fn clock(clock: u64) -> Result<u64, Errno> {

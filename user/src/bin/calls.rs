@@ -15,9 +15,10 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{IoVec, PR_GET_NAME, PR_SET_NAME, UtsName};
 use granule_user::abi::time::{TIMER_ABSTIME, Timespec};
 use granule_user::memory::{PAGE, madvise, map, mincore, mmap, mprotect, munmap};
-use granule_user::{Errno, Start, entry, println, sys, time};
+use granule_user::{Errno, Start, entry, own, println, time};
 
 entry!(run);
+own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
@@ -37,14 +38,6 @@ fn run(_start: Start) -> u8 {
     pointers_are_checked();
     println!("calls: ok");
     0
-}
-
-/// A call that changes nothing which the program relies on.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
 }
 
 fn what_does_not_exist_is_enosys() {

@@ -29,9 +29,10 @@ use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, munmap};
 use granule_user::signal::handle;
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, process, sys, time};
+use granule_user::{Errno, Start, entry, own, process, time};
 
 entry!(run);
+own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
@@ -68,14 +69,6 @@ fn run(start: Start) -> u8 {
         what_cannot_be_written(path);
     }
     status("files")
-}
-
-/// A call on descriptors, or on memory that is this program's, or that is refused.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
 }
 
 fn open_at(directory: u64, path: &CStr, flags: u32) -> Result<u64, Errno> {

@@ -187,22 +187,28 @@ fn zombies() {
     assert!(process::spawn(|| 0).is_ok(), "one more after two were waited for");
 }
 
-/// Has a child that spreads its pages, so that each has a table, and is copied from time to time. In the end a copy
-/// does not fit in what is free, though nothing else takes it: the kernel ends the child.
-fn tables() {
-    const TABLE: u64 = 2 << 20;
-    const MOST: u64 = 40_000;
+/// Addresses that a table translates.
+const TABLE: u64 = 2 << 20;
+/// More tables than there is memory for, all of one mapping.
+const TABLES: u64 = 40_000 * TABLE;
+
+fn addresses_of_tables() -> u64 {
+    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    // SAFETY: not at a fixed address.
+    unsafe { memory::mmap(0, TABLES, PROT_READ | PROT_WRITE, flags) }.expect("addresses")
+}
+
+/// Has a child that spreads its pages, so that each has a table, and does something with all of them from time to time, which
+/// returns where they are then. In the end that does not fit in what is free, though nothing else takes it: the kernel ends
+/// the child.
+fn spread_by_a_child(mut sometimes: impl FnMut(u64) -> u64) {
     const STEP: u64 = 1000;
     let child = process::spawn(|| {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        // SAFETY: not at a fixed address.
-        let start = unsafe { memory::mmap(0, MOST * TABLE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
-        for index in 0..MOST {
+        let mut start = addresses_of_tables();
+        for index in 0..TABLES / TABLE {
             touch(start + index * TABLE, PAGE, 1);
-            if index % STEP == 0
-                && let Ok(copy) = process::spawn(|| 0)
-            {
-                process::wait(copy);
+            if index % STEP == 0 {
+                start = sometimes(start);
             }
         }
         0
@@ -210,30 +216,27 @@ fn tables() {
     assert_eq!(process::wait(child.expect("a fork")), killed(SIGKILL));
 }
 
-/// Has a child that spreads its pages, so that each has a table, and moves them from time to time, to where there are no
-/// tables. In the end these do not fit in what is free, though nothing else takes it: the kernel ends the child.
-fn moves() {
-    const TABLE: u64 = 2 << 20;
-    const MOST: u64 = 40_000;
-    const STEP: u64 = 1000;
-    let child = process::spawn(|| {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-        // SAFETY: not at a fixed address.
-        let map = || unsafe { memory::mmap(0, MOST * TABLE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
-        let (mut start, mut other) = (map(), map());
-        for index in 0..MOST {
-            touch(start + index * TABLE, PAGE, 1);
-            if index % STEP == 0 {
-                let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-                // SAFETY: memory of this program's own, without references to it.
-                let moved = unsafe { sys::call(MREMAP, [start, MOST * TABLE, MOST * TABLE, flags, other, 0]) };
-                assert_eq!(moved, Ok(other));
-                (start, other) = (other, start);
-            }
+/// The tables are copied.
+fn tables() {
+    spread_by_a_child(|start| {
+        if let Ok(copy) = process::spawn(|| 0) {
+            process::wait(copy);
         }
-        0
+        start
     });
-    assert_eq!(process::wait(child.expect("a fork")), killed(SIGKILL));
+}
+
+/// The pages are moved, to where there are no tables.
+fn moves() {
+    let mut other = None;
+    spread_by_a_child(|start| {
+        let to = other.replace(start).unwrap_or_else(addresses_of_tables);
+        let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+        // SAFETY: memory of this program's own, without references to it.
+        let moved = unsafe { sys::call(MREMAP, [start, TABLES, TABLES, flags, to, 0]) };
+        assert_eq!(moved, Ok(to));
+        to
+    });
 }
 
 /// Has a vfork child, which has one itself, and so on, until there may not be more.

@@ -16,12 +16,13 @@ use granule_user::abi::memory::{
 use granule_user::abi::number::{FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MMAP, MREMAP, MUNLOCK};
 use granule_user::abi::signal::SIGSEGV;
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
+use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
 use granule_user::thread::all_at_once;
-use granule_user::{Errno, Start, entry, process, sys};
+use granule_user::{Errno, Start, entry, own, process};
 
 entry!(run);
+own!(call, put, unmap, protect);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 /// Pages of a block.
@@ -52,31 +53,12 @@ fn run(start: Start) -> u8 {
     status("huge")
 }
 
-/// A call on memory of this program, or that is refused.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
-}
-
 fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, Errno> {
     call(MADVISE, [at, pages * PAGE, advice])
 }
 
-fn put(at: u64, value: u8) {
-    // SAFETY: the callers pass mappings of their own.
-    equal("stored", unsafe { probe::write(at, value) }, Ok(()));
-}
-
-fn protect(at: u64, pages: u64, protection: u64) {
-    // SAFETY: it is mapped here, and there are no references to it.
-    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
-}
-
-fn unmap(at: u64, pages: u64) {
-    // SAFETY: as above.
-    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
+fn store(at: u64, value: u8) {
+    equal("stored", put(at, value), Ok(()));
 }
 
 /// So many blocks of memory, with nothing around, for which blocks are wanted.
@@ -95,7 +77,7 @@ fn blocks(count: u64) -> u64 {
 fn written() -> u64 {
     let at = blocks(1);
     for (page, value) in WRITTEN {
-        put(at + page * PAGE, value);
+        store(at + page * PAGE, value);
     }
     at
 }
@@ -144,11 +126,11 @@ fn advised() {
 fn brought() {
     let at = blocks(2);
     equal("before", present(at, 2 * BLOCK), 0);
-    put(at + 7 * PAGE, 1);
+    store(at + 7 * PAGE, 1);
     equal("by a store", present(at, 2 * BLOCK), BLOCK as usize);
     equal("zeros", probe::read(at + BYTES + 9 * PAGE), Ok(0));
     equal("by a load", present(at, 2 * BLOCK), 2 * BLOCK as usize);
-    put(at + BYTES + 9 * PAGE, 2);
+    store(at + BYTES + 9 * PAGE, 2);
     equal("stored then", [7, BLOCK + 9].map(|page| probe::read(at + page * PAGE)), [Ok(1), Ok(2)]);
     unmap(at, 2 * BLOCK);
     for advice in [MADV_POPULATE_READ, MADV_POPULATE_WRITE] {
@@ -165,17 +147,17 @@ fn brought() {
 fn not_brought() {
     let at = blocks(2);
     unmap(at, 1);
-    put(at + 3 * PAGE, 1);
+    store(at + 3 * PAGE, 1);
     equal("a part is not mapped", present(at + PAGE, BLOCK), 1);
     protect(at + BYTES, 1, PROT_READ);
-    put(at + BYTES + 3 * PAGE, 1);
+    store(at + BYTES + 3 * PAGE, 1);
     equal("two areas", present(at + BYTES, BLOCK), 1);
     unmap(at + PAGE, 2 * BLOCK - 1);
 
     let at = blocks(2);
     equal("not wanted", advise(at, BLOCK, MADV_NOHUGEPAGE), Ok(0));
-    put(at + 3 * PAGE, 1);
-    put(at + BYTES + 3 * PAGE, 1);
+    store(at + 3 * PAGE, 1);
+    store(at + BYTES + 3 * PAGE, 1);
     equal("a page, and a block", present(at, 2 * BLOCK), 1 + BLOCK as usize);
     equal("wanted no more", advise(at, 2 * BLOCK, MADV_NOHUGEPAGE), Ok(0));
     equal("what is there stays", present(at, 2 * BLOCK), 1 + BLOCK as usize);
@@ -192,14 +174,14 @@ fn protected() {
     equal("no access", probe::read(at + PAGE), fault(at + PAGE, SEGV_ACCERR));
     equal("all there", present(at, BLOCK), BLOCK as usize);
     protect(at, BLOCK, RW);
-    put(at + PAGE, 9);
+    store(at + PAGE, 9);
     equal("again", bytes(at), [1, 9, 3, 4, 5]);
     protect(at + 100 * PAGE, 200, PROT_NONE);
     equal("a part", bytes(at), [1, 9, 255, 4, 5]);
     protect(at + 300 * PAGE, 212, PROT_READ);
     // SAFETY: it faults.
     equal("no store", unsafe { probe::write(at + 511 * PAGE, 9) }.err(), fault(at + 511 * PAGE, SEGV_ACCERR).err());
-    put(at, 8);
+    store(at, 8);
     protect(at, BLOCK, RW);
     equal("all of it", (bytes(at), present(at, BLOCK)), ([8, 9, 3, 4, 5], BLOCK as usize));
     unmap(at, BLOCK);
@@ -215,7 +197,7 @@ fn given_up() {
     let at = written();
     equal("all", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
     equal("nothing", present(at, BLOCK), 0);
-    put(at + PAGE, 6);
+    store(at + PAGE, 6);
     equal("a block again", (present(at, BLOCK), bytes(at)), (BLOCK as usize, [0, 6, 0, 0, 0]));
     unmap(at, BLOCK);
 }
@@ -250,7 +232,7 @@ fn moved() {
             let (gone, there) = (at + page * PAGE, to + page.saturating_sub(first) * PAGE);
             if is_moved {
                 equal((first, page), (probe::read(gone), probe::read(there)), (fault(gone, SEGV_MAPERR), Ok(value)));
-                put(there, value + 1);
+                store(there, value + 1);
             } else {
                 equal((first, page), probe::read(gone), Ok(value));
             }
@@ -280,7 +262,7 @@ fn locked() {
     equal("locked", call(MLOCK, [at + 100 * PAGE, 10 * PAGE]), Ok(0));
     equal("brought", present(at + 100 * PAGE, 10), 10);
     equal("not given up", advise(at, BLOCK, MADV_DONTNEED), Err(Errno::EINVAL));
-    put(at + 105 * PAGE, 7);
+    store(at + 105 * PAGE, 7);
     equal("given up", advise(at + 104 * PAGE, 3, MADV_DONTNEED_LOCKED), Ok(0));
     equal("zeros", probe::read(at + 105 * PAGE), Ok(0));
     equal("unlocked", call(MUNLOCK, [at, BYTES]), Ok(0));
@@ -291,15 +273,15 @@ fn forked() {
     let at = written();
     apart(|| {
         equal("the parent's", (bytes(at), present(at, BLOCK)), ([1, 2, 3, 4, 5], BLOCK as usize));
-        put(at + PAGE, 20);
+        store(at + PAGE, 20);
         apart(|| {
-            put(at + 200 * PAGE, 30);
+            store(at + 200 * PAGE, 30);
             equal("a copy's copy", (bytes(at), present(at, BLOCK)), ([1, 20, 30, 4, 5], BLOCK as usize));
         });
         equal("its own", (bytes(at), present(at, BLOCK)), ([1, 20, 3, 4, 5], BLOCK as usize));
     });
     equal("as it was", bytes(at), [1, 2, 3, 4, 5]);
-    put(at, 9);
+    store(at, 9);
     equal("as it was, and stored", (bytes(at), present(at, BLOCK)), ([9, 2, 3, 4, 5], BLOCK as usize));
     equal("zeros", advise(at, BLOCK, MADV_WIPEONFORK), Ok(0));
     apart(|| equal("no pages", (present(at, BLOCK), bytes(at)), (0, [0; 5])));
@@ -313,20 +295,20 @@ fn forked_and_split() {
         unmap(at + PAGE, 1);
         protect(at + 200 * PAGE, 1, PROT_READ);
         apart(|| {
-            put(at, 7);
+            store(at, 7);
             equal("of parts", bytes(at), [7, 255, 3, 4, 5]);
         });
         equal("parts", bytes(at), [1, 255, 3, 4, 5]);
         equal("given up", advise(at + 510 * PAGE, 1, MADV_DONTNEED), Ok(0));
-        put(at + 511 * PAGE, 50);
+        store(at + 511 * PAGE, 50);
         equal("stored", bytes(at), [1, 255, 3, 0, 50]);
     });
     equal("the parent's", (bytes(at), present(at, BLOCK)), ([1, 2, 3, 4, 5], BLOCK as usize));
-    put(at + 511 * PAGE, 6);
+    store(at + 511 * PAGE, 6);
     apart(|| {
         protect(at, BLOCK, PROT_READ);
         protect(at, BLOCK, RW);
-        put(at + 510 * PAGE, 60);
+        store(at + 510 * PAGE, 60);
         equal("protected", bytes(at), [1, 2, 3, 60, 6]);
     });
     equal("the parent's", bytes(at), [1, 2, 3, 4, 6]);
@@ -340,7 +322,7 @@ fn executed() {
     let at = blocks(1);
     for page in [0, 300] {
         for (byte, value) in (0..).zip(RET) {
-            put(at + page * PAGE + byte, value);
+            store(at + page * PAGE + byte, value);
         }
     }
     // SAFETY: it faults.
@@ -367,7 +349,7 @@ fn races() {
     for round in 0..ROUNDS {
         equal("nothing", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
         if round % 2 == 0 {
-            put(at, 0);
+            store(at, 0);
         }
         all_at_once(THREADS as usize, |thread| work(thread as u64));
         holds("a block or pages", (0..BLOCK).all(|page| probe::read(at + page * PAGE).is_ok()));
@@ -384,7 +366,7 @@ fn work(thread: u64) {
     for step in 0..STEPS {
         let (page, value) = (own(step), 1 + step as u8);
         equal("zero", probe::read(page), Ok(0));
-        put(page, value);
+        store(page, value);
         match (step + thread) % 8 {
             0 => {
                 protect(page, 1, PROT_READ);
@@ -394,11 +376,11 @@ fn work(thread: u64) {
             1 => {
                 equal("given up", advise(page, 1, MADV_DONTNEED), Ok(0));
                 equal("zero again", probe::read(page), Ok(0));
-                put(page, value);
+                store(page, value);
             }
             2 if step % 3 == 0 => {
                 let child = process::spawn(|| {
-                    put(page, 200);
+                    store(page, 200);
                     u8::from((0..step).any(|step| probe::read(own(step)) != Ok(1 + step as u8)))
                 });
                 equal("a child", child.map(process::wait), Ok(0));

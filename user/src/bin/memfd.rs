@@ -27,14 +27,15 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
 use granule_user::abi::signal::{SIGBUS, SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::memory::{PAGE, madvise, map, mprotect, munmap};
+use granule_user::memory::{PAGE, madvise, map, mprotect};
 use granule_user::probe::{self, Fault};
 use granule_user::random::Random;
 use granule_user::signal::handle;
 use granule_user::thread::{Thread, all_at_once};
-use granule_user::{Errno, Start, entry, process, sys, time};
+use granule_user::{Errno, Start, entry, own, process, time};
 
 entry!(run);
+own!(call, put, unmap);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const NOWHERE: u64 = 0x1000;
@@ -77,14 +78,6 @@ fn run(start: Start) -> u8 {
     code();
     of_the_program(start.auxiliary(AT_EXECFN).expect("a path"));
     status("memfd")
-}
-
-/// A call on descriptors, or on memory that is this program's, or that is refused.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
 }
 
 fn create(name: &CStr, flags: u32) -> Result<u64, Errno> {
@@ -155,16 +148,6 @@ fn mmap(file: u64, page: u64, pages: u64, protection: u64, flags: u64) -> Result
 
 fn shared(file: u64, pages: u64) -> u64 {
     mmap(file, 0, pages, RW, MAP_SHARED).expect("a mapping")
-}
-
-fn unmap(at: u64, pages: u64) {
-    // SAFETY: it is mapped here, and there are no references to it.
-    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
-}
-
-fn put(at: u64, value: u8) -> Result<(), Fault> {
-    // SAFETY: the callers pass mappings of their own.
-    unsafe { probe::write(at, value) }
 }
 
 /// What a load or a store behind the end of a file comes to.

@@ -17,13 +17,14 @@ use granule_user::abi::number::{
     FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PRLIMIT64, PWRITE64,
 };
 use granule_user::abi::signal::{SIGBUS, SIGSEGV};
-use granule_user::answers::{apart, equal, holds, present, status};
-use granule_user::memory::{PAGE, map, mincore, mprotect, munmap};
+use granule_user::answers::{apart, bytes, equal, holds, present, status};
+use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
 use granule_user::thread::all_at_once;
-use granule_user::{Errno, Start, entry, process, sys};
+use granule_user::{Errno, Start, entry, own, process};
 
 entry!(run);
+own!(call, put, unmap, protect);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const MAY: u64 = MREMAP_MAYMOVE;
@@ -59,14 +60,6 @@ fn run(start: Start) -> u8 {
     status("remap")
 }
 
-/// A call on memory of this program, or that is refused.
-fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, Errno> {
-    let mut arguments = [0; 6];
-    arguments[..N].copy_from_slice(&some);
-    // SAFETY: the callers here pass memory of their own, or an address that is refused.
-    unsafe { sys::call(number, arguments) }
-}
-
 fn remap(at: u64, pages: u64, new_pages: u64, flags: u64, to: u64) -> Result<u64, Errno> {
     call(MREMAP, [at, pages * PAGE, new_pages * PAGE, flags, to])
 }
@@ -94,26 +87,6 @@ fn number(at: u64, pages: u64) {
     for page in 0..pages {
         equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
     }
-}
-
-/// The first bytes of pages; 255 where an access faults.
-fn bytes<const N: usize>(at: u64) -> [u8; N] {
-    core::array::from_fn(|page| probe::read(at + page as u64 * PAGE).unwrap_or(255))
-}
-
-fn put(at: u64, value: u8) -> Result<(), Fault> {
-    // SAFETY: the callers pass mappings of their own.
-    unsafe { probe::write(at, value) }
-}
-
-fn unmap(at: u64, pages: u64) {
-    // SAFETY: it is mapped here, and there are no references to it.
-    equal("unmapped", unsafe { munmap(at, pages * PAGE) }, Ok(()));
-}
-
-fn protect(at: u64, pages: u64, protection: u64) {
-    // SAFETY: as above.
-    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
 }
 
 fn file(pages: u64) -> u64 {
@@ -169,8 +142,8 @@ fn refused() {
         ("nothing at 0", [0, PAGE, PAGE, 0, 0], fault),
         ("nothing behind the end", [END, PAGE, PAGE, 0, 0], fault),
         ("nothing there, to be moved", [free, PAGE, PAGE, FIXED, free + 8 * PAGE], fault),
-        ("fixed and not to be moved", [at, PAGE, PAGE, MREMAP_FIXED, free], invalid),
-        ("kept and not to be moved", [at, PAGE, PAGE, MREMAP_DONTUNMAP, free], invalid),
+        ("MREMAP_FIXED without MREMAP_MAYMOVE", [at, PAGE, PAGE, MREMAP_FIXED, free], invalid),
+        ("MREMAP_DONTUNMAP without MREMAP_MAYMOVE", [at, PAGE, PAGE, MREMAP_DONTUNMAP, free], invalid),
         ("kept and longer", [at, PAGE, 2 * PAGE, KEEP, free], invalid),
         ("kept and shorter", [at, 2 * PAGE, PAGE, KEEP, free], invalid),
         ("to no page's address", [at, PAGE, PAGE, FIXED, free + 8], invalid),

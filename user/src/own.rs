@@ -1,0 +1,43 @@
+//! Functions of a program that only touches memory of its own, each by name: [`own!`](crate::own).
+//!
+//! They are the program's and not this crate's, because they are safe by what all their callers there pass.
+
+/// Defines the functions that are named. The program that has them promises that what it passes is its own: memory that it
+/// has mapped, without references to it, and descriptors that it has opened; or that the kernel refuses it.
+///
+/// - `call(number, [argument, ...])` makes a system call.
+/// - `put(address, value)` stores a byte, or returns the fault.
+/// - `unmap(address, pages)` and `protect(address, pages, protection)`, which are compared with success.
+#[macro_export]
+macro_rules! own {
+    ($($name:ident),+) => {
+        $($crate::own!(@$name);)+
+    };
+    (@call) => {
+        fn call<const N: usize>(number: usize, some: [u64; N]) -> Result<u64, $crate::Errno> {
+            let mut arguments = [0; 6];
+            arguments[..N].copy_from_slice(&some);
+            // SAFETY: the program passes what is its own, or is refused.
+            unsafe { $crate::sys::call(number, arguments) }
+        }
+    };
+    (@put) => {
+        fn put(at: u64, value: u8) -> Result<(), $crate::probe::Fault> {
+            // SAFETY: where it may be written, it is a mapping of the program's own.
+            unsafe { $crate::probe::write(at, value) }
+        }
+    };
+    (@unmap) => {
+        fn unmap(at: u64, pages: u64) {
+            // SAFETY: it is the program's own, and there are no references to it.
+            $crate::answers::equal("unmapped", unsafe { $crate::memory::munmap(at, pages * $crate::memory::PAGE) }, Ok(()));
+        }
+    };
+    (@protect) => {
+        fn protect(at: u64, pages: u64, protection: u64) {
+            let bytes = pages * $crate::memory::PAGE;
+            // SAFETY: as above.
+            $crate::answers::equal("protected", unsafe { $crate::memory::mprotect(at, bytes, protection) }, Ok(()));
+        }
+    };
+}
