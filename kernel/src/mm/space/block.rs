@@ -69,6 +69,16 @@ fn visited(entry: Descriptor) -> Visited {
     if entry.is_table() { Visited::Again } else { Visited::Done }
 }
 
+/// The entry of the block that begins with the frame of `page`, with its attributes.
+fn block_of(page: Descriptor) -> Descriptor {
+    Descriptor(page.0 & !bits::TABLE)
+}
+
+/// That of the first page of a block.
+fn page_of(block: Descriptor) -> Descriptor {
+    Descriptor(block.0 | bits::TABLE)
+}
+
 /// The block of `entry` while it is split or replaced: not valid, and neither empty nor a table.
 fn broken(entry: Descriptor) -> Descriptor {
     Descriptor(entry.0 & !bits::VALID)
@@ -215,7 +225,7 @@ impl Space {
         loop {
             // SAFETY: it was allocated as a table of the space, is in no tree, and was taken out of the deposit.
             let pages = mmu.table(unsafe { Table::spare(table) });
-            mmu.fill(pages, Descriptor(entry.0 | bits::TABLE), PAGE);
+            mmu.fill(pages, page_of(entry), PAGE);
             // The pages before the table that has them.
             mmu.dmb_ishst();
             match mmu.compare_exchange(found.cell, in_cell, Descriptor::user_table(table)) {
@@ -348,7 +358,7 @@ impl Space {
         if let Some(found) = self.block_at(page).filter(|found| is_block(self.mmu().load(found.cell))) {
             return Some(self.fault_of_block(area, &found, access));
         }
-        (self.takes_block(area, page) && self.map_block(cpu, area, page)).then_some(FaultOutcome::Served)
+        self.map_block(cpu, area, page).then_some(FaultOutcome::Served)
     }
 
     /// Brings a block for `page`, where there is no table for it, if one can be; returns whether there is one. For a populate,
@@ -356,13 +366,16 @@ impl Space {
     #[cold]
     #[inline(never)]
     pub(super) fn bring_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
-        self.block_entry(page).is_some() || self.takes_block(area, page) && self.map_block(cpu, area, page)
+        self.block_entry(page).is_some() || self.map_block(cpu, area, page)
     }
 
-    /// Maps a block of zeros for `page`; returns `false` where there is no page block, or no memory for tables. If another
-    /// CPU was faster, the retry decides.
+    /// Maps a block of zeros for `page`; returns `false` where none is to be, there is no page block, or no memory for tables.
+    /// If another CPU was faster, the retry decides.
     fn map_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
         let (frames, mmu) = (self.common.frames, self.mmu());
+        if !self.takes_block(area, page) {
+            return false;
+        }
         let Ok(block) = frames.alloc_splittable(cpu) else { return false };
         let linked = frames.alloc(cpu).ok().and_then(|table| {
             self.table_frames.fetch_add(1, Ordering::Relaxed);
@@ -383,7 +396,7 @@ impl Space {
         } else {
             Descriptor::page(block, attributes(area.protection()))
         };
-        let new = Descriptor(page.0 & !bits::TABLE);
+        let new = block_of(page);
         if new.is_user_executable() {
             self.make_block_visible(new);
         }
@@ -484,7 +497,7 @@ impl Space {
             }
         }
         let start = found.start;
-        let copy = Descriptor(written(new, area.protection()).0 & !bits::TABLE);
+        let copy = block_of(written(new, area.protection()));
         if copy.is_user_executable() {
             self.make_block_visible(copy);
         }

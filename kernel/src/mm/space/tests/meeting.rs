@@ -3,15 +3,14 @@
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 
-use core::sync::atomic::Ordering;
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::rc::Rc;
 use std::sync::Mutex;
 
 use granule_pgtable::host::Operation;
 
 use super::*;
-use crate::mm::kernel::record::{Moment, at_each, at_each_moment};
+use crate::mm::kernel::record::at_each;
 use crate::mm::notifier::{Range, Subscriber, Subscription};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -54,23 +53,9 @@ const DISCARD: Work = |space, cpu| space.madvise_dontneed(cpu, START, PAGES * PA
 /// Runs `work` on one CPU, and `other` on another one at the `nth` moment of it at which the page's table is not
 /// locked; whether there was such a moment.
 fn meet(space: &SpaceRef, cpu: &Cpu, work: Work, other: Work, nth: usize) -> bool {
-    let left = Rc::new(Cell::new(Some(nth)));
-    let hook = {
-        let (left, space, other_cpu) = (left.clone(), space.clone(), Cpu::new(CpuId(1)));
-        move |_: Moment<'_>| {
-            let Some(now) = left.get() else { return };
-            let table = space.page_tables().cell(START).map(|(table, _)| table);
-            if table.is_none_or(|table| space.common.record(table).table_lock.load(Ordering::Relaxed) == 0) {
-                left.set(now.checked_sub(1));
-                if now == 0 {
-                    other(&space, &other_cpu);
-                    space.common.frames.drain_cpu(&other_cpu);
-                }
-            }
-        }
-    };
-    at_each_moment(hook, || work(space, cpu));
-    left.get().is_none()
+    let there = space.clone();
+    let other = move |cpu: &Cpu| other(&there, cpu);
+    super::meet(&[space], START, || work(space, cpu), other, nth)
 }
 
 /// A space with `PAGES` pages mapped, of which none is touched.

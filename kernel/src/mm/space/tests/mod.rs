@@ -42,7 +42,10 @@ mod shortage;
 mod threads;
 mod watched;
 
+use core::sync::atomic::Ordering;
 use std::boxed::Box;
+use std::cell::Cell;
+use std::rc::Rc;
 use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -56,6 +59,7 @@ use super::{
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::kernel::record::{Moment, at_each_moment};
 use crate::smp::{Cpu, CpuId};
 
 /// Frames, a CPU and spaces, for ever.
@@ -109,6 +113,32 @@ fn private(pages: u64) -> MapRequest {
         sharing: Sharing::Private,
         populate: Populate::OnDemand,
     }
+}
+
+/// Runs `work`, and `other` on another CPU at its `nth` moment at which no last-level table for `page` in `spaces` is
+/// locked, so that it can go on; whether there was one.
+fn meet(spaces: &[&SpaceRef], page: VirtAddr, work: impl FnOnce(), other: impl Fn(&Cpu) + 'static, nth: usize) -> bool {
+    let left = Rc::new(Cell::new(Some(nth)));
+    let hook = {
+        let (left, other_cpu) = (left.clone(), Cpu::new(CpuId(1)));
+        let spaces: Vec<SpaceRef> = spaces.iter().map(|space| (*space).clone()).collect();
+        let is_unlocked = move |space: &SpaceRef| {
+            let table = space.page_tables().cell(page).map(|(table, _)| table);
+            table.is_none_or(|table| space.common.record(table).table_lock.load(Ordering::Relaxed) == 0)
+        };
+        move |_: Moment<'_>| {
+            let Some(now) = left.get() else { return };
+            if spaces.iter().all(is_unlocked) {
+                left.set(now.checked_sub(1));
+                if now == 0 {
+                    other(&other_cpu);
+                    spaces[0].common.frames.drain_cpu(&other_cpu);
+                }
+            }
+        }
+    };
+    at_each_moment(hook, work);
+    left.get().is_none()
 }
 
 /// Divides the areas at `at`, if nothing but a free page is there; returns whether it did.

@@ -4,11 +4,9 @@
 use core::sync::atomic::Ordering;
 use std::boxed::Box;
 use std::cell::Cell;
-use std::rc::Rc;
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::kernel::record::{Moment, at_each_moment};
 use crate::mm::space::{MappedFile, Move, Object, ObjectError, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -106,31 +104,11 @@ const MOVE: Work = |space, _, cpu| {
     }
 };
 
-/// Whether no table of the space's pages is locked, so that another CPU can go on.
-fn is_unlocked(space: &Space) -> bool {
-    let table = space.page_tables().cell(START).map(|(table, _)| table);
-    table.is_none_or(|table| space.common.record(table).table_lock.load(Ordering::Relaxed) == 0)
-}
-
 /// Runs `work`, and `other` on another CPU at its `nth` moment at which the table is not locked; whether there was one.
 fn meet(mapped: &Mapped, spaces: &[&SpaceRef], work: impl FnOnce(), other: Work, nth: usize) -> bool {
-    let left = Rc::new(Cell::new(Some(nth)));
-    let hook = {
-        let (left, file, other_cpu) = (left.clone(), mapped.file.clone(), Cpu::new(CpuId(1)));
-        let spaces: Vec<SpaceRef> = spaces.iter().map(|space| (*space).clone()).collect();
-        move |_: Moment<'_>| {
-            let Some(now) = left.get() else { return };
-            if spaces.iter().all(|space| is_unlocked(space)) {
-                left.set(now.checked_sub(1));
-                if now == 0 {
-                    other(&spaces[0], &file, &other_cpu);
-                    spaces[0].common.frames.drain_cpu(&other_cpu);
-                }
-            }
-        }
-    };
-    at_each_moment(hook, work);
-    left.get().is_none()
+    let (file, space) = (mapped.file.clone(), spaces[0].clone());
+    let other = move |cpu: &Cpu| other(&space, &file, cpu);
+    super::meet(spaces, START, work, other, nth)
 }
 
 /// Has each of `works` meet each of `others` at each of its moments.

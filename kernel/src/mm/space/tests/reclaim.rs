@@ -2,7 +2,6 @@
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 
-use core::sync::atomic::Ordering;
 use std::boxed::Box;
 use std::cell::Cell;
 use std::rc::Rc;
@@ -13,7 +12,7 @@ use granule_pgtable::host::Operation;
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::kernel::record::{Moment, at_each, at_each_moment};
+use crate::mm::kernel::record::at_each;
 use crate::mm::space::{Locking, MappedFile, Move, Object, Remap, Seals, SpaceLimits, Terms, Used};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -214,24 +213,9 @@ const RECLAIM: Work = |mapped, cpu| _ = mapped.rig.spaces.reclaim(cpu, usize::MA
 /// Runs `work`, and `other` on another CPU at its `nth` moment at which no table of the pages is locked; whether there was
 /// one.
 fn meet(mapped: &Rc<Mapped>, work: Work, other: Work, nth: usize) -> bool {
-    let left = Rc::new(Cell::new(Some(nth)));
-    let hook = {
-        let (left, mapped, other_cpu) = (left.clone(), mapped.clone(), Cpu::new(CpuId(1)));
-        move |_: Moment<'_>| {
-            let Some(now) = left.get() else { return };
-            let table = mapped.space.page_tables().cell(START).map(|(table, _)| table);
-            let lock = |table| mapped.rig.spaces.record(table).table_lock.load(Ordering::Relaxed);
-            if table.is_none_or(|table| lock(table) == 0) {
-                left.set(now.checked_sub(1));
-                if now == 0 {
-                    other(&mapped, &other_cpu);
-                    mapped.rig.frames.drain_cpu(&other_cpu);
-                }
-            }
-        }
-    };
-    at_each_moment(hook, || work(mapped, &mapped.rig.cpu));
-    left.get().is_none()
+    let there = mapped.clone();
+    let other = move |cpu: &Cpu| other(&there, cpu);
+    super::meet(&[&mapped.space], START, || work(mapped, &mapped.rig.cpu), other, nth)
 }
 
 /// Has `work` meet `other` at each of its moments; what the file has is what is read then.
