@@ -23,10 +23,10 @@ use granule::mm::space::SpaceRef;
 use granule::mm::{heap, layout};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::features::Pan;
 
-use crate::harness::{Test, target_test, wait_until};
+use crate::harness::{Hoard, Test, target_test, wait_until};
 
 fn words(line: &str) -> Result<Words, Errno> {
     let mut words = Words::new();
@@ -402,7 +402,7 @@ fn besiege(t: &mut Test, calls: usize, times: u32) {
     let threads = sched::thread_count();
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
     // So that little is left to take.
-    let mut rest = Hoard { first: None };
+    let mut rest = Hoard::default();
     rest.fill();
     rest.give_back(FREE);
     let programs = smp::online().iter().count().min(4);
@@ -465,7 +465,7 @@ impl Siege {
         self.rounds += 1;
         match self.rounds % 3 {
             0 => {
-                let mut hoard = Hoard { first: None };
+                let mut hoard = Hoard::default();
                 hoard.fill();
                 hoard.give_back(t.random() as usize % 64);
                 sleep_until(Deadline::after(Duration::from_micros(t.random() % 3000)));
@@ -536,46 +536,6 @@ fn what_is_no_program_is_refused(t: &mut Test) {
     t.check("the initrd has programs", files > 4);
 }
 
-/// All free frames, each with the address of the next at its beginning.
-struct Hoard {
-    first: Option<PhysAddr>,
-}
-
-impl Hoard {
-    /// Takes whatever is free.
-    fn fill(&mut self) {
-        while let Ok(frame) = kernel().frames.alloc(this_cpu()) {
-            self.keep(frame);
-        }
-    }
-
-    fn keep(&mut self, frame: PhysAddr) {
-        let next = self.first.replace(frame).map_or(0, |next| next.0);
-        // SAFETY: the frame is the hoard's, and in the linear map.
-        unsafe { layout::linear(frame).as_ptr::<u64>().write(next) };
-    }
-
-    /// Gives frames back; how many there were of those.
-    fn give_back(&mut self, count: usize) -> usize {
-        (0..count).take_while(|_| self.give_one_back()).count()
-    }
-
-    fn give_one_back(&mut self) -> bool {
-        let Some(frame) = self.first else { return false };
-        // SAFETY: written by `keep`.
-        let next = unsafe { layout::linear(frame).as_ptr::<u64>().read() };
-        self.first = (next != 0).then_some(PhysAddr(next));
-        kernel().frames.free(this_cpu(), frame);
-        true
-    }
-}
-
-impl Drop for Hoard {
-    fn drop(&mut self) {
-        self.give_back(usize::MAX);
-    }
-}
-
 /// Frames in use, but for those that are kept for objects to come.
 fn in_use() -> usize {
     sched::trim(this_cpu());
@@ -597,7 +557,7 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
     {
         let threads = sched::thread_count();
         let (mut refused, mut killed, mut ran) = (0, 0, false);
-        let mut hoard = Hoard { first: None };
+        let mut hoard = Hoard::default();
         for frames in (0..200).step_by(step) {
             hoard.fill();
             hoard.give_back(frames);

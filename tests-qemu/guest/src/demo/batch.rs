@@ -9,12 +9,10 @@ use core::time::Duration;
 
 use granule::chip::timer::Deadline;
 use granule::mm::layout;
-use granule::sched::{relax, sleep_until};
-use granule::smp::this_cpu;
+use granule::sched::sleep_until;
 use granule::{kernel, lab, println};
-use granule_arch::addr::PhysAddr;
 
-use crate::harness::Test;
+use crate::harness::{Hoard, Test};
 use crate::smmu::{FILE_WORD, START, rig_with_a_file_of_the_initrd};
 
 /// What another user of the frame keeps in it.
@@ -22,51 +20,25 @@ const OTHERS: u64 = 0x5ec2_e7da_7a00_0001;
 /// How long the thread may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Frames that were taken, each with the address of the one before in its first word.
-struct Hog(Option<PhysAddr>);
-
-impl Hog {
-    /// Takes a frame, if programs would get one.
-    fn take(&mut self) -> Option<PhysAddr> {
-        let frame = kernel().frames.alloc(this_cpu()).ok()?;
-        let before = self.0.replace(frame).map_or(0, |before| before.0);
-        // SAFETY: the frame is the hog's, and in the linear map.
-        unsafe { layout::linear(frame).as_ptr::<u64>().write(before) };
-        Some(frame)
-    }
-}
-
-impl Drop for Hog {
-    fn drop(&mut self) {
-        while let Some(frame) = self.0 {
-            // SAFETY: written by `take`.
-            let before = unsafe { layout::linear(frame).as_ptr::<u64>().read() };
-            self.0 = (before != 0).then_some(PhysAddr(before));
-            kernel().frames.free(this_cpu(), frame);
-            relax();
-        }
-    }
-}
-
 pub(super) fn show(t: &mut Test) {
     let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
     let (frame, frames) = (rig.physical(START), kernel().frames);
     println!("A disk reads a page of a file by a process's addresses: the SMMU has the entry. Then memory runs short.");
-    let (mut hog, deadline) = (Hog(None), Deadline::after(PATIENCE));
+    let (mut hoard, deadline) = (Hoard::default(), Deadline::after(PATIENCE));
     while rig.entry(START).is_valid() && !deadline.has_passed() {
         // Nothing is taken of the kernel's reserve.
-        if !frames.has_room_for(64) || hog.take().is_none() {
+        if !frames.has_room_for(64) || hoard.take().is_none() {
             sleep_until(Deadline::after(Duration::from_millis(1)));
         }
     }
     t.check("the thread has taken the page", !rig.entry(START).is_valid());
     // The frame is somewhere among those that are free, and another's from now on.
-    drop(hog);
-    let mut hog = Hog(None);
+    drop(hoard);
+    let mut hoard = Hoard::default();
     let found =
-        core::iter::from_fn(|| if frames.has_room_for(64) { hog.take() } else { None }).any(|taken| taken == frame);
+        core::iter::from_fn(|| if frames.has_room_for(64) { hoard.take() } else { None }).any(|taken| taken == frame);
     t.check("its frame is free", found);
-    // SAFETY: the last frame that the hog has taken, whose first word is the hog's.
+    // SAFETY: the last frame that the hoard has taken, whose first word is the hoard's.
     unsafe { layout::linear(frame).as_ptr::<u64>().add(1).write(OTHERS) };
     println!("The thread that frees pages of files has taken it, and its frame is another's. The disk reads it again:");
     let read = rig.device_word(START, 1);

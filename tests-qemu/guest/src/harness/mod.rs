@@ -6,6 +6,7 @@
 
 mod audit;
 mod features;
+mod hoard;
 mod plan;
 mod test;
 
@@ -21,6 +22,7 @@ use linkme::distributed_slice;
 
 use audit::Snapshot;
 pub(crate) use features::{KNOWN, device, has, is_device};
+pub(crate) use hoard::Hoard;
 use plan::Plan;
 pub(crate) use test::Test;
 
