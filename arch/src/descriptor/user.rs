@@ -175,6 +175,13 @@ impl Attributes {
         if self.0 & bits::WRITE == 0 { self } else { Self(self.0 & !bits::RDONLY | bits::DIRTY) }
     }
 
+    /// The same for other memory.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_memory(self, memory: MemoryType) -> Self {
+        Self(self.0 & !bits::ATTR_INDEX | Self::index(memory))
+    }
+
     /// The same where EL0 may execute and nothing else: for CPUs with FEAT_PAN3, on others privileged accesses would
     /// pass by PAN.
     pub const fn execute_only(memory: MemoryType) -> Self {

@@ -32,6 +32,8 @@ impl From<SpaceError> for Errno {
             SpaceError::NoMemory => Self::ENOMEM,
             SpaceError::NotPermitted => Self::EPERM,
             SpaceError::NotAllowed => Self::EACCES,
+            SpaceError::NoMemoryFile => Self::ENODEV,
+            SpaceError::Locked => Self::EBUSY,
             SpaceError::InUse => Self::EEXIST,
             SpaceError::NoRecords => Self::EAGAIN,
             SpaceError::Interrupted => Self::EINTR,

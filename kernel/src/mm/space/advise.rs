@@ -42,6 +42,8 @@ pub enum AreaAdvice {
     HugePage,
     /// They are not (`MADV_NOHUGEPAGE`).
     NoHugePage,
+    /// Its pages are in a dump (`MADV_DODUMP`): of memory alone. There are no dumps.
+    DoDump,
 }
 
 /// Pages that are discarded.
@@ -61,11 +63,14 @@ impl AreaAdvice {
         let flags = area.flags();
         match self {
             Self::DontFork => Ok(flags.with(AreaFlags::NOT_IN_CHILDREN)),
+            Self::DoFork if area.is_of_device() => Err(SpaceError::Invalid),
             Self::DoFork => Ok(flags.without(AreaFlags::NOT_IN_CHILDREN)),
             Self::WipeOnFork if area.object().is_some() => Err(SpaceError::Invalid),
             Self::WipeOnFork => Ok(flags.with(AreaFlags::ZEROS_IN_CHILDREN)),
             Self::KeepOnFork => Ok(flags.without(AreaFlags::ZEROS_IN_CHILDREN)),
             Self::HugePage => Ok(flags.without(AreaFlags::NO_BLOCKS).with(AreaFlags::BLOCKS)),
+            Self::DoDump if area.is_of_device() => Err(SpaceError::Invalid),
+            Self::DoDump => Ok(flags),
             Self::NoHugePage => Ok(flags.without(AreaFlags::BLOCKS).with(AreaFlags::NO_BLOCKS)),
         }
     }
@@ -77,6 +82,8 @@ const NOT_ALL_AREAS: u8 = 1;
 const SHARED_GUARDS: u8 = 2;
 /// There may be locked areas.
 pub(super) const LOCKED_AREAS: u8 = 4;
+/// There may be areas of registers, which a child does not have.
+pub(super) const REGISTERS: u8 = 8;
 
 impl Space {
     /// Takes advice about the areas in the `bytes` bytes from `start` on.
@@ -177,7 +184,7 @@ impl Space {
         let area = areas.find(range.start()).ok_or(SpaceError::NoMemory)?;
         // Not by what the CPU permits: some read what may be executed.
         let needed = if access == Access::Write { Protection::WRITE } else { Protection::READ };
-        if !area.protection().contains(needed) {
+        if !area.protection().contains(needed) || area.is_of_device() {
             return Err(SpaceError::Invalid);
         }
         let part = area.part_in(range);
@@ -218,7 +225,7 @@ impl Space {
             if is_killed() {
                 return Err(SpaceError::Interrupted);
             }
-            if area.flags().has_any(AreaFlags::LOCKED) {
+            if area.flags().has_any(AreaFlags::LOCKED) || area.is_of_device() {
                 return Err(SpaceError::Invalid);
             }
             if area.is_shared() {
@@ -255,7 +262,7 @@ impl Space {
                 Discard::Unlocked => is_locked,
                 Discard::Anonymous => is_locked || area.object().is_some(),
             };
-            if is_left_out {
+            if is_left_out || area.is_of_device() {
                 return Err(SpaceError::Invalid);
             }
             let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
@@ -270,7 +277,22 @@ impl Space {
     /// As [`Self::madvise_dontneed`].
     pub fn madvise_unlocked(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         self.for_each_part(start, bytes, |_, area, part| {
-            if area.flags().has_any(AreaFlags::LOCKED) { Err(SpaceError::Invalid) } else { Ok(part.end()) }
+            let is_kept = area.flags().has_any(AreaFlags::LOCKED) || area.is_of_device();
+            if is_kept { Err(SpaceError::Invalid) } else { Ok(part.end()) }
+        })
+    }
+
+    /// Checks that the pages of the `bytes` bytes from `start` on are in memory alone, as all memory is (`msync`): with
+    /// `discards` that none is locked (`MS_INVALIDATE`), with `writes` that none is registers that may be written (`MS_SYNC`).
+    ///
+    /// # Errors
+    /// As [`Self::madvise_dontneed`]; [`SpaceError::Locked`], and [`SpaceError::Invalid`] for registers.
+    pub fn msync(&self, start: VirtAddr, bytes: u64, discards: bool, writes: bool) -> Result<(), SpaceError> {
+        self.for_each_part(start, bytes, |_, area, part| {
+            if discards && area.flags().has_any(AreaFlags::LOCKED) {
+                return Err(SpaceError::Locked);
+            }
+            if writes && area.is_of_device() && area.may_write() { Err(SpaceError::Invalid) } else { Ok(part.end()) }
         })
     }
 
@@ -309,7 +331,10 @@ impl Space {
     /// As [`Self::madvise_dontneed`].
     pub fn madvise_unguard(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let mmu = self.mmu();
-        self.for_each_part(start, bytes, |_, _, part| {
+        self.for_each_part(start, bytes, |_, area, part| {
+            if area.is_of_device() {
+                return Err(SpaceError::Invalid);
+            }
             let mut walk = self.page_tables().walk_cells(part);
             while let Some(met) = walk.next() {
                 relax();
@@ -370,7 +395,7 @@ impl Space {
     pub(super) fn advise_child(&self, cpu: &Cpu, areas: &Areas, child: &Space) -> Result<(), OutOfMemory> {
         let advice = self.advice.load(Ordering::Relaxed);
         // Nothing of a child's is locked.
-        child.advice.store(advice & !LOCKED_AREAS, Ordering::Relaxed);
+        child.advice.store(advice & !(LOCKED_AREAS | REGISTERS), Ordering::Relaxed);
         child.write_all_areas().become_a_childs();
         if advice & SHARED_GUARDS == 0 {
             return Ok(());

@@ -71,7 +71,7 @@ pub struct Area {
 
 /// What sets an area apart, beside its protection and its object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct AreaFlags(u8);
+pub(super) struct AreaFlags(u16);
 
 impl AreaFlags {
     /// It must fit in memory to be writable.
@@ -90,6 +90,8 @@ impl AreaFlags {
     pub(super) const BLOCKS: Self = Self(1 << 6);
     /// Blocks are not wanted, which is the same here as nothing (Linux: `VM_NOHUGEPAGE`).
     pub(super) const NO_BLOCKS: Self = Self(1 << 7);
+    /// Its page is [registers](super::device), and no memory.
+    pub(super) const REGISTERS: Self = Self(1 << 8);
     /// All that says how pages are locked.
     pub(super) const LOCKING: Self = Self::LOCKED.with(Self::LOCKED_ON_FAULT);
     /// Nothing.
@@ -329,6 +331,16 @@ impl Area {
     #[inline(always)]
     pub(super) fn may_write(&self) -> bool {
         self.mapping.as_ref().is_none_or(|mapping| mapping.may_write)
+    }
+
+    /// Whether it may have `protection` ever (Linux: `VM_MAYWRITE`, `VM_MAYEXEC`).
+    #[inline(always)]
+    pub(super) fn may_have(&self, protection: Protection) -> bool {
+        self.mapping.as_ref().is_none_or(|mapping| {
+            let may_execute = !self.flags().has_any(AreaFlags::REGISTERS);
+            (mapping.may_write || !protection.contains(Protection::WRITE))
+                && (may_execute || !protection.contains(Protection::EXECUTE))
+        })
     }
 
     /// How many pages it has.

@@ -17,7 +17,7 @@ use super::gather::{Gather, pages};
 use super::limits::{SpaceLimits, Terms, stack_guard};
 use super::mlock::Locking;
 use super::parts::Divisible;
-use super::shmem::Seals;
+use super::shmem::{Object, Seals};
 use super::zap::ZapFlags;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::frame::FEW;
@@ -230,7 +230,9 @@ impl Space {
             self.replace(cpu, areas, range, first, &mut spares);
         }
         let mut area = Area::new(range, request.protection, mapping).guarded(guard).reserved(terms.fits_in_memory);
-        if terms.locking != Locking::None {
+        if area.object().is_some_and(Object::is_registers) {
+            self.begin_registers(&mut area);
+        } else if terms.locking != Locking::None {
             self.note_locking(terms.locking);
             area.add_flags(terms.locking.flags());
         }
@@ -371,7 +373,7 @@ impl Space {
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, locked pages), [`SpaceError::NoMemory`] (a
     /// part is not mapped; as on Linux the rest was discarded).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
-        if self.may_be_locked() {
+        if self.keeps_pages() {
             return self.madvise_discard(cpu, start, bytes, Discard::Unlocked);
         }
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
@@ -445,6 +447,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, anonymous private memory),
     /// [`SpaceError::NotAllowed`] (not shared, or never writable), [`SpaceError::NotPermitted`] (a sealed file),
+    /// [`SpaceError::NoMemoryFile`] (registers),
     /// [`SpaceError::NoMemory`] (a part is not mapped). As on Linux the pages before that are gone, and where a part is not
     /// mapped those behind it too.
     pub fn madvise_remove(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
@@ -466,6 +469,9 @@ impl Space {
                         let object = area.counted_object().ok_or(SpaceError::Invalid)?;
                         if !area.is_shared() || !area.may_write() {
                             return Err(SpaceError::NotAllowed);
+                        }
+                        if area.is_of_device() {
+                            return Err(SpaceError::NoMemoryFile);
                         }
                         let (first, end) = (area.page_at(part.start()), area.page_at(part.end()));
                         (Some((object, first * PAGE, end * PAGE)), part.end())
@@ -539,6 +545,10 @@ impl Space {
                     EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
                 };
             }
+        }
+        // Registers are in no memory, whatever is mapped.
+        for part in areas.touching(range).filter(|area| area.is_of_device()).map(|area| area.part_in(range)) {
+            present.iter_mut().skip(index(part.start())).take(part.pages()).for_each(|place| *place = 0);
         }
         Ok(range.pages())
     }

@@ -19,9 +19,15 @@ pub enum SpaceError {
     /// The file that is mapped there may not be accessed so.
     #[error("the file may not be accessed so")]
     NotAllowed,
+    /// What is mapped there is no memory.
+    #[error("what is mapped there is no memory")]
+    NoMemoryFile,
     /// The range is not free.
     #[error("the range is in use")]
     InUse,
+    /// Pages are locked.
+    #[error("pages are locked")]
+    Locked,
     /// There are too many areas: advice that needs more is not taken.
     #[error("too many areas")]
     NoRecords,

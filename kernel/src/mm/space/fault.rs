@@ -245,6 +245,9 @@ impl AllowedFault<'_> {
     /// Maps the page of an object, or for a store to a private area a copy of it, where nothing is mapped.
     #[inline(never)]
     pub(super) fn object_page(self, object: &Object) -> FaultOutcome {
+        if let Some(frame) = object.registers() {
+            return self.map_registers(object, frame);
+        }
         match object.frame(self.cpu, self.area.page_at(self.page)) {
             Ok(found) => self.map_found(object, &found),
             Err(error) => FaultOutcome::Failed(error.into()),
@@ -349,7 +352,7 @@ impl AllowedFault<'_> {
                 let accessible = if entry.is_fault_on_access() {
                     entry.accessible()
                 } else {
-                    entry.modified(attributes(self.area.protection().read_only()))
+                    entry.modified(self.area.attributes(self.area.protection().read_only()))
                 };
                 if accessible.is_user_executable() {
                     self.space.make_code_visible(accessible);
@@ -421,6 +424,13 @@ impl Space {
         }
         let mut source = self.table_source(cpu);
         if let Some(object) = area.object() {
+            if let Some(frame) = object.registers() {
+                let ((table, cell), ()) =
+                    self.page_tables().ensure_cell(page, &mut source, || Ok::<_, FirstFault>(()))?;
+                shmem::order();
+                let fault = AllowedFault { space: self, cpu, area, page, table, cell, access };
+                return Ok(fault.map_registers(object, frame));
+            }
             let find = || Ok::<_, FirstFault>(object.frame(cpu, area.page_at(page))?);
             let ((table, cell), found) = self.page_tables().ensure_cell(page, &mut source, find)?;
             // The link before another look at the object: a walk by the reverse map that does not see the table has

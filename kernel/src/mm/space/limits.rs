@@ -213,7 +213,7 @@ impl Areas {
     ) -> (VirtAddr, SpaceError) {
         let mut data = self.data;
         for area in self.walk(range) {
-            if protection.contains(Protection::WRITE) && !area.may_write() {
+            if !area.may_have(protection) {
                 return (area.part_in(range).start(), SpaceError::NotAllowed);
             }
             if !area.becomes_writable(protection) {

@@ -6,7 +6,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
-use super::advise::LOCKED_AREAS;
+use super::advise::{LOCKED_AREAS, REGISTERS};
 use super::area::{Area, AreaFlags, Areas};
 use super::calls::{clamped_range, user_range};
 use super::error::Refusal;
@@ -40,6 +40,9 @@ impl Locking {
 
     /// The flags of `area` when it is locked so.
     fn of(self, area: &Area) -> AreaFlags {
+        if area.is_of_device() {
+            return area.flags();
+        }
         area.flags().without(AreaFlags::LOCKING).with(self.flags())
     }
 }
@@ -101,12 +104,14 @@ impl Space {
     fn bring(&self, cpu: &Cpu, start: VirtAddr, end: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), SpaceError> {
         let mut next = start;
         while next < end {
-            let (until, access) =
-                self.with_area(next, |area| (area.end().min(end), first_access(area))).ok_or(SpaceError::NoMemory)?;
-            self.madvise_populate(cpu, next, until - next, access, is_killed).map_err(|error| match error {
-                SpaceError::Interrupted => error,
-                _ => SpaceError::NoMemory,
-            })?;
+            let found = self.with_area(next, |area| (area.end().min(end), first_access(area), area.is_of_device()));
+            let (until, access, is_of_device) = found.ok_or(SpaceError::NoMemory)?;
+            if !is_of_device {
+                self.madvise_populate(cpu, next, until - next, access, is_killed).map_err(|error| match error {
+                    SpaceError::Interrupted => error,
+                    _ => SpaceError::NoMemory,
+                })?;
+            }
             next = until;
             relax();
         }
@@ -202,6 +207,12 @@ impl Space {
     #[inline(always)]
     pub(super) fn may_be_locked(&self) -> bool {
         self.advice.load(Ordering::Relaxed) & LOCKED_AREAS != 0
+    }
+
+    /// Whether there may be pages that a discard must leave.
+    #[inline(always)]
+    pub(super) fn keeps_pages(&self) -> bool {
+        self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS) != 0
     }
 
     /// Called before the first of its areas is locked.

@@ -27,6 +27,7 @@ mod block;
 mod calls;
 mod code;
 mod cow;
+mod device;
 mod entry;
 mod error;
 mod fault;
@@ -60,6 +61,7 @@ use granule_pgtable::{Cells, EnsureError, Granule4K, Mmu, PageRange, PageTables,
 pub use advise::{AreaAdvice, Discard};
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
+pub use device::HasRegisters;
 pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;

@@ -31,7 +31,7 @@ impl Space {
         if range.pages() > self.common.frames.total() {
             return;
         }
-        for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE) {
+        for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE && !area.is_of_device()) {
             let part = area.part_in(range);
             let mut from = part.start();
             while from < part.end() {
@@ -203,7 +203,7 @@ impl Space {
                     to.copy_from_nonoverlapping(from, end - done);
                 }
             };
-            if self.with_page(at.align_down(PAGE), access, copy) {
+            if self.with_page(at.align_down(PAGE), access, copy)? {
                 done = end;
                 relax();
             } else {
@@ -214,22 +214,25 @@ impl Space {
     }
 
     /// Calls `work` with the linear address of `page`, if its entry permits `access`; returns whether it does.
-    fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> bool {
+    ///
+    /// # Errors
+    /// [`FaultError::Unusable`]: the page is registers, which are in no linear map.
+    fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> Result<bool, FaultError> {
         let areas = self.areas.read(page);
-        let allowed = areas.find(page).is_some_and(|area| allows(area.protection(), access));
-        if !allowed {
-            return false;
+        let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else { return Ok(false) };
+        if area.is_of_device() {
+            return Err(FaultError::Unusable);
         }
         let Some((table, cell)) = self.page_tables().cell(page) else {
             let found = self.page_of_block(page, access);
-            return found.map(|(_locked, page)| work(page)).is_some();
+            return Ok(found.map(|(_locked, page)| work(page)).is_some());
         };
         let _locked = self.lock_table(table);
         if !self.permits(cell, access) {
-            return false;
+            return Ok(false);
         }
         work(self.common.frames.linear().address(self.mmu().load(cell).address()));
-        true
+        Ok(true)
     }
 
     /// Whether the entry in `cell` permits `access`, and has all that an access would set.

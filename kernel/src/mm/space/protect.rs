@@ -4,12 +4,12 @@
 //! the page of zeros stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Tlb};
 
-use super::area::{Area, Areas, Held, Spares};
+use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
 use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
 use super::error::Refusal;
@@ -25,7 +25,8 @@ use crate::smp::{Cpu, this_cpu};
 #[derive(Clone, Copy)]
 pub(super) struct Allowed {
     protection: Protection,
-    is_shared: bool,
+    /// Of their area.
+    flags: AreaFlags,
 }
 
 impl Allowed {
@@ -34,10 +35,19 @@ impl Allowed {
         self.protection.contains(Protection::WRITE)
     }
 
+    /// Whether all see the stores to its pages, of which none has to be announced: those to registers are, by a fault.
+    #[inline(always)]
+    fn has_one_copy(self) -> bool {
+        self.flags.has_any(AreaFlags::SHARED) && !self.flags.has_any(AreaFlags::REGISTERS)
+    }
+
     /// The attributes of a page that others use too.
     #[inline(always)]
     pub(super) fn for_sharers(self) -> Attributes {
-        attributes(self.protection.read_only())
+        let protection = self.protection.read_only();
+        let memory =
+            if self.flags.has_any(AreaFlags::REGISTERS) { MemoryType::DeviceNGnRE } else { MemoryType::Normal };
+        attributes(protection).of_memory(memory)
     }
 }
 
@@ -71,12 +81,12 @@ impl Space {
         let is_written = protection.contains(Protection::WRITE);
         let is_limited = is_written && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
         let mut areas = self.write_areas(range);
-        let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0 && (!is_written || area.may_write());
+        let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0 && area.may_have(protection);
         let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole) else {
             return self.protect_otherwise(areas, range, protection, limits, is_limited);
         };
         if area.protection() != protection {
-            self.protect_pages(range, protection, area.is_shared());
+            self.protect_pages(range, protection, area.flags());
             areas.protect(&area, protection);
             areas.merge(area);
             // The limits matter only to what becomes writable, and are not known otherwise.
@@ -103,7 +113,7 @@ impl Space {
             if is_written && !areas.may_add_data(range.end() - range.start(), limits) {
                 return Err(Refusal::ByPart);
             }
-            let may_have_it = |area: &Held| !is_limited && (!is_written || area.may_write());
+            let may_have_it = |area: &Held| !is_limited && area.may_have(protection);
             let Some(area) = areas.holding(range).filter(may_have_it) else {
                 return self.protect_several(cpu, areas, range, protection, limits);
             };
@@ -146,7 +156,7 @@ impl Space {
         protection: Protection,
         spares: &mut Spares,
     ) {
-        self.protect_pages(range, protection, area.is_shared());
+        self.protect_pages(range, protection, area.flags());
         let area = areas.cut_out(area, range, spares);
         areas.protect(&area, protection);
         areas.merge(area);
@@ -210,11 +220,11 @@ impl Space {
 
     /// Changes the entries of `range`, which lies in one area, and invalidates and notifies.
     #[inline]
-    fn protect_pages(&self, range: PageRange, protection: Protection, is_shared: bool) {
+    fn protect_pages(&self, range: PageRange, protection: Protection, flags: AreaFlags) {
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
         // Of no certain level where a block has changed.
         let (mut stale, mut level) = (StaleRange::NONE, LevelHint::new(LAST_LEVEL));
-        let allowed = Allowed { protection, is_shared };
+        let allowed = Allowed { protection, flags };
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
@@ -252,7 +262,7 @@ impl Space {
         if to.is_user_executable() && !from.is_user_executable() {
             self.make_all_code_visible(found);
         }
-        if allowed.is_writable() && !allowed.is_shared {
+        if allowed.is_writable() && !allowed.flags.has_any(AreaFlags::SHARED) {
             self.flip_own(found, from, [to, may_be_written(to)]);
         } else {
             let to = if allowed.is_writable() { may_be_written(to) } else { to };
@@ -289,7 +299,7 @@ impl Space {
                     continue;
                 }
             }
-            let own = allowed.is_writable() && (allowed.is_shared || self.has_to_itself(old));
+            let own = allowed.is_writable() && (allowed.has_one_copy() || self.has_to_itself(old));
             let change = |entry: Descriptor| {
                 let entry = entry.modified(allowed.for_sharers());
                 if own { may_be_written(entry) } else { entry }

@@ -173,6 +173,9 @@ impl Space {
         if bytes == 0 && !area.is_shared() {
             return Err(SpaceError::Invalid.into());
         }
+        if request.keeps_source && area.is_of_device() {
+            return Err(SpaceError::Invalid.into());
+        }
         let kept = bytes.min(new_bytes);
         if kept > area.end() - start {
             return Err(SpaceError::NoArea.into());
@@ -181,6 +184,9 @@ impl Space {
         if more != 0 {
             if area.page_at(start).saturating_add(new_bytes / PAGE) >= OBJECT_PAGES {
                 return Err(SpaceError::Invalid.into());
+            }
+            if area.is_of_device() {
+                return Err(SpaceError::NoArea.into());
             }
             check_growth(areas, &area, more, limits)?;
         }

@@ -1,5 +1,5 @@
-//! Objects: memory that several areas may map. Shared anonymous memory, files that are memory alone, and files of the
-//! initrd.
+//! Objects: memory that several areas may map. Shared anonymous memory, files that are memory alone, files of the initrd,
+//! and registers of devices (`device`), which are no memory.
 //!
 //! The frames of an object are in a tree of tables that no hardware walks: [`pages`]. A fault finds its frame there without
 //! a lock. What takes frames away, a truncation or a hole, finds the areas that map them by the reverse map
@@ -59,6 +59,8 @@ pub struct Object {
     size: AtomicU64,
     /// What its pages have before anything is written to them; zeros behind the end. `None`: it is anonymous memory.
     file: Option<&'static [u8]>,
+    /// The registers of a device, which are its one page. No frame is in its tree.
+    registers: Option<PhysAddr>,
     state: RwSem<Seals>,
     /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
     writers: AtomicI64,
@@ -88,6 +90,18 @@ impl Spaces {
         file: Option<&'static [u8]>,
         seals: Seals,
     ) -> Result<Counted<Object>, OutOfMemory> {
+        self.new_object(cpu, size, file, None, seals)
+    }
+
+    /// The same, perhaps of the registers of a device.
+    pub(super) fn new_object(
+        &'static self,
+        cpu: &Cpu,
+        size: u64,
+        file: Option<&'static [u8]>,
+        registers: Option<PhysAddr>,
+        seals: Seals,
+    ) -> Result<Counted<Object>, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
         // Where there is no memory for the object, its drop frees the root.
         let object = Counted::try_new(
@@ -102,6 +116,7 @@ impl Spaces {
                 top: AtomicU64::new(0),
                 size: AtomicU64::new(size.min(LARGEST_OBJECT)),
                 file,
+                registers,
                 state: RwSem::new(seals),
                 writers: AtomicI64::new(0),
                 mappers: RwSem::new(Mappers::NONE),
@@ -139,6 +154,17 @@ impl Object {
     /// Whether it is a file's, and not anonymous memory.
     pub const fn is_file(&self) -> bool {
         self.file.is_some()
+    }
+
+    /// The registers that it is, of a device.
+    #[inline(always)]
+    pub(super) const fn registers(&self) -> Option<PhysAddr> {
+        self.registers
+    }
+
+    /// Whether it is registers, and no memory.
+    pub const fn is_registers(&self) -> bool {
+        self.registers.is_some()
     }
 
     /// Whether its pages hold what its file holds: nothing writes to a file of the initrd.

@@ -148,6 +148,7 @@ impl Space {
     /// Empties the space, for good. No thread runs in it any more; its subscribers get the release event.
     pub fn release(&self, cpu: &Cpu) {
         let mut areas = self.write_all_areas();
+        self.unmap_registers(cpu, &mut areas);
         self.notifiers.release();
         // From here on no walk by a reverse map comes to the tables.
         areas.leave_reverse_maps();

@@ -369,6 +369,11 @@ impl Object {
             let (space, range) = (mapped.space(), mapped.range());
             let _change = space.notifiers.start(Change::new(Event::Clear, range.start(), range.end()));
             let mut gather = Gather::by_reverse_map(space, cpu, &mappers);
+            if self.is_registers() {
+                // Also where an unmapping under way has emptied the entry, and not yet invalidated: a frame would be its own
+                // until then, and registers are not.
+                gather.stale(range.start(), range.end());
+            }
             space.zap(&mut gather, range, flags);
             relax();
         }

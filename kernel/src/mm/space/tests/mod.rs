@@ -15,6 +15,7 @@
 //! - `order`: other CPUs while an invalidation is under way
 //! - `random`: long sequences of calls against maps of pages
 //! - `reclaim`: pages of files that are given back, and other CPUs at each step of that
+//! - `registers`: pages of a device, until they are revoked
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
 //! - `threads`: threads of one space, on several CPUs
@@ -37,6 +38,7 @@ mod objects;
 mod order;
 mod random;
 mod reclaim;
+mod registers;
 mod reserved;
 mod shortage;
 mod threads;

@@ -18,7 +18,7 @@ use std::string::{String, ToString};
 use std::sync::Mutex;
 use std::vec::Vec;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::tlbi::Instruction;
@@ -618,6 +618,26 @@ fn pages_of_an_object_are_cleared_in_each_space_that_maps_them() {
     file.truncate(&stage.rig.cpu, PAGE).unwrap();
     let tlbs = |calls: Vec<Call>| calls.iter().filter(|call| call.notified == Notified::SecondaryTlbs).count();
     assert_eq!((tlbs(listener.take()), tlbs(stage.listener.take())), (1, 0), "of the space that had the pages");
+}
+
+/// Registers: a store to them is announced like any other, and so is their end.
+#[test]
+fn registers_are_upgraded_and_revoked_like_pages() {
+    let stage = Stage::new(0);
+    let registers = stage.rig.spaces.create_registers(&stage.rig.cpu, PhysAddr(0x10_0800_0000)).unwrap();
+    let request = MapRequest { placement: Placement::Fixed(stage.start), sharing: Sharing::Shared, ..private(1) };
+    let terms = Terms { file: Some(MappedFile { object: &registers, first_page: 0, may_write: true }), ..Terms::NONE };
+    stage.space.mmap_within(&stage.rig.cpu, &request, &terms, &|| false).unwrap();
+    // What was never mapped is in no TLB.
+    assert_events(&stage, || stage.fault(0, Access::Write), "write");
+    let upgraded = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1, end upgrade 0..1";
+    assert_events(&stage, || stage.fault(0, Access::Write), upgraded);
+    let gone = "write, dsb ishst, vale1is 0, tlbs 0..1 (locked), range 0..1 (locked), dsb ish";
+    let revoke = || registers.revoke(&stage.rig.cpu);
+    assert_events(&stage, revoke, &format!("start clear 0..1, {gone}, end clear 0..1"));
+    // Another CPU may have emptied the entry, and not have invalidated it yet.
+    let again = "dsb ishst, vale1is 0, tlbs 0..1 (locked), range 0..1 (locked), dsb ish";
+    assert_events(&stage, revoke, &format!("start clear 0..1, {again}, end clear 0..1"));
 }
 
 /// Pages of a file that are given back: each space is notified when its range is issued, and one DSB completes all.

@@ -1,0 +1,123 @@
+//! Registers of devices in a process (Linux: a `VM_PFNMAP` area of a character device).
+//!
+//! A device that is bound to a space may show it a page of its registers. They are an object of that binding: areas map it
+//! as they map a file, and the end of the binding [revokes](Object::revoke) it, by the same walk that cuts a file short.
+//! The next binding has another object, so an area that is left maps nothing for ever.
+//!
+//! ```text
+//!     first access     read-only, whatever it is (`insert_pfn`)
+//!     first store      writable; subscribers get the upgrade event (`pfn_mkwrite`)
+//!     revoke           the object has no page; every entry is emptied, invalidated and announced; then the stream changes
+//! ```
+//! The entries are special: no frame is counted. Nothing is executed through them, and a child has none of these areas.
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::PhysAddr;
+use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
+use granule_pgtable::Mmu;
+
+use super::advise::REGISTERS;
+use super::area::{Area, AreaFlags, Areas};
+use super::entry::attributes;
+use super::fault::{AllowedFault, FaultError, FaultOutcome};
+use super::gather::{Gather, pages};
+use super::shmem::{Object, Seals};
+use super::zap::ZapFlags;
+use super::{PAGE, Space, Spaces, USER_END, USER_START};
+use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
+use crate::mm::notifier::{Event, Range};
+use crate::sched::relax;
+use crate::smp::Cpu;
+
+/// What has registers that a process may map.
+pub trait HasRegisters: Sync {
+    /// The object of its registers, if it is bound to `space`.
+    fn registers(&self, space: &Space) -> Option<Counted<Object>>;
+}
+
+impl Spaces {
+    /// The object of a page of registers at `page`, for one binding. Areas map it shared, and all of it.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn create_registers(&'static self, cpu: &Cpu, page: PhysAddr) -> Result<Counted<Object>, OutOfMemory> {
+        self.new_object(cpu, PAGE, None, Some(page), Seals(0))
+    }
+}
+
+impl Object {
+    /// Takes registers out of every space, for good. CPUs and devices translate to them no more. Sleeps.
+    pub fn revoke(&self, cpu: &Cpu) {
+        debug_assert!(self.registers().is_some());
+        // There are no seals, and no size is smaller.
+        let revoked = self.truncate(cpu, 0);
+        debug_assert!(revoked.is_ok());
+    }
+}
+
+impl Area {
+    /// Whether it maps registers.
+    #[inline(always)]
+    pub(super) fn is_of_device(&self) -> bool {
+        self.flags().has_any(AreaFlags::REGISTERS)
+    }
+
+    /// The attributes of its pages with `protection`.
+    #[inline(always)]
+    pub(super) fn attributes(&self, protection: Protection) -> Attributes {
+        if self.is_of_device() { registers(protection) } else { attributes(protection) }
+    }
+}
+
+/// The attributes of a page of registers.
+#[cold]
+pub(super) fn registers(protection: Protection) -> Attributes {
+    attributes(protection).of_memory(MemoryType::DeviceNGnRE)
+}
+
+impl AllowedFault<'_> {
+    /// Maps the page of registers at `frame`, which `object` is, read-only; unless another CPU was faster. A store comes again.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn map_registers(self, object: &Object, frame: PhysAddr) -> FaultOutcome {
+        let (space, mmu) = (self.space, self.space.mmu());
+        let new = Descriptor::page(frame, registers(self.area.protection().read_only())).special();
+        let locked = space.lock_table(self.table);
+        // As for a page of a file: a revocation that is not seen here comes to this table later (`shmem::pages`).
+        if !object.has_inside(self.area.page_at(self.page)) {
+            return FaultOutcome::Failed(FaultError::Unusable);
+        }
+        if mmu.load(self.cell) == Descriptor::EMPTY {
+            locked.note_used(self.page);
+            mmu.store(self.cell, new);
+        }
+        FaultOutcome::Served
+    }
+}
+
+impl Space {
+    /// Makes `area`, which is about to be inserted, one of registers.
+    #[cold]
+    pub(super) fn begin_registers(&self, area: &mut Area) {
+        self.advice.fetch_or(REGISTERS, Ordering::Relaxed);
+        area.add_flags(AreaFlags::REGISTERS.with(AreaFlags::NOT_IN_CHILDREN));
+    }
+
+    /// Unmaps all registers of a space that is about to end, while its subscribers still listen.
+    pub(super) fn unmap_registers(&self, cpu: &Cpu, areas: &mut Areas) {
+        if self.advice.load(Ordering::Relaxed) & REGISTERS == 0 {
+            return;
+        }
+        let mut next = USER_START;
+        while next < USER_END {
+            let found = areas.walk(pages(next, USER_END)).find(|area| area.is_of_device()).map(Area::range);
+            let Some(range) = found else { break };
+            next = range.end();
+            let _change = self.notifiers.start(Range::new(Event::Unmap, range.start(), range.end()));
+            self.zap(&mut Gather::without_faults(self, cpu, areas), range, ZapFlags::UNMAP);
+            relax();
+        }
+    }
+}
