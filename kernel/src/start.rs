@@ -20,7 +20,10 @@ use crate::boot_info::BootInfo;
 use crate::chip::pl011::Pl011;
 use crate::chip::power::{self, Status};
 use crate::chip::{console, interrupt, log as kernel_log, timer};
+use crate::devices::edu::Edu;
+use crate::devices::slot::{self, Driver};
 use crate::devices::{pci, virtio_rng};
+use crate::linux::file::device::{self, DeviceKind};
 use crate::linux::process::limits;
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
@@ -30,7 +33,7 @@ use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::mm::space::{Spaces, start_reclaimer};
+use crate::mm::space::{HasRegisters, Spaces, start_reclaimer};
 use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
@@ -266,6 +269,16 @@ fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         log::error!("PCI: {error}");
     }
     random::set_device(virtio_rng::seed);
+    device::set_kinds(&DEVICE_FILES);
+}
+
+/// The devices whose registers a process may map.
+static DEVICE_FILES: [DeviceKind; 1] =
+    [DeviceKind { name: Edu::NAME, count: slot::count::<Edu>, started: started::<Edu> }];
+
+fn started<D: Driver + HasRegisters>(index: usize) -> Option<&'static dyn HasRegisters> {
+    let device: &D = slot::started(index)?;
+    Some(device)
 }
 
 /// Starts the other CPUs, decides by all of them what the kernel may use, and releases them.

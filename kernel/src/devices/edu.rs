@@ -8,15 +8,17 @@
 use core::ops::Range;
 use core::time::Duration;
 
+use granule_arch::addr::PhysAddr;
 use granule_arch::barrier;
 use thiserror::Error;
 
 use super::pci::{Claim, Function, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::chip::timer::Deadline;
-use crate::iommu::{self, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
+use crate::iommu::{self, BindError, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
-use crate::mm::space::{Access, FaultError};
+use crate::mm::counted::Counted;
+use crate::mm::space::{Access, FaultError, HasRegisters, Object, Space, SpaceRef};
 use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
 
@@ -53,12 +55,18 @@ pub const MEMORY_BYTES: u64 = 4096;
 
 /// After so long the device is looked at though no interrupt has come.
 const LOOK: Duration = Duration::from_secs(1);
+/// Between two looks where no interrupt need come.
+const POLL: Duration = Duration::from_millis(1);
 /// After so long it is given up.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// The device.
 pub struct Edu {
     registers: MmioRegion,
+    /// Where the CPUs have them: a page of which nothing else has a part.
+    page: PhysAddr,
+    /// They, as the process may map them that the device is bound to.
+    shown: RwSem<Option<Counted<Object>>>,
     dma: DmaDevice,
     vector: Option<InterruptVector>,
     arrivals: &'static Arrivals,
@@ -107,6 +115,7 @@ impl Driver for Edu {
         /// Any number with both kinds of bits.
         const PROBE: u32 = 0x1234_5678;
         let registers = claim.map_bar(&kernel().space, cpu, 0)?;
+        let page = claim.bar_address(0)?;
         let bytes = registers.bytes();
         let registers = registers.part(0, register::BYTES).ok_or(StartError::Short(bytes, register::BYTES))?;
         // 0xRRrr00ed, with the version in front.
@@ -120,7 +129,8 @@ impl Driver for Edu {
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
         let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
-        Ok(Self { registers, dma, vector, arrivals: &slot.arrivals, busy: RwSem::new(()), claim })
+        let shown = RwSem::default();
+        Ok(Self { registers, page, shown, dma, vector, arrivals: &slot.arrivals, busy: RwSem::new(()), claim })
     }
 
     fn function(&self) -> &'static Function {
@@ -136,6 +146,43 @@ impl Driver for Edu {
     fn while_idle(&self, change: &mut dyn FnMut(&DmaDevice) -> Result<(), BindRefused>) -> Result<(), BindRefused> {
         let _alone = self.busy.write();
         change(&self.dma)
+    }
+
+    fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindRefused> {
+        self.function().isolation()?;
+        let registers = kernel().spaces.create_registers(cpu, self.page).map_err(BindError::from)?;
+        self.while_idle(&mut |dma| {
+            if self.is_transferring() {
+                return Err(BindRefused::InFlight(1));
+            }
+            dma.bind(cpu, space)?;
+            self.claim.set_bus_master(true);
+            *self.shown.write() = Some(registers.clone());
+            Ok(())
+        })
+    }
+
+    fn unbind(&self, cpu: &Cpu) -> Result<(), BindRefused> {
+        // Before the wait for a transfer of the driver's, which a process with registers can disturb.
+        self.revoke(cpu);
+        self.while_idle(&mut |dma| {
+            if !dma.is_bound() {
+                return Err(BindRefused::NotBound);
+            }
+            // Of a binding that has come meanwhile.
+            self.revoke(cpu);
+            self.end_transfer();
+            dma.unbind(cpu);
+            Ok(())
+        })
+    }
+}
+
+impl HasRegisters for Edu {
+    fn registers(&self, space: &Space) -> Option<Counted<Object>> {
+        let shown = self.shown.read();
+        let bound = self.dma.space().filter(|bound| core::ptr::eq::<Space>(&**bound, space));
+        bound.and_then(|_| shown.clone())
     }
 }
 
@@ -227,6 +274,26 @@ impl Edu {
         // What the device wrote is read behind the look at its register.
         barrier::dmb_oshld();
         Ok(self.dma.resolve(this_cpu(), range.clone(), access))
+    }
+
+    /// Takes the registers away from the process that has them, while its subscribers still listen.
+    fn revoke(&self, cpu: &Cpu) {
+        let shown = self.shown.write().take();
+        if let Some(registers) = shown {
+            registers.revoke(cpu);
+        }
+    }
+
+    /// Waits for a transfer that a process has begun, which would go on in the memory that the device has next.
+    fn end_transfer(&self) {
+        let patience = Deadline::after(PATIENCE);
+        while self.is_transferring() {
+            if patience.has_passed() {
+                self.claim.set_bus_master(false);
+                return;
+            }
+            self.arrivals.wait(self.arrivals.count(), POLL);
+        }
     }
 
     fn is_transferring(&self) -> bool {

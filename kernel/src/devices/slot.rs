@@ -153,6 +153,20 @@ impl<T: Driver> InterruptHandler for Slot<T> {
     }
 }
 
+/// How many devices of a kind the machine has, that there are places for.
+pub fn count<T: Driver>() -> usize {
+    pci::functions().iter().filter(|function| is_driven::<T>(function)).count().min(T::SLOTS.len())
+}
+
+fn is_driven<T: Driver>(function: &Function) -> bool {
+    T::IDS.contains(&function.id()) || T::CLASS == Some(function.class())
+}
+
+/// The `index`-th device of a kind, if it was started.
+pub fn started<T: Driver>(index: usize) -> Option<&'static T> {
+    T::SLOTS.get(index)?.device.get()
+}
+
 /// The `index`-th device of a kind, started if it was not.
 ///
 /// # Errors
@@ -168,8 +182,7 @@ pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartErr
     if let Some(device) = slot.device.get() {
         return Ok(device);
     }
-    let is_driven = |function: &&Function| T::IDS.contains(&function.id()) || T::CLASS == Some(function.class());
-    let mut functions = pci::functions().iter().filter(is_driven);
+    let mut functions = pci::functions().iter().filter(|function| is_driven::<T>(function));
     let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
     if !function.is_coherent() {
         return Err(StartError::NotCoherent(function.address()));

@@ -43,6 +43,8 @@ fn edu(registers: &Registers) -> Edu {
     Edu {
         // SAFETY: memory of the test, for ever.
         registers: unsafe { MmioRegion::new(registers.0, register::BYTES) },
+        page: PhysAddr(0),
+        shown: RwSem::default(),
         dma: DmaDevice::without_smmu(),
         vector: None,
         arrivals: &SLOTS[0].arrivals,

@@ -4,6 +4,8 @@
 
 use core::ops::Deref;
 
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+
 use super::bar::BarKind;
 use super::enumerate::BUS_MASTER;
 use super::mmio::Hold;
@@ -100,6 +102,21 @@ impl Claim {
         let start = *self.mapped[index].try_call_once(map)?;
         // SAFETY: just mapped, or by an earlier claim; now it is this driver's.
         Ok(unsafe { MmioRegion::of(self.function, start, range.size()) })
+    }
+
+    /// Where the CPUs have the memory of a base address register: of whole pages.
+    ///
+    /// # Errors
+    /// As for [`Self::map_bar`].
+    pub fn bar_address(&self, index: usize) -> Result<PhysAddr, PciError> {
+        const PAGE: u64 = PAGE_SIZE as u64;
+        let (function, bar) = (self.address, self.bar(index)?);
+        let is_of_pages = |range: &PhysRange| range.start().is_aligned(PAGE) && range.size().is_multiple_of(PAGE);
+        bar.range.filter(is_of_pages).map(|range| range.start()).ok_or(PciError::NoRoom {
+            function,
+            index,
+            size: bar.size,
+        })
     }
 
     /// Interrupt vectors that the function has and the machine can take: 0 where it has none.

@@ -13,6 +13,7 @@ use granule_abi::file::{S_IFDIR, S_IFLNK, S_IFMT, S_IFREG};
 use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
+use super::device::DeviceNumber;
 use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::layout;
@@ -294,6 +295,8 @@ pub enum PathEntry<'a> {
     Link(Attributes),
     /// The console.
     Console,
+    /// A device.
+    Device(DeviceNumber),
     /// Another device, a pipe, ...
     Other(Attributes),
 }
@@ -303,6 +306,9 @@ fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathEr
     // The kernel's own: no archive needs them.
     if wanted == CONSOLE.as_bytes() {
         return Ok(PathEntry::Console);
+    }
+    if let Some(device) = wanted.strip_prefix(b"dev/").and_then(DeviceNumber::find) {
+        return Ok(PathEntry::Device(device));
     }
     if archive.is_empty() {
         return missing(wanted);

@@ -4,7 +4,9 @@
 //! - [`table`]: descriptors, and who shares them
 //! - `open`: open files
 //! - `memfd`: files that are memory alone
+//! - [`device`]: files of devices, whose registers are mapped
 
+pub mod device;
 pub mod initrd;
 #[cfg(target_os = "none")]
 pub mod memfd;

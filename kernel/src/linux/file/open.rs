@@ -1,6 +1,6 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are the files and directories of the initrd, which are only read, memory files, and the console.
+//! There are the files and directories of the initrd, which are only read, memory files, the console, and devices.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
@@ -13,6 +13,7 @@ use granule_abi::file::{
 use granule_arch::addr::PAGE_SIZE;
 use spin::Once;
 
+use super::device::DeviceNumber;
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::table::{Files, Pools};
@@ -71,6 +72,8 @@ pub enum Kind {
     Regular(File<'static>, Attributes, RwSem<Option<Counted<Object>>>),
     /// A memory file.
     Memory(MemoryFile),
+    /// A device whose registers are mapped. It is neither read nor written.
+    Device(DeviceNumber),
     /// With its path from the root.
     Directory(&'static str, Attributes),
     /// Neither read nor written: a place alone.
@@ -91,6 +94,7 @@ pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef,
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(path)?;
     let kind = match initrd::look(path) {
         Ok(PathEntry::Console) => Kind::Console,
+        Ok(PathEntry::Device(number)) => Kind::Device(number),
         Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::default()),
         Ok(PathEntry::Directory(path, attributes)) => Kind::Directory(path, attributes),
         Ok(PathEntry::Link(attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
@@ -147,7 +151,7 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
         // No such device.
         Kind::Other(_) => Err(Errno::ENXIO),
-        Kind::Console | Kind::Directory(..) | Kind::Memory(_) => Ok(()),
+        Kind::Console | Kind::Directory(..) | Kind::Memory(_) | Kind::Device(_) => Ok(()),
     }
 }
 
@@ -294,6 +298,14 @@ impl OpenFile {
         if matches!(self.flags() & O_ACCMODE, O_WRONLY | O_RDWR) { Ok(()) } else { Err(Errno::EBADF) }
     }
 
+    /// Checks that it may be read or written at all.
+    ///
+    /// # Errors
+    /// `EINVAL`: a device.
+    pub fn check_has_bytes(&self) -> Result<(), Errno> {
+        if self.device().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
+    }
+
     /// Checks that reads and writes may say where.
     ///
     /// # Errors
@@ -312,6 +324,11 @@ impl OpenFile {
         if let Kind::Memory(file) = &self.kind { Some(file) } else { None }
     }
 
+    /// The device that it is, if it is one.
+    pub const fn device(&self) -> Option<DeviceNumber> {
+        if let Kind::Device(device) = self.kind { Some(device) } else { None }
+    }
+
     /// The pages of the file, for a mapping.
     ///
     /// # Errors
@@ -328,7 +345,7 @@ impl OpenFile {
                 let new = kernel().spaces.create_object(this_cpu(), size, Some(file.contents), Seals(F_SEAL_SEAL))?;
                 Ok(pages.insert(new).clone())
             }
-            Kind::Console | Kind::Directory(..) | Kind::Other(_) => Err(Errno::ENODEV),
+            Kind::Console | Kind::Device(_) | Kind::Directory(..) | Kind::Other(_) => Err(Errno::ENODEV),
         }
     }
 
@@ -406,12 +423,13 @@ impl OpenFile {
     /// Bytes that can be read at positions.
     ///
     /// # Errors
-    /// `EISDIR`, `ESPIPE`.
+    /// `EISDIR`, `ESPIPE`, `EINVAL`: a device.
     fn size(&self) -> Result<u64, Errno> {
         match &self.kind {
             Kind::Regular(file, ..) => Ok(file.contents.len() as u64),
             Kind::Memory(file) => Ok(file.object().size()),
             Kind::Directory(..) => Err(Errno::EISDIR),
+            Kind::Device(_) => Err(Errno::EINVAL),
             Kind::Console | Kind::Other(_) => Err(Errno::ESPIPE),
         }
     }
@@ -430,7 +448,7 @@ impl OpenFile {
             return Err(Errno::EINVAL);
         }
         let size = match &self.kind {
-            Kind::Console | Kind::Other(_) => return Err(Errno::ESPIPE),
+            Kind::Console | Kind::Device(_) | Kind::Other(_) => return Err(Errno::ESPIPE),
             Kind::Regular(file, ..) => file.contents.len() as i64,
             Kind::Memory(file) => file.object().size() as i64,
             // A directory has no contents that it could be measured by.
@@ -465,12 +483,10 @@ impl OpenFile {
         const MEMORY: u64 = 1;
         const SECOND: u64 = 1_000_000_000;
         const CONSOLE: u64 = 5 << 8 | 1;
+        let special = |number| Attributes { number, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
         let (attributes, size) = match &self.kind {
-            Kind::Console => {
-                let console =
-                    Attributes { number: usize::MAX - 2, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
-                (console, 0)
-            }
+            Kind::Console => (special(usize::MAX - 2), 0),
+            Kind::Device(number) => (special(usize::MAX - number.of_stat() as usize), 0),
             Kind::Regular(file, attributes, _) => (*attributes, file.contents.len() as u64),
             Kind::Memory(file) => {
                 let number = file.object().identity();
@@ -494,7 +510,11 @@ impl OpenFile {
             attributes.number as u64,
             pair(attributes.mode, links),
             pair(attributes.user, attributes.group),
-            if self.is_console() { CONSOLE } else { 0 },
+            match &self.kind {
+                Kind::Console => CONSOLE,
+                Kind::Device(number) => number.of_stat(),
+                _ => 0,
+            },
             0,
             size,
             PAGE_SIZE as u64,

@@ -117,7 +117,8 @@ impl FutexKey {
             let writable = area.protection().contains(Protection::WRITE);
             match area.object().filter(|_| area.is_shared() || !writable) {
                 None if writable => Some(Self { kind: KeyKind::Anonymous, owner, offset: word.0 }),
-                Some(object) if !object.has_inside(area.page_at(untagged)) => None,
+                // As on Linux: it is no memory.
+                Some(object) if object.is_registers() || !object.has_inside(area.page_at(untagged)) => None,
                 Some(object) if writable || area.protection().contains(Protection::READ) => {
                     let offset = area.page_at(untagged) * PAGE_SIZE as u64 + untagged.0 % PAGE_SIZE as u64;
                     Some(Self { kind: KeyKind::Object, owner: object.identity(), offset })

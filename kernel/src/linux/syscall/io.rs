@@ -40,6 +40,7 @@ pub(super) fn file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno
 pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_writable()?;
+    file.check_has_bytes()?;
     let from = UserBytes::of_call(call)?;
     drain(call, &file, from.left.min(MOST_AT_ONCE), from)
 }
@@ -131,6 +132,7 @@ pub(super) fn check_file_limit(call: &Syscall<'_>, size: u64) -> Result<(), Errn
 pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_readable()?;
+    file.check_has_bytes()?;
     let to = UserBytes::of_call(call)?;
     fill(call, &file, to.left, to)
 }
@@ -138,6 +140,7 @@ pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
     file.check_readable()?;
+    file.check_has_bytes()?;
     let to = UserBytes::of_call(call)?;
     store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
 }
@@ -179,6 +182,7 @@ fn store(call: &Syscall<'_>, mut contents: Contents<'_>, mut to: UserBytes) -> A
 pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
     file.check_writable()?;
+    file.check_has_bytes()?;
     let from = UserBytes::of_call(call)?;
     let bytes = from.left.min(MOST_AT_ONCE);
     if bytes == 0 {
@@ -284,6 +288,7 @@ fn check_range(start: VirtAddr, bytes: u64) -> Result<(), Errno> {
 pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_writable()?;
+    file.check_has_bytes()?;
     let bytes = check_pieces(call)?;
     drain(call, &file, bytes.min(MOST_AT_ONCE), UserBytes::of_pieces(call))
 }
@@ -399,6 +404,7 @@ impl UserBytes {
 pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     file.check_readable()?;
+    file.check_has_bytes()?;
     let bytes = check_pieces(call)?;
     fill(call, &file, bytes, UserBytes::of_pieces(call))
 }

@@ -17,12 +17,13 @@ use granule_arch::descriptor::Protection;
 
 use super::{Answer, Syscall, io};
 use crate::linux::errno::Errno;
+use crate::linux::file::device;
 use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
-    SpaceError, SpaceLimits, Terms,
+    Space, SpaceError, SpaceLimits, Terms,
 };
 use crate::sched::relax;
 use crate::smp::this_cpu;
@@ -58,7 +59,9 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     };
     let space = call.task.space();
     let backed = match &file {
-        Some(file) => backed_by(file, bits, flags, bytes, offset).map(|(sharing, backing)| (sharing, Some(backing))),
+        Some(file) => {
+            backed_by(space, file, bits, flags, bytes, offset).map(|(sharing, backing)| (sharing, Some(backing)))
+        }
         None => anonymous(flags).map(|sharing| (sharing, None)),
     };
     let (sharing, backing) = match backed {
@@ -142,6 +145,7 @@ struct Backing {
 
 /// The same of a file, and the file's pages: the checks of Linux's `do_mmap` in their order.
 fn backed_by(
+    space: &Space,
     file: &OpenFile,
     protection: u64,
     flags: u64,
@@ -165,7 +169,9 @@ fn backed_by(
         | 21 << 26
         | 30 << 26;
     let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
-    let most = (i64::MAX as u64).checked_sub(bytes);
+    // Of a device each page has a number.
+    let last = if file.device().is_some() { u64::MAX } else { i64::MAX as u64 };
+    let most = last.checked_sub(bytes);
     if most.is_none_or(|most| offset / PAGE > most / PAGE) {
         return Err(Errno::EOVERFLOW);
     }
@@ -180,7 +186,14 @@ fn backed_by(
     if writes && !is_writable || file.check_readable().is_err() {
         return Err(Errno::EACCES);
     }
-    let object = file.pages()?;
+    let object = match file.device() {
+        None => file.pages()?,
+        Some(_) if flags & MAP_GROWSDOWN != 0 => return Err(Errno::EINVAL),
+        Some(device) => {
+            let (is_shared, is_executable) = (sharing == Sharing::Shared, protection & PROT_EXEC != 0);
+            device::registers(device, space, is_shared, bytes / PAGE, offset / PAGE, is_executable)?
+        }
+    };
     if flags & MAP_GROWSDOWN != 0 {
         return Err(Errno::EINVAL);
     }
@@ -237,6 +250,7 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
         MADV_COLD | MADV_PAGEOUT => space.madvise_unlocked(start, bytes)?,
         MADV_REMOVE => space.madvise_remove(cpu, start, bytes)?,
         MADV_DONTFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::DontFork)?,
+        MADV_DODUMP => space.madvise_areas(cpu, start, bytes, AreaAdvice::DoDump)?,
         MADV_DOFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::DoFork)?,
         MADV_WIPEONFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::WipeOnFork)?,
         MADV_KEEPONFORK => space.madvise_areas(cpu, start, bytes, AreaAdvice::KeepOnFork)?,
@@ -247,7 +261,7 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
         MADV_GUARD_INSTALL => space.madvise_guard(cpu, start, bytes, &is_killed)?,
         MADV_GUARD_REMOVE => space.madvise_unguard(start, bytes)?,
         // There are no core dumps.
-        MADV_NORMAL | MADV_RANDOM | MADV_SEQUENTIAL | MADV_WILLNEED | MADV_DONTDUMP | MADV_DODUMP => {
+        MADV_NORMAL | MADV_RANDOM | MADV_SEQUENTIAL | MADV_WILLNEED | MADV_DONTDUMP => {
             space.madvise_nothing(start, bytes)?;
         }
         _ => return Err(Errno::EINVAL),
@@ -264,11 +278,7 @@ pub(super) fn msync(call: &mut Syscall<'_>) -> Answer {
     }
     let (_, bytes) = whole_pages(start, bytes);
     start.0.checked_add(bytes).ok_or(Errno::ENOMEM)?;
-    let space = call.task.space();
-    if flags & MS_INVALIDATE != 0 && space.madvise_unlocked(start, bytes) == Err(SpaceError::Invalid) {
-        return Err(Errno::EBUSY);
-    }
-    space.madvise_nothing(start, bytes)?;
+    call.task.space().msync(start, bytes, flags & MS_INVALIDATE != 0, flags & MS_SYNC != 0)?;
     Ok(0)
 }
 

@@ -38,7 +38,8 @@ pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
 
 /// fsync and fdatasync: what is in memory alone is nowhere else.
 pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
-    if file(call, call.argument::<0>())?.is_console() { Err(Errno::EINVAL) } else { Ok(0) }
+    let file = file(call, call.argument::<0>())?;
+    if file.is_console() || file.device().is_some() { Err(Errno::EINVAL) } else { Ok(0) }
 }
 
 /// The checks of Linux's `vfs_fallocate`, in its order.
