@@ -1,4 +1,4 @@
-//! Functions of a program that only touches memory of its own, each by name: [`own!`](crate::own).
+//! Functions of a program that only touches memory of its own, each by name: [`own!`](crate::own!).
 //!
 //! They are the program's and not this crate's, because they are safe by what all their callers there pass.
 

@@ -68,6 +68,41 @@ pub fn read(address: u64) -> Result<u8, Fault> {
     outcome().map(|()| value as u8)
 }
 
+/// Reads a word of a device, or of memory.
+///
+/// # Errors
+/// The access faulted.
+pub fn read_word(address: u64) -> Result<u32, Fault> {
+    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
+    let mut value = 0_u64;
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: a load changes no memory, and where it faults the handler continues after it.
+    unsafe {
+        core::arch::asm!("ldr {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = address;
+    outcome().map(|()| value as u32)
+}
+
+/// Writes a word of a device.
+///
+/// # Errors
+/// The access faulted.
+///
+/// # Safety
+/// Where it may be written, it is a device's.
+pub unsafe fn write_word(address: u64, value: u32) -> Result<(), Fault> {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the caller's promise; where it faults the handler continues after it.
+    unsafe {
+        core::arch::asm!("str {0:w}, [{1}]", in(reg) value, in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    let _ = (address, value);
+    outcome()
+}
+
 /// Writes a byte.
 ///
 /// # Errors
