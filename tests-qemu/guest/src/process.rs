@@ -395,6 +395,36 @@ fn a_million_calls_go_on_whatever_happens_meanwhile(t: &mut Test) {
     besiege(t, 1_000_000, 4_000);
 }
 
+target_test!(a_process_uses_the_registers_of_its_device, needs("smmuv3 edu"), limit(60));
+fn a_process_uses_the_registers_of_its_device(t: &mut Test) {
+    let threads = sched::thread_count();
+    let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
+    let Some(id) = t.ok("the program", start("registers")) else { return };
+    let Some(space) = t.ok("its space", process::space_of(id).ok_or("none")) else { return };
+    let stage = || {
+        let page = space.tables().translate(ASKED).map(|found| layout::linear(found.physical).as_ptr::<u8>());
+        // SAFETY: the page is the program's, which does not unmap it.
+        page.map_or(0, |page| unsafe { page.read_volatile() })
+    };
+    let reaches = |t: &mut Test, wanted: u8| {
+        wait_until(Duration::from_secs(10), || stage() >= wanted);
+        t.equal("how far it has come", stage(), wanted);
+    };
+    reaches(t, 1);
+    t.ok("bound", device.bind(this_cpu(), &space));
+    reaches(t, 2);
+    t.ok("unbound", device.unbind(this_cpu()));
+    reaches(t, 3);
+    t.ok("bound again", device.bind(this_cpu(), &space));
+    // It executes itself then, which ends the space that the device is bound to.
+    reaches(t, 4);
+    drop(space);
+    t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
+    t.ok("unbound from what has ended", device.unbind(this_cpu()));
+    t.equal("a transfer", device.copy_in(DmaAddress(0), 0, 8).is_ok(), false);
+    settle(t, threads);
+}
+
 /// The calls of [`race`], while memory runs out, a device is bound to one of the programs and copies from and to its
 /// pages, and any of the processes is killed: so many times each, and on until some of each was of effect. A program that
 /// ends by that is started again.

@@ -137,6 +137,14 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
         ("smmu::blocks::a_device_meets_a_block_that_is_split", "it does not write there: found Ok(1), wanted Err("),
         ("smmu::blocks::a_device_does_not_reach_a_block_that_was_taken_away", "it does not write: found Ok(1)"),
         ("smmu::blocks::a_device_that_stores_while_a_block_goes_writes_to_nothing_else", "nothing was written"),
+        (
+            "smmu::registers::a_device_writes_to_registers_as_soon_as_the_cpu_could",
+            "it writes to registers, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)",
+        ),
+        (
+            "smmu::registers::a_device_does_not_reach_registers_that_were_revoked",
+            "registers that are gone: found Ok(1)",
+        ),
         ("smmu::random::random_changes_and_accesses_agree", "accesses that were not what they must be: found"),
     ] {
         assert_caught("no-secondary-tlb", name, output);

@@ -13,6 +13,7 @@ mod commands;
 mod dirty;
 mod ends;
 mod random;
+mod registers;
 
 use granule::devices::disk::SECTOR;
 use granule::devices::edu::edu;
