@@ -19,7 +19,7 @@ use granule_user::abi::number::{
     READ, WRITE,
 };
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
-use granule_user::abi::signal::{SIGBUS, SIGSEGV};
+use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
 use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
@@ -30,9 +30,6 @@ entry!(run);
 own!(call, put, unmap, protect);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
-/// `si_code` of an access to what the area does not permit, and to where nothing is.
-const SEGV_ACCERR: i32 = 2;
-const SEGV_MAPERR: i32 = 1;
 
 fn run(start: Start) -> u8 {
     probe::prepare();

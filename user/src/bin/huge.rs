@@ -14,7 +14,7 @@ use granule_user::abi::memory::{
     MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MMAP, MREMAP, MUNLOCK};
-use granule_user::abi::signal::SIGSEGV;
+use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGSEGV};
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
@@ -28,9 +28,6 @@ const RW: u64 = PROT_READ | PROT_WRITE;
 /// Pages of a block.
 const BLOCK: u64 = 512;
 const BYTES: u64 = BLOCK * PAGE;
-/// `si_code` of an access to what the area does not permit, and to where nothing is.
-const SEGV_ACCERR: i32 = 2;
-const SEGV_MAPERR: i32 = 1;
 
 fn run(start: Start) -> u8 {
     probe::prepare();

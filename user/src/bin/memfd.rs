@@ -25,7 +25,7 @@ use granule_user::abi::number::{
     OPENAT, PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
-use granule_user::abi::signal::{SIGBUS, SIGUSR1, SIGXFSZ, SigInfo, UContext};
+use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SIGBUS, SIGSEGV, SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
 use granule_user::memory::{PAGE, madvise, map, mprotect};
 use granule_user::probe::{self, Fault};
@@ -39,9 +39,6 @@ own!(call, put, unmap);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const NOWHERE: u64 = 0x1000;
-const BUS_ADRERR: i32 = 2;
-const SEGV_ACCERR: i32 = 2;
-const SIGSEGV: u32 = 11;
 const AT_FDCWD: u64 = -100_i64 as u64;
 
 fn run(start: Start) -> u8 {

@@ -22,7 +22,7 @@ use granule_user::abi::number::{
     OPENAT, PREAD64, PWRITE64, READ, READV, WRITE, WRITEV,
 };
 use granule_user::abi::process::FUTEX_WAIT;
-use granule_user::abi::signal::{SIGBUS, SIGSEGV};
+use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
 use granule_user::answers::{apart, equal, holds, present, status};
 use granule_user::memory::{PAGE, mmap};
 use granule_user::probe::{self, Fault};
@@ -34,9 +34,6 @@ own!(call, put, unmap, protect);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const AT_FDCWD: u64 = -100_i64 as u64;
-const BUS_ADRERR: i32 = 2;
-const SEGV_MAPERR: i32 = 1;
-const SEGV_ACCERR: i32 = 2;
 /// Where the program says how far it has come: a byte.
 const STAGE: u64 = 0x7000_0000_0000;
 

@@ -16,7 +16,7 @@ use granule_user::abi::memory::{
 use granule_user::abi::number::{
     FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PRLIMIT64, PWRITE64,
 };
-use granule_user::abi::signal::{SIGBUS, SIGSEGV};
+use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
 use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
@@ -30,9 +30,6 @@ const RW: u64 = PROT_READ | PROT_WRITE;
 const MAY: u64 = MREMAP_MAYMOVE;
 const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
 const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
-
-const SEGV_ACCERR: i32 = 2;
-const SEGV_MAPERR: i32 = 1;
 
 fn run(start: Start) -> u8 {
     probe::prepare();
