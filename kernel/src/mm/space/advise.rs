@@ -225,7 +225,7 @@ impl Space {
             if is_killed() {
                 return Err(SpaceError::Interrupted);
             }
-            if area.flags().has_any(AreaFlags::LOCKED) || area.is_of_device() {
+            if area.flags().has_any(AreaFlags::KEPT) {
                 return Err(SpaceError::Invalid);
             }
             if area.is_shared() {
@@ -256,13 +256,13 @@ impl Space {
     /// been discarded.
     pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
         self.for_each_part(start, bytes, |areas, area, part| {
-            let is_locked = area.flags().has_any(AreaFlags::LOCKED);
+            let is_kept = area.flags().has_any(AreaFlags::KEPT);
             let is_left_out = match what {
-                Discard::All => false,
-                Discard::Unlocked => is_locked,
-                Discard::Anonymous => is_locked || area.object().is_some(),
+                Discard::All => area.is_of_device(),
+                Discard::Unlocked => is_kept,
+                Discard::Anonymous => is_kept || area.object().is_some(),
             };
-            if is_left_out || area.is_of_device() {
+            if is_left_out {
                 return Err(SpaceError::Invalid);
             }
             let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
@@ -277,8 +277,7 @@ impl Space {
     /// As [`Self::madvise_dontneed`].
     pub fn madvise_unlocked(&self, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         self.for_each_part(start, bytes, |_, area, part| {
-            let is_kept = area.flags().has_any(AreaFlags::LOCKED) || area.is_of_device();
-            if is_kept { Err(SpaceError::Invalid) } else { Ok(part.end()) }
+            if area.flags().has_any(AreaFlags::KEPT) { Err(SpaceError::Invalid) } else { Ok(part.end()) }
         })
     }
 

@@ -24,7 +24,7 @@ use core::ops::Range;
 use core::ptr::{self, NonNull};
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::Protection;
+use granule_arch::descriptor::{MemoryType, Protection};
 use granule_pgtable::PageRange;
 use intrusive_collections::rbtree::{Cursor, CursorMut};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
@@ -92,6 +92,8 @@ impl AreaFlags {
     pub(super) const NO_BLOCKS: Self = Self(1 << 7);
     /// Its page is [registers](super::device), and no memory.
     pub(super) const REGISTERS: Self = Self(1 << 8);
+    /// Advice does not take its pages away.
+    pub(super) const KEPT: Self = Self::LOCKED.with(Self::REGISTERS);
     /// All that says how pages are locked.
     pub(super) const LOCKING: Self = Self::LOCKED.with(Self::LOCKED_ON_FAULT);
     /// Nothing.
@@ -109,6 +111,12 @@ impl AreaFlags {
 
     const fn when(self, condition: bool) -> Self {
         if condition { self } else { Self(0) }
+    }
+
+    /// What the pages of such an area are.
+    #[inline(always)]
+    pub(super) const fn memory(self) -> MemoryType {
+        if self.has_any(Self::REGISTERS) { MemoryType::DeviceNGnRE } else { MemoryType::Normal }
     }
 
     /// Whether it has one of `others`.

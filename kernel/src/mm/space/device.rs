@@ -14,7 +14,7 @@
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
+use granule_arch::descriptor::{Attributes, Descriptor, Protection};
 use granule_pgtable::Mmu;
 
 use super::advise::REGISTERS;
@@ -67,14 +67,8 @@ impl Area {
     /// The attributes of its pages with `protection`.
     #[inline(always)]
     pub(super) fn attributes(&self, protection: Protection) -> Attributes {
-        if self.is_of_device() { registers(protection) } else { attributes(protection) }
+        attributes(protection).of_memory(self.flags().memory())
     }
-}
-
-/// The attributes of a page of registers.
-#[cold]
-pub(super) fn registers(protection: Protection) -> Attributes {
-    attributes(protection).of_memory(MemoryType::DeviceNGnRE)
 }
 
 impl AllowedFault<'_> {
@@ -83,7 +77,7 @@ impl AllowedFault<'_> {
     #[inline(never)]
     pub(super) fn map_registers(self, object: &Object, frame: PhysAddr) -> FaultOutcome {
         let (space, mmu) = (self.space, self.space.mmu());
-        let new = Descriptor::page(frame, registers(self.area.protection().read_only())).special();
+        let new = Descriptor::page(frame, self.area.attributes(self.area.protection().read_only())).special();
         let locked = space.lock_table(self.table);
         // As for a page of a file: a revocation that is not seen here comes to this table later (`shmem::pages`).
         if !object.has_inside(self.area.page_at(self.page)) {

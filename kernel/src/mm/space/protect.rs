@@ -4,7 +4,7 @@
 //! the page of zeros stay read-only until a fault copies them.
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Tlb};
@@ -44,10 +44,7 @@ impl Allowed {
     /// The attributes of a page that others use too.
     #[inline(always)]
     pub(super) fn for_sharers(self) -> Attributes {
-        let protection = self.protection.read_only();
-        let memory =
-            if self.flags.has_any(AreaFlags::REGISTERS) { MemoryType::DeviceNGnRE } else { MemoryType::Normal };
-        attributes(protection).of_memory(memory)
+        attributes(self.protection.read_only()).of_memory(self.flags.memory())
     }
 }
 
