@@ -423,14 +423,13 @@ impl OpenFile {
     /// Bytes that can be read at positions.
     ///
     /// # Errors
-    /// `EISDIR`, `ESPIPE`, `EINVAL`: a device.
+    /// `EISDIR`, `ESPIPE`.
     fn size(&self) -> Result<u64, Errno> {
         match &self.kind {
             Kind::Regular(file, ..) => Ok(file.contents.len() as u64),
             Kind::Memory(file) => Ok(file.object().size()),
             Kind::Directory(..) => Err(Errno::EISDIR),
-            Kind::Device(_) => Err(Errno::EINVAL),
-            Kind::Console | Kind::Other(_) => Err(Errno::ESPIPE),
+            Kind::Console | Kind::Device(_) | Kind::Other(_) => Err(Errno::ESPIPE),
         }
     }
 
