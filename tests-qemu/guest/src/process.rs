@@ -390,9 +390,9 @@ fn calls_that_race_go_on_whatever_happens_meanwhile(t: &mut Test) {
     besiege(t, 300, 10);
 }
 
-target_test!(a_million_calls_go_on_whatever_happens_meanwhile, needs("smmuv3 edu"), limit(900), long());
-fn a_million_calls_go_on_whatever_happens_meanwhile(t: &mut Test) {
-    besiege(t, 1_000_000, 4_000);
+target_test!(calls_go_on_for_long_whatever_happens_meanwhile, needs("smmuv3 edu"), limit(900), long());
+fn calls_go_on_for_long_whatever_happens_meanwhile(t: &mut Test) {
+    besiege(t, 10_000, 200);
 }
 
 target_test!(a_process_uses_the_registers_of_its_device, needs("smmuv3 edu"), limit(60));
@@ -416,8 +416,7 @@ fn a_process_uses_the_registers_of_its_device(t: &mut Test) {
     t.ok("unbound", device.unbind(this_cpu()));
     reaches(t, 3);
     t.ok("bound again", device.bind(this_cpu(), &space));
-    // It executes itself then, which ends the space that the device is bound to.
-    reaches(t, 4);
+    // It uses them once more, and executes itself, which ends the space that the device is bound to.
     drop(space);
     t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     t.ok("unbound from what has ended", device.unbind(this_cpu()));

@@ -105,7 +105,6 @@ fn run(start: Start) -> u8 {
     equal("of the first binding", probe::read_word(at), bus(at));
     unmap(at, 1);
     let result = status("registers");
-    say(4);
     if result == 0 {
         again();
     }
