@@ -59,12 +59,12 @@ pub const OUT_OF_MEMORY: Rank = 3;
 /// The heap's growth: it maps frames, so it comes before page tables. A holder of this rank or a later one must not
 /// allocate from the heap.
 pub const HEAP_GROWTH: Rank = 4;
-/// All processes: their numbers, and which is whose child. Nothing is allocated or freed under it, nor under the two
-/// that follow.
+/// All processes: their numbers, and which is whose child. Nothing is allocated or freed under it, nor under the
+/// next.
 pub const PROCESSES: Rank = 5;
 /// One process: its threads, and the signals pending for it and for them. One at a time.
 pub const PROCESS: Rank = 6;
-/// What happens on the signals of a process, or of those that share it.
+/// What happens on the signals of a process, or of those that share it. A fork allocates its copy under it.
 pub const ACTIONS: Rank = 7;
 /// A last-level table of a user space. Nothing is allocated while one is held.
 pub const TABLE: Rank = 8;
@@ -87,7 +87,7 @@ pub const POOL: Rank = 15;
 pub const IOMMU_MEMORY: Rank = 16;
 /// The taking of frames where few are left.
 pub const SCARCE: Rank = 17;
-/// The page blocks that one CPU has cut: their bitmaps. One at a time.
+/// The page blocks of one home: their bitmaps. One at a time.
 pub const PAGE_BLOCK: Rank = 18;
 /// The faults that a device has met.
 pub const DEVICE_FAULTS: Rank = 19;

@@ -45,7 +45,8 @@ impl Handlers {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn copy(&self) -> Result<Counted<Self>, OutOfMemory> {
-        Self::make(|| self.with(|actions| actions.clone()))
+        // Locked meanwhile, so that they are copied once: there are 2 KiB.
+        self.with(|actions| Self::make(|| actions.clone()))
     }
 
     #[inline]
