@@ -9,7 +9,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use super::magazine::BATCH;
 use super::{Frame, FrameAllocator, FreeError, LinearMap};
 use crate::mm::OutOfMemory;
-use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, BlockState};
+use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, Mobility};
 use crate::smp::Cpu;
 
 /// Frames with one owner, in runs of neighbours: the first frame of each run has its end and the start of the next one,
@@ -87,6 +87,19 @@ impl FrameAllocator {
     /// # Errors
     /// [`OutOfMemory`]: there are not as many.
     pub fn alloc_list(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
+        self.alloc_list_of(cpu, Mobility::Unmovable, count)
+    }
+
+    /// The same for pages whose contents can be migrated, if they are [movable](Mobility::Movable).
+    ///
+    /// # Errors
+    /// As [`Self::alloc_list`].
+    pub(in crate::mm) fn alloc_list_of(
+        &self,
+        cpu: &Cpu,
+        mobility: Mobility,
+        count: usize,
+    ) -> Result<FrameList, OutOfMemory> {
         // A request that cannot succeed touches no memory: the list would write to free frames before it failed.
         let kept = || self.kept_from(cpu);
         if count > BATCH
@@ -98,10 +111,10 @@ impl FrameAllocator {
         let mut list = FrameList::new(self.linear());
         let mut left = count;
         let mut run = 0..0;
-        self.on_magazine(cpu, |magazine| {
+        self.on_magazine(cpu, mobility, |magazine| {
             while left > 0
                 && let Some(frame) =
-                    magazine.pop().or_else(|| if left <= BATCH { self.refill(cpu, magazine) } else { None })
+                    magazine.pop().or_else(|| if left <= BATCH { self.refill(cpu, mobility, magazine) } else { None })
             {
                 if frame == run.end {
                     run.end += 1;
@@ -116,7 +129,13 @@ impl FrameAllocator {
         });
         self.claim_into(&mut list, run);
         if left > 0 {
-            left -= self.blocks.take_runs(cpu, left, kept(), |run| self.claim_into(&mut list, run));
+            left -= self.blocks.take_runs(cpu, mobility, left, kept(), |run| self.claim_into(&mut list, run));
+        }
+        while left > 0
+            && let Some(frame) = self.pop_other(cpu, mobility)
+        {
+            self.claim_into(&mut list, frame..frame + 1);
+            left -= 1;
         }
         if left > 0 {
             self.free_list(cpu, list);
@@ -160,11 +179,12 @@ impl FrameAllocator {
         if self.hides() {
             return self.let_go_hidden(cpu, runs);
         }
-        let mut cut = NO_BLOCK;
-        self.on_magazine(cpu, |magazine| {
+        let mut cut = (NO_BLOCK, Mobility::Movable);
+        self.on_magazines(cpu, |magazines| {
             // In descending order, so that they come out in ascending order, as neighbours.
             for run in runs.rev().filter(|run| !run.is_empty()) {
                 let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
+                let magazine = &magazines[cut.1 as usize];
                 for (frame, record) in run.zip(records).rev() {
                     match record.let_go_or_release() {
                         Ok(true) => self.keep(cpu, magazine, frame),
@@ -179,7 +199,7 @@ impl FrameAllocator {
     /// The same where free frames are hidden, which is not done with interrupts masked, nor one by one.
     #[cold]
     fn let_go_hidden(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
-        let mut cut = NO_BLOCK;
+        let mut cut = (NO_BLOCK, Mobility::Movable);
         let mut freeing = self.freeing(cpu);
         for run in runs.filter(|run| !run.is_empty()) {
             let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
@@ -193,18 +213,18 @@ impl FrameAllocator {
     }
 
     /// The records of a run of frames that were handed out by themselves; a run with others is refused. `cut` is the
-    /// block that was found to be cut last: runs that are no neighbours are mostly of one block, whose state, which does
-    /// not change while the caller holds a frame of it, is looked up for the first of them.
+    /// block that was found to be cut last, and for what: runs that are no neighbours are mostly of one block, whose state,
+    /// which does not change while the caller holds a frame of it, is looked up for the first of them.
     #[inline(always)]
-    fn records_of_few(&self, run: Range<usize>, cut: &mut BlockNumber) -> Option<&[Frame]> {
+    fn records_of_few(&self, run: Range<usize>, cut: &mut (BlockNumber, Mobility)) -> Option<&[Frame]> {
         debug_assert!(run.len() <= FEW);
         for frame in [run.start, run.end - 1] {
-            if frame / BLOCK_FRAMES != *cut {
-                if self.blocks.state(frame) != BlockState::Cut {
+            if frame / BLOCK_FRAMES != cut.0 {
+                let Some(mobility) = self.blocks.mobility(frame) else {
                     self.refuse(PhysAddr::from_frame_number(run.start), FreeError::Foreign);
                     return None;
-                }
-                *cut = frame / BLOCK_FRAMES;
+                };
+                *cut = (frame / BLOCK_FRAMES, mobility);
             }
         }
         // SAFETY: so short a run is in the blocks of its first and its last frame, and the records of a cut block are
@@ -213,14 +233,17 @@ impl FrameAllocator {
     }
 
     /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself; the rest goes
-    /// back but for its last part, which is returned.
-    fn release_run(&self, cpu: &Cpu, run: Range<usize>) -> Range<usize> {
+    /// back but for its last part, which is returned. Sets `is_movable`
+    /// where some are of a block for movable frames.
+    #[inline(always)]
+    fn release_run(&self, cpu: &Cpu, run: Range<usize>, is_movable: &mut bool) -> Range<usize> {
         let mut released = run.start..run.start;
         while released.end < run.end {
             let first = released.end;
             // A block at a time: each has a state of its own.
             let end = run.end.min((first / BLOCK_FRAMES + 1) * BLOCK_FRAMES);
-            let wrong = if self.blocks.state(first) == BlockState::Cut {
+            let wrong = if let Some(mobility) = self.blocks.mobility(first) {
+                *is_movable |= mobility == Mobility::Movable;
                 // SAFETY: the records of a cut block are valid and stay mapped.
                 let records = unsafe { self.records.run(first..end) };
                 let failed = |(index, record): (usize, &Frame)| Some((first + index, record.release().err()?));
@@ -298,13 +321,15 @@ impl Freeing<'_> {
     pub fn flush(&mut self) {
         self.close();
         let Self { frames, cpu, .. } = *self;
-        let mut total = 0;
+        // All in one magazine: that for movable frames may have any.
+        let (mut total, mut is_movable) = (0, false);
         for run in &mut self.runs {
-            *run = frames.release_run(cpu, run.clone());
+            *run = frames.release_run(cpu, run.clone(), &mut is_movable);
             total += run.len();
         }
         frames.hide(&self.runs);
-        let kept = frames.on_magazine(cpu, |magazine| {
+        let mobility = if is_movable { Mobility::Movable } else { Mobility::Unmovable };
+        let kept = frames.on_magazine(cpu, mobility, |magazine| {
             // In descending order, so that they come out in ascending order, as neighbours.
             magazine.has_room(total) && self.runs.iter().rev().all(|run| magazine.push_run(run.clone()))
         });

@@ -1,7 +1,7 @@
 //! A CPU's own few free frames, so that most allocations take no lock.
 //!
 //! A magazine is filled and emptied in bulk, [`BATCH`] frames at a time. It lives in the
-//! [`FrameAllocator`](super::FrameAllocator) that its frames belong to, one per CPU number, and only that CPU touches
+//! [`FrameAllocator`](super::FrameAllocator) that its frames belong to, two per CPU number, and only that CPU touches
 //! it, with interrupts masked: an interrupt handler that allocated in the middle of a push would lose a frame or hand
 //! one out twice.
 //!

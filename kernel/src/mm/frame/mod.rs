@@ -12,6 +12,7 @@
 //! Everything here may be called from interrupt handlers. Running out of memory is a value, [`OutOfMemory`].
 
 mod debug_pagealloc;
+mod isolate;
 mod list;
 mod magazine;
 mod record;
@@ -28,6 +29,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub use debug_pagealloc::DebugPagealloc;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::memory::zero_page;
+pub use isolate::IsolatedBlock;
 pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
@@ -37,7 +39,7 @@ use spin::Once;
 
 use super::OutOfMemory;
 use super::early::MemoryMap;
-use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, PageBlocks};
+use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, Mobility, PageBlocks};
 use crate::sched::ThreadRef;
 use crate::smp::{Cpu, CpuId, MAX_CPUS};
 
@@ -67,14 +69,18 @@ pub struct FrameAllocator {
     blocks: PageBlocks,
     records: FrameRecords,
     linear: LinearMap,
-    /// By CPU number. Here and not in [`Cpu`], because a free frame belongs to its allocator: host tests have many of
-    /// those. A reference, because the boot stack has no room to pass an allocator with 9 KiB of magazines inside.
-    magazines: &'static [Magazine; MAX_CPUS],
+    /// By CPU number, and [`Mobility`]: the one for movable frames may have any, the other has none of a block that was cut
+    /// for movable ones, unless it was taken from there in need. Here and not in [`Cpu`], because a free frame belongs to
+    /// its allocator: host tests have many of those. A reference, because the boot stack has no room to pass an allocator
+    /// with 18 KiB of magazines inside.
+    magazines: &'static [[Magazine; 2]; MAX_CPUS],
     refused: AtomicU64,
     /// See [`reserve`].
     reserve: AtomicUsize,
     /// See [`Self::set_reclaimer`].
     reclaimer: Once<ThreadRef>,
+    /// See [`Self::set_compactor`].
+    compactor: Once<ThreadRef>,
     /// See [`Self::total`].
     total: usize,
     /// See [`debug_pagealloc`].
@@ -103,7 +109,7 @@ pub struct FrameStats {
 impl FrameAllocator {
     /// Bytes that [`Self::new`] needs at its `storage` for the memory of `map`; a multiple of [`PAGE_SIZE`].
     pub fn required_bytes(map: &MemoryMap) -> usize {
-        PageBlocks::required_bytes(map) + size_of::<[Magazine; MAX_CPUS]>().next_multiple_of(PAGE_SIZE)
+        PageBlocks::required_bytes(map) + size_of::<[[Magazine; 2]; MAX_CPUS]>().next_multiple_of(PAGE_SIZE)
     }
 
     /// The parts of the array of records that must be mapped for the memory of `map`, as the first frame number and the
@@ -132,7 +138,7 @@ impl FrameAllocator {
         records: FrameRecords,
         linear: LinearMap,
     ) -> Self {
-        let magazines = (storage + PageBlocks::required_bytes(map) as u64).as_ptr::<[Magazine; MAX_CPUS]>();
+        let magazines = (storage + PageBlocks::required_bytes(map) as u64).as_ptr::<[[Magazine; 2]; MAX_CPUS]>();
         // SAFETY: the caller gives the same guarantees for the blocks' part of the storage, and the rest, at a page
         // boundary, holds the magazines; zero is right for an empty one.
         let (blocks, magazines) = unsafe {
@@ -149,6 +155,7 @@ impl FrameAllocator {
             refused: AtomicU64::new(0),
             reserve: AtomicUsize::new(0),
             reclaimer: Once::new(),
+            compactor: Once::new(),
             debug_pagealloc: Once::new(),
         }
     }
@@ -160,8 +167,32 @@ impl FrameAllocator {
     /// program, the reserve.
     #[inline]
     pub fn alloc(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
-        let frame = self.on_magazine(cpu, |magazine| magazine.pop().or_else(|| self.refill(cpu, magazine)));
-        Ok(self.claimed(frame.ok_or_else(|| self.missing(cpu, 1))?))
+        self.alloc_of(cpu, Mobility::Unmovable)
+    }
+
+    /// The same for a page whose contents can be migrated, which is kept apart from others.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`].
+    #[inline]
+    pub fn alloc_movable(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        self.alloc_of(cpu, Mobility::Movable)
+    }
+
+    /// [`Self::alloc_movable`], filled with zeros.
+    ///
+    /// # Errors
+    /// As [`Self::alloc`].
+    pub fn alloc_movable_zeroed(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        Ok(self.zeroed(self.alloc_movable(cpu)?))
+    }
+
+    #[inline(always)]
+    fn alloc_of(&self, cpu: &Cpu, mobility: Mobility) -> Result<PhysAddr, OutOfMemory> {
+        let Some(frame) = self.on_magazine(cpu, mobility, Magazine::pop) else {
+            return self.alloc_refilled(cpu, mobility);
+        };
+        Ok(self.claimed(frame))
     }
 
     /// A frame of its own for the caller, filled with zeros.
@@ -177,7 +208,8 @@ impl FrameAllocator {
     /// # Errors
     /// [`OutOfMemory`]: the magazine is empty, however much is free elsewhere.
     pub fn alloc_zeroed_reserved(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
-        let frame = self.on_magazine(cpu, Magazine::pop).ok_or(OutOfMemory)?;
+        let own = self.on_magazine(cpu, Mobility::Unmovable, Magazine::pop);
+        let frame = own.or_else(|| self.pop_other(cpu, Mobility::Unmovable)).ok_or(OutOfMemory)?;
         Ok(self.zeroed(self.claimed(frame)))
     }
 
@@ -206,16 +238,20 @@ impl FrameAllocator {
     /// In debug builds, where the allocator did not hand the frame out, or has it back already. Otherwise such a call
     /// is counted ([`FrameStats::refused`]), logged, and changes nothing.
     #[inline]
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub fn free(&self, cpu: &Cpu, address: PhysAddr) {
-        let released = match self.frame(address) {
-            Some((BlockState::Cut, frame)) if address.is_aligned(PAGE_SIZE as u64) => frame.release(),
+        let number = address.frame_number();
+        let released = match self.blocks.mobility(number) {
+            Some(mobility) if address.is_aligned(PAGE_SIZE as u64) => {
+                // SAFETY: the records of a block that is cut are valid and stay mapped.
+                unsafe { self.records.get(number) }.release().map(|()| mobility)
+            }
             _ => Err(FreeError::Foreign),
         };
-        let number = address.frame_number();
         match released {
-            Ok(()) => {
+            Ok(mobility) => {
                 self.hide(slice::from_ref(&(number..number + 1)));
-                self.on_magazine(cpu, |magazine| self.keep(cpu, magazine, number));
+                self.on_magazine(cpu, mobility, |magazine| self.keep(cpu, magazine, number));
             }
             Err(error) => self.refuse(address, error),
         }
@@ -274,6 +310,7 @@ impl FrameAllocator {
         // Those that CPUs keep for themselves stay there: pages serve as well.
         if !self.blocks.has_blocks_for(BLOCK_FRAMES) {
             self.wake_reclaimer();
+            self.wake_compactor();
             return Err(OutOfMemory);
         }
         let block = self.alloc_blocks(cpu, 0)?;
@@ -325,6 +362,31 @@ impl FrameAllocator {
         matches!(state, BlockState::Cut | BlockState::Head).then(|| (state, unsafe { self.records.get(frame) }))
     }
 
+    /// The record of the frame at `address`, if it is one of those that are handed out by themselves, held or not.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    pub(in crate::mm) fn cut_frame(&self, address: PhysAddr) -> Option<&Frame> {
+        let number = address.frame_number();
+        // SAFETY: the records of a block that was cut are valid and stay mapped.
+        self.blocks.mobility(number).map(|_| unsafe { self.records.get(number) })
+    }
+
+    /// What `block` is used for, by its first frame, in its owner's terms ([`Frame::owner`]).
+    pub(in crate::mm) fn set_origin(&self, block: PhysAddr, origin: u64) {
+        self.blocks.set_origin(block.frame_number() / BLOCK_FRAMES, origin);
+    }
+
+    /// The [owner](Frame::owner) of a frame that is held; where it has none, what follows from the block that it was a part
+    /// of: as many more as it is frames behind the first. 0 where there is neither.
+    pub(in crate::mm) fn origin(&self, frame: &Frame, address: PhysAddr) -> u64 {
+        let own = frame.owner.load(Ordering::Relaxed);
+        let number = address.frame_number();
+        match (own, self.blocks.origin(number / BLOCK_FRAMES)) {
+            (0, 0) => 0,
+            (0, block) => block + (number % BLOCK_FRAMES) as u64,
+            (own, _) => own,
+        }
+    }
+
     /// The record of the frame at `address`, which is not looked up.
     ///
     /// # Safety
@@ -352,20 +414,22 @@ impl FrameAllocator {
         self.linear
     }
 
-    /// Gives the frames in this CPU's magazine, and the whole block that the CPU keeps, back. Tests and audits call it
+    /// Gives the frames in this CPU's magazines, and the whole blocks that the CPU keeps, back. Tests and audits call it
     /// on each CPU before they compare [`Self::stats`].
     pub fn drain_cpu(&self, cpu: &Cpu) {
-        self.on_magazine(cpu, |magazine| {
-            while magazine.len() > 0 {
-                self.drain(cpu, magazine, BATCH);
-            }
-        });
+        for mobility in [Mobility::Unmovable, Mobility::Movable] {
+            self.on_magazine(cpu, mobility, |magazine| {
+                while magazine.len() > 0 {
+                    self.drain(cpu, magazine, BATCH);
+                }
+            });
+        }
         self.blocks.give_back(cpu, cpu.id);
     }
 
     /// Where the frames are.
     pub fn stats(&self) -> FrameStats {
-        let in_magazines = self.magazines.iter().map(Magazine::len).sum();
+        let in_magazines = self.magazines.iter().flatten().map(Magazine::len).sum();
         let totals = self.blocks.totals();
         let free = totals.free_frames + in_magazines;
         FrameStats {
@@ -379,23 +443,35 @@ impl FrameAllocator {
         }
     }
 
-    /// Runs `work` on this CPU's magazine: see [`Magazine::alone`].
+    /// Runs `work` on this CPU's magazine for `mobility`: see [`Magazine::alone`].
     #[inline(always)]
-    fn on_magazine<R>(&self, cpu: &Cpu, work: impl FnOnce(&Magazine) -> R) -> R {
+    fn on_magazine<R>(&self, cpu: &Cpu, mobility: Mobility, work: impl FnOnce(&Magazine) -> R) -> R {
+        self.magazine(cpu, mobility).alone(work)
+    }
+
+    /// Runs `work` on both of this CPU's magazines, by [`Mobility`].
+    #[inline(always)]
+    fn on_magazines<R>(&self, cpu: &Cpu, work: impl FnOnce(&[Magazine; 2]) -> R) -> R {
+        // Interrupts are masked then: nothing uses the other one either.
+        self.magazine(cpu, Mobility::Movable).alone(|_| work(cpu.id.of(self.magazines)))
+    }
+
+    #[inline(always)]
+    fn magazine(&self, cpu: &Cpu, mobility: Mobility) -> &Magazine {
         #[cfg(target_os = "none")]
         debug_assert!(core::ptr::eq(cpu, crate::smp::this_cpu()), "the magazine of another CPU");
-        cpu.id.of(self.magazines).alone(work)
+        &cpu.id.of(self.magazines)[mobility as usize]
     }
 
     /// Fills an empty magazine with a batch and takes one frame of it.
     #[cold]
-    fn refill(&self, cpu: &Cpu, magazine: &Magazine) -> Option<usize> {
+    fn refill(&self, cpu: &Cpu, mobility: Mobility, magazine: &Magazine) -> Option<usize> {
         let mut batch = [0; BATCH];
         // A batch never comes from the reserve: what is left in the magazine is for every caller.
-        let mut count = self.blocks.take_frames(cpu, &mut batch, self.reserve());
+        let mut count = self.blocks.take_frames(cpu, mobility, &mut batch, self.reserve());
         if count == 0 && self.kept_from(cpu) == 0 {
             let (one, _) = batch.split_at_mut(1);
-            count = self.blocks.take_frames(cpu, one, 0);
+            count = self.blocks.take_frames(cpu, mobility, one, 0);
         }
         // Pushed in descending order, so that frames are handed out in ascending order and neighbours stay neighbours.
         for frame in batch.iter().take(count).rev() {
@@ -403,7 +479,23 @@ impl FrameAllocator {
             debug_assert!(pushed.is_ok());
         }
         self.wake_reclaimer();
-        magazine.pop()
+        magazine.pop().or_else(|| self.pop_other(cpu, mobility))
+    }
+
+    /// [`Self::alloc_of`] where the magazine is empty.
+    #[cold]
+    #[inline(never)]
+    fn alloc_refilled(&self, cpu: &Cpu, mobility: Mobility) -> Result<PhysAddr, OutOfMemory> {
+        let pop = |magazine: &Magazine| magazine.pop().or_else(|| self.refill(cpu, mobility, magazine));
+        let frame = self.on_magazine(cpu, mobility, pop);
+        Ok(self.claimed(frame.ok_or_else(|| self.missing(cpu, 1))?))
+    }
+
+    /// A frame of this CPU's magazine for the other mobility, where there is none elsewhere.
+    #[cold]
+    fn pop_other(&self, cpu: &Cpu, mobility: Mobility) -> Option<usize> {
+        let other = if mobility == Mobility::Movable { Mobility::Unmovable } else { Mobility::Movable };
+        self.on_magazine(cpu, other, Magazine::pop)
     }
 
     /// Puts a frame that was marked as free into this CPU's magazine, which gives a batch away first where it is full.

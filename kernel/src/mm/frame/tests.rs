@@ -322,6 +322,26 @@ fn last_frames_of_a_block_in_the_own_magazine_do_not_stop_alloc_blocks() {
 }
 
 #[test]
+fn what_moves_and_what_does_not_are_in_different_blocks() {
+    let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
+    let cpu = Cpu::new(CpuId(0));
+    let frames = machine.boot(&cpu, &[]);
+    let block = |frame: PhysAddr| frame.0 / BLOCK_SIZE;
+    let mut unmovable = Vec::new();
+    for turn in 0..700 {
+        let (own, movable) = (frames.alloc(&cpu).unwrap(), frames.alloc_movable(&cpu).unwrap());
+        unmovable.push(block(own));
+        assert!(!unmovable.contains(&block(movable)), "turn {turn}");
+        // What is given back comes out for the same.
+        frames.free(&cpu, own);
+        assert_eq!(frames.alloc(&cpu), Ok(own));
+    }
+    // Where one is used up the other serves.
+    while frames.alloc(&cpu).is_ok() {}
+    assert_eq!(frames.stats().free, frames.stats().in_magazines);
+}
+
+#[test]
 fn cpus_take_frames_from_blocks_of_their_own() {
     let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);
     let cpus = [0, 1, 2].map(|id| Cpu::new(CpuId(id)));
@@ -335,7 +355,7 @@ fn cpus_take_frames_from_blocks_of_their_own() {
     assert_eq!(owners.len(), 3);
     // What is left, of others too where no block is free.
     let left = frames.stats().free - frames.stats().in_magazines;
-    let own_magazine = |cpu: &Cpu| cpu.id.of(frames.magazines).len();
+    let own_magazine = |cpu: &Cpu| cpu.id.of(frames.magazines)[0].len();
     let count = left + own_magazine(&cpus[2]);
     let list = frames.alloc_list(&cpus[2], count).expect("frames of other CPUs");
     assert_eq!(frames.stats().free, own_magazine(&cpus[0]) + own_magazine(&cpus[1]));
@@ -475,10 +495,10 @@ fn holds_that_nobody_has_are_refused_where_few_are_let_go() {
 fn few_that_are_let_go_come_out_in_their_order() {
     let (machine, cpu) = small_machine();
     let frames = machine.boot(&cpu, &[]);
-    let all: Vec<_> = (0..FEW).map(|_| frames.alloc(&cpu).unwrap().frame_number()).collect();
+    let all: Vec<_> = (0..FEW).map(|_| frames.alloc_movable(&cpu).unwrap().frame_number()).collect();
     let runs: Vec<_> = all.iter().map(|frame| *frame..frame + 1).collect();
     frames.let_go_few(&cpu, runs.into_iter());
-    let again: Vec<_> = (0..FEW).map(|_| frames.alloc(&cpu).unwrap().frame_number()).collect();
+    let again: Vec<_> = (0..FEW).map(|_| frames.alloc_movable(&cpu).unwrap().frame_number()).collect();
     assert_eq!(again, all, "in the order in which they were listed");
 }
 
@@ -672,7 +692,7 @@ fn frames_that_stay_free_are_found_while_blocks_are_cut_and_joined() {
             let [home, other] = [1, 2].map(|id| Cpu::new(CpuId(id)));
             while !is_ended.load(Ordering::Relaxed) {
                 let mut frame = [0];
-                assert_eq!(frames.blocks.take_frames(&home, &mut frame, 0), 1);
+                assert_eq!(frames.blocks.take_frames(&home, Mobility::Unmovable, &mut frame, 0), 1);
                 // By another CPU than the block's home: it goes to the buddy.
                 frames.blocks.put_runs(&other, core::iter::once(frame[0]..frame[0] + 1));
             }
@@ -681,7 +701,7 @@ fn frames_that_stay_free_are_found_while_blocks_are_cut_and_joined() {
         for _ in 0..ROUNDS {
             missed[0] += usize::from(frames.blocks.totals().free_frames < BLOCK_FRAMES - 2);
             let mut frame = [0];
-            if frames.blocks.take_frames(&cpu, &mut frame, 0) == 0 {
+            if frames.blocks.take_frames(&cpu, Mobility::Unmovable, &mut frame, 0) == 0 {
                 missed[1] += 1;
             } else {
                 frames.blocks.put_runs(&cpu, core::iter::once(frame[0]..frame[0] + 1));
@@ -709,7 +729,11 @@ fn cpus_that_take_all_at_once_leave_what_is_to_stay() {
                     scope.spawn(move || {
                         let cpu = Cpu::new(CpuId(id));
                         let mut runs = Vec::new();
-                        while frames.blocks.take_runs(&cpu, 1 + 64 * id as usize, LEFT, |run| runs.push(run)) > 0 {}
+                        while frames
+                            .blocks
+                            .take_runs(&cpu, Mobility::Unmovable, 1 + 64 * id as usize, LEFT, |run| runs.push(run))
+                            > 0
+                        {}
                         runs
                     })
                 })

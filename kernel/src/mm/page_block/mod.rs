@@ -13,13 +13,13 @@
 //! memory, and neither ever allocates (the buddy's sets live in a [`NodeArena`]).
 //!
 //! # Each CPU has cut blocks of its own
-//! A block is cut by a CPU, which is its home until it is whole again. A CPU takes frames from its own blocks, and cuts
-//! the next one where they are used up; only where no block is free it takes frames of others. So CPUs contend once in
-//! [`BLOCK_FRAMES`] frames, and the records and cached contents of one CPU's frames share no line with another's. A CPU
-//! keeps one block that became whole by its own free.
+//! A block is cut by a CPU, for frames of one [`Mobility`], and that is its home until it is whole again. A CPU takes frames
+//! from its own blocks, and cuts the next one where they are used up; only where no block is free it takes frames of
+//! others. So CPUs contend once in [`BLOCK_FRAMES`] frames, and the records and cached contents of one CPU's frames share no
+//! line with another's. A home keeps one block that became whole by a free of its own CPU.
 //!
 //! ```text
-//!     lock of a CPU's blocks    its list, and bitmap, count and links of the blocks cut by that CPU
+//!     lock of a home            its list, and bitmap, count and links of its blocks
 //!     lock of the buddy         the sets, and what is kept of blocks that are not cut; taken under the former, or alone
 //! ```
 //! The home of a cut block changes only while all its frames are free, so the holder of one finds it without a lock.
@@ -27,6 +27,9 @@
 //! A block of which some frames are not ours (the edge of a bank, reserved, taken by boot) is cut from the start, with
 //! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in
 //! front, because a frame taken from it breaks nothing.
+//!
+//! What can be migrated is kept apart from what cannot, so that one page of the kernel does not keep 2 MiB from becoming
+//! whole again (`mm::space::compact`). Where no block is free, the frames of any serve.
 //!
 //! # What stays free is exact
 //! A caller names how many frames stay free. While `MAX_CPUS` blocks (32 MiB) are free beyond that, a CPU takes frames
@@ -45,7 +48,7 @@ use core::mem::{ManuallyDrop, size_of};
 use core::ops::Range;
 use core::ptr;
 use core::slice;
-use core::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(test)]
 pub(in crate::mm) use arena::tests::host_allocations;
@@ -87,9 +90,28 @@ pub enum BlockState {
     Tail = 4,
 }
 
-/// What a cut block has as its state: this, and the number of the CPU that is its home.
+/// What a cut block has as its state: this, and the number of its home.
 const CUT: u8 = 16;
-const _: () = assert!(BlockState::Tail as u8 + 1 < CUT && CUT as usize + MAX_CPUS <= 256);
+const _: () = assert!(BlockState::Tail as u8 + 1 < CUT && CUT as usize + HOMES <= 256);
+
+/// Whether what a frame is for can go on in another frame.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[repr(u8)]
+pub enum Mobility {
+    /// The kernel's own, tables, and pages of objects.
+    Unmovable = 0,
+    /// Anonymous pages of programs.
+    Movable = 1,
+}
+
+/// Homes of cut blocks: for each CPU one of frames of each mobility.
+const HOMES: usize = 2 * MAX_CPUS;
+
+/// The number of the home of what `cpu` cuts for `mobility`.
+#[inline(always)]
+fn home_number(cpu: CpuId, mobility: Mobility) -> usize {
+    mobility as usize * MAX_CPUS + cpu.0 as usize % MAX_CPUS
+}
 
 /// The end of a list.
 const NONE: u32 = u32::MAX;
@@ -109,6 +131,8 @@ struct PageBlock {
     order: u8,
     /// The block's `Frame` records have been zeroed.
     records_valid: bool,
+    /// Cut: see [`PageBlocks::isolate`].
+    is_isolated: bool,
     /// Cut: this block's number.
     number: u32,
     /// Cut with a free frame: neighbours in the list, by index.
@@ -125,9 +149,11 @@ pub struct PageBlocks {
     spans: Spans,
     /// One per block, readable without a lock: see [`Self::state`]. [`CUT`] and the home of a block that is cut.
     states: &'static [AtomicU8],
+    /// One per block: see [`Self::set_origin`].
+    origins: &'static [AtomicU64],
     records: FrameRecords,
-    /// By CPU number.
-    cut: &'static [CutBlocks; MAX_CPUS],
+    /// By [`home_number`].
+    cut: &'static [CutBlocks; HOMES],
     buddy: IrqLock<Buddy, { rank::BUDDY }>,
     /// Blocks in the buddy's sets. Written under its lock.
     free_blocks: AtomicUsize,
@@ -144,7 +170,7 @@ struct Buddy {
     sets: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
 }
 
-/// The blocks that a CPU has cut.
+/// The blocks that a CPU has cut for one mobility.
 #[repr(align(64))]
 struct CutBlocks {
     list: IrqLock<List, { rank::PAGE_BLOCK }>,
@@ -203,7 +229,8 @@ impl PageBlocks {
 
     /// Where the arena begins among the arrays for `blocks` blocks, plus `more` of it.
     fn arena_offset(blocks: usize, more: fn(usize) -> usize) -> usize {
-        size_of::<[CutBlocks; MAX_CPUS]>() + (blocks * (size_of::<PageBlock>() + 1)).next_multiple_of(16) + more(blocks)
+        let of_each = size_of::<PageBlock>() + size_of::<AtomicU64>() + size_of::<AtomicU8>();
+        size_of::<[CutBlocks; HOMES]>() + (blocks * of_each).next_multiple_of(16) + more(blocks)
     }
 
     /// Takes all the free memory of `map`. `cpu` is the CPU that this runs on.
@@ -217,19 +244,22 @@ impl PageBlocks {
         let spans = Spans::new(map);
         let count = spans.blocks();
         let arena_offset = Self::arena_offset(count, |_| 0);
-        let blocks = (storage + size_of::<[CutBlocks; MAX_CPUS]>() as u64).as_ptr::<PageBlock>();
-        // SAFETY: the storage is ours and at least this long, aligned for all of it; zero is a valid value of both
-        // arrays (`BlockState::Absent`), and each of the lists is written.
-        let (cut, states) = unsafe {
+        let blocks = (storage + size_of::<[CutBlocks; HOMES]>() as u64).as_ptr::<PageBlock>();
+        // SAFETY: the storage is ours and at least this long, aligned for all of it; zero is a valid value of the
+        // arrays (`BlockState::Absent`, no origin), and each of the lists is written.
+        let (cut, origins, states) = unsafe {
             ptr::write_bytes(storage.as_ptr::<u8>(), 0, arena_offset);
             let cut = storage.as_ptr::<CutBlocks>();
-            for home in 0..MAX_CPUS {
+            for home in 0..HOMES {
                 let blocks = Blocks(blocks, count);
                 let list = List { blocks, first: NONE, last: NONE, whole: NONE };
                 let (free, count) = (AtomicUsize::new(0), AtomicUsize::new(0));
                 cut.add(home).write(CutBlocks { list: IrqLock::new(list), free, count });
             }
-            (&*cut.cast::<[CutBlocks; MAX_CPUS]>(), slice::from_raw_parts(blocks.add(count).cast::<AtomicU8>(), count))
+            let origins = blocks.add(count).cast::<AtomicU64>();
+            let states = origins.add(count).cast::<AtomicU8>();
+            let cut = &*cut.cast::<[CutBlocks; HOMES]>();
+            (cut, slice::from_raw_parts(origins, count), slice::from_raw_parts(states, count))
         };
         // SAFETY: the arena's part of the storage follows the arrays.
         let arena = unsafe { NodeArena::new(storage + arena_offset as u64, NodeArena::required_bytes(count)) };
@@ -237,7 +267,7 @@ impl PageBlocks {
         let sets = ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new());
         let buddy = IrqLock::new(Buddy { blocks: Blocks(blocks, count), arena, sets });
         let (free_blocks, scarcity) = (AtomicUsize::new(0), Scarcity::new());
-        let mut this = Self { spans, states, records, cut, buddy, free_blocks, scarcity, frames: 0 };
+        let mut this = Self { spans, states, origins, records, cut, buddy, free_blocks, scarcity, frames: 0 };
         for range in map.free() {
             this.add(cpu, range.start().frame_number()..range.end().frame_number());
         }
@@ -267,14 +297,14 @@ impl PageBlocks {
     /// Gives some frames of a block that can never be whole to the allocator.
     fn add_piece(&self, cpu: &Cpu, number: BlockNumber, bits: Range<usize>) {
         let Some(index) = self.spans.index(number) else { return };
-        let cut = cpu.id.of(self.cut);
+        let cut = self.own(cpu, Mobility::Unmovable);
         let mut list = cut.list.lock();
         if self.load_state(index) != BlockState::Cut {
             self.prepare_records(list.blocks.at(index), number);
             list.blocks.at(index).number = number as u32;
             change(&cut.count, 1);
             list.link_first(index);
-            self.set_states(number..number + 1, cut_by(cpu.id));
+            self.set_states(number..number + 1, cut_by(cpu.id, Mobility::Unmovable));
         }
         change(&cut.free, bits.len() as isize);
         let block = list.blocks.at(index);
@@ -288,10 +318,12 @@ impl PageBlocks {
 
     /// Takes up to `frames.len()` frames, writes their numbers to the front of `frames`, and returns how many it got:
     /// see [`Self::take_runs`].
-    pub fn take_frames(&self, cpu: &Cpu, frames: &mut [usize], left_free: usize) -> usize {
+    pub fn take_frames(&self, cpu: &Cpu, mobility: Mobility, frames: &mut [usize], left_free: usize) -> usize {
         let most = frames.len();
         let mut places = frames.iter_mut();
-        self.take_runs(cpu, most, left_free, |run| run.zip(&mut places).for_each(|(frame, place)| *place = frame))
+        self.take_runs(cpu, mobility, most, left_free, |run| {
+            run.zip(&mut places).for_each(|(frame, place)| *place = frame)
+        })
     }
 
     /// Takes up to `most` frames in runs of neighbours, calls `each` with every run, and returns how many frames those
@@ -299,12 +331,19 @@ impl PageBlocks {
     /// records are "free" until the caller changes that.
     ///
     /// `each` is called under a lock. `cpu` is the CPU that this runs on.
-    pub fn take_runs(&self, cpu: &Cpu, most: usize, left_free: usize, mut each: impl FnMut(Range<usize>)) -> usize {
-        let own = cpu.id.of(self.cut);
+    pub fn take_runs(
+        &self,
+        cpu: &Cpu,
+        mobility: Mobility,
+        most: usize,
+        left_free: usize,
+        mut each: impl FnMut(Range<usize>),
+    ) -> usize {
+        let own = self.own(cpu, mobility);
         let mut taken = 0;
         while taken < most {
             let Some(mut list) = self.scarcity.open(&own.list, || self.has_plenty(left_free)) else { break };
-            let some = self.take_own(cpu, &mut list, (most - taken).min(BLOCK_FRAMES), &mut each);
+            let some = self.take_own(cpu, mobility, &mut list, (most - taken).min(BLOCK_FRAMES), &mut each);
             if some == 0 {
                 break;
             }
@@ -313,7 +352,7 @@ impl PageBlocks {
         while taken < most {
             let some = self.alone(left_free, || {
                 let free = self.totals().free_frames.saturating_sub(left_free);
-                self.take_anywhere(cpu, (most - taken).min(BLOCK_FRAMES).min(free), &mut each)
+                self.take_anywhere(cpu, mobility, (most - taken).min(BLOCK_FRAMES).min(free), &mut each)
             });
             if some == 0 {
                 break;
@@ -341,20 +380,30 @@ impl PageBlocks {
     }
 
     /// Takes up to `most` frames out of this CPU's blocks, whose list this is, and cuts more of them; how many it got.
-    fn take_own(&self, cpu: &Cpu, list: &mut List, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
-        let own = cpu.id.of(self.cut);
+    fn take_own(
+        &self,
+        cpu: &Cpu,
+        mobility: Mobility,
+        list: &mut List,
+        most: usize,
+        each: &mut impl FnMut(Range<usize>),
+    ) -> usize {
+        let own = self.own(cpu, mobility);
         let mut taken = 0;
-        while taken < most && (list.first != NONE || self.cut_a_block(cpu, own, list)) {
+        while taken < most && (list.first != NONE || self.cut_a_block(cpu, mobility, own, list)) {
             taken += own.take_runs(list, most - taken, each);
         }
         taken
     }
 
     /// The same, and where no block is free out of other CPUs' blocks. No other CPU takes any meanwhile.
-    fn take_anywhere(&self, cpu: &Cpu, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
-        let own = cpu.id.of(self.cut);
-        let mut taken = self.take_own(cpu, &mut own.list.lock(), most, each);
-        for other in self.cut.iter().filter(|other| !ptr::eq(*other, own)) {
+    fn take_anywhere(&self, cpu: &Cpu, mobility: Mobility, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
+        let own = self.own(cpu, mobility);
+        let mut taken = self.take_own(cpu, mobility, &mut own.list.lock(), most, each);
+        // Those for the same mobility first.
+        let (unmovable, movable) = self.cut.split_at(MAX_CPUS);
+        let (same, rest) = if mobility == Mobility::Movable { (movable, unmovable) } else { (unmovable, movable) };
+        for other in same.iter().chain(rest).filter(|other| !ptr::eq(*other, own)) {
             if taken == most {
                 return taken;
             }
@@ -364,11 +413,11 @@ impl PageBlocks {
             }
         }
         // A block that became whole meanwhile has left its list for the buddy, and stays there.
-        taken + self.take_own(cpu, &mut own.list.lock(), most - taken, each)
+        taken + self.take_own(cpu, mobility, &mut own.list.lock(), most - taken, each)
     }
 
     /// Takes a block from the buddy and cuts it, for this CPU. Whether there was one.
-    fn cut_a_block(&self, cpu: &Cpu, own: &CutBlocks, list: &mut List) -> bool {
+    fn cut_a_block(&self, cpu: &Cpu, mobility: Mobility, own: &CutBlocks, list: &mut List) -> bool {
         let mut buddy = self.buddy.lock();
         let Some(number) = buddy.take(cpu, 0, &self.free_blocks) else { return false };
         change(&own.free, BLOCK_FRAMES as isize);
@@ -383,7 +432,7 @@ impl PageBlocks {
         block.number = number as u32;
         change(&own.count, 1);
         list.link_last(index);
-        self.set_states(number..number + 1, cut_by(cpu.id));
+        self.set_states(number..number + 1, cut_by(cpu.id, mobility));
         true
     }
 
@@ -411,7 +460,7 @@ impl PageBlocks {
                 words += 1;
                 if home.put(list, index, word % WORDS, bits) {
                     words = AT_ONCE;
-                    if list.whole == NONE && ptr::eq(home, cpu.id.of(self.cut)) {
+                    if list.whole == NONE && self.is_own(cpu, home) {
                         list.whole = index as u32;
                     } else {
                         self.join(cpu, home, list, index);
@@ -432,13 +481,15 @@ impl PageBlocks {
         buddy.put(cpu, number, 1, &self.free_blocks);
     }
 
-    /// Gives the whole block that `of` has kept back to the buddy, if there is one. `cpu` is the CPU that this runs on.
+    /// Gives the whole blocks that `of` has kept back to the buddy. `cpu` is the CPU that this runs on.
     pub fn give_back(&self, cpu: &Cpu, of: CpuId) {
-        let home = of.of(self.cut);
-        let mut list = home.list.lock();
-        let whole = core::mem::replace(&mut list.whole, NONE);
-        if whole != NONE {
-            self.join(cpu, home, &mut list, whole as usize);
+        for mobility in [Mobility::Unmovable, Mobility::Movable] {
+            let home = &self.cut[home_number(of, mobility)];
+            let mut list = home.list.lock();
+            let whole = core::mem::replace(&mut list.whole, NONE);
+            if whole != NONE {
+                self.join(cpu, home, &mut list, whole as usize);
+            }
         }
     }
 
@@ -451,7 +502,7 @@ impl PageBlocks {
         }
         if order == 0 {
             // No more than a CPU takes of frames between two looks.
-            let own = &cpu.id.of(self.cut).list;
+            let own = &self.own(cpu, Mobility::Movable).list;
             if let Some(_own) = self.scarcity.open(own, || self.has_plenty(left_free)) {
                 return self.take_free(cpu, order);
             }
@@ -477,9 +528,10 @@ impl PageBlocks {
         Some(number)
     }
 
-    /// Cuts a block that was taken whole, by itself: its frames are those of the caller, who puts each back by itself.
+    /// Cuts a block that was taken whole, by itself: its frames are those of the caller, who puts each back by itself. They
+    /// are movable.
     pub fn cut_taken(&self, cpu: &Cpu, number: BlockNumber) {
-        let own = cpu.id.of(self.cut);
+        let own = self.own(cpu, Mobility::Movable);
         let Some(index) = self.spans.index(number) else { return };
         let mut list = own.list.lock();
         debug_assert_eq!(self.load_state(index), BlockState::Head);
@@ -490,7 +542,84 @@ impl PageBlocks {
         block.free = 0;
         block.number = number as u32;
         change(&own.count, 1);
-        self.set_states(number..number + 1, cut_by(cpu.id));
+        self.set_states(number..number + 1, cut_by(cpu.id, Mobility::Movable));
+    }
+
+    /// How many blocks there are, by index.
+    pub fn blocks(&self) -> usize {
+        self.states.len()
+    }
+
+    /// Isolates `index`, if it was cut for movable frames, at least `least` of them are free, the rest finds room in other
+    /// such blocks without one more being cut, and `left_free` frames stay free besides. Its free frames serve nothing until
+    /// [`Self::end_isolation`]: they are not among the totals, and what comes back stays there.
+    pub fn isolate(&self, cpu: &Cpu, index: usize, least: usize, left_free: usize) -> Option<BlockNumber> {
+        let is_movable = |state: &AtomicU8| usize::from(state.load(Ordering::Acquire)) >= usize::from(CUT) + MAX_CPUS;
+        let home = self.home(index).filter(|_| is_movable(&self.states[index]))?;
+        // No other CPU takes frames between the look at what is free and the end of this.
+        self.alone(left_free, || {
+            let free_frames = self.totals().free_frames;
+            let mut list = home.list.lock();
+            // It may have become whole meanwhile, and have another home or none.
+            if !ptr::eq(self.home(index)?, home) {
+                return None;
+            }
+            let block = list.blocks.at(index);
+            let (free, number) = (usize::from(block.free), block.number as usize);
+            // Where a block is free, this CPU would cut it before it took frames of other homes.
+            let has_whole = self.free_blocks.load(Ordering::Relaxed) != 0;
+            let own = slice::from_ref(self.own(cpu, Mobility::Movable));
+            let homes = if has_whole { own } else { &self.cut[MAX_CPUS..] };
+            let others = |of: &CutBlocks| of.free.load(Ordering::Relaxed) - if ptr::eq(of, home) { free } else { 0 };
+            let room: usize = homes.iter().map(others).sum();
+            let is_worth_it = free >= least.max(1) && free < BLOCK_FRAMES && room >= BLOCK_FRAMES - free;
+            if block.is_isolated || !is_worth_it || free_frames < left_free.saturating_add(free) {
+                return None;
+            }
+            block.is_isolated = true;
+            change(&home.free, -(free as isize));
+            list.unlink(index);
+            Some(number)
+        })
+    }
+
+    /// The frames of `index`, an isolated block, that are free: bit f of word f / 64 is set.
+    pub fn free_frames_of(&self, index: usize) -> [u64; WORDS] {
+        self.home(index).map_or([0; WORDS], |home| home.list.lock().blocks.at(index).bitmap)
+    }
+
+    /// Ends the isolation of `index`; whether all its frames have come back, and it is a free block.
+    pub fn end_isolation(&self, cpu: &Cpu, index: usize) -> bool {
+        let Some(home) = self.home(index) else { return false };
+        let mut list = home.list.lock();
+        let block = list.blocks.at(index);
+        block.is_isolated = false;
+        let free = usize::from(block.free);
+        if free == 0 {
+            return false;
+        }
+        change(&home.free, free as isize);
+        list.link_last(index);
+        if free != BLOCK_FRAMES {
+            return false;
+        }
+        self.join(cpu, home, &mut list, index);
+        true
+    }
+
+    /// Notes what a block that was taken whole is used for, in the owner's terms, of its first frame: it stays when the
+    /// block is cut, and is no more than a hint then.
+    pub fn set_origin(&self, number: BlockNumber, origin: u64) {
+        if let Some(cell) = self.spans.index(number).and_then(|index| self.origins.get(index)) {
+            // Relaxed: a hint.
+            cell.store(origin, Ordering::Relaxed);
+        }
+    }
+
+    /// What [`Self::set_origin`] noted last; 0 if it never did.
+    pub fn origin(&self, number: BlockNumber) -> u64 {
+        let cell = self.spans.index(number).and_then(|index| self.origins.get(index));
+        cell.map_or(0, |cell| cell.load(Ordering::Relaxed))
     }
 
     /// log2 of the blocks in the run that begins at block `first`; `None` where none does.
@@ -514,6 +643,26 @@ impl PageBlocks {
     #[inline]
     pub fn state(&self, frame: usize) -> BlockState {
         self.spans.index(frame / BLOCK_FRAMES).map_or(BlockState::Absent, |index| self.load_state(index))
+    }
+
+    /// What the block that holds `frame` was cut for; `None` where it is not cut. As [`Self::state`].
+    #[inline(always)]
+    pub fn mobility(&self, frame: usize) -> Option<Mobility> {
+        let index = self.spans.index(frame / BLOCK_FRAMES)?;
+        // Acquire: as in `load_state`.
+        let home = self.states.get(index)?.load(Ordering::Acquire).checked_sub(CUT)?;
+        Some(if usize::from(home) < MAX_CPUS { Mobility::Unmovable } else { Mobility::Movable })
+    }
+
+    /// Where `cpu` has what it cuts for `mobility`.
+    #[inline(always)]
+    fn own(&self, cpu: &Cpu, mobility: Mobility) -> &CutBlocks {
+        &self.cut[home_number(cpu.id, mobility)]
+    }
+
+    /// Whether it is this CPU's.
+    fn is_own(&self, cpu: &Cpu, home: &CutBlocks) -> bool {
+        [Mobility::Unmovable, Mobility::Movable].iter().any(|&mobility| ptr::eq(home, self.own(cpu, mobility)))
     }
 
     /// Calls `each` with the frames that are free here, in runs: those in magazines are not. For once at boot, while no
@@ -603,9 +752,9 @@ impl PageBlocks {
     }
 }
 
-/// The state of a block that `cpu` has cut.
-fn cut_by(cpu: CpuId) -> u8 {
-    CUT + cpu.0 as u8
+/// The state of a block that `cpu` has cut for `mobility`.
+fn cut_by(cpu: CpuId, mobility: Mobility) -> u8 {
+    CUT + home_number(cpu, mobility) as u8
 }
 
 /// Changes a count, with the lock held under which it is written.
@@ -662,8 +811,8 @@ impl CutBlocks {
         taken
     }
 
-    /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list`; whether the block is whole
-    /// now.
+    /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list` or isolated; whether it is in
+    /// the list and whole now.
     fn put(&self, list: &mut List, index: usize, word: usize, bits: u64) -> bool {
         let block = list.blocks.at(index);
         let cell = &mut block.bitmap[word];
@@ -671,6 +820,9 @@ impl CutBlocks {
         *cell |= bits;
         let had_none = block.free == 0;
         block.free += bits.count_ones() as u16;
+        if block.is_isolated {
+            return false;
+        }
         let is_whole = block.free as usize == BLOCK_FRAMES;
         change(&self.free, bits.count_ones() as isize);
         if had_none {
