@@ -33,7 +33,7 @@ use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::mm::space::{HasRegisters, Spaces, start_reclaimer};
+use crate::mm::space::{HasRegisters, Spaces, start_compactor, start_reclaimer};
 use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
@@ -328,6 +328,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     interrupts::enable();
     smp::release(cpus, empty);
     start_reclaimer(cpu)?;
+    start_compactor(cpu)?;
     Ok(())
 }
 

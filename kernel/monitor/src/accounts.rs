@@ -24,6 +24,13 @@ pub(super) const COMMANDS: &[Command] = &[
         complete: no_keywords,
     },
     Command {
+        name: "compact",
+        words: "",
+        help: "make page blocks whole: pages of programs move to other frames",
+        run: compact,
+        complete: no_keywords,
+    },
+    Command {
         name: "cpus",
         words: "",
         help: "the CPUs, what each is, and whether it runs",
@@ -42,6 +49,14 @@ pub(super) const COMMANDS: &[Command] = &[
 /// The kernel; there is none where the monitor's own tests run.
 pub(super) fn kernel() -> Result<&'static Kernel, Refusal> {
     granule::try_kernel().ok_or(Refusal::NoKernel)
+}
+
+fn compact<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.finish()?;
+    let kernel = kernel()?;
+    let blocks = kernel.spaces.compact(smp::this_cpu(), usize::MAX, &|| false);
+    writeln!(session, "{blocks} page blocks became whole, {} are free", kernel.frames.stats().free_blocks);
+    Ok(())
 }
 
 fn mem<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {

@@ -45,8 +45,6 @@ pub enum Event {
     ProtectionUpgrade,
     /// Its pages move to other frames.
     Migrate,
-    /// A device takes its pages for itself.
-    Exclusive,
     /// The space ends.
     Release,
 }
@@ -60,7 +58,6 @@ impl fmt::Display for Event {
             Self::ProtectionPage => "protection of pages",
             Self::ProtectionUpgrade => "upgrade",
             Self::Migrate => "migrate",
-            Self::Exclusive => "exclusive",
             Self::Release => "release",
         })
     }

@@ -128,6 +128,11 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
         ("smmu::changes::a_device_does_not_reach_what_was_unmapped", "gone: found Ok(1)"),
         ("smmu::changes::a_device_finds_zeros_where_pages_were_given_up", "zeros: found Ok(1), wanted Ok(0)"),
         ("smmu::changes::a_device_finds_zeros_where_a_hole_was_punched", "zeros: found Ok(1), wanted Ok(0)"),
+        (
+            "smmu::migrate::a_device_follows_a_page_that_migrates",
+            "the device reads what was stored there: found Ok(4096), wanted Ok(2)",
+        ),
+        ("smmu::migrate::a_device_writes_while_its_pages_migrate", "what is there: found"),
         ("smmu::changes::a_device_does_not_reach_a_guard", "it does not read: found Ok(1), wanted Err("),
         ("smmu::changes::a_device_does_not_reach_what_its_file_has_lost", "behind the end: found Ok(2), wanted"),
         (

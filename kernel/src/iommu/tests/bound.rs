@@ -242,7 +242,7 @@ struct Case {
     change: fn(&Rig, &SpaceRef),
 }
 
-const CASES: [Case; 7] = [
+const CASES: [Case; 8] = [
     Case { name: "munmap", prepare: |_, _| {}, change: |rig, space| space.munmap(&rig.cpu, at(0), 4 * PAGE).unwrap() },
     Case {
         name: "madvise",
@@ -264,6 +264,14 @@ const CASES: [Case; 7] = [
         name: "copy on write",
         prepare: |rig, space| core::mem::forget(space.fork(&rig.cpu).unwrap()),
         change: |rig, space| handle_fault(space, &rig.cpu, at(0), Access::Write).unwrap(),
+    },
+    Case {
+        name: "migration",
+        prepare: |_, _| {},
+        change: |rig, space| {
+            let to = rig.frames.alloc_movable(&rig.cpu).unwrap();
+            rig.spaces.migrate_page(&rig.cpu, entry(space, at(0)).address(), to).unwrap();
+        },
     },
     Case {
         name: "upgrade",

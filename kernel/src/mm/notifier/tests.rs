@@ -20,14 +20,13 @@ const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 const PAGE: VirtAddr = VirtAddr(0x7000);
 const BYTES: (u64, u64) = (0x7000, 0x8000);
 
-const EVENTS: [Event; 8] = [
+const EVENTS: [Event; 7] = [
     Event::Unmap,
     Event::Clear,
     Event::ProtectionVma,
     Event::ProtectionPage,
     Event::ProtectionUpgrade,
     Event::Migrate,
-    Event::Exclusive,
     Event::Release,
 ];
 

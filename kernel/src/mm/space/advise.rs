@@ -319,7 +319,7 @@ impl Space {
             EntryState::Page
             | EntryState::Inaccessible
             | EntryState::Stale
-            | EntryState::Migration(_)
+            | EntryState::Migration
             | EntryState::Damaged => false,
         })
     }

@@ -541,8 +541,6 @@ pub(super) struct Areas {
     end: VirtAddr,
     /// The addresses that the part owns. All are below `u64::MAX`.
     owned: Range<u64>,
-    /// Whether these are all addresses. What a part refuses, all may permit.
-    pub(super) is_whole: bool,
     // For the rest of the space to read: they change with the trees.
     /// How many areas there are.
     pub(super) count: usize,
@@ -568,13 +566,18 @@ impl Areas {
         Self::of(start, end, 0..u64::MAX)
     }
 
+    /// Whether these are all addresses. What a part refuses, all may permit.
+    #[inline(always)]
+    pub(super) const fn is_whole(&self) -> bool {
+        self.owned.end.wrapping_sub(self.owned.start) == u64::MAX
+    }
+
     const fn of(start: VirtAddr, end: VirtAddr, owned: Range<u64>) -> Self {
         Self {
             tree: RBTree::new(ByAddress::NEW),
             gaps: RBTree::new(ByGap::NEW),
             start,
             end,
-            is_whole: owned.start == 0 && owned.end == u64::MAX,
             owned,
             count: 0,
             total: 0,
@@ -607,7 +610,7 @@ impl Areas {
     /// The error where something is too much for these areas.
     #[cold]
     pub(super) fn refusal(&self) -> Refusal {
-        if self.is_whole { Refusal::Final(SpaceError::NoMemory) } else { Refusal::ByPart }
+        if self.is_whole() { Refusal::Final(SpaceError::NoMemory) } else { Refusal::ByPart }
     }
 
     /// All areas, by address.
@@ -1045,7 +1048,7 @@ impl Areas {
     /// Checks what changes with the areas, and that they lie where the part may have them.
     pub(super) fn check(&self) {
         assert_eq!(self.count, self.iter().count());
-        assert!(self.count <= self.room && (!self.is_whole || self.room == MOST + 1));
+        assert!(self.count <= self.room && (!self.is_whole() || self.room == MOST + 1));
         assert_eq!(self.total, self.iter().map(Area::size).sum());
         assert_eq!(self.data, self.iter().map(Area::data).sum());
         assert!(self.iter().all(|area| self.start <= area.start() && area.end() <= self.end));
@@ -1055,7 +1058,7 @@ impl Areas {
             assert_eq!((area.gap.get(), area.by_gap.is_linked()), (gap, gap != 0), "below {}", area.start());
             below = below.max(area.end());
         }
-        if !self.is_whole {
+        if !self.is_whole() {
             assert!(self.next().is_none_or(|next| self.end + PAGE == next));
             assert!(self.grants.most().0 == 0 || self.total <= self.grants.most().0);
             assert!(self.iter().next().is_none_or(|area| self.owned.start <= area.highest_border().0));

@@ -84,8 +84,8 @@ fn broken(entry: Descriptor) -> Descriptor {
     Descriptor(entry.0 & !bits::VALID)
 }
 
-/// [`Descriptor::modified`], out of line.
-#[inline(never)]
+/// [`Descriptor::modified`].
+#[inline(always)]
 fn modified(entry: Descriptor, attributes: Attributes) -> Descriptor {
     entry.modified(attributes)
 }
@@ -388,6 +388,7 @@ impl Space {
             note_shortage(cpu, 0);
             return false;
         };
+        self.note_block_origin(block, found.start);
         // SAFETY: the linear map has the block, writable, and it has no other user.
         unsafe { frames.linear().address(block).as_ptr::<u8>().write_bytes(0, BLOCK_SIZE as usize) };
         let is_written = area.protection().contains(Protection::WRITE);
@@ -491,12 +492,13 @@ impl Space {
         };
         for index in 0..BLOCK_FRAMES {
             let offset = index as u64 * PAGE;
-            self.copy_frame(old + offset, new + offset);
+            self.common.copy_frame(old + offset, new + offset);
             if index % COPIED == COPIED - 1 {
                 relax();
             }
         }
         let start = found.start;
+        self.note_block_origin(new, start);
         let copy = block_of(written(new, area.protection()));
         if copy.is_user_executable() {
             self.make_block_visible(copy);

@@ -217,7 +217,7 @@ impl Space {
             return Err(SpaceError::NoMemory.into());
         }
         // The guard of a stack is not divided from it.
-        if !areas.may_add(range, is_written && guard == 0, &terms.limits) || guard != 0 && !areas.is_whole {
+        if !areas.may_add(range, is_written && guard == 0, &terms.limits) || guard != 0 && !areas.is_whole() {
             return Err(areas.refusal());
         }
         let replaced = areas.first_touching(range);
@@ -379,7 +379,7 @@ impl Space {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let (areas, _change) = loop {
             let areas = self.areas_for_discard(cpu, range);
-            if !areas.is_whole {
+            if !areas.is_whole() {
                 drop(areas);
                 return self.discard_in_parts(cpu, range, in_space);
             }
@@ -541,7 +541,7 @@ impl Space {
             };
             for (place, cell) in present.iter_mut().skip(index(found.start)).zip(found.cells) {
                 *place |= match state(self.mmu().load(cell)) {
-                    EntryState::Page | EntryState::Inaccessible | EntryState::Migration(_) => 1,
+                    EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
                     EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
                 };
             }

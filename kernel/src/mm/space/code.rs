@@ -10,7 +10,7 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Feature, Mmu};
 
-use super::{PAGE, Space};
+use super::{PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::frame::Frame;
 
@@ -53,11 +53,13 @@ impl Space {
         // Two CPUs may both do it, which is harmless.
         self.common.record(frame).flags.fetch_or(CODE_VISIBLE, Ordering::Release);
     }
+}
 
+impl Spaces {
     /// Copies a frame.
     #[inline]
     pub(super) fn copy_frame(&self, from: PhysAddr, to: PhysAddr) {
-        let linear = self.common.frames.linear();
+        let linear = self.frames.linear();
         let [from, to] = [from, to].map(|frame| linear.address(frame).as_ptr::<u8>());
         // SAFETY: the linear map has both frames. The new one has no other user; the old one is held by a read-only
         // entry whose table is locked, or by the caller.

@@ -1,7 +1,7 @@
 //! Write-protection fault: copy the page, or reuse it.
 //!
-//! A frame with one reference belongs to this page alone: only a fork adds references, and a fork excludes faults. Then
-//! the entry becomes writable in place. (A frame of an object has the object's reference besides, until no entry maps it.)
+//! A frame with one reference belongs to this page alone: only a fork and a migration add entries, neither to a frame that
+//! a present entry has while faults are possible. Then the entry becomes writable in place. (A frame of an object has the object's reference besides, until no entry maps it.)
 //! Otherwise the page gets a frame of its own. The new entry has another output address, which takes break-before-make
 //! (Arm ARM D8.17.1): clear, invalidate, store. So no CPU and no device reads the old frame after another has written to
 //! the new one.
@@ -50,18 +50,20 @@ impl AllowedFault<'_> {
     #[inline(never)]
     pub(super) fn copy_on_write(self, entry: Descriptor, may_sleep: bool) -> FaultOutcome {
         let (space, frames) = (self.space, self.space.common.frames);
-        let new = if entry.is_special() { frames.alloc_zeroed(self.cpu) } else { frames.alloc(self.cpu) };
+        let new =
+            if entry.is_special() { frames.alloc_movable_zeroed(self.cpu) } else { frames.alloc_movable(self.cpu) };
         let new = match new {
             Ok(new) => new,
             Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
         };
+        space.note_origin(new, self.page);
         let Some(_change) = space.notifiers.try_start(may_sleep, Range::page(Event::Clear, self.page)) else {
             frames.free(self.cpu, new);
             return FaultOutcome::Served;
         };
         let (unused, outcome) = self.copy(entry, new);
         if let Some(frame) = unused {
-            space.drop_frame(self.cpu, frame);
+            space.common.drop_frame(self.cpu, frame);
         }
         outcome
     }
@@ -89,7 +91,7 @@ impl AllowedFault<'_> {
         };
         if !entry.is_special() {
             // Read-only in every TLB and held by this entry: the contents do not change under the lock.
-            space.copy_frame(entry.address(), new);
+            space.common.copy_frame(entry.address(), new);
         }
         if written.is_user_executable() {
             space.make_code_visible(written);

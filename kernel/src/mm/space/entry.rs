@@ -29,7 +29,7 @@ const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 /// | [`Inaccessible`](EntryState::Inaccessible) | becomes valid | held, unless special | 1 |
 /// | [`Stale`](EntryState::Stale) | invalidated on this CPU, then empty | none | the object's answer |
 /// | [`Marker`](EntryState::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
-/// | [`Migration`](EntryState::Migration) | SIGBUS: nothing exists that would end it | none | 1 |
+/// | [`Migration`](EntryState::Migration) | waits until it has arrived | none | 1 |
 /// | [`Damaged`](EntryState::Damaged) | SIGBUS | none | 0 |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum EntryState {
@@ -44,7 +44,7 @@ pub(super) enum EntryState {
     /// A marker of a page that is not present.
     Marker(Markers),
     /// A frame that is being migrated.
-    Migration(Migration),
+    Migration,
     /// No encoding with a meaning.
     Damaged,
 }
@@ -75,7 +75,7 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
         NonPresent::Empty => EntryState::Empty,
         NonPresent::Marker(Markers::STALE) => EntryState::Stale,
         NonPresent::Marker(markers) => EntryState::Marker(markers),
-        NonPresent::Migration(migration) => EntryState::Migration(migration),
+        NonPresent::Migration(_) => EntryState::Migration,
         NonPresent::Unknown => EntryState::Damaged,
     }
 }
@@ -84,7 +84,9 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
 /// becomes one for reading, as in Linux's `copy_nonpresent_pte`.
 #[cold]
 pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
-    let EntryState::Migration(migration) = state(entry) else { return entry };
+    let (EntryState::Migration, NonPresent::Migration(migration)) = (state(entry), entry.non_present()) else {
+        return entry;
+    };
     let access = match migration.access {
         MigrationAccess::Read => MigrationAccess::Read,
         MigrationAccess::ReadExclusive | MigrationAccess::Write if exclusive => MigrationAccess::ReadExclusive,

@@ -4,11 +4,12 @@
 //! no entry       read   the page of zeros          write   a new page of zeros        object   the object's page
 //! read-only      write  copied, or reused where it is not shared (`cow`)
 //! old, clean     access flag and dirt by software, where the hardware has not set them
+//! migration      waits until the page has arrived, and the access is tried again (`migrate`)
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
 //! ```
 //! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
-//! holds the areas' lock for reading, so only other faults can change what it has found. It allocates first, then reads
-//! the entry again under the lock of its table.
+//! holds the areas' lock for reading, so other faults, discards, migration and walks by a reverse map can change what it has
+//! found. It allocates first, then reads the entry again under the lock of its table.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
@@ -21,7 +22,7 @@ use super::cow::Reuse;
 use super::entry::{EntryState, attributes, set_access_flags, state, written};
 use super::parts::Divisible;
 use super::shmem::{self, Found, NoPage, Object};
-use super::{EntryCell, Machine, PAGE, Space};
+use super::{EntryCell, Machine, PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;
@@ -135,6 +136,10 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
             }
             Ok(())
         }
+        FaultOutcome::Migrating => {
+            space.common.wait_for_migration();
+            Ok(())
+        }
         FaultOutcome::OfBlock(what) => {
             space.after_fault_of_block(cpu, page, what);
             Ok(())
@@ -150,6 +155,8 @@ pub(super) enum FaultOutcome {
     Served,
     /// Served: the entry was read-only or old, and became writable or young. An upgrade event is due.
     Upgraded,
+    /// The page is on its way to another frame: the access is tried again when it has arrived.
+    Migrating,
     /// Of a block, and no lock may be held for the rest.
     OfBlock(OfBlock),
     /// It cannot be served.
@@ -182,7 +189,7 @@ fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutco
         if let Some(object) = area.object() {
             return fault().object_page(object);
         }
-        let new = match space.new_page(cpu, area.protection(), access) {
+        let new = match space.new_page(cpu, page, area.protection(), access) {
             Ok(new) => new,
             Err(error) => return refuse(areas, error.into()),
         };
@@ -290,16 +297,17 @@ impl AllowedFault<'_> {
     #[inline(never)]
     fn map_copy(self, object: &Object, found: &Found<'_, Machine>) -> FaultOutcome {
         let (space, mmu) = (self.space, self.space.mmu());
-        let copy = match space.common.frames.alloc(self.cpu) {
+        let copy = match space.common.frames.alloc_movable(self.cpu) {
             Ok(copy) => copy,
             Err(error) => return FaultOutcome::Failed(error.into()),
         };
+        space.note_origin(copy, self.page);
         let new = written(copy, self.area.protection());
         let locked = space.lock_table(self.table);
         let is_copied = self.may_map(object, found);
         if is_copied {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
-            space.copy_frame(found.frame(), copy);
+            space.common.copy_frame(found.frame(), copy);
             if new.is_user_executable() {
                 space.make_code_visible(new);
             }
@@ -310,7 +318,7 @@ impl AllowedFault<'_> {
         }
         drop(locked);
         if !is_copied {
-            space.drop_frame(self.cpu, copy);
+            space.common.drop_frame(self.cpu, copy);
         }
         FaultOutcome::Served
     }
@@ -372,7 +380,9 @@ impl AllowedFault<'_> {
                 // What is issued on another CPU is not complete for this one.
                 self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
             }
-            EntryState::Migration(_) | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
+            // The mark is set before an entry becomes this, and cleared when none is it any more.
+            EntryState::Migration if self.space.is_migrating() => return FaultOutcome::Migrating,
+            EntryState::Migration | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
         }
         FaultOutcome::Served
     }
@@ -400,11 +410,14 @@ impl Space {
     pub(super) fn new_page(
         &self,
         cpu: &Cpu,
+        page: VirtAddr,
         protection: Protection,
         access: Access,
     ) -> Result<Descriptor, OutOfMemory> {
         Ok(if access == Access::Write {
-            written(self.common.frames.alloc_zeroed(cpu)?, protection)
+            let frame = self.common.frames.alloc_movable_zeroed(cpu)?;
+            self.note_origin(frame, page);
+            written(frame, protection)
         } else {
             Descriptor::page(self.common.zeros, attributes(protection.read_only())).special()
         })
@@ -440,7 +453,7 @@ impl Space {
         }
         let mut made = None;
         let ensured = self.page_tables().ensure_cell(page, &mut source, || {
-            made = Some(self.new_page(cpu, area.protection(), access)?);
+            made = Some(self.new_page(cpu, page, area.protection(), access)?);
             Ok::<_, FirstFault>(())
         });
         match (&ensured, made) {
@@ -469,7 +482,7 @@ impl Space {
     /// Drops the reference of `new`, which was not stored, to its frame.
     fn drop_new(&self, cpu: &Cpu, new: Descriptor) {
         if !new.is_special() {
-            self.drop_frame(cpu, new.address());
+            self.common.drop_frame(cpu, new.address());
         }
     }
 
@@ -491,11 +504,13 @@ impl Space {
         }
         empty
     }
+}
 
+impl Spaces {
     /// Drops one reference to `frame`, which is in no entry.
     pub(super) fn drop_frame(&self, cpu: &Cpu, frame: PhysAddr) {
-        if self.common.record(frame).let_go() {
-            self.common.frames.free(cpu, frame);
+        if self.record(frame).let_go() {
+            self.frames.free(cpu, frame);
         }
     }
 }

@@ -28,8 +28,8 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoMemory`]; nothing stays allocated.
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
-        let child = self.common.create(cpu)?;
-        let areas = self.write_all_areas();
+        let child = self.common.create_in(cpu, self.family)?;
+        let areas = self.write_areas_at_rest();
         let memory = self.memory();
         // As on Linux. Areas that were joined may be larger together than all memory.
         let is_copied_beyond =
@@ -109,7 +109,7 @@ impl Space {
         let used = locked.used(self.mmu(), found);
         let copies = child.page_tables().cells(found.start, found.cells.len()).expect("a table that was linked before");
         let records = self.common.records();
-        // No other thread uses the child's tables yet: they need no lock.
+        // No lock: no thread runs in the child yet, and a migration, which comes to the parent first, waits for its areas.
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
@@ -131,7 +131,7 @@ impl Space {
             // No TLB has what the child never had.
             EntryState::Stale => return false,
             // An entry that is not present holds no frame.
-            EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
+            EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
                 let unwritable = unwritable(entry, false);
                 if unwritable != entry {
                     mmu.store(cell, unwritable);

@@ -9,7 +9,7 @@
 //! caller with the areas' lock for writing excludes faults, and completes the invalidation before it drops that lock.
 //! Under the lock for reading, and without it in a walk by a reverse map, a fault may fill an entry as soon as the lock
 //! of its table is dropped, and a second caller that finds the entry empty may return. There the invalidation completes
-//! before the table's lock is dropped ([`Gather::before_unlock`]). The constructors distinguish the cases by the lock
+//! before the table's lock is dropped ([`Gather::before_unlock`]). A migration does the same. The constructors distinguish the cases by the lock
 //! that the caller holds. `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on
 //! write invalidates under the table's lock.
 //!
@@ -236,7 +236,7 @@ impl<'s> Gather<'s> {
         if let [run] = &self.runs[..]
             && run.start + PAGE == run.end
         {
-            self.space.drop_frame(self.cpu, run.start);
+            self.space.common.drop_frame(self.cpu, run.start);
         } else if self.is_short() {
             let numbers = |run: &Range<PhysAddr>| run.start.frame_number()..run.end.frame_number();
             common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));

@@ -158,7 +158,7 @@ impl Areas {
     /// Whether the limits permit so many bytes of areas.
     #[inline(always)]
     fn may_have(&self, bytes: u64, limits: &SpaceLimits) -> bool {
-        if self.is_whole {
+        if self.is_whole() {
             return bytes <= limits.space;
         }
         self.grants.of.space <= limits.space && bytes <= self.grants.most.space
@@ -167,7 +167,7 @@ impl Areas {
     /// The same of those that are data.
     #[inline(always)]
     fn may_have_data(&self, bytes: u64, limits: &SpaceLimits) -> bool {
-        if self.is_whole {
+        if self.is_whole() {
             return bytes <= limits.most_data();
         }
         self.grants.of.data <= limits.most_data() && bytes <= self.grants.most.data
@@ -175,7 +175,7 @@ impl Areas {
 
     /// Called before they are divided by a program with these limits.
     pub(super) fn grant(&mut self, limits: &SpaceLimits) {
-        if self.is_whole {
+        if self.is_whole() {
             let all = Amounts { space: limits.space, data: limits.most_data() };
             self.grants = Grants { of: all, most: all };
         }
@@ -193,13 +193,13 @@ impl Areas {
         let fits = |bytes: u64| self.fits(bytes, is_data, limits);
         let bytes = range.end() - range.start();
         // The areas that it replaces are visited only where they matter. Whether they are data matters to a part.
-        fits(bytes) || self.is_whole && fits(bytes - self.walk(range).map(|area| area.bytes_in(range)).sum::<u64>())
+        fits(bytes) || self.is_whole() && fits(bytes - self.walk(range).map(|area| area.bytes_in(range)).sum::<u64>())
     }
 
     /// Whether `bytes` more may become data, as far as that is known without the other parts.
     #[inline(always)]
     pub(super) fn may_add_data(&self, bytes: u64, limits: &SpaceLimits) -> bool {
-        self.is_whole || self.may_have_data(self.data.saturating_add(bytes), limits)
+        self.is_whole() || self.may_have_data(self.data.saturating_add(bytes), limits)
     }
 
     /// The start of the first area in `range`, which is covered, that may not get `protection`, and why; the end of `range`
@@ -240,7 +240,7 @@ impl Areas {
         match self.first_from(page) {
             Some(above) if above.grows() => Ok(above),
             // The one that was seen is another part's now.
-            None if !self.is_whole => Err(Refusal::ByPart),
+            None if !self.is_whole() => Err(Refusal::ByPart),
             _ => Err(SpaceError::NoArea.into()),
         }
     }

@@ -26,15 +26,18 @@ mod area;
 mod block;
 mod calls;
 mod code;
+mod compact;
 mod cow;
 mod device;
 mod entry;
 mod error;
+mod family;
 mod fault;
 mod footprint;
 mod fork;
 mod gather;
 mod limits;
+mod migrate;
 mod mlock;
 mod part_pools;
 mod parts;
@@ -57,15 +60,19 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering}
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::{Cells, EnsureError, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
+use intrusive_collections::LinkedListAtomicLink;
 
 pub use advise::{AreaAdvice, Discard};
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
+#[cfg(target_os = "none")]
+pub use compact::start_compactor;
 pub use device::HasRegisters;
 pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{MappedFile, SpaceLimits, Terms};
+pub use migrate::Unmovable;
 pub use mlock::Locking;
 pub use reclaim::Used;
 #[cfg(target_os = "none")]
@@ -77,10 +84,13 @@ pub use user::{ProgramHeap, SpaceUser};
 
 use area::{AreaPools, Areas};
 use error::Refusal;
+use family::{ALL, Families, FamilyId, Origin};
 use gather::pages;
+use migrate::Migrations;
 use part_pools::PartPools;
 use parts::Parts;
 use reclaim::{Files, Hand};
+use shmem::OF_OBJECT;
 
 use super::OutOfMemory;
 use super::asid::AsidSlot;
@@ -117,6 +127,8 @@ pub struct Spaces {
     objects: Pool<Inner<Object>>,
     files: RwSem<Files>,
     hand: RwSem<Hand>,
+    families: &'static Families,
+    migrations: Migrations,
     /// A frame of zeros, mapped at every page that was only read. It has no reference count: its entries are special.
     zeros: PhysAddr,
 }
@@ -136,6 +148,8 @@ impl Spaces {
             objects: Pool::new(frames),
             files: RwSem::new(Files::NONE),
             hand: RwSem::new(Hand::START),
+            families: &ALL,
+            migrations: Migrations::new(),
             zeros: frames.alloc_zeroed(cpu)?,
         })
     }
@@ -144,10 +158,15 @@ impl Spaces {
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing stays allocated.
-    #[allow(unsafe_code, reason = "the record of a frame that is held")]
     pub fn create(&'static self, cpu: &Cpu) -> Result<SpaceRef, OutOfMemory> {
+        self.create_in(cpu, self.families.new_id())
+    }
+
+    /// An empty space of `family`.
+    #[allow(unsafe_code, reason = "the table of a frame that is held")]
+    fn create_in(&'static self, cpu: &Cpu, family: FamilyId) -> Result<SpaceRef, OutOfMemory> {
         let root = self.frames.alloc_zeroed(cpu)?;
-        let space = Space {
+        let make = || Space {
             common: self,
             references: AtomicU32::new(1),
             users: AtomicU32::new(0),
@@ -161,9 +180,13 @@ impl Spaces {
             has_device: AtomicBool::new(false),
             advice: AtomicU8::new(0),
             future_locking: AtomicU8::new(0),
+            family,
+            in_family: LinkedListAtomicLink::new(),
             areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
-        Counted::try_new(&self.spaces, space).map(SpaceRef).inspect_err(|_| self.frames.free(cpu, root))
+        let space = Counted::try_new_with(&self.spaces, make).inspect_err(|_| self.frames.free(cpu, root))?;
+        self.families.join(&space);
+        Ok(SpaceRef(space))
     }
 
     /// Frames that stay allocated when all spaces are gone: those of the pools, and the page of zeros. For audits that
@@ -230,6 +253,8 @@ pub struct Space {
     advice: AtomicU8,
     /// How areas that come are locked: a [`Locking`].
     future_locking: AtomicU8,
+    family: FamilyId,
+    in_family: LinkedListAtomicLink,
     areas: Parts<Areas>,
 }
 
@@ -283,7 +308,7 @@ impl Space {
     ) -> Result<(WriteGuard<'a, Areas>, T), SpaceError> {
         loop {
             match change(&mut areas) {
-                Err(Refusal::ByPart) if !areas.is_whole => {
+                Err(Refusal::ByPart) if !areas.is_whole() => {
                     drop(areas);
                     areas = self.write_all_areas();
                 }
@@ -342,6 +367,33 @@ impl Space {
     #[inline(always)]
     fn mmu(&self) -> &Machine {
         &self.common.mmu
+    }
+
+    /// Notes that `frame`, which is the caller's alone, is for `page`.
+    #[inline(always)]
+    fn note_origin(&self, frame: PhysAddr, page: VirtAddr) {
+        self.note_origin_in(self.common.record(frame), page);
+    }
+
+    /// The same in the frame's record.
+    #[inline(always)]
+    fn note_origin_in(&self, frame: &Frame, page: VirtAddr) {
+        // Relaxed: what looks at it holds the frame, and takes it for a hint.
+        frame.owner.store(Origin::new(self.family, page).0, Ordering::Relaxed);
+    }
+
+    /// The same for the frame of an entry that has moved to `page`, unless it is an object's.
+    #[inline(always)]
+    fn note_move(&self, frame: &Frame, page: VirtAddr) {
+        // Relaxed: set before the frame was the object's.
+        if frame.flags.load(Ordering::Relaxed) & OF_OBJECT == 0 {
+            self.note_origin_in(frame, page);
+        }
+    }
+
+    /// The same for the frames of a block, when it will have been split.
+    fn note_block_origin(&self, block: PhysAddr, start: VirtAddr) {
+        self.common.frames.set_origin(block, Origin::new(self.family, start).0);
     }
 
     /// Links the last-level table for `address`, if it is missing.

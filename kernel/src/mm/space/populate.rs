@@ -14,6 +14,7 @@ use super::gather::pages;
 use super::shmem::{self, NoPage, Object};
 use super::{EntryCell, PAGE, Space, TableCells};
 use crate::mm::OutOfMemory;
+use crate::mm::page_block::Mobility;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
@@ -95,8 +96,8 @@ impl Space {
     fn populate_written(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
         let (frames, mmu) = (self.common.frames, self.mmu());
         let missing = found.cells.iter().filter(|cell| self.is_empty(cell)).count();
-        let mut list = frames.alloc_list(cpu, missing)?;
-        let attributes = attributes(protection);
+        let mut list = frames.alloc_list_of(cpu, Mobility::Movable, missing)?;
+        let (attributes, records) = (attributes(protection), self.common.records());
         {
             let locked = self.lock_table(found.table);
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
@@ -104,6 +105,7 @@ impl Space {
                 let Some(frame) = list.pop() else { break };
                 // SAFETY: the linear map has the frame, writable, and the frame has no other user.
                 unsafe { zero_page(frames.linear().address(frame)) };
+                self.note_origin_in(records.of(frame), found.address(index));
                 let new = Descriptor::page(frame, attributes).dirty();
                 if new.is_user_executable() {
                     self.make_code_visible(new);
@@ -122,7 +124,7 @@ impl Space {
     fn populate_read(&self, cpu: &Cpu, protection: Protection, found: &TableCells<'_>) -> Result<(), OutOfMemory> {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
             let page = found.address(index);
-            let new = self.new_page(cpu, protection, Access::Read)?;
+            let new = self.new_page(cpu, page, protection, Access::Read)?;
             self.install_or_drop(cpu, found.table, page, cell, new);
         }
         Ok(())

@@ -79,7 +79,7 @@ impl Space {
         let is_limited = is_written && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
         let mut areas = self.write_areas(range);
         let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0 && area.may_have(protection);
-        let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole) else {
+        let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole()) else {
             return self.protect_otherwise(areas, range, protection, limits, is_limited);
         };
         if area.protection() != protection {
@@ -289,7 +289,7 @@ impl Space {
                     continue;
                 }
                 EntryState::Empty | EntryState::Marker(_) | EntryState::Damaged => continue,
-                EntryState::Migration(_) => {
+                EntryState::Migration => {
                     if !allowed.is_writable() {
                         mmu.store(cell, unwritable(old, true));
                     }

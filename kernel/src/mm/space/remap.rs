@@ -121,7 +121,7 @@ impl Space {
     /// many areas, or no memory), [`SpaceError::NotPermitted`] (too near to address 0). As on Linux, what was at the
     /// target is unmapped by then, and what is beyond the new size; of several areas those before have moved.
     pub fn mremap(&self, cpu: &Cpu, request: &mut Remap, limits: &SpaceLimits) -> Result<VirtAddr, SpaceError> {
-        let mut areas = self.write_all_areas();
+        let mut areas = self.write_areas_at_rest();
         // Before all else, as on Linux: what two cuts of the source and two of the target would add.
         if areas.count + 4 + usize::from(request.keeps_source) > MOST {
             return Err(SpaceError::NoMemory);
@@ -360,6 +360,7 @@ impl Space {
         let locked = self.lock_table(found.table);
         let beside = (found.table != target.table).then(|| self.lock_table_beside(target.table));
         let table = beside.as_ref().map_or(locked.frame(), |beside| beside.frame());
+        let records = self.common.records();
         for (index, (cell, place)) in found.cells.iter().zip(target.cells).enumerate() {
             let entry = mmu.load(cell);
             let moved = match state(entry) {
@@ -373,11 +374,14 @@ impl Space {
                     gather.stale(found.address(index), found.address(index + 1));
                     continue;
                 }
-                EntryState::Inaccessible | EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => {
+                EntryState::Inaccessible | EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
                     mmu.store(cell, Descriptor::EMPTY);
                     entry
                 }
             };
+            if moved.is_present() && !moved.is_special() {
+                self.note_move(records.of(moved.address()), target.address(index));
+            }
             note_used(table, target.address(index));
             mmu.store(place, moved);
         }

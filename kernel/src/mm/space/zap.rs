@@ -92,8 +92,10 @@ impl Space {
                         false
                     }
                     EntryState::Marker(markers) if !flags.drop(markers) => continue,
+                    // Only anonymous pages migrate.
+                    EntryState::Migration if !flags.even_cows => continue,
                     // An entry that is not present holds no frame.
-                    EntryState::Marker(_) | EntryState::Migration(_) | EntryState::Damaged => false,
+                    EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => false,
                 };
                 mmu.store(cell, Descriptor::EMPTY);
                 if has_frame && !old.is_special() {
@@ -147,6 +149,8 @@ impl Space {
 
     /// Empties the space, for good. No thread runs in it any more; its subscribers get the release event.
     pub fn release(&self, cpu: &Cpu) {
+        // No page is on its way in the space then, and none will be.
+        self.common.families.leave(self);
         let mut areas = self.write_all_areas();
         self.unmap_registers(cpu, &mut areas);
         self.notifiers.release();

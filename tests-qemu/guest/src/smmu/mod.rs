@@ -12,6 +12,7 @@ mod changes;
 mod commands;
 mod dirty;
 mod ends;
+mod migrate;
 mod random;
 mod registers;
 

@@ -130,7 +130,7 @@ impl Areas {
     pub(in crate::mm::space) fn would_bare_guard(&self, range: PageRange) -> bool {
         let begins_below = |first: &Area| first.start() < range.start();
         let reaches_out = |left: &Area| left.highest_border().0 < self.owned.start;
-        !self.is_whole
+        !self.is_whole()
             && !self.tree.front().get().is_some_and(begins_below)
             && self.ending_above(range.end()).get().is_some_and(reaches_out)
     }
@@ -141,24 +141,23 @@ impl Divisible for Areas {
 
     #[inline(always)]
     fn owns(&self, page: VirtAddr) -> bool {
-        self.is_whole || self.owned.contains(&page.0)
+        self.is_whole() || self.owned.contains(&page.0)
     }
 
     #[inline(always)]
     fn has(&self, range: PageRange) -> bool {
         let ends_inside = || self.owned.end == u64::MAX || range.last() < self.end;
-        self.is_whole || self.owned.start <= range.start().0 && ends_inside()
+        self.is_whole() || self.owned.start <= range.start().0 && ends_inside()
     }
 
     #[inline(always)]
     fn next(&self) -> Option<VirtAddr> {
-        (!self.is_whole && self.owned.end != u64::MAX).then_some(VirtAddr(self.owned.end))
+        (!self.is_whole() && self.owned.end != u64::MAX).then_some(VirtAddr(self.owned.end))
     }
 
     fn join(&mut self, above: &mut Self) {
         let border = above.start;
         (self.owned.end, self.end) = (above.owned.end, above.end);
-        self.is_whole = self.owned.start == 0 && self.owned.end == u64::MAX;
         (above.owned, above.start, above.end) = (Self::NOTHING.owned.clone(), VirtAddr(0), VirtAddr(0));
         self.room += above.room;
         self.grants.join(&above.grants);
@@ -179,7 +178,7 @@ impl Divisible for Areas {
         debug_assert!(self.owned.start < at.0 && at.0 < self.owned.end && self.find(at - PAGE).is_none());
         let moves_low = self.is_mostly_above(at);
         (above.owned, above.start, above.end) = (at.0..self.owned.end, at, self.end);
-        (self.owned.end, self.end, self.is_whole) = (at.0, at - PAGE, false);
+        (self.owned.end, self.end) = (at.0, at - PAGE);
         if moves_low {
             self.exchange(above);
             while above.tree.front().get().is_some_and(|area| area.start() < at) {

@@ -113,6 +113,9 @@ enum Call {
         page: u64,
         pages: u64,
     },
+    Migrate {
+        page: u64,
+    },
     Fault {
         page: u64,
         access: Access,
@@ -143,6 +146,7 @@ fn call() -> impl Strategy<Value = Call> {
         2 => (range(), 0..PAGES).prop_map(|((page, pages), to)| Call::Move { page, pages, to }),
         2 => (range(), 0_u8..8).prop_map(|((page, pages), protection)| Call::Protect { page, pages, protection }),
         1 => range().prop_map(|(page, pages)| Call::Discard { page, pages }),
+        3 => (0..PAGES).prop_map(|page| Call::Migrate { page }),
         6 => (0..PAGES, access).prop_map(|(page, access)| Call::Fault { page, access }),
         2 => (0..PAGES).prop_map(|page| Call::Age { page }),
         1 => Just(Call::Fork),
@@ -201,6 +205,7 @@ impl<'r> Stage<'r> {
                 _ = space.mprotect(at(page), pages * PAGE, protection);
             }
             Call::Discard { page, pages } => _ = space.madvise_dontneed(cpu, at(page), pages * PAGE),
+            Call::Migrate { page } => _ = self.rig.migrate(cpu, space, at(page)),
             Call::Fault { page, access } => _ = handle_fault(space, cpu, at(page), access),
             Call::Age { page } => {
                 if let Some((_, cell)) = space.page_tables().cell(at(page)) {

@@ -10,6 +10,7 @@
 //! - `handles`: references keep a space, handles only its record
 //! - `hardware`: the hardware's access flag and dirt, between each load of an entry and its store
 //! - `meeting`: another CPU at each step of a fault and of populate
+//! - `migrate`: pages that move to other frames
 //! - `model`: entries on the model machine, whose hardware sets flags between a load and a store
 //! - `objects`: pages that an object loses, at each step of everything else
 //! - `order`: other CPUs while an invalidation is under way
@@ -32,6 +33,7 @@ mod entries;
 mod handles;
 mod hardware;
 mod meeting;
+mod migrate;
 mod model;
 mod notified;
 mod objects;
@@ -52,11 +54,12 @@ use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
+use granule_pgtable::Mmu as _;
 
 use super::gather::pages;
 use super::{
     Access, Area, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, USER_END, USER_START,
-    handle_fault,
+    Unmovable, handle_fault,
 };
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
@@ -97,6 +100,22 @@ impl Rig {
 
     fn write(&self, space: &Space, at: VirtAddr, value: u8) {
         space.write_bytes(&self.cpu, at, &[value]).unwrap();
+    }
+
+    /// Migrates the frame of `page` as `cpu`, if one is there.
+    fn migrate(&self, cpu: &Cpu, space: &Space, page: VirtAddr) -> Option<Result<(), Unmovable>> {
+        let cell = space.page_tables().cell(page)?.1;
+        let entry = space.mmu().load(cell);
+        let to = self.frames.alloc(cpu).ok()?;
+        let migrated = if entry.is_present() {
+            self.spaces.migrate_page(cpu, entry.address(), to)
+        } else {
+            Err(Unmovable::NotFound)
+        };
+        if migrated.is_err() {
+            self.frames.free(cpu, to);
+        }
+        Some(migrated)
     }
 
     fn read(&self, space: &Space, at: VirtAddr) -> u8 {

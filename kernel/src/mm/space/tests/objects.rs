@@ -310,7 +310,7 @@ fn a_frame_that_another_holds_stays_until_it_is_dropped() {
     let used = rig.used();
     file.punch_hole(&rig.cpu, 2 * PAGE, 3 * PAGE).unwrap();
     assert_eq!((rig.used(), rig.spaces.record(frame).references()), (used, 1));
-    space.drop_frame(&rig.cpu, frame);
+    space.common.drop_frame(&rig.cpu, frame);
     assert_eq!(rig.used(), used - 1);
     mapped.end(None);
 }

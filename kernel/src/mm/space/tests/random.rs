@@ -138,6 +138,11 @@ enum Step {
         at: u64,
         pages: u64,
     },
+    /// Of each page that is there.
+    Migrate {
+        at: u64,
+        pages: u64,
+    },
     Write {
         at: u64,
         value: u8,
@@ -223,6 +228,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         2 => (at(), pages()).prop_map(|(at, pages)| Step::Unmap { at, pages }),
         3 => (at(), pages(), 0..PROTECTIONS.len()).prop_map(|(at, pages, protection)| Step::Protect { at, pages, protection }),
         1 => (at(), pages()).prop_map(|(at, pages)| Step::DontNeed { at, pages }),
+        3 => (at(), pages()).prop_map(|(at, pages)| Step::Migrate { at, pages }),
         6 => (at(), 1..=255_u8).prop_map(|(at, value)| Step::Write { at, value }),
         2 => (at(), access).prop_map(|(at, access)| Step::Fault { at, access }),
         1 => (at(), pages()).prop_map(|(at, pages)| Step::Mincore { at, pages }),
@@ -324,6 +330,12 @@ impl World {
                 // Up to the first hole.
                 each(address(at), pages)
                     .all(|page| model.get_mut(&page).map(|page| page.protection = PROTECTIONS[protection]).is_some());
+            }
+            Step::Migrate { at, pages } => {
+                // What the model has does not change.
+                for page in each(address(at), pages) {
+                    _ = self.rig.migrate(cpu, space, VirtAddr(page));
+                }
             }
             Step::DontNeed { at, pages } => {
                 let covered = each(address(at), pages).all(|page| model.contains_key(&page));

@@ -48,6 +48,8 @@ enum Call {
     Move(i64),
     Protect(Protection),
     Discard,
+    /// Of the first page.
+    Migrate,
     Touch(Access),
     Fork,
     Exit,
@@ -175,6 +177,7 @@ impl Watched {
             }),
             Call::Protect(protection) => self.watch(cpu, |_| _ = space.mprotect(start, bytes, protection)),
             Call::Discard => self.watch(cpu, |cpu| _ = space.madvise_dontneed(cpu, start, bytes)),
+            Call::Migrate => self.watch(cpu, |cpu| _ = self.rig.migrate(cpu, &space, start)),
             Call::Touch(access) => self.watch(cpu, |cpu| _ = handle_fault(&space, cpu, start, access)),
             Call::Fork if self.spaces.len() < MOST_SPACES => {
                 let child = Rc::new(Cell::new(None));
@@ -238,6 +241,7 @@ fn call() -> impl Strategy<Value = Call> {
         3 => (-PAGES.cast_signed()..PAGES.cast_signed()).prop_map(Call::Move),
         2 => protection().prop_map(Call::Protect),
         3 => Just(Call::Discard),
+        4 => Just(Call::Migrate),
         10 => access.prop_map(Call::Touch),
         2 => Just(Call::Fork),
         1 => Just(Call::Exit),

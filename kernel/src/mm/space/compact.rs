@@ -1,0 +1,125 @@
+//! Compaction: page blocks that were cut into frames become whole again.
+//!
+//! A program gets 2 MiB at once only where a block is free. Where frames are plenty and blocks are not, a kernel thread
+//! chooses blocks of which a part is free, and migrates what is left in them to frames of other blocks (Linux: `kcompactd`).
+//! What it meets that cannot be moved ends the work on that block: what has been moved by then stays moved.
+//!
+//! While a block is evacuated it is [isolated](crate::mm::frame::FrameAllocator::isolate): its frames that are free are given to nothing, and
+//! those that are freed come back to it alone.
+
+use granule_arch::addr::PhysAddr;
+
+use super::Spaces;
+use super::migrate::Unmovable;
+use crate::mm::frame::IsolatedBlock;
+use crate::mm::page_block::BLOCK_FRAMES;
+use crate::sched::relax;
+use crate::smp::Cpu;
+
+/// A block is evacuated where at least as many of its frames are free: a fourth.
+const FREE: usize = BLOCK_FRAMES / 4;
+/// Frames that stay free for others while a block is evacuated.
+const ROOM: usize = 2 * BLOCK_FRAMES;
+/// Blocks that are looked at without a scheduling point.
+const LOOKED_AT: usize = 64;
+/// Frames that are allocated together, to migrate to.
+const TOGETHER: usize = 32;
+
+impl Spaces {
+    /// One pass over all page blocks, which ends early where `wanted` more are whole, frames become few, or `is_killed`
+    /// returns true; returns how many became whole. Sleeps: no lock is held, no fault is served. `cpu` is the CPU that this
+    /// runs on.
+    #[cold]
+    #[inline(never)]
+    pub fn compact(&self, cpu: &Cpu, wanted: usize, is_killed: &dyn Fn() -> bool) -> usize {
+        let mut whole = 0;
+        for index in 0..self.frames.block_places() {
+            if whole >= wanted || is_killed() {
+                break;
+            }
+            if index % LOOKED_AT == 0 {
+                relax();
+            }
+            // A frame in a magazine is not in its block.
+            let Some(block) = self.frames.isolate(cpu, index, FREE, ROOM) else { continue };
+            self.frames.drain_cpu(cpu);
+            if !block.has_frames_elsewhere() {
+                self.evacuate(cpu, &block);
+            }
+            whole += usize::from(block.end(cpu));
+            relax();
+        }
+        whole
+    }
+
+    /// Migrates what is in `block`, as far as that can be moved.
+    fn evacuate(&self, cpu: &Cpu, block: &IsolatedBlock<'_>) {
+        let mut spare = heapless::Vec::<PhysAddr, TOGETHER>::new();
+        for frame in block.taken() {
+            if spare.is_empty() {
+                // What was migrated is in this CPU's magazine, and would come back as what to migrate to.
+                self.frames.drain_cpu(cpu);
+                while spare.len() < TOGETHER && self.frames.has_room_for(ROOM) {
+                    let Ok(new) = self.frames.alloc_movable(cpu) else { break };
+                    if block.has(new) {
+                        self.frames.free(cpu, new);
+                        break;
+                    }
+                    let _ = spare.push(new);
+                }
+            }
+            // Others may have taken what was free meanwhile.
+            let has_room = self.frames.has_room_for(ROOM);
+            let Some(to) = has_room.then(|| spare.pop()).flatten() else { break };
+            match self.migrate_page(cpu, frame, to) {
+                Ok(()) => {}
+                // It is in a magazine, or was freed meanwhile.
+                Err(Unmovable::Free) => _ = spare.push(to),
+                Err(_) => {
+                    _ = spare.push(to);
+                    break;
+                }
+            }
+        }
+        spare.into_iter().for_each(|frame| self.frames.free(cpu, frame));
+        self.frames.drain_cpu(cpu);
+    }
+}
+
+#[cfg(target_os = "none")]
+mod thread {
+    use core::time::Duration;
+
+    use crate::chip::timer::Deadline;
+    use crate::mm::OutOfMemory;
+    use crate::smp::{Cpu, this_cpu};
+    use crate::{kernel, sched};
+
+    /// Blocks that a pass makes.
+    const WANTED: usize = 4;
+    /// Between two passes: what could not be moved may be gone then.
+    const PAUSE: Duration = Duration::from_millis(500);
+    /// The longest, after passes that make nothing: each doubles it.
+    const LONGEST_PAUSE: Duration = Duration::from_secs(32);
+
+    /// Starts the thread that makes page blocks whole where a program found none.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn start(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
+        kernel().frames.set_compactor(sched::spawn_service(cpu, "compact", run)?);
+        Ok(())
+    }
+
+    extern "C" fn run(_: usize) -> ! {
+        let mut pause = PAUSE;
+        loop {
+            sched::park();
+            let made = kernel().spaces.compact(this_cpu(), WANTED, &|| false);
+            pause = if made == 0 { (pause * 2).min(LONGEST_PAUSE) } else { PAUSE };
+            sched::sleep_through(Deadline::after(pause));
+        }
+    }
+}
+#[cfg(target_os = "none")]
+pub use thread::start as start_compactor;

@@ -1,0 +1,145 @@
+//! Families of spaces: the reverse map of anonymous memory.
+//!
+//! A program and what it forks are a family. A fork copies a page to the same address, so where a page is mapped follows
+//! from two numbers, which the record of its frame has as its [`Origin`]: the family, and the page's number. Nothing is
+//! kept for a page or an area, and `mmap` and faults take no lock for it: a space joins its family when it is created, and
+//! leaves before its areas go.
+//!
+//! An origin is a hint. What maps a frame are the entries, and a walk counts them: a page that `mremap` has moved in one
+//! of several spaces has more references than the walk finds, and is left where it is.
+
+#![allow(unsafe_code, reason = "intrusive nodes")]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_arch::addr::VirtAddr;
+use intrusive_collections::{LinkedList, LinkedListAtomicLink, UnsafeRef, intrusive_adapter};
+
+use super::{PAGE, Space};
+use crate::sched::RwSem;
+
+/// Bits of a page's number, in 2⁴⁸ bytes.
+const PAGE_BITS: u32 = 36;
+/// Families before a number comes again. Two that have the same are one to a walk, which finds no entry in the other.
+const FAMILIES: u32 = 1 << (u64::BITS - PAGE_BITS);
+/// Lists of spaces, each with a lock: what programs on different CPUs create is in different ones.
+const LISTS: usize = 64;
+
+mod adapters {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{LinkedListAtomicLink, Space, UnsafeRef, intrusive_adapter};
+    intrusive_adapter!(pub(in super::super) InFamily = UnsafeRef<Space>: Space { in_family => LinkedListAtomicLink });
+}
+use adapters::InFamily;
+
+/// The number of a family, below [`FAMILIES`]; not 0.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct FamilyId(u32);
+
+impl FamilyId {
+    /// The number.
+    #[inline(always)]
+    pub(super) const fn number(self) -> u32 {
+        self.0
+    }
+}
+
+/// The family and the page that a frame was allocated for, as a frame's record has it
+/// ([`Frame::owner`](crate::mm::frame::Frame)); 0 is none.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Origin(pub(super) u64);
+
+impl Origin {
+    /// That of the page at `page`.
+    #[inline(always)]
+    pub(super) const fn new(family: FamilyId, page: VirtAddr) -> Self {
+        Self(((family.0 as u64) << PAGE_BITS) | (page.0 / PAGE))
+    }
+
+    /// The family, and the first address of the page; `None` for what no family has.
+    pub(super) const fn parts(self) -> Option<(FamilyId, VirtAddr)> {
+        let family = (self.0 >> PAGE_BITS) as u32;
+        let page = VirtAddr((self.0 & ((1 << PAGE_BITS) - 1)) * PAGE);
+        if family == 0 { None } else { Some((FamilyId(family), page)) }
+    }
+}
+
+/// Some of all spaces, by their families' numbers.
+pub(super) struct SpaceList(LinkedList<InFamily>);
+
+impl SpaceList {
+    /// The spaces. They are there while the list is locked.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Space> {
+        self.0.iter()
+    }
+}
+
+/// All spaces, of the host's tests too. A static: where the kernel starts the stack has no room for it.
+pub(super) static ALL: Families = Families::new();
+
+/// Spaces by their families.
+pub(super) struct Families {
+    next: AtomicU32,
+    lists: [RwSem<SpaceList>; LISTS],
+}
+
+impl Families {
+    const fn new() -> Self {
+        Self {
+            next: AtomicU32::new(0),
+            lists: [const { RwSem::new(SpaceList(LinkedList::new(InFamily::NEW))) }; LISTS],
+        }
+    }
+
+    /// A number for a new family.
+    pub(super) fn new_id(&self) -> FamilyId {
+        // Relaxed: nothing is published by it.
+        FamilyId(1 + self.next.fetch_add(1, Ordering::Relaxed) % (FAMILIES - 1))
+    }
+
+    /// The list that the spaces of `family` are in. Its lock comes before those of areas.
+    pub(super) fn list(&self, family: FamilyId) -> &RwSem<SpaceList> {
+        &self.lists[family.0 as usize % LISTS]
+    }
+
+    /// Adds `space`, which stays where it is and leaves before it ends. No lock of areas is held.
+    pub(super) fn join(&self, space: &Space) {
+        // SAFETY: it is in its pool, and leaves the list before it is dropped.
+        self.list(space.family).write().0.push_back(unsafe { UnsafeRef::from_raw(space) });
+    }
+
+    /// Removes `space`, if it is there. No lock of areas is held.
+    pub(super) fn leave(&self, space: &Space) {
+        let mut list = self.list(space.family).write();
+        if space.in_family.is_linked() {
+            // SAFETY: it joins the list of its family, and no other.
+            unsafe { list.0.cursor_mut_from_ptr(space) }.remove();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FAMILIES, Families, FamilyId, Origin};
+    use granule_arch::addr::VirtAddr;
+
+    #[test]
+    fn an_origin_has_a_family_and_a_page() {
+        for family in [1, 2, FAMILIES - 1] {
+            for page in [0, 0x1000, 0x7fff_f000, (1 << 48) - 0x1000] {
+                let (family, page) = (FamilyId(family), VirtAddr(page));
+                assert_eq!(Origin::new(family, page).parts(), Some((family, page)));
+            }
+        }
+        assert_eq!(Origin(0).parts(), None);
+        assert_eq!(Origin(0xf_ffff_ffff).parts(), None);
+    }
+
+    #[test]
+    fn numbers_come_again_and_are_never_0() {
+        let families = Families::new();
+        families.next.store(FAMILIES - 3, core::sync::atomic::Ordering::Relaxed);
+        let next = [(); 4].map(|()| families.new_id().0);
+        assert_eq!(next, [FAMILIES - 2, FAMILIES - 1, 1, 2]);
+    }
+}

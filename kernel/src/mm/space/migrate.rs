@@ -1,0 +1,235 @@
+//! Migration: the contents of a page go to another frame, while programs and devices use it.
+//!
+//! ```text
+//!     find      by the reverse map (`family`): every space that may have the page
+//!     unmap     in each: the entry becomes a migration entry, and is invalidated in CPUs and in devices
+//!     count     what else holds the frame? then everything is undone
+//!     copy      nothing can write to the frame any more
+//!     map       in each, where the migration entry still is: the new frame
+//! ```
+//! A fault that finds a migration entry waits until the page has moved. Pages of objects are not moved.
+//!
+//! # Locks
+//! `one`, then the list of the family's spaces, then the areas of one space at a time, then the table. A fault waits for
+//! `one` when it has dropped its areas. `mremap` would move a migration entry to where the walk does not look, and `fork`
+//! would copy it: they wait for their family's page, and look again with all areas locked, while which no entry becomes
+//! one ([`Space::write_areas_at_rest`]).
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Migration, MigrationAccess, NonPresent, Protection};
+use granule_pgtable::Mmu;
+use thiserror::Error;
+
+use super::area::Areas;
+use super::entry::{EntryState, attributes, replace, state};
+use super::family::Origin;
+use super::{Space, Spaces};
+use crate::mm::notifier::{Event, Range};
+use crate::mm::tlb::user::Leaf;
+use crate::sched::{RwSem, WriteGuard, relax};
+use crate::smp::Cpu;
+
+/// Why a frame stays where it is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum Unmovable {
+    /// It is free.
+    #[error("the frame is free")]
+    Free,
+    /// It is none of a program's anonymous pages, or none that the reverse map finds.
+    #[error("the frame is no page that can be found by its reverse map")]
+    NotFound,
+    /// Something besides the entries that were found holds it.
+    #[error("the frame is held by something else")]
+    Held,
+}
+
+/// The page that is on its way, if there is one.
+pub(super) struct Migrations {
+    one: RwSem<()>,
+    /// The family of its spaces, or [`NO_FAMILY`].
+    family: AtomicU32,
+}
+
+/// No family's number.
+const NO_FAMILY: u32 = 0;
+/// What more entries have stays: each of them is invalidated while the others wait.
+const MOST_ENTRIES: u32 = 64;
+/// Spaces that are looked at without a scheduling point.
+const SPACES: usize = 32;
+
+impl Migrations {
+    pub(super) const fn new() -> Self {
+        Self { one: RwSem::new(()), family: AtomicU32::new(NO_FAMILY) }
+    }
+}
+
+/// Clears the mark, before the lock is dropped.
+struct UnderWay<'a>(&'a AtomicU32);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.store(NO_FAMILY, Ordering::Relaxed);
+    }
+}
+
+impl Spaces {
+    /// Waits until the page that is on its way has arrived. Sleeps; no lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn wait_for_migration(&self) {
+        drop(self.migrations.one.read());
+    }
+
+    /// Moves what `frame` holds to `to`, if `frame` is one page of anonymous memory. `to` was just allocated, and is the
+    /// caller's again where this fails; `frame` is given back. Sleeps: no lock is held. `cpu` is the CPU that this runs on.
+    ///
+    /// # Errors
+    /// [`Unmovable`]; what the programs see has not changed.
+    pub fn migrate_page(&self, cpu: &Cpu, frame: PhysAddr, to: PhysAddr) -> Result<(), Unmovable> {
+        let moved = self.migrate_one(cpu, frame, to);
+        relax();
+        moved
+    }
+
+    fn migrate_one(&self, cpu: &Cpu, frame: PhysAddr, to: PhysAddr) -> Result<(), Unmovable> {
+        let _one = self.migrations.one.write();
+        // The frame is not held: what its record says may be of its next owner before long. The entries decide.
+        let record = self.frames.cut_frame(frame).filter(|record| record.references() != 0).ok_or(Unmovable::Free)?;
+        let origin = Origin(self.frames.origin(record, frame));
+        let (family, page) = origin.parts().ok_or(Unmovable::NotFound)?;
+        if record.references() > MOST_ENTRIES {
+            return Err(Unmovable::Held);
+        }
+        self.migrations.family.store(family.number(), Ordering::Relaxed);
+        let _mark = UnderWay(&self.migrations.family);
+        let spaces = self.families.list(family).read();
+        let each = |work: &dyn Fn(&Space) -> bool| {
+            let mut count = 0;
+            for (index, space) in spaces.iter().enumerate() {
+                count += u32::from(space.family == family && work(space));
+                if index % SPACES == SPACES - 1 {
+                    relax();
+                }
+            }
+            count
+        };
+        // Each entry leaves its hold to this.
+        let unmapped = each(&|space| space.unmap_to_migrate(page, frame));
+        // No entry has the frame any more, and none will: what holds it besides is something else.
+        let moved = match (unmapped, record.references()) {
+            (0, _) => return Err(Unmovable::NotFound),
+            (unmapped, held) if unmapped == held => Ok(()),
+            _ => Err(Unmovable::Held),
+        };
+        let target = if moved.is_ok() { to } else { frame };
+        if moved.is_ok() {
+            self.copy_frame(frame, to);
+            let new = self.record(to);
+            new.owner.store(origin.0, Ordering::Relaxed);
+            // One for each entry; the caller's own is one of them.
+            (1..unmapped).for_each(|_| new.share());
+        }
+        // The contents before the entries.
+        self.mmu.dmb_ishst();
+        let mapped = each(&|space| space.map_migrated(page, frame, target));
+        // What was unmapped meanwhile has no entry.
+        (mapped..unmapped).for_each(|_| self.drop_frame(cpu, target));
+        if moved.is_ok() {
+            (0..unmapped).for_each(|_| self.drop_frame(cpu, frame));
+        }
+        moved
+    }
+}
+
+impl Space {
+    /// All areas, for a change that moves or copies entries: none of them is a migration entry, or becomes one.
+    #[inline(always)]
+    pub(super) fn write_areas_at_rest(&self) -> WriteGuard<'_, Areas> {
+        let areas = self.write_all_areas();
+        // Relaxed: what has made a migration entry has dropped the lock of the areas since; what has not, waits for it.
+        if self.common.migrations.family.load(Ordering::Relaxed) == self.family.number() {
+            drop(areas);
+            return self.write_areas_after_migration();
+        }
+        areas
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn write_areas_after_migration(&self) -> WriteGuard<'_, Areas> {
+        // No page is on its way while this is held, and it comes before the areas in what migrates, too.
+        let _one = self.common.migrations.one.read();
+        self.write_all_areas()
+    }
+
+    /// Whether a migration entry of this space may exist. The lock of its table is held.
+    pub(super) fn is_migrating(&self) -> bool {
+        // Relaxed: set before an entry becomes one, and cleared when none is it any more, each under the table's lock.
+        self.common.migrations.family.load(Ordering::Relaxed) == self.family.number()
+    }
+
+    /// Makes the entry of `page` a migration entry, if it has `frame`, whose hold is the caller's then; returns whether it
+    /// has.
+    fn unmap_to_migrate(&self, page: VirtAddr, frame: PhysAddr) -> bool {
+        let mmu = self.mmu();
+        let areas = self.areas.read(page);
+        let Some((table, cell)) = self.page_tables().cell(page) else { return false };
+        let has_frame = |entry: Descriptor| {
+            let is_page = matches!(state(entry), EntryState::Page | EntryState::Inaccessible);
+            is_page && !entry.is_special() && entry.address() == frame
+        };
+        if areas.find(page).is_none() || !has_frame(mmu.load(cell)) {
+            return false;
+        }
+        let _change = self.notifiers.start(Range::page(Event::Migrate, page));
+        let _locked = self.lock_table(table);
+        let entry = mmu.load(cell);
+        if !has_frame(entry) || self.is_of_object(entry) {
+            return false;
+        }
+        let entry = replace(mmu, cell, entry, migration_entry);
+        if entry.is_valid() {
+            self.tlb().flush_replaced(mmu, Leaf::page(page));
+        }
+        true
+    }
+
+    /// Puts `to` in the place of the migration entry for `frame`, with a hold of the caller's, if it is at `page` still;
+    /// returns whether it is.
+    fn map_migrated(&self, page: VirtAddr, frame: PhysAddr, to: PhysAddr) -> bool {
+        let mmu = self.mmu();
+        let areas = self.areas.read(page);
+        let Some((table, cell)) = self.page_tables().cell(page) else { return false };
+        let Some(area) = areas.find(page) else { return false };
+        let _locked = self.lock_table(table);
+        let NonPresent::Migration(migration) = mmu.load(cell).non_present() else { return false };
+        if migration.from != frame {
+            return false;
+        }
+        let new = migrated_entry(migration, to, area.protection());
+        if new.is_user_executable() {
+            self.make_code_visible(new);
+        }
+        mmu.store(cell, new);
+        true
+    }
+}
+
+/// What remembers the page of `entry` while it is on its way.
+fn migration_entry(entry: Descriptor) -> Descriptor {
+    let access = if entry.may_be_written() { MigrationAccess::Write } else { MigrationAccess::Read };
+    let (young, dirty) = (entry.is_young(), entry.is_dirty());
+    Migration { from: entry.address(), access, young, dirty, uffd_wp: false }.into()
+}
+
+/// The entry of the page in its new frame, in an area with `protection`.
+fn migrated_entry(migration: Migration, to: PhysAddr, protection: Protection) -> Descriptor {
+    let is_writable = migration.access == MigrationAccess::Write;
+    let wanted = attributes(if is_writable { protection } else { protection.read_only() });
+    let new = Descriptor::page(to, attributes(Protection::READ)).modified(wanted);
+    let new = if migration.young { new } else { new.old() };
+    // Written before, whether it may be written now or not.
+    if migration.dirty { new.dirty() } else { new }
+}
