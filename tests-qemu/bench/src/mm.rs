@@ -1,7 +1,11 @@
 //! The suite `mm`: what programs feel of their memory. `user/src/bin/bench.rs` measures these at EL0, entry and exit of
 //! the kernel included.
 
+use granule::mm::space::SpaceRef;
+use granule::smp::this_cpu;
+
 use crate::harness::{Bench, bench};
+use crate::space;
 
 /// Rows that are measured at EL0, each by its name.
 macro_rules! at_el0 {
@@ -36,4 +40,21 @@ at_el0! {
     huge_mprotect, "huge_mprotect", "block";
     huge_mprotect_split, "huge_mprotect_split", "block";
     mmap_munmap_touched, "mmap_munmap/touched", "page";
+}
+
+bench!(migrate_page, "mm:migrate_page", "page", also("a72"));
+/// In the kernel: each page of a program goes to a frame that is allocated for it.
+fn migrate_page(bench: &mut Bench<'_>) {
+    let (spaces, frames) = (&granule::kernel().spaces, granule::kernel().frames);
+    for pages in [1, 8, 64] {
+        let prepare = || space::written(pages);
+        let migrate = |(space, from): (SpaceRef, space::FramesOf)| {
+            for &frame in &from {
+                let to = frames.alloc_movable(this_cpu()).expect("a frame");
+                spaces.migrate_page(this_cpu(), frame, to).expect("a page that can be moved");
+            }
+            (space, from)
+        };
+        bench.point(pages, prepare, migrate, drop);
+    }
 }

@@ -2,7 +2,7 @@
 
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, Space, SpaceRef, handle_fault};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use crate::harness::{Bench, bench};
@@ -36,6 +36,17 @@ fn space_between(protection: Protection, pages: u64, populate: Populate) -> Spac
         handle_fault(&space, this_cpu(), START - PAGE, Access::Execute).expect("memory for a table");
     }
     space
+}
+
+/// The frames of a space's pages.
+pub(crate) type FramesOf = heapless::Vec<PhysAddr, 64>;
+
+/// A space with `pages` written pages, at most 64, and their frames.
+pub(crate) fn written(pages: u64) -> (SpaceRef, FramesOf) {
+    let space = space(pages, Populate::Now);
+    let frame = |page| space.tables().translate(START + page * PAGE).map(|found| found.physical);
+    let frames = (0..pages).filter_map(frame).collect();
+    (space, frames)
 }
 
 fn fault(space: &Space, pages: u64, access: Access) {

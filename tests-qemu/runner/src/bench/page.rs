@@ -37,7 +37,7 @@ fn bounded(run: &Run) -> String {
         let machine = if measured.machine == run.first.machine { "" } else { &format!(", `{}`", measured.machine) };
         let verdict = if bar.is_met(row) { "met" } else { "**missed**" };
         let peers = PEERS.map(|name| peer(name, row, measured).map_or_else(|| "–".into(), line));
-        let linux = bar.linux();
+        let linux = bar.linux().map_or_else(|| "–".into(), |linux| linux.to_string());
         text.push_str(&format!(
             "| `{}`{machine} | ≤ {bar} | {} | {verdict} | {} | {linux} | {} |\n",
             row.name,

@@ -47,7 +47,7 @@ fn cells(row: &Row, measured: &Measured) -> Vec<String> {
     let count = |count: Option<u32>| count.map_or_else(|| "-".to_owned(), |count| count.to_string());
     let bar = Bar::on(&measured.machine, &row.name);
     let verdict = bar.map_or("", |bar| if bar.is_met(row) { "met" } else { "missed" });
-    let linux = bar.map_or_else(String::new, |bar| times(row, |size| Some(bar.linux().at(size))));
+    let linux = bar.and_then(Bar::linux).map_or_else(String::new, |linux| times(row, |size| Some(linux.at(size))));
     let mut cells = vec![
         row.name.clone(),
         point(row.points.first()),
