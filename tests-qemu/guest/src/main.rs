@@ -12,6 +12,8 @@ extern crate alloc;
 #[cfg(target_os = "none")]
 mod boot;
 #[cfg(target_os = "none")]
+mod compact;
+#[cfg(target_os = "none")]
 mod console;
 #[cfg(target_os = "none")]
 mod copy_on_write;
