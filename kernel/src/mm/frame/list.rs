@@ -167,8 +167,8 @@ impl FrameAllocator {
         Freeing { frames: self, cpu, end: END, runs: heapless::Vec::new() }
     }
 
-    /// Takes one hold of each of these frames away, runs of frame numbers, at most [`FEW`] frames in all; those that
-    /// are no longer held are free. `cpu` is the CPU that this runs on.
+    /// Takes one hold of each of these frames away, runs of frame numbers that are not empty, at most [`FEW`] frames in
+    /// all; those that are no longer held are free. `cpu` is the CPU that this runs on.
     ///
     /// One pass, frame by frame into the magazine. Where there are few that is shorter than [`Self::freeing`], which
     /// makes a list first, and takes the lock where the magazine has no room for all of it.
@@ -179,12 +179,13 @@ impl FrameAllocator {
         if self.hides() {
             return self.let_go_hidden(cpu, runs);
         }
-        let mut cut = (NO_BLOCK, Mobility::Movable);
+        let mut cut = NO_BLOCK;
         self.on_magazines(cpu, |magazines| {
+            let mut magazine = &magazines[Mobility::Movable as usize];
             // In descending order, so that they come out in ascending order, as neighbours.
-            for run in runs.rev().filter(|run| !run.is_empty()) {
-                let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
-                let magazine = &magazines[cut.1 as usize];
+            for run in runs.rev() {
+                let cut_for = |mobility| magazine = &magazines[mobility as usize];
+                let Some(records) = self.records_of_few(run.clone(), &mut cut, cut_for) else { continue };
                 for (frame, record) in run.zip(records).rev() {
                     match record.let_go_or_release() {
                         Ok(true) => self.keep(cpu, magazine, frame),
@@ -199,10 +200,10 @@ impl FrameAllocator {
     /// The same where free frames are hidden, which is not done with interrupts masked, nor one by one.
     #[cold]
     fn let_go_hidden(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
-        let mut cut = (NO_BLOCK, Mobility::Movable);
+        let mut cut = NO_BLOCK;
         let mut freeing = self.freeing(cpu);
-        for run in runs.filter(|run| !run.is_empty()) {
-            let Some(records) = self.records_of_few(run.clone(), &mut cut) else { continue };
+        for run in runs {
+            let Some(records) = self.records_of_few(run.clone(), &mut cut, drop) else { continue };
             for (frame, record) in run.zip(records) {
                 // The last hold goes with the frame.
                 if record.let_go() {
@@ -213,18 +214,24 @@ impl FrameAllocator {
     }
 
     /// The records of a run of frames that were handed out by themselves; a run with others is refused. `cut` is the
-    /// block that was found to be cut last, and for what: runs that are no neighbours are mostly of one block, whose state,
-    /// which does not change while the caller holds a frame of it, is looked up for the first of them.
+    /// block that was found to be cut last: runs that are no neighbours are mostly of one block, whose state, which does
+    /// not change while the caller holds a frame of it, is looked up for the first of them; `cut_for` gets its mobility.
     #[inline(always)]
-    fn records_of_few(&self, run: Range<usize>, cut: &mut (BlockNumber, Mobility)) -> Option<&[Frame]> {
-        debug_assert!(run.len() <= FEW);
+    fn records_of_few(
+        &self,
+        run: Range<usize>,
+        cut: &mut BlockNumber,
+        mut cut_for: impl FnMut(Mobility),
+    ) -> Option<&[Frame]> {
+        debug_assert!(!run.is_empty() && run.len() <= FEW);
         for frame in [run.start, run.end - 1] {
-            if frame / BLOCK_FRAMES != cut.0 {
+            if frame / BLOCK_FRAMES != *cut {
                 let Some(mobility) = self.blocks.mobility(frame) else {
                     self.refuse(PhysAddr::from_frame_number(run.start), FreeError::Foreign);
                     return None;
                 };
-                *cut = (frame / BLOCK_FRAMES, mobility);
+                *cut = frame / BLOCK_FRAMES;
+                cut_for(mobility);
             }
         }
         // SAFETY: so short a run is in the blocks of its first and its last frame, and the records of a cut block are
