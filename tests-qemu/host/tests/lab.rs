@@ -163,6 +163,16 @@ fn a_device_is_not_notified_at_the_end_of_a_batch() {
     assert_caught("notify-at-batch-flush", name, "from a page of its own: found false, wanted true");
 }
 
+/// A program that finds no memory ends one: its space is there, and is another.
+#[test]
+fn a_device_is_not_notified_where_a_program_ends_a_batch() {
+    let name = "smmu::shortage::a_device_reads_a_file_whose_page_a_program_took";
+    let others = 0x5ec2_e7da_7a00_0002_u64;
+    let output = format!("the device reads the file: found Ok({others}), wanted Ok(");
+    assert_caught("notify-at-batch-flush", name, &output);
+    assert_caught("notify-at-batch-flush", name, "a space without the page is notified: found 1, wanted 0");
+}
+
 #[test]
 fn without_the_event_of_an_upgrade_an_smmu_that_goes_by_events_keeps_the_old_permission() {
     let output = "the device writes, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)";

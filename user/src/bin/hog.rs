@@ -1,8 +1,8 @@
 //! A program that allocates all it can, in one of several ways, and a moderate one beside it.
 //!
-//! `hog pages` never returns: the kernel ends it. The others stop where the kernel refuses more, and exit with 0; what
-//! they held then is the kernel's to take back. `hog beside` works in a little memory until it is sent SIGTERM, and
-//! exits with 0 if all that it wrote was there whenever it looked.
+//! `hog pages` never returns: the kernel ends it. `hog later` does the same once it is sent SIGTERM. The others stop
+//! where the kernel refuses more, and exit with 0; what they held then is the kernel's to take back. `hog beside` works
+//! in a little memory until it is sent SIGTERM, and exits with 0 if all that it wrote was there whenever it looked.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -24,6 +24,7 @@ const MILLISECOND: u64 = 1_000_000;
 fn run(start: Start) -> u8 {
     match start.arguments().nth(1) {
         Some("pages") => pages(),
+        Some("later") => later(),
         Some("forks") => forks(),
         Some("threads") => threads(),
         Some("areas") => areas(),
@@ -65,6 +66,15 @@ fn pages() -> ! {
         let piece = unsafe { memory::mmap(0, PIECE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
         touch(piece, PIECE, 1);
     }
+}
+
+/// The same, not before it is asked to end.
+fn later() -> ! {
+    signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
+    while !is_asked_to_end() {
+        let _ = time::sleep(MILLISECOND);
+    }
+    pages()
 }
 
 /// Forks children that hold a MiB each. The kernel ends some of them.

@@ -1,7 +1,8 @@
-//! Memory runs short, and a kernel thread takes a page of a file from a process whose addresses a device uses.
+//! Memory runs short, and a kernel thread, then a program, takes a page of a file from a process whose addresses a device
+//! uses.
 //!
 //! The runner boots it with the fix away first: there the devices are notified at the end of the batch, for the space that
-//! runs, and the thread has none. What the device reads is compared.
+//! runs. The thread has none, and the program's is not the one that the page was in. What the device reads is compared.
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 
@@ -13,14 +14,19 @@ use granule::sched::sleep_until;
 use granule::{kernel, lab, println};
 
 use crate::harness::{Hoard, Test};
+use crate::smmu::shortage::{OTHERS, read_after_a_program_took_the_page};
 use crate::smmu::{FILE_WORD, START, rig_with_a_file_of_the_initrd};
 
-/// What another user of the frame keeps in it.
-const OTHERS: u64 = 0x5ec2_e7da_7a00_0001;
 /// How long the thread may take.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 pub(super) fn show(t: &mut Test) {
+    a_thread_without_a_space(t);
+    println!();
+    a_program_with_another_space(t);
+}
+
+fn a_thread_without_a_space(t: &mut Test) {
     let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
     let (frame, frames) = (rig.physical(START), kernel().frames);
     println!("A disk reads a page of a file by a process's addresses: the SMMU has the entry. Then memory runs short.");
@@ -48,5 +54,24 @@ pub(super) fn show(t: &mut Test) {
     } else {
         t.equal("what it reads", read, Ok(FILE_WORD));
         println!("it faults, gets a page of the file, and reads what is in the file.");
+    }
+}
+
+fn a_program_with_another_space(t: &mut Test) {
+    let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
+    println!(
+        "The same page again, and the disk has read it. This time a program finds no memory, and takes it itself:"
+    );
+    let Some((read, notified)) = read_after_a_program_took_the_page(t, &rig) else { return };
+    if lab::active().contains(&lab::NOTIFY_AT_BATCH_FLUSH) {
+        t.check("the program's space is notified", notified > 0);
+        t.equal("what it reads", read, Ok(OTHERS));
+        println!(
+            "the disk reads the other's data: the program's space was notified, and not the one that lost the page."
+        );
+    } else {
+        t.equal("times that the program's space is notified", notified, 0);
+        t.equal("what it reads", read, Ok(FILE_WORD));
+        println!("the disk faults and reads what is in the file. The program's space was not notified.");
     }
 }

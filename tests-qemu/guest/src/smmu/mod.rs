@@ -15,6 +15,7 @@ mod ends;
 mod migrate;
 mod random;
 mod registers;
+pub(crate) mod shortage;
 
 use granule::devices::disk::SECTOR;
 use granule::devices::edu::edu;

@@ -67,7 +67,7 @@ fn notify_the_running_space(start: VirtAddr, end: VirtAddr) {
     match sched::running_space() {
         None => println!("lab: the end of a batch of pages {start} to {end}: this thread has no space to notify"),
         Some(space) => {
-            println!("lab: the end of a batch of pages {start} to {end}: {space:?} is notified");
+            println!("lab: the end of a batch of pages {start} to {end}: this thread's space is notified");
             space.notifiers().invalidate_replaced(TOKEN, start, end);
         }
     }
