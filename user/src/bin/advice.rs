@@ -21,7 +21,7 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
 use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
-use granule_user::memory::{PAGE, map, mincore};
+use granule_user::memory::{PAGE, map, mincore, mmap};
 use granule_user::probe::{self, Fault};
 use granule_user::thread::all_at_once;
 use granule_user::{Errno, Start, entry, own, process};
@@ -491,6 +491,19 @@ fn locks<const N: usize>(at: u64) -> [bool; N] {
     core::array::from_fn(|page| is_locked(at + page as u64 * PAGE))
 }
 
+/// Memory that may be executed alone, or written alone, of its own and shared.
+fn what_may_not_be_read_is_brought() {
+    for sharing in [MAP_PRIVATE, MAP_SHARED] {
+        for protection in [PROT_EXEC, PROT_WRITE, PROT_WRITE | PROT_EXEC] {
+            // SAFETY: not at a fixed address.
+            let at = unsafe { mmap(0, 2 * PAGE, protection, sharing | MAP_ANONYMOUS) }.expect("memory");
+            equal((sharing, protection, "locked"), call(MLOCK, [at, 2 * PAGE]), Ok(0));
+            equal((sharing, protection, "there"), present(at, 2), 0b11);
+            unmap(at, 2);
+        }
+    }
+}
+
 fn locked_by_calls() {
     let at = map(8 * PAGE, RW).expect("memory");
     equal("nothing", (call(MLOCK, [at, 0]), call(MUNLOCK, [at, 0]), present(at, 8)), (Ok(0), Ok(0), 0));
@@ -531,6 +544,7 @@ fn locked_by_calls() {
     equal("to be read", call(MLOCK, [at + 3 * PAGE, 5 * PAGE]), Ok(0));
     equal("all there", present(at + 3 * PAGE, 5), 0b1_1111);
     unmap(at, 8);
+    what_may_not_be_read_is_brought();
     let file = file(2);
     let mapped = map_file(file, 4, RW, MAP_SHARED);
     equal("behind the end", call(MLOCK, [mapped, 4 * PAGE]), Err(Errno::ENOMEM));

@@ -183,7 +183,11 @@ impl Space {
         let areas = self.areas.read(range.start());
         let area = areas.find(range.start()).ok_or(SpaceError::NoMemory)?;
         // Not by what the CPU permits: some read what may be executed.
-        let needed = if access == Access::Write { Protection::WRITE } else { Protection::READ };
+        let needed = match access {
+            Access::Write => Protection::WRITE,
+            Access::Read => Protection::READ,
+            Access::Execute => Protection::EXECUTE,
+        };
         if !area.protection().contains(needed) || area.is_of_device() {
             return Err(SpaceError::Invalid);
         }

@@ -250,9 +250,15 @@ impl Space {
     }
 }
 
-/// The access that `MAP_POPULATE` makes: a store where that takes a page of the area's own.
+/// The access that `MAP_POPULATE` and `mlock` make: a store where that takes a page of the area's own, else one that the
+/// area permits.
 #[inline(always)]
 pub(super) fn first_access(area: &Area) -> Access {
-    let is_written = !area.is_shared() && area.protection().contains(Protection::WRITE);
-    if is_written { Access::Write } else { Access::Read }
+    let has = |needed| area.protection().contains(needed);
+    match (has(Protection::WRITE), has(Protection::READ), has(Protection::EXECUTE)) {
+        (true, ..) if !area.is_shared() => Access::Write,
+        (true, false, false) => Access::Write,
+        (_, false, true) => Access::Execute,
+        _ => Access::Read,
+    }
 }
