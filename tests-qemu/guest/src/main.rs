@@ -68,6 +68,8 @@ mod smp;
 #[cfg(target_os = "none")]
 mod split;
 #[cfg(target_os = "none")]
+mod storm;
+#[cfg(target_os = "none")]
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;

@@ -566,7 +566,7 @@ fn what_is_no_program_is_refused(t: &mut Test) {
 }
 
 /// Frames in use, but for those that are kept for objects to come.
-fn in_use() -> usize {
+pub(crate) fn in_use() -> usize {
     sched::trim(this_cpu());
     let processes: usize = process::pools().iter().map(|(_, pool)| pool.frames).sum();
     let kept = sched::kept_frames() + processes + kernel().spaces.kept_frames();

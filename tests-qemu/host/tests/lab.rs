@@ -156,6 +156,13 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
     }
 }
 
+/// Either a frame that is free is written, or a program finds what was never its own.
+#[test]
+fn a_device_that_is_not_notified_is_seen_among_all_that_happens_at_once() {
+    let outcome = with_lab("no-secondary-tlb", "storm::all_that_changes_translations_at_once");
+    assert!(matches!(outcome.verdict, Verdict::Failed(_)), "{outcome:?}");
+}
+
 /// At the end of a batch the space is not known any more, and the thread that ends it has none.
 #[test]
 fn a_device_is_not_notified_at_the_end_of_a_batch() {

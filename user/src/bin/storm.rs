@@ -1,0 +1,377 @@
+//! Everything at once that changes translations behind a process's back, with the contents of every page known: `storm
+//! NUMBER SEED ROUNDS`.
+//!
+//! The process stores, forks, moves, protects and gives up pages and blocks of its own, and punches holes in a file of
+//! memory, which it cuts off and maps twice. Others reclaim pages of its program file, migrate its pages, and copy from
+//! [`SOURCE`] to [`TARGET`] by a device: what is in both carries the process's NUMBER, that of a copy of the process
+//! another one. So it notices what a device has from elsewhere.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::ffi::{CStr, c_char};
+
+use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDONLY};
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MADV_HUGEPAGE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED,
+    MREMAP_MAYMOVE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, OPENAT, PREAD64};
+use granule_user::abi::process::{AT_EXECFN, exited};
+use granule_user::memory::{PAGE, madvise, mprotect, munmap};
+use granule_user::random::Random;
+use granule_user::{Start, entry, own, println, process};
+
+entry!(run);
+own!(call);
+
+const RW: u64 = PROT_READ | PROT_WRITE;
+const OWN: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+/// Pages of its own, at the first or the second address in turn.
+const SMALL: [u64; 2] = [0x7000_0000_0000, 0x7000_1000_0000];
+/// A file of memory, mapped twice.
+const SHARED: [u64; 2] = [0x7000_2000_0000, 0x7000_2100_0000];
+/// Two blocks of 2 MiB.
+const HUGE: u64 = 0x7000_4000_0000;
+/// What a device reads, and what it writes.
+const SOURCE: u64 = 0x7000_6000_0000;
+const TARGET: u64 = 0x7000_6001_0000;
+/// Its program file, whose pages can be had again.
+const FILE: u64 = 0x7000_8000_0000;
+
+/// Pages of one, and of the blocks.
+const FEW: usize = 48;
+const MANY: usize = 1024;
+/// Pages that a device reads, and as many that it writes.
+const COPIED: u64 = 4;
+/// Pages of the program file that are looked at.
+const FILE_PAGES: u64 = 6;
+/// In the number of a process: it is a copy.
+const IS_COPY: u64 = 1 << 16;
+
+fn run(start: Start) -> u8 {
+    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
+    let (Some(Ok(number)), Some(Ok(seed)), Some(Ok(rounds))) = (numbers.next(), numbers.next(), numbers.next()) else {
+        return 2;
+    };
+    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
+    // SAFETY: the kernel put it there, and nothing changes it.
+    let mut storm = Storm::new(number, seed, unsafe { CStr::from_ptr(path) });
+    for _ in 0..rounds {
+        storm.round();
+    }
+    storm.check(true);
+    println!("storm {number}: {rounds} rounds, {} pages that a device wrote", storm.arrived);
+    0
+}
+
+/// Maps memory where the process has its own.
+fn map(at: u64, bytes: u64, flags: u64, file: u64) {
+    assert_eq!(call(MMAP, [at, bytes, RW, flags, file, 0]), Ok(at));
+}
+
+/// Pages, and what was stored in each: 0 for zeros.
+#[derive(Clone, Copy)]
+struct Pages<const N: usize> {
+    start: u64,
+    stored: [u64; N],
+}
+
+impl<const N: usize> Pages<N> {
+    const fn new(start: u64) -> Self {
+        Self { start, stored: [0; N] }
+    }
+
+    fn at(&self, page: usize) -> u64 {
+        self.start + page as u64 * PAGE
+    }
+
+    /// Words of a page, the two ends among them. They are the same at another address.
+    fn words(&self, page: usize) -> impl Iterator<Item = (*mut u64, u64)> {
+        let (at, number) = (self.at(page), self.stored[page]);
+        [0, 8, 1024, 2040, 4088].into_iter().map(move |offset| {
+            let value = if number == 0 { 0 } else { number.rotate_left(offset as u32) ^ offset ^ (page as u64) << 32 };
+            ((at + offset) as *mut u64, value)
+        })
+    }
+
+    fn store(&mut self, page: usize, number: u64) {
+        self.stored[page] = number | 1;
+        // SAFETY: the process's own pages, writable.
+        self.words(page).for_each(|(word, value)| unsafe { word.write_volatile(value) });
+    }
+
+    fn store_some(&mut self, random: &mut Random, count: usize) {
+        (0..count).for_each(|_| self.store(random.below(N), random.next()));
+    }
+
+    #[track_caller]
+    fn check(&self, page: usize) {
+        for (word, value) in self.words(page) {
+            // SAFETY: as above.
+            assert_eq!(unsafe { word.read_volatile() }, value, "page {page}, at {word:?}");
+        }
+    }
+
+    #[track_caller]
+    fn check_all(&self) {
+        (0..N).for_each(|page| self.check(page));
+    }
+
+    /// Some of them that follow one another: the first and how many.
+    fn some(random: &mut Random) -> (usize, usize) {
+        let first = random.below(N);
+        (first, 1 + random.below(N - first))
+    }
+
+    /// Makes some of them zeros again: given up, or unmapped and mapped.
+    fn zap(&mut self, random: &mut Random) {
+        let (first, count) = Self::some(random);
+        let (at, bytes) = (self.at(first), count as u64 * PAGE);
+        // SAFETY: the process's own pages, without references to them.
+        unsafe {
+            match random.below(3) {
+                0 => madvise(at, bytes, MADV_DONTNEED).expect("pages to give up"),
+                1 => munmap(at, bytes).expect("pages to unmap"),
+                _ => {}
+            }
+        }
+        map(at, bytes, OWN, u64::MAX);
+        self.stored[first..first + count].fill(0);
+    }
+
+    /// Takes the right to write away, looks, and gives it back.
+    fn protect(&self, random: &mut Random) {
+        let (first, count) = Self::some(random);
+        let bytes = count as u64 * PAGE;
+        // SAFETY: the process's own pages, which are read alone meanwhile.
+        unsafe { mprotect(self.at(first), bytes, PROT_READ) }.expect("pages to protect");
+        (first..first + count).for_each(|page| self.check(page));
+        // SAFETY: as above.
+        unsafe { mprotect(self.at(first), bytes, RW) }.expect("pages to free");
+    }
+}
+
+/// The state of the process.
+struct Storm {
+    number: u64,
+    random: Random,
+    small: Pages<FEW>,
+    shared: Pages<FEW>,
+    huge: Pages<MANY>,
+    memory: u64,
+    program: u64,
+    /// What was stored last for the device to read.
+    count: u64,
+    /// Pages of the target that had something in them.
+    arrived: u64,
+}
+
+impl Storm {
+    fn new(number: u64, seed: u64, path: &CStr) -> Self {
+        let memory = call(MEMFD_CREATE, [c"storm".as_ptr() as u64, 0]).expect("a file");
+        let program = call(OPENAT, [AT_FDCWD as u64, path.as_ptr() as u64, O_RDONLY.into()]).expect("the program");
+        let bytes = FEW as u64 * PAGE;
+        assert_eq!(call(FTRUNCATE, [memory, bytes]), Ok(0));
+        map(SMALL[0], bytes, OWN, u64::MAX);
+        SHARED.into_iter().for_each(|at| map(at, bytes, MAP_SHARED | MAP_FIXED, memory));
+        [SOURCE, TARGET].into_iter().for_each(|at| map(at, COPIED * PAGE, OWN, u64::MAX));
+        let flags = MAP_SHARED | MAP_FIXED;
+        assert_eq!(call(MMAP, [FILE, FILE_PAGES * PAGE, PROT_READ, flags, program, 0]), Ok(FILE));
+        let mut storm = Self {
+            number,
+            random: Random(seed ^ number << 48),
+            small: Pages::new(SMALL[0]),
+            shared: Pages::new(SHARED[0]),
+            huge: Pages::new(HUGE),
+            memory,
+            program,
+            count: 0,
+            arrived: 0,
+        };
+        storm.map_blocks();
+        storm
+    }
+
+    fn round(&mut self) {
+        if self.random.below(8) == 0 {
+            self.map_blocks();
+        }
+        self.fill_source();
+        // A device that has met a page that a copy has too needs 100 ms for its next try.
+        let forks = self.random.below(24) == 0;
+        let child = forks.then(|| process::spawn(|| self.copy()).expect("a fork"));
+        self.store();
+        for _ in 0..4 {
+            self.change();
+        }
+        let whole = self.random.below(4) == 0;
+        self.check(whole);
+        if let Some(child) = child {
+            assert_eq!(process::wait(child), exited(0), "storm {}", self.number);
+        }
+    }
+
+    fn store(&mut self) {
+        let random = &mut self.random;
+        self.small.store_some(random, 12);
+        self.huge.store_some(random, 40);
+        self.shared.start = SHARED[random.below(2)];
+        self.shared.store_some(random, 12);
+    }
+
+    /// One of the changes.
+    fn change(&mut self) {
+        let random = &mut self.random;
+        match random.below(10) {
+            0 => self.small.zap(random),
+            1 => self.huge.zap(random),
+            2 => self.small.protect(random),
+            3 => self.huge.protect(random),
+            4 => self.move_small(),
+            5 => self.punch_hole(),
+            6 => self.cut_off(),
+            7 => self.change_what_is_copied(),
+            8 => self.fill_source(),
+            _ => self.check_file(),
+        }
+    }
+
+    /// Maps the blocks anew: there are no tables, and the first store brings a block where there is one.
+    fn map_blocks(&mut self) {
+        let bytes = MANY as u64 * PAGE;
+        map(HUGE, bytes, OWN, u64::MAX);
+        // SAFETY: advice that leaves the contents.
+        unsafe { madvise(HUGE, bytes, MADV_HUGEPAGE) }.expect("advice");
+        self.huge.stored.fill(0);
+    }
+
+    fn move_small(&mut self) {
+        let to = if self.small.start == SMALL[0] { SMALL[1] } else { SMALL[0] };
+        let bytes = FEW as u64 * PAGE;
+        let moved = call(MREMAP, [self.small.start, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to]);
+        assert_eq!(moved, Ok(to));
+        self.small.start = to;
+    }
+
+    /// Pages of the file become zeros, in both mappings.
+    fn punch_hole(&mut self) {
+        let (first, count) = Pages::<FEW>::some(&mut self.random);
+        let (offset, bytes) = (first as u64 * PAGE, count as u64 * PAGE);
+        if self.random.below(2) == 0 {
+            let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+            assert_eq!(call(FALLOCATE, [self.memory, mode, offset, bytes]), Ok(0));
+        } else {
+            // SAFETY: the process's own file, without references to its pages.
+            unsafe { madvise(SHARED[1] + offset, bytes, MADV_REMOVE) }.expect("pages to remove");
+        }
+        self.shared.stored[first..first + count].fill(0);
+    }
+
+    /// The same for all behind a page.
+    fn cut_off(&mut self) {
+        let first = self.random.below(FEW);
+        assert_eq!(call(FTRUNCATE, [self.memory, first as u64 * PAGE]), Ok(0));
+        assert_eq!(call(FTRUNCATE, [self.memory, FEW as u64 * PAGE]), Ok(0));
+        self.shared.stored[first..].fill(0);
+    }
+
+    /// Takes pages from under the device.
+    fn change_what_is_copied(&mut self) {
+        let at = [SOURCE, TARGET][self.random.below(2)] + self.random.next() % COPIED * PAGE;
+        // SAFETY: the process's own pages; both are filled or looked at as a whole.
+        unsafe {
+            match self.random.below(3) {
+                0 => madvise(at, PAGE, MADV_DONTNEED).expect("a page to give up"),
+                1 => {
+                    munmap(at, PAGE).expect("a page to unmap");
+                    map(at, PAGE, OWN, u64::MAX);
+                }
+                _ => {
+                    mprotect(at, PAGE, PROT_READ).expect("a page to protect");
+                    process::sched_yield();
+                    mprotect(at, PAGE, RW).expect("a page to free");
+                }
+            }
+        }
+    }
+
+    /// Stores the number and a count in each word that the device reads.
+    fn fill_source(&mut self) {
+        self.count += 1;
+        for word in (SOURCE..SOURCE + COPIED * PAGE).step_by(8) {
+            // SAFETY: the process's own page.
+            unsafe { (word as *mut u64).write_volatile(self.number << 32 | self.count) };
+        }
+    }
+
+    /// What the device wrote is zeros, or from the source of this process.
+    fn check_target(&mut self) {
+        for page in (TARGET..TARGET + COPIED * PAGE).step_by(PAGE as usize) {
+            let mut arrived = false;
+            for word in (page..page + PAGE).step_by(8) {
+                // SAFETY: the process's own page.
+                let found = unsafe { (word as *const u64).read_volatile() };
+                let is_own = found >> 32 == self.number && (1..=self.count).contains(&(found & u64::from(u32::MAX)));
+                assert!(found == 0 || is_own, "storm {}: {found:#x} at {word:#x}", self.number);
+                arrived |= found != 0;
+            }
+            self.arrived += u64::from(arrived);
+        }
+    }
+
+    /// What a page of the program file holds is what a read of it stores.
+    fn check_file(&self) {
+        for page in 0..FILE_PAGES {
+            let mut wanted = [0_u64; PAGE as usize / 8];
+            // Zeros follow the end of the file.
+            call(PREAD64, [self.program, &raw mut wanted as u64, PAGE, page * PAGE]).expect("a file of so many pages");
+            let at = (FILE + page * PAGE) as *const u64;
+            // SAFETY: the mapping of the file, which nothing writes.
+            let is_same =
+                wanted.iter().enumerate().all(|(index, word)| unsafe { at.add(index).read_volatile() } == *word);
+            assert!(is_same, "page {page} of the file");
+        }
+    }
+
+    /// Compares what there is; the blocks too where `whole`.
+    fn check(&mut self, whole: bool) {
+        self.small.check_all();
+        for at in SHARED {
+            self.shared.start = at;
+            self.shared.check_all();
+        }
+        if whole {
+            self.huge.check_all();
+        }
+        self.check_target();
+    }
+
+    /// What a child does with its copy: nothing of it reaches its parent, and no device reaches it.
+    fn copy(&mut self) -> u8 {
+        self.small.check_all();
+        self.check_target();
+        let before = sum(TARGET);
+        self.number |= IS_COPY;
+        self.fill_source();
+        let random = &mut self.random;
+        self.small.store_some(random, 8);
+        self.huge.store_some(random, 24);
+        self.small.zap(random);
+        self.huge.zap(random);
+        self.small.store_some(random, 8);
+        self.small.check_all();
+        self.huge.check_all();
+        self.check_file();
+        assert_eq!(sum(TARGET), before, "a device has written to a copy");
+        0
+    }
+}
+
+/// A sum of the words that a device writes.
+fn sum(at: u64) -> u64 {
+    (at..at + COPIED * PAGE).step_by(8).fold(0, |sum: u64, word| {
+        // SAFETY: the process's own pages.
+        sum.rotate_left(7) ^ unsafe { (word as *const u64).read_volatile() }
+    })
+}
