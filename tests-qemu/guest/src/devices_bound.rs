@@ -174,6 +174,46 @@ fn what_a_process_does_not_have_its_devices_do_not_get(t: &mut Test) {
     t.equal("the zero page", page(&space, constant).iter().filter(|word| **word != 0).count(), 0);
 }
 
+target_test!(a_device_reaches_neither_other_processes_nor_the_kernel, needs("smmuv3 edu"), limit(60));
+fn a_device_reaches_neither_other_processes_nor_the_kernel(t: &mut Test) {
+    const CANARY: u64 = 0x0c0f_fee0_0c0f_fee0;
+    let cpu = this_cpu();
+    let (Some(device), Some(other)) = (t.ok("edu", edu(cpu, 0)), t.ok("another", edu(cpu, 1))) else { return };
+    let (Some(mine), Some(others)) = (space(t, 1), t.ok("a space", kernel().spaces.create(cpu))) else { return };
+    let theirs = START + 64 * PAGE;
+    let Some(()) = map(t, &others, theirs, 1, READ_WRITE) else { return };
+    fill(t, &mine, START, |_| 7);
+    fill(t, &others, theirs, |_| CANARY);
+    let Some(frame) = t.ok("a frame of the kernel's", kernel().frames.alloc_zeroed(cpu)) else { return };
+    let linear = kernel().frames.linear().address(frame);
+    // What the device has to write, whatever it reaches.
+    if let Some(_bound) = Bound::new(t, device, &mine) {
+        t.equal("its own process's", device.copy_in(at(START), 0, 8), Ok(1));
+    }
+    let physical =
+        |space: &SpaceRef, at| space.tables().translate(at).map_or(VirtAddr(0), |it| VirtAddr(it.physical.0));
+    let foreign = [theirs, physical(&others, theirs), VirtAddr(frame.0), linear];
+    let reaches_none = |t: &mut Test, what: &str, addresses: &[VirtAddr]| {
+        for &address in addresses {
+            t.check(what, device.copy_out(0, at(address), 8).is_err() && device.copy_in(at(address), 8, 8).is_err());
+        }
+        t.check("the other process's page is whole", page(&others, theirs).iter().all(|word| *word == CANARY));
+        // SAFETY: this test's frame.
+        t.equal("the kernel's frame is whole", unsafe { linear.as_ptr::<u64>().read_volatile() }, 0);
+        t.check("its own process's page is whole", page(&mine, START).iter().all(|word| *word == 7));
+    };
+    {
+        let (Some(_bound), Some(_other)) = (Bound::new(t, device, &mine), Bound::new(t, other, &others)) else {
+            return;
+        };
+        t.equal("the other device reaches its process's", other.copy_in(at(theirs), 0, 8), Ok(1));
+        reaches_none(t, "bound to one process it does not reach", &foreign);
+    }
+    reaches_none(t, "bound to none it does not reach", &foreign);
+    reaches_none(t, "nor", &[START, physical(&mine, START), VirtAddr(0)]);
+    kernel().frames.free(cpu, frame);
+}
+
 target_test!(small_devices_work_in_a_process_too, needs("smmuv3 virtio-rng edu"), limit(30));
 fn small_devices_work_in_a_process_too(t: &mut Test) {
     let (Some(filled), Some(space)) = (space(t, 1), space(t, 3)) else { return };
