@@ -405,16 +405,18 @@ impl Space {
         }
         let is_shared = |area: &&Area| area.is_shared() && !area.flags().has_any(AreaFlags::NOT_IN_CHILDREN);
         areas.walk(pages(USER_START, USER_END)).filter(is_shared).try_for_each(|area| {
-            let mut result = Ok(());
-            self.page_tables().for_each_cells(area.range(), |found| {
+            let mut walk = self.page_tables().walk_cells(area.range());
+            while let Some(met) = walk.next() {
                 relax();
+                // No block has guards.
+                let CellsOrBlock::Cells(found) = met else { continue };
                 // None is made while the areas are locked for writing.
-                let has_markers = found.cells.iter().any(|cell| self.is_marker(cell));
-                if has_markers && result.is_ok() {
-                    result = child.ensure_table(cpu, found.start).map(|()| self.copy_markers(child, &found));
+                if found.cells.iter().any(|cell| self.is_marker(cell)) {
+                    child.ensure_table(cpu, found.start)?;
+                    self.copy_markers(child, &found);
                 }
-            });
-            result
+            }
+            Ok(())
         })
     }
 

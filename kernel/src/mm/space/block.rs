@@ -1,8 +1,8 @@
-//! Blocks: 2 MiB of anonymous memory by one entry of the level above the last, where a program asks for them
+//! Blocks: 2 MiB of anonymous or [shared] memory by one entry of the level above the last, where a program asks for them
 //! (`MADV_HUGEPAGE`).
 //!
 //! The first access of a range that a block can translate, all of it in one area, brings a block of zeros; where there is no
-//! page block, a page. What concerns a block as a whole changes its entry: `mprotect`, `munmap`, `fork`, copy on write. What
+//! page block, a page. A private area of an object has no blocks. What concerns a block as a whole changes its entry: `mprotect`, `munmap`, `fork`, copy on write. What
 //! concerns a part splits it first, into a table with the same pages, and changes those.
 //!
 //! # Lock
@@ -20,9 +20,12 @@
 //! ([`FrameAllocator::split_block`]); other block entries then hold each of them. The lock of the first frame's record is
 //! held for that, and for each look at how a block is held.
 //!
+//! [shared]: super::shmem
 //! [`FrameAllocator::split_block`]: crate::mm::frame::FrameAllocator::split_block
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
+
+mod shared;
 
 use core::sync::atomic::Ordering;
 
@@ -41,6 +44,7 @@ use super::table_lock::TableGuard;
 use super::used::ALL_USED;
 use super::{BlockCell, PAGE, Space, Spaces};
 use crate::lab;
+use crate::mm::OutOfMemory;
 use crate::mm::frame::Frame;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState};
@@ -82,6 +86,14 @@ fn page_of(block: Descriptor) -> Descriptor {
 /// The block of `entry` while it is split or replaced: not valid, and neither empty nor a table.
 fn broken(entry: Descriptor) -> Descriptor {
     Descriptor(entry.0 & !bits::VALID)
+}
+
+/// The entry of `block` at the first access, in an area with `protection`. Also a load makes it writable: a store then
+/// takes no fault.
+#[inline(always)]
+fn first_entry(block: PhysAddr, protection: Protection) -> Descriptor {
+    let is_written = protection.contains(Protection::WRITE);
+    block_of(if is_written { written(block, protection) } else { Descriptor::page(block, attributes(protection)) })
 }
 
 /// [`Descriptor::modified`].
@@ -254,6 +266,10 @@ impl Space {
         let mmu = self.mmu();
         let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
+            if gather.may_be_stale() {
+                // Invalid by now, it may be in a TLB as a block: an invalidation of a page need not reach that.
+                gather.stale_block(found.range());
+            }
             return self.split_block(&found);
         }
         // Not for a part: a discard of few pages must not sleep.
@@ -264,7 +280,7 @@ impl Space {
             if !is_block(entry) {
                 return visited(entry);
             }
-            if entry.is_valid() {
+            if entry.is_valid() || gather.may_be_stale() {
                 if gather.excludes_faults() {
                     gather.stale_block(found.range());
                 } else {
@@ -296,7 +312,8 @@ impl Space {
         if !is_block(entry) {
             return (visited(entry), false);
         }
-        let own = allowed.is_writable() && self.common.has_block_to_itself(entry.address());
+        let is_own = || allowed.has_one_copy() || self.common.has_block_to_itself(entry.address());
+        let own = allowed.is_writable() && is_own();
         loop {
             let changed = modified(entry, allowed.for_sharers());
             let changed = if own { may_be_written(changed) } else { changed };
@@ -339,7 +356,7 @@ impl Space {
     /// Whether the first access of `page` brings a block.
     fn takes_block(&self, area: &Area, page: VirtAddr) -> bool {
         let start = page.align_down(BLOCK_SIZE);
-        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS) && area.object().is_none();
+        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS) && (area.object().is_none() || area.is_shared());
         // Zeroing it and cleaning it by lines would take too long at once.
         let is_code = area.protection().contains(Protection::EXECUTE) && !self.mmu().has(Feature::Idc);
         is_wanted && !is_code && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
@@ -376,13 +393,11 @@ impl Space {
         if !self.takes_block(area, page) {
             return false;
         }
+        if let Some(object) = area.object() {
+            return self.map_shared_block(cpu, area, object, page.align_down(BLOCK_SIZE));
+        }
         let Ok(block) = frames.alloc_splittable(cpu) else { return false };
-        let linked = frames.alloc(cpu).ok().and_then(|table| {
-            self.table_frames.fetch_add(1, Ordering::Relaxed);
-            let found = self.page_tables().ensure_block_cell(page, &mut self.table_source(cpu));
-            found.map(|found| (table, found)).inspect_err(|_| self.free_deposit(cpu, table)).ok()
-        });
-        let Some((table, found)) = linked else {
+        let Ok((table, found)) = self.place_block(cpu, page) else {
             frames.free_splittable(cpu, block);
             // There is one frame at least now, and a page may serve.
             note_shortage(cpu, 0);
@@ -391,13 +406,7 @@ impl Space {
         self.note_block_origin(block, found.start);
         // SAFETY: the linear map has the block, writable, and it has no other user.
         unsafe { frames.linear().address(block).as_ptr::<u8>().write_bytes(0, BLOCK_SIZE as usize) };
-        let is_written = area.protection().contains(Protection::WRITE);
-        let page = if is_written {
-            written(block, area.protection())
-        } else {
-            Descriptor::page(block, attributes(area.protection()))
-        };
-        let new = block_of(page);
+        let new = first_entry(block, area.protection());
         if new.is_user_executable() {
             self.make_block_visible(new);
         }
@@ -416,6 +425,20 @@ impl Space {
             self.free_deposit(cpu, table);
         }
         true
+    }
+
+    /// A table to deposit, and the entry for the block that has `page`.
+    #[inline(always)]
+    fn place_block(&self, cpu: &Cpu, page: VirtAddr) -> Result<(PhysAddr, BlockCell<'_>), OutOfMemory> {
+        let table = self.common.frames.alloc(cpu)?;
+        self.table_frames.fetch_add(1, Ordering::Relaxed);
+        match self.page_tables().ensure_block_cell(page, &mut self.table_source(cpu)) {
+            Ok(found) => Ok((table, found)),
+            Err(_) => {
+                self.free_deposit(cpu, table);
+                Err(OutOfMemory)
+            }
+        }
     }
 
     /// Serves an access that `area` permits to the block in `found`.
@@ -438,7 +461,8 @@ impl Space {
             return FaultOutcome::Failed(FaultError::Unusable);
         }
         let is_write = access == Access::Write;
-        if is_write && !entry.may_be_written() && !self.common.has_block_to_itself(entry.address()) {
+        let is_own = || area.is_shared() || self.common.has_block_to_itself(entry.address());
+        if is_write && !entry.may_be_written() && !is_own() {
             return FaultOutcome::OfBlock(OfBlock::Shared);
         }
         let wanted = if is_write { entry.young().writable().dirty() } else { entry.young() };

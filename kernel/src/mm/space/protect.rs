@@ -37,7 +37,7 @@ impl Allowed {
 
     /// Whether all see the stores to its pages, of which none has to be announced: those to registers are, by a fault.
     #[inline(always)]
-    fn has_one_copy(self) -> bool {
+    pub(super) fn has_one_copy(self) -> bool {
         self.flags.has_any(AreaFlags::SHARED) && !self.flags.has_any(AreaFlags::REGISTERS)
     }
 

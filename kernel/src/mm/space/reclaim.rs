@@ -145,7 +145,7 @@ impl Space {
     /// old, and `batch` invalidates them, so that the next use is seen.
     pub(super) fn was_used(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange, used: Used) -> bool {
         let (mmu, mut was_used) = (self.mmu(), false);
-        // No object has blocks.
+        // No file of the initrd has blocks.
         self.page_tables().for_each_cells(range, |found| {
             let _locked = self.lock_table(found.table);
             let mut young = StaleRange::NONE;

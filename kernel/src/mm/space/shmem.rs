@@ -16,6 +16,7 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
+mod block;
 mod file;
 mod mappers;
 mod pages;
@@ -28,9 +29,10 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
 pub use file::{ObjectError, Seals, WriteAt};
+pub(super) use block::BlockPages;
 pub(super) use mappers::Mappers;
 
-pub(super) use pages::{Found, order};
+pub(super) use pages::{Found, FoundBlock, order};
 
 use intrusive_collections::rbtree::AtomicLink;
 

@@ -27,11 +27,26 @@
 //! at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the other. No entry
 //! maps the frame unless the object grows again.
 //!
+//! # Blocks
+//! What maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would decide. So it
+//! links first there, too:
+//! ```text
+//!   fault                                        truncation, hole
+//!     lock the table above                         the new size; empty the entries of the object
+//!       the entry was empty: a block, not valid    fence
+//!       fence                                      the entry is not empty?
+//!       the object still has the frames?             lock the table above
+//!       then references, and a valid block;            empty the entry, invalidate
+//!       else empty                                   unlock
+//!     unlock                                       drop the object's references to the frames
+//! ```
+//! A walk that finds the entry empty has changed the object before the fault looks at it; one that does not waits for the lock.
+//!
 //! `kernel/loom` compiles this file with a page table of one entry.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, bits};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Geometry, Mmu};
 
 use crate::sync::atomic::{Ordering, fence};
 
@@ -61,6 +76,40 @@ impl<'a, M: Mmu> Found<'a, M> {
     pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
         let is_there = mmu.load(self.cell) == self.entry;
         // The entry before the size, as what added the page has them, and before what is known of the frame.
+        fence(Ordering::Acquire);
+        is_there && is_inside()
+    }
+}
+
+/// The frames of the pages of a block, as they were when they were looked up: all of one page block, in order.
+pub(in super::super) struct FoundBlock<'a, M: Mmu> {
+    cells: &'a [M::Cell],
+    first: Descriptor,
+}
+
+impl<'a, M: Mmu> FoundBlock<'a, M> {
+    /// What `cells`, of the pages of a block, have now; `None` where no block can map that.
+    pub(super) fn look(mmu: &M, cells: &'a [M::Cell]) -> Option<Self> {
+        let first = mmu.load(cells.first()?);
+        let found = Self { cells, first };
+        let is_aligned = first.address().is_aligned((cells.len() as u64) << M::Geometry::PAGE_SHIFT);
+        (first != Descriptor::EMPTY && is_aligned && found.is_same(mmu)).then_some(found)
+    }
+
+    fn is_same(&self, mmu: &M) -> bool {
+        mmu.filled(self.cells, self.first, 1 << M::Geometry::PAGE_SHIFT) == self.cells.len()
+    }
+
+    /// The first of the frames.
+    pub(in super::super) fn block(&self) -> PhysAddr {
+        self.first.address()
+    }
+
+    /// Whether the entries are the same, and the last page, by `is_inside`, before the object's end. The lock of the table that
+    /// is to have the block is held, where the entry is empty no more, and [`order`] has come since.
+    pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
+        let is_there = self.is_same(mmu);
+        // As for a page.
         fence(Ordering::Acquire);
         is_there && is_inside()
     }
@@ -101,8 +150,8 @@ pub(super) fn take<M: Mmu>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
     None
 }
 
-/// Between the change of an object and the look at the tables that map it; and between the link of such a table and the
-/// look at the object.
+/// Between the change of an object and the look at the tables that map it; and between the link of such a table, or of a
+/// block, and the look at the object.
 #[inline(always)]
 pub(in super::super) fn order() {
     fence(Ordering::SeqCst);

@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 
 mod pressure;
+mod shared;
 
 use std::boxed::Box;
 use std::vec;

@@ -1,0 +1,80 @@
+//! Blocks in shared areas: all of them have the object's frames, and see each other's stores.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::Descriptor;
+use granule_pgtable::Mmu;
+
+use super::super::area::Area;
+use super::super::shmem::{BlockPages, FoundBlock, Object, order};
+use super::super::{BlockCell, Machine, Space};
+use super::{broken, first_entry};
+use crate::sched::note_shortage;
+use crate::smp::Cpu;
+
+impl Space {
+    /// Maps a block at `start`, in the shared `area` of `object`; returns `false` where pages serve. If another CPU was
+    /// faster, the retry decides.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn map_shared_block(&self, cpu: &Cpu, area: &Area, object: &Object, start: VirtAddr) -> bool {
+        let first = area.page_at(start);
+        let place = || self.place_block(cpu, start);
+        let placed = match object.look_for_block(first) {
+            BlockPages::Others => return false,
+            BlockPages::Block(found) => place().map(|placed| (Some(found), placed)),
+            BlockPages::None => object.add_block(cpu, first, place),
+        };
+        let Ok((found, (table, cell))) = placed else {
+            // There is one frame at least now, and a page may serve.
+            note_shortage(cpu, 0);
+            return false;
+        };
+        let linked = found.map_or(Linked::Not, |found| self.link_block(area, object, &found, &cell, table));
+        if linked != Linked::Here {
+            self.free_deposit(cpu, table);
+        }
+        linked != Linked::Not
+    }
+
+    /// Puts a block with the frames of `found` where `cell` is, with `table` as its deposit.
+    fn link_block(
+        &self,
+        area: &Area,
+        object: &Object,
+        found: &FoundBlock<'_, Machine>,
+        at: &BlockCell<'_>,
+        table: PhysAddr,
+    ) -> Linked {
+        let mmu = self.mmu();
+        let new = first_entry(found.block(), area.protection());
+        let locked = self.lock_table(at.table);
+        if mmu.compare_exchange(at.cell, Descriptor::EMPTY, broken(new)).is_err() {
+            return Linked::ByAnother;
+        }
+        // A truncation that finds the entry empty has changed the object before the look below.
+        order();
+        if !object.has_block(found, area.page_at(at.start)) {
+            mmu.store(at.cell, Descriptor::EMPTY);
+            return Linked::Not;
+        }
+        // What takes the frames from the object waits for the lock now.
+        self.common.share_block(found.block());
+        if new.is_user_executable() {
+            self.make_block_visible(new);
+        }
+        self.common.deposit(locked.frame(), table);
+        mmu.store(at.cell, new);
+        Linked::Here
+    }
+}
+
+/// Whether there is an entry.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Linked {
+    /// Yes, the caller's.
+    Here,
+    /// Yes, or a table, that another CPU has linked.
+    ByAnother,
+    /// No: the object has lost pages meanwhile.
+    Not,
+}
