@@ -136,16 +136,18 @@ fn private(pages: u64) -> MapRequest {
     }
 }
 
-/// Runs `work`, and `other` on another CPU at its `nth` moment at which no last-level table for `page` in `spaces` is
-/// locked, so that it can go on; whether there was one.
+/// Runs `work`, and `other` on another CPU at its `nth` moment at which no table with an entry for `page`, or for a block,
+/// in `spaces` is locked, so that it can go on; whether there was one.
 fn meet(spaces: &[&SpaceRef], page: VirtAddr, work: impl FnOnce(), other: impl Fn(&Cpu) + 'static, nth: usize) -> bool {
     let left = Rc::new(Cell::new(Some(nth)));
     let hook = {
         let (left, other_cpu) = (left.clone(), Cpu::new(CpuId(1)));
         let spaces: Vec<SpaceRef> = spaces.iter().map(|space| (*space).clone()).collect();
         let is_unlocked = move |space: &SpaceRef| {
-            let table = space.page_tables().cell(page).map(|(table, _)| table);
-            table.is_none_or(|table| space.common.record(table).table_lock.load(Ordering::Relaxed) == 0)
+            let tables = space.page_tables();
+            let tables = [tables.cell(page).map(|(table, _)| table), tables.block_cell(page).map(|found| found.table)];
+            let is_free = |table| space.common.record(table).table_lock.load(Ordering::Relaxed) == 0;
+            tables.into_iter().flatten().all(is_free)
         };
         move |_: Moment<'_>| {
             let Some(now) = left.get() else { return };

@@ -7,14 +7,14 @@ use super::*;
 use crate::mm::space::{FaultError, Locking};
 
 /// All page blocks but some, and all frames of cut blocks but some.
-struct Hoard<'r> {
+pub(super) struct Hoard<'r> {
     rig: &'r Rig,
     blocks: Vec<PhysAddr>,
     frames: Vec<PhysAddr>,
 }
 
 impl<'r> Hoard<'r> {
-    fn leaving(rig: &'r Rig, blocks: usize, frames: usize) -> Self {
+    pub(super) fn leaving(rig: &'r Rig, blocks: usize, frames: usize) -> Self {
         rig.frames.drain_cpu(&rig.cpu);
         let taken = core::iter::from_fn(|| rig.frames.alloc_blocks(&rig.cpu, 0).ok()).collect();
         let others = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
@@ -24,7 +24,7 @@ impl<'r> Hoard<'r> {
         hoard
     }
 
-    fn held(&self) -> usize {
+    pub(super) fn held(&self) -> usize {
         self.blocks.len() * BLOCK_FRAMES + self.frames.len()
     }
 }

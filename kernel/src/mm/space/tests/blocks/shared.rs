@@ -1,7 +1,9 @@
 //! Blocks of objects in shared areas: what maps them, and what becomes of them where the object or an area changes.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
+use super::pressure::Hoard;
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::space::shmem::OF_OBJECT;
@@ -357,4 +359,207 @@ fn advice_meets_blocks_in_shared_areas() {
     check(&rig, &file, &[&space, &reader, &child, &other], 2 * BLOCK_PAGES);
     drop((file, space, reader, child, other));
     all_gone(&rig);
+}
+
+/// What a CPU does, in a space or to the file.
+type Work = fn(&Space, &Object, &Cpu);
+
+const READ: Work = |space, _, cpu| _ = handle_fault(space, cpu, page(3), Access::Read);
+const WRITE: Work = |space, _, cpu| _ = handle_fault(space, cpu, page(3), Access::Write);
+const POPULATE: Work = |space, _, cpu| space.populate_again(cpu, START, BLOCK_SIZE, &|| false);
+const DISCARD: Work = |space, _, cpu| space.madvise_dontneed(cpu, START, BLOCK_SIZE).unwrap();
+const DISCARD_PAGE: Work = |space, _, cpu| space.madvise_dontneed(cpu, page(3), PAGE).unwrap();
+const GUARD: Work = |space, _, cpu| space.madvise_guard(cpu, page(2), 2 * PAGE, &|| false).unwrap();
+const PROTECT: Work = |space, _, _| space.mprotect(START, BLOCK_SIZE, Protection::NONE).unwrap();
+const PUNCH: Work = |_, file, cpu| file.punch_hole(cpu, 0, BLOCK_SIZE).unwrap();
+const PUNCH_PAGE: Work = |_, file, cpu| file.punch_hole(cpu, 300 * PAGE, 301 * PAGE).unwrap();
+const EMPTY: Work = |_, file, cpu| file.truncate(cpu, 0).unwrap();
+const SHORTEN: Work = |_, file, cpu| {
+    file.truncate(cpu, 3 * PAGE + 1).unwrap();
+    file.truncate(cpu, BLOCK_SIZE).unwrap();
+};
+const PUT: Work = |_, file, cpu| _ = file.write(cpu, WriteAt::Byte(300 * PAGE), &[7], 1, u64::MAX).unwrap();
+
+/// What there is before two meet.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Before {
+    /// No frames.
+    Nothing,
+    /// The object has a block, and another space maps it.
+    InObject,
+    /// So does the space.
+    Mapped,
+}
+
+/// Has `work` meet `other`, in the same space or in another, at the `nth` moment; whether there is one, and how many blocks
+/// there are then.
+fn meets(rig: &'static Rig, before: Before, work: Work, (other, is_apart): (Work, bool), nth: usize) -> (bool, usize) {
+    let (file, space) = shared(rig, 1);
+    let second = sharer(rig, &file);
+    if before != Before::Nothing {
+        rig.write(&second, page(3), 1);
+    }
+    if before == Before::Mapped {
+        rig.write(&space, page(3), 1);
+    }
+    let others_place = if is_apart { second.clone() } else { space.clone() };
+    let (others_file, spaces) = (file.clone(), [&space, &second]);
+    let other = move |cpu: &Cpu| other(&others_place, &others_file, cpu);
+    let met = meet(&spaces, page(3), || work(&space, &file, &rig.cpu), other, nth);
+    check(rig, &file, &spaces, BLOCK_PAGES);
+    let blocks = spaces.iter().filter(|space| size(space, page(3)) == BLOCK_SIZE).count();
+    drop((file, space, second));
+    // So that page blocks are whole again.
+    rig.frames.drain_cpu(&rig.cpu);
+    assert_eq!((rig.used(), rig.spaces.counts()), (0, [0; 3]), "moment {nth}");
+    assert_eq!(rig.frames.stats().refused, 0, "moment {nth}: a frame is freed twice");
+    (met, blocks)
+}
+
+/// Has each of `works` meet each of `others` at its first and last moments, and some in between; returns how many blocks
+/// are left.
+#[track_caller]
+fn each_meets(before: Before, works: &[Work], others: &[Work]) -> usize {
+    const ENDS: usize = 16;
+    std::thread_local! {
+        /// One for all that a thread does: each leaves it as it was, and memory is not given back.
+        static RIG: &'static Rig = Box::leak(Box::new(Rig::new(16)));
+    }
+    let rig = RIG.with(|rig| *rig);
+    let (mut moments, mut blocks) = (0, 0);
+    let pairs = works.iter().flat_map(|&work| others.iter().map(move |&other| (work, other)));
+    for (work, other) in pairs.flat_map(|(work, other)| [(work, (other, false)), (work, (other, true))]) {
+        let mut met_at = |nth| {
+            let (met, left) = meets(rig, before, work, other, nth);
+            (moments, blocks) = (moments + usize::from(met), blocks + left);
+            met
+        };
+        let (mut last, mut end) = (0, 4096);
+        while last + 1 < end {
+            let middle = usize::midpoint(last, end);
+            *(if met_at(middle) { &mut last } else { &mut end }) = middle;
+        }
+        let some = (0..last).filter(|nth| *nth < ENDS || nth % 149 == 0 || nth + ENDS > last);
+        some.for_each(|nth| assert!(met_at(nth), "moment {nth} of {last}"));
+    }
+    assert!(moments > 50, "{moments} moments");
+    blocks
+}
+
+#[test]
+fn a_block_that_is_lost_at_any_step_of_a_fault_is_in_no_entry() {
+    assert!(each_meets(Before::InObject, &[READ, POPULATE], &[PUNCH, PUNCH_PAGE, EMPTY, SHORTEN]) > 5);
+    assert!(each_meets(Before::Nothing, &[WRITE], &[PUNCH, EMPTY, SHORTEN]) > 5);
+}
+
+#[test]
+fn other_faults_at_any_step_of_a_fault_have_the_same_frames() {
+    assert!(each_meets(Before::InObject, &[READ, POPULATE], &[READ, WRITE, DISCARD, DISCARD_PAGE, GUARD]) > 50);
+    assert!(each_meets(Before::Nothing, &[WRITE], &[WRITE, PUT, POPULATE, GUARD]) > 50);
+    assert!(each_meets(Before::Nothing, &[GUARD, PUT], &[WRITE]) > 5);
+}
+
+#[test]
+fn a_fault_at_any_step_of_a_truncation_maps_no_lost_block() {
+    for before in [Before::InObject, Before::Mapped] {
+        assert!(each_meets(before, &[PUNCH, PUNCH_PAGE, EMPTY, SHORTEN], &[READ, WRITE, POPULATE]) > 5);
+    }
+}
+
+#[test]
+fn calls_and_truncations_meet() {
+    let (calls, truncations) = ([DISCARD, DISCARD_PAGE, GUARD], [PUNCH, PUNCH_PAGE, EMPTY, SHORTEN]);
+    each_meets(Before::Mapped, &calls, &truncations);
+    each_meets(Before::Mapped, &truncations, &calls);
+    each_meets(Before::Mapped, &[PROTECT], &truncations);
+}
+
+/// Each allocation fails in turn: pages serve, or nothing has changed.
+#[test]
+fn a_fault_that_finds_no_memory_changes_nothing() {
+    let rig = Rig::new(16);
+    let mut served = [0; 3];
+    for (has_block, blocks) in [(false, 0), (false, 1), (false, 2), (true, 0)] {
+        for frames in 0..12 {
+            let (file, space) = shared(&rig, 1);
+            let second = has_block.then(|| {
+                let second = sharer(&rig, &file);
+                rig.write(&second, page(3), 1);
+                second
+            });
+            let hoard = Hoard::leaving(&rig, blocks, frames);
+            let used = || rig.used() - hoard.held();
+            let before = (used(), file.pages(), space.table_frames());
+            let result = handle_fault(&space, &rig.cpu, page(3), Access::Write);
+            let after = (used(), file.pages(), space.table_frames());
+            match result {
+                Ok(()) => {
+                    let tables = if has_block { 0 } else { 3 };
+                    assert_eq!(after.0 - before.0, after.1 - before.1 + after.2 - before.2 + tables, "{blocks}, {frames}");
+                    served[if size(&space, page(3)) == BLOCK_SIZE { 2 } else { 1 }] += 1;
+                }
+                Err(error) => {
+                    assert_eq!((error, after), (FaultError::OutOfMemory, before), "{blocks}, {frames}");
+                    served[0] += 1;
+                }
+            }
+            check(&rig, &file, &[Some(&space), second.as_ref()].into_iter().flatten().collect::<Vec<_>>(), BLOCK_PAGES);
+            drop((hoard, file, space, second));
+            all_gone(&rig);
+        }
+    }
+    assert!(served.iter().all(|&count| count > 5), "{served:?}");
+}
+
+/// Where the hole is, pages are no thread's; of each eight a thread has one to itself.
+#[test]
+fn threads_of_several_spaces_store_to_a_block_while_holes_are_punched() {
+    let rig: &'static Rig = Box::leak(Box::new(Rig::new(32)));
+    for round in 1..=20_u64 {
+        let live: &[u16] = if round % 2 == 0 { &[] } else { &[branch::SIZE_CHANGE] };
+        host::with(live, || {
+            let (file, space) = shared(rig, 2);
+            let other = rig.space();
+            map_at(rig, &other, &file, START, 0, 2 * BLOCK_PAGES, Sharing::Shared);
+            let (spaces, working) = ([space, other], AtomicUsize::new(4));
+            thread::scope(|scope| {
+                for number in 0..4 {
+                    let (space, working) = (&spaces[number as usize % 2], &working);
+                    scope.spawn(move || {
+                        let (cpu, mut numbers) = (Cpu::new(CpuId(1 + number as u32)), Numbers(round * 64 + number + 1));
+                        let mut values = vec![0; (2 * BLOCK_PAGES / 8) as usize];
+                        for step in 1..=60_u8 {
+                            let index = numbers.below(2 * BLOCK_PAGES / 8);
+                            let at = page(index * 8 + number);
+                            let mut byte = [0];
+                            space.read_bytes(&cpu, at, &mut byte).unwrap();
+                            assert_eq!(byte[0], values[index as usize], "round {round}, step {step}");
+                            space.write_bytes(&cpu, at, &[step]).unwrap();
+                            values[index as usize] = step;
+                            match numbers.below(16) {
+                                0 => space.madvise_dontneed(&cpu, page(0), BLOCK_SIZE).unwrap(),
+                                1 => space.madvise_dontneed(&cpu, at, PAGE).unwrap(),
+                                2 => _ = space.madvise_populate(&cpu, page(0), 2 * BLOCK_SIZE, Access::Write, &|| false),
+                                _ => {}
+                            }
+                        }
+                        rig.frames.drain_cpu(&cpu);
+                        working.fetch_sub(1, Ordering::Release);
+                    });
+                }
+                let mut numbers = Numbers(round * 77 + 5);
+                while working.load(Ordering::Acquire) != 0 {
+                    let free = numbers.below(2 * BLOCK_PAGES / 8) * 8 + 4 + numbers.below(4);
+                    match numbers.below(3) {
+                        0 => file.punch_hole(&rig.cpu, free * PAGE, (free + 1) * PAGE).unwrap(),
+                        1 => put(rig, &file, free, 9),
+                        _ => drop(spaces[numbers.below(2) as usize].fork(&rig.cpu)),
+                    }
+                    thread::yield_now();
+                }
+            });
+            check(rig, &file, &[&spaces[0], &spaces[1]], 2 * BLOCK_PAGES);
+        });
+        all_gone(rig);
+    }
 }
