@@ -1,4 +1,5 @@
-//! The pages of an object, the kernel's own source, with one page and an address space that may map it.
+//! The pages of an object, the kernel's own source, with one page and an address space that may map it, by the entry of a
+//! page or by one above, as a block.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
@@ -11,7 +12,7 @@ use crate::{Cpu, Machine, Watched};
 #[path = "../../../src/mm/space/shmem/pages.rs"]
 mod pages;
 
-use pages::Found;
+use pages::{Found, FoundBlock};
 
 /// The page of the object in the machine's tables, and the page of the space, which another table translates.
 const OF_OBJECT: VirtAddr = VirtAddr(0);
@@ -30,6 +31,8 @@ pub struct SharedPage {
     machine: Machine,
     /// In pages.
     size: AtomicU64,
+    /// The entry above the last level: empty, or the block's, whose valid bit comes last.
+    block: AtomicU64,
     /// The lock of the table of the space.
     table_lock: loom::sync::Mutex<()>,
     record: Frame,
@@ -48,6 +51,7 @@ impl SharedPage {
         let page = Self {
             machine,
             size: AtomicU64::new(1),
+            block: AtomicU64::new(0),
             table_lock: loom::sync::Mutex::new(()),
             record: Frame::default(),
             contents: Watched::default(),
@@ -78,6 +82,29 @@ impl SharedPage {
             cpu.store(cell, Descriptor(found.frame().0 | 1));
         }
         if cpu.load(cell) != Descriptor::EMPTY {
+            self.contents.read();
+        }
+    }
+
+    /// A fault that maps the page as a block.
+    pub fn fault_by_block(&self, number: usize) {
+        /// Not valid.
+        const PLACE: u64 = 2;
+        let cpu = self.machine.cpu(number);
+        let is_inside = || self.size.load(Ordering::Relaxed) > 0;
+        let cells = core::slice::from_ref(ensure(&cpu, OF_OBJECT));
+        let Some(found) = FoundBlock::look(&cpu, cells).filter(|_| is_inside()) else { return };
+        let _locked = self.table_lock.lock().unwrap();
+        if self.block.compare_exchange(0, PLACE, Ordering::Relaxed, Ordering::Relaxed).is_err() {
+            return;
+        }
+        pages::order();
+        let is_mapped = found.is_current(&cpu, is_inside);
+        if is_mapped {
+            self.record.share();
+        }
+        self.block.store(if is_mapped { found.block().0 | 1 } else { 0 }, Ordering::Relaxed);
+        if is_mapped {
             self.contents.read();
         }
     }
@@ -135,6 +162,13 @@ impl SharedPage {
                 assert!(!self.record.let_go(), "the object's reference is left");
             }
         }
+        if self.block.load(Ordering::Relaxed) != 0 {
+            let _locked = self.table_lock.lock().unwrap();
+            if self.block.load(Ordering::Relaxed) != 0 {
+                self.block.store(0, Ordering::Relaxed);
+                assert!(!self.record.let_go(), "the object's reference is left");
+            }
+        }
         if taken.is_some() && self.record.let_go() {
             // Its next owner writes to it.
             self.contents.write(1);
@@ -145,7 +179,8 @@ impl SharedPage {
     /// Whether an entry of the space has the page.
     pub fn is_mapped(&self) -> bool {
         let cpu = self.machine.cpu(0);
-        cpu.tables().cell(OF_SPACE).is_some_and(|(_, cell)| cpu.load(cell) != Descriptor::EMPTY)
+        let has_page = cpu.tables().cell(OF_SPACE).is_some_and(|(_, cell)| cpu.load(cell) != Descriptor::EMPTY);
+        has_page || self.block.load(Ordering::Relaxed) != 0
     }
 
     /// How many hold the frame.

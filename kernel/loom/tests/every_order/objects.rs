@@ -61,6 +61,22 @@ fn a_link_without_its_fence_is_caught() {
     assert_caught("a free frame shared", || a_fault_meets_a_truncation(false, Omitted::Fences));
 }
 
+/// A fault that maps a block meets a truncation.
+fn a_fault_of_a_block_meets_a_truncation(omitted: Omitted) {
+    let check = |page: &SharedPage| assert_eq!(page.holders(), 0, "objects: the frame is not free");
+    meets_a_truncation(|| page(false), |page| page.fault_by_block(1), omitted, check);
+}
+
+#[test]
+fn a_truncation_that_does_not_see_the_block_is_seen_by_the_fault_that_links_it() {
+    a_fault_of_a_block_meets_a_truncation(Omitted::Nothing);
+}
+
+#[test]
+fn a_block_without_its_fence_is_caught() {
+    assert_caught("a free frame shared", || a_fault_of_a_block_meets_a_truncation(Omitted::Fences));
+}
+
 /// A store to a hole meets a truncation: a frame that stays behind the end was never mapped.
 fn a_store_to_a_hole_meets_a_truncation(omitted: Omitted) {
     let prepare = || {
