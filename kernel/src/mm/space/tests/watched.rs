@@ -48,6 +48,8 @@ enum Call {
     Move(i64),
     Protect(Protection),
     Discard,
+    /// Out of the objects, too.
+    Remove,
     /// Of the first page.
     Migrate,
     Touch(Access),
@@ -177,6 +179,7 @@ impl Watched {
             }),
             Call::Protect(protection) => self.watch(cpu, |_| _ = space.mprotect(start, bytes, protection)),
             Call::Discard => self.watch(cpu, |cpu| _ = space.madvise_dontneed(cpu, start, bytes)),
+            Call::Remove => self.watch(cpu, |cpu| _ = space.madvise_remove(cpu, start, bytes)),
             Call::Migrate => self.watch(cpu, |cpu| _ = self.rig.migrate(cpu, &space, start)),
             Call::Touch(access) => self.watch(cpu, |cpu| _ = handle_fault(&space, cpu, start, access)),
             Call::Fork if self.spaces.len() < MOST_SPACES => {
@@ -241,6 +244,7 @@ fn call() -> impl Strategy<Value = Call> {
         3 => (-PAGES.cast_signed()..PAGES.cast_signed()).prop_map(Call::Move),
         2 => protection().prop_map(Call::Protect),
         3 => Just(Call::Discard),
+        2 => Just(Call::Remove),
         4 => Just(Call::Migrate),
         10 => access.prop_map(Call::Touch),
         2 => Just(Call::Fork),
@@ -258,13 +262,13 @@ fn actions() -> impl Strategy<Value = Vec<Action>> {
 
 /// A space with all pages written, which both CPUs run.
 fn written() -> Watched {
-    written_at(Place::Pages, Features::BASE)
+    written_at(Place::Pages, Features::BASE, Sharing::Private)
 }
 
-fn written_at(place: Place, features: Features) -> Watched {
+fn written_at(place: Place, features: Features, sharing: Sharing) -> Watched {
     let mut watched = Watched::new(place, features);
     let all = |cpu, call| Action { cpu, space: 0, page: 0, count: PAGES, call };
-    watched.perform(all(0, Call::Map { sharing: Sharing::Private, protection: READ_WRITE }));
+    watched.perform(all(0, Call::Map { sharing, protection: READ_WRITE }));
     (0..CPUS).for_each(|cpu| watched.perform(all(cpu, Call::Run)));
     (0..PAGES).for_each(|page| watched.perform(Action { page, ..all(0, Call::Touch(Access::Write)) }));
     watched.check();
@@ -280,10 +284,11 @@ fn play(mut watched: Watched, actions: Vec<Action>) {
 }
 
 /// Blocks are split in use, or broken first. The branch is for all threads, and nothing else asks for it.
-fn play_on_a_block(actions: Vec<Action>, is_live: bool) {
+fn play_on_a_block(actions: Vec<Action>, [is_live, is_shared]: [bool; 2]) {
+    let sharing = if is_shared { Sharing::Shared } else { Sharing::Private };
     let branches: &[u16] = if is_live { &[branch::SIZE_CHANGE] } else { &[] };
     let features = Features { bbml2: is_live, ..Features::BASE };
-    host::with(branches, || play(written_at(Place::Block, features), actions));
+    host::with(branches, || play(written_at(Place::Block, features, sharing), actions));
 }
 
 proptest! {
@@ -299,8 +304,8 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10))]
 
     #[test]
-    fn no_cpu_holds_what_a_space_has_given_up_of_a_block(actions in actions(), is_live in any::<bool>()) {
-        play_on_a_block(actions, is_live);
+    fn no_cpu_holds_what_a_space_has_given_up_of_a_block(actions in actions(), how in any::<[bool; 2]>()) {
+        play_on_a_block(actions, how);
     }
 }
 
@@ -319,14 +324,19 @@ proptest! {
 
     #[test]
     #[ignore = "takes minutes: ./x test --long"]
-    fn no_cpu_holds_what_a_space_has_given_up_of_a_block_at_length(actions in actions(), is_live in any::<bool>()) {
-        play_on_a_block(actions, is_live);
+    fn no_cpu_holds_what_a_space_has_given_up_of_a_block_at_length(actions in actions(), how in any::<[bool; 2]>()) {
+        play_on_a_block(actions, how);
     }
 }
 
 /// What is wrong after `call` on `count` [`written`] pages, with a step of it taken away: a rule, or something stale.
-fn wrong((place, count): (Place, u64), call: Call, step: Step, sabotage: Option<Sabotage>) -> (Vec<Rule>, bool) {
-    let mut watched = written_at(place, Features::BASE);
+fn wrong(
+    (place, count, sharing): (Place, u64, Sharing),
+    call: Call,
+    step: Step,
+    sabotage: Option<Sabotage>,
+) -> (Vec<Rule>, bool) {
+    let mut watched = written_at(place, Features::BASE, sharing);
     sabotage.into_iter().for_each(|sabotage| watched.model.inject(step, 0, sabotage));
     watched.perform(Action { cpu: 0, space: 0, page: 0, count, call });
     assert!(watched.model.all_struck(), "there is no {step:?} in {call:?}");
@@ -354,7 +364,10 @@ fn each_step_of_a_call_is_missed_when_it_is_not_there() {
     ];
     // Pages of one table; and a block.
     // Of a block's, those that are not the same functions.
-    for (place, sabotages) in [((Place::Pages, PAGES / 2), &sabotages[..]), ((Place::Block, PAGES), &sabotages[3..5])] {
+    for (place, sabotages) in [
+        ((Place::Pages, PAGES / 2, Sharing::Private), &sabotages[..]),
+        ((Place::Block, PAGES, Sharing::Private), &sabotages[3..5]),
+    ] {
         for (call, expected) in rows {
             assert_eq!(wrong(place, call, Step::Tlbi, None), (vec![], false), "{place:?}: {call:?}");
             for &(step, sabotage) in sabotages {
@@ -362,6 +375,22 @@ fn each_step_of_a_call_is_missed_when_it_is_not_there() {
                 let is_seen = expected.map_or(stale, |rule| rules.contains(&rule));
                 assert!(is_seen, "{place:?}: {call:?} with {sabotage:?} of {step:?}: {rules:?}, {stale}");
             }
+        }
+    }
+}
+
+/// What an object loses is freed when no TLB has it: of all of a block, and of a page of it.
+#[test]
+fn each_step_of_a_hole_in_a_block_is_missed_when_it_is_not_there() {
+    for count in [1, PAGES] {
+        let place = (Place::Block, count, Sharing::Shared);
+        assert_eq!(wrong(place, Call::Remove, Step::Tlbi, None), (vec![], false), "{count}");
+        for (step, sabotage) in
+            [(Step::Tlbi, Sabotage::Lost), (Step::DsbIsh, Sabotage::Lost), (Step::DsbIsh, Sabotage::Becomes(Step::DsbNsh))]
+        {
+            let (rules, _) = wrong(place, Call::Remove, step, Some(sabotage));
+            let expected = if count == 1 { Rule::BreakBeforeMake } else { Rule::FrameInUse };
+            assert!(rules.contains(&expected), "{count}: {sabotage:?}: {rules:?}");
         }
     }
 }
@@ -377,7 +406,7 @@ fn each_step_of_a_change_of_a_block_is_missed_when_it_is_not_there() {
             (Step::DsbIsh, Some(Sabotage::Lost)),
             (Step::DsbIsh, Some(Sabotage::Becomes(Step::DsbNsh))),
         ] {
-            let mut watched = written_at(Place::Block, Features::BASE);
+            let mut watched = written_at(Place::Block, Features::BASE, Sharing::Private);
             let all = |call| Action { cpu: 0, space: 0, page: 0, count: PAGES, call };
             if is_copied {
                 watched.perform(all(Call::Fork));

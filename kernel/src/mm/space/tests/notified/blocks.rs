@@ -120,3 +120,83 @@ fn a_block_is_split_before_a_part_changes() {
         |stage| stage.space.madvise_dontneed(&stage.rig.cpu, stage.page(3), PAGE).unwrap(),
     );
 }
+
+/// A file of a block, which the space of the stage and another share.
+fn shared() -> (Stage, Counted<Object>, SpaceRef) {
+    let stage = stage();
+    let file = stage.rig.spaces.create_object(&stage.rig.cpu, BLOCK_SIZE, Some(&[]), Seals(0)).unwrap();
+    let other = stage.rig.space();
+    for space in [&stage.space, &other] {
+        let request = MapRequest { placement: Placement::Fixed(stage.start), sharing: Sharing::Shared, ..private(ALL) };
+        let terms = Terms { file: Some(MappedFile { object: &file, first_page: 0, may_write: true }), ..Terms::NONE };
+        space.mmap_within(&stage.rig.cpu, &request, &terms, &|| false).unwrap();
+        space.madvise_areas(&stage.rig.cpu, stage.start, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+    }
+    stage.rig.write(&other, stage.start, 1);
+    stage.listener.take();
+    (stage, file, other)
+}
+
+/// First the object loses the pages, then the entry goes, once for all of them.
+#[test]
+fn a_hole_in_a_shared_block_is_notified_once_to_each_space() {
+    const GONE: &str = "write, dsb ishst, vale1is 0, tlbs 0..512 (locked), range 0..512 (locked), dsb ish, write";
+    let (stage, file, other) = shared();
+    let punch = |first: u64, pages: u64| file.punch_hole(&stage.rig.cpu, first * PAGE, (first + pages) * PAGE).unwrap();
+    // What was never mapped is in no TLB.
+    assert_events(&stage, || stage.fault(7, Access::Write), "write");
+    let listener = Listener::new(other.clone(), Recording::default(), 0).unwrap();
+    punch(0, ALL);
+    let clear = crate::mm::notifier::Event::Clear;
+    let once = [Notified::Start(clear), Notified::SecondaryTlbs, Notified::Range, Notified::End(clear)];
+    for calls in [listener.take(), stage.listener.take()] {
+        assert_eq!(calls.iter().map(|call| call.notified).collect::<Vec<_>>(), once);
+    }
+    other.munmap(&stage.rig.cpu, stage.start, BLOCK_SIZE).unwrap();
+    stage.fault(7, Access::Write);
+    assert_events(&stage, || punch(0, ALL), &format!("write, start clear 0..512, {GONE}, end clear 0..512"));
+    // An entry that is not valid may be in a TLB still, while `mprotect` goes on.
+    stage.fault(7, Access::Write);
+    stage.space.mprotect(stage.start, BLOCK_SIZE, Protection::NONE).unwrap();
+    assert_events(&stage, || punch(0, ALL), &format!("write, start clear 0..512, {GONE}, end clear 0..512"));
+    // As a block also where it is split.
+    stage.space.mprotect(stage.start, BLOCK_SIZE, READ_WRITE).unwrap();
+    stage.fault(7, Access::Write);
+    stage.space.mprotect(stage.start, BLOCK_SIZE, Protection::NONE).unwrap();
+    assert_events(
+        &stage,
+        || punch(3, 1),
+        "write, start clear 3..4, write, dmb, link, write, dsb ishst, aside1is, tlbs 0..512 (locked), \
+         range 0..512 (locked), dsb ish, end clear 3..4",
+    );
+}
+
+/// Others hold its frames, and yet it is not copied.
+#[test]
+fn a_store_to_a_shared_block_upgrades_it() {
+    let (stage, _file, _other) = shared();
+    stage.fault(7, Access::Read);
+    assert_events(
+        &stage,
+        || stage.space.mprotect(stage.start, BLOCK_SIZE, Protection::READ).unwrap(),
+        "start protection of areas 0..512, write, dsb ishst, aside1is, tlbs 0..512, dsb ish, \
+         end protection of areas 0..512",
+    );
+    assert_events(
+        &stage,
+        || stage.space.mprotect(stage.start, BLOCK_SIZE, READ_WRITE).unwrap(),
+        "start protection of areas 0..512, write, dsb ishst, aside1is, tlbs 0..512, dsb ish, \
+         end protection of areas 0..512",
+    );
+    assert!(stage.entry(7).may_be_written());
+    let found = stage.space.page_tables().block_cell(stage.start).unwrap();
+    let mmu = stage.space.mmu();
+    mmu.store(found.cell, mmu.load(found.cell).write_protected());
+    let frame = stage.entry(7).address();
+    assert_events(
+        &stage,
+        || stage.fault(7, Access::Write),
+        "write, dsb ishst, vale1 0, tlbs 0..512 (locked), dsb nsh, start upgrade 0..512, end upgrade 0..512",
+    );
+    assert_eq!((stage.entry(7).address(), stage.entry(7).may_be_written()), (frame, true));
+}
