@@ -225,6 +225,11 @@ fn blocks_are_brought_changed_and_split_as_on_linux(t: &mut Test) {
     succeeds(t, "huge");
 }
 
+target_test!(blocks_of_files_are_shared_changed_and_split_as_on_linux, limit(60));
+fn blocks_of_files_are_shared_changed_and_split_as_on_linux(t: &mut Test) {
+    succeeds(t, "huge shared");
+}
+
 target_test!(threads_change_pages_of_a_block_while_others_store_to_it, limit(60));
 fn threads_change_pages_of_a_block_while_others_store_to_it(t: &mut Test) {
     succeeds(t, "huge race");

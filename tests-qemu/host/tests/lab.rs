@@ -143,6 +143,11 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
         ("smmu::blocks::a_device_does_not_reach_a_block_that_was_taken_away", "it does not write: found Ok(1)"),
         ("smmu::blocks::a_device_that_stores_while_a_block_goes_writes_to_nothing_else", "nothing was written"),
         (
+            "smmu::blocks::a_device_and_processes_share_a_block_of_a_file",
+            "zeros, where a hole is: found Ok(7), wanted Ok(0)",
+        ),
+        ("smmu::blocks::a_device_stores_to_no_block_that_its_file_has_lost", "not to what the file had"),
+        (
             "smmu::registers::a_device_writes_to_registers_as_soon_as_the_cpu_could",
             "it writes to registers, at once: found Err(Request(TooManyFaults(128))), wanted Ok(1)",
         ),

@@ -2,20 +2,26 @@
 //!
 //! `huge`: what advice answers, which pages are there, and what each call leaves of the contents of a block or of a part.
 //! `huge race`: threads that change pages of one block, and fork, while others store to it.
+//! `huge shared`: blocks of a file that several mappings and processes share (Linux: `shmem_enabled=advise`), while pages are
+//! taken away.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED,
-    MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
+    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE,
+    MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MMAP, MREMAP, MUNLOCK};
-use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGSEGV};
-use granule_user::answers::{apart, equal, holds, status};
+use granule_user::abi::number::{
+    CLOSE, FALLOCATE, FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MMAP, MREMAP, MUNLOCK, PREAD64, PWRITE64,
+};
+use granule_user::abi::process::exited;
+use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
+use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, mincore};
 use granule_user::probe::{self, Fault};
 use granule_user::thread::all_at_once;
@@ -31,9 +37,18 @@ const BYTES: u64 = BLOCK * PAGE;
 
 fn run(start: Start) -> u8 {
     probe::prepare();
-    if start.arguments().nth(1) == Some("race") {
-        races();
-        return status("huge race");
+    match start.arguments().nth(1) {
+        Some("race") => {
+            races();
+            return status("huge race");
+        }
+        Some("shared") => {
+            shared();
+            shared_in_parts();
+            shared_by_processes();
+            return status("huge shared");
+        }
+        _ => {}
     }
     advised();
     brought();
@@ -333,6 +348,159 @@ fn executed() {
     // SAFETY: it faults.
     equal("data", unsafe { probe::call(at + 300 * PAGE) }.err(), fault(at + 300 * PAGE, SEGV_ACCERR).err());
     unmap(at, BLOCK);
+}
+
+/// A file of a block.
+fn file() -> u64 {
+    let file = call(MEMFD_CREATE, [c"huge".as_ptr() as u64, 0]).expect("a file");
+    equal("a size", call(FTRUNCATE, [file, BYTES]), Ok(0));
+    file
+}
+
+/// All of the file, with nothing around, for which a block is wanted.
+fn share(file: u64) -> u64 {
+    let at = blocks(1);
+    equal("shared", call(MMAP, [at, BYTES, RW, MAP_SHARED | MAP_FIXED, file, 0]), Ok(at));
+    equal("advised", advise(at, BLOCK, MADV_HUGEPAGE), Ok(0));
+    at
+}
+
+fn punch(file: u64, page: u64, pages: u64) {
+    let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    equal("punched", call(FALLOCATE, [file, mode.into(), page * PAGE, pages * PAGE]), Ok(0));
+}
+
+/// The first byte of a page of the file.
+fn byte_of(file: u64, page: u64) -> u8 {
+    let mut byte = 0_u8;
+    equal("read", call(PREAD64, [file, (&raw mut byte).expose_provenance() as u64, 1, page * PAGE]), Ok(1));
+    byte
+}
+
+/// The same block at two places, in two processes, and read and written as a file.
+fn shared() {
+    let file = file();
+    let at = share(file);
+    store(at + PAGE, 2);
+    equal("a block", present(at, BLOCK), BLOCK as usize);
+    let other = share(file);
+    WRITTEN.iter().for_each(|&(page, value)| store(other + page * PAGE, value));
+    equal("both", (bytes(at), bytes(other)), ([1, 2, 3, 4, 5], [1, 2, 3, 4, 5]));
+    equal("the file", WRITTEN.map(|(page, _)| byte_of(file, page)), [1, 2, 3, 4, 5]);
+    let value = 9_u8;
+    equal("written", call(PWRITE64, [file, (&raw const value).expose_provenance() as u64, 1, 200 * PAGE]), Ok(1));
+    apart(|| {
+        equal("a child's", bytes(at), [1, 2, 9, 4, 5]);
+        store(at + 511 * PAGE, 50);
+        protect(at, BLOCK, PROT_READ);
+        // SAFETY: it faults.
+        equal("no store", unsafe { probe::write(at, 9) }.err(), fault(at, SEGV_ACCERR).err());
+        protect(at, BLOCK, RW);
+        store(at + 510 * PAGE, 40);
+    });
+    equal("of a child", (bytes(at), bytes(other)), ([1, 2, 9, 40, 50], [1, 2, 9, 40, 50]));
+    // Given up, the file has it still.
+    equal("given up", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
+    equal("there", (bytes(at), bytes(other)), ([1, 2, 9, 40, 50], [1, 2, 9, 40, 50]));
+    // All of it goes.
+    punch(file, 0, BLOCK);
+    equal("nothing", (present(at, BLOCK), bytes(at), bytes(other)), (0, [0; 5], [0; 5]));
+    store(other + PAGE, 6);
+    equal("again", (bytes(at), byte_of(file, 1)), ([0, 6, 0, 0, 0], 6));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+    unmap(at, BLOCK);
+    equal("the other stays", bytes(other), [0, 6, 0, 0, 0]);
+    unmap(other, BLOCK);
+}
+
+fn shared_in_parts() {
+    let fresh = || {
+        let file = file();
+        let (at, other) = (share(file), share(file));
+        WRITTEN.iter().for_each(|&(page, value)| store(at + page * PAGE, value));
+        equal("both", bytes(other), [1, 2, 3, 4, 5]);
+        (file, at, other)
+    };
+    let end = |(file, at, other)| {
+        equal("closed", call(CLOSE, [file]), Ok(0));
+        unmap(at, BLOCK);
+        unmap(other, BLOCK);
+    };
+    let (file, at, other) = fresh();
+    punch(file, 1, 1);
+    equal("a hole", (bytes(at), bytes(other)), ([1, 0, 3, 4, 5], [1, 0, 3, 4, 5]));
+    equal("by an address", advise(other + 510 * PAGE, 1, MADV_REMOVE), Ok(0));
+    equal("another", (bytes(at), bytes(other)), ([1, 0, 3, 0, 5], [1, 0, 3, 0, 5]));
+    store(other + PAGE, 7);
+    equal("stored there", bytes(at), [1, 7, 3, 0, 5]);
+    end((file, at, other));
+
+    let (file, at, other) = fresh();
+    equal("shorter", call(FTRUNCATE, [file, 200 * PAGE + 1]), Ok(0));
+    for at in [at, other] {
+        let behind = at + 201 * PAGE;
+        equal("behind the end", probe::read(behind), Err(Fault { signal: SIGBUS, code: BUS_ADRERR, address: behind }));
+        equal("the last", probe::read(at + 200 * PAGE), Ok(3));
+    }
+    equal("as before", call(FTRUNCATE, [file, BYTES]), Ok(0));
+    equal("zeros", (bytes(at), bytes(other)), ([1, 2, 3, 0, 0], [1, 2, 3, 0, 0]));
+    end((file, at, other));
+
+    let (file, at, other) = fresh();
+    protect(at + PAGE, 1, PROT_READ);
+    unmap(at + 200 * PAGE, 1);
+    equal("a guard", advise(at + 510 * PAGE, 1, MADV_GUARD_INSTALL), Ok(0));
+    store(at, 11);
+    store(other + PAGE, 12);
+    equal("of parts", (bytes(at), bytes(other)), ([11, 12, 255, 255, 5], [11, 12, 3, 4, 5]));
+    apart(|| equal("a child's parts", (bytes(at), bytes(other)), ([11, 12, 255, 255, 5], [11, 12, 3, 4, 5])));
+    end((file, at, other));
+
+    let (file, at, other) = fresh();
+    let to = blocks(1);
+    let moved = call(MREMAP, [at, BYTES, BYTES, MREMAP_MAYMOVE | MREMAP_FIXED, to]);
+    equal("moved", (moved, bytes(to)), (Ok(to), [1, 2, 3, 4, 5]));
+    store(to, 8);
+    equal("still shared", bytes(other), [8, 2, 3, 4, 5]);
+    end((file, to, other));
+}
+
+/// Processes store to pages of their own, of each eight one, while the others are taken away.
+fn shared_by_processes() {
+    const ROUNDS: u64 = 4;
+    const PROCESSES: u64 = 3;
+    let file = file();
+    let at = share(file);
+    for _ in 0..ROUNDS {
+        let own = |process: u64, step: u64| at + (step * 37 % (BLOCK / 8) * 8 + process) * PAGE;
+        let children: [_; PROCESSES as usize] = core::array::from_fn(|process| {
+            process::spawn(|| {
+                for step in 0..60 {
+                    let (page, value) = (own(process as u64, step), 1 + step as u8);
+                    equal("zero", probe::read(page), Ok(0));
+                    store(page, value);
+                    equal("what was stored", probe::read(page), Ok(value));
+                    if step % 16 == 7 {
+                        equal("given up", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
+                    }
+                    process::sched_yield();
+                }
+                wrong()
+            })
+        });
+        for step in 0..100 {
+            punch(file, step * 29 % (BLOCK / 8) * 8 + PROCESSES, 8 - PROCESSES);
+            process::sched_yield();
+        }
+        children.into_iter().for_each(|child| equal("a process", process::wait(child.expect("a process")), exited(0)));
+        for process in 0..PROCESSES {
+            equal("all", (0..60).all(|step| probe::read(own(process, step)) == Ok(1 + step as u8)), true);
+        }
+        punch(file, 0, BLOCK);
+        equal("given up", advise(at, BLOCK, MADV_DONTNEED), Ok(0));
+    }
+    unmap(at, BLOCK);
+    equal("closed", call(CLOSE, [file]), Ok(0));
 }
 
 /// Where the threads work.

@@ -28,8 +28,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
-pub use file::{ObjectError, Seals, WriteAt};
 pub(super) use block::BlockPages;
+pub use file::{ObjectError, Seals, WriteAt};
 pub(super) use mappers::Mappers;
 
 pub(super) use pages::{Found, FoundBlock, order};

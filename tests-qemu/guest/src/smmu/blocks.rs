@@ -2,14 +2,19 @@
 
 #![allow(unsafe_code, reason = "looks at a block of its own by the linear map")]
 
+use alloc::vec::Vec;
+
+use granule::devices::edu::edu;
+use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
-use granule::mm::space::{AreaAdvice, FaultError, Sharing};
+use granule::mm::counted::Counted;
+use granule::mm::space::{AreaAdvice, FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms};
 use granule::smp::this_cpu;
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, refused, space};
+use super::{DELIVERED, PAGE, READ_WRITE, Rig, START, pages, refused, space};
 use crate::harness::{Test, target_test};
 
 const BLOCK: u64 = 2 << 20;
@@ -110,7 +115,6 @@ fn a_device_does_not_reach_a_block_that_was_taken_away(t: &mut Test) {
 // Canaries in what the device had: it reaches none of those frames.
 target_test!(a_device_that_stores_while_a_block_goes_writes_to_nothing_else, needs("smmuv3 virtio-blk"), limit(60));
 fn a_device_that_stores_while_a_block_goes_writes_to_nothing_else(t: &mut Test) {
-    const CANARY: u64 = 0x1234_5678;
     let cpu = this_cpu();
     for split in [false, true] {
         let Some(rig) = rig_with_a_block(t, 1) else { return };
@@ -121,29 +125,127 @@ fn a_device_that_stores_while_a_block_goes_writes_to_nothing_else(t: &mut Test) 
             t.equal("it writes", rig.device_store(MIDDLE, DELIVERED), Ok(1));
         }
         t.ok("unmapped", rig.space.munmap(cpu, START, BLOCK));
-        // The same frames for another use.
-        let frames = kernel().frames;
+        let Some(taken) = Canaries::in_block(t, block) else { return };
+        let gone = rig.device_store(MIDDLE, DELIVERED);
+        t.check("nothing was written", taken.are_whole());
+        t.equal("gone", gone, refused(FaultError::NotMapped));
+        drop(taken);
+        t.ok("the disk works", rig.disk.read(DELIVERED, DmaAddress(super::ANSWER.0), super::SECTOR).map(drop));
+    }
+}
+
+/// A page block that was just freed, taken for another use, and those that were taken beside it.
+struct Canaries {
+    block: PhysAddr,
+    others: Vec<PhysAddr>,
+}
+
+impl Canaries {
+    const CANARY: u64 = 0x1234_5678;
+
+    /// Takes `block`, and puts a canary in each page.
+    fn in_block(t: &mut Test, block: PhysAddr) -> Option<Self> {
+        let (cpu, frames) = (this_cpu(), kernel().frames);
         frames.drain_cpu(cpu);
-        let mut others = alloc::vec::Vec::new();
-        let taken = loop {
+        let mut others = Vec::new();
+        let is_taken = loop {
             match frames.alloc_blocks(cpu, 0) {
-                Ok(found) if found == block => break Some(found),
+                Ok(found) if found == block => break true,
                 Ok(found) => others.push(found),
-                Err(_) => break None,
+                Err(_) => break false,
             }
         };
-        t.check("the frames are free", taken.is_some());
-        let Some(taken) = taken else { return };
-        let words = frames.linear().address(taken).as_ptr::<u64>();
-        let word = |page: u64| words.wrapping_add((page * PAGE / 8) as usize);
+        t.check("the frames are free", is_taken);
+        if !is_taken {
+            others.iter().for_each(|&block| frames.free_blocks(cpu, block, 0));
+            return None;
+        }
+        let canaries = Self { block, others };
         // SAFETY: the block is this test's alone.
-        (0..BLOCK / PAGE).for_each(|page| unsafe { word(page).write_volatile(CANARY) });
-        let gone = rig.device_store(MIDDLE, DELIVERED);
+        canaries.words().for_each(|word| unsafe { word.write_volatile(Self::CANARY) });
+        Some(canaries)
+    }
+
+    /// The first word of each page.
+    fn words(&self) -> impl Iterator<Item = *mut u64> {
+        let first = kernel().frames.linear().address(self.block).as_ptr::<u64>();
+        (0..BLOCK / PAGE).map(move |page| first.wrapping_add((page * PAGE / 8) as usize))
+    }
+
+    fn are_whole(&self) -> bool {
         // SAFETY: as above.
-        let is_whole = (0..BLOCK / PAGE).all(|page| unsafe { word(page).read_volatile() } == CANARY);
-        t.check("nothing was written", is_whole);
-        t.equal("gone", gone, refused(FaultError::NotMapped));
-        others.iter().chain([&taken]).for_each(|&block| frames.free_blocks(cpu, block, 0));
-        t.ok("the disk works", rig.disk.read(DELIVERED, DmaAddress(super::ANSWER.0), super::SECTOR).map(drop));
+        self.words().all(|word| unsafe { word.read_volatile() } == Self::CANARY)
+    }
+}
+
+impl Drop for Canaries {
+    fn drop(&mut self) {
+        let (cpu, frames) = (this_cpu(), kernel().frames);
+        self.others.iter().chain([&self.block]).for_each(|&block| frames.free_blocks(cpu, block, 0));
+    }
+}
+
+/// A space that shares a file at [`START`], of a block, which is wanted.
+fn space_with_a_file(t: &mut Test) -> Option<(SpaceRef, Counted<Object>)> {
+    let cpu = this_cpu();
+    let file = t.ok("a file", kernel().spaces.create_object(cpu, BLOCK, Some(&[]), Seals(0)))?;
+    let space = space(t, 1, Sharing::Private)?;
+    let terms = Terms { file: Some(MappedFile { object: &file, first_page: 0, may_write: true }), ..Terms::NONE };
+    let request = MapRequest { sharing: Sharing::Shared, ..pages(START, BLOCK / PAGE) };
+    t.ok("mapped", space.mmap_within(cpu, &request, &terms, &|| false))?;
+    t.ok("advised", space.madvise_areas(cpu, START, BLOCK, AreaAdvice::HugePage))?;
+    Some((space, file))
+}
+
+target_test!(a_device_and_processes_share_a_block_of_a_file, needs("smmuv3 virtio-blk"));
+fn a_device_and_processes_share_a_block_of_a_file(t: &mut Test) {
+    let Some((space, file)) = space_with_a_file(t) else { return };
+    let Some(rig) = Rig::bound_to(t, space) else { return };
+    let cpu = this_cpu();
+    t.equal("it writes, once it has a block", rig.device_store(MIDDLE, DELIVERED), Ok(2));
+    t.equal("a block", leaf(&rig), BLOCK);
+    t.equal("the rest, at once", rig.device_store(START, DELIVERED + 1), Ok(1));
+    let Some(child) = t.ok("a child", rig.space.fork(cpu)) else { return };
+    t.ok("its store", child.write_bytes(cpu, MIDDLE, &7_u64.to_le_bytes()));
+    let [own, its] = [&rig.space, &child].map(|space| space.tables().translate(MIDDLE).map(|found| found.physical));
+    t.check("in the same block", own.is_some() && own == its);
+    t.equal("the device reads it", rig.device_load(MIDDLE), Ok(7));
+    t.ok("a page is taken away", file.punch_hole(cpu, 300 * PAGE, 301 * PAGE));
+    t.equal("zeros, where a hole is", rig.device_load(MIDDLE), Ok(0));
+    t.equal("a page", leaf(&rig), PAGE);
+    t.equal("what is beside it stays", rig.device_load(START), Ok(DELIVERED + 1));
+    t.ok("shorter", file.truncate(cpu, PAGE));
+    t.equal("behind the end", rig.device_load(MIDDLE), refused(FaultError::Unusable));
+    t.equal("what is before it stays", rig.device_load(START), Ok(DELIVERED + 1));
+}
+
+// Canaries in what the device had, as above.
+target_test!(a_device_stores_to_no_block_that_its_file_has_lost, needs("smmuv3 edu"), limit(60));
+fn a_device_stores_to_no_block_that_its_file_has_lost(t: &mut Test) {
+    let cpu = this_cpu();
+    for is_split in [false, true] {
+        let Some((space, file)) = space_with_a_file(t) else { return };
+        let Some(device) = t.ok("edu", edu(cpu, 0)) else { return };
+        t.ok("bound", device.bind(cpu, &space));
+        let put = |value: u64| space.write_bytes(cpu, START, &value.to_le_bytes());
+        let translate = |page| space.tables().translate(page);
+        t.ok("a store", put(8));
+        t.equal("the device reads", device.copy_in(DmaAddress(START.0), 0, 8), Ok(1));
+        t.equal("it writes", device.copy_out(0, DmaAddress(MIDDLE.0), 8), Ok(1));
+        t.equal("a block", translate(MIDDLE).map(|found| found.leaf_size), Some(BLOCK));
+        let block = translate(START).map_or(PhysAddr(0), |found| found.physical);
+        if is_split {
+            t.ok("a page", file.punch_hole(cpu, PAGE, 2 * PAGE));
+            t.equal("it writes", device.copy_out(0, DmaAddress(MIDDLE.0), 8), Ok(1));
+        }
+        t.ok("all of it", file.punch_hole(cpu, 0, BLOCK));
+        let Some(taken) = Canaries::in_block(t, block) else { return };
+        t.check("the device writes", device.copy_out(0, DmaAddress(MIDDLE.0), 8).is_ok());
+        t.check("not to what the file had", taken.are_whole());
+        let mut bytes = [0; 8];
+        t.ok("read", space.read_bytes(cpu, MIDDLE, &mut bytes));
+        t.equal("it has arrived", u64::from_le_bytes(bytes), 8);
+        drop(taken);
+        t.ok("unbound", device.unbind(cpu));
     }
 }

@@ -385,9 +385,11 @@ fn each_step_of_a_hole_in_a_block_is_missed_when_it_is_not_there() {
     for count in [1, PAGES] {
         let place = (Place::Block, count, Sharing::Shared);
         assert_eq!(wrong(place, Call::Remove, Step::Tlbi, None), (vec![], false), "{count}");
-        for (step, sabotage) in
-            [(Step::Tlbi, Sabotage::Lost), (Step::DsbIsh, Sabotage::Lost), (Step::DsbIsh, Sabotage::Becomes(Step::DsbNsh))]
-        {
+        for (step, sabotage) in [
+            (Step::Tlbi, Sabotage::Lost),
+            (Step::DsbIsh, Sabotage::Lost),
+            (Step::DsbIsh, Sabotage::Becomes(Step::DsbNsh)),
+        ] {
             let (rules, _) = wrong(place, Call::Remove, step, Some(sabotage));
             let expected = if count == 1 { Rule::BreakBeforeMake } else { Rule::FrameInUse };
             assert!(rules.contains(&expected), "{count}: {sabotage:?}: {rules:?}");

@@ -82,7 +82,10 @@ fn spaces_map_the_same_block_and_see_each_others_stores() {
     let (file, space) = shared(&rig, 2);
     put(&rig, &file, BLOCK_PAGES, 4);
     rig.write(&space, page(3), 1);
-    assert_eq!((size(&space, page(0)), size(&space, page(BLOCK_PAGES)), file.pages()), (BLOCK_SIZE, 0, BLOCK_FRAMES + 1));
+    assert_eq!(
+        (size(&space, page(0)), size(&space, page(BLOCK_PAGES)), file.pages()),
+        (BLOCK_SIZE, 0, BLOCK_FRAMES + 1)
+    );
     let other = sharer(&rig, &file);
     assert_eq!((rig.read(&other, page(3)), size(&other, page(0))), (1, BLOCK_SIZE));
     let [own, its] = [&space, &other].map(|space| leaf(space, page(0)).unwrap().1);
@@ -499,7 +502,11 @@ fn a_fault_that_finds_no_memory_changes_nothing() {
             match result {
                 Ok(()) => {
                     let tables = if has_block { 0 } else { 3 };
-                    assert_eq!(after.0 - before.0, after.1 - before.1 + after.2 - before.2 + tables, "{blocks}, {frames}");
+                    assert_eq!(
+                        after.0 - before.0,
+                        after.1 - before.1 + after.2 - before.2 + tables,
+                        "{blocks}, {frames}"
+                    );
                     served[if size(&space, page(3)) == BLOCK_SIZE { 2 } else { 1 }] += 1;
                 }
                 Err(error) => {
@@ -543,7 +550,9 @@ fn threads_of_several_spaces_store_to_a_block_while_holes_are_punched() {
                             match numbers.below(16) {
                                 0 => space.madvise_dontneed(&cpu, page(0), BLOCK_SIZE).unwrap(),
                                 1 => space.madvise_dontneed(&cpu, at, PAGE).unwrap(),
-                                2 => _ = space.madvise_populate(&cpu, page(0), 2 * BLOCK_SIZE, Access::Write, &|| false),
+                                2 => {
+                                    _ = space.madvise_populate(&cpu, page(0), 2 * BLOCK_SIZE, Access::Write, &|| false)
+                                }
                                 _ => {}
                             }
                         }
@@ -660,7 +669,13 @@ impl Shares<'_> {
     }
 
     /// The same in a space.
-    fn step_in(&mut self, chosen: usize, kind: u64, (start, count): (u64, u64), (number, value, most): (usize, u8, usize)) {
+    fn step_in(
+        &mut self,
+        chosen: usize,
+        kind: u64,
+        (start, count): (u64, u64),
+        (number, value, most): (usize, u8, usize),
+    ) {
         let (rig, numbers) = (self.rig, &mut self.numbers);
         let Place { space, expected, .. } = &mut self.places[chosen];
         let (at, bytes) = (page(start), count * PAGE);
