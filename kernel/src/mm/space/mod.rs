@@ -358,7 +358,7 @@ impl Space {
         self.table_frames.load(Ordering::Relaxed) + 1
     }
 
-    /// The tables. Only in areas of registers and of files of the initrd, and private ones of objects, are no blocks.
+    /// The tables. Areas of registers and of files of the initrd, and private areas of objects, have no blocks.
     #[inline(always)]
     fn page_tables(&self) -> PageTables<'_, Machine> {
         PageTables::new(&self.common.mmu, self.root)
