@@ -211,6 +211,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     ///
     /// # Errors
     /// [`EnsureError`]; nothing was linked.
+    #[inline(always)]
     pub fn ensure_block_cell(
         &self,
         address: VirtAddr,

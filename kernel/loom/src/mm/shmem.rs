@@ -1,5 +1,5 @@
-//! The pages of an object, the kernel's own source, with one page and an address space that may map it, by the entry of a
-//! page or by one above, as a block.
+//! The pages of an object, the kernel's own source, with one page and an address space that may map it, by the entry of
+//! a page or by one above, as a block.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;

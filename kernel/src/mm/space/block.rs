@@ -1,9 +1,10 @@
-//! Blocks: 2 MiB of anonymous or [shared] memory by one entry of the level above the last, where a program asks for them
-//! (`MADV_HUGEPAGE`).
+//! Blocks: 2 MiB of anonymous or [shared] memory by one entry of the level above the last, where a program asks for
+//! them (`MADV_HUGEPAGE`).
 //!
 //! The first access of a range that a block can translate, all of it in one area, brings a block of zeros; where there is no
-//! page block, a page. A private area of an object has no blocks. What concerns a block as a whole changes its entry: `mprotect`, `munmap`, `fork`, copy on write. What
-//! concerns a part splits it first, into a table with the same pages, and changes those.
+//! page block, a page. A private area of an object has no blocks. What concerns a block as a whole changes its entry:
+//! `mprotect`, `munmap`, `fork`, copy on write. What concerns a part splits it first, into a table with the same pages,
+//! and changes those.
 //!
 //! # Lock
 //! That of the table that the entry is in. An entry is empty only when no TLB has a block of it: a fault links a table there
@@ -353,10 +354,11 @@ impl Space {
         was_writable
     }
 
-    /// Whether the first access of `page` brings a block.
+    /// Whether the first access of `page` brings a block, as far as that follows from its area.
+    #[inline(always)]
     fn takes_block(&self, area: &Area, page: VirtAddr) -> bool {
         let start = page.align_down(BLOCK_SIZE);
-        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS) && (area.object().is_none() || area.is_shared());
+        let is_wanted = area.flags().has_any(AreaFlags::BLOCKS);
         // Zeroing it and cleaning it by lines would take too long at once.
         let is_code = area.protection().contains(Protection::EXECUTE) && !self.mmu().has(Feature::Idc);
         is_wanted && !is_code && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
@@ -390,11 +392,11 @@ impl Space {
     /// If another CPU was faster, the retry decides.
     fn map_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
         let (frames, mmu) = (self.common.frames, self.mmu());
+        if area.object().is_some() {
+            return self.map_block_of_object(cpu, area, page);
+        }
         if !self.takes_block(area, page) {
             return false;
-        }
-        if let Some(object) = area.object() {
-            return self.map_shared_block(cpu, area, object, page.align_down(BLOCK_SIZE));
         }
         let Ok(block) = frames.alloc_splittable(cpu) else { return false };
         let Ok((table, found)) = self.place_block(cpu, page) else {

@@ -8,15 +8,20 @@ use super::super::area::Area;
 use super::super::shmem::{BlockPages, FoundBlock, Object, order};
 use super::super::{BlockCell, Machine, Space};
 use super::{broken, first_entry};
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::note_shortage;
 use crate::smp::Cpu;
 
 impl Space {
-    /// Maps a block at `start`, in the shared `area` of `object`; returns `false` where pages serve. If another CPU was
+    /// Maps a block for `page`, where `area` is of an object; returns `false` where pages serve. If another CPU was
     /// faster, the retry decides.
     #[cold]
     #[inline(never)]
-    pub(super) fn map_shared_block(&self, cpu: &Cpu, area: &Area, object: &Object, start: VirtAddr) -> bool {
+    pub(super) fn map_block_of_object(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
+        let Some(object) = area.object().filter(|_| area.is_shared() && self.takes_block(area, page)) else {
+            return false;
+        };
+        let start = page.align_down(BLOCK_SIZE);
         let first = area.page_at(start);
         let place = || self.place_block(cpu, start);
         let placed = match object.look_for_block(first) {

@@ -1,8 +1,8 @@
 //! 2 MiB of an object in one page block: what a shared area can map by one entry ([`block`](super::super::block)).
 //!
-//! The object's tree stays one of pages, each with a frame of its own: a page block is split as soon as it is allocated. So
-//! what takes pages away, reads or writes them knows nothing of blocks. Whether 512 pages are still one, a fault finds by
-//! a look at their entries.
+//! The object's tree stays one of pages, each with a frame of its own: a page block is split as soon as it is
+//! allocated. So what takes pages away, reads or writes them knows nothing of blocks. Whether 512 pages are still one,
+//! a fault finds by a look at their entries.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
@@ -45,8 +45,9 @@ impl Object {
         self.has_inside(first + BLOCK_FRAMES as u64 - 1)
     }
 
-    /// Gives the pages of the block that begins with page `first`, which had no frames, those of a page block; returns what
-    /// they have then, where that is one page block, and what `prepare` made when nothing else could fail any more.
+    /// Gives the pages of the block that begins with page `first`, which had no frames, those of a page block; returns
+    /// what they have then, where that is one page block, and what `prepare` made when nothing else could fail any
+    /// more.
     ///
     /// # Errors
     /// [`OutOfMemory`], or that of `prepare`; nothing was changed.

@@ -28,8 +28,8 @@
 //! maps the frame unless the object grows again.
 //!
 //! # Blocks
-//! What maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would decide. So it
-//! links first there, too:
+//! What maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would decide. So
+//! it links first there, too:
 //! ```text
 //!   fault                                        truncation, hole
 //!     lock the table above                         the new size; empty the entries of the object
@@ -40,7 +40,8 @@
 //!       else empty                                   unlock
 //!     unlock                                       drop the object's references to the frames
 //! ```
-//! A walk that finds the entry empty has changed the object before the fault looks at it; one that does not waits for the lock.
+//! A walk that finds the entry empty has changed the object before the fault looks at it; one that does not waits for
+//! the lock.
 //!
 //! `kernel/loom` compiles this file with a page table of one entry.
 
@@ -105,8 +106,8 @@ impl<'a, M: Mmu> FoundBlock<'a, M> {
         self.first.address()
     }
 
-    /// Whether the entries are the same, and the last page, by `is_inside`, before the object's end. The lock of the table that
-    /// is to have the block is held, where the entry is empty no more, and [`order`] has come since.
+    /// Whether the entries are the same, and the last page, by `is_inside`, before the object's end. The lock of the
+    /// table that is to have the block is held, where the entry is empty no more, and [`order`] has come since.
     pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
         let is_there = self.is_same(mmu);
         // As for a page.
@@ -150,8 +151,8 @@ pub(super) fn take<M: Mmu>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
     None
 }
 
-/// Between the change of an object and the look at the tables that map it; and between the link of such a table, or of a
-/// block, and the look at the object.
+/// Between the change of an object and the look at the tables that map it; and between the link of such a table, or of
+/// a block, and the look at the object.
 #[inline(always)]
 pub(in super::super) fn order() {
     fence(Ordering::SeqCst);

@@ -136,8 +136,8 @@ fn private(pages: u64) -> MapRequest {
     }
 }
 
-/// Runs `work`, and `other` on another CPU at its `nth` moment at which no table with an entry for `page`, or for a block,
-/// in `spaces` is locked, so that it can go on; whether there was one.
+/// Runs `work`, and `other` on another CPU at its `nth` moment at which no table with an entry for `page`, or for a
+/// block, in `spaces` is locked, so that it can go on; whether there was one.
 fn meet(spaces: &[&SpaceRef], page: VirtAddr, work: impl FnOnce(), other: impl Fn(&Cpu) + 'static, nth: usize) -> bool {
     let left = Rc::new(Cell::new(Some(nth)));
     let hook = {

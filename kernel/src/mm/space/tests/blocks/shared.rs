@@ -56,8 +56,8 @@ fn all_gone(rig: &Rig) {
     assert_eq!((rig.used(), rig.frames.stats().refused, rig.spaces.counts()), (0, 0, [0; 3]));
 }
 
-/// Checks `spaces` against `file`: each page that is mapped is the file's, before its end, and its frame has as many holders
-/// as there are entries, and the file.
+/// Checks `spaces` against `file`: each page that is mapped is the file's, before its end, and its frame has as many
+/// holders as there are entries, and the file.
 #[track_caller]
 fn check(rig: &Rig, file: &Object, spaces: &[&SpaceRef], pages: u64) {
     for index in 0..pages {
@@ -398,8 +398,8 @@ enum Before {
     Mapped,
 }
 
-/// Has `work` meet `other`, in the same space or in another, at the `nth` moment; whether there is one, and how many blocks
-/// there are then.
+/// Has `work` meet `other`, in the same space or in another, at the `nth` moment; whether there is one, and how many
+/// blocks there are then.
 fn meets(rig: &'static Rig, before: Before, work: Work, (other, is_apart): (Work, bool), nth: usize) -> (bool, usize) {
     let (file, space) = shared(rig, 1);
     let second = sharer(rig, &file);
@@ -423,8 +423,8 @@ fn meets(rig: &'static Rig, before: Before, work: Work, (other, is_apart): (Work
     (met, blocks)
 }
 
-/// Has each of `works` meet each of `others` at its first and last moments, and some in between; returns how many blocks
-/// are left.
+/// Has each of `works` meet each of `others` at its first and last moments, and some in between; returns how many
+/// blocks are left.
 #[track_caller]
 fn each_meets(before: Before, works: &[Work], others: &[Work]) -> usize {
     const ENDS: usize = 16;
@@ -664,7 +664,7 @@ impl Shares<'_> {
                 bytes.resize(bytes.len().max(pages.start + 1), 0);
                 bytes[pages.start] = value;
             }
-            _ => return self.step_in(chosen, kind, (start, count), (number, value, most)),
+            _ => self.step_in(chosen, kind, (start, count), (number, value, most)),
         }
     }
 
