@@ -50,7 +50,7 @@ use granule::linux::process::status::{ExecError, ProcessEnd, Summary};
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::notifier::SubscribeError;
-use granule::mm::space::Area;
+use granule::mm::space::{Area, Moved, Unmovable};
 use granule::smp;
 use granule::suggest::suggest;
 use granule::trap::probe::ProbeFault;
@@ -209,6 +209,8 @@ enum Refusal {
     #[error("process {id} {status}")]
     Ended { id: u32, status: ProcessEnd },
     #[error(transparent)]
+    Unmovable(#[from] Unmovable),
+    #[error(transparent)]
     Subscribe(#[from] SubscribeError),
     #[error("no more than {0} processes can be traced at a time")]
     ManyTraces(usize),
@@ -282,6 +284,8 @@ trait Subject {
     fn processes(&self, each: &mut dyn FnMut(&Summary));
     /// Calls `each` for every area of a process. `None`: there is no such process.
     fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()>;
+    /// Moves the page or block that a process has at an address to other frames.
+    fn migrate(&mut self, process: u32, address: VirtAddr) -> Result<Moved, Refusal>;
     /// Begins or ends printing the events of a process's notifiers; returns which.
     fn trace(&mut self, process: u32) -> Result<bool, Refusal>;
     /// Ends the machine with a status.

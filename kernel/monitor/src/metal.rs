@@ -23,7 +23,7 @@ use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::notifier::Subscription;
 use granule::mm::notifier::trace::{self, Trace};
-use granule::mm::space::{Area, SpaceHandle};
+use granule::mm::space::{Area, Moved, SpaceHandle};
 use granule::smp::{self, this_cpu};
 use granule::trap::probe::{self, ProbeFault};
 
@@ -151,6 +151,11 @@ impl Subject for Metal {
     fn areas(&self, process: u32, each: &mut dyn FnMut(&Area)) -> Option<()> {
         process::space_of(process)?.for_each_area(each);
         Some(())
+    }
+
+    fn migrate(&mut self, process: u32, address: VirtAddr) -> Result<Moved, Refusal> {
+        let space = process::space_of(process).ok_or(Refusal::NoProcess(process))?;
+        Ok(kernel().spaces.migrate_at(this_cpu(), &space, address)?)
     }
 
     fn trace(&mut self, process: u32) -> Result<bool, Refusal> {

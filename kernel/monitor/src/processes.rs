@@ -11,7 +11,7 @@ use granule::linux::file::initrd;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ProcessEnd, Summary};
-use granule::mm::space::Area;
+use granule::mm::space::{Area, Moved, RESERVED_END};
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {
@@ -42,6 +42,13 @@ pub(super) const COMMANDS: &[Command] = &[
         complete: no_keywords,
     },
     Command { name: "maps", words: "PID", help: "the areas of a process's space", run: maps, complete: no_keywords },
+    Command {
+        name: "migrate",
+        words: "PID ADDR",
+        help: "move the page or block that a process has there to other frames",
+        run: migrate,
+        complete: no_keywords,
+    },
     Command {
         name: "notify",
         words: "trace PID",
@@ -151,6 +158,18 @@ fn maps<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure
     });
     found.ok_or(Refusal::NoProcess(id))?;
     writeln!(session, "total {} in {areas} areas", Size(bytes));
+    Ok(())
+}
+
+fn migrate<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let id = process(&mut args)?;
+    let address = args.address("ADDR")?;
+    args.finish()?;
+    if address >= RESERVED_END {
+        return Err(Refusal::NotUser(address).into());
+    }
+    let Moved { from, to, bytes } = session.subject.migrate(id, address)?;
+    writeln!(session, "{} at {address} moved from {from} to {to}", Size(bytes));
     Ok(())
 }
 

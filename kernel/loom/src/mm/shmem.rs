@@ -19,6 +19,8 @@ const OF_OBJECT: VirtAddr = VirtAddr(0);
 const OF_SPACE: VirtAddr = VirtAddr(4 << 12);
 /// The frame that the object has.
 const FRAME: PhysAddr = PhysAddr(0x4000_0000);
+/// The frame that the page moves to.
+const MOVED: PhysAddr = PhysAddr(0x4000_1000);
 
 /// The entry of a page, whose table is linked if it is missing.
 fn ensure<'c>(cpu: &'c Cpu<'_>, at: VirtAddr) -> &'c AtomicU64 {
@@ -38,6 +40,8 @@ pub struct SharedPage {
     record: Frame,
     /// What is in the frame.
     contents: Watched<u32>,
+    /// And in the one that the page moves to.
+    moved: Watched<u32>,
     /// Whether a program has stored to it.
     is_written: AtomicU64,
 }
@@ -55,6 +59,7 @@ impl SharedPage {
             table_lock: loom::sync::Mutex::new(()),
             record: Frame::default(),
             contents: Watched::default(),
+            moved: Watched::default(),
             is_written: AtomicU64::new(0),
         };
         let cpu = page.machine.cpu(0);
@@ -66,24 +71,33 @@ impl SharedPage {
         page
     }
 
-    /// A fault at the page of the space, as the kernel serves it.
-    pub fn fault(&self, number: usize) {
+    /// A fault at the page of the space, as the kernel serves it; whether it has to wait for a migration.
+    pub fn fault(&self, number: usize) -> bool {
         let cpu = self.machine.cpu(number);
         let is_inside = || self.size.load(Ordering::Relaxed) > 0;
-        let Some(found) = Found::look(&cpu, ensure(&cpu, OF_OBJECT)).filter(|_| is_inside()) else { return };
+        let found = Found::look(&cpu, ensure(&cpu, OF_OBJECT)).filter(|_| is_inside());
+        let Some(found) = found else { return false };
         let is_missing = cpu.tables().cell(OF_SPACE).is_none();
         let cell = ensure(&cpu, OF_SPACE);
         if is_missing {
             pages::order();
         }
-        let _locked = self.table_lock.lock().unwrap();
+        let locked = self.table_lock.lock().unwrap();
         if cpu.load(cell) == Descriptor::EMPTY && found.is_current(&cpu, is_inside) {
-            self.record.share();
+            if found.frame() == FRAME {
+                self.record.share();
+            }
             cpu.store(cell, Descriptor(found.frame().0 | 1));
         }
-        if cpu.load(cell) != Descriptor::EMPTY {
-            self.contents.read();
+        match cpu.load(cell) {
+            Descriptor::EMPTY => {
+                drop(locked);
+                return found.is_migrating(&cpu);
+            }
+            entry if entry.address() == MOVED => _ = self.moved.read(),
+            _ => _ = self.contents.read(),
         }
+        false
     }
 
     /// A fault that maps the page as a block.
@@ -174,6 +188,39 @@ impl SharedPage {
             self.contents.write(1);
             self.record.free().expect("one reference");
         }
+    }
+
+    /// A migration of the page.
+    ///
+    /// # Panics
+    /// The frame has other holders than the entry and the object.
+    pub fn migrate(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        let cell = ensure(&cpu, OF_OBJECT);
+        assert!(pages::start_migration(&cpu, cell, FRAME));
+        pages::order();
+        if let Some((_, cell)) = cpu.tables().cell(OF_SPACE) {
+            let _locked = self.table_lock.lock().unwrap();
+            if cpu.load(cell) != Descriptor::EMPTY {
+                cpu.store(cell, Descriptor::EMPTY);
+                assert!(!self.record.let_go(), "the object's reference is left");
+            }
+        }
+        assert_eq!(self.record.references(), 1, "objects: an entry shows what is on its way");
+        self.moved.write(2);
+        pages::end_migration(&cpu, cell, MOVED);
+        assert!(self.record.let_go());
+        // Its next owner writes to it.
+        self.contents.write(1);
+        self.record.free().expect("one reference");
+    }
+
+    /// Whether the page is on its way or has been moved, and no entry has the old frame.
+    pub fn has_moved(&self) -> bool {
+        let cpu = self.machine.cpu(0);
+        let is_old = |entry: Descriptor| entry.address() == FRAME;
+        let object = cpu.load(ensure(&cpu, OF_OBJECT));
+        !is_old(object) && cpu.tables().cell(OF_SPACE).is_none_or(|(_, cell)| !is_old(cpu.load(cell)))
     }
 
     /// Whether an entry of the space has the page.

@@ -43,7 +43,7 @@ fn page(is_linked: bool) -> SharedPage {
 /// sees of a store all see. C11 has no such order, so this is not tried here.
 fn a_fault_meets_a_truncation(is_linked: bool, omitted: Omitted) {
     let check = |page: &SharedPage| assert_eq!(page.holders(), 0, "objects: the frame is not free");
-    meets_a_truncation(move || page(is_linked), |page| page.fault(1), omitted, check);
+    meets_a_truncation(move || page(is_linked), |page| _ = page.fault(1), omitted, check);
 }
 
 #[test]
@@ -75,6 +75,36 @@ fn a_truncation_that_does_not_see_the_block_is_seen_by_the_fault_that_links_it()
 #[test]
 fn a_block_without_its_fence_is_caught() {
     assert_caught("a free frame shared", || a_fault_of_a_block_meets_a_truncation(Omitted::Fences));
+}
+
+/// A fault meets a migration, in a table that is linked or not: it maps the new frame, or nothing and is tried again.
+fn a_fault_meets_a_migration(is_linked: bool, omitted: Omitted) {
+    threads(move || {
+        let page = Arc::new(page(is_linked));
+        let faulting = Arc::clone(&page);
+        let faulting = loom::thread::spawn(move || {
+            omit(omitted);
+            while faulting.fault(1) {
+                loom::thread::yield_now();
+            }
+        });
+        omit(omitted);
+        page.migrate(0);
+        faulting.join().unwrap();
+        omit(Omitted::Nothing);
+        assert!(page.has_moved(), "objects: an entry has the old frame");
+    });
+}
+
+#[test]
+fn a_fault_maps_the_frame_that_a_page_has_moved_to() {
+    a_fault_meets_a_migration(true, Omitted::Nothing);
+    a_fault_meets_a_migration(false, Omitted::Nothing);
+}
+
+#[test]
+fn a_migration_without_its_fence_is_caught() {
+    assert_caught("a free frame shared", || a_fault_meets_a_migration(false, Omitted::Fences));
 }
 
 /// A store to a hole meets a truncation: a frame that stays behind the end was never mapped.

@@ -262,13 +262,16 @@ fn programs_are_listed_with_their_sizes() {
 
 #[test]
 fn a_process_is_looked_at_traced_and_ended() {
-    let lines = "run exits &\nmaps 7\nnotify trace 7\nnotify trace 7\nkill 7 11\n! wait 7\n! maps 7\n! walk 7 0x1000";
+    let lines = "run exits &\nmaps 7\nmigrate 7 0x401000\n! migrate 7 0x500000\n! migrate 8 0x401000\nnotify trace 7\nnotify trace 7\nkill 7 11\n! wait 7\n! maps 7\n! walk 7 0x1000";
     let (screen, failures) = session(lines);
     assert_eq!(
         screen,
         "process 7\n\
          0x000000400000-0x000000403000 r-xp      12K\n\
          total 12K in 1 areas\n\
+         4K at 0x401000 moved from 0x41000000 to 0x42000000\n\
+         refused: no page is mapped there (as expected)\n\
+         refused: there is no process 8, or it has ended (as expected)\n\
          the notifiers of process 7 are traced\n\
          the notifiers of process 7 are no longer traced\n\
          refused: process 7 killed by SIGSEGV (as expected)\n\
@@ -284,6 +287,8 @@ fn a_process_is_looked_at_traced_and_ended() {
         ("run exits & more", "`more` is one argument too many"),
         ("notify 7", "TRACE"),
         ("! walk 7 0xffff800000000000", "is no address of a process's"),
+        ("! migrate 7 0xffff800000000000", "is no address of a process's"),
+        ("migrate 7", "ADDR is missing"),
         ("! walk 0x1000", "say whose with a PID before it"),
     ] {
         let (screen, _) = session(line);

@@ -18,7 +18,7 @@ use granule::linux::process::status::{ExecError, Life, Name, ProcessEnd, Summary
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::layout::VMALLOC_START;
-use granule::mm::space::Area;
+use granule::mm::space::{Area, Moved, Unmovable};
 use granule::trap::probe::ProbeFault;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -210,6 +210,13 @@ impl Subject for ModelMachine {
         let range = PageRange::from_pages(VirtAddr(0x40_0000), 3).expect("three pages");
         each(&Area::sample(range, Protection::READ.and(Protection::EXECUTE)));
         Some(())
+    }
+
+    fn migrate(&mut self, process: u32, address: VirtAddr) -> Result<Moved, Refusal> {
+        self.process.filter(|_| process == 7).ok_or(Refusal::NoProcess(process))?;
+        let is_mapped = address < VirtAddr(0x40_3000);
+        let moved = Moved { from: PhysAddr(0x4100_0000), to: PhysAddr(0x4200_0000), bytes: 4096 };
+        is_mapped.then_some(moved).ok_or(Refusal::Unmovable(Unmovable::NotMapped))
     }
 
     fn trace(&mut self, process: u32) -> Result<bool, Refusal> {

@@ -375,6 +375,11 @@ impl FrameAllocator {
         self.blocks.set_origin(block.frame_number() / BLOCK_FRAMES, origin);
     }
 
+    /// What [`Self::set_origin`] has noted last for `block`; 0 if it never did.
+    pub(in crate::mm) fn block_origin(&self, block: PhysAddr) -> u64 {
+        self.blocks.origin(block.frame_number() / BLOCK_FRAMES)
+    }
+
     /// The [owner](Frame::owner) of a frame that is held; where it has none, what follows from the block that it was a part
     /// of: as many more as it is frames behind the first. 0 where there is neither.
     pub(in crate::mm) fn origin(&self, frame: &Frame, address: PhysAddr) -> u64 {

@@ -556,6 +556,11 @@ impl PageBlocks {
     pub fn isolate(&self, cpu: &Cpu, index: usize, least: usize, left_free: usize) -> Option<BlockNumber> {
         let is_movable = |state: &AtomicU8| usize::from(state.load(Ordering::Acquire)) >= usize::from(CUT) + MAX_CPUS;
         let home = self.home(index).filter(|_| is_movable(&self.states[index]))?;
+        let free = usize::from(home.list.lock().blocks.at(index).free);
+        if free < least || free == BLOCK_FRAMES {
+            // Most are not worth it: no other CPU waits for that.
+            return None;
+        }
         // No other CPU takes frames between the look at what is free and the end of this.
         self.alone(left_free, || {
             let free_frames = self.totals().free_frames;

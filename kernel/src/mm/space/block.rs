@@ -26,6 +26,8 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
+mod migrate;
+mod remap;
 mod shared;
 
 use core::sync::atomic::Ordering;
@@ -182,6 +184,17 @@ impl Spaces {
         table
     }
 
+    /// Copies what `from` holds to `to`, with scheduling points.
+    fn copy_block_contents(&self, from: PhysAddr, to: PhysAddr) {
+        for index in 0..BLOCK_FRAMES {
+            let offset = index as u64 * PAGE;
+            self.copy_frame(from + offset, to + offset);
+            if index % COPIED == COPIED - 1 {
+                relax();
+            }
+        }
+    }
+
     /// Splits the frames of a block, if that was not done yet.
     fn split_block(&self, cpu: &Cpu, block: PhysAddr) {
         let _locked = self.lock_block(block);
@@ -252,6 +265,21 @@ impl Space {
             self.flush_block(found.start);
         }
         Visited::Again
+    }
+
+    /// Replaces the entry in `found`, read as `entry`, by `change` of it, and completes the invalidation; returns what it was
+    /// last. The table is locked.
+    fn replace_block_entry(
+        &self,
+        found: &BlockCell<'_>,
+        entry: Descriptor,
+        change: fn(Descriptor) -> Descriptor,
+    ) -> Descriptor {
+        let entry = replace(self.mmu(), found.cell, entry, change);
+        if entry.is_valid() {
+            self.flush_block(found.start);
+        }
+        entry
     }
 
     /// Completes the invalidation of the block at `start`, whose entry is not valid or a table's by now.
@@ -493,6 +521,10 @@ impl Space {
     /// Gives `page` a block of its own, with the contents of the one that it shares; or splits that, where there is no page
     /// block. The retry decides whether more is needed. Sleeps.
     fn copy_block(&self, cpu: &Cpu, page: VirtAddr) {
+        if self.is_migrating() {
+            // Perhaps it: what migrates it holds it.
+            return self.common.wait_for_migration();
+        }
         let mmu = self.mmu();
         let areas = self.areas.read(page);
         let Some(area) = areas.find(page).filter(|area| allows(area.protection(), Access::Write)) else { return };
@@ -516,13 +548,7 @@ impl Space {
             self.split_block(&found);
             return;
         };
-        for index in 0..BLOCK_FRAMES {
-            let offset = index as u64 * PAGE;
-            self.common.copy_frame(old + offset, new + offset);
-            if index % COPIED == COPIED - 1 {
-                relax();
-            }
-        }
+        self.common.copy_block_contents(old, new);
         let start = found.start;
         self.note_block_origin(new, start);
         let copy = block_of(written(new, area.protection()));

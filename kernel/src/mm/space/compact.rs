@@ -4,8 +4,8 @@
 //! chooses blocks of which a part is free, and migrates what is left in them to frames of other blocks (Linux: `kcompactd`).
 //! What it meets that cannot be moved ends the work on that block: what has been moved by then stays moved.
 //!
-//! While a block is evacuated it is [isolated](crate::mm::frame::FrameAllocator::isolate): its frames that are free are given to nothing, and
-//! those that are freed come back to it alone.
+//! While a block is evacuated it is [isolated](crate::mm::frame::FrameAllocator::isolate): its frames that are free are
+//! given to nothing, and those that are freed come back to it alone.
 
 use granule_arch::addr::PhysAddr;
 
@@ -56,23 +56,16 @@ impl Spaces {
     fn evacuate(&self, cpu: &Cpu, block: &IsolatedBlock<'_>) {
         let mut spare = heapless::Vec::<PhysAddr, TOGETHER>::new();
         for frame in block.taken() {
-            if spare.is_empty() {
-                // What was migrated is in this CPU's magazine, and would come back as what to migrate to.
-                self.frames.drain_cpu(cpu);
-                while spare.len() < TOGETHER && self.frames.has_room_for(ROOM) {
-                    let Ok(new) = self.frames.alloc_movable(cpu) else { break };
-                    if block.has(new) {
-                        self.frames.free(cpu, new);
-                        break;
-                    }
-                    let _ = spare.push(new);
-                }
-            }
             // Others may have taken what was free meanwhile.
-            let has_room = self.frames.has_room_for(ROOM);
-            let Some(to) = has_room.then(|| spare.pop()).flatten() else { break };
+            if !self.frames.has_room_for(ROOM) {
+                break;
+            }
+            if spare.is_empty() {
+                self.take_spare(cpu, block, &mut spare);
+            }
+            let Some(to) = spare.pop() else { break };
             match self.migrate_page(cpu, frame, to) {
-                Ok(()) => {}
+                Ok(()) => continue,
                 // It is in a magazine, or was freed meanwhile.
                 Err(Unmovable::Free) => _ = spare.push(to),
                 Err(_) => {
@@ -83,6 +76,20 @@ impl Spaces {
         }
         spare.into_iter().for_each(|frame| self.frames.free(cpu, frame));
         self.frames.drain_cpu(cpu);
+    }
+
+    /// Allocates frames to migrate to.
+    fn take_spare(&self, cpu: &Cpu, block: &IsolatedBlock<'_>, spare: &mut heapless::Vec<PhysAddr, TOGETHER>) {
+        // What was migrated is in this CPU's magazine, and would come back as what to migrate to.
+        self.frames.drain_cpu(cpu);
+        while !spare.is_full() && self.frames.has_room_for(ROOM) {
+            let Ok(new) = self.frames.alloc_movable(cpu) else { break };
+            if block.has(new) {
+                self.frames.free(cpu, new);
+                break;
+            }
+            let _ = spare.push(new);
+        }
     }
 }
 

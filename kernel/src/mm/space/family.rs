@@ -1,4 +1,4 @@
-//! Families of spaces: the reverse map of anonymous memory.
+//! Families of spaces: the reverse map of anonymous memory. An object is a family of its own, with its reverse map.
 //!
 //! A program and what it forks are a family. A fork copies a page to the same address, so where a page is mapped follows
 //! from two numbers, which the record of its frame has as its [`Origin`]: the family, and the page's number. Nothing is
@@ -15,6 +15,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule_arch::addr::VirtAddr;
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, UnsafeRef, intrusive_adapter};
 
+use super::shmem::Object;
 use super::{PAGE, Space};
 use crate::sched::RwSem;
 
@@ -27,10 +28,11 @@ const LISTS: usize = 64;
 
 mod adapters {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{LinkedListAtomicLink, Space, UnsafeRef, intrusive_adapter};
+    use super::{LinkedListAtomicLink, Object, Space, UnsafeRef, intrusive_adapter};
     intrusive_adapter!(pub(in super::super) InFamily = UnsafeRef<Space>: Space { in_family => LinkedListAtomicLink });
+    intrusive_adapter!(pub(in super::super) OfNumber = UnsafeRef<Object>: Object { in_family => LinkedListAtomicLink });
 }
-use adapters::InFamily;
+use adapters::{InFamily, OfNumber};
 
 /// The number of a family, below [`FAMILIES`]; not 0.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -45,7 +47,7 @@ impl FamilyId {
 }
 
 /// The family and the page that a frame was allocated for, as a frame's record has it
-/// ([`Frame::owner`](crate::mm::frame::Frame)); 0 is none.
+/// ([`Frame::owner`](crate::mm::frame::Frame)); 0 is none. The page of a space, or of an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Origin(pub(super) u64);
 
@@ -74,13 +76,24 @@ impl SpaceList {
     }
 }
 
-/// All spaces, of the host's tests too. A static: where the kernel starts the stack has no room for it.
+/// Some of all objects, by their families' numbers.
+pub(super) struct ObjectList(LinkedList<OfNumber>);
+
+impl ObjectList {
+    /// The object that is the family. It is there while the list is locked.
+    pub(super) fn find(&self, family: FamilyId) -> Option<&Object> {
+        self.0.iter().find(|object| object.family == family)
+    }
+}
+
+/// All spaces and objects, of the host's tests too. A static: where the kernel starts the stack has no room for it.
 pub(super) static ALL: Families = Families::new();
 
-/// Spaces by their families.
+/// Spaces and objects by their families.
 pub(super) struct Families {
     next: AtomicU32,
     lists: [RwSem<SpaceList>; LISTS],
+    objects: [RwSem<ObjectList>; LISTS],
 }
 
 impl Families {
@@ -88,6 +101,7 @@ impl Families {
         Self {
             next: AtomicU32::new(0),
             lists: [const { RwSem::new(SpaceList(LinkedList::new(InFamily::NEW))) }; LISTS],
+            objects: [const { RwSem::new(ObjectList(LinkedList::new(OfNumber::NEW))) }; LISTS],
         }
     }
 
@@ -114,6 +128,27 @@ impl Families {
         if space.in_family.is_linked() {
             // SAFETY: it joins the list of its family, and no other.
             unsafe { list.0.cursor_mut_from_ptr(space) }.remove();
+        }
+    }
+
+    /// The list that the object of `family` is in. What holds its lock takes no areas, as an object is created and dropped
+    /// with areas locked.
+    pub(super) fn objects(&self, family: FamilyId) -> &RwSem<ObjectList> {
+        &self.objects[family.0 as usize % LISTS]
+    }
+
+    /// Adds `object`, which stays where it is and leaves before it ends.
+    pub(super) fn add_object(&self, object: &Object) {
+        // SAFETY: it is in its pool, and leaves the list before it is dropped.
+        self.objects(object.family).write().0.push_back(unsafe { UnsafeRef::from_raw(object) });
+    }
+
+    /// Removes `object`, if it is there.
+    pub(super) fn remove_object(&self, object: &Object) {
+        let mut list = self.objects(object.family).write();
+        if object.in_family.is_linked() {
+            // SAFETY: it joins the list of its family, and no other.
+            unsafe { list.0.cursor_mut_from_ptr(object) }.remove();
         }
     }
 }

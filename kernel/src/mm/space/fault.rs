@@ -173,7 +173,7 @@ pub(super) enum OfBlock {
 }
 
 #[inline(always)]
-fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutcome {
+pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutcome {
     let areas = space.areas_briefly(cpu, page);
     let Some(area) = areas.find(page) else { return find_nothing(areas, page) };
     if !allows(area.protection(), access) {
@@ -282,8 +282,17 @@ impl AllowedFault<'_> {
             }
             locked.note_used(self.page);
             mmu.store(self.cell, new);
+            return FaultOutcome::Served;
         }
-        FaultOutcome::Served
+        drop(locked);
+        self.not_current(found)
+    }
+
+    /// The outcome where the page is mapped by now, or the object has not what was found any more, or not yet again.
+    #[cold]
+    #[inline(never)]
+    fn not_current(&self, found: &Found<'_, Machine>) -> FaultOutcome {
+        if found.is_migrating(self.space.mmu()) { FaultOutcome::Migrating } else { FaultOutcome::Served }
     }
 
     /// Whether the page is not mapped yet, and the object still has what was found. The table's lock is held.
@@ -319,6 +328,7 @@ impl AllowedFault<'_> {
         drop(locked);
         if !is_copied {
             space.common.drop_frame(self.cpu, copy);
+            return self.not_current(found);
         }
         FaultOutcome::Served
     }

@@ -7,9 +7,13 @@
 //!     copy      nothing can write to the frame any more
 //!     map       in each, where the migration entry still is: the new frame
 //! ```
-//! A fault that finds a migration entry waits until the page has moved. Pages of objects are not moved.
+//! A fault that finds a migration entry waits until the page has moved.
+//!
+//! The page of an object is marked in the object, which finds the entries that map it ([`Object::migrate`]); they are emptied.
+//! A fault that finds the mark waits. What the page was in an entry, young or dirty, means nothing for memory alone.
 //!
 //! # Locks
+//! `one`, then the list of objects and the object's own ([`shmem`](super::shmem)); or
 //! `one`, then the list of the family's spaces, then the areas of one space at a time, then the table. A fault waits for
 //! `one` when it has dropped its areas. `mremap` would move a migration entry to where the walk does not look, and `fork`
 //! would copy it: they wait for their family's page, and look again with all areas locked, while which no entry becomes
@@ -24,11 +28,16 @@ use thiserror::Error;
 
 use super::area::Areas;
 use super::entry::{EntryState, attributes, replace, state};
-use super::family::Origin;
-use super::{Space, Spaces};
+use super::family::{FamilyId, Origin, SpaceList};
+use super::shmem::OF_OBJECT;
+#[cfg(doc)]
+use super::shmem::Object;
+use super::{PAGE, Space, Spaces};
+use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tlb::user::Leaf;
-use crate::sched::{RwSem, WriteGuard, relax};
+use crate::sched::{ReadGuard, RwSem, WriteGuard, relax};
 use crate::smp::Cpu;
 
 /// Why a frame stays where it is.
@@ -37,12 +46,35 @@ pub enum Unmovable {
     /// It is free.
     #[error("the frame is free")]
     Free,
-    /// It is none of a program's anonymous pages, or none that the reverse map finds.
+    /// It is none of a program's pages, or none that the reverse map finds.
     #[error("the frame is no page that can be found by its reverse map")]
     NotFound,
     /// Something besides the entries that were found holds it.
     #[error("the frame is held by something else")]
     Held,
+    /// At that address no frame is mapped.
+    #[error("no page is mapped there")]
+    NotMapped,
+    /// There is none that it could move to.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for Unmovable {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+/// What has moved.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Moved {
+    /// Where it was.
+    pub from: PhysAddr,
+    /// Where it is.
+    pub to: PhysAddr,
+    /// A page or a block.
+    pub bytes: u64,
 }
 
 /// The page that is on its way, if there is one.
@@ -63,14 +95,37 @@ impl Migrations {
     pub(super) const fn new() -> Self {
         Self { one: RwSem::new(()), family: AtomicU32::new(NO_FAMILY) }
     }
+
+    /// Waits until nothing is on its way, and keeps others from beginning.
+    pub(super) fn begin(&self) -> WriteGuard<'_, ()> {
+        self.one.write()
+    }
 }
 
-/// Clears the mark, before the lock is dropped.
-struct UnderWay<'a>(&'a AtomicU32);
+/// The spaces of a family, of which a page is on its way.
+pub(super) struct MigratingFamily<'a> {
+    mark: &'a AtomicU32,
+    family: FamilyId,
+    spaces: ReadGuard<'a, SpaceList>,
+}
 
-impl Drop for UnderWay<'_> {
+impl MigratingFamily<'_> {
+    /// Has `work` look at each space; how many times it returned true.
+    pub(super) fn count(&self, work: &dyn Fn(&Space) -> bool) -> u32 {
+        let mut count = 0;
+        for (index, space) in self.spaces.iter().enumerate() {
+            count += u32::from(space.family == self.family && work(space));
+            if index % SPACES == SPACES - 1 {
+                relax();
+            }
+        }
+        count
+    }
+}
+
+impl Drop for MigratingFamily<'_> {
     fn drop(&mut self) {
-        self.0.store(NO_FAMILY, Ordering::Relaxed);
+        self.mark.store(NO_FAMILY, Ordering::Relaxed);
     }
 }
 
@@ -82,7 +137,34 @@ impl Spaces {
         drop(self.migrations.one.read());
     }
 
-    /// Moves what `frame` holds to `to`, if `frame` is one page of anonymous memory. `to` was just allocated, and is the
+    /// Moves the page or block that `space` has at `address` to other frames. Sleeps: no lock is held. `cpu` is the CPU that
+    /// this runs on.
+    ///
+    /// # Errors
+    /// [`Unmovable`]; what the programs see has not changed.
+    pub fn migrate_at(&self, cpu: &Cpu, space: &Space, address: VirtAddr) -> Result<Moved, Unmovable> {
+        let frames = self.frames;
+        if let Some(entry) = space.block_entry(address) {
+            let (from, to) = (entry.address(), frames.alloc_splittable(cpu)?);
+            self.migrate_block(cpu, from, to).inspect_err(|_| frames.free_splittable(cpu, to))?;
+            return Ok(Moved { from, to, bytes: BLOCK_SIZE });
+        }
+        let entry = space.page_tables().cell(address).map(|(_, cell)| self.mmu.load(cell));
+        let is_frame = |entry: &Descriptor| entry.is_present() && !entry.is_special();
+        let from = entry.filter(is_frame).ok_or(Unmovable::NotMapped)?.address();
+        let to = frames.alloc_movable(cpu)?;
+        self.migrate_page(cpu, from, to).inspect_err(|_| frames.free(cpu, to))?;
+        Ok(Moved { from, to, bytes: PAGE })
+    }
+
+    /// The spaces of `family`, whose faults and forks wait for [`Migrations::begin`]'s guard while it is there.
+    pub(super) fn migrating_family(&self, family: FamilyId) -> MigratingFamily<'_> {
+        let mark = &self.migrations.family;
+        mark.store(family.number(), Ordering::Relaxed);
+        MigratingFamily { mark, family, spaces: self.families.list(family).read() }
+    }
+
+    /// Moves what `frame` holds to `to`, if `frame` is one page of anonymous memory or of an object. `to` was just allocated, and is the
     /// caller's again where this fails; `frame` is given back. Sleeps: no lock is held. `cpu` is the CPU that this runs on.
     ///
     /// # Errors
@@ -94,29 +176,22 @@ impl Spaces {
     }
 
     fn migrate_one(&self, cpu: &Cpu, frame: PhysAddr, to: PhysAddr) -> Result<(), Unmovable> {
-        let _one = self.migrations.one.write();
+        let _one = self.migrations.begin();
         // The frame is not held: what its record says may be of its next owner before long. The entries decide.
         let record = self.frames.cut_frame(frame).filter(|record| record.references() != 0).ok_or(Unmovable::Free)?;
         let origin = Origin(self.frames.origin(record, frame));
         let (family, page) = origin.parts().ok_or(Unmovable::NotFound)?;
+        if record.flags.load(Ordering::Relaxed) & OF_OBJECT != 0 {
+            let objects = self.families.objects(family).read();
+            let object = objects.find(family).ok_or(Unmovable::NotFound)?;
+            return object.migrate(cpu, page.0 / PAGE, 1, frame, to);
+        }
         if record.references() > MOST_ENTRIES {
             return Err(Unmovable::Held);
         }
-        self.migrations.family.store(family.number(), Ordering::Relaxed);
-        let _mark = UnderWay(&self.migrations.family);
-        let spaces = self.families.list(family).read();
-        let each = |work: &dyn Fn(&Space) -> bool| {
-            let mut count = 0;
-            for (index, space) in spaces.iter().enumerate() {
-                count += u32::from(space.family == family && work(space));
-                if index % SPACES == SPACES - 1 {
-                    relax();
-                }
-            }
-            count
-        };
+        let family = self.migrating_family(family);
         // Each entry leaves its hold to this.
-        let unmapped = each(&|space| space.unmap_to_migrate(page, frame));
+        let unmapped = family.count(&|space| space.unmap_to_migrate(page, frame));
         // No entry has the frame any more, and none will: what holds it besides is something else.
         let moved = match (unmapped, record.references()) {
             (0, _) => return Err(Unmovable::NotFound),
@@ -133,7 +208,7 @@ impl Spaces {
         }
         // The contents before the entries.
         self.mmu.dmb_ishst();
-        let mapped = each(&|space| space.map_migrated(page, frame, target));
+        let mapped = family.count(&|space| space.map_migrated(page, frame, target));
         // What was unmapped meanwhile has no entry.
         (mapped..unmapped).for_each(|_| self.drop_frame(cpu, target));
         if moved.is_ok() {
@@ -148,8 +223,8 @@ impl Space {
     #[inline(always)]
     pub(super) fn write_areas_at_rest(&self) -> WriteGuard<'_, Areas> {
         let areas = self.write_all_areas();
-        // Relaxed: what has made a migration entry has dropped the lock of the areas since; what has not, waits for it.
-        if self.common.migrations.family.load(Ordering::Relaxed) == self.family.number() {
+        // What has made a migration entry has dropped the lock of the areas since; what has not, waits for it.
+        if self.is_migrating() {
             drop(areas);
             return self.write_areas_after_migration();
         }
@@ -164,9 +239,10 @@ impl Space {
         self.write_all_areas()
     }
 
-    /// Whether a migration entry of this space may exist. The lock of its table is held.
+    /// Whether a migration entry of this space may exist. The lock of its table is held, or all areas are.
+    #[inline(always)]
     pub(super) fn is_migrating(&self) -> bool {
-        // Relaxed: set before an entry becomes one, and cleared when none is it any more, each under the table's lock.
+        // Relaxed: set before an entry becomes one, and cleared when none is it any more, each under both locks.
         self.common.migrations.family.load(Ordering::Relaxed) == self.family.number()
     }
 

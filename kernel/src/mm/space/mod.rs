@@ -72,7 +72,7 @@ pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
 pub use footprint::Footprint;
 pub use limits::{MappedFile, SpaceLimits, Terms};
-pub use migrate::Unmovable;
+pub use migrate::{Moved, Unmovable};
 pub use mlock::Locking;
 pub use reclaim::Used;
 #[cfg(target_os = "none")]

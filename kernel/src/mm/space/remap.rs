@@ -307,14 +307,14 @@ impl Space {
         Ok(target.start())
     }
 
-    /// Links the tables for the entries of `source` at `to`. Blocks are split.
+    /// Links the tables for the entries of `source` at `to`. A block that cannot be moved as a whole is split.
     fn prepare_move(&self, cpu: &Cpu, source: PageRange, to: VirtAddr) -> Result<(), OutOfMemory> {
         let mut walk = self.page_tables().walk_cells(source);
         while let Some(met) = walk.next() {
             let found = match met {
                 CellsOrBlock::Cells(found) => found,
                 CellsOrBlock::Block(at) => {
-                    walk.go_on(at, self.split_block_at(at));
+                    walk.go_on(at, self.prepare_block_move(cpu, source, at, to + (at - source.start()))?);
                     continue;
                 }
             };
@@ -332,7 +332,16 @@ impl Space {
 
     /// Moves the entries of `source` to `to`, where there are tables for those that are not empty.
     fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr) {
-        self.page_tables().for_each_cells(source, |mut found| {
+        let mut walk = self.page_tables().walk_cells(source);
+        while let Some(met) = walk.next() {
+            let mut found = match met {
+                CellsOrBlock::Cells(found) => found,
+                CellsOrBlock::Block(at) => {
+                    self.move_block(at, to + (at - source.start()));
+                    relax();
+                    continue;
+                }
+            };
             while let Some(end) = found.cells.len().checked_sub(1) {
                 let at = to + (found.start - source.start());
                 // As far as the target is in one table.
@@ -351,7 +360,7 @@ impl Space {
                 found = TableCells { cells: rest, start: found.start + count as u64 * PAGE, ..found };
             }
             relax();
-        });
+        }
     }
 
     /// Moves the entries of `found` to `target`.

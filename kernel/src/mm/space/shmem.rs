@@ -7,7 +7,7 @@
 //!
 //! # Locks
 //! ```text
-//!     state      sleeps   write: size and seals, every frame that is taken away; read: a copy of a page for a program
+//!     state      sleeps   write: size and seals, every frame that is taken away or moves; read: a copy of a page for a program
 //!     areas      sleeps   of a space; for writing where areas join or leave
 //!     mappers    sleeps   write: areas join and leave; read: a walk by the reverse map
 //!     table lock spins    one in each last-level table of a space
@@ -34,8 +34,10 @@ pub(super) use mappers::Mappers;
 
 pub(super) use pages::{Found, FoundBlock, order};
 
+use intrusive_collections::LinkedListAtomicLink;
 use intrusive_collections::rbtree::AtomicLink;
 
+use super::family::{FamilyId, Origin};
 use super::used::note_used_by_others;
 use super::{EntryCell, Machine, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
@@ -69,6 +71,9 @@ pub struct Object {
     mappers: RwSem<Mappers>,
     /// In the tree of objects whose pages can be had again.
     pub(super) by_identity: AtomicLink,
+    /// It is a family of its own.
+    pub(super) family: FamilyId,
+    pub(super) in_family: LinkedListAtomicLink,
 }
 
 /// The identity of the next object. 64 bits do not overflow.
@@ -123,8 +128,11 @@ impl Spaces {
                 writers: AtomicI64::new(0),
                 mappers: RwSem::new(Mappers::NONE),
                 by_identity: AtomicLink::new(),
+                family: self.families.new_id(),
+                in_family: LinkedListAtomicLink::new(),
             },
         )?;
+        self.families.add_object(&object);
         if object.can_be_had_again() {
             self.files.write().insert(&object);
         }
@@ -224,7 +232,7 @@ impl Object {
         page: u64,
         place: Option<(PhysAddr, &'a EntryCell)>,
     ) -> Result<Found<'a, Machine>, OutOfMemory> {
-        let make = || self.common.frames.alloc_zeroed(cpu);
+        let make = || self.common.frames.alloc_movable_zeroed(cpu);
         let ((table, cell), new) = match place {
             Some(place) => (place, make()?),
             None => self.ensure_cell(cpu, page, make)?,
@@ -256,8 +264,16 @@ impl Object {
             // SAFETY: the linear map has the frame, writable, and the frame has no other user.
             unsafe { to.copy_from_nonoverlapping(contents.as_ptr(), count) };
         }
+        self.note_frame(new, page);
+    }
+
+    /// Notes whose frame `new` is, before it is published.
+    #[inline(always)]
+    fn note_frame(&self, new: PhysAddr, page: u64) {
+        let record = self.common.record(new);
         // Relaxed: published with the frame.
-        self.common.record(new).flags.store(OF_OBJECT, Ordering::Relaxed);
+        record.flags.store(OF_OBJECT, Ordering::Relaxed);
+        record.owner.store(Origin::new(self.family, VirtAddr(page * PAGE)).0, Ordering::Relaxed);
     }
 
     /// Gives `page` the frame `new`, unless another CPU was faster; what it has then.
@@ -341,6 +357,7 @@ impl Object {
 
 impl Drop for Object {
     fn drop(&mut self) {
+        self.common.families.remove_object(self);
         if self.by_identity.is_linked() {
             self.common.files.write().remove(self);
         }

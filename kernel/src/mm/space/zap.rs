@@ -46,6 +46,9 @@ impl ZapFlags {
     /// The object has no page there any more.
     pub(super) const PUNCH_HOLE: Self = Self { even_cows: false, drop_markers: true, drop_guards: false };
 
+    /// The object's page goes to another frame.
+    pub(super) const MIGRATE: Self = Self { even_cows: false, drop_markers: false, drop_guards: false };
+
     /// Whether an entry with these markers is emptied. A page whose contents are lost has new ones where contents go.
     const fn drop(self, markers: Markers) -> bool {
         if markers.contains(Markers::GUARD) { self.drop_guards } else { self.drop_markers || self.even_cows }

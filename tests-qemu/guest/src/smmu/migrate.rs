@@ -1,47 +1,87 @@
-//! Pages that move to other frames while a device uses them.
+//! Pages and blocks that move to other frames while a device uses them.
 
 #![allow(unsafe_code, reason = "canaries in frames of the test's own, by the linear map")]
 
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
+use granule::chip::timer::Deadline;
 use granule::devices::edu::edu;
 use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
-use granule::mm::space::{Sharing, SpaceRef};
+use granule::mm::page_block::BLOCK_SIZE;
+use granule::mm::space::{AreaAdvice, Moved, Sharing, SpaceRef};
 use granule::sched;
 use granule::smp::this_cpu;
-use granule_arch::addr::PhysAddr;
 use spin::Once;
 use spin::mutex::SpinMutex;
 
 use super::{DELIVERED, PAGE, Rig, START, space};
 use crate::harness::{Test, another_cpu, target_test, wait_until};
 
-/// A rig whose pages the device has written; the first holds [`DELIVERED`].
-fn rig_with_pages(t: &mut Test) -> Option<Rig> {
-    let rig = Rig::new(t, 4, Sharing::Private)?;
-    for page in 0..4 {
-        rig.store(t, START + page * PAGE, 1);
-        t.equal("the device writes", rig.device_store(START + page * PAGE, DELIVERED + page), Ok(1));
-    }
-    Some(rig)
+/// What moves: pages of anonymous memory, pages of an object, or blocks of either.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Private,
+    Shared,
+    Block,
+    SharedBlock,
 }
 
-target_test!(a_device_follows_a_page_that_migrates, needs("smmuv3 virtio-blk"));
-fn a_device_follows_a_page_that_migrates(t: &mut Test) {
-    let Some(rig) = rig_with_pages(t) else { return };
-    let (cpu, spaces, frames) = (this_cpu(), &kernel().spaces, kernel().frames);
-    let from = rig.physical(START);
-    let Some(to) = t.ok("a frame", frames.alloc_movable(cpu)) else { return };
-    t.ok("migrated", spaces.migrate_page(cpu, from, to));
-    t.equal("where it is", rig.physical(START), to);
-    t.equal("the device reads it", rig.device_load(START), Ok(DELIVERED));
-    rig.store(t, START, 2);
-    t.equal("the device reads what was stored there", rig.device_load(START), Ok(2));
-    t.equal("it writes there, at once", rig.device_store(START, DELIVERED + 1), Ok(1));
-    t.equal("what is there", rig.load(START), DELIVERED + 1);
+const KINDS: [Kind; 4] = [Kind::Private, Kind::Shared, Kind::Block, Kind::SharedBlock];
+
+impl Kind {
+    /// A space with four pages at least, which are there.
+    fn space(self, t: &mut Test) -> Option<SpaceRef> {
+        let (count, sharing) = match self {
+            Self::Private => (4, Sharing::Private),
+            Self::Shared => (4, Sharing::Shared),
+            Self::Block => (BLOCK_SIZE / PAGE, Sharing::Private),
+            Self::SharedBlock => (BLOCK_SIZE / PAGE, Sharing::Shared),
+        };
+        let space = space(t, count, sharing)?;
+        if self.bytes() == BLOCK_SIZE {
+            t.ok("advice", space.madvise_areas(this_cpu(), START, BLOCK_SIZE, AreaAdvice::HugePage))?;
+        }
+        (0..4).try_for_each(|page| t.ok("a store", space.write_bytes(this_cpu(), START + page * PAGE, &[1])))?;
+        Some(space)
+    }
+
+    /// Between two moves, in ms. A transfer of edu's takes 100 ms, and finds the page of an object where it was used since.
+    const fn pause(self) -> usize {
+        match self {
+            Self::Private => 2,
+            Self::Shared | Self::SharedBlock => 100,
+            Self::Block => 50,
+        }
+    }
+
+    const fn bytes(self) -> u64 {
+        if matches!(self, Self::Block | Self::SharedBlock) { BLOCK_SIZE } else { PAGE }
+    }
+}
+
+target_test!(a_device_follows_what_migrates, needs("smmuv3 virtio-blk"));
+fn a_device_follows_what_migrates(t: &mut Test) {
+    let cpu = this_cpu();
+    for kind in KINDS {
+        let Some(rig) = kind.space(t).and_then(|space| Rig::bound_to(t, space)) else { return };
+        for page in 0..4 {
+            t.equal("the device writes", rig.device_store(START + page * PAGE, DELIVERED + page), Ok(1));
+        }
+        let from = rig.physical(START);
+        let Some(moved) = t.ok("migrated", kernel().spaces.migrate_at(cpu, &rig.space, START)) else { return };
+        t.equal("from where it was", moved, Moved { from, to: moved.to, bytes: kind.bytes() });
+        t.check("elsewhere", moved.to != from);
+        t.equal("the device reads it", rig.device_load(START), Ok(DELIVERED));
+        t.equal("where it is", rig.physical(START), moved.to);
+        t.equal("and what is beside it", rig.device_load(START + 3 * PAGE), Ok(DELIVERED + 3));
+        rig.store(t, START, 2);
+        t.equal("the device reads what was stored there", rig.device_load(START), Ok(2));
+        t.equal("it writes there, at once", rig.device_store(START, DELIVERED + 1), Ok(1));
+        t.equal("what is there", rig.load(START), DELIVERED + 1);
+    }
 }
 
 // QEMU's edu translates and copies in one step. Its virtio-blk translates when a request begins, and what it read arrives
@@ -49,18 +89,36 @@ fn a_device_follows_a_page_that_migrates(t: &mut Test) {
 // canaries before its next page leaves one.
 target_test!(a_device_writes_while_its_pages_migrate, needs("smmuv3 edu smp"), limit(60));
 fn a_device_writes_while_its_pages_migrate(t: &mut Test) {
-    const CANARY: usize = 0x1234_5678;
+    writes_while_it_migrates(t, Kind::Private);
+}
+
+target_test!(a_device_writes_while_an_objects_pages_migrate, needs("smmuv3 edu smp"), limit(60));
+fn a_device_writes_while_an_objects_pages_migrate(t: &mut Test) {
+    writes_while_it_migrates(t, Kind::Shared);
+}
+
+target_test!(a_device_writes_while_a_block_migrates, needs("smmuv3 edu smp"), limit(60));
+fn a_device_writes_while_a_block_migrates(t: &mut Test) {
+    writes_while_it_migrates(t, Kind::Block);
+}
+
+target_test!(a_device_writes_while_an_objects_block_migrates, needs("smmuv3 edu smp"), limit(60));
+fn a_device_writes_while_an_objects_block_migrates(t: &mut Test) {
+    writes_while_it_migrates(t, Kind::SharedBlock);
+}
+
+fn writes_while_it_migrates(t: &mut Test, kind: Kind) {
     let cpu = this_cpu();
-    let (Some(device), Some(space)) = (t.ok("edu", edu(cpu, 0)), space(t, 4, Sharing::Private)) else { return };
+    let (Some(device), Some(space)) = (t.ok("edu", edu(cpu, 0)), kind.space(t)) else { return };
     t.ok("bound", device.bind(cpu, &space));
     let word = |page: u64| {
         let mut bytes = [0; 8];
         space.read_bytes(cpu, START + page * PAGE, &mut bytes).map(|()| u64::from_le_bytes(bytes))
     };
-    (0..4).for_each(|page| _ = t.ok("a store", space.write_bytes(cpu, START + page * PAGE, &[1])));
     MOVED.store(0, Ordering::Relaxed);
+    WATCHED.store(0, Ordering::Relaxed);
     MOVING.call_once(|| SpinMutex::new(None)).lock().replace(space.clone());
-    t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "migrate", migrate_on, CANARY));
+    t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "migrate", migrate_on, kind.pause()));
     wait_until(Duration::from_secs(10), || MOVED.load(Ordering::Relaxed) != 0);
     for number in 1..=20_u64 {
         let (from, to) = (number % 2, 2 + number % 2);
@@ -73,42 +131,64 @@ fn a_device_writes_while_its_pages_migrate(t: &mut Test) {
     wait_until(Duration::from_secs(20), || sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
     t.equal("frames that were written after their pages had left", SPOILT.swap(0, Ordering::Relaxed), 0);
-    t.check("pages moved", MOVED.load(Ordering::Relaxed) >= 100);
+    let (moved, watched) = (MOVED.load(Ordering::Relaxed), WATCHED.load(Ordering::Relaxed));
+    t.check("memory moved", moved >= 10);
+    t.check("what it left was watched", watched >= moved / 2);
     t.ok("unbound", device.unbind(cpu));
 }
 
-/// The space whose pages [`migrate_on`] moves.
+/// The space whose memory [`migrate_on`] moves.
 static MOVING: Once<SpinMutex<Option<SpaceRef>>> = Once::new();
 static MOVED: AtomicU64 = AtomicU64::new(0);
+/// How often what was left was filled with canaries.
+static WATCHED: AtomicU64 = AtomicU64::new(0);
 /// Canaries that were overwritten.
 static SPOILT: AtomicU64 = AtomicU64::new(0);
 
 /// Moves pages on until there is no space any more. A frame that one has left holds canaries until the next has left its.
-extern "C" fn migrate_on(canary: usize) {
+extern "C" fn migrate_on(pause: usize) {
+    const CANARY: usize = 0x1234_5678;
+    /// Words of the pages that the device uses.
+    const WORDS: usize = 4 * PAGE as usize / 8;
     let (cpu, spaces, frames) = (this_cpu(), &kernel().spaces, kernel().frames);
-    let words = |frame: PhysAddr| frames.linear().address(frame).as_ptr::<usize>();
+    let words = |left: Moved| (0..WORDS.min(left.bytes as usize / 8)).map(move |word| (left, word));
+    let at = |(left, word): (Moved, usize)| {
+        // SAFETY: the caller's memory, as far as it goes.
+        unsafe { frames.linear().address(left.from).as_ptr::<usize>().add(word) }
+    };
+    let free = |left: Moved| match left.bytes {
+        BLOCK_SIZE => frames.free_splittable(cpu, left.from),
+        _ => frames.free(cpu, left.from),
+    };
     let mut last = None;
     for page in (0..4).cycle().map(|page| START + page * PAGE) {
         let Some(space) = MOVING.get().and_then(|moving| moving.lock().clone()) else { break };
-        let from = space.tables().translate(page).map(|found| found.physical);
-        let (Some(from), Ok(to)) = (from, frames.alloc_movable(cpu)) else { break };
-        if spaces.migrate_page(cpu, from, to).is_err() {
-            frames.free(cpu, to);
-            continue;
-        }
+        // What moves all the time cannot be used.
+        let _ = sched::sleep_until(Deadline::after(Duration::from_millis(pause as u64)));
+        let Ok(moved) = spaces.migrate_at(cpu, &space, page) else { continue };
         MOVED.fetch_add(1, Ordering::Relaxed);
         if let Some(held) = last.take() {
             // SAFETY: it is this thread's.
-            let whole = (0..PAGE as usize / 8).all(|word| unsafe { words(held).add(word).read_volatile() } == canary);
+            let whole = words(held).all(|word| unsafe { at(word).read_volatile() } == CANARY);
             SPOILT.fetch_add(u64::from(!whole), Ordering::Relaxed);
-            frames.free(cpu, held);
+            free(held);
         }
-        // The frame that was left is on top of this CPU's magazine.
-        if let Ok(left) = frames.alloc_movable(cpu) {
-            // SAFETY: it was just allocated.
-            (0..PAGE as usize / 8).for_each(|word| unsafe { words(left).add(word).write_volatile(canary) });
-            last = Some(left);
+        // What was left comes again soon: of a frame it is on top of this CPU's magazine.
+        let mut others = heapless::Vec::<Moved, 8>::new();
+        while !others.is_full() && last.is_none() {
+            let is_block = moved.bytes == BLOCK_SIZE;
+            let again = if is_block { frames.alloc_splittable(cpu) } else { frames.alloc_movable(cpu) };
+            let Ok(from) = again else { break };
+            if from == moved.from {
+                // SAFETY: it was just allocated.
+                words(moved).for_each(|word| unsafe { at(word).write_volatile(CANARY) });
+                WATCHED.fetch_add(1, Ordering::Relaxed);
+                last = Some(moved);
+            } else {
+                let _ = others.push(Moved { from, ..moved });
+            }
         }
+        others.into_iter().for_each(free);
     }
-    last.into_iter().for_each(|held| frames.free(cpu, held));
+    last.into_iter().for_each(free);
 }

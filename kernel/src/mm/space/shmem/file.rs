@@ -14,12 +14,14 @@ use thiserror::Error;
 
 use super::super::code::CODE_VISIBLE;
 use super::super::gather::Gather;
+use super::super::migrate::Unmovable;
 use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::zap::ZapFlags;
 use super::{LARGEST_OBJECT, Object, PAGE, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
+use crate::mm::page_block::BLOCK_FRAMES;
 use crate::mm::tlb::user::TlbBatch;
 use crate::sched::{enlarge_shortage, relax};
 use crate::smp::Cpu;
@@ -91,6 +93,9 @@ pub enum WriteAt {
     /// Behind the last byte.
     End,
 }
+
+/// Pages that are copied without a scheduling point.
+const COPIED: usize = 64;
 
 /// Frames that nothing else has, linked by the owners in their records.
 struct Chain<'o> {
@@ -333,9 +338,62 @@ impl Object {
     fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
         let taken = self.take(pages.clone());
         if taken.ends.is_some() || flags.even_cows {
-            self.unmap_mapping_range(cpu, pages, flags);
+            self.unmap_mapping_range(cpu, pages, Event::Clear, flags);
         }
         taken.free(cpu);
+    }
+
+    /// Moves what `page` has in `from` to `to`, or with [`BLOCK_FRAMES`] for `count` what that many pages have in a page block to
+    /// another. `to` was just allocated, and is the caller's again where this fails. Sleeps: no lock is held. The entries are
+    /// emptied, in programs and devices: what uses a page next maps its new frame.
+    ///
+    /// # Errors
+    /// [`Unmovable`]; what the programs see has not changed.
+    pub(in super::super) fn migrate(
+        &self,
+        cpu: &Cpu,
+        page: u64,
+        count: usize,
+        from: PhysAddr,
+        to: PhysAddr,
+    ) -> Result<(), Unmovable> {
+        let (common, mmu) = (self.common, &self.common.mmu);
+        let _state = self.state.write();
+        let pages = page..page + count as u64;
+        let range = self.filled(pages.clone()).filter(|range| range.size() == count as u64 * PAGE);
+        let found = range.and_then(|range| self.tables().cells(range.start(), count)).ok_or(Unmovable::NotFound)?;
+        let frame = |first: PhysAddr, index: usize| first + index as u64 * PAGE;
+        // Where it stays, what was marked is as it was.
+        let stays = |marked: usize| {
+            let marked = found.cells.iter().enumerate().take(marked);
+            marked.for_each(|(index, cell)| entries::end_migration(mmu, cell, frame(from, index)));
+        };
+        let is_other = |(index, cell)| !entries::start_migration(mmu, cell, frame(from, index));
+        if let Some(marked) = found.cells.iter().enumerate().position(is_other) {
+            stays(marked);
+            return Err(Unmovable::NotFound);
+        }
+        entries::order();
+        self.unmap_mapping_range(cpu, pages, Event::Migrate, ZapFlags::MIGRATE);
+        // No entry has the frames any more, and none will: what holds one besides the object is something else.
+        if (0..count).any(|index| common.record(frame(from, index)).references() != 1) {
+            stays(count);
+            return Err(Unmovable::Held);
+        }
+        if count == BLOCK_FRAMES {
+            common.frames.split_block(cpu, to);
+        }
+        for (index, cell) in found.cells.iter().enumerate() {
+            let (from, to) = (frame(from, index), frame(to, index));
+            common.copy_frame(from, to);
+            self.note_frame(to, page + index as u64);
+            entries::end_migration(mmu, cell, to);
+            common.drop_frame(cpu, from);
+            if index % COPIED == COPIED - 1 {
+                relax();
+            }
+        }
+        Ok(())
     }
 
     /// Takes the frames of `pages` out of the object, before a look at the tables that map them. The state is locked for
@@ -363,11 +421,11 @@ impl Object {
     ///
     /// Each invalidation, of the CPUs and of devices, is of the space that the entries are in, and is complete before the
     /// lock of their table is dropped.
-    fn unmap_mapping_range(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
+    fn unmap_mapping_range(&self, cpu: &Cpu, pages: Range<u64>, event: Event, flags: ZapFlags) {
         let mappers = self.mappers.read();
         for mapped in mappers.of(pages) {
             let (space, range) = (mapped.space(), mapped.range());
-            let _change = space.notifiers.start(Change::new(Event::Clear, range.start(), range.end()));
+            let _change = space.notifiers.start(Change::new(event, range.start(), range.end()));
             let mut gather = Gather::by_reverse_map(space, cpu, &mappers);
             if self.is_registers() {
                 // Also where an unmapping under way has emptied the entry, and not yet invalidated: a frame would be its own
@@ -490,7 +548,7 @@ impl Object {
             if is_killed() {
                 return Err(ObjectError::Interrupted);
             }
-            spare.push(self.common.frames.alloc_zeroed(cpu)?);
+            spare.push(self.common.frames.alloc_movable_zeroed(cpu)?);
             relax();
         }
         Ok(())

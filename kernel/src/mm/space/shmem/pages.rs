@@ -27,6 +27,9 @@
 //! at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the other. No entry
 //! maps the frame unless the object grows again.
 //!
+//! Migration does as a truncation does, but that the entry keeps the frame, and says that it is on its way: a fault finds
+//! nothing to map, and waits. Then the object has the page in another frame.
+//!
 //! # Blocks
 //! What maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would decide. So
 //! it links first there, too:
@@ -51,10 +54,14 @@ use granule_pgtable::{Geometry, Mmu};
 
 use crate::sync::atomic::{Ordering, fence};
 
+/// In the entry of a page whose frame may be mapped; not in one whose frame is on its way.
+const HERE: u64 = bits::PRESENT_INVALID;
+
 /// The frame of a page, as it was when it was looked up. It may be freed at any time, but not while
 /// [it is current](Found::is_current) and the lock of a table that maps the page is held.
 pub(in super::super) struct Found<'a, M: Mmu> {
     cell: &'a M::Cell,
+    /// With [`HERE`], so that what is on its way is not current.
     entry: Descriptor,
 }
 
@@ -63,7 +70,13 @@ impl<'a, M: Mmu> Found<'a, M> {
     #[inline(always)]
     pub(super) fn look(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
         let entry = mmu.load(cell);
-        (entry != Descriptor::EMPTY).then_some(Self { cell, entry })
+        (entry != Descriptor::EMPTY).then_some(Self { cell, entry: Descriptor(entry.0 | HERE) })
+    }
+
+    /// Whether the page is on its way to another frame now.
+    pub(in super::super) fn is_migrating(&self, mmu: &M) -> bool {
+        let entry = mmu.load(self.cell);
+        entry != Descriptor::EMPTY && entry.0 & HERE == 0
     }
 
     #[inline(always)]
@@ -94,7 +107,7 @@ impl<'a, M: Mmu> FoundBlock<'a, M> {
         let first = mmu.load(cells.first()?);
         let found = Self { cells, first };
         let is_aligned = first.address().is_aligned((cells.len() as u64) << M::Geometry::PAGE_SHIFT);
-        (first != Descriptor::EMPTY && is_aligned && found.is_same(mmu)).then_some(found)
+        (first.0 & HERE != 0 && is_aligned && found.is_same(mmu)).then_some(found)
     }
 
     fn is_same(&self, mmu: &M) -> bool {
@@ -125,14 +138,14 @@ pub(super) fn add<'a, M: Mmu>(
     new: PhysAddr,
     unused: impl FnOnce(PhysAddr),
 ) -> Found<'a, M> {
-    let entry = Descriptor(new.0 | bits::PRESENT_INVALID);
+    let entry = Descriptor(new.0 | HERE);
     // The contents before the entry, for a CPU that finds it here.
     mmu.dmb_ishst();
     let entry = match mmu.compare_exchange(cell, Descriptor::EMPTY, entry) {
         Ok(()) => entry,
         Err(other) => {
             unused(new);
-            other
+            Descriptor(other.0 | HERE)
         }
     };
     Found { cell, entry }
@@ -149,6 +162,18 @@ pub(super) fn take<M: Mmu>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
         }
     }
     None
+}
+
+/// Marks the page whose frame is `frame` as on its way; whether it has that frame. The state is locked for writing.
+pub(super) fn start_migration<M: Mmu>(mmu: &M, cell: &M::Cell, frame: PhysAddr) -> bool {
+    mmu.compare_exchange(cell, Descriptor(frame.0 | HERE), Descriptor(frame.0)).is_ok()
+}
+
+/// Gives the page that was on its way the frame `to`. The state is locked for writing since.
+pub(super) fn end_migration<M: Mmu>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
+    // The contents before the entry.
+    mmu.dmb_ishst();
+    mmu.store(cell, Descriptor(to.0 | HERE));
 }
 
 /// Between the change of an object and the look at the tables that map it; and between the link of such a table, or of

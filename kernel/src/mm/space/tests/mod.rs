@@ -102,20 +102,12 @@ impl Rig {
         space.write_bytes(&self.cpu, at, &[value]).unwrap();
     }
 
-    /// Migrates the frame of `page` as `cpu`, if one is there.
+    /// Migrates the block or the page at `page` as `cpu`; `None` where there is neither, or no memory.
     fn migrate(&self, cpu: &Cpu, space: &Space, page: VirtAddr) -> Option<Result<(), Unmovable>> {
-        let cell = space.page_tables().cell(page)?.1;
-        let entry = space.mmu().load(cell);
-        let to = self.frames.alloc(cpu).ok()?;
-        let migrated = if entry.is_present() {
-            self.spaces.migrate_page(cpu, entry.address(), to)
-        } else {
-            Err(Unmovable::NotFound)
-        };
-        if migrated.is_err() {
-            self.frames.free(cpu, to);
+        match self.spaces.migrate_at(cpu, space, page) {
+            Err(Unmovable::NotMapped | Unmovable::OutOfMemory) => None,
+            moved => Some(moved.map(drop)),
         }
-        Some(migrated)
     }
 
     fn read(&self, space: &Space, at: VirtAddr) -> u8 {

@@ -137,6 +137,48 @@ fn shared_anonymous_memory_has_blocks() {
 }
 
 #[test]
+fn a_block_of_an_object_migrates_in_all_that_maps_it() {
+    let rig = Rig::new(16);
+    let (file, space) = shared(&rig, 1);
+    let others = [sharer(&rig, &file), sharer(&rig, &file)];
+    assert_eq!(rig.read(&space, page(7)), 0);
+    (0..BLOCK_PAGES).for_each(|index| put(&rig, &file, index, index as u8));
+    // One has the block, one pages, and one nothing.
+    assert_eq!(rig.read(&others[0], page(7)), 7);
+    others[0].mprotect(page(5), PAGE, Protection::READ).unwrap();
+    let all = [&space, &others[0], &others[1]];
+    let old = leaf(&space, page(0)).unwrap().1.address();
+    // What holds one of its frames keeps all.
+    let held = rig.spaces.record(old + 300 * PAGE);
+    held.share();
+    assert_eq!(rig.migrate(&rig.cpu, &space, page(0)), Some(Err(Unmovable::Held)));
+    assert!(!held.let_go());
+    check(&rig, &file, &all, BLOCK_PAGES);
+    assert_eq!((rig.read(&space, page(0)), leaf(&space, page(0)).unwrap().1.address()), (0, old));
+
+    assert_eq!(rig.migrate(&rig.cpu, &space, page(0)), Some(Ok(())));
+    assert_eq!([0, 1, 2].map(|index| leaf(all[index], page(9))), [None; 3]);
+    all.iter().for_each(|space| assert_eq!(rig.read(space, page(9)), 9));
+    assert_eq!([size(&space, page(9)), size(&others[1], page(9))], [BLOCK_SIZE; 2]);
+    assert_ne!(leaf(&space, page(0)).unwrap().1.address(), old);
+    check(&rig, &file, &all, BLOCK_PAGES);
+    rig.write(&space, page(9), 90);
+    assert_eq!((byte(&file, 9), rig.read(&others[0], page(9)), byte(&file, 511)), (90, 90, 255));
+    // A part of it moves by itself, and then it is no block any more.
+    assert_eq!(rig.migrate(&rig.cpu, &others[0], page(9)), Some(Ok(())));
+    let first = leaf(&space, page(0)).unwrap();
+    assert_eq!((first.0, rig.migrate(&rig.cpu, &space, page(0))), (PAGE, Some(Ok(()))));
+    // What is not all of a block, and what is not in order, does not move as one.
+    let to = rig.frames.alloc_splittable(&rig.cpu).unwrap();
+    assert_eq!(rig.spaces.migrate_block(&rig.cpu, first.1.address(), to), Err(Unmovable::NotFound));
+    rig.frames.free_splittable(&rig.cpu, to);
+    check(&rig, &file, &all, BLOCK_PAGES);
+    drop((space, others, file));
+    rig.frames.drain_cpu(&rig.cpu);
+    all_gone(&rig);
+}
+
+#[test]
 fn pages_serve_where_an_object_has_no_block() {
     let rig = Rig::new(16);
     // The file's pages, where its first page is mapped, from which page of it on, how many pages, and how.
@@ -643,7 +685,7 @@ impl Shares<'_> {
     }
 
     fn step(&mut self) {
-        let ((start, count), kind) = (self.range(ALL), self.numbers.below(16));
+        let ((start, count), kind) = (self.range(ALL), self.numbers.below(17));
         let number = self.numbers.below(FILES) as usize;
         let chosen = self.numbers.below(self.places.len() as u64) as usize;
         let (rig, value, most) = (self.rig, 1 + self.numbers.below(255) as u8, self.places.len());
@@ -714,6 +756,10 @@ impl Shares<'_> {
                 self.places.push(place);
             }
             15 if most > 1 => drop(self.places.swap_remove(chosen)),
+            16 => {
+                let moved = rig.migrate(&rig.cpu, &self.places[chosen].space, page(start));
+                assert!(matches!(moved, None | Some(Ok(()))), "{moved:?}");
+            }
             _ => {}
         }
     }

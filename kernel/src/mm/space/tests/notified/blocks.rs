@@ -94,6 +94,29 @@ fn a_store_upgrades_or_replaces_all_of_a_block() {
     );
 }
 
+/// It becomes read-only before it is copied, and is broken before the new one is there.
+#[test]
+fn a_block_that_migrates_is_invalidated_twice() {
+    let stage = stage();
+    let migrate = || assert_eq!(stage.rig.migrate(&stage.rig.cpu, &stage.space, stage.page(0)), Some(Ok(())));
+    let expected = "start migrate 0..512, write, dsb ishst, vale1is 0, tlbs 0..512 (locked), range 0..512 (locked), dsb ish, \
+                    end migrate 0..512, dmb, start migrate 0..512, write, dsb ishst, vale1is 0, tlbs 0..512 (locked), \
+                    range 0..512 (locked), dsb ish, write, end migrate 0..512";
+    assert_events(&stage, migrate, expected);
+}
+
+#[test]
+fn a_block_that_mremap_moves_is_invalidated_as_one() {
+    let stage = stage();
+    let moves = || {
+        let mut request = Remap::new(stage.page(0), BLOCK_SIZE, BLOCK_SIZE, Move::To(stage.page(1024)), false).unwrap();
+        stage.space.mremap(&stage.rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
+    };
+    let expected = "start unmap 0..512, write, dsb ishst, vale1is 0, tlbs 0..512 (locked), range 0..512 (locked), dsb ish, \
+                    write, end unmap 0..512";
+    assert_events(&stage, moves, expected);
+}
+
 /// A part is changed: the block is broken and split first, or split in use; the invalidation is the block's.
 #[test]
 fn a_block_is_split_before_a_part_changes() {
