@@ -29,6 +29,9 @@ pub struct Hardware {
     pub two_levels: bool,
     /// It has range invalidation.
     pub range_invalidation: bool,
+    /// A leaf may change its size while the TLB has it. IDR3.BBML permits that in any case: false is for tests of software
+    /// that does not rely on it.
+    pub size_changes: bool,
     /// Bits of a stream's number.
     pub stream_bits: u8,
     /// Devices may translate by themselves, and call their transactions translated (IDR0.ATS).
@@ -63,6 +66,7 @@ impl Hardware {
         coherent: true,
         two_levels: true,
         range_invalidation: true,
+        size_changes: true,
         stream_bits: 16,
         ats: false,
         stall_model: 1,

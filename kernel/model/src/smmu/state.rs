@@ -181,9 +181,11 @@ impl State {
                         .step(regime.tables.as_ref()?, &self.arena, index, 3, start)
                         .filter(|leaf| walk::is_young(leaf, regime))
                 })
+                .flat_map(|leaf| [Some(leaf), leaf.as_group(12)])
+                .flatten()
                 .collect();
             self.tlb.ends(index, time);
-            leaves.into_iter().for_each(|leaf| self.tlb.may_hold(leaf));
+            leaves.into_iter().for_each(|leaf| self.may_hold(leaf));
             self.atc.ask(&self.tlb);
             return false;
         }
@@ -297,6 +299,16 @@ impl State {
         self.fill();
     }
 
+    /// The TLB may have one more.
+    fn may_hold(&mut self, step: Step) {
+        let beside = self.tlb.held().map(|held| held.step).find(|held| held.is_another_size(&step));
+        if let Some(held) = beside.filter(|_| !self.hardware.size_changes) {
+            let text = format!("the TLB may have {held:x?} beside {step:x?}");
+            self.report(SmmuRule::BreakBeforeMake, text);
+        }
+        self.tlb.may_hold(step);
+    }
+
     /// What can be walked to may have changed: the TLB may have what is new, and keeps what is gone.
     pub(crate) fn fill(&mut self) {
         if self.is_endless {
@@ -337,8 +349,8 @@ impl State {
         }
         let all = regimes.iter().zip(&steps);
         let walkable = walk::walkable(all.flat_map(|(regime, steps)| steps.iter().map(move |step| (regime, step))));
-        let found = |step: &Step| walkable.get(&(step.asid, step.start, step.source)) == Some(step);
-        self.tlb.walks_find(found, walkable.values().copied(), self.time);
+        self.tlb.walks_find(|step| walkable.get(&walk::key(step)) == Some(step), self.time);
+        walkable.into_values().for_each(|step| self.may_hold(step));
         self.atc.serve(with_ats, &self.tlb);
         self.know();
     }

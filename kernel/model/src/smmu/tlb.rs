@@ -56,15 +56,12 @@ impl Tlb {
         self.held.iter()
     }
 
-    /// What can be walked to is `now`; nothing else can any more.
-    pub(crate) fn walks_find(&mut self, now: impl Fn(&Step) -> bool, all: impl IntoIterator<Item = Step>, time: Time) {
+    /// Nothing but what is `now` can be walked to any more.
+    pub(crate) fn walks_find(&mut self, now: impl Fn(&Step) -> bool, time: Time) {
         for held in &mut self.held {
             if held.until.is_none() && !now(&held.step) {
                 held.until = Some(time);
             }
-        }
-        for step in all {
-            self.may_hold(step);
         }
     }
 

@@ -25,6 +25,8 @@ pub enum SmmuRule {
     StaleConfiguration,
     /// A translation that should be gone may still be used.
     StaleTranslation,
+    /// A leaf changes its size while the TLB may have it, of an SMMU that does not permit that.
+    BreakBeforeMake,
     /// Memory was given up that the SMMU may still reach.
     MemoryInUse,
     /// Tables have more entries than any space of a test: they lead to themselves.

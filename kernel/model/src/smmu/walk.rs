@@ -31,6 +31,29 @@ impl Step {
         self.start + (self.size - 1)
     }
 
+    /// The whole contiguous group that it may be kept as, in tables with pages of 2^`page_shift` bytes.
+    pub(crate) fn as_group(&self, page_shift: u32) -> Option<Self> {
+        let bits = match (page_shift, self.level) {
+            (12, _) => 4,
+            (14, 3) => 7,
+            _ => 5,
+        };
+        let size = self.size << bits;
+        (self.is_leaf && self.is_contiguous()).then_some(Self { start: self.start & !(size - 1), size, ..*self })
+    }
+
+    const fn is_contiguous(&self) -> bool {
+        self.descriptor >> 52 & 1 != 0
+    }
+
+    /// Whether both are leaves for an address of one space, of different sizes.
+    pub(crate) const fn is_another_size(&self, other: &Self) -> bool {
+        let one_space = self.asid == other.asid || self.is_global() || other.is_global();
+        let meet = self.start <= other.last() && other.start <= self.last();
+        let differ = self.level != other.level || self.is_contiguous() != other.is_contiguous();
+        self.is_leaf && other.is_leaf && one_space && meet && differ
+    }
+
     /// nG is 0: it belongs to every ASID.
     pub(crate) const fn is_global(&self) -> bool {
         self.is_leaf && self.descriptor >> 11 & 1 == 0
@@ -97,6 +120,7 @@ impl Regime {
             let size = 1 << tables.shift(level);
             let Some(step) = self.step(tables, arena, source, level, start + entry * size) else { continue };
             found.push(step);
+            found.extend(step.as_group(tables.page_shift));
             if !step.is_leaf {
                 let below = 1 << tables.index_bits();
                 self.all_of(tables, arena, step.target(), level + 1, step.start, below, found);
@@ -146,7 +170,14 @@ pub(crate) fn is_young(step: &Step, regime: &Regime) -> bool {
 }
 
 /// Everything of `steps`, each with its regime, that a TLB may hold, by the word that it comes from.
-pub(crate) fn walkable<'a>(steps: impl Iterator<Item = (&'a Regime, &'a Step)>) -> BTreeMap<(u16, u64, usize), Step> {
+pub(crate) fn walkable<'a>(steps: impl Iterator<Item = (&'a Regime, &'a Step)>) -> BTreeMap<Key, Step> {
     let young = steps.filter(|(regime, step)| !step.is_leaf || is_young(step, regime)).map(|(_, step)| *step);
-    young.map(|step| ((step.asid, step.start, step.source), step)).collect()
+    young.map(|step| (key(&step), step)).collect()
+}
+
+/// What sets a step apart from all others that a walk finds.
+pub(crate) type Key = (u16, u64, u64, usize);
+
+pub(crate) const fn key(step: &Step) -> Key {
+    (step.asid, step.start, step.size, step.source)
 }
