@@ -5,6 +5,7 @@
 //! - `domain`: what a device reaches that is not bound
 //! - `bound`: what one reaches that is, while its space changes and ends, and the switches of the lab
 //! - `faults`: what becomes of accesses that are refused
+//! - `groups`: contiguous groups, which the SMMU may have as one
 //! - `owners`: events of a device's tables before, and pages that it reaches as one that is privileged
 //! - `order`: what has happened at each step of a call, and what has not
 //! - `shortage`: memory running out at every step
@@ -14,6 +15,7 @@ mod bound;
 mod domain;
 mod emulated;
 mod faults;
+mod groups;
 mod order;
 mod owners;
 mod shortage;

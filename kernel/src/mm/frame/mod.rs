@@ -39,7 +39,7 @@ use spin::Once;
 
 use super::OutOfMemory;
 use super::early::MemoryMap;
-use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, Mobility, PageBlocks};
+use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, GROUP, Mobility, PageBlocks};
 use crate::sched::ThreadRef;
 use crate::smp::{Cpu, CpuId, MAX_CPUS};
 
@@ -185,6 +185,21 @@ impl FrameAllocator {
     /// As [`Self::alloc`].
     pub fn alloc_movable_zeroed(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
         Ok(self.zeroed(self.alloc_movable(cpu)?))
+    }
+
+    /// [`GROUP`] frames that are neighbours, the first of them at a multiple of that, each a movable one of its own: only
+    /// where this CPU has them at hand. Those of a magazine are not.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], also where frames are free, and for that no room is made.
+    #[cold]
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    pub(in crate::mm) fn alloc_movable_group(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
+        let first = self.blocks.take_group(cpu, self.kept_from(cpu)).ok_or(OutOfMemory)?;
+        // SAFETY: frames that were free in a cut block have valid records.
+        unsafe { self.records.run(first..first + GROUP) }.iter().for_each(Frame::claim);
+        self.show(first..first + GROUP);
+        Ok(PhysAddr::from_frame_number(first))
     }
 
     #[inline(always)]

@@ -341,6 +341,33 @@ fn what_moves_and_what_does_not_are_in_different_blocks() {
     assert_eq!(frames.stats().free, frames.stats().in_magazines);
 }
 
+/// Each is a frame of its own, the reserve stays, and all of them make whole blocks again.
+#[test]
+fn groups_are_aligned_neighbours_and_come_back_one_by_one() {
+    let (frames, cpu) = (leaked(8), Cpu::new(CpuId(0)));
+    let before = frames.stats();
+    let mut taken = vec![frames.alloc_movable(&cpu).unwrap()];
+    let groups: Vec<_> = core::iter::from_fn(|| frames.alloc_movable_group(&cpu).ok()).collect();
+    let each = |group: PhysAddr| (0..GROUP as u64).map(move |index| group + index * PAGE_SIZE as u64);
+    taken.extend(groups.iter().copied().flat_map(each));
+    assert!(groups.iter().all(|group| group.is_aligned((GROUP * PAGE_SIZE) as u64)) && groups.len() > 32);
+    assert_eq!(frames.stats().used, before.used + taken.len());
+    taken.extend(core::iter::from_fn(|| frames.alloc_movable(&cpu).ok()));
+    assert_eq!((frames.stats().free, taken.len()), (0, before.free));
+    let mut different = taken.clone();
+    different.sort_unstable();
+    different.dedup();
+    assert_eq!(different.len(), taken.len());
+    // Every other one: none is a group.
+    let (some, rest): (Vec<_>, Vec<_>) = taken.iter().partition(|frame| frame.frame_number() % 2 == 0);
+    some.into_iter().for_each(|frame| frames.free(&cpu, frame));
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.alloc_movable_group(&cpu), Err(OutOfMemory));
+    rest.into_iter().for_each(|frame| frames.free(&cpu, frame));
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.stats(), before);
+}
+
 #[test]
 fn cpus_take_frames_from_blocks_of_their_own() {
     let machine = Machine::new(&[range(0x4000_0000, 0x4080_0000)]);

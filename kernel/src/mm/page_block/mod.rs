@@ -54,6 +54,8 @@ use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 pub(in crate::mm) use arena::tests::host_allocations;
 pub use arena::{CurrentArena, NodeArena};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_pgtable::geometry::LAST_LEVEL;
+use granule_pgtable::{Geometry, Granule4K};
 use scarcity::Scarcity;
 pub use spans::Spans;
 
@@ -103,6 +105,12 @@ pub enum Mobility {
     /// Anonymous pages of programs.
     Movable = 1,
 }
+
+/// Frames of a contiguous group of pages.
+pub const GROUP: usize = 1 << Granule4K::GROUP_BITS[LAST_LEVEL as usize];
+const _: () = assert!(64 % GROUP == 0);
+/// Blocks in which a group is looked for.
+const LOOKED_AT: usize = 4;
 
 /// Homes of cut blocks: for each CPU one of frames of each mobility.
 const HOMES: usize = 2 * MAX_CPUS;
@@ -360,6 +368,26 @@ impl PageBlocks {
             taken += some;
         }
         taken
+    }
+
+    /// Takes [`GROUP`] frames that are neighbours, the first of them at a multiple of that, out of the first blocks that this
+    /// CPU has cut for movable frames; `None` where those have no such run, or fewer than `left_free` frames would stay free.
+    /// Returns the first; the records are "free" until the caller changes that.
+    pub fn take_group(&self, cpu: &Cpu, left_free: usize) -> Option<usize> {
+        let own = self.own(cpu, Mobility::Movable);
+        let take = |list: &mut List| {
+            if list.first == NONE {
+                self.cut_a_block(cpu, Mobility::Movable, own, list);
+            }
+            own.take_group(list)
+        };
+        if let Some(mut list) = self.scarcity.open(&own.list, || self.has_plenty(left_free)) {
+            return take(&mut list);
+        }
+        self.alone(left_free, || {
+            let has_room = self.totals().free_frames >= left_free.saturating_add(GROUP);
+            if has_room { take(&mut own.list.lock()) } else { None }
+        })
     }
 
     /// Whether each CPU may take a block's frames, and `left_free` stay.
@@ -816,6 +844,29 @@ impl CutBlocks {
         taken
     }
 
+    /// Moves [`GROUP`] aligned neighbours out of one of the first blocks of `list`, which is these blocks'; returns the first.
+    fn take_group(&self, list: &mut List) -> Option<usize> {
+        let mut next = list.first;
+        for _ in 0..LOOKED_AT {
+            if next == NONE {
+                return None;
+            }
+            let index = next;
+            let block = list.blocks.at(index as usize);
+            next = block.next;
+            let Some(first) = block.take_group() else { continue };
+            if block.free == 0 {
+                list.unlink(index as usize);
+            }
+            if list.whole == index {
+                list.whole = NONE;
+            }
+            change(&self.free, -(GROUP as isize));
+            return Some(first);
+        }
+        None
+    }
+
     /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list` or isolated; whether it is in
     /// the list and whole now.
     fn put(&self, list: &mut List, index: usize, word: usize, bits: u64) -> bool {
@@ -887,6 +938,19 @@ impl PageBlock {
         }
         self.free -= taken as u16;
         taken
+    }
+}
+
+impl PageBlock {
+    /// Moves [`GROUP`] aligned neighbours out of the bitmap; returns the number of the first.
+    fn take_group(&mut self) -> Option<usize> {
+        let first = (0..BLOCK_FRAMES).step_by(GROUP).find(|&bit| {
+            let mask = mask_below(GROUP) << (bit % 64);
+            self.bitmap[bit / 64] & mask == mask
+        })?;
+        self.bitmap[first / 64] &= !(mask_below(GROUP) << (first % 64));
+        self.free -= GROUP as u16;
+        Some(self.number as usize * BLOCK_FRAMES + first)
     }
 }
 

@@ -84,6 +84,8 @@ const SHARED_GUARDS: u8 = 2;
 pub(super) const LOCKED_AREAS: u8 = 4;
 /// There may be areas of registers, which a child does not have.
 pub(super) const REGISTERS: u8 = 8;
+/// There may be contiguous groups, which areas may cut.
+pub(super) const GROUPS: u8 = 16;
 
 impl Space {
     /// Takes advice about the areas in the `bytes` bytes from `start` on.
@@ -381,15 +383,15 @@ impl Space {
         if is_covered { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Whether a child may have less than all areas, areas that are not locked, or guards in shared ones. The areas are
-    /// locked for writing.
+    /// Whether a child may have less than all areas, areas that are not locked, or guards in shared ones; or groups may be cut.
+    /// The areas are locked for writing.
     #[inline(always)]
     pub(super) fn is_advised(&self) -> bool {
         self.advice.load(Ordering::Relaxed) != 0
     }
 
     /// Removes from `child`, which has copies of all areas and no pages yet, what is not for children, unlocks the rest, and
-    /// copies the guards in shared areas: their pages are found in their objects.
+    /// copies the guards in shared areas: their pages are found in their objects. Groups that areas cut are unfolded.
     ///
     /// # Errors
     /// [`OutOfMemory`]; the caller drops the child.
@@ -397,6 +399,9 @@ impl Space {
     #[inline(never)]
     pub(super) fn advise_child(&self, cpu: &Cpu, areas: &Areas, child: &Space) -> Result<(), OutOfMemory> {
         let advice = self.advice.load(Ordering::Relaxed);
+        if advice & GROUPS != 0 {
+            self.unfold_at_borders(areas);
+        }
         // Nothing of a child's is locked.
         child.advice.store(advice & !(LOCKED_AREAS | REGISTERS), Ordering::Relaxed);
         child.write_all_areas().become_a_childs();

@@ -41,7 +41,8 @@ use super::area::{Area, AreaFlags};
 use super::code::is_visible;
 use super::entry::{attributes, replace, set_access_flags, written};
 use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
-use super::gather::Gather;
+use super::gather::{Gather, pages};
+use super::group::{GROUP_SIZE, fill_groups};
 use super::protect::{Allowed, may_be_written};
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
@@ -216,7 +217,7 @@ impl Space {
     #[inline(never)]
     pub(super) fn split_part(&self, range: PageRange, address: VirtAddr) -> Visited {
         match self.block_at(address) {
-            Some(found) if !found.is_in(range) => self.split_block(&found),
+            Some(found) if !found.is_in(range) => self.split_block(&found, range),
             _ => Visited::Done,
         }
     }
@@ -225,11 +226,12 @@ impl Space {
     #[cold]
     #[inline(never)]
     pub(super) fn split_block_at(&self, address: VirtAddr) -> Visited {
-        self.block_at(address).map_or(Visited::Done, |found| self.split_block(&found))
+        self.block_at(address).map_or(Visited::Done, |found| self.split_block(&found, found.range()))
     }
 
+    /// Puts a table with the same pages in the place of the block in `found`, in groups but for those that `range` cuts.
     #[inline(never)]
-    fn split_block(&self, found: &BlockCell<'_>) -> Visited {
+    fn split_block(&self, found: &BlockCell<'_>, range: PageRange) -> Visited {
         let mmu = self.mmu();
         let locked = self.lock_table(found.table);
         let mut entry = mmu.load(found.cell);
@@ -248,10 +250,11 @@ impl Space {
             self.flush_block(found.start);
         }
         self.common.record(table).owner.store(ALL_USED, Ordering::Relaxed);
+        self.note_groups();
         loop {
             // SAFETY: it was allocated as a table of the space, is in no tree, and was taken out of the deposit.
             let pages = mmu.table(unsafe { Table::spare(table) });
-            mmu.fill(pages, page_of(entry), PAGE);
+            fill_groups(mmu, pages, page_of(entry), found.start, range);
             // The pages before the table that has them.
             mmu.dmb_ishst();
             match mmu.compare_exchange(found.cell, in_cell, Descriptor::user_table(table)) {
@@ -299,7 +302,7 @@ impl Space {
                 // Invalid by now, it may be in a TLB as a block: an invalidation of a page need not reach that.
                 gather.stale_block(found.range());
             }
-            return self.split_block(&found);
+            return self.split_block(&found, range);
         }
         // Not for a part: a discard of few pages must not sleep.
         gather.rest();
@@ -334,7 +337,7 @@ impl Space {
         let mmu = self.mmu();
         let Some(found) = self.block_at(address) else { return (Visited::Done, false) };
         if !found.is_in(range) {
-            return (self.split_block(&found), false);
+            return (self.split_block(&found, range), false);
         }
         let _locked = self.lock_table(found.table);
         let mut entry = mmu.load(found.cell);
@@ -512,7 +515,8 @@ impl Space {
     #[inline(never)]
     pub(super) fn after_fault_of_block(&self, cpu: &Cpu, page: VirtAddr, what: OfBlock) {
         match what {
-            OfBlock::Upgraded if lab::is_on!(NOTIFY_BEFORE_UNLOCK) => {}
+            OfBlock::Upgraded | OfBlock::UpgradedGroup if lab::is_on!(NOTIFY_BEFORE_UNLOCK) => {}
+            OfBlock::UpgradedGroup => self.notifiers.upgraded(page.align_down(GROUP_SIZE), GROUP_SIZE),
             OfBlock::Upgraded => self.notifiers.upgraded(page.align_down(BLOCK_SIZE), BLOCK_SIZE),
             OfBlock::Shared => self.copy_block(cpu, page),
         }
@@ -545,7 +549,7 @@ impl Space {
         let (old, frames) = (shared.address(), self.common.frames);
         let Ok(new) = frames.alloc_splittable(cpu) else {
             self.common.drop_block(cpu, old);
-            self.split_block(&found);
+            self.split_block(&found, pages(page, page + PAGE));
             return;
         };
         self.common.copy_block_contents(old, new);

@@ -37,6 +37,9 @@ impl AllowedFault<'_> {
         if state(entry) != EntryState::Page {
             return Reuse::Done(self.not_a_page(entry));
         }
+        if entry.is_contiguous() {
+            return Reuse::Done(self.of_group(entry));
+        }
         // Stable under the lock: a frame with one reference gets no other while faults are possible.
         let own = || !entry.is_special() && space.common.record(entry.address()).references() == 1;
         if !self.area.is_shared() && !own() {

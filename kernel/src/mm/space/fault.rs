@@ -17,7 +17,7 @@ use granule_arch::patched_branch;
 use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
-use super::area::{Area, Areas};
+use super::area::{Area, AreaFlags, Areas};
 use super::cow::Reuse;
 use super::entry::{EntryState, attributes, set_access_flags, state, written};
 use super::parts::Divisible;
@@ -168,6 +168,8 @@ pub(super) enum FaultOutcome {
 pub(super) enum OfBlock {
     /// As [`FaultOutcome::Upgraded`].
     Upgraded,
+    /// The same of a group.
+    UpgradedGroup,
     /// It has to be copied: others use it.
     Shared,
 }
@@ -188,6 +190,9 @@ pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) ->
     if entry == Descriptor::EMPTY {
         if let Some(object) = area.object() {
             return fault().object_page(object);
+        }
+        if area.flags().has_any(AreaFlags::BLOCKS) && space.map_group(cpu, area, page) {
+            return FaultOutcome::Served;
         }
         let new = match space.new_page(cpu, page, area.protection(), access) {
             Ok(new) => new,
@@ -351,6 +356,9 @@ impl AllowedFault<'_> {
             // Another CPU has changed it: the retry decides.
             return FaultOutcome::Served;
         }
+        if entry.is_contiguous() {
+            return self.of_group(entry);
+        }
         // Hardware that makes an entry writable invalidates nothing, and leaves DIRTY clear. So a device that still has
         // the read-only entry changes this one by its fault, and the invalidation follows.
         let is_trusted = lab::is_on!(TRUST_HW_DIRTY) && entry.is_dirty();
@@ -365,6 +373,7 @@ impl AllowedFault<'_> {
         match state(entry) {
             // Another CPU has changed it: the retry decides.
             EntryState::Empty | EntryState::Page => {}
+            EntryState::Inaccessible if entry.is_contiguous() => return self.of_group(entry),
             EntryState::Inaccessible => {
                 // It is in no TLB. A store may fault once more.
                 let accessible = if entry.is_fault_on_access() {
@@ -460,6 +469,9 @@ impl Space {
             // changed the object before.
             shmem::order();
             return Ok(AllowedFault { space: self, cpu, area, page, table, cell, access }.map_found(object, &found));
+        }
+        if self.map_group(cpu, area, page) {
+            return Ok(FaultOutcome::Served);
         }
         let mut made = None;
         let ensured = self.page_tables().ensure_cell(page, &mut source, || {

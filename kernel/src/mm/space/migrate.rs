@@ -265,7 +265,10 @@ impl Space {
         if !has_frame(entry) || self.is_of_object(entry) {
             return false;
         }
-        let entry = replace(mmu, cell, entry, migration_entry);
+        if entry.is_contiguous() {
+            self.unfold(page);
+        }
+        let entry = replace(mmu, cell, mmu.load(cell), migration_entry);
         if entry.is_valid() {
             self.tlb().flush_replaced(mmu, Leaf::page(page));
         }

@@ -3,7 +3,7 @@
 //! A [`Space`] is a tree of tables for the lower half, the areas that define what may be mapped in it, and the two
 //! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A fault:
 //! [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas, [`protect`] and
-//! [`zap`] change the entries, [`block`] those of 2 MiB, [`gather`] frees frames and tables after the invalidation. [`populate`] installs pages
+//! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables after the invalidation. [`populate`] installs pages
 //! before the first access, [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are
 //! in use, [`reserved`] holds pages that the kernel maps for devices.
 //!
@@ -36,6 +36,7 @@ mod fault;
 mod footprint;
 mod fork;
 mod gather;
+mod group;
 mod limits;
 mod migrate;
 mod mlock;
@@ -249,7 +250,7 @@ pub struct Space {
     reserved: AtomicUsize,
     /// A device uses the reserved pages.
     has_device: AtomicBool,
-    /// What a fork has to look at: see [`advise`]. A bit is never cleared.
+    /// What a fork has to look at, and more that there may be: see [`advise`]. A bit is never cleared.
     advice: AtomicU8,
     /// How areas that come are locked: a [`Locking`].
     future_locking: AtomicU8,

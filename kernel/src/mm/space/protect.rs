@@ -14,6 +14,7 @@ use super::calls::{clamped_range, user_range};
 use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
 use super::error::Refusal;
 use super::gather::{StaleRange, pages};
+use super::group::GROUP_SIZE;
 use super::limits::SpaceLimits;
 use super::{Space, SpaceError, TableCells};
 use crate::mm::notifier::{Event, Range};
@@ -271,6 +272,9 @@ impl Space {
         if from.is_valid() {
             stale.note(found.start, found.address(found.cells.len()));
         }
+        if allowed.flags.has_any(AreaFlags::BLOCKS) {
+            self.fold(*found);
+        }
     }
 
     /// The same where entries differ, or some are empty.
@@ -278,6 +282,7 @@ impl Space {
     #[inline(never)]
     fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
         let mmu = self.mmu();
+        self.unfold_ends(found);
         for (index, cell) in found.cells.iter().enumerate() {
             let old = mmu.load(cell);
             match state(old) {
@@ -296,6 +301,14 @@ impl Space {
                     continue;
                 }
             }
+            if old.is_contiguous() {
+                // All of it is here; the first entry changes the others.
+                let page = found.address(index);
+                if page.is_aligned(GROUP_SIZE) && self.protect_group(page, allowed) {
+                    stale.note(page, page + GROUP_SIZE);
+                }
+                continue;
+            }
             let own = allowed.is_writable() && (allowed.has_one_copy() || self.has_to_itself(old));
             let change = |entry: Descriptor| {
                 let entry = entry.modified(allowed.for_sharers());
@@ -311,6 +324,9 @@ impl Space {
             if old.is_valid() {
                 stale.note(found.address(index), found.address(index + 1));
             }
+        }
+        if allowed.flags.has_any(AreaFlags::BLOCKS) {
+            self.fold(*found);
         }
     }
 
@@ -340,9 +356,9 @@ impl Space {
     }
 }
 
-/// Whether entries with these bits may be changed together: settled pages with counted frames.
+/// Whether entries with these bits may be changed together: settled pages with counted frames, in no group.
 const fn is_alike(entry: Descriptor) -> bool {
-    entry.is_present() && is_settled(entry) && !entry.is_special()
+    entry.is_present() && is_settled(entry) && !entry.is_special() && !entry.is_contiguous()
 }
 
 /// The same page, writable. With a userfaultfd mark it stays read-only, so that the first store faults.

@@ -148,6 +148,7 @@ impl Space {
         // No file of the initrd has blocks.
         self.page_tables().for_each_cells(range, |found| {
             let _locked = self.lock_table(found.table);
+            self.unfold_ends(&found);
             let mut young = StaleRange::NONE;
             for (index, cell) in found.cells.iter().enumerate() {
                 let entry = mmu.load(cell);
@@ -173,6 +174,7 @@ impl Space {
         let mmu = self.mmu();
         self.page_tables().for_each_cells(range, |found| {
             let _locked = self.lock_table(found.table);
+            self.unfold_ends(&found);
             let mut stale = StaleRange::NONE;
             for (index, cell) in found.cells.iter().enumerate() {
                 let entry = mmu.load(cell);

@@ -371,7 +371,10 @@ impl Space {
         let table = beside.as_ref().map_or(locked.frame(), |beside| beside.frame());
         let records = self.common.records();
         for (index, (cell, place)) in found.cells.iter().zip(target.cells).enumerate() {
-            let entry = mmu.load(cell);
+            let mut entry = mmu.load(cell);
+            if entry.is_contiguous() {
+                entry = self.unfold_moved(*found, found.address(index), cell, target.start);
+            }
             let moved = match state(entry) {
                 EntryState::Empty => continue,
                 EntryState::Page => {

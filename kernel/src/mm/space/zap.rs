@@ -74,6 +74,7 @@ impl Space {
                 gather.rest();
             }
             let _locked = self.lock_table(found.table);
+            self.unfold_ends(&found);
             // From the first to the last valid entry that was cleared and is not noted yet.
             let (mut first, mut end) = (usize::MAX, 0);
             for (index, cell) in found.cells.iter().enumerate() {

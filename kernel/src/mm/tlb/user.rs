@@ -46,6 +46,8 @@ const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 /// What one entry of a space translates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leaf {
+    /// What an invalidation of the CPU names.
+    at: VirtAddr,
     start: VirtAddr,
     bytes: u64,
     level: Option<LevelHint>,
@@ -55,14 +57,19 @@ impl Leaf {
     /// The page at `start`.
     #[inline(always)]
     pub const fn page(start: VirtAddr) -> Self {
-        Self { start, bytes: PAGE_SIZE as u64, level: LevelHint::new(LAST_LEVEL) }
+        Self { at: start, start, bytes: PAGE_SIZE as u64, level: LevelHint::new(LAST_LEVEL) }
+    }
+
+    /// The page at `page` of a contiguous group of `bytes` bytes from `start` on: a TLB may have the page, or the group.
+    pub const fn page_of_group(page: VirtAddr, start: VirtAddr, bytes: u64) -> Self {
+        Self { at: page, start, bytes, level: LevelHint::new(LAST_LEVEL) }
     }
 
     /// The block at `start`. An invalidation of any of its addresses takes all of it, whatever a TLB has made of it (Arm
     /// ARM D8.17.5.1).
     #[inline(always)]
     pub const fn block(start: VirtAddr) -> Self {
-        Self { start, bytes: BLOCK_SIZE, level: LevelHint::new(LAST_LEVEL - 1) }
+        Self { at: start, start, bytes: BLOCK_SIZE, level: LevelHint::new(LAST_LEVEL - 1) }
     }
 
     /// The address behind it.
@@ -96,8 +103,8 @@ impl<'a> UserTlb<'a> {
         complete(mmu);
     }
 
-    /// [`Tlb::invalidate`] of pages whose frames, and perhaps tables, are free when this returns. Also calls
-    /// `invalidate_range`: the end of the change comes too late.
+    /// [`Tlb::invalidate`] of pages whose frames, and perhaps tables, are free when this returns, or whose entries change
+    /// again then. Also calls `invalidate_range`: the end of the change comes too late.
     #[inline(always)]
     pub fn flush_freed<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
         mmu.dsb_ishst();
@@ -140,7 +147,7 @@ impl<'a> UserTlb<'a> {
     #[inline(always)]
     fn operand<M: Mmu>(&self, mmu: &M, leaf: Leaf) -> AddressOperand {
         let hint = level_hint(mmu, leaf.level).map(|level| (Granule::Size4K, level));
-        AddressOperand::with_asid(leaf.start, self.asid(), hint)
+        AddressOperand::with_asid(leaf.at, self.asid(), hint)
     }
 }
 

@@ -31,7 +31,7 @@ impl Space {
                 Ok(_) | Err(EnsureError::Block) => {}
             }
         }
-        Ok(self.split_block(&found))
+        Ok(self.split_block(&found, range))
     }
 
     /// Moves the block at `address`, with the table that was deposited for it, to the place that was

@@ -13,10 +13,12 @@ use granule_arch::alternative::host;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::host::{CacheOperation, Operation};
 
+use super::groups::check_groups;
 use super::*;
 use crate::mm::kernel::record::record;
 use crate::mm::notifier::{Event, Range, Subscriber, Subscription};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
+use crate::mm::space::group::GROUP_SIZE;
 use crate::mm::space::{AreaAdvice, Move, Remap, SpaceError, SpaceHandle, SpaceLimits};
 use crate::platform::features::branch;
 
@@ -133,7 +135,7 @@ fn what_concerns_the_whole_changes_the_block_and_what_concerns_a_part_splits_it(
 
             let space = fresh();
             space.munmap(&rig.cpu, page(BLOCK_PAGES - 1), PAGE).unwrap();
-            assert_eq!((size(&space, page(5)), rig.read(&space, page(5))), (PAGE, 5));
+            assert_eq!((size(&space, page(5)), rig.read(&space, page(5))), (GROUP_SIZE, 5));
             assert_eq!(rig.used(), BLOCK_FRAMES - 1 + space.table_frames());
 
             let space = fresh();
@@ -321,11 +323,12 @@ fn code_in_a_block_that_another_space_has_split_is_made_visible() {
     space.mprotect(page(0), BLOCK_SIZE, READ_WRITE).unwrap();
     assert_eq!(cleaned(&|| execute(&space, 9 * PAGE)), 0);
     assert_eq!((size(&space, page(0)), cleaned(&|| execute(&space, BLOCK_SIZE))), (PAGE, 0));
-    // No block comes where code is cleaned by lines; pages do.
+    assert_eq!(size(&space, page(0)), GROUP_SIZE);
+    // No block comes where code is cleaned by lines; less does.
     space.mprotect(page(0), BLOCK_SIZE, READ_WRITE.and(Protection::EXECUTE)).unwrap();
     space.madvise_dontneed(&rig.cpu, page(0), BLOCK_SIZE).unwrap();
     rig.write(&space, page(3), 1);
-    assert_eq!(size(&space, page(3)), PAGE);
+    assert_eq!(size(&space, page(3)), GROUP_SIZE);
 }
 
 /// Numbers that look random, the same in each run.
@@ -442,6 +445,7 @@ impl Sequence<'_> {
     fn check(&self) {
         let linear = self.rig.frames.linear();
         for (space, expected) in &self.spaces {
+            check_groups(space).unwrap();
             let tables = space.tables();
             for (index, expected) in expected.0.iter().enumerate() {
                 let found = tables.translate(page(index as u64)).filter(|found| found.descriptor.is_present());

@@ -7,6 +7,7 @@
 //! - `device`: random calls, and a device that shares the tables and must follow every change
 //! - `divided`: areas in parts, between CPUs that change them in turn
 //! - `entries`: every legal entry, through everything that may happen to it
+//! - `groups`: what brings, changes and unfolds contiguous groups
 //! - `handles`: references keep a space, handles only its record
 //! - `hardware`: the hardware's access flag and dirt, between each load of an entry and its store
 //! - `meeting`: another CPU at each step of a fault and of populate
@@ -30,6 +31,7 @@ mod calls;
 mod device;
 mod divided;
 mod entries;
+mod groups;
 mod handles;
 mod hardware;
 mod meeting;
@@ -58,8 +60,8 @@ use granule_pgtable::Mmu as _;
 
 use super::gather::pages;
 use super::{
-    Access, Area, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, USER_END, USER_START,
-    Unmovable, handle_fault,
+    Access, Area, EntryCell, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, USER_END,
+    USER_START, Unmovable, handle_fault,
 };
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;

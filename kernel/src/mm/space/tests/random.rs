@@ -13,20 +13,24 @@ use std::string::String;
 use std::vec;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::alternative::host;
 use granule_arch::descriptor::{Markers, bits};
 use granule_pgtable::{Mmu as _, PageRange};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 
+use super::groups::check_groups;
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     AreaAdvice, FaultError, MappedFile, Move, Object, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt,
 };
+use crate::platform::features::branch;
 
 /// Fixed addresses are here: the end of one table and the beginning of the next.
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
-/// Pages for them.
-const PAGES: u64 = 24;
+/// Pages for them: a contiguous group is among them.
+const PAGES: u64 = 32;
 const PROTECTIONS: [Protection; 6] = [
     Protection::NONE,
     Protection::READ,
@@ -60,11 +64,13 @@ struct Page {
     is_guard: bool,
     /// Whether a child has it, and whether with its contents.
     in_children: [bool; 2],
+    /// Whether blocks, or else groups, are wanted.
+    is_wanted: bool,
 }
 
 impl Page {
     fn new(protection: Protection, backing: Backing) -> Self {
-        Self { protection, backing, is_guard: false, in_children: [true; 2] }
+        Self { protection, backing, is_guard: false, in_children: [true; 2], is_wanted: false }
     }
 
     /// Without contents of its own.
@@ -206,6 +212,11 @@ enum Step {
         pages: u64,
         access: Access,
     },
+    /// Fresh memory for which blocks are wanted; groups are brought.
+    Want {
+        at: u64,
+        pages: u64,
+    },
     /// To a fixed page, near none or, if it `may`, where it has to.
     Remap {
         at: u64,
@@ -248,6 +259,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         2 => (at(), pages(), 0..2_usize, any::<bool>()).prop_map(|(at, pages, part, stays)| {
             Step::Advise { at, pages, part, stays }
         }),
+        3 => (0..16_u64, 28..=PAGES).prop_map(|(at, end)| Step::Want { at, pages: end - at }),
         2 => (at(), pages(), prop_oneof![Just(Access::Read), Just(Access::Write)]).prop_map(|(at, pages, access)| {
             Step::Populate { at, pages, access }
         }),
@@ -260,6 +272,11 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         ),
     ];
     prop::collection::vec((0..4_usize, step), 1..60)
+}
+
+std::thread_local! {
+    /// Groups that were met.
+    static GROUPS: Cell<usize> = const { Cell::new(0) };
 }
 
 /// Spaces with their models.
@@ -382,6 +399,14 @@ impl World {
                     }
                 }
                 prop_assert_eq!(result, expected);
+            }
+            Step::Want { at, pages } => {
+                let request = MapRequest { placement: Placement::Fixed(address(at)), ..private(pages) };
+                prop_assert_eq!(space.mmap(cpu, &request), Ok(address(at)));
+                prop_assert_eq!(space.madvise_areas(cpu, address(at), pages * PAGE, AreaAdvice::HugePage), Ok(()));
+                for page in each(address(at), pages) {
+                    model.insert(page, Page { is_wanted: true, ..Page::new(READ_WRITE, Backing::Private(0)) });
+                }
             }
             Step::Populate { at, pages, access } => {
                 let result = space.madvise_populate(cpu, address(at), pages * PAGE, access, &|| false);
@@ -562,6 +587,8 @@ impl World {
                 ));
             }
             check_entries(self, space, model, &mut holders).map_err(|error| format!("space {number}: {error}"))?;
+            let groups = check_groups(space).map_err(|error| format!("space {number}: {error}"))?;
+            GROUPS.set(GROUPS.get() + groups);
         }
         for (frame, count) in holders {
             let held = self.rig.spaces.record(frame).references();
@@ -706,7 +733,9 @@ fn expected_areas(model: &Model) -> Vec<(u64, u64, u8)> {
                 }
                 _ => false,
             };
-            let alike = before.protection == page.protection && before.in_children == page.in_children;
+            let alike = before.protection == page.protection
+                && before.in_children == page.in_children
+                && before.is_wanted == page.is_wanted;
             address + PAGE == start && alike && same
         });
         match areas.last_mut() {
@@ -790,22 +819,30 @@ fn check_entries(
     lost.map_or(Ok(()), |(at, _)| Err(format!("{at:#x} was written and has no entry")))
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig::with_cases(200))]
-
-    #[test]
-    fn spaces_are_what_maps_of_their_pages_say(steps in steps()) {
-        let mut world = World::new();
-        let empty = world.rig.used() - 1 - FILES;
-        for (which, step) in steps {
-            world.take(which, step)?;
-            prop_assert_eq!(world.check(), Ok(()));
-        }
-        let World { rig, spaces, files } = world;
-        drop((spaces, files));
-        prop_assert_eq!(rig.spaces.counts(), [0; 3]);
-        prop_assert_eq!(rig.used(), empty);
+/// Random steps, with everything compared after each.
+fn play(steps: Vec<(usize, Step)>) -> Result<(), TestCaseError> {
+    let mut world = World::new();
+    let empty = world.rig.used() - 1 - FILES;
+    for (which, step) in steps {
+        world.take(which, step)?;
+        prop_assert_eq!(world.check(), Ok(()));
     }
+    let World { rig, spaces, files } = world;
+    drop((spaces, files));
+    prop_assert_eq!(rig.spaces.counts(), [0; 3]);
+    prop_assert_eq!(rig.used(), empty);
+    Ok(())
+}
+
+#[test]
+fn spaces_are_what_maps_of_their_pages_say() {
+    for live in [&[][..], &[branch::SIZE_CHANGE]] {
+        host::with(live, || {
+            let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(100) };
+            TestRunner::new(config).run(&steps(), play).unwrap();
+        });
+    }
+    assert!(GROUPS.get() > 100, "{}", GROUPS.get());
 }
 
 /// A world with a page that was written, forked, and one that only the parent has.

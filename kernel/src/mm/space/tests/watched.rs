@@ -22,6 +22,7 @@ use granule_model::{Access as Wants, Features, Model, Rule, Sabotage, Step};
 use granule_pgtable::host::Operation;
 use proptest::prelude::*;
 
+use super::groups::check_groups;
 use super::*;
 use crate::mm::asid::Asids;
 use crate::mm::kernel::record::at_each;
@@ -78,14 +79,19 @@ enum Place {
     Pages,
     /// Some of a block, which is wanted: from each to the next there are pages that go with it.
     Block,
+    /// The same of contiguous groups.
+    Groups,
 }
 
 impl Place {
     fn at(self, index: u64) -> VirtAddr {
         const START_OF_BLOCK: VirtAddr = VirtAddr(0x10_0020_0000);
+        const START_OF_GROUPS: VirtAddr = VirtAddr(0x10_0010_0000);
+        const PAGES_OF_GROUPS: [u64; PAGES as usize + 1] = [0, 1, 7, 15, 16, 17, 31, 32, 40];
         const PAGES_OF_BLOCK: [u64; PAGES as usize + 1] = [0, 1, 2, 255, 256, 509, 510, 511, 512];
         match self {
             Self::Pages => START + index * PAGE,
+            Self::Groups => START_OF_GROUPS + PAGES_OF_GROUPS[index as usize] * PAGE,
             Self::Block => START_OF_BLOCK + PAGES_OF_BLOCK[index as usize] * PAGE,
         }
     }
@@ -94,6 +100,7 @@ impl Place {
     const fn mib(self) -> u64 {
         match self {
             Self::Pages => 4,
+            Self::Groups => 8,
             Self::Block => 14,
         }
     }
@@ -166,7 +173,7 @@ impl Watched {
                 let placement = Placement::Fixed(start);
                 let request = MapRequest { placement, bytes, sharing, protection, populate: Populate::OnDemand };
                 self.watch(cpu, |cpu| _ = space.mmap(cpu, &request));
-                if self.place == Place::Block {
+                if self.place != Place::Pages {
                     self.watch(cpu, |cpu| space.madvise_areas(cpu, start, bytes, AreaAdvice::HugePage).unwrap());
                 }
             }
@@ -228,6 +235,7 @@ impl Watched {
     fn check(&self) {
         self.model.assert_clean();
         assert_eq!(self.stale(), None);
+        self.spaces.iter().for_each(|space| _ = check_groups(space).unwrap());
     }
 }
 
@@ -283,12 +291,12 @@ fn play(mut watched: Watched, actions: Vec<Action>) {
     (0..CPUS).for_each(|cpu| watched.idle(cpu));
 }
 
-/// Blocks are split in use, or broken first. The branch is for all threads, and nothing else asks for it.
-fn play_on_a_block(actions: Vec<Action>, [is_live, is_shared]: [bool; 2]) {
+/// What is large is split in use, or broken first. The branch is for all threads, and nothing else asks for it.
+fn play_on(place: Place, actions: Vec<Action>, [is_live, is_shared]: [bool; 2]) {
     let sharing = if is_shared { Sharing::Shared } else { Sharing::Private };
     let branches: &[u16] = if is_live { &[branch::SIZE_CHANGE] } else { &[] };
     let features = Features { bbml2: is_live, ..Features::BASE };
-    host::with(branches, || play(written_at(Place::Block, features, sharing), actions));
+    host::with(branches, || play(written_at(place, features, sharing), actions));
 }
 
 proptest! {
@@ -305,7 +313,12 @@ proptest! {
 
     #[test]
     fn no_cpu_holds_what_a_space_has_given_up_of_a_block(actions in actions(), how in any::<[bool; 2]>()) {
-        play_on_a_block(actions, how);
+        play_on(Place::Block, actions, how);
+    }
+
+    #[test]
+    fn no_cpu_holds_what_a_space_has_given_up_of_groups(actions in actions(), is_live in any::<bool>()) {
+        play_on(Place::Groups, actions, [is_live, false]);
     }
 }
 
@@ -324,8 +337,12 @@ proptest! {
 
     #[test]
     #[ignore = "takes minutes: ./x test --long"]
-    fn no_cpu_holds_what_a_space_has_given_up_of_a_block_at_length(actions in actions(), how in any::<[bool; 2]>()) {
-        play_on_a_block(actions, how);
+    fn no_cpu_holds_what_a_space_has_given_up_of_a_block_at_length(
+        place in prop_oneof![Just(Place::Block), Just(Place::Groups)],
+        actions in actions(),
+        [is_live, is_shared] in any::<[bool; 2]>(),
+    ) {
+        play_on(place, actions, [is_live, is_shared && place == Place::Block]);
     }
 }
 
@@ -367,6 +384,7 @@ fn each_step_of_a_call_is_missed_when_it_is_not_there() {
     for (place, sabotages) in [
         ((Place::Pages, PAGES / 2, Sharing::Private), &sabotages[..]),
         ((Place::Block, PAGES, Sharing::Private), &sabotages[3..5]),
+        ((Place::Groups, PAGES, Sharing::Private), &sabotages[3..5]),
     ] {
         for (call, expected) in rows {
             assert_eq!(wrong(place, call, Step::Tlbi, None), (vec![], false), "{place:?}: {call:?}");
@@ -393,6 +411,51 @@ fn each_step_of_a_hole_in_a_block_is_missed_when_it_is_not_there() {
             let (rules, _) = wrong(place, Call::Remove, step, Some(sabotage));
             let expected = if count == 1 { Rule::BreakBeforeMake } else { Rule::FrameInUse };
             assert!(rules.contains(&expected), "{count}: {sabotage:?}: {rules:?}");
+        }
+    }
+}
+
+/// A group is broken before its entries are pages', and before they are one; trusted size changes take no break.
+#[test]
+fn each_step_of_a_change_of_a_group_is_missed_when_it_is_not_there() {
+    let all = |call| Action { cpu: 0, space: 0, page: 0, count: PAGES, call };
+    for (is_folded, call) in [
+        (false, Call::Protect(Protection::READ)),
+        (false, Call::Discard),
+        (false, Call::Migrate),
+        (true, Call::Protect(READ_WRITE)),
+    ] {
+        // The first and the last of the 16, whose neighbours' invalidations take what a TLB has of the group.
+        for (step, nth, sabotage) in [
+            (Step::Tlbi, 0, None),
+            (Step::DsbIshst, 0, Some(Sabotage::Lost)),
+            (Step::Tlbi, 0, Some(Sabotage::Lost)),
+            (Step::Tlbi, 15, Some(Sabotage::Lost)),
+            (Step::DsbIsh, 0, Some(Sabotage::Lost)),
+            (Step::DsbIsh, 0, Some(Sabotage::Becomes(Step::DsbNsh))),
+        ] {
+            let mut watched = written_at(Place::Groups, Features::BASE, Sharing::Private);
+            if is_folded {
+                watched.perform(Action { page: 1, count: 1, ..all(Call::Protect(Protection::READ)) });
+            }
+            sabotage.into_iter().for_each(|sabotage| watched.model.inject(step, nth, sabotage));
+            watched.perform(Action { page: 1, count: 1, ..all(call) });
+            assert!(watched.model.all_struck(), "there is no {step:?}");
+            let groups = check_groups(&watched.spaces[0]).unwrap();
+            assert_eq!(groups, 1 + usize::from(is_folded), "{call:?}");
+            let violations = watched.model.violations();
+            let is_broken = violations.iter().any(|violation| violation.rule == Rule::BreakBeforeMake);
+            assert_eq!(is_broken, sabotage.is_some(), "{call:?}: {sabotage:?} of {step:?}: {violations:?}");
+        }
+        for bbml2 in [true, false] {
+            let mut watched = written_at(Place::Groups, Features { bbml2, ..Features::BASE }, Sharing::Private);
+            host::with(&[branch::SIZE_CHANGE], || {
+                watched.perform(Action { page: 1, count: 1, ..all(Call::Protect(Protection::READ)) });
+                watched.perform(Action { page: 1, count: 1, ..all(call) });
+            });
+            let violations = watched.model.violations();
+            let is_broken = violations.iter().any(|violation| violation.rule == Rule::BreakBeforeMake);
+            assert_eq!(is_broken, !bbml2, "{call:?}: {violations:?}");
         }
     }
 }
