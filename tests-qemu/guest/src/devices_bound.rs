@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
 use core::ops::RangeBounds;
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use granule::devices::disk::SECTOR;
 use granule::devices::edu::{EduError, edu};
@@ -13,12 +14,16 @@ use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
 use granule::devices::virtio_rng::rng;
 use granule::iommu::{BindError, DmaAddress};
 use granule::kernel;
-use granule::mm::space::{Access, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
+use granule::mm::space::{
+    Access, AreaAdvice, FaultError, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault,
+};
+use granule::sched::{self, relax};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, another_cpu, target_test};
+use crate::sched::wait_until_alone;
 
 pub(crate) const PAGE: u64 = PAGE_SIZE as u64;
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
@@ -235,6 +240,53 @@ fn small_devices_work_in_a_process_too(t: &mut Test) {
     t.check("the first half", first.get(half..) == page(&space, START).get(..half) && !first.is_empty());
     t.check("the second half", second.get(..half) == page(&space, START).get(half..) && !second.is_empty());
     t.equal("what is before it", first[..half].iter().filter(|word| **word != 0).count(), 0);
+}
+
+/// Set when the thread that changes a group is to end, and how often it has made pages of it and a group again.
+static IS_OVER: AtomicBool = AtomicBool::new(false);
+static CHANGES: AtomicU32 = AtomicU32::new(0);
+
+/// Unfolds and folds the group at [`START`] of the space whose reference is at `space`.
+extern "C" fn change_group(space: usize) {
+    // SAFETY: the test's own, which waits for this thread.
+    let space = unsafe { &*core::ptr::with_exposed_provenance::<SpaceRef>(space) };
+    while !IS_OVER.load(Ordering::Acquire) {
+        let changed =
+            [Protection::READ, READ_WRITE].map(|protection| space.mprotect(START + 9 * PAGE, PAGE, protection));
+        if changed == [Ok(()); 2] {
+            CHANGES.fetch_add(1, Ordering::Relaxed);
+        }
+        relax();
+    }
+}
+
+target_test!(a_device_writes_to_a_group_that_is_unfolded_meanwhile, needs("smmuv3 edu"), limit(60));
+fn a_device_writes_to_a_group_that_is_unfolded_meanwhile(t: &mut Test) {
+    const PAGES: u64 = 16;
+    let cpu = this_cpu();
+    let Some(space) = space(t, PAGES) else { return };
+    t.ok("advised", space.madvise_areas(cpu, START, PAGES * PAGE, AreaAdvice::HugePage));
+    let Some(device) = t.ok("edu", edu(cpu, 0)) else { return };
+    let Some(_bound) = Bound::new(t, device, &space) else { return };
+    fill(t, &space, START, Test::random);
+    let is_group = || space.tables().translate(START).is_some_and(|found| found.descriptor.is_contiguous());
+    t.check("a group", is_group());
+    t.ok("in", device.copy_in(at(START), 0, PAGE));
+    IS_OVER.store(false, Ordering::Relaxed);
+    CHANGES.store(0, Ordering::Relaxed);
+    let argument = core::ptr::from_ref(&space).expose_provenance();
+    t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "change", change_group, argument));
+    for number in [3, 15, 8] {
+        t.ok("out", device.copy_out(0, at(START + number * PAGE), PAGE));
+    }
+    IS_OVER.store(true, Ordering::Release);
+    wait_until_alone(t);
+    t.check("it was unfolded many times", CHANGES.load(Ordering::Relaxed) > 20);
+    t.check("a group again", is_group());
+    for number in [3, 15, 8] {
+        t.check("what was written", page(&space, START + number * PAGE) == page(&space, START));
+    }
+    t.equal("beside it", page(&space, START + 4 * PAGE).iter().filter(|word| **word != 0).count(), 0);
 }
 
 target_test!(a_device_that_has_read_a_page_may_write_it_once_a_cpu_may, needs("smmuv3 virtio-blk"));

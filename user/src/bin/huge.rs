@@ -34,6 +34,8 @@ const RW: u64 = PROT_READ | PROT_WRITE;
 /// Pages of a block.
 const BLOCK: u64 = 512;
 const BYTES: u64 = BLOCK * PAGE;
+/// Pages of a contiguous group.
+const GROUP: u64 = 16;
 
 fn run(start: Start) -> u8 {
     probe::prepare();
@@ -53,6 +55,7 @@ fn run(start: Start) -> u8 {
     advised();
     brought();
     not_brought();
+    grouped();
     protected();
     given_up();
     unmapped();
@@ -155,12 +158,14 @@ fn brought() {
     }
 }
 
-/// Where a block does not fit, or is not wanted, a page comes.
+/// Where a block does not fit, a page or the 16 of a group come; where it is not wanted, a page.
 fn not_brought() {
     let at = blocks(2);
     unmap(at, 1);
     store(at + 3 * PAGE, 1);
-    equal("a part is not mapped", present(at + PAGE, BLOCK), 1);
+    equal("a part is not mapped, and a group is cut", present(at + PAGE, BLOCK), 1);
+    store(at + 19 * PAGE, 1);
+    holds("a part is not mapped", [2, 1 + GROUP as usize].contains(&present(at + PAGE, BLOCK)));
     protect(at + BYTES, 1, PROT_READ);
     store(at + BYTES + 3 * PAGE, 1);
     equal("two areas", present(at + BYTES, BLOCK), 1);
@@ -174,6 +179,60 @@ fn not_brought() {
     equal("wanted no more", advise(at, 2 * BLOCK, MADV_NOHUGEPAGE), Ok(0));
     equal("what is there stays", present(at, 2 * BLOCK), 1 + BLOCK as usize);
     unmap(at, 2 * BLOCK);
+}
+
+/// Less than a block is wanted: groups of 16 pages, whole and in part.
+fn grouped() {
+    for pages in [GROUP, 2 * GROUP + 5, BLOCK - 1] {
+        let whole = blocks(1);
+        let at = whole + (BLOCK - pages) / GROUP * GROUP * PAGE;
+        for (first, end) in [(whole, at), (at + pages * PAGE, whole + BYTES)] {
+            if first < end {
+                unmap(first, (end - first) / PAGE);
+            }
+        }
+        let group = at;
+        // Each page holds its number, but for what was done to one.
+        let others = |one: u64| {
+            let holds = |page: u64| page == one || probe::read(group + page * PAGE) == Ok(page as u8 + 1);
+            (0..GROUP).all(holds)
+        };
+        for one in [0, 7, GROUP - 1] {
+            let page = group + one * PAGE;
+            equal((one, "from the start"), advise(at, pages, MADV_DONTNEED), Ok(0));
+            (0..GROUP).for_each(|page| store(group + page * PAGE, page as u8 + 1));
+            protect(page, 1, PROT_READ);
+            // SAFETY: it faults.
+            equal((one, "no store"), unsafe { probe::write(page, 9) }.err(), fault(page, SEGV_ACCERR).err());
+            protect(page, 1, PROT_NONE);
+            equal((one, "no access"), (probe::read(page), others(one)), (fault(page, SEGV_ACCERR), true));
+            protect(page, 1, RW);
+            equal((one, "again"), (probe::read(page), others(one)), (Ok(one as u8 + 1), true));
+            apart(|| {
+                store(page, 99);
+                equal((one, "a copy"), (probe::read(page), others(one)), (Ok(99), true));
+                unmap(page, 1);
+                holds((one, "unmapped in the copy"), others(one));
+            });
+            store(page, one as u8 + 1);
+            equal((one, "given up"), advise(page, 1, MADV_DONTNEED), Ok(0));
+            equal((one, "zeros"), (probe::read(page), others(one)), (Ok(0), true));
+            equal((one, "a guard"), advise(page, 1, MADV_GUARD_INSTALL), Ok(0));
+            equal((one, "guarded"), (probe::read(page), others(one)), (fault(page, SEGV_MAPERR), true));
+            equal((one, "none"), advise(page, 1, MADV_GUARD_REMOVE), Ok(0));
+            store(page, one as u8 + 1);
+        }
+        let room = blocks(1);
+        unmap(room, BLOCK);
+        for to in [room, room + PAGE] {
+            let bytes = GROUP * PAGE;
+            let there = call(MREMAP, [group, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to]);
+            equal("moved", (there, probe::read(to + 5 * PAGE)), (Ok(to), Ok(6)));
+            let back = call(MREMAP, [to, bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, group]);
+            equal("and back", (back, others(GROUP)), (Ok(group), true));
+        }
+        unmap(at, pages);
+    }
 }
 
 fn protected() {

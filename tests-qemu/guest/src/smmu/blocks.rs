@@ -1,4 +1,4 @@
-//! Blocks of 2 MiB: a device that brings them, and sees what becomes of them.
+//! Blocks of 2 MiB, and contiguous groups: a device that brings them, and sees what becomes of them.
 
 #![allow(unsafe_code, reason = "looks at a block of its own by the linear map")]
 
@@ -110,6 +110,43 @@ fn a_device_does_not_reach_a_block_that_was_taken_away(t: &mut Test) {
     t.equal("a block again", leaf(&rig), BLOCK);
     t.ok("unmapped", rig.space.munmap(cpu, START, BLOCK));
     t.equal("gone", rig.device_load(MIDDLE), refused(FaultError::NotMapped));
+}
+
+/// Bytes of a contiguous group of pages.
+const GROUP: u64 = 16 * PAGE;
+
+target_test!(a_device_meets_a_group_that_is_unfolded, needs("smmuv3 virtio-blk"));
+fn a_device_meets_a_group_that_is_unfolded(t: &mut Test) {
+    // Too small for a block.
+    let pages = 2 * GROUP / PAGE;
+    let Some(space) = space(t, pages, Sharing::Private) else { return };
+    let cpu = this_cpu();
+    t.ok("advised", space.madvise_areas(cpu, START, 2 * GROUP, AreaAdvice::HugePage));
+    let Some(rig) = Rig::bound_to(t, space) else { return };
+    let leaf = |page: u64| rig.space.tables().translate(START + page * PAGE).map_or(0, |found| found.leaf_size);
+    let at = |page: u64| START + page * PAGE;
+    t.equal("it writes, once it has a group", rig.device_store(at(3), DELIVERED), Ok(2));
+    t.equal("a group", (leaf(3), leaf(15), leaf(16)), (GROUP, GROUP, 0));
+    t.equal("the rest, at once", rig.device_store(at(15), DELIVERED + 1), Ok(1));
+    t.ok("a part is read-only", rig.space.mprotect(at(9), PAGE, Protection::READ));
+    t.equal("pages", leaf(3), PAGE);
+    t.equal("it does not write there", rig.device_store(at(9), DELIVERED), refused(FaultError::NotAllowed));
+    t.equal("it reads there", rig.device_load(at(9)), Ok(0));
+    t.equal("beside it, it writes at once", rig.device_store(at(10), DELIVERED + 2), Ok(1));
+    t.ok("writable again", rig.space.mprotect(at(9), PAGE, READ_WRITE));
+    t.equal("a group again", leaf(3), GROUP);
+    t.equal("it writes at once", rig.device_store(at(9), DELIVERED + 3), Ok(1));
+    let found = [3, 15, 10, 9].map(|page| rig.load(at(page)));
+    t.equal("what is there", found, [0, 1, 2, 3].map(|more| DELIVERED + more));
+    let Some(child) = t.ok("a child", rig.space.fork(cpu)) else { return };
+    t.check("it writes, once it has a copy", rig.device_store(at(4), DELIVERED).is_ok_and(|tries| tries > 1));
+    t.equal("the copy", (leaf(4), rig.load(at(4))), (PAGE, DELIVERED));
+    drop(child);
+    t.ok("a part is given up", rig.space.madvise_dontneed(cpu, at(15), PAGE));
+    t.equal("zeros", rig.device_load(at(15)), Ok(0));
+    t.equal("what is beside it is there", rig.device_load(at(10)), Ok(DELIVERED + 2));
+    t.ok("unmapped", rig.space.munmap(cpu, START, 2 * GROUP));
+    t.equal("gone", rig.device_load(at(3)), refused(FaultError::NotMapped));
 }
 
 // Canaries in what the device had: it reaches none of those frames.
