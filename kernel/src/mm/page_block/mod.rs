@@ -100,9 +100,9 @@ const _: () = assert!(BlockState::Tail as u8 + 1 < CUT && CUT as usize + HOMES <
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum Mobility {
-    /// The kernel's own, tables, and pages of objects.
+    /// The kernel's own, and tables.
     Unmovable = 0,
-    /// Anonymous pages of programs.
+    /// Pages of programs.
     Movable = 1,
 }
 

@@ -96,7 +96,7 @@ impl Space {
                         false
                     }
                     EntryState::Marker(markers) if !flags.drop(markers) => continue,
-                    // Only anonymous pages migrate.
+                    // Only private pages leave a migration entry.
                     EntryState::Migration if !flags.even_cows => continue,
                     // An entry that is not present holds no frame.
                     EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => false,
@@ -191,20 +191,22 @@ impl Spaces {
         invalidate: impl FnOnce(),
     ) -> (usize, usize) {
         let (mut freed_tables, mut freed) = (0, 0);
-        let mut freeing = self.frames.freeing(cpu);
+        // Each into the magazine of its own.
+        let (mut freeing, mut freeing_tables) = (self.frames.freeing(cpu), self.frames.freeing(cpu));
         let out = |out| match out {
             Dismantled::Table(table) => {
                 freed_tables += 1;
-                freeing.add(table);
+                freeing_tables.add(table);
                 if freed_tables % TABLES == 0 {
                     freeing.flush();
+                    freeing_tables.flush();
                     relax();
                 }
             }
             // VALID is clear by now: a leaf is recognised by NG alone.
             Dismantled::Block(entry, table) => {
                 freed += self.drop_block(cpu, entry.address());
-                freeing.add(self.take_deposit(self.record(table)));
+                freeing_tables.add(self.take_deposit(self.record(table)));
                 freed_tables += 1;
                 relax();
             }
