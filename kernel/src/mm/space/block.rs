@@ -408,7 +408,7 @@ impl Space {
         if let Some(found) = self.block_at(page).filter(|found| is_block(self.mmu().load(found.cell))) {
             return Some(self.fault_of_block(area, &found, access));
         }
-        self.map_block(cpu, area, page).then_some(FaultOutcome::Served)
+        self.map_block(cpu, area, page)
     }
 
     /// Brings a block for `page`, where there is no table for it, if one can be; returns whether there is one. For a populate,
@@ -416,25 +416,25 @@ impl Space {
     #[cold]
     #[inline(never)]
     pub(super) fn bring_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
-        self.block_entry(page).is_some() || self.map_block(cpu, area, page)
+        self.block_entry(page).is_some() || self.map_block(cpu, area, page) == Some(FaultOutcome::Served)
     }
 
-    /// Maps a block of zeros for `page`; returns `false` where none is to be, there is no page block, or no memory for tables.
+    /// Maps a block of zeros for `page`; returns `None` where none is to be, there is no page block, or no memory for tables.
     /// If another CPU was faster, the retry decides.
-    fn map_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
+    fn map_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
         let (frames, mmu) = (self.common.frames, self.mmu());
         if area.object().is_some() {
             return self.map_block_of_object(cpu, area, page);
         }
         if !self.takes_block(area, page) {
-            return false;
+            return None;
         }
-        let Ok(block) = frames.alloc_splittable(cpu) else { return false };
+        let block = frames.alloc_splittable(cpu).ok()?;
         let Ok((table, found)) = self.place_block(cpu, page) else {
             frames.free_splittable(cpu, block);
             // There is one frame at least now, and a page may serve.
             note_shortage(cpu, 0);
-            return false;
+            return None;
         };
         self.note_block_origin(block, found.start);
         // SAFETY: the linear map has the block, writable, and it has no other user.
@@ -457,7 +457,7 @@ impl Space {
             self.common.drop_block(cpu, block);
             self.free_deposit(cpu, table);
         }
-        true
+        Some(FaultOutcome::Served)
     }
 
     /// A table to deposit, and the entry for the block that has `page`.

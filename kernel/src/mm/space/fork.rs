@@ -90,6 +90,8 @@ impl Space {
                     // The table is deposited for the block's copy.
                     Visited::Done => at,
                     Visited::Again => {
+                        // The child was perhaps advised before.
+                        child.note_groups();
                         walk.go_on(at, Visited::Again);
                         continue;
                     }

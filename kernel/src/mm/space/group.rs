@@ -236,7 +236,8 @@ impl Space {
         self.tlb().flush_freed(self.mmu(), &Invalidation { range, tables: Tables::Kept, level });
     }
 
-    /// Makes groups of the pages of `found`, with those around them, that translate alike to frames that follow one another.
+    /// Makes groups of the pages of `found`, with those around them, that translate alike to frames that follow one another:
+    /// some may be of another area.
     /// The table's lock is held, and faults are excluded.
     #[cold]
     #[inline(never)]
@@ -368,7 +369,12 @@ impl AllowedFault<'_> {
         let Some(group) = space.group_cells(self.page) else { return FaultOutcome::Served };
         let is_write = self.access == Access::Write;
         let is_upgrade = is_write && !entry.may_be_written();
-        if !entry.is_valid() || is_upgrade && !self.area.is_shared() && !space.has_group_to_itself(&group) {
+        // What is beside the area may have been folded with it, as it may not be written, and is not to become writable.
+        let is_own = || {
+            let is_inside = self.area.start() <= group.start && group.start + GROUP_SIZE <= self.area.end();
+            is_inside && (self.area.is_shared() || space.has_group_to_itself(&group))
+        };
+        if !entry.is_valid() || is_upgrade && !is_own() {
             space.unfold(self.page);
             return FaultOutcome::Served;
         }

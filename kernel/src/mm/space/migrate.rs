@@ -144,12 +144,16 @@ impl Spaces {
     /// [`Unmovable`]; what the programs see has not changed.
     pub fn migrate_at(&self, cpu: &Cpu, space: &Space, address: VirtAddr) -> Result<Moved, Unmovable> {
         let frames = self.frames;
-        if let Some(entry) = space.block_entry(address) {
+        let (block, entry) = {
+            let _areas = space.areas.read(address);
+            let cell = space.page_tables().cell(address);
+            (space.block_entry(address), cell.map(|(_, cell)| self.mmu.load(cell)))
+        };
+        if let Some(entry) = block {
             let (from, to) = (entry.address(), frames.alloc_splittable(cpu)?);
             self.migrate_block(cpu, from, to).inspect_err(|_| frames.free_splittable(cpu, to))?;
             return Ok(Moved { from, to, bytes: BLOCK_SIZE });
         }
-        let entry = space.page_tables().cell(address).map(|(_, cell)| self.mmu.load(cell));
         let is_frame = |entry: &Descriptor| entry.is_present() && !entry.is_special();
         let from = entry.filter(is_frame).ok_or(Unmovable::NotMapped)?.address();
         let to = frames.alloc_movable(cpu)?;

@@ -282,7 +282,7 @@ impl Space {
         let cuts = source.filter(|_| !keeps_source || unlocks).map_or(0, |source| area.cuts(source));
         let mut spares = Spares::take(cpu, &self.common.areas, cuts, of_object)?;
         let copy = areas.copy_at(&area, start, target, &mut Spares::take(cpu, &self.common.areas, 1, of_object)?);
-        let prepared = source.map_or(Ok(()), |source| self.prepare_move(cpu, source, target.start()));
+        let prepared = source.map_or(Ok(()), |source| self.prepare_move(cpu, source, target.start(), of_object));
         // Before the gather, so that it ends after it.
         let _change = source.map(|source| self.notifiers.start(Range::new(Event::Unmap, source.start(), source.end())));
         let mut gather = Gather::without_faults(self, cpu, areas);
@@ -308,13 +308,14 @@ impl Space {
     }
 
     /// Links the tables for the entries of `source` at `to`. A block that cannot be moved as a whole is split.
-    fn prepare_move(&self, cpu: &Cpu, source: PageRange, to: VirtAddr) -> Result<(), OutOfMemory> {
+    fn prepare_move(&self, cpu: &Cpu, source: PageRange, to: VirtAddr, of_object: bool) -> Result<(), OutOfMemory> {
         let mut walk = self.page_tables().walk_cells(source);
         while let Some(met) = walk.next() {
             let found = match met {
                 CellsOrBlock::Cells(found) => found,
                 CellsOrBlock::Block(at) => {
-                    walk.go_on(at, self.prepare_block_move(cpu, source, at, to + (at - source.start()))?);
+                    let to = to + (at - source.start());
+                    walk.go_on(at, self.prepare_block_move(cpu, source, at, to, of_object)?);
                     continue;
                 }
             };

@@ -6,8 +6,8 @@
 //!     copy      in steps; loads go on, and a store waits until the end
 //!     map       in each space, where the entry has that block still: break, invalidate, the new block
 //! ```
-//! No entry becomes a migration entry, so a call that concerns a part may split the block meanwhile, and no call waits. What
-//! was split keeps its frames: their contents are the same, as nothing has them to itself and may write before the end.
+//! No entry becomes a migration entry, so a call that concerns a part may split the block meanwhile, and only a fork and
+//! `mremap` wait. What was split keeps its frames: their contents are the same, as nothing has them to itself and may write before the end.
 
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
@@ -58,7 +58,9 @@ impl Spaces {
             // Pages of an object, if anything.
             let is_of_object = record.references() != 0 && record.flags.load(Ordering::Relaxed) & OF_OBJECT != 0;
             let origin = Origin(record.owner.load(Ordering::Relaxed)).parts();
-            let (family, page) = origin.filter(|_| is_of_object).ok_or(Unmovable::NotFound)?;
+            let is_first = |page: VirtAddr| page.is_aligned(BLOCK_SIZE);
+            let origin = origin.filter(|&(_, page)| is_of_object && is_first(page));
+            let (family, page) = origin.ok_or(Unmovable::NotFound)?;
             let objects = self.families.objects(family).read();
             let object = objects.find(family).ok_or(Unmovable::NotFound)?;
             return object.migrate(cpu, page.0 / PAGE, BLOCK_FRAMES, from, to);

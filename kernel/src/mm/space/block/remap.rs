@@ -11,8 +11,10 @@ use crate::mm::page_block::BLOCK_SIZE;
 use crate::smp::Cpu;
 
 impl Space {
-    /// Makes a place at `to` for the block at `address`, if all of that is in `range` and `to` is aligned; splits it where it
-    /// cannot be moved as a whole. The areas are locked for writing.
+    /// Makes a place at `to` for the block at `address`, if all of that is in `range`, an area of anonymous private memory, and
+    /// `to` is aligned; splits it where it cannot be moved as a whole. The areas are locked for writing.
+    ///
+    /// That of an object is `of_object`: a walk by the reverse map may take it away or split it at any time.
     #[cold]
     #[inline(never)]
     pub(in super::super) fn prepare_block_move(
@@ -21,9 +23,10 @@ impl Space {
         range: PageRange,
         address: VirtAddr,
         to: VirtAddr,
+        of_object: bool,
     ) -> Result<Visited, OutOfMemory> {
         let Some(found) = self.block_at(address) else { return Ok(Visited::Done) };
-        if found.is_in(range) && to.is_aligned(BLOCK_SIZE) {
+        if !of_object && found.is_in(range) && to.is_aligned(BLOCK_SIZE) {
             match self.page_tables().ensure_block_cell(to, &mut self.table_source(cpu)) {
                 Ok(place) if self.mmu().load(place.cell) == Descriptor::EMPTY => return Ok(Visited::Done),
                 Err(EnsureError::OutOfTables) => return Err(OutOfMemory),

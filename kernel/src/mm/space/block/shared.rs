@@ -5,6 +5,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
 use super::super::area::Area;
+use super::super::fault::FaultOutcome;
 use super::super::shmem::{BlockPages, FoundBlock, Object, order};
 use super::super::{BlockCell, Machine, Space};
 use super::{broken, first_entry};
@@ -13,32 +14,31 @@ use crate::sched::note_shortage;
 use crate::smp::Cpu;
 
 impl Space {
-    /// Maps a block for `page`, where `area` is of an object; returns `false` where pages serve. If another CPU was
-    /// faster, the retry decides.
+    /// Maps a block for `page`, where `area` is of an object; returns `None` where pages serve. If another CPU was faster, the
+    /// retry decides.
     #[cold]
     #[inline(never)]
-    pub(super) fn map_block_of_object(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
-        let Some(object) = area.object().filter(|_| area.is_shared() && self.takes_block(area, page)) else {
-            return false;
-        };
+    pub(super) fn map_block_of_object(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
+        let object = area.object().filter(|_| area.is_shared() && self.takes_block(area, page))?;
         let start = page.align_down(BLOCK_SIZE);
         let first = area.page_at(start);
         let place = || self.place_block(cpu, start);
         let placed = match object.look_for_block(first) {
-            BlockPages::Others => return false,
+            BlockPages::Others => return None,
+            BlockPages::Migrating => return Some(FaultOutcome::Migrating),
             BlockPages::Block(found) => place().map(|placed| (Some(found), placed)),
             BlockPages::None => object.add_block(cpu, first, place),
         };
         let Ok((found, (table, cell))) = placed else {
             // There is one frame at least now, and a page may serve.
             note_shortage(cpu, 0);
-            return false;
+            return None;
         };
         let linked = found.map_or(Linked::Not, |found| self.link_block(area, object, &found, &cell, table));
         if linked != Linked::Here {
             self.free_deposit(cpu, table);
         }
-        linked != Linked::Not
+        (linked != Linked::Not).then_some(FaultOutcome::Served)
     }
 
     /// Puts a block with the frames of `found` where `cell` is, with `table` as its deposit.

@@ -10,7 +10,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
-use super::{FoundBlock, Machine, Object, PAGE};
+use super::{EntryCell, Found, FoundBlock, Machine, Object, PAGE};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::smp::Cpu;
@@ -21,6 +21,8 @@ pub(in super::super) enum BlockPages<'a> {
     Block(FoundBlock<'a, Machine>),
     /// No frames.
     None,
+    /// Frames that are on their way to other ones, all of them perhaps.
+    Migrating,
     /// Frames of several page blocks, or not all have one; or there is no block for them.
     Others,
 }
@@ -33,9 +35,15 @@ impl Object {
             return BlockPages::Others;
         }
         let (mmu, start) = (&self.common.mmu, VirtAddr(first * PAGE));
+        // Those of a block are on their way in order: the first or the last is.
+        let is_migrating = |cells: &[EntryCell]| {
+            let ends = [cells.first(), cells.last()].into_iter().flatten();
+            ends.filter_map(|cell| Found::look(mmu, cell)).any(|found| found.is_migrating(mmu))
+        };
         match self.tables().cells(start, BLOCK_FRAMES) {
             None => BlockPages::None,
             Some(found) if mmu.survey(found.cells).any == Descriptor::EMPTY.0 => BlockPages::None,
+            Some(found) if is_migrating(found.cells) => BlockPages::Migrating,
             Some(found) => FoundBlock::look(mmu, found.cells).map_or(BlockPages::Others, BlockPages::Block),
         }
     }

@@ -12,7 +12,7 @@ use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::notifier::{Event, Subscription};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::group::{GROUP_PAGES, GROUP_SIZE};
-use crate::mm::space::{AreaAdvice, Move, Remap, SpaceLimits};
+use crate::mm::space::{AreaAdvice, FaultError, Move, Remap, SpaceLimits};
 use crate::platform::features::branch;
 
 /// In the middle of a table, and of what a block would translate.
@@ -658,4 +658,49 @@ fn the_check_sees_what_is_wrong_with_a_group() {
     change_all(&space, |entry| Descriptor(entry.0 - PAGE));
     let mut present = vec![0; GROUP_PAGES];
     assert_eq!(space.mincore(START, &mut present), Ok(GROUP_PAGES));
+}
+
+/// Entries that a fork has made read-only are alike beside an area that may not be written, and become a group with it.
+#[test]
+fn a_store_to_an_area_makes_nothing_writable_beside_it() {
+    both(&Rig::new(8), |rig| {
+        let space = written(rig);
+        drop(space.fork(&rig.cpu).unwrap());
+        space.mprotect(page(0), ALL / 2 * PAGE, Protection::READ).unwrap();
+        assert_eq!(groups(&space), 1);
+        rig.write(&space, page(ALL - 1), 9);
+        assert_eq!(space.write_bytes(&rig.cpu, page(0), &[9]), Err(FaultError::NotAllowed));
+        for index in 0..ALL {
+            assert!(index >= ALL / 2 || !entry(&space, index).may_be_written(), "page {index}");
+        }
+        holds(rig, &space, &[(ALL - 1, 9)]);
+        drop(space);
+        ended(rig);
+    });
+}
+
+/// The fork itself splits a block, as the child has only a part of it: what the child has of it are groups.
+#[test]
+fn a_child_knows_of_the_groups_that_its_fork_has_made() {
+    let rig = Rig::new(16);
+    for advice in [AreaAdvice::WipeOnFork, AreaAdvice::DontFork] {
+        let space = rig.space();
+        let start = VirtAddr(0x10_0020_0000);
+        let request = MapRequest { placement: Placement::Fixed(start), ..private(BLOCK_FRAMES as u64) };
+        space.mmap(&rig.cpu, &request).unwrap();
+        space.madvise_areas(&rig.cpu, start, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+        rig.write(&space, start, 1);
+        space.madvise_areas(&rig.cpu, start + BLOCK_SIZE / 2, BLOCK_SIZE / 2, advice).unwrap();
+        let child = space.fork(&rig.cpu).unwrap();
+        assert_ne!(groups(&child), 0);
+        child.madvise_dontneed(&rig.cpu, start, PAGE).unwrap();
+        child.mprotect(start + (ALL + 1) * PAGE, PAGE, Protection::READ).unwrap();
+        check_groups(&child).unwrap();
+        let is_refused = child.write_bytes(&rig.cpu, start + (ALL + 1) * PAGE, &[1]);
+        assert_eq!(is_refused, Err(FaultError::NotAllowed));
+        rig.write(&child, start + PAGE, 2);
+        assert_eq!((rig.read(&space, start), rig.read(&child, start)), (1, 0));
+        drop((space, child));
+        ended(&rig);
+    }
 }

@@ -133,11 +133,18 @@ fn private(pages: u64) -> MapRequest {
 /// Runs `work`, and `other` on another CPU at its `nth` moment at which no table with an entry for `page`, or for a
 /// block, in `spaces` is locked, so that it can go on; whether there was one.
 fn meet(spaces: &[&SpaceRef], page: VirtAddr, work: impl FnOnce(), other: impl Fn(&Cpu) + 'static, nth: usize) -> bool {
+    let places: Vec<_> = spaces.iter().map(|&space| (space, page)).collect();
+    meet_at(&places, work, other, nth)
+}
+
+/// The same for a page of each space.
+fn meet_at(places: &[(&SpaceRef, VirtAddr)], work: impl FnOnce(), other: impl Fn(&Cpu) + 'static, nth: usize) -> bool {
     let left = Rc::new(Cell::new(Some(nth)));
     let hook = {
         let (left, other_cpu) = (left.clone(), Cpu::new(CpuId(1)));
-        let spaces: Vec<SpaceRef> = spaces.iter().map(|space| (*space).clone()).collect();
-        let is_unlocked = move |space: &SpaceRef| {
+        let places: Vec<(SpaceRef, VirtAddr)> = places.iter().map(|&(space, page)| (space.clone(), page)).collect();
+        let is_unlocked = move |(space, page): &(SpaceRef, VirtAddr)| {
+            let page = *page;
             let tables = space.page_tables();
             let tables = [tables.cell(page).map(|(table, _)| table), tables.block_cell(page).map(|found| found.table)];
             let is_free = |table| space.common.record(table).table_lock.load(Ordering::Relaxed) == 0;
@@ -145,11 +152,11 @@ fn meet(spaces: &[&SpaceRef], page: VirtAddr, work: impl FnOnce(), other: impl F
         };
         move |_: Moment<'_>| {
             let Some(now) = left.get() else { return };
-            if spaces.iter().all(is_unlocked) {
+            if places.iter().all(is_unlocked) {
                 left.set(now.checked_sub(1));
                 if now == 0 {
                     other(&other_cpu);
-                    spaces[0].common.frames.drain_cpu(&other_cpu);
+                    places[0].0.common.frames.drain_cpu(&other_cpu);
                 }
             }
         }

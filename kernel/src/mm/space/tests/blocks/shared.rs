@@ -10,6 +10,7 @@ use granule_arch::descriptor::bits;
 use super::pressure::Hoard;
 use super::*;
 use crate::mm::counted::Counted;
+use crate::mm::space::fault::{FaultOutcome, serve};
 use crate::mm::space::shmem::OF_OBJECT;
 use crate::mm::space::{FaultError, Locking, MappedFile, Object, Seals, Terms, WriteAt};
 
@@ -176,6 +177,73 @@ fn a_block_of_an_object_migrates_in_all_that_maps_it() {
     drop((space, others, file));
     rig.frames.drain_cpu(&rig.cpu);
     all_gone(&rig);
+}
+
+/// What asks for a page meanwhile waits, and maps the block where it is then.
+#[test]
+fn a_block_that_is_used_while_it_migrates_stays_one() {
+    let rig = Rig::new(16);
+    let mut waits = 0;
+    for nth in (0..40).chain((40..).step_by(37)) {
+        let (file, space) = shared(&rig, 1);
+        let other = sharer(&rig, &file);
+        rig.write(&space, page(9), 9);
+        let outcome = Rc::new(Cell::new(None));
+        let asks = {
+            let (other, outcome) = (other.clone(), outcome.clone());
+            move |cpu: &Cpu| outcome.set(Some(serve(&other, cpu, page(5), Access::Write)))
+        };
+        let migrates = || assert_eq!(rig.migrate(&rig.cpu, &space, page(0)), Some(Ok(())));
+        let met = meet(&[&space, &other], START, migrates, asks, nth);
+        assert!(matches!(outcome.get(), None | Some(FaultOutcome::Served | FaultOutcome::Migrating)), "step {nth}");
+        waits += u32::from(outcome.get() == Some(FaultOutcome::Migrating));
+        assert_eq!([rig.read(&other, page(9)), rig.read(&space, page(9))], [9, 9], "step {nth}");
+        assert_eq!([size(&other, page(5)), size(&space, page(5))], [BLOCK_SIZE; 2], "step {nth}");
+        drop((space, other, file));
+        rig.frames.drain_cpu(&Cpu::new(CpuId(1)));
+        rig.frames.drain_cpu(&rig.cpu);
+        all_gone(&rig);
+        if !met {
+            break;
+        }
+    }
+    assert!(waits > 5, "{waits}");
+}
+
+/// A walk by the reverse map, which takes no areas, at each step of `mremap`.
+#[test]
+fn a_hole_is_punched_while_a_block_of_an_object_moves() {
+    let rig = Rig::new(16);
+    for holes in [0..1, 7..8, 0..BLOCK_PAGES] {
+        // Each step at first, and then some of those of the 512 entries.
+        for nth in (0..40).chain((40..).step_by(37)) {
+            let (file, space) = shared(&rig, 1);
+            rig.write(&space, page(9), 9);
+            rig.write(&space, page(holes.start), 1);
+            let to = page(4 * BLOCK_PAGES);
+            let moves = || {
+                let mut request = Remap::new(START, BLOCK_SIZE, BLOCK_SIZE, Move::To(to), false).unwrap();
+                space.mremap(&rig.cpu, &mut request, &SpaceLimits::NONE).unwrap();
+            };
+            let punches = {
+                let (file, holes) = (file.clone(), holes.clone());
+                move |cpu: &Cpu| file.punch_hole(cpu, holes.start * PAGE, holes.end * PAGE).unwrap()
+            };
+            let other = space.clone();
+            let met = meet_at(&[(&other, START), (&other, to)], moves, punches, nth);
+            let values = (rig.read(&space, to + holes.start * PAGE), rig.read(&space, to + 9 * PAGE));
+            let expected = if met { (0, if holes.contains(&9) { 0 } else { 9 }) } else { (1, 9) };
+            assert_eq!(values, expected, "{holes:?} at step {nth}");
+            drop((space, other, file));
+            rig.frames.drain_cpu(&Cpu::new(CpuId(1)));
+            rig.frames.drain_cpu(&rig.cpu);
+            all_gone(&rig);
+            if !met {
+                assert!(nth > 5, "few steps: {nth}");
+                break;
+            }
+        }
+    }
 }
 
 #[test]
