@@ -48,12 +48,14 @@ impl Kind {
         Some(space)
     }
 
-    /// Between two moves, in ms. A transfer of edu's takes 100 ms, and finds the page of an object where it was used since.
+    /// Between two moves, in ms. A transfer of edu's takes 100 ms, and is submitted again where what it uses has moved
+    /// meanwhile: all of an object's block.
     const fn pause(self) -> usize {
         match self {
             Self::Private => 2,
-            Self::Shared | Self::SharedBlock => 100,
             Self::Block => 50,
+            Self::Shared => 100,
+            Self::SharedBlock => 600,
         }
     }
 
@@ -132,7 +134,7 @@ fn writes_while_it_migrates(t: &mut Test, kind: Kind) {
     t.equal("threads that are left", sched::thread_count(), 0);
     t.equal("frames that were written after their pages had left", SPOILT.swap(0, Ordering::Relaxed), 0);
     let (moved, watched) = (MOVED.load(Ordering::Relaxed), WATCHED.load(Ordering::Relaxed));
-    t.check("memory moved", moved >= 10);
+    t.check("memory moved", moved >= 5);
     t.check("what it left was watched", watched >= moved / 2);
     t.ok("unbound", device.unbind(cpu));
 }
