@@ -208,6 +208,7 @@ impl SharedPage {
         }
         assert_eq!(self.record.references(), 1, "objects: an entry shows what is on its way");
         self.moved.write(2);
+        cpu.dmb_ishst();
         pages::end_migration(&cpu, cell, MOVED);
         assert!(self.record.let_go());
         // Its next owner writes to it.

@@ -387,6 +387,8 @@ impl Object {
             let (from, to) = (frame(from, index), frame(to, index));
             common.copy_frame(from, to);
             self.note_frame(to, page + index as u64);
+            // The contents before the entry.
+            mmu.dmb_ishst();
             entries::end_migration(mmu, cell, to);
             common.drop_frame(cpu, from);
             if index % COPIED == COPIED - 1 {

@@ -169,10 +169,9 @@ pub(super) fn start_migration<M: Mmu>(mmu: &M, cell: &M::Cell, frame: PhysAddr) 
     mmu.compare_exchange(cell, Descriptor(frame.0 | HERE), Descriptor(frame.0)).is_ok()
 }
 
-/// Gives the page that was on its way the frame `to`. The state is locked for writing since.
+/// Gives the page that was on its way the frame `to`. The state is locked for writing since, and a barrier has come behind
+/// the stores to a new frame.
 pub(super) fn end_migration<M: Mmu>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
-    // The contents before the entry.
-    mmu.dmb_ishst();
     mmu.store(cell, Descriptor(to.0 | HERE));
 }
 

@@ -531,6 +531,21 @@ fn madvise_clears() {
     );
 }
 
+/// Out of the entry first, then the contents, a barrier, and the object's entry.
+#[test]
+fn an_objects_page_is_copied_behind_its_invalidation() {
+    let stage = Stage::new(1);
+    let shared = MapRequest { placement: Placement::Fixed(stage.start), sharing: Sharing::Shared, ..private(1) };
+    stage.space.mmap(&stage.rig.cpu, &shared).unwrap();
+    stage.rig.write(&stage.space, stage.start, 1);
+    assert_events(
+        &stage,
+        || assert_eq!(stage.rig.migrate(&stage.rig.cpu, &stage.space, stage.start), Some(Ok(()))),
+        "write, start migrate 0..1, write, dsb ishst, vale1is 0, tlbs 0..1 (locked), range 0..1 (locked), dsb ish, \
+         end migrate 0..1, dmb, write",
+    );
+}
+
 /// A guard comes behind the invalidation of the page that was there; where none was, and where one goes, nothing is
 /// notified.
 #[test]
