@@ -132,6 +132,18 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
             "smmu::migrate::a_device_follows_a_page_that_migrates",
             "the device reads what was stored there: found Ok(4096), wanted Ok(2)",
         ),
+        (
+            "smmu::migrate::a_device_follows_an_objects_page_that_migrates",
+            "the device reads what was stored there: found Ok(4096), wanted Ok(2)",
+        ),
+        (
+            "smmu::migrate::a_device_follows_a_block_that_migrates",
+            "the device reads what was stored there: found Ok(4096), wanted Ok(2)",
+        ),
+        (
+            "smmu::migrate::a_device_follows_an_objects_block_that_migrates",
+            "the device reads what was stored there: found Ok(4096), wanted Ok(2)",
+        ),
         ("smmu::migrate::a_device_writes_while_its_pages_migrate", "what is there: found"),
         ("smmu::changes::a_device_does_not_reach_a_guard", "it does not read: found Ok(1), wanted Err("),
         ("smmu::changes::a_device_does_not_reach_what_its_file_has_lost", "behind the end: found Ok(2), wanted"),
