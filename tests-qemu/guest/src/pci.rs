@@ -136,7 +136,7 @@ target_test!(edu_interrupts_by_message_or_pin, needs("edu"));
 fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     let (kernel, cpu) = (granule::kernel(), this_cpu());
     let id = device("edu");
-    // One that no driver has taken: the machines have two.
+    // One that no driver has taken: the machines have one more than there are drivers' in any test.
     let is_free = |function: &&Function| Some(function.id()) == id && function.owner().is_none();
     let Some(function) = pci::functions().iter().find(is_free) else {
         t.check("edu", false);

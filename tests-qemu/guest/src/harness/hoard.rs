@@ -22,6 +22,13 @@ impl Hoard {
         Some(frame)
     }
 
+    /// Takes a frame of those for programs' pages first, if there is one.
+    pub(crate) fn take_movable(&mut self) -> Option<PhysAddr> {
+        let frame = kernel().frames.alloc_movable(this_cpu()).ok()?;
+        self.keep(frame);
+        Some(frame)
+    }
+
     /// Takes whatever is free.
     pub(crate) fn fill(&mut self) {
         while self.take().is_some() {}
