@@ -5,10 +5,10 @@
 //! may depend on the monitor.
 //!
 //! A script must be able to fail, so each line has an outcome ([`Failure`]), and the status with which `poweroff` ends
-//! the machine's exit status tells whether all were as expected. A line that starts with `!` expects the machine or the kernel to
-//! refuse: `! poke $ 1` fails if the store went through, and without the `!` if it did not. A line that is *wrong* — an
-//! unknown command, a bad argument — fails either way, or a misspelt expectation would always hold. `#` starts a
-//! comment.
+//! the machine's exit status tells whether all were as expected. A line that starts with `!` expects the machine or the
+//! kernel to refuse: `! poke $ 1` fails if the store went through, and without the `!` if it did not. A line that is
+//! *wrong* — an unknown command, a bad argument — fails either way, or a misspelt expectation would always hold. `#`
+//! starts a comment.
 
 #![cfg_attr(target_os = "none", no_std)]
 
@@ -275,8 +275,8 @@ trait Subject {
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError>;
     /// The archive of the programs.
     fn programs(&self) -> &'static [u8];
-    /// Waits for the end of a process that was started here; Ctrl-C on the console sends SIGINT to it and its descendants.
-    /// `None`: there is no such process.
+    /// Waits for the end of a process that was started here; Ctrl-C on the console sends SIGINT to it and its
+    /// descendants. `None`: there is no such process.
     fn wait(&mut self, process: u32) -> Option<ProcessEnd>;
     /// Sends a process a signal.
     fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno>;

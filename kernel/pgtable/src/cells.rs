@@ -283,9 +283,9 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// and hands each to `unlinked`, the lower ones first. The hole holds the range and has no leaves.
     ///
     /// # Safety
-    /// Nothing but table walks of the hardware comes to an address of `hole` meanwhile; what goes to other addresses may.
-    /// No cell that was found before ([`Self::cell`] and its kin) is used afterwards where its table is handed out. A
-    /// table is used for something else when walk caches are invalidated for `range`, and not before.
+    /// Nothing but table walks of the hardware comes to an address of `hole` meanwhile; what goes to other addresses
+    /// may. No cell that was found before ([`Self::cell`] and its kin) is used afterwards where its table is handed
+    /// out. A table is used for something else when walk caches are invalidated for `range`, and not before.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub unsafe fn unlink_tables(
         &self,

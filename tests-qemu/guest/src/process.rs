@@ -381,8 +381,8 @@ fn fuzz(t: &mut Test, calls: usize, how: &str, neighbour: Option<&str>) {
     settle(t, threads);
 }
 
-/// Ends what hostile calls left behind: a copy that jumped anywhere, or that has much to do, runs on where its parent was
-/// killed before it could kill it.
+/// Ends what hostile calls left behind: a copy that jumped anywhere, or that has much to do, runs on where its parent
+/// was killed before it could kill it.
 fn end_orphans() {
     process::for_each(&mut |left| {
         granule::println!("ended: {left:?}");
@@ -430,8 +430,8 @@ fn a_process_uses_the_registers_of_its_device(t: &mut Test) {
 }
 
 /// The calls of [`race`], while memory runs out, a device is bound to one of the programs and copies from and to its
-/// pages, and any of the processes is killed: so many times each, and on until some of each was of effect. A program that
-/// ends by that is started again.
+/// pages, and any of the processes is killed: so many times each, and on until some of each was of effect. A program
+/// that ends by that is started again.
 fn besiege(t: &mut Test, calls: usize, times: u32) {
     let threads = sched::thread_count();
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
@@ -509,7 +509,8 @@ impl Siege {
         }
     }
 
-    /// A device works on the pages of a program or of one of its children, whose mappings and pages change all the time.
+    /// A device works on the pages of a program or of one of its children, whose mappings and pages change all the
+    /// time.
     fn bind(&mut self, t: &mut Test, ids: &[u32], device: &Edu) {
         let child = other_than(t, ids).filter(|_| !t.random().is_multiple_of(4));
         let Some(id) = child.or(ids.first().copied()) else { return };

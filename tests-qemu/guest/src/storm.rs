@@ -3,7 +3,8 @@
 //!
 //! Pages migrate one by one and whole page blocks at a time; memory is short enough that pages of files are given back
 //! all the time; devices copy from a process's pages to others of its pages; and frames that are free are taken for a
-//! while, full of canaries, to see that no device reaches what it has lost. QEMU's edu translates and copies in one step.
+//! while, full of canaries, to see that no device reaches what it has lost. QEMU's edu translates and copies in one
+//! step.
 
 #![allow(unsafe_code, reason = "canaries in frames of the test's own, by the linear map")]
 
@@ -45,8 +46,8 @@ const TARGET: VirtAddr = VirtAddr(0x7000_6001_0000);
 const COPIED: u64 = 4;
 /// Processes: one more than devices.
 const PROCESSES: usize = 3;
-/// Frames that the processes have together: the rest is the reserve. That is so large that the thread that frees pages of
-/// files never has enough.
+/// Frames that the processes have together: the rest is the reserve. That is so large that the thread that frees pages
+/// of files never has enough.
 const ROOM: usize = 20 * 512;
 /// Frames that are taken together for canaries.
 const HELD: usize = 64;

@@ -208,9 +208,9 @@ fn addresses_of_tables() -> u64 {
     unsafe { memory::mmap(0, TABLES, PROT_READ | PROT_WRITE, flags) }.expect("addresses")
 }
 
-/// Has a child that spreads its pages, so that each has a table, and does something with all of them from time to time, which
-/// returns where they are then. In the end that does not fit in what is free, though nothing else takes it: the kernel ends
-/// the child.
+/// Has a child that spreads its pages, so that each has a table, and does something with all of them from time to time,
+/// which returns where they are then. In the end that does not fit in what is free, though nothing else takes it: the
+/// kernel ends the child.
 fn spread_by_a_child(mut sometimes: impl FnMut(u64) -> u64) {
     const STEP: u64 = 1000;
     let child = process::spawn(|| {

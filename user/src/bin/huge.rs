@@ -1,9 +1,8 @@
 //! Blocks of 2 MiB (`MADV_HUGEPAGE`), and compares each answer with that of Linux.
 //!
-//! `huge`: what advice answers, which pages are there, and what each call leaves of the contents of a block or of a part.
-//! `huge race`: threads that change pages of one block, and fork, while others store to it.
-//! `huge shared`: blocks of a file that several mappings and processes share (Linux: `shmem_enabled=advise`), while
-//! pages are taken away.
+//! `huge`: what advice answers, which pages are there, and what each call leaves of the contents of a block or of a
+//! part. `huge race`: threads that change pages of one block, and fork, while others store to it. `huge shared`: blocks
+//! of a file that several mappings and processes share (Linux: `shmem_enabled=advise`), while pages are taken away.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]

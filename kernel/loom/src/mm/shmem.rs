@@ -123,8 +123,8 @@ impl SharedPage {
         }
     }
 
-    /// A store to a page that the object has not yet: the frame is added, and mapped if the object still reaches to it. The
-    /// table of the space is linked.
+    /// A store to a page that the object has not yet: the frame is added, and mapped if the object still reaches to it.
+    /// The table of the space is linked.
     pub fn fault_at_hole(&self, number: usize) {
         let cpu = self.machine.cpu(number);
         let is_inside = || self.size.load(Ordering::Relaxed) > 0;

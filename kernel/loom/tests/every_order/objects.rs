@@ -1,5 +1,5 @@
-//! A page that an object loses while a fault maps it: the kernel's own source of both sides, with a table of a space that
-//! is linked at the same time, or was before.
+//! A page that an object loses while a fault maps it: the kernel's own source of both sides, with a table of a space
+//! that is linked at the same time, or was before.
 
 use std::sync::Arc;
 
@@ -38,9 +38,9 @@ fn page(is_linked: bool) -> SharedPage {
 
 /// A fault meets a truncation, in a table that is linked or not.
 ///
-/// A second fault, in a table that the first one has linked, has no fence between what it finds there and its look at the
-/// object. On arm64 it needs none: the lock's address depends on the table's, the lock is acquired, and what one other CPU
-/// sees of a store all see. C11 has no such order, so this is not tried here.
+/// A second fault, in a table that the first one has linked, has no fence between what it finds there and its look at
+/// the object. On arm64 it needs none: the lock's address depends on the table's, the lock is acquired, and what one
+/// other CPU sees of a store all see. C11 has no such order, so this is not tried here.
 fn a_fault_meets_a_truncation(is_linked: bool, omitted: Omitted) {
     let check = |page: &SharedPage| assert_eq!(page.holders(), 0, "objects: the frame is not free");
     meets_a_truncation(move || page(is_linked), |page| _ = page.fault(1), omitted, check);

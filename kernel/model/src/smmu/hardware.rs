@@ -29,8 +29,8 @@ pub struct Hardware {
     pub two_levels: bool,
     /// It has range invalidation.
     pub range_invalidation: bool,
-    /// A leaf may change its size while the TLB has it. IDR3.BBML permits that in any case: false is for tests of software
-    /// that does not rely on it.
+    /// A leaf may change its size while the TLB has it. IDR3.BBML permits that in any case: false is for tests of
+    /// software that does not rely on it.
     pub size_changes: bool,
     /// Bits of a stream's number.
     pub stream_bits: u8,

@@ -1,5 +1,5 @@
-//! Contiguous groups under a device, on the model SMMU: it may have kept a group by any of its entries, and where it does not
-//! permit that a leaf changes its size in use, the group is broken first.
+//! Contiguous groups under a device, on the model SMMU: it may have kept a group by any of its entries, and where it
+//! does not permit that a leaf changes its size in use, the group is broken first.
 
 use std::cell::Cell;
 use std::rc::Rc;

@@ -69,10 +69,10 @@ pub struct FrameAllocator {
     blocks: PageBlocks,
     records: FrameRecords,
     linear: LinearMap,
-    /// By CPU number, and [`Mobility`]: the one for movable frames may have any, the other has none of a block that was cut
-    /// for movable ones, unless it was taken from there in need. Here and not in [`Cpu`], because a free frame belongs to
-    /// its allocator: host tests have many of those. A reference, because the boot stack has no room to pass an allocator
-    /// with 18 KiB of magazines inside.
+    /// By CPU number, and [`Mobility`]: the one for movable frames may have any, the other has none of a block that was
+    /// cut for movable ones, unless it was taken from there in need. Here and not in [`Cpu`], because a free frame
+    /// belongs to its allocator: host tests have many of those. A reference, because the boot stack has no room to pass
+    /// an allocator with 18 KiB of magazines inside.
     magazines: &'static [[Magazine; 2]; MAX_CPUS],
     refused: AtomicU64,
     /// See [`reserve`].
@@ -187,8 +187,8 @@ impl FrameAllocator {
         Ok(self.zeroed(self.alloc_movable(cpu)?))
     }
 
-    /// [`GROUP`] frames that are neighbours, the first of them at a multiple of that, each a movable one of its own: only
-    /// where this CPU has them at hand. Those of a magazine are not.
+    /// [`GROUP`] frames that are neighbours, the first of them at a multiple of that, each a movable one of its own:
+    /// only where this CPU has them at hand. Those of a magazine are not.
     ///
     /// # Errors
     /// [`OutOfMemory`], also where frames are free, and for that no room is made.
@@ -345,8 +345,8 @@ impl FrameAllocator {
         self.free_blocks(cpu, block, 0);
     }
 
-    /// Makes a page block of [`Self::alloc_splittable`] 512 frames: each is held as often as the first, has its flags, and is
-    /// given back by itself. The caller excludes all that looks at how the block is held.
+    /// Makes a page block of [`Self::alloc_splittable`] 512 frames: each is held as often as the first, has its flags,
+    /// and is given back by itself. The caller excludes all that looks at how the block is held.
     pub fn split_block(&self, cpu: &Cpu, block: PhysAddr) {
         let records = self.records_of_block(block);
         let (references, flags) = (records[0].references(), records[0].flags.load(Ordering::Relaxed));
@@ -395,8 +395,8 @@ impl FrameAllocator {
         self.blocks.origin(block.frame_number() / BLOCK_FRAMES)
     }
 
-    /// The [owner](Frame::owner) of a frame that is held; where it has none, what follows from the block that it was a part
-    /// of: as many more as it is frames behind the first. 0 where there is neither.
+    /// The [owner](Frame::owner) of a frame that is held; where it has none, what follows from the block that it was a
+    /// part of: as many more as it is frames behind the first. 0 where there is neither.
     pub(in crate::mm) fn origin(&self, frame: &Frame, address: PhysAddr) -> u64 {
         let own = frame.owner.load(Ordering::Relaxed);
         let number = address.frame_number();
@@ -434,8 +434,8 @@ impl FrameAllocator {
         self.linear
     }
 
-    /// Gives the frames in this CPU's magazines, and the whole blocks that the CPU keeps, back. Tests and audits call it
-    /// on each CPU before they compare [`Self::stats`].
+    /// Gives the frames in this CPU's magazines, and the whole blocks that the CPU keeps, back. Tests and audits call
+    /// it on each CPU before they compare [`Self::stats`].
     pub fn drain_cpu(&self, cpu: &Cpu) {
         for mobility in [Mobility::Unmovable, Mobility::Movable] {
             self.on_magazine(cpu, mobility, |magazine| {

@@ -27,10 +27,12 @@ pub struct Frame {
     /// Software flags of the frame's owner; 0 while it is free.
     pub flags: AtomicU32,
     /// Whose frame it is, in the owner's own terms: of a program's memory, the family or the object and the page
-    /// (`mm::space::family`); of a last-level table of a user space, which parts were used (`mm::space::used`); of one above, the tables deposited for
-    /// its blocks, and of such a table the next (`mm::space::block`). 0 while it is free.
+    /// (`mm::space::family`); of a last-level table of a user space, which parts were used (`mm::space::used`); of one
+    /// above, the tables deposited for its blocks, and of such a table the next (`mm::space::block`). 0 while it is
+    /// free.
     pub owner: AtomicU64,
-    /// The lock of the page table that the frame holds, or of the block of user memory that begins here; 0 means not held.
+    /// The lock of the page table that the frame holds, or of the block of user memory that begins here; 0 means not
+    /// held.
     pub table_lock: AtomicU32,
 }
 

@@ -13,10 +13,10 @@
 //! memory, and neither ever allocates (the buddy's sets live in a [`NodeArena`]).
 //!
 //! # Each CPU has cut blocks of its own
-//! A block is cut by a CPU, for frames of one [`Mobility`], and that is its home until it is whole again. A CPU takes frames
-//! from its own blocks, and cuts the next one where they are used up; only where no block is free it takes frames of
-//! others. So CPUs contend once in [`BLOCK_FRAMES`] frames, and the records and cached contents of one CPU's frames share no
-//! line with another's. A home keeps one block that became whole by a free of its own CPU.
+//! A block is cut by a CPU, for frames of one [`Mobility`], and that is its home until it is whole again. A CPU takes
+//! frames from its own blocks, and cuts the next one where they are used up; only where no block is free it takes
+//! frames of others. So CPUs contend once in [`BLOCK_FRAMES`] frames, and the records and cached contents of one CPU's
+//! frames share no line with another's. A home keeps one block that became whole by a free of its own CPU.
 //!
 //! ```text
 //!     lock of a home            its list, and bitmap, count and links of its blocks
@@ -28,13 +28,13 @@
 //! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in
 //! front, because a frame taken from it breaks nothing.
 //!
-//! What can be migrated is kept apart from what cannot, so that one page of the kernel does not keep 2 MiB from becoming
-//! whole again (`mm::space::compact`). Where no block is free, the frames of any serve.
+//! What can be migrated is kept apart from what cannot, so that one page of the kernel does not keep 2 MiB from
+//! becoming whole again (`mm::space::compact`). Where no block is free, the frames of any serve.
 //!
 //! # What stays free is exact
 //! A caller names how many frames stay free. While `MAX_CPUS` blocks (32 MiB) are free beyond that, a CPU takes frames
-//! under its own lock alone, at most a block's for each look at the count of free blocks. Else CPUs take frames one at a
-//! time (`scarcity.rs`).
+//! under its own lock alone, at most a block's for each look at the count of free blocks. Else CPUs take frames one at
+//! a time (`scarcity.rs`).
 //!
 //! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine
 //! above.
@@ -224,8 +224,8 @@ pub struct Totals {
     pub free_frames: usize,
     /// Free blocks in the buddy's sets.
     pub free_blocks: usize,
-    /// Cut blocks that have a free frame or will have one: those that cannot become whole included, and a whole one that
-    /// its CPU keeps.
+    /// Cut blocks that have a free frame or will have one: those that cannot become whole included, and a whole one
+    /// that its CPU keeps.
     pub cut_blocks: usize,
 }
 
@@ -370,9 +370,9 @@ impl PageBlocks {
         taken
     }
 
-    /// Takes [`GROUP`] frames that are neighbours, the first of them at a multiple of that, out of the first blocks that this
-    /// CPU has cut for movable frames; `None` where those have no such run, or fewer than `left_free` frames would stay free.
-    /// Returns the first; the records are "free" until the caller changes that.
+    /// Takes [`GROUP`] frames that are neighbours, the first of them at a multiple of that, out of the first blocks
+    /// that this CPU has cut for movable frames; `None` where those have no such run, or fewer than `left_free` frames
+    /// would stay free. Returns the first; the records are "free" until the caller changes that.
     pub fn take_group(&self, cpu: &Cpu, left_free: usize) -> Option<usize> {
         let own = self.own(cpu, Mobility::Movable);
         let take = |list: &mut List| {
@@ -556,8 +556,8 @@ impl PageBlocks {
         Some(number)
     }
 
-    /// Cuts a block that was taken whole, by itself: its frames are those of the caller, who puts each back by itself. They
-    /// are movable.
+    /// Cuts a block that was taken whole, by itself: its frames are those of the caller, who puts each back by itself.
+    /// They are movable.
     pub fn cut_taken(&self, cpu: &Cpu, number: BlockNumber) {
         let own = self.own(cpu, Mobility::Movable);
         let Some(index) = self.spans.index(number) else { return };
@@ -578,9 +578,9 @@ impl PageBlocks {
         self.states.len()
     }
 
-    /// Isolates `index`, if it was cut for movable frames, at least `least` of them are free, the rest finds room in other
-    /// such blocks without one more being cut, and `left_free` frames stay free besides. Its free frames serve nothing until
-    /// [`Self::end_isolation`]: they are not among the totals, and what comes back stays there.
+    /// Isolates `index`, if it was cut for movable frames, at least `least` of them are free, the rest finds room in
+    /// other such blocks without one more being cut, and `left_free` frames stay free besides. Its free frames serve
+    /// nothing until [`Self::end_isolation`]: they are not among the totals, and what comes back stays there.
     pub fn isolate(&self, cpu: &Cpu, index: usize, least: usize, left_free: usize) -> Option<BlockNumber> {
         let is_movable = |state: &AtomicU8| usize::from(state.load(Ordering::Acquire)) >= usize::from(CUT) + MAX_CPUS;
         let home = self.home(index).filter(|_| is_movable(&self.states[index]))?;
@@ -732,8 +732,8 @@ impl PageBlocks {
         }
     }
 
-    /// How much is free now: exact where no other CPU takes or gives back any. A block that moves between a list and the
-    /// buddy is counted once.
+    /// How much is free now: exact where no other CPU takes or gives back any. A block that moves between a list and
+    /// the buddy is counted once.
     pub fn totals(&self) -> Totals {
         let sum = |count: fn(&CutBlocks) -> &AtomicUsize| {
             self.cut.iter().map(|cut| count(cut).load(Ordering::Relaxed)).sum::<usize>()
@@ -774,8 +774,8 @@ impl PageBlocks {
         self.cut.get(usize::from(self.states.get(index)?.load(Ordering::Acquire).checked_sub(CUT)?))
     }
 
-    /// Sets the state of consecutive blocks of one span, under the lock of the list or the buddy that has them; at boot,
-    /// under none.
+    /// Sets the state of consecutive blocks of one span, under the lock of the list or the buddy that has them; at
+    /// boot, under none.
     fn set_states(&self, numbers: Range<BlockNumber>, state: u8) {
         if let Some(first) = self.spans.index(numbers.start) {
             for cell in &self.states[first..first + numbers.len()] {
@@ -844,7 +844,8 @@ impl CutBlocks {
         taken
     }
 
-    /// Moves [`GROUP`] aligned neighbours out of one of the first blocks of `list`, which is these blocks'; returns the first.
+    /// Moves [`GROUP`] aligned neighbours out of one of the first blocks of `list`, which is these blocks'; returns the
+    /// first.
     fn take_group(&self, list: &mut List) -> Option<usize> {
         let mut next = list.first;
         for _ in 0..LOOKED_AT {
@@ -867,8 +868,8 @@ impl CutBlocks {
         None
     }
 
-    /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list` or isolated; whether it is in
-    /// the list and whole now.
+    /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list` or isolated; whether it is
+    /// in the list and whole now.
     fn put(&self, list: &mut List, index: usize, word: usize, bits: u64) -> bool {
         let block = list.blocks.at(index);
         let cell = &mut block.bitmap[word];

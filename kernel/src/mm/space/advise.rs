@@ -1,7 +1,8 @@
-//! Advice about areas and their pages (`madvise`): what a child has of them, pages before the first access, guard pages.
+//! Advice about areas and their pages (`madvise`): what a child has of them, pages before the first access, guard
+//! pages.
 //!
-//! As on Linux (mm/madvise.c) an address that is not mapped does not end a call: the rest of the range is done, and then
-//! the call fails. Only [`Space::madvise_populate`] ends there.
+//! As on Linux (mm/madvise.c) an address that is not mapped does not end a call: the rest of the range is done, and
+//! then the call fails. Only [`Space::madvise_populate`] ends there.
 
 use core::sync::atomic::Ordering;
 
@@ -92,8 +93,8 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, zeros of an object's pages),
-    /// [`SpaceError::NoMemory`] (a part is not mapped, or no memory for records), [`SpaceError::NoRecords`] (too many areas).
-    /// What is below the area that was refused has changed.
+    /// [`SpaceError::NoMemory`] (a part is not mapped, or no memory for records), [`SpaceError::NoRecords`] (too many
+    /// areas). What is below the area that was refused has changed.
     pub fn madvise_areas(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: AreaAdvice) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         if advice == AreaAdvice::DontFork {
@@ -104,8 +105,8 @@ impl Space {
         if in_space && is_covered { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Gives each area in `range` the flags that `new` has for it, up to the first error; returns whether areas cover the
-    /// range. The same change may be made again.
+    /// Gives each area in `range` the flags that `new` has for it, up to the first error; returns whether areas cover
+    /// the range. The same change may be made again.
     pub(super) fn change_flags(
         &self,
         cpu: &Cpu,
@@ -139,9 +140,9 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, an area that does not permit `access`),
-    /// [`SpaceError::NoMemory`] (a part is not mapped, or memory ran out), [`SpaceError::Unusable`] (a page that an access
-    /// would find unusable: a guard, or behind the end of a file), [`SpaceError::Interrupted`] (by `is_killed`). The pages
-    /// before that are populated.
+    /// [`SpaceError::NoMemory`] (a part is not mapped, or memory ran out), [`SpaceError::Unusable`] (a page that an
+    /// access would find unusable: a guard, or behind the end of a file), [`SpaceError::Interrupted`] (by `is_killed`).
+    /// The pages before that are populated.
     pub fn madvise_populate(
         &self,
         cpu: &Cpu,
@@ -174,8 +175,8 @@ impl Space {
         if in_space { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Populates the pages of `range`, entries of one table, in the area that has its first page, up to the first page that
-    /// takes a fault; returns where that ends, and that page.
+    /// Populates the pages of `range`, entries of one table, in the area that has its first page, up to the first page
+    /// that takes a fault; returns where that ends, and that page.
     fn populate_piece(
         &self,
         cpu: &Cpu,
@@ -218,8 +219,8 @@ impl Space {
     /// (`MADV_GUARD_INSTALL`).
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is not
-    /// mapped; or no memory for tables), [`SpaceError::Interrupted`] (by `is_killed`). What is below has changed.
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
+    /// not mapped; or no memory for tables), [`SpaceError::Interrupted`] (by `is_killed`). What is below has changed.
     pub fn madvise_guard(
         &self,
         cpu: &Cpu,
@@ -258,8 +259,8 @@ impl Space {
     /// `MADV_FREE`).
     ///
     /// # Errors
-    /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. What is below has
-    /// been discarded.
+    /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. What is below
+    /// has been discarded.
     pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
         self.for_each_part(start, bytes, |areas, area, part| {
             let is_kept = area.flags().has_any(AreaFlags::KEPT);
@@ -288,7 +289,8 @@ impl Space {
     }
 
     /// Checks that the pages of the `bytes` bytes from `start` on are in memory alone, as all memory is (`msync`): with
-    /// `discards` that none is locked (`MS_INVALIDATE`), with `writes` that none is registers that may be written (`MS_SYNC`).
+    /// `discards` that none is locked (`MS_INVALIDATE`), with `writes` that none is registers that may be written
+    /// (`MS_SYNC`).
     ///
     /// # Errors
     /// As [`Self::madvise_dontneed`]; [`SpaceError::Locked`], and [`SpaceError::Invalid`] for registers.
@@ -311,7 +313,8 @@ impl Space {
         matches!(state(self.mmu().load(cell)), EntryState::Marker(markers) if markers.contains(Markers::GUARD))
     }
 
-    /// Makes guards of entries without a page; returns `false` at the first one that has one, or that a TLB may still have.
+    /// Makes guards of entries without a page; returns `false` at the first one that has one, or that a TLB may still
+    /// have.
     fn set_guards(&self, found: &TableCells<'_>) -> bool {
         let guard = Descriptor::from(Markers::GUARD);
         let mmu = self.mmu();
@@ -383,15 +386,16 @@ impl Space {
         if is_covered { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// Whether a child may have less than all areas, areas that are not locked, or guards in shared ones; or groups may be cut.
-    /// The areas are locked for writing.
+    /// Whether a child may have less than all areas, areas that are not locked, or guards in shared ones; or groups may
+    /// be cut. The areas are locked for writing.
     #[inline(always)]
     pub(super) fn is_advised(&self) -> bool {
         self.advice.load(Ordering::Relaxed) != 0
     }
 
-    /// Removes from `child`, which has copies of all areas and no pages yet, what is not for children, unlocks the rest, and
-    /// copies the guards in shared areas: their pages are found in their objects. Groups that areas cut are unfolded.
+    /// Removes from `child`, which has copies of all areas and no pages yet, what is not for children, unlocks the
+    /// rest, and copies the guards in shared areas: their pages are found in their objects. Groups that areas cut are
+    /// unfolded.
     ///
     /// # Errors
     /// [`OutOfMemory`]; the caller drops the child.
@@ -433,7 +437,8 @@ impl Space {
     fn copy_markers(&self, child: &Space, found: &TableCells<'_>) {
         let Some(copies) = child.page_tables().cells(found.start, found.cells.len()) else { return };
         let mmu = self.mmu();
-        // As for other entries: a walk by a reverse map that has been here finds the same there, and needs no lock for it.
+        // As for other entries: a walk by a reverse map that has been here finds the same there, and needs no lock for
+        // it.
         let _locked = self.lock_table(found.table);
         for (cell, copy) in found.cells.iter().zip(copies.cells) {
             let entry = mmu.load(cell);

@@ -1,25 +1,25 @@
 //! Blocks: 2 MiB of anonymous or [shared] memory by one entry of the level above the last, where a program asks for
 //! them (`MADV_HUGEPAGE`).
 //!
-//! The first access of a range that a block can translate, all of it in one area, brings a block of zeros; where there is no
-//! page block, a page. A private area of an object has no blocks. What concerns a block as a whole changes its entry:
-//! `mprotect`, `munmap`, `fork`, copy on write. What concerns a part splits it first, into a table with the same pages,
-//! and changes those.
+//! The first access of a range that a block can translate, all of it in one area, brings a block of zeros; where there
+//! is no page block, a page. A private area of an object has no blocks. What concerns a block as a whole changes its
+//! entry: `mprotect`, `munmap`, `fork`, copy on write. What concerns a part splits it first, into a table with the same
+//! pages, and changes those.
 //!
 //! # Lock
-//! That of the table that the entry is in. An entry is empty only when no TLB has a block of it: a fault links a table there
-//! without the lock.
+//! That of the table that the entry is in. An entry is empty only when no TLB has a block of it: a fault links a table
+//! there without the lock.
 //!
 //! # Deposited tables
-//! A block is split where nothing may fail: by a fault, or a call that has changed something already. So each block has a
-//! table deposited when it is mapped (Linux: `pgtable_trans_huge_deposit`). Those of one table's blocks are linked through
-//! the records of their frames, with the head in that of the table.
+//! A block is split where nothing may fail: by a fault, or a call that has changed something already. So each block has
+//! a table deposited when it is mapped (Linux: `pgtable_trans_huge_deposit`). Those of one table's blocks are linked
+//! through the records of their frames, with the head in that of the table.
 //!
 //! # Frames
-//! A page block that only block entries have is allocated as one, and the record of its first frame counts them: one line to
-//! share or drop it. When one of them is split, it becomes 512 frames, each held as often
-//! ([`FrameAllocator::split_block`]); other block entries then hold each of them. The lock of the first frame's record is
-//! held for that, and for each look at how a block is held.
+//! A page block that only block entries have is allocated as one, and the record of its first frame counts them: one
+//! line to share or drop it. When one of them is split, it becomes 512 frames, each held as often
+//! ([`FrameAllocator::split_block`]); other block entries then hold each of them. The lock of the first frame's record
+//! is held for that, and for each look at how a block is held.
 //!
 //! [shared]: super::shmem
 //! [`FrameAllocator::split_block`]: crate::mm::frame::FrameAllocator::split_block
@@ -176,8 +176,8 @@ impl Spaces {
         record.owner.store(table.0, Ordering::Relaxed);
     }
 
-    /// Takes one of the tables that were deposited for the blocks of the table that has this record, and has lost a block.
-    /// It is locked, or in no tree any more.
+    /// Takes one of the tables that were deposited for the blocks of the table that has this record, and has lost a
+    /// block. It is locked, or in no tree any more.
     pub(super) fn take_deposit(&self, record: &Frame) -> PhysAddr {
         let table = PhysAddr(record.owner.load(Ordering::Relaxed));
         debug_assert!(table.0 != 0, "a block without a table");
@@ -229,7 +229,8 @@ impl Space {
         self.block_at(address).map_or(Visited::Done, |found| self.split_block(&found, found.range()))
     }
 
-    /// Puts a table with the same pages in the place of the block in `found`, in groups but for those that `range` cuts.
+    /// Puts a table with the same pages in the place of the block in `found`, in groups but for those that `range`
+    /// cuts.
     #[inline(never)]
     fn split_block(&self, found: &BlockCell<'_>, range: PageRange) -> Visited {
         let mmu = self.mmu();
@@ -240,8 +241,8 @@ impl Space {
         }
         self.common.split_block(this_cpu(), entry.address());
         let table = self.common.take_deposit(locked.frame());
-        // A TLB that has the block beside pages of it may raise a conflict abort, unless all CPUs promise otherwise, and
-        // then each SMMU that is bound does too. So the entry is made invalid first.
+        // A TLB that has the block beside pages of it may raise a conflict abort, unless all CPUs promise otherwise,
+        // and then each SMMU that is bound does too. So the entry is made invalid first.
         let is_live = patched_branch!(branch::SIZE_CHANGE);
         let (was_valid, mut in_cell) = (entry.is_valid(), entry);
         if was_valid && !is_live {
@@ -270,8 +271,8 @@ impl Space {
         Visited::Again
     }
 
-    /// Replaces the entry in `found`, read as `entry`, by `change` of it, and completes the invalidation; returns what it was
-    /// last. The table is locked.
+    /// Replaces the entry in `found`, read as `entry`, by `change` of it, and completes the invalidation; returns what
+    /// it was last. The table is locked.
     fn replace_block_entry(
         &self,
         found: &BlockCell<'_>,
@@ -364,8 +365,8 @@ impl Space {
         (Visited::Done, entry.is_valid())
     }
 
-    /// Copies the block at `address` to the same place in `child`, where a table without entries is linked; returns whether it
-    /// was writable and became read-only.
+    /// Copies the block at `address` to the same place in `child`, where a table without entries is linked; returns
+    /// whether it was writable and became read-only.
     #[cold]
     #[inline(never)]
     pub(super) fn copy_block_entry(&self, child: &Space, address: VirtAddr) -> bool {
@@ -395,7 +396,8 @@ impl Space {
         is_wanted && !is_code && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
     }
 
-    /// Serves an access that `area` permits, where there is no table for `page`, by a block; `None` where a page serves it.
+    /// Serves an access that `area` permits, where there is no table for `page`, by a block; `None` where a page serves
+    /// it.
     #[cold]
     #[inline(never)]
     pub(super) fn fault_in_block(
@@ -411,16 +413,16 @@ impl Space {
         self.map_block(cpu, area, page)
     }
 
-    /// Brings a block for `page`, where there is no table for it, if one can be; returns whether there is one. For a populate,
-    /// which leaves what is there as it is.
+    /// Brings a block for `page`, where there is no table for it, if one can be; returns whether there is one. For a
+    /// populate, which leaves what is there as it is.
     #[cold]
     #[inline(never)]
     pub(super) fn bring_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
         self.block_entry(page).is_some() || self.map_block(cpu, area, page) == Some(FaultOutcome::Served)
     }
 
-    /// Maps a block of zeros for `page`; returns `None` where none is to be, there is no page block, or no memory for tables.
-    /// If another CPU was faster, the retry decides.
+    /// Maps a block of zeros for `page`; returns `None` where none is to be, there is no page block, or no memory for
+    /// tables. If another CPU was faster, the retry decides.
     fn map_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
         let (frames, mmu) = (self.common.frames, self.mmu());
         if area.object().is_some() {
@@ -522,8 +524,8 @@ impl Space {
         }
     }
 
-    /// Gives `page` a block of its own, with the contents of the one that it shares; or splits that, where there is no page
-    /// block. The retry decides whether more is needed. Sleeps.
+    /// Gives `page` a block of its own, with the contents of the one that it shares; or splits that, where there is no
+    /// page block. The retry decides whether more is needed. Sleeps.
     fn copy_block(&self, cpu: &Cpu, page: VirtAddr) {
         if self.is_migrating() {
             // Perhaps it: what migrates it holds it.
@@ -585,7 +587,8 @@ impl Space {
         self.block_at(page).map(|found| self.mmu().load(found.cell)).filter(|&entry| is_block(entry))
     }
 
-    /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays so.
+    /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays
+    /// so.
     #[cold]
     #[inline(never)]
     pub(super) fn page_of_block(&self, page: VirtAddr, access: Access) -> Option<(TableGuard<'_>, VirtAddr)> {
@@ -596,8 +599,8 @@ impl Space {
         is_there.then(|| (locked, self.common.frames.linear().address(entry.address()) + (page - found.start)))
     }
 
-    /// Makes the contents of the block of `entry` visible to fetches. If it was split, the record of its first frame says
-    /// that of the first page alone.
+    /// Makes the contents of the block of `entry` visible to fetches. If it was split, the record of its first frame
+    /// says that of the first page alone.
     #[cold]
     #[inline(never)]
     fn make_block_visible(&self, entry: Descriptor) {

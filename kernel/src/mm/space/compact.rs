@@ -1,8 +1,9 @@
 //! Compaction: page blocks that were cut into frames become whole again.
 //!
 //! A program gets 2 MiB at once only where a block is free. Where frames are plenty and blocks are not, a kernel thread
-//! chooses blocks of which a part is free, and migrates what is left in them to frames of other blocks (Linux: `kcompactd`).
-//! What it meets that cannot be moved ends the work on that block: what has been moved by then stays moved.
+//! chooses blocks of which a part is free, and migrates what is left in them to frames of other blocks (Linux:
+//! `kcompactd`). What it meets that cannot be moved ends the work on that block: what has been moved by then stays
+//! moved.
 //!
 //! While a block is evacuated it is [isolated](crate::mm::frame::FrameAllocator::isolate): its frames that are free are
 //! given to nothing, and those that are freed come back to it alone.
@@ -27,8 +28,8 @@ const TOGETHER: usize = 32;
 
 impl Spaces {
     /// One pass over all page blocks, which ends early where `wanted` more are whole, frames become few, or `is_killed`
-    /// returns true; returns how many became whole. Sleeps: no lock is held, no fault is served. `cpu` is the CPU that this
-    /// runs on.
+    /// returns true; returns how many became whole. Sleeps: no lock is held, no fault is served. `cpu` is the CPU that
+    /// this runs on.
     #[cold]
     #[inline(never)]
     pub fn compact(&self, cpu: &Cpu, wanted: usize, is_killed: &dyn Fn() -> bool) -> usize {

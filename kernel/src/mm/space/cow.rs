@@ -1,10 +1,10 @@
 //! Write-protection fault: copy the page, or reuse it.
 //!
-//! A frame with one reference belongs to this page alone: only a fork and a migration add entries, neither to a frame that
-//! a present entry has while faults are possible. Then the entry becomes writable in place. (A frame of an object has the object's reference besides, until no entry maps it.)
-//! Otherwise the page gets a frame of its own. The new entry has another output address, which takes break-before-make
-//! (Arm ARM D8.17.1): clear, invalidate, store. So no CPU and no device reads the old frame after another has written to
-//! the new one.
+//! A frame with one reference belongs to this page alone: only a fork and a migration add entries, neither to a frame
+//! that a present entry has while faults are possible. Then the entry becomes writable in place. (A frame of an object
+//! has the object's reference besides, until no entry maps it.) Otherwise the page gets a frame of its own. The new
+//! entry has another output address, which takes break-before-make (Arm ARM D8.17.1): clear, invalidate, store. So no
+//! CPU and no device reads the old frame after another has written to the new one.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
@@ -48,8 +48,8 @@ impl AllowedFault<'_> {
         Reuse::Done(self.allow_more(entry, entry.young().writable().dirty()))
     }
 
-    /// Gives the page a frame of its own, with the contents of the frame of `entry`. A caller that must not sleep has the
-    /// fault repeated where a subscriber has just joined: the next one finds it.
+    /// Gives the page a frame of its own, with the contents of the frame of `entry`. A caller that must not sleep has
+    /// the fault repeated where a subscriber has just joined: the next one finds it.
     #[inline(never)]
     pub(super) fn copy_on_write(self, entry: Descriptor, may_sleep: bool) -> FaultOutcome {
         let (space, frames) = (self.space, self.space.common.frames);

@@ -1,12 +1,12 @@
 //! Families of spaces: the reverse map of anonymous memory. An object is a family of its own, with its reverse map.
 //!
-//! A program and what it forks are a family. A fork copies a page to the same address, so where a page is mapped follows
-//! from two numbers, which the record of its frame has as its [`Origin`]: the family, and the page's number. Nothing is
-//! kept for a page or an area, and `mmap` and faults take no lock for it: a space joins its family when it is created, and
-//! leaves before its areas go.
+//! A program and what it forks are a family. A fork copies a page to the same address, so where a page is mapped
+//! follows from two numbers, which the record of its frame has as its [`Origin`]: the family, and the page's number.
+//! Nothing is kept for a page or an area, and `mmap` and faults take no lock for it: a space joins its family when it
+//! is created, and leaves before its areas go.
 //!
-//! An origin is a hint. What maps a frame are the entries, and a walk counts them: a page that `mremap` has moved in one
-//! of several spaces has more references than the walk finds, and is left where it is.
+//! An origin is a hint. What maps a frame are the entries, and a walk counts them: a page that `mremap` has moved in
+//! one of several spaces has more references than the walk finds, and is left where it is.
 
 #![allow(unsafe_code, reason = "intrusive nodes")]
 
@@ -131,8 +131,8 @@ impl Families {
         }
     }
 
-    /// The list that the object of `family` is in. What holds its lock takes no areas, as an object is created and dropped
-    /// with areas locked.
+    /// The list that the object of `family` is in. What holds its lock takes no areas, as an object is created and
+    /// dropped with areas locked.
     pub(super) fn objects(&self, family: FamilyId) -> &RwSem<ObjectList> {
         &self.objects[family.0 as usize % LISTS]
     }

@@ -8,8 +8,8 @@
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
 //! ```
 //! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
-//! holds the areas' lock for reading, so other faults, discards, migration and walks by a reverse map can change what it has
-//! found. It allocates first, then reads the entry again under the lock of its table.
+//! holds the areas' lock for reading, so other faults, discards, migration and walks by a reverse map can change what
+//! it has found. It allocates first, then reads the entry again under the lock of its table.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
@@ -278,8 +278,9 @@ impl AllowedFault<'_> {
             _ => Descriptor::page(frame, attributes(protection.read_only())),
         };
         let locked = space.lock_table(self.table);
-        // No reference is held: a frame that the object has still is not freed before the lock is dropped (`shmem::pages`).
-        // The contents of the page come before the entry by which it was found, and the store here depends on that.
+        // No reference is held: a frame that the object has still is not freed before the lock is dropped
+        // (`shmem::pages`). The contents of the page come before the entry by which it was found, and the store here
+        // depends on that.
         if self.may_map(object, found) {
             space.common.record(frame).share();
             if new.is_user_executable() {
@@ -424,7 +425,8 @@ impl AllowedFault<'_> {
 }
 
 impl Space {
-    /// The entry for a page of anonymous memory, which has none yet, at its first `access`, with a reference to its frame.
+    /// The entry for a page of anonymous memory, which has none yet, at its first `access`, with a reference to its
+    /// frame.
     #[inline(always)]
     pub(super) fn new_page(
         &self,

@@ -111,7 +111,8 @@ impl Space {
         let used = locked.used(self.mmu(), found);
         let copies = child.page_tables().cells(found.start, found.cells.len()).expect("a table that was linked before");
         let records = self.common.records();
-        // No lock: no thread runs in the child yet, and a migration, which comes to the parent first, waits for its areas.
+        // No lock: no thread runs in the child yet, and a migration, which comes to the parent first, waits for its
+        // areas.
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {

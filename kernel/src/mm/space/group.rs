@@ -1,9 +1,9 @@
 //! Contiguous groups: 64 KiB by 16 entries that a TLB may hold as one (Arm ARM D8.7.1; Linux: contpte).
 //!
-//! The present entries of a group, valid or not, have the contiguous bit, follow one another in a naturally aligned 64 KiB
-//! of addresses and of frames, and permit the same. The hardware sets an access flag, or makes writable-clean dirty, in any
-//! one of them: so both are of the group, and what judges or copies them takes those of all 16. The frames are 16 frames,
-//! each with its own record.
+//! The present entries of a group, valid or not, have the contiguous bit, follow one another in a naturally aligned 64
+//! KiB of addresses and of frames, and permit the same. The hardware sets an access flag, or makes writable-clean
+//! dirty, in any one of them: so both are of the group, and what judges or copies them takes those of all 16. The
+//! frames are 16 frames, each with its own record.
 //!
 //! ```text
 //!     arises      a block is split                    the first access where a block is wanted and cannot be
@@ -11,16 +11,16 @@
 //!     as a whole  zap, mprotect, fork, access flag, dirt, a store to what nothing shares
 //!     unfolded    everything that concerns fewer than the 16: those become pages first
 //! ```
-//! The lock is that of the table. Under it what changes one entry that is one of a group calls [`Space::unfold`] first, and
-//! what changes several entries of a table calls [`Space::unfold_ends`]: then all of a group is among them, or none. A fork,
-//! which excludes everything else, unfolds what its areas cut before it begins.
+//! The lock is that of the table. Under it what changes one entry that is one of a group calls [`Space::unfold`] first,
+//! and what changes several entries of a table calls [`Space::unfold_ends`]: then all of a group is among them, or
+//! none. A fork, which excludes everything else, unfolds what its areas cut before it begins.
 //!
 //! # The bit of a live entry
-//! A TLB that has a group beside pages of it may raise a conflict abort (D8.17.1), so all 16 are made invalid before the
-//! bit changes, and the invalidation is completed: also in the secondary TLBs. A CPU that faults then waits for the lock, a
-//! device faults and is submitted again. Where size changes are trusted, by the CPUs and by each SMMU that is bound, the
-//! bit changes in place. Permissions change in place always, as those of a page do: until the invalidation that follows, a
-//! walk finds what some of the 16 permit, before or after.
+//! A TLB that has a group beside pages of it may raise a conflict abort (D8.17.1), so all 16 are made invalid before
+//! the bit changes, and the invalidation is completed: also in the secondary TLBs. A CPU that faults then waits for the
+//! lock, a device faults and is submitted again. Where size changes are trusted, by the CPUs and by each SMMU that is
+//! bound, the bit changes in place. Permissions change in place always, as those of a page do: until the invalidation
+//! that follows, a walk finds what some of the 16 permit, before or after.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
@@ -86,8 +86,8 @@ fn in_common(entry: Descriptor) -> u64 {
     entry.0 & !(flags | bits::ADDRESS)
 }
 
-/// The entry of a page of a block, to be filled into a table with those of the others: groups but for those that an end of
-/// `range` cuts.
+/// The entry of a page of a block, to be filled into a table with those of the others: groups but for those that an end
+/// of `range` cuts.
 pub(super) fn fill_groups(mmu: &Machine, table: &[EntryCell], first: Descriptor, start: VirtAddr, range: PageRange) {
     mmu.fill(table, first.contiguous(), PAGE);
     for end in [range.start().0, range.last().0 + 1] {
@@ -138,7 +138,8 @@ impl Space {
         }
     }
 
-    /// Makes pages of the groups that `found` has only a part of: at its first entry and its last. The table's lock is held.
+    /// Makes pages of the groups that `found` has only a part of: at its first entry and its last. The table's lock is
+    /// held.
     #[inline(always)]
     pub(super) fn unfold_ends(&self, found: &TableCells<'_>) {
         if self.may_have_groups() {
@@ -156,7 +157,8 @@ impl Space {
         }
     }
 
-    /// Makes pages of the groups that areas end in: a fork may take one of two such areas. All areas are locked for writing.
+    /// Makes pages of the groups that areas end in: a fork may take one of two such areas. All areas are locked for
+    /// writing.
     #[cold]
     pub(super) fn unfold_at_borders(&self, areas: &Areas) {
         for at in areas.iter().flat_map(|area| [area.start(), area.end()]) {
@@ -179,8 +181,8 @@ impl Space {
         }
     }
 
-    /// The same where the entry of `page`, one of `found`, moves with the others to `to`: what is moved in part, or is not
-    /// aligned there, becomes pages. Returns the entry.
+    /// The same where the entry of `page`, one of `found`, moves with the others to `to`: what is moved in part, or is
+    /// not aligned there, becomes pages. Returns the entry.
     #[cold]
     #[inline(never)]
     pub(super) fn unfold_moved(
@@ -236,9 +238,8 @@ impl Space {
         self.tlb().flush_freed(self.mmu(), &Invalidation { range, tables: Tables::Kept, level });
     }
 
-    /// Makes groups of the pages of `found`, with those around them, that translate alike to frames that follow one another:
-    /// some may be of another area.
-    /// The table's lock is held, and faults are excluded.
+    /// Makes groups of the pages of `found`, with those around them, that translate alike to frames that follow one
+    /// another: some may be of another area. The table's lock is held, and faults are excluded.
     #[cold]
     #[inline(never)]
     pub(super) fn fold(&self, found: TableCells<'_>) {
@@ -270,8 +271,8 @@ impl Space {
             })
     }
 
-    /// Changes the protection of the group of `page`, which is in the range as a whole; returns whether a TLB may have what
-    /// it was. The table's lock is held.
+    /// Changes the protection of the group of `page`, which is in the range as a whole; returns whether a TLB may have
+    /// what it was. The table's lock is held.
     #[cold]
     #[inline(never)]
     pub(super) fn protect_group(&self, page: VirtAddr, allowed: Allowed) -> bool {
@@ -298,8 +299,8 @@ impl Space {
         was_valid
     }
 
-    /// Serves the first access of `page`, which `area` permits, by a group of zeros; returns `false` where none is wanted or
-    /// can be, and a page serves. If another CPU was faster, the retry decides.
+    /// Serves the first access of `page`, which `area` permits, by a group of zeros; returns `false` where none is
+    /// wanted or can be, and a page serves. If another CPU was faster, the retry decides.
     #[cold]
     #[inline(never)]
     pub(super) fn map_group(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
@@ -360,8 +361,8 @@ impl Space {
 }
 
 impl AllowedFault<'_> {
-    /// Serves a fault on `entry`, which is in the cell and one of a group: as that of a page, for all of them. A store to what
-    /// others use makes pages of them first: the retry copies one. The table's lock is held.
+    /// Serves a fault on `entry`, which is in the cell and one of a group: as that of a page, for all of them. A store
+    /// to what others use makes pages of them first: the retry copies one. The table's lock is held.
     #[cold]
     #[inline(never)]
     pub(super) fn of_group(self, entry: Descriptor) -> FaultOutcome {
@@ -369,7 +370,8 @@ impl AllowedFault<'_> {
         let Some(group) = space.group_cells(self.page) else { return FaultOutcome::Served };
         let is_write = self.access == Access::Write;
         let is_upgrade = is_write && !entry.may_be_written();
-        // What is beside the area may have been folded with it, as it may not be written, and is not to become writable.
+        // What is beside the area may have been folded with it, as it may not be written, and is not to become
+        // writable.
         let is_own = || {
             let is_inside = self.area.start() <= group.start && group.start + GROUP_SIZE <= self.area.end();
             is_inside && (self.area.is_shared() || space.has_group_to_itself(&group))

@@ -9,15 +9,16 @@
 //! ```
 //! A fault that finds a migration entry waits until the page has moved.
 //!
-//! The page of an object is marked in the object, which finds the entries that map it ([`Object::migrate`]); they are emptied.
-//! A fault that finds the mark waits. What the page was in an entry, young or dirty, means nothing for memory alone.
+//! The page of an object is marked in the object, which finds the entries that map it ([`Object::migrate`]); they are
+//! emptied. A fault that finds the mark waits. What the page was in an entry, young or dirty, means nothing for memory
+//! alone.
 //!
 //! # Locks
-//! `one`, then the list of objects and the object's own ([`shmem`](super::shmem)); or
-//! `one`, then the list of the family's spaces, then the areas of one space at a time, then the table. A fault waits for
-//! `one` when it has dropped its areas. `mremap` would move a migration entry to where the walk does not look, and `fork`
-//! would copy it: they wait for their family's page, and look again with all areas locked, while which no entry becomes
-//! one ([`Space::write_areas_at_rest`]).
+//! `one`, then the list of objects and the object's own ([`shmem`](super::shmem)); or `one`, then the list of the
+//! family's spaces, then the areas of one space at a time, then the table. A fault waits for `one` when it has dropped
+//! its areas. `mremap` would move a migration entry to where the walk does not look, and `fork` would copy it: they
+//! wait for their family's page, and look again with all areas locked, while which no entry becomes one
+//! ([`Space::write_areas_at_rest`]).
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -137,8 +138,8 @@ impl Spaces {
         drop(self.migrations.one.read());
     }
 
-    /// Moves the page or block that `space` has at `address` to other frames. Sleeps: no lock is held. `cpu` is the CPU that
-    /// this runs on.
+    /// Moves the page or block that `space` has at `address` to other frames. Sleeps: no lock is held. `cpu` is the CPU
+    /// that this runs on.
     ///
     /// # Errors
     /// [`Unmovable`]; what the programs see has not changed.
@@ -168,8 +169,9 @@ impl Spaces {
         MigratingFamily { mark, family, spaces: self.families.list(family).read() }
     }
 
-    /// Moves what `frame` holds to `to`, if `frame` is one page of anonymous memory or of an object. `to` was just allocated, and is the
-    /// caller's again where this fails; `frame` is given back. Sleeps: no lock is held. `cpu` is the CPU that this runs on.
+    /// Moves what `frame` holds to `to`, if `frame` is one page of anonymous memory or of an object. `to` was just
+    /// allocated, and is the caller's again where this fails; `frame` is given back. Sleeps: no lock is held. `cpu` is
+    /// the CPU that this runs on.
     ///
     /// # Errors
     /// [`Unmovable`]; what the programs see has not changed.
@@ -250,8 +252,8 @@ impl Space {
         self.common.migrations.family.load(Ordering::Relaxed) == self.family.number()
     }
 
-    /// Makes the entry of `page` a migration entry, if it has `frame`, whose hold is the caller's then; returns whether it
-    /// has.
+    /// Makes the entry of `page` a migration entry, if it has `frame`, whose hold is the caller's then; returns whether
+    /// it has.
     fn unmap_to_migrate(&self, page: VirtAddr, frame: PhysAddr) -> bool {
         let mmu = self.mmu();
         let areas = self.areas.read(page);
@@ -279,8 +281,8 @@ impl Space {
         true
     }
 
-    /// Puts `to` in the place of the migration entry for `frame`, with a hold of the caller's, if it is at `page` still;
-    /// returns whether it is.
+    /// Puts `to` in the place of the migration entry for `frame`, with a hold of the caller's, if it is at `page`
+    /// still; returns whether it is.
     fn map_migrated(&self, page: VirtAddr, frame: PhysAddr, to: PhysAddr) -> bool {
         let mmu = self.mmu();
         let areas = self.areas.read(page);

@@ -3,19 +3,20 @@
 //! A [`Space`] is a tree of tables for the lower half, the areas that define what may be mapped in it, and the two
 //! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A fault:
 //! [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas, [`protect`] and
-//! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables after the invalidation. [`populate`] installs pages
-//! before the first access, [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are
-//! in use, [`reserved`] holds pages that the kernel maps for devices.
+//! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables
+//! after the invalidation. [`populate`] installs pages before the first access, [`shmem`] holds pages that several
+//! spaces map, [`used`] records which parts of a table are in use, [`reserved`] holds pages that the kernel maps for
+//! devices.
 //!
 //! # Locks
 //! ```text
 //!     areas           read: faults, advice, looking      write: everything that adds, cuts or takes areas; sleeps
 //!     table lock      one in each table, spins: what changes a page's or a block's entry in it holds it
 //! ```
-//! The areas are in [`parts`], each with a lock of its own; a call or a fault locks the one that it concerns. Under that
-//! lock, for reading too, the tables of its addresses stay: they are linked at any time and unlinked only under the lock
-//! for writing. The hardware changes entries without any lock: it sets the access flag, or makes a writable-clean entry
-//! dirty. [`entry`] explains when a plain store could lose that.
+//! The areas are in [`parts`], each with a lock of its own; a call or a fault locks the one that it concerns. Under
+//! that lock, for reading too, the tables of its addresses stay: they are linked at any time and unlinked only under
+//! the lock for writing. The hardware changes entries without any lock: it sets the access flag, or makes a
+//! writable-clean entry dirty. [`entry`] explains when a plain store could lose that.
 //!
 //! Between a valid entry and another one in its place, an invalidation completes; [`gather`] explains where.
 //!
@@ -299,8 +300,8 @@ impl Space {
         }
     }
 
-    /// Has `change` change `areas`, which have all that it concerns, and returns them with what it returns. Where a part
-    /// refuses for want of room, all areas together decide.
+    /// Has `change` change `areas`, which have all that it concerns, and returns them with what it returns. Where a
+    /// part refuses for want of room, all areas together decide.
     #[inline(always)]
     fn change_areas<'a, T>(
         &'a self,

@@ -73,8 +73,8 @@ impl Space {
         }
     }
 
-    /// The entries of `range`, of one last-level table, which is linked if it is missing; `None` where a block is. The areas
-    /// are read: no table is unlinked.
+    /// The entries of `range`, of one last-level table, which is linked if it is missing; `None` where a block is. The
+    /// areas are read: no table is unlinked.
     pub(super) fn ensure_cells(&self, cpu: &Cpu, range: PageRange) -> Result<Option<TableCells<'_>>, OutOfMemory> {
         loop {
             if let Some(found) = self.page_tables().cells(range.start(), range.pages()) {
@@ -197,8 +197,8 @@ impl Space {
             let end = count.min(done + (PAGE - offset) as usize);
             let copy = |page: VirtAddr| {
                 let there = (page + offset).as_ptr::<u8>();
-                // SAFETY: the page's entry permits the access and stays, as `with_page` guarantees; the program may change the
-                // page meanwhile, as it may change all its memory. The rest is inside `bytes`.
+                // SAFETY: the page's entry permits the access and stays, as `with_page` guarantees; the program may
+                // change the page meanwhile, as it may change all its memory. The rest is inside `bytes`.
                 unsafe {
                     let here = bytes.add(done);
                     let (from, to) = if access == Access::Write { (here, there) } else { (there, here) };
@@ -250,8 +250,8 @@ impl Space {
     }
 }
 
-/// The access that `MAP_POPULATE` and `mlock` make: a store where that takes a page of the area's own, else one that the
-/// area permits.
+/// The access that `MAP_POPULATE` and `mlock` make: a store where that takes a page of the area's own, else one that
+/// the area permits.
 #[inline(always)]
 pub(super) fn first_access(area: &Area) -> Access {
     let has = |needed| area.protection().contains(needed);

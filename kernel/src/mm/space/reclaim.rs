@@ -1,8 +1,8 @@
 //! Pages of files that are given back where memory is short.
 //!
-//! A page of a file of the initrd holds what the initrd holds, as nothing may write to it: its frame can be freed at any
-//! time, and the next access has another one. What unmaps such pages goes by their object, not by a space: a kernel thread
-//! does it, which has none, and so does a program that finds no memory.
+//! A page of a file of the initrd holds what the initrd holds, as nothing may write to it: its frame can be freed at
+//! any time, and the next access has another one. What unmaps such pages goes by their object, not by a space: a kernel
+//! thread does it, which has none, and so does a program that finds no memory.
 //!
 //! ```text
 //!     choose    a few pages of the next file, of which none was used since the last pass and none is locked
@@ -13,8 +13,8 @@
 //! ```
 //!
 //! # Locks
-//! `hand`, then `files`, then those of the object ([`shmem`](super::shmem)). An object is created and dropped with areas
-//! locked, and takes `files` for that; what holds `files` takes no areas.
+//! `hand`, then `files`, then those of the object ([`shmem`](super::shmem)). An object is created and dropped with
+//! areas locked, and takes `files` for that; what holds `files` takes no areas.
 
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_arch::tlbi::LevelHint;
@@ -95,10 +95,10 @@ impl Hand {
 }
 
 impl Spaces {
-    /// One pass over the pages of all files, which ends early where programs have room for `room` more or `is_killed` returns
-    /// true: frees those that are not locked and were not used since they became old; returns how many. Between two passes
-    /// that [age](Used::Age) pages there is time to use them. Sleeps: no lock is held, no fault is served. `cpu` is the CPU
-    /// that this runs on.
+    /// One pass over the pages of all files, which ends early where programs have room for `room` more or `is_killed`
+    /// returns true: frees those that are not locked and were not used since they became old; returns how many. Between
+    /// two passes that [age](Used::Age) pages there is time to use them. Sleeps: no lock is held, no fault is served.
+    /// `cpu` is the CPU that this runs on.
     #[cold]
     #[inline(never)]
     pub fn reclaim(&self, cpu: &Cpu, room: usize, used: Used, is_killed: &dyn Fn() -> bool) -> usize {
@@ -141,8 +141,8 @@ impl Spaces {
 }
 
 impl Space {
-    /// Whether one of the pages of `range` that are an object's was used since it became old; with [`Used::Age`] they become
-    /// old, and `batch` invalidates them, so that the next use is seen.
+    /// Whether one of the pages of `range` that are an object's was used since it became old; with [`Used::Age`] they
+    /// become old, and `batch` invalidates them, so that the next use is seen.
     pub(super) fn was_used(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange, used: Used) -> bool {
         let (mmu, mut was_used) = (self.mmu(), false);
         // No file of the initrd has blocks.
@@ -168,8 +168,8 @@ impl Space {
         was_used
     }
 
-    /// Takes the pages of `range` that are an object's out of their entries, which hold the marker then, and has `batch`
-    /// invalidate them. The object, or what has taken them from it, has another reference to each.
+    /// Takes the pages of `range` that are an object's out of their entries, which hold the marker then, and has
+    /// `batch` invalidate them. The object, or what has taken them from it, has another reference to each.
     pub(super) fn unmap_in_batch(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange) {
         let mmu = self.mmu();
         self.page_tables().for_each_cells(range, |found| {

@@ -1,7 +1,8 @@
 //! Mappings that move or change their size (`mremap`).
 //!
-//! The contents move with the entries: the frames stay where they are. All areas are locked for writing, so no fault comes
-//! between; what does come is a walk by the reverse map of an object. It meets each page once or twice and never not:
+//! The contents move with the entries: the frames stay where they are. All areas are locked for writing, so no fault
+//! comes between; what does come is a walk by the reverse map of an object. It meets each page once or twice and never
+//! not:
 //!
 //! ```text
 //!     mremap                                           walk by the reverse map
@@ -12,8 +13,8 @@
 //!         unlock both
 //!       the old area leaves; the new one is merged
 //! ```
-//! What was not moved when the walk was at the old area was not emptied there, so it comes later to the new one. An area
-//! that is merged takes the place of the lower one, so that comes last.
+//! What was not moved when the walk was at the old area was not emptied there, so it comes later to the new one. An
+//! area that is merged takes the place of the lower one, so that comes last.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
@@ -75,12 +76,12 @@ pub struct Remap {
 }
 
 impl Remap {
-    /// Of the `bytes` bytes from `start` on, which become `new_bytes`; each is rounded up to pages. With `keeps_source` the
-    /// old addresses stay mapped, without contents (`MREMAP_DONTUNMAP`).
+    /// Of the `bytes` bytes from `start` on, which become `new_bytes`; each is rounded up to pages. With `keeps_source`
+    /// the old addresses stay mapped, without contents (`MREMAP_DONTUNMAP`).
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`]: an address that is no page's, no new bytes, ranges that no space has or that overlap, or
-    /// another size with `keeps_source`.
+    /// [`SpaceError::Invalid`]: an address that is no page's, no new bytes, ranges that no space has or that overlap,
+    /// or another size with `keeps_source`.
     pub fn new(start: VirtAddr, bytes: u64, new_bytes: u64, to: Move, keeps_source: bool) -> Result<Self, SpaceError> {
         /// Linux's `TASK_SIZE`.
         const END: u64 = 1 << 48;
@@ -112,14 +113,15 @@ impl Remap {
 }
 
 impl Space {
-    /// Moves mappings, or changes the size of one; returns the new address. A call that failed for want of memory may be
-    /// repeated with the same `request`.
+    /// Moves mappings, or changes the size of one; returns the new address. A call that failed for want of memory may
+    /// be repeated with the same `request`.
     ///
     /// # Errors
     /// [`SpaceError::NoArea`] (nothing is mapped at the start, or the range is not of one area),
-    /// [`SpaceError::Invalid`] (no bytes of memory that is not shared), [`SpaceError::NoMemory`] (a limit, no addresses, too
-    /// many areas, or no memory), [`SpaceError::NotPermitted`] (too near to address 0). As on Linux, what was at the
-    /// target is unmapped by then, and what is beyond the new size; of several areas those before have moved.
+    /// [`SpaceError::Invalid`] (no bytes of memory that is not shared), [`SpaceError::NoMemory`] (a limit, no
+    /// addresses, too many areas, or no memory), [`SpaceError::NotPermitted`] (too near to address 0). As on Linux,
+    /// what was at the target is unmapped by then, and what is beyond the new size; of several areas those before have
+    /// moved.
     pub fn mremap(&self, cpu: &Cpu, request: &mut Remap, limits: &SpaceLimits) -> Result<VirtAddr, SpaceError> {
         let mut areas = self.write_areas_at_rest();
         // Before all else, as on Linux: what two cuts of the source and two of the target would add.
@@ -349,7 +351,8 @@ impl Space {
                 let count = (end + 1).min(((BLOCK_SIZE - at.0 % BLOCK_SIZE) / PAGE) as usize);
                 let (cells, rest) = found.cells.split_at_checked(count).unwrap_or((found.cells, &[]));
                 let target = self.page_tables().cells(at, count);
-                // Where one table has a part of both, it may have been linked for the target, and is empty at the source.
+                // Where one table has a part of both, it may have been linked for the target, and is empty at the
+                // source.
                 let is_empty = |cell| self.mmu().load(cell) == Descriptor::EMPTY;
                 debug_assert!(
                     target.is_some() || cells.iter().all(is_empty),

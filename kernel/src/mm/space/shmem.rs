@@ -1,8 +1,8 @@
-//! Objects: memory that several areas may map. Shared anonymous memory, files that are memory alone, files of the initrd,
-//! and registers of devices (`device`), which are no memory.
+//! Objects: memory that several areas may map. Shared anonymous memory, files that are memory alone, files of the
+//! initrd, and registers of devices (`device`), which are no memory.
 //!
-//! The frames of an object are in a tree of tables that no hardware walks: [`pages`]. A fault finds its frame there without
-//! a lock. What takes frames away, a truncation or a hole, finds the areas that map them by the reverse map
+//! The frames of an object are in a tree of tables that no hardware walks: [`pages`]. A fault finds its frame there
+//! without a lock. What takes frames away, a truncation or a hole, finds the areas that map them by the reverse map
 //! ([`mappers`]), and empties their entries.
 //!
 //! # Locks
@@ -85,8 +85,8 @@ pub(super) fn next_identity() -> usize {
 }
 
 impl Spaces {
-    /// An object of `size` bytes, at most [`LARGEST_OBJECT`], without frames: a file, whose pages begin as `file` and as zeros
-    /// behind that, or anonymous memory.
+    /// An object of `size` bytes, at most [`LARGEST_OBJECT`], without frames: a file, whose pages begin as `file` and
+    /// as zeros behind that, or anonymous memory.
     ///
     /// # Errors
     /// [`OutOfMemory`].

@@ -123,8 +123,8 @@ impl Space {
         !entry.is_special() && self.common.record(entry.address()).flags.load(Ordering::Relaxed) & OF_OBJECT != 0
     }
 
-    /// Frees the tables that translated `range`, which no area has and no area needs; returns how many. The areas are locked
-    /// for writing.
+    /// Frees the tables that translated `range`, which no area has and no area needs; returns how many. The areas are
+    /// locked for writing.
     pub(super) fn free_tables(&self, gather: &mut Gather<'_>, areas: &Areas, range: PageRange) -> usize {
         let (below, above) = self.around(areas, range);
         let mut freed = 0;
@@ -135,9 +135,9 @@ impl Space {
                 relax();
             }
         };
-        // SAFETY: exclusive access to a part of the areas includes the tables that translate none but its addresses, which
-        // are those of the hole: no other part's calls and faults use them, and cells in them are held only under this
-        // part's lock. The gather frees a table when walk caches are invalidated for its range.
+        // SAFETY: exclusive access to a part of the areas includes the tables that translate none but its addresses,
+        // which are those of the hole: no other part's calls and faults use them, and cells in them are held only under
+        // this part's lock. The gather frees a table when walk caches are invalidated for its range.
         unsafe { self.page_tables().unlink_tables(range, pages(below, above), unlinked) };
         self.table_frames.fetch_sub(freed, Ordering::Relaxed);
         freed

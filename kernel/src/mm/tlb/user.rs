@@ -60,13 +60,14 @@ impl Leaf {
         Self { at: start, start, bytes: PAGE_SIZE as u64, level: LevelHint::new(LAST_LEVEL) }
     }
 
-    /// The page at `page` of a contiguous group of `bytes` bytes from `start` on: a TLB may have the page, or the group.
+    /// The page at `page` of a contiguous group of `bytes` bytes from `start` on: a TLB may have the page, or the
+    /// group.
     pub const fn page_of_group(page: VirtAddr, start: VirtAddr, bytes: u64) -> Self {
         Self { at: page, start, bytes, level: LevelHint::new(LAST_LEVEL) }
     }
 
-    /// The block at `start`. An invalidation of any of its addresses takes all of it, whatever a TLB has made of it (Arm
-    /// ARM D8.17.5.1).
+    /// The block at `start`. An invalidation of any of its addresses takes all of it, whatever a TLB has made of it
+    /// (Arm ARM D8.17.5.1).
     #[inline(always)]
     pub const fn block(start: VirtAddr) -> Self {
         Self { at: start, start, bytes: BLOCK_SIZE, level: LevelHint::new(LAST_LEVEL - 1) }
@@ -103,8 +104,8 @@ impl<'a> UserTlb<'a> {
         complete(mmu);
     }
 
-    /// [`Tlb::invalidate`] of pages whose frames, and perhaps tables, are free when this returns, or whose entries change
-    /// again then. Also calls `invalidate_range`: the end of the change comes too late.
+    /// [`Tlb::invalidate`] of pages whose frames, and perhaps tables, are free when this returns, or whose entries
+    /// change again then. Also calls `invalidate_range`: the end of the change comes too late.
     #[inline(always)]
     pub fn flush_freed<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
         mmu.dsb_ishst();

@@ -1,8 +1,9 @@
-//! Memory runs short, and a kernel thread, then a program, takes a page of a file from a process whose addresses a device
-//! uses.
+//! Memory runs short, and a kernel thread, then a program, takes a page of a file from a process whose addresses a
+//! device uses.
 //!
-//! The runner boots it with the fix away first: there the devices are notified at the end of the batch, for the space that
-//! runs. The thread has none, and the program's is not the one that the page was in. What the device reads is compared.
+//! The runner boots it with the fix away first: there the devices are notified at the end of the batch, for the space
+//! that runs. The thread has none, and the program's is not the one that the page was in. What the device reads is
+//! compared.
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 

@@ -100,9 +100,9 @@ fn follows_what_migrates(t: &mut Test, kind: Kind) {
     t.equal("what is there", rig.load(START), DELIVERED + 1);
 }
 
-// QEMU's edu translates and copies in one step. Its virtio-blk translates when a request begins, and what it read arrives
-// later: no CMD_SYNC waits for that, as an SMMU's does (Arm IHI 0070, 3.21). Every frame that a page leaves is full of
-// canaries before its next page leaves one.
+// QEMU's edu translates and copies in one step. Its virtio-blk translates when a request begins, and what it read
+// arrives later: no CMD_SYNC waits for that, as an SMMU's does (Arm IHI 0070, 3.21). Every frame that a page leaves is
+// full of canaries before its next page leaves one.
 target_test!(a_device_writes_while_its_pages_migrate, needs("smmuv3 edu smp"), limit(60));
 fn a_device_writes_while_its_pages_migrate(t: &mut Test) {
     writes_while_it_migrates(t, Kind::Private);
@@ -163,7 +163,8 @@ static WATCHED: AtomicU64 = AtomicU64::new(0);
 /// Canaries that were overwritten.
 static SPOILT: AtomicU64 = AtomicU64::new(0);
 
-/// Moves pages on until there is no space any more. A frame that one has left holds canaries until the next has left its.
+/// Moves pages on until there is no space any more. A frame that one has left holds canaries until the next has left
+/// its.
 extern "C" fn migrate_on(pause: usize) {
     const CANARY: usize = 0x1234_5678;
     /// Words of the pages that the device uses.

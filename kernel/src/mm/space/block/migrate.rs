@@ -6,8 +6,9 @@
 //!     copy      in steps; loads go on, and a store waits until the end
 //!     map       in each space, where the entry has that block still: break, invalidate, the new block
 //! ```
-//! No entry becomes a migration entry, so a call that concerns a part may split the block meanwhile, and only a fork and
-//! `mremap` wait. What was split keeps its frames: their contents are the same, as nothing has them to itself and may write before the end.
+//! No entry becomes a migration entry, so a call that concerns a part may split the block meanwhile, and only a fork
+//! and `mremap` wait. What was split keeps its frames: their contents are the same, as nothing has them to itself and
+//! may write before the end.
 
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
@@ -40,9 +41,10 @@ struct Moving {
 }
 
 impl Spaces {
-    /// Moves the page block `from`, which entries of programs have as a whole, or an object in order, to `to`. That was just allocated by
-    /// [`alloc_splittable`](crate::mm::frame::FrameAllocator::alloc_splittable), and is the caller's again where this fails. What is
-    /// split meanwhile stays in `from`. Sleeps: no lock is held. `cpu` is the CPU that this runs on.
+    /// Moves the page block `from`, which entries of programs have as a whole, or an object in order, to `to`. That was
+    /// just allocated by [`alloc_splittable`](crate::mm::frame::FrameAllocator::alloc_splittable), and is the caller's
+    /// again where this fails. What is split meanwhile stays in `from`. Sleeps: no lock is held. `cpu` is the CPU that
+    /// this runs on.
     ///
     /// # Errors
     /// [`Unmovable`]; what the programs see has not changed.
@@ -126,8 +128,8 @@ impl Space {
         true
     }
 
-    /// Puts the new block, with a hold, in the place of the one that is moving, if the entry has that still; returns whether
-    /// it has.
+    /// Puts the new block, with a hold, in the place of the one that is moving, if the entry has that still; returns
+    /// whether it has.
     fn map_moved_block(&self, moving: &Moving, is_writable: bool) -> bool {
         let (mmu, start) = (self.mmu(), moving.start);
         let areas = self.areas.read(start);

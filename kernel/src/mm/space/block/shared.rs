@@ -14,8 +14,8 @@ use crate::sched::note_shortage;
 use crate::smp::Cpu;
 
 impl Space {
-    /// Maps a block for `page`, where `area` is of an object; returns `None` where pages serve. If another CPU was faster, the
-    /// retry decides.
+    /// Maps a block for `page`, where `area` is of an object; returns `None` where pages serve. If another CPU was
+    /// faster, the retry decides.
     #[cold]
     #[inline(never)]
     pub(super) fn map_block_of_object(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> Option<FaultOutcome> {

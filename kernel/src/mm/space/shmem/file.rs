@@ -1,8 +1,8 @@
 //! What programs do with an object as a file: size, contents, holes and seals.
 //!
 //! All of it is Linux's for memory files (`mm/shmem.c`, `mm/memfd.c`). Bytes go through a buffer of the kernel's: no
-//! lock of an object is held while the memory of a program is accessed, as a fault there may wait for the end of a process
-//! that waits for the lock.
+//! lock of an object is held while the memory of a program is accessed, as a fault there may wait for the end of a
+//! process that waits for the lock.
 
 use core::ops::Range;
 use core::sync::atomic::Ordering;
@@ -212,9 +212,9 @@ impl Object {
         Some(entries::Found::look(&self.common.mmu, cell)?.frame())
     }
 
-    /// Writes `bytes`, the first of `all` that are to be written, and no byte of them at `limit` or behind it; returns where,
-    /// and how many were written before there was no memory. What others write at the same time comes before all of them
-    /// or behind.
+    /// Writes `bytes`, the first of `all` that are to be written, and no byte of them at `limit` or behind it; returns
+    /// where, and how many were written before there was no memory. What others write at the same time comes before all
+    /// of them or behind.
     ///
     /// # Errors
     /// [`ObjectError`]; nothing was written.
@@ -258,8 +258,8 @@ impl Object {
         let page = at / PAGE;
         let frame = self.find_or_add(cpu, page)?.frame();
         let to = (self.common.frames.linear().address(frame) + at % PAGE).as_ptr::<u8>();
-        // SAFETY: frames are taken away only with the state locked for writing, as it is here; the bytes are in the frame.
-        // A program may access them meanwhile.
+        // SAFETY: frames are taken away only with the state locked for writing, as it is here; the bytes are in the
+        // frame. A program may access them meanwhile.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), count) };
         self.note_write(frame);
         if end > self.size() {
@@ -333,8 +333,8 @@ impl Object {
         }
     }
 
-    /// Takes the frames of `pages` away, first out of the object and then out of all entries, and frees them. The state is
-    /// locked for writing.
+    /// Takes the frames of `pages` away, first out of the object and then out of all entries, and frees them. The state
+    /// is locked for writing.
     fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
         let taken = self.take(pages.clone());
         if taken.ends.is_some() || flags.even_cows {
@@ -343,9 +343,9 @@ impl Object {
         taken.free(cpu);
     }
 
-    /// Moves what `page` has in `from` to `to`, or with [`BLOCK_FRAMES`] for `count` what that many pages have in a page block to
-    /// another. `to` was just allocated, and is the caller's again where this fails. Sleeps: no lock is held. The entries are
-    /// emptied, in programs and devices: what uses a page next maps its new frame.
+    /// Moves what `page` has in `from` to `to`, or with [`BLOCK_FRAMES`] for `count` what that many pages have in a
+    /// page block to another. `to` was just allocated, and is the caller's again where this fails. Sleeps: no lock is
+    /// held. The entries are emptied, in programs and devices: what uses a page next maps its new frame.
     ///
     /// # Errors
     /// [`Unmovable`]; what the programs see has not changed.
@@ -398,8 +398,8 @@ impl Object {
         Ok(())
     }
 
-    /// Takes the frames of `pages` out of the object, before a look at the tables that map them. The state is locked for
-    /// writing.
+    /// Takes the frames of `pages` out of the object, before a look at the tables that map them. The state is locked
+    /// for writing.
     #[inline(never)]
     fn take(&self, pages: Range<u64>) -> Chain<'_> {
         let mut taken = Chain::new(self);
@@ -421,8 +421,8 @@ impl Object {
 
     /// Empties the entries of `pages` in every space. The frames that the object had there are not freed meanwhile.
     ///
-    /// Each invalidation, of the CPUs and of devices, is of the space that the entries are in, and is complete before the
-    /// lock of their table is dropped.
+    /// Each invalidation, of the CPUs and of devices, is of the space that the entries are in, and is complete before
+    /// the lock of their table is dropped.
     fn unmap_mapping_range(&self, cpu: &Cpu, pages: Range<u64>, event: Event, flags: ZapFlags) {
         let mappers = self.mappers.read();
         for mapped in mappers.of(pages) {
@@ -430,8 +430,8 @@ impl Object {
             let _change = space.notifiers.start(Change::new(event, range.start(), range.end()));
             let mut gather = Gather::by_reverse_map(space, cpu, &mappers);
             if self.is_registers() {
-                // Also where an unmapping under way has emptied the entry, and not yet invalidated: a frame would be its own
-                // until then, and registers are not.
+                // Also where an unmapping under way has emptied the entry, and not yet invalidated: a frame would be
+                // its own until then, and registers are not.
                 gather.stale(range.start(), range.end());
             }
             space.zap(&mut gather, range, flags);
@@ -452,8 +452,8 @@ impl Object {
         next
     }
 
-    /// Frees the frames of `pages`, which hold what the file holds; returns how many. None is freed where one of the pages
-    /// was used since it became old, or is locked.
+    /// Frees the frames of `pages`, which hold what the file holds; returns how many. None is freed where one of the
+    /// pages was used since it became old, or is locked.
     pub(in super::super) fn reclaim(&self, cpu: &Cpu, pages: Range<u64>, used: Used) -> usize {
         let _state = self.state.write();
         let mappers = self.mappers.read();
@@ -483,8 +483,8 @@ impl Object {
     /// `keeps_size`.
     ///
     /// # Errors
-    /// [`ObjectError::Sealed`], [`ObjectError::OutOfMemory`], [`ObjectError::Interrupted`] once `is_killed` returns true.
-    /// Nothing was changed.
+    /// [`ObjectError::Sealed`], [`ObjectError::OutOfMemory`], [`ObjectError::Interrupted`] once `is_killed` returns
+    /// true. Nothing was changed.
     pub fn allocate(
         &self,
         cpu: &Cpu,
@@ -556,8 +556,8 @@ impl Object {
         Ok(())
     }
 
-    /// The first byte from `at` on that is in a page with a frame, or with `wants_hole` in one without, as far as the object
-    /// goes. The end is a hole.
+    /// The first byte from `at` on that is in a page with a frame, or with `wants_hole` in one without, as far as the
+    /// object goes. The end is a hole.
     pub fn seek(&self, at: u64, wants_hole: bool) -> Option<u64> {
         let (size, first) = (self.size(), at / PAGE);
         if at >= size {

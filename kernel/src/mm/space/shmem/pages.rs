@@ -1,8 +1,8 @@
 //! The entries of an object's tree: which frame each page has.
 //!
-//! A page gets its frame by a compare-exchange, and loses it where the object is cut short or a hole is punched. Neither
-//! a fault nor the work for each page takes a lock of the object's: the lock of the page table that maps the page
-//! decides.
+//! A page gets its frame by a compare-exchange, and loses it where the object is cut short or a hole is punched.
+//! Neither a fault nor the work for each page takes a lock of the object's: the lock of the page table that maps the
+//! page decides.
 //!
 //! ```text
 //!   fault                                        truncation, hole
@@ -20,15 +20,15 @@
 //! a frame that the object still has is not freed until the truncation has had the lock, too.
 //!
 //! What finds a table that another CPU has linked meanwhile needs no fence: the address of the lock depends on that of
-//! the table, the lock is acquired, and arm64 is multi-copy atomic (Arm ARM B2.3): the truncation's look, which missed the
-//! link, comes before it on every CPU.
+//! the table, the lock is acquired, and arm64 is multi-copy atomic (Arm ARM B2.3): the truncation's look, which missed
+//! the link, comes before it on every CPU.
 //!
-//! A frame that is added to a page where a truncation has been already stays with the object, all zeros: what added it looks
-//! at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the other. No entry
-//! maps the frame unless the object grows again.
+//! A frame that is added to a page where a truncation has been already stays with the object, all zeros: what added it
+//! looks at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the
+//! other. No entry maps the frame unless the object grows again.
 //!
-//! Migration does as a truncation does, but that the entry keeps the frame, and says that it is on its way: a fault finds
-//! nothing to map, and waits. Then the object has the page in another frame.
+//! Migration does as a truncation does, but that the entry keeps the frame, and says that it is on its way: a fault
+//! finds nothing to map, and waits. Then the object has the page in another frame.
 //!
 //! # Blocks
 //! What maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would decide. So
@@ -84,8 +84,8 @@ impl<'a, M: Mmu> Found<'a, M> {
         self.entry.address()
     }
 
-    /// Whether the entry is the same, and the page, by `is_inside`, before the object's end. The lock of the page table is
-    /// held, which a truncation takes behind its change.
+    /// Whether the entry is the same, and the page, by `is_inside`, before the object's end. The lock of the page table
+    /// is held, which a truncation takes behind its change.
     #[inline(always)]
     pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
         let is_there = mmu.load(self.cell) == self.entry;
@@ -129,8 +129,8 @@ impl<'a, M: Mmu> FoundBlock<'a, M> {
     }
 }
 
-/// Gives a hole the frame `new`, unless another CPU was faster, and returns what the page has then. `unused` takes a frame
-/// that is not needed.
+/// Gives a hole the frame `new`, unless another CPU was faster, and returns what the page has then. `unused` takes a
+/// frame that is not needed.
 #[inline(always)]
 pub(super) fn add<'a, M: Mmu>(
     mmu: &M,
@@ -169,8 +169,8 @@ pub(super) fn start_migration<M: Mmu>(mmu: &M, cell: &M::Cell, frame: PhysAddr) 
     mmu.compare_exchange(cell, Descriptor(frame.0 | HERE), Descriptor(frame.0)).is_ok()
 }
 
-/// Gives the page that was on its way the frame `to`. The state is locked for writing since, and a barrier has come behind
-/// the stores to a new frame.
+/// Gives the page that was on its way the frame `to`. The state is locked for writing since, and a barrier has come
+/// behind the stores to a new frame.
 pub(super) fn end_migration<M: Mmu>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
     mmu.store(cell, Descriptor(to.0 | HERE));
 }

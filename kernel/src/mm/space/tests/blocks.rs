@@ -1,5 +1,5 @@
-//! Blocks: what brings them, what changes them as a whole, and what splits them; long sequences of calls against what each
-//! page holds.
+//! Blocks: what brings them, what changes them as a whole, and what splits them; long sequences of calls against what
+//! each page holds.
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 

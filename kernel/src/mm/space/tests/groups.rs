@@ -1,4 +1,5 @@
-//! Contiguous groups: what brings them, each path that changes all of one or a part, and what the hardware sets meanwhile.
+//! Contiguous groups: what brings them, each path that changes all of one or a part, and what the hardware sets
+//! meanwhile.
 
 use std::vec;
 
@@ -19,8 +20,8 @@ use crate::platform::features::branch;
 const START: VirtAddr = VirtAddr(0x10_0010_0000);
 const ALL: u64 = GROUP_PAGES as u64;
 
-/// What is wrong with the groups of `space`, or how many there are: the 16 are there, aligned and in order, and permit the
-/// same, to walkers too that update no flags. Only that software noted a store may differ, where none may be made.
+/// What is wrong with the groups of `space`, or how many there are: the 16 are there, aligned and in order, and permit
+/// the same, to walkers too that update no flags. Only that software noted a store may differ, where none may be made.
 pub(super) fn check_groups(space: &Space) -> Result<usize, std::string::String> {
     let (mmu, mut groups) = (space.mmu(), 0);
     let mut walk = space.page_tables().walk_cells(pages(USER_START, USER_END));
@@ -602,7 +603,8 @@ fn a_store_beside_what_is_given_up_is_kept() {
     });
 }
 
-/// All that is done to a group while it changes: a break, the invalidation of each page in CPUs and devices, and the entries.
+/// All that is done to a group while it changes: a break, the invalidation of each page in CPUs and devices, and the
+/// entries.
 #[test]
 fn a_group_is_broken_and_invalidated_before_its_entries_are_pages() {
     for (live, expected) in [(&[branch::TLB_RANGE][..], [16, 16]), (&[branch::SIZE_CHANGE, branch::TLB_RANGE], [0, 0])]

@@ -76,8 +76,8 @@ impl Stage {
         Self { rig, space, start, listener }
     }
 
-    /// Maps [`SCATTERED`] pages in the space and writes to them; the space that is returned with the first page's address
-    /// holds the frames between theirs.
+    /// Maps [`SCATTERED`] pages in the space and writes to them; the space that is returned with the first page's
+    /// address holds the frames between theirs.
     fn map_scattered(&self) -> (VirtAddr, SpaceRef) {
         let (start, other) = (self.rig.map(&self.space, SCATTERED), self.rig.space());
         let between = self.rig.map(&other, SCATTERED);
@@ -496,7 +496,8 @@ fn copied_code_is_visible_before_its_entry() {
     assert_eq!(stage.rig.read(&stage.space, stage.start), 1);
 }
 
-/// What may be written is invalidated before its area leaves the object: behind that a seal may promise that nothing is.
+/// What may be written is invalidated before its area leaves the object: behind that a seal may promise that nothing
+/// is.
 #[test]
 fn shared_pages_are_invalidated_before_their_area_is_gone() {
     let stage = Stage::new(0);

@@ -1,9 +1,10 @@
-//! The model machine watches all that spaces do: each store, barrier and TLBI of the calls that ship, with CPUs that run
-//! several spaces under ASIDs and hold all that they may of each, in TLBs and walk caches, also when they run it no more.
+//! The model machine watches all that spaces do: each store, barrier and TLBI of the calls that ship, with CPUs that
+//! run several spaces under ASIDs and hold all that they may of each, in TLBs and walk caches, also when they run it no
+//! more.
 //!
-//! Between any two operations: break-before-make; an emptied entry is filled when its invalidation is complete; no frame
-//! is free that a TLB or a walk may lead to; no ASID is given on while its entries are left. After each call no CPU
-//! reaches what the space does not map.
+//! Between any two operations: break-before-make; an emptied entry is filled when its invalidation is complete; no
+//! frame is free that a TLB or a walk may lead to; no ASID is given on while its entries are left. After each call no
+//! CPU reaches what the space does not map.
 
 #![allow(unsafe_code, reason = "the model reads the tables of the machine that it watches")]
 
@@ -508,8 +509,8 @@ fn a_table_that_walk_caches_keep_is_not_freed() {
     assert!(told.iter().any(|story| story.contains("takes leaves only, no tables")), "{told:#?}");
 }
 
-/// CPU 0 discards all pages; at the `nth` operation at which nothing has the table of page 1 locked CPU 1 writes to that
-/// page. Whether there was such an operation, and what is wrong.
+/// CPU 0 discards all pages; at the `nth` operation at which nothing has the table of page 1 locked CPU 1 writes to
+/// that page. Whether there was such an operation, and what is wrong.
 fn filled_meanwhile(nth: usize, sabotage: Option<Sabotage>) -> (bool, Vec<Rule>) {
     let watched = written();
     sabotage.into_iter().for_each(|sabotage| watched.model.inject(Step::DsbIsh, 0, sabotage));

@@ -1,12 +1,12 @@
 //! Invalidations that are issued one after the other and completed together.
 //!
-//! What takes pages out of several spaces waits once for all of them. A range is issued when it is added, to the CPUs and to
-//! the secondary TLBs of *its* space; what is left for the end is the DSB. At the end the spaces are not known any more, and
-//! that of the running thread is none of them: a kernel thread has none (`lab=notify-at-batch-flush`).
+//! What takes pages out of several spaces waits once for all of them. A range is issued when it is added, to the CPUs
+//! and to the secondary TLBs of *its* space; what is left for the end is the DSB. At the end the spaces are not known
+//! any more, and that of the running thread is none of them: a kernel thread has none (`lab=notify-at-batch-flush`).
 //!
 //! Until the end an entry that was emptied holds [`Markers::STALE`](granule_arch::descriptor::Markers::STALE): a DSB
-//! completes what its own CPU has issued and no more, so what meets the marker on another CPU invalidates the page itself
-//! before the entry is filled.
+//! completes what its own CPU has issued and no more, so what meets the marker on another CPU invalidates the page
+//! itself before the entry is filled.
 
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::metal::AsidTlb;
@@ -30,7 +30,8 @@ impl<'m, M: Mmu<Geometry = Granule4K>> TlbBatch<'m, M> {
         Self { mmu, is_issued: false, late: None }
     }
 
-    /// Issues the invalidation of pages whose entries hold the marker, in the TLBs of `tlb`. The lock of their table is held.
+    /// Issues the invalidation of pages whose entries hold the marker, in the TLBs of `tlb`. The lock of their table is
+    /// held.
     pub fn add(&mut self, tlb: UserTlb<'_>, what: &Invalidation) {
         let (start, end) = (what.range.start(), what.range.end());
         self.mmu.dsb_ishst();
