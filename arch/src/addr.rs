@@ -113,14 +113,24 @@ impl VirtAddr {
         Self(self.0 & ((self.0 << 8).cast_signed() >> 8).cast_unsigned())
     }
 
+    /// The address that tables translate where the hardware ignores the top byte: bits 63 to 56 are what bit 55 is, in
+    /// either half. The logical tag of a kernel address ([`crate::mte`]) is gone.
+    #[inline(always)]
+    #[must_use]
+    pub const fn canonical(self) -> Self {
+        Self(((self.0 << 8).cast_signed() >> 8).cast_unsigned())
+    }
+
     /// The address as a pointer. Making one proves nothing; using it is the caller's `unsafe`.
     pub fn as_ptr<T>(self) -> *mut T {
         core::ptr::with_exposed_provenance_mut(self.0 as usize)
     }
 
-    /// The address of what `pointer` points to.
+    /// The address of what `pointer` points to, [canonical](Self::canonical): an object of the kernel's heap has a tag in
+    /// its pointer, and an address is translated, compared and given to devices without.
+    #[inline(always)]
     pub fn from_ptr<T: ?Sized>(pointer: *const T) -> Self {
-        Self(pointer.cast::<u8>().expose_provenance() as u64)
+        Self(pointer.cast::<u8>().expose_provenance() as u64).canonical()
     }
 }
 

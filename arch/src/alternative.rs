@@ -1,4 +1,5 @@
-//! Branches that are decided once, at boot: a NOP in the instruction stream that `apply` may turn into a jump.
+//! Branches that are decided once, at boot: a NOP in the instruction stream that `apply` may turn into a jump; in
+//! assembly, into another instruction too.
 //!
 //! [`patched_branch!`](crate::patched_branch) is `false` until its site is patched. Each use leaves a [`Record`] in the
 //! section `.alternatives`: where the NOP is, where the jump goes, and whose switch it is. All of it relative to the
@@ -6,7 +7,7 @@
 //! load.
 //!
 //! NOP and B may replace each other while other CPUs execute them (Arm ARM B2.2.5, concurrent modification and
-//! execution of instructions); still `apply` decides every feature before the other CPUs run, so that all see one
+//! execution of instructions), other instructions may not; still `apply` decides every feature before the other CPUs run, so that all see one
 //! kernel. Later it may be called for what a CPU may see late. On the host there is nothing to patch: a site reads a
 //! plain flag of its identifier.
 
@@ -21,6 +22,8 @@ pub const FIRST_LAB: u16 = 64;
 /// One more than the greatest identifier.
 pub const IDENTIFIERS: u16 = 128;
 
+/// The kind of a [`Record`] with an instruction in it. Only what is decided before other CPUs run may be such a site.
+pub const INSTRUCTION: u16 = 1;
 /// The instruction of a site that is off.
 const NOP: u32 = 0xd503_201f;
 
@@ -30,12 +33,12 @@ const NOP: u32 = 0xd503_201f;
 pub struct Record {
     /// From this field to the instruction.
     site: i32,
-    /// From this field to where it jumps when on.
+    /// From this field to where it jumps when on, or the instruction that it is when on.
     target: i32,
     /// Whose switch it is.
     identifier: u16,
-    /// Zero.
-    padding: u16,
+    /// 0 where it jumps; [`INSTRUCTION`] where not.
+    kind: u16,
 }
 
 /// What a site asks for: one of these per record.
@@ -43,17 +46,30 @@ pub struct Record {
 pub struct Site {
     /// Address of the instruction.
     pub address: VirtAddr,
-    /// Where it jumps when on.
-    pub target: VirtAddr,
+    /// What it does when on.
+    pub when_on: WhenOn,
     /// Whose switch it is.
     pub identifier: u16,
+}
+
+/// What a site that is on has in the place of the NOP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum WhenOn {
+    /// A jump.
+    Jump(VirtAddr),
+    /// This instruction.
+    Instruction(u32),
 }
 
 impl Record {
     /// The site, in addresses. The record must be the one in the section, not a copy: its own place counts.
     pub fn site(&self) -> Site {
         let resolve = |field: &i32| VirtAddr(VirtAddr::from_ptr(field).0.wrapping_add_signed((*field).into()));
-        Site { address: resolve(&self.site), target: resolve(&self.target), identifier: self.identifier }
+        let when_on = match self.kind {
+            INSTRUCTION => WhenOn::Instruction(self.target.cast_unsigned()),
+            _ => WhenOn::Jump(resolve(&self.target)),
+        };
+        Site { address: resolve(&self.site), when_on, identifier: self.identifier }
     }
 }
 
@@ -63,10 +79,12 @@ impl Site {
     /// # Panics
     /// Where the target is out of a branch's reach (±128 MiB), which the linker has made impossible.
     pub fn instruction(&self, on: bool) -> u32 {
-        if !on {
-            return NOP;
-        }
-        let offset = self.target.0.wrapping_sub(self.address.0).cast_signed();
+        let target = match self.when_on {
+            _ if !on => return NOP,
+            WhenOn::Instruction(instruction) => return instruction,
+            WhenOn::Jump(target) => target,
+        };
+        let offset = target.0.wrapping_sub(self.address.0).cast_signed();
         let words = offset >> 2;
         assert!(offset & 3 == 0 && (-(1 << 25)..1 << 25).contains(&words), "branch of {offset:#x} bytes");
         0x1400_0000 | (words as u32 & 0x03ff_ffff)
@@ -190,16 +208,16 @@ macro_rules! patched_branch {
 
 #[cfg(test)]
 mod tests {
-    use super::{NOP, Record, Site, host};
+    use super::{INSTRUCTION, NOP, Record, Site, WhenOn, host};
     use crate::addr::VirtAddr;
 
     fn site(address: u64, target: u64) -> Site {
-        Site { address: VirtAddr(address), target: VirtAddr(target), identifier: 3 }
+        Site { address: VirtAddr(address), when_on: WhenOn::Jump(VirtAddr(target)), identifier: 3 }
     }
 
     #[test]
     fn records_are_relative_to_their_fields() {
-        let mut records = [Record { site: 0, target: 0, identifier: 0, padding: 0 }; 3];
+        let mut records = [Record { site: 0, target: 0, identifier: 0, kind: 0 }; 3];
         let base = VirtAddr::from_ptr(&raw const records).0;
         for (index, record) in records.iter_mut().enumerate() {
             let here = 12 * index as i32;
@@ -210,9 +228,18 @@ mod tests {
         }
         for (index, record) in records.iter().enumerate() {
             let address = VirtAddr(base - 4096 + 8 * index as u64);
-            let expected = Site { address, target: address + 64, identifier: 60 + index as u16 };
+            let expected = Site { address, when_on: WhenOn::Jump(address + 64), identifier: 60 + index as u16 };
             assert_eq!(record.site(), expected);
         }
+    }
+
+    #[test]
+    fn a_site_may_have_an_instruction_of_its_own() {
+        const MSR_TCO: u32 = 0xd503_409f;
+        let record = Record { site: 0, target: MSR_TCO.cast_signed(), identifier: 3, kind: INSTRUCTION };
+        let site = record.site();
+        assert_eq!(site.when_on, WhenOn::Instruction(MSR_TCO));
+        assert_eq!((site.instruction(true), site.instruction(false)), (MSR_TCO, NOP));
     }
 
     #[test]

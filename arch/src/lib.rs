@@ -17,11 +17,13 @@ pub mod features;
 pub mod interrupts;
 pub mod memory;
 pub mod mmu;
+pub mod mte;
 pub mod psci;
 pub mod random;
 #[cfg(not(target_os = "none"))]
 pub mod recorded;
 pub mod sysreg;
+pub mod tag_check;
 pub mod timer;
 pub mod tlbi;
 pub mod translate;

@@ -376,7 +376,16 @@ configure_el1:
     cmp     x0, #2
     b.lo    2f
     constant x1, {MAIR_MTE}
-    orr     x26, x26, #{SCTLR_ATA}
+    constant x2, {SCTLR_TAGS}
+    orr     x26, x26, x2
+    constant x2, {GCR_EL1}
+    msr     S3_0_C1_C0_6, x2                // GCR_EL1
+    mrs     x2, cntvct_el0
+    orr     x2, x2, #1                      // with a seed of zero IRG would find the same tag for ever
+    ubfiz   x2, x2, #{RGSR_SEED}, #16
+    msr     S3_0_C1_C0_5, x2                // RGSR_EL1
+    msr     S3_0_C5_C6_0, xzr               // TFSR_EL1
+    msr     S3_0_C5_C6_1, xzr               // TFSRE0_EL1
 2:  msr     mair_el1, x1
 
     // PAN from the start where it exists; where not, SPAN is RES1.
@@ -395,7 +404,10 @@ configure_el1:
     mov     x24, x30
     bl      {TCR_OF_THIS_CPU}
     mov     x30, x24
-    msr     tcr_el1, x0
+    tbz     x26, #{SCTLR_ATA_SHIFT}, 5f
+    constant x1, {TCR_TAGS}
+    orr     x0, x0, x1
+5:  msr     tcr_el1, x0
     adrp    x0, root
     msr     ttbr1_el1, x0
     adrp    x0, identity_root

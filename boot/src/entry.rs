@@ -10,7 +10,7 @@ use aarch64_cpu::registers::{
 };
 use arm_sysregs::el0::registers::{CtrEl0, PmcrEl0};
 use arm_sysregs::el1::registers::{
-    IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr3El1, IdAa64pfr0El1, SctlrEl1,
+    GcrEl1, IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr3El1, IdAa64pfr0El1, RgsrEl1, SctlrEl1, TcrEl1,
 };
 use granule::boot_info::BootInfo;
 use granule::mm::layout;
@@ -25,7 +25,7 @@ use granule_pgtable::{Geometry, Granule4K};
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
 
-/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, ATA where there is MTE. EL0 may do what it
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE. EL0 may do what it
 /// may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the tables
 /// keep that rule, seen by the audit.
 const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SctlrEl1::SPAN.bits()
@@ -58,6 +58,17 @@ const VTCR_EL2: u64 = 1 << 31;
 /// TCR_EL1 but for what the ID registers add: both halves 48 bits, 4 KiB granule, the top byte ignored in the lower half
 /// alone.
 const TCR: u64 = mmu::tcr(Granule4K::HALF, Granule4K::HALF) | TCR_EL1::TBI0::Ignored.value;
+
+/// What MTE adds to TCR_EL1: the top byte is ignored in the addresses of data in the upper half too, not in those of
+/// fetches, and an address whose tag is 0xf is not checked: see [`granule_arch::mte`].
+const TCR_TAGS: u64 = TcrEl1::TBI1.union(TcrEl1::TBID1).union(TcrEl1::TCMA1).bits();
+
+/// What it adds to SCTLR_EL1: EL1 and EL0 may access tags, and mismatches of EL0 that are recorded are so at each entry to
+/// EL1. Nothing is checked yet.
+const SCTLR_TAGS: u64 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFSB).bits();
+
+/// GCR_EL1: IRG finds a random tag, and for EL0 none but zero until a program includes more.
+const GCR: u64 = GcrEl1::RRND.bits() | GcrEl1::EXCLUDE_MASK << GcrEl1::EXCLUDE_SHIFT;
 
 /// CNTKCTL_EL1: EL0 may read the virtual counter, and nothing else of the timer.
 const CNTKCTL: u64 = CNTKCTL_EL1::EL0VCTEN::SET.value;
@@ -96,7 +107,11 @@ core::arch::global_asm!(
     // Values of registers.
     SCTLR_EL1_MMU_OFF = const mmu::SCTLR_MMU_OFF,
     SCTLR_EL1_MMU_ON = const SCTLR_EL1_MMU_ON,
-    SCTLR_ATA = const SctlrEl1::ATA.bits(),
+    SCTLR_TAGS = const SCTLR_TAGS,
+    SCTLR_ATA_SHIFT = const SctlrEl1::ATA_SHIFT,
+    TCR_TAGS = const TCR_TAGS,
+    GCR_EL1 = const GCR,
+    RGSR_SEED = const RgsrEl1::SEED_SHIFT,
     SCTLR_EPAN = const SctlrEl1::EPAN_SHIFT,
     SCTLR_SPAN = const SctlrEl1::SPAN.bits(),
     SCTLR_EL2_MMU_OFF = const SCTLR_EL2_MMU_OFF,

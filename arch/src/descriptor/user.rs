@@ -114,7 +114,7 @@ const TYPE_MARKER: u64 = 31;
 /// Caches of all CPUs, and of devices, show the same.
 const SHARED: u64 = bits::SH_INNER;
 
-/// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers.
+/// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, and whether tags are checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Protection(u8);
 
@@ -127,15 +127,31 @@ impl Protection {
     pub const WRITE: Self = Self(2);
     /// Execution; without FEAT_PAN3 loads as well.
     pub const EXECUTE: Self = Self(4);
+    /// Loads and stores are checked against the tags of the memory (`PROT_MTE`, which has another number).
+    pub const TAGGED: Self = Self(8);
+    /// How many there are.
+    pub const COUNT: usize = 16;
 
-    /// From the argument of a call; `None` where it has bits that are no protection.
+    /// The one with these bits; `None` where there is none.
     pub const fn from_bits(bits: u8) -> Option<Self> {
-        if bits < 8 { Some(Self(bits)) } else { None }
+        if (bits as usize) < Self::COUNT { Some(Self(bits)) } else { None }
     }
 
-    /// As the calls take it.
+    /// Its bits, less than [`Self::COUNT`].
     pub const fn bits(self) -> u8 {
         self.0
+    }
+
+    /// The accesses alone.
+    #[must_use]
+    pub const fn accesses(self) -> Self {
+        Self(self.0 & !Self::TAGGED.0)
+    }
+
+    /// What both have.
+    #[must_use]
+    pub const fn common(self, other: Self) -> Self {
+        Self(self.0 & other.0)
     }
 
     /// Both.
@@ -157,11 +173,11 @@ impl Protection {
 }
 
 impl Attributes {
-    /// A page of a user space: it belongs to an ASID, EL1 never executes it, and it is young. Writable pages start
-    /// clean, so the first store faults or sets them dirty; a kernel that tracks no dirty pages adds [`Self::dirty`].
+    /// A page of a user space: it belongs to an ASID, EL1 never executes it, and it is young. `memory` decides whether
+    /// tags are checked. Writable pages start clean, so the first store faults or sets them dirty; a kernel that tracks no dirty pages adds [`Self::dirty`].
     pub const fn user(memory: MemoryType, protection: Protection) -> Self {
         let base = bits::NG | bits::AF | bits::PXN | bits::UXN | bits::RDONLY | SHARED | Self::index(memory);
-        if protection.bits() == Protection::NONE.bits() {
+        if protection.accesses().bits() == Protection::NONE.bits() {
             return Self(base | bits::PROT_NONE);
         }
         let write = if protection.contains(Protection::WRITE) { bits::WRITE } else { 0 };
@@ -375,6 +391,12 @@ impl Descriptor {
         self.0 & bits::UXN == 0
     }
 
+    /// Whether its memory has tags, and accesses are checked against them.
+    #[inline(always)]
+    pub const fn is_tagged(self) -> bool {
+        self.0 & bits::ATTR_INDEX == Attributes::index(MemoryType::NormalTagged)
+    }
+
     /// Whether it is present-invalid for good, or until an access: see [`Self::is_fault_on_access`].
     #[inline(always)]
     pub const fn is_inaccessible(self) -> bool {
@@ -497,19 +519,26 @@ impl Descriptor {
     }
 
     /// The same page with other permissions and memory type, as `mprotect` wants it. All else stays: whether it was
-    /// used and written, whose its frame is, userfaultfd's mark, and that an access is waited for.
+    /// used and written, whose its frame is, and userfaultfd's mark. That an access is waited for does not:
+    /// what stores the entry decides that anew.
     ///
     /// What userfaultfd protects does not become writable.
     #[must_use]
     pub const fn modified(self, attributes: Attributes) -> Self {
         const PERMISSIONS: u64 =
             bits::USER | bits::RDONLY | bits::WRITE | bits::PXN | bits::UXN | bits::GP | bits::ATTR_INDEX;
-        let dirty = self.is_dirty();
-        let fields = Self(self.0 & !PERMISSIONS | attributes.bits() & PERMISSIONS);
-        let waits = self.is_fault_on_access();
-        let entry = if attributes.bits() & bits::VALID == 0 || waits { fields.invalid() } else { fields.valid() };
-        let entry = if dirty { entry.dirty() } else { entry };
-        if entry.is_uffd_wp() { entry.write_protected() } else { entry }
+        let fields = Self(self.0 & !(PERMISSIONS | bits::FAULT_ON_ACCESS) | attributes.bits() & PERMISSIONS);
+        // Nearly all are valid before and after, without a mark.
+        let is_plain = self.0 & (bits::VALID | bits::UFFD_WP) == bits::VALID && attributes.bits() & bits::VALID != 0;
+        let entry = if is_plain { fields } else { fields.made_valid(attributes.bits() & bits::VALID != 0) };
+        let entry = if self.is_dirty() { entry.dirty() } else { entry };
+        if !is_plain && entry.is_uffd_wp() { entry.write_protected() } else { entry }
+    }
+
+    /// The same, valid or present-invalid.
+    #[cold]
+    const fn made_valid(self, is_valid: bool) -> Self {
+        if is_valid { self.valid() } else { self.invalid() }
     }
 }
 

@@ -1,0 +1,238 @@
+//! The check of allocation tags (FEAT_MTE2; Arm ARM D10.5, D10.6): what becomes of an access through an address whose
+//! tag is not that of the memory, see [`mte`](crate::mte).
+//!
+//! | | the mode | a mismatch that does not fault |
+//! |---|---|---|
+//! | EL0, and EL1 with EL0's rights (LDTR, STTR) | SCTLR_EL1.TCF0 | TFSRE0_EL1 |
+//! | EL1 | SCTLR_EL1.TCF | TFSR_EL1 |
+//!
+//! An exception entry sets PSTATE.TCO, and with it no access is checked: [`CLEAR_TCO`]. SCTLR_EL1.ITFSB, which the
+//! boot code has set, makes both registers complete behind each exception entry. All functions need
+//! `ID_AA64PFR1_EL1.MTE >= 2` ([`Mte::Tags`](crate::features::Mte)) on every CPU. On the host they are recorded.
+
+#![allow(unsafe_code, reason = "accesses the registers of tag checks")]
+
+use core::fmt;
+
+/// The instruction `MSR TCO, #0`: accesses are checked from here on.
+pub const CLEAR_TCO: u32 = 0xd503_409f;
+/// The instruction `MSR TCO, #1`.
+#[cfg(target_os = "none")]
+const SET_TCO: u32 = 0xd503_419f;
+
+/// What a mismatch does: SCTLR_EL1.TCF0, SCTLR_EL1.TCF.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TagCheck {
+    /// Nothing.
+    Off = 0,
+    /// The access faults, and has no effect.
+    Synchronous = 1,
+    /// The access has its effect, and is recorded.
+    Asynchronous = 2,
+    /// A load faults, a store is recorded (FEAT_MTE3).
+    Asymmetric = 3,
+}
+
+impl TagCheck {
+    /// Whether a mismatch of a load faults.
+    pub const fn faults(self) -> bool {
+        self as u8 & 1 != 0
+    }
+
+    /// Whether a mismatch may be recorded.
+    pub const fn is_recorded(self) -> bool {
+        self as u8 & 2 != 0
+    }
+}
+
+/// "synchronous".
+impl fmt::Display for TagCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Off => "not checked",
+            Self::Synchronous => "synchronous",
+            Self::Asynchronous => "asynchronous",
+            Self::Asymmetric => "reads synchronous, writes asynchronous",
+        })
+    }
+}
+
+#[cfg(target_os = "none")]
+mod metal {
+    use core::arch::asm;
+
+    use arm_sysregs::el1::registers::{GcrEl1, SctlrEl1, TfsrEl1, Tfsre0El1};
+
+    use super::{CLEAR_TCO, SET_TCO, TagCheck};
+
+    #[inline(always)]
+    pub(super) fn set_el0(check: TagCheck, excluded: u16) {
+        let gcr = GcrEl1::RRND.bits() | u64::from(excluded) << GcrEl1::EXCLUDE_SHIFT;
+        // SAFETY: the registers exist by the module's condition. The fields concern accesses of EL0 and with its rights,
+        // and IRG, which the kernel does not use; the other fields of SCTLR_EL1 stay.
+        unsafe {
+            asm!(
+                "msr s3_0_c1_c0_6, {gcr}", // GCR_EL1
+                "mrs {sctlr}, sctlr_el1",
+                "bfi {sctlr}, {check}, #{SHIFT}, #2",
+                "msr sctlr_el1, {sctlr}",
+                "isb",
+                gcr = in(reg) gcr,
+                sctlr = out(reg) _,
+                check = in(reg) check as u64,
+                SHIFT = const SctlrEl1::TCF0_SHIFT,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    #[inline(always)]
+    pub(super) fn has_recorded() -> bool {
+        let recorded: u64;
+        // SAFETY: the register exists by the module's condition, and reading it has no effect.
+        unsafe { asm!("mrs {0}, s3_0_c5_c6_1", out(reg) recorded, options(nostack, preserves_flags)) };
+        recorded & Tfsre0El1::TF0.bits() != 0
+    }
+
+    #[inline(always)]
+    pub(super) fn clear_recorded() {
+        // SAFETY: the register exists by the module's condition. It concerns no memory.
+        unsafe { asm!("dsb ish", "msr s3_0_c5_c6_1, xzr", options(nostack, preserves_flags)) };
+    }
+
+    pub(super) fn set_el1(check: TagCheck) {
+        // SAFETY: the registers exist by the module's condition. What has another tag than its memory is an error of its
+        // own; the other fields of SCTLR_EL1 stay.
+        unsafe {
+            asm!(
+                "mrs {sctlr}, sctlr_el1",
+                "bfi {sctlr}, {check}, #{SHIFT}, #2",
+                "msr sctlr_el1, {sctlr}",
+                "isb",
+                sctlr = out(reg) _,
+                check = in(reg) check as u64,
+                SHIFT = const SctlrEl1::TCF_SHIFT,
+                options(nostack, preserves_flags),
+            );
+        }
+    }
+
+    pub(super) fn take_recorded_of_el1() -> bool {
+        let recorded: u64;
+        // SAFETY: the register exists by the module's condition. What is recorded of an access is visible behind the
+        // access's completion.
+        unsafe {
+            asm!("dsb nsh", "isb", "mrs {0}, s3_0_c5_c6_0", out(reg) recorded, options(nostack, preserves_flags))
+        };
+        let is_recorded = recorded & TfsrEl1::TF1.bits() != 0;
+        if is_recorded {
+            // SAFETY: as above.
+            unsafe { asm!("msr s3_0_c5_c6_0, xzr", options(nostack, preserves_flags)) };
+        }
+        is_recorded
+    }
+
+    #[inline(always)]
+    pub(super) fn resume() {
+        // SAFETY: as for `set_el1`; accesses with EL0's rights may fault.
+        unsafe { asm!(".inst {0}", const CLEAR_TCO, options(nostack, preserves_flags)) };
+    }
+
+    pub(super) fn suspend() {
+        // SAFETY: fewer accesses fault.
+        unsafe { asm!(".inst {0}", const SET_TCO, options(nostack, preserves_flags)) };
+    }
+}
+
+/// The host has no tags: each function records its name.
+#[cfg(not(target_os = "none"))]
+mod metal {
+    use super::TagCheck;
+    use crate::recorded;
+
+    pub(super) fn set_el0(_check: TagCheck, _excluded: u16) {
+        recorded::note("msr sctlr_el1.tcf0");
+    }
+
+    pub(super) fn has_recorded() -> bool {
+        recorded::note("mrs tfsre0_el1");
+        false
+    }
+
+    pub(super) fn clear_recorded() {
+        recorded::note("msr tfsre0_el1");
+    }
+
+    pub(super) fn set_el1(_check: TagCheck) {
+        recorded::note("msr sctlr_el1.tcf");
+    }
+
+    pub(super) fn take_recorded_of_el1() -> bool {
+        recorded::note("mrs tfsr_el1");
+        false
+    }
+
+    pub(super) fn resume() {
+        recorded::note("msr tco, #0");
+    }
+
+    pub(super) fn suspend() {
+        recorded::note("msr tco, #1");
+    }
+}
+
+/// Has this CPU check EL0's accesses as `check` says, and IRG at EL0 find no tag whose bit is in `excluded`, unless all
+/// are. From the next access on: an ISB follows.
+#[inline(always)]
+pub fn set_el0(check: TagCheck, excluded: u16) {
+    metal::set_el0(check, excluded);
+}
+
+/// Whether a mismatch has been recorded on this CPU since the last [`clear_recorded`]. Complete for EL0's accesses before
+/// the exception that was taken last (SCTLR_EL1.ITFSB).
+#[inline(always)]
+pub fn has_recorded() -> bool {
+    metal::has_recorded()
+}
+
+/// Removes what has been recorded on this CPU, for all accesses before.
+#[inline(always)]
+pub fn clear_recorded() {
+    metal::clear_recorded();
+}
+
+/// Has this CPU check EL1's accesses as `check` says. From the next access on: an ISB follows.
+pub fn set_el1(check: TagCheck) {
+    metal::set_el1(check);
+}
+
+/// Whether a mismatch of EL1 at an address of the upper half has been recorded on this CPU since the last call.
+/// Accesses before the call count: a DSB and an ISB come first.
+pub fn take_recorded_of_el1() -> bool {
+    metal::take_recorded_of_el1()
+}
+
+/// Has this CPU check accesses of the kernel from here on, as both modes say: clears PSTATE.TCO, up to the next
+/// exception.
+#[inline(always)]
+pub fn resume() {
+    metal::resume();
+}
+
+/// Has this CPU check nothing up to the exception return, or for good where it is about to stop: sets PSTATE.TCO.
+pub fn suspend() {
+    metal::suspend();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::TagCheck;
+
+    #[test]
+    fn the_modes_are_those_of_the_register() {
+        let modes = [TagCheck::Off, TagCheck::Synchronous, TagCheck::Asynchronous, TagCheck::Asymmetric];
+        assert_eq!(modes.map(|mode| mode as u8), [0, 1, 2, 3]);
+        assert_eq!(modes.map(TagCheck::faults), [false, true, false, true]);
+        assert_eq!(modes.map(TagCheck::is_recorded), [false, false, true, true]);
+    }
+}
