@@ -13,10 +13,11 @@ mod target {
     use core::panic::PanicInfo;
     use core::sync::atomic::{AtomicU32, Ordering};
 
-    use granule_arch::interrupts;
+    use granule_arch::{interrupts, patched_branch, tag_check};
 
     use crate::chip::console;
     use crate::chip::power::{self, Status};
+    use crate::platform::features::branch;
     use crate::smp::{self, Cpu, this_cpu};
     use crate::trap::report::backtrace_here;
 
@@ -45,6 +46,10 @@ mod target {
     /// a consequence, and two reports mixed would both be lost.
     pub(crate) fn die(headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
         let _ = interrupts::mask();
+        if patched_branch!(branch::TAG_CHECKS) {
+            // The report reads what may be broken.
+            tag_check::suspend();
+        }
         let cpu = this_cpu();
         match REPORTER.compare_exchange(NO_CPU, cpu.id.0, Ordering::AcqRel, Ordering::Acquire) {
             Ok(_) => report(cpu, headline, details),

@@ -114,6 +114,7 @@ impl KeyPool {
     }
 
     /// A key for a stream. The pool's own is another afterwards, from which this one cannot be computed.
+    #[inline(never)]
     fn derive(&mut self, fresh: &[u8; 16]) -> [u8; KEY] {
         for (key, byte) in self.key.iter_mut().zip(fresh) {
             *key ^= byte;
@@ -174,6 +175,11 @@ pub fn stream(cpu: &Cpu) -> Stream {
         reseed_from_device(cpu);
     }
     Stream(ChaCha20Rng::from_seed(POOL.lock().derive(&fresh())))
+}
+
+/// A number for the kernel's own use, at once: no device is asked.
+pub fn number() -> u64 {
+    POOL.lock().derive(&fresh()).into_iter().fold(0, |number, byte| number << 8 | u64::from(byte))
 }
 
 /// What is new since the last stream: the counter, and a number of the CPU's.

@@ -11,6 +11,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::CpuFeatures;
 use granule_arch::interrupts;
+use granule_arch::tag_check::{self, TagCheck};
 use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table, WholeLeaves};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
@@ -38,6 +39,7 @@ use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
+use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
 use crate::platform::{Platform, PlatformError, UART_BYTES};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
@@ -303,6 +305,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         features.repeat_tlbi = RepeatTlbi::Forced;
     }
     features.size_change = features.size_change.or_as_told();
+    features.kernel_tag_check = kernel_tag_check::decide(features.cpus.mte());
     decide_policy(kernel, &features, own);
     if Wishes::read().rodata == Rodata::Off {
         open_constants(kernel)?;
@@ -312,11 +315,15 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     maintenance::init();
     let patched = branches::patch(kernel);
     log::debug!("{patched} branches patched");
+    if kernel.features().has_tags() {
+        kernel.spaces.start_tags();
+    }
     if kernel.space.policy().debug_pagealloc {
         kernel.frames.hide_free_frames(cpu, &kernel.space);
     }
 
     random::init(&kernel.platform.rng_seed, kernel.features().cpus.rng());
+    start_tags(kernel.features().kernel_tag_check);
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
     smp::leave_identity_map(empty);
@@ -330,6 +337,17 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     start_reclaimer(cpu)?;
     start_compactor(cpu)?;
     Ok(())
+}
+
+/// The heap's tags, and the checks of this CPU; the other CPUs begin theirs when they are released.
+#[inline(never)]
+fn start_tags(checks: TagCheck) {
+    if checks != TagCheck::Off {
+        // SAFETY: all CPUs have tags, and the heap is mapped as Normal-Tagged. Nothing has given pointers a tag so far.
+        unsafe { heap::kernel_heap().start_tags(random::number()) };
+        tag_check::set_el1(checks);
+        tag_check::resume();
+    }
 }
 
 /// What is done to live mappings, by all CPUs and by what `boot_cpu` has made of the linear map.

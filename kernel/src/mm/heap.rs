@@ -12,9 +12,18 @@
 //! Growing maps frames, which takes the locks of page tables and page blocks. Those come before the list's lock, so the
 //! heap grows *before* it takes that lock: try, release, grow, retry. The heap never shrinks.
 //!
+//! Where memory has tags, each object gets one of its own ([`tags`]), from [`Heap::start_tags`] on; what was allocated
+//! before has none, and its untagged pointer says so. A wrong access then faults, and `report` finds the object that it
+//! was meant for.
+//!
 //! Running out is a null pointer, which `try_reserve` and its like turn into an error value.
 
 #![allow(unsafe_code, reason = "the global allocator")]
+
+mod calls;
+#[cfg(any(target_os = "none", test))]
+mod report;
+mod tags;
 
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
@@ -24,8 +33,11 @@ use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use super::OutOfMemory;
 use crate::sync::{IrqLock, rank};
 
+pub use tags::BadFree;
+use tags::Tagger;
+
 /// Sizes and alignments are multiples of this.
-const GRANULE: usize = 16;
+const GRANULE: usize = granule_arch::mte::GRANULE as usize;
 /// Pages that the heap grows by, unless more are needed or fewer are left.
 const GROWTH_PAGES: usize = 16;
 
@@ -51,8 +63,14 @@ struct Growth {
 }
 
 struct HoleList {
+    /// It accesses its holes through untagged addresses.
     holes: linked_list_allocator::Heap,
-    allocations: usize,
+    /// Objects in use that have no tag.
+    untagged: usize,
+    /// Those that have one.
+    tagged: usize,
+    /// From [`Heap::start_tags`] on.
+    tagger: Option<Tagger>,
 }
 
 /// How full the heap is.
@@ -60,12 +78,14 @@ struct HoleList {
 pub struct HeapStats {
     /// Bytes mapped.
     pub total: usize,
-    /// Bytes in use, after rounding.
+    /// Bytes in use, after rounding, with the records behind objects with tags.
     pub used: usize,
-    /// Bytes in holes.
+    /// Bytes in holes, and of objects that are kept for the next of their size.
     pub free: usize,
     /// Objects in use.
     pub allocations: usize,
+    /// Those of them that have a tag.
+    pub tagged: usize,
 }
 
 impl Heap {
@@ -77,7 +97,12 @@ impl Heap {
             base,
             size,
             growth: IrqLock::new(Growth { mapped: 0, grow: None }),
-            list: IrqLock::new(HoleList { holes: linked_list_allocator::Heap::empty(), allocations: 0 }),
+            list: IrqLock::new(HoleList {
+                holes: linked_list_allocator::Heap::empty(),
+                untagged: 0,
+                tagged: 0,
+                tagger: None,
+            }),
         }
     }
 
@@ -87,6 +112,18 @@ impl Heap {
     /// The window is this heap's alone, and what `grow` maps stays mapped for ever.
     pub unsafe fn start(&self, grow: Grow) {
         self.growth.lock().grow = Some(grow);
+    }
+
+    /// Gives tags to the objects that are allocated from now on, drawn with `seed`, and to all memory that has none.
+    ///
+    /// # Safety
+    /// The window's memory has tags ([`granule_arch::mte`]), and what was allocated so far is accessed through untagged
+    /// pointers.
+    pub unsafe fn start_tags(&self, seed: u64) {
+        let growth = self.growth.lock();
+        // SAFETY: mapped so far; the list and all objects are accessed through untagged pointers.
+        unsafe { tags::set_free(self.base, growth.mapped) };
+        self.list.lock().tagger = Some(Tagger::new(seed));
     }
 
     /// Memory for `layout`, with whatever it held before; null where there is none. A size of 0 gets memory too.
@@ -99,32 +136,52 @@ impl Heap {
 
     /// Takes the object back.
     ///
+    /// # Errors
+    /// [`BadFree`]: `object` has a tag, and is not one in use with this `layout`. Nothing is changed.
+    ///
     /// # Safety
     /// `object` came from [`Self::alloc`] of this heap with the same `layout`, and is not used any more.
-    pub unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
-        let (Some(object), Some(layout)) = (NonNull::new(object), round(layout)) else { return };
+    pub unsafe fn dealloc(&self, object: *mut u8, layout: Layout) -> Result<(), BadFree> {
+        let (Some(untagged), Some(layout)) = (NonNull::new(object), round(layout)) else { return Ok(()) };
+        let pointer = VirtAddr(object.expose_provenance() as u64);
         let mut list = self.list.lock();
-        list.allocations -= 1;
-        // SAFETY: by the caller's word the list gave this out, for the layout as rounded here and there.
-        unsafe { list.holes.deallocate(object, layout) };
+        let list = &mut *list;
+        match &mut list.tagger {
+            Some(tagger) if tags::is_tagged(pointer) => {
+                // SAFETY: the caller's word.
+                unsafe { tags::give_back(&mut list.holes, tagger, pointer, layout) }?;
+                list.tagged -= 1;
+            }
+            _ => {
+                // SAFETY: by the caller's word the list gave this out, for the layout as rounded here and there.
+                unsafe { list.holes.deallocate(untagged, layout) };
+                list.untagged -= 1;
+            }
+        }
+        Ok(())
     }
 
-    /// Whether `pointer` is into the window.
+    /// Whether `pointer` is into the window, whatever its tag.
     pub fn contains(&self, pointer: *const u8) -> bool {
-        (pointer.addr() as u64).wrapping_sub(self.base.0) < self.size
+        VirtAddr(pointer.addr() as u64).canonical().0.wrapping_sub(self.base.0) < self.size
     }
 
     /// How full the heap is now.
     pub fn stats(&self) -> HeapStats {
         let list = self.list.lock();
-        let (total, used) = (list.holes.size(), list.holes.used());
-        HeapStats { total, used, free: total - used, allocations: list.allocations }
+        let kept = list.tagger.as_ref().map_or(0, Tagger::kept_bytes);
+        let (total, used) = (list.holes.size(), list.holes.used() - kept);
+        HeapStats { total, used, free: total - used, allocations: list.untagged + list.tagged, tagged: list.tagged }
     }
 
     fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut list = self.list.lock();
-        let object = list.holes.allocate_first_fit(layout).ok()?;
-        list.allocations += 1;
+        let HoleList { holes, untagged, tagged, tagger } = &mut *list;
+        let (object, count) = match tagger {
+            Some(tagger) => (tags::take(holes, tagger, layout)?, tagged),
+            None => (holes.allocate_first_fit(layout).ok()?, untagged),
+        };
+        *count += 1;
         Some(object)
     }
 
@@ -132,9 +189,15 @@ impl Heap {
     #[cold]
     fn grow_and_take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut growth = self.growth.lock();
-        // Room for the object and for the hole that aligning it leaves in front. The loop ends: once so much was added
+        let mut list = self.list.lock();
+        let HoleList { holes, tagger, .. } = &mut *list;
+        if let Some(tagger) = tagger {
+            tagger.give_up(holes);
+        }
+        drop(list);
+        // Room for the object, its record, and the hole that aligning it leaves in front. The loop ends: once so much was added
         // at the top in one piece, only other CPUs can have taken it, and then the next round adds as much again.
-        let pages = (layout.size() + layout.align()).div_ceil(PAGE_SIZE);
+        let pages = (layout.size() + tags::RECORD + layout.align()).div_ceil(PAGE_SIZE);
         loop {
             if let Some(object) = self.take(layout) {
                 return Some(object);
@@ -154,6 +217,10 @@ impl Heap {
         grow(top, pages)?;
         growth.mapped += bytes as u64;
         let mut list = self.list.lock();
+        if list.tagger.is_some() {
+            // SAFETY: the pages were just mapped, for the list alone. Frames keep the tags of their use before.
+            unsafe { tags::set_free(top, bytes as u64) };
+        }
         if list.holes.bottom().is_null() {
             // SAFETY: the list is empty, and the pages at the bottom of the window were just mapped for it alone.
             unsafe { list.holes.init(top.as_ptr(), bytes) };
@@ -177,7 +244,7 @@ fn round(layout: Layout) -> Option<Layout> {
 mod global {
     use core::alloc::{GlobalAlloc, Layout};
 
-    use super::Heap;
+    use super::{Heap, report};
     use crate::mm::layout::{HEAP_BASE, HEAP_SIZE};
     use crate::smp::this_cpu;
     use crate::sync::rank;
@@ -207,7 +274,9 @@ mod global {
         unsafe fn dealloc(&self, object: *mut u8, layout: Layout) {
             if self.contains(object) {
                 // SAFETY: the object is in the heap's window, so it came from the heap; the caller keeps the contract.
-                unsafe { Self::dealloc(self, object, layout) };
+                if let Err(bad) = unsafe { Self::dealloc(self, object, layout) } {
+                    report::bad_free(&bad);
+                }
             } else if let Some(arena) = this_cpu().node_arena.get() {
                 debug_assert!(arena.contains(object));
                 // SAFETY: what is not the heap's is a node of the sets that this CPU is changing.
@@ -219,139 +288,8 @@ mod global {
 
 #[cfg(target_os = "none")]
 pub use global::kernel_heap;
+#[cfg(target_os = "none")]
+pub(crate) use report::describe_tags;
 
 #[cfg(test)]
-mod tests {
-    use core::cell::Cell;
-    use std::collections::BTreeMap;
-    use std::vec;
-    use std::vec::Vec;
-
-    use proptest::prelude::*;
-
-    use super::*;
-
-    const WINDOW: usize = 64 * PAGE_SIZE;
-
-    std::thread_local! {
-        /// Pages that the fake machine can still map, and where the next must go.
-        static PAGES: Cell<usize> = const { Cell::new(0) };
-        static TOP: Cell<u64> = const { Cell::new(0) };
-    }
-
-    fn grow(top: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
-        assert_eq!(top.0, TOP.get(), "not at the top");
-        PAGES.set(PAGES.get().checked_sub(pages).ok_or(OutOfMemory)?);
-        TOP.set(top.0 + (pages * PAGE_SIZE) as u64);
-        Ok(())
-    }
-
-    /// A heap in memory of its own, on a machine with so many pages.
-    fn heap(pages: usize) -> (Heap, Vec<u128>) {
-        let memory = vec![0_u128; (WINDOW + PAGE_SIZE) / 16];
-        let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE_SIZE as u64).unwrap();
-        let heap = Heap::new(base, WINDOW as u64);
-        PAGES.set(pages);
-        TOP.set(base.0);
-        // SAFETY: the window lies in `memory`, which the test keeps.
-        unsafe { heap.start(grow) };
-        (heap, memory)
-    }
-
-    fn layout(size: usize, align: usize) -> Layout {
-        Layout::from_size_align(size, align).unwrap()
-    }
-
-    #[test]
-    fn heap_that_was_not_started_has_nothing() {
-        let heap = Heap::new(VirtAddr(0x1000), 0x1000);
-        assert!(heap.alloc(layout(1, 1)).is_null());
-        assert_eq!(heap.stats(), HeapStats { total: 0, used: 0, free: 0, allocations: 0 });
-    }
-
-    #[test]
-    fn sizes_and_alignments_are_rounded_to_sixteen() {
-        let (heap, _memory) = heap(64);
-        let (first, second) = (heap.alloc(layout(1, 1)), heap.alloc(layout(17, 2)));
-        assert!(first.addr().is_multiple_of(16) && second.addr().is_multiple_of(16));
-        assert_eq!(heap.stats().used, 16 + 32);
-        assert_eq!(heap.stats().allocations, 2);
-    }
-
-    #[test]
-    fn growth_takes_what_is_left_when_the_usual_step_is_too_much() {
-        let (heap, _memory) = heap(3);
-        assert!(!heap.alloc(layout(PAGE_SIZE, 16)).is_null());
-        assert_eq!(heap.stats().total, 2 * PAGE_SIZE);
-    }
-
-    #[test]
-    fn running_out_is_null_and_changes_nothing() {
-        let (heap, _memory) = heap(20);
-        let object = heap.alloc(layout(100, 16));
-        let before = heap.stats();
-        assert!(heap.alloc(layout(64 * PAGE_SIZE, 16)).is_null(), "larger than the window");
-        assert!(heap.alloc(layout(30 * PAGE_SIZE, 16)).is_null(), "more than the machine has");
-        assert!(heap.alloc(layout(isize::MAX as usize - 4096, 4096)).is_null());
-        assert!(heap.alloc(layout(isize::MAX as usize - 15, 1)).is_null());
-        assert_eq!(heap.stats(), before);
-        // SAFETY: allocated above with this layout.
-        unsafe { heap.dealloc(object, layout(100, 16)) };
-        assert_eq!(heap.stats().used, 0);
-    }
-
-    #[test]
-    fn the_window_can_be_used_up_and_all_of_it_comes_back() {
-        let (heap, _memory) = heap(1000);
-        let page = layout(PAGE_SIZE, PAGE_SIZE);
-        let objects: Vec<_> = core::iter::from_fn(|| NonNull::new(heap.alloc(page))).collect();
-        assert_eq!(objects.len(), WINDOW / PAGE_SIZE);
-        for object in &objects {
-            // SAFETY: allocated above with this layout.
-            unsafe { heap.dealloc(object.as_ptr(), page) };
-        }
-        assert_eq!(heap.stats(), HeapStats { total: WINDOW, used: 0, free: WINDOW, allocations: 0 });
-        assert!(!heap.alloc(layout(WINDOW, 16)).is_null(), "the holes were not joined");
-    }
-
-    proptest! {
-        #[test]
-        fn objects_never_overlap_and_all_come_back(
-            steps in prop::collection::vec((any::<bool>(), 0..9000_usize, 0..13_u32, any::<usize>()), 1..120),
-        ) {
-            let (heap, _memory) = heap(48);
-            let mut in_use: BTreeMap<usize, Layout> = BTreeMap::new();
-            for (free, size, align, which) in steps {
-                if free && !in_use.is_empty() {
-                    let start = *in_use.keys().nth(which % in_use.len()).unwrap();
-                    let layout = in_use.remove(&start).unwrap();
-                    // SAFETY: in use, with this layout.
-                    unsafe { heap.dealloc(core::ptr::with_exposed_provenance_mut(start), layout) };
-                    continue;
-                }
-                let layout = layout(size, 1 << align);
-                let object = heap.alloc(layout);
-                if object.is_null() {
-                    continue;
-                }
-                let start = object.expose_provenance();
-                prop_assert!(start.is_multiple_of(layout.align().max(16)));
-                prop_assert!(start as u64 + size as u64 <= TOP.get(), "beyond what is mapped");
-                prop_assert!(heap.contains(object));
-                let end = start + size.max(1);
-                let clash = in_use.iter().any(|(other, l)| *other < end && start < other + l.size().max(1));
-                prop_assert!(!clash, "two owners");
-                // SAFETY: the object is the test's.
-                unsafe { object.write_bytes(0xff, size) };
-                in_use.insert(start, layout);
-                prop_assert_eq!(heap.stats().allocations, in_use.len());
-            }
-            for (start, layout) in in_use {
-                // SAFETY: in use, with this layout.
-                unsafe { heap.dealloc(core::ptr::with_exposed_provenance_mut(start), layout) };
-            }
-            let stats = heap.stats();
-            prop_assert_eq!((stats.used, stats.free, stats.allocations), (0, stats.total, 0));
-        }
-    }
-}
+mod tests;

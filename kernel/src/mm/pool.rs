@@ -297,7 +297,7 @@ impl Slabs {
     /// # Safety
     /// The slot is in use, in a slab of this pool.
     unsafe fn put(&mut self, slot: NonNull<u16>, shape: Shape) -> Option<UnsafeRef<Slab>> {
-        let address = VirtAddr::from_ptr(slot.as_ptr());
+        let address = in_slab(slot.as_ptr());
         let header = address.align_down(PAGE_SIZE as u64);
         // SAFETY: the slab was made by `new_slab` and is not returned before its last object.
         let slab: UnsafeRef<Slab> = unsafe { UnsafeRef::from_raw(header.as_ptr()) };
@@ -327,11 +327,17 @@ impl Slabs {
     }
 }
 
+/// The address of what is in a slab: a frame's, by the linear map, so that there is no tag to remove.
+#[inline(always)]
+fn in_slab<T: ?Sized>(pointer: *const T) -> VirtAddr {
+    VirtAddr(pointer.cast::<u8>().expose_provenance() as u64)
+}
+
 impl Slab {
     fn slot<T>(&self, index: u16) -> NonNull<T> {
         let offset = Pool::<T>::FIRST + usize::from(index) * Pool::<T>::SLOT;
         // The slot is outside the header that `self` may reach, so its pointer is made from the address.
-        let slot = VirtAddr::from_ptr(self) + offset as u64;
+        let slot = in_slab(core::ptr::from_ref(self)) + offset as u64;
         // SAFETY: the address lies above that of the header, so it is not zero.
         unsafe { NonNull::new_unchecked(slot.as_ptr()) }
     }
@@ -395,7 +401,7 @@ impl<T> DerefMut for PoolBox<T> {
 
 impl<T> Drop for PoolBox<T> {
     fn drop(&mut self) {
-        let header = VirtAddr::from_ptr(self.object.as_ptr()).align_down(PAGE_SIZE as u64);
+        let header = in_slab(self.object.as_ptr()).align_down(PAGE_SIZE as u64);
         // SAFETY: the header names the pool that the slot is from, a `Pool<T>` that lives for ever, or where `T` is room
         // for a value, the pool of such values, which differs in nothing; the object is dropped here and nowhere else,
         // before its slot is given back.

@@ -5,8 +5,9 @@
 
 use core::fmt;
 
-use granule_arch::features::{CpuFeatures, HardwareUpdates, Pan};
+use granule_arch::features::{CpuFeatures, HardwareUpdates, Mte, Pan};
 use granule_arch::memory;
+use granule_arch::tag_check::TagCheck;
 
 use super::errata::{DirtyState, RepeatTlbi};
 use super::size_change::SizeChange;
@@ -53,6 +54,12 @@ pub mod branch {
         EXECUTE_ONLY = 11;
         /// No feature: a valid leaf in use may change its size ([`SizeChange`](super::SizeChange)).
         SIZE_CHANGE = 12;
+        /// FEAT_MTE2: memory has tags.
+        MTE = 13;
+        /// FEAT_MTE2, and no feature: the kernel's accesses are checked ([`SystemFeatures::kernel_tag_check`](super::SystemFeatures::kernel_tag_check)).
+        TAG_CHECKS = 14;
+        /// Some of them asynchronously.
+        ASYNCHRONOUS_TAG_CHECKS = 15;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
@@ -81,6 +88,9 @@ pub struct SystemFeatures {
     pub repeat_tlbi: RepeatTlbi,
     /// Whether the hardware is to note by itself that a page was written.
     pub dirty_state: DirtyState,
+    /// How the tags of the kernel's own accesses are checked: as decided once all CPUs are known, see
+    /// [`super::kernel_tag_check`].
+    pub kernel_tag_check: TagCheck,
 }
 
 impl SystemFeatures {
@@ -91,6 +101,7 @@ impl SystemFeatures {
             size_change: SizeChange::of(boot_cpu),
             repeat_tlbi: RepeatTlbi::of(boot_cpu.midr),
             dirty_state: DirtyState::of(boot_cpu),
+            kernel_tag_check: TagCheck::Off,
         }
     }
 
@@ -104,12 +115,20 @@ impl SystemFeatures {
             branch::CNP => self.cpus.cnp(),
             branch::SIZE_CHANGE => self.size_change.is_trusted(),
             branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
+            branch::MTE => self.has_tags(),
             branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,
             memory::branch::MOPS => self.cpus.mops(),
             memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),
+            branch::TAG_CHECKS => self.kernel_tag_check != TagCheck::Off,
+            branch::ASYNCHRONOUS_TAG_CHECKS => self.kernel_tag_check.is_recorded(),
             branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),
             _ => false,
         }
+    }
+
+    /// FEAT_MTE2: memory has tags, and accesses can be checked against them.
+    pub fn has_tags(&self) -> bool {
+        self.cpus.mte() >= Mte::Tags
     }
 
     /// The system with one CPU more. No feature can be gained by it.
@@ -127,7 +146,8 @@ impl fmt::Display for SystemFeatures {
         writeln!(f, "{}", self.cpus)?;
         writeln!(f, "live size change {}", self.size_change)?;
         writeln!(f, "TLBI repeated    {}", self.repeat_tlbi)?;
-        write!(f, "dirty state      {}", self.dirty_state)
+        writeln!(f, "dirty state      {}", self.dirty_state)?;
+        write!(f, "kernel's tags    {}", self.kernel_tag_check)
     }
 }
 

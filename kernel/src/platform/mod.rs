@@ -21,6 +21,7 @@ mod devices;
 pub mod errata;
 pub mod features;
 mod interrupts;
+pub mod kernel_tag_check;
 mod memory;
 mod pcie;
 pub mod size_change;

@@ -13,6 +13,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::tag_check::{self, TagCheck};
 use granule_arch::tlbi::Instruction;
 use granule_arch::{barrier, interrupts, psci, wait};
 use linkme::distributed_slice;
@@ -201,7 +202,12 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     }
     // Text was patched meanwhile: nothing that was fetched earlier may be executed.
     barrier::isb();
-    crate::kernel().features().dirty_state.enable();
+    let features = crate::kernel().features();
+    features.dirty_state.enable();
+    if features.kernel_tag_check != TagCheck::Off {
+        tag_check::set_el1(features.kernel_tag_check);
+        tag_check::resume();
+    }
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);
     }

@@ -20,6 +20,8 @@ pub mod probe;
 #[cfg(target_os = "none")]
 pub(crate) mod report;
 #[cfg(target_os = "none")]
+pub(crate) mod tags;
+#[cfg(target_os = "none")]
 mod user;
 #[cfg(any(target_os = "none", test))]
 mod vector;
@@ -88,7 +90,7 @@ mod target {
     use super::report::{Cause, report};
     use super::vector::{ExceptionKind, Origin, Vector};
     use super::vectors::{OVERFLOWED, exception_vectors};
-    use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe};
+    use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe, tags};
     use crate::chip::interrupt;
     use crate::smp::{Cpu, this_cpu};
     use crate::{sched, uaccess};
@@ -142,6 +144,7 @@ mod target {
 
     pub(super) fn irq() {
         let cpu = this_cpu();
+        tags::check_asynchronous();
         cpu.trap.handler(|| interrupt::handle_irq(cpu));
     }
 

@@ -4,14 +4,15 @@
 
 use core::fmt::{self, Write};
 
-use aarch64_cpu::registers::{Readable, TTBR0_EL1, TTBR1_EL1};
+use aarch64_cpu::registers::{Readable, TCR_EL1, TTBR0_EL1, TTBR1_EL1};
 use granule_arch::addr::VirtAddr;
-use granule_arch::esr::Access;
+use granule_arch::esr::{Access, FaultStatus};
 
 use super::backtrace::{Backtrace, stack_around, stack_of};
 use super::frame::TrapFrame;
 use super::probe::{self, ProbeFault};
 use super::vector::{ExceptionKind, Vector};
+use crate::mm::heap::describe_tags;
 use crate::mm::kernel::describe_walk;
 use crate::panic::die;
 use crate::smp::this_cpu;
@@ -97,9 +98,14 @@ fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     write!(out, "{frame}")?;
     describe_code(out, frame.elr)?;
     describe_calls(out, frame)?;
+    if frame.syndrome().abort().is_some_and(|abort| abort.status == FaultStatus::TagCheck) {
+        describe_tags(out, frame.fault_address())?;
+    }
     // Last, because it reads the most memory that may be what is broken.
     if frame.syndrome().abort().is_some_and(|abort| abort.address_valid) {
-        describe_translation(out, frame.fault_address())?;
+        let address = frame.fault_address();
+        let translated = if TCR_EL1.is_set(TCR_EL1::TBI1) { address.canonical() } else { address };
+        describe_translation(out, translated)?;
     }
     Ok(())
 }

@@ -25,7 +25,37 @@
     \op     x28, x29, [sp, #{X} + 224]
     .endm
 
+// A NOP that is `instruction` where the sites of `identifier` are taken (`granule_arch::alternative`).
+    .macro  patched_instruction identifier, instruction
+7:  nop
+    .pushsection .alternatives, "a", %progbits
+    .balign 4
+    .long   7b - .
+    .long   \instruction
+    .short  \identifier
+    .short  {INSTRUCTION}
+    .popsection
+    .endm
+
+// A NOP that is a jump to `target` where they are.
+    .macro  patched_jump identifier, target
+7:  nop
+    .pushsection .alternatives, "a", %progbits
+    .balign 4
+    .long   7b - .
+    .long   \target - .
+    .short  \identifier
+    .short  0
+    .popsection
+    .endm
+
+// The hardware has set PSTATE.TCO: accesses of the kernel are checked again.
+    .macro  resume_tag_checks
+    patched_instruction {TAG_CHECKS}, {CLEAR_TCO}
+    .endm
+
     .macro  el0_save
+    resume_tag_checks
     sub     sp, sp, #{FRAME_SIZE}
     stp     x0, x1, [sp, #{X}]
     frame_registers stp
@@ -77,6 +107,8 @@ el0_return:
     ldr     w9, [x19, #{WORK}]
     cbnz    w9, el0_work
 el0_enter:
+    patched_jump {ASYNCHRONOUS_TAG_CHECKS}, el0_check_tags
+el0_checked:
     ldp     x22, x23, [sp, #{ELR}]
     ldp     x30, x21, [sp, #{X} + 240]
     msr     elr_el1, x22
@@ -109,6 +141,7 @@ el0_exception:
     .type   el0_interrupt, %function
 el0_interrupt:
     add     x29, sp, #{RECORD}
+    mov     x0, x19
     bl      {user_interrupt}
     b       el0_return
 
@@ -119,6 +152,12 @@ el0_work:
     mov     x1, x19
     bl      {user_work}
     b       el0_enter
+
+    .type   el0_check_tags, %function
+el0_check_tags:
+    add     x29, sp, #{RECORD}
+    bl      {check_tags}
+    b       el0_checked
 
     .type   el0_report, %function
 el0_report:

@@ -14,6 +14,7 @@ use crate::sched::{self, Thread, UserEntry, Work};
 pub(super) extern "C" fn user_exception(frame: &mut TrapFrame, thread: &Thread) {
     /// Bytes of an instruction.
     const INSTRUCTION: u64 = 4;
+    sched::collect_tag_faults(thread);
     match frame.syndrome().class() {
         Some(Class::TrappedFP) => sched::first_use_of_fp(thread),
         // To wait for an interrupt is the kernel's to decide, and returning at once is within the architecture's hint.
@@ -30,7 +31,8 @@ fn entry_of(thread: &Thread) -> &'static UserEntry {
 }
 
 /// An interrupt. Interrupts masked, before as after.
-pub(super) extern "C" fn user_interrupt() {
+pub(super) extern "C" fn user_interrupt(thread: &Thread) {
+    sched::collect_tag_faults(thread);
     irq();
 }
 
@@ -39,12 +41,18 @@ pub(super) extern "C" fn user_interrupt() {
 /// It must not remember which CPU this is.
 pub(super) extern "C" fn user_work(frame: &mut TrapFrame, thread: &Thread) {
     while let Some(work) = thread.next_work() {
-        if work == Work::SIGNAL {
-            interrupts::enable();
-            (entry_of(thread).signal)(frame, thread);
-            let _ = interrupts::mask();
-        } else {
-            sched::give_way(thread);
+        match work {
+            Work::SIGNAL => {
+                interrupts::enable();
+                sched::deliver_with_checks(thread, || (entry_of(thread).signal)(frame, thread));
+                let _ = interrupts::mask();
+            }
+            Work::TAG_FAULT => {
+                interrupts::enable();
+                (entry_of(thread).late_tag_fault)(thread);
+                let _ = interrupts::mask();
+            }
+            _ => sched::give_way(thread),
         }
     }
 }

@@ -16,10 +16,12 @@ use core::arch::global_asm;
 use core::mem::offset_of;
 
 use granule_arch::esr::Class;
+use granule_arch::{alternative, tag_check};
 
 use super::frame::TrapFrame;
 use super::user::{user_exception, user_interrupt, user_work};
-use super::{OVERFLOW_STACK_SIZE, STACK_SIZE, handle_exception};
+use super::{OVERFLOW_STACK_SIZE, STACK_SIZE, handle_exception, tags};
+use crate::platform::features::branch;
 use crate::sched::Thread;
 use crate::smp::Cpu;
 
@@ -100,6 +102,7 @@ exception_entry:
     stp     x29, x2, [sp, #{RECORD}]
     add     x29, sp, #{RECORD}
     mov     x0, sp
+    resume_tag_checks
     bl      {handle_exception}
     .global exception_return
 exception_return:
@@ -138,6 +141,11 @@ exception_stop:
     user_exception = sym user_exception,
     user_interrupt = sym user_interrupt,
     user_work = sym user_work,
+    check_tags = sym tags::on_the_way_out,
+    INSTRUCTION = const alternative::INSTRUCTION,
+    TAG_CHECKS = const branch::TAG_CHECKS,
+    ASYNCHRONOUS_TAG_CHECKS = const branch::ASYNCHRONOUS_TAG_CHECKS,
+    CLEAR_TCO = const tag_check::CLEAR_TCO,
 );
 
 // One bit distinguishes the aborts.

@@ -1,0 +1,276 @@
+//! The heap on the host, without tags and with simulated ones.
+
+use core::cell::Cell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::vec;
+use std::vec::Vec;
+
+use granule_arch::mte::{self, Tag};
+use proptest::prelude::*;
+
+use super::*;
+
+const WINDOW: usize = 64 * PAGE_SIZE;
+
+std::thread_local! {
+    /// Pages that the fake machine can still map, and where the next must go.
+    static PAGES: Cell<usize> = const { Cell::new(0) };
+    static TOP: Cell<u64> = const { Cell::new(0) };
+}
+
+fn grow(top: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
+    assert_eq!(top.0, TOP.get(), "not at the top");
+    PAGES.set(PAGES.get().checked_sub(pages).ok_or(OutOfMemory)?);
+    TOP.set(top.0 + (pages * PAGE_SIZE) as u64);
+    Ok(())
+}
+
+/// A heap in memory of its own, on a machine with so many pages.
+fn heap(pages: usize) -> (Heap, Vec<u128>) {
+    let memory = vec![0_u128; (WINDOW + PAGE_SIZE) / 16];
+    let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE_SIZE as u64).unwrap();
+    let heap = Heap::new(base, WINDOW as u64);
+    PAGES.set(pages);
+    TOP.set(base.0);
+    // SAFETY: the window lies in `memory`, which the test keeps.
+    unsafe { heap.start(grow) };
+    (heap, memory)
+}
+
+fn layout(size: usize, align: usize) -> Layout {
+    Layout::from_size_align(size, align).unwrap()
+}
+
+#[test]
+fn heap_that_was_not_started_has_nothing() {
+    let heap = Heap::new(VirtAddr(0x1000), 0x1000);
+    assert!(heap.alloc(layout(1, 1)).is_null());
+    assert_eq!(heap.stats(), HeapStats { total: 0, used: 0, free: 0, allocations: 0, tagged: 0 });
+}
+
+#[test]
+fn sizes_and_alignments_are_rounded_to_sixteen() {
+    let (heap, _memory) = heap(64);
+    let (first, second) = (heap.alloc(layout(1, 1)), heap.alloc(layout(17, 2)));
+    assert!(first.addr().is_multiple_of(16) && second.addr().is_multiple_of(16));
+    assert_eq!(heap.stats().used, 16 + 32);
+    assert_eq!(heap.stats().allocations, 2);
+}
+
+#[test]
+fn growth_takes_what_is_left_when_the_usual_step_is_too_much() {
+    let (heap, _memory) = heap(3);
+    assert!(!heap.alloc(layout(PAGE_SIZE, 16)).is_null());
+    assert_eq!(heap.stats().total, 2 * PAGE_SIZE);
+}
+
+#[test]
+fn running_out_is_null_and_changes_nothing() {
+    let (heap, _memory) = heap(20);
+    let object = heap.alloc(layout(100, 16));
+    let before = heap.stats();
+    assert!(heap.alloc(layout(64 * PAGE_SIZE, 16)).is_null(), "larger than the window");
+    assert!(heap.alloc(layout(30 * PAGE_SIZE, 16)).is_null(), "more than the machine has");
+    assert!(heap.alloc(layout(isize::MAX as usize - 4096, 4096)).is_null());
+    assert!(heap.alloc(layout(isize::MAX as usize - 15, 1)).is_null());
+    assert_eq!(heap.stats(), before);
+    // SAFETY: allocated above with this layout.
+    unsafe { heap.dealloc(object, layout(100, 16)) }.unwrap();
+    assert_eq!(heap.stats().used, 0);
+}
+
+#[test]
+fn the_window_can_be_used_up_and_all_of_it_comes_back() {
+    let (heap, _memory) = heap(1000);
+    let page = layout(PAGE_SIZE, PAGE_SIZE);
+    let objects: Vec<_> = core::iter::from_fn(|| NonNull::new(heap.alloc(page))).collect();
+    assert_eq!(objects.len(), WINDOW / PAGE_SIZE);
+    for object in &objects {
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(object.as_ptr(), page) }.unwrap();
+    }
+    assert_eq!(heap.stats(), HeapStats { total: WINDOW, used: 0, free: WINDOW, allocations: 0, tagged: 0 });
+    assert!(!heap.alloc(layout(WINDOW, 16)).is_null(), "the holes were not joined");
+}
+
+proptest! {
+    #[test]
+    fn objects_never_overlap_and_all_come_back(
+        steps in prop::collection::vec((any::<bool>(), 0..9000_usize, 0..13_u32, any::<usize>()), 1..120),
+        tags in any::<Option<u64>>(),
+    ) {
+        let (heap, _memory) = heap(48);
+        if let Some(seed) = tags {
+            start_tags(&heap, seed);
+        }
+        let mut in_use: BTreeMap<u64, (*mut u8, Layout)> = BTreeMap::new();
+        for (free, size, align, which) in steps {
+            // As many small ones as others.
+            let size = if which % 2 == 0 { size % 300 } else { size };
+            if free && !in_use.is_empty() {
+                let start = *in_use.keys().nth(which % in_use.len()).unwrap();
+                let (object, layout) = in_use.remove(&start).unwrap();
+                // SAFETY: in use, with this layout.
+                unsafe { heap.dealloc(object, layout) }.unwrap();
+                continue;
+            }
+            let layout = layout(size, 1 << align);
+            let object = heap.alloc(layout);
+            if object.is_null() {
+                continue;
+            }
+            let start = VirtAddr::from_ptr(object).0;
+            prop_assert!(start.is_multiple_of(layout.align().max(16) as u64));
+            prop_assert!(start + size as u64 <= TOP.get(), "beyond what is mapped");
+            prop_assert!(heap.contains(object));
+            prop_assert_eq!(tags::is_tagged(VirtAddr(object.addr() as u64)), tags.is_some());
+            let end = start + size.max(1) as u64;
+            let clash = in_use.iter().any(|(other, (_, l))| *other < end && start < *other + l.size().max(1) as u64);
+            prop_assert!(!clash, "two owners");
+            // SAFETY: the object is the test's.
+            unsafe { VirtAddr(start).as_ptr::<u8>().write_bytes(0xff, size) };
+            in_use.insert(start, (object, layout));
+            prop_assert_eq!(heap.stats().allocations, in_use.len());
+            if tags.is_some() {
+                assert_tags(&in_use);
+            }
+        }
+        for (object, layout) in in_use.into_values() {
+            // SAFETY: in use, with this layout.
+            unsafe { heap.dealloc(object, layout) }.unwrap();
+        }
+        let stats = heap.stats();
+        prop_assert_eq!((stats.used, stats.free, stats.allocations), (0, stats.total, 0));
+    }
+}
+
+fn start_tags(heap: &Heap, seed: u64) {
+    // SAFETY: the host's memory has no tags but simulated ones.
+    unsafe { heap.start_tags(seed) };
+}
+
+fn tag_of(object: *mut u8) -> Tag {
+    Tag::of(VirtAddr(object.addr() as u64))
+}
+
+/// The tag of memory.
+fn tag_at(address: u64) -> Tag {
+    // SAFETY: the host reads no memory.
+    unsafe { mte::load_tag(VirtAddr(address)) }
+}
+
+/// Checks that each object has its pointer's tag in all of its granules, that what is next to it is tagged as free
+/// memory, and that the next object on either side has another.
+fn assert_tags(in_use: &BTreeMap<u64, (*mut u8, Layout)>) {
+    let mut last: Option<(u64, Tag)> = None;
+    for (&start, (object, layout)) in in_use {
+        let (tag, end) = (tag_of(*object), start + (layout.size().max(1) as u64).next_multiple_of(mte::GRANULE));
+        assert!((1..15).contains(&tag.number()), "{tag:?}");
+        assert!((start..end).step_by(16).all(|granule| tag_at(granule) == tag));
+        assert_eq!(tag_at(end), mte::MATCH_ALL);
+        if let Some((end_of_last, tag_of_last)) = last {
+            assert_eq!(tag_at(start - 16), mte::MATCH_ALL);
+            assert!(start - end_of_last > tags::RECORD as u64 || tag != tag_of_last, "neighbours with one tag");
+        }
+        last = Some((end, tag));
+    }
+}
+
+#[test]
+fn an_object_from_before_there_were_tags_is_freed_without_one() {
+    let (heap, _memory) = heap(64);
+    let old = heap.alloc(layout(40, 8));
+    start_tags(&heap, 1);
+    let new = heap.alloc(layout(40, 8));
+    assert!(!tags::is_tagged(VirtAddr(old.addr() as u64)) && tags::is_tagged(VirtAddr(new.addr() as u64)));
+    assert_eq!((heap.stats().allocations, heap.stats().tagged), (2, 1));
+    for object in [old, new] {
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(object, layout(40, 8)) }.unwrap();
+    }
+    assert_eq!((heap.stats().allocations, heap.stats().used), (0, 0));
+}
+
+#[test]
+fn what_is_no_object_in_use_is_not_freed() {
+    let (heap, _memory) = heap(64);
+    start_tags(&heap, 7);
+    let (small, large) = (layout(64, 16), layout(1000, 16));
+    let (first, second) = (heap.alloc(small), heap.alloc(large));
+    let before = heap.stats();
+    let other_tag = VirtAddr::from_ptr(first).with_tag(Tag::new(tag_of(first).number() % 14 + 1)).as_ptr();
+    let last = VirtAddr(heap.base.0 + before.total as u64 - 16).with_tag(mte::MATCH_ALL).as_ptr();
+    for (object, layout) in [
+        (other_tag, small),
+        (first.wrapping_add(16), small),
+        (first.wrapping_add(8), small),
+        (first, layout(80, 16)),
+        (first, layout(48, 16)),
+        (second, small),
+        (last, small),
+        (last.wrapping_add(64), small),
+    ] {
+        let pointer = VirtAddr(object.addr() as u64);
+        let bytes = layout.size() as u64;
+        // SAFETY: refused, as what is freed is no object; the list's memory is the test's.
+        assert_eq!(unsafe { heap.dealloc(object, layout) }, Err(BadFree { pointer, bytes }));
+    }
+    assert_eq!(heap.stats(), before);
+    for (object, layout) in [(first, small), (second, large)] {
+        // SAFETY: allocated above with this layout; refused the second time.
+        unsafe {
+            heap.dealloc(object, layout).unwrap();
+            assert!(heap.dealloc(object, layout).is_err(), "freed twice");
+        }
+    }
+    assert_eq!(heap.stats().used, 0);
+}
+
+#[test]
+fn memory_that_is_used_again_at_once_has_another_tag() {
+    for size in [16, 256, 1000] {
+        let (heap, _memory) = heap(64);
+        start_tags(&heap, 3);
+        let layout = layout(size, 16);
+        let mut object = heap.alloc(layout);
+        let mut drawn = BTreeSet::new();
+        for _ in 0..200 {
+            // SAFETY: allocated below or above with this layout.
+            unsafe { heap.dealloc(object, layout) }.unwrap();
+            assert_eq!(tag_at(VirtAddr::from_ptr(object).0), mte::MATCH_ALL);
+            let next = heap.alloc(layout);
+            assert_eq!(VirtAddr::from_ptr(next), VirtAddr::from_ptr(object), "other memory");
+            assert_ne!(tag_of(next), tag_of(object));
+            drawn.insert(tag_of(next).number());
+            object = next;
+        }
+        assert_eq!(drawn, (1..15).collect());
+    }
+}
+
+#[test]
+fn what_is_kept_for_its_size_is_given_up_before_the_heap_grows() {
+    let (heap, _memory) = heap(16);
+    start_tags(&heap, 5);
+    let small: Vec<_> = (1..=16).map(|granules| layout(granules * 16, 16)).collect();
+    let objects: Vec<_> = small.iter().map(|layout| heap.alloc(*layout)).collect();
+    for (object, layout) in objects.iter().zip(&small) {
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(*object, *layout) }.unwrap();
+    }
+    assert_eq!(heap.stats().used, 0);
+    assert!(!heap.alloc(layout(16 * PAGE_SIZE - tags::RECORD, 16)).is_null(), "no hole of all the memory");
+    assert_eq!(heap.stats().total, 16 * PAGE_SIZE);
+}
+
+#[test]
+fn frames_that_the_heap_grows_by_lose_the_tags_that_they_had() {
+    let (heap, _memory) = heap(64);
+    start_tags(&heap, 5);
+    // SAFETY: the window's, simulated.
+    unsafe { mte::set_tags(heap.base.with_tag(Tag::new(3)), WINDOW as u64) };
+    let object = heap.alloc(layout(16, 16));
+    let start = VirtAddr::from_ptr(object).0;
+    let others = (heap.base.0..TOP.get()).step_by(16).filter(|granule| *granule != start);
+    assert!(others.clone().count() > 1000 && others.map(tag_at).all(|tag| tag == mte::MATCH_ALL));
+}

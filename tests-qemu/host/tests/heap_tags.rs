@@ -1,0 +1,125 @@
+//! Reports of failed tag checks of the kernel, in each mode of `heap.tags=`, and boots where it cannot be had.
+
+use granule_host_tests::built;
+use granule_host_tests::session::Session;
+use granule_runner::judge::{Outcome, Verdict};
+use granule_runner::list;
+use granule_runner::machine;
+use granule_runner::session::{self, Plan};
+
+/// Runs a test of the guest's module `heap_tags`.
+#[track_caller]
+fn outcome(machine: &str, bootargs: &str, name: &str) -> Outcome {
+    let full_name = format!("heap_tags::{name}");
+    let tests = list::read(&built("granule-tests.elf")).unwrap();
+    let test = tests.into_iter().find(|test| test.name == full_name).unwrap_or_else(|| panic!("no record {full_name}"));
+    let plan = Plan {
+        machine: machine::named(machine).unwrap(),
+        image: built("granule-tests.img"),
+        seed: 0,
+        bootargs: bootargs.into(),
+        extra: Vec::new(),
+    };
+    let mut outcomes = Vec::new();
+    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
+    outcomes.pop().expect("each test has a verdict")
+}
+
+/// What the guest printed, which must have ended by one panic with all of `parts` in its report, in this order.
+#[track_caller]
+fn assert_reports(machine: &str, bootargs: &str, name: &str, parts: &[&str]) -> String {
+    let outcome = outcome(machine, bootargs, name);
+    let Verdict::Failed(why) = &outcome.verdict else { panic!("{name} came back: {outcome:?}") };
+    assert!(why.contains("the kernel panicked"), "{name}: {why}\n{}", outcome.output);
+    assert_eq!(outcome.output.matches("kernel panic on CPU").count(), 1, "{}", outcome.output);
+    let mut rest = outcome.output.as_str();
+    for part in parts {
+        let Some(at) = rest.find(part) else { panic!("`{part}` is missing, or out of order, in\n{}", outcome.output) };
+        rest = &rest[at + part.len()..];
+    }
+    outcome.output
+}
+
+const USE_AFTER_FREE: [&str; 12] = [
+    "tag check fault, on a write to 0xf",
+    "backtrace:",
+    "heap_tags::writes_after_a_free",
+    "tags: pointer 0x",
+    ", memory 0xf",
+    "use after free: 3 bytes into 0xffffd0",
+    ", 112 bytes, tag 0x",
+    ", freed\n",
+    "allocated by:",
+    "heap_tags::allocates_for_the_report+",
+    "freed by:",
+    "heap_tags::frees_for_the_report+",
+];
+
+#[test]
+fn a_use_after_free_is_reported_with_both_backtraces() {
+    for (machine, bootargs) in [("default", ""), ("n2", "heap.tags=sync"), ("n2", "heap.tags=asymm")] {
+        assert_reports(machine, bootargs, "writes_after_a_free", &USE_AFTER_FREE);
+    }
+}
+
+#[test]
+fn an_overflow_names_the_object_before() {
+    let parts = ["on a write to 0xf", "overflow: 3 bytes behind 0xffffd0", ", 112 bytes", "in use\n", "allocated by:"];
+    let report = assert_reports("default", "", "writes_behind_an_object", &parts);
+    assert!(!report.contains("freed by:") && report.contains("level 3 table"), "{report}");
+}
+
+#[test]
+fn an_underflow_names_the_object_behind() {
+    let parts = ["on a read of 0xf", "underflow: 2 bytes before 0xffffd0", ", 112 bytes", "in use\n"];
+    for bootargs in ["", "heap.tags=asymm"] {
+        assert_reports("default", bootargs, "reads_in_front_of_an_object", &parts);
+    }
+}
+
+#[test]
+fn a_bad_free_is_reported() {
+    let parts = ["free of 0xf", "112 bytes, which is no object in use", "use after free: 0 bytes into", "freed by:"];
+    assert_reports("default", "", "frees_an_object_twice", &parts);
+    assert_reports("default", "heap.tags=async", "frees_an_object_twice", &parts);
+    let parts = ["64 bytes, which is no object in use", "112 bytes, tag 0x", "backtrace:", "frees_for_the_report"];
+    assert_reports("n2", "", "frees_with_another_size", &parts);
+}
+
+#[test]
+fn an_interrupt_handler_is_checked() {
+    let parts = ["tag check fault, on a write", "backtrace:", "--- exception ---", "use after free: 0 bytes into"];
+    assert_reports("default", "", "writes_after_a_free_in_a_handler", &parts);
+}
+
+#[test]
+fn an_asynchronous_failure_is_reported_where_the_thread_is_switched_at_the_latest() {
+    for (machine, mode) in [("default", "async"), ("n2", "async"), ("default", "asymm")] {
+        let parts = ["asynchronous tag check fault: an access before this point", "where it was noticed:"];
+        assert_reports(machine, &format!("heap.tags={mode}"), "writes_after_a_free", &parts);
+    }
+}
+
+#[test]
+fn nothing_is_checked_where_it_is_off() {
+    let outcome = outcome("default", "heap.tags=off", "writes_after_a_free");
+    assert_eq!(outcome.verdict, Verdict::Passed(1), "{outcome:?}");
+}
+
+#[test]
+fn what_a_machine_lacks_is_a_warning_and_the_kernel_runs() {
+    for (machine, bootargs, warning, shown) in [
+        ("a53", "heap.tags=sync", "a CPU has no tags in memory (FEAT_MTE2), so nothing is checked", "not checked"),
+        ("n2", "heap.tags=asymm", "a CPU has no asymmetric checks (FEAT_MTE3), so all are synchronous", "synchronous"),
+        ("n2", "heap.tags=on", "bad value \"on\": off, sync, async or asymm", "synchronous"),
+    ] {
+        let machine = machine::named(machine).unwrap();
+        let mut session = Session::start(&machine, &built("granule.img"), bootargs, &[]).unwrap();
+        let banner = session.prompt().unwrap();
+        assert!(banner.contains(warning), "{banner}");
+        let features = session.command("features").unwrap();
+        assert!(features.contains(&format!("kernel's tags    {shown}")), "{features}");
+        assert!(session.command("mem").unwrap().contains(&format!("with tags ({shown})")));
+        assert_eq!(session.power_off().unwrap(), Some(0));
+    }
+}
