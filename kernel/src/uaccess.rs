@@ -1,15 +1,19 @@
 //! The kernel's access to memory of EL0.
 //!
-//! By LDTR and STTR: the hardware allows what it would allow EL0 itself, whatever the address, and PAN stays on. A fault
+//! By LDTR and STTR, or their like of FEAT_MOPS: the hardware allows what it would allow EL0 itself, whatever the address, and PAN stays on. A fault
 //! goes to the thread's [`resolve`](crate::sched::UserEntry::resolve), which may sleep; what it cannot resolve is
 //! [`AccessError::Fault`]. Where interrupts are masked, as under a spinning lock, nothing is resolved: then a page that is
 //! merely not there yet is a fault, too, and the caller tries again without the lock.
+//!
+//! Tags are checked as the thread has its own accesses checked (`crate::sched::TagChecks`): a mismatch that faults is
+//! [`AccessError::Fault`], and one that is recorded is none.
 //!
 //! An access that fails may have been made in part.
 
 #![allow(unsafe_code, reason = "accesses to memory of EL0 that may fault, in assembly")]
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::mte::GRANULE;
 
 use thiserror::Error;
 
@@ -53,6 +57,25 @@ pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), AccessError> 
     checked(from, to.len())?;
     // SAFETY: the slice is the caller's, and the other side is EL0's or faults.
     outcome(unsafe { machine::copy_from(to.as_mut_ptr(), from.0, to.len()) })
+}
+
+/// Copies from memory of EL0 up to the first granule of tags that cannot be read, or the first page; returns how many
+/// bytes were copied.
+pub fn copy_from_user_up_to(to: &mut [u8], from: VirtAddr) -> usize {
+    if copy_from_user(to, from).is_ok() {
+        return to.len();
+    }
+    let mut done = 0;
+    while let Some(rest) = to.get_mut(done..).filter(|rest| !rest.is_empty()) {
+        let at = from.0.wrapping_add(done as u64);
+        let bytes = rest.len().min((GRANULE - at % GRANULE) as usize);
+        let Some(granule) = rest.get_mut(..bytes) else { break };
+        if copy_from_user(granule, VirtAddr(at)).is_err() {
+            break;
+        }
+        done += bytes;
+    }
+    done
 }
 
 /// Copies to memory of EL0.
@@ -126,6 +149,9 @@ fn outcome(faulted: u64) -> Result<(), AccessError> {
 #[cfg(target_os = "none")]
 mod machine {
     use core::arch::global_asm;
+
+    use granule_arch::memory::branch::MOPS;
+    use granule_arch::patched_branch;
 
     // The kernel's side may be unaligned: LDR and STR of Normal memory take any address. So does EL0's, but for the
     // words, which are one access.
@@ -263,6 +289,36 @@ user_put_word:
     mov     x0, #0
     ret
 
+    // The same three by FEAT_MOPS. A fault that is resolved continues at the instruction, with the rest.
+    .arch_extension mops
+    .type   user_copy_from_mops, %function
+    .global user_copy_from_mops
+user_copy_from_mops:
+    user    10, cpyfprt [x0]!, [x1]!, x2!
+    user    10, cpyfmrt [x0]!, [x1]!, x2!
+    user    10, cpyfert [x0]!, [x1]!, x2!
+    mov     x0, #0
+    ret
+
+    .type   user_copy_to_mops, %function
+    .global user_copy_to_mops
+user_copy_to_mops:
+    user    10, cpyfpwt [x0]!, [x1]!, x2!
+    user    10, cpyfmwt [x0]!, [x1]!, x2!
+    user    10, cpyfewt [x0]!, [x1]!, x2!
+    mov     x0, #0
+    ret
+
+    .type   user_clear_mops, %function
+    .global user_clear_mops
+user_clear_mops:
+    user    10, setpt [x0]!, x1!, xzr
+    user    10, setmt [x0]!, x1!, xzr
+    user    10, setet [x0]!, x1!, xzr
+    mov     x0, #0
+    ret
+    .arch_extension nomops
+
     // Where each of them goes on after a fault.
 user_faulted:
     mov     x0, #1
@@ -273,17 +329,39 @@ user_faulted:
     );
 
     unsafe extern "C" {
-        #[link_name = "user_copy_from"]
-        pub(super) fn copy_from(to: *mut u8, from: u64, bytes: usize) -> u64;
-        #[link_name = "user_copy_to"]
-        pub(super) fn copy_to(to: u64, from: *const u8, bytes: usize) -> u64;
-        #[link_name = "user_clear"]
-        pub(super) fn clear(to: u64, bytes: usize) -> u64;
+        fn user_copy_from(to: *mut u8, from: u64, bytes: usize) -> u64;
+        fn user_copy_from_mops(to: *mut u8, from: u64, bytes: usize) -> u64;
+        fn user_copy_to(to: u64, from: *const u8, bytes: usize) -> u64;
+        fn user_copy_to_mops(to: u64, from: *const u8, bytes: usize) -> u64;
+        fn user_clear(to: u64, bytes: usize) -> u64;
+        fn user_clear_mops(to: u64, bytes: usize) -> u64;
         #[link_name = "user_get_word"]
         pub(super) fn get_word(to: &mut u32, from: u64) -> u64;
         #[link_name = "user_put_word"]
         pub(super) fn put_word(to: u64, value: u32) -> u64;
     }
+
+    /// A function that calls the first of two where the CPUs have FEAT_MOPS, else the second.
+    macro_rules! by_mops {
+        ($name:ident($($argument:ident: $type:ty),*) $mops:ident $else:ident) => {
+            /// # Safety
+            /// The kernel's side is the caller's.
+            #[inline(always)]
+            pub(super) unsafe fn $name($($argument: $type),*) -> u64 {
+                if patched_branch!(MOPS) {
+                    // SAFETY: the caller's contract.
+                    unsafe { $mops($($argument),*) }
+                } else {
+                    // SAFETY: the caller's contract.
+                    unsafe { $else($($argument),*) }
+                }
+            }
+        };
+    }
+
+    by_mops!(copy_from(to: *mut u8, from: u64, bytes: usize) user_copy_from_mops user_copy_from);
+    by_mops!(copy_to(to: u64, from: *const u8, bytes: usize) user_copy_to_mops user_copy_to);
+    by_mops!(clear(to: u64, bytes: usize) user_clear_mops user_clear);
 }
 
 /// On the host there is no EL0: every access faults.

@@ -441,6 +441,7 @@ impl Default for PerCpu {
             ended: AtomicPtr::default(),
             fp_owner: AtomicPtr::default(),
             no_tables: AtomicU64::new(0),
+            tag_checks: AtomicU32::new(0),
             slice_end: AtomicU64::new(queue::NEVER),
             next_timeout: AtomicU64::new(queue::NEVER),
         }

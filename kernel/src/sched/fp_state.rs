@@ -15,4 +15,9 @@ pub struct FpState {
 impl FpState {
     /// As a program finds them: all zero.
     pub const ZERO: Self = Self { v: [0; 32], fpsr: 0, fpcr: 0 };
+
+    /// Whether they are.
+    pub fn is_zero(&self) -> bool {
+        self.v.iter().fold(u128::from(self.fpsr | self.fpcr), |bits, register| bits | register) == 0
+    }
 }

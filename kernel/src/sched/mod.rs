@@ -26,6 +26,7 @@ mod rwsem;
 mod start;
 #[cfg(target_os = "none")]
 mod switch;
+mod tag_check;
 #[cfg(target_os = "none")]
 mod thread;
 #[cfg(target_os = "none")]
@@ -55,6 +56,9 @@ pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
 pub use start::{idle, init, init_cpu, trim};
 #[cfg(target_os = "none")]
 pub use switch::{asid_generation, exit, set_space};
+pub use tag_check::{TagChecks, TagFaults};
+#[cfg(target_os = "none")]
+pub(crate) use tag_check::{collect_tag_faults, deliver_with_checks};
 #[cfg(target_os = "none")]
 pub use thread::{
     NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel, spawn_service,

@@ -78,6 +78,8 @@ pub(crate) struct PerCpu {
     pub(super) ended: AtomicPtr<Thread>,
     /// The thread whose floating point this CPU's registers hold.
     pub(super) fp_owner: AtomicPtr<Thread>,
+    /// What SCTLR_EL1.TCF0 and GCR_EL1 hold: of [`TagChecks`](super::TagChecks).
+    pub(super) tag_checks: AtomicU32,
     /// What TTBR0_EL1 is without a user space.
     pub(super) no_tables: AtomicU64,
     /// When the slice ends, as the timer counts; only this CPU uses it.

@@ -26,6 +26,7 @@ impl PerCpu {
             timeouts: IrqLock::new(Timeouts::new()),
             ended: AtomicPtr::new(null_mut()),
             fp_owner: AtomicPtr::new(null_mut()),
+            tag_checks: AtomicU32::new(0),
             no_tables: AtomicU64::new(0),
             slice_end: AtomicU64::new(NEVER),
             next_timeout: AtomicU64::new(NEVER),

@@ -19,6 +19,7 @@ use granule_arch::{barrier, interrupts, patched_branch, timer};
 
 use super::queue::{self, RunQueue, WaitedFor};
 use super::start;
+use super::tag_check;
 use super::thread::{Thread, ThreadRef, current};
 use crate::mm::asid::{self, Asids};
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -27,6 +28,7 @@ use crate::platform::features::branch;
 use crate::smp::{Cpu, this_cpu};
 use crate::stretches;
 use crate::sync::{IrqGuard, rank};
+use crate::trap::tags;
 
 /// The numbers by which TLBs know the spaces.
 pub(super) static ASIDS: Asids = Asids::none();
@@ -128,6 +130,7 @@ pub(super) fn to(
     queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
 ) {
     debug_assert!(!interrupts::state().irqs_enabled() && !cpu.trap.is_in_handler());
+    tags::check_asynchronous();
     let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
     // Now the one that comes holds it.
     queue.hand_over();
@@ -157,6 +160,7 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
         thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());
         thread.fp.enter(cpu, thread);
+        tag_check::enter(cpu, thread);
     }
     // A thread that stays in the kernel has a slice as well: it ends at the next `relax`.
     queue::begin_slice(cpu, waited_for);

@@ -15,6 +15,7 @@ use intrusive_collections::LinkedListLink;
 use spin::Once;
 
 use super::fp::FpArea;
+use super::tag_check::TagChecks;
 use super::token::Token;
 use super::{queue, start, switch};
 use crate::kernel;
@@ -36,6 +37,8 @@ pub struct UserEntry {
     pub fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
     /// Every other synchronous exception, and an abort that was not served; the frame has its kind.
     pub exception: fn(&mut TrapFrame, &Thread),
+    /// A mismatch of tags at EL0 was recorded, by hardware that reports it late ([`TagFaults`](super::TagFaults)).
+    pub late_tag_fault: fn(&Thread),
     /// [`Thread::raise`] was called for [`Work::SIGNAL`]: the last thing before EL0 is entered.
     pub signal: fn(&mut TrapFrame, &Thread),
     /// The kernel, working for the thread, could not access an address of EL0. Whether the access is to be tried again;
@@ -52,6 +55,8 @@ impl Work {
     pub(super) const RESCHEDULE: Self = Self(1);
     /// Call [`UserEntry::signal`].
     pub const SIGNAL: Self = Self(2);
+    /// Call [`UserEntry::late_tag_fault`].
+    pub(crate) const TAG_FAULT: Self = Self(4);
 }
 
 /// What belongs to one thread. It is reached through a [`ThreadRef`], and by the thread itself.
@@ -65,10 +70,11 @@ pub struct Thread {
     pub(super) work: AtomicU32,
     /// Whether it sleeps.
     pub(super) state: Token,
-    /// [`UserEntry::syscall`], for the assembly that calls it; never called in a kernel thread.
-    pub(super) syscall: extern "C" fn(&mut TrapFrame, &Thread),
+    /// [`UserEntry::syscall`], for the assembly that calls it, or what calls that ([`TagChecks`]); never called in a kernel
+    /// thread.
+    pub(super) syscall: Cell<extern "C" fn(&mut TrapFrame, &Thread)>,
     /// [`UserEntry::fault`], likewise.
-    pub(super) fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
+    pub(super) fault: Cell<extern "C" fn(&mut TrapFrame, &Thread) -> bool>,
     /// Whether it runs at EL0, and what its exceptions do then.
     pub entry: Option<&'static UserEntry>,
     /// In its CPU's run queue.
@@ -92,6 +98,8 @@ pub struct Thread {
     works_for_program: AtomicBool,
     /// See [`Self::set_tagged_addresses`].
     tagged_addresses: AtomicBool,
+    /// See [`Self::set_tag_checks`].
+    pub(super) tag_checks: Cell<TagChecks>,
     /// Frames that a request of its own was for which failed for want of them; 0 for none since the last look.
     shortage: AtomicUsize,
 }
@@ -154,8 +162,8 @@ impl Thread {
             sp: Cell::new(0),
             work: AtomicU32::new(0),
             state: Token::new(),
-            syscall: never,
-            fault: never,
+            syscall: Cell::new(never),
+            fault: Cell::new(never),
             entry: None,
             link: LinkedListLink::new(),
             home: AtomicU32::new(0),
@@ -170,6 +178,7 @@ impl Thread {
             task: AtomicPtr::new(null_mut()),
             works_for_program: AtomicBool::new(false),
             tagged_addresses: AtomicBool::new(false),
+            tag_checks: Cell::new(TagChecks::NONE),
             shortage: AtomicUsize::new(0),
         }
     }
@@ -252,6 +261,10 @@ impl Thread {
         let work = self.work.load(Ordering::Acquire);
         if work & Work::RESCHEDULE.0 != 0 {
             return Some(Work::RESCHEDULE);
+        }
+        if work & Work::TAG_FAULT.0 != 0 {
+            self.work.fetch_and(!Work::TAG_FAULT.0, Ordering::Relaxed);
+            return Some(Work::TAG_FAULT);
         }
         (work != 0).then(|| {
             self.work.fetch_and(!Work::SIGNAL.0, Ordering::Acquire);
@@ -440,11 +453,15 @@ impl NewUserThread<'_> {
     /// [`OutOfMemory`]; nothing stays taken.
     pub fn create(self, cpu: &Cpu) -> Result<ThreadRef, OutOfMemory> {
         let mut thread = Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), self.name);
-        thread.syscall = self.entry.syscall;
-        thread.fault = self.entry.fault;
         thread.entry = Some(self.entry);
+        let maker = current();
+        thread.syscall = Cell::new(self.entry.syscall);
+        thread.fault = Cell::new(self.entry.fault);
+        if maker.tag_checks() != TagChecks::NONE {
+            thread.adopt(self.entry, maker.tag_checks());
+        }
         thread.works_for_program = AtomicBool::new(true);
-        thread.tagged_addresses = AtomicBool::new(current().has_tagged_addresses());
+        thread.tagged_addresses = AtomicBool::new(maker.has_tagged_addresses());
         thread.tls = Cell::new(self.tls);
         thread.space = UnsafeCell::new(Some(self.space));
         thread.task = AtomicPtr::new(self.task);
@@ -453,7 +470,7 @@ impl NewUserThread<'_> {
         }
         let thread = allocate(cpu, thread)?;
         // SAFETY: the top of a stack that is not in use yet.
-        unsafe { thread.frame().write(self.frame.clone()) };
+        unsafe { thread.frame().copy_from_nonoverlapping(self.frame, 1) };
         switch::prepare_user(&thread);
         Ok(thread)
     }

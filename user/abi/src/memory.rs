@@ -6,6 +6,8 @@ pub const PROT_READ: u64 = 1;
 pub const PROT_WRITE: u64 = 2;
 /// Pages may be executed.
 pub const PROT_EXEC: u64 = 4;
+/// Loads and stores are checked against the tags of the memory (FEAT_MTE).
+pub const PROT_MTE: u64 = 0x20;
 /// Pages may not be accessed.
 pub const PROT_NONE: u64 = 0;
 

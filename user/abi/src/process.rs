@@ -120,6 +120,10 @@ pub const HWCAP_FP: u64 = 1 << 0;
 pub const HWCAP_ASIMD: u64 = 1 << 1;
 /// The large system extensions' atomics.
 pub const HWCAP_ATOMICS: u64 = 1 << 8;
+/// Of AT_HWCAP2: memory tagging.
+pub const HWCAP2_MTE: u64 = 1 << 18;
+/// Of AT_HWCAP2: and its asymmetric mode.
+pub const HWCAP2_MTE3: u64 = 1 << 22;
 
 /// prctl: set the thread's name.
 pub const PR_SET_NAME: u64 = 15;
@@ -131,6 +135,16 @@ pub const PR_SET_TAGGED_ADDR_CTRL: u64 = 55;
 pub const PR_GET_TAGGED_ADDR_CTRL: u64 = 56;
 /// Calls accept addresses with a tag in the top byte.
 pub const PR_TAGGED_ADDR_ENABLE: u64 = 1;
+/// A mismatch of tags may fault at the access.
+pub const PR_MTE_TCF_SYNC: u64 = 2;
+/// A mismatch of tags may be reported later.
+pub const PR_MTE_TCF_ASYNC: u64 = 4;
+/// The two; neither: tags are not checked.
+pub const PR_MTE_TCF_MASK: u64 = PR_MTE_TCF_SYNC | PR_MTE_TCF_ASYNC;
+/// First of the bits for the tags that IRG may find.
+pub const PR_MTE_TAG_SHIFT: u32 = 3;
+/// Those bits.
+pub const PR_MTE_TAG_MASK: u64 = 0xffff << PR_MTE_TAG_SHIFT;
 
 /// Bytes of a thread's name, its final zero included.
 pub const NAME_LENGTH: usize = 16;

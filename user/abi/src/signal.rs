@@ -95,6 +95,8 @@ pub const SI_TKILL: i32 = -6;
 pub const SEGV_MAPERR: i32 = 1;
 /// SIGSEGV: the mapping does not permit the access.
 pub const SEGV_ACCERR: i32 = 2;
+/// SIGSEGV: the tag of some pointer was not the memory's, at some access before.
+pub const SEGV_MTEAERR: i32 = 8;
 /// SIGSEGV: the pointer's tag is not the memory's.
 pub const SEGV_MTESERR: i32 = 9;
 /// SIGBUS: not aligned as the access needs it.

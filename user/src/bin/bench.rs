@@ -11,13 +11,14 @@ use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
 use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED,
-    MREMAP_MAYMOVE, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MREMAP_MAYMOVE, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP, MREMAP};
-use granule_user::abi::signal::SIGKILL;
+use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP, MREMAP, PRCTL};
+use granule_user::abi::process::{PR_MTE_TCF_ASYNC, PR_MTE_TCF_SYNC, PR_SET_TAGGED_ADDR_CTRL};
+use granule_user::abi::signal::{SEGV_MTESERR, SIGKILL, SIGSEGV, SigInfo, UContext};
 use granule_user::memory::{self, PAGE};
 use granule_user::print::Output;
-use granule_user::{Start, entry, process, sys, time};
+use granule_user::{Start, entry, process, signal, sys, time};
 
 entry!(run);
 
@@ -41,7 +42,7 @@ const AWAY: Room = Room { start: START + 2 * ROOM, pages: ROOM / PAGE };
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 20] = [
+const ROWS: [Row; 24] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -61,6 +62,10 @@ const ROWS: [Row; 20] = [
     ("huge_write_fault", |bench| bench.block(Bench::fresh_block, Room::write_first)),
     ("huge_mprotect", |bench| bench.block(Bench::touched_block, |block| block.protect(PROT_READ))),
     ("huge_mprotect_split", |bench| bench.block(Bench::touched_block, |block| block.first().protect(PROT_READ))),
+    ("null_syscall/sync", |bench| checked(bench, PR_MTE_TCF_SYNC, null_syscall)),
+    ("null_syscall/async", |bench| checked(bench, PR_MTE_TCF_ASYNC, null_syscall)),
+    ("tag_fault_signal", |bench| checked(bench, PR_MTE_TCF_SYNC, tag_fault_signal)),
+    ("late_tag_fault_signal", |bench| checked(bench, PR_MTE_TCF_ASYNC, late_tag_fault_signal)),
     ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
 ];
 
@@ -300,6 +305,50 @@ fn null_syscall(bench: &mut Bench) {
 }
 
 /// The parent writes while the child has the pages too, and sleeps.
+/// Measures under a mode of tag checks, with a handler that goes on behind an access.
+fn checked(bench: &mut Bench, mode: u64, measure: fn(&mut Bench)) {
+    extern "C" fn go_on(_: u32, info: &SigInfo, context: &mut UContext) {
+        if info.code == SEGV_MTESERR {
+            context.context.pc += 4;
+        }
+    }
+    // SAFETY: the handler touches its own frame alone.
+    unsafe { signal::handle(SIGSEGV, go_on, 0, 0) }.expect("a handler");
+    // SAFETY: the program has no tagged pointers but those that it checks.
+    unsafe { sys::call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, mode, 0, 0, 0, 0]) }.expect("tags in memory");
+    measure(bench);
+}
+
+/// A page whose tags are zero, by an address with another.
+fn wrongly_tagged(_: &Bench) -> u64 {
+    Room { start: START, pages: 1 }.unmap();
+    fixed(START, PAGE, PROT_READ | PROT_WRITE | PROT_MTE, MAP_POPULATE);
+    START | 5 << 56
+}
+
+fn store(address: u64) {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the page is the bench's own; where it faults a handler goes on behind it.
+    unsafe {
+        core::arch::asm!("str xzr, [{0}]", in(reg) address, options(nostack));
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    unreachable!("{address:#x}: these programs run on arm64 alone")
+}
+
+fn tag_fault_signal(bench: &mut Bench) {
+    bench.point(1, wrongly_tagged, store, drop);
+}
+
+fn late_tag_fault_signal(bench: &mut Bench) {
+    let store_and_call = |address| {
+        store(address);
+        // SAFETY: it changes nothing.
+        unsafe { sys::raw(GETPPID, [0; 6]) }
+    };
+    bench.point(1, wrongly_tagged, store_and_call, drop);
+}
+
 fn cow_copy_fault(bench: &mut Bench) {
     for pages in FAULTS {
         let shared = |bench: &Bench| {

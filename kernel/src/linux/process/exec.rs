@@ -15,11 +15,12 @@
 use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
     AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
-    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP,
+    AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP, HWCAP2_MTE, HWCAP2_MTE3,
 };
 use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
+use granule_arch::features::Mte;
 
 use super::elf::{ElfSegment, Program};
 use super::exit;
@@ -39,7 +40,7 @@ use crate::mm::space::{
     FaultError, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser,
     Terms, USER_END,
 };
-use crate::sched::{self, Thread};
+use crate::sched::{self, TagChecks, Thread};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
@@ -173,7 +174,7 @@ fn auxiliary(program: &Program<'_>, base: u64) -> [(u64, u64); 16] {
         (AT_GID, 0),
         (AT_EGID, 0),
         (AT_SECURE, 0),
-        (AT_HWCAP2, 0),
+        (AT_HWCAP2, more_hardware_capabilities()),
         (AT_MINSIGSTKSZ, signal::MINSIGSTKSZ),
     ]
 }
@@ -207,6 +208,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     task.stack.set(signal::SigStack::NONE);
     thread.set_fp_state(None);
     thread.set_tagged_addresses(false);
+    thread.set_tag_checks(TagChecks::NONE);
     TPIDR_EL0.set(0);
     let left = sched::set_space(Some(loaded.space.clone()));
     // SAFETY: this is the task's own thread, and the old space is not used here.
@@ -290,4 +292,13 @@ const fn errno(error: FaultError) -> Errno {
 fn hardware_capabilities() -> u64 {
     let atomics = if kernel().features().cpus.lse() { HWCAP_ATOMICS } else { 0 };
     HWCAP_FP | HWCAP_ASIMD | atomics
+}
+
+/// The second word of them.
+fn more_hardware_capabilities() -> u64 {
+    match kernel().features().cpus.mte() {
+        Mte::None | Mte::Instructions => 0,
+        Mte::Tags => HWCAP2_MTE,
+        Mte::Asymmetric => HWCAP2_MTE | HWCAP2_MTE3,
+    }
 }

@@ -3,12 +3,14 @@
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
 use granule_abi::signal::{
-    BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTESERR, SI_KERNEL, TRAP_BRKPT,
+    BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTEAERR, SEGV_MTESERR, SI_KERNEL,
+    SIGSEGV, TRAP_BRKPT,
 };
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{self, Class, FaultStatus, Syndrome};
 
 use super::oom::{self, Relief};
+use super::send::{self, Asked};
 use super::signal::frame::FaultRecord;
 use super::signal::{Signal, SignalCause};
 use super::task::Task;
@@ -70,6 +72,17 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
         task.fault.set(record);
         task.force(offence.signal, SignalCause::fault(offence.code, at), false);
     }
+}
+
+/// Reports a mismatch of tags that the hardware recorded at some access before. As on Linux the signal has no address, and
+/// may be blocked or ignored.
+#[cold]
+pub(super) fn late_tag_fault(thread: &Thread) {
+    // SAFETY: the thread returns to EL0, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    let cause = SignalCause::fault(SEGV_MTEAERR, 0);
+    // It has its own number, and SIGSEGV is a signal.
+    let _ = send::to_thread(task, Some(task.process().id()), task.id(), Asked(SIGSEGV), cause);
 }
 
 /// Serves a fault, or returns its signal.

@@ -59,6 +59,7 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     syscall: crate::linux::syscall::on_syscall,
     fault: fault::fault,
     exception: fault::exception,
+    late_tag_fault: fault::late_tag_fault,
     signal: signal::deliver_signals,
     resolve: fault::resolve,
 };

@@ -371,18 +371,19 @@ impl UserBytes {
         done
     }
 
-    /// Copies the next bytes, up to a page that cannot be read; returns how many were.
+    /// Copies the next bytes, up to a page or granule of tags that cannot be read; returns how many were.
     fn copy_up_to(&mut self, to: &mut [u8]) -> usize {
         let mut done = 0;
         while done < to.len() && self.advance().is_ok() {
             let page = PAGE_SIZE as u64 - self.base % PAGE_SIZE as u64;
             let bytes = self.left.min(page).min((to.len() - done) as u64) as usize;
             let Some(part) = to.get_mut(done..done + bytes) else { break };
-            if uaccess::copy_from_user(part, VirtAddr(self.base)).is_err() {
+            let copied = uaccess::copy_from_user_up_to(part, VirtAddr(self.base));
+            (self.base, self.left, done) =
+                (self.base.wrapping_add(copied as u64), self.left - copied as u64, done + copied);
+            if copied < bytes {
                 break;
             }
-            (self.base, self.left, done) =
-                (self.base.wrapping_add(bytes as u64), self.left - bytes as u64, done + bytes);
         }
         done
     }

@@ -10,10 +10,11 @@ use granule_abi::memory::{
     MAP_ANONYMOUS, MAP_DENYWRITE, MAP_EXECUTABLE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB,
     MAP_LOCKED, MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK,
     MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE,
-    MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
 };
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
+use granule_arch::patched_branch;
 
 use super::{Answer, Syscall, io};
 use crate::linux::errno::Errno;
@@ -25,6 +26,7 @@ use crate::mm::space::{
     Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
     Space, SpaceError, SpaceLimits, Terms,
 };
+use crate::platform::features::branch;
 use crate::sched::relax;
 use crate::smp::this_cpu;
 use crate::uaccess;
@@ -35,9 +37,18 @@ const PROT_SEM: u64 = 8;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`: both together are refused before all else.
 const PROT_GROWS: u64 = 0x0300_0000;
 
+/// `PROT_MTE` counts where memory has tags, and else is ignored, as all unknown bits are by mmap.
 fn protection(bits: u64) -> Protection {
     let one = |bit: u64, what: Protection| if bits & bit != 0 { what } else { Protection::NONE };
-    one(PROT_READ, Protection::READ).and(one(PROT_WRITE, Protection::WRITE)).and(one(PROT_EXEC, Protection::EXECUTE))
+    let access = one(PROT_READ, Protection::READ).and(one(PROT_WRITE, Protection::WRITE));
+    let access = access.and(one(PROT_EXEC, Protection::EXECUTE));
+    if wants_tags(bits) { access.and(Protection::TAGGED) } else { access }
+}
+
+/// Whether a protection has `PROT_MTE`, and memory has tags.
+#[inline(always)]
+fn wants_tags(bits: u64) -> bool {
+    bits & PROT_MTE != 0 && patched_branch!(branch::MTE)
 }
 
 /// Refusals in Linux's order: the file, then the address, then the kind of memory.
@@ -191,7 +202,11 @@ fn backed_by(
         Some(_) if flags & MAP_GROWSDOWN != 0 => return Err(Errno::EINVAL),
         Some(device) => {
             let (is_shared, is_executable) = (sharing == Sharing::Shared, protection & PROT_EXEC != 0);
-            device::registers(device, space, is_shared, bytes / PAGE, offset / PAGE, is_executable)?
+            let object = device::registers(device, space, is_shared, bytes / PAGE, offset / PAGE, is_executable)?;
+            if wants_tags(protection) {
+                return Err(Errno::EINVAL);
+            }
+            object
         }
     };
     if flags & MAP_GROWSDOWN != 0 {
@@ -214,7 +229,8 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
     if bits & PROT_GROWS == PROT_GROWS {
         return Err(Errno::EINVAL);
     }
-    if bits & !(PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM) != 0 {
+    const KNOWN: u64 = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM;
+    if bits & !KNOWN != 0 && !(bits & !KNOWN == PROT_MTE && wants_tags(bits)) {
         // As on Linux the range is checked first: no bytes are a success, a range that wraps is ENOMEM.
         let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes));
         if end.is_some_and(|end| end != start.0) {

@@ -5,13 +5,12 @@ use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
-    PR_TAGGED_ADDR_ENABLE,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK, PR_MTE_TAG_SHIFT,
+    PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE,
 };
 use granule_arch::addr::VirtAddr;
 
 use super::{Answer, Syscall, read_quads, time};
-use crate::bytes;
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::linux::process::futex::{Scope, Wait};
@@ -22,9 +21,10 @@ use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
-use crate::sched;
+use crate::sched::{self, TagChecks, TagFaults, Thread};
 use crate::smp::this_cpu;
 use crate::uaccess;
+use crate::{bytes, kernel};
 
 pub(super) fn getpid(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(call.task.process().id()))
@@ -261,21 +261,16 @@ pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {
             Ok(0)
         }
         PR_SET_TAGGED_ADDR_CTRL => {
-            let control = call.argument::<1>();
-            // Programs have no tagged memory: there is nothing to check.
-            if control & !PR_TAGGED_ADDR_ENABLE != 0
-                || [call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 3]
-            {
+            if [call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 3] {
                 return Err(Errno::EINVAL);
             }
-            call.thread.set_tagged_addresses(control & PR_TAGGED_ADDR_ENABLE != 0);
-            Ok(0)
+            set_tag_control(call.thread, call.argument::<1>())
         }
         PR_GET_TAGGED_ADDR_CTRL => {
             if [call.argument::<1>(), call.argument::<2>(), call.argument::<3>(), call.argument::<4>()] != [0; 4] {
                 return Err(Errno::EINVAL);
             }
-            Ok(if call.thread.has_tagged_addresses() { PR_TAGGED_ADDR_ENABLE } else { 0 })
+            Ok(tag_control(call.thread))
         }
         PR_GET_NAME => {
             let name = call.task.name.get();
@@ -284,4 +279,36 @@ pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {
         }
         _ => Err(Errno::EINVAL),
     }
+}
+
+/// `PR_SET_TAGGED_ADDR_CTRL`: the bits for checks exist where memory has tags.
+fn set_tag_control(thread: &Thread, control: u64) -> Answer {
+    let mte = kernel().features().cpus.mte();
+    let of_checks = if kernel().features().has_tags() { PR_MTE_TCF_MASK | PR_MTE_TAG_MASK } else { 0 };
+    if control & !(PR_TAGGED_ADDR_ENABLE | of_checks) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let faults = match control & PR_MTE_TCF_MASK {
+        0 => TagFaults::Ignored,
+        PR_MTE_TCF_SYNC => TagFaults::AtOnce,
+        PR_MTE_TCF_ASYNC => TagFaults::Late,
+        _ => TagFaults::AtOnceOrLate,
+    };
+    let included = (control >> PR_MTE_TAG_SHIFT) as u16;
+    thread.set_tag_checks(TagChecks::new(faults, included, mte));
+    thread.set_tagged_addresses(control & PR_TAGGED_ADDR_ENABLE != 0);
+    Ok(0)
+}
+
+/// `PR_GET_TAGGED_ADDR_CTRL`: the same bits.
+fn tag_control(thread: &Thread) -> u64 {
+    let checks = thread.tag_checks();
+    let faults = match checks.faults() {
+        TagFaults::Ignored => 0,
+        TagFaults::AtOnce => PR_MTE_TCF_SYNC,
+        TagFaults::Late => PR_MTE_TCF_ASYNC,
+        TagFaults::AtOnceOrLate => PR_MTE_TCF_MASK,
+    };
+    let addresses = if thread.has_tagged_addresses() { PR_TAGGED_ADDR_ENABLE } else { 0 };
+    addresses | faults | u64::from(checks.included()) << PR_MTE_TAG_SHIFT
 }

@@ -120,7 +120,7 @@ fn enter(
     frame.x[30] = if action.flags & SA_RESTORER != 0 { action.restorer } else { exec::TRAMPOLINE.0 };
     frame.sp = at;
     frame.elr = action.handler;
-    frame.spsr &= !BRANCH_TYPE;
+    frame.spsr &= !(BRANCH_TYPE | CHECK_OVERRIDE);
 
     let own = if action.flags & SA_NODEFER != 0 { Set::EMPTY } else { signal.set() };
     task.set_blocked(blocked.with(Set(action.mask)).with(own));
@@ -129,6 +129,8 @@ fn enter(
 
 /// PSTATE.BTYPE: the handler is not the target of a branch of the program.
 const BRANCH_TYPE: u64 = 0b11 << 10;
+/// PSTATE.TCO: as on Linux, tags are checked in a handler where they are in the program.
+const CHECK_OVERRIDE: u64 = 1 << 25;
 
 /// `rt_sigreturn`: the thread continues with the state in the frame at SP. A refused frame is SIGSEGV; as on Linux,
 /// mask and registers are taken from it all the same, as far as they could be read.
@@ -140,14 +142,16 @@ pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
     if !at.is_multiple_of(16) || !uaccess::is_user_range(VirtAddr(at), size_of::<SigFrame>()) {
         return refuse(task, at);
     }
-    let Restored { mask, registers, rest } = restore(at, |from, to| Ok(uaccess::copy_from_user(to, VirtAddr(from))?));
+    let read = |from, to: &mut [u8]| Ok(uaccess::copy_from_user(to, VirtAddr(from))?);
+    let restored = Image::restored(|to| read(at, to));
+    let Restored { mask, registers, rest } = restored.unwrap_or_else(|| restore(at, read));
     let ContextRegisters { x, sp, pc, pstate } = registers;
     (frame.x, frame.sp, frame.elr, frame.spsr) = (x, sp, pc, pstate);
     if let Some(mask) = mask {
         task.set_blocked(Set(mask));
     }
     let Ok((fp, stack)) = rest else { return refuse(task, sp) };
-    thread.set_fp_state(if fp == FpState::ZERO { None } else { Some(&fp) });
+    thread.set_fp_state(if fp.is_zero() { None } else { Some(&fp) });
     // A stack that is refused leaves the current one, as on Linux.
     let _ = set_stack(task, stack, sp);
 }

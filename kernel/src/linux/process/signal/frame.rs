@@ -103,9 +103,7 @@ impl Image {
         image.put_quad(uc + offset_of!(UContext, stack) + offset_of!(SigStack, size), stack.size);
         image.put_quad(uc + offset_of!(UContext, mask), before.mask);
         image.put_quad(mc + offset_of!(SigContext, fault_address), fault.address);
-        for (index, value) in x.into_iter().enumerate() {
-            image.put_quad(mc + offset_of!(SigContext, registers) + 8 * index, value);
-        }
+        image.put_all(mc + offset_of!(SigContext, registers), x.map(u64::to_le_bytes).as_flattened());
         image.put_quad(mc + offset_of!(SigContext, sp), sp);
         image.put_quad(mc + offset_of!(SigContext, pc), pc);
         image.put_quad(mc + offset_of!(SigContext, pstate), pstate);
@@ -114,9 +112,7 @@ impl Image {
         image.header(at, FPSIMD_MAGIC, size_of::<FpsimdContext>());
         image.put(at + offset_of!(FpsimdContext, fpsr), before.fp.fpsr.to_le_bytes());
         image.put(at + offset_of!(FpsimdContext, fpcr), before.fp.fpcr.to_le_bytes());
-        for (index, value) in before.fp.v.into_iter().enumerate() {
-            image.put(at + offset_of!(FpsimdContext, registers) + 16 * index, value.to_le_bytes());
-        }
+        image.put_all(at + offset_of!(FpsimdContext, registers), before.fp.v.map(u128::to_le_bytes).as_flattened());
         at += size_of::<FpsimdContext>();
         if fault.esr != 0 {
             image.header(at, ESR_MAGIC, size_of::<EsrContext>());
@@ -131,8 +127,59 @@ impl Image {
         &self.0
     }
 
+    /// The state in the frame that `read` copies whole, if its records are those that [`Self::new`] writes: what
+    /// [`restore`] finds in it field by field. `None` for every other frame.
+    pub fn restored(read: impl FnOnce(&mut [u8]) -> Result<(), Errno>) -> Option<Restored> {
+        const UC: usize = offset_of!(SigFrame, context);
+        const MC: usize = UC + offset_of!(UContext, context);
+        const FP: usize = RECORDS + offset_of!(FpsimdContext, registers);
+        let mut image = Self([0; WRITTEN]);
+        read(&mut image.0).ok()?;
+        let second = RECORDS + size_of::<FpsimdContext>();
+        let has_records = image.has_header(RECORDS, FPSIMD_MAGIC, size_of::<FpsimdContext>())
+            && (image.has_header(second, 0, 0)
+                || image.has_header(second, ESR_MAGIC, size_of::<EsrContext>())
+                    && image.has_header(second + size_of::<EsrContext>(), 0, 0));
+        let pstate = image.quad(MC + offset_of!(SigContext, pstate));
+        if !has_records || pstate & MODE_AND_MASKS != 0 {
+            return None;
+        }
+        let (x, _) = image.0[MC + offset_of!(SigContext, registers)..].as_chunks::<8>();
+        let (v, _) = image.0[FP..].as_chunks::<16>();
+        let registers = ContextRegisters {
+            x: x.first_chunk()?.map(u64::from_le_bytes),
+            sp: image.quad(MC + offset_of!(SigContext, sp)),
+            pc: image.quad(MC + offset_of!(SigContext, pc)),
+            pstate: pstate & FREE,
+        };
+        let state = image.quad(RECORDS + offset_of!(FpsimdContext, fpsr));
+        let fp =
+            FpState { v: v.first_chunk()?.map(u128::from_le_bytes), fpsr: state as u32, fpcr: (state >> 32) as u32 };
+        let stack = SigStack {
+            base: image.quad(UC + offset_of!(UContext, stack) + offset_of!(SigStack, base)),
+            flags: image.quad(UC + offset_of!(UContext, stack) + offset_of!(SigStack, flags)) as u32 as i32,
+            padding: 0,
+            size: image.quad(UC + offset_of!(UContext, stack) + offset_of!(SigStack, size)),
+        };
+        Some(Restored { mask: Some(image.quad(UC + offset_of!(UContext, mask))), registers, rest: Ok((fp, stack)) })
+    }
+
+    fn quad(&self, at: usize) -> u64 {
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(&self.0[at..at + 8]);
+        u64::from_le_bytes(bytes)
+    }
+
+    fn has_header(&self, at: usize, magic: u32, size: usize) -> bool {
+        self.quad(at) == (size as u64) << 32 | u64::from(magic)
+    }
+
     fn put<const N: usize>(&mut self, at: usize, bytes: [u8; N]) {
-        self.0[at..at + N].copy_from_slice(&bytes);
+        self.put_all(at, &bytes);
+    }
+
+    fn put_all(&mut self, at: usize, bytes: &[u8]) {
+        self.0[at..at + bytes.len()].copy_from_slice(bytes);
     }
 
     fn put_quad(&mut self, at: usize, value: u64) {
@@ -347,11 +394,19 @@ mod tests {
     const AT: u64 = 0x7ffe_e000;
 
     fn all(frame: &[u8]) -> Restored {
-        restore(AT, |at, to| {
+        let by_field = restore(AT, |at, to| {
             let at = usize::try_from(at - AT).unwrap();
             to.copy_from_slice(frame.get(at..at + to.len()).ok_or(Errno::EFAULT)?);
             Ok(())
-        })
+        });
+        let whole = Image::restored(|to| {
+            to.copy_from_slice(frame.get(..to.len()).ok_or(Errno::EFAULT)?);
+            Ok(())
+        });
+        if let Some(whole) = whole {
+            assert_eq!(whole, by_field);
+        }
+        by_field
     }
 
     fn restored(frame: &[u8]) -> Result<Interrupted, Errno> {
@@ -390,7 +445,13 @@ mod tests {
     #[test]
     fn a_return_goes_on_with_what_was_interrupted() {
         for esr in [0, 0x9200_0046] {
-            assert_eq!(restored(&bytes(FaultRecord { address: 1, esr })), Ok(before()));
+            let frame = bytes(FaultRecord { address: 1, esr });
+            assert_eq!(restored(&frame), Ok(before()));
+            let whole = Image::restored(|to| {
+                to.copy_from_slice(&frame[..to.len()]);
+                Ok(())
+            });
+            assert_eq!(whole, Some(all(&frame)), "in one piece");
         }
     }
 

@@ -1,0 +1,241 @@
+//! Tag checks of a thread's accesses at EL0 (FEAT_MTE2; Arm ARM D10.5).
+//!
+//! [`TagChecks`] is what a program asks for. A CPU's registers hold those of the last user thread that had others than
+//! the thread before it; a switch between threads with the same checks writes no register.
+//!
+//! **Late faults.** TFSRE0_EL1 records a mismatch of EL0 in the modes that report late. Each entry from EL0 collects it as
+//! work of the thread, before anything else can be recorded: [`UserEntry::late_tag_fault`] runs on the way back, and a
+//! system call is repeated after it. What the kernel's own accesses with EL0's rights add after that is removed before
+//! EL0 is entered, and before another thread that reports late is: as on Linux, it is no fault.
+//!
+//! **A thread without checks pays nothing for them.** A thread with checks has other functions in the fields that the
+//! vectors call, which prepare for the thread's own.
+//!
+//! [`UserEntry::late_tag_fault`]: super::UserEntry::late_tag_fault
+
+use granule_arch::features::Mte;
+use granule_arch::tag_check::TagCheck;
+
+/// The faults that a program accepts for a mismatch of its tags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TagFaults {
+    /// None: tags are not checked.
+    Ignored = 0,
+    /// At the access.
+    AtOnce = 1,
+    /// At some later exception, without the address.
+    Late = 2,
+    /// Either, as the kernel prefers.
+    AtOnceOrLate = 3,
+}
+
+/// How the accesses of a thread are checked at EL0, and which tags IRG may find there.
+///
+/// A word: bits 1:0 are the [`TagFaults`], 3:2 the [`TagCheck`], 31:16 the tags.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct TagChecks(u32);
+
+impl TagChecks {
+    /// No checks, and no tags but zero: that of every thread at first.
+    pub const NONE: Self = Self(0);
+
+    /// Checks on CPUs with `mte`, for a program that accepts `faults`. IRG finds the tags whose bits are in `included`, or
+    /// only zero if there is none. The choice for [`TagFaults::AtOnceOrLate`] is a fault at once for loads, which costs
+    /// them nothing, and late for stores; all late where the CPUs cannot distinguish.
+    pub const fn new(faults: TagFaults, included: u16, mte: Mte) -> Self {
+        let check = match (faults, mte) {
+            (TagFaults::Ignored, _) => TagCheck::Off,
+            (TagFaults::AtOnce, _) => TagCheck::Synchronous,
+            (TagFaults::AtOnceOrLate, Mte::Asymmetric) => TagCheck::Asymmetric,
+            (TagFaults::AtOnceOrLate | TagFaults::Late, _) => TagCheck::Asynchronous,
+        };
+        Self(faults as u32 | (check as u32) << 2 | (included as u32) << 16)
+    }
+
+    /// What was accepted.
+    pub const fn faults(self) -> TagFaults {
+        match self.0 & 3 {
+            0 => TagFaults::Ignored,
+            1 => TagFaults::AtOnce,
+            2 => TagFaults::Late,
+            _ => TagFaults::AtOnceOrLate,
+        }
+    }
+
+    /// The tags that IRG may find, a bit for each.
+    pub const fn included(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// What the hardware does.
+    pub const fn check(self) -> TagCheck {
+        match self.0 >> 2 & 3 {
+            0 => TagCheck::Off,
+            1 => TagCheck::Synchronous,
+            2 => TagCheck::Asynchronous,
+            _ => TagCheck::Asymmetric,
+        }
+    }
+}
+
+#[cfg(target_os = "none")]
+pub(super) use target::enter;
+#[cfg(target_os = "none")]
+pub(crate) use target::{collect_tag_faults, deliver_with_checks};
+
+#[cfg(target_os = "none")]
+mod target {
+    use core::sync::atomic::Ordering;
+
+    use granule_arch::tag_check::{self, TagCheck};
+    use granule_arch::{interrupts, patched_branch};
+
+    use super::TagChecks;
+    use crate::platform::features::branch;
+    use crate::sched::{Thread, UserEntry, Work, current};
+    use crate::smp::{Cpu, this_cpu};
+    use crate::trap::TrapFrame;
+
+    /// Bytes of an SVC.
+    const INSTRUCTION: u64 = 4;
+
+    impl Thread {
+        /// What [`Self::set_tag_checks`] set last, or its maker had.
+        pub fn tag_checks(&self) -> TagChecks {
+            self.tag_checks.get()
+        }
+
+        /// Sets how the accesses of the running thread are checked at EL0, and those of threads that it makes. Where
+        /// memory has tags.
+        pub fn set_tag_checks(&self, checks: TagChecks) {
+            debug_assert!(core::ptr::eq(self, &*current()));
+            let Some(entry) = self.entry else { return };
+            let masked = interrupts::mask();
+            self.adopt(entry, checks);
+            enter(this_cpu(), self);
+            interrupts::restore(masked);
+        }
+
+        /// Sets the checks, and the functions for the exceptions of EL0 under them.
+        #[cold]
+        pub(in crate::sched) fn adopt(&self, entry: &UserEntry, checks: TagChecks) {
+            self.tag_checks.set(checks);
+            self.syscall.set(match checks.check() {
+                TagCheck::Off => entry.syscall,
+                TagCheck::Synchronous => synchronous_syscall,
+                TagCheck::Asynchronous | TagCheck::Asymmetric => recorded_syscall,
+            });
+            self.fault.set(if checks.check().is_recorded() { recorded_fault } else { entry.fault });
+        }
+    }
+
+    /// The thread comes to `cpu`, this one. Interrupts masked.
+    #[inline(always)]
+    pub(in crate::sched) fn enter(cpu: &Cpu, thread: &Thread) {
+        if patched_branch!(branch::MTE) {
+            let (own, loaded) = (thread.tag_checks.get(), cpu.sched.tag_checks.load(Ordering::Relaxed));
+            if own.0 | loaded != 0 {
+                load(cpu, own, loaded);
+            }
+        }
+    }
+
+    #[inline(never)]
+    fn load(cpu: &Cpu, own: TagChecks, loaded: u32) {
+        if own.0 != loaded {
+            cpu.sched.tag_checks.store(own.0, Ordering::Relaxed);
+            tag_check::set_el0(own.check(), !own.included());
+        }
+        // What is recorded now was recorded in the kernel, perhaps for another thread.
+        if own.check().is_recorded() {
+            tag_check::clear_recorded();
+        }
+        // The thread before may have had no reason to.
+        if own.check().faults() {
+            tag_check::resume();
+        }
+    }
+
+    extern "C" fn synchronous_syscall(frame: &mut TrapFrame, thread: &Thread) {
+        let Some(entry) = thread.entry else { return };
+        tag_check::resume();
+        (entry.syscall)(frame, thread);
+    }
+
+    extern "C" fn recorded_syscall(frame: &mut TrapFrame, thread: &Thread) {
+        let Some(entry) = thread.entry else { return };
+        if collect(thread) {
+            // As on Linux, the signal comes first, and the call is made after it.
+            frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
+            return;
+        }
+        if thread.tag_checks().check().faults() {
+            tag_check::resume();
+        }
+        (entry.syscall)(frame, thread);
+        tag_check::clear_recorded();
+    }
+
+    extern "C" fn recorded_fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
+        collect(thread);
+        thread.entry.is_some_and(|entry| (entry.fault)(frame, thread))
+    }
+
+    /// Collects what EL0's accesses have left. First in every entry from EL0 but those of [`Thread::adopt`].
+    #[inline(always)]
+    pub(crate) fn collect_tag_faults(thread: &Thread) {
+        if patched_branch!(branch::MTE) && thread.tag_checks().check().is_recorded() {
+            collect(thread);
+        }
+    }
+
+    /// Turns a recorded mismatch into work of the thread; returns whether there was one.
+    fn collect(thread: &Thread) -> bool {
+        let recorded = tag_check::has_recorded();
+        if recorded {
+            tag_check::clear_recorded();
+            thread.work.fetch_or(Work::TAG_FAULT.0, Ordering::Relaxed);
+        }
+        recorded
+    }
+
+    /// Runs `deliver`, which accesses memory of EL0 on the way there from any exception.
+    #[inline(always)]
+    pub(crate) fn deliver_with_checks(thread: &Thread, deliver: impl FnOnce()) {
+        if patched_branch!(branch::MTE) && thread.tag_checks().check().faults() {
+            tag_check::resume();
+        }
+        deliver();
+        if patched_branch!(branch::MTE) && thread.tag_checks().check().is_recorded() {
+            tag_check::clear_recorded();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_arch::features::Mte;
+    use granule_arch::tag_check::TagCheck;
+
+    use super::{TagChecks, TagFaults};
+
+    #[test]
+    fn the_kernel_prefers_the_asymmetric_mode_where_either_will_do() {
+        use TagFaults::{AtOnce, AtOnceOrLate, Ignored, Late};
+        let checks = |mte| [Ignored, AtOnce, Late, AtOnceOrLate].map(|faults| TagChecks::new(faults, 0, mte).check());
+        use TagCheck::{Asymmetric, Asynchronous, Off, Synchronous};
+        assert_eq!(checks(Mte::Asymmetric), [Off, Synchronous, Asynchronous, Asymmetric]);
+        assert_eq!(checks(Mte::Tags), [Off, Synchronous, Asynchronous, Asynchronous]);
+    }
+
+    #[test]
+    fn a_word_keeps_what_was_asked() {
+        for faults in [TagFaults::Ignored, TagFaults::AtOnce, TagFaults::Late, TagFaults::AtOnceOrLate] {
+            for included in [0, 1, 0x8000, 0xfffe, 0xffff] {
+                let checks = TagChecks::new(faults, included, Mte::Asymmetric);
+                assert_eq!((checks.faults(), checks.included()), (faults, included));
+            }
+        }
+        assert_eq!(TagChecks::new(TagFaults::Ignored, 0, Mte::Tags), TagChecks::NONE);
+    }
+}
