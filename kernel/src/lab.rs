@@ -106,6 +106,8 @@ switches! {
         "no TLB is invalidated where a page is copied on write: other CPUs use the old page";
     SKIP_ICACHE_USER "skip-icache-user" Stream
         "no cache maintenance where user pages become executable: their old contents may run";
+    NO_ZERO_TAGS "no-zero-tags" Target
+        "a page that becomes checked keeps the tags that its frame had before";
     NO_SECONDARY_TLB "no-secondary-tlb" Target
         "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation";
     DEVICE_DBM_SPURIOUS "device-dbm-spurious" Target

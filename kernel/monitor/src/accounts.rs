@@ -80,7 +80,12 @@ fn mem<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>>
     {
         let heap = granule::mm::heap::kernel_heap().stats();
         let (total, used) = (Size(heap.total as u64), heap.used);
-        writeln!(session, "heap      {total}, {used} bytes used by {} allocations", heap.allocations);
+        let checks = kernel.features().kernel_tag_check;
+        writeln!(
+            session,
+            "heap      {total}, {used} bytes used by {} allocations, {} with tags ({checks})",
+            heap.allocations, heap.tagged
+        );
     }
     show_areas(session, kernel);
     Ok(())

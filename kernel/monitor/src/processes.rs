@@ -201,6 +201,9 @@ impl fmt::Display for AreaLine<'_> {
         if area.is_shared() {
             write!(f, " from page {}", area.page_at(area.start()))?;
         }
+        if area.protection().contains(Protection::TAGGED) {
+            f.write_str(" tagged")?;
+        }
         Ok(())
     }
 }

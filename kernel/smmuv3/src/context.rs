@@ -133,12 +133,27 @@ pub struct Translation {
     pub granule: Granule,
     /// The largest output address, at most what the SMMU can put out (IDR5.OAS).
     pub output: OutputSize,
-    /// The memory types that leaves name, as MAIR_EL1 has them.
+    /// The memory types that leaves name, as MAIR_EL1 has them: one with tags is plain Normal for an SMMU.
     pub memory_types: u64,
     /// The tag of the translations in the SMMU's TLB, from its own allocator and from nothing else.
     pub asid: u16,
     /// The SMMU reads tables coherently with the CPUs' caches (IDR0.COHACC).
     pub coherent: bool,
+}
+
+/// MAIR without the attribute Normal-Tagged (0xf0), which is reserved in a context: an SMMU knows no tags (SMMU 5.4).
+const fn without_tags(memory_types: u64) -> u64 {
+    const TAGGED: u8 = 0xf0;
+    const NORMAL: u8 = 0xff;
+    let mut attributes = memory_types.to_le_bytes();
+    let mut index = 0;
+    while index < attributes.len() {
+        if attributes[index] == TAGGED {
+            attributes[index] = NORMAL;
+        }
+        index += 1;
+    }
+    u64::from_le_bytes(attributes)
 }
 
 /// A context descriptor.
@@ -176,7 +191,7 @@ impl ContextDescriptor {
                 + CD0::VALID::SET,
         );
         let second = CD1::TTB0.val(translation.root.0 >> 4).value;
-        Self([first.get(), second, 0, translation.memory_types, 0, 0, 0, 0])
+        Self([first.get(), second, 0, without_tags(translation.memory_types), 0, 0, 0, 0])
     }
 
     /// The same, but nothing is translated any more, and no event is recorded: what a process that exits leaves behind

@@ -19,7 +19,7 @@ const RACE: &str = "Causality violation";
 struct Page {
     record: Frame,
     contents: Watched<u32>,
-    /// How often it was freed. Not one of loom's: it orders nothing.
+    /// How often it was freed, or got its first tags. Not one of loom's: it orders nothing.
     freed: AtomicUsize,
 }
 
@@ -119,6 +119,37 @@ fn counts_that_order_nothing_are_caught() {
 #[test]
 fn a_count_that_is_not_changed_in_one_step_is_caught() {
     assert_caught("it was not freed once", || held_by_three(Omitted::AtomicExchange, [Page::drop_of_many; 3]));
+}
+
+/// Two CPUs map a frame as checked at once, and the program of each looks at its tags, which are the contents here.
+fn tagged_by_two(omitted: Omitted) {
+    threads(move || {
+        let page = Arc::new(Page::default());
+        page.record.hand_out();
+        page.record.share();
+        let map = move |page: &Page| {
+            omit(omitted);
+            page.record.tag_once(|| page.reuse());
+            omit(Omitted::Nothing);
+            page.contents.read();
+        };
+        let other = Arc::clone(&page);
+        let mapper = loom::thread::spawn(move || map(&other));
+        map(&page);
+        mapper.join().unwrap();
+        assert_eq!(page.freed.load(std::sync::atomic::Ordering::Relaxed), 1, "tags were not zeroed once");
+    });
+}
+
+#[test]
+fn a_frame_gets_its_first_tags_once_and_before_any_program_has_it() {
+    tagged_by_two(Omitted::Nothing);
+}
+
+#[test]
+fn first_tags_without_an_order_or_a_claim_are_caught() {
+    assert_caught(RACE, || tagged_by_two(Omitted::Order));
+    assert_caught(RACE, || tagged_by_two(Omitted::AtomicSet));
 }
 
 /// Two CPUs free a frame that one of them does not own.

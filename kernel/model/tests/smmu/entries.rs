@@ -268,6 +268,14 @@ fn context(from: &ContextDescriptor, to: &ContextDescriptor) -> (usize, bool) {
     go(from, to, decode, &decode(&[0; 8]))
 }
 
+/// An attribute with tags is reserved in a context.
+#[test]
+fn memory_with_tags_is_normal_for_a_device() {
+    let types = |memory_types| ContextDescriptor::new(&Translation { memory_types, ..TRANSLATION }).0[3];
+    assert_eq!(types(0xf044_04ff_f000_00f0), 0xff44_04ff_ff00_00ff);
+    assert_eq!(types(0xff44_0400), 0xff44_0400);
+}
+
 #[test]
 fn every_pair_of_context_descriptors() {
     let of = |translation| ContextDescriptor::new(&translation);

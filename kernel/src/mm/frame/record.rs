@@ -15,6 +15,7 @@ use core::{ptr, slice};
 use granule_arch::addr::VirtAddr;
 
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use crate::sync::spin;
 
 /// What the kernel knows about one 4 KiB frame. All zero: free.
 ///
@@ -35,6 +36,11 @@ pub struct Frame {
     /// held.
     pub table_lock: AtomicU32,
 }
+
+/// In the flags: the frame has allocation tags, which belong to its contents.
+const TAGGED: u32 = 4;
+/// In the flags: a CPU writes its first tags.
+const TAGGING: u32 = 8;
 
 /// Why a frame cannot be freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -96,6 +102,43 @@ impl Frame {
             }
         }
         true
+    }
+
+    /// Whether the frame has tags. What wrote the first of them comes before what the caller does next.
+    #[inline(always)]
+    pub fn has_tags(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & TAGGED != 0
+    }
+
+    /// Has `write` give the frame its first tags, unless it has some. The caller holds the frame; several may, and each
+    /// returns when the tags are there: the program of the first may set tags of its own at once, which a second
+    /// `write` would undo. `write` does not sleep: the others spin.
+    #[inline(always)]
+    pub fn tag_once(&self, write: impl FnOnce()) {
+        if !self.has_tags() {
+            self.tag(write);
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn tag(&self, write: impl FnOnce()) {
+        // Relaxed: what is decided is which CPU writes.
+        if self.flags.fetch_or(TAGGING, Ordering::Relaxed) & TAGGING == 0 {
+            write();
+            // Release: the tags before the word that they are there.
+            self.flags.fetch_or(TAGGED, Ordering::Release);
+            return;
+        }
+        while !self.has_tags() {
+            spin();
+        }
+    }
+
+    /// Notes that the caller, which alone has the frame, has written its tags.
+    pub fn note_tags(&self) {
+        // Relaxed: published with the frame.
+        self.flags.store(self.flags.load(Ordering::Relaxed) | TAGGING | TAGGED, Ordering::Relaxed);
     }
 
     /// Marks a frame that is held exactly once as free, and clears the record.

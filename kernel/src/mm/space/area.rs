@@ -24,7 +24,7 @@ use core::ops::Range;
 use core::ptr::{self, NonNull};
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{MemoryType, Protection};
+use granule_arch::descriptor::{Attributes, MemoryType, Protection};
 use granule_pgtable::PageRange;
 use intrusive_collections::rbtree::{Cursor, CursorMut};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
@@ -49,6 +49,9 @@ use crate::smp::Cpu;
 /// The kernel chooses no address below this one: programs are linked there, and null pointers with an offset point
 /// there.
 pub(super) const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
+
+/// What registers never have.
+const OF_MEMORY: Protection = Protection::EXECUTE.and(Protection::TAGGED);
 
 /// One area: the pages from `start` to `end`, all alike.
 ///
@@ -113,10 +116,10 @@ impl AreaFlags {
         if condition { self } else { Self(0) }
     }
 
-    /// What the pages of such an area are.
+    /// The attributes of the pages of such an area, which are `of_memory` where they are no registers.
     #[inline(always)]
-    pub(super) const fn memory(self) -> MemoryType {
-        if self.has_any(Self::REGISTERS) { MemoryType::DeviceNGnRE } else { MemoryType::Normal }
+    pub(super) const fn attributes(self, of_memory: Attributes) -> Attributes {
+        if self.has_any(Self::REGISTERS) { of_memory.of_memory(MemoryType::DeviceNGnRE) } else { of_memory }
     }
 
     /// Whether it has one of `others`.
@@ -311,6 +314,12 @@ impl Area {
         self.protection.get()
     }
 
+    /// What a change of protection to `protection` makes of it: none takes the tags away (Linux: `VM_MTE`).
+    #[inline(always)]
+    pub(super) fn changed_to(&self, protection: Protection) -> Protection {
+        protection.and(self.protection().common(Protection::TAGGED))
+    }
+
     /// The object that its pages are of. Those of a private area are, until they are written, pages of the object;
     /// anonymous memory has none.
     #[inline(always)]
@@ -341,13 +350,13 @@ impl Area {
         self.mapping.as_ref().is_none_or(|mapping| mapping.may_write)
     }
 
-    /// Whether it may have `protection` ever (Linux: `VM_MAYWRITE`, `VM_MAYEXEC`).
+    /// Whether it may have `protection` ever (Linux: `VM_MAYWRITE`, `VM_MAYEXEC`, `VM_MTE_ALLOWED`).
     #[inline(always)]
     pub(super) fn may_have(&self, protection: Protection) -> bool {
         self.mapping.as_ref().is_none_or(|mapping| {
-            let may_execute = !self.flags().has_any(AreaFlags::REGISTERS);
+            let is_memory = !self.flags().has_any(AreaFlags::REGISTERS);
             (mapping.may_write || !protection.contains(Protection::WRITE))
-                && (may_execute || !protection.contains(Protection::EXECUTE))
+                && (is_memory || protection.common(OF_MEMORY) == Protection::NONE)
         })
     }
 

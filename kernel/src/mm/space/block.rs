@@ -38,7 +38,7 @@ use granule_arch::patched_branch;
 use granule_pgtable::{Feature, Mmu, PageRange, Table, Visited};
 
 use super::area::{Area, AreaFlags};
-use super::code::is_visible;
+use super::code::{is_visible, needs_frame};
 use super::entry::{attributes, replace, set_access_flags, written};
 use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
 use super::gather::{Gather, pages};
@@ -104,6 +104,14 @@ fn first_entry(block: PhysAddr, protection: Protection) -> Descriptor {
 #[inline(always)]
 fn modified(entry: Descriptor, attributes: Attributes) -> Descriptor {
     entry.modified(attributes)
+}
+
+/// Which frames of a block have tags.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum BlockTags {
+    None,
+    Some,
+    All,
 }
 
 impl Spaces {
@@ -185,14 +193,38 @@ impl Spaces {
         table
     }
 
-    /// Copies what `from` holds to `to`, with scheduling points.
+    /// Copies what `from` holds to `to`, a new page block, with scheduling points.
     fn copy_block_contents(&self, from: PhysAddr, to: PhysAddr) {
+        let tags = self.tags_of_block(from);
         for index in 0..BLOCK_FRAMES {
             let offset = index as u64 * PAGE;
-            self.copy_frame(from + offset, to + offset);
+            self.copy_contents(from + offset, to + offset);
+            match tags {
+                BlockTags::None => {}
+                BlockTags::All => self.copy_tags(from + offset, to + offset),
+                BlockTags::Some if self.record(from + offset).has_tags() => self.copy_tags(from + offset, to + offset),
+                BlockTags::Some => self.zero_tags(to + offset),
+            }
             if index % COPIED == COPIED - 1 {
                 relax();
             }
+        }
+        if tags != BlockTags::None {
+            self.record(to).note_tags();
+        }
+    }
+
+    /// Which frames of a block have tags. More of them may get some meanwhile, where entries that others have are
+    /// changed.
+    fn tags_of_block(&self, block: PhysAddr) -> BlockTags {
+        let _locked = self.lock_block(block);
+        if self.is_one(block) {
+            return if self.record(block).has_tags() { BlockTags::All } else { BlockTags::None };
+        }
+        match self.records_of(block).filter(|(_, record)| record.has_tags()).count() {
+            0 => BlockTags::None,
+            BLOCK_FRAMES => BlockTags::All,
+            _ => BlockTags::Some,
         }
     }
 
@@ -340,7 +372,7 @@ impl Space {
         if !found.is_in(range) {
             return (self.split_block(&found, range), false);
         }
-        let _locked = self.lock_table(found.table);
+        let locked = self.lock_table(found.table);
         let mut entry = mmu.load(found.cell);
         if !is_block(entry) {
             return (visited(entry), false);
@@ -353,8 +385,9 @@ impl Space {
             if changed == entry {
                 return (Visited::Done, false);
             }
-            if changed.is_user_executable() {
-                self.make_block_visible(entry);
+            if needs_frame(changed) && !self.prepare_block(changed) {
+                drop(locked);
+                return (self.split_block(&found, range), false);
             }
             match mmu.compare_exchange(found.cell, entry, changed) {
                 Ok(()) => break,
@@ -393,7 +426,9 @@ impl Space {
         let is_wanted = area.flags().has_any(AreaFlags::BLOCKS);
         // Zeroing it and cleaning it by lines would take too long at once.
         let is_code = area.protection().contains(Protection::EXECUTE) && !self.mmu().has(Feature::Idc);
-        is_wanted && !is_code && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
+        // A block of an object may have no tags, and others may use it.
+        let is_untagged = area.object().is_some() && area.protection().contains(Protection::TAGGED);
+        is_wanted && !is_code && !is_untagged && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
     }
 
     /// Serves an access that `area` permits, where there is no table for `page`, by a block; `None` where a page serves
@@ -439,11 +474,10 @@ impl Space {
             return None;
         };
         self.note_block_origin(block, found.start);
-        // SAFETY: the linear map has the block, writable, and it has no other user.
-        unsafe { frames.linear().address(block).as_ptr::<u8>().write_bytes(0, BLOCK_SIZE as usize) };
+        self.common.zero_new_block(block, area.protection());
         let new = first_entry(block, area.protection());
-        if new.is_user_executable() {
-            self.make_block_visible(new);
+        if needs_frame(new) {
+            self.prepare_block(new);
         }
         // The zeros before their entry.
         mmu.dmb_ishst();
@@ -479,15 +513,17 @@ impl Space {
     /// Serves an access that `area` permits to the block in `found`.
     fn fault_of_block(&self, area: &Area, found: &BlockCell<'_>, access: Access) -> FaultOutcome {
         let mmu = self.mmu();
-        let _locked = self.lock_table(found.table);
+        let locked = self.lock_table(found.table);
         let entry = mmu.load(found.cell);
         if !is_block(entry) {
             return FaultOutcome::Served;
         }
         if !entry.is_valid() {
             let accessible = modified(entry, attributes(area.protection().read_only()));
-            if accessible.is_user_executable() {
-                self.make_block_visible(accessible);
+            if needs_frame(accessible) && !self.prepare_block(accessible) {
+                drop(locked);
+                self.split_block(found, found.range());
+                return FaultOutcome::Served;
             }
             mmu.store(found.cell, accessible.young());
             return FaultOutcome::Served;
@@ -558,8 +594,8 @@ impl Space {
         let start = found.start;
         self.note_block_origin(new, start);
         let copy = block_of(written(new, area.protection()));
-        if copy.is_user_executable() {
-            self.make_block_visible(copy);
+        if needs_frame(copy) {
+            self.prepare_block(copy);
         }
         let unused = {
             let _change = self.notifiers.start(Range::new(Event::Clear, start, start + BLOCK_SIZE));
@@ -599,12 +635,23 @@ impl Space {
         is_there.then(|| (locked, self.common.frames.linear().address(entry.address()) + (page - found.start)))
     }
 
-    /// Makes the contents of the block of `entry` visible to fetches. If it was split, the record of its first frame
-    /// says that of the first page alone.
+    /// Prepares the frames of `new`, a block that is not stored yet, for what the entry permits, as
+    /// [`Self::prepare`] does for a page. A block without tags gets none here, because that takes too long under a
+    /// lock; returns `false` for such a one: it is split, and its pages get theirs one by one.
     #[cold]
     #[inline(never)]
-    fn make_block_visible(&self, entry: Descriptor) {
-        let (common, block) = (self.common, entry.address());
+    fn prepare_block(&self, new: Descriptor) -> bool {
+        if new.is_user_executable() {
+            self.make_block_visible(new.address());
+        }
+        let is_checked = new.is_valid() && new.is_tagged();
+        !is_checked || self.common.tags_of_block(new.address()) == BlockTags::All
+    }
+
+    /// Makes the contents of a block visible to fetches. If it was split, the record of its first frame says that of
+    /// the first page alone.
+    fn make_block_visible(&self, block: PhysAddr) {
+        let common = self.common;
         let one = {
             let _locked = common.lock_block(block);
             common.is_one(block).then(|| is_visible(common.record(block)))

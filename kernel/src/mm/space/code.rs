@@ -2,15 +2,13 @@
 //!
 //! Once for each frame, as on Linux (`PG_dcache_clean`). Maintenance for later stores is the program's own, from EL0.
 
-#![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
-
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::Descriptor;
+use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::{Feature, Mmu};
 
-use super::{PAGE, Space, Spaces};
+use super::{PAGE, Space};
 use crate::lab;
 use crate::mm::frame::Frame;
 
@@ -23,14 +21,29 @@ pub(super) fn is_visible(frame: &Frame) -> bool {
     frame.flags.load(Ordering::Acquire) & CODE_VISIBLE != 0
 }
 
+/// Whether `entry` may be stored only when its frame is [prepared](Space::prepare).
+#[inline(always)]
+pub(super) const fn needs_frame(entry: Descriptor) -> bool {
+    /// Of the index of `NormalTagged` the bit that no other memory of a program has.
+    const TAGGED: u64 = 0b10 << bits::ATTR_INDEX.trailing_zeros();
+    (entry.0 ^ bits::UXN) & (bits::UXN | TAGGED) != 0
+}
+
 impl Space {
-    /// Makes the contents of the frame of `entry` visible to fetches, unless that was done before. The entry is not
-    /// stored yet, or does not permit EL0 to execute.
+    /// Prepares the frame of `new`, which is not stored yet, for what the entry permits: makes its contents visible to
+    /// fetches, and gives it [tags](super::tags), unless that was done before. Complete before a store that comes next.
     #[inline(never)]
-    pub(super) fn make_code_visible(&self, entry: Descriptor) {
-        // The page of zeros has no code.
-        if !entry.is_special() && !is_visible(self.common.record(entry.address())) {
-            self.maintain(entry.address(), PAGE);
+    pub(super) fn prepare(&self, new: Descriptor) {
+        // The page of zeros has no code, and keeps its tags.
+        if new.is_special() || !new.is_valid() {
+            return;
+        }
+        let record = self.common.record(new.address());
+        if new.is_user_executable() && !is_visible(record) {
+            self.maintain(new.address(), PAGE);
+        }
+        if new.is_tagged() {
+            self.common.tag(new.address());
         }
     }
 
@@ -52,17 +65,5 @@ impl Space {
         }
         // Two CPUs may both do it, which is harmless.
         self.common.record(frame).flags.fetch_or(CODE_VISIBLE, Ordering::Release);
-    }
-}
-
-impl Spaces {
-    /// Copies a frame.
-    #[inline]
-    pub(super) fn copy_frame(&self, from: PhysAddr, to: PhysAddr) {
-        let linear = self.frames.linear();
-        let [from, to] = [from, to].map(|frame| linear.address(frame).as_ptr::<u8>());
-        // SAFETY: the linear map has both frames. The new one has no other user; the old one is held by a read-only
-        // entry whose table is locked, or by the caller.
-        unsafe { to.copy_from_nonoverlapping(from, PAGE as usize) };
     }
 }

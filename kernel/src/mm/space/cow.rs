@@ -11,6 +11,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
+use super::code::needs_frame;
 use super::entry::{EntryState, set_access_flags, state, written};
 use super::fault::{AllowedFault, FaultError, FaultOutcome};
 use crate::lab;
@@ -53,12 +54,13 @@ impl AllowedFault<'_> {
     #[inline(never)]
     pub(super) fn copy_on_write(self, entry: Descriptor, may_sleep: bool) -> FaultOutcome {
         let (space, frames) = (self.space, self.space.common.frames);
-        let new =
-            if entry.is_special() { frames.alloc_movable_zeroed(self.cpu) } else { frames.alloc_movable(self.cpu) };
-        let new = match new {
+        let new = match frames.alloc_movable(self.cpu) {
             Ok(new) => new,
             Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
         };
+        if entry.is_special() {
+            space.common.zero_new(new, self.area.protection());
+        }
         space.note_origin(new, self.page);
         let Some(_change) = space.notifiers.try_start(may_sleep, Range::page(Event::Clear, self.page)) else {
             frames.free(self.cpu, new);
@@ -96,8 +98,8 @@ impl AllowedFault<'_> {
             // Read-only in every TLB and held by this entry: the contents do not change under the lock.
             space.common.copy_frame(entry.address(), new);
         }
-        if written.is_user_executable() {
-            space.make_code_visible(written);
+        if needs_frame(written) {
+            space.prepare(written);
         }
         mmu.store(self.cell, Descriptor::EMPTY);
         // The invalidation also orders the contents of the page before the entry.

@@ -67,7 +67,7 @@ impl Area {
     /// The attributes of its pages with `protection`.
     #[inline(always)]
     pub(super) fn attributes(&self, protection: Protection) -> Attributes {
-        attributes(protection).of_memory(self.flags().memory())
+        self.flags().attributes(attributes(protection))
     }
 }
 

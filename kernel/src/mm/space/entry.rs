@@ -96,7 +96,7 @@ pub(super) fn unwritable(entry: Descriptor, exclusive: bool) -> Descriptor {
 }
 
 /// The number of protections.
-const PROTECTIONS: usize = 8;
+const PROTECTIONS: usize = Protection::COUNT;
 
 /// The attributes of a page with each protection (Linux's `protection_map`).
 static ATTRIBUTES: [Attributes; PROTECTIONS] = {
@@ -104,7 +104,9 @@ static ATTRIBUTES: [Attributes; PROTECTIONS] = {
     let mut bits = 0;
     while bits < PROTECTIONS {
         if let Some(protection) = Protection::from_bits(bits as u8) {
-            map[bits] = Attributes::user(MemoryType::Normal, protection);
+            let is_tagged = protection.contains(Protection::TAGGED);
+            let memory = if is_tagged { MemoryType::NormalTagged } else { MemoryType::Normal };
+            map[bits] = Attributes::user(memory, protection);
         }
         bits += 1;
     }
@@ -122,10 +124,10 @@ static WRITTEN: [Descriptor; PROTECTIONS] = {
     map
 };
 
-/// The attributes of a page with `protection`.
+/// The attributes of a page with `protection`. What may only be executed is read by nothing, and has no tags.
 #[inline(always)]
 pub(super) fn attributes(protection: Protection) -> Attributes {
-    if protection == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
+    if protection.accesses() == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
         return Attributes::execute_only(MemoryType::Normal);
     }
     ATTRIBUTES[protection.bits() as usize % PROTECTIONS]

@@ -18,6 +18,7 @@ use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};
+use super::code::needs_frame;
 use super::cow::Reuse;
 use super::entry::{EntryState, attributes, set_access_flags, state, written};
 use super::parts::Divisible;
@@ -283,8 +284,8 @@ impl AllowedFault<'_> {
         // depends on that.
         if self.may_map(object, found) {
             space.common.record(frame).share();
-            if new.is_user_executable() {
-                space.make_code_visible(new);
+            if needs_frame(new) {
+                space.prepare(new);
             }
             locked.note_used(self.page);
             mmu.store(self.cell, new);
@@ -323,8 +324,8 @@ impl AllowedFault<'_> {
         if is_copied {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
             space.common.copy_frame(found.frame(), copy);
-            if new.is_user_executable() {
-                space.make_code_visible(new);
+            if needs_frame(new) {
+                space.prepare(new);
             }
             // The contents before the entry.
             mmu.dmb_ishst();
@@ -382,8 +383,8 @@ impl AllowedFault<'_> {
                 } else {
                     entry.modified(self.area.attributes(self.area.protection().read_only()))
                 };
-                if accessible.is_user_executable() {
-                    self.space.make_code_visible(accessible);
+                if needs_frame(accessible) {
+                    self.space.prepare(accessible);
                 }
                 mmu.store(self.cell, accessible.young());
             }
@@ -436,7 +437,8 @@ impl Space {
         access: Access,
     ) -> Result<Descriptor, OutOfMemory> {
         Ok(if access == Access::Write {
-            let frame = self.common.frames.alloc_movable_zeroed(cpu)?;
+            let frame = self.common.frames.alloc_movable(cpu)?;
+            self.common.zero_new(frame, protection);
             self.note_origin(frame, page);
             written(frame, protection)
         } else {
@@ -514,8 +516,8 @@ impl Space {
     #[inline(always)]
     pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &EntryCell, new: Descriptor) -> bool {
         let mmu = self.mmu();
-        if new.is_user_executable() {
-            self.make_code_visible(new);
+        if needs_frame(new) {
+            self.prepare(new);
         }
         // The contents of the page before its entry. A read through the entry walks to it first, which orders the two.
         mmu.dmb_ishst();

@@ -28,7 +28,6 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
-use granule_arch::memory::zero_page;
 use granule_arch::patched_branch;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
@@ -36,6 +35,7 @@ use granule_pgtable::{Invalidation, Mmu, PageRange, Tables};
 
 use super::advise::GROUPS;
 use super::area::{Area, AreaFlags, Areas};
+use super::code::needs_frame;
 use super::entry::{EntryState, attributes, replace, set_access_flags, state, written};
 use super::fault::{Access, AllowedFault, FaultOutcome, OfBlock};
 use super::gather::pages;
@@ -291,8 +291,8 @@ impl Space {
             if new == old {
                 continue;
             }
-            if new.is_user_executable() {
-                self.make_code_visible(old);
+            if needs_frame(new) {
+                self.prepare(new);
             }
             was_valid |= replace(mmu, cell, old, change).is_valid();
         }
@@ -333,11 +333,10 @@ impl Space {
             page.contiguous()
         };
         for (frame, page) in each() {
-            // SAFETY: the linear map has the frame, writable, and it has no other user.
-            unsafe { zero_page(frames.linear().address(frame)) };
+            self.common.zero_new(frame, area.protection());
             self.note_origin(frame, page);
-            if new(frame).is_user_executable() {
-                self.make_code_visible(new(frame));
+            if needs_frame(new(frame)) {
+                self.prepare(new(frame));
             }
         }
         self.note_groups();

@@ -214,7 +214,9 @@ impl Areas {
         let mut data = self.data;
         for area in self.walk(range) {
             if !area.may_have(protection) {
-                return (area.part_in(range).start(), SpaceError::NotAllowed);
+                let is_access = !area.may_have(protection.accesses());
+                let error = if is_access { SpaceError::NotAllowed } else { SpaceError::Invalid };
+                return (area.part_in(range).start(), error);
             }
             if !area.becomes_writable(protection) {
                 continue;

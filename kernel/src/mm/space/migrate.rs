@@ -28,6 +28,7 @@ use granule_pgtable::Mmu;
 use thiserror::Error;
 
 use super::area::Areas;
+use super::code::needs_frame;
 use super::entry::{EntryState, attributes, replace, state};
 use super::family::{FamilyId, Origin, SpaceList};
 use super::shmem::OF_OBJECT;
@@ -294,8 +295,8 @@ impl Space {
             return false;
         }
         let new = migrated_entry(migration, to, area.protection());
-        if new.is_user_executable() {
-            self.make_code_visible(new);
+        if needs_frame(new) {
+            self.prepare(new);
         }
         mmu.store(cell, new);
         true

@@ -50,6 +50,7 @@ mod remap;
 mod reserved;
 mod shmem;
 mod table_lock;
+mod tags;
 #[cfg(test)]
 mod tests;
 mod used;

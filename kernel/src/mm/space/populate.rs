@@ -4,10 +4,10 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
-use granule_arch::memory::zero_page;
 use granule_pgtable::{EnsureError, Mmu, PageRange};
 
 use super::area::{Area, Areas};
+use super::code::needs_frame;
 use super::entry::{EntryState, attributes, state};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
 use super::gather::pages;
@@ -103,12 +103,11 @@ impl Space {
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                 // Entries that were cleared meanwhile are left to faults.
                 let Some(frame) = list.pop() else { break };
-                // SAFETY: the linear map has the frame, writable, and the frame has no other user.
-                unsafe { zero_page(frames.linear().address(frame)) };
+                self.common.zero_new(frame, protection);
                 self.note_origin_in(records.of(frame), found.address(index));
                 let new = Descriptor::page(frame, attributes).dirty();
-                if new.is_user_executable() {
-                    self.make_code_visible(new);
+                if needs_frame(new) {
+                    self.prepare(new);
                 }
                 // The zeros before their entry.
                 mmu.dmb_ishst();

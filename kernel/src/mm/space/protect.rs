@@ -11,6 +11,7 @@ use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Tlb};
 
 use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
+use super::code::needs_frame;
 use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
 use super::error::Refusal;
 use super::gather::{StaleRange, pages};
@@ -45,7 +46,7 @@ impl Allowed {
     /// The attributes of a page that others use too.
     #[inline(always)]
     pub(super) fn for_sharers(self) -> Attributes {
-        attributes(self.protection.read_only()).of_memory(self.flags.memory())
+        self.flags.attributes(attributes(self.protection.read_only()))
     }
 }
 
@@ -83,6 +84,7 @@ impl Space {
         let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole()) else {
             return self.protect_otherwise(areas, range, protection, limits, is_limited);
         };
+        let protection = area.changed_to(protection);
         if area.protection() != protection {
             self.protect_pages(range, protection, area.flags());
             areas.protect(&area, protection);
@@ -115,6 +117,7 @@ impl Space {
             let Some(area) = areas.holding(range).filter(may_have_it) else {
                 return self.protect_several(cpu, areas, range, protection, limits);
             };
+            let protection = area.changed_to(protection);
             if area.protection() == protection {
                 return Ok(());
             }
@@ -195,7 +198,7 @@ impl Space {
         let range = pages(whole.start(), until);
         // Only the areas at the two ends can be cut.
         let is_cut = |at: VirtAddr, cuts: fn(&Area, PageRange) -> bool| {
-            areas.find(at).is_some_and(|area| area.protection() != protection && cuts(area, range))
+            areas.find(at).is_some_and(|area| area.protection() != area.changed_to(protection) && cuts(area, range))
         };
         let cuts = usize::from(is_cut(range.start(), |area, range| area.start() < range.start()))
             + usize::from(is_cut(range.last(), |area, range| range.end() < area.end()));
@@ -208,6 +211,7 @@ impl Space {
             let area = areas.first_touching(pages(next, until)).ok_or(SpaceError::NoMemory)?;
             let part = area.part_in(range);
             next = part.end();
+            let protection = area.changed_to(protection);
             if area.protection() != protection {
                 self.protect_cut(areas, area, part, protection, &mut spares);
                 relax();
@@ -257,8 +261,8 @@ impl Space {
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
-        if to.is_user_executable() && !from.is_user_executable() {
-            self.make_all_code_visible(found);
+        if needs_frame(to) {
+            self.prepare_all(found, from, to);
         }
         if allowed.is_writable() && !allowed.flags.has_any(AreaFlags::SHARED) {
             self.flip_own(found, from, [to, may_be_written(to)]);
@@ -317,8 +321,8 @@ impl Space {
             if change(old) == old {
                 continue;
             }
-            if change(old).is_user_executable() {
-                self.make_code_visible(old);
+            if needs_frame(change(old)) {
+                self.prepare(change(old));
             }
             replace(mmu, cell, old, change);
             if old.is_valid() {
@@ -343,9 +347,15 @@ impl Space {
         }
     }
 
+    /// Prepares the frames of entries that are to change from what `from` is to what `to` is.
     #[cold]
-    fn make_all_code_visible(&self, found: &TableCells<'_>) {
-        found.cells.iter().for_each(|cell| self.make_code_visible(self.mmu().load(cell)));
+    fn prepare_all(&self, found: &TableCells<'_>, from: Descriptor, to: Descriptor) {
+        let becomes_code = to.is_user_executable() && !from.is_user_executable();
+        let is_checked = |entry: Descriptor| entry.is_valid() && entry.is_tagged();
+        if becomes_code || is_checked(to) && !is_checked(from) {
+            let flips = from.0 ^ to.0;
+            found.cells.iter().for_each(|cell| self.prepare(Descriptor(self.mmu().load(cell).0 ^ flips)));
+        }
     }
 
     /// Whether the frame of `entry` is not shared. The areas are locked for writing, so it cannot become shared

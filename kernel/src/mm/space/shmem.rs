@@ -272,7 +272,7 @@ impl Object {
     fn note_frame(&self, new: PhysAddr, page: u64) {
         let record = self.common.record(new);
         // Relaxed: published with the frame.
-        record.flags.store(OF_OBJECT, Ordering::Relaxed);
+        record.flags.store(record.flags.load(Ordering::Relaxed) | OF_OBJECT, Ordering::Relaxed);
         record.owner.store(Origin::new(self.family, VirtAddr(page * PAGE)).0, Ordering::Relaxed);
     }
 

@@ -17,6 +17,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::Mmu;
 
+use super::super::code::needs_frame;
 use super::super::family::Origin;
 use super::super::migrate::Unmovable;
 use super::super::protect::may_be_written;
@@ -145,8 +146,8 @@ impl Space {
         let new = Descriptor(entry.0 & !bits::ADDRESS | moving.to.0);
         let permits = area.protection().contains(Protection::WRITE);
         let new = if is_writable && permits { may_be_written(new) } else { new };
-        if new.is_user_executable() {
-            self.make_block_visible(new);
+        if needs_frame(new) {
+            self.prepare_block(new);
         }
         mmu.store(found.cell, new);
         true

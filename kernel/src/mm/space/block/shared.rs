@@ -5,6 +5,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
 use super::super::area::Area;
+use super::super::code::needs_frame;
 use super::super::fault::FaultOutcome;
 use super::super::shmem::{BlockPages, FoundBlock, Object, order};
 use super::super::{BlockCell, Machine, Space};
@@ -64,8 +65,8 @@ impl Space {
         }
         // What takes the frames from the object waits for the lock now.
         self.common.share_block(found.block());
-        if new.is_user_executable() {
-            self.make_block_visible(new);
+        if needs_frame(new) {
+            self.prepare_block(new);
         }
         self.common.deposit(locked.frame(), table);
         mmu.store(at.cell, new);

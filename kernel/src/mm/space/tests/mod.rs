@@ -20,6 +20,7 @@
 //! - `registers`: pages of a device, until they are revoked
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
+//! - `tags`: allocation tags, which follow the page through all that happens to it
 //! - `threads`: threads of one space, on several CPUs
 //! - `watched`: the model machine holds all that CPUs may of several spaces, while they change
 //! - `notified`: the invalidations and events of each path, their order and the lock that is held
@@ -45,6 +46,7 @@ mod reclaim;
 mod registers;
 mod reserved;
 mod shortage;
+mod tags;
 mod threads;
 mod watched;
 

@@ -1,7 +1,7 @@
 //! Long sequences of calls on several spaces against plain maps of page → what it is, and everything compared after
 //! each: areas, entries, contents, and the holders of each frame.
 //!
-//! One byte stands for a page. The model has no frames: private pages have a value of their own, shared ones
+//! One byte stands for a page, and one tag. The model has no frames: private pages have a value of their own, shared ones
 //! that of their object, and private ones of a file that of the file until they are written.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
@@ -15,6 +15,7 @@ use std::vec;
 use granule_arch::addr::VirtAddr;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Markers, bits};
+use granule_arch::mte::{self, Tag};
 use granule_pgtable::{Mmu as _, PageRange};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
@@ -31,25 +32,31 @@ use crate::platform::features::branch;
 const BASE: u64 = 0x10_0000_0000 - 12 * PAGE;
 /// Pages for them: a contiguous group is among them.
 const PAGES: u64 = 32;
-const PROTECTIONS: [Protection; 6] = [
+const PROTECTIONS: [Protection; 9] = [
     Protection::NONE,
     Protection::READ,
     READ_WRITE,
     READ_EXECUTE,
     READ_WRITE.and(Protection::EXECUTE),
     Protection::WRITE,
+    Protection::TAGGED,
+    Protection::READ.and(Protection::TAGGED),
+    READ_WRITE.and(Protection::TAGGED),
 ];
 
-/// What an object holds: page → byte.
-type Contents = Rc<core::cell::RefCell<BTreeMap<u64, u8>>>;
+/// What a page holds: its byte, and above it the tag of that.
+type Value = u16;
+
+/// What an object holds: page → value.
+type Contents = Rc<core::cell::RefCell<BTreeMap<u64, Value>>>;
 
 #[derive(Clone)]
 enum Backing {
-    Private(u8),
+    Private(Value),
     /// Of an object, that of a file if it has a number.
     Shared(Contents, u64, Option<usize>),
     /// Of a file, with a value of its own once it was written.
-    Copy(Contents, u64, usize, Option<u8>),
+    Copy(Contents, u64, usize, Option<Value>),
 }
 
 /// Files that can be mapped.
@@ -73,6 +80,11 @@ impl Page {
         Self { protection, backing, is_guard: false, in_children: [true; 2], is_wanted: false }
     }
 
+    /// Tags stay.
+    fn protect(&mut self, protection: Protection) {
+        self.protection = protection.and(self.protection.common(Protection::TAGGED));
+    }
+
     /// Without contents of its own.
     fn discard(&mut self) {
         match &mut self.backing {
@@ -92,7 +104,7 @@ impl Page {
         Self { backing, is_guard: false, ..self.clone() }
     }
 
-    fn value(&self) -> u8 {
+    fn value(&self) -> Value {
         match &self.backing {
             Backing::Private(value) | Backing::Copy(.., Some(value)) => *value,
             Backing::Shared(contents, page, _) | Backing::Copy(contents, page, ..) => {
@@ -101,7 +113,13 @@ impl Page {
         }
     }
 
-    fn set(&mut self, value: u8) {
+    /// Stores a byte, and its tag where accesses are checked.
+    fn write(&mut self, value: u8) {
+        let tags = if self.protection.contains(Protection::TAGGED) { tag_for(value) } else { self.value() & !0xff };
+        self.set(tags | Value::from(value));
+    }
+
+    fn set(&mut self, value: Value) {
         match &mut self.backing {
             Backing::Private(own) => *own = value,
             Backing::Shared(contents, page, _) => drop(contents.borrow_mut().insert(*page, value)),
@@ -116,6 +134,19 @@ impl Page {
             _ => false,
         }
     }
+}
+
+/// The tag that a program gives what it stores.
+fn tag_for(value: u8) -> Value {
+    Value::from(value & 0xf) << 8
+}
+
+/// Sets the tag of the first byte of a page that is mapped writable.
+fn set_tag(rig: &Rig, space: &Space, page: VirtAddr, value: Value) {
+    let found = space.page_tables().translate(page).unwrap();
+    let at = rig.frames.linear().address(found.physical).with_tag(Tag::new((value >> 8) as u8));
+    // SAFETY: the host keeps tags beside the memory.
+    unsafe { mte::set_tags(at, mte::GRANULE) };
 }
 
 /// Address → page.
@@ -346,7 +377,7 @@ impl World {
                 prop_assert_eq!(result, if covered { Ok(()) } else { Err(SpaceError::NoMemory) });
                 // Up to the first hole.
                 each(address(at), pages)
-                    .all(|page| model.get_mut(&page).map(|page| page.protection = PROTECTIONS[protection]).is_some());
+                    .all(|page| model.get_mut(&page).map(|page| page.protect(PROTECTIONS[protection])).is_some());
             }
             Step::Migrate { at, pages } => {
                 // What the model has does not change.
@@ -453,7 +484,11 @@ impl World {
                 let result = space.write_bytes(cpu, address(at), &[value]);
                 prop_assert_eq!(result, refusal(model, ends, at, Access::Write));
                 if result.is_ok() {
-                    model.get_mut(&address(at).0).unwrap().set(value);
+                    let page = model.get_mut(&address(at).0).unwrap();
+                    page.write(value);
+                    if page.protection.contains(Protection::TAGGED) {
+                        set_tag(&self.rig, space, address(at), page.value());
+                    }
                 }
             }
             Step::Fault { at, access } => {
@@ -551,7 +586,9 @@ impl World {
             Step::WriteFile { file, page, value } => {
                 let written = self.files[file].0.write(cpu, WriteAt::Byte(page * PAGE), &[value], 1, u64::MAX);
                 prop_assert_eq!(written, Ok((page * PAGE, 1)));
-                self.files[file].1.borrow_mut().insert(page, value);
+                let mut contents = self.files[file].1.borrow_mut();
+                let before = contents.get(&page).copied().unwrap_or(0);
+                contents.insert(page, before & !0xff | Value::from(value));
             }
             Step::Remove { at, pages } => {
                 let result = space.madvise_remove(cpu, address(at), pages * PAGE);
@@ -773,8 +810,14 @@ fn check_entries(
         let (leaf, frame) = (found.descriptor, found.physical);
         // SAFETY: a frame that an entry has; its first byte is the page's.
         let value = unsafe { rig.frames.linear().address(frame).as_ptr::<u8>().read() };
-        if value != page.value() {
-            return Err(format!("{at} holds {value} instead of {}", page.value()));
+        if Value::from(value) != page.value() & 0xff {
+            return Err(format!("{at} holds {value} instead of {:#x}", page.value()));
+        }
+        let has_tags = leaf.is_special() || rig.spaces.record(frame).has_tags();
+        // SAFETY: as above.
+        let tag = if has_tags { unsafe { mte::load_tag(rig.frames.linear().address(frame)) }.number() } else { 0 };
+        if Value::from(tag) != page.value() >> 8 || leaf.is_valid() && leaf.is_tagged() && !has_tags {
+            return Err(format!("{at} has the tag {tag} ({has_tags}) instead of that in {:#x}", page.value()));
         }
         if page.is_behind_the_end(ends) {
             return Err(format!("{at} is behind the end, with {leaf:?}"));
@@ -792,7 +835,8 @@ fn check_entries(
         let protection = page.protection;
         let private = matches!(page.backing, Backing::Private(_) | Backing::Copy(.., Some(_)));
         let may = |what| protection.contains(what);
-        if leaf.is_valid() != (protection != Protection::NONE)
+        if leaf.is_valid() != (protection.accesses() != Protection::NONE)
+            || leaf.is_tagged() != may(Protection::TAGGED)
             || leaf.may_be_written() && !may(Protection::WRITE)
             || leaf.is_valid() && leaf.is_user_executable() != may(Protection::EXECUTE)
             || leaf.is_writable() && !leaf.may_be_written()
@@ -888,5 +932,7 @@ fn the_check_sees_a_frame_too_many_holders_and_areas_that_are_not_merged() {
     assert!(world.check().unwrap_err().contains("areas"));
     world.spaces[0].1.get_mut(&address(2).0).unwrap().protection = READ_WRITE;
     world.spaces[0].1.get_mut(&address(1).0).unwrap().set(9);
-    assert!(world.check().unwrap_err().contains("instead of 9"));
+    assert!(world.check().unwrap_err().contains("instead of 0x9"));
+    world.spaces[0].1.get_mut(&address(1).0).unwrap().set(0x102);
+    assert!(world.check().unwrap_err().contains("has the tag 0"));
 }
