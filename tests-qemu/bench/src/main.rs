@@ -7,13 +7,20 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 
 #[cfg(target_os = "none")]
+extern crate alloc;
+
+#[cfg(target_os = "none")]
 mod harness;
+#[cfg(target_os = "none")]
+mod heap;
 #[cfg(target_os = "none")]
 mod linear;
 #[cfg(target_os = "none")]
 mod memory;
 #[cfg(target_os = "none")]
 mod mm;
+#[cfg(target_os = "none")]
+mod mte;
 #[cfg(target_os = "none")]
 mod peers;
 #[cfg(target_os = "none")]

@@ -7,19 +7,20 @@ use granule::smp::this_cpu;
 use crate::harness::{Bench, bench};
 use crate::space;
 
-/// Rows that are measured at EL0, each by its name.
+/// Rows of a suite that are measured at EL0, each by its name.
 macro_rules! at_el0 {
-    ($($function:ident, $name:literal, $unit:literal $(, $option:ident($($value:expr)?))*;)*) => {
+    ($suite:literal: $($function:ident, $name:literal, $unit:literal $(, $option:ident($($value:expr)?))*;)*) => {
         $(
-            bench!($function, concat!("mm:", $name), $unit $(, $option($($value)?))*);
+            bench!($function, concat!($suite, ":", $name), $unit $(, $option($($value)?))*);
             fn $function(bench: &mut Bench<'_>) {
                 bench.at_el0($name);
             }
         )*
     };
 }
+pub(crate) use at_el0;
 
-at_el0! {
+at_el0! { "mm":
     null_syscall, "null_syscall", "call";
     anon_write_fault, "anon_write_fault", "page", also("a72");
     zero_page_read_fault, "zero_page_read_fault", "page";

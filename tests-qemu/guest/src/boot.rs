@@ -84,6 +84,7 @@ fn each_page_of_the_image_has_its_own_permissions(t: &mut Test) {
 
 /// What a CPU found wrong with itself: names of registers, or nothing.
 fn wrong_registers() -> Option<&'static str> {
+    const TAGS: SctlrEl1 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFSB);
     let features = CpuFeatures::read();
     let (sctlr, tcr) = (SCTLR_EL1.get(), TCR_EL1.get());
     let tags = features.mte() >= Mte::Tags;
@@ -101,7 +102,10 @@ fn wrong_registers() -> Option<&'static str> {
         ("CurrentEL", CurrentEL.read(CurrentEL::EL) == 1),
         ("SCTLR_EL1: MMU, caches, stack alignment", sctlr & on == on),
         ("SCTLR_EL1: WXN, A, EE", sctlr & (1 << 19 | 1 << 1 | 1 << 25) == 0),
-        ("SCTLR_EL1.ATA", SctlrEl1::from_bits_retain(sctlr).contains(SctlrEl1::ATA) == tags),
+        (
+            "SCTLR_EL1: ATA, ATA0, ITFSB",
+            SctlrEl1::from_bits_retain(sctlr) & TAGS == if tags { TAGS } else { SctlrEl1::empty() },
+        ),
         ("SCTLR_EL1.SPAN", SctlrEl1::from_bits_retain(sctlr).contains(SctlrEl1::SPAN) == (features.pan() == Pan::None)),
         ("PSTATE.PAN", pan != 0),
         ("MAIR_EL1", MAIR_EL1.get() == if tags { MAIR_MTE } else { MAIR }),
@@ -111,8 +115,11 @@ fn wrong_registers() -> Option<&'static str> {
         ("TCR_EL1.HD", TCR_EL1::HD.is_set(tcr) == (granule::kernel().features().dirty_state == DirtyState::Hardware)),
         ("TCR_EL1.E0PD1", TcrEl1::from_bits_retain(tcr).contains(TcrEl1::E0PD1) == features.e0pd()),
         (
-            "TCR_EL1: the top byte of EL0's addresses alone is ignored",
-            TCR_EL1::TBI0.is_set(tcr) && !TCR_EL1::TBI1.is_set(tcr),
+            "TCR_EL1: the top byte of EL0's addresses is ignored, that of the kernel's where memory has tags",
+            TCR_EL1::TBI0.is_set(tcr)
+                && [TcrEl1::TBI1, TcrEl1::TBID1, TcrEl1::TCMA1]
+                    .iter()
+                    .all(|&bit| TcrEl1::from_bits_retain(tcr).contains(bit) == tags),
         ),
         // The kernel may save floating point registers, EL0 may use them after a trap; all else is trapped.
         ("CPACR_EL1", CPACR_EL1.get() | CPACR_EL1::FPEN::TrapNothing.value == CPACR_EL1::FPEN::TrapNothing.value),

@@ -32,6 +32,8 @@ mod frames;
 #[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
+mod heap_tags;
+#[cfg(target_os = "none")]
 mod interrupt;
 #[cfg(target_os = "none")]
 mod iommu;
@@ -43,6 +45,8 @@ mod machine;
 mod memory;
 #[cfg(target_os = "none")]
 mod misbehaving;
+#[cfg(target_os = "none")]
+mod mte;
 #[cfg(target_os = "none")]
 mod notifier;
 #[cfg(target_os = "none")]

@@ -56,7 +56,7 @@ fn run(t: &mut Test, line: &str) -> Option<ProcessEnd> {
 
 /// Runs a program, which must exit with 0.
 #[track_caller]
-fn succeeds(t: &mut Test, line: &str) {
+pub(crate) fn succeeds(t: &mut Test, line: &str) {
     let end = run(t, line);
     t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
 }

@@ -277,7 +277,7 @@ static SYNDROME: AtomicU64 = AtomicU64::new(0);
 static ADDRESS: AtomicU64 = AtomicU64::new(0);
 static EXCEPTIONS: AtomicU32 = AtomicU32::new(0);
 
-static ENTRY: UserEntry = UserEntry { syscall, fault, exception, signal, resolve };
+static ENTRY: UserEntry = UserEntry { syscall, fault, exception, late_tag_fault, signal, resolve };
 
 extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
     let [x0, x1] = [frame.x[0], frame.x[1]];
@@ -317,6 +317,11 @@ fn exception(frame: &mut TrapFrame, _: &Thread) {
     ADDRESS.store(frame.fault_address().0, Ordering::Relaxed);
     EXCEPTIONS.fetch_add(1, Ordering::Relaxed);
     frame.elr += 4;
+}
+
+/// None of these threads has its tags checked.
+fn late_tag_fault(_: &Thread) {
+    EXCEPTIONS.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Ends the thread, with what its call has just returned, if it was in one.

@@ -105,6 +105,11 @@ fn without_invalidation_a_copy_on_write_is_not_seen_elsewhere() {
 }
 
 #[test]
+fn tags_that_are_not_zeroed_are_those_of_another_page() {
+    assert_caught("no-zero-tags", "mte::mappings_and_children_are_checked_as_on_linux", "zero");
+}
+
+#[test]
 fn without_the_event_of_an_upgrade_a_mirror_keeps_the_old_permission() {
     let name = "notifier::a_mirror_follows_an_upgrade_by_its_event";
     assert_caught("no-upgrade-event", name, "what the mirror has of it: found");

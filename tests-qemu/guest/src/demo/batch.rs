@@ -42,8 +42,7 @@ fn a_thread_without_a_space(t: &mut Test) {
     // The frame is somewhere among those that are free, and another's from now on.
     drop(hoard);
     let mut hoard = Hoard::default();
-    let take = || if frames.has_room_for(64) { hoard.take_movable() } else { None };
-    let found = core::iter::from_fn(take).any(|taken| taken == frame);
+    let found = hoard.find(frame, |hoard| if frames.has_room_for(64) { hoard.take_movable() } else { None });
     t.check("its frame is free", found);
     // SAFETY: the last frame that the hoard has taken, whose first word is the hoard's.
     unsafe { layout::linear(frame).as_ptr::<u64>().add(1).write(OTHERS) };

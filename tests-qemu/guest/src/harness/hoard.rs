@@ -5,7 +5,7 @@
 use granule::kernel;
 use granule::mm::layout;
 use granule::sched::relax;
-use granule::smp::this_cpu;
+use granule::smp::{self, this_cpu};
 use granule_arch::addr::PhysAddr;
 
 /// Frames, each with the address of the next at its beginning. Dropping it frees them.
@@ -27,6 +27,12 @@ impl Hoard {
         let frame = kernel().frames.alloc_movable(this_cpu()).ok()?;
         self.keep(frame);
         Some(frame)
+    }
+
+    /// Takes frames until it has `frame`; whether that was free. The CPUs' magazines are emptied first.
+    pub(crate) fn find(&mut self, frame: PhysAddr, mut take: impl FnMut(&mut Self) -> Option<PhysAddr>) -> bool {
+        smp::call(smp::online(), |cpu, _| kernel().frames.drain_cpu(cpu), 0);
+        core::iter::from_fn(|| take(self)).any(|taken| taken == frame)
     }
 
     /// Takes whatever is free.

@@ -68,7 +68,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     t.check("it has taken the page", !rig.entry(START).is_valid());
     // What the program had is another's from now on.
     let mut others = Hoard::default();
-    let found = core::iter::from_fn(|| others.take()).any(|taken| taken == frame);
+    let found = others.find(frame, Hoard::take);
     drop(rest);
     t.check("its frame was given to others", found);
     // SAFETY: the last frame that the hoard has taken, whose first word is the hoard's.

@@ -49,7 +49,7 @@ impl fmt::Display for Bar {
 
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 47] = [
+const BARS: [Bar; 51] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -94,6 +94,11 @@ const BARS: [Bar; 47] = [
     bar("migrate_page", 0, 2_000, None, (0.0, 0.0)),
     // Of 16 pages.
     bar("mmap_munmap/touched", 9_000, 0, None, (45_000.0, 0.0)),
+    // Of the suite `mte`.
+    bar("null_syscall/sync", 100, 0, None, (270.0, 0.0)),
+    bar("null_syscall/async", 110, 0, None, (272.0, 0.0)),
+    bar("tag_fault_signal", 1_500, 0, None, (4668.0, 0.0)),
+    bar("late_tag_fault_signal", 2_000, 0, None, (4900.0, 0.0)),
     // Of the suite `smmu`. QEMU's SMMU executes a command as soon as PROD is written: there is no wait.
     bar("notify_secondary_tlbs", 200, 0, NO_TLBI, (788.0, 0.0)),
     bar("notify_secondary_tlbs/two_commands", 225, 0, NO_TLBI, (855.0, 0.0)),
