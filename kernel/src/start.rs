@@ -41,7 +41,7 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
-use crate::platform::{Platform, PlatformError, UART_BYTES};
+use crate::platform::{Platform, PlatformError, TagStorageRegion, UART_BYTES};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
@@ -88,6 +88,9 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     kernel_log::set_level_from_bootargs();
     early_console(platform);
     let device_tree = device_tree?;
+    for TagStorageRegion { storage, block_bytes, tagged } in &platform.tag_storage {
+        log::debug!("tag storage: {storage:?}, in blocks of {} KiB, of {tagged:?}", block_bytes >> 10);
+    }
     power::init(platform.conduit);
     bootargs::check(|warning| log::warn!("{warning}"));
 
@@ -171,6 +174,8 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), Boo
     let read = platform.read(blob).map(|()| tree);
     // SAFETY: the platform is all copies.
     unsafe { fixmap::unmap_device_tree() };
+    platform.leave_out_tag_storage(image::physical_range(boot), "the kernel's image");
+    platform.leave_out_tag_storage(tree, "the device tree");
     Ok((SpinMutexGuard::leak(platform), read))
 }
 

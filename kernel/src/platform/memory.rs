@@ -20,9 +20,14 @@ pub(super) fn reservations(platform: &mut Platform, fdt: Fdt<'_>) -> Result<(), 
     Ok(())
 }
 
-/// A node that may be memory. It is known to be available: QEMU's secure RAM is a memory node that is not.
+/// Whether the node is memory. It is known to be available: QEMU's secure RAM is a memory node that is not.
+pub(super) fn is_bank(node: &Node<'_, '_>) -> bool {
+    node.properties.device_type.and_then(string) == Some("memory") && node.is_below_root()
+}
+
+/// A node that may be memory.
 pub(super) fn banks(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
-    if node.properties.device_type.and_then(string) != Some("memory") || !node.is_below_root() {
+    if !is_bank(node) {
         return Ok(());
     }
     let mut index = 0;

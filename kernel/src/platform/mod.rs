@@ -10,6 +10,7 @@
 //! - [`structure`]: whether the flattened form is sound
 //! - [`tree`]: a node with its place on the buses above it, so that `reg` can be read as the CPU sees it
 //! - [`memory`]: banks, reservations, `/chosen`
+//! - [`tag_storage`]: reservations that hold allocation tags
 //! - [`features`]: what the CPUs can do; from their own registers, not from the tree
 //! - [`errata`]: what is wrong with some of them, by [`design`]
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, SMMU
@@ -26,6 +27,7 @@ mod memory;
 mod pcie;
 pub mod size_change;
 mod structure;
+mod tag_storage;
 mod tree;
 
 #[cfg(test)]
@@ -51,6 +53,7 @@ pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
 pub use size_change::SizeChange;
 pub use structure::StructureError;
+pub use tag_storage::{MAX_TAG_STORAGE, TagStorageRegion};
 
 /// Banks of memory that are kept apart; adjacent ones are one.
 pub const MAX_BANKS: usize = 32;
@@ -75,6 +78,9 @@ pub struct Platform {
     pub reserved: Vec<PhysRange, MAX_RESERVED>,
     /// Those of `reserved` that may not even be mapped (`no-map`).
     pub no_map: Vec<PhysRange, MAX_RESERVED>,
+    /// Those of `reserved` that hold allocation tags, in the order of the tree; those whose nodes make no sense are
+    /// missing.
+    pub tag_storage: Vec<TagStorageRegion, MAX_TAG_STORAGE>,
     /// `/chosen` `bootargs`; empty where there are none.
     pub bootargs: String<MAX_BOOTARGS>,
     /// The initial RAM disk, where the loader placed one; all of it in one bank of memory that is mapped.
@@ -173,6 +179,7 @@ impl Platform {
             memory: Vec::new(),
             reserved: Vec::new(),
             no_map: Vec::new(),
+            tag_storage: Vec::new(),
             bootargs: String::new(),
             initrd: None,
             kaslr_seed: None,
@@ -221,6 +228,12 @@ impl Platform {
         // Last: the one thing that boot loaders put into a tree that lacks it.
         memory::join_banks(self)?;
         memory::check_initrd(self);
+        if let Some(reserved) = &reserved {
+            tag_storage::regions(self, &root, reserved)?;
+            if let Some(initrd) = self.initrd {
+                self.leave_out_tag_storage(initrd, "the initrd");
+            }
+        }
         Ok(())
     }
 

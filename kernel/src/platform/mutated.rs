@@ -1,11 +1,12 @@
 //! Trees that are sound in form and wrong in what they say: parts of a tree changed, doubled, moved, exchanged, removed.
 
+use granule_arch::addr::PhysRange;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::Platform;
 use super::tests::{Machine, gic_v2, virt};
 use super::tree_builder::{TreeBuilder, cells, text};
+use super::{Platform, TagStorageRegion};
 
 /// A part of the structure block.
 #[derive(Clone, Debug)]
@@ -152,7 +153,7 @@ fn apply(items: &mut Vec<Item>, change: &Change, first: Index, second: Index) {
     }
 }
 
-/// Trees with reservations and an interrupt controller of each kind.
+/// Trees with reservations, two regions of tag storage, and an interrupt controller of each kind.
 fn tree(gic_2: bool) -> Vec<Item> {
     let more = |tree: &mut TreeBuilder| {
         tree.node("reserved-memory", |tree| {
@@ -165,6 +166,24 @@ fn tree(gic_2: bool) -> Vec<Item> {
                     tree.property("no-map", &[]);
                 });
             }
+            for (at, size, phandle) in
+                [([0, 0xbc00_0000], 0x400_0000, None), ([8, 0x9000_0000], 0x100_0000, Some(0x9001))]
+            {
+                tree.node(&format!("tags@{:x}", at[1]), |tree| {
+                    tree.property("compatible", &text(&["arm,mte-tag-storage"]));
+                    tree.property("reg", &cells(&[at[0], at[1], 0, size]));
+                    tree.property("block-size", &cells(&[0x1000]));
+                    tree.property("reusable", &[]);
+                    if let Some(phandle) = phandle {
+                        tree.property("tagged-memory", &cells(&[phandle]));
+                    }
+                });
+            }
+        });
+        tree.node("memory@880000000", |tree| {
+            tree.property("device_type", &text(&["memory"]));
+            tree.property("reg", &cells(&[8, 0x8000_0000, 0, 0x2000_0000]));
+            tree.property("phandle", &cells(&[0x9001]));
         });
         tree.node("bus", |tree| {
             tree.property("#address-cells", &cells(&[1]));
@@ -183,7 +202,8 @@ fn tree(gic_2: bool) -> Vec<Item> {
 #[test]
 fn a_tree_that_is_taken_apart_and_built_again_says_the_same() {
     for gic_2 in [false, true] {
-        assert!(Platform::parse(&build(&tree(gic_2))).is_ok());
+        let platform = Platform::parse(&build(&tree(gic_2))).unwrap();
+        assert_eq!(platform.tag_storage.len(), 2);
     }
 }
 
@@ -205,6 +225,27 @@ proptest! {
                 prop_assert!(platform.no_map.iter().all(|hidden| !hidden.overlaps(initrd)));
             }
             prop_assert!(!platform.cpus.is_empty());
+            prop_assert!(tag_storage_is_sound(&platform), "{:?}", platform.tag_storage);
         }
     }
+}
+
+/// What the type of a region promises.
+fn tag_storage_is_sound(platform: &Platform) -> bool {
+    let within = |inner: PhysRange, outer: &PhysRange| outer.start() <= inner.start() && inner.end() <= outer.end();
+    let is_sound = |region: &TagStorageRegion| {
+        let TagStorageRegion { storage, block_bytes, tagged } = *region;
+        let others = || platform.tag_storage.iter().filter(|other| *other != region);
+        (4096..=2 << 20).contains(&block_bytes)
+            && block_bytes % 4096 == 0
+            && !storage.is_empty()
+            && storage.size() % block_bytes == 0
+            && [storage.start(), storage.end(), tagged.start(), tagged.end()].iter().all(|end| end.is_aligned(4096))
+            && platform.memory.iter().any(|bank| within(storage, bank))
+            && u128::from(storage.size()) * 32 >= u128::from(tagged.size())
+            && platform.reserved.iter().filter(|range| range.overlaps(storage)).eq([&storage])
+            && !platform.no_map.iter().chain(&platform.initrd).any(|range| range.overlaps(storage))
+            && others().all(|other| !other.tagged.overlaps(tagged) && !other.tagged.overlaps(storage))
+    };
+    platform.tag_storage.iter().all(is_sound)
 }

@@ -74,8 +74,16 @@ fn chosen(tree: &mut TreeBuilder) {
     });
 }
 
+/// What a test puts into a tree.
+pub(super) type Nodes<'a> = &'a dyn Fn(&mut TreeBuilder);
+
 /// The tree of QEMU's virt machine, without its virtio transports.
 pub(super) fn virt(machine: &Machine) -> Vec<u8> {
+    virt_with(machine, &|_| {}, &machine.more)
+}
+
+/// The same with these nodes in front of the root's others, and behind them.
+pub(super) fn virt_with(machine: &Machine, front: Nodes<'_>, more: Nodes<'_>) -> Vec<u8> {
     let mut tree = TreeBuilder::default();
     tree.reserve(0x4000_0000, 0x1234);
     tree.node("", |tree| {
@@ -83,6 +91,7 @@ pub(super) fn virt(machine: &Machine) -> Vec<u8> {
         tree.property("#size-cells", &cells(&[2]));
         tree.property("model", &text(&["linux,dummy-virt"]));
         tree.property("compatible", &text(&["linux,dummy-virt"]));
+        front(tree);
         tree.node("psci", |tree| {
             tree.property("method", &text(&[machine.psci]));
             tree.property("compatible", &text(&["arm,psci-1.0", "arm,psci-0.2", "arm,psci"]));
@@ -124,7 +133,7 @@ pub(super) fn virt(machine: &Machine) -> Vec<u8> {
                 tree.property(name, &value);
             }
         });
-        (machine.more)(tree);
+        more(tree);
         (machine.chosen)(tree);
     });
     tree.finish()
