@@ -74,6 +74,8 @@ mod split;
 #[cfg(target_os = "none")]
 mod storm;
 #[cfg(target_os = "none")]
+mod tag_storage;
+#[cfg(target_os = "none")]
 mod timer;
 #[cfg(target_os = "none")]
 mod trap;

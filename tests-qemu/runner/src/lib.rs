@@ -1,7 +1,7 @@
 //! Runs QEMU, feeds its serial port, judges what comes back.
 //!
 //! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`]
-//! writes the one command line, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
+//! writes the one command line, and `tree` the device trees that QEMU does not make itself, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
 //! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`blocks`] does so and records which blocks
 //! of the kernel are executed, [`demo`] runs one test for its output,
@@ -24,3 +24,4 @@ pub mod script;
 pub mod serial;
 pub mod session;
 pub mod trace_check;
+mod tree;

@@ -31,8 +31,18 @@ pub struct Machine {
     pub bootargs: String,
     /// Whether its CPUs take turns and their instructions are counted ([`ICOUNT`]), so that each boot is like the last.
     pub icount: bool,
+    /// The region of tag storage in its device tree, which QEMU's own tree does not have.
+    pub tag_storage: Option<TagStorage>,
     /// Of a variant, how the names of its tests begin; `None`: it is a machine of its own and runs all.
     pub tests: Option<Vec<String>>,
+}
+
+/// A region of tag storage at the end of memory, with the tags of all of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TagStorage {
+    /// `block-size` of its node.
+    pub block_size: u32,
 }
 
 /// One instruction is one nanosecond of virtual time, and idle time is skipped: the guest's clock and counts depend on
@@ -76,6 +86,8 @@ struct Entry {
     bootargs: String,
     #[serde(default)]
     icount: bool,
+    #[serde(rename = "tag-storage")]
+    tag_storage: Option<TagStorage>,
     tests: Option<Vec<String>>,
 }
 
@@ -98,6 +110,7 @@ impl Entry {
             features: self.features.or_else(|| base.clone()?.features).with_context(missing)?,
             bootargs: self.bootargs,
             icount: self.icount,
+            tag_storage: self.tag_storage.or_else(|| base.as_ref()?.tag_storage),
             tests: self.tests,
         })
     }
@@ -164,6 +177,7 @@ fn suggest(wrong: &str, names: &[String]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::TagStorage;
     use crate::device;
 
     #[test]
@@ -179,6 +193,7 @@ mod tests {
                 let there = machine.devices.iter().any(|name| device::name(name) == device);
                 assert_eq!(machine.has(device), there, "{} and {device}", machine.name);
             }
+            assert_eq!(machine.has("tag-storage"), machine.tag_storage.is_some(), "{}", machine.name);
         }
     }
 
@@ -192,11 +207,14 @@ mod tests {
 
     #[test]
     fn a_variant_is_its_base_with_something_changed() {
-        let text =
-            format!("{BASE}[x]\ndescription = 'x'\nlike = 'default'\nsmp = 2\nbootargs = 'a=b'\ntests = ['m::']");
+        let text = format!(
+            "{BASE}[x]\ndescription = 'x'\nlike = 'default'\nsmp = 2\nbootargs = 'a=b'\ntests = ['m::']\n\
+                    tag-storage = {{ block-size = 4096 }}"
+        );
         let machines = super::parse(&text).unwrap();
         let (base, variant) = (&machines[0], &machines[1]);
         assert_eq!((variant.cpu.as_str(), variant.smp, variant.bootargs.as_str()), ("max", 2, "a=b"));
+        assert_eq!([base, variant].map(|machine| machine.tag_storage), [None, Some(TagStorage { block_size: 4096 })]);
         assert!(base.is_for("vmalloc::x") && !variant.is_for("vmalloc::x"));
         assert!(variant.is_for("m::x") && variant.is_for("machine::has_what_machines_toml_lists"));
     }

@@ -9,6 +9,7 @@ use std::process::Command;
 
 use crate::device;
 use crate::machine::{ICOUNT, Machine};
+use crate::tree;
 
 /// Where the serial port leads.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -38,7 +39,8 @@ pub struct Qemu {
 
 impl Qemu {
     /// The command line that runs `kernel` on `machine`, with the initrd that lies beside it, if one does, and with the
-    /// machine's devices; what is on their disks is put beside it as well.
+    /// machine's devices. What is on their disks is put beside it as well, and so is the device tree if it is not QEMU's
+    /// own.
     ///
     /// `extra` comes last, so that it may override what stands before it.
     pub fn new(
@@ -50,6 +52,16 @@ impl Qemu {
         extra: &[OsString],
     ) -> Self {
         let mut qemu = Self::without_kernel(machine, serial, reset, &[]);
+        if let Some(storage) = machine.tag_storage {
+            match tree::write(qemu.command(), extra, &machine.name, storage, kernel) {
+                Ok(tree) => qemu.arguments.extend(["-dtb".into(), tree.into()]),
+                // No such machine: QEMU does not start without the file.
+                Err(error) => {
+                    eprintln!("x: no device tree for {}: {error:#}", machine.name);
+                    qemu.pair("-dtb", "missing.dtb");
+                }
+            }
+        }
         qemu.arguments.extend(["-kernel".into(), kernel.into()]);
         let initrd = initrd_of(kernel);
         if initrd.is_file() {
