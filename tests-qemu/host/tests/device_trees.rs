@@ -225,6 +225,46 @@ fn a_host_bridge_whose_map_leads_nowhere_has_functions_that_send_no_messages() {
     assert!(listed.contains("1b36:0008") && !listed.contains("DeviceID"), "{listed}");
 }
 
+/// Boots the machine with tag storage, with a property of the region changed; what the boot prints, and the session.
+fn boot_with_region(name: &str, property: &str, change: impl FnOnce(&mut [u8])) -> (String, Session) {
+    let machine = machine::named("mte").unwrap();
+    let mut tree = tree_of(machine.clone(), name);
+    resize(&mut tree, 64 << 10);
+    let value = value(&tree, "tag-storage@bc000000", property);
+    change(&mut tree[value]);
+    let mut session = boot_of(&machine, name, &tree);
+    (session.prompt().unwrap(), session)
+}
+
+const REGION: &str = "tag storage: 0xbc000000..0xc0000000, in blocks of 4 KiB, of 0x40000000..0xc0000000";
+
+#[test]
+fn tag_storage_is_found_and_logged() {
+    let (banner, mut session) = boot_with_region("tags", "reg", |_| {});
+    assert!(!banner.contains("warning") && !banner.contains("tag storage"), "{banner}");
+    let log = session.command("log").unwrap();
+    assert!(log.contains(REGION), "{log}");
+}
+
+#[test]
+fn tag_storage_that_makes_no_sense_stays_reserved() {
+    let (banner, mut session) = boot_with_region("odd-tags", "block-size", |value| value.fill(0));
+    let says = "tag storage tag-storage@bc000000: `block-size` must be one cell that is not 0; it stays reserved";
+    assert!(banner.contains(&format!("warning: device tree: {says}")), "{banner}");
+    let log = session.command("log").unwrap();
+    assert!(!log.contains("in blocks of"), "{log}");
+    let memory = session.command("mem").unwrap();
+    assert!(memory.lines().any(|line| line.starts_with("reserved") && line.contains("bc000000")), "{memory}");
+}
+
+/// The loader would have put the image where the firmware has tags.
+#[test]
+fn tag_storage_with_the_kernels_image_in_it_stays_reserved() {
+    let (banner, _) = boot_with_region("image-tags", "reg", |value| value[4..8].copy_from_slice(&[0x40, 0, 0, 0]));
+    let says = "tag storage 0x40000000..0x44000000 must not overlap the kernel's image, 0x40200000..";
+    assert!(banner.contains(says) && banner.contains("2G of memory"), "{banner}");
+}
+
 /// Boots a machine with an SMMU, with the tree changed; what the boot prints, and the session.
 fn boot_with_smmu(name: &str, change: impl FnOnce(&mut [u8])) -> (String, Session) {
     let machine = machine::named("default").unwrap();
