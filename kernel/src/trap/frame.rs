@@ -35,6 +35,8 @@ pub struct TrapFrame {
 
 // SP is a multiple of 16 whenever it is used, and the frame lies at SP.
 const _: () = assert!(size_of::<TrapFrame>().is_multiple_of(16));
+// `user.S` moves SP by the STP and LDP of x0 and x1.
+const _: () = assert!(core::mem::offset_of!(TrapFrame, x) == 0 && size_of::<TrapFrame>() <= 504);
 
 impl TrapFrame {
     /// The registers of a thread that begins at EL0, at `pc`: all others zero, nothing masked.

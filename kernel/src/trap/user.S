@@ -56,8 +56,7 @@
 
     .macro  el0_save
     resume_tag_checks
-    sub     sp, sp, #{FRAME_SIZE}
-    stp     x0, x1, [sp, #{X}]
+    stp     x0, x1, [sp, #-{FRAME_SIZE}]!   // x0 is the first field
     frame_registers stp
     mrs     x21, sp_el0
     mrs     x22, elr_el1
@@ -74,8 +73,8 @@
     mrs     x24, esr_el1
     lsr     x25, x24, #26
     cmp     x25, #{EC_SVC}
-    b.ne    el0_exception
-    b       el0_syscall
+    b.eq    el0_syscall                     // what is called most takes the fewest instructions
+    b       el0_exception
     .endm
 
     .macro  el0_irq
@@ -114,9 +113,8 @@ el0_checked:
     msr     elr_el1, x22
     msr     spsr_el1, x23
     msr     sp_el0, x21
-    ldp     x0, x1, [sp, #{X}]
     frame_registers ldp
-    add     sp, sp, #{FRAME_SIZE}
+    ldp     x0, x1, [sp], #{FRAME_SIZE}
     eret
 
     .type   el0_exception, %function
