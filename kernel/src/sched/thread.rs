@@ -457,9 +457,6 @@ impl NewUserThread<'_> {
         let maker = current();
         thread.syscall = Cell::new(self.entry.syscall);
         thread.fault = Cell::new(self.entry.fault);
-        if maker.tag_checks() != TagChecks::NONE {
-            thread.adopt(self.entry, maker.tag_checks());
-        }
         thread.works_for_program = AtomicBool::new(true);
         thread.tagged_addresses = AtomicBool::new(maker.has_tagged_addresses());
         thread.tls = Cell::new(self.tls);
@@ -472,6 +469,11 @@ impl NewUserThread<'_> {
         // SAFETY: the top of a stack that is not in use yet.
         unsafe { thread.frame().copy_from_nonoverlapping(self.frame, 1) };
         switch::prepare_user(&thread);
+        // Last: across the calls before, the word would be kept in memory.
+        let checks = current().tag_checks();
+        if checks != TagChecks::NONE {
+            thread.adopt(self.entry, checks);
+        }
         Ok(thread)
     }
 }

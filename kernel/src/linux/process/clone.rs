@@ -183,7 +183,13 @@ impl NewTask {
         Ok(Self { task, thread, process: new, number })
     }
 
-    /// Adds it to the tree. A new process becomes a child of `parent`.
+    /// Drops it. Out of line and by value, so that a caller need not keep it in memory.
+    #[cold]
+    #[inline(never)]
+    fn discard(self) {}
+
+    /// Adds it to the tree. A new process becomes a child of `parent`. Inlined, so that `self` stays in registers.
+    #[inline(always)]
     fn join(self, tree: &mut Tree, parent: Parent, exit_signal: Option<Signal>) -> ThreadRef {
         if let Some(process) = self.process {
             tree.add(process, parent, exit_signal);
@@ -291,7 +297,10 @@ fn copy_thread(
     let fp = thread.fp_state();
     let registers = FirstRegisters { frame: &frame, tls, fp: fp.as_ref() };
     let new_task = NewTask::new(number, host, space, (task.blocked(), task.name.get()), &registers)?;
-    share_files(task, request, &new_task)?;
+    if let Err(error) = share_files(task, request, new_task.process.as_deref(), &new_task.task) {
+        new_task.discard();
+        return Err(error.into());
+    }
     new_task.task.clear_at_exit.set(if request.has(CLONE_CHILD_CLEARTID) { request.child_id } else { 0 });
     // Two threads cannot share an alternative stack.
     let shares_stack = request.has(CLONE_VM) && !request.has(CLONE_VFORK);
@@ -300,15 +309,20 @@ fn copy_thread(
 }
 
 /// Gives a new thread its descriptors: a new process has a copy already, and a thread of this one has the process's.
-fn share_files(task: &Task, request: &Request, new: &NewTask) -> Result<(), OutOfMemory> {
-    let own = match (&new.process, request.has(CLONE_FILES)) {
+fn share_files(
+    task: &Task,
+    request: &Request,
+    new_process: Option<&Process>,
+    new_task: &Task,
+) -> Result<(), OutOfMemory> {
+    let own = match (new_process, request.has(CLONE_FILES)) {
         (Some(process), true) => return process.files.share(task.files()),
         (Some(_), false) => return Ok(()),
         (None, true) => task.own_files.get().cloned(),
         (None, false) => Some(task.files().fork().counted()?),
     };
     if let Some(own) = own {
-        new.task.own_files.call_once(|| own);
+        new_task.own_files.call_once(|| own);
     }
     Ok(())
 }

@@ -423,6 +423,7 @@ impl Tree {
     }
 
     /// Adds a process, as a child of `parent`. It stays until its status is collected.
+    #[inline(never)]
     pub fn add(&mut self, process: PoolBox<Process>, parent: Parent, exit_signal: Option<Signal>) {
         let pointer = process.into_raw();
         // SAFETY: the tree owns it from now on, at a fixed address, until `remove` makes a box of it again.
