@@ -116,23 +116,23 @@ impl Space {
         note_all_used(self.common.record(copies.table), used);
         for_each_used(found, used, |places| {
             for (cell, copy) in found.cells[places.clone()].iter().zip(&copies.cells[places]) {
-                protected |= self.copy_entry(cell, copy, records);
+                self.copy_entry(cell, copy, records, &mut protected);
             }
         });
         protected
     }
 
-    /// Copies the entry in `cell`, whose frame has one of the `records`; returns whether it was writable and became
-    /// read-only.
+    /// Copies the entry in `cell`, whose frame has one of the `records`; sets `protected` if it was writable and became
+    /// read-only. Not the result: most entries of a program are read-only already, and need not be counted.
     #[inline(always)]
-    fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell, records: HeldRecords) -> bool {
+    fn copy_entry(&self, cell: &EntryCell, copy: &EntryCell, records: HeldRecords, protected: &mut bool) {
         let mmu = self.mmu();
         let mut entry = mmu.load(cell);
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible => {}
-            EntryState::Empty => return false,
+            EntryState::Empty => return,
             // No TLB has what the child never had.
-            EntryState::Stale => return false,
+            EntryState::Stale => return,
             // An entry that is not present holds no frame.
             EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
                 let unwritable = unwritable(entry, false);
@@ -140,18 +140,17 @@ impl Space {
                     mmu.store(cell, unwritable);
                 }
                 mmu.store(copy, unwritable);
-                return false;
+                return;
             }
         }
-        let protected = entry.may_be_written();
-        if protected {
+        if entry.may_be_written() {
+            *protected = true;
             entry = replace(mmu, cell, entry, Descriptor::write_protected).write_protected();
         }
         if !entry.is_special() {
             records.of(entry.address()).share();
         }
         mmu.store(copy, entry.old());
-        protected
     }
 }
 
