@@ -39,7 +39,7 @@ use granule_pgtable::{Feature, Mmu, PageRange, Table, Visited};
 
 use super::area::{Area, AreaFlags};
 use super::code::{is_visible, needs_frame};
-use super::entry::{attributes, replace, set_access_flags, written};
+use super::entry::{attributes, read_only_attributes, replace, set_access_flags, written};
 use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
 use super::gather::{Gather, pages};
 use super::group::{GROUP_SIZE, fill_groups};
@@ -519,7 +519,7 @@ impl Space {
             return FaultOutcome::Served;
         }
         if !entry.is_valid() {
-            let accessible = modified(entry, attributes(area.protection().read_only()));
+            let accessible = modified(entry, read_only_attributes(area.protection()));
             if needs_frame(accessible) && !self.prepare_block(accessible) {
                 drop(locked);
                 self.split_block(found, found.range());

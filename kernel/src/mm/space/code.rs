@@ -5,7 +5,7 @@
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Feature, Mmu};
 
 use super::{PAGE, Space};
@@ -27,6 +27,12 @@ pub(super) const fn needs_frame(entry: Descriptor) -> bool {
     /// Of the index of `NormalTagged` the bit that no other memory of a program has.
     const TAGGED: u64 = 0b10 << bits::ATTR_INDEX.trailing_zeros();
     (entry.0 ^ bits::UXN) & (bits::UXN | TAGGED) != 0
+}
+
+/// The same of the entries of an area with `protection`, with one test: [`Space::prepare`] looks at the entry.
+#[inline(always)]
+pub(super) const fn may_need_frame(protection: Protection) -> bool {
+    protection.common(Protection::EXECUTE.and(Protection::TAGGED)).bits() != Protection::NONE.bits()
 }
 
 impl Space {

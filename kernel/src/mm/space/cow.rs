@@ -59,7 +59,7 @@ impl AllowedFault<'_> {
             Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
         };
         if entry.is_special() {
-            space.common.zero_new(new, self.area.protection());
+            space.zero_new(frames, new, self.area.protection());
         }
         space.note_origin(new, self.page);
         let Some(_change) = space.notifiers.try_start(may_sleep, Range::page(Event::Clear, self.page)) else {

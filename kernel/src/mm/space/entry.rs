@@ -113,6 +113,19 @@ static ATTRIBUTES: [Attributes; PROTECTIONS] = {
     map
 };
 
+/// Those of a page that is read alone.
+static READ_ONLY: [Attributes; PROTECTIONS] = {
+    let mut map = ATTRIBUTES;
+    let mut bits = 0;
+    while bits < PROTECTIONS {
+        if let Some(protection) = Protection::from_bits(bits as u8) {
+            map[bits] = ATTRIBUTES[protection.read_only().bits() as usize];
+        }
+        bits += 1;
+    }
+    map
+};
+
 /// The entry of a written page of frame 0, for each protection that permits a store.
 static WRITTEN: [Descriptor; PROTECTIONS] = {
     let mut map = [Descriptor::EMPTY; PROTECTIONS];
@@ -127,10 +140,21 @@ static WRITTEN: [Descriptor; PROTECTIONS] = {
 /// The attributes of a page with `protection`. What may only be executed is read by nothing, and has no tags.
 #[inline(always)]
 pub(super) fn attributes(protection: Protection) -> Attributes {
+    attributes_in(&ATTRIBUTES, protection)
+}
+
+/// The attributes of a page with `protection` to which no store is permitted yet.
+#[inline(always)]
+pub(super) fn read_only_attributes(protection: Protection) -> Attributes {
+    attributes_in(&READ_ONLY, protection)
+}
+
+#[inline(always)]
+fn attributes_in(map: &'static [Attributes; PROTECTIONS], protection: Protection) -> Attributes {
     if protection.accesses() == Protection::EXECUTE && patched_branch!(branch::EXECUTE_ONLY) {
         return Attributes::execute_only(MemoryType::Normal);
     }
-    ATTRIBUTES[protection.bits() as usize % PROTECTIONS]
+    map[protection.bits() as usize % PROTECTIONS]
 }
 
 /// The entry of a page in `frame` at its first store, in an area whose `protection` permits that.

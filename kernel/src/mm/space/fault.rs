@@ -18,9 +18,9 @@ use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};
-use super::code::needs_frame;
+use super::code::{may_need_frame, needs_frame};
 use super::cow::Reuse;
-use super::entry::{EntryState, attributes, set_access_flags, state, written};
+use super::entry::{EntryState, attributes, read_only_attributes, set_access_flags, state, written};
 use super::parts::Divisible;
 use super::shmem::{self, Found, NoPage, Object};
 use super::{EntryCell, Machine, PAGE, Space, Spaces};
@@ -276,7 +276,7 @@ impl AllowedFault<'_> {
             Access::Write if self.area.is_shared() => written(frame, protection),
             Access::Write => return self.map_copy(object, found),
             _ if self.area.is_shared() => Descriptor::page(frame, attributes(protection)),
-            _ => Descriptor::page(frame, attributes(protection.read_only())),
+            _ => Descriptor::page(frame, read_only_attributes(protection)),
         };
         let locked = space.lock_table(self.table);
         // No reference is held: a frame that the object has still is not freed before the lock is dropped
@@ -284,7 +284,7 @@ impl AllowedFault<'_> {
         // depends on that.
         if self.may_map(object, found) {
             space.common.record(frame).share();
-            if needs_frame(new) {
+            if may_need_frame(self.area.protection()) {
                 space.prepare(new);
             }
             locked.note_used(self.page);
@@ -324,7 +324,7 @@ impl AllowedFault<'_> {
         if is_copied {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
             space.common.copy_frame(found.frame(), copy);
-            if needs_frame(new) {
+            if may_need_frame(self.area.protection()) {
                 space.prepare(new);
             }
             // The contents before the entry.
@@ -437,12 +437,13 @@ impl Space {
         access: Access,
     ) -> Result<Descriptor, OutOfMemory> {
         Ok(if access == Access::Write {
-            let frame = self.common.frames.alloc_movable(cpu)?;
-            self.common.zero_new(frame, protection);
+            let frames = self.common.frames;
+            let frame = frames.alloc_movable(cpu)?;
+            self.zero_new(frames, frame, protection);
             self.note_origin(frame, page);
             written(frame, protection)
         } else {
-            Descriptor::page(self.common.zeros, attributes(protection.read_only())).special()
+            Descriptor::page(self.common.zeros, read_only_attributes(protection)).special()
         })
     }
 
@@ -512,13 +513,10 @@ impl Space {
         }
     }
 
-    /// Stores `new` to `cell` of `table`, if that is empty; returns whether it was.
+    /// Stores `new`, whose frame is prepared, to `cell` of `table`, if that is empty; returns whether it was.
     #[inline(always)]
     pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &EntryCell, new: Descriptor) -> bool {
         let mmu = self.mmu();
-        if needs_frame(new) {
-            self.prepare(new);
-        }
         // The contents of the page before its entry. A read through the entry walks to it first, which orders the two.
         mmu.dmb_ishst();
         let locked = self.lock_table(table);

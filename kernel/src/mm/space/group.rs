@@ -22,8 +22,6 @@
 //! bound, the bit changes in place. Permissions change in place always, as those of a page do: until the invalidation
 //! that follows, a walk finds what some of the 16 permit, before or after.
 
-#![allow(unsafe_code, reason = "user frames by their linear addresses")]
-
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
@@ -333,11 +331,8 @@ impl Space {
             page.contiguous()
         };
         for (frame, page) in each() {
-            self.common.zero_new(frame, area.protection());
+            self.zero_new(frames, frame, area.protection());
             self.note_origin(frame, page);
-            if needs_frame(new(frame)) {
-                self.prepare(new(frame));
-            }
         }
         self.note_groups();
         // The zeros before their entries.

@@ -7,7 +7,6 @@ use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{EnsureError, Mmu, PageRange};
 
 use super::area::{Area, Areas};
-use super::code::needs_frame;
 use super::entry::{EntryState, attributes, state};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
 use super::gather::pages;
@@ -103,12 +102,9 @@ impl Space {
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                 // Entries that were cleared meanwhile are left to faults.
                 let Some(frame) = list.pop() else { break };
-                self.common.zero_new(frame, protection);
+                self.zero_new(frames, frame, protection);
                 self.note_origin_in(records.of(frame), found.address(index));
                 let new = Descriptor::page(frame, attributes).dirty();
-                if needs_frame(new) {
-                    self.prepare(new);
-                }
                 // The zeros before their entry.
                 mmu.dmb_ishst();
                 locked.note_used(found.address(index));

@@ -12,7 +12,7 @@ use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Tlb};
 use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
 use super::code::needs_frame;
-use super::entry::{EntryState, attributes, is_settled, replace, state, unwritable};
+use super::entry::{EntryState, is_settled, read_only_attributes, replace, state, unwritable};
 use super::error::Refusal;
 use super::gather::{StaleRange, pages};
 use super::group::GROUP_SIZE;
@@ -46,7 +46,7 @@ impl Allowed {
     /// The attributes of a page that others use too.
     #[inline(always)]
     pub(super) fn for_sharers(self) -> Attributes {
-        self.flags.attributes(attributes(self.protection.read_only()))
+        self.flags.attributes(read_only_attributes(self.protection))
     }
 }
 

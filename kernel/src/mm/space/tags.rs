@@ -11,13 +11,41 @@
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
 use granule_arch::addr::PhysAddr;
-use granule_arch::descriptor::Protection;
+use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::{memory, mte};
 use granule_pgtable::Mmu;
 
-use super::{PAGE, Spaces};
+use super::code::may_need_frame;
+use super::entry::attributes;
+use super::{PAGE, Space, Spaces};
 use crate::lab;
+use crate::mm::frame::FrameAllocator;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
+
+impl Space {
+    /// Zeroes a new frame of `frames`, the space's, for an area with `protection`, and [prepares](Self::prepare) it for
+    /// the entries there.
+    #[inline(always)]
+    pub(super) fn zero_new(&self, frames: &FrameAllocator, frame: PhysAddr, protection: Protection) {
+        if may_need_frame(protection) {
+            return self.zero_and_prepare(frame, protection);
+        }
+        // SAFETY: the linear map has the frame, writable, and it has no other user.
+        unsafe { memory::zero_page(frames.linear().address(frame)) };
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn zero_and_prepare(&self, frame: PhysAddr, protection: Protection) {
+        if protection.contains(Protection::TAGGED) {
+            self.common.zero_tagged(frame);
+        } else {
+            // SAFETY: as above.
+            unsafe { memory::zero_page(self.common.frames.linear().address(frame)) };
+        }
+        self.prepare(Descriptor::page(frame, attributes(protection)));
+    }
+}
 
 impl Spaces {
     /// Has programs map memory with tags: called once, on a system whose memory has them, before the first program.
@@ -25,21 +53,10 @@ impl Spaces {
         self.zero_tags(self.zeros);
     }
 
-    /// Zeroes a new frame, for an area with `protection`.
-    #[inline(always)]
-    pub(super) fn zero_new(&self, frame: PhysAddr, protection: Protection) {
-        if protection.contains(Protection::TAGGED) {
-            return self.zero_tagged(frame);
-        }
-        // SAFETY: the linear map has the frame, writable, and it has no other user.
-        unsafe { memory::zero_page(self.frames.linear().address(frame)) };
-    }
-
-    #[inline(never)]
     fn zero_tagged(&self, frame: PhysAddr) {
         let page = self.frames.linear().address(frame);
         if lab::is_on!(NO_ZERO_TAGS) {
-            // SAFETY: as above.
+            // SAFETY: the linear map has the frame, writable, and it has no other user.
             unsafe { memory::zero_page(page) };
         } else {
             // SAFETY: as above; the linear map is Normal-Tagged.
