@@ -40,6 +40,7 @@ fn threads_keep_their_own_modes_and_tags(t: &mut Test) {
 target_test!(the_kernels_accesses_are_checked_as_on_linux, needs("mte"), limit(60));
 fn the_kernels_accesses_are_checked_as_on_linux(t: &mut Test) {
     has_tags(t);
+    succeeds(t, "mte strings");
     let before = kernel_faults();
     succeeds(t, "mte buffers");
     // The program makes 60 calls in the synchronous mode with a buffer that ends in another tag.

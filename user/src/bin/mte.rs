@@ -1,6 +1,6 @@
 //! Tag checks as Linux has them for a program: `mte [PART...]`. After Linux's own tests of them
-//! (selftests/arm64/mte): modes and sizes of accesses, the tags of IRG, forks and mappings, buffers of calls, threads with
-//! modes of their own.
+//! (selftests/arm64/mte): modes and sizes of accesses, the tags of IRG, forks and mappings, buffers and strings of calls,
+//! threads with modes of their own.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -8,15 +8,17 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use granule_user::abi::file::{AT_FDCWD, O_RDONLY};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_MTE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    FTRUNCATE, FUTEX, GETRANDOM, LSEEK, MEMFD_CREATE, MMAP, PRCTL, READ, READV, WRITE, WRITEV,
+    CLOSE, EXECVE, FTRUNCATE, FUTEX, GETRANDOM, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PRCTL, READ, READV, WRITE, WRITEV,
 };
 use granule_user::abi::process::{
-    AT_HWCAP2, FUTEX_WAIT, FUTEX_WAKE, HWCAP2_MTE, IoVec, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK, PR_MTE_TAG_SHIFT,
-    PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, exited, killed,
+    AT_HWCAP2, FUTEX_WAIT, FUTEX_WAKE, HWCAP2_MTE, IoVec, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK,
+    PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
+    PR_TAGGED_ADDR_ENABLE, exited, killed,
 };
 use granule_user::abi::signal::{
     SA_EXPOSE_TAGBITS, SEGV_MTEAERR, SEGV_MTESERR, SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGSEGV, SIGUSR1, SigAction,
@@ -45,7 +47,7 @@ const MODES: [u64; 4] = [0, PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
 type Part = (&'static str, fn(&str));
 
 /// The parts, all of which run where none is named.
-const PARTS: [Part; 13] = [
+const PARTS: [Part; 14] = [
     ("control", |_| control_is_what_was_set()),
     ("irg", |_| irg_finds_the_tags_that_are_included()),
     ("modes", |_| each_access_is_checked_in_each_mode()),
@@ -57,6 +59,7 @@ const PARTS: [Part; 13] = [
     ("zero", |_| new_memory_has_tags_of_zero()),
     ("children", |_| children_have_tags_of_their_own()),
     ("buffers", |_| buffers_of_calls_are_checked()),
+    ("strings", strings_of_calls_are_checked_to_their_end),
     ("threads", |_| threads_keep_their_own_modes()),
     ("exec", an_exec_resets_the_mode),
 ];
@@ -185,7 +188,8 @@ fn handle(number: u32, flags: u64) {
     unsafe { signal::handle(number, handler, flags, 0) }.expect("a handler");
 }
 
-/// The code and address of the fault since the last time, after a call, by which late ones come; `None`: there was none.
+/// The code and address of the fault since the last time, after a call, by which late ones come; `None`: there was
+/// none.
 fn taken() -> Option<(i32, u64)> {
     process::sched_yield();
     match FAULTS.swap(0, Ordering::Relaxed) {
@@ -524,6 +528,103 @@ fn buffers_of_calls_are_checked() {
     set_mode(PR_MTE_TCF_ASYNC);
     equal("random bytes, late", (call(GETRANDOM, &[word, 16, 0]), taken()), (Ok(16), None));
     unmap(page);
+}
+
+/// The tag of strings, and that of the granules behind them.
+const OF_STRINGS: u64 = tag(5);
+const BEHIND: u64 = tag(8);
+
+/// Puts `text`, with a final zero or without, right in front of a granule at `end` with another tag; returns its
+/// address with its tag. No access is checked afterwards.
+fn place(text: &[u8], end: u64) -> u64 {
+    set_mode(0);
+    let start = end - text.len() as u64;
+    let first = start & !(GRANULE - 1);
+    for (byte, at) in text.iter().zip(start..) {
+        // SAFETY: in the test's own page, which has no references.
+        unsafe { (at as *mut u8).write_volatile(*byte) };
+    }
+    set_tags(first | OF_STRINGS, end - first);
+    stg(end | BEHIND);
+    start | OF_STRINGS
+}
+
+/// The bytes of `text` and a final zero.
+fn with_zero<const N: usize>(text: &[u8]) -> [u8; N] {
+    core::array::from_fn(|index| text.get(index).copied().unwrap_or(0))
+}
+
+fn strings_of_calls_are_checked_to_their_end(path: &str) {
+    const CHECKED: [u64; 3] = [PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
+    let page = map_private(TAGGED);
+    // No multiple of what the kernel reads at once, which would then end with the string.
+    let end = page + 2048 + 5 * GRANULE;
+    let open = |at| call(OPENAT, &[AT_FDCWD as u64, at, O_RDONLY.into()]);
+    // Through several pieces of what the kernel reads at once, and within one granule.
+    let missing: [u8; 601] = with_zero(&[b'x'; 600]);
+    for mode in CHECKED {
+        for bytes in [2, 16, 17, 256, 257, 601] {
+            let at = place(&missing[601 - bytes..], end);
+            set_mode(mode);
+            let found = if bytes > 256 { Errno::ENAMETOOLONG } else { Errno::ENOENT };
+            equal(("a path of", bytes, "in mode", mode), (open(at), taken()), (Err(found), None));
+        }
+        let mut name: [u8; 64] = with_zero(path.as_bytes());
+        let at = place(&name[..=path.len()], end);
+        set_mode(mode);
+        let file = open(at);
+        holds(("the program's own path in mode", mode), file.is_ok() && taken().is_none());
+        equal("closed", call(CLOSE, &[file.unwrap_or_default()]), Ok(0));
+
+        for bytes in [2, 100, 250] {
+            let at = place(&missing[601 - bytes..], end);
+            set_mode(mode);
+            let file = call(MEMFD_CREATE, &[at, 0]);
+            holds(("a file's name of", bytes, "in mode", mode), file.is_ok() && taken().is_none());
+            equal("closed", call(CLOSE, &[file.unwrap_or_default()]), Ok(0));
+        }
+
+        // One that is shorter than what a name holds, and one that is cut off.
+        for text in [&b"short\0"[..], b"of fifteen char", b"1\0"] {
+            let at = place(text, end);
+            set_mode(mode);
+            name = [0; 64];
+            equal(("a name in mode", mode), call(PRCTL, &[PR_SET_NAME, at]), Ok(0));
+            equal("to read", call(PRCTL, &[PR_GET_NAME, name.as_mut_ptr() as u64]), Ok(0));
+            equal("it is", (name, taken()), (with_zero(text), None));
+        }
+        an_exec_reads_its_strings(mode, path, page);
+    }
+    for without_end in [&b"x"[..], &[b'x'; 16], &[b'x'; 300]] {
+        let at = place(without_end, end);
+        set_mode(PR_MTE_TCF_SYNC);
+        let error = Err(Errno::EFAULT);
+        equal("a path that goes on", open(at), error);
+        let (is_name, is_cut_off) = (without_end.len() < 250, without_end.len() >= 15);
+        equal("a name of a file", call(MEMFD_CREATE, &[at, 0]), if is_name { error } else { Err(Errno::EINVAL) });
+        equal("a name", call(PRCTL, &[PR_SET_NAME, at]), if is_cut_off { Ok(0) } else { error });
+        equal("a program", call(EXECVE, &[at, 0, 0]), error);
+        set_mode(PR_MTE_TCF_ASYNC);
+        // The string goes on in the next granule, whose bytes are zero.
+        equal("late", (call(PRCTL, &[PR_SET_NAME, at]), taken()), (Ok(0), None));
+    }
+    unmap(page);
+}
+
+/// Runs this program again, with its path, arguments and environment in front of granules with other tags.
+fn an_exec_reads_its_strings(mode: u64, path: &str, page: u64) {
+    let name: [u8; 64] = with_zero(path.as_bytes());
+    let path = place(&name[..=path.len()], page + 10 * GRANULE);
+    let [again, variable] =
+        [(&b"again\0"[..], 20), (b"A=1\0", 30)].map(|(text, end)| place(text, page + end * GRANULE));
+    let (arguments, environment) = ([path, again, 0], [variable, 0]);
+    set_mode(mode);
+    let child = process::spawn(|| {
+        let error = call(EXECVE, &[path, arguments.as_ptr() as u64, environment.as_ptr() as u64]);
+        panic!("{error:?}");
+    });
+    equal(("an exec in mode", mode), process::wait(child.expect("a process")), exited(0));
+    equal("no fault", taken(), None);
 }
 
 /// For a thread of its own mode and tags: faults, and tags of IRG, while others run.

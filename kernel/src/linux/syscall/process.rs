@@ -177,8 +177,15 @@ fn give_up_if_killed(call: &Syscall<'_>) -> Result<(), Errno> {
 }
 
 /// The length of a string without its final zero; `None` if it is longer than `most` with it.
+///
+/// What follows the zero need not be readable: as on Linux, a page or a granule of tags that may not be read is EFAULT
+/// only where the string reaches it.
+///
+/// # Errors
+/// `EFAULT`.
 pub(super) fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>, Errno> {
-    /// Bytes read at once: no piece crosses the end of a page, after which nothing may be mapped.
+    /// Bytes read at once. No piece crosses the end of a page, after which often nothing is mapped: that would cost a
+    /// fault.
     const PIECE: usize = 256;
     let mut buffer = [0; PIECE];
     let mut done = 0;
@@ -186,9 +193,12 @@ pub(super) fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>
         let at = VirtAddr(from.0.wrapping_add(done as u64));
         let bytes = (PIECE - at.0 as usize % PIECE).min(most - done);
         let piece = buffer.get_mut(..bytes).unwrap_or_default();
-        uaccess::copy_from_user(piece, at)?;
-        if let Some(zero) = piece.iter().position(|&byte| byte == 0) {
+        let copied = uaccess::copy_from_user_up_to(piece, at);
+        if let Some(zero) = piece.iter().take(copied).position(|&byte| byte == 0) {
             return Ok(Some(done + zero));
+        }
+        if copied < bytes {
+            return Err(Errno::EFAULT);
         }
         done += bytes;
     }
