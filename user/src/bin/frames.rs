@@ -465,9 +465,11 @@ fn frames_that_are_not_there() {
         unsafe { munmap(pages + PAGE, PAGE) }.expect("a hole");
         pages + PAGE
     };
+    let tagged = (hole - 8) | 3 << 56;
     // What is not aligned or not EL0's is not looked at. Of a frame that is not there each register is zero.
     let cases = [
         (hole - 8, Nowhere { code: SEGV_ACCERR, address: hole - 8, sp: hole - 8, pc: 1, x20: MARK }),
+        (tagged, Nowhere { code: SEGV_ACCERR, address: hole - 8, sp: tagged, pc: 1, x20: MARK }),
         (near_the_end, Nowhere { code: SEGV_MAPERR, address: near_the_end, sp: near_the_end, pc: 1, x20: MARK }),
         (KERNEL, Nowhere { code: SEGV_MAPERR, address: KERNEL, sp: KERNEL, pc: 1, x20: MARK }),
         (hole, Nowhere { code: SEGV_ACCERR, address: 0, sp: 0, pc: 0, x20: 0 }),

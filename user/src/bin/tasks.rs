@@ -8,8 +8,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING, SET_TID_ADDRESS};
 use granule_user::abi::process::{
-    CLONE_CHILD_CLEARTID, CLONE_IO, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND, CLONE_THREAD,
-    CLONE_VFORK, CLONE_VM, PR_GET_NAME, PR_SET_NAME, WALL, WNOHANG, exited, killed,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_IO, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND,
+    CLONE_THREAD, CLONE_VFORK, CLONE_VM, PR_GET_NAME, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE,
+    WALL, WNOHANG, exited, killed,
 };
 use granule_user::abi::signal::{
     SA_RESETHAND, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV, SIGTERM, SIGUSR1, SIGUSR2,
@@ -25,7 +26,7 @@ entry!(run);
 const END_OF_NUMBERS: u32 = 32768;
 
 /// The checks, each of which can be run alone: `tasks step NUMBER`.
-const STEPS: [fn(); 16] = [
+const STEPS: [fn(); 17] = [
     flags_of_clone_are_linuxs,
     numbers_are_stored_where_the_parent_sees_them,
     a_word_is_cleared_only_for_others,
@@ -42,6 +43,7 @@ const STEPS: [fn(); 16] = [
     a_signal_goes_to_another_when_its_thread_exits,
     numbers_are_looked_up_before_signals,
     actions_are_set_as_on_linux,
+    numbers_are_stored_where_the_child_sees_them,
 ];
 
 fn run(start: Start) -> u8 {
@@ -117,6 +119,25 @@ fn numbers_are_stored_where_the_parent_sees_them() {
         let child = copy(CHILD | CLONE_PARENT_SETTID, [bad, 0], || 0).expect("no error, as on Linux");
         assert_eq!(process::wait(child), exited(0));
     }
+}
+
+/// Also through an address with a tag, where the program has asked for that.
+fn numbers_are_stored_where_the_child_sees_them() {
+    const TAG: u64 = 5 << 56;
+    let word = shared::<AtomicU32>();
+    let accept = |control| {
+        // SAFETY: it changes which addresses calls accept.
+        unsafe { sys::call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, control, 0, 0, 0, 0]) }.expect("a mode")
+    };
+    for (control, tag, stores) in [(0, 0, true), (0, TAG, false), (PR_TAGGED_ADDR_ENABLE, TAG, true)] {
+        accept(control);
+        word.store(0, Ordering::Relaxed);
+        let at = word.as_ptr() as u64 | tag;
+        let is_stored = || u8::from(load(word) == process::id());
+        let child = copy(CHILD | CLONE_CHILD_SETTID, [0, at], is_stored).expect("no error, as on Linux");
+        assert_eq!(process::wait(child), exited(u8::from(stores)), "with control {control}, tag {tag:#x}");
+    }
+    accept(0);
 }
 
 fn a_word_is_cleared_only_for_others() {

@@ -236,8 +236,12 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
         (host, space, None)
     };
     if request.has(CLONE_CHILD_SETTID) {
-        // As on Linux, a bad child_tid is ignored.
-        let _ = space.write_bytes(this_cpu(), VirtAddr(request.child_id), &id.to_le_bytes());
+        let child_id = VirtAddr(request.child_id);
+        // As on Linux, a bad child_tid is ignored. A tag is accepted where the caller's calls accept one: the child's
+        // will, too.
+        if uaccess::is_user_range(child_id, size_of::<u32>()) {
+            let _ = space.write_bytes(this_cpu(), child_id.untagged(), &id.to_le_bytes());
+        }
     }
     let new_task = copy_thread(task, thread, frame, request, number, host, space)?;
     new_task.task.place.set(place);

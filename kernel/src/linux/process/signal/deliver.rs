@@ -160,7 +160,8 @@ pub fn sigreturn(task: &Task, thread: &Thread, frame: &mut TrapFrame) {
 /// area is above it.
 fn refuse(task: &Task, sp: u64) {
     let mut below = false;
-    task.space().for_each_area(|area| below |= VirtAddr(sp) < area.end());
+    let address = VirtAddr(sp).untagged();
+    task.space().for_each_area(|area| below |= address < area.end());
     let code = if below { SEGV_ACCERR } else { SEGV_MAPERR };
     task.force(Signal::SEGV, SignalCause::fault(code, sp), false);
 }
