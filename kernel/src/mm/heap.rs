@@ -115,6 +115,7 @@ impl Heap {
     }
 
     /// Gives tags to the objects that are allocated from now on, drawn with `seed`, and to all memory that has none.
+    /// Called once, and not while a lock of the rank `HEAP_GROWTH` or a later one is held.
     ///
     /// # Safety
     /// The window's memory has tags ([`granule_arch::mte`]), and what was allocated so far is accessed through untagged
@@ -134,10 +135,12 @@ impl Heap {
         self.take(layout).or_else(|| self.grow_and_take(layout)).map_or(null_mut(), NonNull::as_ptr)
     }
 
-    /// Takes the object back.
+    /// Takes the object back. Not while a lock of the rank `HEAP` or a later one is held; interrupt handlers may call
+    /// it.
     ///
     /// # Errors
-    /// [`BadFree`]: `object` has a tag, and is not one in use with this `layout`. Nothing is changed.
+    /// [`BadFree`]: `object` has a tag, and is not one in use with this `layout`; or the pointer has lost its tag.
+    /// Nothing is changed.
     ///
     /// # Safety
     /// `object` came from [`Self::alloc`] of this heap with the same `layout`, and is not used any more.
@@ -148,12 +151,17 @@ impl Heap {
         let list = &mut *list;
         match &mut list.tagger {
             Some(tagger) if tags::is_tagged(pointer) => {
-                // SAFETY: the caller's word.
+                // SAFETY: the caller's contract.
                 unsafe { tags::give_back(&mut list.holes, tagger, pointer, layout) }?;
                 list.tagged -= 1;
             }
+            // The list would take the object without its record, and count it among those that never had a tag.
+            // SAFETY: by the caller's contract the list's memory, which is mapped.
+            Some(_) if unsafe { tags::has_tag(pointer) } => {
+                return Err(BadFree { pointer, bytes: layout.size() as u64 });
+            }
             _ => {
-                // SAFETY: by the caller's word the list gave this out, for the layout as rounded here and there.
+                // SAFETY: by the caller's contract the list gave this out, for the layout as rounded here and there.
                 unsafe { list.holes.deallocate(untagged, layout) };
                 list.untagged -= 1;
             }
@@ -195,8 +203,9 @@ impl Heap {
             tagger.give_up(holes);
         }
         drop(list);
-        // Room for the object, its record, and the hole that aligning it leaves in front. The loop ends: once so much was added
-        // at the top in one piece, only other CPUs can have taken it, and then the next round adds as much again.
+        // Room for the object, its record, and the hole that aligning it leaves in front. The loop ends: once so much
+        // was added at the top in one piece, only other CPUs can have taken it, and then the next round adds as much
+        // again.
         let pages = (layout.size() + tags::RECORD + layout.align()).div_ceil(PAGE_SIZE);
         loop {
             if let Some(object) = self.take(layout) {

@@ -1,7 +1,7 @@
 //! Tags of the kernel's heap, and the checks of the kernel's own accesses.
 //!
-//! Probes make the wrong accesses of most tests: their faults come back as values. The others end the kernel; the runner's
-//! tests (tests-qemu/host/tests/heap_tags.rs) read their reports.
+//! Probes make the wrong accesses of most tests: their faults come back as values. The others end the kernel; the
+//! runner's tests (tests-qemu/host/tests/heap_tags.rs) read their reports.
 
 #![allow(unsafe_code, reason = "accesses that must fault, and objects that are freed by hand")]
 
@@ -295,7 +295,7 @@ fn writes_after_a_free(t: &mut Test) {
     let object = allocates_for_the_report(100);
     frees_for_the_report(object, 100);
     write(object + 3);
-    t.check("an asynchronous check lets it be", true);
+    t.check("an asynchronous check does not stop it", true);
     // The thread is switched, at the latest now.
     sched::sleep_until(Deadline::after(Duration::from_millis(5)));
 }
@@ -328,6 +328,18 @@ fn frees_an_object_twice(t: &mut Test) {
 target_test!(frees_with_another_size, selftest(), needs("mte"));
 fn frees_with_another_size(t: &mut Test) {
     frees_for_the_report(allocates_for_the_report(100), 64);
+    t.check("it comes back", true);
+}
+
+target_test!(frees_from_the_middle, selftest(), needs("mte"));
+fn frees_from_the_middle(t: &mut Test) {
+    frees_for_the_report(allocates_for_the_report(100) + 16, 100);
+    t.check("it comes back", true);
+}
+
+target_test!(frees_without_the_tag, selftest(), needs("mte"));
+fn frees_without_the_tag(t: &mut Test) {
+    frees_for_the_report(allocates_for_the_report(100).canonical(), 100);
     t.check("it comes back", true);
 }
 

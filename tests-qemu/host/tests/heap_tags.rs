@@ -79,11 +79,19 @@ fn an_underflow_names_the_object_behind() {
 
 #[test]
 fn a_bad_free_is_reported() {
-    let parts = ["free of 0xf", "112 bytes, which is no object in use", "use after free: 0 bytes into", "freed by:"];
+    const HEADLINE: &str = "112 bytes, which does not match an object in use";
+    let parts = ["free of 0xf", HEADLINE, "use after free: 0 bytes into", "freed by:"];
     assert_reports("default", "", "frees_an_object_twice", &parts);
     assert_reports("default", "heap.tags=async", "frees_an_object_twice", &parts);
-    let parts = ["64 bytes, which is no object in use", "112 bytes, tag 0x", "backtrace:", "frees_for_the_report"];
-    assert_reports("n2", "", "frees_with_another_size", &parts);
+    for (name, headline, place) in [
+        ("frees_with_another_size", "64 bytes, which does not match", "\n  0 bytes into 0xffffd0"),
+        ("frees_from_the_middle", HEADLINE, "\n  16 bytes into 0xffffd0"),
+        ("frees_without_the_tag", HEADLINE, "memory 0x"),
+    ] {
+        let parts = [headline, place, "112 bytes, tag 0x", ", in use\n", "backtrace:", "frees_for_the_report"];
+        let report = assert_reports("n2", "", name, &parts);
+        assert!(!report.contains("use after free"), "the object is in use: {report}");
+    }
 }
 
 #[test]

@@ -125,6 +125,7 @@ mod target {
         let (bytes, start) = (object.record.bytes(), object.start);
         match object.place(address) {
             _ if !same_tag => write!(out, "  no object near has the pointer's tag; the nearest")?,
+            Place::Inside(offset) if object.state == ObjectState::InUse => write!(out, "  {offset} bytes into")?,
             Place::Inside(offset) => write!(out, "  use after free: {offset} bytes into")?,
             Place::After(distance) => write!(out, "  overflow: {distance} bytes behind")?,
             Place::Before(distance) => write!(out, "  underflow: {distance} bytes before")?,
@@ -138,13 +139,15 @@ mod target {
         Ok(())
     }
 
-    /// Reports the free of what is no object in use, and ends the kernel: its caller has lost track of its memory.
+    /// Reports a free that does not match an object in use, and ends the kernel: its caller has lost track of its
+    /// memory.
     #[cold]
     #[inline(never)]
     pub(in super::super) fn bad_free(bad: &BadFree) -> ! {
+        let BadFree { pointer, bytes } = *bad;
         let calls = backtrace_here();
-        die(format_args!("free of {}, {} bytes, which is no object in use", bad.pointer, bad.bytes), &|out| {
-            describe_tags(out, bad.pointer)?;
+        die(format_args!("free of {pointer}, {bytes} bytes, which does not match an object in use"), &|out| {
+            describe_tags(out, pointer)?;
             write!(out, "backtrace:\n{calls}")
         })
     }

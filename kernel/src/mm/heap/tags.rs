@@ -9,8 +9,8 @@
 //! object has, so an access just outside of an object, or after its end of life, never matches. The list of holes and
 //! the records are accessed through untagged addresses, which match any memory.
 //!
-//! Finding a hole costs more than all of this. So a small object that is freed stays as it is, one of each size, and is the
-//! next object of that size; they become holes when the heap would have to grow.
+//! Finding a hole costs more than all of this. So a small object that is freed stays as it is, one of each size, and is
+//! the next object of that size; they become holes when the heap would have to grow.
 //!
 //! Memory that becomes another object gets a tag that neither neighbour has, nor the object of the same size that was
 //! there last. An access further out, or after another reuse of the memory, is found by chance: at most one in eleven
@@ -80,7 +80,7 @@ impl Record {
     }
 }
 
-/// Why an object cannot be freed: at `pointer` begins none that is in use, of `bytes` bytes and with the pointer's tag.
+/// Why an object cannot be freed: none that is in use begins at `pointer`, with its tag and of `bytes` bytes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct BadFree {
     /// As it was given, with its tag.
@@ -140,10 +140,19 @@ impl Tagger {
     }
 }
 
-/// Whether `pointer` is to an object with a tag: one from before there were tags has none, nor has one in the lower half
-/// with tag 0.
+/// Whether `pointer` is to an object with a tag: one from before there were tags has none, nor has one in the lower
+/// half with tag 0.
 pub(super) fn is_tagged(pointer: VirtAddr) -> bool {
     pointer != pointer.canonical()
+}
+
+/// Whether the memory at `pointer` is an object's that has a tag.
+///
+/// # Safety
+/// It is mapped.
+pub(super) unsafe fn has_tag(pointer: VirtAddr) -> bool {
+    // SAFETY: the caller's contract.
+    unsafe { mte::load_tag(pointer) != MATCH_ALL }
 }
 
 /// Gives `bytes` bytes that no object has from `start` on the tag of free memory.
@@ -152,7 +161,7 @@ pub(super) fn is_tagged(pointer: VirtAddr) -> bool {
 /// They are mapped, whole granules, and accessed through untagged addresses alone.
 #[inline(never)]
 pub(super) unsafe fn set_free(start: VirtAddr, bytes: u64) {
-    // SAFETY: by the caller's word.
+    // SAFETY: the caller's contract.
     unsafe { mte::set_tags(start.with_tag(MATCH_ALL), bytes) };
 }
 
@@ -234,7 +243,7 @@ pub(super) unsafe fn give_back(
     }
     record.mark = FREED ^ at.0 as u32;
     record.freed.note();
-    // SAFETY: the object is in use, as its record has it, and by the caller's word not used any more.
+    // SAFETY: the object is in use, as its record has it, and by the caller's contract not used any more.
     unsafe { set_free(start, layout.size() as u64) };
     match tagger.place(layout) {
         Some(kept) if *kept == 0 => *kept = start.0,

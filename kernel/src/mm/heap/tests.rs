@@ -227,6 +227,25 @@ fn what_is_no_object_in_use_is_not_freed() {
 }
 
 #[test]
+fn an_object_with_a_tag_is_not_freed_without_it() {
+    let (heap, _memory) = heap(64);
+    let old = heap.alloc(layout(40, 8));
+    start_tags(&heap, 7);
+    let object = heap.alloc(layout(100, 16));
+    let before = heap.stats();
+    let pointer = VirtAddr::from_ptr(object);
+    // SAFETY: refused, as the pointer has lost its tag.
+    assert_eq!(unsafe { heap.dealloc(pointer.as_ptr(), layout(100, 16)) }, Err(BadFree { pointer, bytes: 112 }));
+    assert_eq!(heap.stats(), before);
+    assert_eq!(tag_at(pointer.0), tag_of(object));
+    for (object, layout) in [(object, layout(100, 16)), (old, layout(40, 8))] {
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(object, layout) }.unwrap();
+    }
+    assert_eq!((heap.stats().allocations, heap.stats().used), (0, 0));
+}
+
+#[test]
 fn memory_that_is_used_again_at_once_has_another_tag() {
     for size in [16, 256, 1000] {
         let (heap, _memory) = heap(64);
