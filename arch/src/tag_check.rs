@@ -68,8 +68,8 @@ mod metal {
     #[inline(always)]
     pub(super) fn set_el0(check: TagCheck, excluded: u16) {
         let gcr = GcrEl1::RRND.bits() | u64::from(excluded) << GcrEl1::EXCLUDE_SHIFT;
-        // SAFETY: the registers exist by the module's condition. The fields concern accesses of EL0 and with its rights,
-        // and IRG, which the kernel does not use; the other fields of SCTLR_EL1 stay.
+        // SAFETY: the registers exist by the module's condition. The fields concern accesses of EL0 and with its
+        // rights, and IRG, which the kernel does not use; the other fields of SCTLR_EL1 stay.
         unsafe {
             asm!(
                 "msr s3_0_c1_c0_6, {gcr}", // GCR_EL1
@@ -101,8 +101,8 @@ mod metal {
     }
 
     pub(super) fn set_el1(check: TagCheck) {
-        // SAFETY: the registers exist by the module's condition. What has another tag than its memory is an error of its
-        // own; the other fields of SCTLR_EL1 stay.
+        // SAFETY: the registers exist by the module's condition. A mismatch is an error in the accessing code; the
+        // other fields of SCTLR_EL1 stay.
         unsafe {
             asm!(
                 "mrs {sctlr}, sctlr_el1",
@@ -182,32 +182,33 @@ mod metal {
 }
 
 /// Has this CPU check EL0's accesses as `check` says, and IRG at EL0 find no tag whose bit is in `excluded`, unless all
-/// are. From the next access on: an ISB follows.
+/// are. From the next access on: an ISB follows. Interrupts masked: SCTLR_EL1 is read and written.
 #[inline(always)]
 pub fn set_el0(check: TagCheck, excluded: u16) {
     metal::set_el0(check, excluded);
 }
 
-/// Whether a mismatch has been recorded on this CPU since the last [`clear_recorded`]. Complete for EL0's accesses before
-/// the exception that was taken last (SCTLR_EL1.ITFSB).
+/// Whether a mismatch has been recorded on this CPU since the last [`clear_recorded`]. Complete for EL0's accesses
+/// before the exception that was taken last (SCTLR_EL1.ITFSB). Interrupts masked: the register is this CPU's.
 #[inline(always)]
 pub fn has_recorded() -> bool {
     metal::has_recorded()
 }
 
-/// Removes what has been recorded on this CPU, for all accesses before.
+/// Removes what has been recorded on this CPU, for all accesses before. Interrupts masked.
 #[inline(always)]
 pub fn clear_recorded() {
     metal::clear_recorded();
 }
 
-/// Has this CPU check EL1's accesses as `check` says. From the next access on: an ISB follows.
+/// Has this CPU check EL1's accesses as `check` says. From the next access on: an ISB follows. Interrupts masked:
+/// SCTLR_EL1 is read and written.
 pub fn set_el1(check: TagCheck) {
     metal::set_el1(check);
 }
 
 /// Whether a mismatch of EL1 at an address of the upper half has been recorded on this CPU since the last call.
-/// Accesses before the call count: a DSB and an ISB come first.
+/// Accesses before the call count: a DSB and an ISB come first. Interrupts masked: the register is read and cleared.
 pub fn take_recorded_of_el1() -> bool {
     metal::take_recorded_of_el1()
 }
