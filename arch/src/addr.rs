@@ -126,8 +126,8 @@ impl VirtAddr {
         core::ptr::with_exposed_provenance_mut(self.0 as usize)
     }
 
-    /// The address of what `pointer` points to, [canonical](Self::canonical): an object of the kernel's heap has a tag in
-    /// its pointer, and an address is translated, compared and given to devices without.
+    /// The address of what `pointer` points to, [canonical](Self::canonical): an object of the kernel's heap has a tag
+    /// in its pointer, and an address is translated, compared and given to devices without.
     #[inline(always)]
     pub fn from_ptr<T: ?Sized>(pointer: *const T) -> Self {
         Self(pointer.cast::<u8>().expose_provenance() as u64).canonical()

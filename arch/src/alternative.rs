@@ -7,9 +7,9 @@
 //! load.
 //!
 //! NOP and B may replace each other while other CPUs execute them (Arm ARM B2.2.5, concurrent modification and
-//! execution of instructions), other instructions may not; still `apply` decides every feature before the other CPUs run, so that all see one
-//! kernel. Later it may be called for what a CPU may see late. On the host there is nothing to patch: a site reads a
-//! plain flag of its identifier.
+//! execution of instructions), other instructions may not; still `apply` decides every feature before the other CPUs
+//! run, so that all see one kernel. Later it may be called for what a CPU may see late. On the host there is nothing to
+//! patch: a site reads a plain flag of its identifier.
 
 #![allow(unsafe_code, reason = "the list of branch sites lies between symbols of the linker")]
 

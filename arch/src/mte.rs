@@ -70,7 +70,8 @@ mod metal {
 
     #[inline(always)]
     pub(super) unsafe fn zero_page_tags(page: VirtAddr) {
-        // SAFETY: the page is the caller's. Four at once: a page has at least 16 such blocks, as the largest has 256 bytes.
+        // SAFETY: the page is the caller's. Four at once: a page has at least 16 such blocks, as the largest has 256
+        // bytes.
         unsafe {
             asm!(
                 ".arch_extension memtag",

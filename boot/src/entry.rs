@@ -25,9 +25,9 @@ use granule_pgtable::{Geometry, Granule4K};
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
 
-/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE. EL0 may do what it
-/// may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the tables
-/// keep that rule, seen by the audit.
+/// SCTLR_EL1 as the kernel runs. entry.S adds SPAN where there is no PAN, [`SCTLR_TAGS`] where there is MTE. EL0 may do
+/// what it may do under Linux: cache maintenance by address, DC ZVA, reading CTR_EL0, WFE. WXN stays off because the
+/// tables keep that rule, seen by the audit.
 const SCTLR_EL1_MMU_ON: u64 = mmu::SCTLR_MMU_ON & !SctlrEl1::SPAN.bits()
     | SCTLR_EL1::UCI::DontTrap.value
     | SCTLR_EL1::UCT::DontTrap.value
@@ -63,8 +63,8 @@ const TCR: u64 = mmu::tcr(Granule4K::HALF, Granule4K::HALF) | TCR_EL1::TBI0::Ign
 /// fetches, and an address whose tag is 0xf is not checked: see [`granule_arch::mte`].
 const TCR_TAGS: u64 = TcrEl1::TBI1.union(TcrEl1::TBID1).union(TcrEl1::TCMA1).bits();
 
-/// What it adds to SCTLR_EL1: EL1 and EL0 may access tags, and mismatches of EL0 that are recorded are so at each entry to
-/// EL1. Nothing is checked yet.
+/// What it adds to SCTLR_EL1: EL1 and EL0 may access tags, and mismatches of EL0 that are recorded are so at each entry
+/// to EL1. Nothing is checked yet.
 const SCTLR_TAGS: u64 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFSB).bits();
 
 /// GCR_EL1: IRG finds a random tag, and for EL0 none but zero until a program includes more.

@@ -1,9 +1,10 @@
 //! The kernel's access to memory of EL0.
 //!
-//! By LDTR and STTR, or their like of FEAT_MOPS: the hardware allows what it would allow EL0 itself, whatever the address, and PAN stays on. A fault
-//! goes to the thread's [`resolve`](crate::sched::UserEntry::resolve), which may sleep; what it cannot resolve is
-//! [`AccessError::Fault`]. Where interrupts are masked, as under a spinning lock, nothing is resolved: then a page that is
-//! merely not there yet is a fault, too, and the caller tries again without the lock.
+//! By LDTR and STTR, or their like of FEAT_MOPS: the hardware allows what it would allow EL0 itself, whatever the
+//! address, and PAN stays on. A fault goes to the thread's [`resolve`](crate::sched::UserEntry::resolve), which may
+//! sleep; what it cannot resolve is [`AccessError::Fault`]. Where interrupts are masked, as under a spinning lock,
+//! nothing is resolved: then a page that is merely not there yet is a fault, too, and the caller tries again without
+//! the lock.
 //!
 //! Tags are checked as the thread has its own accesses checked (`crate::sched::TagChecks`): a mismatch that faults is
 //! [`AccessError::Fault`], and one that is recorded is none.
@@ -31,8 +32,8 @@ pub enum AccessError {
 /// The first address that is not EL0's.
 pub const END: VirtAddr = VirtAddr(1 << 48);
 
-/// Whether these bytes are at addresses of EL0. A tag in the top byte, which the hardware ignores, is accepted where the
-/// running thread has asked for that.
+/// Whether these bytes are at addresses of EL0. A tag in the top byte, which the hardware ignores, is accepted where
+/// the running thread has asked for that.
 pub fn is_user_range(start: VirtAddr, bytes: usize) -> bool {
     is_range(start, bytes) || start.untagged() != start && accepts_tags() && is_range(start.untagged(), bytes)
 }
@@ -289,7 +290,8 @@ user_put_word:
     mov     x0, #0
     ret
 
-    // The same three by FEAT_MOPS. A fault that is resolved continues at the instruction, with the rest.
+    // The same three by FEAT_MOPS. A fault that is resolved continues at the instruction, with the rest, and on the
+    // same CPU: one that implements the other of options A and B would refuse what the registers hold.
     .arch_extension mops
     .type   user_copy_from_mops, %function
     .global user_copy_from_mops

@@ -114,7 +114,8 @@ const TYPE_MARKER: u64 = 31;
 /// Caches of all CPUs, and of devices, show the same.
 const SHARED: u64 = bits::SH_INNER;
 
-/// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, and whether tags are checked.
+/// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, and whether tags are
+/// checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Protection(u8);
 
@@ -174,7 +175,8 @@ impl Protection {
 
 impl Attributes {
     /// A page of a user space: it belongs to an ASID, EL1 never executes it, and it is young. `memory` decides whether
-    /// tags are checked. Writable pages start clean, so the first store faults or sets them dirty; a kernel that tracks no dirty pages adds [`Self::dirty`].
+    /// tags are checked. Writable pages start clean, so the first store faults or sets them dirty; a kernel that tracks
+    /// no dirty pages adds [`Self::dirty`].
     pub const fn user(memory: MemoryType, protection: Protection) -> Self {
         let base = bits::NG | bits::AF | bits::PXN | bits::UXN | bits::RDONLY | SHARED | Self::index(memory);
         if protection.accesses().bits() == Protection::NONE.bits() {

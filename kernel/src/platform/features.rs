@@ -56,7 +56,8 @@ pub mod branch {
         SIZE_CHANGE = 12;
         /// FEAT_MTE2: memory has tags.
         MTE = 13;
-        /// FEAT_MTE2, and no feature: the kernel's accesses are checked ([`SystemFeatures::kernel_tag_check`](super::SystemFeatures::kernel_tag_check)).
+        /// FEAT_MTE2, and no feature: the kernel's accesses are checked, as
+        /// [`kernel_tag_check`](super::SystemFeatures::kernel_tag_check) has it.
         TAG_CHECKS = 14;
         /// Some of them asynchronously.
         ASYNCHRONOUS_TAG_CHECKS = 15;

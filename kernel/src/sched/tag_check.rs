@@ -3,10 +3,10 @@
 //! [`TagChecks`] is what a program asks for. A CPU's registers hold those of the last user thread that had others than
 //! the thread before it; a switch between threads with the same checks writes no register.
 //!
-//! **Late faults.** TFSRE0_EL1 records a mismatch of EL0 in the modes that report late. Each entry from EL0 collects it as
-//! work of the thread, before anything else can be recorded: [`UserEntry::late_tag_fault`] runs on the way back, and a
-//! system call is repeated after it. What the kernel's own accesses with EL0's rights add after that is removed before
-//! EL0 is entered, and before another thread that reports late is: as on Linux, it is no fault.
+//! **Late faults.** TFSRE0_EL1 records a mismatch of EL0 in the modes that report late. Each entry from EL0 collects it
+//! as work of the thread, before anything else can be recorded: [`UserEntry::late_tag_fault`] runs on the way back, and
+//! a system call is repeated after it. What the kernel's own accesses with EL0's rights add after that is removed
+//! before EL0 is entered, and before another thread that reports late is: as on Linux, it is no fault.
 //!
 //! **A thread without checks pays nothing for them.** A thread with checks has other functions in the fields that the
 //! vectors call, which prepare for the thread's own.
@@ -39,9 +39,9 @@ impl TagChecks {
     /// No checks, and no tags but zero: that of every thread at first.
     pub const NONE: Self = Self(0);
 
-    /// Checks on CPUs with `mte`, for a program that accepts `faults`. IRG finds the tags whose bits are in `included`, or
-    /// only zero if there is none. The choice for [`TagFaults::AtOnceOrLate`] is a fault at once for loads, which costs
-    /// them nothing, and late for stores; all late where the CPUs cannot distinguish.
+    /// Checks on CPUs with `mte`, for a program that accepts `faults`. IRG finds the tags whose bits are in `included`,
+    /// or only zero if there is none. The choice for [`TagFaults::AtOnceOrLate`] is a fault at once for loads, which
+    /// costs them nothing, and late for stores; all late where the CPUs cannot distinguish.
     pub const fn new(faults: TagFaults, included: u16, mte: Mte) -> Self {
         let check = match (faults, mte) {
             (TagFaults::Ignored, _) => TagCheck::Off,

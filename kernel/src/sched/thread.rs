@@ -70,8 +70,8 @@ pub struct Thread {
     pub(super) work: AtomicU32,
     /// Whether it sleeps.
     pub(super) state: Token,
-    /// [`UserEntry::syscall`], for the assembly that calls it, or what calls that ([`TagChecks`]); never called in a kernel
-    /// thread.
+    /// [`UserEntry::syscall`], for the assembly that calls it, or what calls that ([`TagChecks`]); never called in a
+    /// kernel thread.
     pub(super) syscall: Cell<extern "C" fn(&mut TrapFrame, &Thread)>,
     /// [`UserEntry::fault`], likewise.
     pub(super) fault: Cell<extern "C" fn(&mut TrapFrame, &Thread) -> bool>,

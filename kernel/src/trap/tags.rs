@@ -1,7 +1,7 @@
 //! Accesses of the kernel whose failed tag check is known only later, by TFSR_EL1: with `heap.tags=async` or `asymm`.
 //!
-//! TFSR_EL1 is looked at on each interrupt, before a thread is switched, and on the way to EL0: so what is reported is an
-//! access of the interrupted code, of the thread, of the call. An entry from EL0 need not look: the way out did.
+//! TFSR_EL1 is looked at on each interrupt, before a thread is switched, and on the way to EL0: so what is reported is
+//! an access of the interrupted code, of the thread, of the call. An entry from EL0 need not look: the way out did.
 
 use granule_arch::{patched_branch, tag_check};
 

@@ -74,8 +74,8 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     }
 }
 
-/// Reports a mismatch of tags that the hardware recorded at some access before. As on Linux the signal has no address, and
-/// may be blocked or ignored.
+/// Reports a mismatch of tags that the hardware recorded at some access before. As on Linux the signal has no address,
+/// and may be blocked or ignored.
 #[cold]
 pub(super) fn late_tag_fault(thread: &Thread) {
     // SAFETY: the thread returns to EL0, so it has not left its process.

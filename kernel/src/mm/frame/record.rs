@@ -126,7 +126,7 @@ impl Frame {
         // Relaxed: what is decided is which CPU writes.
         if self.flags.fetch_or(TAGGING, Ordering::Relaxed) & TAGGING == 0 {
             write();
-            // Release: the tags before the word that they are there.
+            // Release: the tags before the flag.
             self.flags.fetch_or(TAGGED, Ordering::Release);
             return;
         }
