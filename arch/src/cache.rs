@@ -83,6 +83,45 @@ pub unsafe fn invalidate_to_memory(start: VirtAddr, bytes: u64) {
     barrier::dsb_sy();
 }
 
+/// DC IGVAC: drops the lines of allocation tags for the range, without writing them back: memory that held these tags may
+/// be used for data then, and no tag is written over it later.
+///
+/// Complete when the function returns.
+///
+/// # Safety
+/// The range is mapped writable as Normal-Tagged, and memory has tags (FEAT_MTE2). Nothing depends on its tags any more,
+/// also where the first and last line reach beyond the range.
+pub unsafe fn invalidate_tags_to_memory(start: VirtAddr, bytes: u64) {
+    for_each_line(start, bytes, tag_line(), |line| {
+        #[cfg(target_os = "none")]
+        // SAFETY: the line is mapped, and its tags are not needed, by the caller's contract.
+        unsafe {
+            core::arch::asm!(
+                ".arch_extension memtag",
+                "dc igvac, {0}",
+                ".arch_extension nomemtag",
+                in(reg) line,
+                options(nostack, preserves_flags),
+            );
+        }
+        #[cfg(not(target_os = "none"))]
+        {
+            let _ = line;
+            crate::recorded::note("dc igvac");
+        }
+    });
+    barrier::dsb_sy();
+}
+
+/// Bytes of data whose tags are in the shortest line (CTR_EL0.TminLine), at least those that have one tag.
+fn tag_line() -> u64 {
+    #[cfg(target_os = "none")]
+    let words = arm_sysregs::el0::accessors::read_ctr_el0().tminline();
+    #[cfg(not(target_os = "none"))]
+    let words = 4;
+    (4 << words).max(crate::mte::GRANULE)
+}
+
 /// DC CVAU: writes dirty lines of the range back to the point of unification, where instruction fetches look.
 ///
 /// No barrier is issued. `line` is at most the shortest line of all CPUs, in bytes.

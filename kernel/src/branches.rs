@@ -7,6 +7,7 @@ use granule_arch::alternative;
 
 use crate::mm::kernel::fixmap;
 use crate::mm::maintenance;
+use crate::platform::features::branch;
 use crate::{Kernel, lab};
 
 /// Sets each branch site to what features, policy, lab and counting want now; returns how many instructions changed.
@@ -21,6 +22,7 @@ pub fn patch(kernel: &Kernel) -> usize {
                 || features.takes(identifier)
                 || policy.takes(identifier)
                 || maintenance::takes(identifier)
+                || identifier == branch::TAG_STORAGE && kernel.frames.has_tag_storage()
         },
         features.cpus.code_caches(),
         // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words

@@ -108,6 +108,14 @@ switches! {
         "no cache maintenance where user pages become executable: their old contents may run";
     NO_ZERO_TAGS "no-zero-tags" Target
         "a page that becomes checked keeps the tags that its frame had before";
+    RESERVE_AT_MPROTECT "reserve-at-mprotect" Target
+        "mprotect(PROT_MTE) reserves tag storage for every mapped page, used or not";
+    NO_REPLAY_LIMIT "no-replay-limit" Target
+        "a fault that finds no tag storage is replayed for ever: a long pin hangs the thread";
+    SKIP_RECHECK "skip-recheck" Target
+        "an entry is not compared again when its tag storage is reserved: a page that was discarded comes back";
+    EARLY_UNPIN "early-unpin" Target
+        "a page is unpinned before its entry is compared again: its next life is made valid without tag storage";
     NO_SECONDARY_TLB "no-secondary-tlb" Target
         "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation";
     DEVICE_DBM_SPURIOUS "device-dbm-spurious" Target

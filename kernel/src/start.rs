@@ -9,7 +9,7 @@
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_arch::features::CpuFeatures;
+use granule_arch::features::{CpuFeatures, Mte};
 use granule_arch::interrupts;
 use granule_arch::tag_check::{self, TagCheck};
 use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table, WholeLeaves};
@@ -35,6 +35,7 @@ use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::space::{HasRegisters, Spaces, start_compactor, start_reclaimer};
+use crate::mm::tag_storage::TagStorage;
 use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
 use crate::platform::errata::RepeatTlbi;
@@ -190,7 +191,12 @@ fn set_up_memory(
     static FRAMES: Once<FrameAllocator> = Once::new();
 
     let image = image::physical_range(boot);
-    let taken = platform.reserved.iter().copied().chain([image, device_tree]).chain(platform.initrd);
+    // Without tags their storage is memory like any other.
+    let has_tags = cpu.features.call_once(CpuFeatures::read).mte() >= Mte::Tags;
+    let is_memory =
+        |range: &&PhysRange| !has_tags && platform.tag_storage.iter().any(|region| region.storage == **range);
+    let reserved = platform.reserved.iter().filter(|range| !is_memory(range)).copied();
+    let taken = reserved.chain([image, device_tree]).chain(platform.initrd);
     let mut memory = MemoryMap::new(platform.memory.iter().copied(), taken)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
@@ -318,17 +324,20 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     kernel.features.call_once(|| features);
     lab::init();
     maintenance::init();
+    if !kernel.platform.tag_storage.is_empty() && own.mte() >= Mte::Tags {
+        start_tag_storage(kernel);
+    }
     let patched = branches::patch(kernel);
     log::debug!("{patched} branches patched");
     if kernel.features().has_tags() {
-        kernel.spaces.start_tags();
+        kernel.spaces.start_tags().map_err(|_| OutOfMemory)?;
     }
     if kernel.space.policy().debug_pagealloc {
         kernel.frames.hide_free_frames(cpu, &kernel.space);
     }
 
     random::init(&kernel.platform.rng_seed, kernel.features().cpus.rng());
-    start_tags(kernel.features().kernel_tag_check);
+    start_tags(kernel, kernel.features().kernel_tag_check);
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
     smp::leave_identity_map(empty);
@@ -344,10 +353,23 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     Ok(())
 }
 
+/// The frames of tag storage, which are lent from now on. Where not all CPUs have tags they are never anything else.
+#[inline(never)]
+fn start_tag_storage(kernel: &Kernel) {
+    if let Some(storage) = TagStorage::new(&kernel.platform.tag_storage, kernel.frames.linear()) {
+        kernel.frames.set_tag_storage(storage);
+    }
+}
+
 /// The heap's tags, and the checks of this CPU; the other CPUs begin theirs when they are released.
 #[inline(never)]
-fn start_tags(checks: TagCheck) {
+fn start_tags(kernel: &Kernel, checks: TagCheck) {
     if checks != TagCheck::Off {
+        let (start, bytes) = heap::kernel_heap().mapped();
+        if let Err(error) = kernel.space.reserve_heap_tags(start, bytes) {
+            log::error!("heap.tags: {error}; the heap has no tags");
+            return;
+        }
         // SAFETY: all CPUs have tags, and the heap is mapped as Normal-Tagged. Nothing has given pointers a tag so far.
         unsafe { heap::kernel_heap().start_tags(random::number()) };
         tag_check::set_el1(checks);

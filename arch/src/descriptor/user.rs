@@ -496,16 +496,24 @@ impl Descriptor {
         Self(self.0 & !self.uffd_wp_bit())
     }
 
-    /// A present leaf that faults at the next access, which [`Self::accessible`] then undoes.
+    /// A present leaf that waits for tag storage: the next access faults, and EL0 may not write until that fault has
+    /// decided it anew. That it was written, by the hardware's note too, is kept.
+    #[inline(always)]
     #[must_use]
     pub const fn fault_on_access(self) -> Self {
-        Self(self.invalid().0 | bits::FAULT_ON_ACCESS)
+        Self(self.write_protected().invalid().0 | bits::FAULT_ON_ACCESS)
     }
 
-    /// A leaf that [`Self::fault_on_access`] made, and that is valid again.
+    /// A present leaf that faults, until [`Self::accessible`] undoes that.
+    #[must_use]
+    pub const fn inaccessible(self) -> Self {
+        self.invalid()
+    }
+
+    /// A leaf that [`Self::inaccessible`] made, and that is valid again.
     #[must_use]
     pub const fn accessible(self) -> Self {
-        Self(self.valid().0 & !bits::FAULT_ON_ACCESS)
+        self.valid()
     }
 
     /// Present-invalid, with userfaultfd's mark where it is then.

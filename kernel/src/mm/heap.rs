@@ -114,6 +114,12 @@ impl Heap {
         self.growth.lock().grow = Some(grow);
     }
 
+    /// What is mapped of the window: its start, and the bytes.
+    #[cfg(target_os = "none")]
+    pub fn mapped(&self) -> (VirtAddr, u64) {
+        (self.base, self.growth.lock().mapped)
+    }
+
     /// Gives tags to the objects that are allocated from now on, drawn with `seed`, and to all memory that has none.
     /// Called once, and not while a lock of the rank `HEAP_GROWTH` or a later one is held.
     ///

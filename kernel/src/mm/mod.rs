@@ -15,6 +15,7 @@ pub mod notifier;
 pub mod page_block;
 pub mod pool;
 pub mod space;
+pub mod tag_storage;
 pub mod tlb;
 
 use thiserror::Error;

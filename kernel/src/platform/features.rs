@@ -61,6 +61,8 @@ pub mod branch {
         TAG_CHECKS = 14;
         /// Some of them asynchronously.
         ASYNCHRONOUS_TAG_CHECKS = 15;
+        /// No feature: tags need storage that is reserved for them (`crate::mm::tag_storage`).
+        TAG_STORAGE = 16;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.

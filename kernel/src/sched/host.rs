@@ -69,6 +69,20 @@ pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
 /// Notes nothing: there are no programs.
 pub(crate) const fn note_shortage(_cpu: &Cpu, _frames: usize) {}
 
+std::thread_local! {
+    static REPLAYS: super::replays::ReplayCount = std::default::Default::default();
+}
+
+/// Counts one more replay of a fault of this thread on `page`; returns how many there were in a row.
+pub(crate) fn note_replay(_cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> u32 {
+    REPLAYS.with(|replays| replays.note(page))
+}
+
+/// Ends that count.
+pub(crate) fn take_replays(_cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> super::Replays {
+    REPLAYS.with(|replays| replays.take(page))
+}
+
 /// None: there are no programs.
 pub(crate) const fn running_space() -> Option<crate::mm::space::SpaceRef> {
     None

@@ -21,6 +21,7 @@ mod fp_state;
 mod host;
 #[cfg(target_os = "none")]
 mod queue;
+mod replays;
 mod rwsem;
 #[cfg(target_os = "none")]
 mod start;
@@ -44,13 +45,16 @@ use host::running;
 #[cfg(not(target_os = "none"))]
 pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
-pub(crate) use host::{enlarge_shortage, note_shortage, running_space, sleep_briefly, works_for_program};
+pub(crate) use host::{
+    enlarge_shortage, note_replay, note_shortage, running_space, sleep_briefly, take_replays, works_for_program,
+};
 #[cfg(target_os = "none")]
 use queue::running;
 #[cfg(target_os = "none")]
 pub(crate) use queue::{PerCpu, give_way};
 #[cfg(target_os = "none")]
 pub use queue::{park, relax, yield_now};
+pub use replays::Replays;
 pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
 #[cfg(target_os = "none")]
 pub use start::{idle, init, init_cpu, trim};
@@ -65,7 +69,7 @@ pub use thread::{
     thread_count,
 };
 #[cfg(target_os = "none")]
-pub(crate) use thread::{enlarge_shortage, note_shortage, running_space, works_for_program};
+pub(crate) use thread::{enlarge_shortage, note_replay, note_shortage, running_space, take_replays, works_for_program};
 #[cfg(target_os = "none")]
 pub use timeout::sleep_until;
 #[cfg(target_os = "none")]

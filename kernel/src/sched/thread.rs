@@ -15,6 +15,7 @@ use intrusive_collections::LinkedListLink;
 use spin::Once;
 
 use super::fp::FpArea;
+use super::replays::{ReplayCount, Replays};
 use super::tag_check::TagChecks;
 use super::token::Token;
 use super::{queue, start, switch};
@@ -102,6 +103,7 @@ pub struct Thread {
     pub(super) tag_checks: Cell<TagChecks>,
     /// Frames that a request of its own was for which failed for want of them; 0 for none since the last look.
     shortage: AtomicUsize,
+    replays: ReplayCount,
 }
 
 // SAFETY: see the type: one CPU at a time may access the cells, and the queue's lock is between them.
@@ -180,6 +182,7 @@ impl Thread {
             tagged_addresses: AtomicBool::new(false),
             tag_checks: Cell::new(TagChecks::NONE),
             shortage: AtomicUsize::new(0),
+            replays: ReplayCount::new(),
         }
     }
 
@@ -400,6 +403,16 @@ pub(crate) fn note_shortage(cpu: &Cpu, frames: usize) {
     if let Some(thread) = working(cpu) {
         thread.shortage.store(frames, Ordering::Relaxed);
     }
+}
+
+/// Counts one more replay of a fault of the running thread on `page`; returns how many there were in a row.
+pub(crate) fn note_replay(cpu: &Cpu, page: VirtAddr) -> u32 {
+    working(cpu).map_or(1, |thread| thread.replays.note(page))
+}
+
+/// Ends that count: the fault was served.
+pub(crate) fn take_replays(cpu: &Cpu, page: VirtAddr) -> Replays {
+    working(cpu).map_or_else(Replays::default, |thread| thread.replays.take(page))
 }
 
 /// A call of the running thread has failed, and gives `frames` frames back that it had taken: if it failed for want of

@@ -95,6 +95,8 @@ pub const DEVICE_FAULTS: Rank = 19;
 pub const LIMITS: Rank = 20;
 /// The free page blocks: the buddy allocator.
 pub const BUDDY: Rank = 21;
+/// What is lent of a region of tag storage. Never held together with that of the buddy.
+pub const TAG_STORAGE: Rank = BUDDY;
 /// The heap's list.
 pub const HEAP: Rank = 22;
 /// Whose a device is.

@@ -69,6 +69,11 @@ impl FrameAllocator {
         Some(IsolatedBlock { frames: self, index, number })
     }
 
+    /// Whether the block of `frame`, which is held, is isolated: the page may be about to move.
+    pub(in crate::mm) fn is_isolated(&self, frame: PhysAddr) -> bool {
+        self.blocks.is_isolated(frame.frame_number())
+    }
+
     /// Has `thread` woken where a block is asked for and frames are free in others.
     pub fn set_compactor(&self, thread: ThreadRef) {
         self.compactor.call_once(|| thread);

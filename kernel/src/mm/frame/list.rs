@@ -5,11 +5,13 @@
 use core::ops::Range;
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::patched_branch;
 
 use super::magazine::BATCH;
 use super::{Frame, FrameAllocator, FreeError, LinearMap};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, Mobility};
+use crate::platform::features::branch;
 use crate::smp::Cpu;
 
 /// Frames with one owner, in runs of neighbours: the first frame of each run has its end and the start of the next one,
@@ -59,6 +61,18 @@ impl FrameList {
             unsafe { (*self.head(self.last)).next = start };
         }
         self.last = start;
+    }
+
+    /// Calls `each` with every frame, before the first is taken out, up to the first error, which is returned.
+    pub(in crate::mm) fn try_for_each<E>(&self, mut each: impl FnMut(PhysAddr) -> Result<(), E>) -> Result<(), E> {
+        let mut run = self.next;
+        while run != END {
+            // SAFETY: as in `push`, which wrote it: no frame has left the list.
+            let head = unsafe { self.head(run).read() };
+            (run..head.end).step_by(PAGE_SIZE).map(PhysAddr).try_for_each(&mut each)?;
+            run = head.next;
+        }
+        Ok(())
     }
 
     /// Takes a frame out. Its first sixteen bytes may no longer be what they were.
@@ -132,7 +146,7 @@ impl FrameAllocator {
             left -= self.blocks.take_runs(cpu, mobility, left, kept(), |run| self.claim_into(&mut list, run));
         }
         while left > 0
-            && let Some(frame) = self.pop_other(cpu, mobility)
+            && let Some(frame) = self.pop_other(cpu, mobility).or_else(|| self.lend(mobility))
         {
             self.claim_into(&mut list, frame..frame + 1);
             left -= 1;
@@ -176,8 +190,8 @@ impl FrameAllocator {
     /// # Panics
     /// As [`Self::free`].
     pub(in crate::mm) fn let_go_few(&self, cpu: &Cpu, runs: impl DoubleEndedIterator<Item = Range<usize>>) {
-        if self.hides() {
-            return self.let_go_hidden(cpu, runs);
+        if self.hides() || patched_branch!(branch::TAG_STORAGE) {
+            return self.let_go_listed(cpu, runs);
         }
         let mut cut = NO_BLOCK;
         self.on_magazines(cpu, |magazines| {
@@ -197,18 +211,33 @@ impl FrameAllocator {
         });
     }
 
-    /// The same where free frames are hidden, which is not done with interrupts masked, nor one by one.
+    /// The same where free frames are hidden, or frames have tag storage: neither is dealt with while interrupts are
+    /// masked.
     #[cold]
-    fn let_go_hidden(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
+    fn let_go_listed(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
         let mut cut = NO_BLOCK;
         let mut freeing = self.freeing(cpu);
         for run in runs {
+            if self.is_lendable(run.start) {
+                self.let_go_lent(cpu, run);
+                continue;
+            }
             let Some(records) = self.records_of_few(run.clone(), &mut cut, drop) else { continue };
             for (frame, record) in run.zip(records) {
                 // The last hold goes with the frame.
                 if record.let_go() {
                     freeing.add(PhysAddr::from_frame_number(frame));
                 }
+            }
+        }
+    }
+
+    /// The same for a run that begins with a frame that was lent. Its neighbours may be ordinary ones.
+    #[cold]
+    fn let_go_lent(&self, cpu: &Cpu, run: Range<usize>) {
+        for frame in run.map(PhysAddr::from_frame_number) {
+            if self.cut_frame(frame).is_some_and(Frame::let_go) {
+                self.free(cpu, frame);
             }
         }
     }
@@ -253,7 +282,12 @@ impl FrameAllocator {
                 *is_movable |= mobility == Mobility::Movable;
                 // SAFETY: the records of a cut block are valid and stay mapped.
                 let records = unsafe { self.records.run(first..end) };
-                let failed = |(index, record): (usize, &Frame)| Some((first + index, record.release().err()?));
+                let failed = |(index, record): (usize, &Frame)| {
+                    if patched_branch!(branch::TAG_STORAGE) {
+                        self.release_tag_storage(first + index, record);
+                    }
+                    Some((first + index, record.release().err()?))
+                };
                 records.iter().enumerate().find_map(failed)
             } else {
                 Some((first, FreeError::Foreign))
@@ -262,7 +296,9 @@ impl FrameAllocator {
             if let Some((frame, error)) = wrong {
                 self.hide(core::slice::from_ref(&released));
                 self.blocks.put_runs(cpu, [released]);
-                self.refuse(PhysAddr::from_frame_number(frame), error);
+                if !self.take_back(frame) {
+                    self.refuse(PhysAddr::from_frame_number(frame), error);
+                }
                 released = frame + 1..frame + 1;
             }
         }

@@ -29,6 +29,7 @@ use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 pub use debug_pagealloc::DebugPagealloc;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::memory::zero_page;
+use granule_arch::patched_branch;
 pub use isolate::IsolatedBlock;
 pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
@@ -40,6 +41,8 @@ use spin::Once;
 use super::OutOfMemory;
 use super::early::MemoryMap;
 use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, GROUP, Mobility, PageBlocks};
+use super::tag_storage::TagStorage;
+use crate::platform::features::branch;
 use crate::sched::ThreadRef;
 use crate::smp::{Cpu, CpuId, MAX_CPUS};
 
@@ -85,6 +88,8 @@ pub struct FrameAllocator {
     total: usize,
     /// See [`debug_pagealloc`].
     debug_pagealloc: Once<&'static dyn DebugPagealloc>,
+    /// See [`Self::set_tag_storage`].
+    pub(in crate::mm) tag_storage: Once<TagStorage>,
 }
 
 /// Where the frames are. Taken while other CPUs allocate, the numbers may be off by what moves meanwhile.
@@ -157,7 +162,19 @@ impl FrameAllocator {
             reclaimer: Once::new(),
             compactor: Once::new(),
             debug_pagealloc: Once::new(),
+            tag_storage: Once::new(),
         }
+    }
+
+    /// Whether there is tag storage, also before the branch sites are patched.
+    pub fn has_tag_storage(&self) -> bool {
+        self.tag_storage.get().is_some()
+    }
+
+    /// The tag storage of the system, if there is some.
+    #[inline(always)]
+    pub fn tag_storage(&self) -> Option<&TagStorage> {
+        if patched_branch!(branch::TAG_STORAGE) { self.tag_storage.get() } else { None }
     }
 
     /// A frame of its own for the caller, with whatever it held before. `cpu` is the CPU that this runs on.
@@ -259,8 +276,13 @@ impl FrameAllocator {
         let released = match self.blocks.mobility(number) {
             Some(mobility) if address.is_aligned(PAGE_SIZE as u64) => {
                 // SAFETY: the records of a block that is cut are valid and stay mapped.
-                unsafe { self.records.get(number) }.release().map(|()| mobility)
+                let record = unsafe { self.records.get(number) };
+                if patched_branch!(branch::TAG_STORAGE) {
+                    self.release_tag_storage(number, record);
+                }
+                record.release().map(|()| mobility)
             }
+            None if patched_branch!(branch::TAG_STORAGE) && self.take_back(number) => return,
             _ => Err(FreeError::Foreign),
         };
         match released {
@@ -340,6 +362,11 @@ impl FrameAllocator {
     pub fn free_splittable(&self, cpu: &Cpu, block: PhysAddr) {
         let records = self.records_of_block(block);
         debug_assert!(records.iter().all(|record| record.references() == 1), "a block that is held by others");
+        if let Some(storage) = self.tag_storage()
+            && records[0].has_tag_storage()
+        {
+            storage.release(block, BLOCK_FRAMES);
+        }
         Frame::set_all(records, 0);
         records[0].claim();
         self.free_blocks(cpu, block, 0);
@@ -373,6 +400,10 @@ impl FrameAllocator {
     pub fn frame(&self, address: PhysAddr) -> Option<(BlockState, &Frame)> {
         let frame = address.frame_number();
         let state = self.blocks.state(frame);
+        if self.is_lendable(frame) {
+            // SAFETY: the records of what is lent were zeroed, and stay mapped.
+            return Some((BlockState::Cut, unsafe { self.records.get(frame) }));
+        }
         // SAFETY: the records of blocks in these states are valid and stay mapped.
         matches!(state, BlockState::Cut | BlockState::Head).then(|| (state, unsafe { self.records.get(frame) }))
     }
@@ -381,8 +412,9 @@ impl FrameAllocator {
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub(in crate::mm) fn cut_frame(&self, address: PhysAddr) -> Option<&Frame> {
         let number = address.frame_number();
-        // SAFETY: the records of a block that was cut are valid and stay mapped.
-        self.blocks.mobility(number).map(|_| unsafe { self.records.get(number) })
+        let is_cut = self.blocks.mobility(number).is_some() || self.is_lendable(number);
+        // SAFETY: the records of a block that was cut are valid and stay mapped, and so are those of what is lent.
+        is_cut.then(|| unsafe { self.records.get(number) })
     }
 
     /// What `block` is used for, by its first frame, in its owner's terms ([`Frame::owner`]).
@@ -507,7 +539,7 @@ impl FrameAllocator {
     #[inline(never)]
     fn alloc_refilled(&self, cpu: &Cpu, mobility: Mobility) -> Result<PhysAddr, OutOfMemory> {
         let pop = |magazine: &Magazine| magazine.pop().or_else(|| self.refill(cpu, mobility, magazine));
-        let frame = self.on_magazine(cpu, mobility, pop);
+        let frame = self.on_magazine(cpu, mobility, pop).or_else(|| self.lend(mobility));
         Ok(self.claimed(frame.ok_or_else(|| self.missing(cpu, 1))?))
     }
 
@@ -540,6 +572,52 @@ impl FrameAllocator {
             count += 1;
         }
         self.blocks.put_runs(cpu, batch[..count].iter().map(|&frame| frame..frame + 1));
+    }
+
+    /// A frame of tag storage, which serves for movable ones, by its number.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn lend(&self, mobility: Mobility) -> Option<usize> {
+        self.tag_storage().filter(|_| mobility == Mobility::Movable)?.lend()
+    }
+
+    /// Whether a frame is one of those.
+    #[inline(always)]
+    fn is_lendable(&self, frame: usize) -> bool {
+        patched_branch!(branch::TAG_STORAGE) && self.may_be_lent(frame)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn may_be_lent(&self, frame: usize) -> bool {
+        self.tag_storage().is_some_and(|storage| storage.is_lendable(frame))
+    }
+
+    /// Gives the tag storage of a frame back that is about to be free: nothing reaches it any more, and the caller holds it
+    /// alone. (Else its free will be refused.)
+    #[cold]
+    #[inline(never)]
+    fn release_tag_storage(&self, frame: usize, record: &Frame) {
+        if record.has_tag_storage()
+            && record.references() == 1
+            && let Some(storage) = self.tag_storage()
+        {
+            storage.release(PhysAddr::from_frame_number(frame), 1);
+        }
+    }
+
+    /// Frees a frame that was lent; whether it is one. One that is not held once is refused.
+    #[cold]
+    #[inline(never)]
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    fn take_back(&self, frame: usize) -> bool {
+        let Some(storage) = self.tag_storage().filter(|storage| storage.is_lendable(frame)) else { return false };
+        // SAFETY: the records of what is lent were zeroed, and stay mapped.
+        match unsafe { self.records.get(frame) }.release() {
+            Ok(()) => storage.take_back(frame),
+            Err(error) => self.refuse(PhysAddr::from_frame_number(frame), error),
+        }
+        true
     }
 
     #[cold]

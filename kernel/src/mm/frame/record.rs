@@ -41,6 +41,8 @@ pub struct Frame {
 const TAGGED: u32 = 4;
 /// In the flags: a CPU writes its first tags.
 const TAGGING: u32 = 8;
+/// In the flags: storage is reserved for its tags.
+const TAG_STORAGE: u32 = 16;
 
 /// Why a frame cannot be freed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -139,6 +141,18 @@ impl Frame {
     pub fn note_tags(&self) {
         // Relaxed: published with the frame.
         self.flags.store(self.flags.load(Ordering::Relaxed) | TAGGING | TAGGED, Ordering::Relaxed);
+    }
+
+    /// Whether storage is reserved for its tags ([`crate::mm::tag_storage`]).
+    #[inline(always)]
+    pub fn has_tag_storage(&self) -> bool {
+        // Acquire: what reserved it has maintained the caches before.
+        self.flags.load(Ordering::Acquire) & TAG_STORAGE != 0
+    }
+
+    /// Notes that storage is reserved for its tags; whether that was not noted already. The caller holds the frame.
+    pub fn note_tag_storage(&self) -> bool {
+        self.flags.fetch_or(TAG_STORAGE, Ordering::AcqRel) & TAG_STORAGE == 0
     }
 
     /// Marks a frame that is held exactly once as free, and clears the record.

@@ -18,6 +18,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mm::page_block::{MAX_ORDER, host_allocations};
+use crate::platform::TagStorageRegion;
 use crate::platform::features::branch;
 use crate::smp::CpuId;
 
@@ -81,6 +82,17 @@ impl Drop for Machine {
 pub(crate) fn leaked(mib: u64) -> &'static FrameAllocator {
     let machine = ManuallyDrop::new(Machine::new(&[range(0x4000_0000, 0x4000_0000 + (mib << 20))]));
     Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[])))
+}
+
+/// The same with a region of tag storage at the end, a page block, whose blocks have `block_bytes`.
+pub(crate) fn leaked_with_tag_storage(mib: u64, block_bytes: u64) -> &'static FrameAllocator {
+    let (start, end) = (0x4000_0000, 0x4000_0000 + (mib << 20));
+    let storage = range(end - BLOCK_SIZE, end);
+    let machine = ManuallyDrop::new(Machine::new(&[range(start, end)]));
+    let frames: &FrameAllocator = Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[storage])));
+    let region = TagStorageRegion { storage, block_bytes, tagged: range(start, end) };
+    frames.set_tag_storage(TagStorage::new(&[region], frames.linear()).unwrap());
+    frames
 }
 
 fn range(start: u64, end: u64) -> PhysRange {

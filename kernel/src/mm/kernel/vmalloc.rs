@@ -8,7 +8,7 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::patched_branch;
 use granule_pgtable::{Lazy, Leaf, PageRange};
@@ -20,6 +20,8 @@ use super::split::LinearMapSplitter;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::OutOfMemory;
+use crate::mm::frame::FrameList;
+use crate::mm::tag_storage::Unreserved;
 use crate::platform::features::branch;
 use crate::smp::Cpu;
 use crate::trap::{STACK_ALIGN, STACK_SIZE};
@@ -177,11 +179,38 @@ impl KernelSpace {
     /// [`OutOfMemory`]; nothing was mapped.
     pub fn map_heap(&self, cpu: &Cpu, start: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
-        self.map_new_frames(cpu, start, pages as u64, attributes).map_err(|error| {
+        let mut frames = self.frames.alloc_list(cpu, pages)?;
+        // The heap may grow anywhere: nothing migrates for its tags.
+        if patched_branch!(branch::TAG_CHECKS) && frames.try_for_each(|frame| self.reserve_tags(frame)).is_err() {
+            self.frames.free_list(cpu, frames);
+            return Err(OutOfMemory);
+        }
+        let mapped = self.map_list(cpu, start, pages as u64, attributes, &mut frames);
+        mapped.map_err(|error| {
+            self.frames.free_list(cpu, frames);
             // The window is the heap's alone, so that tables or frames are missing is all that can be wrong.
             debug_assert!(error.is_shortage());
             OutOfMemory
         })
+    }
+
+    /// Reserves tag storage for the `bytes` bytes from `start` on, which [`Self::map_heap`] has mapped before the heap had
+    /// tags.
+    ///
+    /// # Errors
+    /// [`Unreserved`]: the heap cannot have tags.
+    #[cfg(target_os = "none")]
+    pub fn reserve_heap_tags(&self, start: VirtAddr, bytes: u64) -> Result<(), Unreserved> {
+        let tables = self.tables();
+        let pages = (0..bytes).step_by(PAGE_SIZE).filter_map(|offset| tables.get().translate(start + offset));
+        pages.map(|page| page.physical).try_for_each(|frame| self.reserve_tags(frame))
+    }
+
+    #[allow(unsafe_code, reason = "the record of a frame that is held")]
+    fn reserve_tags(&self, frame: PhysAddr) -> Result<(), Unreserved> {
+        let Some(storage) = self.frames.tag_storage() else { return Ok(()) };
+        // SAFETY: the frame is the caller's, or the heap's.
+        storage.try_reserve_long(frame, unsafe { self.frames.held(frame) })
     }
 
     /// Takes addresses for `pages` pages, and has `map` map them.
@@ -211,21 +240,29 @@ impl KernelSpace {
         pages: u64,
         attributes: Attributes,
     ) -> Result<(), VmallocError> {
+        let mut frames = self.frames.alloc_list(cpu, pages as usize)?;
+        let mapped = self.map_list(cpu, start, pages, attributes, &mut frames);
+        mapped.inspect_err(|_| self.frames.free_list(cpu, frames))
+    }
+
+    /// The same with the frames of a list that has as many. On an error they stay there.
+    fn map_list(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        pages: u64,
+        attributes: Attributes,
+        frames: &mut FrameList,
+    ) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(start, pages as usize)?;
         let _owner = RangeOwnerCheck::new(range);
-        let mut frames = self.frames.alloc_list(cpu, pages as usize)?;
-        let lazy = Lazy::new(&self.mmu);
-        let mapped = self.tables().get().map_frames(
-            &lazy,
+        self.tables().get().map_frames(
+            &Lazy::new(&self.mmu),
             range,
             |_| frames.pop().expect("as many frames were taken as there are pages"),
             attributes,
             &mut self.table_source(cpu),
-        );
-        if let Err(error) = mapped {
-            self.frames.free_list(cpu, frames);
-            return Err(error.into());
-        }
+        )?;
         Ok(())
     }
 

@@ -616,6 +616,13 @@ impl PageBlocks {
         })
     }
 
+    /// Whether the block of `frame`, which is held, is isolated.
+    pub fn is_isolated(&self, frame: usize) -> bool {
+        let index = self.spans.index(frame / BLOCK_FRAMES);
+        let is_isolated = |index| Some(self.home(index)?.list.lock().blocks.at(index).is_isolated);
+        index.and_then(is_isolated).unwrap_or(false)
+    }
+
     /// The frames of `index`, an isolated block, that are free: bit f of word f / 64 is set.
     pub fn free_frames_of(&self, index: usize) -> [u64; WORDS] {
         self.home(index).map_or([0; WORDS], |home| home.list.lock().blocks.at(index).bitmap)

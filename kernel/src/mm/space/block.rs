@@ -52,6 +52,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::frame::Frame;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState};
+use crate::mm::tag_storage::Unreserved;
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
 use crate::sched::{note_shortage, relax};
@@ -104,6 +105,11 @@ fn first_entry(block: PhysAddr, protection: Protection) -> Descriptor {
 #[inline(always)]
 fn modified(entry: Descriptor, attributes: Attributes) -> Descriptor {
     entry.modified(attributes)
+}
+
+/// Whether a block's entry waits for tag storage.
+fn is_waiting(entry: Descriptor) -> bool {
+    is_block(entry) && entry.is_fault_on_access()
 }
 
 /// Which frames of a block have tags.
@@ -178,6 +184,12 @@ impl Spaces {
         }
     }
 
+    /// Holders of a block that is one; 0 where it was split.
+    fn holders_of(&self, block: PhysAddr) -> u32 {
+        let _locked = self.lock_block(block);
+        if self.is_one(block) { self.record(block).references() } else { 0 }
+    }
+
     /// Deposits `table`, which is in no tree, for a block in the table that has this record and is locked.
     fn deposit(&self, record: &Frame, table: PhysAddr) {
         self.record(table).owner.store(record.owner.load(Ordering::Relaxed), Ordering::Relaxed);
@@ -194,16 +206,24 @@ impl Spaces {
     }
 
     /// Copies what `from` holds to `to`, a new page block, with scheduling points.
-    fn copy_block_contents(&self, from: PhysAddr, to: PhysAddr) {
+    ///
+    /// # Errors
+    /// [`Unreserved`]: it has tags, and storage for those of the copy cannot be had at once. Nothing was copied.
+    fn copy_block_contents(&self, from: PhysAddr, to: PhysAddr) -> Result<(), Unreserved> {
         let tags = self.tags_of_block(from);
+        if tags != BlockTags::None {
+            self.reserve_block_now(to)?;
+        }
         for index in 0..BLOCK_FRAMES {
             let offset = index as u64 * PAGE;
             self.copy_contents(from + offset, to + offset);
             match tags {
                 BlockTags::None => {}
-                BlockTags::All => self.copy_tags(from + offset, to + offset),
-                BlockTags::Some if self.record(from + offset).has_tags() => self.copy_tags(from + offset, to + offset),
-                BlockTags::Some => self.zero_tags(to + offset),
+                BlockTags::All => self.copy_tags_of(from + offset, to + offset),
+                BlockTags::Some if self.record(from + offset).has_tags() => {
+                    self.copy_tags_of(from + offset, to + offset);
+                }
+                BlockTags::Some => self.zero_tags_of(to + offset),
             }
             if index % COPIED == COPIED - 1 {
                 relax();
@@ -212,6 +232,7 @@ impl Spaces {
         if tags != BlockTags::None {
             self.record(to).note_tags();
         }
+        Ok(())
     }
 
     /// Which frames of a block have tags. More of them may get some meanwhile, where entries that others have are
@@ -385,10 +406,10 @@ impl Space {
             if changed == entry {
                 return (Visited::Done, false);
             }
-            if needs_frame(changed) && !self.prepare_block(changed) {
+            let Some(changed) = self.prepared_block(changed) else {
                 drop(locked);
                 return (self.split_block(&found, range), false);
-            }
+            };
             match mmu.compare_exchange(found.cell, entry, changed) {
                 Ok(()) => break,
                 // The hardware has set a flag.
@@ -475,10 +496,9 @@ impl Space {
         };
         self.note_block_origin(block, found.start);
         self.common.zero_new_block(block, area.protection());
-        let new = first_entry(block, area.protection());
-        if needs_frame(new) {
-            self.prepare_block(new);
-        }
+        let Some(new) = self.prepared_block(first_entry(block, area.protection())) else {
+            unreachable!("a new block that has no tags waits for storage");
+        };
         // The zeros before their entry.
         mmu.dmb_ishst();
         let is_mapped = {
@@ -519,12 +539,15 @@ impl Space {
             return FaultOutcome::Served;
         }
         if !entry.is_valid() {
+            if entry.is_fault_on_access() {
+                return FaultOutcome::OfBlock(OfBlock::TagStorage);
+            }
             let accessible = modified(entry, read_only_attributes(area.protection()));
-            if needs_frame(accessible) && !self.prepare_block(accessible) {
+            let Some(accessible) = self.prepared_block(accessible) else {
                 drop(locked);
                 self.split_block(found, found.range());
                 return FaultOutcome::Served;
-            }
+            };
             mmu.store(found.cell, accessible.young());
             return FaultOutcome::Served;
         }
@@ -557,6 +580,7 @@ impl Space {
             OfBlock::UpgradedGroup => self.notifiers.upgraded(page.align_down(GROUP_SIZE), GROUP_SIZE),
             OfBlock::Upgraded => self.notifiers.upgraded(page.align_down(BLOCK_SIZE), BLOCK_SIZE),
             OfBlock::Shared => self.copy_block(cpu, page),
+            OfBlock::TagStorage => self.block_on_access(cpu, page),
         }
     }
 
@@ -590,13 +614,17 @@ impl Space {
             self.split_block(&found, pages(page, page + PAGE));
             return;
         };
-        self.common.copy_block_contents(old, new);
         let start = found.start;
+        let copied = self.common.copy_block_contents(old, new);
+        let copy = copied.ok().and_then(|()| self.prepared_block(block_of(written(new, area.protection()))));
+        let Some(copy) = copy else {
+            // Its pages are copied one by one.
+            frames.free_splittable(cpu, new);
+            self.common.drop_block(cpu, old);
+            self.split_block(&found, pages(page, page + PAGE));
+            return;
+        };
         self.note_block_origin(new, start);
-        let copy = block_of(written(new, area.protection()));
-        if needs_frame(copy) {
-            self.prepare_block(copy);
-        }
         let unused = {
             let _change = self.notifiers.start(Range::new(Event::Clear, start, start + BLOCK_SIZE));
             let _locked = self.lock_table(found.table);
@@ -635,17 +663,84 @@ impl Space {
         is_there.then(|| (locked, self.common.frames.linear().address(entry.address()) + (page - found.start)))
     }
 
-    /// Prepares the frames of `new`, a block that is not stored yet, for what the entry permits, as
-    /// [`Self::prepare`] does for a page. A block without tags gets none here, because that takes too long under a
-    /// lock; returns `false` for such a one: it is split, and its pages get theirs one by one.
+    /// The entry to store for `new`, a block, as [`Self::prepared`] returns it for a page. A block without tags gets none
+    /// here, because that takes too long under a lock. One that needs storage for them waits for an access; `None` for
+    /// another: it is split, and its pages get theirs one by one.
+    #[inline(always)]
+    #[must_use]
+    fn prepared_block(&self, new: Descriptor) -> Option<Descriptor> {
+        if needs_frame(new) { self.prepare_block(new) } else { Some(new) }
+    }
+
     #[cold]
     #[inline(never)]
-    fn prepare_block(&self, new: Descriptor) -> bool {
+    fn prepare_block(&self, new: Descriptor) -> Option<Descriptor> {
+        let block = new.address();
         if new.is_user_executable() {
-            self.make_block_visible(new.address());
+            self.make_block_visible(block);
         }
-        let is_checked = new.is_valid() && new.is_tagged();
-        !is_checked || self.common.tags_of_block(new.address()) == BlockTags::All
+        if !new.is_valid() || !new.is_tagged() || self.common.tags_of_block(block) == BlockTags::All {
+            return Some(new);
+        }
+        let waits = self.common.lacks_tag_storage(block) && {
+            let _locked = self.common.lock_block(block);
+            self.common.is_one(block)
+        };
+        waits.then(|| new.fault_on_access())
+    }
+
+    /// Serves a fault of the block that has `page`, whose entry waits for tag storage. Where that cannot be had for all of
+    /// it, its pages wait one by one. The retry decides. Sleeps; no lock is held.
+    #[inline(never)]
+    fn block_on_access(&self, cpu: &Cpu, page: VirtAddr) {
+        if self.is_migrating() {
+            // Perhaps it: what migrates it holds it.
+            return self.common.wait_for_migration();
+        }
+        let (common, mmu) = (self.common, self.mmu());
+        let Some(storage) = common.frames.tag_storage() else { return };
+        let waiting = |found: &BlockCell<'_>| Some(mmu.load(found.cell)).filter(|&entry| is_waiting(entry));
+        let entry = {
+            let _areas = self.areas.read(page);
+            let Some(found) = self.block_at(page) else { return };
+            let _locked = self.lock_table(found.table);
+            let Some(entry) = waiting(&found) else { return };
+            // Pinned until the entry is compared again, as a page is.
+            common.share_block(entry.address());
+            entry
+        };
+        let block = entry.address();
+        let is_one = || {
+            let _locked = common.lock_block(block);
+            common.is_one(block)
+        };
+        let is_reserved = is_one() && storage.reserve_block(common, cpu, block, common.record(block)).is_ok();
+        // Split meanwhile, its frames have a record each.
+        if is_reserved && is_one() {
+            common.tag_block(block);
+        }
+        {
+            let areas = self.areas.read(page);
+            if let (Some(area), Some(found)) = (areas.find(page), self.block_at(page)) {
+                let locked = self.lock_table(found.table);
+                if waiting(&found) == Some(entry) {
+                    let protection = area.protection();
+                    let valid = modified(entry, attributes(protection.read_only())).young();
+                    // This fault's hold is one of them.
+                    let own =
+                        protection.contains(Protection::WRITE) && (area.is_shared() || common.holders_of(block) == 2);
+                    let valid = if own { may_be_written(valid) } else { valid };
+                    match self.prepared_block(valid).filter(|new| new.is_valid()) {
+                        Some(valid) => mmu.store(found.cell, valid),
+                        None => {
+                            drop(locked);
+                            self.split_block(&found, found.range());
+                        }
+                    }
+                }
+            }
+        }
+        common.drop_block(cpu, block);
     }
 
     /// Makes the contents of a block visible to fetches. If it was split, the record of its first frame says that of

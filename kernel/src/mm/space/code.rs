@@ -21,7 +21,7 @@ pub(super) fn is_visible(frame: &Frame) -> bool {
     frame.flags.load(Ordering::Acquire) & CODE_VISIBLE != 0
 }
 
-/// Whether `entry` may be stored only when its frame is [prepared](Space::prepare).
+/// Whether `entry` may be stored only when its frame is prepared: see [`Space::prepared`].
 #[inline(always)]
 pub(super) const fn needs_frame(entry: Descriptor) -> bool {
     /// Of the index of `NormalTagged` the bit that no other memory of a program has.
@@ -29,28 +29,58 @@ pub(super) const fn needs_frame(entry: Descriptor) -> bool {
     (entry.0 ^ bits::UXN) & (bits::UXN | TAGGED) != 0
 }
 
-/// The same of the entries of an area with `protection`, with one test: [`Space::prepare`] looks at the entry.
+/// The same of the entries of an area with `protection`, with one test: what prepares them looks at the entry.
 #[inline(always)]
 pub(super) const fn may_need_frame(protection: Protection) -> bool {
     protection.common(Protection::EXECUTE.and(Protection::TAGGED)).bits() != Protection::NONE.bits()
 }
 
 impl Space {
-    /// Prepares the frame of `new`, which is not stored yet, for what the entry permits: makes its contents visible to
-    /// fetches, and gives it [tags](super::tags), unless that was done before. Complete before a store that comes next.
+    /// The entry to store for `new`, whose frame is prepared for what it permits: its contents are visible to fetches, and
+    /// it has [tags](super::tags). Complete before a store that comes next. Where tags need storage that is not reserved,
+    /// the entry waits for an access ([`fault_on_access`](super::fault_on_access)).
+    #[inline(always)]
+    #[must_use]
+    pub(super) fn prepared(&self, new: Descriptor) -> Descriptor {
+        if needs_frame(new) { self.prepare(new) } else { new }
+    }
+
+    /// The same for the first access of a page in an area with `protection`, with one test of it: what is at hand of tag
+    /// storage is reserved.
+    #[inline(always)]
+    #[must_use]
+    pub(super) fn prepared_for_fault(&self, new: Descriptor, protection: Protection) -> Descriptor {
+        if may_need_frame(protection) { self.prepare_for_fault(new) } else { new }
+    }
+
+    #[cold]
     #[inline(never)]
-    pub(super) fn prepare(&self, new: Descriptor) {
+    fn prepare_for_fault(&self, new: Descriptor) -> Descriptor {
+        if new.is_valid() && new.is_tagged() {
+            // If it fails, the entry waits.
+            let _ = self.common.reserve_now(new.address());
+        }
+        self.prepared(new)
+    }
+
+    /// Whether [`Self::prepared`] returns an entry that waits for `new`, whose frame is prepared.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn becomes_waiting(&self, new: Descriptor) -> bool {
+        self.prepared(new) != new
+    }
+
+    #[inline(never)]
+    fn prepare(&self, new: Descriptor) -> Descriptor {
         // The page of zeros has no code, and keeps its tags.
         if new.is_special() || !new.is_valid() {
-            return;
+            return new;
         }
         let record = self.common.record(new.address());
         if new.is_user_executable() && !is_visible(record) {
             self.maintain(new.address(), PAGE);
         }
-        if new.is_tagged() {
-            self.common.tag(new.address());
-        }
+        if new.is_tagged() && !self.common.tag(new.address()) { new.fault_on_access() } else { new }
     }
 
     /// The same for `bytes` bytes from `frame` on, whose record has the flag for all of them then.

@@ -11,7 +11,6 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
-use super::code::needs_frame;
 use super::entry::{EntryState, set_access_flags, state, written};
 use super::fault::{AllowedFault, FaultError, FaultOutcome};
 use crate::lab;
@@ -59,7 +58,8 @@ impl AllowedFault<'_> {
             Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
         };
         if entry.is_special() {
-            space.zero_new(frames, new, self.area.protection());
+            // Whether it has to wait is found again below.
+            let _ = space.zero_new(frames, new, self.area.protection());
         }
         space.note_origin(new, self.page);
         let Some(_change) = space.notifiers.try_start(may_sleep, Range::page(Event::Clear, self.page)) else {
@@ -85,6 +85,10 @@ impl AllowedFault<'_> {
         if entry.young() != found.young() {
             return (Some(new), FaultOutcome::Served);
         }
+        // Read-only in every TLB and held by this entry: the contents do not change under the lock.
+        if !entry.is_special() && space.common.copy_frame(entry.address(), new).is_err() {
+            return (Some(new), FaultOutcome::TagStorage);
+        }
         // The copy is an access, for which the hardware would have set the access flag of a last-level entry. The
         // invalidation for that is the one below, under the same lock. As in Linux's `__wp_page_copy_user`, where
         // `ptep_set_access_flags` without dirt invalidates nothing, no subscriber is notified before it.
@@ -94,13 +98,7 @@ impl AllowedFault<'_> {
             set_access_flags(mmu, self.cell, entry, entry.young());
             FaultOutcome::Upgraded
         };
-        if !entry.is_special() {
-            // Read-only in every TLB and held by this entry: the contents do not change under the lock.
-            space.common.copy_frame(entry.address(), new);
-        }
-        if needs_frame(written) {
-            space.prepare(written);
-        }
+        let written = space.prepared(written);
         mmu.store(self.cell, Descriptor::EMPTY);
         // The invalidation also orders the contents of the page before the entry.
         if !lab::is_on!(STALE_COW) {

@@ -5,6 +5,7 @@
 //! read-only      write  copied, or reused where it is not shared (`cow`)
 //! old, clean     access flag and dirt by software, where the hardware has not set them
 //! migration      waits until the page has arrived, and the access is tried again (`migrate`)
+//! waits          storage for the tags of the page is reserved, and the entry becomes valid (`fault_on_access`)
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
 //! ```
 //! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
@@ -18,7 +19,6 @@ use granule_pgtable::{EnsureError, Mmu};
 use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};
-use super::code::{may_need_frame, needs_frame};
 use super::cow::Reuse;
 use super::entry::{EntryState, attributes, read_only_attributes, set_access_flags, state, written};
 use super::parts::Divisible;
@@ -145,6 +145,7 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
             space.after_fault_of_block(cpu, page, what);
             Ok(())
         }
+        FaultOutcome::TagStorage => space.fault_on_access(cpu, page, access),
         FaultOutcome::Failed(error) => Err(error),
     }
 }
@@ -160,6 +161,8 @@ pub(super) enum FaultOutcome {
     Migrating,
     /// Of a block, and no lock may be held for the rest.
     OfBlock(OfBlock),
+    /// Storage for tags is needed, and what lies there has to migrate first.
+    TagStorage,
     /// It cannot be served.
     Failed(FaultError),
 }
@@ -173,6 +176,8 @@ pub(super) enum OfBlock {
     UpgradedGroup,
     /// It has to be copied: others use it.
     Shared,
+    /// It waits for tag storage.
+    TagStorage,
 }
 
 #[inline(always)]
@@ -235,7 +240,7 @@ pub(super) fn allows(protection: Protection, access: Access) -> bool {
 
 #[cold]
 fn is_load_of_code(protection: Protection, access: Access) -> bool {
-    access == Access::Read && protection != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
+    access == Access::Read && protection.accesses() != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
 }
 
 /// A fault that an area permits, and its entry. Functions that are not inlined take it by value, so that it is stored
@@ -284,9 +289,7 @@ impl AllowedFault<'_> {
         // depends on that.
         if self.may_map(object, found) {
             space.common.record(frame).share();
-            if may_need_frame(self.area.protection()) {
-                space.prepare(new);
-            }
+            let new = space.prepared_for_fault(new, self.area.protection());
             locked.note_used(self.page);
             mmu.store(self.cell, new);
             return FaultOutcome::Served;
@@ -323,10 +326,12 @@ impl AllowedFault<'_> {
         let is_copied = self.may_map(object, found);
         if is_copied {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
-            space.common.copy_frame(found.frame(), copy);
-            if may_need_frame(self.area.protection()) {
-                space.prepare(new);
+            if space.common.copy_frame(found.frame(), copy).is_err() {
+                drop(locked);
+                space.common.drop_frame(self.cpu, copy);
+                return FaultOutcome::TagStorage;
             }
+            let new = space.prepared_for_fault(new, self.area.protection());
             // The contents before the entry.
             mmu.dmb_ishst();
             locked.note_used(self.page);
@@ -376,16 +381,11 @@ impl AllowedFault<'_> {
             // Another CPU has changed it: the retry decides.
             EntryState::Empty | EntryState::Page => {}
             EntryState::Inaccessible if entry.is_contiguous() => return self.of_group(entry),
+            EntryState::Inaccessible if entry.is_fault_on_access() => return self.wait_for_tag_storage(entry),
             EntryState::Inaccessible => {
                 // It is in no TLB. A store may fault once more.
-                let accessible = if entry.is_fault_on_access() {
-                    entry.accessible()
-                } else {
-                    entry.modified(self.area.attributes(self.area.protection().read_only()))
-                };
-                if needs_frame(accessible) {
-                    self.space.prepare(accessible);
-                }
+                let accessible = entry.modified(self.area.attributes(self.area.protection().read_only()));
+                let accessible = self.space.prepared(accessible);
                 mmu.store(self.cell, accessible.young());
             }
             EntryState::Marker(markers) if markers.contains(Markers::GUARD) => {
@@ -439,9 +439,10 @@ impl Space {
         Ok(if access == Access::Write {
             let frames = self.common.frames;
             let frame = frames.alloc_movable(cpu)?;
-            self.zero_new(frames, frame, protection);
+            let waits = self.zero_new(frames, frame, protection);
             self.note_origin(frame, page);
-            written(frame, protection)
+            let new = written(frame, protection);
+            if waits { new.fault_on_access() } else { new }
         } else {
             Descriptor::page(self.common.zeros, read_only_attributes(protection)).special()
         })

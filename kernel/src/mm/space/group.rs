@@ -205,7 +205,7 @@ impl Space {
         if is_valid && !patched_branch!(branch::SIZE_CHANGE) {
             let mut flags = Flags::NONE;
             for cell in group.cells {
-                flags = flags.and(replace(mmu, cell, mmu.load(cell), Descriptor::fault_on_access));
+                flags = flags.and(replace(mmu, cell, mmu.load(cell), Descriptor::inaccessible));
             }
             self.flush_group(group.start);
             for cell in group.cells {
@@ -278,19 +278,23 @@ impl Space {
         let Some(group) = self.group_cells(page) else { return false };
         let own = allowed.is_writable() && (allowed.has_one_copy() || self.has_group_to_itself(&group));
         let flags = self.flags(&group);
-        let change = |entry: Descriptor| {
+        let changed = |entry: Descriptor| {
             let entry = flags.added(entry).modified(allowed.for_sharers());
             if own { may_be_written(entry) } else { entry }
         };
+        // As a whole: if one lacks storage for its tags, all wait.
+        let mut waits = false;
+        for cell in group.cells {
+            let new = changed(mmu.load(cell));
+            waits |= needs_frame(new) && self.becomes_waiting(new);
+        }
+        let change = |entry| if waits { changed(entry).fault_on_access() } else { changed(entry) };
         let mut was_valid = false;
         for cell in group.cells {
             let old = mmu.load(cell);
             let new = change(old);
             if new == old {
                 continue;
-            }
-            if needs_frame(new) {
-                self.prepare(new);
             }
             was_valid |= replace(mmu, cell, old, change).is_valid();
         }
@@ -330,10 +334,13 @@ impl Space {
             };
             page.contiguous()
         };
+        let mut waits = false;
         for (frame, page) in each() {
-            self.zero_new(frames, frame, area.protection());
+            waits |= self.zero_new(frames, frame, area.protection());
             self.note_origin(frame, page);
         }
+        // As a whole, as for `protect_group`.
+        let new = |frame| if waits { new(frame).fault_on_access() } else { new(frame) };
         self.note_groups();
         // The zeros before their entries.
         mmu.dmb_ishst();
@@ -370,6 +377,9 @@ impl AllowedFault<'_> {
             let is_inside = self.area.start() <= group.start && group.start + GROUP_SIZE <= self.area.end();
             is_inside && (self.area.is_shared() || space.has_group_to_itself(&group))
         };
+        if entry.is_fault_on_access() && self.make_group_accessible(&group) {
+            return FaultOutcome::Served;
+        }
         if !entry.is_valid() || is_upgrade && !is_own() {
             space.unfold(self.page);
             return FaultOutcome::Served;
@@ -395,5 +405,29 @@ impl AllowedFault<'_> {
             space.notifiers.upgraded(group.start, GROUP_SIZE);
         }
         FaultOutcome::OfBlock(OfBlock::UpgradedGroup)
+    }
+
+    /// Makes the entries of `group`, which wait, valid, if tag storage for all of them is at hand; returns whether it is.
+    /// Otherwise they are pages, and wait one by one. The table's lock is held.
+    #[cold]
+    #[inline(never)]
+    fn make_group_accessible(&self, group: &TableCells<'_>) -> bool {
+        let (space, mmu) = (self.space, self.space.mmu());
+        let is_inside = self.area.start() <= group.start && group.start + GROUP_SIZE <= self.area.end();
+        let has_tags = self.area.protection().contains(Protection::TAGGED);
+        let frames = || group.cells.iter().map(|cell| mmu.load(cell).address());
+        if !is_inside || !has_tags || !frames().all(|frame| space.common.reserve_now(frame).is_ok()) {
+            return false;
+        }
+        let is_own = self.area.is_shared() || space.has_group_to_itself(group);
+        let is_writable = is_own && self.area.protection().contains(Protection::WRITE);
+        let attributes = self.area.attributes(self.area.protection().read_only());
+        for cell in group.cells {
+            let entry = mmu.load(cell).modified(attributes).young();
+            let entry = if is_writable { may_be_written(entry) } else { entry };
+            let entry = if is_writable && self.access == Access::Write { entry.dirty() } else { entry };
+            mmu.store(cell, space.prepared(entry));
+        }
+        true
     }
 }

@@ -28,7 +28,6 @@ use granule_pgtable::Mmu;
 use thiserror::Error;
 
 use super::area::Areas;
-use super::code::needs_frame;
 use super::entry::{EntryState, attributes, replace, state};
 use super::family::{FamilyId, Origin, SpaceList};
 use super::shmem::OF_OBJECT;
@@ -38,6 +37,7 @@ use super::{PAGE, Space, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::tag_storage::Unreserved;
 use crate::mm::tlb::user::Leaf;
 use crate::sched::{ReadGuard, RwSem, WriteGuard, relax};
 use crate::smp::Cpu;
@@ -60,6 +60,9 @@ pub enum Unmovable {
     /// There is none that it could move to.
     #[error("out of memory")]
     OutOfMemory,
+    /// It has tags, and storage for them cannot be had where it could move to.
+    #[error("no tag storage for the frame that it could move to: {0}")]
+    NoTagStorage(#[from] Unreserved),
 }
 
 impl From<OutOfMemory> for Unmovable {
@@ -202,12 +205,11 @@ impl Spaces {
         // No entry has the frame any more, and none will: what holds it besides is something else.
         let moved = match (unmapped, record.references()) {
             (0, _) => return Err(Unmovable::NotFound),
-            (unmapped, held) if unmapped == held => Ok(()),
+            (unmapped, held) if unmapped == held => self.copy_frame(frame, to).map_err(Unmovable::from),
             _ => Err(Unmovable::Held),
         };
         let target = if moved.is_ok() { to } else { frame };
         if moved.is_ok() {
-            self.copy_frame(frame, to);
             let new = self.record(to);
             new.owner.store(origin.0, Ordering::Relaxed);
             // One for each entry; the caller's own is one of them.
@@ -295,9 +297,7 @@ impl Space {
             return false;
         }
         let new = migrated_entry(migration, to, area.protection());
-        if needs_frame(new) {
-            self.prepare(new);
-        }
+        let new = self.prepared(new);
         mmu.store(cell, new);
         true
     }

@@ -34,6 +34,7 @@ mod entry;
 mod error;
 mod family;
 mod fault;
+mod fault_on_access;
 mod footprint;
 mod fork;
 mod gather;

@@ -102,9 +102,10 @@ impl Space {
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                 // Entries that were cleared meanwhile are left to faults.
                 let Some(frame) = list.pop() else { break };
-                self.zero_new(frames, frame, protection);
+                let waits = self.zero_new(frames, frame, protection);
                 self.note_origin_in(records.of(frame), found.address(index));
                 let new = Descriptor::page(frame, attributes).dirty();
+                let new = if waits { new.fault_on_access() } else { new };
                 // The zeros before their entry.
                 mmu.dmb_ishst();
                 locked.note_used(found.address(index));

@@ -18,8 +18,10 @@ use super::gather::{StaleRange, pages};
 use super::group::GROUP_SIZE;
 use super::limits::SpaceLimits;
 use super::{Space, SpaceError, TableCells};
+use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::tag_storage::TagStorage;
 use crate::sched::{WriteGuard, relax};
 use crate::smp::{Cpu, this_cpu};
 
@@ -261,10 +263,9 @@ impl Space {
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
-        if needs_frame(to) {
-            self.prepare_all(found, from, to);
-        }
-        if allowed.is_writable() && !allowed.flags.has_any(AreaFlags::SHARED) {
+        if needs_frame(to) && self.prepare_all(found, from, to, allowed) {
+            // Changed one by one.
+        } else if allowed.is_writable() && !allowed.flags.has_any(AreaFlags::SHARED) {
             self.flip_own(found, from, [to, may_be_written(to)]);
         } else {
             let to = if allowed.is_writable() { may_be_written(to) } else { to };
@@ -314,15 +315,14 @@ impl Space {
                 continue;
             }
             let own = allowed.is_writable() && (allowed.has_one_copy() || self.has_to_itself(old));
-            let change = |entry: Descriptor| {
+            let changed = |entry: Descriptor| {
                 let entry = entry.modified(allowed.for_sharers());
                 if own { may_be_written(entry) } else { entry }
             };
+            let waits = needs_frame(changed(old)) && self.becomes_waiting(changed(old));
+            let change = |entry| if waits { changed(entry).fault_on_access() } else { changed(entry) };
             if change(old) == old {
                 continue;
-            }
-            if needs_frame(change(old)) {
-                self.prepare(change(old));
             }
             replace(mmu, cell, old, change);
             if old.is_valid() {
@@ -347,14 +347,54 @@ impl Space {
         }
     }
 
-    /// Prepares the frames of entries that are to change from what `from` is to what `to` is.
+    /// Prepares the frames of entries that are alike, and to change from what `from` is to what `to` is; returns whether
+    /// it has changed the entries too, because some may have to wait for tag storage.
     #[cold]
-    fn prepare_all(&self, found: &TableCells<'_>, from: Descriptor, to: Descriptor) {
+    fn prepare_all(&self, found: &TableCells<'_>, from: Descriptor, to: Descriptor, allowed: Allowed) -> bool {
         let becomes_code = to.is_user_executable() && !from.is_user_executable();
         let is_checked = |entry: Descriptor| entry.is_valid() && entry.is_tagged();
-        if becomes_code || is_checked(to) && !is_checked(from) {
-            let flips = from.0 ^ to.0;
-            found.cells.iter().for_each(|cell| self.prepare(Descriptor(self.mmu().load(cell).0 ^ flips)));
+        let becomes_checked = is_checked(to) && !is_checked(from);
+        let flips = from.0 ^ to.0;
+        if becomes_checked && let Some(storage) = self.common.frames.tag_storage() {
+            self.wait_for_tag_storage(found, from, [to, may_be_written(to)], allowed, storage);
+            return true;
+        }
+        if becomes_code || becomes_checked {
+            for cell in found.cells {
+                let _ = self.prepared(Descriptor(self.mmu().load(cell).0 ^ flips));
+            }
+        }
+        false
+    }
+
+    /// Changes entries that are alike to check tags: to `to[1]` where the frame is not shared, or all see the stores, and
+    /// to `to[0]` where it is; those whose tags have no storage wait. Nothing is reserved, and no tag written, but those
+    /// of frames that need no storage, or have some and no tags.
+    #[inline(never)]
+    fn wait_for_tag_storage(
+        &self,
+        found: &TableCells<'_>,
+        from: Descriptor,
+        to: [Descriptor; 2],
+        allowed: Allowed,
+        storage: &TagStorage,
+    ) {
+        let (mmu, records, coverage) = (self.mmu(), self.common.records(), storage.coverage());
+        let waiting = from.0 ^ to[0].fault_on_access().0;
+        for cell in found.cells {
+            let entry = mmu.load(cell);
+            let record = records.of(entry.address());
+            if lab::is_on!(RESERVE_AT_MPROTECT) {
+                // What cannot be had at once waits still.
+                _ = storage.try_reserve(entry.address(), record);
+            }
+            if !record.has_tag_storage() && coverage.has(entry.address()) && !to[0].is_user_executable() {
+                mmu.store(cell, Descriptor(entry.0 ^ waiting));
+                continue;
+            }
+            let own = allowed.is_writable() && (allowed.has_one_copy() || record.references() == 1);
+            let new = Descriptor(entry.0 ^ from.0 ^ to[usize::from(own)].0);
+            mmu.store(cell, self.prepared(new));
         }
     }
 

@@ -17,7 +17,6 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::Mmu;
 
-use super::super::code::needs_frame;
 use super::super::family::Origin;
 use super::super::migrate::Unmovable;
 use super::super::protect::may_be_written;
@@ -77,8 +76,7 @@ impl Spaces {
         if found == 0 {
             return Err(Unmovable::NotFound);
         }
-        let mapped = if self.is_held_by(from, found + 1) {
-            self.copy_block_contents(from, to);
+        let mapped = if self.is_held_by(from, found + 1) && self.copy_block_contents(from, to).is_ok() {
             self.frames.set_origin(to, origin.0);
             // The contents before the entries.
             self.mmu.dmb_ishst();
@@ -141,15 +139,18 @@ impl Space {
         if !is_block(entry) || entry.address() != moving.from {
             return false;
         }
+        let permits = area.protection().contains(Protection::WRITE);
+        let moved = |entry: Descriptor| {
+            let new = Descriptor(entry.0 & !bits::ADDRESS | moving.to.0);
+            if is_writable && permits { may_be_written(new) } else { new }
+        };
+        // Checked since, while the copy has no tags: it stays, as what was split does.
+        if self.prepared_block(moved(entry)) != Some(moved(entry)) {
+            return false;
+        }
         self.common.share_block(moving.to);
         let entry = self.replace_block_entry(&found, entry, broken);
-        let new = Descriptor(entry.0 & !bits::ADDRESS | moving.to.0);
-        let permits = area.protection().contains(Protection::WRITE);
-        let new = if is_writable && permits { may_be_written(new) } else { new };
-        if needs_frame(new) {
-            self.prepare_block(new);
-        }
-        mmu.store(found.cell, new);
+        mmu.store(found.cell, moved(entry));
         true
     }
 }

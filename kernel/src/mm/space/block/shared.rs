@@ -5,7 +5,6 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
 use super::super::area::Area;
-use super::super::code::needs_frame;
 use super::super::fault::FaultOutcome;
 use super::super::shmem::{BlockPages, FoundBlock, Object, order};
 use super::super::{BlockCell, Machine, Space};
@@ -52,7 +51,10 @@ impl Space {
         table: PhysAddr,
     ) -> Linked {
         let mmu = self.mmu();
-        let new = first_entry(found.block(), area.protection());
+        // An area of an object with tags has no blocks: nothing waits for tag storage.
+        let Some(new) = self.prepared_block(first_entry(found.block(), area.protection())) else {
+            return Linked::Not;
+        };
         let locked = self.lock_table(at.table);
         if mmu.compare_exchange(at.cell, Descriptor::EMPTY, broken(new)).is_err() {
             return Linked::ByAnother;
@@ -65,9 +67,6 @@ impl Space {
         }
         // What takes the frames from the object waits for the lock now.
         self.common.share_block(found.block());
-        if needs_frame(new) {
-            self.prepare_block(new);
-        }
         self.common.deposit(locked.frame(), table);
         mmu.store(at.cell, new);
         Linked::Here

@@ -380,12 +380,24 @@ impl Object {
             stays(count);
             return Err(Unmovable::Held);
         }
+        // Nothing gives them tags any more.
+        let has_tags = (0..count).any(|index| common.record(frame(from, index)).has_tags());
+        let reserved = match count {
+            _ if !has_tags => Ok(()),
+            BLOCK_FRAMES => common.reserve_block_now(to),
+            _ => common.reserve_now(to),
+        };
+        if let Err(error) = reserved {
+            stays(count);
+            return Err(error.into());
+        }
         if count == BLOCK_FRAMES {
             common.frames.split_block(cpu, to);
         }
         for (index, cell) in found.cells.iter().enumerate() {
             let (from, to) = (frame(from, index), frame(to, index));
-            common.copy_frame(from, to);
+            let copied = common.copy_frame(from, to);
+            debug_assert_eq!(copied, Ok(()), "storage is reserved");
             self.note_frame(to, page + index as u64);
             // The contents before the entry.
             mmu.dmb_ishst();

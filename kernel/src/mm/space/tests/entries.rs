@@ -38,7 +38,6 @@ struct Memory {
     dirty: bool,
     special: bool,
     uffd_wp: bool,
-    waits: bool,
 }
 
 impl Memory {
@@ -49,7 +48,6 @@ impl Memory {
             dirty: entry.is_dirty(),
             special: entry.is_special(),
             uffd_wp: entry.is_uffd_wp(),
-            waits: entry.is_fault_on_access(),
         }
     }
 }
@@ -98,28 +96,27 @@ impl Stage {
 /// Calls `check` with every legal entry of a private page of an area, in a space of its own each time.
 fn each_entry(mut check: impl FnMut(&Stage, Protection, Descriptor)) {
     for protection in PROTECTIONS {
-        for bits in 0..64_u32 {
-            let [young, dirty, special, uffd_wp, waits, writable] = core::array::from_fn(|bit| bits >> bit & 1 != 0);
+        for bits in 0..32_u32 {
+            let [young, dirty, special, uffd_wp, writable] = core::array::from_fn(|bit| bits >> bit & 1 != 0);
             // The page of zeros was never written; what may be written is in an area where that is so, and neither
-            // watched nor special; what waits for an access is in an area that allows one.
+            // watched nor special. (What waits for an access: `tag_storage`.)
             let may_be_written = protection.contains(Protection::WRITE) && !special && !uffd_wp;
-            if special && dirty || writable && !may_be_written || waits && protection == Protection::NONE {
+            if special && dirty || writable && !may_be_written {
                 continue;
             }
             let stage = Stage::new(protection, special);
             let mut entry = Descriptor::page(stage.frame, attributes(protection.read_only()));
-            let steps: [(bool, Step); 6] = [
+            let steps: [(bool, Step); 5] = [
                 (writable, Descriptor::writable),
                 (dirty, Descriptor::dirty),
                 (special, Descriptor::special),
                 (!young, Descriptor::old),
                 (uffd_wp, Descriptor::uffd_wp),
-                (waits, Descriptor::fault_on_access),
             ];
             for (_, step) in steps.iter().filter(|(is_so, _)| *is_so) {
                 entry = step(entry);
             }
-            assert_eq!(Memory::of(entry), Memory { frame: stage.frame, young, dirty, special, uffd_wp, waits });
+            assert_eq!(Memory::of(entry), Memory { frame: stage.frame, young, dirty, special, uffd_wp });
             stage.set(entry);
             check(&stage, protection, entry);
             let Stage { rig, space, .. } = stage;
@@ -138,9 +135,7 @@ fn mprotect_changes_what_is_allowed_and_nothing_that_is_remembered() {
             }
             stage.space.mprotect(stage.start, PAGE, to).unwrap();
             let after = stage.entry();
-            // Whether an access is waited for is decided anew, by what stores the entry.
-            let expected = Memory { waits: false, ..Memory::of(before) };
-            assert_eq!(Memory::of(after), expected, "{before:?} {from:?} to {to:?}: {after:?}");
+            assert_eq!(Memory::of(after), Memory::of(before), "{before:?} {from:?} to {to:?}: {after:?}");
             assert_eq!(after.is_valid(), to != Protection::NONE);
             let writable = to.contains(Protection::WRITE) && !before.is_special() && !before.is_uffd_wp();
             assert_eq!(after.may_be_written(), writable, "{before:?} {from:?} to {to:?}: {after:?}");
@@ -172,7 +167,7 @@ fn an_access_makes_a_page_young_and_a_store_makes_it_dirty() {
         let read = || handle_fault(&stage.space, &stage.rig.cpu, stage.start, Access::Read).unwrap();
         read();
         let after = stage.entry();
-        let expected = Memory { young: true, waits: false, ..Memory::of(before) };
+        let expected = Memory { young: true, ..Memory::of(before) };
         assert_eq!(Memory::of(after), expected, "{before:?}: {after:?}");
         assert!(after.is_valid() && after.may_be_written() == before.may_be_written());
         read();
@@ -182,15 +177,12 @@ fn an_access_makes_a_page_young_and_a_store_makes_it_dirty() {
         if !protection.contains(Protection::WRITE) {
             return;
         }
-        // What waits for an access takes a fault for that.
-        for _ in 0..2 {
-            handle_fault(&stage.space, &stage.rig.cpu, stage.start, Access::Write).unwrap();
-        }
+        handle_fault(&stage.space, &stage.rig.cpu, stage.start, Access::Write).unwrap();
         let after = stage.entry();
         let frame = if before.is_special() { after.address() } else { stage.frame };
         // No userfaultfd watches the page: the store succeeds, and a page that stays keeps the mark.
         let uffd_wp = before.is_uffd_wp() && !before.is_special();
-        let expected = Memory { frame, young: true, dirty: true, special: false, uffd_wp, waits: false };
+        let expected = Memory { frame, young: true, dirty: true, special: false, uffd_wp };
         assert_eq!(Memory::of(after), expected, "{before:?}: {after:?}");
         assert!(after.is_valid() && after.is_writable() && frame != stage.rig.spaces.zeros);
     });
@@ -220,7 +212,8 @@ fn others(stage: &Stage) -> [(Descriptor, Result<(), FaultError>, u8); 10] {
     let inaccessible = page.modified(attributes(Protection::NONE));
     let unusable = Err(FaultError::Unusable);
     [
-        (page.fault_on_access(), Ok(()), 1),
+        // There is no tag storage.
+        (page.fault_on_access(), unusable, 1),
         (inaccessible, Ok(()), 1),
         (Markers::UFFD_WP.into(), Ok(()), 0),
         (Markers::POISONED.into(), unusable, 0),

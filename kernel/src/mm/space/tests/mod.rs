@@ -20,6 +20,7 @@
 //! - `registers`: pages of a device, until they are revoked
 //! - `reserved`: pages of the kernel above all that programs may map
 //! - `shortage`: memory running out at every allocation
+//! - `tag_storage`: entries that wait until storage for the tags of their pages is reserved
 //! - `tags`: allocation tags, which follow the page through all that happens to it
 //! - `threads`: threads of one space, on several CPUs
 //! - `watched`: the model machine holds all that CPUs may of several spaces, while they change
@@ -46,6 +47,7 @@ mod reclaim;
 mod registers;
 mod reserved;
 mod shortage;
+mod tag_storage;
 mod tags;
 mod threads;
 mod watched;
@@ -83,7 +85,11 @@ const READ_EXECUTE: Protection = Protection::READ.and(Protection::EXECUTE);
 
 impl Rig {
     fn new(mib: u64) -> Self {
-        let (frames, cpu) = (leaked(mib), Cpu::new(CpuId(0)));
+        Self::with(leaked(mib))
+    }
+
+    fn with(frames: &'static FrameAllocator) -> Self {
+        let cpu = Cpu::new(CpuId(0));
         let view = LinearView { offset: frames.linear().address(PhysAddr(0)).0 };
         let spaces = Box::leak(Box::new(Spaces::new(&cpu, Metal(view), frames).unwrap()));
         Self { spaces, frames, cpu }

@@ -1,0 +1,295 @@
+//! Fault on access: entries that wait until storage for the tags of their pages is reserved.
+//!
+//! `mprotect(PROT_MTE)` reserves nothing and copies nothing: the entry of a page whose tags have no
+//! [storage](crate::mm::tag_storage) becomes present-invalid with PROT_NONE and TAG_STORAGE_NONE (bits 58 and 60), and the
+//! first access reserves it. So does each entry that would check tags and is about to be stored for such a page
+//! ([`Space::prepared`]): callers go by what was stored.
+//!
+//! ```text
+//!     fault ─► lock, compare ─► block reserved, or unused? ── yes ─► make valid                      (one hold)
+//!                                       │ no
+//!     lock, compare, pin ─► unlock ─► reserve: what lies there migrates ─► lock, compare ─► make valid ─► unpin
+//!                                       │ fails
+//!     once more ─► replay ─► after REPLAYS of this thread on this page: migrate the page to a frame that has storage
+//!                                       │ held                          │ none
+//!                                     wait, killable                  out of memory
+//! ```
+//! **The page is pinned until the second comparison is done.** Frames come back last in, first out: without the pin
+//! another thread discards the page, faults, and gets the same frame at the same address. Its entry waits like the
+//! first one, bit for bit, though the frame has lost its storage; the first thread would make it valid.
+//!
+//! **An entry that waits is never writable.** Whether it becomes so is decided under the hold under which it is stored
+//! (in mail 001 before the storage is reserved): the area permits stores, and is shared or the frame is this entry's
+//! alone, and userfaultfd does not protect it. A frame that a fork shares stays read-only here, and is copied by the next
+//! fault. Nothing was valid, so no event is due.
+//!
+//! Blocks and contiguous groups wait at their own level, and are split where their storage cannot be had as a whole.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_pgtable::Mmu;
+
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
+use super::migrate::Unmovable;
+use super::protect::may_be_written;
+use super::{Space, Spaces};
+use crate::lab;
+use crate::mm::tag_storage::{Failure, Unreserved};
+use crate::sched::{self, note_shortage, relax, works_for_program};
+use crate::smp::Cpu;
+
+/// Attempts of one fault, each with all locks released before it.
+const ATTEMPTS: usize = 2;
+/// Replays of a fault, by one thread on one page, before the page itself migrates.
+pub(super) const REPLAYS: u32 = 8;
+/// Frames that are tried for one whose storage is at hand: more than one block of the usual size serves.
+const TARGETS: usize = 48;
+/// Of these, frames whose storage is emptied for it.
+const EMPTIED: usize = 4;
+
+/// What became of an attempt.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    /// The entry is valid, or was changed by another CPU: the retry decides.
+    Served,
+    /// Storage cannot be had for now.
+    Failed,
+    /// The page lies in tag storage itself, in this frame.
+    InTagStorage(PhysAddr),
+    /// The entry does not wait: a copy of its page needs storage.
+    Copy,
+}
+
+impl AllowedFault<'_> {
+    /// Serves a fault on `entry`, which is in the cell and waits, if that takes no migration. The table's lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn wait_for_tag_storage(self, entry: Descriptor) -> FaultOutcome {
+        let space = self.space;
+        let Some(storage) = space.common.frames.tag_storage() else {
+            // Nothing makes such entries.
+            return FaultOutcome::Failed(FaultError::Unusable);
+        };
+        if self.area.protection().contains(Protection::TAGGED) {
+            if space.common.reserve_now(entry.address()).is_err() {
+                return FaultOutcome::TagStorage;
+            }
+        } else {
+            log::warn!("the entry of {} waits for tag storage in an area without tags", self.page);
+        }
+        space.mmu().store(self.cell, self.accessible(entry, 0));
+        let replays = sched::take_replays(self.cpu, self.page);
+        storage.note_served(replays.count, replays.ticks);
+        FaultOutcome::Served
+    }
+
+    /// What `entry`, which waits, becomes: valid, young, and writable where only this entry and `pins` others hold the
+    /// frame, or all see the stores. The table's lock is held until that is stored.
+    #[inline(never)]
+    pub(super) fn accessible(&self, entry: Descriptor, pins: u32) -> Descriptor {
+        let protection = self.area.protection();
+        let new = entry.modified(self.area.attributes(protection.read_only())).young();
+        let is_own = || !entry.is_special() && self.space.common.record(entry.address()).references() == 1 + pins;
+        let is_writable = protection.contains(Protection::WRITE) && (self.area.is_shared() || is_own());
+        let new = if is_writable { may_be_written(new) } else { new };
+        let new = if self.access == Access::Write && new.may_be_written() { new.dirty() } else { new };
+        if lab::is_on!(EARLY_UNPIN) { new } else { self.space.prepared(new) }
+    }
+}
+
+impl Space {
+    /// The rest of a fault that found no tag storage at hand for `page`. Sleeps; no lock is held.
+    ///
+    /// # Errors
+    /// [`FaultError::OutOfMemory`]: there is no frame with storage that the page could move to.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn fault_on_access(&self, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<(), FaultError> {
+        for _ in 0..ATTEMPTS {
+            let common = self.common;
+            match self.reserve_and_map(cpu, page, access) {
+                Attempt::Served => return Ok(()),
+                Attempt::InTagStorage(frame) => match common.move_to_tag_storage(cpu, frame) {
+                    Ok(()) => return Ok(()),
+                    Err(_) => relax(),
+                },
+                // What has storage now is free again, and comes first.
+                Attempt::Copy => match common.frame_with_tag_storage(cpu) {
+                    Some(frame) => {
+                        common.unpin(cpu, frame);
+                        return Ok(());
+                    }
+                    None => relax(),
+                },
+                Attempt::Failed => relax(),
+            }
+        }
+        self.replay(cpu, page)
+    }
+
+    /// One attempt to reserve storage for the page, and to make its entry valid.
+    #[inline(never)]
+    fn reserve_and_map(&self, cpu: &Cpu, page: VirtAddr, access: Access) -> Attempt {
+        let (common, mmu) = (self.common, self.mmu());
+        let Some(storage) = common.frames.tag_storage() else { return Attempt::Served };
+        let entry = {
+            let areas = self.areas.read(page);
+            let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else {
+                return Attempt::Served;
+            };
+            let Some((table, cell)) = self.page_tables().cell(page) else { return Attempt::Served };
+            let _locked = self.lock_table(table);
+            let entry = mmu.load(cell);
+            if !entry.is_fault_on_access() {
+                let is_copied = access == Access::Write && entry.is_valid() && !entry.may_be_written();
+                return if is_copied && area.protection().contains(Protection::WRITE) {
+                    Attempt::Copy
+                } else {
+                    Attempt::Served
+                };
+            }
+            common.record(entry.address()).share();
+            entry
+        };
+        let (frame, record) = (entry.address(), common.record(entry.address()));
+        let mut is_pinned = true;
+        let attempt = if common.frames.is_isolated(frame) {
+            // It will have moved when the access is made again.
+            storage.note_failure(Failure::Isolated);
+            Attempt::Failed
+        } else {
+            match storage.reserve(common, cpu, frame, record) {
+                Ok(()) => {
+                    if lab::is_on!(EARLY_UNPIN) {
+                        common.unpin(cpu, frame);
+                        is_pinned = false;
+                    }
+                    is_pinned &= !self.map_reserved(cpu, page, access, entry, u32::from(is_pinned));
+                    Attempt::Served
+                }
+                Err(Unreserved::IsTagStorage) => Attempt::InTagStorage(frame),
+                Err(_) => Attempt::Failed,
+            }
+        };
+        if is_pinned {
+            common.unpin(cpu, frame);
+        }
+        attempt
+    }
+
+    /// Makes the entry of `page` valid, if it is `entry` still; returns whether it has the caller's hold.
+    #[inline(never)]
+    fn map_reserved(&self, cpu: &Cpu, page: VirtAddr, access: Access, entry: Descriptor, pins: u32) -> bool {
+        let mmu = self.mmu();
+        let areas = self.areas.read(page);
+        let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else { return false };
+        let Some((table, cell)) = self.page_tables().cell(page) else { return false };
+        let fault = AllowedFault { space: self, cpu, area, page, table, cell, access };
+        let _locked = self.lock_table(table);
+        let now = mmu.load(cell);
+        if now != entry && !(lab::is_on!(SKIP_RECHECK) && now == Descriptor::EMPTY) {
+            return false;
+        }
+        mmu.store(cell, fault.accessible(entry, pins));
+        if let Some(storage) = self.common.frames.tag_storage() {
+            let replays = sched::take_replays(cpu, page);
+            storage.note_served(replays.count, replays.ticks);
+        }
+        now != entry
+    }
+
+    /// The fault is replayed: the access is made again, with no lock held, and a thread that is killed ends. One that was
+    /// replayed too often has its page moved.
+    #[inline(never)]
+    fn replay(&self, cpu: &Cpu, page: VirtAddr) -> Result<(), FaultError> {
+        let common = self.common;
+        let replays = sched::note_replay(cpu, page);
+        if replays <= REPLAYS || lab::is_on!(NO_REPLAY_LIMIT) {
+            relax();
+            return Ok(());
+        }
+        let frame = {
+            let _areas = self.areas.read(page);
+            let cell = self.page_tables().cell(page);
+            cell.map(|(_, cell)| self.mmu().load(cell)).filter(|entry| entry.is_present() && !entry.is_special())
+        };
+        let Some(frame) = frame.map(Descriptor::address) else { return Ok(()) };
+        match common.move_to_tag_storage(cpu, frame) {
+            Ok(()) | Err(Unmovable::Free) => Ok(()),
+            Err(Unmovable::OutOfMemory) => {
+                note_shortage(cpu, 1);
+                Err(FaultError::OutOfMemory)
+            }
+            Err(_) => {
+                // A device's fault does not wait: its thread serves others too.
+                if works_for_program(cpu) {
+                    sched::sleep_briefly();
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl Spaces {
+    /// Drops the hold of a fault.
+    #[inline(never)]
+    fn unpin(&self, cpu: &Cpu, frame: PhysAddr) {
+        self.drop_frame(cpu, frame);
+    }
+
+    /// Moves the page in `frame` to another frame that has tag storage. Sleeps: no lock is held.
+    ///
+    /// # Errors
+    /// [`Unmovable`]; the page is where it was.
+    fn move_to_tag_storage(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), Unmovable> {
+        let Some(storage) = self.frames.tag_storage() else { return Err(Unmovable::NotFound) };
+        // Without storage it lies elsewhere at least, and there the fault tries again.
+        let Some(to) = self.frame_with_tag_storage(cpu).or_else(|| self.frames.alloc_movable(cpu).ok()) else {
+            storage.note_failure(Failure::OutOfMemory);
+            return Err(Unmovable::OutOfMemory);
+        };
+        let moved = self.migrate_page(cpu, frame, to);
+        match moved {
+            Ok(()) => storage.note_moved_page(),
+            Err(_) => {
+                storage.note_failure(Failure::Pinned);
+                self.unpin(cpu, to);
+            }
+        }
+        moved
+    }
+
+    /// A new frame that has tag storage. Sleeps: no lock is held.
+    fn frame_with_tag_storage(&self, cpu: &Cpu) -> Option<PhysAddr> {
+        let storage = self.frames.tag_storage()?;
+        let mut unfit = heapless::Vec::<PhysAddr, TARGETS>::new();
+        let mut found = None;
+        while found.is_none() && !unfit.is_full() {
+            // Neighbours share their storage, and the frames for what cannot move are no neighbours of those that can.
+            let movable = || self.frames.alloc_movable(cpu);
+            let new =
+                if unfit.len().is_multiple_of(2) { movable() } else { self.frames.alloc(cpu).or_else(|_| movable()) };
+            let Ok(frame) = new else { break };
+            if storage.try_reserve(frame, self.record(frame)).is_ok() {
+                found = Some(frame);
+            } else {
+                let _ = unfit.push(frame);
+            }
+        }
+        let is_emptied = |&&frame: &&PhysAddr| storage.reserve(self, cpu, frame, self.record(frame)).is_ok();
+        let found = found.or_else(|| unfit.iter().take(EMPTIED).find(is_emptied).copied());
+        let is_unfit = |frame: &PhysAddr| Some(*frame) != found;
+        unfit.into_iter().filter(is_unfit).for_each(|frame| self.unpin(cpu, frame));
+        found
+    }
+
+    /// Moves what lies in `frame`, tag storage that is lent, to another frame. Sleeps: no lock is held.
+    ///
+    /// # Errors
+    /// [`Unmovable`]; it is where it was, or gone: [`Unmovable::Free`].
+    pub(in crate::mm) fn migrate_out(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), Unmovable> {
+        let to = self.frames.alloc_movable(cpu)?;
+        self.migrate_page(cpu, frame, to).inspect_err(|_| self.unpin(cpu, to))
+    }
+}

@@ -1,0 +1,624 @@
+//! Entries that wait until storage for the tags of their pages is reserved, and what lies in that storage meanwhile.
+//!
+//! A machine of 8 MiB has 2 MiB of tag storage, more than it needs, in blocks of one frame or of several.
+
+#![allow(unsafe_code, reason = "tags by address, and frames that a test holds")]
+
+use granule_arch::addr::PAGE_SIZE;
+use granule_arch::alternative::host;
+use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::mte::{self, Tag};
+use proptest::prelude::*;
+
+use super::*;
+use crate::lab;
+use crate::mm::frame::tests::leaked_with_tag_storage;
+use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
+use crate::mm::space::fault_on_access::REPLAYS;
+use crate::mm::space::group::GROUP_PAGES;
+use crate::mm::space::{AreaAdvice, FaultError};
+use crate::mm::tag_storage::{FRAMES_PER_FRAME, TagStorage, TagStorageStats};
+use crate::platform::features::branch;
+
+const TAGGED: Protection = READ_WRITE.and(Protection::TAGGED);
+const MIB: u64 = 8;
+/// What makes an entry wait.
+const WAITS: u64 = bits::PROT_NONE | bits::FAULT_ON_ACCESS;
+
+fn with_storage<T>(block_frames: u64, work: impl FnOnce(&Rig) -> T) -> T {
+    with_switch(block_frames, &[], work)
+}
+
+/// The same with switches of the lab on.
+fn with_switch<T>(block_frames: u64, switches: &[u16], work: impl FnOnce(&Rig) -> T) -> T {
+    let sites: Vec<u16> = [branch::TAG_STORAGE, branch::MTE].iter().chain(switches).copied().collect();
+    host::with(&sites, || {
+        let rig = Rig::with(leaked_with_tag_storage(MIB, block_frames * PAGE));
+        rig.spaces.start_tags().unwrap();
+        work(&rig)
+    })
+}
+
+impl Rig {
+    fn storage(&self) -> &TagStorage {
+        self.frames.tag_storage().unwrap()
+    }
+
+    fn stats(&self) -> TagStorageStats {
+        self.storage().stats()
+    }
+
+    fn entry(&self, space: &Space, page: VirtAddr) -> Descriptor {
+        let page_entry =
+            || space.page_tables().cell(page).map_or(Descriptor::EMPTY, |(_, cell)| space.mmu().load(cell));
+        space.block_entry(page).unwrap_or_else(page_entry)
+    }
+
+    fn fault(&self, space: &Space, page: VirtAddr, access: Access) -> Result<(), FaultError> {
+        handle_fault(space, &self.cpu, page, access)
+    }
+
+    /// Written pages, without tags.
+    fn written(&self, space: &Space, pages: u64) -> VirtAddr {
+        let start = self.map(space, pages);
+        (0..pages).for_each(|page| self.write(space, start + page * PAGE, (page % 255) as u8 + 1));
+        start
+    }
+
+    /// Takes every ordinary frame, so that the next movable one is lent.
+    fn exhaust(&self) -> Vec<PhysAddr> {
+        core::iter::from_fn(|| self.frames.alloc(&self.cpu).ok()).collect()
+    }
+
+    fn give_back(&self, frames: Vec<PhysAddr>) {
+        frames.into_iter().for_each(|frame| self.frames.free(&self.cpu, frame));
+    }
+
+    /// The frames of the block that has the tags of `frame`.
+    fn block_of(&self, frame: PhysAddr) -> core::ops::Range<usize> {
+        let region = &self.storage().regions()[0];
+        let (block, _) = region.blocks_of(frame.frame_number()..frame.frame_number() + 1).next().unwrap();
+        region.frames_of(block)
+    }
+
+    /// Puts the page at `page` of `space` into the tag storage of `frame`.
+    fn put_into_storage_of(&self, space: &Space, page: VirtAddr, frame: PhysAddr) {
+        let wanted = self.block_of(frame);
+        let taken = self.exhaust();
+        let mut lent: Vec<PhysAddr> = Vec::new();
+        let to = loop {
+            let next = self.frames.alloc_movable(&self.cpu).unwrap();
+            if wanted.contains(&next.frame_number()) {
+                break next;
+            }
+            lent.push(next);
+        };
+        self.spaces.migrate_page(&self.cpu, self.entry(space, page).address(), to).unwrap();
+        self.give_back(lent);
+        self.give_back(taken);
+        assert!(wanted.contains(&self.entry(space, page).address().frame_number()));
+    }
+
+    fn set_tag(&self, space: &Space, page: VirtAddr, tag: u8) {
+        let entry = self.entry(space, page);
+        assert!(entry.is_valid() && entry.is_tagged(), "{entry:?}");
+        assert!(self.spaces.record(entry.address()).has_tag_storage(), "tags without storage");
+        // SAFETY: the host keeps tags beside the memory.
+        unsafe { mte::set_tags(self.frames.linear().address(entry.address()).with_tag(Tag::new(tag)), mte::GRANULE) };
+    }
+
+    fn tag(&self, space: &Space, page: VirtAddr) -> u8 {
+        // SAFETY: as above.
+        unsafe { mte::load_tag(self.frames.linear().address(self.entry(space, page).address())) }.number()
+    }
+
+    /// Each frame in storage is lent, unused or reserved, and what is reserved is what frames use.
+    fn check(&self) {
+        let (stats, region) = (self.stats(), &self.storage().regions()[0]);
+        let flagged = (0..MIB << 20).step_by(PAGE_SIZE).map(|offset| PhysAddr(0x4000_0000 + offset)).filter(|&frame| {
+            let record = self.frames.cut_frame(frame).filter(|record| record.references() != 0);
+            record.is_some_and(|record| record.has_tag_storage())
+        });
+        let mut users = std::vec![0; region.blocks().len()];
+        flagged.for_each(|frame| {
+            let number = frame.frame_number();
+            assert!(!self.storage().is_tag_storage(number), "tag storage has tags");
+            region.blocks_of(number..number + 1).for_each(|(block, count)| users[block] += count);
+        });
+        let counted: Vec<u32> = region.blocks().iter().map(|block| block.users().unwrap_or(0)).collect();
+        assert_eq!(counted, users);
+        assert_eq!(stats.users, users.iter().map(|&users| u64::from(users)).sum::<u64>());
+    }
+}
+
+fn assert_waits(entry: Descriptor) {
+    assert!(entry.is_fault_on_access() && entry.0 & WAITS == WAITS && entry.0 & bits::VALID == 0, "{entry:?}");
+    assert!(!entry.may_be_written(), "{entry:?}");
+}
+
+/// The row of the mail: a thousand pages, of which one is used.
+#[test]
+fn a_thousand_pages_are_marked_and_one_that_is_touched_reserves_one_block() {
+    with_storage(1, |rig| {
+        let (space, before) = (rig.space(), rig.stats());
+        let start = rig.written(&space, 1000);
+        space.mprotect(start, 1000 * PAGE, TAGGED).unwrap();
+        (0..1000).for_each(|page| assert_waits(rig.entry(&space, start + page * PAGE)));
+        assert_eq!(rig.stats(), before, "nothing is reserved");
+        rig.fault(&space, start + 7 * PAGE, Access::Write).unwrap();
+        let entry = rig.entry(&space, start + 7 * PAGE);
+        assert!(entry.is_valid() && entry.is_tagged() && entry.is_writable() && entry.0 & bits::PROT_NONE == 0);
+        let after = rig.stats();
+        assert_eq!((after.users - before.users, after.claims - before.claims), (1, 1));
+        assert_eq!((rig.tag(&space, start + 7 * PAGE), rig.read(&space, start + 7 * PAGE)), (0, 8));
+        assert_waits(rig.entry(&space, start + 8 * PAGE));
+        rig.check();
+        drop(space);
+        let end = rig.stats();
+        assert_eq!((end.users, end.reserved, end.returns), (before.users, before.reserved, 1));
+    });
+}
+
+#[test]
+fn what_an_entry_remembers_outlives_the_wait() {
+    for (young, dirty, uffd_wp) in (0..8).map(|bits| (bits & 1 != 0, bits & 2 != 0, bits & 4 != 0)) {
+        with_storage(1, |rig| {
+            let space = rig.space();
+            let start = rig.written(&space, 1);
+            let (_, cell) = space.page_tables().cell(start).unwrap();
+            let mut entry = rig.entry(&space, start).clean();
+            for (is_so, step) in [
+                // Dirt that the hardware has noted.
+                (dirty, (|entry| Descriptor(entry.0 & !bits::RDONLY)) as fn(Descriptor) -> Descriptor),
+                (!young, Descriptor::old),
+                (uffd_wp, Descriptor::uffd_wp),
+            ] {
+                entry = if is_so { step(entry) } else { entry };
+            }
+            space.mmu().store(cell, entry);
+            space.mprotect(start, PAGE, TAGGED).unwrap();
+            let waits = rig.entry(&space, start);
+            assert_waits(waits);
+            let remembered = (waits.is_young(), waits.0 & bits::DIRTY != 0, waits.is_uffd_wp());
+            assert_eq!(remembered, (young, dirty, uffd_wp), "{entry:?}: {waits:?}");
+            rig.fault(&space, start, Access::Read).unwrap();
+            let valid = rig.entry(&space, start);
+            assert_eq!((valid.is_young(), valid.is_dirty(), valid.is_uffd_wp()), (true, dirty, uffd_wp), "{valid:?}");
+            assert_eq!((valid.is_valid(), valid.may_be_written()), (true, !uffd_wp), "{valid:?}");
+        });
+    }
+}
+
+#[test]
+fn no_access_clears_the_mark_and_access_sets_it_again() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let start = rig.written(&space, 3);
+        space.mprotect(start, 3 * PAGE, TAGGED).unwrap();
+        let before = rig.stats();
+        space.mprotect(start, 3 * PAGE, Protection::NONE).unwrap();
+        for page in 0..3 {
+            let entry = rig.entry(&space, start + page * PAGE);
+            assert_eq!(entry.0 & (WAITS | bits::VALID), bits::PROT_NONE);
+            assert_eq!(rig.fault(&space, start + page * PAGE, Access::Read), Err(FaultError::NotAllowed));
+        }
+        space.mprotect(start, 3 * PAGE, READ_WRITE).unwrap();
+        (0..3).for_each(|page| assert_waits(rig.entry(&space, start + page * PAGE)));
+        space.mprotect(start, PAGE, Protection::READ).unwrap();
+        assert_waits(rig.entry(&space, start));
+        assert_eq!(rig.stats(), before);
+        rig.fault(&space, start, Access::Read).unwrap();
+        assert!(!rig.entry(&space, start).may_be_written());
+        assert_eq!(rig.fault(&space, start, Access::Write), Err(FaultError::NotAllowed));
+    });
+}
+
+/// Writing is decided when the entry becomes valid: what a fork shares is copied, and the copy's tags have storage first.
+#[test]
+fn a_frame_that_a_fork_shares_does_not_become_writable() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let start = rig.written(&space, 2);
+        space.mprotect(start, 2 * PAGE, TAGGED).unwrap();
+        let child = space.fork(&rig.cpu).unwrap();
+        [&space, &child].into_iter().for_each(|space| assert_waits(rig.entry(space, start)));
+        rig.fault(&child, start, Access::Write).unwrap();
+        let entry = rig.entry(&child, start);
+        assert!(entry.is_valid() && !entry.may_be_written(), "{entry:?}");
+        assert_eq!(entry.address(), rig.entry(&space, start).address());
+        rig.set_tag(&child, start, 5);
+        rig.fault(&child, start, Access::Write).unwrap();
+        let copy = rig.entry(&child, start);
+        assert!(copy.is_writable() && copy.address() != entry.address());
+        assert_eq!(rig.tag(&child, start), 5);
+        assert!(rig.spaces.record(copy.address()).has_tag_storage());
+        rig.write(&child, start, 99);
+        assert_eq!((rig.read(&space, start), rig.read(&child, start)), (1, 99));
+        // The last holder is alone.
+        drop(child);
+        rig.fault(&space, start + PAGE, Access::Write).unwrap();
+        assert!(rig.entry(&space, start + PAGE).is_writable());
+        rig.check();
+    });
+}
+
+#[test]
+fn a_new_page_reserves_in_its_first_fault_and_waits_only_where_that_fails() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let start = space.mmap(&rig.cpu, &MapRequest { protection: TAGGED, ..private(4) }).unwrap();
+        rig.fault(&space, start, Access::Write).unwrap();
+        assert!(rig.entry(&space, start).is_writable());
+        // The page of zeros has its storage from the boot on.
+        rig.fault(&space, start + PAGE, Access::Read).unwrap();
+        assert!(rig.entry(&space, start + PAGE).is_valid());
+        // No ordinary frame: what is lent never has tags.
+        let taken = rig.exhaust();
+        rig.fault(&space, start + 2 * PAGE, Access::Write).unwrap();
+        assert_waits(rig.entry(&space, start + 2 * PAGE));
+        assert!(rig.storage().is_tag_storage(rig.entry(&space, start + 2 * PAGE).address().frame_number()));
+        rig.give_back(taken);
+        // It moves out first.
+        rig.fault(&space, start + 2 * PAGE, Access::Write).unwrap();
+        rig.fault(&space, start + 2 * PAGE, Access::Write).unwrap();
+        let entry = rig.entry(&space, start + 2 * PAGE);
+        assert!(entry.is_writable() && !rig.storage().is_tag_storage(entry.address().frame_number()), "{entry:?}");
+        assert_eq!(rig.stats().borrowed, 0);
+        rig.check();
+    });
+}
+
+#[test]
+fn what_lies_in_the_storage_moves_away() {
+    for block_frames in [1, 2, 8] {
+        with_storage(block_frames, |rig| {
+            let space = rig.space();
+            let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
+            rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+            assert_eq!(rig.stats().borrowed, 1);
+            space.mprotect(start, PAGE, TAGGED).unwrap();
+            rig.fault(&space, start, Access::Write).unwrap();
+            assert!(rig.entry(&space, start).is_writable());
+            assert_eq!((rig.read(&space, start), rig.read(&space, other)), (1, 1));
+            let stats = rig.stats();
+            assert_eq!((stats.borrowed, stats.migrations, stats.reserved / block_frames), (0, 1, 2));
+            assert!(!rig.storage().is_tag_storage(rig.entry(&space, other).address().frame_number()));
+            rig.check();
+        });
+    }
+}
+
+/// Holds a frame, as something that works on it does.
+fn pin(rig: &Rig, frame: PhysAddr) -> impl FnOnce() + '_ {
+    rig.spaces.record(frame).share();
+    move || rig.spaces.drop_frame(&rig.cpu, frame)
+}
+
+#[test]
+fn a_page_whose_storage_is_pinned_is_replayed_and_then_moves() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
+        let frame = rig.entry(&space, start).address();
+        rig.put_into_storage_of(&space, other, frame);
+        let unpin = pin(rig, rig.entry(&space, other).address());
+        space.mprotect(start, PAGE, TAGGED).unwrap();
+        for _ in 0..REPLAYS {
+            rig.fault(&space, start, Access::Write).unwrap();
+            assert_waits(rig.entry(&space, start));
+            assert_eq!(rig.entry(&space, start).address(), frame);
+        }
+        // Frames near it have the same storage: the page finds one that has another.
+        rig.fault(&space, start, Access::Write).unwrap();
+        assert_ne!(rig.entry(&space, start).address(), frame);
+        rig.fault(&space, start, Access::Write).unwrap();
+        assert!(rig.entry(&space, start).is_writable());
+        assert_eq!((rig.read(&space, start), rig.read(&space, other)), (1, 1));
+        assert_eq!((rig.stats().moved_pages, rig.stats().borrowed), (1, 1));
+        unpin();
+        rig.check();
+    });
+}
+
+/// `lab=no-replay-limit`: a long pin replays for ever.
+#[test]
+fn without_the_limit_a_pin_replays_for_ever() {
+    with_switch(1, &[lab::NO_REPLAY_LIMIT.identifier], |rig| {
+        let space = rig.space();
+        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
+        rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+        let unpin = pin(rig, rig.entry(&space, other).address());
+        space.mprotect(start, PAGE, TAGGED).unwrap();
+        for _ in 0..10 * REPLAYS {
+            rig.fault(&space, start, Access::Write).unwrap();
+            assert_waits(rig.entry(&space, start));
+        }
+        unpin();
+        rig.fault(&space, start, Access::Write).unwrap();
+        assert!(rig.entry(&space, start).is_writable());
+        let stats = rig.stats();
+        assert_eq!((stats.replays.iter().sum::<u64>(), stats.replays[7]), (1, 1), "80 replays: {stats}");
+    });
+}
+
+#[test]
+fn where_page_and_storage_are_pinned_the_fault_waits() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
+        rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+        let pins = [start, other].map(|page| pin(rig, rig.entry(&space, page).address()));
+        space.mprotect(start, PAGE, TAGGED).unwrap();
+        for _ in 0..3 * REPLAYS {
+            assert_eq!(rig.fault(&space, start, Access::Write), Ok(()));
+            assert_waits(rig.entry(&space, start));
+        }
+        pins.into_iter().for_each(|unpin| unpin());
+        rig.fault(&space, start, Access::Write).unwrap();
+        rig.fault(&space, start, Access::Write).unwrap();
+        assert!(rig.entry(&space, start).is_valid());
+        rig.check();
+    });
+}
+
+/// Replay, then migrate, then out of memory.
+#[test]
+fn without_a_frame_to_move_to_memory_is_out() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
+        rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+        let unpin = pin(rig, rig.entry(&space, other).address());
+        space.mprotect(start, PAGE, TAGGED).unwrap();
+        (0..REPLAYS).for_each(|_| rig.fault(&space, start, Access::Write).unwrap());
+        let mut taken = rig.exhaust();
+        taken.extend(core::iter::from_fn(|| rig.frames.alloc_movable(&rig.cpu).ok()));
+        assert_eq!(rig.fault(&space, start, Access::Write), Err(FaultError::OutOfMemory));
+        assert_waits(rig.entry(&space, start));
+        rig.give_back(taken);
+        unpin();
+        rig.fault(&space, start, Access::Write).unwrap();
+        assert!(rig.entry(&space, start).is_valid());
+        rig.check();
+    });
+}
+
+fn block_of_zeros(rig: &Rig, space: &Space) -> VirtAddr {
+    let at = VirtAddr(0x10_0020_0000);
+    space.mmap(&rig.cpu, &MapRequest { placement: Placement::Fixed(at), ..private(BLOCK_FRAMES as u64) }).unwrap();
+    space.madvise_areas(&rig.cpu, at, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+    at
+}
+
+#[test]
+fn a_block_waits_at_its_level() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let at = block_of_zeros(rig, &space);
+        rig.write(&space, at, 7);
+        assert!(space.block_entry(at).is_some());
+        let before = rig.stats();
+        space.mprotect(at, BLOCK_SIZE, TAGGED).unwrap();
+        let block = space.block_entry(at).expect("a block still");
+        assert_waits(block);
+        assert_eq!(rig.stats(), before);
+        rig.fault(&space, at + 9 * PAGE, Access::Write).unwrap();
+        let block = space.block_entry(at).expect("a block still");
+        assert!(block.is_valid() && block.is_tagged() && block.may_be_written(), "{block:?}");
+        assert_eq!(rig.stats().users - before.users, BLOCK_FRAMES as u64);
+        assert_eq!(rig.read(&space, at), 7);
+        // A fork shares the tags, and each copy has its own storage.
+        let child = space.fork(&rig.cpu).unwrap();
+        rig.write(&child, at, 8);
+        assert_eq!(rig.stats().users - before.users, 2 * BLOCK_FRAMES as u64);
+        drop(child);
+        // A part of it: the frames keep what they have.
+        space.munmap(&rig.cpu, at, 16 * PAGE).unwrap();
+        assert_eq!(rig.stats().users - before.users, BLOCK_FRAMES as u64 - 16);
+        rig.check();
+        drop(space);
+        assert_eq!(rig.stats().users, before.users);
+    });
+}
+
+#[test]
+fn a_block_whose_storage_is_pinned_becomes_pages_that_wait() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let (at, other) = (block_of_zeros(rig, &space), rig.written(&space, 1));
+        rig.write(&space, at, 7);
+        let frame = space.block_entry(at).unwrap().address();
+        rig.put_into_storage_of(&space, other, frame + 40 * PAGE);
+        let unpin = pin(rig, rig.entry(&space, other).address());
+        let before = rig.stats();
+        space.mprotect(at, BLOCK_SIZE, TAGGED).unwrap();
+        rig.fault(&space, at, Access::Write).unwrap();
+        assert!(space.block_entry(at).is_none());
+        assert_eq!(rig.stats().users, before.users, "what was reserved for a part is given back");
+        // Groups, of which the first has its storage.
+        rig.fault(&space, at, Access::Write).unwrap();
+        let valid = |page| rig.entry(&space, at + page * PAGE).is_valid();
+        assert_eq!((valid(0), valid(15), valid(16)), (true, true, false));
+        assert!(rig.entry(&space, at).is_contiguous());
+        assert_eq!(rig.stats().users - before.users, GROUP_PAGES as u64);
+        rig.fault(&space, at + 40 * PAGE, Access::Read).unwrap();
+        assert!(!valid(40) && rig.entry(&space, at + 40 * PAGE).is_fault_on_access());
+        unpin();
+        rig.fault(&space, at + 40 * PAGE, Access::Read).unwrap();
+        rig.fault(&space, at + 40 * PAGE, Access::Read).unwrap();
+        assert!(valid(40));
+        assert_eq!(rig.read(&space, at), 7);
+        rig.check();
+    });
+}
+
+#[test]
+fn a_device_frame_and_memory_that_no_region_covers_need_none() {
+    host::with(&[branch::MTE, branch::TAG_STORAGE], || {
+        // The region is another allocator's.
+        let rig = Rig::new(4);
+        rig.spaces.start_tags().unwrap();
+        let space = rig.space();
+        let start = rig.written(&space, 2);
+        space.mprotect(start, 2 * PAGE, TAGGED).unwrap();
+        let entry = rig.entry(&space, start);
+        assert!(entry.is_valid() && entry.is_tagged() && rig.spaces.record(entry.address()).has_tags());
+    });
+}
+
+#[test]
+fn a_mark_in_an_area_without_tags_becomes_valid() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let start = rig.written(&space, 1);
+        let (_, cell) = space.page_tables().cell(start).unwrap();
+        space.mmu().store(cell, rig.entry(&space, start).fault_on_access());
+        rig.fault(&space, start, Access::Write).unwrap();
+        let entry = rig.entry(&space, start);
+        assert!(entry.is_writable() && !entry.is_tagged());
+        assert_eq!(rig.stats().users, 1, "the page of zeros alone");
+    });
+}
+
+/// What another CPU does at each step of a fault, and what the page is then. (What waits for a lock that the fault may
+/// hold is met on the target.)
+#[test]
+fn the_fault_meets_what_changes_its_page_at_each_step() {
+    type Other = fn(&Space, &Cpu, VirtAddr);
+    let others: [(&str, Other); 3] = [
+        ("discard", |space, cpu, page| {
+            space.madvise_dontneed(cpu, page, PAGE).unwrap();
+        }),
+        ("fault", |space, cpu, page| {
+            let _ = handle_fault(space, cpu, page, Access::Write);
+        }),
+        ("migration", |space, cpu, page| {
+            let _ = space.common.migrate_at(cpu, space, page);
+        }),
+    ];
+    for (what, other) in others {
+        for occupied in [false, true].into_iter().filter(|&occupied| !occupied || what == "discard") {
+            let mut nth = 0;
+            loop {
+                let met = with_storage(1, |rig| {
+                    let space = rig.space();
+                    let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
+                    if occupied {
+                        rig.put_into_storage_of(&space, beside, rig.entry(&space, start).address());
+                    }
+                    space.mprotect(start, PAGE, TAGGED).unwrap();
+                    let fault = || _ = rig.fault(&space, start, Access::Write);
+                    let there = space.clone();
+                    let met = meet(&[&space], start, fault, move |cpu| other(&there, cpu, start), nth);
+                    let entry = rig.entry(&space, start);
+                    let has_storage = |entry: Descriptor| rig.spaces.record(entry.address()).has_tag_storage();
+                    assert!(!entry.is_valid() || entry.is_special() || has_storage(entry), "{what} {nth}: {entry:?}");
+                    rig.frames.drain_cpu(&rig.cpu);
+                    rig.check();
+                    assert_eq!(rig.read(&space, beside), 1, "{what} {nth}");
+                    if what != "discard" {
+                        assert_eq!(rig.read(&space, start), 1, "{what} {nth}");
+                    }
+                    drop(space);
+                    assert_eq!(rig.stats().users, 1, "{what} {nth}");
+                    met
+                });
+                if !met {
+                    break;
+                }
+                nth += 1;
+            }
+            assert!(nth > 1, "{what} meets the fault");
+        }
+    }
+}
+
+/// `lab=skip-recheck`: a page that was discarded meanwhile comes back.
+#[test]
+fn without_the_second_comparison_a_discarded_page_comes_back() {
+    let comes_back = |switches: &[u16]| {
+        (0..)
+            .map_while(|nth| {
+                with_switch(1, switches, |rig| {
+                    let space = rig.space();
+                    let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
+                    rig.put_into_storage_of(&space, beside, rig.entry(&space, start).address());
+                    space.mprotect(start, PAGE, TAGGED).unwrap();
+                    let there = space.clone();
+                    let discarded = Rc::new(Cell::new(false));
+                    let discard = {
+                        let discarded = discarded.clone();
+                        move |cpu: &Cpu| {
+                            discarded.set(true);
+                            there.madvise_dontneed(cpu, start, PAGE).unwrap();
+                        }
+                    };
+                    let met = meet(&[&space], start, || _ = rig.fault(&space, start, Access::Read), discard, nth);
+                    met.then(|| discarded.get() && rig.read(&space, start) != 0)
+                })
+            })
+            .filter(|&comes_back| comes_back)
+            .count()
+    };
+    assert_eq!(comes_back(&[]), 0);
+    assert!(comes_back(&[lab::SKIP_RECHECK.identifier]) > 0);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// Users of each block against an oracle: pages, groups and blocks of frames that get storage and are freed.
+    #[test]
+    fn blocks_have_as_many_users_as_frames_have_storage(
+        block_frames in prop::sample::select(&[1_u64, 2, 4, 16][..]),
+        steps in prop::collection::vec((any::<prop::sample::Index>(), 0..4_u8), 1..120),
+    ) {
+        with_storage(block_frames, |rig| {
+            let (storage, cpu) = (rig.storage(), &rig.cpu);
+            let mut held: Vec<(PhysAddr, usize)> = Vec::new();
+            for (which, step) in steps {
+                match step {
+                    0 | 1 if !held.is_empty() => {
+                        let (frame, count) = held.swap_remove(which.index(held.len()));
+                        if count == 1 {
+                            rig.frames.free(cpu, frame);
+                        } else {
+                            rig.frames.free_splittable(cpu, frame);
+                        }
+                    }
+                    3 => {
+                        if let Ok(block) = rig.frames.alloc_splittable(cpu) {
+                            let record = rig.spaces.record(block);
+                            prop_assert!(storage.reserve_block(rig.spaces, cpu, block, record).is_ok());
+                            held.push((block, BLOCK_FRAMES));
+                        }
+                    }
+                    _ => {
+                        let frame = rig.frames.alloc_movable(cpu).unwrap();
+                        let reserve = || storage.reserve(rig.spaces, cpu, frame, rig.spaces.record(frame));
+                        // Twice is once.
+                        prop_assert!(reserve().is_ok() && reserve().is_ok());
+                        held.push((frame, 1));
+                    }
+                }
+                let wanted: usize = held.iter().map(|&(_, count)| count).sum();
+                prop_assert_eq!(rig.stats().users, wanted as u64 + 1);
+                let served = block_frames as usize * FRAMES_PER_FRAME;
+                let region = &storage.regions()[0];
+                let mut users = std::vec![0_u32; region.blocks().len()];
+                let zeros = (rig.spaces.zeros, 1);
+                for (first, count) in held.iter().copied().chain([zeros]) {
+                    let first = first.frame_number() - region.tagged().start;
+                    (first..first + count).for_each(|frame| users[frame / served] += 1);
+                }
+                let counted: Vec<u32> = region.blocks().iter().map(|block| block.users().unwrap_or(0)).collect();
+                prop_assert_eq!(counted, users);
+            }
+            for (frame, count) in held {
+                if count == 1 { rig.frames.free(cpu, frame) } else { rig.frames.free_splittable(cpu, frame) }
+            }
+            prop_assert_eq!(rig.stats().users, 1);
+            Ok(())
+        })?;
+    }
+}
