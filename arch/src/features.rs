@@ -123,6 +123,7 @@ pub struct Pmu {
 
 /// Of two registers of four-bit fields the lower one in each field. Where the bits of `signed` are set, the field is a
 /// two's complement number (in these 0xf means that something is not there).
+#[inline(never)]
 const fn least_fields(a: u64, b: u64, signed: u64) -> u64 {
     let mut result = 0;
     let mut shift = 0;

@@ -12,6 +12,7 @@ use granule_arch::tlbi::{
 use crate::flush::{Invalidation, Tables};
 use crate::geometry::Geometry;
 use crate::mmu::{Feature, Mmu, Tlb};
+use crate::range::PageRange;
 
 /// The TLBs of all CPUs, for kernel addresses: their entries are global, so the operations are those for every ASID.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,14 +26,18 @@ pub struct AsidTlb(pub Asid);
 impl<M: Mmu> Tlb<M> for KernelTlb {
     #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>) {
-        issue(mmu, *self, what);
+        if !issue_page(mmu, *self, what) {
+            issue_range(mmu, *self, what.range, what.level, what.tables);
+        }
     }
 }
 
 impl<M: Mmu> Tlb<M> for AsidTlb {
     #[inline(always)]
     fn issue(&self, mmu: &M, what: &Invalidation<M::Geometry>) {
-        issue(mmu, *self, what);
+        if !issue_page(mmu, *self, what) {
+            issue_range(mmu, *self, what.range, what.level, what.tables);
+        }
     }
 }
 
@@ -121,19 +126,32 @@ impl Scope for AsidTlb {
     }
 }
 
+/// One page, which is what most are: nothing to plan. Returns whether it is one.
 #[inline(always)]
-fn issue<M: Mmu, S: Scope>(mmu: &M, scope: S, what: &Invalidation<M::Geometry>) {
-    let granule = M::Geometry::GRANULE;
-    let level = level_hint(mmu, what.level);
-    // One page, which is what most are: nothing to plan.
-    if what.range.pages() == 1 && what.tables == Tables::Kept {
-        let hint = level.map(|level| (granule, level));
-        return mmu.tlbi(scope.page(what.range.start(), hint, Tables::Kept));
+fn issue_page<M: Mmu, S: Scope>(mmu: &M, scope: S, what: &Invalidation<M::Geometry>) -> bool {
+    let is_page = what.range.pages() == 1 && what.tables == Tables::Kept;
+    if is_page {
+        let hint = level_hint(mmu, what.level).map(|level| (M::Geometry::GRANULE, level));
+        mmu.tlbi(scope.page(what.range.start(), hint, Tables::Kept));
     }
+    is_page
+}
+
+/// Out of line: many changes end in it, and it is long.
+#[inline(never)]
+fn issue_range<M: Mmu, S: Scope>(
+    mmu: &M,
+    scope: S,
+    range: PageRange<M::Geometry>,
+    level: Option<LevelHint>,
+    tables: Tables,
+) {
+    let granule = M::Geometry::GRANULE;
+    let level = level_hint(mmu, level);
     let support = if mmu.has(Feature::TlbRange) { RangeSupport::Yes } else { RangeSupport::No };
-    for operation in Plan::new(what.range.start(), what.range.pages() as u64, granule, support) {
+    for operation in Plan::new(range.start(), range.pages() as u64, granule, support) {
         // Each arm issues its own, so that none is looked at twice.
-        match (operation, what.tables) {
+        match (operation, tables) {
             (Operation::Everything, _) => mmu.tlbi(scope.everything()),
             (Operation::Page(page), Tables::Kept) => {
                 mmu.tlbi(scope.page(page, level.map(|level| (granule, level)), Tables::Kept));
