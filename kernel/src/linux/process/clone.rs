@@ -240,7 +240,8 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
         // As on Linux, a bad child_tid is ignored. A tag is accepted where the caller's calls accept one: the child's
         // will, too.
         if uaccess::is_user_range(child_id, size_of::<u32>()) {
-            let _ = space.write_bytes(this_cpu(), child_id.untagged(), &id.to_le_bytes());
+            let is_killed = || task.is_killed(thread);
+            let _ = space.write_bytes_unless(this_cpu(), child_id.untagged(), &id.to_le_bytes(), &is_killed);
         }
     }
     let new_task = copy_thread(task, thread, frame, request, number, host, space)?;

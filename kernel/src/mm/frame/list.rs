@@ -218,7 +218,8 @@ impl FrameAllocator {
         let mut cut = NO_BLOCK;
         let mut freeing = self.freeing(cpu);
         for run in runs {
-            if self.is_lendable(run.start) {
+            // So short a run has an end in what is lent, if any.
+            if self.is_lendable(run.start) || self.is_lendable(run.end - 1) {
                 self.let_go_lent(cpu, run);
                 continue;
             }
@@ -232,7 +233,7 @@ impl FrameAllocator {
         }
     }
 
-    /// The same for a run that begins with a frame that was lent. Its neighbours may be ordinary ones.
+    /// The same for a run some of which was lent.
     #[cold]
     fn let_go_lent(&self, cpu: &Cpu, run: Range<usize>) {
         for frame in run.map(PhysAddr::from_frame_number) {

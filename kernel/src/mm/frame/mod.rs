@@ -381,7 +381,8 @@ impl FrameAllocator {
             Frame::set_all(records, references);
         }
         if flags != 0 {
-            records.iter().for_each(|record| record.flags.store(flags, Ordering::Relaxed));
+            // Those of the first may change meanwhile.
+            records.iter().skip(1).for_each(|record| record.flags.store(flags, Ordering::Relaxed));
         }
         self.blocks.cut_taken(cpu, block.frame_number() / BLOCK_FRAMES);
     }

@@ -125,13 +125,33 @@ impl Frame {
     #[cold]
     #[inline(never)]
     fn tag(&self, write: impl FnOnce()) {
-        // Relaxed: what is decided is which CPU writes.
-        if self.flags.fetch_or(TAGGING, Ordering::Relaxed) & TAGGING == 0 {
+        if self.begin_tags() {
             write();
-            // Release: the tags before the flag.
-            self.flags.fetch_or(TAGGED, Ordering::Release);
+            self.end_tags();
             return;
         }
+        self.wait_for_tags();
+    }
+
+    /// Whether the caller is to write the first tags, and [end](Self::end_tags) that.
+    pub fn begin_tags(&self) -> bool {
+        // Relaxed: what is decided is which CPU writes.
+        self.flags.fetch_or(TAGGING, Ordering::Relaxed) & TAGGING == 0
+    }
+
+    /// The first tags are written.
+    pub fn end_tags(&self) {
+        // Release: the tags before the flag.
+        self.flags.fetch_or(TAGGED, Ordering::Release);
+    }
+
+    /// Whether a CPU has begun to write the first tags, and not ended.
+    pub fn is_being_tagged(&self) -> bool {
+        self.flags.load(Ordering::Acquire) & (TAGGING | TAGGED) == TAGGING
+    }
+
+    /// Waits until another CPU has written the first tags, which it has begun.
+    pub fn wait_for_tags(&self) {
         while !self.has_tags() {
             spin();
         }

@@ -84,10 +84,10 @@ pub(crate) fn leaked(mib: u64) -> &'static FrameAllocator {
     Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[])))
 }
 
-/// The same with a region of tag storage at the end, a page block, whose blocks have `block_bytes`.
+/// The same with a region of tag storage, the third page block, whose blocks have `block_bytes`.
 pub(crate) fn leaked_with_tag_storage(mib: u64, block_bytes: u64) -> &'static FrameAllocator {
     let (start, end) = (0x4000_0000, 0x4000_0000 + (mib << 20));
-    let storage = range(end - BLOCK_SIZE, end);
+    let storage = range(start + 2 * BLOCK_SIZE, start + 3 * BLOCK_SIZE);
     let machine = ManuallyDrop::new(Machine::new(&[range(start, end)]));
     let frames: &FrameAllocator = Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[storage])));
     let region = TagStorageRegion { storage, block_bytes, tagged: range(start, end) };

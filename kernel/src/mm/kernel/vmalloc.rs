@@ -179,12 +179,7 @@ impl KernelSpace {
     /// [`OutOfMemory`]; nothing was mapped.
     pub fn map_heap(&self, cpu: &Cpu, start: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
-        let mut frames = self.frames.alloc_list(cpu, pages)?;
-        // The heap may grow anywhere: nothing migrates for its tags.
-        if patched_branch!(branch::TAG_CHECKS) && frames.try_for_each(|frame| self.reserve_tags(frame)).is_err() {
-            self.frames.free_list(cpu, frames);
-            return Err(OutOfMemory);
-        }
+        let mut frames = self.frames_with_tags(cpu, pages)?;
         let mapped = self.map_list(cpu, start, pages as u64, attributes, &mut frames);
         mapped.map_err(|error| {
             self.frames.free_list(cpu, frames);
@@ -204,6 +199,26 @@ impl KernelSpace {
         let tables = self.tables();
         let pages = (0..bytes).step_by(PAGE_SIZE).filter_map(|offset| tables.get().translate(start + offset));
         pages.map(|page| page.physical).try_for_each(|frame| self.reserve_tags(frame))
+    }
+
+    /// Frames for the heap, with storage for its tags. The heap may grow anywhere: nothing migrates for that, and frames
+    /// whose storage is lent are left for others.
+    fn frames_with_tags(&self, cpu: &Cpu, pages: usize) -> Result<FrameList, OutOfMemory> {
+        /// Lists that are tried. Neighbours share their storage.
+        const LISTS: usize = 8;
+        let mut unfit = heapless::Vec::<FrameList, LISTS>::new();
+        let found = loop {
+            let Ok(frames) = self.frames.alloc_list(cpu, pages) else { break Err(OutOfMemory) };
+            if !patched_branch!(branch::TAG_CHECKS) || frames.try_for_each(|frame| self.reserve_tags(frame)).is_ok() {
+                break Ok(frames);
+            }
+            if let Err(frames) = unfit.push(frames) {
+                self.frames.free_list(cpu, frames);
+                break Err(OutOfMemory);
+            }
+        };
+        unfit.into_iter().for_each(|frames| self.frames.free_list(cpu, frames));
+        found
     }
 
     #[allow(unsafe_code, reason = "the record of a frame that is held")]

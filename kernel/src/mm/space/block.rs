@@ -122,13 +122,13 @@ enum BlockTags {
 
 impl Spaces {
     /// The lock of a block's frames.
-    fn lock_block(&self, block: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
+    pub(super) fn lock_block(&self, block: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
         TableGuard::lock(self.record(block))
     }
 
     /// Whether only block entries have the frames, which are allocated as one. Their lock is held.
     #[inline(never)]
-    fn is_one(&self, block: PhysAddr) -> bool {
+    pub(super) fn is_one(&self, block: PhysAddr) -> bool {
         self.frames.frame(block).is_some_and(|(state, _)| state == BlockState::Head)
     }
 
@@ -251,9 +251,17 @@ impl Spaces {
 
     /// Splits the frames of a block, if that was not done yet.
     fn split_block(&self, cpu: &Cpu, block: PhysAddr) {
-        let _locked = self.lock_block(block);
-        if self.is_one(block) {
-            self.frames.split_block(cpu, block);
+        loop {
+            let locked = self.lock_block(block);
+            if !self.is_one(block) {
+                return;
+            }
+            // What writes its first tags takes no lock, and notes them in the first record.
+            if !self.record(block).is_being_tagged() {
+                return self.frames.split_block(cpu, block);
+            }
+            drop(locked);
+            self.record(block).wait_for_tags();
         }
     }
 }
@@ -497,7 +505,10 @@ impl Space {
         self.note_block_origin(block, found.start);
         self.common.zero_new_block(block, area.protection());
         let Some(new) = self.prepared_block(first_entry(block, area.protection())) else {
-            unreachable!("a new block that has no tags waits for storage");
+            // It has tags, or waits for storage: never.
+            self.common.drop_block(cpu, block);
+            self.free_deposit(cpu, table);
+            return None;
         };
         // The zeros before their entry.
         mmu.dmb_ishst();
@@ -682,7 +693,7 @@ impl Space {
         if !new.is_valid() || !new.is_tagged() || self.common.tags_of_block(block) == BlockTags::All {
             return Some(new);
         }
-        let waits = self.common.lacks_tag_storage(block) && {
+        let waits = self.common.block_lacks_tag_storage(block) && {
             let _locked = self.common.lock_block(block);
             self.common.is_one(block)
         };
@@ -710,13 +721,12 @@ impl Space {
             entry
         };
         let block = entry.address();
-        let is_one = || {
+        // Where it was split meanwhile, its frames have a record each.
+        let note = || {
             let _locked = common.lock_block(block);
-            common.is_one(block)
+            common.is_one(block) && common.record(block).note_tag_storage()
         };
-        let is_reserved = is_one() && storage.reserve_block(common, cpu, block, common.record(block)).is_ok();
-        // Split meanwhile, its frames have a record each.
-        if is_reserved && is_one() {
+        if common.record(block).has_tag_storage() || storage.reserve_block(common, cpu, block, &note).is_ok() {
             common.tag_block(block);
         }
         {
@@ -725,13 +735,19 @@ impl Space {
                 let locked = self.lock_table(found.table);
                 if waiting(&found) == Some(entry) {
                     let protection = area.protection();
+                    if !protection.contains(Protection::TAGGED) {
+                        log::warn!("the block at {} waits for tag storage in an area without tags", found.start);
+                    }
                     let valid = modified(entry, attributes(protection.read_only())).young();
                     // This fault's hold is one of them.
                     let own =
                         protection.contains(Protection::WRITE) && (area.is_shared() || common.holders_of(block) == 2);
                     let valid = if own { may_be_written(valid) } else { valid };
                     match self.prepared_block(valid).filter(|new| new.is_valid()) {
-                        Some(valid) => mmu.store(found.cell, valid),
+                        Some(valid) => {
+                            mmu.store(found.cell, valid);
+                            storage.note_served(0, 0);
+                        }
                         None => {
                             drop(locked);
                             self.split_block(&found, found.range());

@@ -52,11 +52,18 @@ impl AllowedFault<'_> {
     /// the fault repeated where a subscriber has just joined: the next one finds it.
     #[inline(never)]
     pub(super) fn copy_on_write(self, entry: Descriptor, may_sleep: bool) -> FaultOutcome {
-        let (space, frames) = (self.space, self.space.common.frames);
+        let frames = self.space.common.frames;
         let new = match frames.alloc_movable(self.cpu) {
             Ok(new) => new,
             Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
         };
+        self.copy_to(entry, new, may_sleep)
+    }
+
+    /// The same with a frame of the caller's.
+    #[inline(always)]
+    pub(super) fn copy_to(self, entry: Descriptor, new: PhysAddr, may_sleep: bool) -> FaultOutcome {
+        let (space, frames) = (self.space, self.space.common.frames);
         if entry.is_special() {
             // Whether it has to wait is found again below.
             let _ = space.zero_new(frames, new, self.area.protection());

@@ -315,11 +315,16 @@ impl AllowedFault<'_> {
     /// Maps a copy of what was found (Linux: `do_cow_fault`).
     #[inline(never)]
     fn map_copy(self, object: &Object, found: &Found<'_, Machine>) -> FaultOutcome {
+        match self.space.common.frames.alloc_movable(self.cpu) {
+            Ok(copy) => self.map_copy_in(object, found, copy),
+            Err(error) => FaultOutcome::Failed(error.into()),
+        }
+    }
+
+    /// The same in a frame of the caller's.
+    #[inline(always)]
+    pub(super) fn map_copy_in(self, object: &Object, found: &Found<'_, Machine>, copy: PhysAddr) -> FaultOutcome {
         let (space, mmu) = (self.space, self.space.mmu());
-        let copy = match space.common.frames.alloc_movable(self.cpu) {
-            Ok(copy) => copy,
-            Err(error) => return FaultOutcome::Failed(error.into()),
-        };
         space.note_origin(copy, self.page);
         let new = written(copy, self.area.protection());
         let locked = space.lock_table(self.table);

@@ -29,10 +29,11 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::Mmu;
 
+use super::cow::Reuse;
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::migrate::Unmovable;
 use super::protect::may_be_written;
-use super::{Space, Spaces};
+use super::{PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::tag_storage::{Failure, Unreserved};
 use crate::sched::{self, note_shortage, relax, works_for_program};
@@ -58,6 +59,12 @@ enum Attempt {
     InTagStorage(PhysAddr),
     /// The entry does not wait: a copy of its page needs storage.
     Copy,
+}
+
+/// Whether a thread has faults replayed before their page moves.
+fn may_replay(cpu: &Cpu) -> bool {
+    // What serves devices has others to serve, and each page its turn. The host has threads of tests alone.
+    works_for_program(cpu) || cfg!(not(target_os = "none"))
 }
 
 impl AllowedFault<'_> {
@@ -113,18 +120,72 @@ impl Space {
                     Ok(()) => return Ok(()),
                     Err(_) => relax(),
                 },
-                // What has storage now is free again, and comes first.
                 Attempt::Copy => match common.frame_with_tag_storage(cpu) {
-                    Some(frame) => {
-                        common.unpin(cpu, frame);
-                        return Ok(());
-                    }
+                    Some(frame) => return self.copy_with_tag_storage(cpu, page, access, frame),
                     None => relax(),
                 },
                 Attempt::Failed => relax(),
             }
         }
         self.replay(cpu, page)
+    }
+
+    /// Gives `page` a copy in `new`, which has tag storage, if a store to it needs one still.
+    #[inline(never)]
+    fn copy_with_tag_storage(
+        &self,
+        cpu: &Cpu,
+        page: VirtAddr,
+        access: Access,
+        new: PhysAddr,
+    ) -> Result<(), FaultError> {
+        let outcome = {
+            let areas = self.areas.read(page);
+            let area = areas.find(page).filter(|area| allows(area.protection(), access));
+            let cell = self.page_tables().cell(page);
+            let fault = area.zip(cell).map(|(area, (table, cell))| AllowedFault {
+                space: self,
+                cpu,
+                area,
+                page,
+                table,
+                cell,
+                access,
+            });
+            fault.and_then(|fault| self.copy_in(fault, new))
+        };
+        match outcome {
+            // No copy is needed: the access is made again.
+            None => self.common.unpin(cpu, new),
+            Some(FaultOutcome::Upgraded) => self.notifiers.upgraded(page, PAGE),
+            Some(FaultOutcome::OfBlock(what)) => self.after_fault_of_block(cpu, page, what),
+            Some(FaultOutcome::Failed(error)) => return Err(error),
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    /// The same for a fault; `None` where `new` stays the caller's.
+    fn copy_in(&self, fault: AllowedFault<'_>, new: PhysAddr) -> Option<FaultOutcome> {
+        let (area, entry) = (fault.area, self.mmu().load(fault.cell));
+        if area.is_shared() {
+            return None;
+        }
+        if entry == Descriptor::EMPTY {
+            let object = area.object().filter(|object| object.registers().is_none())?;
+            let found = object.frame(fault.cpu, area.page_at(fault.page)).ok()?;
+            return Some(fault.map_copy_in(object, &found, new));
+        }
+        if !entry.is_valid() || entry.may_be_written() {
+            return None;
+        }
+        match fault.reuse() {
+            Reuse::Copy(entry) => Some(fault.copy_to(entry, new, true)),
+            Reuse::Done(outcome) => {
+                self.common.unpin(fault.cpu, new);
+                Some(outcome)
+            }
+        }
     }
 
     /// One attempt to reserve storage for the page, and to make its entry valid.
@@ -141,12 +202,10 @@ impl Space {
             let _locked = self.lock_table(table);
             let entry = mmu.load(cell);
             if !entry.is_fault_on_access() {
-                let is_copied = access == Access::Write && entry.is_valid() && !entry.may_be_written();
-                return if is_copied && area.protection().contains(Protection::WRITE) {
-                    Attempt::Copy
-                } else {
-                    Attempt::Served
-                };
+                // Of an object, before the first store too.
+                let is_there = entry.is_valid() || entry == Descriptor::EMPTY && area.object().is_some();
+                let is_copied = access == Access::Write && is_there && !entry.may_be_written() && !area.is_shared();
+                return if is_copied { Attempt::Copy } else { Attempt::Served };
             }
             common.record(entry.address()).share();
             entry
@@ -204,7 +263,7 @@ impl Space {
     fn replay(&self, cpu: &Cpu, page: VirtAddr) -> Result<(), FaultError> {
         let common = self.common;
         let replays = sched::note_replay(cpu, page);
-        if replays <= REPLAYS || lab::is_on!(NO_REPLAY_LIMIT) {
+        if replays <= REPLAYS && may_replay(cpu) || lab::is_on!(NO_REPLAY_LIMIT) {
             relax();
             return Ok(());
         }
@@ -244,20 +303,23 @@ impl Spaces {
     /// [`Unmovable`]; the page is where it was.
     fn move_to_tag_storage(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), Unmovable> {
         let Some(storage) = self.frames.tag_storage() else { return Err(Unmovable::NotFound) };
-        // Without storage it lies elsewhere at least, and there the fault tries again.
-        let Some(to) = self.frame_with_tag_storage(cpu).or_else(|| self.frames.alloc_movable(cpu).ok()) else {
+        let found = self.frame_with_tag_storage(cpu);
+        // Without one, whether the page can move decides whether the fault waits or memory is out.
+        let Some(to) = found.or_else(|| self.frames.alloc_movable(cpu).ok()) else {
             storage.note_failure(Failure::OutOfMemory);
             return Err(Unmovable::OutOfMemory);
         };
-        let moved = self.migrate_page(cpu, frame, to);
-        match moved {
-            Ok(()) => storage.note_moved_page(),
-            Err(_) => {
-                storage.note_failure(Failure::Pinned);
-                self.unpin(cpu, to);
-            }
+        if let Err(error) = self.migrate_page(cpu, frame, to) {
+            storage.note_failure(Failure::Pinned);
+            self.unpin(cpu, to);
+            return Err(error);
         }
-        moved
+        storage.note_moved_page();
+        if found.is_none() {
+            storage.note_failure(Failure::OutOfMemory);
+            return Err(Unmovable::OutOfMemory);
+        }
+        Ok(())
     }
 
     /// A new frame that has tag storage. Sleeps: no lock is held.
@@ -290,6 +352,7 @@ impl Spaces {
     /// [`Unmovable`]; it is where it was, or gone: [`Unmovable::Free`].
     pub(in crate::mm) fn migrate_out(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), Unmovable> {
         let to = self.frames.alloc_movable(cpu)?;
-        self.migrate_page(cpu, frame, to).inspect_err(|_| self.unpin(cpu, to))
+        // Whatever has it: what lies in tag storage is guest there.
+        self.migrate_shared_page(cpu, frame, to, u32::MAX).inspect_err(|_| self.unpin(cpu, to))
     }
 }

@@ -180,12 +180,23 @@ impl Spaces {
     /// # Errors
     /// [`Unmovable`]; what the programs see has not changed.
     pub fn migrate_page(&self, cpu: &Cpu, frame: PhysAddr, to: PhysAddr) -> Result<(), Unmovable> {
-        let moved = self.migrate_one(cpu, frame, to);
+        self.migrate_shared_page(cpu, frame, to, MOST_ENTRIES)
+    }
+
+    /// The same for a page that at most `most` entries have.
+    pub(super) fn migrate_shared_page(
+        &self,
+        cpu: &Cpu,
+        frame: PhysAddr,
+        to: PhysAddr,
+        most: u32,
+    ) -> Result<(), Unmovable> {
+        let moved = self.migrate_one(cpu, frame, to, most);
         relax();
         moved
     }
 
-    fn migrate_one(&self, cpu: &Cpu, frame: PhysAddr, to: PhysAddr) -> Result<(), Unmovable> {
+    fn migrate_one(&self, cpu: &Cpu, frame: PhysAddr, to: PhysAddr, most: u32) -> Result<(), Unmovable> {
         let _one = self.migrations.begin();
         // The frame is not held: what its record says may be of its next owner before long. The entries decide.
         let record = self.frames.cut_frame(frame).filter(|record| record.references() != 0).ok_or(Unmovable::Free)?;
@@ -196,7 +207,7 @@ impl Spaces {
             let object = objects.find(family).ok_or(Unmovable::NotFound)?;
             return object.migrate(cpu, page.0 / PAGE, 1, frame, to);
         }
-        if record.references() > MOST_ENTRIES {
+        if record.references() > most {
             return Err(Unmovable::Held);
         }
         let family = self.migrating_family(family);

@@ -160,8 +160,22 @@ impl Space {
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are written.
     pub fn write_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &[u8]) -> Result<(), FaultError> {
+        self.write_bytes_unless(cpu, address, bytes, &|| false)
+    }
+
+    /// The same, unless `is_killed` returns true while a page cannot be had.
+    ///
+    /// # Errors
+    /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it does.
+    pub fn write_bytes_unless(
+        &self,
+        cpu: &Cpu,
+        address: VirtAddr,
+        bytes: &[u8],
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), FaultError> {
         // SAFETY: the bytes are only read.
-        unsafe { self.copy_bytes(cpu, address, bytes.as_ptr().cast_mut(), bytes.len(), Access::Write) }
+        unsafe { self.copy_bytes(cpu, address, bytes.as_ptr().cast_mut(), bytes.len(), Access::Write, is_killed) }
     }
 
     /// Reads `bytes.len()` bytes from `address` on, with the program's permissions, whatever space the CPU has now.
@@ -170,7 +184,7 @@ impl Space {
     /// [`FaultError`]; the bytes before the page that faults are read.
     pub fn read_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
         // SAFETY: the bytes are the caller's to write.
-        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read) }
+        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read, &|| false) }
     }
 
     /// Copies the `count` bytes at `bytes` to `address` for a write, and those at `address` to `bytes` for a read.
@@ -185,6 +199,7 @@ impl Space {
         bytes: *mut u8,
         count: usize,
         access: Access,
+        is_killed: &dyn Fn() -> bool,
     ) -> Result<(), FaultError> {
         let mut done = 0;
         while done < count {
@@ -206,6 +221,10 @@ impl Space {
                 relax();
             } else {
                 handle_fault(self, cpu, at, access)?;
+                // A page may have to wait for tag storage, again and again.
+                if is_killed() {
+                    return Err(FaultError::Unusable);
+                }
             }
         }
         Ok(())

@@ -133,14 +133,33 @@ impl Spaces {
         true
     }
 
-    /// The same for a page block that is one and has storage.
+    /// The same for a page block whose storage is reserved, if it is one. It stays one meanwhile: what splits it waits.
+    /// Holds no lock; the caller holds the block.
     pub(super) fn tag_block(&self, block: PhysAddr) {
-        self.record(block).tag_once(|| {
-            if !lab::is_on!(NO_ZERO_TAGS) {
-                (0..BLOCK_FRAMES as u64).for_each(|index| self.zero_tags_of(block + index * PAGE));
+        let record = self.record(block);
+        let begins = {
+            let _locked = self.lock_block(block);
+            if !self.is_one(block) {
+                return;
             }
-            self.mmu.dmb_ishst();
-        });
+            record.begin_tags()
+        };
+        if !begins {
+            return record.wait_for_tags();
+        }
+        if !lab::is_on!(NO_ZERO_TAGS) {
+            (0..BLOCK_FRAMES as u64).for_each(|index| self.zero_tags_of(block + index * PAGE));
+        }
+        self.mmu.dmb_ishst();
+        record.end_tags();
+    }
+
+    /// Whether tags of a page block that is one may not be written.
+    pub(super) fn block_lacks_tag_storage(&self, block: PhysAddr) -> bool {
+        // At its ends: a region may cover a part of it.
+        let last = block + (BLOCK_SIZE - PAGE);
+        let is_covered = |storage: &TagStorage| [block, last].into_iter().any(|frame| storage.coverage().has(frame));
+        self.frames.tag_storage().is_some_and(|storage| !self.record(block).has_tag_storage() && is_covered(storage))
     }
 
     /// Zeroes the tags of a frame, through which nothing is checked yet.

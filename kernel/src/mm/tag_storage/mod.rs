@@ -66,6 +66,9 @@ pub enum Unreserved {
     /// The frame is tag storage itself.
     #[error("the frame is tag storage itself")]
     IsTagStorage,
+    /// The page block is not covered by one region: only its pages can have tags, one by one.
+    #[error("the page block is not covered by one region of tag storage")]
+    Divided,
 }
 
 /// All regions of tag storage of a system whose memory has tags.
@@ -149,12 +152,17 @@ impl TagStorage {
             return Ok(());
         }
         let result = self.try_reserve_frames(block, BLOCK_FRAMES, BRIEF);
-        self.note_block(block, record, result)
+        self.note_block(block, &|| record.note_tag_storage(), result)
     }
 
-    fn note_block(&self, block: PhysAddr, record: &Frame, result: Result<bool, Unreserved>) -> Result<(), Unreserved> {
+    fn note_block(
+        &self,
+        block: PhysAddr,
+        note: &dyn Fn() -> bool,
+        result: Result<bool, Unreserved>,
+    ) -> Result<(), Unreserved> {
         match result {
-            Ok(true) if record.note_tag_storage() => self.counters.note_reservation(),
+            Ok(true) if note() => self.counters.note_reservation(),
             Ok(true) => self.subtract(block, BLOCK_FRAMES),
             Ok(false) => {}
             Err(error) => self.counters.note(error.into()),
@@ -165,8 +173,7 @@ impl TagStorage {
     /// Reserves the storage of the `count` frames from `first` on, which one record stands for, in blocks of at most
     /// `longest` frames; whether they need some.
     fn try_reserve_frames(&self, first: PhysAddr, count: usize, longest: usize) -> Result<bool, Unreserved> {
-        let Some(region) = self.region_of(first.frame_number())? else { return Ok(false) };
-        let frames = first.frame_number()..first.frame_number() + count;
+        let Some((region, frames)) = self.region_of(first.frame_number(), count)? else { return Ok(false) };
         for (done, (block, users)) in region.blocks_of(frames.clone()).enumerate() {
             if let Err(error) = self.try_add(region, block, users, longest) {
                 self.undo(region, frames, done);
@@ -233,21 +240,24 @@ impl TagStorage {
         self.note_frame(frame, record, result)
     }
 
-    /// The same for a page block, whose first frame's record stands for all.
+    /// The same for a page block, whose first frame's record stands for all while it is one: `note` sets the flag there,
+    /// and returns false where it is not one any more, or has it.
     ///
     /// # Errors
     /// As [`Self::reserve`].
-    pub fn reserve_block(&self, spaces: &Spaces, cpu: &Cpu, block: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
-        if record.has_tag_storage() {
-            return Ok(());
-        }
+    pub fn reserve_block(
+        &self,
+        spaces: &Spaces,
+        cpu: &Cpu,
+        block: PhysAddr,
+        note: &dyn Fn() -> bool,
+    ) -> Result<(), Unreserved> {
         let result = self.reserve_frames(spaces, cpu, block, BLOCK_FRAMES);
-        self.note_block(block, record, result)
+        self.note_block(block, note, result)
     }
 
     fn reserve_frames(&self, spaces: &Spaces, cpu: &Cpu, first: PhysAddr, count: usize) -> Result<bool, Unreserved> {
-        let Some(region) = self.region_of(first.frame_number())? else { return Ok(false) };
-        let frames = first.frame_number()..first.frame_number() + count;
+        let Some((region, frames)) = self.region_of(first.frame_number(), count)? else { return Ok(false) };
         for (done, (block, users)) in region.blocks_of(frames.clone()).enumerate() {
             let mut attempts = 0;
             while let Err(error) = self.add_or_empty(spaces, cpu, region, block, users) {
@@ -332,8 +342,7 @@ impl TagStorage {
     }
 
     fn subtract(&self, first: PhysAddr, count: usize) {
-        let frames = first.frame_number()..first.frame_number() + count;
-        if let Ok(Some(region)) = self.region_of(frames.start) {
+        if let Ok(Some((region, frames))) = self.region_of(first.frame_number(), count) {
             region.blocks_of(frames).for_each(|(block, users)| self.leave(region, block, users));
         }
     }
@@ -349,12 +358,18 @@ impl TagStorage {
         }
     }
 
-    /// The region that has the tags of a frame, if any has.
-    fn region_of(&self, frame: usize) -> Result<Option<&Region>, Unreserved> {
-        if self.is_tag_storage(frame) {
+    /// The region that has the tags of the `count` frames from `first` on, a page block at most, and these frames.
+    fn region_of(&self, first: usize, count: usize) -> Result<Option<(&Region, Range<usize>)>, Unreserved> {
+        let last = first + count - 1;
+        if self.is_tag_storage(first) || self.is_tag_storage(last) {
             return Err(Unreserved::IsTagStorage);
         }
-        Ok(self.regions.iter().find(|region| region.covers(frame)))
+        let covering = |frame| self.regions.iter().find(|region| region.covers(frame));
+        match (covering(first), covering(last)) {
+            (None, None) => Ok(None),
+            (Some(region), Some(other)) if core::ptr::eq(region, other) => Ok(Some((region, first..last + 1))),
+            _ => Err(Unreserved::Divided),
+        }
     }
 
     /// Whether a frame is tag storage.

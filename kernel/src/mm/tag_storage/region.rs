@@ -17,8 +17,15 @@ pub struct Region {
     /// The part of the storage that is lent: whole page blocks.
     lendable: Range<usize>,
     blocks: &'static [BlockUse],
-    /// A bit for each frame of `lendable`: set where it is not lent, and its block is not reserved.
-    unused: IrqLock<&'static mut [u64], { rank::TAG_STORAGE }>,
+    unused: IrqLock<Unused, { rank::TAG_STORAGE }>,
+}
+
+/// The frames that are not lent, of blocks that are not reserved.
+struct Unused {
+    /// A bit for each frame of what is lendable.
+    words: &'static mut [u64],
+    /// No word below has one.
+    first: usize,
 }
 
 impl Region {
@@ -32,7 +39,7 @@ impl Region {
         let blocks = zeroed::<BlockUse>(storage.len() / block_frames)?;
         let words = zeroed::<u64>(lendable.len() / u64::BITS as usize)?;
         words.fill(u64::MAX);
-        Some(Self { storage, tagged, block_frames, lendable, blocks, unused: IrqLock::new(words) })
+        Some(Self { storage, tagged, block_frames, lendable, blocks, unused: IrqLock::new(Unused { words, first: 0 }) })
     }
 
     /// Where its storage is.
@@ -112,9 +119,9 @@ impl Region {
     /// Takes the frames of a claimed block, if none is lent; whether none was.
     pub(super) fn take_unused(&self, block: usize) -> bool {
         let mut unused = self.unused.lock();
-        let are_unused = self.bits_of(block).all(|(word, bit)| unused[word] & bit != 0);
+        let are_unused = self.bits_of(block).all(|(word, bit)| unused.words[word] & bit != 0);
         if are_unused {
-            self.bits_of(block).for_each(|(word, bit)| unused[word] &= !bit);
+            self.bits_of(block).for_each(|(word, bit)| unused.words[word] &= !bit);
         }
         are_unused
     }
@@ -122,23 +129,27 @@ impl Region {
     /// Gives the frames of a claimed block back, which `take_unused` has taken.
     pub(super) fn put_unused(&self, block: usize) {
         let mut unused = self.unused.lock();
-        self.bits_of(block).for_each(|(word, bit)| unused[word] |= bit);
+        self.bits_of(block).for_each(|(word, bit)| unused.put(word, bit));
     }
 
     /// A frame that is not lent, of a block that is lendable.
     pub(super) fn lend(&self) -> Option<usize> {
         let mut unused = self.unused.lock();
-        for word in (0..unused.len()).rev() {
-            let mut bits = unused[word];
+        for word in unused.first..unused.words.len() {
+            let mut bits = unused.words[word];
             while bits != 0 {
                 let bit = bits.trailing_zeros() as usize;
                 let frame = self.lendable.start + word * u64::BITS as usize + bit;
                 let block = (frame - self.storage.start) / self.block_frames;
                 if self.blocks[block].is_lendable() {
-                    unused[word] &= !(1 << bit);
+                    unused.words[word] &= !(1 << bit);
                     return Some(frame);
                 }
+                // It is being claimed.
                 bits &= bits - 1;
+            }
+            if unused.words[word] == 0 && unused.first == word {
+                unused.first = word + 1;
             }
         }
         None
@@ -147,7 +158,7 @@ impl Region {
     /// Takes a frame back that was lent.
     pub(super) fn take_back(&self, frame: usize) {
         let (word, bit) = self.bit(frame);
-        self.unused.lock()[word] |= bit;
+        self.unused.lock().put(word, bit);
     }
 
     /// Whether a frame of a claimed block is lent.
@@ -155,7 +166,7 @@ impl Region {
         let frame = frame.frame_number();
         self.is_lendable(frame) && {
             let (word, bit) = self.bit(frame);
-            self.unused.lock()[word] & bit == 0
+            self.unused.lock().words[word] & bit == 0
         }
     }
 
@@ -163,8 +174,15 @@ impl Region {
     pub(super) fn lent(&self) -> usize {
         let reserved = |block: &usize| self.blocks[*block].users().is_some();
         let reserved: usize = (0..self.blocks.len()).filter(reserved).map(|block| self.bits_of(block).count()).sum();
-        let unused: u32 = self.unused.lock().iter().map(|word| word.count_ones()).sum();
+        let unused: u32 = self.unused.lock().words.iter().map(|word| word.count_ones()).sum();
         self.lendable.len().saturating_sub(reserved + unused as usize)
+    }
+}
+
+impl Unused {
+    fn put(&mut self, word: usize, bit: u64) {
+        self.words[word] |= bit;
+        self.first = self.first.min(word);
     }
 }
 
@@ -187,7 +205,9 @@ impl<'a> Coverage<'a> {
     #[inline(always)]
     pub fn has(&self, frame: PhysAddr) -> bool {
         let frame = frame.frame_number();
-        self.first.covers(frame) || self.others.iter().any(|region| region.covers(frame) || region.has(frame))
+        self.first.covers(frame)
+            || self.first.has(frame)
+            || self.others.iter().any(|region| region.covers(frame) || region.has(frame))
     }
 }
 

@@ -37,6 +37,8 @@ impl From<Unreserved> for Failure {
             Unreserved::Occupied => Self::Occupied,
             Unreserved::Claimed => Self::Claimed,
             Unreserved::IsTagStorage => Self::IsTagStorage,
+            // Its pages are reserved for one by one.
+            Unreserved::Divided => Self::Occupied,
         }
     }
 }
