@@ -41,7 +41,7 @@ use thiserror::Error;
 use super::frame::{Frame, FrameAllocator, LinearMap};
 use super::page_block::BLOCK_FRAMES;
 use super::space::Spaces;
-use crate::platform::TagStorageRegion;
+use crate::platform::{MAX_TAG_STORAGE, TagStorageRegion};
 use crate::sched::{RwSem, relax};
 use crate::smp::Cpu;
 use stats::Counters;
@@ -73,7 +73,7 @@ pub enum Unreserved {
 
 /// All regions of tag storage of a system whose memory has tags.
 pub struct TagStorage {
-    regions: &'static [Region],
+    regions: heapless::Vec<Region, MAX_TAG_STORAGE>,
     linear: LinearMap,
     claims: RwSem<()>,
     counters: Counters,
@@ -83,27 +83,26 @@ impl TagStorage {
     /// The storage in `regions`; `None` where none can be managed, which is logged. All of it is lendable at first, and
     /// the records of its frames are zero. Once at boot: allocates from the heap.
     pub fn new(regions: &[TagStorageRegion], linear: LinearMap) -> Option<Self> {
-        let mut managed = alloc::vec::Vec::new();
+        let mut managed = heapless::Vec::new();
         for region in regions {
-            match Region::new(region).filter(|_| managed.try_reserve(1).is_ok()) {
-                Some(region) => managed.push(region),
-                None => log::warn!("tag storage at {:?}: out of memory; it stays reserved", region.storage),
+            if Region::new(region).is_none_or(|region| managed.push(region).is_err()) {
+                log::warn!("tag storage at {:?}: out of memory; it stays reserved", region.storage);
             }
         }
-        let regions: &'static [Region] = managed.leak();
+        let regions = managed;
         let counters = Counters::default();
         (!regions.is_empty()).then_some(Self { regions, linear, claims: RwSem::new(()), counters })
     }
 
     /// The regions.
     pub fn regions(&self) -> &[Region] {
-        self.regions
+        &self.regions
     }
 
     /// What frames need tag storage, for a loop over many.
     #[inline(always)]
     pub fn coverage(&self) -> Coverage<'_> {
-        Coverage::new(self.regions)
+        Coverage::new(&self.regions)
     }
 
     /// Reserves the storage of `frame`, whose record is `record`, if that takes no migration; in any context. The frame
@@ -418,7 +417,7 @@ impl TagStorage {
 
     /// Numbers so far.
     pub fn stats(&self) -> TagStorageStats {
-        self.counters.stats(self.regions)
+        self.counters.stats(&self.regions)
     }
 
     /// Words of the pattern.
