@@ -744,7 +744,7 @@ fn end_of_area(model: &Model, address: VirtAddr) -> Option<u64> {
 fn refusal(model: &Model, ends: [u64; FILES], at: u64, access: Access) -> Result<(), FaultError> {
     let page = model.get(&address(at).0).ok_or(FaultError::NotMapped)?;
     let allowed = match access {
-        Access::Read => page.protection != Protection::NONE,
+        Access::Read => page.protection.accesses() != Protection::NONE,
         Access::Write => page.protection.contains(Protection::WRITE),
         Access::Execute => page.protection.contains(Protection::EXECUTE),
     };
