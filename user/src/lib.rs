@@ -28,6 +28,7 @@ pub mod random;
 pub mod signal;
 mod start;
 pub mod sys;
+pub mod tags;
 pub mod thread;
 pub mod time;
 

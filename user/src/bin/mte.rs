@@ -26,19 +26,13 @@ use granule_user::abi::signal::{
 };
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::{self, PAGE};
-use granule_user::{Errno, Start, entry, process, signal, sys, thread};
+use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
+use granule_user::{Errno, Start, entry, instruction, process, signal, sys, thread};
 
 entry!(run);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const TAGGED: u64 = RW | PROT_MTE;
-/// Bytes with one tag.
-const GRANULE: u64 = 16;
-/// A tag, as it is in an address.
-const fn tag(number: u64) -> u64 {
-    number << 56
-}
-const TAG_BITS: u64 = tag(0xf);
 /// What memory holds before an access, and what a store stores.
 const BEFORE: u8 = 0x11;
 const MODES: [u64; 4] = [0, PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
@@ -110,56 +104,6 @@ fn map_private(protection: u64) -> u64 {
 fn unmap(at: u64) {
     // SAFETY: the tests' own page.
     unsafe { memory::munmap(at, PAGE) }.expect("unmapped");
-}
-
-/// Instructions on x10, the address, and x9 and x11, values; one of them at least accesses memory.
-macro_rules! instruction {
-    ($text:literal, $address:expr) => {{
-        let (mut x9, mut x10) = (0x5a5a_5a5a_5a5a_5a5a_u64, $address);
-        #[cfg(target_arch = "aarch64")]
-        // SAFETY: it accesses a page of the test; where that faults a handler continues after it.
-        unsafe {
-            core::arch::asm!(
-                ".arch_extension memtag", ".arch_extension lse", $text, ".arch_extension nomemtag",
-                inout("x9") x9, inout("x10") x10, inout("x11") 0x1111_1111_1111_1111_u64 => _, out("x12") _,
-                options(nostack)
-            );
-        }
-        let _: &mut u64 = &mut x10;
-        let _: &mut u64 = &mut x9;
-        (x9, x10)
-    }};
-}
-
-fn irg(address: u64) -> u64 {
-    instruction!("irg x10, x10", address).1
-}
-
-/// Gives the granule at an address the address's tag.
-fn stg(address: u64) {
-    instruction!("stg x10, [x10]", address);
-}
-
-/// The address with the tag of its granule.
-fn ldg(address: u64) -> u64 {
-    instruction!("ldg x10, [x10]", address).1
-}
-
-fn set_tags(address: u64, bytes: u64) {
-    (0..bytes / GRANULE).for_each(|granule| stg(address + granule * GRANULE));
-}
-
-fn load(address: u64) -> u8 {
-    instruction!("ldrb w9, [x10]", address).0 as u8
-}
-
-fn store(address: u64) {
-    instruction!("strb w9, [x10]", address);
-}
-
-/// With PSTATE.TCO set, in which no access is checked.
-fn store_unchecked(address: u64) {
-    instruction!("msr tco, #1\nstrb w9, [x10]\nmsr tco, #0", address);
 }
 
 static FAULTS: AtomicU32 = AtomicU32::new(0);
