@@ -8,7 +8,7 @@ use crate::harness::{Test, target_test};
 use crate::process::succeeds;
 
 /// That memory has tags, without which the program would have nothing to check.
-fn has_tags(t: &mut Test) {
+pub(crate) fn has_tags(t: &mut Test) {
     t.check("tags in memory", kernel().features().cpus.mte() >= Mte::Tags);
 }
 
