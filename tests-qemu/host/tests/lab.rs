@@ -109,6 +109,32 @@ fn tags_that_are_not_zeroed_are_those_of_another_page() {
     assert_caught("no-zero-tags", "mte::mappings_and_children_are_checked_as_on_linux", "zero");
 }
 
+/// The tests of tag storage, each of which passes on that machine with the fix in place.
+#[test]
+fn without_what_tag_storage_is_reserved_by_its_tests_fail() {
+    const NAME: &str = "tag_storage::";
+    for (switch, name, output) in [
+        (
+            "reserve-at-mprotect",
+            "a_thousand_pages_wait_and_one_that_is_touched_reserves_one_block",
+            "pages that wait: found 0, wanted 1000",
+        ),
+        (
+            "no-replay-limit",
+            "occupied::a_page_whose_storage_is_pinned_is_replayed_and_then_moves",
+            "the page has moved before many more",
+        ),
+        (
+            "skip-recheck",
+            "occupied::a_page_that_is_discarded_while_its_storage_is_reserved_stays_so",
+            "what the page holds: found 7, wanted 0",
+        ),
+    ] {
+        let name = format!("{NAME}{name}");
+        assert_is_caught(with_lab_on("mte", switch, &name), switch, &name, output);
+    }
+}
+
 #[test]
 fn without_the_event_of_an_upgrade_a_mirror_keeps_the_old_permission() {
     let name = "notifier::a_mirror_follows_an_upgrade_by_its_event";
