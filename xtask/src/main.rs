@@ -46,6 +46,7 @@ Examples:
   ./x test --machine el2 --junit out.xml   one machine, with a report
   ./x demo split                           CPUs that split one leaf: the race, the loss, the remedies
   ./x demo batch                           a page that a kernel thread takes from a process whose device reads it
+  ./x demo mte                             storage for tags: for all pages at once or at the first access, and held
   ./x demo upgrade                         a device without and with the event that a page became writable
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if a row takes over 1 % more than docs/BENCHMARKS.json has

@@ -15,9 +15,10 @@ pub const AREA: &str = "demo::";
 pub const LINES: usize = 30;
 
 /// Demos of which one boot shows a part only: the boot arguments of each.
-const BOOTS: [(&str, &[&str]); 2] = [
+const BOOTS: [(&str, &[&str]); 3] = [
     ("upgrade", &["lab=no-secondary-tlb", "lab=no-secondary-tlb,trust-completion", ""]),
     ("batch", &["lab=notify-at-batch-flush", ""]),
+    ("mte", &["lab=reserve-at-mprotect", "lab=no-replay-limit", ""]),
 ];
 
 /// The boot arguments with which a demo is run, one boot each, where the user gives none.

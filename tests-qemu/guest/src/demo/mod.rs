@@ -3,6 +3,7 @@
 //! A demo checks all that it prints, like any test.
 
 mod batch;
+mod mte;
 mod race;
 mod upgrade;
 
@@ -30,6 +31,11 @@ fn upgrade(t: &mut Test) {
 target_test!(batch, needs("smmuv3 virtio-blk"), limit(60));
 fn batch(t: &mut Test) {
     batch::show(t);
+}
+
+target_test!(mte, needs("tag-storage"), machine("mte"), limit(60));
+fn mte(t: &mut Test) {
+    mte::show(t);
 }
 
 /// One contiguous group that one CPU splits while another changes a page of it.
