@@ -227,7 +227,7 @@ fn change(thread: usize) {
                 put_word(at, stamp(page, generations[page]));
                 tags[page] = 0;
             }
-            3 if page >= OPEN && page < RESTING => {
+            3 if (OPEN..RESTING).contains(&page) => {
                 protect(at, 1, 0);
                 protect(at, 1, RW);
             }
@@ -270,7 +270,7 @@ fn visit(thread: usize) {
         }
         let (at, least) = (raced(page), LEAST[page].load(Ordering::Acquire));
         let own = at + thread as u64 * GRANULE;
-        if page < OPEN || page >= RESTING {
+        if !(OPEN..RESTING).contains(&page) {
             stg(own | tag_of(page));
             holds(("tag of page", page), [0, tag_of(page)].contains(&(ldg(own) & TAG_BITS)));
             holds(("page", page, "of a visitor"), is_stamp(page, word(at), least));
