@@ -5,5 +5,6 @@ pub mod frame;
 pub mod page_block;
 pub mod shmem;
 pub mod space;
+pub mod tag_storage;
 
 pub(crate) use granule::mm::OutOfMemory;

@@ -20,6 +20,7 @@ mod run_queue;
 mod rwsem;
 mod scarcity;
 mod split;
+mod tag_storage;
 mod timeout;
 mod upgrade;
 
