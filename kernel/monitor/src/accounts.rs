@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
 use granule_pgtable::Size;
 
-use super::parse::Args;
+use super::parse::{Args, Keyword};
 use super::{Command, Failure, Refusal, Session, no_keywords};
 use granule::mm::kernel::area::AreaKind;
 use granule::mm::maintenance;
@@ -44,7 +44,21 @@ pub(super) const COMMANDS: &[Command] = &[
         run: stats,
         complete: no_keywords,
     },
+    Command {
+        name: "mte",
+        words: "stats [--json]",
+        help: "tag storage: what it holds, reservations, migrations, failures, replays",
+        run: mte,
+        complete: |place, take| {
+            if let Some((keyword, ())) = [STATS, JSON].get(place) {
+                take(keyword);
+            }
+        },
+    },
 ];
+
+const STATS: Keyword<()> = ("stats", ());
+const JSON: Keyword<()> = ("--json", ());
 
 /// The kernel; there is none where the monitor's own tests run.
 pub(super) fn kernel() -> Result<&'static Kernel, Refusal> {
@@ -163,5 +177,20 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
     }
     writeln!(session, "leaves split: {}", kernel.space.split_counts());
     writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
+    Ok(())
+}
+
+fn mte<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    args.keyword("stats", "stats", &[STATS])?;
+    let is_json = args.optional_keyword(&[JSON]).is_some();
+    args.finish()?;
+    let stats = session.subject.tag_storage()?;
+    if is_json {
+        // A screen cannot fail.
+        let _ = stats.write_json(session.screen);
+        writeln!(session);
+    } else {
+        writeln!(session, "{stats}");
+    }
     Ok(())
 }

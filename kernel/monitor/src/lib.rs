@@ -51,6 +51,7 @@ use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::notifier::SubscribeError;
 use granule::mm::space::{Area, Moved, Unmovable};
+use granule::mm::tag_storage::TagStorageStats;
 use granule::smp;
 use granule::suggest::suggest;
 use granule::trap::probe::ProbeFault;
@@ -216,6 +217,10 @@ enum Refusal {
     ManyTraces(usize),
     #[error("this machine has no SMMU that can be used")]
     NoSmmu,
+    #[error("no tag storage: memory has no tags, because a CPU is without FEAT_MTE2")]
+    NoTags,
+    #[error("no tag storage: the device tree describes no region that can be used")]
+    NoTagStorage,
     #[error(transparent)]
     Start(#[from] StartError),
     #[error(transparent)]
@@ -288,6 +293,8 @@ trait Subject {
     fn migrate(&mut self, process: u32, address: VirtAddr) -> Result<Moved, Refusal>;
     /// Begins or ends printing the events of a process's notifiers; returns which.
     fn trace(&mut self, process: u32) -> Result<bool, Refusal>;
+    /// What the use of tag storage costs.
+    fn tag_storage(&self) -> Result<TagStorageStats, Refusal>;
     /// Ends the machine with a status.
     fn power_off(&mut self, status: Status);
     /// Starts the machine anew.

@@ -24,6 +24,7 @@ use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::notifier::Subscription;
 use granule::mm::notifier::trace::{self, Trace};
 use granule::mm::space::{Area, Moved, SpaceHandle};
+use granule::mm::tag_storage::{TagStorage, TagStorageStats};
 use granule::smp::{self, this_cpu};
 use granule::trap::probe::{self, ProbeFault};
 
@@ -173,6 +174,11 @@ impl Subject for Metal {
         // There is room, by the check above.
         let _ = self.traces.push(subscription);
         Ok(true)
+    }
+
+    fn tag_storage(&self) -> Result<TagStorageStats, Refusal> {
+        let why = if kernel().features().has_tags() { Refusal::NoTagStorage } else { Refusal::NoTags };
+        kernel().frames.tag_storage().map(TagStorage::stats).ok_or(why)
     }
 
     fn power_off(&mut self, status: Status) {

@@ -95,6 +95,22 @@ fn a_traced_process_ends_for_its_device_too() {
     assert!(session.contains("notify 1: release") && !session.contains("zero sized"), "{session}");
 }
 
+/// All frames of storage are accounted for in lines and JSON alike, and a machine without any states why.
+#[test]
+fn tag_storage_has_numbers_where_there_is_some() {
+    let (wrong, session) = run(&machine::named("mte").unwrap(), "", "mte stats\nmte stats --json");
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    // 2 GiB / 32.
+    for text in ["tag storage  16384 frames: ", "\nfailures     ", "\nticks        ", "{\"frames\":16384,\"reserved\":"]
+    {
+        assert!(session.contains(text), "{text}:\n{session}");
+    }
+    for (machine, why) in [("default", "the device tree describes no region"), ("a53", "a CPU is without FEAT_MTE2")] {
+        let (wrong, session) = run(&machine::named(machine).unwrap(), "", "! mte stats");
+        assert!(wrong.is_empty() && session.contains(why), "{machine}: {wrong:?}\n{session}");
+    }
+}
+
 #[test]
 fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
     let mut session = Session::start(&machine::named("default").unwrap(), &built("granule.img"), "", &[]).unwrap();

@@ -5,6 +5,7 @@ mod model;
 extern crate std;
 use std::io::Write as _;
 use std::string::{String, ToString};
+use std::vec;
 use std::vec::Vec;
 
 use proptest::prelude::{ProptestConfig, proptest};
@@ -13,6 +14,7 @@ use super::{Command, Session, complete};
 use granule::bootargs::PARAMETERS;
 use granule::chip::power::Status;
 use granule::lab;
+use granule::mm::tag_storage::TagStorageStats;
 use model::ModelMachine;
 
 /// Entries of an archive with these names and modes.
@@ -376,6 +378,63 @@ fn a_machine_without_an_smmu_says_so() {
     );
     assert_eq!(failures, 2);
     assert_eq!(offered("smmu "), ["dump", "events", "stats"]);
+}
+
+#[test]
+fn tag_storage_is_accounted_for_in_lines_and_as_json() {
+    let stats = TagStorageStats {
+        frames: 16384,
+        reserved: 2,
+        borrowed: 5,
+        users: 33,
+        reservations: 40,
+        releases: 7,
+        claims: 3,
+        returns: 1,
+        lent: 9,
+        migrations: 4,
+        moved_pages: 1,
+        failures: [1, 2, 3, 4, 5, 6],
+        replays: std::array::from_fn(|step| [30, 1, 0, 0, 2].get(step).copied().unwrap_or(0)),
+        ..TagStorageStats::default()
+    };
+    let mut model = ModelMachine::default();
+    model.tag_storage = Some(stats);
+    let (screen, failures) = session_with(&mut model, "mte stats\nmte stats --json\nmte stats --jsno\nmte");
+    assert_eq!(
+        screen,
+        "tag storage  16384 frames: 2 reserved for the tags of 33 frames, 5 lent\n\
+         so far       40 reservations (7 freed), 3 blocks claimed, 1 given back, 9 frames lent\n\
+         migrations   4 pages out of storage, 1 for want of their own storage\n\
+         failures     1 occupied, 2 claimed, 3 in storage themselves, 4 isolated, 5 pinned, 6 out of memory\n\
+         replays      0+: 30, 1+: 1, 8+: 2\n\
+         ticks        none\n\
+         {\"frames\":16384,\"reserved\":2,\"borrowed\":5,\"users\":33,\"reservations\":40,\"releases\":7,\
+         \"claims\":3,\"returns\":1,\"lent\":9,\"migrations\":4,\"moved_pages\":1,\"failures\":{\
+         \"occupied\":1,\"claimed\":2,\"is_tag_storage\":3,\"isolated\":4,\"pinned\":5,\"out_of_memory\":6},\
+         \"replays\":[30,1,0,0,2,0,0,0,0,0,0,0,0,0,0,0],\
+         \"ticks\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}\n\
+         error: `--jsno` is one argument too many\n\
+         usage: mte stats [--json]\n\
+         error: stats is missing\n\
+         usage: mte stats [--json]\n"
+    );
+    assert_eq!(failures, 2);
+    assert_eq!(
+        [offered("mte "), offered("mte stats "), offered("mte stats --json ")],
+        [vec!["stats"], vec!["--json"], vec![]]
+    );
+}
+
+#[test]
+fn a_machine_without_tag_storage_says_so() {
+    let (screen, failures) = session("mte stats\n! mte stats --json");
+    assert_eq!(
+        screen,
+        "error: no tag storage: the device tree describes no region that can be used\n\
+         refused: no tag storage: the device tree describes no region that can be used (as expected)\n"
+    );
+    assert_eq!(failures, 1);
 }
 
 #[test]

@@ -19,6 +19,7 @@ use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::layout::VMALLOC_START;
 use granule::mm::space::{Area, Moved, Unmovable};
+use granule::mm::tag_storage::TagStorageStats;
 use granule::trap::probe::ProbeFault;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -36,6 +37,8 @@ pub(super) struct ModelMachine {
     process: Option<ProcessEnd>,
     /// Whether that one's notifiers are traced.
     traced: bool,
+    /// What its tag storage costs, if it has some.
+    pub(super) tag_storage: Option<TagStorageStats>,
     /// How it was ended.
     pub(super) ended: Option<Status>,
     /// How often it was started anew.
@@ -52,6 +55,7 @@ impl Default for ModelMachine {
             bytes: BTreeMap::new(),
             process: None,
             traced: false,
+            tag_storage: None,
             ended: None,
             resets: 0,
         }
@@ -223,6 +227,10 @@ impl Subject for ModelMachine {
         self.process.filter(|_| process == 7).ok_or(Refusal::NoProcess(process))?;
         self.traced = !self.traced;
         Ok(self.traced)
+    }
+
+    fn tag_storage(&self) -> Result<TagStorageStats, Refusal> {
+        self.tag_storage.ok_or(Refusal::NoTagStorage)
     }
 
     fn power_off(&mut self, status: Status) {

@@ -128,6 +128,7 @@ impl Counters {
         self.ticks[step(ticks)].fetch_add(1, Ordering::Relaxed);
     }
 
+    #[inline(never)]
     pub(super) fn stats(&self, regions: &[Region]) -> TagStorageStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let mut stats = TagStorageStats {
@@ -214,7 +215,7 @@ impl TagStorageStats {
              \"claims\":{},\"returns\":{},\"lent\":{},\"migrations\":{},\"moved_pages\":{},\"failures\":{{\
              \"occupied\":{occupied},\"claimed\":{claimed},\"is_tag_storage\":{is_tag_storage},\
              \"isolated\":{isolated},\"pinned\":{pinned},\"out_of_memory\":{out_of_memory}}},\
-             \"replays\":{:?},\"ticks\":{:?}}}",
+             \"replays\":[{}],\"ticks\":[{}]}}",
             self.frames,
             self.reserved,
             self.borrowed,
@@ -226,8 +227,20 @@ impl TagStorageStats {
             self.lent,
             self.migrations,
             self.moved_pages,
-            self.replays,
-            self.ticks
+            Elements(&self.replays),
+            Elements(&self.ticks)
         )
+    }
+}
+
+/// The elements of a list. `Debug` of an array is 3 KiB of code.
+struct Elements<'a>(&'a [u64]);
+
+impl fmt::Display for Elements<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().enumerate().try_for_each(|(place, element)| {
+            let comma = if place == 0 { "" } else { "," };
+            write!(f, "{comma}{element}")
+        })
     }
 }
