@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
 use granule_pgtable::Size;
 
-use super::parse::{Args, Keyword};
+use super::parse::{Args, ArgumentError, Keyword};
 use super::{Command, Failure, Refusal, Session, no_keywords};
 use granule::mm::kernel::area::AreaKind;
 use granule::mm::maintenance;
@@ -181,8 +181,11 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
 }
 
 fn mte<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
-    args.keyword("stats", "stats", &[STATS])?;
-    let is_json = args.optional_keyword(&[JSON]).is_some();
+    expect(&mut args, &STATS)?;
+    let is_json = !args.is_empty();
+    if is_json {
+        expect(&mut args, &JSON)?;
+    }
     args.finish()?;
     let stats = session.subject.tag_storage()?;
     if is_json {
@@ -193,4 +196,10 @@ fn mte<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<
         writeln!(session, "{stats}");
     }
     Ok(())
+}
+
+/// The next word is this keyword. Out of line: it has two callers.
+#[inline(never)]
+fn expect<'a>(args: &mut Args<'a>, keyword: &Keyword<()>) -> Result<(), ArgumentError<'a>> {
+    args.keyword(keyword.0, keyword.0, core::slice::from_ref(keyword))
 }

@@ -414,7 +414,7 @@ fn tag_storage_is_accounted_for_in_lines_and_as_json() {
          \"occupied\":1,\"claimed\":2,\"is_tag_storage\":3,\"isolated\":4,\"pinned\":5,\"out_of_memory\":6},\
          \"replays\":[30,1,0,0,2,0,0,0,0,0,0,0,0,0,0,0],\
          \"ticks\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}\n\
-         error: `--jsno` is one argument too many\n\
+         error: --json: `--jsno` is none of --json; did you mean `--json`?\n\
          usage: mte stats [--json]\n\
          error: stats is missing\n\
          usage: mte stats [--json]\n"

@@ -128,6 +128,7 @@ impl Counters {
         self.ticks[step(ticks)].fetch_add(1, Ordering::Relaxed);
     }
 
+    #[cold]
     #[inline(never)]
     pub(super) fn stats(&self, regions: &[Region]) -> TagStorageStats {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
@@ -139,11 +140,11 @@ impl Counters {
             lent: load(&self.lent),
             migrations: load(&self.migrations),
             moved_pages: load(&self.moved_pages),
-            failures: self.failures.each_ref().map(load),
-            replays: self.replays.each_ref().map(load),
-            ticks: self.ticks.each_ref().map(load),
             ..TagStorageStats::default()
         };
+        load_all(&self.failures, &mut stats.failures);
+        load_all(&self.replays, &mut stats.replays);
+        load_all(&self.ticks, &mut stats.ticks);
         for region in regions {
             stats.frames += region.storage().len() as u64;
             stats.borrowed += region.lent() as u64;
@@ -153,6 +154,14 @@ impl Counters {
             }
         }
         stats
+    }
+}
+
+/// Out of line, and for a slice: a loop, and not a load for each counter.
+#[inline(never)]
+fn load_all(counters: &[AtomicU64], values: &mut [u64]) {
+    for (value, counter) in values.iter_mut().zip(counters) {
+        *value = counter.load(Ordering::Relaxed);
     }
 }
 
