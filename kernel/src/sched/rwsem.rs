@@ -84,7 +84,7 @@ unsafe impl<T: ?Sized + Send + Sync> Sync for RwSem<T> {}
 
 impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be read.
-    #[inline(always)]
+    #[inline(never)]
     pub fn read(&self) -> ReadGuard<'_, T> {
         if self.try_take(Want::Read, 0).is_none() {
             self.wait(Want::Read);
@@ -398,7 +398,8 @@ impl<T: ?Sized> DerefMut for WriteGuard<'_, T> {
 }
 
 impl<T: ?Sized> Drop for ReadGuard<'_, T> {
-    #[inline(always)]
+    /// Out of line: most that read sleep, and few are measured.
+    #[inline(never)]
     fn drop(&mut self) {
         self.sem.release(1);
     }
