@@ -7,7 +7,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 use granule_runner::bench::boot::{self, Chosen, Images};
-use granule_runner::bench::list::{self, Bench};
+use granule_runner::bench::list::{self, Bench, DEFAULT};
 use granule_runner::bench::reference::{Run, Scope};
 use granule_runner::bench::scale::SUITE;
 use granule_runner::bench::{BOOT, page, table};
@@ -16,8 +16,6 @@ use granule_runner::machine::{self, Machine};
 use crate::compile::Built;
 use crate::tools::Tools;
 
-/// What is measured where nothing else is asked for.
-const DEFAULT: &str = "default";
 /// The run that `--check` compares with.
 const REFERENCE: &str = "docs/BENCHMARKS.json";
 /// The page that shows it.
@@ -28,7 +26,7 @@ const PAGE: &str = "docs/BENCHMARKS.md";
 pub(crate) struct Options {
     /// Measure only rows whose name contains NAME, or the suite NAME, such as mm
     pub(crate) name: Option<String>,
-    /// Measure on this machine only; without, on `default`, and rows that depend on the CPU also on another
+    /// Measure on this machine only; without, each row on the machines that it belongs to
     #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
     pub(crate) machine: Option<String>,
     /// Print JSON instead of a table
@@ -97,16 +95,17 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     if options.check { check(&run, scope, &reference(&tools.root)?) } else { Ok(()) }
 }
 
-/// Which rows on which machine: those that were asked for there; else all on the first, and on others what is theirs
-/// too.
+/// Which rows on which machine: those that were asked for there; else those of `default` there, and on others what is
+/// theirs.
 fn choose<'a>(options: &Options, rows: &'a [Bench], filter: &str) -> Result<Vec<(Machine, Chosen<'a>)>> {
     let asked = list::asked_for(rows, filter);
     let first = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
-    let mut chosen = vec![(first, Chosen::new(rows, &asked, BOOT.contains(filter))?)];
+    let is_of_first = |row: &Bench| row.on == DEFAULT || row.is_of(&first.name);
+    let mut chosen = vec![(first.clone(), Chosen::new(rows, &asked, is_of_first, BOOT.contains(filter))?)];
     if options.machine.is_none() {
-        for machine in machine::all()? {
-            let also = |row: &Bench| asked(row) && row.also.as_ref() == Some(&machine.name);
-            chosen.push((machine.clone(), Chosen::new(rows, also, false)?));
+        for machine in machine::all()?.iter().filter(|machine| machine.name != DEFAULT) {
+            let is_of_it = |row: &Bench| row.is_of(&machine.name);
+            chosen.push((machine.clone(), Chosen::new(rows, &asked, is_of_it, false)?));
         }
     }
     chosen.retain(|(_, chosen)| !chosen.is_empty());

@@ -15,7 +15,7 @@ fn measure(names: &[&str], bootargs: &str) -> Result<Measured> {
     let [elf, program, image, kernel] =
         ["granule-bench.elf", "bench.elf", "granule-bench.img", "granule.img"].map(built);
     let rows = list::read(&elf).unwrap();
-    let chosen = Chosen::new(&rows, |row| names.contains(&row.name.as_str()), false).unwrap();
+    let chosen = Chosen::new(&rows, |row| names.contains(&row.name.as_str()), |_| true, false).unwrap();
     assert_eq!(chosen.rows.len(), names.len(), "rows of the image: {rows:?}");
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let images = Images { elf: &elf, program: &program, image: &image, kernel: &kernel, scratch };

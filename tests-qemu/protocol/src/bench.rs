@@ -9,8 +9,8 @@ pub const BENCH_SECTION: &str = "linkme_BENCHES";
 pub const BENCH_MAGIC: u32 = u32::from_le_bytes(*b"GBEN");
 
 /// Room for a row's name, NUL included.
-pub const BENCH_NAME_BYTES: usize = 80;
-/// Room for a unit or a machine's name, NUL included.
+pub const BENCH_NAME_BYTES: usize = 64;
+/// Room for a unit or machines' names, NUL included.
 pub const BENCH_WORD_BYTES: usize = 16;
 /// Room for boot arguments, NUL included.
 pub const BENCH_BOOTARGS_BYTES: usize = 32;
@@ -43,7 +43,9 @@ pub struct BenchRecord<F> {
     pub name: [u8; BENCH_NAME_BYTES],
     /// What a size counts: `page`, `byte`.
     pub unit: [u8; BENCH_WORD_BYTES],
-    /// A machine that the row belongs to besides `default`; empty: none.
+    /// The machine that the row belongs to; empty: `default`.
+    pub on: [u8; BENCH_WORD_BYTES],
+    /// Machines that it belongs to besides, separated by spaces; empty: none.
     pub also: [u8; BENCH_WORD_BYTES],
     /// Boot arguments with which the row is measured, apart from rows with others.
     pub bootargs: [u8; BENCH_BOOTARGS_BYTES],
@@ -64,17 +66,27 @@ impl<F> BenchRecord<F> {
             function,
             name: padded(name),
             unit: padded(unit),
+            on: [0; BENCH_WORD_BYTES],
             also: [0; BENCH_WORD_BYTES],
             bootargs: [0; BENCH_BOOTARGS_BYTES],
         }
     }
 
-    /// The row also belongs to `machine`, whose CPU does the same by other instructions.
+    /// The row belongs to `machine`, not to `default`, which lacks what it measures.
     ///
     /// # Panics
     /// When the name has no room.
-    pub const fn also(mut self, machine: &str) -> Self {
-        self.also = padded(machine);
+    pub const fn on(mut self, machine: &str) -> Self {
+        self.on = padded(machine);
+        self
+    }
+
+    /// The row also belongs to `machines`, separated by spaces, which do the same otherwise.
+    ///
+    /// # Panics
+    /// When the names have no room.
+    pub const fn also(mut self, machines: &str) -> Self {
+        self.also = padded(machines);
         self
     }
 
@@ -95,9 +107,9 @@ mod tests {
 
     #[test]
     fn a_record_says_what_it_was_made_of() {
-        let record = BenchRecord::new(0u64, "memory/zero", "page").also("a72").bootargs("rodata=off");
-        assert_eq!(text(&record.name), Some("memory/zero"));
+        let record = BenchRecord::new(0u64, "memory/zero", "page").on("mte").also("a72 n2").bootargs("rodata=off");
+        assert_eq!((text(&record.name), text(&record.on)), (Some("memory/zero"), Some("mte")));
         assert_eq!(text(&record.bootargs), Some("rodata=off"));
-        assert_eq!((text(&record.unit), text(&record.also)), (Some("page"), Some("a72")));
+        assert_eq!((text(&record.unit), text(&record.also)), (Some("page"), Some("a72 n2")));
     }
 }

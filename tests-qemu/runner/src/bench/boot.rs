@@ -14,7 +14,7 @@ use granule_protocol::{Event, Frame, Nonce, NotAFrame};
 use super::bars::Bar;
 use super::list::{Bench, NULL};
 use super::trace::Sites;
-use super::{BOOT, Measured, Row};
+use super::{BOOT, Measured, Row, net};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
 use crate::script;
@@ -52,13 +52,22 @@ pub struct Chosen<'a> {
 }
 
 impl<'a> Chosen<'a> {
-    /// The rows of `all` for which `is` holds; [`BOOT`] too if `boot`.
+    /// The rows of `all` for which `is` holds; [`BOOT`] too if `boot`. Rows that are subtracted from one of them come
+    /// along, where `may` lets them.
     ///
     /// # Errors
     /// When there is no [`NULL`] among all.
-    pub fn new(all: &'a [Bench], is: impl Fn(&Bench) -> bool, boot: bool) -> Result<Self> {
+    pub fn new(
+        all: &'a [Bench],
+        is: impl Fn(&Bench) -> bool,
+        may: impl Fn(&Bench) -> bool,
+        boot: bool,
+    ) -> Result<Self> {
         let null = all.iter().find(|row| row.name == NULL).context("an image of benches has a row `null`")?;
-        let mut rows: Vec<&Bench> = all.iter().filter(|row| row.name != NULL && is(row)).collect();
+        let is_chosen = |row: &Bench| is(row) && may(row);
+        let is_needed = |row: &Bench| may(row) && net::is_subtracted(&row.name, all, is_chosen);
+        let rows = all.iter().filter(|row| row.name != NULL);
+        let mut rows: Vec<&Bench> = rows.filter(|row| is_chosen(row) || is_needed(row)).collect();
         // The linker's order means nothing and changes with the compiler.
         rows.sort_by_key(|row| (Bar::place(&row.name), &row.name));
         Ok(Self { null, rows, boot })
@@ -102,6 +111,7 @@ pub fn measure(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, boota
         measured.rows.extend(measure_rows(&machine, images, &chosen, format!("{kind} {bootargs}").trim())?);
     }
     measured.rows.sort_by_key(|row| chosen.rows.iter().position(|bench| bench.name == row.name));
+    net::add(&mut measured.rows);
     if chosen.boot {
         let taken = boot_to_prompt(&machine, images.kernel)?;
         measured.rows.push(Row::new(BOOT, "boot", vec![(1, taken)], Vec::new()));

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, ensure};
 use granule_protocol::{BENCH_MAGIC, BENCH_RECORD_BYTES, BENCH_SECTION, BenchRecord, text};
 use object::{Object, ObjectSection};
 
+/// The machine of rows that name no other.
+pub const DEFAULT: &str = "default";
 /// The row that shows that nothing else ran.
 pub const NULL: &str = "null";
 
@@ -20,10 +22,19 @@ pub struct Bench {
     pub name: String,
     /// What a size counts.
     pub unit: String,
-    /// A machine that it belongs to besides `default`.
-    pub also: Option<String>,
+    /// The machine that it belongs to.
+    pub on: String,
+    /// Machines that it belongs to besides.
+    pub also: Vec<String>,
     /// Boot arguments with which it is measured.
     pub bootargs: String,
+}
+
+impl Bench {
+    /// Whether it belongs to that machine.
+    pub fn is_of(&self, machine: &str) -> bool {
+        self.on == machine || self.also.iter().any(|also| also == machine)
+    }
 }
 
 /// The rows that `./x bench word` is about: those of the suite that is called so, or those whose names contain the word.
@@ -67,6 +78,7 @@ fn one(index: u32, record: &[u8]) -> Result<Bench> {
     };
     let magic = std::mem::offset_of!(Layout, magic);
     ensure!(record[magic..magic + 4] == BENCH_MAGIC.to_le_bytes(), "record {index} has no magic number");
+    let on = field(std::mem::offset_of!(Layout, on), granule_protocol::BENCH_WORD_BYTES)?;
     let also = field(std::mem::offset_of!(Layout, also), granule_protocol::BENCH_WORD_BYTES)?;
     let name = field(std::mem::offset_of!(Layout, name), granule_protocol::BENCH_NAME_BYTES)?;
     let (suite, name) = name.split_once(':').map_or((None, name.as_str()), |(suite, name)| (Some(suite), name));
@@ -75,7 +87,8 @@ fn one(index: u32, record: &[u8]) -> Result<Bench> {
         suite: suite.map(str::to_owned),
         name: name.to_owned(),
         unit: field(std::mem::offset_of!(Layout, unit), granule_protocol::BENCH_WORD_BYTES)?,
-        also: (!also.is_empty()).then_some(also),
+        on: if on.is_empty() { DEFAULT.to_owned() } else { on },
+        also: also.split(' ').filter(|name| !name.is_empty()).map(str::to_owned).collect(),
         bootargs: field(std::mem::offset_of!(Layout, bootargs), granule_protocol::BENCH_BOOTARGS_BYTES)?,
     })
 }
@@ -86,10 +99,10 @@ mod tests {
 
     /// The bytes of a record, as they lie in an ELF.
     fn bytes(name: &str) -> Vec<u8> {
-        let record = BenchRecord::new(0u64, name, "page").also("a72").bootargs("a=b");
+        let record = BenchRecord::new(0u64, name, "page").also("a72 n2").bootargs("a=b");
         let mut bytes = record.magic.to_le_bytes().to_vec();
         bytes.extend([0; 12]);
-        for field in [&record.name[..], &record.unit, &record.also, &record.bootargs] {
+        for field in [&record.name[..], &record.unit, &record.on, &record.also, &record.bootargs] {
             bytes.extend_from_slice(field);
         }
         bytes
@@ -99,7 +112,9 @@ mod tests {
     fn records_are_read() {
         let rows = super::parse(&[bytes("null"), bytes("memory/zero")].concat()).unwrap();
         assert_eq!((rows[1].index, rows[1].name.as_str(), rows[1].unit.as_str()), (1, "memory/zero", "page"));
-        assert_eq!((rows[1].also.as_deref(), rows[1].bootargs.as_str()), (Some("a72"), "a=b"));
+        assert_eq!(rows[1].bootargs, "a=b");
+        let is_of = ["default", "a72", "n2", "mte"].map(|machine| rows[1].is_of(machine));
+        assert_eq!(is_of, [true, true, true, false]);
     }
 
     #[test]

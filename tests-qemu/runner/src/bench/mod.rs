@@ -2,7 +2,7 @@
 //!
 //! In the order of a run: [`list`](mod@list) reads the rows from the image's ELF; [`boot`] boots it under `-icount` and
 //! takes the points; [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the
-//! same to the instruction; [`fit`] draws a line through them; [`table`] prints them beside what they must be
+//! same to the instruction; [`net`] computes further rows; [`fit`] draws a line through them; [`table`] prints them beside what they must be
 //! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
 //! docs/BENCHMARKS.md. [`scale`](mod@scale) is apart: cache lines on several CPUs.
 
@@ -10,6 +10,7 @@ pub mod bars;
 pub mod boot;
 pub mod fit;
 pub mod list;
+pub mod net;
 pub mod page;
 pub mod reference;
 pub mod scale;

@@ -55,7 +55,13 @@ fn unbounded(run: &Run) -> String {
     let names: Vec<String> = machines.iter().map(|measured| format!("`{}`", measured.machine)).collect();
     let mut text = format!("| row | N counts | {} |\n|---|---|{}\n", names.join(" | "), "---|".repeat(machines.len()));
     let of_a_peer = |row: &Row| PEERS.iter().any(|peer| row.name.split('/').next() == Some(peer));
-    for row in run.first.rows.iter().filter(|row| Bar::of(&row.name).is_none() && !of_a_peer(row)) {
+    let rows = machines.iter().flat_map(|measured| measured.rows.iter().map(move |row| (*measured, row)));
+    let mut shown = std::collections::HashSet::new();
+    for (measured, row) in rows.filter(|(_, row)| !of_a_peer(row)) {
+        // A row goes by the first machine that has it.
+        if !shown.insert(&row.name) || Bar::on(&measured.machine, &row.name).is_some() {
+            continue;
+        }
         let cells = machines
             .iter()
             .map(|measured| measured.rows.iter().find(|same| same.name == row.name).map_or_else(|| "–".into(), line));
