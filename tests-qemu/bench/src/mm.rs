@@ -43,12 +43,15 @@ at_el0! { "mm":
     mmap_munmap_touched, "mmap_munmap/touched", "page";
 }
 
-bench!(migrate_page, "mm:migrate_page", "page", also("a72"));
-/// In the kernel: each page of a program goes to a frame that is allocated for it.
+bench!(migrate_page, "mm:migrate_page", "page", also("a72 mte mte-n2"));
 fn migrate_page(bench: &mut Bench<'_>) {
+    migrate_all(bench, space::written);
+}
+
+/// In the kernel: each page of a program, which `prepare` makes, goes to a frame that is allocated for it.
+pub(crate) fn migrate_all(bench: &mut Bench<'_>, prepare: impl Fn(u64) -> (SpaceRef, space::FramesOf)) {
     let (spaces, frames) = (&granule::kernel().spaces, granule::kernel().frames);
     for pages in [1, 8, 64] {
-        let prepare = || space::written(pages);
         let migrate = |(space, from): (SpaceRef, space::FramesOf)| {
             for &frame in &from {
                 let to = frames.alloc_movable(this_cpu()).expect("a frame");
@@ -56,6 +59,6 @@ fn migrate_page(bench: &mut Bench<'_>) {
             }
             (space, from)
         };
-        bench.point(pages, prepare, migrate, drop);
+        bench.point(pages, || prepare(pages), migrate, drop);
     }
 }

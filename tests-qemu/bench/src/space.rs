@@ -24,10 +24,15 @@ fn space(pages: u64, populate: Populate) -> SpaceRef {
     space_between(Protection::EXECUTE, pages, populate)
 }
 
-/// The same, where the others have `protection`: areas that are alike become one.
-fn space_between(protection: Protection, pages: u64, populate: Populate) -> SpaceRef {
+/// The same, where the others have that protection: areas that are alike become one.
+fn space_between(others: Protection, pages: u64, populate: Populate) -> SpaceRef {
+    space_with(READ_WRITE, others, pages, populate)
+}
+
+/// The same, where they have `own`.
+fn space_with(own: Protection, others: Protection, pages: u64, populate: Populate) -> SpaceRef {
     let space = granule::kernel().spaces.create(this_cpu()).expect("memory for a space");
-    for (start, protection) in [(START - PAGE, protection), (START, READ_WRITE), (START + pages * PAGE, protection)] {
+    for (start, protection) in [(START - PAGE, others), (START, own), (START + pages * PAGE, others)] {
         let pages = if start == START { pages } else { 1 };
         let request = MapRequest { protection, ..private(start, pages, populate) };
         space.mmap(this_cpu(), &request).expect("memory for areas");
@@ -44,9 +49,20 @@ pub(crate) type FramesOf = heapless::Vec<PhysAddr, 64>;
 /// A space with `pages` written pages, at most 64, and their frames.
 pub(crate) fn written(pages: u64) -> (SpaceRef, FramesOf) {
     let space = space(pages, Populate::Now);
-    let frame = |page| space.tables().translate(START + page * PAGE).map(|found| found.physical);
-    let frames = (0..pages).filter_map(frame).collect();
+    let frames = frames_of(&space, pages);
     (space, frames)
+}
+
+/// The same, whose pages have tags, and storage for them.
+pub(crate) fn written_tagged(pages: u64) -> (SpaceRef, FramesOf) {
+    let space = space_with(READ_WRITE.and(Protection::TAGGED), Protection::EXECUTE, pages, Populate::Now);
+    let frames = frames_of(&space, pages);
+    (space, frames)
+}
+
+fn frames_of(space: &Space, pages: u64) -> FramesOf {
+    let frame = |page| space.tables().translate(START + page * PAGE).map(|found| found.physical);
+    (0..pages).filter_map(frame).collect()
 }
 
 fn fault(space: &Space, pages: u64, access: Access) {

@@ -38,11 +38,20 @@ const ROOM: u64 = 32 << 20;
 /// Where pages move: there is nothing.
 const AWAY: Room = Room { start: START + 2 * ROOM, pages: ROOM / PAGE };
 
+/// Room for pages whose frames lie between those of others.
+const BETWEEN: Room = Room { start: START + 4 * ROOM, pages: 3 * ROOM / PAGE };
+/// Protection of pages with tags.
+const TAGGED: u64 = PROT_READ | PROT_WRITE | PROT_MTE;
+/// Pages whose tags a block of tag storage has, of 4096 bytes.
+const OF_A_BLOCK: u64 = 32;
+/// Pages that are protected, of which some are touched.
+const TOUCHED: u64 = 1000;
+
 /// A row's name, and what measures it.
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 24] = [
+const ROWS: [Row; 36] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -66,6 +75,18 @@ const ROWS: [Row; 24] = [
     ("null_syscall/async", |bench| checked(bench, PR_MTE_TCF_ASYNC, null_syscall)),
     ("tag_fault_signal", |bench| checked(bench, PR_MTE_TCF_SYNC, tag_fault_signal)),
     ("late_tag_fault_signal", |bench| checked(bench, PR_MTE_TCF_ASYNC, late_tag_fault_signal)),
+    ("mprotect_mte", |bench| bench.calls(Bench::touched, |room| room.protect(TAGGED))),
+    ("mte_write_fault", |bench| bench.faults(fresh_tagged, Room::write)),
+    ("fault_on_access/reserved", |bench| bench.faults(with_reserved_blocks, Room::write)),
+    ("fault_on_access/free_block", |bench| bench.faults(with_free_blocks, Room::write)),
+    ("mprotect_touch/lazy/0", |bench| protect_and_touch(bench, 0)),
+    ("mprotect_touch/lazy/1", |bench| protect_and_touch(bench, 1)),
+    ("mprotect_touch/lazy/10", |bench| protect_and_touch(bench, 10)),
+    ("mprotect_touch/lazy/100", |bench| protect_and_touch(bench, 100)),
+    ("mprotect_touch/eager/0", |bench| protect_and_touch(bench, 0)),
+    ("mprotect_touch/eager/1", |bench| protect_and_touch(bench, 1)),
+    ("mprotect_touch/eager/10", |bench| protect_and_touch(bench, 10)),
+    ("mprotect_touch/eager/100", |bench| protect_and_touch(bench, 100)),
     ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
 ];
 
@@ -182,12 +203,16 @@ impl Bench {
     /// Untouched pages. What lies before and behind is in memory, so that tables stay, and is never alike, so that
     /// areas do not become one.
     fn fresh(&self, pages: u64) -> Room {
+        self.fresh_with(pages, PROT_READ | PROT_WRITE)
+    }
+
+    fn fresh_with(&self, pages: u64, protection: u64) -> Room {
         let room = Room { start: START, pages };
         let whole = Room { start: START - PAGE, pages: ROOM / PAGE };
         assert!(pages + 2 <= whole.pages, "room for {pages} pages");
         whole.unmap();
         fixed(room.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
-        fixed(room.start, room.bytes(), PROT_READ | PROT_WRITE, 0);
+        fixed(room.start, room.bytes(), protection, 0);
         fixed(room.start + room.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
         room
     }
@@ -232,8 +257,22 @@ impl Room {
         }
     }
 
+    /// Writes so many pages of a hundred, a divisor of it, at equal distances.
+    #[inline(always)]
+    fn write_some(self, percent: u64) {
+        let Some(step) = 100_u64.checked_div(percent) else { return };
+        for page in (0..self.pages).step_by(step as usize) {
+            self.page(page).write();
+        }
+    }
+
+    #[inline(always)]
+    fn page(self, page: u64) -> Self {
+        Self { start: self.start + page * PAGE, pages: 1 }
+    }
+
     fn first(self) -> Self {
-        Self { pages: 1, ..self }
+        self.page(0)
     }
 
     #[inline(always)]
@@ -338,6 +377,52 @@ fn store(address: u64) {
 
 fn tag_fault_signal(bench: &mut Bench) {
     bench.point(1, wrongly_tagged, store, drop);
+}
+
+fn fresh_tagged(bench: &Bench, pages: u64) -> Room {
+    bench.fresh_with(pages, TAGGED)
+}
+
+/// Pages that wait for tag storage, of which some in each block has tags.
+fn with_reserved_blocks(bench: &Bench, pages: u64) -> Room {
+    // One is written between any sixteen, so that each block has one, also the first and the last.
+    let (before, behind) = (OF_A_BLOCK, OF_A_BLOCK);
+    let whole = bench.fresh(before + pages + behind);
+    let between = Room { pages: whole.pages.div_ceil(16), ..BETWEEN };
+    BETWEEN.unmap();
+    fixed(between.start, between.bytes(), TAGGED, 0);
+    for page in 0..whole.pages {
+        if page.is_multiple_of(16) {
+            between.page(page / 16).write();
+        }
+        whole.page(page).write();
+    }
+    whole.protect(TAGGED);
+    Room { start: whole.start + before * PAGE, pages }
+}
+
+/// Pages that wait for tag storage, of which each is alone in its block.
+fn with_free_blocks(bench: &Bench, pages: u64) -> Room {
+    let room = bench.fresh(pages);
+    let others = OF_A_BLOCK - 1;
+    let between = Room { pages: pages * others, ..BETWEEN };
+    BETWEEN.unmap();
+    fixed(between.start, between.bytes(), PROT_READ | PROT_WRITE, 0);
+    for page in 0..pages {
+        room.page(page).write();
+        Room { start: between.start + page * others * PAGE, pages: others }.write();
+    }
+    room.protect(TAGGED);
+    room
+}
+
+/// Has pages check tags, and writes so many of a hundred.
+fn protect_and_touch(bench: &mut Bench, percent: u64) {
+    let call = |room: Room| {
+        room.protect(TAGGED);
+        room.write_some(percent);
+    };
+    bench.point(TOUCHED, |bench| bench.touched(TOUCHED), call, drop);
 }
 
 fn late_tag_fault_signal(bench: &mut Bench) {

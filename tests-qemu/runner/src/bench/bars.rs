@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::fit::Fit;
+use super::list::DEFAULT;
 use super::trace::Barriers;
 use super::{BOOT, Row};
 
@@ -47,9 +48,17 @@ impl fmt::Display for Bar {
     }
 }
 
+/// A tag check fault that a program handles.
+const TAG_FAULT_SIGNAL: Bar = bar("tag_fault_signal", 1_500, 0, None, (4668.0, 0.0));
+/// Objects of the kernel's heap.
+const HEAP: [Bar; 2] =
+    [bar("heap_alloc_free/64", 400, 0, None, (422.0, 0.0)), bar("heap_alloc_free/4096", 900, 0, None, (930.0, 0.0))];
+/// New pages with tags.
+const MTE_WRITE_FAULT: Bar = bar("mte_write_fault", 0, 750, None, (0.0, 2210.0));
+
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 51] = [
+const BARS: [Bar; 53] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -97,8 +106,10 @@ const BARS: [Bar; 51] = [
     // Of the suite `mte`.
     bar("null_syscall/sync", 100, 0, None, (270.0, 0.0)),
     bar("null_syscall/async", 110, 0, None, (272.0, 0.0)),
-    bar("tag_fault_signal", 1_500, 0, None, (4668.0, 0.0)),
+    TAG_FAULT_SIGNAL,
     bar("late_tag_fault_signal", 2_000, 0, None, (4900.0, 0.0)),
+    HEAP[0],
+    HEAP[1],
     // Of the suite `smmu`. QEMU's SMMU executes a command as soon as PROD is written: there is no wait.
     bar("notify_secondary_tlbs", 200, 0, NO_TLBI, (788.0, 0.0)),
     bar("notify_secondary_tlbs/two_commands", 225, 0, NO_TLBI, (855.0, 0.0)),
@@ -110,8 +121,6 @@ const BARS: [Bar; 51] = [
     bar("domain_unmap", 500, 12, NO_TLBI, (1146.0, 59.0)),
 ];
 
-/// The machine of all rows.
-const DEFAULT: &str = "default";
 /// The machine whose CPU zeroes and copies by plain loads and stores.
 const WITHOUT_MOPS: &str = "a72";
 
@@ -125,21 +134,37 @@ const BARS_WITHOUT_MOPS: [Bar; 5] = [
     bar("mmap_populate", 1_500, 250, None, (5405.0, 1832.0)),
 ];
 
+/// The machine of rows that need tag storage.
+const TAG_STORAGE: &str = "mte";
+/// The same whose CPU zeroes by DC GZVA.
+const TAG_STORAGE_WITHOUT_MOPS: &str = "mte-n2";
+
+/// Bounds with tag storage. Linux has none: there mprotect clears the tags of all pages.
+const BARS_TAG_STORAGE: [Bar; 7] = [
+    bar("mprotect_mte", 600, 16, None, (2128.0, 306.0)),
+    bar("fault_on_access/reserved/net", 0, 500, None, (0.0, 0.0)),
+    bar("fault_on_access/free_block/net", 0, 1_500, None, (0.0, 0.0)),
+    MTE_WRITE_FAULT,
+    TAG_FAULT_SIGNAL,
+    HEAP[0],
+    HEAP[1],
+];
+
+/// Bounds there.
+const BARS_TAG_STORAGE_WITHOUT_MOPS: [Bar; 1] = [MTE_WRITE_FAULT];
+
 const fn bar(name: &'static str, fixed: u32, slope: u32, barriers: Option<Barriers>, linux: (f64, f64)) -> Bar {
     Bar { name, fixed, slope, barriers, barriers_up_to: u32::MAX, linux }
 }
 
 impl Bar {
-    /// The bound of that row of `default`, if it has one.
-    pub fn of(name: &str) -> Option<&'static Self> {
-        Self::on(DEFAULT, name)
-    }
-
     /// The bound of that row on that machine, if it has one there.
     pub fn on(machine: &str, name: &str) -> Option<&'static Self> {
         let bars: &[Self] = match machine {
             DEFAULT => &BARS,
             WITHOUT_MOPS => &BARS_WITHOUT_MOPS,
+            TAG_STORAGE => &BARS_TAG_STORAGE,
+            TAG_STORAGE_WITHOUT_MOPS => &BARS_TAG_STORAGE_WITHOUT_MOPS,
             _ => &[],
         };
         bars.iter().find(|bar| bar.name == name)
@@ -147,7 +172,8 @@ impl Bar {
 
     /// Where a row stands in a report: those with bounds come first, in their order here.
     pub fn place(name: &str) -> usize {
-        BARS.iter().position(|bar| bar.name == name).unwrap_or(BARS.len())
+        let bars = BARS.iter().chain(&BARS_TAG_STORAGE);
+        bars.clone().position(|bar| bar.name == name).unwrap_or(bars.count())
     }
 
     /// Whether the row keeps it at every size, barriers included where they were counted.
@@ -179,7 +205,7 @@ mod tests {
 
     #[test]
     fn one_point_or_barrier_too_many_misses() {
-        let bar = Bar::of("set_memory_x").unwrap();
+        let bar = Bar::on("default", "set_memory_x").unwrap();
         let two = Barriers { dsb: 2, isb: 1, tlbi: 1 };
         assert!(bar.is_met(&row(&[(1, 257), (512, 3834)], two)));
         assert!(!bar.is_met(&row(&[(1, 258), (512, 3834)], two)));
@@ -187,7 +213,7 @@ mod tests {
         for more in [Barriers { dsb: 3, ..two }, Barriers { isb: 2, ..two }, Barriers { tlbi: 2, ..two }] {
             assert!(!bar.is_met(&row(&[(1, 257), (512, 3834)], more)), "{more:?}");
         }
-        assert!(Bar::of("memory/zero").is_none());
+        assert!(Bar::on("default", "memory/zero").is_none());
     }
 
     #[test]
@@ -195,5 +221,7 @@ mod tests {
         let of = |machine| Bar::on(machine, "anon_write_fault").map(ToString::to_string);
         assert_eq!((of("default").as_deref(), of("a72").as_deref(), of("n2")), (Some("400 N"), Some("750 N"), None));
         assert!(Bar::on("a72", "fork").is_none());
+        let of = |machine| Bar::on(machine, "mte_write_fault").map(ToString::to_string);
+        assert_eq!((of("mte"), of("default")), (of("mte-n2"), None));
     }
 }
