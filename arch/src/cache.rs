@@ -25,22 +25,27 @@ fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnM
     }
 }
 
+/// The instruction for one line.
+macro_rules! line_by {
+    ($instruction:literal, $line:expr) => {{
+        #[cfg(target_os = "none")]
+        // SAFETY: by the caller's contract the line is mapped. No value that a coherent observer sees changes, unless the
+        // caller discards lines, which is what it then asked for; what is dropped is fetched again.
+        unsafe {
+            core::arch::asm!(concat!($instruction, ", {0}"), in(reg) $line, options(nostack, preserves_flags));
+        }
+        #[cfg(not(target_os = "none"))]
+        {
+            let _ = $line;
+            crate::recorded::note($instruction);
+        }
+    }};
+}
+
 /// The instruction for each line that has a byte in the range.
 macro_rules! each_line {
     ($instruction:literal, $start:expr, $bytes:expr, $line:expr) => {
-        for_each_line($start, $bytes, $line, |line| {
-            #[cfg(target_os = "none")]
-            // SAFETY: by the caller's contract the line is mapped. No value that a coherent observer sees changes,
-            // unless the caller discards lines, which is what it then asked for; what is dropped is fetched again.
-            unsafe {
-                core::arch::asm!(concat!($instruction, ", {0}"), in(reg) line, options(nostack, preserves_flags));
-            }
-            #[cfg(not(target_os = "none"))]
-            {
-                let _ = line;
-                crate::recorded::note($instruction);
-            }
-        })
+        for_each_line($start, $bytes, $line, |line| line_by!($instruction, line))
     };
 }
 
@@ -78,8 +83,22 @@ pub unsafe fn clean_and_invalidate_to_memory(start: VirtAddr, bytes: u64) {
 /// The range is mapped writable, or the MMU is off. No cache holds the only copy of a value in one of its lines,
 /// also where the first and last line reach beyond the range.
 pub unsafe fn invalidate_to_memory(start: VirtAddr, bytes: u64) {
+    /// Lines of one turn of a loop.
+    const AT_ONCE: u64 = 8;
     barrier::dsb_sy();
-    each_line!("dc ivac", start, bytes, CodeCaches::of_this_cpu().data_line);
+    let line = CodeCaches::of_this_cpu().data_line;
+    // A page has 64 lines of the usual length.
+    if start.is_aligned(AT_ONCE * line) && bytes.is_multiple_of(AT_ONCE * line) {
+        let mut at = start.0;
+        for _ in 0..bytes / line / AT_ONCE {
+            (0..AT_ONCE).for_each(|_| {
+                line_by!("dc ivac", at);
+                at = at.wrapping_add(line);
+            });
+        }
+    } else {
+        each_line!("dc ivac", start, bytes, line);
+    }
     barrier::dsb_sy();
 }
 

@@ -170,6 +170,12 @@ impl Frame {
         self.flags.load(Ordering::Acquire) & TAG_STORAGE != 0
     }
 
+    /// The same for who needs no tags: where storage was just reserved it may be false still.
+    #[inline(always)]
+    pub fn may_have_tag_storage(&self) -> bool {
+        self.flags.load(Ordering::Relaxed) & TAG_STORAGE != 0
+    }
+
     /// Notes that storage is reserved for its tags; whether that was not noted already. The caller holds the frame.
     pub fn note_tag_storage(&self) -> bool {
         self.flags.fetch_or(TAG_STORAGE, Ordering::AcqRel) & TAG_STORAGE == 0

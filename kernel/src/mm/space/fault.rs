@@ -381,12 +381,14 @@ impl AllowedFault<'_> {
     /// The table's lock is held.
     #[cold]
     pub(super) fn not_a_page(self, entry: Descriptor) -> FaultOutcome {
+        if entry.is_fault_on_access() && !entry.is_contiguous() {
+            return self.wait_for_tag_storage(entry);
+        }
         let mmu = self.space.mmu();
         match state(entry) {
             // Another CPU has changed it: the retry decides.
             EntryState::Empty | EntryState::Page => {}
             EntryState::Inaccessible if entry.is_contiguous() => return self.of_group(entry),
-            EntryState::Inaccessible if entry.is_fault_on_access() => return self.wait_for_tag_storage(entry),
             EntryState::Inaccessible => {
                 // It is in no TLB. A store may fault once more.
                 let accessible = entry.modified(self.area.attributes(self.area.protection().read_only()));

@@ -7,7 +7,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Tlb};
+use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Survey, Tables, Tlb};
 
 use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
@@ -263,7 +263,7 @@ impl Space {
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
-        if needs_frame(to) && self.prepare_all(found, from, to, allowed) {
+        if needs_frame(to) && self.wait_or_prepare(found, survey, from, to, allowed) {
             // Changed one by one.
         } else if allowed.is_writable() && !allowed.flags.has_any(AreaFlags::SHARED) {
             self.flip_own(found, from, [to, may_be_written(to)]);
@@ -345,6 +345,48 @@ impl Space {
             let own = records.of(entry.address()).references() == 1;
             mmu.store(cell, Descriptor(entry.0 ^ flips[usize::from(own)]));
         }
+    }
+
+    /// [`Self::prepare_all`]; but first those entries wait for tag storage that come before any whose frame has some.
+    #[inline(always)]
+    fn wait_or_prepare(
+        &self,
+        found: &TableCells<'_>,
+        survey: Survey,
+        from: Descriptor,
+        to: Descriptor,
+        allowed: Allowed,
+    ) -> bool {
+        let waiting = self.wait_first(found, survey, from, to);
+        if waiting == found.cells.len() {
+            return true;
+        }
+        let rest = TableCells { cells: &found.cells[waiting..], ..*found };
+        self.prepare_all(&rest, from, to, allowed)
+    }
+
+    /// Changes entries that are alike from what `from` is to waiting for tag storage, if `to` checks tags, as long as
+    /// their frames have none and lie in one region's memory; how many of the first it has changed.
+    #[inline(never)]
+    fn wait_first(&self, found: &TableCells<'_>, survey: Survey, from: Descriptor, to: Descriptor) -> usize {
+        let is_checked = |entry: Descriptor| entry.is_valid() && entry.is_tagged();
+        let becomes_checked = is_checked(to) && !is_checked(from) && !to.is_user_executable();
+        let Some(storage) = self.common.frames.tag_storage().filter(|_| becomes_checked) else { return 0 };
+        // No frame is below what all addresses have in common, or above what they have together.
+        let [lowest, highest] = [survey.all, survey.any].map(|bits| Descriptor(bits).address());
+        if !storage.coverage().has_all(lowest, highest) || lab::is_on!(RESERVE_AT_MPROTECT) {
+            return 0;
+        }
+        let (mmu, records) = (self.mmu(), self.common.records());
+        let waiting = from.0 ^ to.fault_on_access().0;
+        for (index, cell) in found.cells.iter().enumerate() {
+            let entry = mmu.load(cell);
+            if records.of(entry.address()).may_have_tag_storage() {
+                return index;
+            }
+            mmu.store(cell, Descriptor(entry.0 ^ waiting));
+        }
+        found.cells.len()
     }
 
     /// Prepares the frames of entries that are alike, and to change from what `from` is to what `to` is; returns whether

@@ -117,6 +117,21 @@ impl TagStorage {
 
     #[inline(never)]
     fn try_reserve_missing(&self, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
+        // Nearly always its block is reserved for neighbours already.
+        let number = frame.frame_number();
+        if let Some(region) = self.regions.first()
+            && region.covers(number)
+            && !self.is_tag_storage(number)
+            && region.block(region.block_of(number)).add(1).is_ok()
+        {
+            self.note_reserved(frame, record);
+            return Ok(());
+        }
+        self.try_reserve_unreserved(frame, record)
+    }
+
+    #[inline(never)]
+    fn try_reserve_unreserved(&self, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
         let result = self.try_reserve_frames(frame, 1, BRIEF);
         self.note_frame(frame, record, result)
     }

@@ -99,6 +99,12 @@ impl Region {
         })
     }
 
+    /// The block that has the tags of a frame, which it covers.
+    #[inline(always)]
+    pub(super) fn block_of(&self, frame: usize) -> usize {
+        (frame - self.tagged.start) / (self.block_frames * FRAMES_PER_FRAME)
+    }
+
     /// The frames of a block.
     pub fn frames_of(&self, block: usize) -> Range<usize> {
         let start = self.storage.start + block * self.block_frames;
@@ -199,6 +205,12 @@ impl<'a> Coverage<'a> {
             [first, others @ ..] => Self { first, others },
             [] => panic!("no region"),
         }
+    }
+
+    /// Whether one region has the tags of all frames from `lowest` to `highest`.
+    #[inline(always)]
+    pub fn has_all(&self, lowest: PhysAddr, highest: PhysAddr) -> bool {
+        self.first.covers(lowest.frame_number()) && self.first.covers(highest.frame_number())
     }
 
     /// Whether `frame` does. Tag storage does too, and never has any.
