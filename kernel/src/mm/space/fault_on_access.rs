@@ -305,7 +305,7 @@ impl Spaces {
         let Some(storage) = self.frames.tag_storage() else { return Err(Unmovable::NotFound) };
         let found = self.frame_with_tag_storage(cpu);
         // Without one, whether the page can move decides whether the fault waits or memory is out.
-        let Some(to) = found.or_else(|| self.frames.alloc_movable(cpu).ok()) else {
+        let Some(to) = found.or_else(|| self.movable_frame(cpu)) else {
             storage.note_failure(Failure::OutOfMemory);
             return Err(Unmovable::OutOfMemory);
         };
@@ -327,23 +327,44 @@ impl Spaces {
         let storage = self.frames.tag_storage()?;
         let mut unfit = heapless::Vec::<PhysAddr, TARGETS>::new();
         let mut found = None;
-        while found.is_none() && !unfit.is_full() {
-            // Neighbours share their storage, and the frames for what cannot move are no neighbours of those that can.
-            let movable = || self.frames.alloc_movable(cpu);
-            let new =
-                if unfit.len().is_multiple_of(2) { movable() } else { self.frames.alloc(cpu).or_else(|_| movable()) };
-            let Ok(frame) = new else { break };
+        while let Some(frame) = self.new_frame(cpu, unfit.len()) {
             if storage.try_reserve(frame, self.record(frame)).is_ok() {
                 found = Some(frame);
-            } else {
-                let _ = unfit.push(frame);
+                break;
+            }
+            if unfit.push(frame).is_err() {
+                self.unpin(cpu, frame);
+                break;
             }
         }
-        let is_emptied = |&&frame: &&PhysAddr| storage.reserve(self, cpu, frame, self.record(frame)).is_ok();
-        let found = found.or_else(|| unfit.iter().take(EMPTIED).find(is_emptied).copied());
-        let is_unfit = |frame: &PhysAddr| Some(*frame) != found;
-        unfit.into_iter().filter(is_unfit).for_each(|frame| self.unpin(cpu, frame));
+        let mut tried = 0;
+        for frame in unfit {
+            tried += 1;
+            let is_tried = found.is_none() && tried <= EMPTIED;
+            if is_tried && storage.reserve(self, cpu, frame, self.record(frame)).is_ok() {
+                found = Some(frame);
+            } else {
+                self.unpin(cpu, frame);
+            }
+        }
         found
+    }
+
+    /// The next of several frames. Neighbours share their storage, and frames for what cannot move are no neighbours of
+    /// those that can.
+    fn new_frame(&self, cpu: &Cpu, number: usize) -> Option<PhysAddr> {
+        let other = if number.is_multiple_of(2) { None } else { self.unmovable_frame(cpu) };
+        other.or_else(|| self.movable_frame(cpu))
+    }
+
+    #[inline(never)]
+    fn unmovable_frame(&self, cpu: &Cpu) -> Option<PhysAddr> {
+        self.frames.alloc(cpu).ok()
+    }
+
+    #[inline(never)]
+    fn movable_frame(&self, cpu: &Cpu) -> Option<PhysAddr> {
+        self.frames.alloc_movable(cpu).ok()
     }
 
     /// Moves what lies in `frame`, tag storage that is lent, to another frame. Sleeps: no lock is held.
@@ -351,7 +372,7 @@ impl Spaces {
     /// # Errors
     /// [`Unmovable`]; it is where it was, or gone: [`Unmovable::Free`].
     pub(in crate::mm) fn migrate_out(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), Unmovable> {
-        let to = self.frames.alloc_movable(cpu)?;
+        let to = self.movable_frame(cpu).ok_or(Unmovable::OutOfMemory)?;
         // Whatever has it: what lies in tag storage is guest there.
         self.migrate_shared_page(cpu, frame, to, u32::MAX).inspect_err(|_| self.unpin(cpu, to))
     }

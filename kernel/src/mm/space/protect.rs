@@ -358,10 +358,8 @@ impl Space {
         allowed: Allowed,
     ) -> bool {
         let waiting = self.wait_first(found, survey, from, to);
-        if waiting == found.cells.len() {
-            return true;
-        }
-        let rest = TableCells { cells: &found.cells[waiting..], ..*found };
+        let Some(cells) = found.cells.get(waiting..).filter(|cells| !cells.is_empty()) else { return true };
+        let rest = TableCells { cells, ..*found };
         self.prepare_all(&rest, from, to, allowed)
     }
 

@@ -1,5 +1,6 @@
 //! One region of tag storage: which block has the tags of a frame, and which of its frames are lent.
 
+use core::num::NonZeroUsize;
 use core::ops::Range;
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
@@ -13,7 +14,9 @@ use crate::sync::{IrqLock, rank};
 pub struct Region {
     storage: Range<usize>,
     tagged: Range<usize>,
-    block_frames: usize,
+    block_frames: NonZeroUsize,
+    /// Frames whose tags a block has.
+    served: NonZeroUsize,
     /// The part of the storage that is lent: whole page blocks.
     lendable: Range<usize>,
     blocks: &'static [BlockUse],
@@ -33,13 +36,22 @@ impl Region {
     pub(super) fn new(region: &TagStorageRegion) -> Option<Self> {
         let frames = |range: granule_arch::addr::PhysRange| range.start().frame_number()..range.end().frame_number();
         let (storage, tagged) = (frames(region.storage), frames(region.tagged));
-        let block_frames = (region.block_bytes / PAGE_SIZE as u64) as usize;
+        let block_frames = NonZeroUsize::new((region.block_bytes / PAGE_SIZE as u64) as usize)?;
+        let served = block_frames.checked_mul(NonZeroUsize::new(FRAMES_PER_FRAME)?)?;
         let lendable = storage.start.next_multiple_of(BLOCK_FRAMES)..storage.end / BLOCK_FRAMES * BLOCK_FRAMES;
         let lendable = if lendable.start < lendable.end { lendable } else { storage.start..storage.start };
         let blocks = zeroed::<BlockUse>(storage.len() / block_frames)?;
         let words = zeroed::<u64>(lendable.len() / u64::BITS as usize)?;
         words.fill(u64::MAX);
-        Some(Self { storage, tagged, block_frames, lendable, blocks, unused: IrqLock::new(Unused { words, first: 0 }) })
+        Some(Self {
+            storage,
+            tagged,
+            block_frames,
+            served,
+            lendable,
+            blocks,
+            unused: IrqLock::new(Unused { words, first: 0 }),
+        })
     }
 
     /// Where its storage is.
@@ -54,7 +66,7 @@ impl Region {
 
     /// Frames in a block.
     pub const fn block_frames(&self) -> usize {
-        self.block_frames
+        self.block_frames.get()
     }
 
     /// Those that may be lent.
@@ -91,10 +103,10 @@ impl Region {
 
     /// The blocks that have the tags of `frames`, which it covers, and how many of them each.
     pub fn blocks_of(&self, frames: Range<usize>) -> impl Iterator<Item = (usize, u32)> + use<> {
-        let served = self.block_frames * FRAMES_PER_FRAME;
+        let served = self.served;
         let (first, end) = (frames.start - self.tagged.start, frames.end - self.tagged.start);
-        (first / served..end.div_ceil(served)).map(move |block| {
-            let users = end.min((block + 1) * served) - first.max(block * served);
+        (first / served..(end + (served.get() - 1)) / served).map(move |block| {
+            let users = end.min((block + 1) * served.get()) - first.max(block * served.get());
             (block, users as u32)
         })
     }
@@ -102,13 +114,13 @@ impl Region {
     /// The block that has the tags of a frame, which it covers.
     #[inline(always)]
     pub(super) fn block_of(&self, frame: usize) -> usize {
-        (frame - self.tagged.start) / (self.block_frames * FRAMES_PER_FRAME)
+        (frame - self.tagged.start) / self.served
     }
 
     /// The frames of a block.
     pub fn frames_of(&self, block: usize) -> Range<usize> {
-        let start = self.storage.start + block * self.block_frames;
-        start..start + self.block_frames
+        let start = self.storage.start + block * self.block_frames.get();
+        start..start + self.block_frames.get()
     }
 
     /// The frames of a block that may be lent, as bits.
@@ -141,21 +153,22 @@ impl Region {
     /// A frame that is not lent, of a block that is lendable.
     pub(super) fn lend(&self) -> Option<usize> {
         let mut unused = self.unused.lock();
-        for word in unused.first..unused.words.len() {
-            let mut bits = unused.words[word];
+        let Unused { words, first } = &mut *unused;
+        for (index, word) in words.iter_mut().enumerate().skip(*first) {
+            let mut bits = *word;
             while bits != 0 {
-                let bit = bits.trailing_zeros() as usize;
-                let frame = self.lendable.start + word * u64::BITS as usize + bit;
+                let bit = bits.trailing_zeros();
+                let frame = self.lendable.start + index * u64::BITS as usize + bit as usize;
                 let block = (frame - self.storage.start) / self.block_frames;
-                if self.blocks[block].is_lendable() {
-                    unused.words[word] &= !(1 << bit);
+                if self.blocks.get(block).is_some_and(BlockUse::is_lendable) {
+                    *word &= !(1 << bit);
                     return Some(frame);
                 }
                 // It is being claimed.
                 bits &= bits - 1;
             }
-            if unused.words[word] == 0 && unused.first == word {
-                unused.first = word + 1;
+            if *word == 0 && *first == index {
+                *first = index + 1;
             }
         }
         None
@@ -194,32 +207,26 @@ impl Unused {
 
 /// The frames that need tag storage.
 #[derive(Clone, Copy)]
-pub struct Coverage<'a> {
-    first: &'a Region,
-    others: &'a [Region],
-}
+pub struct Coverage<'a>(&'a [Region]);
 
 impl<'a> Coverage<'a> {
     pub(super) const fn new(regions: &'a [Region]) -> Self {
-        match regions {
-            [first, others @ ..] => Self { first, others },
-            [] => panic!("no region"),
-        }
+        Self(regions)
     }
 
-    /// Whether one region has the tags of all frames from `lowest` to `highest`.
+    /// Whether the first region has the tags of all frames from `lowest` to `highest`.
     #[inline(always)]
     pub fn has_all(&self, lowest: PhysAddr, highest: PhysAddr) -> bool {
-        self.first.covers(lowest.frame_number()) && self.first.covers(highest.frame_number())
+        let covers_both =
+            |region: &Region| region.covers(lowest.frame_number()) && region.covers(highest.frame_number());
+        self.0.first().is_some_and(covers_both)
     }
 
     /// Whether `frame` does. Tag storage does too, and never has any.
     #[inline(always)]
     pub fn has(&self, frame: PhysAddr) -> bool {
         let frame = frame.frame_number();
-        self.first.covers(frame)
-            || self.first.has(frame)
-            || self.others.iter().any(|region| region.covers(frame) || region.has(frame))
+        self.0.iter().any(|region| region.covers(frame) || region.has(frame))
     }
 }
 
