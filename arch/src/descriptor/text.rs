@@ -255,7 +255,7 @@ mod tests {
             (
                 page(user).special().fault_on_access(),
                 3,
-                "present but invalid: page 0x48001000, AP read-only at EL1 and EL0, SH inner shareable, AF, DBM, PXN, \
+                "present but invalid: page 0x48001000, AP read-only at EL1 and EL0, SH inner shareable, AF, PXN, \
                  UXN, special (software's), inaccessible (software's), fault on access (software's), \
                  AttrIndx 0 (Normal write-back)",
             ),

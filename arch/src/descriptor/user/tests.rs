@@ -105,8 +105,10 @@ proptest! {
     fn what_waits_for_an_access_is_the_same_after_it(leaf in leaf()) {
         let accessible = leaf.accessible();
         assert!(accessible.is_valid());
-        assert_eq!(accessible.fault_on_access().accessible(), accessible);
-        assert_eq!(kept(accessible.fault_on_access()).1[..4], kept(accessible).1[..4]);
+        assert_eq!(accessible.inaccessible().accessible(), accessible);
+        let waits = accessible.fault_on_access();
+        assert_eq!(kept(waits).1[..4], kept(accessible).1[..4]);
+        assert!(waits.is_fault_on_access() && !waits.may_be_written());
     }
 
     #[test]
