@@ -16,7 +16,7 @@ const PREFIX: &str = "word_";
 /// Of each function the words of the system instruction class (Arm ARM C4.1.93) and of exclusive and ordered accesses
 /// (C4.1.94), in order, registers left out. Encodings: DSB, DMB, ISB, the hints and accesses C6.2, TLBI, DC, IC and AT
 /// C5.3 to C5.5 and C5.6, system registers D24.
-const WORDS: [(&str, &[u32]); 65] = [
+const WORDS: [(&str, &[u32]); 66] = [
     // DSB: CRm 10 ISHST, 11 ISH, 7 NSH, 15 SY.
     ("dsb_ishst", &[0xd503_3a80]),
     ("dsb_ish", &[0xd503_3b80]),
@@ -50,6 +50,8 @@ const WORDS: [(&str, &[u32]); 65] = [
     ("clean_and_invalidate_to_memory", &[0xd53b_0020, 0xd50b_7e20, 0xd503_3f80]),
     // DSB SY, MRS CTR_EL0, DC, DSB SY.
     ("invalidate_to_memory", &[0xd503_3f80, 0xd53b_0020, 0xd508_7620, 0xd503_3f80]),
+    // MRS CTR_EL0, DC IGVAC, DSB SY.
+    ("invalidate_tags_to_memory", &[0xd53b_0020, 0xd508_7660, 0xd503_3f80]),
     ("clean_to_unification", &[0xd50b_7b20]),
     ("invalidate_instructions", &[0xd50b_7520]),
     ("invalidate_all_instructions", &[0xd508_7100]),

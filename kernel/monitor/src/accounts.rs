@@ -47,7 +47,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "mte",
         words: "stats [--json]",
-        help: "tag storage: what it holds, reservations, migrations, failures, replays",
+        help: "tag storage: what it holds, reservations, failures, replays",
         run: mte,
         complete: |place, take| {
             if let Some((keyword, ())) = [STATS, JSON].get(place) {

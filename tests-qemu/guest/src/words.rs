@@ -59,6 +59,9 @@ words! {
     word_execute_rvale1is(operand: RangeOperand): tlbi::Instruction::Rvale1is(operand).execute();
     // SAFETY: as all of these, it does not run.
     word_clean_to_memory(start: VirtAddr, bytes: u64): unsafe { cache::clean_to_memory(start, bytes) };
+    word_invalidate_tags_to_memory(start: VirtAddr, bytes: u64):
+        // SAFETY: as above.
+        unsafe { cache::invalidate_tags_to_memory(start, bytes) };
     word_clean_and_invalidate_to_memory(start: VirtAddr, bytes: u64):
         // SAFETY: as above.
         unsafe { cache::clean_and_invalidate_to_memory(start, bytes) };
