@@ -170,7 +170,7 @@ impl Frame {
         self.flags.load(Ordering::Acquire) & TAG_STORAGE != 0
     }
 
-    /// The same for who needs no tags: where storage was just reserved it may be false still.
+    /// The same without an order, for a caller that writes no tags: where storage was just reserved it may be false still.
     #[inline(always)]
     pub fn may_have_tag_storage(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & TAG_STORAGE != 0
