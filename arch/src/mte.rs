@@ -137,18 +137,29 @@ mod metal {
             }
         } else if crate::patched_branch!(branch::DC_ZVA) {
             let dczid = crate::sysreg::read_dczid_el0();
-            // SAFETY: the page is the caller's. A page has a multiple of eight blocks: the architecture's largest has
-            // 2 KiB, but where blocks are that large, the loop ends behind the second.
+            // SAFETY: the page is the caller's. It has a multiple of eight blocks, but where these are of 1 KiB, or 2 KiB,
+            // which is the architecture's largest: a multiple of two.
             unsafe {
                 asm!(
                     ".arch_extension memtag",
+                    "cmp {step}, #512",
+                    "b.hi 3f",
                     "2:",
-                    ".rept 2",
+                    ".rept 8",
                     "dc gzva, {at}",
                     "add {at}, {at}, {step}",
                     ".endr",
                     "tst {at}, #{PAGE_MASK}",
                     "b.ne 2b",
+                    "b 4f",
+                    "3:",
+                    ".rept 2",
+                    "dc gzva, {at}",
+                    "add {at}, {at}, {step}",
+                    ".endr",
+                    "tst {at}, #{PAGE_MASK}",
+                    "b.ne 3b",
+                    "4:",
                     ".arch_extension nomemtag",
                     at = inout(reg) page.with_tag(super::Tag::ZERO).0 => _,
                     step = in(reg) 4_u64 << (dczid & 0xf),

@@ -154,20 +154,21 @@ impl Span {
         5 * scale as u32 + 1
     }
 
-    /// The largest span that is not longer than `pages`, which is 2 to [`Self::MAX_PAGES`].
-    const fn largest(pages: u64) -> Self {
+    /// The largest span that is not longer than `pages`, which is 2 to [`Self::MAX_PAGES`], and its pages.
+    const fn largest(pages: u64) -> (Self, u64) {
         debug_assert!(pages >= 2 && pages <= Self::MAX_PAGES);
-        // SCALE 3 from 2^16 pages on, 2 from 2^11, 1 from 2^6; the remainder is always below one unit of that scale.
-        let scale = if pages >= 1 << 16 {
-            3
-        } else if pages >= 1 << 11 {
-            2
-        } else if pages >= 1 << 6 {
-            1
-        } else {
+        // SCALE 1 from 2^6 pages on, 2 from 2^11, 3 from 2^16; the remainder is always below one unit of that scale.
+        let scale = if pages < 1 << 6 {
             0
+        } else if pages < 1 << 11 {
+            1
+        } else if pages < 1 << 16 {
+            2
+        } else {
+            3
         };
-        Self { scale, num: ((pages >> Self::shift(scale)) - 1) as u8 }
+        let units = pages >> Self::shift(scale);
+        (Self { scale, num: (units - 1) as u8 }, units << Self::shift(scale))
     }
 }
 
@@ -265,8 +266,8 @@ impl Iterator for Plan {
         let (operation, pages) = if self.pages == 1 || self.range == RangeSupport::No {
             (Operation::Page(start), 1)
         } else {
-            let span = Span::largest(self.pages);
-            (Operation::Pages(start, span), span.pages())
+            let (span, pages) = Span::largest(self.pages);
+            (Operation::Pages(start, span), pages)
         };
         self.pages -= pages;
         // The last page may be the last of the address space.
@@ -515,7 +516,8 @@ mod tests {
         #[test]
         fn the_largest_span_leaves_less_than_itself(pages in 2_u64..=Span::MAX_PAGES, seed in any::<u8>()) {
             let pages = if seed == 0 { Span::MAX_PAGES } else { pages };
-            let span = Span::largest(pages);
+            let (span, covered) = Span::largest(pages);
+            assert_eq!(covered, span.pages());
             assert!(span.num() < 32 && span.scale() < 4);
             assert!(span.pages() <= pages);
             assert!(pages - span.pages() < 1 << Span::shift(span.scale()));

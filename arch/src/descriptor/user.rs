@@ -319,6 +319,9 @@ impl From<Migration> for Descriptor {
 
 /// User leaves, in Linux's vocabulary: `pte_mkyoung` is [`Descriptor::young`], `pte_modify` is
 /// [`Descriptor::modified`].
+/// What `mprotect` changes.
+const PERMISSIONS: u64 = bits::USER | bits::RDONLY | bits::WRITE | bits::PXN | bits::UXN | bits::GP | bits::ATTR_INDEX;
+
 impl Descriptor {
     /// A table of a user space: EL1 never executes anything below.
     pub const fn user_table(table: PhysAddr) -> Self {
@@ -504,6 +507,29 @@ impl Descriptor {
         Self(self.write_protected().invalid().0 | bits::FAULT_ON_ACCESS)
     }
 
+    /// The same where EL0 may not write already: a call that marks many asks that once.
+    #[inline(always)]
+    #[must_use]
+    pub const fn read_only_fault_on_access(self) -> Self {
+        debug_assert!(!self.may_be_written());
+        Self(self.invalid().0 | bits::FAULT_ON_ACCESS)
+    }
+
+    /// What [`Self::fault_on_access`] made, after the access: valid and young, with the permissions and the memory type
+    /// of `attributes`, which are those of an accessible page. All else stays: whose its frame is, whether it was
+    /// written, and userfaultfd's mark, with which EL0 may not write.
+    #[inline(always)]
+    #[must_use]
+    pub const fn accessed(self, attributes: Attributes) -> Self {
+        const CHANGED: u64 = PERMISSIONS | bits::FAULT_ON_ACCESS | bits::PROT_NONE | bits::UFFD_WP_INVALID;
+        debug_assert!(self.is_fault_on_access() && attributes.bits() & bits::VALID != 0);
+        let mark = if self.0 & bits::UFFD_WP_INVALID != 0 { bits::UFFD_WP } else { 0 };
+        let kept = self.0 & !CHANGED | bits::VALID | bits::NG | bits::AF | mark;
+        let entry = Self(kept | attributes.bits() & PERMISSIONS);
+        let entry = if self.0 & bits::DIRTY != 0 { entry.dirty() } else { entry };
+        if mark != 0 { entry.write_protected() } else { entry }
+    }
+
     /// A present leaf that faults, until [`Self::accessible`] undoes that.
     #[must_use]
     pub const fn inaccessible(self) -> Self {
@@ -518,7 +544,8 @@ impl Descriptor {
 
     /// Present-invalid, with userfaultfd's mark where it is then.
     const fn invalid(self) -> Self {
-        let mark = if self.is_uffd_wp() { bits::UFFD_WP_INVALID } else { 0 };
+        const MARKED: u64 = bits::VALID | bits::UFFD_WP;
+        let mark = if self.0 & MARKED == MARKED { bits::UFFD_WP_INVALID } else { 0 };
         Self(self.0 & !(bits::VALID | bits::UFFD_WP) | bits::PRESENT_INVALID | bits::PROT_NONE | mark)
     }
 
@@ -535,8 +562,6 @@ impl Descriptor {
     /// What userfaultfd protects does not become writable.
     #[must_use]
     pub const fn modified(self, attributes: Attributes) -> Self {
-        const PERMISSIONS: u64 =
-            bits::USER | bits::RDONLY | bits::WRITE | bits::PXN | bits::UXN | bits::GP | bits::ATTR_INDEX;
         let fields = Self(self.0 & !(PERMISSIONS | bits::FAULT_ON_ACCESS) | attributes.bits() & PERMISSIONS);
         // Nearly all are valid before and after, without a mark.
         let is_plain = self.0 & (bits::VALID | bits::UFFD_WP) == bits::VALID && attributes.bits() & bits::VALID != 0;

@@ -45,6 +45,17 @@ impl<G: Geometry> PageRange<G> {
         Ok(Self { start, size, geometry: PhantomData })
     }
 
+    /// The pages from `start` up to `end`; `None` unless both are page aligned, in this order, and in the lower half.
+    #[inline(always)]
+    pub const fn lower(start: VirtAddr, end: VirtAddr) -> Option<Self> {
+        let are_aligned = (start.0 | end.0) & (G::PAGE_SIZE - 1) == 0;
+        if are_aligned && start.0 < end.0 && end.0 <= 1 << G::VA_BITS {
+            Some(Self { start, size: end.0 - start.0, geometry: PhantomData })
+        } else {
+            None
+        }
+    }
+
     /// The `pages` pages from `start` on.
     ///
     /// # Errors

@@ -146,9 +146,25 @@ fn issue_range<M: Mmu, S: Scope>(
     level: Option<LevelHint>,
     tables: Tables,
 ) {
-    let granule = M::Geometry::GRANULE;
     let level = level_hint(mmu, level);
-    let support = if mmu.has(Feature::TlbRange) { RangeSupport::Yes } else { RangeSupport::No };
+    // Two loops, each of which knows whether there are range operations.
+    if mmu.has(Feature::TlbRange) {
+        issue_plan(mmu, scope, range, level, tables, RangeSupport::Yes);
+    } else {
+        issue_plan(mmu, scope, range, level, tables, RangeSupport::No);
+    }
+}
+
+#[inline(always)]
+fn issue_plan<M: Mmu, S: Scope>(
+    mmu: &M,
+    scope: S,
+    range: PageRange<M::Geometry>,
+    level: Option<LevelHint>,
+    tables: Tables,
+    support: RangeSupport,
+) {
+    let granule = M::Geometry::GRANULE;
     for operation in Plan::new(range.start(), range.pages() as u64, granule, support) {
         // Each arm issues its own, so that none is looked at twice.
         match (operation, tables) {
