@@ -114,7 +114,7 @@ switches! {
         "a fault that finds no tag storage is replayed for ever: a long pin hangs the thread";
     SKIP_RECHECK "skip-recheck" Target
         "an entry is not compared again when its tag storage is reserved: a page that was discarded comes back";
-    EARLY_UNPIN "early-unpin" Target
+    EARLY_UNPIN "early-unpin" Model
         "a page is unpinned before its entry is compared again: its next life is made valid without tag storage";
     NO_SECONDARY_TLB "no-secondary-tlb" Target
         "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation";

@@ -79,8 +79,8 @@ pub(crate) fn note_replay(_cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> u32
 }
 
 /// Ends that count.
-pub(crate) fn take_replays(_cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> super::Replays {
-    REPLAYS.with(|replays| replays.take(page))
+pub(crate) fn take_replays(_cpu: &Cpu, page: impl FnOnce() -> granule_arch::addr::VirtAddr) -> Option<super::Replays> {
+    REPLAYS.with(|replays| replays.is_begun().then(|| replays.take(page())).flatten())
 }
 
 /// None: there are no programs.

@@ -15,11 +15,11 @@ pub(super) struct ReplayCount {
 }
 
 /// A count that has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Replays {
-    /// Replays, at most 4095.
+    /// Replays, 1 to 4095.
     pub count: u32,
-    /// Ticks of the counter from the first one on; 0 where there was none.
+    /// Ticks of the counter from the first one on.
     pub ticks: u64,
 }
 
@@ -42,13 +42,22 @@ impl ReplayCount {
         count as u32
     }
 
+    /// Whether there is a count.
+    #[inline(always)]
+    pub(super) fn is_begun(&self) -> bool {
+        self.page.get() != 0
+    }
+
     /// Ends the count, which is that of `page` or is dropped.
-    pub(super) fn take(&self, page: VirtAddr) -> Replays {
+    #[cold]
+    #[inline(never)]
+    pub(super) fn take(&self, page: VirtAddr) -> Option<Replays> {
         let noted = self.page.replace(0);
         if noted & COUNT == 0 || noted & !COUNT != page.0 {
-            return Replays::default();
+            return None;
         }
-        Replays { count: (noted & COUNT) as u32, ticks: timer::count_unordered().wrapping_sub(self.since.get()) }
+        let ticks = timer::count_unordered().wrapping_sub(self.since.get());
+        Some(Replays { count: (noted & COUNT) as u32, ticks })
     }
 }
 
@@ -56,17 +65,17 @@ impl ReplayCount {
 mod tests {
     use granule_arch::addr::VirtAddr;
 
-    use super::{ReplayCount, Replays};
+    use super::ReplayCount;
 
     #[test]
     fn replays_are_counted_by_page() {
         const PAGES: [VirtAddr; 2] = [VirtAddr(0x1000), VirtAddr(0x7f_ffff_f000)];
         let count = ReplayCount::default();
-        assert_eq!(count.take(PAGES[0]), Replays::default());
+        assert_eq!(count.take(PAGES[0]), None);
         assert_eq!([count.note(PAGES[0]), count.note(PAGES[0]), count.note(PAGES[1])], [1, 2, 1]);
-        assert_eq!(count.take(PAGES[0]), Replays::default());
+        assert_eq!(count.take(PAGES[0]), None);
         assert_eq!([count.note(PAGES[1]), count.note(PAGES[1])], [1, 2]);
-        assert_eq!(count.take(PAGES[1]).count, 2);
+        assert_eq!(count.take(PAGES[1]).map(|replays| replays.count), Some(2));
         assert_eq!((0..5000).map(|_| count.note(PAGES[0])).last(), Some(4095));
     }
 }

@@ -410,9 +410,11 @@ pub(crate) fn note_replay(cpu: &Cpu, page: VirtAddr) -> u32 {
     working(cpu).map_or(1, |thread| thread.replays.note(page))
 }
 
-/// Ends that count: the fault was served.
-pub(crate) fn take_replays(cpu: &Cpu, page: VirtAddr) -> Replays {
-    working(cpu).map_or_else(Replays::default, |thread| thread.replays.take(page))
+/// Ends that count: the fault was served; `None` where there was none for `page`.
+#[inline(always)]
+pub(crate) fn take_replays(cpu: &Cpu, page: impl FnOnce() -> VirtAddr) -> Option<Replays> {
+    let thread = working(cpu).filter(|thread| thread.replays.is_begun())?;
+    thread.replays.take(page())
 }
 
 /// A call of the running thread has failed, and gives `frames` frames back that it had taken: if it failed for want of

@@ -283,12 +283,10 @@ impl FrameAllocator {
                 *is_movable |= mobility == Mobility::Movable;
                 // SAFETY: the records of a cut block are valid and stay mapped.
                 let records = unsafe { self.records.run(first..end) };
-                let failed = |(index, record): (usize, &Frame)| {
-                    if patched_branch!(branch::TAG_STORAGE) {
-                        self.release_tag_storage(first + index, record);
-                    }
-                    Some((first + index, record.release().err()?))
-                };
+                if patched_branch!(branch::TAG_STORAGE) {
+                    self.release_all_tag_storage(first, records);
+                }
+                let failed = |(index, record): (usize, &Frame)| Some((first + index, record.release().err()?));
                 records.iter().enumerate().find_map(failed)
             } else {
                 Some((first, FreeError::Foreign))
@@ -344,13 +342,13 @@ impl Freeing<'_> {
         if !frame.is_aligned(PAGE_SIZE as u64) {
             return self.frames.refuse(frame, FreeError::Foreign);
         }
-        if self.runs.is_full() {
-            self.flush();
-        }
         self.close();
         let number = frame.frame_number();
-        // There is room now.
-        let _ = self.runs.push(number..number + 1);
+        if let Err(run) = self.runs.push(number..number + 1) {
+            self.flush();
+            // There is room now.
+            let _ = self.runs.push(run);
+        }
         self.end = frame.0 + PAGE_SIZE as u64;
     }
 

@@ -599,12 +599,19 @@ impl FrameAllocator {
     #[cold]
     #[inline(never)]
     fn release_tag_storage(&self, frame: usize, record: &Frame) {
-        if record.has_tag_storage()
-            && record.references() == 1
+        if record.references() == 1
+            && record.take_tag_storage()
             && let Some(storage) = self.tag_storage()
         {
             storage.release(PhysAddr::from_frame_number(frame), 1);
         }
+    }
+
+    /// The same for a run from `first` on, whose records are `records`.
+    #[cold]
+    #[inline(never)]
+    fn release_all_tag_storage(&self, first: usize, records: &[Frame]) {
+        (first..).zip(records).for_each(|(frame, record)| self.release_tag_storage(frame, record));
     }
 
     /// Frees a frame that was lent; whether it is one. One that is not held once is refused.

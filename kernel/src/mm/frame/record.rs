@@ -170,7 +170,8 @@ impl Frame {
         self.flags.load(Ordering::Acquire) & TAG_STORAGE != 0
     }
 
-    /// The same without an order, for a caller that writes no tags: where storage was just reserved it may be false still.
+    /// The same without an order, for a caller that writes no tags: where storage was just reserved it may be false
+    /// still.
     #[inline(always)]
     pub fn may_have_tag_storage(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & TAG_STORAGE != 0
@@ -179,6 +180,17 @@ impl Frame {
     /// Notes that storage is reserved for its tags; whether that was not noted already. The caller holds the frame.
     pub fn note_tag_storage(&self) -> bool {
         self.flags.fetch_or(TAG_STORAGE, Ordering::AcqRel) & TAG_STORAGE == 0
+    }
+
+    /// Notes that it is reserved no more; whether it was. The caller alone holds the frame, which nothing reaches.
+    #[inline(always)]
+    pub(super) fn take_tag_storage(&self) -> bool {
+        let is_reserved = self.has_tag_storage();
+        if is_reserved {
+            // Relaxed: published with the frame.
+            self.flags.store(self.flags.load(Ordering::Relaxed) & !TAG_STORAGE, Ordering::Relaxed);
+        }
+        is_reserved
     }
 
     /// Marks a frame that is held exactly once as free, and clears the record.

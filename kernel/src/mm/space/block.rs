@@ -746,7 +746,7 @@ impl Space {
                     match self.prepared_block(valid).filter(|new| new.is_valid()) {
                         Some(valid) => {
                             mmu.store(found.cell, valid);
-                            storage.note_served(0, 0);
+                            storage.note_served(None);
                         }
                         None => {
                             drop(locked);

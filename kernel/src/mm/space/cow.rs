@@ -11,7 +11,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
-use super::entry::{EntryState, set_access_flags, state, written};
+use super::entry::{is_page, set_access_flags, written};
 use super::fault::{AllowedFault, FaultError, FaultOutcome};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
@@ -34,7 +34,7 @@ impl AllowedFault<'_> {
         let space = self.space;
         let _locked = space.lock_table(self.table);
         let entry = space.mmu().load(self.cell);
-        if state(entry) != EntryState::Page {
+        if !is_page(entry) {
             return Reuse::Done(self.not_a_page(entry));
         }
         if entry.is_contiguous() {

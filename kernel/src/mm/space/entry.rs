@@ -49,12 +49,18 @@ pub(super) enum EntryState {
     Damaged,
 }
 
+/// Whether `entry`, of the last level, is [`EntryState::Page`].
+#[inline(always)]
+pub(super) const fn is_page(entry: Descriptor) -> bool {
+    /// VALID without TABLE is reserved at the last level, and faults.
+    const PAGE: u64 = bits::VALID | bits::TABLE;
+    entry.0 & PAGE == PAGE
+}
+
 /// The state of `entry`, of the last level.
 #[inline(always)]
 pub(super) fn state(entry: Descriptor) -> EntryState {
-    /// VALID without TABLE is reserved at the last level, and faults.
-    const PAGE: u64 = bits::VALID | bits::TABLE;
-    if entry.0 & PAGE == PAGE {
+    if is_page(entry) {
         EntryState::Page
     } else if entry == Descriptor::EMPTY {
         EntryState::Empty

@@ -20,7 +20,7 @@ use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};
 use super::cow::Reuse;
-use super::entry::{EntryState, attributes, read_only_attributes, set_access_flags, state, written};
+use super::entry::{EntryState, attributes, is_page, read_only_attributes, set_access_flags, state, written};
 use super::parts::Divisible;
 use super::shmem::{self, Found, NoPage, Object};
 use super::{EntryCell, Machine, PAGE, Space, Spaces};
@@ -357,7 +357,7 @@ impl AllowedFault<'_> {
         let _locked = self.space.lock_table(self.table);
         let entry = mmu.load(self.cell);
         let is_write = self.access == Access::Write;
-        if state(entry) != EntryState::Page {
+        if !is_page(entry) {
             return self.not_a_page(entry);
         }
         if self.access == Access::Execute && !entry.is_user_executable() {

@@ -30,12 +30,12 @@ use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::Mmu;
 
 use super::cow::Reuse;
+use super::entry::{attributes, read_only_attributes};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::migrate::Unmovable;
-use super::protect::may_be_written;
 use super::{PAGE, Space, Spaces};
 use crate::lab;
-use crate::mm::tag_storage::{Failure, Unreserved};
+use crate::mm::tag_storage::{Failure, TagStorage, Unreserved};
 use crate::sched::{self, note_shortage, relax, works_for_program};
 use crate::smp::Cpu;
 
@@ -77,30 +77,40 @@ impl AllowedFault<'_> {
             // Nothing makes such entries.
             return FaultOutcome::Failed(FaultError::Unusable);
         };
+        let record = space.common.record(entry.address());
         if self.area.protection().contains(Protection::TAGGED) {
-            if space.common.reserve_now(entry.address()).is_err() {
+            if storage.try_reserve(entry.address(), record).is_err() {
                 return FaultOutcome::TagStorage;
             }
+            space.common.tag_reserved(entry.address(), record);
         } else {
             log::warn!("the entry of {} waits for tag storage in an area without tags", self.page);
         }
-        space.mmu().store(self.cell, self.accessible(entry, 0));
-        let replays = sched::take_replays(self.cpu, counted_page(self.cpu, self.page));
-        storage.note_served(replays.count, replays.ticks);
+        let new = self.accessible(entry, 0);
+        // It has its tags.
+        let new = if new.is_user_executable() { space.prepared(new) } else { new };
+        space.mmu().store(self.cell, new);
+        self.note_served(storage);
         FaultOutcome::Served
     }
 
+    /// Ends the count of the page's replays.
+    #[inline(always)]
+    fn note_served(&self, storage: &TagStorage) {
+        let replays = sched::take_replays(self.cpu, || counted_page(self.cpu, self.page));
+        storage.note_served(replays);
+    }
+
     /// What `entry`, which waits, becomes: valid, young, and writable where only this entry and `pins` others hold the
-    /// frame, or all see the stores. The table's lock is held until that is stored.
-    #[inline(never)]
-    pub(super) fn accessible(&self, entry: Descriptor, pins: u32) -> Descriptor {
-        let protection = self.area.protection();
-        let new = entry.modified(self.area.attributes(protection.read_only())).young();
+    /// frame, or all see the stores. The table's lock is held until that is stored; the frame is
+    /// [prepared](Space::prepared) before.
+    #[inline(always)]
+    fn accessible(&self, entry: Descriptor, pins: u32) -> Descriptor {
+        let (area, protection) = (self.area, self.area.protection());
         let is_own = || !entry.is_special() && self.space.common.record(entry.address()).references() == 1 + pins;
-        let is_writable = protection.contains(Protection::WRITE) && (self.area.is_shared() || is_own());
-        let new = if is_writable { may_be_written(new) } else { new };
-        let new = if self.access == Access::Write && new.may_be_written() { new.dirty() } else { new };
-        if lab::is_on!(EARLY_UNPIN) { new } else { self.space.prepared(new) }
+        let is_written = protection.contains(Protection::WRITE) && (area.is_shared() || is_own());
+        let new = entry.accessed(if is_written { attributes(protection) } else { read_only_attributes(protection) });
+        if self.access == Access::Write && new.may_be_written() { new.dirty() } else { new }
     }
 }
 
@@ -249,10 +259,11 @@ impl Space {
         if now != entry && !(lab::is_on!(SKIP_RECHECK) && now == Descriptor::EMPTY) {
             return false;
         }
-        mmu.store(cell, fault.accessible(entry, pins));
+        let new = fault.accessible(entry, pins);
+        // `prepared` would find that the storage is gone.
+        mmu.store(cell, if lab::is_on!(EARLY_UNPIN) { new } else { self.prepared(new) });
         if let Some(storage) = self.common.frames.tag_storage() {
-            let replays = sched::take_replays(cpu, counted_page(cpu, page));
-            storage.note_served(replays.count, replays.ticks);
+            fault.note_served(storage);
         }
         now != entry
     }

@@ -23,7 +23,7 @@ use super::code::may_need_frame;
 use super::entry::attributes;
 use super::{PAGE, Space, Spaces};
 use crate::lab;
-use crate::mm::frame::FrameAllocator;
+use crate::mm::frame::{Frame, FrameAllocator};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::tag_storage::{TagStorage, Unreserved};
 
@@ -44,13 +44,16 @@ impl Space {
     #[cold]
     #[inline(never)]
     fn zero_and_prepare(&self, frame: PhysAddr, protection: Protection) -> bool {
-        if protection.contains(Protection::TAGGED) {
-            self.common.zero_tagged(frame);
-        } else {
+        let waits = protection.contains(Protection::TAGGED) && !self.common.zero_tagged(frame);
+        if !protection.contains(Protection::TAGGED) {
             // SAFETY: as above.
             unsafe { memory::zero_page(self.common.frames.linear().address(frame)) };
         }
-        self.becomes_waiting(Descriptor::page(frame, attributes(protection)))
+        if protection.contains(Protection::EXECUTE) {
+            // Its contents are visible to fetches first.
+            return self.becomes_waiting(Descriptor::page(frame, attributes(protection)));
+        }
+        waits
     }
 }
 
@@ -82,8 +85,8 @@ impl Spaces {
         self.frames.tag_storage().is_some_and(lacks)
     }
 
-    /// Zeroes a new frame, which gets tags if storage for them is at hand.
-    fn zero_tagged(&self, frame: PhysAddr) {
+    /// Zeroes a new frame, which gets tags if storage for them is at hand; whether it has.
+    fn zero_tagged(&self, frame: PhysAddr) -> bool {
         let page = self.frames.linear().address(frame);
         let is_reserved = self.reserve_now(frame).is_ok();
         if !is_reserved || lab::is_on!(NO_ZERO_TAGS) {
@@ -96,6 +99,7 @@ impl Spaces {
         if is_reserved {
             self.record(frame).note_tags();
         }
+        is_reserved
     }
 
     /// The same for a new page block.
@@ -123,14 +127,20 @@ impl Spaces {
         if self.lacks_tag_storage(frame) {
             return false;
         }
-        self.record(frame).tag_once(|| {
+        self.tag_reserved(frame, self.record(frame));
+        true
+    }
+
+    /// The same where storage is reserved, or none is needed; its record is `record`.
+    #[inline(always)]
+    pub(super) fn tag_reserved(&self, frame: PhysAddr, record: &Frame) {
+        record.tag_once(|| {
             if !lab::is_on!(NO_ZERO_TAGS) {
                 self.zero_tags(frame);
             }
             // The tags before the entry.
             self.mmu.dmb_ishst();
         });
-        true
     }
 
     /// The same for a page block whose storage is reserved, if it is one. It stays one meanwhile: what splits it waits.

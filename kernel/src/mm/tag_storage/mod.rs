@@ -5,8 +5,8 @@
 //! ([`crate::platform::TagStorageRegion`]). A block serves 32 frames for each frame of its own.
 //!
 //! ```text
-//! reserve   before the first tag of a frame is written: its block is claimed, what lies in it migrates away, the data
-//!           cache's lines of the block are invalidated (a later write-back would overwrite tags)
+//! reserve   before the first tag of a frame is written: its block is claimed, what lies in it migrates away, and if any
+//!           of it was lent the data cache's lines of the block are invalidated (a later write-back would overwrite tags)
 //! release   when the frame is free: the lines of its tags are invalidated (a later write-back would overwrite data);
 //!           the last frame of a block gives the block back
 //! lend      where no other frame is left, a frame of a lendable block serves as a *movable* one
@@ -42,7 +42,7 @@ use super::frame::{Frame, FrameAllocator, LinearMap};
 use super::page_block::BLOCK_FRAMES;
 use super::space::Spaces;
 use crate::platform::{MAX_TAG_STORAGE, TagStorageRegion};
-use crate::sched::{RwSem, relax};
+use crate::sched::{Replays, RwSem, relax};
 use crate::smp::Cpu;
 use stats::Counters;
 
@@ -117,21 +117,25 @@ impl TagStorage {
 
     #[inline(never)]
     fn try_reserve_missing(&self, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
-        // Nearly always its block is reserved for neighbours already.
+        // Nearly always its block is reserved for neighbours already, or free.
         let number = frame.frame_number();
         if let Some(region) = self.regions.first()
             && region.covers(number)
             && !self.is_tag_storage(number)
-            && region.block(region.block_of(number)).add(1).is_ok()
         {
-            self.note_reserved(frame, record);
-            return Ok(());
+            let block = region.block_of(number);
+            let is_brief = region.block_frames() <= BRIEF;
+            if region.block(block).add(1).is_ok() || is_brief && self.claim_unused(region, block, 1).is_ok() {
+                self.note_reserved(frame, record);
+                return Ok(());
+            }
         }
-        self.try_reserve_unreserved(frame, record)
+        self.try_reserve_otherwise(frame, record)
     }
 
+    #[cold]
     #[inline(never)]
-    fn try_reserve_unreserved(&self, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
+    fn try_reserve_otherwise(&self, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
         let result = self.try_reserve_frames(frame, 1, BRIEF);
         self.note_frame(frame, record, result)
     }
@@ -212,24 +216,26 @@ impl TagStorage {
         if !state.claim() {
             return Err(Unreserved::Claimed);
         }
-        if !region.take_unused(block) {
-            state.release();
-            return Err(Unreserved::Occupied);
-        }
-        self.reserve_claimed(region, block, users);
-        Ok(())
+        self.reserve_claimed(region, block, users)
     }
 
-    /// Reserves a block that is claimed and taken out of what is lent.
-    fn reserve_claimed(&self, region: &Region, block: usize, users: u32) {
+    /// Reserves a block that is claimed, if nothing of it is lent; else the claim ends.
+    fn reserve_claimed(&self, region: &Region, block: usize, users: u32) -> Result<(), Unreserved> {
+        let Some(is_cached) = region.take_unused(block) else {
+            region.block(block).release();
+            return Err(Unreserved::Occupied);
+        };
         let frames = region.frames_of(block);
-        // SAFETY: the linear map has the block, which nothing uses: what its lines hold is needed no more.
-        unsafe { cache::invalidate_to_memory(self.linear.address(start(&frames)), bytes(&frames)) };
+        if is_cached {
+            // SAFETY: the linear map has the block, which nothing uses: what its lines hold is needed no more.
+            unsafe { cache::invalidate_to_memory(self.linear.address(start(&frames)), bytes(&frames)) };
+        }
         if cfg!(debug_assertions) {
             self.fill(&frames);
         }
         region.block(block).reserve(users);
         self.counters.note_claim();
+        Ok(())
     }
 
     /// Sets the flag of a frame whose storage was just reserved, unless another thread did that for the same page.
@@ -330,12 +336,7 @@ impl TagStorage {
                 self.counters.note_migration();
             }
         }
-        if !region.take_unused(block) {
-            state.release();
-            return Err(Unreserved::Occupied);
-        }
-        self.reserve_claimed(region, block, users);
-        Ok(())
+        self.reserve_claimed(region, block, users)
     }
 
     /// Takes back what was added to the first `done` blocks for `frames`.
@@ -366,7 +367,8 @@ impl TagStorage {
             if cfg!(debug_assertions) {
                 self.verify(&region.frames_of(block));
             }
-            region.put_unused(block);
+            // The pattern.
+            region.put_unused(block, cfg!(debug_assertions));
             region.block(block).release();
             self.counters.note_return();
         }
@@ -425,9 +427,10 @@ impl TagStorage {
         self.counters.note(failure);
     }
 
-    /// Notes that a fault was served, after `replays` of it in so many ticks of the counter.
-    pub(super) fn note_served(&self, replays: u32, ticks: u64) {
-        self.counters.note_served(replays, ticks);
+    /// Notes that a fault was served, after these replays.
+    #[inline(always)]
+    pub(super) fn note_served(&self, replays: Option<Replays>) {
+        self.counters.note_served(replays);
     }
 
     /// Numbers so far.

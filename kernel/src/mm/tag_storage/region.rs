@@ -29,6 +29,9 @@ struct Unused {
     words: &'static mut [u64],
     /// No word below has one.
     first: usize,
+    /// A bit for each frame of which data caches may have written lines: it was lent, or used before the boot, and its
+    /// block not reserved since.
+    cached: &'static mut [u64],
 }
 
 impl Region {
@@ -43,6 +46,8 @@ impl Region {
         let blocks = zeroed::<BlockUse>(storage.len() / block_frames)?;
         let words = zeroed::<u64>(lendable.len() / u64::BITS as usize)?;
         words.fill(u64::MAX);
+        let cached = zeroed::<u64>(words.len())?;
+        cached.fill(u64::MAX);
         Some(Self {
             storage,
             tagged,
@@ -50,7 +55,7 @@ impl Region {
             served,
             lendable,
             blocks,
-            unused: IrqLock::new(Unused { words, first: 0 }),
+            unused: IrqLock::new(Unused { words, first: 0, cached }),
         })
     }
 
@@ -123,10 +128,16 @@ impl Region {
         start..start + self.block_frames.get()
     }
 
-    /// The frames of a block that may be lent, as bits.
-    fn bits_of(&self, block: usize) -> impl Iterator<Item = (usize, u64)> + use<'_> {
-        let lendable = self.frames_of(block).filter(|&frame| self.is_lendable(frame));
-        lendable.map(|frame| self.bit(frame))
+    /// The frames of a block that may be lent: the words that have their bits, and these.
+    fn bits_of(&self, block: usize) -> impl Iterator<Item = (usize, u64)> + use<> {
+        const BITS: usize = u64::BITS as usize;
+        let frames = self.frames_of(block);
+        let index = |frame: usize| frame.clamp(self.lendable.start, self.lendable.end) - self.lendable.start;
+        let (start, end) = (index(frames.start), index(frames.end));
+        (start / BITS..end.div_ceil(BITS)).map(move |word| {
+            let (from, to) = (start.max(word * BITS) - word * BITS, end.min((word + 1) * BITS) - word * BITS);
+            (word, (u64::MAX >> (BITS - (to - from))) << from)
+        })
     }
 
     fn bit(&self, frame: usize) -> (usize, u64) {
@@ -134,27 +145,38 @@ impl Region {
         (index / u64::BITS as usize, 1 << (index % u64::BITS as usize))
     }
 
-    /// Takes the frames of a claimed block, if none is lent; whether none was.
-    pub(super) fn take_unused(&self, block: usize) -> bool {
+    /// Takes the frames of a claimed block, if none is lent: then it returns whether data caches may have written lines of
+    /// them, which the caller invalidates.
+    pub(super) fn take_unused(&self, block: usize) -> Option<bool> {
         let mut unused = self.unused.lock();
-        let are_unused = self.bits_of(block).all(|(word, bit)| unused.words[word] & bit != 0);
-        if are_unused {
-            self.bits_of(block).for_each(|(word, bit)| unused.words[word] &= !bit);
+        if !self.bits_of(block).all(|(word, bits)| unused.words[word] & bits == bits) {
+            return None;
         }
-        are_unused
+        // What is never lent was perhaps used before the boot, and is not noted.
+        let frames = self.frames_of(block);
+        let mut is_cached = !(self.is_lendable(frames.start) && self.is_lendable(frames.end - 1));
+        self.bits_of(block).for_each(|(word, bits)| {
+            is_cached |= unused.cached[word] & bits != 0;
+            unused.words[word] &= !bits;
+            unused.cached[word] &= !bits;
+        });
+        Some(is_cached)
     }
 
-    /// Gives the frames of a claimed block back, which `take_unused` has taken.
-    pub(super) fn put_unused(&self, block: usize) {
+    /// Gives the frames of a claimed block back, which `take_unused` has taken; `is_cached`: and which were written since.
+    pub(super) fn put_unused(&self, block: usize, is_cached: bool) {
         let mut unused = self.unused.lock();
-        self.bits_of(block).for_each(|(word, bit)| unused.put(word, bit));
+        self.bits_of(block).for_each(|(word, bits)| {
+            unused.put(word, bits);
+            unused.cached[word] |= if is_cached { bits } else { 0 };
+        });
     }
 
     /// A frame that is not lent, of a block that is lendable.
     pub(super) fn lend(&self) -> Option<usize> {
         let mut unused = self.unused.lock();
-        let Unused { words, first } = &mut *unused;
-        for (index, word) in words.iter_mut().enumerate().skip(*first) {
+        let Unused { words, first, cached } = &mut *unused;
+        for (index, (word, cached)) in words.iter_mut().zip(cached.iter_mut()).enumerate().skip(*first) {
             let mut bits = *word;
             while bits != 0 {
                 let bit = bits.trailing_zeros();
@@ -162,6 +184,7 @@ impl Region {
                 let block = (frame - self.storage.start) / self.block_frames;
                 if self.blocks.get(block).is_some_and(BlockUse::is_lendable) {
                     *word &= !(1 << bit);
+                    *cached |= 1 << bit;
                     return Some(frame);
                 }
                 // It is being claimed.
@@ -192,15 +215,17 @@ impl Region {
     /// Frames that are lent now: of blocks that are not reserved.
     pub(super) fn lent(&self) -> usize {
         let reserved = |block: &usize| self.blocks[*block].users().is_some();
-        let reserved: usize = (0..self.blocks.len()).filter(reserved).map(|block| self.bits_of(block).count()).sum();
+        let count = |(_, bits): (usize, u64)| bits.count_ones();
+        let reserved: u32 =
+            (0..self.blocks.len()).filter(reserved).flat_map(|block| self.bits_of(block)).map(count).sum();
         let unused: u32 = self.unused.lock().words.iter().map(|word| word.count_ones()).sum();
-        self.lendable.len().saturating_sub(reserved + unused as usize)
+        self.lendable.len().saturating_sub((reserved + unused) as usize)
     }
 }
 
 impl Unused {
-    fn put(&mut self, word: usize, bit: u64) {
-        self.words[word] |= bit;
+    fn put(&mut self, word: usize, bits: u64) {
+        self.words[word] |= bits;
         self.first = self.first.min(word);
     }
 }
@@ -236,4 +261,68 @@ fn zeroed<T: Default>(count: usize) -> Option<&'static mut [T]> {
     vector.try_reserve_exact(count).ok()?;
     vector.resize_with(count, T::default);
     Some(vector.leak())
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_arch::addr::{PhysAddr, PhysRange};
+    use proptest::prelude::*;
+
+    use super::{PAGE_SIZE, Region, TagStorageRegion};
+    use crate::mm::page_block::BLOCK_FRAMES;
+
+    const PAGE: u64 = PAGE_SIZE as u64;
+    /// The storage begins and ends inside a page block.
+    const STORAGE: (usize, usize) = (BLOCK_FRAMES + 192, 4 * BLOCK_FRAMES);
+
+    fn region(block_frames: usize) -> Region {
+        let range = |frame: usize, frames: usize| {
+            PhysRange::new(PhysAddr(frame as u64 * PAGE), PhysAddr((frame + frames) as u64 * PAGE)).unwrap()
+        };
+        let frames = STORAGE.1 / block_frames * block_frames;
+        let storage = TagStorageRegion {
+            storage: range(STORAGE.0, frames),
+            block_bytes: block_frames as u64 * PAGE,
+            tagged: range(0, 32 * frames),
+        };
+        Region::new(&storage).unwrap()
+    }
+
+    #[test]
+    fn a_block_is_invalidated_if_it_was_lent_since() {
+        let region = region(1);
+        let frame = region.lendable_frames().start;
+        let block = frame - region.storage().start;
+        assert_eq!(region.take_unused(block), Some(true), "used before the boot");
+        region.put_unused(block, false);
+        assert_eq!(region.take_unused(block), Some(false));
+        region.put_unused(block, true);
+        assert_eq!(region.take_unused(block), Some(true), "written while it was reserved");
+        region.put_unused(block, false);
+        assert_eq!(region.lend(), Some(frame));
+        assert_eq!(region.take_unused(block), None);
+        region.take_back(frame);
+        assert_eq!(region.take_unused(block), Some(true), "lent");
+        region.put_unused(block, false);
+        // The next one was not touched.
+        assert_eq!(region.take_unused(block + 1), Some(true));
+        assert_eq!(
+            (region.take_unused(0), region.take_unused(0)),
+            (Some(true), Some(true)),
+            "never lent, and not noted"
+        );
+    }
+
+    proptest! {
+        #[test]
+        fn the_bits_of_a_block_are_those_of_its_frames(block_frames in 1_usize..200, block in 0_usize..1000) {
+            let region = region(block_frames);
+            let block = block % region.blocks().len();
+            let mut of_frames = std::collections::BTreeMap::<usize, u64>::new();
+            for (word, bit) in region.frames_of(block).filter(|&frame| region.is_lendable(frame)).map(|frame| region.bit(frame)) {
+                *of_frames.entry(word).or_default() |= bit;
+            }
+            prop_assert_eq!(region.bits_of(block).collect::<Vec<_>>(), of_frames.into_iter().collect::<Vec<_>>());
+        }
+    }
 }

@@ -4,6 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Region, Unreserved};
+use crate::sched::Replays;
 
 /// Steps of a histogram: 0, 1, 2 to 3, 4 to 7, ... and all above.
 pub(super) const STEPS: usize = 16;
@@ -53,6 +54,8 @@ pub(super) struct Counters {
     migrations: AtomicU64,
     moved_pages: AtomicU64,
     failures: [AtomicU64; FAILURES],
+    /// Faults that were served without a replay.
+    at_once: AtomicU64,
     replays: Histogram,
     ticks: Histogram,
 }
@@ -123,9 +126,19 @@ impl Counters {
         self.moved_pages.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(super) fn note_served(&self, replays: u32, ticks: u64) {
-        self.replays[step(replays.into())].fetch_add(1, Ordering::Relaxed);
-        self.ticks[step(ticks)].fetch_add(1, Ordering::Relaxed);
+    #[inline(always)]
+    pub(super) fn note_served(&self, replays: Option<Replays>) {
+        match replays {
+            None => _ = self.at_once.fetch_add(1, Ordering::Relaxed),
+            Some(replays) => self.note_replayed(replays),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn note_replayed(&self, replays: Replays) {
+        self.replays[step(replays.count.into())].fetch_add(1, Ordering::Relaxed);
+        self.ticks[step(replays.ticks)].fetch_add(1, Ordering::Relaxed);
     }
 
     #[cold]
@@ -145,6 +158,10 @@ impl Counters {
         load_all(&self.failures, &mut stats.failures);
         load_all(&self.replays, &mut stats.replays);
         load_all(&self.ticks, &mut stats.ticks);
+        // Step 0 of both.
+        let at_once = load(&self.at_once);
+        stats.replays[0] += at_once;
+        stats.ticks[0] += at_once;
         for region in regions {
             stats.frames += region.storage().len() as u64;
             stats.borrowed += region.lent() as u64;

@@ -564,6 +564,53 @@ fn without_the_second_comparison_a_discarded_page_comes_back() {
     assert!(comes_back(&[lab::SKIP_RECHECK.identifier]) > 0);
 }
 
+/// `lab=early-unpin`: a page that was discarded meanwhile has the same frame again, which has lost its storage. Its new
+/// entry waits like the old one, bit for bit, and is made valid.
+#[test]
+fn without_the_pin_the_next_life_of_a_page_becomes_valid_without_storage() {
+    let is_without_storage = |switches: &[u16], nth| {
+        with_switch(1, switches, |rig| {
+            let space = rig.space();
+            let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
+            rig.put_into_storage_of(&space, beside, rig.entry(&space, start).address());
+            space.mprotect(start, PAGE, TAGGED).unwrap();
+            let waiting = rig.entry(&space, start);
+            let wanted = rig.block_of(waiting.address());
+            let (there, is_alike) = (space.clone(), Rc::new(Cell::new(false)));
+            let other = {
+                let is_alike = is_alike.clone();
+                move |cpu: &Cpu| {
+                    let frames = there.common.frames;
+                    // A frame that is still held is not among those that come next.
+                    there.madvise_dontneed(cpu, start, PAGE).unwrap();
+                    let ordinary: Vec<_> = core::iter::from_fn(|| frames.alloc(cpu).ok()).collect();
+                    let lend = || frames.alloc_movable(cpu).ok();
+                    let is_lent = core::iter::from_fn(lend).any(|frame| wanted.contains(&frame.frame_number()));
+                    if is_lent && ordinary.contains(&waiting.address()) {
+                        frames.free(cpu, waiting.address());
+                        let _ = handle_fault(&there, cpu, start, Access::Write);
+                        let entry = there.page_tables().cell(start).map(|(_, cell)| there.mmu().load(cell));
+                        is_alike.set(entry == Some(waiting));
+                    }
+                    ordinary
+                        .into_iter()
+                        .filter(|&frame| frame != waiting.address())
+                        .for_each(|frame| frames.free(cpu, frame));
+                }
+            };
+            let met = meet(&[&space], start, || _ = rig.fault(&space, start, Access::Write), other, nth);
+            let entry = rig.entry(&space, start);
+            let is_valid = entry.is_valid() && !rig.spaces.record(entry.address()).has_tag_storage();
+            met.then_some((is_alike.get(), is_valid))
+        })
+    };
+    let met = |switches: &[u16]| (0..).map_while(|nth| is_without_storage(switches, nth)).collect::<Vec<_>>();
+    let pinned = met(&[]);
+    assert!(!pinned.is_empty() && pinned.iter().all(|&(_, is_valid)| !is_valid), "{pinned:?}");
+    let unpinned = met(&[lab::EARLY_UNPIN.identifier]);
+    assert!(unpinned.contains(&(true, true)), "{unpinned:?}");
+}
+
 /// A copy on write needs storage for its tags, and what lies there moves away first: also where blocks are too long to be
 /// emptied under a lock.
 #[test]
