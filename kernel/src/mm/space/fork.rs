@@ -8,7 +8,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Visited};
 
-use super::area::{Area, AreaFlags};
+use super::area::{Area, AreaFlags, Areas};
 use super::entry::{EntryState, replace, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
@@ -20,6 +20,10 @@ use crate::smp::Cpu;
 
 /// Areas that are visited without a scheduling point.
 const AREAS: usize = 64;
+/// Areas that are copied without one.
+const COPIES: usize = 16;
+/// Runs of private areas that are not looked for twice: most programs have no more.
+const RUNS: usize = 8;
 
 impl Space {
     /// A second space with the same areas and pages: shared ones are shared, private ones are copied at the first
@@ -38,9 +42,17 @@ impl Space {
             return Err(SpaceError::NoMemory);
         }
         let mut runs = PrivateRuns::NONE;
+        let (mut before_last, mut left) = (heapless::Vec::<PageRange, RUNS>::new(), COPIES);
+        let mut are_all = true;
         child.write_all_areas().copy_all(&areas, cpu, &child, &self.common.areas, |area| {
-            relax();
-            runs.add(area).map_or(Ok(()), |run| self.prepare_tables(cpu, &child, run))
+            left -= 1;
+            if left == 0 {
+                relax();
+                left = COPIES;
+            }
+            let Some(run) = runs.add(area) else { return Ok(()) };
+            are_all &= before_last.push(run).is_ok();
+            self.prepare_tables(cpu, &child, run)
         })?;
         if self.is_advised() {
             self.advise_child(cpu, &areas, &child)?;
@@ -59,17 +71,10 @@ impl Space {
                 relax();
             }
         };
-        let mut runs = PrivateRuns::NONE;
-        let mut left = AREAS;
-        for area in areas.iter() {
-            if let Some(run) = runs.add(area) {
-                copy(run);
-            }
-            left -= 1;
-            if left == 0 {
-                relax();
-                left = AREAS;
-            }
+        if are_all {
+            before_last.into_iter().for_each(&mut copy);
+        } else {
+            PrivateRuns::for_each_before_last(&areas, &mut copy);
         }
         copy(last);
         if protected {
@@ -186,6 +191,23 @@ impl PrivateRuns {
         self.first = self.first.min(start);
         self.last = Some((start, area.end()));
         ended.map(|(start, end)| pages(start, end))
+    }
+
+    /// Calls `each` with every run of `areas` but the last.
+    #[cold]
+    #[inline(never)]
+    fn for_each_before_last(areas: &Areas, each: &mut dyn FnMut(PageRange)) {
+        let (mut runs, mut left) = (Self::NONE, AREAS);
+        for area in areas.iter() {
+            if let Some(run) = runs.add(area) {
+                each(run);
+            }
+            left -= 1;
+            if left == 0 {
+                relax();
+                left = AREAS;
+            }
+        }
     }
 
     /// From the start of the first run to the end of the last, and the last run; `None` where there is none.
