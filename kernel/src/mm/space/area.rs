@@ -387,11 +387,13 @@ impl Area {
     /// Bytes of it that count as data: private and writable, stacks excepted.
     #[inline(always)]
     pub(super) fn data(&self) -> u64 {
-        if self.protection().contains(Protection::WRITE) && !self.is_shared() && !self.grows() {
-            self.size()
-        } else {
-            0
-        }
+        if self.protection().contains(Protection::WRITE) { self.data_if_written() } else { 0 }
+    }
+
+    /// The same if it were writable.
+    #[inline(always)]
+    fn data_if_written(&self) -> u64 {
+        if self.is_shared() || self.grows() { 0 } else { self.size() }
     }
 
     /// The page of its object at `address`. Without meaning in anonymous memory.
@@ -924,9 +926,12 @@ impl Areas {
     /// Changes the protection of an area.
     #[inline]
     pub(super) fn protect(&mut self, held: &Held, protection: Protection) {
-        let before = held.data();
-        held.protection.set(protection);
-        self.data = self.data - before + held.data();
+        let was_written = held.protection.replace(protection).contains(Protection::WRITE);
+        match (was_written, protection.contains(Protection::WRITE)) {
+            (false, true) => self.data += held.data_if_written(),
+            (true, false) => self.data -= held.data_if_written(),
+            _ => {}
+        }
     }
 
     /// Sets an area apart from others, or no more.
@@ -947,6 +952,7 @@ impl Areas {
     }
 
     /// Joins `area` with the areas below and above it, where they touch and are alike.
+    #[inline(always)]
     pub(super) fn merge(&mut self, mut area: Held) {
         let below = self.cursor(&area).peek_prev().clone_pointer();
         if let Some(below) = below

@@ -613,8 +613,12 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, R
 
 /// The pages of `bytes` bytes from `start` on, at least one, if they are in the space.
 pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
-    let range = PageRange::new(start, bytes.checked_next_multiple_of(PAGE)?).ok()?;
-    (range.last() < USER_END).then_some(range)
+    if start > USER_END || bytes > USER_END.0 {
+        return None;
+    }
+    // Of two numbers that small the sum does not wrap.
+    let end = VirtAddr(start.0 + bytes.next_multiple_of(PAGE));
+    PageRange::lower(start, end).filter(|_| end <= USER_END)
 }
 
 /// The pages of `bytes` bytes from `start` on, cut at the end of the space, and whether nothing was cut; `None` where

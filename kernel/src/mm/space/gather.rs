@@ -266,5 +266,5 @@ impl Drop for Gather<'_> {
 /// The range from `start` to `end`, which are page aligned and differ.
 #[inline(always)]
 pub(super) fn pages(start: VirtAddr, end: VirtAddr) -> PageRange {
-    PageRange::new(start, end - start).expect("page aligned, in order, and in the lower half")
+    PageRange::lower(start, end).expect("page aligned, in order, and in the lower half")
 }

@@ -17,7 +17,7 @@ use super::error::Refusal;
 use super::gather::{StaleRange, pages};
 use super::group::GROUP_SIZE;
 use super::limits::SpaceLimits;
-use super::{Space, SpaceError, TableCells};
+use super::{EntryCell, Space, SpaceError, TableCells};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
@@ -78,21 +78,24 @@ impl Space {
         let Some(range) = user_range(start, bytes) else {
             return self.protect_to_the_end(start, bytes, protection, limits);
         };
-        // Limits apply only to what becomes writable.
         let is_written = protection.contains(Protection::WRITE);
-        let is_limited = is_written && (limits.data != u64::MAX || range.end() - range.start() > self.memory());
+        let is_limited = || limits.data != u64::MAX || range.end() - range.start() > self.memory();
         let mut areas = self.write_areas(range);
-        let is_simple = |area: &Held| !is_limited && area.cuts(range) == 0 && area.may_have(protection);
-        let Some(area) = areas.holding(range).filter(is_simple).filter(|_| !is_written || areas.is_whole()) else {
-            return self.protect_otherwise(areas, range, protection, limits, is_limited);
+        // Limits apply only to what becomes writable.
+        let becomes_written = |area: &Held| is_written && !area.protection().contains(Protection::WRITE);
+        let is_within = |area: &Held| !becomes_written(area) || areas.is_whole() && !is_limited();
+        let is_simple = |area: &Held| area.cuts(range) == 0 && area.may_have(protection) && is_within(area);
+        let Some(area) = areas.holding(range).filter(is_simple) else {
+            return self.protect_otherwise(areas, range, protection, limits, is_written && is_limited());
         };
         let protection = area.changed_to(protection);
         if area.protection() != protection {
+            let becomes_written = becomes_written(&area);
             self.protect_pages(range, protection, area.flags());
             areas.protect(&area, protection);
             areas.merge(area);
-            // The limits matter only to what becomes writable, and are not known otherwise.
-            if is_written && areas.note_turn(this_cpu().id, range.start()) {
+            // The limits are not known otherwise.
+            if becomes_written && areas.note_turn(this_cpu().id, range.start()) {
                 self.divide(&mut areas, limits);
             }
         }
@@ -263,7 +266,9 @@ impl Space {
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
-        if needs_frame(to) && self.wait_or_prepare(found, survey, from, to, allowed) {
+        if needs_frame(to) && self.lack_tag_storage(found, survey, to) {
+            self.mmu().update_run(found.cells, from.0 ^ to.read_only_fault_on_access().0);
+        } else if needs_frame(to) && self.prepare_all(found, from, to, allowed) {
             // Changed one by one.
         } else if allowed.is_writable() && !allowed.flags.has_any(AreaFlags::SHARED) {
             self.flip_own(found, from, [to, may_be_written(to)]);
@@ -347,44 +352,28 @@ impl Space {
         }
     }
 
-    /// [`Self::prepare_all`]; but first those entries wait for tag storage that come before any whose frame has some.
+    /// Whether `to` checks tags, and none of the frames has storage for them, so that all entries wait for it.
     #[inline(always)]
-    fn wait_or_prepare(
-        &self,
-        found: &TableCells<'_>,
-        survey: Survey,
-        from: Descriptor,
-        to: Descriptor,
-        allowed: Allowed,
-    ) -> bool {
-        let waiting = self.wait_first(found, survey, from, to);
-        let Some(cells) = found.cells.get(waiting..).filter(|cells| !cells.is_empty()) else { return true };
-        let rest = TableCells { cells, ..*found };
-        self.prepare_all(&rest, from, to, allowed)
-    }
-
-    /// Changes entries that are alike from what `from` is to waiting for tag storage, if `to` checks tags, as long as
-    /// their frames have none and lie in one region's memory; how many of the first it has changed.
-    #[inline(never)]
-    fn wait_first(&self, found: &TableCells<'_>, survey: Survey, from: Descriptor, to: Descriptor) -> usize {
-        let is_checked = |entry: Descriptor| entry.is_valid() && entry.is_tagged();
-        let becomes_checked = is_checked(to) && !is_checked(from) && !to.is_user_executable();
-        let Some(storage) = self.common.frames.tag_storage().filter(|_| becomes_checked) else { return 0 };
+    fn lack_tag_storage(&self, found: &TableCells<'_>, survey: Survey, to: Descriptor) -> bool {
+        let is_checked = to.is_valid() && to.is_tagged() && !to.is_user_executable();
+        if !is_checked || lab::is_on!(RESERVE_AT_MPROTECT) {
+            return false;
+        }
         // No frame is below what all addresses have in common, or above what they have together.
         let [lowest, highest] = [survey.all, survey.any].map(|bits| Descriptor(bits).address());
-        if !storage.coverage().has_all(lowest, highest) || lab::is_on!(RESERVE_AT_MPROTECT) {
-            return 0;
+        let has_all = |storage: &TagStorage| storage.coverage().has_all(lowest, highest);
+        if !self.common.frames.tag_storage().is_some_and(has_all) {
+            return false;
         }
         let (mmu, records) = (self.mmu(), self.common.records());
-        let waiting = from.0 ^ to.fault_on_access().0;
-        for (index, cell) in found.cells.iter().enumerate() {
-            let entry = mmu.load(cell);
-            if records.of(entry.address()).may_have_tag_storage() {
-                return index;
-            }
-            mmu.store(cell, Descriptor(entry.0 ^ waiting));
+        let has = |cell: &EntryCell| records.of(mmu.load(cell).address()).may_have_tag_storage();
+        // Nearly always none has: no branch for each, and four a turn.
+        let (fours, rest) = found.cells.as_chunks::<4>();
+        let mut some = rest.iter().fold(false, |some, cell| some | has(cell));
+        for [first, second, third, fourth] in fours {
+            some |= has(first) | has(second) | has(third) | has(fourth);
         }
-        found.cells.len()
+        !some
     }
 
     /// Prepares the frames of entries that are alike, and to change from what `from` is to what `to` is; returns whether
@@ -420,7 +409,7 @@ impl Space {
         storage: &TagStorage,
     ) {
         let (mmu, records, coverage) = (self.mmu(), self.common.records(), storage.coverage());
-        let waiting = from.0 ^ to[0].fault_on_access().0;
+        let waiting = from.0 ^ to[0].read_only_fault_on_access().0;
         for cell in found.cells {
             let entry = mmu.load(cell);
             let record = records.of(entry.address());
