@@ -77,7 +77,7 @@ const BARS: [Bar; 53] = [
     bar("vmalloc", 900, 35, MAKES_VALID, (1499.0, 95.9)),
     // A larger area has whole tables of its own. Giving those back takes an unlinking with barriers and TLBIs of its
     // own.
-    Bar { barriers_up_to: 512, ..bar("vfree", 615, 45, REVOKES, (966.0, 186.4)) },
+    Bar { barriers_up_to: 512, ..bar("vfree", 600, 45, REVOKES, (966.0, 186.4)) },
     bar(BOOT, 2_000_000, 0, None, (40_790_000.0, 0.0)),
     // Of the suite `mm`, at EL0. Each page that is touched is a fault.
     bar("null_syscall", 90, 0, None, (261.0, 0.0)),
@@ -89,14 +89,14 @@ const BARS: [Bar; 53] = [
     bar("mprotect_rw", 600, 28, None, (2098.0, 180.0)),
     bar("munmap", 950, 70, None, (2926.0, 670.0)),
     bar("madvise_dontneed", 500, 80, None, (786.0, 670.0)),
-    bar("fork", 6_040, 40, None, (23_300.0, 164.0)),
+    bar("fork", 6_000, 40, None, (23_300.0, 164.0)),
     bar("mmap_populate", 1_500, 250, None, (5405.0, 1832.0)),
     bar("memfd_first_write_fault", 0, 800, None, (0.0, 3310.0)),
     bar("memfd_map_fault", 0, 400, None, (0.0, 1624.0)),
     bar("memfd_punch_hole", 1_200, 150, None, (3095.0, 1787.0)),
     bar("memfd_truncate", 1_200, 150, None, (4068.0, 1809.0)),
     bar("huge_write_fault", 1_500, 0, None, (12_770.0, 0.0)),
-    bar("huge_mprotect", 710, 0, None, (3510.0, 0.0)),
+    bar("huge_mprotect", 700, 0, None, (3510.0, 0.0)),
     bar("huge_mprotect_split", 2_500, 0, None, (18_234.0, 0.0)),
     bar("migrate_page", 0, 2_000, None, (0.0, 0.0)),
     // Of 16 pages.
@@ -135,9 +135,22 @@ const BARS_WITHOUT_MOPS: [Bar; 5] = [
 /// The machine of rows that need tag storage.
 const TAG_STORAGE: &str = "mte";
 
+/// A new page with tags, what reserves its storage included.
+const MTE_WRITE_FAULT: Bar = bar("mte_write_fault", 0, 750, None, (0.0, 2210.0));
+
 /// Bounds with tag storage. Linux has none: there mprotect clears the tags of all pages.
-const BARS_TAG_STORAGE: [Bar; 4] =
-    [bar("fault_on_access/free_block/net", 0, 1_500, None, (0.0, 0.0)), TAG_FAULT_SIGNAL, HEAP[0], HEAP[1]];
+const BARS_TAG_STORAGE: [Bar; 7] = [
+    bar("mprotect_mte", 600, 16, None, (2128.0, 306.0)),
+    MTE_WRITE_FAULT,
+    bar("fault_on_access/reserved/net", 0, 500, None, (0.0, 0.0)),
+    bar("fault_on_access/free_block/net", 0, 1_500, None, (0.0, 0.0)),
+    TAG_FAULT_SIGNAL,
+    HEAP[0],
+    HEAP[1],
+];
+
+/// The same with a CPU that zeroes tags line by line.
+const TAG_STORAGE_WITHOUT_MOPS: &str = "mte-n2";
 
 const fn bar(name: &'static str, fixed: u32, slope: u32, barriers: Option<Barriers>, linux: (f64, f64)) -> Bar {
     Bar { name, fixed, slope, barriers, barriers_up_to: u32::MAX, linux }
@@ -150,6 +163,7 @@ impl Bar {
             DEFAULT => &BARS,
             WITHOUT_MOPS => &BARS_WITHOUT_MOPS,
             TAG_STORAGE => &BARS_TAG_STORAGE,
+            TAG_STORAGE_WITHOUT_MOPS => &[MTE_WRITE_FAULT],
             _ => &[],
         };
         bars.iter().find(|bar| bar.name == name)
