@@ -74,13 +74,13 @@ std::thread_local! {
 }
 
 /// Counts one more replay of a fault of this thread on `page`; returns how many there were in a row.
-pub(crate) fn note_replay(_cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> u32 {
-    REPLAYS.with(|replays| replays.note(page))
+pub(crate) fn note_replay(cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> u32 {
+    REPLAYS.with(|replays| replays.note(cpu.id, page))
 }
 
 /// Ends that count.
-pub(crate) fn take_replays(_cpu: &Cpu, page: impl FnOnce() -> granule_arch::addr::VirtAddr) -> Option<super::Replays> {
-    REPLAYS.with(|replays| replays.is_begun().then(|| replays.take(page())).flatten())
+pub(crate) fn take_replays(cpu: &Cpu, page: impl FnOnce() -> granule_arch::addr::VirtAddr) -> Option<super::Replays> {
+    REPLAYS.with(|replays| replays.is_begun().then(|| replays.take(cpu.id, page())).flatten())
 }
 
 /// None: there are no programs.

@@ -7,11 +7,16 @@ use core::cell::Cell;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::timer;
 
-/// The count in a thread: the page, with the count in the bits below it, and when it began. Zero: none.
+use crate::chip::timer::instructions;
+use crate::smp::CpuId;
+
+/// The count in a thread: the page, with the count in the bits below it, and when and where it began. Zero: none.
 #[derive(Debug, Default)]
 pub(super) struct ReplayCount {
     page: Cell<u64>,
     since: Cell<u64>,
+    /// Instructions of that CPU then, if its PMU counts them.
+    since_instructions: Cell<Option<(CpuId, u32)>>,
 }
 
 /// A count that has ended.
@@ -21,6 +26,9 @@ pub struct Replays {
     pub count: u32,
     /// Ticks of the counter from the first one on.
     pub ticks: u64,
+    /// Instructions that the CPU has retired since, this thread's and those of others; `None` where its PMU does not count
+    /// them, or the thread has moved to another CPU.
+    pub instructions: Option<u32>,
 }
 
 const COUNT: u64 = PAGE_SIZE as u64 - 1;
@@ -28,14 +36,15 @@ const COUNT: u64 = PAGE_SIZE as u64 - 1;
 impl ReplayCount {
     #[cfg(target_os = "none")]
     pub(super) const fn new() -> Self {
-        Self { page: Cell::new(0), since: Cell::new(0) }
+        Self { page: Cell::new(0), since: Cell::new(0), since_instructions: Cell::new(None) }
     }
 
-    /// Counts one more for `page`; returns how many there were with it.
-    pub(super) fn note(&self, page: VirtAddr) -> u32 {
+    /// Counts one more for `page`; returns how many there were with it. `cpu` is the CPU that this runs on.
+    pub(super) fn note(&self, cpu: CpuId, page: VirtAddr) -> u32 {
         let count = if self.page.get() & !COUNT == page.0 { self.page.get() & COUNT } else { 0 };
         if count == 0 {
             self.since.set(timer::count_unordered());
+            self.since_instructions.set(retired(cpu));
         }
         let count = (count + 1).min(COUNT);
         self.page.set(page.0 | count);
@@ -51,14 +60,23 @@ impl ReplayCount {
     /// Ends the count, which is that of `page` or is dropped.
     #[cold]
     #[inline(never)]
-    pub(super) fn take(&self, page: VirtAddr) -> Option<Replays> {
+    pub(super) fn take(&self, cpu: CpuId, page: VirtAddr) -> Option<Replays> {
         let noted = self.page.replace(0);
         if noted & COUNT == 0 || noted & !COUNT != page.0 {
             return None;
         }
         let ticks = timer::count_unordered().wrapping_sub(self.since.get());
-        Some(Replays { count: (noted & COUNT) as u32, ticks })
+        let instructions = self.since_instructions.get().zip(retired(cpu)).and_then(|((then, since), (now, count))| {
+            // Of a thread that was elsewhere meanwhile, other CPUs' are missing.
+            (then == now).then(|| count.wrapping_sub(since))
+        });
+        Some(Replays { count: (noted & COUNT) as u32, ticks, instructions })
     }
+}
+
+/// The instructions that `cpu`, which this runs on, has retired, modulo 2³², if its PMU counts them.
+fn retired(cpu: CpuId) -> Option<(CpuId, u32)> {
+    instructions().map(|count| (cpu, count as u32))
 }
 
 #[cfg(test)]
@@ -66,16 +84,17 @@ mod tests {
     use granule_arch::addr::VirtAddr;
 
     use super::ReplayCount;
+    use crate::smp::CpuId;
 
     #[test]
     fn replays_are_counted_by_page() {
         const PAGES: [VirtAddr; 2] = [VirtAddr(0x1000), VirtAddr(0x7f_ffff_f000)];
-        let count = ReplayCount::default();
-        assert_eq!(count.take(PAGES[0]), None);
-        assert_eq!([count.note(PAGES[0]), count.note(PAGES[0]), count.note(PAGES[1])], [1, 2, 1]);
-        assert_eq!(count.take(PAGES[0]), None);
-        assert_eq!([count.note(PAGES[1]), count.note(PAGES[1])], [1, 2]);
-        assert_eq!(count.take(PAGES[1]).map(|replays| replays.count), Some(2));
-        assert_eq!((0..5000).map(|_| count.note(PAGES[0])).last(), Some(4095));
+        let (count, cpu) = (ReplayCount::default(), CpuId(0));
+        assert_eq!(count.take(cpu, PAGES[0]), None);
+        assert_eq!([count.note(cpu, PAGES[0]), count.note(cpu, PAGES[0]), count.note(cpu, PAGES[1])], [1, 2, 1]);
+        assert_eq!(count.take(cpu, PAGES[0]), None);
+        assert_eq!([count.note(cpu, PAGES[1]), count.note(cpu, PAGES[1])], [1, 2]);
+        assert_eq!(count.take(cpu, PAGES[1]).map(|replays| replays.count), Some(2));
+        assert_eq!((0..5000).map(|_| count.note(cpu, PAGES[0])).last(), Some(4095));
     }
 }

@@ -407,14 +407,14 @@ pub(crate) fn note_shortage(cpu: &Cpu, frames: usize) {
 
 /// Counts one more replay of a fault of the running thread on `page`; returns how many there were in a row.
 pub(crate) fn note_replay(cpu: &Cpu, page: VirtAddr) -> u32 {
-    working(cpu).map_or(1, |thread| thread.replays.note(page))
+    working(cpu).map_or(1, |thread| thread.replays.note(cpu.id, page))
 }
 
 /// Ends that count: the fault was served; `None` where there was none for `page`.
 #[inline(always)]
 pub(crate) fn take_replays(cpu: &Cpu, page: impl FnOnce() -> VirtAddr) -> Option<Replays> {
     let thread = working(cpu).filter(|thread| thread.replays.is_begun())?;
-    thread.replays.take(page())
+    thread.replays.take(cpu.id, page())
 }
 
 /// A call of the running thread has failed, and gives `frames` frames back that it had taken: if it failed for want of

@@ -101,8 +101,13 @@ fn tag_storage_has_numbers_where_there_is_some() {
     let (wrong, session) = run(&machine::named("mte").unwrap(), "", "mte stats\nmte stats --json");
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
     // 2 GiB / 32.
-    for text in ["tag storage  16384 frames: ", "\nfailures     ", "\nticks        ", "{\"frames\":16384,\"reserved\":"]
-    {
+    for text in [
+        "tag storage  16384 frames: ",
+        "\nfailures     ",
+        "\nticks        ",
+        "\ninstructions ",
+        "{\"frames\":16384,\"reserved\":",
+    ] {
         assert!(session.contains(text), "{text}:\n{session}");
     }
     for (machine, why) in [("default", "the device tree describes no region"), ("a53", "a CPU is without FEAT_MTE2")] {

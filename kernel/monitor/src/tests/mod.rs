@@ -409,11 +409,13 @@ fn tag_storage_is_accounted_for_in_lines_and_as_json() {
          failures     1 occupied, 2 claimed, 3 in storage themselves, 4 isolated, 5 pinned, 6 out of memory\n\
          replays      0+: 30, 1+: 1, 8+: 2\n\
          ticks        none\n\
+         instructions 0+: 30\n\
          {\"frames\":16384,\"reserved\":2,\"borrowed\":5,\"users\":33,\"reservations\":40,\"releases\":7,\
          \"claims\":3,\"returns\":1,\"lent\":9,\"migrations\":4,\"moved_pages\":1,\"failures\":{\
          \"occupied\":1,\"claimed\":2,\"is_tag_storage\":3,\"isolated\":4,\"pinned\":5,\"out_of_memory\":6},\
-         \"replays\":[30,1,0,0,2,0,0,0,0,0,0,0,0,0,0,0],\
-         \"ticks\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}\n\
+         \"replays\":[30,1,0,0,2,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\
+         \"ticks\":[0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0],\
+         \"instructions\":[30,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0,0]}\n\
          error: --json: `--jsno` is none of --json; did you mean `--json`?\n\
          usage: mte stats [--json]\n\
          error: stats is missing\n\

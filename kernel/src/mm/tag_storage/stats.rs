@@ -7,7 +7,7 @@ use super::{Region, Unreserved};
 use crate::sched::Replays;
 
 /// Steps of a histogram: 0, 1, 2 to 3, 4 to 7, ... and all above.
-pub(super) const STEPS: usize = 16;
+pub(super) const STEPS: usize = 24;
 
 /// A histogram by powers of two.
 type Histogram = [AtomicU64; STEPS];
@@ -58,6 +58,7 @@ pub(super) struct Counters {
     at_once: AtomicU64,
     replays: Histogram,
     ticks: Histogram,
+    instructions: Histogram,
 }
 
 /// Numbers so far, and what is there now.
@@ -91,6 +92,9 @@ pub struct TagStorageStats {
     pub replays: [u64; STEPS],
     /// The same by the ticks of the counter that the replays took.
     pub ticks: [u64; STEPS],
+    /// The same by the instructions that the CPU retired meanwhile, but for those where its PMU does not count them, or the
+    /// thread moved to another CPU.
+    pub instructions: [u64; STEPS],
 }
 
 impl Counters {
@@ -139,6 +143,9 @@ impl Counters {
     fn note_replayed(&self, replays: Replays) {
         self.replays[step(replays.count.into())].fetch_add(1, Ordering::Relaxed);
         self.ticks[step(replays.ticks)].fetch_add(1, Ordering::Relaxed);
+        if let Some(instructions) = replays.instructions {
+            self.instructions[step(instructions.into())].fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     #[cold]
@@ -158,10 +165,11 @@ impl Counters {
         load_all(&self.failures, &mut stats.failures);
         load_all(&self.replays, &mut stats.replays);
         load_all(&self.ticks, &mut stats.ticks);
-        // Step 0 of both.
+        load_all(&self.instructions, &mut stats.instructions);
         let at_once = load(&self.at_once);
-        stats.replays[0] += at_once;
-        stats.ticks[0] += at_once;
+        for histogram in [&mut stats.replays, &mut stats.ticks, &mut stats.instructions] {
+            histogram[0] += at_once;
+        }
         for region in regions {
             stats.frames += region.storage().len() as u64;
             stats.borrowed += region.lent() as u64;
@@ -214,7 +222,9 @@ impl fmt::Display for TagStorageStats {
         write!(f, "replays      ")?;
         histogram(f, &self.replays)?;
         write!(f, "\nticks        ")?;
-        histogram(f, &self.ticks)
+        histogram(f, &self.ticks)?;
+        write!(f, "\ninstructions ")?;
+        histogram(f, &self.instructions)
     }
 }
 
@@ -241,7 +251,7 @@ impl TagStorageStats {
              \"claims\":{},\"returns\":{},\"lent\":{},\"migrations\":{},\"moved_pages\":{},\"failures\":{{\
              \"occupied\":{occupied},\"claimed\":{claimed},\"is_tag_storage\":{is_tag_storage},\
              \"isolated\":{isolated},\"pinned\":{pinned},\"out_of_memory\":{out_of_memory}}},\
-             \"replays\":[{}],\"ticks\":[{}]}}",
+             \"replays\":[{}],\"ticks\":[{}],\"instructions\":[{}]}}",
             self.frames,
             self.reserved,
             self.borrowed,
@@ -254,7 +264,8 @@ impl TagStorageStats {
             self.migrations,
             self.moved_pages,
             Elements(&self.replays),
-            Elements(&self.ticks)
+            Elements(&self.ticks),
+            Elements(&self.instructions)
         )
     }
 }

@@ -5,10 +5,12 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
+use granule::chip::timer::instructions;
 use granule::kernel;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::page_block::MAX_ORDER;
 use granule::mm::space::{Access, FaultError, Sharing, SpaceRef, handle_fault};
+use granule::mm::tag_storage::TagStorageStats;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
@@ -192,7 +194,12 @@ fn a_page_whose_storage_is_pinned_is_replayed_and_then_moves(t: &mut Test) {
     let faults = pages.faults(MANY);
     t.check("the page has moved before many more", faults < MANY);
     t.check("it is accessible, elsewhere", !pages.is_waiting() && pages.frame() != frame);
-    t.equal("pages moved for want of storage", storage.stats().moved_pages - before.moved_pages, 1);
+    let after = storage.stats();
+    t.equal("pages moved for want of storage", after.moved_pages - before.moved_pages, 1);
+    let replayed = |stats: &TagStorageStats| stats.replays.iter().skip(1).sum::<u64>();
+    let timed = |stats: &TagStorageStats| stats.instructions.iter().skip(1).sum::<u64>();
+    let (replayed, timed) = (replayed(&after) - replayed(&before), timed(&after) - timed(&before));
+    t.equal("faults whose instructions are known", timed, if instructions().is_some() { replayed } else { 0 });
     t.check("the other has not", pages.other_frame() == others);
     drop(pin);
     pages.check_contents(t);

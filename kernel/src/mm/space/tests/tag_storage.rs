@@ -383,6 +383,121 @@ fn without_a_frame_to_move_to_memory_is_out() {
     });
 }
 
+/// Frames that are left to a call while memory runs out at one of its steps, and then some.
+const LEFT: usize = 8;
+
+/// A page of `space` that is wanted, with its storage in use by the page beside it.
+fn occupied(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
+    let pages = [rig.written(space, 1), rig.written(space, 1)];
+    rig.put_into_storage_of(space, pages[1], rig.entry(space, pages[0]).address());
+    space.mprotect(pages[0], PAGE, TAGGED).unwrap();
+    pages
+}
+
+/// A page with tags that a child shares; the storage of the frame that a copy gets first is in use.
+fn copied(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
+    let pages = [rig.written(space, 1), rig.written(space, 1)];
+    space.mprotect(pages[0], PAGE, TAGGED).unwrap();
+    rig.fault(space, pages[0], Access::Write).unwrap();
+    rig.set_tag(space, pages[0], 6);
+    let next = rig.frames.alloc_movable(&rig.cpu).unwrap();
+    rig.frames.free(&rig.cpu, next);
+    if rig.block_of(next) != rig.block_of(rig.entry(space, pages[0]).address()) {
+        rig.put_into_storage_of(space, pages[1], next);
+    }
+    pages
+}
+
+type Prepare = fn(&Rig, &Space) -> [VirtAddr; 2];
+
+#[test]
+fn where_memory_runs_out_at_a_step_the_page_is_as_it_was_and_later_served() {
+    let mut refused = [0; 4];
+    for (case, (prepare, forks)) in
+        [(occupied as Prepare, false), (occupied, true), (copied, true), (copied, false)].into_iter().enumerate()
+    {
+        for left in 0..LEFT {
+            with_storage(1, |rig| {
+                let space = rig.space();
+                let [start, beside] = prepare(rig, &space);
+                let child = forks.then(|| space.fork(&rig.cpu).unwrap());
+                let unpin = pin(rig, rig.entry(&space, beside).address());
+                let mut taken = rig.exhaust();
+                taken.extend(core::iter::from_fn(|| rig.frames.alloc_movable(&rig.cpu).ok()));
+                rig.give_back(taken.drain(..left).collect());
+                let used = rig.used();
+                for _ in 0..3 * REPLAYS {
+                    match rig.fault(&space, start, Access::Write) {
+                        Ok(()) => {}
+                        Err(error) => {
+                            assert_eq!(error, FaultError::OutOfMemory);
+                            assert_eq!(rig.used(), used, "a frame is leaked: {left} left");
+                            refused[case] += 1;
+                        }
+                    }
+                }
+                rig.give_back(taken);
+                unpin();
+                (0..3).for_each(|_| rig.fault(&space, start, Access::Write).unwrap());
+                assert!(rig.entry(&space, start).is_writable(), "{left} left: {:?}", rig.entry(&space, start));
+                assert_eq!((rig.read(&space, start), rig.read(&space, beside)), (1, 1));
+                drop(child);
+                rig.frames.drain_cpu(&rig.cpu);
+                rig.check();
+                drop(space);
+                assert_eq!(rig.stats().users, 1, "{left} left");
+            });
+        }
+    }
+    assert!(refused[..3].iter().all(|&refused| refused > 0), "memory is out at some step of each: {refused:?}");
+}
+
+#[test]
+fn a_pin_at_each_step_is_waited_for_or_the_page_moves() {
+    for prepare in [occupied as Prepare, copied] {
+        for pinned in [0, 1] {
+            let mut nth = 0;
+            while with_storage(1, |rig| {
+                let space = rig.space();
+                let pages = prepare(rig, &space);
+                let child = space.fork(&rig.cpu).unwrap();
+                let (there, held) = (space.clone(), Rc::new(Cell::new(None)));
+                let hold = {
+                    let held = held.clone();
+                    move |_: &Cpu| {
+                        let cell = there.page_tables().cell(pages[pinned]);
+                        let entry = cell.map(|(_, cell)| there.mmu().load(cell)).filter(|entry| entry.is_present());
+                        if let Some(frame) = entry.map(Descriptor::address) {
+                            there.common.record(frame).share();
+                            held.set(Some(frame));
+                        }
+                    }
+                };
+                let fault = || _ = rig.fault(&space, pages[0], Access::Write);
+                let met = meet_at(&[(&space, pages[0]), (&space, pages[1])], fault, hold, nth);
+                for _ in 0..3 * REPLAYS {
+                    rig.fault(&space, pages[0], Access::Write).unwrap();
+                }
+                held.take().into_iter().for_each(|frame| rig.spaces.drop_frame(&rig.cpu, frame));
+                (0..3).for_each(|_| rig.fault(&space, pages[0], Access::Write).unwrap());
+                let entry = rig.entry(&space, pages[0]);
+                assert!(entry.is_writable() && entry.is_tagged(), "{nth}: {entry:?}");
+                assert_eq!(pages.map(|page| rig.read(&space, page)), [1, 1], "{nth}");
+                assert_eq!(pages.map(|page| rig.read(&child, page)), [1, 1], "{nth}");
+                drop(child);
+                rig.frames.drain_cpu(&rig.cpu);
+                rig.check();
+                drop(space);
+                assert_eq!(rig.stats().users, 1, "{nth}");
+                met
+            }) {
+                nth += 1;
+            }
+            assert!(nth > 1, "the fault is met");
+        }
+    }
+}
+
 fn block_of_zeros(rig: &Rig, space: &Space) -> VirtAddr {
     let at = VirtAddr(0x10_0020_0000);
     space.mmap(&rig.cpu, &MapRequest { placement: Placement::Fixed(at), ..private(BLOCK_FRAMES as u64) }).unwrap();
