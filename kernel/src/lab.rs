@@ -109,7 +109,7 @@ switches! {
     NO_ZERO_TAGS "no-zero-tags" Target
         "a page that becomes checked keeps the tags that its frame had before";
     RESERVE_AT_MPROTECT "reserve-at-mprotect" Target
-        "mprotect(PROT_MTE) reserves tag storage for every mapped page, used or not";
+        "mprotect(PROT_MTE) reserves tag storage for each mapped page, used or not, where that takes no migration";
     NO_REPLAY_LIMIT "no-replay-limit" Target
         "a fault that finds no tag storage is replayed for ever: a long pin hangs the thread";
     SKIP_RECHECK "skip-recheck" Target

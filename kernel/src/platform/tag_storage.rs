@@ -58,17 +58,17 @@ pub(super) enum TagStorageError {
     NoMap,
     #[error("`reg` must be one range that is not empty")]
     Registers,
-    #[error("`block-size` must be one cell that is not 0")]
+    #[error("`block-size` must be one cell, of 1 to 0x200000 bytes")]
     BlockSize,
     #[error("blocks of {0:#x} bytes (`block-size` in whole pages) are larger than 2 MiB")]
     LargeBlocks(u64),
-    #[error("{0:?} does not begin at a page, of 4096 bytes")]
+    #[error("{0:?} must begin at a page, of 4096 bytes")]
     Start(PhysRange),
     #[error("{0:?} is not a multiple of its blocks, of {1:#x} bytes")]
     Size(PhysRange, u64),
     #[error("{0:?} is not in memory that is mapped")]
     NotInMemory(PhysRange),
-    #[error("{0:?} must not overlap other reservations")]
+    #[error("{0:?} must not overlap another node of `/reserved-memory`, or the memory reservation block")]
     Reserved(PhysRange),
     #[error("`tagged-memory` must be the phandle of a memory node")]
     TaggedMemory,
@@ -76,7 +76,7 @@ pub(super) enum TagStorageError {
     NoMemoryNode(PhysRange),
     #[error("the tagged memory, {0:?}, does not begin and end at a page, of 4096 bytes")]
     TaggedPages(PhysRange),
-    #[error("{0:?} is too small: the tags of {1:?} take 1/32 of it")]
+    #[error("{0:?} is smaller than 1/32 of the memory that it tags, {1:?}")]
     TooSmall(PhysRange, PhysRange),
     #[error("it must not share memory with the region at {0:?}, which tags {1:?}")]
     Shared(PhysRange, PhysRange),

@@ -66,6 +66,11 @@ pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
     false
 }
 
+/// There are no programs.
+pub(crate) const fn runs_program(_cpu: &Cpu) -> bool {
+    false
+}
+
 /// Notes nothing: there are no programs.
 pub(crate) const fn note_shortage(_cpu: &Cpu, _frames: usize) {}
 

@@ -46,7 +46,8 @@ use host::running;
 pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
 pub(crate) use host::{
-    enlarge_shortage, note_replay, note_shortage, running_space, sleep_briefly, take_replays, works_for_program,
+    enlarge_shortage, note_replay, note_shortage, running_space, runs_program, sleep_briefly, take_replays,
+    works_for_program,
 };
 #[cfg(target_os = "none")]
 use queue::running;
@@ -69,7 +70,9 @@ pub use thread::{
     thread_count,
 };
 #[cfg(target_os = "none")]
-pub(crate) use thread::{enlarge_shortage, note_replay, note_shortage, running_space, take_replays, works_for_program};
+pub(crate) use thread::{
+    enlarge_shortage, note_replay, note_shortage, running_space, runs_program, take_replays, works_for_program,
+};
 #[cfg(target_os = "none")]
 pub use timeout::sleep_until;
 #[cfg(target_os = "none")]

@@ -22,9 +22,9 @@ pub(super) struct ReplayCount {
 /// A count that has ended.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Replays {
-    /// Replays, 1 to 4095.
+    /// Replays, 1 to 4095; 4095 also stands for more.
     pub count: u32,
-    /// Ticks of the counter from the first one on.
+    /// Ticks of CNTVCT_EL0 from the first one on.
     pub ticks: u64,
     /// Instructions that the CPU has retired since, this thread's and those of others; `None` where its PMU does not count
     /// them, or the thread has moved to another CPU.

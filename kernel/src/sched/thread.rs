@@ -398,6 +398,12 @@ pub(crate) fn works_for_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| thread.works_for_program.load(Ordering::Relaxed))
 }
 
+/// Whether what runs on this CPU is a program's thread, which may sleep for a fault of its own. What serves devices has
+/// faults of several programs.
+pub(crate) fn runs_program(cpu: &Cpu) -> bool {
+    working(cpu).is_some_and(|thread| !thread.task.load(Ordering::Relaxed).is_null())
+}
+
 /// Notes in the running thread that a request for `frames` frames failed for want of them.
 pub(crate) fn note_shortage(cpu: &Cpu, frames: usize) {
     if let Some(thread) = working(cpu) {

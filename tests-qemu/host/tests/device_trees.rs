@@ -249,7 +249,8 @@ fn tag_storage_is_found_and_logged() {
 #[test]
 fn tag_storage_that_makes_no_sense_stays_reserved() {
     let (banner, mut session) = boot_with_region("odd-tags", "block-size", |value| value.fill(0));
-    let says = "tag storage tag-storage@bc000000: `block-size` must be one cell that is not 0; it stays reserved";
+    let says =
+        "tag storage tag-storage@bc000000: `block-size` must be one cell, of 1 to 0x200000 bytes; it stays reserved";
     assert!(banner.contains(&format!("warning: device tree: {says}")), "{banner}");
     let log = session.command("log").unwrap();
     assert!(!log.contains("in blocks of"), "{log}");

@@ -19,7 +19,7 @@
 //! first one, bit for bit, though the frame has lost its storage; the first thread would make it valid.
 //!
 //! **An entry that waits is never writable.** Whether it becomes so is decided under the hold under which it is stored
-//! (in mail 001 before the storage is reserved): the area permits stores, and is shared or the frame is this entry's
+//! (in Linux's RFC v2 before the storage is reserved): the area permits stores, and is shared or the frame is this entry's
 //! alone, and userfaultfd does not protect it. A frame that a fork shares stays read-only here, and is copied by the next
 //! fault. Nothing was valid, so no event is due.
 //!
@@ -35,8 +35,8 @@ use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::migrate::Unmovable;
 use super::{PAGE, Space, Spaces};
 use crate::lab;
-use crate::mm::tag_storage::{Failure, TagStorage, Unreserved};
-use crate::sched::{self, note_shortage, relax, works_for_program};
+use crate::mm::tag_storage::{Failure, Unreserved};
+use crate::sched::{self, note_shortage, relax, runs_program};
 use crate::smp::Cpu;
 
 /// Attempts of one fault, each with all locks released before it.
@@ -64,7 +64,7 @@ enum Attempt {
 /// The page by which replays are counted in the running thread. What serves devices meets faults of several pages in turn:
 /// it counts them together.
 fn counted_page(cpu: &Cpu, page: VirtAddr) -> VirtAddr {
-    if works_for_program(cpu) { page } else { VirtAddr(0) }
+    if runs_program(cpu) { page } else { VirtAddr(0) }
 }
 
 impl AllowedFault<'_> {
@@ -90,15 +90,8 @@ impl AllowedFault<'_> {
         // It has its tags.
         let new = if new.is_user_executable() { space.prepared(new) } else { new };
         space.mmu().store(self.cell, new);
-        self.note_served(storage);
+        storage.note_served(sched::take_replays(self.cpu, || counted_page(self.cpu, self.page)));
         FaultOutcome::Served
-    }
-
-    /// Ends the count of the page's replays.
-    #[inline(always)]
-    fn note_served(&self, storage: &TagStorage) {
-        let replays = sched::take_replays(self.cpu, || counted_page(self.cpu, self.page));
-        storage.note_served(replays);
     }
 
     /// What `entry`, which waits, becomes: valid, young, and writable where only this entry and `pins` others hold the
@@ -127,7 +120,10 @@ impl Space {
             match self.reserve_and_map(cpu, page, access) {
                 Attempt::Served => return Ok(()),
                 Attempt::InTagStorage(frame) => match common.move_to_tag_storage(cpu, frame) {
-                    Ok(()) => return Ok(()),
+                    Ok(()) => {
+                        self.note_served(cpu, page);
+                        return Ok(());
+                    }
                     Err(_) => relax(),
                 },
                 Attempt::Copy => match common.frame_with_tag_storage(cpu) {
@@ -172,6 +168,7 @@ impl Space {
             Some(FaultOutcome::Failed(error)) => return Err(error),
             Some(_) => {}
         }
+        self.note_served(cpu, page);
         Ok(())
     }
 
@@ -262,10 +259,16 @@ impl Space {
         let new = fault.accessible(entry, pins);
         // `prepared` would find that the storage is gone.
         mmu.store(cell, if lab::is_on!(EARLY_UNPIN) { new } else { self.prepared(new) });
-        if let Some(storage) = self.common.frames.tag_storage() {
-            fault.note_served(storage);
-        }
+        self.note_served(cpu, page);
         now != entry
+    }
+
+    /// Ends the count of the replays of `page`: its fault was served.
+    #[inline(never)]
+    fn note_served(&self, cpu: &Cpu, page: VirtAddr) {
+        if let Some(storage) = self.common.frames.tag_storage() {
+            storage.note_served(sched::take_replays(cpu, || counted_page(cpu, page)));
+        }
     }
 
     /// The fault is replayed: the access is made again, with no lock held, and a thread that is killed ends. One that was
@@ -285,14 +288,19 @@ impl Space {
         };
         let Some(frame) = frame.map(Descriptor::address) else { return Ok(()) };
         match common.move_to_tag_storage(cpu, frame) {
-            Ok(()) | Err(Unmovable::Free) => Ok(()),
+            Ok(()) => {
+                // Its entry is valid: no fault waits for it any more.
+                self.note_served(cpu, page);
+                Ok(())
+            }
+            Err(Unmovable::Free) => Ok(()),
             Err(Unmovable::OutOfMemory) => {
                 note_shortage(cpu, 1);
                 Err(FaultError::OutOfMemory)
             }
             Err(_) => {
                 // A device's fault does not wait: its thread serves others too.
-                if works_for_program(cpu) {
+                if runs_program(cpu) {
                     sched::sleep_briefly();
                 }
                 Ok(())

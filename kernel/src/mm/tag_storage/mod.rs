@@ -50,15 +50,15 @@ use stats::Counters;
 pub const FRAMES_PER_FRAME: usize = 32;
 /// Attempts to claim a block whose memory is in use.
 const ATTEMPTS: usize = 3;
-/// The longest block that is claimed where the caller may hold a spinning lock, in frames: its cache lines are
-/// invalidated meanwhile.
+/// The longest block that is claimed where the caller may hold a spinning lock, in frames (64 KiB): its cache lines may
+/// have to be invalidated meanwhile.
 const BRIEF: usize = 16;
 
 /// Why tag storage cannot be reserved for a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum Unreserved {
-    /// Its block is in use as ordinary memory, and what lies there stays for now.
-    #[error("what lies in its tag storage cannot move now")]
+    /// Its block is in use as memory, or has over 64 KiB and the caller may not wait.
+    #[error("its tag storage is in use as memory, or too long to be reserved at once")]
     Occupied,
     /// Another CPU is at work on its block.
     #[error("its tag storage is being emptied or given back")]
@@ -140,7 +140,8 @@ impl TagStorage {
         self.note_frame(frame, record, result)
     }
 
-    /// The same for a block of any length: for the boot and the growth of the heap, which migrate nothing.
+    /// The same for a block of any length: for the boot and the growth of the heap, which migrate nothing. The cache lines
+    /// of up to 2 MiB may be invalidated, so not under a spinning lock.
     ///
     /// # Errors
     /// As [`Self::try_reserve`].
@@ -247,7 +248,7 @@ impl TagStorage {
         }
     }
 
-    /// Reserves the storage of `frame`, and migrates what lies there. The caller holds the frame, and no lock. Sleeps;
+    /// Reserves the storage of `frame`, and migrates what lies there, in three attempts. The caller holds the frame, and no lock. Sleeps;
     /// `cpu` is the CPU that this runs on.
     ///
     /// # Errors
@@ -388,7 +389,7 @@ impl TagStorage {
         }
     }
 
-    /// Whether a frame is tag storage.
+    /// Whether the frame with this number (its address / 4096) is tag storage.
     pub fn is_tag_storage(&self, frame: usize) -> bool {
         self.regions.iter().any(|region| region.has(frame))
     }

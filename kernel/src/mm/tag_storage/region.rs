@@ -64,7 +64,7 @@ impl Region {
         &self.storage
     }
 
-    /// The frames whose tags it has, a part of which it may be.
+    /// The numbers of the frames whose tags it has. The storage may lie among them.
     pub const fn tagged(&self) -> &Range<usize> {
         &self.tagged
     }
@@ -96,7 +96,10 @@ impl Region {
         frame.wrapping_sub(self.lendable.start) < self.lendable.len()
     }
 
-    /// The use of a block.
+    /// The use of a block, by its number from 0 on.
+    ///
+    /// # Panics
+    /// Where there is no such block.
     pub fn block(&self, block: usize) -> &BlockUse {
         &self.blocks[block]
     }
@@ -106,7 +109,8 @@ impl Region {
         self.blocks
     }
 
-    /// The blocks that have the tags of `frames`, which it covers, and how many of them each.
+    /// The blocks that have the tags of `frames`, frame numbers that it covers: the number of each, and how many of them
+    /// it has.
     pub fn blocks_of(&self, frames: Range<usize>) -> impl Iterator<Item = (usize, u32)> + use<> {
         let served = self.served;
         let (first, end) = (frames.start - self.tagged.start, frames.end - self.tagged.start);

@@ -12,10 +12,10 @@ pub(super) const STEPS: usize = 24;
 /// A histogram by powers of two.
 type Histogram = [AtomicU64; STEPS];
 
-/// Why a fault or a copy did not get the storage that it needs.
+/// Why an attempt did not get storage. A later one for the same fault may have.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Failure {
-    /// What lies in the block did not migrate.
+    /// The block is in use, or is too long to be claimed at once, or what lies there did not migrate.
     Occupied,
     /// Another CPU was at work on the block.
     Claimed,
@@ -23,9 +23,9 @@ pub enum Failure {
     IsTagStorage,
     /// The page is on its way to another frame.
     Isolated,
-    /// The page, which was to migrate, is held.
+    /// The page, which was to migrate, could not: mostly, something holds it.
     Pinned,
-    /// No frame whose storage is there.
+    /// There is no frame whose storage could be had.
     OutOfMemory,
 }
 
@@ -66,7 +66,7 @@ pub(super) struct Counters {
 pub struct TagStorageStats {
     /// Frames of storage.
     pub frames: u64,
-    /// Of these, frames that are reserved for tags.
+    /// Of these, frames of blocks that are reserved for tags.
     pub reserved: u64,
     /// Of these, frames that are lent as memory.
     pub borrowed: u64,
@@ -74,7 +74,7 @@ pub struct TagStorageStats {
     pub users: u64,
     /// Pages, or 2 MiB blocks, that got storage.
     pub reservations: u64,
-    /// Of these, those that were freed since.
+    /// Pages and 2 MiB blocks freed since: a block that was split counts for each of its pages.
     pub releases: u64,
     /// Blocks that were claimed for tags.
     pub claims: u64,
@@ -90,7 +90,7 @@ pub struct TagStorageStats {
     pub failures: [u64; FAILURES],
     /// Faults on access that were served, by their replays: in step 0 without, in step n after 2^(n-1) or more.
     pub replays: [u64; STEPS],
-    /// The same by the ticks of the counter that the replays took.
+    /// The same by the ticks of CNTVCT_EL0 from the first replay on.
     pub ticks: [u64; STEPS],
     /// The same by the instructions that the CPU retired meanwhile, but for those where its PMU does not count them, or the
     /// thread moved to another CPU.

@@ -27,7 +27,7 @@ fn mprotect_and_accesses(t: &mut Test) {
     println!(
         "mprotect gives {PAGES} pages in use PROT_MTE, then the process stores to some. What has storage for its tags:"
     );
-    println!("{:>8} {:>24} {:>24}", "touched", "behind mprotect", "behind the stores");
+    println!("{:>8} {:>24} {:>24}", "touched", "after mprotect", "after the stores");
     for touched in [0, 1, 10, 100, PAGES] {
         let Some(storage) = t.ok("tag storage", kernel().frames.tag_storage().ok_or("none")) else { return };
         let Some(space) = a_thousand_pages(t) else { return };
@@ -42,10 +42,10 @@ fn mprotect_and_accesses(t: &mut Test) {
         touch(t, &space, touched);
         let after = reserved();
         print!("{touched:>8}");
-        for (when, (pages, blocks)) in [("behind mprotect", marked), ("behind the stores", after)] {
+        for (when, (pages, blocks)) in [("after mprotect", marked), ("after the stores", after)] {
             let wanted = if is_eager {
                 PAGES
-            } else if when == "behind mprotect" {
+            } else if when == "after mprotect" {
                 0
             } else {
                 touched

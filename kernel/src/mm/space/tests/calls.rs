@@ -52,6 +52,31 @@ fn a_fork_shares_until_one_writes() {
     assert_eq!(rig.used(), empty);
 }
 
+/// Of every run of private areas: few are remembered from the first pass, many are looked for again.
+#[test]
+fn a_child_has_the_pages_of_every_run() {
+    for runs in [1, 2, 8, 9, 10, 40] {
+        let rig = Rig::new(4);
+        let parent = rig.space();
+        // Two pages apart, so that each is a run; and far enough for a table of its own in between.
+        let at = |run: u64| VirtAddr(0x10_0000_0000 + run * if run.is_multiple_of(3) { 0x20_0000 } else { 3 * PAGE });
+        for run in 0..runs {
+            let request = MapRequest { placement: Placement::Fixed(at(run)), ..private(2) };
+            parent.mmap(&rig.cpu, &request).unwrap();
+            (0..2).for_each(|page| rig.write(&parent, at(run) + page * PAGE, run as u8 + 1));
+        }
+        let child = parent.fork(&rig.cpu).unwrap();
+        for run in 0..runs {
+            rig.write(&parent, at(run), 99);
+            assert_eq!(
+                [0, 1].map(|page| rig.read(&child, at(run) + page * PAGE)),
+                [run as u8 + 1; 2],
+                "{run} of {runs}"
+            );
+        }
+    }
+}
+
 #[test]
 fn shared_memory_stays_shared_across_a_fork() {
     let rig = Rig::new(8);

@@ -136,7 +136,7 @@ fn assert_waits(entry: Descriptor) {
     assert!(!entry.may_be_written(), "{entry:?}");
 }
 
-/// The row of the mail: a thousand pages, of which one is used.
+/// What the proposal is about: a thousand pages, of which one is used.
 #[test]
 fn a_thousand_pages_are_marked_and_one_that_is_touched_reserves_one_block() {
     with_storage(1, |rig| {
@@ -379,6 +379,36 @@ fn without_a_frame_to_move_to_memory_is_out() {
         unpin();
         rig.fault(&space, start, Access::Write).unwrap();
         assert!(rig.entry(&space, start).is_valid());
+        rig.check();
+    });
+}
+
+/// Of a run only pages that lack storage wait.
+#[test]
+fn a_page_that_has_storage_does_not_wait_again() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        // Of three blocks of storage.
+        let start = rig.written(&space, 100);
+        space.mprotect(start, 100 * PAGE, TAGGED).unwrap();
+        for page in [40, 41, 99] {
+            rig.fault(&space, start + page * PAGE, Access::Write).unwrap();
+        }
+        let before = rig.stats();
+        for protection in [Protection::NONE, Protection::READ.and(Protection::TAGGED), READ_WRITE, TAGGED] {
+            space.mprotect(start, 100 * PAGE, protection).unwrap();
+            for page in 0..100 {
+                let entry = rig.entry(&space, start + page * PAGE);
+                let waits = protection != Protection::NONE && ![40, 41, 99].contains(&page);
+                assert_eq!(
+                    (entry.is_fault_on_access(), entry.is_valid()),
+                    (waits, protection != Protection::NONE && !waits),
+                    "{page}: {entry:?}"
+                );
+            }
+        }
+        assert_eq!(rig.stats(), before);
+        (0..100).for_each(|page| rig.write(&space, start + page * PAGE, 9));
         rig.check();
     });
 }
