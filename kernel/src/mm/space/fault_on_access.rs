@@ -99,6 +99,7 @@ impl AllowedFault<'_> {
     /// [prepared](Space::prepared) before.
     #[inline(always)]
     fn accessible(&self, entry: Descriptor, pins: u32) -> Descriptor {
+        debug_assert!(!entry.is_contiguous(), "a part of a group at {} becomes valid", self.page);
         let (area, protection) = (self.area, self.area.protection());
         let is_own = || !entry.is_special() && self.space.common.record(entry.address()).references() == 1 + pins;
         let is_written = protection.contains(Protection::WRITE) && (area.is_shared() || is_own());
@@ -213,6 +214,10 @@ impl Space {
                 let is_there = entry.is_valid() || entry == Descriptor::EMPTY && area.object().is_some();
                 let is_copied = access == Access::Write && is_there && !entry.may_be_written() && !area.is_shared();
                 return if is_copied { Attempt::Copy } else { Attempt::Served };
+            }
+            if entry.is_contiguous() {
+                // A group has come meanwhile: it becomes valid as a whole.
+                return Attempt::Served;
             }
             common.record(entry.address()).share();
             entry

@@ -266,7 +266,7 @@ impl Space {
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
-        if needs_frame(to) && self.lack_tag_storage(found, survey, to) {
+        if needs_frame(to) && self.lack_tag_storage(found, survey, from, to) {
             self.mmu().update_run(found.cells, from.0 ^ to.read_only_fault_on_access().0);
         } else if needs_frame(to) && self.prepare_all(found, from, to, allowed) {
             // Changed one by one.
@@ -352,11 +352,12 @@ impl Space {
         }
     }
 
-    /// Whether `to` checks tags, and none of the frames has storage for them, so that all entries wait for it.
+    /// Whether `to` checks tags, `from` does not, and none of the frames has storage for them, so that all entries wait
+    /// for it.
     #[inline(always)]
-    fn lack_tag_storage(&self, found: &TableCells<'_>, survey: Survey, to: Descriptor) -> bool {
+    fn lack_tag_storage(&self, found: &TableCells<'_>, survey: Survey, from: Descriptor, to: Descriptor) -> bool {
         let is_checked = to.is_valid() && to.is_tagged() && !to.is_user_executable();
-        if !is_checked || lab::is_on!(RESERVE_AT_MPROTECT) {
+        if !is_checked || from.is_valid() && from.is_tagged() || lab::is_on!(RESERVE_AT_MPROTECT) {
             return false;
         }
         // No frame is below what all addresses have in common, or above what they have together.

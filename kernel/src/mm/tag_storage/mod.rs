@@ -124,11 +124,14 @@ impl TagStorage {
             && !self.is_tag_storage(number)
         {
             let block = region.block_of(number);
-            let is_brief = region.block_frames() <= BRIEF;
-            if region.block(block).add(1).is_ok() || is_brief && self.claim_unused(region, block, 1).is_ok() {
-                self.note_reserved(frame, record);
-                return Ok(());
+            if region.block(block).add(1).is_err() {
+                // Another CPU may be faster: then it is claimed for once.
+                let is_brief = region.block_frames() <= BRIEF;
+                let claimed = if is_brief { self.claim_unused(region, block, 1) } else { Err(Unreserved::Occupied) };
+                claimed.inspect_err(|&error| self.counters.note(error.into()))?;
             }
+            self.note_reserved(frame, record);
+            return Ok(());
         }
         self.try_reserve_otherwise(frame, record)
     }

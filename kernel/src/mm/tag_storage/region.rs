@@ -136,7 +136,7 @@ impl Region {
     fn bits_of(&self, block: usize) -> impl Iterator<Item = (usize, u64)> + use<> {
         const BITS: usize = u64::BITS as usize;
         let frames = self.frames_of(block);
-        let index = |frame: usize| frame.clamp(self.lendable.start, self.lendable.end) - self.lendable.start;
+        let index = |frame: usize| frame.min(self.lendable.end).saturating_sub(self.lendable.start);
         let (start, end) = (index(frames.start), index(frames.end));
         (start / BITS..end.div_ceil(BITS)).map(move |word| {
             let (from, to) = (start.max(word * BITS) - word * BITS, end.min((word + 1) * BITS) - word * BITS);

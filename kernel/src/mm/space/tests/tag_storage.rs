@@ -17,7 +17,7 @@ use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::fault_on_access::REPLAYS;
 use crate::mm::space::group::GROUP_PAGES;
 use crate::mm::space::{AreaAdvice, FaultError, MappedFile, Seals, Terms};
-use crate::mm::tag_storage::{FRAMES_PER_FRAME, TagStorage, TagStorageStats};
+use crate::mm::tag_storage::{FRAMES_PER_FRAME, TagStorage, TagStorageStats, Unreserved};
 use crate::platform::features::branch;
 
 const TAGGED: Protection = READ_WRITE.and(Protection::TAGGED);
@@ -185,6 +185,8 @@ fn what_an_entry_remembers_outlives_the_wait() {
             let valid = rig.entry(&space, start);
             assert_eq!((valid.is_young(), valid.is_dirty(), valid.is_uffd_wp()), (true, dirty, uffd_wp), "{valid:?}");
             assert_eq!((valid.is_valid(), valid.may_be_written()), (true, !uffd_wp), "{valid:?}");
+            // What was written takes no second fault.
+            assert_eq!(valid.0 & bits::RDONLY == 0, dirty && !uffd_wp, "{valid:?}");
         });
     }
 }
@@ -383,6 +385,79 @@ fn without_a_frame_to_move_to_memory_is_out() {
     });
 }
 
+/// Of two pages that have tags, one that a child shares stays read-only when stores are permitted again.
+#[test]
+fn a_tagged_page_that_is_shared_does_not_become_writable() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let start = rig.written(&space, 2);
+        space.mprotect(start, 2 * PAGE, TAGGED).unwrap();
+        (0..2).for_each(|page| rig.fault(&space, start + page * PAGE, Access::Write).unwrap());
+        let child = space.fork(&rig.cpu).unwrap();
+        // The second is the parent's alone again.
+        child.madvise_dontneed(&rig.cpu, start + PAGE, PAGE).unwrap();
+        space.mprotect(start, 2 * PAGE, Protection::NONE).unwrap();
+        space.mprotect(start, 2 * PAGE, TAGGED).unwrap();
+        let entries = [0, 1].map(|page| rig.entry(&space, start + page * PAGE));
+        assert!(entries.iter().all(|entry| entry.is_valid() && entry.is_tagged()), "{entries:?}");
+        assert_eq!(entries.map(Descriptor::may_be_written), [false, true]);
+        rig.write(&space, start, 9);
+        assert_eq!((rig.read(&child, start), rig.read(&space, start)), (1, 9));
+    });
+}
+
+/// A long block is not claimed while a spinning lock may be held; and what is not had as a whole is not had in part.
+#[test]
+fn what_is_had_at_once_is_short_and_whole() {
+    with_storage(32, |rig| {
+        let frame = rig.frames.alloc_movable(&rig.cpu).unwrap();
+        let (record, before) = (rig.spaces.record(frame), rig.stats().users);
+        assert_eq!(rig.storage().try_reserve(frame, record), Err(Unreserved::Occupied));
+        assert_eq!(rig.storage().try_reserve_long(frame, record), Ok(()));
+        assert_eq!(rig.stats().users, before + 1);
+        rig.frames.free(&rig.cpu, frame);
+        assert_eq!(rig.stats().users, before);
+    });
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let block = rig.frames.alloc_blocks(&rig.cpu, 0).unwrap();
+        let (beside, before) = (rig.written(&space, 1), rig.stats().users);
+        rig.put_into_storage_of(&space, beside, block + 40 * PAGE);
+        let record = rig.spaces.record(block);
+        assert_eq!(rig.storage().try_reserve_block(block, record), Err(Unreserved::Occupied));
+        assert_eq!(rig.stats().users, before);
+        drop(space);
+        assert_eq!(rig.storage().try_reserve_block(block, record), Ok(()));
+        assert_eq!(rig.stats().users, before + BLOCK_FRAMES as u64);
+    });
+}
+
+/// Between the look at a page that waits and the attempt to reserve its storage the page may become a part of a group.
+#[test]
+fn a_group_that_came_meanwhile_becomes_valid_as_a_whole_or_not_at_all() {
+    with_storage(1, |rig| {
+        let space = rig.space();
+        let (at, other) = (block_of_zeros(rig, &space), rig.written(&space, 1));
+        rig.write(&space, at, 7);
+        let frame = space.block_entry(at).unwrap().address();
+        rig.put_into_storage_of(&space, other, frame + 40 * PAGE);
+        let unpin = pin(rig, rig.entry(&space, other).address());
+        space.mprotect(at, BLOCK_SIZE, TAGGED).unwrap();
+        rig.fault(&space, at, Access::Write).unwrap();
+        let entries = || (0..GROUP_PAGES as u64).map(|page| rig.entry(&space, at + page * PAGE));
+        assert!(entries().all(|entry| entry.is_fault_on_access() && entry.is_contiguous()));
+        for page in [0, 1] {
+            space.fault_on_access(&rig.cpu, at + page * PAGE, Access::Write).unwrap();
+            assert!(entries().all(|entry| entry.is_fault_on_access() && entry.is_contiguous()), "{page}");
+        }
+        unpin();
+        rig.write(&space, at + PAGE, 8);
+        assert!(entries().all(|entry| entry.is_valid()));
+        assert_eq!([0, 1].map(|page| rig.read(&space, at + page * PAGE)), [7, 8]);
+        rig.check();
+    });
+}
+
 /// Of a run only pages that lack storage wait.
 #[test]
 fn a_page_that_has_storage_does_not_wait_again() {
@@ -480,6 +555,36 @@ fn where_memory_runs_out_at_a_step_the_page_is_as_it_was_and_later_served() {
         }
     }
     assert!(refused[..3].iter().all(|&refused| refused > 0), "memory is out at some step of each: {refused:?}");
+}
+
+/// A copy that is needed no more when its frame has storage: that frame is given back.
+#[test]
+fn a_copy_that_is_not_needed_any_more_leaves_no_frame() {
+    let mut nth = 0;
+    while with_storage(1, |rig| {
+        let space = rig.space();
+        let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
+        space.mprotect(start, PAGE, TAGGED).unwrap();
+        rig.fault(&space, start, Access::Write).unwrap();
+        rig.set_tag(&space, start, 6);
+        let child = space.fork(&rig.cpu).unwrap();
+        // The frame that comes next is one whose storage is in use.
+        let mut frames: Vec<_> = core::iter::from_fn(|| rig.frames.alloc_movable(&rig.cpu).ok()).take(64).collect();
+        let next = frames.pop().unwrap();
+        rig.put_into_storage_of(&space, beside, next);
+        rig.give_back(frames);
+        rig.frames.free(&rig.cpu, next);
+        let there = space.clone();
+        let discard = move |cpu: &Cpu| there.madvise_dontneed(cpu, start, PAGE).unwrap();
+        let met = meet(&[&space], start, || _ = rig.fault(&space, start, Access::Write), discard, nth);
+        drop((space, child));
+        rig.frames.drain_cpu(&rig.cpu);
+        assert_eq!((rig.used(), rig.stats().users), (0, 1), "{nth}");
+        met
+    }) {
+        nth += 1;
+    }
+    assert!(nth > 4, "{nth} moments");
 }
 
 #[test]
