@@ -29,6 +29,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::Mmu;
 
+use super::area::Areas;
 use super::cow::Reuse;
 use super::entry::{attributes, read_only_attributes};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
@@ -137,6 +138,20 @@ impl Space {
         self.replay(cpu, page)
     }
 
+    /// The fault at `page`, if the area there, one of `areas`, permits `access`, and the page has a table.
+    #[inline]
+    fn allowed_fault<'a>(
+        &'a self,
+        cpu: &'a Cpu,
+        areas: &'a Areas,
+        page: VirtAddr,
+        access: Access,
+    ) -> Option<AllowedFault<'a>> {
+        let area = areas.find(page).filter(|area| allows(area.protection(), access))?;
+        let (table, cell) = self.page_tables().cell(page)?;
+        Some(AllowedFault { space: self, cpu, area, page, table, cell, access })
+    }
+
     /// Gives `page` a copy in `new`, which has tag storage, if a store to it needs one still.
     #[inline(never)]
     fn copy_with_tag_storage(
@@ -148,18 +163,7 @@ impl Space {
     ) -> Result<(), FaultError> {
         let outcome = {
             let areas = self.areas.read(page);
-            let area = areas.find(page).filter(|area| allows(area.protection(), access));
-            let cell = self.page_tables().cell(page);
-            let fault = area.zip(cell).map(|(area, (table, cell))| AllowedFault {
-                space: self,
-                cpu,
-                area,
-                page,
-                table,
-                cell,
-                access,
-            });
-            fault.and_then(|fault| self.copy_in(fault, new))
+            self.allowed_fault(cpu, &areas, page, access).and_then(|fault| self.copy_in(fault, new))
         };
         match outcome {
             // No copy is needed: the access is made again.
@@ -203,13 +207,11 @@ impl Space {
         let Some(storage) = common.frames.tag_storage() else { return Attempt::Served };
         let entry = {
             let areas = self.areas.read(page);
-            let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else {
-                return Attempt::Served;
-            };
-            let Some((table, cell)) = self.page_tables().cell(page) else { return Attempt::Served };
-            let _locked = self.lock_table(table);
-            let entry = mmu.load(cell);
+            let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Attempt::Served };
+            let _locked = self.lock_table(fault.table);
+            let entry = mmu.load(fault.cell);
             if !entry.is_fault_on_access() {
+                let area = fault.area;
                 // Of an object, before the first store too.
                 let is_there = entry.is_valid() || entry == Descriptor::EMPTY && area.object().is_some();
                 let is_copied = access == Access::Write && is_there && !entry.may_be_written() && !area.is_shared();
@@ -253,17 +255,15 @@ impl Space {
     fn map_reserved(&self, cpu: &Cpu, page: VirtAddr, access: Access, entry: Descriptor, pins: u32) -> bool {
         let mmu = self.mmu();
         let areas = self.areas.read(page);
-        let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else { return false };
-        let Some((table, cell)) = self.page_tables().cell(page) else { return false };
-        let fault = AllowedFault { space: self, cpu, area, page, table, cell, access };
-        let _locked = self.lock_table(table);
-        let now = mmu.load(cell);
+        let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return false };
+        let _locked = self.lock_table(fault.table);
+        let now = mmu.load(fault.cell);
         if now != entry && !(lab::is_on!(SKIP_RECHECK) && now == Descriptor::EMPTY) {
             return false;
         }
         let new = fault.accessible(entry, pins);
         // `prepared` would find that the storage is gone.
-        mmu.store(cell, if lab::is_on!(EARLY_UNPIN) { new } else { self.prepared(new) });
+        mmu.store(fault.cell, if lab::is_on!(EARLY_UNPIN) { new } else { self.prepared(new) });
         self.note_served(cpu, page);
         now != entry
     }

@@ -261,3 +261,21 @@ fn a_device_reaches_what_waits(t: &mut Test) {
         occupied.into_iter().for_each(|pages| _ = t.equal("the other page", word(&pages.other), OTHERS));
     }
 }
+
+target_test!(a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere, needs("tag-storage smmuv3 virtio-blk"), limit(30));
+fn a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere(t: &mut Test) {
+    let Some(storage) = storage(t) else { return };
+    let Some(rig) = smmu::Rig::new(t, 1, Sharing::Private) else { return };
+    rig.store(t, smmu::START, OWN);
+    let Some(pages) = Occupied::of(t, rig.space.clone()) else { return };
+    let (before, frame) = (storage.stats(), pages.frame());
+    let pin = Pin::new(pages.other_frame());
+    let tries = rig.device_store(smmu::START, DELIVERED);
+    // Two faults of the device may be counted as one: there is one of each attempt at least.
+    t.check("the device's fault was replayed, and served", tries.is_ok_and(|tries| tries > REPLAYS));
+    t.equal("it has arrived", rig.load(smmu::START), DELIVERED);
+    t.check("the page has moved", rig.entry(smmu::START).is_valid() && pages.frame() != frame);
+    t.equal("pages moved for want of storage", storage.stats().moved_pages - before.moved_pages, 1);
+    drop(pin);
+    t.equal("the other page", word(&pages.other), OTHERS);
+}
