@@ -262,7 +262,11 @@ fn a_device_reaches_what_waits(t: &mut Test) {
     }
 }
 
-target_test!(a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere, needs("tag-storage smmuv3 virtio-blk"), limit(30));
+target_test!(
+    a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere,
+    needs("tag-storage smmuv3 virtio-blk"),
+    limit(30)
+);
 fn a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere(t: &mut Test) {
     let Some(storage) = storage(t) else { return };
     let Some(rig) = smmu::Rig::new(t, 1, Sharing::Private) else { return };
