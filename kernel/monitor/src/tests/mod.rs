@@ -396,6 +396,7 @@ fn tag_storage_is_accounted_for_in_lines_and_as_json() {
         moved_pages: 1,
         failures: [1, 2, 3, 4, 5, 6],
         replays: std::array::from_fn(|step| [30, 1, 0, 0, 2].get(step).copied().unwrap_or(0)),
+        instructions: std::array::from_fn(|step| if step == 0 { 30 } else { 0 }),
         ..TagStorageStats::default()
     };
     let mut model = ModelMachine::default();
