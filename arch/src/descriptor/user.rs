@@ -317,11 +317,11 @@ impl From<Migration> for Descriptor {
     }
 }
 
-/// User leaves, in Linux's vocabulary: `pte_mkyoung` is [`Descriptor::young`], `pte_modify` is
-/// [`Descriptor::modified`].
 /// What `mprotect` changes.
 const PERMISSIONS: u64 = bits::USER | bits::RDONLY | bits::WRITE | bits::PXN | bits::UXN | bits::GP | bits::ATTR_INDEX;
 
+/// User leaves, in Linux's vocabulary: `pte_mkyoung` is [`Descriptor::young`], `pte_modify` is
+/// [`Descriptor::modified`].
 impl Descriptor {
     /// A table of a user space: EL1 never executes anything below.
     pub const fn user_table(table: PhysAddr) -> Self {
@@ -504,7 +504,7 @@ impl Descriptor {
     #[inline(always)]
     #[must_use]
     pub const fn fault_on_access(self) -> Self {
-        Self(self.write_protected().invalid().0 | bits::FAULT_ON_ACCESS)
+        self.write_protected().read_only_fault_on_access()
     }
 
     /// The same where EL0 may not write already: a call that marks many asks that once.

@@ -38,7 +38,7 @@ use granule_arch::patched_branch;
 use granule_pgtable::{Feature, Mmu, PageRange, Table, Visited};
 
 use super::area::{Area, AreaFlags};
-use super::code::{is_visible, needs_frame};
+use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, read_only_attributes, replace, set_access_flags, written};
 use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
 use super::gather::{Gather, pages};
@@ -690,7 +690,7 @@ impl Space {
         if new.is_user_executable() {
             self.make_block_visible(block);
         }
-        if !new.is_valid() || !new.is_tagged() || self.common.tags_of_block(block) == BlockTags::All {
+        if !is_checked(new) || self.common.tags_of_block(block) == BlockTags::All {
             return Some(new);
         }
         let waits = self.common.block_lacks_tag_storage(block) && {

@@ -35,6 +35,12 @@ pub(super) const fn may_need_frame(protection: Protection) -> bool {
     protection.common(Protection::EXECUTE.and(Protection::TAGGED)).bits() != Protection::NONE.bits()
 }
 
+/// Whether accesses by `entry` are checked against tags.
+#[inline(always)]
+pub(super) const fn is_checked(entry: Descriptor) -> bool {
+    entry.is_valid() && entry.is_tagged()
+}
+
 impl Space {
     /// The entry to store for `new`, whose frame is prepared for what it permits: its contents are visible to fetches, and
     /// it has [tags](super::tags). Complete before a store that comes next. Where tags need storage that is not reserved,
@@ -56,7 +62,7 @@ impl Space {
     #[cold]
     #[inline(never)]
     fn prepare_for_fault(&self, new: Descriptor) -> Descriptor {
-        if new.is_valid() && new.is_tagged() {
+        if is_checked(new) {
             // If it fails, the entry waits.
             let _ = self.common.reserve_now(new.address());
         }

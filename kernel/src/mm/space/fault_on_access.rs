@@ -19,8 +19,8 @@
 //! first one, bit for bit, though the frame has lost its storage; the first thread would make it valid.
 //!
 //! **An entry that waits is never writable.** Whether it becomes so is decided under the hold under which it is stored
-//! (in Linux's RFC v2 before the storage is reserved): the area permits stores, and is shared or the frame is this entry's
-//! alone, and userfaultfd does not protect it. A frame that a fork shares stays read-only here, and is copied by the next
+//! (in Linux's RFC v2 before the storage is reserved): the area permits stores, and is shared or the frame is this
+//! entry's alone, and userfaultfd does not protect it. A frame that a fork shares stays read-only here, and is copied by the next
 //! fault. Nothing was valid, so no event is due.
 //!
 //! Blocks and contiguous groups wait at their own level, and are split where their storage cannot be had as a whole.
@@ -96,8 +96,8 @@ impl AllowedFault<'_> {
     }
 
     /// What `entry`, which waits, becomes: valid, young, and writable where only this entry and `pins` others hold the
-    /// frame, or all see the stores. The table's lock is held until that is stored; the frame is
-    /// [prepared](Space::prepared) before.
+    /// frame, or all see the stores. The table's lock is held until that is stored, and the caller has the frame
+    /// [prepared](Space::prepared) for it.
     #[inline(always)]
     fn accessible(&self, entry: Descriptor, pins: u32) -> Descriptor {
         debug_assert!(!entry.is_contiguous(), "a part of a group at {} becomes valid", self.page);

@@ -11,7 +11,7 @@ use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Survey, Tables
 
 use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
-use super::code::needs_frame;
+use super::code::{is_checked, needs_frame};
 use super::entry::{EntryState, is_settled, read_only_attributes, replace, state, unwritable};
 use super::error::Refusal;
 use super::gather::{StaleRange, pages};
@@ -356,8 +356,8 @@ impl Space {
     /// for it.
     #[inline(always)]
     fn lack_tag_storage(&self, found: &TableCells<'_>, survey: Survey, from: Descriptor, to: Descriptor) -> bool {
-        let is_checked = to.is_valid() && to.is_tagged() && !to.is_user_executable();
-        if !is_checked || from.is_valid() && from.is_tagged() || lab::is_on!(RESERVE_AT_MPROTECT) {
+        let may_wait = is_checked(to) && !to.is_user_executable();
+        if !may_wait || is_checked(from) || lab::is_on!(RESERVE_AT_MPROTECT) {
             return false;
         }
         // No frame is below what all addresses have in common, or above what they have together.
@@ -382,7 +382,6 @@ impl Space {
     #[cold]
     fn prepare_all(&self, found: &TableCells<'_>, from: Descriptor, to: Descriptor, allowed: Allowed) -> bool {
         let becomes_code = to.is_user_executable() && !from.is_user_executable();
-        let is_checked = |entry: Descriptor| entry.is_valid() && entry.is_tagged();
         let becomes_checked = is_checked(to) && !is_checked(from);
         let flips = from.0 ^ to.0;
         if becomes_checked && let Some(storage) = self.common.frames.tag_storage() {

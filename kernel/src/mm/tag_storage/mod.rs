@@ -251,8 +251,8 @@ impl TagStorage {
         }
     }
 
-    /// Reserves the storage of `frame`, and migrates what lies there, in three attempts. The caller holds the frame, and no lock. Sleeps;
-    /// `cpu` is the CPU that this runs on.
+    /// Reserves the storage of `frame`, and migrates what lies there, in three attempts. The caller holds the frame, and
+    /// no lock. Sleeps; `cpu` is the CPU that this runs on.
     ///
     /// # Errors
     /// [`Unreserved`]; the frame has no storage, and what could not migrate is where it was.

@@ -70,6 +70,13 @@ impl Rig {
         core::iter::from_fn(|| self.frames.alloc(&self.cpu).ok()).collect()
     }
 
+    /// The same, and every frame that is lent.
+    fn exhaust_all(&self) -> Vec<PhysAddr> {
+        let mut taken = self.exhaust();
+        taken.extend(core::iter::from_fn(|| self.frames.alloc_movable(&self.cpu).ok()));
+        taken
+    }
+
     fn give_back(&self, frames: Vec<PhysAddr>) {
         frames.into_iter().for_each(|frame| self.frames.free(&self.cpu, frame));
     }
@@ -275,10 +282,8 @@ fn what_lies_in_the_storage_moves_away() {
     for block_frames in [1, 2, 8] {
         with_storage(block_frames, |rig| {
             let space = rig.space();
-            let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
-            rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+            let [start, other] = occupied(rig, &space);
             assert_eq!(rig.stats().borrowed, 1);
-            space.mprotect(start, PAGE, TAGGED).unwrap();
             rig.fault(&space, start, Access::Write).unwrap();
             assert!(rig.entry(&space, start).is_writable());
             assert_eq!((rig.read(&space, start), rig.read(&space, other)), (1, 1));
@@ -329,10 +334,8 @@ fn a_page_whose_storage_is_pinned_is_replayed_and_then_moves() {
 fn without_the_limit_a_pin_replays_for_ever() {
     with_switch(1, &[lab::NO_REPLAY_LIMIT.identifier], |rig| {
         let space = rig.space();
-        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
-        rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+        let [start, other] = occupied(rig, &space);
         let unpin = pin(rig, rig.entry(&space, other).address());
-        space.mprotect(start, PAGE, TAGGED).unwrap();
         for _ in 0..10 * REPLAYS {
             rig.fault(&space, start, Access::Write).unwrap();
             assert_waits(rig.entry(&space, start));
@@ -349,10 +352,8 @@ fn without_the_limit_a_pin_replays_for_ever() {
 fn where_page_and_storage_are_pinned_the_fault_waits() {
     with_storage(1, |rig| {
         let space = rig.space();
-        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
-        rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+        let [start, other] = occupied(rig, &space);
         let pins = [start, other].map(|page| pin(rig, rig.entry(&space, page).address()));
-        space.mprotect(start, PAGE, TAGGED).unwrap();
         for _ in 0..3 * REPLAYS {
             assert_eq!(rig.fault(&space, start, Access::Write), Ok(()));
             assert_waits(rig.entry(&space, start));
@@ -370,13 +371,10 @@ fn where_page_and_storage_are_pinned_the_fault_waits() {
 fn without_a_frame_to_move_to_memory_is_out() {
     with_storage(1, |rig| {
         let space = rig.space();
-        let [start, other] = [rig.written(&space, 1), rig.written(&space, 1)];
-        rig.put_into_storage_of(&space, other, rig.entry(&space, start).address());
+        let [start, other] = occupied(rig, &space);
         let unpin = pin(rig, rig.entry(&space, other).address());
-        space.mprotect(start, PAGE, TAGGED).unwrap();
         (0..REPLAYS).for_each(|_| rig.fault(&space, start, Access::Write).unwrap());
-        let mut taken = rig.exhaust();
-        taken.extend(core::iter::from_fn(|| rig.frames.alloc_movable(&rig.cpu).ok()));
+        let taken = rig.exhaust_all();
         assert_eq!(rig.fault(&space, start, Access::Write), Err(FaultError::OutOfMemory));
         assert_waits(rig.entry(&space, start));
         rig.give_back(taken);
@@ -439,10 +437,7 @@ fn what_is_had_at_once_is_short_and_whole() {
 fn a_group_that_came_meanwhile_becomes_valid_as_a_whole_or_not_at_all() {
     with_storage(1, |rig| {
         let space = rig.space();
-        let (at, other) = (block_of_zeros(rig, &space), rig.written(&space, 1));
-        rig.write(&space, at, 7);
-        let frame = space.block_entry(at).unwrap().address();
-        rig.put_into_storage_of(&space, other, frame + 40 * PAGE);
+        let [at, other] = occupied_block(rig, &space);
         let unpin = pin(rig, rig.entry(&space, other).address());
         space.mprotect(at, BLOCK_SIZE, TAGGED).unwrap();
         rig.fault(&space, at, Access::Write).unwrap();
@@ -501,12 +496,18 @@ fn occupied(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
     pages
 }
 
-/// A page with tags that a child shares; the storage of the frame that a copy gets first is in use.
-fn copied(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
+/// A page with tags of 6, and one without.
+fn tagged(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
     let pages = [rig.written(space, 1), rig.written(space, 1)];
     space.mprotect(pages[0], PAGE, TAGGED).unwrap();
     rig.fault(space, pages[0], Access::Write).unwrap();
     rig.set_tag(space, pages[0], 6);
+    pages
+}
+
+/// The same for a page that a child will share; the storage of the frame that a copy gets first is in use.
+fn copied(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
+    let pages = tagged(rig, space);
     let next = rig.frames.alloc_movable(&rig.cpu).unwrap();
     rig.frames.free(&rig.cpu, next);
     if rig.block_of(next) != rig.block_of(rig.entry(space, pages[0]).address()) {
@@ -529,8 +530,7 @@ fn where_memory_runs_out_at_a_step_the_page_is_as_it_was_and_later_served() {
                 let [start, beside] = prepare(rig, &space);
                 let child = forks.then(|| space.fork(&rig.cpu).unwrap());
                 let unpin = pin(rig, rig.entry(&space, beside).address());
-                let mut taken = rig.exhaust();
-                taken.extend(core::iter::from_fn(|| rig.frames.alloc_movable(&rig.cpu).ok()));
+                let mut taken = rig.exhaust_all();
                 rig.give_back(taken.drain(..left).collect());
                 let used = rig.used();
                 for _ in 0..3 * REPLAYS {
@@ -565,10 +565,7 @@ fn a_copy_that_is_not_needed_any_more_leaves_no_frame() {
     let mut nth = 0;
     while with_storage(1, |rig| {
         let space = rig.space();
-        let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
-        space.mprotect(start, PAGE, TAGGED).unwrap();
-        rig.fault(&space, start, Access::Write).unwrap();
-        rig.set_tag(&space, start, 6);
+        let [start, beside] = tagged(rig, &space);
         let child = space.fork(&rig.cpu).unwrap();
         // The frame that comes next is one whose storage is in use.
         let mut frames: Vec<_> = core::iter::from_fn(|| rig.frames.alloc_movable(&rig.cpu).ok()).take(64).collect();
@@ -642,6 +639,15 @@ fn block_of_zeros(rig: &Rig, space: &Space) -> VirtAddr {
     at
 }
 
+/// A block, and a page that lies in the storage of its 40th.
+fn occupied_block(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
+    let pages = [block_of_zeros(rig, space), rig.written(space, 1)];
+    rig.write(space, pages[0], 7);
+    let frame = space.block_entry(pages[0]).unwrap().address();
+    rig.put_into_storage_of(space, pages[1], frame + 40 * PAGE);
+    pages
+}
+
 #[test]
 fn a_block_waits_at_its_level() {
     with_storage(1, |rig| {
@@ -677,10 +683,7 @@ fn a_block_waits_at_its_level() {
 fn a_block_whose_storage_is_pinned_becomes_pages_that_wait() {
     with_storage(1, |rig| {
         let space = rig.space();
-        let (at, other) = (block_of_zeros(rig, &space), rig.written(&space, 1));
-        rig.write(&space, at, 7);
-        let frame = space.block_entry(at).unwrap().address();
-        rig.put_into_storage_of(&space, other, frame + 40 * PAGE);
+        let [at, other] = occupied_block(rig, &space);
         let unpin = pin(rig, rig.entry(&space, other).address());
         let before = rig.stats();
         space.mprotect(at, BLOCK_SIZE, TAGGED).unwrap();
@@ -793,9 +796,7 @@ fn without_the_second_comparison_a_discarded_page_comes_back() {
             .map_while(|nth| {
                 with_switch(1, switches, |rig| {
                     let space = rig.space();
-                    let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
-                    rig.put_into_storage_of(&space, beside, rig.entry(&space, start).address());
-                    space.mprotect(start, PAGE, TAGGED).unwrap();
+                    let [start, _] = occupied(rig, &space);
                     let there = space.clone();
                     let discarded = Rc::new(Cell::new(false));
                     let discard = {
@@ -823,9 +824,7 @@ fn without_the_pin_the_next_life_of_a_page_becomes_valid_without_storage() {
     let is_without_storage = |switches: &[u16], nth| {
         with_switch(1, switches, |rig| {
             let space = rig.space();
-            let [start, beside] = [rig.written(&space, 1), rig.written(&space, 1)];
-            rig.put_into_storage_of(&space, beside, rig.entry(&space, start).address());
-            space.mprotect(start, PAGE, TAGGED).unwrap();
+            let [start, _] = occupied(rig, &space);
             let waiting = rig.entry(&space, start);
             let wanted = rig.block_of(waiting.address());
             let (there, is_alike) = (space.clone(), Rc::new(Cell::new(false)));
