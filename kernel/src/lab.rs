@@ -116,6 +116,12 @@ switches! {
         "an entry is not compared again when its tag storage is reserved: a page that was discarded comes back";
     EARLY_UNPIN "early-unpin" Model
         "a page is unpinned before its entry is compared again: its next life is made valid without tag storage";
+    DROP_MARKER_ALWAYS "drop-marker-always" Target
+        "a write-protected page that is zapped leaves no marker: the next write to it is not reported";
+    NO_MARKER_ON_RECLAIM "no-marker-on-reclaim" Target
+        "a write-protected page of a file that is reclaimed leaves no marker: the next write to it is not reported";
+    MARKER_ON_ANON "marker-on-anon" Target
+        "a write-protected anonymous page that is discarded leaves a marker: a write to the new page is reported";
     NO_SECONDARY_TLB "no-secondary-tlb" Target
         "the SMMU is not invalidated with the CPUs' TLBs: a device keeps the old translation";
     DEVICE_DBM_SPURIOUS "device-dbm-spurious" Target

@@ -1,7 +1,7 @@
 //! That the interface is Linux's: each number of `granule_abi` against the kernel headers' own, at compile time.
 
 use granule_abi::errno::Errno;
-use granule_abi::{file, limits, memory, number, process, signal, time};
+use granule_abi::{file, limits, memory, number, process, signal, time, userfaultfd};
 use linux_raw_sys::{auxvec, errno, general, ioctl, prctl, system};
 
 /// `same!(ours, theirs: A B)`: `ours::A == theirs::A`, and so on.
@@ -45,12 +45,12 @@ calls! {
     GETGID __NR_getgid, GETEGID __NR_getegid, GETTID __NR_gettid, BRK __NR_brk, MUNMAP __NR_munmap, MREMAP __NR_mremap, MLOCK __NR_mlock, MUNLOCK __NR_munlock, MLOCKALL __NR_mlockall, MUNLOCKALL __NR_munlockall, MLOCK2 __NR_mlock2, CLONE __NR_clone, EXECVE __NR_execve, MMAP __NR_mmap, MPROTECT __NR_mprotect,
     MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRLIMIT __NR_getrlimit, SETRLIMIT __NR_setrlimit,
     PRLIMIT64 __NR_prlimit64, GETRANDOM __NR_getrandom, MEMFD_CREATE __NR_memfd_create, FTRUNCATE __NR_ftruncate,
-    FALLOCATE __NR_fallocate, FSYNC __NR_fsync, FDATASYNC __NR_fdatasync, MSYNC __NR_msync,
+    FALLOCATE __NR_fallocate, USERFAULTFD __NR_userfaultfd, FSYNC __NR_fsync, FDATASYNC __NR_fdatasync, MSYNC __NR_msync,
 }
 
 errors! {
     EPERM ENOENT ESRCH EINTR EIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV ENOTDIR EINVAL
-    EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE ERANGE EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT EFBIG
+    EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE ERANGE EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT EFBIG EHWPOISON
 }
 
 same! { memory, general:
@@ -67,6 +67,18 @@ same! { file, general:
     F_DUPFD_CLOEXEC FD_CLOEXEC O_SYNC SEEK_SET SEEK_CUR SEEK_END SEEK_DATA SEEK_HOLE S_IFMT S_IFREG S_IFDIR S_IFLNK S_IFCHR
     F_ADD_SEALS F_GET_SEALS F_SEAL_SEAL F_SEAL_SHRINK F_SEAL_GROW F_SEAL_WRITE F_SEAL_FUTURE_WRITE F_SEAL_EXEC MFD_CLOEXEC
     MFD_ALLOW_SEALING MFD_HUGETLB MFD_NOEXEC_SEAL MFD_EXEC FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE
+}
+
+same! { userfaultfd, general:
+    UFFD_USER_MODE_ONLY UFFD_API UFFD_FEATURE_PAGEFAULT_FLAG_WP UFFD_FEATURE_EVENT_FORK UFFD_FEATURE_EVENT_REMAP
+    UFFD_FEATURE_EVENT_REMOVE UFFD_FEATURE_MISSING_SHMEM UFFD_FEATURE_EVENT_UNMAP UFFD_FEATURE_SIGBUS
+    UFFD_FEATURE_THREAD_ID UFFD_FEATURE_EXACT_ADDRESS UFFD_FEATURE_WP_HUGETLBFS_SHMEM UFFD_FEATURE_WP_UNPOPULATED
+    UFFD_FEATURE_POISON UFFDIO_REGISTER_MODE_MISSING UFFDIO_REGISTER_MODE_WP UFFDIO_COPY_MODE_DONTWAKE
+    UFFDIO_COPY_MODE_WP UFFDIO_ZEROPAGE_MODE_DONTWAKE UFFD_EVENT_PAGEFAULT UFFD_EVENT_FORK UFFD_EVENT_REMAP
+    UFFD_EVENT_REMOVE UFFD_EVENT_UNMAP UFFD_PAGEFAULT_FLAG_WRITE UFFD_PAGEFAULT_FLAG_WP
+}
+same! { userfaultfd, ioctl:
+    UFFDIO_API UFFDIO_REGISTER UFFDIO_UNREGISTER UFFDIO_WAKE UFFDIO_COPY UFFDIO_ZEROPAGE UFFDIO_WRITEPROTECT
 }
 
 same! { file, ioctl: FIOCLEX FIONCLEX FIONBIO FIONREAD }
@@ -101,7 +113,7 @@ same! { signal, general:
     SIGSTKFLT SIGCHLD SIGCONT SIGSTOP SIGTSTP SIGTTIN SIGTTOU SIGURG SIGXCPU SIGXFSZ SIGVTALRM SIGPROF SIGWINCH SIGIO
     SIGPWR SIGSYS SIG_BLOCK SIG_UNBLOCK SIG_SETMASK SA_NOCLDSTOP SA_NOCLDWAIT SA_SIGINFO SA_RESTORER SA_ONSTACK
     SA_RESTART SA_NODEFER SA_RESETHAND SI_USER SI_KERNEL SI_TKILL SEGV_MAPERR SEGV_ACCERR SEGV_MTEAERR SEGV_MTESERR
-    BUS_ADRALN BUS_ADRERR BUS_OBJERR SA_EXPOSE_TAGBITS
+    BUS_ADRALN BUS_ADRERR BUS_OBJERR BUS_MCEERR_AR SA_EXPOSE_TAGBITS
     ILL_ILLOPC TRAP_BRKPT CLD_EXITED CLD_KILLED SS_ONSTACK SS_DISABLE MINSIGSTKSZ
 }
 
@@ -125,5 +137,14 @@ const _: () = {
     assert!(offset_of!(file::Stat, st_size) == offset_of!(general::stat, st_size));
     assert!(offset_of!(file::Stat, st_ctime_nsec) == offset_of!(general::stat, st_ctime_nsec));
     assert!(size_of::<process::IoVec>() == size_of::<general::iovec>());
+    assert!(size_of::<userfaultfd::Api>() == size_of::<general::uffdio_api>());
+    assert!(size_of::<userfaultfd::Register>() == size_of::<general::uffdio_register>());
+    assert!(offset_of!(userfaultfd::Register, ioctls) == offset_of!(general::uffdio_register, ioctls));
+    assert!(size_of::<userfaultfd::Copy>() == size_of::<general::uffdio_copy>());
+    assert!(size_of::<userfaultfd::Fill>() == size_of::<general::uffdio_zeropage>());
+    assert!(size_of::<userfaultfd::Fill>() == size_of::<general::uffdio_poison>());
+    assert!(size_of::<userfaultfd::WriteProtect>() == size_of::<general::uffdio_writeprotect>());
+    assert!(size_of::<userfaultfd::Message>() == size_of::<general::uffd_msg>());
+    assert!(offset_of!(userfaultfd::Message, words) == offset_of!(general::uffd_msg, arg));
     assert!(size_of::<process::UtsName>() == size_of::<system::new_utsname>());
 };

@@ -31,6 +31,7 @@ pub mod sys;
 pub mod tags;
 pub mod thread;
 pub mod time;
+pub mod userfault;
 
 pub use granule_abi as abi;
 pub use granule_abi::Errno;

@@ -247,6 +247,17 @@ impl Markers {
         Self(self.0 | other.0)
     }
 
+    /// These without `others`.
+    #[must_use]
+    pub const fn without(self, others: Self) -> Self {
+        Self(self.0 & !others.0)
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
     /// Whether it has all of `other`.
     pub const fn contains(self, other: Self) -> bool {
         self.0 & other.0 == other.0
@@ -426,10 +437,22 @@ impl Descriptor {
         }
     }
 
-    /// Whether it is write-protected by userfaultfd; a marker has a bit for it.
+    /// Whether it is a leaf or a migration entry that userfaultfd write-protects; a marker has a bit for it.
     #[inline(always)]
     pub const fn is_uffd_wp(self) -> bool {
         self.0 & self.uffd_wp_bit() != 0
+    }
+
+    /// Whether userfaultfd write-protects it, in whatever form: a leaf, a migration entry, or a marker.
+    pub const fn is_uffd_wp_in_any_form(self) -> bool {
+        if self.is_present() {
+            return self.is_uffd_wp();
+        }
+        match self.non_present() {
+            NonPresent::Marker(markers) => markers.contains(Markers::UFFD_WP),
+            NonPresent::Migration(migration) => migration.uffd_wp,
+            NonPresent::Empty | NonPresent::Unknown => false,
+        }
     }
 
     /// Used.

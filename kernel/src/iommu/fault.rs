@@ -24,7 +24,7 @@ use granule_smmuv3::{Event, Events};
 
 use super::device::{AttachedDevice, Resolution};
 use super::{Devices, Iommu, lab};
-use crate::mm::space::{Access, FaultError, Space, SpaceRef, handle_fault};
+use crate::mm::space::{Access, FaultError, FaultMode, Space, SpaceRef, handle_fault};
 use crate::smp::Cpu;
 
 /// Faults of a device that are kept.
@@ -80,6 +80,9 @@ pub struct FaultStats {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outcome {
     Waiting,
+    /// A pager has to serve it. The thread that completes the transfer waits for that, and not the one that serves the
+    /// faults of all devices.
+    Userfault,
     Served,
     Failed(FaultError),
 }
@@ -92,6 +95,12 @@ struct DeviceFault {
     /// The record that it is noted by, counted: the same page may be refused again while it is served.
     record: u64,
     outcome: Outcome,
+}
+
+impl DeviceFault {
+    fn is_decided(&self) -> bool {
+        !matches!(self.outcome, Outcome::Waiting | Outcome::Userfault)
+    }
 }
 
 /// The faults that a device has met, until its driver has asked.
@@ -121,7 +130,7 @@ impl Log {
             self.lost = true;
             // In place of one that no driver has asked about so far: else those that are never asked about would keep
             // every later one from being served.
-            if let Some(decided) = self.faults.iter_mut().find(|fault| fault.outcome != Outcome::Waiting) {
+            if let Some(decided) = self.faults.iter_mut().find(|fault| fault.is_decided()) {
                 *decided = noted;
             }
         }
@@ -237,8 +246,9 @@ impl Iommu {
     /// Serves the faults of `device` that wait, or those of them that touch what a transfer `access`ed.
     fn serve(&self, cpu: &Cpu, device: &AttachedDevice, transfer: Option<(&Range<u64>, Access)>) {
         loop {
+            let is_waiting = |outcome| outcome == Outcome::Waiting || outcome == Outcome::Userfault && transfer.is_some();
             let waiting = |fault: &&DeviceFault| {
-                fault.outcome == Outcome::Waiting
+                is_waiting(fault.outcome)
                     && transfer.is_none_or(|(range, access)| touches(fault, range, access))
             };
             let next = device.faults().lock().faults.iter().find(waiting).copied();
@@ -249,11 +259,20 @@ impl Iommu {
                 continue;
             }
             let served = match space {
-                Some(space) => serve_fault(&space, cpu, fault.page, fault.access),
+                Some(space) => match serve_fault(&space, cpu, fault.page, fault.access) {
+                    Err(FaultError::Userfault) if transfer.is_some() => {
+                        space.userfault(cpu, fault.page, fault.access, FaultMode::Device)
+                    }
+                    served => served,
+                },
                 None => Err(FaultError::NotMapped),
             };
             let (counter, outcome) = match served {
                 Ok(()) => (&self.counters.served, Outcome::Served),
+                Err(FaultError::Userfault) => {
+                    device.faults().lock().set_outcome(&fault, Outcome::Userfault);
+                    continue;
+                }
                 Err(error) => (&self.counters.failed, Outcome::Failed(error)),
             };
             counter.fetch_add(1, Ordering::Relaxed);

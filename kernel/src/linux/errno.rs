@@ -38,6 +38,7 @@ impl From<SpaceError> for Errno {
             SpaceError::NoRecords => Self::EAGAIN,
             SpaceError::Interrupted => Self::EINTR,
             SpaceError::Unusable | SpaceError::NoArea => Self::EFAULT,
+            SpaceError::Poisoned => Self::EHWPOISON,
         }
     }
 }

@@ -71,6 +71,21 @@ pub(crate) const fn runs_program(_cpu: &Cpu) -> bool {
     false
 }
 
+/// There are no signals.
+pub(crate) const fn is_interrupted() -> bool {
+    false
+}
+
+/// There are no programs.
+pub(crate) const fn is_killed() -> bool {
+    false
+}
+
+/// There are no programs.
+pub(crate) const fn program_number() -> u32 {
+    0
+}
+
 /// Notes nothing: there are no programs.
 pub(crate) const fn note_shortage(_cpu: &Cpu, _frames: usize) {}
 

@@ -46,8 +46,8 @@ use host::running;
 pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
 pub(crate) use host::{
-    enlarge_shortage, note_replay, note_shortage, running_space, runs_program, sleep_briefly, take_replays,
-    works_for_program,
+    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
+    runs_program, sleep_briefly, take_replays, works_for_program,
 };
 #[cfg(target_os = "none")]
 use queue::running;
@@ -71,7 +71,8 @@ pub use thread::{
 };
 #[cfg(target_os = "none")]
 pub(crate) use thread::{
-    enlarge_shortage, note_replay, note_shortage, running_space, runs_program, take_replays, works_for_program,
+    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
+    runs_program, take_replays, works_for_program,
 };
 #[cfg(target_os = "none")]
 pub use timeout::sleep_until;

@@ -45,6 +45,10 @@ pub struct UserEntry {
     /// The kernel, working for the thread, could not access an address of EL0. Whether the access is to be tried again;
     /// else it fails with EFAULT.
     pub resolve: fn(&Thread, VirtAddr, Access) -> bool,
+    /// Whether its program ends, or it leaves that: it waits for no other program any more.
+    pub is_killed: fn(&Thread) -> bool,
+    /// The number by which programs know it.
+    pub number: fn(&Thread) -> u32,
 }
 
 /// What a thread has to do before it enters EL0: bits of its work word.
@@ -402,6 +406,23 @@ pub(crate) fn works_for_program(cpu: &Cpu) -> bool {
 /// faults of several programs.
 pub(crate) fn runs_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| !thread.task.load(Ordering::Relaxed).is_null())
+}
+
+/// Whether the running thread has a signal to deliver.
+pub(crate) fn is_interrupted() -> bool {
+    current().has(Work::SIGNAL)
+}
+
+/// Whether the program of the running thread ends. Kernel threads have none.
+pub(crate) fn is_killed() -> bool {
+    let thread = current();
+    thread.entry.is_some_and(|entry| (entry.is_killed)(&thread))
+}
+
+/// The number by which programs know the running thread; 0 for a kernel thread.
+pub(crate) fn program_number() -> u32 {
+    let thread = current();
+    thread.entry.map_or(0, |entry| (entry.number)(&thread))
 }
 
 /// Notes in the running thread that a request for `frames` frames failed for want of them.

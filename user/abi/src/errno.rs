@@ -66,6 +66,7 @@ errnos! {
     EOVERFLOW = 75, "too large";
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";
+    EHWPOISON = 133, "the memory of a page is gone";
     ERESTARTSYS = 512, "interrupted, and to be made again: never seen by a program";
     ERESTARTNOHAND = 514, "interrupted, and to be made again unless a handler runs: never seen by a program";
     ERESTARTBLOCK = 516, "interrupted, and to go on by restart_syscall: never seen by a program";

@@ -5,7 +5,8 @@
 //!
 //! - [`number`]: the calls
 //! - [`errno`]: how they fail
-//! - [`mod@file`], [`limits`], [`memory`], [`process`], [`signal`], [`time`]: flags and structures, by subject
+//! - [`mod@file`], [`limits`], [`memory`], [`process`], [`signal`], [`time`], [`userfaultfd`]: flags and structures, by
+//!   subject
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@ pub mod number;
 pub mod process;
 pub mod signal;
 pub mod time;
+pub mod userfaultfd;
 
 pub use errno::Errno;
 

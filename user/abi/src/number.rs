@@ -81,5 +81,6 @@ numbers! {
     PRLIMIT64 = 261 "prlimit64";
     GETRANDOM = 278 "getrandom";
     MEMFD_CREATE = 279 "memfd_create";
+    USERFAULTFD = 282 "userfaultfd";
     MLOCK2 = 284 "mlock2";
 }

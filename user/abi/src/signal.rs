@@ -105,6 +105,8 @@ pub const BUS_ADRALN: i32 = 1;
 pub const BUS_ADRERR: i32 = 2;
 /// SIGBUS: the hardware reported an error.
 pub const BUS_OBJERR: i32 = 3;
+/// SIGBUS: the memory of the page that was accessed is gone.
+pub const BUS_MCEERR_AR: i32 = 4;
 /// SIGILL: no such instruction.
 pub const ILL_ILLOPC: i32 = 1;
 /// SIGTRAP: a breakpoint.

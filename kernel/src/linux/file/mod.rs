@@ -4,6 +4,7 @@
 //! - [`table`]: descriptors, and who shares them
 //! - `open`: open files
 //! - `memfd`: files that are memory alone
+//! - `userfaultfd`: files by which pagers serve faults
 //! - [`device`]: files of devices, whose registers are mapped
 
 pub mod device;
@@ -13,3 +14,5 @@ pub mod memfd;
 #[cfg(target_os = "none")]
 pub mod open;
 pub mod table;
+#[cfg(target_os = "none")]
+pub mod userfaultfd;

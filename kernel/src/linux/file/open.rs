@@ -17,6 +17,7 @@ use super::device::DeviceNumber;
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::table::{Files, Pools};
+use super::userfaultfd::UserfaultFile;
 use crate::bytes;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -74,6 +75,8 @@ pub enum Kind {
     Memory(MemoryFile),
     /// A device whose registers are mapped. It is neither read nor written.
     Device(DeviceNumber),
+    /// A userfaultfd.
+    Userfault(UserfaultFile),
     /// With its path from the root.
     Directory(&'static str, Attributes),
     /// Neither read nor written: a place alone.
@@ -151,7 +154,7 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
         // No such device.
         Kind::Other(_) => Err(Errno::ENXIO),
-        Kind::Console | Kind::Directory(..) | Kind::Memory(_) | Kind::Device(_) => Ok(()),
+        Kind::Console | Kind::Directory(..) | Kind::Memory(_) | Kind::Device(_) | Kind::Userfault(_) => Ok(()),
     }
 }
 
@@ -324,6 +327,12 @@ impl OpenFile {
         if let Kind::Memory(file) = &self.kind { Some(file) } else { None }
     }
 
+    /// The userfaultfd that it is, if it is one.
+    #[inline(always)]
+    pub const fn userfaultfd(&self) -> Option<&UserfaultFile> {
+        if let Kind::Userfault(file) = &self.kind { Some(file) } else { None }
+    }
+
     /// The device that it is, if it is one.
     pub const fn device(&self) -> Option<DeviceNumber> {
         if let Kind::Device(device) = self.kind { Some(device) } else { None }
@@ -345,7 +354,9 @@ impl OpenFile {
                 let new = kernel().spaces.create_object(this_cpu(), size, Some(file.contents), Seals(F_SEAL_SEAL))?;
                 Ok(pages.insert(new).clone())
             }
-            Kind::Console | Kind::Device(_) | Kind::Directory(..) | Kind::Other(_) => Err(Errno::ENODEV),
+            Kind::Console | Kind::Device(_) | Kind::Userfault(_) | Kind::Directory(..) | Kind::Other(_) => {
+                Err(Errno::ENODEV)
+            }
         }
     }
 
@@ -429,7 +440,7 @@ impl OpenFile {
             Kind::Regular(file, ..) => Ok(file.contents.len() as u64),
             Kind::Memory(file) => Ok(file.object().size()),
             Kind::Directory(..) => Err(Errno::EISDIR),
-            Kind::Console | Kind::Device(_) | Kind::Other(_) => Err(Errno::ESPIPE),
+            Kind::Console | Kind::Device(_) | Kind::Userfault(_) | Kind::Other(_) => Err(Errno::ESPIPE),
         }
     }
 
@@ -447,6 +458,8 @@ impl OpenFile {
             return Err(Errno::EINVAL);
         }
         let size = match &self.kind {
+            // Nothing moves (Linux: `noop_llseek`).
+            Kind::Userfault(_) => return Ok(0),
             Kind::Console | Kind::Device(_) | Kind::Other(_) => return Err(Errno::ESPIPE),
             Kind::Regular(file, ..) => file.contents.len() as i64,
             Kind::Memory(file) => file.object().size() as i64,
@@ -486,6 +499,7 @@ impl OpenFile {
         let (attributes, size) = match &self.kind {
             Kind::Console => (special(usize::MAX - 2), 0),
             Kind::Device(number) => (special(usize::MAX - number.of_stat() as usize), 0),
+            Kind::Userfault(_) => (Attributes { mode: 0o600, ..special(usize::MAX - 3) }, 0),
             Kind::Regular(file, attributes, _) => (*attributes, file.contents.len() as u64),
             Kind::Memory(file) => {
                 let number = file.object().identity();

@@ -284,7 +284,12 @@ fn write(cpu: &Cpu, space: &SpaceRef, address: u64, bytes: &[u8]) -> Result<(), 
 const fn errno(error: FaultError) -> Errno {
     match error {
         FaultError::OutOfMemory => Errno::ENOMEM,
-        FaultError::NotMapped | FaultError::Guard | FaultError::NotAllowed | FaultError::Unusable => Errno::EFAULT,
+        FaultError::NotMapped
+        | FaultError::Guard
+        | FaultError::NotAllowed
+        | FaultError::Unusable
+        | FaultError::Poisoned
+        | FaultError::Userfault => Errno::EFAULT,
     }
 }
 

@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
 use granule_abi::signal::{
-    BUS_ADRALN, BUS_ADRERR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTEAERR, SEGV_MTESERR, SI_KERNEL,
+    BUS_ADRALN, BUS_ADRERR, BUS_MCEERR_AR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTEAERR, SEGV_MTESERR, SI_KERNEL,
     SIGSEGV, TRAP_BRKPT,
 };
 use granule_arch::addr::VirtAddr;
@@ -14,7 +14,7 @@ use super::send::{self, Asked};
 use super::signal::frame::FaultRecord;
 use super::signal::{Signal, SignalCause};
 use super::task::Task;
-use crate::mm::space::{self, FaultError, USER_END};
+use crate::mm::space::{self, FaultError, FaultMode, USER_END};
 use crate::sched::{Thread, current};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
@@ -31,6 +31,7 @@ impl Offence {
     const NOT_ALLOWED: Self = Self { signal: Signal::SEGV, code: SEGV_ACCERR };
     const MISALIGNED: Self = Self { signal: Signal::BUS, code: BUS_ADRALN };
     const NO_MEMORY: Self = Self { signal: Signal::BUS, code: BUS_ADRERR };
+    const POISONED: Self = Self { signal: Signal::BUS, code: BUS_MCEERR_AR };
     const OTHER_TAG: Self = Self { signal: Signal::SEGV, code: SEGV_MTESERR };
     const HARDWARE_ERROR: Self = Self { signal: Signal::BUS, code: BUS_OBJERR };
     /// An exception that no program survives.
@@ -44,7 +45,8 @@ impl From<FaultError> for Offence {
         match error {
             FaultError::NotMapped | FaultError::Guard => Self::NOT_MAPPED,
             FaultError::NotAllowed => Self::NOT_ALLOWED,
-            FaultError::OutOfMemory | FaultError::Unusable => Self::NO_MEMORY,
+            FaultError::OutOfMemory | FaultError::Unusable | FaultError::Userfault => Self::NO_MEMORY,
+            FaultError::Poisoned => Self::POISONED,
         }
     }
 }
@@ -57,7 +59,12 @@ pub(super) extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
     // SAFETY: the exception is from EL0, so the thread has not left its process.
     let task = unsafe { Task::of(thread) };
     let address = VirtAddr(frame.fault_address().0 & !TAG);
-    space::handle_fault(task.space(), this_cpu(), address, of_space(access)).is_ok()
+    let access = of_space(access);
+    match space::handle_fault(task.space(), this_cpu(), address, access) {
+        Ok(()) => true,
+        Err(FaultError::Userfault) => task.space().userfault(this_cpu(), address, access, FaultMode::El0).is_ok(),
+        Err(_) => false,
+    }
 }
 
 /// Handles a synchronous exception of EL0 that is no call, and that was not served as a fault: it is retried once, and
@@ -70,7 +77,9 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
         let (at, record) = report(frame, offence);
         task.fault.set(record);
-        task.force(offence.signal, SignalCause::fault(offence.code, at), false);
+        let cause = SignalCause::fault(offence.code, at);
+        let cause = if offence == Offence::POISONED { cause.of_page() } else { cause };
+        task.force(offence.signal, cause, false);
     }
 }
 
@@ -90,7 +99,7 @@ fn serve(task: &Task, syndrome: Syndrome, address: VirtAddr) -> Result<(), Offen
     if let Some(abort) = syndrome.abort() {
         return match abort.status {
             FaultStatus::Translation | FaultStatus::AccessFlag | FaultStatus::Permission => {
-                Ok(resolve_access(task, address, abort.access)?)
+                Ok(resolve_access(task, address, abort.access, FaultMode::El0)?)
             }
             FaultStatus::Alignment => Err(Offence::MISALIGNED),
             FaultStatus::TagCheck => Err(Offence::OTHER_TAG),
@@ -153,15 +162,21 @@ fn of_space(access: esr::Access) -> space::Access {
 }
 
 /// The kernel's addresses need no check of their own: no area is there.
-fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access) -> Result<(), FaultError> {
+fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access, mode: FaultMode) -> Result<(), FaultError> {
     let access = of_space(access);
     space::handle_fault(task.space(), this_cpu(), address, access)
-        .or_else(|error| try_again(task, address, access, error))
+        .or_else(|error| try_again(task, address, access, mode, error))
 }
 
-/// Handles a fault that failed with `error`: grows a stack, or relieves a shortage, and retries.
+/// Handles a fault that failed with `error`: grows a stack, relieves a shortage, or waits for a pager, and retries.
 #[cold]
-fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: FaultError) -> Result<(), FaultError> {
+fn try_again(
+    task: &Task,
+    address: VirtAddr,
+    access: space::Access,
+    mode: FaultMode,
+    mut error: FaultError,
+) -> Result<(), FaultError> {
     loop {
         match error {
             FaultError::OutOfMemory => match oom::relieve(task, &current()) {
@@ -174,7 +189,11 @@ fn try_again(task: &Task, address: VirtAddr, access: space::Access, mut error: F
                 let limits = task.process().limits.of_space();
                 task.space().grow_stack(address, &limits).map_err(|_| error)?;
             }
-            FaultError::Guard | FaultError::NotAllowed | FaultError::Unusable => return Err(error),
+            // The access is made again, behind the signal that has ended the wait, if one has.
+            FaultError::Userfault => return task.space().userfault(this_cpu(), address, access, mode),
+            FaultError::Guard | FaultError::NotAllowed | FaultError::Unusable | FaultError::Poisoned => {
+                return Err(error);
+            }
         }
         match space::handle_fault(task.space(), this_cpu(), address, access) {
             Ok(()) => return Ok(()),
@@ -193,7 +212,20 @@ pub(super) fn resolve(thread: &Thread, address: VirtAddr, access: esr::Access) -
     if task.is_killed(thread) {
         return false;
     }
-    resolve_access(task, address, access).is_ok()
+    resolve_access(task, address, access, FaultMode::Kernel).is_ok()
+}
+
+/// Whether the program of a thread ends, or the thread leaves it: see [`UserEntry::is_killed`](crate::sched::UserEntry).
+pub(super) fn is_killed(thread: &Thread) -> bool {
+    // SAFETY: the thread works for a program, so it has not left its process.
+    let task = unsafe { Task::of(thread) };
+    task.is_leaving() || task.is_killed(thread)
+}
+
+/// The number of a thread.
+pub(super) fn number(thread: &Thread) -> u32 {
+    // SAFETY: as above.
+    unsafe { Task::of(thread) }.id()
 }
 
 /// The syndrome of an abort as a program may see it. For the kernel's addresses it does not show what is mapped

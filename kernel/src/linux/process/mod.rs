@@ -62,6 +62,8 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     late_tag_fault: fault::late_tag_fault,
     signal: signal::deliver_signals,
     resolve: fault::resolve,
+    is_killed: fault::is_killed,
+    number: fault::number,
 };
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.

@@ -10,7 +10,7 @@ use granule_abi::signal::{SI_USER, SIGXFSZ};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::process::read_path;
-use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, write_quads};
+use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Contents, FileRef, OpenFile};
@@ -147,6 +147,9 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
 
 /// Reads from where the file is on.
 fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> Answer {
+    if let Some(pager) = file.userfaultfd() {
+        return userfault::read(call, file, pager, bytes, &mut to);
+    }
     if file.is_console() {
         return input(file, bytes.min(MOST_AT_ONCE), &mut to);
     }
@@ -320,7 +323,7 @@ fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
 
 /// Bytes of EL0's, one after the other: of one piece, then of those of a list.
 #[derive(Default)]
-struct UserBytes {
+pub(super) struct UserBytes {
     base: u64,
     left: u64,
     array: VirtAddr,
@@ -356,7 +359,7 @@ impl UserBytes {
     }
 
     /// Stores the next bytes, up to the first that cannot be stored; returns how many were.
-    fn store(&mut self, mut from: &[u8]) -> usize {
+    pub(super) fn store(&mut self, mut from: &[u8]) -> usize {
         let mut done = 0;
         while !from.is_empty() && self.advance().is_ok() {
             let (part, rest) = from.split_at_checked(from.len().min(self.left as usize)).unwrap_or_default();
@@ -485,7 +488,10 @@ pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
             let left = file.left().ok_or(Errno::ENOTTY)?;
             uaccess::copy_to_user(at, &(left as u32).to_le_bytes())?;
         }
-        _ => return Err(Errno::ENOTTY),
+        command => match file.userfaultfd() {
+            Some(pager) => return userfault::ioctl(pager, command, at),
+            None => return Err(Errno::ENOTTY),
+        },
     }
     Ok(0)
 }

@@ -14,6 +14,7 @@ mod process;
 mod signal;
 mod system;
 mod time;
+mod userfault;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -138,6 +139,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::MMAP] = entry!(memory::mmap);
     table[number::MREMAP] = entry!(memory::mremap);
     table[number::MPROTECT] = entry!(memory::mprotect);
+    table[number::USERFAULTFD] = entry!(userfault::userfaultfd);
     table[number::MLOCK] = entry!(memory::mlock);
     table[number::MLOCK2] = entry!(memory::mlock2);
     table[number::MUNLOCK] = entry!(memory::munlock);

@@ -12,16 +12,16 @@ use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas, Spares};
 use super::calls::clamped_range;
-use super::entry::{EntryState, state};
+use super::entry::{EntryState, marker, state, uffd_wp_marker};
 use super::error::Refusal;
-use super::fault::{Access, FaultError, handle_fault};
+use super::fault::{Access, FaultError};
 use super::gather::{Gather, pages};
 use super::parts::Divisible as _;
 use super::populate::CHUNK;
 use super::shmem::NoPage;
 use super::used::{bits_of, note_all_used};
 use super::zap::ZapFlags;
-use super::{EntryCell, Space, SpaceError, TableCells, USER_END, USER_START};
+use super::{EntryCell, Space, SpaceError, SpaceRef, TableCells, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
@@ -87,6 +87,8 @@ pub(super) const LOCKED_AREAS: u8 = 4;
 pub(super) const REGISTERS: u8 = 8;
 /// There may be contiguous groups, which areas may cut.
 pub(super) const GROUPS: u8 = 16;
+/// Areas may be registered with a userfaultfd.
+const USERFAULTFDS: u8 = 32;
 
 impl Space {
     /// Takes advice about the areas in the `bytes` bytes from `start` on.
@@ -161,11 +163,14 @@ impl Space {
             next = match self.populate_piece(cpu, pages(next, until), access)? {
                 (until, None) => until,
                 (_, Some(page)) => {
-                    match handle_fault(self, cpu, page, access) {
+                    match self.fault_in_kernel(cpu, page, access) {
                         // Both are looked at again: a fault may need two steps, and an area may have changed meanwhile.
                         Ok(()) | Err(FaultError::NotMapped | FaultError::NotAllowed) => {}
                         Err(FaultError::OutOfMemory) => return Err(SpaceError::NoMemory),
-                        Err(FaultError::Guard | FaultError::Unusable) => return Err(SpaceError::Unusable),
+                        Err(FaultError::Guard | FaultError::Unusable | FaultError::Userfault) => {
+                            return Err(SpaceError::Unusable);
+                        }
+                        Err(FaultError::Poisoned) => return Err(SpaceError::Poisoned),
                     }
                     page
                 }
@@ -204,7 +209,9 @@ impl Space {
             Some(found.address(found.cells.iter().position(is_such)?))
         };
         let is_other = |cell: &EntryCell| !self.permits(cell, access) && !self.is_empty(cell);
-        let end = first(&is_other).unwrap_or(part.end());
+        // A pager serves what is missing, page by page.
+        let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
+        let end = if is_asked { part.start() } else { first(&is_other).unwrap_or(part.end()) };
         if end > part.start() {
             self.populate_chunk(cpu, area, pages(part.start(), end), access).map_err(|error| match error {
                 NoPage::OutOfMemory => SpaceError::NoMemory,
@@ -262,6 +269,11 @@ impl Space {
     /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. What is below
     /// has been discarded.
     pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
+        if self.has_userfaultfds()
+            && let Some((range, _)) = clamped_range(start, bytes, SpaceError::Invalid)?
+        {
+            self.announce_remove(range);
+        }
         self.for_each_part(start, bytes, |areas, area, part| {
             let is_kept = area.flags().has_any(AreaFlags::KEPT);
             let is_left_out = match what {
@@ -358,7 +370,7 @@ impl Space {
 
     /// Calls `work` for the part of each area that is in the range, with the areas read, again from the address that it
     /// returns; with a scheduling point in between.
-    fn for_each_part(
+    pub(super) fn for_each_part(
         &self,
         start: VirtAddr,
         bytes: u64,
@@ -393,60 +405,109 @@ impl Space {
         self.advice.load(Ordering::Relaxed) != 0
     }
 
+    /// Whether areas may be registered with a userfaultfd.
+    #[inline(always)]
+    pub(super) fn has_userfaultfds(&self) -> bool {
+        self.advice.load(Ordering::Relaxed) & USERFAULTFDS != 0
+    }
+
+    /// Called before the first of its areas is registered.
+    pub(super) fn note_userfaultfds(&self) {
+        self.advice.fetch_or(USERFAULTFDS, Ordering::Relaxed);
+    }
+
     /// Removes from `child`, which has copies of all areas and no pages yet, what is not for children, unlocks the
-    /// rest, and copies the guards in shared areas: their pages are found in their objects. Groups that areas cut are
+    /// rest, and copies the markers in shared areas: their pages are found in their objects. Groups that areas cut are
     /// unfolded.
     ///
     /// # Errors
     /// [`OutOfMemory`]; the caller drops the child.
     #[cold]
     #[inline(never)]
-    pub(super) fn advise_child(&self, cpu: &Cpu, areas: &Areas, child: &Space) -> Result<(), OutOfMemory> {
+    pub(super) fn advise_child(&self, cpu: &Cpu, areas: &Areas, child: &SpaceRef) -> Result<(), OutOfMemory> {
         let advice = self.advice.load(Ordering::Relaxed);
         if advice & GROUPS != 0 {
             self.unfold_at_borders(areas);
         }
         // Nothing of a child's is locked.
         child.advice.store(advice & !(LOCKED_AREAS | REGISTERS), Ordering::Relaxed);
-        child.write_all_areas().become_a_childs();
-        if advice & SHARED_GUARDS == 0 {
+        let mut childs = child.write_all_areas();
+        childs.become_a_childs();
+        if advice & USERFAULTFDS != 0 {
+            self.register_childs(child, &mut childs)?;
+        }
+        drop(childs);
+        if advice & (SHARED_GUARDS | USERFAULTFDS) == 0 {
             return Ok(());
         }
         let is_shared = |area: &&Area| area.is_shared() && !area.flags().has_any(AreaFlags::NOT_IN_CHILDREN);
         areas.walk(pages(USER_START, USER_END)).filter(is_shared).try_for_each(|area| {
+            let is_protected = child.with_area(area.start(), |area| area.flags().has_any(AreaFlags::UFFD_WP));
+            let rule = ChildMarkers { is_protected: is_protected == Some(true) };
+            if advice & SHARED_GUARDS == 0 && !rule.is_protected {
+                return Ok(());
+            }
             let mut walk = self.page_tables().walk_cells(area.range());
             while let Some(met) = walk.next() {
                 relax();
-                // No block has guards.
-                let CellsOrBlock::Cells(found) = met else { continue };
-                // None is made while the areas are locked for writing.
-                if found.cells.iter().any(|cell| self.is_marker(cell)) {
-                    child.ensure_table(cpu, found.start)?;
-                    self.copy_markers(child, &found);
+                match met {
+                    CellsOrBlock::Cells(found) => self.copy_markers(cpu, child, &found, rule)?,
+                    // No block has guards. That of a child would have to be mapped: each of its pages has the marker.
+                    CellsOrBlock::Block(at) if rule.is_protected && self.is_block_protected(at) => {
+                        let part = area.part_in(pages(at, VirtAddr(at.0 | (BLOCK_SIZE - 1)) + 1));
+                        child.ensure_table(cpu, at)?;
+                        if let Some(copies) = child.page_tables().cells(at, part.pages()) {
+                            note_all_used(self.common.record(copies.table), bits_of(&copies));
+                            self.mmu().fill(copies.cells, uffd_wp_marker(), 0);
+                        }
+                    }
+                    CellsOrBlock::Block(_) => {}
                 }
             }
             Ok(())
         })
     }
 
-    fn is_marker(&self, cell: &EntryCell) -> bool {
-        matches!(state(self.mmu().load(cell)), EntryState::Marker(_))
-    }
-
-    /// Copies the markers in `found` to the same place in `child`.
-    fn copy_markers(&self, child: &Space, found: &TableCells<'_>) {
-        let Some(copies) = child.page_tables().cells(found.start, found.cells.len()) else { return };
+    /// Copies the markers in `found`, and what is write-protected as markers, to the same place in `child`.
+    fn copy_markers(
+        &self,
+        cpu: &Cpu,
+        child: &Space,
+        found: &TableCells<'_>,
+        rule: ChildMarkers,
+    ) -> Result<(), OutOfMemory> {
         let mmu = self.mmu();
+        // None is made while the areas are locked for writing; a walk by a reverse map may leave one of an entry that is
+        // copied as one.
+        if found.cells.iter().all(|cell| rule.marker_of(mmu.load(cell)).is_empty()) {
+            return Ok(());
+        }
+        child.ensure_table(cpu, found.start)?;
+        let Some(copies) = child.page_tables().cells(found.start, found.cells.len()) else { return Ok(()) };
         // As for other entries: a walk by a reverse map that has been here finds the same there, and needs no lock for
         // it.
         let _locked = self.lock_table(found.table);
+        note_all_used(self.common.record(copies.table), bits_of(&copies));
         for (cell, copy) in found.cells.iter().zip(copies.cells) {
-            let entry = mmu.load(cell);
-            if let EntryState::Marker(_) = state(entry) {
-                note_all_used(self.common.record(copies.table), bits_of(&copies));
-                mmu.store(copy, entry);
-            }
+            mmu.store(copy, marker(rule.marker_of(mmu.load(cell))));
         }
+        Ok(())
+    }
+}
+
+/// Which markers a child has for entries of a shared area, whose pages it finds in their object.
+#[derive(Clone, Copy)]
+struct ChildMarkers {
+    /// Whether the child's area is registered for write-protection.
+    is_protected: bool,
+}
+
+impl ChildMarkers {
+    fn marker_of(self, entry: Descriptor) -> Markers {
+        const NONE: Markers = Markers::UFFD_WP.without(Markers::UFFD_WP);
+        let of_page = if let EntryState::Marker(markers) = state(entry) { markers } else { NONE };
+        let others = of_page.without(Markers::UFFD_WP);
+        if self.is_protected && entry.is_uffd_wp_in_any_form() { others.and(Markers::UFFD_WP) } else { others }
     }
 }
 

@@ -38,6 +38,7 @@ use super::gather::pages;
 use super::limits::Grants;
 use super::parts::Divisible;
 use super::shmem::{Mappers, Object};
+use super::userfault::UserfaultfdNumber;
 use super::{PAGE, Space};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
@@ -72,9 +73,10 @@ pub struct Area {
     mapping: Option<PoolBox<Mapping>>,
 }
 
-/// What sets an area apart, beside its protection and its object.
+/// What sets an area apart, beside its protection and its object: flags, and above them the number of the userfaultfd
+/// that it is registered with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) struct AreaFlags(u16);
+pub(super) struct AreaFlags(u32);
 
 impl AreaFlags {
     /// It must fit in memory to be writable.
@@ -95,6 +97,12 @@ impl AreaFlags {
     pub(super) const NO_BLOCKS: Self = Self(1 << 7);
     /// Its page is [registers](super::device), and no memory.
     pub(super) const REGISTERS: Self = Self(1 << 8);
+    /// The first access of a page that is missing asks a pager (Linux: `VM_UFFD_MISSING`).
+    pub(super) const UFFD_MISSING: Self = Self(1 << 9);
+    /// So does a store to a page that is write-protected (Linux: `VM_UFFD_WP`).
+    pub(super) const UFFD_WP: Self = Self(1 << 10);
+    /// It is registered with a userfaultfd.
+    pub(super) const REGISTERED: Self = Self::UFFD_MISSING.with(Self::UFFD_WP);
     /// Advice does not take its pages away.
     pub(super) const KEPT: Self = Self::LOCKED.with(Self::REGISTERS);
     /// All that says how pages are locked.
@@ -126,6 +134,24 @@ impl AreaFlags {
     pub(super) const fn has_any(self, others: Self) -> bool {
         self.0 & others.0 != 0
     }
+
+    /// With which userfaultfd of its space it is [registered](Self::REGISTERED).
+    pub(super) const fn userfaultfd(self) -> UserfaultfdNumber {
+        UserfaultfdNumber((self.0 >> Self::NUMBER) as u16)
+    }
+
+    /// The same flags, registered with that one, by `modes` of [`Self::REGISTERED`].
+    pub(super) const fn registered(self, number: UserfaultfdNumber, modes: Self) -> Self {
+        Self(self.unregistered().0 | modes.0 | (number.0 as u32) << Self::NUMBER)
+    }
+
+    /// The same flags, registered with none.
+    pub(super) const fn unregistered(self) -> Self {
+        Self(self.without(Self::REGISTERED).0 & ((1 << Self::NUMBER) - 1))
+    }
+
+    /// Above the flags.
+    const NUMBER: u32 = 16;
 }
 
 // SAFETY: what it points to is used under the lock of the tree that it is in, and lives while it is in it.
@@ -228,6 +254,11 @@ impl Area {
     pub(super) fn reserved(self, reserved: bool) -> Self {
         let others = self.flags().without(AreaFlags::RESERVED);
         Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
+    }
+
+    /// Registers it with no userfaultfd, before it is inserted.
+    pub(super) fn unregister(&mut self) {
+        self.flags.set(self.flags().unregistered());
     }
 
     /// Gives it `more` flags, before it is inserted.

@@ -39,13 +39,15 @@ use granule_pgtable::{Feature, Mmu, PageRange, Table, Visited};
 
 use super::area::{Area, AreaFlags};
 use super::code::{is_checked, is_visible, needs_frame};
-use super::entry::{attributes, read_only_attributes, replace, set_access_flags, written};
+use super::entry::{attributes, read_only_attributes, replace, set_access_flags, uffd_wp_marker, written};
 use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
 use super::gather::{Gather, pages};
 use super::group::{GROUP_SIZE, fill_groups};
 use super::protect::{Allowed, may_be_written};
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
+use super::userfault::Mark;
+use super::zap::KeptMarkers;
 use super::{BlockCell, PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -64,7 +66,12 @@ const COPIED: usize = 64;
 
 /// Whether an entry above the last level is a block, valid or not.
 fn is_block(entry: Descriptor) -> bool {
-    !entry.is_table() && !entry.is_vacant()
+    !entry.is_table() && entry.is_present()
+}
+
+/// Whether an entry above the last level is the [marker](Space::zap_block) of a block that was zapped.
+fn is_marker(entry: Descriptor) -> bool {
+    entry == uffd_wp_marker()
 }
 
 /// The pages of a block that are in `range`, where a walk has met it at `address`.
@@ -290,6 +297,13 @@ impl Space {
         self.block_at(address).map_or(Visited::Done, |found| self.split_block(&found, found.range()))
     }
 
+    /// The same for the marker of a block.
+    #[cold]
+    pub(super) fn split_block_marker(&self, address: VirtAddr) -> Visited {
+        let found = self.block_at(address).filter(|found| is_marker(self.mmu().load(found.cell)));
+        found.map_or(Visited::Done, |found| self.split_block(&found, found.range()))
+    }
+
     /// Puts a table with the same pages in the place of the block in `found`, in groups but for those that `range`
     /// cuts.
     #[inline(never)]
@@ -297,6 +311,9 @@ impl Space {
         let mmu = self.mmu();
         let locked = self.lock_table(found.table);
         let mut entry = mmu.load(found.cell);
+        if is_marker(entry) {
+            return self.split_marker(found, &locked);
+        }
         if !is_block(entry) {
             return visited(entry);
         }
@@ -332,6 +349,22 @@ impl Space {
         Visited::Again
     }
 
+    /// Puts the table that was deposited for a block in the place of the marker that it has left in `found`, whose table
+    /// is locked: a marker for each page.
+    #[cold]
+    #[inline(never)]
+    fn split_marker(&self, found: &BlockCell<'_>, locked: &TableGuard<'_>) -> Visited {
+        let mmu = self.mmu();
+        let table = self.common.take_deposit(locked.frame());
+        self.common.record(table).owner.store(ALL_USED, Ordering::Relaxed);
+        // SAFETY: as in `split_block`.
+        mmu.fill(mmu.table(unsafe { Table::spare(table) }), uffd_wp_marker(), 0);
+        // The markers before the table that has them.
+        mmu.dmb_ishst();
+        mmu.store(found.cell, Descriptor::user_table(table));
+        Visited::Again
+    }
+
     /// Replaces the entry in `found`, read as `entry`, by `change` of it, and completes the invalidation; returns what
     /// it was last. The table is locked.
     fn replace_block_entry(
@@ -354,9 +387,18 @@ impl Space {
     }
 
     /// Clears the block at `address`. Its frames go to `gather`. One of which only a part is in `range` is split.
+    ///
+    /// Where `keeps` says so, and userfaultfd write-protects it, a marker takes its place, and its deposited table stays:
+    /// what needs a marker for each page puts that there, and nothing is allocated.
     #[cold]
     #[inline(never)]
-    pub(super) fn zap_block(&self, gather: &mut Gather<'_>, range: PageRange, address: VirtAddr) -> Visited {
+    pub(super) fn zap_block(
+        &self,
+        gather: &mut Gather<'_>,
+        range: PageRange,
+        address: VirtAddr,
+        keeps: &mut KeptMarkers<'_>,
+    ) -> Visited {
         let mmu = self.mmu();
         let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
@@ -371,6 +413,13 @@ impl Space {
         let (entry, table) = {
             let locked = self.lock_table(found.table);
             let entry = mmu.load(found.cell);
+            let left = keeps.left_of(found.start, entry);
+            if is_marker(entry) {
+                if left == Descriptor::EMPTY {
+                    self.drop_marker(gather.cpu(), &found, locked);
+                }
+                return Visited::Done;
+            }
             if !is_block(entry) {
                 return visited(entry);
             }
@@ -382,11 +431,56 @@ impl Space {
                     self.flush_block(found.start);
                 }
             }
-            mmu.store(found.cell, Descriptor::EMPTY);
-            (entry, self.common.take_deposit(locked.frame()))
+            mmu.store(found.cell, left);
+            let table = (left == Descriptor::EMPTY).then(|| self.common.take_deposit(locked.frame()));
+            (entry, table)
         };
         gather.add_block(entry.address());
-        self.free_deposit(gather.cpu(), table);
+        if let Some(table) = table {
+            self.free_deposit(gather.cpu(), table);
+        }
+        Visited::Done
+    }
+
+    /// Empties the entry in `found`, a block's marker, whose table is `locked`.
+    fn drop_marker(&self, cpu: &Cpu, found: &BlockCell<'_>, locked: TableGuard<'_>) {
+        self.mmu().store(found.cell, Descriptor::EMPTY);
+        let table = self.common.take_deposit(locked.frame());
+        drop(locked);
+        self.free_deposit(cpu, table);
+    }
+
+    /// Sets userfaultfd's mark of the block at `address`, or clears it, where all of it is in `range`; splits it where it
+    /// is not. A block that is this space's, in an `area` that may be written, permits stores again. Its marker goes.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn mark_block(&self, cpu: &Cpu, area: &Area, range: PageRange, address: VirtAddr, mark: Mark) -> Visited {
+        let mmu = self.mmu();
+        let Some(found) = self.block_at(address) else { return Visited::Done };
+        if !found.is_in(range) {
+            return self.split_block(&found, range);
+        }
+        let locked = self.lock_table(found.table);
+        let entry = mmu.load(found.cell);
+        if is_marker(entry) {
+            if mark == Mark::Clear {
+                self.drop_marker(cpu, &found, locked);
+            }
+            return Visited::Done;
+        }
+        if !is_block(entry) {
+            return visited(entry);
+        }
+        if entry.is_uffd_wp() == (mark == Mark::Set) {
+            return Visited::Done;
+        }
+        let is_written = area.protection().contains(Protection::WRITE) && entry.is_valid();
+        let own = is_written && (area.is_shared() || self.common.has_block_to_itself(entry.address()));
+        self.replace_block_entry(&found, entry, match (mark, own) {
+            (Mark::Set, _) => Descriptor::uffd_wp,
+            (Mark::Clear, false) => Descriptor::without_uffd_wp,
+            (Mark::Clear, true) => |entry| entry.without_uffd_wp().writable(),
+        });
         Visited::Done
     }
 
@@ -457,7 +551,9 @@ impl Space {
         let is_code = area.protection().contains(Protection::EXECUTE) && !self.mmu().has(Feature::Idc);
         // A block of an object may have no tags, and others may use it.
         let is_untagged = area.object().is_some() && area.protection().contains(Protection::TAGGED);
-        is_wanted && !is_code && !is_untagged && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
+        // A pager serves each page.
+        let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
+        is_wanted && !is_asked && !is_code && !is_untagged && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
     }
 
     /// Serves an access that `area` permits, where there is no table for `page`, by a block; `None` where a page serves
@@ -471,8 +567,15 @@ impl Space {
         page: VirtAddr,
         access: Access,
     ) -> Option<FaultOutcome> {
-        if let Some(found) = self.block_at(page).filter(|found| is_block(self.mmu().load(found.cell))) {
-            return Some(self.fault_of_block(area, &found, access));
+        if let Some(found) = self.block_at(page) {
+            let entry = self.mmu().load(found.cell);
+            if is_block(entry) {
+                return Some(self.fault_of_block(area, &found, access));
+            }
+            if is_marker(entry) {
+                self.split_block(&found, found.range());
+                return Some(FaultOutcome::Served);
+            }
         }
         self.map_block(cpu, area, page)
     }
@@ -566,6 +669,14 @@ impl Space {
             return FaultOutcome::Failed(FaultError::Unusable);
         }
         let is_write = access == Access::Write;
+        if is_write && entry.is_uffd_wp() {
+            if area.flags().has_any(AreaFlags::UFFD_WP) {
+                return FaultOutcome::Failed(FaultError::Userfault);
+            }
+            // The mark of a userfaultfd that no longer exists.
+            self.replace_block_entry(found, entry, Descriptor::without_uffd_wp);
+            return FaultOutcome::Served;
+        }
         let is_own = || area.is_shared() || self.common.has_block_to_itself(entry.address());
         if is_write && !entry.may_be_written() && !is_own() {
             return FaultOutcome::OfBlock(OfBlock::Shared);
@@ -609,7 +720,7 @@ impl Space {
         let shared = {
             let _locked = self.lock_table(found.table);
             let entry = mmu.load(found.cell);
-            if !is_block(entry) || !entry.is_valid() || entry.may_be_written() {
+            if !is_block(entry) || !entry.is_valid() || entry.may_be_written() || entry.is_uffd_wp() {
                 return;
             }
             if self.common.has_block_to_itself(entry.address()) {
@@ -660,6 +771,25 @@ impl Space {
     /// The block entry for `page`, if there is one. It may be another one by now.
     pub(super) fn block_entry(&self, page: VirtAddr) -> Option<Descriptor> {
         self.block_at(page).map(|found| self.mmu().load(found.cell)).filter(|&entry| is_block(entry))
+    }
+
+    /// Whether a block is there for `page`, or its marker. It may be gone by now.
+    pub(super) fn is_block_or_marker(&self, page: VirtAddr) -> bool {
+        let entry = self.block_at(page).map(|found| self.mmu().load(found.cell));
+        entry.is_some_and(|entry| is_block(entry) || is_marker(entry))
+    }
+
+    /// Takes userfaultfd's mark from the block at `address`, of a space in which no thread runs yet.
+    pub(super) fn unprotect_block(&self, address: VirtAddr) {
+        if let Some(found) = self.block_at(address) {
+            let entry = self.mmu().load(found.cell);
+            self.mmu().store(found.cell, entry.without_uffd_wp());
+        }
+    }
+
+    /// Whether userfaultfd write-protects the block at `page`, or its marker is there.
+    pub(super) fn is_block_protected(&self, page: VirtAddr) -> bool {
+        self.block_at(page).is_some_and(|found| self.mmu().load(found.cell).is_uffd_wp_in_any_form())
     }
 
     /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays

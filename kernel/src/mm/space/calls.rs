@@ -2,6 +2,7 @@
 //!
 //! Refusals and their errors are Linux's. Each call allocates the nodes that it may need before it changes anything.
 
+use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
@@ -116,13 +117,29 @@ impl Space {
     ) -> Result<VirtAddr, SpaceError> {
         let bytes = rounded(request.bytes)?;
         let areas = self.areas_for(cpu, request.placement, bytes, &terms.limits);
-        let (mut areas, range) = self.change_areas(areas, |areas| self.map(cpu, areas, request, bytes, terms))?;
+        let events = Cell::new(None);
+        let map = |areas: &mut Areas| {
+            if self.has_userfaultfds()
+                && let Placement::Fixed(start) = request.placement
+                && let Some(range) = user_range(start, bytes)
+            {
+                events.set(Some(self.events_of_unmapping(areas, range)?));
+            }
+            self.map(cpu, areas, request, bytes, terms)
+        };
+        let (mut areas, range) = self.change_areas(areas, map)?;
         let is_hot = areas.note_turn(cpu.id, range.start());
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
             self.populate(cpu, &areas, range, is_killed);
-        } else if is_hot && request.placement.start().0 != 0 {
-            self.divide(&mut areas, &terms.limits);
+        } else {
+            if is_hot && request.placement.start().0 != 0 {
+                self.divide(&mut areas, &terms.limits);
+            }
+            drop(areas);
+        }
+        if let Some(events) = events.into_inner() {
+            events.send();
         }
         Ok(range.start())
     }
@@ -314,10 +331,14 @@ impl Space {
     /// changed.
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
-        self.change_areas(self.write_areas(range), |areas| {
+        let events = Cell::new(None);
+        let (areas, ()) = self.change_areas(self.write_areas(range), |areas| {
             areas.note_turn(cpu.id, start);
             if areas.would_bare_guard(range) {
                 return Err(Refusal::ByPart);
+            }
+            if self.has_userfaultfds() {
+                events.set(Some(self.events_of_unmapping(areas, range)?));
             }
             let Some(area) = areas.holding(range) else { return self.munmap_several(cpu, areas, range) };
             let split = usize::from(area.cuts(range) == 2);
@@ -326,8 +347,12 @@ impl Space {
             let mut spares = Spares::take(cpu, &self.common.areas, split, of_object)?;
             self.unmap(cpu, areas, range, of_object, |areas| drop(areas.remove_part(&area, range, &mut spares)));
             Ok(())
-        })
-        .map(drop)
+        })?;
+        drop(areas);
+        if let Some(events) = events.into_inner() {
+            events.send();
+        }
+        Ok(())
     }
 
     /// Unmaps `range` of the areas that have it, however many are there.
@@ -377,6 +402,9 @@ impl Space {
             return self.madvise_discard(cpu, start, bytes, Discard::Unlocked);
         }
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        if self.has_userfaultfds() {
+            self.announce_remove(range);
+        }
         let (areas, _change) = loop {
             let areas = self.areas_for_discard(cpu, range);
             if !areas.is_whole() {
@@ -452,6 +480,9 @@ impl Space {
     /// mapped those behind it too.
     pub fn madvise_remove(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        if self.has_userfaultfds() {
+            self.announce_remove(range);
+        }
         let (mut next, mut is_mapped) = (range.start(), in_space);
         while next < range.end() {
             // The areas' lock is dropped before the object's is taken.

@@ -37,6 +37,10 @@ impl AllowedFault<'_> {
         if !is_page(entry) {
             return Reuse::Done(self.not_a_page(entry));
         }
+        if entry.is_uffd_wp() {
+            // Before all else: the pager sees the page as it was, and what it has others use stays theirs.
+            return Reuse::Done(self.write_protected(entry));
+        }
         if entry.is_contiguous() {
             return Reuse::Done(self.of_group(entry));
         }

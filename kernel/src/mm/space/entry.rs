@@ -27,8 +27,8 @@ const ACCESS: u64 = bits::RDONLY | bits::AF | bits::WRITE | bits::DIRTY;
 /// | [`Empty`](EntryState::Empty) | a page is installed | none | the object's answer |
 /// | [`Page`](EntryState::Page) | access flag, dirt, copy on write | held, unless special | 1 |
 /// | [`Inaccessible`](EntryState::Inaccessible) | becomes valid | held, unless special | 1 |
-/// | [`Stale`](EntryState::Stale) | invalidated on this CPU, then empty | none | the object's answer |
-/// | [`Marker`](EntryState::Marker) | empty; SIGSEGV for a guard, SIGBUS where the memory is gone | none | 0 |
+/// | [`Stale`](EntryState::Stale) | invalidated on this CPU, then [what is left](rest_of_stale) | none | the object's answer |
+/// | [`Marker`](EntryState::Marker) | a page is installed, write-protected; SIGSEGV for a guard, SIGBUS where the memory is gone | none | the object's answer |
 /// | [`Migration`](EntryState::Migration) | waits until it has arrived | none | 1 |
 /// | [`Damaged`](EntryState::Damaged) | SIGBUS | none | 0 |
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +39,8 @@ pub(super) enum EntryState {
     Page,
     /// A leaf whose VALID is clear: its area permits no access, or the next access makes it valid.
     Inaccessible,
-    /// Emptied by another CPU, whose invalidation may not be complete: what changes it invalidates it too.
+    /// Emptied by another CPU, whose invalidation may not be complete: what changes it invalidates it too. Beside
+    /// [`Markers::STALE`] it may have others.
     Stale,
     /// A marker of a page that is not present.
     Marker(Markers),
@@ -79,11 +80,51 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
     }
     match entry.non_present() {
         NonPresent::Empty => EntryState::Empty,
-        NonPresent::Marker(Markers::STALE) => EntryState::Stale,
+        NonPresent::Marker(markers) if markers.contains(Markers::STALE) => EntryState::Stale,
         NonPresent::Marker(markers) => EntryState::Marker(markers),
         NonPresent::Migration(_) => EntryState::Migration,
         NonPresent::Unknown => EntryState::Damaged,
     }
+}
+
+/// Whether `entry`, of the last level, is a page that userfaultfd does not protect.
+#[inline(always)]
+pub(super) const fn is_plain_page(entry: Descriptor) -> bool {
+    const PAGE: u64 = bits::VALID | bits::TABLE;
+    entry.0 & (PAGE | bits::UFFD_WP) == PAGE
+}
+
+/// What an entry that was [stale](EntryState::Stale) is once it is invalidated: its other markers, or empty.
+#[cold]
+pub(super) fn rest_of_stale(entry: Descriptor) -> Descriptor {
+    match entry.non_present() {
+        NonPresent::Marker(markers) => marker(markers.without(Markers::STALE)),
+        _ => Descriptor::EMPTY,
+    }
+}
+
+/// The entry that has these markers: empty for none.
+pub(super) fn marker(markers: Markers) -> Descriptor {
+    if markers.is_empty() { Descriptor::EMPTY } else { Descriptor::from(markers) }
+}
+
+/// The same entry without userfaultfd's write-protection, in whatever form it has that.
+#[cold]
+pub(super) fn unprotected(entry: Descriptor) -> Descriptor {
+    match state(entry) {
+        EntryState::Page | EntryState::Inaccessible | EntryState::Migration => entry.without_uffd_wp(),
+        EntryState::Marker(markers) => marker(markers.without(Markers::UFFD_WP)),
+        EntryState::Stale => match entry.non_present() {
+            NonPresent::Marker(markers) => marker(markers.without(Markers::UFFD_WP)),
+            _ => entry,
+        },
+        EntryState::Empty | EntryState::Damaged => entry,
+    }
+}
+
+/// What remembers that userfaultfd write-protects a page that is not there.
+pub(super) fn uffd_wp_marker() -> Descriptor {
+    Descriptor::from(Markers::UFFD_WP)
 }
 
 /// The entry that is not present, for a space without write permission: a migration that would end in a writable page

@@ -34,6 +34,9 @@ pub enum SpaceError {
     /// A page is a guard, or behind the end of its file.
     #[error("a page is a guard, or behind the end of its file")]
     Unusable,
+    /// The memory of a page is gone.
+    #[error("the memory of a page is gone")]
+    Poisoned,
     /// The program is about to end.
     #[error("interrupted")]
     Interrupted,

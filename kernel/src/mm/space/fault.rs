@@ -6,6 +6,8 @@
 //! old, clean     access flag and dirt by software, where the hardware has not set them
 //! migration      waits until the page has arrived, and the access is tried again (`migrate`)
 //! waits          storage for the tags of the page is reserved, and the entry becomes valid (`fault_on_access`)
+//! registered     a pager is asked for what is missing, or write-protected (`userfault`)
+//! marker         a page is mapped, and stays write-protected (`userfault`)
 //! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
 //! ```
 //! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
@@ -20,9 +22,12 @@ use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};
 use super::cow::Reuse;
-use super::entry::{EntryState, attributes, is_page, read_only_attributes, set_access_flags, state, written};
+use super::entry::{
+    EntryState, attributes, is_page, read_only_attributes, rest_of_stale, set_access_flags, state, written,
+};
 use super::parts::Divisible;
 use super::shmem::{self, Found, NoPage, Object};
+use super::userfault::is_missing;
 use super::{EntryCell, Machine, PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -62,6 +67,12 @@ pub enum FaultError {
     /// The entry cannot serve an access, or the object ends before the page: SIGBUS.
     #[error("the page cannot be used")]
     Unusable,
+    /// Its memory is gone: SIGBUS with `BUS_MCEERR_AR`.
+    #[error("the memory of the page is gone")]
+    Poisoned,
+    /// A pager has to serve it. The caller [waits](Space::userfault) for that, where it can.
+    #[error("a pager has to serve it")]
+    Userfault,
 }
 
 impl From<OutOfMemory> for FaultError {
@@ -146,6 +157,7 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
             Ok(())
         }
         FaultOutcome::TagStorage => space.fault_on_access(cpu, page, access),
+        FaultOutcome::Marker => space.fault_at_marker(cpu, page, access),
         FaultOutcome::Failed(error) => Err(error),
     }
 }
@@ -163,6 +175,8 @@ pub(super) enum FaultOutcome {
     OfBlock(OfBlock),
     /// Storage for tags is needed, and what lies there has to migrate first.
     TagStorage,
+    /// A marker of userfaultfd is there: a page is mapped over it.
+    Marker,
     /// It cannot be served.
     Failed(FaultError),
 }
@@ -197,8 +211,10 @@ pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) ->
         if let Some(object) = area.object() {
             return fault().object_page(object);
         }
-        if area.flags().has_any(AreaFlags::BLOCKS) && space.map_group(cpu, area, page) {
-            return FaultOutcome::Served;
+        if area.flags().has_any(AreaFlags::BLOCKS.with(AreaFlags::UFFD_MISSING))
+            && let Some(outcome) = space.first_access(cpu, area, page)
+        {
+            return outcome;
         }
         let new = match space.new_page(cpu, page, area.protection(), access) {
             Ok(new) => new,
@@ -266,6 +282,9 @@ impl AllowedFault<'_> {
         if let Some(frame) = object.registers() {
             return self.map_registers(object, frame);
         }
+        if is_missing(self.area, self.page) {
+            return FaultOutcome::Failed(FaultError::Userfault);
+        }
         match object.frame(self.cpu, self.area.page_at(self.page)) {
             Ok(found) => self.map_found(object, &found),
             Err(error) => FaultOutcome::Failed(error.into()),
@@ -287,9 +306,9 @@ impl AllowedFault<'_> {
         // No reference is held: a frame that the object has still is not freed before the lock is dropped
         // (`shmem::pages`). The contents of the page come before the entry by which it was found, and the store here
         // depends on that.
-        if self.may_map(object, found) {
+        if let Some(fillable) = self.may_map(object, found) {
             space.common.record(frame).share();
-            let new = space.prepared_for_fault(new, self.area.protection());
+            let new = fillable.with(space.prepared_for_fault(new, self.area.protection()));
             locked.note_used(self.page);
             mmu.store(self.cell, new);
             return FaultOutcome::Served;
@@ -305,11 +324,12 @@ impl AllowedFault<'_> {
         if found.is_migrating(self.space.mmu()) { FaultOutcome::Migrating } else { FaultOutcome::Served }
     }
 
-    /// Whether the page is not mapped yet, and the object still has what was found. The table's lock is held.
+    /// What the page is mapped over, if it is not mapped yet, and the object still has what was found. The table's lock
+    /// is held.
     #[inline(always)]
-    fn may_map(&self, object: &Object, found: &Found<'_, Machine>) -> bool {
-        let is_empty = self.space.mmu().load(self.cell) == Descriptor::EMPTY;
-        is_empty && object.is_current(found, self.area.page_at(self.page))
+    fn may_map(&self, object: &Object, found: &Found<'_, Machine>) -> Option<Fillable> {
+        let fillable = Fillable::look(self.space.mmu().load(self.cell))?;
+        object.is_current(found, self.area.page_at(self.page)).then_some(fillable)
     }
 
     /// Maps a copy of what was found (Linux: `do_cow_fault`).
@@ -328,22 +348,22 @@ impl AllowedFault<'_> {
         space.note_origin(copy, self.page);
         let new = written(copy, self.area.protection());
         let locked = space.lock_table(self.table);
-        let is_copied = self.may_map(object, found);
-        if is_copied {
+        let fillable = self.may_map(object, found);
+        if let Some(fillable) = fillable {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
             if space.common.copy_frame(found.frame(), copy).is_err() {
                 drop(locked);
                 space.common.drop_frame(self.cpu, copy);
                 return FaultOutcome::TagStorage;
             }
-            let new = space.prepared_for_fault(new, self.area.protection());
+            let new = fillable.with(space.prepared_for_fault(new, self.area.protection()));
             // The contents before the entry.
             mmu.dmb_ishst();
             locked.note_used(self.page);
             mmu.store(self.cell, new);
         }
         drop(locked);
-        if !is_copied {
+        if fillable.is_none() {
             space.common.drop_frame(self.cpu, copy);
             return self.not_current(found);
         }
@@ -399,12 +419,13 @@ impl AllowedFault<'_> {
                 return FaultOutcome::Failed(FaultError::Guard);
             }
             EntryState::Marker(markers) if markers.contains(Markers::POISONED) => {
-                return FaultOutcome::Failed(FaultError::Unusable);
+                return FaultOutcome::Failed(FaultError::Poisoned);
             }
+            EntryState::Marker(_) if self.area.flags().has_any(AreaFlags::UFFD_WP) => return FaultOutcome::Marker,
             // The marker is for a userfaultfd that no longer exists.
             EntryState::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
             EntryState::Stale => {
-                mmu.store(self.cell, Descriptor::EMPTY);
+                mmu.store(self.cell, rest_of_stale(entry));
                 // What is issued on another CPU is not complete for this one.
                 self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
             }
@@ -455,6 +476,17 @@ impl Space {
         })
     }
 
+    /// Serves the first access of `page` in an area of anonymous memory that asks for more than a page: a pager serves
+    /// it, or a group of pages; `None` where a page serves.
+    #[cold]
+    #[inline(never)]
+    fn first_access(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
+        if area.flags().has_any(AreaFlags::UFFD_MISSING) {
+            return Some(FaultOutcome::Failed(FaultError::Userfault));
+        }
+        self.map_group(cpu, area, page).then_some(FaultOutcome::Served)
+    }
+
     /// Serves a fault where the last-level table is missing too.
     #[cold]
     fn first_page_of_table(
@@ -466,6 +498,9 @@ impl Space {
     ) -> Result<FaultOutcome, FirstFault> {
         if let Some(outcome) = self.fault_in_block(cpu, area, page, access) {
             return Ok(outcome);
+        }
+        if is_missing(area, page) {
+            return Ok(FaultOutcome::Failed(FaultError::Userfault));
         }
         let mut source = self.table_source(cpu);
         if let Some(object) = area.object() {
@@ -483,8 +518,8 @@ impl Space {
             shmem::order();
             return Ok(AllowedFault { space: self, cpu, area, page, table, cell, access }.map_found(object, &found));
         }
-        if self.map_group(cpu, area, page) {
-            return Ok(FaultOutcome::Served);
+        if let Some(outcome) = self.first_access(cpu, area, page) {
+            return Ok(outcome);
         }
         let mut made = None;
         let ensured = self.page_tables().ensure_cell(page, &mut source, || {
@@ -521,20 +556,47 @@ impl Space {
         }
     }
 
-    /// Stores `new`, whose frame is prepared, to `cell` of `table`, if that is empty; returns whether it was.
+    /// Stores `new`, whose frame is prepared, to `cell` of `table`, if that is empty or a [marker](Fillable); returns
+    /// whether it was.
     #[inline(always)]
     pub(super) fn install(&self, table: PhysAddr, page: VirtAddr, cell: &EntryCell, new: Descriptor) -> bool {
         let mmu = self.mmu();
         // The contents of the page before its entry. A read through the entry walks to it first, which orders the two.
         mmu.dmb_ishst();
         let locked = self.lock_table(table);
-        let empty = mmu.load(cell) == Descriptor::EMPTY;
-        if empty {
+        let fillable = Fillable::look(mmu.load(cell));
+        if let Some(fillable) = fillable {
             locked.note_used(page);
             // No barrier after it: at worst the access faults once more, and finds the entry.
-            mmu.store(cell, new);
+            mmu.store(cell, fillable.with(new));
         }
-        empty
+        fillable.is_some()
+    }
+}
+
+/// What a page may be mapped over: nothing, or the marker that userfaultfd write-protects it, which the page keeps. The
+/// table's lock is held.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) struct Fillable {
+    is_protected: bool,
+}
+
+impl Fillable {
+    /// By the entry that is there.
+    #[inline(always)]
+    pub(super) fn look(entry: Descriptor) -> Option<Self> {
+        if entry == Descriptor::EMPTY { Some(Self { is_protected: false }) } else { Self::at_marker(entry) }
+    }
+
+    #[cold]
+    fn at_marker(entry: Descriptor) -> Option<Self> {
+        (state(entry) == EntryState::Marker(Markers::UFFD_WP)).then_some(Self { is_protected: true })
+    }
+
+    /// The entry to store for `new`.
+    #[inline(always)]
+    pub(super) fn with(self, new: Descriptor) -> Descriptor {
+        if self.is_protected { new.uffd_wp() } else { new }
     }
 }
 

@@ -140,7 +140,7 @@ impl Space {
 
     /// The fault at `page`, if the area there, one of `areas`, permits `access`, and the page has a table.
     #[inline]
-    fn allowed_fault<'a>(
+    pub(super) fn allowed_fault<'a>(
         &'a self,
         cpu: &'a Cpu,
         areas: &'a Areas,

@@ -9,7 +9,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Visited};
 
 use super::area::{Area, AreaFlags, Areas};
-use super::entry::{EntryState, replace, state, unwritable};
+use super::entry::{EntryState, replace, rest_of_stale, state, unwritable};
 use super::gather::pages;
 use super::used::{for_each_used, note_all_used};
 use super::{EntryCell, HeldRecords, Space, SpaceError, SpaceRef, TableCells, USER_END, USER_START};
@@ -32,6 +32,16 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoMemory`]; nothing stays allocated.
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
+        let child = self.copy_to_child(cpu)?;
+        if self.has_userfaultfds() {
+            self.announce_fork(&child);
+        }
+        Ok(child)
+    }
+
+    /// The part of a fork with the areas locked.
+    #[inline(always)]
+    fn copy_to_child(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
         let child = self.common.create_in(cpu, self.family)?;
         let areas = self.write_areas_at_rest();
         let memory = self.memory();
@@ -80,6 +90,9 @@ impl Space {
         if protected {
             // Most of the space: one operation, instead of one for each page.
             self.tlb().flush_space(self.mmu());
+        }
+        if self.has_userfaultfds() {
+            child.unprotect_copies(&areas);
         }
         Ok(child)
     }
@@ -137,7 +150,10 @@ impl Space {
             EntryState::Page | EntryState::Inaccessible => {}
             EntryState::Empty => return,
             // No TLB has what the child never had.
-            EntryState::Stale => return,
+            EntryState::Stale => {
+                mmu.store(copy, rest_of_stale(entry));
+                return;
+            }
             // An entry that is not present holds no frame.
             EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
                 let unwritable = unwritable(entry, false);

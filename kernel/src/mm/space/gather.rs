@@ -79,6 +79,8 @@ enum Faults {
 pub(super) struct Gather<'s> {
     space: &'s Space,
     cpu: &'s Cpu,
+    /// The areas whose entries are removed, if they are locked for reading.
+    areas: Option<&'s Areas>,
     runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
     stale: StaleRange,
@@ -94,23 +96,24 @@ pub(super) struct Gather<'s> {
 impl<'s> Gather<'s> {
     /// An empty gather. `cpu` is the current CPU. The areas are locked for writing until the gather is dropped.
     pub(super) const fn without_faults(space: &'s Space, cpu: &'s Cpu, _areas: &mut Areas) -> Self {
-        Self::new(space, cpu, Faults::Excluded)
+        Self::new(space, cpu, None, Faults::Excluded)
     }
 
     /// The same for areas that are locked for reading.
-    pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, _areas: &'s Areas) -> Self {
-        Self::new(space, cpu, Faults::Possible)
+    pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, areas: &'s Areas) -> Self {
+        Self::new(space, cpu, Some(areas), Faults::Possible)
     }
 
     /// The same for a walk by the reverse map of an object, which is locked for reading; the areas are not.
     pub(super) const fn by_reverse_map(space: &'s Space, cpu: &'s Cpu, _mappers: &'s Mappers) -> Self {
-        Self::new(space, cpu, Faults::AndCalls)
+        Self::new(space, cpu, None, Faults::AndCalls)
     }
 
-    const fn new(space: &'s Space, cpu: &'s Cpu, faults: Faults) -> Self {
+    const fn new(space: &'s Space, cpu: &'s Cpu, areas: Option<&'s Areas>, faults: Faults) -> Self {
         Self {
             space,
             cpu,
+            areas,
             runs: heapless::Vec::new(),
             stale: StaleRange::NONE,
             blocks: heapless::Vec::new(),
@@ -160,6 +163,11 @@ impl<'s> Gather<'s> {
         }
         let pushed = self.blocks.push(block);
         debug_assert!(pushed.is_ok());
+    }
+
+    /// The areas whose entries are removed; `None` where they are locked for writing, or all are of one object.
+    pub(super) const fn areas(&self) -> Option<&'s Areas> {
+        self.areas
     }
 
     /// The current CPU.

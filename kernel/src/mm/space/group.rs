@@ -114,6 +114,12 @@ impl Space {
         group.cells.iter().all(|cell| is_own(self.mmu().load(cell)))
     }
 
+    /// The same of the group of `page`.
+    #[cold]
+    pub(super) fn has_own_group(&self, page: VirtAddr) -> bool {
+        self.group_cells(page).is_some_and(|group| self.has_group_to_itself(&group))
+    }
+
     /// Makes pages of the group of `page`. The table's lock is held.
     #[cold]
     #[inline(never)]

@@ -318,7 +318,7 @@ impl Space {
 fn migration_entry(entry: Descriptor) -> Descriptor {
     let access = if entry.may_be_written() { MigrationAccess::Write } else { MigrationAccess::Read };
     let (young, dirty) = (entry.is_young(), entry.is_dirty());
-    Migration { from: entry.address(), access, young, dirty, uffd_wp: false }.into()
+    Migration { from: entry.address(), access, young, dirty, uffd_wp: entry.is_uffd_wp() }.into()
 }
 
 /// The entry of the page in its new frame, in an area with `protection`.
@@ -328,5 +328,6 @@ fn migrated_entry(migration: Migration, to: PhysAddr, protection: Protection) ->
     let new = Descriptor::page(to, attributes(Protection::READ)).modified(wanted);
     let new = if migration.young { new } else { new.old() };
     // Written before, whether it may be written now or not.
-    if migration.dirty { new.dirty() } else { new }
+    let new = if migration.dirty { new.dirty() } else { new };
+    if migration.uffd_wp { new.uffd_wp() } else { new }
 }

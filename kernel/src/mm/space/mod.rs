@@ -6,7 +6,7 @@
 //! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables
 //! after the invalidation. [`populate`] installs pages before the first access, [`shmem`] holds pages that several
 //! spaces map, [`used`] records which parts of a table are in use, [`reserved`] holds pages that the kernel maps for
-//! devices.
+//! devices, [`userfault`] has a program serve faults.
 //!
 //! # Locks
 //! ```text
@@ -56,6 +56,7 @@ mod tags;
 mod tests;
 mod used;
 mod user;
+mod userfault;
 mod zap;
 
 use core::fmt;
@@ -85,6 +86,10 @@ pub use remap::{Move, Remap};
 pub use reserved::{RESERVED_END, RESERVED_START};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
+pub use userfault::{
+    Content, Enrolment, FaultMode, Features, FillError, Message, Mark, PageFault, ReadError, Reading, UserfaultError,
+    Userfaultfd,
+};
 
 use area::{AreaPools, Areas};
 use error::Refusal;
@@ -104,6 +109,7 @@ use super::kernel::Machine;
 use super::notifier::NotifierChain;
 use super::pool::Pool;
 use super::tlb::user::UserTlb;
+use userfault::Userfaultfds;
 use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
 
@@ -129,6 +135,7 @@ pub struct Spaces {
     areas: AreaPools,
     parts: PartPools<Areas>,
     objects: Pool<Inner<Object>>,
+    userfaultfds: Pool<Inner<Userfaultfd>>,
     files: RwSem<Files>,
     hand: RwSem<Hand>,
     families: &'static Families,
@@ -150,6 +157,7 @@ impl Spaces {
             areas: AreaPools::new(cpu, frames)?,
             parts: PartPools::new(frames),
             objects: Pool::new(frames),
+            userfaultfds: Pool::new(frames),
             files: RwSem::new(Files::NONE),
             hand: RwSem::new(Hand::START),
             families: &ALL,
@@ -186,6 +194,7 @@ impl Spaces {
             future_locking: AtomicU8::new(0),
             family,
             in_family: LinkedListAtomicLink::new(),
+            userfaultfds: Userfaultfds::NONE,
             areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
         let space = Counted::try_new_with(&self.spaces, make).inspect_err(|_| self.frames.free(cpu, root))?;
@@ -197,7 +206,7 @@ impl Spaces {
     /// count frames by owner.
     pub fn kept_frames(&self) -> usize {
         let frames = self.spaces.stats().frames + self.objects.stats().frames + self.parts.frames();
-        frames + self.areas.frames() + 1
+        frames + self.areas.frames() + self.userfaultfds.stats().frames + 1
     }
 
     /// Spaces, areas and shared objects that exist.
@@ -259,6 +268,7 @@ pub struct Space {
     future_locking: AtomicU8,
     family: FamilyId,
     in_family: LinkedListAtomicLink,
+    userfaultfds: Userfaultfds,
     areas: Parts<Areas>,
 }
 

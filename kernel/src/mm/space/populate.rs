@@ -6,9 +6,9 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{EnsureError, Mmu, PageRange};
 
-use super::area::{Area, Areas};
+use super::area::{Area, AreaFlags, Areas};
 use super::entry::{EntryState, attributes, state};
-use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::gather::pages;
 use super::shmem::{self, NoPage, Object};
 use super::{EntryCell, PAGE, Space, TableCells};
@@ -31,7 +31,9 @@ impl Space {
         if range.pages() > self.common.frames.total() {
             return;
         }
-        for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE && !area.is_of_device()) {
+        // What a pager serves comes by its first access.
+        let is_brought = |area: &&Area| !area.is_of_device() && !area.flags().has_any(AreaFlags::UFFD_MISSING);
+        for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE).filter(is_brought) {
             let part = area.part_in(range);
             let mut from = part.start();
             while from < part.end() {
@@ -83,8 +85,9 @@ impl Space {
                 return Ok(None);
             }
             match self.try_ensure_table(cpu, range.start()) {
-                // A block is there, or was.
-                Ok(()) | Err(EnsureError::Block) => {}
+                Ok(()) => {}
+                // A block is there, or was; or it has left a marker.
+                Err(EnsureError::Block) => _ = self.split_block_marker(range.start()),
                 Err(EnsureError::OutOfTables) => return Err(OutOfMemory),
             }
             // As for a fault that links a table: before a look at what an object has.
@@ -220,8 +223,8 @@ impl Space {
                 done = end;
                 relax();
             } else {
-                handle_fault(self, cpu, at, access)?;
-                // A page may have to wait for tag storage, again and again.
+                self.fault_in_kernel(cpu, at, access)?;
+                // A page may have to wait for tag storage, or for a pager, again and again.
                 if is_killed() {
                     return Err(FaultError::Unusable);
                 }

@@ -12,7 +12,7 @@ use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Survey, Tables
 use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};
 use super::code::{is_checked, needs_frame};
-use super::entry::{EntryState, is_settled, read_only_attributes, replace, state, unwritable};
+use super::entry::{EntryState, is_settled, read_only_attributes, replace, rest_of_stale, state, unwritable};
 use super::error::Refusal;
 use super::gather::{StaleRange, pages};
 use super::group::GROUP_SIZE;
@@ -299,7 +299,7 @@ impl Space {
                 EntryState::Page | EntryState::Inaccessible => {}
                 EntryState::Stale => {
                     // A TLB that has the page still permits what it did.
-                    mmu.store(cell, Descriptor::EMPTY);
+                    mmu.store(cell, rest_of_stale(old));
                     stale.note(found.address(index), found.address(index + 1));
                     continue;
                 }
@@ -341,7 +341,7 @@ impl Space {
 
     /// Changes entries that are alike: to `to[1]` where the frame is not shared, to `to[0]` where it is.
     #[inline(always)]
-    fn flip_own(&self, found: &TableCells<'_>, from: Descriptor, to: [Descriptor; 2]) {
+    pub(super) fn flip_own(&self, found: &TableCells<'_>, from: Descriptor, to: [Descriptor; 2]) {
         let mmu = self.mmu();
         let flips = to.map(|to| from.0 ^ to.0);
         let records = self.common.records();
@@ -430,13 +430,13 @@ impl Space {
     /// Whether the frame of `entry` is not shared. The areas are locked for writing, so it cannot become shared
     /// meanwhile.
     #[inline(always)]
-    fn has_to_itself(&self, entry: Descriptor) -> bool {
+    pub(super) fn has_to_itself(&self, entry: Descriptor) -> bool {
         !entry.is_special() && self.common.record(entry.address()).references() == 1
     }
 }
 
 /// Whether entries with these bits may be changed together: settled pages with counted frames, in no group.
-const fn is_alike(entry: Descriptor) -> bool {
+pub(super) const fn is_alike(entry: Descriptor) -> bool {
     entry.is_present() && is_settled(entry) && !entry.is_special() && !entry.is_contiguous()
 }
 

@@ -27,6 +27,7 @@ use super::entry::{EntryState, state};
 use super::gather::StaleRange;
 use super::shmem::{Object, next_identity};
 use super::{Machine, Space, Spaces};
+use crate::lab;
 use crate::mm::tlb::user::TlbBatch;
 use crate::sched::relax;
 use crate::smp::Cpu;
@@ -182,8 +183,11 @@ impl Space {
                 if !is_page || !self.is_of_object(entry) {
                     continue;
                 }
+                // That it is write-protected is remembered, behind the invalidation too.
+                let is_kept = entry.is_uffd_wp() && !lab::is_on!(NO_MARKER_ON_RECLAIM);
+                let left = if is_kept { Markers::STALE.and(Markers::UFFD_WP) } else { Markers::STALE };
                 // Clean: what the hardware sets meanwhile does not matter.
-                mmu.store(cell, Descriptor::from(Markers::STALE));
+                mmu.store(cell, Descriptor::from(left));
                 stale.note(found.address(index), found.address(index + 1));
                 let was_last = self.common.record(entry.address()).let_go();
                 debug_assert!(!was_last, "the object's reference is left");

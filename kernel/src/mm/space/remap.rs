@@ -23,12 +23,13 @@ use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
 use super::calls::user_range;
 use super::calls::{Placement, place_elsewhere};
-use super::entry::{EntryState, replace, state};
+use super::entry::{EntryState, replace, rest_of_stale, state, unprotected};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
 use super::limits::SpaceLimits;
 use super::mlock::Locking;
 use super::used::note_used;
+use super::userfault::{MovedRegistration, PendingEvents};
 use super::{PAGE, Space, SpaceError, TableCells, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -105,6 +106,11 @@ impl Remap {
         self.longer
     }
 
+    /// Where it begins, how many bytes it has, and whether what moves goes from there.
+    pub(super) const fn source(&self) -> (VirtAddr, u64, bool) {
+        (self.start, self.bytes, !self.keeps_source)
+    }
+
     /// The part of it that is in `part`, at the same distance from the target.
     fn piece(&self, part: PageRange, to: VirtAddr) -> Self {
         let bytes = part.end() - part.start();
@@ -123,14 +129,30 @@ impl Space {
     /// what was at the target is unmapped by then, and what is beyond the new size; of several areas those before have
     /// moved.
     pub fn mremap(&self, cpu: &Cpu, request: &mut Remap, limits: &SpaceLimits) -> Result<VirtAddr, SpaceError> {
+        let mut events = PendingEvents::NONE;
+        let moved = self.mremap_areas(cpu, request, limits, &mut events);
+        // Of several areas some may have moved.
+        events.send();
+        moved
+    }
+
+    fn mremap_areas(
+        &self,
+        cpu: &Cpu,
+        request: &mut Remap,
+        limits: &SpaceLimits,
+        events: &mut PendingEvents,
+    ) -> Result<VirtAddr, SpaceError> {
         let mut areas = self.write_areas_at_rest();
         // Before all else, as on Linux: what two cuts of the source and two of the target would add.
         if areas.count + 4 + usize::from(request.keeps_source) > MOST {
             return Err(SpaceError::NoMemory);
         }
         match request.to {
-            Move::To(to) if request.bytes == request.new_bytes => self.move_each(cpu, &mut areas, request, to, limits),
-            _ => Ok(self.remap_one(cpu, &mut areas, request, limits)?),
+            Move::To(to) if request.bytes == request.new_bytes => {
+                self.move_each(cpu, &mut areas, request, to, limits, events)
+            }
+            _ => Ok(self.remap_one(cpu, &mut areas, request, limits, events)?),
         }
     }
 
@@ -142,6 +164,7 @@ impl Space {
         request: &mut Remap,
         to: VirtAddr,
         limits: &SpaceLimits,
+        events: &mut PendingEvents,
     ) -> Result<VirtAddr, SpaceError> {
         let end = request.start.0.checked_add(request.bytes).ok_or(SpaceError::NoArea)?.min(USER_END.0);
         let mut next = request.start + request.moved;
@@ -150,7 +173,7 @@ impl Space {
             let found = areas.first_touching(rest).filter(|area| request.moved != 0 || area.start() <= next);
             let Some(area) = found else { break };
             let part = area.part_in(rest);
-            self.remap_one(cpu, areas, &mut request.piece(part, to), limits)?;
+            self.remap_one(cpu, areas, &mut request.piece(part, to), limits, events)?;
             next = part.end();
             request.moved = next - request.start;
             relax();
@@ -165,11 +188,12 @@ impl Space {
         areas: &mut Areas,
         request: &mut Remap,
         limits: &SpaceLimits,
+        events: &mut PendingEvents,
     ) -> Result<VirtAddr, Refusal> {
         let Remap { start, bytes, new_bytes, to, .. } = *request;
         let area = held_at(areas, start)?;
         if new_bytes <= bytes && to.target().is_none() {
-            self.cut_end(cpu, areas, request)?;
+            self.cut_end(cpu, areas, request, events)?;
             return Ok(start);
         }
         if bytes == 0 && !area.is_shared() {
@@ -193,8 +217,8 @@ impl Space {
             check_growth(areas, &area, more, limits)?;
         }
         let address = match to.target() {
-            Some(_) => self.remap_to(cpu, areas, request, limits)?,
-            None => self.enlarge(cpu, areas, request, area)?,
+            Some(_) => self.remap_to(cpu, areas, request, limits, events)?,
+            None => self.enlarge(cpu, areas, request, area, events)?,
         };
         let area = held_at(areas, address)?;
         if more != 0 && area.locking() == Locking::Now {
@@ -204,10 +228,17 @@ impl Space {
     }
 
     /// Unmaps what is beyond the new size.
-    fn cut_end(&self, cpu: &Cpu, areas: &mut Areas, request: &mut Remap) -> Result<(), Refusal> {
+    fn cut_end(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &mut Remap,
+        events: &mut PendingEvents,
+    ) -> Result<(), Refusal> {
         let Remap { start, bytes, new_bytes, .. } = *request;
         if new_bytes < bytes {
             let gone = user_range(start + new_bytes, bytes - new_bytes).ok_or(SpaceError::Invalid)?;
+            events.add_unmapping(self, areas, gone)?;
             self.munmap_several(cpu, areas, gone)?;
             request.bytes = new_bytes;
         }
@@ -222,7 +253,14 @@ impl Space {
     }
 
     /// Makes `area`, or its end, longer: in place where there is room, or elsewhere where that is permitted.
-    fn enlarge(&self, cpu: &Cpu, areas: &mut Areas, request: &Remap, area: Held) -> Result<VirtAddr, Refusal> {
+    fn enlarge(
+        &self,
+        cpu: &Cpu,
+        areas: &mut Areas,
+        request: &Remap,
+        area: Held,
+        events: &mut PendingEvents,
+    ) -> Result<VirtAddr, Refusal> {
         let Remap { start, bytes, new_bytes, to, .. } = *request;
         let more = new_bytes - bytes;
         let is_end = area.end() - start == bytes;
@@ -236,7 +274,7 @@ impl Space {
             return Err(SpaceError::NoMemory.into());
         }
         let target = place_elsewhere(areas, Placement::Hint(VirtAddr(0)), new_bytes)?;
-        self.move_area(cpu, areas, request, area, target)
+        self.move_area(cpu, areas, request, area, target, events)
     }
 
     /// Moves what is requested to its target, which is made free where it is exact.
@@ -246,6 +284,7 @@ impl Space {
         areas: &mut Areas,
         request: &mut Remap,
         limits: &SpaceLimits,
+        events: &mut PendingEvents,
     ) -> Result<VirtAddr, Refusal> {
         let placement = match request.to {
             Move::To(to) => Placement::Fixed(to),
@@ -254,15 +293,16 @@ impl Space {
         };
         if let Placement::Fixed(_) = placement {
             let target = place_elsewhere(areas, placement, request.new_bytes)?;
+            events.add_unmapping(self, areas, target)?;
             self.munmap_several(cpu, areas, target)?;
         }
-        self.cut_end(cpu, areas, request)?;
+        self.cut_end(cpu, areas, request, events)?;
         let area = held_at(areas, request.start)?;
         if request.keeps_source {
             check_growth(areas, &area, request.bytes, limits)?;
         }
         let target = place_elsewhere(areas, placement, request.new_bytes)?;
-        self.move_area(cpu, areas, request, area, target)
+        self.move_area(cpu, areas, request, area, target, events)
     }
 
     /// Moves what is requested of `area` to `target`, which is free; returns its start.
@@ -273,6 +313,7 @@ impl Space {
         request: &Remap,
         area: Held,
         target: PageRange,
+        events: &mut PendingEvents,
     ) -> Result<VirtAddr, Refusal> {
         let Remap { start, bytes, new_bytes, keeps_source, .. } = *request;
         let unlocks = keeps_source && area.flags().has_any(AreaFlags::LOCKED);
@@ -283,7 +324,8 @@ impl Space {
         let (source, of_object) = ((bytes != 0).then(|| pages(start, start + bytes)), area.object().is_some());
         let cuts = source.filter(|_| !keeps_source || unlocks).map_or(0, |source| area.cuts(source));
         let mut spares = Spares::take(cpu, &self.common.areas, cuts, of_object)?;
-        let copy = areas.copy_at(&area, start, target, &mut Spares::take(cpu, &self.common.areas, 1, of_object)?);
+        let mut copy = areas.copy_at(&area, start, target, &mut Spares::take(cpu, &self.common.areas, 1, of_object)?);
+        let registered = self.move_registration(&area, &mut copy, request, target.start(), events)?;
         let prepared = source.map_or(Ok(()), |source| self.prepare_move(cpu, source, target.start(), of_object));
         // Before the gather, so that it ends after it.
         let _change = source.map(|source| self.notifiers.start(Range::new(Event::Unmap, source.start(), source.end())));
@@ -295,7 +337,7 @@ impl Space {
         }
         let moved = areas.insert_elsewhere(copy);
         if let Some(source) = source {
-            self.move_entries(&mut gather, source, target.start());
+            self.move_entries(&mut gather, source, target.start(), registered);
             if unlocks {
                 let unlocked = areas.cut_out(area, source, &mut spares);
                 areas.set_flags(&unlocked, unlocked.flags().without(AreaFlags::LOCKING));
@@ -334,13 +376,13 @@ impl Space {
     }
 
     /// Moves the entries of `source` to `to`, where there are tables for those that are not empty.
-    fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr) {
+    fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr, registered: MovedRegistration) {
         let mut walk = self.page_tables().walk_cells(source);
         while let Some(met) = walk.next() {
             let mut found = match met {
                 CellsOrBlock::Cells(found) => found,
                 CellsOrBlock::Block(at) => {
-                    self.move_block(at, to + (at - source.start()));
+                    self.move_block(at, to + (at - source.start()), registered);
                     relax();
                     continue;
                 }
@@ -359,7 +401,7 @@ impl Space {
                     "pages without a table at their new place"
                 );
                 if let Some(target) = target {
-                    self.move_cells(gather, &TableCells { cells, ..found }, &target);
+                    self.move_cells(gather, &TableCells { cells, ..found }, &target, registered);
                 }
                 found = TableCells { cells: rest, start: found.start + count as u64 * PAGE, ..found };
             }
@@ -368,7 +410,13 @@ impl Space {
     }
 
     /// Moves the entries of `found` to `target`.
-    fn move_cells(&self, gather: &mut Gather<'_>, found: &TableCells<'_>, target: &TableCells<'_>) {
+    fn move_cells(
+        &self,
+        gather: &mut Gather<'_>,
+        found: &TableCells<'_>,
+        target: &TableCells<'_>,
+        registered: MovedRegistration,
+    ) {
         let mmu = self.mmu();
         let locked = self.lock_table(found.table);
         let beside = (found.table != target.table).then(|| self.lock_table_beside(target.table));
@@ -388,13 +436,17 @@ impl Space {
                 EntryState::Stale => {
                     mmu.store(cell, Descriptor::EMPTY);
                     gather.stale(found.address(index), found.address(index + 1));
-                    continue;
+                    rest_of_stale(entry)
                 }
                 EntryState::Inaccessible | EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => {
                     mmu.store(cell, Descriptor::EMPTY);
                     entry
                 }
             };
+            let moved = if registered == MovedRegistration::Lost { unprotected(moved) } else { moved };
+            if moved == Descriptor::EMPTY {
+                continue;
+            }
             if moved.is_present() && !moved.is_special() {
                 self.note_move(records.of(moved.address()), target.address(index));
             }

@@ -286,12 +286,25 @@ impl Object {
         page: u64,
         new: PhysAddr,
     ) -> Found<'a, Machine> {
+        self.publish_or(table, cell, page, new, |unused| self.common.frames.free(cpu, unused))
+    }
+
+    /// The same, and `unused` takes the frame where another CPU was faster.
+    #[inline(always)]
+    fn publish_or<'a>(
+        &self,
+        table: PhysAddr,
+        cell: &'a EntryCell,
+        page: u64,
+        new: PhysAddr,
+        unused: impl FnOnce(PhysAddr),
+    ) -> Found<'a, Machine> {
         // Before the entry: the barrier that publishes it comes next.
         if self.top.load(Ordering::Relaxed) <= page {
             self.top.fetch_max(page + 1, Ordering::Relaxed);
         }
         note_used_by_others(self.common.record(table), VirtAddr(page * PAGE));
-        pages::add(&self.common.mmu, cell, new, |unused| self.common.frames.free(cpu, unused))
+        pages::add(&self.common.mmu, cell, new, unused)
     }
 
     /// How many of the `pages` pages from `first` on have frames.
@@ -321,6 +334,35 @@ impl Object {
         let mmu = &self.common.mmu;
         let cell = self.filled(page..page + 1).and_then(|range| self.tables().cell(range.start()));
         cell.is_some_and(|(_, cell)| mmu.load(cell) != Descriptor::EMPTY)
+    }
+
+    /// Whether `page`, before the end, has no frame and no contents: its first access makes it.
+    #[cold]
+    pub(super) fn lacks(&self, page: u64) -> bool {
+        self.has_inside(page) && !self.is_registers() && !self.has(page)
+    }
+
+    /// Gives `page`, which has no frame, the one that the caller has filled; `None` where it has one by now, and the frame
+    /// is the caller's still.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn fill(
+        &self,
+        cpu: &Cpu,
+        page: u64,
+        frame: PhysAddr,
+    ) -> Result<Option<Found<'_, Machine>>, OutOfMemory> {
+        let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(()))?;
+        if self.common.mmu.load(cell) != Descriptor::EMPTY {
+            return Ok(None);
+        }
+        self.note_frame(frame, page);
+        let mut is_unused = false;
+        let found = self.publish_or(table, cell, page, frame, |_| is_unused = true);
+        // As for a page that is added.
+        order();
+        Ok((!is_unused).then_some(found))
     }
 
     /// Has `change` change which areas map it, and where.

@@ -2,6 +2,24 @@
 //!
 //! Contents are discarded: the pages are anonymous, or an object holds its own frames, which are memory alone and never
 //! clean. So a change by the hardware to an entry that is being cleared does not matter.
+//!
+//! # Markers
+//! What userfaultfd write-protects stays so where the page comes again from its object: the entry, in whatever form it
+//! is protected, becomes a marker (Linux: `pte_install_uffd_wp_if_needed`). That is a property of the area and not of the
+//! page: a private copy in an area of a file leaves a marker too, a page of anonymous memory none, which would be zeros
+//! when it comes again. The marker is stored under the table's lock in place of the entry, and is in the same state as an
+//! empty entry would be: no fault maps a page over it before the invalidation of what was there is complete.
+//!
+//! | | guard | poison | write-protection |
+//! |---|---|---|---|
+//! | [`UNMAP`](ZapFlags::UNMAP) | goes | goes | goes |
+//! | [`DISCARD`](ZapFlags::DISCARD) | stays | goes | stays, or is left, in areas of objects; goes elsewhere |
+//! | [`TRUNCATE`](ZapFlags::TRUNCATE) | stays | goes | goes |
+//! | [`PUNCH_HOLE`](ZapFlags::PUNCH_HOLE) | stays | stays | goes; a private copy stays with its own |
+//! | [`MIGRATE`](ZapFlags::MIGRATE) | stays | stays | stays, or is left |
+//!
+//! Linux 7.2 keeps markers on its pass over all pages of a truncation or a hole, and drops them for the folios that it
+//! truncates one by one, so there a marker can outlive the page; here it never does.
 
 #![allow(unsafe_code, reason = "unlinks and dismantles tables of the space")]
 
@@ -12,10 +30,11 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
-use super::entry::{EntryState, state};
+use super::entry::{EntryState, is_plain_page, state, uffd_wp_marker};
 use super::gather::{Gather, pages};
 use super::shmem::OF_OBJECT;
 use super::{Machine, PAGE, Space, Spaces};
+use crate::lab;
 use crate::sched::{self, relax};
 use crate::smp::{Cpu, this_cpu};
 
@@ -30,7 +49,7 @@ const OTHERS: usize = 16;
 pub(super) struct ZapFlags {
     /// Private pages: copies, and anonymous memory.
     pub(super) even_cows: bool,
-    /// Markers that say something of the page, and not of its contents.
+    /// Markers of userfaultfd's write-protection: the mapping truly goes (Linux: `ZAP_FLAG_DROP_MARKER`).
     pub(super) drop_markers: bool,
     /// Guards, which are of the addresses, whatever is mapped there.
     pub(super) drop_guards: bool,
@@ -49,9 +68,55 @@ impl ZapFlags {
     /// The object's page goes to another frame.
     pub(super) const MIGRATE: Self = Self { even_cows: false, drop_markers: false, drop_guards: false };
 
-    /// Whether an entry with these markers is emptied. A page whose contents are lost has new ones where contents go.
+    /// Whether an entry with these markers, which are not userfaultfd's, is emptied. A page whose contents are lost has new
+    /// ones where contents go.
     const fn drop(self, markers: Markers) -> bool {
-        if markers.contains(Markers::GUARD) { self.drop_guards } else { self.drop_markers || self.even_cows }
+        if markers.contains(Markers::GUARD) { self.drop_guards } else { self.even_cows }
+    }
+}
+
+/// What a zap leaves in the place of entries, which it meets in ascending order.
+pub(super) struct KeptMarkers<'a> {
+    /// The areas; `None` where all of them are of objects.
+    areas: Option<&'a Areas>,
+    flags: ZapFlags,
+    /// Up to here it is known.
+    until: VirtAddr,
+    /// Whether markers are left there.
+    is_kept: bool,
+}
+
+impl<'a> KeptMarkers<'a> {
+    /// Of a zap by `gather` with `flags`.
+    #[inline(always)]
+    fn new(gather: &Gather<'a>, flags: ZapFlags) -> Self {
+        Self { areas: gather.areas(), flags, until: VirtAddr(0), is_kept: false }
+    }
+
+    /// What is left of `entry`, that of `page` or of the block that begins there: a marker if it is write-protected in any
+    /// form, or empty.
+    #[inline(always)]
+    pub(super) fn left_of(&mut self, page: VirtAddr, entry: Descriptor) -> Descriptor {
+        let is_left = entry.is_uffd_wp_in_any_form() && self.are_kept(page);
+        if is_left { uffd_wp_marker() } else { Descriptor::EMPTY }
+    }
+
+    #[inline(always)]
+    fn are_kept(&mut self, page: VirtAddr) -> bool {
+        if page >= self.until {
+            self.look(page);
+        }
+        self.is_kept
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn look(&mut self, page: VirtAddr) {
+        let area = self.areas.and_then(|areas| areas.find(page));
+        let is_of_object = self.areas.is_none() || area.is_some_and(|area| area.object().is_some());
+        self.until = area.map_or(VirtAddr(u64::MAX), Area::end);
+        let is_kept = is_of_object || lab::is_on!(MARKER_ON_ANON);
+        self.is_kept = is_kept && !self.flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS);
     }
 }
 
@@ -59,13 +124,14 @@ impl Space {
     /// Clears the entries of `range`. The frames go to `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange, flags: ZapFlags) {
         let mmu = self.mmu();
+        let mut keeps = KeptMarkers::new(gather, flags);
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
                 CellsOrBlock::Cells(found) => found,
                 // Also of a hole: an object's areas that are private have no blocks, so none is a copy.
                 CellsOrBlock::Block(at) => {
-                    walk.go_on(at, self.zap_block(gather, range, at));
+                    walk.go_on(at, self.zap_block(gather, range, at, &mut keeps));
                     continue;
                 }
             };
@@ -79,6 +145,11 @@ impl Space {
             let (mut first, mut end) = (usize::MAX, 0);
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
+                let left = match old {
+                    Descriptor::EMPTY => continue,
+                    page if is_plain_page(page) => Descriptor::EMPTY,
+                    other => keeps.left_of(found.address(index), other),
+                };
                 let has_frame = match state(old) {
                     EntryState::Empty => continue,
                     EntryState::Page | EntryState::Inaccessible if !flags.even_cows && !self.is_of_object(old) => {
@@ -95,13 +166,14 @@ impl Space {
                         end = index + 1;
                         false
                     }
-                    EntryState::Marker(markers) if !flags.drop(markers) => continue,
+                    EntryState::Marker(Markers::UFFD_WP) if left == old => continue,
+                    EntryState::Marker(markers) if markers != Markers::UFFD_WP && !flags.drop(markers) => continue,
                     // Only private pages leave a migration entry.
                     EntryState::Migration if !flags.even_cows => continue,
                     // An entry that is not present holds no frame.
                     EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => false,
                 };
-                mmu.store(cell, Descriptor::EMPTY);
+                mmu.store(cell, left);
                 if has_frame && !old.is_special() {
                     gather.add(old.address(), || {
                         let emptied = (first < end).then(|| (found.address(first), found.address(end)));
@@ -158,6 +230,7 @@ impl Space {
         let mut areas = self.write_all_areas();
         self.unmap_registers(cpu, &mut areas);
         self.notifiers.release();
+        self.userfaultfds.clear();
         // From here on no walk by a reverse map comes to the tables.
         areas.leave_reverse_maps();
         // SAFETY: the areas are locked for writing, so no cell is held, and nothing else walks the tables: no thread
@@ -203,9 +276,12 @@ impl Spaces {
                     relax();
                 }
             }
-            // VALID is clear by now: a leaf is recognised by NG alone.
+            // VALID is clear by now: a leaf is recognised by NG alone. A block may have left a marker, which has a
+            // deposited table too.
             Dismantled::Block(entry, table) => {
-                freed += self.drop_block(cpu, entry.address());
+                if entry.is_present() {
+                    freed += self.drop_block(cpu, entry.address());
+                }
                 freeing_tables.add(self.take_deposit(self.record(table)));
                 freed_tables += 1;
                 relax();

@@ -135,6 +135,12 @@ impl SignalCause {
         Self { code, fields: [address, 0] }
     }
 
+    /// The same, about the memory of a whole page (`si_addr_lsb`).
+    #[must_use]
+    pub const fn of_page(self) -> Self {
+        Self { fields: [self.fields[0], granule_arch::addr::PAGE_SIZE.trailing_zeros() as u64], ..self }
+    }
+
     /// The same without the tag of its address, if it has one: as on Linux, which keeps that of a breakpoint.
     #[must_use]
     pub fn untagged(self, signal: Signal) -> Self {

@@ -5,6 +5,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{EnsureError, Mmu, PageRange, Visited};
 
 use super::super::Space;
+use super::super::userfault::MovedRegistration;
 use super::broken;
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::BLOCK_SIZE;
@@ -41,7 +42,7 @@ impl Space {
     /// [prepared](Self::prepare_block_move) at `to`. The areas are locked for writing.
     #[cold]
     #[inline(never)]
-    pub(in super::super) fn move_block(&self, address: VirtAddr, to: VirtAddr) {
+    pub(in super::super) fn move_block(&self, address: VirtAddr, to: VirtAddr, registered: MovedRegistration) {
         let (mmu, common) = (self.mmu(), self.common);
         let (Some(found), Some(place)) = (self.block_at(address), self.block_at(to)) else { return };
         let entry = {
@@ -52,7 +53,8 @@ impl Space {
             mmu.store(found.cell, Descriptor::EMPTY);
             let table = common.take_deposit(locked.frame());
             common.deposit(record, table);
-            mmu.store(place.cell, entry);
+            let kept = registered == MovedRegistration::Kept;
+            mmu.store(place.cell, if kept { entry } else { entry.without_uffd_wp() });
             entry
         };
         let block = entry.address();

@@ -1,0 +1,276 @@
+//! userfaultfd: the structures of its calls. What they do is the space's ([`Userfaultfd`]).
+
+use granule_abi::file::{O_CLOEXEC, O_NONBLOCK, O_RDONLY};
+use granule_abi::userfaultfd::{
+    UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE, UFFD_EVENT_UNMAP,
+    UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFD_USER_MODE_ONLY, UFFDIO_API, UFFDIO_COPY,
+    UFFDIO_COPY_MODE_DONTWAKE, UFFDIO_COPY_MODE_WP, UFFDIO_POISON, UFFDIO_REGISTER, UFFDIO_REGISTER_MODE_MISSING,
+    UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
+    UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE, UFFDIO_ZEROPAGE_MODE_DONTWAKE, ioctl_bit,
+};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+
+use super::io::{UserBytes, most_files};
+use super::{Answer, Syscall, read_quads, write_quads};
+use crate::linux::errno::Errno;
+use crate::linux::file::open::{Kind, OpenFile};
+use crate::linux::file::userfaultfd::UserfaultFile;
+use crate::mm::counted::Counted;
+use crate::mm::space::{
+    Content, Enrolment, Features, FillError, Mark, Message, ReadError, USER_END, UserfaultError, Userfaultfd,
+};
+use crate::smp::this_cpu;
+
+/// Bytes of a message.
+const MESSAGE: u64 = 32;
+
+impl From<UserfaultError> for Errno {
+    #[cold]
+    fn from(error: UserfaultError) -> Self {
+        match error {
+            UserfaultError::Invalid => Self::EINVAL,
+            UserfaultError::NotPermitted => Self::EPERM,
+            UserfaultError::Busy => Self::EBUSY,
+            UserfaultError::NotRegistered => Self::ENOENT,
+            UserfaultError::Changing => Self::EAGAIN,
+            UserfaultError::Ended => Self::ESRCH,
+            UserfaultError::OutOfMemory => Self::ENOMEM,
+        }
+    }
+}
+
+impl From<FillError> for Errno {
+    #[cold]
+    fn from(error: FillError) -> Self {
+        match error {
+            FillError::Call(error) => error.into(),
+            FillError::Exists => Self::EEXIST,
+            FillError::Fault => Self::EFAULT,
+            FillError::Interrupted => Self::EINTR,
+        }
+    }
+}
+
+pub(super) fn userfaultfd(call: &mut Syscall<'_>) -> Answer {
+    let flags = call.argument::<0>() as u32;
+    if flags & !(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let pager = Userfaultfd::new(&call.task.space_ref(), flags & UFFD_USER_MODE_ONLY != 0)?;
+    add(call, pager, flags)
+}
+
+/// A descriptor for `pager`, with the `O_` flags of `flags`.
+fn add(call: &Syscall<'_>, pager: Counted<Userfaultfd>, flags: u32) -> Answer {
+    let file = OpenFile::new(Kind::Userfault(UserfaultFile::new(pager)), O_RDONLY | flags & O_NONBLOCK)?;
+    call.task.files().add(file, 0, most_files(call), flags & O_CLOEXEC != 0).map(u64::from)
+}
+
+/// Reads as many messages as `bytes` has room for: waits for the first, if the file is waited for.
+#[cold]
+pub(super) fn read(call: &Syscall<'_>, file: &OpenFile, pager: &Userfaultfd, bytes: u64, to: &mut UserBytes) -> Answer {
+    if !pager.is_agreed() {
+        return Err(Errno::EINVAL);
+    }
+    let mut done = 0;
+    while bytes - done >= MESSAGE {
+        let reading = match pager.read(done == 0 && !file.is_nonblocking()) {
+            Ok(reading) => reading,
+            Err(_) if done != 0 => return Ok(done),
+            Err(ReadError::NotAgreed) => return Err(Errno::EINVAL),
+            Err(ReadError::Nothing) => return Err(Errno::EAGAIN),
+            Err(ReadError::Interrupted) => return Err(Errno::ERESTARTSYS),
+        };
+        let words = match words_of(call, file, reading.message()) {
+            Ok(words) => words,
+            // The event is there to be read again.
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => return Ok(done),
+        };
+        // As on Linux, what cannot be stored is lost.
+        reading.done();
+        let mut bytes = [0; MESSAGE as usize];
+        for (place, word) in bytes.chunks_exact_mut(8).zip(words) {
+            place.copy_from_slice(&word.to_le_bytes());
+        }
+        if to.store(&bytes) < bytes.len() {
+            return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
+        }
+        done += MESSAGE;
+    }
+    if done == 0 { Err(Errno::EINVAL) } else { Ok(done) }
+}
+
+/// `struct uffd_msg`, in words. That of a fork has a new descriptor.
+fn words_of(call: &Syscall<'_>, file: &OpenFile, message: &Message) -> Result<[u64; 4], Errno> {
+    Ok(match message {
+        Message::Fault(fault) => {
+            let write = if fault.is_write { UFFD_PAGEFAULT_FLAG_WRITE } else { 0 };
+            let protected = if fault.is_protected { UFFD_PAGEFAULT_FLAG_WP } else { 0 };
+            let thread = fault.thread.unwrap_or(0);
+            [UFFD_EVENT_PAGEFAULT.into(), write | protected, fault.address.0, thread.into()]
+        }
+        Message::Fork(pager) => {
+            // As the parent's, by its open.
+            let descriptor = add(call, pager.clone(), file.flags() & O_NONBLOCK)?;
+            [UFFD_EVENT_FORK.into(), descriptor, 0, 0]
+        }
+        Message::Remap { from, to, bytes } => [UFFD_EVENT_REMAP.into(), from.0, to.0, *bytes],
+        Message::Remove(range) => [UFFD_EVENT_REMOVE.into(), range.start().0, range.end().0, 0],
+        Message::Unmap(range) => [UFFD_EVENT_UNMAP.into(), range.start().0, range.end().0, 0],
+    })
+}
+
+/// The calls on a userfaultfd.
+#[cold]
+#[inline(never)]
+pub(super) fn ioctl(pager: &Counted<Userfaultfd>, command: u32, at: VirtAddr) -> Answer {
+    if command == UFFDIO_API {
+        return api(pager, at);
+    }
+    if !pager.is_agreed() {
+        return Err(Errno::EINVAL);
+    }
+    match command {
+        UFFDIO_WRITEPROTECT => write_protect(pager, at),
+        UFFDIO_COPY => copy(pager, at),
+        UFFDIO_ZEROPAGE => fill(pager, at, Content::Zeros),
+        UFFDIO_POISON => fill(pager, at, Content::Poison),
+        UFFDIO_WAKE => {
+            let [start, bytes] = read_quads(at)?;
+            let start = checked(start, bytes)?;
+            Ok(pager.wake(start, bytes).map(|()| 0)?)
+        }
+        UFFDIO_REGISTER => register(pager, at),
+        UFFDIO_UNREGISTER => {
+            let [start, bytes] = read_quads(at)?;
+            let start = checked(start, bytes)?;
+            Ok(pager.unregister(this_cpu(), start, bytes).map(|()| 0)?)
+        }
+        _ => Err(Errno::EINVAL),
+    }
+}
+
+/// Checks a range as Linux's `validate_range`; returns its start.
+fn checked(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
+    if start.is_multiple_of(PAGE_SIZE as u64) { checked_bytes(start, bytes) } else { Err(Errno::EINVAL) }
+}
+
+/// The same where the start need not be a page's.
+fn checked_bytes(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
+    let is_in_space = USER_END.0.checked_sub(start).is_some_and(|most| bytes <= most);
+    let are_pages = bytes != 0 && bytes.is_multiple_of(PAGE_SIZE as u64);
+    if are_pages && is_in_space { Ok(VirtAddr(start)) } else { Err(Errno::EINVAL) }
+}
+
+/// `UFFDIO_API`.
+fn api(pager: &Userfaultfd, at: VirtAddr) -> Answer {
+    let [version, features, _] = read_quads(at)?;
+    let agreed = if version == UFFD_API && features & !Features::ALL.0 == 0 {
+        let calls = [UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_API].map(ioctl_bit);
+        write_quads(at, [UFFD_API, Features::ALL.0, calls.iter().sum()])?;
+        pager.agree(Features(features)).map_err(Errno::from)
+    } else {
+        Err(Errno::EINVAL)
+    };
+    if agreed.is_err() {
+        write_quads(at, [0; 3])?;
+    }
+    agreed.map(|()| 0)
+}
+
+/// `UFFDIO_REGISTER`.
+fn register(pager: &Counted<Userfaultfd>, at: VirtAddr) -> Answer {
+    let [start, bytes, mode] = read_quads(at)?;
+    if mode == 0 || mode & !(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let start = checked(start, bytes)?;
+    let enrolment = Enrolment {
+        missing: mode & UFFDIO_REGISTER_MODE_MISSING != 0,
+        write_protected: mode & UFFDIO_REGISTER_MODE_WP != 0,
+    };
+    Userfaultfd::register(pager, this_cpu(), start, bytes, enrolment)?;
+    let calls = [UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_POISON].map(ioctl_bit).iter().sum::<u64>();
+    let protection = if enrolment.write_protected { ioctl_bit(UFFDIO_WRITEPROTECT) } else { 0 };
+    write_quads(VirtAddr(at.0.wrapping_add(24)), [calls | protection])?;
+    Ok(0)
+}
+
+/// `UFFDIO_WRITEPROTECT`.
+fn write_protect(pager: &Userfaultfd, at: VirtAddr) -> Answer {
+    let [start, bytes, mode] = read_quads(at)?;
+    let start = checked(start, bytes)?;
+    let (protects, is_quiet) =
+        (mode & UFFDIO_WRITEPROTECT_MODE_WP != 0, mode & UFFDIO_WRITEPROTECT_MODE_DONTWAKE != 0);
+    let is_known = mode & !(UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE) == 0;
+    if !is_known || protects && is_quiet {
+        return Err(Errno::EINVAL);
+    }
+    pager.write_protect(this_cpu(), start, bytes, if protects { Mark::Set } else { Mark::Clear })?;
+    if !protects && !is_quiet {
+        pager.wake(start, bytes)?;
+    }
+    Ok(0)
+}
+
+/// `UFFDIO_COPY`.
+fn copy(pager: &Userfaultfd, at: VirtAddr) -> Answer {
+    const RESULT: u64 = 32;
+    refuse_changes(pager, at, RESULT)?;
+    let [to, from, bytes, mode] = read_quads(at)?;
+    let from = checked_bytes(from, bytes)?;
+    let to = checked(to, bytes)?;
+    if mode & !(UFFDIO_COPY_MODE_DONTWAKE | UFFDIO_COPY_MODE_WP) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let content = Content::Copy(from, mode & UFFDIO_COPY_MODE_WP != 0);
+    fill_range(pager, at, RESULT, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
+}
+
+/// `UFFDIO_ZEROPAGE` and `UFFDIO_POISON`.
+fn fill(pager: &Userfaultfd, at: VirtAddr, content: Content) -> Answer {
+    const RESULT: u64 = 24;
+    refuse_changes(pager, at, RESULT)?;
+    let [start, bytes, mode] = read_quads(at)?;
+    let start = checked(start, bytes)?;
+    if mode & !UFFDIO_ZEROPAGE_MODE_DONTWAKE != 0 {
+        return Err(Errno::EINVAL);
+    }
+    fill_range(pager, at, RESULT, start, bytes, content, mode == 0)
+}
+
+/// Fails with `EAGAIN`, in the structure at `at` too, while an event is not read.
+fn refuse_changes(pager: &Userfaultfd, at: VirtAddr, result: u64) -> Result<(), Errno> {
+    if pager.is_changing() {
+        write_quads(VirtAddr(at.0.wrapping_add(result)), [Errno::EAGAIN.returned()])?;
+        return Err(Errno::EAGAIN);
+    }
+    Ok(())
+}
+
+/// Fills pages, stores how many bytes that were or why none, and wakes the threads that wait for them.
+fn fill_range(
+    pager: &Userfaultfd,
+    at: VirtAddr,
+    result: u64,
+    start: VirtAddr,
+    bytes: u64,
+    content: Content,
+    wakes: bool,
+) -> Answer {
+    let (done, filled) = pager.fill(this_cpu(), start, bytes, content);
+    let filled = match filled {
+        // Nothing is stored.
+        Err(FillError::Call(UserfaultError::Ended)) if done == 0 => return Err(Errno::ESRCH),
+        Err(error) if done == 0 => Err(Errno::from(error)),
+        _ => Ok(done),
+    };
+    let stored = filled.unwrap_or_else(Errno::returned);
+    write_quads(VirtAddr(at.0.wrapping_add(result)), [stored])?;
+    let done = filled?;
+    if wakes {
+        pager.wake(start, done)?;
+    }
+    if done == bytes { Ok(0) } else { Err(Errno::EAGAIN) }
+}

@@ -1,0 +1,333 @@
+//! Events: what a space does to its mappings, for pagers that have asked for it.
+//!
+//! | | `changing` from | sent | the caller goes on |
+//! |---|---|---|---|
+//! | fork | the copy of areas | behind the fork | when it is read, with the child's userfaultfd |
+//! | remap | the move | behind it | when it is read |
+//! | unmap | the unmapping | behind it | when it is read |
+//! | remove | the event | before pages are discarded | when it is read; then it discards |
+//!
+//! While `changing` is not 0 the pager's calls fail ([`UserfaultError::Changing`]): what it has read before may not be true
+//! any more. No lock is held while an event waits.
+
+use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::VirtAddr;
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+
+use super::super::area::{Area, AreaFlags, Areas};
+use super::super::entry::unprotected;
+use super::super::gather::pages;
+use super::super::remap::Remap;
+use super::super::{Space, SpaceRef, USER_END, USER_START};
+use super::fault::PageFault;
+use super::{Features, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber, put};
+use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
+use crate::sched::relax;
+
+/// What a pager reads.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// A fault.
+    Fault(PageFault),
+    /// A fork: what serves the child's faults.
+    Fork(Counted<Userfaultfd>),
+    /// Mappings have moved.
+    Remap {
+        /// From there.
+        from: VirtAddr,
+        /// There.
+        to: VirtAddr,
+        /// So many bytes.
+        bytes: u64,
+    },
+    /// Pages are about to be discarded.
+    Remove(PageRange),
+    /// Mappings are gone.
+    Unmap(PageRange),
+}
+
+/// Whether what has moved is registered still.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(in super::super) enum MovedRegistration {
+    /// Or was never.
+    Kept,
+    /// Its marks and markers go.
+    Lost,
+}
+
+/// Events of a change under way. What is dropped unsent ends with it.
+#[derive(Default)]
+pub(in super::super) struct PendingEvents(Vec<(Counted<Userfaultfd>, Message)>);
+
+impl PendingEvents {
+    /// No events.
+    pub(in super::super) const NONE: Self = Self(Vec::new());
+
+    fn add(&mut self, userfaultfd: Counted<Userfaultfd>, message: Message) -> Result<(), OutOfMemory> {
+        self.0.try_reserve(1).map_err(|_| OutOfMemory)?;
+        userfaultfd.changing.fetch_add(1, Ordering::Relaxed);
+        self.0.extend(core::iter::once((userfaultfd, message)));
+        Ok(())
+    }
+
+    /// Adds those of an unmapping of `range`, which `areas` of `space` have.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(in super::super) fn add_unmapping(
+        &mut self,
+        space: &Space,
+        areas: &Areas,
+        range: PageRange,
+    ) -> Result<(), OutOfMemory> {
+        if space.has_userfaultfds() { self.add_unmapped(space, areas, range) } else { Ok(()) }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn add_unmapped(&mut self, space: &Space, areas: &Areas, range: PageRange) -> Result<(), OutOfMemory> {
+        let first = self.0.len();
+        for area in areas.walk(range) {
+            if let Some(userfaultfd) = space.subscribed(area, Features::EVENT_UNMAP) {
+                // As on Linux, once for each userfaultfd, with all of the range.
+                let is_known = self.0.iter().skip(first).any(|(known, _)| known.is(&userfaultfd));
+                if !is_known {
+                    self.add(userfaultfd, Message::Unmap(range))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends them one after the other, each when the one before it is read. Sleeps; no lock is held.
+    pub(in super::super) fn send(mut self) {
+        for (userfaultfd, message) in core::mem::take(&mut self.0) {
+            userfaultfd.send_counted(message);
+        }
+    }
+}
+
+impl Drop for PendingEvents {
+    fn drop(&mut self) {
+        for (userfaultfd, _) in &self.0 {
+            userfaultfd.changing.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Userfaultfd {
+    /// Whether an event is not read yet.
+    pub fn is_changing(&self) -> bool {
+        self.check_unchanging().is_err()
+    }
+
+    /// Fails while an event is not read.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Changing`].
+    pub(super) fn check_unchanging(&self) -> Result<(), UserfaultError> {
+        // Acquire: what the change did before its event was read comes before.
+        if self.changing.load(Ordering::Acquire) == 0 { Ok(()) } else { Err(UserfaultError::Changing) }
+    }
+
+    /// Sends an event whose change is counted, and ends that; whether it was read.
+    fn send_counted(&self, message: Message) -> bool {
+        let is_read = self.queue.send(message);
+        self.changing.fetch_sub(1, Ordering::Release);
+        is_read
+    }
+
+    /// The same for an event that comes before its change.
+    fn send(&self, message: Message) {
+        self.changing.fetch_add(1, Ordering::Relaxed);
+        self.send_counted(message);
+    }
+}
+
+impl Space {
+    /// The userfaultfd of `area`, if it has asked for the events of `feature`.
+    fn subscribed(&self, area: &Area, feature: u64) -> Option<Counted<Userfaultfd>> {
+        let flags = area.flags();
+        let userfaultfd = self.userfaultfds.get(flags.has_any(AreaFlags::REGISTERED).then(|| flags.userfaultfd())?)?;
+        userfaultfd.features().has(feature).then_some(userfaultfd)
+    }
+
+    /// Sends the event of each area in `range` whose pages are about to be discarded, and waits until it is read. Sleeps; no
+    /// lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn announce_remove(&self, range: PageRange) {
+        let mut next = range.start();
+        while next < range.end() {
+            let found = {
+                let areas = self.areas.read(next);
+                let end = super::part_end(&areas, range);
+                let found = areas.touching(pages(next, end)).find_map(|area| {
+                    let part = area.part_in(pages(next, end));
+                    Some((self.subscribed(area, Features::EVENT_REMOVE)?, part))
+                });
+                next = found.as_ref().map_or(end, |(_, part)| part.end());
+                found
+            };
+            if let Some((userfaultfd, part)) = found {
+                userfaultfd.send(Message::Remove(part));
+            }
+            relax();
+        }
+    }
+
+    /// The events of an unmapping of `range`, which `areas` have.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn events_of_unmapping(
+        &self,
+        areas: &Areas,
+        range: PageRange,
+    ) -> Result<PendingEvents, OutOfMemory> {
+        let mut events = PendingEvents::NONE;
+        events.add_unmapped(self, areas, range)?;
+        Ok(events)
+    }
+
+    /// Leaves `copy`, the area to which `area` moves by `request`, registered where its userfaultfd has asked for moves, and
+    /// adds the events; else it is registered no more.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(in super::super) fn move_registration(
+        &self,
+        area: &Area,
+        copy: &mut Area,
+        request: &Remap,
+        to: VirtAddr,
+        events: &mut PendingEvents,
+    ) -> Result<MovedRegistration, OutOfMemory> {
+        if !area.flags().has_any(AreaFlags::REGISTERED) {
+            return Ok(MovedRegistration::Kept);
+        }
+        let (from, bytes, is_unmapped) = request.source();
+        let registered = match self.subscribed(area, Features::EVENT_REMAP) {
+            Some(userfaultfd) => {
+                events.add(userfaultfd, Message::Remap { from, to, bytes })?;
+                MovedRegistration::Kept
+            }
+            None => {
+                copy.unregister();
+                MovedRegistration::Lost
+            }
+        };
+        if is_unmapped
+            && bytes != 0
+            && let Some(userfaultfd) = self.subscribed(area, Features::EVENT_UNMAP)
+        {
+            events.add(userfaultfd, Message::Unmap(pages(from, from + bytes)))?;
+        }
+        Ok(registered)
+    }
+
+    /// Registers the areas of a child with userfaultfds of its own, where those of this space have asked for forks, and the
+    /// others with none. Its areas are `childs`.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; the caller drops the child.
+    pub(in super::super) fn register_childs(&self, child: &SpaceRef, childs: &mut Areas) -> Result<(), OutOfMemory> {
+        let mut next = Some(pages(USER_START, USER_END));
+        while let Some(range) = next {
+            let Some(area) = childs.first_touching(range) else { break };
+            let flags = area.flags();
+            if flags.has_any(AreaFlags::REGISTERED) {
+                let number = flags.userfaultfd();
+                match self.userfaultfds.get(number).filter(|parent| parent.features().has(Features::EVENT_FORK)) {
+                    Some(parent) => child.userfaultfds.fork_from(child, number, parent)?,
+                    None => childs.set_flags(&area, flags.unregistered()),
+                }
+            }
+            next = (area.end() < USER_END).then(|| pages(area.end(), USER_END));
+            relax();
+        }
+        Ok(())
+    }
+
+    /// Takes the marks and markers out of the private pages that this space, a child, has got as copies of those of
+    /// `parents`, in areas that are registered there and not here.
+    pub(in super::super) fn unprotect_copies(&self, parents: &Areas) {
+        let mmu = self.mmu();
+        let is_protected = |area: &&Area| area.flags().has_any(AreaFlags::UFFD_WP) && !area.is_shared();
+        for area in parents.walk(pages(USER_START, USER_END)).filter(is_protected) {
+            if self.with_area(area.start(), |own| own.flags().has_any(AreaFlags::UFFD_WP)) != Some(false) {
+                continue;
+            }
+            let mut walk = self.page_tables().walk_cells(area.range());
+            while let Some(met) = walk.next() {
+                relax();
+                match met {
+                    CellsOrBlock::Cells(found) => {
+                        // A walk by a reverse map may change what is of an object.
+                        let _locked = self.lock_table(found.table);
+                        for cell in found.cells {
+                            let entry = mmu.load(cell);
+                            if entry.is_uffd_wp_in_any_form() {
+                                // No TLB has it: no thread runs here yet.
+                                mmu.store(cell, unprotected(entry));
+                            }
+                        }
+                    }
+                    CellsOrBlock::Block(at) => self.unprotect_block(at),
+                }
+            }
+        }
+    }
+
+    /// Announces a fork, and waits until each pager has read that. What it does not read serves nothing.
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn announce_fork(&self, child: &SpaceRef) {
+        while let Some((own, parent)) = child.userfaultfds.take_forked() {
+            if !parent.send_counted(Message::Fork(own.clone())) {
+                own.close();
+            }
+        }
+    }
+}
+
+impl super::Userfaultfds {
+    /// Gives `child`, whose table this is, a userfaultfd with the number of `parent` in its parent, if it has none.
+    fn fork_from(
+        &self,
+        child: &SpaceRef,
+        number: UserfaultfdNumber,
+        parent: Counted<Userfaultfd>,
+    ) -> Result<(), OutOfMemory> {
+        let mut all = self.0.write();
+        let place = usize::from(number.0);
+        if all.get(place).is_some_and(Option::is_some) {
+            return Ok(());
+        }
+        child.note_userfaultfds();
+        let own = Userfaultfd::with_features(child, parent.user_mode_only, parent.features().0)?;
+        parent.changing.fetch_add(1, Ordering::Relaxed);
+        put(&mut all, place, Registered { userfaultfd: own, forked_from: Some(parent) })
+    }
+
+    /// The next one whose fork is not announced yet, and the parent's.
+    fn take_forked(&self) -> Option<(Counted<Userfaultfd>, Counted<Userfaultfd>)> {
+        let mut all = self.0.write();
+        let registered = all.iter_mut().flatten().find(|one| one.forked_from.is_some())?;
+        Some((registered.userfaultfd.clone(), registered.forked_from.take()?))
+    }
+}
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        // Of a fork that has failed.
+        if let Some(parent) = &self.forked_from {
+            parent.changing.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+}

@@ -1,0 +1,208 @@
+//! Faults that a pager serves, and faults at markers.
+
+#![allow(unsafe_code, reason = "a node on the stack of the thread that waits")]
+
+use core::time::Duration;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Markers};
+use granule_pgtable::Mmu;
+
+use super::super::area::{Area, AreaFlags};
+use super::super::entry::{EntryState, replace, state};
+use super::super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
+use super::super::gather::pages;
+use super::super::{PAGE, Space};
+use super::Features;
+use super::queue::QueuedFault;
+use crate::chip::timer;
+use crate::sched;
+use crate::smp::Cpu;
+
+/// A fault as a pager reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageFault {
+    /// Its address, or that of its page.
+    pub address: VirtAddr,
+    /// It is a store.
+    pub is_write: bool,
+    /// The page is there, and write-protected.
+    pub is_protected: bool,
+    /// The number of the thread, where that was asked for.
+    pub thread: Option<u32>,
+}
+
+/// What has made an access that a pager has to serve.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FaultMode {
+    /// The program itself: any signal ends the wait.
+    El0,
+    /// The kernel for it: a signal that ends the program does.
+    Kernel,
+    /// A device, whose transfer this thread completes: the wait ends after [`DEVICE_PATIENCE`].
+    Device,
+}
+
+/// How long a device's fault waits for a pager.
+const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a pager has to do.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    Missing,
+    WriteProtected,
+}
+
+/// Whether a pager serves the first access of `page` in `area`. Of an object it does where that has no page: what it has is
+/// mapped.
+#[inline(always)]
+pub(in super::super) fn is_missing(area: &Area, page: VirtAddr) -> bool {
+    let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
+    is_asked && area.object().is_none_or(|object| object.lacks(area.page_at(page)))
+}
+
+/// What a pager has to do for an access of `page` in `area`, which permits it, and whose entry, or that of its block, is
+/// `entry`.
+fn reason(area: &Area, page: VirtAddr, entry: Descriptor, access: Access) -> Option<Reason> {
+    if entry.is_valid() {
+        let is_protected = access == Access::Write && entry.is_uffd_wp() && area.flags().has_any(AreaFlags::UFFD_WP);
+        return is_protected.then_some(Reason::WriteProtected);
+    }
+    let is_empty = matches!(state(entry), EntryState::Empty | EntryState::Marker(Markers::UFFD_WP));
+    (is_empty && is_missing(area, page)).then_some(Reason::Missing)
+}
+
+impl Space {
+    /// [`handle_fault`] for an access of the kernel's own, which waits for a pager where that has to serve it.
+    ///
+    /// # Errors
+    /// As for both.
+    pub fn fault_in_kernel(&self, cpu: &Cpu, address: VirtAddr, access: Access) -> Result<(), FaultError> {
+        match handle_fault(self, cpu, address, access) {
+            Err(FaultError::Userfault) => self.userfault(cpu, address, access, FaultMode::Kernel),
+            served => served,
+        }
+    }
+
+    /// Waits for the pager that has to serve `access` at `address`, after a fault that failed with
+    /// [`FaultError::Userfault`]. On success the access is made again: it is served, or a signal has ended the wait. Sleeps;
+    /// no lock is held. `cpu` is the CPU that this runs on.
+    ///
+    /// # Errors
+    /// [`FaultError::Unusable`] (the pager wants SIGBUS, serves no accesses of the kernel, or does not serve a device's in
+    /// time; or the program ends), [`FaultError::OutOfMemory`].
+    #[cold]
+    #[inline(never)]
+    pub fn userfault(&self, cpu: &Cpu, address: VirtAddr, access: Access, mode: FaultMode) -> Result<(), FaultError> {
+        if sched::is_killed() {
+            return if mode == FaultMode::El0 { Ok(()) } else { Err(FaultError::Unusable) };
+        }
+        let page = address.align_down(PAGE);
+        let fault = QueuedFault::new(page);
+        let userfaultfd = {
+            let areas = self.areas.read(page);
+            let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else { return Ok(()) };
+            let flags = area.flags();
+            let registered = flags.has_any(AreaFlags::REGISTERED).then(|| self.userfaultfds.get(flags.userfaultfd()));
+            let Some(userfaultfd) = registered.flatten() else { return Ok(()) };
+            let features = userfaultfd.features();
+            if features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0 {
+                return Err(FaultError::Unusable);
+            }
+            let mut place = self.page_tables().cell(page);
+            if place.is_none() && self.block_entry(page).is_none() {
+                // It will need one. The lock of the table orders the message and what serves it.
+                self.ensure_cells(cpu, pages(page, page + PAGE))?;
+                place = self.page_tables().cell(page);
+            }
+            let block = if place.is_none() { self.page_tables().block_cell(page) } else { None };
+            let found = place.or_else(|| block.as_ref().map(|found| (found.table, found.cell)));
+            let Some((table, cell)) = found else { return Ok(()) };
+            let locked = self.lock_table(table);
+            let Some(reason) = reason(area, page, self.mmu().load(cell), access) else { return Ok(()) };
+            let message = PageFault {
+                address: if features.has(Features::EXACT_ADDRESS) { address } else { page },
+                is_write: access == Access::Write,
+                is_protected: reason == Reason::WriteProtected,
+                thread: features.has(Features::THREAD_ID).then(sched::program_number),
+            };
+            // SAFETY: the node stays where it is until the wait, below, is over.
+            if !unsafe { userfaultfd.queue.add(&fault, message) } {
+                // It is being closed, and its areas will be registered no more.
+                drop((locked, areas));
+                sched::sleep_briefly();
+                return Ok(());
+            }
+            userfaultfd
+        };
+        match mode {
+            FaultMode::El0 => userfaultfd.queue.wait(&fault, &sched::is_interrupted, sched::park),
+            FaultMode::Kernel => userfaultfd.queue.wait(&fault, &sched::is_killed, sched::park),
+            FaultMode::Device => {
+                let end = timer::uptime() + DEVICE_PATIENCE;
+                let is_late = || timer::uptime() >= end;
+                if !userfaultfd.queue.wait(&fault, &is_late, sched::sleep_briefly) {
+                    log::warn!("no pager has served a device's access to {page} in time");
+                    return Err(FaultError::Unusable);
+                }
+                true
+            }
+        };
+        Ok(())
+    }
+
+    /// Serves a fault at the marker of `page`, where userfaultfd write-protects a page that is not there: maps a page that
+    /// is write-protected, and has the pager serve a store to it.
+    ///
+    /// # Errors
+    /// [`FaultError`]; a [`FaultError::Userfault`] where the pager has to serve it.
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn fault_at_marker(
+        &self,
+        cpu: &Cpu,
+        page: VirtAddr,
+        access: Access,
+    ) -> Result<(), FaultError> {
+        let areas = self.areas.read(page);
+        let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Ok(()) };
+        if state(self.mmu().load(fault.cell)) != EntryState::Marker(Markers::UFFD_WP) {
+            return Ok(());
+        }
+        if is_missing(fault.area, page) {
+            return Err(FaultError::Userfault);
+        }
+        let outcome = match fault.area.object() {
+            Some(object) => fault.object_page(object),
+            None => {
+                let new = self.new_page(cpu, page, fault.area.protection(), access)?;
+                self.install_or_drop(cpu, fault.table, page, fault.cell, new);
+                FaultOutcome::Served
+            }
+        };
+        match outcome {
+            FaultOutcome::Failed(error) => Err(error),
+            FaultOutcome::Served if access == Access::Write => Err(FaultError::Userfault),
+            // What else there is, the retry finds again.
+            _ => Ok(()),
+        }
+    }
+}
+
+impl AllowedFault<'_> {
+    /// Serves a store to the page of `entry`, which is in the cell and has userfaultfd's mark. The table's lock is held.
+    #[cold]
+    #[inline(never)]
+    pub(in super::super) fn write_protected(&self, entry: Descriptor) -> FaultOutcome {
+        if self.area.flags().has_any(AreaFlags::UFFD_WP) {
+            return FaultOutcome::Failed(FaultError::Userfault);
+        }
+        // The mark of a userfaultfd that no longer exists.
+        if entry.is_contiguous() {
+            self.space.unfold(self.page);
+        }
+        let mmu = self.space.mmu();
+        replace(mmu, self.cell, mmu.load(self.cell), Descriptor::without_uffd_wp);
+        FaultOutcome::Served
+    }
+}

@@ -1,0 +1,271 @@
+//! Pages that a pager brings: copies of its own memory, zeros, and poison.
+//!
+//! A page is prepared without a lock, since its contents may fault, and installed under the table's lock where nothing is,
+//! or a marker. Of a shared area it becomes the object's first.
+
+#![allow(unsafe_code, reason = "a new frame by its linear address")]
+
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_pgtable::{Mmu, PageRange};
+use thiserror::Error;
+
+use super::super::area::{Area, AreaFlags, Areas};
+use super::super::entry::{EntryState, attributes, read_only_attributes, rest_of_stale, state, written};
+use super::super::gather::pages;
+use super::super::shmem::Object;
+use super::super::{EntryCell, PAGE, Space};
+use super::{UserfaultError, Userfaultfd, user_range};
+use crate::mm::OutOfMemory;
+use crate::mm::tlb::user::Leaf;
+use crate::sched::{self, relax};
+use crate::smp::Cpu;
+use crate::uaccess;
+
+/// What fills pages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// The bytes from this address on of the running program, in pages that are write-protected or not.
+    Copy(VirtAddr, bool),
+    /// Zeros.
+    Zeros,
+    /// Nothing: an access is SIGBUS (`BUS_MCEERR_AR`).
+    Poison,
+}
+
+/// Why a page is not filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum FillError {
+    /// As every call of a userfaultfd.
+    #[error(transparent)]
+    Call(#[from] UserfaultError),
+    /// Something is there.
+    #[error("a page is there")]
+    Exists,
+    /// The bytes cannot be read, or the object ends before.
+    #[error("the bytes cannot be read, or the object ends before")]
+    Fault,
+    /// A signal ends the program.
+    #[error("a signal ends the program")]
+    Interrupted,
+}
+
+impl From<OutOfMemory> for FillError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::Call(UserfaultError::OutOfMemory)
+    }
+}
+
+/// A page that is to be installed.
+enum Filling {
+    /// In this frame, which is the filler's.
+    Frame(PhysAddr),
+    /// The page of zeros.
+    Zeros,
+    Poison,
+}
+
+impl Userfaultfd {
+    /// Fills the pages of the `bytes` bytes from `start` on, in order; returns how many bytes are filled, and the reason why
+    /// not all. Wakes nothing. `cpu` is the CPU that this runs on. Sleeps.
+    pub fn fill(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, content: Content) -> (u64, Result<(), FillError>) {
+        let mut done = 0;
+        let result = self.fill_pages(cpu, start, bytes, content, &mut done);
+        (done, result)
+    }
+
+    fn fill_pages(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        content: Content,
+        done: &mut u64,
+    ) -> Result<(), FillError> {
+        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        self.check_unchanging()?;
+        let space = self.living_space()?;
+        while *done < bytes {
+            if *done != 0 && sched::is_killed() {
+                return Err(FillError::Interrupted);
+            }
+            let rest = pages(range.start() + *done, range.end());
+            self.fill_page(&space, cpu, rest, content, *done)?;
+            *done += PAGE;
+            relax();
+        }
+        Ok(())
+    }
+
+    /// Fills the first page of `rest`.
+    fn fill_page(
+        &self,
+        space: &Space,
+        cpu: &Cpu,
+        rest: PageRange,
+        content: Content,
+        done: u64,
+    ) -> Result<(), FillError> {
+        let frames = space.common.frames;
+        let filling = match content {
+            Content::Copy(from, _) => {
+                let frame = frames.alloc_movable(cpu)?;
+                // SAFETY: the linear map has the frame, writable, and it has no other user.
+                let to = unsafe {
+                    let to = frames.linear().address(frame).as_ptr::<u8>();
+                    core::slice::from_raw_parts_mut(to, PAGE_SIZE)
+                };
+                // No lock is held: the pager's memory may fault.
+                if uaccess::copy_from_user(to, VirtAddr(from.0.wrapping_add(done))).is_err() {
+                    frames.free(cpu, frame);
+                    // What is wrong with the area comes first, as on Linux.
+                    self.check_area(&space.areas.read(rest.start()), rest, content)?;
+                    return Err(FillError::Fault);
+                }
+                Filling::Frame(frame)
+            }
+            Content::Zeros => {
+                let is_shared = space.with_area(rest.start(), Area::is_shared);
+                // Whether it is so still is looked at again.
+                if is_shared == Some(true) { Filling::Frame(frames.alloc_movable_zeroed(cpu)?) } else { Filling::Zeros }
+            }
+            Content::Poison => Filling::Poison,
+        };
+        let filled = {
+            let areas = space.areas.read(rest.start());
+            self.install_filling(space, cpu, &areas, rest, &filling, content)
+        };
+        if let (Filling::Frame(frame), Err(_)) = (filling, &filled) {
+            frames.free(cpu, frame);
+        }
+        filled
+    }
+
+    /// The area of `rest`, one of `areas`, if it takes such pages.
+    fn check_area<'a>(&self, areas: &'a Areas, rest: PageRange, content: Content) -> Result<&'a Area, UserfaultError> {
+        let area = areas.find(rest.start()).filter(|area| rest.end() <= area.end());
+        let area = area.filter(|area| area.flags().has_any(AreaFlags::REGISTERED));
+        let area = area.ok_or(UserfaultError::NotRegistered)?;
+        // An event that was sent since is not read yet.
+        self.check_unchanging()?;
+        if matches!(content, Content::Copy(_, true)) && !area.flags().has_any(AreaFlags::UFFD_WP) {
+            return Err(UserfaultError::Invalid);
+        }
+        Ok(area)
+    }
+
+    /// Installs `filling` at the first page of `rest`. On an error its frame is the caller's still.
+    fn install_filling(
+        &self,
+        space: &Space,
+        cpu: &Cpu,
+        areas: &Areas,
+        rest: PageRange,
+        filling: &Filling,
+        content: Content,
+    ) -> Result<(), FillError> {
+        let page = rest.start();
+        let area = self.check_area(areas, rest, content)?;
+        let is_protected = matches!(content, Content::Copy(_, true));
+        if area.object().is_some_and(|object| !object.has_inside(area.page_at(page))) {
+            return Err(FillError::Fault);
+        }
+        let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
+        let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
+        let place = Place { space, area, page, table: found.table, cell, is_protected };
+        match filling {
+            Filling::Frame(frame) if area.is_shared() => match area.object() {
+                Some(object) => place.install_in_object(cpu, object, *frame),
+                None => Err(FillError::Exists),
+            },
+            Filling::Frame(frame) => place.install(place.own(*frame), true),
+            Filling::Zeros if area.is_shared() => Err(UserfaultError::Changing.into()),
+            Filling::Zeros => {
+                let zeros = Descriptor::page(space.common.zeros, read_only_attributes(area.protection())).special();
+                place.install(zeros, false)
+            }
+            Filling::Poison => place.install(Descriptor::from(Markers::POISONED), false),
+        }
+    }
+}
+
+/// Where a page is installed. The areas are locked for reading.
+struct Place<'a> {
+    space: &'a Space,
+    area: &'a Area,
+    page: VirtAddr,
+    table: PhysAddr,
+    cell: &'a EntryCell,
+    is_protected: bool,
+}
+
+impl Place<'_> {
+    /// The entry of `frame`, which is this page's alone.
+    fn own(&self, frame: PhysAddr) -> Descriptor {
+        self.space.note_origin(frame, self.page);
+        let protection = self.area.protection();
+        if protection.contains(Protection::WRITE) {
+            written(frame, protection)
+        } else {
+            Descriptor::page(frame, attributes(protection)).dirty()
+        }
+    }
+
+    /// Stores `new`, if the entry is empty, or with `over_markers` a marker that is no guard.
+    fn install(&self, new: Descriptor, over_markers: bool) -> Result<(), FillError> {
+        let mmu = self.space.mmu();
+        // The contents before the entry.
+        mmu.dmb_ishst();
+        let locked = self.space.lock_table(self.table);
+        if !self.is_fillable(over_markers) {
+            return Err(FillError::Exists);
+        }
+        let new = if new.is_present() { self.space.prepared(new) } else { new };
+        locked.note_used(self.page);
+        mmu.store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+        Ok(())
+    }
+
+    /// Whether the entry may be replaced. The table's lock is held.
+    fn is_fillable(&self, over_markers: bool) -> bool {
+        let mmu = self.space.mmu();
+        let mut entry = mmu.load(self.cell);
+        if state(entry) == EntryState::Stale {
+            entry = rest_of_stale(entry);
+            mmu.store(self.cell, entry);
+            // What is issued on another CPU is not complete for this one.
+            self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
+        }
+        match state(entry) {
+            EntryState::Empty => true,
+            EntryState::Marker(markers) => over_markers && !markers.contains(Markers::GUARD),
+            _ => false,
+        }
+    }
+
+    /// Gives the page of `object` the `frame`, and maps it.
+    fn install_in_object(&self, cpu: &Cpu, object: &Object, frame: PhysAddr) -> Result<(), FillError> {
+        {
+            let _locked = self.space.lock_table(self.table);
+            if !self.is_fillable(true) {
+                return Err(FillError::Exists);
+            }
+        }
+        let found = object.fill(cpu, self.area.page_at(self.page), frame)?.ok_or(FillError::Exists)?;
+        let protection = self.area.protection();
+        let new = match protection.contains(Protection::WRITE) {
+            true => written(frame, protection),
+            false => Descriptor::page(frame, attributes(protection)),
+        };
+        let locked = self.space.lock_table(self.table);
+        // Where another CPU was faster, or has taken the page away, the page is the object's, and its first access is no
+        // message any more.
+        if self.is_fillable(true) && object.is_current(&found, self.area.page_at(self.page)) {
+            self.space.common.record(frame).share();
+            let new = self.space.prepared_for_fault(new, protection);
+            locked.note_used(self.page);
+            self.space.mmu().store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
+        }
+        Ok(())
+    }
+}

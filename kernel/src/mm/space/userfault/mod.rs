@@ -1,0 +1,499 @@
+//! userfaultfd: a pager, which may be another process, serves the faults of a space.
+//!
+//! Areas are registered with a [`Userfaultfd`]. A first access where a page is *missing*, or a store to a page that is
+//! *write-protected*, becomes a message, and the thread that has faulted waits ([`fault`]). The pager reads the message
+//! ([`queue`]), brings a page ([`fill`]) or clears the protection ([`protect`]), and wakes the thread, which makes its
+//! access again. What the space does to its own mappings becomes events ([`events`]).
+//!
+//! ```text
+//!   thread                                     pager
+//!     fault: missing, or write-protected
+//!     lock the table, look again
+//!       queue the message ────────────────────►  read
+//!     unlock, sleep                              COPY, ZEROPAGE, WRITEPROTECT: under the table's lock
+//!     retry  ◄──────────────────────────────────  wake
+//! ```
+//! **A message is queued under the table's lock, when the entry needs the pager still.** So a pager never reads a message
+//! for a page that it has served, and a wake that follows the change of the entry finds the thread: the change comes
+//! first, and the thread sees it; or the message does, and the wake finds it.
+//!
+//! # Marks and markers
+//! A leaf has userfaultfd's mark in a bit of its own, in each form that an entry has (`granule_arch::descriptor::user`); it
+//! is never writable. Where no page is mapped, a [marker](granule_arch::descriptor::Markers::UFFD_WP) remembers it: areas
+//! of objects always have them, anonymous ones with [`Features::WP_UNPOPULATED`]. What installs a page replaces the marker,
+//! and the page has the mark; [`zap`](super::zap) leaves one. A block that was zapped leaves one at its level.
+//!
+//! An area has marks and markers only while it is registered for write-protection: what ends that clears them.
+//!
+//! # Locks
+//! ```text
+//!     areas of the space       read: faults, fills, protection      write: registration and its end
+//!     userfaultfds             the table of those that areas are registered with
+//!     table
+//!     queue                    spins, masks interrupts: messages, events, and what waits for them
+//! ```
+//! No lock is held while a thread waits.
+
+mod events;
+mod fault;
+mod fill;
+mod protect;
+mod queue;
+
+use alloc::vec::Vec;
+use core::fmt;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_arch::addr::VirtAddr;
+use granule_pgtable::PageRange;
+use thiserror::Error;
+
+pub use events::Message;
+pub(super) use events::{MovedRegistration, PendingEvents};
+pub(super) use fault::is_missing;
+pub use fault::{FaultMode, PageFault};
+pub use fill::{Content, FillError};
+pub use protect::Mark;
+pub use queue::{ReadError, Reading};
+
+use super::area::{Area, AreaFlags, Areas};
+use super::calls::user_range;
+use super::gather::pages;
+use super::parts::Divisible as _;
+use super::{Space, SpaceError, SpaceHandle, SpaceRef, USER_END, USER_START};
+use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
+use crate::sched::RwSem;
+use crate::smp::{Cpu, this_cpu};
+use queue::Queue;
+
+/// What a userfaultfd can do: bits, of which each is Linux's `UFFD_FEATURE_` of the same name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Features(pub u64);
+
+impl Features {
+    /// Messages say whether a page is write-protected.
+    pub const PAGEFAULT_FLAG_WP: u64 = 1;
+    /// A fork is an event, and the child is registered too.
+    pub const EVENT_FORK: u64 = 1 << 1;
+    /// `mremap` is an event, and what has moved stays registered.
+    pub const EVENT_REMAP: u64 = 1 << 2;
+    /// Advice that discards pages is an event.
+    pub const EVENT_REMOVE: u64 = 1 << 3;
+    /// Shared memory may be registered.
+    pub const MISSING_SHMEM: u64 = 1 << 5;
+    /// `munmap` is an event.
+    pub const EVENT_UNMAP: u64 = 1 << 6;
+    /// Faults are SIGBUS, and no messages.
+    pub const SIGBUS: u64 = 1 << 7;
+    /// Messages have the number of the thread.
+    pub const THREAD_ID: u64 = 1 << 8;
+    /// Messages have the address, and not that of its page.
+    pub const EXACT_ADDRESS: u64 = 1 << 11;
+    /// Shared memory may be write-protected.
+    pub const WP_HUGETLBFS_SHMEM: u64 = 1 << 12;
+    /// Anonymous pages that were never accessed may be write-protected.
+    pub const WP_UNPOPULATED: u64 = 1 << 13;
+    /// Pages may be poisoned.
+    pub const POISON: u64 = 1 << 14;
+    /// All of them.
+    pub const ALL: Self = Self(
+        Self::PAGEFAULT_FLAG_WP
+            | Self::EVENT_FORK
+            | Self::EVENT_REMAP
+            | Self::EVENT_REMOVE
+            | Self::MISSING_SHMEM
+            | Self::EVENT_UNMAP
+            | Self::SIGBUS
+            | Self::THREAD_ID
+            | Self::EXACT_ADDRESS
+            | Self::WP_HUGETLBFS_SHMEM
+            | Self::WP_UNPOPULATED
+            | Self::POISON,
+    );
+
+    /// Whether it has all of `bits`.
+    #[inline(always)]
+    const fn has(self, bits: u64) -> bool {
+        self.0 & bits == bits
+    }
+}
+
+/// Why a call on a userfaultfd failed.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum UserfaultError {
+    /// The range is none, nothing is mapped there, or what is mapped cannot be registered; or the features are not
+    /// agreed upon yet, or a second time.
+    #[error("the range cannot be registered, or the features are not agreed upon once")]
+    Invalid,
+    /// An area may never be written.
+    #[error("an area may never be written")]
+    NotPermitted,
+    /// An area is registered with another userfaultfd.
+    #[error("an area is registered with another userfaultfd")]
+    Busy,
+    /// An area is not registered for that.
+    #[error("an area is not registered for that")]
+    NotRegistered,
+    /// An event is not read yet: the mappings are changing.
+    #[error("an event is not read yet")]
+    Changing,
+    /// The space has ended.
+    #[error("the space has ended")]
+    Ended,
+    /// There is no memory for records or tables.
+    #[error("out of memory")]
+    OutOfMemory,
+}
+
+impl From<OutOfMemory> for UserfaultError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
+    }
+}
+
+impl From<SpaceError> for UserfaultError {
+    fn from(_: SpaceError) -> Self {
+        // Of a change of flags, that of records and of their number.
+        Self::OutOfMemory
+    }
+}
+
+/// What an area is registered for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Enrolment {
+    /// First accesses.
+    pub missing: bool,
+    /// Stores to what is write-protected.
+    pub write_protected: bool,
+}
+
+impl Enrolment {
+    const fn flags(self) -> AreaFlags {
+        let missing = if self.missing { AreaFlags::UFFD_MISSING } else { AreaFlags::NONE };
+        if self.write_protected { missing.with(AreaFlags::UFFD_WP) } else { missing }
+    }
+}
+
+/// The number of a userfaultfd among those of a space, in the flags of its areas.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct UserfaultfdNumber(pub(super) u16);
+
+/// A file by which a pager serves the faults of a space (Linux: `userfaultfd_ctx`). Dropping the file [closes](Self::close)
+/// it.
+pub struct Userfaultfd {
+    space: SpaceHandle,
+    /// 0 before they are agreed upon; then with [`AGREED`].
+    features: AtomicU64,
+    /// Accesses of the kernel fail.
+    user_mode_only: bool,
+    /// Changes of the mappings whose events are not read yet.
+    changing: AtomicU32,
+    queue: Queue,
+}
+
+/// In [`Userfaultfd::features`].
+const AGREED: u64 = 1 << 63;
+
+impl Userfaultfd {
+    /// One for the faults of `space`; with `user_mode_only` not for those of the kernel.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn new(space: &SpaceRef, user_mode_only: bool) -> Result<Counted<Self>, OutOfMemory> {
+        Self::with_features(space, user_mode_only, 0)
+    }
+
+    fn with_features(space: &SpaceRef, user_mode_only: bool, features: u64) -> Result<Counted<Self>, OutOfMemory> {
+        let make = || Self {
+            space: SpaceHandle::new(space),
+            features: AtomicU64::new(features),
+            user_mode_only,
+            changing: AtomicU32::new(0),
+            queue: Queue::new(),
+        };
+        Counted::try_new_with(&space.common.userfaultfds, make)
+    }
+
+    /// Agrees upon the features, once.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Invalid`]: they were agreed upon before, or there are not all of them.
+    pub fn agree(&self, features: Features) -> Result<(), UserfaultError> {
+        if !Features::ALL.has(features.0) {
+            return Err(UserfaultError::Invalid);
+        }
+        let agreed = self.features.compare_exchange(0, features.0 | AGREED, Ordering::Relaxed, Ordering::Relaxed);
+        agreed.map(drop).map_err(|_| UserfaultError::Invalid)
+    }
+
+    /// Whether the features are agreed upon: before that it serves nothing.
+    #[inline(always)]
+    pub fn is_agreed(&self) -> bool {
+        self.features.load(Ordering::Relaxed) & AGREED != 0
+    }
+
+    #[inline(always)]
+    fn features(&self) -> Features {
+        Features(self.features.load(Ordering::Relaxed))
+    }
+
+    /// The space, as long as it lives.
+    #[inline(always)]
+    fn living_space(&self) -> Result<SpaceRef, UserfaultError> {
+        self.space.upgrade().ok_or(UserfaultError::Ended)
+    }
+
+    /// Registers the areas of the `bytes` bytes from `start` on for `enrolment`, in place of what they were registered for
+    /// with `this`.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, or registers are),
+    /// [`UserfaultError::NotPermitted`], [`UserfaultError::Busy`], [`UserfaultError::OutOfMemory`] (also where the space has
+    /// ended, as on Linux).
+    pub fn register(
+        this: &Counted<Self>,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        enrolment: Enrolment,
+    ) -> Result<(), UserfaultError> {
+        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let space = this.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
+        let number = space.userfaultfds.number_of(this)?;
+        space.note_userfaultfds();
+        let check = |areas: &Areas| {
+            let mut found = Err(UserfaultError::Invalid);
+            for area in areas.walk(range) {
+                let flags = area.flags();
+                if area.is_of_device() {
+                    return Err(UserfaultError::Invalid);
+                }
+                if !area.may_write() {
+                    return Err(UserfaultError::NotPermitted);
+                }
+                if flags.has_any(AreaFlags::REGISTERED) && flags.userfaultfd() != number {
+                    return Err(UserfaultError::Busy);
+                }
+                found = Ok(());
+            }
+            found
+        };
+        let change = |areas: &mut Areas| {
+            let checked = check(areas);
+            if checked.is_err() {
+                return Ok(checked);
+            }
+            if !enrolment.write_protected {
+                // What is registered for write-protection alone loses that.
+                let loses = |flags: AreaFlags| !flags.has_any(AreaFlags::UFFD_MISSING);
+                space.clear_marks(cpu, areas, range, number, loses);
+            }
+            // As on Linux, what is registered for as much stays as it is.
+            let registered = |area: &Area| {
+                let (flags, modes) = (area.flags(), enrolment.flags());
+                let has_all = flags.has_any(AreaFlags::REGISTERED) && flags.with(modes) == flags;
+                Ok(if has_all { flags } else { flags.registered(number, modes) })
+            };
+            space.change_flags(cpu, areas, range, registered)?;
+            Ok(checked)
+        };
+        let (areas, checked) = space.change_areas(space.write_areas(range), change)?;
+        drop(areas);
+        checked
+    }
+
+    /// Ends the registration of what the `bytes` bytes from `start` on have of it. The threads that wait for a page there
+    /// are woken.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, registers are, or an area is another
+    /// userfaultfd's), [`UserfaultError::OutOfMemory`].
+    pub fn unregister(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), UserfaultError> {
+        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let space = self.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
+        let own = space.userfaultfds.find(self);
+        let is_own = |flags: AreaFlags| flags.has_any(AreaFlags::REGISTERED) && Some(flags.userfaultfd()) == own;
+        let change = |areas: &mut Areas| {
+            let mut found = Err(UserfaultError::Invalid);
+            for area in areas.walk(range) {
+                let flags = area.flags();
+                if area.is_of_device() || flags.has_any(AreaFlags::REGISTERED) && !is_own(flags) {
+                    return Ok(Err(UserfaultError::Invalid));
+                }
+                found = Ok(());
+            }
+            if let Some(number) = own.filter(|_| found.is_ok()) {
+                space.clear_marks(cpu, areas, range, number, |_| true);
+                let ended = |area: &Area| {
+                    let flags = area.flags();
+                    Ok(if is_own(flags) { flags.unregistered() } else { flags })
+                };
+                space.change_flags(cpu, areas, range, ended)?;
+            }
+            Ok(found)
+        };
+        let (areas, found) = space.change_areas(space.write_areas(range), change)?;
+        drop(areas);
+        found?;
+        self.queue.wake(range.start()..range.end());
+        Ok(())
+    }
+
+    /// Ends it: no area is registered with it any more, and all threads that wait for it go on. Sleeps. What its file's
+    /// drop calls.
+    pub fn close(&self) {
+        // No fault waits from here on.
+        self.queue.close();
+        if let Some(space) = self.space.upgrade()
+            && let Some(number) = space.userfaultfds.find(self)
+        {
+            // Drop has no argument for the CPU.
+            let cpu = this_cpu();
+            let all = pages(USER_START, USER_END);
+            let end = |areas: &mut Areas| {
+                space.clear_marks(cpu, areas, all, number, |_| true);
+                let ended = |area: &Area| {
+                    let flags = area.flags();
+                    let is_own = flags.has_any(AreaFlags::REGISTERED) && flags.userfaultfd() == number;
+                    Ok(if is_own { flags.unregistered() } else { flags })
+                };
+                space.change_flags(cpu, areas, all, ended)
+            };
+            // Whole areas are not cut, so nothing is refused.
+            drop(space.change_areas(space.write_all_areas(), end));
+            space.userfaultfds.forget(self);
+        }
+        self.queue.wake(VirtAddr(0)..VirtAddr(u64::MAX));
+    }
+
+    /// Wakes the threads that wait for pages of the `bytes` bytes from `start` on: they make their accesses again.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Invalid`]: no range of pages.
+    pub fn wake(&self, start: VirtAddr, bytes: u64) -> Result<(), UserfaultError> {
+        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        self.queue.wake(range.start()..range.end());
+        Ok(())
+    }
+
+    /// Whether a message or an event can be read at once.
+    pub fn has_message(&self) -> bool {
+        self.queue.has_message()
+    }
+
+    /// The next message: a fault, else an event. Sleeps until there is one, or a signal, if it `may_wait`.
+    ///
+    /// # Errors
+    /// [`ReadError`].
+    pub fn read(&self, may_wait: bool) -> Result<Reading<'_>, ReadError> {
+        if self.is_agreed() { self.queue.read(may_wait) } else { Err(ReadError::NotAgreed) }
+    }
+}
+
+impl fmt::Debug for Userfaultfd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Userfaultfd({:#x})", self.features().0)
+    }
+}
+
+impl Space {
+    /// Clears the marks and markers of the areas in `range` that are registered for write-protection with `number`, and
+    /// lose that by their flags. The areas are locked for writing.
+    fn clear_marks(
+        &self,
+        cpu: &Cpu,
+        areas: &Areas,
+        range: PageRange,
+        number: UserfaultfdNumber,
+        loses: impl Fn(AreaFlags) -> bool,
+    ) {
+        let is_marked = |area: &&Area| {
+            let flags = area.flags();
+            flags.has_any(AreaFlags::UFFD_WP) && flags.userfaultfd() == number && loses(flags)
+        };
+        for area in areas.walk(range).filter(is_marked) {
+            // Nothing is installed, so nothing is allocated.
+            let cleared = self.mark_area(cpu, area, area.part_in(range), Mark::Clear, false);
+            debug_assert_eq!(cleared, Ok(()));
+        }
+    }
+}
+
+/// The userfaultfds that areas of a space are registered with, each by its number.
+pub(super) struct Userfaultfds(RwSem<Vec<Option<Registered>>>);
+
+/// One of them.
+struct Registered {
+    userfaultfd: Counted<Userfaultfd>,
+    /// Until the fork that has made it is announced: the parent's.
+    forked_from: Option<Counted<Userfaultfd>>,
+}
+
+impl Userfaultfds {
+    /// No registrations.
+    pub(super) const NONE: Self = Self(RwSem::new(Vec::new()));
+
+    /// The most that a space has: what the flags of an area can hold.
+    const MOST: usize = 1 << 16;
+
+    /// The number of `userfaultfd`, a new one if it had none.
+    fn number_of(&self, userfaultfd: &Counted<Userfaultfd>) -> Result<UserfaultfdNumber, OutOfMemory> {
+        let mut all = self.0.write();
+        if let Some(number) = position(&all, userfaultfd) {
+            return Ok(number);
+        }
+        let free = all.iter().position(Option::is_none).unwrap_or(all.len());
+        put(&mut all, free, Registered { userfaultfd: userfaultfd.clone(), forked_from: None })?;
+        Ok(UserfaultfdNumber(free as u16))
+    }
+
+    /// The number of `userfaultfd`, if it has one.
+    fn find(&self, userfaultfd: &Userfaultfd) -> Option<UserfaultfdNumber> {
+        position(&self.0.read(), userfaultfd)
+    }
+
+    /// The one with this number.
+    fn get(&self, number: UserfaultfdNumber) -> Option<Counted<Userfaultfd>> {
+        let all = self.0.read();
+        Some(all.get(usize::from(number.0))?.as_ref()?.userfaultfd.clone())
+    }
+
+    /// Ends the use of the number of `userfaultfd`, which no area has any more.
+    fn forget(&self, userfaultfd: &Userfaultfd) {
+        let mut all = self.0.write();
+        let own = position(&all, userfaultfd).and_then(|number| all.get_mut(usize::from(number.0)));
+        let registered = own.and_then(Option::take);
+        drop(all);
+        drop(registered);
+    }
+
+    /// Forgets all: the space ends.
+    pub(super) fn clear(&self) {
+        drop(core::mem::take(&mut *self.0.write()));
+    }
+}
+
+fn position(all: &[Option<Registered>], userfaultfd: &Userfaultfd) -> Option<UserfaultfdNumber> {
+    let is_it = |one: &Option<Registered>| one.as_ref().is_some_and(|one| core::ptr::eq(&*one.userfaultfd, userfaultfd));
+    all.iter().position(is_it).map(|place| UserfaultfdNumber(place as u16))
+}
+
+/// Where the part of `range` ends that `areas`, which have its start, own.
+fn part_end(areas: &Areas, range: PageRange) -> VirtAddr {
+    areas.next().map_or(range.end(), |next| next.min(range.end()))
+}
+
+/// Puts `registered` in a place of `all` that is free.
+fn put(all: &mut Vec<Option<Registered>>, place: usize, registered: Registered) -> Result<(), OutOfMemory> {
+    if place >= Userfaultfds::MOST {
+        return Err(OutOfMemory);
+    }
+    let missing = (place + 1).saturating_sub(all.len());
+    all.try_reserve(missing).map_err(|_| OutOfMemory)?;
+    all.extend((0..missing).map(|_| None));
+    if let Some(place) = all.get_mut(place) {
+        *place = Some(registered);
+    }
+    Ok(())
+}

@@ -1,0 +1,258 @@
+//! Write-protection: marks and markers of a range are set, or cleared.
+//!
+//! The areas are locked for reading, so faults go on. Under the lock of each table its entries are changed and what CPUs
+//! and devices may have of them is invalidated, before the lock is released: a store that comes behind the call faults, and
+//! so does one whose fault was under way ([`super`]). What is not protected any more permits stores at once where no fault
+//! would copy it.
+//!
+//! | | a leaf | empty | migration entry | marker | guard, poison |
+//! |---|---|---|---|---|---|
+//! | set | the mark, read-only | a marker, where the area has them | the mark | stays | stays |
+//! | clear | no mark | – | no mark | empty | stays |
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection, bits};
+use granule_arch::tlbi::LevelHint;
+use granule_pgtable::geometry::LAST_LEVEL;
+use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Visited};
+
+use super::super::area::{Area, AreaFlags};
+use super::super::entry::{EntryState, replace, state, unprotected, uffd_wp_marker};
+use super::super::gather::{StaleRange, pages};
+use super::super::group::GROUP_SIZE;
+use super::super::protect::is_alike;
+use super::super::table_lock::TableGuard;
+use super::super::used::{bits_of, note_all_used};
+use super::super::{Space, TableCells};
+use super::{Features, UserfaultError, Userfaultfd};
+use crate::mm::OutOfMemory;
+use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::sched::relax;
+use crate::smp::Cpu;
+
+/// Whether a range becomes write-protected, or is so no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mark {
+    /// The next store is a message.
+    Set,
+    /// Stores are served.
+    Clear,
+}
+
+/// What is marked of one area.
+#[derive(Clone, Copy)]
+struct Marking<'a> {
+    area: &'a Area,
+    mark: Mark,
+    /// Whether empty entries get markers.
+    installs: bool,
+}
+
+impl Userfaultfd {
+    /// Write-protects the `bytes` bytes from `start` on, or ends that. Wakes nothing.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Invalid`] (no range of pages), [`UserfaultError::Changing`], [`UserfaultError::NotRegistered`] (an
+    /// area that is not registered for write-protection, or none; as on Linux the areas before it have changed),
+    /// [`UserfaultError::OutOfMemory`] (no memory for tables; the same), [`UserfaultError::Ended`].
+    pub fn write_protect(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, mark: Mark) -> Result<(), UserfaultError> {
+        let range = super::user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        self.check_unchanging()?;
+        let space = self.living_space()?;
+        let is_populated = !self.features().has(Features::WP_UNPOPULATED);
+        let (mut next, mut done) = (range.start(), Err(UserfaultError::NotRegistered));
+        while next < range.end() {
+            let areas = space.areas.read(next);
+            let end = super::part_end(&areas, range);
+            let rest = pages(next, end);
+            next = match areas.find(next).or_else(|| areas.touching(rest).next()) {
+                None => end,
+                Some(area) => {
+                    self.check_unchanging()?;
+                    if !area.flags().has_any(AreaFlags::UFFD_WP) {
+                        return Err(UserfaultError::NotRegistered);
+                    }
+                    let part = area.part_in(rest);
+                    let installs = mark == Mark::Set && (area.object().is_some() || !is_populated);
+                    space.mark_area(cpu, area, part, mark, installs)?;
+                    done = Ok(());
+                    part.end()
+                }
+            };
+        }
+        done
+    }
+}
+
+impl Space {
+    /// Marks the pages of `range`, all of `area`, which stays as it is meanwhile; `installs` has empty entries get markers.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`], only where it `installs`; some are marked.
+    pub(super) fn mark_area(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        range: PageRange,
+        mark: Mark,
+        installs: bool,
+    ) -> Result<(), OutOfMemory> {
+        let _change = self.notifiers.start(Range::new(Event::ProtectionPage, range.start(), range.end()));
+        let marking = Marking { area, mark, installs };
+        if !installs {
+            let mut walk = self.page_tables().walk_cells(range);
+            while let Some(met) = walk.next() {
+                match met {
+                    CellsOrBlock::Cells(found) => self.mark_cells(&found, marking),
+                    CellsOrBlock::Block(at) => walk.go_on(at, self.mark_block(cpu, area, range, at, mark)),
+                }
+                relax();
+            }
+            return Ok(());
+        }
+        let mut next = range.start();
+        while next < range.end() {
+            let until = VirtAddr(next.0 | (BLOCK_SIZE - 1)).min(range.last()) + 1;
+            let chunk = pages(next, until);
+            let is_whole = chunk.size() == BLOCK_SIZE;
+            let done = match self.page_tables().cells(next, chunk.pages()) {
+                Some(found) => {
+                    self.mark_cells(&found, marking);
+                    Visited::Done
+                }
+                None if is_whole && self.is_block_or_marker(next) => self.mark_block(cpu, area, range, next, mark),
+                None => {
+                    // A block is not all in the range, or nothing is there.
+                    self.split_block_at(next);
+                    self.ensure_cells(cpu, chunk)?;
+                    Visited::Again
+                }
+            };
+            if done == Visited::Done {
+                next = until;
+            }
+            relax();
+        }
+        Ok(())
+    }
+
+    /// Marks entries of one table, and completes the invalidation.
+    fn mark_cells(&self, found: &TableCells<'_>, marking: Marking<'_>) {
+        let mmu = self.mmu();
+        let locked = self.lock_table(found.table);
+        let survey = mmu.survey(found.cells);
+        if survey.any == Descriptor::EMPTY.0 {
+            if marking.installs {
+                note_all_used(self.common.record(found.table), bits_of(found));
+                mmu.fill(found.cells, uffd_wp_marker(), 0);
+            }
+            return;
+        }
+        // Nearly always they differ in their addresses only.
+        let alike = survey.common(!bits::ADDRESS).map(Descriptor);
+        let stale = match alike.filter(|&from| is_alike(from) && from.is_valid()) {
+            Some(from) => self.mark_alike(found, from, marking),
+            None => self.mark_each(&locked, found, marking),
+        };
+        if let Some(range) = stale.range() {
+            let level = LevelHint::new(LAST_LEVEL);
+            self.tlb().flush_freed(mmu, &Invalidation { range, tables: Tables::Kept, level });
+        }
+    }
+
+    /// Marks entries that are as `from` but for their addresses; returns what TLBs may have of them.
+    #[inline(always)]
+    fn mark_alike(&self, found: &TableCells<'_>, from: Descriptor, marking: Marking<'_>) -> StaleRange {
+        let mut stale = StaleRange::NONE;
+        if from.is_uffd_wp() == (marking.mark == Mark::Set) {
+            return stale;
+        }
+        match marking.mark {
+            Mark::Set => self.mmu().update_run(found.cells, from.0 ^ from.uffd_wp().0),
+            Mark::Clear => {
+                let to = from.without_uffd_wp();
+                let to_own = if marking.permits_stores() { to.writable() } else { to };
+                if marking.area.is_shared() || to == to_own {
+                    self.mmu().update_run(found.cells, from.0 ^ to_own.0);
+                } else {
+                    self.flip_own(found, from, [to, to_own]);
+                }
+            }
+        }
+        stale.note(found.start, found.address(found.cells.len()));
+        stale
+    }
+
+    /// The same where entries differ, or some are empty.
+    #[inline(never)]
+    fn mark_each(&self, locked: &TableGuard<'_>, found: &TableCells<'_>, marking: Marking<'_>) -> StaleRange {
+        let mmu = self.mmu();
+        let mut stale = StaleRange::NONE;
+        self.unfold_ends(found);
+        // Of the group that is visited.
+        let mut is_own_group = false;
+        for (index, cell) in found.cells.iter().enumerate() {
+            let (old, page) = (mmu.load(cell), found.address(index));
+            let is_page = matches!(state(old), EntryState::Page | EntryState::Inaccessible);
+            if !is_page {
+                let new = match marking.mark {
+                    Mark::Set => marking.protected(old),
+                    Mark::Clear => unprotected(old),
+                };
+                if new != old {
+                    locked.note_used(page);
+                    mmu.store(cell, new);
+                }
+                continue;
+            }
+            if old.is_contiguous() && page.is_aligned(GROUP_SIZE) {
+                is_own_group = marking.area.is_shared() || self.has_own_group(page);
+            }
+            if old.is_uffd_wp() == (marking.mark == Mark::Set) {
+                continue;
+            }
+            let own = || match old.is_contiguous() {
+                true => is_own_group,
+                false => !old.is_special() && (marking.area.is_shared() || self.has_to_itself(old)),
+            };
+            let permits = marking.mark == Mark::Clear && old.is_valid() && marking.permits_stores() && own();
+            let last = replace(mmu, cell, old, |entry| match marking.mark {
+                Mark::Set => entry.uffd_wp(),
+                Mark::Clear if permits => entry.without_uffd_wp().writable(),
+                Mark::Clear => entry.without_uffd_wp(),
+            });
+            if last.is_valid() {
+                stale.note(page, found.address(index + 1));
+            }
+        }
+        stale
+    }
+}
+
+impl Marking<'_> {
+    /// Whether the area permits stores.
+    fn permits_stores(self) -> bool {
+        self.area.protection().contains(Protection::WRITE)
+    }
+
+    /// What an entry without a page becomes that is to be write-protected.
+    fn protected(self, entry: Descriptor) -> Descriptor {
+        let has_marker = |markers: Markers| markers.contains(Markers::UFFD_WP);
+        match state(entry) {
+            EntryState::Migration => entry.uffd_wp(),
+            EntryState::Empty if self.installs => uffd_wp_marker(),
+            EntryState::Stale if self.installs && !has_marker(stale_markers(entry)) => {
+                Descriptor::from(stale_markers(entry).and(Markers::UFFD_WP))
+            }
+            _ => entry,
+        }
+    }
+}
+
+fn stale_markers(entry: Descriptor) -> Markers {
+    match entry.non_present() {
+        NonPresent::Marker(markers) => markers,
+        _ => Markers::STALE,
+    }
+}

@@ -1,0 +1,890 @@
+//! userfaultfd as a program sees it: each call and its refusals, messages and events, and what stays write-protected through
+//! all that happens to pages. The answers are Linux's. `userfault` runs all parts, `userfault PART...` some; `userfault
+//! holes` is what differs there.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::Errno;
+use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEXEC, O_NONBLOCK};
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED,
+    MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, PREAD64, USERFAULTFD};
+use granule_user::abi::signal::{BUS_ADRERR, BUS_MCEERR_AR, SIGBUS, SigInfo, UContext};
+use granule_user::abi::userfaultfd::{
+    Api, Message, UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE,
+    UFFD_EVENT_UNMAP, UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
+    UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_EXACT_ADDRESS, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_SIGBUS,
+    UFFD_FEATURE_THREAD_ID, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFD_PAGEFAULT_FLAG_WP,
+    UFFD_PAGEFAULT_FLAG_WRITE, UFFD_USER_MODE_ONLY, UFFDIO_API, UFFDIO_COPY_MODE_DONTWAKE, UFFDIO_COPY_MODE_WP,
+    UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
+    UFFDIO_WRITEPROTECT_MODE_WP, ioctl_bit,
+};
+use granule_user::memory::{self, PAGE};
+use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::userfault::Pager;
+use granule_user::{Start, entry, println, process, signal, sys};
+
+entry!(run);
+
+const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
+const WP: u64 = UFFDIO_REGISTER_MODE_WP;
+const RW: u64 = PROT_READ | PROT_WRITE;
+/// Bytes of a block.
+const BLOCK: u64 = 2 << 20;
+/// Write-protection of all memory.
+const FEATURES: u64 =
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
+
+/// A part's name, and what it is.
+type Part = (&'static str, fn());
+
+const PARTS: [Part; 14] = [
+    ("api", api),
+    ("refusals", refusals),
+    ("missing", missing),
+    ("protected", protected),
+    ("kept", kept),
+    ("dropped", dropped),
+    ("blocks", blocks),
+    ("unpopulated", unpopulated),
+    ("forks", forks),
+    ("events", events),
+    ("moved", moved),
+    ("poison", poison),
+    ("kernel", kernel),
+    ("close", close),
+];
+
+/// What differs on Linux.
+const GRANULES: Part = ("holes", holes);
+
+fn run(start: Start) -> u8 {
+    // SAFETY: the handler touches its own frame, and where the program goes on.
+    unsafe { signal::handle(SIGBUS, on_sigbus, 0, 0) }.expect("a handler");
+    let mut asked = start.arguments().skip(1).peekable();
+    if asked.peek().is_none() {
+        PARTS.iter().for_each(|(_, part)| part());
+    } else {
+        for name in asked {
+            PARTS.iter().chain(&[GRANULES]).find(|(part, _)| *part == name).expect("a part").1();
+        }
+    }
+    println!("userfault: done");
+    0
+}
+
+// What memory is registered.
+
+/// A kind of memory.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Kind {
+    Anonymous,
+    Shared,
+    /// A private mapping of a memory file.
+    PrivateFile,
+}
+
+const KINDS: [Kind; 3] = [Kind::Anonymous, Kind::Shared, Kind::PrivateFile];
+
+/// Pages, and the file that they are of.
+#[derive(Clone, Copy)]
+struct Room {
+    start: u64,
+    bytes: u64,
+    file: u64,
+}
+
+fn call(number: usize, arguments: [u64; 6]) -> Result<u64, Errno> {
+    // SAFETY: what it changes is the program's, to which there are no references.
+    unsafe { sys::call(number, arguments) }
+}
+
+fn file(bytes: u64) -> u64 {
+    let file = call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0, 0, 0, 0, 0]).expect("a file");
+    call(FTRUNCATE, [file, bytes, 0, 0, 0, 0]).expect("its size");
+    file
+}
+
+impl Room {
+    fn new(kind: Kind, pages: u64) -> Self {
+        let bytes = pages * PAGE;
+        let (flags, file) = match kind {
+            Kind::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX),
+            Kind::Shared => (MAP_SHARED, file(bytes)),
+            Kind::PrivateFile => (MAP_PRIVATE, file(bytes)),
+        };
+        let start = call(MMAP, [0, bytes, RW, flags, file, 0]).expect("memory");
+        Self { start, bytes, file }
+    }
+
+    fn page(self, page: u64) -> u64 {
+        self.start + page * PAGE
+    }
+
+    fn write(self, page: u64, value: u64) {
+        write(self.page(page), value);
+    }
+
+    fn read(self, page: u64) -> u64 {
+        read(self.page(page))
+    }
+
+    fn advise(self, page: u64, pages: u64, advice: u64) -> Result<(), Errno> {
+        // SAFETY: there are no references to it.
+        unsafe { memory::madvise(self.page(page), pages * PAGE, advice) }
+    }
+
+    fn unmap(self) {
+        // SAFETY: there are no references to it.
+        unsafe { memory::munmap(self.start, self.bytes) }.expect("mapped");
+    }
+}
+
+fn write(at: u64, value: u64) {
+    // SAFETY: mapped writable; a pager may serve it.
+    unsafe { (at as *mut u64).write_volatile(value) };
+}
+
+fn read(at: u64) -> u64 {
+    // SAFETY: mapped; a pager may serve it.
+    unsafe { (at as *const u64).read_volatile() }
+}
+
+// A second thread, which makes accesses that fault.
+
+static REQUEST: AtomicU32 = AtomicU32::new(0);
+static ADDRESS: AtomicU64 = AtomicU64::new(0);
+static VALUE: AtomicU64 = AtomicU64::new(0);
+static DONE: AtomicU32 = AtomicU32::new(0);
+
+const IDLE: u32 = 0;
+const READ: u32 = 1;
+const WRITE: u32 = 2;
+const END: u32 = 3;
+
+fn worker(_: usize) {
+    let mut done = 0;
+    loop {
+        let request = REQUEST.load(Ordering::Acquire);
+        if request == IDLE {
+            let _ = futex_wait(&REQUEST, IDLE, None);
+            continue;
+        }
+        let (at, value) = (ADDRESS.load(Ordering::Relaxed), VALUE.load(Ordering::Relaxed));
+        match request {
+            READ => VALUE.store(read(at), Ordering::Relaxed),
+            WRITE => write(at, value),
+            _ => return,
+        }
+        done += 1;
+        REQUEST.store(IDLE, Ordering::Relaxed);
+        DONE.store(done, Ordering::Release);
+        futex_wake(&DONE, 1).expect("a word");
+    }
+}
+
+struct Worker(Thread);
+
+impl Worker {
+    fn new() -> Self {
+        DONE.store(0, Ordering::Relaxed);
+        REQUEST.store(IDLE, Ordering::Relaxed);
+        Self(Thread::spawn(worker, 0).expect("a thread"))
+    }
+
+    fn begin(&self, request: u32, at: u64, value: u64) -> u32 {
+        let next = DONE.load(Ordering::Relaxed) + 1;
+        ADDRESS.store(at, Ordering::Relaxed);
+        VALUE.store(value, Ordering::Relaxed);
+        REQUEST.store(request, Ordering::Release);
+        futex_wake(&REQUEST, 1).expect("a word");
+        next
+    }
+
+    fn wait(&self, number: u32) -> u64 {
+        while DONE.load(Ordering::Acquire) != number {
+            let _ = futex_wait(&DONE, number - 1, None);
+        }
+        VALUE.load(Ordering::Relaxed)
+    }
+
+    /// An access that is served without the pager.
+    fn quiet(&self, pager: Pager, request: u32, at: u64, value: u64) -> u64 {
+        let number = self.begin(request, at, value);
+        let value = self.wait(number);
+        assert_eq!(pager.read_one(), Err(Errno::EAGAIN), "a message for {at:#x}");
+        value
+    }
+
+    /// An access that the pager has to serve by `serve`, with these flags in its message.
+    fn served(&self, pager: Pager, request: u32, at: u64, value: u64, flags: u64, serve: impl FnOnce()) -> u64 {
+        let number = self.begin(request, at, value);
+        let message = wait_for(pager);
+        assert_eq!((message.event, message.words[0]), (UFFD_EVENT_PAGEFAULT, flags), "{message:x?}");
+        assert_eq!(message.words[1] & !(PAGE - 1), at & !(PAGE - 1), "{message:x?}");
+        serve();
+        self.wait(number)
+    }
+
+    /// A store to a page that is write-protected, which the pager unprotects.
+    fn reported(&self, pager: Pager, at: u64, value: u64) {
+        let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
+        self.served(pager, WRITE, at, value, flags, || pager.unprotect(at & !(PAGE - 1), PAGE).expect("registered"));
+        assert_eq!(read(at), value);
+    }
+
+    fn end(self) {
+        self.begin(END, 0, 0);
+        self.0.join();
+    }
+}
+
+fn nap() {
+    let _ = granule_user::time::sleep(100_000);
+}
+
+/// The next message of a pager that does not wait for one.
+fn wait_for(pager: Pager) -> Message {
+    loop {
+        match pager.read_one() {
+            Ok(message) => return message,
+            Err(Errno::EAGAIN) => nap(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+fn pager(features: u64) -> Pager {
+    Pager::new(O_NONBLOCK | O_CLOEXEC, features).expect("a userfaultfd")
+}
+
+// The parts.
+
+fn api() {
+    assert_eq!(Pager::open(2), Err(Errno::EINVAL));
+    let all = Pager::new(0, 0).expect("no features");
+    assert_eq!(all.agree(0).map(|_| ()), Err(Errno::EINVAL), "agreed twice");
+    all.close().expect("open");
+    let refused = Pager::open(UFFD_USER_MODE_ONLY).expect("a userfaultfd");
+    assert_eq!(refused.register(0x1000, PAGE, MISSING), Err(Errno::EINVAL), "before the features");
+    assert_eq!(refused.read_one(), Err(Errno::EINVAL));
+    let mut api = Api { api: 0xab, features: 0, ioctls: 9 };
+    assert_eq!(refused.call(UFFDIO_API, &mut api), Err(Errno::EINVAL));
+    assert_eq!(api, Api::default());
+    let mut api = Api { api: UFFD_API, features: 1 << 40, ioctls: 9 };
+    assert_eq!(refused.call(UFFDIO_API, &mut api), Err(Errno::EINVAL));
+    assert_eq!(api, Api::default());
+    // It was not agreed upon, so it can be.
+    let api = refused.agree(FEATURES).expect("features");
+    assert_eq!((api.api, api.ioctls), (UFFD_API, ioctl_bit(0) | ioctl_bit(1) | ioctl_bit(0x3f)));
+    assert_eq!(api.features & FEATURES, FEATURES);
+    assert_eq!(refused.call(0xaa7f, &mut [0_u64; 4]), Err(Errno::EINVAL));
+    refused.close().expect("open");
+    assert_eq!(call(USERFAULTFD, [1 << 20, 0, 0, 0, 0, 0]), Err(Errno::EINVAL));
+}
+
+fn refusals() {
+    let (pager, other) = (pager(FEATURES), pager(0));
+    let room = Room::new(Kind::Anonymous, 4);
+    let Room { start, bytes, .. } = room;
+    for (at, len, mode, error) in [
+        (start, bytes, 0, Errno::EINVAL),
+        (start, bytes, 8, Errno::EINVAL),
+        (start + 1, bytes, MISSING, Errno::EINVAL),
+        (start, bytes - 1, MISSING, Errno::EINVAL),
+        (start, 0, MISSING, Errno::EINVAL),
+        (u64::MAX - 0xfff, PAGE, MISSING, Errno::EINVAL),
+        (0, PAGE, MISSING, Errno::EINVAL),
+    ] {
+        assert_eq!(pager.register(at, len, mode), Err(error), "{at:#x} {len:#x} {mode}");
+    }
+    assert_eq!(pager.unregister(start + 1, PAGE), Err(Errno::EINVAL));
+    // Registered with nothing: as well.
+    assert_eq!(pager.unregister(start, bytes), Ok(()));
+    assert_eq!(pager.protect(start, bytes), Err(Errno::ENOENT));
+    assert_eq!(pager.copy(start, start, PAGE, 0), Err((Errno::ENOENT, -2)));
+    let basic = ioctl_bit(2) | ioctl_bit(3) | ioctl_bit(4) | ioctl_bit(8);
+    assert_eq!(pager.register(start, bytes, MISSING).map(|calls| calls & (basic | ioctl_bit(6))), Ok(basic));
+    assert_eq!(other.register(start, bytes, MISSING), Err(Errno::EBUSY));
+    assert_eq!(other.unregister(start, bytes), Err(Errno::EINVAL));
+    assert_eq!(pager.protect(start, bytes), Err(Errno::ENOENT), "not for that");
+    let source = Room::new(Kind::Anonymous, 4);
+    assert_eq!(pager.copy(start, source.start, PAGE, UFFDIO_COPY_MODE_WP), Err((Errno::EINVAL, -22)));
+    assert_eq!(pager.register(start, bytes, MISSING | WP).map(|calls| calls & ioctl_bit(6)), Ok(ioctl_bit(6)));
+    assert_eq!(pager.copy(start, source.start, PAGE, 4), Err((Errno::EINVAL, 0)));
+    assert_eq!(pager.copy(start, source.start + bytes, PAGE, 0), Err((Errno::EFAULT, -14)));
+    assert_eq!(pager.copy(start, source.start, 0, 0), Err((Errno::EINVAL, 0)));
+    assert_eq!(pager.copy(start, source.start, bytes + PAGE, 0), Err((Errno::ENOENT, -2)), "beyond its area");
+    assert_eq!(pager.zero(start, PAGE, 2), Err((Errno::EINVAL, 0)));
+    assert_eq!(pager.zero(start, PAGE, 0), Ok(PAGE as i64));
+    assert_eq!(pager.zero(start, PAGE, 0), Err((Errno::EEXIST, -17)));
+    assert_eq!(pager.copy(start, source.start, PAGE, 0), Err((Errno::EEXIST, -17)));
+    assert_eq!(pager.poison(start, PAGE, 0), Err((Errno::EEXIST, -17)));
+    // As far as pages are missing.
+    assert_eq!(pager.copy(start + 2 * PAGE, source.start, PAGE, 0), Ok(PAGE as i64));
+    assert_eq!(pager.copy(start + PAGE, source.start, 3 * PAGE, 0), Err((Errno::EAGAIN, PAGE as i64)));
+    assert_eq!(pager.write_protect(start, bytes, 4), Err(Errno::EINVAL));
+    let both = UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
+    assert_eq!(pager.write_protect(start, bytes, both), Err(Errno::EINVAL));
+    assert_eq!(pager.wake(start, 0), Err(Errno::EINVAL));
+    assert_eq!(pager.wake(start, bytes), Ok(()));
+    assert_eq!(pager.read(&mut []), Err(Errno::EINVAL));
+    assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    // A file that may never be written.
+    let sealed = file(PAGE);
+    let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
+    assert_eq!(pager.register(read_only, PAGE, MISSING).map(drop), Ok(()));
+    pager.close().expect("open");
+    other.close().expect("open");
+    room.unmap();
+    source.unmap();
+}
+
+fn missing() {
+    for kind in KINDS {
+        let pager = pager(FEATURES | UFFD_FEATURE_THREAD_ID);
+        let (room, source) = (Room::new(kind, 8), Room::new(Kind::Anonymous, 1));
+        source.write(0, 77);
+        pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+        let worker = Worker::new();
+        let copy = |page: u64, mode| {
+            assert_eq!(pager.copy(room.page(page), source.start, PAGE, mode), Ok(PAGE as i64));
+        };
+        assert_eq!(worker.served(pager, READ, room.page(0), 0, 0, || copy(0, 0)), 77, "{kind:?}");
+        worker.served(pager, WRITE, room.page(1), 5, UFFD_PAGEFAULT_FLAG_WRITE, || copy(1, 0));
+        assert_eq!((room.read(1), read(room.page(1) + 8)), (5, 0));
+        // Of zeros; and one that is write-protected at once.
+        let zero = || assert_eq!(pager.zero(room.page(2), PAGE, 0), Ok(PAGE as i64));
+        assert_eq!(worker.served(pager, READ, room.page(2), 0, 0, zero), 0);
+        worker.quiet(pager, WRITE, room.page(2), 3);
+        assert_eq!(worker.served(pager, READ, room.page(3), 0, 0, || copy(3, UFFDIO_COPY_MODE_WP)), 77);
+        worker.reported(pager, room.page(3), 4);
+        // Not woken by the copy, but by a wake.
+        let number = worker.begin(READ, room.page(4), 0);
+        let message = wait_for(pager);
+        assert_eq!(message.words[2] as u32, worker.0.id(), "{message:x?}");
+        copy(4, UFFDIO_COPY_MODE_DONTWAKE);
+        pager.wake(room.page(4), PAGE).expect("a range");
+        assert_eq!(worker.wait(number), 77);
+        // Protected where nothing is: the page comes first, and its copy is not protected.
+        pager.protect(room.page(5), PAGE).expect("registered");
+        worker.served(pager, WRITE, room.page(5), 9, UFFD_PAGEFAULT_FLAG_WRITE, || copy(5, 0));
+        assert_eq!(room.read(5), 9, "{kind:?}");
+        worker.end();
+        pager.close().expect("open");
+        room.unmap();
+        source.unmap();
+    }
+}
+
+fn protected() {
+    for kind in KINDS {
+        let pager = pager(FEATURES | UFFD_FEATURE_EXACT_ADDRESS);
+        let room = Room::new(kind, 64);
+        pager.register(room.start, room.bytes, WP).expect("memory");
+        (0..64).for_each(|page| room.write(page, page));
+        let worker = Worker::new();
+        pager.protect(room.start, room.bytes).expect("registered");
+        assert_eq!(worker.quiet(pager, READ, room.page(1), 0), 1, "{kind:?}");
+        worker.reported(pager, room.page(1) + 64, 11);
+        // It is not any more, and what is beside it is.
+        worker.quiet(pager, WRITE, room.page(1), 12);
+        let number = worker.begin(WRITE, room.page(2) + 24, 13);
+        let message = wait_for(pager);
+        assert_eq!(message.words[1], room.page(2) + 24, "the address itself");
+        // Protected again meanwhile: nothing changes.
+        pager.protect(room.page(2), PAGE).expect("registered");
+        assert_eq!(read(room.page(2) + 24), 0);
+        pager.unprotect(room.page(2), PAGE).expect("registered");
+        worker.wait(number);
+        // Through other protections.
+        // SAFETY: there are no references to it.
+        unsafe {
+            memory::mprotect(room.start, room.bytes, PROT_NONE).expect("mapped");
+            memory::mprotect(room.start, room.bytes, RW).expect("mapped");
+        }
+        worker.reported(pager, room.page(3), 33);
+        pager.protect(room.page(3), PAGE).expect("registered");
+        // SAFETY: as above.
+        unsafe { memory::mprotect(room.page(3), PAGE, PROT_NONE) }.expect("mapped");
+        pager.unprotect(room.page(3), PAGE).expect("registered");
+        pager.protect(room.page(3), PAGE).expect("registered");
+        // SAFETY: as above.
+        unsafe { memory::mprotect(room.page(3), PAGE, RW) }.expect("mapped");
+        worker.reported(pager, room.page(3), 34);
+        // The end of the registration ends it.
+        pager.unregister(room.start, room.bytes).expect("registered");
+        worker.quiet(pager, WRITE, room.page(4), 44);
+        worker.end();
+        pager.close().expect("open");
+        room.unmap();
+    }
+}
+
+/// What discards pages and keeps that they are write-protected.
+fn kept() {
+    for kind in KINDS {
+        let pager = pager(FEATURES);
+        let room = Room::new(kind, 16);
+        pager.register(room.start, room.bytes, WP).expect("memory");
+        (0..8).for_each(|page| room.write(page, page + 1));
+        let worker = Worker::new();
+        pager.protect(room.start, 4 * PAGE).expect("registered");
+        room.advise(0, 8, MADV_DONTNEED).expect("mapped");
+        let contents = |page: u64| if kind == Kind::Shared { page + 1 } else { 0 };
+        assert_eq!(room.read(0), contents(0), "{kind:?}");
+        if kind == Kind::Anonymous {
+            worker.quiet(pager, WRITE, room.page(0), 5);
+            worker.quiet(pager, WRITE, room.page(1), 5);
+        } else {
+            // Of a page that was read since, and of one that was not.
+            worker.reported(pager, room.page(0), 5);
+            worker.reported(pager, room.page(1), 6);
+            // And once more, where there is nothing but that.
+            room.advise(2, 1, MADV_DONTNEED).expect("mapped");
+            worker.reported(pager, room.page(2), 7);
+        }
+        worker.quiet(pager, WRITE, room.page(4), 8);
+        // By a call of its own, where nothing was ever.
+        pager.protect(room.page(8), 4 * PAGE).expect("registered");
+        assert_eq!(room.read(8), 0);
+        worker.reported(pager, room.page(8), 9);
+        worker.reported(pager, room.page(9), 10);
+        pager.unprotect(room.page(10), PAGE).expect("registered");
+        worker.quiet(pager, WRITE, room.page(10), 11);
+        worker.end();
+        pager.close().expect("open");
+        room.unmap();
+    }
+}
+
+/// What takes pages away for good.
+fn dropped() {
+    let pager = pager(FEATURES);
+    let room = Room::new(Kind::Shared, 16);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    let worker = Worker::new();
+    (0..16).for_each(|page| room.write(page, page + 1));
+    // Unmapped, and mapped again.
+    pager.protect(room.start, room.bytes).expect("registered");
+    let again = call(MMAP, [room.page(4), PAGE, RW, MAP_SHARED | MAP_FIXED, room.file, 4 * PAGE]);
+    assert_eq!(again, Ok(room.page(4)));
+    worker.quiet(pager, WRITE, room.page(4), 44);
+    worker.reported(pager, room.page(5), 67);
+    worker.end();
+    pager.close().expect("open");
+    room.unmap();
+    // A private copy stays, with its protection, where the file has a hole.
+    let pager = self::pager(FEATURES);
+    let room = Room::new(Kind::PrivateFile, 4);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    let worker = Worker::new();
+    room.write(0, 1);
+    pager.protect(room.start, room.bytes).expect("registered");
+    let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    call(FALLOCATE, [room.file, mode, 0, 4 * PAGE, 0, 0]).expect("a file");
+    assert_eq!(room.read(0), 1);
+    worker.reported(pager, room.page(0), 2);
+    worker.end();
+    pager.close().expect("open");
+    room.unmap();
+}
+
+/// A file that was cut short, and made longer again, and a hole: what goes is not write-protected any more. Not so on Linux,
+/// where a marker can outlive a truncation.
+fn holes() {
+    let pager = pager(FEATURES);
+    let room = Room::new(Kind::Shared, 16);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    let worker = Worker::new();
+    (0..16).for_each(|page| room.write(page, page + 1));
+    pager.protect(room.start, room.bytes).expect("registered");
+    call(FTRUNCATE, [room.file, 12 * PAGE, 0, 0, 0, 0]).expect("a file");
+    call(FTRUNCATE, [room.file, 16 * PAGE, 0, 0, 0, 0]).expect("a file");
+    worker.quiet(pager, WRITE, room.page(13), 55);
+    let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+    call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE, 0, 0]).expect("a file");
+    worker.quiet(pager, WRITE, room.page(6), 66);
+    worker.reported(pager, room.page(5), 67);
+    worker.end();
+    pager.close().expect("open");
+    room.unmap();
+}
+
+fn blocks() {
+    for kind in [Kind::Anonymous, Kind::Shared] {
+        let pager = pager(FEATURES);
+        let whole = Room::new(kind, 3 * 512);
+        let start = whole.start.next_multiple_of(BLOCK);
+        let room = Room { start, bytes: BLOCK, ..whole };
+        room.advise(0, 512, MADV_HUGEPAGE).expect("mapped");
+        pager.register(room.start, room.bytes, WP).expect("memory");
+        (0..512).for_each(|page| room.write(page, page + 1));
+        let worker = Worker::new();
+        // As a whole.
+        pager.protect(room.start, room.bytes).expect("registered");
+        assert_eq!(worker.quiet(pager, READ, room.page(7), 0), 8);
+        worker.reported(pager, room.page(7), 70);
+        worker.reported(pager, room.page(8), 80);
+        pager.unprotect(room.start, room.bytes).expect("registered");
+        worker.quiet(pager, WRITE, room.page(9), 90);
+        if kind == Kind::Shared {
+            // Discarded as a whole, and brought page by page.
+            room.advise(0, 512, MADV_DONTNEED).expect("mapped");
+            assert_eq!(room.read(300), 301);
+            pager.protect(room.start, room.bytes).expect("registered");
+            room.advise(0, 512, MADV_DONTNEED).expect("mapped");
+            worker.reported(pager, room.page(100), 5);
+            pager.unprotect(room.page(101), PAGE).expect("registered");
+            worker.quiet(pager, WRITE, room.page(101), 6);
+            assert_eq!(room.read(511), 512);
+            worker.reported(pager, room.page(511), 7);
+        }
+        worker.end();
+        pager.close().expect("open");
+        whole.unmap();
+    }
+}
+
+fn unpopulated() {
+    // Without the feature an anonymous page that was never accessed is not.
+    let pager = pager(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
+    let room = Room::new(Kind::Anonymous, 4);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    pager.protect(room.start, room.bytes).expect("registered");
+    let worker = Worker::new();
+    worker.quiet(pager, WRITE, room.page(0), 1);
+    // The page of zeros is.
+    assert_eq!(room.read(1), 0);
+    pager.protect(room.start, room.bytes).expect("registered");
+    worker.reported(pager, room.page(1), 2);
+    assert_eq!(read(room.page(2)), 0);
+    worker.end();
+    pager.close().expect("open");
+    room.unmap();
+}
+
+/// Runs `child` in a child, which ends with what that returns.
+fn in_child(child: impl FnOnce() -> bool) {
+    let id = process::spawn(|| u8::from(!child())).expect("a child");
+    assert_eq!(process::wait(id), 0, "the child");
+}
+
+/// A child has nothing of it, without the event.
+fn forks() {
+    for kind in KINDS {
+        let pager = pager(FEATURES);
+        let room = Room::new(kind, 4);
+        pager.register(room.start, room.bytes, WP).expect("memory");
+        room.write(0, 1);
+        pager.protect(room.start, room.bytes).expect("registered");
+        let write = move |page: u64| {
+            room.write(page, 9);
+            room.read(page) == 9
+        };
+        in_child(|| write(0) && write(1));
+        let worker = Worker::new();
+        worker.reported(pager, room.page(0), 2);
+        worker.end();
+        pager.close().expect("open");
+        room.unmap();
+    }
+    // With the event it has all of it.
+    for kind in KINDS {
+        let pager = pager(FEATURES | UFFD_FEATURE_EVENT_FORK);
+        let room = Room::new(kind, 4);
+        pager.register(room.start, room.bytes, WP).expect("memory");
+        room.write(0, 1);
+        pager.protect(room.start, room.bytes).expect("registered");
+        ROOM.store(room.start, Ordering::Relaxed);
+        PAGER.store(pager.0, Ordering::Relaxed);
+        let server = Thread::spawn(serve_child, 0).expect("a thread");
+        let write = |page: u64| {
+            room.write(page, 9 + page);
+            room.read(page) == 9 + page
+        };
+        in_child(|| write(0) && write(1));
+        server.join();
+        assert_eq!(SERVED.swap(0, Ordering::Relaxed), 2, "{kind:?}");
+        pager.close().expect("open");
+        room.unmap();
+    }
+}
+
+static ROOM: AtomicU64 = AtomicU64::new(0);
+static PAGER: AtomicU32 = AtomicU32::new(0);
+static SERVED: AtomicU32 = AtomicU32::new(0);
+
+/// Reads the event of a fork, and serves two faults of the child.
+fn serve_child(_: usize) {
+    let parent = Pager(PAGER.load(Ordering::Relaxed));
+    let message = wait_for(parent);
+    assert_eq!(message.event, UFFD_EVENT_FORK, "{message:x?}");
+    let child = Pager(message.words[0] as u32);
+    for page in 0..2 {
+        let message = wait_for(child);
+        let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
+        assert_eq!((message.event, message.words[0]), (UFFD_EVENT_PAGEFAULT, flags), "{message:x?}");
+        let at = ROOM.load(Ordering::Relaxed) + page * PAGE;
+        assert_eq!(message.words[1], at);
+        child.unprotect(at, PAGE).expect("the child's");
+        SERVED.fetch_add(1, Ordering::Relaxed);
+    }
+    child.close().expect("open");
+}
+
+/// Reads one event, which [`PAGER`] has next, into [`EVENT`].
+fn read_event(_: usize) {
+    let pager = Pager(PAGER.load(Ordering::Relaxed));
+    let message = wait_for(pager);
+    for (place, word) in EVENT.iter().zip([message.event.into(), message.words[0], message.words[1], message.words[2]]) {
+        place.store(word, Ordering::Relaxed);
+    }
+}
+
+static EVENT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
+
+/// Runs `work` and returns the event that it sends.
+fn event_of(pager: Pager, work: impl FnOnce()) -> [u64; 4] {
+    PAGER.store(pager.0, Ordering::Relaxed);
+    let reader = Thread::spawn(read_event, 0).expect("a thread");
+    work();
+    reader.join();
+    core::array::from_fn(|index| EVENT[index].load(Ordering::Relaxed))
+}
+
+fn events() {
+    let features = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
+    let pager = pager(FEATURES | features);
+    let room = Room::new(Kind::Shared, 8);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    let removed = [UFFD_EVENT_REMOVE.into(), room.page(1), room.page(3), 0];
+    assert_eq!(event_of(pager, || room.advise(1, 2, MADV_DONTNEED).expect("mapped")), removed);
+    assert_eq!(event_of(pager, || room.advise(1, 2, MADV_REMOVE).expect("mapped")), removed);
+    // SAFETY: there are no references to it.
+    let unmap = || unsafe { memory::munmap(room.page(6), 2 * PAGE) }.expect("mapped");
+    assert_eq!(event_of(pager, unmap), [UFFD_EVENT_UNMAP.into(), room.page(6), room.page(8), 0]);
+    // Nothing that is beside is an event.
+    let beside = Room::new(Kind::Anonymous, 1);
+    beside.advise(0, 1, MADV_DONTNEED).expect("mapped");
+    beside.unmap();
+    assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    pager.close().expect("open");
+    // What has moved stays registered, with its protection.
+    let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMAP);
+    let room = Room::new(Kind::Shared, 4);
+    room.write(0, 1);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    pager.protect(room.start, room.bytes).expect("registered");
+    let to = Room::new(Kind::Anonymous, 4);
+    let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    let remap = || {
+        call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
+    };
+    assert_eq!(event_of(pager, remap), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
+    let worker = Worker::new();
+    worker.reported(pager, to.page(0), 2);
+    worker.reported(pager, to.page(1), 3);
+    worker.end();
+    pager.close().expect("open");
+    to.unmap();
+    // The calls fail while an event is not read.
+    let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMOVE);
+    let room = Room::new(Kind::Anonymous, 2);
+    pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+    ROOM.store(room.start, Ordering::Relaxed);
+    let remover = Thread::spawn(|_| {
+        // SAFETY: there are no references to it.
+        unsafe { memory::madvise(ROOM.load(Ordering::Relaxed), PAGE, MADV_DONTNEED) }.expect("mapped");
+    }, 0).expect("a thread");
+    let changing = Err((Errno::EAGAIN, -(Errno::EAGAIN as i64)));
+    while pager.protect(room.start, PAGE) != Err(Errno::EAGAIN) {
+        nap();
+    }
+    assert_eq!(pager.zero(room.start, PAGE, 0), changing);
+    assert_eq!(pager.poison(room.start, PAGE, 0), changing);
+    assert_eq!(pager.copy(room.start, room.start, PAGE, 0), changing);
+    assert_eq!(wait_for(pager).event, UFFD_EVENT_REMOVE);
+    remover.join();
+    assert_eq!(pager.zero(room.start, PAGE, 0), Ok(PAGE as i64));
+    pager.close().expect("open");
+    room.unmap();
+}
+
+/// Without the event what has moved is registered no more.
+fn moved() {
+    for kind in KINDS {
+        let pager = pager(FEATURES);
+        let room = Room::new(kind, 4);
+        room.write(0, 1);
+        pager.register(room.start, room.bytes, WP).expect("memory");
+        pager.protect(room.start, room.bytes).expect("registered");
+        let to = Room::new(Kind::Anonymous, 4);
+        let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+        call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
+        assert_eq!(to.read(0), 1);
+        to.write(0, 2);
+        to.write(1, 3);
+        assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+        assert_eq!(pager.protect(to.start, to.bytes), Err(Errno::ENOENT));
+        pager.close().expect("open");
+        to.unmap();
+    }
+}
+
+static CODE: AtomicU32 = AtomicU32::new(0);
+static AT: AtomicU64 = AtomicU64::new(0);
+
+/// Goes on behind the access.
+extern "C" fn on_sigbus(_: u32, info: &SigInfo, context: &mut UContext) {
+    CODE.store(info.code as u32, Ordering::Relaxed);
+    AT.store(info.address(), Ordering::Relaxed);
+    context.context.pc += 4;
+}
+
+/// A load or a store of one instruction.
+fn access(at: u64, stores: bool) {
+    #[cfg(target_arch = "aarch64")]
+    // SAFETY: the page is the program's own; where it faults the handler goes on behind it.
+    unsafe {
+        if stores {
+            core::arch::asm!("str xzr, [{0}]", in(reg) at, options(nostack));
+        } else {
+            core::arch::asm!("ldr {0}, [{1}]", out(reg) _, in(reg) at, options(nostack));
+        }
+    }
+    #[cfg(not(target_arch = "aarch64"))]
+    unreachable!("{at:#x} {stores}: these programs run on arm64 alone")
+}
+
+/// The code of the SIGBUS that an access gets; 0 without one.
+fn code_of(at: u64, stores: bool) -> i32 {
+    CODE.store(0, Ordering::Relaxed);
+    access(at, stores);
+    let code = CODE.load(Ordering::Relaxed) as i32;
+    assert!(code == 0 || AT.load(Ordering::Relaxed) == at);
+    code
+}
+
+fn poison() {
+    for kind in KINDS {
+        let pager = pager(FEATURES);
+        let (room, source) = (Room::new(kind, 4), Room::new(Kind::Anonymous, 1));
+        pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+        assert_eq!(pager.poison(room.start, 2 * PAGE, 0), Ok(2 * PAGE as i64));
+        assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
+        assert_eq!(code_of(room.page(1), true), BUS_MCEERR_AR);
+        assert_eq!(pager.poison(room.start, PAGE, 0), Err((Errno::EEXIST, -17)));
+        assert_eq!(pager.zero(room.start, PAGE, 0).map_err(|(error, _)| error), Err(Errno::EEXIST).or_else(|error| {
+            // Of a shared file Linux replaces it.
+            if kind == Kind::Shared { Ok(PAGE as i64) } else { Err(error) }
+        }));
+        if kind != Kind::Shared {
+            assert_eq!(pager.copy(room.start, source.start, PAGE, 0), Ok(PAGE as i64));
+        }
+        assert_eq!(code_of(room.page(0), true), 0);
+        assert_eq!(room.advise(1, 1, MADV_POPULATE_READ), Err(Errno::EHWPOISON));
+        // Discarded, it is missing.
+        room.advise(1, 1, MADV_DONTNEED).expect("mapped");
+        assert_eq!(pager.zero(room.page(1), PAGE, 0), Ok(PAGE as i64));
+        assert_eq!(code_of(room.page(1), false), 0);
+        pager.close().expect("open");
+        room.unmap();
+        source.unmap();
+    }
+}
+
+/// Accesses of the kernel.
+fn kernel() {
+    // They wait as the program's do.
+    let pager = pager(FEATURES);
+    let room = Room::new(Kind::Anonymous, 4);
+    let contents = file(4 * PAGE);
+    pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+    PAGER.store(pager.0, Ordering::Relaxed);
+    let server = Thread::spawn(serve_all, 0).expect("a thread");
+    assert_eq!(call(PREAD64, [contents, room.start, 2 * PAGE, 0, 0, 0]), Ok(2 * PAGE));
+    pager.protect(room.start, PAGE).expect("registered");
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0, 0, 0]), Ok(PAGE));
+    assert_eq!(room.advise(2, 2, MADV_POPULATE_WRITE), Ok(()));
+    END_OF_SERVICE.store(1, Ordering::Relaxed);
+    server.join();
+    assert_eq!(SERVED.swap(0, Ordering::Relaxed), 5);
+    pager.close().expect("open");
+    room.unmap();
+    // But where the pager serves the program's alone, or wants SIGBUS.
+    let quiet = Pager::new(O_NONBLOCK | UFFD_USER_MODE_ONLY, FEATURES).expect("a userfaultfd");
+    let room = Room::new(Kind::Anonymous, 4);
+    quiet.register(room.start, room.bytes, MISSING).expect("memory");
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0, 0, 0]), Err(Errno::EFAULT));
+    assert_eq!(quiet.read_one(), Err(Errno::EAGAIN));
+    quiet.close().expect("open");
+    let pager = self::pager(FEATURES | UFFD_FEATURE_SIGBUS);
+    pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+    assert_eq!(code_of(room.page(0), false), BUS_ADRERR);
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0, 0, 0]), Err(Errno::EFAULT));
+    assert_eq!(pager.zero(room.start, PAGE, 0), Ok(PAGE as i64));
+    pager.protect(room.start, PAGE).expect("registered");
+    assert_eq!((code_of(room.page(0), false), code_of(room.page(0), true)), (0, BUS_ADRERR));
+    assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    pager.close().expect("open");
+    assert_eq!(code_of(room.page(0), true), 0);
+    room.unmap();
+}
+
+static END_OF_SERVICE: AtomicU32 = AtomicU32::new(0);
+
+/// Serves what comes, until the end.
+fn serve_all(_: usize) {
+    let pager = Pager(PAGER.load(Ordering::Relaxed));
+    loop {
+        match pager.read_one() {
+            Ok(message) => {
+                let at = message.words[1];
+                match message.words[0] & UFFD_PAGEFAULT_FLAG_WP {
+                    0 => assert_eq!(pager.zero(at, PAGE, 0), Ok(PAGE as i64)),
+                    _ => pager.unprotect(at, PAGE).expect("registered"),
+                }
+                SERVED.fetch_add(1, Ordering::Relaxed);
+            }
+            Err(Errno::EAGAIN) if END_OF_SERVICE.load(Ordering::Relaxed) != 0 => return,
+            Err(Errno::EAGAIN) => nap(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// A pager that ends releases everything that waits.
+fn close() {
+    for kind in KINDS {
+        let pager = pager(FEATURES);
+        let room = Room::new(kind, 4);
+        pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+        let worker = Worker::new();
+        let number = worker.begin(WRITE, room.page(0), 1);
+        assert_eq!(wait_for(pager).event, UFFD_EVENT_PAGEFAULT);
+        pager.close().expect("open");
+        worker.wait(number);
+        assert_eq!(room.read(0), 1, "{kind:?}");
+        worker.end();
+        room.unmap();
+    }
+    // One that waits for its end in a child that has it, too.
+    let pager = pager(FEATURES);
+    let room = Room::new(Kind::Anonymous, 1);
+    pager.register(room.start, room.bytes, WP).expect("memory");
+    room.write(0, 1);
+    pager.protect(room.start, PAGE).expect("registered");
+    // It inherits the parent's: it reads a fault of the parent, and ends without serving it.
+    let child = || u8::from(wait_for(pager).event != UFFD_EVENT_PAGEFAULT);
+    let id = process::spawn(child).expect("a child");
+    pager.close().expect("open");
+    room.write(0, 2);
+    assert_eq!((process::wait(id), room.read(0)), (0, 2));
+    room.unmap();
+}
