@@ -23,6 +23,7 @@
 //! - `tag_storage`: entries that wait until storage for the tags of their pages is reserved
 //! - `tags`: allocation tags, which follow the page through all that happens to it
 //! - `threads`: threads of one space, on several CPUs
+//! - `userfault`: pages that a pager serves, and what stays write-protected
 //! - `watched`: the model machine holds all that CPUs may of several spaces, while they change
 //! - `notified`: the invalidations and events of each path, their order and the lock that is held
 
@@ -50,6 +51,7 @@ mod shortage;
 mod tag_storage;
 mod tags;
 mod threads;
+mod userfault;
 mod watched;
 
 use core::sync::atomic::Ordering;

@@ -107,6 +107,8 @@ impl Userfaultfd {
         done: u64,
     ) -> Result<(), FillError> {
         let frames = space.common.frames;
+        // First, as on Linux: the pager's memory is not read in vain.
+        self.check_area(&space.areas.read(rest.start()), rest, content)?;
         let filling = match content {
             Content::Copy(from, _) => {
                 let frame = frames.alloc_movable(cpu)?;
@@ -118,8 +120,6 @@ impl Userfaultfd {
                 // No lock is held: the pager's memory may fault.
                 if uaccess::copy_from_user(to, VirtAddr(from.0.wrapping_add(done))).is_err() {
                     frames.free(cpu, frame);
-                    // What is wrong with the area comes first, as on Linux.
-                    self.check_area(&space.areas.read(rest.start()), rest, content)?;
                     return Err(FillError::Fault);
                 }
                 Filling::Frame(frame)

@@ -179,6 +179,11 @@ impl Enrolment {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct UserfaultfdNumber(pub(super) u16);
 
+impl UserfaultfdNumber {
+    /// Of a userfaultfd with which nothing was ever registered.
+    const NONE: Self = Self(u16::MAX);
+}
+
 /// A file by which a pager serves the faults of a space (Linux: `userfaultfd_ctx`). Dropping the file [closes](Self::close)
 /// it.
 pub struct Userfaultfd {
@@ -262,45 +267,7 @@ impl Userfaultfd {
         let space = this.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
         let number = space.userfaultfds.number_of(this)?;
         space.note_userfaultfds();
-        let check = |areas: &Areas| {
-            let mut found = Err(UserfaultError::Invalid);
-            for area in areas.walk(range) {
-                let flags = area.flags();
-                if area.is_of_device() {
-                    return Err(UserfaultError::Invalid);
-                }
-                if !area.may_write() {
-                    return Err(UserfaultError::NotPermitted);
-                }
-                if flags.has_any(AreaFlags::REGISTERED) && flags.userfaultfd() != number {
-                    return Err(UserfaultError::Busy);
-                }
-                found = Ok(());
-            }
-            found
-        };
-        let change = |areas: &mut Areas| {
-            let checked = check(areas);
-            if checked.is_err() {
-                return Ok(checked);
-            }
-            if !enrolment.write_protected {
-                // What is registered for write-protection alone loses that.
-                let loses = |flags: AreaFlags| !flags.has_any(AreaFlags::UFFD_MISSING);
-                space.clear_marks(cpu, areas, range, number, loses);
-            }
-            // As on Linux, what is registered for as much stays as it is.
-            let registered = |area: &Area| {
-                let (flags, modes) = (area.flags(), enrolment.flags());
-                let has_all = flags.has_any(AreaFlags::REGISTERED) && flags.with(modes) == flags;
-                Ok(if has_all { flags } else { flags.registered(number, modes) })
-            };
-            space.change_flags(cpu, areas, range, registered)?;
-            Ok(checked)
-        };
-        let (areas, checked) = space.change_areas(space.write_areas(range), change)?;
-        drop(areas);
-        checked
+        space.change_registration(cpu, range, number, Registration::Begin(enrolment.flags()))
     }
 
     /// Ends the registration of what the `bytes` bytes from `start` on have of it. The threads that wait for a page there
@@ -312,30 +279,8 @@ impl Userfaultfd {
     pub fn unregister(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), UserfaultError> {
         let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
         let space = self.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
-        let own = space.userfaultfds.find(self);
-        let is_own = |flags: AreaFlags| flags.has_any(AreaFlags::REGISTERED) && Some(flags.userfaultfd()) == own;
-        let change = |areas: &mut Areas| {
-            let mut found = Err(UserfaultError::Invalid);
-            for area in areas.walk(range) {
-                let flags = area.flags();
-                if area.is_of_device() || flags.has_any(AreaFlags::REGISTERED) && !is_own(flags) {
-                    return Ok(Err(UserfaultError::Invalid));
-                }
-                found = Ok(());
-            }
-            if let Some(number) = own.filter(|_| found.is_ok()) {
-                space.clear_marks(cpu, areas, range, number, |_| true);
-                let ended = |area: &Area| {
-                    let flags = area.flags();
-                    Ok(if is_own(flags) { flags.unregistered() } else { flags })
-                };
-                space.change_flags(cpu, areas, range, ended)?;
-            }
-            Ok(found)
-        };
-        let (areas, found) = space.change_areas(space.write_areas(range), change)?;
-        drop(areas);
-        found?;
+        let number = space.userfaultfds.find(self).unwrap_or(UserfaultfdNumber::NONE);
+        space.change_registration(cpu, range, number, Registration::End)?;
         self.queue.wake(range.start()..range.end());
         Ok(())
     }
@@ -348,20 +293,8 @@ impl Userfaultfd {
         if let Some(space) = self.space.upgrade()
             && let Some(number) = space.userfaultfds.find(self)
         {
-            // Drop has no argument for the CPU.
-            let cpu = this_cpu();
-            let all = pages(USER_START, USER_END);
-            let end = |areas: &mut Areas| {
-                space.clear_marks(cpu, areas, all, number, |_| true);
-                let ended = |area: &Area| {
-                    let flags = area.flags();
-                    let is_own = flags.has_any(AreaFlags::REGISTERED) && flags.userfaultfd() == number;
-                    Ok(if is_own { flags.unregistered() } else { flags })
-                };
-                space.change_flags(cpu, areas, all, ended)
-            };
-            // Whole areas are not cut, so nothing is refused.
-            drop(space.change_areas(space.write_all_areas(), end));
+            // Drop has no argument for the CPU. Whole areas are not cut, so nothing is refused.
+            let _ = space.change_registration(this_cpu(), pages(USER_START, USER_END), number, Registration::EndAll);
             space.userfaultfds.forget(self);
         }
         self.queue.wake(VirtAddr(0)..VirtAddr(u64::MAX));
@@ -397,26 +330,78 @@ impl fmt::Debug for Userfaultfd {
     }
 }
 
+/// A change of what areas are registered for.
+#[derive(Clone, Copy)]
+enum Registration {
+    /// These flags of [`AreaFlags::REGISTERED`].
+    Begin(AreaFlags),
+    /// Nothing.
+    End,
+    /// Nothing, of those among others that are registered with the same userfaultfd.
+    EndAll,
+}
+
+impl Registration {
+    /// Checks an area with these flags against it.
+    fn check(self, area: &Area, is_own: bool) -> Result<(), UserfaultError> {
+        let is_others = area.flags().has_any(AreaFlags::REGISTERED) && !is_own;
+        match self {
+            Self::EndAll => Ok(()),
+            _ if area.is_of_device() => Err(UserfaultError::Invalid),
+            Self::Begin(_) if !area.may_write() => Err(UserfaultError::NotPermitted),
+            Self::Begin(_) if is_others => Err(UserfaultError::Busy),
+            Self::End if is_others => Err(UserfaultError::Invalid),
+            Self::Begin(_) | Self::End => Ok(()),
+        }
+    }
+
+    /// What an area's flags become.
+    fn applied(self, flags: AreaFlags, number: UserfaultfdNumber, is_own: bool) -> AreaFlags {
+        match self {
+            // As on Linux, what is registered for as much stays as it is.
+            Self::Begin(modes) if is_own && flags.with(modes) == flags => flags,
+            Self::Begin(modes) => flags.registered(number, modes),
+            Self::End | Self::EndAll if is_own => flags.unregistered(),
+            Self::End | Self::EndAll => flags,
+        }
+    }
+}
+
 impl Space {
-    /// Clears the marks and markers of the areas in `range` that are registered for write-protection with `number`, and
-    /// lose that by their flags. The areas are locked for writing.
-    fn clear_marks(
+    /// Changes what the areas in `range` are registered for with the userfaultfd that has `number`. Those that are not
+    /// registered for write-protection any more lose their marks and markers.
+    ///
+    /// # Errors
+    /// As [`Userfaultfd::register`].
+    #[inline(never)]
+    fn change_registration(
         &self,
         cpu: &Cpu,
-        areas: &Areas,
         range: PageRange,
         number: UserfaultfdNumber,
-        loses: impl Fn(AreaFlags) -> bool,
-    ) {
-        let is_marked = |area: &&Area| {
-            let flags = area.flags();
-            flags.has_any(AreaFlags::UFFD_WP) && flags.userfaultfd() == number && loses(flags)
-        };
-        for area in areas.walk(range).filter(is_marked) {
-            // Nothing is installed, so nothing is allocated.
-            let cleared = self.mark_area(cpu, area, area.part_in(range), Mark::Clear, false);
-            debug_assert_eq!(cleared, Ok(()));
-        }
+        change: Registration,
+    ) -> Result<(), UserfaultError> {
+        let is_own = |flags: AreaFlags| flags.has_any(AreaFlags::REGISTERED) && flags.userfaultfd() == number;
+        let applied = |flags: AreaFlags| change.applied(flags, number, is_own(flags));
+        let (areas, checked) = self.change_areas(self.write_areas(range), |areas| {
+            let mut checked = Err(UserfaultError::Invalid);
+            for area in areas.walk(range) {
+                checked = change.check(area, is_own(area.flags()));
+                if checked.is_err() {
+                    return Ok(checked);
+                }
+            }
+            let is_marked = |flags: AreaFlags| is_own(flags) && flags.has_any(AreaFlags::UFFD_WP);
+            for area in areas.walk(range).filter(|area| is_marked(area.flags()) && !is_marked(applied(area.flags()))) {
+                // Nothing is installed, so nothing is allocated.
+                let cleared = self.mark_area(cpu, area, area.part_in(range), Mark::Clear, false);
+                debug_assert_eq!(cleared, Ok(()));
+            }
+            self.change_flags(cpu, areas, range, |area| Ok(applied(area.flags())))?;
+            Ok(checked)
+        })?;
+        drop(areas);
+        checked
     }
 }
 
@@ -435,7 +420,7 @@ impl Userfaultfds {
     pub(super) const NONE: Self = Self(RwSem::new(Vec::new()));
 
     /// The most that a space has: what the flags of an area can hold.
-    const MOST: usize = 1 << 16;
+    const MOST: usize = UserfaultfdNumber::NONE.0 as usize;
 
     /// The number of `userfaultfd`, a new one if it had none.
     fn number_of(&self, userfaultfd: &Counted<Userfaultfd>) -> Result<UserfaultfdNumber, OutOfMemory> {
