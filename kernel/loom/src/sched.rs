@@ -20,6 +20,8 @@ use crate::smp::{self, Cpu, CpuId, this_cpu};
 use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
+#[path = "../../src/sched/poll.rs"]
+mod poll;
 #[allow(dead_code, unreachable_pub, reason = "nothing comes from EL0 here, and no slice ends")]
 #[path = "../../src/sched/queue.rs"]
 mod queue;
@@ -33,11 +35,12 @@ mod token;
 #[path = "../../src/sched/wait.rs"]
 mod wait;
 
+pub use poll::{PollNode, PollQueue, poll};
 pub(crate) use queue::PerCpu;
 use queue::running;
 pub(crate) use rwsem::BriefSlot;
 pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
-pub use timeout::sleep_until;
+pub use timeout::{poll_until, sleep_until};
 pub use token::Token;
 pub use wait::{WaitQueue, Waiters, Woken};
 

@@ -1,7 +1,7 @@
 //! Threads: which run, which wait, and for what.
 //!
 //! - [`park`] and `unpark`: a thread sleeps until another wakes it. Everything that sleeps is built on the
-//!   two: [`WaitQueue`], [`sleep_until`], [`RwSem`].
+//!   two: [`WaitQueue`], [`PollQueue`], [`sleep_until`], [`RwSem`].
 //! - [`Thread`]: what there is of each; a user thread has the functions of a [`UserEntry`] behind its exceptions.
 //! - `queue`: what runs next on a CPU. `switch`: from one thread to another.
 //!
@@ -19,6 +19,7 @@ mod fp;
 mod fp_state;
 #[cfg(not(target_os = "none"))]
 mod host;
+mod poll;
 #[cfg(target_os = "none")]
 mod queue;
 mod replays;
@@ -49,6 +50,7 @@ pub(crate) use host::{
     enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
     runs_program, sleep_briefly, take_replays, works_for_program,
 };
+pub use poll::{PollNode, PollQueue, poll};
 #[cfg(target_os = "none")]
 use queue::running;
 #[cfg(target_os = "none")]
@@ -75,7 +77,7 @@ pub(crate) use thread::{
     runs_program, take_replays, works_for_program,
 };
 #[cfg(target_os = "none")]
-pub use timeout::sleep_until;
+pub use timeout::{poll_until, sleep_until};
 #[cfg(target_os = "none")]
 pub(crate) use timeout::{sleep_briefly, sleep_through, with_timeout};
 pub use wait::{WaitQueue, Waiters, Woken};
@@ -100,6 +102,13 @@ impl<T> WaitQueue<T> {
     /// A queue without waiters.
     pub const fn new() -> Self {
         Self(IrqLock::new(wait::WaiterList::EMPTY))
+    }
+}
+
+impl PollQueue {
+    /// A queue without pollers.
+    pub const fn new() -> Self {
+        Self(IrqLock::new(poll::Pollers::EMPTY))
     }
 }
 

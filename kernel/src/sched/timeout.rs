@@ -18,6 +18,7 @@ use core::time::Duration;
 
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
+use super::poll::{PollNode, poll};
 use super::queue::{self, NEVER};
 use super::{Thread, Waiters, Woken, Work, current, park};
 use crate::chip::timer::Deadline;
@@ -143,6 +144,33 @@ impl<T> Waiters<'_, T> {
                 self.wait_while(value, || interrupted().or_else(|| passed().then_some(Woken::TimedOut)))
             }),
         }
+    }
+}
+
+/// Waits in the queues of all `nodes` until `is_ready` returns true, this thread has a signal to deliver, or `until` has
+/// come; in this order where several hold. `is_ready` is called first when the thread is in all queues already, and
+/// after each wake-up: no change that wakes one of the queues is lost.
+#[inline(never)]
+pub fn poll_until(nodes: &mut [PollNode<'_>], until: Option<Deadline>, is_ready: &mut dyn FnMut() -> bool) -> Woken {
+    let mut wait = |passed: &dyn Fn() -> bool| {
+        let mut woken = Woken::ByAnother;
+        poll(nodes, &mut || {
+            woken = if is_ready() {
+                Woken::ByAnother
+            } else if current().has(Work::SIGNAL) {
+                Woken::Interrupted
+            } else if passed() {
+                Woken::TimedOut
+            } else {
+                return false;
+            };
+            true
+        });
+        woken
+    };
+    match until {
+        None => wait(&|| false),
+        Some(until) => with_timeout(until, wait),
     }
 }
 

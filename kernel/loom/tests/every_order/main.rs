@@ -14,6 +14,7 @@ mod map;
 mod objects;
 mod park;
 mod parts;
+mod poll;
 mod reclaim;
 mod remedies;
 mod run_queue;

@@ -1,0 +1,128 @@
+//! Polling: a thread that waits until one of several objects is ready.
+//!
+//! Each object has a [`PollQueue`] and wakes it after each change of its state. A poller joins the queues of all its
+//! objects, and only then looks at their states:
+//!
+//! ```text
+//!     poller                       waker
+//!     joins the queue
+//!                                  changes the state
+//!     finds it not ready, or ready
+//!                                  wakes the queue: leaves a token
+//!     parks: returns at once
+//! ```
+//! So a change either is seen by a look, or leaves the poller a token after the last look. A wake-up takes no node out:
+//! the poller looks again, and waits on in all its queues if nothing was for it.
+//!
+//! **A wake-up is bounded under the lock.** It moves each node that it wakes to the end, marked by its number, and drops
+//! the lock between batches. It ends at a node whose mark is not below its own number: that one, and all behind it, came
+//! or were woken after it began, and so after the change. Their threads look after that.
+//!
+//! A node lies where its poller keeps it, and is accessed under its queue's lock alone.
+//!
+//! `kernel/loom` compiles this file on loom's atomics and threads.
+
+#![allow(unsafe_code, reason = "nodes of pollers in intrusive lists, under the lock of their queue")]
+
+use core::cell::Cell;
+
+use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
+
+use super::{ThreadRef, WOKEN_AT_ONCE, current, park};
+use crate::sync::{IrqLock, rank};
+
+/// One object that a thread polls.
+pub struct PollNode<'q> {
+    queue: &'q PollQueue,
+    link: LinkedListLink,
+    thread: ThreadRef,
+    /// The number of the last wake-up that met it, or that there was when it joined.
+    mark: Cell<u64>,
+}
+
+mod adapter {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{LinkedListLink, PollNode, UnsafeRef};
+    use intrusive_collections::intrusive_adapter;
+    intrusive_adapter!(pub(super) Adapter = UnsafeRef<PollNode<'static>>: PollNode<'static> { link => LinkedListLink });
+}
+use adapter::Adapter;
+
+/// The nodes of a queue, and how many wake-ups there were.
+pub(super) struct Pollers {
+    nodes: LinkedList<Adapter>,
+    wakes: u64,
+}
+
+impl Pollers {
+    pub(super) const EMPTY: Self = Self { nodes: LinkedList::new(Adapter::NEW), wakes: 0 };
+}
+
+// SAFETY: the nodes are reached through the queue's lock alone, on whichever CPU holds it; what a waker uses of them is
+// the thread's reference, which may be used anywhere, and the mark.
+unsafe impl Send for Pollers {}
+
+/// The threads that poll one object.
+pub struct PollQueue(pub(super) IrqLock<Pollers, { rank::WAIT }>);
+
+impl Default for PollQueue {
+    fn default() -> Self {
+        Self(IrqLock::new(Pollers::EMPTY))
+    }
+}
+
+impl PollQueue {
+    /// Wakes all pollers, after a change of the object's state. Sleeps never; no lock of the rank `WAIT` or a later one
+    /// is held.
+    pub fn wake(&self) {
+        let mut pollers = self.0.lock();
+        pollers.wakes += 1;
+        let number = pollers.wakes;
+        loop {
+            for _ in 0..WOKEN_AT_ONCE {
+                let mut front = pollers.nodes.front_mut();
+                if front.get().is_none_or(|node| node.mark.get() >= number) {
+                    return;
+                }
+                let Some(node) = front.remove() else { return };
+                node.mark.set(number);
+                node.thread.unpark();
+                pollers.nodes.push_back(node);
+            }
+            drop(pollers);
+            pollers = self.0.lock();
+        }
+    }
+}
+
+impl<'q> PollNode<'q> {
+    /// For the running thread, in no queue yet.
+    pub fn new(queue: &'q PollQueue) -> Self {
+        Self { queue, link: LinkedListLink::new(), thread: current().to_ref(), mark: Cell::new(0) }
+    }
+
+    fn join(&self) {
+        let mut pollers = self.queue.0.lock();
+        self.mark.set(pollers.wakes);
+        // SAFETY: the node stays where it is until it has left the queue, and does so before `'q` ends: `poll` borrows it
+        // for all that time.
+        pollers.nodes.push_back(unsafe { UnsafeRef::from_raw((&raw const *self).cast()) });
+    }
+
+    fn leave(&self) {
+        let mut pollers = self.queue.0.lock();
+        // SAFETY: it has joined this list, and no wake-up takes it out.
+        unsafe { pollers.nodes.cursor_mut_from_ptr((&raw const *self).cast()) }.remove();
+    }
+}
+
+/// Joins the queues of all `nodes`, which are the running thread's, and parks until `look` returns true; it is called
+/// first when all have joined, and after each wake-up. It takes what locks it likes.
+pub fn poll(nodes: &mut [PollNode<'_>], look: &mut dyn FnMut() -> bool) {
+    let nodes = &*nodes;
+    nodes.iter().for_each(PollNode::join);
+    while !look() {
+        park();
+    }
+    nodes.iter().for_each(PollNode::leave);
+}
