@@ -792,6 +792,16 @@ impl Space {
         self.block_at(page).is_some_and(|found| self.mmu().load(found.cell).is_uffd_wp_in_any_form())
     }
 
+    /// The entry of the block that has `page`, and how many hold that, if there is one.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn block_and_holders(&self, page: VirtAddr) -> Option<(Descriptor, u32)> {
+        let found = self.block_at(page)?;
+        let _locked = self.lock_table(found.table);
+        let entry = self.mmu().load(found.cell);
+        is_block(entry).then(|| (entry, self.common.holders_of(entry.address())))
+    }
+
     /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays
     /// so.
     #[cold]

@@ -42,6 +42,7 @@ mod group;
 mod limits;
 mod migrate;
 mod mlock;
+pub mod pagemap;
 mod part_pools;
 mod parts;
 mod populate;

@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
+use core::sync::atomic::{AtomicU32, Ordering};
+
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{EnsureError, Mmu, PageRange};
@@ -186,8 +188,42 @@ impl Space {
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are read.
     pub fn read_bytes(&self, cpu: &Cpu, address: VirtAddr, bytes: &mut [u8]) -> Result<(), FaultError> {
+        self.read_bytes_unless(cpu, address, bytes, &|| false)
+    }
+
+    /// The same, unless `is_killed` returns true while a page cannot be had.
+    ///
+    /// # Errors
+    /// As [`Self::read_bytes`]; [`FaultError::Unusable`] where it does.
+    pub fn read_bytes_unless(
+        &self,
+        cpu: &Cpu,
+        address: VirtAddr,
+        bytes: &mut [u8],
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), FaultError> {
         // SAFETY: the bytes are the caller's to write.
-        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read, &|| false) }
+        unsafe { self.copy_bytes(cpu, address, bytes.as_mut_ptr(), bytes.len(), Access::Read, is_killed) }
+    }
+
+    /// Stores `new` in the word at `address`, a multiple of its size, if that is `old`, in one step, with the program's
+    /// permissions; returns what it was.
+    ///
+    /// # Errors
+    /// [`FaultError`].
+    pub fn exchange_word(&self, cpu: &Cpu, address: VirtAddr, old: u32, new: u32) -> Result<u32, FaultError> {
+        debug_assert!(address.is_aligned(size_of::<u32>() as u64));
+        let mut found = old;
+        let mut exchange = |page: VirtAddr| {
+            // SAFETY: as in `copy_bytes`; the word is aligned, and so in one page.
+            let word = unsafe { AtomicU32::from_ptr((page + (address.0 & (PAGE - 1))).as_ptr()) };
+            let exchanged = word.compare_exchange(old, new, Ordering::AcqRel, Ordering::Acquire);
+            found = exchanged.unwrap_or_else(|other| other);
+        };
+        while !self.with_page(address.align_down(PAGE), Access::Write, &mut exchange)? {
+            handle_fault(self, cpu, address, Access::Write)?;
+        }
+        Ok(found)
     }
 
     /// Copies the `count` bytes at `bytes` to `address` for a write, and those at `address` to `bytes` for a read.

@@ -1,0 +1,179 @@
+//! What is at each page of a space, as a word that Linux's `/proc/PID/pagemap` defines (`fs/proc/task_mmu.c`,
+//! `pte_to_pagemap_entry`).
+//!
+//! It looks, and brings nothing: areas are locked for reading, so no table is unlinked, and each entry is looked at under
+//! its table's lock, so its frame is held.
+
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+
+use super::area::Areas;
+use super::block::pages_of_block;
+use super::entry::{EntryState, rest_of_stale, state, uffd_wp_marker};
+use super::shmem::OF_OBJECT;
+use super::{PAGE, Space, TableCells, USER_END};
+use crate::mm::page_block::BLOCK_SIZE;
+
+/// A page is there.
+pub const PRESENT: u64 = 1 << 63;
+/// Something else than a page is remembered: a marker, or a frame on its way.
+pub const SWAPPED: u64 = 1 << 62;
+/// The page is of a file or of shared memory.
+pub const OF_FILE: u64 = 1 << 61;
+/// A guard page.
+pub const GUARD: u64 = 1 << 58;
+/// Write-protected by userfaultfd.
+pub const UFFD_WP: u64 = 1 << 57;
+/// The page is mapped once.
+pub const EXCLUSIVE: u64 = 1 << 56;
+
+/// The low bits of a word that is [`SWAPPED`]: Linux's swap type, and above it the offset.
+const TYPE_BITS: u32 = 5;
+const TYPE_MIGRATION_READ: u64 = 25;
+const TYPE_MIGRATION_READ_EXCLUSIVE: u64 = 26;
+const TYPE_MIGRATION_WRITE: u64 = 27;
+const TYPE_MARKER: u64 = 31;
+
+/// Entries that are looked at under one hold of a table's lock.
+const AT_ONCE: usize = 64;
+
+impl Space {
+    /// Stores the words of the pages from `start` on, a multiple of the page size, one for each word of `shown`. Where
+    /// nothing is mapped, and above what programs may map, a word is 0.
+    #[inline(never)]
+    pub fn pagemap(&self, start: VirtAddr, shown: &mut [u64]) {
+        shown.fill(0);
+        let end = start.0.saturating_add((shown.len() as u64).saturating_mul(PAGE)).min(USER_END.0);
+        let Some(range) = PageRange::lower(start, VirtAddr(end)) else { return };
+        self.areas.for_each(range, &mut |areas, part| {
+            let first = ((part.start() - start) / PAGE) as usize;
+            if let Some(shown) = shown.get_mut(first..) {
+                self.show_part(areas, part, shown);
+            }
+            true
+        });
+    }
+
+    /// The same for a range in one part of the areas.
+    fn show_part(&self, areas: &Areas, part: PageRange, shown: &mut [u64]) {
+        let index = |address: VirtAddr| ((address - part.start()) / PAGE) as usize;
+        let mut walk = self.page_tables().walk_cells(part);
+        while let Some(met) = walk.next() {
+            match met {
+                CellsOrBlock::Cells(found) => self.show_cells(&found, shown.iter_mut().skip(index(found.start))),
+                CellsOrBlock::Block(at) => {
+                    let places = shown.iter_mut().skip(index(at)).take(pages_of_block(part, at));
+                    self.show_block(areas, at, places);
+                }
+            }
+        }
+    }
+
+    fn show_cells<'w>(&self, found: &TableCells<'_>, mut places: impl Iterator<Item = &'w mut u64>) {
+        for cells in found.cells.chunks(AT_ONCE) {
+            let _locked = self.lock_table(found.table);
+            for (cell, place) in cells.iter().zip(places.by_ref()) {
+                *place = self.shown(self.mmu().load(cell));
+            }
+        }
+    }
+
+    fn show_block<'w>(&self, areas: &Areas, at: VirtAddr, places: impl Iterator<Item = &'w mut u64>) {
+        let Some((entry, holders)) = self.block_and_holders(at) else {
+            if self.is_block_protected(at) {
+                let marker = shown_non_present(uffd_wp_marker().non_present());
+                places.for_each(|place| *place = marker);
+            }
+            return;
+        };
+        let of_object = areas.find(at).is_some_and(|area| area.object().is_some());
+        let first = entry.address().frame_number() + (at.0 % BLOCK_SIZE / PAGE) as usize;
+        let flags = flags_of_leaf(entry) | flags_of_frame(of_object, holders);
+        places.zip(first..).for_each(|(place, frame)| *place = flags | frame as u64);
+    }
+
+    /// The word of an entry of the last level, whose table is locked.
+    fn shown(&self, entry: Descriptor) -> u64 {
+        match state(entry) {
+            EntryState::Page | EntryState::Inaccessible => {
+                let leaf = flags_of_leaf(entry) | entry.address().frame_number() as u64;
+                if entry.is_special() {
+                    return leaf;
+                }
+                let record = self.common.record(entry.address());
+                let of_object = record.flags.load(Ordering::Relaxed) & OF_OBJECT != 0;
+                leaf | flags_of_frame(of_object, record.references())
+            }
+            EntryState::Marker(_) | EntryState::Migration => shown_non_present(entry.non_present()),
+            EntryState::Stale => shown_non_present(rest_of_stale(entry).non_present()),
+            EntryState::Empty | EntryState::Damaged => 0,
+        }
+    }
+}
+
+/// What a leaf says itself.
+const fn flags_of_leaf(entry: Descriptor) -> u64 {
+    PRESENT | if entry.is_uffd_wp() { UFFD_WP } else { 0 }
+}
+
+/// What its frame says: an object holds each of its frames once.
+const fn flags_of_frame(of_object: bool, holders: u32) -> u64 {
+    let exclusive = if holders == 1 + of_object as u32 { EXCLUSIVE } else { 0 };
+    exclusive | if of_object { OF_FILE } else { 0 }
+}
+
+fn shown_non_present(entry: NonPresent) -> u64 {
+    match entry {
+        NonPresent::Marker(markers) => {
+            let bit = |marker: Markers, bit: u64| if markers.contains(marker) { bit } else { 0 };
+            // Linux's own numbers of markers.
+            let set = bit(Markers::UFFD_WP, 1) | bit(Markers::POISONED, 2) | bit(Markers::GUARD, 4);
+            let flags = bit(Markers::UFFD_WP, UFFD_WP) | bit(Markers::GUARD, GUARD);
+            SWAPPED | flags | set << TYPE_BITS | TYPE_MARKER
+        }
+        NonPresent::Migration(migration) => {
+            let number = match migration.access {
+                MigrationAccess::Read => TYPE_MIGRATION_READ,
+                MigrationAccess::ReadExclusive => TYPE_MIGRATION_READ_EXCLUSIVE,
+                MigrationAccess::Write => TYPE_MIGRATION_WRITE,
+            };
+            let flags = if migration.uffd_wp { UFFD_WP } else { 0 };
+            SWAPPED | flags | (migration.from.frame_number() as u64) << TYPE_BITS | number
+        }
+        NonPresent::Empty | NonPresent::Unknown => 0,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use granule_arch::addr::PhysAddr;
+    use granule_arch::descriptor::{Markers, Migration, MigrationAccess, NonPresent};
+
+    use super::{EXCLUSIVE, GUARD, OF_FILE, SWAPPED, UFFD_WP, flags_of_frame, shown_non_present};
+
+    #[test]
+    fn what_is_not_there_is_shown_by_linuxs_types() {
+        let shown = |markers| shown_non_present(NonPresent::Marker(markers));
+        assert_eq!(shown(Markers::UFFD_WP), SWAPPED | UFFD_WP | 1 << 5 | 31);
+        assert_eq!(shown(Markers::POISONED), SWAPPED | 2 << 5 | 31);
+        assert_eq!(shown(Markers::GUARD), SWAPPED | GUARD | 4 << 5 | 31);
+        let migration = Migration {
+            from: PhysAddr(0x4000_3000),
+            access: MigrationAccess::Write,
+            young: true,
+            dirty: false,
+            uffd_wp: true,
+        };
+        assert_eq!(shown_non_present(NonPresent::Migration(migration)), SWAPPED | UFFD_WP | 0x4_0003 << 5 | 27);
+        assert_eq!(shown_non_present(NonPresent::Empty), 0);
+    }
+
+    #[test]
+    fn a_frame_is_exclusive_with_one_mapping_beside_its_object() {
+        assert_eq!([1, 2].map(|holders| flags_of_frame(false, holders)), [EXCLUSIVE, 0]);
+        assert_eq!([1, 2, 3].map(|holders| flags_of_frame(true, holders)), [OF_FILE, OF_FILE | EXCLUSIVE, OF_FILE]);
+    }
+}
