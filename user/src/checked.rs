@@ -32,6 +32,10 @@ macro_rules! errors {
 }
 
 calls! {
+    EVENTFD2 __NR_eventfd2, PIPE2 __NR_pipe2, PPOLL __NR_ppoll, READLINKAT __NR_readlinkat,
+    NEWFSTATAT __NR_newfstatat, SET_ROBUST_LIST __NR_set_robust_list, GET_ROBUST_LIST __NR_get_robust_list,
+    SCHED_GETAFFINITY __NR_sched_getaffinity, PROCESS_VM_READV __NR_process_vm_readv,
+    PROCESS_VM_WRITEV __NR_process_vm_writev,
     DUP __NR_dup, DUP3 __NR_dup3, FCNTL __NR_fcntl, OPENAT __NR_openat, LSEEK __NR_lseek, PREAD64 __NR_pread64,
     PWRITE64 __NR_pwrite64, FSTAT __NR_fstat,
     IOCTL __NR_ioctl, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
@@ -50,7 +54,7 @@ calls! {
 
 errors! {
     EPERM ENOENT ESRCH EINTR EIO E2BIG ENOEXEC EBADF ECHILD EAGAIN ENOMEM EACCES EFAULT EBUSY EEXIST ENODEV ENOTDIR EINVAL
-    EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE ERANGE EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT EFBIG EHWPOISON
+    EISDIR EMFILE ENXIO EROFS ELOOP ENOTTY ESPIPE EPIPE ERANGE ENOPKG EOVERFLOW ENAMETOOLONG ENOSYS ETIMEDOUT EFBIG EHWPOISON
 }
 
 same! { memory, general:
@@ -66,7 +70,9 @@ same! { file, general:
     O_NOFOLLOW O_DIRECT O_LARGEFILE O_NOATIME O_CLOEXEC O_PATH O_TMPFILE AT_FDCWD F_DUPFD F_GETFD F_SETFD F_GETFL F_SETFL
     F_DUPFD_CLOEXEC FD_CLOEXEC O_SYNC SEEK_SET SEEK_CUR SEEK_END SEEK_DATA SEEK_HOLE S_IFMT S_IFREG S_IFDIR S_IFLNK S_IFCHR
     F_ADD_SEALS F_GET_SEALS F_SEAL_SEAL F_SEAL_SHRINK F_SEAL_GROW F_SEAL_WRITE F_SEAL_FUTURE_WRITE F_SEAL_EXEC MFD_CLOEXEC
-    MFD_ALLOW_SEALING MFD_HUGETLB MFD_NOEXEC_SEAL MFD_EXEC FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE
+    MFD_ALLOW_SEALING MFD_HUGETLB MFD_NOEXEC_SEAL MFD_EXEC FALLOC_FL_KEEP_SIZE FALLOC_FL_PUNCH_HOLE F_SETPIPE_SZ F_GETPIPE_SZ EFD_SEMAPHORE EFD_CLOEXEC EFD_NONBLOCK
+    POLLIN POLLPRI POLLOUT POLLERR POLLHUP POLLNVAL POLLRDNORM POLLWRNORM S_IFIFO PIPE_BUF
+    AT_SYMLINK_NOFOLLOW AT_EMPTY_PATH
 }
 
 same! { userfaultfd, general:
@@ -87,7 +93,7 @@ same! { process, general:
     CSIGNAL CLONE_VM CLONE_FS CLONE_FILES CLONE_SIGHAND CLONE_VFORK CLONE_PARENT CLONE_THREAD CLONE_SYSVSEM
     CLONE_SETTLS CLONE_PARENT_SETTID CLONE_CHILD_CLEARTID CLONE_DETACHED CLONE_UNTRACED CLONE_CHILD_SETTID CLONE_PTRACE CLONE_IO
     WNOHANG WUNTRACED WCONTINUED FUTEX_WAIT FUTEX_WAKE FUTEX_WAIT_BITSET FUTEX_WAKE_BITSET
-    FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME
+    FUTEX_PRIVATE_FLAG FUTEX_CLOCK_REALTIME FUTEX_TID_MASK FUTEX_OWNER_DIED FUTEX_WAITERS
 }
 const _: () = assert!(process::WALL == general::__WALL as u64 && process::WCLONE == general::__WCLONE as u64);
 const _: () = assert!(process::FUTEX_BITSET_MATCH_ANY == general::FUTEX_BITSET_MATCH_ANY);
@@ -136,6 +142,9 @@ const _: () = {
     assert!(size_of::<file::Stat>() == size_of::<general::stat>());
     assert!(offset_of!(file::Stat, st_size) == offset_of!(general::stat, st_size));
     assert!(offset_of!(file::Stat, st_ctime_nsec) == offset_of!(general::stat, st_ctime_nsec));
+    assert!(size_of::<file::PollFd>() == size_of::<general::pollfd>());
+    assert!(offset_of!(file::PollFd, revents) == offset_of!(general::pollfd, revents));
+    assert!(size_of::<process::RobustListHead>() == size_of::<general::robust_list_head>());
     assert!(size_of::<process::IoVec>() == size_of::<general::iovec>());
     assert!(size_of::<userfaultfd::Api>() == size_of::<general::uffdio_api>());
     assert!(size_of::<userfaultfd::Register>() == size_of::<general::uffdio_register>());

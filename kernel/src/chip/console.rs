@@ -38,7 +38,7 @@ use super::output::{LINE_ROOM, Output, ROOM, with_line_ends};
 use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::platform::Interrupt;
-use crate::sched::WaitQueue;
+use crate::sched::{PollQueue, WaitQueue};
 use crate::smp::Cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -118,6 +118,8 @@ static PORT: Once<&'static dyn Console> = Once::new();
 static RECEIVING: AtomicBool = AtomicBool::new(false);
 /// Threads that wait for input.
 static READERS: WaitQueue<()> = WaitQueue::new();
+/// Threads that poll it beside other objects.
+static POLLERS: PollQueue = PollQueue::new();
 /// See [`take_over`].
 static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
 
@@ -179,6 +181,7 @@ fn handle_interrupt(_: &Cpu) {
     };
     if received {
         READERS.lock().wake_all();
+        POLLERS.wake();
     }
     if interrupted {
         wake_foreground();
@@ -218,6 +221,21 @@ pub fn wait_for_room() -> bool {
 /// Bytes that were printed and that the port has not taken yet.
 pub fn unsent() -> usize {
     TERMINAL.lock().output.len()
+}
+
+/// Whether there is input.
+pub fn has_input() -> bool {
+    let Some(port) = port() else { return false };
+    let mut terminal = TERMINAL.lock();
+    if !RECEIVING.load(Ordering::Relaxed) {
+        terminal.fill(port);
+    }
+    !terminal.received.is_empty()
+}
+
+/// What is woken when there is input. Not where the port is polled.
+pub fn pollers() -> &'static PollQueue {
+    &POLLERS
 }
 
 /// Waits for a byte of input. The thread sleeps meanwhile: others run.

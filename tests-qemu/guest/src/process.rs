@@ -190,6 +190,11 @@ fn files_are_opened_read_and_refused_as_on_linux(t: &mut Test) {
     succeeds(t, "files read-only");
 }
 
+target_test!(pipes_counters_and_polls_answer_as_on_linux, needs("smp"), limit(60));
+fn pipes_counters_and_polls_answer_as_on_linux(t: &mut Test) {
+    succeeds(t, "polls");
+}
+
 target_test!(memory_files_hold_and_lose_what_they_do_on_linux, limit(60));
 fn memory_files_hold_and_lose_what_they_do_on_linux(t: &mut Test) {
     succeeds(t, "memfd");

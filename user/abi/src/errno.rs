@@ -59,10 +59,12 @@ errnos! {
     EFBIG = 27, "file too large";
     ESPIPE = 29, "not seekable";
     EROFS = 30, "read-only file system";
+    EPIPE = 32, "no reader of the pipe";
     ERANGE = 34, "out of range";
     ENAMETOOLONG = 36, "name too long";
     ENOSYS = 38, "no such system call";
     ELOOP = 40, "too many symbolic links";
+    ENOPKG = 65, "not built in";
     EOVERFLOW = 75, "too large";
     ENOTSUP = 95, "not supported";
     ETIMEDOUT = 110, "timed out";

@@ -45,6 +45,10 @@ pub const O_TMPFILE: u32 = 0o2000_0000 | O_DIRECTORY;
 
 /// In a descriptor's place: the working directory.
 pub const AT_FDCWD: i32 = -100;
+/// newfstatat: a symbolic link itself.
+pub const AT_SYMLINK_NOFOLLOW: u32 = 0x100;
+/// newfstatat: without a path, what the descriptor is of.
+pub const AT_EMPTY_PATH: u32 = 0x1000;
 
 /// fcntl: the lowest free descriptor from the argument on.
 pub const F_DUPFD: u32 = 0;
@@ -62,6 +66,51 @@ pub const F_DUPFD_CLOEXEC: u32 = 1030;
 pub const F_ADD_SEALS: u32 = 1033;
 /// fcntl: the seals of a file.
 pub const F_GET_SEALS: u32 = 1034;
+
+/// fcntl: sets the size of a pipe.
+pub const F_SETPIPE_SZ: u32 = 1031;
+/// fcntl: the size of a pipe.
+pub const F_GETPIPE_SZ: u32 = 1032;
+/// pipe2: for notifications of the kernel (`O_NOTIFICATION_PIPE`).
+pub const O_NOTIFICATION_PIPE: u32 = O_EXCL;
+/// Bytes that a write to a pipe keeps together.
+pub const PIPE_BUF: usize = 4096;
+
+/// eventfd2: each read takes 1.
+pub const EFD_SEMAPHORE: u32 = 1;
+/// eventfd2: an exec closes the descriptor.
+pub const EFD_CLOEXEC: u32 = O_CLOEXEC;
+/// eventfd2: reads and writes do not wait.
+pub const EFD_NONBLOCK: u32 = O_NONBLOCK;
+
+/// ppoll: there is input.
+pub const POLLIN: u16 = 1;
+/// ppoll: there is urgent input.
+pub const POLLPRI: u16 = 2;
+/// ppoll: there is room for output.
+pub const POLLOUT: u16 = 4;
+/// ppoll: an error, whether it was asked for or not.
+pub const POLLERR: u16 = 8;
+/// ppoll: the other end is closed, whether it was asked for or not.
+pub const POLLHUP: u16 = 0x10;
+/// ppoll: no such descriptor.
+pub const POLLNVAL: u16 = 0x20;
+/// ppoll: as [`POLLIN`].
+pub const POLLRDNORM: u16 = 0x40;
+/// ppoll: as [`POLLOUT`].
+pub const POLLWRNORM: u16 = 0x100;
+
+/// What ppoll waits for at a descriptor: `struct pollfd`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct PollFd {
+    /// The descriptor; a negative one is left out.
+    pub fd: i32,
+    /// What is waited for, bits of `POLL`.
+    pub events: u16,
+    /// What was found.
+    pub revents: u16,
+}
 
 /// A seal: there are no more seals.
 pub const F_SEAL_SEAL: u32 = 1;
@@ -122,6 +171,8 @@ pub const S_IFREG: u32 = 0o100_000;
 pub const S_IFDIR: u32 = 0o040_000;
 /// A symbolic link.
 pub const S_IFLNK: u32 = 0o120_000;
+/// A pipe.
+pub const S_IFIFO: u32 = 0o010_000;
 /// A character device.
 pub const S_IFCHR: u32 = 0o020_000;
 

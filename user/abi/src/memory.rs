@@ -111,3 +111,18 @@ pub const MS_ASYNC: u32 = 1;
 pub const MS_INVALIDATE: u32 = 2;
 /// msync: waits until it is written.
 pub const MS_SYNC: u32 = 4;
+
+/// `/proc/PID/pagemap`: a page is there.
+pub const PM_PRESENT: u64 = 1 << 63;
+/// `/proc/PID/pagemap`: a marker, or a page on its way.
+pub const PM_SWAP: u64 = 1 << 62;
+/// `/proc/PID/pagemap`: a page of a file or of shared memory.
+pub const PM_FILE: u64 = 1 << 61;
+/// `/proc/PID/pagemap`: a guard page.
+pub const PM_GUARD_REGION: u64 = 1 << 58;
+/// `/proc/PID/pagemap`: write-protected by userfaultfd.
+pub const PM_UFFD_WP: u64 = 1 << 57;
+/// `/proc/PID/pagemap`: a page that is mapped once.
+pub const PM_MMAP_EXCLUSIVE: u64 = 1 << 56;
+/// `/proc/PID/pagemap`: the bits of a frame's number.
+pub const PM_PFRAME: u64 = (1 << 55) - 1;

@@ -15,6 +15,7 @@ macro_rules! numbers {
 }
 
 numbers! {
+    EVENTFD2 = 19 "eventfd2";
     DUP = 23 "dup";
     DUP3 = 24 "dup3";
     FCNTL = 25 "fcntl";
@@ -23,6 +24,7 @@ numbers! {
     FALLOCATE = 47 "fallocate";
     OPENAT = 56 "openat";
     CLOSE = 57 "close";
+    PIPE2 = 59 "pipe2";
     LSEEK = 62 "lseek";
     READ = 63 "read";
     WRITE = 64 "write";
@@ -30,6 +32,9 @@ numbers! {
     WRITEV = 66 "writev";
     PREAD64 = 67 "pread64";
     PWRITE64 = 68 "pwrite64";
+    PPOLL = 73 "ppoll";
+    READLINKAT = 78 "readlinkat";
+    NEWFSTATAT = 79 "newfstatat";
     FSTAT = 80 "fstat";
     FSYNC = 82 "fsync";
     FDATASYNC = 83 "fdatasync";
@@ -37,10 +42,13 @@ numbers! {
     EXIT_GROUP = 94 "exit_group";
     SET_TID_ADDRESS = 96 "set_tid_address";
     FUTEX = 98 "futex";
+    SET_ROBUST_LIST = 99 "set_robust_list";
+    GET_ROBUST_LIST = 100 "get_robust_list";
     NANOSLEEP = 101 "nanosleep";
     CLOCK_GETTIME = 113 "clock_gettime";
     CLOCK_GETRES = 114 "clock_getres";
     CLOCK_NANOSLEEP = 115 "clock_nanosleep";
+    SCHED_GETAFFINITY = 123 "sched_getaffinity";
     SCHED_YIELD = 124 "sched_yield";
     RESTART_SYSCALL = 128 "restart_syscall";
     KILL = 129 "kill";
@@ -79,6 +87,8 @@ numbers! {
     MADVISE = 233 "madvise";
     WAIT4 = 260 "wait4";
     PRLIMIT64 = 261 "prlimit64";
+    PROCESS_VM_READV = 270 "process_vm_readv";
+    PROCESS_VM_WRITEV = 271 "process_vm_writev";
     GETRANDOM = 278 "getrandom";
     MEMFD_CREATE = 279 "memfd_create";
     USERFAULTFD = 282 "userfaultfd";

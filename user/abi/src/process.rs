@@ -73,6 +73,26 @@ pub const FUTEX_CLOCK_REALTIME: u64 = 256;
 /// futex: the set that every waker's meets.
 pub const FUTEX_BITSET_MATCH_ANY: u32 = !0;
 
+/// The bits of a futex that are its owner's number.
+pub const FUTEX_TID_MASK: u32 = 0x3fff_ffff;
+/// A bit of a futex: its owner has ended.
+pub const FUTEX_OWNER_DIED: u32 = 0x4000_0000;
+/// A bit of a futex: there are sleepers.
+pub const FUTEX_WAITERS: u32 = 0x8000_0000;
+
+/// The futexes that a thread has: `struct robust_list_head`.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
+pub struct RobustListHead {
+    /// The first entry, or this one where there is none. The lowest bit of an address of an entry marks a futex with
+    /// priority inheritance.
+    pub next: u64,
+    /// From an entry to its futex.
+    pub futex_offset: i64,
+    /// The entry that is added or removed just now; 0 for none.
+    pub list_op_pending: u64,
+}
+
 /// End of the auxiliary vector.
 pub const AT_NULL: u64 = 0;
 /// Where the program headers are.

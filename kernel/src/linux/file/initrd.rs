@@ -14,6 +14,7 @@ use granule_arch::addr::PhysRange;
 use thiserror::Error;
 
 use super::device::DeviceNumber;
+use super::proc::ProcEntry;
 use crate::bytes;
 use crate::linux::errno::Errno;
 use crate::mm::layout;
@@ -226,7 +227,7 @@ pub fn find(path: &[u8]) -> Result<File<'static>, PathError> {
 fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
     match look_in(archive, path)? {
         PathEntry::File(file, attributes) if attributes.mode & EXECUTABLE != 0 => Ok(file),
-        PathEntry::Link(_) => Err(PathError::Link),
+        PathEntry::Link(..) => Err(PathError::Link),
         _ => Err(PathError::NotExecutable),
     }
 }
@@ -252,8 +253,8 @@ fn look_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<PathEntry<'a>, PathErro
     let (mut found, mut is_above) = (PathEntry::Directory("", ROOT), false);
     for name in path.split(|&byte| byte == b'/') {
         match found {
-            PathEntry::Directory(..) => {}
-            PathEntry::Link(_) => return Err(PathError::Link),
+            PathEntry::Directory(..) | PathEntry::Proc(ProcEntry::Root | ProcEntry::Process(_)) => {}
+            PathEntry::Link(..) => return Err(PathError::Link),
             _ => return Err(PathError::NotDirectory),
         }
         match name {
@@ -291,12 +292,14 @@ pub enum PathEntry<'a> {
     Directory(&'a str, Attributes),
     /// A regular file.
     File(File<'a>, Attributes),
-    /// A symbolic link.
-    Link(Attributes),
+    /// A symbolic link, whose contents are its target.
+    Link(File<'a>, Attributes),
     /// The console.
     Console,
     /// A device.
     Device(DeviceNumber),
+    /// A name in `/proc`.
+    Proc(ProcEntry),
     /// Another device, a pipe, ...
     Other(Attributes),
 }
@@ -306,6 +309,9 @@ fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathEr
     // The kernel's own: no archive needs them.
     if wanted == CONSOLE.as_bytes() {
         return Ok(PathEntry::Console);
+    }
+    if let Some(entry) = ProcEntry::find(wanted) {
+        return Ok(PathEntry::Proc(entry));
     }
     if let Some(device) = wanted.strip_prefix(b"dev/").and_then(DeviceNumber::find) {
         return Ok(PathEntry::Device(device));
@@ -321,7 +327,7 @@ fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathEr
         match (rest.first(), attributes.mode & S_IFMT) {
             (None, S_IFREG) => return Ok(PathEntry::File(file, attributes)),
             (None, S_IFDIR) => return Ok(PathEntry::Directory(file.name, attributes)),
-            (None, S_IFLNK) => return Ok(PathEntry::Link(attributes)),
+            (None, S_IFLNK) => return Ok(PathEntry::Link(file, attributes)),
             (None, _) => return Ok(PathEntry::Other(attributes)),
             (Some(b'/'), _) => {
                 // Inside the entry, whose name has as many slashes; and odd, as no header's position is.
@@ -351,6 +357,7 @@ pub(crate) mod tests {
     use proptest::prelude::*;
     use std::vec::Vec;
 
+    use super::super::proc::{ProcEntry, ProcFile, ProcId};
     use super::{ArchiveError, END, File, PathEntry, PathError, bare, files, find_in, look_in, programs};
     use granule_abi::file::{S_IFDIR, S_IFREG};
 
@@ -447,6 +454,11 @@ pub(crate) mod tests {
         let Ok(PathEntry::File(_, attributes)) = look_in(&archive, b"one/two/file") else { panic!("no file") };
         assert!(!numbers.contains(&attributes.number));
         assert_eq!(look_in(&archive, b"/dev/./console"), Ok(PathEntry::Console));
+        let proc = |path: &str| look_in(&archive, path.as_bytes());
+        let pagemap = PathEntry::Proc(ProcEntry::File(ProcId::Own, ProcFile::Pagemap));
+        assert_eq!(proc("/proc//./self/../self/pagemap"), Ok(pagemap));
+        assert_eq!(proc("proc/self/pagemap/.."), Err(PathError::NotDirectory));
+        assert_eq!(proc("proc/self/nothing"), Err(PathError::NotFound));
         assert_eq!(look_in(&archive, b"dev/null"), Err(PathError::NotFound));
         assert_eq!(look_in(&archive, b"one/two/file/.."), Err(PathError::NotDirectory));
     }

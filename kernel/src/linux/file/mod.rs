@@ -5,14 +5,22 @@
 //! - `open`: open files
 //! - `memfd`: files that are memory alone
 //! - `userfaultfd`: files by which pagers serve faults
+//! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
+//! - [`proc`]: the files of `/proc`
 //! - [`device`]: files of devices, whose registers are mapped
 
 pub mod device;
+#[cfg(target_os = "none")]
+pub mod event;
 pub mod initrd;
 #[cfg(target_os = "none")]
 pub mod memfd;
 #[cfg(target_os = "none")]
 pub mod open;
+#[cfg(target_os = "none")]
+pub mod pipe;
+pub mod proc;
+pub mod ring;
 pub mod table;
 #[cfg(target_os = "none")]
 pub mod userfaultfd;

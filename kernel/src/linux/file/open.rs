@@ -1,31 +1,38 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
-//! There are the files and directories of the initrd, which are only read, memory files, the console, and devices.
+//! There are the files and directories of the initrd, which are only read, memory files, the console, devices, pipes,
+//! event counters, and files of `/proc`.
 
 use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::file::{
     F_SEAL_SEAL, FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME,
-    O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, S_IFCHR, S_IFDIR,
-    S_IFLNK, S_IFMT, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
+    O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN, POLLOUT,
+    POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END,
+    SEEK_HOLE, SEEK_SET,
 };
 use granule_arch::addr::PAGE_SIZE;
 use spin::Once;
 
 use super::device::DeviceNumber;
+use super::event::EventCounter;
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
+use super::pipe::PipeEnd;
+use super::proc::{self, Pagemap, ProcEntry, ProcId};
 use super::table::{Files, Pools};
 use super::userfaultfd::UserfaultFile;
 use crate::bytes;
+use crate::chip::console;
 use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::linux::process::task::Task;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::{Object, Seals};
-use crate::sched::RwSem;
+use crate::sched::{PollQueue, RwSem};
 use crate::smp::this_cpu;
 
 /// An open file, and those who have it.
@@ -61,7 +68,7 @@ pub struct OpenFile {
     kind: Kind,
     /// Bits of `O_`.
     flags: AtomicU32,
-    /// Where the next read begins; at most `i64::MAX`.
+    /// Where the next read begins; at most `i64::MAX`, but for a [`Pagemap`].
     position: AtomicU64,
 }
 
@@ -79,20 +86,35 @@ pub enum Kind {
     Userfault(UserfaultFile),
     /// With its path from the root.
     Directory(&'static str, Attributes),
+    /// An end of a pipe.
+    Pipe(PipeEnd),
+    /// An event counter.
+    Event(EventCounter),
+    /// The pages of a process.
+    Pagemap(Pagemap),
     /// Neither read nor written: a place alone.
     Other(Attributes),
+}
+
+/// What a poller finds at an open file.
+#[derive(Clone, Copy)]
+pub struct PollState<'f> {
+    /// Bits of `POLL`: all that hold now.
+    pub events: u16,
+    /// The queue that is woken when they change; `None` where they never do.
+    pub queue: Option<&'f PollQueue>,
 }
 
 /// The longest file: an offset has 63 bits.
 const LARGEST: u64 = i64::MAX as u64;
 
-/// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there is
+/// Opens what is at `path`, for `task`. `base` is the directory that the path begins in, which then is not empty; the root if there is
 /// none. `flags` are [`checked`].
 ///
 /// # Errors
 /// Those of `openat` on a file system that is mounted read-only.
-pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef, Errno> {
-    let whole = base.map_or(Ok(Vec::new()), |base| base.path_of(path))?;
+pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32, task: &Task) -> Result<FileRef, Errno> {
+    let whole = whole_path(base, path)?;
     let path = if whole.is_empty() { path } else { &whole };
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(path)?;
     let kind = match initrd::look(path) {
@@ -100,7 +122,12 @@ pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef,
         Ok(PathEntry::Device(number)) => Kind::Device(number),
         Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::default()),
         Ok(PathEntry::Directory(path, attributes)) => Kind::Directory(path, attributes),
-        Ok(PathEntry::Link(attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
+        Ok(PathEntry::Proc(ProcEntry::Root)) => Kind::Directory("proc", PROC),
+        Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),
+        // No file is looked up from there.
+        Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Number(_)))) => Kind::Other(PROC),
+        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => proc::open_of_process(process, file, task)?,
+        Ok(PathEntry::Link(_, attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
         // In a directory nothing is made.
         Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),
         Err(error) => return Err(error.errno()),
@@ -108,6 +135,26 @@ pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32) -> Result<FileRef,
     check(&kind, flags)?;
     let kept = flags & !(O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC);
     Ok(OpenFile::new(kind, if flags & O_PATH == 0 { kept | O_LARGEFILE } else { kept })?)
+}
+
+/// The directories of `/proc`.
+const PROC: Attributes = Attributes { number: usize::MAX - 3, mode: S_IFDIR | 0o555, user: 0, group: 0, modified: 0 };
+
+/// The path from the root on; empty where there is no `base`, and `path` begins there.
+fn whole_path(base: Option<&OpenFile>, path: &[u8]) -> Result<Vec<u8>, Errno> {
+    base.map_or(Ok(Vec::new()), |base| base.path_of(path))
+}
+
+/// The target of the symbolic link at `path`, as [`open`] looks it up.
+///
+/// # Errors
+/// `EINVAL`: no link. Those of a lookup.
+pub fn read_link(base: Option<&OpenFile>, path: &[u8]) -> Result<&'static [u8], Errno> {
+    let whole = whole_path(base, path)?;
+    match initrd::look(if whole.is_empty() { path } else { &whole }).map_err(PathError::errno)? {
+        PathEntry::Link(file, _) => Ok(file.contents),
+        _ => Err(Errno::EINVAL),
+    }
 }
 
 /// Checks the path of a file that is created where there is none, but for its last name; whether a file may have that
@@ -154,7 +201,9 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
         // No such device.
         Kind::Other(_) => Err(Errno::ENXIO),
-        Kind::Console | Kind::Directory(..) | Kind::Memory(_) | Kind::Device(_) | Kind::Userfault(_) => Ok(()),
+        Kind::Console | Kind::Directory(..) | Kind::Device(_) | Kind::Pagemap(_) => Ok(()),
+        // Opened by no path.
+        Kind::Memory(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) => Ok(()),
     }
 }
 
@@ -276,7 +325,7 @@ impl OpenFile {
     /// `EINVAL`: the file has no I/O past a cache.
     pub fn set_flags(&self, flags: u32) -> Result<(), Errno> {
         const CHANGE: u32 = O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME;
-        if flags & O_DIRECT != 0 && !matches!(self.kind, Kind::Regular(..)) {
+        if flags & O_DIRECT != 0 && !matches!(self.kind, Kind::Regular(..) | Kind::Pipe(_)) {
             return Err(Errno::EINVAL);
         }
         let update = |before: u32| Some(before & !CHANGE | flags & CHANGE);
@@ -314,12 +363,43 @@ impl OpenFile {
     /// # Errors
     /// `ESPIPE`.
     pub fn check_seekable(&self) -> Result<(), Errno> {
-        if self.is_console() { Err(Errno::ESPIPE) } else { Ok(()) }
+        match self.kind {
+            Kind::Console | Kind::Pipe(_) | Kind::Event(_) => Err(Errno::ESPIPE),
+            _ => Ok(()),
+        }
     }
 
-    /// Whether it is the console.
-    pub fn is_console(&self) -> bool {
-        matches!(self.kind, Kind::Console)
+    /// What is open.
+    pub const fn kind(&self) -> &Kind {
+        &self.kind
+    }
+
+    /// What a poller finds. A poller that finds nothing it waits for joins the queue and looks again.
+    pub fn poll(&self) -> PollState<'_> {
+        const READY: PollState<'_> = PollState { events: POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM, queue: None };
+        match &self.kind {
+            Kind::Console => {
+                let input = if console::has_input() { POLLIN | POLLRDNORM } else { 0 };
+                PollState { events: input | POLLOUT | POLLWRNORM, queue: Some(console::pollers()) }
+            }
+            Kind::Pipe(end) => end.poll(),
+            Kind::Event(counter) => counter.poll(),
+            // As on Linux, for a reader that does not wait: a fault may be served before it is read.
+            Kind::Userfault(file) if !file.is_agreed() || !self.is_nonblocking() => {
+                PollState { events: POLLERR, queue: Some(file.pollers()) }
+            }
+            Kind::Userfault(file) => {
+                let input = if file.has_message() { POLLIN } else { 0 };
+                PollState { events: input, queue: Some(file.pollers()) }
+            }
+            // As on Linux: what has no state to wait for is always ready.
+            Kind::Regular(..)
+            | Kind::Memory(_)
+            | Kind::Device(_)
+            | Kind::Directory(..)
+            | Kind::Pagemap(_)
+            | Kind::Other(_) => READY,
+        }
     }
 
     /// The memory file that it is, if it is one.
@@ -354,9 +434,14 @@ impl OpenFile {
                 let new = kernel().spaces.create_object(this_cpu(), size, Some(file.contents), Seals(F_SEAL_SEAL))?;
                 Ok(pages.insert(new).clone())
             }
-            Kind::Console | Kind::Device(_) | Kind::Userfault(_) | Kind::Directory(..) | Kind::Other(_) => {
-                Err(Errno::ENODEV)
-            }
+            Kind::Console
+            | Kind::Device(_)
+            | Kind::Userfault(_)
+            | Kind::Directory(..)
+            | Kind::Pipe(_)
+            | Kind::Event(_)
+            | Kind::Pagemap(_)
+            | Kind::Other(_) => Err(Errno::ENODEV),
         }
     }
 
@@ -440,12 +525,22 @@ impl OpenFile {
             Kind::Regular(file, ..) => Ok(file.contents.len() as u64),
             Kind::Memory(file) => Ok(file.object().size()),
             Kind::Directory(..) => Err(Errno::EISDIR),
-            Kind::Console | Kind::Device(_) | Kind::Userfault(_) | Kind::Other(_) => Err(Errno::ESPIPE),
+            // Linux shows none.
+            Kind::Pagemap(_) => Ok(0),
+            Kind::Console
+            | Kind::Device(_)
+            | Kind::Userfault(_)
+            | Kind::Pipe(_)
+            | Kind::Event(_)
+            | Kind::Other(_) => Err(Errno::ESPIPE),
         }
     }
 
     /// How many bytes of a file there are behind the position; fewer than none where it is behind the end.
     pub fn left(&self) -> Option<i64> {
+        if let Kind::Pipe(end) = &self.kind {
+            return Some(end.bytes() as i64);
+        }
         Some(self.size().ok()? as i64 - self.position.load(Ordering::Relaxed) as i64)
     }
 
@@ -458,9 +553,10 @@ impl OpenFile {
             return Err(Errno::EINVAL);
         }
         let size = match &self.kind {
-            // Nothing moves (Linux: `noop_llseek`).
-            Kind::Userfault(_) => return Ok(0),
-            Kind::Console | Kind::Device(_) | Kind::Other(_) => return Err(Errno::ESPIPE),
+            Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Other(_) => return Err(Errno::ESPIPE),
+            // As on Linux, its position stays where it is.
+            Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
+            Kind::Pagemap(_) => return self.seek_in_space(offset, whence),
             Kind::Regular(file, ..) => file.contents.len() as i64,
             Kind::Memory(file) => file.object().size() as i64,
             // A directory has no contents that it could be measured by.
@@ -488,11 +584,30 @@ impl OpenFile {
         moved.ok().and_then(target).ok_or(Errno::EINVAL)
     }
 
+    /// The same where the file has no end (Linux's `mem_lseek`): any position is one, also one that cannot be read at.
+    fn seek_in_space(&self, offset: i64, whence: u32) -> Result<u64, Errno> {
+        let to = match whence {
+            SEEK_SET => offset as u64,
+            SEEK_CUR => self.position.load(Ordering::Relaxed).wrapping_add(offset as u64),
+            _ => return Err(Errno::EINVAL),
+        };
+        self.set_position(to);
+        Ok(to)
+    }
+
+    /// The position.
+    pub fn position(&self) -> u64 {
+        self.position.load(Ordering::Relaxed)
+    }
+
     /// `struct stat`, in words of 8 bytes.
     pub fn stat(&self) -> [u64; 16] {
-        /// The devices that the initrd and memory files are on, and that the console is: 5, 1.
+        /// The devices that files of each kind are on, and that the console is: 5, 1.
         const DEVICE: u64 = 2;
         const MEMORY: u64 = 1;
+        const PIPES: u64 = 3;
+        const WITHOUT_NAMES: u64 = 4;
+        const PROCESSES: u64 = 5;
         const SECOND: u64 = 1_000_000_000;
         const CONSOLE: u64 = 5 << 8 | 1;
         let special = |number| Attributes { number, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
@@ -505,6 +620,10 @@ impl OpenFile {
                 let number = file.object().identity();
                 (Attributes { number, mode: file.mode(), user: 0, group: 0, modified: 0 }, file.object().size())
             }
+            Kind::Pipe(end) => (Attributes { mode: S_IFIFO | 0o600, ..special(end.identity().0) }, 0),
+            // As on Linux, of no kind.
+            Kind::Event(_) => (Attributes { mode: 0o600, ..special(1) }, 0),
+            Kind::Pagemap(_) => (Attributes { mode: S_IFREG | 0o400, ..PROC }, 0),
             Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
         };
         let memory = self.memory();
@@ -516,10 +635,20 @@ impl OpenFile {
         };
         let pages = memory.map_or(size.div_ceil(PAGE_SIZE as u64), |file| file.object().pages() as u64);
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
-        let time = memory.map_or(u64::from(attributes.modified) * SECOND, MemoryFile::changed);
+        let time = match &self.kind {
+            Kind::Memory(file) => file.changed(),
+            Kind::Pipe(end) => end.identity().1,
+            _ => u64::from(attributes.modified) * SECOND,
+        };
         let (seconds, rest) = (time / SECOND, time % SECOND);
         [
-            if memory.is_some() { MEMORY } else { DEVICE },
+            match &self.kind {
+                Kind::Memory(_) => MEMORY,
+                Kind::Pipe(_) => PIPES,
+                Kind::Event(_) => WITHOUT_NAMES,
+                Kind::Pagemap(_) => PROCESSES,
+                _ => DEVICE,
+            },
             attributes.number as u64,
             pair(attributes.mode, links),
             pair(attributes.user, attributes.group),

@@ -91,3 +91,11 @@ fn summary_after(tree: &Tree, id: u32) -> Option<Summary> {
 pub fn space_of(id: u32) -> Option<SpaceRef> {
     PROCESSES.lock().find(id)?.lock().space.clone()
 }
+
+/// The space of the process that this number is of, or of one of its threads: `None` where there is no such process, and
+/// in it `None` where that has ended.
+pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
+    let tree = PROCESSES.lock();
+    let process = tree.find(id).or_else(|| Some(tree.find_task(id)?.process()))?;
+    Some(process.lock().space.clone())
+}

@@ -49,7 +49,7 @@ pub mod task;
 pub mod tree;
 
 #[cfg(target_os = "none")]
-pub use control::{for_each, interrupt, kill, space_of, start, wait, wait_with};
+pub use control::{for_each, interrupt, kill, space_of, space_of_thread, start, wait, wait_with};
 #[cfg(not(target_os = "none"))]
 pub use host::{for_each, interrupt, kill, space_of, start, wait_with};
 
@@ -68,11 +68,12 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
 #[cfg(target_os = "none")]
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 6] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 7] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     [
         files,
         tables,
+        ("pipes", crate::linux::file::pipe::pool_stats()),
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),
         ("tables of handlers", state::pool_stats()),

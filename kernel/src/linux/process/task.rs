@@ -47,6 +47,9 @@ pub struct Task {
     space: UnsafeCell<Option<SpaceUser>>,
     /// Its descriptors, if they are not its process's. Set before it runs.
     pub own_files: Once<Counted<Files<FileRef>>>,
+    /// The signals that are blocked again when the next handler returns, or where none runs: what a call blocked in their
+    /// place is blocked until signals are delivered (Linux's `saved_sigmask`).
+    pub saved_mask: Cell<Option<Set>>,
     /// The alternative stack for handlers.
     pub stack: Cell<SigStack>,
     /// The word that is zeroed when the thread exits; 0 for none.
@@ -146,6 +149,7 @@ impl Task {
             leaves: AtomicBool::new(false),
             space: UnsafeCell::new(Some(space)),
             own_files: Once::new(),
+            saved_mask: Cell::new(None),
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
             restart: Cell::new(None),

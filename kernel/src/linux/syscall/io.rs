@@ -1,8 +1,11 @@
 //! Calls for files: descriptors, reads and writes.
 
+use alloc::vec::Vec;
+
 use granule_abi::file::{
-    AT_FDCWD, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL, F_SETFD, F_SETFL, FD_CLOEXEC,
-    FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC, O_NONBLOCK,
+    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL,
+    F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC,
+    O_NOFOLLOW, O_NONBLOCK, O_PATH,
 };
 use granule_abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_abi::process::IoVec;
@@ -10,10 +13,10 @@ use granule_abi::signal::{SI_USER, SIGXFSZ};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::process::read_path;
-use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, userfault, write_quads};
+use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, streams, userfault, write_quads};
 use crate::chip::console;
 use crate::linux::errno::Errno;
-use crate::linux::file::open::{self, Contents, FileRef, OpenFile};
+use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::SignalCause;
 use crate::mm::space::WriteAt;
@@ -21,9 +24,9 @@ use crate::sched::{Thread, Work, relax};
 use crate::uaccess;
 
 /// Pieces that `readv` and `writev` take.
-const PIECES: u64 = 1024;
+pub(super) const PIECES: u64 = 1024;
 /// Bytes that are copied at once: what is written in one call and is not longer comes in one piece.
-const PIECE: usize = 2048;
+pub(super) const PIECE: usize = 2048;
 
 /// The file of a descriptor, also of one that is only a path.
 #[inline(never)]
@@ -47,8 +50,12 @@ pub(super) fn write(call: &mut Syscall<'_>) -> Answer {
 
 /// Writes where the file is on.
 fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -> Answer {
-    if file.memory().is_none() {
-        return print(call.thread, bytes, &mut from);
+    match file.kind() {
+        Kind::Memory(_) => {}
+        Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
+        Kind::Event(counter) => return streams::write_event(file, counter, bytes, &mut from),
+        Kind::Pagemap(_) => return Err(Errno::EINVAL),
+        _ => return print(call.thread, bytes, &mut from),
     }
     if bytes == 0 {
         return Ok(0);
@@ -124,9 +131,16 @@ pub(super) fn check_file_limit(call: &Syscall<'_>, size: u64) -> Result<(), Errn
     if size <= call.task.process().limits.soft(RLIMIT_FSIZE) {
         return Ok(());
     }
-    let (process, thread) = (call.task.process().id(), call.task.id());
-    send::to_thread(call.task, Some(process), thread, Asked(SIGXFSZ), SignalCause::process(SI_USER, process))?;
+    send_self(call, SIGXFSZ)?;
     Err(Errno::EFBIG)
+}
+
+/// Sends the calling thread a signal, as its own process would.
+#[cold]
+#[inline(never)]
+pub(super) fn send_self(call: &Syscall<'_>, signal: u32) -> Result<(), Errno> {
+    let (process, thread) = (call.task.process().id(), call.task.id());
+    send::to_thread(call.task, Some(process), thread, Asked(signal), SignalCause::process(SI_USER, process))
 }
 
 pub(super) fn read(call: &mut Syscall<'_>) -> Answer {
@@ -141,17 +155,28 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     let (file, position) = at_position(call)?;
     file.check_readable()?;
     file.check_has_bytes()?;
-    let to = UserBytes::of_call(call)?;
+    let mut to = UserBytes::of_call(call)?;
+    if let Kind::Pagemap(pages) = file.kind() {
+        let most = to.left.min(MOST_AT_ONCE);
+        return streams::read_pages(pages, position, most, &mut to).map(|(read, _)| read);
+    }
     store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
 }
 
 /// Reads from where the file is on.
 fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> Answer {
-    if let Some(pager) = file.userfaultfd() {
-        return userfault::read(call, file, pager, bytes, &mut to);
-    }
-    if file.is_console() {
-        return input(file, bytes.min(MOST_AT_ONCE), &mut to);
+    let most = bytes.min(MOST_AT_ONCE);
+    match file.kind() {
+        Kind::Console => return input(file, most, &mut to),
+        Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
+        Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
+        Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
+        Kind::Pagemap(pages) => {
+            let (read, end) = streams::read_pages(pages, file.position(), most, &mut to)?;
+            file.set_position(end);
+            return Ok(read);
+        }
+        _ => {}
     }
     let (at, contents) = file.take(bytes, MOST_AT_ONCE)?;
     let end = at + contents.bytes();
@@ -187,6 +212,9 @@ pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     file.check_writable()?;
     file.check_has_bytes()?;
     let from = UserBytes::of_call(call)?;
+    if matches!(file.kind(), Kind::Pagemap(_)) {
+        return Err(Errno::EINVAL);
+    }
     let bytes = from.left.min(MOST_AT_ONCE);
     if bytes == 0 {
         return Ok(0);
@@ -221,13 +249,56 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EMFILE);
     }
     let path = read_path(call.address::<1>())?;
-    let base = match call.argument::<0>() as i32 {
-        _ if path.starts_with(b"/") || path.is_empty() => None,
-        AT_FDCWD => None,
-        descriptor => Some(any_file(call, descriptor as u64)?),
-    };
-    let file = open::open(base.as_deref(), &path, checked)?;
+    let base = base_of(call, &path)?;
+    let file = open::open(base.as_deref(), &path, checked, call.task)?;
     call.task.files().add(file, 0, end, flags & O_CLOEXEC != 0).map(u64::from)
+}
+
+/// The directory that a path begins in, by the first argument; none for the root.
+fn base_of(call: &Syscall<'_>, path: &[u8]) -> Result<Option<FileRef>, Errno> {
+    match call.argument::<0>() as i32 {
+        _ if path.starts_with(b"/") || path.is_empty() => Ok(None),
+        AT_FDCWD => Ok(None),
+        descriptor => any_file(call, descriptor as u64).map(Some),
+    }
+}
+
+/// Without a path it is fstat, which looks at no flags then, as on Linux.
+pub(super) fn newfstatat(call: &mut Syscall<'_>) -> Answer {
+    /// `AT_NO_AUTOMOUNT`, and how fresh a network's answer must be.
+    const NO_MEANING: u32 = 0x800 | 0x6000;
+    let (descriptor, flags) = (call.argument::<0>(), call.argument::<3>() as u32);
+    let may_be_empty = flags & AT_EMPTY_PATH != 0;
+    let has_path = !may_be_empty || call.argument::<1>() != 0;
+    let path = if has_path { read_path(call.address::<1>())? } else { Vec::new() };
+    let file = if path.is_empty() && may_be_empty && descriptor as i32 >= 0 {
+        any_file(call, descriptor)?
+    } else {
+        if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | NO_MEANING) != 0 {
+            return Err(Errno::EINVAL);
+        }
+        let base = base_of(call, &path)?;
+        let here = path.is_empty() && may_be_empty;
+        if here && descriptor as i32 != AT_FDCWD {
+            return Err(Errno::EBADF);
+        }
+        let follows = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
+        open::open(base.as_deref(), if here { b"/" } else { &path }, O_PATH | follows, call.task)?
+    };
+    write_quads(call.address::<2>(), file.stat()).map(|()| 0)
+}
+
+pub(super) fn readlinkat(call: &mut Syscall<'_>) -> Answer {
+    let room = call.argument::<3>() as i32;
+    if room <= 0 {
+        return Err(Errno::EINVAL);
+    }
+    let path = read_path(call.address::<1>())?;
+    let base = base_of(call, &path)?;
+    let target = open::read_link(base.as_deref(), &path)?;
+    let stored = target.get(..room as usize).unwrap_or(target);
+    uaccess::copy_to_user(call.address::<2>(), stored)?;
+    Ok(stored.len() as u64)
 }
 
 /// No descriptor of the process may be as high.
@@ -278,6 +349,11 @@ pub(super) fn fcntl(call: &mut Syscall<'_>) -> Answer {
             file.check_writable().map_err(|_| Errno::EPERM)?;
             file.memory().ok_or(Errno::EINVAL)?.add_seals(argument).map(|()| 0)
         }
+        F_GETPIPE_SZ | F_SETPIPE_SZ => {
+            let Kind::Pipe(end) = file.kind() else { return Err(Errno::EBADF) };
+            let size = if command == F_SETPIPE_SZ { end.set_size(argument)? } else { end.size() };
+            Ok(size as u64)
+        }
         F_GET_SEALS => Ok(file.memory().ok_or(Errno::EINVAL)?.object().seals().0.into()),
         _ => Err(Errno::EINVAL),
     }
@@ -296,28 +372,12 @@ pub(super) fn writev(call: &mut Syscall<'_>) -> Answer {
     drain(call, &file, bytes.min(MOST_AT_ONCE), UserBytes::of_pieces(call))
 }
 
-/// Checks a list of pieces completely before any is moved: it can be read, no length is negative, and then all are of
-/// EL0 (`import_iovec`). Returns the bytes of all.
+/// Checks the list of a call, as [`UserBytes::check`].
 fn check_pieces(call: &Syscall<'_>) -> Result<u64, Errno> {
-    let UserBytes { array, count, .. } = UserBytes::of_pieces(call);
-    if count > PIECES {
-        return Err(Errno::EINVAL);
-    }
-    let (mut bytes, mut of_el0) = (0_u64, Ok(()));
-    // Of a single piece, Linux checks only the part that it moves.
-    let most = if count == 1 { MOST_AT_ONCE } else { u64::MAX };
-    for index in 0..count {
-        let [base, length] = read_piece(array, index)?;
-        if length > i64::MAX as u64 {
-            return Err(Errno::EINVAL);
-        }
-        bytes = bytes.saturating_add(length);
-        of_el0 = of_el0.and(check_range(VirtAddr(base), length.min(most)));
-    }
-    of_el0.map(|()| bytes)
+    UserBytes::of_pieces(call).check()
 }
 
-fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
+pub(super) fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
     read_quads(VirtAddr(array.0.wrapping_add(index.wrapping_mul(size_of::<IoVec>() as u64))))
 }
 
@@ -325,7 +385,8 @@ fn read_piece(array: VirtAddr, index: u64) -> Result<[u64; 2], Errno> {
 #[derive(Default)]
 pub(super) struct UserBytes {
     base: u64,
-    left: u64,
+    /// Bytes of the piece at `base`.
+    pub(super) left: u64,
     array: VirtAddr,
     count: u64,
     next: u64,
@@ -340,13 +401,34 @@ impl UserBytes {
     }
 
     /// The list of a call, whose count is of 32 bits.
-    fn of_pieces(call: &Syscall<'_>) -> Self {
+    pub(super) fn of_pieces(call: &Syscall<'_>) -> Self {
         Self { array: call.address::<1>(), count: u64::from(call.argument::<2>() as u32), ..Self::default() }
+    }
+
+    /// Checks a list of pieces completely before any is moved: it can be read, no length is negative, and then all are of
+    /// EL0 (`import_iovec`). Returns the bytes of all.
+    pub(super) fn check(&self) -> Result<u64, Errno> {
+        let &Self { array, count, .. } = self;
+        if count > PIECES {
+            return Err(Errno::EINVAL);
+        }
+        let (mut bytes, mut of_el0) = (0_u64, Ok(()));
+        // Of a single piece, Linux checks only the part that it moves.
+        let most = if count == 1 { MOST_AT_ONCE } else { u64::MAX };
+        for index in 0..count {
+            let [base, length] = read_piece(array, index)?;
+            if length > i64::MAX as u64 {
+                return Err(Errno::EINVAL);
+            }
+            bytes = bytes.saturating_add(length);
+            of_el0 = of_el0.and(check_range(VirtAddr(base), length.min(most)));
+        }
+        of_el0.map(|()| bytes)
     }
 
     /// Goes on to a piece with bytes left. It is read again: the memory may have changed since the check, and the list be
     /// shorter.
-    fn advance(&mut self) -> Result<(), Errno> {
+    pub(super) fn advance(&mut self) -> Result<(), Errno> {
         while self.left == 0 {
             if self.next == self.count {
                 return Err(Errno::EFAULT);
@@ -375,7 +457,7 @@ impl UserBytes {
     }
 
     /// Copies the next bytes, up to a page or granule of tags that cannot be read; returns how many were.
-    fn copy_up_to(&mut self, to: &mut [u8]) -> usize {
+    pub(super) fn copy_up_to(&mut self, to: &mut [u8]) -> usize {
         let mut done = 0;
         while done < to.len() && self.advance().is_ok() {
             let page = PAGE_SIZE as u64 - self.base % PAGE_SIZE as u64;

@@ -7,6 +7,7 @@ use super::process::string_length;
 use super::{Answer, Syscall};
 use crate::linux::errno::Errno;
 use crate::linux::file::memfd;
+use crate::linux::file::open::Kind;
 
 pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
     /// The longest name, with `memfd:` before it (`NAME_MAX`).
@@ -39,7 +40,10 @@ pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
 /// fsync and fdatasync: what is in memory alone is nowhere else.
 pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
-    if file.is_console() || file.device().is_some() { Err(Errno::EINVAL) } else { Ok(0) }
+    match file.kind() {
+        Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Pagemap(_) => Err(Errno::EINVAL),
+        _ => Ok(0),
+    }
 }
 
 /// The checks of Linux's `vfs_fallocate`, in its order.
@@ -65,7 +69,12 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::ENOTSUP);
     }
     file.check_writable()?;
-    let Some(memory) = file.memory() else { return Err(Errno::ENODEV) };
+    let memory = match file.kind() {
+        Kind::Memory(memory) => memory,
+        Kind::Pipe(_) => return Err(Errno::ESPIPE),
+        Kind::Pagemap(_) => return Err(Errno::ENOTSUP),
+        _ => return Err(Errno::ENODEV),
+    };
     let end = offset.checked_add(length).ok_or(Errno::EFBIG)? as u64;
     match kind {
         0 => {

@@ -10,8 +10,11 @@ mod io;
 mod limits;
 mod memory;
 mod memory_file;
+mod poll;
 mod process;
+mod remote;
 mod signal;
+mod streams;
 mod system;
 mod time;
 mod userfault;
@@ -79,6 +82,7 @@ macro_rules! entry {
 /// All calls, by number.
 static TABLE: [SyscallEntry; number::END] = {
     let mut table: [SyscallEntry; number::END] = [entry!(unknown); number::END];
+    table[number::EVENTFD2] = entry!(streams::eventfd2);
     table[number::DUP] = entry!(io::dup);
     table[number::DUP3] = entry!(io::dup3);
     table[number::FCNTL] = entry!(io::fcntl);
@@ -90,6 +94,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::MSYNC] = entry!(memory::msync);
     table[number::OPENAT] = entry!(io::openat);
     table[number::CLOSE] = entry!(io::close);
+    table[number::PIPE2] = entry!(streams::pipe2);
     table[number::LSEEK] = entry!(io::lseek);
     table[number::READ] = entry!(io::read);
     table[number::WRITE] = entry!(io::write);
@@ -97,6 +102,9 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::WRITEV] = entry!(io::writev);
     table[number::PREAD64] = entry!(io::pread64);
     table[number::PWRITE64] = entry!(io::pwrite64);
+    table[number::PPOLL] = entry!(poll::ppoll);
+    table[number::READLINKAT] = entry!(io::readlinkat);
+    table[number::NEWFSTATAT] = entry!(io::newfstatat);
     table[number::FSTAT] = entry!(io::fstat);
     table[number::EXIT] = entry!(process::exit);
     table[number::EXIT_GROUP] = entry!(process::exit_group);
@@ -134,6 +142,8 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::GETCPU] = entry!(system::getcpu);
     table[number::GETRANDOM] = entry!(system::getrandom);
     table[number::MEMFD_CREATE] = entry!(memory_file::memfd_create);
+    table[number::PROCESS_VM_READV] = entry!(remote::process_vm_readv);
+    table[number::PROCESS_VM_WRITEV] = entry!(remote::process_vm_writev);
     table[number::BRK] = entry!(memory::brk);
     table[number::MUNMAP] = entry!(memory::munmap);
     table[number::MMAP] = entry!(memory::mmap);

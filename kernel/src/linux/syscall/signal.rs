@@ -10,7 +10,7 @@ use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::tree::Process;
 
 /// Bytes of a signal set, which each call passes.
-const SET: u64 = 8;
+pub(super) const SET: u64 = 8;
 
 pub(super) fn kill(call: &mut Syscall<'_>) -> Answer {
     let signal = Asked(call.argument::<1>() as u32);

@@ -21,7 +21,7 @@ pub(super) fn read_timespec(from: VirtAddr) -> Result<u64, Errno> {
     time.to_nanoseconds().ok_or(Errno::EINVAL)
 }
 
-fn write_timespec(to: VirtAddr, nanoseconds: u64) -> Result<(), Errno> {
+pub(super) fn write_timespec(to: VirtAddr, nanoseconds: u64) -> Result<(), Errno> {
     let time = Timespec::from_nanoseconds(nanoseconds);
     write_quads(to, [time.seconds as u64, time.nanoseconds as u64])
 }

@@ -54,6 +54,9 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
         }
     }
     finish_call(task, frame, None);
+    if let Some(mask) = task.saved_mask.take() {
+        task.set_blocked(mask);
+    }
 }
 
 fn next(task: &Task) -> Next {
@@ -101,7 +104,8 @@ fn enter(
     let before = Interrupted {
         registers: ContextRegisters { x: frame.x, sp: frame.sp, pc: frame.elr, pstate: frame.spsr },
         fp: thread.fp_state().unwrap_or(FpState::ZERO),
-        mask: blocked.0,
+        // A call may block others until here: they are not the ones that the program goes on with.
+        mask: task.saved_mask.get().unwrap_or(blocked).0,
         stack,
     };
     let switches = action.flags & SA_ONSTACK != 0 && stack.size != 0 && !is_on_stack(&stack, frame.sp);
@@ -123,6 +127,7 @@ fn enter(
     frame.spsr &= !(BRANCH_TYPE | CHECK_OVERRIDE);
 
     let own = if action.flags & SA_NODEFER != 0 { Set::EMPTY } else { signal.set() };
+    task.saved_mask.set(None);
     task.set_blocked(blocked.with(Set(action.mask)).with(own));
     Ok(())
 }

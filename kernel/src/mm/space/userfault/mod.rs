@@ -63,7 +63,7 @@ use super::parts::Divisible as _;
 use super::{Space, SpaceError, SpaceHandle, SpaceRef, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
-use crate::sched::RwSem;
+use crate::sched::{PollQueue, RwSem};
 use crate::smp::{Cpu, this_cpu};
 use queue::Queue;
 
@@ -313,6 +313,11 @@ impl Userfaultfd {
     /// Whether a message or an event can be read at once.
     pub fn has_message(&self) -> bool {
         self.queue.has_message()
+    }
+
+    /// The threads that wait for that.
+    pub const fn pollers(&self) -> &PollQueue {
+        self.queue.pollers()
     }
 
     /// The next message: a fault, else an event. Sleeps until there is one, or a signal, if it `may_wait`.

@@ -18,7 +18,7 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTre
 
 use super::events::Message;
 use super::fault::PageFault;
-use crate::sched::{self, ThreadRef, current, park, relax};
+use crate::sched::{self, PollQueue, ThreadRef, current, park, relax};
 use crate::sync::{IrqLock, rank};
 
 /// Faults that are visited under one hold of the lock.
@@ -113,7 +113,11 @@ impl Lists {
 }
 
 /// See the module.
-pub(super) struct Queue(IrqLock<Lists, { rank::WAIT }>);
+pub(super) struct Queue {
+    lists: IrqLock<Lists, { rank::WAIT }>,
+    /// Threads that wait for something to read, and for more beside.
+    pollers: PollQueue,
+}
 
 /// Why nothing is read.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,14 +155,20 @@ impl QueuedFault {
 
 impl Queue {
     pub(super) const fn new() -> Self {
-        Self(IrqLock::new(Lists {
+        let lists = Lists {
             unread: LinkedList::new(Unread::NEW),
             faults: RBTree::new(ByPage::NEW),
             next: 0,
             events: LinkedList::new(Events::NEW),
             readers: LinkedList::new(Readers::NEW),
             is_closed: false,
-        }))
+        };
+        Self { lists: IrqLock::new(lists), pollers: PollQueue::new() }
+    }
+
+    /// See the field.
+    pub(super) const fn pollers(&self) -> &PollQueue {
+        &self.pollers
     }
 
     /// Queues a fault, whose message can be read from now on; whether it did: a queue that is closed has none.
@@ -166,7 +176,7 @@ impl Queue {
     /// # Safety
     /// If it did, `fault` stays where it is until [`Self::wait`] returns, which is called next.
     pub(super) unsafe fn add(&self, fault: &QueuedFault, message: PageFault) -> bool {
-        let mut lists = self.0.lock();
+        let mut lists = self.lists.lock();
         if lists.is_closed {
             return false;
         }
@@ -178,6 +188,8 @@ impl Queue {
         lists.faults.insert(node.clone());
         lists.unread.push_back(node);
         lists.wake_reader();
+        drop(lists);
+        self.pollers.wake();
         true
     }
 
@@ -188,7 +200,7 @@ impl Queue {
         while !fault.woken.load(Ordering::Relaxed) && !ends() {
             sleep();
         }
-        let mut lists = self.0.lock();
+        let mut lists = self.lists.lock();
         if !fault.by_page.is_linked() {
             return true;
         }
@@ -204,9 +216,9 @@ impl Queue {
     /// Wakes the threads that have faulted at a page of `range` so far.
     pub(super) fn wake(&self, range: Range<VirtAddr>) {
         let mut from = (range.start.0, 0);
-        let end = self.0.lock().next;
+        let end = self.lists.lock().next;
         loop {
-            let mut lists = self.0.lock();
+            let mut lists = self.lists.lock();
             for _ in 0..BATCH {
                 let mut cursor = lists.faults.lower_bound_mut(Bound::Included(&from));
                 let Some(fault) = cursor.get().filter(|fault| fault.page < range.end) else { return };
@@ -225,7 +237,7 @@ impl Queue {
     /// Has no fault wait any more, and no event. Faults that wait are left to [`Self::wake`].
     pub(super) fn close(&self) {
         loop {
-            let mut lists = self.0.lock();
+            let mut lists = self.lists.lock();
             lists.is_closed = true;
             let Some(event) = lists.events.pop_front() else { return };
             finish(&event, EventState::Done);
@@ -234,7 +246,7 @@ impl Queue {
 
     /// Whether there is something to read.
     pub(super) fn has_message(&self) -> bool {
-        let lists = self.0.lock();
+        let lists = self.lists.lock();
         !lists.unread.is_empty() || !lists.events.is_empty()
     }
 
@@ -249,7 +261,7 @@ impl Queue {
             done: AtomicBool::new(false),
         };
         {
-            let mut lists = self.0.lock();
+            let mut lists = self.lists.lock();
             if lists.is_closed {
                 return false;
             }
@@ -257,13 +269,14 @@ impl Queue {
             lists.events.push_back(unsafe { UnsafeRef::from_raw(&raw const event) });
             lists.wake_reader();
         }
+        self.pollers.wake();
         loop {
             // Acquire: the reader has finished with the node.
             if event.done.load(Ordering::Acquire) {
                 break;
             }
             if sched::is_killed() {
-                let mut lists = self.0.lock();
+                let mut lists = self.lists.lock();
                 if event.state.get() == EventState::Queued {
                     // SAFETY: linked, and in this list alone.
                     unsafe { lists.events.cursor_mut_from_ptr(&raw const event) }.remove();
@@ -276,7 +289,7 @@ impl Queue {
             }
             park();
         }
-        let _lists = self.0.lock();
+        let _lists = self.lists.lock();
         event.state.get() == EventState::Taken
     }
 
@@ -285,7 +298,7 @@ impl Queue {
         let reader = Reader { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicBool::new(false) };
         loop {
             {
-                let mut lists = self.0.lock();
+                let mut lists = self.lists.lock();
                 if let Some(fault) = lists.unread.pop_front().and_then(|fault| fault.fault.get()) {
                     return Ok(Reading { message: Message::Fault(fault), queue: self, event: None });
                 }
@@ -307,7 +320,7 @@ impl Queue {
             while !reader.woken.load(Ordering::Relaxed) && !sched::is_interrupted() {
                 park();
             }
-            let mut lists = self.0.lock();
+            let mut lists = self.lists.lock();
             if reader.link.is_linked() {
                 // SAFETY: linked, and in this list alone.
                 unsafe { lists.readers.cursor_mut_from_ptr(&raw const reader) }.remove();
@@ -333,7 +346,7 @@ impl Reading<'_> {
     /// It is delivered.
     pub fn done(mut self) {
         if let Some(event) = self.event.take() {
-            let _lists = self.queue.0.lock();
+            let _lists = self.queue.lists.lock();
             // SAFETY: its sender waits until it is done, as it was taken.
             finish(unsafe { event.as_ref() }, EventState::Taken);
         }
@@ -343,7 +356,7 @@ impl Reading<'_> {
 impl Drop for Reading<'_> {
     fn drop(&mut self) {
         let Some(event) = self.event.take() else { return };
-        let mut lists = self.queue.0.lock();
+        let mut lists = self.queue.lists.lock();
         // SAFETY: as in `done`.
         let event = unsafe { event.as_ref() };
         if lists.is_closed {
@@ -353,5 +366,7 @@ impl Drop for Reading<'_> {
         // SAFETY: as in `send`.
         lists.events.push_front(unsafe { UnsafeRef::from_raw(&raw const *event) });
         lists.wake_reader();
+        drop(lists);
+        self.queue.pollers.wake();
     }
 }

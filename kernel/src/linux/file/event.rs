@@ -1,0 +1,79 @@
+//! Counters that wake their readers (`eventfd2(2)`).
+
+use granule_abi::file::{POLLIN, POLLOUT};
+
+use super::open::PollState;
+use crate::linux::errno::Errno;
+use crate::sched::{PollNode, PollQueue, Woken, poll_until};
+use crate::sync::{IrqLock, rank};
+
+/// A counter below `u64::MAX`.
+pub struct EventCounter {
+    count: IrqLock<u64, { rank::WAIT }>,
+    queue: PollQueue,
+    /// Whether each read takes 1.
+    is_semaphore: bool,
+}
+
+impl EventCounter {
+    /// With this count.
+    pub const fn new(count: u64, is_semaphore: bool) -> Self {
+        Self { count: IrqLock::new(count), queue: PollQueue::new(), is_semaphore }
+    }
+
+    /// Changes the count, as soon as `change` has a new count and a result for it.
+    fn change(&self, is_nonblocking: bool, change: &mut dyn FnMut(u64) -> Option<(u64, u64)>) -> Result<u64, Errno> {
+        let mut result = Err(Errno::EAGAIN);
+        let mut attempt = || {
+            let mut count = self.count.lock();
+            if let Some((new, taken)) = change(*count) {
+                *count = new;
+                result = Ok(taken);
+            }
+            result.is_ok()
+        };
+        if !attempt()
+            && !is_nonblocking
+            && poll_until(&mut [PollNode::new(&self.queue)], None, &mut attempt) != Woken::ByAnother
+        {
+            return Err(Errno::ERESTARTSYS);
+        }
+        if result.is_ok() {
+            self.queue.wake();
+        }
+        result
+    }
+
+    /// Takes the count, or 1 of it, when it is not 0.
+    ///
+    /// # Errors
+    /// `EAGAIN`, `ERESTARTSYS`.
+    pub fn read(&self, is_nonblocking: bool) -> Result<u64, Errno> {
+        let is_semaphore = self.is_semaphore;
+        self.change(is_nonblocking, &mut |count| match count {
+            0 => None,
+            _ if is_semaphore => Some((count - 1, 1)),
+            _ => Some((0, count)),
+        })
+    }
+
+    /// Adds to the count, when the sum is below `u64::MAX`.
+    ///
+    /// # Errors
+    /// `EINVAL` (more than can ever be added), `EAGAIN`, `ERESTARTSYS`.
+    pub fn write(&self, more: u64, is_nonblocking: bool) -> Result<(), Errno> {
+        if more == u64::MAX {
+            return Err(Errno::EINVAL);
+        }
+        let add = &mut |count: u64| count.checked_add(more).filter(|&sum| sum != u64::MAX).map(|sum| (sum, 0));
+        self.change(is_nonblocking, add).map(drop)
+    }
+
+    /// What a poller finds.
+    pub fn poll(&self) -> PollState<'_> {
+        let count = *self.count.lock();
+        let has_room = count < u64::MAX - 1;
+        let events = if count != 0 { POLLIN } else { 0 } | if has_room { POLLOUT } else { 0 };
+        PollState { events, queue: Some(&self.queue) }
+    }
+}

@@ -1,0 +1,165 @@
+//! The files of `/proc`: names, and what each of them is.
+//!
+//! They are the kernel's own, in no archive. A file of a process has a row in [`FILES`]; what it holds is a kind of open
+//! file ([`super::open::Kind`]), which the calls for files read.
+//!
+//! - `/proc/self/pagemap`, `/proc/PID/pagemap`: a word for each page of a space
+
+#[cfg(target_os = "none")]
+pub use target::{Pagemap, open_of_process};
+
+/// A name in `/proc`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProcEntry {
+    /// `/proc`.
+    Root,
+    /// A process's directory.
+    Process(ProcId),
+    /// A file in it.
+    File(ProcId, ProcFile),
+}
+
+/// Which process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProcId {
+    /// The caller's.
+    Own,
+    /// The one with this number, or with a thread with it.
+    Number(u32),
+}
+
+/// A file of a process.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ProcFile {
+    /// See [`Pagemap`].
+    Pagemap,
+}
+
+/// The files of each process.
+const FILES: [(&[u8], ProcFile); 1] = [(b"pagemap", ProcFile::Pagemap)];
+
+impl ProcEntry {
+    /// What a path from the root on is, without `.` and `..`.
+    pub fn find(path: &[u8]) -> Option<Self> {
+        let mut names = path.split(|&byte| byte == b'/');
+        if names.next() != Some(b"proc") {
+            return None;
+        }
+        let Some(process) = names.next() else { return Some(Self::Root) };
+        let process = if process == b"self" { ProcId::Own } else { ProcId::Number(number(process)?) };
+        let Some(name) = names.next() else { return Some(Self::Process(process)) };
+        let (_, file) = FILES.iter().find(|(known, _)| *known == name)?;
+        names.next().is_none().then_some(Self::File(process, *file))
+    }
+}
+
+/// A number as Linux has it in names: without zeros in front.
+fn number(name: &[u8]) -> Option<u32> {
+    let is_number = name.iter().all(u8::is_ascii_digit) && !name.starts_with(b"0");
+    str::from_utf8(name).ok()?.parse().ok().filter(|_| is_number)
+}
+
+#[cfg(target_os = "none")]
+mod target {
+    use granule_abi::memory::{PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SWAP, PM_UFFD_WP};
+    use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+
+    use super::{ProcFile, ProcId};
+    use crate::linux::errno::Errno;
+    use crate::linux::file::open::Kind;
+    use crate::linux::process::space_of_thread;
+    use crate::linux::process::task::Task;
+    use crate::mm::space::{SpaceHandle, pagemap};
+    use crate::sched::relax;
+    use crate::uaccess;
+
+    const _: () = assert!(
+        pagemap::PRESENT == PM_PRESENT
+            && pagemap::SWAPPED == PM_SWAP
+            && pagemap::OF_FILE == PM_FILE
+            && pagemap::GUARD == PM_GUARD_REGION
+            && pagemap::UFFD_WP == PM_UFFD_WP
+            && pagemap::EXCLUSIVE == PM_MMAP_EXCLUSIVE
+    );
+
+    /// Bytes of a word.
+    const WORD: u64 = size_of::<u64>() as u64;
+    /// Words that are stored at once.
+    const AT_ONCE: usize = 256;
+
+    /// Opens a file of a process.
+    ///
+    /// # Errors
+    /// `ENOENT`: there is no such process. `ESRCH`: it has ended.
+    pub fn open_of_process(process: ProcId, file: ProcFile, task: &Task) -> Result<Kind, Errno> {
+        let space = match process {
+            ProcId::Own => task.space_ref(),
+            ProcId::Number(number) => space_of_thread(number).ok_or(Errno::ENOENT)?.ok_or(Errno::ESRCH)?,
+        };
+        Ok(match file {
+            ProcFile::Pagemap => Kind::Pagemap(Pagemap(SpaceHandle::new(&space))),
+        })
+    }
+
+    /// A word for each page of a space, as [`pagemap`](crate::mm::space::Space::pagemap) has it. The space may end
+    /// meanwhile: then nothing is left to read.
+    pub struct Pagemap(SpaceHandle);
+
+    impl Pagemap {
+        /// Has `store` store the words from `position` on, up to `bytes` bytes; returns how many bytes there were.
+        ///
+        /// # Errors
+        /// `EINVAL` (not whole words), `EFAULT`: also behind words that were stored, as on Linux.
+        #[inline(never)]
+        pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
+            let Some(space) = self.0.upgrade() else { return Ok(0) };
+            if !position.is_multiple_of(WORD) || !bytes.is_multiple_of(WORD) {
+                return Err(Errno::EINVAL);
+            }
+            let first = (position / WORD).checked_mul(PAGE_SIZE as u64).map_or(uaccess::END, VirtAddr).untagged();
+            let pages = uaccess::END.0.saturating_sub(first.0) / PAGE_SIZE as u64;
+            let words = pages.min(bytes / WORD);
+            let (mut shown, mut done) = ([0; AT_ONCE], 0);
+            while done < words {
+                let count = (words - done).min(AT_ONCE as u64) as usize;
+                let shown = shown.get_mut(..count).unwrap_or_default();
+                space.pagemap(first + done * PAGE_SIZE as u64, shown);
+                let bytes = to_bytes(shown);
+                if store(bytes) < bytes.len() {
+                    return Err(Errno::EFAULT);
+                }
+                done += count as u64;
+                relax();
+            }
+            Ok(done * WORD)
+        }
+    }
+
+    /// Words as the bytes that they are in memory.
+    #[allow(unsafe_code, reason = "words as bytes")]
+    fn to_bytes(words: &[u64]) -> &[u8] {
+        // SAFETY: the same memory, of which each byte is initialised.
+        unsafe { core::slice::from_raw_parts(words.as_ptr().cast(), size_of_val(words)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{ProcEntry, ProcFile, ProcId};
+
+    #[test]
+    fn names_are_of_processes_and_of_their_files() {
+        let find = |path: &str| ProcEntry::find(path.as_bytes());
+        assert_eq!(find("proc"), Some(ProcEntry::Root));
+        assert_eq!(find("proc/self"), Some(ProcEntry::Process(ProcId::Own)));
+        assert_eq!(find("proc/12"), Some(ProcEntry::Process(ProcId::Number(12))));
+        assert_eq!(find("proc/self/pagemap"), Some(ProcEntry::File(ProcId::Own, ProcFile::Pagemap)));
+        assert_eq!(find("proc/7/pagemap"), Some(ProcEntry::File(ProcId::Number(7), ProcFile::Pagemap)));
+        for path in ["", "pro", "procs", "proc/", "proc/07", "proc/0", "proc/+1", "proc/1x", "proc/4294967296"] {
+            assert_eq!(find(path), None, "{path}");
+        }
+        for path in ["proc/self/page", "proc/self/pagemap/x", "proc/self/self", "x/proc"] {
+            assert_eq!(find(path), None, "{path}");
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! ppoll: waits until one of several files is ready.
+
+use core::cell::Cell;
+use core::time::Duration;
+
+use granule_abi::file::{POLLERR, POLLHUP, POLLNVAL, PollFd};
+use granule_abi::limits::RLIMIT_NOFILE;
+use granule_arch::addr::VirtAddr;
+
+use super::signal::SET;
+use super::time::{now, read_timespec, write_timespec};
+use super::{Answer, Syscall, read_bytes, read_quads};
+use crate::bytes;
+use crate::chip::timer::Deadline;
+use crate::linux::errno::Errno;
+use crate::linux::file::open::FileRef;
+use crate::linux::process::signal::Set;
+use crate::sched::{PollNode, Woken, poll_until, relax};
+use crate::uaccess;
+
+/// Descriptors that are looked at before other threads may run.
+const BATCH: usize = 64;
+/// Where the result is in a `struct pollfd`.
+const FOUND: u64 = core::mem::offset_of!(PollFd, revents) as u64;
+
+/// One of the descriptors.
+struct Polled {
+    /// The open file; none where the number is negative or names none.
+    file: Option<FileRef>,
+    /// What is waited for.
+    wanted: u16,
+    /// What was found.
+    found: Cell<u16>,
+}
+
+impl Polled {
+    fn read(call: &Syscall<'_>, from: VirtAddr) -> Result<Self, Errno> {
+        let [a, b, c, d, wanted_low, wanted_high, ..] = read_bytes::<{ size_of::<PollFd>() }>(from)?;
+        let descriptor = i32::from_le_bytes([a, b, c, d]);
+        let wanted = u16::from_le_bytes([wanted_low, wanted_high]) | POLLERR | POLLHUP;
+        let (mut file, mut found) = (None, 0);
+        if let Ok(descriptor) = u32::try_from(descriptor) {
+            file = call.task.files().get(descriptor).filter(|file| !file.is_path());
+            found = if file.is_none() { POLLNVAL } else { 0 };
+        }
+        Ok(Self { file, wanted, found: Cell::new(found) })
+    }
+
+    /// Looks at the file; returns whether something is found.
+    fn look(&self) -> bool {
+        if let Some(file) = &self.file {
+            self.found.set(file.poll().events & self.wanted);
+        }
+        self.found.get() != 0
+    }
+}
+
+pub(super) fn ppoll(call: &mut Syscall<'_>) -> Answer {
+    let (limit, mask, size) = (call.address::<2>(), call.address::<3>(), call.argument::<4>());
+    let length = if limit.0 == 0 { None } else { Some(read_timespec(limit)?) };
+    let end = length.map(|length| now().saturating_add(length));
+    let before = if mask.0 == 0 { None } else { Some(exchange_mask(call, mask, size)?) };
+    let answer = poll(call, end);
+    match before {
+        // The signal is delivered with the call's mask.
+        Some(before) if answer == Err(Errno::ERESTARTNOHAND) => call.task.saved_mask.set(Some(before)),
+        Some(before) => call.task.set_blocked(before),
+        None => {}
+    }
+    let Some(end) = end.filter(|_| length != Some(0)) else { return answer };
+    let stored = write_timespec(limit, end.saturating_sub(now()));
+    // Without the time that is left the call is not repeated.
+    if stored.is_err() && answer == Err(Errno::ERESTARTNOHAND) { Err(Errno::EINTR) } else { answer }
+}
+
+/// Blocks the signals of a set in memory; returns those that were blocked.
+fn exchange_mask(call: &Syscall<'_>, mask: VirtAddr, size: u64) -> Result<Set, Errno> {
+    if size != SET {
+        return Err(Errno::EINVAL);
+    }
+    let [mask] = read_quads(mask)?;
+    let before = call.task.blocked();
+    call.task.set_blocked(Set(mask));
+    Ok(before)
+}
+
+/// Waits until then; returns at how many descriptors something was found.
+#[inline(never)]
+fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
+    let (array, count) = (call.address::<0>(), u64::from(call.argument::<1>() as u32));
+    if count > call.task.process().limits.soft(RLIMIT_NOFILE) {
+        return Err(Errno::EINVAL);
+    }
+    let place = |index: usize| VirtAddr(array.0.wrapping_add((index * size_of::<PollFd>()) as u64));
+    let polled = bytes::collected(count as usize, |index| {
+        pause(index);
+        Polled::read(call, place(index))
+    })?;
+    let found = wait(&polled, end)?;
+    for (index, polled) in polled.iter().enumerate() {
+        pause(index);
+        uaccess::copy_to_user(VirtAddr(place(index).0.wrapping_add(FOUND)), &polled.found.get().to_le_bytes())?;
+    }
+    Ok(found)
+}
+
+/// Lets other threads run between two batches.
+fn pause(index: usize) {
+    if index.is_multiple_of(BATCH) {
+        relax();
+    }
+}
+
+fn look(polled: &[Polled]) -> u64 {
+    let mut found = 0;
+    for (index, polled) in polled.iter().enumerate() {
+        pause(index);
+        found += u64::from(polled.look());
+    }
+    found
+}
+
+fn wait(polled: &[Polled], end: Option<u64>) -> Answer {
+    let mut found = look(polled);
+    if found != 0 {
+        return Ok(found);
+    }
+    // The files stay for as long as the nodes are in their queues, also where another thread closes a descriptor.
+    let mut queues = polled.iter().filter_map(|polled| polled.file.as_ref()?.poll().queue);
+    let count = queues.clone().count();
+    let mut nodes = bytes::collected(count, |_| queues.next().map(PollNode::new).ok_or(Errno::EBADF))?;
+    let until = end.map(|end| Deadline::after(Duration::from_nanos(end.saturating_sub(now()))));
+    let woken = poll_until(&mut nodes, until, &mut || {
+        found = look(polled);
+        found != 0
+    });
+    match woken {
+        Woken::ByAnother => Ok(found),
+        Woken::TimedOut => Ok(0),
+        Woken::Interrupted => Err(Errno::ERESTARTNOHAND),
+    }
+}

@@ -1,0 +1,154 @@
+//! Calls for files without contents of their own: pipe2, eventfd2, and what read and write do with pipes, event
+//! counters and the pages of a process.
+
+use granule_abi::file::{
+    EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, O_CLOEXEC, O_DIRECT, O_NONBLOCK, O_NOTIFICATION_PIPE, O_RDONLY, O_RDWR,
+    O_WRONLY,
+};
+use granule_abi::signal::SIGPIPE;
+
+use super::io::{UserBytes, most_files, send_self};
+use super::{Answer, Syscall};
+use crate::linux::errno::Errno;
+use crate::linux::file::event::EventCounter;
+use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
+use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
+use crate::linux::file::proc::Pagemap;
+use crate::uaccess;
+
+/// Bytes of a count.
+const COUNT: u64 = size_of::<u64>() as u64;
+
+/// As on Linux, nothing stays where a descriptor cannot be had or stored.
+pub(super) fn pipe2(call: &mut Syscall<'_>) -> Answer {
+    let (to, flags) = (call.address::<0>(), call.argument::<1>() as u32);
+    if flags & !(O_CLOEXEC | O_NONBLOCK | O_DIRECT | O_NOTIFICATION_PIPE) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    if flags & O_NOTIFICATION_PIPE != 0 {
+        return Err(Errno::ENOPKG);
+    }
+    let [reader, writer] = pipe::create()?;
+    let reader = OpenFile::new(Kind::Pipe(reader), O_RDONLY | flags & O_NONBLOCK)?;
+    let writer = OpenFile::new(Kind::Pipe(writer), O_WRONLY | flags & (O_NONBLOCK | O_DIRECT))?;
+    let closes = flags & O_CLOEXEC != 0;
+    let read = add(call, reader, closes)?;
+    let added = add(call, writer, closes).and_then(|write| {
+        let both = [read as u32, write as u32].map(u32::to_le_bytes);
+        let stored = uaccess::copy_to_user(to, both.as_flattened());
+        // A failure to close it has no meaning: another thread was quicker.
+        stored.inspect_err(|_| drop(call.task.files().close(write as u32)))?;
+        Ok(0)
+    });
+    added.inspect_err(|_| drop(call.task.files().close(read as u32)))
+}
+
+pub(super) fn eventfd2(call: &mut Syscall<'_>) -> Answer {
+    let (count, flags) = (call.argument::<0>() as u32, call.argument::<1>() as u32);
+    if flags & !(EFD_SEMAPHORE | EFD_CLOEXEC | EFD_NONBLOCK) != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let counter = EventCounter::new(count.into(), flags & EFD_SEMAPHORE != 0);
+    let file = OpenFile::new(Kind::Event(counter), O_RDWR | flags & EFD_NONBLOCK)?;
+    add(call, file, flags & EFD_CLOEXEC != 0)
+}
+
+fn add(call: &Syscall<'_>, file: FileRef, close_on_exec: bool) -> Answer {
+    call.task.files().add(file, 0, most_files(call), close_on_exec).map(u64::from)
+}
+
+fn access(file: &OpenFile, bytes: u64) -> PipeAccess {
+    PipeAccess { bytes, is_nonblocking: file.is_nonblocking(), is_packets: file.flags() & O_DIRECT != 0 }
+}
+
+#[inline(never)]
+pub(super) fn read_pipe(file: &OpenFile, end: &PipeEnd, bytes: u64, to: &mut UserBytes) -> Answer {
+    end.read(access(file, bytes), &mut |piece| to.store(piece))
+}
+
+#[inline(never)]
+pub(super) fn write_pipe(
+    call: &Syscall<'_>,
+    file: &OpenFile,
+    end: &PipeEnd,
+    bytes: u64,
+    from: &mut UserBytes,
+) -> Answer {
+    let (written, outcome) = end.write(access(file, bytes), &mut |piece| from.copy_up_to(piece));
+    if outcome == Err(Errno::EPIPE) {
+        send_self(call, SIGPIPE)?;
+    }
+    if written != 0 {
+        // What is missing is not this call's any more.
+        call.thread.take_shortage();
+        return Ok(written);
+    }
+    outcome.map(|()| 0)
+}
+
+/// Takes the count, which is lost where it cannot be stored, as on Linux.
+#[inline(never)]
+pub(super) fn read_event(file: &OpenFile, counter: &EventCounter, bytes: u64, to: &mut UserBytes) -> Answer {
+    if bytes < COUNT {
+        return Err(Errno::EINVAL);
+    }
+    let count = counter.read(file.is_nonblocking())?;
+    if to.store(&count.to_le_bytes()) as u64 == COUNT { Ok(COUNT) } else { Err(Errno::EFAULT) }
+}
+
+/// Each piece is a write of its own, as on Linux, and has the size of a count.
+#[inline(never)]
+pub(super) fn write_event(file: &OpenFile, counter: &EventCounter, bytes: u64, from: &mut UserBytes) -> Answer {
+    let mut done = 0;
+    let outcome = loop {
+        if let Err(error) = write_count(file, counter, bytes - done, from) {
+            break Err(error);
+        }
+        done += COUNT;
+        if done >= bytes {
+            break Ok(());
+        }
+    };
+    if done == 0 { outcome.map(|()| 0) } else { Ok(done) }
+}
+
+/// Adds the count that the next piece is; there are `left` bytes in all.
+fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut UserBytes) -> Result<(), Errno> {
+    if left < COUNT {
+        return Err(Errno::EINVAL);
+    }
+    from.advance()?;
+    if from.left != COUNT {
+        return Err(Errno::EINVAL);
+    }
+    let mut count = [0; COUNT as usize];
+    if from.copy_up_to(&mut count) < count.len() {
+        return Err(Errno::EFAULT);
+    }
+    counter.write(u64::from_le_bytes(count), file.is_nonblocking())
+}
+
+/// Reads words of pages from `position` on; returns how many bytes there were, and the position behind them. Each piece is
+/// a read of its own, as on Linux.
+#[inline(never)]
+pub(super) fn read_pages(pages: &Pagemap, position: u64, bytes: u64, to: &mut UserBytes) -> Result<(u64, u64), Errno> {
+    open::check_end(position, bytes)?;
+    let mut done = 0;
+    loop {
+        // Also where there are no bytes the position is checked.
+        let length = if done < bytes { to.advance().map(|()| to.left.min(bytes - done)) } else { Ok(0) };
+        let at = position.wrapping_add(done);
+        let read = length.and_then(|length| Ok((pages.read(at, length, &mut |piece| to.store(piece))?, length)));
+        match read {
+            Ok((read, length)) => {
+                done += read;
+                if read < length || done >= bytes {
+                    break;
+                }
+            }
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+        }
+    }
+    Ok((done, position.wrapping_add(done)))
+}
