@@ -195,6 +195,11 @@ fn pipes_counters_and_polls_answer_as_on_linux(t: &mut Test) {
     succeeds(t, "polls");
 }
 
+target_test!(processes_read_others_and_leave_marks_as_on_linux, needs("smp"), limit(60));
+fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
+    succeeds(t, "remote");
+}
+
 target_test!(memory_files_hold_and_lose_what_they_do_on_linux, limit(60));
 fn memory_files_hold_and_lose_what_they_do_on_linux(t: &mut Test) {
     succeeds(t, "memfd");

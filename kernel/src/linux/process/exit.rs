@@ -5,11 +5,11 @@
 use granule_abi::process::{WALL, WCLONE, WCONTINUED, WNOHANG, WNOTHREAD, WUNTRACED};
 use granule_arch::addr::VirtAddr;
 
-use super::futex;
 use super::state::Visit;
 use super::status::{Life, ProcessEnd};
 use super::task::Task;
 use super::tree::{Child, PROCESSES, Wanted};
+use super::{futex, robust};
 use crate::linux::errno::Errno;
 use crate::sched::{self, Thread, Work, park, relax};
 use crate::uaccess;
@@ -62,6 +62,7 @@ pub fn leave(task: &Task) -> ! {
 
 /// Wakes the waiters of the running thread, which is about to leave its space.
 pub fn leave_memory(task: &Task) {
+    robust::leave(task);
     let word = VirtAddr(task.clear_at_exit.take());
     // As on Linux (`mm_release`) nothing is stored if no other thread uses the space. A misaligned word, which is no
     // futex, is zeroed all the same.

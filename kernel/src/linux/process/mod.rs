@@ -8,7 +8,7 @@
 //! - `fault`, [`mod@signal`]: faults of programs, and their signals
 //! - [`limits`], `oom`: the limits of a process, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
-//! - `futex`: how its threads wait for each other
+//! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
 //! - [`start`], [`wait`], [`kill`], [`interrupt`], [`for_each`]: the kernel's own use of processes
 //!
 //! The system calls that all of this serves are in `crate::linux::syscall`.
@@ -36,6 +36,8 @@ pub mod limits;
 pub mod numbers;
 #[cfg(target_os = "none")]
 pub mod oom;
+#[cfg(target_os = "none")]
+mod robust;
 #[cfg(target_os = "none")]
 pub mod send;
 pub mod signal;

@@ -54,6 +54,8 @@ pub struct Task {
     pub stack: Cell<SigStack>,
     /// The word that is zeroed when the thread exits; 0 for none.
     pub clear_at_exit: Cell<u64>,
+    /// Where its list of robust futexes begins; 0 for none. Set by its own thread.
+    pub robust_list: AtomicU64,
     /// The call that a signal interrupted.
     pub restart: Cell<Option<Restart>>,
     /// The state for `restart_syscall`.
@@ -152,6 +154,7 @@ impl Task {
             saved_mask: Cell::new(None),
             stack: Cell::new(SigStack::NONE),
             clear_at_exit: Cell::new(0),
+            robust_list: AtomicU64::new(0),
             restart: Cell::new(None),
             continuation: Cell::new(None),
             place: Cell::new(None),

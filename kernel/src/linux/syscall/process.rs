@@ -1,16 +1,18 @@
 //! Calls for processes and threads.
 
 use alloc::vec::Vec;
+use core::sync::atomic::Ordering;
 use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
     FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK, PR_MTE_TAG_SHIFT,
     PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE,
+    RobustListHead,
 };
 use granule_arch::addr::VirtAddr;
 
-use super::{Answer, Syscall, read_quads, time};
+use super::{Answer, Syscall, read_quads, time, write_quads};
 use crate::chip::timer::Deadline;
 use crate::linux::errno::Errno;
 use crate::linux::process::futex::{Scope, Wait};
@@ -19,10 +21,11 @@ use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
+use crate::linux::process::tree::PROCESSES;
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
 use crate::sched::{self, TagChecks, TagFaults, Thread};
-use crate::smp::this_cpu;
+use crate::smp::{self, this_cpu};
 use crate::uaccess;
 use crate::{bytes, kernel};
 
@@ -60,6 +63,45 @@ pub(super) fn exit_group(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn set_tid_address(call: &mut Syscall<'_>) -> Answer {
     call.task.clear_at_exit.set(call.argument::<0>());
     gettid(call)
+}
+
+/// The list is walked when the thread leaves its space: [`crate::linux::process::robust`].
+pub(super) fn set_robust_list(call: &mut Syscall<'_>) -> Answer {
+    if call.argument::<1>() != size_of::<RobustListHead>() as u64 {
+        return Err(Errno::EINVAL);
+    }
+    call.task.robust_list.store(call.argument::<0>(), Ordering::Relaxed);
+    Ok(0)
+}
+
+pub(super) fn get_robust_list(call: &mut Syscall<'_>) -> Answer {
+    let head = with_thread(call, |task| task.robust_list.load(Ordering::Relaxed))?;
+    write_quads(call.address::<2>(), [size_of::<RobustListHead>() as u64])?;
+    write_quads(call.address::<1>(), [head]).map(|()| 0)
+}
+
+/// Calls `look` with the thread that the first argument is the number of; 0 for the caller's own.
+fn with_thread<T>(call: &Syscall<'_>, look: impl Fn(&Task) -> T) -> Result<T, Errno> {
+    match call.argument::<0>() as i32 {
+        0 => Ok(look(call.task)),
+        id => {
+            let tree = PROCESSES.lock();
+            u32::try_from(id).ok().and_then(|id| tree.find_task(id)).map(look).ok_or(Errno::ESRCH)
+        }
+    }
+}
+
+/// Every thread may run on every CPU.
+pub(super) fn sched_getaffinity(call: &mut Syscall<'_>) -> Answer {
+    let bytes = call.argument::<1>() as u32;
+    let set = smp::online().iter().fold(0_u64, |set, cpu| set | 1 << (cpu.0 % 64));
+    // As on Linux, the number of bits wraps.
+    if bytes.wrapping_mul(8) < u64::BITS - set.leading_zeros() || !bytes.is_multiple_of(8) {
+        return Err(Errno::EINVAL);
+    }
+    with_thread(call, |_| ())?;
+    write_quads(call.address::<2>(), [set])?;
+    Ok(size_of::<u64>() as u64)
 }
 
 pub(super) fn clone(call: &mut Syscall<'_>) -> Answer {

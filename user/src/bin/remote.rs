@@ -1,0 +1,656 @@
+//! What a process reads and changes of others, and shows of itself: process_vm_readv and process_vm_writev,
+//! `/proc/PID/pagemap`, the robust futexes that a thread leaves, and small calls of C libraries.
+//!
+//! Each answer is Linux's.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::ffi::CStr;
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::file::{
+    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, FIONREAD, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, S_IFDIR,
+    S_IFMT, S_IFREG, SEEK_CUR, SEEK_END, SEEK_SET, Stat,
+};
+use granule_user::abi::memory::{
+    MADV_DONTNEED, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_SHARED, PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE,
+    PM_PFRAME, PM_PRESENT, PM_SWAP, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{
+    CLOSE, FSTAT, FSYNC, GET_ROBUST_LIST, IOCTL, LSEEK, MEMFD_CREATE, MMAP, NEWFSTATAT, OPENAT, PREAD64,
+    PROCESS_VM_READV, PROCESS_VM_WRITEV, PWRITE64, READ, READLINKAT, READV, SCHED_GETAFFINITY, SET_ROBUST_LIST, WRITE,
+};
+use granule_user::abi::process::{AT_EXECFN, FUTEX_OWNER_DIED, FUTEX_WAITERS, IoVec, RobustListHead, exited};
+use granule_user::answers::{apart, equal, holds, status, wrong};
+use granule_user::memory::{PAGE, madvise, map, mmap, mprotect};
+use granule_user::thread::{Thread, futex_wait};
+use granule_user::{Errno, Start, entry, own, process, time};
+
+entry!(run);
+own!(call);
+
+/// Nothing is mapped here.
+const NOWHERE: u64 = 0x1000;
+/// The kernel's half.
+const KERNEL: u64 = 0xffff_8000_8000_0000;
+/// The end of a process's addresses.
+const END: u64 = 1 << 48;
+const RW: u64 = PROT_READ | PROT_WRITE;
+const HERE: u64 = AT_FDCWD as u64;
+
+fn run(start: Start) -> u8 {
+    own_memory();
+    refusals();
+    lists();
+    protections();
+    another_process();
+    large();
+    pagemap_of_pages();
+    pagemap_of_objects();
+    pagemap_as_a_file();
+    pagemap_of_others();
+    names(start.auxiliary(AT_EXECFN).expect("a path") as *const _);
+    robust_lists();
+    affinity();
+    status("remote")
+}
+
+fn vm(read: bool, id: u64, own: &[IoVec], other: &[IoVec], flags: u64) -> Result<u64, Errno> {
+    let number = if read { PROCESS_VM_READV } else { PROCESS_VM_WRITEV };
+    let (own, other) = ((own.as_ptr() as u64, own.len() as u64), (other.as_ptr() as u64, other.len() as u64));
+    call(number, [id, own.0, own.1, other.0, other.1, flags])
+}
+
+fn me() -> u64 {
+    process::id().into()
+}
+
+fn piece(base: u64, length: u64) -> IoVec {
+    IoVec { base, length }
+}
+
+fn put(at: u64, bytes: &[u8]) {
+    for (index, byte) in bytes.iter().enumerate() {
+        // SAFETY: the program's own, without references to it.
+        unsafe { ((at + index as u64) as *mut u8).write_volatile(*byte) };
+    }
+}
+
+fn get<const N: usize>(at: u64) -> [u8; N] {
+    // SAFETY: as above.
+    core::array::from_fn(|index| unsafe { ((at + index as u64) as *const u8).read_volatile() })
+}
+
+fn closed(at: u64, pages: u64, protection: u64) {
+    // SAFETY: the program's own, without references to it.
+    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
+}
+
+fn advise(at: u64, advice: u64) -> Result<(), Errno> {
+    // SAFETY: as above.
+    unsafe { madvise(at, PAGE, advice) }
+}
+
+fn own_memory() {
+    let memory = map(4 * PAGE, RW).expect("memory");
+    put(memory, b"from here");
+    let to = memory + 2 * PAGE;
+    equal("a process reads itself", vm(true, me(), &[piece(to, 9)], &[piece(memory, 9)], 0), Ok(9));
+    equal("what is there", get(to), *b"from here");
+    put(memory, b"and there");
+    equal("and writes", vm(false, me(), &[piece(memory, 9)], &[piece(to, 9)], 0), Ok(9));
+    equal("what was there", get(to), *b"and there");
+    let thread = u64::from(process::thread_id());
+    equal("by a thread's number", vm(true, thread, &[piece(to, 1)], &[piece(memory, 1)], 0), Ok(1));
+    // A page that was never there.
+    equal("zeros", vm(true, me(), &[piece(to, 9)], &[piece(memory + PAGE, 9)], 0), Ok(9));
+    equal("are there", get(to), [0; 9]);
+    let at = memory + 3 * PAGE;
+    equal("a page comes by a write", vm(false, me(), &[piece(memory, 3)], &[piece(at, 3)], 0), Ok(3));
+    equal("with it", get(at), *b"and");
+}
+
+fn refusals() {
+    let memory = map(2 * PAGE, RW).expect("memory");
+    let (here, there) = (piece(memory, 4), piece(memory + PAGE, 4));
+    for read in [true, false] {
+        let vm = |id, own: &[IoVec], other: &[IoVec], flags| vm(read, id, own, other, flags);
+        equal("flags first", call(PROCESS_VM_READV, [me(), NOWHERE, 9999, NOWHERE, 9999, 1]), Err(Errno::EINVAL));
+        equal("flags", vm(me(), &[here], &[there], 1 << 40), Err(Errno::EINVAL));
+        equal("nothing here", vm(0, &[], &[there], 0), Ok(0));
+        equal("no bytes here", vm(0, &[piece(memory, 0)], &[there], 0), Ok(0));
+        equal("nothing there", vm(0, &[here], &[], 0), Ok(0));
+        equal("no bytes there", vm(0, &[here], &[piece(NOWHERE, 0)], 0), Ok(0));
+        for id in [0, u64::MAX, 999_999, 1 << 31] {
+            equal(("no process", id), vm(id, &[here], &[there], 0), Err(Errno::ESRCH));
+        }
+        equal("numbers have 32 bits", vm(me() | 1 << 32, &[here], &[there], 0), Ok(4));
+        equal("a bad place here", vm(me(), &[piece(NOWHERE, 4)], &[there], 0), Err(Errno::EFAULT));
+        equal("a place of the kernel here", vm(0, &[piece(KERNEL, 4)], &[there], 0), Err(Errno::EFAULT));
+        equal("a bad place there", vm(me(), &[here], &[piece(NOWHERE, 4)], 0), Err(Errno::EFAULT));
+        equal("a place of the kernel there", vm(me(), &[here], &[piece(KERNEL, 4)], 0), Err(Errno::EFAULT));
+        equal("the last address there", vm(me(), &[here], &[piece(END - 2, 4)], 0), Err(Errno::EFAULT));
+        equal("a negative length here", vm(0, &[piece(memory, 1 << 63)], &[there], 0), Err(Errno::EINVAL));
+        equal("a negative length there", vm(0, &[here], &[piece(memory, 1 << 63)], 0), Err(Errno::EINVAL));
+    }
+    let at = &raw const here as u64;
+    let vm = |own: [u64; 2], other: [u64; 2]| call(PROCESS_VM_READV, [0, own[0], own[1], other[0], other[1], 0]);
+    equal("too many here", vm([at, 1025], [NOWHERE, 1]), Err(Errno::EINVAL));
+    equal("too many there", vm([at, 1], [NOWHERE, 1025]), Err(Errno::EINVAL));
+    equal("a list from nowhere here", vm([NOWHERE, 1], [NOWHERE, 1]), Err(Errno::EFAULT));
+    equal("a list from nowhere there", vm([at, 1], [NOWHERE, 1]), Err(Errno::EFAULT));
+    equal("a count of 32 bits here", vm([at, 1 << 32], [NOWHERE, 9999]), Ok(0));
+    equal("of 64 bits there", vm([at, 1], [at, 1 << 32]), Err(Errno::EINVAL));
+}
+
+fn lists() {
+    let memory = map(4 * PAGE, RW).expect("memory");
+    let there = memory + PAGE;
+    put(there, b"abcdefghij");
+    let own = [piece(memory, 3), piece(NOWHERE, 0), piece(memory + 100, 4)];
+    let other = [piece(there, 1), piece(there + 2, 5), piece(there + 9, 1)];
+    equal("lists", vm(true, me(), &own, &other, 0), Ok(7));
+    equal("in order", (get(memory), get(memory + 100)), (*b"acd", *b"efgj"));
+    let own = [piece(memory, 3)];
+    equal("as much as there is here", vm(true, me(), &own, &other, 0), Ok(3));
+    equal("as much as there is there", vm(true, me(), &[piece(memory, 100)], &other, 0), Ok(7));
+    equal("a bad piece is not reached", vm(true, me(), &own, &[other[0], other[1], piece(NOWHERE, 9)], 0), Ok(3));
+    let own = [piece(memory, 100)];
+    equal("a bad piece ends it", vm(true, me(), &own, &[other[0], piece(NOWHERE, 9), other[1]], 0), Ok(1));
+    equal("also of the kernel", vm(true, me(), &own, &[other[0], piece(KERNEL, 9), other[1]], 0), Ok(1));
+    closed(memory + 2 * PAGE, 1, PROT_NONE);
+    let over = [piece(memory + 2 * PAGE - 10, 20)];
+    equal("a bad page there", vm(true, me(), &own, &over, 0), Ok(10));
+    equal("a bad page here", vm(true, me(), &over, &[piece(memory, 50)], 0), Ok(10));
+    equal("a bad page there", vm(false, me(), &own, &over, 0), Ok(10));
+    equal("a bad page here", vm(false, me(), &over, &[piece(memory, 50)], 0), Ok(10));
+    equal(
+        "two pages, of which the second is bad",
+        vm(true, me(), &[piece(memory, 4000)], &[piece(there + 10, 5000)], 0),
+        Ok(4000),
+    );
+}
+
+fn protections() {
+    let memory = map(3 * PAGE, RW).expect("memory");
+    let there = memory + PAGE;
+    put(there, b"kept");
+    closed(there, 1, PROT_READ);
+    let (own, other) = ([piece(memory, 4)], [piece(there, 4)]);
+    equal("read-only memory is read", vm(true, me(), &own, &other, 0), Ok(4));
+    equal("and not written", vm(false, me(), &own, &other, 0), Err(Errno::EFAULT));
+    closed(there, 1, PROT_NONE);
+    equal("closed memory is not read", vm(true, me(), &own, &other, 0), Err(Errno::EFAULT));
+    equal("nor written", vm(false, me(), &own, &other, 0), Err(Errno::EFAULT));
+    closed(there, 1, RW);
+    equal("it is as it was", get(there), *b"kept");
+    equal("a guard", advise(there, MADV_GUARD_INSTALL), Ok(()));
+    equal("is not read", vm(true, me(), &own, &other, 0), Err(Errno::EFAULT));
+    let file = call(MEMFD_CREATE, [c"short".as_ptr() as u64, 0]).expect("a file");
+    let short = call(MMAP, [0, PAGE, RW, MAP_SHARED, file, 0]).expect("a mapping");
+    equal("behind the end of a file", vm(true, me(), &own, &[piece(short, 4)], 0), Err(Errno::EFAULT));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+}
+
+static WORD: AtomicU32 = AtomicU32::new(0);
+
+fn shared(pages: u64) -> u64 {
+    // SAFETY: not at a fixed address.
+    unsafe { mmap(0, pages * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("shared memory")
+}
+
+/// A word that this process and its children see.
+fn word(at: u64) -> &'static AtomicU32 {
+    // SAFETY: mapped until the end, and aligned.
+    unsafe { &*(at as *const AtomicU32) }
+}
+
+/// Waits until a word has a value.
+fn wait_for(word: &AtomicU32, value: u32) {
+    while word.load(Ordering::Acquire) != value {
+        let _ = time::sleep(1_000_000);
+    }
+}
+
+fn another_process() {
+    let signal = shared(1);
+    let memory = map(2 * PAGE, RW).expect("memory");
+    put(memory, b"parent's");
+    let child = process::spawn(|| {
+        put(memory, b"child's ");
+        word(signal).store(1, Ordering::Release);
+        wait_for(word(signal), 2);
+        equal("what the parent wrote", get(memory), *b"written!");
+        equal("also where nothing was", get(memory + PAGE), *b"written!");
+        wrong()
+    });
+    let child = child.expect("a child");
+    wait_for(word(signal), 1);
+    let to = map(PAGE, RW).expect("memory");
+    equal("a child is read", vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0), Ok(8));
+    equal("what it has", (get(to), get(memory)), (*b"child's ", *b"parent's"));
+    put(to, b"written!");
+    for at in [memory, memory + PAGE] {
+        equal("it is written", vm(false, child.into(), &[piece(to, 8)], &[piece(at, 8)], 0), Ok(8));
+    }
+    equal("the own page is as before", get(memory), *b"parent's");
+    word(signal).store(2, Ordering::Release);
+    // It ends, and is not collected yet.
+    while vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0) != Err(Errno::ESRCH) {
+        let _ = time::sleep(1_000_000);
+    }
+    equal("how it ended", process::wait(child), exited(0));
+    equal("it is gone", vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0), Err(Errno::ESRCH));
+}
+
+fn large() {
+    const BYTES: u64 = 3 << 20;
+    let memory = map(2 * BYTES, RW).expect("memory");
+    for page in 0..BYTES / PAGE {
+        put(memory + page * PAGE + page % PAGE, &[page as u8 | 1]);
+    }
+    let to = memory + BYTES;
+    equal("much", vm(true, me(), &[piece(to + 5, BYTES - 5)], &[piece(memory + 5, BYTES - 5)], 0), Ok(BYTES - 5));
+    let differ = (1..BYTES / PAGE).filter(|page| get::<1>(to + page * PAGE + page % PAGE) != [*page as u8 | 1]).count();
+    equal("all of it", differ, 0);
+}
+
+fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
+    call(OPENAT, [HERE, path.as_ptr() as u64, flags.into()])
+}
+
+fn read_at(file: u64, words: &mut [u64], position: u64) -> Result<u64, Errno> {
+    call(PREAD64, [file, words.as_mut_ptr() as u64, 8 * words.len() as u64, position])
+}
+
+fn pagemap() -> u64 {
+    open(c"/proc/self/pagemap", O_RDONLY).expect("/proc/self/pagemap")
+}
+
+/// The words of pages.
+fn shown<const N: usize>(file: u64, at: u64) -> [u64; N] {
+    let mut words = [0; N];
+    equal("pread", read_at(file, &mut words, at / PAGE * 8), Ok(8 * N as u64));
+    words
+}
+
+/// Without the frame's number.
+fn flags(words: impl IntoIterator<Item = u64>) -> [u64; 4] {
+    let mut words = words.into_iter().map(|word| word & !PM_PFRAME);
+    core::array::from_fn(|_| words.next().unwrap_or(0))
+}
+
+const OWN: u64 = PM_PRESENT | PM_MMAP_EXCLUSIVE;
+
+fn pagemap_of_pages() {
+    let file = pagemap();
+    let memory = map(4 * PAGE, RW).expect("memory");
+    equal("nothing yet", shown(file, memory), [0; 4]);
+    put(memory, b"x");
+    put(memory + 2 * PAGE, b"x");
+    let words = shown::<4>(file, memory);
+    equal("pages of its own", flags(words), [OWN, 0, OWN, 0]);
+    let frames = words.map(|word| word & PM_PFRAME);
+    holds("frames have numbers", frames[0] != 0 && frames[2] != 0 && frames[0] != frames[2]);
+    equal("what is empty is 0", (words[1], words[3]), (0, 0));
+    let _: [u8; 1] = get(memory + PAGE);
+    equal("zeros have no owner", flags(shown::<4>(file, memory)), [OWN, PM_PRESENT, OWN, 0]);
+    closed(memory, 1, PROT_NONE);
+    equal("closed pages are there", flags(shown::<1>(file, memory)), [OWN, 0, 0, 0]);
+    closed(memory, 1, RW);
+    apart(|| {
+        let own = pagemap();
+        equal("a fork shares", flags(shown::<1>(own, memory)), [PM_PRESENT, 0, 0, 0]);
+        equal("the same frame", shown::<1>(own, memory)[0] & PM_PFRAME, frames[0]);
+        put(memory, b"y");
+        equal("until a store", flags(shown::<1>(own, memory)), [OWN, 0, 0, 0]);
+        holds("another frame", shown::<1>(own, memory)[0] & PM_PFRAME != frames[0]);
+        equal("a file that was opened before is the parent's", shown::<1>(file, memory)[0] & PM_PFRAME, frames[0]);
+    });
+    equal("its own again", flags(shown::<1>(file, memory)), [OWN, 0, 0, 0]);
+    equal("discarded", advise(memory, MADV_DONTNEED), Ok(()));
+    equal("it is gone", shown(file, memory), [0]);
+    equal("a guard", advise(memory, MADV_GUARD_INSTALL), Ok(()));
+    // The type of a marker, and which one.
+    equal("is shown as one", shown(file, memory), [PM_SWAP | PM_GUARD_REGION | 4 << 5 | 31]);
+    equal("closed", call(CLOSE, [file]), Ok(0));
+}
+
+fn pagemap_of_objects() {
+    let file = pagemap();
+    let memory = shared(3);
+    put(memory, b"x");
+    equal("shared memory", flags(shown::<3>(file, memory)), [OWN | PM_FILE, 0, 0, 0]);
+    apart(|| {
+        let own = pagemap();
+        equal("a child has no entry yet", shown(own, memory), [0; 3]);
+        let _: [u8; 1] = get(memory);
+        equal("then both have", flags(shown::<1>(own, memory)), [PM_PRESENT | PM_FILE, 0, 0, 0]);
+    });
+    equal("its own again", flags(shown::<1>(file, memory)), [OWN | PM_FILE, 0, 0, 0]);
+    let memfd = call(MEMFD_CREATE, [c"pages".as_ptr() as u64, 0]).expect("a file");
+    equal("two pages", call(PWRITE64, [memfd, c"x".as_ptr() as u64, 1, PAGE]), Ok(1));
+    let at = call(MMAP, [0, 2 * PAGE, RW, 2, memfd, 0]).expect("a private mapping");
+    let _: [u8; 1] = get(at + PAGE);
+    equal("a file's page", flags(shown::<2>(file, at))[1] & (PM_PRESENT | PM_FILE), PM_PRESENT | PM_FILE);
+    put(at + PAGE, b"y");
+    equal("a copy is its own", flags(shown::<2>(file, at))[1], OWN);
+    equal("closed", call(CLOSE, [memfd]), Ok(0));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+}
+
+fn pagemap_as_a_file() {
+    let file = pagemap();
+    let memory = map(PAGE, RW).expect("memory");
+    put(memory, b"x");
+    let place = memory / PAGE * 8;
+    let mut words = [7_u64; 4];
+    let at = words.as_mut_ptr() as u64;
+    for bytes in [1, 7, 9, 15] {
+        equal(("not whole words", bytes), call(PREAD64, [file, at, bytes, place]), Err(Errno::EINVAL));
+        equal(("not at a word", bytes), call(PREAD64, [file, at, 8, place + bytes]), Err(Errno::EINVAL));
+        equal(("not at a word, nothing", bytes), call(PREAD64, [file, at, 0, place + bytes]), Err(Errno::EINVAL));
+    }
+    equal("nothing", call(PREAD64, [file, at, 0, place]), Ok(0));
+    equal("to nowhere", call(PREAD64, [file, NOWHERE, 8, place]), Err(Errno::EFAULT));
+    equal("to the kernel", call(PREAD64, [file, KERNEL, 8, place]), Err(Errno::EFAULT));
+    equal("behind the end, to nowhere", call(PREAD64, [file, NOWHERE, 8, END / PAGE * 8]), Ok(0));
+    equal("before the start", call(PREAD64, [file, at, 8, -8_i64 as u64]), Err(Errno::EINVAL));
+    let end = END / PAGE * 8;
+    equal("up to the end", call(PREAD64, [file, at, 32, end - 16]), Ok(16));
+    equal("where nothing is", words[..2].as_ref(), [0, 0].as_slice());
+    equal("the end", call(PREAD64, [file, at, 32, end]), Ok(0));
+    equal("behind it", call(PREAD64, [file, at, 32, end + 8]), Ok(0));
+    equal("far behind it", call(PREAD64, [file, at, 32, i64::MAX as u64 & !7]), Err(Errno::EINVAL));
+    equal("page 0", call(PREAD64, [file, at, 8, 0]), Ok(8));
+    equal("lseek", call(LSEEK, [file, place, SEEK_SET.into()]), Ok(place));
+    equal("read", call(READ, [file, at, 8]), Ok(8));
+    equal("the page", words[0] & !PM_PFRAME, OWN);
+    equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place + 8));
+    equal("back", call(LSEEK, [file, -8_i64 as u64, SEEK_CUR.into()]), Ok(place));
+    equal("a part of a word", call(READ, [file, at, 12]), Err(Errno::EINVAL));
+    equal("to nowhere", call(READ, [file, NOWHERE, 8]), Err(Errno::EFAULT));
+    equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place));
+    let list = [piece(at, 8), piece(at + 8, 16), piece(at + 24, 4)];
+    equal("readv", call(READV, [file, list.as_ptr() as u64, 3]), Ok(24));
+    equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place + 24));
+    equal("from the end", call(LSEEK, [file, 0, SEEK_END.into()]), Err(Errno::EINVAL));
+    equal("anywhere", call(LSEEK, [file, 3, SEEK_SET.into()]), Ok(3));
+    equal("but not to read", call(READ, [file, at, 8]), Err(Errno::EINVAL));
+    equal("write", call(WRITE, [file, at, 8]), Err(Errno::EBADF));
+    equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]), Err(Errno::ENODEV));
+    equal("fsync", call(FSYNC, [file]), Err(Errno::EINVAL));
+    let mut left = 0_u32;
+    equal("lseek", call(LSEEK, [file, 16, SEEK_SET.into()]), Ok(16));
+    equal("FIONREAD", call(IOCTL, [file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
+    equal("has none", left, -16_i32 as u32);
+    let mut stat = Stat::default();
+    equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
+    equal("what it is", (stat.st_mode, stat.st_size, stat.st_nlink), (S_IFREG | 0o400, 0, 1));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+    let file = open(c"/proc/self/pagemap", O_RDWR).expect("also for writing");
+    equal("but not to write", call(WRITE, [file, at, 8]), Err(Errno::EINVAL));
+    equal("nor at a place", call(PWRITE64, [file, at, 8, 0]), Err(Errno::EINVAL));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+    let file = open(c"/proc/self/pagemap", O_WRONLY).expect("for writing alone");
+    equal("it is not read", call(READ, [file, at, 8]), Err(Errno::EBADF));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+    equal("no directory", open(c"/proc/self/pagemap", O_DIRECTORY), Err(Errno::ENOTDIR));
+    equal("nothing below it", open(c"/proc/self/pagemap/x", O_RDONLY), Err(Errno::ENOTDIR));
+    equal("no such file", open(c"/proc/self/nothing", O_RDONLY), Err(Errno::ENOENT));
+    equal("no such process", open(c"/proc/999999/pagemap", O_RDONLY), Err(Errno::ENOENT));
+    equal("no number", open(c"/proc/01/pagemap", O_RDONLY), Err(Errno::ENOENT));
+    let root = open(c"/proc", O_PATH).expect("/proc");
+    let relative = call(OPENAT, [root, c"self/pagemap".as_ptr() as u64, O_RDONLY.into()]).expect("from there");
+    equal("a word", read_at(relative, &mut words[..1], place), Ok(8));
+    equal("the page", words[0] & !PM_PFRAME, OWN);
+    equal("closed", call(CLOSE, [root]).and(call(CLOSE, [relative])), Ok(0));
+}
+
+/// `/proc/NUMBER/pagemap`.
+fn path_of(number: u32) -> [u8; 32] {
+    let mut path = [0; 32];
+    let mut digits = [0; 10];
+    let (mut rest, mut count) = (number, 0);
+    while rest != 0 || count == 0 {
+        digits[count] = b'0' + (rest % 10) as u8;
+        (rest, count) = (rest / 10, count + 1);
+    }
+    let name = digits[..count].iter().rev();
+    let bytes = b"/proc/".iter().chain(name).chain(b"/pagemap");
+    path.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+    path
+}
+
+fn pagemap_of_others() {
+    let signal = shared(1);
+    let memory = map(2 * PAGE, RW).expect("memory");
+    put(memory, b"x");
+    let child = process::spawn(|| {
+        put(memory + PAGE, b"y");
+        word(signal).store(1, Ordering::Release);
+        wait_for(word(signal), 2);
+        0
+    });
+    let child = child.expect("a child");
+    wait_for(word(signal), 1);
+    let path = path_of(child);
+    let path = CStr::from_bytes_until_nul(&path).expect("a path");
+    let file = open(path, O_RDONLY).expect("a child's pages");
+    equal("of both", flags(shown::<2>(file, memory)), [PM_PRESENT, OWN, 0, 0]);
+    word(signal).store(2, Ordering::Release);
+    let mut words = [0; 2];
+    while read_at(file, &mut words, memory / PAGE * 8) != Ok(0) {
+        let _ = time::sleep(1_000_000);
+    }
+    equal("of a process that has ended nothing is read, wherever", read_at(file, &mut words, 3), Ok(0));
+    equal("nor opened", open(path, O_RDONLY), Err(Errno::ESRCH));
+    equal("how it ended", process::wait(child), exited(0));
+    equal("it is gone", open(path, O_RDONLY), Err(Errno::ENOENT));
+    equal("the file stays", read_at(file, &mut words, 0), Ok(0));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+}
+
+fn stat_at(directory: u64, path: &CStr, flags: u32) -> Result<Stat, Errno> {
+    let mut stat = Stat::default();
+    let arguments = [directory, path.as_ptr() as u64, &raw mut stat as u64, flags.into()];
+    call(NEWFSTATAT, arguments).map(|_| stat)
+}
+
+fn names(path: *const core::ffi::c_char) {
+    // SAFETY: the kernel put it there, and nothing changes it.
+    let path = unsafe { CStr::from_ptr(path) };
+    let file = open(path, O_RDONLY).expect("the program");
+    let mut stat = Stat::default();
+    equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
+    for flags in [0, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, 0x800, 0x4000] {
+        equal(("newfstatat", flags), stat_at(HERE, path, flags), Ok(stat));
+    }
+    equal("no path", stat_at(file, c"", AT_EMPTY_PATH), Ok(stat));
+    equal("no path, other flags", stat_at(file, c"", AT_EMPTY_PATH | 1), Ok(stat));
+    let at = &raw mut stat as u64;
+    equal("no path at all", call(NEWFSTATAT, [file, 0, at, AT_EMPTY_PATH.into()]), Ok(0));
+    equal("no path at all, no flag", call(NEWFSTATAT, [file, 0, at, 0]), Err(Errno::EFAULT));
+    equal("an empty path", stat_at(file, c"", 0), Err(Errno::ENOENT));
+    equal("an empty path, no descriptor", stat_at(999, c"", AT_EMPTY_PATH), Err(Errno::EBADF));
+    let root = stat_at(HERE, c"/", 0).expect("the root");
+    equal("a directory", root.st_mode & S_IFMT, S_IFDIR);
+    equal("an absolute path, no directory", stat_at(999, c"/", 0), Ok(root));
+    equal("here", stat_at(HERE, c"", AT_EMPTY_PATH).map(|stat| stat.st_ino), Ok(root.st_ino));
+    for flags in [1, 2, 0x10, 0x200, 0x400, 0x1_0000, 0x8000_0000] {
+        equal(("a flag that is none", flags), stat_at(HERE, path, flags), Err(Errno::EINVAL));
+    }
+    equal("no such file", stat_at(HERE, c"/nosuch", 0), Err(Errno::ENOENT));
+    equal("below a file", stat_at(file, c"x", 0), Err(Errno::ENOTDIR));
+    equal("no directory", stat_at(999, c"x", 0), Err(Errno::EBADF));
+    equal("to nowhere", call(NEWFSTATAT, [HERE, path.as_ptr() as u64, NOWHERE, 0]), Err(Errno::EFAULT));
+    equal("from nowhere", call(NEWFSTATAT, [HERE, NOWHERE, at, 0]), Err(Errno::EFAULT));
+    equal("/proc", stat_at(HERE, c"/proc", 0).map(|stat| stat.st_mode), Ok(S_IFDIR | 0o555));
+    equal("a file of /proc", stat_at(HERE, c"/proc/self/pagemap", 0).map(|stat| stat.st_mode), Ok(S_IFREG | 0o400));
+    let mut buffer = [0; 64];
+    let to = buffer.as_mut_ptr() as u64;
+    let link = |directory, path: &CStr, room: u64| call(READLINKAT, [directory, path.as_ptr() as u64, to, room]);
+    equal("no link", link(HERE, path, 64), Err(Errno::EINVAL));
+    equal("no such link", link(HERE, c"/nosuch", 64), Err(Errno::ENOENT));
+    equal("no room", link(HERE, c"/nosuch", 0), Err(Errno::EINVAL));
+    equal("negative room", link(HERE, c"/nosuch", u64::MAX), Err(Errno::EINVAL));
+    equal("no path", link(HERE, c"", 64), Err(Errno::ENOENT));
+    equal("from nowhere", call(READLINKAT, [HERE, NOWHERE, to, 64]), Err(Errno::EFAULT));
+    equal("closed", call(CLOSE, [file]), Ok(0));
+}
+
+/// An entry of a list of robust futexes, as a C library has it in a mutex.
+#[repr(C)]
+struct Futex {
+    next: AtomicU64,
+    word: AtomicU32,
+}
+
+const OFFSET: i64 = core::mem::offset_of!(Futex, word) as i64;
+
+impl Futex {
+    const fn new() -> Self {
+        Self { next: AtomicU64::new(0), word: AtomicU32::new(0) }
+    }
+
+    fn at(&self) -> u64 {
+        core::ptr::from_ref(self) as u64
+    }
+}
+
+static FUTEXES: [Futex; 5] = [const { Futex::new() }; 5];
+
+/// A head in static memory, since a thread's stack is unmapped.
+struct Head([AtomicU64; 3]);
+static HEAD: Head = Head([const { AtomicU64::new(0) }; 3]);
+
+fn set_head(next: u64, pending: u64) -> u64 {
+    let head = &raw const HEAD as u64;
+    let words = [if next == 0 { head } else { next }, OFFSET as u64, pending];
+    HEAD.0.iter().zip(words).for_each(|(place, word)| place.store(word, Ordering::Relaxed));
+    head
+}
+
+fn robust_lists() {
+    const BYTES: u64 = size_of::<RobustListHead>() as u64;
+    for bytes in [0, BYTES - 1, BYTES + 1, 12] {
+        equal(("not its size", bytes), call(SET_ROBUST_LIST, [NOWHERE, bytes]), Err(Errno::EINVAL));
+    }
+    equal("anything", call(SET_ROBUST_LIST, [KERNEL, BYTES]), Ok(0));
+    let (mut head, mut bytes) = (1_u64, 2_u64);
+    let (head_at, bytes_at) = (&raw mut head as u64, &raw mut bytes as u64);
+    equal("get_robust_list", call(GET_ROBUST_LIST, [0, head_at, bytes_at]), Ok(0));
+    equal("has it", (head, bytes), (KERNEL, BYTES));
+    equal("by its number", call(GET_ROBUST_LIST, [me(), head_at, bytes_at]), Ok(0));
+    equal("no thread", call(GET_ROBUST_LIST, [999_999, head_at, bytes_at]), Err(Errno::ESRCH));
+    equal("to nowhere", call(GET_ROBUST_LIST, [0, NOWHERE, bytes_at]), Err(Errno::EFAULT));
+    equal("to nowhere", call(GET_ROBUST_LIST, [0, head_at, NOWHERE]), Err(Errno::EFAULT));
+    equal("none", call(SET_ROBUST_LIST, [0, BYTES]), Ok(0));
+    apart(|| {
+        // A child has none.
+        equal("get_robust_list", call(GET_ROBUST_LIST, [0, head_at, bytes_at]), Ok(0));
+        equal("has none", head, 0);
+    });
+
+    // Four of five, of which one is another's, one has sleepers, and the last is the one that is added just now.
+    let [first, second, third, pending, other] = &FUTEXES;
+    first.next.store(second.at(), Ordering::Relaxed);
+    second.next.store(third.at(), Ordering::Relaxed);
+    let sleeps = Thread::spawn(
+        |_| {
+            let word = &FUTEXES[1].word;
+            while word.load(Ordering::Acquire) & FUTEX_WAITERS == 0 {
+                process::sched_yield();
+            }
+            let value = word.load(Ordering::Acquire);
+            let woken = futex_wait(word, value, Some(10_000_000_000));
+            holds("a sleeper is woken", woken == Ok(()) || woken == Err(Errno::EAGAIN));
+            equal("its owner has ended", word.load(Ordering::Acquire), FUTEX_OWNER_DIED | FUTEX_WAITERS);
+        },
+        0,
+    )
+    .expect("a thread");
+    let owner = Thread::spawn(
+        |_| {
+            let [first, second, third, pending, other] = &FUTEXES;
+            let own = process::thread_id();
+            let head = set_head(first.at(), pending.at());
+            third.next.store(head, Ordering::Relaxed);
+            first.word.store(own, Ordering::Release);
+            third.word.store(own + 1, Ordering::Release);
+            pending.word.store(own, Ordering::Release);
+            other.word.store(own, Ordering::Release);
+            second.word.store(own | FUTEX_WAITERS, Ordering::Release);
+            equal("set", call(SET_ROBUST_LIST, [head, BYTES]), Ok(0));
+            let _ = time::sleep(30_000_000);
+        },
+        0,
+    )
+    .expect("a thread");
+    let number = owner.id();
+    owner.join();
+    sleeps.join();
+    equal("a futex is marked", first.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
+    equal("another's is not", third.word.load(Ordering::Acquire), number + 1);
+    equal("the pending one is", pending.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
+    equal("one that is in no list is not", other.word.load(Ordering::Acquire), number);
+
+    // Lists that are none: they end the walk, and nothing else.
+    let broken: [fn(); 4] = [
+        || {
+            let [first, second, ..] = &FUTEXES;
+            // In a circle.
+            first.next.store(second.at(), Ordering::Relaxed);
+            second.next.store(first.at(), Ordering::Relaxed);
+            set_head(first.at(), 0);
+        },
+        || {
+            set_head(NOWHERE, 0);
+        },
+        || {
+            // A futex that is not aligned ends it before the next.
+            FUTEXES[0].next.store(FUTEXES[1].at(), Ordering::Relaxed);
+            set_head(FUTEXES[0].at(), 0);
+            HEAD.0[1].store(OFFSET as u64 + 1, Ordering::Relaxed);
+        },
+        || {
+            set_head(KERNEL, KERNEL);
+        },
+    ];
+    for (number, prepare) in broken.into_iter().enumerate() {
+        prepare();
+        let ends = Thread::spawn(|_| equal("set", call(SET_ROBUST_LIST, [&raw const HEAD as u64, BYTES]), Ok(0)), 0);
+        ends.expect("a thread").join();
+        holds(("a bad list", number), true);
+    }
+    // In a process that ends: the parent sees it in shared memory.
+    let memory = shared(1);
+    let child = process::spawn(|| {
+        // SAFETY: shared memory that lives until the end.
+        let futex = unsafe { &*(memory as *const Futex) };
+        futex.word.store(process::id(), Ordering::Release);
+        let head = set_head(futex.at(), 0);
+        futex.next.store(head, Ordering::Relaxed);
+        u8::from(call(SET_ROBUST_LIST, [head, BYTES]) != Ok(0))
+    });
+    equal("how it ended", process::wait(child.expect("a child")), exited(0));
+    // SAFETY: as above.
+    equal("its futex is marked", unsafe { &*(memory as *const Futex) }.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
+    equal("no word was used", WORD.load(Ordering::Relaxed), 0);
+}
+
+fn affinity() {
+    let mut set = [u64::MAX; 128];
+    let at = set.as_mut_ptr() as u64;
+    equal("as on Linux: 8 bytes", call(SCHED_GETAFFINITY, [0, 1024, at]), Ok(8));
+    holds("at least one CPU", set[0] != 0 && set[0].count_ones() <= 64);
+    equal("no more is stored", set[1], u64::MAX);
+    equal("of itself", call(SCHED_GETAFFINITY, [me(), 8, at]), Ok(8));
+    equal("no thread", call(SCHED_GETAFFINITY, [999_999, 8, at]), Err(Errno::ESRCH));
+    equal("no thread", call(SCHED_GETAFFINITY, [u64::MAX, 8, at]), Err(Errno::ESRCH));
+    for bytes in [0, 4, 7, 9, 12, 0x2000_0000] {
+        equal(("not its size", bytes), call(SCHED_GETAFFINITY, [999_999, bytes, at]), Err(Errno::EINVAL));
+    }
+    equal("to nowhere", call(SCHED_GETAFFINITY, [0, 8, NOWHERE]), Err(Errno::EFAULT));
+}
