@@ -221,7 +221,7 @@ impl Space {
             found = exchanged.unwrap_or_else(|other| other);
         };
         while !self.with_page(address.align_down(PAGE), Access::Write, &mut exchange)? {
-            handle_fault(self, cpu, address, Access::Write)?;
+            self.fault_in_kernel(cpu, address, Access::Write)?;
         }
         Ok(found)
     }

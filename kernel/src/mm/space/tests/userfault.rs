@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, UserfaultError, Userfaultfd};
+use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Userfaultfd};
 
 const BOTH: Enrolment = Enrolment { missing: true, write_protected: true };
 
