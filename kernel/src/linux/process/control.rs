@@ -93,9 +93,13 @@ pub fn space_of(id: u32) -> Option<SpaceRef> {
 }
 
 /// The space of the process that this number is of, or of one of its threads: `None` where there is no such process, and
-/// in it `None` where that has ended.
+/// in it `None` where its last thread has left.
 pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
-    let tree = PROCESSES.lock();
-    let process = tree.find(id).or_else(|| Some(tree.find_task(id)?.process()))?;
-    Some(process.lock().space.clone())
+    let space = {
+        let tree = PROCESSES.lock();
+        let process = tree.find(id).or_else(|| Some(tree.find_task(id)?.process()))?;
+        process.lock().space.clone()
+    };
+    // Without the locks: this may be the last reference by now.
+    Some(space.filter(|space| !space.notifiers().is_released()))
 }
