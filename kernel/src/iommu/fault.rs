@@ -246,10 +246,10 @@ impl Iommu {
     /// Serves the faults of `device` that wait, or those of them that touch what a transfer `access`ed.
     fn serve(&self, cpu: &Cpu, device: &AttachedDevice, transfer: Option<(&Range<u64>, Access)>) {
         loop {
-            let is_waiting = |outcome| outcome == Outcome::Waiting || outcome == Outcome::Userfault && transfer.is_some();
+            let is_waiting =
+                |outcome| outcome == Outcome::Waiting || outcome == Outcome::Userfault && transfer.is_some();
             let waiting = |fault: &&DeviceFault| {
-                is_waiting(fault.outcome)
-                    && transfer.is_none_or(|(range, access)| touches(fault, range, access))
+                is_waiting(fault.outcome) && transfer.is_none_or(|(range, access)| touches(fault, range, access))
             };
             let next = device.faults().lock().faults.iter().find(waiting).copied();
             let Some(fault) = next else { return };

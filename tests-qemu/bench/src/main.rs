@@ -32,6 +32,8 @@ mod smmu;
 #[cfg(target_os = "none")]
 mod space;
 #[cfg(target_os = "none")]
+mod uffd;
+#[cfg(target_os = "none")]
 mod vmalloc;
 
 granule_boot::entry!(crate::harness::run);

@@ -16,8 +16,14 @@ use granule_user::abi::memory::{
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP, MREMAP, PRCTL};
 use granule_user::abi::process::{PR_MTE_TCF_ASYNC, PR_MTE_TCF_SYNC, PR_SET_TAGGED_ADDR_CTRL};
 use granule_user::abi::signal::{SEGV_MTESERR, SIGKILL, SIGSEGV, SigInfo, UContext};
+use granule_user::abi::userfaultfd::{
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
+    UFFD_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
+};
 use granule_user::memory::{self, PAGE};
 use granule_user::print::Output;
+use granule_user::thread::Thread;
+use granule_user::userfault::Pager;
 use granule_user::{Start, entry, process, signal, sys, time};
 
 entry!(run);
@@ -51,7 +57,7 @@ const TOUCHED: u64 = 1000;
 type Row = (&'static str, fn(&mut Bench));
 
 /// The rows.
-const ROWS: [Row; 36] = [
+const ROWS: [Row; 45] = [
     ("null_syscall", null_syscall),
     ("anon_write_fault", |bench| bench.faults(Bench::fresh, Room::write)),
     ("zero_page_read_fault", |bench| bench.faults(Bench::fresh, Room::read)),
@@ -88,6 +94,19 @@ const ROWS: [Row; 36] = [
     ("mprotect_touch/eager/10", |bench| protect_and_touch(bench, 10)),
     ("mprotect_touch/eager/100", |bench| protect_and_touch(bench, 100)),
     ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
+    ("wp_set", |bench| bench.calls(|bench, pages| registered(bench.touched(pages)), Room::write_protect)),
+    ("wp_clear", wp_clear),
+    ("wp_set/unpopulated", |bench| bench.calls(unpopulated, Room::write_protect)),
+    ("wp_fault_roundtrip", |bench| roundtrip(bench, |bench| write_protected(bench.touched(1)))),
+    ("missing_fault_roundtrip", |bench| roundtrip(bench, |bench| registered(bench.fresh(1)))),
+    ("marker_write_roundtrip", |bench| roundtrip(bench, |bench| write_protected(unpopulated(bench, 1)))),
+    ("shared_dontneed", |bench| bench.calls(of_a_file_touched, Room::give_up)),
+    ("shared_dontneed/registered", |bench| {
+        bench.calls(|bench, pages| registered(of_a_file_touched(bench, pages)), Room::give_up)
+    }),
+    ("shared_dontneed/protected", |bench| {
+        bench.calls(|bench, pages| write_protected(of_a_file_touched(bench, pages)), Room::give_up);
+    }),
 ];
 
 fn run(start: Start) -> u8 {
@@ -255,6 +274,20 @@ impl Room {
             // SAFETY: it is mapped writable wherever this is called.
             unsafe { ((self.start + page * PAGE) as *mut u64).write_volatile(1) };
         }
+    }
+
+    /// Writes all pages, which takes no faults.
+    fn write_without_faults(self) {
+        let before = instructions();
+        self.write();
+        let taken = instructions().wrapping_sub(before);
+        assert!(u64::from(taken) < 8 * self.pages + 20, "{taken} instructions to write {} pages: faults", self.pages);
+    }
+
+    /// Write-protects all pages.
+    #[inline(always)]
+    fn write_protect(self) {
+        pager().protect(self.start, self.bytes()).expect("registered");
     }
 
     /// Writes so many pages of a hundred, a divisor of it, at equal distances.
@@ -490,17 +523,7 @@ fn mprotect_rw(bench: &mut Bench) {
         room
     };
     for pages in CALLS {
-        bench.point(
-            pages,
-            |bench| prepare(bench, pages),
-            call,
-            |room| {
-                let before = instructions();
-                room.write();
-                let taken = instructions().wrapping_sub(before);
-                assert!(u64::from(taken) < 8 * pages + 20, "{taken} instructions to write {pages} pages: faults");
-            },
-        );
+        bench.point(pages, |bench| prepare(bench, pages), call, |room| room.write_without_faults());
     }
 }
 
@@ -568,6 +591,78 @@ fn use_briefly(pages: u64) {
     let room = Room { start, pages };
     room.write();
     room.unmap();
+}
+
+/// The userfaultfd of the rows about that.
+fn pager() -> Pager {
+    static PAGER: AtomicU32 = AtomicU32::new(0);
+    if PAGER.load(Ordering::Relaxed) == 0 {
+        let features = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
+        PAGER.store(Pager::new(0, features).expect("a userfaultfd").0, Ordering::Relaxed);
+    }
+    Pager(PAGER.load(Ordering::Relaxed))
+}
+
+/// The same pages, registered.
+fn registered(room: Room) -> Room {
+    let modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
+    pager().register(room.start, room.bytes(), modes).expect("memory");
+    room
+}
+
+/// The same, write-protected too.
+fn write_protected(room: Room) -> Room {
+    registered(room).write_protect();
+    room
+}
+
+/// Pages of a file that it has, and the mapping has not any more: its tables stay.
+fn unpopulated(bench: &Bench, pages: u64) -> Room {
+    let room = of_a_file_touched(bench, pages);
+    room.give_up();
+    registered(room)
+}
+
+/// Ends the write-protection of pages that were written. Writing them then takes no fault.
+fn wp_clear(bench: &mut Bench) {
+    let call = |room: Room| {
+        pager().unprotect(room.start, room.bytes()).expect("registered");
+        room
+    };
+    for pages in CALLS {
+        bench.point(pages, |bench| write_protected(bench.touched(pages)), call, |room| room.write_without_faults());
+    }
+}
+
+/// A page, for copies.
+#[repr(align(4096))]
+struct Source([AtomicU64; 512]);
+static SOURCE: Source = Source([const { AtomicU64::new(1) }; 512]);
+
+/// Serves faults: copies to what is missing, and ends the protection of what is write-protected.
+fn serve(_: usize) {
+    loop {
+        let message = pager().read_one().expect("a message");
+        let at = message.words[1];
+        if message.words[0] & UFFD_PAGEFAULT_FLAG_WP == 0 {
+            pager().copy(at, SOURCE.0.as_ptr() as u64, PAGE, 0).expect("a missing page");
+        } else {
+            pager().unprotect(at, PAGE).expect("registered");
+        }
+    }
+}
+
+/// Measures a store that another thread of this process serves.
+fn roundtrip(bench: &mut Bench, prepare: impl Fn(&Bench) -> Room) {
+    // It ends with the process.
+    core::mem::forget(Thread::spawn(serve, 0).expect("a thread"));
+    let wait = |bench: &Bench| {
+        let room = prepare(bench);
+        // There is one CPU: the other thread waits for a message behind these.
+        (0..4).for_each(|_| process::sched_yield());
+        room
+    };
+    bench.point(1, wait, Room::write, drop);
 }
 
 /// The parent's side. The child exits at once, but not before it gets the CPU.

@@ -37,8 +37,7 @@ const RW: u64 = PROT_READ | PROT_WRITE;
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
 /// Write-protection of all memory.
-const FEATURES: u64 =
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
+const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 
 /// A part's name, and what it is.
 type Part = (&'static str, fn());
@@ -642,7 +641,8 @@ fn serve_child(_: usize) {
 fn read_event(_: usize) {
     let pager = Pager(PAGER.load(Ordering::Relaxed));
     let message = wait_for(pager);
-    for (place, word) in EVENT.iter().zip([message.event.into(), message.words[0], message.words[1], message.words[2]]) {
+    for (place, word) in EVENT.iter().zip([message.event.into(), message.words[0], message.words[1], message.words[2]])
+    {
         place.store(word, Ordering::Relaxed);
     }
 }
@@ -698,10 +698,14 @@ fn events() {
     let room = Room::new(Kind::Anonymous, 2);
     pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
     ROOM.store(room.start, Ordering::Relaxed);
-    let remover = Thread::spawn(|_| {
-        // SAFETY: there are no references to it.
-        unsafe { memory::madvise(ROOM.load(Ordering::Relaxed), PAGE, MADV_DONTNEED) }.expect("mapped");
-    }, 0).expect("a thread");
+    let remover = Thread::spawn(
+        |_| {
+            // SAFETY: there are no references to it.
+            unsafe { memory::madvise(ROOM.load(Ordering::Relaxed), PAGE, MADV_DONTNEED) }.expect("mapped");
+        },
+        0,
+    )
+    .expect("a thread");
     let changing = Err((Errno::EAGAIN, -(Errno::EAGAIN as i64)));
     while pager.protect(room.start, PAGE) != Err(Errno::EAGAIN) {
         nap();
@@ -780,10 +784,13 @@ fn poison() {
         assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
         assert_eq!(code_of(room.page(1), true), BUS_MCEERR_AR);
         assert_eq!(pager.poison(room.start, PAGE, 0), Err((Errno::EEXIST, -17)));
-        assert_eq!(pager.zero(room.start, PAGE, 0).map_err(|(error, _)| error), Err(Errno::EEXIST).or_else(|error| {
-            // Of a shared file Linux replaces it.
-            if kind == Kind::Shared { Ok(PAGE as i64) } else { Err(error) }
-        }));
+        assert_eq!(
+            pager.zero(room.start, PAGE, 0).map_err(|(error, _)| error),
+            Err(Errno::EEXIST).or_else(|error| {
+                // Of a shared file Linux replaces it.
+                if kind == Kind::Shared { Ok(PAGE as i64) } else { Err(error) }
+            })
+        );
         if kind != Kind::Shared {
             assert_eq!(pager.copy(room.start, source.start, PAGE, 0), Ok(PAGE as i64));
         }

@@ -8,9 +8,9 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::file::{
     F_SEAL_SEAL, FASYNC, O_ACCMODE, O_APPEND, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NOATIME,
-    O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN, POLLOUT,
-    POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END,
-    SEEK_HOLE, SEEK_SET,
+    O_NOCTTY, O_NOFOLLOW, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, POLLERR, POLLIN,
+    POLLOUT, POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, SEEK_CUR, SEEK_DATA,
+    SEEK_END, SEEK_HOLE, SEEK_SET,
 };
 use granule_arch::addr::PAGE_SIZE;
 use spin::Once;
@@ -527,12 +527,9 @@ impl OpenFile {
             Kind::Directory(..) => Err(Errno::EISDIR),
             // Linux shows none.
             Kind::Pagemap(_) => Ok(0),
-            Kind::Console
-            | Kind::Device(_)
-            | Kind::Userfault(_)
-            | Kind::Pipe(_)
-            | Kind::Event(_)
-            | Kind::Other(_) => Err(Errno::ESPIPE),
+            Kind::Console | Kind::Device(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Other(_) => {
+                Err(Errno::ESPIPE)
+            }
         }
     }
 

@@ -3,8 +3,8 @@
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
 use granule_abi::signal::{
-    BUS_ADRALN, BUS_ADRERR, BUS_MCEERR_AR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTEAERR, SEGV_MTESERR, SI_KERNEL,
-    SIGSEGV, TRAP_BRKPT,
+    BUS_ADRALN, BUS_ADRERR, BUS_MCEERR_AR, BUS_OBJERR, ILL_ILLOPC, SEGV_ACCERR, SEGV_MAPERR, SEGV_MTEAERR,
+    SEGV_MTESERR, SI_KERNEL, SIGSEGV, TRAP_BRKPT,
 };
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{self, Class, FaultStatus, Syndrome};

@@ -571,7 +571,7 @@ pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
             uaccess::copy_to_user(at, &(left as u32).to_le_bytes())?;
         }
         command => match file.userfaultfd() {
-            Some(pager) => return userfault::ioctl(pager, command, at),
+            Some(pager) => return userfault::ioctl(pager, call.task.space(), command, at),
             None => return Err(Errno::ENOTTY),
         },
     }

@@ -226,17 +226,12 @@ fn read_bytes<const N: usize>(from: VirtAddr) -> Result<[u8; N], Errno> {
 
 /// Words at an address of EL0.
 fn read_quads<const N: usize>(from: VirtAddr) -> Result<[u64; N], Errno> {
-    let mut quads = [0; N];
-    for (index, quad) in quads.iter_mut().enumerate() {
-        *quad = u64::from_le_bytes(read_bytes(VirtAddr(from.0.wrapping_add(8 * index as u64)))?);
-    }
-    Ok(quads)
+    let mut quads = [[0; 8]; N];
+    uaccess::copy_from_user(quads.as_flattened_mut(), from)?;
+    Ok(quads.map(u64::from_le_bytes))
 }
 
 /// Stores words at an address of EL0.
 fn write_quads<const N: usize>(to: VirtAddr, quads: [u64; N]) -> Result<(), Errno> {
-    for (index, quad) in quads.iter().enumerate() {
-        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(8 * index as u64)), &quad.to_le_bytes())?;
-    }
-    Ok(())
+    Ok(uaccess::copy_to_user(to, quads.map(u64::to_le_bytes).as_flattened())?)
 }

@@ -17,7 +17,7 @@ use crate::linux::file::open::{Kind, OpenFile};
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Content, Enrolment, Features, FillError, Mark, Message, ReadError, USER_END, UserfaultError, Userfaultfd,
+    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Space, USER_END, UserfaultError, Userfaultfd,
 };
 use crate::smp::this_cpu;
 
@@ -56,7 +56,7 @@ pub(super) fn userfaultfd(call: &mut Syscall<'_>) -> Answer {
     if flags & !(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY) != 0 {
         return Err(Errno::EINVAL);
     }
-    let pager = Userfaultfd::new(&call.task.space_ref(), flags & UFFD_USER_MODE_ONLY != 0)?;
+    let pager = Userfaultfd::new(&call.task.space_ref(), flags & UFFD_USER_MODE_ONLY != 0, flags)?;
     add(call, pager, flags)
 }
 
@@ -81,7 +81,7 @@ pub(super) fn read(call: &Syscall<'_>, file: &OpenFile, pager: &Userfaultfd, byt
             Err(ReadError::Nothing) => return Err(Errno::EAGAIN),
             Err(ReadError::Interrupted) => return Err(Errno::ERESTARTSYS),
         };
-        let words = match words_of(call, file, reading.message()) {
+        let words = match words_of(call, reading.message()) {
             Ok(words) => words,
             // The event is there to be read again.
             Err(error) if done == 0 => return Err(error),
@@ -102,7 +102,7 @@ pub(super) fn read(call: &Syscall<'_>, file: &OpenFile, pager: &Userfaultfd, byt
 }
 
 /// `struct uffd_msg`, in words. That of a fork has a new descriptor.
-fn words_of(call: &Syscall<'_>, file: &OpenFile, message: &Message) -> Result<[u64; 4], Errno> {
+fn words_of(call: &Syscall<'_>, message: &Message) -> Result<[u64; 4], Errno> {
     Ok(match message {
         Message::Fault(fault) => {
             let write = if fault.is_write { UFFD_PAGEFAULT_FLAG_WRITE } else { 0 };
@@ -111,8 +111,7 @@ fn words_of(call: &Syscall<'_>, file: &OpenFile, message: &Message) -> Result<[u
             [UFFD_EVENT_PAGEFAULT.into(), write | protected, fault.address.0, thread.into()]
         }
         Message::Fork(pager) => {
-            // As the parent's, by its open.
-            let descriptor = add(call, pager.clone(), file.flags() & O_NONBLOCK)?;
+            let descriptor = add(call, pager.clone(), pager.open_flags())?;
             [UFFD_EVENT_FORK.into(), descriptor, 0, 0]
         }
         Message::Remap { from, to, bytes } => [UFFD_EVENT_REMAP.into(), from.0, to.0, *bytes],
@@ -124,7 +123,7 @@ fn words_of(call: &Syscall<'_>, file: &OpenFile, message: &Message) -> Result<[u
 /// The calls on a userfaultfd.
 #[cold]
 #[inline(never)]
-pub(super) fn ioctl(pager: &Counted<Userfaultfd>, command: u32, at: VirtAddr) -> Answer {
+pub(super) fn ioctl(pager: &Counted<Userfaultfd>, own: &Space, command: u32, at: VirtAddr) -> Answer {
     if command == UFFDIO_API {
         return api(pager, at);
     }
@@ -132,10 +131,10 @@ pub(super) fn ioctl(pager: &Counted<Userfaultfd>, command: u32, at: VirtAddr) ->
         return Err(Errno::EINVAL);
     }
     match command {
-        UFFDIO_WRITEPROTECT => write_protect(pager, at),
-        UFFDIO_COPY => copy(pager, at),
-        UFFDIO_ZEROPAGE => fill(pager, at, Content::Zeros),
-        UFFDIO_POISON => fill(pager, at, Content::Poison),
+        UFFDIO_WRITEPROTECT => write_protect(pager, own, at),
+        UFFDIO_COPY => copy(pager, own, at),
+        UFFDIO_ZEROPAGE => fill(pager, own, at, Content::Zeros),
+        UFFDIO_POISON => fill(pager, own, at, Content::Poison),
         UFFDIO_WAKE => {
             let [start, bytes] = read_quads(at)?;
             let start = checked(start, bytes)?;
@@ -198,16 +197,18 @@ fn register(pager: &Counted<Userfaultfd>, at: VirtAddr) -> Answer {
 }
 
 /// `UFFDIO_WRITEPROTECT`.
-fn write_protect(pager: &Userfaultfd, at: VirtAddr) -> Answer {
+fn write_protect(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
+    if pager.is_changing() {
+        return Err(Errno::EAGAIN);
+    }
     let [start, bytes, mode] = read_quads(at)?;
     let start = checked(start, bytes)?;
-    let (protects, is_quiet) =
-        (mode & UFFDIO_WRITEPROTECT_MODE_WP != 0, mode & UFFDIO_WRITEPROTECT_MODE_DONTWAKE != 0);
+    let (protects, is_quiet) = (mode & UFFDIO_WRITEPROTECT_MODE_WP != 0, mode & UFFDIO_WRITEPROTECT_MODE_DONTWAKE != 0);
     let is_known = mode & !(UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE) == 0;
     if !is_known || protects && is_quiet {
         return Err(Errno::EINVAL);
     }
-    pager.write_protect(this_cpu(), start, bytes, if protects { Mark::Set } else { Mark::Clear })?;
+    pager.write_protect(this_cpu(), own, start, bytes, if protects { Mark::Set } else { Mark::Clear })?;
     if !protects && !is_quiet {
         pager.wake(start, bytes)?;
     }
@@ -215,7 +216,7 @@ fn write_protect(pager: &Userfaultfd, at: VirtAddr) -> Answer {
 }
 
 /// `UFFDIO_COPY`.
-fn copy(pager: &Userfaultfd, at: VirtAddr) -> Answer {
+fn copy(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
     const RESULT: u64 = 32;
     refuse_changes(pager, at, RESULT)?;
     let [to, from, bytes, mode] = read_quads(at)?;
@@ -225,11 +226,11 @@ fn copy(pager: &Userfaultfd, at: VirtAddr) -> Answer {
         return Err(Errno::EINVAL);
     }
     let content = Content::Copy(from, mode & UFFDIO_COPY_MODE_WP != 0);
-    fill_range(pager, at, RESULT, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
+    fill_range(pager, own, at, RESULT, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
 }
 
 /// `UFFDIO_ZEROPAGE` and `UFFDIO_POISON`.
-fn fill(pager: &Userfaultfd, at: VirtAddr, content: Content) -> Answer {
+fn fill(pager: &Userfaultfd, own: &Space, at: VirtAddr, content: Content) -> Answer {
     const RESULT: u64 = 24;
     refuse_changes(pager, at, RESULT)?;
     let [start, bytes, mode] = read_quads(at)?;
@@ -237,7 +238,7 @@ fn fill(pager: &Userfaultfd, at: VirtAddr, content: Content) -> Answer {
     if mode & !UFFDIO_ZEROPAGE_MODE_DONTWAKE != 0 {
         return Err(Errno::EINVAL);
     }
-    fill_range(pager, at, RESULT, start, bytes, content, mode == 0)
+    fill_range(pager, own, at, RESULT, start, bytes, content, mode == 0)
 }
 
 /// Fails with `EAGAIN`, in the structure at `at` too, while an event is not read.
@@ -252,6 +253,7 @@ fn refuse_changes(pager: &Userfaultfd, at: VirtAddr, result: u64) -> Result<(), 
 /// Fills pages, stores how many bytes that were or why none, and wakes the threads that wait for them.
 fn fill_range(
     pager: &Userfaultfd,
+    own: &Space,
     at: VirtAddr,
     result: u64,
     start: VirtAddr,
@@ -259,7 +261,7 @@ fn fill_range(
     content: Content,
     wakes: bool,
 ) -> Answer {
-    let (done, filled) = pager.fill(this_cpu(), start, bytes, content);
+    let (done, filled) = pager.fill(this_cpu(), own, start, bytes, content);
     let filled = match filled {
         // Nothing is stored.
         Err(FillError::Call(UserfaultError::Ended)) if done == 0 => return Err(Errno::ESRCH),

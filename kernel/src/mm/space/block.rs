@@ -454,7 +454,14 @@ impl Space {
     /// is not. A block that is this space's, in an `area` that may be written, permits stores again. Its marker goes.
     #[cold]
     #[inline(never)]
-    pub(super) fn mark_block(&self, cpu: &Cpu, area: &Area, range: PageRange, address: VirtAddr, mark: Mark) -> Visited {
+    pub(super) fn mark_block(
+        &self,
+        cpu: &Cpu,
+        area: &Area,
+        range: PageRange,
+        address: VirtAddr,
+        mark: Mark,
+    ) -> Visited {
         let mmu = self.mmu();
         let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
@@ -476,11 +483,15 @@ impl Space {
         }
         let is_written = area.protection().contains(Protection::WRITE) && entry.is_valid();
         let own = is_written && (area.is_shared() || self.common.has_block_to_itself(entry.address()));
-        self.replace_block_entry(&found, entry, match (mark, own) {
-            (Mark::Set, _) => Descriptor::uffd_wp,
-            (Mark::Clear, false) => Descriptor::without_uffd_wp,
-            (Mark::Clear, true) => |entry| entry.without_uffd_wp().writable(),
-        });
+        self.replace_block_entry(
+            &found,
+            entry,
+            match (mark, own) {
+                (Mark::Set, _) => Descriptor::uffd_wp,
+                (Mark::Clear, false) => Descriptor::without_uffd_wp,
+                (Mark::Clear, true) => |entry| entry.without_uffd_wp().writable(),
+            },
+        );
         Visited::Done
     }
 
@@ -553,7 +564,12 @@ impl Space {
         let is_untagged = area.object().is_some() && area.protection().contains(Protection::TAGGED);
         // A pager serves each page.
         let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
-        is_wanted && !is_asked && !is_code && !is_untagged && area.start() <= start && start.0 + BLOCK_SIZE <= area.end().0
+        is_wanted
+            && !is_asked
+            && !is_code
+            && !is_untagged
+            && area.start() <= start
+            && start.0 + BLOCK_SIZE <= area.end().0
     }
 
     /// Serves an access that `area` permits, where there is no table for `page`, by a block; `None` where a page serves

@@ -88,7 +88,7 @@ pub use reserved::{RESERVED_END, RESERVED_START};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
 pub use userfault::{
-    Content, Enrolment, FaultMode, Features, FillError, Message, Mark, PageFault, ReadError, Reading, UserfaultError,
+    Content, Enrolment, FaultMode, Features, FillError, Mark, Message, PageFault, ReadError, Reading, UserfaultError,
     Userfaultfd,
 };
 
@@ -110,9 +110,9 @@ use super::kernel::Machine;
 use super::notifier::NotifierChain;
 use super::pool::Pool;
 use super::tlb::user::UserTlb;
-use userfault::Userfaultfds;
 use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
+use userfault::Userfaultfds;
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -517,6 +517,12 @@ impl SpaceHandle {
     /// One of `space`.
     pub fn new(space: &SpaceRef) -> Self {
         Self(space.0.clone())
+    }
+
+    /// Whether it is one of `space`.
+    #[inline(always)]
+    pub fn is_of(&self, space: &Space) -> bool {
+        core::ptr::eq(&raw const *self.0, space)
     }
 
     /// The space, if it has not ended: `mmget_not_zero`. A space that was released has ended, whatever references are

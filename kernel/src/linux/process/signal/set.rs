@@ -175,16 +175,23 @@ impl SignalCause {
 #[derive(Debug)]
 pub struct Pending {
     set: Cell<Set>,
-    /// For the named signals. Others are sent by processes only, and their sender is not kept.
-    causes: [Cell<SignalCause>; Self::KEPT],
+    /// Of the named signals.
+    causes: [Cell<SignalCause>; Self::NAMED],
+    /// Of the others, which processes alone send: the code, and the number of the process.
+    senders: [Cell<(i32, u32)>; Self::OTHERS],
 }
 
 impl Pending {
-    const KEPT: usize = 31;
+    const NAMED: usize = 31;
+    const OTHERS: usize = 64 - Self::NAMED;
 
     /// None.
     pub const fn new() -> Self {
-        Self { set: Cell::new(Set::EMPTY), causes: [const { Cell::new(SignalCause::UNKEPT) }; Self::KEPT] }
+        Self {
+            set: Cell::new(Set::EMPTY),
+            causes: [const { Cell::new(SignalCause::UNKEPT) }; Self::NAMED],
+            senders: [const { Cell::new((0, 0)) }; Self::OTHERS],
+        }
     }
 
     /// Their set.
@@ -198,8 +205,11 @@ impl Pending {
             return;
         }
         self.set.set(self.set().with(signal.set()));
-        if let Some(place) = self.causes.get(signal.number() as usize - 1) {
-            place.set(cause);
+        let index = signal.number() as usize - 1;
+        match (self.causes.get(index), index.checked_sub(Self::NAMED).and_then(|other| self.senders.get(other))) {
+            (Some(place), _) => place.set(cause),
+            (None, Some(place)) => place.set((cause.code, cause.fields[0] as u32)),
+            (None, None) => {}
         }
     }
 
@@ -207,8 +217,13 @@ impl Pending {
     pub fn take(&self, blocked: Set) -> Option<(Signal, SignalCause)> {
         let signal = self.set().without(blocked).first()?;
         self.remove(signal);
-        let kept = self.causes.get(signal.number() as usize - 1).map(Cell::get);
-        Some((signal, kept.unwrap_or(SignalCause::process(granule_abi::signal::SI_USER, 0))))
+        let index = signal.number() as usize - 1;
+        let sender = || index.checked_sub(Self::NAMED).and_then(|other| self.senders.get(other)).map(Cell::get);
+        let cause = match self.causes.get(index) {
+            Some(kept) => kept.get(),
+            None => sender().map_or(SignalCause::KERNEL, |(code, process)| SignalCause::process(code, process)),
+        };
+        Some((signal, cause))
     }
 
     /// Takes one away.
@@ -335,8 +350,8 @@ impl Default for Actions {
 mod tests {
     use granule_abi::Errno;
     use granule_abi::signal::{
-        SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_USER, SIG_DFL, SIG_IGN, SIGHUP, SIGSTOP, SIGUSR1, SIGUSR2,
-        SigAction,
+        SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_TKILL, SI_USER, SIG_DFL, SIG_IGN, SIGHUP, SIGSTOP, SIGUSR1,
+        SIGUSR2, SigAction,
     };
 
     use super::{Actions, Effect, Pending, Set, Signal, SignalCause};
@@ -371,7 +386,10 @@ mod tests {
         assert_eq!(pending.take(HUP.set()).unwrap().0, USR1);
         let (first, cause) = pending.take(Set::EMPTY).unwrap();
         assert_eq!((first, cause.info(first).process()), (HUP, 7), "the first sender");
-        assert_eq!(pending.take(Set::EMPTY).unwrap().0.number(), 64);
+        let (last, cause) = pending.take(Set::EMPTY).unwrap();
+        assert_eq!((last.number(), cause.info(last).process()), (64, 7), "glibc looks at the sender of signal 32");
+        pending.add(last, SignalCause::process(SI_TKILL, 9));
+        assert_eq!(pending.take(Set::EMPTY), Some((last, SignalCause::process(SI_TKILL, 9))));
         for number in [1, 31, 8, 11, 7, 5, 4] {
             pending.add(Signal::new(number).unwrap(), SignalCause::KERNEL);
         }

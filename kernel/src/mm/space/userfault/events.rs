@@ -310,7 +310,7 @@ impl super::Userfaultfds {
             return Ok(());
         }
         child.note_userfaultfds();
-        let own = Userfaultfd::with_features(child, parent.user_mode_only, parent.features().0)?;
+        let own = Userfaultfd::with_features(child, parent.user_mode_only, parent.open_flags, parent.features().0)?;
         parent.changing.fetch_add(1, Ordering::Relaxed);
         put(&mut all, place, Registered { userfaultfd: own, forked_from: Some(parent) })
     }

@@ -68,23 +68,31 @@ enum Filling {
 impl Userfaultfd {
     /// Fills the pages of the `bytes` bytes from `start` on, in order; returns how many bytes are filled, and the reason why
     /// not all. Wakes nothing. `cpu` is the CPU that this runs on. Sleeps.
-    pub fn fill(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, content: Content) -> (u64, Result<(), FillError>) {
+    /// `own` is the pager's space, which lives.
+    pub fn fill(
+        &self,
+        cpu: &Cpu,
+        own: &Space,
+        start: VirtAddr,
+        bytes: u64,
+        content: Content,
+    ) -> (u64, Result<(), FillError>) {
         let mut done = 0;
-        let result = self.fill_pages(cpu, start, bytes, content, &mut done);
+        let result = self.fill_pages(cpu, own, start, bytes, content, &mut done);
         (done, result)
     }
 
     fn fill_pages(
         &self,
         cpu: &Cpu,
+        own: &Space,
         start: VirtAddr,
         bytes: u64,
         content: Content,
         done: &mut u64,
     ) -> Result<(), FillError> {
         let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
-        self.check_unchanging()?;
-        let space = self.living_space()?;
+        let space = self.living_or_own(own)?;
         while *done < bytes {
             if *done != 0 && sched::is_killed() {
                 return Err(FillError::Interrupted);

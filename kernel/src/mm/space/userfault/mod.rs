@@ -42,6 +42,7 @@ mod queue;
 
 use alloc::vec::Vec;
 use core::fmt;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_arch::addr::VirtAddr;
@@ -192,32 +193,64 @@ pub struct Userfaultfd {
     features: AtomicU64,
     /// Accesses of the kernel fail.
     user_mode_only: bool,
+    /// See [`Userfaultfd::open_flags`].
+    open_flags: u32,
     /// Changes of the mappings whose events are not read yet.
     changing: AtomicU32,
     queue: Queue,
+}
+
+/// A space that lives while this does.
+enum LivingSpace<'a> {
+    /// The running program's.
+    Own(&'a Space),
+    Kept(SpaceRef),
+}
+
+impl Deref for LivingSpace<'_> {
+    type Target = Space;
+    #[inline(always)]
+    fn deref(&self) -> &Space {
+        match self {
+            Self::Own(space) => space,
+            Self::Kept(space) => space,
+        }
+    }
 }
 
 /// In [`Userfaultfd::features`].
 const AGREED: u64 = 1 << 63;
 
 impl Userfaultfd {
-    /// One for the faults of `space`; with `user_mode_only` not for those of the kernel.
+    /// One for the faults of `space`; with `user_mode_only` not for those of the kernel. `open_flags` are kept for
+    /// whoever opens it.
     ///
     /// # Errors
     /// [`OutOfMemory`].
-    pub fn new(space: &SpaceRef, user_mode_only: bool) -> Result<Counted<Self>, OutOfMemory> {
-        Self::with_features(space, user_mode_only, 0)
+    pub fn new(space: &SpaceRef, user_mode_only: bool, open_flags: u32) -> Result<Counted<Self>, OutOfMemory> {
+        Self::with_features(space, user_mode_only, open_flags, 0)
     }
 
-    fn with_features(space: &SpaceRef, user_mode_only: bool, features: u64) -> Result<Counted<Self>, OutOfMemory> {
+    fn with_features(
+        space: &SpaceRef,
+        user_mode_only: bool,
+        open_flags: u32,
+        features: u64,
+    ) -> Result<Counted<Self>, OutOfMemory> {
         let make = || Self {
             space: SpaceHandle::new(space),
             features: AtomicU64::new(features),
             user_mode_only,
+            open_flags,
             changing: AtomicU32::new(0),
             queue: Queue::new(),
         };
         Counted::try_new_with(&space.common.userfaultfds, make)
+    }
+
+    /// The flags with which it was opened: that of a fork's child is opened with its parent's.
+    pub const fn open_flags(&self) -> u32 {
+        self.open_flags
     }
 
     /// Agrees upon the features, once.
@@ -247,6 +280,12 @@ impl Userfaultfd {
     #[inline(always)]
     fn living_space(&self) -> Result<SpaceRef, UserfaultError> {
         self.space.upgrade().ok_or(UserfaultError::Ended)
+    }
+
+    /// The same; a pager in the same space, whose `own` it is, need not keep it.
+    #[inline(always)]
+    fn living_or_own<'a>(&self, own: &'a Space) -> Result<LivingSpace<'a>, UserfaultError> {
+        if self.space.is_of(own) { Ok(LivingSpace::Own(own)) } else { self.living_space().map(LivingSpace::Kept) }
     }
 
     /// Registers the areas of the `bytes` bytes from `start` on for `enrolment`, in place of what they were registered for
@@ -465,7 +504,8 @@ impl Userfaultfds {
 }
 
 fn position(all: &[Option<Registered>], userfaultfd: &Userfaultfd) -> Option<UserfaultfdNumber> {
-    let is_it = |one: &Option<Registered>| one.as_ref().is_some_and(|one| core::ptr::eq(&*one.userfaultfd, userfaultfd));
+    let is_it =
+        |one: &Option<Registered>| one.as_ref().is_some_and(|one| core::ptr::eq(&*one.userfaultfd, userfaultfd));
     all.iter().position(is_it).map(|place| UserfaultfdNumber(place as u16))
 }
 

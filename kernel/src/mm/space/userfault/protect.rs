@@ -17,7 +17,7 @@ use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Visited};
 
 use super::super::area::{Area, AreaFlags};
-use super::super::entry::{EntryState, replace, state, unprotected, uffd_wp_marker};
+use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
 use super::super::gather::{StaleRange, pages};
 use super::super::group::GROUP_SIZE;
 use super::super::protect::is_alike;
@@ -50,16 +50,23 @@ struct Marking<'a> {
 }
 
 impl Userfaultfd {
-    /// Write-protects the `bytes` bytes from `start` on, or ends that. Wakes nothing.
+    /// Write-protects the `bytes` bytes from `start` on, or ends that. Wakes nothing. `own` is the pager's space, which
+    /// lives.
     ///
     /// # Errors
     /// [`UserfaultError::Invalid`] (no range of pages), [`UserfaultError::Changing`], [`UserfaultError::NotRegistered`] (an
     /// area that is not registered for write-protection, or none; as on Linux the areas before it have changed),
     /// [`UserfaultError::OutOfMemory`] (no memory for tables; the same), [`UserfaultError::Ended`].
-    pub fn write_protect(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, mark: Mark) -> Result<(), UserfaultError> {
+    pub fn write_protect(
+        &self,
+        cpu: &Cpu,
+        own: &Space,
+        start: VirtAddr,
+        bytes: u64,
+        mark: Mark,
+    ) -> Result<(), UserfaultError> {
         let range = super::user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
-        self.check_unchanging()?;
-        let space = self.living_space()?;
+        let space = self.living_or_own(own)?;
         let is_populated = !self.features().has(Features::WP_UNPOPULATED);
         let (mut next, mut done) = (range.start(), Err(UserfaultError::NotRegistered));
         while next < range.end() {

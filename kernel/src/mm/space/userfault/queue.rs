@@ -215,10 +215,9 @@ impl Queue {
 
     /// Wakes the threads that have faulted at a page of `range` so far.
     pub(super) fn wake(&self, range: Range<VirtAddr>) {
-        let mut from = (range.start.0, 0);
-        let end = self.lists.lock().next;
+        let mut lists = self.lists.lock();
+        let (mut from, end) = ((range.start.0, 0), lists.next);
         loop {
-            let mut lists = self.lists.lock();
             for _ in 0..BATCH {
                 let mut cursor = lists.faults.lower_bound_mut(Bound::Included(&from));
                 let Some(fault) = cursor.get().filter(|fault| fault.page < range.end) else { return };
@@ -231,6 +230,7 @@ impl Queue {
             }
             drop(lists);
             relax();
+            lists = self.lists.lock();
         }
     }
 
@@ -296,31 +296,30 @@ impl Queue {
     /// See [`Userfaultfd::read`](super::Userfaultfd::read).
     pub(super) fn read(&self, may_wait: bool) -> Result<Reading<'_>, ReadError> {
         let reader = Reader { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicBool::new(false) };
+        let mut lists = self.lists.lock();
         loop {
-            {
-                let mut lists = self.lists.lock();
-                if let Some(fault) = lists.unread.pop_front().and_then(|fault| fault.fault.get()) {
-                    return Ok(Reading { message: Message::Fault(fault), queue: self, event: None });
-                }
-                if let Some(event) = lists.events.pop_front() {
-                    event.state.set(EventState::Taken);
-                    let node = NonNull::from(&*event);
-                    return Ok(Reading { message: event.message.clone(), queue: self, event: Some(node) });
-                }
-                if !may_wait {
-                    return Err(ReadError::Nothing);
-                }
-                if sched::is_interrupted() {
-                    return Err(ReadError::Interrupted);
-                }
-                reader.woken.store(false, Ordering::Relaxed);
-                // SAFETY: the node stays where it is until it is out of the list, below.
-                lists.readers.push_back(unsafe { UnsafeRef::from_raw(&raw const reader) });
+            if let Some(fault) = lists.unread.pop_front().and_then(|fault| fault.fault.get()) {
+                return Ok(Reading { message: Message::Fault(fault), queue: self, event: None });
             }
+            if let Some(event) = lists.events.pop_front() {
+                event.state.set(EventState::Taken);
+                let node = NonNull::from(&*event);
+                return Ok(Reading { message: event.message.clone(), queue: self, event: Some(node) });
+            }
+            if !may_wait {
+                return Err(ReadError::Nothing);
+            }
+            if sched::is_interrupted() {
+                return Err(ReadError::Interrupted);
+            }
+            reader.woken.store(false, Ordering::Relaxed);
+            // SAFETY: the node stays where it is until it is out of the list, below.
+            lists.readers.push_back(unsafe { UnsafeRef::from_raw(&raw const reader) });
+            drop(lists);
             while !reader.woken.load(Ordering::Relaxed) && !sched::is_interrupted() {
                 park();
             }
-            let mut lists = self.lists.lock();
+            lists = self.lists.lock();
             if reader.link.is_linked() {
                 // SAFETY: linked, and in this list alone.
                 unsafe { lists.readers.cursor_mut_from_ptr(&raw const reader) }.remove();
