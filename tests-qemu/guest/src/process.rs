@@ -200,6 +200,11 @@ fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");
 }
 
+target_test!(a_pager_snapshots_a_program_that_goes_on_writing, needs("smp"), limit(60));
+fn a_pager_snapshots_a_program_that_goes_on_writing(t: &mut Test) {
+    succeeds(t, "snapshot-demo");
+}
+
 target_test!(memory_files_hold_and_lose_what_they_do_on_linux, limit(60));
 fn memory_files_hold_and_lose_what_they_do_on_linux(t: &mut Test) {
     succeeds(t, "memfd");
