@@ -86,6 +86,8 @@ mod uaccess;
 #[cfg(target_os = "none")]
 mod user;
 #[cfg(target_os = "none")]
+mod userfault;
+#[cfg(target_os = "none")]
 mod vmalloc;
 #[cfg(target_os = "none")]
 mod words;

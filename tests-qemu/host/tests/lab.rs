@@ -136,6 +136,22 @@ fn without_what_tag_storage_is_reserved_by_its_tests_fail() {
 }
 
 #[test]
+fn without_a_marker_a_write_to_what_was_protected_is_missed() {
+    let reported = "found None, wanted Some(PageFault";
+    let name = "userfault::a_store_to_shared_memory_is_reported_though_its_page_was_discarded";
+    assert_caught("drop-marker-always", name, &format!("a store to it, mapped again: {reported}"));
+    assert_caught("drop-marker-always", name, &format!("a store to what is not mapped: {reported}"));
+    let name = "userfault::a_store_to_a_file_is_reported_though_its_page_was_reclaimed";
+    assert_caught("no-marker-on-reclaim", name, &format!("a store: {reported}"));
+}
+
+#[test]
+fn with_a_marker_of_anonymous_memory_a_write_to_a_new_page_is_reported() {
+    let name = "userfault::a_store_to_a_new_anonymous_page_is_not_reported";
+    assert_caught("marker-on-anon", name, "a store to the new page: found Some(PageFault");
+}
+
+#[test]
 fn without_the_event_of_an_upgrade_a_mirror_keeps_the_old_permission() {
     let name = "notifier::a_mirror_follows_an_upgrade_by_its_event";
     assert_caught("no-upgrade-event", name, "what the mirror has of it: found");
