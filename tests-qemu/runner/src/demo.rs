@@ -15,9 +15,10 @@ pub const AREA: &str = "demo::";
 pub const LINES: usize = 30;
 
 /// Demos of which one boot shows a part only: the boot arguments of each.
-const BOOTS: [(&str, &[&str]); 3] = [
+const BOOTS: [(&str, &[&str]); 4] = [
     ("upgrade", &["lab=no-secondary-tlb", "lab=no-secondary-tlb,trust-completion", ""]),
     ("batch", &["lab=notify-at-batch-flush", ""]),
+    ("marker", &["lab=drop-marker-always", ""]),
     ("mte", &["lab=reserve-at-mprotect", "lab=no-replay-limit", ""]),
 ];
 

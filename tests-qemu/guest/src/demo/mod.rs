@@ -3,6 +3,7 @@
 //! A demo checks all that it prints, like any test.
 
 mod batch;
+mod marker;
 mod mte;
 mod race;
 mod upgrade;
@@ -36,6 +37,11 @@ fn batch(t: &mut Test) {
 target_test!(mte, needs("tag-storage"), machine("mte"), limit(60));
 fn mte(t: &mut Test) {
     mte::show(t);
+}
+
+target_test!(marker);
+fn marker(t: &mut Test) {
+    marker::show(t);
 }
 
 /// One contiguous group that one CPU splits while another changes a page of it.
