@@ -14,6 +14,7 @@ pub mod devices;
 pub mod iommu;
 pub mod lab;
 pub mod linux;
+mod log;
 pub mod mm;
 pub mod mmio;
 pub mod panic;

@@ -155,7 +155,7 @@ pub fn init(seed: &[u8], has_rndr: bool) {
     }
     pool.absorb(&jitter);
     pool.sources = pool.sources.with(Source::Jitter);
-    log::debug!("random numbers from {}", pool.sources);
+    crate::log::debug!("random numbers from {}", pool.sources);
 }
 
 /// Sets the device to ask. Only the first call counts.
@@ -206,11 +206,11 @@ fn reseed_from_device(cpu: &Cpu) {
         pool.sources = before.with(Source::Device);
         drop(pool);
         if !before.has(Source::Device) {
-            log::debug!("random numbers from {before}, and now from a virtio device");
+            crate::log::debug!("random numbers from {before}, and now from a virtio device");
         }
     } else if !pool.sources.is_seeded() && due == 0 {
         drop(pool);
-        log::warn!("random numbers from the counter's jitter alone: no RNDR, no rng-seed, no virtio device");
+        crate::log::warn!("random numbers from the counter's jitter alone: no RNDR, no rng-seed, no virtio device");
     }
 }
 

@@ -90,10 +90,10 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     early_console(platform);
     let device_tree = device_tree?;
     for TagStorageRegion { storage, block_bytes, tagged } in &platform.tag_storage {
-        log::debug!("tag storage: {storage:?}, in blocks of {} KiB, of {tagged:?}", block_bytes >> 10);
+        crate::log::debug!("tag storage: {storage:?}, in blocks of {} KiB, of {tagged:?}", block_bytes >> 10);
     }
     power::init(platform.conduit);
-    bootargs::check(|warning| log::warn!("{warning}"));
+    bootargs::check(|warning| crate::log::warn!("{warning}"));
 
     let kernel = set_up_memory(boot, cpu, platform, device_tree)?;
     set_up_devices(cpu, kernel);
@@ -122,15 +122,15 @@ unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
     const FLAGS: u64 = 0x18;
     // One page is mapped, and no more.
     if registers.0 % PAGE_SIZE as u64 > PAGE_SIZE as u64 - UART_BYTES {
-        log::warn!("console: its registers at {registers} cross the end of a page");
+        crate::log::warn!("console: its registers at {registers} cross the end of a page");
         return None;
     }
     let Some(mapped) = fixmap::map_device(FixmapSlot::Console, registers) else {
-        log::warn!("console: its registers at {registers} are at no address that tables can hold");
+        crate::log::warn!("console: its registers at {registers} are at no address that tables can hold");
         return None;
     };
     if let Err(fault) = probe::read::<u32>(mapped + FLAGS) {
-        log::warn!("console: no registers at {registers}: {fault}");
+        crate::log::warn!("console: no registers at {registers}: {fault}");
         return None;
     }
     // SAFETY: mapped for ever as device memory, and the caller's word for what it is.
@@ -154,7 +154,8 @@ type TreeResult = Result<PhysRange, PlatformError>;
 #[inline(never)]
 fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), BootError> {
     const GIB: u64 = 1 << 30;
-    static PLATFORM: SpinMutex<Platform> = SpinMutex::new(Platform::new());
+    // Made here, as in the image it would be 8 KiB of nothing.
+    static PLATFORM: Once<SpinMutex<Platform>> = Once::new();
 
     let looked = PhysAddr(boot.image_start).align_down(GIB);
     let start = if boot.device_tree != 0 { PhysAddr(boot.device_tree) } else { looked };
@@ -170,7 +171,7 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), Boo
     // SAFETY: mapped, for as long as this function runs, over a device tree by its magic number, which a loader put
     // into ordinary memory for this kernel alone.
     let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), size) };
-    let mut platform = PLATFORM.lock();
+    let mut platform = PLATFORM.call_once(|| SpinMutex::new(Platform::new())).lock();
     let tree = PhysRange::from_size(start, size as u64).ok_or(BootError::TreeTooLarge(start, size))?;
     let read = platform.read(blob).map(|()| tree);
     // SAFETY: the platform is all copies.
@@ -249,7 +250,7 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     let mut map = |registers: PhysRange| match kernel.space.map_device(cpu, registers) {
         Ok(address) => Some(address),
         Err(error) => {
-            log::error!("registers at {registers:?}: {error}");
+            crate::log::error!("registers at {registers:?}: {error}");
             None
         }
     };
@@ -258,16 +259,16 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         use_console(registers);
     }
     if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map) {
-        log::error!("interrupt controller: {error}");
+        crate::log::error!("interrupt controller: {error}");
         return;
     }
     if let Err(error) = timer::start(platform.timer, cpu) {
-        log::error!("timer: {error}");
+        crate::log::error!("timer: {error}");
     }
     if let Some(line) = uart.and_then(|(uart, _)| uart.interrupt)
         && let Err(error) = console::start_receiving(line, cpu)
     {
-        log::warn!("console: {error}; its input is polled");
+        crate::log::warn!("console: {error}; its input is polled");
     }
 }
 
@@ -276,10 +277,10 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
 fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     let mut map = |registers: PhysRange| {
         let mapped = kernel.space.map_device(cpu, registers);
-        mapped.inspect_err(|error| log::error!("PCI: registers at {registers:?}: {error}")).ok()
+        mapped.inspect_err(|error| crate::log::error!("PCI: registers at {registers:?}: {error}")).ok()
     };
     if let Err(error) = pci::init(kernel.platform.pcie.as_ref(), &mut map) {
-        log::error!("PCI: {error}");
+        crate::log::error!("PCI: {error}");
     }
     random::set_device(virtio_rng::seed);
     device::set_kinds(&DEVICE_FILES);
@@ -302,9 +303,9 @@ fn started<D: Driver + HasRegisters>(index: usize) -> Option<&'static dyn HasReg
 fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Result<(), BootError> {
     let own = cpu.features.call_once(CpuFeatures::read);
     let steps = Secondaries { entry: PhysAddr(boot.secondary_entry), arrive };
-    let mut stack = || kernel.space.alloc_stack(cpu).inspect_err(|error| log::error!("a stack: {error}")).ok();
+    let mut stack = || kernel.space.alloc_stack(cpu).inspect_err(|error| crate::log::error!("a stack: {error}")).ok();
     let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut stack).unwrap_or_else(|error| {
-        log::error!("other CPUs: {error}");
+        crate::log::error!("other CPUs: {error}");
         CpuSet::EMPTY.with(cpu.id)
     });
 
@@ -328,7 +329,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         start_tag_storage(kernel);
     }
     let patched = branches::patch(kernel);
-    log::debug!("{patched} branches patched");
+    crate::log::debug!("{patched} branches patched");
     if kernel.features().has_tags() {
         kernel.spaces.start_tags().map_err(|_| OutOfMemory)?;
     }
@@ -367,7 +368,7 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
     if checks != TagCheck::Off {
         let (start, bytes) = heap::kernel_heap().mapped();
         if let Err(error) = kernel.space.reserve_heap_tags(start, bytes) {
-            log::error!("heap.tags: {error}; the heap has no tags");
+            crate::log::error!("heap.tags: {error}; the heap has no tags");
             return;
         }
         // SAFETY: all CPUs have tags, and the heap is mapped as Normal-Tagged. Nothing has given pointers a tag so far.
@@ -382,7 +383,7 @@ fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) 
     let wishes = Wishes::read();
     let (policy, denied) = Policy::decide(wishes, all.size_change.is_trusted(), linear_leaves(boot_cpu));
     if let Some(denied) = denied {
-        log::warn!("{denied}");
+        crate::log::warn!("{denied}");
     }
     kernel.space.set_policy(policy);
 }

@@ -128,7 +128,7 @@ impl Driver for Edu {
         let doorbell = slot::doorbell(cpu, &dma)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
-        let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
+        let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok();
         let shown = RwSem::default();
         Ok(Self { registers, page, shown, dma, vector, arrivals: &slot.arrivals, busy: RwSem::new(()), claim })
     }

@@ -23,7 +23,7 @@ use crate::smp::Cpu;
 pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
     let smmus = &kernel.platform.smmus;
     if smmus.is_empty() && kernel.platform.pcie.is_some() {
-        log::info!("no SMMU: devices reach all memory");
+        crate::log::info!("no SMMU: devices reach all memory");
     }
     for (smmu, place) in smmus.iter().zip(&IOMMUS) {
         if let Some(iommu) = start(cpu, kernel, smmu) {
@@ -33,14 +33,14 @@ pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
     if iommus().next().is_some()
         && let Err(error) = fault::start_thread(cpu, smmus)
     {
-        log::error!("smmu: {error}: faults of devices are served when transfers end");
+        crate::log::error!("smmu: {error}: faults of devices are served when transfers end");
     }
 }
 
 /// Takes one into use; `None`, after a message, where it cannot be.
 fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iommu> {
     let failed = |why: fmt::Arguments<'_>| {
-        log::error!("smmu: {why}; devices behind the SMMU at {} are refused", smmu.registers.start());
+        crate::log::error!("smmu: {why}; devices behind the SMMU at {} are refused", smmu.registers.start());
     };
     if smmu.registers.size() < PAGE1 as u64 * 2 {
         failed(format_args!("{:?} are not both pages of its registers, 64 KiB each", smmu.registers));
@@ -51,7 +51,7 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
     // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; it has no other user.
     let probed = unsafe { probe(registers, kernel.frames) };
     let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;
-    log::info!("{}", probed.smmu.features());
+    crate::log::info!("{}", probed.smmu.features());
     let windows = kernel.platform.pcie.as_ref().map_or(&[][..], |pcie| &pcie.windows);
     let Some(transfers) = iova::place(windows) else {
         failed(format_args!("the host bridge's windows leave no addresses for transfers"));
@@ -60,7 +60,7 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
     let setup =
         Setup { phandle: smmu.phandle, needs: needs(kernel), notify_mode: NotifyMode::from_bootargs(), transfers };
     if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
-        log::warn!("smmu: devices cannot be bound to processes: {unfit}");
+        crate::log::warn!("smmu: devices cannot be bound to processes: {unfit}");
     }
     Some(Iommu::new(probed, Metal(LinearView {}), kernel.frames, setup))
 }

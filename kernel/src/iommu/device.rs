@@ -277,7 +277,7 @@ impl Iommu {
         // Held to the end: the next attachment of the stream comes after all of this.
         let mut devices = self.devices.write();
         if let Err(error) = self.set_stream(device.stream, Stream::Abort) {
-            log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
+            crate::log::error!("smmu: stream {:#x} could not be aborted: {error}", device.stream);
             with_interrupts_masked(|| self.smmu.shut());
         }
         // An aborted stream leaves no records, and older ones must not count against its next owner.
@@ -480,7 +480,7 @@ impl AttachedDevice {
         let mut state = self.state.write();
         let Some(binding) = state.binding.take() else { return };
         if let Err(error) = self.set_unbound(state.mode) {
-            log::error!("smmu: stream {:#x} could not be unbound: {error}", self.stream);
+            crate::log::error!("smmu: stream {:#x} could not be unbound: {error}", self.stream);
             with_interrupts_masked(|| self.iommu.smmu.shut());
         }
         self.iommu.unbind(cpu, self.stream, &state.own, binding);

@@ -239,7 +239,7 @@ impl Iommu {
         let second = crate::chip::timer::uptime().as_secs();
         *lines = if lines.0 == second { (second, lines.1 + 1) } else { (second, 1) };
         if lines.1 <= LINES {
-            log::warn!("smmu: {event}");
+            crate::log::warn!("smmu: {event}");
         }
     }
 
@@ -373,7 +373,7 @@ mod thread {
     fn register(cpu: &'static Cpu, what: &str, line: Option<Interrupt>, handler: interrupt::Handler) {
         let registered = match line {
             Some(line) => {
-                interrupt::register(line, cpu, handler).inspect_err(|error| log::warn!("smmu: {what}: {error}"))
+                interrupt::register(line, cpu, handler).inspect_err(|error| crate::log::warn!("smmu: {what}: {error}"))
             }
             None => return poll(what),
         };
@@ -383,7 +383,7 @@ mod thread {
     }
 
     fn poll(what: &str) {
-        log::warn!("smmu: no interrupt for {what}: polled every {PAUSE:?}");
+        crate::log::warn!("smmu: no interrupt for {what}: polled every {PAUSE:?}");
         POLLS.store(true, Ordering::Relaxed);
         // It may be asleep without a time.
         wake();

@@ -111,7 +111,7 @@ unsafe impl Platform for Port {
     }
 
     fn report(&self, report: &Report) {
-        log::error!("smmu: {report}");
+        crate::log::error!("smmu: {report}");
     }
 
     #[inline(always)]

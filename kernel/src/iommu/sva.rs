@@ -197,7 +197,7 @@ impl Iommu {
             space.disclaim_reserved();
         }
         self.asids.lock().free(asid);
-        log::debug!("smmu: stream {stream:#x} is bound no more");
+        crate::log::debug!("smmu: stream {stream:#x} is bound no more");
     }
 
     /// Cuts `stream` off, if it is still translated under `asid`: its binding may be ending at the same time, and then
@@ -208,7 +208,7 @@ impl Iommu {
             && let Err(error) = streams.update_context(&self.smmu, stream, &context.disabled())
         {
             // The memory of the space goes in any case, so nothing may reach it.
-            log::error!("smmu: stream {stream:#x} could not be cut off: {error}");
+            crate::log::error!("smmu: stream {stream:#x} could not be cut off: {error}");
             self.smmu.shut();
         }
         drop(streams);

@@ -156,7 +156,10 @@ impl<'t> Found<'t> {
                     if let Some(smmu) = dispensable(SmmuNode::read(node))
                         && self.smmus.push(smmu).is_err()
                     {
-                        log::warn!("{}: more than {MAX_SMMUS} SMMUs; devices behind it are refused", node.name());
+                        crate::log::warn!(
+                            "{}: more than {MAX_SMMUS} SMMUs; devices behind it are refused",
+                            node.name()
+                        );
                     }
                 }
                 _ => continue,
@@ -251,7 +254,7 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
 
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
 fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
-    device.inspect_err(|error| log::warn!("{error}; it is left out")).ok()
+    device.inspect_err(|error| crate::log::warn!("{error}; it is left out")).ok()
 }
 
 /// Bytes of a PL011's registers that are used, up to UARTICR.

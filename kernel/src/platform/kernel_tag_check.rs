@@ -21,7 +21,7 @@ enum Denied {
 pub fn decide(mte: Mte) -> TagCheck {
     let (checks, denied) = possible(bootargs::get("heap.tags").and_then(parse), mte);
     if let Some(denied) = denied {
-        log::warn!("{denied}");
+        crate::log::warn!("{denied}");
     }
     checks
 }

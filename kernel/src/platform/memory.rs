@@ -71,7 +71,7 @@ pub(super) fn check_initrd(platform: &mut Platform) {
         && platform.memory.iter().any(is_in)
         && !platform.no_map.iter().any(|range| range.overlaps(initrd));
     if !is_shown {
-        log::warn!("device tree: the initrd at {initrd:?} is not in memory; it is left out");
+        crate::log::warn!("device tree: the initrd at {initrd:?} is not in memory; it is left out");
         platform.initrd = None;
     }
 }

@@ -172,8 +172,8 @@ impl fmt::Display for NodeName {
 }
 
 impl Platform {
-    /// A machine with nothing in it, to be filled by [`read`](Self::read). `const`, so that it can be a static.
-    pub(crate) const fn new() -> Self {
+    /// A machine with nothing in it, to be filled by [`read`](Self::read).
+    pub(crate) fn new() -> Self {
         Self {
             model: String::new(),
             memory: Vec::new(),

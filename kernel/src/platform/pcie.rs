@@ -261,7 +261,7 @@ fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &GicNode) -> Option<Int
     for line in map.chunks(entry) {
         // Only another controller itself could define how long its entry is.
         if Some(field(line, ADDRESS + PIN)?) != gic.phandle {
-            log::warn!("device tree: interrupt-map leads past the GIC; interrupt pins behind that are left out");
+            crate::log::warn!("device tree: interrupt-map leads past the GIC; interrupt pins behind that are left out");
             break;
         }
         let interrupt = interrupt_of(line.get(after * 4..)?)?;

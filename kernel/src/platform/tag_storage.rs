@@ -87,7 +87,7 @@ pub(super) enum TagStorageError {
 /// Reads the regions from `/reserved-memory`. Memory and its reservations are known by now.
 pub(super) fn regions(platform: &mut Platform, root: &Root<'_>, reserved: &Node<'_, '_>) -> Result<(), PlatformError> {
     each_region(platform, root, reserved, &mut |node, error| {
-        log::warn!("device tree: tag storage {}: {error}; it stays reserved", NodeName::from(node));
+        crate::log::warn!("device tree: tag storage {}: {error}; it stays reserved", NodeName::from(node));
     })
 }
 
@@ -115,7 +115,7 @@ impl Platform {
         self.tag_storage.retain(|TagStorageRegion { storage, .. }| {
             let overlaps = storage.overlaps(taken);
             if overlaps {
-                log::warn!(
+                crate::log::warn!(
                     "device tree: tag storage {storage:?} must not overlap {what}, {taken:?}; it stays reserved"
                 );
             }

@@ -79,7 +79,7 @@ pub fn bring_up(
     connect(cpu)?;
     STEPS.call_once(|| steps);
     if platform.cpus_left_out > 0 {
-        log::warn!("{} CPUs more than the {MAX_CPUS} that can be run", platform.cpus_left_out);
+        crate::log::warn!("{} CPUs more than the {MAX_CPUS} that can be run", platform.cpus_left_out);
     }
     let limit = bootargs::get("maxcpus").and_then(parse_maxcpus).unwrap_or(MAX_CPUS);
     let own = cpu.mpidr.load(Ordering::Relaxed);
@@ -90,7 +90,7 @@ pub fn bring_up(
         let secondary = secondary.call_once(|| Cpu::new(CpuId(id)));
         match start(platform, node, secondary, record, stack) {
             Ok(()) => started = started.with(secondary.id),
-            Err(error) => log::warn!("CPU {} ({:#x}) not started: {error}", secondary.id.0, node.mpidr),
+            Err(error) => crate::log::warn!("CPU {} ({:#x}) not started: {error}", secondary.id.0, node.mpidr),
         }
     }
     Ok(await_arrival(started).with(cpu.id))
@@ -107,7 +107,7 @@ pub fn release(cpus: CpuSet, empty_root: PhysAddr) {
     let deadline = Deadline::after(PATIENCE);
     while !cpus.minus(super::online()).is_empty() {
         if deadline.has_passed() {
-            log::warn!("CPUs {:?} were there and are lost", cpus.minus(super::online()));
+            crate::log::warn!("CPUs {:?} were there and are lost", cpus.minus(super::online()));
             return;
         }
         wait::relax();
@@ -177,7 +177,7 @@ fn await_arrival(started: CpuSet) -> CpuSet {
     for late in missing().iter() {
         // Unless it came just now, this decides it.
         if DECIDED.fetch_or(1 << late.0, Ordering::AcqRel) & 1 << late.0 == 0 {
-            log::warn!("CPU {} was started and did not come in {} s", late.0, PATIENCE.as_secs());
+            crate::log::warn!("CPU {} was started and did not come in {} s", late.0, PATIENCE.as_secs());
             given_up = given_up.with(late);
         }
     }
@@ -190,7 +190,7 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     (steps.arrive)(cpu);
     let interrupts = interrupt::init_cpu(cpu);
     if let Err(error) = interrupts {
-        log::warn!("CPU {}: {error}", cpu.id.0);
+        crate::log::warn!("CPU {}: {error}", cpu.id.0);
         USELESS.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
     }
     let given_up = DECIDED.fetch_or(1 << cpu.id.0, Ordering::AcqRel) & 1 << cpu.id.0 != 0;

@@ -100,7 +100,7 @@ pub fn disconnect(message: Message) {
     // Until the handler has gone: as soon as it can, the event has another owner and another handler.
     let mut its = its.lock();
     if let Err(error) = its.remove(message.event as usize) {
-        log::error!("interrupt {}: {error}", message.intid);
+        crate::log::error!("interrupt {}: {error}", message.intid);
     }
     *handler.lock() = None;
 }

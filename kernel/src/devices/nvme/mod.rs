@@ -113,7 +113,7 @@ impl Driver for Nvme {
         let mut pages = heapless::Vec::new();
         let started = allocate(cpu, &dma, &mut pages).map_err(StartError::Dma).and_then(|common| {
             let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
-            let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok().filter(is_message);
+            let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok().filter(is_message);
             // SAFETY: they were just made, and are given back when the device has lost its way to memory.
             let mut controller = unsafe { Controller::new(registers, common)? };
             restart(&mut controller, &claim, vector.is_some())?;
@@ -122,7 +122,7 @@ impl Driver for Nvme {
         });
         match started {
             Ok((controller, vector, identity)) => {
-                log::debug!("nvme: serial number {}, {} sectors", identity.serial(), identity.sectors);
+                crate::log::debug!("nvme: serial number {}, {} sectors", identity.serial(), identity.sectors);
                 let state = RwSem::new(QueueState { controller, is_sound: true });
                 Ok(Self { state, identity, dma, vector, arrivals: &slot.arrivals, claim })
             }

@@ -189,7 +189,9 @@ impl<'m> Walk<'m> {
             ENDPOINT => bar::COUNT,
             BRIDGE => 2,
             _ => {
-                log::warn!("PCI {address} ({id}) has a header of the unknown kind {header:#x}, and is left alone");
+                crate::log::warn!(
+                    "PCI {address} ({id}) has a header of the unknown kind {header:#x}, and is left alone"
+                );
                 0
             }
         };
@@ -226,7 +228,7 @@ impl<'m> Walk<'m> {
                 bar.range = self.place(bus, address, index, bar);
                 if bar.range.is_none() {
                     has_all = false;
-                    log::warn!("PCI {}", PciError::NoRoom { function: address, index, size: bar.size });
+                    crate::log::warn!("PCI {}", PciError::NoRoom { function: address, index, size: bar.size });
                 }
             }
             if let Some(slot) = bars.get_mut(index) {
@@ -282,7 +284,7 @@ impl<'m> Walk<'m> {
     fn bridge(&mut self, bus: &PciBus, address: PciAddress, several: bool) -> Result<Option<Buses>, OutOfMemory> {
         let config = self.config();
         let Some(number) = self.next_bus(bus.depth) else {
-            log::warn!("PCI {address}: no bus number is left for what is behind it");
+            crate::log::warn!("PCI {address}: no bus number is left for what is behind it");
             return Ok(None);
         };
         // While the walk is behind it, it forwards everything that the walk may ask for.

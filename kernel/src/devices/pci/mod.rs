@@ -71,7 +71,7 @@ pub fn init(
     static HOST: Once<Host> = Once::new();
 
     let Some(description) = description else {
-        log::info!("the machine has no PCI Express with its configuration space in memory");
+        crate::log::info!("the machine has no PCI Express with its configuration space in memory");
         return Ok(());
     };
     let mut map_bus = |bus: u8| {
@@ -82,7 +82,7 @@ pub fn init(
     };
     let host = HOST.call_once(|| Host { config: &ECAM, description });
     let functions = Walk::new(host, &mut map_bus).run()?;
-    log::debug!("{} functions on PCI Express", functions.len());
+    crate::log::debug!("{} functions on PCI Express", functions.len());
     FUNCTIONS.call_once(|| functions.leak());
     Ok(())
 }

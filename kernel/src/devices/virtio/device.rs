@@ -76,7 +76,7 @@ impl VirtioDevice {
         let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, handler, doorbell);
-        let vector = vector.inspect_err(|error| log::warn!("{error}; it is polled")).ok();
+        let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok();
         match Self::set_up(&transport, &page, vector, &mut requests.write()) {
             Ok(doorbell) => {
                 transport.driver_ok();
@@ -245,7 +245,7 @@ impl VirtioDevice {
     fn attend(&self, requests: &mut WriteGuard<'_, Requests>) {
         if !requests.has_some() {
             if self.transport.needs_reset() {
-                log::debug!("virtio device {}: it asks for a reset", self.claim.address());
+                crate::log::debug!("virtio device {}: it asks for a reset", self.claim.address());
                 self.restart(requests);
             }
             return;
@@ -254,7 +254,7 @@ impl VirtioDevice {
             Ok(false) => {}
             Ok(true) => self.transport.notify(self.doorbell),
             Err(error) => {
-                log::error!("virtio device {}: {error}", self.claim.address());
+                crate::log::error!("virtio device {}: {error}", self.claim.address());
                 // It has no chains after this; and the waiters get the error.
                 self.restart_with(requests, |requests| requests.abandon(RequestError::Device(error)));
             }
@@ -286,7 +286,7 @@ impl VirtioDevice {
                 self.transport.notify(self.doorbell);
             }
             Err(error) => {
-                log::error!("virtio device {}: {error}", self.claim.address());
+                crate::log::error!("virtio device {}: {error}", self.claim.address());
                 // The reset may not have reached it: its access to memory is cut off.
                 self.claim.set_bus_master(false);
                 requests.abandon(RequestError::Gone(error));

@@ -164,7 +164,7 @@ fn choose() -> Option<u32> {
     let (candidate, footprint) = largest?;
     end_all_in(&candidate.space);
     let kib = |frames: usize| frames * (PAGE_SIZE >> 10);
-    log::warn!(
+    crate::log::warn!(
         "out of memory: ended process {} ({}), {} KiB of pages, {} KiB of tables and areas",
         candidate.id,
         candidate.name,

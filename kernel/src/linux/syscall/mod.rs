@@ -212,7 +212,7 @@ fn unknown(call: &mut Syscall<'_>) -> Answer {
     let place = (number as usize).min(WARNED.len() * 64 - 1);
     let bit = 1 << (place % 64);
     if WARNED[place / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0 {
-        log::warn!("{:?} made system call {number}, which does not exist here", call.task);
+        crate::log::warn!("{:?} made system call {number}, which does not exist here", call.task);
     }
     Err(Errno::ENOSYS)
 }

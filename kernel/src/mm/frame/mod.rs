@@ -631,7 +631,7 @@ impl FrameAllocator {
     #[cold]
     fn refuse(&self, address: PhysAddr, error: FreeError) {
         self.refused.fetch_add(1, Ordering::Relaxed);
-        log::error!("free of {address}: {error}; left alone");
+        crate::log::error!("free of {address}: {error}; left alone");
         if cfg!(debug_assertions) {
             panic!("free of {address}: {error}");
         }

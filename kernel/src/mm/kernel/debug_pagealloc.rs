@@ -40,7 +40,7 @@ impl KernelSpace {
         let lazy = Lazy::new(&self.mmu);
         self.update_linear(&lazy, range, change).unwrap_or_else(|error| {
             // Every frame of the allocator is a page of the linear map. Were one not, it could be used all the same.
-            log::error!("debug_pagealloc: {range:?}: {error}");
+            crate::log::error!("debug_pagealloc: {range:?}: {error}");
             Flush::NONE
         })
     }

@@ -167,7 +167,9 @@ impl KernelSpace {
     fn refuse(&self, error: Error) -> Error {
         self.splitting.refused.fetch_add(1, Ordering::Relaxed);
         if !self.splitting.warned.swap(true, Ordering::Relaxed) {
-            log::warn!("{error}, and live leaves are not split here (see `features`): refused, this time and others");
+            crate::log::warn!(
+                "{error}, and live leaves are not split here (see `features`): refused, this time and others"
+            );
         }
         error
     }

@@ -892,7 +892,7 @@ impl Space {
                 if waiting(&found) == Some(entry) {
                     let protection = area.protection();
                     if !protection.contains(Protection::TAGGED) {
-                        log::warn!("the block at {} waits for tag storage in an area without tags", found.start);
+                        crate::log::warn!("the block at {} waits for tag storage in an area without tags", found.start);
                     }
                     let valid = modified(entry, attributes(protection.read_only())).young();
                     // This fault's hold is one of them.

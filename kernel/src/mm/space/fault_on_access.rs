@@ -85,7 +85,7 @@ impl AllowedFault<'_> {
             }
             space.common.tag_reserved(entry.address(), record);
         } else {
-            log::warn!("the entry of {} waits for tag storage in an area without tags", self.page);
+            crate::log::warn!("the entry of {} waits for tag storage in an area without tags", self.page);
         }
         let new = self.accessible(entry, 0);
         // It has its tags.

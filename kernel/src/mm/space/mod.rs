@@ -195,7 +195,7 @@ impl Spaces {
             future_locking: AtomicU8::new(0),
             family,
             in_family: LinkedListAtomicLink::new(),
-            userfaultfds: Userfaultfds::NONE,
+            userfaultfds: Userfaultfds::new(),
             areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
         let space = Counted::try_new_with(&self.spaces, make).inspect_err(|_| self.frames.free(cpu, root))?;

@@ -86,7 +86,7 @@ impl TagStorage {
         let mut managed = heapless::Vec::new();
         for region in regions {
             if Region::new(region).is_none_or(|region| managed.push(region).is_err()) {
-                log::warn!("tag storage at {:?}: out of memory; it stays reserved", region.storage);
+                crate::log::warn!("tag storage at {:?}: out of memory; it stays reserved", region.storage);
             }
         }
         let regions = managed;

@@ -41,7 +41,7 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
             Next::Exit => exit::leave(task),
             Next::Deliver(_, _, Effect::Ignored) => {}
             Next::Deliver(signal, _, Effect::Fatal) => {
-                log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
+                crate::log::debug!("{task:?}: {signal} at {:#x}, {:?}", frame.elr, task.fault.get());
                 exit::exit_group(task, ProcessEnd::Killed(signal));
             }
             Next::Deliver(signal, cause, Effect::Handled(action)) => {

@@ -142,7 +142,7 @@ impl Space {
                 let end = timer::uptime() + DEVICE_PATIENCE;
                 let is_late = || timer::uptime() >= end;
                 if !userfaultfd.queue.wait(&fault, &is_late, sched::sleep_briefly) {
-                    log::warn!("no pager has served a device's access to {page} in time");
+                    crate::log::warn!("no pager has served a device's access to {page} in time");
                     return Err(FaultError::Unusable);
                 }
                 true

@@ -461,7 +461,9 @@ struct Registered {
 
 impl Userfaultfds {
     /// No registrations.
-    pub(super) const NONE: Self = Self(RwSem::new(Vec::new()));
+    pub(super) const fn new() -> Self {
+        Self(RwSem::new(Vec::new()))
+    }
 
     /// The most that a space has: what the flags of an area can hold.
     const MOST: usize = UserfaultfdNumber::NONE.0 as usize;
