@@ -467,10 +467,11 @@ fn refuse_block(address: VirtAddr) -> ! {
     panic!("a block at {address}, in a tree whose leaves are pages")
 }
 
-/// What a walk ends at: an entry, of this level, that links no table.
+/// What a walk ends at: an entry, of this level, that links no table. What a block has left there is not vacant either: a
+/// table that is linked over it loses what it remembers.
 #[cold]
 fn stop((entry, level): (Descriptor, u8)) -> Stop {
-    if entry.is_vacant() { Stop::Missing(level) } else { Stop::Block(level) }
+    if entry == Descriptor::EMPTY { Stop::Missing(level) } else { Stop::Block(level) }
 }
 
 impl Stop {
