@@ -597,11 +597,14 @@ impl Space {
     }
 
     /// Brings a block for `page`, where there is no table for it, if one can be; returns whether there is one. For a
-    /// populate, which leaves what is there as it is.
+    /// populate, which leaves what is there as it is. Where a block has left a marker, pages serve.
     #[cold]
     #[inline(never)]
     pub(super) fn bring_block(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> bool {
-        self.block_entry(page).is_some() || self.map_block(cpu, area, page) == Some(FaultOutcome::Served)
+        if self.is_block_or_marker(page) {
+            return self.block_entry(page).is_some();
+        }
+        self.map_block(cpu, area, page) == Some(FaultOutcome::Served)
     }
 
     /// Maps a block of zeros for `page`; returns `None` where none is to be, there is no page block, or no memory for
