@@ -53,7 +53,9 @@ impl Space {
                     let entries = found.cells.iter().map(|cell| self.mmu().load(cell));
                     entries.filter(|entry| entry.is_present() && !entry.is_special()).count()
                 }
-                CellsOrBlock::Block(at) => pages_of_block(area.range(), at),
+                CellsOrBlock::Block(at) if self.block_entry(at).is_some() => pages_of_block(area.range(), at),
+                // The marker of one.
+                CellsOrBlock::Block(_) => 0,
             };
             relax();
         }
