@@ -13,7 +13,7 @@ use granule_arch::addr::VirtAddr;
 use super::super::{Access, PAGE, Sharing, SpaceRef, handle_fault};
 use super::{Rig, private};
 use crate::mm::notifier::{Subscriber, Subscription};
-use crate::mm::space::{MapRequest, Space};
+use crate::mm::space::{Enrolment, Features, MapRequest, Mark, Space, Userfaultfd};
 use crate::smp::{Cpu, CpuId};
 
 /// How long an invalidation is held up: enough for another thread to finish a call, if it can.
@@ -156,4 +156,31 @@ fn no_fault_is_served_between_a_change_and_its_invalidation() {
     let _child = space.fork(&rig.cpu).unwrap();
     let write = |space: &Space, cpu: &Cpu| handle_fault(space, cpu, START, Access::Write).unwrap();
     assert_eq!(race(&space, |space| write(space, &rig.cpu), write), Finished::AfterIt, "copy on write");
+}
+
+/// Its tables are locked one after the other, and the areas for reading: a fault that is served before the invalidation
+/// would leave a store unreported.
+#[test]
+fn write_protection_invalidates_before_it_drops_the_lock_of_a_table() {
+    for sharing in [Sharing::Private, Sharing::Shared] {
+        // All alike, and not.
+        for page in [0, 11] {
+            let rig = Rig::new(8);
+            let space = touched(&rig, sharing);
+            if page == 11 {
+                space.madvise_dontneed(&rig.cpu, START + PAGE, PAGE).unwrap();
+            }
+            let pager = Userfaultfd::new(&space, false).unwrap();
+            pager.agree(Features(0)).unwrap();
+            let enrolment = Enrolment { missing: false, write_protected: true };
+            Userfaultfd::register(&pager, &rig.cpu, START, PAGES * PAGE, enrolment).unwrap();
+            let finished = race(
+                &space,
+                |_| pager.write_protect(&rig.cpu, START, PAGES * PAGE, Mark::Set).unwrap(),
+                |space, cpu| assert!(handle_fault(space, cpu, START + page * PAGE, Access::Write).is_err()),
+            );
+            assert_eq!(finished, Finished::AfterIt, "{sharing:?}");
+            pager.close();
+        }
+    }
 }

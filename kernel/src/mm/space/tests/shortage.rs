@@ -10,9 +10,13 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::PageRange;
 
 use super::*;
+use crate::mm::counted::Counted;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
-use crate::mm::space::{AreaAdvice, FaultError, Move, Remap, SpaceError, SpaceLimits, Terms, USER_END, USER_START};
+use crate::mm::space::{
+    AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Mark, Move, Remap, SpaceError, SpaceLimits, Terms,
+    USER_END, USER_START, UserfaultError, Userfaultfd,
+};
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -292,4 +296,135 @@ fn a_fork_needs_records_and_a_table_for_each() {
         rig.read(space, START + (1 << 30));
     };
     refused_until(7, SpaceError::NoMemory, two, |rig, space| space.fork(&rig.cpu));
+}
+
+const WP: Enrolment = Enrolment { missing: false, write_protected: true };
+
+/// The same of a call of a pager, with which `prepare` has registered what it has made.
+#[track_caller]
+fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
+    needed: usize,
+    refusal: E,
+    request: &MapRequest,
+    prepare: impl Fn(&Rig, &Space),
+    call: impl Fn(&Rig, &Counted<Userfaultfd>) -> Result<T, E>,
+) {
+    for left in 0..ENOUGH {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        map(&rig, &space, request);
+        prepare(&rig, &space);
+        let pager = Userfaultfd::new(&space, false).unwrap();
+        pager.agree(Features::ALL).unwrap();
+        Userfaultfd::register(&pager, &rig.cpu, START, request.bytes, WP).unwrap();
+        let hoard = Hoard::leaving(&rig, left);
+        let before = everything(&rig, &space);
+        match call(&rig, &pager) {
+            Ok(_) => assert!(left >= needed, "{left} frames were enough"),
+            Err(error) => {
+                assert_eq!(error, refusal);
+                assert!(left < needed, "{left} frames were not enough");
+                assert_eq!(everything(&rig, &space), before, "with {left} frames");
+            }
+        }
+        drop(hoard);
+        pager.close();
+        drop((space, pager));
+        assert_eq!((rig.spaces.counts(), rig.used()), ([0; 3], 0), "with {left} frames");
+    }
+}
+
+#[test]
+fn the_calls_of_a_pager_need_records_tables_and_pages() {
+    let shared = |pages| MapRequest { sharing: Sharing::Shared, ..at(START, pages) };
+    let nothing = |_: &Rig, _: &Space| ();
+    let middle = START + 2 * PAGE;
+    // Markers, where there is no table.
+    let protect = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, START, 3 * PAGE, Mark::Set);
+    pager_refused_until(3, UserfaultError::OutOfMemory, &at(START, 3), nothing, protect);
+    pager_refused_until(3, UserfaultError::OutOfMemory, &shared(3), nothing, protect);
+    let touched = |rig: &Rig, space: &Space| rig.write(space, START, 1);
+    pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), touched, protect);
+    let clear = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, START, 3 * PAGE, Mark::Clear);
+    pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), nothing, clear);
+    // Records for what an area is cut into.
+    let both = Enrolment { missing: true, write_protected: true };
+    let register = |rig: &Rig, pager: &Counted<Userfaultfd>| Userfaultfd::register(pager, &rig.cpu, middle, PAGE, both);
+    pager_refused_until(1, UserfaultError::OutOfMemory, &at(START, 5), nothing, register);
+    let unregister = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.unregister(&rig.cpu, middle, PAGE);
+    pager_refused_until(1, UserfaultError::OutOfMemory, &at(START, 5), nothing, unregister);
+    // Tables; of an object its tables and the page too.
+    let fill = |content| move |rig: &Rig, pager: &Counted<Userfaultfd>| pager.fill(&rig.cpu, START, PAGE, content).1;
+    let no_memory = FillError::Call(UserfaultError::OutOfMemory);
+    pager_refused_until(3, no_memory, &at(START, 1), nothing, fill(Content::Zeros));
+    pager_refused_until(3, no_memory, &at(START, 1), nothing, fill(Content::Poison));
+    pager_refused_until(0, no_memory, &at(START, 2), touched, |rig, pager| {
+        pager.fill(&rig.cpu, START + PAGE, PAGE, Content::Zeros).1
+    });
+}
+
+/// The tables of the space stay, as where a program's own call for them fails between two.
+#[test]
+fn a_page_of_an_object_that_a_pager_cannot_bring_is_brought_the_next_time() {
+    for left in 0..ENOUGH {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        map(&rig, &space, &MapRequest { sharing: Sharing::Shared, ..at(START, 2) });
+        let pager = Userfaultfd::new(&space, false).unwrap();
+        pager.agree(Features::ALL).unwrap();
+        let both = Enrolment { missing: true, write_protected: true };
+        Userfaultfd::register(&pager, &rig.cpu, START, 2 * PAGE, both).unwrap();
+        let hoard = Hoard::leaving(&rig, left);
+        let filled = pager.fill(&rig.cpu, START, PAGE, Content::Zeros);
+        // A page, three tables of the space, and three of the object.
+        let no_memory = FillError::Call(UserfaultError::OutOfMemory);
+        assert_eq!(filled, if left < 7 { (0, Err(no_memory)) } else { (PAGE, Ok(())) }, "{left} frames");
+        drop(hoard);
+        if left < 7 {
+            assert_eq!(handle_fault(&space, &rig.cpu, START, Access::Read), Err(FaultError::Userfault));
+            assert_eq!(pager.fill(&rig.cpu, START, PAGE, Content::Zeros), (PAGE, Ok(())));
+        }
+        assert_eq!(handle_fault(&space, &rig.cpu, START, Access::Read), Ok(()));
+        pager.close();
+        drop((space, pager));
+        assert_eq!((rig.spaces.counts(), rig.used()), ([0; 3], 0), "with {left} frames");
+    }
+}
+
+/// Of a space whose areas are registered a fork that fails leaves no event behind.
+#[test]
+fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
+    let forks = Cell::new(0);
+    for left in 0..ENOUGH {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        written(&rig, &space);
+        let pager = Userfaultfd::new(&space, false).unwrap();
+        pager.agree(Features(Features::EVENT_FORK)).unwrap();
+        Userfaultfd::register(&pager, &rig.cpu, START, 3 * PAGE, WP).unwrap();
+        pager.write_protect(&rig.cpu, START, PAGE, Mark::Set).unwrap();
+        let hoard = Hoard::leaving(&rig, left);
+        let before = everything(&rig, &space);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        let child = std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Acquire) {
+                    pager.read(false).map_or_else(|_| std::thread::yield_now(), |reading| reading.done());
+                }
+            });
+            let child = space.fork(&rig.cpu);
+            done.store(true, Ordering::Release);
+            child
+        });
+        if child.is_err() {
+            assert_eq!(everything(&rig, &space), before, "with {left} frames");
+            forks.set(forks.get() + 1);
+        }
+        assert!(!pager.is_changing() && !pager.has_message());
+        drop((hoard, child));
+        pager.close();
+        drop((space, pager));
+        assert_eq!((rig.spaces.counts(), rig.used()), ([0; 3], 0), "with {left} frames");
+    }
+    assert!((4..ENOUGH - 4).contains(&forks.get()), "{}", forks.get());
 }

@@ -1,15 +1,37 @@
 //! Pages that a pager serves, and what stays write-protected.
 
+mod marks;
+mod random;
+mod waits;
+
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Userfaultfd};
+use crate::mm::space::{Content, Enrolment, FaultError, Features, FillError, Mark, Userfaultfd};
 
+const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const BOTH: Enrolment = Enrolment { missing: true, write_protected: true };
+const WP: Enrolment = Enrolment { missing: false, write_protected: true };
 
 fn pager(space: &SpaceRef, features: u64) -> Counted<Userfaultfd> {
     let pager = Userfaultfd::new(space, false, 0).unwrap();
     pager.agree(Features(features)).unwrap();
     pager
+}
+
+/// Makes `access` to `page` until that is permitted, or an error.
+fn access(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> Result<(), FaultError> {
+    for _ in 0..8 {
+        handle_fault(space, cpu, page, access)?;
+        let found = space.tables().translate(page);
+        if found.is_some_and(|found| Space::permits_entry(found.descriptor, access)) {
+            return Ok(());
+        }
+    }
+    panic!("an access of {page} faults for ever");
+}
+
+fn store(space: &Space, cpu: &Cpu, page: VirtAddr) -> Result<(), FaultError> {
+    access(space, cpu, page, Access::Write)
 }
 
 #[test]

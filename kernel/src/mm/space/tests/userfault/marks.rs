@@ -1,0 +1,473 @@
+//! Marks and markers: what keeps them, what takes them away, and what they cost.
+
+use std::vec;
+
+use granule_arch::alternative::host;
+use granule_arch::descriptor::{Descriptor, Markers};
+use granule_pgtable::host::Operation;
+
+use super::*;
+use crate::lab;
+use crate::mm::kernel::record::record;
+use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
+use crate::mm::space::entry::uffd_wp_marker;
+use crate::mm::space::{AreaAdvice, MappedFile, Object, Seals, Terms, Used, WriteAt};
+
+const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
+
+fn at(page: u64) -> VirtAddr {
+    START + page * PAGE
+}
+
+/// A space with an area, registered for write-protection.
+struct Stage {
+    rig: &'static Rig,
+    space: SpaceRef,
+    file: Option<Counted<Object>>,
+    pager: Counted<Userfaultfd>,
+}
+
+impl Stage {
+    /// With pages of `file`, or anonymous ones, that were not touched.
+    fn new(rig: &'static Rig, file: Option<Counted<Object>>, sharing: Sharing, pages: u64, features: u64) -> Self {
+        let space = rig.space();
+        let request = MapRequest { placement: Placement::Fixed(START), sharing, ..private(pages) };
+        let mapped = file.as_ref().map(|object| MappedFile { object, first_page: 0, may_write: true });
+        let terms = Terms { file: mapped, ..Terms::NONE };
+        space.mmap_within(&rig.cpu, &request, &terms, &|| false).unwrap();
+        let pager = pager(&space, features);
+        Userfaultfd::register(&pager, &rig.cpu, START, pages * PAGE, WP).unwrap();
+        Self { rig, space, file, pager }
+    }
+
+    fn anonymous(pages: u64) -> Self {
+        Self::new(rig(8), None, Sharing::Private, pages, Features::WP_UNPOPULATED)
+    }
+
+    /// Of memory that can be shared.
+    fn of_file(sharing: Sharing, pages: u64) -> Self {
+        let rig = rig(2);
+        let file = rig.spaces.create_object(&rig.cpu, pages * PAGE, Some(&[]), Seals(0)).unwrap();
+        Self::new(rig, Some(file), sharing, pages, 0)
+    }
+
+    /// Private pages of a file of the initrd.
+    fn of_initrd(pages: u64) -> Self {
+        let rig = rig(2);
+        let contents = vec![1; (pages * PAGE) as usize].leak();
+        let file = rig.spaces.create_object(&rig.cpu, pages * PAGE, Some(contents), Seals(0)).unwrap();
+        Self::new(rig, Some(file), Sharing::Private, pages, 0)
+    }
+
+    /// Shared blocks.
+    fn of_blocks(blocks: u64) -> Self {
+        let rig = rig(16);
+        let file = rig.spaces.create_object(&rig.cpu, blocks * BLOCK_SIZE, Some(&[]), Seals(0)).unwrap();
+        let stage = Self::new(rig, Some(file), Sharing::Shared, blocks * BLOCK_PAGES, 0);
+        stage.space.madvise_areas(&rig.cpu, START, blocks * BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+        stage
+    }
+
+    fn mark(&self, page: u64, pages: u64, mark: Mark) {
+        self.pager.write_protect(&self.rig.cpu, at(page), pages * PAGE, mark).unwrap();
+    }
+
+    fn store(&self, page: u64) -> Result<(), FaultError> {
+        store(&self.space, &self.rig.cpu, at(page))
+    }
+
+    fn discard(&self, page: u64, pages: u64) {
+        self.space.madvise_dontneed(&self.rig.cpu, at(page), pages * PAGE).unwrap();
+    }
+
+    fn entry(&self, page: u64) -> Descriptor {
+        let cell = self.space.page_tables().cell(at(page));
+        cell.map_or(Descriptor::EMPTY, |(_, cell)| self.space.mmu().load(cell))
+    }
+
+    fn is_block_marker(&self) -> bool {
+        self.space.is_block_or_marker(START) && self.space.block_entry(START).is_none()
+    }
+
+    fn reclaim(&self) -> usize {
+        self.rig.spaces.reclaim(&self.rig.cpu, usize::MAX, Used::Age, &|| false)
+    }
+
+    /// Drops all; nothing is left.
+    #[track_caller]
+    fn end(self) {
+        let Self { rig, space, file, pager } = self;
+        pager.close();
+        drop((space, file, pager));
+        assert_eq!((rig.used(), rig.spaces.counts()), (0, [0; 3]));
+        assert_eq!(rig.frames.stats().refused, 0, "a frame is freed twice");
+    }
+}
+
+fn rig(mib: u64) -> &'static Rig {
+    Box::leak(Box::new(Rig::new(mib)))
+}
+
+const REPORTED: Result<(), FaultError> = Err(FaultError::Userfault);
+
+#[test]
+fn a_mark_outlives_that_nothing_is_permitted() {
+    host::with(&[], || {
+        for stage in [Stage::anonymous(3), Stage::of_file(Sharing::Shared, 3), Stage::of_file(Sharing::Private, 3)] {
+            assert_eq!(stage.store(0), Ok(()));
+            // A page, and pages that are not there.
+            stage.mark(0, 3, Mark::Set);
+            for protection in [Protection::NONE, Protection::READ, READ_WRITE] {
+                stage.space.mprotect(START, 3 * PAGE, protection).unwrap();
+            }
+            assert_eq!([0, 1].map(|page| stage.store(page)), [REPORTED; 2]);
+            // Set and cleared where nothing is permitted.
+            stage.space.mprotect(START, 3 * PAGE, Protection::NONE).unwrap();
+            stage.mark(0, 2, Mark::Clear);
+            stage.mark(1, 1, Mark::Set);
+            stage.space.mprotect(START, 3 * PAGE, READ_WRITE).unwrap();
+            assert_eq!([0, 1, 2].map(|page| stage.store(page)), [Ok(()), REPORTED, REPORTED]);
+            stage.end();
+        }
+    });
+}
+
+#[test]
+fn a_child_that_is_not_registered_has_no_marks_and_copies_the_page() {
+    host::with(&[], || {
+        let stage = Stage::anonymous(2);
+        stage.rig.write(&stage.space, START, 7);
+        stage.mark(0, 2, Mark::Set);
+        let child = stage.space.fork(&stage.rig.cpu).unwrap();
+        assert_eq!(stage.store(0), REPORTED);
+        for page in 0..2 {
+            assert_eq!(store(&child, &stage.rig.cpu, at(page)), Ok(()));
+        }
+        stage.rig.write(&child, START, 8);
+        assert_eq!((stage.rig.read(&stage.space, START), stage.store(0), stage.store(1)), (7, REPORTED, REPORTED));
+        // What is protected no more is copied still, where a child has it.
+        drop(child);
+        let child = stage.space.fork(&stage.rig.cpu).unwrap();
+        stage.mark(0, 2, Mark::Clear);
+        stage.rig.write(&stage.space, START, 9);
+        assert_eq!(stage.rig.read(&child, START), 7);
+        drop(child);
+        stage.end();
+    });
+}
+
+#[test]
+fn a_page_that_is_discarded_stays_protected_in_areas_of_files_alone() {
+    host::with(&[], || {
+        for (stage, reported) in [
+            (Stage::anonymous(1), Ok(())),
+            (Stage::of_file(Sharing::Shared, 1), REPORTED),
+            // The private copy too: that is a property of the area.
+            (Stage::of_file(Sharing::Private, 1), REPORTED),
+        ] {
+            assert_eq!(stage.store(0), Ok(()));
+            stage.mark(0, 1, Mark::Set);
+            stage.discard(0, 1);
+            let expected = if reported == REPORTED { uffd_wp_marker() } else { Descriptor::EMPTY };
+            assert_eq!(stage.entry(0), expected);
+            assert_eq!(stage.store(0), reported);
+            stage.mark(0, 1, Mark::Clear);
+            assert_eq!(stage.store(0), Ok(()));
+            stage.end();
+        }
+    });
+}
+
+#[test]
+fn a_hole_leaves_a_private_copy_with_its_mark_and_a_truncation_neither() {
+    host::with(&[], || {
+        let stage = Stage::of_file(Sharing::Private, 3);
+        let file = stage.file.clone().unwrap();
+        let cpu = &stage.rig.cpu;
+        stage.rig.write(&stage.space, START, 7);
+        stage.rig.read(&stage.space, at(1));
+        stage.mark(0, 3, Mark::Set);
+        file.punch_hole(cpu, 0, 3 * PAGE).unwrap();
+        assert_eq!([0, 1].map(|page| stage.entry(page).is_uffd_wp_in_any_form()), [true, false]);
+        assert_eq!((stage.store(0), stage.store(1), stage.rig.read(&stage.space, START)), (REPORTED, Ok(()), 7));
+        file.truncate(cpu, 0).unwrap();
+        assert!((0..3).all(|page| stage.entry(page) == Descriptor::EMPTY));
+        file.truncate(cpu, 3 * PAGE).unwrap();
+        assert_eq!(stage.store(0), Ok(()));
+        drop(file);
+        stage.end();
+    });
+}
+
+#[test]
+fn reclaim_leaves_a_marker_behind_the_invalidation_which_a_fault_elsewhere_completes_first() {
+    host::with(&[], || {
+        let stage = Stage::of_initrd(2);
+        (0..2).for_each(|page| assert_eq!(stage.rig.read(&stage.space, at(page)), 1));
+        stage.mark(0, 1, Mark::Set);
+        assert_eq!((stage.reclaim(), stage.reclaim()), (0, 2));
+        let stale = Descriptor::from(Markers::STALE.and(Markers::UFFD_WP));
+        assert_eq!([0, 1].map(|page| stage.entry(page)), [stale, Descriptor::from(Markers::STALE)]);
+        let other = Cpu::new(CpuId(1));
+        let stream = record(|| assert_eq!(handle_fault(&stage.space, &other, START, Access::Read), Ok(())));
+        let position = |is_such: fn(&Operation) -> bool| stream.iter().position(is_such).unwrap();
+        let write = position(|operation| matches!(operation, Operation::Write { .. }));
+        assert!(write < position(|operation| matches!(operation, Operation::Tlbi(..))), "{stream:?}");
+        // The next fault is at the marker.
+        assert_eq!(stage.entry(0), uffd_wp_marker());
+        assert_eq!(stage.store(0), REPORTED);
+        assert_eq!((stage.store(1), stage.rig.read(&stage.space, START)), (Ok(()), 1));
+        stage.rig.frames.drain_cpu(&other);
+        stage.end();
+    });
+}
+
+/// In memory that is full: it takes nothing from the allocator.
+#[test]
+fn a_block_that_is_discarded_leaves_one_marker_and_a_hole_in_that_a_table_of_markers() {
+    host::with(&[], || {
+        let stage = Stage::of_blocks(1);
+        stage.rig.write(&stage.space, at(3), 7);
+        assert!(stage.space.block_entry(START).is_some());
+        stage.mark(0, BLOCK_PAGES, Mark::Set);
+        assert_eq!((stage.store(5), stage.space.block_entry(START).is_some()), (REPORTED, true));
+        let hoard: Vec<_> = core::iter::from_fn(|| stage.rig.frames.alloc(&stage.rig.cpu).ok()).collect();
+        let used = stage.rig.frames.stats().used;
+        stage.discard(0, BLOCK_PAGES);
+        assert!(stage.is_block_marker());
+        assert_eq!(stage.space.footprint().pages, 0);
+        // Again.
+        stage.discard(0, BLOCK_PAGES);
+        assert!(stage.is_block_marker());
+        assert_eq!(stage.rig.frames.stats().used, used);
+        let file = stage.file.clone().unwrap();
+        file.punch_hole(&stage.rig.cpu, 9 * PAGE, 10 * PAGE).unwrap();
+        assert_eq!(stage.rig.frames.stats().used, used - 1);
+        for page in 0..BLOCK_PAGES {
+            let expected = if page == 9 { Descriptor::EMPTY } else { uffd_wp_marker() };
+            assert_eq!(stage.entry(page), expected, "page {page}");
+        }
+        hoard.into_iter().for_each(|frame| stage.rig.frames.free(&stage.rig.cpu, frame));
+        assert_eq!([3, 9].map(|page| stage.store(page)), [REPORTED, Ok(())]);
+        assert_eq!(stage.rig.read(&stage.space, at(3)), 7);
+        drop(file);
+        stage.end();
+    });
+}
+
+#[test]
+fn the_marker_of_a_block_goes_with_its_protection_and_a_fault_makes_markers_of_pages() {
+    host::with(&[], || {
+        for (other, reported) in [(false, REPORTED), (true, Ok(()))] {
+            let stage = Stage::of_blocks(1);
+            assert_eq!(stage.store(3), Ok(()));
+            stage.mark(0, BLOCK_PAGES, Mark::Set);
+            stage.discard(0, BLOCK_PAGES);
+            if other {
+                stage.mark(0, BLOCK_PAGES, Mark::Clear);
+            }
+            assert_eq!((stage.store(3), stage.is_block_marker()), (reported, false));
+            assert_eq!(stage.entry(4) == uffd_wp_marker(), !other);
+            stage.end();
+        }
+    });
+}
+
+#[test]
+fn populating_passes_over_the_marker_of_no_block() {
+    host::with(&[], || {
+        let stage = Stage::of_blocks(1);
+        assert_eq!(stage.store(3), Ok(()));
+        stage.mark(0, BLOCK_PAGES, Mark::Set);
+        stage.discard(0, BLOCK_PAGES);
+        let cpu = &stage.rig.cpu;
+        assert_eq!(stage.space.madvise_populate(cpu, START, 8 * PAGE, Access::Read, &|| false), Ok(()));
+        let mut present = [0; 8];
+        stage.space.mincore(START, &mut present).unwrap();
+        assert!((0..8).all(|page| stage.entry(page).is_present() && stage.entry(page).is_uffd_wp()));
+        assert_eq!(stage.store(3), REPORTED);
+        stage.end();
+    });
+}
+
+#[test]
+fn tables_that_hold_markers_alone_are_freed_with_the_area() {
+    host::with(&[], || {
+        // As many are left as of pages.
+        let left = [false, true].map(|has_pages| {
+            let stage = Stage::anonymous(2 * BLOCK_PAGES);
+            let used = stage.rig.used();
+            if has_pages {
+                [0, 2 * BLOCK_PAGES - 1].map(|page| assert_eq!(stage.store(page), Ok(())));
+            } else {
+                stage.mark(0, 2 * BLOCK_PAGES, Mark::Set);
+                assert_eq!([0, 2 * BLOCK_PAGES - 1].map(|page| stage.entry(page)), [uffd_wp_marker(); 2]);
+            }
+            assert!(stage.rig.used() > used + 2);
+            stage.space.munmap(&stage.rig.cpu, START, BLOCK_SIZE).unwrap();
+            stage.space.munmap(&stage.rig.cpu, START + BLOCK_SIZE, BLOCK_SIZE).unwrap();
+            let left = (stage.rig.used(), stage.space.table_frames());
+            stage.end();
+            left
+        });
+        assert_eq!(left[0], left[1]);
+        // That of a block, with the table that is deposited for it.
+        let left = [false, true].map(|is_discarded| {
+            let stage = Stage::of_blocks(1);
+            assert_eq!(stage.store(3), Ok(()));
+            if is_discarded {
+                stage.mark(0, BLOCK_PAGES, Mark::Set);
+                stage.discard(0, BLOCK_PAGES);
+            }
+            stage.space.munmap(&stage.rig.cpu, START, BLOCK_SIZE).unwrap();
+            let left = (stage.rig.used(), stage.space.table_frames());
+            stage.end();
+            left
+        });
+        assert_eq!(left[0], left[1]);
+        // And with the space.
+        let stage = Stage::of_blocks(1);
+        assert_eq!(stage.store(3), Ok(()));
+        stage.mark(0, BLOCK_PAGES, Mark::Set);
+        stage.discard(0, BLOCK_PAGES);
+        let Stage { rig, space, file, pager } = stage;
+        drop((space, file));
+        pager.close();
+        drop(pager);
+        assert_eq!((rig.used(), rig.spaces.counts()), (0, [0; 3]));
+    });
+}
+
+#[test]
+fn what_is_registered_no_more_has_neither_marks_nor_markers() {
+    host::with(&[], || {
+        for is_closed in [false, true] {
+            let stage = Stage::of_file(Sharing::Shared, 4);
+            assert_eq!(stage.store(0), Ok(()));
+            stage.mark(0, 4, Mark::Set);
+            if is_closed {
+                stage.pager.close();
+            } else {
+                stage.pager.unregister(&stage.rig.cpu, at(0), 2 * PAGE).unwrap();
+                assert_eq!(stage.store(2), REPORTED);
+            }
+            assert_eq!(stage.entry(1), Descriptor::EMPTY);
+            assert_eq!([0, 1].map(|page| stage.store(page)), [Ok(()); 2]);
+            stage.end();
+        }
+    });
+}
+
+#[test]
+fn a_store_is_reported_whichever_way_the_mark_meets_a_fault() {
+    host::with(&[], || {
+        let rig = rig(2);
+        let mut moments = 0;
+        for is_written in [false, true] {
+            for is_fault_first in [false, true] {
+                for nth in 0.. {
+                    let stage = Stage::new(rig, None, Sharing::Private, 2, Features::WP_UNPOPULATED);
+                    if is_written {
+                        assert_eq!(stage.store(0), Ok(()));
+                        // Read-only again.
+                        drop(stage.space.fork(&rig.cpu).unwrap());
+                    }
+                    let (space, pager) = (stage.space.clone(), stage.pager.clone());
+                    let mark = move |cpu: &Cpu| pager.write_protect(cpu, START, PAGE, Mark::Set).unwrap();
+                    let fault = move |cpu: &Cpu| _ = handle_fault(&space, cpu, START, Access::Write);
+                    // Dropped with what they have of the space.
+                    let met = match is_fault_first {
+                        true => meet(&[&stage.space], START, move || fault(&rig.cpu), mark, nth),
+                        false => meet(&[&stage.space], START, move || mark(&rig.cpu), fault, nth),
+                    };
+                    if met {
+                        assert_eq!(stage.store(0), REPORTED, "moment {nth}");
+                    }
+                    stage.end();
+                    moments += 1;
+                    if !met {
+                        break;
+                    }
+                }
+            }
+        }
+        assert!(moments > 16, "{moments} moments");
+    });
+}
+
+#[test]
+fn a_mark_that_meets_a_migration_arrives_with_the_page() {
+    host::with(&[], || {
+        let rig = rig(2);
+        let mut moments = 0;
+        for mark in [Mark::Set, Mark::Clear] {
+            for nth in 0.. {
+                let stage = Stage::new(rig, None, Sharing::Private, 2, 0);
+                rig.write(&stage.space, START, 7);
+                if mark == Mark::Clear {
+                    stage.mark(0, 1, Mark::Set);
+                }
+                let pager = stage.pager.clone();
+                let other = move |cpu: &Cpu| pager.write_protect(cpu, START, PAGE, mark).unwrap();
+                let met = meet(&[&stage.space], START, || _ = rig.migrate(&rig.cpu, &stage.space, START), other, nth);
+                let is_set = if met { mark == Mark::Set } else { mark != Mark::Set };
+                assert_eq!(stage.store(0), if is_set { REPORTED } else { Ok(()) }, "{mark:?}, moment {nth}");
+                assert_eq!(rig.read(&stage.space, START), 7);
+                stage.end();
+                moments += 1;
+                if !met {
+                    break;
+                }
+            }
+        }
+        assert!(moments > 8, "{moments} moments");
+    });
+}
+
+#[test]
+fn a_page_of_an_object_that_migrates_stays_protected() {
+    host::with(&[], || {
+        for stage in [Stage::of_file(Sharing::Shared, 2), Stage::of_blocks(1)] {
+            stage.rig.write(&stage.space, START, 7);
+            stage.mark(0, 1, Mark::Set);
+            assert_eq!(stage.rig.migrate(&stage.rig.cpu, &stage.space, START), Some(Ok(())));
+            assert_eq!((stage.store(0), stage.store(1)), (REPORTED, Ok(())));
+            assert_eq!(stage.rig.read(&stage.space, START), 7);
+            stage.end();
+        }
+    });
+}
+
+/// Whether the store behind `work` is reported, with this switch of the lab and without it.
+fn reported(switch: &lab::Lab, stage: fn() -> Stage, work: fn(&Stage)) -> [bool; 2] {
+    let with = |sites: &[u16]| {
+        host::with(sites, || {
+            let stage = stage();
+            assert_eq!(stage.rig.read(&stage.space, START) < 2, true);
+            stage.mark(0, 1, Mark::Set);
+            work(&stage);
+            let is_reported = stage.store(0) == REPORTED;
+            stage.end();
+            is_reported
+        })
+    };
+    [with(&switch.sites()), with(&[])]
+}
+
+#[test]
+fn the_lab_loses_a_report_or_makes_one_up() {
+    let shared = || Stage::of_file(Sharing::Shared, 1);
+    assert_eq!(reported(&lab::DROP_MARKER_ALWAYS, shared, |stage| stage.discard(0, 1)), [false, true]);
+    let of_initrd = || Stage::of_initrd(1);
+    let reclaim: fn(&Stage) = |stage| assert_eq!((stage.reclaim(), stage.reclaim()), (0, 1));
+    assert_eq!(reported(&lab::NO_MARKER_ON_RECLAIM, of_initrd, reclaim), [false, true]);
+    let anonymous = || Stage::anonymous(1);
+    assert_eq!(reported(&lab::MARKER_ON_ANON, anonymous, |stage| stage.discard(0, 1)), [true, false]);
+    // In no other form is the page lost.
+    let stage = host::with(&[], shared);
+    let file = stage.file.clone().unwrap();
+    file.write(&stage.rig.cpu, WriteAt::Byte(0), &[1], 1, u64::MAX).unwrap();
+    assert_eq!(stage.rig.read(&stage.space, START), 1);
+    drop(file);
+    stage.end();
+}
