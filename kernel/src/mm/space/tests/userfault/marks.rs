@@ -438,6 +438,50 @@ fn a_page_of_an_object_that_migrates_stays_protected() {
     });
 }
 
+#[test]
+fn what_becomes_protected_is_invalidated_and_what_is_so_already_is_not() {
+    host::with(&[], || {
+        let stage = Stage::anonymous(2);
+        // One page of two, and then both, which are alike.
+        for pages in [1, 2] {
+            assert_eq!((stage.store(0), stage.store(pages - 1)), (Ok(()), Ok(())));
+            let counts = [Mark::Set, Mark::Set, Mark::Clear].map(|mark| {
+                let stream = record(|| stage.mark(0, 2, mark));
+                stream.iter().filter(|operation| matches!(operation, Operation::Tlbi(..))).count()
+            });
+            assert!(counts[0] != 0 && counts[1] == 0, "{counts:?}");
+        }
+        stage.end();
+    });
+}
+
+#[test]
+fn a_block_that_a_child_has_is_not_copied_once_it_is_protected() {
+    host::with(&[], || {
+        let rig = rig(16);
+        for nth in 0.. {
+            let stage = Stage::new(rig, None, Sharing::Private, BLOCK_PAGES, 0);
+            stage.space.madvise_areas(&rig.cpu, START, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+            rig.write(&stage.space, START, 7);
+            let child = stage.space.fork(&rig.cpu).unwrap();
+            let pager = stage.pager.clone();
+            let mark = move |cpu: &Cpu| pager.write_protect(cpu, START, BLOCK_SIZE, Mark::Set).unwrap();
+            let fault = || _ = handle_fault(&stage.space, &rig.cpu, START, Access::Write);
+            let met = meet(&[&stage.space], START, fault, mark, nth);
+            if met {
+                assert_eq!((stage.store(0), stage.store(9)), (REPORTED, REPORTED), "moment {nth}");
+            }
+            assert_eq!(rig.read(&child, START), 7);
+            drop(child);
+            stage.end();
+            if !met {
+                assert!(nth > 2, "{nth} moments");
+                break;
+            }
+        }
+    });
+}
+
 /// Whether the store behind `work` is reported, with this switch of the lab and without it.
 fn reported(switch: &lab::Lab, stage: fn() -> Stage, work: fn(&Stage)) -> [bool; 2] {
     let with = |sites: &[u16]| {
