@@ -13,7 +13,8 @@ use anyhow::{Context, Result, bail};
 pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself. Less is inlined than by
 /// default (225), which takes 40 KiB from the image.
-const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie", "-Cllvm-args=-inlinedefault-threshold=150"]"#;
+const TARGET_FLAGS: &str =
+    r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie", "-Cllvm-args=-inlinedefault-threshold=150"]"#;
 /// What runs on the target.
 pub(crate) const TARGET_PACKAGES: [&str; 12] = [
     "granule-abi",

@@ -82,7 +82,7 @@ impl Watched {
     }
 
     pub(crate) fn protect(&self, t: &mut Test) {
-        t.ok("write-protected", self.pager.write_protect(this_cpu(), &self.space, START, PAGE, Mark::Set));
+        t.ok("write-protected", self.pager.write_protect(this_cpu(), None, START, PAGE, Mark::Set));
         t.check("its entry has the mark", self.entry().is_uffd_wp() && !self.entry().may_be_written());
     }
 
@@ -122,7 +122,7 @@ impl Watched {
         });
         if read.is_some() {
             t.equal("the store waits", STATE.load(Ordering::Acquire), 0);
-            t.ok("not write-protected", self.pager.write_protect(cpu, &self.space, START, PAGE, Mark::Clear));
+            t.ok("not write-protected", self.pager.write_protect(cpu, None, START, PAGE, Mark::Clear));
             t.ok("woken", self.pager.wake(START, PAGE));
         }
         wait_until(Duration::from_secs(20), || sched::thread_count() == 0);

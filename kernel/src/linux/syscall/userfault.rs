@@ -208,7 +208,7 @@ fn write_protect(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
     if !is_known || protects && is_quiet {
         return Err(Errno::EINVAL);
     }
-    pager.write_protect(this_cpu(), own, start, bytes, if protects { Mark::Set } else { Mark::Clear })?;
+    pager.write_protect(this_cpu(), Some(own), start, bytes, if protects { Mark::Set } else { Mark::Clear })?;
     if !protects && !is_quiet {
         pager.wake(start, bytes)?;
     }
@@ -261,7 +261,7 @@ fn fill_range(
     content: Content,
     wakes: bool,
 ) -> Answer {
-    let (done, filled) = pager.fill(this_cpu(), own, start, bytes, content);
+    let (done, filled) = pager.fill(this_cpu(), Some(own), start, bytes, content);
     let filled = match filled {
         // Nothing is stored.
         Err(FillError::Call(UserfaultError::Ended)) if done == 0 => return Err(Errno::ESRCH),

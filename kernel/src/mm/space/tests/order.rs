@@ -170,13 +170,13 @@ fn write_protection_invalidates_before_it_drops_the_lock_of_a_table() {
             if page == 11 {
                 space.madvise_dontneed(&rig.cpu, START + PAGE, PAGE).unwrap();
             }
-            let pager = Userfaultfd::new(&space, false).unwrap();
+            let pager = Userfaultfd::new(&space, false, 0).unwrap();
             pager.agree(Features(0)).unwrap();
             let enrolment = Enrolment { missing: false, write_protected: true };
             Userfaultfd::register(&pager, &rig.cpu, START, PAGES * PAGE, enrolment).unwrap();
             let finished = race(
                 &space,
-                |_| pager.write_protect(&rig.cpu, START, PAGES * PAGE, Mark::Set).unwrap(),
+                |_| pager.write_protect(&rig.cpu, None, START, PAGES * PAGE, Mark::Set).unwrap(),
                 |space, cpu| assert!(handle_fault(space, cpu, START + page * PAGE, Access::Write).is_err()),
             );
             assert_eq!(finished, Finished::AfterIt, "{sharing:?}");

@@ -314,7 +314,7 @@ fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
         let space = rig.space();
         map(&rig, &space, request);
         prepare(&rig, &space);
-        let pager = Userfaultfd::new(&space, false).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features::ALL).unwrap();
         Userfaultfd::register(&pager, &rig.cpu, START, request.bytes, WP).unwrap();
         let hoard = Hoard::leaving(&rig, left);
@@ -340,12 +340,14 @@ fn the_calls_of_a_pager_need_records_tables_and_pages() {
     let nothing = |_: &Rig, _: &Space| ();
     let middle = START + 2 * PAGE;
     // Markers, where there is no table.
-    let protect = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, START, 3 * PAGE, Mark::Set);
+    let protect =
+        |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Set);
     pager_refused_until(3, UserfaultError::OutOfMemory, &at(START, 3), nothing, protect);
     pager_refused_until(3, UserfaultError::OutOfMemory, &shared(3), nothing, protect);
     let touched = |rig: &Rig, space: &Space| rig.write(space, START, 1);
     pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), touched, protect);
-    let clear = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, START, 3 * PAGE, Mark::Clear);
+    let clear =
+        |rig: &Rig, pager: &Counted<Userfaultfd>| pager.write_protect(&rig.cpu, None, START, 3 * PAGE, Mark::Clear);
     pager_refused_until(0, UserfaultError::OutOfMemory, &at(START, 3), nothing, clear);
     // Records for what an area is cut into.
     let both = Enrolment { missing: true, write_protected: true };
@@ -354,12 +356,13 @@ fn the_calls_of_a_pager_need_records_tables_and_pages() {
     let unregister = |rig: &Rig, pager: &Counted<Userfaultfd>| pager.unregister(&rig.cpu, middle, PAGE);
     pager_refused_until(1, UserfaultError::OutOfMemory, &at(START, 5), nothing, unregister);
     // Tables; of an object its tables and the page too.
-    let fill = |content| move |rig: &Rig, pager: &Counted<Userfaultfd>| pager.fill(&rig.cpu, START, PAGE, content).1;
+    let fill =
+        |content| move |rig: &Rig, pager: &Counted<Userfaultfd>| pager.fill(&rig.cpu, None, START, PAGE, content).1;
     let no_memory = FillError::Call(UserfaultError::OutOfMemory);
     pager_refused_until(3, no_memory, &at(START, 1), nothing, fill(Content::Zeros));
     pager_refused_until(3, no_memory, &at(START, 1), nothing, fill(Content::Poison));
     pager_refused_until(0, no_memory, &at(START, 2), touched, |rig, pager| {
-        pager.fill(&rig.cpu, START + PAGE, PAGE, Content::Zeros).1
+        pager.fill(&rig.cpu, None, START + PAGE, PAGE, Content::Zeros).1
     });
 }
 
@@ -370,19 +373,19 @@ fn a_page_of_an_object_that_a_pager_cannot_bring_is_brought_the_next_time() {
         let rig = Rig::new(2);
         let space = rig.space();
         map(&rig, &space, &MapRequest { sharing: Sharing::Shared, ..at(START, 2) });
-        let pager = Userfaultfd::new(&space, false).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features::ALL).unwrap();
         let both = Enrolment { missing: true, write_protected: true };
         Userfaultfd::register(&pager, &rig.cpu, START, 2 * PAGE, both).unwrap();
         let hoard = Hoard::leaving(&rig, left);
-        let filled = pager.fill(&rig.cpu, START, PAGE, Content::Zeros);
+        let filled = pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros);
         // A page, three tables of the space, and three of the object.
         let no_memory = FillError::Call(UserfaultError::OutOfMemory);
         assert_eq!(filled, if left < 7 { (0, Err(no_memory)) } else { (PAGE, Ok(())) }, "{left} frames");
         drop(hoard);
         if left < 7 {
             assert_eq!(handle_fault(&space, &rig.cpu, START, Access::Read), Err(FaultError::Userfault));
-            assert_eq!(pager.fill(&rig.cpu, START, PAGE, Content::Zeros), (PAGE, Ok(())));
+            assert_eq!(pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros), (PAGE, Ok(())));
         }
         assert_eq!(handle_fault(&space, &rig.cpu, START, Access::Read), Ok(()));
         pager.close();
@@ -399,10 +402,10 @@ fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
         let rig = Rig::new(2);
         let space = rig.space();
         written(&rig, &space);
-        let pager = Userfaultfd::new(&space, false).unwrap();
+        let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features(Features::EVENT_FORK)).unwrap();
         Userfaultfd::register(&pager, &rig.cpu, START, 3 * PAGE, WP).unwrap();
-        pager.write_protect(&rig.cpu, START, PAGE, Mark::Set).unwrap();
+        pager.write_protect(&rig.cpu, None, START, PAGE, Mark::Set).unwrap();
         let hoard = Hoard::leaving(&rig, left);
         let before = everything(&rig, &space);
         let done = std::sync::atomic::AtomicBool::new(false);

@@ -67,12 +67,11 @@ enum Filling {
 
 impl Userfaultfd {
     /// Fills the pages of the `bytes` bytes from `start` on, in order; returns how many bytes are filled, and the reason why
-    /// not all. Wakes nothing. `cpu` is the CPU that this runs on. Sleeps.
-    /// `own` is the pager's space, which lives.
+    /// not all. Wakes nothing. `cpu` is the CPU that this runs on. `own` is the space of the caller, if it has one at hand. Sleeps.
     pub fn fill(
         &self,
         cpu: &Cpu,
-        own: &Space,
+        own: Option<&Space>,
         start: VirtAddr,
         bytes: u64,
         content: Content,
@@ -85,7 +84,7 @@ impl Userfaultfd {
     fn fill_pages(
         &self,
         cpu: &Cpu,
-        own: &Space,
+        own: Option<&Space>,
         start: VirtAddr,
         bytes: u64,
         content: Content,

@@ -282,10 +282,13 @@ impl Userfaultfd {
         self.space.upgrade().ok_or(UserfaultError::Ended)
     }
 
-    /// The same; a pager in the same space, whose `own` it is, need not keep it.
+    /// The same; for a pager of that space, which is its `own`, without a count.
     #[inline(always)]
-    fn living_or_own<'a>(&self, own: &'a Space) -> Result<LivingSpace<'a>, UserfaultError> {
-        if self.space.is_of(own) { Ok(LivingSpace::Own(own)) } else { self.living_space().map(LivingSpace::Kept) }
+    fn living_or_own<'a>(&self, own: Option<&'a Space>) -> Result<LivingSpace<'a>, UserfaultError> {
+        match own {
+            Some(own) if self.space.is_of(own) => Ok(LivingSpace::Own(own)),
+            _ => self.living_space().map(LivingSpace::Kept),
+        }
     }
 
     /// Registers the areas of the `bytes` bytes from `start` on for `enrolment`, in place of what they were registered for

@@ -50,8 +50,8 @@ struct Marking<'a> {
 }
 
 impl Userfaultfd {
-    /// Write-protects the `bytes` bytes from `start` on, or ends that. Wakes nothing. `own` is the pager's space, which
-    /// lives.
+    /// Write-protects the `bytes` bytes from `start` on, or ends that. Wakes nothing. `own` is the space of the
+    /// caller, if it has one at hand.
     ///
     /// # Errors
     /// [`UserfaultError::Invalid`] (no range of pages), [`UserfaultError::Changing`], [`UserfaultError::NotRegistered`] (an
@@ -60,7 +60,7 @@ impl Userfaultfd {
     pub fn write_protect(
         &self,
         cpu: &Cpu,
-        own: &Space,
+        own: Option<&Space>,
         start: VirtAddr,
         bytes: u64,
         mark: Mark,

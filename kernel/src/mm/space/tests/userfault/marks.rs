@@ -69,7 +69,7 @@ impl Stage {
     }
 
     fn mark(&self, page: u64, pages: u64, mark: Mark) {
-        self.pager.write_protect(&self.rig.cpu, at(page), pages * PAGE, mark).unwrap();
+        self.pager.write_protect(&self.rig.cpu, None, at(page), pages * PAGE, mark).unwrap();
     }
 
     fn store(&self, page: u64) -> Result<(), FaultError> {
@@ -373,7 +373,7 @@ fn a_store_is_reported_whichever_way_the_mark_meets_a_fault() {
                         drop(stage.space.fork(&rig.cpu).unwrap());
                     }
                     let (space, pager) = (stage.space.clone(), stage.pager.clone());
-                    let mark = move |cpu: &Cpu| pager.write_protect(cpu, START, PAGE, Mark::Set).unwrap();
+                    let mark = move |cpu: &Cpu| pager.write_protect(cpu, None, START, PAGE, Mark::Set).unwrap();
                     let fault = move |cpu: &Cpu| _ = handle_fault(&space, cpu, START, Access::Write);
                     // Dropped with what they have of the space.
                     let met = match is_fault_first {
@@ -408,7 +408,7 @@ fn a_mark_that_meets_a_migration_arrives_with_the_page() {
                     stage.mark(0, 1, Mark::Set);
                 }
                 let pager = stage.pager.clone();
-                let other = move |cpu: &Cpu| pager.write_protect(cpu, START, PAGE, mark).unwrap();
+                let other = move |cpu: &Cpu| pager.write_protect(cpu, None, START, PAGE, mark).unwrap();
                 let met = meet(&[&stage.space], START, || _ = rig.migrate(&rig.cpu, &stage.space, START), other, nth);
                 let is_set = if met { mark == Mark::Set } else { mark != Mark::Set };
                 assert_eq!(stage.store(0), if is_set { REPORTED } else { Ok(()) }, "{mark:?}, moment {nth}");
@@ -465,7 +465,7 @@ fn a_block_that_a_child_has_is_not_copied_once_it_is_protected() {
             rig.write(&stage.space, START, 7);
             let child = stage.space.fork(&rig.cpu).unwrap();
             let pager = stage.pager.clone();
-            let mark = move |cpu: &Cpu| pager.write_protect(cpu, START, BLOCK_SIZE, Mark::Set).unwrap();
+            let mark = move |cpu: &Cpu| pager.write_protect(cpu, None, START, BLOCK_SIZE, Mark::Set).unwrap();
             let fault = || _ = handle_fault(&stage.space, &rig.cpu, START, Access::Write);
             let met = meet(&[&stage.space], START, fault, mark, nth);
             if met {

@@ -377,7 +377,7 @@ impl World {
             let is_marked = mark == Mark::Set && !known.poison && (has_markers || self.is_present(&self.space, page));
             marked.push((page, is_marked));
         }
-        assert_eq!(self.pager.write_protect(&self.rig.cpu, range.start, range.bytes(), mark), expected);
+        assert_eq!(self.pager.write_protect(&self.rig.cpu, None, range.start, range.bytes(), mark), expected);
         for (page, is_marked) in marked {
             self.pages.get_mut(&page).unwrap().mark = is_marked;
         }
@@ -561,7 +561,7 @@ impl World {
                 }
             }
         };
-        let filled = self.pager.fill(&self.rig.cpu, VirtAddr(page), PAGE, content);
+        let filled = self.pager.fill(&self.rig.cpu, None, VirtAddr(page), PAGE, content);
         assert_eq!(filled, (if expected.is_ok() { PAGE } else { 0 }, expected), "{page:#x}, {content:?}");
         if expected.is_ok() {
             let known = self.pages.get_mut(&page).unwrap();

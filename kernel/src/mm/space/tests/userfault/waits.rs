@@ -102,7 +102,7 @@ fn a_wake_ends_the_waits_of_its_range_and_no_others() {
             assert_eq!(read_faults(&pager, again.len() as u64), again);
             assert_eq!(pager.read(false).err(), Some(ReadError::Nothing));
             assert_eq!(done.load(Ordering::Relaxed), 0);
-            assert_eq!(pager.fill(&rig.cpu, start, bytes, Content::Zeros), (bytes, Ok(())));
+            assert_eq!(pager.fill(&rig.cpu, None, start, bytes, Content::Zeros), (bytes, Ok(())));
             // Without a wake they sleep on.
             thread::sleep(Duration::from_millis(2));
             assert_eq!(done.load(Ordering::Relaxed), 0);
@@ -126,7 +126,7 @@ fn a_message_that_is_served_before_it_is_queued_is_none() {
     let rig = Rig::new(4);
     let (space, pager) = missing(&rig, 0);
     assert_eq!(handle_fault(&space, &rig.cpu, START, Access::Read), Err(FaultError::Userfault));
-    assert_eq!(pager.fill(&rig.cpu, START, PAGE, Content::Zeros), (PAGE, Ok(())));
+    assert_eq!(pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros), (PAGE, Ok(())));
     // Returns at once.
     assert_eq!(space.userfault(&rig.cpu, START, Access::Read, FaultMode::El0), Ok(()));
     assert_eq!(pager.read(false).err(), Some(ReadError::Nothing));
@@ -187,16 +187,16 @@ fn a_change_waits_until_its_event_is_read_and_calls_fail_meanwhile() {
                 let reading = pager.read(true).unwrap();
                 assert_eq!(text(reading.message()), expected);
                 let last = START + (THREADS - 1) * PAGE;
-                let filled = pager.fill(&rig.cpu, last, PAGE, Content::Zeros);
+                let filled = pager.fill(&rig.cpu, None, last, PAGE, Content::Zeros);
                 assert_eq!(filled, (0, Err(FillError::Call(UserfaultError::Changing))));
-                let marked = pager.write_protect(&rig.cpu, last, PAGE, Mark::Set);
+                let marked = pager.write_protect(&rig.cpu, None, last, PAGE, Mark::Set);
                 assert_eq!(marked, Err(UserfaultError::Changing));
                 assert_eq!((is_done.load(Ordering::Acquire), pager.is_changing()), (0, true));
                 reading.done();
             }
         });
         assert!(!pager.is_changing() && !pager.has_message());
-        assert_eq!(pager.write_protect(&rig.cpu, START + 8 * PAGE, PAGE, Mark::Set), Ok(()));
+        assert_eq!(pager.write_protect(&rig.cpu, None, START + 8 * PAGE, PAGE, Mark::Set), Ok(()));
         pager.close();
         drop((space, pager));
         all_gone(&rig);
@@ -254,7 +254,7 @@ fn a_fork_that_no_pager_reads_leaves_a_child_that_none_serves() {
         let expected = if is_read { Err(FaultError::Userfault) } else { Ok(()) };
         assert_eq!(store(&child, &rig.cpu, START), expected);
         if let Some(own) = own {
-            assert_eq!(own.fill(&rig.cpu, START, PAGE, Content::Zeros), (PAGE, Ok(())));
+            assert_eq!(own.fill(&rig.cpu, None, START, PAGE, Content::Zeros), (PAGE, Ok(())));
             assert_eq!(store(&child, &rig.cpu, START), Ok(()));
             // The parent's is its own.
             assert_eq!(store(&space, &rig.cpu, START), Err(FaultError::Userfault));
