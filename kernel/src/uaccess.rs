@@ -54,6 +54,7 @@ fn accepts_tags() -> bool {
 ///
 /// # Errors
 /// [`AccessError::Fault`].
+#[inline]
 pub fn copy_from_user(to: &mut [u8], from: VirtAddr) -> Result<(), AccessError> {
     checked(from, to.len())?;
     // SAFETY: the slice is the caller's, and the other side is EL0's or faults.

@@ -583,6 +583,7 @@ impl Descriptor {
     /// what stores the entry decides that anew.
     ///
     /// What userfaultfd protects does not become writable.
+    #[inline]
     #[must_use]
     pub const fn modified(self, attributes: Attributes) -> Self {
         let fields = Self(self.0 & !(PERMISSIONS | bits::FAULT_ON_ACCESS) | attributes.bits() & PERMISSIONS);

@@ -98,6 +98,7 @@ impl RunQueue {
     };
 
     /// Takes the thread that runs next.
+    #[inline]
     fn pick(&mut self, cpu: &Cpu) -> Option<NonNull<Thread>> {
         self.slice_is_over = false;
         let woken = if self.in_a_row < WOKEN_IN_A_ROW || self.ready.is_empty() { self.woken.pop_front() } else { None };
@@ -373,6 +374,7 @@ pub(super) enum WaitedFor {
 
 /// A thread has this CPU for EL0, or others have come to wait for it: if there are any, the slice has an end. Interrupts
 /// masked.
+#[inline]
 pub(super) fn begin_slice(cpu: &Cpu, waited_for: WaitedFor) {
     let is_endless = cpu.sched.slice_end.load(Ordering::Relaxed) == NEVER;
     if (waited_for == WaitedFor::Yes) == is_endless {

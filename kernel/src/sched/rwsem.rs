@@ -343,6 +343,7 @@ pub struct WriteGuard<'a, T: ?Sized> {
 
 impl<'a, T: ?Sized> WriteGuard<'a, T> {
     /// Goes on as a reader: no writer changes the value in between, and other readers come in.
+    #[inline]
     pub fn downgrade(self) -> ReadGuard<'a, T> {
         let guard = ManuallyDrop::new(self);
         let sem = guard.sem;

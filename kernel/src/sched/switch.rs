@@ -182,6 +182,7 @@ extern "C" fn finish(cpu: &'static Cpu) {
 }
 
 /// Puts the tables of a space, or those of none, into TTBR0_EL1.
+#[inline]
 fn install(cpu: &Cpu, space: Option<&Space>) {
     let none = cpu.sched.no_tables.load(Ordering::Relaxed);
     let before = TTBR0_EL1.get();

@@ -634,18 +634,15 @@ fn wp_clear(bench: &mut Bench) {
     }
 }
 
-/// A page, for copies.
-#[repr(align(4096))]
-struct Source([AtomicU64; 512]);
-static SOURCE: Source = Source([const { AtomicU64::new(1) }; 512]);
-
-/// Serves faults: copies to what is missing, and ends the protection of what is write-protected.
+/// Serves faults: copies a page, of this program's code, to what is missing, and ends the protection of what is
+/// write-protected.
 fn serve(_: usize) {
+    let source = serve as fn(usize) as usize as u64 & !(PAGE - 1);
     loop {
         let message = pager().read_one().expect("a message");
         let at = message.words[1];
         if message.words[0] & UFFD_PAGEFAULT_FLAG_WP == 0 {
-            pager().copy(at, SOURCE.0.as_ptr() as u64, PAGE, 0).expect("a missing page");
+            pager().copy(at, source, PAGE, 0).expect("a missing page");
         } else {
             pager().unprotect(at, PAGE).expect("registered");
         }

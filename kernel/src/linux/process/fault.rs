@@ -162,6 +162,7 @@ fn of_space(access: esr::Access) -> space::Access {
 }
 
 /// The kernel's addresses need no check of their own: no area is there.
+#[inline]
 fn resolve_access(task: &Task, address: VirtAddr, access: esr::Access, mode: FaultMode) -> Result<(), FaultError> {
     let access = of_space(access);
     space::handle_fault(task.space(), this_cpu(), address, access)

@@ -398,6 +398,7 @@ impl FrameAllocator {
     /// The record of the frame that holds `address`, and what its block is used for; `None` where the block is not cut
     /// or the first of a run, in which case the frame is not one that anyone owns by itself.
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    #[inline]
     pub fn frame(&self, address: PhysAddr) -> Option<(BlockState, &Frame)> {
         let frame = address.frame_number();
         let state = self.blocks.state(frame);

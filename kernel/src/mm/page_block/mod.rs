@@ -617,6 +617,7 @@ impl PageBlocks {
     }
 
     /// Whether the block of `frame`, which is held, is isolated.
+    #[inline]
     pub fn is_isolated(&self, frame: usize) -> bool {
         let index = self.spans.index(frame / BLOCK_FRAMES);
         let is_isolated = |index| Some(self.home(index)?.list.lock().blocks.at(index).is_isolated);
@@ -624,6 +625,7 @@ impl PageBlocks {
     }
 
     /// The frames of `index`, an isolated block, that are free: bit f of word f / 64 is set.
+    #[inline]
     pub fn free_frames_of(&self, index: usize) -> [u64; WORDS] {
         self.home(index).map_or([0; WORDS], |home| home.list.lock().blocks.at(index).bitmap)
     }
@@ -877,6 +879,7 @@ impl CutBlocks {
 
     /// Takes back the frames whose `bits` are set of 64 of block `index`, which is in `list` or isolated; whether it is
     /// in the list and whole now.
+    #[inline]
     fn put(&self, list: &mut List, index: usize, word: usize, bits: u64) -> bool {
         let block = list.blocks.at(index);
         let cell = &mut block.bitmap[word];
@@ -918,6 +921,7 @@ impl List {
         }
     }
 
+    #[inline]
     fn unlink(&mut self, index: usize) {
         let PageBlock { next, previous, .. } = *self.blocks.at(index);
         match previous {

@@ -88,7 +88,7 @@ pub(super) const REGISTERS: u8 = 8;
 /// There may be contiguous groups, which areas may cut.
 pub(super) const GROUPS: u8 = 16;
 /// Areas may be registered with a userfaultfd.
-const USERFAULTFDS: u8 = 32;
+pub(super) const USERFAULTFDS: u8 = 32;
 
 impl Space {
     /// Takes advice about the areas in the `bytes` bytes from `start` on.

@@ -323,6 +323,7 @@ impl Area {
     }
 
     /// Its pages.
+    #[inline]
     pub fn range(&self) -> PageRange {
         PageRange::new(self.start(), self.size()).expect("an area is made of whole pages of the lower half")
     }

@@ -47,7 +47,7 @@ use super::protect::{Allowed, may_be_written};
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
 use super::userfault::Mark;
-use super::zap::KeptMarkers;
+use super::zap::ZapFlags;
 use super::{BlockCell, PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::OutOfMemory;
@@ -244,6 +244,7 @@ impl Spaces {
 
     /// Which frames of a block have tags. More of them may get some meanwhile, where entries that others have are
     /// changed.
+    #[inline]
     fn tags_of_block(&self, block: PhysAddr) -> BlockTags {
         let _locked = self.lock_block(block);
         if self.is_one(block) {
@@ -388,7 +389,7 @@ impl Space {
 
     /// Clears the block at `address`. Its frames go to `gather`. One of which only a part is in `range` is split.
     ///
-    /// Where `keeps` says so, and userfaultfd write-protects it, a marker takes its place, and its deposited table stays:
+    /// Where `flags` say so, and userfaultfd write-protects it, a marker takes its place, and its deposited table stays:
     /// what needs a marker for each page puts that there, and nothing is allocated.
     #[cold]
     #[inline(never)]
@@ -397,7 +398,7 @@ impl Space {
         gather: &mut Gather<'_>,
         range: PageRange,
         address: VirtAddr,
-        keeps: &mut KeptMarkers<'_>,
+        flags: ZapFlags,
     ) -> Visited {
         let mmu = self.mmu();
         let Some(found) = self.block_at(address) else { return Visited::Done };
@@ -413,7 +414,7 @@ impl Space {
         let (entry, table) = {
             let locked = self.lock_table(found.table);
             let entry = mmu.load(found.cell);
-            let left = keeps.left_of(found.start, entry);
+            let left = gather.left_of(found.start, entry, flags);
             if is_marker(entry) {
                 if left == Descriptor::EMPTY {
                     self.drop_marker(gather.cpu(), &found, locked);

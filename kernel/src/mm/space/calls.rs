@@ -398,13 +398,15 @@ impl Space {
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, locked pages), [`SpaceError::NoMemory`] (a
     /// part is not mapped; as on Linux the rest was discarded).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
-        if self.keeps_pages() {
-            return self.madvise_discard(cpu, start, bytes, Discard::Unlocked);
+        if self.minds_discards() {
+            if self.keeps_pages() {
+                return self.madvise_discard(cpu, start, bytes, Discard::Unlocked);
+            }
+            if let Some((range, _)) = clamped_range(start, bytes, SpaceError::Invalid)? {
+                self.announce_remove(range);
+            }
         }
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
-        if self.has_userfaultfds() {
-            self.announce_remove(range);
-        }
         let (areas, _change) = loop {
             let areas = self.areas_for_discard(cpu, range);
             if !areas.is_whole() {

@@ -25,6 +25,7 @@ use granule_pgtable::{Invalidation, PageRange, Tables};
 
 use super::area::Areas;
 use super::shmem::Mappers;
+use super::zap::KeptMarkers;
 use super::{PAGE, Space};
 use crate::mm::frame::FEW;
 use crate::sched::relax;
@@ -81,6 +82,8 @@ pub(super) struct Gather<'s> {
     cpu: &'s Cpu,
     /// The areas whose entries are removed, if they are locked for reading.
     areas: Option<&'s Areas>,
+    /// See [`Self::left_of`].
+    pub(super) kept_markers: KeptMarkers,
     runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
     stale: StaleRange,
@@ -114,6 +117,7 @@ impl<'s> Gather<'s> {
             space,
             cpu,
             areas,
+            kept_markers: KeptMarkers::UNKNOWN,
             runs: heapless::Vec::new(),
             stale: StaleRange::NONE,
             blocks: heapless::Vec::new(),

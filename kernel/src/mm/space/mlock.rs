@@ -6,7 +6,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
-use super::advise::{LOCKED_AREAS, REGISTERS};
+use super::advise::{LOCKED_AREAS, REGISTERS, USERFAULTFDS};
 use super::area::{Area, AreaFlags, Areas};
 use super::calls::{clamped_range, user_range};
 use super::error::Refusal;
@@ -213,6 +213,12 @@ impl Space {
     #[inline(always)]
     pub(super) fn keeps_pages(&self) -> bool {
         self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS) != 0
+    }
+
+    /// Whether there may be pages that a discard must leave, or a pager that is told of it.
+    #[inline(always)]
+    pub(super) fn minds_discards(&self) -> bool {
+        self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | USERFAULTFDS) != 0
     }
 
     /// Called before the first of its areas is locked.

@@ -30,10 +30,10 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
-use super::entry::{EntryState, is_plain_page, state, uffd_wp_marker};
+use super::entry::{EntryState, is_page, is_plain_page, state, uffd_wp_marker};
 use super::gather::{Gather, pages};
 use super::shmem::OF_OBJECT;
-use super::{Machine, PAGE, Space, Spaces};
+use super::{Machine, PAGE, Space, Spaces, TableCells};
 use crate::lab;
 use crate::sched::{self, relax};
 use crate::smp::{Cpu, this_cpu};
@@ -75,48 +75,47 @@ impl ZapFlags {
     }
 }
 
-/// What a zap leaves in the place of entries, which it meets in ascending order.
-pub(super) struct KeptMarkers<'a> {
-    /// The areas; `None` where all of them are of objects.
-    areas: Option<&'a Areas>,
-    flags: ZapFlags,
-    /// Up to here it is known.
+/// Up to where a gather knows whether markers are left, and whether they are.
+#[derive(Clone, Copy)]
+pub(super) struct KeptMarkers {
+    /// In the same zap.
     until: VirtAddr,
-    /// Whether markers are left there.
     is_kept: bool,
 }
 
-impl<'a> KeptMarkers<'a> {
-    /// Of a zap by `gather` with `flags`.
-    #[inline(always)]
-    fn new(gather: &Gather<'a>, flags: ZapFlags) -> Self {
-        Self { areas: gather.areas(), flags, until: VirtAddr(0), is_kept: false }
-    }
+impl KeptMarkers {
+    /// Nothing is known.
+    pub(super) const UNKNOWN: Self = Self { until: VirtAddr(0), is_kept: false };
+}
 
+impl Gather<'_> {
     /// What is left of `entry`, that of `page` or of the block that begins there: a marker if it is write-protected in any
-    /// form, or empty.
+    /// form, or empty. In one zap pages come in ascending order, and all
+    /// with the same flags.
     #[inline(always)]
-    pub(super) fn left_of(&mut self, page: VirtAddr, entry: Descriptor) -> Descriptor {
-        let is_left = entry.is_uffd_wp_in_any_form() && self.are_kept(page);
-        if is_left { uffd_wp_marker() } else { Descriptor::EMPTY }
+    pub(super) fn left_of(&mut self, page: VirtAddr, entry: Descriptor, flags: ZapFlags) -> Descriptor {
+        if entry.is_uffd_wp_in_any_form() { self.left_of_protected(page, flags) } else { Descriptor::EMPTY }
     }
 
+    /// The same of an entry that is write-protected.
     #[inline(always)]
-    fn are_kept(&mut self, page: VirtAddr) -> bool {
-        if page >= self.until {
-            self.look(page);
+    fn left_of_protected(&mut self, page: VirtAddr, flags: ZapFlags) -> Descriptor {
+        if page >= self.kept_markers.until {
+            self.kept_markers = self.look_for_markers(page, flags);
         }
-        self.is_kept
+        if self.kept_markers.is_kept { uffd_wp_marker() } else { Descriptor::EMPTY }
     }
 
     #[cold]
     #[inline(never)]
-    fn look(&mut self, page: VirtAddr) {
-        let area = self.areas.and_then(|areas| areas.find(page));
-        let is_of_object = self.areas.is_none() || area.is_some_and(|area| area.object().is_some());
-        self.until = area.map_or(VirtAddr(u64::MAX), Area::end);
+    fn look_for_markers(&self, page: VirtAddr, flags: ZapFlags) -> KeptMarkers {
+        let area = self.areas().and_then(|areas| areas.find(page));
+        let is_of_object = self.areas().is_none() || area.is_some_and(|area| area.object().is_some());
         let is_kept = is_of_object || lab::is_on!(MARKER_ON_ANON);
-        self.is_kept = is_kept && !self.flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS);
+        KeptMarkers {
+            until: area.map_or(VirtAddr(u64::MAX), Area::end),
+            is_kept: is_kept && !flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS),
+        }
     }
 }
 
@@ -124,14 +123,15 @@ impl Space {
     /// Clears the entries of `range`. The frames go to `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange, flags: ZapFlags) {
         let mmu = self.mmu();
-        let mut keeps = KeptMarkers::new(gather, flags);
+        // Another zap may have been of other flags, and of higher addresses.
+        gather.kept_markers.until = VirtAddr(0);
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
                 CellsOrBlock::Cells(found) => found,
                 // Also of a hole: an object's areas that are private have no blocks, so none is a copy.
                 CellsOrBlock::Block(at) => {
-                    walk.go_on(at, self.zap_block(gather, range, at, &mut keeps));
+                    walk.go_on(at, self.zap_block(gather, range, at, flags));
                     continue;
                 }
             };
@@ -142,42 +142,34 @@ impl Space {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
             // From the first to the last valid entry that was cleared and is not noted yet.
-            let (mut first, mut end) = (usize::MAX, 0);
+            let (mut first, mut end) = (0, 0);
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
                 let left = match old {
-                    Descriptor::EMPTY => continue,
                     page if is_plain_page(page) => Descriptor::EMPTY,
-                    other => keeps.left_of(found.address(index), other),
-                };
-                let has_frame = match state(old) {
-                    EntryState::Empty => continue,
-                    EntryState::Page | EntryState::Inaccessible if !flags.even_cows && !self.is_of_object(old) => {
+                    Descriptor::EMPTY => continue,
+                    page if is_page(page) => gather.left_of_protected(found.address(index), flags),
+                    _ => {
+                        if first < end {
+                            gather.stale(found.address(first), found.address(end));
+                            end = 0;
+                        }
+                        self.zap_other(gather, &found, index, flags);
                         continue;
                     }
-                    EntryState::Inaccessible if !gather.may_be_stale() => true,
-                    EntryState::Page | EntryState::Inaccessible => {
-                        first = first.min(index);
-                        end = index + 1;
-                        true
-                    }
-                    EntryState::Stale => {
-                        first = first.min(index);
-                        end = index + 1;
-                        false
-                    }
-                    EntryState::Marker(Markers::UFFD_WP) if left == old => continue,
-                    EntryState::Marker(markers) if markers != Markers::UFFD_WP && !flags.drop(markers) => continue,
-                    // Only private pages leave a migration entry.
-                    EntryState::Migration if !flags.even_cows => continue,
-                    // An entry that is not present holds no frame.
-                    EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => false,
                 };
+                if !flags.even_cows && !self.is_of_object(old) {
+                    continue;
+                }
+                if end == 0 {
+                    first = index;
+                }
+                end = index + 1;
                 mmu.store(cell, left);
-                if has_frame && !old.is_special() {
+                if !old.is_special() {
                     gather.add(old.address(), || {
                         let emptied = (first < end).then(|| (found.address(first), found.address(end)));
-                        first = usize::MAX;
+                        end = 0;
                         emptied
                     });
                 }
@@ -186,6 +178,35 @@ impl Space {
                 gather.stale(found.address(first), found.address(end));
             }
             gather.before_unlock();
+        }
+    }
+
+    /// The same for one entry that is not valid. What was cleared before it is noted; the table's lock is held.
+    #[inline(never)]
+    fn zap_other(&self, gather: &mut Gather<'_>, found: &TableCells<'_>, index: usize, flags: ZapFlags) {
+        let (mmu, page) = (self.mmu(), found.address(index));
+        let Some(cell) = found.cells.get(index) else { return };
+        let old = mmu.load(cell);
+        let left = gather.left_of(page, old, flags);
+        let (may_be_cached, has_frame) = match state(old) {
+            EntryState::Empty => return,
+            EntryState::Page | EntryState::Inaccessible if !flags.even_cows && !self.is_of_object(old) => return,
+            EntryState::Page => (true, true),
+            EntryState::Inaccessible => (gather.may_be_stale(), true),
+            EntryState::Stale => (true, false),
+            EntryState::Marker(Markers::UFFD_WP) if left == old => return,
+            EntryState::Marker(markers) if markers != Markers::UFFD_WP && !flags.drop(markers) => return,
+            // Only private pages leave a migration entry.
+            EntryState::Migration if !flags.even_cows => return,
+            // An entry that is not present holds no frame.
+            EntryState::Marker(_) | EntryState::Migration | EntryState::Damaged => (false, false),
+        };
+        mmu.store(cell, left);
+        if may_be_cached {
+            gather.stale(page, VirtAddr(page.0 + PAGE));
+        }
+        if has_frame && !old.is_special() {
+            gather.add(old.address(), || None);
         }
     }
 
@@ -217,6 +238,7 @@ impl Space {
 
     /// Frees the tables that translated addresses on both sides of a border between two parts, which are one part now.
     /// No part could free them alone.
+    #[inline]
     pub(super) fn free_border(&self, areas: &mut Areas, border: VirtAddr) {
         let page = pages(border - PAGE, border);
         let mut gather = Gather::without_faults(self, this_cpu(), areas);

@@ -115,6 +115,7 @@ impl<'a> UserTlb<'a> {
     }
 
     /// Everything, with all tables.
+    #[inline]
     pub fn flush_space<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M) {
         mmu.dsb_ishst();
         mmu.tlbi(Instruction::Aside1is(self.asid()));

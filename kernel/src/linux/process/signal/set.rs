@@ -177,20 +177,21 @@ pub struct Pending {
     set: Cell<Set>,
     /// Of the named signals.
     causes: [Cell<SignalCause>; Self::NAMED],
-    /// Of the others, which processes alone send: the code, and the number of the process.
-    senders: [Cell<(i32, u32)>; Self::OTHERS],
+    /// Of the others, which processes alone send, and rarely: the code, and the number of the process. Who sends more of
+    /// them at a time is not kept, as on Linux where its queue is full.
+    senders: [Cell<Option<(Signal, i32, u32)>>; Self::OTHERS],
 }
 
 impl Pending {
     const NAMED: usize = 31;
-    const OTHERS: usize = 64 - Self::NAMED;
+    const OTHERS: usize = 4;
 
     /// None.
     pub const fn new() -> Self {
         Self {
             set: Cell::new(Set::EMPTY),
             causes: [const { Cell::new(SignalCause::UNKEPT) }; Self::NAMED],
-            senders: [const { Cell::new((0, 0)) }; Self::OTHERS],
+            senders: [const { Cell::new(None) }; Self::OTHERS],
         }
     }
 
@@ -205,30 +206,39 @@ impl Pending {
             return;
         }
         self.set.set(self.set().with(signal.set()));
-        let index = signal.number() as usize - 1;
-        match (self.causes.get(index), index.checked_sub(Self::NAMED).and_then(|other| self.senders.get(other))) {
-            (Some(place), _) => place.set(cause),
-            (None, Some(place)) => place.set((cause.code, cause.fields[0] as u32)),
-            (None, None) => {}
+        if let Some(place) = self.causes.get(signal.number() as usize - 1) {
+            place.set(cause);
+        } else if let Some(place) = self.senders.iter().find(|place| place.get().is_none()) {
+            place.set(Some((signal, cause.code, cause.fields[0] as u32)));
         }
     }
 
     /// Takes one that is not blocked.
     pub fn take(&self, blocked: Set) -> Option<(Signal, SignalCause)> {
         let signal = self.set().without(blocked).first()?;
-        self.remove(signal);
-        let index = signal.number() as usize - 1;
-        let sender = || index.checked_sub(Self::NAMED).and_then(|other| self.senders.get(other)).map(Cell::get);
-        let cause = match self.causes.get(index) {
+        let cause = match self.causes.get(signal.number() as usize - 1) {
             Some(kept) => kept.get(),
-            None => sender().map_or(SignalCause::KERNEL, |(code, process)| SignalCause::process(code, process)),
+            None => self
+                .sender(signal)
+                .and_then(Cell::get)
+                .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |(_, code, process)| {
+                    SignalCause::process(code, process)
+                }),
         };
+        self.remove(signal);
         Some((signal, cause))
     }
 
     /// Takes one away.
     pub fn remove(&self, signal: Signal) {
         self.set.set(self.set().without(signal.set()));
+        if let Some(place) = self.sender(signal) {
+            place.set(None);
+        }
+    }
+
+    fn sender(&self, signal: Signal) -> Option<&Cell<Option<(Signal, i32, u32)>>> {
+        self.senders.iter().find(|place| place.get().is_some_and(|(of, ..)| of == signal))
     }
 }
 

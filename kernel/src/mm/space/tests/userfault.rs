@@ -42,8 +42,8 @@ fn what_is_missing_is_asked_for() {
     let pager = pager(&space, Features::ALL.0);
     Userfaultfd::register(&pager, &rig.cpu, start, 4 * PAGE, BOTH).unwrap();
     assert_eq!(handle_fault(&space, &rig.cpu, start, Access::Read), Err(FaultError::Userfault));
-    assert_eq!(pager.fill(&rig.cpu, Some(&**space), start, PAGE, Content::Zeros), (PAGE, Ok(())));
-    assert_eq!(pager.fill(&rig.cpu, Some(&**space), start, PAGE, Content::Zeros), (0, Err(FillError::Exists)));
+    assert_eq!(pager.fill(&rig.cpu, Some(&space), start, PAGE, Content::Zeros), (PAGE, Ok(())));
+    assert_eq!(pager.fill(&rig.cpu, Some(&space), start, PAGE, Content::Zeros), (0, Err(FillError::Exists)));
     assert_eq!(handle_fault(&space, &rig.cpu, start + PAGE, Access::Write), Err(FaultError::Userfault));
     pager.close();
 }
