@@ -652,7 +652,7 @@ fn serve(_: usize) {
 /// Measures a store that another thread of this process serves.
 fn roundtrip(bench: &mut Bench, prepare: impl Fn(&Bench) -> Room) {
     // It ends with the process.
-    core::mem::forget(Thread::spawn(serve, 0).expect("a thread"));
+    let _server = Thread::spawn(serve, 0).expect("a thread");
     let wait = |bench: &Bench| {
         let room = prepare(bench);
         // There is one CPU: the other thread waits for a message behind these.

@@ -217,8 +217,8 @@ fn write_protect(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
 
 /// `UFFDIO_COPY`.
 fn copy(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
-    const RESULT: u64 = 32;
-    refuse_changes(pager, at, RESULT)?;
+    let result = VirtAddr(at.0.wrapping_add(32));
+    refuse_changes(pager, result)?;
     let [to, from, bytes, mode] = read_quads(at)?;
     let from = checked_bytes(from, bytes)?;
     let to = checked(to, bytes)?;
@@ -226,36 +226,35 @@ fn copy(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
         return Err(Errno::EINVAL);
     }
     let content = Content::Copy(from, mode & UFFDIO_COPY_MODE_WP != 0);
-    fill_range(pager, own, at, RESULT, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
+    fill_range(pager, own, result, to, bytes, content, mode & UFFDIO_COPY_MODE_DONTWAKE == 0)
 }
 
 /// `UFFDIO_ZEROPAGE` and `UFFDIO_POISON`.
 fn fill(pager: &Userfaultfd, own: &Space, at: VirtAddr, content: Content) -> Answer {
-    const RESULT: u64 = 24;
-    refuse_changes(pager, at, RESULT)?;
+    let result = VirtAddr(at.0.wrapping_add(24));
+    refuse_changes(pager, result)?;
     let [start, bytes, mode] = read_quads(at)?;
     let start = checked(start, bytes)?;
     if mode & !UFFDIO_ZEROPAGE_MODE_DONTWAKE != 0 {
         return Err(Errno::EINVAL);
     }
-    fill_range(pager, own, at, RESULT, start, bytes, content, mode == 0)
+    fill_range(pager, own, result, start, bytes, content, mode == 0)
 }
 
-/// Fails with `EAGAIN`, in the structure at `at` too, while an event is not read.
-fn refuse_changes(pager: &Userfaultfd, at: VirtAddr, result: u64) -> Result<(), Errno> {
+/// Fails with `EAGAIN`, at `result` too, while an event is not read.
+fn refuse_changes(pager: &Userfaultfd, result: VirtAddr) -> Result<(), Errno> {
     if pager.is_changing() {
-        write_quads(VirtAddr(at.0.wrapping_add(result)), [Errno::EAGAIN.returned()])?;
+        write_quads(result, [Errno::EAGAIN.returned()])?;
         return Err(Errno::EAGAIN);
     }
     Ok(())
 }
 
-/// Fills pages, stores how many bytes that were or why none, and wakes the threads that wait for them.
+/// Fills pages, stores at `result` how many bytes that were or why none, and wakes the threads that wait for them.
 fn fill_range(
     pager: &Userfaultfd,
     own: &Space,
-    at: VirtAddr,
-    result: u64,
+    result: VirtAddr,
     start: VirtAddr,
     bytes: u64,
     content: Content,
@@ -269,7 +268,7 @@ fn fill_range(
         _ => Ok(done),
     };
     let stored = filled.unwrap_or_else(Errno::returned);
-    write_quads(VirtAddr(at.0.wrapping_add(result)), [stored])?;
+    write_quads(result, [stored])?;
     let done = filled?;
     if wakes {
         pager.wake(start, done)?;

@@ -177,9 +177,19 @@ pub struct Pending {
     set: Cell<Set>,
     /// Of the named signals.
     causes: [Cell<SignalCause>; Self::NAMED],
-    /// Of the others, which processes alone send, and rarely: the code, and the number of the process. Who sends more of
-    /// them at a time is not kept, as on Linux where its queue is full.
-    senders: [Cell<Option<(Signal, i32, u32)>>; Self::OTHERS],
+    /// Of the others, which processes alone send, and rarely. Who sends more of them at a time is not kept, as on Linux
+    /// where its queue is full.
+    senders: [Cell<Option<Sender>>; Self::OTHERS],
+}
+
+/// Who sent a real-time signal.
+#[derive(Clone, Copy, Debug)]
+struct Sender {
+    signal: Signal,
+    /// `SI_USER` or another code of a sender.
+    code: i32,
+    /// Its number.
+    process: u32,
 }
 
 impl Pending {
@@ -209,7 +219,7 @@ impl Pending {
         if let Some(place) = self.causes.get(signal.number() as usize - 1) {
             place.set(cause);
         } else if let Some(place) = self.senders.iter().find(|place| place.get().is_none()) {
-            place.set(Some((signal, cause.code, cause.fields[0] as u32)));
+            place.set(Some(Sender { signal, code: cause.code, process: cause.fields[0] as u32 }));
         }
     }
 
@@ -221,8 +231,8 @@ impl Pending {
             None => self
                 .sender(signal)
                 .and_then(Cell::get)
-                .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |(_, code, process)| {
-                    SignalCause::process(code, process)
+                .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |sender| {
+                    SignalCause::process(sender.code, sender.process)
                 }),
         };
         self.remove(signal);
@@ -237,8 +247,8 @@ impl Pending {
         }
     }
 
-    fn sender(&self, signal: Signal) -> Option<&Cell<Option<(Signal, i32, u32)>>> {
-        self.senders.iter().find(|place| place.get().is_some_and(|(of, ..)| of == signal))
+    fn sender(&self, signal: Signal) -> Option<&Cell<Option<Sender>>> {
+        self.senders.iter().find(|place| place.get().is_some_and(|sender| sender.signal == signal))
     }
 }
 

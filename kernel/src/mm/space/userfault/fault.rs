@@ -139,7 +139,7 @@ impl Space {
             FaultMode::El0 => userfaultfd.queue.wait(&fault, &sched::is_interrupted, sched::park),
             FaultMode::Kernel => userfaultfd.queue.wait(&fault, &sched::is_killed, sched::park),
             FaultMode::Device => {
-                let end = timer::uptime() + DEVICE_PATIENCE;
+                let end = timer::uptime().saturating_add(DEVICE_PATIENCE);
                 let is_late = || timer::uptime() >= end;
                 if !userfaultfd.queue.wait(&fault, &is_late, sched::sleep_briefly) {
                     crate::log::warn!("no pager has served a device's access to {page} in time");

@@ -298,7 +298,7 @@ fn tables_that_hold_markers_alone_are_freed_with_the_area() {
             let stage = Stage::anonymous(2 * BLOCK_PAGES);
             let used = stage.rig.used();
             if has_pages {
-                [0, 2 * BLOCK_PAGES - 1].map(|page| assert_eq!(stage.store(page), Ok(())));
+                [0, 2 * BLOCK_PAGES - 1].iter().for_each(|page| assert_eq!(stage.store(*page), Ok(())));
             } else {
                 stage.mark(0, 2 * BLOCK_PAGES, Mark::Set);
                 assert_eq!([0, 2 * BLOCK_PAGES - 1].map(|page| stage.entry(page)), [uffd_wp_marker(); 2]);
@@ -487,7 +487,7 @@ fn reported(switch: &lab::Lab, stage: fn() -> Stage, work: fn(&Stage)) -> [bool;
     let with = |sites: &[u16]| {
         host::with(sites, || {
             let stage = stage();
-            assert_eq!(stage.rig.read(&stage.space, START) < 2, true);
+            assert!(stage.rig.read(&stage.space, START) < 2);
             stage.mark(0, 1, Mark::Set);
             work(&stage);
             let is_reported = stage.store(0) == REPORTED;

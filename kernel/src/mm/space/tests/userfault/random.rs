@@ -202,8 +202,8 @@ impl World {
         let pager = pager(&space, features.0);
         let last = Last { round, step: 0, call: 0, range: Range { window: 0, start: VirtAddr(0), pages: 0 } };
         let mut world = Self { rig, space, objects, pager, features, pages: Pages::new(), random, last };
-        for window in 0..WINDOWS.len() {
-            world.map(Range { window, start: window_start(window), pages: WINDOWS[window].pages() });
+        for (window, of) in WINDOWS.iter().enumerate() {
+            world.map(Range { window, start: window_start(window), pages: of.pages() });
         }
         world
     }
@@ -309,7 +309,7 @@ impl World {
 
     /// Whether calls are those of blocks, for the most part.
     fn has_blocks(&self) -> bool {
-        self.last.round % 4 == 0
+        self.last.round.is_multiple_of(4)
     }
 
     fn range(&mut self) -> Range {
