@@ -76,9 +76,9 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
     let syndrome = frame.syndrome();
     if let Err(offence) = serve(task, syndrome, frame.fault_address().untagged()) {
         let (at, record) = report(frame, offence);
-        task.fault.set(record);
         let cause = SignalCause::fault(offence.code, at);
         let cause = if offence == Offence::POISONED { cause.of_page() } else { cause };
+        task.fault.set(record);
         task.force(offence.signal, cause, false);
     }
 }

@@ -37,7 +37,7 @@ fn any_file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
 /// The file of a descriptor, for reads and writes.
 #[inline(never)]
 pub(super) fn file(call: &Syscall<'_>, descriptor: u64) -> Result<FileRef, Errno> {
-    any_file(call, descriptor).and_then(|file| if file.is_path() { Err(Errno::EBADF) } else { Ok(file) })
+    call.task.files().get(descriptor as u32).filter(|file| !file.is_path()).ok_or(Errno::EBADF)
 }
 
 pub(super) fn write(call: &mut Syscall<'_>) -> Answer {

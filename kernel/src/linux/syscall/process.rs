@@ -65,7 +65,7 @@ pub(super) fn set_tid_address(call: &mut Syscall<'_>) -> Answer {
     gettid(call)
 }
 
-/// The list is walked when the thread leaves its space: [`crate::linux::process::robust`].
+/// The list is walked when the thread leaves its space: `linux::process::robust`.
 pub(super) fn set_robust_list(call: &mut Syscall<'_>) -> Answer {
     if call.argument::<1>() != size_of::<RobustListHead>() as u64 {
         return Err(Errno::EINVAL);

@@ -124,11 +124,8 @@ fn words_of(call: &Syscall<'_>, message: &Message) -> Result<[u64; 4], Errno> {
 #[cold]
 #[inline(never)]
 pub(super) fn ioctl(pager: &Counted<Userfaultfd>, own: &Space, command: u32, at: VirtAddr) -> Answer {
-    if command == UFFDIO_API {
-        return api(pager, at);
-    }
     if !pager.is_agreed() {
-        return Err(Errno::EINVAL);
+        return if command == UFFDIO_API { api(pager, at) } else { Err(Errno::EINVAL) };
     }
     match command {
         UFFDIO_WRITEPROTECT => write_protect(pager, own, at),
@@ -137,15 +134,14 @@ pub(super) fn ioctl(pager: &Counted<Userfaultfd>, own: &Space, command: u32, at:
         UFFDIO_POISON => fill(pager, own, at, Content::Poison),
         UFFDIO_WAKE => {
             let [start, bytes] = read_quads(at)?;
-            let start = checked(start, bytes)?;
-            Ok(pager.wake(start, bytes).map(|()| 0)?)
+            Ok(pager.wake(VirtAddr(start), bytes).map(|()| 0)?)
         }
         UFFDIO_REGISTER => register(pager, at),
         UFFDIO_UNREGISTER => {
             let [start, bytes] = read_quads(at)?;
-            let start = checked(start, bytes)?;
-            Ok(pager.unregister(this_cpu(), start, bytes).map(|()| 0)?)
+            Ok(pager.unregister(this_cpu(), VirtAddr(start), bytes).map(|()| 0)?)
         }
+        UFFDIO_API => api(pager, at),
         _ => Err(Errno::EINVAL),
     }
 }
@@ -184,12 +180,11 @@ fn register(pager: &Counted<Userfaultfd>, at: VirtAddr) -> Answer {
     if mode == 0 || mode & !(UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP) != 0 {
         return Err(Errno::EINVAL);
     }
-    let start = checked(start, bytes)?;
     let enrolment = Enrolment {
         missing: mode & UFFDIO_REGISTER_MODE_MISSING != 0,
         write_protected: mode & UFFDIO_REGISTER_MODE_WP != 0,
     };
-    Userfaultfd::register(pager, this_cpu(), start, bytes, enrolment)?;
+    Userfaultfd::register(pager, this_cpu(), VirtAddr(start), bytes, enrolment)?;
     let calls = [UFFDIO_WAKE, UFFDIO_COPY, UFFDIO_ZEROPAGE, UFFDIO_POISON].map(ioctl_bit).iter().sum::<u64>();
     let protection = if enrolment.write_protected { ioctl_bit(UFFDIO_WRITEPROTECT) } else { 0 };
     write_quads(VirtAddr(at.0.wrapping_add(24)), [calls | protection])?;
@@ -202,7 +197,7 @@ fn write_protect(pager: &Userfaultfd, own: &Space, at: VirtAddr) -> Answer {
         return Err(Errno::EAGAIN);
     }
     let [start, bytes, mode] = read_quads(at)?;
-    let start = checked(start, bytes)?;
+    let start = VirtAddr(start);
     let (protects, is_quiet) = (mode & UFFDIO_WRITEPROTECT_MODE_WP != 0, mode & UFFDIO_WRITEPROTECT_MODE_DONTWAKE != 0);
     let is_known = mode & !(UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE) == 0;
     if !is_known || protects && is_quiet {

@@ -675,7 +675,8 @@ pub(super) fn clamped_range(
 }
 
 /// Whether the entries of `range` are in one table, and take a moment.
-fn is_of_few(range: PageRange) -> bool {
+#[inline(always)]
+pub(super) fn is_of_few(range: PageRange) -> bool {
     let table = |address: VirtAddr| address.0 / BLOCK_SIZE;
     range.pages() <= FEW && table(range.start()) == table(range.end() - 1)
 }

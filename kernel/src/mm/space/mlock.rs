@@ -215,7 +215,7 @@ impl Space {
         self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS) != 0
     }
 
-    /// Whether there may be pages that a discard must leave, or a pager that is told of it.
+    /// Whether there may be pages that a discard must leave, or a pager that gets an event of it.
     #[inline(always)]
     pub(super) fn minds_discards(&self) -> bool {
         self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | USERFAULTFDS) != 0

@@ -305,8 +305,8 @@ impl Space {
         #[cfg(target_os = "none")]
         debug_assert!(core::ptr::eq(cpu, this_cpu()), "the slot of another CPU");
         if self.notifiers.is_empty() {
-            // SAFETY: a fault and a discard of few pages, which have no other such guard, sleep for nothing but a
-            // subscriber.
+            // SAFETY: a fault, and a discard and a marking of few pages, which have no other such guard, sleep for
+            // nothing but a subscriber.
             unsafe { self.areas.look_briefly(cpu, page) }
         } else {
             self.areas.read_counted(page)

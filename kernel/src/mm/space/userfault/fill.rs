@@ -15,7 +15,7 @@ use super::super::entry::{EntryState, attributes, read_only_attributes, rest_of_
 use super::super::gather::pages;
 use super::super::shmem::Object;
 use super::super::{EntryCell, PAGE, Space};
-use super::{UserfaultError, Userfaultfd, user_range};
+use super::{UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;
 use crate::sched::{self, relax};
@@ -90,7 +90,7 @@ impl Userfaultfd {
         content: Content,
         done: &mut u64,
     ) -> Result<(), FillError> {
-        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let range = range_of_call(start, bytes).ok_or(UserfaultError::Invalid)?;
         let space = self.living_or_own(own)?;
         while *done < bytes {
             if *done != 0 && sched::is_killed() {

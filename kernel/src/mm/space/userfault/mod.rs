@@ -58,7 +58,6 @@ pub use protect::Mark;
 pub use queue::{ReadError, Reading};
 
 use super::area::{Area, AreaFlags, Areas};
-use super::calls::user_range;
 use super::gather::pages;
 use super::parts::Divisible as _;
 use super::{Space, SpaceError, SpaceHandle, SpaceRef, USER_END, USER_START};
@@ -223,7 +222,7 @@ const AGREED: u64 = 1 << 63;
 
 impl Userfaultfd {
     /// One for the faults of `space`; with `user_mode_only` not for those of the kernel. `open_flags` are kept for
-    /// whoever opens it.
+    /// the descriptor of a child.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -305,7 +304,7 @@ impl Userfaultfd {
         bytes: u64,
         enrolment: Enrolment,
     ) -> Result<(), UserfaultError> {
-        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let range = range_of_call(start, bytes).ok_or(UserfaultError::Invalid)?;
         let space = this.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
         let number = space.userfaultfds.number_of(this)?;
         space.note_userfaultfds();
@@ -319,7 +318,7 @@ impl Userfaultfd {
     /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, registers are, or an area is another
     /// userfaultfd's), [`UserfaultError::OutOfMemory`].
     pub fn unregister(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), UserfaultError> {
-        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let range = range_of_call(start, bytes).ok_or(UserfaultError::Invalid)?;
         let space = self.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
         let number = space.userfaultfds.find(self).unwrap_or(UserfaultfdNumber::NONE);
         space.change_registration(cpu, range, number, Registration::End)?;
@@ -347,7 +346,7 @@ impl Userfaultfd {
     /// # Errors
     /// [`UserfaultError::Invalid`]: no range of pages.
     pub fn wake(&self, start: VirtAddr, bytes: u64) -> Result<(), UserfaultError> {
-        let range = user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let range = range_of_call(start, bytes).ok_or(UserfaultError::Invalid)?;
         self.queue.wake(range.start()..range.end());
         Ok(())
     }
@@ -375,6 +374,13 @@ impl fmt::Debug for Userfaultfd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Userfaultfd({:#x})", self.features().0)
     }
+}
+
+/// The pages of a call (Linux: `validate_range`): at least one, and whole.
+#[inline(always)]
+fn range_of_call(start: VirtAddr, bytes: u64) -> Option<PageRange> {
+    let end = VirtAddr(start.0.checked_add(bytes)?);
+    PageRange::lower(start, end).filter(|_| end <= USER_END)
 }
 
 /// A change of what areas are registered for.

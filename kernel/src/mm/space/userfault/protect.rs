@@ -17,6 +17,7 @@ use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Visited};
 
 use super::super::area::{Area, AreaFlags};
+use super::super::calls::is_of_few;
 use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
 use super::super::gather::{StaleRange, pages};
 use super::super::group::GROUP_SIZE;
@@ -65,9 +66,11 @@ impl Userfaultfd {
         bytes: u64,
         mark: Mark,
     ) -> Result<(), UserfaultError> {
-        let range = super::user_range(start, bytes).ok_or(UserfaultError::Invalid)?;
+        let range = super::range_of_call(start, bytes).ok_or(UserfaultError::Invalid)?;
         let space = self.living_or_own(own)?;
-        let is_populated = !self.features().has(Features::WP_UNPOPULATED);
+        if is_of_few(range) && self.mark_few(cpu, &space, range, mark)? {
+            return Ok(());
+        }
         let (mut next, mut done) = (range.start(), Err(UserfaultError::NotRegistered));
         while next < range.end() {
             let areas = space.areas.read(next);
@@ -76,19 +79,41 @@ impl Userfaultfd {
             next = match areas.find(next).or_else(|| areas.touching(rest).next()) {
                 None => end,
                 Some(area) => {
-                    self.check_unchanging()?;
-                    if !area.flags().has_any(AreaFlags::UFFD_WP) {
-                        return Err(UserfaultError::NotRegistered);
-                    }
+                    let marking = self.marking(area, mark)?;
                     let part = area.part_in(rest);
-                    let installs = mark == Mark::Set && (area.object().is_some() || !is_populated);
-                    space.mark_area(cpu, area, part, mark, installs)?;
+                    space.mark_area(cpu, area, part, mark, marking.installs)?;
                     done = Ok(());
                     part.end()
                 }
             };
         }
         done
+    }
+
+    /// Marks the pages of `range`, which is of few, where they have one area and a table: nothing sleeps then, and nothing
+    /// that CPUs share is written for the areas' lock. Returns whether they have.
+    #[inline(always)]
+    fn mark_few(&self, cpu: &Cpu, space: &Space, range: PageRange, mark: Mark) -> Result<bool, UserfaultError> {
+        let areas = space.areas_briefly(cpu, range.start());
+        let Some(area) = areas.find(range.start()).filter(|area| range.end() <= area.end()) else { return Ok(false) };
+        let Some(found) = space.page_tables().cells(range.start(), range.pages()) else { return Ok(false) };
+        let marking = self.marking(area, mark)?;
+        let change = Range::new(Event::ProtectionPage, range.start(), range.end());
+        // Where a subscriber has just joined, the areas are locked by the count.
+        let Some(_change) = space.notifiers.try_start(areas.may_sleep(), change) else { return Ok(false) };
+        space.mark_cells(&found, marking);
+        Ok(true)
+    }
+
+    /// How `mark` is made in `area`.
+    #[inline(always)]
+    fn marking<'a>(&self, area: &'a Area, mark: Mark) -> Result<Marking<'a>, UserfaultError> {
+        self.check_unchanging()?;
+        if !area.flags().has_any(AreaFlags::UFFD_WP) {
+            return Err(UserfaultError::NotRegistered);
+        }
+        let has_markers = area.object().is_some() || self.features().has(Features::WP_UNPOPULATED);
+        Ok(Marking { area, mark, installs: mark == Mark::Set && has_markers })
     }
 }
 

@@ -1,0 +1,128 @@
+//! Linux's own tests of userfaultfd, built from its source as they are, run as programs of the initrd. What they skip
+//! and why stands in docs/REFERENCE.md.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use cpio::newc;
+use granule_host_tests::built;
+use granule_runner::machine;
+use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
+use granule_runner::script;
+use granule_runner::serial::Limit;
+
+const PROGRAMS: [&str; 3] = ["uffd-unit-tests", "uffd-stress", "uffd-wp-mremap"];
+/// Minutes of work for each CPU, where most of a test is the copying and comparing of pages.
+const LIMIT: Limit = Limit::work(900);
+/// The status of the script where the source or the compiler cannot be had.
+const CANNOT_BE_HAD: i32 = 77;
+
+/// What `uffd-unit-tests` passes; of each the others are of hugetlbfs.
+const PASSED: [&str; 26] = [
+    "UFFDIO_API (with syscall)",
+    "zeropage on anon",
+    "zeropage on shmem",
+    "zeropage on shmem-private",
+    "wp-fork on anon",
+    "wp-fork on shmem",
+    "wp-fork on shmem-private",
+    "wp-fork-with-event on anon",
+    "wp-fork-with-event on shmem",
+    "wp-fork-with-event on shmem-private",
+    "wp-unpopulated on anon",
+    "sigbus on anon",
+    "sigbus on shmem",
+    "sigbus on shmem-private",
+    "sigbus-wp on anon",
+    "sigbus-wp on shmem",
+    "sigbus-wp on shmem-private",
+    "events on anon",
+    "events on shmem",
+    "events on shmem-private",
+    "events-wp on anon",
+    "events-wp on shmem",
+    "events-wp on shmem-private",
+    "poison on anon",
+    "poison on shmem",
+    "poison on shmem-private",
+];
+
+/// The reasons for which it skips a test.
+const SKIPPED: [&str; 4] = [
+    "(not enough HugeTLB pages)",
+    "(feature missing)",
+    "(Possibly CONFIG_GUP_TEST missing or unprivileged)",
+    "(cannot open userfaultfd handle)",
+];
+
+/// Packs the programs that were built in `folder` beside a copy of the kernel, whose path is returned.
+fn pack(folder: &Path) -> std::path::PathBuf {
+    let mut archive = Vec::new();
+    for (number, program) in (1..).zip(PROGRAMS) {
+        let bytes = fs::read(folder.join(program)).unwrap();
+        let header = newc::Builder::new(program).ino(number).mode(0o100_755).nlink(1);
+        let mut entry = header.write(&mut archive, bytes.len() as u32);
+        std::io::Write::write_all(&mut entry, &bytes).unwrap();
+        entry.finish().unwrap();
+    }
+    let kernel = folder.join("granule.img");
+    fs::copy(built("granule.img"), &kernel).unwrap();
+    fs::write(initrd_of(&kernel), newc::trailer(archive).unwrap()).unwrap();
+    kernel
+}
+
+/// The results that a program has printed (Test Anything Protocol): those that passed, and the reasons of those that it
+/// skipped.
+fn results(session: &str) -> (Vec<&str>, Vec<&str>) {
+    let (mut passed, mut skipped) = (Vec::new(), Vec::new());
+    for line in session.lines() {
+        let Some((_, result)) = line.strip_prefix("ok ").and_then(|rest| rest.split_once(' ')) else { continue };
+        match result.strip_prefix("# SKIP ") {
+            Some(reason) => skipped.push(reason),
+            None => passed.push(result),
+        }
+    }
+    (passed, skipped)
+}
+
+#[test]
+#[ignore = "fetches Linux's source and takes five minutes: ./x test --long"]
+fn linux_s_own_tests_of_userfaultfd_pass() {
+    let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("linux");
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../linux/build-selftests.sh");
+    let output = Command::new(script).arg(&folder).output().unwrap();
+    let printed = String::from_utf8_lossy(&output.stdout);
+    if output.status.code() == Some(CANNOT_BE_HAD) {
+        println!("skipped: {printed}");
+        return;
+    }
+    assert!(output.status.success(), "{printed}{}", String::from_utf8_lossy(&output.stderr));
+    let kernel = pack(&folder);
+    let machine = machine::named("default").unwrap();
+    let run = |line: &str| {
+        let qemu = Qemu::new(&machine, &kernel, Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
+        let mut session = Vec::new();
+        let wrong = script::run(&qemu, &script::commands(line), LIMIT, &mut session).unwrap();
+        let session = String::from_utf8_lossy(&session).replace('\r', "");
+        assert!(wrong.is_empty() && !session.contains("not ok "), "{line}: {wrong:?}\n{session}");
+        session
+    };
+
+    let session = run("run uffd-unit-tests");
+    let (passed, skipped) = results(&session);
+    assert_eq!(passed, PASSED, "{session}");
+    for test in skipped {
+        assert!(SKIPPED.iter().any(|reason| test.ends_with(reason)), "{test}\n{session}");
+    }
+
+    for kind in ["anon", "shmem", "shmem-private"] {
+        let session = run(&format!("run uffd-stress {kind} 20 16"));
+        assert_eq!(results(&session), (vec![format!("uffd-stress {kind}").as_str()], vec![]), "{session}");
+    }
+
+    let session = run("run uffd-wp-mremap");
+    let (passed, skipped) = results(&session);
+    // There is no swap.
+    assert_eq!((passed.len(), skipped), (2, vec!["MADV_PAGEOUT did not work, is swap enabled?"; 2]), "{session}");
+}

@@ -1,0 +1,66 @@
+#!/bin/sh
+# Builds Linux's own tests of userfaultfd, as they are: build-selftests.sh OUT.
+#
+# The source is the distribution's package of a pinned Linux, taken from the mirror that this machine's apt uses; the
+# headers are that source's. The programs are static, for arm64. OUT keeps what was fetched, so a second run builds
+# nothing.
+#
+# Exit status: 0, or 77 where the source or the compiler cannot be had, with the reason as the last line.
+set -eu
+
+version=7.2.13-1
+sum=30a8c5fc63f9028a62e6d7b3f7f43bee67425dbce2a05fceba83f9b87c92083d
+package=linux-source-7.2_${version}_all.deb
+programs='uffd-unit-tests uffd-stress uffd-wp-mremap'
+
+skip() {
+    printf '%s\n' "$*"
+    exit 77
+}
+
+mkdir -p "$1"
+out=$(cd "$1" && pwd)
+cd "$out"
+if [ "$(cat built 2>/dev/null)" = "$version" ]; then exit 0; fi
+
+compiler=aarch64-linux-gnu-gcc
+if ! command -v "$compiler" >/dev/null 2>&1 || ! command -v make >/dev/null 2>&1; then
+    command -v apt-get >/dev/null 2>&1 || skip "there is no $compiler, and no apt-get to install it"
+    [ "$(id -u)" -eq 0 ] || skip "there is no $compiler: sudo apt-get install gcc-aarch64-linux-gnu libc6-dev-arm64-cross make"
+    apt-get -qq update >/dev/null 2>&1 || true
+    DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends \
+        gcc-aarch64-linux-gnu libc6-dev-arm64-cross make xz-utils >apt.log 2>&1 </dev/null ||
+        skip "$compiler cannot be installed: $(tail -n 1 apt.log)"
+fi
+
+if ! [ -e "$package" ]; then
+    release=$(sed -n 's/^VERSION_CODENAME=//p' /etc/os-release 2>/dev/null | tr -d '"')
+    # shellcheck disable=SC2016 # apt's own placeholders
+    mirror=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' 'Created-By: Packages' 2>/dev/null |
+        sed -n "s/ $release\$//p" | head -n 1)
+    [ -n "$mirror" ] || skip "apt has no mirror of $release, where $package might be"
+    # It checks the sum, and goes through the proxy that apt goes through.
+    /usr/lib/apt/apt-helper download-file "${mirror%/}/pool/main/l/linux/$package" "$out/part" "SHA256:$sum" \
+        >download.log 2>&1 || skip "$package cannot be fetched: $(tail -n 1 download.log)"
+    mv part "$package"
+fi
+
+rm -rf source
+mkdir source
+dpkg-deb --fsys-tarfile "$package" | tar -xOf - --wildcards '*/linux-source-*.tar.xz' >source.tar.xz
+tar -xf source.tar.xz -C source --strip-components=1 --wildcards --no-wildcards-match-slash \
+    '*/Makefile' '*/Kbuild' '*/scripts' '*/include' '*/usr' '*/arch/arm64' '*/tools/include' '*/tools/scripts' \
+    '*/tools/testing/selftests/*.h' '*/tools/testing/selftests/mm' '*/mm/gup_test.h'
+rm source.tar.xz
+make -s -C source headers ARCH=arm64 >headers.log 2>&1
+cd source/tools/testing/selftests/mm
+# What the tests' own makefile finds out: there is no io_uring.
+: >local_config.h
+for program in $programs; do
+    # shellcheck disable=SC2086 # several words
+    "$compiler" -static -O2 -Wall -D_GNU_SOURCE= -I . -I .. -isystem "$out/source/usr/include" \
+        -isystem "$out/source/tools/include/uapi" -o "$out/$program" "$program.c" uffd-common.c vm_util.c hugepage_settings.c -lrt -lpthread -lm
+done
+cd "$out"
+rm -rf source
+printf '%s\n' "$version" >built
