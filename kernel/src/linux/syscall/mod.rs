@@ -225,6 +225,7 @@ fn read_bytes<const N: usize>(from: VirtAddr) -> Result<[u8; N], Errno> {
 }
 
 /// Words at an address of EL0.
+#[inline(always)]
 fn read_quads<const N: usize>(from: VirtAddr) -> Result<[u64; N], Errno> {
     let mut quads = [[0; 8]; N];
     uaccess::copy_from_user(quads.as_flattened_mut(), from)?;

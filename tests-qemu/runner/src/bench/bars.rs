@@ -56,7 +56,7 @@ const HEAP: [Bar; 2] =
 
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 53] = [
+const BARS: [Bar; 62] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -101,6 +101,17 @@ const BARS: [Bar; 53] = [
     bar("migrate_page", 0, 2_000, None, (0.0, 0.0)),
     // Of 16 pages.
     bar("mmap_munmap/touched", 9_000, 0, None, (45_000.0, 0.0)),
+    // Of the suite `uffd`; a round trip is between two threads of a process.
+    bar("wp_set", 600, 14, None, (1394.0, 169.0)),
+    bar("wp_clear", 600, 28, None, (1347.0, 193.0)),
+    bar("wp_set/unpopulated", 600, 8, None, (1286.0, 33.0)),
+    bar("wp_fault_roundtrip", 3_200, 0, None, (9060.0, 0.0)),
+    bar("missing_fault_roundtrip", 3_600, 0, None, (10_569.0, 0.0)),
+    bar("marker_write_roundtrip", 3_900, 0, None, (11_194.0, 0.0)),
+    // Registered as plain, and write-protected at most 12 more.
+    bar("shared_dontneed", 800, 54, None, (0.0, 391.0)),
+    bar("shared_dontneed/registered", 800, 54, None, (0.0, 392.0)),
+    bar("shared_dontneed/protected", 850, 66, None, (0.0, 418.0)),
     // Of the suite `mte`.
     bar("null_syscall/sync", 100, 0, None, (270.0, 0.0)),
     bar("null_syscall/async", 110, 0, None, (272.0, 0.0)),

@@ -79,9 +79,9 @@ impl Userfaultfd {
             next = match areas.find(next).or_else(|| areas.touching(rest).next()) {
                 None => end,
                 Some(area) => {
-                    let marking = self.marking(area, mark)?;
+                    let installs = self.installs(area, mark)?;
                     let part = area.part_in(rest);
-                    space.mark_area(cpu, area, part, mark, marking.installs)?;
+                    space.mark_area(cpu, area, part, mark, installs)?;
                     done = Ok(());
                     part.end()
                 }
@@ -97,23 +97,26 @@ impl Userfaultfd {
         let areas = space.areas_briefly(cpu, range.start());
         let Some(area) = areas.find(range.start()).filter(|area| range.end() <= area.end()) else { return Ok(false) };
         let Some(found) = space.page_tables().cells(range.start(), range.pages()) else { return Ok(false) };
-        let marking = self.marking(area, mark)?;
+        let installs = self.installs(area, mark)?;
         let change = Range::new(Event::ProtectionPage, range.start(), range.end());
         // Where a subscriber has just joined, the areas are locked by the count.
         let Some(_change) = space.notifiers.try_start(areas.may_sleep(), change) else { return Ok(false) };
-        space.mark_cells(&found, marking);
+        space.mark_cells(&found, Marking { area, mark, installs });
         Ok(true)
     }
 
-    /// How `mark` is made in `area`.
+    /// Whether `mark` gives empty entries of `area` markers.
+    ///
+    /// # Errors
+    /// [`UserfaultError::Changing`], [`UserfaultError::NotRegistered`].
     #[inline(always)]
-    fn marking<'a>(&self, area: &'a Area, mark: Mark) -> Result<Marking<'a>, UserfaultError> {
+    fn installs(&self, area: &Area, mark: Mark) -> Result<bool, UserfaultError> {
         self.check_unchanging()?;
         if !area.flags().has_any(AreaFlags::UFFD_WP) {
             return Err(UserfaultError::NotRegistered);
         }
         let has_markers = area.object().is_some() || self.features().has(Features::WP_UNPOPULATED);
-        Ok(Marking { area, mark, installs: mark == Mark::Set && has_markers })
+        Ok(mark == Mark::Set && has_markers)
     }
 }
 

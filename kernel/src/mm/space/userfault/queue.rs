@@ -115,6 +115,8 @@ impl Lists {
 /// See the module.
 pub(super) struct Queue {
     lists: IrqLock<Lists, { rank::WAIT }>,
+    /// Whether there are faults in the tree. Changed under the lock of the lists.
+    has_faults: AtomicBool,
     /// Threads that wait for something to read, and for more beside.
     pollers: PollQueue,
 }
@@ -163,7 +165,7 @@ impl Queue {
             readers: LinkedList::new(Readers::NEW),
             is_closed: false,
         };
-        Self { lists: IrqLock::new(lists), pollers: PollQueue::new() }
+        Self { lists: IrqLock::new(lists), has_faults: AtomicBool::new(false), pollers: PollQueue::new() }
     }
 
     /// See the field.
@@ -186,6 +188,7 @@ impl Queue {
         // SAFETY: the caller keeps the node where it is until it is out of both.
         let node = unsafe { UnsafeRef::from_raw(&raw const *fault) };
         lists.faults.insert(node.clone());
+        self.has_faults.store(true, Ordering::Relaxed);
         lists.unread.push_back(node);
         lists.wake_reader();
         drop(lists);
@@ -206,6 +209,7 @@ impl Queue {
         }
         // SAFETY: linked, and in this tree alone.
         let node = unsafe { lists.faults.cursor_mut_from_ptr(&raw const *fault) }.remove();
+        self.has_faults.store(!lists.faults.is_empty(), Ordering::Relaxed);
         if let Some(node) = node.filter(|node| node.unread.is_linked()) {
             // SAFETY: linked, and in this list alone.
             unsafe { lists.unread.cursor_mut_from_ptr(&raw const *node) }.remove();
@@ -214,13 +218,24 @@ impl Queue {
     }
 
     /// Wakes the threads that have faulted at a page of `range` so far.
+    #[inline(always)]
     pub(super) fn wake(&self, range: Range<VirtAddr>) {
+        // Relaxed: a fault is added under the lock of its page's table, which what serves it takes before it wakes.
+        if self.has_faults.load(Ordering::Relaxed) {
+            self.wake_faults(range);
+        }
+    }
+
+    #[inline(never)]
+    fn wake_faults(&self, range: Range<VirtAddr>) {
         let mut lists = self.lists.lock();
         let (mut from, end) = ((range.start.0, 0), lists.next);
         loop {
             for _ in 0..BATCH {
                 let mut cursor = lists.faults.lower_bound_mut(Bound::Included(&from));
-                let Some(fault) = cursor.get().filter(|fault| fault.page < range.end) else { return };
+                let Some(fault) = cursor.get().filter(|fault| fault.page < range.end) else {
+                    return self.has_faults.store(!lists.faults.is_empty(), Ordering::Relaxed);
+                };
                 from = (fault.page.0, fault.number.get() + 1);
                 if fault.number.get() < end
                     && let Some(fault) = cursor.remove()
