@@ -201,7 +201,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     }
 
     /// The entry above the last level for `address`; `None` where there is no table of that level, or a larger block.
-    #[inline(never)]
+    #[inline]
     pub fn block_cell(&self, address: VirtAddr) -> Option<BlockCell<'a, M>> {
         let place = Cursor::at_root(self).down_to(BLOCK_LEVEL, address, ReclaimMark::Keep).ok()?;
         Some(block_in(self.mmu(), place.table(), address))

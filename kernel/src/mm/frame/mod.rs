@@ -299,6 +299,7 @@ impl FrameAllocator {
     /// # Errors
     /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`](super::page_block::MAX_ORDER) (1 GiB).
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    #[inline]
     pub fn alloc_blocks(&self, cpu: &Cpu, order: u32) -> Result<PhysAddr, OutOfMemory> {
         let kept = self.kept_from(cpu);
         let number = match self.blocks.take_blocks(cpu, order, kept) {

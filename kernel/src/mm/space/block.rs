@@ -277,7 +277,7 @@ impl Spaces {
 impl Space {
     /// The block's entry for `address`, where a walk has met one: its table stays while the areas are locked.
     #[inline(never)]
-    fn block_at(&self, address: VirtAddr) -> Option<BlockCell<'_>> {
+    pub(super) fn block_at(&self, address: VirtAddr) -> Option<BlockCell<'_>> {
         self.page_tables().block_cell(address)
     }
 

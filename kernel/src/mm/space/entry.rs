@@ -87,12 +87,8 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
     }
 }
 
-/// Whether `entry`, of the last level, is a page that userfaultfd does not protect.
-#[inline(always)]
-pub(super) const fn is_plain_page(entry: Descriptor) -> bool {
-    const PAGE: u64 = bits::VALID | bits::TABLE;
-    entry.0 & (PAGE | bits::UFFD_WP) == PAGE
-}
+/// The bits that tell a page, of the last level, which userfaultfd does not protect, and what they are.
+pub(super) const PLAIN_PAGE: (u64, u64) = (bits::VALID | bits::TABLE | bits::UFFD_WP, bits::VALID | bits::TABLE);
 
 /// What an entry that was [stale](EntryState::Stale) is once it is invalidated: its other markers, or empty.
 #[cold]

@@ -30,7 +30,7 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables};
 
 use super::area::{Area, Areas};
-use super::entry::{EntryState, is_page, is_plain_page, state, uffd_wp_marker};
+use super::entry::{EntryState, PLAIN_PAGE, is_page, state, uffd_wp_marker};
 use super::gather::{Gather, pages};
 use super::shmem::OF_OBJECT;
 use super::{Machine, PAGE, Space, Spaces, TableCells};
@@ -75,17 +75,18 @@ impl ZapFlags {
     }
 }
 
-/// Up to where a gather knows whether markers are left, and whether they are.
+/// Up to where a gather knows what is left of entries that are write-protected, and that.
 #[derive(Clone, Copy)]
 pub(super) struct KeptMarkers {
     /// In the same zap.
     until: VirtAddr,
-    is_kept: bool,
+    /// A marker, or empty.
+    left: Descriptor,
 }
 
 impl KeptMarkers {
     /// Nothing is known.
-    pub(super) const UNKNOWN: Self = Self { until: VirtAddr(0), is_kept: false };
+    pub(super) const UNKNOWN: Self = Self { until: VirtAddr(0), left: Descriptor::EMPTY };
 }
 
 impl Gather<'_> {
@@ -103,7 +104,7 @@ impl Gather<'_> {
         if page >= self.kept_markers.until {
             self.kept_markers = self.look_for_markers(page, flags);
         }
-        if self.kept_markers.is_kept { uffd_wp_marker() } else { Descriptor::EMPTY }
+        self.kept_markers.left
     }
 
     #[cold]
@@ -111,10 +112,11 @@ impl Gather<'_> {
     fn look_for_markers(&self, page: VirtAddr, flags: ZapFlags) -> KeptMarkers {
         let area = self.areas().and_then(|areas| areas.find(page));
         let is_of_object = self.areas().is_none() || area.is_some_and(|area| area.object().is_some());
-        let is_kept = is_of_object || lab::is_on!(MARKER_ON_ANON);
+        let has_markers = is_of_object || lab::is_on!(MARKER_ON_ANON);
+        let is_kept = has_markers && !flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS);
         KeptMarkers {
             until: area.map_or(VirtAddr(u64::MAX), Area::end),
-            is_kept: is_kept && !flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS),
+            left: if is_kept { uffd_wp_marker() } else { Descriptor::EMPTY },
         }
     }
 }
@@ -125,6 +127,8 @@ impl Space {
         let mmu = self.mmu();
         // Another zap may have been of other flags, and of higher addresses.
         gather.kept_markers.until = VirtAddr(0);
+        // Pages that go whatever they are, and of which nothing is left.
+        let (mask, plain) = (if flags.even_cows { PLAIN_PAGE.0 } else { 0 }, PLAIN_PAGE.1);
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
@@ -146,9 +150,18 @@ impl Space {
             for (index, cell) in found.cells.iter().enumerate() {
                 let old = mmu.load(cell);
                 let left = match old {
-                    page if is_plain_page(page) => Descriptor::EMPTY,
+                    page if page.0 & mask == plain => Descriptor::EMPTY,
+                    page if is_page(page) => {
+                        if !flags.even_cows && !self.is_of_object(page) {
+                            continue;
+                        }
+                        if flags.even_cows || page.is_uffd_wp() {
+                            gather.left_of_protected(found.address(index), flags)
+                        } else {
+                            Descriptor::EMPTY
+                        }
+                    }
                     Descriptor::EMPTY => continue,
-                    page if is_page(page) => gather.left_of_protected(found.address(index), flags),
                     _ => {
                         if first < end {
                             gather.stale(found.address(first), found.address(end));
@@ -158,9 +171,6 @@ impl Space {
                         continue;
                     }
                 };
-                if !flags.even_cows && !self.is_of_object(old) {
-                    continue;
-                }
                 if end == 0 {
                     first = index;
                 }

@@ -109,9 +109,9 @@ const BARS: [Bar; 62] = [
     bar("missing_fault_roundtrip", 3_600, 0, None, (10_569.0, 0.0)),
     bar("marker_write_roundtrip", 3_900, 0, None, (11_194.0, 0.0)),
     // Registered as plain, and write-protected at most 12 more.
-    bar("shared_dontneed", 800, 54, None, (0.0, 391.0)),
-    bar("shared_dontneed/registered", 800, 54, None, (0.0, 392.0)),
-    bar("shared_dontneed/protected", 850, 66, None, (0.0, 418.0)),
+    bar("shared_dontneed", 1_000, 54, None, (0.0, 391.0)),
+    bar("shared_dontneed/registered", 1_000, 54, None, (0.0, 392.0)),
+    bar("shared_dontneed/protected", 1_000, 66, None, (0.0, 418.0)),
     // Of the suite `mte`.
     bar("null_syscall/sync", 100, 0, None, (270.0, 0.0)),
     bar("null_syscall/async", 110, 0, None, (272.0, 0.0)),

@@ -115,7 +115,7 @@ impl Space {
                 self.ensure_cells(cpu, pages(page, page + PAGE))?;
                 place = self.page_tables().cell(page);
             }
-            let block = if place.is_none() { self.page_tables().block_cell(page) } else { None };
+            let block = if place.is_none() { self.block_at(page) } else { None };
             let found = place.or_else(|| block.as_ref().map(|found| (found.table, found.cell)));
             let Some((table, cell)) = found else { return Ok(()) };
             let locked = self.lock_table(table);
