@@ -90,6 +90,8 @@ mod userfault;
 #[cfg(target_os = "none")]
 mod vmalloc;
 #[cfg(target_os = "none")]
+mod watched;
+#[cfg(target_os = "none")]
 mod words;
 #[cfg(target_os = "none")]
 mod work;

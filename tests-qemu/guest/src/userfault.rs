@@ -5,6 +5,9 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
+use granule::devices::edu::edu;
+use granule::devices::slot::Driver;
+use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::mm::counted::Counted;
 use granule::mm::space::{
@@ -49,11 +52,19 @@ static STATE: AtomicU32 = AtomicU32::new(0);
 
 const STORED: u32 = 1;
 const FAILED: u32 = 2;
+/// Bytes of what is stored.
+const VALUE: u64 = 8;
 
 extern "C" fn store(value: usize) {
     let space = SPACE.lock().take();
     let stored = space.map(|space| space.write_bytes(this_cpu(), START, &value.to_le_bytes()));
     STATE.store(if stored == Some(Ok(())) { STORED } else { FAILED }, Ordering::Release);
+}
+
+/// Has a device store what it has copied before.
+extern "C" fn copy_out(index: usize) {
+    let stored = edu(this_cpu(), index).map(|device| device.copy_out(0, DmaAddress(START.0), VALUE));
+    STATE.store(if matches!(stored, Ok(Ok(_))) { STORED } else { FAILED }, Ordering::Release);
 }
 
 impl Watched {
@@ -111,9 +122,14 @@ impl Watched {
     /// Stores `value`. If the store waits for the pager: the message, behind which the pager ends the protection.
     pub(crate) fn store(&self, t: &mut Test, value: u64) -> Option<PageFault> {
         *SPACE.lock() = Some(self.space.clone());
+        self.store_by(t, store, value as usize, value)
+    }
+
+    /// The same by a thread that calls `work(argument)`, after which the page must hold `value`.
+    fn store_by(&self, t: &mut Test, work: extern "C" fn(usize), argument: usize, value: u64) -> Option<PageFault> {
         STATE.store(0, Ordering::Relaxed);
         let cpu = this_cpu();
-        t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "store", store, value as usize));
+        t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "store", work, argument));
         wait_until(Duration::from_secs(20), || self.pager.has_message() || STATE.load(Ordering::Acquire) != 0);
         let read = self.pager.read(false).ok().map(|reading| {
             let message = reading.message().clone();
@@ -190,4 +206,26 @@ fn a_store_to_a_new_anonymous_page_is_not_reported(t: &mut Test) {
     watched.discard(t);
     t.equal("its entry", watched.entry(), Descriptor::EMPTY);
     watched.compare(t, "a store to the new page", 2, None);
+}
+
+// The same path: the transfer waits, and goes on when the pager has served it.
+target_test!(a_devices_store_to_a_protected_page_is_reported, needs("smmuv3 edu smp"), limit(30));
+fn a_devices_store_to_a_protected_page_is_reported(t: &mut Test) {
+    let cpu = this_cpu();
+    let (Some(watched), Some(device)) = (Watched::new(t, Memory::Shared), t.ok("edu", edu(cpu, 0))) else { return };
+    t.ok("bound", device.bind(cpu, &watched.space));
+    watched.compare(t, "what the device will store", 7, None);
+    t.ok("copied", device.copy_in(DmaAddress(START.0), 0, VALUE));
+    watched.compare(t, "something else", 8, None);
+    watched.protect(t);
+    let message = watched.store_by(t, copy_out, 0, 7);
+    t.equal("a store to a page", message, REPORTED);
+    watched.compare(t, "something else again", 9, None);
+    watched.protect(t);
+    watched.discard(t);
+    let message = watched.store_by(t, copy_out, 0, 7);
+    t.equal("a store to a marker", message, REPORTED);
+    let message = watched.store_by(t, copy_out, 0, 7);
+    t.equal("a store to what is not protected", message, None);
+    t.ok("unbound", device.unbind(cpu));
 }
