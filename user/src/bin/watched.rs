@@ -94,6 +94,10 @@ static SEED: AtomicU64 = AtomicU64::new(0);
 static STEPS: AtomicU64 = AtomicU64::new(0);
 static PROGRAM: AtomicU64 = AtomicU64::new(0);
 static IS_OVER: AtomicBool = AtomicBool::new(false);
+/// Steps that were made.
+static MADE: AtomicU64 = AtomicU64::new(0);
+/// Steps for each discard: the emulator flushes all of its translations for each.
+const STEPS_PER_DISCARD: u64 = 8;
 
 fn pager() -> Pager {
     Pager(PAGER.load(Ordering::Relaxed))
@@ -137,7 +141,13 @@ fn serve(_: usize) {
 /// Discards ranges of what keeps its contents, or never had any but the file's and what is stored.
 fn discard(_: usize) {
     let mut random = Random(SEED.load(Ordering::Relaxed) ^ 0xd15c);
+    let mut discards = 0;
     while !IS_OVER.load(Ordering::Relaxed) {
+        if MADE.load(Ordering::Relaxed) < discards * STEPS_PER_DISCARD {
+            process::sched_yield();
+            continue;
+        }
+        discards += 1;
         let kind = KINDS[random.below(3)];
         let (first, pages) = match random.below(4) {
             0 => (0, kind.pages()),
@@ -149,7 +159,6 @@ fn discard(_: usize) {
         let at = address(random.below(WRITERS), kind, first);
         // SAFETY: what is there is written by single stores, and compared as far as it stays.
         unsafe { madvise(at, pages as u64 * PAGE, MADV_DONTNEED) }.expect("mapped");
-        process::sched_yield();
     }
 }
 
@@ -157,6 +166,7 @@ fn write(number: usize) {
     let mut writer = Writer::new(number);
     for step in 1..=STEPS.load(Ordering::Relaxed) {
         writer.step(step);
+        MADE.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -216,7 +226,7 @@ impl Writer {
         let kind = KINDS[self.random.below(4)];
         let page = self.random.below(kind.pages());
         // Mostly a page, now and then many.
-        let most = if self.random.below(8) == 0 { kind.pages() - page } else { 1 };
+        let most = if self.random.below(32) == 0 { kind.pages() - page } else { 1 };
         let pages = 1 + self.random.below(most);
         let range = kind.first() + page..kind.first() + page + pages;
         let (at, bytes) = (address(self.number, kind, page), pages as u64 * PAGE);
@@ -251,7 +261,7 @@ impl Writer {
             }
             13 => self.change_access(at, bytes, PROT_NONE),
             14 => self.change_access(at, bytes, PROT_READ),
-            15 if self.random.below(16) == 0 => {
+            15 if self.random.below(64) == 0 => {
                 let child = process::spawn(|| 0).expect("a child");
                 process::wait(child);
             }
