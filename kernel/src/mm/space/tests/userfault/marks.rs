@@ -200,6 +200,21 @@ fn a_hole_leaves_a_private_copy_with_its_mark_and_a_truncation_neither() {
 }
 
 #[test]
+fn a_hole_where_the_object_has_no_page_drops_markers_too() {
+    host::with(&[], || {
+        let stage = Stage::of_file(Sharing::Shared, 2);
+        let file = stage.file.clone().unwrap();
+        stage.mark(0, 2, Mark::Set);
+        assert_eq!([0, 1].map(|page| stage.entry(page)), [uffd_wp_marker(); 2]);
+        file.punch_hole(&stage.rig.cpu, 0, PAGE).unwrap();
+        assert_eq!([0, 1].map(|page| stage.entry(page)), [Descriptor::EMPTY, uffd_wp_marker()]);
+        assert_eq!([0, 1].map(|page| stage.store(page)), [Ok(()), REPORTED]);
+        drop(file);
+        stage.end();
+    });
+}
+
+#[test]
 fn reclaim_leaves_a_marker_behind_the_invalidation_which_a_fault_elsewhere_completes_first() {
     host::with(&[], || {
         let stage = Stage::of_initrd(2);

@@ -491,15 +491,12 @@ impl World {
     fn punch_hole(&mut self, object: usize) {
         let first = self.random.next(PAGES);
         let end = first + self.random.next(6) + 1;
-        // An object that has nothing there has nothing taken away.
-        if self.objects[object].pages_in(first, end - first) != 0 {
-            let space = self.space.clone();
-            let of_hole = self.of_object(object, |page| (first..end).contains(&page)).map(|(page, _)| page);
-            let of_hole: BTreeSet<u64> = of_hole.collect();
-            let own: Vec<u64> = of_hole.iter().copied().filter(|&page| self.is_own(&space, page)).collect();
-            for page in of_hole.into_iter().filter(|page| !own.contains(page)) {
-                self.pages.get_mut(&page).unwrap().mark = false;
-            }
+        let space = self.space.clone();
+        let of_hole = self.of_object(object, |page| (first..end).contains(&page)).map(|(page, _)| page);
+        let of_hole: BTreeSet<u64> = of_hole.collect();
+        let own: Vec<u64> = of_hole.iter().copied().filter(|&page| self.is_own(&space, page)).collect();
+        for page in of_hole.into_iter().filter(|page| !own.contains(page)) {
+            self.pages.get_mut(&page).unwrap().mark = false;
         }
         self.objects[object].punch_hole(&self.rig.cpu, first * PAGE, end * PAGE).unwrap();
     }
