@@ -13,7 +13,7 @@ pub const UFFDIO_REGISTER: u32 = 0xc020_aa00;
 pub const UFFDIO_UNREGISTER: u32 = 0x8010_aa01;
 /// ioctl: [`Range`].
 pub const UFFDIO_WAKE: u32 = 0x8010_aa02;
-/// ioctl: [`Copy`].
+/// ioctl: [`struct@Copy`].
 pub const UFFDIO_COPY: u32 = 0xc028_aa03;
 /// ioctl: [`Fill`].
 pub const UFFDIO_ZEROPAGE: u32 = 0xc020_aa04;
