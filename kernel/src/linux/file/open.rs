@@ -364,7 +364,7 @@ impl OpenFile {
     /// `ESPIPE`.
     pub fn check_seekable(&self) -> Result<(), Errno> {
         match self.kind {
-            Kind::Console | Kind::Pipe(_) | Kind::Event(_) => Err(Errno::ESPIPE),
+            Kind::Console | Kind::Pipe(_) | Kind::Event(_) | Kind::Userfault(_) => Err(Errno::ESPIPE),
             _ => Ok(()),
         }
     }

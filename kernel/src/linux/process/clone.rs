@@ -265,21 +265,12 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
 /// Makes a process without a thread, and the space for its first one.
 #[inline(never)]
 fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Result<(TaskProcess, SpaceRef), Errno> {
-    let space = if request.has(CLONE_VM) { task.space_ref() } else { fork_space(task)? };
+    let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
     let own = task.process().lock().handlers.clone();
     let handlers = if request.has(CLONE_SIGHAND) { own } else { own.copy()? };
     let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
     let process = Process::new(id, state, task.files(), &task.process().limits, place)?;
     Ok((TaskProcess::New(process), space))
-}
-
-/// A copy of the task's space, with its heap.
-fn fork_space(task: &Task) -> Result<SpaceRef, Errno> {
-    // Locked over both, so that the heap's end matches the areas.
-    let heap = task.space().heap().read();
-    let copy = task.space().fork(this_cpu())?;
-    *copy.heap().write() = *heap;
-    Ok(copy)
 }
 
 /// A thread that continues where the caller does.

@@ -191,7 +191,13 @@ fn try_again(
                 task.space().grow_stack(address, &limits).map_err(|_| error)?;
             }
             // The access is made again, behind the signal that has ended the wait, if one has.
-            FaultError::Userfault => return task.space().userfault(this_cpu(), address, access, mode),
+            FaultError::Userfault => match task.space().userfault(this_cpu(), address, access, mode) {
+                Err(FaultError::OutOfMemory) => {
+                    error = FaultError::OutOfMemory;
+                    continue;
+                }
+                waited => return waited,
+            },
             FaultError::Guard | FaultError::NotAllowed | FaultError::Unusable | FaultError::Poisoned => {
                 return Err(error);
             }

@@ -23,8 +23,8 @@ use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
-    Space, SpaceError, SpaceLimits, Terms,
+    Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, PendingEvents, Placement, Populate,
+    Remap, Sharing, Space, SpaceError, SpaceLimits, Terms,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -424,6 +424,8 @@ pub(super) fn brk(call: &mut Syscall<'_>) -> Answer {
 fn move_heap_end(call: &Syscall<'_>) -> u64 {
     let wanted = call.argument::<0>();
     let space = call.task.space();
+    // Sent when the heap is not locked any more.
+    let mut events = None;
     let mut heap = space.heap().write();
     if wanted < heap.start || wanted > uaccess::END.0 {
         return heap.end;
@@ -448,12 +450,15 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
         if !space.is_mapped_within(VirtAddr(after), before - after) {
             return heap.end;
         }
-        space.munmap(this_cpu(), VirtAddr(after), before - after)
+        space.munmap_unannounced(this_cpu(), VirtAddr(after), before - after).map(|unmapped| events = unmapped)
     } else {
         Ok(())
     };
     if moved.is_ok() {
         heap.end = wanted;
     }
-    heap.end
+    let end = heap.end;
+    drop(heap);
+    events.into_iter().for_each(PendingEvents::send);
+    end
 }

@@ -14,6 +14,7 @@ use crate::linux::file::event::EventCounter;
 use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
 use crate::linux::file::proc::Pagemap;
+use crate::sched;
 use crate::uaccess;
 
 /// Bytes of a count.
@@ -138,7 +139,9 @@ pub(super) fn read_pages(pages: &Pagemap, position: u64, bytes: u64, to: &mut Us
         // Also where there are no bytes the position is checked.
         let length = if done < bytes { to.advance().map(|()| to.left.min(bytes - done)) } else { Ok(0) };
         let at = position.wrapping_add(done);
-        let read = length.and_then(|length| Ok((pages.read(at, length, &mut |piece| to.store(piece))?, length)));
+        // Where nothing more is stored, the call ends.
+        let mut store = |piece: &[u8]| if sched::is_killed() { 0 } else { to.store(piece) };
+        let read = length.and_then(|length| Ok((pages.read(at, length, &mut store)?, length)));
         match read {
             Ok((read, length)) => {
                 done += read;

@@ -63,7 +63,11 @@ pub(super) fn userfaultfd(call: &mut Syscall<'_>) -> Answer {
 /// A descriptor for `pager`, with the `O_` flags of `flags`.
 fn add(call: &Syscall<'_>, pager: Counted<Userfaultfd>, flags: u32) -> Answer {
     let file = OpenFile::new(Kind::Userfault(UserfaultFile::new(pager)), O_RDONLY | flags & O_NONBLOCK)?;
-    call.task.files().add(file, 0, most_files(call), flags & O_CLOEXEC != 0).map(u64::from)
+    let descriptor = call.task.files().add(file.clone(), 0, most_files(call), flags & O_CLOEXEC != 0)?;
+    if let Kind::Userfault(file) = file.kind() {
+        file.open();
+    }
+    Ok(descriptor.into())
 }
 
 /// Reads as many messages as `bytes` has room for: waits for the first, if the file is waited for.

@@ -269,19 +269,32 @@ impl Space {
     /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. What is below
     /// has been discarded.
     pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
-        if self.has_userfaultfds()
-            && let Some((range, _)) = clamped_range(start, bytes, SpaceError::Invalid)?
-        {
-            self.announce_remove(range);
-        }
-        self.for_each_part(start, bytes, |areas, area, part| {
+        let is_left_out = |area: &Area| {
             let is_kept = area.flags().has_any(AreaFlags::KEPT);
-            let is_left_out = match what {
+            match what {
                 Discard::All => area.is_of_device(),
                 Discard::Unlocked => is_kept,
                 Discard::Anonymous => is_kept || area.object().is_some(),
-            };
-            if is_left_out {
+            }
+        };
+        if self.has_userfaultfds()
+            && let Some((range, _)) = clamped_range(start, bytes, SpaceError::Invalid)?
+        {
+            let mut end = range.end();
+            // What is refused, or behind it, is not discarded.
+            let _ = self.for_each_part(start, bytes, |_, area, part| {
+                if is_left_out(area) {
+                    end = part.start();
+                    return Err(SpaceError::Invalid);
+                }
+                Ok(part.end())
+            });
+            if range.start() < end {
+                self.announce_remove(pages(range.start(), end));
+            }
+        }
+        self.for_each_part(start, bytes, |areas, area, part| {
+            if is_left_out(area) {
                 return Err(SpaceError::Invalid);
             }
             let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
@@ -453,13 +466,14 @@ impl Space {
                 match met {
                     CellsOrBlock::Cells(found) => self.copy_markers(cpu, child, &found, rule)?,
                     // No block has guards. That of a child would have to be mapped: each of its pages has the marker.
-                    CellsOrBlock::Block(at) if rule.is_protected && self.is_block_protected(at) => {
+                    CellsOrBlock::Block(at) if rule.is_protected => {
                         let part = area.part_in(pages(at, VirtAddr(at.0 | (BLOCK_SIZE - 1)) + 1));
                         child.ensure_table(cpu, at)?;
-                        if let Some(copies) = child.page_tables().cells(at, part.pages()) {
+                        let Some(copies) = child.page_tables().cells(at, part.pages()) else { continue };
+                        self.copy_block_protection(at, || {
                             note_all_used(self.common.record(copies.table), bits_of(&copies));
                             self.mmu().fill(copies.cells, uffd_wp_marker(), 0);
-                        }
+                        });
                     }
                     CellsOrBlock::Block(_) => {}
                 }

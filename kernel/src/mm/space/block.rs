@@ -477,7 +477,8 @@ impl Space {
             return Visited::Done;
         }
         if !is_block(entry) {
-            return visited(entry);
+            // Also where a zap was faster: then each page gets its marker.
+            return Visited::Again;
         }
         if entry.is_uffd_wp() == (mark == Mark::Set) {
             return Visited::Done;
@@ -810,6 +811,16 @@ impl Space {
     /// Whether userfaultfd write-protects the block at `page`, or its marker is there.
     pub(super) fn is_block_protected(&self, page: VirtAddr) -> bool {
         self.block_at(page).is_some_and(|found| self.mmu().load(found.cell).is_uffd_wp_in_any_form())
+    }
+
+    /// Has `copy` make the markers of a child, where userfaultfd write-protects the block at `page`, or its marker is there.
+    /// Until they are there it stays so: a walk to the child's entries comes behind it.
+    pub(super) fn copy_block_protection(&self, page: VirtAddr, copy: impl FnOnce()) {
+        let Some(found) = self.block_at(page) else { return };
+        let _locked = self.lock_table(found.table);
+        if self.mmu().load(found.cell).is_uffd_wp_in_any_form() {
+            copy();
+        }
     }
 
     /// The entry of the block that has `page`, and how many hold that, if there is one.

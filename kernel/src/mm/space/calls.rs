@@ -19,6 +19,7 @@ use super::limits::{SpaceLimits, Terms, stack_guard};
 use super::mlock::Locking;
 use super::parts::Divisible;
 use super::shmem::{Object, Seals};
+use super::userfault::PendingEvents;
 use super::zap::ZapFlags;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::frame::FEW;
@@ -329,7 +330,23 @@ impl Space {
     /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of the space),
     /// [`SpaceError::NoMemory`] (an area would be cut in two, and there is no memory for the second). Nothing was
     /// changed.
+    #[inline(always)]
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
+        let events = self.munmap_unannounced(cpu, start, bytes)?;
+        events.into_iter().for_each(PendingEvents::send);
+        Ok(())
+    }
+
+    /// The same for a caller with a lock: it sends the events without it.
+    ///
+    /// # Errors
+    /// As [`Self::munmap`].
+    pub fn munmap_unannounced(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+    ) -> Result<Option<PendingEvents>, SpaceError> {
         let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
         let events = Cell::new(None);
         let (areas, ()) = self.change_areas(self.write_areas(range), |areas| {
@@ -349,10 +366,7 @@ impl Space {
             Ok(())
         })?;
         drop(areas);
-        if let Some(events) = events.into_inner() {
-            events.send();
-        }
-        Ok(())
+        Ok(events.into_inner())
     }
 
     /// Unmaps `range` of the areas that have it, however many are there.
@@ -482,9 +496,6 @@ impl Space {
     /// mapped those behind it too.
     pub fn madvise_remove(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
-        if self.has_userfaultfds() {
-            self.announce_remove(range);
-        }
         let (mut next, mut is_mapped) = (range.start(), in_space);
         while next < range.end() {
             // The areas' lock is dropped before the object's is taken.
@@ -507,12 +518,15 @@ impl Space {
                             return Err(SpaceError::NoMemoryFile);
                         }
                         let (first, end) = (area.page_at(part.start()), area.page_at(part.end()));
-                        (Some((object, first * PAGE, end * PAGE)), part.end())
+                        (Some((object, first * PAGE, end * PAGE, part)), part.end())
                     }
                 }
             };
             is_mapped &= found.is_some();
-            if let Some((object, first, end)) = found {
+            if let Some((object, first, end, part)) = found {
+                if self.has_userfaultfds() {
+                    self.announce_remove(part);
+                }
                 object.punch_hole(cpu, first, end).map_err(|_| SpaceError::NotPermitted)?;
             }
             next = until;

@@ -26,13 +26,19 @@ const COPIES: usize = 16;
 const RUNS: usize = 8;
 
 impl Space {
-    /// A second space with the same areas and pages: shared ones are shared, private ones are copied at the first
-    /// write.
+    /// A second space with the same areas, pages and heap: shared pages are shared, private ones are copied at the first
+    /// write. Sleeps until the events of it are read; no lock is held then.
     ///
     /// # Errors
     /// [`SpaceError::NoMemory`]; nothing stays allocated.
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
-        let child = self.copy_to_child(cpu)?;
+        let child = {
+            // Locked over both, so that the heap's end matches the areas.
+            let heap = self.heap().read();
+            let child = self.copy_to_child(cpu)?;
+            *child.heap().write() = *heap;
+            child
+        };
         if self.has_userfaultfds() {
             self.announce_fork(&child);
         }

@@ -88,8 +88,8 @@ pub use reserved::{RESERVED_END, RESERVED_START};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
 pub use userfault::{
-    Content, Enrolment, FaultMode, Features, FillError, Mark, Message, PageFault, ReadError, Reading, UserfaultError,
-    Userfaultfd,
+    Content, Enrolment, FaultMode, Features, FillError, Mark, Message, PageFault, PendingEvents, ReadError, Reading,
+    UserfaultError, Userfaultfd,
 };
 
 use area::{AreaPools, Areas};

@@ -325,12 +325,14 @@ impl Space {
         let cuts = source.filter(|_| !keeps_source || unlocks).map_or(0, |source| area.cuts(source));
         let mut spares = Spares::take(cpu, &self.common.areas, cuts, of_object)?;
         let mut copy = areas.copy_at(&area, start, target, &mut Spares::take(cpu, &self.common.areas, 1, of_object)?);
+        let before = events.count();
         let registered = self.move_registration(&area, &mut copy, request, target.start(), events)?;
         let prepared = source.map_or(Ok(()), |source| self.prepare_move(cpu, source, target.start(), of_object));
         // Before the gather, so that it ends after it.
         let _change = source.map(|source| self.notifiers.start(Range::new(Event::Unmap, source.start(), source.end())));
         let mut gather = Gather::without_faults(self, cpu, areas);
         if let Err(error) = prepared {
+            events.undo_from(before);
             // With one more frame than there was it would fail again.
             enlarge_shortage(cpu, self.free_tables(&mut gather, areas, target));
             return Err(error.into());

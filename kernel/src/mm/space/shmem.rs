@@ -39,6 +39,7 @@ use intrusive_collections::rbtree::AtomicLink;
 
 use super::family::{FamilyId, Origin};
 use super::used::note_used_by_others;
+use super::userfault::FillError;
 use super::{EntryCell, Machine, PAGE, SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
@@ -346,14 +347,14 @@ impl Object {
     /// is the caller's still.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
-    pub(super) fn fill(
-        &self,
-        cpu: &Cpu,
-        page: u64,
-        frame: PhysAddr,
-    ) -> Result<Option<Found<'_, Machine>>, OutOfMemory> {
+    /// [`FillError::Fault`] (it is behind the end), [`UserfaultError::OutOfMemory`].
+    pub(super) fn fill(&self, cpu: &Cpu, page: u64, frame: PhysAddr) -> Result<Option<Found<'_, Machine>>, FillError> {
         let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(()))?;
+        // No truncation: what is behind the end has no contents.
+        let _state = self.state.read();
+        if !self.has_inside(page) {
+            return Err(FillError::Fault);
+        }
         if self.common.mmu.load(cell) != Descriptor::EMPTY {
             return Ok(None);
         }

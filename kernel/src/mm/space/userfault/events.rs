@@ -60,7 +60,7 @@ pub(in super::super) enum MovedRegistration {
 
 /// Events of a change under way. What is dropped unsent ends with it.
 #[derive(Default)]
-pub(in super::super) struct PendingEvents(Vec<(Counted<Userfaultfd>, Message)>);
+pub struct PendingEvents(Vec<(Counted<Userfaultfd>, Message)>);
 
 impl PendingEvents {
     /// No events.
@@ -71,6 +71,20 @@ impl PendingEvents {
         userfaultfd.changing.fetch_add(1, Ordering::Relaxed);
         self.0.extend(core::iter::once((userfaultfd, message)));
         Ok(())
+    }
+
+    /// How many there are.
+    pub(in super::super) const fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Ends those behind the first `count`: their change is not made.
+    pub(in super::super) fn undo_from(&mut self, count: usize) {
+        while self.0.len() > count
+            && let Some((userfaultfd, _)) = self.0.pop()
+        {
+            userfaultfd.changing.fetch_sub(1, Ordering::Relaxed);
+        }
     }
 
     /// Adds those of an unmapping of `range`, which `areas` of `space` have.
@@ -103,7 +117,7 @@ impl PendingEvents {
     }
 
     /// Sends them one after the other, each when the one before it is read. Sleeps; no lock is held.
-    pub(in super::super) fn send(mut self) {
+    pub fn send(mut self) {
         for (userfaultfd, message) in core::mem::take(&mut self.0) {
             userfaultfd.send_counted(message);
         }

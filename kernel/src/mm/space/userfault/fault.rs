@@ -119,7 +119,12 @@ impl Space {
             let found = place.or_else(|| block.as_ref().map(|found| (found.table, found.cell)));
             let Some((table, cell)) = found else { return Ok(()) };
             let locked = self.lock_table(table);
-            let Some(reason) = reason(area, page, self.mmu().load(cell), access) else { return Ok(()) };
+            let entry = self.mmu().load(cell);
+            if block.is_some() && entry == Descriptor::EMPTY {
+                // The block is gone. What serves the page now links a table, and does not take this lock.
+                return Ok(());
+            }
+            let Some(reason) = reason(area, page, entry, access) else { return Ok(()) };
             let message = PageFault {
                 address: if features.has(Features::EXACT_ADDRESS) { address } else { page },
                 is_write: access == Access::Write,
@@ -127,14 +132,16 @@ impl Space {
                 thread: features.has(Features::THREAD_ID).then(sched::program_number),
             };
             // SAFETY: the node stays where it is until the wait, below, is over.
-            if !unsafe { userfaultfd.queue.add(&fault, message) } {
+            let is_queued = unsafe { userfaultfd.queue.add(&fault, message) };
+            drop((locked, areas));
+            if !is_queued {
                 // It is being closed, and its areas will be registered no more.
-                drop((locked, areas));
                 sched::sleep_briefly();
                 return Ok(());
             }
             userfaultfd
         };
+        userfaultfd.queue.wake_pollers();
         match mode {
             FaultMode::El0 => userfaultfd.queue.wait(&fault, &sched::is_interrupted, sched::park),
             FaultMode::Kernel => userfaultfd.queue.wait(&fault, &sched::is_killed, sched::park),
@@ -164,25 +171,33 @@ impl Space {
         page: VirtAddr,
         access: Access,
     ) -> Result<(), FaultError> {
-        let areas = self.areas.read(page);
-        let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Ok(()) };
-        if state(self.mmu().load(fault.cell)) != EntryState::Marker(Markers::UFFD_WP) {
-            return Ok(());
-        }
-        if is_missing(fault.area, page) {
-            return Err(FaultError::Userfault);
-        }
-        let outcome = match fault.area.object() {
-            Some(object) => fault.object_page(object),
-            None => {
-                let new = self.new_page(cpu, page, fault.area.protection(), access)?;
-                self.install_or_drop(cpu, fault.table, page, fault.cell, new);
-                FaultOutcome::Served
+        let outcome = {
+            let areas = self.areas.read(page);
+            let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Ok(()) };
+            if state(self.mmu().load(fault.cell)) != EntryState::Marker(Markers::UFFD_WP) {
+                return Ok(());
+            }
+            if is_missing(fault.area, page) {
+                return Err(FaultError::Userfault);
+            }
+            match fault.area.object() {
+                Some(object) => fault.object_page(object),
+                None => {
+                    let new = self.new_page(cpu, page, fault.area.protection(), access)?;
+                    self.install_or_drop(cpu, fault.table, page, fault.cell, new);
+                    FaultOutcome::Served
+                }
             }
         };
         match outcome {
             FaultOutcome::Failed(error) => Err(error),
             FaultOutcome::Served if access == Access::Write => Err(FaultError::Userfault),
+            // The retry comes to the marker again: it would go on for ever if what it waits for needed this CPU.
+            FaultOutcome::Migrating => {
+                self.common.wait_for_migration();
+                Ok(())
+            }
+            FaultOutcome::TagStorage => self.fault_on_access(cpu, page, access),
             // What else there is, the retry finds again.
             _ => Ok(()),
         }

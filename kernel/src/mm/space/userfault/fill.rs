@@ -174,12 +174,12 @@ impl Userfaultfd {
         let page = rest.start();
         let area = self.check_area(areas, rest, content)?;
         let is_protected = matches!(content, Content::Copy(_, true));
-        if area.object().is_some_and(|object| !object.has_inside(area.page_at(page))) {
-            return Err(FillError::Fault);
-        }
         let Some(found) = space.ensure_cells(cpu, pages(page, page + PAGE))? else { return Err(FillError::Exists) };
         let Some(cell) = found.cells.first() else { return Err(FillError::Exists) };
         let place = Place { space, area, page, table: found.table, cell, is_protected };
+        if place.is_behind_the_end() {
+            return Err(FillError::Fault);
+        }
         match filling {
             Filling::Frame(frame) if area.is_shared() => match area.object() {
                 Some(object) => place.install_in_object(cpu, object, *frame),
@@ -224,6 +224,10 @@ impl Place<'_> {
         // The contents before the entry.
         mmu.dmb_ishst();
         let locked = self.space.lock_table(self.table);
+        // A truncation moves the end, and comes to this table then.
+        if self.is_behind_the_end() {
+            return Err(FillError::Fault);
+        }
         if !self.is_fillable(over_markers) {
             return Err(FillError::Exists);
         }
@@ -231,6 +235,11 @@ impl Place<'_> {
         locked.note_used(self.page);
         mmu.store(self.cell, if self.is_protected { new.uffd_wp() } else { new });
         Ok(())
+    }
+
+    /// Whether the object ends before the page.
+    fn is_behind_the_end(&self) -> bool {
+        self.area.object().is_some_and(|object| !object.has_inside(self.area.page_at(self.page)))
     }
 
     /// Whether the entry may be replaced. The table's lock is held.

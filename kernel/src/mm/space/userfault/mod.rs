@@ -50,7 +50,8 @@ use granule_pgtable::PageRange;
 use thiserror::Error;
 
 pub use events::Message;
-pub(super) use events::{MovedRegistration, PendingEvents};
+pub(super) use events::MovedRegistration;
+pub use events::PendingEvents;
 pub(super) use fault::is_missing;
 pub use fault::{FaultMode, PageFault};
 pub use fill::{Content, FillError};

@@ -173,10 +173,11 @@ impl Queue {
         &self.pollers
     }
 
-    /// Queues a fault, whose message can be read from now on; whether it did: a queue that is closed has none.
+    /// Queues a fault, whose message can be read from now on; whether it did: a queue that is closed has none. Without the
+    /// locks [`Self::wake_pollers`] comes next.
     ///
     /// # Safety
-    /// If it did, `fault` stays where it is until [`Self::wait`] returns, which is called next.
+    /// If it did, `fault` stays where it is until [`Self::wait`] returns.
     pub(super) unsafe fn add(&self, fault: &QueuedFault, message: PageFault) -> bool {
         let mut lists = self.lists.lock();
         if lists.is_closed {
@@ -191,9 +192,12 @@ impl Queue {
         self.has_faults.store(true, Ordering::Relaxed);
         lists.unread.push_back(node);
         lists.wake_reader();
-        drop(lists);
-        self.pollers.wake();
         true
+    }
+
+    /// Wakes the threads that poll it. They are as many as programs like: no spinning lock is held.
+    pub(super) fn wake_pollers(&self) {
+        self.pollers.wake();
     }
 
     /// Sleeps by `sleep` until `fault` is woken, or `ends` returns true; takes it out, and returns whether it was woken. No
@@ -321,11 +325,11 @@ impl Queue {
                 let node = NonNull::from(&*event);
                 return Ok(Reading { message: event.message.clone(), queue: self, event: Some(node) });
             }
-            if !may_wait {
-                return Err(ReadError::Nothing);
-            }
             if sched::is_interrupted() {
                 return Err(ReadError::Interrupted);
+            }
+            if !may_wait {
+                return Err(ReadError::Nothing);
             }
             reader.woken.store(false, Ordering::Relaxed);
             // SAFETY: the node stays where it is until it is out of the list, below.
@@ -378,7 +382,7 @@ impl Drop for Reading<'_> {
         }
         event.state.set(EventState::Queued);
         // SAFETY: as in `send`.
-        lists.events.push_front(unsafe { UnsafeRef::from_raw(&raw const *event) });
+        lists.events.push_back(unsafe { UnsafeRef::from_raw(&raw const *event) });
         lists.wake_reader();
         drop(lists);
         self.queue.pollers.wake();
