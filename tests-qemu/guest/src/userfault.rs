@@ -2,21 +2,23 @@
 //!
 //! The store is a kernel thread's, by the process's addresses. It waits for the pager as a program does.
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
+use granule::chip::timer::Deadline;
 use granule::devices::edu::edu;
 use granule::devices::slot::Driver;
 use granule::iommu::DmaAddress;
 use granule::kernel;
 use granule::mm::counted::Counted;
+use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{
     Enrolment, Features, MapRequest, MappedFile, Mark, Message, Object, PageFault, Placement, Populate, Seals, Sharing,
     SpaceRef, Terms, Used, Userfaultfd,
 };
-use granule::sched;
+use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection};
 use spin::mutex::SpinMutex;
 
@@ -228,4 +230,59 @@ fn a_devices_store_to_a_protected_page_is_reported(t: &mut Test) {
     let message = watched.store_by(t, copy_out, 0, 7);
     t.equal("a store to what is not protected", message, None);
     t.ok("unbound", device.unbind(cpu));
+}
+
+/// Sleeps while the page is on its way to another frame.
+struct HoldsUp;
+
+static IS_HELD_UP: AtomicBool = AtomicBool::new(false);
+static FRAME: AtomicU64 = AtomicU64::new(0);
+
+impl Subscriber for HoldsUp {
+    fn invalidate_range_start(&self, range: &Range) {
+        if range.event == Event::Migrate && !IS_HELD_UP.swap(true, Ordering::AcqRel) {
+            sleep_until(Deadline::after(Duration::from_millis(50)));
+        }
+    }
+}
+
+extern "C" fn move_page(_: usize) {
+    let (cpu, frames) = (this_cpu(), kernel().frames);
+    let Ok(to) = frames.alloc_movable(cpu) else { return };
+    if kernel().spaces.migrate_page(cpu, PhysAddr(FRAME.load(Ordering::Relaxed)), to).is_err() {
+        frames.free(cpu, to);
+    }
+}
+
+extern "C" fn load(_: usize) {
+    let space = SPACE.lock().take();
+    let mut bytes = [0; VALUE as usize];
+    let loaded = space.map(|space| space.read_bytes(this_cpu(), START, &mut bytes));
+    STATE.store(if loaded == Some(Ok(())) { STORED } else { FAILED }, Ordering::Release);
+}
+
+// An access of the kernel is repeated until it is served. If it did not wait, the thread that moves the page would never run
+// again on this CPU.
+target_test!(a_fault_at_a_marker_waits_for_the_page_that_is_on_its_way, needs("smp"), limit(30));
+fn a_fault_at_a_marker_waits_for_the_page_that_is_on_its_way(t: &mut Test) {
+    let Some(watched) = Watched::new(t, Memory::Shared) else { return };
+    watched.compare(t, "a store", 7, None);
+    watched.protect(t);
+    let Some(found) = t.ok("the page", watched.space.tables().translate(START).ok_or("none")) else { return };
+    FRAME.store(found.physical.0, Ordering::Relaxed);
+    watched.discard(t);
+    t.check("a marker is there", watched.has_marker());
+    let Some(joined) = t.ok("a subscriber", Subscription::new(watched.space.clone(), HoldsUp, 0)) else { return };
+    let other = another_cpu(this_cpu());
+    IS_HELD_UP.store(false, Ordering::Relaxed);
+    STATE.store(0, Ordering::Relaxed);
+    *SPACE.lock() = Some(watched.space.clone());
+    t.ok("a thread", sched::spawn_kernel(other, "move", move_page, 0));
+    wait_until(Duration::from_secs(10), || IS_HELD_UP.load(Ordering::Acquire));
+    t.ok("another", sched::spawn_kernel(other, "load", load, 0));
+    wait_until(Duration::from_secs(10), || sched::thread_count() == 0);
+    t.equal("it was loaded", (STATE.load(Ordering::Acquire), watched.load()), (STORED, 7));
+    let moved = watched.space.tables().translate(START).map(|found| found.physical.0);
+    t.check("from another frame", moved.is_some_and(|moved| moved != FRAME.load(Ordering::Relaxed)));
+    drop(joined);
 }

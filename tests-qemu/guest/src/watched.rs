@@ -63,8 +63,8 @@ fn watch(t: &mut Test, steps: usize) {
     settle(t, threads);
     let [migrated, reclaimed] = [&MIGRATED, &RECLAIMED].map(|count| count.load(Ordering::Relaxed));
     println!("{migrated} pages migrated, {reclaimed} pages of files were reclaimed");
-    t.check("pages migrated", migrated > 100);
-    t.check("pages of files were reclaimed", reclaimed > 0);
+    t.check("pages migrated", migrated > steps / 500);
+    t.check("pages of files were reclaimed", reclaimed > 0 || steps < 10_000);
 }
 
 /// Moves pages of the process to other frames, and reclaims those of files.
