@@ -347,7 +347,7 @@ impl Object {
     /// is the caller's still.
     ///
     /// # Errors
-    /// [`FillError::Fault`] (it is behind the end), [`UserfaultError::OutOfMemory`].
+    /// [`FillError::Fault`] (it is behind the end), or there is no memory.
     pub(super) fn fill(&self, cpu: &Cpu, page: u64, frame: PhysAddr) -> Result<Option<Found<'_, Machine>>, FillError> {
         let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(()))?;
         // No truncation: what is behind the end has no contents.
