@@ -3,6 +3,8 @@
 //! Addresses of existing mappings lose their tag, even if the thread has not enabled that. Addresses for new mappings
 //! of mmap and brk keep it, and are refused with it (Documentation/arch/arm64/tagged-address-abi.rst).
 
+use core::cell::Cell;
+
 use granule_abi::memory::{
     MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
     MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_NORMAL, MADV_PAGEOUT,
@@ -23,8 +25,8 @@ use crate::linux::file::open::OpenFile;
 use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, PendingEvents, Placement, Populate,
-    Remap, Sharing, Space, SpaceError, SpaceLimits, Terms,
+    Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
+    Space, SpaceError, SpaceLimits, Terms,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -425,7 +427,7 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
     let wanted = call.argument::<0>();
     let space = call.task.space();
     // Sent when the heap is not locked any more.
-    let mut events = None;
+    let events = Cell::new(None);
     let mut heap = space.heap().write();
     if wanted < heap.start || wanted > uaccess::END.0 {
         return heap.end;
@@ -450,7 +452,7 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
         if !space.is_mapped_within(VirtAddr(after), before - after) {
             return heap.end;
         }
-        space.munmap_unannounced(this_cpu(), VirtAddr(after), before - after).map(|unmapped| events = unmapped)
+        space.munmap_unannounced(this_cpu(), VirtAddr(after), before - after, &events)
     } else {
         Ok(())
     };
@@ -459,6 +461,8 @@ fn move_heap_end(call: &Syscall<'_>) -> u64 {
     }
     let end = heap.end;
     drop(heap);
-    events.into_iter().for_each(PendingEvents::send);
+    if let Some(events) = events.into_inner() {
+        events.send();
+    }
     end
 }

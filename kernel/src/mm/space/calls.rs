@@ -332,23 +332,27 @@ impl Space {
     /// changed.
     #[inline(always)]
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
-        let events = self.munmap_unannounced(cpu, start, bytes)?;
-        events.into_iter().for_each(PendingEvents::send);
+        let events = Cell::new(None);
+        self.munmap_unannounced(cpu, start, bytes, &events)?;
+        if let Some(events) = events.into_inner() {
+            events.send();
+        }
         Ok(())
     }
 
-    /// The same for a caller with a lock: it sends the events without it.
+    /// The same for a caller with a lock: it sends the `events` without it.
     ///
     /// # Errors
     /// As [`Self::munmap`].
+    #[inline(never)]
     pub fn munmap_unannounced(
         &self,
         cpu: &Cpu,
         start: VirtAddr,
         bytes: u64,
-    ) -> Result<Option<PendingEvents>, SpaceError> {
+        events: &Cell<Option<PendingEvents>>,
+    ) -> Result<(), SpaceError> {
         let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
-        let events = Cell::new(None);
         let (areas, ()) = self.change_areas(self.write_areas(range), |areas| {
             areas.note_turn(cpu.id, start);
             if areas.would_bare_guard(range) {
@@ -366,7 +370,7 @@ impl Space {
             Ok(())
         })?;
         drop(areas);
-        Ok(events.into_inner())
+        Ok(())
     }
 
     /// Unmaps `range` of the areas that have it, however many are there.
