@@ -286,7 +286,8 @@ fn bound_without_telling_or_flushing_a_device_sees_another_space() {
     // The data goes to the page that the first space has there.
     assert_caught("bind-without-flush", name, "the other space: found Ok(0), wanted Ok(2)");
     let name = "smmu::changes::a_device_sees_the_space_that_it_was_bound_to_last";
-    assert_caught("no-cfgi", name, "the device reads it: found Err(Request(TooManyFaults(128))), wanted Ok(1)");
+    // By what was in the SMMU it faults for ever, or finds a ring that is none.
+    assert_caught("no-cfgi", name, "found Err(Request(");
 }
 
 #[test]
