@@ -389,8 +389,8 @@ impl Space {
 
     /// Clears the block at `address`. Its frames go to `gather`. One of which only a part is in `range` is split.
     ///
-    /// Where `flags` say so, and userfaultfd write-protects it, a marker takes its place, and its deposited table stays:
-    /// what needs a marker for each page puts that there, and nothing is allocated.
+    /// A write-protected block becomes a marker where `flags` keep markers, and keeps its deposited table: what needs a
+    /// marker for each page puts that table there, and nothing is allocated.
     #[cold]
     #[inline(never)]
     pub(super) fn zap_block(

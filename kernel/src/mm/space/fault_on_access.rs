@@ -26,13 +26,13 @@
 //! Blocks and contiguous groups wait at their own level, and are split where their storage cannot be had as a whole.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::Mmu;
 
 use super::area::Areas;
 use super::cow::Reuse;
-use super::entry::{EntryState, attributes, read_only_attributes, state};
-use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
+use super::entry::{attributes, read_only_attributes};
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, Fillable, allows};
 use super::migrate::Unmovable;
 use super::{PAGE, Space, Spaces};
 use crate::lab;
@@ -183,7 +183,7 @@ impl Space {
         if area.is_shared() {
             return None;
         }
-        if is_fillable(entry) {
+        if Fillable::look(entry).is_some() {
             let object = area.object().filter(|object| object.registers().is_none())?;
             let found = object.frame(fault.cpu, area.page_at(fault.page)).ok()?;
             return Some(fault.map_copy_in(object, &found, new));
@@ -213,7 +213,7 @@ impl Space {
             if !entry.is_fault_on_access() {
                 let area = fault.area;
                 // Of an object, before the first store too.
-                let is_there = entry.is_valid() || is_fillable(entry) && area.object().is_some();
+                let is_there = entry.is_valid() || Fillable::look(entry).is_some() && area.object().is_some();
                 let is_copied = access == Access::Write && is_there && !entry.may_be_written() && !area.is_shared();
                 return if is_copied { Attempt::Copy } else { Attempt::Served };
             }
@@ -400,9 +400,4 @@ impl Spaces {
         // Whatever has it: what lies in tag storage is guest there.
         self.migrate_shared_page(cpu, frame, to, u32::MAX).inspect_err(|_| self.unpin(cpu, to))
     }
-}
-
-/// Whether no page is there, and a fault brings one: the entry is empty, or remembers userfaultfd's write-protection.
-fn is_fillable(entry: Descriptor) -> bool {
-    matches!(state(entry), EntryState::Empty | EntryState::Marker(Markers::UFFD_WP))
 }

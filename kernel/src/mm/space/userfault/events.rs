@@ -126,9 +126,7 @@ impl PendingEvents {
 
 impl Drop for PendingEvents {
     fn drop(&mut self) {
-        for (userfaultfd, _) in &self.0 {
-            userfaultfd.changing.fetch_sub(1, Ordering::Relaxed);
-        }
+        self.undo_from(0);
     }
 }
 
