@@ -13,7 +13,7 @@ use granule_arch::descriptor::Kind;
 use granule_arch::interrupts;
 use granule_arch::wait;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, draws, target_test};
 use crate::work;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -146,11 +146,7 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
 /// Every CPU maps, changes, looks and unmaps, in areas that come and go beside each other's.
 fn churn(cpu: &Cpu, seed: usize) {
     const ROUNDS: u32 = 24;
-    let mut random = seed as u64 ^ u64::from(cpu.id.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let mut draw = |below: u64| {
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (random >> 33) % below
-    };
+    let mut draw = draws(seed as u64 ^ u64::from(cpu.id.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let wrong = |holds: bool| _ = WRONG.fetch_add(u32::from(!holds), Ordering::Relaxed);
     for round in 0..ROUNDS {
         // Frames come from one lock, which four emulated CPUs hand round slowly: no more than a table's worth of them,

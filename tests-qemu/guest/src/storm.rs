@@ -27,7 +27,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use spin::Once;
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, target_test, wait_until};
+use crate::harness::{Test, draws, target_test, wait_until};
 use crate::process::{in_use, settle, start};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -191,11 +191,7 @@ extern "C" fn copy_by_second(_: usize) {
 extern "C" fn migrate(_: usize) {
     let (cpu, spaces, frames) = (this_cpu(), &kernel().spaces, kernel().frames);
     let mut left = heapless::Deque::<PhysAddr, HELD>::new();
-    let mut random = BESIDE.seed.load(Ordering::Relaxed) as u64;
-    let mut draw = |below: u64| {
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (random >> 33) % below
-    };
+    let mut draw = draws(BESIDE.seed.load(Ordering::Relaxed) as u64);
     for number in 1_u32.. {
         if BESIDE.is_over() {
             break;

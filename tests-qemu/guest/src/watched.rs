@@ -15,7 +15,7 @@ use granule::{kernel, println};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, another_cpu, target_test, wait_until};
+use crate::harness::{Test, another_cpu, draws, target_test, wait_until};
 use crate::process::{settle, start};
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -71,11 +71,7 @@ fn watch(t: &mut Test, steps: usize) {
 extern "C" fn migrate(seed: usize) {
     let (cpu, spaces, frames) = (this_cpu(), &kernel().spaces, kernel().frames);
     let Some(space) = SPACE.lock().take() else { return };
-    let mut random = seed as u64;
-    let mut draw = |below: u64| {
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        (random >> 33) % below
-    };
+    let mut draw = draws(seed as u64);
     for number in 1_u32.. {
         if IS_OVER.load(Ordering::Relaxed) {
             break;

@@ -51,6 +51,15 @@ macro_rules! target_test {
 }
 pub(crate) use target_test;
 
+/// Numbers below a limit, by a seed (LCG), for threads that have no [`Test`].
+pub(crate) fn draws(seed: u64) -> impl FnMut(u64) -> u64 {
+    let mut random = seed;
+    move |below| {
+        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
+        (random >> 33) % below
+    }
+}
+
 /// A CPU that runs beside `here`; `here` where it is the only one.
 pub(crate) fn another_cpu(here: &'static Cpu) -> &'static Cpu {
     smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here)

@@ -8,7 +8,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::wait;
 
 use super::{BLOCK_PAGES, Block, PAGE, faults, is_readable, is_refused, make_invalid, make_valid};
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, draws, target_test};
 use crate::work;
 
 /// Changes, of all CPUs together.
@@ -31,15 +31,14 @@ fn flip_own_pages(_: &Cpu, me: usize) {
     let pages = BLOCK_PAGES / cpus;
     let page = |own: u64| first + (own * cpus + me as u64) * PAGE;
     let mut invalid = [false; BLOCK_PAGES as usize];
-    let mut random = SEED.load(Ordering::Relaxed) ^ (me as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut draw = draws(SEED.load(Ordering::Relaxed) ^ (me as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     // All at once, since the first changes are those that split.
     ARRIVED.fetch_add(1, Ordering::AcqRel);
     while ARRIVED.load(Ordering::Acquire) < cpus {
         wait::relax();
     }
     for _ in 0..FLIPS / BLOCKS / cpus {
-        random = random.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(0x1405_7b7e_f767_814f);
-        let own = (random >> 33) % pages;
+        let own = draw(pages);
         let flag = &mut invalid[own as usize];
         let result = if *flag { make_valid(page(own), 1) } else { make_invalid(page(own), 1) };
         WRONG.fetch_add(u32::from(result.is_err() != refused), Ordering::Relaxed);
