@@ -8,7 +8,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::c_char;
+use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDONLY};
@@ -89,10 +89,11 @@ fn place(address: u64) -> (usize, usize) {
 
 /// Reports of each page.
 static REPORTS: [[AtomicU32; ALL]; WRITERS] = [const { [const { AtomicU32::new(0) }; ALL] }; WRITERS];
+/// Memory files of each writer.
+static FILES: [[AtomicU64; 2]; WRITERS] = [const { [const { AtomicU64::new(0) }; 2] }; WRITERS];
 static PAGER: AtomicU32 = AtomicU32::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static STEPS: AtomicU64 = AtomicU64::new(0);
-static PROGRAM: AtomicU64 = AtomicU64::new(0);
 static IS_OVER: AtomicBool = AtomicBool::new(false);
 /// Steps that were made.
 static MADE: AtomicU64 = AtomicU64::new(0);
@@ -108,15 +109,12 @@ fn run(start: Start) -> u8 {
     let (Some(Ok(seed)), Some(Ok(steps))) = (numbers.next(), numbers.next()) else { return 2 };
     SEED.store(seed, Ordering::Relaxed);
     STEPS.store(steps, Ordering::Relaxed);
-    PROGRAM.store(start.auxiliary(AT_EXECFN).expect("a path"), Ordering::Relaxed);
     PAGER.store(Pager::new(0, FEATURES).expect("a userfaultfd").0, Ordering::Relaxed);
-    let writers = [0, 1].map(Writer::new).map(|writer| {
-        writer.map();
-        writer.number
-    });
+    let path = start.auxiliary(AT_EXECFN).expect("a path");
+    (0..WRITERS).for_each(|writer| map(writer, path));
     let _pager = Thread::spawn(serve, 0).expect("a thread");
     let discarder = Thread::spawn(discard, 0).expect("a thread");
-    let threads = writers.map(|number| Thread::spawn(write, number).expect("a thread"));
+    let threads: [Thread; WRITERS] = core::array::from_fn(|writer| Thread::spawn(write, writer).expect("a thread"));
     threads.into_iter().for_each(Thread::join);
     IS_OVER.store(true, Ordering::Relaxed);
     discarder.join();
@@ -124,6 +122,30 @@ fn run(start: Start) -> u8 {
     assert!(reports as u64 > steps / 16, "{reports} stores were reported");
     println!("watched: {} steps, {reports} stores were reported", steps * WRITERS as u64);
     0
+}
+
+/// Maps and registers the pages of a writer; the program is at `path`.
+fn map(writer: usize, path: u64) {
+    for kind in KINDS {
+        let bytes = kind.pages() as u64 * PAGE;
+        let (flags, file) = match kind {
+            Kind::Shared | Kind::Block => {
+                let file = call(MEMFD_CREATE, [c"watched".as_ptr() as u64, 0]).expect("a file");
+                call(FTRUNCATE, [file, bytes]).expect("its size");
+                FILES[writer][kind as usize].store(file, Ordering::Relaxed);
+                (MAP_SHARED, file)
+            }
+            Kind::File => (MAP_PRIVATE, call(OPENAT, [AT_FDCWD as u64, path, O_RDONLY.into()]).expect("the program")),
+            Kind::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX),
+        };
+        let at = address(writer, kind, 0);
+        assert_eq!(call(MMAP, [at, bytes, RW, flags | MAP_FIXED, file, 0]), Ok(at));
+        if kind == Kind::Block {
+            // SAFETY: nothing is there yet.
+            unsafe { madvise(at, bytes, MADV_HUGEPAGE) }.expect("mapped");
+        }
+        pager().register(at, bytes, UFFDIO_REGISTER_MODE_WP).expect("mapped");
+    }
 }
 
 /// Serves each store that is reported: it is not protected any more. Ends with the process.
@@ -181,8 +203,6 @@ struct Writer {
     stored: [u64; ALL],
 }
 
-static FILES: [[AtomicU64; 2]; WRITERS] = [const { [const { AtomicU64::new(0) }; 2] }; WRITERS];
-
 impl Writer {
     fn new(number: usize) -> Self {
         Self {
@@ -192,33 +212,6 @@ impl Writer {
             is_protected: [false; ALL],
             reports: [0; ALL],
             stored: [0; ALL],
-        }
-    }
-
-    /// Maps and registers its pages.
-    fn map(&self) {
-        for kind in KINDS {
-            let bytes = kind.pages() as u64 * PAGE;
-            let (flags, file) = match kind {
-                Kind::Shared | Kind::Block => {
-                    let file = call(MEMFD_CREATE, [c"watched".as_ptr() as u64, 0]).expect("a file");
-                    call(FTRUNCATE, [file, bytes]).expect("its size");
-                    FILES[self.number][kind as usize].store(file, Ordering::Relaxed);
-                    (MAP_SHARED, file)
-                }
-                Kind::File => {
-                    let path = PROGRAM.load(Ordering::Relaxed) as *const c_char as u64;
-                    (MAP_PRIVATE, call(OPENAT, [AT_FDCWD as u64, path, O_RDONLY.into()]).expect("the program"))
-                }
-                Kind::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX),
-            };
-            let at = address(self.number, kind, 0);
-            assert_eq!(call(MMAP, [at, bytes, RW, flags | MAP_FIXED, file, 0]), Ok(at));
-            if kind == Kind::Block {
-                // SAFETY: nothing is there yet.
-                unsafe { madvise(at, bytes, MADV_HUGEPAGE) }.expect("mapped");
-            }
-            pager().register(at, bytes, UFFDIO_REGISTER_MODE_WP).expect("mapped");
         }
     }
 
@@ -271,7 +264,7 @@ impl Writer {
     }
 
     /// The contents are gone, and with them the protection.
-    fn lose(&mut self, range: core::ops::Range<usize>) {
+    fn lose(&mut self, range: Range<usize>) {
         self.is_protected[range.clone()].fill(false);
         self.stored[range].fill(0);
     }
@@ -305,7 +298,7 @@ impl Writer {
     }
 
     /// The pages of `range` were reported as often as they had to be.
-    fn compare(&self, range: core::ops::Range<usize>) {
+    fn compare(&self, range: Range<usize>) {
         for page in range {
             let found = REPORTS[self.number][page].load(Ordering::Acquire);
             assert_eq!(found, self.reports[page], "reports of page {page} of {}", self.number);
