@@ -109,6 +109,7 @@ pub(crate) struct Occupied {
 
 impl Occupied {
     pub(crate) fn new(t: &mut Test) -> Option<Self> {
+        end_the_count(t)?;
         let space = with_a_page(t, OWN)?;
         Self::of(t, space)
     }
@@ -158,6 +159,15 @@ fn with_a_page(t: &mut Test, holds: u64) -> Option<SpaceRef> {
     t.ok("a page", space.mmap(this_cpu(), &pages(1)))?;
     t.ok("written", space.write_bytes(this_cpu(), START, &holds.to_le_bytes()))?;
     Some(space)
+}
+
+/// A fault that is served ends the count of replays that this thread may have: it has served a device with another, and
+/// which of them was the last is not known.
+fn end_the_count(t: &mut Test) -> Option<()> {
+    let space = with_a_page(t, OWN)?;
+    t.ok("mprotect", space.mprotect(START, PAGE, TAGGED))?;
+    t.ok("a fault that is served", handle_fault(&space, this_cpu(), START, Access::Write))?;
+    t.check("the page is accessible", entry(&space, START).is_valid()).then_some(())
 }
 
 /// The first word of a space's page.
