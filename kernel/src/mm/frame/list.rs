@@ -10,7 +10,7 @@ use granule_arch::patched_branch;
 use super::magazine::BATCH;
 use super::{Frame, FrameAllocator, FreeError, LinearMap};
 use crate::mm::OutOfMemory;
-use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, Mobility};
+use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber, GROUP, Mobility};
 use crate::platform::features::branch;
 use crate::smp::Cpu;
 
@@ -78,6 +78,25 @@ impl FrameList {
     /// Takes a frame out. Its first sixteen bytes may no longer be what they were.
     #[inline]
     pub fn pop(&mut self) -> Option<PhysAddr> {
+        self.begin_run()?;
+        let frame = self.run.start;
+        self.run.start += PAGE_SIZE as u64;
+        Some(PhysAddr(frame))
+    }
+
+    /// Takes out frames that follow one another, at most `most`; the first of them, and how many. As [`Self::pop`].
+    #[inline]
+    pub fn pop_run(&mut self, most: usize) -> Option<(PhysAddr, usize)> {
+        self.begin_run()?;
+        let first = self.run.start;
+        let count = most.min((self.run.end - first) as usize / PAGE_SIZE);
+        self.run.start += (count * PAGE_SIZE) as u64;
+        Some((PhysAddr(first), count))
+    }
+
+    /// Goes on to the next run, where the last one is used up.
+    #[inline(always)]
+    fn begin_run(&mut self) -> Option<()> {
         if self.run.is_empty() {
             if self.next == END {
                 return None;
@@ -87,9 +106,7 @@ impl FrameList {
             self.run = self.next..head.end;
             self.next = head.next;
         }
-        let frame = self.run.start;
-        self.run.start += PAGE_SIZE as u64;
-        Some(PhysAddr(frame))
+        Some(())
     }
 }
 
@@ -114,7 +131,39 @@ impl FrameAllocator {
         mobility: Mobility,
         count: usize,
     ) -> Result<FrameList, OutOfMemory> {
-        // A request that cannot succeed touches no memory: the list would write to free frames before it failed.
+        self.check_free(cpu, count)?;
+        self.extended(cpu, mobility, FrameList::new(self.linear()), count)
+    }
+
+    /// The same as [`Self::alloc_list`], as far as that goes in aligned [`GROUP`]s, which come first.
+    ///
+    /// # Errors
+    /// As [`Self::alloc_list`].
+    pub fn alloc_list_in_groups(&self, cpu: &Cpu, count: usize) -> Result<FrameList, OutOfMemory> {
+        self.check_free(cpu, count)?;
+        let mut list = FrameList::new(self.linear());
+        let (mut left, mut run) = (count, 0..0);
+        while left >= GROUP
+            && let Some(group) = self.blocks.take_group(cpu, Mobility::Unmovable, self.kept_from(cpu))
+        {
+            if group == run.end {
+                run.end += GROUP;
+            } else {
+                self.claim_into(&mut list, core::mem::replace(&mut run, group..group + GROUP));
+            }
+            left -= GROUP;
+        }
+        self.claim_into(&mut list, run);
+        self.extended(cpu, Mobility::Unmovable, list, left)
+    }
+
+    /// Whether so many frames may be had. A request that cannot succeed touches no memory: a list would write to free
+    /// frames before it failed.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there are not as many.
+    #[inline]
+    pub fn check_free(&self, cpu: &Cpu, count: usize) -> Result<(), OutOfMemory> {
         let kept = || self.kept_from(cpu);
         if count > BATCH
             && !self.blocks.has_blocks_for(count.saturating_add(kept()))
@@ -122,7 +171,22 @@ impl FrameAllocator {
         {
             return Err(self.missing(cpu, count));
         }
-        let mut list = FrameList::new(self.linear());
+        Ok(())
+    }
+
+    /// `list`, of which nothing was taken out, with `count` more frames.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: there are not as many; those of the list are free again.
+    #[inline(always)]
+    fn extended(
+        &self,
+        cpu: &Cpu,
+        mobility: Mobility,
+        mut list: FrameList,
+        count: usize,
+    ) -> Result<FrameList, OutOfMemory> {
+        let kept = || self.kept_from(cpu);
         let mut left = count;
         let mut run = 0..0;
         self.on_magazine(cpu, mobility, |magazine| {
@@ -269,9 +333,9 @@ impl FrameAllocator {
         Some(unsafe { self.records.run(run) })
     }
 
-    /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself; the rest goes
-    /// back but for its last part, which is returned. Sets `is_movable`
-    /// where some are of a block for movable frames.
+    /// Marks the frames of `run` as free. Those that the caller does not own are refused, each by itself, and whole runs of
+    /// page blocks go back at once; so does the rest, but for its last part, which is returned. Sets `is_movable` where
+    /// some are of a block for movable frames.
     #[inline(always)]
     fn release_run(&self, cpu: &Cpu, run: Range<usize>, is_movable: &mut bool) -> Range<usize> {
         let mut released = run.start..run.start;
@@ -295,13 +359,29 @@ impl FrameAllocator {
             if let Some((frame, error)) = wrong {
                 self.hide(core::slice::from_ref(&released));
                 self.blocks.put_runs(cpu, [released]);
-                if !self.take_back(frame) {
-                    self.refuse(PhysAddr::from_frame_number(frame), error);
-                }
-                released = frame + 1..frame + 1;
+                let next = self.release_other(cpu, frame..run.end, error);
+                released = next..next;
             }
         }
         released
+    }
+
+    /// What begins at the first of `frames` is not one that is handed out by itself: a run of page blocks, a frame of tag
+    /// storage, or not the caller's. The first behind it.
+    #[cold]
+    fn release_other(&self, cpu: &Cpu, frames: Range<usize>, error: FreeError) -> usize {
+        let address = PhysAddr::from_frame_number(frames.start);
+        if let Some(order) = self.order_of_blocks(address)
+            && let blocks = BLOCK_FRAMES << order
+            && blocks <= frames.len()
+        {
+            self.free_blocks(cpu, address, order);
+            return frames.start + blocks;
+        }
+        if !self.take_back(frames.start) {
+            self.refuse(address, error);
+        }
+        frames.start + 1
     }
 }
 
@@ -330,15 +410,22 @@ impl Freeing<'_> {
     /// As [`FrameAllocator::free`], now or later.
     #[inline(always)]
     pub fn add(&mut self, frame: PhysAddr) {
-        if frame.0 == self.end {
-            self.end += PAGE_SIZE as u64;
+        self.add_run(frame, PAGE_SIZE as u64);
+    }
+
+    /// The same of frames that follow one another, `bytes` in all. Page blocks that were taken as one run are among them
+    /// where all of that run is added in a row, in whatever pieces.
+    #[inline(always)]
+    pub fn add_run(&mut self, first: PhysAddr, bytes: u64) {
+        if first.0 == self.end {
+            self.end += bytes;
         } else {
-            self.begin(frame);
+            self.begin(first, bytes);
         }
     }
 
     #[inline(never)]
-    fn begin(&mut self, frame: PhysAddr) {
+    fn begin(&mut self, frame: PhysAddr, bytes: u64) {
         if !frame.is_aligned(PAGE_SIZE as u64) {
             return self.frames.refuse(frame, FreeError::Foreign);
         }
@@ -349,7 +436,7 @@ impl Freeing<'_> {
             // There is room now.
             let _ = self.runs.push(run);
         }
-        self.end = frame.0 + PAGE_SIZE as u64;
+        self.end = frame.0 + bytes;
     }
 
     /// Writes down where the last run ends.

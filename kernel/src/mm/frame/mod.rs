@@ -40,7 +40,7 @@ use spin::Once;
 
 use super::OutOfMemory;
 use super::early::MemoryMap;
-use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState, GROUP, Mobility, PageBlocks};
+use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockNumber, BlockState, GROUP, MAX_ORDER, Mobility, PageBlocks};
 use super::tag_storage::TagStorage;
 use crate::platform::features::branch;
 use crate::sched::ThreadRef;
@@ -212,7 +212,7 @@ impl FrameAllocator {
     #[cold]
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     pub(in crate::mm) fn alloc_movable_group(&self, cpu: &Cpu) -> Result<PhysAddr, OutOfMemory> {
-        let first = self.blocks.take_group(cpu, self.kept_from(cpu)).ok_or(OutOfMemory)?;
+        let first = self.blocks.take_group(cpu, Mobility::Movable, self.kept_from(cpu)).ok_or(OutOfMemory)?;
         // SAFETY: frames that were free in a cut block have valid records.
         unsafe { self.records.run(first..first + GROUP) }.iter().for_each(Frame::claim);
         self.show(first..first + GROUP);
@@ -298,7 +298,6 @@ impl FrameAllocator {
     ///
     /// # Errors
     /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`](super::page_block::MAX_ORDER) (1 GiB).
-    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     #[inline]
     pub fn alloc_blocks(&self, cpu: &Cpu, order: u32) -> Result<PhysAddr, OutOfMemory> {
         let kept = self.kept_from(cpu);
@@ -311,10 +310,44 @@ impl FrameAllocator {
                 self.blocks.take_blocks(cpu, order, kept).ok_or(OutOfMemory)?
             }
         };
+        Ok(self.claimed_blocks(number, order))
+    }
+
+    /// The address of blocks that were just taken, which are the caller's from now on.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    #[inline]
+    fn claimed_blocks(&self, number: BlockNumber, order: u32) -> PhysAddr {
         // SAFETY: taking the blocks made the record of the first frame valid.
         unsafe { self.records.get(number * BLOCK_FRAMES) }.claim();
         self.show(frames_of_blocks(number, order));
-        Ok(PhysAddr(number as u64 * BLOCK_SIZE))
+        PhysAddr(number as u64 * BLOCK_SIZE)
+    }
+
+    /// There will be no more than `cpus` CPUs: for those of a boot that are there by now, once.
+    #[cfg(target_os = "none")]
+    pub(crate) fn set_cpus(&self, cpus: usize) {
+        self.blocks.set_cpus(cpus);
+    }
+
+    /// The largest run of page blocks that is free, of 2^`most` at most; its order comes with it.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]: no block is free.
+    pub fn alloc_largest_blocks(&self, cpu: &Cpu, most: u32) -> Result<(PhysAddr, u32), OutOfMemory> {
+        let kept = self.kept_from(cpu);
+        let found =
+            (1..=most.min(MAX_ORDER)).rev().find_map(|order| Some((self.blocks.take_blocks(cpu, order, kept)?, order)));
+        match found {
+            Some((number, order)) => Ok((self.claimed_blocks(number, order), order)),
+            None => Ok((self.alloc_blocks(cpu, 0)?, 0)),
+        }
+    }
+
+    /// The order of the run of page blocks that begins at `address`; `None` where none does that was taken whole.
+    pub fn order_of_blocks(&self, address: PhysAddr) -> Option<u32> {
+        let number = address.frame_number();
+        let is_head = address.is_aligned(BLOCK_SIZE) && self.blocks.state(number) == BlockState::Head;
+        is_head.then(|| self.blocks.order(number / BLOCK_FRAMES)).flatten()
     }
 
     /// Gives back the run of 2^`order` page blocks at `address`, whole, as it was allocated.

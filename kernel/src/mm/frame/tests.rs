@@ -22,6 +22,8 @@ use crate::platform::TagStorageRegion;
 use crate::platform::features::branch;
 use crate::smp::CpuId;
 
+const PAGE: u64 = PAGE_SIZE as u64;
+
 /// Memory and records for a machine whose physical addresses have nothing to do with the host's.
 pub(in crate::mm) struct Machine {
     banks: Vec<PhysRange>,
@@ -516,6 +518,103 @@ fn wrong_frees_among_many_are_refused_and_they_alone() {
     });
 }
 
+/// As an area gives them back that had blocks, of which some were split, between pages.
+#[test]
+fn runs_of_blocks_come_back_in_whatever_pieces() {
+    let (frames, cpu) = (leaked(32), Cpu::new(CpuId(0)));
+    let before = frames.stats();
+    let (blocks, order) = frames.alloc_largest_blocks(&cpu, 2).unwrap();
+    let single = frames.alloc_blocks(&cpu, 0).unwrap();
+    let pages = [(); 5].map(|()| frames.alloc(&cpu).unwrap());
+    assert_eq!((order, frames.order_of_blocks(blocks), frames.order_of_blocks(single)), (2, Some(2), Some(0)));
+    assert_eq!(
+        [blocks + BLOCK_SIZE, blocks + PAGE, pages[0]].map(|address| frames.order_of_blocks(address)),
+        [None; 3]
+    );
+    {
+        let mut freeing = frames.freeing(&cpu);
+        freeing.add(pages[0]);
+        freeing.add_run(blocks, BLOCK_SIZE);
+        (0..BLOCK_FRAMES as u64).for_each(|page| freeing.add(blocks + BLOCK_SIZE + page * PAGE));
+        freeing.add_run(blocks + 2 * BLOCK_SIZE, 2 * BLOCK_SIZE);
+        pages[1..].iter().for_each(|&page| freeing.add(page));
+        freeing.add_run(single, BLOCK_SIZE);
+    }
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.stats(), before);
+}
+
+#[test]
+fn a_part_of_a_run_of_blocks_is_refused() {
+    for (from, to) in [(0, BLOCK_SIZE), (BLOCK_SIZE, 2 * BLOCK_SIZE), (0, 2 * BLOCK_SIZE - PAGE)] {
+        let (frames, cpu) = (leaked(16), Cpu::new(CpuId(0)));
+        let (blocks, _) = frames.alloc_largest_blocks(&cpu, 1).unwrap();
+        let used = frames.stats().used;
+        let wrong = || frames.freeing(&cpu).add_run(blocks + from, to - from);
+        let refused = std::panic::catch_unwind(core::panic::AssertUnwindSafe(wrong));
+        assert!(refused.is_err() == cfg!(debug_assertions) && frames.stats().refused > 0);
+        assert_eq!(frames.stats().used, used);
+    }
+}
+
+/// Taking one block and giving it back leaves the larger runs as they are, and a run of all can be had.
+#[test]
+fn a_single_block_stays_beside_the_sets_until_a_run_is_wanted() {
+    let (frames, cpu) = (leaked(16), Cpu::new(CpuId(0)));
+    let before = frames.stats();
+    let order = (0..=MAX_ORDER).rev().find(|&order| {
+        frames.alloc_blocks(&cpu, order).inspect(|&blocks| frames.free_blocks(&cpu, blocks, order)).is_ok()
+    });
+    let block = frames.alloc_blocks(&cpu, 0).unwrap();
+    frames.free_blocks(&cpu, block, 0);
+    assert_eq!((frames.alloc_blocks(&cpu, 0).unwrap(), frames.stats().free_blocks), (block, before.free_blocks - 1));
+    frames.free_blocks(&cpu, block, 0);
+    assert_eq!(frames.stats(), before);
+    let all = frames.alloc_blocks(&cpu, order.unwrap()).unwrap();
+    frames.free_blocks(&cpu, all, order.unwrap());
+    assert_eq!(frames.stats(), before);
+}
+
+#[test]
+fn groups_of_a_list_come_first() {
+    let (frames, cpu) = (leaked(64), Cpu::new(CpuId(0)));
+    let before = frames.stats();
+    for count in [1, 16, 40, 700] {
+        let mut list = frames.alloc_list_in_groups(&cpu, count).unwrap();
+        let all: Vec<_> = core::iter::from_fn(|| list.pop_run(GROUP)).collect();
+        assert_eq!(all.iter().map(|&(_, run)| run).sum::<usize>(), count);
+        let groups = count / GROUP;
+        let is_group = |&(first, run): &(PhysAddr, usize)| first.is_aligned(GROUP as u64 * PAGE) && run == GROUP;
+        assert!(all[..groups].iter().all(is_group), "{count} frames: {all:?}");
+        all.into_iter().for_each(|(first, run)| frames.freeing(&cpu).add_run(first, run as u64 * PAGE));
+        frames.drain_cpu(&cpu);
+        assert_eq!(frames.stats(), before);
+    }
+    assert!(frames.alloc_list_in_groups(&cpu, before.free + 1).is_err());
+    assert_eq!(frames.stats(), before);
+}
+
+/// More blocks in pieces than are looked at.
+#[test]
+fn groups_come_out_of_one_fresh_block_where_the_others_have_none() {
+    let (frames, cpu) = (leaked(128), Cpu::new(CpuId(0)));
+    let taken: Vec<_> = (0..7 * BLOCK_FRAMES).map(|_| frames.alloc(&cpu).unwrap()).collect();
+    let (some, rest): (Vec<_>, Vec<_>) = taken.into_iter().partition(|frame| frame.frame_number() % 2 == 0);
+    some.into_iter().for_each(|frame| frames.free(&cpu, frame));
+    frames.drain_cpu(&cpu);
+    let blocks = frames.stats().free_blocks;
+    let groups: Vec<_> = (0..32)
+        .map(|_| {
+            let mut list = frames.alloc_list_in_groups(&cpu, GROUP).unwrap();
+            list.pop_run(GROUP).unwrap()
+        })
+        .collect();
+    assert!(groups.iter().all(|&(first, run)| first.is_aligned(GROUP as u64 * PAGE) && run == GROUP), "{groups:?}");
+    assert_eq!(frames.stats().free_blocks, blocks - 1);
+    groups.into_iter().for_each(|(first, run)| frames.freeing(&cpu).add_run(first, run as u64 * PAGE));
+    rest.into_iter().for_each(|frame| frames.free(&cpu, frame));
+}
+
 #[test]
 fn holds_that_nobody_has_are_refused_where_few_are_let_go() {
     // Free already; reserved in front of one's own; in a block that is free as a whole.
@@ -780,6 +879,36 @@ fn cpus_that_take_all_at_once_leave_what_is_to_stay() {
             let runs: Vec<_> = takers.into_iter().flat_map(|taker| taker.join().unwrap()).collect();
             assert_eq!(frames.stats().free, LEFT, "round {round}");
             frames.blocks.put_runs(&cpu, runs);
+        });
+    }
+    frames.drain_cpu(&cpu);
+    assert_eq!(frames.stats(), at_boot);
+}
+
+/// Runs of several blocks, as many as fewer CPUs may take between two looks.
+#[test]
+fn cpus_that_take_blocks_at_once_leave_what_is_to_stay() {
+    const CPUS: u32 = 4;
+    const LEFT: usize = 3 * BLOCK_FRAMES;
+    let machine = Machine::new(&[range(0x4000_0000, 0x4800_0000)]);
+    let cpu = Cpu::new(CpuId(0));
+    let frames = &machine.boot(&cpu, &[]);
+    frames.blocks.set_cpus(CPUS as usize);
+    let at_boot = frames.stats();
+    for round in 0..40 {
+        std::thread::scope(|scope| {
+            let take = |id| {
+                move || {
+                    let (cpu, order) = (Cpu::new(CpuId(id)), (id + round) % 3);
+                    let more = || frames.blocks.take_blocks(&cpu, order, LEFT);
+                    core::iter::from_fn(more).map(|first| (first, order)).collect::<Vec<_>>()
+                }
+            };
+            let takers: Vec<_> = (0..CPUS).map(|id| scope.spawn(take(id))).collect();
+            let runs: Vec<_> = takers.into_iter().flat_map(|taker| taker.join().unwrap()).collect();
+            let free = frames.stats().free;
+            assert!(free >= LEFT, "round {round}: {free} of {LEFT} stay");
+            runs.into_iter().for_each(|(first, order)| frames.blocks.put_blocks(&cpu, first, order));
         });
     }
     frames.drain_cpu(&cpu);

@@ -33,8 +33,8 @@
 //!
 //! # What stays free is exact
 //! A caller names how many frames stay free. While `MAX_CPUS` blocks (32 MiB) are free beyond that, a CPU takes frames
-//! under its own lock alone, at most a block's for each look at the count of free blocks. Else CPUs take frames one at
-//! a time (`scarcity.rs`).
+//! under its own lock alone, for each look at the count of free blocks at most its share of so many: a block's, or more
+//! where there are fewer CPUs. Else CPUs take frames one at a time (`scarcity.rs`).
 //!
 //! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine
 //! above.
@@ -166,6 +166,8 @@ pub struct PageBlocks {
     /// Blocks in the buddy's sets. Written under its lock.
     free_blocks: AtomicUsize,
     scarcity: Scarcity,
+    /// See [`Self::set_cpus`].
+    share: AtomicUsize,
     /// See [`Totals::frames`].
     frames: usize,
 }
@@ -176,6 +178,9 @@ struct Buddy {
     arena: NodeArena,
     /// Never dropped: its nodes are the arena's cells, which no global allocator would know outside a section.
     sets: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
+    /// One block beside the sets, so that those who take and give single blocks do not split and join larger ones each
+    /// time. What takes a larger run adds it to the sets.
+    single: Option<BlockNumber>,
 }
 
 /// The blocks that a CPU has cut for one mobility.
@@ -273,9 +278,9 @@ impl PageBlocks {
         let arena = unsafe { NodeArena::new(storage + arena_offset as u64, NodeArena::required_bytes(count)) };
         check_node_size(cpu, &arena);
         let sets = ManuallyDrop::new(buddy_system_allocator::FrameAllocator::new());
-        let buddy = IrqLock::new(Buddy { blocks: Blocks(blocks, count), arena, sets });
-        let (free_blocks, scarcity) = (AtomicUsize::new(0), Scarcity::new());
-        let mut this = Self { spans, states, origins, records, cut, buddy, free_blocks, scarcity, frames: 0 };
+        let buddy = IrqLock::new(Buddy { blocks: Blocks(blocks, count), arena, sets, single: None });
+        let (free_blocks, scarcity, share) = (AtomicUsize::new(0), Scarcity::new(), AtomicUsize::new(1));
+        let mut this = Self { spans, states, origins, records, cut, buddy, free_blocks, scarcity, share, frames: 0 };
         for range in map.free() {
             this.add(cpu, range.start().frame_number()..range.end().frame_number());
         }
@@ -371,18 +376,27 @@ impl PageBlocks {
     }
 
     /// Takes [`GROUP`] frames that are neighbours, the first of them at a multiple of that, out of the first blocks
-    /// that this CPU has cut for movable frames; `None` where those have no such run, or fewer than `left_free` frames
-    /// would stay free. Returns the first; the records are "free" until the caller changes that.
-    pub fn take_group(&self, cpu: &Cpu, left_free: usize) -> Option<usize> {
-        let own = self.own(cpu, Mobility::Movable);
+    /// that this CPU has cut for frames of that `mobility`; `None` where those have no such run, or fewer than `left_free`
+    /// frames would stay free. Returns the first; the records are "free" until the caller changes that.
+    pub fn take_group(&self, cpu: &Cpu, mobility: Mobility, left_free: usize) -> Option<usize> {
+        let own = self.own(cpu, mobility);
         let take = |list: &mut List| {
             if list.first == NONE {
-                self.cut_a_block(cpu, Mobility::Movable, own, list);
+                self.cut_a_block(cpu, mobility, own, list);
             }
             own.take_group(list)
         };
         if let Some(mut list) = self.scarcity.open(&own.list, || self.has_plenty(left_free)) {
-            return take(&mut list);
+            let found = take(&mut list);
+            // What moves can make room for groups later; the rest stays where it is.
+            if found.is_none() && mobility == Mobility::Unmovable && self.cut_a_block(cpu, mobility, own, &mut list) {
+                // In front of those that have none, so that the next group comes out of it too.
+                let fresh = list.last as usize;
+                list.unlink(fresh);
+                list.link_first(fresh);
+                return own.take_group(&mut list);
+            }
+            return found;
         }
         self.alone(left_free, || {
             let has_room = self.totals().free_frames >= left_free.saturating_add(GROUP);
@@ -390,7 +404,14 @@ impl PageBlocks {
         })
     }
 
-    /// Whether each CPU may take a block's frames, and `left_free` stay.
+    /// There will be no more than `cpus` CPUs, 1 to [`MAX_CPUS`]: each may take so many blocks between two looks that
+    /// what all take stays the same.
+    #[cfg(any(target_os = "none", test))]
+    pub fn set_cpus(&self, cpus: usize) {
+        self.share.store(MAX_CPUS / cpus.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether each CPU may take its share, and `left_free` stay.
     fn has_plenty(&self, left_free: usize) -> bool {
         self.has_blocks_for(left_free.saturating_add(MAX_CPUS * BLOCK_FRAMES))
     }
@@ -528,8 +549,8 @@ impl PageBlocks {
         if order > MAX_ORDER {
             return None;
         }
-        if order == 0 {
-            // No more than a CPU takes of frames between two looks.
+        if 1 << order <= self.share.load(Ordering::Relaxed) {
+            // No more than this CPU's share between two looks.
             let own = &self.own(cpu, Mobility::Movable).list;
             if let Some(_own) = self.scarcity.open(own, || self.has_plenty(left_free)) {
                 return self.take_free(cpu, order);
@@ -676,8 +697,10 @@ impl PageBlocks {
     pub fn put_blocks(&self, cpu: &Cpu, first: BlockNumber, order: u32) {
         let mut buddy = self.buddy.lock();
         debug_assert_eq!(self.state(first * BLOCK_FRAMES), BlockState::Head);
-        self.set_states(first..first + (1 << order), BlockState::Free as u8);
-        buddy.put(cpu, first, 1 << order, &self.free_blocks);
+        // So that the compiler sees it: larger runs have no set.
+        let count = 1 << order.min(MAX_ORDER);
+        self.set_states(first..first + count, BlockState::Free as u8);
+        buddy.put(cpu, first, count, &self.free_blocks);
     }
 
     /// What the block that holds `frame` is used for, without a lock. The answer stays true while the caller owns a
@@ -816,14 +839,25 @@ impl Buddy {
         debug_assert!(order <= MAX_ORDER);
         // So that the compiler sees it: larger runs have no set.
         let count = 1 << order.min(MAX_ORDER);
-        let first = self.with_sets(cpu, |sets| sets.alloc(count))?;
+        let single = self.single.take();
+        let first = match single {
+            Some(single) if count == 1 => single,
+            _ => self.with_sets(cpu, |sets| {
+                single.into_iter().for_each(|single| sets.dealloc(single, 1));
+                sets.alloc(count)
+            })?,
+        };
         change(free, -(count as isize));
         Some(first)
     }
 
     fn put(&mut self, cpu: &Cpu, first: BlockNumber, count: usize, free: &AtomicUsize) {
         change(free, count as isize);
-        self.with_sets(cpu, |sets| sets.dealloc(first, count));
+        if count == 1 && self.single.is_none() {
+            self.single = Some(first);
+        } else {
+            self.with_sets(cpu, |sets| sets.dealloc(first, count));
+        }
     }
 
     /// Runs `work` on the sets, with their nodes served from the arena.
