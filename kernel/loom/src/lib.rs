@@ -52,7 +52,7 @@ use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
     Announced, Entries, Execution, Feature, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
-    Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord,
+    Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord, WholeLeaves,
 };
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::fence;
@@ -255,7 +255,7 @@ impl<'m> Cpu<'m> {
     /// Unmaps `page`, in an announced walk.
     pub fn unmap(&self, page: u64) {
         let _walk = self.announce();
-        self.tables().unmap(&Lazy::new(self), &NoTlb, pages(page, 1), |_| {}).expect("pages only");
+        self.tables().unmap(&Lazy::new(self), &NoTlb, pages(page, 1), WholeLeaves, |_| {}).expect("pages only");
     }
 
     /// Looks `page` up in an announced walk, and whether it is mapped. Whatever else happens: if it is, then to its own

@@ -16,7 +16,7 @@ use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
-use crate::split::{Cut, CutLeaves, RefuseSplits, Splitter, WholeLeaves, cuts_a_group};
+use crate::split::{Cut, CutLeaves, RefuseSplits, Splitter, cuts_a_group};
 use crate::tables::PageTables;
 use crate::visit::{Run, SoleRun};
 
@@ -34,10 +34,15 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         first_look(self, range, change, splitter, Commit(lazy))
     }
 
-    /// The same where no leaf is split, before anything has changed: for a change that others must come before.
+    /// The same before anything has changed, but for leaves that were split: for a change that others must come before.
     #[inline(always)]
-    pub fn look(&self, range: PageRange<M::Geometry>, change: &Change) -> Option<Ready<'t, M>> {
-        first_look(self, range, change, &mut WholeLeaves, Keep)
+    pub fn look(
+        &self,
+        range: PageRange<M::Geometry>,
+        change: &Change,
+        splitter: &mut impl Splitter<M>,
+    ) -> Option<Ready<'t, M>> {
+        first_look(self, range, change, splitter, Keep)
     }
 }
 
@@ -52,6 +57,8 @@ pub struct Ready<'t, M: Mmu> {
     to: Descriptor,
     /// Whether it is one page, which is stored whole.
     is_page: bool,
+    /// Bytes of an entry.
+    size: u64,
     range: PageRange<M::Geometry>,
     /// What [`flush`] needs of the change, and of the leaves.
     leaves_stale: bool,
@@ -59,9 +66,9 @@ pub struct Ready<'t, M: Mmu> {
 }
 
 impl<'t, M: Mmu> Ready<'t, M> {
-    /// The entries.
-    pub const fn cells(&self) -> &'t [M::Cell] {
-        self.cells
+    /// The entries, of pages; `None` where they are blocks.
+    pub fn pages(&self) -> Option<&'t [M::Cell]> {
+        (self.size == M::Geometry::PAGE_SIZE).then_some(self.cells)
     }
 
     /// Changes the entries.
@@ -78,23 +85,31 @@ impl<'t, M: Mmu> Ready<'t, M> {
         flush(self.range, self.leaves_stale, self.level)
     }
 
-    /// Where the physical memory of the pages begins, if it is contiguous.
+    /// Where the physical memory of the range begins, if it is contiguous; `None` also where the leaf has been split
+    /// meanwhile.
     #[inline(always)]
     pub fn physical(&self) -> Option<PhysAddr> {
         let (first, mut left) = self.cells.split_first()?;
-        let start = self.mmu.load(first).address();
-        let mut next = start.0 + M::Geometry::PAGE_SIZE;
+        // Of a block the range may be a part, where nothing changes; then the owner of another part may have split it
+        // since it was looked at.
+        let into = self.range.start().0 & (self.size - 1);
+        let entry = self.mmu.load(first);
+        if self.size != M::Geometry::PAGE_SIZE && entry.is_table() {
+            return None;
+        }
+        let start = entry.address();
+        let mut next = start.0 + self.size;
         while let Some(cell) = left.first() {
             let entry = self.mmu.load(cell);
             // Mostly the second entry decides.
             if entry.address().0 != next {
                 return None;
             }
-            let count = self.mmu.filled(left, entry, M::Geometry::PAGE_SIZE);
-            next += (count as u64) << M::Geometry::PAGE_SHIFT;
+            let count = self.mmu.filled(left, entry, self.size);
+            next += count as u64 * self.size;
             left = &left[count..];
         }
-        Some(start)
+        Some(start + into)
     }
 }
 
@@ -160,8 +175,18 @@ fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
     }
     let level_hint = if S::LIVE_SPLITS { None } else { LevelHint::new(level) };
     let leaves_stale = change.leaves_stale();
-    let ready =
-        |cells, flip, to, is_page| Ready { mmu, cells, flip, to, is_page, range, leaves_stale, level: level_hint };
+    let size = M::Geometry::entry_size(level);
+    let ready = |cells, flip, to, is_page| Ready {
+        mmu,
+        cells,
+        flip,
+        to,
+        is_page,
+        size,
+        range,
+        leaves_stale,
+        level: level_hint,
+    };
     // A page takes one load where a run takes a loop.
     let found = if level == LAST_LEVEL && run.count == 1 {
         match look_at_page::<M, S>(mmu, run.table, run.first, change) {
@@ -246,7 +271,7 @@ fn cut_leaves<'t, M: Mmu>(mmu: &M, run: &Run<'t, M>, level: u8, found: Survey) -
         return Some(CutLeaves::Block);
     }
     let in_group = M::Geometry::group_entries(level) - 1;
-    if (run.first | (run.first + run.count)) & in_group == 0 || (found.any | beyond(mmu, run)) & bits::CONTIGUOUS == 0 {
+    if (found.any | beyond(mmu, run)) & bits::CONTIGUOUS == 0 || (run.first | (run.first + run.count)) & in_group == 0 {
         return None;
     }
     let (table, first, last) = (run.table, run.first, run.first + run.count - 1);
@@ -397,13 +422,8 @@ pub(crate) fn may_change<G: Geometry>(change: &Change, level: u8, found: Survey,
 #[inline(always)]
 pub(crate) fn beyond<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> u64 {
     let in_group = M::Geometry::group_entries(run.level) - 1;
-    let end = run.first + run.count;
-    let mut any = 0;
-    if run.first & in_group != 0 {
-        any |= mmu.load(run.entry(run.first | in_group)).0;
-    }
-    if end & in_group != 0 {
-        any |= mmu.load(run.entry(end | in_group)).0;
-    }
-    any
+    // Below the length as it is: so the compiler knows.
+    let last_of_group = |entry: usize| mmu.load(run.entry((entry | in_group) & (run.table.len() - 1))).0;
+    // Of a whole group that is an entry of the run.
+    last_of_group(run.first) | last_of_group(run.first + run.count - 1)
 }

@@ -8,7 +8,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
 use crate::Error;
-use crate::cursor::ReclaimMark;
+use crate::cursor::{Cursor, ReclaimMark};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::Mmu;
@@ -86,14 +86,45 @@ impl<M: Mmu> PageTables<'_, M> {
             return Err(Error::ExecutionForbidden(range.start()));
         }
         let fit = Fit { leaves: shape.leaves, delta: physical.0.wrapping_sub(range.start().0) };
-        let target = |address: VirtAddr| PhysAddr(address.0.wrapping_add(fit.delta));
-        map(self, lazy, range, Mapping { fit, target, attributes, execution: shape.execution }, source)
+        let frames = |address: VirtAddr, most| (PhysAddr(address.0.wrapping_add(fit.delta)), most);
+        let Shape { leaves, execution } = shape;
+        map(self, lazy, range, Mapping { fit, frames, leaves, attributes, execution }, source)
     }
 
-    /// Maps each page of `range` to the frame that `frame` gives for it, by pages.
+    /// [`Self::map`] where that takes one look: `range` and the memory from `physical` on are whole blocks of the level
+    /// above the last, whose entries are in one table and empty, not even marked. Whether it was done; if not, nothing
+    /// was.
+    #[must_use = "if it was not done, nothing is mapped"]
+    #[inline]
+    pub fn map_at_once(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        physical: PhysAddr,
+        attributes: Attributes,
+    ) -> bool {
+        const LEVEL: u8 = LAST_LEVEL - 1;
+        let (start, size) = (range.start(), M::Geometry::entry_size(LEVEL));
+        let is_whole = M::Geometry::has_leaves(LEVEL) && (start.0 | physical.0 | range.size()) & (size - 1) == 0;
+        let Ok(place) = Cursor::at_root(self).down_to(LEVEL, start, ReclaimMark::Clear) else { return false };
+        let (first, count) = (M::Geometry::index(start, LEVEL), (range.size() >> M::Geometry::shift(LEVEL)) as usize);
+        let Some(cells) = place.cells().get(first..first + count) else { return false };
+        let is_high = physical.0 > (1 << 48) - range.size();
+        if !is_whole || is_high || place.inherited & forbidding(attributes) != 0 || self.mmu().survey(cells).any != 0 {
+            return false;
+        }
+        let block = Descriptor::block(physical, attributes);
+        write_leaves(self.mmu(), cells, start, block, LEVEL, Leaves::Largest);
+        lazy.wrote(block);
+        true
+    }
+
+    /// Maps `range` to the frames that `frames` gives: by pages, and with [`Leaves::Largest`] in contiguous groups where
+    /// frames and addresses allow. Never by blocks: those are for [`PageTables::map`].
     ///
-    /// `frame` is called once for each page, in ascending order, with the page's address, when nothing can fail any
-    /// more. It returns page-aligned addresses below 2^48; other bits are ignored.
+    /// `frames` is called in ascending order with an address and the most pages from there on that it may give, when
+    /// nothing can fail any more. It returns the first of frames that follow one another, page-aligned, and how many they
+    /// are: at least one, at most what was asked for, all of them below 2^48.
     ///
     /// # Errors
     /// As [`PageTables::map`], those about `physical` excepted.
@@ -101,13 +132,38 @@ impl<M: Mmu> PageTables<'_, M> {
         &self,
         lazy: &Lazy<'_, M>,
         range: PageRange<M::Geometry>,
-        frame: impl FnMut(VirtAddr) -> PhysAddr,
+        frames: impl FnMut(VirtAddr, usize) -> (PhysAddr, usize),
         attributes: Attributes,
+        leaves: Leaves,
         source: &mut impl TableSource,
     ) -> Result<(), Error> {
         let fit = Fit { leaves: Leaves::Pages, delta: 0 };
-        map(self, lazy, range, Mapping { fit, target: frame, attributes, execution: Execution::ByLeaf }, source)
+        map(self, lazy, range, Mapping { fit, frames, leaves, attributes, execution: Execution::ByLeaf }, source)
     }
+}
+
+/// Writes leaves of `level` from `address` on, the first of them `leaf` and each further one to the memory behind: whole
+/// groups of them contiguous, where `leaves` and the addresses allow.
+#[inline(always)]
+fn write_leaves<M: Mmu>(mmu: &M, cells: &[M::Cell], address: VirtAddr, leaf: Descriptor, level: u8, leaves: Leaves) {
+    let (group, size) = (M::Geometry::group_entries(level), M::Geometry::entry_size(level));
+    let (mut cells, mut leaf) = (cells, leaf);
+    let in_group = |address: u64| (address >> M::Geometry::shift(level)) as usize & (group - 1);
+    if leaves == Leaves::Largest
+        && group > 1
+        && in_group(address.0) == in_group(leaf.address().0)
+        && let before = (group - in_group(address.0)) & (group - 1)
+        && let Some(count) = cells.len().checked_sub(before)
+    {
+        let (first, others) = cells.split_at(before);
+        let (groups, last) = others.split_at(count & !(group - 1));
+        let next = |leaf: Descriptor, count: usize| Descriptor(leaf.0 + count as u64 * size);
+        mmu.fill(first, leaf, size);
+        leaf = next(leaf, before);
+        mmu.fill(groups, leaf.contiguous(), size);
+        (cells, leaf) = (last, next(leaf, groups.len()));
+    }
+    mmu.fill(cells, leaf, size);
 }
 
 /// Where which leaf fits.
@@ -167,13 +223,17 @@ const fn limits(attributes: Attributes, execution: Execution) -> u64 {
 
 /// What is to be mapped, and how.
 struct Mapping<F> {
+    /// Of blocks.
     fit: Fit,
-    target: F,
+    /// See [`PageTables::map_frames`].
+    frames: F,
+    /// Of pages: whether they make contiguous groups.
+    leaves: Leaves,
     attributes: Attributes,
     execution: Execution,
 }
 
-fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
+fn map<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -193,7 +253,7 @@ fn map<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
 
 /// The same for any range: table by table, in two walks.
 #[inline(never)]
-fn map_tables<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr>(
+fn map_tables<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -257,7 +317,7 @@ struct Writing<'a, M: Mmu, F> {
     spare: TableList,
 }
 
-impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, M, F> {
+impl<'t, M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Visitor<'t, M> for Writing<'_, M, F> {
     type Error = core::convert::Infallible;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
@@ -273,35 +333,22 @@ impl<'t, M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Visitor<'t, M> for Writing<'_, 
     }
 }
 
-impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
+impl<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F> {
     /// Writes all pages of `run`.
     #[inline(always)]
     fn write_pages(&mut self, mmu: &M, run: &Run<'_, M>) {
-        if self.mapping.fit.leaves == Leaves::Pages {
-            for (index, cell) in run.cells().iter().enumerate() {
-                let target = (self.mapping.target)(run.address(index));
-                mmu.store(cell, Descriptor::page(target, self.mapping.attributes));
-            }
-        } else {
-            self.write_groups(mmu, run);
+        let (mut cells, mut address) = (run.cells(), run.from);
+        while !cells.is_empty() {
+            let (physical, count) = (self.mapping.frames)(address, cells.len());
+            debug_assert!((1..=cells.len()).contains(&count), "{count} frames of 1 to {}", cells.len());
+            let (these, rest) = cells.split_at(count.clamp(1, cells.len()));
+            let count = these.len();
+            let page = Descriptor::page(physical, self.mapping.attributes);
+            write_leaves(mmu, these, address, page, LAST_LEVEL, self.mapping.leaves);
+            cells = rest;
+            address = VirtAddr(address.0.wrapping_add((count as u64) << M::Geometry::PAGE_SHIFT));
         }
         self.lazy.wrote(Descriptor::page(PhysAddr(0), self.mapping.attributes));
-    }
-
-    /// Writes all pages of `run`, in contiguous groups where they fit.
-    fn write_groups(&mut self, mmu: &M, run: &Run<'_, M>) {
-        let group_size = M::Geometry::group_size(LAST_LEVEL);
-        // Bytes of the current group that are still to be written.
-        let mut in_group = 0;
-        for (index, cell) in run.cells().iter().enumerate() {
-            let address = run.address(index);
-            if in_group == 0 && self.mapping.fit.allows(address, group_size, run.left - (address.0 - run.from.0)) {
-                in_group = group_size;
-            }
-            let page = Descriptor::page((self.mapping.target)(address), self.mapping.attributes);
-            mmu.store(cell, if in_group == 0 { page } else { page.contiguous() });
-            in_group = in_group.saturating_sub(M::Geometry::PAGE_SIZE);
-        }
     }
 
     /// Writes a block to the first entry of `run`, or a whole contiguous group of them; returns how many.
@@ -320,7 +367,8 @@ impl<M: Mmu, F: FnMut(VirtAddr) -> PhysAddr> Writing<'_, M, F> {
             }
         }
         for (index, cell) in run.leading(written).iter().enumerate() {
-            let block = Descriptor::block((self.mapping.target)(run.address(index)), self.mapping.attributes);
+            let (physical, _) = (self.mapping.frames)(run.address(index), 1);
+            let block = Descriptor::block(physical, self.mapping.attributes);
             mmu.store(cell, if group { block.contiguous() } else { block });
             self.lazy.wrote(block);
         }

@@ -95,11 +95,13 @@ pub struct Splits {
     pub blocks: [u8; LAST_LEVEL as usize + 1],
     /// Contiguous groups that lost their bit.
     pub groups: [u8; LAST_LEVEL as usize + 1],
+    /// Tables that were made for a block of which another CPU was faster to make one.
+    pub retries: u8,
 }
 
 impl Splits {
     /// None.
-    pub const NONE: Self = Self { blocks: [0; 4], groups: [0; 4] };
+    pub const NONE: Self = Self { blocks: [0; 4], groups: [0; 4], retries: 0 };
 
     /// Whether nothing was split.
     pub fn is_none(&self) -> bool {
@@ -109,7 +111,8 @@ impl Splits {
     /// With what another call has split.
     fn and(self, other: Self) -> Self {
         let sum = |these: [u8; 4], those: [u8; 4]| core::array::from_fn(|level| these[level] + those[level]);
-        Self { blocks: sum(self.blocks, other.blocks), groups: sum(self.groups, other.groups) }
+        let retries = self.retries + other.retries;
+        Self { blocks: sum(self.blocks, other.blocks), groups: sum(self.groups, other.groups), retries }
     }
 }
 
@@ -198,7 +201,8 @@ impl<M: Mmu> PageTables<'_, M> {
     /// change exactly the range. Nothing is split where it cuts none.
     ///
     /// Every address translates as before at any moment, so no barrier and no invalidation is needed. The CPUs hold
-    /// leaves of both sizes for a while, and the caller knows that all of them can.
+    /// leaves of both sizes for a while, and the caller knows that all of them can. Whatever changes or unmaps the range
+    /// from then on is given a splitter whose [`Splitter::LIVE_SPLITS`] is set, such as [`RefuseSplits`].
     ///
     /// # Errors
     /// [`Error::OutOfTables`]; nothing was changed, and tables that were taken are given back.
@@ -341,6 +345,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         if linked {
             self.done.blocks[level as usize] += 1;
         } else {
+            self.done.retries += 1;
             // It was never linked. It is given back as it was taken.
             mmu.fill(table, Descriptor::EMPTY, 0);
             self.spare.push(mmu, address);
@@ -428,6 +433,12 @@ impl<'t, M: Mmu> Cut<'t, M> {
     /// What `range` cuts at its ends.
     pub fn at_ends(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
         Self::new(tables, range, CutLeaves::Ends(Error::Straddles { leaf: range.start(), size: range.size() }))
+    }
+
+    /// The first address of the range.
+    #[inline(always)]
+    pub const fn start(&self) -> VirtAddr {
+        self.range.start()
     }
 
     /// The leaf that is cut, as the error that it is where it is not split.

@@ -20,6 +20,7 @@ use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
+use crate::split::Splitter;
 use crate::stale::Stale;
 use crate::tables::PageTables;
 use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
@@ -42,44 +43,56 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// Holes are passed over. `released` is called in ascending order, after the invalidation, so it may free the
     /// frames; a contiguous group comes entry by entry. Tables stay linked.
     ///
+    /// `splitter` says whether leaves of the range may ever have been split while they were in use, by whichever owner. No
+    /// leaf is split here, but the TLBs may then hold a larger one than there is, so the invalidation gives no level: with
+    /// [`WholeLeaves`](crate::WholeLeaves) after a split a TLB may keep what is handed out here. Then
+    /// [`RefuseSplits`](crate::RefuseSplits) is right.
+    ///
     /// # Errors
     /// [`Error::Straddles`]: a leaf is only partly in the range. Nothing was changed.
     #[inline]
-    pub fn unmap(
+    pub fn unmap<S: Splitter<M>>(
         &self,
         lazy: &Lazy<'_, M>,
         tlb: &impl Tlb<M>,
         range: PageRange<M::Geometry>,
+        splitter: S,
         mut released: impl FnMut(Leaf),
     ) -> Result<(), Error> {
-        if self.unmap_at_once(lazy, tlb, range, 0, &mut released) {
+        if self.unmap_at_once(lazy, tlb, range, bits::CONTIGUOUS, &splitter, &mut released) {
             return Ok(());
         }
         let unmapping = self.begin_unmap(range)?;
-        let flush = unmapping.break_leaves(self);
+        let flush = unmapping.break_leaves(self, &splitter);
         lazy.invalidate(tlb, [flush]);
         unmapping.release(self, released);
         Ok(())
     }
 
-    /// [`Self::unmap`] where that takes one look: all of the range is pages of one table, in no contiguous group, none
-    /// of which has any of the bits `unwanted`. Whether it was done; if not, nothing was.
+    /// [`Self::unmap`] where that takes one look: all of the range is pages of one table, none of which has any of the
+    /// bits `unwanted`. Whether it was done; if not, nothing was.
+    ///
+    /// The caller passes the contiguous bit too, unless the range ends where leaves end: a group that is cut would be
+    /// unmapped in part. `splitter` is that of [`Self::unmap`].
+    #[must_use = "if it was not done, nothing is unmapped"]
     #[inline(always)]
-    pub fn unmap_at_once(
+    pub fn unmap_at_once<S: Splitter<M>>(
         &self,
         lazy: &Lazy<'_, M>,
         tlb: &impl Tlb<M>,
         range: PageRange<M::Geometry>,
         unwanted: u64,
+        _splitter: &S,
         released: impl FnMut(Leaf),
     ) -> bool {
         if let Some(run) = self.sole_run(range, ReclaimMark::Keep)
             && let found = self.mmu().survey(run.cells())
-            && found.any & (bits::CONTIGUOUS | unwanted) == 0
+            && found.any & unwanted == 0
             && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
         {
             self.mmu().update_run(run.cells(), flip);
-            let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
+            let level = if S::LIVE_SPLITS { None } else { LevelHint::new(LAST_LEVEL) };
+            let changed = Invalidation { range, tables: Tables::Kept, level };
             lazy.invalidate(tlb, [Flush::new(Some(changed))]);
             let Ok(_) = Releasing { released }.visit(self.mmu(), &run);
             return true;
@@ -121,10 +134,15 @@ impl<G: Geometry> Unmapping<G> {
 
     /// Makes each leaf present-invalid; what it translates to stays there to be read.
     #[inline(never)]
-    pub fn break_leaves<M: Mmu<Geometry = G>>(&self, tables: &PageTables<'_, M>) -> Flush<G> {
+    pub fn break_leaves<M: Mmu<Geometry = G>, S: Splitter<M>>(
+        &self,
+        tables: &PageTables<'_, M>,
+        _splitter: &S,
+    ) -> Flush<G> {
         let mut breaking = Breaking { stale: Stale::NONE };
         let Ok(()) = tables.visit(self.range, &mut breaking);
-        breaking.stale.flush()
+        let flush = breaking.stale.flush();
+        if S::LIVE_SPLITS { flush.without_level() } else { flush }
     }
 
     /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] returned is

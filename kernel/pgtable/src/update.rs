@@ -20,7 +20,7 @@ use crate::look::{Commit, Uniform, beyond, first_look, flush, may_change};
 use crate::mmu::{Mmu, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
-use crate::split::{Cut, CutLeaves, Splitter, WholeLeaves};
+use crate::split::{Cut, CutLeaves, Splitter};
 use crate::stale::{Levels, Stale};
 use crate::tables::PageTables;
 use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
@@ -51,14 +51,24 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     ) -> Result<Flush<M::Geometry>, Error> {
         match first_look(self, range, &change, &mut splitter, Commit(lazy)) {
             Some(flush) => Ok(flush),
-            None => {
-                // By value, and what is pending is returned by value: so no section lies in memory for this.
-                let tables = *self;
-                let (flush, pending) = update_tables(tables, range, change, splitter)?;
-                lazy.add(pending);
-                Ok(flush)
-            }
+            None => self.update_in_steps(lazy, range, change, splitter),
         }
+    }
+
+    /// [`Self::update`] without a first look.
+    #[inline(always)]
+    fn update_in_steps(
+        &self,
+        lazy: &Lazy<'_, M>,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        splitter: impl Splitter<M>,
+    ) -> Result<Flush<M::Geometry>, Error> {
+        // By value, and what is pending is returned by value: so no section lies in memory for this.
+        let tables = *self;
+        let (flush, pending) = update_tables(tables, range, change, splitter)?;
+        lazy.add(pending);
+        Ok(flush)
     }
 
     /// Makes every leaf in `range` read-only and executable at EL1, of those alone that have the software bits `marks`:
@@ -69,20 +79,21 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// range and of whatever else its frames can be written by.
     ///
     /// # Errors
-    /// As [`Self::update`], and those of `read_only`. Nothing was changed.
+    /// As [`Self::update`], and those of `read_only`. Every page is as it was; leaves may have been split.
     #[inline(never)]
-    pub fn update_to_code_after(
+    pub fn update_to_code_after<S: Splitter<M>>(
         &self,
         lazy: &Lazy<'_, M>,
         tlb: &impl Tlb<M>,
         range: PageRange<M::Geometry>,
         marks: u64,
-        read_only: impl FnOnce(Change) -> Result<(), Error>,
+        splitter: &mut S,
+        read_only: impl FnOnce(Change, &mut S) -> Result<(), Error>,
     ) -> Result<(), Error> {
         // Both steps are checked before the first.
-        let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.require_bits(marks))?;
-        read_only(Change::READ_ONLY.require_bits(marks))?;
-        let flush = self.update(lazy, range, Change::EXECUTABLE.require_bits(marks), WholeLeaves)?;
+        let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.require_bits(marks), splitter)?;
+        read_only(Change::READ_ONLY.require_bits(marks), splitter)?;
+        let flush = self.update_in_steps(lazy, range, Change::EXECUTABLE.require_bits(marks), splitter)?;
         lazy.invalidate(tlb, [flush]);
         Ok(())
     }
@@ -90,33 +101,42 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// [`Self::update_to_code_after`] of frames that can be written by the range alone.
     ///
     /// # Errors
-    /// As [`Self::update`]. Nothing was changed.
+    /// As [`Self::update`].
     pub fn update_to_code(
         &self,
         lazy: &Lazy<'_, M>,
         tlb: &impl Tlb<M>,
         range: PageRange<M::Geometry>,
         marks: u64,
+        splitter: &mut impl Splitter<M>,
     ) -> Result<(), Error> {
-        self.update_to_code_after(lazy, tlb, range, marks, |change| {
-            lazy.invalidate(tlb, [self.update(lazy, range, change, WholeLeaves)?]);
+        self.update_to_code_after(lazy, tlb, range, marks, splitter, |change, splitter| {
+            lazy.invalidate(tlb, [self.update_in_steps(lazy, range, change, splitter)?]);
             Ok(())
         })
     }
 
-    /// The first pass of [`Self::update`] alone, over a range of any kind: whether the change may be made, where no
-    /// leaf is ever split.
+    /// The first pass of [`Self::update`] alone, over a range of any kind: whether the change may be made. Leaves that
+    /// the range cuts are split.
     ///
     /// # Errors
-    /// As [`Self::update`]. Nothing was changed.
-    pub fn check(&self, range: PageRange<M::Geometry>, change: Change) -> Result<Checked<M::Geometry>, Error> {
-        check::<M, WholeLeaves>(self, range, &change).map(|found| Checked { range, change, found })
+    /// As [`Self::update`]. Every page is as it was; leaves may have been split.
+    #[inline]
+    pub fn check<S: Splitter<M>>(
+        &self,
+        range: PageRange<M::Geometry>,
+        change: Change,
+        splitter: &mut S,
+    ) -> Result<Checked<M::Geometry>, Error> {
+        let found = check_and_split(self, range, &change, splitter)?;
+        Ok(Checked { range, change, found, live_splits: S::LIVE_SPLITS })
     }
 
     /// The second pass, which cannot fail. The owner of the range has changed nothing since the first.
     #[inline]
     pub fn apply(&self, lazy: &Lazy<'_, M>, checked: Checked<M::Geometry>) -> Flush<M::Geometry> {
-        apply(self, lazy, checked.range, &checked.change, checked.found)
+        let flush = apply(self, lazy, checked.range, &checked.change, checked.found);
+        if checked.live_splits { flush.without_level() } else { flush }
     }
 }
 
@@ -128,16 +148,26 @@ fn update_tables<M: Mmu, S: Splitter<M>>(
     change: Change,
     mut splitter: S,
 ) -> Result<(Flush<M::Geometry>, Pending), Error> {
-    let found = match check::<M, S>(&tables, range, &change) {
-        Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
-            splitter.split(&Cut::new(tables, range, CutLeaves::Ends(cut)))?;
-            check::<M, S>(&tables, range, &change)?
-        }
-        found => found?,
-    };
+    let checked = tables.check(range, change, &mut splitter)?;
     let lazy = Lazy::new(tables.mmu());
-    let flush = apply(&tables, &lazy, range, &change, found);
-    Ok((if S::LIVE_SPLITS { flush.without_level() } else { flush }, lazy.into_pending()))
+    let flush = tables.apply(&lazy, checked);
+    Ok((flush, lazy.into_pending()))
+}
+
+/// The first pass, and again where a leaf had to be split first.
+fn check_and_split<M: Mmu, S: Splitter<M>>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    splitter: &mut S,
+) -> Result<Survey, Error> {
+    match check::<M, S>(tables, range, change) {
+        Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
+            splitter.split(&Cut::new(*tables, range, CutLeaves::Ends(cut)))?;
+            check::<M, S>(tables, range, change)
+        }
+        found => found,
+    }
 }
 
 /// What the first pass has found in a range: it may be changed.
@@ -146,6 +176,7 @@ pub struct Checked<G: Geometry> {
     range: PageRange<G>,
     change: Change,
     found: Survey,
+    live_splits: bool,
 }
 
 /// The second pass, over a range that the first has been over.
@@ -248,11 +279,13 @@ impl<'t, M: Mmu> Visitor<'t, M> for PermissionCheck<'_, M::Geometry> {
         // Where not all are fine they are looked at one by one: at upper levels a table as well, which a neighbour may
         // have linked where this walk read a hole.
         if !may_change::<M::Geometry>(self.change, run.level, survey, 0) {
+            let refused = each(mmu, run, leaves, self.change);
             if self.live_splits && has_table(mmu, run, leaves) {
-                // Split while this walk was looking: what is there now is below.
+                // Split while this walk was looking, before each entry was read or behind that: what is there now is
+                // below.
                 return Ok(Next::Again);
             }
-            each(mmu, run, leaves, self.change)?;
+            refused?;
         }
         // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
         // table.

@@ -42,13 +42,16 @@ fn run(model: &Model<Granule4K>, operation: Operation, pages: PageRange) {
             let flush = cpu.page_tables().update(&lazy, pages, Change::READ_ONLY, WholeLeaves).unwrap();
             lazy.invalidate(&TLB, [flush]);
         }
-        Unmap => cpu.page_tables().unmap(&lazy, &TLB, pages, |leaf| model.frame_freed(0, leaf.physical)).unwrap(),
+        Unmap => cpu
+            .page_tables()
+            .unmap(&lazy, &TLB, pages, WholeLeaves, |leaf| model.frame_freed(0, leaf.physical))
+            .unwrap(),
         Remap => {
-            cpu.page_tables().unmap(&lazy, &TLB, pages, |_| ()).unwrap();
+            cpu.page_tables().unmap(&lazy, &TLB, pages, WholeLeaves, |_| ()).unwrap();
             cpu.page_tables().map(&lazy, pages, FRAME, DATA, Shape::PAGES, &mut model.frames()).unwrap();
             lazy.flush_barriers();
         }
-        Code => cpu.page_tables().update_to_code(&lazy, &TLB, pages, 0).unwrap(),
+        Code => cpu.page_tables().update_to_code(&lazy, &TLB, pages, 0, &mut WholeLeaves).unwrap(),
         Reclaim => {
             let mut reclaimer = Reclaimer::<Granule4K, 2>::new();
             let (words, mut frames) = ([AtomicU64::new(0), AtomicU64::new(0)], model.frames());

@@ -11,7 +11,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_model::{Access, Fault, Features, Frames, Model, Rule, Sabotage, Step};
 use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{
-    Change, Cut, Error, Geometry, Granule4K, Lazy, Leaf, Lockless, PageRange, Splitter, Tiny, WholeLeaves,
+    Change, Cut, Error, Geometry, Granule4K, Lazy, Leaf, Leaves, Lockless, PageRange, RefuseSplits, Splitter, Tiny,
 };
 use proptest::prelude::{Just, Strategy, any, proptest};
 use proptest::test_runner::Config;
@@ -67,6 +67,8 @@ struct Scene<'m, G: Geometry> {
     pages: Mutex<[Page; PAGES]>,
     turns: Turns,
     forgets: Forgets,
+    /// Tables that unmapping may take: none where each owner has changed its part alone.
+    to_unmap: usize,
 }
 
 /// What is left out, to see that it is missed.
@@ -101,6 +103,7 @@ impl<'a, G: Geometry> Splitter<Gated<'a, G>> for Linear<'_, G> {
 
 impl<'a, G: Geometry> Alias<Gated<'a, G>> for Linear<'_, G> {
     fn address(&self, frame: PhysAddr) -> VirtAddr {
+        assert!((MEMORY..MEMORY + memory::<G>()).contains(&frame.0), "{frame} is not in the linear map");
         self.start + (frame.0 - MEMORY)
     }
 }
@@ -109,19 +112,42 @@ impl<'m, G: Geometry> Scene<'m, G> {
     /// Maps the linear map by the largest leaves, and the area.
     fn new(model: &'m Model<G>, frames: Vec<u64>, border: usize, turns: Vec<u8>, forgets: Forgets) -> Self {
         let (pages, turns) = (Mutex::default(), Turns::new(turns));
-        let scene = Self { model, frames, border, pages, turns, forgets };
+        let scene = Self { model, frames, border, pages, turns, forgets, to_unmap: 0 };
         let cpu = model.cpu(0);
         let (lazy, tables) = (Lazy::new(&cpu), cpu.page_tables());
         let linear = PageRange::new(model.base(), memory::<G>()).unwrap();
         model.shows_all(linear.start()..=linear.last());
         tables.map(&lazy, linear, PhysAddr(MEMORY), DATA, LARGEST, &mut model.frames()).unwrap();
-        let mut next = scene.frames.iter();
-        let frame = |_| PhysAddr(MEMORY + next.next().unwrap() * G::PAGE_SIZE);
-        tables.map_frames(&lazy, scene.area(0, PAGES), frame, DATA, &mut model.frames()).unwrap();
+        let area = scene.area(0, PAGES);
+        let frame = |page: usize| PhysAddr(MEMORY + scene.frames[page] * G::PAGE_SIZE);
+        // How many from a page on follow one another.
+        let run = |page: usize| {
+            (page..PAGES).take_while(|&next| frame(next) == frame(page) + (next - page) as u64 * G::PAGE_SIZE).count()
+        };
+        if run(0) == PAGES {
+            tables.map(&lazy, area, frame(0), DATA, LARGEST, &mut model.frames()).unwrap();
+        } else {
+            let frames = |address: VirtAddr, most: usize| {
+                let page = ((address - area.start()) / G::PAGE_SIZE) as usize;
+                (frame(page), run(page).min(most))
+            };
+            tables.map_frames(&lazy, area, frames, DATA, Leaves::Largest, &mut model.frames()).unwrap();
+        }
         drop(lazy);
         model.synchronise();
         model.hand_over(0, 1);
         scene
+    }
+
+    /// Makes all of the area read-only, before its owners begin.
+    fn make_read_only(&mut self) {
+        let mmu = Gated::new(self.model.cpu(0), None);
+        let (tables, whole) = (mmu.page_tables(), self.area(0, PAGES));
+        update::update::<ReadOnly, _, _>(tables, &KernelTlb, whole, 0, &mut self.linear(usize::MAX)).unwrap();
+        self.pages().fill(Page { read_only: true, alias: true, ..Page::default() });
+        self.model.synchronise();
+        self.model.hand_over(0, 1);
+        self.to_unmap = usize::MAX;
     }
 
     fn area(&self, first: usize, count: usize) -> PageRange<G> {
@@ -151,7 +177,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
         let (lazy, tlb) = (Lazy::new(&mmu), KernelTlb);
         if let (Forgets::Alias, What::Change(change)) = (self.forgets, what) {
-            let flush = mmu.page_tables().update(&lazy, range, change, WholeLeaves);
+            let flush = mmu.page_tables().update(&lazy, range, change, self.linear(usize::MAX));
             flush.into_iter().for_each(|flush| lazy.invalidate(&tlb, [flush]));
         } else {
             for tables in 0.. {
@@ -165,7 +191,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
                     }
                     // Not about writing: the alias stays as it is.
                     What::Change(change) => {
-                        tables.update(&lazy, range, change, WholeLeaves).map(|flush| lazy.invalidate(&tlb, [flush]))
+                        tables.update(&lazy, range, change, linear).map(|flush| lazy.invalidate(&tlb, [flush]))
                     }
                     What::Code => update::update_to_code(tables, &tlb, range, 0, linear),
                 };
@@ -200,8 +226,10 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let owned = self.owned(cpu);
         let mmu = Gated::new(self.model.cpu(cpu), Some(&self.turns));
         let (lazy, tlb) = (Lazy::new(&mmu), KernelTlb);
-        let mut linear = self.linear(0);
         let range = self.area(owned.start, owned.len());
+        // An area goes as a whole; of this one each CPU has a part.
+        self.linear(usize::MAX).split(&Cut::at_ends(mmu.page_tables(), range)).unwrap();
+        let mut linear = self.linear(self.to_unmap);
         let released = |leaf: Leaf| {
             self.turns.step(cpu, || {
                 self.assert_may(leaf.physical, leaf.physical, Access::Write, true);
@@ -209,7 +237,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
             });
         };
         let unmapped = match self.forgets {
-            Forgets::Restoring => mmu.page_tables().unmap(&lazy, &tlb, range, released),
+            Forgets::Restoring => mmu.page_tables().unmap(&lazy, &tlb, range, RefuseSplits, released),
             _ => update::unmap(mmu.page_tables(), &tlb, range, &mut linear, released),
         };
         unmapped.expect("what was changed with its alias needs no table");
@@ -267,12 +295,28 @@ fn run<G: Geometry>(
     features: Features,
     frames: Vec<u64>,
     border: usize,
-    (turns, late): Interleaving,
+    interleaving: Interleaving,
     calls: [&[Call]; 2],
     forgets: Forgets,
 ) {
+    run_from::<G>(features, frames, border, interleaving, calls, forgets, false);
+}
+
+/// The same, with all of it read-only at first or not.
+fn run_from<G: Geometry>(
+    features: Features,
+    frames: Vec<u64>,
+    border: usize,
+    (turns, late): Interleaving,
+    calls: [&[Call]; 2],
+    forgets: Forgets,
+    read_only: bool,
+) {
     let model = machine::<G>(24, features, late);
-    let scene = Scene::new(&model, frames, border, turns, forgets);
+    let mut scene = Scene::new(&model, frames, border, turns, forgets);
+    if read_only {
+        scene.make_read_only();
+    }
     std::thread::scope(|scope| {
         for (cpu, calls) in calls.into_iter().enumerate() {
             let scene = &scene;
@@ -367,6 +411,17 @@ fn code_and_a_writable_alias_are_two_completed_steps_apart() {
             assert_eq!(first_broken(unmaps, step), Some(Rule::WriteXorExecute), "{step:?}, unmapped: {unmaps}");
         }
     }
+}
+
+/// Each of two owners of parts of one block changes its own, where the whole block is read-only: one of them nothing.
+#[test]
+fn parts_of_a_read_only_block_change_beside_each_other() {
+    let in_order: Vec<u64> = (0..PAGES as u64).collect();
+    let failed = is_seen(96, &turns(), |turns| {
+        let calls: [&[Call]; 2] = [&[(0, 2, 0)], &[(0, 2, 1)]];
+        run_from::<Tiny>(Features::ALL, in_order.clone(), 2, turns, calls, Forgets::Nothing, true);
+    });
+    assert!(!failed);
 }
 
 #[test]

@@ -254,7 +254,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let lazy = Lazy::new(&mmu);
         let mut released = 0;
         let walk = Announced::begin(&self.words[cpu]);
-        let result = mmu.page_tables().unmap(&lazy, &self.tlb, range, |leaf| {
+        let result = mmu.page_tables().unmap(&lazy, &self.tlb, range, WholeLeaves, |leaf| {
             if released == 0 {
                 meanwhile();
             }

@@ -117,7 +117,7 @@ impl Subject for ModelMachine {
         let pages = self.areas.remove(&start.0).ok_or(VmallocError::NotAnArea(start))?;
         let range = PageRange::from_pages(start, pages as usize)?;
         let lazy = Lazy::new(self.tables.mmu());
-        Ok(self.tables.page_tables().unmap(&lazy, self.tables.tlb(), range, |_| {})?)
+        Ok(self.tables.page_tables().unmap(&lazy, self.tables.tlb(), range, WholeLeaves, |_| {})?)
     }
 
     fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
@@ -137,7 +137,7 @@ impl Subject for ModelMachine {
             Permission::NeverExecutable => Change::NO_EXECUTE,
             Permission::ReadOnlyExecutable => {
                 let (lazy, tables) = (Lazy::new(self.tables.mmu()), self.tables.page_tables());
-                let changed = tables.update_to_code(&lazy, self.tables.tlb(), range, 0);
+                let changed = tables.update_to_code(&lazy, self.tables.tlb(), range, 0, &mut WholeLeaves);
                 return changed.map_err(SetMemoryError::Tables);
             }
             Permission::Valid => Change::VALID,

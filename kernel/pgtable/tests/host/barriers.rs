@@ -187,7 +187,7 @@ fn a_mapping_costs_one_pair_and_an_order_for_each_table() {
 fn an_unmapping_costs_two_dsb_and_one_isb() {
     let (machine, whole) = three_tables();
     let stream = section(&machine, |lazy| {
-        machine.page_tables().unmap(lazy, machine.tlb(), whole, |_| ()).unwrap();
+        machine.page_tables().unmap(lazy, machine.tlb(), whole, WholeLeaves, |_| ()).unwrap();
     });
     assert_eq!(count(&stream), CHANGED);
     assert_eq!(check(&stream), Ok(()));
@@ -271,7 +271,7 @@ fn the_checker_misses_nothing_that_is_taken_away() {
             tables.map(lazy, far, PhysAddr(0), DATA, LARGEST, &mut machine.frames()).unwrap();
         }),
         section(&machine, |lazy| {
-            machine.page_tables().unmap(lazy, machine.tlb(), whole, |_| ()).unwrap();
+            machine.page_tables().unmap(lazy, machine.tlb(), whole, WholeLeaves, |_| ()).unwrap();
         }),
     ];
     for good in streams {

@@ -96,7 +96,7 @@ fn what_becomes_code_in_one_call_is_read_only_first() {
     let to_code = |machine: &HostMachine, whole| {
         let stream = machine.record(|| {
             let lazy = Lazy::new(machine.mmu());
-            machine.page_tables().update_to_code(&lazy, machine.tlb(), whole, 0).unwrap();
+            machine.page_tables().update_to_code(&lazy, machine.tlb(), whole, 0, &mut WholeLeaves).unwrap();
         });
         steps(&stream)
     };

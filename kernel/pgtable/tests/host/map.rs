@@ -1,10 +1,13 @@
 //! What `map` makes, and what it refuses.
 
+use std::collections::VecDeque;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Kind, MemoryAttribute, MemoryType, Protection, bits, mair};
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
-    Change, Error, Execution, Geometry, Granule4K, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny, WholeLeaves,
+    Change, Error, Execution, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Mmu, PageRange, Shape, Tiny,
+    WholeLeaves,
 };
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range, update_splitting};
@@ -62,7 +65,7 @@ fn a_table_left_behind_keeps_blocks_from_being_grouped() {
     let lazy = Lazy::new(machine.mmu());
     let page = range(BASE + 4 * MIB, 4 * KIB);
     map(&machine, page, 0, DATA, LARGEST).unwrap();
-    machine.page_tables().unmap(&lazy, machine.tlb(), page, |_| ()).unwrap();
+    machine.page_tables().unmap(&lazy, machine.tlb(), page, WholeLeaves, |_| ()).unwrap();
     let whole = range(BASE, 32 * MIB);
     map(&machine, whole, 0, DATA, LARGEST).unwrap();
     assert_eq!(leaf_sizes(&machine, whole), [(2 * MIB, 2), (64 * KIB, 32), (2 * MIB, 13)]);
@@ -161,11 +164,11 @@ fn frames_are_asked_for_in_order_and_once() {
     let whole = range(BASE + 2 * MIB - 8 * KIB, 16 * KIB);
     let lazy = Lazy::new(machine.mmu());
     let mut asked = Vec::new();
-    let frame = |address: VirtAddr| {
+    let frame = |address: VirtAddr, _| {
         asked.push(address);
-        PhysAddr(0x9000_0000 - asked.len() as u64 * 0x1_0000)
+        (PhysAddr(0x9000_0000 - asked.len() as u64 * 0x1_0000), 1)
     };
-    machine.page_tables().map_frames(&lazy, whole, frame, DATA, &mut machine.frames()).unwrap();
+    machine.page_tables().map_frames(&lazy, whole, frame, DATA, Leaves::Largest, &mut machine.frames()).unwrap();
     assert_eq!(asked, [0, 1, 2, 3].map(|page| whole.start() + page * 4 * KIB));
     for (page, address) in asked.into_iter().enumerate() {
         let physical = machine.page_tables().translate(address).unwrap().physical;
@@ -293,4 +296,95 @@ fn memory_types_of_another_mair() {
     let (_, leaf) = walk_of(DATA.with_memory_index(5), Shape::PAGES);
     assert_eq!(leaf.memory_index(), 5);
     assert!(leaf.decoded(3).with_mair(mair(&types)).to_string().ends_with("AttrIndx 5 (Normal write-through)"));
+}
+
+/// Runs of frames, of which the address of a page is as much into a group as its frame in some only.
+#[test]
+fn frames_that_follow_one_another_make_whole_groups() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let page = 4 * KIB;
+    // From a page in front of a group on: 1 + 16 pages that go along, 20 that do not, 3 + 32 + 5 that do.
+    let start = BASE + 15 * page;
+    let runs = [(0x4000_f000, 17), (0x5000_1000, 20), (0x6000_0000 + 4 * page, 12 + 32 + 5)];
+    let pages = runs.iter().map(|(_, count)| count).sum::<usize>();
+    let whole = range(start, pages as u64 * page);
+    for (leaves, sizes) in [
+        (Leaves::Pages, vec![(page, 86)]),
+        (Leaves::Largest, vec![(page, 1), (64 * KIB, 1), (page, 32), (64 * KIB, 2), (page, 5)]),
+    ] {
+        let lazy = Lazy::new(machine.mmu());
+        let mut left = VecDeque::from(runs);
+        let frames = |_, most: usize| {
+            let (start, count) = left.pop_front().unwrap();
+            let given = most.min(count);
+            if given < count {
+                left.push_front((start + given as u64 * page, count - given));
+            }
+            (PhysAddr(start), given)
+        };
+        machine.page_tables().map_frames(&lazy, whole, frames, DATA, leaves, &mut machine.frames()).unwrap();
+        assert!(left.is_empty());
+        assert_eq!(leaf_sizes(&machine, whole), sizes, "{leaves:?}");
+        let mut at = start;
+        for (first, count) in runs {
+            for index in 0..count as u64 {
+                assert_eq!(machine.page_tables().translate(at).unwrap().physical, PhysAddr(first + index * page));
+                at = at + page;
+            }
+        }
+        let released = |_| ();
+        machine.page_tables().unmap(&lazy, machine.tlb(), whole, WholeLeaves, released).unwrap();
+    }
+}
+
+/// The same entries as in steps, or none at all.
+#[test]
+fn blocks_of_one_table_are_mapped_at_once_as_they_are_in_steps() {
+    let block = 2 * MIB;
+    for (first, physical, count) in [(0, 0, 1), (3, 7, 5), (16, 32, 16), (14, 46, 40), (500, 500, 12)] {
+        let whole = range(BASE + first * block, count * block);
+        let physical = PhysAddr(GIB + physical * block);
+        let [at_once, in_steps] = [0; 2].map(|_| HostMachine::<Granule4K>::new(8));
+        for machine in [&at_once, &in_steps] {
+            // The table that they are in.
+            let other = range(BASE + 511 * block - whole.start().0 % 2, 4 * KIB);
+            let other = if whole.contains(other.start()) { range(BASE + 13 * block, 4 * KIB) } else { other };
+            map(machine, other, 0, DATA, Shape::PAGES).unwrap();
+        }
+        let lazy = Lazy::new(at_once.mmu());
+        assert!(at_once.page_tables().map_at_once(&lazy, whole, physical, DATA));
+        map(&in_steps, whole, physical.0, DATA, LARGEST).unwrap();
+        for index in 0..count {
+            let [one, other] = [&at_once, &in_steps]
+                .map(|machine| machine.page_tables().entry(whole.start() + index * block).descriptor);
+            assert_eq!(one, other, "block {index} of {whole:?}");
+        }
+    }
+}
+
+#[test]
+fn what_takes_more_than_one_look_is_not_mapped_at_once() {
+    let block = 2 * MIB;
+    let machine = HostMachine::<Granule4K>::new(16);
+    let tables = machine.page_tables();
+    let lazy = Lazy::new(machine.mmu());
+    let at_once = |start, size, physical| tables.map_at_once(&lazy, range(start, size), PhysAddr(physical), DATA);
+    assert!(!at_once(BASE, block, GIB), "no table");
+    map(&machine, range(BASE + 5 * block, 4 * KIB), 0, DATA, Shape::PAGES).unwrap();
+    map(&machine, range(BASE + 9 * block, block), 0, DATA, LARGEST).unwrap();
+    let before = leaf_sizes(&machine, range(BASE, 2 * GIB));
+    assert!(!at_once(BASE + 5 * block, block, GIB), "a table of pages");
+    assert!(!at_once(BASE + 8 * block, 2 * block, GIB), "a block is there");
+    assert!(!at_once(BASE + 511 * block, 2 * block, GIB), "across tables");
+    assert!(!at_once(BASE + 4 * KIB, block, GIB), "an address in a block");
+    assert!(!at_once(BASE, block + 4 * KIB, GIB), "a part of a block");
+    assert!(!at_once(BASE, block, GIB + 4 * KIB), "memory in a block");
+    assert!(!at_once(BASE, block, (1 << 48) - block + 1), "memory that is no block");
+    assert!(!at_once(BASE, 2 * block, (1 << 48) - block), "memory beyond 48 bits");
+    machine.mmu().store(machine.entry(&tables.walk(BASE + 5 * block).nth(2).unwrap()), Descriptor(bits::UNLINKED));
+    assert!(!at_once(BASE + 5 * block, block, GIB), "a table that is being unlinked");
+    machine.mmu().store(machine.entry(&tables.walk(BASE + 5 * block).nth(2).unwrap()), Descriptor::EMPTY);
+    let after = leaf_sizes(&machine, range(BASE, 2 * GIB));
+    assert_eq!(after, before[1..], "nothing but the table that this test took away");
+    assert!(at_once(BASE + 5 * block, 4 * block, (1 << 48) - 4 * block));
 }

@@ -153,7 +153,7 @@ impl<G: Geometry> Pair<G> {
         let mut result = Ok(());
         let stream = self.machine.record(|| {
             let lazy = Lazy::new(self.machine.mmu());
-            result = self.machine.page_tables().unmap(&lazy, self.machine.tlb(), range, |leaf| {
+            result = self.machine.page_tables().unmap(&lazy, self.machine.tlb(), range, WholeLeaves, |leaf| {
                 let piece = Piece { size: leaf.size, physical: leaf.physical.0, attributes: 0 };
                 released.0.insert(leaf.address.0, piece);
             });

@@ -45,7 +45,7 @@ fn reclaim<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> usize 
 
 #[track_caller]
 fn unmap<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) {
-    machine.page_tables().unmap(&Lazy::new(machine.mmu()), machine.tlb(), range, |_| {}).unwrap();
+    machine.page_tables().unmap(&Lazy::new(machine.mmu()), machine.tlb(), range, WholeLeaves, |_| {}).unwrap();
 }
 
 fn every_level_comes_back<G: Geometry>() {

@@ -50,7 +50,7 @@ fn nothing_is_mapped_there<G: Geometry>() {
                     let split = crate::update_splitting(&tables, &lazy, part, change, &mut machine.frames());
                     assert_eq!(split.map(drop), refused);
                 }
-                tables.unmap(&lazy, machine.tlb(), part, |leaf| panic!("{leaf:?} is handed out")).unwrap();
+                tables.unmap(&lazy, machine.tlb(), part, WholeLeaves, |leaf| panic!("{leaf:?} is handed out")).unwrap();
                 let refused = map(&machine, part, 0, DATA, Shape::PAGES);
                 assert_eq!(refused, Err(Error::AlreadyMapped(BASE)), "it is not for this crate to write over");
             }

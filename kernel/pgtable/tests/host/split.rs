@@ -7,7 +7,7 @@ use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
     Change, Entries, Error, Execution, Flush, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Lockless, Mmu,
-    PageRange, PageTables, RefuseSplits, Serialise, Shape, Splits, Table, TableSource, Tiny, WholeLeaves,
+    PageRange, PageTables, RefuseSplits, Serialise, Shape, Split, Splits, Table, TableSource, Tiny, WholeLeaves,
 };
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};
@@ -15,7 +15,7 @@ use proptest::test_runner::Config;
 
 use crate::barriers::count;
 use crate::interrupt::Interrupted;
-use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, leaf_sizes, map, range};
+use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
 
 /// What a lock gives: no other CPU splits. There is only one CPU here.
 struct Locked;
@@ -180,7 +180,7 @@ fn the_first_and_the_last_page_of_the_address_space_are_pages_like_any_other() {
     {
         map(&machine, range(VirtAddr(block), GIB), 0, DATA, LARGEST).unwrap();
         let splits = split(&machine, range(VirtAddr(page), 4 * KIB)).unwrap();
-        assert_eq!(splits, Splits { blocks: [0, 1, 1, 0], groups: [0, 0, 1, 1] });
+        assert_eq!(splits, Splits { blocks: [0, 1, 1, 0], groups: [0, 0, 1, 1], retries: 0 });
         assert_eq!(machine.page_tables().translate(VirtAddr(page)).unwrap().leaf_size, 4 * KIB);
     }
 }
@@ -189,9 +189,9 @@ fn the_first_and_the_last_page_of_the_address_space_are_pages_like_any_other() {
 fn what_is_split_is_counted_by_level() {
     let (machine, _) = one_of_each(DATA);
     let both = range(BASE + 2 * MIB + 4 * KIB, GIB - 4 * MIB - 8 * KIB);
-    assert_eq!(split(&machine, both), Ok(Splits { blocks: [0, 1, 2, 0], groups: [0, 0, 2, 2] }));
+    assert_eq!(split(&machine, both), Ok(Splits { blocks: [0, 1, 2, 0], groups: [0, 0, 2, 2], retries: 0 }));
     let one_group = range(BASE + GROUP + 4 * KIB, 8 * KIB);
-    assert_eq!(split(&machine, one_group), Ok(Splits { blocks: [0; 4], groups: [0, 0, 0, 1] }));
+    assert_eq!(split(&machine, one_group), Ok(Splits { blocks: [0; 4], groups: [0, 0, 0, 1], retries: 0 }));
 }
 
 #[test]
@@ -516,4 +516,24 @@ fn each_granule_splits_to_its_own_pieces() {
     check::<Granule16K>(&[(16 * KIB, 128), (2 * MIB, 15), (32 * MIB, 31)]);
     check::<Granule64K>(&[(64 * KIB, 32), (2 * MIB, 255), (512 * MIB, 31)]);
     check::<Tiny>(&[(4 * KIB, 2), (8 * KIB, 1), (16 * KIB, 1)]);
+}
+
+/// A look at a part of a block has found nothing to change; then the owner of another part splits the block. What is in
+/// its place is a table, whose address is no memory of the range.
+#[test]
+fn a_block_that_is_split_behind_a_look_is_not_taken_for_memory() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let tables = machine.page_tables();
+    let whole = range(BASE, 2 * MIB);
+    map(&machine, whole, GIB, RODATA, LARGEST).unwrap();
+    let part = range(BASE + 64 * KIB, 8 * KIB);
+    let look = || {
+        let mut source = machine.frames();
+        tables.look(part, &Change::READ_ONLY, &mut Split::new(&Lockless, &mut source)).unwrap()
+    };
+    assert_eq!(look().physical(), Some(PhysAddr(GIB + 64 * KIB)));
+    let ready = look();
+    tables.split(range(BASE + MIB, 4 * KIB), &Lockless, &mut machine.frames()).unwrap();
+    assert_eq!(ready.physical(), None);
+    assert_eq!(look().physical(), Some(PhysAddr(GIB + 64 * KIB)));
 }

@@ -4,7 +4,7 @@ use core::cell::Cell;
 
 use granule_arch::addr::PhysAddr;
 use granule_pgtable::host::{HostMachine, HostMmu};
-use granule_pgtable::{Error, Granule4K, Invalidation, Lazy, Leaf, Mmu, PageRange, Shape, Tlb};
+use granule_pgtable::{Error, Granule4K, Invalidation, Lazy, Leaf, Mmu, PageRange, Shape, Tlb, WholeLeaves};
 
 use crate::{BASE, DATA, KIB, LARGEST, MIB, leaf_sizes, map, range};
 
@@ -16,7 +16,7 @@ fn every_leaf_is_handed_out_once_and_gone() {
     map(&machine, range(BASE + 4 * MIB, 64 * KIB), 0x8000_0000, DATA, LARGEST).unwrap();
     let mut leaves = Vec::new();
     let lazy = Lazy::new(machine.mmu());
-    machine.page_tables().unmap(&lazy, machine.tlb(), whole, |leaf| leaves.push(leaf)).unwrap();
+    machine.page_tables().unmap(&lazy, machine.tlb(), whole, WholeLeaves, |leaf| leaves.push(leaf)).unwrap();
     let block = Leaf { address: BASE, physical: PhysAddr(0x4000_0000), size: 2 * MIB };
     let pages = (0..16).map(|page| Leaf {
         address: BASE + 4 * MIB + page * 4 * KIB,
@@ -54,7 +54,7 @@ fn frames_are_released_after_the_invalidation() {
     let lazy = Lazy::new(machine.mmu());
     let tables = machine.page_tables();
     tables
-        .unmap(&lazy, &tlb, whole, |leaf| {
+        .unmap(&lazy, &tlb, whole, WholeLeaves, |leaf| {
             assert!(tlb.0.get(), "released before the TLBs were clean");
             assert!(tables.translate(leaf.address).is_none());
             released += 1;
@@ -77,7 +77,9 @@ fn a_leaf_that_is_cut_is_named_and_nothing_changes() {
     ] {
         let lazy = Lazy::new(machine.mmu());
         let record = machine.record(|| {
-            let refused = machine.page_tables().unmap(&lazy, machine.tlb(), range(start, size), |_| panic!("released"));
+            let refused = machine
+                .page_tables()
+                .unmap(&lazy, machine.tlb(), range(start, size), WholeLeaves, |_| panic!("released"));
             assert_eq!(refused, Err(error));
         });
         assert_eq!(record, []);
@@ -91,7 +93,7 @@ fn a_range_of_holes_costs_nothing() {
     let record = machine.record(|| {
         let lazy = Lazy::new(machine.mmu());
         let holes = range(BASE + 4 * KIB, 512 * MIB);
-        machine.page_tables().unmap(&lazy, machine.tlb(), holes, |_| panic!("released")).unwrap();
+        machine.page_tables().unmap(&lazy, machine.tlb(), holes, WholeLeaves, |_| panic!("released")).unwrap();
     });
     assert_eq!(record, []);
 }

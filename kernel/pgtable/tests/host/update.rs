@@ -122,7 +122,8 @@ fn what_is_invalid_already_is_invalidated_where_it_is_to_be_gone() {
         // Nor are its frames handed out before every TLB has forgotten it.
         noflush(whole, Change::INVALID);
         let (mut invalidated, mut released) = (0, 0);
-        let stream = machine.record(|| tables.unmap(&lazy, machine.tlb(), whole, |_| released += 1).unwrap());
+        let stream =
+            machine.record(|| tables.unmap(&lazy, machine.tlb(), whole, WholeLeaves, |_| released += 1).unwrap());
         for operation in stream {
             if let Operation::Invalidate(what) = operation {
                 assert_eq!(what.range, whole);
