@@ -309,6 +309,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         CpuSet::EMPTY.with(cpu.id)
     });
 
+    kernel.frames.set_cpus(cpus.iter().count());
     let mut features = SystemFeatures::new(own);
     for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
         features.add(other);

@@ -2,11 +2,14 @@
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
+use core::sync::atomic::{AtomicU64, Ordering};
+
 use granule::mm::kernel::policy::Wishes;
+use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::kernel::{KernelSpace, image};
 use granule::mm::layout;
-use granule::smp::this_cpu;
+use granule::smp::{self, Cpu, this_cpu};
 use granule::trap::probe;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::Leaves;
@@ -14,9 +17,20 @@ use granule_pgtable::Leaves;
 use crate::harness::{Test, target_test};
 
 const PAGE: u64 = PAGE_SIZE as u64;
+const BLOCK_PAGES: u64 = 512;
+const GROUP_PAGES: u64 = 16;
 
 fn space() -> &'static KernelSpace {
     &granule::kernel().space
+}
+
+/// The largest leaf of an area, where memory is not in pieces.
+const fn largest(pages: u64) -> u64 {
+    match pages {
+        BLOCK_PAGES.. => BLOCK_PAGES * PAGE,
+        GROUP_PAGES.. => GROUP_PAGES * PAGE,
+        _ => PAGE,
+    }
 }
 
 target_test!(areas_have_unmapped_pages_on_both_sides);
@@ -35,7 +49,8 @@ fn areas_have_unmapped_pages_on_both_sides(t: &mut Test) {
             "not executable",
             space().tables().translate(start).is_some_and(|leaf| !leaf.descriptor.is_executable()),
         );
-        t.check("by pages", space().tables().translate(start).is_some_and(|leaf| leaf.leaf_size == PAGE));
+        let leaf = if space().policy().area_leaves == Leaves::Pages { PAGE } else { largest(pages) };
+        t.equal("its first leaf", space().tables().translate(start).map(|found| found.leaf_size), Some(leaf));
         let _ = areas.push(area);
     }
     for area in &areas {
@@ -46,6 +61,88 @@ fn areas_have_unmapped_pages_on_both_sides(t: &mut Test) {
         space().vfree(this_cpu(), area);
         t.check("gone", probe::read::<u64>(start).is_err());
     }
+}
+
+target_test!(huge_areas_are_blocks_of_memory_of_their_own);
+fn huge_areas_are_blocks_of_memory_of_their_own(t: &mut Test) {
+    let used = granule::kernel().frames.stats().used;
+    let Some(area) = t.ok("vmalloc_huge", space().vmalloc_huge(this_cpu(), BLOCK_PAGES + 1)) else { return };
+    let (start, pages) = (area.start(), area.pages());
+    t.equal("whole blocks", pages, 2 * BLOCK_PAGES);
+    for page in 0..pages {
+        let address = start + page * PAGE;
+        // SAFETY: the first word of a page of the test's own area.
+        t.equal("writable", unsafe { probe::write(address, address.0) }, Ok(()));
+    }
+    t.check("nothing above", probe::read::<u64>(start + pages * PAGE).is_err());
+    t.ok("read-only, all of one", space().set_memory_ro(start, BLOCK_PAGES));
+    for page in 0..pages {
+        let address = start + page * PAGE;
+        t.equal("what was written", probe::read::<u64>(address), Ok(address.0));
+        // SAFETY: as above.
+        t.equal("writable", unsafe { probe::write(address, address.0) }.is_ok(), page >= BLOCK_PAGES);
+    }
+    let leaf = |page: u64| space().tables().translate(start + page * PAGE).map(|found| found.leaf_size);
+    t.check("blocks still", [0, BLOCK_PAGES].into_iter().all(|page| leaf(page) == Some(BLOCK_PAGES * PAGE)));
+    space().vfree(this_cpu(), area);
+    t.check("gone", probe::read::<u64>(start).is_err());
+    space().reclaim_tables(this_cpu());
+    t.check("no memory is kept but for tables", granule::kernel().frames.stats().used <= used + 4);
+}
+
+// All CPUs have the block in their TLBs while a part of it is made read-only and executable, and when it is gone.
+target_test!(a_part_of_a_block_changes_on_all_cpus, needs("split smp"));
+fn a_part_of_a_block_changes_on_all_cpus(t: &mut Test) {
+    static WRONG: AtomicU64 = AtomicU64::new(0);
+    fn see_all(cpu: &Cpu, start: usize) {
+        let page = VirtAddr(start as u64) + u64::from(cpu.id.0) * 8;
+        // So that this CPU's TLB has the block.
+        WRONG.fetch_add(u64::from(probe::read::<u64>(page).is_err()), Ordering::Relaxed);
+    }
+    fn see(cpu: &Cpu, start: usize) {
+        let start = VirtAddr(start as u64);
+        for page in 0..BLOCK_PAGES {
+            let address = start + page * PAGE + u64::from(cpu.id.0) * 8;
+            // SAFETY: a word of this CPU's in a page of the test's own area, which stays while this runs.
+            let is_written = unsafe { probe::write(address, 1_u64) }.is_ok();
+            WRONG.fetch_add(u64::from(is_written == is_code(page)), Ordering::Relaxed);
+        }
+    }
+    const fn is_code(page: u64) -> bool {
+        page >= 37 && page < 44
+    }
+    let Some(area) = t.ok("vmalloc_huge", space().vmalloc_huge(this_cpu(), BLOCK_PAGES)) else { return };
+    let start = area.start();
+    let on_all = || smp::call(smp::online(), see_all, start.0 as usize);
+    on_all();
+    let before = space().split_counts();
+    t.ok("code", space().set_memory_rox(start + 37 * PAGE, 7));
+    t.equal("blocks that were split", space().split_counts().of_areas - before.of_areas, 1);
+    WRONG.store(0, Ordering::Relaxed);
+    smp::call(smp::online(), see, start.0 as usize);
+    t.equal("pages that are not what they should be, on any CPU", WRONG.load(Ordering::Relaxed), 0);
+    for page in 0..BLOCK_PAGES {
+        let leaf = space().tables().translate(start + page * PAGE).map(|found| found.descriptor.is_executable());
+        t.equal("executable", leaf, Some(is_code(page)));
+    }
+    space().vfree(this_cpu(), area);
+    WRONG.store(0, Ordering::Relaxed);
+    on_all();
+    t.equal("CPUs that cannot reach it any more", WRONG.load(Ordering::Relaxed), smp::online().len() as u64);
+}
+
+target_test!(a_part_of_a_block_is_refused_where_nothing_is_split, machine("refuse"));
+fn a_part_of_a_block_is_refused_where_nothing_is_split(t: &mut Test) {
+    let Some(area) = t.ok("vmalloc_huge", space().vmalloc_huge(this_cpu(), BLOCK_PAGES)) else { return };
+    let (start, refused) = (area.start(), space().split_counts().refused);
+    let partial = Err(SetMemoryError::Partial { leaf: start, size: BLOCK_PAGES * PAGE });
+    t.equal("one page", space().set_memory_ro(start + PAGE, 1), partial);
+    t.equal("all but one", space().set_memory_rox(start, BLOCK_PAGES - 1), partial);
+    t.equal("counted", space().split_counts().refused - refused, 2);
+    // SAFETY: a word of the test's own area.
+    t.equal("and nothing has changed", unsafe { probe::write(start + PAGE, 1_u64) }, Ok(()));
+    t.ok("all of it", space().set_memory_ro(start, BLOCK_PAGES));
+    space().vfree(this_cpu(), area);
 }
 
 target_test!(what_cannot_be_had_is_an_error_and_takes_nothing);

@@ -110,8 +110,11 @@ pub struct AreaTree {
     end: VirtAddr,
     /// No area fits below here: the search starts at this address.
     hint: VirtAddr,
-    /// No area of [`Shape`] fits below here: of stacks, which leave gaps that are too small for others, there are many.
-    aligned: (Shape, VirtAddr),
+    /// No area of each [`Shape`] fits below its address: those that were taken last. Of stacks, which leave gaps that are
+    /// too small for others, there are many.
+    aligned: [(Shape, VirtAddr); SHAPES],
+    /// Where the next shape goes.
+    oldest: usize,
     /// How many areas have been removed so far.
     removals: u64,
     /// The first address, and the end, of all areas that were taken out since [`Self::take_left`].
@@ -120,6 +123,9 @@ pub struct AreaTree {
 
 /// What an area asks of a gap: bytes with the guard page, and alignment.
 type Shape = (u64, u64);
+
+/// Shapes of areas that are noted.
+const SHAPES: usize = 4;
 
 /// Areas that one search looks at: the tree is locked meanwhile, and interrupts masked.
 const LOOKED_AT: usize = 128;
@@ -145,7 +151,8 @@ impl AreaTree {
             tree: RBTree::new(AreaAdapter::NEW),
             end,
             hint: VirtAddr(start.0 + PAGE),
-            aligned: ((0, 0), start),
+            aligned: [((0, 0), start); SHAPES],
+            oldest: 0,
             removals: 0,
             left: NONE_LEFT,
         }
@@ -167,7 +174,7 @@ impl AreaTree {
             // An area that was removed during the search may have left a gap below: it begins anew.
             Gap::None if resume.removals != self.removals => Gap::GoOn(begin),
             Gap::At(start) if align > PAGE && resume.removals == self.removals => {
-                self.aligned = (shape, start + size);
+                self.note_aligned(shape, start + size);
                 Gap::At(start)
             }
             found => found,
@@ -215,7 +222,7 @@ impl AreaTree {
         let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(freeing.0)) };
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start());
-        self.aligned.1 = self.aligned.1.min(node.start());
+        self.aligned.iter_mut().for_each(|(_, below)| *below = (*below).min(node.start()));
         self.removals += 1;
         self.left = (self.left.0.min(node.start()), self.left.1.max(node.end()));
         node
@@ -234,7 +241,18 @@ impl AreaTree {
 
     /// Where the search for a gap begins.
     fn first_candidate(&self, shape: Shape) -> VirtAddr {
-        if self.aligned.0 == shape { self.hint.max(self.aligned.1) } else { self.hint }
+        self.aligned.iter().find(|(of, _)| *of == shape).map_or(self.hint, |(_, below)| self.hint.max(*below))
+    }
+
+    /// Notes that no area of `shape` fits below `address`, in the place of the same shape or of the one noted longest ago.
+    fn note_aligned(&mut self, shape: Shape, address: VirtAddr) {
+        let place = self.aligned.iter().position(|(of, _)| *of == shape).unwrap_or_else(|| {
+            self.oldest = (self.oldest + 1) % SHAPES;
+            self.oldest
+        });
+        if let Some(noted) = self.aligned.get_mut(place) {
+            *noted = (shape, address);
+        }
     }
 
     /// The lowest aligned address from `resume` on with `size` free bytes behind it.

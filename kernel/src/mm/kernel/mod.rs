@@ -112,8 +112,9 @@ impl KernelSpace {
 
     /// Frames of tables, but for those that blocks of the linear map were split to, which stay.
     pub fn area_table_frames(&self) -> usize {
-        let split: u64 = self.split_counts().blocks.iter().sum();
-        self.table_frames.load(Ordering::Relaxed).saturating_sub(split as usize)
+        let split::SplitCounts { blocks, of_areas, .. } = self.split_counts();
+        let of_linear_map = blocks.iter().sum::<u64>().saturating_sub(of_areas);
+        self.table_frames.load(Ordering::Relaxed).saturating_sub(of_linear_map as usize)
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {

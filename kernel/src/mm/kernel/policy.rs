@@ -38,6 +38,7 @@ pub enum Rodata {
 }
 
 type Names<T> = [(&'static str, T)];
+const AREA_LEAVES: &Names<Leaves> = &[("largest", Leaves::Largest), ("pages", Leaves::Pages)];
 const SPLIT_MODES: &Names<SplitMode> =
     &[("lock", SplitMode::Lock), ("lockless", SplitMode::Lockless), ("refuse", SplitMode::Refuse)];
 const RODATA: &Names<Rodata> = &[("on", Rodata::On), ("noalias", Rodata::NoAlias), ("off", Rodata::Off)];
@@ -77,6 +78,14 @@ static DEBUG_PAGEALLOC: Parameter = Parameter {
     check: |value| named(SWITCH, value).map(drop).ok_or_else(|| Refused::because("on or off")),
 };
 
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static VMALLOC: Parameter = Parameter {
+    name: "vmalloc",
+    help: "vmalloc=largest|pages: areas are mapped by the largest leaves that fit, or by pages alone",
+    check: |value| named(AREA_LEAVES, value).map(drop).ok_or_else(|| Refused::because("largest or pages")),
+};
+
 /// What the boot arguments wish.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wishes {
@@ -84,6 +93,7 @@ pub struct Wishes {
     /// Whether constants are writable.
     pub rodata: Rodata,
     debug_pagealloc: bool,
+    area_leaves: Option<Leaves>,
 }
 
 impl Wishes {
@@ -97,6 +107,7 @@ impl Wishes {
             split: get("split").and_then(|word| named(SPLIT_MODES, word)),
             rodata: get("rodata").and_then(|word| named(RODATA, word)).unwrap_or(Rodata::On),
             debug_pagealloc: get("debug_pagealloc").and_then(|word| named(SWITCH, word)).unwrap_or(false),
+            area_leaves: get("vmalloc").and_then(|word| named(AREA_LEAVES, word)),
         }
     }
 
@@ -124,6 +135,8 @@ pub struct Policy {
     pub direct_map: bool,
     /// Whether free frames are taken out of the linear map.
     pub debug_pagealloc: bool,
+    /// The leaves of areas. Any page of an area may change alone, so they are pages where no leaf can be split.
+    pub area_leaves: Leaves,
 }
 
 /// A wish that cannot be granted.
@@ -137,12 +150,20 @@ pub enum Denied {
     /// Splitting was asked for by name.
     #[error("split={0}: the CPUs are not trusted with live size changes, so nothing is split (see `features`)")]
     Split(SplitMode),
+    /// Large leaves of areas were asked for by name.
+    #[error("vmalloc=largest: leaves are not split here, so areas are made of pages (see `features`)")]
+    AreaLeaves,
 }
 
 impl Policy {
     /// Before it is decided: nothing is changed that takes a decision.
-    pub const UNDECIDED: Self =
-        Self { split: SplitMode::Refuse, alias: false, direct_map: false, debug_pagealloc: false };
+    pub const UNDECIDED: Self = Self {
+        split: SplitMode::Refuse,
+        alias: false,
+        direct_map: false,
+        debug_pagealloc: false,
+        area_leaves: Leaves::Pages,
+    };
 
     /// Decides for good: all CPUs are `trusted` with live size changes or not, and the linear map is made of `linear`.
     pub fn decide(wishes: Wishes, trusted: bool, linear: Leaves) -> (Self, Option<Denied>) {
@@ -154,10 +175,13 @@ impl Policy {
         let denied = match wishes.split {
             _ if alias && !can_change_pages => Some(Denied::Alias),
             Some(asked) if asked != split => Some(Denied::Split(asked)),
+            _ if split == SplitMode::Refuse && wishes.area_leaves == Some(Leaves::Largest) => Some(Denied::AreaLeaves),
             _ => None,
         };
         let alias = alias && can_change_pages;
-        (Self { split, alias, direct_map, debug_pagealloc: wishes.debug_pagealloc }, denied)
+        let wished = wishes.area_leaves.unwrap_or(Leaves::Largest);
+        let area_leaves = if split == SplitMode::Refuse { Leaves::Pages } else { wished };
+        (Self { split, alias, direct_map, debug_pagealloc: wishes.debug_pagealloc, area_leaves }, denied)
     }
 
     /// Whether the branch sites with this identifier, one of [`branch`], are to be taken; `false` for any other.
@@ -175,7 +199,12 @@ impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let on = |on| if on { "on" } else { "off" };
         let (alias, pagealloc) = (on(self.alias), on(self.debug_pagealloc));
-        write!(f, "split={}, alias of read-only memory {alias}, debug_pagealloc {pagealloc}", self.split)
+        let leaves = AREA_LEAVES.iter().find(|(_, leaves)| *leaves == self.area_leaves).map_or("", |(name, _)| name);
+        write!(
+            f,
+            "split={}, vmalloc={leaves}, alias of read-only memory {alias}, debug_pagealloc {pagealloc}",
+            self.split
+        )
     }
 }
 
@@ -239,6 +268,20 @@ mod tests {
         assert!(!policy.alias && !policy.direct_map, "a page of the linear map cannot change alone");
         let (_, policy, denied) = decide("split=lockless debug_pagealloc=on", true, false);
         assert_eq!((policy.alias, denied), (true, Some(Denied::Split(SplitMode::Lockless))));
+    }
+
+    #[test]
+    fn areas_have_large_leaves_where_these_can_be_split() {
+        for (arguments, trusted, leaves) in [
+            ("", true, Leaves::Largest),
+            ("vmalloc=pages", true, Leaves::Pages),
+            ("split=refuse", true, Leaves::Pages),
+            ("vmalloc=largest", false, Leaves::Pages),
+        ] {
+            let (_, policy, denied) = decide(arguments, trusted, trusted);
+            let is_denied = leaves == Leaves::Pages && arguments == "vmalloc=largest";
+            assert_eq!((policy.area_leaves, denied), (leaves, is_denied.then_some(Denied::AreaLeaves)), "{arguments}");
+        }
     }
 
     #[test]

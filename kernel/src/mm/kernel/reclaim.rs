@@ -120,6 +120,9 @@ impl KernelSpace {
 
     /// Reclaims after an area is gone, where it is worth it.
     pub(super) fn reclaim_after(&self, cpu: &Cpu, area: PageRange) {
+        if area.size() < TABLE_SPAN {
+            return;
+        }
         let first = area.start().align_up(TABLE_SPAN);
         let whole = first.and_then(|first| first.checked_add(TABLE_SPAN)).is_some_and(|end| end <= area.end());
         // Some thousand instructions for each table: not where interrupts are to wait for it.

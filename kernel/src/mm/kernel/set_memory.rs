@@ -14,12 +14,12 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
 use granule_arch::patched_branch;
-use granule_pgtable::{Change, Error, Lazy, PageRange, WholeLeaves};
+use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
 use super::alias::{ReadOnly, ReadWrite, Writability};
 use super::owners::RangeOwnerCheck;
-use super::split::LinearMapSplitter;
+use super::split::LeafSplitter;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
@@ -123,10 +123,11 @@ impl KernelSpace {
         let tables = walk.get();
         let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
             let _owner = self.check_owner_with_alias(range);
-            alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LinearMapSplitter(self))
+            alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self))
         } else {
             let _owner = RangeOwnerCheck::new(range);
-            tables.update_to_code(&Lazy::new(&self.mmu), &self.tlb, range, bits::VM_ALLOC)
+            let (lazy, splitter) = (Lazy::new(&self.mmu), &mut LeafSplitter(self));
+            tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC, splitter)
         };
         changed.map_err(|error| self.explain(error))
     }
@@ -150,41 +151,12 @@ impl KernelSpace {
 
     #[inline(never)]
     fn set_linear_valid(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_linear(address, pages, &Change::VALID)
+        self.change_owned(page_range(address, pages)?, pages, 0, Change::VALID)
     }
 
     #[inline(never)]
     fn set_linear_invalid(&self, address: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        self.set_linear(address, pages, &Change::INVALID)
-    }
-
-    #[inline(always)]
-    fn set_linear(&self, address: VirtAddr, pages: u64, change: &'static Change) -> Result<(), SetMemoryError> {
-        let range = page_range(address, pages)?;
-        if pages == 0 {
-            return Ok(());
-        }
-        let lazy = Lazy::new(&self.mmu);
-        let _owner = RangeOwnerCheck::new(range);
-        let tables = self.tables();
-        let changed = tables.get().update_at_once(&lazy, range, change, &mut LinearMapSplitter(self));
-        drop(tables);
-        match changed {
-            Some(flush) => {
-                lazy.invalidate(&self.tlb, Some(flush));
-                Ok(())
-            }
-            None => self.set_linear_in_steps(range, change),
-        }
-    }
-
-    /// With a section and a walk of its own, so that those above need not lie in memory.
-    #[inline(never)]
-    fn set_linear_in_steps(&self, range: PageRange, change: &Change) -> Result<(), SetMemoryError> {
-        let lazy = Lazy::new(&self.mmu);
-        let flush = self.tables().get().update(&lazy, range, *change, LinearMapSplitter(self));
-        lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
-        Ok(())
+        self.change_owned(page_range(address, pages)?, pages, 0, Change::INVALID)
     }
 
     #[inline(always)]
@@ -196,24 +168,40 @@ impl KernelSpace {
         }
     }
 
+    #[inline(never)]
     fn set_memory(&self, address: VirtAddr, pages: u64, change: Change) -> Result<(), SetMemoryError> {
-        let range = window_range(address, pages)?;
+        self.change_owned(window_range(address, pages)?, pages, bits::VM_ALLOC, change)
+    }
+
+    /// Changes the leaves of `range`, which is `pages` pages, if these have the software bits `marks`.
+    #[inline(always)]
+    fn change_owned(&self, range: PageRange, pages: u64, marks: u64, change: Change) -> Result<(), SetMemoryError> {
         if pages == 0 {
-            return self.check_owned(address);
+            return if marks == 0 { Ok(()) } else { self.check_owned(range.start()) };
         }
-        let _owner = RangeOwnerCheck::new(range);
+        let change = change.require_bits(marks);
         let lazy = Lazy::new(&self.mmu);
+        let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
-        let changed = tables.get().update(&lazy, range, change.require_bits(bits::VM_ALLOC), WholeLeaves);
+        let changed = tables.get().update_at_once(&lazy, range, &change, &mut LeafSplitter(self));
         // The pages are there, and keep their tables.
         drop(tables);
         match changed {
-            Ok(flush) => {
+            Some(flush) => {
                 lazy.invalidate(&self.tlb, Some(flush));
                 Ok(())
             }
-            Err(error) => Err(self.explain(error)),
+            None => self.change_in_steps(range, change),
         }
+    }
+
+    /// With a section and a walk of its own, so that those above need not lie in memory.
+    #[inline(never)]
+    fn change_in_steps(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
+        let lazy = Lazy::new(&self.mmu);
+        let flush = self.tables().get().update(&lazy, range, change, LeafSplitter(self));
+        lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
+        Ok(())
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.

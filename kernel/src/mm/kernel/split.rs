@@ -16,6 +16,7 @@ use super::policy::SplitMode;
 use super::set_memory::SetMemoryError;
 use super::{FrameSource, KernelSpace, Machine, Supply};
 use crate::lab;
+use crate::mm::layout;
 use crate::smp::this_cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -23,8 +24,12 @@ use crate::sync::{IrqGuard, IrqLock, rank};
 pub(super) struct Splitting {
     lock: IrqLock<(), { rank::SPLIT }>,
     locked: AtomicU64,
+    contended: AtomicU64,
+    retries: AtomicU64,
     blocks: [AtomicU64; 4],
     groups: [AtomicU64; 4],
+    /// Of `blocks`, those of areas: the tables go with the areas.
+    of_areas: AtomicU64,
     refused: AtomicU64,
     warned: AtomicBool,
 }
@@ -34,10 +39,16 @@ pub(super) struct Splitting {
 pub struct SplitCounts {
     /// Acquisitions of the split lock.
     pub locked: u64,
+    /// Of these, those that had to wait for another CPU.
+    pub contended: u64,
+    /// Splits of one block by two CPUs at once, without the lock: one table was made for nothing.
+    pub retries: u64,
     /// Blocks that became tables, by their level: so many tables were linked.
     pub blocks: [u64; 4],
     /// Contiguous groups that were dissolved, by their level.
     pub groups: [u64; 4],
+    /// Of the blocks, those of areas: their tables are freed some time after the area is.
+    pub of_areas: u64,
     /// Changes that were refused because they would have split a leaf.
     pub refused: u64,
 }
@@ -47,23 +58,30 @@ impl Splitting {
         Self {
             lock: IrqLock::new(()),
             locked: AtomicU64::new(0),
+            contended: AtomicU64::new(0),
+            retries: AtomicU64::new(0),
             blocks: [const { AtomicU64::new(0) }; 4],
             groups: [const { AtomicU64::new(0) }; 4],
+            of_areas: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             warned: AtomicBool::new(false),
         }
     }
 
-    fn count(&self, splits: &Splits) {
+    fn count(&self, splits: &Splits, of_area: bool) {
         let add = |counter: &AtomicU64, count: u8| {
             if count != 0 {
                 counter.fetch_add(count.into(), Ordering::Relaxed);
             }
         };
+        add(&self.retries, splits.retries);
         // The levels that have what can be split: see `Granule4K`.
         for level in [1, 2] {
             add(&self.blocks[level], splits.blocks[level]);
             add(&self.groups[level + 1], splits.groups[level + 1]);
+            if of_area {
+                add(&self.of_areas, splits.blocks[level]);
+            }
         }
     }
 }
@@ -80,7 +98,10 @@ impl Serialise for Locking<'_> {
 
     #[inline]
     fn begin(&self) -> Self::Section<'_> {
-        let guard = self.0.lock.lock();
+        let guard = self.0.lock.try_lock().unwrap_or_else(|| {
+            self.0.contended.fetch_add(1, Ordering::Relaxed);
+            self.0.lock.lock()
+        });
         self.0.locked.fetch_add(1, Ordering::Relaxed);
         guard
     }
@@ -105,11 +126,11 @@ impl Serialise for Unlocked {
     }
 }
 
-/// The linear map: splits its leaves by the policy.
+/// Splits leaves of the linear map and of areas, by the policy.
 #[derive(Clone, Copy)]
-pub(super) struct LinearMapSplitter<'s>(pub(super) &'s KernelSpace);
+pub(super) struct LeafSplitter<'s>(pub(super) &'s KernelSpace);
 
-impl Splitter<Machine> for LinearMapSplitter<'_> {
+impl Splitter<Machine> for LeafSplitter<'_> {
     const LIVE_SPLITS: bool = true;
 
     #[cold]
@@ -126,7 +147,7 @@ impl Splitter<Machine> for LinearMapSplitter<'_> {
             SplitMode::Lockless => cut.split(&Lockless, &mut source),
             _ => cut.split(&Locking(&space.splitting), &mut source),
         };
-        space.splitting.count(&splits?);
+        space.splitting.count(&splits?, !layout::is_linear(cut.start()));
         Ok(())
     }
 }
@@ -150,7 +171,7 @@ impl KernelSpace {
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _owner = RangeOwnerCheck::new(range);
-        let updated = self.tables().get().update(lazy, range, change, LinearMapSplitter(self));
+        let updated = self.tables().get().update(lazy, range, change, LeafSplitter(self));
         updated.map_err(|error| self.explain(error))
     }
 
@@ -176,12 +197,15 @@ impl KernelSpace {
 
     /// How often what was split.
     pub fn split_counts(&self) -> SplitCounts {
-        let Splitting { locked, blocks, groups, refused, .. } = &self.splitting;
+        let Splitting { locked, contended, retries, blocks, groups, of_areas, refused, .. } = &self.splitting;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SplitCounts {
             locked: read(locked),
+            contended: read(contended),
+            retries: read(retries),
             blocks: blocks.each_ref().map(read),
             groups: groups.each_ref().map(read),
+            of_areas: read(of_areas),
             refused: read(refused),
         }
     }
@@ -189,11 +213,12 @@ impl KernelSpace {
 
 impl fmt::Display for SplitCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { locked, blocks: [_, gib, mib, _], groups: [_, _, of_blocks, of_pages], refused } = self;
+        let Self { locked, contended, retries, of_areas, refused, .. } = self;
+        let ([_, gib, mib, _], [_, _, of_blocks, of_pages]) = (self.blocks, self.groups);
         write!(
             f,
-            "{gib} of 1 GiB, {mib} of 2 MiB, {of_blocks} groups of 2 MiB, {of_pages} groups of 4 KiB; \
-             split lock taken {locked} times; {refused} refused"
+            "{gib} of 1 GiB, {mib} of 2 MiB ({of_areas} of areas), {of_blocks} groups of 2 MiB, {of_pages} groups of 4 KiB; \
+             split lock taken {locked} times, {contended} of them after another CPU; {retries} retries; {refused} refused"
         )
     }
 }

@@ -6,21 +6,24 @@
 
 #![allow(unsafe_code, reason = "an entry that the lab breaks behind the tables' back")]
 
+use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
-use granule_arch::patched_branch;
-use granule_pgtable::{Lazy, Leaf, PageRange};
+use granule_arch::{interrupts, patched_branch};
+use granule_pgtable::geometry::LAST_LEVEL;
+use granule_pgtable::{Error, Execution, Lazy, Leaf, Leaves, PageRange, Shape};
 use thiserror::Error;
 
 use super::area::{AreaKind, FreeingArea};
 use super::owners::RangeOwnerCheck;
-use super::split::LinearMapSplitter;
+use super::split::LeafSplitter;
 use super::{KernelSpace, alias};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::frame::FrameList;
+use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, GROUP, MAX_ORDER};
 use crate::mm::tag_storage::Unreserved;
 use crate::platform::features::branch;
 use crate::smp::Cpu;
@@ -43,7 +46,7 @@ pub enum VmallocError {
     },
     /// The page tables refused.
     #[error("{0}")]
-    Tables(#[from] granule_pgtable::Error),
+    Tables(#[from] Error),
     /// No area starts there.
     #[error("no vmalloc area starts at {0}")]
     NotAnArea(VirtAddr),
@@ -55,15 +58,24 @@ pub enum VmallocError {
 impl VmallocError {
     /// Whether memory, and nothing else, is what was missing.
     const fn is_shortage(self) -> bool {
-        matches!(self, Self::OutOfMemory(_) | Self::Tables(granule_pgtable::Error::OutOfTables { .. }))
+        matches!(self, Self::OutOfMemory(_) | Self::Tables(Error::OutOfTables { .. }))
     }
 }
 
+/// No block's address.
+const END_OF_RUN: u64 = u64::MAX;
+
+/// What pages of areas are: their owner may change them.
+const AREA: Attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
+
+/// Blocks, groups and pages, as they fit.
+const LARGEST: Shape = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
+
 /// Pages from `vmalloc`.
 ///
-/// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, readable, writable and
-/// not executable unless their owner changed that, with an unmapped page before and behind; and they stay until
-/// [`KernelSpace::vfree`].
+/// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, by leaves of any size,
+/// readable, writable and not executable unless their owner changed that, with an unmapped page before and behind; and
+/// they stay until [`KernelSpace::vfree`].
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "the pages stay taken until they are given to vfree"]
 pub struct KernelArea {
@@ -89,16 +101,49 @@ impl KernelArea {
 }
 
 impl KernelSpace {
-    /// Maps `pages` new frames, one page each, wherever addresses are free. Their contents are undefined.
+    /// Maps `pages` pages of new memory, wherever addresses are free. Their contents are undefined.
+    ///
+    /// By the largest leaves for which there is memory in one piece: 2 MiB blocks, contiguous groups, pages. Each page
+    /// may change alone, so where leaves cannot be split they are all pages ([`super::policy::Policy::area_leaves`]).
     ///
     /// Sleeps for nothing and may be called with interrupts masked, not from handlers (it takes a lock of areas).
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
     pub fn vmalloc(&self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
-        let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
-        let map = |start| self.map_new_frames(cpu, start, pages, attributes);
+        if pages >= GROUP as u64 && self.policy().area_leaves == Leaves::Largest {
+            return self.vmalloc_largest(cpu, pages);
+        }
+        let map = |start| self.map_new_frames(cpu, start, pages, AREA, Leaves::Pages);
         let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, map)?;
+        if lab::is_on!(WX_LEAF) {
+            self.make_writable_and_executable(start);
+        }
+        Ok(KernelArea { start, pages })
+    }
+
+    /// The same, of a whole number of 2 MiB blocks, as many as `pages` take, and by blocks wherever there is memory for
+    /// them, whether these can be split or not: where they cannot, a change of a part of one is refused
+    /// ([`SetMemoryError::Partial`](super::set_memory::SetMemoryError::Partial)).
+    ///
+    /// # Errors
+    /// As [`Self::vmalloc`].
+    pub fn vmalloc_huge(&self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
+        let whole = pages.checked_next_multiple_of(BLOCK_FRAMES as u64);
+        self.vmalloc_largest(cpu, whole.ok_or(VmallocError::NoAddresses { pages })?)
+    }
+
+    /// An area by the largest leaves.
+    #[inline(never)]
+    fn vmalloc_largest(&self, cpu: &Cpu, pages: u64) -> Result<KernelArea, VmallocError> {
+        let blocks = pages / BLOCK_FRAMES as u64;
+        let align = match blocks.checked_ilog2() {
+            None => (GROUP * PAGE_SIZE) as u64,
+            // Groups of blocks, and what may become a larger leaf some day.
+            Some(order) => BLOCK_SIZE << order.min(MAX_ORDER),
+        };
+        let map = |start| self.map_largest(cpu, start, pages);
+        let start = self.allocate(cpu, AreaKind::Vmalloc, pages, align, map)?;
         if lab::is_on!(WX_LEAF) {
             self.make_writable_and_executable(start);
         }
@@ -134,7 +179,8 @@ impl KernelSpace {
         self.release(cpu, freeing)
     }
 
-    /// Maps device registers, for ever: nGnRE, never executable. Returns where `registers` begins.
+    /// Maps device registers, for ever: nGnRE, never executable, by the largest leaves that their alignment allows.
+    /// Returns where `registers` begins.
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
@@ -144,10 +190,12 @@ impl KernelSpace {
         let map = |start| {
             let range = PageRange::from_pages(start, pages as usize)?;
             let (tables, lazy) = (self.tables(), Lazy::new(&self.mmu));
-            let (device, shape) = (Attributes::device(), granule_pgtable::Shape::PAGES);
+            let (device, shape) = (Attributes::device(), LARGEST);
             Ok(tables.get().map(&lazy, range, first, device, shape, &mut self.table_source(cpu))?)
         };
-        let start = self.allocate(cpu, AreaKind::Device, pages, PAGE_SIZE as u64, map)?;
+        let largest = first.0.trailing_zeros().min((registers.end() - first).max(1).ilog2());
+        let align = 1 << largest.clamp(PAGE_SIZE.ilog2(), (BLOCK_SIZE << MAX_ORDER).ilog2());
+        let start = self.allocate(cpu, AreaKind::Device, pages, align, map)?;
         Ok(start + (registers.start() - first))
     }
 
@@ -159,7 +207,7 @@ impl KernelSpace {
     pub fn alloc_stack(&self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
         let pages = STACK_SIZE / PAGE_SIZE as u64;
-        let map = |start| self.map_new_frames(cpu, start, pages, attributes);
+        let map = |start| self.map_new_frames(cpu, start, pages, attributes, Leaves::Pages);
         let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN, map)?;
         Ok(base + STACK_SIZE)
     }
@@ -180,7 +228,7 @@ impl KernelSpace {
     pub fn map_heap(&self, cpu: &Cpu, start: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
         let mut frames = self.frames_with_tags(cpu, pages)?;
-        let mapped = self.map_list(cpu, start, pages as u64, attributes, &mut frames);
+        let mapped = self.map_list(cpu, start, pages as u64, attributes, Leaves::Pages, &mut frames);
         mapped.map_err(|error| {
             self.frames.free_list(cpu, frames);
             // The window is the heap's alone, so that tables or frames are missing is all that can be wrong.
@@ -254,9 +302,13 @@ impl KernelSpace {
         start: VirtAddr,
         pages: u64,
         attributes: Attributes,
+        leaves: Leaves,
     ) -> Result<(), VmallocError> {
-        let mut frames = self.frames.alloc_list(cpu, pages as usize)?;
-        let mapped = self.map_list(cpu, start, pages, attributes, &mut frames);
+        let mut frames = match leaves {
+            Leaves::Pages => self.frames.alloc_list(cpu, pages as usize)?,
+            Leaves::Largest => self.frames.alloc_list_in_groups(cpu, pages as usize)?,
+        };
+        let mapped = self.map_list(cpu, start, pages, attributes, leaves, &mut frames);
         mapped.inspect_err(|_| self.frames.free_list(cpu, frames))
     }
 
@@ -267,6 +319,7 @@ impl KernelSpace {
         start: VirtAddr,
         pages: u64,
         attributes: Attributes,
+        leaves: Leaves,
         frames: &mut FrameList,
     ) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(start, pages as usize)?;
@@ -274,11 +327,83 @@ impl KernelSpace {
         self.tables().get().map_frames(
             &Lazy::new(&self.mmu),
             range,
-            |_| frames.pop().expect("as many frames were taken as there are pages"),
+            |_, most| frames.pop_run(most).expect("as many frames were taken as there are pages"),
             attributes,
+            leaves,
             &mut self.table_source(cpu),
         )?;
         Ok(())
+    }
+
+    /// Maps memory in the largest pieces that are free: blocks, as many as there are, and the rest in groups and pages.
+    /// `start` is aligned to the largest of them.
+    fn map_largest(&self, cpu: &Cpu, start: VirtAddr, pages: u64) -> Result<(), VmallocError> {
+        self.frames.check_free(cpu, pages as usize)?;
+        let (mut at, mut left) = (start, pages);
+        // Blocks that follow one another are mapped together.
+        let mut run = 0..0;
+        // Where there was no larger run before, there is none now.
+        let mut largest = MAX_ORDER;
+        let mapped = loop {
+            let most = (left / BLOCK_FRAMES as u64).checked_ilog2();
+            let found = most.and_then(|most| self.frames.alloc_largest_blocks(cpu, most.min(largest)).ok());
+            largest = found.map_or(largest, |(_, order)| order);
+            let next = found.map_or(END_OF_RUN, |(blocks, _)| blocks.0);
+            if next != run.end && !run.is_empty() {
+                if let Err(error) = self.map_blocks(cpu, at, &run) {
+                    self.free_run(cpu, &run);
+                    found.into_iter().for_each(|(blocks, order)| self.frames.free_blocks(cpu, blocks, order));
+                    break Err(error);
+                }
+                at = at + (run.end - run.start);
+                run = next..next;
+            }
+            let Some((blocks, order)) = found else { break Ok(()) };
+            if run.is_empty() {
+                run = blocks.0..blocks.0;
+            }
+            run.end += BLOCK_SIZE << order;
+            left -= (BLOCK_FRAMES << order) as u64;
+        };
+        let mapped = mapped.and_then(|()| match left {
+            0 => Ok(()),
+            _ => self.map_new_frames(cpu, at, left, AREA, Leaves::Largest),
+        });
+        mapped.inspect_err(|_| self.unmap_new(cpu, start, at - start))
+    }
+
+    /// Maps page blocks that follow one another, and are no one else's, from `at` on.
+    fn map_blocks(&self, cpu: &Cpu, at: VirtAddr, run: &Range<u64>) -> Result<(), VmallocError> {
+        let range = PageRange::new(at, run.end - run.start)?;
+        let _owner = RangeOwnerCheck::new(range);
+        let lazy = Lazy::new(&self.mmu);
+        if self.tables().get().map_at_once(&lazy, range, PhysAddr(run.start), AREA) {
+            return Ok(());
+        }
+        let in_the_way = |offset| self.tables().get().entry(at + offset).level == LAST_LEVEL;
+        if (0..range.size()).step_by(BLOCK_SIZE as usize).any(in_the_way) && interrupts::state().irqs_enabled() {
+            // Tables that areas have left. What stays of them is filled with pages.
+            self.reclaim_tables(cpu);
+        }
+        let tables = self.tables();
+        Ok(tables.get().map(&lazy, range, PhysAddr(run.start), AREA, LARGEST, &mut self.table_source(cpu))?)
+    }
+
+    /// Gives back page blocks, whatever runs they were taken in.
+    #[cold]
+    fn free_run(&self, cpu: &Cpu, run: &Range<u64>) {
+        self.frames.freeing(cpu).add_run(PhysAddr(run.start), run.end - run.start);
+    }
+
+    /// Unmaps and frees what was just mapped: no page of it has changed.
+    #[cold]
+    fn unmap_new(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) {
+        let Ok(range) = PageRange::new(start, bytes) else { return };
+        let _owner = RangeOwnerCheck::new(range);
+        let mut frames = self.frames.freeing(cpu);
+        let released = |leaf: Leaf| frames.add_run(leaf.physical, leaf.size);
+        let unmapped = self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, LeafSplitter(self), released);
+        unmapped.expect("no leaf reaches across an end of what was mapped");
     }
 
     /// Unmaps and frees an area; returns how many pages it had.
@@ -287,16 +412,17 @@ impl KernelSpace {
         let mut owner = Some(self.check_owner_with_alias(range));
         {
             let mut frames = self.frames.freeing(cpu);
-            // Called leaf by leaf when the invalidation is complete: from then on no CPU reaches the frame. With the
+            // Called leaf by leaf when the invalidation is complete: from then on no CPU reaches the memory. With the
             // first one the alias belongs to the allocator, which may change it.
             let released = |leaf: Leaf| {
                 RangeOwnerCheck::end(&mut owner);
-                frames.add(leaf.physical);
+                frames.add_run(leaf.physical, leaf.size);
             };
             if patched_branch!(branch::ALIAS) {
-                alias::update::unmap(self.tables().get(), &self.tlb, range, &mut LinearMapSplitter(self), released)?;
+                alias::update::unmap(self.tables().get(), &self.tlb, range, &mut LeafSplitter(self), released)?;
             } else {
-                self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, released)?;
+                let splitter = LeafSplitter(self);
+                self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, splitter, released)?;
             }
         }
         self.areas.remove(freeing);

@@ -13,15 +13,19 @@ pub(crate) fn split_by(call: impl FnOnce()) -> SplitCounts {
     let after = space().split_counts();
     SplitCounts {
         locked: after.locked - before.locked,
+        contended: after.contended - before.contended,
+        retries: after.retries - before.retries,
         blocks: core::array::from_fn(|level| after.blocks[level] - before.blocks[level]),
         groups: core::array::from_fn(|level| after.groups[level] - before.groups[level]),
+        of_areas: after.of_areas - before.of_areas,
         refused: after.refused - before.refused,
     }
 }
 
 /// Those that a call splits once each, with the lock if there is one.
 fn once(blocks: [u64; 4], groups: [u64; 4]) -> SplitCounts {
-    SplitCounts { locked: u64::from(space().policy().split == SplitMode::Lock), blocks, groups, refused: 0 }
+    let locked = u64::from(space().policy().split == SplitMode::Lock);
+    SplitCounts { locked, blocks, groups, ..SplitCounts::default() }
 }
 
 target_test!(a_split_takes_the_lock_once_and_nothing_else_takes_it, needs("split"));

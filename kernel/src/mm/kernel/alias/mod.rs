@@ -16,7 +16,7 @@ use granule_pgtable::{Change, PageRange};
 pub use self::update::Alias;
 use super::owners::RangeOwnerCheck;
 use super::set_memory::{SetMemoryError, window_range};
-use super::split::LinearMapSplitter;
+use super::split::LeafSplitter;
 use super::{KernelSpace, Machine};
 use crate::mm::layout;
 use crate::platform::features::branch;
@@ -40,7 +40,7 @@ impl Writability for ReadWrite {
     const CHANGE: Change = Change::READ_WRITE;
 }
 
-impl Alias<Machine> for LinearMapSplitter<'_> {
+impl Alias<Machine> for LeafSplitter<'_> {
     #[inline(always)]
     fn address(&self, frame: PhysAddr) -> VirtAddr {
         layout::linear(frame)
@@ -74,7 +74,7 @@ impl KernelSpace {
         }
         let _owner = self.check_owner_with_alias(range);
         let tables = self.tables();
-        update::update::<W, _, _>(tables.get(), &self.tlb, range, bits::VM_ALLOC, &mut LinearMapSplitter(self))
+        update::update::<W, _, _>(tables.get(), &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self))
             .map_err(|error| self.explain(error))
     }
 }

@@ -22,8 +22,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{
-    Change, Cut, Entry, Error, Flush, Geometry, Invalidation, LastTable, Lazy, Leaf, Mmu, PageRange, PageTables,
-    PageUpdate, Splitter, Tables, Tlb,
+    Change, Checked, Cut, Entry, Error, Flush, Geometry, Invalidation, LastTable, Lazy, Leaf, Mmu, PageRange,
+    PageTables, PageUpdate, Ready, Splitter, Tables, Tlb,
 };
 
 use super::scattered::ScatteredAlias;
@@ -64,7 +64,7 @@ pub fn update<W: Writability, M: Mmu, A: Alias<M>>(
     alias: &mut A,
 ) -> Result<(), Error> {
     let change = W::CHANGE.require_bits(required);
-    let Some(ready) = tables.look(range, &change) else {
+    let Some(ready) = tables.look(range, &change, alias) else {
         return update_tables::<W, M, A>(tables, tlb, range, change, alias);
     };
     if let Some(frames) = ready.physical() {
@@ -76,8 +76,22 @@ pub fn update<W: Writability, M: Mmu, A: Alias<M>>(
             return Ok(());
         }
     }
-    let sole = Some(ready.cells());
-    update_checked::<W, M, A>(tables, tlb, range, sole, alias, move |lazy| ready.commit(lazy))
+    update_checked::<W, M, A>(tables, tlb, range, ready.pages(), alias, Permitted::Looked(ready))
+}
+
+/// A change of the range that may be made.
+enum Permitted<'t, M: Mmu> {
+    Looked(Ready<'t, M>),
+    Checked(Checked<M::Geometry>),
+}
+
+impl<M: Mmu> Permitted<'_, M> {
+    fn make(self, tables: PageTables<'_, M>, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
+        match self {
+            Self::Looked(ready) => ready.commit(lazy),
+            Self::Checked(checked) => tables.apply(lazy, checked),
+        }
+    }
 }
 
 /// [`update`] of any range.
@@ -89,11 +103,11 @@ fn update_tables<W: Writability, M: Mmu, A: Alias<M>>(
     change: Change,
     alias: &mut A,
 ) -> Result<(), Error> {
-    let checked = tables.check(range, change)?;
-    update_checked::<W, M, A>(tables, tlb, range, None, alias, |lazy| tables.apply(lazy, checked))
+    let checked = tables.check(range, change, alias)?;
+    update_checked::<W, M, A>(tables, tlb, range, None, alias, Permitted::Checked(checked))
 }
 
-/// Steps 2 to 4 of [`update`]: `commit` changes the range; `sole` are its entries, where they lie in one table.
+/// Steps 2 to 4 of [`update`]; `sole` are the range's entries, where they are pages of one table.
 #[inline(never)]
 fn update_checked<'t, W: Writability, M: Mmu, A: Alias<M>>(
     tables: PageTables<'t, M>,
@@ -101,18 +115,18 @@ fn update_checked<'t, W: Writability, M: Mmu, A: Alias<M>>(
     range: PageRange<M::Geometry>,
     sole: Option<&'t [M::Cell]>,
     alias: &mut A,
-    commit: impl FnOnce(&Lazy<'_, M>) -> Flush<M::Geometry>,
+    permitted: Permitted<'t, M>,
 ) -> Result<(), Error> {
     let lazy = &Lazy::new(tables.mmu());
     let pages = ScatteredAlias::new(tables, range, sole);
     if let Some(table) = pages.find(alias) {
         let changed = pages.change::<W, A>(&table, lazy, alias);
-        pages.invalidate(lazy, tlb, commit(lazy), changed, alias);
+        pages.invalidate(lazy, tlb, permitted.make(tables, lazy), changed, alias);
         return Ok(());
     }
     let runs = AliasRuns::<M, EVERY_PAGE>::prepare(tables, range, alias)?;
     let stale = runs.change(lazy, W::CHANGE, alias);
-    runs.invalidate(lazy, tlb, commit(lazy), &stale, alias);
+    runs.invalidate(lazy, tlb, permitted.make(tables, lazy), &stale, alias);
     Ok(())
 }
 
@@ -134,8 +148,8 @@ pub fn update_to_code<M: Mmu, A: Alias<M>>(
     required: u64,
     alias: &mut A,
 ) -> Result<(), Error> {
-    let read_only = |_| update::<ReadOnly, M, A>(tables, tlb, range, required, alias);
-    tables.update_to_code_after(&Lazy::new(tables.mmu()), tlb, range, required, read_only)
+    let read_only = |change, alias: &mut A| update_tables::<ReadOnly, M, A>(tables, tlb, range, change, alias);
+    tables.update_to_code_after(&Lazy::new(tables.mmu()), tlb, range, required, alias, read_only)
 }
 
 /// [`PageTables::unmap`] of a range whose frames are mapped a second time, by `alias`: that of pages that are read-only
@@ -153,7 +167,7 @@ pub fn unmap<M: Mmu, A: Alias<M>>(
     alias: &mut A,
     mut released: impl FnMut(Leaf),
 ) -> Result<(), Error> {
-    if tables.unmap_at_once(&Lazy::new(tables.mmu()), tlb, range, bits::RDONLY, &mut released) {
+    if tables.unmap_at_once(&Lazy::new(tables.mmu()), tlb, range, bits::RDONLY, alias, &mut released) {
         return Ok(());
     }
     unmap_in_steps(tables, tlb, range, alias, released)
@@ -173,7 +187,7 @@ fn unmap_in_steps<M: Mmu, A: Alias<M>>(
     // Frames are handed out writable. The alias is split for that now, while nothing has changed.
     let runs = unmapping.may_be_read_only().then(|| AliasRuns::<M, READ_ONLY_PAGES>::prepare(tables, range, alias));
     let runs = runs.transpose()?;
-    let mut flush = unmapping.break_leaves(&tables);
+    let mut flush = unmapping.break_leaves(&tables, alias);
     match runs {
         None => lazy.invalidate(tlb, [flush]),
         Some(runs) => {

@@ -8,8 +8,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
-    Change, Cut, Error, Execution, Invalidation, Lazy, Leaf, Leaves, Lockless, PageRange, Serialise, Shape, Split,
-    Splitter, Tlb, WholeLeaves,
+    Change, Cut, Error, Execution, Invalidation, Lazy, Leaf, Leaves, Lockless, PageRange, RefuseSplits, Serialise,
+    Shape, Split, Splitter, Tlb, WholeLeaves,
 };
 use proptest::prelude::{any, proptest};
 use proptest::sample::Index;
@@ -92,8 +92,8 @@ fn machine(frames: &[u64]) -> (HostMachine, PageRange) {
     let area = range(BASE, frames.len() as u64 * PAGE);
     let mut next = frames.iter();
     let lazy = Lazy::new(machine.mmu());
-    let frame = |_| PhysAddr(next.next().unwrap() * PAGE);
-    machine.page_tables().map_frames(&lazy, area, frame, DATA, &mut machine.frames()).unwrap();
+    let frame = |_, _| (PhysAddr(next.next().unwrap() * PAGE), 1);
+    machine.page_tables().map_frames(&lazy, area, frame, DATA, Leaves::Pages, &mut machine.frames()).unwrap();
     drop(lazy);
     (machine, area)
 }
@@ -411,7 +411,7 @@ fn unmapping_writable_pages_costs_what_it_does_without_an_alias() {
             if alias {
                 update::unmap(tables, machine.tlb(), area, &mut linear(&machine, 0), |_| ()).unwrap();
             } else {
-                tables.unmap(&lazy, machine.tlb(), area, |_| ()).unwrap();
+                tables.unmap(&lazy, machine.tlb(), area, RefuseSplits, |_| ()).unwrap();
             }
         })
     });
@@ -459,4 +459,50 @@ proptest! {
             assert_eq!(read_only_frames(&machine), area_read_only.collect::<Vec<_>>());
         }
     }
+}
+
+/// A block of an area, with a table that has it.
+fn block_area(block: u64) -> (HostMachine, PageRange) {
+    let (machine, _) = machine(&[3]);
+    let area = range(BASE + 2 * MIB, 2 * MIB);
+    let lazy = Lazy::new(machine.mmu());
+    assert!(machine.page_tables().map_at_once(&lazy, area, PhysAddr(block), DATA));
+    drop(lazy);
+    (machine, area)
+}
+
+#[test]
+fn a_part_of_a_block_and_its_alias_change_alone() {
+    let block = GIB + 32 * MIB;
+    for (first, count) in [(0, 1), (0, 512), (7, 3), (16, 32), (500, 12)] {
+        let (machine, area) = block_area(block);
+        let before = everything(&machine);
+        let part = range(area.start() + first * PAGE, count * PAGE);
+        change(&machine, part, Change::READ_ONLY, 64).unwrap();
+        let frames: Vec<u64> = (first..first + count).map(|page| block / PAGE + page).collect();
+        assert_eq!(read_only_frames(&machine), frames);
+        for page in 0..512 {
+            let writable = !(first..first + count).contains(&page);
+            assert_eq!(is_writable(&machine, area.start() + page * PAGE), writable, "page {page}");
+        }
+        to_code(&machine, part, 64).unwrap();
+        change(&machine, part, Change::NO_EXECUTE, 64).unwrap();
+        change(&machine, part, Change::READ_WRITE, 64).unwrap();
+        assert_eq!(everything(&machine), before);
+    }
+}
+
+/// All of the block is read-only already, but for what a neighbour is in the middle of: its alias comes first.
+#[test]
+fn where_nothing_changes_in_a_part_of_a_block_the_alias_of_the_rest_is_left_alone() {
+    let block = GIB + 32 * MIB;
+    let (machine, area) = block_area(block);
+    change(&machine, area, Change::READ_ONLY, 64).unwrap();
+    let neighbours = range(LINEAR + block, 4 * PAGE);
+    let (lazy, splitter) = (Lazy::new(machine.mmu()), &mut linear(&machine, 64));
+    let flush = machine.page_tables().update(&lazy, neighbours, Change::READ_WRITE, splitter).unwrap();
+    lazy.invalidate(machine.tlb(), [flush]);
+    change(&machine, range(area.start() + 100 * PAGE, 4 * PAGE), Change::READ_ONLY, 64).unwrap();
+    assert!((0..4).all(|page| is_writable(&machine, LINEAR + block + page * PAGE)));
+    assert_eq!(read_only_frames(&machine).len(), 508);
 }

@@ -21,13 +21,13 @@ use crate::trap::STACK_SIZE;
 /// Everything that a call could have changed: leaves by address, areas, and frames in use beside those that the space
 /// keeps.
 #[derive(Clone, PartialEq, Eq, Debug)]
-struct Everything {
+pub(super) struct Everything {
     leaves: Vec<(VirtAddr, Descriptor)>,
     areas: Vec<(VirtAddr, u64, AreaKind)>,
-    frames: usize,
+    pub(super) frames: usize,
 }
 
-fn everything(space: &KernelSpace, frames: &FrameAllocator) -> Everything {
+pub(super) fn everything(space: &KernelSpace, frames: &FrameAllocator) -> Everything {
     let mut leaves = Vec::new();
     let upper_half = PageRange::new(layout::LINEAR_BASE, layout::LINEAR_BASE.0.wrapping_neg()).unwrap();
     space.tables().dump(upper_half, |extent| {

@@ -3,6 +3,7 @@
 //! - `alias`: a range and the other addresses of its frames, which follow, on the plain host machine
 //! - `direct_map`: single pages of the linear map, and what is left to an invalidation that follows
 //! - `contracts`: what each call does and refuses, with memory running out at every allocation
+//! - `large`: areas of blocks and groups: their leaves, changes of a part, and where their memory goes
 //! - `pagealloc`: frames that are free are hidden, and no others
 //! - `random`: long sequences of calls against a plain map of page → permissions
 //! - `split`: changes in the linear map whose ranges cut leaves: which lock, whose memory, who is refused
@@ -11,6 +12,7 @@
 mod alias;
 mod contracts;
 mod direct_map;
+mod large;
 mod pagealloc;
 mod random;
 mod split;

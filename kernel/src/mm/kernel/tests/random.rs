@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::PageRange;
+use granule_pgtable::{Leaves, PageRange};
 use proptest::prelude::*;
 
+use super::super::policy::{Policy, SplitMode};
 use super::super::set_memory::{SetMemoryError, Validity};
 use super::{PAGE, space};
 use crate::mm::layout;
@@ -67,7 +68,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         1 => Just(Call::Valid),
         1 => Just(Call::Invalid),
     ];
-    let pages = || prop_oneof![4 => 1..8_u64, 1 => 500..530_u64];
+    let pages = || prop_oneof![4 => 1..8_u64, 2 => 10..50_u64, 1 => 500..530_u64];
     let step = prop_oneof![
         2 => pages().prop_map(Step::Vmalloc),
         1 => any::<usize>().prop_map(Step::Vfree),
@@ -81,8 +82,12 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn a_space_is_what_a_map_of_its_pages_says(steps in steps()) {
-        let (space, frames, cpu) = space(16);
+    fn a_space_is_what_a_map_of_its_pages_says(steps in steps(), large in any::<bool>()) {
+        let (space, frames, cpu) = space(if large { 48 } else { 16 });
+        if large {
+            let (split, area_leaves) = (SplitMode::Lock, Leaves::Largest);
+            space.set_policy(Policy { split, area_leaves, ..Policy::UNDECIDED });
+        }
         let empty = frames.stats().used - space.kept_frames();
         let mut areas: Vec<(VirtAddr, u64)> = Vec::new();
         let mut pages: BTreeMap<u64, Page> = BTreeMap::new();

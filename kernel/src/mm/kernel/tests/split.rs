@@ -57,7 +57,8 @@ fn a_lock_is_taken_for_a_split_and_for_nothing_else() {
         assert_eq!(space.split_counts(), SplitCounts::default());
 
         invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
-        let first = SplitCounts { locked, blocks: [0, 0, 1, 0], groups: [0, 0, 0, 1], refused: 0 };
+        let none = SplitCounts::default();
+        let first = SplitCounts { locked, blocks: [0, 0, 1, 0], groups: [0, 0, 0, 1], ..none };
         assert_eq!(space.split_counts(), first);
         // The next pages of the group are split off already, and the next group has only to be dissolved.
         invalid(space, GROUP_OF_BLOCKS + PAGE, 15).unwrap();
@@ -77,7 +78,7 @@ fn a_lock_is_taken_for_a_split_and_for_nothing_else() {
             ]
         );
         invalid(space, 5 * BLOCK, 1).unwrap();
-        let third = SplitCounts { locked: 3 * locked, blocks: [0, 0, 2, 0], groups: [0, 0, 1, 3], refused: 0 };
+        let third = SplitCounts { locked: 3 * locked, blocks: [0, 0, 2, 0], groups: [0, 0, 1, 3], ..none };
         assert_eq!(space.split_counts(), third);
     }
 }
