@@ -157,6 +157,16 @@ fn split_group(bench: &mut Bench<'_>) {
     blocks.give_back();
 }
 
+bench!(split_block_lockless, "split_block/lockless", "page", bootargs("split=lockless"));
+fn split_block_lockless(bench: &mut Bench<'_>) {
+    split_block(bench);
+}
+
+bench!(split_group_lockless, "split_group/lockless", "page", bootargs("split=lockless"));
+fn split_group_lockless(bench: &mut Bench<'_>) {
+    split_group(bench);
+}
+
 // One page that others have changed alone before. Nothing is invalidated.
 bench!(invalid, "direct_map_invalid", "page");
 fn invalid(bench: &mut Bench<'_>) {

@@ -14,6 +14,8 @@ mod harness;
 #[cfg(target_os = "none")]
 mod heap;
 #[cfg(target_os = "none")]
+mod huge;
+#[cfg(target_os = "none")]
 mod linear;
 #[cfg(target_os = "none")]
 mod memory;

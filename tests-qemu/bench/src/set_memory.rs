@@ -1,6 +1,6 @@
 //! `set_memory_*` on vmalloc areas, each call a change of every page of the area.
 //!
-//! The areas are mapped by pages, as Linux's are, and lie wherever vmalloc puts them. Rows with `/no_alias` leave the
+//! The areas are mapped by pages (`vmalloc=pages`), as Linux's are, and lie wherever vmalloc puts them. Rows with `/no_alias` leave the
 //! linear map's alias of the pages alone, as Linux does with `rodata=noalias`. Where it goes along, the frames lie in
 //! one piece of memory: in order, or no two that follow one another side by side.
 
@@ -18,7 +18,7 @@ use granule::mm::tlb::KernelTlb;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_pgtable::{Lazy, PageRange, TableSource};
+use granule_pgtable::{Lazy, Leaves, PageRange, TableSource, WholeLeaves};
 
 use crate::harness::{Bench, PAGES, bench};
 use crate::linear::{BLOCK_PAGES, Blocks};
@@ -99,10 +99,11 @@ fn exchange_frames(area: &KernelArea, frame: impl Fn(u64) -> PhysAddr) {
     let (mmu, tables) = (Metal(LinearView {}), space().tables());
     let lazy = Lazy::new(&mmu);
     let whole = PageRange::from_pages(area.start(), area.pages() as usize).expect("an area is a range");
-    tables.get().unmap(&lazy, &KernelTlb, whole, |_| ()).expect("an area is made of pages");
+    tables.get().unmap(&lazy, &KernelTlb, whole, WholeLeaves, |_| ()).expect("an area is made of pages");
     let attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
-    let frames = |page: VirtAddr| frame((page - area.start()) / PAGE);
-    tables.get().map_frames(&lazy, whole, frames, attributes, &mut NoTables).expect("the tables are there");
+    let frames = |page: VirtAddr, _| (frame((page - area.start()) / PAGE), 1);
+    let mapped = tables.get().map_frames(&lazy, whole, frames, attributes, Leaves::Pages, &mut NoTables);
+    mapped.expect("the tables are there");
 }
 
 /// The tables are there.
@@ -117,38 +118,38 @@ unsafe impl TableSource for NoTables {
     fn give_back(&mut self, _: PhysAddr) {}
 }
 
-bench!(ro_alias, "set_memory_ro", "page");
+bench!(ro_alias, "set_memory_ro", "page", bootargs("vmalloc=pages"));
 fn ro_alias(bench: &mut Bench<'_>) {
     row_of_frames(bench, |page| page, KernelSpace::set_memory_rw, KernelSpace::set_memory_ro);
 }
 
-bench!(rw_alias, "set_memory_rw", "page");
+bench!(rw_alias, "set_memory_rw", "page", bootargs("vmalloc=pages"));
 fn rw_alias(bench: &mut Bench<'_>) {
     row_of_frames(bench, |page| page, KernelSpace::set_memory_ro, KernelSpace::set_memory_rw);
 }
 
-bench!(ro_scattered, "set_memory_ro/scattered", "page");
+bench!(ro_scattered, "set_memory_ro/scattered", "page", bootargs("vmalloc=pages"));
 fn ro_scattered(bench: &mut Bench<'_>) {
     row_of_frames(bench, |page| 2 * page, KernelSpace::set_memory_rw, KernelSpace::set_memory_ro);
 }
 
-bench!(x, "set_memory_x", "page");
+bench!(x, "set_memory_x", "page", bootargs("vmalloc=pages"));
 fn x(bench: &mut Bench<'_>) {
     let (ro, nx): (Call, Call) = (KernelSpace::set_memory_ro, KernelSpace::set_memory_nx);
     row(bench, Some(ro), nx, KernelSpace::set_memory_x);
 }
 
-bench!(nx, "set_memory_nx", "page");
+bench!(nx, "set_memory_nx", "page", bootargs("vmalloc=pages"));
 fn nx(bench: &mut Bench<'_>) {
     row(bench, Some(KernelSpace::set_memory_ro), KernelSpace::set_memory_x, KernelSpace::set_memory_nx);
 }
 
-bench!(ro, "set_memory_ro/no_alias", "page", bootargs("rodata=noalias"));
+bench!(ro, "set_memory_ro/no_alias", "page", bootargs("rodata=noalias vmalloc=pages"));
 fn ro(bench: &mut Bench<'_>) {
     row(bench, None, KernelSpace::set_memory_rw, KernelSpace::set_memory_ro);
 }
 
-bench!(rw, "set_memory_rw/no_alias", "page", bootargs("rodata=noalias"));
+bench!(rw, "set_memory_rw/no_alias", "page", bootargs("rodata=noalias vmalloc=pages"));
 fn rw(bench: &mut Bench<'_>) {
     row(bench, None, KernelSpace::set_memory_ro, KernelSpace::set_memory_rw);
 }
@@ -156,12 +157,12 @@ fn rw(bench: &mut Bench<'_>) {
 const OFF: Call = |space, start, pages| space.set_memory_valid(start, pages, Validity::Invalid);
 const ON: Call = |space, start, pages| space.set_memory_valid(start, pages, Validity::Valid);
 
-bench!(off, "set_memory_valid/off", "page");
+bench!(off, "set_memory_valid/off", "page", bootargs("vmalloc=pages"));
 fn off(bench: &mut Bench<'_>) {
     row(bench, None, ON, |space, start, pages| space.set_memory_valid(start, pages, Validity::Invalid));
 }
 
-bench!(on, "set_memory_valid/on", "page");
+bench!(on, "set_memory_valid/on", "page", bootargs("vmalloc=pages"));
 fn on(bench: &mut Bench<'_>) {
     row(bench, None, OFF, |space, start, pages| space.set_memory_valid(start, pages, Validity::Valid));
 }

@@ -10,7 +10,7 @@ fn space() -> &'static KernelSpace {
     &granule::kernel().space
 }
 
-bench!(vmalloc, "vmalloc", "page");
+bench!(vmalloc, "vmalloc", "page", bootargs("vmalloc=pages"));
 fn vmalloc(bench: &mut Bench<'_>) {
     for pages in PAGES {
         let cpu = this_cpu();
@@ -23,7 +23,7 @@ fn vmalloc(bench: &mut Bench<'_>) {
     }
 }
 
-bench!(vfree, "vfree", "page");
+bench!(vfree, "vfree", "page", bootargs("vmalloc=pages"));
 fn vfree(bench: &mut Bench<'_>) {
     for pages in PAGES {
         let cpu = this_cpu();

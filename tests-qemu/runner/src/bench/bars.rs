@@ -56,7 +56,7 @@ const HEAP: [Bar; 2] =
 
 /// All bounds of `default`. Linux: `rodata=noalias` where the row has no alias, a linear map of pages, but for rows of
 /// the linear map, where it is of the leaves that Granule has; a lean configuration, a boot that prints nothing.
-const BARS: [Bar; 62] = [
+const BARS: [Bar; 64] = [
     bar("set_memory_x", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_nx", 250, 7, REVOKES, (3744.0, 40.3)),
     bar("set_memory_ro/no_alias", 250, 7, REVOKES, (3740.0, 40.3)),
@@ -78,6 +78,9 @@ const BARS: [Bar; 62] = [
     // A larger area has whole tables of its own. Giving those back takes an unlinking with barriers and TLBIs of its
     // own.
     Bar { barriers_up_to: 512, ..bar("vfree", 600, 45, REVOKES, (966.0, 186.4)) },
+    // N counts blocks of 2 MiB.
+    bar("vmalloc_huge", 900, 300, MAKES_VALID, (3012.0, 4651.0)),
+    bar("set_memory_ro/huge", 600, 80, REVOKES_WITH_ALIAS, (0.0, 0.0)),
     bar(BOOT, 2_000_000, 0, None, (40_790_000.0, 0.0)),
     // Of the suite `mm`, at EL0. Each page that is touched is a fault.
     bar("null_syscall", 90, 0, None, (261.0, 0.0)),
