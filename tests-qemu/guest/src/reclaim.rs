@@ -143,16 +143,18 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
     space().vfree(cpu, area);
     space().reclaim_tables(cpu);
     t.equal("tables that are still there", tables(), full);
-    // What was freed is taken again, and filled with what a walker takes for leaves.
-    let Some(next) = t.ok("vmalloc", space().vmalloc(cpu, 64)) else { return };
-    for page in 0..64 {
+    // What was freed is taken again, frame by frame, and filled with what a walker takes for leaves.
+    let next = [15; 5].map(|pages| space().vmalloc(cpu, pages));
+    for area in next.iter().flatten() {
         // SAFETY: the test's own area.
-        unsafe { next.start().as_ptr::<u8>().wrapping_add((page * PAGE) as usize).write_bytes(0xff, PAGE_SIZE) };
+        unsafe { area.start().as_ptr::<u8>().write_bytes(0xff, area.pages() as usize * PAGE_SIZE) };
     }
     STEP.store(2, Ordering::Release);
     work::wait_for(CpuSet::of(other));
     t.equal("walks into memory of another owner", WRONG.load(Ordering::Relaxed), 0);
-    space().vfree(cpu, next);
+    for area in next {
+        t.ok("vmalloc", area).into_iter().for_each(|area| space().vfree(cpu, area));
+    }
     t.equal("all are back when the walk has ended", tables_in_use(), before);
 }
 
