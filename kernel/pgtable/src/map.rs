@@ -77,10 +77,8 @@ impl<M: Mmu> PageTables<'_, M> {
         if !physical.is_aligned(M::Geometry::PAGE_SIZE) {
             return Err(Error::Unaligned(physical.0));
         }
-        // `ADDRESS` reaches up to bit 47, so the last byte must not be beyond it.
-        match physical.0.checked_add(range.size() - 1) {
-            Some(last) if last >> 48 == 0 => {}
-            _ => return Err(Error::PhysicalTooHigh(physical)),
+        if is_too_high(physical, range.size()) {
+            return Err(Error::PhysicalTooHigh(physical));
         }
         if shape.execution == Execution::Forbidden && forbidding(attributes) != 0 {
             return Err(Error::ExecutionForbidden(range.start()));
@@ -109,8 +107,8 @@ impl<M: Mmu> PageTables<'_, M> {
         let Ok(place) = Cursor::at_root(self).down_to(LEVEL, start, ReclaimMark::Clear) else { return false };
         let (first, count) = (M::Geometry::index(start, LEVEL), (range.size() >> M::Geometry::shift(LEVEL)) as usize);
         let Some(cells) = place.cells().get(first..first + count) else { return false };
-        let is_high = physical.0 > (1 << 48) - range.size();
-        if !is_whole || is_high || place.inherited & forbidding(attributes) != 0 || self.mmu().survey(cells).any != 0 {
+        let is_refused = is_too_high(physical, range.size()) || place.inherited & forbidding(attributes) != 0;
+        if !is_whole || is_refused || self.mmu().survey(cells).any != 0 {
             return false;
         }
         let block = Descriptor::block(physical, attributes);
@@ -140,6 +138,12 @@ impl<M: Mmu> PageTables<'_, M> {
         let fit = Fit { leaves: Leaves::Pages, delta: 0 };
         map(self, lazy, range, Mapping { fit, frames, leaves, attributes, execution: Execution::ByLeaf }, source)
     }
+}
+
+/// Whether descriptors have no bits for the last of `size` bytes from `physical` on: `ADDRESS` reaches up to bit 47.
+#[inline(always)]
+fn is_too_high(physical: PhysAddr, size: u64) -> bool {
+    physical.0.checked_add(size - 1).is_none_or(|last| last >> 48 != 0)
 }
 
 /// Writes leaves of `level` from `address` on, the first of them `leaf` and each further one to the memory behind: whole
@@ -366,12 +370,10 @@ impl<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F> {
                 complete_unlinking(mmu, run.address(index));
             }
         }
-        for (index, cell) in run.leading(written).iter().enumerate() {
-            let (physical, _) = (self.mapping.frames)(run.address(index), 1);
-            let block = Descriptor::block(physical, self.mapping.attributes);
-            mmu.store(cell, if group { block.contiguous() } else { block });
-            self.lazy.wrote(block);
-        }
+        let (physical, _) = (self.mapping.frames)(run.from, written);
+        let block = Descriptor::block(physical, self.mapping.attributes);
+        write_leaves(mmu, run.leading(written), run.from, block, run.level, self.mapping.leaves);
+        self.lazy.wrote(block);
         written
     }
 

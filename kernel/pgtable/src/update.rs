@@ -121,14 +121,19 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     ///
     /// # Errors
     /// As [`Self::update`]. Every page is as it was; leaves may have been split.
-    #[inline]
     pub fn check<S: Splitter<M>>(
         &self,
         range: PageRange<M::Geometry>,
         change: Change,
         splitter: &mut S,
     ) -> Result<Checked<M::Geometry>, Error> {
-        let found = check_and_split(self, range, &change, splitter)?;
+        let found = match check::<M, S>(self, range, &change) {
+            Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
+                splitter.split(&Cut::new(*self, range, CutLeaves::Ends(cut)))?;
+                check::<M, S>(self, range, &change)?
+            }
+            found => found?,
+        };
         Ok(Checked { range, change, found, live_splits: S::LIVE_SPLITS })
     }
 
@@ -152,22 +157,6 @@ fn update_tables<M: Mmu, S: Splitter<M>>(
     let lazy = Lazy::new(tables.mmu());
     let flush = tables.apply(&lazy, checked);
     Ok((flush, lazy.into_pending()))
-}
-
-/// The first pass, and again where a leaf had to be split first.
-fn check_and_split<M: Mmu, S: Splitter<M>>(
-    tables: &PageTables<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    splitter: &mut S,
-) -> Result<Survey, Error> {
-    match check::<M, S>(tables, range, change) {
-        Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
-            splitter.split(&Cut::new(*tables, range, CutLeaves::Ends(cut)))?;
-            check::<M, S>(tables, range, change)
-        }
-        found => found,
-    }
 }
 
 /// What the first pass has found in a range: it may be changed.

@@ -8,6 +8,7 @@ use granule::smp::this_cpu;
 
 use crate::harness::{Bench, bench};
 use crate::linear::BLOCK_PAGES;
+use crate::vmalloc::row_of_areas;
 
 const BLOCKS: [u64; 5] = [1, 2, 4, 8, 16];
 
@@ -17,15 +18,7 @@ fn space() -> &'static KernelSpace {
 
 bench!(vmalloc, "vmalloc_huge", "block");
 fn vmalloc(bench: &mut Bench<'_>) {
-    for blocks in BLOCKS {
-        let cpu = this_cpu();
-        bench.point(
-            blocks,
-            || (),
-            |()| space().vmalloc_huge(cpu, blocks * BLOCK_PAGES),
-            |area| space().vfree(cpu, area.expect("memory for the area")),
-        );
-    }
+    row_of_areas(bench, &BLOCKS, |cpu, blocks| space().vmalloc_huge(cpu, blocks * BLOCK_PAGES));
 }
 
 /// An area whose alias is made of blocks too, whatever rows before have changed.

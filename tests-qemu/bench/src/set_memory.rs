@@ -1,8 +1,8 @@
 //! `set_memory_*` on vmalloc areas, each call a change of every page of the area.
 //!
-//! The areas are mapped by pages (`vmalloc=pages`), as Linux's are, and lie wherever vmalloc puts them. Rows with `/no_alias` leave the
-//! linear map's alias of the pages alone, as Linux does with `rodata=noalias`. Where it goes along, the frames lie in
-//! one piece of memory: in order, or no two that follow one another side by side.
+//! The areas are mapped by pages (`vmalloc=pages`), as Linux's are, and lie wherever vmalloc puts them. Rows with
+//! `/no_alias` leave the linear map's alias of the pages alone, as Linux does with `rodata=noalias`. Where it goes along,
+//! the frames lie in one piece of memory: in order, or no two that follow one another side by side.
 
 #![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
 

@@ -1,7 +1,8 @@
 //! `vmalloc` and `vfree`, by pages: frames, tables that are there already, addresses, and back.
 
 use granule::mm::kernel::KernelSpace;
-use granule::smp::this_cpu;
+use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
+use granule::smp::{Cpu, this_cpu};
 
 use crate::harness::{Bench, PAGES, bench};
 use crate::set_memory::area;
@@ -10,17 +11,23 @@ fn space() -> &'static KernelSpace {
     &granule::kernel().space
 }
 
+/// Measures `call`, which maps an area, for each of `sizes`.
+#[inline(always)]
+pub(crate) fn row_of_areas(
+    bench: &mut Bench<'_>,
+    sizes: &[u64],
+    call: impl Fn(&'static Cpu, u64) -> Result<KernelArea, VmallocError>,
+) {
+    for &size in sizes {
+        let cpu = this_cpu();
+        let free = |area: Result<_, _>| space().vfree(cpu, area.expect("memory for the area"));
+        bench.point(size, || (), |()| call(cpu, size), free);
+    }
+}
+
 bench!(vmalloc, "vmalloc", "page", bootargs("vmalloc=pages"));
 fn vmalloc(bench: &mut Bench<'_>) {
-    for pages in PAGES {
-        let cpu = this_cpu();
-        bench.point(
-            pages,
-            || (),
-            |()| space().vmalloc(cpu, pages),
-            |area| space().vfree(cpu, area.expect("memory for the area")),
-        );
-    }
+    row_of_areas(bench, &PAGES, |cpu, pages| space().vmalloc(cpu, pages));
 }
 
 bench!(vfree, "vfree", "page", bootargs("vmalloc=pages"));

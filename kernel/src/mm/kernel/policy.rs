@@ -48,9 +48,13 @@ fn named<T: Copy>(names: &Names<T>, word: &str) -> Option<T> {
     names.iter().find(|(name, _)| *name == word).map(|&(_, value)| value)
 }
 
+fn name_of<T: PartialEq>(names: &Names<T>, wanted: &T) -> &'static str {
+    names.iter().find(|(_, value)| value == wanted).map_or("", |(name, _)| name)
+}
+
 impl fmt::Display for SplitMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(SPLIT_MODES.iter().find(|(_, mode)| mode == self).map_or("", |(name, _)| name))
+        f.pad(name_of(SPLIT_MODES, self))
     }
 }
 
@@ -199,7 +203,7 @@ impl fmt::Display for Policy {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let on = |on| if on { "on" } else { "off" };
         let (alias, pagealloc) = (on(self.alias), on(self.debug_pagealloc));
-        let leaves = AREA_LEAVES.iter().find(|(_, leaves)| *leaves == self.area_leaves).map_or("", |(name, _)| name);
+        let leaves = name_of(AREA_LEAVES, &self.area_leaves);
         write!(
             f,
             "split={}, vmalloc={leaves}, alias of read-only memory {alias}, debug_pagealloc {pagealloc}",

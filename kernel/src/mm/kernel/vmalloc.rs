@@ -115,11 +115,7 @@ impl KernelSpace {
             return self.vmalloc_largest(cpu, pages);
         }
         let map = |start| self.map_new_frames(cpu, start, pages, AREA, Leaves::Pages);
-        let start = self.allocate(cpu, AreaKind::Vmalloc, pages, PAGE_SIZE as u64, map)?;
-        if lab::is_on!(WX_LEAF) {
-            self.make_writable_and_executable(start);
-        }
-        Ok(KernelArea { start, pages })
+        self.new_area(cpu, pages, PAGE_SIZE as u64, map)
     }
 
     /// The same, of a whole number of 2 MiB blocks, as many as `pages` take, and by blocks wherever there is memory for
@@ -142,7 +138,17 @@ impl KernelSpace {
             // Groups of blocks, and what may become a larger leaf some day.
             Some(order) => BLOCK_SIZE << order.min(MAX_ORDER),
         };
-        let map = |start| self.map_largest(cpu, start, pages);
+        self.new_area(cpu, pages, align, |start| self.map_largest(cpu, start, pages))
+    }
+
+    #[inline(always)]
+    fn new_area(
+        &self,
+        cpu: &Cpu,
+        pages: u64,
+        align: u64,
+        map: impl Fn(VirtAddr) -> Result<(), VmallocError>,
+    ) -> Result<KernelArea, VmallocError> {
         let start = self.allocate(cpu, AreaKind::Vmalloc, pages, align, map)?;
         if lab::is_on!(WX_LEAF) {
             self.make_writable_and_executable(start);

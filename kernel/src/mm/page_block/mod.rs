@@ -390,10 +390,6 @@ impl PageBlocks {
             let found = take(&mut list);
             // What moves can make room for groups later; the rest stays where it is.
             if found.is_none() && mobility == Mobility::Unmovable && self.cut_a_block(cpu, mobility, own, &mut list) {
-                // In front of those that have none, so that the next group comes out of it too.
-                let fresh = list.last as usize;
-                list.unlink(fresh);
-                list.link_first(fresh);
                 return own.take_group(&mut list);
             }
             return found;
@@ -465,7 +461,8 @@ impl PageBlocks {
         taken + self.take_own(cpu, mobility, &mut own.list.lock(), most - taken, each)
     }
 
-    /// Takes a block from the buddy and cuts it, for this CPU. Whether there was one.
+    /// Takes a block from the buddy and cuts it, for this CPU; it is the first of its list, in front of those whose frames
+    /// did not serve. Whether there was one.
     fn cut_a_block(&self, cpu: &Cpu, mobility: Mobility, own: &CutBlocks, list: &mut List) -> bool {
         let mut buddy = self.buddy.lock();
         let Some(number) = buddy.take(cpu, 0, &self.free_blocks) else { return false };
@@ -480,7 +477,7 @@ impl PageBlocks {
         block.free = BLOCK_FRAMES as u16;
         block.number = number as u32;
         change(&own.count, 1);
-        list.link_last(index);
+        list.link_first(index);
         self.set_states(number..number + 1, cut_by(cpu.id, mobility));
         true
     }
