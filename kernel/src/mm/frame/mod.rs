@@ -297,7 +297,7 @@ impl FrameAllocator {
     /// 2^`order` contiguous page blocks of 2 MiB, aligned to their size, with whatever they held before.
     ///
     /// # Errors
-    /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`](super::page_block::MAX_ORDER) (1 GiB).
+    /// [`OutOfMemory`]: there is no such run, or `order` is above [`MAX_ORDER`] (1 GiB).
     #[inline]
     pub fn alloc_blocks(&self, cpu: &Cpu, order: u32) -> Result<PhysAddr, OutOfMemory> {
         let kept = self.kept_from(cpu);
