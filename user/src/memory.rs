@@ -51,6 +51,7 @@ pub unsafe fn munmap(address: u64, bytes: u64) -> Result<(), Errno> {
 ///
 /// # Safety
 /// It is the caller's, and is accessed as permitted afterwards.
+#[inline]
 pub unsafe fn mprotect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { sys::call(MPROTECT, [address, bytes, protection, 0, 0, 0]) }.map(drop)
@@ -63,6 +64,7 @@ pub unsafe fn mprotect(address: u64, bytes: u64, protection: u64) -> Result<(), 
 ///
 /// # Safety
 /// It is the caller's, and with `MADV_DONTNEED` there is no reference to it.
+#[inline]
 pub unsafe fn madvise(address: u64, bytes: u64, advice: u64) -> Result<(), Errno> {
     // SAFETY: the caller's promise.
     unsafe { sys::call(MADVISE, [address, bytes, advice, 0, 0, 0]) }.map(drop)

@@ -22,6 +22,7 @@ impl TableList {
     pub(crate) const EMPTY: Self = Self { head: PhysAddr(0), count: 0 };
 
     /// Takes `needed` tables from `source`, or none.
+    #[inline]
     pub(crate) fn take<M: Mmu>(mmu: &M, needed: usize, source: &mut impl TableSource) -> Result<Self, Error> {
         let mut tables = Self::EMPTY;
         while tables.count < needed {

@@ -385,6 +385,7 @@ pub(super) fn begin_slice(cpu: &Cpu, waited_for: WaitedFor) {
 }
 
 /// Sets the timer for what is due first. Interrupts masked.
+#[inline]
 pub(super) fn program(cpu: &Cpu) {
     let due = cpu.sched.slice_end.load(Ordering::Relaxed).min(cpu.sched.next_timeout.load(Ordering::Relaxed));
     timer::set(cpu, Purpose::Threads, (due != NEVER).then(|| Deadline::at(due)), when_due);

@@ -89,6 +89,7 @@ impl<T> Waiters<'_, T> {
     }
 
     /// Wakes the thread that has waited longest; whether there was one.
+    #[inline]
     pub fn wake_front(&mut self) -> bool {
         self.list.0.pop_front().map(wake).is_some()
     }

@@ -42,6 +42,7 @@ impl Numbers {
     }
 
     /// The first free number from `from` up to `end`.
+    #[inline]
     fn next_free(&self, from: u32, end: u32) -> Option<u32> {
         let first = from / WORD;
         let words =

@@ -56,6 +56,7 @@ impl Handlers {
     }
 
     /// Calls `look` with the actions, locked.
+    #[inline]
     pub fn with<R>(&self, look: impl FnOnce(&mut Actions) -> R) -> R {
         look(&mut self.0.lock())
     }
@@ -149,6 +150,7 @@ impl ProcessState {
     }
 
     /// The effect of a signal.
+    #[inline]
     pub fn effect(&self, signal: Signal) -> Effect {
         self.handlers.with(|actions| actions.effect(signal))
     }

@@ -241,6 +241,7 @@ impl Process {
     }
 
     /// Does the rest of a visit. For threads of this process, without a lock.
+    #[inline]
     pub fn visit(&self, mut visit: Visit) {
         while !visit.is_done() {
             self.lock().step(&mut visit);

@@ -83,6 +83,7 @@ impl Window {
     }
 
     /// [`AreaTree::begin_free`].
+    #[inline]
     pub(super) fn begin_free(&self, start: VirtAddr, kind: AreaKind) -> Result<FreeingArea, Option<AreaKind>> {
         self.part(start).ok_or(None)?.areas.lock().begin_free(start, kind)
     }

@@ -425,6 +425,7 @@ impl PageBlocks {
     }
 
     /// Takes up to `most` frames out of this CPU's blocks, whose list this is, and cuts more of them; how many it got.
+    #[inline]
     fn take_own(
         &self,
         cpu: &Cpu,

@@ -674,6 +674,7 @@ pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
 
 /// The pages of `bytes` bytes from `start` on, cut at the end of the space, and whether nothing was cut; `None` where
 /// there are no bytes. `wraps` is the error for a range that wraps.
+#[inline]
 pub(super) fn clamped_range(
     start: VirtAddr,
     bytes: u64,

@@ -211,6 +211,7 @@ impl Pending {
     }
 
     /// Adds one.
+    #[inline]
     pub fn add(&self, signal: Signal, cause: SignalCause) {
         if self.set().has(signal) {
             return;
@@ -240,6 +241,7 @@ impl Pending {
     }
 
     /// Takes one away.
+    #[inline]
     pub fn remove(&self, signal: Signal) {
         self.set.set(self.set().without(signal.set()));
         if let Some(place) = self.sender(signal) {
