@@ -59,6 +59,10 @@ pub mod bits {
     /// Software, in an entry that is neither valid nor present: a table was unlinked here that walk caches may still
     /// have. Not [`RECLAIM_MARK`], which a walker that needs the table clears without another look.
     pub const UNLINKED: u64 = 1 << 57;
+    /// Software, in a valid entry above the last level: a larger leaf, or a table with contiguous groups, is about to
+    /// stand for the table that is linked here, or does so and walk caches may still have that table. A walk that stores
+    /// below clears this first, with an invalidation in front.
+    pub const COLLAPSING: u64 = 1 << 57;
     // Of user entries; the table of all that software gives a meaning, VALID or not, is in `descriptor::user`.
     /// Software, user leaves: it was written.
     pub const DIRTY: u64 = 1 << 55;

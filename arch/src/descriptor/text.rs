@@ -119,10 +119,11 @@ impl Decoded {
 }
 
 /// Bits of a table descriptor, and what is printed for each.
-const TABLE_BITS: [(u64, &str); 3] = [
+const TABLE_BITS: [(u64, &str); 4] = [
     (bits::PXNTABLE, "PXNTable"),
     (bits::UXNTABLE, "UXNTable"),
     (bits::RECLAIM_MARK, "marked for reclaim (software's)"),
+    (bits::COLLAPSING, "collapsing (software's)"),
 ];
 
 /// Bits of a leaf, likewise.
@@ -161,7 +162,7 @@ const fn software(leaf: Descriptor) -> &'static [(u64, &'static str)] {
             (bits::PROT_NONE, "inaccessible (software's)"),
             (bits::FAULT_ON_ACCESS, "fault on access (software's)"),
         ],
-        _ => &[(bits::VM_ALLOC, "VM_ALLOC (software's)")],
+        _ => &[(bits::VM_ALLOC, "VM_ALLOC (software's)"), (bits::COLLAPSING, "collapsing (software's)")],
     }
 }
 

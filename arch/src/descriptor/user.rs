@@ -42,10 +42,11 @@ const fn used(mask: u64, places: Places) -> Use {
 }
 
 /// Every one of them.
-const USES: [Use; 17] = [
+const USES: [Use; 18] = [
     used(bits::VM_ALLOC, KERNEL_LEAF),
     used(bits::RECLAIM_MARK, TABLE),
     used(bits::UNLINKED, NOT_PRESENT),
+    used(bits::COLLAPSING, KERNEL_LEAF | TABLE),
     used(bits::DIRTY, USER_LEAF | PRESENT_INVALID),
     used(bits::SPECIAL, USER_LEAF | PRESENT_INVALID),
     used(bits::UFFD_WP, USER_LEAF),

@@ -113,27 +113,54 @@ impl<W: WalkWord> Drop for Announced<'_, W> {
     }
 }
 
-/// The walks that were under way on `CPUS` CPUs at one moment, as far as they have not been seen to end.
+/// The walks that were under way on `CPUS` CPUs at one moment, 64 at most, as far as they have not been seen to end.
 #[derive(Clone, Copy, Debug)]
-pub struct Grace<const CPUS: usize>([u64; CPUS]);
+pub struct Grace<const CPUS: usize> {
+    words: [u64; CPUS],
+    /// The CPUs, by bit, whose word was odd.
+    open: u64,
+    /// The sum of all words. None ever goes back, so it stays only where all do.
+    sum: u64,
+}
 
 impl<const CPUS: usize> Grace<CPUS> {
+    /// No walk to wait for.
+    pub(crate) const OVER: Self = Self { words: [0; CPUS], open: 0, sum: 0 };
+
     /// Looks at every word. `words` gives the one of a CPU by number, `None` where there is no such CPU.
     ///
     /// Before this comes the change that later walks are to see, and then a full barrier of the caller's.
     pub fn begin<'w, W: WalkWord + 'w>(words: impl Fn(usize) -> Option<&'w W>) -> Self {
-        Self(core::array::from_fn(|cpu| words(cpu).map_or(0, W::load_acquire)))
+        const { assert!(CPUS <= u64::BITS as usize) };
+        let mut all = Self::OVER;
+        for cpu in 0..CPUS {
+            let Some(word) = words(cpu) else { continue };
+            let seen = word.load_acquire();
+            all.words[cpu] = seen;
+            all.open |= (seen & 1) << cpu;
+            all.sum = all.sum.wrapping_add(seen);
+        }
+        all
+    }
+
+    /// Stands for what all words were then: for [`Grace::saw_none_since`].
+    pub(crate) const fn sum(&self) -> u64 {
+        self.sum
+    }
+
+    /// Whether no walk was under way then, and none has begun since `earlier`, when the words had that sum.
+    pub(crate) const fn saw_none_since(&self, earlier: u64) -> bool {
+        self.open == 0 && self.sum == earlier
     }
 
     /// Whether each of those walks has ended. Never waits.
     pub fn is_over<'w, W: WalkWord + 'w>(&mut self, words: impl Fn(usize) -> Option<&'w W>) -> bool {
-        for (cpu, seen) in self.0.iter_mut().enumerate() {
-            if !seen.is_multiple_of(2) {
-                if words(cpu).is_some_and(|word| word.load_acquire() == *seen) {
-                    return false;
-                }
-                *seen = 0;
+        while self.open != 0 {
+            let cpu = self.open.trailing_zeros() as usize;
+            if words(cpu).is_some_and(|word| Some(&word.load_acquire()) == self.words.get(cpu)) {
+                return false;
             }
+            self.open &= self.open - 1;
         }
         true
     }
@@ -169,6 +196,22 @@ mod tests {
         assert!(grace.is_over(at));
         drop((later, again));
         assert!(Grace::<3>::begin(at).is_over(at));
+    }
+
+    #[test]
+    fn a_walk_between_two_looks_is_noticed_when_it_has_ended_too() {
+        let words = [const { AtomicU64::new(6) }; 3];
+        let at = |cpu: usize| words.get(cpu);
+        let before = Grace::<4>::begin(at);
+        assert!(Grace::<4>::begin(at).saw_none_since(before.sum()));
+        let walk = Announced::begin(&words[2]);
+        let during = Grace::<4>::begin(at);
+        assert!(!during.saw_none_since(before.sum()));
+        // It was under way all the time: what it stores may come at any moment.
+        assert!(!Grace::<4>::begin(at).saw_none_since(during.sum()));
+        drop(walk);
+        assert!(!Grace::<4>::begin(at).saw_none_since(before.sum()));
+        assert!(!Grace::<4>::begin(at).saw_none_since(during.sum()));
     }
 
     #[test]

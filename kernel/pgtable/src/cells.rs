@@ -14,7 +14,7 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 
-use crate::cursor::{Cursor, ReclaimMark};
+use crate::cursor::{Cursor, Marks};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::range::PageRange;
@@ -203,7 +203,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// The entry above the last level for `address`; `None` where there is no table of that level, or a larger block.
     #[inline]
     pub fn block_cell(&self, address: VirtAddr) -> Option<BlockCell<'a, M>> {
-        let place = Cursor::at_root(self).down_to(BLOCK_LEVEL, address, ReclaimMark::Keep).ok()?;
+        let place = Cursor::at_root(self).down_to(BLOCK_LEVEL, address, Marks::Keep).ok()?;
         Some(block_in(self.mmu(), place.table(), address))
     }
 
@@ -224,7 +224,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// The last-level table for `address`, or where the walk for it ends.
     #[inline(always)]
     fn last_table(&self, address: VirtAddr) -> Result<Cursor<'a, M>, Stop> {
-        Cursor::at_root(self).down_to(LAST_LEVEL, address, ReclaimMark::Keep).map_err(stop)
+        Cursor::at_root(self).down_to(LAST_LEVEL, address, Marks::Keep).map_err(stop)
     }
 
     /// The entry of the page at `address`, and its table, which is linked first where it is missing; and what `prepare`
@@ -272,7 +272,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// How many tables are missing down to `LEVEL` for `address`; `None` at a block.
     #[inline(always)]
     fn missing<const LEVEL: u8>(&self, address: VirtAddr) -> Option<usize> {
-        match Cursor::at_root(self).down_to(LEVEL, address, ReclaimMark::Keep).map_err(stop) {
+        match Cursor::at_root(self).down_to(LEVEL, address, Marks::Keep).map_err(stop) {
             Ok(_) => Some(0),
             Err(Stop::Missing(found)) => Some(usize::from(LEVEL - found)),
             Err(Stop::Block(_)) => None,
@@ -327,7 +327,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     /// The entry of `level` for `address`, which links a table, or the level at which the walk to it ends.
     fn table_cell(&self, address: VirtAddr, level: u8) -> Result<&'a M::Cell, u8> {
         let missing = |end| stop(end).missing_at(address);
-        let cell = Cursor::at_root(self).down_to(level, address, ReclaimMark::Keep).map_err(missing)?.cell(address);
+        let cell = Cursor::at_root(self).down_to(level, address, Marks::Keep).map_err(missing)?.cell(address);
         let entry = self.mmu().load(cell);
         if entry.is_table() { Ok(cell) } else { Err(missing((entry, level))) }
     }

@@ -6,19 +6,23 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
+use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::tables::PageTables;
 
-/// What a walk does with the marks of reclaim on its path: see [`crate::reclaim`].
+/// What a walk does with the marks of [`crate::reclaim`] and [`crate::collapse`] on its path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) enum ReclaimMark {
-    /// They stay.
+pub(crate) enum Marks {
+    /// They stay: the walk stores nothing, or another one of the same caller has taken them away.
     Keep,
-    /// They are cleared, so that the marked tables stay linked. Only in announced walks.
+    /// They are taken away, so that the marked tables stay linked. Only in announced walks.
     Clear,
 }
+
+/// Marks of table descriptors.
+const MARKS: u64 = bits::RECLAIM_MARK | bits::COLLAPSING;
 
 /// A table that was reached from the root.
 pub(crate) struct Cursor<'t, M: Mmu> {
@@ -73,18 +77,29 @@ impl<'t, M: Mmu> Cursor<'t, M> {
     /// # Errors
     /// The entry, where it links none.
     #[inline(always)]
-    pub(crate) fn descend(&mut self, level: u8, address: VirtAddr, mark: ReclaimMark) -> Result<(), Descriptor> {
+    pub(crate) fn descend(&mut self, level: u8, address: VirtAddr) -> Result<(), Descriptor> {
         debug_assert_eq!(level, self.level());
         let cell = &self.cells()[M::Geometry::index(address, level)];
-        let mut entry = self.mmu.load(cell);
-        if mark == ReclaimMark::Clear {
-            while entry.is_table() && entry.0 & bits::RECLAIM_MARK != 0 {
-                self.mmu.clear_bits(cell, bits::RECLAIM_MARK);
-                // Read again: the table may have been unlinked in between, and then clearing has changed nothing.
-                entry = self.mmu.load(cell);
-            }
-        }
+        self.follow_from(level, self.mmu.load(cell))
+    }
+
+    /// The same, with the entry's marks taken away.
+    fn descend_and_clear(&mut self, level: u8, address: VirtAddr) -> Result<(), Descriptor> {
+        let cell = &self.cells()[M::Geometry::index(address, level)];
+        let entry = cleared(self.mmu, cell, level, address);
         self.follow_from(level, entry)
+    }
+
+    /// Whether a descriptor on the way down had a mark.
+    #[inline(always)]
+    pub(crate) const fn is_marked(&self) -> bool {
+        self.inherited & MARKS != 0
+    }
+
+    /// Whether a descriptor on the way down had the mark of a collapse.
+    #[inline(always)]
+    pub(crate) const fn is_collapsing(&self) -> bool {
+        self.inherited & bits::COLLAPSING != 0
     }
 
     #[inline(always)]
@@ -102,25 +117,102 @@ impl<'t, M: Mmu> Cursor<'t, M> {
     /// # Errors
     /// The entry where the walk ends above that, and its level.
     #[inline(always)]
-    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, mark: ReclaimMark) -> Result<Self, (Descriptor, u8)> {
+    pub(crate) fn down_to(mut self, level: u8, address: VirtAddr, marks: Marks) -> Result<Self, (Descriptor, u8)> {
+        let root = Self { ..self };
         let mut at = M::Geometry::FIRST_LEVEL;
+        let mut end = Ok(());
         while at != level {
-            self.descend(at, address, mark).map_err(|entry| (entry, at))?;
+            end = self.descend(at, address).map_err(|entry| (entry, at));
+            if end.is_err() {
+                break;
+            }
             at += 1;
         }
+        if marks == Marks::Clear && self.is_marked() {
+            return root.down_and_clear(level, address);
+        }
+        end?;
         self.table = Table::new(self.table.address(), level);
+        Ok(self)
+    }
+
+    /// The same, with all marks on the way taken away.
+    #[cold]
+    #[inline(never)]
+    fn down_and_clear(mut self, level: u8, address: VirtAddr) -> Result<Self, (Descriptor, u8)> {
+        for at in M::Geometry::FIRST_LEVEL..level {
+            self.descend_and_clear(at, address).map_err(|entry| (entry, at))?;
+        }
         Ok(self)
     }
 
     /// Goes down to where the walk for `address` ends, and returns the entry there: no table descriptor.
     #[inline(always)]
-    pub(crate) fn end_of_walk(mut self, address: VirtAddr, mark: ReclaimMark) -> (Self, Descriptor) {
+    pub(crate) fn end_of_walk(mut self, address: VirtAddr, marks: Marks) -> (Self, Descriptor) {
+        if marks == Marks::Clear {
+            return self.clear_to_the_end(address);
+        }
         let mut at = M::Geometry::FIRST_LEVEL;
         loop {
-            if let Err(entry) = self.descend(at, address, mark) {
+            if let Err(entry) = self.descend(at, address) {
                 return (self, entry);
             }
             at += 1;
         }
     }
+
+    /// The same, with all marks on the way and at its end taken away.
+    #[inline(never)]
+    fn clear_to_the_end(mut self, address: VirtAddr) -> (Self, Descriptor) {
+        loop {
+            if let Err(entry) = self.descend_and_clear(self.level(), address) {
+                return (self, entry);
+            }
+        }
+    }
+}
+
+/// Takes the marks of `cells` away, entries of a table of `level` from the one for `address` on.
+#[inline(never)]
+pub(crate) fn clear_all<M: Mmu>(mmu: &M, cells: &[M::Cell], level: u8, address: VirtAddr) {
+    for (index, cell) in cells.iter().enumerate() {
+        cleared(mmu, cell, level, VirtAddr(address.0 + ((index as u64) << M::Geometry::shift(level))));
+    }
+}
+
+/// The entry for `address`, with its marks taken away.
+#[inline(never)]
+fn cleared<M: Mmu>(mmu: &M, cell: &M::Cell, level: u8, address: VirtAddr) -> Descriptor {
+    loop {
+        let entry = mmu.load(cell);
+        // A block has the mark of the table that it has replaced.
+        let marks = if entry.is_table() { MARKS } else { bits::COLLAPSING };
+        if level == LAST_LEVEL || !entry.is_valid() || entry.0 & marks == 0 {
+            return entry;
+        }
+        // And read again: the table may be gone meanwhile, and then clearing has changed nothing.
+        if entry.0 & bits::COLLAPSING != 0 {
+            settle(mmu, cell, entry, address);
+        } else {
+            mmu.clear_bits(cell, bits::RECLAIM_MARK);
+        }
+    }
+}
+
+/// Takes a mark away that a walk has found, where `entry` was read for `address`: what is stored from now on is not
+/// lost, and no walk cache has another table for the address.
+#[cold]
+fn settle<M: Mmu>(mmu: &M, cell: &M::Cell, entry: Descriptor, address: VirtAddr) {
+    complete_unlinking(mmu, address);
+    // Where this fails the collapser or another walk was faster: the caller reads again.
+    let _ = mmu.compare_exchange(cell, entry, Descriptor(entry.0 & !bits::COLLAPSING));
+}
+
+/// Takes out of all walk caches the table that was unlinked at `address`, where this CPU has read [`bits::UNLINKED`].
+#[cold]
+pub(crate) fn complete_unlinking<M: Mmu>(mmu: &M, address: VirtAddr) {
+    // Another CPU stored the mark: a DSB that orders this CPU's read of it makes all walks see it. DSB ISHST would not.
+    mmu.dsb_ish();
+    mmu.tlbi(Instruction::Vaae1is(AddressOperand::new(address, None)));
+    mmu.complete_tlbi();
 }

@@ -182,6 +182,12 @@ impl<G: Geometry> HostMachine<G> {
         &self.mmu.0.frame(step.table)[step.index]
     }
 
+    /// Takes back a table with the entries that it has, as [`crate::Collapser`] leaves it.
+    pub fn free_table(&self, table: PhysAddr) {
+        self.mmu.0.frame(table).iter().for_each(|cell| cell.store(0, Ordering::Relaxed));
+        lock(&self.free).push(table);
+    }
+
     /// How many operations the record has so far.
     pub fn recorded(&self) -> usize {
         lock(&self.mmu.0.operations).as_ref().map_or(0, Vec::len)

@@ -33,7 +33,7 @@
 //! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
 //! no lock among them: their entries are different cells, and a table that two need is linked by compare-exchange.
 //! What they share is a block or contiguous group that both own a part of: [`PageTables::split`] makes it theirs.
-//! Reading (`walk`, `translate`, `dump`) is free at any time.
+//! Reading (`walk`, `translate`, `dump`, `findings`) is free at any time.
 //!
 //! Tables stay linked once they are, unless the tree has a [`Reclaimer`]. Then every walk is announced
 //! ([`announce`]), whatever it is for.
@@ -49,9 +49,11 @@ extern crate std;
 pub mod announce;
 mod cells;
 mod code;
+pub mod collapse;
 mod cursor;
 mod dump;
 mod error;
+mod findings;
 mod flush;
 pub mod geometry;
 #[cfg(not(target_os = "none"))]
@@ -79,8 +81,10 @@ pub use granule_arch;
 
 pub use announce::{Announced, Grace, WalkWord};
 pub use cells::{BlockCell, Cells, CellsOrBlock, CellsWalk, Dismantled, EnsureError, Visited};
-pub use dump::{Extent, LeafTotals, Size};
+pub use collapse::{Collapse, Collapser, Collapses, Handshake};
+pub use dump::{Extent, GroupFault, LeafTotals, Size};
 pub use error::Error;
+pub use findings::{Finding, FindingKind, FindingTotals};
 pub use flush::{Flush, Invalidation, Tables};
 pub use geometry::{Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, Tiny};
 pub use lazy::{Lazy, Pending, pending_after};

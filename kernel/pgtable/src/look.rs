@@ -9,7 +9,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::code;
-use crate::cursor::{Cursor, ReclaimMark};
+use crate::cursor::{Cursor, Marks};
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
@@ -149,7 +149,7 @@ pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, T>(
     act: impl Act<'t, M, T>,
 ) -> Option<T> {
     if !S::SPLITS {
-        let run = tables.sole_run(range, ReclaimMark::Keep)?;
+        let run = tables.sole_run(range)?;
         return look_at(tables, &run, LAST_LEVEL, range, change, splitter, act);
     }
     match tables.sole_run_of_leaves(range)? {
@@ -308,10 +308,10 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         LastTable { mmu: self.mmu(), start: 1 << 62, cells: &[] }
     }
 
-    /// The last-level table that translates `address`; `None` where there is a block, or nothing.
+    /// The last-level table that translates `address`, to change pages in; `None` where there is a block, or nothing.
     #[inline(never)]
     pub fn last_table_of(&self, address: VirtAddr) -> Option<LastTable<'t, M>> {
-        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, ReclaimMark::Keep).ok()?;
+        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, Marks::Clear).ok()?;
         let start = address.align_down(M::Geometry::entry_size(LAST_LEVEL - 1)).0;
         Some(LastTable { mmu: self.mmu(), start, cells: place.cells() })
     }
@@ -403,7 +403,12 @@ impl Wanted {
 #[inline(always)]
 fn wanted(change: &Change, level: u8, refused: u64) -> [Wanted; 2] {
     let required = change.required() | change.required_bits();
-    let (valid, table) = if level == LAST_LEVEL { (bits::VALID | bits::TABLE, 0) } else { (bits::VALID, bits::TABLE) };
+    // A block's mark takes another look, which takes it away.
+    let (valid, table) = if level == LAST_LEVEL {
+        (bits::VALID | bits::TABLE, 0)
+    } else {
+        (bits::VALID, bits::TABLE | bits::COLLAPSING)
+    };
     [
         Wanted { all: required | valid, none: table | refused },
         Wanted { all: required | bits::PRESENT_INVALID, none: bits::VALID | refused },

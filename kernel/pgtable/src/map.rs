@@ -8,12 +8,12 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
 use crate::Error;
-use crate::cursor::{Cursor, ReclaimMark};
+use crate::cursor::{Cursor, Marks, complete_unlinking};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::Mmu;
 use crate::range::PageRange;
-use crate::reclaim::{UNLINKED, complete_unlinking};
+use crate::reclaim::UNLINKED;
 use crate::source::TableSource;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
@@ -104,7 +104,7 @@ impl<M: Mmu> PageTables<'_, M> {
         const LEVEL: u8 = LAST_LEVEL - 1;
         let (start, size) = (range.start(), M::Geometry::entry_size(LEVEL));
         let is_whole = M::Geometry::has_leaves(LEVEL) && (start.0 | physical.0 | range.size()) & (size - 1) == 0;
-        let Ok(place) = Cursor::at_root(self).down_to(LEVEL, start, ReclaimMark::Clear) else { return false };
+        let Ok(place) = Cursor::at_root(self).down_to(LEVEL, start, Marks::Clear) else { return false };
         let (first, count) = (M::Geometry::index(start, LEVEL), (range.size() >> M::Geometry::shift(LEVEL)) as usize);
         let Some(cells) = place.cells().get(first..first + count) else { return false };
         let is_refused = is_too_high(physical, range.size()) || place.inherited & forbidding(attributes) != 0;
@@ -247,7 +247,7 @@ fn map<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     let mut counting = Counting { fit: mapping.fit, forbidding: forbidding(mapping.attributes), needed: 0 };
     // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like
     // what the first of two passes has counted on.
-    if let Some(run) = tables.sole_run(range, ReclaimMark::Clear) {
+    if let Some(run) = tables.sole_run(range) {
         counting.visit(tables.mmu(), &run)?;
         Writing { lazy, mapping, spare: TableList::EMPTY }.write_pages(tables.mmu(), &run);
         return Ok(());
@@ -286,7 +286,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
     type Error = Error;
 
     /// What is not counted here must still be there in the second pass: see [`crate::reclaim`].
-    const MARK: ReclaimMark = ReclaimMark::Clear;
+    const MARKS: Marks = Marks::Clear;
 
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {

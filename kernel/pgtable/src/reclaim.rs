@@ -23,7 +23,7 @@
 //! ```
 //! A table that a neighbour links between its two passes is of the first kind: the mark can only have come later. So
 //! what the first pass has counted on is there in the second, and neither pass ever waits. `update` and `unmap` need
-//! none of this: they write only entries that are leaves, and a table with a leaf is not empty.
+//! none of this for reclaim, which takes no table that has a leaf; [`crate::collapse`] does.
 //!
 //! # Why no walker reads a freed table
 //! A walk that begins after step 2 does not find the table; one that began before keeps the second grace period from
@@ -41,10 +41,9 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
-use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::announce::{Grace, WalkWord};
-use crate::cursor::{Cursor, ReclaimMark};
+use crate::cursor::{Cursor, Marks};
 use crate::flush::{Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table, Tlb};
@@ -55,15 +54,6 @@ use crate::tables::PageTables;
 /// What stands in the place of a table's descriptor while walk caches may hold it: nothing, to hardware and to every
 /// walk.
 pub(crate) const UNLINKED: Descriptor = Descriptor(bits::UNLINKED);
-
-/// Takes out of all walk caches the table that was unlinked at `address`, where this CPU has read [`UNLINKED`].
-#[cold]
-pub(crate) fn complete_unlinking<M: Mmu>(mmu: &M, address: VirtAddr) {
-    // Another CPU stored the mark: a DSB that orders this CPU's read of it makes all walks see it. DSB ISHST would not.
-    mmu.dsb_ish();
-    mmu.tlbi(Instruction::Vaae1is(AddressOperand::new(address, None)));
-    mmu.complete_tlbi();
-}
 
 /// How far a [`Reclaimer`] has come.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -220,7 +210,7 @@ fn unlinked_at<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) 
 
 /// The end of step 2 for the table that translated `address`: the entry is free, unless a mapper has taken it already.
 fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
-    let (place, entry) = Cursor::at_root(tables).end_of_walk(address, ReclaimMark::Keep);
+    let (place, entry) = Cursor::at_root(tables).end_of_walk(address, Marks::Keep);
     if entry == UNLINKED {
         // Where this fails a mapper was here: it has invalidated the address itself.
         let _ = tables.mmu().compare_exchange(place.cell(address), UNLINKED, Descriptor::EMPTY);

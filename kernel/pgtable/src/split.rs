@@ -39,6 +39,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::Error;
+use crate::cursor::{Cursor, Marks};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Survey, Table};
 use crate::range::PageRange;
@@ -267,9 +268,11 @@ fn missing_tables<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geomet
     let cut = |end: End, level| end.cuts(M::Geometry::entry_size(level));
     // The levels at which an entry must be a table: none where nothing is mapped.
     let levels = |end: End| {
-        let entry = tables.entry(end.page);
-        let is_leaf = entry.descriptor.kind(M::Geometry::level_entries(entry.level)) == Kind::Leaf;
-        if is_leaf { entry.level..LAST_LEVEL } else { LAST_LEVEL..LAST_LEVEL }
+        // The second pass stores to what is found here.
+        let (place, entry) = Cursor::at_root(tables).end_of_walk(end.page, Marks::Clear);
+        let level = place.level();
+        let is_leaf = entry.kind(M::Geometry::level_entries(level)) == Kind::Leaf;
+        if is_leaf { level..LAST_LEVEL } else { LAST_LEVEL..LAST_LEVEL }
     };
     let (mut needed, of_first) = (0, levels(first));
     for level in of_first.clone() {

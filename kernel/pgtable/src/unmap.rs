@@ -13,7 +13,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
 use crate::Error;
-use crate::cursor::ReclaimMark;
+use crate::cursor::Marks;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
@@ -85,7 +85,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         _splitter: &S,
         released: impl FnMut(Leaf),
     ) -> bool {
-        if let Some(run) = self.sole_run(range, ReclaimMark::Keep)
+        if let Some(run) = self.sole_run(range)
             && let found = self.mmu().survey(run.cells())
             && found.any & unwanted == 0
             && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
@@ -155,6 +155,9 @@ impl<G: Geometry> Unmapping<G> {
 /// Refuses a range that cuts a leaf.
 impl<'t, M: Mmu> Visitor<'t, M> for Unmapping<M::Geometry> {
     type Error = Error;
+
+    /// The next steps store to what is found here.
+    const MARKS: Marks = Marks::Clear;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
         let leaves = leading_leaves(mmu, run);

@@ -13,6 +13,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::Error;
 use crate::code;
+use crate::cursor::Marks;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};
@@ -260,6 +261,9 @@ struct PermissionCheck<'a, G: Geometry> {
 
 impl<'t, M: Mmu> Visitor<'t, M> for PermissionCheck<'_, M::Geometry> {
     type Error = Error;
+
+    /// The second pass stores to what is found here.
+    const MARKS: Marks = Marks::Clear;
 
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {

@@ -9,7 +9,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 
 use crate::Error;
-use crate::cursor::{Cursor, ReclaimMark};
+use crate::cursor::{Cursor, Marks, clear_all};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::Mmu;
 use crate::range::PageRange;
@@ -79,8 +79,9 @@ pub(crate) trait Visitor<'t, M: Mmu> {
     /// Why the walk ended early.
     type Error;
 
-    /// What the walk does with reclaim marks.
-    const MARK: ReclaimMark = ReclaimMark::Keep;
+    /// What the walk does with marks: [`Marks::Clear`] where it stores, or another of the same caller does, that counts on
+    /// what this one has found.
+    const MARKS: Marks = Marks::Keep;
 
     /// Deals with the entries at the start of `run`.
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error>;
@@ -106,7 +107,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         let mut from = range.start();
         let mut left = range.size();
         while left != 0 {
-            let done = match Cursor::at_root(self).down_to(LAST_LEVEL, from, V::MARK) {
+            let done = match Cursor::at_root(self).down_to(LAST_LEVEL, from, V::MARKS) {
                 Ok(place) => visit_pages(self.mmu(), &place, from, left, visitor)?,
                 Err(_) => visit_upper(self, from, left, visitor)?,
             };
@@ -116,25 +117,29 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         Ok(())
     }
 
-    /// All of `range`, where it lies in one last-level table.
+    /// All of `range`, where it lies in one last-level table, with the marks on the way taken away.
     #[inline(always)]
-    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>, mark: ReclaimMark) -> Option<Run<'t, M>> {
-        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), mark).ok()?;
+    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>) -> Option<Run<'t, M>> {
+        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), Marks::Clear).ok()?;
         let run = page_run(&table, range.start(), range.size());
         (run.count == range.pages()).then_some(run)
     }
 
-    /// All of `range`, where its leaves lie in one table of the last two levels.
+    /// All of `range`, where its leaves lie in one table of the last two levels, without the mark of a collapse on the way.
+    /// (A block may have one.)
     #[inline(always)]
     pub(crate) fn sole_run_of_leaves(&self, range: PageRange<M::Geometry>) -> Option<SoleRun<'t, M>> {
         const ABOVE: u8 = LAST_LEVEL - 1;
         let (start, size) = (range.start(), range.size());
-        let mut place = Cursor::at_root(self).down_to(ABOVE, start, ReclaimMark::Keep).ok()?;
+        let mut place = Cursor::at_root(self).down_to(ABOVE, start, Marks::Keep).ok()?;
         let table = place.cells();
-        let Err(descriptor) = place.descend(ABOVE, start, ReclaimMark::Keep) else {
+        let Err(descriptor) = place.descend(ABOVE, start) else {
             let run = page_run(&place, start, size);
-            return if run.count == range.pages() { Some(SoleRun::Pages(run)) } else { None };
+            return if run.count == range.pages() && !place.is_collapsing() { Some(SoleRun::Pages(run)) } else { None };
         };
+        if place.is_collapsing() {
+            return None;
+        }
         let first = M::Geometry::index(start, ABOVE);
         let block = M::Geometry::entry_size(ABOVE);
         let (from, start) = (start, start.align_down(block));
@@ -198,25 +203,32 @@ fn visit_upper<'t, M: Mmu, V: Visitor<'t, M>>(
     visitor: &mut V,
 ) -> Result<u64, V::Error> {
     let mmu = tables.mmu();
-    let (place, _) = Cursor::at_root(tables).end_of_walk(from, V::MARK);
+    let (place, _) = Cursor::at_root(tables).end_of_walk(from, V::MARKS);
     let level = place.level();
     let shift = M::Geometry::shift(level);
     let table = place.cells();
     let mut done = 0;
     let mut first = M::Geometry::index(from, level);
+    // How many entries the bytes from an address on touch: rounded up in halves, because the whole upper half's end does
+    // not fit.
+    let touched = |offset: u64, left: u64| (((offset + (left - 1)) >> shift) as usize).saturating_add(1);
+    if V::MARKS == Marks::Clear && left != 0 {
+        let offset = from.0 & ((1 << shift) - 1);
+        let count = touched(offset, left).min(table.len() - first);
+        clear_all(mmu, &table[first..first + count], level, VirtAddr(from.0 - offset));
+    }
     while done < left && first < table.len() {
+        let from = VirtAddr(from.0 + done);
+        let offset = from.0 & ((1 << shift) - 1);
+        let count = touched(offset, left - done).min(table.len() - first);
         let descriptor = mmu.load(&table[first]);
         if level != LAST_LEVEL && descriptor.is_table() {
             break;
         }
-        let from = VirtAddr(from.0 + done);
-        let offset = from.0 & ((1 << shift) - 1);
-        // Rounded up in halves, because the whole upper half's end does not fit.
-        let touched = ((offset + (left - done - 1)) >> shift) as usize + 1;
         let run = Run {
             table,
             first,
-            count: touched.min(table.len() - first),
+            count,
             level,
             start: VirtAddr(from.0 - offset),
             from,

@@ -5,7 +5,7 @@ use core::fmt;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
-use crate::cursor::{Cursor, ReclaimMark};
+use crate::cursor::{Cursor, Marks};
 use crate::geometry::Geometry;
 use crate::mmu::Mmu;
 use crate::tables::PageTables;
@@ -100,7 +100,19 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// The entry where the walk for `address` ends, valid or not.
     pub fn entry(&self, address: VirtAddr) -> Entry<'a, M> {
-        let (place, descriptor) = Cursor::at_root(self).end_of_walk(address, ReclaimMark::Keep);
+        self.entry_with(address, Marks::Keep)
+    }
+
+    /// The same, for a walk that goes on to store there: marks of [`crate::reclaim`] and [`crate::collapse`] on the way and
+    /// at its end are taken away, so the leaf stays no larger than it is found until the caller's walk ends. Only in
+    /// announced walks ([`crate::Announced`]).
+    pub fn entry_to_change(&self, address: VirtAddr) -> Entry<'a, M> {
+        self.entry_with(address, Marks::Clear)
+    }
+
+    #[inline]
+    fn entry_with(&self, address: VirtAddr, marks: Marks) -> Entry<'a, M> {
+        let (place, descriptor) = Cursor::at_root(self).end_of_walk(address, marks);
         let (table, level, inherited) = (place.cells(), place.level(), place.inherited);
         Entry { table, index: M::Geometry::index(address, level), descriptor, level, inherited }
     }

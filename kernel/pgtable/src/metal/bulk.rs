@@ -10,7 +10,7 @@
 //! | [`survey`] | 2.5 (half a load, an AND, an OR), and 2 a turn |
 //! | [`flip`] | 2 (half a load, an exclusive OR, half a store), and 2 a turn |
 //! | [`fill`] | 1.5 (an addition, half a store), and 2 a turn |
-//! | [`filled`] | 3 (half a load, a comparison, half a branch, an addition), and 2 a turn |
+//! | [`filled`] | 2.6 (half a load, a comparison, an addition, a branch for eight), and 2 a turn |
 //!
 //! On the host a run is dealt with by the defaults of [`Mmu`](crate::Mmu); a test on the target compares the
 //! two.
@@ -21,13 +21,17 @@ use core::sync::atomic::AtomicU64;
 
 use crate::mmu::Survey;
 
-/// The assembly that goes through `left` entries: `$pair` deals with two and moves on, `$single` with one.
+/// The assembly that goes through `left` entries: `$pair` deals with two and moves on, `$single` with one, `$turn` with
+/// sixteen.
 macro_rules! run {
     ($pair:expr, $single:expr) => {
+        run!(eight!($pair); $pair, $single)
+    };
+    ($($turn:expr),+; $pair:expr, $single:expr) => {
         concat!(
             "subs {left}, {left}, #16\n b.lo 3f\n",
             "2:\n",
-            eight!($pair),
+            $($turn,)+
             "subs {left}, {left}, #16\n b.hs 2b\n",
             // Below zero now, but its low four bits are those of the number that is left.
             "3: tbz {left}, #3, 4f\n",
@@ -145,12 +149,38 @@ pub(super) fn fill(run: &[AtomicU64], first: u64, step: u64) {
 /// How many entries at the start of `run` are `first`, and each further one `step` more.
 #[inline]
 pub(super) fn filled(run: &[AtomicU64], first: u64, step: u64) -> usize {
+    /// Compares a pair, with the condition for the first comparison of an earlier pair, and goes on to the next.
+    macro_rules! pair {
+        ($first:literal) => {
+            concat!(
+                "ldp {a}, {b}, [{at}], #16\n",
+                $first,
+                "ccmp {b}, {second}, #0, eq
+                 add {first}, {first}, {two_steps}
+                 add {second}, {second}, {two_steps}
+                "
+            )
+        };
+    }
+    /// Eight entries: all are compared before it branches.
+    macro_rules! eight_entries {
+        () => {
+            concat!(
+                pair!("cmp {a}, {first}\n"),
+                pair!("ccmp {a}, {first}, #0, eq\n"),
+                pair!("ccmp {a}, {first}, #0, eq\n"),
+                pair!("ccmp {a}, {first}, #0, eq\n"),
+                "b.ne 10f\n"
+            )
+        };
+    }
     let end: *const AtomicU64;
     // SAFETY: reads entries of `run` and nothing else, each whole, as relaxed atomic loads would.
     unsafe {
         core::arch::asm!(
             concat!(
                 run!(
+                    eight_entries!(), eight_entries!();
                     "ldp {a}, {b}, [{at}], #16
                      cmp {a}, {first}
                      ccmp {b}, {second}, #0, eq
@@ -162,8 +192,14 @@ pub(super) fn filled(run: &[AtomicU64], first: u64, step: u64) -> usize {
                      b 8f
                     "
                 ),
-                // The first entry of the last pair may go on, or the single one.
                 "b 9f
+                 // One of these eight is different: once more, pair by pair.
+                 10: sub {at}, {at}, #64
+                 sub {first}, {first}, {two_steps}, lsl #2
+                 sub {second}, {second}, {two_steps}, lsl #2
+                 mov {left}, #8
+                 b 3b
+                 // The first entry of the last pair may go on, or the single one.
                  8: ldr {a}, [{at}, #-16]!
                  cmp {a}, {first}
                  b.ne 9f

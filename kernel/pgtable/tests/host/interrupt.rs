@@ -98,7 +98,7 @@ unsafe impl Mmu for Interrupted<'_> {
 }
 
 /// Records its invalidations on the host machine behind it.
-struct RecordingTlb;
+pub(crate) struct RecordingTlb;
 
 impl<'m> Tlb<Interrupted<'m>> for RecordingTlb {
     fn issue(&self, mmu: &Interrupted<'m>, what: &Invalidation) {

@@ -7,6 +7,8 @@
 //! - `at_once`: changes that take one look, with what is split on the way
 //! - `split`: what a split makes of each leaf at each end, and what it leaves alone; who wins and who loses
 //! - `interrupt`: an interrupt at every operation of a call, whose handler makes calls of its own
+//! - `collapse`: what tables become where all entries are alike, and an owner that comes by at every operation
+//! - `findings`: what is wrong or could be larger is found, and nothing else
 //! - `reclaim`: which tables are empty, and when they are freed
 //! - `reserved`: encodings that mean nothing at their level
 //! - `code`: the stream of cache maintenance and writes where pages become executable
@@ -18,7 +20,9 @@ mod barriers;
 mod calls;
 mod cells;
 mod code;
+mod collapse;
 mod dump;
+mod findings;
 mod interrupt;
 mod map;
 mod metal;

@@ -34,7 +34,7 @@ fn advance<G: Geometry>(machine: &HostMachine<G>, reclaimer: &mut Reclaimer<G, 2
     (progress, freed)
 }
 
-fn reclaim<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> usize {
+pub(crate) fn reclaim<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> usize {
     let mut reclaimer = Reclaimer::new();
     reclaimer.start(range);
     let (progress, freed) = advance(machine, &mut reclaimer, &Words::default());
