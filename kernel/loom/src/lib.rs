@@ -51,8 +51,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
-    Announced, Entries, Execution, Feature, Geometry, Invalidation, Lazy, Leaves, Mmu, PageRange, PageTables, Progress,
-    Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord, WholeLeaves,
+    Announced, Collapse, Collapser, Entries, Execution, Feature, Geometry, Handshake, Invalidation, Lazy, Leaves, Mmu,
+    PageRange, PageTables, Progress, Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord, WholeLeaves,
 };
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::fence;
@@ -135,7 +135,7 @@ pub enum Without {
     AtomicExchange,
     /// Bit-clear in one step: a load and a store.
     AtomicClear,
-    /// Marks of tables that are leaving: only CPU 0, which reclaims, sees them.
+    /// Marks of tables that are leaving: only CPU 0, which reclaims, sees them; a collapse makes none.
     Marks,
     /// Bulk changes that keep to the caller's entries: they write the other half of each pair as well, as they read it.
     OwnEntries,
@@ -155,6 +155,7 @@ pub struct Machine {
     /// The reclaim of its tables, with how many it has freed. They never become tables again: a frame that goes from
     /// CPU to CPU is put in order by the frame allocator, which is not here.
     reclaim: Mutex<(Reclaimer<Tiny, CPUS>, usize)>,
+    collapse: loom::sync::Mutex<Collapser<Tiny, CPUS>>,
     words: [CpuWord; CPUS],
     tlbs: Tlbs,
     /// How often each CPU has emptied its own TLB.
@@ -172,6 +173,7 @@ impl Machine {
             frames: std::iter::once(frame(0)).chain((0..frames).map(|_| frame(poison().0))).collect(),
             free: Mutex::new((1..=frames).rev().map(address).collect()),
             reclaim: Mutex::new((Reclaimer::new(), 0)),
+            collapse: loom::sync::Mutex::new(Collapser::new()),
             words: std::array::from_fn(|_| CpuWord { value: AtomicU64::new(0), without }),
             tlbs: Tlbs::default(),
             emptied: Default::default(),
@@ -295,13 +297,47 @@ impl<'m> Cpu<'m> {
         if reclaimer.is_idle() {
             reclaimer.start(pages(0, ENTRIES));
         }
-        let at = |number: usize| self.machine.words.get(number).filter(|_| self.machine.without != Without::Grace);
-        reclaimer.advance(&self.tables(), &NoTlb, at, |table| {
+        reclaimer.advance(
+            &self.tables(),
+            &NoTlb,
+            |number| self.word_of(number),
+            |table| {
+                for cell in self.machine.cells(table) {
+                    cell.store(poison().0, Ordering::Relaxed);
+                }
+                *freed += 1;
+            },
+        )
+    }
+
+    /// Takes the collapse of all tables as far as it goes without waiting, unless another CPU does that at this moment.
+    /// A table that is replaced has another owner at once.
+    pub fn collapse(&self) {
+        let Ok(mut collapser) = self.machine.collapse.try_lock() else { return };
+        if collapser.is_idle() {
+            let range = pages(0, ENTRIES * ENTRIES);
+            let handshake = if self.machine.without == Without::Marks { Handshake::None } else { Handshake::Marks };
+            collapser.start(Collapse { range, never_blocks: 0, handshake });
+        }
+        let words = |number: usize| self.word_of(number);
+        let free = |table| {
             for cell in self.machine.cells(table) {
                 cell.store(poison().0, Ordering::Relaxed);
             }
-            *freed += 1;
-        })
+            self.machine.reclaim.lock().unwrap().1 += 1;
+        };
+        loop {
+            collapser.mark(&self.tables(), words);
+            let progress = collapser.advance(&self.tables(), &NoTlb, words, &mut { *self }, free);
+            if collapser.is_idle() || progress == Progress::Waiting {
+                return;
+            }
+        }
+    }
+
+    /// A CPU's walk word, for what waits for walks.
+    fn word_of(&self, number: usize) -> Option<&'m CpuWord> {
+        self.machine.words.get(number).filter(|_| self.machine.without != Without::Grace)
     }
 }
 
@@ -318,7 +354,8 @@ unsafe impl Mmu for Cpu<'_> {
     }
 
     fn load(&self, cell: &AtomicU64) -> Descriptor {
-        let hidden = if self.machine.without == Without::Marks && self.number != 0 { bits::RECLAIM_MARK } else { 0 };
+        let is_hidden = self.machine.without == Without::Marks && self.number != 0;
+        let hidden = if is_hidden { bits::RECLAIM_MARK } else { 0 };
         Descriptor(cell.load(Ordering::Acquire) & !hidden)
     }
 

@@ -314,7 +314,8 @@ impl<G: Geometry> State<G> {
             level,
             kind,
             target: descriptor.address(),
-            attributes: descriptor.without_address().0,
+            // The mark of a collapse is nothing to the hardware, and goes by itself.
+            attributes: descriptor.without_address().0 & !bits::COLLAPSING,
             inherited: self.inherited(place),
             grouped: false,
             root: place.root,
@@ -464,7 +465,9 @@ impl<G: Geometry> State<G> {
         cells.into_iter().any(|cell| {
             let versions = self.memory.visible(&self.arena, cpu, cell);
             let makes = |version: &Version| {
-                self.entries(cell, version.value, held.stored).iter().any(|new| new.same_entry(held))
+                // What tables above forbid is in walk caches, whatever stands in their places now.
+                let as_cached = |new: Held| Held { inherited: held.inherited, ..new };
+                self.entries(cell, version.value, held.stored).into_iter().any(|new| as_cached(new).same_entry(held))
             };
             versions.iter().any(makes) && self.reaches(cpu, self.frame_of(cell), cut)
         })

@@ -143,7 +143,8 @@ impl MayHold {
             self.outputs.entry((held.size, held.target.0)).or_default().insert(held.start);
         }
         let slots = self.slots.entry(key).or_default();
-        match slots.iter_mut().find(|slot| slot.held.same(&held)) {
+        // Read elsewhere it is another entry: a walk may read the one again and not the other.
+        match slots.iter_mut().find(|slot| slot.held.same(&held) && slot.held.cell == held.cell) {
             Some(slot) => *slot = Slot { held, dooms: Vec::new() },
             None => slots.push(Slot { held, dooms: Vec::new() }),
         }

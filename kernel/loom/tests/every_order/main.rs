@@ -6,6 +6,7 @@
 mod arrivals;
 mod asid;
 mod canary;
+mod collapse;
 mod command_queue;
 mod frame;
 mod interrupt;

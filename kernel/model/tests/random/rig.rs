@@ -7,8 +7,9 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
-    Announced, Change, Entries, Error, Flush, Geometry, Invalidation, Lazy, Lockless, PageRange, Progress, Reclaimer,
-    RefuseSplits, Serialise, Shape, Split, TableSource, Tables, Tlb, WalkWord, WholeLeaves,
+    Announced, Change, Collapse, Collapser, Entries, Error, Flush, Geometry, Handshake, Invalidation, Lazy, Lockless,
+    PageRange, Progress, Reclaimer, RefuseSplits, Serialise, Shape, Split, TableSource, Tables, Tlb, WalkWord,
+    WholeLeaves,
 };
 
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
@@ -375,6 +376,28 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
+    /// Collapses what is alike, of what both CPUs own; `meanwhile` happens before walk caches are invalidated. With
+    /// [`Patience::None`] nothing is marked, and no walk is waited for.
+    pub(crate) fn collapse(&self, cpu: usize, meanwhile: &dyn Fn()) {
+        let mmu = self.cpu(cpu);
+        let mut collapser = Collapser::<G, 3>::new();
+        let handshake = if self.patience == Patience::None { Handshake::None } else { Handshake::Marks };
+        let range = based::<G>(self.model, window::<G>());
+        collapser.start(Collapse { range, never_blocks: 0, handshake });
+        let seen: [_; 3] = core::array::from_fn(|owner| SeenWord { rig: self, owner, reader: cpu });
+        let words = |cpu| seen.get(cpu).filter(|_| self.patience != Patience::None);
+        let mut frames = self.model.frames();
+        while !collapser.is_idle() {
+            collapser.mark(&mmu.page_tables(), words);
+            let tlb = Late { tlb: &self.tlb, before: meanwhile };
+            let free = |table| self.model.frames().free(cpu, table);
+            while collapser.advance(&mmu.page_tables(), &tlb, words, &mut frames, free) == Progress::Waiting {
+                // A thread is in a walk, and gets its turn.
+                self.turns().expect("nobody else walks where all is one thread").step(cpu, || ());
+            }
+        }
+    }
+
     /// The model's own question, over everything that `cpu` owns.
     pub(crate) fn audit(&self, cpu: usize) {
         self.model.audit(cpu, self.owned(cpu));
@@ -452,6 +475,23 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         } else {
             Ok(PhysAddr(piece.physical))
         }
+    }
+}
+
+/// A TLB whose invalidations come after something else has happened.
+struct Late<'r, T> {
+    tlb: &'r T,
+    before: &'r dyn Fn(),
+}
+
+impl<'c, G: Geometry, T: Tlb<Gated<'c, G>>> Tlb<Gated<'c, G>> for Late<'_, T> {
+    fn issue(&self, mmu: &Gated<'c, G>, what: &Invalidation<G>) {
+        self.tlb.issue(mmu, what);
+    }
+
+    fn invalidate(&self, mmu: &Gated<'c, G>, whats: impl Iterator<Item = Invalidation<G>>) {
+        (self.before)();
+        self.tlb.invalidate(mmu, whats);
     }
 }
 

@@ -23,6 +23,8 @@ struct Action {
     by_first: bool,
     change: Call,
     meanwhile: Option<Call>,
+    /// Whether the first collapses what is alike then, in the middle of which the other does that again.
+    collapse: bool,
 }
 
 fn change() -> impl Strategy<Value = Call> {
@@ -34,8 +36,8 @@ fn changes() -> impl Strategy<Value = Vec<Call>> {
 }
 
 fn actions() -> impl Strategy<Value = Vec<Action>> {
-    let action = (any::<bool>(), change(), proptest::option::of(change()))
-        .prop_map(|(by_first, change, meanwhile)| Action { by_first, change, meanwhile });
+    let action = (any::<bool>(), change(), proptest::option::of(change()), any::<bool>())
+        .prop_map(|(by_first, change, meanwhile, collapse)| Action { by_first, change, meanwhile, collapse });
     proptest::collection::vec(action, 1..8)
 }
 
@@ -63,6 +65,11 @@ fn run<G: Geometry>(
         rig.perform(first, action.change, &|| {
             action.meanwhile.into_iter().for_each(|change| rig.perform(second, change, &|| ()));
         });
+        if action.collapse && splits != Splits::Refused {
+            rig.collapse(first, &|| {
+                action.meanwhile.into_iter().for_each(|change| rig.perform(second, change, &|| ()));
+            });
+        }
         rig.check_agreement(first);
         rig.check_agreement(second);
     }
@@ -82,6 +89,27 @@ fn run_in_turns<G: Geometry>(
     both_in_turns(&rig, changes, |cpu, change| {
         rig.perform_unchecked(cpu, change, &|| ());
         rig.check_in_turn(cpu);
+    });
+}
+
+/// The same, and CPU 0 collapses after each of its changes what is alike, also of what is CPU 1's.
+fn run_collapsing_in_turns<G: Geometry>(
+    features: Features,
+    (splits, patience): (Splits, Patience),
+    border: u64,
+    (turns, late): Interleaving,
+    changes: [&[Call]; 2],
+) {
+    let model = machine::<G>(rig::FRAMES, features, late);
+    let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).sharing(splits);
+    let rig = rig.in_turns(Turns::new(turns), patience);
+    both_in_turns(&rig, changes, |cpu, change| {
+        rig.perform_unchecked(cpu, change, &|| ());
+        rig.check_in_turn(cpu);
+        if cpu == 0 {
+            rig.collapse(cpu, &|| ());
+            rig.check_in_turn(cpu);
+        }
     });
 }
 
@@ -105,6 +133,18 @@ proptest! {
         second in changes(),
     ) {
         run_in_turns::<Tiny>(features, splits, border, turns, [&first, &second]);
+    }
+
+    #[test]
+    fn tiny_collapsed_in_turns(
+        features in features(),
+        splits in splits(),
+        border in 0_u64..8,
+        turns in turns(),
+        first in changes(),
+        second in changes(),
+    ) {
+        run_collapsing_in_turns::<Tiny>(features, (splits, Patience::Waits), border, turns, [&first, &second]);
     }
 
     /// CPUs that may not change the size of a live leaf: what cuts one is refused, and nothing is changed.
@@ -131,6 +171,18 @@ proptest! {
     ) {
         let run = || run::<Granule4K>(KernelTlb, features, kernel, splits, border, &actions);
         host::with(&switches(features), run);
+    }
+
+    #[test]
+    fn with_4_kib_pages_collapsed_in_turns(
+        features in features(),
+        splits in splits(),
+        border in 0_u64..40,
+        turns in turns(),
+        first in changes(),
+        second in changes(),
+    ) {
+        run_collapsing_in_turns::<Granule4K>(features, (splits, Patience::Waits), border, turns, [&first, &second]);
     }
 
     #[test]
@@ -188,4 +240,39 @@ fn turns_show_splits_that_nothing_keeps_apart() {
 #[test]
 fn turns_show_a_level_hint_for_what_was_split() {
     assert!(are_seen(Splits::Hinted, 1));
+}
+
+/// CPU 0 makes a page read-only and writable again, and collapses what it was split from; CPU 1 changes its page.
+fn collapsed(patience: Patience, turns: Interleaving) {
+    let page = |start, change| Call::Update(Place { unit: 0, start, count: 1, ragged: (0, 0) }, change);
+    let own: Vec<Call> = (0..4).flat_map(|_| [page(4, 0), page(4, 1)]).collect();
+    let others: Vec<Call> = (0..8).flat_map(|_| [page(6, 0), page(6, 1)]).collect();
+    let how = (Splits::Lockless, patience);
+    run_collapsing_in_turns::<Tiny>(Features::ALL, how, 1, turns, [&own, &others]);
+}
+
+#[test]
+fn turns_show_a_collapse_that_waits_for_nobody() {
+    assert!(is_seen(64, &turns(), |turns| collapsed(Patience::None, turns)));
+    assert!(!is_seen(64, &turns(), |turns| collapsed(Patience::Waits, turns)));
+}
+
+/// Another owner changes its page when a table has become a block, and walk caches may have the table: what it still has
+/// is found by no access.
+#[test]
+fn what_an_owner_changes_before_walk_caches_are_invalidated_is_not_found_as_it_was() {
+    let page = |start, change| Call::Update(Place { unit: 0, start, count: 1, ragged: (0, 0) }, change);
+    for (change, splits) in [(0, Splits::Lockless), (0, Splits::Locked), (5, Splits::Lockless)] {
+        let model = Model::<Tiny>::new(3, rig::FRAMES, Features::ALL);
+        let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, 1).sharing(splits);
+        [page(4, 0), page(4, 1)].into_iter().for_each(|call| rig.perform(0, call, &|| ()));
+        let came = core::cell::Cell::new(0);
+        rig.collapse(0, &|| {
+            came.set(came.get() + 1);
+            rig.perform(1, page(6, change), &|| ());
+        });
+        assert_ne!(came.get(), 0, "nothing was collapsed");
+        rig.check_agreement(0);
+        rig.check_agreement(1);
+    }
 }
