@@ -96,6 +96,8 @@ switches! {
         "empty tables are freed without invalidation, and under the walks of other CPUs";
     PLAIN_SPLIT "plain-split" Target
         "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost";
+    COLLAPSE_NO_MARK "collapse-no-mark" Target
+        "tables are collapsed without a mark and without waiting for walks: a change in between is lost";
     NO_ALIAS "no-alias" Target
         "set_memory_ro leaves the alias alone: what is read-only can be written by its linear address";
     NO_UPGRADE_EVENT "no-upgrade-event" Target
@@ -146,6 +148,10 @@ switches! {
         "devices are notified of a batch at its end, for the space that runs: one that lost pages keeps the old translation";
     TRUST_COMPLETION "trust-completion" Target
         "a virtio request is complete when the device reports it: data that the SMMU refused is lost";
+    KFENCE_UAF "kfence-uaf" Target
+        "the timer's interrupt reads an object of the guarded heap that it has freed: the report must name it";
+    KFENCE_OOB "kfence-oob" Target
+        "the timer's interrupt reads beyond an object of the guarded heap: the report must name it";
 }
 
 /// Identifier of the branch that is taken while any switch is on: where several sites would stand in a row in a hot

@@ -5,6 +5,7 @@ use granule::mm::kernel::set_memory::Validity;
 use granule::mm::layout;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_pgtable::PageRange;
 
 use crate::harness::{Bench, PAGES, bench};
 
@@ -165,6 +166,25 @@ fn split_block_lockless(bench: &mut Bench<'_>) {
 bench!(split_group_lockless, "split_group/lockless", "page", bootargs("split=lockless"));
 fn split_group_lockless(bench: &mut Bench<'_>) {
     split_group(bench);
+}
+
+// A block whose pages are alike, each a leaf of its own. Its neighbour stays pages, so that no group of blocks follows.
+bench!(collapse_block, "collapse_block", "block");
+fn collapse_block(bench: &mut Bench<'_>) {
+    let blocks = Blocks::by_pages(1);
+    let range = PageRange::from_pages(blocks.page(0), BLOCK_PAGES as usize).expect("a block's pages");
+    bench.point(
+        1,
+        || {
+            for page in 0..BLOCK_PAGES {
+                blocks.set(page, 1, Validity::Invalid);
+                blocks.set(page, 1, Validity::Valid);
+            }
+        },
+        |()| space().collapse(this_cpu(), range),
+        |done| assert_eq!(done.map(|done| done.blocks), Ok([0, 0, 1, 0])),
+    );
+    blocks.give_back();
 }
 
 // One page that others have changed alone before. Nothing is invalidated.

@@ -294,6 +294,15 @@ impl FrameAllocator {
         }
     }
 
+    /// Whether the frame at `address` was handed out as one, and is not free again. Frames that were taken from the memory
+    /// map before this allocator got the rest were not.
+    #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
+    pub fn is_handed_out(&self, address: PhysAddr) -> bool {
+        let number = address.frame_number();
+        // SAFETY: the records of a block that is cut are valid and stay mapped.
+        self.blocks.mobility(number).is_some() && unsafe { self.records.get(number) }.references() != 0
+    }
+
     /// 2^`order` contiguous page blocks of 2 MiB, aligned to their size, with whatever they held before.
     ///
     /// # Errors

@@ -10,7 +10,7 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::patched_branch;
-use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, PageTables, RefuseSplits, Tables};
+use granule_pgtable::{Change, Flush, Invalidation, Lazy, PageRange, RefuseSplits, Tables};
 
 use super::KernelSpace;
 use super::owners::RangeOwnerCheck;
@@ -73,9 +73,8 @@ impl KernelSpace {
         let linear_map = PageRange::new(layout::LINEAR_BASE, layout::LINEAR_SIZE).map_err(SetMemoryError::Range)?;
         if let Some(page) = linear_map.part(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(frame.0)), 1) {
             let _owner = RangeOwnerCheck::new(page);
-            // Tables of the linear map are never freed, so this walk need not be announced.
-            let (lazy, tables) = (Lazy::new(&self.mmu), PageTables::new(&self.mmu, self.root));
-            if let Some(flush) = tables.update_at_once(&lazy, page, change, &mut RefuseSplits) {
+            let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
+            if let Some(flush) = tables.get().update_at_once(&lazy, page, change, &mut RefuseSplits) {
                 flush.defer();
                 return Ok(());
             }

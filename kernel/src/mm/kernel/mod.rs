@@ -9,6 +9,7 @@
 
 pub mod alias;
 pub mod area;
+pub mod collapse;
 mod debug_pagealloc;
 mod direct_map;
 #[cfg(any(target_os = "none", test))]
@@ -32,11 +33,12 @@ mod tests;
 pub mod vmalloc;
 mod window;
 
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::PhysAddr;
-use granule_pgtable::{Reclaimer, Table, TableSource};
+use granule_pgtable::{Extent, Finding, LeafTotals, PageRange, PageTables, Table, TableSource};
 use spin::Once;
+use spin::mutex::SpinMutex;
 
 use self::area::AreaNode;
 use self::policy::Policy;
@@ -49,6 +51,16 @@ use crate::smp::Cpu;
 /// The machine that the page tables are for: this CPU, with tables seen through the linear map.
 pub type Machine = mmu::Metal<mmu::LinearView>;
 
+/// [`PageTables::dump`] of the kernel's tables or a space's: compiled once.
+pub fn dump(tables: &PageTables<'_, Machine>, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> LeafTotals {
+    tables.dump(range, extent)
+}
+
+/// [`PageTables::findings`], likewise.
+pub fn findings(tables: &PageTables<'_, Machine>, range: PageRange, finding: &mut dyn FnMut(&Finding)) {
+    tables.findings(range, finding);
+}
+
 /// The kernel's address space. There is one.
 pub struct KernelSpace {
     mmu: Machine,
@@ -58,7 +70,13 @@ pub struct KernelSpace {
     areas: Window,
     /// Frames that were taken for tables since the boot and are not free again.
     table_frames: AtomicUsize,
-    reclaim: reclaim::Reclaim,
+    table_work: SpinMutex<reclaim::TableWork>,
+    /// One request for a collapse at a time.
+    collapse_request: SpinMutex<()>,
+    /// Blocks of the linear map that tables have become: so many tables fewer than were split.
+    collapsed_linear: AtomicU64,
+    /// Tables of the boot that others have replaced. They are no frames of the allocator's, and stay unused.
+    boot_tables_replaced: AtomicU64,
     policy: Once<Policy>,
     splitting: split::Splitting,
 }
@@ -82,7 +100,10 @@ impl KernelSpace {
             frames,
             areas: Window::new(cpu, frames)?,
             table_frames: AtomicUsize::new(0),
-            reclaim: reclaim::Reclaim::new(Reclaimer::new()),
+            table_work: reclaim::TableWork::new(),
+            collapse_request: SpinMutex::new(()),
+            collapsed_linear: AtomicU64::new(0),
+            boot_tables_replaced: AtomicU64::new(0),
             policy: Once::new(),
             splitting: split::Splitting::new(),
         })
@@ -110,10 +131,13 @@ impl KernelSpace {
         self.table_frames.load(Ordering::Relaxed) + self.areas.frames()
     }
 
-    /// Frames of tables, but for those that blocks of the linear map were split to, which stay.
+    /// Frames of tables, but for those of the linear map: what its blocks were split to, until that is collapsed, and what
+    /// stands where the boot had a table.
     pub fn area_table_frames(&self) -> usize {
         let split::SplitCounts { blocks, of_areas, .. } = self.split_counts();
-        let of_linear_map = blocks.iter().sum::<u64>().saturating_sub(of_areas);
+        let gone = of_areas + self.collapsed_linear.load(Ordering::Relaxed);
+        let made = blocks.iter().sum::<u64>() + self.boot_tables_replaced.load(Ordering::Relaxed);
+        let of_linear_map = made.saturating_sub(gone);
         self.table_frames.load(Ordering::Relaxed).saturating_sub(of_linear_map as usize)
     }
 

@@ -18,6 +18,7 @@ use granule_pgtable::{
 };
 use spin::mutex::SpinMutex;
 
+use super::collapse::KernelCollapser;
 use super::{KernelSpace, Machine};
 use crate::lab;
 use crate::smp::{self, Cpu, CpuId, MAX_CPUS, this_cpu};
@@ -25,8 +26,23 @@ use crate::smp::{self, Cpu, CpuId, MAX_CPUS, this_cpu};
 /// What one last-level table translates.
 const TABLE_SPAN: u64 = 1 << (Granule4K::PAGE_SHIFT + Granule4K::INDEX_BITS);
 
-/// The one reclaimer. Its lock is only ever tried: where that fails, the holder does the work.
-pub(super) type Reclaim = SpinMutex<Reclaimer<Granule4K, MAX_CPUS>>;
+/// What takes tables out of the tree: one at a time, so that none takes away what another has found. Reclaim only ever
+/// tries the lock: where that fails, the holder does the work, or a later call.
+pub(super) struct TableWork {
+    pub(super) reclaimer: Reclaimer<Granule4K, MAX_CPUS>,
+    pub(super) collapser: KernelCollapser,
+}
+
+impl TableWork {
+    pub(super) const fn new() -> SpinMutex<Self> {
+        SpinMutex::new(Self { reclaimer: Reclaimer::new(), collapser: KernelCollapser::new() })
+    }
+}
+
+/// The walk word of a CPU.
+pub(super) fn word(number: usize) -> Option<&'static AtomicU64> {
+    smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk.0)
+}
 
 /// The kernel's tables, in a walk that is announced for as long as this lives.
 ///
@@ -96,7 +112,8 @@ impl KernelSpace {
 
     /// The same in one range where areas were; `None` where there is none, or another CPU reclaims.
     fn reclaim_once(&self, cpu: &Cpu) -> Option<usize> {
-        let mut reclaimer = self.reclaim.try_lock()?;
+        let mut work = self.table_work.try_lock()?;
+        let reclaimer = &mut work.reclaimer;
         if reclaimer.is_idle() {
             reclaimer.start(self.areas.take_left(cpu)?);
         }
@@ -111,8 +128,7 @@ impl KernelSpace {
         let progress = if lab::is_on!(EARLY_TABLE_FREE) {
             reclaimer.advance(&tables, &Careless, |_| None::<&AtomicU64>, free)
         } else {
-            let words = |number| smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk.0);
-            reclaimer.advance(&tables, &self.tlb, words, free)
+            reclaimer.advance(&tables, &self.tlb, word, free)
         };
         debug_assert!(progress == Progress::Waiting || reclaimer.is_idle());
         Some(freed)

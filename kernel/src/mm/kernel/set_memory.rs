@@ -184,7 +184,7 @@ impl KernelSpace {
         let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
         let changed = tables.get().update_at_once(&lazy, range, &change, &mut LeafSplitter(self));
-        // The pages are there, and keep their tables.
+        // The stores are made. A table with them that is replaced meanwhile is copied with them.
         drop(tables);
         match changed {
             Some(flush) => {

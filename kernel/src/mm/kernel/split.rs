@@ -155,8 +155,8 @@ impl Splitter<Machine> for LeafSplitter<'_> {
 impl KernelSpace {
     /// Changes the leaves of `range`, splitting those that it cuts, and returns the invalidation that is then needed.
     ///
-    /// For the **exclusive owner** of the range, which has **no area behind it** that could be freed, so its tables
-    /// stay: the linear map. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
+    /// For the **exclusive owner** of the range, which has **no area behind it** that could be freed: the
+    /// linear map. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
     /// get only the frames that this CPU has in reserve for tables.
     ///
     /// # Errors

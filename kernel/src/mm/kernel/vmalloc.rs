@@ -159,9 +159,11 @@ impl KernelSpace {
     /// `lab=wx-leaf`. Neither attributes nor changes have a value for it, so the entry is written behind their backs.
     #[cold]
     fn make_writable_and_executable(&self, page: VirtAddr) {
-        let Some(leaf) = self.tables().walk(page).last() else { return };
+        let tables = self.tables();
+        let Some(leaf) = tables.walk(page).last() else { return };
         let cell = self.frames.linear().address(leaf.table + (leaf.index * size_of::<u64>()) as u64);
-        // SAFETY: the entry of the page that was just mapped, in a table that stays; an atomic like all of them.
+        // SAFETY: the entry of the page that was just mapped, in a table that stays until the walk ends; an atomic like
+        // all of them.
         unsafe { &*cell.as_ptr::<AtomicU64>() }.fetch_and(!bits::PXN, Ordering::Relaxed);
     }
 

@@ -5,6 +5,7 @@
 //! machine: leaves that are split (`split` in machines.toml), leaves that are not (`refuse`: every change of a part is
 //! an error), or pages, of which there is nothing to split.
 
+mod collapse;
 pub(crate) mod counts;
 mod flips;
 pub(crate) mod hand_over;

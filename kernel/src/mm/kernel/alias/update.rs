@@ -411,7 +411,8 @@ fn find<'t, M: Mmu>(tables: PageTables<'t, M>, table: &mut LastTable<'t, M>, ran
 #[cold]
 fn cuts_a_block<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) -> bool {
     let cut = |page: VirtAddr, boundary: VirtAddr| {
-        let level = tables.entry(page).level;
+        // What is no block here becomes none before the change, either.
+        let level = tables.entry_to_change(page).level;
         level != LAST_LEVEL && !boundary.is_aligned(M::Geometry::entry_size(level))
     };
     cut(range.start(), range.start()) || cut(range.last(), range.end())

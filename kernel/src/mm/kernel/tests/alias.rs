@@ -1,6 +1,7 @@
 //! A range and its alias: both become read-only and writable together, in one invalidation, or neither does.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
+use core::sync::atomic::AtomicU64;
 use std::vec;
 use std::vec::Vec;
 
@@ -8,8 +9,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
-    Change, Cut, Error, Execution, Invalidation, Lazy, Leaf, Leaves, Lockless, PageRange, RefuseSplits, Serialise,
-    Shape, Split, Splitter, Tlb, WholeLeaves,
+    Change, Collapse, Collapser, Cut, Error, Execution, Granule4K, Handshake, Invalidation, Lazy, Leaf, Leaves,
+    Lockless, PageRange, RefuseSplits, Serialise, Shape, Split, Splitter, Tlb, WholeLeaves,
 };
 use proptest::prelude::{any, proptest};
 use proptest::sample::Index;
@@ -505,4 +506,62 @@ fn where_nothing_changes_in_a_part_of_a_block_the_alias_of_the_rest_is_left_alon
     change(&machine, range(area.start() + 100 * PAGE, 4 * PAGE), Change::READ_ONLY, 64).unwrap();
     assert!((0..4).all(|page| is_writable(&machine, LINEAR + block + page * PAGE)));
     assert_eq!(read_only_frames(&machine).len(), 508);
+}
+
+/// A linear map whose marked tables are collapsed when an address is asked for the `at`-th time.
+struct Collapsed<'a> {
+    linear: Linear<'a, Lockless>,
+    machine: &'a HostMachine,
+    collapser: RefCell<Collapser<Granule4K, 1>>,
+    asked: Cell<usize>,
+    at: usize,
+}
+
+impl Splitter<HostMmu> for Collapsed<'_> {
+    const LIVE_SPLITS: bool = true;
+
+    fn split(&mut self, cut: &Cut<'_, HostMmu>) -> Result<(), Error> {
+        self.linear.split(cut)
+    }
+}
+
+impl Alias<HostMmu> for Collapsed<'_> {
+    fn address(&self, frame: PhysAddr) -> VirtAddr {
+        if self.asked.replace(self.asked.get() + 1) == self.at {
+            let (tables, mut frames) = (self.machine.page_tables(), self.machine.frames());
+            // The marks are older than the walk that asks, which is not waited for.
+            let words = |_| None::<&AtomicU64>;
+            let free = |table| self.machine.free_table(table);
+            self.collapser.borrow_mut().advance(&tables, self.machine.tlb(), words, &mut frames, free);
+        }
+        self.linear.address(frame)
+    }
+}
+
+/// A run of frames ends in a table of the linear map that is marked. What the change has found there stays until it is
+/// made, whenever the collapser goes on, and it needs no table that is not there.
+#[test]
+fn a_table_where_a_run_ends_is_no_block_before_the_change_is_made() {
+    let frames: Vec<u64> = (1024..1024 + 512 + 256).collect();
+    for at in 0.. {
+        let (machine, area) = machine(&frames);
+        let last = range(area.last().align_down(PAGE), PAGE);
+        change(&machine, last, Change::READ_ONLY, 4).unwrap();
+        change(&machine, last, Change::READ_WRITE, 0).unwrap();
+        let collapser = RefCell::new(Collapser::new());
+        let marked = range(LINEAR + (1024 + 512) * PAGE, 2 * MIB);
+        collapser.borrow_mut().start(Collapse { range: marked, never_blocks: 0, handshake: Handshake::Marks });
+        collapser.borrow_mut().mark(&machine.page_tables(), |_| None::<&AtomicU64>);
+        let (linear, asked) = (linear(&machine, 0), Cell::new(0));
+        let alias = &mut Collapsed { linear, machine: &machine, collapser, asked, at };
+        let changed = update::update::<ReadOnly, _, _>(machine.page_tables(), machine.tlb(), area, 0, alias);
+        assert!(matches!(changed, Ok(()) | Err(Error::OutOfTables { .. })), "{changed:?}");
+        for address in [area.start(), last.start(), LINEAR + 1024 * PAGE, LINEAR + (1024 + 767) * PAGE] {
+            assert_eq!(is_writable(&machine, address), changed.is_err(), "{address}, collapsed at {at}");
+        }
+        if alias.asked.get() <= at {
+            assert!(at > 2);
+            break;
+        }
+    }
 }

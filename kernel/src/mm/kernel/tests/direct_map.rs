@@ -42,6 +42,9 @@ fn a_page_goes_and_comes_back_without_any_invalidation() {
         let first = issued(|| space.set_direct_map_invalid_noflush(FRAME).unwrap());
         assert!(first.iter().all(|operation| *operation == Operation::DmbIshst), "{first:?}");
         assert!(!space.kernel_page_present(FRAME));
+        // Its table may be collapsed meanwhile, so the walk is announced.
+        let barriers = granule_arch::recorded::record(|| space.set_direct_map_invalid_noflush(FRAME).unwrap());
+        assert_eq!(barriers.first(), Some(&"dmb_ish"));
         let valid = [Operation::DsbIshst, Operation::Isb];
         assert_eq!(issued(|| space.set_direct_map_default_noflush(FRAME).unwrap()), valid);
         assert!(space.kernel_page_present(FRAME));

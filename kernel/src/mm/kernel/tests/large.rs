@@ -5,9 +5,10 @@ use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::bits;
-use granule_pgtable::{Error, Leaves};
+use granule_pgtable::{Collapses, Error, Leaves, PageRange};
 
 use super::super::KernelSpace;
+use super::super::collapse::CollapseError;
 use super::super::policy::{Policy, SplitMode};
 use super::super::set_memory::{SetMemoryError, Validity};
 use super::super::vmalloc::VmallocError;
@@ -245,4 +246,65 @@ fn registers_have_the_largest_leaves_that_their_alignment_allows() {
     let inside = PhysRange::from_size(PhysAddr(0x900_0ff8), 16).unwrap();
     let start = space.map_device(&cpu, inside).unwrap();
     assert_eq!((start.0 & (PAGE - 1), leaves(space, start - 0xff8, 2)), (0xff8, [(1, 2)].to_vec()));
+}
+
+#[test]
+fn what_was_split_for_a_page_is_collapsed_and_is_freed_as_it_was() {
+    for split in [SplitMode::Lock, SplitMode::Lockless] {
+        let (space, frames, cpu) = large(16, split);
+        let before = everything(space, frames);
+        let area = space.vmalloc_huge(&cpu, 2 * BLOCK).unwrap();
+        let all = PageRange::from_pages(area.start(), 2 * BLOCK as usize).unwrap();
+        let taken = everything(space, frames).frames;
+        let page = area.start() + 5 * PAGE;
+        space.set_memory_ro(page, 1).unwrap();
+        assert_eq!(space.collapse(&cpu, all), Ok(Collapses::NONE), "there is nothing larger");
+        space.set_memory_rw(page, 1).unwrap();
+        let done = space.collapse(&cpu, all).unwrap();
+        assert_eq!((done.blocks, done.cancelled), ([0, 0, 1, 0], 0));
+        assert_eq!(leaves(space, area.start(), 2 * BLOCK), [(BLOCK, 2)]);
+        assert_eq!((everything(space, frames).frames, space.collapse_counts().0), (taken, done));
+        // Again, and freed in pages.
+        space.set_memory_ro(page, 1).unwrap();
+        space.vfree(&cpu, area);
+        space.reclaim_tables(&cpu);
+        assert_eq!((frames.stats().refused, everything(space, frames)), (0, before));
+    }
+}
+
+#[test]
+fn pages_that_lie_in_one_piece_become_groups() {
+    let (space, frames, cpu) = large(16, SplitMode::Lock);
+    let before = everything(space, frames);
+    let area = space.vmalloc(&cpu, 2 * GROUP).unwrap();
+    for page in [0, GROUP] {
+        space.set_memory_ro(area.start() + page * PAGE, 1).unwrap();
+    }
+    assert_eq!(leaves(space, area.start(), 2 * GROUP), [(1, 2 * GROUP)]);
+    space.set_memory_ro(area.start(), 2 * GROUP).unwrap();
+    let range = PageRange::from_pages(area.start(), 2 * GROUP as usize).unwrap();
+    assert_eq!(space.collapse(&cpu, range).map(|done| done.groups), Ok([0, 0, 0, 1]));
+    assert_eq!(leaves(space, area.start(), 2 * GROUP), [(GROUP, 2)]);
+    space.set_memory_rw(area.start() + PAGE, 1).unwrap();
+    assert_eq!(leaves(space, area.start(), 2 * GROUP), [(1, GROUP), (GROUP, 1)]);
+    space.vfree(&cpu, area);
+    space.reclaim_tables(&cpu);
+    assert_eq!((frames.stats().refused, everything(space, frames)), (0, before));
+}
+
+#[test]
+fn what_is_not_collapsed_is_refused() {
+    let (space, _, cpu) = large(16, SplitMode::Refuse);
+    let area = space.vmalloc(&cpu, GROUP).unwrap();
+    let range = PageRange::from_pages(area.start(), 1).unwrap();
+    assert_eq!(space.collapse(&cpu, range), Err(CollapseError::NeverSplit));
+    let behind = PageRange::from_pages(crate::mm::layout::VMALLOC_END, 1).unwrap();
+    assert_eq!(space.collapse(&cpu, behind), Err(CollapseError::Elsewhere(behind)));
+    let linear = PageRange::from_pages(crate::mm::layout::linear(PhysAddr(0)), 1).unwrap();
+    let policy =
+        Policy { split: SplitMode::Lock, area_leaves: Leaves::Pages, debug_pagealloc: true, ..Policy::UNDECIDED };
+    let (space, _, cpu) = super::space(8);
+    space.set_policy(policy);
+    assert_eq!(space.collapse(&cpu, range), Err(CollapseError::AreasOfPages));
+    assert_eq!(space.collapse(&cpu, linear), Err(CollapseError::DebugPagealloc));
 }
