@@ -29,6 +29,13 @@ pub enum AccessError {
     Unaligned,
 }
 
+/// Whether a fault that goes on at `pc` is of an access here, on either side of it: with FEAT_MOPS one instruction reads
+/// one side and writes the other. Only EL0's side may fault.
+#[cfg(target_os = "none")]
+pub(crate) fn is_fixup(pc: u64) -> bool {
+    machine::is_fixup(pc)
+}
+
 /// The first address that is not EL0's.
 pub const END: VirtAddr = VirtAddr(1 << 48);
 
@@ -323,6 +330,8 @@ user_clear_mops:
     .arch_extension nomops
 
     // Where each of them goes on after a fault.
+    .global user_faulted
+    .hidden user_faulted
 user_faulted:
     mov     x0, #1
     ret
@@ -332,6 +341,7 @@ user_faulted:
     );
 
     unsafe extern "C" {
+        static user_faulted: u8;
         fn user_copy_from(to: *mut u8, from: u64, bytes: usize) -> u64;
         fn user_copy_from_mops(to: *mut u8, from: u64, bytes: usize) -> u64;
         fn user_copy_to(to: u64, from: *const u8, bytes: usize) -> u64;
@@ -360,6 +370,11 @@ user_faulted:
                 }
             }
         };
+    }
+
+    /// [`is_fixup`](super::is_fixup).
+    pub(super) fn is_fixup(pc: u64) -> bool {
+        pc == (&raw const user_faulted).addr() as u64
     }
 
     by_mops!(copy_from(to: *mut u8, from: u64, bytes: usize) user_copy_from_mops user_copy_from);

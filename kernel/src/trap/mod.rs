@@ -156,13 +156,22 @@ mod target {
         if is_spurious(frame.syndrome(), frame.fault_address()) {
             return this_cpu().trap.count_spurious_fault();
         }
-        match extable::fixup(frame.elr).or_else(|| probe::refused_call(frame)) {
+        match expected(frame).or_else(|| probe::refused_call(frame)) {
             Some(fixup) => {
                 this_cpu().trap.count_probe_fault();
                 resume_with_fault(frame, fixup);
             }
             None => report(frame, Cause::Synchronous),
         }
+    }
+
+    /// Where to go on after a fault that is expected of this instruction, at this address: an access of EL0's memory is
+    /// not excused where it faults in the kernel's.
+    fn expected(frame: &TrapFrame) -> Option<u64> {
+        let fixup = extable::fixup(frame.elr)?;
+        let is_known = frame.syndrome().abort().is_some_and(|abort| abort.address_valid);
+        let is_of_kernel = is_known && frame.fault_address().untagged() >= uaccess::END;
+        (!(is_of_kernel && uaccess::is_fixup(fixup))).then_some(fixup)
     }
 
     /// Whether a fault of the kernel at an address of EL0 is resolved, so that the access is to be tried again.

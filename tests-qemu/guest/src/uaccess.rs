@@ -4,7 +4,10 @@
 //! An access that fails may have been made in part, from its start on and never beyond the border. The threads of this
 //! image are the kernel's, which resolve no faults.
 
+#![allow(unsafe_code, reason = "memory that is gone")]
+
 use granule::kernel;
+use granule::mm::kernel::set_memory::Validity;
 use granule::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceRef};
 use granule::sched;
 use granule::smp::this_cpu;
@@ -256,6 +259,19 @@ fn the_kernels_own_memory_is_none_of_el0s(t: &mut Test) {
     t.equal("a word's load", uaccess::get_u32(at), Err(AccessError::Fault));
     t.equal("a word's store", uaccess::put_u32(at, 7), Err(AccessError::Fault));
     t.check("nothing was changed", *core::hint::black_box(&own) == OLD);
+}
+
+target_test!(copies_from_memory_of_the_kernel_that_is_gone, selftest());
+fn copies_from_memory_of_the_kernel_that_is_gone(t: &mut Test) {
+    let Some(space) = t.ok("a space", kernel().spaces.create(this_cpu())) else { return };
+    drop(sched::set_space(Some(space.clone())));
+    map(t, &space, FIRST, Beyond::Nothing, false);
+    let Some(area) = t.ok("an area", kernel().space.vmalloc(this_cpu(), 1)) else { return };
+    t.ok("gone", kernel().space.set_memory_valid(area.start(), 1, Validity::Invalid));
+    // SAFETY: not sound at all; that is the test.
+    let gone = unsafe { core::slice::from_raw_parts(area.start().as_ptr::<u8>(), LARGEST) };
+    let copied = uaccess::copy_to_user(VirtAddr(FIRST.0 - PAGE), gone);
+    t.equal("it comes back", copied, Ok(()));
 }
 
 // An access at either end faults by itself; but `write` takes what is a range for one whose bytes need not be read.
