@@ -5,6 +5,7 @@
 
 use granule_arch::alternative;
 
+use crate::mm::heap::guarded::guarded_heap;
 use crate::mm::kernel::fixmap;
 use crate::mm::maintenance;
 use crate::platform::features::branch;
@@ -23,6 +24,7 @@ pub fn patch(kernel: &Kernel) -> usize {
                 || policy.takes(identifier)
                 || maintenance::takes(identifier)
                 || identifier == branch::TAG_STORAGE && kernel.frames.has_tag_storage()
+                || identifier == branch::GUARDED_HEAP && guarded_heap().is_on()
         },
         features.cpus.code_caches(),
         // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words

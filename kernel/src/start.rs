@@ -28,6 +28,7 @@ use crate::linux::file::device::{self, DeviceKind};
 use crate::linux::process::limits;
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
+use crate::mm::heap::guarded;
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
 use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -203,7 +204,13 @@ fn set_up_memory(
     let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
     let leaves = linear_leaves(cpu.features.call_once(CpuFeatures::read));
     let read_only = image::read_only_range(boot, Wishes::read().rodata);
-    linear::map(boot, root, &mut memory, linear::Plan { no_map: &platform.no_map, read_only, leaves })?;
+    let guarded = guarded::take_memory(&mut memory);
+    let plan = linear::Plan { no_map: &platform.no_map, read_only, leaves, pages: guarded };
+    linear::map(boot, root, &mut memory, plan)?;
+    if let Some(pool) = guarded {
+        // SAFETY: it was taken for this, and mapped by pages.
+        unsafe { guarded::init(pool) };
+    }
     map_frame_records(root, &mut memory)?;
 
     let pages = FrameAllocator::required_bytes(&memory) / PAGE_SIZE;
@@ -350,6 +357,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     limits::init(frames);
     interrupts::enable();
     smp::release(cpus, empty);
+    guarded::start(cpu);
     start_reclaimer(cpu)?;
     start_compactor(cpu)?;
     Ok(())

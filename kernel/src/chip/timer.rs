@@ -28,14 +28,20 @@ pub enum Purpose {
     /// Slices and timeouts of threads.
     #[cfg(target_os = "none")]
     Threads,
+    /// The next sample of the guarded heap.
+    #[cfg(target_os = "none")]
+    GuardedHeap,
 }
 
-const PURPOSES: usize = 2;
+const PURPOSES: usize = 3;
+
+/// The timer does not come to count that.
+const NEVER: u64 = u64::MAX;
 
 struct DeadlineSlot {
-    /// When, as the timer counts.
+    /// When, as the timer counts; [`NEVER`] where nothing is due, so that the first of all is their minimum.
     count: AtomicU64,
-    /// A [`DeadlineHandler`], or zero for none.
+    /// A [`DeadlineHandler`], or zero before the first.
     handler: AtomicUsize,
 }
 
@@ -45,14 +51,14 @@ pub type DeadlineHandler = fn(&Cpu);
 impl Due {
     /// Nothing.
     pub(crate) const fn new() -> Self {
-        Self([const { DeadlineSlot { count: AtomicU64::new(0), handler: AtomicUsize::new(0) } }; PURPOSES])
+        Self([const { DeadlineSlot { count: AtomicU64::new(NEVER), handler: AtomicUsize::new(0) } }; PURPOSES])
     }
 }
 
 impl DeadlineSlot {
-    /// When it is due, if it is.
-    fn due(&self) -> Option<u64> {
-        (self.handler.load(Ordering::Relaxed) != 0).then(|| self.count.load(Ordering::Relaxed))
+    /// When it is due, or [`NEVER`].
+    fn due(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
     }
 }
 
@@ -102,29 +108,24 @@ pub fn set_deadline(cpu: &Cpu, after: Duration, handler: DeadlineHandler) {
 
 /// Whether something is due of [`set_deadline`] on `cpu`.
 pub fn has_deadline(cpu: &Cpu) -> bool {
-    cpu.due.0[Purpose::Caller as usize].due().is_some()
+    cpu.due.0[Purpose::Caller as usize].due() != NEVER
 }
 
 /// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
 pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: DeadlineHandler) {
     let masked = interrupts::mask();
     let slot = &cpu.due.0[purpose as usize];
-    match deadline {
-        Some(deadline) => {
-            slot.count.store(deadline.0, Ordering::Relaxed);
-            slot.handler.store(handler as usize, Ordering::Relaxed);
-        }
-        None => slot.handler.store(0, Ordering::Relaxed),
-    }
+    slot.handler.store(handler as usize, Ordering::Relaxed);
+    slot.count.store(deadline.map_or(NEVER, |deadline| deadline.0), Ordering::Relaxed);
     program(cpu);
     interrupts::restore(masked);
 }
 
 /// Sets the timer for what is due first. Interrupts masked.
 fn program(cpu: &Cpu) {
-    match cpu.due.0.iter().filter_map(DeadlineSlot::due).min() {
-        Some(first) => timer::set_deadline(first),
-        None => timer::stop(),
+    match cpu.due.0.iter().map(DeadlineSlot::due).fold(NEVER, u64::min) {
+        NEVER => timer::stop(),
+        first => timer::set_deadline(first),
     }
 }
 
@@ -140,9 +141,10 @@ fn handle_interrupt(cpu: &Cpu) {
     // One shot: off before the handlers, which may set the next ones.
     timer::stop();
     for slot in &cpu.due.0 {
-        if slot.due().is_some_and(|due| due <= timer::count()) {
-            let handler = slot.handler.swap(0, Ordering::Relaxed);
-            // SAFETY: not zero, so `set` put it there: a `DeadlineHandler`.
+        if slot.due() <= timer::count() {
+            slot.count.store(NEVER, Ordering::Relaxed);
+            let handler = slot.handler.load(Ordering::Relaxed);
+            // SAFETY: something was due, so `set` put it there: a `DeadlineHandler`.
             let handler = unsafe { core::mem::transmute::<usize, DeadlineHandler>(handler) };
             handler(cpu);
         }

@@ -12,6 +12,8 @@
 //! Growing maps frames, which takes the locks of page tables and page blocks. Those come before the list's lock, so the
 //! heap grows *before* it takes that lock: try, release, grow, retry. The heap never shrinks.
 //!
+//! Samples of the objects are elsewhere, between pages that fault, if the boot arguments ask for it ([`guarded`]).
+//!
 //! Where memory has tags, each object gets one of its own ([`tags`]), from [`Heap::start_tags`] on; what was allocated
 //! before has none, and its untagged pointer says so. A wrong access then faults, and `report` finds the object that it
 //! was meant for.
@@ -21,6 +23,7 @@
 #![allow(unsafe_code, reason = "the global allocator")]
 
 mod calls;
+pub mod guarded;
 #[cfg(any(target_os = "none", test))]
 mod report;
 mod tags;
@@ -258,10 +261,14 @@ fn round(layout: Layout) -> Option<Layout> {
 #[cfg(target_os = "none")]
 mod global {
     use core::alloc::{GlobalAlloc, Layout};
+    use core::ptr::NonNull;
 
-    use super::{Heap, report};
+    use granule_arch::patched_branch;
+
+    use super::{Heap, guarded, report};
     use crate::mm::layout::{HEAP_BASE, HEAP_SIZE};
-    use crate::smp::this_cpu;
+    use crate::platform::features::branch;
+    use crate::smp::{Cpu, this_cpu};
     use crate::sync::rank;
 
     #[global_allocator]
@@ -272,7 +279,13 @@ mod global {
         &HEAP
     }
 
-    // SAFETY: heap and arena each keep the contract, and an address identifies which of them it came from.
+    /// Out of line, so that where nothing is sampled an allocation has only a NOP more.
+    #[inline(never)]
+    fn alloc_with_samples(heap: &Heap, cpu: &Cpu, layout: Layout) -> *mut u8 {
+        guarded::alloc(cpu, layout).map_or_else(|| heap.alloc(layout), NonNull::as_ptr)
+    }
+
+    // SAFETY: heap, guarded heap and arena each keep the contract, and an address identifies which of them it came from.
     unsafe impl GlobalAlloc for Heap {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let cpu = this_cpu();
@@ -283,6 +296,9 @@ mod global {
                 cpu.held_ranks.bits() >> rank::HEAP_GROWTH == 0,
                 "allocation under a lock that the heap's growth may need",
             );
+            if patched_branch!(branch::GUARDED_HEAP) {
+                return alloc_with_samples(self, cpu, layout);
+            }
             Self::alloc(self, layout)
         }
 
@@ -292,6 +308,9 @@ mod global {
                 if let Err(bad) = unsafe { Self::dealloc(self, object, layout) } {
                     report::bad_free(&bad);
                 }
+            // SAFETY: an object in the guarded heap's pages came from there; the caller keeps the contract.
+            } else if patched_branch!(branch::GUARDED_HEAP) && unsafe { guarded::dealloc(object, layout) } {
+                // It was one.
             } else if let Some(arena) = this_cpu().node_arena.get() {
                 debug_assert!(arena.contains(object));
                 // SAFETY: what is not the heap's is a node of the sets that this CPU is changing.

@@ -63,6 +63,8 @@ pub mod branch {
         ASYNCHRONOUS_TAG_CHECKS = 15;
         /// No feature: tags need storage that is reserved for them (`crate::mm::tag_storage`).
         TAG_STORAGE = 16;
+        /// No feature: samples of the heap's objects are guarded (`crate::mm::heap::guarded`).
+        GUARDED_HEAP = 17;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.

@@ -91,7 +91,8 @@ pub(crate) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bo
     result
 }
 
-/// Interrupts masked, by the lock.
+/// Interrupts masked, by the lock. Out of line: it has several callers.
+#[inline(never)]
 fn set_next(cpu: &Cpu, next: u64) {
     if cpu.sched.next_timeout.swap(next, Ordering::Relaxed) != next {
         queue::program(cpu);

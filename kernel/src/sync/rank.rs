@@ -99,6 +99,8 @@ pub const BUDDY: Rank = 21;
 pub const TAG_STORAGE: Rank = BUDDY;
 /// The heap's list.
 pub const HEAP: Rank = 22;
+/// The records of guarded objects. Never held together with the heap's list.
+pub const GUARDED_HEAP: Rank = HEAP;
 /// Whose a device is.
 pub const DEVICE: Rank = 23;
 /// A queue of threads that wait. Anything above may wake them.

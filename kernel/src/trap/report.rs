@@ -13,6 +13,7 @@ use super::frame::TrapFrame;
 use super::probe::{self, ProbeFault};
 use super::vector::{ExceptionKind, Vector};
 use crate::mm::heap::describe_tags;
+use crate::mm::heap::guarded::{self, guarded_heap};
 use crate::mm::kernel::describe_walk;
 use crate::panic::die;
 use crate::smp::this_cpu;
@@ -60,7 +61,12 @@ impl fmt::Display for Headline<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let frame = self.frame;
         match self.cause {
-            Cause::Synchronous => write!(f, "{}", fault(frame)),
+            Cause::Synchronous => {
+                if let Some(what) = translation_fault(frame).and_then(guarded::what_happened) {
+                    write!(f, "guarded heap: {what}: ")?;
+                }
+                write!(f, "{}", fault(frame))
+            }
             Cause::SError => write!(f, "{}", frame.syndrome()),
             Cause::StackOverflow => {
                 let (stack, own) = (stack_around(frame.sp), stack_of(this_cpu()));
@@ -84,6 +90,12 @@ impl fmt::Display for Headline<'_> {
     }
 }
 
+/// The address of a translation fault that `frame` is of.
+fn translation_fault(frame: &TrapFrame) -> Option<VirtAddr> {
+    let abort = frame.syndrome().abort()?;
+    (abort.address_valid && abort.status == FaultStatus::Translation).then(|| frame.fault_address())
+}
+
 /// The exception of `frame` as a fault with the address that it is about.
 fn fault(frame: &TrapFrame) -> ProbeFault {
     ProbeFault { syndrome: frame.syndrome(), address: frame.exception_address() }
@@ -100,6 +112,9 @@ fn describe(out: &mut dyn Write, frame: &TrapFrame) -> fmt::Result {
     describe_calls(out, frame)?;
     if frame.syndrome().abort().is_some_and(|abort| abort.status == FaultStatus::TagCheck) {
         describe_tags(out, frame.fault_address())?;
+    }
+    if let Some(address) = translation_fault(frame).filter(|address| guarded_heap().contains(address.as_ptr())) {
+        return guarded::describe(out, address);
     }
     // Last, because it reads the most memory that may be what is broken.
     if frame.syndrome().abort().is_some_and(|abort| abort.address_valid) {

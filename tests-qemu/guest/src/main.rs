@@ -30,6 +30,8 @@ mod direct_map;
 #[cfg(target_os = "none")]
 mod frames;
 #[cfg(target_os = "none")]
+mod guarded_heap;
+#[cfg(target_os = "none")]
 mod harness;
 #[cfg(target_os = "none")]
 mod heap_tags;

@@ -4,6 +4,7 @@
 //! `page_tables.rs`.
 
 use granule_host_tests::built;
+use granule_host_tests::session::Session;
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::session::{self, Plan};
 use granule_runner::{list, machine};
@@ -96,6 +97,12 @@ fn with_a_split_by_plain_stores_a_neighbours_change_is_lost_each_time() {
             assert_is_caught(outcome, "plain-split", &name, "pages that were not as they must be: found");
         }
     }
+}
+
+#[test]
+fn a_collapse_without_marks_takes_the_table_that_an_owner_is_in() {
+    let name = "split::collapse::a_walk_that_is_under_way_is_waited_for";
+    assert_caught("collapse-no-mark", name, "what a walk found in the place of its table: found 2, wanted 1");
 }
 
 #[test]
@@ -301,4 +308,52 @@ fn with_a_device_that_is_believed_data_is_lost_in_silence() {
     // After a fault that is served while the disk is slow the data arrives after all; after one that is not served it
     // does not.
     assert_caught("no-secondary-tlb,trust-completion", AT_ONCE, "it has arrived: found 8, wanted 4096");
+}
+
+/// A kernel in whose timer interrupt a bug is planted, and what its report must have, in this order.
+#[track_caller]
+fn assert_guarded_heap_reports(switch: &str, parts: &[&str]) {
+    let bootargs = |switch: &str| format!("kfence.sample_interval=20 lab={switch}");
+    let machine = machine::named("default").unwrap();
+    let mut session = Session::start(&machine, &built("granule.img"), &bootargs(switch), &[]).unwrap();
+    for part in parts {
+        session.wait_for(part).unwrap();
+    }
+    // Without the switch the same boot comes to its prompt, and goes on.
+    let mut session = Session::start(&machine, &built("granule.img"), &bootargs(""), &[]).unwrap();
+    session.prompt().unwrap();
+    assert!(session.command("stats").unwrap().contains(" of 63 objects in use"));
+    assert_eq!(session.power_off().unwrap(), Some(0));
+}
+
+#[test]
+fn a_use_after_free_that_is_planted_in_a_handler_is_reported() {
+    let parts = [
+        "guarded heap: use-after-free: ",
+        "on a read of 0xffff",
+        "backtrace:",
+        "guarded::planted::reads+",
+        "guarded heap: 0 bytes into object ",
+        ", 64 bytes, freed",
+        "allocated by:",
+        "guarded::planted::allocates+",
+        "freed by:",
+        "guarded::planted::frees+",
+    ];
+    assert_guarded_heap_reports("kfence-uaf", &parts);
+}
+
+#[test]
+fn an_access_out_of_bounds_that_is_planted_in_a_handler_is_reported() {
+    let parts = [
+        "guarded heap: out-of-bounds: ",
+        "on a read of 0xffff",
+        "backtrace:",
+        "guarded::planted::reads+",
+        "guarded heap: 0 bytes behind object ",
+        ", 64 bytes, in use",
+        "allocated by:",
+        "guarded::planted::allocates+",
+    ];
+    assert_guarded_heap_reports("kfence-oob", &parts);
 }

@@ -9,15 +9,17 @@ use crate::mm::layout::{FIXMAP_BASE, IMAGE_BASE};
 
 /// The innermost return addresses, their low halves; 0 where the chain is shorter. All code lies in the image, and that
 /// in 4 GiB with one upper half.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+///
+/// A vector's own functions take two or three of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(transparent)]
-pub(super) struct Calls([u32; Self::DEPTH]);
+pub(super) struct Calls<const DEPTH: usize = 4>([u32; DEPTH]);
 
 const _: () = assert!(IMAGE_BASE.0 >> 32 == (FIXMAP_BASE.0 - 1) >> 32);
 
-impl Calls {
-    /// A vector's own functions take two or three of them.
-    const DEPTH: usize = 4;
+impl<const DEPTH: usize> Calls<DEPTH> {
+    /// None.
+    pub(super) const NONE: Self = Self([0; DEPTH]);
 
     /// Notes those of the caller, the address that it returns to first. A record that is not on the stack in use ends
     /// the chain.
@@ -46,18 +48,25 @@ impl Calls {
     /// None: the host's stack has other rules.
     #[cfg(not(target_os = "none"))]
     pub(super) fn note(&mut self) {
-        *self = Self::default();
+        *self = Self::NONE;
     }
 }
 
 /// A line for each call, by the address of its instruction.
 #[cfg(target_os = "none")]
-impl core::fmt::Display for Calls {
+impl<const DEPTH: usize> core::fmt::Display for Calls<DEPTH> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        for low in self.0.into_iter().take_while(|low| *low != 0) {
-            let address = IMAGE_BASE.0 & !u64::from(u32::MAX) | u64::from(low);
-            writeln!(f, "    {}", crate::symbols::Named(VirtAddr(address - 4)))?;
-        }
-        Ok(())
+        show(&self.0, f)
     }
+}
+
+/// Out of line: chains of both lengths are shown by it.
+#[cfg(target_os = "none")]
+#[inline(never)]
+fn show(calls: &[u32], f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+    for low in calls.iter().take_while(|low| **low != 0) {
+        let address = IMAGE_BASE.0 & !u64::from(u32::MAX) | u64::from(*low);
+        writeln!(f, "    {}", crate::symbols::Named(VirtAddr(address - 4)))?;
+    }
+    Ok(())
 }

@@ -23,7 +23,7 @@ struct Object {
 
 /// Where an address lies, seen from an object.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Place {
+pub(super) enum Place {
     /// So many bytes before its first.
     Before(u64),
     /// At this offset.
@@ -40,11 +40,18 @@ impl Object {
     }
 
     fn place(&self, address: VirtAddr) -> Place {
-        let end = self.start + self.record.bytes();
+        Place::of(address, self.start, self.record.bytes())
+    }
+}
+
+impl Place {
+    /// Seen from the object of so many bytes at `start`.
+    pub(super) fn of(address: VirtAddr, start: VirtAddr, bytes: u64) -> Self {
+        let end = start + bytes;
         match address {
-            address if address < self.start => Place::Before(self.start - address),
-            address if address < end => Place::Inside(address - self.start),
-            address => Place::After(address - end),
+            address if address < start => Self::Before(start - address),
+            address if address < end => Self::Inside(address - start),
+            address => Self::After(address - end),
         }
     }
 }
@@ -85,9 +92,9 @@ fn nearest(from: &mut u64, step: u64, read: &dyn Fn(VirtAddr) -> Option<(Record,
 }
 
 #[cfg(target_os = "none")]
-pub(super) use target::bad_free;
-#[cfg(target_os = "none")]
 pub(crate) use target::describe_tags;
+#[cfg(target_os = "none")]
+pub(super) use target::{bad_free, end};
 
 #[cfg(target_os = "none")]
 mod target {
@@ -139,15 +146,25 @@ mod target {
         Ok(())
     }
 
-    /// Reports a free that does not match an object in use, and ends the kernel: its caller has lost track of its
-    /// memory.
+    /// Reports a free that does not match an object in use, and ends the kernel.
     #[cold]
     #[inline(never)]
     pub(in super::super) fn bad_free(bad: &BadFree) -> ! {
         let BadFree { pointer, bytes } = *bad;
+        let headline = format_args!("free of {pointer}, {bytes} bytes, which does not match an object in use");
+        end(headline, pointer, describe_tags)
+    }
+
+    /// Ends the kernel after a bad free, whose caller has lost track of its memory. The report has what `describe` prints
+    /// about `pointer`.
+    pub(in super::super) fn end(
+        headline: fmt::Arguments<'_>,
+        pointer: VirtAddr,
+        describe: fn(&mut dyn Write, VirtAddr) -> fmt::Result,
+    ) -> ! {
         let calls = backtrace_here();
-        die(format_args!("free of {pointer}, {bytes} bytes, which does not match an object in use"), &|out| {
-            describe_tags(out, pointer)?;
+        die(headline, &|out| {
+            describe(out, pointer)?;
             write!(out, "backtrace:\n{calls}")
         })
     }

@@ -65,6 +65,8 @@ pub struct Plan<'a> {
     pub read_only: PhysRange,
     /// The leaves.
     pub leaves: Leaves,
+    /// Memory that is made of pages whatever `leaves` is: single ones of it change in any context.
+    pub pages: Option<PhysRange>,
 }
 
 /// Free memory whose frames become tables of a map by pages; the first is the end of the second.
@@ -111,7 +113,8 @@ pub fn map(boot: &BootInfo, root: Table, memory: &mut MemoryMap, plan: Plan<'_>)
     let cuts = nurseries.into_iter().flat_map(|both| both.edges().into_iter().chain([image.end()]));
     let is_hidden = move |at| plan.no_map.iter().any(|range| range.contains(at));
     let shown = |bank: PhysRange| {
-        let edges = plan.no_map.iter().copied().chain([plan.read_only]).flat_map(|range| [range.start(), range.end()]);
+        let ranges = plan.no_map.iter().copied().chain([plan.read_only]).chain(plan.pages);
+        let edges = ranges.flat_map(|range| [range.start(), range.end()]);
         pieces(bank, edges.chain(cuts.clone())).filter(move |piece| !is_hidden(piece.start()))
     };
     let free_in = |piece: PhysRange| -> u64 { memory.free().iter().map(|free| common(piece, *free)).sum() };
@@ -176,7 +179,9 @@ fn map_piece<M: Mmu<Geometry = granule_pgtable::Granule4K>>(
     };
     let range = PageRange::new(layout::linear(piece.start()), piece.size())?;
     let lazy = Lazy::new(mmu);
-    let shape = Shape { leaves: plan.leaves, execution: Execution::Forbidden };
+    let is_by_pages = plan.pages.is_some_and(|pages| pages.contains(piece.start()));
+    let leaves = if is_by_pages { Leaves::Pages } else { plan.leaves };
+    let shape = Shape { leaves, execution: Execution::Forbidden };
     PageTables::new(mmu, root).map(&lazy, range, piece.start(), attributes, shape, source)?;
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use granule::chip::its;
 use granule::devices::pci::{self, Function, Id};
+use granule::mm::heap::guarded::guarded_heap;
 use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
 use granule::platform::GicDescription;
@@ -13,7 +14,7 @@ use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte,
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 25] = [
+pub(crate) const KNOWN: [Feature; 26] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
     ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
@@ -33,6 +34,7 @@ pub(crate) const KNOWN: [Feature; 25] = [
     ("refuse", |_| linear_map_has_large_leaves() && policy().split == SplitMode::Refuse),
     ("alias", |_| policy().alias),
     ("pagealloc", |_| policy().debug_pagealloc),
+    ("kfence", |_| guarded_heap().is_on()),
     ("pcie", |_| granule::kernel().platform.pcie.is_some()),
     ("its", |_| its::doorbell(granule::kernel().platform).is_some()),
     ("edu", |_| has_device("edu")),

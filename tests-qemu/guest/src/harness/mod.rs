@@ -10,13 +10,16 @@ mod hoard;
 mod plan;
 mod test;
 
+use core::hint::black_box;
 use core::time::Duration;
 
+use alloc::vec::Vec;
 use granule::bootargs::{PARAMETERS, Parameter};
 use granule::chip::timer::Deadline;
 use granule::chip::{console, power};
 use granule::sched::sleep_until;
 use granule::smp::{self, Cpu};
+use granule_arch::addr::PAGE_SIZE;
 use granule_protocol::{ASK, Event, Nonce, Port, Record};
 use linkme::distributed_slice;
 
@@ -104,6 +107,12 @@ pub(crate) fn run() -> ! {
         granule::println!("no threads for the other CPUs: {error}");
         power::off(power::Status::Failure)
     }
+    // More than a page is never sampled, so that the heap's window has its first tables before the first test.
+    let mut large = Vec::<u8>::new();
+    if large.try_reserve(2 * PAGE_SIZE).is_err() {
+        granule::println!("no memory for the heap");
+    }
+    drop(black_box(large));
     let mut port = Port::new(nonce, console::print);
     port.send(Event::Hello { tests: plan.indices().count() as u32 });
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
