@@ -8,7 +8,8 @@ use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
 use granule_pgtable::Size;
 
 use super::parse::{Args, ArgumentError, Keyword};
-use super::{Command, Failure, Refusal, Session, no_keywords};
+use super::tables::all_of;
+use super::{Command, Failure, Half, Refusal, Session, no_keywords};
 use granule::mm::kernel::area::AreaKind;
 use granule::mm::maintenance;
 use granule::{Kernel, smp};
@@ -40,7 +41,7 @@ pub(super) const COMMANDS: &[Command] = &[
     Command {
         name: "stats",
         words: "",
-        help: "events of each CPU; counted barriers and TLBIs",
+        help: "events of each CPU; barriers, TLBIs; leaves, splits, collapses",
         run: stats,
         complete: no_keywords,
     },
@@ -58,7 +59,7 @@ pub(super) const COMMANDS: &[Command] = &[
 ];
 
 const STATS: Keyword<()> = ("stats", ());
-const JSON: Keyword<()> = ("--json", ());
+pub(super) const JSON: Keyword<()> = ("--json", ());
 
 /// The kernel; there is none where the monitor's own tests run.
 pub(super) fn kernel() -> Result<&'static Kernel, Refusal> {
@@ -175,8 +176,14 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
         writeln!(session, "cpu{}", maintenance::HEADING);
         smp::for_each(|cpu| writeln!(session, "{:>3}{}", cpu.id.0, maintenance::counts(cpu)));
     }
+    if let Some(leaves) = session.subject.dump(Half::Kernel, all_of(Half::Kernel)?, &mut |_| {}) {
+        writeln!(session, "leaves: {leaves}");
+    }
     writeln!(session, "leaves split: {}", kernel.space.split_counts());
+    writeln!(session, "leaves collapsed: {}", kernel.space.collapse_counts());
     writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
+    #[cfg(target_os = "none")]
+    writeln!(session, "guarded heap: {}", granule::mm::heap::guarded::guarded_heap().stats());
     Ok(())
 }
 
@@ -198,8 +205,8 @@ fn mte<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<
     Ok(())
 }
 
-/// The next word is this keyword. Out of line: it has two callers.
+/// The next word is this keyword. Out of line: it has several callers.
 #[inline(never)]
-fn expect<'a>(args: &mut Args<'a>, keyword: &Keyword<()>) -> Result<(), ArgumentError<'a>> {
+pub(super) fn expect<'a>(args: &mut Args<'a>, keyword: &Keyword<()>) -> Result<(), ArgumentError<'a>> {
     args.keyword(keyword.0, keyword.0, core::slice::from_ref(keyword))
 }

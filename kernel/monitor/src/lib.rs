@@ -27,7 +27,7 @@ mod transfers;
 use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::{Extent, LeafTotals, PageRange, Size, Step};
+use granule_pgtable::{Extent, Finding, LeafTotals, PageRange, Size, Step};
 use linkme::distributed_slice;
 use thiserror::Error;
 
@@ -47,6 +47,7 @@ use granule::linux::file::initrd::ArchiveError;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ExecError, ProcessEnd, Summary};
+use granule::mm::kernel::collapse::CollapseError;
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::notifier::SubscribeError;
@@ -188,6 +189,8 @@ enum Refusal {
     #[error(transparent)]
     SetMemory(#[from] SetMemoryError),
     #[error(transparent)]
+    Collapse(#[from] CollapseError),
+    #[error(transparent)]
     Range(#[from] granule_pgtable::Error),
     /// `peek … = VALUE`, and another value is there.
     #[error("{address} holds {found:#x}, not {expected:#x}")]
@@ -258,6 +261,12 @@ enum Half {
     Process(u32),
 }
 
+/// One row of a dump.
+enum Row<'a> {
+    Extent(&'a Extent),
+    Finding(&'a Finding),
+}
+
 /// What a session acts on: the machine, or in the host's tests a model of it.
 trait Subject {
     /// Maps this many fresh pages; returns the address of the first.
@@ -274,8 +283,8 @@ trait Subject {
     fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault>;
     /// The walk for an address, one call for each level. `None`: there is no such process.
     fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()>;
-    /// What is mapped in a range. `None`: there is no such process.
-    fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals>;
+    /// What is mapped in a range, then what was found there. `None`: there is no such process.
+    fn dump(&self, whose: Half, range: PageRange, row: &mut dyn FnMut(Row<'_>)) -> Option<LeafTotals>;
     /// Starts a program; returns its process's number.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError>;
     /// The archive of the programs.

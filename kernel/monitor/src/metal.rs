@@ -6,10 +6,10 @@ use core::fmt::{self, Write};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache;
-use granule_pgtable::{Extent, LeafTotals, PageRange, Step};
+use granule_pgtable::{LeafTotals, PageRange, PageTables, Step};
 
 use super::memory::{AccessWidth, Permission};
-use super::{Half, Refusal, Subject};
+use super::{Half, Refusal, Row, Subject};
 use granule::chip::console;
 use granule::chip::power::{self, Status};
 use granule::kernel;
@@ -21,6 +21,7 @@ use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ExecError, ProcessEnd, Summary};
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
+use granule::mm::kernel::{self, Machine};
 use granule::mm::notifier::Subscription;
 use granule::mm::notifier::trace::{self, Trace};
 use granule::mm::space::{Area, Moved, SpaceHandle};
@@ -51,6 +52,13 @@ const TRACES: usize = 8;
 pub(super) struct Metal {
     /// By handles: a trace keeps neither a program's memory nor a device's way to it.
     traces: heapless::Vec<Subscription<Trace, SpaceHandle>, TRACES>,
+}
+
+/// The rows of `tables`, which stay as they are linked meanwhile.
+fn dump(tables: &PageTables<'_, Machine>, range: PageRange, row: &mut dyn FnMut(Row<'_>)) -> LeafTotals {
+    let totals = kernel::dump(tables, range, &mut |extent| row(Row::Extent(extent)));
+    kernel::findings(tables, range, &mut |finding| row(Row::Finding(finding)));
+    totals
 }
 
 impl Subject for Metal {
@@ -113,10 +121,10 @@ impl Subject for Metal {
         Some(())
     }
 
-    fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals> {
+    fn dump(&self, whose: Half, range: PageRange, row: &mut dyn FnMut(Row<'_>)) -> Option<LeafTotals> {
         Some(match whose {
-            Half::Kernel => kernel().space.tables().dump(range, extent),
-            Half::Process(id) => process::space_of(id)?.tables().dump(range, extent),
+            Half::Kernel => dump(&kernel().space.tables().get(), range, row),
+            Half::Process(id) => dump(&process::space_of(id)?.tables(), range, row),
         })
     }
 

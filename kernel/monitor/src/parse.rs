@@ -207,9 +207,10 @@ impl<'a> Args<'a> {
         self.value(name).map(VirtAddr)
     }
 
-    /// The next word as an address, if there is one.
+    /// The next word as an address, if there is one that is no option.
     pub(super) fn optional_address(&mut self, name: &'static str) -> Result<Option<VirtAddr>, ArgumentError<'a>> {
-        if self.is_empty() { Ok(None) } else { self.address(name).map(Some) }
+        let word = self.words.clone().next();
+        if word.is_none_or(|word| word.starts_with("--")) { Ok(None) } else { self.address(name).map(Some) }
     }
 
     /// The next word as a number in `allowed`.

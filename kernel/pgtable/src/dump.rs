@@ -7,7 +7,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, Survey};
 use crate::range::PageRange;
 use crate::tables::PageTables;
 use crate::visit::{Next, Run, Visitor, leading_leaves, leaf_size};
@@ -31,6 +31,25 @@ pub struct Extent {
     pub level: u8,
     /// Whether a table on the way forbids execution at EL1 (PXNTable).
     pub execution_forbidden_above: bool,
+    /// How the contiguous groups that the leaves are in, or lie among, are misprogrammed.
+    pub group_fault: Option<GroupFault>,
+}
+
+/// How a contiguous group is misprogrammed (Arm ARM D8.7.1). A TLB may hold any entry of a group for all of it, so it
+/// may use what no entry has. The first that applies is reported.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum GroupFault {
+    /// An entry has the Contiguous bit, and the geometry has no groups at this level.
+    Level,
+    /// Only some entries of the aligned group are leaves with the Contiguous bit. FEAT_BBM allows that for as long as
+    /// another CPU splits the group ([`crate::split`]).
+    Bit,
+    /// Entries differ in attributes or permissions, or some are valid and others not. They may differ in what the
+    /// hardware sets in one entry alone, the access flag and, with DBM, AP\[2\] of a dirty page, and in what it ignores:
+    /// the software bits, and of entries that are not valid bits 62 to 59.
+    Attributes,
+    /// The output addresses do not follow one another, or do not begin at a multiple of the group's size.
+    Address,
 }
 
 impl Extent {
@@ -55,6 +74,7 @@ impl Extent {
             && self.attributes == next.attributes
             && self.level == next.level
             && self.execution_forbidden_above == next.execution_forbidden_above
+            && self.group_fault == next.group_fault
     }
 }
 
@@ -63,16 +83,24 @@ impl Extent {
 impl fmt::Display for Extent {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { start, size, leaf_size, attributes, execution_forbidden_above, .. } = *self;
-        let end = start.0.wrapping_add(size);
-        write!(
-            f,
-            "{:#018x}-{end:#018x} {:>8} {:>5} x {:<6}",
-            start.0,
-            Size(size),
-            Size(leaf_size),
-            size.checked_div(leaf_size).unwrap_or_default()
-        )?;
+        write!(f, "{}", Row { start, size, leaf_size })?;
         write!(f, "{}{}", attributes.listed(), if execution_forbidden_above { " PXNTABLE" } else { "" })
+    }
+}
+
+/// The columns with which lines about leaves begin: `0xffff…-0xffff…  2M  2M x 1  `.
+pub(crate) struct Row {
+    pub(crate) start: VirtAddr,
+    pub(crate) size: u64,
+    pub(crate) leaf_size: u64,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { start, size, leaf_size } = *self;
+        let end = start.0.wrapping_add(size);
+        let count = size.checked_div(leaf_size).unwrap_or_default();
+        write!(f, "{:#018x}-{end:#018x} {:>8} {:>5} x {count:<6}", start.0, Size(size), Size(leaf_size))
     }
 }
 
@@ -92,32 +120,28 @@ impl fmt::Display for Size {
 /// How many leaves of each size were found, present-invalid ones included.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct LeafTotals {
-    /// By level: bytes in leaves of their own, bytes in contiguous groups.
-    bytes: [[u64; 2]; LAST_LEVEL as usize + 1],
-    /// By level: the sizes of both kinds of leaf.
-    sizes: [[u64; 2]; LAST_LEVEL as usize + 1],
+    /// By level: bytes in contiguous groups, bytes in leaves of their own.
+    bytes: [u64; 2 * (LAST_LEVEL as usize + 1)],
+    /// The sizes of these leaves.
+    sizes: [u64; 2 * (LAST_LEVEL as usize + 1)],
 }
 
 impl LeafTotals {
     fn add(&mut self, level: u8, contiguous: bool, size: u64, bytes: u64) {
-        let (level, kind) = (level as usize, usize::from(contiguous));
-        self.sizes[level][kind] = size;
-        self.bytes[level][kind] += bytes;
+        let kind = 2 * level as usize + usize::from(!contiguous);
+        self.sizes[kind] = size;
+        self.bytes[kind] += bytes;
     }
 
     /// `(bytes of a leaf, how many)`, from the largest; only sizes that occur. A contiguous group counts as one leaf.
     pub fn iter(&self) -> impl Iterator<Item = (u64, u64)> {
-        let kinds =
-            |level: usize| [(self.sizes[level][1], self.bytes[level][1]), (self.sizes[level][0], self.bytes[level][0])];
-        (0..self.sizes.len())
-            .flat_map(kinds)
-            .filter(|&(_, bytes)| bytes != 0)
-            .filter_map(|(size, bytes)| Some((size, bytes.checked_div(size)?)))
+        let kinds = self.sizes.into_iter().zip(self.bytes).filter(|&(_, bytes)| bytes != 0);
+        kinds.filter_map(|(size, bytes)| Some((size, bytes.checked_div(size)?)))
     }
 
     /// Bytes mapped, in leaves of all sizes.
     pub fn bytes(&self) -> u64 {
-        self.bytes.iter().flatten().sum()
+        self.bytes.iter().sum()
     }
 }
 
@@ -138,6 +162,7 @@ impl<M: Mmu> PageTables<'_, M> {
     ///
     /// Leaves that the range only touches count wholly. Other CPUs may change the tables meanwhile; each entry is read
     /// once.
+    #[inline(never)]
     pub fn dump(&self, range: PageRange<M::Geometry>, extent: impl FnMut(&Extent)) -> LeafTotals {
         let mut coalescing = Coalescing { extent, current: None, totals: LeafTotals::default() };
         let Ok(()) = self.visit(range, &mut coalescing);
@@ -158,7 +183,14 @@ impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Infallible> {
         let leaves = leading_leaves(mmu, run);
+        let in_group = M::Geometry::group_entries(run.level) - 1;
+        let mut group_fault = None;
         for (index, cell) in run.leading(leaves).iter().enumerate() {
+            let place = run.first + index;
+            if index == 0 || place & in_group == 0 {
+                let group = run.table.get(place & !in_group..=place | in_group);
+                group_fault = group.and_then(|group| fault_of_group(mmu, group, run.level));
+            }
             let entry = mmu.load(cell);
             match entry.kind(M::Geometry::level_entries(run.level)) {
                 Kind::Leaf => self.leaf(Extent {
@@ -166,10 +198,12 @@ impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
                     size: M::Geometry::entry_size(run.level),
                     physical: entry.address(),
                     physically_contiguous: true,
-                    attributes: entry.without_address(),
+                    // Not a mark of a collapse that is under way.
+                    attributes: Descriptor(entry.without_address().0 & !bits::COLLAPSING),
                     leaf_size: leaf_size::<M::Geometry>(entry, run.level),
                     level: run.level,
                     execution_forbidden_above: run.inherited & bits::PXNTABLE != 0,
+                    group_fault,
                 }),
                 // A table may have been linked since the run was measured: the next dump shows what is below it.
                 Kind::None | Kind::Table => self.end(),
@@ -177,6 +211,41 @@ impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
         }
         Ok(Next::Entries(leaves))
     }
+}
+
+/// What is wrong with `group`, all entries of a naturally aligned group at `level`; `None` also where none of them has
+/// the Contiguous bit.
+#[cold]
+fn fault_of_group<M: Mmu>(mmu: &M, group: &[M::Cell], level: u8) -> Option<GroupFault> {
+    // Not the machine's own survey, whose bulk is for speed.
+    let found = group.iter().fold(Survey::NOTHING, |found, cell| found.with(mmu.load(cell)));
+    if found.any & bits::CONTIGUOUS == 0 {
+        return None;
+    }
+    if group.len() == 1 {
+        return Some(GroupFault::Level);
+    }
+    // What is no leaf lacks the bit, or differs in VALID or in its type.
+    if found.all & bits::CONTIGUOUS == 0 {
+        return Some(GroupFault::Bit);
+    }
+    if found.common(!may_differ(found)).is_none() {
+        return Some(GroupFault::Attributes);
+    }
+    let address = |cell| mmu.load(cell).address().0;
+    let first = address(group.first()?);
+    let is_next = |(index, cell)| address(cell) == first + ((index as u64) << M::Geometry::shift(level));
+    let is_aligned = first & (M::Geometry::group_size(level) - 1) == 0;
+    if is_aligned && group.iter().enumerate().all(is_next) { None } else { Some(GroupFault::Address) }
+}
+
+/// The bits in which the entries of a group may differ.
+const fn may_differ(found: Survey) -> u64 {
+    /// Ignored by the hardware where VALID is 0; of a valid leaf they are PBHA, an attribute.
+    const SOFTWARE_IF_INVALID: u64 = 0b1111 << 59;
+    let dirty = if found.all & bits::WRITE != 0 { bits::RDONLY } else { 0 };
+    let software = if found.any & bits::VALID == 0 { SOFTWARE_IF_INVALID } else { 0 };
+    bits::ADDRESS | bits::AF | bits::SOFTWARE | dirty | software
 }
 
 impl<F: FnMut(&Extent)> Coalescing<F> {

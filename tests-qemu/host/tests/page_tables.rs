@@ -83,3 +83,30 @@ fn a_writable_and_executable_leaf_is_found() {
     assert_ne!(writable_and_executable(&walked), []);
     assert_eq!(writable_and_executable(&listed), writable_and_executable(&walked));
 }
+
+/// What the kernel itself finds in its tables, while some of its leaves are split.
+#[test]
+fn ptdump_finds_what_is_wrong_and_nothing_else() {
+    for (append, is_wrong) in [("", false), ("lab=wx-leaf", true)] {
+        let machine = machine::named("default").unwrap();
+        let mut session = Session::start(&machine, &built("granule.img"), append, &[]).unwrap();
+        session.prompt().unwrap();
+        session.command("vmalloc 20").unwrap();
+        session.command("set_memory invalid 0xffff0000a01ff000 1026").unwrap();
+        let listing = session.command("ptdump").unwrap();
+        let wrong: Vec<&str> = listing.lines().filter(|line| line.starts_with("wrong ")).collect();
+        assert_eq!(!wrong.is_empty(), is_wrong, "{listing}");
+        // The page is one of a group, whose entries then differ.
+        let json = session.command("ptdump --json").unwrap();
+        for kind in ["writable and executable at EL1", "contiguous and attributes differ"] {
+            assert_eq!(
+                (listing.contains(kind), json.contains(kind)),
+                (is_wrong, is_wrong),
+                "{kind}: {listing}\n{json}"
+            );
+        }
+        for member in ["\"leaves\":[", "\"splits\":", "\"collapses\":0,\"cancelled\":0}"] {
+            assert!(json.contains(member), "{member}: {json}");
+        }
+    }
+}

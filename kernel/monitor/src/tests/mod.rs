@@ -8,12 +8,19 @@ use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
+use core::sync::atomic::Ordering;
+
+use granule_arch::descriptor::{Attributes, MemoryType, bits};
+use granule_pgtable::Collapses;
 use proptest::prelude::{ProptestConfig, proptest};
 
+use super::tables::write_counters;
 use super::{Command, Session, complete};
 use granule::bootargs::PARAMETERS;
 use granule::chip::power::Status;
 use granule::lab;
+use granule::mm::kernel::split::SplitCounts;
+use granule::mm::layout::VMALLOC_START;
 use granule::mm::tag_storage::TagStorageStats;
 use model::ModelMachine;
 
@@ -209,6 +216,11 @@ fn each_argument_is_checked_before_anything_is_done() {
         ("exec", "error: ADDR is missing"),
         ("walk", "error: ADDR is missing"),
         ("ptdump 0xffff800100001000 0xffff800100001000", "error: END: the range ends at"),
+        ("ptdump --jsno", "error: --json: `--jsno` is none of --json; did you mean `--json`?"),
+        ("ptdump 0xffff800100001000 --jsno", "error: --json: `--jsno` is none of --json"),
+        ("ptdump --json 0xffff800100001000", "error: `0xffff800100001000` is one argument too many"),
+        ("ptdump 0xffff800100001000 json", "error: END: `json` is no number: "),
+        ("collapse --json", "error: `--json` is one argument too many"),
     ] {
         let (screen, failures) = session(line);
         let name = line.split(' ').next().unwrap_or_default();
@@ -313,15 +325,83 @@ fn ptdump_coalesces_and_totals() {
         &line(0, 1, data),
         &line(1, 2, constant),
         &line(3, 1, data),
-        "total 16K: 4 x 4K\n---[ vmalloc ]---\n",
+        "total 16K: 4 x 4K\nfindings: none\n---[ vmalloc ]---\n",
         &line(0, 1, data),
-        "total 4K: 1 x 4K\n---[ vmalloc ]---\n",
+        "total 4K: 1 x 4K\nfindings: none\n---[ vmalloc ]---\n",
         &line(0, 1, data),
         &line(1, 1, constant),
-        "total 8K: 2 x 4K\ntotal 0\n",
+        "total 8K: 2 x 4K\nfindings: none\ntotal 0\nfindings: none\n",
     ];
     assert_eq!(screen, expected.concat());
     assert_eq!(failures, 0);
+}
+
+/// A model with pages that could be a group, one page that is writable and executable, and one with a contiguous bit.
+fn model_with_findings() -> ModelMachine {
+    let mut model = ModelMachine::default();
+    session_with(&mut model, "vmalloc 48");
+    for (page, flip) in [(1, bits::PXN), (2, bits::CONTIGUOUS)] {
+        let step = model.tables.page_tables().walk(VMALLOC_START + page * 0x1000).last().unwrap();
+        model.tables.entry(&step).fetch_xor(flip, Ordering::Relaxed);
+    }
+    // A guard page comes before the first page, so the frames have another alignment than their addresses.
+    for page in 16..48 {
+        let step = model.tables.page_tables().walk(VMALLOC_START + page * 0x1000).last().unwrap();
+        model.tables.entry(&step).fetch_add(0x1000, Ordering::Relaxed);
+    }
+    model
+}
+
+#[test]
+fn ptdump_lists_what_is_wrong_and_what_could_be_larger_after_the_leaves() {
+    let mut model = model_with_findings();
+    let (screen, failures) = session_with(&mut model, "ptdump");
+    let lines: Vec<_> = screen.lines().collect();
+    let (first, _) = lines.iter().enumerate().find(|(_, line)| line.starts_with("wrong")).expect("a finding");
+    assert!(lines[1..first].iter().all(|line| line.starts_with("0x")), "{screen}");
+    assert_eq!(
+        lines[first..],
+        [
+            "wrong 0xffff800100001000-0xffff800100002000       4K    4K x 1     writable and executable at EL1",
+            "wrong 0xffff800100000000-0xffff800100010000      64K   64K x 1     contiguous in a part of the group only",
+            "hint  0xffff800100010000-0xffff800100030000     128K   64K x 2     could be as large",
+            "total 192K: 0 x 64K, 47 x 4K",
+            "findings: 68K wrong, 128K could be in larger leaves",
+        ]
+    );
+    assert_eq!(failures, 0);
+}
+
+#[test]
+fn ptdump_prints_one_json_object() {
+    let (screen, failures) = session_with(&mut model_with_findings(), "ptdump 0xffff800100001000 --json");
+    let physical = 0x4800_0000_u64;
+    let attributes = Attributes::kernel_data(MemoryType::NormalTagged).bits() & !bits::PXN | bits::TABLE;
+    let expected = std::format!(
+        "{{\"extents\":[\n\
+         {{\"start\":\"0xffff800100001000\",\"size\":4096,\
+         \"leaf_size\":4096,\"physical\":\"{physical:#x}\",\"physically_contiguous\":true,\
+         \"valid\":true,\"writable\":true,\"executable\":true,\"attributes\":\"{attributes:#x}\"}}],\n\
+         \"findings\":[\n\
+         {{\"kind\":\"writable and executable at EL1\",\"start\":\"0xffff800100001000\",\
+         \"size\":4096,\"leaf_size\":4096}},\n\
+         {{\"kind\":\"contiguous in a part of the group only\",\"start\":\"0xffff800100000000\",\
+         \"size\":65536,\"leaf_size\":65536}}],\n\
+         \"leaves\":[\n\
+         {{\"size\":4096,\"count\":1}}]}}\n"
+    );
+    assert_eq!((screen, failures), (expected, 0));
+    // Empty lists are lists.
+    assert_eq!(session("ptdump --json").0, "{\"extents\":[],\n\"findings\":[],\n\"leaves\":[]}\n");
+}
+
+#[test]
+fn counters_are_members_of_a_json_object() {
+    let splits = SplitCounts { blocks: [0, 1, 2, 0], groups: [0, 0, 3, 4], ..SplitCounts::default() };
+    let collapses = Collapses { blocks: [0, 8, 9, 0], groups: [0, 0, 10, 11], cancelled: 12 };
+    let mut screen = String::new();
+    write_counters(&mut screen, &splits, &collapses).unwrap();
+    assert_eq!(screen, ",\n\"splits\":10,\"collapses\":38,\"cancelled\":12");
 }
 
 #[test]
@@ -469,6 +549,7 @@ fn commands_and_their_keywords_are_offered() {
     assert_eq!(offered("set_memory ro "), [""; 0]);
     assert_eq!(offered("peek $ "), ["b", "h", "w", "q"]);
     assert_eq!(offered("poke $ 1 "), ["b", "h", "w", "q"]);
+    assert_eq!(offered("ptdump "), ["--json"]);
 }
 
 proptest! {
@@ -483,7 +564,7 @@ proptest! {
     #[test]
     fn any_arguments_have_an_outcome(
         name in proptest::sample::select(&["vmalloc", "vfree", "set_memory", "peek", "poke", "exec", "walk", "ptdump"]),
-        words in proptest::collection::vec("[$]|[$][+-][0-9]{1,5}|0x[0-9a-f]{1,16}|[bhwq=]|r[ow]|nx|[0-9]{1,3}", 0..5),
+        words in proptest::collection::vec("--json|[$]|[$][+-][0-9]{1,5}|0x[0-9a-f]{1,16}|[bhwq=]|r[ow]|nx|[0-9]{1,3}", 0..5),
     ) {
         session(&std::format!("vmalloc 2\n! {name} {}\n{name} {}", words.join(" "), words.join(" ")));
     }

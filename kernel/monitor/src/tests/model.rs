@@ -6,10 +6,10 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Kind, MemoryType, Protection};
 use granule_arch::esr::Syndrome;
 use granule_pgtable::host::HostMachine;
-use granule_pgtable::{Change, Extent, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step, WholeLeaves};
+use granule_pgtable::{Change, Granule4K, Lazy, LeafTotals, PageRange, Shape, Step, WholeLeaves};
 
 use crate::memory::{AccessWidth, Permission};
-use crate::{Half, Refusal, Subject};
+use crate::{Half, Refusal, Row, Subject};
 use granule::chip::power::Status;
 use granule::linux::errno::Errno;
 use granule::linux::process::signal::Signal;
@@ -26,7 +26,7 @@ const PAGE: u64 = PAGE_SIZE as u64;
 
 /// The model of a machine.
 pub(super) struct ModelMachine {
-    tables: HostMachine<Granule4K>,
+    pub(super) tables: HostMachine<Granule4K>,
     /// Pages of each area, by its first address.
     areas: BTreeMap<u64, u64>,
     next_address: VirtAddr,
@@ -174,8 +174,13 @@ impl Subject for ModelMachine {
         (whose == Half::Kernel).then_some(())
     }
 
-    fn dump(&self, whose: Half, range: PageRange, extent: &mut dyn FnMut(&Extent)) -> Option<LeafTotals> {
-        (whose == Half::Kernel).then(|| self.tables.page_tables().dump(range, extent))
+    fn dump(&self, whose: Half, range: PageRange, row: &mut dyn FnMut(Row<'_>)) -> Option<LeafTotals> {
+        let tables = self.tables.page_tables();
+        (whose == Half::Kernel).then(|| {
+            let totals = tables.dump(range, |extent| row(Row::Extent(extent)));
+            tables.findings(range, |finding| row(Row::Finding(finding)));
+            totals
+        })
     }
 
     /// There is one file, `exits`, whose only process has the number 7 and exits with as many as it has words.
