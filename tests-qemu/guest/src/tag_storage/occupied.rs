@@ -289,7 +289,9 @@ fn a_device_whose_page_cannot_have_its_storage_gets_it_elsewhere(t: &mut Test) {
     t.check("the device's fault was replayed, and served", tries.is_ok_and(|tries| tries > REPLAYS));
     t.equal("it has arrived", rig.load(smmu::START), DELIVERED);
     t.check("the page has moved", rig.entry(smmu::START).is_valid() && pages.frame() != frame);
-    t.equal("pages moved for want of storage", storage.stats().moved_pages - before.moved_pages, 1);
+    // Two threads serve the device here, and both may have come to the last replay before the page was moved.
+    let moved = storage.stats().moved_pages - before.moved_pages;
+    t.check("pages moved for want of storage", (1..=2).contains(&moved));
     drop(pin);
     t.equal("the other page", word(&pages.other), OTHERS);
 }
