@@ -1,30 +1,12 @@
 //! Reports of the guarded heap, of accesses and of frees, and its boot arguments.
 
 use granule_host_tests::built;
+use granule_host_tests::guest::assert_panics;
 use granule_host_tests::session::Session;
-use granule_runner::judge::{Outcome, Verdict};
-use granule_runner::session::{self, Plan};
-use granule_runner::{list, machine};
+use granule_runner::machine;
 
-/// Runs a test of the guest's module `guarded_heap`, with more boot arguments.
-#[track_caller]
-fn outcome(machine: &str, bootargs: &str, name: &str) -> Outcome {
-    let full_name = format!("guarded_heap::{name}");
-    let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let test = tests.into_iter().find(|test| test.name == full_name).unwrap_or_else(|| panic!("no record {full_name}"));
-    let plan = Plan {
-        machine: machine::named(machine).unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: bootargs.into(),
-        extra: Vec::new(),
-    };
-    let mut outcomes = Vec::new();
-    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
-    outcomes.pop().expect("each test has a verdict")
-}
-
-/// What the guest printed, which must have ended by one panic with all of `parts` in its report, in this order.
+/// What the guest's test of the module `guarded_heap` printed, which must have ended by one panic with all of `parts` in
+/// its report, in this order.
 ///
 /// The interval is longer than the test: it opens the gate by hand.
 #[track_caller]
@@ -34,21 +16,7 @@ fn assert_reports(machine: &str, name: &str, parts: &[&str]) -> String {
 
 #[track_caller]
 fn assert_reports_with(bootargs: &str, machine: &str, name: &str, parts: &[&str]) -> String {
-    let outcome = outcome(machine, bootargs, name);
-    let Verdict::Failed(why) = &outcome.verdict else { panic!("{name} came back: {outcome:?}") };
-    assert!(why.contains("the kernel panicked"), "{name}: {why}\n{}", outcome.output);
-    assert_eq!(outcome.output.matches("kernel panic on CPU").count(), 1, "{}", outcome.output);
-    assert_in_order(&outcome.output, parts);
-    outcome.output
-}
-
-#[track_caller]
-fn assert_in_order(output: &str, parts: &[&str]) {
-    let mut rest = output;
-    for part in parts {
-        let Some(at) = rest.find(part) else { panic!("`{part}` is missing, or out of order, in\n{output}") };
-        rest = &rest[at + part.len()..];
-    }
+    assert_panics(machine, bootargs, &format!("guarded_heap::{name}"), parts)
 }
 
 #[test]

@@ -1,43 +1,16 @@
 //! Reports of failed tag checks of the kernel, in each mode of `heap.tags=`, and boots where it cannot be had.
 
 use granule_host_tests::built;
+use granule_host_tests::guest::{assert_panics, outcome};
 use granule_host_tests::session::Session;
-use granule_runner::judge::{Outcome, Verdict};
-use granule_runner::list;
+use granule_runner::judge::Verdict;
 use granule_runner::machine;
-use granule_runner::session::{self, Plan};
 
-/// Runs a test of the guest's module `heap_tags`.
-#[track_caller]
-fn outcome(machine: &str, bootargs: &str, name: &str) -> Outcome {
-    let full_name = format!("heap_tags::{name}");
-    let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let test = tests.into_iter().find(|test| test.name == full_name).unwrap_or_else(|| panic!("no record {full_name}"));
-    let plan = Plan {
-        machine: machine::named(machine).unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: bootargs.into(),
-        extra: Vec::new(),
-    };
-    let mut outcomes = Vec::new();
-    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
-    outcomes.pop().expect("each test has a verdict")
-}
-
-/// What the guest printed, which must have ended by one panic with all of `parts` in its report, in this order.
+/// What the guest's test of the module `heap_tags` printed, which must have ended by one panic with all of `parts` in its
+/// report, in this order.
 #[track_caller]
 fn assert_reports(machine: &str, bootargs: &str, name: &str, parts: &[&str]) -> String {
-    let outcome = outcome(machine, bootargs, name);
-    let Verdict::Failed(why) = &outcome.verdict else { panic!("{name} came back: {outcome:?}") };
-    assert!(why.contains("the kernel panicked"), "{name}: {why}\n{}", outcome.output);
-    assert_eq!(outcome.output.matches("kernel panic on CPU").count(), 1, "{}", outcome.output);
-    let mut rest = outcome.output.as_str();
-    for part in parts {
-        let Some(at) = rest.find(part) else { panic!("`{part}` is missing, or out of order, in\n{}", outcome.output) };
-        rest = &rest[at + part.len()..];
-    }
-    outcome.output
+    assert_panics(machine, bootargs, &format!("heap_tags::{name}"), parts)
 }
 
 const USE_AFTER_FREE: [&str; 12] = [
@@ -110,7 +83,7 @@ fn an_asynchronous_failure_is_reported_where_the_thread_is_switched_at_the_lates
 
 #[test]
 fn nothing_is_checked_where_it_is_off() {
-    let outcome = outcome("default", "heap.tags=off", "writes_after_a_free");
+    let outcome = outcome("default", "heap.tags=off", "heap_tags::writes_after_a_free");
     assert_eq!(outcome.verdict, Verdict::Passed(1), "{outcome:?}");
 }
 

@@ -4,26 +4,14 @@
 //! `page_tables.rs`.
 
 use granule_host_tests::built;
+use granule_host_tests::guest::outcome;
 use granule_host_tests::session::Session;
 use granule_runner::judge::{Outcome, Verdict};
-use granule_runner::session::{self, Plan};
-use granule_runner::{list, machine};
+use granule_runner::machine;
 
 /// Runs one target test on a machine with a fix taken away.
 fn with_lab_on(machine: &str, switch: &str, name: &str) -> Outcome {
-    let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let test = tests.into_iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no test {name}"));
-    let plan = Plan {
-        machine: machine::named(machine).unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: format!("lab={switch}"),
-        extra: Vec::new(),
-    };
-    let mut outcomes = Vec::new();
-    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
-    assert_eq!(outcomes.len(), 1, "{outcomes:?}");
-    outcomes.remove(0)
+    outcome(machine, &format!("lab={switch}"), name)
 }
 
 /// The same on the four CPUs of `default`.

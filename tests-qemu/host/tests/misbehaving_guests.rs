@@ -4,11 +4,9 @@
 //! boot, serial port, frames, exit status — finds the same out about a real one, and that the tests behind the liar
 //! still run.
 
-use granule_host_tests::built;
+use granule_host_tests::guest;
 use granule_runner::judge::{Outcome, Verdict};
-use granule_runner::list::{self, Test};
-use granule_runner::machine;
-use granule_runner::session::{self, Plan};
+use granule_runner::session;
 
 /// Runs one misbehaving guest with the innocent one on `el2`; the verdict on the first. The other must pass.
 #[track_caller]
@@ -26,19 +24,8 @@ fn judge_on(machine: &str, name: &str) -> Outcome {
 /// The outcomes of the misbehaving guest and of the innocent one.
 #[track_caller]
 fn outcomes(machine: &str, bootargs: &str, name: &str) -> (Outcome, Outcome) {
-    let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let find = |name: &str| -> Test {
-        tests.iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no record {name}")).clone()
-    };
-    let (liar, innocent) = (find(name), find("misbehaving::innocent"));
-    let chosen = [liar, innocent.clone()];
-    let plan = Plan {
-        machine: machine::named(machine).unwrap(),
-        image: built("granule-tests.img"),
-        seed: 0,
-        bootargs: bootargs.into(),
-        extra: Vec::new(),
-    };
+    let (liar, innocent) = (guest::record(name), guest::record("misbehaving::innocent"));
+    let (chosen, plan) = ([liar, innocent.clone()], guest::plan(machine, bootargs));
     let mut outcomes = Vec::new();
     session::run(&chosen, |left| session::boot(&plan, left), |test, outcome| outcomes.push((test.index, outcome)));
     assert_eq!(outcomes.len(), 2, "each test has exactly one verdict: {outcomes:?}");
