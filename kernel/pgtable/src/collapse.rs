@@ -50,7 +50,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 
 use crate::announce::{Grace, WalkWord};
 use crate::cursor::Cursor;
-use crate::flush::{Invalidation, Tables};
+use crate::flush::Invalidation;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table, Tlb};
 use crate::range::PageRange;
@@ -311,7 +311,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
                     if replaced.count != 0 {
                         pass.replaced = pass.replaced.max(replaced.lowest);
                         // Ends with a DSB ISH: the words are read behind the new descriptors.
-                        tlb.invalidate(mmu, replaced.iter().map(|(start, _)| walk_caches(start)));
+                        tlb.invalidate(mmu, replaced.iter().map(|(start, _)| Invalidation::unlinked_at(start)));
                         replaced.iter().for_each(|(start, _)| take_mark_away(tables, start));
                         self.grace = Grace::begin(&words);
                         pass.before = Some(self.grace.sum());
@@ -326,12 +326,6 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
             }
         }
     }
-}
-
-/// The table that was linked for `start` may be in walk caches: once for all that it translates, and an invalidation of
-/// one page takes it.
-fn walk_caches<G: Geometry>(start: VirtAddr) -> Invalidation<G> {
-    Invalidation { range: PageRange::trusted(start, G::PAGE_SIZE), tables: Tables::Unlinked, level: None }
 }
 
 /// The end of step 3 for the entry that translates `address`, unless an owner was faster.

@@ -34,6 +34,13 @@ impl<G: Geometry> Invalidation<G> {
     pub fn page(page: VirtAddr) -> Self {
         Self { range: PageRange::trusted(page, G::PAGE_SIZE), tables: Tables::Kept, level: None }
     }
+
+    /// Of the table that was linked for `start` and is no more. Walk caches hold its descriptor once for all that it
+    /// translates, and an invalidation by any address in there takes it: one page is enough.
+    #[inline(always)]
+    pub(crate) fn unlinked_at(start: VirtAddr) -> Self {
+        Self { tables: Tables::Unlinked, ..Self::page(start) }
+    }
 }
 
 /// The invalidation that a change needs; none where no entry that was valid changed.

@@ -44,7 +44,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 
 use crate::announce::{Grace, WalkWord};
 use crate::cursor::{Cursor, Marks};
-use crate::flush::{Invalidation, Tables};
+use crate::flush::Invalidation;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table, Tlb};
 use crate::range::PageRange;
@@ -142,7 +142,10 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
                         Stage::Idle
                     } else {
                         // Ends with a DSB ISH: the words are read behind the unlinking.
-                        tlb.invalidate(mmu, unlinked.iter(mmu).map(|table| walk_caches(mmu, *range, table)));
+                        tlb.invalidate(
+                            mmu,
+                            unlinked.iter(mmu).map(|table| Invalidation::unlinked_at(unlinked_at(mmu, *range, table))),
+                        );
                         unlinked.iter(mmu).for_each(|table| take_mark_away(tables, unlinked_at(mmu, *range, table)));
                         Stage::Unlinked(*range, unlinked, Grace::begin(&words))
                     }
@@ -192,13 +195,6 @@ fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> 
         }
     });
     unlinked
-}
-
-/// What walk caches hold of an unlinked table. They hold its descriptor once for all that it translates, and an
-/// invalidation by any address in there takes it: one page is enough.
-fn walk_caches<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) -> Invalidation<M::Geometry> {
-    let start = unlinked_at(mmu, range, table);
-    Invalidation { range: PageRange::trusted(start, M::Geometry::PAGE_SIZE), tables: Tables::Unlinked, level: None }
 }
 
 /// The first address that a table in the list translated.

@@ -369,10 +369,16 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let mut frames = self.model.frames();
         let seen: [_; 3] = core::array::from_fn(|owner| SeenWord { rig: self, owner, reader: cpu });
         let words = |cpu| seen.get(cpu).filter(|_| self.patience != Patience::None);
-        let mut advance = || reclaimer.advance(&mmu.page_tables(), &self.tlb, words, |table| frames.give_back(table));
+        self.to_the_end(cpu, || {
+            reclaimer.advance(&mmu.page_tables(), &self.tlb, words, |table| frames.give_back(table))
+        });
+    }
+
+    /// Calls `advance` until it waits for no walk.
+    fn to_the_end(&self, cpu: usize, mut advance: impl FnMut() -> Progress) {
         while advance() == Progress::Waiting {
             // A thread is in a walk, and gets its turn.
-            self.turns().expect("nobody else walks where all is one thread").step(cpu, || ());
+            self.turns().expect("where all is one thread no other walk is open").step(cpu, || ());
         }
     }
 
@@ -391,10 +397,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
             collapser.mark(&mmu.page_tables(), words);
             let tlb = Late { tlb: &self.tlb, before: meanwhile };
             let free = |table| self.model.frames().free(cpu, table);
-            while collapser.advance(&mmu.page_tables(), &tlb, words, &mut frames, free) == Progress::Waiting {
-                // A thread is in a walk, and gets its turn.
-                self.turns().expect("nobody else walks where all is one thread").step(cpu, || ());
-            }
+            self.to_the_end(cpu, || collapser.advance(&mmu.page_tables(), &tlb, words, &mut frames, free));
         }
     }
 
