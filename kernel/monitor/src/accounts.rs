@@ -176,9 +176,8 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
         writeln!(session, "cpu{}", maintenance::HEADING);
         smp::for_each(|cpu| writeln!(session, "{:>3}{}", cpu.id.0, maintenance::counts(cpu)));
     }
-    if let Some(leaves) = session.subject.dump(Half::Kernel, all_of(Half::Kernel)?, &mut |_| {}) {
-        writeln!(session, "leaves: {leaves}");
-    }
+    let leaves = granule::mm::kernel::dump(&kernel.space.tables().get(), all_of(Half::Kernel)?, &mut |_| {});
+    writeln!(session, "leaves: {leaves}");
     writeln!(session, "leaves split: {}", kernel.space.split_counts());
     writeln!(session, "leaves collapsed: {}", kernel.space.collapse_counts());
     writeln!(session, "frees refused: {}", kernel.frames.stats().refused);
