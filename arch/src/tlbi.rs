@@ -349,6 +349,52 @@ impl Instruction {
     }
 }
 
+/// Replaces `count` table entries from `entries` on, break-before-make (Arm ARM D8.17.1): by `first` and, for each further
+/// one, `step` more. `repeats`: for CPUs whose completed invalidation may have left one out.
+///
+/// Between the break and the make there is no access to memory but to the entries, and no exception is taken: what the
+/// entries map may be this CPU's stack, or the tables.
+///
+/// # Safety
+/// `entries` are table entries, writable by this address; neither the address nor the code of this function is mapped by
+/// what they map. No other CPU uses what they map before this returns.
+#[cfg(target_os = "none")]
+pub unsafe fn break_before_make(entries: *mut u64, count: usize, first: u64, step: u64, repeats: bool) {
+    // SAFETY: stores to the entries alone, by the caller's word.
+    unsafe {
+        core::arch::asm!(
+            "mrs {daif}, daif",
+            "msr daifset, #15",
+            "mov {left}, {count}",
+            "2: sub {left}, {left}, #1",
+            "str xzr, [{entries}, {left}, lsl #3]",
+            "cbnz {left}, 2b",
+            "dsb ishst",
+            "tlbi vmalle1is",
+            "dsb ish",
+            "cbz {repeats:w}, 3f",
+            "tlbi vmalle1is",
+            "dsb ish",
+            "3: str {descriptor}, [{entries}, {left}, lsl #3]",
+            "add {descriptor}, {descriptor}, {step}",
+            "add {left}, {left}, #1",
+            "cmp {left}, {count}",
+            "b.ne 3b",
+            "dsb ishst",
+            "isb",
+            "msr daif, {daif}",
+            daif = out(reg) _,
+            left = out(reg) _,
+            entries = in(reg) entries,
+            count = in(reg) count,
+            step = in(reg) step,
+            repeats = in(reg) u32::from(repeats),
+            descriptor = inout(reg) first => _,
+            options(nostack),
+        );
+    }
+}
+
 #[cfg(test)]
 mod tests {
     extern crate std;

@@ -456,11 +456,14 @@ unsafe impl TableSource for Cpu<'_> {
 pub struct SplitLock<'m>(&'m loom::sync::Mutex<()>);
 
 impl Serialise for SplitLock<'_> {
-    const ENTRIES: Entries = Entries::Alone;
     type Section<'a>
         = loom::sync::MutexGuard<'a, ()>
     where
         Self: 'a;
+
+    fn entries(&self) -> Entries {
+        Entries::Alone
+    }
 
     fn begin(&self) -> Self::Section<'_> {
         self.0.lock().unwrap()

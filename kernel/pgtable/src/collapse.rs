@@ -39,6 +39,11 @@
 //! (in [`crate::cursor`]), and then nothing that walks cannot see its change. It cannot tell the two uses of the mark apart, and
 //! does the same for both.
 //!
+//! # Where CPUs cannot hold both sizes
+//! There all other CPUs are stopped for step 2, none of them inside a walk ([`Collapser::replace_stopped`]). Nothing is
+//! stored meanwhile, so no mark is needed, nor a grace period; the link is replaced break-before-make, which invalidates
+//! everything. A group is made in its own table. It is one table for each stop: interrupts wait for it.
+//!
 //! # One collapser
 //! There is one for each tree, kept apart from the tree's [`crate::Reclaimer`] by its caller. Of two, one could come to
 //! its second step under the mark of the other, without having waited for the walks that this one waits for.
@@ -66,6 +71,8 @@ const ROUND: usize = 16;
 pub enum Handshake {
     /// By marks, as described in [`crate::collapse`].
     Marks,
+    /// By stopping them.
+    Stopped,
     /// Not at all, and no walk is waited for: for machines that show what is lost.
     None,
 }
@@ -74,7 +81,15 @@ impl Handshake {
     const fn mark(self) -> u64 {
         match self {
             Self::Marks => bits::COLLAPSING,
-            Self::None => 0,
+            Self::Stopped | Self::None => 0,
+        }
+    }
+
+    /// Tables in a round.
+    const fn round(self) -> usize {
+        match self {
+            Self::Stopped => 1,
+            Self::Marks | Self::None => ROUND,
         }
     }
 }
@@ -260,24 +275,62 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
             };
             let Collapse { range, never_blocks, handshake } = pass.what;
             let before = *pass.before.get_or_insert_with(|| Grace::<CPUS>::begin(&words).sum());
-            let (mut marked, mut are_blocks) = (0, true);
+            let (mut marked, mut are_blocks, mut first) = (0, true, from);
             pass.from = for_each_table(tables, range, from, pass.level, |mmu, found| {
                 if let Some(larger) = larger(mmu, &found, never_blocks) {
+                    if marked == 0 {
+                        first = found.at;
+                    }
                     let entry = Descriptor(found.descriptor.0 | handshake.mark());
-                    marked += usize::from(mmu.compare_exchange(found.cell, found.descriptor, entry).is_ok());
+                    let is_marked = handshake.mark() == 0 || put(mmu, &found, entry);
+                    marked += usize::from(is_marked);
                     are_blocks &= matches!(larger, Larger::Block(_));
                 }
-                marked < ROUND
+                marked < handshake.round()
             });
             if marked != 0 {
                 // The marks before the words, and a store before a load takes a full barrier.
                 tables.mmu().dsb_ish();
                 self.grace = Grace::begin(&words);
                 let is_known = are_blocks && self.grace.saw_none_since(before);
-                self.stage = Stage::Marked(from, marked, if is_known { Look::First } else { Look::All });
+                self.stage = Stage::Marked(first, marked, if is_known { Look::First } else { Look::All });
                 return;
             }
         }
+    }
+
+    /// Step 2 of [`Handshake::Stopped`], for what [`Collapser::mark`] has found: with all other CPUs stopped, none inside a
+    /// walk, and outside of any walk of this CPU's. Afterwards they go on, and [`Collapser::advance`] frees what was
+    /// replaced.
+    pub fn replace_stopped<M: Mmu<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
+        let (Some(pass), Stage::Marked(from, ..)) = (&mut self.pass, self.stage) else { return };
+        let (Collapse { range, never_blocks, .. }, done, replaced) = (pass.what, &mut self.done, &mut self.replaced);
+        for_each_table(tables, range, from, pass.level, |mmu, found| {
+            let level = found.table.level();
+            match larger(mmu, &found, never_blocks) {
+                Some(Larger::Block(block)) => {
+                    mmu.break_before_make(core::slice::from_ref(found.cell), block, 0);
+                    done.blocks[level as usize - 1] += 1;
+                    replaced.push(found.start, found.table);
+                }
+                Some(Larger::Groups) => {
+                    let (touched, size) = (&mmu.table(found.table)[found.touched()], M::Geometry::entry_size(level));
+                    for group in touched.chunks(M::Geometry::group_entries(level)) {
+                        if is_group::<M>(mmu, group, level) {
+                            let first = mmu.load(&group[0]);
+                            mmu.break_before_make(group, Descriptor(first.0 | bits::CONTIGUOUS), size);
+                        }
+                    }
+                    done.groups[level as usize] += 1;
+                }
+                None => done.cancelled += 1,
+            }
+            false
+        });
+        pass.before = None;
+        pass.replaced = pass.replaced.max(replaced.lowest);
+        self.grace = Grace::OVER;
+        self.stage = if replaced.count == 0 { Stage::Unmarked } else { Stage::Replaced };
     }
 
     /// Steps 2 to 4 for what is marked, as far as can be without waiting. [`Progress::Done`]: [`Collapser::mark`] is next,
@@ -297,7 +350,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
         let mmu = tables.mmu();
         loop {
             let Some(pass) = &mut self.pass else { return Progress::Done };
-            if !self.grace.is_over(&words) && pass.what.handshake == Handshake::Marks {
+            if !self.grace.is_over(&words) && pass.what.handshake != Handshake::None {
                 return Progress::Waiting;
             }
             match self.stage {
@@ -495,6 +548,8 @@ struct Found<'t, M: Mmu> {
     table: Table,
     /// The first address that it translates.
     start: VirtAddr,
+    /// The address at which it is visited: not before that, where it has other tables in front.
+    at: VirtAddr,
     /// The bits that any table descriptor above that one has.
     inherited: u64,
     /// What is collapsed.
@@ -546,7 +601,7 @@ fn for_each_table<'t, M: Mmu>(
         {
             let start = address.align_down(M::Geometry::entry_size(level - 1));
             let is_new = level == lowest || visited.replace((level, start)) != Some((level, start));
-            goes_on = !is_new || visit(mmu, Found { cell, descriptor, table, start, inherited, range });
+            goes_on = !is_new || visit(mmu, Found { cell, descriptor, table, start, at: address, inherited, range });
         }
         let size = M::Geometry::entry_size(level.min(lowest - 1));
         let last = VirtAddr(address.0 | (size - 1));

@@ -85,6 +85,13 @@ pub unsafe trait Platform {
     /// Where this CPU sees the frame at `table`.
     fn address(&self, table: PhysAddr) -> VirtAddr;
 
+    /// Runs `work` with where this CPU sees `run`, entries of one table, by a mapping that no entry of the tables that are
+    /// replaced break-before-make ([`Mmu::break_before_make`]) is part of. By default that is where they are always seen:
+    /// for a mapping of the tables that never changes its size.
+    fn second_mapping(&self, run: &[AtomicU64], work: impl FnOnce(*mut u64)) {
+        work(run.as_ptr().cast_mut().cast());
+    }
+
     /// Whether every CPU has a feature.
     #[inline(always)]
     fn has(&self, feature: Feature) -> bool {
@@ -281,6 +288,20 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     #[inline]
     fn filled(&self, run: &[AtomicU64], first: Descriptor, step: u64) -> usize {
         bulk::filled(run, first.0, step)
+    }
+
+    #[cfg(target_os = "none")]
+    fn break_before_make(&self, run: &[AtomicU64], first: Descriptor, step: u64) {
+        use Operation::{DsbIsh, DsbIshst, Isb, Tlbi};
+        // One piece of assembly, so they are counted here.
+        for operation in [DsbIshst, Tlbi(Instruction::Vmalle1is), DsbIsh, DsbIshst, Isb] {
+            let _ = self.0.issues(operation);
+        }
+        let repeats = self.0.repeats_tlbi();
+        self.0.second_mapping(run, |entries| {
+            // SAFETY: the entries of one table, by another mapping; the caller is alone with the tree.
+            unsafe { granule_arch::tlbi::break_before_make(entries, run.len(), first.0, step, repeats) };
+        });
     }
 
     #[inline(always)]

@@ -132,6 +132,25 @@ pub unsafe trait Mmu {
         run.iter().enumerate().take_while(is_filled).count()
     }
 
+    /// Replaces the entries of `run` as [`Mmu::fill`] does, break-before-make (Arm ARM D8.17.1): all are empty, and no TLB
+    /// has anything of them, before the first is filled. On return walks find the new ones.
+    ///
+    /// For a CPU that is alone with the tree: no other one runs code that is translated by it, and none is inside a walk.
+    /// What this CPU itself uses between the two steps, its stack, its code, the tables, may be mapped by the very
+    /// entries, so the metal has no access to memory there but to the entries, by another mapping of them
+    /// ([`crate::metal::Platform::second_mapping`]).
+    #[inline]
+    fn break_before_make(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+        self.fill(run, Descriptor::EMPTY, 0);
+        self.dsb_ishst();
+        // Everything: of what size the leaves are that TLBs hold is not known, nor is a walk cache named by one address.
+        self.tlbi(Instruction::Vmalle1is);
+        self.complete_tlbi();
+        self.fill(run, first, step);
+        self.dsb_ishst();
+        self.isb();
+    }
+
     /// Issues a TLB invalidation, without a barrier before or after. The operand is the hardware's, so that a model
     /// decodes what the hardware would.
     fn tlbi(&self, instruction: Instruction);

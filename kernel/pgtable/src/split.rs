@@ -28,6 +28,11 @@
 //! ```
 //! [`Serialise`] selects one of two remedies: a lock around the split alone, or atomic steps.
 //!
+//! # Where CPUs cannot hold both sizes
+//! There each entry is replaced break-before-make, and between the two nothing is mapped where other CPUs may be at work.
+//! So these are stopped first ([`PageTables::split_stopped`]), none inside a walk, and what was counted before is counted
+//! again: then one CPU is alone with the tree, as in a tree that is not in use.
+//!
 //! # Why an owner may then change its entries by plain stores
 //! A splitter deals with **all** entries of a group in ascending order and with the last one last, behind a DMB ISHST.
 //! So if the last entry has no contiguous bit, none in the group has, and only the owner of an entry stores to it.
@@ -50,16 +55,22 @@ use crate::walk::Entry;
 
 /// How splits of one leaf by several CPUs are kept apart.
 pub trait Serialise {
-    /// What else may change the entries during a split.
-    const ENTRIES: Entries;
-
     /// Held while entries are changed, and dropped after.
     type Section<'a>
     where
         Self: 'a;
 
+    /// What else may change the entries during a split, or read them.
+    fn entries(&self) -> Entries;
+
     /// Begins the changing half. Tables have been taken; nothing is allocated until the section ends.
     fn begin(&self) -> Self::Section<'_>;
+
+    /// Whether the pieces of a block are in contiguous groups, where there are any.
+    #[inline(always)]
+    fn groups(&self) -> bool {
+        true
+    }
 
     /// With [`Entries::Unguarded`], between the read and the write of each entry: where the neighbour must not come.
     #[inline(always)]
@@ -75,6 +86,9 @@ pub enum Entries {
     Shared,
     /// Another split may be under way, and they are treated as if none were: for machines that show what is lost.
     Unguarded,
+    /// No other CPU runs, so each is replaced break-before-make ([`Mmu::break_before_make`]): for CPUs that cannot hold
+    /// leaves of both sizes.
+    Stopped,
 }
 
 /// No lock: atomic steps; the loser keeps its table and reads the entry again.
@@ -82,8 +96,12 @@ pub enum Entries {
 pub struct Lockless;
 
 impl Serialise for Lockless {
-    const ENTRIES: Entries = Entries::Shared;
     type Section<'a> = ();
+
+    #[inline(always)]
+    fn entries(&self) -> Entries {
+        Entries::Shared
+    }
 
     #[inline(always)]
     fn begin(&self) {}
@@ -215,28 +233,56 @@ impl<M: Mmu> PageTables<'_, M> {
     ) -> Result<Splits, Error> {
         // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave
         // some.
-        split_with(self, range, missing_tables(self, range), how, source)
+        split_with(self, range, missing_tables(self, range), how, source).map(Option::unwrap_or_default)
+    }
+
+    /// The tables that [`PageTables::split_stopped`] of `range` takes, if that is done now. In an announced walk, which
+    /// ends before that call.
+    pub fn tables_to_split(&self, range: PageRange<M::Geometry>) -> usize {
+        missing_tables(self, range)
+    }
+
+    /// [`PageTables::split`] while no other CPU runs, each entry break-before-make: for CPUs that cannot hold leaves of both
+    /// sizes. The section of `how`, whose entries are [`Entries::Stopped`], stops the others where none is inside a walk,
+    /// and lets them go on when it ends; so it begins outside of any walk of this CPU's, too.
+    ///
+    /// `needed` is what [`PageTables::tables_to_split`] has counted. `None`: leaves became larger since then, and nothing
+    /// was changed; the caller counts again.
+    ///
+    /// # Errors
+    /// As [`PageTables::split`].
+    pub fn split_stopped<S: Serialise>(
+        &self,
+        range: PageRange<M::Geometry>,
+        needed: usize,
+        how: &S,
+        source: &mut impl TableSource,
+    ) -> Result<Option<Splits>, Error> {
+        split_with(self, range, needed, how, source)
     }
 }
 
-/// [`PageTables::split`] where at most `needed` tables are needed.
+/// [`PageTables::split`] where at most `needed` tables are needed; `None` where it is found that these are too few, while
+/// the others are stopped.
 fn split_with<M: Mmu, S: Serialise>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     needed: usize,
     how: &S,
     source: &mut impl TableSource,
-) -> Result<Splits, Error> {
+) -> Result<Option<Splits>, Error> {
     let mmu = tables.mmu();
     let spare = TableList::take(mmu, needed, source)?;
     let mut splitting = Splitting { tables, how, spare, done: Splits::NONE };
     let section = how.begin();
-    for end in ends(range) {
-        splitting.split_at(end);
+    // No walk was open since they were counted, so no leaf had to stay as small as it was.
+    let are_enough = how.entries() != Entries::Stopped || missing_tables(tables, range) <= needed;
+    if are_enough {
+        ends(range).into_iter().for_each(|end| splitting.split_at(end));
     }
     drop(section);
     splitting.spare.give_back(mmu, source);
-    Ok(splitting.done)
+    Ok(are_enough.then_some(splitting.done))
 }
 
 /// An end of a range.
@@ -303,7 +349,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             if !end.cuts(M::Geometry::group_size(level)) {
                 return;
             }
-            let cleared = clear_group(mmu, self.how, group_of::<M>(table, index, level));
+            let cleared = clear_group(mmu, self.how, group_of::<M>(table, index, level), level);
             self.done.groups[level as usize] += u8::from(cleared);
             if !end.cuts(M::Geometry::entry_size(level)) {
                 return;
@@ -327,7 +373,10 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             unreachable!("the first pass counted every missing table")
         };
         let table = mmu.table(Table::new(address, level + 1));
-        mmu.fill(table, piece::<M::Geometry>(block, level + 1), M::Geometry::entry_size(level + 1));
+        let groups = if self.how.groups() { bits::CONTIGUOUS } else { 0 };
+        let first = piece::<M::Geometry>(block, level + 1);
+        let first = Descriptor(first.0 & !bits::CONTIGUOUS | first.0 & groups);
+        mmu.fill(table, first, M::Geometry::entry_size(level + 1));
         // Execution is forbidden below as it was above, no more: a piece may be made executable if the block could. No
         // change makes a leaf executable at EL0.
         let of_kernel = block.0 & bits::UXN != 0 && block.0 & bits::USER == 0;
@@ -335,10 +384,14 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         let descriptor = Descriptor::table(address, user | inherited & bits::PXNTABLE);
         // A walk that follows the descriptor finds the table filled.
         mmu.dmb_ishst();
-        let linked = match S::ENTRIES {
+        let linked = match self.how.entries() {
             Entries::Shared => mmu.compare_exchange(cell, block, descriptor).is_ok(),
-            Entries::Alone | Entries::Unguarded => {
-                if S::ENTRIES == Entries::Unguarded {
+            Entries::Stopped => {
+                mmu.break_before_make(core::slice::from_ref(cell), descriptor, 0);
+                true
+            }
+            entries => {
+                if entries == Entries::Unguarded {
                     self.how.window();
                 }
                 mmu.store(cell, descriptor);
@@ -357,9 +410,17 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
 }
 
 /// Clears the contiguous bit of every entry of a group that has it, the last entry last; whether any had it.
-fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell]) -> bool {
+fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell], level: u8) -> bool {
     let Some((last, others)) = group.split_last() else { return false };
-    if S::ENTRIES == Entries::Alone {
+    if how.entries() == Entries::Stopped {
+        let first = mmu.load(&group[0]);
+        if !first.is_contiguous() {
+            return false;
+        }
+        mmu.break_before_make(group, Descriptor(first.0 & !bits::CONTIGUOUS), M::Geometry::entry_size(level));
+        return true;
+    }
+    if how.entries() == Entries::Alone {
         // Each split clears all entries under the lock, so they are alike. Only leaves have the bit: what a table
         // descriptor has in its place means nothing, and is 0.
         let old = mmu.load(last);
@@ -391,7 +452,7 @@ fn clear<M: Mmu, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
     if !old.is_contiguous() {
         return false;
     }
-    if S::ENTRIES == Entries::Shared {
+    if how.entries() == Entries::Shared {
         return mmu.clear_bits(cell, bits::CONTIGUOUS).is_contiguous();
     }
     how.window();
@@ -467,12 +528,12 @@ impl<'t, M: Mmu> Cut<'t, M> {
         match self.leaves {
             CutLeaves::Ends(_) => self.tables.split(self.range, how, source),
             // Both ends are in the one table that the block becomes.
-            CutLeaves::Block => split_with(&self.tables, self.range, 1, how, source),
+            CutLeaves::Block => split_with(&self.tables, self.range, 1, how, source).map(Option::unwrap_or_default),
             CutLeaves::Groups { table, first, last, level } => {
                 let mut splits = Splits::NONE;
                 let _section = how.begin();
                 each_group_cut::<M>(table, first, last, level, |group| {
-                    splits.groups[level as usize] += u8::from(clear_group(self.tables.mmu(), how, group));
+                    splits.groups[level as usize] += u8::from(clear_group(self.tables.mmu(), how, group, level));
                 });
                 Ok(splits)
             }

@@ -48,8 +48,11 @@ impl How for Nothing {
 }
 
 impl Serialise for Nothing {
-    const ENTRIES: Entries = Entries::Unguarded;
     type Section<'a> = ();
+
+    fn entries(&self) -> Entries {
+        Entries::Unguarded
+    }
     fn begin(&self) {}
 }
 

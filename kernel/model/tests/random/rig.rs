@@ -549,11 +549,14 @@ impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Locked<'_, '_, G, T> {
 }
 
 impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Locked<'r, 'm, G, T> {
-    const ENTRIES: Entries = Entries::Alone;
     type Section<'a>
         = Section<'a, 'r, 'm, G, T>
     where
         Self: 'a;
+
+    fn entries(&self) -> Entries {
+        Entries::Alone
+    }
 
     fn begin(&self) -> Self::Section<'_> {
         let try_lock = |(last, held): &mut (usize, bool)| {
@@ -584,8 +587,11 @@ impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Drop for Section<'_, '_, '_, G, 
 pub(crate) struct Unserialised;
 
 impl Serialise for Unserialised {
-    const ENTRIES: Entries = Entries::Alone;
     type Section<'a> = ();
+
+    fn entries(&self) -> Entries {
+        Entries::Alone
+    }
 
     fn begin(&self) {}
 }

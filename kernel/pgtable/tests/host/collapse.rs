@@ -15,6 +15,7 @@ use granule_pgtable::{
 
 use crate::interrupt::{Interrupted, RecordingTlb};
 use crate::reclaim::reclaim;
+use crate::split::check_breaks;
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
 
 /// The walk words of two CPUs.
@@ -31,6 +32,9 @@ pub(crate) fn collapse<G: Geometry>(machine: &HostMachine<G>, what: Collapse<G>)
     collapser.start(what);
     while !collapser.is_idle() {
         collapser.mark(&machine.page_tables(), at);
+        if what.handshake == Handshake::Stopped {
+            collapser.replace_stopped(&machine.page_tables());
+        }
         let progress = {
             let free = |table| machine.free_table(table);
             collapser.advance(&machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free)
@@ -53,7 +57,8 @@ fn use_one_page(machine: &HostMachine, at: VirtAddr) {
     change(machine, range(at, 4 * KIB), Change::READ_WRITE);
 }
 
-fn every_level_is_folded<G: Geometry>(whole: PageRange<G>, frames: usize) {
+fn every_level_is_folded<G: Geometry>(whole: PageRange<G>, frames: usize, handshake: Handshake) {
+    let all_of = |range| Collapse { handshake, ..all_of(range) };
     let machine = HostMachine::<G>::new(frames);
     map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
     let tables = machine.page_tables();
@@ -77,9 +82,49 @@ fn every_level_is_folded<G: Geometry>(whole: PageRange<G>, frames: usize) {
 
 #[test]
 fn pages_become_the_largest_leaves_at_every_level_in_every_geometry() {
-    every_level_is_folded::<Granule4K>(range(BASE, GIB + 34 * MIB + 68 * KIB), 540);
-    every_level_is_folded::<Granule16K>(range(BASE, 96 * MIB + 2 * MIB + 48 * KIB), 16);
-    every_level_is_folded::<Granule64K>(range(BASE, 2 * MIB + 192 * KIB), 8);
+    for handshake in [Handshake::Marks, Handshake::Stopped] {
+        every_level_is_folded::<Granule4K>(range(BASE, GIB + 34 * MIB + 68 * KIB), 540, handshake);
+        every_level_is_folded::<Granule16K>(range(BASE, 96 * MIB + 2 * MIB + 48 * KIB), 16, handshake);
+        every_level_is_folded::<Granule64K>(range(BASE, 2 * MIB + 192 * KIB), 8, handshake);
+    }
+}
+
+#[test]
+fn with_others_stopped_each_link_is_broken_before_it_is_made() {
+    let machine = HostMachine::<Granule4K>::new(8);
+    let (block, groups) = (range(BASE, 2 * MIB), range(BASE + 2 * MIB, 128 * KIB));
+    map(&machine, range(BASE, 2 * MIB + 128 * KIB), 0, DATA, Shape::PAGES).unwrap();
+    let whole = range(BASE, 4 * MIB);
+    let what = Collapse { handshake: Handshake::Stopped, ..all_of(whole) };
+    let stream = machine.record(|| {
+        let done = collapse(&machine, what);
+        assert_eq!((done.blocks, done.groups, done.cancelled), ([0, 0, 1, 0], [0, 0, 0, 1], 0));
+    });
+    assert_eq!(check_breaks(&stream), Ok(()));
+    assert_eq!(leaf_sizes(&machine, block), [(2 * MIB, 1)]);
+    assert_eq!(leaf_sizes(&machine, groups), [(64 * KIB, 2)]);
+
+    // Between the two looks an owner changes a page; the next table is another one's turn.
+    let machine = HostMachine::<Granule4K>::new(8);
+    map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
+    let (mut collapser, words) = (Collapser::<Granule4K, 2>::new(), Words::default());
+    let at = |cpu: usize| words.get(cpu);
+    collapser.start(what);
+    collapser.mark(&machine.page_tables(), at);
+    change(&machine, range(BASE + 4 * KIB, 4 * KIB), Change::READ_ONLY);
+    collapser.replace_stopped(&machine.page_tables());
+    assert_eq!((collapser.done().blocks, collapser.done().groups), ([0; 4], [0, 0, 0, 1]));
+    assert_eq!(
+        leaf_sizes(&machine, whole),
+        [(4 * KIB, 1), (4 * KIB, 1), (4 * KIB, 14), (64 * KIB, 31), (4 * KIB, 512)]
+    );
+    while !collapser.is_idle() {
+        collapser.mark(&machine.page_tables(), at);
+        collapser.replace_stopped(&machine.page_tables());
+        let free = |table| machine.free_table(table);
+        collapser.advance(&machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
+    }
+    assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 1), (4 * KIB, 1), (4 * KIB, 14), (64 * KIB, 31), (2 * MIB, 1)]);
 }
 
 #[test]

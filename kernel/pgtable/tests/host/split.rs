@@ -4,6 +4,7 @@ use std::cell::Cell;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
+use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
     Change, Entries, Error, Execution, Flush, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Lockless, Mmu,
@@ -21,10 +22,32 @@ use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
 struct Locked;
 
 impl Serialise for Locked {
-    const ENTRIES: Entries = Entries::Alone;
     type Section<'a> = ();
 
+    fn entries(&self) -> Entries {
+        Entries::Alone
+    }
+
     fn begin(&self) {}
+}
+
+/// There is no other CPU that would have to stop.
+struct Stopped;
+
+impl Serialise for Stopped {
+    type Section<'a> = ();
+
+    fn entries(&self) -> Entries {
+        Entries::Stopped
+    }
+
+    fn begin(&self) {}
+}
+
+/// Splits with nothing changed between the two passes.
+fn split_stopped(machine: &HostMachine, range: PageRange) -> Result<Option<Splits>, Error> {
+    let tables = machine.page_tables();
+    tables.split_stopped(range, tables.tables_to_split(range), &Stopped, &mut machine.frames())
 }
 
 /// A machine with a leaf of each size: 1 GiB, 32 MiB, 2 MiB, 64 KiB, 4 KiB, from the largest down.
@@ -76,20 +99,21 @@ fn each_leaf_is_split_at_each_end_to_the_largest_pieces() {
         // As the start of a range that goes on beyond the leaf, and as the end of one that begins with it.
         let behind = VirtAddr(place.end().0) - cut;
         for asked in [range(cut, behind), range(place.start(), offset)] {
-            for lockless in [true, false] {
+            for entries in [Entries::Shared, Entries::Alone, Entries::Stopped] {
                 let (machine, whole) = one_of_each(DATA);
                 let (before, free) = (machine.page_tables().dump(whole, |_| ()).bytes(), machine.free_frames());
                 let tables = machine.page_tables();
                 let stream = machine.record(|| {
                     let mut source = machine.frames();
-                    let splits = if lockless {
-                        tables.split(asked, &Lockless, &mut source)
-                    } else {
-                        tables.split(asked, &Locked, &mut source)
+                    let splits = match entries {
+                        Entries::Shared => tables.split(asked, &Lockless, &mut source),
+                        Entries::Alone => tables.split(asked, &Locked, &mut source),
+                        _ => split_stopped(&machine, asked).map(Option::unwrap),
                     };
                     assert!(!splits.unwrap().is_none());
                 });
-                assert_eq!(check_split(&stream), Ok(()), "{asked:?}");
+                let check = if entries == Entries::Stopped { check_breaks } else { check_split };
+                assert_eq!(check(&stream), Ok(()), "{asked:?}");
                 assert_eq!(leaf_sizes(&machine, place), pieces, "{asked:?}");
                 assert_eq!(free - machine.free_frames(), tables_of(pieces), "{asked:?}");
                 let mut translated = 0;
@@ -105,6 +129,86 @@ fn each_leaf_is_split_at_each_end_to_the_largest_pieces() {
             }
         }
     }
+}
+
+/// The stream of a change break-before-make: no entry is valid one way and then another, and between the two it is
+/// invalidated for all CPUs, by a TLBI behind a DSB and before another one; what was made is seen in the end.
+pub(crate) fn check_breaks(stream: &[Operation]) -> Result<(), String> {
+    // The entries that were broken, and how far the invalidation has come since.
+    let (mut broken, mut progress, mut unseen) = (Vec::new(), 0, false);
+    for operation in stream {
+        match *operation {
+            Operation::Write { cell, old, new } if old.is_valid() => {
+                if new.is_valid() {
+                    return Err(format!("{cell} changes without a break"));
+                }
+                broken.push(cell);
+                progress = 0;
+            }
+            Operation::Write { cell, new, .. } => {
+                if broken.contains(&cell) && new.is_valid() {
+                    if progress != 3 {
+                        return Err(format!("{cell} is made before its invalidation is complete"));
+                    }
+                    unseen = true;
+                }
+            }
+            Operation::DsbIshst => {
+                progress = progress.max(1);
+                if progress == 3 {
+                    unseen = false;
+                }
+            }
+            Operation::Tlbi(Instruction::Vmalle1is) => progress = if progress == 1 { 2 } else { 0 },
+            Operation::DsbIsh => progress = if progress == 2 { 3 } else { progress },
+            Operation::DmbIshst | Operation::Isb => {}
+            other => return Err(format!("{other:?} is not needed")),
+        }
+    }
+    if unseen { Err("what was made may not be seen".to_owned()) } else { Ok(()) }
+}
+
+#[test]
+fn the_check_of_breaks_objects_to_every_step_that_is_missing() {
+    let (machine, _) = one_of_each(DATA);
+    let page = range(BASE + 4 * KIB, 4 * KIB);
+    let stream = machine.record(|| assert!(split_stopped(&machine, page).unwrap().is_some()));
+    assert_eq!(check_breaks(&stream), Ok(()));
+    let is_step =
+        |operation: &Operation| matches!(operation, Operation::Tlbi(_) | Operation::DsbIsh | Operation::DsbIshst);
+    let steps: Vec<usize> = (0..stream.len()).filter(|&index| is_step(&stream[index])).collect();
+    // Two blocks and two groups, each with four.
+    assert_eq!(steps.len(), 16);
+    for missing in steps {
+        let without = [&stream[..missing], &stream[missing + 1..]].concat();
+        // The last of one break, if it is missing, is made up for by the first of the next.
+        let is_last = stream[missing] == Operation::DsbIshst && stream[missing + 1] == Operation::Isb;
+        assert!(
+            check_breaks(&without).is_err() || is_last && missing + 2 < stream.len(),
+            "without operation {missing}"
+        );
+    }
+}
+
+#[test]
+fn with_others_stopped_tables_are_counted_again() {
+    let (machine, whole) = one_of_each(DATA);
+    let (tables, page) = (machine.page_tables(), range(BASE + BLOCK, 4 * KIB));
+    let before = (leaf_sizes(&machine, whole), machine.free_frames());
+    // When they were counted, the block was pages.
+    let record = machine.record(|| {
+        assert_eq!(tables.split_stopped(page, 0, &Stopped, &mut machine.frames()), Ok(None));
+    });
+    assert_eq!((record, leaf_sizes(&machine, whole), machine.free_frames()), (Vec::new(), before.0, before.1));
+    // Or the other way round.
+    assert_eq!(
+        tables.split_stopped(range(BASE + PAGE, 4 * KIB), 2, &Stopped, &mut machine.frames()),
+        Ok(Some(Splits::NONE))
+    );
+    assert_eq!(machine.free_frames(), before.1);
+    let needed = tables.tables_to_split(page);
+    let refused = tables.split_stopped(page, needed, &Stopped, &mut machine.frames_limited(0));
+    assert_eq!(refused, Err(Error::OutOfTables { needed: 1, available: 0 }));
 }
 
 fn is_dmb(operation: &Operation) -> bool {
@@ -417,11 +521,14 @@ fn two_lockless_splits_of_one_leaf_leave_each_other_their_changes() {
 struct Window<'m>(&'m dyn Fn());
 
 impl Serialise for Window<'_> {
-    const ENTRIES: Entries = Entries::Unguarded;
     type Section<'a>
         = ()
     where
         Self: 'a;
+
+    fn entries(&self) -> Entries {
+        Entries::Unguarded
+    }
 
     fn begin(&self) {}
 
