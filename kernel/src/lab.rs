@@ -98,6 +98,8 @@ switches! {
         "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost";
     COLLAPSE_NO_MARK "collapse-no-mark" Target
         "tables are collapsed without a mark and without waiting for walks: a change in between is lost";
+    BBM_NO_PARK "bbm-no-park" Target
+        "leaves are replaced break-before-make with no CPU stopped: one that is at work there takes a fault";
     NO_ALIAS "no-alias" Target
         "set_memory_ro leaves the alias alone: what is read-only can be written by its linear address";
     NO_UPGRADE_EVENT "no-upgrade-event" Target

@@ -12,7 +12,7 @@ use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::{CpuFeatures, Mte};
 use granule_arch::interrupts;
 use granule_arch::tag_check::{self, TagCheck};
-use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table, WholeLeaves};
+use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 use thiserror::Error;
@@ -33,6 +33,7 @@ use crate::mm::kernel::fixmap::{self, FixmapSlot};
 use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
+use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::space::{HasRegisters, Spaces, start_compactor, start_reclaimer};
@@ -65,6 +66,8 @@ enum BootError {
     LinearMap(#[from] LinearMapError),
     #[error("{0}")]
     Tables(#[from] granule_pgtable::Error),
+    #[error("the image's constants: {0}")]
+    Constants(#[from] SetMemoryError),
     #[error("{0} while the kernel set itself up")]
     OutOfMemory(#[from] OutOfMemory),
 }
@@ -401,7 +404,7 @@ fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) 
 fn open_constants(kernel: &Kernel) -> Result<(), BootError> {
     let mmu = Metal(LinearView {});
     let lazy = Lazy::new(&mmu);
-    let flush = kernel.space.tables().get().update(&lazy, image::constants(), Change::READ_WRITE, WholeLeaves)?;
+    let flush = kernel.space.update_linear(&lazy, image::constants(), Change::READ_WRITE)?;
     lazy.invalidate(&KernelTlb, [flush]);
     Ok(())
 }

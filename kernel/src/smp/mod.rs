@@ -4,11 +4,13 @@
 //! - [`mod@bring_up`], [`release`]: from PSCI to the idle loop, held in between until the boot CPU knows what all can
 //!   do
 //! - [`mod@call`]: a function on other CPUs, to its end
+//! - [`park_others`]: stopped for a moment
 //! - [`stop_others`]: for the end of the machine
 
 mod bring_up;
 mod call;
 mod cpu;
+mod park;
 mod set;
 
 use core::ptr::null_mut;
@@ -27,6 +29,7 @@ pub use call::{CallFunction, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
+pub use park::{OthersParked, may_park_others, park_others};
 pub use set::CpuSet;
 
 /// Whether [`cpu()`] finds each of them. On the host every thread is one, with the same number.
@@ -41,6 +44,8 @@ enum Ipi {
     Call = 0,
     /// Stop for good.
     Stop = 1,
+    /// Stop for a moment.
+    Park = 2,
 }
 
 /// The CPUs that exist, by their numbers.
@@ -120,6 +125,10 @@ fn connect(cpu: &Cpu) -> Result<(), InterruptError> {
         // The callers wait in WFE for what `serve` has stored; the DSB has it seen before they wake.
         barrier::dsb_ishst();
         wait::sev();
+    })?;
+    interrupt::register(sgi(Ipi::Park), cpu, |cpu| {
+        cpu.ipis.fetch_add(1, Ordering::Relaxed);
+        park::answer(cpu);
     })?;
     interrupt::register(sgi(Ipi::Stop), cpu, |cpu| {
         cpu.ipis.fetch_add(1, Ordering::Relaxed);

@@ -4,10 +4,10 @@
 //! on request ([`KernelSpace::collapse`]), and never on the calling path of `set_memory_*`.
 //!
 //! # What is not collapsed
-//! - Where live leaves are not split (`split=refuse`, or CPUs that are not trusted with it): no larger leaf could be
-//!   taken apart again.
-//! - The linear map where free frames are taken out of it (`debug_pagealloc=on`): these come and go from any context,
-//!   which may have no memory for tables.
+//! - Where leaves are never split (`split=refuse`): no larger leaf could be taken apart again.
+//! - The linear map where it is made of pages: because free frames are taken out of it (`debug_pagealloc=on`), which come
+//!   and go from any context, where there may be no memory for tables; or because its pages change where leaves are split
+//!   with all other CPUs parked, which is not done from any context.
 //! - Areas, where they are made of pages (`vmalloc=pages`).
 //! - Read-only pages of the linear map become contiguous groups and never a block. Frames of several areas may be
 //!   neighbours there, and `vfree` of one would have to split the block, for which there may be no memory.
@@ -28,7 +28,7 @@ use super::policy::SplitMode;
 use super::reclaim::word;
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
-use crate::smp::{Cpu, MAX_CPUS};
+use crate::smp::{self, Cpu, MAX_CPUS};
 
 /// The one collapser.
 pub(super) type KernelCollapser = Collapser<Granule4K, MAX_CPUS>;
@@ -45,9 +45,12 @@ pub enum CollapseError {
     /// A larger leaf could not be split again.
     #[error("live leaves are not split here (see `features`), so none is made larger either")]
     NeverSplit,
-    /// Single frames come and go.
-    #[error("the linear map is made of pages for debug_pagealloc")]
-    DebugPagealloc,
+    /// Single pages change from any context.
+    #[error("the linear map is made of pages, which change one by one (see `features`)")]
+    LinearOfPages,
+    /// Where all other CPUs have to be parked, and cannot be.
+    #[error("not from interrupt handlers, nor with interrupts masked: all other CPUs are parked for it")]
+    CannotStop,
     /// `vmalloc=pages`.
     #[error("areas are made of pages (vmalloc=pages)")]
     AreasOfPages,
@@ -67,6 +70,9 @@ impl KernelSpace {
     pub fn collapse(&self, cpu: &Cpu, range: PageRange) -> Result<Collapses, CollapseError> {
         debug_assert!(!cpu.walk.is_open() && !cpu.trap.is_in_handler(), "a collapse waits for walks and handlers");
         let what = self.collapse_of(range)?;
+        if what.handshake == Handshake::Stopped && !smp::may_park_others(cpu) {
+            return Err(CollapseError::CannotStop);
+        }
         let _request = self.collapse_request.lock();
         let mut before = None;
         let done = loop {
@@ -76,7 +82,7 @@ impl KernelSpace {
                 collapser.start(what);
                 collapser.done()
             });
-            self.collapse_round(cpu, collapser);
+            self.collapse_round(cpu, collapser, what.handshake);
             if collapser.is_idle() {
                 break collapser.done().since(before);
             }
@@ -108,19 +114,28 @@ impl KernelSpace {
         }
         match policy.split {
             SplitMode::Refuse => return Err(CollapseError::NeverSplit),
-            _ if is_linear && policy.debug_pagealloc => return Err(CollapseError::DebugPagealloc),
+            _ if is_linear && policy.debug_pagealloc => return Err(CollapseError::LinearOfPages),
+            SplitMode::StopMachine if is_linear && policy.alias => return Err(CollapseError::LinearOfPages),
             _ if is_window && policy.area_leaves == Leaves::Pages => return Err(CollapseError::AreasOfPages),
-            SplitMode::Lock | SplitMode::Lockless => {}
+            SplitMode::Lock | SplitMode::Lockless | SplitMode::StopMachine => {}
         }
         let never_blocks = if is_linear { bits::RDONLY } else { 0 };
-        let handshake = if lab::is_on!(COLLAPSE_NO_MARK) { Handshake::None } else { Handshake::Marks };
+        let handshake = match policy.split {
+            _ if lab::is_on!(COLLAPSE_NO_MARK) => Handshake::None,
+            SplitMode::StopMachine => Handshake::Stopped,
+            _ => Handshake::Marks,
+        };
         Ok(Collapse { range, never_blocks, handshake })
     }
 
     /// Collapses the next few tables.
-    fn collapse_round(&self, cpu: &Cpu, collapser: &mut KernelCollapser) {
+    fn collapse_round(&self, cpu: &Cpu, collapser: &mut KernelCollapser, handshake: Handshake) {
         let tables = PageTables::new(&self.mmu, self.root);
         collapser.mark(&tables, word);
+        if handshake == Handshake::Stopped && !collapser.is_idle() {
+            let _others = smp::park_others();
+            collapser.replace_stopped(&tables);
+        }
         let (mut source, mut replaced) = (self.table_source(cpu), self.table_source(cpu));
         let mut free = |table| {
             if self.frames.is_handed_out(table) {

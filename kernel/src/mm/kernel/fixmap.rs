@@ -35,6 +35,8 @@ pub enum FixmapSlot {
     Console,
     /// One page of kernel text or constants, writable for the moment of a patch.
     Patch,
+    /// The page of table entries that are replaced break-before-make. Nothing runs over its end.
+    Entries,
     /// The device tree, read-only, until the platform has been read from it.
     DeviceTree,
 }
@@ -44,6 +46,7 @@ impl FixmapSlot {
         match self {
             Self::Console => 0,
             Self::Patch => 2,
+            Self::Entries => 3,
             Self::DeviceTree => 4,
         }
     }
@@ -144,13 +147,24 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
     let alias = FixmapSlot::Patch.address() + (physical - page);
     // SAFETY: mapped writable just above; alignment is the caller's promise.
     unsafe { ptr::write_volatile(alias.as_ptr::<u32>(), word) };
-    unmap_patch();
+    unmap(FixmapSlot::Patch);
 }
 
-fn unmap_patch() {
-    store(FixmapSlot::Patch.first(), 0);
+/// Runs `work` with where the table entries at `entries` are seen by a short-lived mapping of their own, on the one CPU
+/// that is not parked ([`crate::smp::park_others`]).
+#[cfg(target_os = "none")]
+pub fn with_entries(entries: PhysAddr, work: impl FnOnce(*mut u64)) {
+    let page = entries.align_down(PAGE_SIZE as u64);
+    set_valid(FixmapSlot::Entries.first(), page, Attributes::kernel_data(MemoryType::NormalTagged));
+    work((FixmapSlot::Entries.address() + (entries - page)).as_ptr());
+    unmap(FixmapSlot::Entries);
+}
+
+/// Takes away a slot of one page.
+fn unmap(slot: FixmapSlot) {
+    store(slot.first(), 0);
     barrier::dsb_ishst();
-    Instruction::Vaale1is(AddressOperand::new(FixmapSlot::Patch.address(), None)).execute();
+    Instruction::Vaale1is(AddressOperand::new(slot.address(), None)).execute();
     complete_tlbi();
 }
 
@@ -190,7 +204,7 @@ mod tests {
 
     use granule_arch::recorded::record;
 
-    use super::{ENTRIES, FixmapSlot, TABLE, unmap_device_tree, unmap_patch};
+    use super::{ENTRIES, FixmapSlot, TABLE, unmap, unmap_device_tree};
 
     /// Both invalidations are made twice, each time with a DSB (`platform::errata`): the first may have been completed
     /// with another CPU left out, and which CPUs there are is not known yet.
@@ -202,7 +216,7 @@ mod tests {
         let valid = |slot: FixmapSlot| table[slot.first()].store(3, Ordering::Relaxed);
 
         valid(FixmapSlot::Patch);
-        let stream = record(unmap_patch);
+        let stream = record(|| unmap(FixmapSlot::Patch));
         assert_eq!(stream[..2], ["dsb_ishst", "vaale1is"]);
         assert_eq!(stream[2..], repeated);
 

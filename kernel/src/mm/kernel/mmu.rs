@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "vouches for where tables are seen")]
 
-#[cfg(test)]
+#[cfg(any(target_os = "none", test))]
 use core::sync::atomic::AtomicU64;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -18,6 +18,8 @@ pub use granule_pgtable::metal::Metal;
 use granule_pgtable::metal::Platform;
 use granule_pgtable::{Feature, Granule4K, Operation};
 
+#[cfg(target_os = "none")]
+use super::fixmap;
 #[cfg(test)]
 use super::record;
 use crate::lab;
@@ -45,6 +47,12 @@ unsafe impl Platform for LinearView {
         return layout::linear(table);
         #[cfg(not(target_os = "none"))]
         return VirtAddr(table.0.wrapping_add(self.offset));
+    }
+
+    #[cfg(target_os = "none")]
+    fn second_mapping(&self, run: &[AtomicU64], work: impl FnOnce(*mut u64)) {
+        let entries = VirtAddr::from_ptr(run.as_ptr());
+        fixmap::with_entries(PhysAddr(entries - layout::linear(PhysAddr(0))), work);
     }
 
     #[inline(always)]

@@ -22,6 +22,8 @@ pub enum SplitMode {
     Lock,
     /// By atomic steps.
     Lockless,
+    /// Break-before-make, with all other CPUs parked: where the caller can wait for that.
+    StopMachine,
     /// Not at all: the change is refused.
     Refuse,
 }
@@ -37,10 +39,21 @@ pub enum Rodata {
     Off,
 }
 
+impl SplitMode {
+    /// Whether a leaf can be split while CPUs are at work there, from any context.
+    pub const fn is_live(self) -> bool {
+        matches!(self, Self::Lock | Self::Lockless)
+    }
+}
+
 type Names<T> = [(&'static str, T)];
 const AREA_LEAVES: &Names<Leaves> = &[("largest", Leaves::Largest), ("pages", Leaves::Pages)];
-const SPLIT_MODES: &Names<SplitMode> =
-    &[("lock", SplitMode::Lock), ("lockless", SplitMode::Lockless), ("refuse", SplitMode::Refuse)];
+const SPLIT_MODES: &Names<SplitMode> = &[
+    ("lock", SplitMode::Lock),
+    ("lockless", SplitMode::Lockless),
+    ("stop-machine", SplitMode::StopMachine),
+    ("refuse", SplitMode::Refuse),
+];
 const RODATA: &Names<Rodata> = &[("on", Rodata::On), ("noalias", Rodata::NoAlias), ("off", Rodata::Off)];
 const SWITCH: &Names<bool> = &[("on", true), ("off", false)];
 
@@ -62,8 +75,11 @@ impl fmt::Display for SplitMode {
 #[distributed_slice(PARAMETERS)]
 static SPLIT: Parameter = Parameter {
     name: "split",
-    help: "split=lock|lockless|refuse: how live leaves are split that a change covers in part",
-    check: |value| named(SPLIT_MODES, value).map(drop).ok_or_else(|| Refused::because("lock, lockless or refuse")),
+    help: "split=lock|lockless|stop-machine|refuse: how live leaves are split that a change covers in part",
+    check: |value| {
+        let refused = || Refused::because("lock, lockless, stop-machine or refuse");
+        named(SPLIT_MODES, value).map(drop).ok_or_else(refused)
+    },
 };
 
 #[allow(unsafe_code, reason = "collected by the linker")]
@@ -115,15 +131,20 @@ impl Wishes {
         }
     }
 
-    /// Whether leaves may be split where live leaves may change size, or not.
-    fn splits(&self, trusted: bool) -> bool {
-        trusted && self.split != Some(SplitMode::Refuse)
+    /// How leaves are split where live leaves may change size, or not.
+    fn split(&self, trusted: bool) -> SplitMode {
+        match self.split {
+            Some(asked) if trusted || !asked.is_live() => asked,
+            None if trusted => SplitMode::Lock,
+            _ => SplitMode::StopMachine,
+        }
     }
 
-    /// The leaves of the linear map, on a boot CPU that is trusted with changes of size or not. Free frames come and go
-    /// one by one from any context, which may have no memory for tables; so debug_pagealloc takes pages anyway.
+    /// The leaves of the linear map, on a boot CPU that is trusted with changes of size or not. Its pages change from
+    /// contexts that cannot park other CPUs, so they are pages where that would be needed. Free frames come and go one by
+    /// one from any context, which may have no memory for tables; so debug_pagealloc takes pages anyway.
     pub fn linear_leaves(&self, trusted: bool) -> Leaves {
-        let single_pages_change = self.rodata == Rodata::On && !self.splits(trusted);
+        let single_pages_change = self.rodata == Rodata::On && !self.split(trusted).is_live();
         if self.debug_pagealloc || single_pages_change { Leaves::Pages } else { Leaves::Largest }
     }
 }
@@ -139,7 +160,7 @@ pub struct Policy {
     pub direct_map: bool,
     /// Whether free frames are taken out of the linear map.
     pub debug_pagealloc: bool,
-    /// The leaves of areas. Any page of an area may change alone, so they are pages where no leaf can be split.
+    /// The leaves of areas. Any page of an area may change alone, so they are pages where no leaf is ever split.
     pub area_leaves: Leaves,
 }
 
@@ -152,7 +173,10 @@ pub enum Denied {
     )]
     Alias,
     /// Splitting was asked for by name.
-    #[error("split={0}: the CPUs are not trusted with live size changes, so nothing is split (see `features`)")]
+    #[error(
+        "split={0}: the CPUs are not trusted with live size changes, so leaves are split with all other CPUs parked \
+         (split=stop-machine; see `features`)"
+    )]
     Split(SplitMode),
     /// Large leaves of areas were asked for by name.
     #[error("vmalloc=largest: leaves are not split here, so areas are made of pages (see `features`)")]
@@ -171,8 +195,8 @@ impl Policy {
 
     /// Decides for good: all CPUs are `trusted` with live size changes or not, and the linear map is made of `linear`.
     pub fn decide(wishes: Wishes, trusted: bool, linear: Leaves) -> (Self, Option<Denied>) {
-        let split = if trusted { wishes.split.unwrap_or(SplitMode::Lock) } else { SplitMode::Refuse };
-        let can_change_pages = linear == Leaves::Pages || split != SplitMode::Refuse;
+        let split = wishes.split(trusted);
+        let can_change_pages = linear == Leaves::Pages || split.is_live();
         let alias = wishes.rodata == Rodata::On;
         // A single page is then a leaf, or can be made one: no call is refused half-way through an owner's pages.
         let direct_map = (alias || wishes.debug_pagealloc) && can_change_pages;
@@ -243,15 +267,24 @@ mod tests {
     }
 
     #[test]
-    fn where_nothing_may_be_split_the_linear_map_is_made_of_pages_if_single_pages_change() {
-        for (arguments, trusted) in [("", false), ("split=refuse", true)] {
+    fn where_nothing_is_split_live_the_linear_map_is_made_of_pages_if_single_pages_change() {
+        const STOP: SplitMode = SplitMode::StopMachine;
+        for (arguments, trusted, split) in [
+            ("", false, STOP),
+            ("split=stop-machine", false, STOP),
+            ("split=stop-machine", true, STOP),
+            ("split=refuse", true, SplitMode::Refuse),
+            ("split=refuse", false, SplitMode::Refuse),
+        ] {
             let (leaves, policy, denied) = decide(arguments, trusted, trusted);
-            assert_eq!((leaves, policy.split, denied), (Leaves::Pages, SplitMode::Refuse, None), "{arguments}");
+            assert_eq!((leaves, policy.split, denied), (Leaves::Pages, split, None), "{arguments}");
             assert!(policy.alias && policy.direct_map);
         }
-        for arguments in ["rodata=noalias", "rodata=off"] {
+        for (arguments, split) in
+            [("rodata=noalias", STOP), ("rodata=off", STOP), ("rodata=noalias split=refuse", SplitMode::Refuse)]
+        {
             let (leaves, policy, denied) = decide(arguments, false, false);
-            assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::Refuse, None), "{arguments}");
+            assert_eq!((leaves, policy.split, denied), (Leaves::Largest, split, None), "{arguments}");
             assert!(!policy.alias && !policy.direct_map);
         }
     }
@@ -268,7 +301,7 @@ mod tests {
     #[test]
     fn a_cpu_that_is_not_trusted_and_comes_late_leaves_aliases_alone() {
         let (leaves, policy, denied) = decide("split=lockless", true, false);
-        assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::Refuse, Some(Denied::Alias)));
+        assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::StopMachine, Some(Denied::Alias)));
         assert!(!policy.alias && !policy.direct_map, "a page of the linear map cannot change alone");
         let (_, policy, denied) = decide("split=lockless debug_pagealloc=on", true, false);
         assert_eq!((policy.alias, denied), (true, Some(Denied::Split(SplitMode::Lockless))));
@@ -279,11 +312,12 @@ mod tests {
         for (arguments, trusted, leaves) in [
             ("", true, Leaves::Largest),
             ("vmalloc=pages", true, Leaves::Pages),
+            ("", false, Leaves::Largest),
             ("split=refuse", true, Leaves::Pages),
-            ("vmalloc=largest", false, Leaves::Pages),
+            ("vmalloc=largest split=refuse", false, Leaves::Pages),
         ] {
             let (_, policy, denied) = decide(arguments, trusted, trusted);
-            let is_denied = leaves == Leaves::Pages && arguments == "vmalloc=largest";
+            let is_denied = leaves == Leaves::Pages && arguments.contains("vmalloc=largest");
             assert_eq!((policy.area_leaves, denied), (leaves, is_denied.then_some(Denied::AreaLeaves)), "{arguments}");
         }
     }
@@ -291,6 +325,6 @@ mod tests {
     #[test]
     fn asking_for_a_split_by_name_is_not_trust() {
         let (_, policy, denied) = decide("split=lock", false, false);
-        assert_eq!((policy.split, denied), (SplitMode::Refuse, Some(Denied::Split(SplitMode::Lock))));
+        assert_eq!((policy.split, denied), (SplitMode::StopMachine, Some(Denied::Split(SplitMode::Lock))));
     }
 }

@@ -62,6 +62,17 @@ pub enum SetMemoryError {
         /// Its bytes.
         size: u64,
     },
+    /// A block or contiguous group that the range cuts, which takes all other CPUs parked, from where they cannot be.
+    #[error(
+        "the leaf of {size:#x} bytes at {leaf} is only partly in the range, and to split it takes all other CPUs parked: \
+         not from interrupt handlers, nor with interrupts masked or a spinning lock held"
+    )]
+    CannotStop {
+        /// The first address that the leaf translates.
+        leaf: VirtAddr,
+        /// Its bytes.
+        size: u64,
+    },
     /// No memory for the tables that a split takes. In an interrupt handler that is what its CPU has in reserve.
     #[error("to split leaves takes {needed} tables, and there are frames for {available}")]
     OutOfTables {
@@ -119,17 +130,20 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
+        self.change_to_code(range).or_else(|error| self.again_once_split(error, range, Self::set_memory_rox))
+    }
+
+    fn change_to_code(&self, range: PageRange) -> Result<(), Error> {
         let walk = self.tables();
         let tables = walk.get();
-        let changed = if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
+        if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
             let _owner = self.check_owner_with_alias(range);
             alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self))
         } else {
             let _owner = RangeOwnerCheck::new(range);
             let (lazy, splitter) = (Lazy::new(&self.mmu), &mut LeafSplitter(self));
             tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC, splitter)
-        };
-        changed.map_err(|error| self.explain(error))
+        }
     }
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
@@ -199,8 +213,8 @@ impl KernelSpace {
     #[inline(never)]
     fn change_in_steps(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
         let lazy = Lazy::new(&self.mmu);
-        let flush = self.tables().get().update(&lazy, range, change, LeafSplitter(self));
-        lazy.invalidate(&self.tlb, [flush.map_err(|error| self.explain(error))?]);
+        let flush = self.update_in_steps(&lazy, range, change)?;
+        lazy.invalidate(&self.tlb, [flush]);
         Ok(())
     }
 

@@ -4,12 +4,20 @@
 //! The split lock is a lock of its own: changes of pages of vmalloc areas, or of leaves that need no split, never
 //! acquire it. It is held with interrupts masked and only while entries change, and its holder waits for nothing. So a
 //! handler may wait for it: it is never held on the CPU that the handler runs on.
+//!
+//! `split=stop-machine` is for CPUs that cannot hold leaves of two sizes. A change that cuts a leaf is refused by the
+//! tables; then its walk ends, all other CPUs are parked, and the leaf is replaced break-before-make
+//! ([`KernelSpace::split_or_explain`]); then the change is made as if it had come first. Not everywhere can CPUs be
+//! parked: elsewhere the change stays refused.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+use granule_arch::addr::VirtAddr;
 use granule_arch::wait;
-use granule_pgtable::{Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, Serialise, Splits, Splitter};
+use granule_pgtable::{
+    Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits, Splitter,
+};
 
 use super::owners::RangeOwnerCheck;
 use super::policy::SplitMode;
@@ -17,7 +25,7 @@ use super::set_memory::SetMemoryError;
 use super::{FrameSource, KernelSpace, Machine, Supply};
 use crate::lab;
 use crate::mm::layout;
-use crate::smp::this_cpu;
+use crate::smp::{self, OthersParked, this_cpu};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// The split lock, and how often what was split.
@@ -30,6 +38,7 @@ pub(super) struct Splitting {
     groups: [AtomicU64; 4],
     /// Of `blocks`, those of areas: the tables go with the areas.
     of_areas: AtomicU64,
+    stops: AtomicU64,
     refused: AtomicU64,
     warned: AtomicBool,
 }
@@ -49,6 +58,8 @@ pub struct SplitCounts {
     pub groups: [u64; 4],
     /// Of the blocks, those of areas: their tables are freed some time after the area is.
     pub of_areas: u64,
+    /// Times that all other CPUs were parked for a split.
+    pub stops: u64,
     /// Changes that were refused because they would have split a leaf.
     pub refused: u64,
 }
@@ -63,6 +74,7 @@ impl Splitting {
             blocks: [const { AtomicU64::new(0) }; 4],
             groups: [const { AtomicU64::new(0) }; 4],
             of_areas: AtomicU64::new(0),
+            stops: AtomicU64::new(0),
             refused: AtomicU64::new(0),
             warned: AtomicBool::new(false),
         }
@@ -90,11 +102,15 @@ impl Splitting {
 struct Locking<'s>(&'s Splitting);
 
 impl Serialise for Locking<'_> {
-    const ENTRIES: Entries = Entries::Alone;
     type Section<'a>
         = IrqGuard<'a, (), { rank::SPLIT }>
     where
         Self: 'a;
+
+    #[inline(always)]
+    fn entries(&self) -> Entries {
+        Entries::Alone
+    }
 
     #[inline]
     fn begin(&self) -> Self::Section<'_> {
@@ -107,16 +123,29 @@ impl Serialise for Locking<'_> {
     }
 }
 
-/// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
-/// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU stays:
-/// two that went in step would both be through before either changes what the other has read.
-struct Unlocked;
+/// What is no matter of speed, in one type: the code is compiled once.
+enum Rarely {
+    /// `split=stop-machine`.
+    Stopped,
+    /// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
+    /// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU
+    /// stays: two that went in step would both be through before either changes what the other has read.
+    Unserialised,
+}
 
-impl Serialise for Unlocked {
-    const ENTRIES: Entries = Entries::Unguarded;
-    type Section<'a> = ();
+impl Serialise for Rarely {
+    type Section<'a> = Option<OthersParked>;
 
-    fn begin(&self) {}
+    fn entries(&self) -> Entries {
+        match self {
+            Self::Stopped => Entries::Stopped,
+            Self::Unserialised => Entries::Unguarded,
+        }
+    }
+
+    fn begin(&self) -> Option<OthersParked> {
+        matches!(self, Self::Stopped).then(smp::park_others)
+    }
 
     fn window(&self) {
         const LONGER: u32 = 64;
@@ -138,12 +167,16 @@ impl Splitter<Machine> for LeafSplitter<'_> {
     fn split(&mut self, cut: &Cut<'_, Machine>) -> Result<(), Error> {
         let Self(space) = self;
         let mode = space.policy().split;
+        if mode == SplitMode::StopMachine {
+            // Not inside this walk: see `split_or_explain`.
+            return Err(cut.error());
+        }
         if mode == SplitMode::Refuse {
             return Err(if cut.is_first_look() { cut.error() } else { space.refuse(cut.error()) });
         }
         let mut source = space.split_source();
         let splits = match mode {
-            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Unlocked, &mut source),
+            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Rarely::Unserialised, &mut source),
             SplitMode::Lockless => cut.split(&Lockless, &mut source),
             _ => cut.split(&Locking(&space.splitting), &mut source),
         };
@@ -156,7 +189,7 @@ impl KernelSpace {
     /// Changes the leaves of `range`, splitting those that it cuts, and returns the invalidation that is then needed.
     ///
     /// For the **exclusive owner** of the range, which has **no area behind it** that could be freed: the
-    /// linear map. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
+    /// linear map, or the image. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
     /// get only the frames that this CPU has in reserve for tables.
     ///
     /// # Errors
@@ -171,8 +204,69 @@ impl KernelSpace {
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
         let _owner = RangeOwnerCheck::new(range);
-        let updated = self.tables().get().update(lazy, range, change, LeafSplitter(self));
-        updated.map_err(|error| self.explain(error))
+        self.update_in_steps(lazy, range, change)
+    }
+
+    /// [`Self::update_linear`] of any range, which its owner has on record.
+    #[inline(never)]
+    pub(super) fn update_in_steps(
+        &self,
+        lazy: &Lazy<'_, Machine>,
+        range: PageRange,
+        change: Change,
+    ) -> Result<Flush, SetMemoryError> {
+        loop {
+            // The first look again, where there was one: it may have split the leaf above the one that is cut now.
+            let changed = self.tables().get().update(lazy, range, change, &mut LeafSplitter(self));
+            match changed {
+                Ok(flush) => return Ok(flush),
+                Err(error) => self.split_or_explain(error, range)?,
+            }
+        }
+    }
+
+    /// What becomes of a change of `range` that the tables have refused by `error`, with its walk ended: an error, or,
+    /// where leaves are split with the machine stopped and one of the range was cut, what comes of doing it `again`.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn again_once_split(
+        &self,
+        error: Error,
+        range: PageRange,
+        again: fn(&Self, VirtAddr, u64) -> Result<(), SetMemoryError>,
+    ) -> Result<(), SetMemoryError> {
+        self.split_or_explain(error, range)?;
+        again(self, range.start(), range.pages() as u64)
+    }
+
+    /// Splits what `range` cuts, where leaves are split with the machine stopped and that is all that `error`, by which the
+    /// tables have refused a change of it, is about. Then the change may be tried again.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`]: what `error` comes to. Every page is as it was.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn split_or_explain(&self, error: Error, range: PageRange) -> Result<(), SetMemoryError> {
+        let (cpu, Splitting { stops, .. }) = (this_cpu(), &self.splitting);
+        let Error::Straddles { leaf, size } = error else { return Err(self.explain(error)) };
+        // One of the alias is none of these: where leaves are split so, that is made of pages.
+        let is_of_range = leaf <= range.last() && range.start() <= leaf + (size - 1);
+        if self.policy().split != SplitMode::StopMachine || !is_of_range {
+            return Err(self.explain(error));
+        }
+        if !smp::may_park_others(cpu) {
+            return Err(SetMemoryError::CannotStop { leaf, size });
+        }
+        let tables = PageTables::new(&self.mmu, self.root);
+        loop {
+            let needed = self.tables().get().tables_to_split(range);
+            let splits = tables.split_stopped(range, needed, &Rarely::Stopped, &mut self.table_source(cpu));
+            stops.fetch_add(1, Ordering::Relaxed);
+            if let Some(splits) = splits.map_err(|error| self.explain(error))? {
+                self.splitting.count(&splits, !layout::is_linear(range.start()));
+                return Ok(());
+            }
+        }
     }
 
     /// Frames for tables: in a handler what its CPU has in reserve, nothing that it would have to wait for.
@@ -197,7 +291,7 @@ impl KernelSpace {
 
     /// How often what was split.
     pub fn split_counts(&self) -> SplitCounts {
-        let Splitting { locked, contended, retries, blocks, groups, of_areas, refused, .. } = &self.splitting;
+        let Splitting { locked, contended, retries, blocks, groups, of_areas, stops, refused, .. } = &self.splitting;
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         SplitCounts {
             locked: read(locked),
@@ -206,6 +300,7 @@ impl KernelSpace {
             blocks: blocks.each_ref().map(read),
             groups: groups.each_ref().map(read),
             of_areas: read(of_areas),
+            stops: read(stops),
             refused: read(refused),
         }
     }
@@ -213,12 +308,13 @@ impl KernelSpace {
 
 impl fmt::Display for SplitCounts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { locked, contended, retries, of_areas, refused, .. } = self;
+        let Self { locked, contended, retries, of_areas, stops, refused, .. } = self;
         let ([_, gib, mib, _], [_, _, of_blocks, of_pages]) = (self.blocks, self.groups);
         write!(
             f,
             "{gib} of 1 GiB, {mib} of 2 MiB ({of_areas} of areas), {of_blocks} groups of 2 MiB, {of_pages} groups of 4 KiB; \
-             split lock taken {locked} times, {contended} of them after another CPU; {retries} retries; {refused} refused"
+             split lock taken {locked} times, {contended} of them after another CPU; {retries} retries; {stops} with all other \
+             CPUs parked; {refused} refused"
         )
     }
 }

@@ -14,7 +14,7 @@ use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte,
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 26] = [
+pub(crate) const KNOWN: [Feature; 27] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
     ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
@@ -30,7 +30,8 @@ pub(crate) const KNOWN: [Feature; 26] = [
     ("mops", CpuFeatures::mops),
     ("mte", |cpus| matches!(cpus.mte(), Mte::Tags | Mte::Asymmetric)),
     ("tag-storage", |_| !granule::kernel().platform.tag_storage.is_empty()),
-    ("split", |_| linear_map_has_large_leaves() && policy().split != SplitMode::Refuse),
+    ("split", |_| linear_map_has_large_leaves() && policy().split.is_live()),
+    ("stop", |_| linear_map_has_large_leaves() && policy().split == SplitMode::StopMachine),
     ("refuse", |_| linear_map_has_large_leaves() && policy().split == SplitMode::Refuse),
     ("alias", |_| policy().alias),
     ("pagealloc", |_| policy().debug_pagealloc),

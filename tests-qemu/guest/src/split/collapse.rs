@@ -72,6 +72,11 @@ fn flip(_: &Cpu, me: usize) {
     }
 }
 
+target_test!(no_change_is_lost_between_the_stops_for_a_collapse, needs("smp stop"), limit(120));
+fn no_change_is_lost_between_the_stops_for_a_collapse(t: &mut Test) {
+    no_change_is_lost_while_its_block_is_collapsed(t);
+}
+
 target_test!(no_change_is_lost_while_its_block_is_collapsed, needs("smp"), needs("split"), limit(120));
 fn no_change_is_lost_while_its_block_is_collapsed(t: &mut Test) {
     let Some(block) = Block::fresh(t) else { return };
@@ -126,6 +131,39 @@ fn walk_until_marked(_: &Cpu, _: usize) {
         return;
     }
     SEEN.store(seen, Ordering::Release);
+}
+
+/// Looks at a table's link, all in one walk that lasts.
+fn walk_for_long(_: &Cpu, _: usize) {
+    let page = VirtAddr(FIRST.load(Ordering::Relaxed));
+    let tables = space().tables();
+    IN_WALK.store(1, Ordering::Release);
+    let is_linked = |_| {
+        granule_arch::wait::relax();
+        tables.walk(page).any(|step| step.level == 2 && step.descriptor.is_table())
+    };
+    SEEN.store(if (0..2000).all(is_linked) { MARKED } else { REPLACED }, Ordering::Release);
+}
+
+// It is interrupted to be parked, and goes on.
+target_test!(no_cpu_is_parked_inside_a_walk, needs("smp stop"), limit(60));
+fn no_cpu_is_parked_inside_a_walk(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let page = block.page(0);
+    t.ok("split", make_invalid(page, 1).and_then(|()| make_valid(page, 1)));
+    FIRST.store(page.0, Ordering::Relaxed);
+    IN_WALK.store(0, Ordering::Relaxed);
+    SEEN.store(NOTHING, Ordering::Relaxed);
+    let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };
+    t.equal("started", work::run_on(other, walk_for_long, 0), Ok(()));
+    while IN_WALK.load(Ordering::Acquire) == 0 {
+        granule_arch::wait::relax();
+    }
+    let done = space().collapse(this_cpu(), range_of(&block));
+    t.equal("what the walk had seen when it was collapsed", SEEN.load(Ordering::Acquire), MARKED);
+    t.check("collapsed", done.is_ok_and(|done| done.blocks[2] == 1));
+    work::wait_for(smp::online().without(this_cpu().id));
+    block.free(t);
 }
 
 target_test!(a_walk_that_is_under_way_is_waited_for, needs("smp"), needs("split"), limit(60));

@@ -18,6 +18,7 @@ pub(crate) fn split_by(call: impl FnOnce()) -> SplitCounts {
         blocks: core::array::from_fn(|level| after.blocks[level] - before.blocks[level]),
         groups: core::array::from_fn(|level| after.groups[level] - before.groups[level]),
         of_areas: after.of_areas - before.of_areas,
+        stops: after.stops - before.stops,
         refused: after.refused - before.refused,
     }
 }

@@ -1,9 +1,10 @@
 //! Leaves of the linear map that are in use, and changed in part: what was split, what was not, and that no other pages
 //! are touched, under concurrent changes.
 //!
-//! Every test takes a block of memory of its own that no other has split. What it then finds is one of three, by the
-//! machine: leaves that are split (`split` in machines.toml), leaves that are not (`refuse`: every change of a part is
-//! an error), or pages, of which there is nothing to split.
+//! Every test takes a block of memory of its own that no other has split. What it then finds is one of four, by the
+//! machine: leaves that are split while they are in use (`split` in machines.toml), or with all other CPUs parked
+//! (`stop`), leaves that are not (`refuse`: every change of a part is an error), or pages, of which there is nothing to
+//! split.
 
 mod collapse;
 pub(crate) mod counts;
@@ -50,7 +51,7 @@ pub(crate) struct Block {
 impl Block {
     /// 2 MiB that a block translates, or a group of them; pages where the linear map is made of pages.
     pub(crate) fn fresh(t: &mut Test) -> Option<Self> {
-        let large = crate::harness::has("split") == Some(true) || crate::harness::has("refuse") == Some(true);
+        let large = ["split", "stop", "refuse"].into_iter().any(|one| crate::harness::has(one) == Some(true));
         let found = Self::find(0, if large { |leaf| matches!(leaf >> 20, 2 | 32) } else { |leaf| leaf == PAGE });
         t.check("a block that is not split", found.is_some());
         found

@@ -31,6 +31,12 @@ fn read_on(_: &Cpu, _: usize) {
     }
 }
 
+// Where leaves are replaced break-before-make, all of the block is unmapped for a moment.
+target_test!(readers_of_other_pages_are_parked_for_a_break, needs("smp stop"), limit(30));
+fn readers_of_other_pages_are_parked_for_a_break(t: &mut Test) {
+    readers_of_other_pages_notice_nothing(t);
+}
+
 target_test!(readers_of_other_pages_notice_nothing, needs("smp split"), limit(30));
 fn readers_of_other_pages_notice_nothing(t: &mut Test) {
     let others = smp::online().without(this_cpu().id);

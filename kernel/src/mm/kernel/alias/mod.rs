@@ -72,9 +72,11 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        let _owner = self.check_owner_with_alias(range);
+        let owner = self.check_owner_with_alias(range);
         let tables = self.tables();
-        update::update::<W, _, _>(tables.get(), &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self))
-            .map_err(|error| self.explain(error))
+        let changed =
+            update::update::<W, _, _>(tables.get(), &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self));
+        drop((tables, owner));
+        changed.or_else(|error| self.again_once_split(error, range, Self::set_memory_and_alias::<W>))
     }
 }

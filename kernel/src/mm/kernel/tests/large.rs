@@ -68,7 +68,7 @@ fn areas_have_the_largest_leaves_that_fit() {
 
 #[test]
 fn huge_areas_are_whole_blocks_whatever_is_done_to_leaves() {
-    for split in [SplitMode::Lock, SplitMode::Lockless, SplitMode::Refuse] {
+    for split in [SplitMode::Lock, SplitMode::Lockless, SplitMode::StopMachine, SplitMode::Refuse] {
         let (space, frames, cpu) = large(16, split);
         let before = everything(space, frames);
         for (pages, blocks) in [(1, 1), (512, 1), (513, 2)] {
@@ -91,7 +91,7 @@ fn huge_areas_are_whole_blocks_whatever_is_done_to_leaves() {
 /// Where a CPU frees a block of which another part changes.
 #[test]
 fn a_part_of_a_block_changes_alone_and_the_whole_block_comes_back() {
-    for split in [SplitMode::Lock, SplitMode::Lockless] {
+    for split in [SplitMode::Lock, SplitMode::Lockless, SplitMode::StopMachine] {
         let (space, frames, cpu) = large(16, split);
         let before = everything(space, frames);
         let area = space.vmalloc_huge(&cpu, 2 * BLOCK).unwrap();
@@ -250,7 +250,7 @@ fn registers_have_the_largest_leaves_that_their_alignment_allows() {
 
 #[test]
 fn what_was_split_for_a_page_is_collapsed_and_is_freed_as_it_was() {
-    for split in [SplitMode::Lock, SplitMode::Lockless] {
+    for split in [SplitMode::Lock, SplitMode::Lockless, SplitMode::StopMachine] {
         let (space, frames, cpu) = large(16, split);
         let before = everything(space, frames);
         let area = space.vmalloc_huge(&cpu, 2 * BLOCK).unwrap();
@@ -306,5 +306,10 @@ fn what_is_not_collapsed_is_refused() {
     let (space, _, cpu) = super::space(8);
     space.set_policy(policy);
     assert_eq!(space.collapse(&cpu, range), Err(CollapseError::AreasOfPages));
-    assert_eq!(space.collapse(&cpu, linear), Err(CollapseError::DebugPagealloc));
+    assert_eq!(space.collapse(&cpu, linear), Err(CollapseError::LinearOfPages));
+    let (split, area_leaves) = (SplitMode::StopMachine, Leaves::Largest);
+    let (space, _, cpu) = super::space(8);
+    space.set_policy(Policy { split, area_leaves, alias: true, ..Policy::UNDECIDED });
+    assert_eq!(space.collapse(&cpu, linear), Err(CollapseError::LinearOfPages));
+    assert_eq!(space.collapse(&cpu, range), Ok(Collapses::NONE));
 }

@@ -14,6 +14,7 @@ use super::{PAGE, space};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::layout;
 use crate::smp::{Cpu, this_cpu};
+use crate::sync::{IrqLock, rank};
 
 const GROUP: u64 = 16 * PAGE;
 const BLOCK: u64 = 2 << 20;
@@ -46,7 +47,8 @@ fn invalid(space: &KernelSpace, at: u64, pages: u64) -> Result<(), SetMemoryErro
 
 #[test]
 fn a_lock_is_taken_for_a_split_and_for_nothing_else() {
-    for (mode, locked) in [(SplitMode::Lock, 1), (SplitMode::Lockless, 0)] {
+    for (mode, locked, stops) in [(SplitMode::Lock, 1, 0), (SplitMode::Lockless, 0, 0), (SplitMode::StopMachine, 0, 1)]
+    {
         let (space, _, _) = linear(mode);
         // Whole leaves.
         invalid(space, GROUP_OF_BLOCKS, BLOCK / PAGE).unwrap();
@@ -58,13 +60,13 @@ fn a_lock_is_taken_for_a_split_and_for_nothing_else() {
 
         invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
         let none = SplitCounts::default();
-        let first = SplitCounts { locked, blocks: [0, 0, 1, 0], groups: [0, 0, 0, 1], ..none };
+        let first = SplitCounts { locked, stops, blocks: [0, 0, 1, 0], groups: [0, 0, 0, 1], ..none };
         assert_eq!(space.split_counts(), first);
         // The next pages of the group are split off already, and the next group has only to be dissolved.
         invalid(space, GROUP_OF_BLOCKS + PAGE, 15).unwrap();
         assert_eq!(space.split_counts(), first);
         invalid(space, GROUP_OF_BLOCKS + GROUP + PAGE, 2).unwrap();
-        let second = SplitCounts { locked: 2 * locked, groups: [0, 0, 0, 2], ..first };
+        let second = SplitCounts { locked: 2 * locked, stops: 2 * stops, groups: [0, 0, 0, 2], ..first };
         assert_eq!(space.split_counts(), second);
         assert_eq!(
             leaves(space),
@@ -78,7 +80,8 @@ fn a_lock_is_taken_for_a_split_and_for_nothing_else() {
             ]
         );
         invalid(space, 5 * BLOCK, 1).unwrap();
-        let third = SplitCounts { locked: 3 * locked, blocks: [0, 0, 2, 0], groups: [0, 0, 1, 3], ..none };
+        let (locked, stops) = (3 * locked, 3 * stops);
+        let third = SplitCounts { locked, stops, blocks: [0, 0, 2, 0], groups: [0, 0, 1, 3], ..none };
         assert_eq!(space.split_counts(), third);
     }
 }
@@ -103,6 +106,35 @@ fn where_nothing_is_split_a_part_is_refused_and_nothing_changes() {
     assert_eq!(space.split_counts().refused, 8);
     invalid(space, GROUP_OF_BLOCKS, BLOCK / PAGE).unwrap();
     assert_eq!(space.split_counts(), SplitCounts { refused: 8, ..SplitCounts::default() });
+}
+
+#[test]
+fn where_the_others_cannot_be_parked_a_part_is_refused_and_nothing_changes() {
+    let (space, frames, _) = linear(SplitMode::StopMachine);
+    let before = (leaves(space), frames.stats());
+    let refusal = SetMemoryError::CannotStop { leaf: layout::LINEAR_BASE + GROUP_OF_BLOCKS, size: BLOCK };
+    let refused = || {
+        assert_eq!(invalid(space, GROUP_OF_BLOCKS, 1), Err(refusal));
+        assert_eq!((leaves(space), frames.stats()), before);
+        assert_eq!(space.split_counts(), SplitCounts::default());
+    };
+    // In a handler, where what is whole changes all the same.
+    this_cpu().trap.handler(|| {
+        refused();
+        invalid(space, GROUP_OF_BLOCKS, BLOCK / PAGE).unwrap();
+        space.set_memory_valid(layout::LINEAR_BASE + GROUP_OF_BLOCKS, BLOCK / PAGE, Validity::Valid).unwrap();
+    });
+    // Inside a walk, which the others would wait for.
+    let walk = space.tables();
+    refused();
+    drop(walk);
+    let lock = IrqLock::<(), { rank::RANDOM }>::new(());
+    let guard = lock.lock();
+    let under_a_lock = invalid(space, GROUP_OF_BLOCKS, 1);
+    drop(guard);
+    assert_eq!(under_a_lock, Err(refusal));
+    invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
+    assert_eq!(space.split_counts().stops, 1);
 }
 
 #[test]
