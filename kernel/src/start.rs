@@ -66,8 +66,8 @@ enum BootError {
     LinearMap(#[from] LinearMapError),
     #[error("{0}")]
     Tables(#[from] granule_pgtable::Error),
-    #[error("the image's constants: {0}")]
-    Constants(#[from] SetMemoryError),
+    #[error("the kernel's own mappings: {0}")]
+    Mappings(#[from] SetMemoryError),
     #[error("{0} while the kernel set itself up")]
     OutOfMemory(#[from] OutOfMemory),
 }
@@ -329,7 +329,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     }
     features.size_change = features.size_change.or_as_told();
     features.kernel_tag_check = kernel_tag_check::decide(features.cpus.mte());
-    decide_policy(kernel, &features, own);
+    let is_split = decide_policy(kernel, &features, own);
     if Wishes::read().rodata == Rodata::Off {
         open_constants(kernel)?;
     }
@@ -360,6 +360,9 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     limits::init(frames);
     interrupts::enable();
     smp::release(cpus, empty);
+    if is_split {
+        kernel.space.split_linear_to_pages(kernel.platform.memory.iter().copied())?;
+    }
     guarded::start(cpu);
     start_reclaimer(cpu)?;
     start_compactor(cpu)?;
@@ -390,14 +393,18 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
     }
 }
 
-/// What is done to live mappings, by all CPUs and by what `boot_cpu` has made of the linear map.
-fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) {
-    let wishes = Wishes::read();
-    let (policy, denied) = Policy::decide(wishes, all.size_change.is_trusted(), linear_leaves(boot_cpu));
+/// What is done to live mappings, by all CPUs and by what `boot_cpu` has made of the linear map. Returns whether that is
+/// still to be split to pages, for the CPUs that have come.
+fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) -> bool {
+    let (wishes, trusted, linear) = (Wishes::read(), all.size_change.is_trusted(), linear_leaves(boot_cpu));
+    let for_all = wishes.linear_leaves(trusted);
+    let is_split = linear != for_all && for_all == Leaves::Pages && kernel.space.can_split_linear_to_pages();
+    let (policy, denied) = Policy::decide(wishes, trusted, if is_split { Leaves::Pages } else { linear });
     if let Some(denied) = denied {
         crate::log::warn!("{denied}");
     }
     kernel.space.set_policy(policy);
+    is_split
 }
 
 /// `rodata=off`: the image's constants become writable. Their alias was made so.
@@ -411,7 +418,7 @@ fn open_constants(kernel: &Kernel) -> Result<(), BootError> {
 
 /// What the linear map is made of on a machine of which only the boot CPU is known.
 fn linear_leaves(boot_cpu: &CpuFeatures) -> Leaves {
-    Wishes::read().linear_leaves(SizeChange::of(boot_cpu).or_as_told().is_trusted())
+    Wishes::read().linear_leaves(SizeChange::of(boot_cpu).or_as_told().is_trusted_at_first())
 }
 
 fn arrive(cpu: &'static Cpu) {

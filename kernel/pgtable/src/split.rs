@@ -30,8 +30,8 @@
 //!
 //! # Where CPUs cannot hold both sizes
 //! There each entry is replaced break-before-make, and between the two nothing is mapped where other CPUs may be at work.
-//! So these are stopped first ([`PageTables::split_stopped`]), none inside a walk, and what was counted before is counted
-//! again: then one CPU is alone with the tree, as in a tree that is not in use.
+//! So these are stopped first ([`PageTables::split_stopped`]), none inside a walk: then one CPU is alone with the tree, as
+//! with one that is not in use.
 //!
 //! # Why an owner may then change its entries by plain stores
 //! A splitter deals with **all** entries of a group in ascending order and with the last one last, behind a DMB ISHST.
@@ -233,56 +233,45 @@ impl<M: Mmu> PageTables<'_, M> {
     ) -> Result<Splits, Error> {
         // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave
         // some.
-        split_with(self, range, missing_tables(self, range), how, source).map(Option::unwrap_or_default)
-    }
-
-    /// The tables that [`PageTables::split_stopped`] of `range` takes, if that is done now. In an announced walk, which
-    /// ends before that call.
-    pub fn tables_to_split(&self, range: PageRange<M::Geometry>) -> usize {
-        missing_tables(self, range)
+        split_with(self, range, missing_tables(self, range), how, source).map(|(splits, _)| splits)
     }
 
     /// [`PageTables::split`] while no other CPU runs, each entry break-before-make: for CPUs that cannot hold leaves of both
     /// sizes. The section of `how`, whose entries are [`Entries::Stopped`], stops the others where none is inside a walk,
     /// and lets them go on when it ends; so it begins outside of any walk of this CPU's, too.
     ///
-    /// `needed` is what [`PageTables::tables_to_split`] has counted. `None`: leaves became larger since then, and nothing
-    /// was changed; the caller counts again.
+    /// So many `tables` are taken before that. Returns what was split, and whether that is all: where it took more tables
+    /// the caller goes on with one more.
     ///
     /// # Errors
     /// As [`PageTables::split`].
     pub fn split_stopped<S: Serialise>(
         &self,
         range: PageRange<M::Geometry>,
-        needed: usize,
+        tables: usize,
         how: &S,
         source: &mut impl TableSource,
-    ) -> Result<Option<Splits>, Error> {
-        split_with(self, range, needed, how, source)
+    ) -> Result<(Splits, bool), Error> {
+        split_with(self, range, tables, how, source)
     }
 }
 
-/// [`PageTables::split`] where at most `needed` tables are needed; `None` where it is found that these are too few, while
-/// the others are stopped.
+/// [`PageTables::split`] with `needed` tables, and whether these were enough.
 fn split_with<M: Mmu, S: Serialise>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     needed: usize,
     how: &S,
     source: &mut impl TableSource,
-) -> Result<Option<Splits>, Error> {
+) -> Result<(Splits, bool), Error> {
     let mmu = tables.mmu();
     let spare = TableList::take(mmu, needed, source)?;
     let mut splitting = Splitting { tables, how, spare, done: Splits::NONE };
     let section = how.begin();
-    // No walk was open since they were counted, so no leaf had to stay as small as it was.
-    let are_enough = how.entries() != Entries::Stopped || missing_tables(tables, range) <= needed;
-    if are_enough {
-        ends(range).into_iter().for_each(|end| splitting.split_at(end));
-    }
+    let is_done = ends(range).into_iter().all(|end| splitting.split_at(end));
     drop(section);
     splitting.spare.give_back(mmu, source);
-    Ok(are_enough.then_some(splitting.done))
+    Ok((splitting.done, is_done))
 }
 
 /// An end of a range.
@@ -341,32 +330,33 @@ struct Splitting<'a, 't, M: Mmu, S> {
 }
 
 impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
-    /// Splits until no leaf reaches across `end`.
-    fn split_at(&mut self, end: End) {
+    /// Splits until no leaf reaches across `end`; `false` where there is no table left.
+    fn split_at(&mut self, end: End) -> bool {
         let mmu = self.tables.mmu();
         loop {
             let Entry { table, index, level, inherited, .. } = self.tables.entry(end.page);
             if !end.cuts(M::Geometry::group_size(level)) {
-                return;
+                return true;
             }
             let cleared = clear_group(mmu, self.how, group_of::<M>(table, index, level), level);
             self.done.groups[level as usize] += u8::from(cleared);
             if !end.cuts(M::Geometry::entry_size(level)) {
-                return;
+                return true;
             }
             let cell = &table[index];
             let block = mmu.load(cell);
             match block.kind(M::Geometry::level_entries(level)) {
-                Kind::Leaf => self.make_table(cell, level, block, inherited),
+                Kind::Leaf if self.how.entries() == Entries::Stopped && self.spare.is_empty() => return false,
+                Kind::Leaf => self.make_table(cell, level, block, inherited, end),
                 // Another split was faster: on with what it has made.
                 Kind::Table => {}
-                Kind::None => return,
+                Kind::None => return true,
             }
         }
     }
 
-    /// Puts a table in the place of `block`, whose pieces translate as it did.
-    fn make_table(&mut self, cell: &M::Cell, level: u8, block: Descriptor, inherited: u64) {
+    /// Puts a table in the place of `block`, whose pieces translate as it did, with no contiguous group across `end`.
+    fn make_table(&mut self, cell: &M::Cell, level: u8, block: Descriptor, inherited: u64, end: End) {
         let mmu = self.tables.mmu();
         let Some(address) = self.spare.pop(mmu) else {
             // Leaves have only become smaller since the first pass.
@@ -377,6 +367,13 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         let first = piece::<M::Geometry>(block, level + 1);
         let first = Descriptor(first.0 & !bits::CONTIGUOUS | first.0 & groups);
         mmu.fill(table, first, M::Geometry::entry_size(level + 1));
+        // A group that is cut takes a break of its own later; as long as the table is not linked it takes no more than this.
+        let stopped = self.how.entries() == Entries::Stopped;
+        let cuts_a_group = stopped && first.is_contiguous() && end.cuts(M::Geometry::group_size(level + 1));
+        if cuts_a_group {
+            let index = M::Geometry::index(end.page, level + 1);
+            mmu.update_run(group_of::<M>(table, index, level + 1), bits::CONTIGUOUS);
+        }
         // Execution is forbidden below as it was above, no more: a piece may be made executable if the block could. No
         // change makes a leaf executable at EL0.
         let of_kernel = block.0 & bits::UXN != 0 && block.0 & bits::USER == 0;
@@ -400,6 +397,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
         };
         if linked {
             self.done.blocks[level as usize] += 1;
+            self.done.groups[level as usize + 1] += u8::from(cuts_a_group);
         } else {
             self.done.retries += 1;
             // It was never linked. It is given back as it was taken.
@@ -528,7 +526,7 @@ impl<'t, M: Mmu> Cut<'t, M> {
         match self.leaves {
             CutLeaves::Ends(_) => self.tables.split(self.range, how, source),
             // Both ends are in the one table that the block becomes.
-            CutLeaves::Block => split_with(&self.tables, self.range, 1, how, source).map(Option::unwrap_or_default),
+            CutLeaves::Block => split_with(&self.tables, self.range, 1, how, source).map(|(splits, _)| splits),
             CutLeaves::Groups { table, first, last, level } => {
                 let mut splits = Splits::NONE;
                 let _section = how.begin();

@@ -45,12 +45,19 @@ pub enum Override {
     Trust,
     /// `off`: it may not.
     Off,
+    /// `boot-cpu`: the boot CPU may, and another one may not, as where that is of an unknown design.
+    BootCpu,
 }
 
 impl SizeChange {
     /// Whether it may.
     pub fn is_trusted(self) -> bool {
         matches!(self, Self::Trusted(_) | Self::Architected | Self::Overridden(Override::Trust))
+    }
+
+    /// Whether it may as far as is known when only the boot CPU runs.
+    pub fn is_trusted_at_first(self) -> bool {
+        self.is_trusted() || self == Self::Overridden(Override::BootCpu)
     }
 
     /// The answer for one CPU.
@@ -91,6 +98,9 @@ impl fmt::Display for SizeChange {
             }
             Self::Overridden(Override::Trust) => f.write_str("trusted: bbml2=trust is among the boot arguments"),
             Self::Overridden(Override::Off) => f.write_str("not trusted: bbml2=off is among the boot arguments"),
+            Self::Overridden(Override::BootCpu) => {
+                f.write_str("not trusted but for the boot CPU: bbml2=boot-cpu is among the boot arguments")
+            }
         }
     }
 }
@@ -99,14 +109,15 @@ impl fmt::Display for SizeChange {
 #[distributed_slice(PARAMETERS)]
 static BBML2: Parameter = Parameter {
     name: "bbml2",
-    help: "bbml2=trust|off: live leaves may change size, or not, whatever the CPUs report",
-    check: |value| parse(value).map(drop).ok_or_else(|| Refused::because("trust or off")),
+    help: "bbml2=trust|off|boot-cpu: live leaves may change size, or not, or on the boot CPU alone, whatever the CPUs report",
+    check: |value| parse(value).map(drop).ok_or_else(|| Refused::because("trust, off or boot-cpu")),
 };
 
 fn parse(value: &str) -> Option<Override> {
     match value {
         "trust" => Some(Override::Trust),
         "off" => Some(Override::Off),
+        "boot-cpu" => Some(Override::BootCpu),
         _ => None,
     }
 }

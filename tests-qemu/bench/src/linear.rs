@@ -168,6 +168,12 @@ fn split_group_lockless(bench: &mut Bench<'_>) {
     split_group(bench);
 }
 
+// On one CPU: what it costs without the wait for others.
+bench!(split_block_stopped, "split_block/stop_machine", "page", bootargs("split=stop-machine rodata=off"));
+fn split_block_stopped(bench: &mut Bench<'_>) {
+    split_block(bench);
+}
+
 // A block whose pages are alike, each a leaf of its own. Its neighbour stays pages, so that no group of blocks follows.
 bench!(collapse_block, "collapse_block", "block");
 fn collapse_block(bench: &mut Bench<'_>) {

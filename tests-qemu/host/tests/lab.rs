@@ -94,6 +94,13 @@ fn a_collapse_without_marks_takes_the_table_that_an_owner_is_in() {
 }
 
 #[test]
+fn with_no_cpu_parked_readers_fault_inside_a_break() {
+    let name = "split::readers::readers_of_other_pages_are_parked_for_a_break";
+    let outcome = with_lab_on("stop", "bbm-no-park", name);
+    assert_is_caught(outcome, "bbm-no-park", name, "reads that went wrong: found");
+}
+
+#[test]
 fn without_invalidation_a_copy_on_write_is_not_seen_elsewhere() {
     let name = "copy_on_write::a_copy_is_seen_by_every_cpu";
     assert_caught("stale-cow", name, "after the copy: found 1, wanted 2");

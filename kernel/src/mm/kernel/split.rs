@@ -13,10 +13,12 @@
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysRange, VirtAddr};
 use granule_arch::wait;
+use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{
-    Change, Cut, Entries, Error, Flush, Lazy, Lockless, PageRange, PageTables, Serialise, Splits, Splitter,
+    Change, Cut, Entries, Error, Flush, Geometry, Granule4K, Lazy, Lockless, PageRange, PageTables, Serialise, Splits,
+    Splitter,
 };
 
 use super::owners::RangeOwnerCheck;
@@ -127,6 +129,8 @@ impl Serialise for Locking<'_> {
 enum Rarely {
     /// `split=stop-machine`.
     Stopped,
+    /// The same, down to pages: a part of them can change with no CPU stopped.
+    ToPages,
     /// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
     /// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU
     /// stays: two that went in step would both be through before either changes what the other has read.
@@ -138,13 +142,17 @@ impl Serialise for Rarely {
 
     fn entries(&self) -> Entries {
         match self {
-            Self::Stopped => Entries::Stopped,
+            Self::Stopped | Self::ToPages => Entries::Stopped,
             Self::Unserialised => Entries::Unguarded,
         }
     }
 
     fn begin(&self) -> Option<OthersParked> {
-        matches!(self, Self::Stopped).then(smp::park_others)
+        (self.entries() == Entries::Stopped).then(smp::park_others)
+    }
+
+    fn groups(&self) -> bool {
+        !matches!(self, Self::ToPages)
     }
 
     fn window(&self) {
@@ -167,12 +175,10 @@ impl Splitter<Machine> for LeafSplitter<'_> {
     fn split(&mut self, cut: &Cut<'_, Machine>) -> Result<(), Error> {
         let Self(space) = self;
         let mode = space.policy().split;
-        if mode == SplitMode::StopMachine {
-            // Not inside this walk: see `split_or_explain`.
-            return Err(cut.error());
-        }
-        if mode == SplitMode::Refuse {
-            return Err(if cut.is_first_look() { cut.error() } else { space.refuse(cut.error()) });
+        if !mode.is_live() {
+            // Not inside this walk: see `split_or_explain`; or not at all.
+            let is_not_yet = mode == SplitMode::StopMachine || cut.is_first_look();
+            return Err(if is_not_yet { cut.error() } else { space.refuse(cut.error()) });
         }
         let mut source = space.split_source();
         let splits = match mode {
@@ -247,26 +253,62 @@ impl KernelSpace {
     #[cold]
     #[inline(never)]
     pub(super) fn split_or_explain(&self, error: Error, range: PageRange) -> Result<(), SetMemoryError> {
-        let (cpu, Splitting { stops, .. }) = (this_cpu(), &self.splitting);
         let Error::Straddles { leaf, size } = error else { return Err(self.explain(error)) };
         // One of the alias is none of these: where leaves are split so, that is made of pages.
         let is_of_range = leaf <= range.last() && range.start() <= leaf + (size - 1);
         if self.policy().split != SplitMode::StopMachine || !is_of_range {
             return Err(self.explain(error));
         }
-        if !smp::may_park_others(cpu) {
+        if !smp::may_park_others(this_cpu()) {
             return Err(SetMemoryError::CannotStop { leaf, size });
         }
-        let tables = PageTables::new(&self.mmu, self.root);
+        self.split_with_others_parked(range, size, &Rarely::Stopped)
+    }
+
+    /// Splits what `range` cuts, a leaf of `size` bytes and maybe another one, from where other CPUs may be parked.
+    fn split_with_others_parked(&self, range: PageRange, size: u64, how: &Rarely) -> Result<(), SetMemoryError> {
+        let (tables, mut source) = (PageTables::new(&self.mmu, self.root), self.table_source(this_cpu()));
+        // One for each level below it.
+        let mut count = [1, 2].into_iter().filter(|&level| Granule4K::entry_size(level) <= size).count();
         loop {
-            let needed = self.tables().get().tables_to_split(range);
-            let splits = tables.split_stopped(range, needed, &Rarely::Stopped, &mut self.table_source(cpu));
-            stops.fetch_add(1, Ordering::Relaxed);
-            if let Some(splits) = splits.map_err(|error| self.explain(error))? {
-                self.splitting.count(&splits, !layout::is_linear(range.start()));
+            let split = tables.split_stopped(range, count, how, &mut source);
+            let (splits, is_all) = split.map_err(|error| self.explain(error))?;
+            self.splitting.stops.fetch_add(1, Ordering::Relaxed);
+            self.splitting.count(&splits, !layout::is_linear(range.start()));
+            if is_all {
                 return Ok(());
             }
+            count += 1;
         }
+    }
+
+    /// Whether there is memory for the tables that [`Self::split_linear_to_pages`] takes, and as much again.
+    pub fn can_split_linear_to_pages(&self) -> bool {
+        let stats = self.frames.stats();
+        // One for each 512 frames; and once more, for memory that is not the allocator's, and tables above.
+        let needed = 2 * (stats.total / Granule4K::entries(LAST_LEVEL));
+        stats.free / 2 >= needed
+    }
+
+    /// Makes all leaves of the linear map of `memory` pages, where CPUs have come that cannot hold two sizes of one: as if
+    /// it had been made of pages. Each stop splits one block. Before anything else may change there, and from where other
+    /// CPUs may be parked.
+    ///
+    /// # Errors
+    /// No memory for tables, which is not so behind [`Self::can_split_linear_to_pages`]: what is pages by then stays so.
+    pub fn split_linear_to_pages(&self, memory: impl Iterator<Item = PhysRange>) -> Result<(), SetMemoryError> {
+        for bank in memory {
+            let (mut at, end) = (layout::linear(bank.start()), layout::linear(bank.end()));
+            while at < end {
+                let size = self.tables().translate(at).map_or(Granule4K::PAGE_SIZE, |found| found.leaf_size);
+                if size > Granule4K::PAGE_SIZE {
+                    let page = PageRange::from_pages(at, 1).map_err(SetMemoryError::Range)?;
+                    self.split_with_others_parked(page, size, &Rarely::ToPages)?;
+                }
+                at = at + size.min(Granule4K::entry_size(2));
+            }
+        }
+        Ok(())
     }
 
     /// Frames for tables: in a handler what its CPU has in reserve, nothing that it would have to wait for.
