@@ -56,6 +56,15 @@ pub fn flag(value: &str) -> Result<(), Refused> {
     if value.is_empty() { Ok(()) } else { Err(Refused::because("it takes no value")) }
 }
 
+/// A [`Parameter::check`] for numbers up to `most`.
+///
+/// # Errors
+/// It is none of these.
+pub fn number(value: &str, most: usize) -> Result<usize, Refused> {
+    let number = value.parse::<usize>().ok();
+    number.filter(|number| *number <= most).ok_or_else(|| Refused::because(format_args!("0 to {most}")))
+}
+
 static ARGUMENTS: Once<&'static str> = Once::new();
 
 /// Sets the arguments. Only the first call counts.
@@ -66,6 +75,11 @@ pub fn init(arguments: &'static str) {
 /// The value of `key`; empty where it stands alone, `None` where it was not given.
 pub fn get(key: &str) -> Option<&'static str> {
     find(ARGUMENTS.get()?, key)
+}
+
+/// The value of a boot argument that is a number up to `most`, if it is given and makes sense.
+pub fn get_number(key: &str, most: usize) -> Option<usize> {
+    number(get(key)?, most).ok()
 }
 
 /// Whether `key` was given.

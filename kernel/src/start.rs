@@ -29,6 +29,7 @@ use crate::linux::process::limits;
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
 use crate::mm::heap::guarded;
+use crate::mm::kernel::collapse::start_collapser;
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
 use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -205,7 +206,7 @@ fn set_up_memory(
     let mut memory = MemoryMap::new(platform.memory.iter().copied(), taken)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
-    let leaves = linear_leaves(cpu.features.call_once(CpuFeatures::read));
+    let leaves = Wishes::read().linear_leaves(is_trusted_at_first(cpu.features.call_once(CpuFeatures::read)));
     let read_only = image::read_only_range(boot, Wishes::read().rodata);
     let guarded = guarded::take_memory(&mut memory);
     let plan = linear::Plan { no_map: &platform.no_map, read_only, leaves, pages: guarded };
@@ -366,6 +367,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     guarded::start(cpu);
     start_reclaimer(cpu)?;
     start_compactor(cpu)?;
+    start_collapser(cpu)?;
     Ok(())
 }
 
@@ -396,10 +398,10 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
 /// What is done to live mappings, by all CPUs and by what `boot_cpu` has made of the linear map. Returns whether that is
 /// still to be split to pages, for the CPUs that have come.
 fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) -> bool {
-    let (wishes, trusted, linear) = (Wishes::read(), all.size_change.is_trusted(), linear_leaves(boot_cpu));
-    let for_all = wishes.linear_leaves(trusted);
-    let is_split = linear != for_all && for_all == Leaves::Pages && kernel.space.can_split_linear_to_pages();
-    let (policy, denied) = Policy::decide(wishes, trusted, if is_split { Leaves::Pages } else { linear });
+    let (wishes, trusted, at_first) = (Wishes::read(), all.size_change.is_trusted(), is_trusted_at_first(boot_cpu));
+    let is_split = wishes.splits_to_pages(at_first, trusted) && kernel.space.can_split_linear_to_pages();
+    let linear = if is_split { Leaves::Pages } else { wishes.linear_leaves(at_first) };
+    let (policy, denied) = Policy::decide(wishes, trusted, linear);
     if let Some(denied) = denied {
         crate::log::warn!("{denied}");
     }
@@ -416,9 +418,9 @@ fn open_constants(kernel: &Kernel) -> Result<(), BootError> {
     Ok(())
 }
 
-/// What the linear map is made of on a machine of which only the boot CPU is known.
-fn linear_leaves(boot_cpu: &CpuFeatures) -> Leaves {
-    Wishes::read().linear_leaves(SizeChange::of(boot_cpu).or_as_told().is_trusted_at_first())
+/// Whether live leaves may change size, on a machine of which only the boot CPU is known.
+fn is_trusted_at_first(boot_cpu: &CpuFeatures) -> bool {
+    SizeChange::of(boot_cpu).or_as_told().is_trusted_at_first()
 }
 
 fn arrive(cpu: &'static Cpu) {

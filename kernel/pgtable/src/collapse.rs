@@ -42,7 +42,7 @@
 //! # Where CPUs cannot hold both sizes
 //! There all other CPUs are stopped for step 2, none of them inside a walk ([`Collapser::replace_stopped`]). Nothing is
 //! stored meanwhile, so no mark is needed, nor a grace period; the link is replaced break-before-make, which invalidates
-//! everything. A group is made in its own table. It is one table for each stop: interrupts wait for it.
+//! everything. A group is made in its own table. It is one table for each stop, or a few groups: interrupts wait for it.
 //!
 //! # One collapser
 //! There is one for each tree, kept apart from the tree's [`crate::Reclaimer`] by its caller. Of two, one could come to
@@ -66,12 +66,16 @@ use crate::tables::PageTables;
 /// Tables that are replaced in one round. The next ones wait for the next.
 const ROUND: usize = 16;
 
+/// Groups that are made in one stop, at most.
+const GROUPS: usize = 4;
+
 /// How owners learn that an entry's table is about to go.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Handshake {
     /// By marks, as described in [`crate::collapse`].
     Marks,
-    /// By stopping them.
+    /// They do not run meanwhile: [`Collapser::replace_stopped`] comes between [`Collapser::mark`] and
+    /// [`Collapser::advance`]. For CPUs that cannot hold leaves of two sizes.
     Stopped,
     /// Not at all, and no walk is waited for: for machines that show what is lost.
     None,
@@ -102,7 +106,7 @@ pub struct Collapse<G: Geometry> {
     pub range: PageRange<G>,
     /// No leaf with any of these bits becomes a block: only contiguous groups, whose split takes no table.
     pub never_blocks: u64,
-    /// [`Handshake::Marks`].
+    /// [`Handshake::Marks`], where all CPUs can hold leaves of two sizes; else [`Handshake::Stopped`].
     pub handshake: Handshake,
 }
 
@@ -182,9 +186,18 @@ enum Stage {
     /// Step 1 is next.
     Unmarked,
     /// Step 2 is next, for the tables that are marked from the address on, and for how many.
-    Marked(VirtAddr, usize, Look),
+    Marked(First, usize, Look),
     /// Step 4 is next.
     Replaced,
+}
+
+/// Where a round begins.
+#[derive(Clone, Copy, Debug)]
+struct First {
+    /// At which address the first table was visited.
+    at: VirtAddr,
+    /// Its level.
+    level: u8,
 }
 
 /// Tables that are no longer linked, with the first address of each. Their entries stay what they were until no walk
@@ -244,7 +257,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     ///
     /// From then on, until this one is done, every walk that maps, changes or unmaps anything that the tables of the range
     /// translate, which may be more than the range, is an announced one; it has a splitter whose
-    /// [`LIVE_SPLITS`](crate::Splitter::LIVE_SPLITS) is set; and all CPUs can hold leaves of two sizes.
+    /// [`LIVE_SPLITS`](crate::Splitter::LIVE_SPLITS) is set.
     pub const fn start(&mut self, what: Collapse<G>) {
         if self.is_idle() {
             let from = Some(what.range.start());
@@ -275,11 +288,11 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
             };
             let Collapse { range, never_blocks, handshake } = pass.what;
             let before = *pass.before.get_or_insert_with(|| Grace::<CPUS>::begin(&words).sum());
-            let (mut marked, mut are_blocks, mut first) = (0, true, from);
+            let (mut marked, mut are_blocks, mut first) = (0, true, First { at: from, level: LAST_LEVEL });
             pass.from = for_each_table(tables, range, from, pass.level, |mmu, found| {
                 if let Some(larger) = larger(mmu, &found, never_blocks) {
                     if marked == 0 {
-                        first = found.at;
+                        first = First { at: found.at, level: found.table.level() };
                     }
                     let entry = Descriptor(found.descriptor.0 | handshake.mark());
                     let is_marked = handshake.mark() == 0 || put(mmu, &found, entry);
@@ -303,10 +316,16 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// walk, and outside of any walk of this CPU's. Afterwards they go on, and [`Collapser::advance`] frees what was
     /// replaced.
     pub fn replace_stopped<M: Mmu<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
-        let (Some(pass), Stage::Marked(from, ..)) = (&mut self.pass, self.stage) else { return };
+        let (Some(pass), Stage::Marked(First { at, level }, ..)) = (&mut self.pass, self.stage) else { return };
         let (Collapse { range, never_blocks, .. }, done, replaced) = (pass.what, &mut self.done, &mut self.replaced);
-        for_each_table(tables, range, from, pass.level, |mmu, found| {
+        // What that table translates, and no more is looked at: it may be another one by now, or gone.
+        let span = M::Geometry::entry_size(level - 1) - 1;
+        let (start, last) = (range.start().max(VirtAddr(at.0 & !span)), range.last().min(VirtAddr(at.0 | span)));
+        let Ok(range) = PageRange::new(start, last.0 - start.0 + 1) else { return };
+        let (mut goes_on, mut is_seen) = (false, false);
+        for_each_table(tables, range, at, pass.level, |mmu, found| {
             let level = found.table.level();
+            is_seen = true;
             match larger(mmu, &found, never_blocks) {
                 Some(Larger::Block(block)) => {
                     mmu.break_before_make(core::slice::from_ref(found.cell), block, 0);
@@ -315,18 +334,23 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
                 }
                 Some(Larger::Groups) => {
                     let (touched, size) = (&mmu.table(found.table)[found.touched()], M::Geometry::entry_size(level));
-                    for group in touched.chunks(M::Geometry::group_entries(level)) {
-                        if is_group::<M>(mmu, group, level) {
-                            let first = mmu.load(&group[0]);
-                            mmu.break_before_make(group, Descriptor(first.0 | bits::CONTIGUOUS), size);
-                        }
+                    let mut groups = touched.chunks(M::Geometry::group_entries(level));
+                    let mut groups = groups.by_ref().filter(|group| is_group::<M>(mmu, group, level));
+                    for group in groups.by_ref().take(GROUPS) {
+                        let first = mmu.load(&group[0]);
+                        mmu.break_before_make(group, Descriptor(first.0 | bits::CONTIGUOUS), size);
                     }
-                    done.groups[level as usize] += 1;
+                    goes_on = groups.next().is_some();
+                    done.groups[level as usize] += u64::from(!goes_on);
                 }
                 None => done.cancelled += 1,
             }
             false
         });
+        done.cancelled += u64::from(!is_seen);
+        if goes_on {
+            pass.from = Some(at);
+        }
         pass.before = None;
         pass.replaced = pass.replaced.max(replaced.lowest);
         self.grace = Grace::OVER;
@@ -355,9 +379,14 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
             }
             match self.stage {
                 Stage::Unmarked => return Progress::Done,
+                // Not replaced, so it stays.
+                Stage::Marked(..) if pass.what.handshake == Handshake::Stopped => {
+                    self.done.cancelled += 1;
+                    self.stage = Stage::Unmarked;
+                }
                 Stage::Marked(from, marked, look) => {
                     let replaced = &mut self.replaced;
-                    replace(tables, pass, from, look, source, &mut self.done, replaced);
+                    replace(tables, pass, from.at, look, source, &mut self.done, replaced);
                     self.done.cancelled += marked.saturating_sub(replaced.count) as u64;
                     pass.before = None;
                     self.stage = Stage::Unmarked;

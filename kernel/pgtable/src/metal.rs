@@ -77,7 +77,8 @@ pub use tlb::{AsidTlb, KernelTlb, level_hint};
 ///
 /// # Safety
 /// [`Self::address`] maps each frame of the physical memory that tables lie in, writable and as Normal memory, always to
-/// the same memory. What `has` affirms holds on every CPU, and `repeats_tlbi` affirms what one of them needs.
+/// the same memory. [`Self::second_mapping`] calls its work once, with a writable mapping of the same entries, no part of
+/// which is translated by any of them. What `has` affirms holds on every CPU, and `repeats_tlbi` affirms what one of them needs.
 pub unsafe trait Platform {
     /// The shape of the tables.
     type Geometry: Geometry;
@@ -143,7 +144,8 @@ pub struct DirectMap<G: Geometry = Granule4K> {
 }
 
 impl<G: Geometry> DirectMap<G> {
-    /// With this offset, on CPUs of which nothing is known.
+    /// With this offset, on CPUs of which nothing is known. Leaves of the mapping itself are not split or collapsed
+    /// break-before-make ([`Mmu::break_before_make`]): there is no second mapping of its tables.
     ///
     /// # Safety
     /// For as long as it is used, it is used with trees of geometry `G` alone, whose tables are seen there, writable
@@ -223,7 +225,7 @@ unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [Atomic
 // one, and a platform shows the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy
 // atomic, and accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those
 // barriers, and its assembly is a compiler barrier. 4. `bulk` deals with the entries of a run by the operation of the
-// default.
+// default; break-before-make has its steps, by another mapping of the entries.
 unsafe impl<P: Platform> Mmu for Metal<P> {
     type Geometry = P::Geometry;
     type Cell = AtomicU64;

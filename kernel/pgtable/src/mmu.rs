@@ -72,8 +72,8 @@ impl Table {
 ///    order).
 /// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them
 ///    otherwise.
-/// 4. `survey`, `update_run`, `fill` and `filled`, where overridden, have the effect of the defaults, cell by cell in
-///    any order.
+/// 4. `survey`, `update_run`, `fill`, `filled` and `break_before_make`, where overridden, have the effect of the
+///    defaults, cell by cell in any order.
 #[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
 pub unsafe trait Mmu {
     /// The shape of its tables.

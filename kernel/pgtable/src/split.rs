@@ -231,6 +231,7 @@ impl<M: Mmu> PageTables<'_, M> {
         how: &S,
         source: &mut impl TableSource,
     ) -> Result<Splits, Error> {
+        debug_assert_ne!(how.entries(), Entries::Stopped, "see `split_stopped`");
         // Leaves only become smaller until the second pass, so what is taken now is enough; another split may leave
         // some.
         split_with(self, range, missing_tables(self, range), how, source).map(|(splits, _)| splits)
@@ -238,13 +239,17 @@ impl<M: Mmu> PageTables<'_, M> {
 
     /// [`PageTables::split`] while no other CPU runs, each entry break-before-make: for CPUs that cannot hold leaves of both
     /// sizes. The section of `how`, whose entries are [`Entries::Stopped`], stops the others where none is inside a walk,
-    /// and lets them go on when it ends; so it begins outside of any walk of this CPU's, too.
+    /// and ends the stop when it is dropped; so it begins outside of any walk of this CPU's, too.
     ///
     /// So many `tables` are taken before that. Returns what was split, and whether that is all: where it took more tables
-    /// the caller goes on with one more.
+    /// the caller goes on with another one.
     ///
     /// # Errors
     /// As [`PageTables::split`].
+    ///
+    /// # Panics
+    /// In debug builds, where the entries of `how` are not [`Entries::Stopped`]. [`PageTables::split`], and a [`Cut`]'s, where
+    /// they are.
     pub fn split_stopped<S: Serialise>(
         &self,
         range: PageRange<M::Geometry>,
@@ -252,6 +257,7 @@ impl<M: Mmu> PageTables<'_, M> {
         how: &S,
         source: &mut impl TableSource,
     ) -> Result<(Splits, bool), Error> {
+        debug_assert_eq!(how.entries(), Entries::Stopped);
         split_with(self, range, tables, how, source)
     }
 }
@@ -411,10 +417,11 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
 fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell], level: u8) -> bool {
     let Some((last, others)) = group.split_last() else { return false };
     if how.entries() == Entries::Stopped {
-        let first = mmu.load(&group[0]);
-        if !first.is_contiguous() {
+        // Of any entry, as what has refused the change asks.
+        if mmu.survey(group).any & bits::CONTIGUOUS == 0 {
             return false;
         }
+        let first = mmu.load(&group[0]);
         mmu.break_before_make(group, Descriptor(first.0 & !bits::CONTIGUOUS), M::Geometry::entry_size(level));
         return true;
     }
@@ -523,6 +530,7 @@ impl<'t, M: Mmu> Cut<'t, M> {
     /// # Errors
     /// As [`PageTables::split`].
     pub fn split<S: Serialise>(&self, how: &S, source: &mut impl TableSource) -> Result<Splits, Error> {
+        debug_assert_ne!(how.entries(), Entries::Stopped, "this is inside a walk");
         match self.leaves {
             CutLeaves::Ends(_) => self.tables.split(self.range, how, source),
             // Both ends are in the one table that the block becomes.

@@ -19,7 +19,7 @@ use granule_arch::{barrier, interrupts, psci, wait};
 use linkme::distributed_slice;
 use spin::Once;
 
-use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect};
+use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect, park};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::interrupt::{self, InterruptError};
 use crate::chip::power;
@@ -214,6 +214,7 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     #[cfg(target_os = "none")]
     crate::sched::init_cpu(cpu);
     ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
+    park::join(cpu);
     interrupts::enable();
     #[cfg(target_os = "none")]
     crate::sched::idle(cpu);

@@ -17,7 +17,7 @@ use core::ptr::null_mut;
 use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule_arch::{barrier, wait};
+use granule_arch::{barrier, interrupts, wait};
 
 use crate::chip::interrupt::{self, InterruptError};
 use crate::chip::power;
@@ -95,6 +95,8 @@ pub fn for_each(visit: impl FnMut(&'static Cpu)) {
 ///
 /// Returns those that did not answer in a tenth of a second: they hang with interrupts masked.
 pub fn stop_others() -> CpuSet {
+    // Or this CPU might be parked, by one that stops before it ends that.
+    let _ = interrupts::mask();
     let others = online().without(this_cpu().id);
     for target in others.iter().filter_map(cpu) {
         // Without a controller there are no others.

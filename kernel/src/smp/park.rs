@@ -4,14 +4,16 @@
 //! The CPU that parks others takes its turn, with interrupts on, so that it can be parked itself while it waits; then it
 //! asks the others by interrupt. Each answers in its own word: it is parked, in code of the image that touches nothing
 //! but two words of the image, with every exception masked; or it is inside a walk of the kernel's tables
-//! ([`Cpu::walk`]), which no CPU may be then. Such a CPU is asked again until its walk has ended: a walk waits for
-//! nothing.
+//! ([`Cpu::walk`]), which no CPU may be then. Such a CPU is asked again when its walk has ended; and if that takes long
+//! (a walk that prints what it finds), all go on until then, and are asked anew.
 //!
-//! A CPU with interrupts masked answers when it has them on again. So nobody may park others with interrupts masked
-//! (two that did would wait for each other), with a lock held that another CPU may wait for in that state, or inside a
-//! walk: [`may_park_others`].
+//! A CPU with interrupts masked answers when it has them on again. So a CPU may not park others with interrupts masked
+//! (two that did would wait for each other), nor inside a walk: [`may_park_others`]. **Rule: what is waited for with
+//! interrupts masked is never held with interrupts on**, by the CPU that parks others or by one that is parked. Each
+//! `IrqLock` keeps it, since it masks them; a spinning lock that does not is waited for with interrupts on.
 
 use core::sync::atomic::{AtomicU32, Ordering};
+use core::time::Duration;
 
 use granule_arch::interrupts::{self, Daif};
 use granule_arch::{barrier, wait};
@@ -19,6 +21,7 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 
 use super::{Cpu, CpuSet, Ipi, MAX_CPUS, cpu, online, this_cpu};
 use crate::chip::interrupt;
+use crate::chip::timer::Deadline;
 use crate::lab;
 
 /// Held by the CPU that parks others.
@@ -27,6 +30,9 @@ static TURN: SpinMutex<()> = SpinMutex::new(());
 static ROUND: AtomicU32 = AtomicU32::new(0);
 /// What each CPU has answered.
 static ANSWERS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
+
+/// How long others wait parked for a walk to end.
+const PATIENCE: Duration = Duration::from_millis(1);
 
 /// The CPU is inside a walk, and has gone on with it.
 const fn walking_in(round: u32) -> u32 {
@@ -46,17 +52,18 @@ pub struct OthersParked {
     _turn: SpinMutexGuard<'static, ()>,
 }
 
-/// Whether this CPU may call [`park_others`] here: it has interrupts on, runs no interrupt handler, is inside no walk of
-/// the kernel's tables, and holds none of the locks that debug builds keep on record.
+/// Whether this CPU may call [`park_others`] here: it has interrupts on, so it holds no `IrqLock`; it runs no interrupt
+/// handler, and is inside no walk of the kernel's tables. Debug builds ask as well that it holds none of the locks that
+/// they keep on record.
 pub fn may_park_others(this: &Cpu) -> bool {
-    let waits_for_nobody = this.held_ranks.bits() == 0 && !this.walk.is_open();
-    waits_for_nobody && interrupts::state().irqs_enabled() && !this.trap.is_in_handler()
+    let holds_nothing = this.held_ranks.bits() == 0 && !this.walk.is_open();
+    holds_nothing && interrupts::state().irqs_enabled() && !this.trap.is_in_handler()
 }
 
 /// Parks all other CPUs. None of them is inside a walk of the kernel's tables, and what they have stored is seen.
 ///
 /// # Panics
-/// Not where [`may_park_others`].
+/// Where [`may_park_others`] is false.
 pub fn park_others() -> OthersParked {
     let this = this_cpu();
     assert!(may_park_others(this), "the other CPUs cannot be parked from here");
@@ -66,36 +73,67 @@ pub fn park_others() -> OthersParked {
         }
         wait::relax();
     };
-    let mut left = if lab::is_on!(BBM_NO_PARK) { CpuSet::EMPTY } else { online().without(this.id) };
+    while let Err(walker) = park_all(this) {
+        release();
+        while walker.walk.is_open() {
+            wait::relax();
+        }
+    }
+    OthersParked { masked: interrupts::mask(), _turn: turn }
+}
+
+/// Parks all other CPUs, or some, and returns the one that is inside a walk for too long.
+fn park_all(this: &Cpu) -> Result<(), &'static Cpu> {
     let round = ROUND.load(Ordering::Relaxed).wrapping_add(1);
-    ROUND.store(round, Ordering::Release);
-    left.iter().for_each(ask);
+    ROUND.store(round, Ordering::Relaxed);
+    // A CPU that comes online after this finds that it has to be parked: see `join`.
+    barrier::dmb_ish();
+    let mut left = if lab::is_on!(BBM_NO_PARK) { CpuSet::EMPTY } else { online().without(this.id) };
+    left.iter().filter_map(cpu).for_each(ask);
+    let patience = Deadline::after(PATIENCE);
     while !left.is_empty() {
-        for id in left.iter() {
-            match id.of(&ANSWERS).load(Ordering::Acquire) {
-                answer if answer == parked_in(round) => left = left.without(id),
-                answer if answer == walking_in(round) => {
-                    id.of(&ANSWERS).store(0, Ordering::Relaxed);
-                    // It answers once for each time that it is asked.
-                    ask(id);
+        for other in left.iter().filter_map(cpu) {
+            let answer = other.id.of(&ANSWERS);
+            match answer.load(Ordering::Acquire) {
+                found if found == parked_in(round) => left = left.without(other.id),
+                // Not before that, or interrupts alone might keep it from going on.
+                found if found == walking_in(round) && !other.walk.is_open() => {
+                    if answer.compare_exchange(found, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                        ask(other);
+                    }
                 }
+                found if found == walking_in(round) && patience.has_passed() => return Err(other),
                 _ => {}
             }
         }
         wait::relax();
     }
-    OthersParked { masked: interrupts::mask(), _turn: turn }
+    Ok(())
 }
 
 /// Interrupts a CPU, so that it answers.
-fn ask(id: super::CpuId) {
-    if let Some(target) = cpu(id) {
-        // Without a controller there are no others.
-        let _ = interrupt::send(target, Ipi::Park as u32);
-    }
+fn ask(target: &Cpu) {
+    // Without a controller there are no others.
+    let _ = interrupt::send(target, Ipi::Park as u32);
 }
 
-/// Answers, and stays for as long as the CPU that has asked wishes. Interrupts masked, as in a handler.
+/// Has all CPUs that are parked go on.
+fn release() {
+    ROUND.store(ROUND.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    // Seen before they wake.
+    barrier::dsb_ishst();
+    wait::sev();
+}
+
+/// A CPU is online from now on, interrupts masked. Were others just being parked without it, it is parked as well.
+pub(super) fn join(this: &Cpu) {
+    barrier::dmb_ish();
+    answer(this);
+}
+
+/// Answers, and stays for as long as the CPU that has asked wishes. Interrupts masked, as in a handler. `ROUND` is read
+/// behind the acknowledgement of the interrupt, whose value gives the address of the handler, and so is what was stored
+/// before the interrupt was sent.
 pub(super) fn answer(this: &Cpu) {
     let round = ROUND.load(Ordering::Acquire);
     if round.is_multiple_of(2) {
@@ -111,10 +149,7 @@ pub(super) fn answer(this: &Cpu) {
 
 impl Drop for OthersParked {
     fn drop(&mut self) {
-        ROUND.store(ROUND.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
-        // Seen before they wake.
-        barrier::dsb_ishst();
-        wait::sev();
+        release();
         interrupts::restore(self.masked);
     }
 }

@@ -1,7 +1,8 @@
 //! Collapsing: tables of the linear map and of areas whose leaves are alike again become larger leaves.
 //!
-//! [`granule_pgtable::collapse`] describes how, and why no owner loses a store. What is decided here is where. It is done
-//! on request ([`KernelSpace::collapse`]), and never on the calling path of `set_memory_*`.
+//! [`granule_pgtable::collapse`] describes how, and why no owner loses a store. What is decided here is where and when:
+//! on request ([`KernelSpace::collapse`]), and with `collapse.quiet=` by a thread, when nothing was split for a while.
+//! Never on the calling path of `set_memory_*`, or of `vfree`.
 //!
 //! # What is not collapsed
 //! - Where leaves are never split (`split=refuse`): no larger leaf could be taken apart again.
@@ -21,11 +22,13 @@ use granule_arch::wait;
 use granule_pgtable::{
     Collapse, Collapser, Collapses, Granule4K, Handshake, Leaves, PageRange, PageTables, Progress, TableSource,
 };
+use linkme::distributed_slice;
 use thiserror::Error;
 
 use super::KernelSpace;
 use super::policy::SplitMode;
 use super::reclaim::word;
+use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::lab;
 use crate::mm::layout::{self, VMALLOC_END, VMALLOC_START};
 use crate::smp::{self, Cpu, MAX_CPUS};
@@ -49,7 +52,9 @@ pub enum CollapseError {
     #[error("the linear map is made of pages, which change one by one (see `features`)")]
     LinearOfPages,
     /// Where all other CPUs have to be parked, and cannot be.
-    #[error("not from interrupt handlers, nor with interrupts masked: all other CPUs are parked for it")]
+    #[error(
+        "all other CPUs are parked for it: only from a thread, with interrupts on and no lock held that masks them"
+    )]
     CannotStop,
     /// `vmalloc=pages`.
     #[error("areas are made of pages (vmalloc=pages)")]
@@ -68,11 +73,11 @@ impl KernelSpace {
     /// # Errors
     /// [`CollapseError`]; nothing was changed.
     pub fn collapse(&self, cpu: &Cpu, range: PageRange) -> Result<Collapses, CollapseError> {
-        debug_assert!(!cpu.walk.is_open() && !cpu.trap.is_in_handler(), "a collapse waits for walks and handlers");
         let what = self.collapse_of(range)?;
         if what.handshake == Handshake::Stopped && !smp::may_park_others(cpu) {
             return Err(CollapseError::CannotStop);
         }
+        debug_assert!(!cpu.walk.is_open() && !cpu.trap.is_in_handler(), "a collapse waits for walks and handlers");
         let _request = self.collapse_request.lock();
         let mut before = None;
         let done = loop {
@@ -101,6 +106,7 @@ impl KernelSpace {
 
     /// What was collapsed since the boot. Not from interrupt handlers: it takes a lock that a collapse holds.
     pub fn collapse_counts(&self) -> CollapseCounts {
+        debug_assert!(!smp::this_cpu().walk.is_open(), "the holder of the lock waits for walks");
         CollapseCounts(self.table_work.lock().collapser.done())
     }
 
@@ -133,6 +139,7 @@ impl KernelSpace {
         let tables = PageTables::new(&self.mmu, self.root);
         collapser.mark(&tables, word);
         if handshake == Handshake::Stopped && !collapser.is_idle() {
+            self.note_stop();
             let _others = smp::park_others();
             collapser.replace_stopped(&tables);
         }
@@ -164,3 +171,87 @@ impl fmt::Display for CollapseCounts {
         )
     }
 }
+
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static QUIET: Parameter = Parameter {
+    name: "collapse.quiet",
+    help: "collapse.quiet=MS: collapse leaves that are alike again when none was split for MS milliseconds; 0: none",
+    check: |value| bootargs::number(value, LONGEST).map(drop),
+};
+
+/// The most milliseconds of `collapse.quiet=`: a day.
+const LONGEST: usize = 86_400_000;
+
+#[cfg(target_os = "none")]
+mod thread {
+    use core::time::Duration;
+
+    use granule_arch::addr::PhysAddr;
+    use granule_pgtable::PageRange;
+
+    use super::{KernelSpace, LONGEST};
+    use crate::chip::timer::Deadline;
+    use crate::mm::{OutOfMemory, layout};
+    use crate::smp::{Cpu, this_cpu};
+    use crate::{bootargs, kernel, sched};
+
+    /// What is collapsed before other threads of the CPU run.
+    const PIECE: u64 = 1 << 30;
+    /// So many times longer than at first, at most, is waited where a pass collapses nothing.
+    const PATIENCE: u32 = 64;
+
+    /// The least time without a split before a pass; none where there are no passes.
+    fn quiet() -> Option<Duration> {
+        let wished = bootargs::get_number("collapse.quiet", LONGEST).filter(|&number| number != 0);
+        wished.map(|number| Duration::from_millis(number as u64))
+    }
+
+    /// Starts the thread, where `collapse.quiet=` asks for it.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub fn start(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
+        if quiet().is_none() {
+            return Ok(());
+        }
+        sched::spawn_service(cpu, "collapse", run).map(drop)
+    }
+
+    extern "C" fn run(_: usize) -> ! {
+        let space = &kernel().space;
+        let shortest = quiet().unwrap_or(Duration::MAX);
+        let (mut wait, mut seen) = (shortest, 0);
+        loop {
+            let before = space.split_counts().all();
+            sched::sleep_through(Deadline::after(wait));
+            // What is split now is in use; what was split and is not alike yet may be by the next time, or its area gone.
+            let splits = space.split_counts().all();
+            if splits != before || (splits == seen && space.linear_tables() == 0) {
+                continue;
+            }
+            seen = splits;
+            wait =
+                if pass(space) == 0 { wait.saturating_mul(2).min(shortest.saturating_mul(PATIENCE)) } else { shortest };
+        }
+    }
+
+    /// Goes over all memory, and over the areas. Returns how many tables were replaced.
+    fn pass(space: &KernelSpace) -> u64 {
+        let mut replaced = 0;
+        let mut collapse = |range| {
+            replaced += space.collapse(this_cpu(), range).map_or(0, |done| done.replaced());
+            sched::sleep_briefly();
+        };
+        for bank in &kernel().platform.memory {
+            for start in (bank.start().0..bank.end().0).step_by(PIECE as usize) {
+                let size = PIECE.min(bank.end().0 - start);
+                PageRange::new(layout::linear(PhysAddr(start)), size).ok().map(&mut collapse);
+            }
+        }
+        KernelSpace::collapsible()[1].map(&mut collapse);
+        replaced
+    }
+}
+#[cfg(target_os = "none")]
+pub use thread::start as start_collapser;

@@ -134,11 +134,16 @@ impl KernelSpace {
     /// Frames of tables, but for those of the linear map: what its blocks were split to, until that is collapsed, and what
     /// stands where the boot had a table.
     pub fn area_table_frames(&self) -> usize {
+        self.table_frames.load(Ordering::Relaxed).saturating_sub(self.linear_tables() as usize)
+    }
+
+    /// Tables of the linear map that were made since the boot: what its blocks were split to, until that is collapsed, and
+    /// what stands where the boot had a table.
+    pub fn linear_tables(&self) -> u64 {
         let split::SplitCounts { blocks, of_areas, .. } = self.split_counts();
         let gone = of_areas + self.collapsed_linear.load(Ordering::Relaxed);
         let made = blocks.iter().sum::<u64>() + self.boot_tables_replaced.load(Ordering::Relaxed);
-        let of_linear_map = made.saturating_sub(gone);
-        self.table_frames.load(Ordering::Relaxed).saturating_sub(of_linear_map as usize)
+        made.saturating_sub(gone)
     }
 
     fn table_source<'a>(&'a self, cpu: &'a Cpu) -> FrameSource<'a> {

@@ -1,9 +1,10 @@
 //! What is done to live mappings: as the boot arguments wish, and as far as the CPUs can be trusted with it.
 //!
 //! It is decided at two times. When the linear map is made only the boot CPU is known, and it chooses the leaves: by
-//! pages where single pages will change and no leaf may be split. When all CPUs are known, the rest is decided for
-//! good. Should a CPU that came later not be trusted with what the first one has chosen, live leaves stay as they are
-//! and aliases are left alone, with one warning.
+//! pages where single pages will change and no leaf may be split while CPUs are at work. When all CPUs are known, the
+//! rest is decided for good. Should a CPU that came later not be trusted with what the first one has chosen, the linear
+//! map is split to pages ([`Wishes::splits_to_pages`]); without memory for the tables it stays as it is, and aliases are
+//! left alone, with a warning.
 //!
 //! What hot paths ask is a patched branch ([`Policy::takes`]); the rest reads [`super::KernelSpace::policy`].
 
@@ -149,6 +150,13 @@ impl Wishes {
     }
 }
 
+impl Wishes {
+    /// Whether the linear map, made for a boot CPU that is trusted or not, has to be split to pages now that all CPUs are.
+    pub fn splits_to_pages(&self, boot_cpu: bool, all: bool) -> bool {
+        self.linear_leaves(boot_cpu) == Leaves::Largest && self.linear_leaves(all) == Leaves::Pages
+    }
+}
+
 /// What is done.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
@@ -169,7 +177,8 @@ pub struct Policy {
 pub enum Denied {
     /// The boot CPU was trusted, and another one is not.
     #[error(
-        "a CPU is not trusted with live size changes: the alias of read-only memory stays writable (rodata=noalias)"
+        "a CPU is not trusted with live size changes, and there is no memory to make the linear map of pages: the alias of \
+         read-only memory stays writable (rodata=noalias)"
     )]
     Alias,
     /// Splitting was asked for by name.
@@ -299,7 +308,26 @@ mod tests {
     }
 
     #[test]
-    fn a_cpu_that_is_not_trusted_and_comes_late_leaves_aliases_alone() {
+    fn the_linear_map_is_split_to_pages_where_a_cpu_comes_that_is_not_trusted() {
+        for (arguments, boot_cpu, all, splits) in [
+            ("", true, false, true),
+            ("split=lock", true, false, true),
+            ("", true, true, false),
+            ("", false, false, false),
+            // Made of pages already, or no page of it changes.
+            ("split=refuse", true, false, false),
+            ("split=stop-machine", true, false, false),
+            ("debug_pagealloc=on", true, false, false),
+            ("rodata=noalias", true, false, false),
+        ] {
+            assert_eq!(wishes(arguments).splits_to_pages(boot_cpu, all), splits, "{arguments}");
+        }
+        let (policy, denied) = Policy::decide(wishes(""), false, Leaves::Pages);
+        assert_eq!((policy.split, policy.alias, policy.direct_map, denied), (SplitMode::StopMachine, true, true, None));
+    }
+
+    #[test]
+    fn a_cpu_that_is_not_trusted_and_comes_late_leaves_aliases_alone_without_memory_for_tables() {
         let (leaves, policy, denied) = decide("split=lockless", true, false);
         assert_eq!((leaves, policy.split, denied), (Leaves::Largest, SplitMode::StopMachine, Some(Denied::Alias)));
         assert!(!policy.alias && !policy.direct_map, "a page of the linear map cannot change alone");

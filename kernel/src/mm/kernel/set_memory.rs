@@ -5,7 +5,8 @@
 //! one call that fails as a whole.
 //!
 //! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all
-//! that serialises. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
+//! that serialises. With `split=stop-machine`, a change that cuts a leaf parks all other CPUs for a moment, and is refused
+//! where that cannot be, in a handler above all. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
 //! costs nothing, and since an unmapped page lies between any two areas, a range without holes is inside one.
 //!
 //! Writability changes in their alias in the linear map, too, unless `rodata=` excludes it: see
@@ -64,8 +65,8 @@ pub enum SetMemoryError {
     },
     /// A block or contiguous group that the range cuts, which takes all other CPUs parked, from where they cannot be.
     #[error(
-        "the leaf of {size:#x} bytes at {leaf} is only partly in the range, and to split it takes all other CPUs parked: \
-         not from interrupt handlers, nor with interrupts masked or a spinning lock held"
+        "the leaf of {size:#x} bytes at {leaf} is only partly in the range, and it is split with all other CPUs parked: \
+         change all of it, or change it from a thread, with interrupts on and no lock held that masks them"
     )]
     CannotStop {
         /// The first address that the leaf translates.
@@ -130,7 +131,7 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        self.change_to_code(range).or_else(|error| self.again_once_split(error, range, Self::set_memory_rox))
+        self.change_to_code(range).or_else(|error| self.retry_after_split(error, range, Self::set_memory_rox))
     }
 
     fn change_to_code(&self, range: PageRange) -> Result<(), Error> {

@@ -7,13 +7,13 @@
 //!
 //! `split=stop-machine` is for CPUs that cannot hold leaves of two sizes. A change that cuts a leaf is refused by the
 //! tables; then its walk ends, all other CPUs are parked, and the leaf is replaced break-before-make
-//! ([`KernelSpace::split_or_explain`]); then the change is made as if it had come first. Not everywhere can CPUs be
+//! ([`KernelSpace::split_stopped_or_explain`]); then the change is made as if it had come first. Not everywhere can CPUs be
 //! parked: elsewhere the change stays refused.
 
 use core::fmt;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use granule_arch::addr::{PhysRange, VirtAddr};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::wait;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{
@@ -60,7 +60,7 @@ pub struct SplitCounts {
     pub groups: [u64; 4],
     /// Of the blocks, those of areas: their tables are freed some time after the area is.
     pub of_areas: u64,
-    /// Times that all other CPUs were parked for a split.
+    /// Times that all other CPUs were parked, for a split or a collapse.
     pub stops: u64,
     /// Changes that were refused because they would have split a leaf.
     pub refused: u64,
@@ -126,7 +126,7 @@ impl Serialise for Locking<'_> {
 }
 
 /// What is no matter of speed, in one type: the code is compiled once.
-enum Rarely {
+enum UncommonSplit {
     /// `split=stop-machine`.
     Stopped,
     /// The same, down to pages: a part of them can change with no CPU stopped.
@@ -137,7 +137,7 @@ enum Rarely {
     Unserialised,
 }
 
-impl Serialise for Rarely {
+impl Serialise for UncommonSplit {
     type Section<'a> = Option<OthersParked>;
 
     fn entries(&self) -> Entries {
@@ -176,13 +176,16 @@ impl Splitter<Machine> for LeafSplitter<'_> {
         let Self(space) = self;
         let mode = space.policy().split;
         if !mode.is_live() {
-            // Not inside this walk: see `split_or_explain`; or not at all.
+            // Not inside this walk: see `split_stopped_or_explain`; or not at all.
             let is_not_yet = mode == SplitMode::StopMachine || cut.is_first_look();
-            return Err(if is_not_yet { cut.error() } else { space.refuse(cut.error()) });
+            if !is_not_yet {
+                space.note_refused(&space.explain(cut.error()));
+            }
+            return Err(cut.error());
         }
         let mut source = space.split_source();
         let splits = match mode {
-            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&Rarely::Unserialised, &mut source),
+            _ if lab::is_on!(PLAIN_SPLIT) => cut.split(&UncommonSplit::Unserialised, &mut source),
             SplitMode::Lockless => cut.split(&Lockless, &mut source),
             _ => cut.split(&Locking(&space.splitting), &mut source),
         };
@@ -226,33 +229,36 @@ impl KernelSpace {
             let changed = self.tables().get().update(lazy, range, change, &mut LeafSplitter(self));
             match changed {
                 Ok(flush) => return Ok(flush),
-                Err(error) => self.split_or_explain(error, range)?,
+                Err(error) => self.split_stopped_or_explain(error, range)?,
             }
         }
     }
 
-    /// What becomes of a change of `range` that the tables have refused by `error`, with its walk ended: an error, or,
-    /// where leaves are split with the machine stopped and one of the range was cut, what comes of doing it `again`.
+    /// Does a change of `range` again, which the tables have refused by `error`, once what it cuts is split with all other
+    /// CPUs parked. Its walk has ended.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`]: that of [`Self::split_stopped_or_explain`], or of the second time.
     #[cold]
     #[inline(never)]
-    pub(super) fn again_once_split(
+    pub(super) fn retry_after_split(
         &self,
         error: Error,
         range: PageRange,
         again: fn(&Self, VirtAddr, u64) -> Result<(), SetMemoryError>,
     ) -> Result<(), SetMemoryError> {
-        self.split_or_explain(error, range)?;
+        self.split_stopped_or_explain(error, range)?;
         again(self, range.start(), range.pages() as u64)
     }
 
-    /// Splits what `range` cuts, where leaves are split with the machine stopped and that is all that `error`, by which the
-    /// tables have refused a change of it, is about. Then the change may be tried again.
+    /// Splits what `range` cuts, with all other CPUs parked, if the policy says so and `error`, by which the tables have
+    /// refused a change of the range, is that it cuts a leaf.
     ///
     /// # Errors
-    /// [`SetMemoryError`]: what `error` comes to. Every page is as it was.
+    /// [`SetMemoryError`]: what `error` means to the caller, or why nothing was split. Every page is as it was.
     #[cold]
     #[inline(never)]
-    pub(super) fn split_or_explain(&self, error: Error, range: PageRange) -> Result<(), SetMemoryError> {
+    pub(super) fn split_stopped_or_explain(&self, error: Error, range: PageRange) -> Result<(), SetMemoryError> {
         let Error::Straddles { leaf, size } = error else { return Err(self.explain(error)) };
         // One of the alias is none of these: where leaves are split so, that is made of pages.
         let is_of_range = leaf <= range.last() && range.start() <= leaf + (size - 1);
@@ -260,25 +266,28 @@ impl KernelSpace {
             return Err(self.explain(error));
         }
         if !smp::may_park_others(this_cpu()) {
-            return Err(SetMemoryError::CannotStop { leaf, size });
+            let error = SetMemoryError::CannotStop { leaf, size };
+            self.note_refused(&error);
+            return Err(error);
         }
-        self.split_with_others_parked(range, size, &Rarely::Stopped)
+        self.split_with_others_parked(range, size, &UncommonSplit::Stopped)
     }
 
     /// Splits what `range` cuts, a leaf of `size` bytes and maybe another one, from where other CPUs may be parked.
-    fn split_with_others_parked(&self, range: PageRange, size: u64, how: &Rarely) -> Result<(), SetMemoryError> {
+    fn split_with_others_parked(&self, range: PageRange, size: u64, how: &UncommonSplit) -> Result<(), SetMemoryError> {
         let (tables, mut source) = (PageTables::new(&self.mmu, self.root), self.table_source(this_cpu()));
         // One for each level below it.
         let mut count = [1, 2].into_iter().filter(|&level| Granule4K::entry_size(level) <= size).count();
         loop {
             let split = tables.split_stopped(range, count, how, &mut source);
             let (splits, is_all) = split.map_err(|error| self.explain(error))?;
-            self.splitting.stops.fetch_add(1, Ordering::Relaxed);
+            self.note_stop();
             self.splitting.count(&splits, !layout::is_linear(range.start()));
             if is_all {
                 return Ok(());
             }
-            count += 1;
+            // At the other end it may be one more level, a table at a time.
+            count = 1;
         }
     }
 
@@ -298,12 +307,14 @@ impl KernelSpace {
     /// No memory for tables, which is not so behind [`Self::can_split_linear_to_pages`]: what is pages by then stays so.
     pub fn split_linear_to_pages(&self, memory: impl Iterator<Item = PhysRange>) -> Result<(), SetMemoryError> {
         for bank in memory {
-            let (mut at, end) = (layout::linear(bank.start()), layout::linear(bank.end()));
+            // The map ends there.
+            let end = bank.end().min(PhysAddr(layout::LINEAR_SIZE));
+            let (mut at, end) = (layout::LINEAR_BASE + bank.start().0, layout::LINEAR_BASE + end.0);
             while at < end {
                 let size = self.tables().translate(at).map_or(Granule4K::PAGE_SIZE, |found| found.leaf_size);
                 if size > Granule4K::PAGE_SIZE {
                     let page = PageRange::from_pages(at, 1).map_err(SetMemoryError::Range)?;
-                    self.split_with_others_parked(page, size, &Rarely::ToPages)?;
+                    self.split_with_others_parked(page, size, &UncommonSplit::ToPages)?;
                 }
                 at = at + size.min(Granule4K::entry_size(2));
             }
@@ -319,16 +330,18 @@ impl KernelSpace {
         FrameSource { supply, ..self.table_source(cpu) }
     }
 
-    /// `split=refuse`, by wish or because the CPUs are not trusted with anything else.
+    /// Counts a change that is refused because it would have split a leaf, and warns of the first.
     #[cold]
-    fn refuse(&self, error: Error) -> Error {
+    fn note_refused(&self, error: &SetMemoryError) {
         self.splitting.refused.fetch_add(1, Ordering::Relaxed);
         if !self.splitting.warned.swap(true, Ordering::Relaxed) {
-            crate::log::warn!(
-                "{error}, and live leaves are not split here (see `features`): refused, this time and others"
-            );
+            crate::log::warn!("{error}: refused, this time and others");
         }
-        error
+    }
+
+    /// Counts a stop.
+    pub(super) fn note_stop(&self) {
+        self.splitting.stops.fetch_add(1, Ordering::Relaxed);
     }
 
     /// How often what was split.
@@ -345,6 +358,13 @@ impl KernelSpace {
             stops: read(stops),
             refused: read(refused),
         }
+    }
+}
+
+impl SplitCounts {
+    /// Leaves that were split, of all sizes.
+    pub fn all(&self) -> u64 {
+        self.blocks.iter().chain(&self.groups).sum()
     }
 }
 

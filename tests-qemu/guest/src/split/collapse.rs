@@ -1,8 +1,12 @@
 //! Blocks that were split become blocks again, while their neighbours' owners change pages.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::time::Duration;
 
+use granule::chip::timer::Deadline;
 use granule::mm::kernel::collapse::CollapseError;
+use granule::mm::layout;
+use granule::sched;
 use granule::smp::{self, Cpu, this_cpu};
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
@@ -40,6 +44,37 @@ fn a_block_that_was_split_is_collapsed(t: &mut Test) {
         t.check("every page is read", (0..BLOCK_PAGES).all(|page| is_readable(block.page(page))));
     }
     block.free(t);
+}
+
+/// Whether the leaf at `address` is a block or more, in time.
+fn becomes_a_block(address: VirtAddr) -> bool {
+    let patience = Deadline::after(Duration::from_secs(10));
+    let is_block =
+        || space().tables().translate(address).is_some_and(|found| found.leaf_size > PAGE * (BLOCK_PAGES - 1));
+    while !is_block() && !patience.has_passed() {
+        sched::sleep_until(Deadline::after(Duration::from_millis(10)));
+    }
+    is_block()
+}
+
+// By the thread: `collapse.quiet=`.
+target_test!(what_was_split_is_collapsed_when_nothing_is_split_any_more, machine("collapse"), limit(40));
+fn what_was_split_is_collapsed_when_nothing_is_split_any_more(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    t.ok("invalid", make_invalid(block.page(3), 1));
+    sched::sleep_until(Deadline::after(Duration::from_millis(200)));
+    t.check("a page that is invalid stays one", faults(block.page(3)) && is_readable(block.page(2)));
+    t.ok("valid", make_valid(block.page(3), 1));
+    t.check("a block again", becomes_a_block(block.page(0)));
+    block.free(t);
+    // The alias of an area, once it is freed.
+    let Some(area) = t.ok("vmalloc_huge", space().vmalloc_huge(this_cpu(), BLOCK_PAGES)) else { return };
+    let frames = space().tables().translate(area.start()).map(|found| found.physical);
+    let alias = layout::linear(frames.unwrap_or_default());
+    t.ok("read-only", space().set_memory_ro(area.start() + PAGE, 1));
+    t.equal("its alias", space().tables().translate(alias).map(|found| found.leaf_size), Some(PAGE));
+    space().vfree(this_cpu(), area);
+    t.check("the alias is a block again", becomes_a_block(alias));
 }
 
 /// Times that CPUs change pages and then all rest: in every other one each CPU, in those between one.

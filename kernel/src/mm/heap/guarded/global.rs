@@ -13,7 +13,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
 use linkme::distributed_slice;
 
 use super::{GuardedHeap, MAX_OBJECTS, planted, report};
-use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::chip::timer::{self, Deadline, Purpose};
 use crate::lab;
 use crate::mm::early::MemoryMap;
@@ -35,7 +35,7 @@ static INTERVAL: AtomicU32 = AtomicU32::new(0);
 static SAMPLE_INTERVAL: Parameter = Parameter {
     name: "kfence.sample_interval",
     help: "kfence.sample_interval=MS: sample an object of the heap each MS milliseconds, between guard pages; 0: none",
-    check: |value| parse(value, LONGEST).map(drop),
+    check: |value| bootargs::number(value, LONGEST).map(drop),
 };
 
 #[allow(unsafe_code, reason = "collected by the linker")]
@@ -43,28 +43,17 @@ static SAMPLE_INTERVAL: Parameter = Parameter {
 static NUM_OBJECTS: Parameter = Parameter {
     name: "kfence.num_objects",
     help: "kfence.num_objects=N: objects of which a sample is one, 63 without this",
-    check: |value| parse(value, MAX_OBJECTS.into()).map(drop),
+    check: |value| bootargs::number(value, MAX_OBJECTS.into()).map(drop),
 };
 
-/// A number up to `most`.
-fn parse(value: &str, most: usize) -> Result<usize, Refused> {
-    let number = value.parse::<usize>().ok();
-    number.filter(|number| *number <= most).ok_or_else(|| Refused::because(format_args!("0 to {most}")))
-}
-
-/// The value of a boot argument, if it makes sense.
-fn wanted(parameter: &Parameter, most: usize) -> Option<usize> {
-    bootargs::get(parameter.name).and_then(|value| parse(value, most).ok())
-}
-
 fn wanted_objects() -> u16 {
-    wanted(&NUM_OBJECTS, MAX_OBJECTS.into()).map_or(USUAL_OBJECTS, |objects| objects as u16)
+    bootargs::get_number(NUM_OBJECTS.name, MAX_OBJECTS.into()).map_or(USUAL_OBJECTS, |objects| objects as u16)
 }
 
 /// Takes the memory of what the boot arguments ask for; `None` where they ask for nothing. The linear map is to show it
 /// by pages.
 pub fn take_memory(memory: &mut MemoryMap) -> Option<PhysRange> {
-    let (interval, objects) = (wanted(&SAMPLE_INTERVAL, LONGEST).unwrap_or(0), wanted_objects());
+    let (interval, objects) = (bootargs::get_number(SAMPLE_INTERVAL.name, LONGEST).unwrap_or(0), wanted_objects());
     if interval == 0 || objects == 0 {
         return None;
     }

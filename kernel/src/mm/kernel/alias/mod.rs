@@ -40,6 +40,7 @@ impl Writability for ReadWrite {
     const CHANGE: Change = Change::READ_WRITE;
 }
 
+// Where this does not split (`split=stop-machine`, `split=refuse`) the alias is made of pages, without groups.
 impl Alias<Machine> for LeafSplitter<'_> {
     #[inline(always)]
     fn address(&self, frame: PhysAddr) -> VirtAddr {
@@ -77,6 +78,6 @@ impl KernelSpace {
         let changed =
             update::update::<W, _, _>(tables.get(), &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self));
         drop((tables, owner));
-        changed.or_else(|error| self.again_once_split(error, range, Self::set_memory_and_alias::<W>))
+        changed.or_else(|error| self.retry_after_split(error, range, Self::set_memory_and_alias::<W>))
     }
 }

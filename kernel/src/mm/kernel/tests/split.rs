@@ -1,6 +1,6 @@
 //! Changes in the linear map whose ranges cut leaves: which lock is taken, whose memory, and who is refused.
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::{Change, Lazy, PageRange, Shape};
 
@@ -113,20 +113,20 @@ fn where_the_others_cannot_be_parked_a_part_is_refused_and_nothing_changes() {
     let (space, frames, _) = linear(SplitMode::StopMachine);
     let before = (leaves(space), frames.stats());
     let refusal = SetMemoryError::CannotStop { leaf: layout::LINEAR_BASE + GROUP_OF_BLOCKS, size: BLOCK };
-    let refused = || {
+    let refused = |times| {
         assert_eq!(invalid(space, GROUP_OF_BLOCKS, 1), Err(refusal));
         assert_eq!((leaves(space), frames.stats()), before);
-        assert_eq!(space.split_counts(), SplitCounts::default());
+        assert_eq!(space.split_counts(), SplitCounts { refused: times, ..SplitCounts::default() });
     };
     // In a handler, where what is whole changes all the same.
     this_cpu().trap.handler(|| {
-        refused();
+        refused(1);
         invalid(space, GROUP_OF_BLOCKS, BLOCK / PAGE).unwrap();
         space.set_memory_valid(layout::LINEAR_BASE + GROUP_OF_BLOCKS, BLOCK / PAGE, Validity::Valid).unwrap();
     });
     // Inside a walk, which the others would wait for.
     let walk = space.tables();
-    refused();
+    refused(2);
     drop(walk);
     let lock = IrqLock::<(), { rank::RANDOM }>::new(());
     let guard = lock.lock();
@@ -135,6 +135,37 @@ fn where_the_others_cannot_be_parked_a_part_is_refused_and_nothing_changes() {
     assert_eq!(under_a_lock, Err(refusal));
     invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
     assert_eq!(space.split_counts().stops, 1);
+}
+
+/// Each end takes a table, and there are no more.
+#[test]
+fn with_others_parked_a_split_at_two_ends_takes_what_it_needs() {
+    let (space, frames, cpu) = linear(SplitMode::StopMachine);
+    let before = (leaves(space), frames.stats().free, space.kept_frames());
+    let change = || invalid(space, 5 * BLOCK + PAGE, BLOCK / PAGE);
+    let kept = starve(frames, &cpu, 1);
+    assert_eq!(change(), Err(SetMemoryError::OutOfTables { needed: 1, available: 0 }));
+    assert_eq!(leaves(space).iter().map(|(size, count, _)| size * count).sum::<u64>(), GROUP_OF_BLOCKS + BLOCK);
+    assert!(leaves(space).iter().all(|&(.., valid)| valid), "no page has changed");
+    kept.into_iter().for_each(|frame| frames.free(&cpu, frame));
+    change().unwrap();
+    assert_eq!((space.split_counts().blocks, space.kept_frames()), ([0, 0, 2, 0], before.2 + 2));
+    assert_eq!(frames.stats().free, before.1 - 2);
+    assert_eq!(space.split_counts().stops, 2);
+}
+
+#[test]
+fn the_linear_map_is_split_to_pages() {
+    let (space, frames, _) = linear(SplitMode::StopMachine);
+    assert!(!space.can_split_linear_to_pages() || frames.stats().free > 4);
+    let memory = PhysRange::from_size(PhysAddr(0), GROUP_OF_BLOCKS + BLOCK).unwrap();
+    let before = space.kept_frames();
+    space.split_linear_to_pages([memory].into_iter()).unwrap();
+    assert_eq!(leaves(space), [(PAGE, (GROUP_OF_BLOCKS + BLOCK) / PAGE, true)]);
+    assert_eq!((space.kept_frames() - before, space.split_counts().stops), (17, 17));
+    // Any page changes, from anywhere.
+    this_cpu().trap.handler(|| invalid(space, BLOCK - PAGE, 3).unwrap());
+    assert_eq!(space.split_counts().refused, 0);
 }
 
 #[test]
