@@ -6,7 +6,8 @@
 //! operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
 //! tables that are reclaimed are given up at once, and no CPU may reach them.
 //!
-//! Leaves that both CPUs have a part of are in `split`, pages with an alias in such leaves in `alias`.
+//! Leaves that both CPUs have a part of are in `split`, CPUs that are stopped for such a leaf in `stop`, pages with an
+//! alias in such leaves in `alias`.
 //!
 //! In every geometry, with and without range operations, level hints and FEAT_ETS2, and with mappings that are not
 //! global; with the model's own TLB, and for 4 KiB pages with the kernel's.
@@ -18,6 +19,7 @@ mod calls;
 mod plain;
 mod rig;
 mod split;
+mod stop;
 mod turns;
 
 use core::cell::Cell;

@@ -14,6 +14,7 @@ use granule_pgtable::{
 
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
 use crate::plain::{Piece, Plain};
+use crate::stop::{Stop, Stopping};
 use crate::turns::{Gated, Turns};
 use crate::{DATA, LARGEST};
 
@@ -70,10 +71,12 @@ pub(crate) enum Splits {
     Unserialised,
     /// Atomic steps, but changes give the level of the leaves that they find, to see that they must not.
     Hinted,
+    /// Break-before-make, with all other CPUs stopped.
+    Stopped(Stop),
 }
 
 pub(crate) struct Rig<'m, G: Geometry, T> {
-    model: &'m Model<G>,
+    pub(crate) model: &'m Model<G>,
     tlb: T,
     kernel: Kernel,
     splits: Splits,
@@ -85,7 +88,7 @@ pub(crate) struct Rig<'m, G: Geometry, T> {
     /// How many mappings there were: each has memory of its own.
     mappings: AtomicU64,
     /// The walk words of the CPUs.
-    words: [AtomicU64; 3],
+    pub(crate) words: [AtomicU64; 3],
     /// Whose turn it is, where the CPUs are threads.
     turns: Option<Turns>,
     patience: Patience,
@@ -125,6 +128,14 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
 
     pub(crate) fn turns(&self) -> Option<&Turns> {
         self.turns.as_ref()
+    }
+
+    /// `work` as one operation of `cpu`.
+    pub(crate) fn step<R>(&self, cpu: usize, work: impl FnOnce() -> R) -> R {
+        match self.turns() {
+            Some(turns) => turns.step(cpu, work),
+            None => work(),
+        }
     }
 
     fn cpu(&self, cpu: usize) -> Gated<'_, G> {
@@ -317,8 +328,10 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     fn update(&self, cpu: usize, range: PageRange<G>, change: Change, meanwhile: &dyn Fn()) {
         let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
-        let walk = Announced::begin(&self.words[cpu]);
+        let walk = || Announced::begin(&self.words[cpu]);
+        let walk = (!matches!(self.splits, Splits::Stopped(_))).then(walk);
         let updated = match self.splits {
+            Splits::Stopped(how) => self.split_stopped(&lazy, range, change, &Stopping::new(self, cpu, how), meanwhile),
             Splits::NotShared => mmu.page_tables().update(&lazy, range, change, WholeLeaves),
             Splits::Refused => mmu.page_tables().update(&lazy, range, change, RefuseSplits),
             Splits::Lockless => self.split(cpu, &lazy, range, change, &Lockless),
@@ -361,6 +374,38 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
+    /// A change as the kernel makes it where CPUs are stopped for splits: refused where it cuts a leaf, and made again
+    /// once that is split, outside of its walk. With ever more tables, too; `meanwhile` happens between count and stop.
+    fn split_stopped(
+        &self,
+        lazy: &Lazy<'_, Gated<'_, G>>,
+        range: PageRange<G>,
+        change: Change,
+        how: &Stopping<'_, 'm, G, T>,
+        meanwhile: &dyn Fn(),
+    ) -> Result<Flush<G>, Error> {
+        let (page_tables, word, mut tables) = (lazy.mmu().page_tables(), &self.words[how.cpu], 0);
+        loop {
+            let walk = Announced::begin(word);
+            let updated = page_tables.update(lazy, range, change, RefuseSplits);
+            drop(walk);
+            let Err(Error::Straddles { .. }) = updated else { return updated };
+            let walk = Announced::begin(word);
+            let needed = page_tables.tables_to_split(range);
+            drop(walk);
+            meanwhile();
+            match page_tables.split_stopped(range, needed, how, &mut self.model.frames_limited(tables)) {
+                Err(Error::OutOfTables { needed, available }) => {
+                    assert!(available == tables && needed <= MOST_TABLES, "{needed} tables for {range:?}");
+                    self.step(how.cpu, || self.audit(how.cpu));
+                    tables += 1;
+                }
+                // It is split, or to be counted again.
+                split => _ = split?,
+            }
+        }
+    }
+
     /// Takes away what tables are empty in what `cpu` owns.
     pub(crate) fn reclaim(&self, cpu: usize) {
         let mmu = self.cpu(cpu);
@@ -382,12 +427,16 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    /// Collapses what is alike, of what both CPUs own; `meanwhile` happens before walk caches are invalidated. With
-    /// [`Patience::None`] nothing is marked, and no walk is waited for.
+    /// Collapses what is alike, of what both CPUs own; `meanwhile` happens before walk caches are invalidated, or other
+    /// CPUs stopped. With [`Patience::None`] nothing is marked, and no walk is waited for.
     pub(crate) fn collapse(&self, cpu: usize, meanwhile: &dyn Fn()) {
         let mmu = self.cpu(cpu);
         let mut collapser = Collapser::<G, 3>::new();
-        let handshake = if self.patience == Patience::None { Handshake::None } else { Handshake::Marks };
+        let handshake = match self.splits {
+            Splits::Stopped(_) => Handshake::Stopped,
+            _ if self.patience == Patience::None => Handshake::None,
+            _ => Handshake::Marks,
+        };
         let range = based::<G>(self.model, window::<G>());
         collapser.start(Collapse { range, never_blocks: 0, handshake });
         let seen: [_; 3] = core::array::from_fn(|owner| SeenWord { rig: self, owner, reader: cpu });
@@ -395,6 +444,12 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let mut frames = self.model.frames();
         while !collapser.is_idle() {
             collapser.mark(&mmu.page_tables(), words);
+            if let (Splits::Stopped(how), false) = (self.splits, collapser.is_idle()) {
+                meanwhile();
+                let stopping = Stopping::new(self, cpu, how);
+                let _others = stopping.begin();
+                collapser.replace_stopped(&mmu.page_tables());
+            }
             let tlb = Late { tlb: &self.tlb, before: meanwhile };
             let free = |table| self.model.frames().free(cpu, table);
             self.to_the_end(cpu, || collapser.advance(&mmu.page_tables(), &tlb, words, &mut frames, free));
@@ -447,7 +502,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     }
 
     /// The first, second and last page of everything that is mapped in what `cpu` owns, and the pages around it.
-    fn samples(&self, cpu: usize) -> Vec<VirtAddr> {
+    pub(crate) fn samples(&self, cpu: usize) -> Vec<VirtAddr> {
         let owned = self.owned(cpu);
         let pieces = self.plain().pieces(self.low(owned.start()), self.low(owned.last()) + 1);
         let edges = pieces.iter().flat_map(|&(start, piece)| {
@@ -540,11 +595,7 @@ struct Locked<'r, 'm, G: Geometry, T> {
 impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Locked<'_, '_, G, T> {
     /// Does `work` with the lock's state, in this CPU's turn.
     fn step<R>(&self, work: impl FnOnce(&mut (usize, bool)) -> R) -> R {
-        let work = || work(&mut self.rig.split_lock.lock().unwrap_or_else(PoisonError::into_inner));
-        match self.rig.turns() {
-            Some(turns) => turns.step(self.cpu, work),
-            None => work(),
-        }
+        self.rig.step(self.cpu, || work(&mut self.rig.split_lock.lock().unwrap_or_else(PoisonError::into_inner)))
     }
 }
 
@@ -597,6 +648,6 @@ impl Serialise for Unserialised {
 }
 
 /// `range` in the half of the address space that the model's tree translates.
-fn based<G: Geometry>(model: &Model<G>, range: PageRange<G>) -> PageRange<G> {
+pub(crate) fn based<G: Geometry>(model: &Model<G>, range: PageRange<G>) -> PageRange<G> {
     PageRange::new(VirtAddr(model.base().0 | range.start().0), range.size()).expect("the window is inside one half")
 }

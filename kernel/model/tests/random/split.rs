@@ -7,13 +7,14 @@
 
 use granule::mm::tlb::KernelTlb;
 use granule_arch::alternative::host;
-use granule_model::{Features, Model};
+use granule_model::{Features, Model, Step};
 use granule_pgtable::{Geometry, Granule4K, Granule16K, Granule64K, Tiny, Tlb, metal};
 use proptest::prelude::{Just, Strategy, any, prop_oneof, proptest};
 use proptest::test_runner::Config;
 
 use crate::calls::{CHANGES, Call, Place, place};
 use crate::rig::{self, Kernel, Patience, Rig, Splits};
+use crate::stop::Stop;
 use crate::turns::{Gated, Turns, is_seen, machine};
 use crate::{Interleaving, both_in_turns, kernel, switches, turns};
 
@@ -48,6 +49,13 @@ fn splits() -> impl Strategy<Value = Splits> {
 /// CPUs that may change the size of a live leaf, and obey hints.
 pub(crate) fn features() -> impl Strategy<Value = Features> {
     (any::<bool>(), any::<bool>()).prop_map(|(ets2, tlb_range)| Features { ets2, tlb_range, ..Features::ALL })
+}
+
+/// CPUs that may not, and are stopped.
+const STOPPED: Splits = Splits::Stopped(Stop::Outside);
+
+fn stopped() -> impl Strategy<Value = Features> {
+    features().prop_map(|features| Features { bbml2: false, ..features })
 }
 
 fn run<G: Geometry>(
@@ -147,6 +155,25 @@ proptest! {
         run_collapsing_in_turns::<Tiny>(features, (splits, Patience::Waits), border, turns, [&first, &second]);
     }
 
+    #[test]
+    fn tiny_stopped(features in stopped(), kernel in kernel(), border in 0_u64..8, actions in actions()) {
+        run::<Tiny>(metal::KernelTlb, features, kernel, STOPPED, border, &actions);
+    }
+
+    #[test]
+    fn tiny_stopped_in_turns(
+        features in stopped(), border in 0_u64..8, turns in turns(), first in changes(), second in changes(),
+    ) {
+        run_in_turns::<Tiny>(features, STOPPED, border, turns, [&first, &second]);
+    }
+
+    #[test]
+    fn tiny_stopped_and_collapsed_in_turns(
+        features in stopped(), border in 0_u64..8, turns in turns(), first in changes(), second in changes(),
+    ) {
+        run_collapsing_in_turns::<Tiny>(features, (STOPPED, Patience::Waits), border, turns, [&first, &second]);
+    }
+
     /// CPUs that may not change the size of a live leaf: what cuts one is refused, and nothing is changed.
     #[test]
     fn tiny_shared_and_refused(kernel in kernel(), border in 0_u64..8, actions in actions()) {
@@ -199,6 +226,24 @@ proptest! {
 }
 
 proptest! {
+    #![proptest_config(Config::with_cases(4))]
+
+    #[test]
+    fn with_4_kib_pages_stopped(
+        features in stopped(), kernel in kernel(), border in 0_u64..40, actions in actions(),
+    ) {
+        run::<Granule4K>(metal::KernelTlb, features, kernel, STOPPED, border, &actions);
+    }
+
+    #[test]
+    fn with_4_kib_pages_stopped_in_turns(
+        features in stopped(), border in 0_u64..40, turns in turns(), first in changes(), second in changes(),
+    ) {
+        run_collapsing_in_turns::<Granule4K>(features, (STOPPED, Patience::Waits), border, turns, [&first, &second]);
+    }
+}
+
+proptest! {
     // Tables of 2048 and 8192 entries take their time: one draw each.
     #![proptest_config(Config::with_cases(1))]
 
@@ -243,18 +288,73 @@ fn turns_show_a_level_hint_for_what_was_split() {
 }
 
 /// CPU 0 makes a page read-only and writable again, and collapses what it was split from; CPU 1 changes its page.
-fn collapsed(patience: Patience, turns: Interleaving) {
+fn collapsed(features: Features, how: (Splits, Patience), turns: Interleaving) {
     let page = |start, change| Call::Update(Place { unit: 0, start, count: 1, ragged: (0, 0) }, change);
     let own: Vec<Call> = (0..4).flat_map(|_| [page(4, 0), page(4, 1)]).collect();
     let others: Vec<Call> = (0..8).flat_map(|_| [page(6, 0), page(6, 1)]).collect();
-    let how = (Splits::Lockless, patience);
-    run_collapsing_in_turns::<Tiny>(Features::ALL, how, 1, turns, [&own, &others]);
+    run_collapsing_in_turns::<Tiny>(features, how, 1, turns, [&own, &others]);
 }
 
 #[test]
 fn turns_show_a_collapse_that_waits_for_nobody() {
-    assert!(is_seen(64, &turns(), |turns| collapsed(Patience::None, turns)));
-    assert!(!is_seen(64, &turns(), |turns| collapsed(Patience::Waits, turns)));
+    let are_seen =
+        |patience| is_seen(64, &turns(), |turns| collapsed(Features::ALL, (Splits::Lockless, patience), turns));
+    assert!(are_seen(Patience::None));
+    assert!(!are_seen(Patience::Waits));
+}
+
+/// The same with stops: of a CPU inside a walk, whose store then goes to a table that is no more; of none, which runs
+/// while a break is open; of one that goes on with a fault that it has looked up ahead.
+#[test]
+fn turns_show_what_a_stop_leaves_out() {
+    let are_seen = |how| {
+        let how = (Splits::Stopped(how), Patience::Waits);
+        is_seen(64, &turns(), |turns| collapsed(Features::BASE, how, turns))
+    };
+    for how in [Stop::Anywhere, Stop::NotAtAll, Stop::Unsynchronised] {
+        assert!(are_seen(how), "{how:?}");
+    }
+    assert!(!are_seen(Stop::Outside));
+}
+
+/// A group needs no table, and is part of a block when the others are stopped.
+#[test]
+fn tables_are_counted_again_when_others_are_stopped() {
+    let page = |start, change| Call::Update(Place { unit: 0, start, count: 1, ragged: (0, 0) }, change);
+    let split = |how| {
+        let model = Model::<Tiny>::new(3, rig::FRAMES, Features::BASE);
+        let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, 1).sharing(Splits::Stopped(how));
+        [page(4, 0), page(4, 1)].into_iter().for_each(|call| rig.perform(0, call, &|| ()));
+        rig.perform(1, page(6, 0), &|| rig.collapse(0, &|| ()));
+        rig.check_agreement(0);
+        rig.check_agreement(1);
+    };
+    split(Stop::Outside);
+    assert!(std::panic::catch_unwind(|| split(Stop::Uncounted)).is_err());
+}
+
+/// Each step of a break is missed: of a group of blocks, of a block, of a group of pages, the last that the change of a
+/// block, of a group of pages, of a page splits.
+#[test]
+fn no_step_of_a_break_can_be_taken_away() {
+    let split = |unit, how| {
+        let model = Model::<Tiny>::new(3, rig::FRAMES, Features::BASE);
+        let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, 0).sharing(Splits::Stopped(how));
+        rig.perform(0, Call::Update(Place { unit, start: 0, count: 1, ragged: (0, 0) }, 0), &|| ());
+        rig.check_agreement(0);
+        rig.check_agreement(1);
+    };
+    let steps = [(Step::DsbIshst, 0), (Step::Tlbi, 0), (Step::DsbIsh, 0), (Step::DsbIshst, 1), (Step::Isb, 0)];
+    for (unit, before) in [(2, 0), (1, 1), (0, 2)] {
+        split(unit, Stop::Outside);
+        for (step, nth) in steps {
+            let each = if step == Step::DsbIshst { 2 } else { 1 };
+            let lost = Stop::Lost(step, before * each + nth);
+            let failed = std::panic::catch_unwind(|| split(unit, lost)).expect_err("something is missed");
+            let is_of_break = |why: &String| why.contains("break-before-make") || why.contains("after a stop");
+            assert!(failed.downcast_ref().is_some_and(is_of_break), "{lost:?} in a change of unit {unit}");
+        }
+    }
 }
 
 /// Another owner changes its page when a table has become a block, and walk caches may have the table: what it still has

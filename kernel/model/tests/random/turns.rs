@@ -3,10 +3,14 @@
 //!
 //! So two CPUs are interleaved operation by operation, and the same draw gives the same run, but for what is no
 //! operation on the machine: walk words and the pool of frames.
+//!
+//! A CPU may stop the other, and has all turns then. **Rule: no CPU runs while a break is open**: from the store that
+//! empties the first live entry until all that were emptied are made again and a DSB has completed that, the other CPU
+//! has no turn.
 
 #![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use granule_arch::descriptor::Descriptor;
@@ -47,6 +51,8 @@ pub(crate) struct Turns {
     lengths: Vec<u8>,
     now: Mutex<Now>,
     changed: Condvar,
+    /// It changes in operations only.
+    stop: Mutex<Stop>,
 }
 
 struct Now {
@@ -57,20 +63,43 @@ struct Now {
     done: [bool; 2],
 }
 
+/// A CPU that stops the other.
+#[derive(Default)]
+struct Stop {
+    /// The one that does, or waits for the other to be parked.
+    by: Option<usize>,
+    /// The other has no turn.
+    is_parked: bool,
+    /// The addresses of live entries that it has emptied and not made again.
+    emptied: Vec<usize>,
+    /// A break is open.
+    is_open: bool,
+}
+
 impl Turns {
     pub(crate) fn new(lengths: Vec<u8>) -> Self {
         let now = Now { turn: 0, left: lengths[0], done: [false; 2] };
-        Self { lengths, now: Mutex::new(now), changed: Condvar::new() }
+        Self { lengths, now: Mutex::new(now), changed: Condvar::new(), stop: Mutex::default() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Now> {
         self.now.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    fn stop(&self) -> MutexGuard<'_, Stop> {
+        self.stop.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs `work` as one operation of `cpu`, in its turn.
     pub(crate) fn step<R>(&self, cpu: usize, work: impl FnOnce() -> R) -> R {
-        let waits = |now: &mut Now| now.turn % 2 != cpu && !now.done[1 - cpu];
+        let waits = |now: &mut Now| match *self.stop() {
+            Stop { is_parked: true, by, .. } => by != Some(cpu),
+            _ => now.turn % 2 != cpu && !now.done[1 - cpu],
+        };
         let mut now = self.changed.wait_while(self.lock(), waits).unwrap_or_else(PoisonError::into_inner);
+        let is_broken = matches!(*self.stop(), Stop { is_open: true, by, .. } if by != Some(cpu));
+        // A panic drops what the CPU holds, which may take more operations.
+        assert!(!is_broken || std::thread::panicking(), "CPU {cpu} runs while a break of CPU {} is open", 1 - cpu);
         let result = work();
         now.left = now.left.saturating_sub(1);
         if now.left == 0 {
@@ -79,6 +108,42 @@ impl Turns {
             self.changed.notify_all();
         }
         result
+    }
+
+    /// `cpu` is the one that stops the other: where both want to, one waits, and may be parked meanwhile.
+    pub(crate) fn begin_stop(&self, cpu: usize) {
+        while !self.step(cpu, || *self.stop().by.get_or_insert(cpu) == cpu) {}
+    }
+
+    /// The other is parked as soon as it `may_be`, and has its turns until then.
+    pub(crate) fn park(&self, cpu: usize, may_be: impl Fn() -> bool) {
+        while !self.step(cpu, || {
+            self.stop().is_parked = may_be();
+            self.stop().is_parked
+        }) {}
+    }
+
+    /// The other gets turns again.
+    pub(crate) fn end_stop(&self, cpu: usize) {
+        self.step(cpu, || *self.stop() = Stop::default());
+        self.changed.notify_all();
+    }
+
+    /// `cpu` is about to store `new`: that may open a break, where it stops the other.
+    fn stores(&self, cpu: usize, cell: &AtomicU64, new: Descriptor) {
+        let (mut stop, address) = (self.stop(), cell.as_ptr().addr());
+        if new != Descriptor::EMPTY {
+            stop.emptied.retain(|&emptied| emptied != address);
+        } else if stop.by == Some(cpu) && Descriptor(cell.load(Ordering::Relaxed)).is_valid() {
+            stop.emptied.push(address);
+            stop.is_open = true;
+        }
+    }
+
+    /// A DSB of `cpu` ends a break that has made all entries again.
+    fn completes(&self, cpu: usize) {
+        let mut stop = self.stop();
+        stop.is_open &= stop.by != Some(cpu) || !stop.emptied.is_empty();
     }
 
     /// `cpu` is a thread until what is returned is dropped, also by a panic: then the other has all turns.
@@ -131,7 +196,10 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
     }
 
     fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
-        self.step(|| self.cpu.store(cell, descriptor));
+        self.step(|| {
+            self.turns.into_iter().for_each(|turns| turns.stores(self.cpu.index(), cell, descriptor));
+            self.cpu.store(cell, descriptor);
+        });
     }
 
     fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
@@ -151,7 +219,10 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
     }
 
     fn dsb_ishst(&self) {
-        self.step(|| self.cpu.dsb_ishst());
+        self.step(|| {
+            self.cpu.dsb_ishst();
+            self.turns.into_iter().for_each(|turns| turns.completes(self.cpu.index()));
+        });
     }
 
     fn dsb_ish(&self) {
