@@ -10,6 +10,7 @@
 // The guest marks operations, by instructions without an effect:
 //   hint #96    this CPU's operation begins
 //   hint #97    it ends; x0 has the number of its row, 0: warming up, not counted
+//   hint #98    operations of row x0 had x1 events: what these are, the guest knows
 //
 // Not seen by QEMU's callbacks for memory and done here: DC ZVA, and FEAT_MOPS's SET* and CPY*, at addresses of EL1. Not
 // modelled: fetches of instructions, walks of tables and their flags, prefetch, eviction, devices.
@@ -19,7 +20,7 @@
 // is another on each CPU of Granule and of Linux.
 //
 // Arguments: out=FILE, a line for each row at the end:
-//   ROW OPERATIONS INSTRUCTIONS LOADS STORES CONTENTS LEAST MOST
+//   ROW OPERATIONS INSTRUCTIONS LOADS STORES CONTENTS LEAST MOST EVENTS
 // (least and most: lines that a single operation moved, without contents); moves=FILE, a line for each place in the code
 // that moved a line:
 //   ROW load|store|contents LINE PC TIMES
@@ -53,7 +54,7 @@ static struct cpu {
 	size_t count, room;
 } cpus[CPUS], *running;
 static unsigned seen;
-static struct row { uint64_t operations, instructions, moved[KINDS], least, most; } rows[ROWS];
+static struct row { uint64_t operations, instructions, moved[KINDS], least, most, events; } rows[ROWS];
 static struct line *lines[PAGES];
 static struct move *moves;	// by row, line, place and kind
 static void *registers[REGISTERS], *tpidr, *ttbr1;
@@ -287,6 +288,17 @@ static void on_end(unsigned vcpu, void *data)
 		keep(&running->moves[i], number);
 }
 
+static void on_events(unsigned vcpu, void *data)
+{
+	(void)vcpu, (void)data;
+	if (!active)
+		return;
+	uint64_t number = value_of(registers[0]);
+	if (number >= ROWS)
+		give_up("there is no row", number);
+	rows[number].events += value_of(registers[1]);
+}
+
 static void on_translation(plugin_id id, struct block *block)
 {
 	(void)id;
@@ -301,6 +313,8 @@ static void on_translation(plugin_id id, struct block *block)
 			call = on_begin;
 		else if (word == 0xd5032c3f)
 			call = on_end;
+		else if (word == 0xd5032c5f)
+			call = on_events;
 		else if ((word & 0xffffffe0) == 0xd50b7420)
 			bulk = on_zva;
 		else if ((word & 0xfbe0cc00) == 0x19c00400)
@@ -345,9 +359,9 @@ static void at_exit(plugin_id id, void *data)
 	for (unsigned i = 0; i < ROWS; i++) {
 		struct row *row = &rows[i];
 		if (row->operations)
-			fprintf(out, "%u %ju %ju %ju %ju %ju %ju %ju\n", i, (uintmax_t)row->operations, (uintmax_t)row->instructions,
+			fprintf(out, "%u %ju %ju %ju %ju %ju %ju %ju %ju\n", i, (uintmax_t)row->operations, (uintmax_t)row->instructions,
 				(uintmax_t)row->moved[LOAD], (uintmax_t)row->moved[STORE], (uintmax_t)row->moved[CONTENTS],
-				(uintmax_t)row->least, (uintmax_t)row->most);
+				(uintmax_t)row->least, (uintmax_t)row->most, (uintmax_t)row->events);
 	}
 	fclose(out);
 	if (!places)

@@ -11,6 +11,8 @@ use crate::harness::{Bench, PAGES, bench};
 
 /// Pages of a block of 2 MiB.
 pub(crate) const BLOCK_PAGES: u64 = 512;
+/// Pages of a contiguous group.
+pub(crate) const GROUP_PAGES: u64 = 16;
 /// Blocks of a contiguous group.
 const GROUP_BLOCKS: u64 = 16;
 /// Sizes of rows whose unit is the block.
@@ -33,7 +35,7 @@ impl Blocks {
     }
 
     /// Blocks of which no row before has changed a part: what is split stays so.
-    fn untouched(order: u32) -> Self {
+    pub(crate) fn untouched(order: u32) -> Self {
         let blocks = Self::take(order);
         let leaf = |block| space().tables().translate(blocks.page(block * BLOCK_PAGES)).map(|found| found.leaf_size);
         if (0..1 << order).all(|block| leaf(block) >= Some(BLOCK_PAGES * PAGE_SIZE as u64)) {
@@ -58,8 +60,17 @@ impl Blocks {
         self.physical + page * PAGE_SIZE as u64
     }
 
-    fn page(&self, page: u64) -> VirtAddr {
+    pub(crate) fn page(&self, page: u64) -> VirtAddr {
         layout::linear(self.frame(page))
+    }
+
+    /// Dissolves the contiguous groups of blocks; the blocks stay.
+    pub(crate) fn without_groups(self) -> Self {
+        for block in 0..1 << self.order {
+            self.set(block * BLOCK_PAGES, BLOCK_PAGES, Validity::Invalid);
+            self.set(block * BLOCK_PAGES, BLOCK_PAGES, Validity::Valid);
+        }
+        self
     }
 
     fn set(&self, first: u64, pages: u64, validity: Validity) {
@@ -105,13 +116,7 @@ fn valid_on(bench: &mut Bench<'_>) {
 }
 
 fn by_block(bench: &mut Bench<'_>, to: Validity) {
-    let most = BLOCKS[BLOCKS.len() - 1];
-    let blocks = Blocks::take(most.ilog2());
-    // The contiguous groups of blocks are dissolved; the blocks stay.
-    for block in 0..most {
-        blocks.set(block * BLOCK_PAGES, BLOCK_PAGES, Validity::Invalid);
-        blocks.set(block * BLOCK_PAGES, BLOCK_PAGES, Validity::Valid);
-    }
+    let blocks = Blocks::take(BLOCKS[BLOCKS.len() - 1].ilog2()).without_groups();
     row(bench, &blocks, &BLOCKS, BLOCK_PAGES, to);
     blocks.give_back();
 }
@@ -154,7 +159,7 @@ bench!(split_group, "split_group", "page");
 fn split_group(bench: &mut Bench<'_>) {
     let blocks = Blocks::untouched(0);
     blocks.set(0, 1, Validity::Invalid);
-    first_changes(bench, &blocks, |nth| 16 * (nth + 1));
+    first_changes(bench, &blocks, |nth| GROUP_PAGES * (nth + 1));
     blocks.give_back();
 }
 

@@ -6,7 +6,7 @@ use anyhow::Result;
 use granule_host_tests::built;
 use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::scale::boot::{Part, Scale};
-use granule_runner::bench::scale::rows::ROWS;
+use granule_runner::bench::scale::rows::{ROWS, What};
 use granule_runner::bench::{Measured, list};
 use granule_runner::machine;
 
@@ -66,5 +66,21 @@ fn lines_that_move_between_cpus_are_counted() {
         // The command queue is one; areas are each CPU's own.
         let is_shared = row.name.contains("smmu");
         assert_eq!(row.cost(&two).unwrap() > 0.0, is_shared, "{}", row.name);
+    }
+}
+
+/// Two CPUs that split a block at once wait or retry, and the guest's count of that arrives; one CPU does neither.
+#[test]
+fn splits_at_once_wait_for_the_lock_or_retry() {
+    let machine = machine::named("default").unwrap();
+    let [image, plugin] = ["granule-bench.img", "lines.so"].map(built);
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let scale = Scale { machine: &machine, image: &image, plugin: &plugin, scratch };
+    for part in [Part::LooseSplitLock, Part::LooseSplitLockless] {
+        let [alone, two] = [1, 2].map(|cpus| scale.measure(part, cpus).unwrap());
+        let mut events = ROWS.iter().filter(|row| row.part == part && row.what == What::Events);
+        let row = events.find(|row| row.name.contains("split_block")).unwrap();
+        assert_eq!(row.cost(&alone), Some(0.0), "{}", row.name);
+        assert!(row.cost(&two).unwrap() > 0.0, "{}", row.name);
     }
 }

@@ -1,6 +1,7 @@
 //! The windows of the suite `scale`: operations that the guest marks for QEMU's plugin `tests-qemu/plugin/lines.c`.
 
-/// What a window between the markers `hint #96` and `hint #97` is; its number is in x0 at the second.
+/// What a window between the markers `hint #96` and `hint #97` is; its number is in x0 at the second. `hint #98` adds
+/// x1 to the events of the operations of window x0: what an event is, the operation defines.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum ScaleWindow {
@@ -50,6 +51,14 @@ pub enum ScaleWindow {
     Vfree,
     /// Unmapping a page of the CPU's own device, with a command and a sync of the SMMU.
     SmmuInvalidate,
+    /// `set_memory_valid` of a page of the CPU's own, in the first contiguous group of a block, of which all CPUs
+    /// change a page and none has before. As for the next two, an event is a wait for the split lock, or a retry
+    /// without it.
+    SplitBlock,
+    /// The same of the first page of such a group of the CPU's own, in a block that was split.
+    SplitGroup,
+    /// The same of a page in such a group that all CPUs have together.
+    SplitOneGroup,
 }
 
 impl ScaleWindow {

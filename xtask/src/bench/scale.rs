@@ -28,11 +28,11 @@ pub(super) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     if let Some(row) = &options.sources {
         return print_sources(row, &scale, tools, &std::fs::read(&built.benches.elf)?);
     }
-    let (cpus, parts): (&[u32], &[Part]) =
-        if options.brief { (&[BOUNDED_AT], &[Part::Kernel, Part::Program]) } else { (&CPUS, &Part::ALL) };
+    let (cpus, loose): (&[u32], &[Part]) = if options.brief { (&[BOUNDED_AT], &[]) } else { (&CPUS, &Part::LOOSE) };
+    let parts = [&Part::IN_TURN, loose].concat();
     let mut measured: Vec<(u32, Part, Counts)> = Vec::new();
     for &cpus in cpus {
-        for &part in parts {
+        for &part in &parts {
             measured.push((cpus, part, scale.measure(part, cpus)?));
         }
     }

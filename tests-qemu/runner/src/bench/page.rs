@@ -91,7 +91,7 @@ fn lines_moved(run: &Run) -> String {
 /// The same as a picture: a row's lines with more and more CPUs, and Linux's, by powers of two.
 fn picture(run: &Run) -> String {
     let rows = run.scale.iter().filter_map(|row| Some((row, Definition::of(&row.name)?)));
-    let rows: Vec<_> = rows.filter(|(_, definition)| definition.what != What::Instructions).collect();
+    let rows: Vec<_> = rows.filter(|(_, definition)| matches!(definition.what, What::Lines | What::Contents)).collect();
     let width = rows.iter().map(|(row, _)| row.name.len()).max().unwrap_or(0);
     let bounds: Vec<String> = STEPS.iter().zip(1..).map(|(step, power)| format!("{step} < {}", 1 << power)).collect();
     let mut text = format!("```\ncache lines moved: · none, {}\n", bounds.join(", "));

@@ -32,24 +32,43 @@ pub enum Part {
     Program,
     /// Those of threads, all at once.
     Loose,
+    /// Splits of leaves, in turn, under the split lock.
+    SplitLock,
+    /// The same without a lock.
+    SplitLockless,
+    /// Splits by all CPUs at once, under the lock.
+    LooseSplitLock,
+    /// The same without a lock.
+    LooseSplitLockless,
 }
 
 impl Part {
-    /// All, in the order in which they run.
-    pub const ALL: [Self; 3] = [Self::Kernel, Self::Program, Self::Loose];
+    /// Those in which CPUs take turns, in the order in which they run.
+    pub const IN_TURN: [Self; 4] = [Self::Kernel, Self::Program, Self::SplitLock, Self::SplitLockless];
+    /// Those in which all CPUs make their operations at once.
+    pub const LOOSE: [Self; 3] = [Self::Loose, Self::LooseSplitLock, Self::LooseSplitLockless];
 
-    /// The boot argument that asks for it.
+    /// Whether all CPUs make their operations at once, and locks are contended.
+    pub(super) fn is_loose(self) -> bool {
+        Self::LOOSE.contains(&self)
+    }
+
+    /// The boot arguments that ask for it.
     fn argument(self) -> &'static str {
         match self {
             Self::Kernel => "bench.scale=kernel",
             Self::Program => "bench.scale=program",
             Self::Loose => "bench.scale=loose",
+            Self::SplitLock => "bench.scale=split split=lock",
+            Self::SplitLockless => "bench.scale=split split=lockless",
+            Self::LooseSplitLock => "bench.scale=loose-split split=lock",
+            Self::LooseSplitLockless => "bench.scale=loose-split split=lockless",
         }
     }
 
     /// The checks that it makes: the kernel has no atomic of its own for the first.
     fn checks(self) -> &'static [(Window, u64)] {
-        if self == Self::Kernel { &Window::CHECKS[1..] } else { &Window::CHECKS }
+        if matches!(self, Self::Program | Self::Loose) { &Window::CHECKS } else { &Window::CHECKS[1..] }
     }
 }
 
@@ -70,6 +89,8 @@ pub struct Count {
     least: u64,
     /// Lines that the dearest moved.
     most: u64,
+    /// What the guest counted of all of them.
+    pub events: u64,
 }
 
 /// What a boot counted, by window.
@@ -87,12 +108,13 @@ impl Counts {
         let mut counts = BTreeMap::new();
         for line in text.lines() {
             let numbers: Option<Vec<u64>> = line.split(' ').map(|word| word.parse().ok()).collect();
-            let Some(&[window, operations, instructions, loads, stores, contents, least, most]) = numbers.as_deref()
+            let Some(&[window, operations, instructions, loads, stores, contents, least, most, events]) =
+                numbers.as_deref()
             else {
                 bail!("not a line of the plugin: {line}");
             };
             ensure!(operations > 0, "a window that was never there: {line}");
-            counts.insert(window, Count { operations, instructions, loads, stores, contents, least, most });
+            counts.insert(window, Count { operations, instructions, loads, stores, contents, least, most, events });
         }
         Ok(Self(counts))
     }
@@ -164,7 +186,7 @@ impl Scale<'_> {
             ..self.machine.clone()
         };
         let mut extra = vec!["-plugin".into(), plugin];
-        if part == Part::Loose {
+        if part.is_loose() {
             extra.extend(TURNS.map(Into::into));
         }
         // Where a plugin sees accesses, QEMU (10.0) loads and stores no tags: LDG is 0 in code that it watches.
@@ -209,7 +231,7 @@ mod tests {
     /// What an honest plugin counts of the checks with several CPUs.
     fn honest() -> String {
         let line = |(window, moved): &(Window, u64)| {
-            format!("{} 48 480 {} {} 0 {moved} {moved}\n", *window as u8, 48 * (moved / 2), 48 * (moved - moved / 2))
+            format!("{} 48 480 {} {} 0 {moved} {moved} 0\n", *window as u8, 48 * (moved / 2), 48 * (moved - moved / 2))
         };
         Window::CHECKS.iter().map(line).collect()
     }
@@ -220,7 +242,8 @@ mod tests {
         assert!(checked(&honest(), 8).is_ok());
         let error = checked(&honest(), 1).unwrap_err().to_string();
         assert!(error.contains("CheckAtomic moves 1 to 1 lines by the plugin, and must move 0"), "{error}");
-        for (right, wrong) in [(" 48 0 1 1", " 49 0 1 1"), (" 48 0 1 1", " 48 0 0 2"), (" 0 0 0 0 0", " 1 0 0 0 1")] {
+        for (right, wrong) in [(" 48 0 1 1", " 49 0 1 1"), (" 48 0 1 1", " 48 0 0 2"), (" 0 0 0 0 0 0", " 1 0 0 0 1 0")]
+        {
             assert!(honest().contains(right));
             assert!(checked(&honest().replacen(right, wrong, 1), 8).is_err(), "{wrong}");
         }
@@ -231,7 +254,7 @@ mod tests {
 
     #[test]
     fn what_is_no_count_is_refused() {
-        for text in ["1 2 3", "1 2 3 4 5 6 7 x", "1 0 0 0 0 0 0 0", "\n"] {
+        for text in ["1 2 3", "1 2 3 4 5 6 7 8", "1 2 3 4 5 6 7 8 x", "1 0 0 0 0 0 0 0 0", "\n"] {
             assert!(Counts::parse(text).is_err(), "{text}");
         }
     }

@@ -4,7 +4,6 @@
 
 use std::fmt::Write;
 
-use super::boot::Part;
 use super::rows::{Definition, What};
 use super::{BOUNDED_AT, ScaleRow};
 
@@ -26,7 +25,7 @@ fn limit(name: &str, before: f64) -> f64 {
     if before > 0.0 && row.is_some_and(|row| row.what == What::Contents) {
         return PAGE;
     }
-    let is_loose = row.is_none_or(|row| row.part == Part::Loose);
+    let is_loose = row.is_none_or(|row| row.part.is_loose());
     let (tolerance, slack) = if is_loose { (LOOSE_TOLERANCE, LOOSE_SLACK) } else { (TOLERANCE, SLACK) };
     before * (1.0 + tolerance) + slack
 }

@@ -15,6 +15,8 @@ pub enum What {
     Contents,
     /// Instructions.
     Instructions,
+    /// What the guest counted: waits for the split lock, or retries without it.
+    Events,
 }
 
 /// An instruction that moved a line.
@@ -70,14 +72,20 @@ const fn contents(name: &'static str, windows: &'static [(Window, u32)]) -> Defi
     Definition { name, part: Part::Program, what: What::Contents, windows, must: Some(0.0), linux: Some(0.0) }
 }
 
-use Part::{Kernel, Loose, Program};
+/// Of splits, which have no bound: what is compared is one with the lock and one without.
+const fn split(name: &'static str, part: Part, what: What, windows: &'static [(Window, u32)]) -> Definition {
+    Definition { name, part, what, windows, must: None, linux: None }
+}
+
+use Part::{Kernel, Loose, LooseSplitLock, LooseSplitLockless, Program, SplitLock, SplitLockless};
+use What::{Events, Instructions, Lines};
 use Window::{
     DontneedOwn, FaultBig, FaultOneArea, FaultOwn, FaultProcess, MmapAny, MmapOwn, MprotectOwn, MunmapAny, MunmapOwn,
-    SetMemory, SmmuInvalidate, TouchAny, TouchOwn, Vfree, Vmalloc,
+    SetMemory, SmmuInvalidate, SplitBlock, SplitGroup, SplitOneGroup, TouchAny, TouchOwn, Vfree, Vmalloc,
 };
 
 /// All rows, in the order of reports.
-pub const ROWS: [Definition; 22] = [
+pub const ROWS: [Definition; 40] = [
     lines("scale/write_fault/own", Program, &[(FaultOwn, 1)], 0.05, Some(0.18)),
     lines("scale/write_fault/one_area", Program, &[(FaultOneArea, 1)], 1.1, Some(3.19)),
     lines("scale/write_fault/big", Program, &[(FaultBig, 1)], 0.1, Some(0.52)),
@@ -92,6 +100,8 @@ pub const ROWS: [Definition; 22] = [
     lines("scale/vmalloc/own", Kernel, &[(Vmalloc, 1)], 4.0, None),
     lines("scale/vfree/own", Kernel, &[(Vfree, 1)], 4.0, None),
     lines("scale/smmu_invalidate/own", Kernel, &[(SmmuInvalidate, 1)], 5.0, None),
+    split("scale/split_group/own/lock", SplitLock, Lines, &[(SplitGroup, 1)]),
+    split("scale/split_group/own/lockless", SplitLockless, Lines, &[(SplitGroup, 1)]),
     lines("scale/loose/write_fault", Loose, &[(TouchOwn, 1)], 1.0, Some(1.9)),
     instructions("scale/loose/write_fault/instructions", &[(TouchOwn, 1)], Some(400.0), 2045.0),
     lines("scale/loose/mmap", Loose, &[(MmapOwn, 1)], 12.0, Some(34.0)),
@@ -100,6 +110,22 @@ pub const ROWS: [Definition; 22] = [
     instructions("scale/loose/munmap/instructions", &[(MunmapOwn, 1)], None, 19300.0),
     lines("scale/loose/mprotect", Loose, &[(MprotectOwn, 1)], 4.0, Some(32.0)),
     instructions("scale/loose/mprotect/instructions", &[(MprotectOwn, 1)], None, 8594.0),
+    split("scale/loose/split_block/lock", LooseSplitLock, Lines, &[(SplitBlock, 1)]),
+    split("scale/loose/split_block/lockless", LooseSplitLockless, Lines, &[(SplitBlock, 1)]),
+    split("scale/loose/split_block/lock/instructions", LooseSplitLock, Instructions, &[(SplitBlock, 1)]),
+    split("scale/loose/split_block/lockless/instructions", LooseSplitLockless, Instructions, &[(SplitBlock, 1)]),
+    split("scale/loose/split_block/lock/waits", LooseSplitLock, Events, &[(SplitBlock, 1)]),
+    split("scale/loose/split_block/lockless/retries", LooseSplitLockless, Events, &[(SplitBlock, 1)]),
+    split("scale/loose/split_group/own/lock", LooseSplitLock, Lines, &[(SplitGroup, 1)]),
+    split("scale/loose/split_group/own/lockless", LooseSplitLockless, Lines, &[(SplitGroup, 1)]),
+    split("scale/loose/split_group/own/lock/instructions", LooseSplitLock, Instructions, &[(SplitGroup, 1)]),
+    split("scale/loose/split_group/own/lockless/instructions", LooseSplitLockless, Instructions, &[(SplitGroup, 1)]),
+    split("scale/loose/split_group/own/lock/waits", LooseSplitLock, Events, &[(SplitGroup, 1)]),
+    split("scale/loose/split_group/one/lock", LooseSplitLock, Lines, &[(SplitOneGroup, 1)]),
+    split("scale/loose/split_group/one/lockless", LooseSplitLockless, Lines, &[(SplitOneGroup, 1)]),
+    split("scale/loose/split_group/one/lock/instructions", LooseSplitLock, Instructions, &[(SplitOneGroup, 1)]),
+    split("scale/loose/split_group/one/lockless/instructions", LooseSplitLockless, Instructions, &[(SplitOneGroup, 1)]),
+    split("scale/loose/split_group/one/lock/waits", LooseSplitLock, Events, &[(SplitOneGroup, 1)]),
 ];
 
 impl Definition {
@@ -116,6 +142,7 @@ impl Definition {
                 What::Lines => count.loads + count.stores,
                 What::Contents => count.contents,
                 What::Instructions => count.instructions,
+                What::Events => count.events,
             };
             Some(f64::from(times) * total as f64 / count.operations as f64)
         };
@@ -128,7 +155,7 @@ impl Definition {
     /// # Errors
     /// When the row is of no lines, or the file is not the plugin's.
     pub fn moves<'a>(&self, counts: &Counts, moves: &'a str) -> Result<Vec<Move<'a>>> {
-        ensure!(self.what != What::Instructions, "{} counts instructions", self.name);
+        ensure!(matches!(self.what, What::Lines | What::Contents), "{} counts no lines", self.name);
         let mut found = Vec::new();
         for text in moves.lines() {
             let [window, kind, line, pc, times] = *text.split(' ').collect::<Vec<_>>() else {
@@ -162,16 +189,18 @@ mod tests {
     #[test]
     fn a_row_sums_its_windows_by_operation() {
         let text = format!(
-            "{} 8 800 4 12 80 0 4\n{} 128 12800 0 256 0 2 2\n{} 8 160 8 8 0 2 2\n",
+            "{} 8 800 4 12 80 0 4 0\n{} 128 12800 0 256 0 2 2 0\n{} 8 160 8 8 0 2 2 0\n{} 8 99 0 0 0 0 0 6\n",
             Window::MmapOwn as u8,
             Window::TouchOwn as u8,
-            Window::MunmapOwn as u8
+            Window::MunmapOwn as u8,
+            Window::SplitBlock as u8
         );
         let counts = Counts::parse(&text).unwrap();
         let whole = Definition::of("scale/map_touch_unmap/own").unwrap();
         // 16 / 8, 16 times 256 / 128, 16 / 8.
         assert_eq!(whole.cost(&counts), Some(36.0));
         assert_eq!(Definition::of("scale/loose/mmap/instructions").unwrap().cost(&counts), Some(100.0));
+        assert_eq!(Definition::of("scale/loose/split_block/lock/waits").unwrap().cost(&counts), Some(0.75));
         assert_eq!(Definition::of("scale/mprotect/own").unwrap().cost(&counts), None);
         let row = whole.row(&[(2, Part::Program, counts.clone()), (2, Part::Loose, counts)]);
         assert_eq!(row.points, [(2, 36.0)]);
@@ -179,7 +208,7 @@ mod tests {
 
     #[test]
     fn moves_are_those_of_the_row_by_operation() {
-        let counts = Counts::parse(&format!("{} 8 800 4 12 80 0 4", Window::FaultBig as u8)).unwrap();
+        let counts = Counts::parse(&format!("{} 8 800 4 12 80 0 4 0", Window::FaultBig as u8)).unwrap();
         let number = Window::FaultBig as u8;
         let text = format!("{number} store 0x40 0x1000 4\n{number} contents 0x80 0x2000 8\n1 load 0x40 0x3000 9\n");
         let moves = |name| Definition::of(name).unwrap().moves(&counts, &text);
@@ -188,6 +217,7 @@ mod tests {
         assert_eq!(lines, [Move { kind: "store", line: 0x40, pc: 0x1000, times: 0.5 }]);
         assert_eq!(contents, [Move { kind: "contents", line: 0x80, pc: 0x2000, times: 1.0 }]);
         assert!(moves("scale/loose/mmap/instructions").is_err());
+        assert!(moves("scale/loose/split_block/lock/waits").is_err());
         assert!(Definition::of("scale/write_fault/big").unwrap().moves(&counts, "1 2").is_err());
     }
 
@@ -195,7 +225,13 @@ mod tests {
     fn names_are_different_and_each_has_something_to_compare_with() {
         for (index, row) in ROWS.iter().enumerate() {
             assert!(ROWS[..index].iter().all(|other| other.name != row.name), "{}", row.name);
-            assert!(row.must.is_some() || row.linux.is_some(), "{}", row.name);
+            let twin = row.name.replace("/lock", "/lockless").replace("/waits", "/retries");
+            let is_compared = [twin, row.name.replace("/lockless", "/lock").replace("/retries", "/waits")]
+                .iter()
+                .any(|twin| twin != row.name && Definition::of(twin).is_some());
+            // Without the lock groups are dissolved without a retry.
+            let is_zero = row.name.ends_with("/lock/waits");
+            assert!(row.must.is_some() || row.linux.is_some() || is_compared || is_zero, "{}", row.name);
         }
     }
 }
