@@ -89,6 +89,8 @@ pub(crate) struct Rig<'m, G: Geometry, T> {
     mappings: AtomicU64,
     /// The walk words of the CPUs.
     pub(crate) words: [AtomicU64; 3],
+    /// How often others were stopped.
+    pub(crate) stops: AtomicU64,
     /// Whose turn it is, where the CPUs are threads.
     turns: Option<Turns>,
     patience: Patience,
@@ -102,8 +104,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let border = window.start().0 + window.size() / 2 + border * G::PAGE_SIZE;
         let (plain, mappings, words) = (Mutex::default(), AtomicU64::default(), Default::default());
         let (splits, split_lock) = (Splits::NotShared, Mutex::default());
-        let (turns, patience) = (None, Patience::Waits);
-        Self { model, tlb, kernel, splits, split_lock, border, plain, mappings, words, turns, patience }
+        let (stops, turns, patience) = (AtomicU64::default(), None, Patience::Waits);
+        Self { model, tlb, kernel, splits, split_lock, border, plain, mappings, words, stops, turns, patience }
     }
 
     /// The same, with the whole window mapped by the largest leaves: both CPUs own a part of those at the border.
@@ -375,7 +377,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     }
 
     /// A change as the kernel makes it where CPUs are stopped for splits: refused where it cuts a leaf, and made again
-    /// once that is split, outside of its walk. With ever more tables, too; `meanwhile` happens between count and stop.
+    /// once that is split, outside of its walk, a table at a time. With ever more tables, too; `meanwhile` happens between
+    /// the refusal and each stop.
     fn split_stopped(
         &self,
         lazy: &Lazy<'_, Gated<'_, G>>,
@@ -384,24 +387,21 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         how: &Stopping<'_, 'm, G, T>,
         meanwhile: &dyn Fn(),
     ) -> Result<Flush<G>, Error> {
-        let (page_tables, word, mut tables) = (lazy.mmu().page_tables(), &self.words[how.cpu], 0);
+        let (page_tables, word, mut tables, mut taken) = (lazy.mmu().page_tables(), &self.words[how.cpu], 0, 0);
         loop {
             let walk = Announced::begin(word);
             let updated = page_tables.update(lazy, range, change, RefuseSplits);
             drop(walk);
             let Err(Error::Straddles { .. }) = updated else { return updated };
-            let walk = Announced::begin(word);
-            let needed = page_tables.tables_to_split(range);
-            drop(walk);
             meanwhile();
-            match page_tables.split_stopped(range, needed, how, &mut self.model.frames_limited(tables)) {
+            match page_tables.split_stopped(range, taken, how, &mut self.model.frames_limited(tables)) {
                 Err(Error::OutOfTables { needed, available }) => {
                     assert!(available == tables && needed <= MOST_TABLES, "{needed} tables for {range:?}");
                     self.step(how.cpu, || self.audit(how.cpu));
                     tables += 1;
                 }
-                // It is split, or to be counted again.
-                split => _ = split?,
+                // Where that is not all it takes a table.
+                split => taken = usize::from(!split?.1),
             }
         }
     }

@@ -2,7 +2,7 @@
 //! they acquire what was stored meanwhile, with an ISB. **Rule: then no access of any CPU comes to what it could not
 //! come to before**, such as a fault on what is mapped all the time.
 
-use core::cell::Cell;
+use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_model::{Access, ModelCpu, Outcome, Sabotage, Step};
@@ -21,12 +21,10 @@ pub(crate) enum Stop {
     Anywhere,
     /// None is.
     NotAtAll,
-    /// Tables for a split are not counted again.
-    Uncounted,
     /// They go on without an ISB.
     Unsynchronised,
-    /// One operation is lost: so many of its kind come first.
-    Lost(Step, usize),
+    /// In one stop, by its number, one operation is lost: so many of its kind come first.
+    Lost(u64, Step, usize),
 }
 
 /// One CPU as it stops the others.
@@ -34,13 +32,11 @@ pub(crate) struct Stopping<'r, 'm, G: Geometry, T> {
     rig: &'r Rig<'m, G, T>,
     pub(crate) cpu: usize,
     how: Stop,
-    /// No entry was asked for since the stop began.
-    has_begun: Cell<bool>,
 }
 
 impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Stopping<'r, 'm, G, T> {
     pub(crate) const fn new(rig: &'r Rig<'m, G, T>, cpu: usize, how: Stop) -> Self {
-        Self { rig, cpu, how, has_begun: Cell::new(false) }
+        Self { rig, cpu, how }
     }
 
     fn others(&self) -> impl Iterator<Item = ModelCpu<'m, G>> {
@@ -64,9 +60,7 @@ impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Stopping<'
         Self: 'a;
 
     fn entries(&self) -> Entries {
-        // The first question is whether tables are to be counted again.
-        let is_count = self.has_begun.replace(false);
-        if is_count && self.how == Stop::Uncounted { Entries::Alone } else { Entries::Stopped }
+        Entries::Stopped
     }
 
     fn begin(&self) -> Self::Section<'_> {
@@ -83,10 +77,12 @@ impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Stopping<'
         let of_cpu = |cpu: ModelCpu<'m, G>, page| Access::ALL.map(|access| (cpu, page, access, cpu.may(page, access)));
         let of_page = |page| rig.model.cpus().flat_map(move |cpu| of_cpu(cpu, page));
         let before = self.pages().into_iter().flat_map(of_page).collect();
-        if let Stop::Lost(step, nth) = how {
+        let number = rig.stops.fetch_add(1, Ordering::Relaxed);
+        if let Stop::Lost(stop, step, nth) = how
+            && stop == number
+        {
             rig.model.inject(step, nth, Sabotage::Lost);
         }
-        self.has_begun.set(true);
         OthersStopped { stopping: self, before }
     }
 }
