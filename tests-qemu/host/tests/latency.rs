@@ -16,6 +16,8 @@ use granule_runner::serial::Limit;
 /// Instructions.
 const MOST_MASKED: u64 = 20_000;
 const MOST_IN_KERNEL: u64 = 200_000;
+/// Of a stop, which is masked on all CPUs.
+const MOST_STOPPED: u64 = 5_000;
 
 /// Each `hog`; the first is killed for want of memory.
 const HOGS: [&str; 7] = [
@@ -154,6 +156,23 @@ fn latency_is_bounded_in_programs_that_stress_the_kernel() {
         None,
         240,
     );
+}
+
+/// Each stop, with all other CPUs parked and interrupts masked, splits or collapses little.
+#[test]
+fn latency_is_bounded_where_the_machine_is_stopped_for_splits() {
+    let machine = Machine { bootargs: "split=stop-machine rodata=off".into(), ..one_cpu("1G") };
+    let lines =
+        ["vmalloc 2000", "set_memory ro $+0x5000 700", "set_memory rw $ 2000", "collapse", "vfree $", "collapse"];
+    let (wrong, session, records) = count(&machine, &lines, 60);
+    ends_as_expected(&wrong, &session, None);
+    assert!(session.contains("to 0 of 1 GiB, 2 of 2 MiB"), "the leaves that were cut were split: {session}");
+    for (line, record) in lines.iter().zip(&records) {
+        let masked = record.iter().filter(|stretch| stretch.kind == "masked").map(|stretch| stretch.length(&machine));
+        let longest = masked.max().unwrap_or_default();
+        println!("{line}: {longest}");
+        assert!((100..=MOST_STOPPED).contains(&longest), "{line}: {longest}\n{session}");
+    }
 }
 
 #[test]

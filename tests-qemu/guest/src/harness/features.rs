@@ -9,12 +9,13 @@ use granule::platform::GicDescription;
 use granule::smp;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte, Pan};
+use granule_pgtable::Leaves;
 
 /// A feature's name, and whether this machine has it.
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 27] = [
+pub(crate) const KNOWN: [Feature; 28] = [
     ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
     ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
@@ -33,6 +34,7 @@ pub(crate) const KNOWN: [Feature; 27] = [
     ("split", |_| linear_map_has_large_leaves() && policy().split.is_live()),
     ("stop", |_| linear_map_has_large_leaves() && policy().split == SplitMode::StopMachine),
     ("refuse", |_| linear_map_has_large_leaves() && policy().split == SplitMode::Refuse),
+    ("areas", |_| policy().area_leaves == Leaves::Largest),
     ("alias", |_| policy().alias),
     ("pagealloc", |_| policy().debug_pagealloc),
     ("kfence", |_| guarded_heap().is_on()),

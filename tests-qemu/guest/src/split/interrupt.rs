@@ -5,11 +5,14 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use granule::chip::timer;
+use granule::mm::kernel::collapse::CollapseError;
 use granule::mm::kernel::policy::SplitMode;
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::smp::{Cpu, this_cpu};
+use granule::sync::{IrqLock, rank};
 use granule_arch::addr::VirtAddr;
-use granule_arch::wait;
+use granule_arch::{interrupts, wait};
+use granule_pgtable::PageRange;
 
 use super::{BLOCK_PAGES, Block, GROUP_PAGES, PAGE, faults, is_readable, make_invalid, make_valid, space};
 use crate::harness::{Test, target_test};
@@ -21,12 +24,14 @@ const PENDING: u32 = 0;
 const DONE: u32 = 1;
 const NO_TABLES: u32 = 2;
 const WRONG: u32 = 3;
+const CANNOT_STOP: u32 = 4;
 
 fn change_own_page(_: &Cpu) {
     let page = VirtAddr(OWN.load(Ordering::Relaxed));
     let result = match make_invalid(page, 1) {
         Ok(()) if faults(page) && make_valid(page, 1).is_ok() && is_readable(page) => DONE,
         Err(SetMemoryError::OutOfTables { needed: 1, available: 0 }) if is_readable(page) => NO_TABLES,
+        Err(SetMemoryError::CannotStop { .. }) if is_readable(page) => CANNOT_STOP,
         _ => WRONG,
     };
     RESULT.store(result, Ordering::Release);
@@ -76,6 +81,36 @@ fn a_handler_splits_with_what_its_cpu_has_in_reserve(t: &mut Test) {
     interrupt_after(Duration::ZERO, block.page(7), change_own_page);
     t.equal("split", result(), DONE);
     t.equal("to pages", leaf(7), Some(PAGE));
+    block.free(t);
+}
+
+target_test!(other_cpus_are_not_parked_from_a_handler_nor_with_interrupts_masked, needs("stop"));
+fn other_cpus_are_not_parked_from_a_handler_nor_with_interrupts_masked(t: &mut Test) {
+    let Some(block) = Block::fresh(t) else { return };
+    let whole = PageRange::from_pages(block.page(0), BLOCK_PAGES as usize).expect("a block's pages");
+    let leaf = |page| block.translation(page).map(|found| found.leaf_size);
+    let (before, stops) = (leaf(7), space().split_counts().stops);
+    interrupt_after(Duration::ZERO, block.page(7), change_own_page);
+    t.equal("in a handler", result(), CANNOT_STOP);
+    let masked = interrupts::mask();
+    let change = make_invalid(block.page(7), 1);
+    let collapse = space().collapse(this_cpu(), whole);
+    interrupts::restore(masked);
+    t.check("with interrupts masked", matches!(change, Err(SetMemoryError::CannotStop { .. })));
+    t.equal("and a collapse", collapse, Err(CollapseError::CannotStop));
+    let lock = IrqLock::<(), { rank::RANDOM }>::new(());
+    let guard = lock.lock();
+    let change = make_invalid(block.page(7), 1);
+    drop(guard);
+    t.check("with a lock held", matches!(change, Err(SetMemoryError::CannotStop { .. })));
+    t.equal("nothing was stopped or split", (leaf(7), space().split_counts().stops), (before, stops));
+    t.check("whole leaves change there, too", {
+        interrupt_after(Duration::ZERO, block.page(7), |_| {
+            let whole = make_invalid(VirtAddr(OWN.load(Ordering::Relaxed) & !(BLOCK_PAGES * PAGE - 1)), BLOCK_PAGES);
+            RESULT.store(if whole.is_ok() { DONE } else { WRONG }, Ordering::Release);
+        });
+        leaf(7) != Some(BLOCK_PAGES * PAGE) || result() == DONE
+    });
     block.free(t);
 }
 
