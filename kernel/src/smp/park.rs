@@ -94,16 +94,18 @@ fn park_all(this: &Cpu) -> Result<(), &'static Cpu> {
     while !left.is_empty() {
         for other in left.iter().filter_map(cpu) {
             let answer = other.id.of(&ANSWERS);
-            match answer.load(Ordering::Acquire) {
-                found if found == parked_in(round) => left = left.without(other.id),
-                // Not before that, or interrupts alone might keep it from going on.
-                found if found == walking_in(round) && !other.walk.is_open() => {
-                    if answer.compare_exchange(found, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                        ask(other);
-                    }
+            let found = answer.load(Ordering::Acquire);
+            if found == parked_in(round) {
+                left = left.without(other.id);
+            } else if found == walking_in(round) {
+                // Not asked again before that, or interrupts alone might keep it from going on.
+                let has_ended = !other.walk.is_open();
+                if has_ended && answer.compare_exchange(found, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                    ask(other);
                 }
-                found if found == walking_in(round) && patience.has_passed() => return Err(other),
-                _ => {}
+                if !has_ended && patience.has_passed() {
+                    return Err(other);
+                }
             }
         }
         wait::relax();
