@@ -16,7 +16,7 @@ const PREFIX: &str = "word_";
 /// Of each function the words of the system instruction class (Arm ARM C4.1.93) and of exclusive and ordered accesses
 /// (C4.1.94), in order, registers left out. Encodings: DSB, DMB, ISB, the hints and accesses C6.2, TLBI, DC, IC and AT
 /// C5.3 to C5.5 and C5.6, system registers D24.
-const WORDS: [(&str, &[u32]); 66] = [
+const WORDS: [(&str, &[u32]); 68] = [
     // DSB: CRm 10 ISHST, 11 ISH, 7 NSH, 15 SY.
     ("dsb_ishst", &[0xd503_3a80]),
     ("dsb_ish", &[0xd503_3b80]),
@@ -55,6 +55,25 @@ const WORDS: [(&str, &[u32]); 66] = [
     ("clean_to_unification", &[0xd50b_7b20]),
     ("invalidate_instructions", &[0xd50b_7520]),
     ("invalidate_all_instructions", &[0xd508_7100]),
+    // MRS DAIF, MSR DAIFSet, #15; DSB ISHST, TLBI VMALLE1IS, DSB ISH, for an erratum both once more; DSB ISHST, ISB, MSR
+    // DAIF: D8.17.1.
+    (
+        "break_before_make",
+        &[
+            0xd53b_4220,
+            0xd503_4fc0,
+            0xd503_3a80,
+            0xd508_8300,
+            0xd503_3b80,
+            0xd508_8300,
+            0xd503_3b80,
+            0xd503_3a80,
+            0xd503_3fc0,
+            0xd51b_4220,
+        ],
+    ),
+    // MRS DAIF, MSR DAIFSet, #15; STLR, LDAR, WFE; ISB, MSR DAIF.
+    ("park", &[0xd53b_4220, 0xd503_4fc0, 0x889f_fc00, 0x88df_fc00, 0xd503_2040, 0xd503_3fc0, 0xd51b_4220]),
     // DC CVAU, DSB ISH, IC IVAU, DSB ISH, ISB: B2.7.4.2.
     ("sync_code", &[0xd50b_7b20, 0xd503_3b80, 0xd50b_7520, 0xd503_3b80, 0xd503_3fc0]),
     // MRS PAR_EL1, AT S1E1R, ISB, MRS PAR_EL1, MSR PAR_EL1.

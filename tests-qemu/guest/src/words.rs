@@ -3,7 +3,7 @@
 
 #![allow(unsafe_code, reason = "calls of what must not run, under names that are found in the ELF")]
 
-use core::sync::atomic::AtomicU64;
+use core::sync::atomic::{AtomicU32, AtomicU64};
 
 use granule::iommu::Port;
 use granule_arch::addr::VirtAddr;
@@ -75,6 +75,10 @@ words! {
     word_invalidate_all_instructions(): cache::invalidate_all_instructions();
     // SAFETY: as above.
     word_sync_code(start: VirtAddr): unsafe { cache::sync_code(start, 64, LINES) };
+    word_break_before_make(entries: *mut u64, count: usize, first: u64, step: u64, repeats: bool):
+        // SAFETY: as above.
+        unsafe { tlbi::break_before_make(entries, count, first, step, repeats) };
+    word_park(at: &AtomicU32, here: u32, word: &AtomicU32, value: u32): wait::park(at, here, word, value);
     word_read_at_el1(address: VirtAddr) -> bool: translate::read_at_el1(address).is_ok();
     word_relax(): wait::relax();
     word_wfe(): wait::wfe();

@@ -158,14 +158,16 @@ fn what_was_split_for_one_page_is_folded_back() {
 
 #[test]
 fn leaves_that_must_not_become_blocks_become_groups() {
-    let machine = HostMachine::<Granule4K>::new(8);
-    let (read_only, writable) = (range(BASE, 2 * MIB), range(BASE + 2 * MIB, 2 * MIB));
-    map(&machine, read_only, 0, RODATA, Shape::PAGES).unwrap();
-    map(&machine, writable, 2 * MIB, DATA, Shape::PAGES).unwrap();
-    let both = range(BASE, 4 * MIB);
-    let done = collapse(&machine, Collapse { never_blocks: bits::RDONLY, ..all_of(both) });
-    assert_eq!((done.blocks, done.groups), ([0, 0, 1, 0], [0, 0, 0, 1]));
-    assert_eq!(leaf_sizes(&machine, both), [(64 * KIB, 32), (2 * MIB, 1)]);
+    for handshake in [Handshake::Marks, Handshake::Stopped] {
+        let machine = HostMachine::<Granule4K>::new(8);
+        let (read_only, writable) = (range(BASE, 2 * MIB), range(BASE + 2 * MIB, 2 * MIB));
+        map(&machine, read_only, 0, RODATA, Shape::PAGES).unwrap();
+        map(&machine, writable, 2 * MIB, DATA, Shape::PAGES).unwrap();
+        let both = range(BASE, 4 * MIB);
+        let done = collapse(&machine, Collapse { never_blocks: bits::RDONLY, handshake, ..all_of(both) });
+        assert_eq!((done.blocks, done.groups), ([0, 0, 1, 0], [0, 0, 0, 1]));
+        assert_eq!(leaf_sizes(&machine, both), [(64 * KIB, 32), (2 * MIB, 1)]);
+    }
 }
 
 /// What is done with pages before they are to be collapsed.

