@@ -158,21 +158,28 @@ fn code_runs_where_it_may_and_nowhere_else(t: &mut Test) {
     space().vfree(this_cpu(), area);
 }
 
+/// Pages that become invalid one after the other: an emulator's TLB may have lost one of them for another reason.
+const INVALID: u64 = 8;
+
 target_test!(invalid_pages_fault_and_remember);
 fn invalid_pages_fault_and_remember(t: &mut Test) {
-    let Some(area) = area(t, 3) else { return };
-    let page = area.start() + PAGE;
-    t.equal("written", write(page), Ok(()));
-    let before = space().tables().translate(page);
-    t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
-    refused(t, probe::read::<u64>(page), FaultStatus::Translation, Access::Read, page);
-    refused(t, write(page), FaultStatus::Translation, Access::Write, page);
-    t.equal("a neighbour works", write(page + PAGE), Ok(()));
-    t.ok("read-only meanwhile", space().set_memory_ro(page, 1));
-    t.ok("writable meanwhile", space().set_memory_rw(page, 1));
-    t.ok("made valid", space().set_memory_valid(page, 1, Validity::Valid));
-    t.equal("the entry is what it was", space().tables().translate(page), before);
-    t.equal("and so is the page", probe::read::<u64>(page), Ok(0x5a5a));
+    let Some(area) = area(t, INVALID + 2) else { return };
+    let page = |index| area.start() + (1 + index) * PAGE;
+    let before = space().tables().translate(page(0));
+    t.equal("written", write(page(0)), Ok(()));
+    for page in (0..INVALID).map(page) {
+        t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
+        refused(t, probe::read::<u64>(page), FaultStatus::Translation, Access::Read, page);
+        refused(t, write(page), FaultStatus::Translation, Access::Write, page);
+        t.equal("a neighbour works", write(page + PAGE), Ok(()));
+    }
+    t.ok("read-only meanwhile", space().set_memory_ro(page(0), INVALID));
+    t.ok("writable meanwhile", space().set_memory_rw(page(0), INVALID));
+    t.ok("made valid", space().set_memory_valid(page(0), INVALID, Validity::Valid));
+    t.equal("the entry is what it was", space().tables().translate(page(0)), before);
+    for page in (0..INVALID).map(page) {
+        t.equal("and so is the page", probe::read::<u64>(page), Ok(0x5a5a));
+    }
     space().vfree(this_cpu(), area);
 }
 

@@ -199,7 +199,7 @@ impl KernelSpace {
     ///
     /// For the **exclusive owner** of the range, which has **no area behind it** that could be freed: the
     /// linear map, or the image. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
-    /// get only the frames that this CPU has in reserve for tables.
+    /// get only the frames that this CPU has in reserve for tables, and split no leaf with `split=stop-machine`.
     ///
     /// # Errors
     /// [`SetMemoryError`]: every page is as it was.

@@ -104,7 +104,7 @@ impl KernelSpace {
     /// Maps `pages` pages of new memory, wherever addresses are free. Their contents are undefined.
     ///
     /// By the largest leaves for which there is memory in one piece: 2 MiB blocks, contiguous groups, pages. Each page
-    /// may change alone, so where leaves cannot be split they are all pages ([`super::policy::Policy::area_leaves`]).
+    /// may change alone, so with `split=refuse` they are all pages ([`super::policy::Policy::area_leaves`]).
     ///
     /// Sleeps for nothing and may be called with interrupts masked, not from handlers (it takes a lock of areas).
     ///
