@@ -1,6 +1,7 @@
 //! `./x bench`: measures on the target, and compares with what is checked in.
 
 mod scale;
+mod tlb;
 
 use std::path::Path;
 use std::process::Command;
@@ -10,6 +11,7 @@ use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::list::{self, Bench, DEFAULT};
 use granule_runner::bench::reference::{Run, Scope};
 use granule_runner::bench::scale::SUITE;
+use granule_runner::bench::tlb::SUITE as TLB;
 use granule_runner::bench::{BOOT, page, table};
 use granule_runner::machine::{self, Machine};
 
@@ -56,7 +58,10 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         return scale::run(options, tools, built);
     }
     ensure!(!options.brief && options.sources.is_none(), "--brief and --sources are of `./x bench {SUITE}`");
-    ensure!(!options.update || options.name.is_none(), "--update takes all rows, or those of the suite {SUITE}");
+    if options.name.as_deref() == Some(TLB) {
+        return tlb::run(options, tools, built);
+    }
+    ensure!(!options.update || options.name.is_none(), "--update takes all rows, or the suite {SUITE} or {TLB}");
     let rows = list::read(&built.benches.elf)?;
     let filter = options.name.as_deref().unwrap_or_default();
     let mut machines = Vec::new();
@@ -82,6 +87,8 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     }
     if options.update {
         let before = reference(&tools.root)?;
+        // What no compiler decides.
+        run.tlb = before.tlb;
         // Of another compiler they would not be what this one's reference is compared with.
         if before.rustc == run.rustc {
             run.scale = before.scale;

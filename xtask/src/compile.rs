@@ -23,7 +23,9 @@ const PROGRAMS: &str = "user/src/bin";
 const PLUGINS: [&str; 2] = ["stretches", "blocks"];
 /// The plugin that counts cache lines, for the benches of the suite `scale` alone.
 const LINES: &str = "lines";
-/// Their sources, and the header that both include.
+/// The one that models a TLB, for those of the suite `tlb`.
+const TLB: &str = "tlb";
+/// Their sources, and the header that all include.
 const PLUGIN_SOURCES: &str = "tests-qemu/plugin";
 
 /// What fails where the sources do not compile for the target.
@@ -46,6 +48,8 @@ pub(crate) struct Built {
     pub(crate) initrd: PathBuf,
     /// The plugin of QEMU that counts cache lines, where it can be built.
     pub(crate) lines: Option<PathBuf>,
+    /// The one that models a TLB, where it can be built.
+    pub(crate) tlb: Option<PathBuf>,
 }
 
 /// One program in both forms.
@@ -81,8 +85,12 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     let (tests, benches) = (program(TESTS)?, program("granule-bench")?);
     check_words(&tests, profile)?;
     PLUGINS.iter().try_for_each(|name| build_plugin(tools, name).map(drop))?;
-    let lines = build_plugin(tools, LINES).inspect_err(|error| eprintln!("x: {error:#}: `./x bench scale` is skipped"));
-    let built = Built { kernel, tests, benches, example, bench_program, initrd: archive, lines: lines.ok() };
+    let optional = |name, suite| {
+        let plugin = build_plugin(tools, name);
+        plugin.inspect_err(|error| eprintln!("x: {error:#}: `./x bench {suite}` is skipped")).ok()
+    };
+    let (lines, tlb) = (optional(LINES, "scale"), optional(TLB, "tlb"));
+    let built = Built { kernel, tests, benches, example, bench_program, initrd: archive, lines, tlb };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());

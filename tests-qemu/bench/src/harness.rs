@@ -21,7 +21,7 @@ use granule::{kernel, sched, smp};
 use granule_protocol::{BenchRecord, Event, NULL_TURNS, Nonce, Port, REPETITIONS, text, windows_at_el0};
 use linkme::distributed_slice;
 
-use crate::scale;
+use crate::{scale, tlb};
 
 /// A row's record; see `bench!`.
 pub(crate) type Record = BenchRecord<fn(&mut Bench<'_>)>;
@@ -80,6 +80,7 @@ fn rows(value: &str) -> Result<(), Refused> {
 /// What runs once the kernel is up.
 pub(crate) fn run() -> ! {
     scale::run_if_asked();
+    tlb::run_if_asked();
     let nonce = bootargs::get("bench.nonce").and_then(|nonce| u32::from_str_radix(nonce, 16).ok());
     let (Some(nonce), Some(_), 1) = (nonce, timer::instructions(), smp::online().iter().count()) else {
         granule::println!("the bench image: `./x bench` boots it with bench.nonce=, -icount and one CPU");

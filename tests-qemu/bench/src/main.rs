@@ -34,6 +34,8 @@ mod smmu;
 #[cfg(target_os = "none")]
 mod space;
 #[cfg(target_os = "none")]
+mod tlb;
+#[cfg(target_os = "none")]
 mod uffd;
 #[cfg(target_os = "none")]
 mod vmalloc;

@@ -7,6 +7,7 @@ use granule_host_tests::built;
 use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::scale::boot::{Part, Scale};
 use granule_runner::bench::scale::rows::{ROWS, What};
+use granule_runner::bench::tlb::Tlb;
 use granule_runner::bench::{Measured, list};
 use granule_runner::machine;
 
@@ -83,4 +84,16 @@ fn splits_at_once_wait_for_the_lock_or_retry() {
         assert_eq!(row.cost(&alone), Some(0.0), "{}", row.name);
         assert!(row.cost(&two).unwrap() > 0.0, "{}", row.name);
     }
+}
+
+/// What a pass fills and reads is known, and [`Tlb::measure`] fails where the plugin counts anything else: leaves of
+/// another size, another access, or an entry that was replaced too early or too late.
+#[test]
+fn a_pass_fills_an_entry_for_each_leaf() {
+    let machine = machine::named("default").unwrap();
+    let [image, plugin] = ["granule-bench.img", "tlb.so"].map(built);
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let rows = Tlb { machine: &machine, image: &image, plugin: &plugin, scratch }.measure().unwrap();
+    let in_order = rows.iter().filter(|row| row.name.contains("/in_order/"));
+    assert_eq!(in_order.map(|row| row.entries).collect::<Vec<_>>(), [512, 32, 1]);
 }

@@ -14,6 +14,7 @@ mod expectation;
 mod frame;
 mod record;
 mod scale;
+mod tlb;
 
 pub use bench::{
     BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
@@ -26,3 +27,4 @@ pub use record::{
     Record, SECTION, text,
 };
 pub use scale::ScaleWindow;
+pub use tlb::{TlbLeaf, TlbOrder, TlbPass};

@@ -4,7 +4,8 @@
 //! takes the points; [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the
 //! same to the instruction; [`net`] computes further rows; [`fit`] draws a line through them; [`table`] prints them beside what they must be
 //! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
-//! docs/BENCHMARKS.md. [`scale`](mod@scale) is apart: cache lines on several CPUs.
+//! docs/BENCHMARKS.md. [`scale`](mod@scale) and [`tlb`](mod@tlb) are apart: cache lines on several CPUs, and what
+//! leaves of different sizes cost a TLB.
 
 pub mod bars;
 pub mod boot;
@@ -15,6 +16,7 @@ pub mod page;
 pub mod reference;
 pub mod scale;
 pub mod table;
+pub mod tlb;
 pub mod trace;
 
 use serde::{Deserialize, Serialize};

@@ -8,6 +8,7 @@ use super::reference::Run;
 use super::scale::rows::{Definition, What};
 use super::scale::{BOUNDED_AT, CPUS, judge};
 use super::table::{PEERS, peer};
+use super::tlb::TlbRow;
 use super::{Measured, Row};
 
 /// What stands before the tables.
@@ -23,8 +24,8 @@ pub fn with_tables(page: &str, run: &Run) -> Result<String> {
     let (before, rest) = page.split_once(BEGIN).context("the page has no beginning of the tables")?;
     let (_, after) = rest.split_once(END).context("the page has no end of the tables")?;
     let (bounded, unbounded) = (bounded(run), unbounded(run));
-    let (lines_moved, picture) = (lines_moved(run), picture(run));
-    Ok(format!("{before}{BEGIN}\n{bounded}\n{unbounded}\n{lines_moved}\n{picture}\n{END}{after}"))
+    let (lines_moved, picture, filled) = (lines_moved(run), picture(run), filled(run));
+    Ok(format!("{before}{BEGIN}\n{bounded}\n{unbounded}\n{lines_moved}\n{picture}\n{filled}\n{END}{after}"))
 }
 
 /// Rows that have bounds, and what others take.
@@ -110,6 +111,17 @@ fn picture(run: &Run) -> String {
     text
 }
 
+/// The suite `tlb`.
+fn filled(run: &Run) -> String {
+    let mut text = String::from("| 2 MiB | reads | entries filled | descriptors read | with a walk cache |\n");
+    text.push_str("|---|---:|---:|---:|---:|\n");
+    for row in &run.tlb {
+        let TlbRow { name, accesses, entries, descriptors, descriptors_cached } = row;
+        text.push_str(&format!("| `{name}` | {accesses} | {entries} | {descriptors} | {descriptors_cached} |\n"));
+    }
+    text
+}
+
 /// How many lines a cell of the picture stands for: fewer than 2, 4, 8 and so on.
 const STEPS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
 
@@ -164,6 +176,9 @@ mod tests {
         assert!(with_tables(PAGE, &run).unwrap() != PAGE);
         let mut run = Run::from_json(REFERENCE).unwrap();
         run.scale[0].points[3].1 += 0.01;
+        assert!(with_tables(PAGE, &run).unwrap() != PAGE);
+        let mut run = Run::from_json(REFERENCE).unwrap();
+        run.tlb[0].entries += 1;
         assert!(with_tables(PAGE, &run).unwrap() != PAGE);
         assert!(with_tables("no tables here", &run).is_err());
     }

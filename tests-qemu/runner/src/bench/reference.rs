@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::bars::Bar;
 use super::scale::{ScaleRow, lines};
+use super::tlb::TlbRow;
 use super::{Measured, Row};
 
 /// More than this is growth.
@@ -34,6 +35,9 @@ pub struct Run {
     /// Rows of the suite [`scale`](mod@super::scale), on the first machine.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub scale: Vec<ScaleRow>,
+    /// Rows of the suite [`tlb`](mod@super::tlb).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tlb: Vec<TlbRow>,
     /// What `rustc -vV` prints of the compiler.
     pub rustc: String,
 }
@@ -42,7 +46,7 @@ impl Run {
     /// A run of some machines, in this order; `None` if there is none.
     pub fn new(mut machines: Vec<Measured>, rustc: String) -> Option<Self> {
         let also = machines.split_off(1.min(machines.len()));
-        Some(Self { first: machines.pop()?, also, scale: Vec::new(), rustc })
+        Some(Self { first: machines.pop()?, also, scale: Vec::new(), tlb: Vec::new(), rustc })
     }
 
     /// All machines.
@@ -71,6 +75,9 @@ impl Run {
         }
         if !self.scale.is_empty() {
             text.push_str(&format!(",\n\"scale\":[\n{}\n]", lines(&self.scale)?));
+        }
+        if !self.tlb.is_empty() {
+            text.push_str(&format!(",\n\"tlb\":[\n{}\n]", lines(&self.tlb)?));
         }
         text.push_str(&format!(",\n\"rustc\":{}}}\n", serde_json::to_string(&self.rustc)?));
         Ok(text)
@@ -170,7 +177,7 @@ fn more_barriers(place: &str, before: &Row, now: &Row) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::super::trace::Barriers;
-    use super::{Measured, Row, Run, ScaleRow, Scope};
+    use super::{Measured, Row, Run, ScaleRow, Scope, TlbRow};
 
     fn run(points: &[(u32, u32)], tlbi: u32) -> Run {
         let barriers = vec![Barriers { dsb: 2, isb: 1, tlbi }; points.len()];
@@ -244,7 +251,8 @@ mod tests {
     #[test]
     fn json_is_as_it_is_promised_and_is_read_back() {
         let row = ScaleRow { name: "scale/x".into(), unit: "cpus".into(), points: vec![(1, 0.0), (2, 2.25)] };
-        let run = Run { scale: vec![row], ..run(&[(1, 400), (512, 4000)], 1) };
+        let tlb = TlbRow { name: "tlb/x".into(), accesses: 8, entries: 2, descriptors: 6, descriptors_cached: 4 };
+        let run = Run { scale: vec![row], tlb: vec![tlb], ..run(&[(1, 400), (512, 4000)], 1) };
         let text = run.to_json().unwrap();
         let mut wanted = Run::from_json(&text).unwrap();
         for (measured, read) in [(&run.first, &mut wanted.first), (&run.also[0], &mut wanted.also[0])] {
@@ -262,6 +270,11 @@ mod tests {
         );
         assert!(text.starts_with(start), "{text}");
         let row = "\"scale\":[\n{\"name\":\"scale/x\",\"unit\":\"cpus\",\"points\":[[1,0.0],[2,2.25]]}\n],\n";
+        assert!(text.contains(row), "{text}");
+        let row = concat!(
+            "\"tlb\":[\n{\"name\":\"tlb/x\",\"accesses\":8,\"entries\":2,\"descriptors\":6,",
+            "\"descriptors_cached\":4}\n],\n"
+        );
         assert!(text.contains(row), "{text}");
         assert!(Run::from_json("{}").is_err());
     }

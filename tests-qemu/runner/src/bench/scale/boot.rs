@@ -207,7 +207,7 @@ impl Scale<'_> {
 }
 
 /// Runs a machine to its end.
-fn run(qemu: &Qemu) -> Result<()> {
+pub(in crate::bench) fn run(qemu: &Qemu) -> Result<()> {
     let mut guest = Guest::start(qemu)?;
     let deadline = guest.deadline(LIMIT);
     let (mut lines, mut transcript) = (Lines::default(), Vec::new());

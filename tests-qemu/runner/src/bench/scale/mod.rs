@@ -59,7 +59,7 @@ impl ScaleRun {
 }
 
 /// Rows, a line for each.
-pub(super) fn lines(rows: &[ScaleRow]) -> serde_json::Result<String> {
+pub(super) fn lines(rows: &[impl Serialize]) -> serde_json::Result<String> {
     let rows: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
     Ok(rows.join(",\n"))
 }
