@@ -17,7 +17,8 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "qemu.h"
+#define PLUGIN "blocks"
+#include "plugin.h"
 
 enum { IMAGE = 2 << 20, LENGTH_BITS = 12 };
 static const uint64_t LINKED = 0xffff800080000000, SLIDES = 1 << 30;
@@ -68,7 +69,7 @@ static void on_translation(plugin_id id, struct block *block)
 	}
 }
 
-static void on_exit(plugin_id id, void *data)
+static void at_exit(plugin_id id, void *data)
 {
 	(void)id, (void)data;
 	fclose(out);
@@ -77,16 +78,14 @@ static void on_exit(plugin_id id, void *data)
 EXPORT int qemu_plugin_install(plugin_id id, const void *info, int arguments, char **argument)
 {
 	(void)info;
-	for (int i = 0; i < arguments; i++) {
-		if (!strncmp(argument[i], "out=", 4))
-			out = fopen(argument[i] + 4, "w");
-	}
+	for (int i = 0; i < arguments; i++)
+		open_file(&out, "out=", argument[i]);
 	if (!out) {
 		fprintf(stderr, "blocks: out=FILE, which can be written, is missing\n");
 		return -1;
 	}
 	scores = qemu_plugin_scoreboard_new(sizeof(struct score));
 	qemu_plugin_register_vcpu_tb_trans_cb(id, on_translation);
-	qemu_plugin_register_atexit_cb(id, on_exit, NULL);
+	qemu_plugin_register_atexit_cb(id, at_exit, NULL);
 	return 0;
 }

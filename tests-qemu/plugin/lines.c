@@ -31,7 +31,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qemu.h"
+#define PLUGIN "lines"
+#include "plugin.h"
 
 enum { CPUS = 32, ROWS = 64, REGISTERS = 31, LINE_BITS = 6, PAGE_BITS = 12, LINES = 1 << (PAGE_BITS - LINE_BITS) };
 enum { PAGES = 1 << 20 };	// of physical memory: 4 GiB
@@ -61,23 +62,6 @@ static void *registers[REGISTERS], *tpidr, *ttbr1;
 static byte_array *bytes;
 static FILE *out, *places;
 static bool active;
-
-static void give_up(const char *why, uint64_t value)
-{
-	fprintf(stderr, "lines: %s %#jx\n", why, (uintmax_t)value);
-	_Exit(1);
-}
-
-static uint64_t value_of(void *handle)
-{
-	uint64_t value = 0;
-	g_byte_array_set_size(bytes, 0);
-	int size = qemu_plugin_read_register(handle, bytes);
-	if (size != 8)
-		give_up("a register cannot be read, size", size);
-	memcpy(&value, bytes->data, sizeof value);
-	return value;
-}
 
 // Finds out which CPU runs.
 static void on_block(unsigned vcpu, void *data)
@@ -340,10 +324,7 @@ static void on_vcpu(plugin_id id, unsigned vcpu)
 	array *all = qemu_plugin_get_registers();
 	register_description *description = (void *)all->data;
 	for (unsigned i = 0; i < all->length; i++) {
-		unsigned number;
-		char more;
-		if (sscanf(description[i].name, "x%u%c", &number, &more) == 1 && number < REGISTERS)
-			registers[number] = description[i].handle;
+		keep_register(registers, REGISTERS, &description[i]);
 		if (!strcmp(description[i].name, "TPIDR_EL1"))
 			tpidr = description[i].handle;
 		if (!strcmp(description[i].name, "TTBR1_EL1"))
@@ -379,10 +360,8 @@ EXPORT int qemu_plugin_install(plugin_id id, const void *info, int arguments, ch
 {
 	(void)info;
 	for (int i = 0; i < arguments; i++) {
-		if (!strncmp(argument[i], "out=", 4))
-			out = fopen(argument[i] + 4, "w");
-		if (!strncmp(argument[i], "moves=", 6))
-			places = fopen(argument[i] + 6, "w");
+		open_file(&out, "out=", argument[i]);
+		open_file(&places, "moves=", argument[i]);
 	}
 	bytes = g_byte_array_new();
 	moves = calloc(MOVES, sizeof *moves);

@@ -26,7 +26,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qemu.h"
+#define PLUGIN "stretches"
+#include "plugin.h"
 
 enum { VCPUS = 64, SPIN = 64, TRACE = 1 << 16 };
 enum kind { MASKED, IN_KERNEL, KINDS };
@@ -113,7 +114,7 @@ static bool is_of_kernel(uint64_t pstate)
 	return pstate & 3 << 2;
 }
 
-static uint64_t value_of(void *handle, unsigned vcpu)
+static uint64_t value_of_vcpu(void *handle, unsigned vcpu)
 {
 	struct vcpu *v = &vcpus[vcpu];
 	uint64_t value = 0;
@@ -130,7 +131,7 @@ static uint64_t value_of(void *handle, unsigned vcpu)
 // A block begins behind something that may have changed PSTATE.
 static void look(unsigned vcpu, void *address)
 {
-	uint64_t pstate = value_of(cpsr, vcpu);
+	uint64_t pstate = value_of_vcpu(cpsr, vcpu);
 	score_of(vcpu)->look = 0;
 	bool masked = has_irqs_masked(pstate), kernel = is_of_kernel(pstate);
 	bool now[KINDS] = { [MASKED] = kernel && masked, [IN_KERNEL] = kernel };
@@ -145,8 +146,8 @@ static void look(unsigned vcpu, void *address)
 // A block begins at an address that a vector may have.
 static void on_vector(unsigned vcpu, void *address)
 {
-	if (((uint64_t)address & ~0x7ffull) == value_of(vbar, vcpu)) {
-		uint64_t before = value_of(spsr, vcpu);
+	if (((uint64_t)address & ~0x7ffull) == value_of_vcpu(vbar, vcpu)) {
+		uint64_t before = value_of_vcpu(spsr, vcpu);
 		if (!is_of_kernel(before) || !has_irqs_masked(before))
 			end(vcpu, MASKED);
 		if (!is_of_kernel(before))
@@ -283,10 +284,8 @@ EXPORT int qemu_plugin_install(plugin_id id, const void *info, int arguments, ch
 {
 	(void)info;
 	for (int i = 0; i < arguments; i++) {
-		if (!strncmp(argument[i], "out=", 4))
-			out = fopen(argument[i] + 4, "w");
-		if (!strncmp(argument[i], "blocks=", 7))
-			blocks = fopen(argument[i] + 7, "w");
+		open_file(&out, "out=", argument[i]);
+		open_file(&blocks, "blocks=", argument[i]);
 	}
 	if (!out) {
 		fprintf(stderr, "stretches: out=FILE, which can be written, is missing\n");

@@ -26,7 +26,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "qemu.h"
+#define PLUGIN "tlb"
+#include "plugin.h"
 
 enum { LEVELS = 4, PAGE_BITS = 12, LEVEL_BITS = 9, REGISTERS = 3 };
 
@@ -35,25 +36,7 @@ static size_t entries;
 static uint64_t tables[LEVELS];	// of the walk cache: the bits of addresses that lead to the table
 static struct pass { bool open; uint64_t start, size, leaf, accesses, filled, reads, cached; } pass;
 static void *registers[REGISTERS];
-static byte_array *bytes;
 static FILE *out;
-
-static void give_up(const char *why, uint64_t value)
-{
-	fprintf(stderr, "tlb: %s %#jx\n", why, (uintmax_t)value);
-	_Exit(1);
-}
-
-static uint64_t value_of(unsigned number)
-{
-	uint64_t value = 0;
-	g_byte_array_set_size(bytes, 0);
-	int size = qemu_plugin_read_register(registers[number], bytes);
-	if (size != 8)
-		give_up("a register cannot be read, size", size);
-	memcpy(&value, bytes->data, sizeof value);
-	return value;
-}
 
 // How many bits of an address an entry of that level leaves to what it leads to.
 static unsigned bits_below(unsigned level)
@@ -107,7 +90,8 @@ static void on_access(unsigned vcpu, access_info info, uint64_t address, void *d
 static void on_begin(unsigned vcpu, void *data)
 {
 	(void)vcpu, (void)data;
-	pass = (struct pass){ .open = true, .start = value_of(0), .size = value_of(1), .leaf = value_of(2) };
+	uint64_t start = value_of(registers[0]), size = value_of(registers[1]), leaf = value_of(registers[2]);
+	pass = (struct pass){ .open = true, .start = start, .size = size, .leaf = leaf };
 	if (pass.leaf < 1 << PAGE_BITS || pass.leaf & (pass.leaf - 1))
 		give_up("no size of a leaf:", pass.leaf);
 	memset(tlb, 0, entries * sizeof *tlb);
@@ -120,8 +104,8 @@ static void on_end(unsigned vcpu, void *data)
 	if (!pass.open)
 		return;
 	pass.open = false;
-	fprintf(out, "%ju %ju %ju %ju %ju\n", (uintmax_t)value_of(0), (uintmax_t)pass.accesses, (uintmax_t)pass.filled,
-		(uintmax_t)pass.reads, (uintmax_t)pass.cached);
+	fprintf(out, "%ju %ju %ju %ju %ju\n", (uintmax_t)value_of(registers[0]), (uintmax_t)pass.accesses,
+		(uintmax_t)pass.filled, (uintmax_t)pass.reads, (uintmax_t)pass.cached);
 }
 
 static void on_translation(plugin_id id, struct block *block)
@@ -146,12 +130,8 @@ static void on_vcpu(plugin_id id, unsigned vcpu)
 		give_up("there is more than one CPU, number", vcpu);
 	array *all = qemu_plugin_get_registers();
 	register_description *description = (void *)all->data;
-	for (unsigned i = 0; i < all->length; i++) {
-		unsigned number;
-		char more;
-		if (sscanf(description[i].name, "x%u%c", &number, &more) == 1 && number < REGISTERS)
-			registers[number] = description[i].handle;
-	}
+	for (unsigned i = 0; i < all->length; i++)
+		keep_register(registers, REGISTERS, &description[i]);
 	for (unsigned number = 0; number < REGISTERS; number++) {
 		if (!registers[number])
 			give_up("there is no register x0, x1 or x2: number", number);
@@ -168,12 +148,10 @@ EXPORT int qemu_plugin_install(plugin_id id, const void *info, int arguments, ch
 {
 	(void)info;
 	for (int i = 0; i < arguments; i++) {
-		if (!strncmp(argument[i], "out=", 4))
-			out = fopen(argument[i] + 4, "w");
+		open_file(&out, "out=", argument[i]);
 		if (!strncmp(argument[i], "entries=", 8))
 			entries = strtoul(argument[i] + 8, NULL, 10);
 	}
-	bytes = g_byte_array_new();
 	tlb = calloc(entries, sizeof *tlb);
 	if (!out || !entries || !tlb) {
 		fprintf(stderr, "tlb: entries=N, or out=FILE, which can be written, is missing\n");

@@ -135,11 +135,12 @@ fn pack(tools: &Tools, image: &Program, profile: Profile) -> Result<PathBuf> {
 /// Builds a plugin of QEMU, for the host: `build/NAME.so`.
 fn build_plugin(tools: &Tools, name: &str) -> Result<PathBuf> {
     let folder = tools.root.join(PLUGIN_SOURCES);
-    let (source, header) = (folder.join(format!("{name}.c")), folder.join("qemu.h"));
+    let source = folder.join(format!("{name}.c"));
     let plugin = tools.build_directory().join(format!("{name}.so"));
     let time = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
     let is_older = |source: &Path, built| time(source).is_ok_and(|changed| changed < built);
-    if time(&plugin).is_ok_and(|built| is_older(&source, built) && is_older(&header, built)) {
+    let sources = [source.clone(), folder.join("plugin.h"), folder.join("qemu.h")];
+    if time(&plugin).is_ok_and(|built| sources.iter().all(|source| is_older(source, built))) {
         return Ok(plugin);
     }
     // A machine may have the old one mapped: it keeps that.

@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::Result;
 use granule_host_tests::built;
 use granule_runner::bench::boot::{self, Chosen, Images};
-use granule_runner::bench::scale::boot::{Part, Scale};
+use granule_runner::bench::counted::Counted;
+use granule_runner::bench::scale::boot::Part;
 use granule_runner::bench::scale::rows::{ROWS, What};
-use granule_runner::bench::tlb::Tlb;
+use granule_runner::bench::tlb;
 use granule_runner::bench::{Measured, list};
 use granule_runner::machine;
 
@@ -53,14 +54,14 @@ fn rows_at_el0_count_what_the_kernel_does_for_them() {
     assert!(measured.rows.iter().all(|row| row.points.iter().all(|(_, taken)| *taken > 20)), "{measured:?}");
 }
 
-/// Accesses with a known answer are counted as such in each boot, and two boots count the same: else [`Scale::measure`]
+/// Accesses with a known answer are counted as such in each boot, and two boots count the same: else [`Counted::measure`]
 /// fails. Beyond that: one CPU moves nothing, and two that take turns do.
 #[test]
 fn lines_that_move_between_cpus_are_counted() {
     let machine = machine::named("default").unwrap();
     let [image, plugin] = ["granule-bench.img", "lines.so"].map(built);
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let scale = Scale { machine: &machine, image: &image, plugin: &plugin, scratch };
+    let scale = Counted { machine: &machine, image: &image, plugin: &plugin, scratch };
     let [alone, two] = [1, 2].map(|cpus| scale.measure(Part::Kernel, cpus).unwrap());
     for row in ROWS.iter().filter(|row| row.part == Part::Kernel) {
         assert_eq!(row.cost(&alone), Some(0.0), "{}", row.name);
@@ -76,7 +77,7 @@ fn splits_at_once_wait_for_the_lock_or_retry() {
     let machine = machine::named("default").unwrap();
     let [image, plugin] = ["granule-bench.img", "lines.so"].map(built);
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let scale = Scale { machine: &machine, image: &image, plugin: &plugin, scratch };
+    let scale = Counted { machine: &machine, image: &image, plugin: &plugin, scratch };
     for part in [Part::LooseSplitLock, Part::LooseSplitLockless] {
         let [alone, two] = [1, 2].map(|cpus| scale.measure(part, cpus).unwrap());
         let mut events = ROWS.iter().filter(|row| row.part == part && row.what == What::Events);
@@ -93,7 +94,7 @@ fn a_pass_fills_an_entry_for_each_leaf() {
     let machine = machine::named("default").unwrap();
     let [image, plugin] = ["granule-bench.img", "tlb.so"].map(built);
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let rows = Tlb { machine: &machine, image: &image, plugin: &plugin, scratch }.measure().unwrap();
+    let rows = tlb::measure(&Counted { machine: &machine, image: &image, plugin: &plugin, scratch }).unwrap();
     let in_order = rows.iter().filter(|row| row.name.contains("/in_order/"));
     assert_eq!(in_order.map(|row| row.entries).collect::<Vec<_>>(), [512, 32, 1]);
 }

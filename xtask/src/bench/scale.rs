@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
+use granule_runner::bench::counted::Counted;
 use granule_runner::bench::reference::Run;
-use granule_runner::bench::scale::boot::{Counts, Part, Scale};
+use granule_runner::bench::scale::boot::{Counts, Part};
 use granule_runner::bench::scale::rows::{Definition, ROWS};
 use granule_runner::bench::scale::{BOUNDED_AT, CPUS, ScaleRow, ScaleRun, judge};
 use granule_runner::machine;
@@ -24,7 +25,7 @@ pub(super) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         return Ok(());
     };
     let machine = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
-    let scale = Scale { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.build_directory() };
+    let scale = Counted { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.build_directory() };
     if let Some(row) = &options.sources {
         return print_sources(row, &scale, tools, &std::fs::read(&built.benches.elf)?);
     }
@@ -82,7 +83,7 @@ const SLIDES: u64 = 1 << 30;
 const PLACES: usize = 3;
 
 /// Prints which lines of source move the lines of a row, the most first.
-fn print_sources(name: &str, scale: &Scale<'_>, tools: &Tools, elf: &[u8]) -> Result<()> {
+fn print_sources(name: &str, scale: &Counted<'_>, tools: &Tools, elf: &[u8]) -> Result<()> {
     let row = Definition::of(name).with_context(|| {
         let names: Vec<&str> = ROWS.iter().map(|row| row.name).collect();
         format!("there is no row `{name}`; there are: {}", names.join(", "))

@@ -1,8 +1,9 @@
 //! `./x bench tlb`: what large leaves save a TLB, by a model of one.
 
 use anyhow::{Result, ensure};
+use granule_runner::bench::counted::Counted;
 use granule_runner::bench::reference::Run;
-use granule_runner::bench::tlb::{SUITE, Tlb, table};
+use granule_runner::bench::tlb::{SUITE, measure, table};
 use granule_runner::machine;
 
 use super::{DEFAULT, Options, REFERENCE, reference, update};
@@ -19,8 +20,8 @@ pub(super) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
         return Ok(());
     };
     let machine = machine::named(options.machine.as_deref().unwrap_or(DEFAULT))?;
-    let tlb = Tlb { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.build_directory() };
-    let rows = tlb.measure()?;
+    let tlb = Counted { machine: &machine, image: &built.benches.image, plugin, scratch: &tools.build_directory() };
+    let rows = measure(&tlb)?;
     if options.json {
         let text: Vec<String> = rows.iter().map(serde_json::to_string).collect::<Result<_, _>>()?;
         println!("[\n{}\n]", text.join(",\n"));

@@ -5,10 +5,11 @@
 //! same to the instruction; [`net`] computes further rows; [`fit`] draws a line through them; [`table`] prints them beside what they must be
 //! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
 //! docs/BENCHMARKS.md. [`scale`](mod@scale) and [`tlb`](mod@tlb) are apart: cache lines on several CPUs, and what
-//! leaves of different sizes cost a TLB.
+//! leaves of different sizes cost a TLB; plugins of QEMU count these ([`counted`](mod@counted)).
 
 pub mod bars;
 pub mod boot;
+pub mod counted;
 pub mod fit;
 pub mod list;
 pub mod net;

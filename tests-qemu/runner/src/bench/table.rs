@@ -33,6 +33,20 @@ pub fn table(measured: &Measured) -> String {
     text
 }
 
+/// A title, and lines of as many cells each, in columns: names to the left, numbers to the right.
+pub(super) fn columns(title: &str, lines: &[Vec<String>]) -> String {
+    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
+    let mut text = format!("{title}\n");
+    for line in lines {
+        let mut printed = format!("{:<1$}", line[0], width(0));
+        for (column, cell) in line.iter().enumerate().skip(1) {
+            let _ = write!(printed, "  {cell:>0$}", width(column));
+        }
+        let _ = writeln!(text, "{}", printed.trim_end());
+    }
+    text
+}
+
 /// From this column on there are words.
 const FIRST_REMARK: usize = 6;
 

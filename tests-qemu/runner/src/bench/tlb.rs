@@ -3,24 +3,15 @@
 //! QEMU's plugin `tests-qemu/plugin/tlb.c` counts in one boot of the bench image. What it must count is known
 //! ([`expected`]), and a boot that counts anything else fails.
 
-use std::ffi::OsString;
-use std::fmt::Write;
-use std::fs;
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use granule_protocol::{TlbLeaf, TlbOrder, TlbPass};
 use serde::{Deserialize, Serialize};
 
-use super::scale::boot::run;
-use crate::machine::Machine;
-use crate::qemu::{Qemu, Reset, Serial};
+use super::counted::{Counted, numbers};
+use super::table::columns;
 
 /// The suite's name, and how the names of its rows begin.
 pub const SUITE: &str = "tlb";
-/// Memory of the machine: the block is in it.
-const MEMORY: &str = "1G";
 
 /// A row: a pass.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
@@ -70,10 +61,7 @@ fn expected(pass: TlbPass) -> Counts {
 fn rows(text: &str) -> Result<Vec<TlbRow>> {
     let mut counted = Vec::new();
     for line in text.lines() {
-        let numbers: Option<Vec<u64>> = line.split(' ').map(|word| word.parse().ok()).collect();
-        let Some(&[number, accesses, entries, descriptors, cached]) = numbers.as_deref() else {
-            bail!("not a line of the plugin: {line}");
-        };
+        let [number, accesses, entries, descriptors, cached] = numbers(line)?;
         counted.push((number, [accesses, entries, descriptors, cached]));
     }
     ensure!(counted.len() == TlbPass::all().count(), "there are {} passes", counted.len());
@@ -89,69 +77,23 @@ fn rows(text: &str) -> Result<Vec<TlbRow>> {
     Ok(rows)
 }
 
-/// What to boot.
-#[derive(Clone, Copy, Debug)]
-pub struct Tlb<'a> {
-    /// The machine, of which one CPU runs.
-    pub machine: &'a Machine,
-    /// The bench image.
-    pub image: &'a Path,
-    /// The plugin.
-    pub plugin: &'a Path,
-    /// Where the plugin may write.
-    pub scratch: &'a Path,
-}
-
-impl Tlb<'_> {
-    /// Counts all passes in one boot.
-    ///
-    /// # Errors
-    /// When the boot does not end as it should, or the plugin counts anything but what is known.
-    pub fn measure(&self) -> Result<Vec<TlbRow>> {
-        // One for each of this process: tests measure at the same time.
-        static FILES: AtomicU32 = AtomicU32::new(0);
-        let number = FILES.fetch_add(1, Ordering::Relaxed);
-        let file = self.scratch.join(format!("tlb-{}-{number}.out", std::process::id()));
-        let mut plugin = OsString::from(self.plugin);
-        plugin.push(format!(",entries={},out={}", TlbPass::ENTRIES, file.display()));
-        let machine = Machine {
-            smp: 1,
-            icount: true,
-            memory: MEMORY.into(),
-            devices: Vec::new(),
-            machine: format!("{},dtb-randomness=off", self.machine.machine),
-            ..self.machine.clone()
-        };
-        // Where a plugin sees accesses, QEMU (10.0) loads and stores no tags: LDG is 0 in code that it watches.
-        let append = "semihosting heap.tags=off bench.tlb";
-        let extra = ["-plugin".into(), plugin];
-        let ended = run(&Qemu::new(&machine, self.image, Serial::Pipes, Reset::Ends, append, &extra));
-        let text = fs::read_to_string(&file);
-        // It is not there where QEMU did not start.
-        let _ = fs::remove_file(&file);
-        ended.context("passes with a modelled TLB")?;
-        rows(&text?)
-    }
+/// Counts all passes in one boot, of one CPU.
+///
+/// # Errors
+/// When the boot does not end as it should, or the plugin counts anything but what is known.
+pub fn measure(counted: &Counted<'_>) -> Result<Vec<TlbRow>> {
+    let texts = counted.boot(1, "bench.tlb", &[], &format!(",entries={}", TlbPass::ENTRIES), &["out"])?;
+    rows(&texts.concat())
 }
 
 /// The rows as a table to read.
 pub fn table(rows: &[TlbRow]) -> String {
-    let mut lines = vec![["row", "reads", "entries", "descriptors", "with a walk cache"].map(str::to_owned)];
+    let mut lines = vec![["row", "reads", "entries", "descriptors", "with a walk cache"].map(str::to_owned).to_vec()];
     lines.extend(rows.iter().map(|row| {
-        let [accesses, entries, descriptors, cached] =
-            [row.accesses, row.entries, row.descriptors, row.descriptors_cached].map(|count| count.to_string());
-        [row.name.clone(), accesses, entries, descriptors, cached]
+        let counts = [row.accesses, row.entries, row.descriptors, row.descriptors_cached];
+        [row.name.clone()].into_iter().chain(counts.map(|count| count.to_string())).collect()
     }));
-    let width = |column: usize| lines.iter().map(|line| line[column].len()).max().unwrap_or(0);
-    let mut text = format!("2 MiB, a TLB of {} entries: entries filled, descriptors read\n", TlbPass::ENTRIES);
-    for line in &lines {
-        let _ = write!(text, "{:<1$}", line[0], width(0));
-        for (column, cell) in line.iter().enumerate().skip(1) {
-            let _ = write!(text, "  {cell:>0$}", width(column));
-        }
-        text.push('\n');
-    }
-    text
+    columns(&format!("2 MiB, a TLB of {} entries: entries filled, descriptors read", TlbPass::ENTRIES), &lines)
 }
 
 #[cfg(test)]

@@ -1,23 +1,12 @@
 //! A boot of the bench image with the plugin that counts lines.
 
 use std::collections::BTreeMap;
-use std::ffi::OsString;
-use std::fs;
-use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use granule_protocol::ScaleWindow as Window;
 
-use crate::machine::Machine;
-use crate::qemu::{Qemu, Reset, Serial};
-use crate::serial::{Guest, Limit, Lines, Received};
+use crate::bench::counted::{Counted, numbers};
 
-/// For a boot and all its operations, for each CPU.
-const LIMIT: Limit = Limit::work(300);
-/// Memory of the machines: what they do depends on nothing beyond.
-const MEMORY: &str = "1G";
 /// A timer of the emulator that ends the turn of a vCPU after 1000 instructions, divided by the CPUs: a network without
 /// a card, whose packets would be held back for a microsecond.
 const TURNS: [&str; 4] =
@@ -107,12 +96,7 @@ impl Counts {
     pub(super) fn parse(text: &str) -> Result<Self> {
         let mut counts = BTreeMap::new();
         for line in text.lines() {
-            let numbers: Option<Vec<u64>> = line.split(' ').map(|word| word.parse().ok()).collect();
-            let Some(&[window, operations, instructions, loads, stores, contents, least, most, events]) =
-                numbers.as_deref()
-            else {
-                bail!("not a line of the plugin: {line}");
-            };
+            let [window, operations, instructions, loads, stores, contents, least, most, events] = numbers(line)?;
             ensure!(operations > 0, "a window that was never there: {line}");
             counts.insert(window, Count { operations, instructions, loads, stores, contents, least, most, events });
         }
@@ -134,26 +118,13 @@ impl Counts {
     }
 }
 
-/// What to boot.
-#[derive(Clone, Copy, Debug)]
-pub struct Scale<'a> {
-    /// The machine, whose number of CPUs changes.
-    pub machine: &'a Machine,
-    /// The bench image.
-    pub image: &'a Path,
-    /// The plugin.
-    pub plugin: &'a Path,
-    /// Where the plugin may write.
-    pub scratch: &'a Path,
-}
-
-impl Scale<'_> {
+impl Counted<'_> {
     /// Counts what the windows of a part cost with so many CPUs, in two boots.
     ///
     /// # Errors
     /// When a boot does not end as it should or does not repeat the other, or the plugin miscounts what is known.
     pub fn measure(&self, part: Part, cpus: u32) -> Result<Counts> {
-        let (counts, again) = (self.boot(part, cpus, &[])?.0, self.boot(part, cpus, &[])?.0);
+        let (counts, again) = (self.boot_part(part, cpus, &[])?.0, self.boot_part(part, cpus, &[])?.0);
         ensure!(counts == again, "two boots of {part:?} with {cpus} CPUs counted different lines");
         Ok(counts)
     }
@@ -163,65 +134,18 @@ impl Scale<'_> {
     /// # Errors
     /// As [`Self::measure`].
     pub fn sources(&self, part: Part, cpus: u32) -> Result<(Counts, String)> {
-        let (counts, moves) = self.boot(part, cpus, &["moves"])?;
+        let (counts, moves) = self.boot_part(part, cpus, &["moves"])?;
         Ok((counts, moves.into_iter().next().unwrap_or_default()))
     }
 
     /// Boots, with files of the plugin for each of `more` beside its counts.
-    fn boot(&self, part: Part, cpus: u32, more: &[&str]) -> Result<(Counts, Vec<String>)> {
-        // One for each of this process: tests measure at the same time.
-        static FILES: AtomicU32 = AtomicU32::new(0);
-        let number = FILES.fetch_add(1, Ordering::Relaxed);
-        let file = |kind: &str| self.scratch.join(format!("lines-{}-{number}.{kind}", std::process::id()));
-        let mut plugin = OsString::from(self.plugin);
-        for kind in ["out"].iter().chain(more) {
-            plugin.push(format!(",{kind}={}", file(kind).display()));
-        }
-        let machine = Machine {
-            smp: cpus,
-            icount: true,
-            memory: MEMORY.into(),
-            devices: Vec::new(),
-            machine: format!("{},dtb-randomness=off", self.machine.machine),
-            ..self.machine.clone()
-        };
-        let mut extra = vec!["-plugin".into(), plugin];
-        if part.is_loose() {
-            extra.extend(TURNS.map(Into::into));
-        }
-        // Where a plugin sees accesses, QEMU (10.0) loads and stores no tags: LDG is 0 in code that it watches.
-        let append = format!("semihosting heap.tags=off {}", part.argument());
-        let ended = run(&Qemu::new(&machine, self.image, Serial::Pipes, Reset::Ends, &append, &extra));
-        let read = |kind: &&str| {
-            let text = fs::read_to_string(file(kind));
-            // It is not there where QEMU did not start.
-            let _ = fs::remove_file(file(kind));
-            text
-        };
-        let (counted, moves) = (read(&"out"), more.iter().map(read).collect::<Result<_, _>>());
-        ended.with_context(|| format!("{part:?} with {cpus} CPUs"))?;
-        let counts = Counts::parse(&counted?)?;
+    fn boot_part(&self, part: Part, cpus: u32, more: &[&str]) -> Result<(Counts, Vec<String>)> {
+        let extra: &[&str] = if part.is_loose() { &TURNS } else { &[] };
+        let mut texts = self.boot(cpus, part.argument(), extra, "", &[&["out"], more].concat())?;
+        let counts = Counts::parse(&texts.remove(0))?;
         counts.check(part, cpus)?;
-        Ok((counts, moves?))
+        Ok((counts, texts))
     }
-}
-
-/// Runs a machine to its end.
-pub(in crate::bench) fn run(qemu: &Qemu) -> Result<()> {
-    let mut guest = Guest::start(qemu)?;
-    let deadline = guest.deadline(LIMIT);
-    let (mut lines, mut transcript) = (Lines::default(), Vec::new());
-    loop {
-        match guest.receive(deadline) {
-            Received::Bytes(bytes) => transcript.extend(lines.feed(&bytes)),
-            Received::Closed => break,
-            Received::Silence => bail!("it took longer than {} s:\n{}", LIMIT.seconds(), transcript.join("\n")),
-        }
-    }
-    let status = guest.status(Duration::from_secs(60))?.and_then(|status| status.code());
-    transcript.push(lines.partial());
-    ensure!(status == Some(0), "status {status:?}:\n{}", transcript.join("\n"));
-    Ok(())
 }
 
 #[cfg(test)]

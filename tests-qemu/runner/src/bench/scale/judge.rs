@@ -2,10 +2,9 @@
 //!
 //! Most bounds are not reached yet. So a bound that is missed is shown, and fails nothing; what fails is a row that grew.
 
-use std::fmt::Write;
-
 use super::rows::{Definition, What};
 use super::{BOUNDED_AT, ScaleRow};
+use crate::bench::table::columns;
 
 /// More than this part of what it was is growth.
 const TOLERANCE: f64 = 0.02;
@@ -64,16 +63,7 @@ pub fn table(rows: &[ScaleRow]) -> String {
     lines[0].extend(cpus.iter().map(ToString::to_string));
     lines[0].extend(["must", "", "Linux"].map(str::to_owned));
     lines.extend(rows.iter().map(|row| cells(row, &cpus)));
-    let width = |column: usize| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0);
-    let mut text = format!("cache lines that an operation moves, by CPUs; must and Linux: of {BOUNDED_AT}\n");
-    for line in &lines {
-        let mut printed = format!("{:<1$}", line[0], width(0));
-        for (column, cell) in line.iter().enumerate().skip(1) {
-            let _ = write!(printed, "  {cell:>0$}", width(column));
-        }
-        let _ = writeln!(text, "{}", printed.trim_end());
-    }
-    text
+    columns(&format!("cache lines that an operation moves, by CPUs; must and Linux: of {BOUNDED_AT}"), &lines)
 }
 
 fn cells(row: &ScaleRow, cpus: &[u32]) -> Vec<String> {
