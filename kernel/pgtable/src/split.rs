@@ -369,9 +369,10 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
             unreachable!("the first pass counted every missing table")
         };
         let table = mmu.table(Table::new(address, level + 1));
-        let groups = if self.how.groups() { bits::CONTIGUOUS } else { 0 };
-        let first = piece::<M::Geometry>(block, level + 1);
-        let first = Descriptor(first.0 & !bits::CONTIGUOUS | first.0 & groups);
+        let mut first = piece::<M::Geometry>(block, level + 1);
+        if !self.how.groups() {
+            first.0 &= !bits::CONTIGUOUS;
+        }
         mmu.fill(table, first, M::Geometry::entry_size(level + 1));
         // A group that is cut takes a break of its own later; as long as the table is not linked it takes no more than this.
         let stopped = self.how.entries() == Entries::Stopped;

@@ -148,9 +148,7 @@ impl Wishes {
         let single_pages_change = self.rodata == Rodata::On && !self.split(trusted).is_live();
         if self.debug_pagealloc || single_pages_change { Leaves::Pages } else { Leaves::Largest }
     }
-}
 
-impl Wishes {
     /// Whether the linear map, made for a boot CPU that is trusted or not, has to be split to pages now that all CPUs are.
     pub fn splits_to_pages(&self, boot_cpu: bool, all: bool) -> bool {
         self.linear_leaves(boot_cpu) == Leaves::Largest && self.linear_leaves(all) == Leaves::Pages

@@ -6,8 +6,9 @@
 //!
 //! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all
 //! that serialises. With `split=stop-machine`, a change that cuts a leaf parks all other CPUs for a moment, and is refused
-//! where that cannot be, in a handler above all. Whether pages may be changed at all is written in their descriptors (`bits::VM_ALLOC`), so asking
-//! costs nothing, and since an unmapped page lies between any two areas, a range without holes is inside one.
+//! where that cannot be, in a handler above all. Whether pages may be changed at all is written in their descriptors
+//! (`bits::VM_ALLOC`), so asking costs nothing, and since an unmapped page lies between any two areas, a range without
+//! holes is inside one.
 //!
 //! Writability changes in their alias in the linear map, too, unless `rodata=` excludes it: see
 //! [`super::alias`].

@@ -251,8 +251,8 @@ impl KernelSpace {
         again(self, range.start(), range.pages() as u64)
     }
 
-    /// Splits what `range` cuts, with all other CPUs parked, if the policy says so and `error`, by which the tables have
-    /// refused a change of the range, is that it cuts a leaf.
+    /// With `split=stop-machine`, splits what `range` cuts with all other CPUs parked, where a change of the range was refused
+    /// for that: by `error`.
     ///
     /// # Errors
     /// [`SetMemoryError`]: what `error` means to the caller, or why nothing was split. Every page is as it was.

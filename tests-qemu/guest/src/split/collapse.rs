@@ -7,7 +7,7 @@ use granule::chip::timer::Deadline;
 use granule::mm::kernel::collapse::CollapseError;
 use granule::mm::layout;
 use granule::sched;
-use granule::smp::{self, Cpu, this_cpu};
+use granule::smp::{self, CallFunction, Cpu, this_cpu};
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
 use granule_pgtable::PageRange;
@@ -180,20 +180,26 @@ fn walk_for_long(_: &Cpu, _: usize) {
     SEEN.store(if (0..2000).all(is_linked) { MARKED } else { REPLACED }, Ordering::Release);
 }
 
-// It is interrupted to be parked, and goes on.
-target_test!(no_cpu_is_parked_inside_a_walk, needs("smp stop"), limit(60));
-fn no_cpu_is_parked_inside_a_walk(t: &mut Test) {
-    let Some(block) = Block::fresh(t) else { return };
+/// A block that was split, with another CPU in a walk through its table.
+fn split_and_walked(t: &mut Test, walk: CallFunction) -> Option<Block> {
+    let block = Block::fresh(t)?;
     let page = block.page(0);
     t.ok("split", make_invalid(page, 1).and_then(|()| make_valid(page, 1)));
     FIRST.store(page.0, Ordering::Relaxed);
     IN_WALK.store(0, Ordering::Relaxed);
     SEEN.store(NOTHING, Ordering::Relaxed);
-    let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };
-    t.equal("started", work::run_on(other, walk_for_long, 0), Ok(()));
+    let other = smp::online().without(this_cpu().id).iter().next()?;
+    t.equal("started", work::run_on(other, walk, 0), Ok(()));
     while IN_WALK.load(Ordering::Acquire) == 0 {
         granule_arch::wait::relax();
     }
+    Some(block)
+}
+
+// It is interrupted to be parked, and goes on.
+target_test!(no_cpu_is_parked_inside_a_walk, needs("smp stop"), limit(60));
+fn no_cpu_is_parked_inside_a_walk(t: &mut Test) {
+    let Some(block) = split_and_walked(t, walk_for_long) else { return };
     let done = space().collapse(this_cpu(), range_of(&block));
     t.equal("what the walk had seen when it was collapsed", SEEN.load(Ordering::Acquire), MARKED);
     t.check("collapsed", done.is_ok_and(|done| done.blocks[2] == 1));
@@ -203,17 +209,8 @@ fn no_cpu_is_parked_inside_a_walk(t: &mut Test) {
 
 target_test!(a_walk_that_is_under_way_is_waited_for, needs("smp"), needs("split"), limit(60));
 fn a_walk_that_is_under_way_is_waited_for(t: &mut Test) {
-    let Some(block) = Block::fresh(t) else { return };
+    let Some(block) = split_and_walked(t, walk_until_marked) else { return };
     let page = block.page(0);
-    t.ok("split", make_invalid(page, 1).and_then(|()| make_valid(page, 1)));
-    FIRST.store(page.0, Ordering::Relaxed);
-    IN_WALK.store(0, Ordering::Relaxed);
-    SEEN.store(NOTHING, Ordering::Relaxed);
-    let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };
-    t.equal("started", work::run_on(other, walk_until_marked, 0), Ok(()));
-    while IN_WALK.load(Ordering::Acquire) == 0 {
-        granule_arch::wait::relax();
-    }
     let done = space().collapse(this_cpu(), range_of(&block));
     work::wait_for(smp::online().without(this_cpu().id));
     t.equal("what a walk found in the place of its table", SEEN.load(Ordering::Acquire), MARKED);
