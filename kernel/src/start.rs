@@ -401,7 +401,7 @@ fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) 
     let (wishes, trusted, at_first) = (Wishes::read(), all.size_change.is_trusted(), is_trusted_at_first(boot_cpu));
     let is_split = wishes.splits_to_pages(at_first, trusted) && kernel.space.can_split_linear_to_pages();
     let linear = if is_split { Leaves::Pages } else { wishes.linear_leaves(at_first) };
-    let (policy, denied) = Policy::decide(wishes, trusted, linear);
+    let (policy, denied) = Policy::decide(wishes, trusted, linear, kernel.frames.total());
     if let Some(denied) = denied {
         crate::log::warn!("{denied}");
     }

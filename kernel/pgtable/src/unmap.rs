@@ -6,6 +6,9 @@
 //! back, empties the entries and hands the leaves out. So there is no moment at which a caller could free a frame too
 //! early.
 //!
+//! The invalidation may also be left for later, and serve several ranges ([`PageTables::unmap_lazily`]): each keeps its
+//! frames in its own entries until then.
+//!
 //! Tables stay linked; [`crate::reclaim`] takes those away that are left empty.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -88,7 +91,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         if let Some(run) = self.sole_run(range)
             && let found = self.mmu().survey(run.cells())
             && found.any & unwanted == 0
-            && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL)
+            && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL, 0)
         {
             self.mmu().update_run(run.cells(), flip);
             let level = if S::LIVE_SPLITS { None } else { LevelHint::new(LAST_LEVEL) };
@@ -98,6 +101,41 @@ impl<'t, M: Mmu> PageTables<'t, M> {
             return true;
         }
         false
+    }
+
+    /// The first half of an unmapping: makes each leaf of `range` present-invalid, without the software bits `marks`.
+    /// Whether it was done: where a leaf may be executable or have one of the bits `unwanted`, nothing was.
+    ///
+    /// What is mapped there stays there to be read, and no CPU walks to it any more, but every TLB may still hold it. The
+    /// caller owes the invalidation of the range, of no level. When it is complete, [`Self::release_unmapped`] hands the
+    /// leaves out. Until then neither they nor the addresses get another owner.
+    ///
+    /// # Errors
+    /// As [`Self::unmap`].
+    #[must_use = "if it was not done, nothing is unmapped"]
+    #[inline]
+    pub fn unmap_lazily(&self, range: PageRange<M::Geometry>, unwanted: u64, marks: u64) -> Result<bool, Error> {
+        if let Some(run) = self.sole_run(range)
+            && let found = self.mmu().survey(run.cells())
+            && found.any & unwanted == 0
+            && found.all & bits::PXN != 0
+            && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL, marks)
+        {
+            self.mmu().update_run(run.cells(), flip);
+            return Ok(true);
+        }
+        let unmapping = self.begin_unmap(range)?;
+        if unmapping.found.any & unwanted != 0 || unmapping.may_be_executable() {
+            return Ok(false);
+        }
+        let _owed = unmapping.make_invalid(self, marks);
+        Ok(true)
+    }
+
+    /// The second half of [`Self::unmap_lazily`]: empties the entries and hands out the leaves, as [`Self::unmap`] does.
+    #[inline]
+    pub fn release_unmapped(&self, range: PageRange<M::Geometry>, released: impl FnMut(Leaf)) {
+        let Ok(()) = self.visit(range, &mut Releasing { released });
     }
 
     /// The first of the three steps of [`Self::unmap`] for any range: refuses one that cuts a leaf.
@@ -133,22 +171,28 @@ impl<G: Geometry> Unmapping<G> {
     }
 
     /// Makes each leaf present-invalid; what it translates to stays there to be read.
-    #[inline(never)]
+    #[inline]
     pub fn break_leaves<M: Mmu<Geometry = G>, S: Splitter<M>>(
         &self,
         tables: &PageTables<'_, M>,
         _splitter: &S,
     ) -> Flush<G> {
-        let mut breaking = Breaking { stale: Stale::NONE };
-        let Ok(()) = tables.visit(self.range, &mut breaking);
-        let flush = breaking.stale.flush();
+        let flush = self.make_invalid(tables, 0);
         if S::LIVE_SPLITS { flush.without_level() } else { flush }
+    }
+
+    /// The same without the software bits `marks`.
+    #[inline(never)]
+    fn make_invalid<M: Mmu<Geometry = G>>(&self, tables: &PageTables<'_, M>, marks: u64) -> Flush<G> {
+        let mut breaking = Breaking { stale: Stale::NONE, marks };
+        let Ok(()) = tables.visit(self.range, &mut breaking);
+        breaking.stale.flush()
     }
 
     /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] returned is
     /// complete, and not before.
     pub fn release<M: Mmu<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
-        let Ok(()) = tables.visit(self.range, &mut Releasing { released });
+        tables.release_unmapped(self.range, released);
     }
 }
 
@@ -175,6 +219,8 @@ impl<'t, M: Mmu> Visitor<'t, M> for Unmapping<M::Geometry> {
 /// Makes each leaf present-invalid.
 struct Breaking<G: Geometry> {
     stale: Stale<G>,
+    /// Bits that it loses.
+    marks: u64,
 }
 
 impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
@@ -182,17 +228,19 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        if let Some(flip) = breaking_flip::<M::Geometry>(mmu.survey(run.leading(leaves)), run.level) {
+        if let Some(flip) = breaking_flip::<M::Geometry>(mmu.survey(run.leading(leaves)), run.level, self.marks) {
             mmu.update_run(run.leading(leaves), flip);
             let size = (leaves as u64) << M::Geometry::shift(run.level);
             self.stale.note(PageRange::trusted(run.address(0), size), run.level);
             return Ok(Next::Entries(leaves));
         }
+        let marks = self.marks;
         self.stale.note_each(run, leaves, |cell| {
             let old = mmu.load(cell);
             let is_leaf = old.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf;
-            if is_leaf && old.is_valid() {
-                mmu.store(cell, Change::INVALID.apply(old));
+            let new = Descriptor(Change::INVALID.apply(old).0 & !marks);
+            if is_leaf && new != old {
+                mmu.store(cell, new);
             }
             // A present-invalid leaf counts too: the call that made it so may have deferred its invalidation.
             is_leaf
@@ -201,17 +249,17 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
     }
 }
 
-/// The bits to flip in each entry to make it present-invalid, where that is one change for all: valid leaves, all
-/// global or none.
+/// The bits to flip in each entry to make it present-invalid without the bits `marks`, where that is one change for all:
+/// valid leaves, all global or none, and all with the same marks.
 #[inline(always)]
-fn breaking_flip<G: Geometry>(found: Survey, level: u8) -> Option<u64> {
+fn breaking_flip<G: Geometry>(found: Survey, level: u8, marks: u64) -> Option<u64> {
     if !G::has_leaves(level) {
         return None;
     }
     let leaf = if level == LAST_LEVEL { bits::VALID | bits::TABLE } else { bits::VALID };
     // At upper levels a neighbour may have linked a table where this walk read nothing: valid, and no leaf.
-    let from = Descriptor(found.common(bits::VALID | bits::TABLE | bits::NG)?);
-    (from.0 & (bits::VALID | bits::TABLE) == leaf).then(|| from.0 ^ Change::INVALID.apply(from).0)
+    let from = Descriptor(found.common(bits::VALID | bits::TABLE | bits::NG | marks)?);
+    (from.0 & (bits::VALID | bits::TABLE) == leaf).then(|| from.0 ^ (Change::INVALID.apply(from).0 & !marks))
 }
 
 /// Empties each entry and hands its leaf out.
@@ -221,6 +269,9 @@ struct Releasing<F: FnMut(Leaf)> {
 
 impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
     type Error = core::convert::Infallible;
+
+    /// Where the leaves were made invalid in another walk, a collapse may have marked them since.
+    const MARKS: Marks = Marks::Clear;
 
     #[inline(always)]
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {

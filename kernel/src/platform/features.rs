@@ -65,6 +65,8 @@ pub mod branch {
         TAG_STORAGE = 16;
         /// No feature: samples of the heap's objects are guarded (`crate::mm::heap::guarded`).
         GUARDED_HEAP = 17;
+        /// No feature: areas that are freed wait for an invalidation that serves many (`crate::mm::kernel`).
+        LAZY_UNMAP = 18;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.

@@ -25,12 +25,12 @@ pub(crate) fn row_of_areas(
     }
 }
 
-bench!(vmalloc, "vmalloc", "page", bootargs("vmalloc=pages"));
+bench!(vmalloc, "vmalloc", "page", bootargs("vmalloc=pages vmalloc.lazy=0"));
 fn vmalloc(bench: &mut Bench<'_>) {
     row_of_areas(bench, &PAGES, |cpu, pages| space().vmalloc(cpu, pages));
 }
 
-bench!(vfree, "vfree", "page", bootargs("vmalloc=pages"));
+bench!(vfree, "vfree", "page", bootargs("vmalloc=pages vmalloc.lazy=0"));
 fn vfree(bench: &mut Bench<'_>) {
     for pages in PAGES {
         let cpu = this_cpu();

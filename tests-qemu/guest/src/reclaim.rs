@@ -32,7 +32,7 @@ fn tables() -> usize {
 
 /// Tables that are left from before are not this test's.
 fn tables_in_use() -> usize {
-    while space().reclaim_tables(this_cpu()) != 0 {}
+    while space().reclaim(this_cpu()) != 0 {}
     tables()
 }
 
@@ -141,7 +141,7 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
     t.equal("work", work::run_on(other, walk, 0), Ok(()));
     wait_for_step(1);
     space().vfree(cpu, area);
-    space().reclaim_tables(cpu);
+    space().reclaim(cpu);
     t.equal("tables that are still there", tables(), full);
     // What was freed is taken again, frame by frame, and filled with what a walker takes for leaves.
     let next = [15; 5].map(|pages| space().vmalloc(cpu, pages));
@@ -196,7 +196,7 @@ fn churn(cpu: &Cpu, seed: usize) {
             wrong(probe::read::<u64>(end) == Ok(end.0));
         }
         space().vfree(cpu, area);
-        space().reclaim_tables(cpu);
+        space().reclaim(cpu);
     }
 }
 

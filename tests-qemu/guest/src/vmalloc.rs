@@ -86,7 +86,7 @@ fn huge_areas_are_blocks_of_memory_of_their_own(t: &mut Test) {
     t.check("blocks still", [0, BLOCK_PAGES].into_iter().all(|page| leaf(page) == Some(BLOCK_PAGES * PAGE)));
     space().vfree(this_cpu(), area);
     t.check("gone", probe::read::<u64>(start).is_err());
-    space().reclaim_tables(this_cpu());
+    space().reclaim(this_cpu());
     t.check("no memory is kept but for tables", granule::kernel().frames.stats().used <= used + 4);
 }
 
@@ -149,7 +149,7 @@ target_test!(what_cannot_be_had_is_an_error_and_takes_nothing);
 fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
     let kernel = granule::kernel();
     // Or else running out would bring empty tables back.
-    space().reclaim_tables(this_cpu());
+    space().reclaim(this_cpu());
     let free = kernel.frames.stats().free as u64;
     t.equal("no pages", space().vmalloc(this_cpu(), 0).err(), Some(VmallocError::NoPages));
     let more = space().vmalloc(this_cpu(), free + 1).err();
@@ -170,7 +170,7 @@ fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
 // it, and with areas of pages, which take the most tables.
 target_test!(frames_without_tables_are_given_back, machine("pages"));
 fn frames_without_tables_are_given_back(t: &mut Test) {
-    space().reclaim_tables(this_cpu());
+    space().reclaim(this_cpu());
     let free = granule::kernel().frames.stats().free as u64;
     // The node of the area may take a frame as well, so a few less than all: too few for a table for each 512 pages.
     let tight = space().vmalloc(this_cpu(), free - 8).err();

@@ -65,6 +65,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
         return Relief::None;
     }
     let is_killed = || task.is_killed(thread);
+    kernel().space.purge_for_programs(this_cpu());
     // Once: programs that use what they free would go on for ever.
     kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);
     loop {

@@ -13,7 +13,9 @@ use core::cell::Cell;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_pgtable::PageRange;
-use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
+use intrusive_collections::{
+    Bound, KeyAdapter, RBTree, RBTreeLink, SinglyLinkedList, SinglyLinkedListLink, UnsafeRef, intrusive_adapter,
+};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
@@ -33,6 +35,8 @@ pub enum AreaKind {
 /// One area: `pages` mapped pages from `start` on, and the guard page behind them.
 pub struct AreaNode {
     link: RBTreeLink,
+    /// Among those that are unmapped.
+    unmapped: SinglyLinkedListLink,
     // Changed only through the tree.
     start: Cell<VirtAddr>,
     pages: Cell<u64>,
@@ -43,7 +47,8 @@ impl AreaNode {
     /// An area that is not in a tree and has no address yet.
     pub fn new(kind: AreaKind) -> Self {
         let (start, pages) = (Cell::new(VirtAddr(0)), Cell::new(0));
-        Self { link: RBTreeLink::new(), start, pages, kind: Cell::new(kind) }
+        let unmapped = SinglyLinkedListLink::new();
+        Self { link: RBTreeLink::new(), unmapped, start, pages, kind: Cell::new(kind) }
     }
 
     /// First address.
@@ -73,10 +78,11 @@ impl AreaNode {
 
 mod adapter {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{AreaNode, RBTreeLink, UnsafeRef, intrusive_adapter};
+    use super::{AreaNode, RBTreeLink, SinglyLinkedListLink, UnsafeRef, intrusive_adapter};
     intrusive_adapter!(pub AreaAdapter = UnsafeRef<AreaNode>: AreaNode { link => RBTreeLink });
+    intrusive_adapter!(pub UnmappedAdapter = UnsafeRef<AreaNode>: AreaNode { unmapped => SinglyLinkedListLink });
 }
-use adapter::AreaAdapter;
+use adapter::{AreaAdapter, UnmappedAdapter};
 
 impl<'a> KeyAdapter<'a> for AreaAdapter {
     type Key = u64;
@@ -104,6 +110,30 @@ impl FreeingArea {
     }
 }
 
+/// Areas whose pages no longer translate, but may in TLBs: their frames and addresses stay taken until one invalidation of
+/// [`range`](Self::range) is complete.
+#[must_use = "frames and addresses stay taken until each area is removed"]
+pub struct UnmappedAreas {
+    list: SinglyLinkedList<UnmappedAdapter>,
+    start: VirtAddr,
+    end: VirtAddr,
+}
+
+impl UnmappedAreas {
+    const NONE: Self =
+        Self { list: SinglyLinkedList::new(UnmappedAdapter::NEW), start: VirtAddr(u64::MAX), end: VirtAddr(0) };
+
+    /// From the first area to the last; `None` where there is none.
+    pub fn range(&self) -> Option<PageRange> {
+        PageRange::new(self.start, self.end.0.checked_sub(self.start.0)?).ok()
+    }
+
+    /// The next area.
+    pub fn pop(&mut self) -> Option<FreeingArea> {
+        self.list.pop_front().map(FreeingArea)
+    }
+}
+
 /// The areas of one window, none overlapping, by address.
 pub struct AreaTree {
     tree: RBTree<AreaAdapter>,
@@ -114,11 +144,16 @@ pub struct AreaTree {
     /// too small for others, there are many.
     aligned: [(Shape, VirtAddr); SHAPES],
     /// Where the next shape goes.
-    oldest: usize,
-    /// How many areas have been removed so far.
-    removals: u64,
+    oldest: u8,
+    /// How many areas have been removed so far, modulo 2^32.
+    removals: u32,
     /// The first address, and the end, of all areas that were taken out since [`Self::take_left`].
     left: (VirtAddr, VirtAddr),
+    /// Those among the areas whose invalidation is left for later.
+    unmapped: UnmappedAreas,
+    unmapped_pages: u32,
+    /// Whether areas that were taken from there are still to be removed.
+    is_purged: bool,
 }
 
 /// What an area asks of a gap: bytes with the guard page, and alignment.
@@ -135,7 +170,7 @@ const LOOKED_AT: usize = 128;
 pub struct Resume {
     from: VirtAddr,
     /// Areas that had been removed when it began: since then there may be another gap below.
-    removals: u64,
+    removals: u32,
 }
 
 /// Nothing was taken out.
@@ -155,6 +190,9 @@ impl AreaTree {
             oldest: 0,
             removals: 0,
             left: NONE_LEFT,
+            unmapped: UnmappedAreas::NONE,
+            unmapped_pages: 0,
+            is_purged: false,
         }
     }
 
@@ -223,9 +261,40 @@ impl AreaTree {
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start());
         self.aligned.iter_mut().for_each(|(_, below)| *below = (*below).min(node.start()));
-        self.removals += 1;
+        self.removals = self.removals.wrapping_add(1);
         self.left = (self.left.0.min(node.start()), self.left.1.max(node.end()));
         node
+    }
+
+    /// Leaves an area for later whose pages no longer translate, and whose invalidation is owed. Returns how many pages
+    /// wait for that now.
+    pub fn add_unmapped(&mut self, freeing: FreeingArea) -> u32 {
+        let FreeingArea(area) = freeing;
+        let unmapped = &mut self.unmapped;
+        (unmapped.start, unmapped.end) = (unmapped.start.min(area.start()), unmapped.end.max(area.end()));
+        self.unmapped_pages = self.unmapped_pages.saturating_add(area.pages() as u32);
+        unmapped.list.push_front(area);
+        self.unmapped_pages
+    }
+
+    /// Those that wait, for the caller to invalidate and then to [`Self::remove`]: they are still in the tree. Ends with
+    /// [`Self::end_purge`]; `None` while another caller is in between.
+    pub fn begin_purge(&mut self) -> Option<UnmappedAreas> {
+        if core::mem::replace(&mut self.is_purged, true) {
+            return None;
+        }
+        self.unmapped_pages = 0;
+        Some(core::mem::replace(&mut self.unmapped, UnmappedAreas::NONE))
+    }
+
+    /// All that [`Self::begin_purge`] has returned is removed.
+    pub fn end_purge(&mut self) {
+        self.is_purged = false;
+    }
+
+    /// Pages of areas that wait.
+    pub fn unmapped_pages(&self) -> u32 {
+        self.unmapped_pages
     }
 
     /// Where areas were taken out since the last call, from the first of them to the last: there may be empty tables.
@@ -247,8 +316,8 @@ impl AreaTree {
     /// Notes that no area of `shape` fits below `address`, in the place of the same shape or of the one noted longest ago.
     fn note_aligned(&mut self, shape: Shape, address: VirtAddr) {
         let place = self.aligned.iter().position(|(of, _)| *of == shape).unwrap_or_else(|| {
-            self.oldest = (self.oldest + 1) % SHAPES;
-            self.oldest
+            self.oldest = (self.oldest + 1) % SHAPES as u8;
+            self.oldest.into()
         });
         if let Some(noted) = self.aligned.get_mut(place) {
             *noted = (shape, address);

@@ -107,6 +107,21 @@ static VMALLOC: Parameter = Parameter {
     check: |value| named(AREA_LEAVES, value).map(drop).ok_or_else(|| Refused::because("largest or pages")),
 };
 
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static LAZY: Parameter = Parameter {
+    name: "vmalloc.lazy",
+    help: "vmalloc.lazy=PAGES: pages of freed areas that may wait for one invalidation, for each CPU; 0: none",
+    check: |value| bootargs::number(value, MOST_LAZY_PAGES).map(drop),
+};
+
+/// The most pages of `vmalloc.lazy=`: a gigabyte.
+const MOST_LAZY_PAGES: usize = 1 << 18;
+/// The same unless it is given, and never more than a part of all memory: 4 MiB.
+const USUAL_LAZY_PAGES: usize = 1 << 10;
+/// What part of the memory may wait, for each CPU.
+const LAZY_PART: usize = 512;
+
 /// What the boot arguments wish.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wishes {
@@ -115,6 +130,7 @@ pub struct Wishes {
     pub rodata: Rodata,
     debug_pagealloc: bool,
     area_leaves: Option<Leaves>,
+    lazy_pages: Option<usize>,
 }
 
 impl Wishes {
@@ -129,6 +145,7 @@ impl Wishes {
             rodata: get("rodata").and_then(|word| named(RODATA, word)).unwrap_or(Rodata::On),
             debug_pagealloc: get("debug_pagealloc").and_then(|word| named(SWITCH, word)).unwrap_or(false),
             area_leaves: get("vmalloc").and_then(|word| named(AREA_LEAVES, word)),
+            lazy_pages: get("vmalloc.lazy").and_then(|pages| bootargs::number(pages, MOST_LAZY_PAGES).ok()),
         }
     }
 
@@ -147,6 +164,13 @@ impl Wishes {
     pub fn linear_leaves(&self, trusted: bool) -> Leaves {
         let single_pages_change = self.rodata == Rodata::On && !self.split(trusted).is_live();
         if self.debug_pagealloc || single_pages_change { Leaves::Pages } else { Leaves::Largest }
+    }
+
+    /// Pages that may wait for their invalidation, for each CPU, in a machine with `frames`. With debug_pagealloc none: what
+    /// is freed is to fault at once.
+    fn lazy_pages(&self, frames: usize) -> u64 {
+        let usual = (frames / LAZY_PART).min(USUAL_LAZY_PAGES);
+        if self.debug_pagealloc { 0 } else { self.lazy_pages.unwrap_or(usual) as u64 }
     }
 
     /// Whether the linear map, made for a boot CPU that is trusted or not, has to be split to pages now that all CPUs are.
@@ -168,6 +192,8 @@ pub struct Policy {
     pub debug_pagealloc: bool,
     /// The leaves of areas. Any page of an area may change alone, so they are pages where no leaf is ever split.
     pub area_leaves: Leaves,
+    /// Pages of areas that were freed and may wait for one invalidation, in each part of the vmalloc window; 0: none.
+    pub lazy_pages: u64,
 }
 
 /// A wish that cannot be granted.
@@ -198,10 +224,12 @@ impl Policy {
         direct_map: false,
         debug_pagealloc: false,
         area_leaves: Leaves::Pages,
+        lazy_pages: 0,
     };
 
-    /// Decides for good: all CPUs are `trusted` with live size changes or not, and the linear map is made of `linear`.
-    pub fn decide(wishes: Wishes, trusted: bool, linear: Leaves) -> (Self, Option<Denied>) {
+    /// Decides for good: all CPUs are `trusted` with live size changes or not, the linear map is made of `linear`, and there
+    /// are `frames` in all.
+    pub fn decide(wishes: Wishes, trusted: bool, linear: Leaves, frames: usize) -> (Self, Option<Denied>) {
         let split = wishes.split(trusted);
         let can_change_pages = linear == Leaves::Pages || split.is_live();
         let alias = wishes.rodata == Rodata::On;
@@ -216,7 +244,8 @@ impl Policy {
         let alias = alias && can_change_pages;
         let wished = wishes.area_leaves.unwrap_or(Leaves::Largest);
         let area_leaves = if split == SplitMode::Refuse { Leaves::Pages } else { wished };
-        (Self { split, alias, direct_map, debug_pagealloc: wishes.debug_pagealloc, area_leaves }, denied)
+        let (debug_pagealloc, lazy_pages) = (wishes.debug_pagealloc, wishes.lazy_pages(frames));
+        (Self { split, alias, direct_map, debug_pagealloc, area_leaves, lazy_pages }, denied)
     }
 
     /// Whether the branch sites with this identifier, one of [`branch`], are to be taken; `false` for any other.
@@ -225,6 +254,7 @@ impl Policy {
             branch::ALIAS => self.alias,
             branch::DIRECT_MAP => self.direct_map,
             branch::DEBUG_PAGEALLOC => self.debug_pagealloc,
+            branch::LAZY_UNMAP => self.lazy_pages != 0,
             _ => false,
         }
     }
@@ -237,8 +267,8 @@ impl fmt::Display for Policy {
         let leaves = name_of(AREA_LEAVES, &self.area_leaves);
         write!(
             f,
-            "split={}, vmalloc={leaves}, alias of read-only memory {alias}, debug_pagealloc {pagealloc}",
-            self.split
+            "split={}, vmalloc={leaves}, vmalloc.lazy={}, alias of read-only memory {alias}, debug_pagealloc {pagealloc}",
+            self.split, self.lazy_pages
         )
     }
 }
@@ -249,6 +279,9 @@ mod tests {
 
     use super::{Denied, Policy, SplitMode, Wishes};
 
+    /// 256 MiB.
+    const FRAMES: usize = 1 << 16;
+
     fn wishes(arguments: &'static str) -> Wishes {
         Wishes::from(|key| {
             arguments.split(' ').filter_map(|word| word.split_once('=')).find(|(name, _)| *name == key).map(|it| it.1)
@@ -258,7 +291,7 @@ mod tests {
     /// What one CPU would choose and all then decide.
     fn decide(arguments: &'static str, boot_cpu: bool, all: bool) -> (Leaves, Policy, Option<Denied>) {
         let leaves = wishes(arguments).linear_leaves(boot_cpu);
-        let (policy, denied) = Policy::decide(wishes(arguments), all, leaves);
+        let (policy, denied) = Policy::decide(wishes(arguments), all, leaves, FRAMES);
         (leaves, policy, denied)
     }
 
@@ -320,7 +353,7 @@ mod tests {
         ] {
             assert_eq!(wishes(arguments).splits_to_pages(boot_cpu, all), splits, "{arguments}");
         }
-        let (policy, denied) = Policy::decide(wishes(""), false, Leaves::Pages);
+        let (policy, denied) = Policy::decide(wishes(""), false, Leaves::Pages, FRAMES);
         assert_eq!((policy.split, policy.alias, policy.direct_map, denied), (SplitMode::StopMachine, true, true, None));
     }
 
@@ -352,5 +385,22 @@ mod tests {
     fn asking_for_a_split_by_name_is_not_trust() {
         let (_, policy, denied) = decide("split=lock", false, false);
         assert_eq!((policy.split, denied), (SplitMode::StopMachine, Some(Denied::Split(SplitMode::Lock))));
+    }
+
+    #[test]
+    fn freed_areas_wait_up_to_a_part_of_the_memory_and_not_at_all_where_faults_are_wanted() {
+        for (arguments, frames, pages) in [
+            ("", FRAMES, 128),
+            ("", 1 << 14, 32),
+            ("", 1 << 22, 1024),
+            ("vmalloc.lazy=0", FRAMES, 0),
+            ("vmalloc.lazy=5000", FRAMES, 5000),
+            ("vmalloc.lazy=262145", FRAMES, 128),
+            ("vmalloc.lazy=many", FRAMES, 128),
+            ("vmalloc.lazy=5000 debug_pagealloc=on", FRAMES, 0),
+        ] {
+            let (policy, _) = Policy::decide(wishes(arguments), true, Leaves::Largest, frames);
+            assert_eq!(policy.lazy_pages, pages, "{arguments}");
+        }
     }
 }

@@ -101,13 +101,14 @@ impl KernelSpace {
         KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk.0) }
     }
 
-    /// Frees the tables that areas have left empty, as far as that goes without waiting: a table that was found empty,
-    /// or unlinked, while another CPU was in a walk stays for the next call. Returns how many were freed.
+    /// Frees the frames of areas that wait for their invalidation ([`Self::purge`]), and the tables that areas have left
+    /// empty, as far as that goes without waiting: a table that was found empty, or unlinked, while another CPU was in a
+    /// walk stays for the next call. Returns how many frames were freed.
     ///
     /// Not from interrupt handlers: it takes locks of areas.
-    pub fn reclaim_tables(&self, cpu: &Cpu) -> usize {
+    pub fn reclaim(&self, cpu: &Cpu) -> usize {
         // Each CPU's part of the window may have some.
-        (0..MAX_CPUS).map_while(|_| self.reclaim_once(cpu)).sum()
+        self.purge(cpu) + (0..MAX_CPUS).map_while(|_| self.reclaim_once(cpu)).sum::<usize>()
     }
 
     /// The same in one range where areas were; `None` where there is none, or another CPU reclaims.

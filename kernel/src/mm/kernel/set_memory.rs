@@ -20,6 +20,7 @@ use granule_pgtable::{Change, Error, Lazy, PageRange};
 use thiserror::Error;
 
 use super::alias::{ReadOnly, ReadWrite, Writability};
+use super::area::AreaKind;
 use super::owners::RangeOwnerCheck;
 use super::split::LeafSplitter;
 use super::{KernelSpace, alias};
@@ -225,9 +226,15 @@ impl KernelSpace {
     pub(super) fn check_owned(&self, address: VirtAddr) -> Result<(), SetMemoryError> {
         match self.tables().translate(address) {
             None => Err(self.explain(Error::NotMapped(address))),
-            Some(found) if found.descriptor.0 & bits::VM_ALLOC == 0 => Err(SetMemoryError::NotVmalloc(address)),
+            Some(found) if found.descriptor.0 & bits::VM_ALLOC == 0 => Err(self.explain(Error::NotMarked(address))),
             Some(_) => Ok(()),
         }
+    }
+
+    /// Whether the area of `page` was freed and waits for its invalidation, as far as that can be had without waiting.
+    fn is_freed(&self, page: VirtAddr) -> bool {
+        let areas = self.areas.try_lock(page);
+        areas.is_some_and(|areas| areas.find(page).is_some_and(|area| area.kind() == AreaKind::Freeing))
     }
 
     /// Finds which kind of hole a hole is. The lock of areas is only tried, so that this may run anywhere.
@@ -242,6 +249,7 @@ impl KernelSpace {
                     .and_then(|areas| areas.find(below).filter(|area| area.end() == hole).map(|area| area.start()));
                 area.map_or(SetMemoryError::Hole(hole), |area| SetMemoryError::GuardPage { guard: hole, area })
             }
+            Error::NotMarked(page) if self.is_freed(page) => SetMemoryError::Hole(page),
             Error::NotMarked(page) => SetMemoryError::NotVmalloc(page),
             Error::WritableAndExecutable(page) => SetMemoryError::WritableAndExecutable(page),
             Error::Straddles { leaf, size } => SetMemoryError::Partial { leaf, size },

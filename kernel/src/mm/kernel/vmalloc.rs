@@ -169,9 +169,14 @@ impl KernelSpace {
 
     /// Unmaps and frees an area.
     ///
-    /// On return no CPU can reach its frames through it. Not from interrupt handlers.
+    /// On return no CPU walks to its pages any more. Until an invalidation that serves many areas is complete
+    /// ([`Self::purge`]), TLBs may still hold them, and its frames and addresses stay taken. Not so where a page of it is
+    /// read-only, with `vmalloc.lazy=0`, and with `debug_pagealloc=on`: then all of that is done on return.
+    ///
+    /// Not from interrupt handlers.
     pub fn vfree(&self, cpu: &Cpu, area: KernelArea) {
-        self.vfree_at(cpu, area.start).expect("a KernelArea is in the tree and of its kind");
+        let freed = self.vfree_at(cpu, area.start);
+        freed.unwrap_or_else(|error| unreachable!("a KernelArea is in the tree and of its kind: {error}"));
     }
 
     /// Unmaps and frees the area that starts at `start`, with whatever owner. Returns how many pages it had.
@@ -184,7 +189,13 @@ impl KernelSpace {
             None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
             Some(kind) => VmallocError::NotYours(start, kind),
         })?;
-        self.release(cpu, freeing)
+        let range = PageRange::from_pages(freeing.start(), freeing.pages() as usize)?;
+        let area =
+            if patched_branch!(branch::LAZY_UNMAP) { self.free_lazily(cpu, range, freeing) } else { Some(freeing) };
+        if let Some(area) = area {
+            self.release(cpu, range, Some(area))?;
+        }
+        Ok(range.pages() as u64)
     }
 
     /// Maps device registers, for ever: nGnRE, never executable, by the largest leaves that their alignment allows.
@@ -226,7 +237,9 @@ impl KernelSpace {
     /// Where there is no such stack.
     pub fn free_stack(&self, cpu: &Cpu, top: VirtAddr) {
         let freeing = self.begin_free(VirtAddr(top.0 - STACK_SIZE), AreaKind::Stack);
-        self.release(cpu, freeing).expect("a stack is mapped from end to end");
+        let range = PageRange::new(freeing.start(), STACK_SIZE);
+        let freed = range.and_then(|range| self.release(cpu, range, Some(freeing)));
+        freed.unwrap_or_else(|error| unreachable!("a stack is mapped from end to end: {error}"));
     }
 
     /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
@@ -293,13 +306,18 @@ impl KernelSpace {
         align: u64,
         map: impl Fn(VirtAddr) -> Result<(), VmallocError>,
     ) -> Result<VirtAddr, VmallocError> {
-        let start = self.areas.take(cpu, kind, pages, align)?;
+        let taken = self.areas.take(cpu, kind, pages, align).or_else(|error| match error {
+            VmallocError::NoAddresses { .. } if self.purge(cpu) != 0 => self.areas.take(cpu, kind, pages, align),
+            _ => Err(error),
+        });
+        let start = taken?;
         let mut mapped = map(start);
-        // Tables that small areas have left empty are the last memory that can be had.
-        if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim_tables(cpu) != 0 {
+        // Areas that wait for their invalidation, and tables that small ones have left empty, are the last memory that can
+        // be had.
+        if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim(cpu) != 0 {
             mapped = map(start);
         }
-        mapped.inspect_err(|_| self.areas.remove(self.begin_free(start, kind)))?;
+        mapped.inspect_err(|_| self.areas.remove_seldom(self.begin_free(start, kind)))?;
         Ok(start)
     }
 
@@ -391,7 +409,7 @@ impl KernelSpace {
         let in_the_way = |offset| self.tables().get().entry(at + offset).level == LAST_LEVEL;
         if (0..range.size()).step_by(BLOCK_SIZE as usize).any(in_the_way) && interrupts::state().irqs_enabled() {
             // Tables that areas have left. What stays of them is filled with pages.
-            self.reclaim_tables(cpu);
+            self.reclaim(cpu);
         }
         let tables = self.tables();
         Ok(tables.get().map(&lazy, range, PhysAddr(run.start), AREA, LARGEST, &mut self.table_source(cpu))?)
@@ -407,16 +425,13 @@ impl KernelSpace {
     #[cold]
     fn unmap_new(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) {
         let Ok(range) = PageRange::new(start, bytes) else { return };
-        let _owner = RangeOwnerCheck::new(range);
-        let mut frames = self.frames.freeing(cpu);
-        let released = |leaf: Leaf| frames.add_run(leaf.physical, leaf.size);
-        let unmapped = self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, LeafSplitter(self), released);
-        unmapped.expect("no leaf reaches across an end of what was mapped");
+        self.release(cpu, range, None)
+            .unwrap_or_else(|error| unreachable!("a leaf reaches across an end of what was mapped: {error}"));
     }
 
-    /// Unmaps and frees an area; returns how many pages it had.
-    fn release(&self, cpu: &Cpu, freeing: FreeingArea) -> Result<u64, VmallocError> {
-        let range = PageRange::from_pages(freeing.start(), freeing.pages() as usize)?;
+    /// Unmaps and frees what is mapped in `range`, and then the area itself, if it is all of one.
+    #[inline(never)]
+    fn release(&self, cpu: &Cpu, range: PageRange, area: Option<FreeingArea>) -> Result<(), Error> {
         let mut owner = Some(self.check_owner_with_alias(range));
         {
             let mut frames = self.frames.freeing(cpu);
@@ -433,9 +448,11 @@ impl KernelSpace {
                 self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, splitter, released)?;
             }
         }
-        self.areas.remove(freeing);
-        self.reclaim_after(cpu, range);
-        Ok(range.pages() as u64)
+        if let Some(area) = area {
+            self.areas.remove(area);
+            self.reclaim_after(cpu, range);
+        }
+        Ok(())
     }
 
     /// # Panics

@@ -9,7 +9,7 @@
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_pgtable::PageRange;
 
-use super::area::{AreaKind, AreaNode, AreaTree, FreeingArea, Gap};
+use super::area::{AreaKind, AreaNode, AreaTree, FreeingArea, Gap, UnmappedAreas};
 use super::vmalloc::VmallocError;
 use crate::mm::OutOfMemory;
 use crate::mm::frame::FrameAllocator;
@@ -89,12 +89,47 @@ impl Window {
     }
 
     /// Takes out an area whose freeing has begun, and gives its record back.
+    #[inline(always)]
     pub(super) fn remove(&self, freeing: FreeingArea) {
         let Some(part) = self.part(freeing.start()) else { return };
         // SAFETY: a `FreeingArea` comes from `begin_free` of the one window, so the area is in this part's tree.
         let node = unsafe { part.areas.lock().remove(freeing) };
         // SAFETY: the node was a pool box, is out of the tree, and this is the last reference.
         drop(unsafe { PoolBox::from_ref(node) });
+    }
+
+    /// [`Self::remove`], out of line.
+    #[inline(never)]
+    pub(super) fn remove_seldom(&self, freeing: FreeingArea) {
+        self.remove(freeing);
+    }
+
+    /// [`AreaTree::add_unmapped`], of the area's part.
+    #[inline]
+    pub(super) fn add_unmapped(&self, freeing: FreeingArea) -> u32 {
+        let part = self.part(freeing.start());
+        part.map_or(0, |part| part.areas.lock().add_unmapped(freeing))
+    }
+
+    /// [`AreaTree::begin_purge`], of the part that `address` is in.
+    pub(super) fn begin_purge(&self, address: VirtAddr) -> Option<UnmappedAreas> {
+        self.part(address)?.areas.lock().begin_purge()
+    }
+
+    /// [`AreaTree::end_purge`], likewise.
+    pub(super) fn end_purge(&self, address: VirtAddr) {
+        self.part(address).into_iter().for_each(|part| part.areas.lock().end_purge());
+    }
+
+    /// An address of each part, that of this CPU's first.
+    pub(super) fn parts(&self, cpu: &Cpu) -> impl Iterator<Item = VirtAddr> + use<> {
+        let own = cpu.id.0 as usize;
+        (0..MAX_CPUS).map(move |more| FIRST + PART * ((own + more) % MAX_CPUS) as u64)
+    }
+
+    /// [`AreaTree::unmapped_pages`] of all parts.
+    pub(super) fn unmapped_pages(&self) -> u64 {
+        self.parts.iter().map(|part| u64::from(part.areas.lock().unmapped_pages())).sum()
     }
 
     /// Locks the areas among which `address` would be, if no CPU has them.

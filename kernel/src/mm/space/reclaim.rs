@@ -235,6 +235,8 @@ mod thread {
             sched::park();
             let mut fruitless = 0;
             while !frames.has_room_for(room) && fruitless < FRUITLESS {
+                // First what is of no use any more.
+                kernel().space.purge_for_programs(this_cpu());
                 let freed = spaces.reclaim(this_cpu(), room, Used::Age, &|| false);
                 fruitless = if freed == 0 { fruitless + 1 } else { 0 };
                 sched::sleep_through(Deadline::after(PAUSE));

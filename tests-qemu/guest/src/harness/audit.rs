@@ -43,7 +43,7 @@ impl Snapshot {
     pub(crate) fn take() -> Self {
         let (kernel, cpu) = (granule::kernel(), this_cpu());
         sched::trim(cpu);
-        while kernel.space.reclaim_tables(cpu) != 0 {}
+        while kernel.space.reclaim(cpu) != 0 {}
         let (mut areas, mut device_areas) = (0, 0);
         kernel.space.for_each_area(|area| match area.kind() {
             AreaKind::Device => device_areas += 1,

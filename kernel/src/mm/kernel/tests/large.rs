@@ -267,7 +267,7 @@ fn what_was_split_for_a_page_is_collapsed_and_is_freed_as_it_was() {
         // Again, and freed in pages.
         space.set_memory_ro(page, 1).unwrap();
         space.vfree(&cpu, area);
-        space.reclaim_tables(&cpu);
+        space.reclaim(&cpu);
         assert_eq!((frames.stats().refused, everything(space, frames)), (0, before));
     }
 }
@@ -288,7 +288,7 @@ fn pages_that_lie_in_one_piece_become_groups() {
     space.set_memory_rw(area.start() + PAGE, 1).unwrap();
     assert_eq!(leaves(space, area.start(), 2 * GROUP), [(1, GROUP), (GROUP, 1)]);
     space.vfree(&cpu, area);
-    space.reclaim_tables(&cpu);
+    space.reclaim(&cpu);
     assert_eq!((frames.stats().refused, everything(space, frames)), (0, before));
 }
 

@@ -5,6 +5,7 @@
 //! - `contracts`: what each call does and refuses, with memory running out at every allocation
 //! - `large`: areas of blocks and groups: their leaves, changes of a part, and where their memory goes
 //! - `pagealloc`: frames that are free are hidden, and no others
+//! - `purge`: areas whose invalidation is left for later
 //! - `random`: long sequences of calls against a plain map of page → permissions
 //! - `split`: changes in the linear map whose ranges cut leaves: which lock, whose memory, who is refused
 //! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
@@ -14,6 +15,7 @@ mod contracts;
 mod direct_map;
 mod large;
 mod pagealloc;
+mod purge;
 mod random;
 mod split;
 mod streams;
