@@ -91,6 +91,8 @@ fn mem<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>>
         frames.total, frames.used, frames.free, frames.in_magazines
     );
     writeln!(session, "blocks    {} free, {} cut into frames", frames.free_blocks, frames.cut_blocks);
+    let (waiting, purges) = (kernel.space.unmapped_pages(), kernel.space.purges());
+    writeln!(session, "unmapped  {waiting} pages of areas wait for an invalidation; {purges} so far");
     #[cfg(target_os = "none")]
     {
         let heap = granule::mm::heap::kernel_heap().stats();

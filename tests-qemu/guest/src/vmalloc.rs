@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
+mod lazy;
+
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule::mm::kernel::policy::Wishes;
@@ -59,6 +61,7 @@ fn areas_have_unmapped_pages_on_both_sides(t: &mut Test) {
     for area in areas {
         let start = area.start();
         space().vfree(this_cpu(), area);
+        space().purge(this_cpu());
         t.check("gone", probe::read::<u64>(start).is_err());
     }
 }
@@ -183,12 +186,14 @@ fn freed_areas_give_their_frames_and_addresses_back(t: &mut Test) {
     let Some(first) = t.ok("vmalloc", space().vmalloc(this_cpu(), 40)) else { return };
     let start = first.start();
     space().vfree(this_cpu(), first);
+    space().purge(this_cpu());
     let used = granule::kernel().frames.stats().used;
     for _ in 0..200 {
         let pages = 1 + t.random() % 40;
         let Some(area) = t.ok("vmalloc", space().vmalloc(this_cpu(), pages)) else { return };
         t.check("addresses that were free, not new ones", area.start() <= start);
         space().vfree(this_cpu(), area);
+        space().purge(this_cpu());
     }
     t.equal("frames in use", granule::kernel().frames.stats().used, used);
 }

@@ -105,12 +105,11 @@ impl KernelSpace {
         if !lab::is_on!(PURGE_NO_FLUSH) {
             self.tlb.invalidate_for_others(&self.mmu, &what);
         }
-        let mut freed = 0;
+        let (mut frames, mut freed) = (self.frames.freeing(cpu), 0);
         while let Some(freeing) = unmapped.pop() {
             let Ok(range) = PageRange::from_pages(freeing.start(), freeing.pages() as usize) else { continue };
             {
                 let _owner = RangeOwnerCheck::new(range);
-                let mut frames = self.frames.freeing(cpu);
                 self.tables().get().release_unmapped(range, |leaf: Leaf| frames.add_run(leaf.physical, leaf.size));
             }
             freed += range.pages();
