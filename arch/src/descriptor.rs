@@ -53,6 +53,10 @@ pub mod bits {
     /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that
     /// name).
     pub const VM_ALLOC: u64 = 1 << 56;
+    /// Software, kernel leaves: the page belongs to an area of frames that the area does not own (given frames, device
+    /// registers). Its owner may change its permissions, it never becomes executable, and the alias of the frames stays
+    /// as it is. Linux's flag of that name is the nearest.
+    pub const VM_MAP: u64 = 1 << 58;
     /// Software, in a table descriptor (the hardware ignores bits 58 to 51 there): the table was empty, and is unlinked
     /// unless a walker that needs it clears this.
     pub const RECLAIM_MARK: u64 = 1 << 55;
@@ -327,6 +331,13 @@ impl Attributes {
     #[must_use]
     pub const fn vm_alloc(self) -> Self {
         Self(self.0 | bits::VM_ALLOC)
+    }
+
+    /// The same, marked as pages of an area that does not own its frames: their owner may change permissions, but
+    /// nothing becomes executable.
+    #[must_use]
+    pub const fn vm_map(self) -> Self {
+        Self(self.0 | bits::VM_MAP)
     }
 
     /// The same with the memory type at `index` of MAIR_EL1, 0 to 7: for a kernel with another than [`MAIR`].

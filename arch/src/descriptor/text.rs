@@ -162,7 +162,11 @@ const fn software(leaf: Descriptor) -> &'static [(u64, &'static str)] {
             (bits::PROT_NONE, "inaccessible (software's)"),
             (bits::FAULT_ON_ACCESS, "fault on access (software's)"),
         ],
-        _ => &[(bits::VM_ALLOC, "VM_ALLOC (software's)"), (bits::COLLAPSING, "collapsing (software's)")],
+        _ => &[
+            (bits::VM_ALLOC, "VM_ALLOC (software's)"),
+            (bits::VM_MAP, "VM_MAP (software's)"),
+            (bits::COLLAPSING, "collapsing (software's)"),
+        ],
     }
 }
 

@@ -42,8 +42,9 @@ const fn used(mask: u64, places: Places) -> Use {
 }
 
 /// Every one of them.
-const USES: [Use; 18] = [
+const USES: [Use; 19] = [
     used(bits::VM_ALLOC, KERNEL_LEAF),
+    used(bits::VM_MAP, KERNEL_LEAF),
     used(bits::RECLAIM_MARK, TABLE),
     used(bits::UNLINKED, NOT_PRESENT),
     used(bits::COLLAPSING, KERNEL_LEAF | TABLE),
