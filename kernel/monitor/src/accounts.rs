@@ -127,6 +127,7 @@ fn show_areas(session: &mut Session<'_>, kernel: &Kernel) {
         let Some((start, pages, kind)) = next else { return };
         let kind = match kind {
             AreaKind::Vmalloc => "vmalloc",
+            AreaKind::Mapped => "vmap",
             AreaKind::Device => "device",
             AreaKind::Stack => "stack",
             AreaKind::Freeing => "being freed",

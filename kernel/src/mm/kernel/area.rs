@@ -24,7 +24,9 @@ const PAGE: u64 = PAGE_SIZE as u64;
 pub enum AreaKind {
     /// Frames of its own, from `vmalloc`; its owner may change its permissions.
     Vmalloc,
-    /// Device registers: nothing to give back.
+    /// Frames that are the caller's, from `vmap`; the owner of the area may change its permissions, but for execution.
+    Mapped,
+    /// Device registers: nothing to give back. Permissions as for [`Self::Mapped`].
     Device,
     /// A CPU's stack: frames of its own, permissions fixed.
     Stack,
@@ -154,6 +156,8 @@ pub struct AreaTree {
     unmapped_pages: u32,
     /// Whether areas that were taken from there are still to be removed.
     is_purged: bool,
+    /// How often some were, modulo 2^32.
+    purges: u32,
 }
 
 /// What an area asks of a gap: bytes with the guard page, and alignment.
@@ -193,6 +197,7 @@ impl AreaTree {
             unmapped: UnmappedAreas::NONE,
             unmapped_pages: 0,
             is_purged: false,
+            purges: 0,
         }
     }
 
@@ -283,6 +288,7 @@ impl AreaTree {
         if core::mem::replace(&mut self.is_purged, true) {
             return None;
         }
+        self.purges = self.purges.wrapping_add((self.unmapped_pages != 0).into());
         self.unmapped_pages = 0;
         Some(core::mem::replace(&mut self.unmapped, UnmappedAreas::NONE))
     }
@@ -290,6 +296,11 @@ impl AreaTree {
     /// All that [`Self::begin_purge`] has returned is removed.
     pub fn end_purge(&mut self) {
         self.is_purged = false;
+    }
+
+    /// Times that areas were purged.
+    pub fn purges(&self) -> u32 {
+        self.purges
     }
 
     /// Pages of areas that wait.

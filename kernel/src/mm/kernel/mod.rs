@@ -72,8 +72,6 @@ pub struct KernelSpace {
     /// Frames that were taken for tables since the boot and are not free again.
     table_frames: AtomicUsize,
     table_work: SpinMutex<reclaim::TableWork>,
-    /// How often areas were purged.
-    purges: AtomicU64,
     /// One request for a collapse at a time.
     collapse_request: SpinMutex<()>,
     /// Blocks of the linear map that tables have become: so many tables fewer than were split.
@@ -104,7 +102,6 @@ impl KernelSpace {
             areas: Window::new(cpu, frames)?,
             table_frames: AtomicUsize::new(0),
             table_work: reclaim::TableWork::new(),
-            purges: AtomicU64::new(0),
             collapse_request: SpinMutex::new(()),
             collapsed_linear: AtomicU64::new(0),
             boot_tables_replaced: AtomicU64::new(0),

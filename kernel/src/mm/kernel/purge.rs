@@ -17,12 +17,10 @@
 //! (`__purge_vmap_area_lazy`). Areas of which a page is read-only do not wait: their alias is read-only too, and what was
 //! code must be gone before it becomes writable.
 
-use core::sync::atomic::Ordering;
-
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
 use granule_arch::{interrupts, wait};
-use granule_pgtable::{Invalidation, Leaf, PageRange, Tables};
+use granule_pgtable::{Leaf, PageRange};
 
 use super::KernelSpace;
 use super::area::{FreeingArea, UnmappedAreas};
@@ -93,24 +91,23 @@ impl KernelSpace {
 
     /// Times that areas were purged.
     pub fn purges(&self) -> u64 {
-        self.purges.load(Ordering::Relaxed)
+        self.areas.purges()
     }
 
     /// The invalidation, and then the rest.
     fn finish(&self, cpu: &Cpu, mut unmapped: UnmappedAreas) -> usize {
         let Some(range) = unmapped.range() else { return 0 };
-        self.purges.fetch_add(1, Ordering::Relaxed);
-        // Other CPUs may have unmapped them. TLBs may hold larger leaves than there are.
-        let what = Invalidation { range, tables: Tables::Kept, level: None };
+        // Other CPUs may have unmapped some.
         if !lab::is_on!(PURGE_NO_FLUSH) {
-            self.tlb.invalidate_for_others(&self.mmu, &what);
+            self.flush_kernel_range(range);
         }
         let (mut frames, mut freed) = (self.frames.freeing(cpu), 0);
         while let Some(freeing) = unmapped.pop() {
             let Ok(range) = PageRange::from_pages(freeing.start(), freeing.pages() as usize) else { continue };
             {
                 let _owner = RangeOwnerCheck::new(range);
-                self.tables().get().release_unmapped(range, |leaf: Leaf| frames.add_run(leaf.physical, leaf.size));
+                let released: &mut dyn FnMut(Leaf) = &mut |leaf| frames.add_run(leaf.physical, leaf.size);
+                self.tables().get().release_unmapped(range, released);
             }
             freed += range.pages();
             self.areas.remove_seldom(freeing);

@@ -10,6 +10,10 @@
 //! (`bits::VM_ALLOC`), so asking costs nothing, and since an unmapped page lies between any two areas, a range without
 //! holes is inside one.
 //!
+//! Areas that do not own their frames, from `vmap` and of registers, have `bits::VM_MAP` in its place, and are looked at
+//! when the change was refused for want of the first ([`KernelSpace::change_mapped`]): all but execution may change
+//! there.
+//!
 //! Writability changes in their alias in the linear map, too, unless `rodata=` excludes it: see
 //! [`super::alias`].
 
@@ -48,9 +52,12 @@ pub enum SetMemoryError {
         /// First address of the area in front of it.
         area: VirtAddr,
     },
-    /// A page whose permissions are fixed: registers, a stack.
+    /// A page whose permissions are fixed: a stack.
     #[error("the page at {0} is not from vmalloc; its permissions are fixed")]
     NotVmalloc(VirtAddr),
+    /// A page of an area that does not own its frames: given to `vmap`, or registers.
+    #[error("the frame at {0} is not the area's own and never becomes executable there")]
+    NeverExecutable(VirtAddr),
     /// The page would be writable and executable.
     #[error("{0} would be writable and executable: make it read-only, or not executable, first")]
     WritableAndExecutable(VirtAddr),
@@ -133,7 +140,8 @@ impl KernelSpace {
         if pages == 0 {
             return self.check_owned(address);
         }
-        self.change_to_code(range).or_else(|error| self.retry_after_split(error, range, Self::set_memory_rox))
+        let (changed, change) = (self.change_to_code(range), &Change::EXECUTABLE);
+        changed.or_else(|error| self.retry_or_explain(error, range, change, Self::set_memory_rox))
     }
 
     fn change_to_code(&self, range: PageRange) -> Result<(), Error> {
@@ -216,9 +224,35 @@ impl KernelSpace {
     #[inline(never)]
     fn change_in_steps(&self, range: PageRange, change: Change) -> Result<(), SetMemoryError> {
         let lazy = Lazy::new(&self.mmu);
-        let flush = self.update_in_steps(&lazy, range, change)?;
-        lazy.invalidate(&self.tlb, [flush]);
+        match self.update_in_steps(&lazy, range, change) {
+            Ok(flush) => lazy.invalidate(&self.tlb, [flush]),
+            Err(SetMemoryError::NotVmalloc(page)) if change.required_bits() == bits::VM_ALLOC => {
+                return self.change_mapped(page, range, &change);
+            }
+            Err(error) => return Err(error),
+        }
         Ok(())
+    }
+
+    /// Makes `change` of a range whose page at `page` is not from `vmalloc`, if all its pages are of an area that does not
+    /// own its frames: they may not become executable, and their alias stays as it is. The range is on record.
+    ///
+    /// # Errors
+    /// [`SetMemoryError`]: every page is as it was.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn change_mapped(
+        &self,
+        page: VirtAddr,
+        range: PageRange,
+        change: &Change,
+    ) -> Result<(), SetMemoryError> {
+        if !change.makes_executable() {
+            return self.change_in_steps(range, change.require_bits(bits::VM_MAP));
+        }
+        let found = self.tables().translate(page);
+        let is_mapped = found.is_some_and(|found| found.descriptor.0 & bits::VM_MAP != 0);
+        Err(if is_mapped { SetMemoryError::NeverExecutable(page) } else { self.explain(Error::NotMarked(page)) })
     }
 
     /// No pages in an area is success, as in Linux; anywhere else it is not.
@@ -226,7 +260,9 @@ impl KernelSpace {
     pub(super) fn check_owned(&self, address: VirtAddr) -> Result<(), SetMemoryError> {
         match self.tables().translate(address) {
             None => Err(self.explain(Error::NotMapped(address))),
-            Some(found) if found.descriptor.0 & bits::VM_ALLOC == 0 => Err(self.explain(Error::NotMarked(address))),
+            Some(found) if found.descriptor.0 & (bits::VM_ALLOC | bits::VM_MAP) == 0 => {
+                Err(self.explain(Error::NotMarked(address)))
+            }
             Some(_) => Ok(()),
         }
     }

@@ -234,19 +234,24 @@ impl KernelSpace {
         }
     }
 
-    /// Does a change of `range` again, which the tables have refused by `error`, once what it cuts is split with all other
-    /// CPUs parked. Its walk has ended.
+    /// Does a change of `range` again, which the tables have refused by `error`: in an area that does not own its frames by
+    /// [`Self::change_mapped`], or by `again`, once what it cuts is split with all other CPUs parked. Its walk has ended.
     ///
     /// # Errors
     /// [`SetMemoryError`]: that of [`Self::split_stopped_or_explain`], or of the second time.
     #[cold]
     #[inline(never)]
-    pub(super) fn retry_after_split(
+    pub(super) fn retry_or_explain(
         &self,
         error: Error,
         range: PageRange,
+        change: &Change,
         again: fn(&Self, VirtAddr, u64) -> Result<(), SetMemoryError>,
     ) -> Result<(), SetMemoryError> {
+        if let Error::NotMarked(page) = error {
+            let _owner = RangeOwnerCheck::new(range);
+            return self.change_mapped(page, range, change);
+        }
         self.split_stopped_or_explain(error, range)?;
         again(self, range.start(), range.pages() as u64)
     }

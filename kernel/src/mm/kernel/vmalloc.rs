@@ -1,10 +1,10 @@
-//! Memory that is contiguous virtually and nowhere else: `vmalloc`, device registers, stacks.
+//! Memory that is contiguous virtually and nowhere else: `vmalloc`, `vmap`, device registers, stacks.
 //!
 //! An area is taken in a tree first and mapped then; it is unmapped first, everywhere, and given back then. So at no
 //! time does an address that a CPU may still reach have another owner. The frames of an area are written down in
 //! the page tables and nowhere else: `vfree` reads them there.
 
-#![allow(unsafe_code, reason = "an entry that the lab breaks behind the tables' back")]
+#![allow(unsafe_code, reason = "an entry that the lab breaks behind the tables' back; frames that others own")]
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -19,17 +19,17 @@ use thiserror::Error;
 use super::area::{AreaKind, FreeingArea};
 use super::owners::RangeOwnerCheck;
 use super::split::LeafSplitter;
-use super::{KernelSpace, alias};
+use super::{KernelSpace, Machine, alias};
 use crate::lab;
-use crate::mm::OutOfMemory;
 use crate::mm::frame::FrameList;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, GROUP, MAX_ORDER};
 use crate::mm::tag_storage::Unreserved;
+use crate::mm::{OutOfMemory, layout};
 use crate::platform::features::branch;
 use crate::smp::Cpu;
 use crate::trap::{STACK_ALIGN, STACK_SIZE};
 
-/// Why `vmalloc` or `vfree` was refused. Nothing was changed.
+/// Why `vmalloc`, `vmap`, or what ends them, was refused. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum VmallocError {
     /// No pages were asked for.
@@ -50,9 +50,12 @@ pub enum VmallocError {
     /// No area starts there.
     #[error("no vmalloc area starts at {0}")]
     NotAnArea(VirtAddr),
-    /// The area is not of the kind that may be freed so.
-    #[error("the area at {0} belongs to the kernel ({1:?}) and cannot be freed")]
+    /// The area is not of the kind that may be unmapped so.
+    #[error("the area at {0} is of another kind ({1:?}), which this call does not unmap")]
     NotYours(VirtAddr, AreaKind),
+    /// What `vmap` was given is not page aligned, or not memory that the linear map shows as writable.
+    #[error("{0} is not the address of a frame that the linear map shows as writable")]
+    NotMemory(PhysAddr),
 }
 
 impl VmallocError {
@@ -67,6 +70,8 @@ const END_OF_RUN: u64 = u64::MAX;
 
 /// What pages of areas are: their owner may change them.
 const AREA: Attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
+/// What pages of given frames are.
+const MAPPED: Attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_map();
 
 /// Blocks, groups and pages, as they fit.
 const LARGEST: Shape = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
@@ -185,21 +190,98 @@ impl KernelSpace {
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         // Marked under the lock, so that of two calls for the same area one is refused.
-        let freeing = self.areas.begin_free(start, AreaKind::Vmalloc).map_err(|found| match found {
-            None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
-            Some(kind) => VmallocError::NotYours(start, kind),
-        })?;
+        let freeing = self.areas.begin_free(start, AreaKind::Vmalloc).map_err(|found| not_unmapped(start, found))?;
         let range = PageRange::from_pages(freeing.start(), freeing.pages() as usize)?;
         let area =
             if patched_branch!(branch::LAZY_UNMAP) { self.free_lazily(cpu, range, freeing) } else { Some(freeing) };
         if let Some(area) = area {
-            self.release(cpu, range, Some(area))?;
+            self.release(cpu, range, area)?;
         }
         Ok(range.pages() as u64)
     }
 
-    /// Maps device registers, for ever: nGnRE, never executable, by the largest leaves that their alignment allows.
-    /// Returns where `registers` begins.
+    /// Maps the caller's `frames` one behind the other, between guard pages: readable and writable until
+    /// `set_memory_*` changes that, never executable. A frame may be given more than once, as for a ring that is mapped
+    /// twice in a row. Returns the address of the first.
+    ///
+    /// Frames that follow one another are mapped by the largest leaves that their alignment allows; by pages where
+    /// areas are ([`super::policy::Policy::area_leaves`]). The alias of the frames in the linear map stays as it is.
+    /// Not from interrupt handlers.
+    ///
+    /// # Errors
+    /// [`VmallocError`]: nothing is mapped, nothing stays taken. Without frames it is [`VmallocError::NoPages`].
+    ///
+    /// # Safety
+    /// Each frame stays the caller's until [`Self::vunmap`], and none is of an area from `vmalloc`, whose owner alone may
+    /// make it executable.
+    pub unsafe fn vmap(&self, cpu: &Cpu, frames: &[PhysAddr]) -> Result<VirtAddr, VmallocError> {
+        if let Some(&frame) = frames.iter().find(|&&frame| !self.is_shown_writable(frame)) {
+            return Err(VmallocError::NotMemory(frame));
+        }
+        let runs = || frames.chunk_by(|&frame, &next| next.0 == frame.0 + PAGE_SIZE as u64);
+        let (mut align, mut offset) = (PAGE_SIZE as u64, 0);
+        for run in runs() {
+            let bytes = (run.len() * PAGE_SIZE) as u64;
+            align = align.max(largest_leaf(run[0].0.wrapping_sub(offset), bytes));
+            offset += bytes;
+        }
+        let shape = Shape { leaves: self.policy().area_leaves, ..LARGEST };
+        let map = |start| {
+            let lazy = Lazy::new(&self.mmu);
+            let mut at = start;
+            for run in runs() {
+                let mapped = self.map_run(cpu, &lazy, at, run[0], run.len(), MAPPED, shape);
+                mapped.inspect_err(|_| self.unmap_mapped(start, at - start, &mut |_| {}))?;
+                at = at + (run.len() * PAGE_SIZE) as u64;
+            }
+            Ok(())
+        };
+        self.allocate(cpu, AreaKind::Mapped, frames.len() as u64, align, map)
+    }
+
+    /// Unmaps the area from [`Self::vmap`] that starts at `start`. Returns how many pages it had.
+    ///
+    /// On return no CPU reaches the frames through it: they are the caller's alone again. None is freed. Not from
+    /// interrupt handlers.
+    ///
+    /// # Errors
+    /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
+    pub fn vunmap(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
+        let freeing = self.areas.begin_free(start, AreaKind::Mapped).map_err(|found| not_unmapped(start, found))?;
+        let range = PageRange::from_pages(start, freeing.pages() as usize)?;
+        self.unmap_mapped(start, range.size(), &mut |_| {});
+        self.areas.remove_seldom(freeing);
+        self.reclaim_after(cpu, range);
+        Ok(range.pages() as u64)
+    }
+
+    /// Whether `frame` is the address of a frame that the linear map shows, writable: what is read-only there may be
+    /// executable elsewhere.
+    fn is_shown_writable(&self, frame: PhysAddr) -> bool {
+        let is_frame = frame.is_aligned(PAGE_SIZE as u64) && frame.0 < layout::LINEAR_SIZE;
+        let shown = is_frame.then(|| self.tables().translate(layout::linear(frame))).flatten();
+        shown.is_some_and(|leaf| leaf.valid && leaf.descriptor.is_writable())
+    }
+
+    /// Maps `pages` pages from `at` on to the memory from `first` on.
+    #[inline(never)]
+    #[expect(clippy::too_many_arguments, reason = "where, what and how")]
+    fn map_run(
+        &self,
+        cpu: &Cpu,
+        lazy: &Lazy<'_, Machine>,
+        at: VirtAddr,
+        first: PhysAddr,
+        pages: usize,
+        attributes: Attributes,
+        shape: Shape,
+    ) -> Result<(), VmallocError> {
+        let range = PageRange::from_pages(at, pages)?;
+        Ok(self.tables().get().map(lazy, range, first, attributes, shape, &mut self.table_source(cpu))?)
+    }
+
+    /// Maps device registers, for ever: nGnRE, by the largest leaves that their alignment allows. `set_memory_*` may
+    /// change their permissions, never to executable. Returns where `registers` begins.
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
@@ -207,13 +289,10 @@ impl KernelSpace {
         let first = registers.start().align_down(PAGE_SIZE as u64);
         let pages = (registers.end() - first).div_ceil(PAGE_SIZE as u64);
         let map = |start| {
-            let range = PageRange::from_pages(start, pages as usize)?;
-            let (tables, lazy) = (self.tables(), Lazy::new(&self.mmu));
-            let (device, shape) = (Attributes::device(), LARGEST);
-            Ok(tables.get().map(&lazy, range, first, device, shape, &mut self.table_source(cpu))?)
+            let device = Attributes::device().vm_map();
+            self.map_run(cpu, &Lazy::new(&self.mmu), start, first, pages as usize, device, LARGEST)
         };
-        let largest = first.0.trailing_zeros().min((registers.end() - first).max(1).ilog2());
-        let align = 1 << largest.clamp(PAGE_SIZE.ilog2(), (BLOCK_SIZE << MAX_ORDER).ilog2());
+        let align = largest_leaf(first.0, registers.end() - first);
         let start = self.allocate(cpu, AreaKind::Device, pages, align, map)?;
         Ok(start + (registers.start() - first))
     }
@@ -238,7 +317,7 @@ impl KernelSpace {
     pub fn free_stack(&self, cpu: &Cpu, top: VirtAddr) {
         let freeing = self.begin_free(VirtAddr(top.0 - STACK_SIZE), AreaKind::Stack);
         let range = PageRange::new(freeing.start(), STACK_SIZE);
-        let freed = range.and_then(|range| self.release(cpu, range, Some(freeing)));
+        let freed = range.and_then(|range| self.release(cpu, range, freeing));
         freed.unwrap_or_else(|error| unreachable!("a stack is mapped from end to end: {error}"));
     }
 
@@ -424,14 +503,28 @@ impl KernelSpace {
     /// Unmaps and frees what was just mapped: no page of it has changed.
     #[cold]
     fn unmap_new(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) {
-        let Ok(range) = PageRange::new(start, bytes) else { return };
-        self.release(cpu, range, None)
-            .unwrap_or_else(|error| unreachable!("a leaf reaches across an end of what was mapped: {error}"));
+        let mut frames = self.frames.freeing(cpu);
+        self.unmap_mapped(start, bytes, &mut |leaf| frames.add_run(leaf.physical, leaf.size));
     }
 
-    /// Unmaps and frees what is mapped in `range`, and then the area itself, if it is all of one.
+    /// Unmaps the `bytes` bytes from `start` on, and hands each leaf to `released` when no CPU can use it any more. Their
+    /// alias stays as it is.
     #[inline(never)]
-    fn release(&self, cpu: &Cpu, range: PageRange, area: Option<FreeingArea>) -> Result<(), Error> {
+    fn unmap_mapped(&self, start: VirtAddr, bytes: u64, released: &mut dyn FnMut(Leaf)) {
+        let Ok(range) = PageRange::new(start, bytes) else { return };
+        let _owner = RangeOwnerCheck::new(range);
+        let (walk, splitter) = (self.tables(), LeafSplitter(self));
+        let tables = walk.get();
+        let unmapping = tables.begin_unmap(range);
+        let unmapping =
+            unmapping.unwrap_or_else(|error| unreachable!("a leaf reaches across an end of what was mapped: {error}"));
+        unmapping.break_leaves(&tables, &splitter).defer();
+        self.flush_kernel_range(range);
+        unmapping.release(&tables, released);
+    }
+
+    /// Unmaps and frees an area, which is all of `range`.
+    fn release(&self, cpu: &Cpu, range: PageRange, area: FreeingArea) -> Result<(), Error> {
         let mut owner = Some(self.check_owner_with_alias(range));
         {
             let mut frames = self.frames.freeing(cpu);
@@ -448,10 +541,8 @@ impl KernelSpace {
                 self.tables().get().unmap(&Lazy::new(&self.mmu), &self.tlb, range, splitter, released)?;
             }
         }
-        if let Some(area) = area {
-            self.areas.remove(area);
-            self.reclaim_after(cpu, range);
-        }
+        self.areas.remove(area);
+        self.reclaim_after(cpu, range);
         Ok(())
     }
 
@@ -460,4 +551,21 @@ impl KernelSpace {
     fn begin_free(&self, start: VirtAddr, kind: AreaKind) -> FreeingArea {
         self.areas.begin_free(start, kind).expect("taken by the caller, who alone may give it back")
     }
+}
+
+/// Why the area at `start` is not unmapped, by what was found there.
+#[cold]
+fn not_unmapped(start: VirtAddr, found: Option<AreaKind>) -> VmallocError {
+    match found {
+        None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
+        Some(kind) => VmallocError::NotYours(start, kind),
+    }
+}
+
+/// Bytes of the largest leaf that `bytes` bytes of memory from `first` on may have in them, as the alignment of an area.
+const fn largest_leaf(first: u64, bytes: u64) -> u64 {
+    const MOST: u64 = BLOCK_SIZE << MAX_ORDER;
+    let (aligned, bytes) = (first | MOST, if bytes < MOST { bytes | PAGE_SIZE as u64 } else { MOST });
+    let (aligned, whole) = (aligned.trailing_zeros(), bytes.ilog2());
+    1 << if aligned < whole { aligned } else { whole }
 }

@@ -127,6 +127,11 @@ impl Window {
         (0..MAX_CPUS).map(move |more| FIRST + PART * ((own + more) % MAX_CPUS) as u64)
     }
 
+    /// [`AreaTree::purges`] of all parts.
+    pub(super) fn purges(&self) -> u64 {
+        self.parts.iter().map(|part| u64::from(part.areas.lock().purges())).sum()
+    }
+
     /// [`AreaTree::unmapped_pages`] of all parts.
     pub(super) fn unmapped_pages(&self) -> u64 {
         self.parts.iter().map(|part| u64::from(part.areas.lock().unmapped_pages())).sum()

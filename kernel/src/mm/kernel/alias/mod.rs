@@ -78,6 +78,6 @@ impl KernelSpace {
         let changed =
             update::update::<W, _, _>(tables.get(), &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self));
         drop((tables, owner));
-        changed.or_else(|error| self.retry_after_split(error, range, Self::set_memory_and_alias::<W>))
+        changed.or_else(|error| self.retry_or_explain(error, range, &W::CHANGE, Self::set_memory_and_alias::<W>))
     }
 }

@@ -145,9 +145,9 @@ fn each_cpu_has_addresses_of_its_own_and_each_may_free_them() {
     assert_eq!(everything(space, frames), before);
 }
 
-type Call = fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>;
+pub(super) type Call = fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>;
 
-const CALLS: [(&str, Call); 7] = [
+pub(super) const CALLS: [(&str, Call); 7] = [
     ("ro", KernelSpace::set_memory_ro),
     ("rw", KernelSpace::set_memory_rw),
     ("x", KernelSpace::set_memory_x),
@@ -165,7 +165,6 @@ fn what_no_permission_can_be_asked_of_is_refused_by_every_call() {
     space.set_memory_ro(start, 3).unwrap();
     let guard = start + 3 * PAGE;
     let stack = space.alloc_stack(&cpu).unwrap() - STACK_SIZE;
-    let device = space.map_device(&cpu, PhysRange::from_size(PhysAddr(0x900_0000), PAGE).unwrap()).unwrap();
     space.map_heap(&cpu, HEAP_BASE, 1).unwrap();
     let before = everything(space, frames);
     let outside = SetMemoryError::OutsideWindow;
@@ -178,7 +177,6 @@ fn what_no_permission_can_be_asked_of_is_refused_by_every_call() {
         (VMALLOC_START, 0, SetMemoryError::Hole(VMALLOC_START)),
         (stack, 1, SetMemoryError::NotVmalloc(stack)),
         (stack, 0, SetMemoryError::NotVmalloc(stack)),
-        (device, 1, SetMemoryError::NotVmalloc(device)),
         (HEAP_BASE, 1, outside(HEAP_BASE)),
         (layout::LINEAR_BASE + layout::LINEAR_SIZE, 1, outside(layout::LINEAR_BASE + layout::LINEAR_SIZE)),
         (VirtAddr(0x1000), 0, outside(VirtAddr(0x1000))),
@@ -247,6 +245,7 @@ fn refusals_say_what_and_where() {
         (SetMemoryError::Hole(page), "nothing is mapped at 0xffff800100001000"),
         (SetMemoryError::WritableAndExecutable(page), "0xffff800100001000 would be writable and executable"),
         (SetMemoryError::NotVmalloc(page), "the page at 0xffff800100001000 is not from vmalloc"),
+        (SetMemoryError::NeverExecutable(page), "the frame at 0xffff800100001000 is not the area's own and never"),
         (SetMemoryError::GuardPage { guard: page, area: VMALLOC_START }, "the area at 0xffff800100000000"),
     ] {
         assert!(refusal.to_string().contains(words), "{refusal}");

@@ -30,7 +30,7 @@ fn large(mib: u64, split: SplitMode) -> (&'static KernelSpace, &'static FrameAll
 }
 
 /// The leaves of `pages` pages from `start` on: how many pages each translates, and how many of them follow.
-fn leaves(space: &KernelSpace, start: VirtAddr, pages: u64) -> Vec<(u64, u64)> {
+pub(super) fn leaves(space: &KernelSpace, start: VirtAddr, pages: u64) -> Vec<(u64, u64)> {
     let (mut leaves, mut at) = (Vec::<(u64, u64)>::new(), start);
     while at < start + pages * PAGE {
         let size = space.tables().translate(at).unwrap().leaf_size / PAGE;
@@ -238,7 +238,7 @@ fn registers_have_the_largest_leaves_that_their_alignment_allows() {
             assert!(found.descriptor.0 & bits::VM_ALLOC == 0 && !found.descriptor.is_executable());
             assert_eq!(
                 space.set_memory_x(start + page * PAGE, 1),
-                Err(SetMemoryError::NotVmalloc(start + page * PAGE))
+                Err(SetMemoryError::NeverExecutable(start + page * PAGE))
             );
         }
     }

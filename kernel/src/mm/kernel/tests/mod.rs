@@ -9,6 +9,7 @@
 //! - `random`: long sequences of calls against a plain map of page → permissions
 //! - `split`: changes in the linear map whose ranges cut leaves: which lock, whose memory, who is refused
 //! - `streams`: which writes, barriers, invalidations and cache maintenance each call makes, with and without the lab
+//! - `vmap`: given frames and registers: their leaves, what may change, and that their alias never does
 
 mod alias;
 mod contracts;
@@ -19,6 +20,7 @@ mod purge;
 mod random;
 mod split;
 mod streams;
+mod vmap;
 
 use std::boxed::Box;
 

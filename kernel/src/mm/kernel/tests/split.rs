@@ -22,8 +22,13 @@ const GROUP_OF_BLOCKS: u64 = 16 * BLOCK;
 
 /// A space whose linear map shows a group of blocks and one more, and whose leaves are split by `mode`.
 pub(super) fn linear(mode: SplitMode) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
+    linear_by(Policy { split: mode, ..Policy::UNDECIDED })
+}
+
+/// The same with a policy.
+pub(super) fn linear_by(policy: Policy) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     let (space, frames, cpu) = space(4);
-    space.set_policy(Policy { split: mode, ..Policy::UNDECIDED });
+    space.set_policy(policy);
     let range = PageRange::new(layout::LINEAR_BASE, GROUP_OF_BLOCKS + BLOCK).unwrap();
     let (lazy, data) = (Lazy::new(&space.mmu), Attributes::kernel_data(MemoryType::NormalTagged));
     let mut source = space.table_source(&cpu);
