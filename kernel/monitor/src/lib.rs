@@ -12,6 +12,8 @@
 
 #![cfg_attr(target_os = "none", no_std)]
 
+extern crate alloc;
+
 mod accounts;
 mod devices;
 mod line;
@@ -218,6 +220,8 @@ enum Refusal {
     Subscribe(#[from] SubscribeError),
     #[error("no more than {0} processes can be traced at a time")]
     ManyTraces(usize),
+    #[error("no more than {0} areas of vmap can be kept at a time")]
+    ManyAreas(usize),
     #[error("this machine has no SMMU that can be used")]
     NoSmmu,
     #[error("no tag storage: memory has no tags, because a CPU is without FEAT_MTE2")]
@@ -273,6 +277,10 @@ trait Subject {
     fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError>;
     /// Takes back what [`vmalloc`](Self::vmalloc) returned.
     fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError>;
+    /// Maps this many fresh pages so many times in a row; returns the address of the first.
+    fn vmap(&mut self, pages: u64, copies: u64) -> Result<VirtAddr, Refusal>;
+    /// Unmaps what [`vmap`](Self::vmap) returned, and frees the pages.
+    fn vunmap(&mut self, start: VirtAddr) -> Result<(), VmallocError>;
     /// Changes what may be done with this many pages.
     fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError>;
     /// Reads at any address.
@@ -324,7 +332,7 @@ struct Session<'s> {
     subject: &'s mut dyn Subject,
     /// Lines that did not end as expected.
     failures: u32,
-    /// What the last `vmalloc` returned: `$`.
+    /// What the last `vmalloc` or `vmap` returned: `$`.
     allocated: Option<VirtAddr>,
     /// Instructions that the boot CPU had retired when the first prompt was about to appear.
     boot_instructions: Option<u64>,

@@ -7,9 +7,9 @@ use granule_arch::addr::VirtAddr;
 
 use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
-use super::{Command, Failure, Refusal, Session, no_keywords};
+use super::{Command, Failure, Refusal, Session, Subject, VmallocError, no_keywords};
 
-/// The most pages that one `vmalloc` takes: 4 GiB, more is a typing error.
+/// The most pages that one `vmalloc` takes, and that one `vmap` maps: 4 GiB, more is a typing error.
 const MAX_PAGES: u64 = 1 << 20;
 /// The most values that one `peek` prints.
 const MAX_COUNT: u64 = 4096;
@@ -30,9 +30,23 @@ pub(super) const COMMANDS: &[Command] = &[
         complete: no_keywords,
     },
     Command {
+        name: "vmap",
+        words: "PAGES COPIES",
+        help: "map fresh pages COPIES times in a row; $ is then their address",
+        run: vmap,
+        complete: no_keywords,
+    },
+    Command {
+        name: "vunmap",
+        words: "ADDR",
+        help: "unmap the area that vmap returned at ADDR, and free its pages",
+        run: vunmap,
+        complete: no_keywords,
+    },
+    Command {
         name: "set_memory",
         words: "ro|rw|x|nx|rox|valid|invalid ADDR PAGES",
-        help: "change the permissions of pages of a vmalloc area",
+        help: "change the permissions of pages of a vmalloc or vmap area",
         run: set_memory,
         complete: |place, take| offer(place == 0, &PERMISSIONS, take),
     },
@@ -143,15 +157,41 @@ fn vmalloc<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Fail
     let pages = args.number("PAGES", 1..=MAX_PAGES)?;
     args.finish()?;
     let start = session.subject.vmalloc(pages).map_err(Refusal::from)?;
+    allocated(session, start, pages)
+}
+
+/// `$` is `start` from now on.
+fn allocated<'a>(session: &mut Session<'_>, start: VirtAddr, pages: u64) -> Result<(), Failure<'a>> {
     session.allocated = Some(start);
     writeln!(session, "{start} {pages} page{}", plural(pages));
     Ok(())
 }
 
-fn vfree<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+fn vfree<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    unmap(session, args, |subject, start| subject.vfree(start))
+}
+
+/// Ends the area at the address that is the only word.
+fn unmap<'a>(
+    session: &mut Session<'_>,
+    mut args: Args<'a>,
+    how: fn(&mut dyn Subject, VirtAddr) -> Result<(), VmallocError>,
+) -> Result<(), Failure<'a>> {
     let start = args.address("ADDR")?;
     args.finish()?;
-    Ok(session.subject.vfree(start).map_err(Refusal::from)?)
+    Ok(how(session.subject, start).map_err(Refusal::from)?)
+}
+
+fn vmap<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {
+    let pages = args.number("PAGES", 1..=MAX_PAGES)?;
+    let copies = args.number("COPIES", 1..=MAX_PAGES / pages)?;
+    args.finish()?;
+    let start = session.subject.vmap(pages, copies)?;
+    allocated(session, start, pages * copies)
+}
+
+fn vunmap<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a>> {
+    unmap(session, args, |subject, start| subject.vunmap(start))
 }
 
 fn set_memory<'a>(session: &mut Session<'_>, mut args: Args<'a>) -> Result<(), Failure<'a>> {

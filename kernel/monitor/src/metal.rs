@@ -2,10 +2,12 @@
 
 #![allow(unsafe_code, reason = "the operator may read, write and call any address")]
 
+use alloc::vec::Vec;
 use core::fmt::{self, Write};
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::cache;
+use granule_arch::descriptor::MemoryType;
 use granule_pgtable::{LeafTotals, PageRange, PageTables, Step};
 
 use super::memory::{AccessWidth, Permission};
@@ -19,6 +21,7 @@ use granule::linux::process;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ExecError, ProcessEnd, Summary};
+use granule::mm::OutOfMemory;
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::kernel::{self, Machine};
@@ -46,12 +49,22 @@ impl Write for Screen {
 
 /// Processes whose notifiers can be traced at a time.
 const TRACES: usize = 8;
+/// Areas of `vmap` at a time.
+const MAPPED: usize = 8;
 
 /// This machine.
 #[derive(Default)]
 pub(super) struct Metal {
     /// By handles: a trace keeps neither a program's memory nor a device's way to it.
     traces: heapless::Vec<Subscription<Trace, SpaceHandle>, TRACES>,
+    /// Areas of `vmap`, each with its frames.
+    mapped: heapless::Vec<(VirtAddr, Vec<PhysAddr>), MAPPED>,
+}
+
+/// Frees frames that are mapped nowhere any more.
+fn free(frames: &[PhysAddr]) {
+    let mut freeing = kernel().frames.freeing(this_cpu());
+    frames.iter().for_each(|&frame| freeing.add(frame));
 }
 
 /// The rows of `tables`, which stay as they are linked meanwhile.
@@ -70,8 +83,45 @@ impl Subject for Metal {
         kernel().space.vfree_at(this_cpu(), start).map(drop)
     }
 
+    fn vmap(&mut self, pages: u64, copies: u64) -> Result<VirtAddr, Refusal> {
+        if self.mapped.is_full() {
+            return Err(Refusal::ManyAreas(MAPPED));
+        }
+        let (kernel, cpu, count) = (kernel(), this_cpu(), pages as usize);
+        let mut frames = Vec::new();
+        frames.try_reserve_exact(count * copies as usize).map_err(|_| VmallocError::OutOfMemory(OutOfMemory))?;
+        let mut list = kernel.frames.alloc_list_in_groups(cpu, count).map_err(VmallocError::from)?;
+        while let Some(frame) = list.pop() {
+            frames.push(frame);
+        }
+        // There is room for all of them.
+        for at in 0..count * (copies as usize - 1) {
+            frames.push(frames[at]);
+        }
+        // SAFETY: fresh frames, which stay here until `vunmap`.
+        let mapped = unsafe { kernel.space.vmap(cpu, &frames) };
+        frames.truncate(count);
+        let start = mapped.inspect_err(|_| free(&frames))?;
+        // There is room, by the check above.
+        let _ = self.mapped.push((start, frames));
+        Ok(start)
+    }
+
+    fn vunmap(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
+        kernel().space.vunmap(this_cpu(), start)?;
+        if let Some(place) = self.mapped.iter().position(|(mapped, _)| *mapped == start) {
+            free(&self.mapped.swap_remove(place).1);
+        }
+        Ok(())
+    }
+
     fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
         let space = &kernel().space;
+        // The kernel uses its registers as they were mapped.
+        let leaf = space.tables().translate(start);
+        if leaf.is_some_and(|leaf| leaf.descriptor.memory_index() == MemoryType::DeviceNGnRE as u8) {
+            return Err(SetMemoryError::NotVmalloc(start));
+        }
         match permission {
             Permission::ReadOnly => space.set_memory_ro(start, pages),
             Permission::ReadWrite => space.set_memory_rw(start, pages),

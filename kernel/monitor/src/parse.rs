@@ -7,7 +7,7 @@
 //! |---|---|
 //! | `4096` `4_096` `0x1000` `4K` `0x1K` | a number; `K`, `M`, `G` are the binary ones, `_` stands between digits |
 //! | `0xffff800100001000` | an address |
-//! | `$` | the address that the last `vmalloc` returned: a script cannot know it |
+//! | `$` | the address that the last `vmalloc` or `vmap` returned: a script cannot know it |
 //! | `$+0x1000` `$+4K-8` | sums of those, without blanks |
 
 use core::fmt;

@@ -140,6 +140,7 @@ fn the_scripts_do_what_they_say() {
         ("execute", include_str!("../../../../tests-qemu/scripts/execute.gran")),
         ("invalid", include_str!("../../../../tests-qemu/scripts/invalid.gran")),
         ("refused", include_str!("../../../../tests-qemu/scripts/refused.gran")),
+        ("ring", include_str!("../../../../tests-qemu/scripts/ring.gran")),
     ] {
         let (screen, failures) = session(script);
         assert_eq!(failures, 0, "{name}:\n{screen}");
@@ -200,6 +201,12 @@ fn each_argument_is_checked_before_anything_is_done() {
         ("vmalloc 4 4", "error: `4` is one argument too many"),
         ("vfree", "error: ADDR is missing"),
         ("vfree $", "error: ADDR: `$` is no number: $ is the address of the last vmalloc, and there was none"),
+        ("vmap 4", "error: COPIES is missing"),
+        ("vmap 0x100001 1", "error: PAGES: 1048577 is out of range, 1 to 1048576 is allowed"),
+        ("vmap 1024 1025", "error: COPIES: 1025 is out of range, 1 to 1024 is allowed"),
+        ("vmap 4 0", "error: COPIES: 0 is out of range, 1 to 262144 is allowed"),
+        ("vmap 4 1 1", "error: `1` is one argument too many"),
+        ("vunmap 0x1000 1", "error: `1` is one argument too many"),
         ("set_memory", "error: PERMISSION is missing"),
         (
             "set_memory invlid 0x1000 1",
@@ -563,7 +570,7 @@ proptest! {
 
     #[test]
     fn any_arguments_have_an_outcome(
-        name in proptest::sample::select(&["vmalloc", "vfree", "set_memory", "peek", "poke", "exec", "walk", "ptdump"]),
+        name in proptest::sample::select(&["vmalloc", "vfree", "vmap", "vunmap", "set_memory", "peek", "poke", "exec", "walk", "ptdump"]),
         words in proptest::collection::vec("--json|[$]|[$][+-][0-9]{1,5}|0x[0-9a-f]{1,16}|[bhwq=]|r[ow]|nx|[0-9]{1,3}", 0..5),
     ) {
         session(&std::format!("vmalloc 2\n! {name} {}\n{name} {}", words.join(" "), words.join(" ")));

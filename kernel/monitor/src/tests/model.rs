@@ -15,6 +15,7 @@ use granule::linux::errno::Errno;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
 use granule::linux::process::status::{ExecError, Life, Name, ProcessEnd, Summary};
+use granule::mm::kernel::area::AreaKind;
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::layout::VMALLOC_START;
@@ -27,8 +28,8 @@ const PAGE: u64 = PAGE_SIZE as u64;
 /// The model of a machine.
 pub(super) struct ModelMachine {
     pub(super) tables: HostMachine<Granule4K>,
-    /// Pages of each area, by its first address.
-    areas: BTreeMap<u64, u64>,
+    /// Pages and kind of each area, by its first address.
+    areas: BTreeMap<u64, (u64, AreaKind)>,
     next_address: VirtAddr,
     next_frame: PhysAddr,
     /// By physical address; what was never written is 0.
@@ -92,36 +93,62 @@ impl ModelMachine {
         if allowed { Ok(descriptor.address() + (address.0 & (PAGE - 1))) } else { fault(PERMISSION, last.level) }
     }
 
-    fn area_of(&self, address: VirtAddr) -> Option<(u64, u64)> {
-        let (start, pages) = self.areas.range(..=address.0).next_back()?;
-        (address.0 < start + pages * PAGE).then_some((*start, *pages))
+    fn area_of(&self, address: VirtAddr) -> Option<(u64, u64, AreaKind)> {
+        let (&start, &(pages, kind)) = self.areas.range(..=address.0).next_back()?;
+        (address.0 < start + pages * PAGE).then_some((start, pages, kind))
+    }
+
+    /// Maps new frames so many times in a row.
+    fn map(&mut self, kind: AreaKind, pages: u64, copies: u64) -> Result<VirtAddr, VmallocError> {
+        let start = self.next_address;
+        let lazy = Lazy::new(self.tables.mmu());
+        let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
+        let mut frames = self.tables.frames();
+        for copy in 0..copies {
+            let range = PageRange::from_pages(start + copy * pages * PAGE, pages as usize)?;
+            self.tables.page_tables().map(&lazy, range, self.next_frame, attributes, Shape::PAGES, &mut frames)?;
+        }
+        drop(lazy);
+        self.areas.insert(start.0, (pages * copies, kind));
+        self.next_address = start + (pages * copies + 1) * PAGE;
+        self.next_frame = self.next_frame + pages * PAGE;
+        Ok(start)
+    }
+
+    fn unmap(&mut self, kind: AreaKind, start: VirtAddr) -> Result<(), VmallocError> {
+        let &(pages, found) = self.areas.get(&start.0).ok_or(VmallocError::NotAnArea(start))?;
+        if found != kind {
+            return Err(VmallocError::NotYours(start, found));
+        }
+        self.areas.remove(&start.0);
+        let range = PageRange::from_pages(start, pages as usize)?;
+        let lazy = Lazy::new(self.tables.mmu());
+        Ok(self.tables.page_tables().unmap(&lazy, self.tables.tlb(), range, WholeLeaves, |_| {})?)
     }
 }
 
 impl Subject for ModelMachine {
     fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError> {
-        let start = self.next_address;
-        let range = PageRange::from_pages(start, pages as usize)?;
-        let lazy = Lazy::new(self.tables.mmu());
-        let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
-        let mut frames = self.tables.frames();
-        self.tables.page_tables().map(&lazy, range, self.next_frame, attributes, Shape::PAGES, &mut frames)?;
-        drop(lazy);
-        self.areas.insert(start.0, pages);
-        self.next_address = start + (pages + 1) * PAGE;
-        self.next_frame = self.next_frame + pages * PAGE;
-        Ok(start)
+        self.map(AreaKind::Vmalloc, pages, 1)
     }
 
     fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
-        let pages = self.areas.remove(&start.0).ok_or(VmallocError::NotAnArea(start))?;
-        let range = PageRange::from_pages(start, pages as usize)?;
-        let lazy = Lazy::new(self.tables.mmu());
-        Ok(self.tables.page_tables().unmap(&lazy, self.tables.tlb(), range, WholeLeaves, |_| {})?)
+        self.unmap(AreaKind::Vmalloc, start)
+    }
+
+    fn vmap(&mut self, pages: u64, copies: u64) -> Result<VirtAddr, Refusal> {
+        if self.areas.values().filter(|(_, kind)| *kind == AreaKind::Mapped).count() == 8 {
+            return Err(Refusal::ManyAreas(8));
+        }
+        Ok(self.map(AreaKind::Mapped, pages, copies)?)
+    }
+
+    fn vunmap(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
+        self.unmap(AreaKind::Mapped, start)
     }
 
     fn set_memory(&mut self, permission: Permission, start: VirtAddr, pages: u64) -> Result<(), SetMemoryError> {
-        let (area, size) = self.area_of(start).ok_or(SetMemoryError::Hole(start))?;
+        let (area, size, kind) = self.area_of(start).ok_or(SetMemoryError::Hole(start))?;
         if pages == 0 {
             return Ok(());
         }
@@ -131,6 +158,9 @@ impl Subject for ModelMachine {
             return Err(SetMemoryError::GuardPage { guard: area + size * PAGE, area });
         }
         let change = match permission {
+            Permission::Executable | Permission::ReadOnlyExecutable if kind == AreaKind::Mapped => {
+                return Err(SetMemoryError::NeverExecutable(start));
+            }
             Permission::ReadOnly => Change::READ_ONLY,
             Permission::ReadWrite => Change::READ_WRITE,
             Permission::Executable => Change::EXECUTABLE,

@@ -138,7 +138,7 @@ fn what_cannot_be_mapped_half_way_leaves_nothing_behind() {
                 // A slab of records and four tables.
                 assert_eq!(left, 5);
                 assert_eq!(space.vunmap(&cpu, start), Ok(600));
-                space.reclaim_tables(&cpu);
+                space.reclaim(&cpu);
                 assert_eq!(everything(space, frames), before);
                 break;
             }
