@@ -6,6 +6,7 @@ mod lazy;
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
+use granule::mm::kernel::area::AreaKind;
 use granule::mm::kernel::policy::Wishes;
 use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
@@ -245,6 +246,101 @@ fn the_images_alias_is_never_writable_where_the_image_is_not(t: &mut Test) {
     // A checked image may fill a block.
     let level = space().tables().translate(text).and_then(|leaf| i8::try_from(leaf.level).ok());
     t.check("and the hardware agrees", level.is_some() && same.is_err_and(|fault| fault.level() == level));
+}
+
+/// Given frames, each mapped twice in a row: whole blocks of them, groups, or pages. The frames are the test's.
+fn ring(t: &mut Test, frames: &[PhysAddr]) -> Option<VirtAddr> {
+    let twice: heapless::Vec<PhysAddr, 128> = frames.iter().chain(frames).copied().collect();
+    // SAFETY: the test's own frames, which it keeps until it has unmapped them; of no area.
+    t.ok("vmap", unsafe { space().vmap(this_cpu(), &twice) })
+}
+
+/// The frames of the ring of a test, in whose linear map they stay writable.
+fn ring_frames(t: &mut Test, pages: usize) -> Option<heapless::Vec<PhysAddr, 64>> {
+    let mut list = t.ok("frames", granule::kernel().frames.alloc_list_in_groups(this_cpu(), pages))?;
+    Some(core::iter::from_fn(|| list.pop()).collect())
+}
+
+/// Pages of a ring that CPUs in [`see_ring`] found other than they should be, and whether one copy may be written.
+static WRONG_IN_RING: AtomicU64 = AtomicU64::new(0);
+static RING_IS_WRITABLE: AtomicU64 = AtomicU64::new(0);
+const RING_PAGES: u64 = 40;
+
+/// Writes to each page by one copy, reads by the other, and compares what stores are refused.
+fn see_ring(cpu: &Cpu, start: usize) {
+    let word = VirtAddr(start as u64) + 64 + u64::from(cpu.id.0) * 8;
+    let is_writable = RING_IS_WRITABLE.load(Ordering::Relaxed) != 0;
+    for page in 0..RING_PAGES {
+        let (first, second) = (word + page * PAGE, word + (RING_PAGES + page) * PAGE);
+        // SAFETY: words of this CPU's in frames of the test, which stay while this runs.
+        let written = unsafe { (probe::write(first, first.0).is_ok(), probe::write(second, second.0)) };
+        let is_right = written == (is_writable, Ok(())) && probe::read::<u64>(first) == Ok(second.0);
+        WRONG_IN_RING.fetch_add(u64::from(!is_right), Ordering::Relaxed);
+    }
+}
+
+/// Counts the pages that a CPU still reaches.
+fn see_no_ring(_: &Cpu, start: usize) {
+    let reached = (0..2 * RING_PAGES).filter(|page| probe::read::<u64>(VirtAddr(start as u64) + page * PAGE).is_ok());
+    WRONG_IN_RING.fetch_add(reached.count() as u64, Ordering::Relaxed);
+}
+
+target_test!(given_frames_are_seen_by_each_copy_on_each_cpu_until_they_are_unmapped);
+fn given_frames_are_seen_by_each_copy_on_each_cpu_until_they_are_unmapped(t: &mut Test) {
+    let Some(frames) = ring_frames(t, RING_PAGES as usize) else { return };
+    let Some(start) = ring(t, &frames) else { return };
+    let wrong = |seen: fn(&Cpu, usize), is_writable: bool| {
+        RING_IS_WRITABLE.store(is_writable.into(), Ordering::Relaxed);
+        WRONG_IN_RING.store(0, Ordering::Relaxed);
+        smp::call(smp::online(), seen, start.0 as usize);
+        WRONG_IN_RING.load(Ordering::Relaxed)
+    };
+    t.equal("wrong, both copies writable", wrong(see_ring, true), 0);
+    let leaf = if space().policy().area_leaves == Leaves::Pages { PAGE } else { largest(GROUP_PAGES) };
+    let first_is_in_group = frames.first().is_some_and(|frame| frame.is_aligned(GROUP_PAGES * PAGE));
+    if first_is_in_group {
+        t.equal("its first leaf", space().tables().translate(start).map(|found| found.leaf_size), Some(leaf));
+    }
+    t.ok("the first copy read-only", space().set_memory_ro(start, RING_PAGES));
+    t.equal("wrong, one copy read-only", wrong(see_ring, false), 0);
+    for &frame in &frames {
+        let alias = layout::linear(frame);
+        // SAFETY: the first word of a frame of the test's.
+        t.equal("the linear map still writes", unsafe { probe::write(alias, alias.0) }, Ok(()));
+    }
+    t.equal("and each copy shows it", probe::read::<u64>(start + RING_PAGES * PAGE), Ok(layout::linear(frames[0]).0));
+    t.equal("no code", space().set_memory_x(start, 1), Err(SetMemoryError::NeverExecutable(start)));
+    t.equal("nor at once", space().set_memory_rox(start, 1), Err(SetMemoryError::NeverExecutable(start)));
+    // SAFETY: the fetch is refused, so nothing is called.
+    t.check("it faults when it is called", unsafe { probe::execute(start) }.is_err());
+    t.ok("writable", space().set_memory_rw(start, RING_PAGES));
+    // A part of a leaf, where these are split.
+    t.ok("one page read-only", space().set_memory_ro(start + 3 * PAGE, 1));
+    t.ok("and writable", space().set_memory_rw(start + 3 * PAGE, 1));
+    t.equal("wrong, both copies writable again", wrong(see_ring, true), 0);
+    t.equal("not by vfree", space().vfree_at(this_cpu(), start), Err(VmallocError::NotYours(start, AreaKind::Mapped)));
+    let used = granule::kernel().frames.stats().used - space().kept_frames();
+    t.equal("unmapped", space().vunmap(this_cpu(), start), Ok(2 * RING_PAGES));
+    t.equal("pages that a CPU still reaches", wrong(see_no_ring, true), 0);
+    t.equal("frames in use", granule::kernel().frames.stats().used - space().kept_frames(), used);
+    for frame in frames {
+        let alias = layout::linear(frame) + 64;
+        t.equal("the frame has what was written", probe::read::<u64>(alias).map(|word| word >= start.0), Ok(true));
+        granule::kernel().frames.free(this_cpu(), frame);
+    }
+}
+
+target_test!(what_is_no_memory_is_not_mapped_by_vmap);
+fn what_is_no_memory_is_not_mapped_by_vmap(t: &mut Test) {
+    let text = image::physical_range(granule::kernel().boot).start();
+    // The image's alias is read-only, as that of code in an area is; registers have none.
+    for wrong in [text, PhysAddr(0x900_0000), PhysAddr(u64::MAX - PAGE + 1), text + 8] {
+        // SAFETY: refused, so nothing is mapped.
+        let mapped = unsafe { space().vmap(this_cpu(), &[wrong]) };
+        t.equal("refused", mapped, Err(VmallocError::NotMemory(wrong)));
+    }
+    // SAFETY: no frame.
+    t.equal("none", unsafe { space().vmap(this_cpu(), &[]) }, Err(VmallocError::NoPages));
 }
 
 target_test!(registers_are_mapped_as_device_memory);
