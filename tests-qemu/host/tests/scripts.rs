@@ -66,6 +66,27 @@ fn walk_prints_what_the_alias_in_the_linear_map_allows() {
     }
 }
 
+/// The number in front of `word` in each line of the session that starts with `line`.
+fn numbers(session: &str, line: &str, word: &str) -> Vec<u64> {
+    let lines = session.lines().filter(|text| text.starts_with(line));
+    lines.filter_map(|text| text.split(word).next()?.split_ascii_whitespace().last()?.parse().ok()).collect()
+}
+
+#[test]
+fn the_frames_of_a_ring_are_free_again_and_registers_stay_as_they_are() {
+    // The first time leaves tables and records behind.
+    let (wrong, session) = run_default("", "vmap 300 3\nvunmap $\nmem\nvmap 300 3\nmem\nvunmap $\nmem");
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    let [before, mapped, after] = numbers(&session, "frames ", " in use")[..] else { panic!("{session}") };
+    assert!(mapped >= before + 300 && after < before + 20, "{session}");
+
+    let is_device = |line: &&str| line.starts_with("area ") && line.contains(" device, ");
+    let device = session.lines().find(is_device).and_then(|line| line.split_ascii_whitespace().nth(1)).unwrap();
+    let (wrong, session) = run_default("", &format!("! set_memory ro {device} 1\n! set_memory invalid {device} 1"));
+    assert!(wrong.is_empty(), "{wrong:?}\n{session}");
+    assert_eq!(session.matches("its permissions are fixed (as expected)").count(), 2, "{session}");
+}
+
 // A sector of the disk holds its number.
 #[test]
 fn a_disk_serves_the_kernel_and_a_process_until_its_end() {
