@@ -76,7 +76,7 @@ pub fn update<W: Writability, M: Mmu, A: Alias<M>>(
             return Ok(());
         }
     }
-    update_checked::<W, M, A>(tables, tlb, range, ready.pages(), alias, Permitted::Looked(ready))
+    update_checked(tables, tlb, range, ready.pages(), alias, Permitted::Looked(ready), Kind::of::<W>())
 }
 
 /// A change of the range that may be made.
@@ -94,6 +94,19 @@ impl<M: Mmu> Permitted<'_, M> {
     }
 }
 
+/// Which change of writability it is, for what is compiled once for both.
+struct Kind<'t, M: Mmu, A: Alias<M>> {
+    change: &'static Change,
+    /// [`ScatteredAlias::change`].
+    scattered: fn(&ScatteredAlias<'t, M>, &LastTable<'t, M>, &Lazy<'_, M>, &mut A) -> bool,
+}
+
+impl<M: Mmu, A: Alias<M>> Kind<'_, M, A> {
+    const fn of<W: Writability>() -> Self {
+        Self { change: &W::CHANGE, scattered: ScatteredAlias::change::<W, A> }
+    }
+}
+
 /// [`update`] of any range.
 #[inline(never)]
 fn update_tables<W: Writability, M: Mmu, A: Alias<M>>(
@@ -104,28 +117,29 @@ fn update_tables<W: Writability, M: Mmu, A: Alias<M>>(
     alias: &mut A,
 ) -> Result<(), Error> {
     let checked = tables.check(range, change, alias)?;
-    update_checked::<W, M, A>(tables, tlb, range, None, alias, Permitted::Checked(checked))
+    update_checked(tables, tlb, range, None, alias, Permitted::Checked(checked), Kind::of::<W>())
 }
 
 /// Steps 2 to 4 of [`update`]; `sole` are the range's entries, where they are pages of one table.
 #[inline(never)]
-fn update_checked<'t, W: Writability, M: Mmu, A: Alias<M>>(
+fn update_checked<'t, M: Mmu, A: Alias<M>>(
     tables: PageTables<'t, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
     sole: Option<&'t [M::Cell]>,
     alias: &mut A,
     permitted: Permitted<'t, M>,
+    kind: Kind<'t, M, A>,
 ) -> Result<(), Error> {
     let lazy = &Lazy::new(tables.mmu());
     let pages = ScatteredAlias::new(tables, range, sole);
     if let Some(table) = pages.find(alias) {
-        let changed = pages.change::<W, A>(&table, lazy, alias);
+        let changed = (kind.scattered)(&pages, &table, lazy, alias);
         pages.invalidate(lazy, tlb, permitted.make(tables, lazy), changed, alias);
         return Ok(());
     }
     let runs = AliasRuns::<M, EVERY_PAGE>::prepare(tables, range, alias)?;
-    let stale = runs.change(lazy, W::CHANGE, alias);
+    let stale = runs.change(lazy, *kind.change, alias);
     runs.invalidate(lazy, tlb, permitted.make(tables, lazy), &stale, alias);
     Ok(())
 }

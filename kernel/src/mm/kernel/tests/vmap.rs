@@ -296,7 +296,7 @@ fn vunmap_frees_no_frame_and_is_complete_when_it_returns() {
     let stream = host::with(&[], || record(|| _ = space.vunmap(&cpu, start).unwrap()));
     assert_eq!((frames.stats().used, frames.stats().refused), (used, 0));
     assert_eq!(linear_map(space), linear);
-    let place = |is: fn(&Operation) -> bool| stream.iter().position(is);
+    let place = |is: fn(&Operation) -> bool| stream.iter().rposition(is);
     let (tlbi, complete) = (
         place(|operation| matches!(operation, Operation::Tlbi(_))),
         place(|operation| *operation == Operation::DsbIsh),
