@@ -30,14 +30,15 @@ use crate::mm::layout;
 use crate::smp::{self, OthersParked, this_cpu};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
-/// The split lock, and how often what was split.
+/// The split lock, and how often what was split. What a split of a group writes is in one line, and no one else's is.
+#[repr(C, align(64))]
 pub(super) struct Splitting {
     lock: IrqLock<(), { rank::SPLIT }>,
     locked: AtomicU64,
     contended: AtomicU64,
-    retries: AtomicU64,
-    blocks: [AtomicU64; 4],
     groups: [AtomicU64; 4],
+    blocks: [AtomicU64; 4],
+    retries: AtomicU64,
     /// Of `blocks`, those of areas: the tables go with the areas.
     of_areas: AtomicU64,
     stops: AtomicU64,
