@@ -122,7 +122,8 @@ pub struct UnmappedAreas {
 }
 
 impl UnmappedAreas {
-    const NONE: Self =
+    /// None.
+    pub const NONE: Self =
         Self { list: SinglyLinkedList::new(UnmappedAdapter::NEW), start: VirtAddr(u64::MAX), end: VirtAddr(0) };
 
     /// From the first area to the last; `None` where there is none.
@@ -282,13 +283,14 @@ impl AreaTree {
         self.unmapped_pages
     }
 
-    /// Those that wait, for the caller to invalidate and then to [`Self::remove`]: they are still in the tree. Ends with
-    /// [`Self::end_purge`]; `None` while another caller is in between.
+    /// Those that wait, for the caller to invalidate and then to [`Self::remove`]: they are still in the tree. If there are
+    /// any, that ends with [`Self::end_purge`]; `None` while another caller is in between.
     pub fn begin_purge(&mut self) -> Option<UnmappedAreas> {
-        if core::mem::replace(&mut self.is_purged, true) {
+        if self.is_purged {
             return None;
         }
-        self.purges = self.purges.wrapping_add((self.unmapped_pages != 0).into());
+        self.is_purged = self.unmapped_pages != 0;
+        self.purges = self.purges.wrapping_add(self.is_purged.into());
         self.unmapped_pages = 0;
         Some(core::mem::replace(&mut self.unmapped, UnmappedAreas::NONE))
     }

@@ -1,40 +1,46 @@
 //! Areas that are freed many at a time, with one invalidation for all.
 //!
-//! `vfree` of an area that is writable and not executable makes its entries invalid, and leaves the rest for later: no CPU
-//! walks to the pages any more, but TLBs may still hold them. So the frames stay taken, and the addresses too, until one
-//! invalidation of all areas that wait is complete ([`KernelSpace::purge`]). The frames of each are written down in its own
-//! entries until then, as for [`super::vmalloc`] at any time.
+//! `vfree` of an area that is writable and not executable makes its entries invalid, and leaves the rest for later: TLBs may
+//! still hold its pages. So the frames stay taken, and the addresses too, until one invalidation of all areas that wait is
+//! complete ([`KernelSpace::purge`]). The frames of each are written down in its own entries until then, as for
+//! [`super::vmalloc`] at any time.
 //!
 //! ```text
 //!     vfree     entries invalid (and without VM_ALLOC: no change finds them); into the list of the window's part
-//!     purge     take the list; DSB ISH; TLBI from the first area to the last; DSB ISH
+//!     purge     take the list; DSB ISH; TLBI from the first area to the last; DSB ISH; ISB
 //!               then for each: empty the entries, free the frames, give the addresses back
 //! ```
 //!
 //! A part of the window is purged when more than [`Policy::lazy_pages`](super::policy::Policy::lazy_pages) pages wait
-//! there, by the `vfree` that finds it so. All of them are where a request for frames or for addresses would fail, and by
-//! the thread that makes room where frames are few. Linux has the same, and its limit for all CPUs
-//! (`__purge_vmap_area_lazy`). Areas of which a page is read-only do not wait: their alias is read-only too, and what was
-//! code must be gone before it becomes writable.
+//! there, by the `vfree` that finds it so; all parts are where `vmalloc` finds no frames or no addresses, and by the
+//! threads that make room for programs. Nothing waits where hardly more than that is free: for tables of splits, the heap
+//! and others that allocate where no area can be purged. With interrupts masked none is purged, for they would wait for
+//! all that is freed.
+//!
+//! In Linux only the addresses of an area wait, and its pages are freed at once (`__purge_vmap_area_lazy`): a stale access
+//! there reaches their next owner. So `set_memory_*` begins with `vm_unmap_aliases` there, and with nothing here. An area
+//! of which a page is read-only does not wait, as with Linux's `VM_FLUSH_RESET_PERMS`: its alias is read-only too, and what
+//! was code must be gone before it becomes writable.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
 use granule_arch::{interrupts, wait};
-use granule_pgtable::{Leaf, PageRange};
+use granule_pgtable::PageRange;
 
 use super::KernelSpace;
 use super::area::{FreeingArea, UnmappedAreas};
 use super::owners::RangeOwnerCheck;
+use super::vmalloc::add_to;
 use crate::lab;
 use crate::smp::Cpu;
 
 impl KernelSpace {
     /// Unmaps an area, which is all of `range`, and leaves the rest for [`Self::purge`]. It is given back, with nothing
-    /// changed, where that is not to be: it is larger than what may wait, or a page is read-only.
+    /// changed, where that is not to be: it is larger than what may wait, frames are few, or a page is read-only.
     #[inline(never)]
     pub(super) fn free_lazily(&self, cpu: &Cpu, range: PageRange, area: FreeingArea) -> Option<FreeingArea> {
-        let limit = self.policy().lazy_pages;
-        if range.pages() as u64 > limit {
+        let (limit, frames) = (self.policy().lazy_pages, self.frames);
+        if range.pages() as u64 > limit || !frames.has_room_for(limit as usize + frames.high_watermark()) {
             return Some(area);
         }
         {
@@ -44,44 +50,54 @@ impl KernelSpace {
                 return Some(area);
             }
         }
-        // Interrupts would wait for all that is freed: where they are masked, a later call does it.
         if u64::from(self.areas.add_unmapped(area)) > limit && interrupts::state().irqs_enabled() {
-            self.purge_part(cpu, range.start());
+            // Where another CPU purges the part now, the next call does what is left.
+            self.try_purge_part(cpu, range.start());
         }
         None
     }
 
     /// Invalidates all areas that were freed and wait for it, and gives their frames and addresses back. Returns how many
-    /// frames that were. On return no CPU can reach an area that was freed before, also where another CPU was doing this
-    /// (which is not waited for with interrupts masked).
+    /// frames that were. On return no CPU can reach an area that was freed before, and what it had is free, also where
+    /// another CPU does this at the same time: then this one waits for it.
     ///
-    /// Not from interrupt handlers: it takes locks of areas.
+    /// Does nothing with interrupts masked. Not from interrupt handlers, inside a walk ([`Self::tables`]) or with a lock
+    /// held: it takes locks of areas.
+    #[cold]
+    #[inline(never)]
     pub fn purge(&self, cpu: &Cpu) -> usize {
-        self.areas.parts(cpu).map(|part| self.purge_part(cpu, part)).sum()
+        if !interrupts::state().irqs_enabled() {
+            return 0;
+        }
+        let purge = |part| {
+            loop {
+                if let Some(freed) = self.try_purge_part(cpu, part) {
+                    break freed;
+                }
+                wait::relax();
+            }
+        };
+        self.areas.parts(cpu).map(purge).sum()
     }
 
     /// The same where programs are short of frames: those on other CPUs find these too.
+    #[cold]
+    #[inline(never)]
     pub fn purge_for_programs(&self, cpu: &Cpu) {
         if self.purge(cpu) != 0 {
             self.frames.drain_cpu(cpu);
         }
     }
 
-    /// [`Self::purge`] of the part that `address` is in.
+    /// [`Self::purge`] of the part that `address` is in; `None` where another CPU does that.
     #[cold]
     #[inline(never)]
-    fn purge_part(&self, cpu: &Cpu, address: VirtAddr) -> usize {
-        loop {
-            if let Some(unmapped) = self.areas.begin_purge(address) {
-                let freed = self.finish(cpu, unmapped);
-                self.areas.end_purge(address);
-                return freed;
-            }
-            if !interrupts::state().irqs_enabled() {
-                return 0;
-            }
-            wait::relax();
-        }
+    fn try_purge_part(&self, cpu: &Cpu, address: VirtAddr) -> Option<usize> {
+        let unmapped = self.areas.begin_purge(address)?;
+        let Some(range) = unmapped.range() else { return Some(0) };
+        let freed = self.finish(cpu, range, unmapped);
+        self.areas.end_purge(address);
+        Some(freed)
     }
 
     /// Pages of areas that were freed and wait for their invalidation.
@@ -94,9 +110,8 @@ impl KernelSpace {
         self.areas.purges()
     }
 
-    /// The invalidation, and then the rest.
-    fn finish(&self, cpu: &Cpu, mut unmapped: UnmappedAreas) -> usize {
-        let Some(range) = unmapped.range() else { return 0 };
+    /// The invalidation of `range`, and then the rest.
+    fn finish(&self, cpu: &Cpu, range: PageRange, mut unmapped: UnmappedAreas) -> usize {
         // Other CPUs may have unmapped some.
         if !lab::is_on!(PURGE_NO_FLUSH) {
             self.flush_kernel_range(range);
@@ -106,8 +121,7 @@ impl KernelSpace {
             let Ok(range) = PageRange::from_pages(freeing.start(), freeing.pages() as usize) else { continue };
             {
                 let _owner = RangeOwnerCheck::new(range);
-                let released: &mut dyn FnMut(Leaf) = &mut |leaf| frames.add_run(leaf.physical, leaf.size);
-                self.tables().get().release_unmapped(range, released);
+                self.tables().get().release_unmapped(range, add_to(Some(&mut frames)));
             }
             freed += range.pages();
             self.areas.remove_seldom(freeing);

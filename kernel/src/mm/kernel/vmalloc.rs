@@ -21,7 +21,7 @@ use super::owners::RangeOwnerCheck;
 use super::split::LeafSplitter;
 use super::{KernelSpace, Machine, alias};
 use crate::lab;
-use crate::mm::frame::FrameList;
+use crate::mm::frame::{FrameList, Freeing};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, GROUP, MAX_ORDER};
 use crate::mm::tag_storage::Unreserved;
 use crate::mm::{OutOfMemory, layout};
@@ -231,7 +231,7 @@ impl KernelSpace {
             let mut at = start;
             for run in runs() {
                 let mapped = self.map_run(cpu, &lazy, at, run[0], run.len(), MAPPED, shape);
-                mapped.inspect_err(|_| self.unmap_mapped(start, at - start, &mut |_| {}))?;
+                mapped.inspect_err(|_| self.unmap_mapped(start, at - start, None))?;
                 at = at + (run.len() * PAGE_SIZE) as u64;
             }
             Ok(())
@@ -249,7 +249,7 @@ impl KernelSpace {
     pub fn vunmap(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         let freeing = self.areas.begin_free(start, AreaKind::Mapped).map_err(|found| not_unmapped(start, found))?;
         let range = PageRange::from_pages(start, freeing.pages() as usize)?;
-        self.unmap_mapped(start, range.size(), &mut |_| {});
+        self.unmap_mapped(start, range.size(), None);
         self.areas.remove_seldom(freeing);
         self.reclaim_after(cpu, range);
         Ok(range.pages() as u64)
@@ -277,6 +277,7 @@ impl KernelSpace {
         shape: Shape,
     ) -> Result<(), VmallocError> {
         let range = PageRange::from_pages(at, pages)?;
+        let _owner = RangeOwnerCheck::new(range);
         Ok(self.tables().get().map(lazy, range, first, attributes, shape, &mut self.table_source(cpu))?)
     }
 
@@ -385,19 +386,24 @@ impl KernelSpace {
         align: u64,
         map: impl Fn(VirtAddr) -> Result<(), VmallocError>,
     ) -> Result<VirtAddr, VmallocError> {
-        let taken = self.areas.take(cpu, kind, pages, align).or_else(|error| match error {
-            VmallocError::NoAddresses { .. } if self.purge(cpu) != 0 => self.areas.take(cpu, kind, pages, align),
-            _ => Err(error),
-        });
-        let start = taken?;
-        let mut mapped = map(start);
         // Areas that wait for their invalidation, and tables that small ones have left empty, are the last memory that can
-        // be had.
-        if mapped.is_err_and(VmallocError::is_shortage) && self.reclaim(cpu) != 0 {
-            mapped = map(start);
-        }
+        // be had, and addresses too. Once more in any case: another CPU may have freed them.
+        let take = || self.areas.take(cpu, kind, pages, align);
+        let start = take().or_else(|error| self.reclaim_for(cpu, error).and_then(|()| take()))?;
+        let mapped = map(start).or_else(|error| self.reclaim_for(cpu, error).and_then(|()| map(start)));
         mapped.inspect_err(|_| self.areas.remove_seldom(self.begin_free(start, kind)))?;
         Ok(start)
+    }
+
+    /// Frees what can be, where that may help against `error`; otherwise returns it.
+    #[cold]
+    #[inline(never)]
+    fn reclaim_for(&self, cpu: &Cpu, error: VmallocError) -> Result<(), VmallocError> {
+        if !error.is_shortage() && !matches!(error, VmallocError::NoAddresses { .. }) {
+            return Err(error);
+        }
+        self.reclaim(cpu);
+        Ok(())
     }
 
     /// The frames come first, all of them, so that mapping them cannot fail half-way.
@@ -450,8 +456,12 @@ impl KernelSpace {
         // Where there was no larger run before, there is none now.
         let mut largest = MAX_ORDER;
         let mapped = loop {
-            let most = (left / BLOCK_FRAMES as u64).checked_ilog2();
-            let found = most.and_then(|most| self.frames.alloc_largest_blocks(cpu, most.min(largest)).ok());
+            let most = (left / BLOCK_FRAMES as u64).checked_ilog2().map(|most| most.min(largest));
+            let mut found = most.and_then(|most| self.frames.alloc_largest_blocks(cpu, most).ok());
+            if found.is_none() && most.is_some() && self.purge(cpu) != 0 {
+                // Blocks of areas that waited.
+                found = most.and_then(|most| self.frames.alloc_largest_blocks(cpu, most).ok());
+            }
             largest = found.map_or(largest, |(_, order)| order);
             let next = found.map_or(END_OF_RUN, |(blocks, _)| blocks.0);
             if next != run.end && !run.is_empty() {
@@ -503,14 +513,13 @@ impl KernelSpace {
     /// Unmaps and frees what was just mapped: no page of it has changed.
     #[cold]
     fn unmap_new(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) {
-        let mut frames = self.frames.freeing(cpu);
-        self.unmap_mapped(start, bytes, &mut |leaf| frames.add_run(leaf.physical, leaf.size));
+        self.unmap_mapped(start, bytes, Some(&mut self.frames.freeing(cpu)));
     }
 
-    /// Unmaps the `bytes` bytes from `start` on, and hands each leaf to `released` when no CPU can use it any more. Their
-    /// alias stays as it is.
+    /// Unmaps the `bytes` bytes from `start` on, and adds their frames to `frames`, if there are any to be freed, when no
+    /// CPU can use them any more. Their alias stays as it is.
     #[inline(never)]
-    fn unmap_mapped(&self, start: VirtAddr, bytes: u64, released: &mut dyn FnMut(Leaf)) {
+    fn unmap_mapped(&self, start: VirtAddr, bytes: u64, frames: Option<&mut Freeing<'_>>) {
         let Ok(range) = PageRange::new(start, bytes) else { return };
         let _owner = RangeOwnerCheck::new(range);
         let (walk, splitter) = (self.tables(), LeafSplitter(self));
@@ -520,7 +529,7 @@ impl KernelSpace {
             unmapping.unwrap_or_else(|error| unreachable!("a leaf reaches across an end of what was mapped: {error}"));
         unmapping.break_leaves(&tables, &splitter).defer();
         self.flush_kernel_range(range);
-        unmapping.release(&tables, released);
+        unmapping.release(&tables, add_to(frames));
     }
 
     /// Unmaps and frees an area, which is all of `range`.
@@ -568,4 +577,14 @@ const fn largest_leaf(first: u64, bytes: u64) -> u64 {
     let (aligned, bytes) = (first | MOST, if bytes < MOST { bytes | PAGE_SIZE as u64 } else { MOST });
     let (aligned, whole) = (aligned.trailing_zeros(), bytes.ilog2());
     1 << if aligned < whole { aligned } else { whole }
+}
+
+/// Adds the frames of leaves to `frames`, if these are to be freed. One type of closure for all: what goes over the leaves
+/// is compiled once.
+pub(super) fn add_to<'a>(mut frames: Option<&'a mut Freeing<'_>>) -> impl FnMut(Leaf) + 'a {
+    move |leaf| {
+        if let Some(frames) = &mut frames {
+            frames.add_run(leaf.physical, leaf.size);
+        }
+    }
 }

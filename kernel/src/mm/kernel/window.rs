@@ -111,9 +111,9 @@ impl Window {
         part.map_or(0, |part| part.areas.lock().add_unmapped(freeing))
     }
 
-    /// [`AreaTree::begin_purge`], of the part that `address` is in.
+    /// [`AreaTree::begin_purge`], of the part that `address` is in: there is one.
     pub(super) fn begin_purge(&self, address: VirtAddr) -> Option<UnmappedAreas> {
-        self.part(address)?.areas.lock().begin_purge()
+        self.part(address).map_or(Some(UnmappedAreas::NONE), |part| part.areas.lock().begin_purge())
     }
 
     /// [`AreaTree::end_purge`], likewise.

@@ -1,5 +1,9 @@
 //! Areas whose invalidation is left for later: what stays taken until then, what makes it happen, and in which order.
 
+use core::cell::Cell;
+use core::sync::atomic::{AtomicBool, Ordering};
+use std::rc::Rc;
+use std::sync::Arc;
 use std::vec::Vec;
 
 use granule_arch::addr::VirtAddr;
@@ -14,11 +18,12 @@ use super::super::record::{at_each, record};
 use super::super::set_memory::{SetMemoryError, Validity};
 use super::super::vmalloc::VmallocError;
 use super::contracts::{everything, starve};
+use super::large::leaves;
 use super::{PAGE, space};
 use crate::mm::frame::FrameAllocator;
-use crate::mm::layout::{VMALLOC_END, VMALLOC_START};
+use crate::mm::layout::{HEAP_BASE, VMALLOC_END, VMALLOC_START};
 use crate::platform::features::branch;
-use crate::smp::Cpu;
+use crate::smp::{Cpu, CpuId};
 
 const LAZY: &[u16] = &[branch::LAZY_UNMAP];
 /// Pages that may wait in these tests.
@@ -74,7 +79,7 @@ fn one_invalidation_comes_before_the_first_frame_is_free() {
         let start = areas[0].start();
         areas.into_iter().for_each(|area| space.vfree(&cpu, area));
         let used = frames.stats().used;
-        let seen = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
+        let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
         let noted = seen.clone();
         let note = move |_: &Operation| noted.borrow_mut().push(frames.stats().used);
         let stream = at_each(note, || assert_eq!(space.purge(&cpu), 9));
@@ -173,11 +178,9 @@ fn where_frames_run_out_those_that_wait_are_had() {
     host::with(LAZY, || {
         let (space, frames, cpu) = lazy(4, LIMIT, Leaves::Pages);
         let area = space.vmalloc(&cpu, 30).unwrap();
-        space.vfree(&cpu, space.vmalloc(&cpu, 1).unwrap());
-        space.purge(&cpu);
-        let taken = starve(frames, &cpu, 0);
         space.vfree(&cpu, area);
         assert_eq!(space.unmapped_pages(), 30);
+        let taken = starve(frames, &cpu, 0);
         let area = space.vmalloc(&cpu, 29).unwrap();
         assert_eq!((area.pages(), space.unmapped_pages()), (29, 0));
         assert!(matches!(space.vmalloc(&cpu, 30), Err(VmallocError::OutOfMemory(_))));
@@ -186,14 +189,142 @@ fn where_frames_run_out_those_that_wait_are_had() {
 }
 
 #[test]
+fn where_records_run_out_those_that_wait_are_had() {
+    host::with(LAZY, || {
+        let (space, frames, cpu) = lazy(4, LIMIT, Leaves::Pages);
+        space.vfree(&cpu, space.vmalloc(&cpu, 30).unwrap());
+        let _taken = starve(frames, &cpu, 0);
+        while space.areas.take(&cpu, AreaKind::Device, 1, PAGE).is_ok() {}
+        assert!(space.vmalloc(&cpu, 1).is_ok());
+    });
+}
+
+/// Tables of splits, and the heap, are had where no area can be purged.
+#[test]
+fn where_frames_are_few_nothing_waits() {
+    host::with(LAZY, || {
+        let (space, frames, cpu) = lazy(16, 2048, Leaves::Largest);
+        let huge = space.vmalloc_huge(&cpu, 512).unwrap();
+        let [first, second] = [40, 40].map(|pages| space.vmalloc(&cpu, pages).unwrap());
+        space.map_heap(&cpu, HEAP_BASE, 1).unwrap();
+        let taken = starve(frames, &cpu, 0);
+        space.vfree(&cpu, first);
+        assert_eq!((space.unmapped_pages(), frames.stats().free), (0, 40));
+        assert_eq!(space.set_memory_ro(huge.start() + 7 * PAGE, 1), Ok(()));
+        assert_eq!(space.map_heap(&cpu, HEAP_BASE + PAGE, 16), Ok(()));
+        // As many as may wait stay free besides.
+        let mut taken = taken.into_iter();
+        let have = frames.stats().free;
+        taken.by_ref().take(2047 - have).for_each(|frame| frames.free(&cpu, frame));
+        frames.drain_cpu(&cpu);
+        space.vfree(&cpu, second);
+        assert_eq!((space.unmapped_pages(), frames.stats().free), (0, 2047 + 40));
+        let area = space.vmalloc(&cpu, 1).unwrap();
+        frames.drain_cpu(&cpu);
+        space.vfree(&cpu, area);
+        assert_eq!(space.unmapped_pages(), 1);
+    });
+}
+
+#[test]
+fn a_block_that_waits_is_had_before_pages_are() {
+    host::with(LAZY, || {
+        let (space, frames, cpu) = lazy(16, 1024, Leaves::Largest);
+        let huge = space.vmalloc_huge(&cpu, 512).unwrap();
+        // All else is free, and nowhere in one piece.
+        let taken = starve(frames, &cpu, 0);
+        taken.iter().step_by(2).for_each(|&frame| frames.free(&cpu, frame));
+        frames.drain_cpu(&cpu);
+        space.vfree(&cpu, huge);
+        assert_eq!(space.unmapped_pages(), 512);
+        let huge = space.vmalloc_huge(&cpu, 512).unwrap();
+        assert_eq!((leaves(space, huge.start(), 512), space.unmapped_pages()), ([(512, 1)].to_vec(), 0));
+    });
+}
+
+/// Another CPU purges, and has not freed anything yet, while `call` is made on this one.
+fn while_another_purges(space: &'static KernelSpace, pages: usize, call: impl FnOnce()) {
+    let (begun, other_begun) = (Arc::new(AtomicBool::new(false)), Cpu::new(CpuId(1)));
+    let seen = begun.clone();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            // Time for the other thread to come to where it waits; whether it does changes nothing.
+            let first = move |_: &_| {
+                if !begun.swap(true, Ordering::SeqCst) {
+                    std::thread::sleep(core::time::Duration::from_millis(50));
+                }
+            };
+            at_each(first, || assert_eq!(space.purge(&other_begun), pages));
+        });
+        while !seen.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+        call();
+    });
+}
+
+/// More than its magazine holds, for what is in there is that CPU's.
+#[test]
+fn frames_that_another_cpu_is_about_to_free_are_had() {
+    host::with(LAZY, || {
+        let (space, frames, cpu) = lazy(4, 300, Leaves::Pages);
+        space.vfree(&cpu, space.vmalloc(&cpu, 300).unwrap());
+        assert_eq!(space.unmapped_pages(), 300);
+        let _taken = starve(frames, &cpu, 0);
+        while_another_purges(space, 300, || assert!(space.vmalloc(&cpu, 200).is_ok()));
+    });
+}
+
+#[test]
+fn addresses_that_another_cpu_is_about_to_free_are_had() {
+    host::with(LAZY, || {
+        let (space, _, cpu) = lazy(4, LIMIT, Leaves::Pages);
+        let start = space.vmalloc(&cpu, 3).unwrap().into_start();
+        fill_window(space, &cpu);
+        assert_eq!(space.vfree_at(&cpu, start), Ok(3));
+        while_another_purges(space, 3, || {
+            assert_eq!(space.vmalloc(&cpu, 3).map(|area| area.into_start()), Ok(start));
+        });
+    });
+}
+
+/// The holder of the part's list frees it; this `vfree` leaves its own area to the next one.
+#[test]
+fn vfree_waits_for_no_other_cpus_purge() {
+    host::with(LAZY, || {
+        let (space, frames, cpu) = lazy(8, LIMIT, Leaves::Pages);
+        let [first, second, third] = [LIMIT, LIMIT, 1].map(|pages| space.vmalloc(&cpu, pages).unwrap());
+        let third = Cell::new(Some(third));
+        space.vfree(&cpu, first);
+        let other = Cpu::new(CpuId(1));
+        let seen = Rc::new(Cell::new(0));
+        let (inner, second) = (seen.clone(), Cell::new(Some(second)));
+        let meanwhile = move |_: &_| {
+            if let Some(area) = second.take() {
+                space.vfree(&Cpu::new(CpuId(0)), area);
+                third.take().into_iter().for_each(|area| space.vfree(&Cpu::new(CpuId(0)), area));
+                inner.set(space.unmapped_pages());
+            }
+        };
+        at_each(meanwhile, || assert_eq!(space.purge(&other), LIMIT as usize));
+        assert_eq!((seen.get(), space.unmapped_pages()), (LIMIT + 1, LIMIT + 1));
+        assert_eq!((space.purge(&cpu), space.purges(), frames.stats().refused), (LIMIT as usize + 1, 2, 0));
+    });
+}
+
+/// Takes all addresses that are free, the largest pieces first.
+fn fill_window(space: &KernelSpace, cpu: &Cpu) {
+    for shift in (0..31).rev() {
+        while space.areas.take(cpu, AreaKind::Device, 1 << shift, PAGE).is_ok() {}
+    }
+}
+
+#[test]
 fn where_addresses_run_out_those_that_wait_are_had() {
     host::with(LAZY, || {
         let (space, _, cpu) = lazy(4, LIMIT, Leaves::Pages);
         let start = space.vmalloc(&cpu, 3).unwrap().into_start();
-        // All the rest, from the largest pieces on.
-        for shift in (0..31).rev() {
-            while space.areas.take(&cpu, AreaKind::Device, 1 << shift, PAGE).is_ok() {}
-        }
+        fill_window(space, &cpu);
         assert_eq!(space.vmalloc(&cpu, 1).err(), Some(VmallocError::NoAddresses { pages: 1 }));
         assert_eq!(space.vfree_at(&cpu, start), Ok(3));
         assert_eq!(space.vmalloc(&cpu, 3).map(|area| area.into_start()), Ok(start));
@@ -205,7 +336,7 @@ fn each_part_of_the_window_waits_by_itself() {
     host::with(LAZY, || {
         let (space, frames, cpu) = lazy(8, LIMIT, Leaves::Pages);
         let before = everything(space, frames);
-        let others = [1, 2].map(|number| Cpu::new(crate::smp::CpuId(number)));
+        let others = [1, 2].map(|number| Cpu::new(CpuId(number)));
         let areas: Vec<VirtAddr> =
             others.iter().map(|other| space.vmalloc(other, LIMIT).unwrap().into_start()).collect();
         for &start in &areas {
