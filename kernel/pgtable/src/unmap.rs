@@ -119,6 +119,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
             && let found = self.mmu().survey(run.cells())
             && found.any & unwanted == 0
             && found.all & bits::PXN != 0
+            && (found.any & bits::CONTIGUOUS == 0 || is_of_whole_groups(range))
             && let Some(flip) = breaking_flip::<M::Geometry>(found, LAST_LEVEL, marks)
         {
             self.mmu().update_run(run.cells(), flip);
@@ -247,6 +248,12 @@ impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
         });
         Ok(Next::Entries(leaves))
     }
+}
+
+/// Whether no contiguous group of pages is cut by `range`, where there are any.
+#[inline(always)]
+fn is_of_whole_groups<G: Geometry>(range: PageRange<G>) -> bool {
+    (range.start().0 | range.size()) & (G::group_size(LAST_LEVEL) - 1) == 0
 }
 
 /// The bits to flip in each entry to make it present-invalid without the bits `marks`, where that is one change for all:

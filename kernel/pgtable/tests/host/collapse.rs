@@ -21,7 +21,7 @@ use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
 /// The walk words of two CPUs.
 type Words = [AtomicU64; 2];
 
-fn all_of<G: Geometry>(range: PageRange<G>) -> Collapse<G> {
+pub(crate) fn all_of<G: Geometry>(range: PageRange<G>) -> Collapse<G> {
     Collapse { range, never_blocks: 0, handshake: Handshake::Marks }
 }
 

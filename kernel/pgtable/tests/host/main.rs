@@ -13,6 +13,7 @@
 //! - `reserved`: encodings that mean nothing at their level
 //! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `metal`: the ready machine, with the MMU off and on
+//! - `unmap_lazily`: the two halves of an unmapping whose invalidation is left for later
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
 mod at_once;
@@ -32,6 +33,7 @@ mod reclaim;
 mod reserved;
 mod split;
 mod unmap;
+mod unmap_lazily;
 mod update;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
