@@ -337,13 +337,21 @@ type Owner = fn(&HostMachine);
 /// machine is whole when both are done. Whatever it stores while walk caches may have the old table comes behind an
 /// invalidation of them.
 fn an_owner_at_every_operation(owner: Owner) {
+    let split = |machine: &HostMachine| {
+        map(machine, range(BASE, 4 * MIB), 0, DATA, LARGEST).unwrap();
+        use_one_page(machine, BASE + 32 * KIB);
+    };
+    an_owner_at_every_operation_of(split, owner);
+}
+
+/// The same for what has been prepared.
+fn an_owner_at_every_operation_of(prepare: Owner, owner: Owner) {
     let whole = range(BASE, 4 * MIB);
     let mut at = 0;
     let mut cancelled = 0;
     loop {
         let machine = HostMachine::<Granule4K>::new(16);
-        map(&machine, whole, 0, DATA, LARGEST).unwrap();
-        use_one_page(&machine, BASE + 32 * KIB);
+        prepare(&machine);
         let stream = std::cell::RefCell::new(Vec::new());
         let words = Words::default();
         let cpu = Interrupted::at(at, machine.mmu(), || {
@@ -373,7 +381,7 @@ fn an_owner_at_every_operation(owner: Owner) {
             }
         }
         let other = HostMachine::<Granule4K>::new(16);
-        map(&other, whole, 0, DATA, LARGEST).unwrap();
+        prepare(&other);
         owner(&other);
         for page in (0..4 * MIB).step_by(4096) {
             let found = |machine: &HostMachine| {
@@ -420,6 +428,35 @@ fn one_who_unmaps_loses_nothing() {
         let unmapped =
             machine.page_tables().unmap(&lazy, machine.tlb(), all, RefuseSplits, |leaf| released += leaf.size);
         assert_eq!((unmapped, released), (Ok(()), 2 * MIB));
+    });
+}
+
+#[test]
+fn one_who_unmaps_lazily_loses_nothing() {
+    an_owner_at_every_operation(|machine| {
+        let (all, mut released) = (range(BASE, 2 * MIB), 0);
+        assert_eq!(machine.page_tables().unmap_lazily(all, bits::RDONLY, bits::VM_ALLOC), Ok(true));
+        machine.page_tables().release_unmapped(all, |leaf| released += leaf.size);
+        assert_eq!(released, 2 * MIB);
+    });
+}
+
+/// Its neighbours become groups, in a table that takes the place of the one in which its pages wait.
+#[test]
+fn one_who_hands_out_what_waits_loses_nothing() {
+    const WAITS: [(u64, u64); 2] = [(32 * KIB, 8 * KIB), (2 * MIB - 4 * KIB, 4 * KIB)];
+    let prepare = |machine: &HostMachine| {
+        map(machine, range(BASE, 2 * MIB), 0, DATA, Shape::PAGES).unwrap();
+        for (at, size) in WAITS {
+            assert_eq!(machine.page_tables().unmap_lazily(range(BASE + at, size), 0, 0), Ok(true));
+        }
+    };
+    an_owner_at_every_operation_of(prepare, |machine| {
+        let mut released = Vec::new();
+        for (at, size) in WAITS {
+            machine.page_tables().release_unmapped(range(BASE + at, size), |leaf| released.push(leaf.physical.0));
+        }
+        assert_eq!(released, [32 * KIB, 36 * KIB, 2 * MIB - 4 * KIB]);
     });
 }
 

@@ -11,12 +11,12 @@ use granule_pgtable::{
     Change, Error, Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, Lazy, PageRange, Shape, Tiny,
     WholeLeaves,
 };
-use proptest::prelude::{Strategy, proptest};
+use proptest::prelude::{Strategy, any, proptest};
 use proptest::test_runner::Config;
 
 use crate::LARGEST;
-use crate::barriers::{check, count};
-use crate::calls::{ATTRIBUTES, CHANGES, Call, call, units, window};
+use crate::barriers::{Counts, check, count};
+use crate::calls::{ATTRIBUTES, CHANGES, Call, call, place, units, window};
 use crate::plain::{Piece, Plain};
 
 const FRAMES: usize = 48;
@@ -91,6 +91,15 @@ struct Pair<G: Geometry> {
     machine: HostMachine<G>,
     plain: Plain,
     tables: usize,
+    way: Way,
+}
+
+/// How ranges are unmapped.
+#[derive(Clone, Copy)]
+enum Way {
+    AtOnce,
+    /// In two halves, which leave the invalidation between them to the caller.
+    Lazily,
 }
 
 impl<G: Geometry> Pair<G> {
@@ -107,7 +116,10 @@ impl<G: Geometry> Pair<G> {
                     self.map(range, physical, ATTRIBUTES[attributes], shape, tables);
                 }
             }
-            Call::Unmap(place) => place.range().into_iter().for_each(|range| self.unmap(range)),
+            Call::Unmap(place) => place.range().into_iter().for_each(|range| match self.way {
+                Way::AtOnce => self.unmap(range),
+                Way::Lazily => self.unmap_lazily(range),
+            }),
             Call::Update(place, change) => {
                 place.range().into_iter().for_each(|range| self.update(range, CHANGES[change]));
             }
@@ -171,6 +183,45 @@ impl<G: Geometry> Pair<G> {
         assert_eq!(released.normal(), expected.normal());
         self.plain.remove(start, end);
         self.invalidated(&stream, leaves);
+    }
+
+    /// Both halves, and between them what the map has after a change to [`Change::INVALID`].
+    fn unmap_lazily(&mut self, range: PageRange<G>) {
+        let (start, end) = bounds(range);
+        let cut = self.cut_leaves(range);
+        let pieces = Plain(self.plain.pieces(start, end).into_iter().collect());
+        let is_left = |piece: &Piece| piece.attributes & bits::RDONLY != 0 || piece.attributes & bits::PXN == 0;
+        let is_left = self.plain.first_hole(start, end).is_some() || pieces.0.values().any(is_left);
+        let mut result = Ok(false);
+        let stream = self.machine.record(|| {
+            result = self.machine.page_tables().unmap_lazily(range, bits::RDONLY, 0);
+        });
+        if result != Ok(true) {
+            match result {
+                Err(error) => assert!(cut.contains(&error), "{error}"),
+                Ok(_) => assert!(is_left),
+            }
+            assert_eq!(stream, []);
+            return;
+        }
+        assert!(cut.is_empty() && !is_left);
+        assert_eq!(count(&stream), Counts::default());
+        self.plain.change(start, end, Change::INVALID);
+        assert_eq!(read_back(&self.machine, window()), self.plain.normal());
+        let (mut released, mut last) = (Plain::default(), None);
+        let stream = self.machine.record(|| {
+            self.machine.page_tables().release_unmapped(range, |leaf| {
+                assert!(last < Some(leaf.address));
+                last = Some(leaf.address);
+                let piece = Piece { size: leaf.size, physical: leaf.physical.0, attributes: 0 };
+                released.0.insert(leaf.address.0, piece);
+            });
+        });
+        assert_eq!(count(&stream), Counts::default());
+        let mut expected = pieces;
+        expected.0.values_mut().for_each(|piece| piece.attributes = 0);
+        assert_eq!(released.normal(), expected.normal());
+        self.plain.remove(start, end);
     }
 
     fn update(&mut self, range: PageRange<G>, change: Change) {
@@ -248,7 +299,11 @@ fn hull<G: Geometry>(plain: &Plain, test: impl Fn(u64) -> bool) -> Option<PageRa
 }
 
 fn run<G: Geometry>(calls: &[Call]) {
-    let mut pair = Pair::<G> { machine: HostMachine::new(FRAMES), plain: Plain::default(), tables: 0 };
+    run_in::<G>(Way::AtOnce, calls);
+}
+
+fn run_in<G: Geometry>(way: Way, calls: &[Call]) {
+    let mut pair = Pair::<G> { machine: HostMachine::new(FRAMES), plain: Plain::default(), tables: 0, way };
     for &call in calls {
         pair.call(call);
     }
@@ -256,6 +311,14 @@ fn run<G: Geometry>(calls: &[Call]) {
 
 fn calls() -> impl Strategy<Value = Vec<Call>> {
     proptest::collection::vec(call(), 1..24)
+}
+
+/// Data that is mapped and unmapped at one place, and any calls in between: holes are seldom.
+fn calls_to_unmap() -> impl Strategy<Value = Vec<Call>> {
+    let both = (place(), any::<bool>(), call()).prop_map(|(place, pages, between)| {
+        [Call::Map { place, physical: 0, attributes: 0, pages, tables: usize::MAX }, between, Call::Unmap(place)]
+    });
+    proptest::collection::vec(both, 1..8).prop_map(|calls| calls.concat())
 }
 
 proptest! {
@@ -284,5 +347,30 @@ proptest! {
     #[test]
     fn tiny(calls in calls()) {
         run::<Tiny>(&calls);
+    }
+
+    #[test]
+    fn with_4_kib_pages_lazily(calls in calls_to_unmap()) {
+        run_in::<Granule4K>(Way::Lazily, &calls);
+    }
+
+    #[test]
+    fn with_39_bit_addresses_lazily(calls in calls_to_unmap()) {
+        run_in::<Granule4KVa39>(Way::Lazily, &calls);
+    }
+
+    #[test]
+    fn with_16_kib_pages_lazily(calls in calls_to_unmap()) {
+        run_in::<Granule16K>(Way::Lazily, &calls);
+    }
+
+    #[test]
+    fn with_64_kib_pages_lazily(calls in calls_to_unmap()) {
+        run_in::<Granule64K>(Way::Lazily, &calls);
+    }
+
+    #[test]
+    fn tiny_lazily(calls in calls_to_unmap()) {
+        run_in::<Tiny>(Way::Lazily, &calls);
     }
 }
