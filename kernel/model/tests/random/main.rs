@@ -6,6 +6,7 @@
 //! operation by operation; a map is tried with every number of tables that is too small; frames that are unmapped and
 //! tables that are reclaimed are given up at once, and no CPU may reach them.
 //!
+//! Areas that are unmapped many at a time, with one invalidation for all, are in `purge`.
 //! Leaves that both CPUs have a part of are in `split`, CPUs that are stopped for such a leaf in `stop`, pages with an
 //! alias in such leaves in `alias`.
 //!
@@ -17,6 +18,7 @@ mod alias;
 mod calls;
 #[path = "../../../pgtable/tests/host/plain.rs"]
 mod plain;
+mod purge;
 mod rig;
 mod split;
 mod stop;

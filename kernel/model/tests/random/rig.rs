@@ -7,9 +7,9 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
-    Announced, Change, Collapse, Collapser, Entries, Error, Flush, Geometry, Handshake, Invalidation, Lazy, Lockless,
-    PageRange, Progress, Reclaimer, RefuseSplits, Serialise, Shape, Split, TableSource, Tables, Tlb, WalkWord,
-    WholeLeaves,
+    Announced, Change, Collapse, Collapser, Entries, Error, Flush, Geometry, Handshake, Invalidation, Lazy, Leaf,
+    Lockless, PageRange, Progress, Reclaimer, RefuseSplits, Serialise, Shape, Split, TableSource, Tables, Tlb,
+    WalkWord, WholeLeaves,
 };
 
 use crate::calls::{ATTRIBUTES, CHANGES, Call, Place, units, window};
@@ -94,6 +94,31 @@ pub(crate) struct Rig<'m, G: Geometry, T> {
     /// Whose turn it is, where the CPUs are threads.
     turns: Option<Turns>,
     patience: Patience,
+    /// What leaves are marked with that changes may be made to: those that wait have lost it.
+    mark: u64,
+    /// What is unmapped and waits for its invalidation. It changes in operations only.
+    pub(crate) waiting: Mutex<Vec<Waiting>>,
+}
+
+/// A range whose leaves are invalid, and may be in TLBs: the frames are still its.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Waiting {
+    /// The CPU that owns it, and has made it so.
+    pub(crate) by: usize,
+    pub(crate) start: VirtAddr,
+    pub(crate) size: u64,
+    /// What was mapped there.
+    pub(crate) was: Vec<(u64, Piece)>,
+}
+
+impl Waiting {
+    pub(crate) fn range<G: Geometry>(&self) -> PageRange<G> {
+        PageRange::new(self.start, self.size).expect("it was a range")
+    }
+
+    fn contains(&self, address: VirtAddr) -> bool {
+        address.0.wrapping_sub(self.start.0) < self.size
+    }
 }
 
 impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
@@ -105,7 +130,28 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let (plain, mappings, words) = (Mutex::default(), AtomicU64::default(), Default::default());
         let (splits, split_lock) = (Splits::NotShared, Mutex::default());
         let (stops, turns, patience) = (AtomicU64::default(), None, Patience::Waits);
-        Self { model, tlb, kernel, splits, split_lock, border, plain, mappings, words, stops, turns, patience }
+        let (mark, waiting) = (0, Mutex::default());
+        Self {
+            model,
+            tlb,
+            kernel,
+            splits,
+            split_lock,
+            border,
+            plain,
+            mappings,
+            words,
+            stops,
+            turns,
+            patience,
+            mark,
+            waiting,
+        }
+    }
+
+    /// The same with leaves that are marked, for [`Self::unmap_lazily`], and changes that split what is their caller's.
+    pub(crate) fn lazily(self, splits: Splits) -> Self {
+        Self { splits, mark: bits::VM_ALLOC, ..self }
     }
 
     /// The same, with the whole window mapped by the largest leaves: both CPUs own a part of those at the border.
@@ -140,12 +186,20 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    fn cpu(&self, cpu: usize) -> Gated<'_, G> {
+    pub(crate) fn cpu(&self, cpu: usize) -> Gated<'_, G> {
         Gated::new(self.model.cpu(cpu), self.turns())
     }
 
-    fn plain(&self) -> MutexGuard<'_, Plain> {
+    pub(crate) fn tlb(&self) -> &T {
+        &self.tlb
+    }
+
+    pub(crate) fn plain(&self) -> MutexGuard<'_, Plain> {
         self.plain.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn waiting(&self) -> MutexGuard<'_, Vec<Waiting>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What `cpu` owns.
@@ -161,12 +215,12 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
 
     /// The bits of an address that the tree translates: what the map counts in, so that no end is past the last
     /// address.
-    fn low(&self, address: VirtAddr) -> u64 {
+    pub(crate) fn low(&self, address: VirtAddr) -> u64 {
         address.0 - self.model.base().0
     }
 
     /// The part of `place` that `cpu` owns.
-    fn range(&self, cpu: usize, place: Place) -> Option<PageRange<G>> {
+    pub(crate) fn range(&self, cpu: usize, place: Place) -> Option<PageRange<G>> {
         let (asked, owned) = (based(self.model, place.range::<G>()?), self.owned(cpu));
         let (first, last) = (asked.start().max(owned.start()), asked.last().min(owned.last()));
         if first < last { PageRange::new(first, last.0 - first.0 + 1).ok() } else { None }
@@ -180,19 +234,10 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
 
     pub(crate) fn perform_unchecked(&self, cpu: usize, call: Call, meanwhile: &dyn Fn()) {
         match call {
-            Call::Map { place, physical, attributes, pages, tables } => {
-                let Some(range) = self.range(cpu, place) else { return meanwhile() };
-                let small = range.pages() <= 512;
-                let off = if small { physical / 56 } else { 0 };
-                let unit = units::<G>()[place.unit];
-                // No two mappings share memory, so that a frame is out of use when its one mapping is.
-                let mapping = self.mappings.fetch_add(1, Ordering::Relaxed);
-                let home = MEMORY + mapping * (2 * window::<G>().size()).next_multiple_of(unit);
-                let physical = PhysAddr(home + range.start().0 % unit + off * G::PAGE_SIZE);
-                let shape = if pages && small { Shape::PAGES } else { LARGEST };
-                let first_try = if tables == usize::MAX { FRAMES } else { 0 };
-                self.map(cpu, range, physical, ATTRIBUTES[attributes], shape, first_try, meanwhile);
-            }
+            Call::Map { place, .. } => match self.range(cpu, place) {
+                Some(range) => _ = self.map_range(cpu, range, call, meanwhile),
+                None => meanwhile(),
+            },
             Call::Unmap(place) => match self.range(cpu, place) {
                 Some(range) => _ = self.unmap(cpu, range, meanwhile),
                 None => meanwhile(),
@@ -202,6 +247,23 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
                 None => meanwhile(),
             },
         }
+    }
+
+    /// The mapping that `call` asks for, of `range`. Returns whether it was done.
+    pub(crate) fn map_range(&self, cpu: usize, range: PageRange<G>, call: Call, meanwhile: &dyn Fn()) -> bool {
+        let Call::Map { place, physical, attributes, pages, tables } = call else { panic!("{call:?} maps nothing") };
+        let small = range.pages() <= 512;
+        let off = if small { physical / 56 } else { 0 };
+        let unit = units::<G>()[place.unit];
+        // No two mappings share memory, so that a frame is out of use when its one mapping is.
+        let mapping = self.mappings.fetch_add(1, Ordering::Relaxed);
+        let home = MEMORY + mapping * (2 * window::<G>().size()).next_multiple_of(unit);
+        let physical = PhysAddr(home + range.start().0 % unit + off * G::PAGE_SIZE);
+        let shape = if pages && small { Shape::PAGES } else { LARGEST };
+        let first_try = if tables == usize::MAX { FRAMES } else { 0 };
+        let attributes = ATTRIBUTES[attributes];
+        let attributes = if self.mark == 0 { attributes } else { attributes.vm_alloc() };
+        self.map(cpu, range, physical, attributes, shape, first_try, meanwhile)
     }
 
     /// Whether `call` of `cpu` is for pages of which none is valid, and leaves them so. It cannot know that they have
@@ -218,13 +280,15 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     }
 
     fn change(&self, change: Change) -> Change {
-        match (change, self.kernel) {
+        let change = match (change, self.kernel) {
             (Change::VALID, Kernel::NotGlobal) => Change::VALID_NON_GLOBAL,
             _ => change,
-        }
+        };
+        change.require_bits(self.mark)
     }
 
-    /// With ever more tables, from `tables` on, until they suffice; each time that they do not, nothing has changed.
+    /// With ever more tables, from `tables` on, until they suffice; each time that they do not, nothing has changed. Returns
+    /// whether it was done.
     #[allow(clippy::too_many_arguments, reason = "those of `PageTables::map`, the CPU, and what else happens")]
     fn map(
         &self,
@@ -235,7 +299,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         shape: Shape,
         mut tables: usize,
         meanwhile: &dyn Fn(),
-    ) {
+    ) -> bool {
         let mmu = self.cpu(cpu);
         let lazy = Lazy::new(&mmu);
         let result = loop {
@@ -260,15 +324,16 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
                 self.update(cpu, range, Change::VALID_NON_GLOBAL, &|| ());
             }
         }
+        result.is_ok()
     }
 
     /// Returns whether it was done.
-    fn unmap(&self, cpu: usize, range: PageRange<G>, meanwhile: &dyn Fn()) -> bool {
+    pub(crate) fn unmap(&self, cpu: usize, range: PageRange<G>, meanwhile: &dyn Fn()) -> bool {
         let mmu = self.cpu(cpu);
-        let lazy = Lazy::new(&mmu);
+        let (lazy, tables) = (Lazy::new(&mmu), mmu.page_tables());
         let mut released = 0;
         let walk = Announced::begin(&self.words[cpu]);
-        let result = mmu.page_tables().unmap(&lazy, &self.tlb, range, WholeLeaves, |leaf| {
+        let release = |leaf: Leaf| {
             if released == 0 {
                 meanwhile();
             }
@@ -278,7 +343,11 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
                 self.model.frame_freed(cpu, leaf.physical + (leaf.size - G::PAGE_SIZE));
             }
             released += 1;
-        });
+        };
+        let result = match self.splits {
+            Splits::NotShared => tables.unmap(&lazy, &self.tlb, range, WholeLeaves, release),
+            _ => tables.unmap(&lazy, &self.tlb, range, RefuseSplits, release),
+        };
         drop(walk);
         if result.is_ok() {
             self.plain().remove(self.low(range.start()), self.low(range.last()) + 1);
@@ -456,9 +525,19 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    /// The model's own question, over everything that `cpu` owns.
+    /// The model's own question, over everything that `cpu` owns and that does not wait for an invalidation.
     pub(crate) fn audit(&self, cpu: usize) {
-        self.model.audit(cpu, self.owned(cpu));
+        let owned = self.owned(cpu);
+        let of_cpu = |waiting: &&Waiting| waiting.by == cpu;
+        let mut waiting: Vec<_> = self.waiting().iter().filter(of_cpu).map(|it| (it.start, it.size)).collect();
+        waiting.sort_unstable();
+        let mut from = owned.start();
+        for (start, size) in waiting {
+            PageRange::new(from, start - from).into_iter().for_each(|part| self.model.audit(cpu, part));
+            from = VirtAddr(start.0.wrapping_add(size));
+        }
+        let left = owned.last().0.wrapping_add(1).wrapping_sub(from.0);
+        PageRange::new(from, left).into_iter().for_each(|part| self.model.audit(cpu, part));
     }
 
     /// What `cpu` owns is what the map has, for every CPU.
@@ -514,6 +593,9 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
             edges.map(|low| VirtAddr(base.wrapping_add(low))).filter(|&page| owned.contains(page)).collect();
         pages.push(owned.start());
         pages.dedup();
+        let waiting = self.waiting();
+        pages.retain(|&page| !waiting.iter().any(|waiting| waiting.contains(page)));
+        drop(waiting);
         pages
     }
 
