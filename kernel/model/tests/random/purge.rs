@@ -308,14 +308,29 @@ impl<'m, G: Geometry, T: ForOthers<G>> Scene<'m, G, T> {
         }
     }
 
-    /// All is purged, and all CPUs agree.
+    /// Each CPU acquires what the other has done.
+    fn join(&self) {
+        [(0, 1), (1, 0)].into_iter().for_each(|(from, to)| self.rig.model.hand_over(from, to));
+    }
+
+    /// All is purged, and all CPUs agree; when all areas are freed as well, no table is left.
     fn end(&self) {
-        self.purge(0, &|| ());
-        assert!(self.rig.waiting().is_empty());
-        for cpu in [0, 1] {
-            self.rig.check(cpu);
-            self.rig.check_agreement(cpu);
+        for last in [false, true] {
+            let areas = |cpu| if last { self.areas(cpu).len() } else { 0 };
+            self.join();
+            (0..areas(0)).for_each(|_| self.free(0, 0, &|| ()));
+            (0..areas(1)).for_each(|_| self.free(1, 0, &|| ()));
+            self.purge(0, &|| ());
+            assert!(self.rig.waiting().is_empty());
+            for cpu in [0, 1] {
+                self.rig.check(cpu);
+                self.rig.check_agreement(cpu);
+            }
         }
+        self.join();
+        [0, 1].into_iter().for_each(|cpu| self.rig.reclaim(cpu));
+        assert_eq!(self.rig.model.free_frames(), rig::FRAMES, "a table is not empty, where all areas are freed");
+        self.rig.model.assert_clean();
     }
 }
 
@@ -524,7 +539,7 @@ fn turns_show_a_purge_that_completes_its_own_stores_alone() {
 
 /// One area of CPU 0 after the other comes to wait, of a page each, and one CPU purges; the CPUs are not threads.
 fn purged_by(purger: usize, purge: Purge) {
-    let model = Model::<Tiny>::new(2, rig::FRAMES, Features::BASE);
+    let model = Model::<Tiny>::new(3, rig::FRAMES, Features::BASE);
     let scene = Scene::new(Rig::new(&model, metal::KernelTlb, Kernel::Global, 2).lazily(Splits::NotShared), purge);
     [2, 5].into_iter().for_each(|start| scene.perform(0, area(start), &|| ()));
     scene.rig.check(0);

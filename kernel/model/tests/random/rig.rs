@@ -305,10 +305,17 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let result = loop {
             let mut frames = self.model.frames_limited(tables);
             let _walk = Announced::begin(&self.words[cpu]);
-            match mmu.page_tables().map(&lazy, range, physical, attributes, shape, &mut frames) {
+            let result = mmu.page_tables().map(&lazy, range, physical, attributes, shape, &mut frames);
+            match result {
                 Err(Error::OutOfTables { .. }) if tables < FRAMES => {
                     self.audit(cpu);
                     tables += 1;
+                }
+                Err(Error::AlreadyMapped(at)) => {
+                    let low = self.low(at);
+                    let pieces = self.plain().pieces(low, low + G::PAGE_SIZE);
+                    assert!(!pieces.is_empty(), "{at} is mapped, and should not be");
+                    break result;
                 }
                 result => break result,
             }
