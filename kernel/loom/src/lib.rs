@@ -260,6 +260,29 @@ impl<'m> Cpu<'m> {
         self.tables().unmap(&Lazy::new(self), &NoTlb, pages(page, 1), WholeLeaves, |_| {}).expect("pages only");
     }
 
+    /// Makes `count` pages from `first` on present-invalid, in an announced walk.
+    pub fn unmap_lazily(&self, first: u64, count: usize) {
+        let _walk = self.announce();
+        assert_eq!(self.tables().unmap_lazily(pages(first, count), bits::RDONLY, 0), Ok(true));
+    }
+
+    /// Hands out what [`Self::unmap_lazily`] has left there, in an announced walk: each leaf with its own
+    /// memory.
+    pub fn release(&self, first: u64, count: usize) {
+        let _walk = self.announce();
+        self.release_quietly(first, count);
+    }
+
+    /// The same in a walk that is not announced.
+    pub fn release_quietly(&self, first: u64, count: usize) {
+        let mut next = first;
+        self.tables().release_unmapped(pages(first, count), |leaf| {
+            assert_eq!(leaf.physical, PhysAddr(TARGET + (next << Tiny::PAGE_SHIFT)), "page {next} was lost");
+            next += leaf.size >> Tiny::PAGE_SHIFT;
+        });
+        assert_eq!(next, first + count as u64, "page {next} was lost");
+    }
+
     /// Looks `page` up in an announced walk, and whether it is mapped. Whatever else happens: if it is, then to its own
     /// memory.
     pub fn look(&self, page: u64) -> bool {

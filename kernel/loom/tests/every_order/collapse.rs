@@ -127,3 +127,47 @@ fn a_walker_finds_what_it_looks_for() {
 fn without_waiting_for_it_a_walker_reads_a_table_that_is_none() {
     assert_caught("in a table that is none", || walk(without!(Grace, 4)));
 }
+
+/// The last page of four waits for its invalidation, while the first two become a group in another table, and
+/// is handed out.
+fn purge(machine: fn() -> Machine, before: fn(Cpu<'_>), owner: fn(Cpu<'_>)) {
+    orders(2, machine, before, [collapse, owner], |machine| {
+        let cpu = machine.cpu(0);
+        assert!((0..3).all(|page| cpu.look(page)), "a neighbour was lost");
+        assert!(!cpu.look(3), "an entry was left");
+    });
+}
+
+fn last_page_waits(cpu: Cpu<'_>) {
+    four_pages(cpu);
+    cpu.unmap_lazily(3, 1);
+}
+
+#[test]
+fn what_waits_is_handed_out_once_and_gone() {
+    purge(without!(Nothing, 4), last_page_waits, |cpu| cpu.release(3, 1));
+}
+
+#[test]
+fn handed_out_under_a_collapse_without_the_mark_it_is_left() {
+    assert_caught("an entry was left", || purge(without!(Marks, 4), last_page_waits, |cpu| cpu.release(3, 1)));
+}
+
+#[test]
+fn handed_out_in_a_walk_that_is_not_announced_it_is_left() {
+    assert_caught("an entry was left", || {
+        purge(without!(Nothing, 4), last_page_waits, |cpu| cpu.release_quietly(3, 1));
+    });
+}
+
+/// All of what becomes a block meanwhile, or has become one.
+#[test]
+fn all_of_a_table_waits_and_is_handed_out() {
+    let owner = |cpu: Cpu<'_>| {
+        cpu.unmap_lazily(0, 4);
+        cpu.release(0, 4);
+    };
+    orders(2, without!(Nothing, 4), four_pages, [collapse, owner], |machine| {
+        assert!(!(0..4).any(|page| machine.cpu(0).look(page)), "an entry was left");
+    });
+}

@@ -115,3 +115,20 @@ fn an_owner_unmaps_a_neighbour_maps_and_a_third_reclaims() {
         },
     );
 }
+
+/// A page waits for its invalidation in a table that another CPU would take away: it stays until the page is handed out.
+#[test]
+fn a_table_in_which_a_page_waits_stays() {
+    every_order(
+        without!(Nothing, 2),
+        |cpu| cpu.map(0),
+        [reclaim, |cpu| {
+            cpu.unmap_lazily(0, 1);
+            cpu.release(0, 1);
+        }],
+        |machine| {
+            reclaim_the_rest(machine);
+            assert_eq!(machine.tables(), 0);
+        },
+    );
+}
