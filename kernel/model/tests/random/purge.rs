@@ -578,7 +578,7 @@ fn each_step_of_a_purge_is_needed() {
 #[test]
 fn no_operation_of_a_purge_can_be_taken_away() {
     for purger in [0, 1] {
-        // The first page and the last: two that nobody has lie between them.
+        // The first page and the last: two that no one has lie between them.
         for (step, nth) in [(Step::DsbIsh, 0), (Step::Tlbi, 0), (Step::Tlbi, 3), (Step::DsbIsh, 1)] {
             assert_missed(Purge::Lost(step, nth), purger);
         }

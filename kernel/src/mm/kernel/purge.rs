@@ -36,7 +36,7 @@ use crate::smp::Cpu;
 
 impl KernelSpace {
     /// Unmaps an area, which is all of `range`, and leaves the rest for [`Self::purge`]. It is given back, with nothing
-    /// changed, where that is not to be: it is larger than what may wait, frames are few, or a page is read-only.
+    /// changed, where it is larger than what may wait, frames are few, or a page is read-only.
     #[inline(never)]
     pub(super) fn free_lazily(&self, cpu: &Cpu, range: PageRange, area: FreeingArea) -> Option<FreeingArea> {
         let (limit, frames) = (self.policy().lazy_pages, self.frames);

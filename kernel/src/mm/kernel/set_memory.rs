@@ -12,7 +12,7 @@
 //!
 //! Areas that do not own their frames, from `vmap` and of registers, have `bits::VM_MAP` in its place, and are looked at
 //! when the change was refused for want of the first ([`KernelSpace::change_mapped`]): all but execution may change
-//! there.
+//! there. (Linux refuses all with `EINVAL`.)
 //!
 //! Writability changes in their alias in the linear map, too, unless `rodata=` excludes it: see
 //! [`super::alias`].

@@ -54,7 +54,7 @@ fn what_is_freed_stays_taken_until_it_is_invalidated() {
             assert!(old.is_valid() && !new.is_valid() && !new.is_vacant() && new.address() == old.address());
         }
         assert_eq!((everything(space, frames).frames, space.unmapped_pages()), (before.frames + 10, 10));
-        // Nobody's, by any call.
+        // No one's, by any call.
         let other = space.vmalloc(&cpu, 10).unwrap();
         assert!(other.start() > start + 10 * PAGE);
         assert_eq!(space.vfree_at(&cpu, start), Err(VmallocError::NotAnArea(start)));
