@@ -224,12 +224,25 @@ fn set_up_memory(
     // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the
     // linear map, and what is free in the map is not in use.
     let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
-    let space = KernelSpace::new(cpu, Metal(LinearView {}), KernelTlb, root, frames)?;
-    let spaces = Spaces::new(cpu, Metal(LinearView {}), frames)?;
-    let kernel = KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space, spaces });
+    let kernel = set_up_spaces(boot, cpu, platform, root, frames)?;
     // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.
     unsafe { heap::kernel_heap().start(|top, pages| crate::kernel().space.map_heap(this_cpu(), top, pages)) };
     Ok(kernel)
+}
+
+/// The kernel's space and what others are made from. Out of line: the boot stack has no room for these beside the map of
+/// memory and the allocator.
+#[inline(never)]
+fn set_up_spaces(
+    boot: &'static BootInfo,
+    cpu: &Cpu,
+    platform: &'static Platform,
+    root: Table,
+    frames: &'static FrameAllocator,
+) -> Result<&'static Kernel, BootError> {
+    let space = KernelSpace::new(cpu, Metal(LinearView {}), KernelTlb, root, frames)?;
+    let spaces = Spaces::new(cpu, Metal(LinearView {}), frames)?;
+    Ok(KERNEL.call_once(|| Kernel { boot, platform, features: Once::new(), frames, space, spaces }))
 }
 
 /// Gives each frame of memory its record, in an array with holes where there is no memory.
