@@ -80,7 +80,11 @@ impl Subject for Metal {
     }
 
     fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
-        kernel().space.vfree_at(this_cpu(), start).map(drop)
+        let space = &kernel().space;
+        space.vfree_at(this_cpu(), start)?;
+        // Who frees an area by hand wants to see it gone.
+        space.purge(this_cpu());
+        Ok(())
     }
 
     fn vmap(&mut self, pages: u64, copies: u64) -> Result<VirtAddr, Refusal> {

@@ -106,9 +106,9 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     /// The first half of an unmapping: makes each leaf of `range` present-invalid, without the software bits `marks`.
     /// Whether it was done: where a leaf may be executable or have one of the bits `unwanted`, nothing was.
     ///
-    /// What is mapped there stays there to be read, and no CPU walks to it any more, but every TLB may still hold it. The
-    /// caller owes the invalidation of the range, of no level. When it is complete, [`Self::release_unmapped`] hands the
-    /// leaves out. Until then neither they nor the addresses get another owner.
+    /// What is mapped there stays there to be read, but every TLB may still hold it. The caller invalidates the range later,
+    /// without a level (a leaf may have been split). When that is complete, [`Self::release_unmapped`] hands the leaves out.
+    /// Until then neither they nor the addresses get another owner. A range with a hole counts as executable.
     ///
     /// # Errors
     /// As [`Self::unmap`].
@@ -133,7 +133,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
         Ok(true)
     }
 
-    /// The second half of [`Self::unmap_lazily`]: empties the entries and hands out the leaves, as [`Self::unmap`] does.
+    /// The second half of [`Self::unmap_lazily`], once, and only when the invalidation is complete: empties the entries and
+    /// hands out the leaves, as [`Self::unmap`] does.
     #[inline]
     pub fn release_unmapped(&self, range: PageRange<M::Geometry>, released: impl FnMut(Leaf)) {
         let Ok(()) = self.visit(range, &mut Releasing { released });

@@ -9,6 +9,8 @@ use granule::linux::process::signal::Signal;
 use granule::linux::process::status::{Life, ProcessEnd};
 use granule::linux::process::{self, limits};
 use granule::sched::{self, sleep_until};
+use granule::smp::{self, Cpu};
+use granule_arch::interrupts;
 
 use crate::harness::{Test, target_test};
 use crate::process::{settle, start};
@@ -77,6 +79,28 @@ fn a_program_that_takes_all_memory_ends_and_others_go_on(t: &mut Test) {
     let end = beside_a_hog(t, "hog pages");
     t.equal("how it ended", end, Signal::new(KILL).map(ProcessEnd::Killed));
     t.equal("one line reports it", reports(before, b"(hog)"), (1, 1));
+}
+
+/// Leaves areas of so many pages in all for later, on each CPU.
+fn leave_areas(cpu: &Cpu, pages: usize) {
+    let (space, masked) = (&kernel().space, interrupts::mask());
+    // With interrupts masked none is purged, however many there are.
+    let each = space.policy().lazy_pages.max(1);
+    let areas = (0..pages as u64 / each).map_while(|_| space.vmalloc(cpu, each).ok());
+    let areas: heapless::Vec<_, 128> = areas.collect();
+    areas.into_iter().for_each(|area| space.vfree(cpu, area));
+    interrupts::restore(masked);
+}
+
+target_test!(areas_that_wait_are_freed_before_a_program_ends, machine("small"), limit(60));
+fn areas_that_wait_are_freed_before_a_program_ends(t: &mut Test) {
+    let (space, threads, pages) = (&kernel().space, sched::thread_count(), 4096);
+    smp::call(smp::online(), leave_areas, pages);
+    t.check("most of them wait", space.unmapped_pages() > (pages * smp::online().len() / 2) as u64);
+    let Some(hog) = t.ok("hog", start("hog pages")) else { return };
+    t.equal("how it ended", process::wait(hog), Signal::new(KILL).map(ProcessEnd::Killed));
+    t.equal("pages that still wait", space.unmapped_pages(), 0);
+    settle(t, threads);
 }
 
 target_test!(a_program_that_forks_without_end_harms_no_other, machine("small"), limit(60));

@@ -87,6 +87,19 @@ fn the_frames_of_a_ring_are_free_again_and_registers_stay_as_they_are() {
     assert_eq!(session.matches("its permissions are fixed (as expected)").count(), 2, "{session}");
 }
 
+// Fewer frames each time: the list of frames does not fit, then the tables, then all does.
+#[test]
+fn a_ring_that_does_not_fit_takes_nothing() {
+    let small = machine::named("small").unwrap();
+    let free = numbers(&run(&small, "", "mem").1, "frames ", " free")[0];
+    let tries: String = (0..40).map(|less| format!("vmap {} 1\nvunmap $\n", free - 5 * less)).collect();
+    let (wrong, session) = run(&small, "", &format!("vmap 2000 1\nvunmap $\nmem\n{tries}mem"));
+    let [before, after] = numbers(&session, "frames ", " in use")[..] else { panic!("{session}") };
+    assert!(after < before + 200, "{session}");
+    let refused = wrong.iter().filter(|line| line.contains("vmap")).count();
+    assert!((2..80).contains(&refused), "{wrong:?}\n{session}");
+}
+
 // A sector of the disk holds its number.
 #[test]
 fn a_disk_serves_the_kernel_and_a_process_until_its_end() {

@@ -57,7 +57,8 @@ impl KernelSpace {
     }
 
     /// Invalidates the kernel addresses of `range` in the TLBs of all CPUs: what the `noflush` calls leave to do. The
-    /// entries may have been changed by other CPUs, from which this one has learned of it in whatever way.
+    /// entries may have been changed by other CPUs, from which this one has learned of it in whatever way. Takes no lock;
+    /// from any context.
     pub fn flush_kernel_range(&self, range: PageRange) {
         // No level: a leaf may have been split since the TLBs have read it.
         let what = Invalidation { range, tables: Tables::Kept, level: None };

@@ -277,7 +277,7 @@ impl fmt::Display for Policy {
 mod tests {
     use granule_pgtable::Leaves;
 
-    use super::{Denied, Policy, SplitMode, Wishes};
+    use super::{Denied, Policy, SplitMode, Wishes, branch};
 
     /// 256 MiB.
     const FRAMES: usize = 1 << 16;
@@ -400,7 +400,7 @@ mod tests {
             ("vmalloc.lazy=5000 debug_pagealloc=on", FRAMES, 0),
         ] {
             let (policy, _) = Policy::decide(wishes(arguments), true, Leaves::Largest, frames);
-            assert_eq!(policy.lazy_pages, pages, "{arguments}");
+            assert_eq!((policy.lazy_pages, policy.takes(branch::LAZY_UNMAP)), (pages, pages != 0), "{arguments}");
         }
     }
 }

@@ -80,7 +80,7 @@ impl KernelSpace {
         self.areas.parts(cpu).map(purge).sum()
     }
 
-    /// The same where programs are short of frames: those on other CPUs find these too.
+    /// [`Self::purge`], and then this CPU's free frames go where programs on other CPUs find them.
     #[cold]
     #[inline(never)]
     pub fn purge_for_programs(&self, cpu: &Cpu) {

@@ -174,17 +174,19 @@ impl KernelSpace {
 
     /// Unmaps and frees an area.
     ///
-    /// On return no CPU walks to its pages any more. Until an invalidation that serves many areas is complete
-    /// ([`Self::purge`]), TLBs may still hold them, and its frames and addresses stay taken. Not so where a page of it is
-    /// read-only, with `vmalloc.lazy=0`, and with `debug_pagealloc=on`: then all of that is done on return.
+    /// Until an invalidation that serves many areas is complete, TLBs may still hold its pages, and its frames and addresses
+    /// stay taken; [`Self::purge`] completes it where an access must fault. An area with a read-only page, or with more
+    /// pages than `vmalloc.lazy=`, is invalidated and freed before this returns; so is every area where few frames are
+    /// free, and with `debug_pagealloc=on`.
     ///
-    /// Not from interrupt handlers.
+    /// Sleeps for nothing. With interrupts masked areas only add up, beyond that limit too. Not from interrupt handlers, or
+    /// with a lock held: it takes locks of areas.
     pub fn vfree(&self, cpu: &Cpu, area: KernelArea) {
         let freed = self.vfree_at(cpu, area.start);
         freed.unwrap_or_else(|error| unreachable!("a KernelArea is in the tree and of its kind: {error}"));
     }
 
-    /// Unmaps and frees the area that starts at `start`, with whatever owner. Returns how many pages it had.
+    /// [`Self::vfree`] of the area that starts at `start`. Returns how many pages it had.
     ///
     /// # Errors
     /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.

@@ -2,6 +2,7 @@
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicBool, Ordering};
+use core::time::Duration;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::vec::Vec;
@@ -77,11 +78,15 @@ fn one_invalidation_comes_before_the_first_frame_is_free() {
         let (space, frames, cpu) = lazy(8, LIMIT, Leaves::Pages);
         let areas = [3, 5, 1].map(|pages| space.vmalloc(&cpu, pages).unwrap());
         let start = areas[0].start();
-        areas.into_iter().for_each(|area| space.vfree(&cpu, area));
+        // Neither the first nor the last area is freed last.
+        let [first, second, third] = areas;
+        [second, third, first].into_iter().for_each(|area| space.vfree(&cpu, area));
         let used = frames.stats().used;
         let seen = Rc::new(std::cell::RefCell::new(Vec::new()));
         let noted = seen.clone();
-        let note = move |_: &Operation| noted.borrow_mut().push(frames.stats().used);
+        // No lock of areas is held at an operation.
+        let areas = move || space.areas.try_lock(start).map(|areas| areas.iter().count());
+        let note = move |_: &Operation| noted.borrow_mut().push((frames.stats().used, areas()));
         let stream = at_each(note, || assert_eq!(space.purge(&cpu), 9));
         // Other CPUs may have freed some: DSB ISH and not ISHST.
         assert_eq!(stream[0], Operation::DsbIsh);
@@ -95,7 +100,11 @@ fn one_invalidation_comes_before_the_first_frame_is_free() {
         // From the first area to the last, the two guard pages between them included.
         assert_eq!(tlbis, (0..11).map(of).collect::<Vec<_>>());
         let seen = seen.borrow();
-        assert!(seen[..=end].iter().all(|&now| now == used), "a frame was freed before the invalidation was complete");
+        let is_early = |&now: &(usize, Option<usize>)| now != (used, Some(3));
+        assert!(
+            !seen[..=end].iter().any(is_early),
+            "frames or addresses were freed before the invalidation was complete"
+        );
         let writes: Vec<_> = stream[end + 1..].iter().filter(|operation| is_write(operation)).collect();
         assert_eq!(writes.len(), 9);
         assert!(writes.iter().all(|write| matches!(write, Operation::Write { new, .. } if new.0 == 0)));
@@ -170,6 +179,40 @@ fn areas_of_blocks_groups_and_split_blocks_wait_too() {
         assert!(space.reclaim(&cpu) >= 600 + 40 + 16 + 1 + 512);
         space.reclaim(&cpu);
         assert_eq!((everything(space, frames), frames.stats().refused), (before, 0));
+    });
+}
+
+#[test]
+fn tables_that_a_purged_area_leaves_empty_are_freed() {
+    host::with(LAZY, || {
+        let (space, frames, cpu) = lazy(16, 2048, Leaves::Pages);
+        let area = space.vmalloc(&cpu, 1536).unwrap();
+        space.vfree(&cpu, area);
+        let tables = space.kept_frames();
+        assert_eq!((space.purge(&cpu), space.kept_frames() < tables), (1536, true));
+        assert_eq!(frames.stats().refused, 0);
+    });
+}
+
+#[test]
+fn a_purge_waits_for_another_that_has_begun() {
+    host::with(LAZY, || {
+        let (space, _, cpu) = lazy(8, LIMIT, Leaves::Pages);
+        let start = space.vmalloc(&cpu, 10).unwrap().into_start();
+        assert_eq!(space.vfree_at(&cpu, start), Ok(10));
+        let unmapped = space.areas.begin_purge(start).unwrap();
+        assert!(space.areas.begin_purge(start).is_none());
+        let has_returned = Arc::new(AtomicBool::new(false));
+        let seen = has_returned.clone();
+        let other = std::thread::spawn(move || {
+            assert_eq!(space.purge(&Cpu::new(CpuId(1))), 0);
+            seen.store(true, Ordering::Release);
+        });
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(!has_returned.load(Ordering::Acquire), "pages of an area that was freed before may still be in TLBs");
+        space.areas.end_purge(start);
+        other.join().unwrap();
+        drop(unmapped);
     });
 }
 
@@ -251,7 +294,7 @@ fn while_another_purges(space: &'static KernelSpace, pages: usize, call: impl Fn
             // Time for the other thread to come to where it waits; whether it does changes nothing.
             let first = move |_: &_| {
                 if !begun.swap(true, Ordering::SeqCst) {
-                    std::thread::sleep(core::time::Duration::from_millis(50));
+                    std::thread::sleep(Duration::from_millis(50));
                 }
             };
             at_each(first, || assert_eq!(space.purge(&other_begun), pages));
