@@ -58,7 +58,7 @@ impl KernelSpace {
     }
 
     /// Invalidates all areas that were freed and wait for it, and gives their frames and addresses back. Returns how many
-    /// frames that were. On return no CPU can reach an area that was freed before, and what it had is free, also where
+    /// frames this call freed. On return no CPU can reach an area that was freed before, and what it had is free, also where
     /// another CPU does this at the same time: then this one waits for it.
     ///
     /// Does nothing with interrupts masked. Not from interrupt handlers, inside a walk ([`Self::tables`]) or with a lock
