@@ -95,7 +95,7 @@ switches! {
     EARLY_TABLE_FREE "early-table-free" Target
         "empty tables are freed without invalidation, and under the walks of other CPUs";
     PURGE_NO_FLUSH "purge-no-flush" Target
-        "areas that were freed are not invalidated before their frames are: a TLB may lead to their next owner";
+        "freed areas are not invalidated before their frames are free: a TLB leads to the next owner";
     PLAIN_SPLIT "plain-split" Target
         "leaves are split by plain loads and stores and without a lock: a neighbour's change of permission is lost";
     COLLAPSE_NO_MARK "collapse-no-mark" Target

@@ -13,7 +13,7 @@ use object::{Object, ObjectSection, ObjectSymbol, SymbolKind};
 const SECTION: &str = ".granule.symbols";
 /// Bytes of the longest names, of which the first that lets the table fit counts: what is cut is the tail of generic
 /// arguments.
-const LONGEST: [usize; 7] = [usize::MAX, 80, 60, 48, 40, 32, 28];
+const LONGEST: [usize; 9] = [usize::MAX, 80, 60, 48, 40, 38, 36, 32, 28];
 /// Functions of a block, whose names lie between two places that the table has.
 const BLOCK: usize = 32;
 /// The first symbol that is a rule.

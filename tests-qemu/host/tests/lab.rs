@@ -77,11 +77,7 @@ fn with_tables_freed_early_a_walker_reads_their_next_owners_memory() {
 #[test]
 fn with_no_invalidation_before_frames_are_freed_a_tlb_leads_to_them() {
     let name = "vmalloc::lazy::frames_of_a_freed_area_are_no_ones_while_a_tlb_leads_to_them";
-    assert_caught(
-        "purge-no-flush",
-        name,
-        "CPUs that read it when it is freed, or another's: found (4, 0), wanted (0, 0)",
-    );
+    assert_caught("purge-no-flush", name, "CPUs that read it when it is freed, or another's: found (");
 }
 
 // On the machine whose CPUs take turns: the window of the split has a YIELD, so it is caught in each boot, not in one

@@ -111,7 +111,7 @@ static VMALLOC: Parameter = Parameter {
 #[distributed_slice(PARAMETERS)]
 static LAZY: Parameter = Parameter {
     name: "vmalloc.lazy",
-    help: "vmalloc.lazy=PAGES: pages of freed areas that may wait for one invalidation, for each CPU; 0: none",
+    help: "vmalloc.lazy=PAGES: pages of freed areas that wait for one invalidation, for each CPU",
     check: |value| bootargs::number(value, MOST_LAZY_PAGES).map(drop),
 };
 

@@ -183,7 +183,7 @@ impl KernelSpace {
     /// with a lock held: it takes locks of areas.
     pub fn vfree(&self, cpu: &Cpu, area: KernelArea) {
         let freed = self.vfree_at(cpu, area.start);
-        freed.unwrap_or_else(|error| unreachable!("a KernelArea is in the tree and of its kind: {error}"));
+        freed.unwrap_or_else(|error| panic!("a KernelArea is in the tree and of its kind: {error}"));
     }
 
     /// [`Self::vfree`] of the area that starts at `start`. Returns how many pages it had.
@@ -321,7 +321,7 @@ impl KernelSpace {
         let freeing = self.begin_free(VirtAddr(top.0 - STACK_SIZE), AreaKind::Stack);
         let range = PageRange::new(freeing.start(), STACK_SIZE);
         let freed = range.and_then(|range| self.release(cpu, range, freeing));
-        freed.unwrap_or_else(|error| unreachable!("a stack is mapped from end to end: {error}"));
+        freed.unwrap_or_else(|error| panic!("a stack is mapped from end to end: {error}"));
     }
 
     /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
@@ -528,7 +528,7 @@ impl KernelSpace {
         let tables = walk.get();
         let unmapping = tables.begin_unmap(range);
         let unmapping =
-            unmapping.unwrap_or_else(|error| unreachable!("a leaf reaches across an end of what was mapped: {error}"));
+            unmapping.unwrap_or_else(|error| panic!("a leaf reaches across an end of what was mapped: {error}"));
         unmapping.break_leaves(&tables, &splitter).defer();
         self.flush_kernel_range(range);
         unmapping.release(&tables, add_to(frames));
