@@ -96,10 +96,10 @@ fn run<G: Geometry>(
 }
 
 /// Each of both CPUs is a thread that does `make` with its calls, in the rig's turns; in the end they agree.
-fn both_in_turns<G: Geometry>(
+fn both_in_turns<G: Geometry, C: Copy + Sync>(
     rig: &Rig<'_, G, metal::KernelTlb>,
-    calls: [&[Call]; 2],
-    make: impl Fn(usize, Call) + Sync,
+    calls: [&[C]; 2],
+    make: impl Fn(usize, C) + Sync,
 ) {
     let turns = rig.turns().expect("a rig in turns");
     std::thread::scope(|scope| {

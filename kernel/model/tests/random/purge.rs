@@ -25,7 +25,7 @@ use crate::plain::Piece;
 use crate::rig::{self, Kernel, Patience, Rig, Splits, Waiting};
 use crate::stop::Stop;
 use crate::turns::{Gated, Turns, is_seen, machine};
-use crate::{Interleaving, kernel, split, switches, turns};
+use crate::{Interleaving, both_in_turns, kernel, split, switches, turns};
 
 /// What a CPU does.
 #[derive(Clone, Copy, Debug)]
@@ -389,23 +389,14 @@ fn run_in_turns<G: Geometry>(
     let model = machine::<G>(rig::FRAMES, features, late);
     let rig = Rig::new(&model, metal::KernelTlb, Kernel::Global, border).lazily(splits);
     let scene = Scene::new(rig.in_turns(Turns::new(turns), Patience::Waits), purge);
-    let turns = scene.rig.turns().expect("a rig in turns");
-    std::thread::scope(|scope| {
-        for (cpu, deeds) in deeds.into_iter().enumerate() {
-            let scene = &scene;
-            scope.spawn(move || {
-                let _thread = turns.thread(cpu);
-                for &deed in deeds {
-                    scene.perform(cpu, deed, &|| ());
-                    scene.rig.check_in_turn(cpu);
-                    if cpu == 0 {
-                        if splits != Splits::NotShared {
-                            scene.rig.collapse(cpu, &|| ());
-                        }
-                        scene.rig.reclaim(cpu);
-                    }
-                }
-            });
+    both_in_turns(&scene.rig, deeds, |cpu, deed| {
+        scene.perform(cpu, deed, &|| ());
+        scene.rig.check_in_turn(cpu);
+        if cpu == 0 {
+            if splits != Splits::NotShared {
+                scene.rig.collapse(cpu, &|| ());
+            }
+            scene.rig.reclaim(cpu);
         }
     });
     scene.end();

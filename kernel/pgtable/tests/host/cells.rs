@@ -6,9 +6,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{
-    CellsOrBlock, Dismantled, EnsureError, Geometry, Granule4K, Granule16K, Granule64K, Mmu, PageRange, Tiny, Visited,
-};
+use granule_pgtable::{CellsOrBlock, Dismantled, EnsureError, Geometry, Granule4K, Mmu, PageRange, Visited};
 
 use crate::{DATA, GIB, KIB, LARGEST, MIB, map, range};
 
@@ -169,22 +167,6 @@ fn everything_comes_out_once_and_after_the_invalidation<G: Geometry>() {
     assert!(linked.clone().all(|entry| entry == Descriptor::EMPTY));
 }
 
-/// Each of them, in every geometry.
-macro_rules! in_every_geometry {
-    ($($name:ident),*) => {
-        $(mod $name {
-            use super::{Granule4K, Granule16K, Granule64K, Tiny};
-            #[test]
-            fn granule_4k() { super::$name::<Granule4K>(); }
-            #[test]
-            fn granule_16k() { super::$name::<Granule16K>(); }
-            #[test]
-            fn granule_64k() { super::$name::<Granule64K>(); }
-            #[test]
-            fn tiny() { super::$name::<Tiny>(); }
-        })*
-    };
-}
 in_every_geometry!(
     tables_are_linked_where_they_are_missing_and_visited_where_they_are,
     what_cannot_be_had_links_nothing,

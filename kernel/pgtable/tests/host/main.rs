@@ -16,6 +16,25 @@
 //! - `unmap_lazily`: the two halves of an unmapping whose invalidation is left for later
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
+/// Each of these tests, in every geometry.
+macro_rules! in_every_geometry {
+    ($($name:ident),*) => {
+        $(mod $name {
+            use granule_pgtable::{Granule4K, Granule4KVa39, Granule16K, Granule64K, Tiny};
+            #[test]
+            fn granule_4k() { super::$name::<Granule4K>(); }
+            #[test]
+            fn granule_4k_va39() { super::$name::<Granule4KVa39>(); }
+            #[test]
+            fn granule_16k() { super::$name::<Granule16K>(); }
+            #[test]
+            fn granule_64k() { super::$name::<Granule64K>(); }
+            #[test]
+            fn tiny() { super::$name::<Tiny>(); }
+        })*
+    };
+}
+
 mod at_once;
 mod barriers;
 mod calls;

@@ -7,8 +7,8 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
-    Announced, Change, Collapser, Error, Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, Handshake, Lazy,
-    Leaf, Mmu, PageRange, Progress, Reclaimer, Shape, TableSource, Tiny, WholeLeaves,
+    Announced, Change, Collapser, Error, Geometry, Granule4K, Handshake, Lazy, Leaf, Mmu, PageRange, Progress,
+    Reclaimer, Shape, TableSource, WholeLeaves,
 };
 
 use crate::collapse::{all_of, collapse};
@@ -346,24 +346,6 @@ fn a_reclaim_that_has_begun_loses_nothing<G: Geometry>() {
     assert_eq!(reclaim(&machine, part), tables);
 }
 
-/// Each of them, in every geometry.
-macro_rules! in_every_geometry {
-    ($($name:ident),*) => {
-        $(mod $name {
-            use super::{Granule4K, Granule4KVa39, Granule16K, Granule64K, Tiny};
-            #[test]
-            fn granule_4k() { super::$name::<Granule4K>(); }
-            #[test]
-            fn granule_4k_va39() { super::$name::<Granule4KVa39>(); }
-            #[test]
-            fn granule_16k() { super::$name::<Granule16K>(); }
-            #[test]
-            fn granule_64k() { super::$name::<Granule64K>(); }
-            #[test]
-            fn tiny() { super::$name::<Tiny>(); }
-        })*
-    };
-}
 in_every_geometry!(
     each_leaf_waits_and_comes_out_once,
     neighbours_stay,

@@ -286,7 +286,7 @@ fn each_kind_of_area_has_one_call_that_unmaps_it() {
     assert_eq!(space.tables().translate(mapped), None);
 }
 
-/// Frames in use are counted, and only the caller's own list says which they are.
+/// As many frames are in use after it, the linear map is as before, and the last TLBI is completed.
 #[test]
 fn vunmap_frees_no_frame_and_is_complete_when_it_returns() {
     let (space, frames, cpu) = mapping(SplitMode::Lock);
