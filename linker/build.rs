@@ -34,9 +34,8 @@ fn main() {
     println!("cargo::rustc-link-arg-bins=--defsym=SYMBOLS_SIZE={}", symbols_size());
 }
 
-/// Bytes of the image that the names of its functions may take. The kernel itself is to stay below 1 MiB and cuts what
-/// is longer; the checked build inlines little and has nearly twice as many functions, and the tests look for whole
-/// names.
+/// Bytes of the image that the names of its functions may take. The kernel itself cuts what is longer; the checked
+/// build inlines little and has nearly twice as many functions, and the tests look for whole names.
 fn symbols_size() -> usize {
     let tests = std::env::var("CARGO_PKG_NAME").is_ok_and(|name| name == "granule-tests");
     let checked = std::env::var_os("CARGO_CFG_DEBUG_ASSERTIONS").is_some();

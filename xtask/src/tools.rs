@@ -11,10 +11,8 @@ use anyhow::{Context, Result, bail};
 
 /// The target that the kernel is built for.
 pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
-/// Frame pointers, for backtraces; position independent, because the kernel relocates itself. Less is inlined than by
-/// default (225), which takes 80 KiB from the image; what is on hot paths asks for it.
-const TARGET_FLAGS: &str =
-    r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie", "-Cllvm-args=-inlinedefault-threshold=100"]"#;
+/// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
+const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
 pub(crate) const TARGET_PACKAGES: [&str; 12] = [
     "granule-abi",

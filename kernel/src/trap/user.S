@@ -90,7 +90,8 @@
     b       el0_report
     .endm
 
-    .pushsection .text.el0, "ax", %progbits
+// Behind the vectors, in their section: conditional branches lead here, and reach no further than 1 MiB.
+    .pushsection .text.vectors, 1, "ax", %progbits
     .type   el0_syscall, %function
 el0_syscall:
     add     x29, sp, #{RECORD}
@@ -102,6 +103,7 @@ el0_syscall:
 
     .global el0_return
 el0_return:
+.Lreturn:
     msr     daifset, #3
     ldr     w9, [x19, #{WORK}]
     cbnz    w9, el0_work
@@ -130,7 +132,7 @@ el0_exception:
     b.ne    1f
     ldr     x9, [x19, #{FAULT}]
     blr     x9
-    tbnz    w0, #0, el0_return              // served
+    tbnz    w0, #0, .Lreturn                // served
     mov     x0, sp
     mov     x1, x19
 1:  bl      {user_exception}
