@@ -6,7 +6,7 @@
 use std::path::{Path, PathBuf};
 
 /// A position-independent executable that relocates itself.
-const LINK_ARGUMENTS: [&str; 8] = [
+const LINK_ARGUMENTS: [&str; 9] = [
     "-pie",
     "--no-dynamic-linker",
     // Relative relocations in their packed form, which entry.S applies; and none in text.
@@ -19,6 +19,8 @@ const LINK_ARGUMENTS: [&str; 8] = [
     "-znostart-stop-gc",
     // A section that the script does not know would land between two permissions.
     "--orphan-handling=error",
+    // Which references the linker resolved: xtask refuses those that reach no further than 1 MiB.
+    "--emit-relocs",
 ];
 
 fn main() {

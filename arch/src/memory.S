@@ -135,6 +135,7 @@ memset:
     patched_branch {mops}, memset_by_mops
     patched_branch {dc_zva}, memset_by_blocks
 memset_by_pairs:
+.Lset_by_pairs:
     and     x1, x1, #0xff
     mov     x3, #0x0101010101010101
     mul     x1, x1, x3
@@ -183,14 +184,14 @@ memset_by_pairs:
 // all CPUs must have the same for the branch to be taken, any of them will do.
 memset_by_blocks:
     tst     x1, #0xff
-    b.ne    memset_by_pairs
+    b.ne    .Lset_by_pairs
     mrs     x5, dczid_el0
     and     x5, x5, #15                 // BS: the block is 4 << BS bytes
     mov     x6, #4
     lsl     x5, x6, x5
     cmp     x2, x5, lsl #1              // with two blocks' bytes there is a whole one in it
     ccmp    x5, #16, #0, hs             // and steps of 16 end at its boundary, or behind it in the range
-    b.lo    memset_by_pairs
+    b.lo    .Lset_by_pairs
     add     x4, x0, x2                  // end
     sub     x6, x5, #1
     bic     x7, x4, x6                  // end of the blocks

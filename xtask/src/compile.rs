@@ -163,6 +163,7 @@ fn finish(linked: &Path, stem: &Path) -> Result<Program> {
     let what = || linked.display().to_string();
     image::check_permissions(&elf).with_context(what)?;
     image::check_tlbis(&elf).with_context(what)?;
+    image::check_short_references(&elf).with_context(what)?;
     symbols::fill(&mut elf).with_context(what)?;
     let flat = image::flatten(&elf).with_context(what)?;
     write(&program.elf, &elf)?;

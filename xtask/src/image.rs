@@ -5,9 +5,12 @@
 //! header's image size accounts for it.
 
 use anyhow::{Context, Result, bail, ensure};
-use object::elf::{FileHeader64, PF_W, PF_X, PT_LOAD, ProgramFlags};
+use object::elf::{
+    FileHeader64, PF_W, PF_X, PT_LOAD, ProgramFlags, R_AARCH64_ADR_PREL_LO21, R_AARCH64_CONDBR19,
+    R_AARCH64_LD_PREL_LO19, R_AARCH64_TSTBR14,
+};
 use object::read::elf::{ElfFile64, FileHeader, ProgramHeader};
-use object::{LittleEndian, Object, ObjectSymbol};
+use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, RelocationFlags, SectionKind};
 
 /// Magic number of the header, `ARM\x64` at byte 56.
 const HEADER_MAGIC: &[u8] = b"ARM\x64";
@@ -46,14 +49,47 @@ pub(crate) fn check_tlbis(elf: &[u8]) -> Result<()> {
     for segment in segments(elf)?.iter().filter(|segment| segment.flags.contains(PF_X)) {
         for offset in tlbis_of_el2(segment.bytes) {
             let address = segment.virtual_address + offset as u64;
-            // Assembly gives its symbols no type; those with a dollar say where code and data alternate.
-            let named = |name: &&str| !name.is_empty() && !name.starts_with('$');
-            let before = file.symbols().filter(|symbol| symbol.address() <= address);
-            let names = before.filter_map(|symbol| Some((symbol.address(), symbol.name().ok().filter(named)?)));
-            let place = names.max_by_key(|(address, _)| *address).map_or("?", |(_, name)| name);
+            let place = place(&file, address);
             ensure!(place == AT_EL2, "{place} has a TLBI at {address:#x} that EL1 may not issue");
         }
     }
+    Ok(())
+}
+
+/// The symbol at an address, or the last before it.
+fn place<'a>(file: &ElfFile64<'a>, address: u64) -> &'a str {
+    // Assembly gives its symbols no type; those with a dollar say where code and data alternate.
+    let named = |name: &&str| !name.is_empty() && !name.starts_with('$');
+    let before = file.symbols().filter(|symbol| symbol.address() <= address);
+    let names = before.filter_map(|symbol| Some((symbol.address(), symbol.name().ok().filter(named)?)));
+    names.max_by_key(|(address, _)| *address).map_or("?", |(_, name)| name)
+}
+
+/// What reaches 1 MiB at most, and 32 KiB: conditional branches, those on a bit, ADR, and literals.
+const SHORT_REFERENCES: [object::elf::RelocationType; 4] =
+    [R_AARCH64_CONDBR19, R_AARCH64_TSTBR14, R_AARCH64_ADR_PREL_LO21, R_AARCH64_LD_PREL_LO19];
+
+/// Refuses a program with a short reference that was left to the linker: from one section to another, or to a symbol that
+/// is global. It would be in range or not by what lies between the two, and an image with more in it would not link.
+///
+/// # Errors
+/// Names the place, or says that the linker left no relocations in the file.
+pub(crate) fn check_short_references(elf: &[u8]) -> Result<()> {
+    let file: ElfFile64<'_> = ElfFile64::parse(elf)?;
+    let mut seen = false;
+    for section in file.sections().filter(|section| section.kind() == SectionKind::Text) {
+        for (address, relocation) in section.relocations() {
+            seen = true;
+            let RelocationFlags::Elf { r_type } = relocation.flags() else { continue };
+            ensure!(
+                !SHORT_REFERENCES.contains(&r_type),
+                "{} refers to another section or a global symbol at {address:#x}, and reaches no further than 1 MiB: branch \
+                 over a B, or name a local label of its own section",
+                place(&file, address)
+            );
+        }
+    }
+    ensure!(seen, "the linked file has no relocations: linker/build.rs asks for them");
     Ok(())
 }
 
@@ -120,7 +156,50 @@ fn segments(elf: &[u8]) -> Result<Vec<Segment<'_>>> {
 
 #[cfg(test)]
 mod tests {
-    use super::tlbis_of_el2;
+    use object::elf::{R_AARCH64_CALL26, R_AARCH64_JUMP26};
+    use object::write::{Object, Relocation, StandardSection, Symbol, SymbolSection};
+    use object::{Architecture, BinaryFormat, Endianness, SymbolFlags, SymbolKind, SymbolScope};
+
+    use super::*;
+
+    /// Two sections of text, of which the first refers to the second.
+    fn referring(types: &[object::elf::RelocationType]) -> Vec<u8> {
+        let mut file = Object::new(BinaryFormat::Elf, Architecture::Aarch64, Endianness::Little);
+        let vectors = file.section_id(StandardSection::Text);
+        let el0 = file.add_section(Vec::new(), b".text.el0".to_vec(), SectionKind::Text);
+        let mut symbol = |name: &[u8], section| {
+            file.add_symbol(Symbol {
+                name: name.to_vec(),
+                value: 0,
+                size: 0,
+                kind: SymbolKind::Text,
+                scope: SymbolScope::Compilation,
+                weak: false,
+                section: SymbolSection::Section(section),
+                flags: SymbolFlags::None,
+            })
+        };
+        symbol(b"vectors", vectors);
+        let symbol = symbol(b"el0_syscall", el0);
+        file.append_section_data(vectors, &[0; 64], 4);
+        file.append_section_data(el0, &[0; 64], 4);
+        for (index, &r_type) in types.iter().enumerate() {
+            let offset = index as u64 * 4;
+            let flags = RelocationFlags::Elf { r_type };
+            file.add_relocation(vectors, Relocation { offset, symbol, addend: 0, flags }).unwrap();
+        }
+        file.write().unwrap()
+    }
+
+    #[test]
+    fn a_short_reference_to_a_section_is_refused() {
+        check_short_references(&referring(&[R_AARCH64_CALL26, R_AARCH64_JUMP26])).unwrap();
+        for short in SHORT_REFERENCES {
+            let refused = check_short_references(&referring(&[R_AARCH64_CALL26, short])).unwrap_err().to_string();
+            assert!(refused.contains(" at 0x4,"), "{refused}");
+        }
+        assert!(check_short_references(&referring(&[])).is_err(), "a file that shows nothing");
+    }
 
     /// OpenDevicePartnership/patina #1794, Zircon: `tlbi alle1` issued at EL1.
     #[test]
