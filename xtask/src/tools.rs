@@ -14,7 +14,7 @@ pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
 /// What runs on the target.
-pub(crate) const TARGET_PACKAGES: [&str; 12] = [
+pub(crate) const TARGET_PACKAGES: [&str; 13] = [
     "granule-abi",
     "granule-arch",
     "granule-pgtable",
@@ -25,6 +25,7 @@ pub(crate) const TARGET_PACKAGES: [&str; 12] = [
     "granule-metal",
     "granule-protocol",
     "granule-tests",
+    "granule-peers",
     "granule-bench",
     "granule-user",
 ];
