@@ -254,3 +254,34 @@ fn where_the_caches_keep_themselves_coherent_the_order_of_stores_is_enough() {
     assert_eq!(stream[0], Operation::DmbIshst);
     assert_eq!(stream[1..], invalidation(start, 1));
 }
+
+/// DSBs and ISBs of `nx`, `x`, `rox` and of code that becomes valid, of two pages: what docs/ARCHITECTURE.md states.
+#[test]
+fn the_barriers_of_a_call_are_as_stated() {
+    const IDC: u16 = branch::IDC;
+    const DIC: u16 = branch::DIC;
+    const ERRATUM: u16 = branch::REPEAT_TLBI;
+    for (features, expected) in [
+        (&[IDC, DIC][..], [(2, 1), (2, 1), (4, 2), (1, 1)]),
+        (&[IDC, DIC, ERRATUM], [(3, 1), (3, 1), (6, 2), (1, 1)]),
+        (&[], [(2, 1), (4, 1), (6, 2), (9, 3)]),
+        (&[ERRATUM], [(3, 1), (5, 1), (8, 2), (11, 3)]),
+        (&[IDC], [(2, 1), (4, 1), (6, 2), (3, 1)]),
+        (&[DIC], [(2, 1), (3, 1), (5, 2), (8, 3)]),
+    ] {
+        let (space, start, _) = area(2);
+        let barriers = |call: &dyn Fn()| {
+            let stream = host::with(features, || record(call));
+            let is_dsb = |operation: &&Operation| matches!(operation, Operation::DsbIshst | Operation::DsbIsh);
+            let isbs = stream.iter().filter(|operation| matches!(operation, Operation::Isb)).count();
+            (stream.iter().filter(is_dsb).count(), isbs)
+        };
+        let x = barriers(&|| space.set_memory_x(start, 2).unwrap());
+        let nx = barriers(&|| space.set_memory_nx(start, 2).unwrap());
+        space.set_memory_rw(start, 2).unwrap();
+        let rox = barriers(&|| space.set_memory_rox(start, 2).unwrap());
+        space.set_memory_valid(start, 2, Validity::Invalid).unwrap();
+        let valid = barriers(&|| space.set_memory_valid(start, 2, Validity::Valid).unwrap());
+        assert_eq!([nx, x, rox, valid], expected, "{features:?}");
+    }
+}
