@@ -135,6 +135,45 @@ fn the_readme_quotes_the_bench_table() {
     assert_eq!(row(README), measured);
 }
 
+/// Where the reference compares rows, its numbers are the measured ones.
+#[test]
+fn the_reference_quotes_the_bench_tables() {
+    const OWN: &str = "scale/loose/split_group/own/";
+    const ONE: &str = "scale/loose/split_group/one/";
+    const BLOCK: &str = "scale/loose/split_block/";
+    let cell = |row: &str, column: usize| {
+        let begin = format!("| `{row}` |");
+        let line = BENCHMARKS.lines().find(|line| line.starts_with(&begin)).unwrap_or_else(|| panic!("no row {row}"));
+        let text = line.split('|').nth(column).unwrap().trim();
+        // Thousands are set apart in text.
+        match text.split_at_checked(text.len().saturating_sub(3)) {
+            Some((thousands, rest)) if !text.contains('.') && !thousands.is_empty() => format!("{thousands},{rest}"),
+            _ => text.to_owned(),
+        }
+    };
+    let call = |row: &str| cell(row, 3);
+    let of_8_cpus = |row: &str, end: &str| cell(&format!("{row}{end}"), 5);
+    let lines = |row: &str| format!("{} against {}", of_8_cpus(row, "lock"), of_8_cpus(row, "lockless"));
+    let instructions = |row: &str| {
+        format!("{} against {}", of_8_cpus(row, "lockless/instructions"), of_8_cpus(row, "lock/instructions"))
+    };
+    let waits = |row: &str| of_8_cpus(row, "lock/waits");
+    let text = REFERENCE.split_whitespace().collect::<Vec<_>>().join(" ");
+    for sentence in [
+        format!("{} instructions for a page of a group that has to be dissolved", call("split_group")),
+        format!("be dissolved, {} without the lock", call("split_group/lockless")),
+        format!("and {} against {} for a block of", call("split_block"), call("split_block/lockless")),
+        format!("its own: {} in a call", lines("scale/split_group/own/").replace(" against", " lines against")),
+        format!("poll it: {} for a group of each CPU's own", lines(OWN)),
+        format!("{} for one group, {} for one block", lines(ONE), lines(BLOCK)),
+        format!("more instructions: {}, {}, and {}", instructions(OWN), instructions(ONE), instructions(BLOCK)),
+        format!("({} retries in a call)", of_8_cpus(BLOCK, "lockless/retries")),
+        format!("With it {}, {} and {} of the calls wait", waits(OWN), waits(ONE), waits(BLOCK)),
+    ] {
+        assert!(text.contains(&sentence), "REFERENCE.md does not have what was measured: {sentence}");
+    }
+}
+
 #[test]
 fn the_reference_has_each_machine() {
     let machines = granule_runner::machine::all().unwrap();

@@ -76,7 +76,8 @@ pub const EVENTS: Rank = 10;
 pub const PATCH: Rank = 11;
 /// What becomes of the SMMU's streams. Commands are issued while it is held, and memory taken for tables.
 pub const STREAMS: Rank = 12;
-/// A split of leaves in use, or a change by a caller that is not their one owner. Frames are taken while it is held.
+/// A split of leaves in use, or a change by a caller that is not their one owner. Frames are taken before it, and those
+/// that were not needed given back behind it.
 pub const SPLIT: Rank = 13;
 /// Addresses and numbers that are given to devices.
 pub const DEVICE_ADDRESSES: Rank = 14;
