@@ -16,7 +16,7 @@ const PREFIX: &str = "word_";
 /// Of each function the words of the system instruction class (Arm ARM C4.1.93) and of exclusive and ordered accesses
 /// (C4.1.94), in order, registers left out. Encodings: DSB, DMB, ISB, the hints and accesses C6.2, TLBI, DC, IC and AT
 /// C5.3 to C5.5 and C5.6, system registers D24.
-const WORDS: [(&str, &[u32]); 68] = [
+const WORDS: [(&str, &[u32]); 67] = [
     // DSB: CRm 10 ISHST, 11 ISH, 7 NSH, 15 SY.
     ("dsb_ishst", &[0xd503_3a80]),
     ("dsb_ish", &[0xd503_3b80]),
@@ -98,10 +98,9 @@ const WORDS: [(&str, &[u32]); 68] = [
     ("stop", &[0xd51b_e320, 0xd503_3fc0]),
     ("dczid_el0", &[0xd53b_00e0]),
     ("pmceid0_el0", &[0xd53b_9cc0]),
-    // The word of a CPU's walks: plain accesses, LDAR, STLR, DMB ISH.
-    ("walk_load", &[]),
+    // The word of a CPU's walks: LDXR and STXR, LDAR, STLR, DMB ISH.
+    ("walk_make_odd", &[0xc85f_7c00, 0xc800_7c00]),
     ("walk_load_acquire", &[0xc8df_fc00]),
-    ("walk_store", &[]),
     ("walk_store_release", &[0xc89f_fc00]),
     ("walk_full_barrier", &[0xd503_3ba0]),
     // What page tables issue on a machine; MRS CTR_EL0 comes before what goes by lines.
@@ -211,9 +210,10 @@ fn system_words(start: u64, code: &impl Fn(u64) -> Result<Vec<u32>>, depth: u32)
             // Those with Rt have a register of the compiler's choice.
             found.push(word & !0x1f);
         }
-        // Exclusives, load-acquire and store-release, without Rt and Rn.
+        // Exclusives, load-acquire and store-release, without Rt and Rn; of a store-exclusive (o2 and L are 0), without Rs.
         if word >> 24 & 0x3f == 0b00_1000 {
-            found.push(word & !0x3ff);
+            let status = if word >> 22 & 0b11 == 0 { 0x1f_0000 } else { 0 };
+            found.push(word & !(status | 0x3ff));
         }
         // B and BL, out of the function.
         if word >> 26 & 0x1f == 0b00101 {

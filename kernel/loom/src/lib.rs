@@ -507,16 +507,12 @@ pub struct CpuWord {
 }
 
 impl WalkWord for CpuWord {
-    fn load(&self) -> u64 {
-        self.value.load(Ordering::Relaxed)
+    fn make_odd(&self) -> u64 {
+        self.value.fetch_or(1, Ordering::Relaxed)
     }
 
     fn load_acquire(&self) -> u64 {
         self.value.load(Ordering::Acquire)
-    }
-
-    fn store(&self, value: u64) {
-        self.value.store(value, Ordering::Relaxed);
     }
 
     fn store_release(&self, value: u64) {
@@ -525,8 +521,9 @@ impl WalkWord for CpuWord {
     }
 
     fn full_barrier(&self) {
+        sync::interrupts::point();
         if self.without != Without::WalkBarrier {
-            fence(Ordering::SeqCst);
+            sync::atomic::fence(Ordering::SeqCst);
         }
     }
 }

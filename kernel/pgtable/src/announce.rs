@@ -15,6 +15,23 @@
 //! ```
 //! Either the walker reads the new descriptor, or the other side reads the odd word, or both: never neither. The
 //! release of the even word and the acquire of it put the walker's last access before the free.
+//!
+//! # The word never goes back
+//! An interrupt walks on the CPU that it stops, with the same word. So the word becomes odd in one atomic step. Of a load
+//! and a store, the store takes back what an interrupt between the two has added, and a collapse misses a walk:
+//!
+//! ```text
+//!     the walker               its interrupt          the collapser
+//!     reads 0
+//!                              word ← 1, word ← 2
+//!                                                     sum of all words: 2; the entries are alike
+//!     word ← 1
+//!     stores to an entry
+//!     word ← 2
+//!                                                     marks the table; sum of all words: 2, none is odd
+//! ```
+//! Then no walk seems to have come by, and the store is lost ([`Grace::saw_none_since`]). The end of a walk needs no such
+//! step: while the word is odd, an interrupt leaves it alone.
 
 use core::marker::PhantomData;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -25,12 +42,10 @@ use granule_arch::barrier;
 ///
 /// The machines under test have their own: loom's atomics are another type, and a test may take a barrier away.
 pub trait WalkWord {
-    /// Reads it, with no order of its own.
-    fn load(&self) -> u64;
+    /// Makes it odd in one atomic step, with no order of its own. Returns what it was.
+    fn make_odd(&self) -> u64;
     /// Reads it; what is read after this is ordered behind the read.
     fn load_acquire(&self) -> u64;
-    /// Writes it, with no order of its own.
-    fn store(&self, value: u64);
     /// Writes it behind all earlier accesses.
     fn store_release(&self, value: u64);
     /// DMB ISH.
@@ -39,18 +54,13 @@ pub trait WalkWord {
 
 impl WalkWord for AtomicU64 {
     #[inline(always)]
-    fn load(&self) -> u64 {
-        self.load(Ordering::Relaxed)
+    fn make_odd(&self) -> u64 {
+        self.fetch_or(1, Ordering::Relaxed)
     }
 
     #[inline(always)]
     fn load_acquire(&self) -> u64 {
         self.load(Ordering::Acquire)
-    }
-
-    #[inline(always)]
-    fn store(&self, value: u64) {
-        self.store(value, Ordering::Relaxed);
     }
 
     #[inline(always)]
@@ -83,21 +93,12 @@ pub struct Announced<'w, W: WalkWord> {
 
 impl<'w, W: WalkWord> Announced<'w, W> {
     /// Announces a walk on the CPU whose word this is.
-    ///
-    /// An interrupt between the read and the store below does no harm: it leaves the word even, and two more than was
-    /// read; the store then takes the word back to a value that was odd before. A CPU that read that odd value waits
-    /// for a second walk, longer than needed.
     #[inline(always)]
     pub fn begin(word: &'w W) -> Self {
-        let before = WalkWord::load(word);
-        let after = if before.is_multiple_of(2) {
-            word.store(before.wrapping_add(1));
-            Some(before.wrapping_add(2))
-        } else {
-            // In an interrupt, or inside a walk: that one's end is the end of both.
-            None
-        };
-        // Also inside another walk: the interrupt may have come between the store above and this barrier, and then the
+        let before = word.make_odd();
+        // Odd: in an interrupt, or inside a walk, whose end is the end of both.
+        let after = before.is_multiple_of(2).then(|| before.wrapping_add(2));
+        // Also inside another walk: the interrupt may have come between the step above and this barrier, and then the
         // interrupted walk has announced nothing that others must see yet.
         word.full_barrier();
         Self { word, after, not_send: PhantomData }

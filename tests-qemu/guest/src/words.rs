@@ -96,9 +96,8 @@ words! {
     word_stop(): timer::stop();
     word_dczid_el0() -> u64: sysreg::read_dczid_el0();
     word_pmceid0_el0() -> u64: sysreg::read_pmceid0_el0();
-    word_walk_load(word: &AtomicU64) -> u64: WalkWord::load(word);
+    word_walk_make_odd(word: &AtomicU64) -> u64: word.make_odd();
     word_walk_load_acquire(word: &AtomicU64) -> u64: word.load_acquire();
-    word_walk_store(word: &AtomicU64, value: u64): WalkWord::store(word, value);
     word_walk_store_release(word: &AtomicU64, value: u64): word.store_release(value);
     word_walk_full_barrier(word: &AtomicU64): word.full_barrier();
     word_mmu_dmb_ishst(mmu: &Machine): mmu.dmb_ishst();

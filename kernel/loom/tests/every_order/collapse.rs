@@ -10,16 +10,16 @@ use granule_pgtable::{Change, Geometry, Lazy, Lockless, Split, Tiny};
 use crate::{assert_caught, orders, without};
 
 /// A table of four pages, which could be a block.
-fn four_pages(cpu: Cpu<'_>) {
+pub(crate) fn four_pages(cpu: Cpu<'_>) {
     (0..4).for_each(|page| cpu.map(page));
 }
 
-fn collapse(cpu: Cpu<'_>) {
+pub(crate) fn collapse(cpu: Cpu<'_>) {
     cpu.collapse();
 }
 
 /// The owner of `count` pages from `first` on makes them read-only.
-fn change(cpu: Cpu<'_>, first: u64, count: usize) {
+pub(crate) fn change(cpu: Cpu<'_>, first: u64, count: usize) {
     let _walk = cpu.announce();
     change_quietly(cpu, first, count);
 }
@@ -32,7 +32,7 @@ fn change_quietly(cpu: Cpu<'_>, first: u64, count: usize) {
 }
 
 /// Asserts that of four pages those of `read_only` are that, and no other.
-fn assert_pages(machine: &Machine, read_only: &[u64]) {
+pub(crate) fn assert_pages(machine: &Machine, read_only: &[u64]) {
     let cpu = machine.cpu(0);
     for page in 0..4 {
         assert!(cpu.look(page), "page {page} was lost");
@@ -138,7 +138,7 @@ fn purge(machine: fn() -> Machine, before: fn(Cpu<'_>), owner: fn(Cpu<'_>)) {
     });
 }
 
-fn last_page_waits(cpu: Cpu<'_>) {
+pub(crate) fn last_page_waits(cpu: Cpu<'_>) {
     four_pages(cpu);
     cpu.unmap_lazily(3, 1);
 }

@@ -1,153 +1,318 @@
-//! The walk word with an interrupt on the walker's own CPU, at each point where one can come.
+//! Walks of the owner's with an interrupt on its own CPU, behind each of its accesses in turn, while other CPUs reclaim and
+//! collapse tables.
 //!
-//! The handler walks too. An interrupt runs to its end on the CPU that it stops, so it is a call in the middle of the
-//! announcement; the other CPU runs in any order with both.
+//! The handler walks too, with the same walk word. It runs to its end in the middle of what it interrupts; the other CPUs
+//! run in any order with both. **Rule: what holds without the interrupt holds with it.**
 
-use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use granule_loom::{Cpu, CpuWord, Machine};
+use granule_loom::sync::interrupts;
+use granule_loom::{Cpu, CpuWord, Machine, Omitted, omit};
 use granule_pgtable::{Announced, WalkWord};
 
-use crate::{assert_caught, every_order, without};
+use crate::collapse::{assert_pages, change, collapse, four_pages, last_page_waits};
+use crate::reclaim::{empty_table, reclaim, reclaim_the_rest};
+use crate::{assert_caught, threads_with, without};
 
-/// Where in a walk the interrupt comes.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum At {
-    /// The word has been read, and not written.
-    Read,
-    /// The word is odd, and no barrier makes others see it.
-    Odd,
-    /// The walk is over, and the word still odd.
-    End,
-}
+/// The points of an announcement: before its atomic step, before its barrier, behind it; with two steps, one between them.
+const ANNOUNCEMENT: usize = 3;
 
-/// What the handler's own announcement does.
+/// The stack of what is interrupted, in words: with room for the handler.
+const STACK: usize = 0x4000;
+
+/// A walk that is interrupted, and what is around it.
 #[derive(Clone, Copy)]
-enum Handler {
-    /// What the kernel's does.
-    Whole,
-    /// It finds the word odd and thinks that all is done.
-    WithoutBarrier,
-    /// It takes the word for its own, odd or not.
-    EndsTheOuterWalk,
+struct Interrupted {
+    machine: fn() -> Machine,
+    /// Runs first, alone.
+    before: fn(Cpu<'_>),
+    /// Runs on the last CPU.
+    walk: fn(Cpu<'_>),
+    handler: fn(Cpu<'_>),
+    /// A step that is left out where `walk` runs.
+    omitted: Omitted,
+    /// Runs when all have ended.
+    after: fn(&Machine),
 }
 
-/// The word of a CPU that is interrupted once.
-struct Interrupted<'m> {
-    cpu: Cpu<'m>,
-    at: Cell<Option<At>>,
-    handler: Handler,
-}
+impl Interrupted {
+    /// Runs it beside `others`, in every order with at most so many preemptions, once for each access of the walk.
+    fn beside<const N: usize>(self, preemptions: usize, others: [fn(Cpu<'_>); N]) {
+        let points = (1..).take_while(|&accesses| self.comes(accesses, preemptions, others)).count();
+        assert!(points > ANNOUNCEMENT, "only {points} accesses were interrupted");
+    }
 
-impl Interrupted<'_> {
-    fn point(&self, here: At) {
-        if self.at.get() == Some(here) {
-            self.at.set(None);
-            let nested = Nested { word: self.cpu.word(), handler: self.handler };
-            let _walk = Announced::begin(&nested);
-            self.cpu.look_quietly(1);
-        }
+    /// Likewise, once for each access by which the walk is announced.
+    fn announced_beside<const N: usize>(self, preemptions: usize, others: [fn(Cpu<'_>); N]) {
+        assert!((1..=ANNOUNCEMENT).all(|accesses| self.comes(accesses, preemptions, others)));
+    }
+
+    /// Whether the interrupt comes behind so many accesses, in any order.
+    fn comes<const N: usize>(self, accesses: usize, preemptions: usize, others: [fn(Cpu<'_>); N]) -> bool {
+        let came = Arc::new(AtomicBool::new(false));
+        let comes = Arc::clone(&came);
+        threads_with(preemptions, move || self.run(accesses, &comes, others));
+        came.load(Ordering::Relaxed)
+    }
+
+    fn run<const N: usize>(self, accesses: usize, comes: &Arc<AtomicBool>, others: [fn(Cpu<'_>); N]) {
+        let machine = Arc::new((self.machine)());
+        (self.before)(machine.cpu(0));
+        let (interrupted, comes) = (Arc::clone(&machine), Arc::clone(comes));
+        let walk = loom::thread::Builder::new().stack_size(STACK);
+        let walk = walk.spawn(move || {
+            omit(self.omitted);
+            let stopped = Arc::clone(&interrupted);
+            interrupts::interrupt_after(accesses, move || (self.handler)(stopped.cpu(N)));
+            (self.walk)(interrupted.cpu(N));
+            // In other orders there may be more accesses; here it comes at the end.
+            let is_late = interrupts::cancel();
+            comes.fetch_or(!is_late, Ordering::Relaxed);
+            if is_late {
+                (self.handler)(interrupted.cpu(N));
+            }
+        });
+        let walk = walk.expect("a thread of loom's");
+        let rest = (1..N).map(|number| {
+            let machine = Arc::clone(&machine);
+            loom::thread::spawn(move || others[number](machine.cpu(number)))
+        });
+        let threads: Vec<_> = rest.chain([walk]).collect();
+        others[0](machine.cpu(0));
+        threads.into_iter().for_each(|thread| thread.join().unwrap());
+        (self.after)(&machine);
     }
 }
 
-impl WalkWord for Interrupted<'_> {
-    fn load(&self) -> u64 {
-        let value = self.cpu.word().load();
-        self.point(At::Read);
-        value
+/// A handler that walks once.
+fn looks(cpu: Cpu<'_>) {
+    cpu.look(1);
+}
+
+/// One that walks twice: the word goes on by two walks.
+fn looks_twice(cpu: Cpu<'_>) {
+    cpu.look(1);
+    cpu.look(3);
+}
+
+/// A handler that finds the word odd and takes all for done.
+fn looks_without_a_barrier(cpu: Cpu<'_>) {
+    omit(Omitted::Fences);
+    cpu.look(1);
+    omit(Omitted::Nothing);
+}
+
+/// The word for a handler that takes it for its own, odd or not.
+struct Own<'m>(&'m CpuWord);
+
+impl WalkWord for Own<'_> {
+    fn make_odd(&self) -> u64 {
+        self.0.make_odd() & !1
     }
 
     fn load_acquire(&self) -> u64 {
-        self.cpu.word().load_acquire()
-    }
-
-    fn store(&self, value: u64) {
-        self.cpu.word().store(value);
-        self.point(At::Odd);
+        self.0.load_acquire()
     }
 
     fn store_release(&self, value: u64) {
-        self.point(At::End);
-        self.cpu.word().store_release(value);
+        self.0.store_release(value);
     }
 
     fn full_barrier(&self) {
-        self.cpu.word().full_barrier();
+        self.0.full_barrier();
     }
 }
 
-/// The same word as the handler uses it.
-struct Nested<'m> {
-    word: &'m CpuWord,
-    handler: Handler,
+fn ends_the_outer_walk(cpu: Cpu<'_>) {
+    let word = Own(cpu.word());
+    let _walk = Announced::begin(&word);
+    cpu.look_quietly(1);
 }
 
-impl WalkWord for Nested<'_> {
-    fn load(&self) -> u64 {
-        let value = self.word.load();
-        if matches!(self.handler, Handler::EndsTheOuterWalk) { value & !1 } else { value }
-    }
-
-    fn load_acquire(&self) -> u64 {
-        self.word.load_acquire()
-    }
-
-    fn store(&self, value: u64) {
-        self.word.store(value);
-    }
-
-    fn store_release(&self, value: u64) {
-        self.word.store_release(value);
-    }
-
-    fn full_barrier(&self) {
-        if !matches!(self.handler, Handler::WithoutBarrier) {
-            self.word.full_barrier();
-        }
-    }
-}
-
-/// Two walks through an empty table, the second by an interrupt of the first, while another CPU takes the table away.
-fn interrupted_walk(walk: fn(Cpu<'_>)) {
-    let empty_table = |cpu: Cpu<'_>| {
-        cpu.map(0);
-        cpu.unmap(0);
+/// A walk through an empty table that another CPU reclaims.
+fn walks_while_reclaimed(handler: fn(Cpu<'_>)) -> Interrupted {
+    let walk = |cpu: Cpu<'_>| assert!(!cpu.look(2));
+    let after = |machine: &Machine| {
+        reclaim_the_rest(machine);
+        assert_eq!(machine.tables(), 0, "the table is freed");
     };
     let machine: fn() -> Machine = without!(Nothing, 1);
-    every_order(machine, empty_table, [|cpu| _ = cpu.reclaim(), walk], |_| {});
-}
-
-fn walk(cpu: Cpu<'_>, at: At, handler: Handler) {
-    let word = Interrupted { cpu, at: Cell::new(Some(at)), handler };
-    let _walk = Announced::begin(&word);
-    cpu.look_quietly(2);
+    Interrupted { machine, before: empty_table, walk, handler, omitted: Omitted::Nothing, after }
 }
 
 #[test]
-fn an_interrupt_that_finds_the_word_read() {
-    interrupted_walk(|cpu| walk(cpu, At::Read, Handler::Whole));
+fn a_walker_never_reads_a_freed_table() {
+    walks_while_reclaimed(looks).beside(2, [reclaim]);
+    walks_while_reclaimed(looks_twice).beside(1, [reclaim]);
 }
 
 #[test]
-fn an_interrupt_that_finds_the_word_odd() {
-    interrupted_walk(|cpu| walk(cpu, At::Odd, Handler::Whole));
-}
-
-#[test]
-fn an_interrupt_at_the_end_of_the_walk() {
-    interrupted_walk(|cpu| walk(cpu, At::End, Handler::Whole));
+#[ignore = "takes minutes: ./x test --long"]
+fn a_walker_with_three_preemptions_never_does() {
+    walks_while_reclaimed(looks).beside(3, [reclaim]);
+    walks_while_reclaimed(looks_twice).beside(2, [reclaim]);
 }
 
 #[test]
 fn a_nested_walk_without_a_barrier_of_its_own_is_caught() {
-    assert_caught("in a table that is none", || {
-        interrupted_walk(|cpu| walk(cpu, At::Odd, Handler::WithoutBarrier));
-    });
+    let caught = || walks_while_reclaimed(looks_without_a_barrier).announced_beside(3, [reclaim]);
+    assert_caught("in a table that is none", caught);
 }
 
 #[test]
 fn a_nested_walk_that_ends_the_one_around_it_is_caught() {
-    assert_caught("in a table that is none", || {
-        interrupted_walk(|cpu| walk(cpu, At::Odd, Handler::EndsTheOuterWalk));
-    });
+    let caught = || walks_while_reclaimed(ends_the_outer_walk).announced_beside(3, [reclaim]);
+    assert_caught("in a table that is none", caught);
+}
+
+/// A page is mapped in an empty table that another CPU reclaims.
+fn maps_while_reclaimed(handler: fn(Cpu<'_>)) -> Interrupted {
+    let after = |machine: &Machine| {
+        assert!(machine.cpu(0).look(2), "a mapping was lost");
+        reclaim_the_rest(machine);
+        assert_eq!(machine.tables(), 1, "a table too many, or none");
+    };
+    let machine: fn() -> Machine = without!(Nothing, 2);
+    let walk = |cpu: Cpu<'_>| cpu.map(2);
+    Interrupted { machine, before: empty_table, walk, handler, omitted: Omitted::Nothing, after }
+}
+
+#[test]
+fn a_mapping_in_an_empty_table_is_never_lost() {
+    maps_while_reclaimed(looks).beside(1, [reclaim]);
+    maps_while_reclaimed(looks).announced_beside(2, [reclaim]);
+    maps_while_reclaimed(looks_twice).announced_beside(1, [reclaim]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn a_mapping_with_more_preemptions_is_never_lost() {
+    maps_while_reclaimed(looks).beside(2, [reclaim]);
+    maps_while_reclaimed(looks_twice).beside(2, [reclaim]);
+}
+
+/// The last page goes, a neighbour maps, and a third CPU reclaims.
+fn maps_beside_two(handler: fn(Cpu<'_>)) -> Interrupted {
+    let after = |machine: &Machine| {
+        reclaim_the_rest(machine);
+        assert!(!machine.cpu(0).look(0) && machine.cpu(0).look(1));
+        assert_eq!(machine.tables(), 1);
+    };
+    let machine: fn() -> Machine = without!(Nothing, 2);
+    let (before, walk): (fn(Cpu<'_>), fn(Cpu<'_>)) = (|cpu| cpu.map(0), |cpu| cpu.map(1));
+    Interrupted { machine, before, walk, handler, omitted: Omitted::Nothing, after }
+}
+
+#[test]
+fn an_owner_unmaps_a_neighbour_maps_and_a_third_reclaims() {
+    maps_beside_two(looks).beside(1, [reclaim, |cpu| cpu.unmap(0)]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn an_owner_a_neighbour_and_a_third_with_two_preemptions() {
+    maps_beside_two(looks).announced_beside(2, [reclaim, |cpu| cpu.unmap(0)]);
+    maps_beside_two(looks_twice).beside(1, [reclaim, |cpu| cpu.unmap(0)]);
+}
+
+/// An owner of page 1 of four stores to it while they are collapsed, and so may the handler: `after` knows of which pages the
+/// stores are there.
+fn store(handler: fn(Cpu<'_>), after: fn(&Machine)) -> Interrupted {
+    let (machine, walk): (fn() -> Machine, fn(Cpu<'_>)) = (without!(Nothing, 6), |cpu| change(cpu, 1, 1));
+    Interrupted { machine, before: four_pages, walk, handler, omitted: Omitted::Nothing, after }
+}
+
+fn changes(cpu: Cpu<'_>) {
+    change(cpu, 2, 1);
+}
+
+fn changes_twice(cpu: Cpu<'_>) {
+    change(cpu, 2, 1);
+    change(cpu, 3, 1);
+}
+
+const ONE: fn(&Machine) = |machine| assert_pages(machine, &[1]);
+const TWO: fn(&Machine) = |machine| assert_pages(machine, &[1, 2]);
+const THREE: fn(&Machine) = |machine| assert_pages(machine, &[1, 2, 3]);
+
+#[test]
+fn a_store_is_not_lost() {
+    store(looks, ONE).beside(1, [collapse]);
+    store(looks_twice, ONE).announced_beside(1, [collapse]);
+}
+
+/// A collapse that finds the word between the walks of a handler and of what it interrupts.
+#[test]
+fn a_store_behind_a_handlers_walk_is_not_lost() {
+    store(looks, ONE).announced_beside(2, [collapse]);
+}
+
+/// The word is read and written in two steps: an interrupt between them is taken back, and the walk behind it with it.
+#[test]
+fn a_word_that_goes_back_is_caught() {
+    let in_two_steps = Interrupted { omitted: Omitted::AtomicSet, ..store(looks, ONE) };
+    assert_caught("the change of page 1 was lost", || in_two_steps.announced_beside(2, [collapse]));
+}
+
+#[test]
+fn the_stores_of_a_walk_and_of_its_handler_are_not_lost() {
+    store(changes, TWO).beside(1, [collapse]);
+    store(changes_twice, THREE).announced_beside(1, [collapse]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn stores_with_more_preemptions_are_not_lost() {
+    store(looks, ONE).beside(2, [collapse]);
+    store(looks_twice, ONE).beside(2, [collapse]);
+    store(changes, TWO).announced_beside(2, [collapse]);
+    store(changes_twice, THREE).beside(1, [collapse]);
+}
+
+/// All of a block, which an owner changes as a whole.
+#[test]
+fn a_change_of_all_is_not_lost() {
+    let all: fn(&Machine) = |machine| assert_pages(machine, &[0, 1, 2, 3]);
+    Interrupted { walk: |cpu| change(cpu, 0, 4), ..store(looks, all) }.announced_beside(1, [collapse]);
+}
+
+/// Two owners on two CPUs, of which one is interrupted.
+#[test]
+fn the_stores_of_two_owners_are_not_lost() {
+    store(looks, TWO).announced_beside(1, [collapse, |cpu| change(cpu, 2, 1)]);
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_stores_of_two_owners_at_each_access() {
+    store(looks, TWO).beside(1, [collapse, |cpu| change(cpu, 2, 1)]);
+}
+
+/// Of two CPUs that collapse one table, one goes on with what the other has begun.
+#[test]
+fn two_collapsers_and_an_owner() {
+    store(looks, ONE).announced_beside(1, [collapse, collapse]);
+}
+
+/// The last page of four waits for its invalidation while the first two become a group in another table, and is handed
+/// out.
+#[test]
+fn what_waits_is_handed_out_once_and_gone() {
+    let after = |machine: &Machine| {
+        let cpu = machine.cpu(0);
+        assert!((0..3).all(|page| cpu.look(page)), "a neighbour was lost");
+        assert!(!cpu.look(3), "an entry was left");
+    };
+    let (machine, walk): (fn() -> Machine, fn(Cpu<'_>)) = (without!(Nothing, 4), |cpu| cpu.release(3, 1));
+    let (before, handler, omitted) = (last_page_waits, looks, Omitted::Nothing);
+    Interrupted { machine, before, walk, handler, omitted, after }.beside(1, [collapse]);
+}
+
+/// A walker, and a handler that changes what it walks through.
+#[test]
+fn a_walker_finds_what_it_looks_for() {
+    let two: fn(&Machine) = |machine| assert_pages(machine, &[2]);
+    let walk = |cpu: Cpu<'_>| assert!(cpu.look(1), "page 1 was lost");
+    Interrupted { walk, ..store(changes, two) }.beside(1, [collapse]);
 }

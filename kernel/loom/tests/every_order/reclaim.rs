@@ -8,18 +8,18 @@ use granule_pgtable::Progress;
 use crate::{assert_caught, every_order, without};
 
 /// Leaves an empty table linked.
-fn empty_table(cpu: Cpu<'_>) {
+pub(crate) fn empty_table(cpu: Cpu<'_>) {
     cpu.map(0);
     cpu.unmap(0);
 }
 
 /// Goes on while there is something to go on with, and gives up where a walk is in the way.
-fn reclaim(cpu: Cpu<'_>) {
+pub(crate) fn reclaim(cpu: Cpu<'_>) {
     cpu.reclaim();
 }
 
 /// No walk is open any more, so empty tables go now.
-fn reclaim_the_rest(machine: &Machine) {
+pub(crate) fn reclaim_the_rest(machine: &Machine) {
     assert_eq!(machine.cpu(0).reclaim(), Progress::Done);
 }
 

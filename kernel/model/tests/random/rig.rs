@@ -650,8 +650,8 @@ struct SeenWord<'r, 'm, G: Geometry, T> {
 }
 
 impl<G: Geometry, T> WalkWord for SeenWord<'_, '_, G, T> {
-    fn load(&self) -> u64 {
-        WalkWord::load(&self.rig.words[self.owner])
+    fn make_odd(&self) -> u64 {
+        unreachable!("only its own CPU writes it");
     }
 
     fn load_acquire(&self) -> u64 {
@@ -660,10 +660,6 @@ impl<G: Geometry, T> WalkWord for SeenWord<'_, '_, G, T> {
             self.rig.model.hand_over(self.owner, self.reader);
         }
         value
-    }
-
-    fn store(&self, _: u64) {
-        unreachable!("only its own CPU writes it");
     }
 
     fn store_release(&self, _: u64) {
