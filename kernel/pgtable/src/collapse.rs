@@ -11,7 +11,8 @@
 //! 2. **Look again.** Where all entries are still alike: compare-exchange of the marked descriptor to the block, or to
 //!    a new table that has the contiguous bits. The mark stays.
 //! 3. **Invalidate** walk caches (DSB ISHST; TLBI, all levels; DSB ISH), and take the mark away. Then a grace period.
-//! 4. **Free** the table.
+//! 4. **Free** the table, with all of its leaves valid: the TLBI by one address is enough for that
+//!    ([`Invalidation::unlinked_at`]).
 //!
 //! A group is not made in its own table: its sixteen entries cannot get the bit in one step, and between two of them an
 //! owner would find a group that is half one.

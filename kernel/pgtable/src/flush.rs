@@ -35,8 +35,16 @@ impl<G: Geometry> Invalidation<G> {
         Self { range: PageRange::trusted(page, G::PAGE_SIZE), tables: Tables::Kept, level: None }
     }
 
-    /// Of the table that was linked for `start` and is no more. Walk caches hold its descriptor once for all that it
-    /// translates, and an invalidation by any address in there takes it: one page is enough.
+    /// Of the table that was linked for `start` and is no more, so that its frame may become another one. One page is
+    /// enough (Arm ARM D8.17), whatever the table's entries are:
+    ///
+    /// - Walk caches hold the table's descriptor once for all that it translates: a TLBI by any address in there takes it.
+    /// - Without FEAT_nTLBPA walk caches may also hold each entry of the table by the physical address where it was read
+    ///   (R_BKKRB), and use it again when the frame is a table for other addresses. Each TLBI for the context of the
+    ///   entries takes all that is held in this way, whatever its address is (R_TJQVP), so this one does.
+    /// - TLBs may hold leaves of the table by their virtual addresses. They translate as the leaf in the place of the table
+    ///   does, and go with the next change of that, which gives no level ([`Flush::without_level`]): with one, leaves of
+    ///   another size would stay.
     #[inline(always)]
     pub(crate) fn unlinked_at(start: VirtAddr) -> Self {
         Self { tables: Tables::Unlinked, ..Self::page(start) }
