@@ -60,7 +60,6 @@ pub use sched::Sleeper;
 pub use smmu::{Consumer, Smmu};
 use sync::atomic::{AtomicU64, Ordering};
 pub use sync::atomic::{Omitted, omit};
-pub use tlb::Broadcast;
 use tlb::Tlbs;
 
 /// What stands in the place of `alloc`: memory is never given back, so that a call of a subscriber that has left does
@@ -426,6 +425,7 @@ unsafe impl Mmu for Cpu<'_> {
     }
 
     fn tlbi(&self, instruction: Instruction) {
+        self.machine.tlbs.invalidate(instruction);
         if instruction == Instruction::Vmalle1 {
             self.machine.emptied[self.number].fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
@@ -452,9 +452,10 @@ unsafe impl Mmu for Cpu<'_> {
 
     fn isb(&self) {}
 
-    /// So that the end of a section pays no barrier that would order what the code under test does not.
-    fn has(&self, feature: Feature) -> bool {
-        matches!(feature, Feature::Ets2 | Feature::Idc | Feature::Dic)
+    /// All: so the end of a section pays no barrier that would order what the code under test does not, and a range takes
+    /// few invalidations, with hints.
+    fn has(&self, _: Feature) -> bool {
+        true
     }
 }
 

@@ -7,7 +7,8 @@ use std::sync::Mutex;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
-use granule_pgtable::{Geometry, Invalidation, PageRange, Tiny, Tlb, Translation};
+use granule_arch::tlbi::Instruction;
+use granule_pgtable::{Geometry, PageRange, Tiny, Translation};
 
 use crate::Cpu;
 use crate::sync::atomic::{AtomicU64, Ordering};
@@ -67,12 +68,55 @@ pub(crate) struct Tlbs {
 struct Books {
     held: Vec<Held>,
     /// Invalidations so far.
-    invalidated: Vec<Invalidation<Tiny>>,
+    invalidated: Vec<Taken>,
 }
 
-/// Whether `what` takes `held` away. Only with a level hint are translations of other levels left.
-fn takes(what: &Invalidation<Tiny>, held: &Held) -> bool {
-    held.overlaps(what.range) && what.level.is_none_or(|hint| hint.level() == held.level)
+/// Translations that an instruction takes from all TLBs.
+#[derive(Clone, Copy)]
+struct Taken {
+    /// `None`: everything.
+    range: Option<PageRange<Tiny>>,
+    /// The level that its hint names: translations of other levels are left.
+    level: Option<u8>,
+}
+
+impl Taken {
+    /// By the fields of its operand (Arm ARM C5.5), not by what its issuer meant; `None` for one that this CPU issues for
+    /// itself alone.
+    fn by(instruction: Instruction) -> Option<Self> {
+        let pages = |first: u64, count: u64| PageRange::from_pages(VirtAddr(first << Tiny::PAGE_SHIFT), count as usize);
+        let level = |hint: u64| (hint & 3 != 0).then_some((hint & 3) as u8);
+        match instruction {
+            Instruction::Vmalle1is => Some(Self { range: None, level: None }),
+            Instruction::Vaae1is(operand) | Instruction::Vaale1is(operand) => {
+                let bits = operand.bits();
+                let range = pages(bits & ((1 << 44) - 1), 1);
+                Some(Self { range: Some(range.expect("a page of the tree")), level: level(bits >> 44) })
+            }
+            Instruction::Rvaae1is(operand) | Instruction::Rvaale1is(operand) => {
+                let bits = operand.bits();
+                let count = ((bits >> 39 & 0x1f) + 1) << (5 * (bits >> 44 & 3) + 1);
+                let range = pages(bits & ((1 << 37) - 1), count);
+                Some(Self { range: Some(range.expect("pages of the tree")), level: level(bits >> 37) })
+            }
+            _ => None,
+        }
+    }
+
+    fn takes(&self, held: &Held) -> bool {
+        self.range.is_none_or(|range| held.overlaps(range)) && self.level.is_none_or(|level| level == held.level)
+    }
+}
+
+impl Tlbs {
+    /// Takes from all of them what `instruction` says.
+    pub(crate) fn invalidate(&self, instruction: Instruction) {
+        let Some(taken) = Taken::by(instruction) else { return };
+        self.issued.fetch_add(1, Ordering::Relaxed);
+        let books = &mut *self.books.lock().unwrap();
+        books.held.retain(|held| !taken.takes(held));
+        books.invalidated.push(taken);
+    }
 }
 
 impl Cpu<'_> {
@@ -89,7 +133,7 @@ impl Cpu<'_> {
             for size in [Tiny::entry_size(found.level), found.leaf_size] {
                 let new = Held::new(address, &found, size);
                 // An invalidation that came during the walk has waited for it, and taken what it found.
-                if !held.contains(&new) && !invalidated[before..].iter().any(|what| takes(what, &new)) {
+                if !held.contains(&new) && !invalidated[before..].iter().any(|what| what.takes(&new)) {
                     held.push(new);
                 }
             }
@@ -109,18 +153,5 @@ impl Cpu<'_> {
             }
             page = next;
         }
-    }
-}
-
-/// Invalidates them.
-pub struct Broadcast;
-
-impl Tlb<Cpu<'_>> for Broadcast {
-    fn issue(&self, cpu: &Cpu<'_>, what: &Invalidation<Tiny>) {
-        let tlbs = &cpu.machine.tlbs;
-        tlbs.issued.fetch_add(1, Ordering::Relaxed);
-        let books = &mut *tlbs.books.lock().unwrap();
-        books.held.retain(|held| !takes(what, held));
-        books.invalidated.push(*what);
     }
 }

@@ -9,7 +9,8 @@ use std::sync::{Arc, Mutex};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_loom::{Broadcast, Cpu, Machine, Watched, Without};
+use granule_loom::{Cpu, Machine, Watched, Without};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{Invalidation, Mmu, TableSource, Tlb};
 
 use crate::{assert_caught, threads};
@@ -38,7 +39,7 @@ fn keep_books(mut cpu: Cpu<'_>) {
     let table: PhysAddr = cpu.take().expect("each CPU has a frame");
     cpu.give_back(table);
     cpu.access(&[0]);
-    Broadcast.issue(&cpu, &Invalidation::page(VirtAddr(0)));
+    KernelTlb.issue(&cpu, &Invalidation::page(VirtAddr(0)));
 }
 
 /// A machine that lacks a step, in which a page is mapped.

@@ -18,7 +18,8 @@ use std::sync::Arc;
 
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_loom::sync::atomic::AtomicU64;
-use granule_loom::{Broadcast, Cpu, Machine, Without, pages};
+use granule_loom::{Cpu, Machine, Without, pages};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{Invalidation, Mmu, PageRange, Serialise, Tables, Tiny, Tlb};
 
 use crate::assert_caught;
@@ -57,7 +58,7 @@ fn owned(own: usize) -> PageRange<Tiny> {
 
 fn invalidate(cpu: Cpu<'_>, own: usize) {
     let what = Invalidation { range: owned(own), tables: Tables::Kept, level: None };
-    Broadcast.invalidate(&cpu, std::iter::once(what));
+    KernelTlb.invalidate(&cpu, std::iter::once(what));
 }
 
 /// Runs `owner` on two CPUs at once, each with its own entry. As soon as it returns, a walker may go through the whole

@@ -6,7 +6,8 @@
 //! walk and a change take many steps.
 
 use granule_arch::addr::VirtAddr;
-use granule_loom::{Broadcast, Cpu, Machine, SplitLock, pages};
+use granule_loom::{Cpu, Machine, SplitLock, pages};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{Change, Entries, Geometry, Lazy, Lockless, RefuseSplits, Serialise, Split, Tiny, WholeLeaves};
 
 use crate::{assert_caught, orders, without};
@@ -64,7 +65,7 @@ fn change<H: How>(cpu: Cpu<'_>, first: u64, count: usize, around: &[u64]) {
         .tables()
         .update(&lazy, range, Change::READ_ONLY, Split::new(&H::on(cpu), &mut { cpu }))
         .expect("the pages are mapped, and there are tables");
-    lazy.invalidate(&Broadcast, [flush]);
+    lazy.invalidate(&KernelTlb, [flush]);
     cpu.access(around);
     cpu.assert_nothing_stale(range);
 }
@@ -213,7 +214,7 @@ fn a_split_beside_a_neighbours_changes<H: How>(machine: fn() -> Machine) {
         change::<H>(cpu, 1, 1, &[0, 1]);
         let lazy = Lazy::new(&cpu);
         let flush = cpu.tables().update(&lazy, pages(1, 1), Change::INVALID, RefuseSplits).expect("the group is split");
-        lazy.invalidate(&Broadcast, [flush]);
+        lazy.invalidate(&KernelTlb, [flush]);
         cpu.access(&[0]);
         cpu.assert_nothing_stale(pages(1, 1));
     };
@@ -301,7 +302,7 @@ fn a_level_hint_for_what_was_split_is_caught() {
         a_stale_large_leaf::<Steps>(|cpu| {
             let lazy = Lazy::new(&cpu);
             let flush = cpu.tables().update(&lazy, pages(0, 2), Change::READ_ONLY, WholeLeaves).expect("a whole group");
-            lazy.invalidate(&Broadcast, [flush]);
+            lazy.invalidate(&KernelTlb, [flush]);
             cpu.assert_nothing_stale(pages(0, 2));
         });
     });
