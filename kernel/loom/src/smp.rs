@@ -4,7 +4,7 @@ use loom::sync::{Condvar, Mutex};
 
 use crate::chip::timer::Timer;
 use crate::sched::{BriefSlot, PerCpu};
-use crate::sync::rank::Rank;
+use crate::sync::NoRanks;
 
 #[path = "../../src/smp/set.rs"]
 mod set;
@@ -48,21 +48,6 @@ struct Interrupts {
     is_pending: bool,
     count: usize,
     is_stopped: bool,
-}
-
-/// What stands in the place of the ranks of its locks.
-pub(crate) struct NoRanks;
-
-impl NoRanks {
-    pub(crate) fn bits(&self) -> u32 {
-        0
-    }
-
-    pub(crate) fn check(&self, _rank: Rank) {}
-
-    pub(crate) fn add(&self, _rank: Rank) {}
-
-    pub(crate) fn remove(&self, _rank: Rank) {}
 }
 
 /// What stands in the place of its walks.

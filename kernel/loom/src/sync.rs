@@ -14,6 +14,7 @@ use atomic::{Omitted, omits};
 
 pub mod atomic;
 pub mod interrupts;
+pub(crate) mod wait;
 
 /// Another thread's turn.
 pub(crate) fn spin() {
@@ -63,4 +64,19 @@ impl<T, const RANK: rank::Rank> DerefMut for IrqGuard<'_, T, RANK> {
         // SAFETY: as for `deref`.
         unsafe { &mut *self.value }
     }
+}
+
+/// Stands in the place of the ranks of a CPU's locks.
+pub(crate) struct NoRanks;
+
+impl NoRanks {
+    pub(crate) fn bits(&self) -> u32 {
+        0
+    }
+
+    pub(crate) fn check(&self, _rank: rank::Rank) {}
+
+    pub(crate) fn add(&self, _rank: rank::Rank) {}
+
+    pub(crate) fn remove(&self, _rank: rank::Rank) {}
 }

@@ -10,11 +10,9 @@
 
 #![allow(unsafe_code, reason = "calls a function whose address another CPU stored")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
-
-use granule_arch::{interrupts, wait};
-
 use super::{CPUS, Cpu, CpuId, CpuSet, CpuTable, notify, this_cpu};
+use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::{interrupts, wait};
 
 /// What a call runs on each CPU: interrupts masked, as in a handler. It must not wait for another CPU.
 pub type CallFunction = fn(&Cpu, usize);
@@ -22,28 +20,20 @@ pub type CallFunction = fn(&Cpu, usize);
 /// A CPU's calls: part of its [`Cpu`].
 pub(super) struct PerCpu {
     /// The call that this CPU makes of others.
-    outgoing: Outgoing,
+    pub(super) outgoing: Outgoing,
     /// The CPUs whose call this CPU has to serve, a bit each. Others set bits, this CPU takes them.
-    incoming: AtomicU32,
+    pub(super) incoming: AtomicU32,
     /// Functions that it has run for other CPUs.
-    served: AtomicU64,
+    pub(super) served: AtomicU64,
 }
 
 /// The call that a CPU makes. Written by it alone while `pending` is zero; the targets clear their bits.
-struct Outgoing {
+pub(super) struct Outgoing {
     /// A [`CallFunction`].
-    function: AtomicUsize,
-    argument: AtomicUsize,
+    pub(super) function: AtomicUsize,
+    pub(super) argument: AtomicUsize,
     /// The CPUs that have not run it yet.
-    pending: AtomicU32,
-}
-
-impl PerCpu {
-    pub(super) const fn new() -> Self {
-        let outgoing =
-            Outgoing { function: AtomicUsize::new(0), argument: AtomicUsize::new(0), pending: AtomicU32::new(0) };
-        Self { outgoing, incoming: AtomicU32::new(0), served: AtomicU64::new(0) }
-    }
+    pub(super) pending: AtomicU32,
 }
 
 impl Cpu {
@@ -78,7 +68,7 @@ pub fn call(targets: CpuSet, function: CallFunction, argument: usize) {
 }
 
 /// Hands the call to its targets and has `notify` interrupt each.
-fn post(
+pub(super) fn post(
     cpu: &Cpu,
     cpus: &CpuTable,
     targets: CpuSet,
@@ -98,7 +88,7 @@ fn post(
 }
 
 /// Whether every target has run this CPU's call. Acquire: what they stored is seen from here on.
-fn is_done(cpu: &Cpu) -> bool {
+pub(super) fn is_done(cpu: &Cpu) -> bool {
     cpu.call.outgoing.pending.load(Ordering::Acquire) == 0
 }
 
@@ -119,77 +109,5 @@ pub(super) fn serve(cpu: &Cpu, cpus: &CpuTable) {
             cpu.call.served.fetch_add(1, Ordering::Relaxed);
             caller.call.outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::Barrier;
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
-    use super::{CallFunction, Cpu, CpuId, CpuSet, CpuTable, is_done, post, serve};
-
-    const COUNT: u32 = 4;
-    const ROUNDS: usize = 500;
-
-    fn table() -> (CpuTable, Vec<&'static Cpu>) {
-        let table = CpuTable::new();
-        let cpus: Vec<&'static Cpu> =
-            (0..COUNT).map(|id| &*Vec::leak(vec![Cpu::new(CpuId(id))])).map(|cpu| &cpu[0]).collect();
-        cpus.iter().for_each(|cpu| table.insert(cpu));
-        (table, cpus)
-    }
-
-    /// Threads as CPUs that all call all others at the same time, and serve while they wait.
-    #[test]
-    fn cpus_that_call_each_other_all_get_through() {
-        static SUM: AtomicUsize = AtomicUsize::new(0);
-        let add: CallFunction = |_, argument| {
-            SUM.fetch_add(argument, Ordering::Relaxed);
-        };
-        let (table, cpus) = table();
-        let all = CpuSet::from_bits((1 << COUNT) - 1);
-        let (start, end) = (Barrier::new(COUNT as usize), AtomicUsize::new(0));
-        std::thread::scope(|scope| {
-            for &cpu in &cpus {
-                let (table, start, end) = (&table, &start, &end);
-                scope.spawn(move || {
-                    start.wait();
-                    for _ in 0..ROUNDS {
-                        post(cpu, table, all.without(cpu.id), add, 1 + cpu.id.0 as usize, |_| {});
-                        while !is_done(cpu) {
-                            serve(cpu, table);
-                            std::thread::yield_now();
-                        }
-                    }
-                    end.fetch_add(1, Ordering::Relaxed);
-                    while end.load(Ordering::Relaxed) < COUNT as usize {
-                        serve(cpu, table);
-                        std::thread::yield_now();
-                    }
-                });
-            }
-        });
-        let arguments: usize = (1..=COUNT as usize).sum();
-        assert_eq!(SUM.load(Ordering::Relaxed), arguments * ROUNDS * (COUNT as usize - 1));
-        assert!(cpus.iter().all(|cpu| cpu.calls_served() == ((COUNT as usize - 1) * ROUNDS) as u64));
-    }
-
-    #[test]
-    fn a_call_of_nobody_is_done_at_once() {
-        let (table, cpus) = table();
-        post(cpus[0], &table, CpuSet::EMPTY, |_, _| unreachable!(), 0, |_| unreachable!());
-        assert!(is_done(cpus[0]));
-    }
-
-    #[test]
-    fn only_the_targets_run_it() {
-        let (table, cpus) = table();
-        let targets = CpuSet::of(CpuId(1)).with(CpuId(3));
-        post(cpus[0], &table, targets, |cpu, _| assert!(matches!(cpu.id.0, 1 | 3)), 0, |_| {});
-        assert!(!is_done(cpus[0]));
-        cpus.iter().for_each(|cpu| serve(cpu, &table));
-        assert!(is_done(cpus[0]));
-        assert_eq!(cpus[2].calls_served(), 0);
     }
 }

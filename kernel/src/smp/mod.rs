@@ -12,9 +12,11 @@ mod call;
 mod cpu;
 mod park;
 mod set;
+#[cfg(test)]
+mod tests;
 
 use core::ptr::null_mut;
-use core::sync::atomic::{AtomicPtr, AtomicU32, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
 use granule_arch::{barrier, interrupts, wait};
@@ -70,7 +72,20 @@ impl CpuTable {
     }
 }
 
+impl call::PerCpu {
+    const fn new() -> Self {
+        let (function, argument, pending) = (AtomicUsize::new(0), AtomicUsize::new(0), AtomicU32::new(0));
+        let outgoing = call::Outgoing { function, argument, pending };
+        Self { outgoing, incoming: AtomicU32::new(0), served: AtomicU64::new(0) }
+    }
+}
+
 static CPUS: CpuTable = CpuTable::new();
+static PARKING: park::Parking = park::Parking {
+    turn: AtomicU32::new(0),
+    round: AtomicU32::new(0),
+    answers: [const { AtomicU32::new(0) }; MAX_CPUS],
+};
 /// The CPUs that take calls.
 static ONLINE: AtomicU32 = AtomicU32::new(1);
 /// The CPUs that [`stop_others`] has seen the end of.

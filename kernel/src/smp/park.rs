@@ -12,24 +12,27 @@
 //! interrupts masked is never held with interrupts on**, by the CPU that parks others or by one that is parked. Each
 //! `IrqLock` keeps it, since it masks them; a spinning lock that does not is waited for with interrupts on.
 
-use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule_arch::interrupts::{self, Daif};
-use granule_arch::{barrier, wait};
-use spin::mutex::{SpinMutex, SpinMutexGuard};
+use granule_arch::barrier;
 
-use super::{Cpu, CpuSet, Ipi, MAX_CPUS, cpu, online, this_cpu};
+use super::{Cpu, CpuSet, Ipi, MAX_CPUS, PARKING, cpu, online, this_cpu};
 use crate::chip::interrupt;
 use crate::chip::timer::Deadline;
 use crate::lab;
+use crate::sync::atomic::{AtomicU32, Ordering, fence};
+use crate::sync::interrupts::{self, Daif};
+use crate::sync::wait;
 
-/// Held by the CPU that parks others.
-static TURN: SpinMutex<()> = SpinMutex::new(());
-/// Odd while the others are to be parked.
-static ROUND: AtomicU32 = AtomicU32::new(0);
-/// What each CPU has answered.
-static ANSWERS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
+/// The words by which CPUs are parked: part of the image, for what is parked reaches no other memory.
+pub(super) struct Parking {
+    /// 1 while a CPU parks others.
+    pub(super) turn: AtomicU32,
+    /// Odd while the others are to be parked.
+    pub(super) round: AtomicU32,
+    /// What each CPU has answered.
+    pub(super) answers: [AtomicU32; MAX_CPUS],
+}
 
 /// How long others wait parked for a walk to end.
 const PATIENCE: Duration = Duration::from_millis(1);
@@ -49,7 +52,6 @@ const fn parked_in(round: u32) -> u32 {
 #[must_use = "the others go on when it is dropped"]
 pub struct OthersParked {
     masked: Daif,
-    _turn: SpinMutexGuard<'static, ()>,
 }
 
 /// Whether this CPU may call [`park_others`] here: it has interrupts on, so it holds no `IrqLock`; it runs no interrupt
@@ -67,33 +69,30 @@ pub fn may_park_others(this: &Cpu) -> bool {
 pub fn park_others() -> OthersParked {
     let this = this_cpu();
     assert!(may_park_others(this), "the other CPUs cannot be parked from here");
-    let turn = loop {
-        if let Some(turn) = TURN.try_lock() {
-            break turn;
-        }
+    while PARKING.turn.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
         wait::relax();
-    };
+    }
     while let Err(walker) = park_all(this) {
         release();
         while walker.walk.is_open() {
             wait::relax();
         }
     }
-    OthersParked { masked: interrupts::mask(), _turn: turn }
+    OthersParked { masked: interrupts::mask() }
 }
 
 /// Parks all other CPUs, or some, and returns the one that is inside a walk for too long.
 fn park_all(this: &Cpu) -> Result<(), &'static Cpu> {
-    let round = ROUND.load(Ordering::Relaxed).wrapping_add(1);
-    ROUND.store(round, Ordering::Relaxed);
-    // A CPU that comes online after this finds that it has to be parked: see `join`.
-    barrier::dmb_ish();
+    let round = PARKING.round.load(Ordering::Relaxed).wrapping_add(1);
+    PARKING.round.store(round, Ordering::Relaxed);
+    // DMB ISH: a CPU that comes online after this finds that it has to be parked. See `join`.
+    fence(Ordering::SeqCst);
     let mut left = if lab::is_on!(BBM_NO_PARK) { CpuSet::EMPTY } else { online().without(this.id) };
     left.iter().filter_map(cpu).for_each(ask);
     let patience = Deadline::after(PATIENCE);
     while !left.is_empty() {
         for other in left.iter().filter_map(cpu) {
-            let answer = other.id.of(&ANSWERS);
+            let answer = other.id.of(&PARKING.answers);
             let found = answer.load(Ordering::Acquire);
             if found == parked_in(round) {
                 left = left.without(other.id);
@@ -121,7 +120,8 @@ fn ask(target: &Cpu) {
 
 /// Has all CPUs that are parked go on.
 fn release() {
-    ROUND.store(ROUND.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
+    let round = &PARKING.round;
+    round.store(round.load(Ordering::Relaxed).wrapping_add(1), Ordering::Release);
     // Seen before they wake.
     barrier::dsb_ishst();
     wait::sev();
@@ -129,23 +129,23 @@ fn release() {
 
 /// A CPU is online from now on, interrupts masked. Were others just being parked without it, it is parked as well.
 pub(super) fn join(this: &Cpu) {
-    barrier::dmb_ish();
+    fence(Ordering::SeqCst);
     answer(this);
 }
 
-/// Answers, and stays for as long as the CPU that has asked wishes. Interrupts masked, as in a handler. `ROUND` is read
+/// Answers, and stays for as long as the CPU that has asked wishes. Interrupts masked, as in a handler. The round is read
 /// behind the acknowledgement of the interrupt, whose value gives the address of the handler, and so is what was stored
 /// before the interrupt was sent.
 pub(super) fn answer(this: &Cpu) {
-    let round = ROUND.load(Ordering::Acquire);
+    let round = PARKING.round.load(Ordering::Acquire);
     if round.is_multiple_of(2) {
         return;
     }
-    let answer = this.id.of(&ANSWERS);
+    let answer = this.id.of(&PARKING.answers);
     if this.walk.is_open() {
         answer.store(walking_in(round), Ordering::Release);
     } else {
-        wait::park(answer, parked_in(round), &ROUND, round);
+        wait::park(answer, parked_in(round), &PARKING.round, round);
     }
 }
 
@@ -153,5 +153,6 @@ impl Drop for OthersParked {
     fn drop(&mut self) {
         release();
         interrupts::restore(self.masked);
+        PARKING.turn.store(0, Ordering::Release);
     }
 }

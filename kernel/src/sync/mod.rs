@@ -7,13 +7,15 @@ pub mod rank;
 pub use core::sync::atomic;
 /// This CPU's interrupt masks, replaced there likewise.
 pub use granule_arch::interrupts;
+/// Ways to wait for another CPU, replaced there likewise.
+pub(crate) use granule_arch::wait;
 pub use lock::{IrqGuard, IrqLock};
 
 /// Waits a moment for another CPU.
 #[inline(always)]
 pub(crate) fn spin() {
     #[cfg(target_os = "none")]
-    granule_arch::wait::relax();
+    wait::relax();
     #[cfg(not(target_os = "none"))]
     std::thread::yield_now();
 }

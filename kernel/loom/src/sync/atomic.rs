@@ -52,6 +52,10 @@ pub enum Omitted {
     DmbOshld,
     /// The masks of interrupts.
     Masks,
+    /// The look at walk words before a CPU is parked.
+    WalkWord,
+    /// The patience of what waits for some time: it is over at once.
+    Patience,
     /// A step of the SMMU's driver.
     Smmu(Step),
 }

@@ -18,8 +18,20 @@ loom::thread_local! {
 static EXPECTED: AtomicUsize = AtomicUsize::new(0);
 
 /// The masks as they were.
+#[derive(Clone, Copy)]
 #[must_use]
 pub(crate) struct Daif(bool);
+
+impl Daif {
+    /// Whether interrupts were taken under this state.
+    pub(crate) fn irqs_enabled(self) -> bool {
+        !self.0
+    }
+}
+
+pub(crate) fn state() -> Daif {
+    Daif(ARE_MASKED.with(Cell::get))
+}
 
 pub(crate) fn mask() -> Daif {
     Daif(ARE_MASKED.with(|masked| masked.replace(!omits(Omitted::Masks))))

@@ -18,6 +18,7 @@ mod parts;
 mod poll;
 mod reclaim;
 mod remedies;
+mod remote;
 mod run_queue;
 mod rwsem;
 mod scarcity;
