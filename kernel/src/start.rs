@@ -130,7 +130,8 @@ unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
         crate::log::warn!("console: its registers at {registers} cross the end of a page");
         return None;
     }
-    let Some(mapped) = fixmap::map_device(FixmapSlot::Console, registers) else {
+    // SAFETY: the caller's.
+    let Some(mapped) = (unsafe { fixmap::map_device(FixmapSlot::Console, registers) }) else {
         crate::log::warn!("console: its registers at {registers} are at no address that tables can hold");
         return None;
     };

@@ -53,6 +53,9 @@ pub enum Error {
     /// The change would make this page writable and executable.
     #[error("{0} would be writable and executable")]
     WritableAndExecutable(VirtAddr),
+    /// The leaf of this page is read-only, and the change is one of writable leaves ([`crate::Change::of_writable`]).
+    #[error("the page at {0} is read-only")]
+    ReadOnly(VirtAddr),
     /// Code was asked for below a table descriptor that forbids execution (PXNTable).
     #[error("{0} is below a table that forbids execution")]
     ExecutionForbidden(VirtAddr),

@@ -4,9 +4,12 @@
 //! bit in some entries only. Present-invalid groups are held to the same rule as valid ones, because one change makes
 //! them valid again.
 
+use core::convert::Infallible;
 use core::fmt;
+use core::ops::Range;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::{Kind, bits};
 
 use crate::collapse::for_each_larger;
 use crate::dump::{Extent, GroupFault, Row, Size};
@@ -14,6 +17,7 @@ use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::Mmu;
 use crate::range::PageRange;
 use crate::tables::PageTables;
+use crate::visit::{Next, Run as Entries, Visitor, leading_leaves};
 
 /// Leaves that follow one another in virtual memory, with the same finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -34,6 +38,8 @@ pub enum FindingKind {
     /// EL1 may write through the leaves and execute through them, tables on the way considered: breaks W^X. A leaf with
     /// DBM counts as writable, because a store makes it so where TCR_EL1.HD is set.
     WritableExecutable,
+    /// EL1 may write through the leaves what it may execute through others of the same tables: breaks W^X.
+    WritableElsewhereExecutable,
     /// Contiguous groups that the architecture does not allow.
     Group(GroupFault),
     /// All entries are alike and their memory is one aligned piece, so they could be contiguous groups, or blocks: no
@@ -60,6 +66,7 @@ impl fmt::Display for FindingKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::WritableExecutable => "writable and executable at EL1",
+            Self::WritableElsewhereExecutable => "writable, and executable at EL1 at another address",
             Self::Group(GroupFault::Level) => "contiguous at a level without groups",
             Self::Group(GroupFault::Bit) => "contiguous in a part of the group only",
             Self::Group(GroupFault::Attributes) => "contiguous and attributes differ",
@@ -105,7 +112,8 @@ impl fmt::Display for FindingTotals {
 
 impl<M: Mmu> PageTables<'_, M> {
     /// Calls `finding` for what is wrong in `range`, and then for leaves that could be larger, both in ascending order:
-    /// once for each run of like findings.
+    /// once for each run of like findings. Last come leaves of the range whose memory is executable elsewhere in this
+    /// half of the address space: once for each run of such memory.
     ///
     /// Groups with leaves in the range, and tables that could be larger leaves, are looked at as a whole. Other CPUs may
     /// change the tables meanwhile, as for [`PageTables::dump`].
@@ -142,7 +150,88 @@ impl<M: Mmu> PageTables<'_, M> {
                 run.add(Finding { kind: FindingKind::Larger, start, size, leaf_size: size }, finding);
             }
         });
+        writers_of_code(self, range, &mut |start, size| {
+            run.add(Finding { kind: FindingKind::WritableElsewhereExecutable, start, size, leaf_size: size }, finding);
+        });
         run.end(finding);
+    }
+}
+
+/// A leaf that the hardware uses; each entry of a contiguous group is one.
+struct ValidLeaf {
+    start: VirtAddr,
+    frames: Range<u64>,
+    is_writable: bool,
+    is_executable: bool,
+}
+
+/// Calls `each` for all of them in `range`.
+struct ValidLeaves<'a>(&'a mut dyn FnMut(&ValidLeaf));
+
+impl<'t, M: Mmu> Visitor<'t, M> for ValidLeaves<'_> {
+    type Error = Infallible;
+
+    fn visit(&mut self, mmu: &'t M, run: &Entries<'t, M>) -> Result<Next, Infallible> {
+        let leaves = leading_leaves(mmu, run);
+        for (index, cell) in run.leading(leaves).iter().enumerate() {
+            let entry = mmu.load(cell);
+            if !entry.is_valid() || entry.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
+                continue;
+            }
+            let first = entry.address().0;
+            (self.0)(&ValidLeaf {
+                start: run.address(index),
+                frames: first..first + M::Geometry::entry_size(run.level),
+                is_writable: entry.is_writable() || entry.may_be_written(),
+                is_executable: entry.is_executable() && run.inherited & bits::PXNTABLE == 0,
+            });
+        }
+        Ok(Next::Entries(leaves))
+    }
+}
+
+#[inline(never)]
+fn each_valid_leaf<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    each: &mut dyn FnMut(&ValidLeaf),
+) {
+    let Ok(()) = tables.visit(range, &mut ValidLeaves(each));
+}
+
+/// Calls `each` with the address and size of each leaf in `range` that EL1 may write, and may execute only at another
+/// address of the half that the range is in: in runs of frames that are executable, a walk of the range for each.
+fn writers_of_code<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    each: &mut dyn FnMut(VirtAddr, u64),
+) {
+    let half = range.start().align_down(1 << M::Geometry::VA_BITS);
+    let Ok(half) = PageRange::new(half, 1 << M::Geometry::VA_BITS) else { return };
+    let mut look = |code: &Range<u64>| {
+        each_valid_leaf(tables, range, &mut |leaf| {
+            let is_shared = leaf.frames.start < code.end && code.start < leaf.frames.end;
+            if is_shared && leaf.is_writable && !leaf.is_executable {
+                each(leaf.start, leaf.frames.end - leaf.frames.start);
+            }
+        });
+    };
+    let mut code = 0..0;
+    each_valid_leaf(tables, half, &mut |leaf| {
+        if !leaf.is_executable {
+            return;
+        }
+        if code.end == leaf.frames.start {
+            code.end = leaf.frames.end;
+        } else {
+            let code = core::mem::replace(&mut code, leaf.frames.clone());
+            if !code.is_empty() {
+                look(&code);
+            }
+        }
+    });
+    if !code.is_empty() {
+        look(&code);
     }
 }
 

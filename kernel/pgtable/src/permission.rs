@@ -19,7 +19,8 @@ pub struct Change {
     clear: u64,
     /// Software bits that a leaf must have so that it may be changed at all.
     marked: u64,
-    /// What a leaf must have so that it does not become writable and executable.
+    /// What a leaf must have so that it does not become writable and executable, or writable at all
+    /// ([`Change::of_writable`]).
     required: u64,
     /// Whether the TLBs may hold what a leaf was; not where all that may happen is that it becomes valid.
     leaves_stale: bool,
@@ -45,9 +46,6 @@ impl Change {
     pub const VALID_NON_GLOBAL: Self = Self::new(bits::VALID | bits::NG, bits::PRESENT_INVALID);
     /// `set_memory_valid(…, 0)`: the hardware faults, every other field still describes the mapping.
     pub const INVALID: Self = Self::new(bits::PRESENT_INVALID, bits::VALID | bits::NG);
-
-    /// `set_direct_map_default`: valid and writable, whatever it was; execution stays as it is.
-    pub const VALID_READ_WRITE: Self = Self::new(bits::VALID | bits::WRITE, bits::PRESENT_INVALID | bits::RDONLY);
 
     const fn new(set: u64, clear: u64) -> Self {
         assert!((set | clear) & !LIVE_SAFE == 0);
@@ -101,6 +99,12 @@ impl Change {
         Self { marked: marks, ..self }
     }
 
+    /// The same change, refused on any read-only leaf: where the frame may be executable at another address.
+    #[must_use]
+    pub const fn of_writable(self) -> Self {
+        Self { required: self.required | bits::WRITE, ..self }
+    }
+
     /// The software bits that each leaf must have: see [`Self::require_bits`].
     #[inline(always)]
     pub const fn required_bits(self) -> u64 {
@@ -126,11 +130,17 @@ impl Change {
         Descriptor((old.0 & !self.clear) | self.set)
     }
 
-    /// What each leaf must have already so that the change cannot make it writable and executable; 0 where any leaf
-    /// will do.
+    /// What each leaf must have already so that the change cannot make it writable and executable, and of
+    /// [`Self::of_writable`]; 0 where any leaf will do.
     #[inline(always)]
     pub const fn required(self) -> u64 {
         self.required
+    }
+
+    /// Whether leaves become writable.
+    #[inline(always)]
+    pub const fn makes_writable(self) -> bool {
+        self.clear & bits::RDONLY != 0
     }
 
     /// Whether leaves become executable at EL1.

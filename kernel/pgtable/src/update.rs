@@ -40,8 +40,8 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     ///
     /// # Errors
     /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`],
-    /// [`Error::WritableAndExecutable`], [`Error::ExecutionForbidden`], and those of the splitter. Every page is as it
-    /// was; leaves may have been split.
+    /// [`Error::WritableAndExecutable`], [`Error::ReadOnly`], [`Error::ExecutionForbidden`], and those of the splitter.
+    /// Every page is as it was; leaves may have been split.
     #[inline(always)]
     pub fn update(
         &self,
@@ -344,8 +344,10 @@ fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Re
             return Err(Error::NotMarked(address));
         }
         // Present-invalid leaves count too: making them valid later is not checked again.
-        if old.0 & required != required {
-            return Err(Error::WritableAndExecutable(address));
+        match required & !old.0 {
+            0 => {}
+            bits::WRITE => return Err(Error::ReadOnly(address)),
+            _ => return Err(Error::WritableAndExecutable(address)),
         }
     }
     Ok(())

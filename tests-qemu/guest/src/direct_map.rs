@@ -3,12 +3,14 @@
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
 use granule::mm::kernel::KernelSpace;
-use granule::mm::kernel::set_memory::Validity;
+use granule::mm::kernel::image;
+use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
+use granule::mm::kernel::vmalloc::VmallocError;
 use granule::mm::layout;
 use granule::mm::maintenance::{self, Counts, MaintenanceOp};
 use granule::smp::this_cpu;
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::esr::FaultStatus;
 use granule_pgtable::PageRange;
 
@@ -112,6 +114,28 @@ fn the_default_is_valid_and_writable_and_never_executable(t: &mut Test) {
     let status = fault.and_then(|fault| fault.syndrome.abort()).map(|abort| abort.status);
     t.equal("not executable", status, Some(FaultStatus::Permission));
     block.free(t);
+}
+
+target_test!(the_alias_of_code_stays_read_only, needs("alias"));
+fn the_alias_of_code_stays_read_only(t: &mut Test) {
+    let cpu = this_cpu();
+    let Some(area) = t.ok("an area", space().vmalloc(cpu, 1)) else { return };
+    t.ok("made code", space().set_memory_rox(area.start(), 1));
+    for (of, code) in [("the area", area.start()), ("the kernel", image::start())] {
+        let Some(frame) = space().tables().translate(code).map(|found| found.physical) else { continue };
+        let page = layout::linear(frame);
+        let refused = Err(SetMemoryError::ReadOnly(page));
+        t.equal(of, space().set_direct_map_default_noflush(frame), refused);
+        t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
+        t.equal("invalid", space().set_direct_map_default_noflush(frame), refused);
+        t.check("not there", faults(page, FaultStatus::Translation));
+        t.ok("made valid", space().set_direct_map_valid_noflush(frame, 1, Validity::Valid));
+        t.check("read-only", faults(page, FaultStatus::Permission));
+        let registers = PhysRange::from_size(frame, PAGE_SIZE as u64);
+        let mapped = registers.map(|registers| space().map_device(cpu, registers));
+        t.equal("no registers", mapped, Some(Err(VmallocError::NotRegisters(frame))));
+    }
+    space().vfree(cpu, area);
 }
 
 target_test!(where_the_linear_map_is_not_managed_it_stays_as_it_is, machine("refuse"));

@@ -232,6 +232,19 @@ fn leaks_a_bus_master(t: &mut Test) {
     core::mem::forget(claim);
 }
 
+// What it maps is another owner's, which makes it code.
+target_test!(maps_code_writable, selftest());
+#[allow(unsafe_code, reason = "breaks a contract")]
+fn maps_code_writable(t: &mut Test) {
+    let (space, cpu) = (&granule::kernel().space, this_cpu());
+    let Some(area) = t.ok("an area", space.vmalloc(cpu, 1)) else { return };
+    let frames = space.tables().translate(area.start()).map(|found| [found.physical]);
+    // SAFETY: none: the frame is of an area from vmalloc.
+    let mapped = frames.map(|frames| unsafe { space.vmap(cpu, &frames) });
+    t.check("a second mapping", mapped.is_some_and(|mapped| mapped.is_ok()));
+    t.ok("made code", space.set_memory_rox(area.into_start(), 1));
+}
+
 target_test!(leaks_a_device, selftest(), needs("edu smmuv3"));
 fn leaks_a_device(t: &mut Test) {
     let stream = edu().and_then(Function::stream_id);

@@ -127,6 +127,12 @@ fn interrupts_left_masked_fail_the_audit() {
 }
 
 #[test]
+fn code_that_is_writable_at_another_address_fails_the_audit() {
+    let finding = "writable, and executable at EL1 at another address";
+    assert_fails("misbehaving::maps_code_writable", "failed, of 3 checks", finding);
+}
+
+#[test]
 fn what_is_left_behind_fails_the_audit() {
     assert_fails("misbehaving::leaks_a_frame", "1 failed, of 1 checks", "frames in use before the test");
     assert_fails("misbehaving::leaks_an_object", "1 failed, of 1 checks", "objects on the heap before the test");

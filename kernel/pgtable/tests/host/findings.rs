@@ -248,6 +248,39 @@ fn the_last_addresses_of_all_are_looked_at() {
 }
 
 #[test]
+fn what_is_executable_at_one_address_and_writable_at_another_is_found() {
+    const ALIAS: u64 = 256 * MIB;
+    let writable = FindingKind::WritableElsewhereExecutable;
+    let machine = HostMachine::<Granule4K>::new(16);
+    let whole = range(BASE, GIB);
+    // Code at three places of the memory that the alias shows: what the middle one shows is read-only.
+    for (offset, at) in [(0, 3 * BLOCK + PAGE), (BLOCK, 5 * BLOCK), (2 * BLOCK, 7 * BLOCK + 4 * PAGE)] {
+        map(&machine, range(BASE + offset, 2 * PAGE), at, TEXT, Shape::PAGES).unwrap();
+    }
+    for block in [3, 4, 5, 7] {
+        let (attributes, shape) = if block == 5 { (RODATA, LARGEST) } else { (DATA, LARGEST) };
+        let shape = if block == 7 { Shape::PAGES } else { shape };
+        map(&machine, range(BASE + ALIAS + block * BLOCK, BLOCK), block * BLOCK, attributes, shape).unwrap();
+    }
+    let of_block = found(writable, BASE + ALIAS + 3 * BLOCK, BLOCK, BLOCK);
+    let (page, size) = (BASE + ALIAS + 7 * BLOCK + 4 * PAGE, 2 * PAGE);
+    let of_pages = Finding { leaf_size: PAGE, ..found(writable, page, size, PAGE) };
+    let faults = |range| findings(&machine, range).into_iter().filter(Finding::is_fault).collect::<Vec<_>>();
+    assert_eq!(faults(whole), [of_block, of_pages]);
+    assert!(of_block.is_fault());
+    assert_eq!(faults(range(page + PAGE, PAGE)), [found(writable, page + PAGE, PAGE, PAGE)]);
+    assert_eq!(faults(range(BASE, 3 * BLOCK)), []);
+    // What the hardware may not use is no way to write, nor to execute.
+    change(&machine, page, |entry| entry & !bits::VALID | bits::PRESENT_INVALID);
+    assert_eq!(faults(whole), [of_block, found(writable, page + PAGE, PAGE, PAGE)]);
+    change(&machine, BASE + 2 * BLOCK + PAGE, |entry| entry & !bits::VALID | bits::PRESENT_INVALID);
+    assert_eq!(faults(whole), [of_block]);
+    let code = range(BASE, 2 * PAGE);
+    machine.page_tables().update(&Lazy::new(machine.mmu()), code, Change::NO_EXECUTE, WholeLeaves).unwrap().defer();
+    assert_eq!(faults(whole), []);
+}
+
+#[test]
 fn pages_that_could_be_groups_or_blocks_are_hints() {
     let machine = HostMachine::<Granule4K>::new(8);
     let whole = range(BASE, GIB);

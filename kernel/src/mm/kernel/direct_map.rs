@@ -5,6 +5,9 @@
 //! invalid needs no barrier either, because that invalidation begins with one; one that was made valid is there when
 //! the call returns.
 //!
+//! A page that is read-only here is of an area, or of the image, whose owner may have made its frame executable there:
+//! none of these makes it writable.
+//!
 //! Where permissions in the linear map are not managed ([`super::policy::Policy::direct_map`]), they succeed and do
 //! nothing: it may be made of leaves that cannot be split.
 
@@ -27,13 +30,13 @@ impl KernelSpace {
         self.set_direct_map_page(frame, &Change::INVALID)
     }
 
-    /// Makes the linear address of `frame` what it is by default: valid and writable, whatever it was. Execution stays
-    /// forbidden.
+    /// Makes the linear address of `frame` what it is by default: valid, writable and not executable.
     ///
     /// # Errors
-    /// As [`Self::set_direct_map_invalid_noflush`].
+    /// As [`Self::set_direct_map_invalid_noflush`]; [`SetMemoryError::ReadOnly`] where it is read-only, valid or not.
+    /// (Linux makes it writable, which the owner of executable memory has to rule out.)
     pub fn set_direct_map_default_noflush(&self, frame: PhysAddr) -> Result<(), SetMemoryError> {
-        self.set_direct_map_page(frame, &Change::VALID_READ_WRITE)
+        self.set_direct_map_page(frame, const { &Change::VALID.of_writable() })
     }
 
     /// Makes the linear addresses of `pages` frames from `frame` on valid, or invalid, and leaves all else of them as

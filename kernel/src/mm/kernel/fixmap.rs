@@ -81,7 +81,10 @@ fn table() -> &'static [AtomicU64; ENTRIES] {
 
 /// Maps the page of device registers that holds `registers`, for ever. Returns where they are; `None` where that is no
 /// address that tables can hold.
-pub fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAddr> {
+///
+/// # Safety
+/// The page is registers, or nothing answers there: it is no memory, which another mapping may execute.
+pub unsafe fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAddr> {
     let page = registers.align_down(PAGE_SIZE as u64);
     if page.0 >= ADDRESS_END {
         return None;
@@ -153,7 +156,7 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
 /// Runs `work` with where the table entries at `entries` are seen by a short-lived mapping of their own, on the one CPU
 /// that is not parked ([`crate::smp::park_others`]).
 #[cfg(target_os = "none")]
-pub fn with_entries(entries: PhysAddr, work: impl FnOnce(*mut u64)) {
+pub(super) fn with_entries(entries: PhysAddr, work: impl FnOnce(*mut u64)) {
     let page = entries.align_down(PAGE_SIZE as u64);
     set_valid(FixmapSlot::Entries.first(), page, Attributes::kernel_data(MemoryType::NormalTagged));
     work((FixmapSlot::Entries.address() + (entries - page)).as_ptr());

@@ -58,6 +58,11 @@ pub enum SetMemoryError {
     /// A page of an area that does not own its frames: given to `vmap`, or registers.
     #[error("the frame at {0} is not the area's own and never becomes executable there")]
     NeverExecutable(VirtAddr),
+    /// A read-only page of the linear map: of an area or of the image, where its frame may be executable.
+    #[error(
+        "the page at {0} is read-only, and only the owner of the area or image that its frame is of makes it writable"
+    )]
+    ReadOnly(VirtAddr),
     /// The page would be writable and executable.
     #[error("{0} would be writable and executable: make it read-only, or not executable, first")]
     WritableAndExecutable(VirtAddr),
@@ -288,6 +293,7 @@ impl KernelSpace {
             Error::NotMarked(page) if self.is_freed(page) => SetMemoryError::Hole(page),
             Error::NotMarked(page) => SetMemoryError::NotVmalloc(page),
             Error::WritableAndExecutable(page) => SetMemoryError::WritableAndExecutable(page),
+            Error::ReadOnly(page) => SetMemoryError::ReadOnly(page),
             Error::Straddles { leaf, size } => SetMemoryError::Partial { leaf, size },
             Error::OutOfTables { needed, available } => SetMemoryError::OutOfTables { needed, available },
             other => SetMemoryError::Tables(other),

@@ -202,6 +202,9 @@ impl KernelSpace {
     /// linear map, or the image. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
     /// get only the frames that this CPU has in reserve for tables, and split no leaf with `split=stop-machine`.
     ///
+    /// Nothing becomes executable by it, and no read-only page of the linear map writable: its frame may be executable in
+    /// an area, or in the image.
+    ///
     /// # Errors
     /// [`SetMemoryError`]: every page is as it was.
     ///
@@ -213,8 +216,12 @@ impl KernelSpace {
         range: PageRange,
         change: Change,
     ) -> Result<Flush, SetMemoryError> {
+        if change.makes_executable() {
+            return Err(SetMemoryError::NeverExecutable(range.start()));
+        }
+        let is_alias = change.makes_writable() && layout::is_linear(range.start());
         let _owner = RangeOwnerCheck::new(range);
-        self.update_in_steps(lazy, range, change)
+        self.update_in_steps(lazy, range, if is_alias { change.of_writable() } else { change })
     }
 
     /// [`Self::update_linear`] of any range, which its owner has on record.

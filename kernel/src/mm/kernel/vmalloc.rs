@@ -56,6 +56,9 @@ pub enum VmallocError {
     /// What `vmap` was given is not page aligned, or not memory that the linear map shows as writable.
     #[error("{0} is not the address of a frame that the linear map shows as writable")]
     NotMemory(PhysAddr),
+    /// What registers were to be mapped at is memory.
+    #[error("{0} is memory that the linear map shows, and no register")]
+    NotRegisters(PhysAddr),
 }
 
 impl VmallocError {
@@ -265,6 +268,13 @@ impl KernelSpace {
         shown.is_some_and(|leaf| leaf.valid && leaf.descriptor.is_writable())
     }
 
+    /// Whether any of `pages` pages from `first` on is memory that the linear map shows.
+    fn shows_any(&self, first: PhysAddr, pages: u64) -> bool {
+        let pages = pages.min(layout::LINEAR_SIZE.saturating_sub(first.0) / PAGE_SIZE as u64);
+        let range = PageRange::from_pages(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(first.0)), pages as usize);
+        range.is_ok_and(|range| self.tables().dump(range, |_| ()).bytes() != 0)
+    }
+
     /// Maps `pages` pages from `at` on to the memory from `first` on.
     #[inline(never)]
     #[expect(clippy::too_many_arguments, reason = "where, what and how")]
@@ -287,10 +297,14 @@ impl KernelSpace {
     /// change their permissions, never to executable. Returns where `registers` begins.
     ///
     /// # Errors
-    /// [`VmallocError`]; nothing stays taken.
+    /// [`VmallocError`], with [`VmallocError::NotRegisters`] for memory, which its owner may have made executable; nothing
+    /// stays taken.
     pub fn map_device(&self, cpu: &Cpu, registers: PhysRange) -> Result<VirtAddr, VmallocError> {
         let first = registers.start().align_down(PAGE_SIZE as u64);
         let pages = (registers.end() - first).div_ceil(PAGE_SIZE as u64);
+        if self.shows_any(first, pages) {
+            return Err(VmallocError::NotRegisters(first));
+        }
         let map = |start| {
             let device = Attributes::device().vm_map();
             self.map_run(cpu, &Lazy::new(&self.mmu), start, first, pages as usize, device, LARGEST)

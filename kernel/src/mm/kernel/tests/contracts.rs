@@ -9,8 +9,10 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Error, PageRange};
 
 use super::super::area::AreaKind;
+use super::super::policy::SplitMode;
 use super::super::set_memory::{SetMemoryError, Validity};
 use super::super::vmalloc::VmallocError;
+use super::split::linear;
 use super::{KernelSpace, PAGE, space};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::layout::{HEAP_BASE, VMALLOC_END, VMALLOC_START};
@@ -90,6 +92,27 @@ fn registers_are_mapped_where_they_begin_in_their_page() {
     assert_eq!(space.tables().translate(address + 0x100).unwrap().physical, PhysAddr(0x900_1000));
     assert_eq!(space.tables().translate(address + 0x1100), None);
     assert_eq!(everything(space, frames).frames, used);
+}
+
+/// It would be a second mapping, writable, of what may be code.
+#[test]
+fn memory_is_not_mapped_as_registers() {
+    const END: u64 = 17 * (2 << 20);
+    let (space, frames, cpu) = linear(SplitMode::Lock);
+    let before = everything(space, frames);
+    for (first, bytes) in [(0, PAGE), (END - 1, 1), (END - PAGE, 2 * PAGE), (5 * PAGE + 4, 8), (0, 1 << 40)] {
+        let registers = PhysRange::from_size(PhysAddr(first), bytes).unwrap();
+        let refused = Err(VmallocError::NotRegisters(PhysAddr(first).align_down(PAGE)));
+        assert_eq!(space.map_device(&cpu, registers), refused);
+    }
+    assert_eq!(everything(space, frames), before);
+    // Hidden frames are memory as well.
+    space.set_memory_valid(layout::LINEAR_BASE + (END - PAGE), 1, Validity::Invalid).unwrap();
+    let last = PhysRange::from_size(PhysAddr(END - PAGE), PAGE).unwrap();
+    assert!(space.map_device(&cpu, last).is_err());
+    for first in [END, layout::LINEAR_SIZE - PAGE, layout::LINEAR_SIZE] {
+        space.map_device(&cpu, PhysRange::from_size(PhysAddr(first), 2 * PAGE).unwrap()).unwrap();
+    }
 }
 
 #[test]

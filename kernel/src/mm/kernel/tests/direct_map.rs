@@ -4,8 +4,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::alternative::host;
 use granule_arch::descriptor::bits;
 use granule_arch::tlbi::{AddressOperand, Instruction};
-use granule_pgtable::PageRange;
 use granule_pgtable::host::Operation;
+use granule_pgtable::{Change, Flush, Lazy, PageRange};
 
 use super::super::KernelSpace;
 use super::super::policy::SplitMode;
@@ -60,21 +60,33 @@ fn a_page_goes_and_comes_back_without_any_invalidation() {
     });
 }
 
+/// As an area or the image makes it, in which the frame may be executable.
 #[test]
-fn default_is_valid_and_writable_whatever_it_was_and_never_executable() {
+fn what_is_read_only_stays_so_whatever_is_called() {
     let (space, _, _) = linear(SplitMode::Lockless);
     host::with(MANAGED, || {
-        let (mmu, range) = (&space.mmu, PageRange::new(layout::linear(FRAME), PAGE).unwrap());
-        let before = leaf(space, FRAME);
+        let page = layout::linear(FRAME);
+        let (lazy, range) = (Lazy::new(&space.mmu), PageRange::new(page, PAGE).unwrap());
+        let update = |change| space.update_linear(&lazy, range, change).map(Flush::defer);
+        update(Change::READ_ONLY).unwrap();
+        let read_only = leaf(space, FRAME);
+        assert!(read_only & bits::PXN != 0 && read_only & bits::RDONLY != 0);
+        let refused = Err(SetMemoryError::ReadOnly(page));
         for validity in [Validity::Valid, Validity::Invalid] {
-            let lazy = granule_pgtable::Lazy::new(mmu);
-            let read_only = granule_pgtable::Change::READ_ONLY;
-            space.update_linear(&lazy, range, read_only).unwrap().defer();
             space.set_direct_map_valid_noflush(FRAME, 1, validity).unwrap();
-            space.set_direct_map_default_noflush(FRAME).unwrap();
+            let before = leaf(space, FRAME);
+            assert_eq!(space.set_direct_map_default_noflush(FRAME), refused);
+            assert_eq!(update(Change::READ_WRITE), refused);
+            assert_eq!(update(Change::EXECUTABLE), Err(SetMemoryError::NeverExecutable(page)));
+            // With a writable neighbour, too, which stays as it is.
+            let both = PageRange::new(page - PAGE, 2 * PAGE).unwrap();
+            assert_eq!(space.update_linear(&lazy, both, Change::READ_WRITE).map(Flush::defer), refused);
             assert_eq!(leaf(space, FRAME), before);
-            assert!(before & bits::PXN != 0 && before & bits::RDONLY == 0);
         }
+        for validity in [Validity::Invalid, Validity::Valid] {
+            space.set_memory_valid(page, 1, validity).unwrap();
+        }
+        assert_eq!(leaf(space, FRAME), read_only);
     });
 }
 
