@@ -5,6 +5,14 @@
 //! Linux's list of 2026 (`ARM64_WORKAROUND_REPEAT_TLBI`), and its way: one VALE1IS of address 0 after the last DSB,
 //! instead of every invalidation twice.
 //!
+//! On the designs of [`MISREPORTING`] an Instruction Abort may report a wrong address and cause once a page of EL0's has
+//! changed from executable to not executable in place: `mprotect` breaks such entries first (Linux:
+//! `ptep_modify_prot_start`). The kernel's own code is no such case: an abort there ends in a report at any rate, and its
+//! pages cannot fault for a moment.
+//!
+//! On the designs of [`MISSHARING`] CPUs that share TLB entries by FEAT_TTCNP use entries that are not theirs, or keep what
+//! another CPU has invalidated; there nothing is shared (Linux: `ARM64_WORKAROUND_DISABLE_CNP`).
+//!
 //! On the designs of [`LOSING_DIRT`] the hardware's own update of AP\[2\] may be lost, or hit an entry that changes
 //! meanwhile; there software does it, by a fault (Linux: `cpu_has_broken_dbm`).
 
@@ -78,10 +86,7 @@ pub enum RepeatTlbi {
 impl RepeatTlbi {
     /// What one CPU needs, by its MIDR_EL1.
     pub fn of(midr: u64) -> Self {
-        match REPEATING.iter().find(|design| design.covers(midr)) {
-            Some(design) => Self::Needed(design.name),
-            None => Self::NotNeeded,
-        }
+        name_in(&REPEATING, midr).map_or(Self::NotNeeded, Self::Needed)
     }
 
     /// What two need together. An invalidation is for all CPUs, so one that needs it decides.
@@ -106,6 +111,27 @@ impl fmt::Display for RepeatTlbi {
     }
 }
 
+/// The designs that misreport aborts on what was executable: 2645198, fixed in r1p1.
+const MISREPORTING: [Design; 1] =
+    [Design { name: "Cortex-A715", implementer: ARM, part: 0xd4d, releases: Releases::Between((0, 0), (1, 0)) }];
+
+/// The designs that share TLB entries wrongly. HiSilicon's is 162100125.
+const MISSHARING: [Design; 2] = [all("NVIDIA Carmel", 0x4e, 0x004), all("HiSilicon HIP09", 0x48, 0xd02)];
+
+/// The design of the CPU with this MIDR_EL1, where `mprotect` is to break entries before it makes code data.
+pub fn misreports_former_code(midr: u64) -> Option<&'static str> {
+    name_in(&MISREPORTING, midr)
+}
+
+/// The design of the CPU with this MIDR_EL1, where it must not share TLB entries with others.
+pub fn shares_wrongly(midr: u64) -> Option<&'static str> {
+    name_in(&MISSHARING, midr)
+}
+
+fn name_in(designs: &[Design], midr: u64) -> Option<&'static str> {
+    designs.iter().find(|design| design.covers(midr)).map(|design| design.name)
+}
+
 /// The designs whose hardware may lose dirty state.
 const LOSING_DIRT: [Design; 2] = [
     // 1024718.
@@ -128,8 +154,8 @@ pub enum DirtyState {
 impl DirtyState {
     /// What one CPU can do.
     pub fn of(cpu: &CpuFeatures) -> Self {
-        match LOSING_DIRT.iter().find(|design| design.covers(cpu.midr)) {
-            Some(design) => Self::Broken(design.name),
+        match name_in(&LOSING_DIRT, cpu.midr) {
+            Some(name) => Self::Broken(name),
             None if cpu.hafdbs() >= HardwareUpdates::Dirty => Self::Hardware,
             None => Self::Absent,
         }
@@ -174,7 +200,21 @@ static REPEAT_TLBI: Parameter = Parameter {
 mod tests {
     use granule_arch::features::CpuFeatures;
 
-    use super::{DirtyState, REPEATING, RepeatTlbi};
+    use super::{DirtyState, REPEATING, RepeatTlbi, misreports_former_code, shares_wrongly};
+
+    #[test]
+    fn designs_that_misreport_or_share_wrongly_are_known_by_their_releases() {
+        for (midr, name) in [(0x410f_d4d0, Some("Cortex-A715")), (0x411f_d4d0, Some("Cortex-A715"))] {
+            assert_eq!(misreports_former_code(midr), name);
+        }
+        // Cortex-A715 r1p1, A720, A710; a core of another maker with the number.
+        for midr in [0x411f_d4d1, 0x410f_d811, 0x410f_d470, 0x420f_d4d0] {
+            assert_eq!(misreports_former_code(midr), None);
+        }
+        assert_eq!([0x4e0f_0040, 0x481f_d020].map(shares_wrongly), [Some("NVIDIA Carmel"), Some("HiSilicon HIP09")]);
+        // Olympus, TSV110, QEMU max.
+        assert_eq!([0x4e0f_0100, 0x481f_d010, 0x000f_0510].map(shares_wrongly), [None; 3]);
+    }
 
     #[test]
     fn one_cpu_without_dirty_state_or_with_a_broken_one_decides_for_all() {

@@ -9,7 +9,7 @@ use granule_arch::features::{CpuFeatures, HardwareUpdates, Mte, Pan};
 use granule_arch::memory;
 use granule_arch::tag_check::TagCheck;
 
-use super::errata::{DirtyState, RepeatTlbi};
+use super::errata::{self, DirtyState, RepeatTlbi};
 use super::size_change::SizeChange;
 
 /// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the
@@ -67,6 +67,9 @@ pub mod branch {
         GUARDED_HEAP = 17;
         /// No feature: areas that are freed wait for an invalidation that serves many (`crate::mm::kernel`).
         LAZY_UNMAP = 18;
+        /// An erratum of a CPU: entries of EL0's code are broken before they become those of data
+        /// (`crate::platform::errata`).
+        BREAK_CODE = 19;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
@@ -93,6 +96,10 @@ pub struct SystemFeatures {
     pub size_change: SizeChange,
     /// Whether a completed invalidation is to be followed by one more.
     pub repeat_tlbi: RepeatTlbi,
+    /// A design among the CPUs on which entries of code are broken before they become those of data.
+    pub misreports_former_code: Option<&'static str>,
+    /// A design among the CPUs that must not share TLB entries.
+    pub shares_wrongly: Option<&'static str>,
     /// Whether the hardware is to note by itself that a page was written.
     pub dirty_state: DirtyState,
     /// How the tags of the kernel's own accesses are checked: as decided once all CPUs are known, see
@@ -107,6 +114,8 @@ impl SystemFeatures {
             cpus: *boot_cpu,
             size_change: SizeChange::of(boot_cpu),
             repeat_tlbi: RepeatTlbi::of(boot_cpu.midr),
+            misreports_former_code: errata::misreports_former_code(boot_cpu.midr),
+            shares_wrongly: errata::shares_wrongly(boot_cpu.midr),
             dirty_state: DirtyState::of(boot_cpu),
             kernel_tag_check: TagCheck::Off,
         }
@@ -119,7 +128,7 @@ impl SystemFeatures {
             branch::TLB_LEVEL => self.cpus.ttl(),
             branch::IDC => self.cpus.code_caches().idc,
             branch::DIC => self.cpus.code_caches().dic,
-            branch::CNP => self.cpus.cnp(),
+            branch::CNP => self.cpus.cnp() && self.shares_wrongly.is_none(),
             branch::SIZE_CHANGE => self.size_change.is_trusted(),
             branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
             branch::MTE => self.has_tags(),
@@ -129,6 +138,7 @@ impl SystemFeatures {
             branch::TAG_CHECKS => self.kernel_tag_check != TagCheck::Off,
             branch::ASYNCHRONOUS_TAG_CHECKS => self.kernel_tag_check.is_recorded(),
             branch::REPEAT_TLBI => self.repeat_tlbi.is_needed(),
+            branch::BREAK_CODE => self.misreports_former_code.is_some(),
             _ => false,
         }
     }
@@ -143,6 +153,8 @@ impl SystemFeatures {
         self.cpus = self.cpus.least(cpu);
         self.size_change = self.size_change.and(SizeChange::of(cpu));
         self.repeat_tlbi = self.repeat_tlbi.or(RepeatTlbi::of(cpu.midr));
+        self.misreports_former_code = self.misreports_former_code.or(errata::misreports_former_code(cpu.midr));
+        self.shares_wrongly = self.shares_wrongly.or(errata::shares_wrongly(cpu.midr));
         self.dirty_state = self.dirty_state.and(DirtyState::of(cpu));
     }
 }
@@ -153,6 +165,12 @@ impl fmt::Display for SystemFeatures {
         writeln!(f, "{}", self.cpus)?;
         writeln!(f, "live size change {}", self.size_change)?;
         writeln!(f, "TLBI repeated    {}", self.repeat_tlbi)?;
+        if let Some(name) = self.misreports_former_code {
+            writeln!(f, "code made data   broken first: {name} misreports aborts otherwise")?;
+        }
+        if let Some(name) = self.shares_wrongly {
+            writeln!(f, "CNP unused       {name} shares TLB entries wrongly")?;
+        }
         writeln!(f, "dirty state      {}", self.dirty_state)?;
         write!(f, "kernel's tags    {}", self.kernel_tag_check)
     }

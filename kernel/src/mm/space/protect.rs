@@ -5,6 +5,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
+use granule_arch::patched_branch;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Survey, Tables, Tlb};
@@ -22,6 +23,7 @@ use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tag_storage::TagStorage;
+use crate::platform::features::branch;
 use crate::sched::{WriteGuard, relax};
 use crate::smp::{Cpu, this_cpu};
 
@@ -91,7 +93,7 @@ impl Space {
         let protection = area.changed_to(protection);
         if area.protection() != protection {
             let becomes_written = becomes_written(&area);
-            self.protect_pages(range, protection, area.flags());
+            self.protect_pages(range, [area.protection(), protection], area.flags());
             areas.protect(&area, protection);
             areas.merge(area);
             // The limits are not known otherwise.
@@ -162,7 +164,7 @@ impl Space {
         protection: Protection,
         spares: &mut Spares,
     ) {
-        self.protect_pages(range, protection, area.flags());
+        self.protect_pages(range, [area.protection(), protection], area.flags());
         let area = areas.cut_out(area, range, spares);
         areas.protect(&area, protection);
         areas.merge(area);
@@ -225,9 +227,17 @@ impl Space {
         if range == whole { Ok(()) } else { Err(refused.into()) }
     }
 
-    /// Changes the entries of `range`, which lies in one area, and invalidates and notifies.
+    /// Changes the entries of `range`, which lies in one area that is locked for writing, from one protection to another,
+    /// and invalidates and notifies.
     #[inline]
-    fn protect_pages(&self, range: PageRange, protection: Protection, flags: AreaFlags) {
+    fn protect_pages(&self, range: PageRange, [from, protection]: [Protection; 2], flags: AreaFlags) {
+        if patched_branch!(branch::BREAK_CODE)
+            && from.contains(Protection::EXECUTE)
+            && !protection.accesses().contains(Protection::EXECUTE)
+            && protection.accesses() != Protection::NONE
+        {
+            self.break_code(range, protection, flags);
+        }
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
         // Of no certain level where a block has changed.
         let (mut stale, mut level) = (StaleRange::NONE, LevelHint::new(LAST_LEVEL));
@@ -256,6 +266,16 @@ impl Space {
             let changed = Invalidation { range, tables: Tables::Kept, level };
             self.tlb().invalidate(self.mmu(), core::iter::once(changed));
         }
+    }
+
+    /// Makes the entries of `range` invalid, completely, before their next change: code that becomes data, on CPUs that
+    /// would misreport aborts on it ([`crate::platform::errata`]). A fault meanwhile waits for the lock of the areas.
+    #[cold]
+    #[inline(never)]
+    fn break_code(&self, range: PageRange, protection: Protection, flags: AreaFlags) {
+        // Tags stay checked, or the frames would be prepared for them again.
+        let broken = protection.common(Protection::TAGGED);
+        self.protect_pages(range, [Protection::NONE, broken], flags);
     }
 
     /// Changes entries of one table, whose lock is held. The caller invalidates `stale`.

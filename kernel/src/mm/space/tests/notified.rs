@@ -791,6 +791,44 @@ fn code_is_visible_before_its_entry_lets_it_run() {
     assert_events(&stage, run, &format!("start protection of areas 0..1, {changed}"));
 }
 
+/// Erratum 2645198 of Cortex-A715.
+#[test]
+fn code_that_becomes_data_is_broken_first() {
+    const AFFECTED: &[u16] = &[branch::BREAK_CODE];
+    let change = |to| format!("start protection of areas 0..2, {to}end protection of areas 0..2");
+    let flushed = change("write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2, dsb ish, ");
+    let read_write_execute = READ_WRITE.and(READ_EXECUTE);
+    for from in [READ_EXECUTE, read_write_execute, Protection::EXECUTE] {
+        for to in [Protection::READ, READ_WRITE, Protection::NONE, read_write_execute] {
+            if from == to {
+                continue;
+            }
+            let is_broken = !to.contains(Protection::EXECUTE) && to != Protection::NONE;
+            let [plain, affected] = [&[], AFFECTED].map(|sites| {
+                let stage = Stage::new(2);
+                let copy = stage.fork();
+                stage.fault(0, Access::Write);
+                stage.space.mprotect(stage.start, 2 * PAGE, from).unwrap();
+                let protect = || stage.space.mprotect(stage.start, 2 * PAGE, to).unwrap();
+                let story = host::with(sites, || stage.story(protect));
+                drop(copy);
+                // One frame is the space's own, the other is shared.
+                (story, [0, 1].map(|page| stage.entry(page).without_address()))
+            });
+            assert_eq!(plain.0, flushed, "{from:?} to {to:?}");
+            assert_eq!(
+                affected.0,
+                if is_broken { format!("{flushed}, {}", change("write, ")) } else { flushed.clone() }
+            );
+            assert_eq!(plain.1, affected.1, "{from:?} to {to:?}");
+        }
+    }
+    // What was no code is changed in place.
+    let stage = Stage::new(2);
+    let protect = || stage.space.mprotect(stage.start, 2 * PAGE, Protection::READ).unwrap();
+    assert_eq!(host::with(AFFECTED, || stage.story(protect)), flushed);
+}
+
 /// With a fix taken away, the story is another; without, it is the one above.
 #[track_caller]
 fn assert_caught(lab: &Lab, stage: &Stage, work: impl FnOnce(), expected: &str) {
