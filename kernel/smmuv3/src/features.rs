@@ -207,3 +207,6 @@ impl fmt::Display for Features {
         write!(f, " bbm{}; {stall}", self.bbm_level)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -222,3 +222,6 @@ fn wait_for<P: Platform>(
     }
     Ok(found)
 }
+
+#[cfg(test)]
+mod tests;

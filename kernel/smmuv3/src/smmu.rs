@@ -176,3 +176,6 @@ impl<P: Platform> Smmu<P> {
         Stats { commands, calls, full, errors: errors.count.load(Relaxed), illegal: errors.illegal.load(Relaxed) }
     }
 }
+
+#[cfg(test)]
+mod tests;
