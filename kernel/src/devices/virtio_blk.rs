@@ -142,21 +142,58 @@ impl VirtioBlk {
     /// # Errors
     /// [`BlkError`].
     pub fn finish(&self, ticket: Ticket) -> Result<Transfer, BlkError> {
-        let transfer = self.device.wait(ticket)?;
-        match transfer.status {
-            OK => Ok(transfer),
-            u8::MAX => Err(BlkError::NoStatus),
-            IO_ERROR => Err(BlkError::Failed),
-            status => Err(BlkError::Unsupported(status)),
-        }
+        outcome(self.device.wait(ticket)?)
     }
 
     fn begin(&self, what: u32, sector: u64, data: Segment) -> Result<Ticket, BlkError> {
         disk::check(sector, data.bytes, self.sectors)?;
-        // struct virtio_blk_req: type, reserved, sector.
-        let mut header = [0; 16];
-        header[..4].copy_from_slice(&what.to_le_bytes());
-        header[8..].copy_from_slice(&sector.to_le_bytes());
-        Ok(self.device.submit(RequestFrame::Header(header), &[data])?)
+        Ok(self.device.submit(RequestFrame::Header(header(what, sector)), &[data])?)
+    }
+}
+
+/// struct virtio_blk_req in front of the data: type, reserved, sector.
+fn header(what: u32, sector: u64) -> [u8; 16] {
+    let mut header = [0; 16];
+    header[..4].copy_from_slice(&what.to_le_bytes());
+    header[8..].copy_from_slice(&sector.to_le_bytes());
+    header
+}
+
+/// What the disk has answered.
+fn outcome(transfer: Transfer) -> Result<Transfer, BlkError> {
+    match transfer.status {
+        OK => Ok(transfer),
+        u8::MAX => Err(BlkError::NoStatus),
+        IO_ERROR => Err(BlkError::Failed),
+        status => Err(BlkError::Unsupported(status)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BlkError, READ, READ_ONLY, Transfer, WRITE, header, outcome};
+
+    /// Virtual I/O Device 1.2, 5.2.6: VIRTIO_BLK_T_IN is 0, T_OUT 1; 5.2.3: VIRTIO_BLK_F_RO is bit 5.
+    #[test]
+    fn a_header_is_type_zeros_and_sector_from_the_lowest_byte_on() {
+        let sector = 0x8877_6655_4433_2211;
+        let of = |what: u8| [what, 0, 0, 0, 0, 0, 0, 0, 0x11, 0x22, 0x33, 0x44, 0x55, 0x66, 0x77, 0x88];
+        assert_eq!([header(READ, sector), header(WRITE, sector)], [of(0), of(1)]);
+        assert_eq!(READ_ONLY, 0x20);
+    }
+
+    #[test]
+    fn each_status_is_an_answer_of_its_own() {
+        for (status, error) in [
+            (0, None),
+            (1, Some(BlkError::Failed)),
+            (2, Some(BlkError::Unsupported(2))),
+            (3, Some(BlkError::Unsupported(3))),
+            (254, Some(BlkError::Unsupported(254))),
+            (255, Some(BlkError::NoStatus)),
+        ] {
+            let transfer = Transfer { written: 513, status, tries: 1 };
+            assert_eq!(outcome(transfer), error.map_or(Ok(transfer), Err), "{status}");
+        }
     }
 }

@@ -349,3 +349,74 @@ fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task
     // The unused task is dropped after the lock is released. EL0 never sees the result.
     joined.map_err(|_| Errno::EAGAIN)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Request, Signal};
+    use crate::linux::errno::Errno;
+
+    /// The flags of `clone`, by their numbers on arm64, that go without another one.
+    const ALONE: [u64; 15] = [
+        0x100,       // VM
+        0x200,       // FS
+        0x400,       // FILES
+        0x2000,      // PTRACE
+        0x4000,      // VFORK
+        0x8000,      // PARENT
+        0x4_0000,    // SYSVSEM
+        0x8_0000,    // SETTLS
+        0x10_0000,   // PARENT_SETTID
+        0x20_0000,   // CHILD_CLEARTID
+        0x40_0000,   // DETACHED
+        0x80_0000,   // UNTRACED
+        0x100_0000,  // CHILD_SETTID
+        0x8000_0000, // IO
+        0,
+    ];
+    const VM: u64 = 0x100;
+    const SIGHAND: u64 = 0x800;
+    const THREAD: u64 = 0x1_0000;
+
+    fn check(flags: u64) -> Result<Option<Signal>, Errno> {
+        Request { flags, stack: 0, parent_id: 0, tls: 0, child_id: 0 }.check()
+    }
+
+    #[test]
+    fn each_flag_is_known_or_refused() {
+        for flag in ALONE {
+            assert_eq!(check(flag), Ok(None), "{flag:#x}");
+        }
+        // PIDFD, NEWNS, the other namespaces: absent here.
+        for bit in (8..32).filter(|bit| !ALONE.contains(&(1 << bit)) && !matches!(1 << bit, SIGHAND | THREAD)) {
+            assert_eq!(check(1 << bit), Err(Errno::EINVAL), "bit {bit}");
+        }
+        for bit in 32..64 {
+            assert_eq!(check(1 << bit), Ok(None), "Linux reads 32 bits: {bit}");
+        }
+    }
+
+    #[test]
+    fn a_thread_shares_its_handlers_and_these_their_space() {
+        for (flags, is_allowed) in [
+            (SIGHAND, false),
+            (VM | SIGHAND, true),
+            (THREAD, false),
+            (THREAD | VM, false),
+            (THREAD | SIGHAND, false),
+            (THREAD | SIGHAND | VM, true),
+        ] {
+            assert_eq!(check(flags), if is_allowed { Ok(None) } else { Err(Errno::EINVAL) }, "{flags:#x}");
+        }
+    }
+
+    #[test]
+    fn the_lowest_byte_is_the_signal_of_the_end() {
+        assert_eq!(check(0), Ok(None));
+        for number in 1..=64 {
+            assert_eq!(check(number).map(|signal| signal.map(|it| u64::from(it.number()))), Ok(Some(number)));
+        }
+        for number in 65..=255 {
+            assert_eq!(check(number), Err(Errno::EINVAL), "{number}");
+        }
+    }
+}
