@@ -290,6 +290,26 @@ pub fn run_ready() {
     queue::run_ready(this_cpu());
 }
 
+/// The running thread is about to enter EL0 and lets others go first.
+pub fn give_way() {
+    queue::give_way(&Sleeper::current());
+}
+
+/// A scheduling point of the running thread.
+pub fn relax() {
+    queue::relax();
+}
+
+/// Ends the slice of the running thread.
+pub fn yield_now() {
+    queue::yield_now();
+}
+
+/// Whether the slice of what the CPU runs has an end.
+pub fn slice_has_end() -> bool {
+    this_cpu().sched.slice_end.load(Ordering::Relaxed) != queue::NEVER
+}
+
 /// The place of the idle CPUs' set.
 mod start {
     use crate::sync::atomic::AtomicU32;

@@ -1,10 +1,16 @@
 //! The sleeping lock with the host's threads. `granule-loom` has every order.
 
+use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use super::RwSem;
-use super::rwsem::{WRITER, Want};
+use super::rwsem::{BRIEF_SHIFT, WRITER, Want};
+use super::{RwSem, WOKEN_AT_ONCE};
+
+const WAITING: u64 = 1 << 62;
+/// The bits of CPU 0 and of CPU 15.
+const FIRST: u64 = 1 << BRIEF_SHIFT;
+const LAST: u64 = 1 << (BRIEF_SHIFT + 15);
 
 /// Whether the lock can be taken without waiting.
 fn is_free_for<T>(sem: &RwSem<T>, want: Want) -> bool {
@@ -32,6 +38,78 @@ fn readers_share_and_a_writer_does_not() {
         assert!(is_free_for(&sem, Want::Read) && !is_free_for(&sem, Want::Write));
     }
     assert!(is_free_for(&sem, Want::Write));
+}
+
+/// Each state of the word: what a reader, and a writer on CPU 0, make of it.
+#[test]
+fn the_word_says_what_may_be_taken() {
+    for (word, read, written) in [
+        (0, Some(1), Some(WRITER | FIRST)),
+        (1, Some(2), None),
+        (WAITING - 1 - (0xffff << BRIEF_SHIFT) - 1, Some((1 << BRIEF_SHIFT) - 1), None),
+        (FIRST, Some(FIRST | 1), Some(WRITER | FIRST)),
+        (LAST, Some(LAST | 1), Some(WRITER | FIRST)),
+        (FIRST | LAST | 2, Some(FIRST | LAST | 3), None),
+        (WRITER, None, None),
+        (WRITER | FIRST, None, None),
+        (WAITING, None, None),
+        (WAITING | 1, None, None),
+        (WAITING | WRITER | LAST, None, None),
+    ] {
+        for (want, expected) in [(Want::Read, read), (Want::Write, written)] {
+            let sem = RwSem::new(());
+            sem.word.store(word, Ordering::Relaxed);
+            assert_eq!(sem.try_take(want, FIRST), expected.map(|_| word), "{want:?} of {word:#x}");
+            assert_eq!(sem.word.load(Ordering::Relaxed), expected.unwrap_or(word), "{want:?} of {word:#x}");
+        }
+    }
+}
+
+/// Each release: the last one hands the lock on, which finds an empty queue here, and clears the mark of one.
+#[test]
+fn a_release_takes_its_share_and_the_last_one_looks_at_the_queue() {
+    for (word, held, left) in [
+        (1, 1, 0),
+        (3, 1, 2),
+        (LAST | 1, 1, LAST),
+        (WRITER | FIRST, WRITER, FIRST),
+        (WAITING | 2, 1, WAITING | 1),
+        (WAITING | 1, 1, 0),
+        (WAITING | LAST | 1, 1, LAST),
+        (WAITING | WRITER | FIRST, WRITER, FIRST),
+    ] {
+        let sem = RwSem::new(());
+        sem.word.store(word, Ordering::Relaxed);
+        sem.release(held);
+        assert_eq!(sem.word.load(Ordering::Relaxed), left, "{held:#x} of {word:#x}");
+    }
+}
+
+/// More readers than a release wakes: those that it has woken wake the others.
+#[test]
+fn all_readers_that_wait_come_in_together() {
+    const READERS: usize = 3 * WOKEN_AT_ONCE + 2;
+    let (sem, together) = (RwSem::new(0), Barrier::new(READERS));
+    let arrived = AtomicU32::new(0);
+    let mut writer = sem.write();
+    std::thread::scope(|scope| {
+        for _ in 0..READERS {
+            scope.spawn(|| {
+                arrived.fetch_add(1, Ordering::Relaxed);
+                let reader = sem.read();
+                // All have it, or this waits for ever.
+                together.wait();
+                assert_eq!(*reader, 1);
+            });
+        }
+        while arrived.load(Ordering::Relaxed) < READERS as u32 {
+            std::thread::yield_now();
+        }
+        std::thread::sleep(Duration::from_millis(5));
+        *writer = 1;
+        drop(writer);
+    });
+    assert!(is_free_for(&sem, Want::Write), "nothing is left of them");
 }
 
 /// Two words that only writers change, always together.

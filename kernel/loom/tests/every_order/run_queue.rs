@@ -4,8 +4,8 @@
 //! A wake-up that is lost while a CPU goes idle is a deadlock; a thread that two CPUs run has two CPUs, or its registers
 //! race. loom reports each.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use granule_loom::smp::{self, CpuId};
 use granule_loom::{Omitted, Sleeper, omit, sched};
@@ -225,5 +225,92 @@ fn ready_threads_do_not_starve_behind_woken_ones() {
         };
         assert_eq!(places(&ready), [16, 33]);
         assert!(places(&woken).is_sorted(), "first come, first served");
+    });
+}
+
+/// How a thread comes to run: it was started for EL0, or goes on in the kernel.
+#[derive(Clone, Copy)]
+enum Start {
+    Ready,
+    Woken,
+}
+
+/// The order in which threads run that were started so, 1 the first, and the running thread, 0, which then does `act`.
+fn order_after(starts: &'static [Start], act: fn(), expected: &'static [usize]) {
+    threads_with(0, move || {
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let (main, idle) = (Sleeper::on(0), Sleeper::on(0));
+        idle.is_idle_thread_of(0);
+        main.runs_on(0);
+        let threads: Vec<_> = (1..=starts.len())
+            .map(|number| {
+                let order = Arc::clone(&order);
+                thread(0, Omitted::Nothing, move |_| order.lock().unwrap().push(number))
+            })
+            .collect();
+        for (start, (thread, _)) in starts.iter().zip(&threads) {
+            match start {
+                Start::Ready => thread.start(),
+                Start::Woken => thread.start_kernel(0),
+            }
+        }
+        act();
+        order.lock().unwrap().push(0);
+        // What is left.
+        while order.lock().unwrap().len() <= starts.len() {
+            sched::yield_now();
+            sched::give_way();
+        }
+        threads.into_iter().for_each(|(_, runs)| runs.join().unwrap());
+        assert_eq!(*order.lock().unwrap(), expected);
+    });
+}
+
+fn end_slice_and_give_way() {
+    sched::yield_now();
+    sched::give_way();
+}
+
+fn end_slice_and_relax() {
+    sched::yield_now();
+    sched::relax();
+}
+
+/// On its way to EL0 a thread goes behind those that are ready only where its slice has ended; woken ones go first.
+#[test]
+fn a_thread_gives_way_by_its_slice() {
+    use Start::{Ready, Woken};
+    order_after(&[], sched::give_way, &[0]);
+    order_after(&[Ready, Ready], sched::give_way, &[1, 0, 2]);
+    order_after(&[Ready, Ready], end_slice_and_give_way, &[1, 2, 0]);
+    order_after(&[Ready, Woken], sched::give_way, &[2, 0, 1]);
+    order_after(&[Ready, Woken], end_slice_and_give_way, &[2, 1, 0]);
+}
+
+/// In the kernel a thread lets woken ones go first, and a ready one where its slice has ended.
+#[test]
+fn a_scheduling_point_lets_others_run_by_the_slice() {
+    use Start::{Ready, Woken};
+    order_after(&[], end_slice_and_relax, &[0]);
+    order_after(&[Ready], sched::relax, &[0, 1]);
+    order_after(&[Ready, Woken], sched::relax, &[2, 0, 1]);
+    order_after(&[Woken, Woken], sched::relax, &[1, 2, 0]);
+    order_after(&[Ready, Woken, Ready], end_slice_and_relax, &[1, 2, 0, 3]);
+}
+
+/// A slice has an end while another thread waits for the CPU, and none else.
+#[test]
+fn a_slice_ends_only_where_a_thread_waits() {
+    threads_with(0, || {
+        let (main, idle) = (Sleeper::on(0), Sleeper::on(0));
+        idle.is_idle_thread_of(0);
+        main.runs_on(0);
+        let (thread, runs) = thread(0, Omitted::Nothing, |_| assert!(sched::slice_has_end(), "the other one waits"));
+        assert!(!sched::slice_has_end());
+        thread.start();
+        assert!(sched::slice_has_end());
+        sched::give_way();
+        assert!(!sched::slice_has_end(), "alone again");
+        runs.join().unwrap();
     });
 }
