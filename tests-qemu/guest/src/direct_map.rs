@@ -35,15 +35,34 @@ fn faults(page: VirtAddr, status: FaultStatus) -> bool {
     fault.and_then(|fault| fault.syndrome.abort()).is_some_and(|abort| abort.status == status)
 }
 
-/// What `call` issues on this CPU.
-fn issued(call: impl FnOnce()) -> Counts {
-    let was_on = maintenance::is_counting();
-    maintenance::set_counting(true);
-    let before = maintenance::counts(this_cpu());
-    call();
-    let counts = maintenance::counts(this_cpu()) - before;
-    maintenance::set_counting(was_on);
-    counts
+/// Maintenance is counted until this is dropped.
+///
+/// What turns it on and off patches the kernel's text by a page that it maps for that, and invalidates. QEMU makes the
+/// TLB of a CPU for pages of 1 KiB on all its machines but `virt`, and takes a larger page there for a block: an
+/// invalidation of one takes all that the TLB holds. So nothing is turned on or off between two looks at a page.
+struct Counting {
+    was_on: bool,
+}
+
+impl Counting {
+    fn start() -> Self {
+        let was_on = maintenance::is_counting();
+        maintenance::set_counting(true);
+        Self { was_on }
+    }
+
+    /// What `call` issues on this CPU.
+    fn issued(&self, call: impl FnOnce()) -> Counts {
+        let before = maintenance::counts(this_cpu());
+        call();
+        maintenance::counts(this_cpu()) - before
+    }
+}
+
+impl Drop for Counting {
+    fn drop(&mut self) {
+        maintenance::set_counting(self.was_on);
+    }
 }
 
 /// A frame with its page, of a block of the test's own.
@@ -53,14 +72,14 @@ fn frame_of(block: &Block) -> Option<(PhysAddr, VirtAddr)> {
 }
 
 /// Makes a page invalid, and returns whether its cached translation is still used.
-fn stays_in_use(t: &mut Test, frame: PhysAddr, page: VirtAddr) -> bool {
+fn stays_in_use(t: &mut Test, counting: &Counting, frame: PhysAddr, page: VirtAddr) -> bool {
     // What a split invalidates later is over with.
     t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
     t.ok("made valid", space().set_memory_valid(page, 1, Validity::Valid));
     t.check("written, and cached", is_writable(page) && space().kernel_page_present(frame));
 
     let mut result = Ok(());
-    let counts = issued(|| result = space().set_direct_map_invalid_noflush(frame));
+    let counts = counting.issued(|| result = space().set_direct_map_invalid_noflush(frame));
     t.equal("made invalid", result, Ok(()));
     t.equal("nothing is issued", counts, Counts::default());
     let stale = is_writable(page);
@@ -79,7 +98,8 @@ fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
     // What another CPU invalidates in between, in a block that this one has used, takes all that an emulated TLB holds:
     // then the next page shows it. On a slow host QEMU makes its TLBs small, and most entries give way at once.
     let mut pages = (0..256).map(|index| index * PAGE_SIZE as u64).map(|offset| (frame + offset, page + offset));
-    let Some((frame, page)) = pages.find(|&(frame, page)| stays_in_use(t, frame, page)) else {
+    let counting = Counting::start();
+    let Some((frame, page)) = pages.find(|&(frame, page)| stays_in_use(t, &counting, frame, page)) else {
         t.check("stale: written all the same", false);
         block.free(t);
         return;
@@ -90,7 +110,7 @@ fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
     t.check("its neighbours do not", is_writable(page + PAGE_SIZE as u64) && is_writable(page - PAGE_SIZE as u64));
 
     let mut result = Ok(());
-    let counts = issued(|| result = space().set_direct_map_default_noflush(frame));
+    let counts = counting.issued(|| result = space().set_direct_map_default_noflush(frame));
     t.equal("put back", result, Ok(()));
     t.equal("DSB, ISB, TLBI", [counts.of(MaintenanceOp::Dsb), counts.of(MaintenanceOp::Isb), counts.tlbi()], [1, 1, 0]);
     t.check("written again", is_writable(page) && space().kernel_page_present(frame));
