@@ -2,9 +2,21 @@
 
 pub mod asid;
 pub mod frame;
+pub mod kernel;
 pub mod page_block;
+#[allow(dead_code, reason = "pools for each CPU are the kernel's alone")]
+#[path = "../../src/mm/pool.rs"]
+pub mod pool;
 pub mod shmem;
 pub mod space;
 pub mod tag_storage;
+
+/// What stands in the place of the layout of the kernel's addresses: a window of two parts, which begins at 0.
+mod layout {
+    use granule_arch::addr::VirtAddr;
+
+    pub(super) const VMALLOC_START: VirtAddr = VirtAddr(0);
+    pub(super) const VMALLOC_END: VirtAddr = VirtAddr(2 << 42);
+}
 
 pub(crate) use granule::mm::OutOfMemory;

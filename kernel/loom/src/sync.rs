@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code, reason = "data that its holders share by the lock")]
 
-use std::cell::UnsafeCell;
+use std::cell::{OnceCell, UnsafeCell};
 use std::ops::{Deref, DerefMut};
 
 use loom::sync::{Mutex, MutexGuard};
@@ -21,8 +21,8 @@ pub(crate) fn spin() {
     loom::thread::yield_now();
 }
 
-/// A lock.
-pub struct IrqLock<T, const RANK: rank::Rank>(Mutex<()>, UnsafeCell<T>);
+/// A lock. It becomes one of loom's where it is first acquired, so that a constant can have one.
+pub struct IrqLock<T, const RANK: rank::Rank>(OnceCell<Mutex<()>>, UnsafeCell<T>);
 
 // SAFETY: the value is reached by the lock's holder, or, where a test has it so, by one thread after the other.
 unsafe impl<T: Send, const RANK: rank::Rank> Sync for IrqLock<T, RANK> {}
@@ -35,8 +35,8 @@ pub struct IrqGuard<'a, T, const RANK: rank::Rank> {
 
 impl<T, const RANK: rank::Rank> IrqLock<T, RANK> {
     /// A free lock.
-    pub fn new(value: T) -> Self {
-        Self(Mutex::new(()), UnsafeCell::new(value))
+    pub const fn new(value: T) -> Self {
+        Self(OnceCell::new(), UnsafeCell::new(value))
     }
 
     /// Waits for the lock.
@@ -44,9 +44,18 @@ impl<T, const RANK: rank::Rank> IrqLock<T, RANK> {
     /// # Panics
     /// Another of loom's threads has panicked.
     pub fn lock(&self) -> IrqGuard<'_, T, RANK> {
-        let without = has_waited() && omits(Omitted::LastLock) || RANK == rank::PARTS && omits(Omitted::IndexLock);
-        let guard = (!without).then(|| self.0.lock().expect("no thread has panicked"));
+        let without = has_waited() && omits(Omitted::LastLock) || omits(Omitted::Lock(RANK));
+        let guard = (!without).then(|| self.0.get_or_init(Mutex::default).lock().expect("no thread has panicked"));
         IrqGuard { _guard: guard, value: self.1.get() }
+    }
+
+    /// The lock, if it is free.
+    ///
+    /// # Panics
+    /// As [`Self::lock`].
+    pub fn try_lock(&self) -> Option<IrqGuard<'_, T, RANK>> {
+        let guard = self.0.get_or_init(Mutex::default).try_lock().ok()?;
+        Some(IrqGuard { _guard: Some(guard), value: self.1.get() })
     }
 }
 

@@ -140,6 +140,13 @@ impl Cpu<'_> {
         }
     }
 
+    /// Asserts that no TLB has `page`, whose memory gets another owner.
+    pub(crate) fn assert_not_held(&self, page: u64) {
+        let books = self.machine.tlbs.books.lock().unwrap();
+        let held = books.held.iter().find(|held| held.overlaps(crate::pages(page, 1)));
+        assert!(held.is_none(), "page {page} is free and may be translated by {held:?}");
+    }
+
     /// Asserts that no TLB has anything for `range`, whose owner this is, but what the tables hold.
     pub fn assert_nothing_stale(&self, range: PageRange<Tiny>) {
         let held = self.machine.tlbs.books.lock().unwrap().held.clone();

@@ -137,7 +137,7 @@ impl Host<'_> {
         // No debugger follows these programs, and linking them is what takes the time.
         cargo.args(["--config", "profile.dev.debug=0", "--config", "profile.dev.package.\"*\".debug=2"]);
         if names.is_empty() {
-            cargo.args(["--lib", "--tests"]);
+            cargo.arg("--tests");
         }
         for name in names {
             // A library's program has the name of its crate.

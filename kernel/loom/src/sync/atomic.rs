@@ -21,6 +21,8 @@ pub use loom::sync::atomic::Ordering;
 
 use granule_smmuv3::Step;
 
+use super::rank::Rank;
+
 /// A step that a thread leaves out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Omitted {
@@ -46,8 +48,8 @@ pub enum Omitted {
     Renewal,
     /// The lock that a waiter acquires once more before it returns.
     LastLock,
-    /// The lock of the index of a space's parts.
-    IndexLock,
+    /// The locks of this rank.
+    Lock(Rank),
     /// DMB OSHLD.
     DmbOshld,
     /// The masks of interrupts.

@@ -16,6 +16,7 @@ mod objects;
 mod park;
 mod parts;
 mod poll;
+mod purge;
 mod reclaim;
 mod remedies;
 mod remote;

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 
 use granule_loom::mm::space::Pages;
+use granule_loom::sync::rank;
 use granule_loom::{Omitted, omit};
 
 use crate::{assert_caught, threads_with};
@@ -73,7 +74,7 @@ fn a_part_is_used_again_while_others_come_to_it_late() {
 
 #[test]
 fn without_its_lock_the_index_is_lost() {
-    let both = [Omitted::IndexLock; 2];
+    let both = [Omitted::Lock(rank::PARTS); 2];
     assert_caught("", move || {
         at_once(both, divided, [|pages| pages.divide(3), |pages| pages.divide(1)], 0);
     });
@@ -81,7 +82,7 @@ fn without_its_lock_the_index_is_lost() {
 
 #[test]
 fn what_joins_parts_finds_the_next_one_under_the_lock() {
-    let joins = [Omitted::IndexLock, Omitted::Nothing];
+    let joins = [Omitted::Lock(rank::PARTS), Omitted::Nothing];
     let in_three = |pages: &Pages| {
         pages.divide(2);
         pages.divide(3);

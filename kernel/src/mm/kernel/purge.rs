@@ -21,10 +21,12 @@
 //! there reaches their next owner. So `set_memory_*` begins with `vm_unmap_aliases` there, and with nothing here. An area
 //! of which a page is read-only does not wait, as with Linux's `VM_FLUSH_RESET_PERMS`: its alias is read-only too, and what
 //! was code must be gone before it becomes writable.
+//!
+//! `kernel/loom` compiles this file, with the window and its areas.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::bits;
-use granule_arch::{interrupts, wait};
+use granule_arch::interrupts;
 use granule_pgtable::PageRange;
 
 use super::KernelSpace;
@@ -33,6 +35,7 @@ use super::owners::RangeOwnerCheck;
 use super::vmalloc::add_to;
 use crate::lab;
 use crate::smp::Cpu;
+use crate::sync::spin;
 
 impl KernelSpace {
     /// Unmaps an area, which is all of `range`, and leaves the rest for [`Self::purge`]. It is given back, with nothing
@@ -74,7 +77,7 @@ impl KernelSpace {
                 if let Some(freed) = self.try_purge_part(cpu, part) {
                     break freed;
                 }
-                wait::relax();
+                spin();
             }
         };
         self.areas.parts(cpu).map(purge).sum()
