@@ -10,6 +10,7 @@ pub mod pool;
 pub mod shmem;
 pub mod space;
 pub mod tag_storage;
+pub mod userfault;
 
 /// What stands in the place of the layout of the kernel's addresses: a window of two parts, which begins at 0.
 mod layout {

@@ -36,8 +36,8 @@ mod token;
 mod wait;
 
 pub use poll::{PollNode, PollQueue, poll};
-pub(crate) use queue::PerCpu;
 use queue::running;
+pub(crate) use queue::{PerCpu, relax};
 pub(crate) use rwsem::BriefSlot;
 pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::{poll_until, sleep_until};
@@ -369,7 +369,7 @@ pub(crate) fn has_waited() -> bool {
 }
 
 /// The running thread.
-struct Current(Arc<Sleeper>);
+pub(crate) struct Current(Arc<Sleeper>);
 
 impl Deref for Current {
     type Target = Sleeper;
@@ -380,24 +380,34 @@ impl Deref for Current {
 
 /// A thread, in the node of a queue on its own stack. loom watches the node's memory: it is gone when its owner
 /// returns.
-struct ThreadRef {
+pub(crate) struct ThreadRef {
     sleeper: Arc<Sleeper>,
     node: Watched<()>,
 }
 
-fn current() -> Current {
+pub(crate) fn current() -> Current {
     HAS_WAITED.with(|waited| waited.set(true));
     Current(Sleeper::current())
 }
 
 impl Current {
-    fn to_ref(&self) -> ThreadRef {
+    pub(crate) fn to_ref(&self) -> ThreadRef {
         ThreadRef { sleeper: Arc::clone(&self.0), node: Watched::default() }
     }
 }
 
-fn park() {
+pub(crate) fn park() {
     Sleeper::current().park();
+}
+
+/// Whether the running thread has a signal to deliver.
+pub(crate) fn is_interrupted() -> bool {
+    Sleeper::current().has_signal()
+}
+
+/// The same: each signal ends the program.
+pub(crate) fn is_killed() -> bool {
+    is_interrupted()
 }
 
 impl Deref for ThreadRef {
@@ -414,9 +424,16 @@ impl ThreadRef {
         thread
     }
 
-    fn unpark(&self) {
+    pub(crate) fn unpark(&self) {
         self.sleeper.unpark();
         self.node.read();
+    }
+}
+
+impl Clone for ThreadRef {
+    fn clone(&self) -> Self {
+        self.node.read();
+        Self { sleeper: Arc::clone(&self.sleeper), node: Watched::default() }
     }
 }
 

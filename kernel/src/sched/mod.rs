@@ -105,13 +105,6 @@ impl<T> WaitQueue<T> {
     }
 }
 
-impl PollQueue {
-    /// A queue without pollers.
-    pub const fn new() -> Self {
-        Self(IrqLock::new(poll::Pollers::EMPTY))
-    }
-}
-
 impl BriefSlot {
     /// Of this CPU, which reads under no lock.
     pub(crate) const fn new(id: CpuId) -> Self {

@@ -67,11 +67,16 @@ pub struct PollQueue(pub(super) IrqLock<Pollers, { rank::WAIT }>);
 
 impl Default for PollQueue {
     fn default() -> Self {
-        Self(IrqLock::new(Pollers::EMPTY))
+        Self::new()
     }
 }
 
 impl PollQueue {
+    /// A queue without pollers.
+    pub const fn new() -> Self {
+        Self(IrqLock::new(Pollers::EMPTY))
+    }
+
     /// Wakes all pollers, after a change of the object's state. Sleeps never; no lock of the rank `WAIT` or a later one
     /// is held.
     pub fn wake(&self) {

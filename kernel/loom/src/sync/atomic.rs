@@ -247,6 +247,24 @@ words! {
     AtomicUsize: usize;
 }
 
+/// A flag.
+pub struct AtomicBool(AtomicU32);
+
+#[allow(missing_docs, reason = "as in `core::sync::atomic`")]
+impl AtomicBool {
+    pub fn new(value: bool) -> Self {
+        Self(AtomicU32::new(value.into()))
+    }
+
+    pub fn load(&self, order: Ordering) -> bool {
+        self.0.load(order) != 0
+    }
+
+    pub fn store(&self, value: bool, order: Ordering) {
+        self.0.store(value.into(), order);
+    }
+}
+
 /// [`loom::sync::atomic::AtomicPtr`], touched before each access.
 pub struct AtomicPtr<T> {
     value: loom::sync::atomic::AtomicPtr<T>,

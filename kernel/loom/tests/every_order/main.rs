@@ -27,6 +27,7 @@ mod split;
 mod tag_storage;
 mod timeout;
 mod upgrade;
+mod userfault;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

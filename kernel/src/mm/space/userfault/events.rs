@@ -11,7 +11,6 @@
 //! any more. No lock is held while an event waits.
 
 use alloc::vec::Vec;
-use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
@@ -68,7 +67,7 @@ impl PendingEvents {
 
     fn add(&mut self, userfaultfd: Counted<Userfaultfd>, message: Message) -> Result<(), OutOfMemory> {
         self.0.try_reserve(1).map_err(|_| OutOfMemory)?;
-        userfaultfd.changing.fetch_add(1, Ordering::Relaxed);
+        userfaultfd.changing.begin();
         self.0.extend(core::iter::once((userfaultfd, message)));
         Ok(())
     }
@@ -83,7 +82,7 @@ impl PendingEvents {
         while self.0.len() > count
             && let Some((userfaultfd, _)) = self.0.pop()
         {
-            userfaultfd.changing.fetch_sub(1, Ordering::Relaxed);
+            userfaultfd.changing.end();
         }
     }
 
@@ -133,7 +132,7 @@ impl Drop for PendingEvents {
 impl Userfaultfd {
     /// Whether an event is not read yet.
     pub fn is_changing(&self) -> bool {
-        self.check_unchanging().is_err()
+        self.changing.are_there()
     }
 
     /// Fails while an event is not read.
@@ -141,20 +140,19 @@ impl Userfaultfd {
     /// # Errors
     /// [`UserfaultError::Changing`].
     pub(super) fn check_unchanging(&self) -> Result<(), UserfaultError> {
-        // Acquire: what the change did before its event was read comes before.
-        if self.changing.load(Ordering::Acquire) == 0 { Ok(()) } else { Err(UserfaultError::Changing) }
+        if self.is_changing() { Err(UserfaultError::Changing) } else { Ok(()) }
     }
 
     /// Sends an event whose change is counted, and ends that; whether it was read.
     fn send_counted(&self, message: Message) -> bool {
         let is_read = self.queue.send(message);
-        self.changing.fetch_sub(1, Ordering::Release);
+        self.changing.end();
         is_read
     }
 
     /// The same for an event that comes before its change.
     fn send(&self, message: Message) {
-        self.changing.fetch_add(1, Ordering::Relaxed);
+        self.changing.begin();
         self.send_counted(message);
     }
 }
@@ -323,7 +321,7 @@ impl super::Userfaultfds {
         }
         child.note_userfaultfds();
         let own = Userfaultfd::with_features(child, parent.user_mode_only, parent.open_flags, parent.features().0)?;
-        parent.changing.fetch_add(1, Ordering::Relaxed);
+        parent.changing.begin();
         put(&mut all, place, Registered { userfaultfd: own, forked_from: Some(parent) })
     }
 
@@ -339,7 +337,7 @@ impl Drop for Registered {
     fn drop(&mut self) {
         // Of a fork that has failed.
         if let Some(parent) = &self.forked_from {
-            parent.changing.fetch_sub(1, Ordering::Relaxed);
+            parent.changing.end();
         }
     }
 }

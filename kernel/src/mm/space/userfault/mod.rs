@@ -34,6 +34,7 @@
 //! ```
 //! No lock is held while a thread waits.
 
+mod changes;
 mod events;
 mod fault;
 mod fill;
@@ -43,7 +44,7 @@ mod queue;
 use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::PageRange;
@@ -66,6 +67,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::{Cpu, this_cpu};
+use changes::Changes;
 use queue::Queue;
 
 /// What a userfaultfd can do: bits, of which each is Linux's `UFFD_FEATURE_` of the same name.
@@ -196,7 +198,7 @@ pub struct Userfaultfd {
     /// See [`Userfaultfd::open_flags`].
     open_flags: u32,
     /// Changes of the mappings whose events are not read yet.
-    changing: AtomicU32,
+    changing: Changes,
     queue: Queue,
 }
 
@@ -242,7 +244,7 @@ impl Userfaultfd {
             features: AtomicU64::new(features),
             user_mode_only,
             open_flags,
-            changing: AtomicU32::new(0),
+            changing: Changes::default(),
             queue: Queue::new(),
         };
         Counted::try_new_with(&space.common.userfaultfds, make)

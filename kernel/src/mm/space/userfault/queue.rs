@@ -5,13 +5,14 @@
 //!
 //! A fault is in the tree, by page, until it is woken, and in the list until it is read: the pager reads in order, and wakes
 //! by ranges. A wake takes [`BATCH`] under one hold, with interrupts masked, and passes over those that come later.
+//!
+//! `kernel/loom` compiles this file on loom's atomics and threads.
 
 #![allow(unsafe_code, reason = "nodes on the stacks of threads that wait, under the lock of their queue")]
 
 use core::cell::Cell;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
@@ -19,6 +20,7 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTre
 use super::events::Message;
 use super::fault::PageFault;
 use crate::sched::{self, PollQueue, ThreadRef, current, park, relax};
+use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{IrqLock, rank};
 
 /// Faults that are visited under one hold of the lock.
@@ -156,7 +158,7 @@ impl QueuedFault {
 }
 
 impl Queue {
-    pub(super) const fn new() -> Self {
+    pub(super) fn new() -> Self {
         let lists = Lists {
             unread: LinkedList::new(Unread::NEW),
             faults: RBTree::new(ByPage::NEW),
