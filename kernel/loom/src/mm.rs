@@ -1,6 +1,7 @@
 //! The kernel's own files of memory management that are not page tables.
 
 pub mod asid;
+pub mod family;
 pub mod frame;
 pub mod kernel;
 pub mod page_block;

@@ -7,24 +7,23 @@
 //!
 //! An origin is a hint. What maps a frame are the entries, and a walk counts them: a page that `mremap` has moved in
 //! one of several spaces has more references than the walk finds, and is left where it is.
+//!
+//! `kernel/loom` compiles this file on loom's atomics and locks.
 
 #![allow(unsafe_code, reason = "intrusive nodes")]
-
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, UnsafeRef, intrusive_adapter};
 
 use super::shmem::Object;
-use super::{PAGE, Space};
+use super::{LISTS, PAGE, Space};
 use crate::sched::RwSem;
+use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// Bits of a page's number, in 2⁴⁸ bytes.
 const PAGE_BITS: u32 = 36;
 /// Families before a number comes again. Two that have the same are one to a walk, which finds no entry in the other.
 const FAMILIES: u32 = 1 << (u64::BITS - PAGE_BITS);
-/// Lists of spaces, each with a lock: what programs on different CPUs create is in different ones.
-const LISTS: usize = 64;
 
 mod adapters {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
@@ -70,6 +69,8 @@ impl Origin {
 pub(super) struct SpaceList(LinkedList<InFamily>);
 
 impl SpaceList {
+    pub(super) const EMPTY: Self = Self(LinkedList::new(InFamily::NEW));
+
     /// The spaces. They are there while the list is locked.
     pub(super) fn iter(&self) -> impl Iterator<Item = &Space> {
         self.0.iter()
@@ -80,31 +81,22 @@ impl SpaceList {
 pub(super) struct ObjectList(LinkedList<OfNumber>);
 
 impl ObjectList {
+    pub(super) const EMPTY: Self = Self(LinkedList::new(OfNumber::NEW));
+
     /// The object that is the family. It is there while the list is locked.
     pub(super) fn find(&self, family: FamilyId) -> Option<&Object> {
         self.0.iter().find(|object| object.family == family)
     }
 }
 
-/// All spaces and objects, of the host's tests too. A static: where the kernel starts the stack has no room for it.
-pub(super) static ALL: Families = Families::new();
-
 /// Spaces and objects by their families.
 pub(super) struct Families {
-    next: AtomicU32,
-    lists: [RwSem<SpaceList>; LISTS],
-    objects: [RwSem<ObjectList>; LISTS],
+    pub(super) next: AtomicU32,
+    pub(super) lists: [RwSem<SpaceList>; LISTS],
+    pub(super) objects: [RwSem<ObjectList>; LISTS],
 }
 
 impl Families {
-    const fn new() -> Self {
-        Self {
-            next: AtomicU32::new(0),
-            lists: [const { RwSem::new(SpaceList(LinkedList::new(InFamily::NEW))) }; LISTS],
-            objects: [const { RwSem::new(ObjectList(LinkedList::new(OfNumber::NEW))) }; LISTS],
-        }
-    }
-
     /// A number for a new family.
     pub(super) fn new_id(&self) -> FamilyId {
         // Relaxed: nothing is published by it.

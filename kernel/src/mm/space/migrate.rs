@@ -20,7 +20,7 @@
 //! wait for their family's page, and look again with all areas locked, while which no entry becomes one
 //! ([`Space::write_areas_at_rest`]).
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Migration, MigrationAccess, NonPresent, Protection};
@@ -29,7 +29,7 @@ use thiserror::Error;
 
 use super::area::Areas;
 use super::entry::{EntryState, attributes, replace, state};
-use super::family::{FamilyId, Origin, SpaceList};
+use super::family::Origin;
 use super::shmem::OF_OBJECT;
 #[cfg(doc)]
 use super::shmem::Object;
@@ -39,7 +39,7 @@ use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tag_storage::Unreserved;
 use crate::mm::tlb::user::Leaf;
-use crate::sched::{ReadGuard, RwSem, WriteGuard, relax};
+use crate::sched::{WriteGuard, relax};
 use crate::smp::Cpu;
 
 /// Why a frame stays where it is.
@@ -82,64 +82,15 @@ pub struct Moved {
     pub bytes: u64,
 }
 
-/// The page that is on its way, if there is one.
-pub(super) struct Migrations {
-    one: RwSem<()>,
-    /// The family of its spaces, or [`NO_FAMILY`].
-    family: AtomicU32,
-}
-
-/// No family's number.
-const NO_FAMILY: u32 = 0;
 /// What more entries have stays: each of them is invalidated while the others wait.
 const MOST_ENTRIES: u32 = 64;
-/// Spaces that are looked at without a scheduling point.
-const SPACES: usize = 32;
-
-impl Migrations {
-    pub(super) const fn new() -> Self {
-        Self { one: RwSem::new(()), family: AtomicU32::new(NO_FAMILY) }
-    }
-
-    /// Waits until nothing is on its way, and keeps others from beginning.
-    pub(super) fn begin(&self) -> WriteGuard<'_, ()> {
-        self.one.write()
-    }
-}
-
-/// The spaces of a family, of which a page is on its way.
-pub(super) struct MigratingFamily<'a> {
-    mark: &'a AtomicU32,
-    family: FamilyId,
-    spaces: ReadGuard<'a, SpaceList>,
-}
-
-impl MigratingFamily<'_> {
-    /// Has `work` look at each space; how many times it returned true.
-    pub(super) fn count(&self, work: &dyn Fn(&Space) -> bool) -> u32 {
-        let mut count = 0;
-        for (index, space) in self.spaces.iter().enumerate() {
-            count += u32::from(space.family == self.family && work(space));
-            if index % SPACES == SPACES - 1 {
-                relax();
-            }
-        }
-        count
-    }
-}
-
-impl Drop for MigratingFamily<'_> {
-    fn drop(&mut self) {
-        self.mark.store(NO_FAMILY, Ordering::Relaxed);
-    }
-}
 
 impl Spaces {
     /// Waits until the page that is on its way has arrived. Sleeps; no lock is held.
     #[cold]
     #[inline(never)]
     pub(super) fn wait_for_migration(&self) {
-        drop(self.migrations.one.read());
+        self.migrations.wait();
     }
 
     /// Moves the page or block that `space` has at `address` to other frames. Sleeps: no lock is held. `cpu` is the CPU
@@ -164,13 +115,6 @@ impl Spaces {
         let to = frames.alloc_movable(cpu)?;
         self.migrate_page(cpu, from, to).inspect_err(|_| frames.free(cpu, to))?;
         Ok(Moved { from, to, bytes: PAGE })
-    }
-
-    /// The spaces of `family`, whose faults and forks wait for [`Migrations::begin`]'s guard while it is there.
-    pub(super) fn migrating_family(&self, family: FamilyId) -> MigratingFamily<'_> {
-        let mark = &self.migrations.family;
-        mark.store(family.number(), Ordering::Relaxed);
-        MigratingFamily { mark, family, spaces: self.families.list(family).read() }
     }
 
     /// Moves what `frame` holds to `to`, if `frame` is one page of anonymous memory or of an object. `to` was just
@@ -210,7 +154,7 @@ impl Spaces {
         if record.references() > most {
             return Err(Unmovable::Held);
         }
-        let family = self.migrating_family(family);
+        let family = self.migrations.mark(family, self.families);
         // Each entry leaves its hold to this.
         let unmapped = family.count(&|space| space.unmap_to_migrate(page, frame));
         // No entry has the frame any more, and none will: what holds it besides is something else.
@@ -242,28 +186,13 @@ impl Space {
     /// All areas, for a change that moves or copies entries: none of them is a migration entry, or becomes one.
     #[inline(always)]
     pub(super) fn write_areas_at_rest(&self) -> WriteGuard<'_, Areas> {
-        let areas = self.write_all_areas();
-        // What has made a migration entry has dropped the lock of the areas since; what has not, waits for it.
-        if self.is_migrating() {
-            drop(areas);
-            return self.write_areas_after_migration();
-        }
-        areas
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn write_areas_after_migration(&self) -> WriteGuard<'_, Areas> {
-        // No page is on its way while this is held, and it comes before the areas in what migrates, too.
-        let _one = self.common.migrations.one.read();
-        self.write_all_areas()
+        self.common.migrations.lock_at_rest(self.family, || self.write_all_areas())
     }
 
     /// Whether a migration entry of this space may exist. The lock of its table is held, or all areas are.
     #[inline(always)]
     pub(super) fn is_migrating(&self) -> bool {
-        // Relaxed: set before an entry becomes one, and cleared when none is it any more, each under both locks.
-        self.common.migrations.family.load(Ordering::Relaxed) == self.family.number()
+        self.common.migrations.are_of(self.family)
     }
 
     /// Makes the entry of `page` a migration entry, if it has `frame`, whose hold is the caller's then; returns whether

@@ -41,6 +41,7 @@ mod gather;
 mod group;
 mod limits;
 mod migrate;
+mod migrations;
 mod mlock;
 pub mod pagemap;
 mod part_pools;
@@ -94,9 +95,9 @@ pub use userfault::{
 
 use area::{AreaPools, Areas};
 use error::Refusal;
-use family::{ALL, Families, FamilyId, Origin};
+use family::{Families, FamilyId, ObjectList, Origin, SpaceList};
 use gather::pages;
-use migrate::Migrations;
+use migrations::Migrations;
 use part_pools::PartPools;
 use parts::Parts;
 use reclaim::{Files, Hand};
@@ -127,6 +128,22 @@ type TableCells<'t> = Cells<'t, Machine>;
 pub const USER_START: VirtAddr = VirtAddr(0x1_0000);
 /// The end of the addresses that programs may map. The kernel uses the rest of the lower half: see [`reserved`].
 pub const USER_END: VirtAddr = RESERVED_START;
+
+/// Lists of spaces by their families, each with a lock: what programs on different CPUs create is in different ones.
+const LISTS: usize = 64;
+/// All spaces and objects, of the host's tests too. A static: where the kernel starts the stack has no room for it.
+static ALL: Families = Families::new();
+
+// For the static. Here, because loom's atomics are not made at compile time.
+impl Families {
+    const fn new() -> Self {
+        Self {
+            next: AtomicU32::new(0),
+            lists: [const { RwSem::new(SpaceList::EMPTY) }; LISTS],
+            objects: [const { RwSem::new(ObjectList::EMPTY) }; LISTS],
+        }
+    }
+}
 
 /// State that all spaces share: the source of their memory. There is one.
 pub struct Spaces {

@@ -70,7 +70,7 @@ impl Spaces {
         // What is noted may be of an owner before. The entries decide.
         let origin = Origin(self.frames.block_origin(from));
         let (family, start) = origin.parts().ok_or(Unmovable::NotFound)?;
-        let family = self.migrating_family(family);
+        let family = self.migrations.mark(family, self.families);
         let moving = Moving { start, from, to, is_held: Cell::new(false), was_writable: Cell::new(false) };
         let found = family.count(&|space| space.protect_to_migrate(&moving));
         if found == 0 {
