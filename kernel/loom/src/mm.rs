@@ -1,6 +1,8 @@
 //! The kernel's own files of memory management that are not page tables.
 
 pub mod asid;
+#[path = "../../src/mm/counted.rs"]
+pub mod counted;
 pub mod family;
 pub mod frame;
 pub mod kernel;

@@ -1,14 +1,16 @@
 //! Kernel objects with several owners.
+//!
+//! `kernel/loom` compiles this file on loom's atomics, with the pools.
 
 #![allow(unsafe_code, reason = "reference counts of shared objects")]
 
 use core::fmt;
 use core::ops::Deref;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::OutOfMemory;
 use super::pool::{Pool, PoolBox};
+use crate::sync::atomic::{AtomicU64, Ordering};
 
 /// An object of a pool, and how many owners it has.
 pub struct Inner<T> {

@@ -8,6 +8,7 @@ mod asid;
 mod canary;
 mod collapse;
 mod command_queue;
+mod counted;
 mod family;
 mod frame;
 mod interrupt;
