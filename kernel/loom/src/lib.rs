@@ -74,6 +74,10 @@ mod alloc {
 
         pub(crate) unsafe fn dealloc(_: *mut u8, _: Layout) {}
     }
+
+    pub(crate) mod collections {
+        pub(crate) use std::collections::BTreeSet;
+    }
 }
 
 /// What stands in the place of the kernel's `stretches`.

@@ -5,7 +5,10 @@ pub mod asid;
 pub mod counted;
 pub mod family;
 pub mod frame;
+pub mod free_frames;
 pub mod kernel;
+#[allow(dead_code, reason = "boot and the report are the kernel's alone")]
+#[path = "../../src/mm/page_block/mod.rs"]
 pub mod page_block;
 #[allow(dead_code, reason = "pools for each CPU are the kernel's alone")]
 #[path = "../../src/mm/pool.rs"]
@@ -19,8 +22,9 @@ pub mod userfault;
 mod layout {
     use granule_arch::addr::VirtAddr;
 
+    pub(super) const LINEAR_SIZE: u64 = 1 << 47;
     pub(super) const VMALLOC_START: VirtAddr = VirtAddr(0);
     pub(super) const VMALLOC_END: VirtAddr = VirtAddr(2 << 42);
 }
 
-pub(crate) use granule::mm::OutOfMemory;
+pub(crate) use granule::mm::{OutOfMemory, early};

@@ -3,6 +3,7 @@
 use loom::sync::{Condvar, Mutex};
 
 use crate::chip::timer::Timer;
+use crate::mm::page_block::CurrentArena;
 use crate::sched::{BriefSlot, PerCpu};
 use crate::sync::NoRanks;
 
@@ -38,6 +39,7 @@ pub struct Cpu {
     pub(crate) held_ranks: NoRanks,
     pub(crate) walk: NoWalk,
     pub(crate) brief: BriefSlot,
+    pub(crate) node_arena: CurrentArena,
     interrupts: Mutex<Interrupts>,
     interrupted: Condvar,
 }
@@ -69,6 +71,7 @@ impl Cpu {
             held_ranks: NoRanks,
             walk: NoWalk,
             brief: BriefSlot::new(CpuId(id)),
+            node_arena: CurrentArena::new(),
             interrupts: Mutex::default(),
             interrupted: Condvar::new(),
         }

@@ -83,6 +83,13 @@ const ALIGNED: Layout = match FRAME.align_to(PAGE_SIZE) {
     Err(_) => panic!("a page is a power of two"),
 };
 
+/// What stands in the place of the array of records: page blocks only zero them.
+pub struct FrameRecords;
+
+impl FrameRecords {
+    pub(super) unsafe fn zero(&self, _: usize, _: usize) {}
+}
+
 /// Where it shows frames.
 pub(super) struct SameAddresses;
 

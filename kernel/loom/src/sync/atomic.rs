@@ -239,6 +239,8 @@ macro_rules! words {
 }
 
 words! {
+    /// [`loom::sync::atomic::AtomicU8`], touched before each access.
+    AtomicU8: u8;
     /// [`loom::sync::atomic::AtomicU32`], touched before each access.
     AtomicU32: u32;
     /// [`loom::sync::atomic::AtomicU64`], touched before each access.

@@ -38,17 +38,17 @@
 //!
 //! The rule: a frame is free in exactly one place: inside a free block, as a bit of a cut block, or in a magazine
 //! above.
+//!
+//! `kernel/loom` compiles this folder on loom's atomics and locks.
 
 mod arena;
 mod scarcity;
 mod spans;
 
-use alloc::collections::BTreeSet;
 use core::mem::{ManuallyDrop, size_of};
 use core::ops::Range;
 use core::ptr;
 use core::slice;
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 #[cfg(test)]
 pub(in crate::mm) use arena::tests::host_allocations;
@@ -61,7 +61,9 @@ pub use spans::Spans;
 
 use super::early::MemoryMap;
 use super::frame::FrameRecords;
+use crate::alloc::collections::BTreeSet;
 use crate::smp::{Cpu, CpuId, MAX_CPUS};
+use crate::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// Bytes in a page block: what one level-2 block descriptor maps.
@@ -259,9 +261,9 @@ impl PageBlocks {
         let arena_offset = Self::arena_offset(count, |_| 0);
         let blocks = (storage + size_of::<[CutBlocks; HOMES]>() as u64).as_ptr::<PageBlock>();
         // SAFETY: the storage is ours and at least this long, aligned for all of it; zero is a valid value of the
-        // arrays (`BlockState::Absent`, no origin), and each of the lists is written.
+        // blocks, and each of the lists and atomics is written (`BlockState::Absent`, no origin).
         let (cut, origins, states) = unsafe {
-            ptr::write_bytes(storage.as_ptr::<u8>(), 0, arena_offset);
+            ptr::write_bytes(blocks, 0, count);
             let cut = storage.as_ptr::<CutBlocks>();
             for home in 0..HOMES {
                 let blocks = Blocks(blocks, count);
@@ -271,6 +273,10 @@ impl PageBlocks {
             }
             let origins = blocks.add(count).cast::<AtomicU64>();
             let states = origins.add(count).cast::<AtomicU8>();
+            for index in 0..count {
+                origins.add(index).write(AtomicU64::new(0));
+                states.add(index).write(AtomicU8::new(0));
+            }
             let cut = &*cut.cast::<[CutBlocks; HOMES]>();
             (cut, slice::from_raw_parts(origins, count), slice::from_raw_parts(states, count))
         };

@@ -5,8 +5,6 @@
 //! ([`Scarcity::alone`]): one that had found the way open has finished by then, and the next one finds it closed.
 //!
 //! Plenty is so much that what every CPU may take once, without a look at the others, leaves what is to stay.
-//!
-//! `kernel/loom` compiles this file on loom's atomics.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
