@@ -1,4 +1,33 @@
-//! What stands in the place of the kernel's `chip`.
+//! What stands in the place of the kernel's `chip`, and its own order of interrupts with memory.
+
+use crate::sync::atomic::{AtomicU32, Ordering};
+
+#[path = "../../src/chip/order.rs"]
+mod order;
+
+/// An interrupt controller for one CPU: which interrupts are pending is all that it orders.
+#[derive(Default)]
+pub struct Controller {
+    pending: AtomicU32,
+}
+
+impl Controller {
+    /// `InterruptController::send`.
+    pub fn send(&self, number: u32) {
+        order::send(|| self.pending.fetch_or(1 << number, Ordering::Relaxed));
+    }
+
+    /// `InterruptController::acknowledge`.
+    pub fn acknowledge(&self) -> Option<u32> {
+        order::acknowledge(|| {
+            let number = self.pending.load(Ordering::Relaxed).trailing_zeros();
+            (number < u32::BITS).then(|| {
+                self.pending.fetch_and(!(1 << number), Ordering::Relaxed);
+                number
+            })
+        })
+    }
+}
 
 /// Interrupts that CPUs send each other.
 pub mod interrupt {

@@ -16,6 +16,19 @@ pub mod atomic;
 pub mod interrupts;
 pub(crate) mod wait;
 
+/// What stands in the place of barriers.
+pub(crate) mod barrier {
+    use super::atomic::{Ordering, fence};
+
+    pub(crate) fn dsb_ishst() {
+        fence(Ordering::Release);
+    }
+
+    pub(crate) fn dsb_sy() {
+        fence(Ordering::SeqCst);
+    }
+}
+
 /// Another thread's turn.
 pub(crate) fn spin() {
     loom::thread::yield_now();

@@ -19,6 +19,7 @@ use safe_mmio::{UniqueMmioPointer, field, field_shared};
 use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError, SHARED};
+use super::order;
 use crate::mmio;
 use crate::platform::{Interrupt, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
@@ -147,20 +148,20 @@ impl InterruptController for GicV2 {
 
     fn send(&self, cpu: &Cpu, number: u32) {
         let target = self.targets.get(cpu.id.0 as usize).map_or(0, |target| target.load(Ordering::Relaxed));
-        // The handler must see what was stored before; the device write alone orders nothing.
-        barrier::dsb_ishst();
         // SAFETY: mapped for ever (`init`). No lock: the register is only written, in one piece, and CPUs that waited
         // for each other here would be the slowest part of a call.
         let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
-        field!(registers, sgir).write(u32::from(target) << SGIR_TARGETS | (number & 15));
+        order::send(|| field!(registers, sgir).write(u32::from(target) << SGIR_TARGETS | (number & 15)));
     }
 
     fn acknowledge(&self) -> Option<Acknowledged> {
         let mut registers = self.cpu_interface();
-        let token = field!(registers, iar).read();
-        let intid = token & IAR_INTID;
-        // 1020–1023 are the reason why there is none.
-        (intid < 1020).then_some(Acknowledged { intid, token })
+        order::acknowledge(|| {
+            let token = field!(registers, iar).read();
+            let intid = token & IAR_INTID;
+            // 1020–1023 are the reason why there is none.
+            (intid < 1020).then_some(Acknowledged { intid, token })
+        })
     }
 
     fn end(&self, interrupt: Acknowledged) {

@@ -20,6 +20,7 @@ use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError};
 use super::its::ItsError;
+use super::order;
 use crate::mmio;
 use crate::platform::{Interrupt, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
@@ -238,18 +239,14 @@ impl InterruptController for GicV3 {
     fn send(&self, cpu: &Cpu, number: u32) {
         let [affinity0, affinity1, affinity2, _, affinity3, ..] = cpu.mpidr.load(Ordering::Relaxed).to_le_bytes();
         let target = SgiTarget::List { affinity3, affinity2, affinity1, target_list: 1 << (affinity0 & 15) };
-        // A system register write is not ordered after stores: without the DSB the handler may not see them.
-        barrier::dsb_ishst();
         // It fails for numbers above 15.
-        let _ = GicCpuInterface::send_sgi(IntId::sgi(number & 15), target, SgiTargetGroup::CurrentGroup1);
+        let _ =
+            order::send(|| GicCpuInterface::send_sgi(IntId::sgi(number & 15), target, SgiTargetGroup::CurrentGroup1));
         barrier::isb();
     }
 
     fn acknowledge(&self) -> Option<Acknowledged> {
-        let intid = GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1)?;
-        // The acknowledgement must have reached the GIC before the handler makes the device lower its line, or the
-        // same interrupt is pending again (IHI 0069, 4.1.1: effects of reading ICC_IAR1_EL1 need a DSB).
-        barrier::dsb_sy();
+        let intid = order::acknowledge(|| GicCpuInterface::get_and_acknowledge_interrupt(InterruptGroup::Group1))?;
         let number = u32::from(intid);
         // 1020–1023 are the reason why there is none.
         (!(1020..1024).contains(&number)).then_some(Acknowledged { intid: number, token: number })

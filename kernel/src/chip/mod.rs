@@ -12,6 +12,8 @@ mod gicv3;
 pub mod interrupt;
 pub mod its;
 pub mod log;
+#[cfg(target_os = "none")]
+mod order;
 mod output;
 #[cfg(target_os = "none")]
 pub mod pl011;

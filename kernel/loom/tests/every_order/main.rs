@@ -3,6 +3,7 @@
 //! Each property comes with twins that lack one step ([`granule_loom::Without`]) and must be seen to fail: a checker
 //! that cannot fail proves nothing.
 
+mod acknowledge;
 mod arrivals;
 mod asid;
 mod canary;
