@@ -6,6 +6,7 @@ pub mod counted;
 pub mod family;
 pub mod frame;
 pub mod free_frames;
+pub mod heap;
 pub mod kernel;
 #[allow(dead_code, reason = "boot and the report are the kernel's alone")]
 #[path = "../../src/mm/page_block/mod.rs"]

@@ -51,6 +51,11 @@ mod vmalloc {
     }
 }
 
+/// What a page of the linear map becomes.
+pub(crate) mod set_memory {
+    pub(crate) use granule::mm::kernel::set_memory::Validity;
+}
+
 /// A step that is left out.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Without {

@@ -17,6 +17,10 @@
 //! # Steps left out
 //! A thread can leave out one step ([`omit`]), so that a test sees that the step is needed.
 
+#![allow(unsafe_code, reason = "a word of a constant")]
+
+use std::cell::OnceCell;
+
 pub use loom::sync::atomic::Ordering;
 
 use granule_smmuv3::Step;
@@ -247,6 +251,36 @@ words! {
     AtomicU64: u64;
     /// [`loom::sync::atomic::AtomicUsize`], touched before each access.
     AtomicUsize: usize;
+}
+
+/// A word of a constant. Its first access makes it one of loom's: that is before another thread has it.
+pub struct AtomicU16(u16, OnceCell<AtomicU32>);
+
+// SAFETY: loom runs one thread at a time, and none other runs while the cell is filled.
+unsafe impl Sync for AtomicU16 {}
+
+#[allow(missing_docs, reason = "as in `core::sync::atomic`")]
+impl AtomicU16 {
+    pub const fn new(value: u16) -> Self {
+        Self(value, OnceCell::new())
+    }
+
+    fn word(&self) -> &AtomicU32 {
+        self.1.get_or_init(|| AtomicU32::new(self.0.into()))
+    }
+
+    pub fn load(&self, order: Ordering) -> u16 {
+        self.word().load(order) as u16
+    }
+
+    pub fn swap(&self, value: u16, order: Ordering) -> u16 {
+        self.word().swap(value.into(), order) as u16
+    }
+
+    pub fn compare_exchange(&self, now: u16, new: u16, success: Ordering, failure: Ordering) -> Result<u16, u16> {
+        let result = self.word().compare_exchange(now.into(), new.into(), success, failure);
+        result.map(|found| found as u16).map_err(|found| found as u16)
+    }
 }
 
 /// A flag.

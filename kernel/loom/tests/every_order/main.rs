@@ -12,6 +12,7 @@ mod command_queue;
 mod counted;
 mod family;
 mod frame;
+mod guarded;
 mod interrupt;
 mod leaving;
 mod map;

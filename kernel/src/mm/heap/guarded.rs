@@ -25,6 +25,8 @@
 //!
 //! Pointers to guarded objects are addresses of the linear map, whose tag is the match-all tag: no access through them
 //! fails a tag check (Arm ARM D10), whatever tags their frames have.
+//!
+//! `kernel/loom` compiles this file on loom's atomics.
 
 mod canary;
 #[cfg(target_os = "none")]
@@ -38,7 +40,6 @@ use core::alloc::Layout;
 use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicU16, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use spin::Once;
@@ -46,6 +47,7 @@ use thiserror::Error;
 
 use super::calls::Calls;
 use crate::mm::kernel::set_memory::Validity;
+use crate::sync::atomic::{AtomicU16, Ordering};
 use crate::sync::{IrqLock, rank};
 
 #[cfg(target_os = "none")]
