@@ -9,6 +9,7 @@ use core::fmt;
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
 use granule_arch::addr::VirtAddr;
 use granule_smmuv3::{PAGE1, ProbeError, Probed};
+use spin::Once;
 
 use super::domain::with_interrupts_masked;
 use super::{IOMMUS, Iommu, Needs, NotifyMode, Port, Setup, fault, iommus, iova};
@@ -26,9 +27,7 @@ pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
         crate::log::info!("no SMMU: devices reach all memory");
     }
     for (smmu, place) in smmus.iter().zip(&IOMMUS) {
-        if let Some(iommu) = start(cpu, kernel, smmu) {
-            place.call_once(|| iommu);
-        }
+        _ = start(cpu, kernel, smmu, place);
     }
     if iommus().next().is_some()
         && let Err(error) = fault::start_thread(cpu, smmus)
@@ -37,8 +36,10 @@ pub fn init(cpu: &'static Cpu, kernel: &'static Kernel) {
     }
 }
 
-/// Takes one into use; `None`, after a message, where it cannot be.
-fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iommu> {
+/// Takes one into use, at its place; `None`, after a message, where it cannot be. It is made where it stays: a copy takes a
+/// quarter of the stack.
+#[inline(never)]
+fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu, place: &Once<Iommu>) -> Option<()> {
     let failed = |why: fmt::Arguments<'_>| {
         crate::log::error!("smmu: {why}; devices behind the SMMU at {} are refused", smmu.registers.start());
     };
@@ -62,7 +63,8 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu) -> Option<Iomm
     if let Err(unfit) = setup.needs.check(probed.smmu.features()) {
         crate::log::warn!("smmu: devices cannot be bound to processes: {unfit}");
     }
-    Some(Iommu::new(probed, Metal(LinearView {}), kernel.frames, setup))
+    place.call_once(|| Iommu::new(probed, Metal(LinearView {}), kernel.frames, setup));
+    Some(())
 }
 
 /// Takes the SMMU whose registers are at `registers` into use, from whatever state it is in.
