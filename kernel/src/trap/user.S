@@ -166,5 +166,6 @@ el0_report:
     stp     x24, x26, [sp, #{ESR}]
     add     x29, sp, #{RECORD}
     mov     x0, sp
-    bl      {handle_exception}
+    bl      {handle_exception}              // does not return
+    b       exception_stop
     .popsection
