@@ -47,6 +47,9 @@ pub(crate) struct Options {
     /// Only the tests on the host
     #[arg(long)]
     pub(crate) host: bool,
+    /// Only those on the target
+    #[arg(long, conflicts_with = "host")]
+    pub(crate) target: bool,
     /// The mutants that xtask/audit/mutants.toml lists, instead of drawn ones
     #[arg(long, conflicts_with_all = ["path", "count"])]
     pub(crate) listed: bool,
@@ -90,7 +93,11 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
     let lock = fs::File::create(directory.join("lock")).context("cannot open the lock of target/mutants")?;
     lock.try_lock().context("another `./x mutants` runs in this tree")?;
     let tree = Tree::copy(&tools.root, &directory.join("tree"))?;
-    let tests = if options.host { record::HOST } else { record::ALL };
+    let tests = match (options.host, options.target) {
+        (true, _) => record::HOST,
+        (_, true) => record::TARGET,
+        _ => record::ALL,
+    };
     let mut kept = Kept::read(&tools.root)?;
     let records = Records::open(&directory.join(options.seed.to_string()), &tree.hash, tests, kept.clone())?;
     let here = tools.at(&tree.root);
@@ -102,7 +109,8 @@ pub(crate) fn run(options: &Options, tools: &Tools) -> Result<()> {
         Some(Target::new(keep_program(&directory)?, &tree, options.seed))
     };
     let known = (!options.explained).then_some(known);
-    let results = Session { count, known, records, host, target, baseline: None }.run(&drawn)?;
+    let on_host = !options.target;
+    let results = Session { count, known, records, host, on_host, target, baseline: None }.run(&drawn)?;
     let text = record::report(&results);
     print!("{text}");
     let path = directory.join(options.seed.to_string()).join("report.txt");
@@ -139,6 +147,8 @@ struct Session<'a> {
     known: Option<Known>,
     records: Records,
     host: Host<'a>,
+    /// Not with `--target`.
+    on_host: bool,
     /// None with `--host`.
     target: Option<Target<'a>>,
     baseline: Option<Baseline>,
@@ -186,16 +196,10 @@ impl Session<'_> {
     }
 
     fn judge_here(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Verdict> {
-        // More than are wanted, as some do not compile.
-        let tried: Vec<&Mutant> = drawn.iter().take(2 * self.count).collect();
-        let path = self.records.file("reach.json");
-        let baseline = self.baseline.get_or_insert_with(|| {
-            let names: Vec<&str> = tried.iter().map(|mutant| mutant.id.as_str()).collect();
-            self.host.baseline(&format!("{} {:016x}", self.host.tree.hash, draw::hash(&names)), &tried, &path)
-        });
-        let slow = match self.host.judge(mutant, &tried, &path, baseline, spent)? {
-            Quick::Judged(verdict) => return Ok(verdict),
-            Quick::Passed(slow) => slow,
+        let slow = match self.on_host.then(|| self.judge_quickly(mutant, drawn, spent)).transpose()? {
+            Some(Quick::Judged(verdict)) => return Ok(verdict),
+            Some(Quick::Passed(slow)) => Some(slow),
+            None => None,
         };
         self.host.tree.write(&mutant.source.path, &mutant.text())?;
         if let Some(target) = &mut self.target
@@ -203,11 +207,22 @@ impl Session<'_> {
         {
             return Ok(verdict);
         }
-        let verdict = self.host.judge_slowly(mutant, slow, spent)?;
+        let verdict = slow.map_or(Ok(Verdict::Survived), |slow| self.host.judge_slowly(mutant, slow, spent))?;
         match &self.target {
             Some(target) if verdict == Verdict::Survived => target.judge(mutant, spent),
             _ => Ok(verdict),
         }
+    }
+
+    fn judge_quickly(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Quick> {
+        // More than are wanted, as some do not compile.
+        let tried: Vec<&Mutant> = drawn.iter().take(2 * self.count).collect();
+        let path = self.records.file("reach.json");
+        let baseline = self.baseline.get_or_insert_with(|| {
+            let names: Vec<&str> = tried.iter().map(|mutant| mutant.id.as_str()).collect();
+            self.host.baseline(&format!("{} {:016x}", self.host.tree.hash, draw::hash(&names)), &tried, &path)
+        });
+        self.host.judge(mutant, &tried, &path, baseline, spent)
     }
 }
 

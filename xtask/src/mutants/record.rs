@@ -11,8 +11,9 @@ use anyhow::{Context, Result};
 use super::draw::Mutant;
 use super::kept::Kept;
 
-/// Which tests run: of the host alone, or all.
+/// Which tests run: of the host alone, of the target alone, or all.
 pub(super) const HOST: &str = "host";
+pub(super) const TARGET: &str = "target";
 pub(super) const ALL: &str = "host and target";
 
 /// What became of a mutant.
@@ -118,7 +119,9 @@ impl Records {
         let is_same = field("tree")? == self.tree;
         match field("verdict")? {
             "killed" if lines(patch) == lines(&mutant.patch()) => Some(Verdict::Killed(why)),
-            "survived" if is_same && (field("tests")? == ALL || self.tests == HOST) => Some(Verdict::Survived),
+            "survived" if is_same && (field("tests")? == ALL || field("tests")? == self.tests) => {
+                Some(Verdict::Survived)
+            }
             "invalid" if is_same => Some(Verdict::Invalid(why)),
             _ => None,
         }

@@ -294,7 +294,8 @@ impl Fake {
             Records::open(&self.0.join("target/mutants/0"), &tree.hash, record::HOST, Kept::default()).unwrap();
         let host = Host { tools: &here, tree: &tree, seed: 0, packages: |_| &["granule-arch"] };
         let mutants = self.mutants();
-        let mut session = Session { count: mutants.len(), known: None, records, host, target: None, baseline: None };
+        let mut session =
+            Session { count: mutants.len(), known: None, records, host, on_host: true, target: None, baseline: None };
         let mut verdicts: Vec<_> = session
             .run(&mutants)
             .unwrap()
@@ -362,7 +363,7 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
         let records = Records::open(&fake.0.join("target/mutants/0"), &hash, tests, Kept::default()).unwrap();
         fake.mutants().iter().filter(|mutant| records.find(mutant).is_some()).count()
     };
-    assert_eq!((known(record::HOST), known(record::ALL)), (4, 2));
+    assert_eq!([record::HOST, record::TARGET, record::ALL].map(known), [4, 2, 2]);
     fs::remove_dir_all(fake.0.join("target/mutants/tree")).unwrap();
 
     // With a test more, only what had survived is tried again.
