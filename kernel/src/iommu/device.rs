@@ -415,9 +415,13 @@ impl AttachedDevice {
     fn show_everywhere(&self, cpu: &Cpu, state: &PortState, own: OwnPage) -> Result<(), DmaError> {
         let range = PageRange::new(own.at, PAGE)?;
         self.domain.map(cpu, range, own.physical, Attributes::device_domain(own.memory, true))?;
-        if let Some(space) = state.binding.as_ref().and_then(Binding::space)
-            && let Err(error) = space.show_reserved(cpu, own.at, own.physical, own.memory)
-        {
+        // A space that has ended shows nothing: the device is cut off.
+        let shown = state
+            .binding
+            .as_ref()
+            .and_then(Binding::space)
+            .and_then(|space| space.between_changes(|pages| pages.show(cpu, own.at, own.physical, own.memory)));
+        if let Some(Err(error)) = shown {
             self.domain.unmap(&self.iommu.smmu, range);
             return Err(error.into());
         }
@@ -431,7 +435,8 @@ impl AttachedDevice {
         let own = state.own.swap_remove(index);
         if let Some(binding) = &state.binding {
             match binding.space() {
-                Some(space) => space.hide_reserved(cpu, own.at),
+                // Nothing shows it, and the device is cut off, where the space has ended meanwhile.
+                Some(space) => _ = space.between_changes(|pages| pages.hide(cpu, own.at)),
                 // It is ending, and the device may not have been cut off yet: the space's tables still show the page.
                 None => self.iommu.cut_off(self.stream, binding.asid()),
             }

@@ -5,6 +5,7 @@ use thiserror::Error;
 
 use super::sva::Unfit;
 use crate::mm::OutOfMemory;
+use crate::mm::notifier::SubscribeError;
 
 /// Why a device cannot be had.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -97,4 +98,13 @@ pub enum BindError {
     /// The SMMU refused.
     #[error(transparent)]
     Stream(#[from] StreamError),
+}
+
+impl From<SubscribeError> for BindError {
+    fn from(error: SubscribeError) -> Self {
+        match error {
+            SubscribeError::OutOfMemory(error) => error.into(),
+            SubscribeError::Released => Self::Ended,
+        }
+    }
 }

@@ -1,14 +1,18 @@
 //! A device that uses the addresses of a process: the SMMU walks the process's own tables (SVA).
 //!
 //! ```text
-//! bind      claim → number of its own → own pages into the space → subscribe → the stream's context
+//! bind      number of its own → [ claim → own pages into the space → subscribe → the stream's context ]
 //! the end   nothing is translated any more, quietly → the number is flushed → the space's memory goes
 //! unbind    the stream's context is its domain's → the number is flushed → unsubscribe → own pages out → number back
 //! ```
-//! The subscription comes before the context, and between two changes: none is missed, and none is received from its
-//! middle on. The number is given back last: its next owner finds nothing of this space under it. A binding keeps the
-//! space's record and not the space, so a process that ends while a device is bound to it ends at once; its device is
-//! cut off, and `unbind` may come at any time after.
+//! **Rule: what joins a space is in force before the space may change or end.** What is in brackets happens between two
+//! changes of a space that has not ended. So no change is missed, and none is received from its middle on; and the end
+//! comes before all of it, which is refused then, or behind all of it, and finds the context to be cut off. What leaves
+//! is out of force before: the stream's context goes first.
+//!
+//! The number is given back last: its next owner finds nothing of this space under it. A binding keeps the space's
+//! record and not the space, so a process that ends while a device is bound to it ends at once; its device is cut off,
+//! and `unbind` may come at any time after.
 //!
 //! This SMMU has no substreams: the binding has the whole stream, messages included. So what a device shares with its
 //! driver is in the tables of the process, within reach of every device that uses them: a space has one binding.
@@ -23,8 +27,8 @@ use super::error::BindError;
 use super::notify::Notify;
 use super::window::OwnPage;
 use super::{Iommu, lab};
-use crate::mm::notifier::{SubscribeError, Subscription};
-use crate::mm::space::{SpaceHandle, SpaceRef};
+use crate::mm::notifier::Subscription;
+use crate::mm::space::{ReservedPages, SpaceHandle, SpaceRef};
 use crate::smp::Cpu;
 
 /// What tables of this kernel ask of a walker.
@@ -92,11 +96,13 @@ impl Needs {
     }
 }
 
+type SpaceSubscription = Subscription<Notify, SpaceHandle>;
+
 /// A stream's use of a space.
 pub(super) struct Binding {
     asid: u16,
     space: SpaceHandle,
-    subscription: Subscription<Notify, SpaceHandle>,
+    subscription: SpaceSubscription,
 }
 
 impl Binding {
@@ -147,41 +153,45 @@ impl Iommu {
         space: &SpaceRef,
     ) -> Result<Binding, BindError> {
         self.needs.check(self.smmu.features())?;
-        if !space.claim_reserved() {
-            return Err(BindError::SpaceInUse);
-        }
-        let number = self.asids.lock().allocate().ok_or(BindError::NoNumber);
-        let result = number
-            .and_then(|asid| self.bind_as(cpu, stream, own, space, asid).inspect_err(|_| self.asids.lock().free(asid)));
-        result.inspect_err(|_| space.disclaim_reserved())
+        let asid = self.asids.lock().allocate().ok_or(BindError::NoNumber)?;
+        let notify = Notify { iommu: self, stream, asid, notify_mode: self.notify_mode };
+        // A subscription waits for callbacks when it is dropped: that of a binding that fails outlives the areas' lock.
+        let mut left = None;
+        let bound = space.between_changes(|pages| {
+            if !pages.claim() {
+                return Err(BindError::SpaceInUse);
+            }
+            let bound = self.join(cpu, pages, own, SpaceHandle::new(space), notify, &mut left);
+            bound.inspect_err(|_| pages.disclaim())
+        });
+        drop(left);
+        bound.unwrap_or(Err(BindError::Ended)).inspect_err(|_| self.asids.lock().free(asid))
     }
 
-    fn bind_as(
-        &'static self,
+    /// Shows `own` in `pages`, subscribes, and has the stream translated by the space's tables. The end of the space
+    /// finds nothing of it, or all: `pages` holds it off. Where it fails `left` is the subscription.
+    fn join(
+        &self,
         cpu: &Cpu,
-        stream: u32,
+        pages: &mut ReservedPages<'_>,
         own: &[OwnPage],
-        space: &SpaceRef,
-        asid: u16,
+        space: SpaceHandle,
+        notify: Notify,
+        left: &mut Option<SpaceSubscription>,
     ) -> Result<Binding, BindError> {
         // Only the first may lack memory: they are in one table, which stays while one of them is shown.
-        own.iter().try_for_each(|page| space.show_reserved(cpu, page.at, page.physical, page.memory))?;
-        let notify = Notify { iommu: self, stream, asid, notify_mode: self.notify_mode };
-        // Not in the middle of a change, which was announced to others: by events alone this subscriber would miss it.
-        let bound = space
-            .between_changes(|| Subscription::new(SpaceHandle::new(space), notify, 0))
-            .map_err(|error| match error {
-                SubscribeError::OutOfMemory(error) => error.into(),
-                SubscribeError::Released => BindError::Ended,
-            })
-            .and_then(|subscription| {
-                self.translate(stream, space.root(), asid)?;
-                Ok(Binding { asid, space: SpaceHandle::new(space), subscription })
-            });
-        if bound.is_err() {
-            hide(cpu, space, own);
-        }
-        bound
+        own.iter().try_for_each(|page| pages.show(cpu, page.at, page.physical, page.memory))?;
+        let (stream, asid) = (notify.stream, notify.asid);
+        let bound = Subscription::new(space.clone(), notify, 0).map_err(BindError::from).and_then(|subscription| {
+            match self.translate(stream, pages.root(), asid) {
+                Ok(()) => Ok(Binding { asid, space, subscription }),
+                Err(error) => {
+                    *left = Some(subscription);
+                    Err(error.into())
+                }
+            }
+        });
+        bound.inspect_err(|_| hide(cpu, pages, own))
     }
 
     /// Ends `binding` of `stream`, which is translated by its own tables again, or by none.
@@ -193,8 +203,11 @@ impl Iommu {
         // Waits for callbacks that are running, which may still issue commands under the number.
         drop(subscription);
         if let Some(space) = space.upgrade() {
-            hide(cpu, &space, own);
-            space.disclaim_reserved();
+            // None where the space has ended meanwhile, with its tables.
+            let _ = space.between_changes(|pages| {
+                hide(cpu, pages, own);
+                pages.disclaim();
+            });
         }
         self.asids.lock().free(asid);
         crate::log::debug!("smmu: stream {stream:#x} is bound no more");
@@ -216,6 +229,6 @@ impl Iommu {
     }
 }
 
-fn hide(cpu: &Cpu, space: &SpaceRef, own: &[OwnPage]) {
-    own.iter().for_each(|page| space.hide_reserved(cpu, page.at));
+fn hide(cpu: &Cpu, pages: &mut ReservedPages<'_>, own: &[OwnPage]) {
+    own.iter().for_each(|page| pages.hide(cpu, page.at));
 }

@@ -47,6 +47,8 @@ pub(super) const fn running(_cpu: &Cpu) -> Option<usize> {
 
 /// Sleeps until [`ThreadRef::unpark`] is called; returns at once where it was called since the last time.
 pub fn park() {
+    #[cfg(test)]
+    crate::sync::meeting::waits();
     std::thread::park();
 }
 
@@ -58,6 +60,8 @@ pub fn sleep_until(_until: Deadline) -> Woken {
 
 /// Lets other threads run for a moment.
 pub(crate) fn sleep_briefly() {
+    #[cfg(test)]
+    crate::sync::meeting::waits();
     std::thread::yield_now();
 }
 

@@ -110,13 +110,24 @@ pub fn this_cpu() -> &'static Cpu {
     }
 }
 
-/// This CPU: on the host each thread is one, with number 0.
+/// This CPU: on the host each thread is one, with number 0, unless a test gives it another.
 #[cfg(not(target_os = "none"))]
 pub fn this_cpu() -> &'static Cpu {
     std::thread_local! {
-        static CPU: &'static Cpu = std::boxed::Box::leak(std::boxed::Box::new(Cpu::new(CpuId(0))));
+        static CPU: &'static Cpu = std::boxed::Box::leak(std::boxed::Box::new(Cpu::new(CpuId(NUMBER.get()))));
     }
     CPU.with(|cpu| *cpu)
+}
+
+#[cfg(not(target_os = "none"))]
+std::thread_local! {
+    static NUMBER: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
+}
+
+/// Numbers the CPU that this thread is, before it asks for it: threads that allocate at the same time have different ones.
+#[cfg(test)]
+pub(crate) fn number_this_cpu(number: u32) {
+    NUMBER.set(number);
 }
 
 /// The CPU that boots. The entry code puts its address into TPIDR_EL1.

@@ -30,6 +30,8 @@ pub use bring_up::{Secondaries, bring_up, init, leave_identity_map, release};
 pub use call::{CallFunction, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
+#[cfg(test)]
+pub(crate) use cpu::number_this_cpu;
 pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
 pub use park::{OthersParked, may_park_others, park_others};
 pub use set::CpuSet;

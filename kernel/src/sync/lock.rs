@@ -42,6 +42,8 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     /// # Panics
     /// In debug builds, where this CPU already holds a lock of the same or a later rank.
     pub fn lock(&self) -> IrqGuard<'_, T, RANK> {
+        #[cfg(test)]
+        super::meeting::moment();
         let masked = interrupts::mask();
         #[cfg(debug_assertions)]
         this_cpu().held_ranks.check(RANK);
@@ -127,5 +129,7 @@ impl<T, const RANK: Rank> Drop for IrqGuard<'_, T, RANK> {
         // SAFETY: the guard is dropped here and nowhere else; the value is not used again.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
         interrupts::restore(self.masked);
+        #[cfg(test)]
+        super::meeting::moment();
     }
 }

@@ -1,6 +1,8 @@
 //! Locks that interrupts may take, in one order. The lock whose waiters sleep is `crate::sched::RwSem`.
 
 mod lock;
+#[cfg(test)]
+pub(crate) mod meeting;
 pub mod rank;
 
 /// The CPU's atomics. `kernel/loom` compiles the modules that take theirs from here on loom's.
@@ -16,6 +18,8 @@ pub use lock::{IrqGuard, IrqLock};
 pub(crate) fn spin() {
     #[cfg(target_os = "none")]
     wait::relax();
+    #[cfg(test)]
+    meeting::waits();
     #[cfg(not(target_os = "none"))]
     std::thread::yield_now();
 }

@@ -328,6 +328,7 @@ impl Hardware for Emulated {
 
     fn dmb_oshst(&self) {
         self.state().stream.push("dmb oshst");
+        crate::sync::meeting::moment();
         // Taken out: what it does itself runs none.
         let hook = self.hook.lock().unwrap().take();
         if let Some(mut hook) = hook {
@@ -341,6 +342,7 @@ impl Hardware for Emulated {
     }
 
     fn relax(&self) {
+        crate::sync::meeting::waits();
         std::thread::yield_now();
     }
 

@@ -7,6 +7,7 @@
 //! - `faults`: what becomes of accesses that are refused
 //! - `groups`: contiguous groups, which the SMMU may have as one
 //! - `owners`: events of a device's tables before, and pages that it reaches as one that is privileged
+//! - `meeting`: every pair of calls that change what a stream is translated by, the second at each moment of the first
 //! - `order`: what has happened at each step of a call, and what has not
 //! - `shortage`: memory running out at every step
 
@@ -16,6 +17,7 @@ mod domain;
 mod emulated;
 mod faults;
 mod groups;
+mod meeting;
 mod order;
 mod owners;
 mod shortage;

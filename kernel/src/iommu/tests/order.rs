@@ -280,8 +280,13 @@ fn a_bind_that_fails_late_hides_its_pages() {
                 let shown = entry(&space, VirtAddr(page.address().0));
                 assert_eq!(shown, granule_arch::descriptor::Descriptor::EMPTY, "deaf: {deaf}");
             }
-            assert!(space.table_frames() <= frames && space.notifiers().is_empty() && space.claim_reserved());
-            space.disclaim_reserved();
+            assert!(space.table_frames() <= frames && space.notifiers().is_empty());
+            let is_free = space.between_changes(|pages| {
+                let claimed = pages.claim();
+                pages.disclaim();
+                claimed
+            });
+            assert_eq!(is_free, deaf.then_some(true), "one that has ended is refused");
             assert_eq!(rig.iommu.asids.lock().in_use(), numbers, "deaf: {deaf}");
             pages.into_iter().for_each(|page| device.free_coherent(&rig.cpu, page));
         }

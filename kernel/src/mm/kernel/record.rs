@@ -64,6 +64,7 @@ pub(crate) fn position() -> usize {
 /// Adds to the record, if there is one.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
 pub(super) fn note(operation: Operation) {
+    crate::sync::meeting::moment();
     STREAM.with_borrow_mut(|stream| stream.iter_mut().for_each(|stream| stream.push(operation)));
     run_hook(Moment::Operation(&operation));
 }

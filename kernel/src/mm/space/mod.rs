@@ -85,7 +85,7 @@ pub use reclaim::Used;
 #[cfg(target_os = "none")]
 pub use reclaim::start_reclaimer;
 pub use remap::{Move, Remap};
-pub use reserved::{RESERVED_END, RESERVED_START};
+pub use reserved::{RESERVED_END, RESERVED_START, ReservedPages};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
 pub use userfault::{
@@ -527,7 +527,7 @@ impl Drop for SpaceRef {
 ///
 /// For a device that translates through its tables and must not keep a program's memory because of that (Linux's
 /// `mm_count` beside `mm_users`).
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct SpaceHandle(Counted<Space>);
 
 impl SpaceHandle {

@@ -98,7 +98,7 @@ fn what_reaches_over_a_border_joins_the_parts() {
         ("mmap", |team| _ = team.space.mmap(&team.cpus[0], &read_only(VirtAddr(BASE), 8 * APART / PAGE)).unwrap()),
         ("fork", |team| drop(team.space.fork(&team.cpus[0]).unwrap())),
         ("a look at the tables", |team| drop(team.space.tables())),
-        ("a device that binds", |team| team.space.between_changes(|| ())),
+        ("a device that binds", |team| team.space.between_changes(|_| ()).unwrap()),
         ("the end", |team| team.space.release(&team.cpus[0])),
     ];
     for (name, join) in joins {

@@ -17,7 +17,12 @@ fn entry(space: &Space, page: VirtAddr) -> Descriptor {
 }
 
 fn show(rig: &Rig, space: &Space, page: VirtAddr) {
-    space.show_reserved(&rig.cpu, page, DOORBELL, MemoryType::DeviceNGnRE).unwrap();
+    let shown = space.between_changes(|pages| pages.show(&rig.cpu, page, DOORBELL, MemoryType::DeviceNGnRE));
+    assert_eq!(shown, Some(Ok(())));
+}
+
+fn hide(rig: &Rig, space: &Space, page: VirtAddr) {
+    space.between_changes(|pages| pages.hide(&rig.cpu, page)).unwrap();
 }
 
 #[test]
@@ -42,7 +47,7 @@ fn a_reserved_page_is_the_kernels_and_no_area() {
     assert!(space.mmap(&rig.cpu, &fixed).is_err());
     assert!(space.munmap(&rig.cpu, RESERVED_START, PAGE).is_err());
 
-    space.hide_reserved(&rig.cpu, RESERVED_START);
+    hide(&rig, &space, RESERVED_START);
     assert_eq!(entry(&space, RESERVED_START), Descriptor::EMPTY);
     assert_eq!((rig.used(), space.table_frames()), (used, 1), "its tables are free");
 }
@@ -53,7 +58,7 @@ fn sharers_of_the_tables_are_notified_that_a_reserved_page_is_unmapped() {
     let space = rig.space();
     show(&rig, &space, RESERVED_END - PAGE);
     let listener = Subscription::<_, SpaceRef>::new(space.clone(), Recording::default(), 0).unwrap();
-    space.hide_reserved(&rig.cpu, RESERVED_END - PAGE);
+    hide(&rig, &space, RESERVED_END - PAGE);
     let notified: Vec<_> = listener.take().iter().map(|call| (call.notified, call.range)).collect();
     assert!(notified.contains(&(Notified::SecondaryTlbs, (RESERVED_END.0 - PAGE, RESERVED_END.0))), "{notified:?}");
 }
@@ -64,7 +69,8 @@ fn a_child_does_not_have_it_and_a_space_that_ends_leaves_its_frame_alone() {
     let used = rig.used();
     let space = rig.space();
     let frame = rig.frames.alloc_zeroed(&rig.cpu).unwrap();
-    space.show_reserved(&rig.cpu, RESERVED_START, frame, MemoryType::Normal).unwrap();
+    let shown = space.between_changes(|pages| pages.show(&rig.cpu, RESERVED_START, frame, MemoryType::Normal));
+    assert_eq!(shown, Some(Ok(())));
     show(&rig, &space, RESERVED_START + PAGE);
     let top = MapRequest { placement: Placement::Fixed(USER_END - PAGE), ..private(1) };
     space.mmap(&rig.cpu, &top).unwrap();
@@ -92,7 +98,7 @@ fn programs_cannot_unmap_the_tables_of_a_reserved_page() {
         space.munmap(&rig.cpu, USER_END - PAGE, PAGE).unwrap();
         if reserved {
             assert!(entry(&space, RESERVED_START).is_valid());
-            space.hide_reserved(&rig.cpu, RESERVED_START);
+            hide(&rig, &space, RESERVED_START);
         }
         assert_eq!(space.table_frames(), 1);
     }
