@@ -280,6 +280,15 @@ impl Iommu {
         }
     }
 
+    /// Drains the events, and serves what waits of all devices; returns how many events there were. Sleeps.
+    #[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the thread that calls it is the machine's"))]
+    pub(super) fn serve_all(&self, cpu: &Cpu) -> usize {
+        let devices = self.devices.read();
+        let drained = self.drain(&devices);
+        devices.iter().for_each(|device| self.serve(cpu, device.get(), None));
+        drained
+    }
+
     /// What became of a transfer of `device` that `access`ed `range` and is complete.
     pub(super) fn resolve(&self, cpu: &Cpu, device: &AttachedDevice, range: &Range<u64>, access: Access) -> Resolution {
         self.drain(&self.devices.read());
@@ -344,7 +353,7 @@ mod thread {
 
     use spin::Once;
 
-    use super::{Iommu, Ordering, PAUSE, Rate};
+    use super::{Ordering, PAUSE, Rate};
     use crate::chip::interrupt;
     use crate::chip::timer::{Deadline, uptime};
     use crate::iommu::{IOMMUS, iommus};
@@ -366,6 +375,8 @@ mod thread {
             register(cpu, "event queue", smmu.event_queue, |_| wake());
             register(cpu, "global errors", smmu.global_error, |_| on_global_error());
         }
+        // An interrupt by an edge that came before its handler does not come again.
+        wake();
         Ok(())
     }
 
@@ -411,7 +422,7 @@ mod thread {
         loop {
             let (mut drained, mut storm) = (0, false);
             for iommu in iommus() {
-                let events = serve_all(iommu);
+                let events = iommu.serve_all(this_cpu());
                 if rate.is_storm(events, uptime()) {
                     iommu.counters.storms.fetch_add(1, Ordering::Relaxed);
                     storm = true;
@@ -426,13 +437,6 @@ mod thread {
                 sched::park();
             }
         }
-    }
-
-    fn serve_all(iommu: &Iommu) -> usize {
-        let devices = iommu.devices.read();
-        let drained = iommu.drain(&devices);
-        devices.iter().for_each(|device| iommu.serve(this_cpu(), device.get(), None));
-        drained
     }
 }
 #[cfg(target_os = "none")]
