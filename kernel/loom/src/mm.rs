@@ -28,4 +28,5 @@ mod layout {
     pub(super) const VMALLOC_END: VirtAddr = VirtAddr(2 << 42);
 }
 
+pub(crate) use crate::notifier;
 pub(crate) use granule::mm::{OutOfMemory, early};

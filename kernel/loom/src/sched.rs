@@ -36,8 +36,8 @@ mod token;
 mod wait;
 
 pub use poll::{PollNode, PollQueue, poll};
+pub(crate) use queue::PerCpu;
 use queue::running;
-pub(crate) use queue::{PerCpu, relax};
 pub(crate) use rwsem::BriefSlot;
 pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::{poll_until, sleep_until};

@@ -7,6 +7,7 @@
 mod shipped;
 
 #[allow(unreachable_pub, reason = "the kernel's other modules alone use it")]
+#[allow(dead_code, reason = "what waits for a page alone is not here")]
 #[path = "../../../src/mm/space/migrations.rs"]
 mod migrations;
 

@@ -17,6 +17,7 @@ use std::ops::Deref;
 use std::sync::Mutex;
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{Error, Invalidation, Leaf, Mmu, PageRange, Tables, Tiny, Tlb};
 
 use area::{AreaKind, UnmappedAreas};
@@ -24,7 +25,7 @@ use window::Window;
 
 use crate::mm::frame::FrameAllocator;
 use crate::smp::{self, CpuId};
-use crate::{Broadcast, Cpu, Machine, Watched, pages};
+use crate::{Cpu, Machine, Watched, pages};
 
 /// What stands in the place of the kernel's records of owners.
 mod owners {
@@ -196,7 +197,7 @@ impl KernelSpace {
         let cpu = self.frames.machine.cpu(0);
         cpu.dsb_ish();
         if self.without != Without::Invalidation {
-            Broadcast.issue(&cpu, &Invalidation { range: tiny(range), tables: Tables::Kept, level: None });
+            KernelTlb.issue(&cpu, &Invalidation { range: tiny(range), tables: Tables::Kept, level: None });
         }
         cpu.dsb_ish();
     }

@@ -8,6 +8,11 @@ use granule_pgtable::PageRange;
 use crate::Watched;
 use crate::smp::{self, CpuId};
 
+pub use granule::mm::space::{Access, FaultError, FaultMode};
+
+pub(crate) use crate::iommu::space::{RESERVED_END, RESERVED_START, ReservedPages, SpaceHandle, handle_fault};
+pub use crate::iommu::space::{Space, SpaceRef};
+
 #[allow(dead_code, reason = "the notifiers' readers and arenas are the kernel's alone")]
 #[path = "../../../src/mm/space/parts.rs"]
 mod parts;

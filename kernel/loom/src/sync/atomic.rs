@@ -54,6 +54,12 @@ pub enum Omitted {
     LastLock,
     /// The locks of this rank.
     Lock(Rank),
+    /// The lock of a space's areas while a device is bound.
+    AreasLock,
+    /// The change of a stream before its binding ends: it comes behind.
+    StreamFirst,
+    /// The lock of a device's state while it is bound.
+    StateLock,
     /// DMB OSHLD.
     DmbOshld,
     /// The masks of interrupts.

@@ -6,6 +6,7 @@
 mod acknowledge;
 mod arrivals;
 mod asid;
+mod bound;
 mod canary;
 mod collapse;
 mod command_queue;
