@@ -487,7 +487,6 @@ fn tag_storage_is_accounted_for_in_lines_and_as_json() {
         instructions: std::array::from_fn(|step| {
             [(0, 30), (15, 2)].iter().find(|at| at.0 == step).map_or(0, |at| at.1)
         }),
-        ..TagStorageStats::default()
     };
     let mut model = ModelMachine::default();
     model.tag_storage = Some(stats);
