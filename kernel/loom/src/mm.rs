@@ -16,6 +16,7 @@ pub mod page_block;
 pub mod pool;
 pub mod shmem;
 pub mod space;
+pub mod table;
 pub mod tag_storage;
 pub mod userfault;
 
@@ -30,3 +31,35 @@ mod layout {
 
 pub(crate) use crate::notifier;
 pub(crate) use granule::mm::{OutOfMemory, early};
+
+#[allow(dead_code, reason = "what a fault on the way to a table concludes is the kernel's alone")]
+#[path = "../../src/mm/space/look.rs"]
+mod look;
+#[allow(dead_code, reason = "no two locks are held here")]
+#[path = "../../src/mm/space/table_lock.rs"]
+mod table_lock;
+
+/// A stand-in for the areas of a space.
+mod area {
+    pub(super) struct Areas;
+}
+
+/// A stand-in for a space, of one table.
+#[allow(dead_code, reason = "a table is locked by its record here")]
+struct Space {
+    common: Records,
+}
+
+/// The record of that table.
+struct Records(frame::Frame);
+
+impl Records {
+    fn record(&self, _: granule_arch::addr::PhysAddr) -> &frame::Frame {
+        &self.0
+    }
+}
+
+mod fault {
+    pub(super) use granule::mm::space::FaultError;
+}
+

@@ -49,6 +49,7 @@ pub(super) const fn running(_cpu: &Cpu) -> Option<usize> {
 pub fn park() {
     #[cfg(test)]
     crate::sync::meeting::waits();
+    crate::mm::kernel::record::note_wait();
     std::thread::park();
 }
 

@@ -5,6 +5,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{EnsureError, Mmu};
 
+use super::look::Fillable;
+use super::table_lock::TableGuard;
 use crate::mm::frame::Frame;
 use crate::sync::atomic::{AtomicU64, Ordering};
 use crate::{Cpu, Machine, Watched};
@@ -28,6 +30,16 @@ fn ensure<'c>(cpu: &'c Cpu<'_>, at: VirtAddr) -> &'c AtomicU64 {
     linked.expect("frames for tables").0.1
 }
 
+/// The lock of a table.
+fn lock(table: &Frame) -> TableGuard<'_> {
+    TableGuard::lock(table)
+}
+
+/// The entry of a page in `frame`, over what is there.
+fn entry_of(frame: PhysAddr) -> impl FnOnce(Fillable) -> Descriptor {
+    move |fillable| fillable.with(Descriptor(frame.0 | 1))
+}
+
 /// An object with one page, a space, and the frame of the page.
 pub struct SharedPage {
     machine: Machine,
@@ -35,9 +47,11 @@ pub struct SharedPage {
     size: AtomicU64,
     /// The entry above the last level: empty, or the block's, whose valid bit comes last.
     block: AtomicU64,
-    /// The lock of the table of the space.
-    table_lock: loom::sync::Mutex<()>,
+    /// The record of the table of the space, with its lock.
+    table: Frame,
     record: Frame,
+    /// That of the frame that the page moves to.
+    moved_record: Frame,
     /// What is in the frame.
     contents: Watched<u32>,
     /// And in the one that the page moves to.
@@ -56,14 +70,16 @@ impl SharedPage {
             machine,
             size: AtomicU64::new(1),
             block: AtomicU64::new(0),
-            table_lock: loom::sync::Mutex::new(()),
+            table: Frame::default(),
             record: Frame::default(),
+            moved_record: Frame::default(),
             contents: Watched::default(),
             moved: Watched::default(),
             is_written: AtomicU64::new(0),
         };
         let cpu = page.machine.cpu(0);
         page.record.hand_out();
+        page.moved_record.hand_out();
         pages::add(&cpu, ensure(&cpu, OF_OBJECT), FRAME, |_| panic!("the page is a hole"));
         if is_linked {
             ensure(&cpu, OF_SPACE);
@@ -82,13 +98,9 @@ impl SharedPage {
         if is_missing {
             pages::order();
         }
-        let locked = self.table_lock.lock().unwrap();
-        if cpu.load(cell) == Descriptor::EMPTY && found.is_current(&cpu, is_inside) {
-            if found.frame() == FRAME {
-                self.record.share();
-            }
-            cpu.store(cell, Descriptor(found.frame().0 | 1));
-        }
+        let locked = lock(&self.table);
+        let record = if found.frame() == FRAME { &self.record } else { &self.moved_record };
+        found.map(&cpu, locked.entry(&cpu, cell), cell, record, is_inside, entry_of(found.frame()));
         match cpu.load(cell) {
             Descriptor::EMPTY => {
                 drop(locked);
@@ -108,7 +120,7 @@ impl SharedPage {
         let is_inside = || self.size.load(Ordering::Relaxed) > 0;
         let cells = core::slice::from_ref(ensure(&cpu, OF_OBJECT));
         let Some(found) = FoundBlock::look(&cpu, cells).filter(|_| is_inside()) else { return };
-        let _locked = self.table_lock.lock().unwrap();
+        let _locked = lock(&self.table);
         if self.block.compare_exchange(0, PLACE, Ordering::Relaxed, Ordering::Relaxed).is_err() {
             return;
         }
@@ -135,10 +147,9 @@ impl SharedPage {
         let found = pages::add(&cpu, ensure(&cpu, OF_OBJECT), FRAME, |_| panic!("the page is a hole"));
         pages::order();
         let cell = ensure(&cpu, OF_SPACE);
-        let _locked = self.table_lock.lock().unwrap();
-        if cpu.load(cell) == Descriptor::EMPTY && found.is_current(&cpu, is_inside) {
-            self.record.share();
-            cpu.store(cell, Descriptor(found.frame().0 | 1));
+        let locked = lock(&self.table);
+        let seen = locked.entry(&cpu, cell);
+        if found.map(&cpu, seen, cell, &self.record, is_inside, entry_of(found.frame())) {
             self.is_written.store(1, Ordering::Relaxed);
         }
     }
@@ -170,14 +181,14 @@ impl SharedPage {
         let taken = pages::take(&cpu, ensure(&cpu, OF_OBJECT));
         pages::order();
         if let Some((_, cell)) = cpu.tables().cell(OF_SPACE) {
-            let _locked = self.table_lock.lock().unwrap();
+            let _locked = lock(&self.table);
             if cpu.load(cell) != Descriptor::EMPTY {
                 cpu.store(cell, Descriptor::EMPTY);
                 assert!(!self.record.let_go(), "the object's reference is left");
             }
         }
         if self.block.load(Ordering::Relaxed) != 0 {
-            let _locked = self.table_lock.lock().unwrap();
+            let _locked = lock(&self.table);
             if self.block.load(Ordering::Relaxed) != 0 {
                 self.block.store(0, Ordering::Relaxed);
                 assert!(!self.record.let_go(), "the object's reference is left");
@@ -200,7 +211,7 @@ impl SharedPage {
         assert!(pages::start_migration(&cpu, cell, FRAME));
         pages::order();
         if let Some((_, cell)) = cpu.tables().cell(OF_SPACE) {
-            let _locked = self.table_lock.lock().unwrap();
+            let _locked = lock(&self.table);
             if cpu.load(cell) != Descriptor::EMPTY {
                 cpu.store(cell, Descriptor::EMPTY);
                 assert!(!self.record.let_go(), "the object's reference is left");

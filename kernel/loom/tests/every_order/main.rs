@@ -16,6 +16,7 @@ mod frame;
 mod guarded;
 mod interrupt;
 mod leaving;
+mod look;
 mod map;
 mod objects;
 mod park;

@@ -4,7 +4,7 @@
 //! accesses, so a test reads the stream of the kernel's own calls: which barrier, invalidation and cache maintenance
 //! came before and after which store. [`at_each`] besides runs a test's code in the place of each operation, which may
 //! look at memory as it is then; [`at_each_moment`] also between a load of an entry and what is made of it, where the
-//! hardware or another CPU may change the entry.
+//! hardware or another CPU may change the entry, and before a wait for a lock.
 
 use std::boxed::Box;
 use std::cell::RefCell;
@@ -28,6 +28,8 @@ pub(crate) enum Moment<'a> {
     Read(&'a AtomicU64),
     /// In the place of an operation, or just behind a store.
     Operation(&'a Operation),
+    /// Before this thread waits for a lock that another has.
+    Wait,
 }
 
 /// What `work` did on this thread; in the place of each operation `hook` ran.
@@ -74,6 +76,11 @@ pub(super) fn note_read(cell: &AtomicU64) {
     if HOOK.with_borrow(Option::is_some) {
         run_hook(Moment::Read(cell));
     }
+}
+
+/// This thread is about to wait for a lock.
+pub(crate) fn note_wait() {
+    run_hook(Moment::Wait);
 }
 
 fn run_hook(moment: Moment<'_>) {

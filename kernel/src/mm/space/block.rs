@@ -43,6 +43,7 @@ use super::entry::{attributes, read_only_attributes, replace, set_access_flags, 
 use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
 use super::gather::{Gather, pages};
 use super::group::{GROUP_SIZE, fill_groups};
+use super::look::{Denied, LockedEntry};
 use super::protect::{Allowed, may_be_written};
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
@@ -65,7 +66,7 @@ use crate::sync::rank;
 const COPIED: usize = 64;
 
 /// Whether an entry above the last level is a block, valid or not.
-fn is_block(entry: Descriptor) -> bool {
+pub(super) fn is_block(entry: Descriptor) -> bool {
     !entry.is_table() && entry.is_present()
 }
 
@@ -192,7 +193,7 @@ impl Spaces {
     }
 
     /// Holders of a block that is one; 0 where it was split.
-    fn holders_of(&self, block: PhysAddr) -> u32 {
+    pub(super) fn holders_of(&self, block: PhysAddr) -> u32 {
         let _locked = self.lock_block(block);
         if self.is_one(block) { self.record(block).references() } else { 0 }
     }
@@ -687,12 +688,12 @@ impl Space {
             return FaultOutcome::Served;
         }
         if access == Access::Execute && !entry.is_user_executable() {
-            return FaultOutcome::Failed(FaultError::Unusable);
+            return FaultOutcome::Failed(Denied::by_entry(locked.entry(mmu, found.cell), FaultError::Unusable));
         }
         let is_write = access == Access::Write;
         if is_write && entry.is_uffd_wp() {
             if area.flags().has_any(AreaFlags::UFFD_WP) {
-                return FaultOutcome::Failed(FaultError::Userfault);
+                return FaultOutcome::Userfault;
             }
             // The mark of a userfaultfd that no longer exists.
             self.replace_block_entry(found, entry, Descriptor::without_uffd_wp);
@@ -808,11 +809,6 @@ impl Space {
         }
     }
 
-    /// Whether userfaultfd write-protects the block at `page`, or its marker is there.
-    pub(super) fn is_block_protected(&self, page: VirtAddr) -> bool {
-        self.block_at(page).is_some_and(|found| self.mmu().load(found.cell).is_uffd_wp_in_any_form())
-    }
-
     /// Has `copy` make the markers of a child, where userfaultfd write-protects the block at `page`, or its marker is there.
     /// Until they are there it stays so: a walk to the child's entries comes behind it.
     pub(super) fn copy_block_protection(&self, page: VirtAddr, copy: impl FnOnce()) {
@@ -823,14 +819,19 @@ impl Space {
         }
     }
 
-    /// The entry of the block that has `page`, and how many hold that, if there is one.
+    /// Has `look` see the entry of the block, or of its marker, that a walk has met at `page`; or has the walk go on
+    /// there, where a table is by now.
     #[cold]
     #[inline(never)]
-    pub(super) fn block_and_holders(&self, page: VirtAddr) -> Option<(Descriptor, u32)> {
-        let found = self.block_at(page)?;
-        let _locked = self.lock_table(found.table);
-        let entry = self.mmu().load(found.cell);
-        is_block(entry).then(|| (entry, self.common.holders_of(entry.address())))
+    pub(super) fn look_at_block(&self, page: VirtAddr, look: impl FnOnce(LockedEntry<'_>)) -> Visited {
+        let Some(found) = self.block_at(page) else { return Visited::Done };
+        let locked = self.lock_table(found.table);
+        let seen = locked.entry(self.mmu(), found.cell);
+        if seen.descriptor().is_table() {
+            return Visited::Again;
+        }
+        look(seen);
+        Visited::Done
     }
 
     /// The linear address of `page`, if a block that permits `access` translates it, and the lock under which it stays

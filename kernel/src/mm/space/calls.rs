@@ -7,11 +7,11 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Protection;
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, PageRange};
 
 use super::advise::Discard;
 use super::area::{Area, AreaFlags, Areas, Held, Mapping, SEARCH_START, Spares};
-use super::block::pages_of_block;
+use super::block::{is_block, pages_of_block};
 use super::entry::{EntryState, state};
 use super::error::Refusal;
 use super::gather::{Gather, pages};
@@ -582,19 +582,28 @@ impl Space {
         }
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
-            let found = match met {
-                CellsOrBlock::Cells(found) => found,
+            match met {
+                CellsOrBlock::Cells(found) => {
+                    let mut places = present.iter_mut().skip(index(found.start));
+                    self.for_each_locked(&found, |seen| {
+                        let is_present = match state(seen.descriptor()) {
+                            EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
+                            EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
+                        };
+                        if let Some(place) = places.next() {
+                            *place |= is_present;
+                        }
+                    });
+                }
                 CellsOrBlock::Block(at) => {
                     let places = present.iter_mut().skip(index(at)).take(pages_of_block(range, at));
-                    places.for_each(|place| *place = 1);
-                    continue;
+                    // That of its marker is the object's answer.
+                    let visited = self.look_at_block(at, |seen| {
+                        let is_present = u8::from(is_block(seen.descriptor()));
+                        places.for_each(|place| *place |= is_present);
+                    });
+                    walk.go_on(at, visited);
                 }
-            };
-            for (place, cell) in present.iter_mut().skip(index(found.start)).zip(found.cells) {
-                *place |= match state(self.mmu().load(cell)) {
-                    EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
-                    EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
-                };
             }
         }
         // Registers are in no memory, whatever is mapped.

@@ -13,6 +13,7 @@ use granule_pgtable::Mmu;
 
 use super::entry::{is_page, set_access_flags, written};
 use super::fault::{AllowedFault, FaultError, FaultOutcome};
+use super::look::{Denied, replace_frame};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::tlb::user::Leaf;
@@ -32,10 +33,11 @@ impl AllowedFault<'_> {
     #[inline(always)]
     pub(super) fn reuse(&self) -> Reuse {
         let space = self.space;
-        let _locked = space.lock_table(self.table);
-        let entry = space.mmu().load(self.cell);
+        let locked = space.lock_table(self.table);
+        let seen = locked.entry(space.mmu(), self.cell);
+        let entry = seen.descriptor();
         if !is_page(entry) {
-            return Reuse::Done(self.not_a_page(entry));
+            return Reuse::Done(self.not_a_page(seen));
         }
         if entry.is_uffd_wp() {
             // Before all else: the pager sees the page as it was, and what it has others use stays theirs.
@@ -59,9 +61,21 @@ impl AllowedFault<'_> {
         let frames = self.space.common.frames;
         let new = match frames.alloc_movable(self.cpu) {
             Ok(new) => new,
-            Err(error) => return FaultOutcome::Failed(FaultError::from(error)),
+            Err(error) => return self.not_copied(entry, error.into()),
         };
         self.copy_to(entry, new, may_sleep)
+    }
+
+    /// The outcome where `found` cannot be copied, because of `error`: served, where another CPU has changed it.
+    #[cold]
+    #[inline(never)]
+    fn not_copied(self, found: Descriptor, error: FaultError) -> FaultOutcome {
+        let locked = self.space.lock_table(self.table);
+        let seen = locked.entry(self.space.mmu(), self.cell);
+        if seen.descriptor().young() != found.young() {
+            return FaultOutcome::Served;
+        }
+        FaultOutcome::Failed(Denied::by_entry(seen, error))
     }
 
     /// The same with a frame of the caller's.
@@ -110,12 +124,12 @@ impl AllowedFault<'_> {
             FaultOutcome::Upgraded
         };
         let written = space.prepared(written);
-        mmu.store(self.cell, Descriptor::EMPTY);
-        // The invalidation also orders the contents of the page before the entry.
-        if !lab::is_on!(STALE_COW) {
-            space.tlb().flush_replaced(mmu, Leaf::page(self.page));
-        }
-        mmu.store(self.cell, written);
+        replace_frame(mmu, self.cell, written, || {
+            // It also orders the contents of the page before the entry.
+            if !lab::is_on!(STALE_COW) {
+                space.tlb().flush_replaced(mmu, Leaf::page(self.page));
+            }
+        });
         ((!entry.is_special()).then(|| entry.address()), outcome)
     }
 }

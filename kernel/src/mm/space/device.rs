@@ -22,6 +22,7 @@ use super::area::{Area, AreaFlags, Areas};
 use super::entry::attributes;
 use super::fault::{AllowedFault, FaultError, FaultOutcome};
 use super::gather::{Gather, pages};
+use super::look::Denied;
 use super::shmem::{Object, Seals};
 use super::zap::ZapFlags;
 use super::{PAGE, Space, Spaces, USER_END, USER_START};
@@ -81,7 +82,8 @@ impl AllowedFault<'_> {
         let locked = space.lock_table(self.table);
         // As for a page of a file: a revocation that is not seen here comes to this table later (`shmem::pages`).
         if !object.has_inside(self.area.page_at(self.page)) {
-            return FaultOutcome::Failed(FaultError::Unusable);
+            let denied = Denied::where_empty(mmu, &locked, self.cell, FaultError::Unusable);
+            return denied.map_or(FaultOutcome::Served, FaultOutcome::Failed);
         }
         if mmu.load(self.cell) == Descriptor::EMPTY {
             locked.note_used(self.page);

@@ -12,7 +12,8 @@
 //! ```
 //! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
 //! holds the areas' lock for reading, so other faults, discards, migration and walks by a reverse map can change what
-//! it has found. It allocates first, then reads the entry again under the lock of its table.
+//! it has found. It allocates first, then reads the entry again under the lock of its table; so it does before it fails
+//! ([`Denied`]).
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
@@ -25,6 +26,7 @@ use super::cow::Reuse;
 use super::entry::{
     EntryState, attributes, is_page, read_only_attributes, rest_of_stale, set_access_flags, state, written,
 };
+use super::look::{Denied, Fillable, Glimpse, LockedEntry};
 use super::parts::Divisible;
 use super::shmem::{self, Found, NoPage, Object};
 use super::userfault::is_missing;
@@ -70,7 +72,8 @@ pub enum FaultError {
     /// Its memory is gone: SIGBUS with `BUS_MCEERR_AR`.
     #[error("the memory of the page is gone")]
     Poisoned,
-    /// A pager has to serve it. The caller [waits](Space::userfault) for that, where it can.
+    /// A pager may have to serve it. The caller [waits](Space::userfault) for that, where it can: that looks at the
+    /// entry under the lock of its table first.
     #[error("a pager has to serve it")]
     Userfault,
 }
@@ -96,15 +99,6 @@ enum FirstFault {
     Failed(FaultError),
     /// Another CPU has mapped a block meanwhile: the retry decides.
     Block,
-}
-
-impl FirstFault {
-    const fn outcome(self) -> FaultOutcome {
-        match self {
-            Self::Failed(error) => FaultOutcome::Failed(error),
-            Self::Block => FaultOutcome::Served,
-        }
-    }
 }
 
 impl From<OutOfMemory> for FirstFault {
@@ -158,7 +152,8 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
         }
         FaultOutcome::TagStorage => space.fault_on_access(cpu, page, access),
         FaultOutcome::Marker => space.fault_at_marker(cpu, page, access),
-        FaultOutcome::Failed(error) => Err(error),
+        FaultOutcome::Userfault => Err(FaultError::Userfault),
+        FaultOutcome::Failed(denied) => Err(denied.error()),
     }
 }
 
@@ -177,8 +172,10 @@ pub(super) enum FaultOutcome {
     TagStorage,
     /// A marker of userfaultfd is there: a page is mapped over it.
     Marker,
+    /// A pager may have to serve it.
+    Userfault,
     /// It cannot be served.
-    Failed(FaultError),
+    Failed(Denied),
 }
 
 /// What is left to do for a fault of a block.
@@ -199,15 +196,16 @@ pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) ->
     let areas = space.areas_briefly(cpu, page);
     let Some(area) = areas.find(page) else { return find_nothing(areas, page) };
     if !allows(area.protection(), access) {
-        return refuse(areas, FaultError::NotAllowed);
+        return refuse(areas);
     }
     let Some((table, cell)) = space.page_tables().cell(page) else {
-        return space.first_page_of_table(cpu, area, page, access).unwrap_or_else(FirstFault::outcome);
+        let served = space.first_page_of_table(cpu, area, page, access);
+        return served.unwrap_or_else(|error| space.without_table(page, error));
     };
-    let entry = space.mmu().load(cell);
+    let entry = Glimpse::at(space.mmu(), cell);
     // A value for each use: the fields that inlined code uses stay in registers.
     let fault = || AllowedFault { space, cpu, area, page, table, cell, access };
-    if entry == Descriptor::EMPTY {
+    if entry.is_empty() {
         if let Some(object) = area.object() {
             return fault().object_page(object);
         }
@@ -218,12 +216,12 @@ pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) ->
         }
         let new = match space.new_page(cpu, page, area.protection(), access) {
             Ok(new) => new,
-            Err(error) => return refuse(areas, error.into()),
+            Err(error) => return fault().denied(error.into()),
         };
         space.install_or_drop(cpu, table, page, cell, new);
         return FaultOutcome::Served;
     }
-    if access == Access::Write && !entry.may_be_written() {
+    if access == Access::Write && entry.refuses_stores() {
         return match fault().reuse() {
             Reuse::Done(outcome) => outcome,
             Reuse::Copy(entry) => fault().copy_on_write(entry, areas.may_sleep()),
@@ -236,15 +234,19 @@ pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) ->
 #[cold]
 #[inline(never)]
 fn find_nothing(areas: BriefGuard<'_, Areas>, page: VirtAddr) -> FaultOutcome {
-    if areas.owns(page) { FaultOutcome::Failed(FaultError::NotMapped) } else { FaultOutcome::Served }
+    if areas.owns(page) {
+        FaultOutcome::Failed(Denied::by_areas(&areas, FaultError::NotMapped))
+    } else {
+        FaultOutcome::Served
+    }
 }
 
-/// Drops the areas' lock and fails. Out of line, to keep the path of a served fault short.
+/// The outcome where an area of `areas` does not permit the access. Out of line, to keep the path of a served fault
+/// short.
 #[cold]
 #[inline(never)]
-fn refuse(areas: BriefGuard<'_, Areas>, error: FaultError) -> FaultOutcome {
-    drop(areas);
-    FaultOutcome::Failed(error)
+fn refuse(areas: BriefGuard<'_, Areas>) -> FaultOutcome {
+    FaultOutcome::Failed(Denied::by_areas(&areas, FaultError::NotAllowed))
 }
 
 /// Whether an area with `protection` permits `access`. A writable page is readable, and so is an executable one where
@@ -283,12 +285,21 @@ impl AllowedFault<'_> {
             return self.map_registers(object, frame);
         }
         if is_missing(self.area, self.page) {
-            return FaultOutcome::Failed(FaultError::Userfault);
+            return FaultOutcome::Userfault;
         }
         match object.frame(self.cpu, self.area.page_at(self.page)) {
             Ok(found) => self.map_found(object, &found),
-            Err(error) => FaultOutcome::Failed(error.into()),
+            Err(error) => self.denied(error.into()),
         }
+    }
+
+    /// The outcome where a page cannot be had, because of `error`: served, where another CPU has mapped one.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn denied(self, error: FaultError) -> FaultOutcome {
+        let locked = self.space.lock_table(self.table);
+        let denied = Denied::where_empty(self.space.mmu(), &locked, self.cell, error);
+        denied.map_or(FaultOutcome::Served, FaultOutcome::Failed)
     }
 
     /// The same for what was found in the object, unless that has changed, or another CPU was faster: then the retry
@@ -306,11 +317,14 @@ impl AllowedFault<'_> {
         // No reference is held: a frame that the object has still is not freed before the lock is dropped
         // (`shmem::pages`). The contents of the page come before the entry by which it was found, and the store here
         // depends on that.
-        if let Some(fillable) = self.may_map(object, found) {
-            space.common.record(frame).share();
+        let finished = |fillable: Fillable| {
             let new = fillable.with(space.prepared_for_fault(new, self.area.protection()));
             locked.note_used(self.page);
-            mmu.store(self.cell, new);
+            new
+        };
+        let is_inside = || object.has_inside(self.area.page_at(self.page));
+        let seen = locked.entry(mmu, self.cell);
+        if found.map(mmu, seen, self.cell, space.common.record(frame), is_inside, finished) {
             return FaultOutcome::Served;
         }
         drop(locked);
@@ -324,20 +338,12 @@ impl AllowedFault<'_> {
         if found.is_migrating(self.space.mmu()) { FaultOutcome::Migrating } else { FaultOutcome::Served }
     }
 
-    /// What the page is mapped over, if it is not mapped yet, and the object still has what was found. The table's lock
-    /// is held.
-    #[inline(always)]
-    fn may_map(&self, object: &Object, found: &Found<'_, Machine>) -> Option<Fillable> {
-        let fillable = Fillable::look(self.space.mmu().load(self.cell))?;
-        object.is_current(found, self.area.page_at(self.page)).then_some(fillable)
-    }
-
     /// Maps a copy of what was found (Linux: `do_cow_fault`).
     #[inline(never)]
     fn map_copy(self, object: &Object, found: &Found<'_, Machine>) -> FaultOutcome {
         match self.space.common.frames.alloc_movable(self.cpu) {
             Ok(copy) => self.map_copy_in(object, found, copy),
-            Err(error) => FaultOutcome::Failed(error.into()),
+            Err(error) => self.denied(error.into()),
         }
     }
 
@@ -348,7 +354,8 @@ impl AllowedFault<'_> {
         space.note_origin(copy, self.page);
         let new = written(copy, self.area.protection());
         let locked = space.lock_table(self.table);
-        let fillable = self.may_map(object, found);
+        let is_inside = || object.has_inside(self.area.page_at(self.page));
+        let fillable = found.fillable(mmu, locked.entry(mmu, self.cell), is_inside);
         if let Some(fillable) = fillable {
             // The object has the frame, so that it stays; programs may store to it meanwhile.
             if space.common.copy_frame(found.frame(), copy).is_err() {
@@ -373,16 +380,16 @@ impl AllowedFault<'_> {
     /// Serves a fault whose entry permits the access already: access flag, dirt, or a stale TLB entry.
     #[cold]
     fn present(self) -> FaultOutcome {
-        let mmu = self.space.mmu();
-        let _locked = self.space.lock_table(self.table);
-        let entry = mmu.load(self.cell);
+        let locked = self.space.lock_table(self.table);
+        let seen = locked.entry(self.space.mmu(), self.cell);
+        let entry = seen.descriptor();
         let is_write = self.access == Access::Write;
         if !is_page(entry) {
-            return self.not_a_page(entry);
+            return self.not_a_page(seen);
         }
         if self.access == Access::Execute && !entry.is_user_executable() {
             // Entries follow their areas. This one does not, and a retry would fault for ever.
-            return FaultOutcome::Failed(FaultError::Unusable);
+            return FaultOutcome::Failed(Denied::by_entry(seen, FaultError::Unusable));
         }
         if is_write && !entry.may_be_written() {
             // Another CPU has changed it: the retry decides.
@@ -398,12 +405,13 @@ impl AllowedFault<'_> {
     }
 
     /// Serves a fault on an entry that is no page: each state changes so that the retry makes progress, or is an error.
-    /// The table's lock is held.
     #[cold]
-    pub(super) fn not_a_page(self, entry: Descriptor) -> FaultOutcome {
+    pub(super) fn not_a_page(self, seen: LockedEntry<'_>) -> FaultOutcome {
+        let entry = seen.descriptor();
         if entry.is_fault_on_access() && !entry.is_contiguous() {
-            return self.wait_for_tag_storage(entry);
+            return self.wait_for_tag_storage(seen);
         }
+        let denied = |error| FaultOutcome::Failed(Denied::by_entry(seen, error));
         let mmu = self.space.mmu();
         match state(entry) {
             // Another CPU has changed it: the retry decides.
@@ -416,10 +424,10 @@ impl AllowedFault<'_> {
                 mmu.store(self.cell, accessible.young());
             }
             EntryState::Marker(markers) if markers.contains(Markers::GUARD) => {
-                return FaultOutcome::Failed(FaultError::Guard);
+                return denied(FaultError::Guard);
             }
             EntryState::Marker(markers) if markers.contains(Markers::POISONED) => {
-                return FaultOutcome::Failed(FaultError::Poisoned);
+                return denied(FaultError::Poisoned);
             }
             EntryState::Marker(_) if self.area.flags().has_any(AreaFlags::UFFD_WP) => return FaultOutcome::Marker,
             // The marker is for a userfaultfd that no longer exists.
@@ -431,7 +439,7 @@ impl AllowedFault<'_> {
             }
             // The mark is set before an entry becomes this, and cleared when none is it any more.
             EntryState::Migration if self.space.is_migrating() => return FaultOutcome::Migrating,
-            EntryState::Migration | EntryState::Damaged => return FaultOutcome::Failed(FaultError::Unusable),
+            EntryState::Migration | EntryState::Damaged => return denied(FaultError::Unusable),
         }
         FaultOutcome::Served
     }
@@ -482,7 +490,7 @@ impl Space {
     #[inline(never)]
     fn first_access(&self, cpu: &Cpu, area: &Area, page: VirtAddr) -> Option<FaultOutcome> {
         if area.flags().has_any(AreaFlags::UFFD_MISSING) {
-            return Some(FaultOutcome::Failed(FaultError::Userfault));
+            return Some(FaultOutcome::Userfault);
         }
         self.map_group(cpu, area, page).then_some(FaultOutcome::Served)
     }
@@ -500,7 +508,7 @@ impl Space {
             return Ok(outcome);
         }
         if is_missing(area, page) {
-            return Ok(FaultOutcome::Failed(FaultError::Userfault));
+            return Ok(FaultOutcome::Userfault);
         }
         let mut source = self.table_source(cpu);
         if let Some(object) = area.object() {
@@ -534,6 +542,17 @@ impl Space {
         ensured.map(|_| FaultOutcome::Served)
     }
 
+    /// The outcome of a first fault that has failed: served, where another CPU has linked a table or a block. The areas
+    /// are locked.
+    #[cold]
+    fn without_table(&self, page: VirtAddr, error: FirstFault) -> FaultOutcome {
+        let denied = match error {
+            FirstFault::Failed(error) => Denied::where_no_table(&self.page_tables(), page, error),
+            FirstFault::Block => None,
+        };
+        denied.map_or(FaultOutcome::Served, FaultOutcome::Failed)
+    }
+
     /// Stores `new` to `cell` of `table`, unless another CPU was faster.
     #[inline(always)]
     pub(super) fn install_or_drop(
@@ -564,39 +583,13 @@ impl Space {
         // The contents of the page before its entry. A read through the entry walks to it first, which orders the two.
         mmu.dmb_ishst();
         let locked = self.lock_table(table);
-        let fillable = Fillable::look(mmu.load(cell));
+        let fillable = locked.entry(mmu, cell).fillable();
         if let Some(fillable) = fillable {
             locked.note_used(page);
             // No barrier after it: at worst the access faults once more, and finds the entry.
             mmu.store(cell, fillable.with(new));
         }
         fillable.is_some()
-    }
-}
-
-/// What a page may be mapped over: nothing, or the marker that userfaultfd write-protects it, which the page keeps. The
-/// table's lock is held.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) struct Fillable {
-    is_protected: bool,
-}
-
-impl Fillable {
-    /// By the entry that is there.
-    #[inline(always)]
-    pub(super) fn look(entry: Descriptor) -> Option<Self> {
-        if entry == Descriptor::EMPTY { Some(Self { is_protected: false }) } else { Self::at_marker(entry) }
-    }
-
-    #[cold]
-    fn at_marker(entry: Descriptor) -> Option<Self> {
-        (state(entry) == EntryState::Marker(Markers::UFFD_WP)).then_some(Self { is_protected: true })
-    }
-
-    /// The entry to store for `new`.
-    #[inline(always)]
-    pub(super) fn with(self, new: Descriptor) -> Descriptor {
-        if self.is_protected { new.uffd_wp() } else { new }
     }
 }
 

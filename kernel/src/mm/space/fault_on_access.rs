@@ -32,7 +32,8 @@ use granule_pgtable::Mmu;
 use super::area::Areas;
 use super::cow::Reuse;
 use super::entry::{attributes, read_only_attributes};
-use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, Fillable, allows};
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
+use super::look::{Denied, Glimpse, LockedEntry};
 use super::migrate::Unmovable;
 use super::{PAGE, Space, Spaces};
 use crate::lab;
@@ -69,14 +70,14 @@ fn counted_page(cpu: &Cpu, page: VirtAddr) -> VirtAddr {
 }
 
 impl AllowedFault<'_> {
-    /// Serves a fault on `entry`, which is in the cell and waits, if that takes no migration. The table's lock is held.
+    /// Serves a fault on an entry that waits, if that takes no migration.
     #[cold]
     #[inline(never)]
-    pub(super) fn wait_for_tag_storage(self, entry: Descriptor) -> FaultOutcome {
-        let space = self.space;
+    pub(super) fn wait_for_tag_storage(self, seen: LockedEntry<'_>) -> FaultOutcome {
+        let (space, entry) = (self.space, seen.descriptor());
         let Some(storage) = space.common.frames.tag_storage() else {
             // Nothing makes such entries.
-            return FaultOutcome::Failed(FaultError::Unusable);
+            return FaultOutcome::Failed(Denied::by_entry(seen, FaultError::Unusable));
         };
         let record = space.common.record(entry.address());
         if self.area.protection().contains(Protection::TAGGED) {
@@ -170,7 +171,8 @@ impl Space {
             None => self.common.unpin(cpu, new),
             Some(FaultOutcome::Upgraded) => self.notifiers.upgraded(page, PAGE),
             Some(FaultOutcome::OfBlock(what)) => self.after_fault_of_block(cpu, page, what),
-            Some(FaultOutcome::Failed(error)) => return Err(error),
+            Some(FaultOutcome::Userfault) => return Err(FaultError::Userfault),
+            Some(FaultOutcome::Failed(denied)) => return Err(denied.error()),
             Some(_) => {}
         }
         self.note_served(cpu, page);
@@ -179,16 +181,16 @@ impl Space {
 
     /// The same for a fault; `None` where `new` stays the caller's.
     fn copy_in(&self, fault: AllowedFault<'_>, new: PhysAddr) -> Option<FaultOutcome> {
-        let (area, entry) = (fault.area, self.mmu().load(fault.cell));
+        let (area, entry) = (fault.area, Glimpse::at(self.mmu(), fault.cell));
         if area.is_shared() {
             return None;
         }
-        if Fillable::look(entry).is_some() {
+        if entry.may_be_filled() {
             let object = area.object().filter(|object| object.registers().is_none())?;
             let found = object.frame(fault.cpu, area.page_at(fault.page)).ok()?;
             return Some(fault.map_copy_in(object, &found, new));
         }
-        if !entry.is_valid() || entry.may_be_written() {
+        if !entry.may_be_copied() {
             return None;
         }
         match fault.reuse() {
@@ -208,12 +210,13 @@ impl Space {
         let entry = {
             let areas = self.areas.read(page);
             let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Attempt::Served };
-            let _locked = self.lock_table(fault.table);
-            let entry = mmu.load(fault.cell);
+            let locked = self.lock_table(fault.table);
+            let seen = locked.entry(mmu, fault.cell);
+            let entry = seen.descriptor();
             if !entry.is_fault_on_access() {
                 let area = fault.area;
                 // Of an object, before the first store too.
-                let is_there = entry.is_valid() || Fillable::look(entry).is_some() && area.object().is_some();
+                let is_there = entry.is_valid() || seen.fillable().is_some() && area.object().is_some();
                 let is_copied = access == Access::Write && is_there && !entry.may_be_written() && !area.is_shared();
                 return if is_copied { Attempt::Copy } else { Attempt::Served };
             }

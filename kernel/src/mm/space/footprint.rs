@@ -1,11 +1,11 @@
 //! The memory that would be freed if a space ended, except what it shares.
 
 use granule_arch::addr::PAGE_SIZE;
-use granule_pgtable::{CellsOrBlock, Mmu};
+use granule_pgtable::CellsOrBlock;
 
 use super::Space;
 use super::area::Area;
-use super::block::pages_of_block;
+use super::block::{is_block, pages_of_block};
 use crate::sched::relax;
 
 /// Frames that a space uses.
@@ -48,15 +48,19 @@ impl Space {
         let mut pages = 0;
         let mut walk = self.page_tables().walk_cells(area.range());
         while let Some(met) = walk.next() {
-            pages += match met {
-                CellsOrBlock::Cells(found) => {
-                    let entries = found.cells.iter().map(|cell| self.mmu().load(cell));
-                    entries.filter(|entry| entry.is_present() && !entry.is_special()).count()
+            match met {
+                CellsOrBlock::Cells(found) => self.for_each_locked(&found, |seen| {
+                    let entry = seen.descriptor();
+                    pages += usize::from(entry.is_present() && !entry.is_special());
+                }),
+                CellsOrBlock::Block(at) => {
+                    let visited = self.look_at_block(at, |seen| {
+                        // Not the marker of one.
+                        pages += if is_block(seen.descriptor()) { pages_of_block(area.range(), at) } else { 0 };
+                    });
+                    walk.go_on(at, visited);
                 }
-                CellsOrBlock::Block(at) if self.block_entry(at).is_some() => pages_of_block(area.range(), at),
-                // The marker of one.
-                CellsOrBlock::Block(_) => 0,
-            };
+            }
             relax();
         }
         pages

@@ -102,8 +102,11 @@ impl Spaces {
         let frames = self.frames;
         let (block, entry) = {
             let _areas = space.areas.read(address);
-            let cell = space.page_tables().cell(address);
-            (space.block_entry(address), cell.map(|(_, cell)| self.mmu.load(cell)))
+            let entry = space.page_tables().cell(address).map(|(table, cell)| {
+                let locked = space.lock_table(table);
+                locked.entry(&self.mmu, cell).descriptor()
+            });
+            (space.block_entry(address), entry)
         };
         if let Some(entry) = block {
             let (from, to) = (entry.address(), frames.alloc_splittable(cpu)?);

@@ -40,6 +40,7 @@ mod fork;
 mod gather;
 mod group;
 mod limits;
+mod look;
 mod migrate;
 mod migrations;
 mod mlock;

@@ -8,11 +8,12 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, PageRange};
 
 use super::area::Areas;
-use super::block::pages_of_block;
-use super::entry::{EntryState, rest_of_stale, state, uffd_wp_marker};
+use super::block::{is_block, pages_of_block};
+use super::entry::{EntryState, rest_of_stale, state};
+use super::look::LockedEntry;
 use super::shmem::OF_OBJECT;
 use super::{PAGE, Space, TableCells, USER_END};
 use crate::mm::page_block::BLOCK_SIZE;
@@ -66,37 +67,51 @@ impl Space {
                 CellsOrBlock::Cells(found) => self.show_cells(&found, shown.iter_mut().skip(index(found.start))),
                 CellsOrBlock::Block(at) => {
                     let places = shown.iter_mut().skip(index(at)).take(pages_of_block(part, at));
-                    self.show_block(areas, at, places);
+                    walk.go_on(at, self.look_at_block(at, |seen| self.show_block(areas, at, seen, places)));
                 }
             }
         }
     }
 
     fn show_cells<'w>(&self, found: &TableCells<'_>, mut places: impl Iterator<Item = &'w mut u64>) {
-        for cells in found.cells.chunks(AT_ONCE) {
-            let _locked = self.lock_table(found.table);
-            for (cell, place) in cells.iter().zip(places.by_ref()) {
-                *place = self.shown(self.mmu().load(cell));
+        self.for_each_locked(found, |seen| {
+            if let Some(place) = places.next() {
+                *place = self.shown(seen);
             }
-        }
+        });
     }
 
-    fn show_block<'w>(&self, areas: &Areas, at: VirtAddr, places: impl Iterator<Item = &'w mut u64>) {
-        let Some((entry, holders)) = self.block_and_holders(at) else {
-            if self.is_block_protected(at) {
-                let marker = shown_non_present(uffd_wp_marker().non_present());
-                places.for_each(|place| *place = marker);
-            }
+    fn show_block<'w>(
+        &self,
+        areas: &Areas,
+        at: VirtAddr,
+        seen: LockedEntry<'_>,
+        places: impl Iterator<Item = &'w mut u64>,
+    ) {
+        let entry = seen.descriptor();
+        if !is_block(entry) {
+            let marker = shown_non_present(entry.non_present());
+            places.for_each(|place| *place = marker);
             return;
-        };
+        }
+        let holders = self.common.holders_of(entry.address());
         let of_object = areas.find(at).is_some_and(|area| area.object().is_some());
         let first = entry.address().frame_number() + (at.0 % BLOCK_SIZE / PAGE) as usize;
         let flags = flags_of_leaf(entry) | flags_of_frame(of_object, holders);
         places.zip(first..).for_each(|(place, frame)| *place = flags | frame as u64);
     }
 
-    /// The word of an entry of the last level, whose table is locked.
-    fn shown(&self, entry: Descriptor) -> u64 {
+    /// Calls `each` with every entry of `found`, in order, under the lock of the table, which is released now and then.
+    pub(super) fn for_each_locked(&self, found: &TableCells<'_>, mut each: impl FnMut(LockedEntry<'_>)) {
+        for cells in found.cells.chunks(AT_ONCE) {
+            let locked = self.lock_table(found.table);
+            cells.iter().for_each(|cell| each(locked.entry(self.mmu(), cell)));
+        }
+    }
+
+    /// The word of an entry of the last level.
+    fn shown(&self, seen: LockedEntry<'_>) -> u64 {
+        let entry = seen.descriptor();
         match state(entry) {
             EntryState::Page | EntryState::Inaccessible => {
                 let leaf = flags_of_leaf(entry) | entry.address().frame_number() as u64;

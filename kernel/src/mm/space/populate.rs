@@ -144,8 +144,12 @@ impl Space {
             let page = found.address(index);
             match (AllowedFault { space: self, cpu, area, page, table: found.table, cell, access }).object_page(object)
             {
-                FaultOutcome::Failed(FaultError::OutOfMemory) => return Err(NoPage::OutOfMemory),
-                FaultOutcome::Failed(_) => return Err(NoPage::BehindTheEnd),
+                FaultOutcome::Failed(denied) => {
+                    return Err(match denied.error() {
+                        FaultError::OutOfMemory => NoPage::OutOfMemory,
+                        _ => NoPage::BehindTheEnd,
+                    });
+                }
                 // Where nothing was, nothing is upgraded.
                 _ => {}
             }

@@ -1,8 +1,8 @@
 //! The lock of a table, in the record of the table's frame; and of a block's frames, in that of the first.
 //!
 //! It spins and masks no interrupts: no interrupt handler acquires one.
-
-use core::sync::atomic::{AtomicU32, Ordering};
+//!
+//! `kernel/loom` compiles this file.
 
 use granule_arch::addr::PhysAddr;
 
@@ -10,6 +10,7 @@ use super::Space;
 use crate::mm::frame::Frame;
 #[cfg(debug_assertions)]
 use crate::smp::this_cpu;
+use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::rank::{self, Rank};
 use crate::sync::spin;
 

@@ -52,6 +52,8 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::{Geometry, Mmu};
 
+use super::super::look::{Fillable, LockedEntry};
+use crate::mm::frame::Frame;
 use crate::sync::atomic::{Ordering, fence};
 
 /// In the entry of a page whose frame may be mapped; not in one whose frame is on its way.
@@ -92,6 +94,39 @@ impl<'a, M: Mmu> Found<'a, M> {
         // The entry before the size, as what added the page has them, and before what is known of the frame.
         fence(Ordering::Acquire);
         is_there && is_inside()
+    }
+
+    /// How the page is mapped, if the entry of the page table, `seen`, has none yet, and what was found [is
+    /// current](Self::is_current).
+    #[inline(always)]
+    pub(in super::super) fn fillable(
+        &self,
+        mmu: &M,
+        seen: LockedEntry<'_>,
+        is_inside: impl FnOnce() -> bool,
+    ) -> Option<Fillable> {
+        let fillable = seen.fillable()?;
+        self.is_current(mmu, is_inside).then_some(fillable)
+    }
+
+    /// Maps what was found, whose frame has `record`, in `cell` of the page table, if that is so: stores what `new`
+    /// returns, with a reference of its own. Returns whether it is mapped; `seen` is the entry in `cell`.
+    #[inline(always)]
+    pub(in super::super) fn map(
+        &self,
+        mmu: &M,
+        seen: LockedEntry<'_>,
+        cell: &M::Cell,
+        record: &Frame,
+        is_inside: impl FnOnce() -> bool,
+        new: impl FnOnce(Fillable) -> Descriptor,
+    ) -> bool {
+        let fillable = self.fillable(mmu, seen, is_inside);
+        if let Some(fillable) = fillable {
+            record.share();
+            mmu.store(cell, new(fillable));
+        }
+        fillable.is_some()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Spaces on the host: their own frames and tables, on a metal that records and does nothing else.
 //!
+//! - `answers`: SIGBUS, errors and "absent", beside a copy that is under way on another CPU
 //! - `advice`: what a child has of areas, pages before the first access, guards
 //! - `areas`: the gap that a mapping gets
 //! - `blocks`: what brings, changes and divides blocks
@@ -28,6 +29,7 @@
 //! - `notified`: the invalidations and events of each path, their order and the lock that is held
 
 mod advice;
+mod answers;
 mod areas;
 mod blocks;
 mod calls;
@@ -58,6 +60,8 @@ use core::sync::atomic::Ordering;
 use std::boxed::Box;
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
@@ -173,6 +177,86 @@ fn meet_at(places: &[(&SpaceRef, VirtAddr)], work: impl FnOnce(), other: impl Fn
     };
     at_each_moment(hook, work);
     left.get().is_none()
+}
+
+/// Runs `first` on another CPU up to its `nth` moment, then `second` here up to its `mth`, then the first to its end,
+/// and then the rest of the second; where one waits for a lock that the other has, the other goes on. Returns what
+/// `second` returned, and whether both came so far.
+fn interleave<T>(
+    space: &SpaceRef,
+    (first, nth): (impl FnOnce(&Space, &Cpu) + Send, usize),
+    (second, mth): (impl FnOnce() -> T, usize),
+) -> (T, bool, bool) {
+    let (pause, paused) = channel();
+    let (resume, resumed) = channel();
+    let (end, ended) = channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            let cpu = Cpu::new(CpuId(1));
+            let (mut left, hook_pause, waits) = (Some(nth), pause.clone(), end.clone());
+            let hook = move |moment: Moment<'_>| match (left, moment) {
+                // The second has it, and goes on; where it has ended, it has no receiver.
+                (None, Moment::Wait) => _ = waits.send(()),
+                (Some(0), _) => {
+                    left = None;
+                    hook_pause.send(true).expect("the second waits for it");
+                    resumed.recv().expect("the second resumes it");
+                }
+                (Some(count), _) => left = Some(count - 1),
+                (None, _) => {}
+            };
+            at_each_moment(hook, || first(space, &cpu));
+            space.common.frames.drain_cpu(&cpu);
+            // The receivers are gone where the second has ended.
+            let _ = pause.send(false);
+            let _ = end.send(());
+        });
+        let is_first_paused = paused.recv().expect("a pause, or the end");
+        let is_second_paused = Rc::new(Cell::new(false));
+        let (mut left, resume_last, reached) = (Some(mth), resume.clone(), is_second_paused.clone());
+        let hook = move |moment: Moment<'_>| match (left, moment) {
+            (Some(_), Moment::Wait) => {
+                left = None;
+                let _ = resume.send(());
+            }
+            (Some(0), _) => {
+                left = None;
+                reached.set(true);
+                let _ = resume.send(());
+                ended.recv().expect("it ends, or waits");
+            }
+            (Some(count), _) => left = Some(count - 1),
+            (None, _) => {}
+        };
+        let mut returned = None;
+        at_each_moment(hook, || returned = Some(second()));
+        let _ = resume_last.send(());
+        (returned.expect("it has run"), is_first_paused, is_second_paused.get())
+    })
+}
+
+/// [`interleave`] for every pair of moments, each on what `prepare` makes; then `check` gets what `second` returned.
+#[track_caller]
+fn at_each_pair<T, S>(
+    prepare: impl Fn() -> (SpaceRef, S),
+    first: fn(&Space, &Cpu),
+    second: impl Fn(&SpaceRef, &S) -> T,
+    check: impl Fn(T, &SpaceRef, &S),
+) {
+    let (mut pairs, mut nth, mut is_there) = (0, 0, true);
+    while is_there {
+        let (mut mth, mut goes_on) = (0, true);
+        while goes_on {
+            let (space, more) = prepare();
+            let (returned, first, second) = interleave(&space, (first, nth), (|| second(&space, &more), mth));
+            check(returned, &space, &more);
+            pairs += 1;
+            (is_there, goes_on) = (first, first && second);
+            mth += 1;
+        }
+        nth += 1;
+    }
+    assert!(pairs > 20, "{pairs} pairs of moments");
 }
 
 /// Divides the areas at `at`, if nothing but a free page is there; returns whether it did.

@@ -12,6 +12,7 @@ use super::super::area::{Area, AreaFlags};
 use super::super::entry::{EntryState, replace, state};
 use super::super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
 use super::super::gather::pages;
+use super::super::look::{Glimpse, LockedEntry};
 use super::super::{PAGE, Space};
 use super::Features;
 use super::queue::QueuedFault;
@@ -46,7 +47,8 @@ pub enum FaultMode {
 /// How long a device's fault waits for a pager.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a pager has to do.
+/// What a pager has to do. Only a [`LockedEntry`] gives a reason, so neither a message nor SIGBUS comes from a look
+/// without the lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reason {
     Missing,
@@ -62,8 +64,9 @@ pub(in super::super) fn is_missing(area: &Area, page: VirtAddr) -> bool {
 }
 
 /// What a pager has to do for an access of `page` in `area`, which permits it, and whose entry, or that of its block, is
-/// `entry`.
-fn reason(area: &Area, page: VirtAddr, entry: Descriptor, access: Access) -> Option<Reason> {
+/// `seen`.
+fn reason(area: &Area, page: VirtAddr, seen: LockedEntry<'_>, access: Access) -> Option<Reason> {
+    let entry = seen.descriptor();
     if entry.is_valid() {
         let is_protected = access == Access::Write && entry.is_uffd_wp() && area.flags().has_any(AreaFlags::UFFD_WP);
         return is_protected.then_some(Reason::WriteProtected);
@@ -105,13 +108,9 @@ impl Space {
             let flags = area.flags();
             let registered = flags.has_any(AreaFlags::REGISTERED).then(|| self.userfaultfds.get(flags.userfaultfd()));
             let Some(userfaultfd) = registered.flatten() else { return Ok(()) };
-            let features = userfaultfd.features();
-            if features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0 {
-                return Err(FaultError::Unusable);
-            }
             let mut place = self.page_tables().cell(page);
             if place.is_none() && self.block_entry(page).is_none() {
-                // It will need one. The lock of the table orders the message and what serves it.
+                // It will need one. The lock of the table orders the message, or the refusal, and what serves it.
                 self.ensure_cells(cpu, pages(page, page + PAGE))?;
                 place = self.page_tables().cell(page);
             }
@@ -119,12 +118,16 @@ impl Space {
             let found = place.or_else(|| block.as_ref().map(|found| (found.table, found.cell)));
             let Some((table, cell)) = found else { return Ok(()) };
             let locked = self.lock_table(table);
-            let entry = self.mmu().load(cell);
-            if block.is_some() && entry == Descriptor::EMPTY {
+            let seen = locked.entry(self.mmu(), cell);
+            if block.is_some() && seen.descriptor() == Descriptor::EMPTY {
                 // The block is gone. What serves the page now links a table, and does not take this lock.
                 return Ok(());
             }
-            let Some(reason) = reason(area, page, entry, access) else { return Ok(()) };
+            let Some(reason) = reason(area, page, seen, access) else { return Ok(()) };
+            let features = userfaultfd.features();
+            if features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0 {
+                return Err(FaultError::Unusable);
+            }
             let message = PageFault {
                 address: if features.has(Features::EXACT_ADDRESS) { address } else { page },
                 is_write: access == Access::Write,
@@ -174,7 +177,8 @@ impl Space {
         let outcome = {
             let areas = self.areas.read(page);
             let Some(fault) = self.allowed_fault(cpu, &areas, page, access) else { return Ok(()) };
-            if state(self.mmu().load(fault.cell)) != EntryState::Marker(Markers::UFFD_WP) {
+            let entry = Glimpse::at(self.mmu(), fault.cell);
+            if entry.is_empty() || !entry.may_be_filled() {
                 return Ok(());
             }
             if is_missing(fault.area, page) {
@@ -182,15 +186,18 @@ impl Space {
             }
             match fault.area.object() {
                 Some(object) => fault.object_page(object),
-                None => {
-                    let new = self.new_page(cpu, page, fault.area.protection(), access)?;
-                    self.install_or_drop(cpu, fault.table, page, fault.cell, new);
-                    FaultOutcome::Served
-                }
+                None => match self.new_page(cpu, page, fault.area.protection(), access) {
+                    Ok(new) => {
+                        self.install_or_drop(cpu, fault.table, page, fault.cell, new);
+                        FaultOutcome::Served
+                    }
+                    Err(error) => fault.denied(error.into()),
+                },
             }
         };
         match outcome {
-            FaultOutcome::Failed(error) => Err(error),
+            FaultOutcome::Userfault => Err(FaultError::Userfault),
+            FaultOutcome::Failed(denied) => Err(denied.error()),
             FaultOutcome::Served if access == Access::Write => Err(FaultError::Userfault),
             // The retry comes to the marker again: it would go on for ever if what it waits for needed this CPU.
             FaultOutcome::Migrating => {
@@ -210,7 +217,7 @@ impl AllowedFault<'_> {
     #[inline(never)]
     pub(in super::super) fn write_protected(&self, entry: Descriptor) -> FaultOutcome {
         if self.area.flags().has_any(AreaFlags::UFFD_WP) {
-            return FaultOutcome::Failed(FaultError::Userfault);
+            return FaultOutcome::Userfault;
         }
         // The mark of a userfaultfd that no longer exists.
         if entry.is_contiguous() {

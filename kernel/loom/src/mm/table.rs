@@ -1,0 +1,138 @@
+//! A page of a space, by its entry in a table that is linked: the kernel's own lock of tables and looks at entries.
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Markers};
+use granule_pgtable::{EnsureError, Mmu};
+
+use super::fault::FaultError;
+use super::look::{Denied, Glimpse, replace_frame};
+use super::table_lock::TableGuard;
+use crate::mm::frame::Frame;
+use crate::sched::RwSem;
+use crate::sync::atomic::AtomicU64;
+use crate::{Cpu, Machine};
+
+const PAGE: VirtAddr = VirtAddr(0);
+const OLD: PhysAddr = PhysAddr(0x4000_0000);
+const NEW: PhysAddr = PhysAddr(0x4000_1000);
+
+/// A page that is there, or a guard, whatever becomes of it.
+pub struct MappedPage {
+    machine: Machine,
+    /// The record of the table, with its lock.
+    table: Frame,
+    areas: RwSem<()>,
+}
+
+/// The page in a child of a fork, or at a fault.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Copied {
+    /// The page.
+    Page,
+    /// The guard.
+    Guard,
+    /// Nothing: its next access makes a page of zeros.
+    Nothing,
+}
+
+impl MappedPage {
+    /// A page in a frame that others have too.
+    pub fn new(machine: Machine) -> Self {
+        let page = Self { machine, table: Frame::default(), areas: RwSem::default() };
+        let cpu = page.machine.cpu(0);
+        cpu.store(cell(&cpu), Descriptor(OLD.0 | 1));
+        page
+    }
+
+    /// Copy on write, as the kernel changes the entry.
+    pub fn copy(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.read();
+        let _locked = lock(&self.table);
+        replace_frame(&cpu, cell(&cpu), Descriptor(NEW.0 | 1), || cpu.dsb_ish());
+    }
+
+    /// Whether a fault that finds no page is denied, as where a pager wants SIGBUS.
+    pub fn is_denied(&self, number: usize) -> bool {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.read();
+        if !Glimpse::at(&cpu, cell(&cpu)).is_empty() {
+            return false;
+        }
+        let locked = lock(&self.table);
+        let denied = Denied::where_empty(&cpu, &locked, cell(&cpu), FaultError::Unusable);
+        denied.is_some_and(|denied| denied.error() == FaultError::Unusable)
+    }
+
+    /// Whether the page is absent, as `mincore` looks.
+    pub fn is_absent(&self, number: usize) -> bool {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.read();
+        let locked = lock(&self.table);
+        locked.entry(&cpu, cell(&cpu)).descriptor() == Descriptor::EMPTY
+    }
+
+    /// Whether it is, by a look without the lock.
+    pub fn seems_absent(&self, number: usize) -> bool {
+        let cpu = self.machine.cpu(number);
+        Glimpse::at(&cpu, cell(&cpu)).is_empty()
+    }
+
+    /// Makes the page a guard: empties the entry, invalidates, and stores the guard, in one hold of both locks.
+    pub fn guard(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.read();
+        let _locked = lock(&self.table);
+        replace_frame(&cpu, cell(&cpu), Descriptor::from(Markers::GUARD), || cpu.dsb_ish());
+    }
+
+    /// Makes it one in two holds of the lock of the table; with `areas_too` also of that of the areas.
+    pub fn guard_in_two_halves(&self, number: usize, areas_too: bool) {
+        let cpu = self.machine.cpu(number);
+        let mut areas = self.areas.read();
+        {
+            let _locked = lock(&self.table);
+            cpu.store(cell(&cpu), Descriptor::EMPTY);
+            cpu.dsb_ish();
+        }
+        if areas_too {
+            drop(areas);
+            areas = self.areas.read();
+        }
+        let _locked = lock(&self.table);
+        cpu.store(cell(&cpu), Descriptor::from(Markers::GUARD));
+        drop(areas);
+    }
+
+    /// Looks as a fork does, with the areas locked for writing.
+    pub fn fork(&self, number: usize) -> Copied {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.write();
+        self.look(&cpu)
+    }
+
+    /// Looks as a fault does, under the lock of the table.
+    pub fn fault(&self, number: usize) -> Copied {
+        let cpu = self.machine.cpu(number);
+        let _areas = self.areas.read();
+        self.look(&cpu)
+    }
+
+    fn look(&self, cpu: &Cpu<'_>) -> Copied {
+        let locked = lock(&self.table);
+        match locked.entry(cpu, cell(cpu)).descriptor() {
+            Descriptor::EMPTY => Copied::Nothing,
+            entry if entry == Descriptor::from(Markers::GUARD) => Copied::Guard,
+            _ => Copied::Page,
+        }
+    }
+}
+
+fn lock(table: &Frame) -> TableGuard<'_> {
+    TableGuard::lock(table)
+}
+
+fn cell<'c>(cpu: &'c Cpu<'_>) -> &'c AtomicU64 {
+    let linked = cpu.tables().ensure_cell(PAGE, &mut { *cpu }, || Ok::<_, EnsureError>(()));
+    linked.expect("frames for tables").0.1
+}

@@ -1,0 +1,146 @@
+//! Answers beside a change that is under way on another CPU, at each pair of moments: what is there all the time is
+//! never SIGBUS, an error or "absent", and what is replaced is the old or the new.
+
+use std::vec;
+
+use super::*;
+use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
+use crate::mm::space::pagemap::PRESENT;
+use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, Userfaultfd};
+
+const START: VirtAddr = VirtAddr(0x10_0000_0000);
+const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
+
+/// A store to the first page.
+const STORE: fn(&Space, &Cpu) = |space, cpu| _ = handle_fault(space, cpu, START, Access::Write);
+
+/// A space with `pages` pages at `start`, each with its number and 1 in its first byte.
+fn written(rig: &Rig, start: VirtAddr, pages: u64, sharing: Sharing) -> SpaceRef {
+    let space = rig.space();
+    let request = MapRequest { placement: Placement::Fixed(start), sharing, ..private(pages) };
+    space.mmap(&rig.cpu, &request).unwrap();
+    (0..pages).for_each(|page| rig.write(&space, start + page * PAGE, page as u8 + 1));
+    space
+}
+
+/// One page, which a child shares, so that a store copies it.
+fn shared_with_child(rig: &Rig) -> (SpaceRef, SpaceRef) {
+    let space = written(rig, START, 1, Sharing::Private);
+    let child = space.fork(&rig.cpu).unwrap();
+    (space, child)
+}
+
+/// Makes `access` to the first page as the kernel or a program does.
+fn fault(space: &Space, cpu: &Cpu, access: Access, mode: FaultMode) -> Result<(), FaultError> {
+    match handle_fault(space, cpu, START, access) {
+        Err(FaultError::Userfault) => space.userfault(cpu, START, access, mode),
+        served => served,
+    }
+}
+
+/// A pager that wants SIGBUS, or serves no accesses of the kernel, refuses what is missing alone.
+#[test]
+fn no_sigbus_for_a_page_that_is_copied() {
+    let rig = Rig::new(4);
+    for (features, user_mode_only, mode) in
+        [(Features::SIGBUS, false, FaultMode::El0), (0, true, FaultMode::Kernel), (0, true, FaultMode::Device)]
+    {
+        for access in [Access::Read, Access::Write] {
+            let prepare = || {
+                let (space, child) = shared_with_child(&rig);
+                let pager = Userfaultfd::new(&space, user_mode_only, 0).unwrap();
+                pager.agree(Features(features)).unwrap();
+                let missing = Enrolment { missing: true, write_protected: false };
+                Userfaultfd::register(&pager, &rig.cpu, START, PAGE, missing).unwrap();
+                (space, (child, pager))
+            };
+            let second = |space: &SpaceRef, _: &_| fault(space, &rig.cpu, access, mode);
+            at_each_pair(prepare, STORE, second, |answer, space, (_, pager)| {
+                assert_eq!(answer, Ok(()), "{access:?} {mode:?}");
+                assert!(!pager.has_message());
+                assert_eq!(rig.read(space, START), 1);
+                pager.close();
+            });
+        }
+    }
+}
+
+/// A look at pages finds one that is copied, at each moment.
+#[test]
+fn a_page_that_is_copied_is_present() {
+    let rig = Rig::new(4);
+    at_each_pair(
+        || shared_with_child(&rig),
+        STORE,
+        |space, _| {
+            let (mut present, mut words) = ([0], [0]);
+            space.mincore(START, &mut present).unwrap();
+            space.pagemap(START, &mut words);
+            (present, words[0] & PRESENT != 0, space.footprint().pages)
+        },
+        |found, _, _| assert_eq!(found, ([1], true, 1)),
+    );
+}
+
+/// A migration moves it, or finds that the copy has another frame.
+#[test]
+fn a_page_that_is_copied_can_migrate() {
+    let rig = Rig::new(4);
+    at_each_pair(
+        || shared_with_child(&rig),
+        STORE,
+        |space, _| rig.spaces.migrate_at(&rig.cpu, space, START).err(),
+        |error, _, _| assert_ne!(error, Some(Unmovable::NotMapped)),
+    );
+}
+
+/// So it is with a block that is copied, or split because one of its pages becomes a guard.
+#[test]
+fn a_block_that_is_replaced_is_present() {
+    const GUARD_ONE: fn(&Space, &Cpu) =
+        |space, cpu| space.madvise_guard(cpu, START + 3 * PAGE, PAGE, &|| false).unwrap();
+    let rig = Rig::new(32);
+    for (first, least) in [(STORE, BLOCK_FRAMES), (GUARD_ONE, BLOCK_FRAMES - 1)] {
+        let prepare = || {
+            // What was split is whole again.
+            rig.frames.drain_cpu(&rig.cpu);
+            let space = rig.space();
+            let request = MapRequest { placement: Placement::Fixed(START), ..private(BLOCK_PAGES) };
+            space.mmap(&rig.cpu, &request).unwrap();
+            space.madvise_areas(&rig.cpu, START, BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
+            rig.write(&space, START, 1);
+            assert!(space.block_entry(START).is_some());
+            let child = space.fork(&rig.cpu).unwrap();
+            (space, child)
+        };
+        let second = |space: &SpaceRef, _: &SpaceRef| {
+            let (mut present, mut words) = (vec![0; BLOCK_FRAMES], vec![0; BLOCK_FRAMES]);
+            space.mincore(START, &mut present).unwrap();
+            space.pagemap(START, &mut words);
+            let shown = words.iter().filter(|&word| word & PRESENT != 0).count();
+            [present.iter().filter(|&&byte| byte == 1).count(), shown, space.footprint().pages]
+        };
+        at_each_pair(prepare, first, second, |found, _, _| {
+            assert!(found.iter().all(|count| (least..=BLOCK_FRAMES).contains(count)), "{found:?}");
+        });
+    }
+}
+
+/// The copy has the last frame: a second store needs none.
+#[test]
+fn memory_that_a_copy_takes_is_not_missing() {
+    let rig = Rig::new(2);
+    let prepare = || {
+        let (space, child) = shared_with_child(&rig);
+        let mut taken: Vec<PhysAddr> = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
+        let last = taken.pop().expect("a frame");
+        rig.frames.free(&rig.cpu, last);
+        rig.frames.drain_cpu(&rig.cpu);
+        (space, (child, taken))
+    };
+    let second = |space: &SpaceRef, _: &_| handle_fault(space, &rig.cpu, START, Access::Write);
+    at_each_pair(prepare, STORE, second, |answer, _, (_, taken)| {
+        taken.iter().for_each(|&frame| rig.frames.free(&rig.cpu, frame));
+        assert_eq!(answer, Ok(()));
+    });
+}
