@@ -251,14 +251,11 @@ impl Space {
                 self.split_block_at(range.start());
                 return Ok(range.start());
             };
-            if self.set_guards(&found) {
-                return Ok(until);
+            if !self.set_guards(&found) {
+                let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
+                self.replace_by_guards(&mut Gather::among_faults(self, cpu, areas), &found);
             }
-            // Pages are there. Those that a fault brings in between are met again; but no fork comes in between.
-            let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
-            let mut gather = Gather::among_faults(self, cpu, areas);
-            self.zap(&mut gather, range, ZapFlags::DISCARD);
-            Ok(range.start())
+            Ok(until)
         })
     }
 
@@ -356,6 +353,16 @@ impl Space {
             | EntryState::Migration
             | EntryState::Damaged => false,
         })
+    }
+
+    /// Makes guards of all entries, under one hold of the table's lock, so that a fault finds the page or the guard,
+    /// and so does a fork, which waits for the areas too. A look without the lock that finds neither is no answer
+    /// ([`Glimpse`](super::look::Glimpse)).
+    fn replace_by_guards(&self, gather: &mut Gather<'_>, found: &TableCells<'_>) {
+        let locked = self.lock_table(found.table);
+        self.zap_cells(gather, &locked, found, ZapFlags::DISCARD);
+        note_all_used(locked.frame(), bits_of(found));
+        self.mmu().fill(found.cells, Descriptor::from(Markers::GUARD), 0);
     }
 
     /// Makes the guards in the `bytes` bytes from `start` on pages again, empty ones (`MADV_GUARD_REMOVE`).

@@ -33,6 +33,7 @@ use super::area::{Area, Areas};
 use super::entry::{EntryState, PLAIN_PAGE, is_page, state, uffd_wp_marker};
 use super::gather::{Gather, pages};
 use super::shmem::OF_OBJECT;
+use super::table_lock::TableGuard;
 use super::{Machine, PAGE, Space, Spaces, TableCells};
 use crate::lab;
 use crate::sched::{self, relax};
@@ -124,11 +125,8 @@ impl Gather<'_> {
 impl Space {
     /// Clears the entries of `range`. The frames go to `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange, flags: ZapFlags) {
-        let mmu = self.mmu();
         // Another zap may have been of other flags, and of higher addresses.
         gather.kept_markers.until = VirtAddr(0);
-        // Pages that go whatever they are, and of which nothing is left.
-        let (mask, plain) = (if flags.even_cows { PLAIN_PAGE.0 } else { 0 }, PLAIN_PAGE.1);
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
@@ -143,52 +141,68 @@ impl Space {
                 // Between two tables; neither lock is held.
                 gather.rest();
             }
-            let _locked = self.lock_table(found.table);
-            self.unfold_ends(&found);
-            // From the first to the last valid entry that was cleared and is not noted yet.
-            let (mut first, mut end) = (0, 0);
-            for (index, cell) in found.cells.iter().enumerate() {
-                let old = mmu.load(cell);
-                let left = match old {
-                    page if page.0 & mask == plain => Descriptor::EMPTY,
-                    page if is_page(page) => {
-                        if !flags.even_cows && !self.is_of_object(page) {
-                            continue;
-                        }
-                        if flags.even_cows || page.is_uffd_wp() {
-                            gather.left_of_protected(found.address(index), flags)
-                        } else {
-                            Descriptor::EMPTY
-                        }
-                    }
-                    Descriptor::EMPTY => continue,
-                    _ => {
-                        if first < end {
-                            gather.stale(found.address(first), found.address(end));
-                            end = 0;
-                        }
-                        self.zap_other(gather, &found, index, flags);
+            let locked = self.lock_table(found.table);
+            self.zap_cells(gather, &locked, &found, flags);
+        }
+    }
+
+    /// Clears the entries of `found`, whose table is `_locked`. Where faults are possible, the invalidation is complete
+    /// on return.
+    #[inline(always)]
+    pub(super) fn zap_cells(
+        &self,
+        gather: &mut Gather<'_>,
+        _locked: &TableGuard<'_>,
+        found: &TableCells<'_>,
+        flags: ZapFlags,
+    ) {
+        let mmu = self.mmu();
+        // Pages that go whatever they are, and of which nothing is left.
+        let (mask, plain) = (if flags.even_cows { PLAIN_PAGE.0 } else { 0 }, PLAIN_PAGE.1);
+        self.unfold_ends(found);
+        // From the first to the last valid entry that was cleared and is not noted yet.
+        let (mut first, mut end) = (0, 0);
+        for (index, cell) in found.cells.iter().enumerate() {
+            let old = mmu.load(cell);
+            let left = match old {
+                page if page.0 & mask == plain => Descriptor::EMPTY,
+                page if is_page(page) => {
+                    if !flags.even_cows && !self.is_of_object(page) {
                         continue;
                     }
-                };
-                if end == 0 {
-                    first = index;
+                    if flags.even_cows || page.is_uffd_wp() {
+                        gather.left_of_protected(found.address(index), flags)
+                    } else {
+                        Descriptor::EMPTY
+                    }
                 }
-                end = index + 1;
-                mmu.store(cell, left);
-                if !old.is_special() {
-                    gather.add(old.address(), || {
-                        let emptied = (first < end).then(|| (found.address(first), found.address(end)));
+                Descriptor::EMPTY => continue,
+                _ => {
+                    if first < end {
+                        gather.stale(found.address(first), found.address(end));
                         end = 0;
-                        emptied
-                    });
+                    }
+                    self.zap_other(gather, found, index, flags);
+                    continue;
                 }
+            };
+            if end == 0 {
+                first = index;
             }
-            if first < end {
-                gather.stale(found.address(first), found.address(end));
+            end = index + 1;
+            mmu.store(cell, left);
+            if !old.is_special() {
+                gather.add(old.address(), || {
+                    let emptied = (first < end).then(|| (found.address(first), found.address(end)));
+                    end = 0;
+                    emptied
+                });
             }
-            gather.before_unlock();
         }
+        if first < end {
+            gather.stale(found.address(first), found.address(end));
+        }
+        gather.before_unlock();
     }
 
     /// The same for one entry that is not valid. What was cleared before it is noted; the table's lock is held.

@@ -5,7 +5,7 @@ use std::vec;
 
 use super::*;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
-use crate::mm::space::pagemap::PRESENT;
+use crate::mm::space::pagemap::{GUARD, PRESENT};
 use crate::mm::space::{AreaAdvice, Enrolment, FaultError, FaultMode, Features, Userfaultfd};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
@@ -143,4 +143,54 @@ fn memory_that_a_copy_takes_is_not_missing() {
         taken.iter().for_each(|&frame| rig.frames.free(&rig.cpu, frame));
         assert_eq!(answer, Ok(()));
     });
+}
+
+/// Pages on both sides of the border between two tables.
+const PAGES: u64 = 4;
+const BORDER: VirtAddr = VirtAddr(START.0 - 2 * PAGE);
+
+const GUARD_ALL: fn(&Space, &Cpu) = |space, cpu| space.madvise_guard(cpu, BORDER, PAGES * PAGE, &|| false).unwrap();
+
+/// The contents of each page of `space`, or its refusal.
+fn pages_of(rig: &Rig, space: &Space) -> Vec<Result<u8, FaultError>> {
+    let page = |page| {
+        let mut byte = [0];
+        space.read_bytes(&rig.cpu, BORDER + page * PAGE, &mut byte).map(|()| byte[0])
+    };
+    (0..PAGES).map(page).collect()
+}
+
+#[track_caller]
+fn assert_old_or_guards(pages: &[Result<u8, FaultError>]) {
+    for (page, found) in (1..).zip(pages) {
+        assert!(*found == Ok(page) || *found == Err(FaultError::Guard), "{pages:?}");
+    }
+}
+
+/// A fork and a load meet pages that become guards: each is there with its contents, or a guard.
+#[test]
+fn a_page_that_becomes_a_guard_is_one_of_both() {
+    let rig = Rig::new(4);
+    for sharing in [Sharing::Private, Sharing::Shared] {
+        let prepare = || (written(&rig, BORDER, PAGES, sharing), ());
+        let check = |space: &Space| {
+            let mut words = [0; PAGES as usize];
+            space.pagemap(BORDER, &mut words);
+            assert!(words.iter().all(|word| word & GUARD != 0), "{words:x?}");
+        };
+        let fork = |space: &SpaceRef, (): &()| space.fork(&rig.cpu).unwrap();
+        at_each_pair(prepare, GUARD_ALL, fork, |child, space, ()| {
+            assert_old_or_guards(&pages_of(&rig, &child));
+            check(space);
+        });
+        at_each_pair(
+            prepare,
+            GUARD_ALL,
+            |space, ()| pages_of(&rig, space),
+            |pages, space, ()| {
+                assert_old_or_guards(&pages);
+                check(space);
+            },
+        );
+    }
 }
