@@ -82,6 +82,11 @@ mod alloc {
     }
 }
 
+/// The part of the kernel's `platform` that its files name here.
+mod platform {
+    pub(crate) use granule::platform::features;
+}
+
 /// What stands in the place of the kernel's `stretches`.
 mod stretches {
     pub(crate) fn mark_point() {}

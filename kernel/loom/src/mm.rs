@@ -32,6 +32,9 @@ mod layout {
 pub(crate) use crate::notifier;
 pub(crate) use granule::mm::{OutOfMemory, early};
 
+#[allow(dead_code, reason = "only what widens and replaces an entry runs here")]
+#[path = "../../src/mm/space/entry.rs"]
+mod entry;
 #[allow(dead_code, reason = "what a fault on the way to a table concludes is the kernel's alone")]
 #[path = "../../src/mm/space/look.rs"]
 mod look;

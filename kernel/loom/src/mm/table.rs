@@ -4,6 +4,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{EnsureError, Mmu};
 
+use super::entry::{replace, set_access_flags};
 use super::fault::FaultError;
 use super::look::{Denied, Glimpse, replace_frame};
 use super::table_lock::TableGuard;
@@ -125,6 +126,57 @@ impl MappedPage {
             entry if entry == Descriptor::from(Markers::GUARD) => Copied::Guard,
             _ => Copied::Page,
         }
+    }
+}
+
+/// An entry that a fault widens, and calls replace.
+pub struct ChangedEntry {
+    machine: Machine,
+    table: Frame,
+}
+
+impl ChangedEntry {
+    /// `entry`.
+    pub fn new(machine: Machine, entry: Descriptor) -> Self {
+        let page = Self { machine, table: Frame::default() };
+        let cpu = page.machine.cpu(0);
+        cpu.store(cell(&cpu), entry);
+        page
+    }
+
+    /// The entry, as a walk finds it.
+    pub fn load(&self, number: usize) -> Descriptor {
+        let cpu = self.machine.cpu(number);
+        cpu.load(cell(&cpu))
+    }
+
+    /// The fault of a store to a page that is its space's own, as the kernel serves it; whether that has changed the
+    /// entry. `under_lock` runs before the unlock, where it has.
+    pub fn upgrade(&self, number: usize, under_lock: impl FnOnce()) -> bool {
+        let cpu = self.machine.cpu(number);
+        let locked = lock(&self.table);
+        let entry = locked.entry(&cpu, cell(&cpu)).descriptor();
+        let is_upgraded =
+            entry.is_present() && set_access_flags(&cpu, cell(&cpu), entry, entry.young().writable().dirty());
+        if is_upgraded {
+            cpu.dsb_ish();
+            under_lock();
+        }
+        is_upgraded
+    }
+
+    /// The change of a call, with the DSB that completes it.
+    pub fn replace(&self, number: usize, new: Descriptor) {
+        let cpu = self.machine.cpu(number);
+        let locked = lock(&self.table);
+        let entry = locked.entry(&cpu, cell(&cpu)).descriptor();
+        replace(&cpu, cell(&cpu), entry, |_| new);
+        cpu.dsb_ish();
+    }
+
+    /// Waits for the lock of the table.
+    pub fn wait_for_lock(&self) {
+        drop(lock(&self.table));
     }
 }
 
