@@ -154,42 +154,57 @@ impl Space {
         is_killed: &dyn Fn() -> bool,
     ) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
+        self.populate_as(cpu, range, &|_| access, is_killed).map_err(|(_, error)| error)?;
+        if in_space { Ok(()) } else { Err(SpaceError::NoMemory) }
+    }
+
+    /// The same for `range`, with the access that `wanted` has for each area: it is asked under the lock under which the
+    /// area's pages are brought, since the area may change between them. On an error also returns where.
+    pub(super) fn populate_as(
+        &self,
+        cpu: &Cpu,
+        range: PageRange,
+        wanted: &dyn Fn(&Area) -> Access,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), (VirtAddr, SpaceError)> {
         let mut next = range.start();
         while next < range.end() {
+            let failed = |error| (next, error);
             if is_killed() {
-                return Err(SpaceError::Interrupted);
+                return Err(failed(SpaceError::Interrupted));
             }
             let until = VirtAddr(next.0 | (CHUNK - 1)).min(range.last()) + 1;
-            next = match self.populate_piece(cpu, pages(next, until), access)? {
+            next = match self.populate_piece(cpu, pages(next, until), wanted).map_err(failed)? {
                 (until, None) => until,
-                (_, Some(page)) => {
-                    match self.fault_in_kernel(cpu, page, access) {
+                (_, Some((page, access))) => {
+                    let result = match self.fault_in_kernel(cpu, page, access) {
                         // Both are looked at again: a fault may need two steps, and an area may have changed meanwhile.
-                        Ok(()) | Err(FaultError::NotMapped | FaultError::NotAllowed) => {}
-                        Err(FaultError::OutOfMemory) => return Err(SpaceError::NoMemory),
+                        Ok(()) | Err(FaultError::NotMapped | FaultError::NotAllowed) => Ok(page),
+                        Err(FaultError::OutOfMemory) => Err(SpaceError::NoMemory),
                         Err(FaultError::Guard | FaultError::Unusable | FaultError::Userfault) => {
-                            return Err(SpaceError::Unusable);
+                            Err(SpaceError::Unusable)
                         }
-                        Err(FaultError::Poisoned) => return Err(SpaceError::Poisoned),
-                    }
-                    page
+                        Err(FaultError::Poisoned) => Err(SpaceError::Poisoned),
+                    };
+                    result.map_err(|error| (page, error))?
                 }
             };
             relax();
         }
-        if in_space { Ok(()) } else { Err(SpaceError::NoMemory) }
+        Ok(())
     }
 
     /// Populates the pages of `range`, entries of one table, in the area that has its first page, up to the first page
-    /// that takes a fault; returns where that ends, and that page.
+    /// that takes a fault; returns where that ends, and that page with the access.
     fn populate_piece(
         &self,
         cpu: &Cpu,
         range: PageRange,
-        access: Access,
-    ) -> Result<(VirtAddr, Option<VirtAddr>), SpaceError> {
+        wanted: &dyn Fn(&Area) -> Access,
+    ) -> Result<(VirtAddr, Option<(VirtAddr, Access)>), SpaceError> {
         let areas = self.areas.read(range.start());
         let area = areas.find(range.start()).ok_or(SpaceError::NoMemory)?;
+        let access = wanted(area);
         // Not by what the CPU permits: some read what may be executed.
         let needed = match access {
             Access::Write => Protection::WRITE,
@@ -202,7 +217,7 @@ impl Space {
         let part = area.part_in(range);
         if let Some(entry) = self.block_entry(part.start()) {
             let end = part.end();
-            return Ok((end, (!Self::permits_entry(entry, access)).then_some(part.start())));
+            return Ok((end, (!Self::permits_entry(entry, access)).then_some((part.start(), access))));
         }
         let first = |is_such: &dyn Fn(&EntryCell) -> bool| {
             let found = self.page_tables().cells(part.start(), part.pages())?;
@@ -219,7 +234,7 @@ impl Space {
             })?;
         }
         // Also of those: another thread may have brought one that does not permit as much.
-        Ok((part.end(), first(&|cell| !self.permits(cell, access))))
+        Ok((part.end(), first(&|cell| !self.permits(cell, access)).map(|page| (page, access))))
     }
 
     /// Makes the pages of the `bytes` bytes from `start` on guards: their contents go, and an access is SIGSEGV

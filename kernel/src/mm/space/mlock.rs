@@ -104,10 +104,11 @@ impl Space {
     fn bring(&self, cpu: &Cpu, start: VirtAddr, end: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), SpaceError> {
         let mut next = start;
         while next < end {
-            let found = self.with_area(next, |area| (area.end().min(end), first_access(area), area.is_of_device()));
-            let (until, access, is_of_device) = found.ok_or(SpaceError::NoMemory)?;
+            let found = self.with_area(next, |area| (area.end().min(end), area.is_of_device()));
+            let (until, is_of_device) = found.ok_or(SpaceError::NoMemory)?;
             if !is_of_device {
-                self.madvise_populate(cpu, next, until - next, access, is_killed).map_err(|error| match error {
+                let brought = self.populate_as(cpu, pages(next, until), &first_access, is_killed);
+                brought.map_err(|(_, error)| match error {
                     SpaceError::Interrupted => error,
                     _ => SpaceError::NoMemory,
                 })?;
@@ -127,21 +128,23 @@ impl Space {
         drop(self.change_areas(self.write_all_areas(), change));
         if locking == Locking::Now {
             let mut next = USER_START;
-            while let Some((part, access)) = self.first_from(next).filter(|_| !is_killed()) {
-                // The next area comes where one cannot be brought.
-                let _ = self.madvise_populate(cpu, part.start(), part.end() - part.start(), access, is_killed);
-                next = part.end();
+            while let Some(part) = self.first_from(next).filter(|_| !is_killed()) {
+                next = match self.populate_as(cpu, part, &first_access, is_killed) {
+                    Ok(()) => part.end(),
+                    // The next area comes where one cannot be brought.
+                    Err((page, _)) => self.with_area(page, Area::end).unwrap_or(page),
+                };
                 relax();
             }
         }
     }
 
-    /// The pages of the first area from `start` on, as far as they are in one part, and the access that brings them.
-    fn first_from(&self, start: VirtAddr) -> Option<(PageRange, Access)> {
+    /// The pages of the first area from `start` on, as far as they are in one part.
+    fn first_from(&self, start: VirtAddr) -> Option<PageRange> {
         let mut found = None;
         if start < USER_END {
             self.areas.for_each(pages(start, USER_END), &mut |areas, piece| {
-                found = areas.first_touching(piece).map(|area| (area.part_in(piece), first_access(&area)));
+                found = areas.first_touching(piece).map(|area| area.part_in(piece));
                 found.is_none()
             });
         }
