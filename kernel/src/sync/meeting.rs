@@ -6,7 +6,7 @@
 //! measured.
 
 use std::boxed::Box;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::mpsc::{Sender, channel};
 
 use crate::smp::number_this_cpu;
@@ -16,6 +16,7 @@ type Hook = Box<dyn FnMut()>;
 std::thread_local! {
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
     static FIRST: RefCell<Option<Sender<()>>> = const { RefCell::new(None) };
+    static WAIT: Cell<Option<fn()>> = const { Cell::new(None) };
 }
 
 /// A moment of this thread.
@@ -27,12 +28,21 @@ pub(crate) fn moment() {
     }
 }
 
-/// This thread waits for another.
-pub(crate) fn waits() {
+/// Has `wait` run wherever this thread would sleep, spin or let others run, for a test in which threads take turns.
+pub(crate) fn set_wait(wait: Option<fn()>) {
+    WAIT.set(wait);
+}
+
+/// This thread waits for another. Returns whether a test's wait has run in the place of that.
+pub(crate) fn waits() -> bool {
+    crate::mm::kernel::record::note_wait();
     if let Ok(Some(first)) = FIRST.try_with(RefCell::take) {
         // In vain where the first thread has gone on already.
         let _ = first.send(());
     }
+    let wait = WAIT.try_with(Cell::get).ok().flatten();
+    wait.into_iter().for_each(|wait| wait());
+    wait.is_some()
 }
 
 /// The hook of this thread, until it is dropped: a second thread that has not begun begins then.

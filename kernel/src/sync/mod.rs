@@ -16,12 +16,8 @@ pub use lock::{IrqGuard, IrqLock};
 /// Waits a moment for another CPU.
 #[inline(always)]
 pub(crate) fn spin() {
-    #[cfg(test)]
-    crate::mm::kernel::record::note_wait();
     #[cfg(target_os = "none")]
     wait::relax();
-    #[cfg(test)]
-    meeting::waits();
     #[cfg(not(target_os = "none"))]
-    std::thread::yield_now();
+    crate::sched::sleep_briefly();
 }

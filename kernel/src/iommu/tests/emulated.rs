@@ -342,7 +342,7 @@ impl Hardware for Emulated {
     }
 
     fn relax(&self) {
-        crate::sync::meeting::waits();
+        let _ = crate::sync::meeting::waits();
         std::thread::yield_now();
     }
 

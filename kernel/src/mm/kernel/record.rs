@@ -45,10 +45,24 @@ pub(crate) fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnO
 /// The same where the hook also runs behind each load of an entry. What the hook itself does runs no hook.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a hook")]
 pub(crate) fn at_each_moment(hook: impl FnMut(Moment<'_>) + 'static, work: impl FnOnce()) -> Vec<Operation> {
+    /// Also where `work` panics.
+    struct Unhook;
+    impl Drop for Unhook {
+        fn drop(&mut self) {
+            HOOK.set(None);
+        }
+    }
     HOOK.set(Some(Box::new(hook)));
-    let stream = record(work);
-    HOOK.set(None);
-    stream
+    let _unhook = Unhook;
+    record(work)
+}
+
+/// Runs `work` without hooks: what it does is no CPU's, or one step.
+pub(crate) fn unseen<T>(work: impl FnOnce() -> T) -> T {
+    let hook = HOOK.take();
+    let result = work();
+    HOOK.set(hook);
+    result
 }
 
 /// What `work` did on this thread.
@@ -85,7 +99,7 @@ pub(crate) fn note_wait() {
 
 fn run_hook(moment: Moment<'_>) {
     // Taken out: what it does itself runs none.
-    if let Some(mut hook) = HOOK.take() {
+    if let Ok(Some(mut hook)) = HOOK.try_with(RefCell::take) {
         hook(moment);
         HOOK.set(Some(hook));
     }

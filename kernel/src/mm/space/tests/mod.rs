@@ -16,6 +16,7 @@
 //! - `model`: entries on the model machine, whose hardware sets flags between a load and a store
 //! - `objects`: pages that an object loses, at each step of everything else
 //! - `order`: other CPUs while an invalidation is under way
+//! - `pairs`: each call and access at each moment of every other
 //! - `random`: long sequences of calls against maps of pages
 //! - `reclaim`: pages of files that are given back, and other CPUs at each step of that
 //! - `registers`: pages of a device, until they are revoked
@@ -45,6 +46,7 @@ mod model;
 mod notified;
 mod objects;
 mod order;
+mod pairs;
 mod random;
 mod reclaim;
 mod registers;

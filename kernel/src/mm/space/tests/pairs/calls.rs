@@ -1,0 +1,252 @@
+//! The calls and accesses: each is about one page or about all, and answers in words.
+
+use std::format;
+
+use super::*;
+use crate::mm::space::pagemap::{GUARD, UFFD_WP};
+use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SpaceLimits, Used};
+
+/// What a call answers.
+pub(super) type Answer = String;
+
+/// A call of `cpu` about the page at an address, of a space that has not ended.
+type Run = fn(&World, &Space, &Cpu, VirtAddr) -> Answer;
+
+#[derive(Clone, Copy)]
+pub(super) struct Call {
+    pub(super) name: &'static str,
+    run: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    /// By a thread of the space, or another that has a reference.
+    InSpace(Run),
+    /// By what needs none.
+    Outside(fn(&World, &Cpu)),
+}
+
+const fn call(name: &'static str, run: Run) -> Call {
+    Call { name, run: What::InSpace(run) }
+}
+
+const fn outside(name: &'static str, run: fn(&World, &Cpu)) -> Call {
+    Call { name, run: What::Outside(run) }
+}
+
+impl Call {
+    /// Makes the call, about the page of this number of those that are looked at.
+    pub(super) fn make(&self, world: &World, cpu: &Cpu, page: usize) -> Answer {
+        let answer = match self.run {
+            What::InSpace(run) => world.handle.upgrade().map(|space| run(world, &space, cpu, world.at(page))),
+            What::Outside(run) => {
+                run(world, cpu);
+                Some("done".into())
+            }
+        };
+        answer.unwrap_or_else(|| "ended".into())
+    }
+}
+
+fn said(answer: impl core::fmt::Debug) -> Answer {
+    format!("{answer:?}")
+}
+
+fn protect(space: &Space, start: VirtAddr, bytes: u64, protection: Protection) -> Answer {
+    said(space.mprotect(start, bytes, protection))
+}
+
+fn map_over(space: &Space, cpu: &Cpu, start: VirtAddr, bytes: u64, sharing: Sharing) -> Answer {
+    let request = MapRequest { placement: Placement::Fixed(start), bytes, sharing, ..private(1) };
+    said(space.mmap(cpu, &request).map(drop))
+}
+
+fn remap(space: &Space, cpu: &Cpu, [start, bytes, new_bytes]: [u64; 3], to: Move, keeps_source: bool) -> Answer {
+    let request = Remap::new(VirtAddr(start), bytes, new_bytes, to, keeps_source);
+    said(request.and_then(|mut request| space.mremap(cpu, &mut request, &SpaceLimits::NONE)).map(drop))
+}
+
+fn advise(world: &World, space: &Space, cpu: &Cpu, advice: AreaAdvice) -> Answer {
+    said(space.madvise_areas(cpu, START, world.bytes(), advice))
+}
+
+fn pager(world: &World, call: impl FnOnce(&Counted<Userfaultfd>) -> Answer) -> Answer {
+    world.pager.as_ref().map_or_else(|| "no pager".into(), call)
+}
+
+fn file(world: &World, call: impl FnOnce(&Object) -> Answer) -> Answer {
+    let file = world.file.as_ref().filter(|_| world.kind.of == Of::File);
+    file.map_or_else(|| "no file".into(), |file| call(file))
+}
+
+/// The byte that a CPU stores.
+fn own(cpu: &Cpu) -> u8 {
+    0xa0 + cpu.id.0 as u8
+}
+
+const ALIVE: &dyn Fn() -> bool = &|| false;
+const NO_WRITES: Protection = Protection::READ;
+
+pub(super) const CALLS: &[Call] = &[
+    call("load", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Read, None))),
+    call("store", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Write, Some(own(cpu))))),
+    call("fetch", |w, space, cpu, at| said(w.access(space, cpu, at, Access::Execute, None))),
+    call("fault for a load", |w, space, cpu, at| said(w.fault(space, cpu, at, Access::Read))),
+    call("kernel copies out", |_, space, cpu, at| {
+        let mut bytes = [0; 9];
+        said(space.read_bytes(cpu, at, &mut bytes).map(|()| bytes[8]))
+    }),
+    call("kernel copies in", |_, space, cpu, at| said(space.write_bytes(cpu, at + 8, &[own(cpu)]))),
+    call("kernel exchanges a word", |_, space, cpu, at| said(space.exchange_word(cpu, at + 8, 1, 0x55))),
+    call("device reads", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Read)),
+    call("device writes", |w, space, cpu, at| w.device(0, space, cpu, at, Access::Write)),
+    call("mirror reads", |w, space, cpu, at| w.device(1, space, cpu, at, Access::Read)),
+    call("mirror writes", |w, space, cpu, at| w.device(1, space, cpu, at, Access::Write)),
+    call("mmap over a page", |_, space, cpu, at| map_over(space, cpu, at, PAGE, Sharing::Private)),
+    call("mmap over all, shared", |w, space, cpu, _| map_over(space, cpu, START, w.bytes(), Sharing::Shared)),
+    call("mmap, populated", |_, space, cpu, at| {
+        let request = MapRequest { placement: Placement::Fixed(at), populate: Populate::Now, ..private(1) };
+        said(space.mmap(cpu, &request).map(drop))
+    }),
+    call("munmap of a page", |_, space, cpu, at| said(space.munmap(cpu, at, PAGE))),
+    call("munmap of all", |w, space, cpu, _| said(space.munmap(cpu, START, w.bytes()))),
+    call("mprotect to read, a page", |_, space, _, at| protect(space, at, PAGE, NO_WRITES)),
+    call("mprotect to read, all", |w, space, _, _| protect(space, START, w.bytes(), NO_WRITES)),
+    call("mprotect to nothing", |_, space, _, at| protect(space, at, PAGE, Protection::NONE)),
+    call("mprotect to nothing, all", |w, space, _, _| protect(space, START, w.bytes(), Protection::NONE)),
+    call("mprotect to write", |w, space, _, _| protect(space, START, w.bytes(), READ_WRITE)),
+    call("mprotect to execute", |_, space, _, at| protect(space, at, PAGE, READ_EXECUTE)),
+    call("mprotect to tagged", |w, space, _, _| protect(space, START, w.bytes(), TAGGED)),
+    call("store of a tag", |w, space, cpu, at| w.store_tag(space, cpu, at)),
+    call("mremap of a page", |_, space, cpu, at| remap(space, cpu, [at.0, PAGE, PAGE], Move::To(there(at)), false)),
+    call("mremap of all", |w, space, cpu, _| {
+        remap(space, cpu, [START.0, w.bytes(), w.bytes()], Move::To(there(START)), false)
+    }),
+    call("mremap, kept", |w, space, cpu, _| {
+        remap(space, cpu, [START.0, w.bytes(), w.bytes()], Move::To(there(START)), true)
+    }),
+    call("mremap, shorter", |w, space, cpu, _| {
+        remap(space, cpu, [START.0, w.bytes(), w.bytes() - PAGE], Move::Not, false)
+    }),
+    call("mremap, longer", |w, space, cpu, _| {
+        remap(space, cpu, [START.0, w.bytes(), w.bytes() + 2 * PAGE], Move::Not, false)
+    }),
+    call("MADV_DONTNEED", |_, space, cpu, at| said(space.madvise_dontneed(cpu, at, PAGE))),
+    call("MADV_DONTNEED of all", |w, space, cpu, _| said(space.madvise_dontneed(cpu, START, w.bytes()))),
+    call("MADV_DONTNEED_LOCKED", |_, space, cpu, at| said(space.madvise_discard(cpu, at, PAGE, Discard::All))),
+    call("MADV_FREE", |w, space, cpu, _| said(space.madvise_discard(cpu, START, w.bytes(), Discard::Anonymous))),
+    call("MADV_REMOVE", |_, space, cpu, at| said(space.madvise_remove(cpu, at, PAGE))),
+    call("MADV_GUARD_INSTALL", |_, space, cpu, at| said(space.madvise_guard(cpu, at, PAGE, ALIVE))),
+    call("MADV_GUARD_INSTALL of all", |w, space, cpu, _| said(space.madvise_guard(cpu, START, w.bytes(), ALIVE))),
+    call("MADV_GUARD_REMOVE", |w, space, _, _| said(space.madvise_unguard(START, w.bytes()))),
+    call("MADV_POPULATE_READ", |w, space, cpu, _| {
+        said(space.madvise_populate(cpu, START, w.bytes(), Access::Read, ALIVE))
+    }),
+    call("MADV_POPULATE_WRITE", |w, space, cpu, _| {
+        said(space.madvise_populate(cpu, START, w.bytes(), Access::Write, ALIVE))
+    }),
+    call("MADV_COLD", |w, space, _, _| said(space.madvise_unlocked(START, w.bytes()))),
+    call("MADV_WILLNEED", |w, space, _, _| said(space.madvise_nothing(START, w.bytes()))),
+    call("MADV_DONTFORK", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::DontFork)),
+    call("MADV_WIPEONFORK", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::WipeOnFork)),
+    call("MADV_HUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::HugePage)),
+    call("MADV_NOHUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::NoHugePage)),
+    call("mlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::Now, ALIVE))),
+    call("mlock on fault", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::OnFault, ALIVE))),
+    call("munlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::None, ALIVE))),
+    call("mlockall", |_, space, cpu, _| {
+        space.mlock_all(cpu, Locking::Now, ALIVE);
+        "done".into()
+    }),
+    call("mincore", |_, space, _, at| {
+        let mut present = [0xff];
+        said(space.mincore(at, &mut present).map(|_| present[0] & 1))
+    }),
+    call("msync", |w, space, _, _| said(space.msync(START, w.bytes(), true, true))),
+    call("pagemap", |_, space, _, at| said(shown(space, at))),
+    call("brk, longer", |w, space, cpu, _| {
+        let request = MapRequest { placement: Placement::Heap(START + w.bytes()), ..private(1) };
+        said(space.mmap(cpu, &request).map(drop))
+    }),
+    call("brk, shorter", |w, space, cpu, _| said(space.munmap(cpu, START + (w.bytes() - PAGE), PAGE))),
+    call("fork", |w, space, cpu, _| said(space.fork(cpu).map(|child| w.family.lock().unwrap().push(child)))),
+    call("fork, and the child ends", |_, space, cpu, _| said(space.fork(cpu).map(drop))),
+    call("store by a child", |w, _, cpu, at| {
+        let child = w.family.lock().unwrap().first().cloned();
+        child.map_or_else(|| "no child".into(), |child| said(w.access(&child, cpu, at, Access::Write, Some(own(cpu)))))
+    }),
+    outside("a child ends", |w, _| {
+        let child = w.family.lock().unwrap().pop();
+        drop(child);
+    }),
+    outside("exec or exit", |w, _| {
+        let space = w.main.lock().unwrap().take();
+        drop(space);
+    }),
+    call("bind", |w, space, cpu, at| match Device::join(&w.handle, Notified::WithTlbs) {
+        Err(error) => said(error),
+        Ok(device) => {
+            let answer = device.access(w, space, cpu, at, Access::Read);
+            *w.bound.lock().unwrap() = Some(device);
+            said(answer)
+        }
+    }),
+    outside("unbind", |w, _| {
+        let bound = w.bound.lock().unwrap().take();
+        drop(bound);
+    }),
+    call("UFFDIO_REGISTER", |w, _, cpu, _| {
+        let both = crate::mm::space::Enrolment { missing: true, write_protected: true };
+        pager(w, |pager| said(Userfaultfd::register(pager, cpu, START, w.bytes(), both)))
+    }),
+    call("UFFDIO_UNREGISTER", |w, _, cpu, _| pager(w, |pager| said(pager.unregister(cpu, START, w.bytes())))),
+    call("UFFDIO_ZEROPAGE", |w, space, cpu, at| {
+        pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Zeros)))
+    }),
+    call("UFFDIO_POISON", |w, space, cpu, at| {
+        pager(w, |pager| said(pager.fill(cpu, Some(space), at, PAGE, Content::Poison)))
+    }),
+    call("UFFDIO_WRITEPROTECT", |w, space, cpu, at| {
+        pager(w, |pager| said(pager.write_protect(cpu, Some(space), at, PAGE, Mark::Set)))
+    }),
+    call("UFFDIO_WRITEPROTECT of all", |w, space, cpu, _| {
+        pager(w, |pager| said(pager.write_protect(cpu, Some(space), START, w.bytes(), Mark::Set)))
+    }),
+    call("UFFDIO_WRITEPROTECT, ended", |w, space, cpu, _| {
+        pager(w, |pager| said(pager.write_protect(cpu, Some(space), START, w.bytes(), Mark::Clear)))
+    }),
+    call("UFFDIO_WAKE", |w, _, _, _| pager(w, |pager| said(pager.wake(START, w.bytes())))),
+    outside("userfaultfd is closed", |w, _| w.pager.iter().for_each(|pager| pager.close())),
+    call("punch hole", |w, _, cpu, at| file(w, |file| said(file.punch_hole(cpu, at - START, at - START + PAGE)))),
+    call("ftruncate", |w, _, cpu, at| file(w, |file| said(file.truncate(cpu, at - START)))),
+    call("ftruncate, longer", |w, _, cpu, _| file(w, |file| said(file.truncate(cpu, w.bytes())))),
+    call("fallocate", |w, _, cpu, _| file(w, |file| said(file.allocate(cpu, 0, w.bytes(), true, ALIVE)))),
+    call("write to the file", |w, _, cpu, at| {
+        file(w, |file| said(file.write(cpu, WriteAt::Byte(at - START + 8), &[own(cpu)], 1, u64::MAX)))
+    }),
+    call("read of the file", |w, _, _, at| {
+        file(w, |file| {
+            let mut byte = [0];
+            said((file.read(at - START + 8, &mut byte), byte))
+        })
+    }),
+    outside("the device is gone", |w, cpu| {
+        w.file.iter().filter(|_| w.kind.of == Of::Registers).for_each(|registers| registers.revoke(cpu));
+    }),
+    call("migration", |w, space, cpu, at| {
+        _ = w.rig.migrate(cpu, space, at);
+        "done".into()
+    }),
+    outside("compaction", |w, cpu| _ = w.rig.spaces.compact(cpu, 1, ALIVE)),
+    outside("reclaim ages", |w, cpu| _ = w.rig.spaces.reclaim(cpu, usize::MAX, Used::Age, ALIVE)),
+    outside("reclaim", |w, cpu| {
+        (0..2).for_each(|_| _ = w.rig.spaces.reclaim(cpu, usize::MAX, Used::Age, ALIVE));
+    }),
+];
+
+/// What pagemap shows of a page; without what changes where another CPU copies the page or brings it too early.
+pub(super) fn shown(space: &Space, at: VirtAddr) -> u64 {
+    let mut word = [0];
+    space.pagemap(at, &mut word);
+    word[0] & (GUARD | UFFD_WP)
+}

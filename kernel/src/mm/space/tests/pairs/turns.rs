@@ -1,0 +1,205 @@
+//! Two threads of which one runs at a time: the second begins at a chosen moment of the first, and where one has to
+//! wait, for a lock or an event, the other goes on.
+//!
+//! Every wait on the host comes to one place (`sched::host`), which hands the turn over. So an interleaving is a few
+//! numbers, and comes out the same each time.
+
+use core::any::Any;
+use core::mem;
+use std::cell::RefCell;
+use std::format;
+use std::io::{self, Write as _};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::process;
+use std::string::{String, ToString as _};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
+
+use super::*;
+use crate::mm::kernel::record::at_each_moment;
+use crate::sync::meeting;
+
+/// So many waits in a row, of both, that nothing came of: they wait for each other.
+const PATIENCE: usize = 20_000;
+
+/// When the second thread runs: numbers of loads, stores and barriers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct When {
+    /// Of the first, where the second begins.
+    pub(super) first: usize,
+    /// Of the second, where it stops until the first ends or waits.
+    pub(super) second: Option<usize>,
+}
+
+#[derive(Default)]
+struct State {
+    /// Which one has the turn.
+    running: usize,
+    has_ended: [bool; 2],
+    has_begun: bool,
+    /// The second one has stopped for the first.
+    has_stopped: bool,
+    idle: usize,
+    /// What meets, in words.
+    what: String,
+}
+
+/// Whose turn it is.
+#[derive(Default)]
+struct Turns {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+std::thread_local! {
+    /// This thread's meeting, and which of the two it is.
+    static PLACE: RefCell<Option<(Arc<Turns>, usize)>> = const { RefCell::new(None) };
+}
+
+impl Turns {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives the turn away, if the other one has not ended; returns when it is back.
+    fn pass(&self, me: usize) {
+        let mut state = self.state();
+        state.idle += 1;
+        if state.idle > PATIENCE {
+            // No panic: what waits is in queues.
+            _ = writeln!(io::stderr(), "{}: they wait for ever", state.what);
+            process::abort();
+        }
+        if !state.has_ended[1 - me] {
+            (state.running, state.has_begun) = (1 - me, true);
+            self.changed.notify_all();
+            self.wait(me, state);
+        }
+    }
+
+    fn wait(&self, me: usize, state: MutexGuard<'_, State>) {
+        drop(self.changed.wait_while(state, |state| state.running != me).unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Runs `work` as one of the two, and ends its turns; what it panicked with.
+    fn play(self: &Arc<Self>, me: usize, work: impl FnOnce()) -> Option<String> {
+        PLACE.set(Some((self.clone(), me)));
+        meeting::set_wait(Some(|| {
+            let place = PLACE.with_borrow(Clone::clone);
+            place.into_iter().for_each(|(turns, me)| turns.pass(me));
+        }));
+        self.wait(me, self.state());
+        let result = catch_unwind(AssertUnwindSafe(work));
+        meeting::set_wait(None);
+        PLACE.set(None);
+        let mut state = self.state();
+        (state.running, state.has_ended[me], state.idle) = (1 - me, true, 0);
+        self.changed.notify_all();
+        result.err().map(|panic| text(&*panic))
+    }
+}
+
+fn text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_string());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_default()
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// The thread that is the second one.
+pub(super) struct Second {
+    jobs: Option<Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Second {
+    pub(super) fn new() -> Self {
+        let (jobs, next) = channel::<Job>();
+        let thread = thread::spawn(move || next.iter().for_each(|job| job()));
+        Self { jobs: Some(jobs), thread: Some(thread) }
+    }
+}
+
+impl Drop for Second {
+    fn drop(&mut self) {
+        drop(self.jobs.take());
+        self.thread.take().into_iter().for_each(|thread| _ = thread.join());
+    }
+}
+
+/// What has become of a meeting.
+pub(super) struct Met {
+    /// What the moment was at which the second one began.
+    pub(super) at: String,
+    /// What they panicked with.
+    pub(super) panics: [Option<String>; 2],
+}
+
+/// How many moments `work` has.
+pub(super) fn moments(work: impl FnOnce()) -> usize {
+    let count = Rc::new(Cell::new(0));
+    let counted = count.clone();
+    let count_one = move |moment: Moment<'_>| counted.set(counted.get() + usize::from(!matches!(moment, Moment::Wait)));
+    at_each_moment(count_one, work);
+    count.get()
+}
+
+/// Runs `first` on this thread and `second` on another; `at_moment` just before the second begins.
+pub(super) fn meet(
+    thread: &Second,
+    (when, what): (When, String),
+    first: impl FnOnce(),
+    second: impl FnOnce() + Send + 'static,
+    at_moment: impl Fn() + 'static,
+) -> Met {
+    let turns = Arc::new(Turns::default());
+    turns.state().what = what;
+    let (report, panicked) = channel();
+    let others = turns.clone();
+    let stops = move || {
+        let (mut count, turns) = (0_usize, others.clone());
+        let stop = move |moment: Moment<'_>| {
+            // A wait hands the turn over by itself.
+            if matches!(moment, Moment::Wait) {
+                return;
+            }
+            count += 1;
+            if Some(count - 1) == when.second {
+                turns.state().has_stopped = true;
+                turns.pass(1);
+                turns.state().has_stopped = false;
+            }
+        };
+        _ = report.send(others.play(1, || _ = at_each_moment(stop, second)));
+    };
+    thread.jobs.as_ref().unwrap().send(Box::new(stops)).unwrap();
+    let (seen, turns_at) = (Arc::new(Mutex::new(String::new())), turns.clone());
+    let (noted, mut moments) = (seen.clone(), 0);
+    let begins = move |moment: Moment<'_>| {
+        if matches!(moment, Moment::Wait) {
+            return;
+        }
+        let count = moments;
+        moments += 1;
+        if count == when.first {
+            at_moment();
+            *noted.lock().unwrap() = match moment {
+                Moment::Operation(operation) => format!("at {operation:?}"),
+                _ => "behind a load".to_string(),
+            };
+        }
+        let is_due = {
+            let mut state = turns_at.state();
+            state.idle = 0;
+            !state.has_ended[1] && (count == when.first || state.has_begun && !state.has_stopped)
+        };
+        if is_due {
+            turns_at.pass(0);
+        }
+    };
+    let first = turns.play(0, || _ = at_each_moment(begins, first));
+    let second = panicked.recv().unwrap_or(None);
+    let at = mem::take(&mut *seen.lock().unwrap());
+    Met { at, panics: [first, second] }
+}
