@@ -2,14 +2,12 @@
 //! not mix.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
-use core::time::Duration;
 
 use granule::chip::console;
-use granule::chip::timer::Deadline;
 use granule::smp::{self, Cpu, CpuId, CpuSet};
 use granule_arch::wait;
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, patience, target_test};
 
 /// Lines that one call prints, of 64 bytes.
 const LINES: usize = 24;
@@ -27,8 +25,8 @@ fn print_masked(cpu: &Cpu, call: usize) {
 
 /// Whether the port gets everything in a second, without further prints.
 fn is_sent() -> bool {
-    let deadline = Deadline::after(Duration::from_secs(1));
-    while console::unsent() > 0 && !deadline.has_passed() {
+    let patience = patience();
+    while console::unsent() > 0 && !patience.has_passed() {
         wait::relax();
     }
     console::unsent() == 0

@@ -17,7 +17,7 @@ use granule_arch::descriptor::Protection;
 use granule_arch::wait;
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, another_cpu, target_test};
+use crate::harness::{Test, another_cpu, patience, target_test};
 
 const PAGE: VirtAddr = VirtAddr(0x40_0000);
 
@@ -28,7 +28,7 @@ static SEEN: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 
 /// Spins until it is the turn of `step`; whether that came.
 fn turn(step: u64) -> bool {
-    let patience = Deadline::after(Duration::from_secs(5));
+    let patience = patience();
     while STEP.load(Ordering::Acquire) != step {
         if patience.has_passed() {
             return false;

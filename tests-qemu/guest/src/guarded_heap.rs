@@ -11,7 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
 use alloc::alloc::{alloc, dealloc};
-use granule::chip::timer::{self, Deadline};
+use granule::chip::timer;
 use granule::mm::heap::guarded::guarded_heap;
 use granule::mm::kernel::KernelSpace;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
@@ -23,7 +23,7 @@ use granule_arch::mte::{MATCH_ALL, Tag};
 use granule_arch::wait;
 use granule_pgtable::PageRange;
 
-use crate::harness::{Test, draws, target_test};
+use crate::harness::{Test, draws, patience, target_test};
 use crate::work;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -61,7 +61,7 @@ fn is_guarded(object: VirtAddr) -> bool {
 
 /// A guarded object, by a gate that is opened by hand: another CPU may take what it lets through.
 fn guarded_object(bytes: usize) -> Option<VirtAddr> {
-    let patience = Deadline::after(Duration::from_secs(5));
+    let patience = patience();
     while guarded_heap().open_gate() && !patience.has_passed() {
         let object = object(bytes);
         if is_guarded(object) {
@@ -120,7 +120,7 @@ fn from_the_timer(cpu: &Cpu) {
 /// Lives on this CPU until `is_enough`, for 30 s at most.
 fn lives(cpu: &Cpu, seed: usize, is_enough: impl Fn() -> bool) {
     let mut draw = draws(seed as u64);
-    let patience = Deadline::after(Duration::from_secs(30));
+    let patience = patience();
     while !is_enough() && !patience.has_passed() {
         one_life(1 + draw(600) as usize, cpu.id.0 as u8 + 1);
     }
@@ -147,7 +147,7 @@ fn end_load(t: &mut Test, others: CpuSet) {
     work::wait_for(others);
     // Of this CPU alone, so the last one has set no other when this is done.
     timer::set_deadline(this_cpu(), Duration::ZERO, |_| {});
-    let patience = Deadline::after(Duration::from_secs(1));
+    let patience = patience();
     while timer::has_deadline(this_cpu()) && !patience.has_passed() {
         wait::relax();
     }
@@ -173,7 +173,7 @@ fn every_planted_bug_is_found_under_interrupt_load_and_nothing_else(t: &mut Test
 target_test!(where_all_objects_are_in_use_the_heap_serves, needs("kfence"));
 fn where_all_objects_are_in_use_the_heap_serves(t: &mut Test) {
     let mut held = heapless::Vec::<VirtAddr, 64>::new();
-    let (mut stats, patience) = (guarded_heap().stats(), Deadline::after(Duration::from_secs(5)));
+    let (mut stats, patience) = (guarded_heap().stats(), patience());
     // One that another CPU has for a moment, in its hands or on the way to the gate, is free again after it.
     while stats.in_use < stats.objects && !patience.has_passed() {
         if guarded_object(32).is_some_and(|object| held.push(object).is_err()) {
@@ -216,7 +216,7 @@ fn the_pool_is_pages_and_no_collapse_changes_that(t: &mut Test) {
     let splits = space().split_counts();
     let seed = t.random() as usize;
     let others = start_load(t, seed);
-    let (mut collapses, patience) = (0, Deadline::after(Duration::from_secs(10)));
+    let (mut collapses, patience) = (0, patience());
     while (collapses < 3 || PLANTED.load(Ordering::Relaxed) < 30) && !patience.has_passed() {
         // Refused where no leaf is ever split; then none was larger either.
         let _ = space().collapse(this_cpu(), pool);

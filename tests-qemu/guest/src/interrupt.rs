@@ -4,12 +4,11 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule::chip::interrupt::{self, InterruptError};
-use granule::chip::timer;
 use granule::platform::{Interrupt, Trigger};
 use granule::smp::{self, Cpu, this_cpu};
 use granule_arch::interrupts;
 
-use crate::harness::{Test, delay, target_test};
+use crate::harness::{Test, delay, patience, target_test};
 
 /// An interrupt that CPUs can send and the kernel has no use for.
 const OWN: Interrupt = Interrupt { intid: 15, trigger: Trigger::Edge };
@@ -26,8 +25,8 @@ fn arrive(cpu: &Cpu) {
 
 /// Waits until the interrupt has arrived `count` times; false where it does not in a second.
 fn arrives(count: u32) -> bool {
-    let deadline = timer::Deadline::after(Duration::from_secs(1));
-    while ARRIVED.load(Ordering::Relaxed) != count && !deadline.has_passed() {
+    let patience = patience();
+    while ARRIVED.load(Ordering::Relaxed) != count && !patience.has_passed() {
         granule_arch::wait::relax();
     }
     ARRIVED.load(Ordering::Relaxed) == count

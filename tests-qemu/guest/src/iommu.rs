@@ -96,7 +96,7 @@ fn a_process_may_end_during_a_transfer_without_an_event(t: &mut Test) {
     t.check("it is under way", !THROUGH.load(Ordering::Acquire));
     drop(space);
     t.check("the process's memory is free", kernel().frames.stats().used < frames);
-    wait_until(Duration::from_secs(20), || THROUGH.load(Ordering::Acquire));
+    wait_until(|| THROUGH.load(Ordering::Acquire));
     t.check("it is over", THROUGH.load(Ordering::Acquire));
     t.check("and failed", !ARRIVED.load(Ordering::Relaxed));
     t.equal("events", stats().events, before.events);

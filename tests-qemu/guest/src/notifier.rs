@@ -20,7 +20,7 @@ use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Granule4K, PageTables, Table};
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, another_cpu, target_test, wait_until};
+use crate::harness::{Test, another_cpu, patience, target_test, wait_until};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x40_0000);
@@ -50,7 +50,7 @@ fn make_read_only(t: &mut Test, space: &SpaceRef) {
 
 /// Waits until `flag` is set, at most some seconds; whether it is.
 fn wait_for(flag: &AtomicBool) -> bool {
-    let patience = Deadline::after(Duration::from_secs(5));
+    let patience = patience();
     while !flag.load(Ordering::Acquire) && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_micros(200)));
     }
@@ -59,7 +59,7 @@ fn wait_for(flag: &AtomicBool) -> bool {
 
 /// Waits until no thread is left that a test has made: for as long as a host takes that hardly lets the machine run.
 fn wait_for_threads(t: &mut Test) {
-    wait_until(Duration::from_secs(200), || sched::thread_count() == 0);
+    wait_until(|| sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
 }
 

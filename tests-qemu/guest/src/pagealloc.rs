@@ -18,7 +18,7 @@ use granule_arch::esr::FaultStatus;
 use granule_arch::wait;
 use granule_pgtable::{Change, Lazy, PageRange, WholeLeaves};
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, patience, target_test};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// Frames that are taken together: more than a magazine holds.
@@ -158,7 +158,7 @@ fn interrupts_take_and_free_frames_in_the_middle_of_it(t: &mut Test) {
     for _ in 0..ROUNDS {
         let handled = HANDLED.load(Ordering::Relaxed);
         timer::set_deadline(cpu, Duration::from_micros(t.random() % 50), use_a_frame);
-        let patience = timer::Deadline::after(Duration::from_secs(1));
+        let patience = patience();
         while HANDLED.load(Ordering::Relaxed) == handled && !patience.has_passed() {
             wrong += u32::from(!frames.alloc(cpu).is_ok_and(|frame| {
                 let in_use = found(layout::linear(frame)) == Some(true);

@@ -6,14 +6,13 @@ use core::time::Duration;
 use granule::bootargs;
 use granule::chip::interrupt::{self, InterruptHandler};
 use granule::chip::its;
-use granule::chip::timer;
 use granule::devices::pci::{self, BarKind, Function, Id, InterruptVector, MmioRegion, PciError};
 use granule::iommu::{self, DmaMask};
 use granule::smp::{Cpu, this_cpu};
 use granule::sync::{IrqLock, rank};
 use granule_arch::addr::PhysRange;
 
-use crate::harness::{Test, delay, device, has, is_device, target_test};
+use crate::harness::{Test, delay, device, has, is_device, patience, target_test};
 
 /// The bridge from the CPUs to the first bus, which every machine with PCI Express has.
 const HOST_BRIDGE: Id = Id { vendor: 0x1b36, device: 0x0008 };
@@ -125,8 +124,8 @@ static COUNTER: Counter =
 
 /// Waits until the interrupt has arrived `count` times; false where it does not in a second.
 fn arrives(count: u32) -> bool {
-    let deadline = timer::Deadline::after(Duration::from_secs(1));
-    while COUNTER.arrived.load(Ordering::Relaxed) != count && !deadline.has_passed() {
+    let patience = patience();
+    while COUNTER.arrived.load(Ordering::Relaxed) != count && !patience.has_passed() {
         granule_arch::wait::relax();
     }
     COUNTER.arrived.load(Ordering::Relaxed) == count

@@ -26,7 +26,7 @@ use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::features::Pan;
 
-use crate::harness::{Hoard, Test, target_test, wait_until};
+use crate::harness::{Hoard, Test, patience, target_test, wait_until};
 
 fn words(line: &str) -> Result<Words, Errno> {
     let mut words = Words::new();
@@ -41,7 +41,7 @@ pub(crate) fn start(line: &str) -> Result<u32, ExecError> {
 /// Waits until the threads of processes that have ended are gone as well: a process has ended before its last thread
 /// has left its kernel stack.
 pub(crate) fn settle(t: &mut Test, threads: usize) {
-    wait_until(Duration::from_secs(10), || sched::thread_count() == threads);
+    wait_until(|| sched::thread_count() == threads);
     t.equal("threads", sched::thread_count(), threads);
 }
 
@@ -99,7 +99,7 @@ fn a_program_goes_on_while_all_processes_are_locked(t: &mut Test) {
     let threads = sched::thread_count();
     let Some(id) = t.ok("the program", start("tasks handlers")) else { return };
     let Some(space) = t.ok("its space", process::space_of(id).ok_or("none")) else { return };
-    let patience = Deadline::after(Duration::from_secs(20));
+    let patience = patience();
     // Where it counts its rounds, once it does.
     let count = loop {
         sleep_until(Deadline::after(Duration::from_millis(1)));
@@ -113,7 +113,6 @@ fn a_program_goes_on_while_all_processes_are_locked(t: &mut Test) {
     let first = count();
     let processes = PROCESSES.lock();
     // It may have to move to another CPU first.
-    let patience = Deadline::after(Duration::from_secs(10));
     while count() < first + ROUNDS && !patience.has_passed() {
         core::hint::spin_loop();
     }
@@ -161,7 +160,7 @@ fn an_access_of_the_kernel_that_never_ends_can_be_killed(t: &mut Test) {
         let takes_back = TakesBack { space: space.clone(), taken: AtomicU32::new(0) };
         let Some(joined) = t.ok("a subscriber", Subscription::new(space, takes_back, 0)) else { return };
         let taken = || joined.taken.load(Ordering::Relaxed);
-        let patience = Deadline::after(Duration::from_secs(20));
+        let patience = patience();
         while taken() < 100 && !patience.has_passed() {
             if taken() == 0 {
                 drop(joined.space.fork(this_cpu()));
@@ -275,7 +274,7 @@ fn a_process_that_has_ended_has_no_files(t: &mut Test) {
     // Its child has a table of its own, and its status is not collected.
     let Some(id) = t.ok("started", start("files zombie")) else { return };
     let mut has_ended = false;
-    wait_until(Duration::from_secs(20), || {
+    wait_until(|| {
         process::for_each(&mut |summary| has_ended |= summary.parent == id && matches!(summary.life, Life::Ended(_)));
         has_ended
     });
@@ -437,7 +436,7 @@ fn a_process_uses_the_registers_of_its_device(t: &mut Test) {
         page.map_or(0, |page| unsafe { page.read_volatile() })
     };
     let reaches = |t: &mut Test, wanted: u8| {
-        wait_until(Duration::from_secs(10), || stage() >= wanted);
+        wait_until(|| stage() >= wanted);
         t.equal("how far it has come", stage(), wanted);
     };
     reaches(t, 1);

@@ -13,7 +13,7 @@ use crate::harness::{Test, another_cpu, target_test, wait_until};
 
 /// Sleeps until all threads that tests have made are gone, at most some seconds.
 pub(crate) fn wait_until_alone(t: &mut Test) {
-    wait_until(Duration::from_secs(8), || sched::thread_count() == 0);
+    wait_until(|| sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
 }
 
@@ -120,7 +120,7 @@ fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
     for number in 1..=6 {
         t.ok("a thread", sched::spawn_kernel(this_cpu(), "wait", wait, number));
     }
-    let settle = |is_so: &dyn Fn() -> bool| wait_until(Duration::from_secs(2), is_so);
+    let settle = |is_so: &dyn Fn() -> bool| wait_until(is_so);
     settle(&|| WAITING.load(Ordering::Relaxed) == 6);
     t.equal("the first", QUEUE.lock().front().copied(), Some(1));
     for woken in 1..=3 {

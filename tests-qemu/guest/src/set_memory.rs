@@ -24,7 +24,7 @@ use granule_arch::esr::{Access, FaultStatus};
 use granule_arch::wait;
 use granule_pgtable::{Change, Flush, Lazy, PageRange, Pending, WholeLeaves};
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, patience, target_test};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 /// `ret`.
@@ -354,7 +354,7 @@ fn change_in_a_handler(_cpu: &Cpu) {
 fn interrupt_now(t: &mut Test) {
     let before = HANDLED.load(Ordering::Relaxed);
     timer::set_deadline(this_cpu(), Duration::ZERO, change_in_a_handler);
-    let patience = timer::Deadline::after(Duration::from_secs(1));
+    let patience = patience();
     while HANDLED.load(Ordering::Relaxed) == before && !patience.has_passed() {
         wait::relax();
     }
@@ -414,7 +414,7 @@ fn interrupts_and_what_they_interrupt_change_pages_side_by_side(t: &mut Test) {
     for _ in 0..ROUNDS {
         let handled = HANDLED.load(Ordering::Relaxed);
         timer::set_deadline(this_cpu(), Duration::from_micros(t.random() % 50), change_in_a_handler);
-        let patience = timer::Deadline::after(Duration::from_secs(1));
+        let patience = patience();
         while HANDLED.load(Ordering::Relaxed) == handled && !patience.has_passed() {
             let read_only = space().set_memory_ro(page, 2).is_ok() && write(page + PAGE).is_err();
             let writable = space().set_memory_rw(page, 2).is_ok() && write(page + PAGE).is_ok();

@@ -141,7 +141,7 @@ fn storm(t: &mut Test, rounds: usize) {
     for id in ids {
         t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     }
-    wait_until(Duration::from_secs(10), || sched::thread_count() <= threads);
+    wait_until(|| sched::thread_count() <= threads);
     frames.set_reserve(reserve);
     [first, second].into_iter().for_each(|device| _ = t.ok("unbound", device.unbind(cpu)));
     BESIDE.spaces.get().into_iter().for_each(|spaces| spaces.lock().clear());

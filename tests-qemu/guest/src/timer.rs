@@ -7,7 +7,7 @@ use granule::chip::timer;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule_arch::{interrupts, wait};
 
-use crate::harness::{Test, delay, target_test};
+use crate::harness::{Test, delay, patience, target_test};
 
 const SOON: Duration = Duration::from_millis(5);
 
@@ -22,7 +22,7 @@ fn fire(cpu: &Cpu) {
 
 /// Waits up to a second for the deadline to fire.
 fn wait_for_it() {
-    let patience = timer::Deadline::after(Duration::from_secs(1));
+    let patience = patience();
     while FIRED.load(Ordering::Acquire) == 0 && !patience.has_passed() {
         wait::relax();
     }

@@ -5,9 +5,7 @@
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use core::time::Duration;
 
-use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::mm::kernel::set_memory::Validity;
 use granule::smp::{self, CpuId, CpuSet, this_cpu};
@@ -15,7 +13,7 @@ use granule::trap::{ProbeFault, STACK_SIZE, is_spurious, probe};
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Access, Class, FaultStatus, Syndrome};
 
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, patience, target_test};
 
 /// A constant of the kernel image: mapped read-only.
 static CONSTANT: u64 = 0x1122_3344_5566_7788;
@@ -168,9 +166,9 @@ fn a_fault_that_another_cpu_mends_is_retried(t: &mut Test) {
                 }
                 return;
             }
-            let deadline = Deadline::after(Duration::from_secs(10));
+            let patience = patience();
             let enough = cpu.trap.spurious_faults() + WANTED;
-            while cpu.trap.spurious_faults() < enough && !deadline.has_passed() {
+            while cpu.trap.spurious_faults() < enough && !patience.has_passed() {
                 let abort = probe::read::<u64>(page).err().and_then(|fault| fault.syndrome.abort());
                 if abort.is_some_and(|abort| abort.status != FaultStatus::Translation) {
                     OTHER_FAULTS.fetch_add(1, Ordering::Relaxed);

@@ -21,7 +21,7 @@ use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::esr::{Access, Class};
 
-use crate::harness::{Test, target_test, wait_until};
+use crate::harness::{Test, patience, target_test, wait_until};
 use crate::sched::wait_until_alone;
 
 const PAGE: u64 = PAGE_SIZE as u64;
@@ -385,7 +385,7 @@ fn reset() {
 
 /// Sleeps until so many threads have finished, at most some seconds; and until they are gone.
 fn wait_for(t: &mut Test, threads: u32) {
-    wait_until(Duration::from_secs(8), || FINISHED.load(Ordering::Acquire) >= threads);
+    wait_until(|| FINISHED.load(Ordering::Acquire) >= threads);
     t.equal("threads that finished", FINISHED.load(Ordering::Acquire), threads);
     wait_until_alone(t);
 }
@@ -444,7 +444,7 @@ fn a_loop_makes_way_for_others(t: &mut Test) {
         (0..=smp::online().len()).filter_map(|_| start(t, &space, program!(program_loop), 0)).collect();
     sleep_until(Deadline::after(Duration::from_millis(5)));
     start(t, &space, program!(program_calls), 100);
-    wait_until(Duration::from_secs(5), || FINISHED.load(Ordering::Acquire) != 0);
+    wait_until(|| FINISHED.load(Ordering::Acquire) != 0);
     t.equal("the one that ends has ended", FINISHED.load(Ordering::Acquire), 1);
     loops.iter().for_each(|thread| thread.raise(Work::SIGNAL));
     let expected = loops.len() as u32 + 1;
@@ -462,7 +462,7 @@ fn threads_share_the_cpus(t: &mut Test) {
     let mut homes = CpuSet::EMPTY;
     let mut words = [0; 8 * 48];
     let mut starved = threads.len();
-    let patience = Deadline::after(Duration::from_secs(5));
+    let patience = patience();
     while (homes != smp::online() || starved > 0) && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_millis(10)));
         threads.iter().for_each(|thread| homes = homes.with(thread.home()));
@@ -482,7 +482,7 @@ fn a_signal_ends_a_wait(t: &mut Test) {
     reset();
     let Some(space) = make_space(t) else { return };
     let Some(thread) = start(t, &space, program!(program_wait), 0) else { return };
-    wait_until(Duration::from_secs(5), || thread.is_parked());
+    wait_until(|| thread.is_parked());
     t.check("it sleeps", thread.is_parked());
     thread.raise(Work::SIGNAL);
     thread.unpark();

@@ -132,7 +132,7 @@ impl Watched {
         STATE.store(0, Ordering::Relaxed);
         let cpu = this_cpu();
         t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "store", work, argument));
-        wait_until(Duration::from_secs(20), || self.pager.has_message() || STATE.load(Ordering::Acquire) != 0);
+        wait_until(|| self.pager.has_message() || STATE.load(Ordering::Acquire) != 0);
         let read = self.pager.read(false).ok().map(|reading| {
             let message = reading.message().clone();
             reading.done();
@@ -143,7 +143,7 @@ impl Watched {
             t.ok("not write-protected", self.pager.write_protect(cpu, None, START, PAGE, Mark::Clear));
             t.ok("woken", self.pager.wake(START, PAGE));
         }
-        wait_until(Duration::from_secs(20), || sched::thread_count() == 0);
+        wait_until(|| sched::thread_count() == 0);
         t.equal("the store", (STATE.load(Ordering::Acquire), self.load()), (STORED, value));
         match read {
             Some(Message::Fault(fault)) => Some(fault),
@@ -190,7 +190,7 @@ fn a_store_to_a_file_is_reported_though_its_page_was_reclaimed(t: &mut Test) {
     let Some(watched) = Watched::new(t, Memory::File(&file)) else { return };
     t.equal("what it holds", watched.load(), u64::from_le_bytes(CONTENTS));
     watched.protect(t);
-    wait_until(Duration::from_secs(5), || {
+    wait_until(|| {
         kernel().spaces.reclaim(cpu, usize::MAX, Used::Age, &|| false);
         !watched.entry().is_valid()
     });
@@ -278,9 +278,9 @@ fn a_fault_at_a_marker_waits_for_the_page_that_is_on_its_way(t: &mut Test) {
     STATE.store(0, Ordering::Relaxed);
     *SPACE.lock() = Some(watched.space.clone());
     t.ok("a thread", sched::spawn_kernel(other, "move", move_page, 0));
-    wait_until(Duration::from_secs(10), || IS_HELD_UP.load(Ordering::Acquire));
+    wait_until(|| IS_HELD_UP.load(Ordering::Acquire));
     t.ok("another", sched::spawn_kernel(other, "load", load, 0));
-    wait_until(Duration::from_secs(10), || sched::thread_count() == 0);
+    wait_until(|| sched::thread_count() == 0);
     t.equal("it was loaded", (STATE.load(Ordering::Acquire), watched.load()), (STORED, 7));
     let moved = watched.space.tables().translate(START).map(|found| found.physical.0);
     t.check("from another frame", moved.is_some_and(|moved| moved != FRAME.load(Ordering::Relaxed)));

@@ -58,7 +58,7 @@ fn watch(t: &mut Test, steps: usize) {
     t.ok("a thread", sched::spawn_kernel(another_cpu(this_cpu()), "migrate", migrate, seed));
     t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     IS_OVER.store(true, Ordering::Relaxed);
-    wait_until(Duration::from_secs(10), || sched::thread_count() <= threads);
+    wait_until(|| sched::thread_count() <= threads);
     *SPACE.lock() = None;
     settle(t, threads);
     let [migrated, reclaimed] = [&MIGRATED, &RECLAIMED].map(|count| count.load(Ordering::Relaxed));

@@ -14,7 +14,7 @@ use anyhow::{Context, Result, bail, ensure};
 /// Bytes asked for by one memory packet: their hexadecimal form fits in any stub's packet.
 const MEMORY_CHUNK: usize = 1024;
 /// How long the stub may take to answer.
-const LIMIT: Duration = Duration::from_secs(20);
+const LIMIT: Duration = Duration::from_secs(200);
 
 /// A stub's socket; the file goes with the value.
 #[derive(Debug)]

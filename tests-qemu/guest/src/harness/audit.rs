@@ -19,8 +19,8 @@ use granule_pgtable::PageRange;
 
 /// The owners of devices that their drivers keep.
 const DRIVERS: [&str; 4] = ["blk", "edu", "nvme", "rng"];
-/// How long another CPU may take for what it is in the middle of.
-const PATIENCE: Duration = Duration::from_secs(2);
+/// How long another CPU may take for what it is in the middle of: longer than a busy host stops it.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The kernel's half of the addresses.
 const UPPER_HALF: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
 

@@ -13,7 +13,7 @@ use granule::smp::this_cpu;
 use spin::Once;
 
 use super::{DELIVERED, PAGE, START, space};
-use crate::harness::{Test, another_cpu, target_test, wait_until};
+use crate::harness::{Test, another_cpu, patience, target_test, wait_until};
 
 /// Pages that the device writes in one request.
 const PAGES: u64 = 8;
@@ -36,7 +36,7 @@ extern "C" fn work(_: usize) {
 
 /// Waits until one of [`DONE`] has grown by some; whether it has.
 fn wait_for(which: usize) -> bool {
-    let patience = Deadline::after(Duration::from_secs(5));
+    let patience = patience();
     let enough = DONE[which].load(Ordering::Relaxed) + 3;
     while DONE[which].load(Ordering::Relaxed) < enough && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_micros(500)));
@@ -61,7 +61,7 @@ fn a_space_ends_while_a_device_writes_to_it(t: &mut Test) {
         drop(space);
         t.check("the device is refused", wait_for(1));
         STOP.store(true, Ordering::Release);
-        wait_until(Duration::from_secs(20), || sched::thread_count() == 0);
+        wait_until(|| sched::thread_count() == 0);
         t.equal("threads that are left", sched::thread_count(), 0);
         if let Some(after) = iommu().map(|iommu| iommu.fault_stats()) {
             t.equal("storms", after.storms, before.storms);

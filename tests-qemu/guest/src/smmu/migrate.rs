@@ -135,7 +135,7 @@ fn writes_while_it_migrates(t: &mut Test, kind: Kind) {
     WATCHED.store(0, Ordering::Relaxed);
     MOVING.call_once(|| SpinMutex::new(None)).lock().replace(space.clone());
     t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "migrate", migrate_on, kind.pause()));
-    wait_until(Duration::from_secs(10), || MOVED.load(Ordering::Relaxed) != 0);
+    wait_until(|| MOVED.load(Ordering::Relaxed) != 0);
     for number in 1..=20_u64 {
         let (from, to) = (number % 2, 2 + number % 2);
         t.ok("a store", space.write_bytes(cpu, START + from * PAGE, &number.to_le_bytes()));
@@ -144,7 +144,7 @@ fn writes_while_it_migrates(t: &mut Test, kind: Kind) {
         t.equal("what is there", word(to), Ok(number));
     }
     drop(MOVING.get().and_then(|moving| moving.lock().take()));
-    wait_until(Duration::from_secs(20), || sched::thread_count() == 0);
+    wait_until(|| sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
     t.equal("frames that were written after their pages had left", SPOILT.swap(0, Ordering::Relaxed), 0);
     let (moved, watched) = (MOVED.load(Ordering::Relaxed), WATCHED.load(Ordering::Relaxed));

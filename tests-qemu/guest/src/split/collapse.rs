@@ -13,7 +13,7 @@ use granule_arch::descriptor::bits;
 use granule_pgtable::PageRange;
 
 use super::{BLOCK_PAGES, Block, PAGE, faults, is_readable, is_refused, make_invalid, make_valid, space};
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, patience, target_test};
 use crate::work;
 
 fn range_of(block: &Block) -> PageRange {
@@ -48,7 +48,7 @@ fn a_block_that_was_split_is_collapsed(t: &mut Test) {
 
 /// Whether the leaf at `address` is a block or more, in time.
 fn becomes_a_block(address: VirtAddr) -> bool {
-    let patience = Deadline::after(Duration::from_secs(10));
+    let patience = patience();
     let is_block =
         || space().tables().translate(address).is_some_and(|found| found.leaf_size > PAGE * (BLOCK_PAGES - 1));
     while !is_block() && !patience.has_passed() {

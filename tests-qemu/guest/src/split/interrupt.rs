@@ -15,7 +15,7 @@ use granule_arch::{interrupts, wait};
 use granule_pgtable::PageRange;
 
 use super::{BLOCK_PAGES, Block, GROUP_PAGES, PAGE, faults, is_readable, make_invalid, make_valid, space};
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, patience, target_test};
 
 /// The page that the handler takes away and gives back, and what came of it.
 static OWN: AtomicU64 = AtomicU64::new(0);
@@ -52,7 +52,7 @@ fn interrupt_after(time: Duration, page: VirtAddr, handler: timer::DeadlineHandl
 
 /// What came of the interrupt, when it has come.
 fn result() -> u32 {
-    let patience = timer::Deadline::after(Duration::from_secs(2));
+    let patience = patience();
     while RESULT.load(Ordering::Acquire) == PENDING && !patience.has_passed() {
         wait::relax();
     }

@@ -3,8 +3,6 @@
 pub(crate) mod occupied;
 mod races;
 
-use core::time::Duration;
-
 use granule::kernel;
 use granule::linux::process;
 use granule::linux::process::status::ProcessEnd;
@@ -87,9 +85,7 @@ fn the_region_is_at_the_end_of_memory(t: &mut Test) {
 /// Waits for a step of the program; the account then.
 fn at_step(t: &mut Test, space: &SpaceRef, storage: &TagStorage, step: u64) -> TagStorageStats {
     let mut bytes = [0; 8];
-    wait_until(Duration::from_secs(10), || {
-        space.read_bytes(this_cpu(), DONE, &mut bytes).is_ok() && u64::from_le_bytes(bytes) == step
-    });
+    wait_until(|| space.read_bytes(this_cpu(), DONE, &mut bytes).is_ok() && u64::from_le_bytes(bytes) == step);
     t.equal("the program's step", u64::from_le_bytes(bytes), step);
     storage.stats()
 }

@@ -1,7 +1,6 @@
 //! Areas that were freed and wait for their invalidation: TLBs may lead to their frames, so nothing else may be there.
 
 use core::sync::atomic::{AtomicU64, Ordering};
-use core::time::Duration;
 
 use granule::mm::kernel::vmalloc::KernelArea;
 use granule::smp::{self, Cpu, this_cpu};
@@ -113,7 +112,7 @@ fn where_frames_become_few_those_that_wait_are_freed(t: &mut Test) {
     // What fills the empty magazine finds that they are few.
     frames.drain_cpu(this_cpu());
     let frame = frames.alloc(this_cpu()).map(|frame| frames.free(this_cpu(), frame));
-    wait_until(Duration::from_secs(2), || space().unmapped_pages() == 0);
+    wait_until(|| space().unmapped_pages() == 0);
     frames.set_reserve(reserve);
     t.equal("a frame", frame, Ok(()));
     t.equal("pages that wait, and purges", (space().unmapped_pages(), space().purges() - purges), (0, waits.into()));
