@@ -109,7 +109,7 @@ fn links_between_pages_resolve() {
 
 #[test]
 fn pages_keep_their_size() {
-    for (name, page, lines) in [("README", README, 90), ("ARCHITECTURE", ARCHITECTURE, 200), ("TESTING", TESTING, 300)]
+    for (name, page, lines) in [("README", README, 90), ("ARCHITECTURE", ARCHITECTURE, 200), ("TESTING", TESTING, 340)]
     {
         assert!(page.lines().count() <= lines, "{name}.md has more than {lines} lines");
         let long: Vec<&str> = page.lines().filter(|line| line.chars().count() > 100).collect();

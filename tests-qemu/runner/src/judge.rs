@@ -6,7 +6,7 @@
 //! believed of that boot. No clock and no process here, so every way to lie is tested on the host.
 
 use std::collections::VecDeque;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use granule_protocol::{Event, Frame, Nonce, NotAFrame};
 
@@ -29,7 +29,7 @@ pub struct Outcome {
     pub verdict: Verdict,
     /// Everything on the serial port from its begin to the next test's.
     pub output: String,
-    /// From begin to verdict.
+    /// From begin to verdict, on the clock that the runner passes with each line.
     pub time: Duration,
 }
 
@@ -79,7 +79,7 @@ pub struct Boot {
 enum State {
     Booting,
     Between,
-    Running(u32, Instant),
+    Running(u32, Duration),
     Over,
 }
 
@@ -117,7 +117,7 @@ impl Judge {
     }
 
     /// The test that runs, and since when.
-    pub fn running(&self) -> Option<(u32, Instant)> {
+    pub fn running(&self) -> Option<(u32, Duration)> {
         if let State::Running(index, since) = self.state { Some((index, since)) } else { None }
     }
 
@@ -126,11 +126,11 @@ impl Judge {
         self.state != State::Booting
     }
 
-    /// Takes one line.
+    /// Takes one line, at `now` since the boot.
     ///
     /// # Errors
     /// When it cannot be true: the boot is over, see [`Ending::Lied`].
-    pub fn line(&mut self, line: &str, now: Instant) -> Result<(), Lie> {
+    pub fn line(&mut self, line: &str, now: Duration) -> Result<(), Lie> {
         let lie = |what: &str| Err(Lie(format!("{what}: {line}")));
         match Frame::decode(line, self.nonce) {
             Ok(frame) if frame.sequence != self.sequence => lie("a frame is out of sequence"),
@@ -163,7 +163,7 @@ impl Judge {
         }
     }
 
-    fn event(&mut self, event: Event, now: Instant) -> Result<(), &'static str> {
+    fn event(&mut self, event: Event, now: Duration) -> Result<(), &'static str> {
         match (event, self.state) {
             (Event::Hello { tests }, State::Booting) => {
                 if tests as usize != self.expected.len() {

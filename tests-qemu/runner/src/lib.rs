@@ -5,6 +5,7 @@
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
 //! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`blocks`] does so and records which blocks
 //! of the kernel are executed, [`demo`] runs one test for its output,
+//! [`usage`] notes what the processes take,
 //! [`trace_check`] checks a test's account of the SMMU against QEMU's trace, [`gdb`] talks to QEMU's stub, and
 //! [`bench`](mod@bench) measures.
 
@@ -25,3 +26,4 @@ pub mod serial;
 pub mod session;
 pub mod trace_check;
 mod tree;
+pub mod usage;

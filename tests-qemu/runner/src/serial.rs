@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 
 use crate::qemu::Qemu;
+use crate::usage;
 
 /// What came from the machine.
 #[derive(Debug)]
@@ -126,14 +127,14 @@ impl Guest {
         self.cpus
     }
 
-    /// QEMU's CPU time until now, of all its threads; `None` where the host has no Linux's `/proc`.
+    /// QEMU's CPU time until now, of all its threads; `None` if it is gone.
     pub fn work(&self) -> Option<Duration> {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).ok()?;
-        // The name may have blanks, but ends at the last parenthesis; utime and stime are fields 14 and 15, in units
-        // of 1/100 s.
-        let mut fields = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
-        let mut ticks = || fields.next()?.parse::<u64>().ok();
-        Some(Duration::from_millis(10 * (ticks()? + ticks()?)))
+        usage::work(self.child.id())
+    }
+
+    /// The most memory that QEMU had until now, in bytes; `None` if it is gone.
+    pub fn memory(&self) -> Option<u64> {
+        usage::memory(self.child.id())
     }
 
     fn has_passed(&self, deadline: Deadline) -> bool {

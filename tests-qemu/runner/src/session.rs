@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use granule_protocol::{ASK, Nonce};
+use granule_protocol::{ASK, MARKER, Nonce};
 
 use crate::device;
 use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
@@ -16,6 +16,7 @@ use crate::list::{Test, ranges};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
 use crate::serial::{Guest, Limit, Lines, Received};
+use crate::usage;
 
 /// Until the harness's hello. A boot takes a fraction of a second, of the checked build a few.
 const BOOT_LIMIT: Limit = Limit::work(20);
@@ -92,8 +93,11 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     let qemu = Qemu::new(&plan.machine, &plan.image, Serial::Pipes, Reset::Ends, &bootargs, &plan.extra);
     let mut guest = Guest::start(&qemu)?;
     let mut judge = Judge::new(nonce, indices);
-    let ending = watch(&mut guest, &mut judge, nonce, tests)?;
+    let mut taken = Taken { begin: Instant::now(), work: Duration::ZERO, memory: 0 };
+    let ending = watch(&mut guest, &mut judge, nonce, tests, &mut taken);
     drop(guest);
+    usage::add(&plan.machine.name, taken.begin, taken.work, taken.memory);
+    let ending = ending?;
     let mut boot = judge.end(&ending);
     let provokes = |index| tests.iter().any(|test| test.index == index && test.logs_errors);
     for (index, outcome) in &mut boot.outcomes {
@@ -104,13 +108,29 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     Ok(boot)
 }
 
+/// What a machine took until now.
+#[derive(Debug)]
+struct Taken {
+    begin: Instant,
+    work: Duration,
+    memory: u64,
+}
+
+impl Taken {
+    /// Looks again; a machine that is gone took what it took.
+    fn look(&mut self, guest: &Guest) {
+        self.work = guest.work().unwrap_or(self.work);
+        self.memory = guest.memory().unwrap_or(self.memory);
+    }
+}
+
 /// Listens until the machine ends, or must be ended.
-fn watch(guest: &mut Guest, judge: &mut Judge, nonce: Nonce, tests: &[&Test]) -> Result<Ending> {
+fn watch(guest: &mut Guest, judge: &mut Judge, nonce: Nonce, tests: &[&Test], taken: &mut Taken) -> Result<Ending> {
     let mut lines = Lines::default();
     // Only the first to ask gets it: the harness, before it runs a test.
     let mut answer = Some(format!("{nonce}\n"));
     let test = |index: u32| tests.iter().find(|test| test.index == index);
-    let (mut limit, mut begin) = (BOOT_LIMIT, guest.work());
+    let mut limit = BOOT_LIMIT;
     let mut deadline = guest.deadline(limit);
     loop {
         match guest.receive(deadline) {
@@ -121,17 +141,21 @@ fn watch(guest: &mut Guest, judge: &mut Judge, nonce: Nonce, tests: &[&Test]) ->
                     {
                         guest.send(&answer);
                     }
+                    if line.starts_with(MARKER) {
+                        taken.look(guest);
+                    }
                     let before = (judge.running(), judge.has_started());
-                    if let Err(lie) = judge.line(&line, Instant::now()) {
+                    if let Err(lie) = judge.line(&line, taken.work) {
                         return Ok(Ending::Lied(lie));
                     }
                     if (judge.running(), judge.has_started()) == before {
                         continue;
                     }
-                    if let Some(ended) = before.0.and_then(|(index, _)| test(index)) {
-                        report_margin(ended, guest, begin);
+                    if let Some((index, begin)) = before.0
+                        && let Some(ended) = test(index)
+                    {
+                        report_margin(ended, guest.cpus(), taken.work - begin);
                     }
-                    begin = guest.work();
                     limit = match judge.running() {
                         Some((index, _)) => Limit::work(test(index).map_or(0, |test| test.limit.into())),
                         None => STEP_LIMIT,
@@ -155,11 +179,10 @@ fn watch(guest: &mut Guest, judge: &mut Judge, nonce: Nonce, tests: &[&Test]) ->
 }
 
 /// Prints where a test took more than its share of its limit: a slower host takes more CPU time, too.
-fn report_margin(test: &Test, guest: &Guest, begin: Option<Duration>) {
-    let (Some(begin), Some(end)) = (begin, guest.work()) else { return };
-    let limit = Duration::from_secs(test.limit.into()) * guest.cpus();
-    if (end - begin) * MARGIN > limit {
-        eprintln!("x: {} took {:?} of {limit:?} of CPU time: its limit is too near", test.name, end - begin);
+fn report_margin(test: &Test, cpus: u32, time: Duration) {
+    let limit = Duration::from_secs(test.limit.into()) * cpus;
+    if time * MARGIN > limit {
+        eprintln!("x: {} took {time:?} of {limit:?} of CPU time: its limit is too near", test.name);
     }
 }
 

@@ -22,6 +22,7 @@ use super::draw::Mutant;
 use super::record::{self, Spent, Verdict};
 use super::table::{OTHERS, area_of};
 use super::tree::Tree;
+use crate::test::host::Program;
 use crate::tools::Tools;
 
 /// A build that takes longer hangs.
@@ -156,13 +157,8 @@ impl Host<'_> {
                 let why = message["message"]["message"].as_str().unwrap_or_default().to_owned();
                 error = Some(BuildError { why, file });
             }
-            let directory =
-                message["manifest_path"].as_str().and_then(|path| PathBuf::from(path).parent().map(PathBuf::from));
-            if let (true, Some(executable), Some(directory)) =
-                (message["profile"]["test"] == true, message["executable"].as_str(), directory)
-            {
-                let name = format!("{package} {}", message["target"]["name"].as_str().unwrap_or_default());
-                suites.push(Suite { name, executable: executable.into(), directory });
+            if let Some(Program { target, executable, directory, .. }) = Program::of(&message) {
+                suites.push(Suite { name: format!("{package} {target}"), executable, directory });
             }
         }
         match run.end {

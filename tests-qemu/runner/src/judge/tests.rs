@@ -1,6 +1,6 @@
 //! Honest guests, and every way of lying.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use granule_protocol::{Event, Frame, Nonce};
 use proptest::prelude::{Strategy, any, prop, prop_assert, proptest};
@@ -35,7 +35,7 @@ fn honest() -> Vec<String> {
 fn judge(lines: &[String], ending: Ending) -> Boot {
     let mut judge = Judge::new(NONCE, [0, 1]);
     for line in lines {
-        if let Err(lie) = judge.line(line, Instant::now()) {
+        if let Err(lie) = judge.line(line, Duration::ZERO) {
             return judge.end(&Ending::Lied(lie));
         }
     }
@@ -167,7 +167,7 @@ fn a_frame_cut_short_fails_the_running_test() {
 fn a_machine_that_dies_in_mid_line_leaves_the_half_line_in_the_output() {
     let mut judge = Judge::new(NONCE, [0, 1]);
     for line in &honest()[..2] {
-        judge.line(line, Instant::now()).unwrap();
+        judge.line(line, Duration::ZERO).unwrap();
     }
     judge.rest("I was about to s");
     let boot = judge.end(&Ending::Exited(Some(0)));
@@ -178,7 +178,7 @@ fn a_machine_that_dies_in_mid_line_leaves_the_half_line_in_the_output() {
 #[test]
 fn the_wrong_number_of_tests_is_a_lie() {
     let mut judge = Judge::new(NONCE, [0]);
-    assert!(matches!(judge.line(&honest()[0], Instant::now()), Err(Lie(_))));
+    assert!(matches!(judge.line(&honest()[0], Duration::ZERO), Err(Lie(_))));
 }
 
 proptest! {

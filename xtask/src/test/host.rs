@@ -1,0 +1,245 @@
+//! The tests on the host: each in a process of its own, so that its memory goes with it and a crash is its own.
+
+use std::collections::BTreeSet;
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use granule_runner::report::{Entry, Status};
+use granule_runner::usage;
+use wait4::Wait4;
+
+use super::Options;
+use super::list::{List, Outcome};
+use crate::tools::Tools;
+
+/// The harness runs the tests of one thread on its own, which has another stack.
+const THREADS: &str = "--test-threads=2";
+/// What a test prints, past the harness, that cannot run on this host, before the reason.
+const SKIPPED: &str = "@skipped ";
+/// What the compiler takes, and rustdoc with the tests in the documentation.
+const BUILDING: &str = "building";
+const DOCUMENTATION: &str = "documentation";
+/// Take half an hour, and a source from the network: `--long` only.
+const NEVER_IN_TURN: [&str; 2] = ["ten_mutants", "linux_s_own_tests"];
+
+/// A program of tests.
+#[derive(Clone, Debug)]
+pub(crate) struct Program {
+    /// The package.
+    pub(crate) package: String,
+    /// The library, program or file of tests.
+    pub(crate) target: String,
+    /// Whether it is a file of tests.
+    is_integration: bool,
+    pub(crate) executable: PathBuf,
+    /// The package's folder, where cargo runs its tests.
+    pub(crate) directory: PathBuf,
+}
+
+impl Program {
+    /// The program that a message of cargo's says it has made, if the message does.
+    pub(crate) fn of(message: &serde_json::Value) -> Option<Self> {
+        let executable = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?;
+        // path+file:///FOLDER#VERSION, or #NAME@VERSION where that is not the folder's.
+        let (path, version) = message["package_id"].as_str()?.rsplit_once('#')?;
+        let package = version.split_once('@').map_or_else(|| path.rsplit('/').next(), |(name, _)| Some(name))?;
+        Some(Self {
+            package: package.to_owned(),
+            target: message["target"]["name"].as_str()?.to_owned(),
+            is_integration: message["target"]["kind"][0] == "test",
+            executable: executable.into(),
+            directory: PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_owned(),
+        })
+    }
+
+    /// How the names of its tests begin.
+    fn suite(&self) -> String {
+        let package = self.package.replace('-', "_");
+        if self.is_integration { format!("{package}::{}", self.target) } else { package }
+    }
+
+    /// A command of it, in the environment that cargo gives its tests.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        command.env("CARGO_PKG_NAME", &self.package);
+        command
+    }
+
+    /// The names of its tests, of the long ones alone with `--ignored`.
+    fn list(&self, more: &[&str]) -> Result<Vec<String>> {
+        let output = self.command().args(["--list", "--format", "terse"]).args(more).output();
+        let output = output.with_context(|| format!("cannot run {}", self.executable.display()))?;
+        ensure!(output.status.success(), "{} cannot list its tests", self.executable.display());
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+    }
+}
+
+/// Builds the programs.
+pub(super) fn build(tools: &Tools) -> Result<Vec<Program>> {
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let mut programs = Vec::new();
+    let (status, _) = watched(BUILDING, cargo, false, |line| {
+        programs.extend(serde_json::from_str(&line).ok().as_ref().and_then(Program::of));
+    })?;
+    ensure!(status.success(), "building the tests on the host failed ({status})");
+    Ok(programs)
+}
+
+/// Runs the tests in the documentation, which rustdoc builds. They are few, and rustdoc's own harness runs them.
+pub(super) fn document(options: &Options, tools: &Tools, entries: &mut Vec<Entry>) -> Result<()> {
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo.args(["--workspace", "--doc", "--no-fail-fast", "--"]).args(&options.filter);
+    cargo.args(options.skip.iter().flat_map(|filter| ["--skip", filter]));
+    if options.list {
+        cargo.arg("--list");
+    }
+    let before = entries.len();
+    let (status, _) = watched(DOCUMENTATION, cargo, false, |line| {
+        println!("{line}");
+        entries.extend(parse(&line));
+    })?;
+    let is_reported = entries[before..].iter().any(|entry| matches!(entry.status, Status::Failed(_)));
+    ensure!(status.success() || is_reported, "the tests in the documentation did not run ({status})");
+    Ok(())
+}
+
+/// A verdict in cargo's output: `test path::name ... ok`.
+fn parse(line: &str) -> Option<Entry> {
+    let (name, verdict) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let status = match verdict.split([',', ' ']).next()? {
+        "ok" => Status::Passed,
+        "FAILED" => Status::Failed("see the output of cargo test".into()),
+        "ignored" => Status::Skipped(verdict.into()),
+        _ => return None,
+    };
+    let (suite, name) = (DOCUMENTATION.into(), name.into());
+    Some(Entry { suite, name, status, output: String::new(), time: Duration::ZERO })
+}
+
+/// Adds the tests of the programs.
+pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
+    let mut tests = Vec::new();
+    for program in programs {
+        let long: BTreeSet<String> = program.list(&["--ignored"])?.into_iter().collect();
+        tests.extend(program.list(&[])?.into_iter().map(|test| (program, long.contains(&test), test)));
+    }
+    let name = |program: &Program, test: &str| format!("{}::{test}", program.suite());
+    let long = tests.iter().filter(|(_, long, _)| *long).map(|(program, _, test)| name(program, test));
+    let turn = list.long_in_turn(long.filter(|name| !NEVER_IN_TURN.iter().any(|not| name.contains(not))), "host");
+    for (program, long, test) in tests {
+        let suite = program.suite();
+        if long && !list.options.long && turn.as_ref() != Some(&name(program, &test)) {
+            list.skip(&suite, &test, "long");
+        } else if let Some(sender) = list.test(&suite, &test) {
+            let mut command = program.command();
+            command.args(["--exact", &test, "--include-ignored", THREADS]);
+            command.env("PROPTEST_RNG_SEED", list.seed.to_string());
+            // The trial waits until it has heard; it is gone only if the whole run is.
+            list.job(move || drop(sender.send(run(&suite, command))));
+        }
+    }
+    Ok(())
+}
+
+/// One test.
+fn run(suite: &str, command: Command) -> Outcome {
+    let mut output = String::new();
+    let ended = watched(suite, command, true, |line| output.extend([&line, "\n"]));
+    let (status, time) = match ended {
+        Ok((status, time)) if status.success() => {
+            let skipped = output.lines().find_map(|line| line.strip_prefix(SKIPPED));
+            (skipped.map_or(Status::Passed, |why| Status::Skipped(why.to_owned())), time)
+        }
+        Ok((status, time)) => (Status::Failed(format!("its process ended with {status}")), time),
+        Err(error) => (Status::Failed(format!("{error:#}")), Duration::ZERO),
+    };
+    (status, output, time)
+}
+
+/// Runs a command, and notes what it took: how it ended, and its CPU time. `line` gets each line of its output, with its
+/// errors among them if they are `merged`.
+fn watched(
+    suite: &str,
+    mut command: Command,
+    merged: bool,
+    mut line: impl FnMut(&str),
+) -> Result<(ExitStatus, Duration)> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let begin = Instant::now();
+    let (output, writer) = std::io::pipe()?;
+    if merged {
+        command.stderr(writer.try_clone()?);
+    }
+    let child = command.stdin(Stdio::null()).stdout(writer).spawn();
+    let mut child = child.with_context(|| format!("cannot run {program}"))?;
+    // It has the only ends of the pipe that are written to.
+    drop(command);
+    for bytes in BufReader::new(output).split(b'\n') {
+        line(&String::from_utf8_lossy(&bytes?));
+    }
+    let ended = child.wait4().with_context(|| format!("cannot wait for {program}"))?;
+    let work = ended.rusage.utime + ended.rusage.stime;
+    usage::add(suite, begin, work, ended.rusage.maxrss);
+    Ok((ended.status, work))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use granule_runner::report::Status;
+    use granule_runner::usage;
+
+    use super::{Program, parse, run};
+
+    fn shell(script: &str) -> (Status, String) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let (status, output, _) = run("host::tests", command);
+        (status, output)
+    }
+
+    #[test]
+    fn a_process_is_a_verdict_with_its_output() {
+        assert_eq!(shell("echo one; echo two >&2; echo three"), (Status::Passed, "one\ntwo\nthree\n".into()));
+        assert_eq!(shell("echo '@skipped no apt' >&2").0, Status::Skipped("no apt".into()));
+        let (status, output) = shell("echo '@skipped no'; printf half; exit 101");
+        assert!(matches!(status, Status::Failed(why) if why.contains("101")));
+        assert!(output.ends_with("half\n"));
+        assert!(matches!(shell("kill -SEGV $$").0, Status::Failed(why) if why.contains("signal")));
+        let taken = usage::spans();
+        assert!(taken.iter().any(|span| span.suite == "host::tests" && span.memory > 100 << 10), "{taken:?}");
+    }
+
+    #[test]
+    fn programs_of_tests_are_found_in_cargos_messages() {
+        let program = |id: &str, kind: &str, test: bool| {
+            let message = format!(
+                r#"{{"reason":"compiler-artifact","package_id":"{id}","manifest_path":"/g/kernel/Cargo.toml",
+                "target":{{"kind":["{kind}"],"name":"t"}},"profile":{{"test":{test}}},"executable":"/g/t-1"}}"#
+            );
+            Program::of(&serde_json::from_str(&message).unwrap()).map(|program| program.suite())
+        };
+        let named = "path+file:///g/kernel#granule@0.1.0";
+        assert_eq!(program(named, "lib", true).as_deref(), Some("granule"));
+        assert_eq!(program(named, "test", true).as_deref(), Some("granule::t"));
+        assert_eq!(program("path+file:///g/xtask#0.1.0", "bin", true).as_deref(), Some("xtask"));
+        assert_eq!(program(named, "bin", false), None);
+    }
+
+    #[test]
+    fn verdicts_of_cargo_are_read() {
+        let status = |line| parse(line).map(|entry| (entry.name, entry.status));
+        assert_eq!(status("test a::b ... ok"), Some(("a::b".into(), Status::Passed)));
+        assert!(matches!(status("test a::b ... FAILED"), Some((_, Status::Failed(_)))));
+        assert!(matches!(status("test a ... ignored, slow"), Some((_, Status::Skipped(_)))));
+        assert_eq!(status("test result: ok. 5 passed; 0 failed"), None);
+        assert_eq!(status("running 5 tests"), None);
+    }
+}

@@ -1,0 +1,127 @@
+//! The tests of a run in the form of one ordinary test program, and what runs them.
+//!
+//! Jobs run in order, a few at a time: a machine with all its tests, or one test of the host. libtest-mimic gets a trial
+//! for each test, which waits for its verdict. So names, filter, list and the closing line are those that cargo's users
+//! know.
+
+use std::collections::VecDeque;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use granule_runner::report::{Entry, Status};
+use libtest_mimic::{Arguments, Completion, Failed, Trial};
+
+use super::Options;
+
+/// As many as share a small host without one starving another's time limits, and two machines' memory.
+const AT_ONCE: usize = 2;
+
+type Entries = Arc<Mutex<Vec<Entry>>>;
+type Job = Box<dyn FnOnce() + Send>;
+
+/// How a test went: its verdict, output and CPU time.
+pub(super) type Outcome = (Status, String, Duration);
+
+/// What is to run.
+pub(super) struct List<'a> {
+    pub(super) options: &'a Options,
+    pub(super) seed: u64,
+    trials: Vec<Trial>,
+    jobs: VecDeque<Job>,
+    entries: Entries,
+}
+
+impl<'a> List<'a> {
+    pub(super) fn new(options: &'a Options, seed: u64) -> Self {
+        Self { options, seed, trials: Vec::new(), jobs: VecDeque::new(), entries: Entries::default() }
+    }
+
+    /// Adds a test, which a job runs that gets the other end; `None` where the filter leaves it out.
+    pub(super) fn test(&mut self, suite: &str, test: &str) -> Option<Sender<Outcome>> {
+        let (suite, test, entries) = (suite.to_owned(), test.to_owned(), Arc::clone(&self.entries));
+        let (sender, verdict) = channel();
+        let name = format!("{suite}::{test}");
+        let is_wanted = self.options.wants(&name);
+        self.trials.push(Trial::ignorable_test(name, move || wait(&verdict, &entries, suite, test)));
+        is_wanted.then_some(sender)
+    }
+
+    /// Adds a test that does not run.
+    pub(super) fn skip(&mut self, suite: &str, test: &str, why: &str) {
+        if let Some(sender) = self.test(suite, test) {
+            // The trial has the other end.
+            let _ = sender.send((Status::Skipped(why.to_owned()), String::new(), Duration::ZERO));
+        }
+    }
+
+    /// Adds what sends the outcomes of some tests. If it breaks, they have failed.
+    pub(super) fn job(&mut self, job: impl FnOnce() + Send + 'static) {
+        self.jobs.push_back(Box::new(job));
+    }
+
+    /// The long test that the seed draws of those of this name that the filter lets through, announced; `where_` it is.
+    pub(super) fn long_in_turn(&self, names: impl Iterator<Item = String>, side: &str) -> Option<String> {
+        let names: Vec<String> = names.filter(|name| self.options.turn && self.options.wants(name)).collect();
+        let name = drawn(&names, self.seed)?;
+        println!("the long test of the {side} whose turn it is: {name}");
+        Some(name.clone())
+    }
+
+    /// Runs or lists the tests.
+    pub(super) fn run(self) -> Vec<Entry> {
+        let Self { options, trials, jobs, entries, .. } = self;
+        // What is not wanted is counted as filtered out.
+        let skip = trials.iter().map(Trial::name).filter(|name| !options.wants(name)).map(str::to_owned).collect();
+        let arguments =
+            Arguments { list: options.list, skip, exact: true, test_threads: Some(1), ..Arguments::default() };
+        if !options.list {
+            start(jobs);
+        }
+        // The entries have the verdicts.
+        let _ = libtest_mimic::run(&arguments, trials);
+        std::mem::take(&mut entries.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// Runs the jobs in the background.
+fn start(jobs: VecDeque<Job>) {
+    let queue = Arc::new(Mutex::new(jobs));
+    for _ in 0..AT_ONCE {
+        let queue = Arc::clone(&queue);
+        std::thread::spawn(move || {
+            while let Some(job) = { queue.lock().unwrap_or_else(PoisonError::into_inner).pop_front() } {
+                job();
+            }
+        });
+    }
+}
+
+/// A trial: waits for the verdict.
+fn wait(verdict: &Receiver<Outcome>, entries: &Entries, suite: String, name: String) -> Result<Completion, Failed> {
+    let without = |_| (Status::Failed("the runner ended without a verdict".into()), String::new(), Duration::ZERO);
+    let (status, output, time) = verdict.recv().unwrap_or_else(without);
+    let result = match &status {
+        Status::Passed => Ok(Completion::Completed),
+        Status::Skipped(why) => Ok(Completion::ignored_with(why)),
+        Status::Failed(why) => Err(Failed::from(format!("{why}\n{output}"))),
+    };
+    let entry = Entry { suite, name, status, output, time };
+    entries.lock().unwrap_or_else(PoisonError::into_inner).push(entry);
+    result
+}
+
+/// The entry that the seed draws; `None` where there is none.
+fn drawn<T>(list: &[T], seed: u64) -> Option<&T> {
+    list.get(seed.checked_rem(list.len() as u64)? as usize)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn each_long_test_has_its_turn() {
+        let drawn = |seed| super::drawn(&['a', 'b', 'c'], seed).copied();
+        assert_eq!([0, 1, 2, 3, u64::MAX].map(drawn), ['a', 'b', 'c', 'a', 'a'].map(Some));
+        assert_eq!(super::drawn::<char>(&[], 7), None);
+    }
+}
