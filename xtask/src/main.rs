@@ -8,6 +8,8 @@ mod compile;
 mod demo;
 #[cfg(test)]
 mod docs;
+#[cfg(test)]
+mod entry;
 mod example;
 mod fuzz;
 mod image;
@@ -58,6 +60,7 @@ Examples:
 
 Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
+  GRANULE_QEMU=PROGRAM                     that qemu-system-aarch64, not the one in PATH
 
 Machines are described in tests-qemu/machines.toml; docs/TESTING.md describes the tests, docs/REFERENCE.md commands and switches.";
 
