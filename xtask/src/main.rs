@@ -4,6 +4,8 @@
 
 mod audit;
 mod bench;
+#[cfg(test)]
+mod commands;
 mod compile;
 mod demo;
 #[cfg(test)]
