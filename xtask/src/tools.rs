@@ -6,9 +6,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use granule_runner::usage;
+use wait4::Wait4;
 
+/// The suite that the compiler's time and memory are counted for.
+pub(crate) const BUILDING: &str = "building";
 /// The target that the kernel is built for.
 pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
@@ -225,7 +230,11 @@ impl Tools {
 /// When it cannot be run or does not succeed: the message names `what`.
 pub(crate) fn run(command: &mut Command, what: &str) -> Result<()> {
     let program = Path::new(command.get_program()).display().to_string();
-    let status = command.status().with_context(|| format!("cannot run {program}"))?;
+    let begin = Instant::now();
+    let mut child = command.spawn().with_context(|| format!("cannot run {program}"))?;
+    let ended = child.wait4().with_context(|| format!("cannot wait for {program}"))?;
+    usage::add(BUILDING, begin, ended.rusage.utime + ended.rusage.stime, ended.rusage.maxrss);
+    let status = ended.status;
     if !status.success() {
         bail!("{what} failed ({status})");
     }

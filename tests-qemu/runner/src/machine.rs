@@ -58,6 +58,13 @@ impl Machine {
         self.features.iter().any(|name| name == feature)
     }
 
+    /// Its memory in MiB, all of which a test may use up.
+    pub fn memory_mib(&self) -> u64 {
+        let number = |text: &str| text.parse::<u64>().ok();
+        let gib = self.memory.strip_suffix('G').and_then(number).map(|gib| gib << 10);
+        gib.or_else(|| self.memory.strip_suffix('M').and_then(number)).unwrap_or(0)
+    }
+
     /// Whether it is another machine again, with something changed.
     pub fn is_variant(&self) -> bool {
         self.tests.is_some()

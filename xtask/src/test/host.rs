@@ -13,15 +13,16 @@ use wait4::Wait4;
 
 use super::Options;
 use super::list::{List, Outcome};
-use crate::tools::Tools;
+use crate::tools::{BUILDING, Tools};
 
 /// The harness runs the tests of one thread on its own, which has another stack.
 const THREADS: &str = "--test-threads=2";
 /// What a test prints, past the harness, that cannot run on this host, before the reason.
 const SKIPPED: &str = "@skipped ";
-/// What the compiler takes, and rustdoc with the tests in the documentation.
-const BUILDING: &str = "building";
+/// The suite of the tests in the documentation.
 const DOCUMENTATION: &str = "documentation";
+/// What a test takes at most, but for a few.
+const MEMORY_MIB: u64 = 600;
 /// Take half an hour, and a source from the network: `--long` only.
 const NEVER_IN_TURN: [&str; 2] = ["ten_mutants", "linux_s_own_tests"];
 
@@ -141,7 +142,7 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
             command.args(["--exact", &test, "--include-ignored", THREADS]);
             command.env("PROPTEST_RNG_SEED", list.seed.to_string());
             // The trial waits until it has heard; it is gone only if the whole run is.
-            list.job(move || drop(sender.send(run(&suite, command))));
+            list.job(MEMORY_MIB, move || drop(sender.send(run(&suite, command))));
         }
     }
     Ok(())

@@ -12,6 +12,9 @@ use granule_runner::session::{self, Plan};
 use super::list::List;
 use crate::compile::Program;
 
+/// What QEMU takes beside the machine's memory.
+const QEMU_MIB: u64 = 200;
+
 /// Adds the tests of an image on each machine.
 pub(super) fn add(list: &mut List<'_>, image: &Program) -> Result<()> {
     let tests: Vec<Test> = list::read(&image.elf)?.into_iter().filter(|test| !test.selftest).collect();
@@ -52,9 +55,10 @@ fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[
             Some(Skip::Long) => list.skip(&machine.name, &test.name, "long"),
         }
     }
+    let memory_mib = machine.memory_mib() + QEMU_MIB;
     let image = image.image.clone();
     let plan = Plan { machine, image, seed: list.seed, bootargs: String::new(), extra: Vec::new() };
-    list.job(move || {
+    list.job(memory_mib, move || {
         session::run(
             &mine,
             |left| session::boot(&plan, left),
