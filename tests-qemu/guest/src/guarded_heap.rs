@@ -117,11 +117,10 @@ fn from_the_timer(cpu: &Cpu) {
     timer::set_deadline(cpu, Duration::from_micros(300), from_the_timer);
 }
 
-/// Lives on this CPU until `is_enough`, for 30 s at most.
+/// Lives on this CPU until `is_enough`: how long that takes is up to the host, and the test's limit counts CPU time.
 fn lives(cpu: &Cpu, seed: usize, is_enough: impl Fn() -> bool) {
     let mut draw = draws(seed as u64);
-    let patience = patience();
-    while !is_enough() && !patience.has_passed() {
+    while !is_enough() {
         one_life(1 + draw(600) as usize, cpu.id.0 as u8 + 1);
     }
 }
@@ -216,8 +215,8 @@ fn the_pool_is_pages_and_no_collapse_changes_that(t: &mut Test) {
     let splits = space().split_counts();
     let seed = t.random() as usize;
     let others = start_load(t, seed);
-    let (mut collapses, patience) = (0, patience());
-    while (collapses < 3 || PLANTED.load(Ordering::Relaxed) < 30) && !patience.has_passed() {
+    let mut collapses = 0;
+    while collapses < 3 || PLANTED.load(Ordering::Relaxed) < 30 {
         // Refused where no leaf is ever split; then none was larger either.
         let _ = space().collapse(this_cpu(), pool);
         collapses += 1;

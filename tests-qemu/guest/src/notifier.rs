@@ -20,7 +20,7 @@ use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Granule4K, PageTables, Table};
 use spin::mutex::SpinMutex;
 
-use crate::harness::{Test, another_cpu, patience, target_test, wait_until};
+use crate::harness::{Test, another_cpu, patience, target_test};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x40_0000);
@@ -59,7 +59,9 @@ fn wait_for(flag: &AtomicBool) -> bool {
 
 /// Waits until no thread is left that a test has made: for as long as a host takes that hardly lets the machine run.
 fn wait_for_threads(t: &mut Test) {
-    wait_until(|| sched::thread_count() == 0);
+    while sched::thread_count() != 0 {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+    }
     t.equal("threads that are left", sched::thread_count(), 0);
 }
 

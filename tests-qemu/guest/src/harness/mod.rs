@@ -68,15 +68,15 @@ pub(crate) fn another_cpu(here: &'static Cpu) -> &'static Cpu {
     smp::online().without(here.id).iter().next().and_then(smp::cpu).unwrap_or(here)
 }
 
-/// The end of a wait for an event that must come. No test chooses its own: a busy host may stop a CPU for any time, and
-/// the clock goes on. The test's limit, which counts CPU time, is reached long before.
+/// The end of a wait for one event that must come, and does not where a fix is away. No test chooses its own: a busy host
+/// may stop a CPU for seconds, and the clock goes on.
 pub(crate) fn patience() -> Deadline {
-    Deadline::after(Duration::from_secs(3600))
+    Deadline::after(Duration::from_secs(20))
 }
 
-/// Sleeps until `is_so`, which is asked once a millisecond.
+/// Sleeps until `is_so`, which is asked once a millisecond, for a minute at most.
 pub(crate) fn wait_until(mut is_so: impl FnMut() -> bool) {
-    let patience = patience();
+    let patience = Deadline::after(Duration::from_secs(60));
     while !is_so() && !patience.has_passed() {
         sleep_until(Deadline::after(Duration::from_millis(1)));
     }
