@@ -65,4 +65,3 @@ impl Records {
 mod fault {
     pub(super) use granule::mm::space::FaultError;
 }
-

@@ -7,10 +7,10 @@ pub mod rank;
 
 /// The CPU's atomics. `kernel/loom` compiles the modules that take theirs from here on loom's.
 pub use core::sync::atomic;
-/// Barriers and this CPU's interrupt masks, replaced there likewise.
-pub use granule_arch::{barrier, interrupts};
 /// Ways to wait for another CPU, replaced there likewise.
 pub(crate) use granule_arch::wait;
+/// Barriers and this CPU's interrupt masks, replaced there likewise.
+pub use granule_arch::{barrier, interrupts};
 pub use lock::{IrqGuard, IrqLock};
 
 /// Waits a moment for another CPU.
