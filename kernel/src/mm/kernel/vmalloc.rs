@@ -272,7 +272,7 @@ impl KernelSpace {
     fn shows_any(&self, first: PhysAddr, pages: u64) -> bool {
         let pages = pages.min(layout::LINEAR_SIZE.saturating_sub(first.0) / PAGE_SIZE as u64);
         let range = PageRange::from_pages(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(first.0)), pages as usize);
-        range.is_ok_and(|range| self.tables().dump(range, |_| ()).bytes() != 0)
+        range.is_ok_and(|range| super::dump(&self.tables().get(), range, &mut |_| ()).bytes() != 0)
     }
 
     /// Maps `pages` pages from `at` on to the memory from `first` on.
