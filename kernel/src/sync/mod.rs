@@ -18,6 +18,10 @@ pub use lock::{IrqGuard, IrqLock};
 pub(crate) fn spin() {
     #[cfg(target_os = "none")]
     wait::relax();
+    #[cfg(test)]
+    if meeting::waits() {
+        return;
+    }
     #[cfg(not(target_os = "none"))]
-    crate::sched::sleep_briefly();
+    std::thread::yield_now();
 }

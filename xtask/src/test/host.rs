@@ -86,7 +86,7 @@ pub(super) fn build(tools: &Tools) -> Result<Vec<Program>> {
     cargo.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let mut programs = Vec::new();
     let (status, _) = watched(BUILDING, cargo, false, |line| {
-        programs.extend(serde_json::from_str(&line).ok().as_ref().and_then(Program::of));
+        programs.extend(serde_json::from_str(line).ok().as_ref().and_then(Program::of));
     })?;
     ensure!(status.success(), "building the tests on the host failed ({status})");
     Ok(programs)
@@ -103,7 +103,7 @@ pub(super) fn document(options: &Options, tools: &Tools, entries: &mut Vec<Entry
     let before = entries.len();
     let (status, _) = watched(DOCUMENTATION, cargo, false, |line| {
         println!("{line}");
-        entries.extend(parse(&line));
+        entries.extend(parse(line));
     })?;
     let is_reported = entries[before..].iter().any(|entry| matches!(entry.status, Status::Failed(_)));
     ensure!(status.success() || is_reported, "the tests in the documentation did not run ({status})");
@@ -151,7 +151,7 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
 /// One test.
 fn run(suite: &str, command: Command) -> Outcome {
     let mut output = String::new();
-    let ended = watched(suite, command, true, |line| output.extend([&line, "\n"]));
+    let ended = watched(suite, command, true, |line| output.extend([line, "\n"]));
     let (status, time) = match ended {
         Ok((status, time)) if status.success() => {
             let skipped = output.lines().find_map(|line| line.strip_prefix(SKIPPED));

@@ -2,7 +2,11 @@
 
 #![allow(unsafe_code, reason = "spaces that are ended where nothing refers to them")]
 
-#[allow(dead_code, reason = "objects, and the numbers of pages, are not here")]
+#[allow(
+    dead_code,
+    clippy::modulo_one,
+    reason = "objects, and the numbers of pages, are not here; nor is a second list"
+)]
 #[path = "../../../src/mm/space/family.rs"]
 mod shipped;
 
@@ -18,6 +22,7 @@ use migrations::Migrations;
 use shipped::{Families, FamilyId, ObjectList, SpaceList};
 
 /// As the kernel's files call it.
+#[allow(clippy::module_inception, reason = "the name by which the kernel's file has it")]
 mod family {
     pub(super) use super::shipped::{Families, FamilyId, SpaceList};
 }

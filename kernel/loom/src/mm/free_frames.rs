@@ -56,7 +56,7 @@ impl FreeFrames {
 
     /// Gives `count` frames from `first` on back, on CPU `number`.
     pub fn put(&self, number: u32, first: usize, count: usize) {
-        self.blocks.put_runs(cpu(number), [first..first + count]);
+        self.blocks.put_runs(cpu(number), core::iter::once(first..first + count));
     }
 
     /// CPU `number` gives the block that it keeps whole to all.

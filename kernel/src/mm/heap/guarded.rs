@@ -221,7 +221,7 @@ impl Objects {
 
 impl GuardedHeap {
     /// One without objects, whose gate stays closed.
-    #[expect(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
+    #[allow(clippy::new_without_default, reason = "a static's initialiser, which Default cannot be")]
     pub const fn new() -> Self {
         let none = Objects { all: &mut [], first: NONE, last: NONE, in_use: 0, sampled: 0, none_free: 0 };
         Self { gate: AtomicU16::new(CLOSED), pool: Once::new(), objects: IrqLock::new(none) }

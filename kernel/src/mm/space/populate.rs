@@ -142,16 +142,13 @@ impl Space {
     ) -> Result<(), NoPage> {
         for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
             let page = found.address(index);
-            match (AllowedFault { space: self, cpu, area, page, table: found.table, cell, access }).object_page(object)
-            {
-                FaultOutcome::Failed(denied) => {
-                    return Err(match denied.error() {
-                        FaultError::OutOfMemory => NoPage::OutOfMemory,
-                        _ => NoPage::BehindTheEnd,
-                    });
-                }
-                // Where nothing was, nothing is upgraded.
-                _ => {}
+            let fault = AllowedFault { space: self, cpu, area, page, table: found.table, cell, access };
+            // Where nothing was, nothing is upgraded.
+            if let FaultOutcome::Failed(denied) = fault.object_page(object) {
+                return Err(match denied.error() {
+                    FaultError::OutOfMemory => NoPage::OutOfMemory,
+                    _ => NoPage::BehindTheEnd,
+                });
             }
         }
         Ok(())

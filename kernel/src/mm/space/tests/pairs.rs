@@ -103,7 +103,8 @@ impl Device {
         let space = space.upgrade().ok_or(SubscribeError::Released)?;
         let device = Self { notified, kept: Mutex::default(), changing: Mutex::default() };
         // As a binding does.
-        space.between_changes(|| Subscription::new(SpaceHandle::new(&space), device, 0))
+        let joined = space.between_changes(|_| Subscription::new(SpaceHandle::new(&space), device, 0));
+        joined.unwrap_or(Err(SubscribeError::Released))
     }
 
     fn forget(&self, start: VirtAddr, end: VirtAddr) {
