@@ -100,7 +100,7 @@ impl SharedPage {
         }
         let locked = lock(&self.table);
         let record = if found.frame() == FRAME { &self.record } else { &self.moved_record };
-        found.map(&cpu, locked.entry(&cpu, cell), cell, record, is_inside, entry_of(found.frame()));
+        found.map(&cpu, locked.entry(&cpu, cell), cell, || record, is_inside, entry_of(found.frame()));
         match cpu.load(cell) {
             Descriptor::EMPTY => {
                 drop(locked);
@@ -149,7 +149,7 @@ impl SharedPage {
         let cell = ensure(&cpu, OF_SPACE);
         let locked = lock(&self.table);
         let seen = locked.entry(&cpu, cell);
-        if found.map(&cpu, seen, cell, &self.record, is_inside, entry_of(found.frame())) {
+        if found.map(&cpu, seen, cell, || &self.record, is_inside, entry_of(found.frame())) {
             self.is_written.store(1, Ordering::Relaxed);
         }
     }

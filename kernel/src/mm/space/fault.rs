@@ -324,7 +324,7 @@ impl AllowedFault<'_> {
         };
         let is_inside = || object.has_inside(self.area.page_at(self.page));
         let seen = locked.entry(mmu, self.cell);
-        if found.map(mmu, seen, self.cell, space.common.record(frame), is_inside, finished) {
+        if found.map(mmu, seen, self.cell, || space.common.record(frame), is_inside, finished) {
             return FaultOutcome::Served;
         }
         drop(locked);

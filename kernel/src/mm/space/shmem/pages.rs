@@ -109,21 +109,22 @@ impl<'a, M: Mmu> Found<'a, M> {
         self.is_current(mmu, is_inside).then_some(fillable)
     }
 
-    /// Maps what was found, whose frame has `record`, in `cell` of the page table, if that is so: stores what `new`
-    /// returns, with a reference of its own. Returns whether it is mapped; `seen` is the entry in `cell`.
+    /// Maps what was found in `cell` of the page table, if that is so: stores what `new` returns, with a reference of its
+    /// own in the frame's `record`, which may be free before that is known. Returns whether it is mapped; `seen` is the
+    /// entry in `cell`.
     #[inline(always)]
-    pub(in super::super) fn map(
+    pub(in super::super) fn map<'r>(
         &self,
         mmu: &M,
         seen: LockedEntry<'_>,
         cell: &M::Cell,
-        record: &Frame,
+        record: impl FnOnce() -> &'r Frame,
         is_inside: impl FnOnce() -> bool,
         new: impl FnOnce(Fillable) -> Descriptor,
     ) -> bool {
         let fillable = self.fillable(mmu, seen, is_inside);
         if let Some(fillable) = fillable {
-            record.share();
+            record().share();
             mmu.store(cell, new(fillable));
         }
         fillable.is_some()

@@ -557,7 +557,7 @@ fn a_guard_comes_behind_the_invalidation_of_its_page() {
         &stage,
         guard,
         "start clear 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
-         end clear 0..2, write",
+         write, end clear 0..2",
     );
     assert_events(&stage, guard, "write");
     assert_events(&stage, || stage.space.madvise_unguard(stage.start, 2 * PAGE).unwrap(), "write");
@@ -701,7 +701,7 @@ fn a_batch_notifies_each_space_before_it_waits() {
     assert_events(&stage, discard, &format!("start clear 0..1, {gone}, end clear 0..1"));
     again();
     let guard = || stage.space.madvise_guard(&stage.rig.cpu, stage.start, PAGE, &|| false).unwrap();
-    assert_events(&stage, guard, &format!("start clear 0..1, {gone}, end clear 0..1, write"));
+    assert_events(&stage, guard, &format!("start clear 0..1, {gone}, write, end clear 0..1"));
     again();
     let mut there = Remap::new(stage.start, PAGE, PAGE, Move::To(VirtAddr(stage.start.0 - 8 * PAGE)), false).unwrap();
     let remap = || assert!(stage.space.mremap(&stage.rig.cpu, &mut there, &SpaceLimits::NONE).is_ok());
