@@ -112,10 +112,21 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
 fn early_console(platform: &Platform) {
     static EARLY: Once<Pl011> = Once::new();
     let named = [console::earlycon(), platform.uart.map(|uart| uart.registers.start())];
+    // A port there would write into memory, for good: later its registers are refused.
+    let named = named.map(|registers| registers.filter(|&registers| !is_memory(platform, registers)));
     // SAFETY: by the boot arguments or the device tree a PL011 is at each.
     let Some(port) = named.into_iter().flatten().find_map(|registers| unsafe { early_port(registers) }) else { return };
     console::init_early(EARLY.call_once(|| port));
     kernel_log::print_backlog();
+}
+
+/// Whether `registers` are in memory, with a warning.
+fn is_memory(platform: &Platform, registers: PhysAddr) -> bool {
+    let is_memory = platform.memory.iter().any(|bank| bank.contains(registers));
+    if is_memory {
+        crate::log::warn!("console: {registers} is memory, where no registers can be");
+    }
+    is_memory
 }
 
 /// The PL011 at `registers`, mapped by the fixmap; `None`, with a warning, where nothing answers there.

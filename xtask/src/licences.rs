@@ -183,7 +183,7 @@ mod tests {
         let registry = "registry+https://github.com/rust-lang/crates.io-index";
         let packages = [
             package("good", "MIT", registry, "spin"),
-            package("granule-bench", "MIT", registry, "aarch64-paging"),
+            package("granule-peers", "MIT", registry, "aarch64-paging"),
             package("copyleft", "GPL-2.0-only", registry, "spin"),
             package("elsewhere", "MIT", "git+https://example.org/x", "spin"),
             package("wrapper", "MIT", registry, "aarch64-paging"),

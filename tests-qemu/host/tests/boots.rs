@@ -176,6 +176,9 @@ fn earlycon_names_the_early_console() {
     };
     let banner = start("earlycon=pl011,0x3000000000");
     assert!(banner.contains("warning: console: no registers at 0x3000000000: "), "{banner}");
+    // virt's memory begins there: the port of the device tree is used.
+    let banner = start("earlycon=pl011,0x40080000");
+    assert!(banner.contains("console: 0x40080000 is memory"), "{banner}");
     let banner = start("earlycon=pl011,0xf000000000000000");
     assert!(banner.contains("are at no address that tables can hold"), "{banner}");
     let banner = start("earlycon=uart8250,0x9000000");

@@ -20,7 +20,7 @@ pub enum Status {
 /// One line of the report.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// `host`, or the machine.
+    /// A program of tests, `documentation`, or the machine.
     pub suite: String,
     /// The test's name without it.
     pub name: String,
@@ -28,7 +28,7 @@ pub struct Entry {
     pub status: Status,
     /// What it printed.
     pub output: String,
-    /// How long it took.
+    /// The CPU time that it took.
     pub time: Duration,
 }
 

@@ -80,12 +80,12 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Adds what sends the outcomes of some tests, and takes so much memory. If it breaks, they have failed.
+    /// Adds what sends the outcomes of some tests, and takes so much memory. Those of which it sends none have failed.
     pub(super) fn job(&mut self, memory_mib: u64, job: impl FnOnce() + Send + 'static) {
         self.queue.jobs.push_back(Job { memory_mib, run: Box::new(job) });
     }
 
-    /// The long test that the seed draws of those of this name that the filter lets through, announced; `where_` it is.
+    /// The long test that the seed draws of those of this name that the filter lets through, announced; `side` is the host or the target.
     pub(super) fn long_in_turn(&self, names: impl Iterator<Item = String>, side: &str) -> Option<String> {
         let names: Vec<String> = names.filter(|name| self.options.turn && self.options.wants(name)).collect();
         let name = drawn(&names, self.seed)?;

@@ -68,7 +68,7 @@ fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[
                     Verdict::Failed(why) => Status::Failed(why),
                 };
                 if let Some(verdict) = verdicts.get(&test.index) {
-                    // The trial waits until it has heard; it is gone only if the whole run is.
+                    // The trial waits for the outcome; it is gone only if the whole run is.
                     let _ = verdict.send((status, outcome.output, outcome.time));
                 }
             },

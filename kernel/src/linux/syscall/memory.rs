@@ -228,11 +228,12 @@ pub(super) fn munmap(call: &mut Syscall<'_>) -> Answer {
 
 pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes, bits) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>());
-    if bits & PROT_GROWS == PROT_GROWS {
-        return Err(Errno::EINVAL);
-    }
     const KNOWN: u64 = PROT_READ | PROT_WRITE | PROT_EXEC | PROT_SEM;
-    if bits & !KNOWN != 0 && !(bits & !KNOWN == PROT_MTE && wants_tags(bits)) {
+    const { assert!(KNOWN & PROT_GROWS == 0) };
+    if bits & !(KNOWN | PROT_MTE) != 0 || bits & PROT_MTE != 0 && !wants_tags(bits) {
+        if bits & PROT_GROWS == PROT_GROWS {
+            return Err(Errno::EINVAL);
+        }
         // As on Linux the range is checked first: no bytes are a success, a range that wraps is ENOMEM.
         let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes));
         if end.is_some_and(|end| end != start.0) {

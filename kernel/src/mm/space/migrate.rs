@@ -102,11 +102,13 @@ impl Spaces {
         let frames = self.frames;
         let (block, entry) = {
             let _areas = space.areas.read(address);
-            let entry = space.page_tables().cell(address).map(|(table, cell)| {
+            // The block first: beside this a block may become a table, and no table becomes a block.
+            let block = space.block_entry(address);
+            let entry = space.page_tables().cell(address).filter(|_| block.is_none()).map(|(table, cell)| {
                 let locked = space.lock_table(table);
                 locked.entry(&self.mmu, cell).descriptor()
             });
-            (space.block_entry(address), entry)
+            (block, entry)
         };
         if let Some(entry) = block {
             let (from, to) = (entry.address(), frames.alloc_splittable(cpu)?);

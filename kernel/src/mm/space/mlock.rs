@@ -100,20 +100,20 @@ impl Space {
         if locking == Locking::Now { self.bring(cpu, start, range.end(), is_killed) } else { Ok(()) }
     }
 
-    /// Brings the pages from `start` to `end`, each as by the access that takes a page of its area's own.
+    /// Brings the pages from `start` to `end`, each as by the access that takes a page of its area's own. Registers, and
+    /// what another thread has unmapped since, are passed over, as by Linux's `__mm_populate`.
     fn bring(&self, cpu: &Cpu, start: VirtAddr, end: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), SpaceError> {
         let mut next = start;
-        while next < end {
-            let found = self.with_area(next, |area| (area.end().min(end), area.is_of_device()));
-            let (until, is_of_device) = found.ok_or(SpaceError::NoMemory)?;
-            if !is_of_device {
-                let brought = self.populate_as(cpu, pages(next, until), &first_access, is_killed);
-                brought.map_err(|(_, error)| match error {
-                    SpaceError::Interrupted => error,
-                    _ => SpaceError::NoMemory,
-                })?;
-            }
-            next = until;
+        while let Some(part) = self.first_from(next).filter(|part| part.start() < end) {
+            let part = pages(part.start(), part.end().min(end));
+            next = match self.populate_as(cpu, part, &first_access, is_killed) {
+                Ok(()) => part.end(),
+                Err((_, SpaceError::Interrupted)) => return Err(SpaceError::Interrupted),
+                Err((page, _)) => match self.with_area(page, |area| area.is_of_device().then(|| area.end())) {
+                    None => page,
+                    Some(registers) => registers.ok_or(SpaceError::NoMemory)?,
+                },
+            };
             relax();
         }
         Ok(())
@@ -183,10 +183,11 @@ impl Space {
                 (part.end(), is_own_and_locked(area) && area.protection().contains(Protection::WRITE))
             });
             let (until, is_brought) = found.unwrap_or((next + PAGE, false));
-            if is_brought {
-                let _ = self.madvise_populate(cpu, next, until - next, Access::Write, is_killed);
-            }
-            next = until;
+            let all = pages(next, until);
+            next = match is_brought.then(|| self.populate_as(cpu, all, &|_| Access::Write, is_killed)) {
+                Some(Err((page, _))) => page + PAGE,
+                None | Some(Ok(())) => until,
+            };
             relax();
         }
     }

@@ -87,13 +87,14 @@ impl Space {
         let becomes_written = |area: &Held| is_written && !area.protection().contains(Protection::WRITE);
         let is_within = |area: &Held| !becomes_written(area) || areas.is_whole() && !is_limited();
         let is_simple = |area: &Held| area.cuts(range) == 0 && area.may_have(protection) && is_within(area);
+        let is_simple = |area: &Held| !patched_branch!(branch::BREAK_CODE) && is_simple(area);
         let Some(area) = areas.holding(range).filter(is_simple) else {
             return self.protect_otherwise(areas, range, protection, limits, is_written && is_limited());
         };
         let protection = area.changed_to(protection);
         if area.protection() != protection {
             let becomes_written = becomes_written(&area);
-            self.protect_pages(range, [area.protection(), protection], area.flags());
+            self.protect_pages(range, &area, protection);
             areas.protect(&area, protection);
             areas.merge(area);
             // The limits are not known otherwise.
@@ -104,7 +105,8 @@ impl Space {
         Ok(())
     }
 
-    /// The same as [`Self::mprotect_within`] where areas are cut, several, or in parts, or a limit may be met.
+    /// The same as [`Self::mprotect_within`] where areas are cut, several, or in parts, a limit may be met, or code has to be
+    /// broken.
     #[inline(never)]
     fn protect_otherwise<'a>(
         &'a self,
@@ -164,7 +166,10 @@ impl Space {
         protection: Protection,
         spares: &mut Spares,
     ) {
-        self.protect_pages(range, [area.protection(), protection], area.flags());
+        if patched_branch!(branch::BREAK_CODE) {
+            self.break_code(range, &area, protection);
+        }
+        self.protect_pages(range, &area, protection);
         let area = areas.cut_out(area, range, spares);
         areas.protect(&area, protection);
         areas.merge(area);
@@ -227,21 +232,14 @@ impl Space {
         if range == whole { Ok(()) } else { Err(refused.into()) }
     }
 
-    /// Changes the entries of `range`, which lies in one area that is locked for writing, from one protection to another,
-    /// and invalidates and notifies.
+    /// Changes the entries of `range`, which lies in `area`, to `protection`, and invalidates and notifies. The areas are
+    /// locked for writing.
     #[inline]
-    fn protect_pages(&self, range: PageRange, [from, protection]: [Protection; 2], flags: AreaFlags) {
-        if patched_branch!(branch::BREAK_CODE)
-            && from.contains(Protection::EXECUTE)
-            && !protection.accesses().contains(Protection::EXECUTE)
-            && protection.accesses() != Protection::NONE
-        {
-            self.break_code(range, protection, flags);
-        }
+    fn protect_pages(&self, range: PageRange, area: &Area, protection: Protection) {
+        let allowed = Allowed { protection, flags: area.flags() };
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
         // Of no certain level where a block has changed.
         let (mut stale, mut level) = (StaleRange::NONE, LevelHint::new(LAST_LEVEL));
-        let allowed = Allowed { protection, flags };
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
@@ -268,14 +266,17 @@ impl Space {
         }
     }
 
-    /// Makes the entries of `range` invalid, completely, before their next change: code that becomes data, on CPUs that
-    /// would misreport aborts on it ([`crate::platform::errata`]). A fault meanwhile waits for the lock of the areas.
+    /// Makes the entries of code in `range` invalid, completely, before they become those of data: on CPUs that would
+    /// misreport aborts on it ([`crate::platform::errata`]). A fault meanwhile waits for the lock of the areas.
     #[cold]
     #[inline(never)]
-    fn break_code(&self, range: PageRange, protection: Protection, flags: AreaFlags) {
-        // Tags stay checked, or the frames would be prepared for them again.
-        let broken = protection.common(Protection::TAGGED);
-        self.protect_pages(range, [Protection::NONE, broken], flags);
+    fn break_code(&self, range: PageRange, area: &Area, protection: Protection) {
+        let accesses = protection.accesses();
+        let becomes_data = area.protection().contains(Protection::EXECUTE) && !accesses.contains(Protection::EXECUTE);
+        if becomes_data && accesses != Protection::NONE {
+            // Tagged memory stays so.
+            self.protect_pages(range, area, protection.common(Protection::TAGGED));
+        }
     }
 
     /// Changes entries of one table, whose lock is held. The caller invalidates `stale`.

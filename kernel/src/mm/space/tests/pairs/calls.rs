@@ -152,6 +152,7 @@ pub(super) const CALLS: &[Call] = &[
     call("MADV_HUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::HugePage)),
     call("MADV_NOHUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::NoHugePage)),
     call("mlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::Now, ALIVE))),
+    call("mlock of all", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::Now, ALIVE))),
     call("mlock on fault", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::OnFault, ALIVE))),
     call("munlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::None, ALIVE))),
     call("mlockall", |_, space, cpu, _| {
