@@ -25,8 +25,8 @@ const RAN: &str = "test result: ok. 1 passed";
 const DOCUMENTATION: &str = "documentation";
 /// What a test takes at most, but for a few.
 const MEMORY_MIB: u64 = 600;
-/// Take half an hour, a source from the network, and longer than a run of CI has time for: `--long` only.
-const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", "pairs::blocks"];
+/// `--long` only. They take half an hour, or a source from the network, or longer than a run of CI has time for.
+const NEVER_IN_TURN: [&str; 4] = ["ten_mutants", "linux_s_own_tests", "pairs::", "every_order::interrupt"];
 
 /// A program of tests.
 #[derive(Clone, Debug)]
