@@ -85,7 +85,8 @@ impl<'a> List<'a> {
         self.queue.jobs.push_back(Job { memory_mib, run: Box::new(job) });
     }
 
-    /// The long test that the seed draws of those of this name that the filter lets through, announced; `side` is the host or the target.
+    /// The long test that the seed draws of those of this name that the filter lets through, announced; `side` is the host
+    /// or the target.
     pub(super) fn long_in_turn(&self, names: impl Iterator<Item = String>, side: &str) -> Option<String> {
         let names: Vec<String> = names.filter(|name| self.options.turn && self.options.wants(name)).collect();
         let name = drawn(&names, self.seed)?;
