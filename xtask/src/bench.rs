@@ -35,7 +35,7 @@ pub(crate) struct Options {
     #[arg(long)]
     pub(crate) json: bool,
     /// Fail if a row misses its bound or has vanished, takes more barriers than in docs/BENCHMARKS.json or, with the same
-    /// compiler, over 1 % more instructions
+    /// compiler, over 2 % more instructions
     #[arg(long)]
     pub(crate) check: bool,
     /// Write docs/BENCHMARKS.json and the tables of docs/BENCHMARKS.md

@@ -53,7 +53,7 @@ Examples:
   ./x demo mte                             storage for tags: for all pages at once or at the first access, and held
   ./x demo upgrade                         a device without and with the event that a page became writable
   ./x bench set_memory                     what calls of this name cost, in instructions
-  ./x bench --check                        fail if a row takes over 1 % more than docs/BENCHMARKS.json has
+  ./x bench --check                        fail if a row takes over 2 % more than docs/BENCHMARKS.json has
   ./x bench scale                          cache lines that operations move between CPUs
   ./x bench tlb                            what large leaves save: entries and descriptor reads of a modelled TLB
   ./x audit panics                         panics that programs, devices or the device tree may reach, with reasons

@@ -11,8 +11,9 @@ use super::scale::{ScaleRow, lines};
 use super::tlb::TlbRow;
 use super::{Measured, Row};
 
-/// More than this is growth.
-const TOLERANCE: f64 = 0.01;
+/// More than this is growth. The optimiser inlines by the order of symbols, which follows from hashes: the same source, in
+/// another directory or beside a change of something else, is an instruction of 85 longer or shorter.
+const TOLERANCE: f64 = 0.02;
 
 /// What a run has measured.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -190,17 +191,17 @@ mod tests {
     fn the_same_has_not_grown_and_less_has_not_either() {
         let before = run(&[(1, 400), (512, 4000)], 1);
         assert_eq!(before.grown_since(&before, Scope::Whole), [""; 0]);
-        assert_eq!(run(&[(1, 404), (512, 4040)], 1).grown_since(&before, Scope::Whole), [""; 0]);
+        assert_eq!(run(&[(1, 408), (512, 4080)], 1).grown_since(&before, Scope::Whole), [""; 0]);
         assert_eq!(run(&[(1, 300), (512, 10)], 0).grown_since(&before, Scope::Whole), [""; 0]);
     }
 
     #[test]
-    fn one_percent_more_at_one_size_is_growth() {
+    fn two_percent_more_at_one_size_are_growth() {
         let before = run(&[(1, 400), (512, 4000)], 1);
-        let grown = run(&[(1, 405), (512, 4000)], 1).grown_since(&before, Scope::Part);
-        assert_eq!(grown[0], "a on default: 405 instructions at size 1, 400 in the reference");
+        let grown = run(&[(1, 409), (512, 4000)], 1).grown_since(&before, Scope::Part);
+        assert_eq!(grown[0], "a on default: 409 instructions at size 1, 400 in the reference");
         assert_eq!(grown.len(), 4, "{grown:?}");
-        assert_eq!(run(&[(1, 400), (512, 4041)], 1).grown_since(&before, Scope::Part).len(), 4);
+        assert_eq!(run(&[(1, 400), (512, 4081)], 1).grown_since(&before, Scope::Part).len(), 4);
     }
 
     #[test]
