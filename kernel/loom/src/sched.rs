@@ -35,7 +35,7 @@ mod token;
 #[path = "../../src/sched/wait.rs"]
 mod wait;
 
-pub use poll::{PollNode, PollQueue, poll};
+pub use poll::{PollNode, PollNodes, PollQueue, poll};
 pub(crate) use queue::PerCpu;
 use queue::running;
 pub(crate) use rwsem::BriefSlot;

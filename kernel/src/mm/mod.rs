@@ -13,6 +13,7 @@ pub mod layout;
 pub mod maintenance;
 pub mod notifier;
 pub mod page_block;
+pub mod paged;
 pub mod pool;
 pub mod space;
 pub mod tag_storage;

@@ -50,7 +50,7 @@ pub(crate) use host::{
     enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
     runs_program, sleep_briefly, take_replays, works_for_program,
 };
-pub use poll::{PollNode, PollQueue, poll};
+pub use poll::{PollNode, PollNodes, PollQueue, poll};
 #[cfg(target_os = "none")]
 use queue::running;
 #[cfg(target_os = "none")]

@@ -18,7 +18,8 @@
 //! the lock between batches. It ends at a node whose mark is not below its own number: that one, and all behind it, came
 //! or were woken after it began, and so after the change. Their threads look after that.
 //!
-//! A node lies where its poller keeps it, and is accessed under its queue's lock alone.
+//! A node lies where its poller keeps it, and is accessed under its queue's lock alone. How many a poller has is a
+//! program's choice, so it joins and leaves [`AT_ONCE`] at a time, and joins no more once it has a signal to deliver.
 //!
 //! `kernel/loom` compiles this file on loom's atomics and threads.
 
@@ -28,8 +29,11 @@ use core::cell::Cell;
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
-use super::{ThreadRef, WOKEN_AT_ONCE, current, park};
+use super::{ThreadRef, WOKEN_AT_ONCE, current, is_interrupted, park, relax};
 use crate::sync::{IrqLock, rank};
+
+/// Queues that a poller joins or leaves between two scheduling points.
+const AT_ONCE: usize = 64;
 
 /// One object that a thread polls.
 pub struct PollNode<'q> {
@@ -77,8 +81,7 @@ impl PollQueue {
         Self(IrqLock::new(Pollers::EMPTY))
     }
 
-    /// Wakes all pollers, after a change of the object's state. Sleeps never; no lock of the rank `WAIT` or a later one
-    /// is held.
+    /// Wakes all pollers, after a change of the object's state. For threads, without a lock: others run in between.
     pub fn wake(&self) {
         let mut pollers = self.0.lock();
         pollers.wakes += 1;
@@ -95,6 +98,7 @@ impl PollQueue {
                 pollers.nodes.push_back(node);
             }
             drop(pollers);
+            relax();
             pollers = self.0.lock();
         }
     }
@@ -114,20 +118,58 @@ impl<'q> PollNode<'q> {
         pollers.nodes.push_back(unsafe { UnsafeRef::from_raw((&raw const *self).cast()) });
     }
 
+    /// Leaves the queue, if it has joined it.
     fn leave(&self) {
         let mut pollers = self.queue.0.lock();
-        // SAFETY: it has joined this list, and no wake-up takes it out.
-        unsafe { pollers.nodes.cursor_mut_from_ptr((&raw const *self).cast()) }.remove();
+        if self.link.is_linked() {
+            // SAFETY: it is in this list, out of which no wake-up takes it.
+            unsafe { pollers.nodes.cursor_mut_from_ptr((&raw const *self).cast()) }.remove();
+        }
+    }
+}
+
+/// The nodes of one poller.
+///
+/// # Safety
+/// [`Self::nodes`] gives the same nodes each time, and each stays where it is while the whole is borrowed.
+pub unsafe trait PollNodes<'q> {
+    /// All of them.
+    fn nodes<'n>(&'n self) -> impl Iterator<Item = &'n PollNode<'q>>
+    where
+        'q: 'n;
+}
+
+// SAFETY: an array's own iterator.
+unsafe impl<'q, const COUNT: usize> PollNodes<'q> for [PollNode<'q>; COUNT] {
+    fn nodes<'n>(&'n self) -> impl Iterator<Item = &'n PollNode<'q>>
+    where
+        'q: 'n,
+    {
+        self.iter()
     }
 }
 
 /// Joins the queues of all `nodes`, which are the running thread's, and parks until `look` returns true; it is called
-/// first when all have joined, and after each wake-up. It takes what locks it likes.
-pub fn poll(nodes: &mut [PollNode<'_>], look: &mut dyn FnMut() -> bool) {
+/// first when all have joined, or the thread has a signal to deliver, and after each wake-up. It takes what locks it
+/// likes.
+pub fn poll<'q>(nodes: &mut impl PollNodes<'q>, look: &mut dyn FnMut() -> bool) {
     let nodes = &*nodes;
-    nodes.iter().for_each(PollNode::join);
+    for (index, node) in nodes.nodes().enumerate() {
+        if index % AT_ONCE == AT_ONCE - 1 {
+            relax();
+            if is_interrupted() {
+                break;
+            }
+        }
+        node.join();
+    }
     while !look() {
         park();
     }
-    nodes.iter().for_each(PollNode::leave);
+    for (index, node) in nodes.nodes().enumerate() {
+        if index % AT_ONCE == AT_ONCE - 1 {
+            relax();
+        }
+        node.leave();
+    }
 }

@@ -86,10 +86,15 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be read.
     #[inline(never)]
     pub fn read(&self) -> ReadGuard<'_, T> {
-        if self.try_take(Want::Read, 0).is_none() {
+        self.try_read().unwrap_or_else(|| {
             self.wait(Want::Read);
-        }
-        ReadGuard { sem: self, not_send: PhantomData }
+            ReadGuard { sem: self, not_send: PhantomData }
+        })
+    }
+
+    /// The value, if it may be read at once. Sleeps never: under spinning locks before the rank `WAIT` as well.
+    pub fn try_read(&self) -> Option<ReadGuard<'_, T>> {
+        self.try_take(Want::Read, 0).map(|_| ReadGuard { sem: self, not_send: PhantomData })
     }
 
     /// Waits until the value may be read for a moment, in which the thread does not sleep. While no writer comes, nothing

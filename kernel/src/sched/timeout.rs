@@ -18,7 +18,7 @@ use core::time::Duration;
 
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
-use super::poll::{PollNode, poll};
+use super::poll::{PollNodes, poll};
 use super::queue::{self, NEVER};
 use super::{Thread, Waiters, Woken, Work, current, park};
 use crate::chip::timer::Deadline;
@@ -120,25 +120,9 @@ pub(super) fn expire(cpu: &Cpu, now: u64) {
 impl<T> Waiters<'_, T> {
     /// Joins the queue, unlocks it, and sleeps until this thread is woken, `until` has come, or it has a signal to
     /// deliver.
-    pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
-        self.wait_refusable(value, until, || false)
-    }
-
-    /// As [`Self::wait_until`]; but `unless` is called first, when this thread is in the queue already, and where it
-    /// returns true, the thread does not wait: `None`. It may sleep; a wake-up that comes meanwhile is not lost.
-    pub fn wait_unless(self, value: T, until: Option<Deadline>, unless: impl FnOnce() -> bool) -> Option<Woken> {
-        let (mut unless, mut refused) = (Some(unless), false);
-        let woken = self.wait_refusable(value, until, || {
-            refused = refused || unless.take().is_some_and(|unless| unless());
-            refused
-        });
-        (!refused || woken == Woken::ByAnother).then_some(woken)
-    }
-
-    /// As [`Self::wait_until`], or until `refused` returns true.
     #[inline(always)]
-    fn wait_refusable(self, value: T, until: Option<Deadline>, mut refused: impl FnMut() -> bool) -> Woken {
-        let mut interrupted = || (refused() || current().has(Work::SIGNAL)).then_some(Woken::Interrupted);
+    pub fn wait_until(self, value: T, until: Option<Deadline>) -> Woken {
+        let interrupted = || current().has(Work::SIGNAL).then_some(Woken::Interrupted);
         match until {
             None => self.wait_while(value, interrupted),
             Some(until) => with_timeout(until, |passed| {
@@ -149,10 +133,13 @@ impl<T> Waiters<'_, T> {
 }
 
 /// Waits in the queues of all `nodes` until `is_ready` returns true, this thread has a signal to deliver, or `until` has
-/// come; in this order where several hold. `is_ready` is called first when the thread is in all queues already, and
-/// after each wake-up: no change that wakes one of the queues is lost.
-#[inline(never)]
-pub fn poll_until(nodes: &mut [PollNode<'_>], until: Option<Deadline>, is_ready: &mut dyn FnMut() -> bool) -> Woken {
+/// come; in this order where several hold. `is_ready` is called first when the thread is in all queues already, or has a
+/// signal, and after each wake-up: no change that wakes one of the queues is lost.
+pub fn poll_until<'q>(
+    nodes: &mut impl PollNodes<'q>,
+    until: Option<Deadline>,
+    is_ready: &mut dyn FnMut() -> bool,
+) -> Woken {
     let mut wait = |passed: &dyn Fn() -> bool| {
         let mut woken = Woken::ByAnother;
         poll(nodes, &mut || {

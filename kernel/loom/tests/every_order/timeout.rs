@@ -5,12 +5,11 @@
 
 use std::sync::Arc;
 
+use granule_loom::Sleeper;
 use granule_loom::chip::timer::Deadline;
 use granule_loom::sched::{WaitQueue, Woken, run_timer, sleep_through, sleep_until, stop_timer};
-use granule_loom::{Sleeper, Watched};
-use loom::sync::atomic::{AtomicU64, Ordering};
 
-use crate::{assert_caught, threads_with};
+use crate::threads_with;
 
 /// When all is due.
 const DUE: u64 = 1;
@@ -87,47 +86,4 @@ fn two_sleepers_wake_when_their_moment_comes() {
         stop_timer();
         timer.join().unwrap();
     });
-}
-
-/// A thread sleeps while a word has a value, as in FUTEX_WAIT: the word is looked at when the thread is in the queue.
-fn wait_unless(look: Look) {
-    threads_with(3, move || {
-        let shared = Arc::new((WaitQueue::<()>::default(), AtomicU64::new(0), Watched::default()));
-        let other = Arc::clone(&shared);
-        // Not loom's first thread: after a deadlock that one would drop a queue whose waiters are gone.
-        let waits = loom::thread::spawn(move || {
-            let (queue, word, data) = &*other;
-            let early = word.load(Ordering::Acquire) != 0;
-            let refused = || if look == Look::Early { early } else { word.load(Ordering::Acquire) != 0 };
-            let outcome = queue.lock().wait_unless((), None, refused);
-            data.read();
-            outcome
-        });
-        let (queue, word, data) = &*shared;
-        data.write(1);
-        word.store(1, Ordering::Release);
-        let woken = queue.lock().wake_front();
-        let outcome = waits.join().unwrap();
-        assert_eq!(outcome, woken.then_some(Woken::ByAnother));
-        assert!(queue.lock().is_empty());
-    });
-}
-
-/// When a waiter looks at the word.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Look {
-    /// When it is in the queue.
-    Queued,
-    /// Before.
-    Early,
-}
-
-#[test]
-fn a_word_that_changes_while_a_thread_joins_the_queue_ends_the_wait() {
-    wait_unless(Look::Queued);
-}
-
-#[test]
-fn a_look_before_the_queue_is_joined_is_caught() {
-    assert_caught("deadlock", || wait_unless(Look::Early));
 }

@@ -31,7 +31,7 @@ use crate::linux::process::task::Task;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::mm::space::{Object, Seals};
+use crate::mm::space::{LastTally, Met, Object, Seals, Tally, Userfaultfd};
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::this_cpu;
 
@@ -70,6 +70,7 @@ pub struct OpenFile {
     flags: AtomicU32,
     /// Where the next read begins; at most `i64::MAX`, but for a [`Pagemap`].
     position: AtomicU64,
+    counted: LastTally,
 }
 
 /// What is open.
@@ -296,7 +297,19 @@ impl OpenFile {
     /// [`OutOfMemory`].
     pub fn new(kind: Kind, flags: u32) -> Result<FileRef, OutOfMemory> {
         let pool = FILES.call_once(|| Pool::new(kernel().frames));
-        Counted::try_new(pool, Self { kind, flags: AtomicU32::new(flags), position: AtomicU64::new(0) })
+        let (flags, position, counted) = (AtomicU32::new(flags), AtomicU64::new(0), LastTally::default());
+        Counted::try_new(pool, Self { kind, flags, position, counted })
+    }
+
+    /// Bytes of memory that go with it, once in each round: 0 where it was met in `tally`. But for those of a memory file,
+    /// which are its [object](MemoryFile::object)'s.
+    pub fn footprint(&self, tally: Tally) -> usize {
+        match &self.kind {
+            _ if self.counted.meet(tally) == Met::Again => 0,
+            Kind::Pipe(end) => size_of::<Self>() + end.footprint(),
+            Kind::Userfault(_) => size_of::<Self>() + size_of::<Userfaultfd>(),
+            _ => size_of::<Self>(),
+        }
     }
 
     /// A path that begins here, from the root.

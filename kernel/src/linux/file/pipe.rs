@@ -269,6 +269,11 @@ impl Pipe {
 }
 
 impl PipeEnd {
+    /// Bytes of memory of the pipe, of which each end has half.
+    pub fn footprint(&self) -> usize {
+        (size_of::<Pipe>() + self.pipe.state.lock().ring.pages() * PAGE_SIZE) / 2
+    }
+
     /// Reads up to `access.bytes` bytes, which `store` takes piece by piece and returns how many of a piece it has
     /// stored.
     ///

@@ -54,6 +54,11 @@ impl Ring {
         self.count >= self.limit
     }
 
+    /// How many pages there are.
+    pub const fn pages(&self) -> usize {
+        self.count
+    }
+
     /// How many bytes there are.
     pub fn bytes(&self) -> usize {
         self.pages.iter().flatten().map(|page| usize::from(page.bytes)).sum()

@@ -19,7 +19,8 @@ use crate::smp::this_cpu;
 
 /// Descriptors are below it (Linux's `fs.nr_open`).
 pub const MOST: usize = 1 << 20;
-const LEAF: usize = 64;
+/// Descriptors of a leaf.
+pub const LEAF: usize = 64;
 const NODE: usize = 256;
 const ROOT: usize = MOST / LEAF / NODE;
 
@@ -50,6 +51,17 @@ impl<F> Leaf<F> {
         }
         self.close_on_exec = 0;
     }
+}
+
+/// What [`Files::peek`] finds.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Peek {
+    /// A thread changes a descriptor: to be tried again.
+    Busy,
+    /// A leaf; the number of the next one.
+    Leaf(usize),
+    /// No leaf with this number or a larger one.
+    End,
 }
 
 /// Where tables are.
@@ -190,6 +202,17 @@ impl<F: Clone> Table<F> {
         (0..).step_by(NODE).zip(&self.high).filter_map(|(first, node)| Some((first, &**node.as_ref()?)))
     }
 
+    /// The leaf with this number, or the next one that there is, with its number. Looks at no more than all nodes and the
+    /// leaves of one.
+    fn leaf_from(&self, number: usize) -> Option<(usize, &Leaf<F>)> {
+        if number == 0 {
+            return Some((0, &self.low));
+        }
+        let behind = self.nodes().skip_while(|(first, _)| first + NODE <= number);
+        let mut leaves = behind.flat_map(|(first, node)| (first..).zip(node).skip(number.saturating_sub(first)));
+        leaves.find_map(|(number, leaf)| Some((number, &**leaf.as_ref()?)))
+    }
+
     fn has_close_on_exec(&self) -> bool {
         let has_one = |leaf: &Leaf<F>| {
             relax();
@@ -277,6 +300,23 @@ impl<F: Clone> Files<F> {
             }
         }
         self.look(|table| found(table))
+    }
+
+    /// Has `look` look at the files of the leaf with this number, or of the next one that there is. Sleeps never: under
+    /// spinning locks before the rank `WAIT` as well, if `look` does.
+    pub fn peek(&self, number: usize, look: &mut impl FnMut(&F)) -> Peek {
+        match self.held.try_read().as_deref() {
+            None => Peek::Busy,
+            Some(Held::Table(table)) => match table.leaf_from(number) {
+                Some((number, leaf)) => {
+                    leaf.files.iter().flatten().for_each(look);
+                    Peek::Leaf(number + 1)
+                }
+                None => Peek::End,
+            },
+            Some(Held::Shared(files)) => files.peek(number, look),
+            Some(Held::Gone) => Peek::End,
+        }
     }
 
     /// Whether a descriptor below `end` is free, as [`Self::add`] takes one.

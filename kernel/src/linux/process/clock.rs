@@ -85,10 +85,19 @@ impl Clock {
     /// As Linux, a thread's own number stands for its process here.
     fn process_time(id: u32, task: &Task) -> Option<u64> {
         let own = task.process();
-        if id == task.id() || id == own.id() {
-            return Some(own.lock().cpu_time());
+        let is_own = id == task.id() || id == own.id();
+        let mut begun = false;
+        loop {
+            let time = if is_own {
+                own.lock().add_time(&mut begun)
+            } else {
+                PROCESSES.lock().find(id)?.lock().add_time(&mut begun)
+            };
+            if time.is_some() {
+                return time;
+            }
+            sched::relax();
         }
-        Some(PROCESSES.lock().find(id)?.lock().cpu_time())
     }
 
     /// Sleeps until the clock shows this time.

@@ -6,7 +6,7 @@
 //! - `state`, `task`: one process, and one of its threads
 //! - `clone`, `exit`: fork, clone, exit, wait
 //! - `fault`, [`mod@signal`]: faults of programs, and their signals
-//! - [`limits`], `oom`: the limits of a process, and the choice of one to end when memory is short
+//! - [`limits`], `charge`, `oom`: the limits of a process, what it has, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
 //! - [`start`], [`wait`], [`kill`], [`interrupt`], [`for_each`]: the kernel's own use of processes
@@ -15,6 +15,8 @@
 
 #![deny(clippy::disallowed_methods)]
 
+#[cfg(target_os = "none")]
+pub mod charge;
 #[cfg(target_os = "none")]
 pub mod clock;
 #[cfg(target_os = "none")]

@@ -1,10 +1,14 @@
-//! Out of memory: the process with the largest space ends, and the fault or call that failed is retried.
+//! Out of memory: the process that has most ends, and the fault or call that failed is retried.
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
 //! changed. It returns when there are frames again. Pages of files go first, which can be had again. Then one process
 //! ends at a time; others wait for it, but not for ever: one that does not end in time is excluded from the next choice.
-//! Neither ending nor the choice allocates memory: spaces are measured one after the other, found by number, and the
-//! lock of all processes is held for one step at a time.
+//! Neither ending nor the choice allocates memory: processes are measured one after the other, found by number, and the
+//! lock of all processes is held for one step at a time. What a process has is its space and what is
+//! [charged](super::charge) to it.
+//!
+//! A call is refused, and nobody ends for it, where it wants more than any process has, or another would end for it
+//! although its own would have more than that.
 //!
 //! A fault of a device belongs to no program: it fails, and no process ends for it. The kernel's own threads have the
 //! [reserve](crate::mm::frame::FrameAllocator::reserve), and get an error beyond that.
@@ -14,13 +18,14 @@ use core::time::Duration;
 
 use granule_arch::addr::PAGE_SIZE;
 
+use super::charge;
 use super::signal::{Signal, SignalCause};
 use super::status::{Life, Name};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::Deadline;
 use crate::kernel;
-use crate::mm::space::{Footprint, SpaceRef, Used};
+use crate::mm::space::{Footprint, SpaceRef, Tally, Used};
 use crate::sched::{Thread, relax, sleep_through};
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
@@ -37,7 +42,7 @@ pub enum Relief {
     Retry,
     /// The caller's own process is ending: a retry is useless.
     Ending,
-    /// The reason was not a shortage of memory, or no process can be ended.
+    /// The reason was not a shortage of memory, or no process is ended for it.
     None,
 }
 
@@ -55,8 +60,8 @@ struct Killer {
 
 static KILLER: IrqLock<Killer, { rank::OUT_OF_MEMORY }> = IrqLock::new(Killer { choosing: false, dying: None });
 
-/// Waits until there is memory for what failed in the running thread, which is `task`'s; ends the largest process for
-/// that. Sleeps.
+/// Waits until there is memory for what failed in the running thread, which is `task`'s; ends the process that has most
+/// for that. Sleeps.
 #[cold]
 pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let Some(wanted) = thread.take_shortage() else { return Relief::None };
@@ -79,7 +84,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
             sleep_through(Deadline::after(PAUSE));
             continue;
         }
-        let dying = choose();
+        let dying = choose(task.process().id(), wanted);
         let mut killer = KILLER.lock();
         killer.choosing = false;
         killer.dying = dying.map(|id| Dying { id, until: Deadline::after(PATIENCE) });
@@ -124,8 +129,31 @@ enum OomCheck {
 
 struct Candidate {
     id: u32,
+    serial: u64,
     name: Name,
     space: SpaceRef,
+}
+
+/// Frames that a process has.
+struct Size {
+    space: Footprint,
+    /// Beyond its space.
+    beside: usize,
+}
+
+impl Candidate {
+    /// Visits all that it has, and sleeps.
+    fn size(&self) -> Size {
+        let tally = Tally::begin();
+        let space = self.space.footprint(tally);
+        Size { space, beside: charge::footprint(self.id, self.serial, tally) }
+    }
+}
+
+impl Size {
+    const fn frames(&self) -> usize {
+        self.space.frames() + self.beside
+    }
 }
 
 /// The process with the next number above `id`; its number, and whether it may be chosen. `None` after the last.
@@ -137,17 +165,21 @@ fn next_after(id: u32) -> Option<(u32, OomCheck)> {
     let found = match (state.life, &state.space) {
         (Life::Ended(_), _) => OomCheck::Nothing,
         _ if process.outlives_its_end.load(Ordering::Relaxed) => OomCheck::Nothing,
-        (Life::Running, Some(space)) => OomCheck::Candidate(Candidate { id, name: state.name, space: space.clone() }),
+        (Life::Running, Some(space)) => {
+            let serial = process.serial();
+            OomCheck::Candidate(Candidate { id, serial, name: state.name, space: space.clone() })
+        }
         // Its last thread has left the space, which is perhaps being freed.
         (Life::Ending(_), _) | (Life::Running, None) => OomCheck::Ending,
     };
     Some((id, found))
 }
 
-/// Chooses a process and ends it, or finds one that is ending; returns its number. `None`: there is none.
-fn choose() -> Option<u32> {
-    let mut largest: Option<(Candidate, Footprint)> = None;
-    let mut id = 0;
+/// Chooses a process and ends it, or finds one that is ending; returns its number. `None`: there is none, or the call of
+/// process `caller` that wants `wanted` frames is to be refused. A fault, which cannot be refused, wants one.
+fn choose(caller: u32, wanted: usize) -> Option<u32> {
+    let mut largest: Option<(Candidate, Size)> = None;
+    let (mut id, mut own) = (0, 0);
     while let Some((next, found)) = next_after(id) {
         id = next;
         relax();
@@ -155,22 +187,29 @@ fn choose() -> Option<u32> {
             OomCheck::Ending => return Some(id),
             OomCheck::Nothing => {}
             OomCheck::Candidate(candidate) => {
-                let footprint = candidate.space.footprint();
-                if largest.as_ref().is_none_or(|(_, other)| footprint.frames() > other.frames()) {
-                    largest = Some((candidate, footprint));
+                let size = candidate.size();
+                own = if id == caller { size.frames() } else { own };
+                // Of two that have a file together the later one: a program has what its maker lent to it.
+                if largest.as_ref().is_none_or(|(_, other)| size.frames() >= other.frames()) {
+                    largest = Some((candidate, size));
                 }
             }
         }
     }
-    let (candidate, footprint) = largest?;
+    let (candidate, size) = largest?;
+    let is_more = wanted > size.frames() || candidate.id != caller && own + wanted > size.frames();
+    if wanted > 1 && is_more {
+        return None;
+    }
     end_all_in(&candidate.space);
     let kib = |frames: usize| frames * (PAGE_SIZE >> 10);
     crate::log::warn!(
-        "out of memory: ended process {} ({}), {} KiB of pages, {} KiB of tables and areas",
+        "out of memory: ended process {} ({}), {} KiB of pages, {} KiB of tables and areas, {} KiB of files, descriptors and threads",
         candidate.id,
         candidate.name,
-        kib(footprint.pages),
-        kib(footprint.tables + footprint.areas),
+        kib(size.space.pages),
+        kib(size.space.tables + size.space.areas),
+        kib(size.beside),
     );
     Some(candidate.id)
 }

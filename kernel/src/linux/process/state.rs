@@ -67,6 +67,13 @@ pub fn pool_stats() -> PoolStats {
     HANDLERS.get().map_or_else(PoolStats::default, Pool::stats)
 }
 
+/// CPU time of a process's threads, as far as it was added.
+struct TimeSum {
+    /// The last thread that was added.
+    after: u32,
+    time: u64,
+}
+
 /// The state that the lock of a process guards.
 pub struct ProcessState {
     /// The process's number.
@@ -79,6 +86,8 @@ pub struct ProcessState {
     threads: usize,
     /// CPU time of threads that have exited, in counts of the timer.
     left_time: u64,
+    /// A sum of all threads' CPU time that is under way.
+    time: Option<TimeSum>,
     /// Signals for any thread that does not block them.
     pub pending: Pending,
     /// The actions of its signals.
@@ -101,6 +110,7 @@ impl ProcessState {
             tasks: RBTree::new(InProcess::NEW),
             threads: 0,
             left_time: 0,
+            time: None,
             pending: Pending::new(),
             handlers,
             name,
@@ -131,12 +141,38 @@ impl ProcessState {
 
     /// Adds the CPU time of a thread that exits.
     pub fn add_time_of(&mut self, task: &Task) {
-        self.left_time = self.left_time.wrapping_add(task.thread().cpu_time());
+        let time = task.thread().cpu_time();
+        self.left_time = self.left_time.wrapping_add(time);
+        if let Some(sum) = self.time.as_mut().filter(|sum| task.id() > sum.after) {
+            sum.time = sum.time.wrapping_add(time);
+        }
     }
 
-    /// CPU time of its threads, exited ones included, in counts of the timer.
-    pub fn cpu_time(&self) -> u64 {
-        self.tasks.iter().fold(self.left_time, |sum, task| sum.wrapping_add(task.thread().cpu_time()))
+    /// Adds up its threads' CPU time, exited ones included, in counts of the timer: a bounded number of them in each call.
+    /// `begun` is false at first. `None`: there are more, or another's sum is under way.
+    pub fn add_time(&mut self, begun: &mut bool) -> Option<u64> {
+        if !core::mem::replace(begun, true) {
+            *begun = self.time.is_none();
+            self.time.get_or_insert(TimeSum { after: 0, time: self.left_time });
+            return None;
+        }
+        let Some(mut sum) = self.time.take() else {
+            *begun = false;
+            return None;
+        };
+        let mut tasks = self.tasks.lower_bound(Bound::Excluded(&sum.after));
+        for _ in 0..BATCH {
+            let Some(task) = tasks.get() else { return Some(sum.time) };
+            sum = TimeSum { after: task.id(), time: sum.time.wrapping_add(task.thread().cpu_time()) };
+            tasks.move_next();
+        }
+        self.time = Some(sum);
+        None
+    }
+
+    /// Has a sum begin again: a thread's number changes.
+    pub fn forget_time(&mut self) {
+        self.time = None;
     }
 
     /// How many threads it has.
@@ -147,6 +183,11 @@ impl ProcessState {
     /// The thread with this number, if it is one of this process's.
     pub fn find(&self, id: u32) -> Option<&Task> {
         self.tasks.find(&id).get()
+    }
+
+    /// The thread with the next larger number.
+    pub fn task_after(&self, id: u32) -> Option<&Task> {
+        self.tasks.lower_bound(Bound::Excluded(&id)).get()
     }
 
     /// The effect of a signal.

@@ -25,6 +25,7 @@ use granule_abi::signal::{CLD_EXITED, CLD_KILLED};
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 use spin::Once;
 
+use super::charge::Charges;
 use super::limits::{Limits, ProcessSlot};
 use super::numbers::Numbers;
 use super::signal::{Signal, SignalCause};
@@ -37,7 +38,7 @@ use crate::linux::file::open::FileRef;
 use crate::linux::file::table::Files;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::sched::ThreadRef;
+use crate::sched::{ThreadRef, relax};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// All processes.
@@ -77,6 +78,8 @@ pub struct Process {
     pub files: Files<FileRef>,
     /// Its limits.
     pub limits: Limits,
+    /// Frames of its calls' lists.
+    pub charges: Charges,
     /// The reservation of its first task; other tasks have their own.
     _place: ProcessSlot,
     /// It was chosen to end for want of memory, and did not end in time.
@@ -202,6 +205,7 @@ impl Process {
             waiting: AtomicU32::new(0),
             files,
             limits: limits.copy(),
+            charges: Charges::default(),
             _place: place,
             outlives_its_end: AtomicBool::new(false),
             family: UnsafeCell::new(Family::new()),
@@ -245,6 +249,7 @@ impl Process {
     pub fn visit(&self, mut visit: Visit) {
         while !visit.is_done() {
             self.lock().step(&mut visit);
+            relax();
         }
     }
 
@@ -377,6 +382,8 @@ impl Elsewhere {
                 Some(process) if process.serial() == self.serial => process.lock().step(&mut self.visit),
                 _ => return,
             }
+            drop(tree);
+            relax();
         }
     }
 }
@@ -488,6 +495,7 @@ impl Tree {
             return false;
         }
         state.survivor = None;
+        state.forget_time();
         if !task.is_main() {
             // SAFETY: the task is in both, and goes back into both with its new number.
             unsafe {

@@ -10,11 +10,14 @@ use granule_arch::addr::VirtAddr;
 use super::signal::SET;
 use super::time::{now, read_timespec, write_timespec};
 use super::{Answer, Syscall, read_bytes, read_quads};
-use crate::bytes;
 use crate::chip::timer::Deadline;
+use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
+use crate::linux::process::charge::Charge;
 use crate::linux::process::signal::Set;
+use crate::mm::OutOfMemory;
+use crate::mm::paged::PagedList;
 use crate::sched::{PollNode, Woken, poll_until, relax};
 use crate::uaccess;
 
@@ -84,7 +87,8 @@ fn exchange_mask(call: &Syscall<'_>, mask: VirtAddr, size: u64) -> Result<Set, E
     Ok(before)
 }
 
-/// Waits until then; returns at how many descriptors something was found.
+/// Waits until then; returns at how many descriptors something was found. The process is charged for the frames that hold
+/// them meanwhile.
 #[inline(never)]
 fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
     let (array, count) = (call.address::<0>(), u64::from(call.argument::<1>() as u32));
@@ -92,50 +96,72 @@ fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let place = |index: usize| VirtAddr(array.0.wrapping_add((index * size_of::<PollFd>()) as u64));
-    let polled = bytes::collected(count as usize, |index| {
-        pause(index);
-        Polled::read(call, place(index))
-    })?;
-    let found = wait(&polled, end)?;
+    let mut charge = call.task.process().charges.begin();
+    let mut polled = PagedList::new(kernel().frames);
+    for index in 0..count as usize {
+        pause(call, index)?;
+        push(&mut polled, Polled::read(call, place(index))?, &mut charge)?;
+    }
+    let found = wait(call, &polled, end, &mut charge)?;
     for (index, polled) in polled.iter().enumerate() {
-        pause(index);
+        pause(call, index)?;
         uaccess::copy_to_user(VirtAddr(place(index).0.wrapping_add(FOUND)), &polled.found.get().to_le_bytes())?;
     }
     Ok(found)
 }
 
-/// Lets other threads run between two batches.
-fn pause(index: usize) {
+/// Between two batches lets other threads run.
+///
+/// # Errors
+/// `EINTR`: the process ends.
+fn pause(call: &Syscall<'_>, index: usize) -> Result<(), Errno> {
     if index.is_multiple_of(BATCH) {
         relax();
+        if call.is_killed() {
+            return Err(Errno::EINTR);
+        }
     }
+    Ok(())
 }
 
-fn look(polled: &[Polled]) -> u64 {
+/// At how many something is found.
+fn look(call: &Syscall<'_>, polled: &PagedList<Polled>) -> Answer {
     let mut found = 0;
     for (index, polled) in polled.iter().enumerate() {
-        pause(index);
+        pause(call, index)?;
         found += u64::from(polled.look());
     }
-    found
+    Ok(found)
 }
 
-fn wait(polled: &[Polled], end: Option<u64>) -> Answer {
-    let mut found = look(polled);
-    if found != 0 {
-        return Ok(found);
+/// Adds a value, and charges the frame that it may take.
+fn push<T>(list: &mut PagedList<T>, value: T, charge: &mut Charge<'_>) -> Result<(), OutOfMemory> {
+    let takes = usize::from(list.is_full());
+    list.push(value)?;
+    charge.add(takes);
+    Ok(())
+}
+
+fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge: &mut Charge<'_>) -> Answer {
+    let mut found = look(call, polled);
+    if found != Ok(0) {
+        return found;
     }
     // The files stay for as long as the nodes are in their queues, also where another thread closes a descriptor.
-    let mut queues = polled.iter().filter_map(|polled| polled.file.as_ref()?.poll().queue);
-    let count = queues.clone().count();
-    let mut nodes = bytes::collected(count, |_| queues.next().map(PollNode::new).ok_or(Errno::EBADF))?;
+    let mut nodes = PagedList::new(kernel().frames);
+    for (index, polled) in polled.iter().enumerate() {
+        pause(call, index)?;
+        if let Some(queue) = polled.file.as_ref().and_then(|file| file.poll().queue) {
+            push(&mut nodes, PollNode::new(queue), charge)?;
+        }
+    }
     let until = end.map(|end| Deadline::after(Duration::from_nanos(end.saturating_sub(now()))));
     let woken = poll_until(&mut nodes, until, &mut || {
-        found = look(polled);
-        found != 0
+        found = look(call, polled);
+        found != Ok(0)
     });
     match woken {
-        Woken::ByAnother => Ok(found),
+        Woken::ByAnother => found,
         Woken::TimedOut => Ok(0),
         Woken::Interrupted => Err(Errno::ERESTARTNOHAND),
     }

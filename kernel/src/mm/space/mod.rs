@@ -78,7 +78,7 @@ pub use compact::start_compactor;
 pub use device::HasRegisters;
 pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
-pub use footprint::Footprint;
+pub use footprint::{Footprint, LastTally, Met, Tally};
 pub use limits::{MappedFile, SpaceLimits, Terms};
 pub use migrate::{Moved, Unmovable};
 pub use mlock::Locking;
@@ -213,7 +213,7 @@ impl Spaces {
             future_locking: AtomicU8::new(0),
             family,
             in_family: LinkedListAtomicLink::new(),
-            userfaultfds: Userfaultfds::new(),
+            userfaultfds: Userfaultfds::new(self.frames),
             areas: Parts::new(Areas::new(USER_START, USER_END)),
         };
         let space = Counted::try_new_with(&self.spaces, make).inspect_err(|_| self.frames.free(cpu, root))?;
@@ -535,6 +535,11 @@ impl SpaceHandle {
     /// One of `space`.
     pub fn new(space: &SpaceRef) -> Self {
         Self(space.0.clone())
+    }
+
+    /// What all spaces have in common.
+    pub(super) fn common(&self) -> &'static Spaces {
+        self.0.common
     }
 
     /// Whether it is one of `space`.

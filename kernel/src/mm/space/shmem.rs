@@ -38,6 +38,7 @@ use intrusive_collections::LinkedListAtomicLink;
 use intrusive_collections::rbtree::AtomicLink;
 
 use super::family::{FamilyId, Origin};
+use super::footprint::{Footprint, LastTally, Met, Tally};
 use super::used::note_used_by_others;
 use super::userfault::FillError;
 use super::{EntryCell, Machine, PAGE, SpaceSource, Spaces};
@@ -70,6 +71,7 @@ pub struct Object {
     /// How many areas a program may write through, now or after a change of protection; -1 where there must be none.
     writers: AtomicI64,
     mappers: RwSem<Mappers>,
+    counted: LastTally,
     /// In the tree of objects whose pages can be had again.
     pub(super) by_identity: AtomicLink,
     /// It is a family of its own.
@@ -128,6 +130,7 @@ impl Spaces {
                 state: RwSem::new(seals),
                 writers: AtomicI64::new(0),
                 mappers: RwSem::new(Mappers::NONE),
+                counted: LastTally::default(),
                 by_identity: AtomicLink::new(),
                 family: self.families.new_id(),
                 in_family: LinkedListAtomicLink::new(),
@@ -162,11 +165,6 @@ impl Object {
         self.identity
     }
 
-    /// Whether it is a file's, and not anonymous memory.
-    pub const fn is_file(&self) -> bool {
-        self.file.is_some()
-    }
-
     /// The registers that it is, of a device.
     #[inline(always)]
     pub(super) const fn registers(&self) -> Option<PhysAddr> {
@@ -179,7 +177,7 @@ impl Object {
     }
 
     /// Whether its pages hold what its file holds: nothing writes to a file of the initrd.
-    fn can_be_had_again(&self) -> bool {
+    pub(super) fn can_be_had_again(&self) -> bool {
         self.file.is_some_and(|contents| !contents.is_empty())
     }
 
@@ -318,6 +316,15 @@ impl Object {
             });
         }
         count
+    }
+
+    /// Its frames, once in each round: nothing where it was met in `tally`. Visits all of its tables.
+    pub fn footprint(&self, tally: Tally) -> Footprint {
+        if self.counted.meet(tally) == Met::Again {
+            return Footprint::default();
+        }
+        let tables = 1 + self.table_frames.load(Ordering::Relaxed);
+        Footprint { pages: self.pages(), tables, areas: 0 }
     }
 
     /// Of `pages` those that may have frames, as addresses of the tree; `None` where there are none.

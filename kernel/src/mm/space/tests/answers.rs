@@ -76,7 +76,7 @@ fn a_page_that_is_copied_is_present() {
             let (mut present, mut words) = ([0], [0]);
             space.mincore(START, &mut present).unwrap();
             space.pagemap(START, &mut words);
-            (present, words[0] & PRESENT != 0, space.footprint().pages)
+            (present, words[0] & PRESENT != 0, footprint(space).pages)
         },
         |found, _, _| assert_eq!(found, ([1], true, 1)),
     );
@@ -118,7 +118,7 @@ fn a_block_that_is_replaced_is_present() {
             space.mincore(START, &mut present).unwrap();
             space.pagemap(START, &mut words);
             let shown = words.iter().filter(|&word| word & PRESENT != 0).count();
-            [present.iter().filter(|&&byte| byte == 1).count(), shown, space.footprint().pages]
+            [present.iter().filter(|&&byte| byte == 1).count(), shown, footprint(space).pages]
         };
         at_each_pair(prepare, first, second, |found, _, _| {
             assert!(found.iter().all(|count| (least..=BLOCK_FRAMES).contains(count)), "{found:?}");

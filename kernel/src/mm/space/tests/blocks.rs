@@ -63,7 +63,7 @@ fn the_first_access_brings_a_block_where_one_is_wanted_and_fits() {
     let space = advised(&rig, 2);
     rig.write(&space, page(3), 1);
     assert_eq!((size(&space, page(0)), size(&space, page(BLOCK_PAGES))), (BLOCK_SIZE, 0));
-    assert_eq!((present(&space, page(0), 2 * BLOCK_FRAMES), space.footprint().pages), (BLOCK_FRAMES, BLOCK_FRAMES));
+    assert_eq!((present(&space, page(0), 2 * BLOCK_FRAMES), footprint(&space).pages), (BLOCK_FRAMES, BLOCK_FRAMES));
     // Read: a block of its own too, so that a store faults no more.
     assert_eq!(rig.read(&space, page(BLOCK_PAGES + 7)), 0);
     assert!(leaf(&space, page(BLOCK_PAGES)).is_some_and(|(size, entry)| size == BLOCK_SIZE && entry.is_dirty()));

@@ -135,6 +135,11 @@ impl Rig {
     }
 }
 
+/// What `space` has, counted alone.
+fn footprint(space: &Space) -> super::Footprint {
+    space.footprint(super::Tally::begin())
+}
+
 /// Private memory, anywhere, writable, on demand.
 fn private(pages: u64) -> MapRequest {
     MapRequest {

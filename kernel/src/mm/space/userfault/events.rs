@@ -10,8 +10,6 @@
 //! While `changing` is not 0 the pager's calls fail ([`UserfaultError::Changing`]): what it has read before may not be true
 //! any more. No lock is held while an event waits.
 
-use alloc::vec::Vec;
-
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 
@@ -19,11 +17,12 @@ use super::super::area::{Area, AreaFlags, Areas};
 use super::super::entry::unprotected;
 use super::super::gather::pages;
 use super::super::remap::Remap;
-use super::super::{Space, SpaceRef, USER_END, USER_START};
+use super::super::{Met, Space, SpaceRef, Tally, USER_END, USER_START};
 use super::fault::PageFault;
-use super::{Features, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber, put};
+use super::{Features, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
+use crate::mm::paged::PagedList;
 use crate::sched::relax;
 
 /// What a pager reads.
@@ -59,28 +58,32 @@ pub(in super::super) enum MovedRegistration {
 
 /// Events of a change under way. What is dropped unsent ends with it.
 #[derive(Default)]
-pub struct PendingEvents(Vec<(Counted<Userfaultfd>, Message)>);
+pub struct PendingEvents(Option<PagedList<(Counted<Userfaultfd>, Message)>>);
 
 impl PendingEvents {
     /// No events.
-    pub(in super::super) const NONE: Self = Self(Vec::new());
+    pub(in super::super) const NONE: Self = Self(None);
 
     fn add(&mut self, userfaultfd: Counted<Userfaultfd>, message: Message) -> Result<(), OutOfMemory> {
-        self.0.try_reserve(1).map_err(|_| OutOfMemory)?;
-        userfaultfd.changing.begin();
-        self.0.extend(core::iter::once((userfaultfd, message)));
+        let frames = userfaultfd.space.common().frames;
+        let events = self.0.get_or_insert_with(|| PagedList::new(frames));
+        events.push((userfaultfd, message))?;
+        if let Some((userfaultfd, _)) = events.get(events.count() - 1) {
+            userfaultfd.changing.begin();
+        }
         Ok(())
     }
 
     /// How many there are.
-    pub(in super::super) const fn count(&self) -> usize {
-        self.0.len()
+    pub(in super::super) fn count(&self) -> usize {
+        self.0.as_ref().map_or(0, PagedList::count)
     }
 
     /// Ends those behind the first `count`: their change is not made.
     pub(in super::super) fn undo_from(&mut self, count: usize) {
-        while self.0.len() > count
-            && let Some((userfaultfd, _)) = self.0.pop()
+        let Some(events) = &mut self.0 else { return };
+        while events.count() > count
+            && let Some((userfaultfd, _)) = events.pop()
         {
             userfaultfd.changing.end();
         }
@@ -102,11 +105,19 @@ impl PendingEvents {
     #[cold]
     #[inline(never)]
     fn add_unmapped(&mut self, space: &Space, areas: &Areas, range: PageRange) -> Result<(), OutOfMemory> {
-        let first = self.0.len();
+        let (first, tally) = (self.count(), Tally::begin());
         for area in areas.walk(range) {
+            relax();
             if let Some(userfaultfd) = space.subscribed(area, Features::EVENT_UNMAP) {
                 // As on Linux, once for each userfaultfd, with all of the range.
-                let is_known = self.0.iter().skip(first).any(|(known, _)| known.is(&userfaultfd));
+                let is_known = match userfaultfd.met.meet(tally) {
+                    Met::First => false,
+                    Met::Again => true,
+                    // By an unmapping elsewhere in the space.
+                    Met::Unknown => {
+                        self.0.iter().flat_map(PagedList::iter).skip(first).any(|(known, _)| known.is(&userfaultfd))
+                    }
+                };
                 if !is_known {
                     self.add(userfaultfd, Message::Unmap(range))?;
                 }
@@ -117,8 +128,8 @@ impl PendingEvents {
 
     /// Sends them one after the other, each when the one before it is read. Sleeps; no lock is held.
     pub fn send(mut self) {
-        for (userfaultfd, message) in core::mem::take(&mut self.0) {
-            userfaultfd.send_counted(message);
+        for (userfaultfd, message) in self.0.take().iter().flat_map(PagedList::iter) {
+            userfaultfd.send_counted(message.clone());
         }
     }
 }
@@ -298,7 +309,8 @@ impl Space {
     #[cold]
     #[inline(never)]
     pub(in super::super) fn announce_fork(&self, child: &SpaceRef) {
-        while let Some((own, parent)) = child.userfaultfds.take_forked() {
+        let mut next = 0;
+        while let Some((own, parent)) = child.userfaultfds.take_forked(&mut next) {
             if !parent.send_counted(Message::Fork(own.clone())) {
                 own.close();
             }
@@ -315,21 +327,27 @@ impl super::Userfaultfds {
         parent: Counted<Userfaultfd>,
     ) -> Result<(), OutOfMemory> {
         let mut all = self.0.write();
-        let place = usize::from(number.0);
-        if all.get(place).is_some_and(Option::is_some) {
+        if all.get(number).is_some() {
             return Ok(());
         }
         child.note_userfaultfds();
         let own = Userfaultfd::with_features(child, parent.user_mode_only, parent.open_flags, parent.features().0)?;
         parent.changing.begin();
-        put(&mut all, place, Registered { userfaultfd: own, forked_from: Some(parent) })
+        all.put(number, Registered { userfaultfd: own, forked_from: Some(parent) })
     }
 
-    /// The next one whose fork is not announced yet, and the parent's.
-    fn take_forked(&self) -> Option<(Counted<Userfaultfd>, Counted<Userfaultfd>)> {
+    /// The first one from `next` on whose fork is not announced yet, and the parent's; `next` is behind it then.
+    fn take_forked(&self, next: &mut usize) -> Option<(Counted<Userfaultfd>, Counted<Userfaultfd>)> {
         let mut all = self.0.write();
-        let registered = all.iter_mut().flatten().find(|one| one.forked_from.is_some())?;
-        Some((registered.userfaultfd.clone(), registered.forked_from.take()?))
+        loop {
+            let registered = all.places.get_mut(*next)?;
+            *next += 1;
+            if let Some(registered) = registered
+                && let Some(parent) = registered.forked_from.take()
+            {
+                return Some((registered.userfaultfd.clone(), parent));
+            }
+        }
     }
 }
 

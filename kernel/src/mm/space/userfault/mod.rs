@@ -41,10 +41,9 @@ mod fill;
 mod protect;
 mod queue;
 
-use alloc::vec::Vec;
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU16, AtomicU64, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::PageRange;
@@ -60,11 +59,14 @@ pub use protect::Mark;
 pub use queue::{ReadError, Reading};
 
 use super::area::{Area, AreaFlags, Areas};
+use super::footprint::LastTally;
 use super::gather::pages;
 use super::parts::Divisible as _;
 use super::{Space, SpaceError, SpaceHandle, SpaceRef, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
+use crate::mm::frame::FrameAllocator;
+use crate::mm::paged::PagedList;
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::{Cpu, this_cpu};
 use changes::Changes;
@@ -199,6 +201,11 @@ pub struct Userfaultfd {
     open_flags: u32,
     /// Changes of the mappings whose events are not read yet.
     changing: Changes,
+    /// Its number among those of its space; [`UserfaultfdNumber::NONE`] while nothing was ever registered. Changed with the
+    /// list of them locked for writing.
+    number: AtomicU16,
+    /// By the unmapping that adds events.
+    met: LastTally,
     queue: Queue,
 }
 
@@ -245,9 +252,17 @@ impl Userfaultfd {
             user_mode_only,
             open_flags,
             changing: Changes::default(),
+            number: AtomicU16::new(UserfaultfdNumber::NONE.0),
+            met: LastTally::default(),
             queue: Queue::new(),
         };
         Counted::try_new_with(&space.common.userfaultfds, make)
+    }
+
+    /// Its number in its space, once something was registered with it.
+    fn number(&self) -> Option<UserfaultfdNumber> {
+        let number = UserfaultfdNumber(self.number.load(Ordering::Relaxed));
+        (number != UserfaultfdNumber::NONE).then_some(number)
     }
 
     /// The flags with which it was opened: that of a fork's child is opened with its parent's.
@@ -323,7 +338,7 @@ impl Userfaultfd {
     pub fn unregister(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), UserfaultError> {
         let range = range_of_call(start, bytes).ok_or(UserfaultError::Invalid)?;
         let space = self.living_space().map_err(|_| UserfaultError::OutOfMemory)?;
-        let number = space.userfaultfds.find(self).unwrap_or(UserfaultfdNumber::NONE);
+        let number = self.number().unwrap_or(UserfaultfdNumber::NONE);
         space.change_registration(cpu, range, number, Registration::End)?;
         self.queue.wake(range.start()..range.end());
         Ok(())
@@ -335,7 +350,7 @@ impl Userfaultfd {
         // No fault waits from here on.
         self.queue.close();
         if let Some(space) = self.space.upgrade()
-            && let Some(number) = space.userfaultfds.find(self)
+            && let Some(number) = self.number()
         {
             // Drop has no argument for the CPU. Whole areas are not cut, so nothing is refused.
             let _ = space.change_registration(this_cpu(), pages(USER_START, USER_END), number, Registration::EndAll);
@@ -462,7 +477,14 @@ impl Space {
 }
 
 /// The userfaultfds that areas of a space are registered with, each by its number.
-pub(super) struct Userfaultfds(RwSem<Vec<Option<Registered>>>);
+pub(super) struct Userfaultfds(RwSem<Places>);
+
+/// By their numbers.
+struct Places {
+    places: PagedList<Option<Registered>>,
+    /// No place below it is free.
+    next: usize,
+}
 
 /// One of them.
 struct Registered {
@@ -471,73 +493,89 @@ struct Registered {
     forked_from: Option<Counted<Userfaultfd>>,
 }
 
-impl Userfaultfds {
-    /// No registrations.
-    pub(super) const fn new() -> Self {
-        Self(RwSem::new(Vec::new()))
-    }
-
+impl Places {
     /// The most that a space has: what the flags of an area can hold.
     const MOST: usize = UserfaultfdNumber::NONE.0 as usize;
 
-    /// The number of `userfaultfd`, a new one if it had none.
-    fn number_of(&self, userfaultfd: &Counted<Userfaultfd>) -> Result<UserfaultfdNumber, OutOfMemory> {
-        let mut all = self.0.write();
-        if let Some(number) = position(&all, userfaultfd) {
-            return Ok(number);
-        }
-        let free = all.iter().position(Option::is_none).unwrap_or(all.len());
-        put(&mut all, free, Registered { userfaultfd: userfaultfd.clone(), forked_from: None })?;
-        Ok(UserfaultfdNumber(free as u16))
+    const fn new(frames: &'static FrameAllocator) -> Self {
+        Self { places: PagedList::new(frames), next: 0 }
     }
 
-    /// The number of `userfaultfd`, if it has one.
-    fn find(&self, userfaultfd: &Userfaultfd) -> Option<UserfaultfdNumber> {
-        position(&self.0.read(), userfaultfd)
+    fn get(&self, number: UserfaultfdNumber) -> Option<&Registered> {
+        self.places.get(usize::from(number.0))?.as_ref()
+    }
+
+    /// The lowest number that none has.
+    fn free(&mut self) -> Option<UserfaultfdNumber> {
+        while let Some(Some(_)) = self.places.get(self.next) {
+            self.next += 1;
+        }
+        (self.next < Self::MOST).then_some(UserfaultfdNumber(self.next as u16))
+    }
+
+    /// Gives `registered` a number that none has.
+    fn put(&mut self, number: UserfaultfdNumber, registered: Registered) -> Result<(), OutOfMemory> {
+        let place = usize::from(number.0);
+        while self.places.count() <= place {
+            self.places.push(None)?;
+        }
+        registered.userfaultfd.number.store(number.0, Ordering::Relaxed);
+        if let Some(place) = self.places.get_mut(place) {
+            *place = Some(registered);
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, number: UserfaultfdNumber) -> Option<Registered> {
+        let place = usize::from(number.0);
+        let taken = self.places.get_mut(place)?.take()?;
+        self.next = self.next.min(place);
+        Some(taken)
+    }
+}
+
+impl Userfaultfds {
+    /// No registrations.
+    pub(super) const fn new(frames: &'static FrameAllocator) -> Self {
+        Self(RwSem::new(Places::new(frames)))
+    }
+
+    /// The number of `userfaultfd`, which is one of this space; a new one if it had none.
+    fn number_of(&self, userfaultfd: &Counted<Userfaultfd>) -> Result<UserfaultfdNumber, OutOfMemory> {
+        let mut all = self.0.write();
+        if let Some(number) = userfaultfd.number() {
+            return Ok(number);
+        }
+        let free = all.free().ok_or(OutOfMemory)?;
+        all.put(free, Registered { userfaultfd: userfaultfd.clone(), forked_from: None })?;
+        Ok(free)
     }
 
     /// The one with this number.
     fn get(&self, number: UserfaultfdNumber) -> Option<Counted<Userfaultfd>> {
-        let all = self.0.read();
-        Some(all.get(usize::from(number.0))?.as_ref()?.userfaultfd.clone())
+        self.0.read().get(number).map(|registered| registered.userfaultfd.clone())
     }
 
-    /// Ends the use of the number of `userfaultfd`, which no area has any more.
+    /// Ends the use of the number of `userfaultfd`, which is one of this space, and which no area has any more.
     fn forget(&self, userfaultfd: &Userfaultfd) {
         let mut all = self.0.write();
-        let own = position(&all, userfaultfd).and_then(|number| all.get_mut(usize::from(number.0)));
-        let registered = own.and_then(Option::take);
+        let registered = userfaultfd.number().and_then(|number| all.take(number));
+        userfaultfd.number.store(UserfaultfdNumber::NONE.0, Ordering::Relaxed);
         drop(all);
         drop(registered);
     }
 
     /// Forgets all: the space ends.
     pub(super) fn clear(&self) {
-        drop(core::mem::take(&mut *self.0.write()));
+        let mut all = self.0.write();
+        let none = Places::new(all.places.frames());
+        let before = core::mem::replace(&mut *all, none);
+        drop(all);
+        drop(before);
     }
-}
-
-fn position(all: &[Option<Registered>], userfaultfd: &Userfaultfd) -> Option<UserfaultfdNumber> {
-    let is_it =
-        |one: &Option<Registered>| one.as_ref().is_some_and(|one| core::ptr::eq(&*one.userfaultfd, userfaultfd));
-    all.iter().position(is_it).map(|place| UserfaultfdNumber(place as u16))
 }
 
 /// Where the part of `range` ends that `areas`, which have its start, own.
 fn part_end(areas: &Areas, range: PageRange) -> VirtAddr {
     areas.next().map_or(range.end(), |next| next.min(range.end()))
-}
-
-/// Puts `registered` in a place of `all` that is free.
-fn put(all: &mut Vec<Option<Registered>>, place: usize, registered: Registered) -> Result<(), OutOfMemory> {
-    if place >= Userfaultfds::MOST {
-        return Err(OutOfMemory);
-    }
-    let missing = (place + 1).saturating_sub(all.len());
-    all.try_reserve(missing).map_err(|_| OutOfMemory)?;
-    all.extend((0..missing).map(|_| None));
-    if let Some(place) = all.get_mut(place) {
-        *place = Some(registered);
-    }
-    Ok(())
 }

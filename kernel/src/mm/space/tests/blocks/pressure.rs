@@ -81,7 +81,7 @@ fn nothing_is_lost_where_memory_runs_out() {
                 let hoard = Hoard::leaving(&rig, blocks, frames);
                 served[usize::from(call(&rig, &space))] += 1;
                 let used = rig.used() - hoard.held();
-                assert_eq!(used, space.footprint().pages + space.table_frames(), "{name}: {blocks}, {frames}");
+                assert_eq!(used, footprint(&space).pages + space.table_frames(), "{name}: {blocks}, {frames}");
                 drop((hoard, space));
                 assert_eq!((rig.used(), rig.frames.stats().refused, rig.spaces.counts()), (0, 0, [0; 3]), "{name}");
             }
@@ -116,7 +116,7 @@ fn work(space: &Space, number: u64, mut numbers: Numbers, rig: &Rig) {
                 again(Box::new(|| space.write_bytes(&cpu, at, &[value])));
             }
             6 => _ = space.madvise_populate(&cpu, page(0), 2 * BLOCK_SIZE, Access::Write, &|| false),
-            7 => _ = space.footprint(),
+            7 => _ = footprint(space),
             _ => {
                 let mut byte = [0];
                 again(Box::new(|| space.read_bytes(&cpu, at, &mut byte)));

@@ -132,7 +132,7 @@ fn shared_anonymous_memory_has_blocks() {
     rig.write(&child, page(4), 2);
     assert_eq!((size(&child, page(3)), rig.read(&space, page(4)), rig.read(&child, page(3))), (BLOCK_SIZE, 2, 1));
     assert_eq!(leaf(&space, page(3)).unwrap().1.address(), leaf(&child, page(3)).unwrap().1.address());
-    assert_eq!((space.footprint().pages, present(&child, page(0), BLOCK_FRAMES)), (BLOCK_FRAMES, BLOCK_FRAMES));
+    assert_eq!((footprint(&space).pages, present(&child, page(0), BLOCK_FRAMES)), (BLOCK_FRAMES, BLOCK_FRAMES));
     drop((space, child));
     all_gone(&rig);
 }

@@ -1,0 +1,118 @@
+//! Memory that a process has beyond its address space: its files, its descriptors' tables, its threads, and the lists of
+//! its calls. The killer for want of memory adds it to the space's [`Footprint`](crate::mm::space::Footprint).
+//!
+//! Nothing is counted as it comes and goes, but for lists of calls: files are found by the descriptors. So a file is
+//! charged to each process that has it, once, whoever made it and wrote to it, and no call pays for the count.
+
+use core::sync::atomic::{AtomicUsize, Ordering};
+
+use granule_arch::addr::PAGE_SIZE;
+
+use super::task::Task;
+use super::tree::{PROCESSES, Process};
+use crate::linux::file::open::FileRef;
+use crate::linux::file::table::{Files, LEAF, Leaf, Peek};
+use crate::mm::counted::Counted;
+use crate::mm::space::{Object, Tally};
+use crate::sched::{Thread, relax};
+use crate::trap::STACK_SIZE;
+
+/// Frames of lists that calls of a process work with.
+#[derive(Debug, Default)]
+pub struct Charges(AtomicUsize);
+
+/// Frames that are charged to a process until this is dropped.
+#[derive(Debug)]
+pub struct Charge<'p> {
+    charges: &'p Charges,
+    frames: usize,
+}
+
+impl Charges {
+    /// For a call that takes frames.
+    pub const fn begin(&self) -> Charge<'_> {
+        Charge { charges: self, frames: 0 }
+    }
+}
+
+impl Charge<'_> {
+    /// Charges `frames` more.
+    pub fn add(&mut self, frames: usize) {
+        self.frames += frames;
+        self.charges.0.fetch_add(frames, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Charge<'_> {
+    fn drop(&mut self) {
+        self.charges.0.fetch_sub(self.frames, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of a thread beside what it has open.
+const OF_THREAD: usize = STACK_SIZE as usize + size_of::<Thread>() + size_of::<Task>();
+/// How often a table of descriptors that a thread changes is looked at again.
+const ATTEMPTS: usize = 100;
+
+/// Whose descriptors are looked at.
+#[derive(Clone, Copy)]
+enum Owner {
+    Process,
+    /// The thread with the next larger number.
+    After(u32),
+}
+
+/// Frames that the process with this number and serial number has beyond its space. Those of files that were met in
+/// `tally` already count as none. Sleeps; no lock is held. A count of a moment that there never was: threads run meanwhile.
+pub fn footprint(id: u32, serial: u64, tally: Tally) -> usize {
+    let (mut frames, mut bytes) = (0, 0);
+    let mut owner = with(id, serial, |process| {
+        frames = process.charges.0.load(Ordering::Relaxed);
+        bytes = process.lock().threads() * OF_THREAD;
+        Owner::Process
+    });
+    while let Some(looked_at) = owner {
+        bytes += size_of::<Files<FileRef>>();
+        let (mut next, mut attempts) = (0, 0);
+        loop {
+            let mut memory = heapless::Vec::<Counted<Object>, LEAF>::new();
+            let mut look = |file: &FileRef| {
+                bytes += file.footprint(tally);
+                if let Some(file) = file.memory() {
+                    // A leaf has no more.
+                    let _ = memory.push(file.object().clone());
+                }
+            };
+            let peeked = with(id, serial, |process| match looked_at {
+                Owner::Process => {
+                    owner = Some(Owner::After(0));
+                    process.files.peek(next, &mut look)
+                }
+                Owner::After(task) => {
+                    let state = process.lock();
+                    let task = state.task_after(task);
+                    owner = task.map(|task| Owner::After(task.id()));
+                    task.and_then(|task| task.own_files.get()).map_or(Peek::End, |files| files.peek(next, &mut look))
+                }
+            });
+            frames += memory.iter().map(|object| object.footprint(tally).frames()).sum::<usize>();
+            relax();
+            match peeked {
+                Some(Peek::Leaf(number)) => {
+                    bytes += size_of::<Leaf<FileRef>>();
+                    next = number;
+                }
+                Some(Peek::Busy) if attempts < ATTEMPTS => attempts += 1,
+                Some(Peek::Busy | Peek::End) => break,
+                None => return frames + bytes.div_ceil(PAGE_SIZE),
+            }
+        }
+    }
+    frames + bytes.div_ceil(PAGE_SIZE)
+}
+
+/// What `look` makes of the process with these numbers, if it is there still. `look` runs under the lock of all.
+fn with<R>(id: u32, serial: u64, look: impl FnOnce(&Process) -> R) -> Option<R> {
+    let tree = PROCESSES.lock();
+    tree.find(id).filter(|process| process.serial() == serial).map(look)
+}
