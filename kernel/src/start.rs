@@ -390,6 +390,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         kernel.space.split_linear_to_pages(kernel.platform.memory.iter().copied())?;
     }
     guarded::start(cpu);
+    console::start_waker(cpu)?;
     start_reclaimer(cpu)?;
     start_compactor(cpu)?;
     start_collapser(cpu)?;

@@ -37,8 +37,12 @@ use super::log::Ring;
 use super::output::{LINE_ROOM, Output, ROOM, with_line_ends};
 use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+#[cfg(target_os = "none")]
+use crate::mm::OutOfMemory;
 use crate::platform::Interrupt;
-use crate::sched::{PollQueue, WaitQueue};
+#[cfg(target_os = "none")]
+use crate::sched::{PollNode, Woken, poll_until};
+use crate::sched::{PollQueue, ThreadRef};
 use crate::smp::Cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -117,9 +121,9 @@ static PORT: Once<&'static dyn Console> = Once::new();
 /// The device's interrupts arrive; until then it is polled.
 static RECEIVING: AtomicBool = AtomicBool::new(false);
 /// Threads that wait for input.
-static READERS: WaitQueue<()> = WaitQueue::new();
-/// Threads that poll it beside other objects.
 static POLLERS: PollQueue = PollQueue::new();
+/// The thread that wakes them: a program chooses how many there are, and an interrupt has not the time.
+static WAKER: Once<ThreadRef> = Once::new();
 /// See [`take_over`].
 static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
 
@@ -171,6 +175,25 @@ pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError>
     Ok(())
 }
 
+/// Starts the thread that wakes those that wait for input. Nobody waits before.
+///
+/// # Errors
+/// [`OutOfMemory`].
+#[cfg(target_os = "none")]
+pub fn start_waker(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
+    let waker = crate::sched::spawn_service(cpu, "console", wake_readers)?;
+    WAKER.call_once(|| waker);
+    Ok(())
+}
+
+#[cfg(target_os = "none")]
+extern "C" fn wake_readers(_: usize) -> ! {
+    loop {
+        crate::sched::park();
+        POLLERS.wake();
+    }
+}
+
 fn handle_interrupt(_: &Cpu) {
     let Some(port) = port() else { return };
     let (received, interrupted) = {
@@ -179,9 +202,8 @@ fn handle_interrupt(_: &Cpu) {
         terminal.handle_transmit(port);
         (!terminal.received.is_empty(), terminal.interrupted)
     };
-    if received {
-        READERS.lock().wake_all();
-        POLLERS.wake();
+    if received && let Some(waker) = WAKER.get() {
+        waker.unpark();
     }
     if interrupted {
         wake_foreground();
@@ -256,15 +278,15 @@ pub fn wait_for_byte() -> Option<u8> {
             return byte;
         }
         let woken = if RECEIVING.load(Ordering::Relaxed) {
-            let look = || {
+            let mut look = || {
                 byte = try_read_byte();
                 byte.is_some()
             };
-            READERS.lock().wait_unless((), None, look)
+            poll_until(&mut [PollNode::new(&POLLERS)], None, &mut look)
         } else {
-            Some(crate::sched::sleep_until(Deadline::after(POLL)))
+            crate::sched::sleep_until(Deadline::after(POLL))
         };
-        if byte.is_some() || woken == Some(crate::sched::Woken::Interrupted) {
+        if byte.is_some() || woken == Woken::Interrupted {
             return byte;
         }
     }

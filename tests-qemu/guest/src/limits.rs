@@ -4,12 +4,12 @@ use core::time::Duration;
 
 use granule::chip::log as kernel_log;
 use granule::chip::timer::Deadline;
-use granule::kernel;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::status::{Life, ProcessEnd};
 use granule::linux::process::{self, limits};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, Cpu};
+use granule::{kernel, println};
 use granule_arch::interrupts;
 
 use crate::harness::{Test, target_test};
@@ -136,6 +136,53 @@ fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
         let end = beside_a_hog(t, way);
         t.equal(way, end, Some(ProcessEnd::Exited(0)));
     }
+}
+
+target_test!(memory_beside_an_address_space_is_charged, machine("small"), limit(120));
+fn memory_beside_an_address_space_is_charged(t: &mut Test) {
+    let killed = Signal::new(KILL).map(ProcessEnd::Killed);
+    // The first one makes the pools of what it uses.
+    beside_a_hog(t, "hog pagers");
+    for way in ["hog file", "hog sparse", "hog pipes", "hog polls"] {
+        let (before, free) = (log_end(), free_frames());
+        let end = beside_a_hog(t, way);
+        t.equal(way, end, killed);
+        let (ended, hogs) = reports(before, b"(hog)");
+        t.check("only it and its children ended", ended == hogs && hogs != 0);
+        is_all_free(t, free);
+    }
+    for way in ["hog counters", "hog pagers"] {
+        let (before, free) = (log_end(), free_frames());
+        let end = beside_a_hog(t, way);
+        t.equal(way, end, Some(ProcessEnd::Exited(0)));
+        let (ended, hogs) = reports(before, b"(hog)");
+        t.equal("ended beside it", ended - hogs, 0);
+        is_all_free(t, free);
+    }
+}
+
+/// Checks that as much is free as there was: `free`.
+fn is_all_free(t: &mut Test, free: usize) {
+    let now = free_frames();
+    println!("{now} frames are free, {free} before");
+    t.check("all that it had is free", now + SLACK >= free);
+}
+
+/// Frames of pools and of the heap that a program may leave in use.
+const SLACK: usize = 16;
+
+/// Frames that are free, also for this CPU alone.
+fn free_frames() -> usize {
+    smp::call(smp::online(), |cpu: &Cpu, _| kernel().frames.drain_cpu(cpu), 0);
+    kernel().frames.stats().free
+}
+
+target_test!(a_call_that_wants_more_than_there_is_ends_nobody, machine("small"), limit(60));
+fn a_call_that_wants_more_than_there_is_ends_nobody(t: &mut Test) {
+    let before = log_end();
+    let end = beside_a_hog(t, "hog reserved");
+    t.equal("how it ended", end, Some(ProcessEnd::Exited(0)));
+    t.equal("nobody ended", reports(before, b"").0, 0);
 }
 
 target_test!(limits_answer_as_on_linux, limit(60));

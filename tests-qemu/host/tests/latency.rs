@@ -19,8 +19,8 @@ const MOST_IN_KERNEL: u64 = 200_000;
 /// Of a stop, which is masked on all CPUs.
 const MOST_STOPPED: u64 = 5_000;
 
-/// Each `hog`; the first is killed for want of memory.
-const HOGS: [&str; 7] = [
+/// Each `hog`; some are killed for want of memory.
+const HOGS: [&str; 12] = [
     "run hog pages",
     "run hog forks",
     "run hog tables",
@@ -28,6 +28,11 @@ const HOGS: [&str; 7] = [
     "run hog areas",
     "run hog signals",
     "run hog zombies",
+    "run hog sparse",
+    "run hog pipes",
+    "run hog counters",
+    "run hog pagers",
+    "run hog polls",
 ];
 
 /// The longest stretch of a kind on a CPU while a command ran.

@@ -7,17 +7,23 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_NONBLOCK, POLLIN, PollFd};
+use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
 use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
     MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{BRK, MREMAP, RT_SIGPENDING};
+use granule_user::abi::number::{
+    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, PIPE2, PPOLL, PRLIMIT64, PWRITE64, RT_SIGPENDING, WRITE,
+};
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
 use granule_user::memory::{self, PAGE};
-use granule_user::{Errno, Start, entry, println, process, signal, sys, thread, time};
+use granule_user::userfault::Pager;
+use granule_user::{Errno, Start, entry, own, println, process, signal, sys, thread, time};
 
 entry!(run);
+own!(call);
 
 const MILLISECOND: u64 = 1_000_000;
 
@@ -36,6 +42,13 @@ fn run(start: Start) -> u8 {
         Some("heap") => heap(),
         Some("shared") => shared(),
         Some("populated") => populated(),
+        Some("file") => file(),
+        Some("sparse") => sparse(),
+        Some("reserved") => reserved(),
+        Some("pipes") => pipes(),
+        Some("counters") => counters(),
+        Some("pagers") => pagers(),
+        Some("polls") => polls(),
         Some("beside") => return beside(),
         _ => return 2,
     }
@@ -301,6 +314,107 @@ fn populated() {
         if let Err(error) = piece {
             return assert_eq!(error, Errno::ENOMEM);
         }
+    }
+}
+
+fn memory_file() -> u64 {
+    call(MEMFD_CREATE, [c"hog".as_ptr() as u64, 0]).expect("a file")
+}
+
+/// Writes to a file that is not mapped, without an end.
+fn file() -> ! {
+    static PIECE: [u8; 16 * PAGE as usize] = [1; 16 * PAGE as usize];
+    let file = memory_file();
+    loop {
+        call(WRITE, [file, PIECE.as_ptr() as u64, PIECE.len() as u64]).expect("to be ended first");
+    }
+}
+
+/// Makes tables of a file, without an end: its pages are taken away again.
+fn sparse() -> ! {
+    /// Of pages of one table.
+    const APART: u64 = 2 << 20;
+    let file = memory_file();
+    for at in (0..).step_by(APART as usize) {
+        call(PWRITE64, [file, c"x".as_ptr() as u64, 1, at]).expect("to be ended first");
+        let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+        call(FALLOCATE, [file, hole.into(), at, PAGE]).expect("a hole");
+    }
+    unreachable!()
+}
+
+/// Asks for nearly all memory at once, which is refused, and nobody ends for it.
+fn reserved() {
+    let file = memory_file();
+    let error = call(FALLOCATE, [file, 0, 0, 121 << 20]).expect_err("less than that is free");
+    assert_eq!(error, Errno::ENOMEM);
+    call(FALLOCATE, [file, 0, 0, 1 << 20]).expect("a little");
+}
+
+/// As many descriptors as there may be.
+fn raise_limit() {
+    const MOST: u64 = 1 << 20;
+    let limit = RLimit { soft: MOST, hard: MOST };
+    call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]).expect("a limit");
+}
+
+/// Makes pipes that are full, without an end.
+fn pipes() -> ! {
+    static PIECE: [u8; PAGE as usize] = [1; PAGE as usize];
+    raise_limit();
+    loop {
+        let mut ends = [0_u32; 2];
+        call(PIPE2, [ends.as_mut_ptr() as u64, O_NONBLOCK.into()]).expect("to be ended first");
+        while call(WRITE, [ends[1].into(), PIECE.as_ptr() as u64, PIECE.len() as u64]).is_ok() {}
+    }
+}
+
+/// Makes event counters, and children that have tables of their own, until the kernel ends one of them.
+fn counters() {
+    const MOST: u64 = 200_000;
+    raise_limit();
+    let (own, last) = (process::id(), (0..MOST).map_while(|_| call(EVENTFD2, [0, 0]).ok()).last().expect("a counter"));
+    let is_ended = || process::wait4(-1, WNOHANG).is_ok_and(|(child, _)| child != 0);
+    let mut count = 0;
+    while !is_ended() {
+        let child = process::spawn(|| {
+            // It changes its table, which it has had together with its parent.
+            let _ = call(CLOSE, [last]);
+            while process::parent_id() == own {
+                let _ = time::sleep(100 * MILLISECOND);
+            }
+            0
+        });
+        match child {
+            Ok(_) => count += 1,
+            Err(error) => return println!("hog: {count} children, then {error:?}"),
+        }
+        let _ = time::sleep(MILLISECOND);
+    }
+}
+
+/// Makes userfaultfds, as many as there may be.
+fn pagers() {
+    raise_limit();
+    let count = (0..).map_while(|_| Pager::new(0, 0).ok()).count();
+    println!("hog: {count} userfaultfds");
+}
+
+/// Has threads poll one counter by many descriptors, each without an end.
+fn polls() -> ! {
+    const FILES: usize = 200_000;
+    raise_limit();
+    let counter = call(EVENTFD2, [0, 0]).expect("a counter") as i32;
+    let bytes = (FILES * size_of::<PollFd>()) as u64;
+    let files = memory::map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+    for place in (files..files + bytes).step_by(size_of::<PollFd>()) {
+        // SAFETY: memory of this program's own, without references to it.
+        unsafe { (place as *mut PollFd).write(PollFd { fd: counter, events: POLLIN, revents: 0 }) };
+    }
+    loop {
+        let poll = |files: usize| _ = call(PPOLL, [files as u64, FILES as u64, 0, 0]);
+        let _ = thread::Thread::spawn(poll, files as usize);
+        let _ = time::sleep(MILLISECOND);
     }
 }
 

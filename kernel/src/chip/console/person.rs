@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering;
 
 #[cfg(target_os = "none")]
-use super::READERS;
+use super::POLLERS;
 use super::{Author, Deadline, Edited, POLL, Print, RECEIVING, TERMINAL, add_output_by, port, try_read_byte};
 use crate::sched::ThreadRef;
 use crate::sync::{IrqLock, rank};
@@ -102,8 +102,9 @@ fn wait_for_input() {
     if RECEIVING.load(Ordering::Relaxed) {
         /// How soon a line that was erased is drawn again. A print may hold any lock, and so wakes no thread.
         const ERASED_AT_MOST: core::time::Duration = core::time::Duration::from_millis(50);
-        let is_received = || !TERMINAL.lock().received.is_empty();
-        READERS.lock().wait_unless((), Some(Deadline::after(ERASED_AT_MOST)), is_received);
+        let mut is_received = || !TERMINAL.lock().received.is_empty();
+        let until = Some(Deadline::after(ERASED_AT_MOST));
+        crate::sched::poll_until(&mut [crate::sched::PollNode::new(&POLLERS)], until, &mut is_received);
         return;
     }
     crate::sched::sleep_until(Deadline::after(POLL));
