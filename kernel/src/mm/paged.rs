@@ -15,7 +15,7 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 
 use super::OutOfMemory;
 use super::frame::FrameAllocator;
-use crate::sched::{PollNode, PollNodes, relax};
+use crate::sched::{PollNode, PollNodes, enlarge_shortage, relax};
 use crate::smp::this_cpu;
 
 /// What each frame begins with.
@@ -74,7 +74,8 @@ impl<T> PagedList<T> {
     /// Adds a value at the end.
     ///
     /// # Errors
-    /// [`OutOfMemory`]; `value` is dropped.
+    /// [`OutOfMemory`]; `value` is dropped. The caller gives up and drops the list: the shortage that is noted in the thread
+    /// is for all of it.
     pub fn push(&mut self, value: T) -> Result<(), OutOfMemory> {
         let place = self.length % Self::CAPACITY;
         let last = match self.last {
@@ -149,7 +150,10 @@ impl<T> PagedList<T> {
 
     #[inline(never)]
     fn add_frame(&mut self) -> Result<NonNull<Header>, OutOfMemory> {
-        let frame = self.frames.alloc(this_cpu())?;
+        let cpu = this_cpu();
+        // The caller drops the list. With one more frame than there was it would fail again.
+        let taken = self.length / Self::CAPACITY;
+        let frame = self.frames.alloc(cpu).inspect_err(|_| enlarge_shortage(cpu, taken))?;
         let header: NonNull<Header> = NonNull::new(self.frames.linear().address(frame).as_ptr()).ok_or(OutOfMemory)?;
         // SAFETY: the linear map shows the frame, which is the list's, and a page is large and aligned enough.
         unsafe { header.write(Header { before: self.last, next: None, frame }) };

@@ -21,7 +21,7 @@ use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::pipe::PipeEnd;
 use super::proc::{self, Pagemap, ProcEntry, ProcId};
-use super::table::{Files, Pools};
+use super::table::{Filed, Files, Pools};
 use super::userfaultfd::UserfaultFile;
 use crate::bytes;
 use crate::chip::console;
@@ -31,7 +31,7 @@ use crate::linux::process::task::Task;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::mm::space::{LastTally, Met, Object, Seals, Tally, Userfaultfd};
+use crate::mm::space::{LastTally, Met, Object, Seals, Tally};
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::this_cpu;
 
@@ -71,6 +71,12 @@ pub struct OpenFile {
     /// Where the next read begins; at most `i64::MAX`, but for a [`Pagemap`].
     position: AtomicU64,
     counted: LastTally,
+}
+
+impl Filed for FileRef {
+    fn has_memory(&self) -> bool {
+        matches!(self.kind, Kind::Memory(_) | Kind::Pipe(_))
+    }
 }
 
 /// What is open.
@@ -301,14 +307,13 @@ impl OpenFile {
         Counted::try_new(pool, Self { kind, flags, position, counted })
     }
 
-    /// Bytes of memory that go with it, once in each round: 0 where it was met in `tally`. But for those of a memory file,
-    /// which are its [object](MemoryFile::object)'s.
+    /// Bytes of memory that go with it beside its record, once in each round: 0 where it was met in `tally`. But for those
+    /// of a memory file, which are its [object](MemoryFile::object)'s.
     pub fn footprint(&self, tally: Tally) -> usize {
         match &self.kind {
             _ if self.counted.meet(tally) == Met::Again => 0,
-            Kind::Pipe(end) => size_of::<Self>() + end.footprint(),
-            Kind::Userfault(_) => size_of::<Self>() + size_of::<Userfaultfd>(),
-            _ => size_of::<Self>(),
+            Kind::Pipe(end) => end.footprint(),
+            _ => 0,
         }
     }
 

@@ -9,12 +9,14 @@
 
 #![allow(unsafe_code, reason = "descriptors are found under a guard for a moment")]
 
+use granule_arch::addr::PAGE_SIZE;
+
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::sched::{RwSem, relax};
+use crate::sched::{RwSem, enlarge_shortage, relax};
 use crate::smp::this_cpu;
 
 /// Descriptors are below it (Linux's `fs.nr_open`).
@@ -24,18 +26,26 @@ pub const LEAF: usize = 64;
 const NODE: usize = 256;
 const ROOT: usize = MOST / LEAF / NODE;
 
+/// An open file, as a table has it.
+pub trait Filed: Clone {
+    /// Whether it holds so much that counts of memory look at it. For ever the same.
+    fn has_memory(&self) -> bool;
+}
+
 /// 64 descriptors.
 #[derive(Clone)]
 pub struct Leaf<F> {
     files: [Option<F>; LEAF],
     /// A bit for each descriptor that an exec closes.
     close_on_exec: u64,
+    /// For each whose file [has memory](Filed::has_memory).
+    with_memory: u64,
 }
 
 type Node<F> = [Option<PoolBox<Leaf<F>>>; NODE];
 
 impl<F> Leaf<F> {
-    const EMPTY: Self = Self { files: [const { None }; LEAF], close_on_exec: 0 };
+    const EMPTY: Self = Self { files: [const { None }; LEAF], close_on_exec: 0, with_memory: 0 };
 
     /// The first free place from `from` on.
     fn free(&self, from: usize) -> Option<usize> {
@@ -49,6 +59,7 @@ impl<F> Leaf<F> {
                 *file = None;
             }
         }
+        self.with_memory &= !self.close_on_exec;
         self.close_on_exec = 0;
     }
 }
@@ -58,8 +69,13 @@ impl<F> Leaf<F> {
 pub enum Peek {
     /// A thread changes a descriptor: to be tried again.
     Busy,
-    /// A leaf; the number of the next one.
-    Leaf(usize),
+    /// A leaf.
+    Leaf {
+        /// How many files it has.
+        files: usize,
+        /// The number of the next one.
+        next: usize,
+    },
     /// No leaf with this number or a larger one.
     End,
 }
@@ -100,7 +116,7 @@ pub struct Table<F: 'static> {
     next: usize,
 }
 
-impl<F: Clone> Table<F> {
+impl<F: Filed> Table<F> {
     /// Without a descriptor.
     pub const EMPTY: Self = Self { low: Leaf::EMPTY, high: [const { None }; ROOT], next: 0 };
 
@@ -165,8 +181,10 @@ impl<F: Clone> Table<F> {
         close_on_exec: bool,
     ) -> Result<Option<F>, OutOfMemory> {
         let leaf = self.ensure_leaf(pools, descriptor / LEAF)?;
-        let (place, bit) = (descriptor % LEAF, u64::from(close_on_exec));
-        leaf.close_on_exec = leaf.close_on_exec & !(1 << place) | bit << place;
+        let place = descriptor % LEAF;
+        let with = |bits: u64, bit: bool| bits & !(1 << place) | u64::from(bit) << place;
+        leaf.close_on_exec = with(leaf.close_on_exec, close_on_exec);
+        leaf.with_memory = with(leaf.with_memory, file.has_memory());
         let before = leaf.files[place].replace(file);
         if self.next == descriptor {
             self.next += 1;
@@ -177,6 +195,7 @@ impl<F: Clone> Table<F> {
     fn take(&mut self, descriptor: usize) -> Option<F> {
         let (leaf, place) = (self.leaf_mut(descriptor / LEAF)?, descriptor % LEAF);
         leaf.close_on_exec &= !(1 << place);
+        leaf.with_memory &= !(1 << place);
         let file = leaf.files[place].take()?;
         self.next = self.next.min(descriptor);
         Some(file)
@@ -186,10 +205,14 @@ impl<F: Clone> Table<F> {
     #[inline(never)]
     fn copy(&self, pools: &'static Pools<F>) -> Result<Self, OutOfMemory> {
         let mut copy = Self { low: self.low.clone(), high: [const { None }; ROOT], next: self.next };
+        let mut bytes = 0;
         for (first, node) in self.nodes() {
             for (number, leaf) in (first..).zip(node) {
                 if let Some(leaf) = leaf {
-                    copy.ensure_leaf(pools, number)?.clone_from(leaf);
+                    let new = copy.ensure_leaf(pools, number);
+                    // The caller drops the copy. With one more frame than there was it would fail again.
+                    new.inspect_err(|_| enlarge_shortage(this_cpu(), bytes / PAGE_SIZE))?.clone_from(leaf);
+                    bytes += size_of::<Leaf<F>>();
                 }
                 relax();
             }
@@ -263,7 +286,7 @@ pub struct ExecFiles<F: 'static> {
     after: Counted<Table<F>>,
 }
 
-impl<F: Clone> Files<F> {
+impl<F: Filed> Files<F> {
     /// With `file` as the standard input, output and error output.
     ///
     /// # Errors
@@ -302,15 +325,19 @@ impl<F: Clone> Files<F> {
         self.look(|table| found(table))
     }
 
-    /// Has `look` look at the files of the leaf with this number, or of the next one that there is. Sleeps never: under
-    /// spinning locks before the rank `WAIT` as well, if `look` does.
+    /// Has `look` look at the files [with memory](Filed::has_memory) of the leaf with this number, or of the next one that
+    /// there is. Sleeps never: under spinning locks before the rank `WAIT` as well, if `look` does.
     pub fn peek(&self, number: usize, look: &mut impl FnMut(&F)) -> Peek {
         match self.held.try_read().as_deref() {
             None => Peek::Busy,
             Some(Held::Table(table)) => match table.leaf_from(number) {
                 Some((number, leaf)) => {
-                    leaf.files.iter().flatten().for_each(look);
-                    Peek::Leaf(number + 1)
+                    let mut left = leaf.with_memory;
+                    while left != 0 {
+                        leaf.files[left.trailing_zeros() as usize].iter().for_each(&mut *look);
+                        left &= left - 1;
+                    }
+                    Peek::Leaf { files: leaf.files.iter().flatten().count(), next: number + 1 }
                 }
                 None => Peek::End,
             },
@@ -484,7 +511,7 @@ fn bounded(end: u64) -> usize {
 
 /// The table, copied if others have it too.
 #[inline(never)]
-fn own<'h, F: Clone>(pools: &'static Pools<F>, held: &'h mut Held<F>) -> Result<&'h mut Table<F>, Errno> {
+fn own<'h, F: Filed>(pools: &'static Pools<F>, held: &'h mut Held<F>) -> Result<&'h mut Table<F>, Errno> {
     let Held::Table(table) = held else { return Err(Errno::EBADF) };
     if Counted::get_mut(table).is_none() {
         *table = Counted::try_new(&pools.tables, table.copy(pools)?)?;

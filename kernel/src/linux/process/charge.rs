@@ -10,10 +10,10 @@ use granule_arch::addr::PAGE_SIZE;
 
 use super::task::Task;
 use super::tree::{PROCESSES, Process};
-use crate::linux::file::open::FileRef;
+use crate::linux::file::open::{FileRef, OpenFile};
 use crate::linux::file::table::{Files, LEAF, Leaf, Peek};
 use crate::mm::counted::Counted;
-use crate::mm::space::{Object, Tally};
+use crate::mm::space::{Object, Tally, Userfaultfd};
 use crate::sched::{Thread, relax};
 use crate::trap::STACK_SIZE;
 
@@ -36,6 +36,11 @@ impl Charges {
 }
 
 impl Charge<'_> {
+    /// How many are charged.
+    pub const fn frames(&self) -> usize {
+        self.frames
+    }
+
     /// Charges `frames` more.
     pub fn add(&mut self, frames: usize) {
         self.frames += frames;
@@ -51,8 +56,10 @@ impl Drop for Charge<'_> {
 
 /// Bytes of a thread beside what it has open.
 const OF_THREAD: usize = STACK_SIZE as usize + size_of::<Thread>() + size_of::<Task>();
-/// How often a table of descriptors that a thread changes is looked at again.
-const ATTEMPTS: usize = 100;
+/// Bytes of an open file: of one without pages that has most.
+const OF_FILE: usize = size_of::<OpenFile>() + size_of::<Userfaultfd>();
+/// How often a leaf of a table that a thread changes is looked at again.
+const ATTEMPTS: usize = 1000;
 
 /// Whose descriptors are looked at.
 #[derive(Clone, Copy)]
@@ -98,9 +105,9 @@ pub fn footprint(id: u32, serial: u64, tally: Tally) -> usize {
             frames += memory.iter().map(|object| object.footprint(tally).frames()).sum::<usize>();
             relax();
             match peeked {
-                Some(Peek::Leaf(number)) => {
-                    bytes += size_of::<Leaf<FileRef>>();
-                    next = number;
+                Some(Peek::Leaf { files, next: number }) => {
+                    bytes += size_of::<Leaf<FileRef>>() + files * OF_FILE;
+                    (next, attempts) = (number, 0);
                 }
                 Some(Peek::Busy) if attempts < ATTEMPTS => attempts += 1,
                 Some(Peek::Busy | Peek::End) => break,

@@ -7,8 +7,8 @@
 //! lock of all processes is held for one step at a time. What a process has is its space and what is
 //! [charged](super::charge) to it.
 //!
-//! A call is refused, and nobody ends for it, where it wants more than any process has, or another would end for it
-//! although its own would have more than that.
+//! A call is refused, and nobody ends for it, where it wants more than any process has; or more than its own has, and
+//! another would end for it that has less than the two together.
 //!
 //! A fault of a device belongs to no program: it fails, and no process ends for it. The kernel's own threads have the
 //! [reserve](crate::mm::frame::FrameAllocator::reserve), and get an error beyond that.
@@ -32,8 +32,8 @@ use crate::sync::{IrqLock, rank};
 
 /// How long others wait for the end of a process.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// How often they check.
-const PAUSE: Duration = Duration::from_millis(1);
+/// After how long they look again at first, and at most: many that look often leave the one that ends no time.
+const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(64)];
 
 /// The result of an attempt to find memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +73,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     kernel().space.purge_for_programs(this_cpu());
     // Once: programs that use what they free would go on for ever.
     kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);
+    let [mut pause, longest] = PAUSES;
     loop {
         if frames.has_room_for(wanted) {
             return Relief::Retry;
@@ -81,7 +82,8 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
             return Relief::Ending;
         }
         if !begin_choice() {
-            sleep_through(Deadline::after(PAUSE));
+            sleep_through(Deadline::after(pause));
+            pause = longest.min(pause * 2);
             continue;
         }
         let dying = choose(task.process().id(), wanted);
@@ -197,8 +199,8 @@ fn choose(caller: u32, wanted: usize) -> Option<u32> {
         }
     }
     let (candidate, size) = largest?;
-    let is_more = wanted > size.frames() || candidate.id != caller && own + wanted > size.frames();
-    if wanted > 1 && is_more {
+    let is_more = candidate.id != caller && wanted > own && own + wanted > size.frames();
+    if wanted > 1 && (wanted > size.frames() || is_more) {
         return None;
     }
     end_all_in(&candidate.space);

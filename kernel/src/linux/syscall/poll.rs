@@ -18,7 +18,8 @@ use crate::linux::process::charge::Charge;
 use crate::linux::process::signal::Set;
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedList;
-use crate::sched::{PollNode, Woken, poll_until, relax};
+use crate::sched::{PollNode, Woken, enlarge_shortage, poll_until, relax};
+use crate::smp::this_cpu;
 use crate::uaccess;
 
 /// Descriptors that are looked at before other threads may run.
@@ -102,7 +103,9 @@ fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
         pause(call, index)?;
         push(&mut polled, Polled::read(call, place(index))?, &mut charge)?;
     }
-    let found = wait(call, &polled, end, &mut charge)?;
+    let before = charge.frames();
+    // What fails for want of memory gives these back too.
+    let found = wait(call, &polled, end, &mut charge).inspect_err(|_| enlarge_shortage(this_cpu(), before))?;
     for (index, polled) in polled.iter().enumerate() {
         pause(call, index)?;
         uaccess::copy_to_user(VirtAddr(place(index).0.wrapping_add(FOUND)), &polled.found.get().to_le_bytes())?;

@@ -13,6 +13,27 @@ use crate::smp::{Cpu, CpuId};
 
 type File = Arc<u32>;
 
+impl Filed for File {
+    fn has_memory(&self) -> bool {
+        **self % 2 == 1
+    }
+}
+
+/// How many files `files` has, and those with memory.
+fn peeked(files: &Files<File>) -> (usize, Vec<u32>) {
+    let (mut next, mut count, mut met) = (0, 0, Vec::new());
+    loop {
+        match files.peek(next, &mut |file| met.push(**file)) {
+            Peek::Leaf { files, next: behind } => {
+                assert!(behind > next);
+                (next, count) = (behind, count + files);
+            }
+            Peek::Busy => panic!("no thread changes them"),
+            Peek::End => return (count, met),
+        }
+    }
+}
+
 fn pools() -> &'static Pools<File> {
     Box::leak(Box::new(Pools::new(leaked(2))))
 }
@@ -103,6 +124,7 @@ impl Model {
             }
             Step::End if self.files.len() > 1 => {
                 files.clear();
+                prop_assert_eq!(peeked(files), (0, Vec::new()));
                 prop_assert!(files.get(0).is_none() && !files.has_room(u64::MAX));
                 prop_assert_eq!(files.add(Arc::new(0), 0, 5, false), Err(Errno::EBADF));
                 self.files.remove(place);
@@ -119,6 +141,8 @@ impl Model {
                 let found = files.get_with_flag(descriptor).map(|(file, close)| (*file, close));
                 prop_assert_eq!(found, map.get(&descriptor).copied());
             }
+            let with_memory = map.values().map(|(file, _)| *file).filter(|file| file % 2 == 1);
+            prop_assert_eq!(peeked(files), (map.len(), with_memory.collect()));
             let lowest = (0..).find(|descriptor| !map.contains_key(descriptor)).unwrap();
             prop_assert!(!files.has_room(lowest.into()) && files.has_room(u64::from(lowest) + 1));
         }
