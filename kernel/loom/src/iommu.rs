@@ -227,7 +227,7 @@ impl Iommu {
     /// What the driver does when its device reports the write of that page complete.
     pub fn complete(&self) -> Resolution {
         let devices = self.devices.read();
-        self.resolve(this_cpu(), devices[0].get(), &(PAGE.0..PAGE.0 + 8), Access::Write)
+        self.resolve(this_cpu(), devices[0].get(), (&(PAGE.0..PAGE.0 + 8), Access::Write), &|_| false)
     }
 
     /// How many events came out of the queue.

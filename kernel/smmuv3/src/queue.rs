@@ -355,6 +355,11 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         self.life.store(CLOSED, Release);
     }
 
+    /// Whether [`Self::give_up`] has ended.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.life.load(Acquire) == CLOSED
+    }
+
     /// Commands inserted, calls, and waits for room.
     pub(crate) fn counts(&self) -> [u64; 3] {
         [self.reserved.0.load(Relaxed), self.published.0[1].load(Relaxed), self.full.load(Relaxed)]

@@ -154,6 +154,12 @@ impl<P: Platform> Smmu<P> {
         });
     }
 
+    /// Whether nothing passes any more: [`Self::shut`], or a command that had to be executed was not. What devices do is
+    /// aborted then, without an event.
+    pub fn is_shut(&self) -> bool {
+        self.commands.is_given_up()
+    }
+
     /// Serves and acknowledges global errors; whether there were any. From the interrupt of that name, or at any time,
     /// with interrupts masked.
     pub fn acknowledge_errors(&self) -> bool {

@@ -4,18 +4,23 @@
 //! It performs its commands and nothing else, which makes it the check of what an SMMU lets through. A transfer takes
 //! 100 ms of the machine's time, so volume is for virtio's devices. It reports no errors: whether a transfer has
 //! arrived is asked of the faults, as for every device here.
+//!
+//! It cuts addresses to 28 bits, or to as many as QEMU's property `dma_mask` has, and no register tells how many: the
+//! boot argument `edu.dma_bits` does.
 
 use core::ops::Range;
 use core::time::Duration;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::barrier;
+use linkme::distributed_slice;
 use thiserror::Error;
 
 use super::pci::{Claim, Function, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::timer::Deadline;
-use crate::iommu::{self, BindError, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Resolution};
+use crate::iommu::{self, BindError, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
 use crate::mm::counted::Counted;
 use crate::mm::space::{Access, FaultError, HasRegisters, Object, Space, SpaceRef};
@@ -26,6 +31,27 @@ use crate::smp::{Cpu, this_cpu};
 mod tests;
 
 static SLOTS: [Slot<Edu>; 2] = [const { Slot::new(()) }; 2];
+
+/// Bits of an address that it puts on the bus, where no boot argument gives another number.
+const USUAL_BITS: usize = 28;
+
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static DMA_BITS: Parameter = Parameter {
+    name: "edu.dma_bits",
+    help: "how many bits of an address edu puts on the bus, as QEMU's dma_mask for it has: 28 by default",
+    check: |value| address_bits(value).map(drop),
+};
+
+fn address_bits(value: &str) -> Result<usize, Refused> {
+    bootargs::number(value, 64)
+}
+
+/// The addresses that it puts on the bus.
+fn dma_mask() -> DmaMask {
+    let bits = bootargs::get(DMA_BITS.name).and_then(|value| address_bits(value).ok());
+    DmaMask::of_bits(bits.unwrap_or(USUAL_BITS) as u32)
+}
 
 /// Its registers, in base address register 0.
 mod register {
@@ -86,6 +112,9 @@ pub enum EduError {
         /// How many.
         bytes: u64,
     },
+    /// The device would put out another address.
+    #[error(transparent)]
+    Dma(#[from] DmaError),
     /// The device accessed what it cannot have.
     #[error("the device's access failed: {0}")]
     Fault(FaultError),
@@ -124,7 +153,7 @@ impl Driver for Edu {
         if identification & 0xffff != 0xed || registers.read32(register::LIVENESS) != !PROBE {
             return Err(StartError::Unknown(identification));
         }
-        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
+        let dma = iommu::attach(cpu, claim.stream_id(), dma_mask())?;
         let doorbell = slot::doorbell(cpu, &dma)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
@@ -228,6 +257,9 @@ impl Edu {
         }
         let _alone = self.busy.write();
         let range = address.0..address.0.saturating_add(bytes);
+        self.dma.reaches(&range)?;
+        // Of a transfer that was given up, or that a process began.
+        self.dma.forget_refusals();
         for tries in 1..=MAX_TRIES {
             match self.transfer(&range, offset, access)? {
                 Resolution::NoFault => return Ok(tries),
@@ -273,7 +305,7 @@ impl Edu {
         }
         // What the device wrote is read behind the look at its register.
         barrier::dmb_oshld();
-        Ok(self.dma.resolve(this_cpu(), range.clone(), access))
+        Ok(self.dma.resolve(this_cpu(), range.clone(), access, &|_| false))
     }
 
     /// Takes the registers away from the process that has them, while its subscribers still listen.

@@ -13,7 +13,7 @@ use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
 
 use super::domain::{Domain, with_interrupts_masked};
 use super::error::{AttachError, BindError, DmaError};
-use super::fault::Log;
+use super::fault::{IsOthers, Log};
 use super::iova::{Addresses, SIZE};
 use super::sva::Binding;
 use super::window::OwnPage;
@@ -351,6 +351,16 @@ impl AttachedDevice {
         self.state.read().binding.as_ref().and_then(Binding::space)
     }
 
+    /// Whether all that it does is refused without a record.
+    fn is_cut_off(&self) -> bool {
+        let state = self.state.read();
+        let is_aborted = match &state.binding {
+            Some(binding) => binding.space().is_none(),
+            None => state.mode == Mode::Abort,
+        };
+        is_aborted || self.iommu.smmu.is_shut()
+    }
+
     #[inline(always)]
     fn map(&self, cpu: &Cpu, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<DmaAddress, DmaError> {
         if self.bound.load(Ordering::Relaxed) {
@@ -457,8 +467,8 @@ impl AttachedDevice {
         }
     }
 
-    /// Forgets what the device has met under other tables than it has now, where it would be another page's fault. The
-    /// CMD_SYNC of the change is behind: no transaction uses the others, and no record of one comes later.
+    /// Forgets what the device has met so far. After a change of its tables, under which that would be another page's
+    /// fault, the CMD_SYNC of the change is behind: no transaction uses the others, and no record of one comes later.
     fn forget_records(&self, devices: &Devices) {
         self.iommu.drain(devices);
         self.faults.lock().clear();
@@ -505,8 +515,8 @@ const fn whole_pages(start: u64, bytes: usize) -> (u64, usize) {
 impl DmaDevice {
     /// One in front of which there is nothing.
     #[cfg(test)]
-    pub(crate) fn without_smmu() -> Self {
-        Self(Path::Direct(DmaMask::ALL))
+    pub(crate) fn without_smmu(mask: DmaMask) -> Self {
+        Self(Path::Direct(mask))
     }
 
     /// How the SMMU knows it; `None` where there is none.
@@ -648,17 +658,38 @@ impl DmaDevice {
     /// bound, serves the faults that it met.
     ///
     /// Faults are known by page and kind of access, and reported once: a driver with several transfers of one page in
-    /// flight takes the answer for all of them.
+    /// flight takes the answer for all of them. `is_others` tells whether another transfer that the device has may have
+    /// met a refusal: one that none may have met fails this transfer, and the others are to be submitted again.
     ///
     /// Sleeps: not from interrupts.
-    pub fn resolve(&self, cpu: &Cpu, range: Range<u64>, access: Access) -> Resolution {
+    pub fn resolve(&self, cpu: &Cpu, range: Range<u64>, access: Access, is_others: &IsOthers<'_>) -> Resolution {
         let Some(device) = self.device() else { return Resolution::NoFault };
-        let resolution = device.iommu.resolve(cpu, device, &range, access);
-        // A device that was cut off is refused without a record.
-        if resolution == Resolution::NoFault && self.is_bound() && device.bound_space().is_none() {
+        let resolution = device.iommu.resolve(cpu, device, (&range, access), is_others);
+        if resolution == Resolution::NoFault && device.is_cut_off() {
             return Resolution::Failed(FaultError::NotMapped);
         }
         resolution
+    }
+
+    /// Forgets what the device was refused so far, where that belongs to no transfer of its driver's: it has nothing in
+    /// flight. Sleeps.
+    pub fn forget_refusals(&self) {
+        if let Some(device) = self.device() {
+            device.forget_records(&device.iommu.devices.read());
+        }
+    }
+
+    /// Whether the device can put all addresses of `range` on the bus.
+    ///
+    /// # Errors
+    /// [`DmaError::Unreachable`] with the last one, if not.
+    pub fn reaches(&self, range: &Range<u64>) -> Result<(), DmaError> {
+        let mask = match &self.0 {
+            Path::Direct(mask) => mask,
+            Path::Smmu(device) => &device.mask,
+        };
+        let last = range.end.saturating_sub(1);
+        if last <= mask.last() { Ok(()) } else { Err(DmaError::Unreachable(last)) }
     }
 }
 

@@ -87,11 +87,28 @@ enum Outcome {
     Failed(FaultError),
 }
 
-/// A page that a device was refused.
+/// A page that a device was refused, and what it wanted there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// The page.
+    pub page: VirtAddr,
+    /// The access.
+    pub access: Access,
+}
+
+impl Refusal {
+    /// Whether a transfer that `access`es `range` may have met it. A fetch is a read of the transfer's.
+    pub fn is_of(&self, range: &Range<u64>, access: Access) -> bool {
+        let page = self.page.0;
+        let is_alike = (self.access == Access::Write) == (access == Access::Write);
+        is_alike && page < range.end && range.start < page.saturating_add(PAGE_SIZE as u64)
+    }
+}
+
+/// A refusal, and what became of it.
 #[derive(Clone, Copy, Debug)]
 struct DeviceFault {
-    page: VirtAddr,
-    access: Access,
+    refusal: Refusal,
     /// The record that it is noted by, counted: the same page may be refused again while it is served.
     record: u64,
     outcome: Outcome,
@@ -119,10 +136,10 @@ impl Log {
         Self { faults: heapless::Vec::new(), records: 0, lost: false, refused: false }
     }
 
-    fn note(&mut self, page: VirtAddr, access: Access) {
+    fn note(&mut self, refusal: Refusal) {
         self.records += 1;
-        let noted = DeviceFault { page, access, record: self.records, outcome: Outcome::Waiting };
-        let alike = |fault: &&mut DeviceFault| fault.page == page && fault.access == access;
+        let noted = DeviceFault { refusal, record: self.records, outcome: Outcome::Waiting };
+        let alike = |fault: &&mut DeviceFault| fault.refusal == refusal;
         if let Some(fault) = self.faults.iter_mut().find(alike) {
             // Again: what was done did not help, or came too late for it.
             *fault = noted;
@@ -148,20 +165,25 @@ impl Log {
         }
     }
 
-    /// What became of a transfer that `access`ed `range`. Its faults are forgotten.
-    fn take(&mut self, range: &Range<u64>, access: Access) -> Resolution {
-        let mut found = Resolution::NoFault;
-        self.faults.retain(|fault| {
-            if !touches(fault, range, access) {
-                return true;
+    /// What became of a transfer that `access`ed `range`. Its faults are forgotten, and so are those that no transfer
+    /// in flight may have met, of which one is returned: what they kept from memory may be this transfer's data.
+    fn take(&mut self, range: &Range<u64>, access: Access, is_others: &IsOthers<'_>) -> (Resolution, Option<Refusal>) {
+        let (mut found, mut stray) = (Resolution::NoFault, None);
+        self.faults.retain(|DeviceFault { refusal, outcome, .. }| {
+            if refusal.is_of(range, access) {
+                found = match (found, *outcome) {
+                    (Resolution::Failed(error), _) | (_, Outcome::Failed(error)) => Resolution::Failed(error),
+                    _ => Resolution::Resolved,
+                };
+                return false;
             }
-            found = match (found, fault.outcome) {
-                (Resolution::Failed(error), _) | (_, Outcome::Failed(error)) => Resolution::Failed(error),
-                _ => Resolution::Resolved,
-            };
-            false
+            let is_others = is_others(refusal);
+            if !is_others {
+                stray = Some(*refusal);
+            }
+            is_others
         });
-        if core::mem::take(&mut self.refused) {
+        if core::mem::take(&mut self.refused) || stray.is_some() {
             found = Resolution::Failed(FaultError::NotMapped);
             // Others that are in flight were refused as well.
             self.lost = true;
@@ -171,7 +193,7 @@ impl Log {
         if !matches!(found, Resolution::Failed(_)) && core::mem::take(&mut self.lost) {
             found = Resolution::Overflow;
         }
-        found
+        (found, stray)
     }
 
     /// Forgets everything: the device has other tables.
@@ -181,10 +203,8 @@ impl Log {
     }
 }
 
-fn touches(fault: &DeviceFault, range: &Range<u64>, access: Access) -> bool {
-    let page = fault.page.0;
-    fault.access == access && page < range.end && range.start < page.saturating_add(PAGE_SIZE as u64)
-}
+/// Whether another transfer that the device has may have met a refusal.
+pub type IsOthers<'a> = dyn Fn(&Refusal) -> bool + 'a;
 
 impl Iommu {
     /// How often what happened.
@@ -231,10 +251,15 @@ impl Iommu {
                     granule_smmuv3::Access::Write => Access::Write,
                     granule_smmuv3::Access::Execute => Access::Execute,
                 };
-                return device.faults().lock().note(address.align_down(PAGE_SIZE as u64), access);
+                let page = address.align_down(PAGE_SIZE as u64);
+                return device.faults().lock().note(Refusal { page, access });
             }
             (Some(device), ..) => device.faults().lock().refused = true,
-            (None, ..) => _ = self.counters.unknown_streams.fetch_add(1, Ordering::Relaxed),
+            (None, ..) => {
+                self.counters.unknown_streams.fetch_add(1, Ordering::Relaxed);
+                // Perhaps an attached device that the SMMU knows by another number than the device tree has.
+                devices.iter().for_each(|device| device.get().faults().lock().lost = true);
+            }
         }
         let second = crate::chip::timer::uptime().as_secs();
         *lines = if lines.0 == second { (second, lines.1 + 1) } else { (second, 1) };
@@ -249,7 +274,7 @@ impl Iommu {
             let is_waiting =
                 |outcome| outcome == Outcome::Waiting || outcome == Outcome::Userfault && transfer.is_some();
             let waiting = |fault: &&DeviceFault| {
-                is_waiting(fault.outcome) && transfer.is_none_or(|(range, access)| touches(fault, range, access))
+                is_waiting(fault.outcome) && transfer.is_none_or(|(range, access)| fault.refusal.is_of(range, access))
             };
             let next = device.faults().lock().faults.iter().find(waiting).copied();
             let Some(fault) = next else { return };
@@ -258,10 +283,11 @@ impl Iommu {
             if !device.faults().lock().has(&fault) {
                 continue;
             }
+            let Refusal { page, access } = fault.refusal;
             let served = match space {
-                Some(space) => match serve_fault(&space, cpu, fault.page, fault.access) {
+                Some(space) => match serve_fault(&space, cpu, page, access) {
                     Err(FaultError::Userfault) if transfer.is_some() => {
-                        space.userfault(cpu, fault.page, fault.access, FaultMode::Device)
+                        space.userfault(cpu, page, access, FaultMode::Device)
                     }
                     served => served,
                 },
@@ -290,10 +316,23 @@ impl Iommu {
     }
 
     /// What became of a transfer of `device` that `access`ed `range` and is complete.
-    pub(super) fn resolve(&self, cpu: &Cpu, device: &AttachedDevice, range: &Range<u64>, access: Access) -> Resolution {
+    pub(super) fn resolve(
+        &self,
+        cpu: &Cpu,
+        device: &AttachedDevice,
+        (range, access): (&Range<u64>, Access),
+        is_others: &IsOthers<'_>,
+    ) -> Resolution {
         self.drain(&self.devices.read());
         self.serve(cpu, device, Some((range, access)));
-        device.faults().lock().take(range, access)
+        let (resolution, stray) = device.faults().lock().take(range, access, is_others);
+        if let Some(Refusal { page, access }) = stray {
+            let stream = device.stream();
+            crate::log::warn!(
+                "smmu: stream {stream:#x} was refused {access:?} at {page}, which is in none of its transfers"
+            );
+        }
+        resolution
     }
 }
 
@@ -456,10 +495,19 @@ mod tests {
         page(number).0..page(number + 1).0
     }
 
+    fn refusal(number: u64) -> Refusal {
+        Refusal { page: page(number), access: WRITE }
+    }
+
+    /// What became of a transfer, while others are in flight that may have met anything.
+    fn take(log: &mut Log, range: &Range<u64>) -> Resolution {
+        log.take(range, WRITE, &|_| true).0
+    }
+
     /// A log with faults at `pages`, none served.
     fn log(pages: Range<u64>) -> Log {
         let mut log = Log::new();
-        pages.for_each(|number| log.note(page(number), WRITE));
+        pages.for_each(|number| log.note(refusal(number)));
         log
     }
 
@@ -472,9 +520,9 @@ mod tests {
         let mut log = log(0..KEPT as u64 + 1);
         let first = log.faults[0];
         log.set_outcome(&first, failed());
-        assert_eq!(log.take(&range(0), WRITE), Resolution::Failed(FaultError::NotMapped));
-        assert_eq!(log.take(&range(KEPT as u64), WRITE), Resolution::Overflow, "its record was lost");
-        assert_eq!(log.take(&range(KEPT as u64), WRITE), Resolution::NoFault);
+        assert_eq!(take(&mut log, &range(0)), Resolution::Failed(FaultError::NotMapped));
+        assert_eq!(take(&mut log, &range(KEPT as u64)), Resolution::Overflow, "its record was lost");
+        assert_eq!(take(&mut log, &range(KEPT as u64)), Resolution::NoFault);
     }
 
     #[test]
@@ -495,19 +543,19 @@ mod tests {
     fn a_stream_that_is_refused_completes_no_transfer_in_flight() {
         let mut log = Log::new();
         log.refused = true;
-        assert_eq!(log.take(&range(0), WRITE), Resolution::Failed(FaultError::NotMapped));
-        assert_eq!(log.take(&range(1), WRITE), Resolution::Overflow, "it was refused as well");
-        assert_eq!(log.take(&range(1), WRITE), Resolution::NoFault);
+        assert_eq!(take(&mut log, &range(0)), Resolution::Failed(FaultError::NotMapped));
+        assert_eq!(take(&mut log, &range(1)), Resolution::Overflow, "it was refused as well");
+        assert_eq!(take(&mut log, &range(1)), Resolution::NoFault);
     }
 
     #[test]
     fn an_outcome_is_of_the_fault_that_was_served_and_of_no_later_one() {
-        let ways: [fn(&mut Log); 3] = [|log| _ = log.take(&range(5), WRITE), Log::clear, |_| ()];
+        let ways: [fn(&mut Log); 3] = [|log| _ = take(log, &range(5)), Log::clear, |_| ()];
         for forget in ways {
             let mut log = log(5..6);
             let served = log.faults[0];
             forget(&mut log);
-            log.note(page(5), WRITE);
+            log.note(refusal(5));
             log.set_outcome(&served, failed());
             assert_eq!(log.faults[0].outcome, Outcome::Waiting);
         }
@@ -519,9 +567,9 @@ mod tests {
         for fault in log.faults.clone() {
             log.set_outcome(&fault, failed());
         }
-        log.note(page(100), WRITE);
-        let served = *log.faults.iter().find(|fault| fault.page == page(100)).expect("it is kept, to be served");
+        log.note(refusal(100));
+        let served = *log.faults.iter().find(|fault| fault.refusal == refusal(100)).expect("it is kept, to be served");
         log.set_outcome(&served, Outcome::Served);
-        assert_eq!(log.take(&range(100), WRITE), Resolution::Overflow, "another's record had to go");
+        assert_eq!(take(&mut log, &range(100)), Resolution::Overflow, "another's record had to go");
     }
 }

@@ -57,7 +57,7 @@ pub use device::{
     Coherent, Description, Direction, DmaAddress, DmaDevice, DmaMask, MAX_TRIES, Mode, Resolution, attach,
 };
 pub use error::{AttachError, BindError, DmaError};
-pub use fault::FaultStats;
+pub use fault::{FaultStats, IsOthers, Refusal};
 pub use notify::NotifyMode;
 pub use sva::{Needs, Unfit};
 

@@ -1,5 +1,7 @@
 //! Devices by the monitor: data that they move, and a process's own memory.
 
+use std::ffi::OsString;
+
 use granule_host_tests::built;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
@@ -10,7 +12,13 @@ const LIMIT: Limit = Limit::work(60);
 
 /// Runs lines at the monitor: what went wrong, and the session.
 fn run(machine: &Machine, text: &str) -> (Vec<String>, String) {
-    let qemu = Qemu::new(machine, &built("granule.img"), Serial::Pipes, Reset::Ends, script::BOOTARGS, &[]);
+    run_with(machine, "", &[], text)
+}
+
+/// The same with more boot arguments, and more arguments for QEMU.
+fn run_with(machine: &Machine, bootargs: &str, extra: &[OsString], text: &str) -> (Vec<String>, String) {
+    let bootargs = format!("{} {bootargs}", script::BOOTARGS);
+    let qemu = Qemu::new(machine, &built("granule.img"), Serial::Pipes, Reset::Ends, bootargs.trim(), extra);
     let mut session = Vec::new();
     let wrong = script::run(&qemu, &script::commands(text), LIMIT, &mut session).unwrap();
     (wrong, String::from_utf8_lossy(&session).replace('\r', ""))
@@ -100,4 +108,22 @@ fn bound_to_a_process(disk: &str) {
         assert!(session.contains(&format!("refused: {refusal} (as expected)")), "{disk}, {refusal}:\n{session}");
     }
     assert!(session.contains("F_TRANSLATION: nothing is mapped, write at 0x10"), "{disk}: {session}");
+}
+
+/// QEMU's `edu` cuts addresses to 28 bits by default, and reports success.
+#[test]
+fn a_device_that_reaches_less_than_memory_is_refused_or_its_transfer_fails() {
+    let copy = "vmalloc 2\npoke $ 0x1234\n! dma copy $ $+4K 512\npeek $+4K = 0\n";
+    let edu: [OsString; 2] = ["-device".into(), "edu".into()];
+    let with_smmu = Machine { devices: Vec::new(), ..machine::named("default").unwrap() };
+    let without = Machine { devices: Vec::new(), ..machine::named("a53").unwrap() };
+    for (machine, bootargs, refusal) in [
+        (&with_smmu, "", "the device reaches addresses up to 0xfffffff, and 0x"),
+        (&without, "", "the device reaches addresses up to 0xfffffff, and 0x"),
+        // It reaches less than the boot argument promises: the SMMU refuses it where no transfer is.
+        (&with_smmu, "edu.dma_bits=64", "the device's access failed: nothing is mapped there"),
+    ] {
+        let (wrong, session) = run_with(machine, bootargs, &edu, copy);
+        assert!(wrong.is_empty() && session.contains(refusal), "{bootargs}: {wrong:?}\n{session}");
+    }
 }

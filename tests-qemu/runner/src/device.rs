@@ -17,6 +17,8 @@ const SHORT: [(&str, &str); 4] = [
     ("virtio-blk", "virtio-blk-pci,iommu_platform=on,disable-legacy=on,romfile="),
     ("nvme", "nvme,serial=granule"),
 ];
+/// No register has how many bits of an address edu puts out: a boot argument does, for the options above.
+const EDU_BOOTARGS: &str = "edu.dma_bits=64";
 /// Those of them that want a disk.
 const WITH_DISK: [&str; 2] = ["virtio-blk", "nvme"];
 
@@ -54,6 +56,11 @@ pub(crate) fn arguments(devices: &[String], disk: &Path) -> Vec<OsString> {
         arguments.extend(["-device".into(), format!("{long}{options}").into()]);
     }
     arguments
+}
+
+/// The boot arguments that a kernel needs to drive these devices.
+pub(crate) fn bootargs(devices: &[String]) -> &'static str {
+    if devices.iter().any(|device| name(device) == "edu") { EDU_BOOTARGS } else { "" }
 }
 
 /// Where the disk's contents are for machines that run `kernel`.

@@ -74,7 +74,7 @@ impl Qemu {
         }
         qemu.arguments.extend(device::arguments(&machine.devices, &disk));
         // Of two words for one thing the last one counts: the caller's.
-        let bootargs = format!("{} {bootargs}", machine.bootargs);
+        let bootargs = format!("{} {} {bootargs}", device::bootargs(&machine.devices), machine.bootargs);
         if !bootargs.trim().is_empty() {
             qemu.pair("-append", bootargs.trim());
         }

@@ -45,7 +45,7 @@ fn edu(registers: &Registers) -> Edu {
         registers: unsafe { MmioRegion::new(registers.0, register::BYTES) },
         page: PhysAddr(0),
         shown: RwSem::default(),
-        dma: DmaDevice::without_smmu(),
+        dma: DmaDevice::without_smmu(DmaMask::ALL),
         vector: None,
         arrivals: &SLOTS[0].arrivals,
         busy: RwSem::new(()),
@@ -103,6 +103,18 @@ fn a_transfer_is_between_two_barriers() {
         Did::Barrier("dmb_oshld"),
     ];
     assert_eq!(*steps.borrow(), expected);
+}
+
+#[test]
+fn an_address_that_the_device_would_cut_is_refused_before_it_is_given_one() {
+    let registers = Registers::new();
+    let mut device = edu(&registers);
+    device.dma = DmaDevice::without_smmu(dma_mask());
+    let hook = |access| panic!("{access:?}");
+    for (address, last) in [(0x4000_1000, 0x4000_100f), (0xfff_fff8, 0x1000_0007), (u64::MAX - 8, u64::MAX - 1)] {
+        let copied = at_each_access(hook, || device.copy_in(DmaAddress(address), 0, 16));
+        assert_eq!(copied, Err(EduError::Dma(DmaError::Unreachable(last))));
+    }
 }
 
 /// Two threads of a device that does one thing at a time: the second waits until the first one's transfer is resolved.

@@ -249,7 +249,7 @@ impl Nvme {
         let start = command.data[0];
         for tries in 1..=MAX_TRIES {
             let status = self.attempt(state, command)?;
-            match self.dma.resolve(this_cpu(), start..start + u64::from(bytes), access) {
+            match self.dma.resolve(this_cpu(), start..start + u64::from(bytes), access, &|_| false) {
                 Resolution::NoFault if status == 0 => return Ok(tries),
                 Resolution::NoFault => return Err(NvmeError::Status(status)),
                 // The device has one command: this one.
@@ -269,6 +269,8 @@ impl Nvme {
         let controller = &mut state.controller;
         if !state.is_sound {
             restart(controller, &self.claim, self.vector.is_some())?;
+            // Of commands that were given up.
+            self.dma.forget_refusals();
         }
         controller.submit(command);
         let answer = self.wait(controller);

@@ -13,7 +13,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
-use super::queue::{Flow, Segment};
+use super::queue::Segment;
 use super::requests::{Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use super::structures::Windows;
 use super::transport::{Doorbell, Registers, Translation, Transport, TransportError};
@@ -21,9 +21,8 @@ use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
 use crate::devices::pci::{Claim, Function, InterruptVector};
 use crate::devices::slot::{self, Arrivals, BindRefused, StartError};
-use crate::iommu::{self, Coherent, DmaDevice, DmaMask, Resolution};
+use crate::iommu::{self, Coherent, DmaDevice, DmaMask, IsOthers, Resolution};
 use crate::kernel;
-use crate::mm::space::Access;
 use crate::sched::relax;
 use crate::sched::{RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
@@ -250,7 +249,7 @@ impl VirtioDevice {
             }
             return;
         }
-        match requests.collect(&mut |segment| self.resolve(segment)) {
+        match requests.collect(&mut |segment, is_others| self.resolve(segment, is_others)) {
             Ok(false) => {}
             Ok(true) => self.transport.notify(self.doorbell),
             Err(error) => {
@@ -279,7 +278,9 @@ impl VirtioDevice {
         });
         match restarted {
             Ok(_) => {
-                requests.restart(&mut |segment| self.resolve(segment));
+                // Each is handed over again. What is left are refusals of requests that were given up.
+                requests.restart(&mut |segment, _| self.resolve(segment, &|_| true));
+                self.dma.forget_refusals();
                 // Off where it did not come back before.
                 self.claim.set_bus_master(true);
                 self.transport.driver_ok();
@@ -294,13 +295,8 @@ impl VirtioDevice {
         }
     }
 
-    fn resolve(&self, segment: Segment) -> Resolution {
-        let access = match segment.flow {
-            Flow::ToDevice => Access::Read,
-            Flow::FromDevice => Access::Write,
-        };
-        let end = segment.address.saturating_add(segment.bytes.into());
-        self.dma.resolve(this_cpu(), segment.address..end, access)
+    fn resolve(&self, segment: Segment, is_others: &IsOthers<'_>) -> Resolution {
+        self.dma.resolve(this_cpu(), segment.range(), segment.access(), is_others)
     }
 }
 

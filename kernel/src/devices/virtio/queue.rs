@@ -11,11 +11,14 @@
 #![allow(unsafe_code, reason = "rings and buffers that the device reads and writes")]
 
 use core::mem::offset_of;
+use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 
 use granule_arch::addr::PAGE_SIZE;
 use granule_arch::barrier;
 use thiserror::Error;
+
+use crate::mm::space::Access;
 
 /// The most descriptors that a queue has: the rings of so many are less than [`RING_BYTES`].
 pub const MAX_SIZE: u16 = 64;
@@ -102,6 +105,19 @@ pub struct Segment {
 }
 
 impl Segment {
+    /// Its addresses.
+    pub const fn range(&self) -> Range<u64> {
+        self.address..self.address.saturating_add(self.bytes as u64)
+    }
+
+    /// What the device does with them.
+    pub const fn access(&self) -> Access {
+        match self.flow {
+            Flow::ToDevice => Access::Read,
+            Flow::FromDevice => Access::Write,
+        }
+    }
+
     /// Whether the device may meet one and the same fault in both: an access of one kind to one page.
     pub fn shares_page(&self, other: &Self) -> bool {
         let pages = |segment: &Self| {

@@ -19,7 +19,7 @@ use heapless::Vec;
 use thiserror::Error;
 
 use super::queue::{Completion, DeviceError, Flow, MAX_SIZE, RING_BYTES, Segment, SubmitError, VirtQueue};
-use crate::iommu::{MAX_TRIES, Resolution};
+use crate::iommu::{IsOthers, MAX_TRIES, Refusal, Resolution};
 use crate::lab;
 use crate::mm::space::FaultError;
 
@@ -175,7 +175,7 @@ impl<T: Copy> Patience<T> {
 }
 
 /// Returns the outcome of one segment of a request that came back: [`crate::iommu::DmaDevice::resolve`].
-pub type Resolve<'a> = dyn FnMut(Segment) -> Resolution + 'a;
+pub type Resolve<'a> = dyn FnMut(Segment, &IsOthers<'_>) -> Resolution + 'a;
 
 impl Requests {
     /// A place for the requests of a queue; they are too many to be moved about. All zeros, as [`VirtQueue::NONE`] is.
@@ -323,7 +323,8 @@ impl Requests {
         let mut number = 0;
         while let Some(&segment) = self.entries[index].segments.get(number) {
             number += 1;
-            match resolve(segment) {
+            let outcome = resolve(segment, &|refusal| self.may_have_met(refusal));
+            match outcome {
                 Resolution::NoFault => continue,
                 Resolution::Failed(error) => verdict = Verdict::Failed(error),
                 Resolution::Resolved => verdict = verdict.or_again(),
@@ -335,6 +336,12 @@ impl Requests {
             self.suspect_others(index, segment);
         }
         verdict
+    }
+
+    /// Whether a request that the device has may have met a refusal.
+    fn may_have_met(&self, refusal: &Refusal) -> bool {
+        let in_flight = self.entries.iter().filter(|entry| entry.is_in_flight());
+        in_flight.flat_map(|entry| &entry.segments).any(|segment| refusal.is_of(&segment.range(), segment.access()))
     }
 
     /// A record of a fault is of a page, and was just taken: other requests that the device has may have met the same

@@ -190,7 +190,7 @@ impl Story {
     fn transact(&mut self, page: u64) {
         let address = at(page).0;
         if let Outcome::Refused { .. } = self.model.transact(STREAM, address, Wants::WRITE) {
-            let resolution = self.device.resolve(&self.cpu, address..address + 8, Access::Write);
+            let resolution = self.device.resolve(&self.cpu, address..address + 8, Access::Write, &|_| true);
             let reaches = Outcome::Reaches(entry(&self.space, at(page)).address().0);
             self.is_stuck |= resolution == Resolution::Resolved
                 && self.model.outcomes(STREAM, address, Wants::WRITE) != BTreeSet::from([reaches]);

@@ -102,7 +102,7 @@ fn a_tagged_pointer_is_an_address_without_its_tag() {
         let tagged = granule_arch::addr::VirtAddr(at(0).0 | 0xa5 << 56);
         assert_eq!(rig.smmu.access(STREAM, DmaAddress::of_pointer(tagged).0, true), frame(&space, 0));
         assert_eq!(rig.write(tagged), UNMAPPED, "as it is, it is no address of the program's");
-        let resolution = device.resolve(&rig.cpu, tagged.0..tagged.0 + 8, Access::Write);
+        let resolution = device.resolve(&rig.cpu, tagged.0..tagged.0 + 8, Access::Write, &|_| true);
         assert_eq!(resolution, Resolution::Failed(FaultError::NotMapped));
         let kernel = granule_arch::addr::VirtAddr(0xffff_8000_0000_1000);
         assert_eq!(DmaAddress::of_pointer(kernel).0, kernel.0, "no pointer of a program's becomes one");
@@ -224,7 +224,7 @@ fn a_space_ends_under_a_device_quietly_and_at_once() {
             assert_eq!(rig.iommu.fault_stats().events, 0);
             assert!(rig.smmu.cached_asids().is_empty());
             assert!(device.is_bound() && device.space().is_none());
-            let resolution = device.resolve(&rig.cpu, at(0).0..at(1).0, Access::Write);
+            let resolution = device.resolve(&rig.cpu, at(0).0..at(1).0, Access::Write, &|_| true);
             assert_eq!(resolution, Resolution::Failed(FaultError::NotMapped));
             device.unbind(&rig.cpu);
             assert_eq!(rig.read(at(0)), UNMAPPED, "by its own tables");

@@ -6,7 +6,7 @@ use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Invalidation, Mmu, Tables, Tlb};
 
-use super::super::{DmaDevice, MAX_TRIES, NotifyMode, Resolution};
+use super::super::{DmaDevice, MAX_TRIES, Mode, NotifyMode, Refusal, Resolution};
 use super::{OLD, Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};
 use crate::lab;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -31,7 +31,7 @@ impl Stage {
     }
 
     fn resolve(&self, page: u64, access: Access) -> Resolution {
-        self.device.resolve(&self.rig.cpu, at(page).0..at(page + 1).0, access)
+        self.device.resolve(&self.rig.cpu, at(page).0..at(page + 1).0, access, &|_| true)
     }
 
     fn map(&self, page: u64, sharing: Sharing, protection: Protection) {
@@ -220,9 +220,13 @@ fn what_is_lost_is_said_to_every_transfer_in_flight() {
             assert_eq!(stage.rig.write(at(100 + page)), UNMAPPED);
         }
         assert_eq!(stage.resolve(0, Access::Read), Resolution::Overflow, "its own faults are elsewhere");
-        let elsewhere = other.resolve(&stage.rig.cpu, 0..1, Access::Read);
+        let elsewhere = other.resolve(&stage.rig.cpu, 0..1, Access::Read, &|_| true);
         assert_eq!(elsewhere, Resolution::Overflow, "the owners of the lost ones are unknown");
-        assert_eq!(other.resolve(&stage.rig.cpu, 0..1, Access::Read), Resolution::NoFault, "it is reported once");
+        assert_eq!(
+            other.resolve(&stage.rig.cpu, 0..1, Access::Read, &|_| true),
+            Resolution::NoFault,
+            "it is reported once"
+        );
         assert_eq!(stage.resolve(100, Access::Write), Resolution::Failed(FaultError::NotMapped));
         let stats = stage.rig.iommu.fault_stats();
         assert_eq!((stats.events, stats.losses), (128, 1));
@@ -242,22 +246,91 @@ fn a_fault_is_of_the_tables_under_which_it_was_met() {
         device.unbind(&rig.cpu);
         assert_eq!(rig.write(at(20)), UNMAPPED);
         device.bind(&rig.cpu, &space).unwrap();
-        assert_eq!(device.resolve(&rig.cpu, write.clone(), Access::Write), Resolution::NoFault, "bound anew");
+        assert_eq!(
+            device.resolve(&rig.cpu, write.clone(), Access::Write, &|_| true),
+            Resolution::NoFault,
+            "bound anew"
+        );
         assert_eq!(rig.write(at(20)), UNMAPPED);
         device.unbind(&rig.cpu);
-        assert_eq!(device.resolve(&rig.cpu, write.clone(), Access::Write), Resolution::NoFault, "its own tables");
+        assert_eq!(
+            device.resolve(&rig.cpu, write.clone(), Access::Write, &|_| true),
+            Resolution::NoFault,
+            "its own tables"
+        );
         assert_eq!(rig.write(at(20)), UNMAPPED);
         drop(device);
-        assert_eq!(rig.attach().resolve(&rig.cpu, write, Access::Write), Resolution::NoFault, "attached anew");
+        assert_eq!(
+            rig.attach().resolve(&rig.cpu, write, Access::Write, &|_| true),
+            Resolution::NoFault,
+            "attached anew"
+        );
+    });
+}
+
+/// A device that reaches less than its driver believes is refused elsewhere, and reports success.
+#[test]
+fn a_refusal_that_is_in_no_transfer_fails_the_one_that_runs() {
+    host::with(&[], || {
+        let stage = Stage::new();
+        stage.map(8, Sharing::Private, READ_WRITE);
+        let resolve = |page: u64, is_others: bool| {
+            stage.device.resolve(&stage.rig.cpu, at(page).0..at(page + 1).0, Access::Write, &|_| is_others)
+        };
+        assert_eq!(stage.rig.write(at(8)), UNMAPPED);
+        assert_eq!(resolve(9, true), Resolution::NoFault, "another transfer's");
+        assert_eq!(resolve(9, false), Resolution::Failed(FaultError::NotMapped));
+        assert_eq!(resolve(9, false), Resolution::Overflow, "others that were in flight are submitted again");
+        assert_eq!(resolve(9, false), Resolution::NoFault, "it is reported once");
+        // A read is no part of a transfer that writes.
+        assert_eq!(stage.rig.read(at(20)), UNMAPPED);
+        assert_eq!(resolve(20, false), Resolution::Failed(FaultError::NotMapped));
+        let _ = resolve(20, false);
+        // What came before a transfer is not its.
+        assert_eq!(stage.rig.write(at(20)), UNMAPPED);
+        stage.device.forget_refusals();
+        assert_eq!(resolve(9, false), Resolution::NoFault);
     });
 }
 
 #[test]
-fn events_of_strangers_are_counted_and_nobodys() {
+fn a_fetch_is_a_read_of_the_transfers() {
+    let met = |access| Refusal { page: at(8), access };
+    let of = |refusal: Refusal, access| refusal.is_of(&(at(8).0..at(9).0), access);
+    for (access, read, write) in
+        [(Access::Read, true, false), (Access::Execute, true, false), (Access::Write, false, true)]
+    {
+        assert_eq!([of(met(access), Access::Read), of(met(access), Access::Write)], [read, write], "{access:?}");
+    }
+    assert!(!met(Access::Read).is_of(&(at(9).0..at(10).0), Access::Read));
+}
+
+/// The SMMU leaves no record of what it aborts.
+#[test]
+fn what_is_refused_without_a_record_has_failed_too() {
+    host::with(&[], || {
+        let rig = Rig::new(NotifyMode::Tlb);
+        let device = rig.attach();
+        let resolve = || device.resolve(&rig.cpu, 0..1, Access::Read, &|_| false);
+        assert_eq!(resolve(), Resolution::NoFault);
+        device.set_mode(Mode::Abort).unwrap();
+        assert_eq!(resolve(), Resolution::Failed(FaultError::NotMapped));
+        device.set_mode(Mode::Translated).unwrap();
+        assert_eq!(resolve(), Resolution::NoFault);
+        rig.iommu.smmu().shut();
+        assert_eq!(rig.read(at(0)), Outcome::Nothing);
+        assert_eq!(resolve(), Resolution::Failed(FaultError::NotMapped));
+    });
+}
+
+/// The SMMU may know an attached device by another number than the device tree has.
+#[test]
+fn events_of_strangers_are_counted_and_may_be_of_any_transfer() {
     let rig = Rig::new(NotifyMode::Tlb);
-    assert_eq!(rig.smmu.access(0x300, 0, false), Outcome::Event(0x04));
     let device = rig.attach();
-    assert_eq!(device.resolve(&rig.cpu, 0..1, Access::Read), Resolution::NoFault);
+    assert_eq!(rig.smmu.access(0x300, 0, false), Outcome::Event(0x04));
+    assert_eq!(device.resolve(&rig.cpu, 0..1, Access::Read, &|_| true), Resolution::Overflow);
+    assert_eq!(device.resolve(&rig.cpu, 0..1, Access::Read, &|_| true), Resolution::NoFault);
     assert_eq!(rig.iommu.fault_stats().unknown_streams, 1);
     let mut recent = 0;
     rig.iommu.for_each_recent(|event| {

@@ -48,7 +48,7 @@ fn store(story: &Story, page: u64) -> Outcome {
 /// What was refused is resolved, and comes again.
 fn resolved(story: &Story, page: u64) {
     let address = at(page).0;
-    assert_eq!(story.device.resolve(&story.cpu, address..address + 8, Access::Write), Resolution::Resolved);
+    assert_eq!(story.device.resolve(&story.cpu, address..address + 8, Access::Write, &|_| true), Resolution::Resolved);
 }
 
 /// Each call on a part of the groups, and on all.

@@ -134,7 +134,7 @@ fn what_a_device_meets_while_it_is_detached_is_not_its_successors() {
         };
         rig.smmu.at_each_barrier(meet, || drop(device));
         assert!(met.lock().unwrap().contains(&UNMAPPED), "{met:?}");
-        let resolution = rig.attach().resolve(&rig.cpu, at(20).0..at(21).0, Access::Write);
+        let resolution = rig.attach().resolve(&rig.cpu, at(20).0..at(21).0, Access::Write, &|_| true);
         assert_eq!(resolution, Resolution::NoFault);
     });
 }
@@ -301,7 +301,7 @@ fn a_fault_behind_a_range_is_not_its_transfers() {
         let (device, space) = (rig.attach(), rig.space(1));
         device.bind(&rig.cpu, &space).unwrap();
         assert_eq!([rig.write(at(20)), rig.write(at(22))], [UNMAPPED; 2]);
-        let resolve = |range| device.resolve(&rig.cpu, range, Access::Write);
+        let resolve = |range| device.resolve(&rig.cpu, range, Access::Write, &|_| true);
         assert_eq!(resolve(at(21).0..at(22).0), Resolution::NoFault);
         assert!(matches!(resolve(at(20).0 + PAGE - 1..at(21).0), Resolution::Failed(_)));
         assert!(matches!(resolve(at(21).0..at(22).0 + 1), Resolution::Failed(_)));

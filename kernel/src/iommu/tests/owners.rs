@@ -32,7 +32,7 @@ fn refused(bound: bool) -> Story {
 }
 
 fn resolution(story: &Story) -> Resolution {
-    story.device.resolve(&story.cpu, at(PAGE).0..at(PAGE + 1).0, Access::Write)
+    story.device.resolve(&story.cpu, at(PAGE).0..at(PAGE + 1).0, Access::Write, &|_| true)
 }
 
 /// Events that a CMD_SYNC brings are of the tables before it.
@@ -62,7 +62,7 @@ fn a_fault_that_is_being_served_is_not_the_next_owners() {
         space.madvise_dontneed(&rig.cpu, at(PAGE), super::PAGE).unwrap();
         // A write by its own tables, which any device's driver takes from the queue.
         assert_eq!(rig.write(at(PAGE)), UNMAPPED);
-        assert_eq!(other.resolve(&rig.cpu, 0..1, Access::Read), Resolution::NoFault);
+        assert_eq!(other.resolve(&rig.cpu, 0..1, Access::Read, &|_| true), Resolution::NoFault);
         let serving = Arc::new(Mutex::new(None));
         let serve = {
             let (serving, device) = (serving.clone(), device.clone());
@@ -70,7 +70,7 @@ fn a_fault_that_is_being_served_is_not_the_next_owners() {
                 let mut serving = serving.lock().unwrap();
                 if serving.is_none() {
                     let (device, range) = (device.clone(), range.clone());
-                    let resolve = move || device.resolve(&Cpu::new(CpuId(1)), range, Access::Write);
+                    let resolve = move || device.resolve(&Cpu::new(CpuId(1)), range, Access::Write, &|_| true);
                     *serving = Some(thread::spawn(resolve));
                     // Until it waits for the binding, which nothing shows.
                     thread::sleep(Duration::from_millis(100));

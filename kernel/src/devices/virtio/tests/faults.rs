@@ -7,13 +7,14 @@ extern crate std;
 use std::rc::Rc;
 use std::vec::Vec;
 
+use granule_arch::addr::VirtAddr;
 use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, proptest};
 
 use super::super::model::{Chain, DeviceQueue, Memory, PAGE};
 use super::super::queue::{DeviceError, Flow, MAX_SIZE, Parts, Segment};
 use super::super::requests::{MAX_SEGMENTS, Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
-use crate::iommu::{MAX_TRIES, Resolution};
-use crate::mm::space::FaultError;
+use crate::iommu::{IsOthers, MAX_TRIES, Refusal, Resolution};
+use crate::mm::space::{Access, FaultError};
 
 const FIRST: u64 = 0x8000_0000;
 /// Pages of data, behind the queue's.
@@ -89,7 +90,7 @@ impl Bench {
     /// Serves the faults in a segment, as the real one does: by making the page there.
     fn collect(&mut self) -> Result<bool, DeviceError> {
         let Self { memory, requests, forbidden, overflow, .. } = self;
-        requests.collect(&mut |segment| {
+        requests.collect(&mut |segment, _| {
             let range = segment.address..segment.address + u64::from(segment.bytes);
             if core::mem::take(overflow) {
                 memory.faults.borrow_mut().clear();
@@ -170,13 +171,36 @@ fn a_fault_is_every_requests_that_has_a_part_of_the_page() {
     bench.fetch();
     (0..parts.len()).for_each(|_| bench.perform(0));
     let mut recorded = true;
-    let mut resolve = |segment: Segment| match segment.address == parts[0].address && core::mem::take(&mut recorded) {
+    let mut resolve = |segment: Segment, _: &IsOthers<'_>| match segment.address == parts[0].address
+        && core::mem::take(&mut recorded)
+    {
         true => Resolution::Resolved,
         false => Resolution::NoFault,
     };
     assert_eq!(bench.requests.collect(&mut resolve), Ok(true));
     assert_eq!(tickets.map(|ticket| bench.requests.tries(ticket)), [2, 2, 1, 1]);
     assert_eq!(tickets.map(|ticket| bench.requests.is_in_flight(ticket)), [true, true, false, false]);
+}
+
+/// The request that comes back asks for each refusal whether any that the device has may have met it.
+#[test]
+fn a_refusal_is_of_a_request_or_of_none() {
+    let mut bench = Bench::new();
+    let [first, second] = [0, 1].map(|page| bench.page(page));
+    let requests = [&[first][..], &[second]].map(|part| bench.requests.submit(RequestFrame::None, part).unwrap());
+    bench.fetch();
+    bench.perform(0);
+    let of = |address, access| Refusal { page: VirtAddr(address), access };
+    let mut asked = 0;
+    let mut resolve = |_: Segment, is_others: &IsOthers<'_>| {
+        asked += 1;
+        assert!(is_others(&of(second.address, Access::Write)) && is_others(&of(first.address, Access::Write)));
+        assert!(!is_others(&of(second.address, Access::Read)));
+        assert!(!is_others(&of(second.address + PAGE as u64, Access::Write)));
+        Resolution::NoFault
+    };
+    assert_eq!(bench.requests.collect(&mut resolve), Ok(false));
+    assert_eq!((asked, bench.requests.is_in_flight(requests[1])), (1, true));
 }
 
 #[test]
@@ -228,7 +252,7 @@ fn who_believes_the_device_loses_data() {
     let ticket = bench.requests.submit(RequestFrame::Header([0; 16]), &[bench.page(0)]).unwrap();
     bench.fetch();
     bench.perform(0);
-    assert_eq!(bench.requests.collect(&mut |_| Resolution::NoFault), Ok(false));
+    assert_eq!(bench.requests.collect(&mut |_, _| Resolution::NoFault), Ok(false));
     let believed = bench.requests.take(ticket);
     assert!(matches!(believed, Some(Ok(Transfer { status: 0, tries: 1, .. }))));
     bench.memory.set_mapped(1, true);
@@ -323,7 +347,7 @@ fn a_reset_loses_nothing() {
     bench.device = Bench::device();
     // SAFETY: the page is the queue's still.
     unsafe { bench.requests.begin(page, address, MAX_SIZE) };
-    bench.requests.restart(&mut |_| Resolution::NoFault);
+    bench.requests.restart(&mut |_, _| Resolution::NoFault);
     assert_eq!(bench.requests.in_flight(), 3);
     for (page, ticket) in tickets.into_iter().enumerate() {
         assert!(matches!(bench.finish(ticket), Some(Ok(_))));
