@@ -7,10 +7,12 @@
 
 #![allow(unsafe_code, reason = "single accesses to registers of devices")]
 
+use core::ops::Range;
 use core::ptr::NonNull;
 
 use granule_arch::addr::VirtAddr;
 use safe_mmio::UniqueMmioPointer;
+use safe_mmio::fields::ReadPureWrite;
 
 #[cfg(test)]
 pub mod watched;
@@ -58,6 +60,19 @@ pub unsafe fn read<T: Register>(address: VirtAddr) -> T {
     watched::note(watched::MmioAccess::Read(address));
     // SAFETY: what is mapped is not at address zero; the rest is the caller's promise.
     unsafe { T::load(NonNull::new_unchecked(address.as_ptr())) }
+}
+
+/// Writes `value` to these of some registers that follow one another; what is beyond the last one is left out.
+pub fn fill<const N: usize>(
+    mut registers: UniqueMmioPointer<'_, [ReadPureWrite<u32>; N]>,
+    which: Range<usize>,
+    value: u32,
+) {
+    for index in which {
+        if let Some(mut register) = registers.get(index) {
+            register.write(value);
+        }
+    }
 }
 
 /// Writes the register at `address`.

@@ -9,6 +9,7 @@
 #![allow(unsafe_code, reason = "registers of the interrupt controller")]
 
 use core::mem::offset_of;
+use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU8, Ordering};
 
@@ -29,6 +30,13 @@ use crate::sync::{IrqLock, rank};
 const PRIORITY: u8 = 0x80;
 /// GICD_SGIR: the CPUs to send to, a bit each.
 const SGIR_TARGETS: u32 = 16;
+/// GICD_CPENDSGIR: a bit for each SGI and CPU that has sent it.
+const CPENDSGIR: usize = 0xf10;
+const CPENDSGIR_END: usize = 0xf20;
+/// GICC_APR: the priorities of interrupts that are active. One left over would keep the CPU from those that are not
+/// more urgent.
+const APR: usize = 0xd0;
+const APR_END: usize = 0xe0;
 /// GICC_IAR: the interrupt's number; above it is the CPU that sent an SGI.
 const IAR_INTID: u32 = 0x3ff;
 
@@ -64,11 +72,9 @@ pub(super) fn init(
     // Whatever the firmware was doing ends here.
     field!(registers, ctlr).write(GicdCtlr::empty());
     let lines = field_shared!(registers, typer).read().num_irqs() as usize / 32;
-    for index in 1..lines {
-        if let Some(mut disable) = field!(registers, icenabler).get(index) {
-            disable.write(!0);
-        }
-    }
+    clear(&mut registers, 1..lines);
+    // Level-sensitive; two bits each. The first are the private ones', which `enable` sets.
+    mmio::fill(field!(registers, icfgr), 2..2 * lines, 0);
     // Bit 0 is group 0 without the Security Extensions, and group 1 as the non-secure state sees it with them: ours
     // in both cases.
     field!(registers, ctlr).write(GicdCtlr::EnableGrp0);
@@ -78,6 +84,15 @@ pub(super) fn init(
         cpu_interface: gicc,
         targets: [const { AtomicU8::new(0) }; MAX_CPUS],
     }))
+}
+
+/// Ends what an earlier stage had interrupts do, 32 of them in each of `words`: none is enabled, pending or active, and
+/// all are in group 0, where that can be chosen.
+fn clear(mut registers: &mut UniqueMmioPointer<'_, Gicd>, words: Range<usize>) {
+    mmio::fill(field!(registers, icenabler), words.clone(), !0);
+    mmio::fill(field!(registers, icpendr), words.clone(), !0);
+    mmio::fill(field!(registers, icactiver), words.clone(), !0);
+    mmio::fill(field!(registers, igroupr), words, 0);
 }
 
 /// The byte of `intid` in the registers at `offset`: GICD_IPRIORITYR and GICD_ITARGETSR are byte-accessible.
@@ -101,8 +116,10 @@ impl InterruptController for GicV2 {
             let _alone = self.configuration.lock();
             // SAFETY: mapped for ever (`init`), and the lock is held.
             let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
-            if let Some(mut disable) = field!(registers, icenabler).get(0) {
-                disable.write(!0);
+            clear(&mut registers, 0..1);
+            for offset in (CPENDSGIR..CPENDSGIR_END).step_by(4) {
+                // SAFETY: every distributor has these banked registers, in its first page; the lock is held.
+                unsafe { mmio::write(byte(self.distributor, offset, 0), !0_u32) };
             }
             for intid in 0..SHARED {
                 // SAFETY: every distributor has the banked registers of the first 32 interrupts; the lock is held.
@@ -114,6 +131,11 @@ impl InterruptController for GicV2 {
             slot.store(if own == 0 { 1 } else { own }, Ordering::Relaxed);
         }
         let mut registers = self.cpu_interface();
+        let interface = VirtAddr::from_ptr(self.cpu_interface.as_ptr());
+        for offset in (APR..APR_END).step_by(4).chain([offset_of!(Gicc, bpr)]) {
+            // SAFETY: registers of the CPU interface, this CPU's own, which takes no interrupts yet.
+            unsafe { mmio::write(interface + offset as u64, 0_u32) };
+        }
         field!(registers, pmr).write(0xff);
         field!(registers, ctlr).write(1);
         Ok(())

@@ -3,9 +3,13 @@
 //! The registers are those of the crate `arm-gic`. The distributor is shared, so it is behind a lock; a redistributor
 //! belongs to its CPU, which finds it by the affinity in GICR_TYPER; the CPU interface needs neither.
 //! All interrupts are in group 1 of the non-secure state, with one priority.
+//!
+//! An earlier stage may have used all of it, and have left interrupts enabled, pending or active: each register that
+//! matters is written, and no bit of it is kept.
 
 #![allow(unsafe_code, reason = "registers of the interrupt controller")]
 
+use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
@@ -13,9 +17,9 @@ use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, InterruptGroup};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
-use granule_arch::barrier;
+use granule_arch::{barrier, wait};
 use heapless::Vec;
-use safe_mmio::UniqueMmioPointer;
+use safe_mmio::{UniqueMmioPointer, field};
 use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError};
@@ -43,6 +47,8 @@ const PENDBASER: u64 = 0x78;
 const TABLE_SHAREABILITY: u64 = 0b11 << 10;
 const TABLE_INNER_SHAREABLE: u64 = 0b01 << 10;
 const TABLE_ATTRIBUTES: u64 = TABLE_INNER_SHAREABLE | 0b111 << 7;
+/// GICR_CTLR: what was written to it has not taken effect everywhere.
+const CTLR_RWP: u32 = 1 << 3;
 /// GICR_PENDBASER: the table is all zeros.
 const PENDBASER_ZEROED: u64 = 1 << 62;
 /// GICR_TYPER.VLPIS: the redistributor has four frames.
@@ -55,6 +61,27 @@ struct Region {
     start: VirtAddr,
     physical: PhysAddr,
     size: u64,
+}
+
+/// Clears the active priorities of a group, ICC_AP0Rn_EL1 or ICC_AP1Rn_EL1, of which there are as many as bits of a
+/// priority make necessary: one left over would keep this CPU from interrupts that are not more urgent.
+macro_rules! clear_active {
+    ($crm:literal, $bits:expr, $first:literal, $second:literal, $third:literal, $fourth:literal) => {{
+        // SAFETY: registers of this CPU's own interface; no interrupt is being handled.
+        unsafe {
+            asm!(concat!("msr s3_0_c12_c", $crm, "_", $first, ", xzr"), options(nostack, preserves_flags));
+            if $bits >= 6 {
+                asm!(concat!("msr s3_0_c12_c", $crm, "_", $second, ", xzr"), options(nostack, preserves_flags));
+            }
+            if $bits >= 7 {
+                asm!(
+                    concat!("msr s3_0_c12_c", $crm, "_", $third, ", xzr"),
+                    concat!("msr s3_0_c12_c", $crm, "_", $fourth, ", xzr"),
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+    }};
 }
 
 struct GicV3 {
@@ -83,10 +110,15 @@ pub(super) fn init(
     let gicd = NonNull::new(registers.as_ptr::<Gicd>()).ok_or(InterruptError::NotMapped(distributor))?;
     // SAFETY: by the device tree a GICv3 distributor is there, `map` has mapped it for ever as device memory, and this
     // is the only place that makes a pointer to it.
-    let mut gicd = GicDistributor::new(unsafe { UniqueMmioPointer::new(gicd) });
-    // Whatever the firmware was doing ends here. Affinity routing may be changed only while no group is enabled.
-    gicd.modify_control(GicdCtlr::EnableGrp0 | GicdCtlr::EnableGrp1NS | GicdCtlr::EnableGrp1S, false);
-    gicd.enable_all_interrupts(false);
+    let mut gicd = unsafe { UniqueMmioPointer::new(gicd) };
+    // Affinity routing may be changed only while no group is enabled.
+    let routing = field!(gicd, ctlr).read() & GicdCtlr::ARE_S;
+    set_control(&mut gicd, routing);
+    set_control(&mut gicd, GicdCtlr::ARE_S);
+    clear_shared(&mut gicd);
+    let mut gicd = GicDistributor::new(gicd);
+    // An interrupt that was being disabled is not configured before it is.
+    gicd.wait_for_pending_write();
     gicd.configure_default_settings();
 
     let mut regions = Vec::new();
@@ -105,6 +137,42 @@ pub(super) fn init(
         stride,
         redistributors: [const { AtomicPtr::new(core::ptr::null_mut()) }; MAX_CPUS],
     }))
+}
+
+/// Writes the distributor's control register, and waits until that has taken effect.
+fn set_control(mut gicd: &mut UniqueMmioPointer<'_, Gicd>, control: GicdCtlr) {
+    field!(gicd, ctlr).write(control);
+    while field!(gicd, ctlr).read().contains(GicdCtlr::RWP) {
+        wait::relax();
+    }
+}
+
+/// Ends what an earlier stage had shared interrupts do: none is enabled, pending, active or unmaskable.
+fn clear_shared(mut gicd: &mut UniqueMmioPointer<'_, Gicd>) {
+    let kind = field!(gicd, typer).read();
+    let (shared, extended) = (1..1 + kind.num_spis() as usize / 32, 0..kind.num_espis() as usize / 32);
+    mmio::fill(field!(gicd, icenabler), shared.clone(), !0);
+    mmio::fill(field!(gicd, icpendr), shared.clone(), !0);
+    mmio::fill(field!(gicd, icactiver), shared.clone(), !0);
+    mmio::fill(field!(gicd, icenabler_e), extended.clone(), !0);
+    mmio::fill(field!(gicd, icpendr_e), extended.clone(), !0);
+    mmio::fill(field!(gicd, icactive_e), extended.clone(), !0);
+    if kind.nmi_supported() {
+        mmio::fill(field!(gicd, inmir), shared, 0);
+        mmio::fill(field!(gicd, inmr_e), extended, 0);
+    }
+}
+
+/// The same for a CPU's private ones, SGIs among them; they were just disabled.
+fn clear_private(mut frames: &mut UniqueMmioPointer<'_, GicrSgi>, has_unmaskable: bool) {
+    // Of extended ones as well; where there are none, writes have no effect.
+    let words = 0..3;
+    let mut sgi = field!(frames, sgi);
+    mmio::fill(field!(sgi, icpendr), words.clone(), !0);
+    mmio::fill(field!(sgi, icactiver), words.clone(), !0);
+    if has_unmaskable {
+        mmio::fill(field!(sgi, inmir), words, 0);
+    }
 }
 
 impl GicV3 {
@@ -163,6 +231,13 @@ pub(super) fn enable_lpis(
     if typer & TYPER_PLPIS == 0 {
         return Err(ItsError::NoLpis);
     }
+    // An earlier stage's tables are out of use, where the redistributor lets LPIs be disabled again.
+    // SAFETY: as above.
+    unsafe { mmio::write(control, 0_u32) };
+    // SAFETY: as above.
+    while unsafe { mmio::read::<u32>(control) } & CTLR_RWP != 0 {
+        wait::relax();
+    }
     // SAFETY: as above.
     if unsafe { mmio::read::<u32>(control) } & CTLR_ENABLE_LPIS != 0 {
         return Err(ItsError::HasTables);
@@ -174,7 +249,7 @@ pub(super) fn enable_lpis(
     }
     barrier::dsb_sy();
     // SAFETY: as above.
-    unsafe { mmio::write(control, mmio::read::<u32>(control) | CTLR_ENABLE_LPIS) };
+    unsafe { mmio::write(control, CTLR_ENABLE_LPIS) };
     barrier::dsb_sy();
     if !by_address {
         return Ok(typer >> 8 & 0xffff);
@@ -182,6 +257,42 @@ pub(super) fn enable_lpis(
     let inside = |region: &&Region| frame >= region.start && frame - region.start < region.size;
     let region = GIC.get().and_then(|gic| gic.regions.iter().find(inside)).ok_or(ItsError::NoLpis)?;
     Ok((region.physical.0 + (frame - region.start)) >> 16)
+}
+
+/// Makes this CPU's interface take interrupts of group 1, with none active.
+fn init_interface() {
+    // SAFETY: ICC_SRE_EL1 = 7 (S3_0_C12_C12_5): the interface is in system registers, and no interrupt bypasses it.
+    // ICC_CTLR_EL1 = 0 (S3_0_C12_C12_4): ending an interrupt deactivates it too. ICC_BPR1_EL1 = 0 (S3_0_C12_C12_3):
+    // nothing is split off for preemption. All are this CPU's own, and interrupts are masked.
+    unsafe {
+        asm!(
+            "msr s3_0_c12_c12_5, {sre}",
+            "isb",
+            "msr s3_0_c12_c12_4, xzr",
+            "msr s3_0_c12_c12_3, xzr",
+            sre = in(reg) 0b111_u64,
+            options(nostack, preserves_flags)
+        );
+    }
+    let control: u64;
+    // SAFETY: ICC_CTLR_EL1 is read.
+    unsafe { asm!("mrs {}, s3_0_c12_c12_4", out(reg) control, options(nomem, nostack, preserves_flags)) };
+    let priority_bits = (control >> 8 & 0b111) + 1;
+    if has_group0(priority_bits) {
+        GicCpuInterface::enable_group0(false);
+        clear_active!("8", priority_bits, "4", "5", "6", "7");
+    }
+    clear_active!("9", priority_bits, "0", "1", "2", "3");
+    GicCpuInterface::set_priority_mask(0xff);
+    GicCpuInterface::enable_group1(true);
+    barrier::isb();
+}
+
+/// Whether group 0 is this exception level's, and not EL3's: then the lowest priority mask that is not zero can be set.
+/// Else the written value is shifted into the non-secure half, and reads as zero (IHI 0069, 4.8.1).
+fn has_group0(priority_bits: u64) -> bool {
+    GicCpuInterface::set_priority_mask(1 << (8 - priority_bits.min(8)));
+    GicCpuInterface::get_priority_mask() != 0
 }
 
 impl InterruptController for GicV3 {
@@ -198,17 +309,10 @@ impl InterruptController for GicV3 {
         // It fails where the firmware has woken it, which is just as well.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
-
-        GicCpuInterface::enable_system_register_el1();
-        barrier::isb();
-        // SAFETY: ICC_CTLR_EL1 = 0 (S3_0_C12_C12_4): ending an interrupt deactivates it too. ICC_BPR1_EL1 = 0
-        // (S3_0_C12_C12_3): nothing is split off for preemption. Both are this CPU's own.
-        unsafe {
-            core::arch::asm!("msr s3_0_c12_c12_4, xzr", "msr s3_0_c12_c12_3, xzr", options(nostack, preserves_flags));
-        }
-        GicCpuInterface::set_priority_mask(0xff);
-        GicCpuInterface::enable_group1(true);
-        barrier::isb();
+        let has_unmaskable = self.distributor.lock().typer().nmi_supported();
+        // SAFETY: as for `redistributor`, whose use is over.
+        clear_private(&mut unsafe { UniqueMmioPointer::new(frames) }, has_unmaskable);
+        init_interface();
         Ok(())
     }
 

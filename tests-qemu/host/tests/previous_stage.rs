@@ -7,7 +7,7 @@ use std::path::Path;
 
 use granule_host_tests::built;
 use granule_host_tests::session::Session;
-use granule_runner::machine;
+use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 
 /// Where the previous stage is loaded. It ends in a jump to the kernel at 0x4020_0000.
@@ -84,6 +84,10 @@ const AT_EL2: &[u32] = &[
 fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
     let mut machine = machine::named("default").unwrap();
     machine.machine += addition;
+    start_on(&machine, name, stage)
+}
+
+fn start_on(machine: &Machine, name: &str, stage: &[u32]) -> Session {
     let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::write(&file, stage.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
     let mut extra: Vec<OsString> = Vec::new();
@@ -94,17 +98,99 @@ fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
     ] {
         extra.extend(["-device".into(), device.into()]);
     }
-    Session::of(&Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra)).unwrap()
+    Session::of(&Qemu::without_kernel(machine, Serial::Pipes, Reset::Ends, &extra)).unwrap()
 }
 
 /// Boots the kernel behind `poisoner`, and looks whether all CPUs run.
 #[track_caller]
 fn assert_boots_behind(name: &str, poisoner: &[u32], addition: &str) {
     let mut session = start_behind(name, poisoner, addition);
+    assert_runs(&machine::named("default").unwrap(), name, &mut session);
+}
+
+/// The prompt comes, keys arrive and nothing else does, and all CPUs run.
+#[track_caller]
+fn assert_runs(machine: &Machine, name: &str, session: &mut Session) {
     session.prompt().unwrap_or_else(|error| panic!("{name}: {error}"));
-    let cpus = session.command("cpus").unwrap();
+    let cpus = session.command("cpus").unwrap_or_else(|error| panic!("{name}: {error}"));
     let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
-    assert_eq!(run, machine::named("default").unwrap().smp as usize, "{cpus}");
+    assert_eq!(run, machine.smp as usize, "{name}: {cpus}");
+    let frames = session.command("mem").unwrap();
+    assert!(frames.contains("frames"), "{name}: {frames}");
+}
+
+/// Registers of QEMU's `virt`.
+const GICD: u64 = 0x800_0000;
+const GICC: u64 = 0x801_0000;
+const GICR: u64 = 0x80a_0000;
+
+/// Instructions that store words, and others behind them; then the jump to the kernel.
+fn stage(stores: &[(u64, u32)], more: &[u32]) -> Vec<u32> {
+    let wide = |register: u32, value: u64| {
+        (0..3).map(move |half: u32| {
+            let opcode = if half == 0 { 0xd280_0000 } else { 0xf280_0000 };
+            opcode | half << 21 | ((value >> (16 * half) & 0xffff) as u32) << 5 | register
+        })
+    };
+    let mut stage = Vec::new();
+    for &(address, value) in stores {
+        stage.extend(wide(1, address).chain(wide(2, value.into())));
+        stage.push(0xb900_0022); // str w2, [x1]
+    }
+    stage.extend(more);
+    // dsb sy; mov x5, #0x40200000; br x5
+    stage.extend([0xd503_3f9f, 0xd2a8_0405, 0xd61f_00a0]);
+    stage
+}
+
+/// Stores `value` to registers of a bit for each interrupt, of those from `from` on that CPUs share.
+fn shared(gicd: u64, value: u32) -> impl Iterator<Item = (u64, u32)> {
+    (1..8).map(move |word| (gicd + 4 * word, value))
+}
+
+/// As a stage leaves it that was in the middle of handlers, and did not end them.
+#[test]
+fn interrupts_that_are_active_arrive_all_the_same() {
+    let machine = machine::named("default").unwrap();
+    let mut stores = vec![(GICD, 0x37)];
+    stores.extend(shared(GICD + 0x80, !0).chain(shared(GICD + 0x300, !0)));
+    for cpu in 0..u64::from(machine.smp) {
+        let private = GICR + cpu * 0x2_0000 + 0x1_0000;
+        stores.extend([(private + 0x80, !0), (private + 0x300, !0)]);
+    }
+    // The highest priority is active too: mov x1, #1; msr ICC_AP1R0_EL1, x1; msr ICC_AP0R0_EL1, x1; and ends of
+    // interrupts do not deactivate them: mov x1, #2; msr ICC_CTLR_EL1, x1.
+    let more = [0xd280_0021, 0xd518_c901, 0xd518_c881, 0xd280_0041, 0xd518_cc81];
+    let mut session = start_on(&machine, "active.bin", &stage(&stores, &more));
+    assert_runs(&machine, "GICv3", &mut session);
+
+    let machine = machine::named("a72").unwrap();
+    let mut stores = vec![(GICD, 3), (GICC, 0x203), (GICC + 4, 0xff), (GICC + 8, 7)];
+    stores.extend((0..8).flat_map(|word| [(GICD + 0x80 + 4 * word, !0), (GICD + 0x300 + 4 * word, !0)]));
+    stores.push((GICC + 0xd0, 1));
+    let mut session = start_on(&machine, "active2.bin", &stage(&stores, &[]));
+    assert_runs(&machine, "GICv2", &mut session);
+}
+
+#[test]
+fn interrupts_that_are_pending_are_those_of_the_stage_before() {
+    let machine = machine::named("default").unwrap();
+    let mut stores = vec![(GICD, 0x37)];
+    stores.extend([0x80, 0x100, 0x200].into_iter().flat_map(|register| shared(GICD + register, !0)));
+    for cpu in 0..u64::from(machine.smp) {
+        let private = GICR + cpu * 0x2_0000 + 0x1_0000;
+        stores.extend([0x80, 0x100, 0x200].map(|register| (private + register, !0)));
+    }
+    let mut session = start_on(&machine, "pending.bin", &stage(&stores, &[]));
+    assert_runs(&machine, "GICv3", &mut session);
+
+    let machine = machine::named("a72").unwrap();
+    let mut stores = vec![(GICD, 3)];
+    stores.extend((0..8).flat_map(|word| [0x100, 0x200].map(|register| (GICD + register + 4 * word, !0))));
+    // Each SGI, to each CPU.
+    stores.extend((0..16).map(|number| (GICD + 0xf00, 0xff << 16 | number)));
+    let mut session = start_on(&machine, "pending2.bin", &stage(&stores, &[]));
+    assert_runs(&machine, "GICv2", &mut session);
 }
 
 #[test]

@@ -244,7 +244,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
             return Err(ItsError::NoSuchDevice(last_device));
         }
         // Tables may only be changed while it is at rest.
-        registers.write32(CTLR, registers.read32(CTLR) & !ENABLED);
+        registers.write32(CTLR, 0);
         wait(|| registers.read32(CTLR) & QUIESCENT != 0).map_err(|()| stuck(&registers, 0))?;
 
         let mut memory = memory;
@@ -264,7 +264,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
         let configurations = memory.take((1 << ID_BITS) - u64::from(FIRST), PAGE_SIZE as u64)?;
         // The zeros of the tables come before the ITS looks at them.
         barrier::dsb_sy();
-        registers.write32(CTLR, registers.read32(CTLR) | ENABLED);
+        registers.write32(CTLR, ENABLED);
         Ok(Self {
             registers,
             memory,
@@ -377,17 +377,17 @@ fn set_up_table(
     last_device: u32,
 ) -> Result<(), ItsError> {
     const SMALL: u64 = 4096;
-    let mut table = LocalRegisterCopy::<u64, GITS_BASER::Register>::new(registers.read64(offset));
+    let read = || LocalRegisterCopy::<u64, GITS_BASER::Register>::new(registers.read64(offset));
+    // An earlier stage's table is out of use from here on. Not every ITS has pages of each size: the field then keeps
+    // another value than this one, of small pages.
+    registers.write64(offset, 0);
+    let mut table = read();
     let entries = match table.read_as_enum::<GITS_BASER::KIND::Value>(GITS_BASER::KIND) {
         Some(GITS_BASER::KIND::Value::Devices) => u64::from(last_device) + 1,
         Some(GITS_BASER::KIND::Value::Collections) => crate::smp::MAX_CPUS as u64,
         None => return Ok(()),
     };
     let bytes = entries * (table.read(GITS_BASER::ENTRY_SIZE) + 1);
-    // Not every ITS has pages of each size: the field then keeps another value.
-    table.modify(GITS_BASER::PAGE_SIZE::Small + GITS_BASER::INDIRECT::CLEAR + GITS_BASER::VALID::CLEAR);
-    registers.write64(offset, table.get());
-    table.set(registers.read64(offset));
     let page = SMALL << (2 * table.read(GITS_BASER::PAGE_SIZE));
     let pages = bytes.div_ceil(page);
     if pages > 256 {
@@ -397,8 +397,7 @@ fn set_up_table(
     table.modify(GITS_BASER::PAGES.val(pages - 1) + GITS_BASER::ADDRESS.val(part.physical.0 >> 12));
     table.modify(GITS_BASER::SHAREABILITY::Inner + GITS_BASER::CACHEABILITY::WriteBack + GITS_BASER::VALID::SET);
     registers.write64(offset, table.get());
-    table.set(registers.read64(offset));
-    if table.matches_all(GITS_BASER::SHAREABILITY::Inner) { Ok(()) } else { Err(ItsError::NotCoherent) }
+    if read().matches_all(GITS_BASER::SHAREABILITY::Inner) { Ok(()) } else { Err(ItsError::NotCoherent) }
 }
 
 fn stuck(registers: &impl ItsRegisters, written: u64) -> ItsError {

@@ -27,8 +27,9 @@ pub(super) fn enable(config: &dyn ConfigSpace, function: PciAddress) -> bool {
     };
     let (offered, control) = read();
     let needed = NEEDED & offered;
-    if control & needed != needed {
-        config.write16(function, offset + CONTROL, control | needed);
+    // Whole: what firmware had it allow besides is not allowed.
+    if control != needed {
+        config.write16(function, offset + CONTROL, needed);
     }
     read().1 & needed == needed
 }
