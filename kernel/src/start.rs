@@ -134,8 +134,6 @@ fn is_memory(platform: &Platform, registers: PhysAddr) -> bool {
 /// # Safety
 /// What lies there is a PL011, or nothing.
 unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
-    /// UARTFR: a read of it changes nothing.
-    const FLAGS: u64 = 0x18;
     // One page is mapped, and no more.
     if registers.0 % PAGE_SIZE as u64 > PAGE_SIZE as u64 - UART_BYTES {
         crate::log::warn!("console: its registers at {registers} cross the end of a page");
@@ -146,11 +144,22 @@ unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
         crate::log::warn!("console: its registers at {registers} are at no address that tables can hold");
         return None;
     };
+    // SAFETY: mapped for ever as device memory, and the caller's word for what it is.
+    unsafe { port_at(mapped, registers) }
+}
+
+/// The port whose registers, at `registers`, are mapped at `mapped`; `None`, after a warning, where nothing answers.
+///
+/// # Safety
+/// As for [`Pl011::new`], if anything answers.
+unsafe fn port_at(mapped: VirtAddr, registers: PhysAddr) -> Option<Pl011> {
+    /// UARTFR: a read of it changes nothing.
+    const FLAGS: u64 = 0x18;
     if let Err(fault) = probe::read::<u32>(mapped + FLAGS) {
         crate::log::warn!("console: no registers at {registers}: {fault}");
         return None;
     }
-    // SAFETY: mapped for ever as device memory, and the caller's word for what it is.
+    // SAFETY: the caller's.
     unsafe { Pl011::new(mapped) }
 }
 
@@ -291,8 +300,8 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         }
     };
     let uart = platform.uart.and_then(|uart| Some((uart, map(uart.registers)?)));
-    if let Some((_, registers)) = uart {
-        use_console(registers);
+    if let Some((uart, mapped)) = uart {
+        use_console(mapped, uart.registers.start());
     }
     if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map) {
         crate::log::error!("interrupt controller: {error}");
@@ -454,10 +463,10 @@ fn arrive(cpu: &'static Cpu) {
     cpu.features.call_once(CpuFeatures::read);
 }
 
-fn use_console(registers: VirtAddr) {
+fn use_console(mapped: VirtAddr, registers: PhysAddr) {
     static PORT: Once<Pl011> = Once::new();
     // SAFETY: by the device tree a PL011 is there, and it is mapped for ever.
-    if let Some(port) = unsafe { Pl011::new(registers) } {
+    if let Some(port) = unsafe { port_at(mapped, registers) } {
         let first = !console::is_connected();
         console::init(PORT.call_once(|| port));
         if first {

@@ -25,6 +25,7 @@ use crate::mmio;
 use crate::platform::{Interrupt, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
+use crate::trap::probe;
 
 /// Of all interrupts: in the middle, so that it is above the mask with and without the Security Extensions' shift.
 const PRIORITY: u8 = 0x80;
@@ -63,6 +64,9 @@ pub(super) fn init(
 ) -> Result<&'static dyn InterruptController, InterruptError> {
     let mut mapped = |range| map(range).ok_or(InterruptError::NotMapped(range));
     let (gicd, gicc) = (mapped(distributor)?, mapped(cpu_interface)?);
+    for (registers, range) in [(gicd, distributor), (gicc, cpu_interface)] {
+        probe::read::<u32>(registers).map_err(|fault| InterruptError::NoAnswer(range.start(), fault))?;
+    }
     let gicd = NonNull::new(gicd.as_ptr::<Gicd>()).ok_or(InterruptError::NotMapped(distributor))?;
     let gicc = NonNull::new(gicc.as_ptr::<Gicc>()).ok_or(InterruptError::NotMapped(cpu_interface))?;
 

@@ -29,6 +29,7 @@ use crate::mmio;
 use crate::platform::{Interrupt, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Trigger};
 use crate::smp::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
+use crate::trap::probe;
 
 /// Bytes of a redistributor: RD and SGI frames.
 const FRAMES: u64 = 0x2_0000;
@@ -108,6 +109,7 @@ pub(super) fn init(
 ) -> Result<&'static dyn InterruptController, InterruptError> {
     let registers = map(distributor).ok_or(InterruptError::NotMapped(distributor))?;
     let gicd = NonNull::new(registers.as_ptr::<Gicd>()).ok_or(InterruptError::NotMapped(distributor))?;
+    probe::read::<u32>(registers).map_err(|fault| InterruptError::NoAnswer(distributor.start(), fault))?;
     // SAFETY: by the device tree a GICv3 distributor is there, `map` has mapped it for ever as device memory, and this
     // is the only place that makes a pointer to it.
     let mut gicd = unsafe { UniqueMmioPointer::new(gicd) };
@@ -127,6 +129,10 @@ pub(super) fn init(
         let used = (cpus as u64).saturating_mul(redistributors.stride.unwrap_or(FRAMES_VIRTUAL)).min(region.size());
         let used = PhysRange::from_size(region.start(), used).unwrap_or(region);
         let registers = map(used).ok_or(InterruptError::NotMapped(used))?;
+        if let Err(fault) = probe::read::<u32>(registers) {
+            crate::log::warn!("interrupt controller: no redistributors at {}: {fault}", used.start());
+            continue;
+        }
         // As many as in the description, which has the same room.
         let _ = regions.push(Region { start: registers, physical: used.start(), size: used.size() });
     }
@@ -182,8 +188,8 @@ impl GicV3 {
             let mut offset = 0;
             while offset + FRAMES <= size {
                 let frame = start + offset;
-                // SAFETY: inside a mapped region, at the start of a redistributor; the register is read-only.
-                let typer = unsafe { mmio::read::<u64>(frame + TYPER) };
+                // A region may have room for more than there are.
+                let Ok(typer) = probe::read::<u64>(frame + TYPER) else { break };
                 // Aff3.Aff2.Aff1.Aff0 in one word; MPIDR_EL1 has a gap before Aff3.
                 let affinity = (typer >> 32 & 0xff_ffff) | (typer >> 56 << 32);
                 if affinity == mpidr {

@@ -13,13 +13,14 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use granule_arch::addr::{PhysRange, VirtAddr};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use spin::Once;
 use thiserror::Error;
 
 use super::its;
 use crate::platform::{GicDescription, Interrupt, Trigger};
 use crate::smp::Cpu;
+use crate::trap::probe::ProbeFault;
 
 /// Interrupt numbers that a handler can have: all but the GIC's special ones and the extended ranges.
 const COUNT: usize = 1020;
@@ -60,6 +61,9 @@ pub enum InterruptError {
     /// The registers could not be mapped.
     #[error("no room to map the interrupt controller at {0:?}")]
     NotMapped(PhysRange),
+    /// Nothing answers where the registers are to be.
+    #[error("the interrupt controller at {0} does not answer: {1}")]
+    NoAnswer(PhysAddr, ProbeFault),
     /// The controller has no interface for a CPU with this affinity.
     #[error("the interrupt controller has no interface for CPU {0:#x}")]
     NoInterface(u64),

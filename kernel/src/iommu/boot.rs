@@ -8,6 +8,7 @@ use core::fmt;
 
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
 use granule_arch::addr::VirtAddr;
+use granule_smmuv3::registers::offset::{EVENTQ_PROD, IDR0};
 use granule_smmuv3::{PAGE1, ProbeError, Probed};
 use spin::Once;
 
@@ -18,6 +19,7 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::platform::Smmu;
 use crate::smp::Cpu;
+use crate::trap;
 
 /// Takes them into use: from here on no device behind one reaches memory that its driver has not attached.
 #[inline(never)]
@@ -49,6 +51,10 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu, place: &Once<I
     }
     let registers = kernel.space.map_device(cpu, smmu.registers);
     let registers = registers.inspect_err(|error| failed(format_args!("its registers: {error}"))).ok()?;
+    for page in [IDR0, EVENTQ_PROD] {
+        let answer = trap::probe::read::<u32>(registers + page as u64);
+        answer.inspect_err(|fault| failed(format_args!("nothing answers at its registers: {fault}"))).ok()?;
+    }
     // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; it has no other user.
     let probed = unsafe { probe(registers, kernel.frames) };
     let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;

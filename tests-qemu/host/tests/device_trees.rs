@@ -304,3 +304,59 @@ fn devices_behind_an_smmu_that_is_not_driven_are_refused() {
     let refused = session.command("blk read 5 $").unwrap();
     assert!(refused.contains("the SMMU in front of the device") && refused.contains("is not driven"), "{refused}");
 }
+
+/// The tree of `machine` with the address of the `index`-th range of a node's registers changed.
+fn tree_with_registers(machine: &Machine, name: &str, node: &str, (index, address): (usize, u64)) -> Vec<u8> {
+    let mut tree = tree_of(machine.clone(), name);
+    resize(&mut tree, 64 << 10);
+    let at = value(&tree, node, "reg").start + 16 * index;
+    tree[at..at + 8].copy_from_slice(&address.to_be_bytes());
+    tree
+}
+
+/// No device of QEMU's `virt` is there, and an access is an external abort.
+const HOLE: u64 = 0xb00_0000;
+
+#[test]
+fn registers_that_abort_leave_a_device_out() {
+    let machine = machine::named("default").unwrap();
+    let boot = |name: &str, node: &str, place| {
+        let mut session = boot_of(&machine, name, &tree_with_registers(&machine, name, node, place));
+        let banner = session.prompt().unwrap_or_else(|error| panic!("{name}: {error}"));
+        (session, banner)
+    };
+    let (mut session, banner) = boot("ecam-hole", "pcie@10000000", (0, HOLE));
+    assert!(banner.contains("PCI: no configuration space at 0xb000000: synchronous external abort"), "{banner}");
+    assert!(!session.command("lspci").unwrap().contains("1b36"));
+
+    let (mut session, banner) = boot("smmu-hole", "smmuv3@9050000", (0, HOLE));
+    assert!(banner.contains("smmu: nothing answers at its registers: synchronous external abort"), "{banner}");
+    session.command("vmalloc 1").unwrap();
+    assert!(session.command("rng $ 8").unwrap().contains("is not driven, so the device gets no memory"));
+
+    // Without messages a device is polled, or has a pin.
+    for (name, place) in [("its-hole", HOLE), ("its-memory", 0x4800_0000)] {
+        let (mut session, _) = boot(name, "its@8080000", (0, place));
+        session.command("vmalloc 1").unwrap();
+        let answer = session.command("rng $ 8").unwrap();
+        assert!(!answer.contains("error") && !answer.contains("fault"), "{name}: {answer}");
+    }
+}
+
+#[test]
+fn an_interrupt_controller_that_does_not_answer_is_a_message() {
+    let machine = machine();
+    for (name, index, message) in [
+        (
+            "gicd-hole",
+            0,
+            "interrupt controller: the interrupt controller at 0xb000000 does not answer: synchronous external abort",
+        ),
+        ("gicr-hole", 1, "interrupt controller: no redistributors at 0xb000000: synchronous external abort"),
+    ] {
+        let tree = tree_with_registers(&machine, name, "intc@8000000", (index, HOLE));
+        let mut session = boot_of(&machine, name, &tree);
+        session.wait_for(message).unwrap_or_else(|error| panic!("{name}: {error}"));
+        session.prompt().unwrap_or_else(|error| panic!("{name}: {error}"));
+    }
+}

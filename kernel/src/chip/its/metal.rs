@@ -2,20 +2,18 @@
 
 #![allow(unsafe_code, reason = "registers of the ITS, and tables that it reads")]
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::{EVENTS, FIRST, ItsError, ItsLists, ItsRegisters, ItsUnit, TableMemory};
+use super::{EVENTS, FIRST, ItsError, ItsLists, ItsRegisters, ItsUnit, TableMemory, frames};
 use crate::Kernel;
 use crate::chip::interrupt::InterruptHandler;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mmio;
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
-
-/// Bytes of the frame of control registers.
-const CONTROL_FRAME: u64 = 0x1_0000;
+use crate::trap::probe;
 
 /// The control registers, mapped for ever.
 struct Mmio(VirtAddr);
@@ -124,10 +122,8 @@ pub(in crate::chip) fn handle(cpu: &Cpu, intid: u32) -> bool {
 }
 
 fn start(kernel: &'static Kernel, cpu: &Cpu, last_device: u32) -> Result<Locked, ItsError> {
-    let its = kernel.platform.its.ok_or(ItsError::None)?;
-    let frame = PhysRange::from_size(its.registers.start(), CONTROL_FRAME);
-    let frame = frame.filter(|frame| frame.end() <= its.registers.end()).ok_or(ItsError::NotMapped)?;
-    let registers = kernel.space.map_device(cpu, frame).map_err(|_| ItsError::NotMapped)?;
+    let registers = kernel.space.map_device(cpu, frames(kernel.platform)?).map_err(|_| ItsError::NotMapped)?;
+    probe::read::<u32>(registers).map_err(ItsError::NoAnswer)?;
     let block = kernel.frames.alloc_blocks(cpu, 0)?;
     // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled. The linear map shows it.
     let memory = unsafe { TableMemory::new(kernel.frames.linear().address(block), block, BLOCK_SIZE) };

@@ -18,7 +18,7 @@ mod tests;
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use heapless::Vec;
 use thiserror::Error;
@@ -26,6 +26,7 @@ use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 use crate::mm::OutOfMemory;
 use crate::platform::Platform;
+use crate::trap::probe::ProbeFault;
 use command::{EventTable, ItsCommand};
 
 pub(super) use metal::handle;
@@ -48,7 +49,15 @@ const TRANSLATER: u64 = TRANSLATION_FRAME + 0x40;
 /// Where devices write to interrupt a CPU (GITS_TRANSLATER); `None` where the machine has no ITS. Where an SMMU
 /// translates a device's accesses, its messages are translated as well: the page of this address must be mapped for it.
 pub fn doorbell(platform: &Platform) -> Option<PhysAddr> {
-    platform.its.and_then(|its| its.registers.start().checked_add(TRANSLATER))
+    frames(platform).ok()?.start().checked_add(TRANSLATER)
+}
+
+/// The two frames of the machine's ITS. A device that is given memory for the second would write its messages there.
+fn frames(platform: &Platform) -> Result<PhysRange, ItsError> {
+    let registers = platform.its.ok_or(ItsError::None)?.registers;
+    let frames = PhysRange::from_size(registers.start(), 2 * TRANSLATION_FRAME);
+    let frames = frames.filter(|frames| frames.end() <= registers.end());
+    frames.filter(|frames| !platform.memory.iter().any(|bank| bank.overlaps(*frames))).ok_or(ItsError::NotMapped)
 }
 
 /// Offsets of the registers of the first frame (12.18).
@@ -118,8 +127,11 @@ pub enum ItsError {
     #[error("the machine has no ITS")]
     None,
     /// Its registers could not be mapped.
-    #[error("the registers of the ITS were not mapped")]
+    #[error("the registers of the ITS were not mapped: they have not two frames, or memory is there")]
     NotMapped,
+    /// Nothing answers where its registers are to be.
+    #[error("the ITS does not answer: {0}")]
+    NoAnswer(ProbeFault),
     /// There is no memory for its tables.
     #[error(transparent)]
     OutOfMemory(#[from] OutOfMemory),

@@ -14,6 +14,7 @@ use crate::Kernel;
 use crate::chip::interrupt::InterruptHandler;
 use crate::mm::kernel::KernelSpace;
 use crate::smp::Cpu;
+use crate::trap::probe;
 
 /// A function that belongs to a driver.
 ///
@@ -88,10 +89,11 @@ impl Claim {
         self.function.change_command(BUS_MASTER, on);
     }
 
-    /// The registers behind base address register number `index`, mapped into `space` for ever. `cpu` is this CPU.
+    /// The registers behind base address register number `index`, mapped into `space` for ever, of which the first word is
+    /// read: the window that the device tree names may lead nowhere. `cpu` is this CPU.
     ///
     /// # Errors
-    /// There is none, it is not for memory, it got no addresses, or there is no memory for tables.
+    /// There is none, it is not for memory, it got no addresses, there is no memory for tables, or nothing answers.
     pub fn map_bar(&self, space: &'static KernelSpace, cpu: &Cpu, index: usize) -> Result<MmioRegion, PciError> {
         let (function, bar) = (self.address, self.bar(index)?);
         if bar.kind == BarKind::Io {
@@ -100,6 +102,7 @@ impl Claim {
         let range = bar.range.ok_or(PciError::NoRoom { function, index, size: bar.size })?;
         let map = || space.map_device(cpu, range).map_err(|error| PciError::NotMapped(function, error));
         let start = *self.mapped[index].try_call_once(map)?;
+        probe::read::<u32>(start).map_err(|fault| PciError::NoAnswer(function, index, fault))?;
         // SAFETY: just mapped, or by an earlier claim; now it is this driver's.
         Ok(unsafe { MmioRegion::of(self.function, start, range.size()) })
     }

@@ -11,8 +11,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use granule_arch::addr::VirtAddr;
 use pci_types::capability::PciCapability;
 use pci_types::{ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader};
+use spin::Once;
 
-use crate::mmio::{self, Register};
+use crate::trap::probe::{self, ProbeFault, Width};
 
 /// Bytes of that of one function.
 pub(super) const FUNCTION: u16 = 4096;
@@ -38,14 +39,28 @@ pub(super) trait ConfigSpace: Sync {
 }
 
 /// Configuration space in memory, mapped bus by bus.
+///
+/// A root complex may answer for a function that is not there by an abort: then reads are all ones, and writes have no
+/// effect.
 pub(super) struct Ecam {
     /// Where each bus is mapped; 0 where it is not.
     buses: [AtomicU64; 256],
+    /// The first abort.
+    fault: Once<ProbeFault>,
 }
 
 impl Ecam {
     pub(super) const fn new() -> Self {
-        Self { buses: [const { AtomicU64::new(0) }; 256] }
+        Self { buses: [const { AtomicU64::new(0) }; 256], fault: Once::new() }
+    }
+
+    /// The first abort that an access has met.
+    pub(super) fn fault(&self) -> Option<ProbeFault> {
+        self.fault.get().copied()
+    }
+
+    fn survive<T>(&self, outcome: Result<T, ProbeFault>) -> Option<T> {
+        outcome.inspect_err(|fault| _ = self.fault.call_once(|| *fault)).ok()
     }
 
     /// Makes the functions of `bus` readable.
@@ -63,18 +78,18 @@ impl Ecam {
         (start != 0).then_some(VirtAddr(start + function + u64::from(offset % FUNCTION)))
     }
 
-    fn write<T: Register>(&self, function: PciAddress, offset: u16, value: T) {
+    fn write<T: Width>(&self, function: PciAddress, offset: u16, value: T) {
         if let Some(address) = self.address(function, offset) {
             // SAFETY: `add` was promised that the whole bus is mapped. What a write does is the driver's affair.
-            unsafe { mmio::write(address, value) };
+            _ = self.survive(unsafe { probe::write(address, value) });
         }
     }
 }
 
 impl ConfigSpace for Ecam {
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-        // SAFETY: `add` was promised that the whole bus is mapped.
-        self.address(function, offset).map_or(!0, |address| unsafe { mmio::read(address) })
+        let word = self.address(function, offset).and_then(|address| self.survive(probe::read(address)));
+        word.unwrap_or(!0)
     }
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {

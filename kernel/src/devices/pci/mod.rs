@@ -48,6 +48,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::platform::{Interrupt, MappedId, Pcie, Window, WindowKind};
 use crate::sync::{IrqLock, rank};
+use crate::trap::probe::ProbeFault;
 use config::{ConfigSpace, Ecam};
 use enumerate::Walk;
 
@@ -82,6 +83,9 @@ pub fn init(
     };
     let host = HOST.call_once(|| Host { config: &ECAM, description });
     let functions = Walk::new(host, &mut map_bus).run()?;
+    if let Some(fault) = ECAM.fault().filter(|_| functions.is_empty()) {
+        crate::log::warn!("PCI: no configuration space at {}: {fault}; it is left out", description.ecam.start());
+    }
     crate::log::debug!("{} functions on PCI Express", functions.len());
     FUNCTIONS.call_once(|| functions.leak());
     Ok(())
@@ -182,6 +186,9 @@ pub enum PciError {
     /// The registers could not be mapped.
     #[error("registers of {0} not mapped: {1}")]
     NotMapped(PciAddress, VmallocError),
+    /// Nothing answers where the registers are.
+    #[error("base address register {1} of {0}: nothing answers there: {2}")]
+    NoAnswer(PciAddress, usize, ProbeFault),
     /// Configuration space has 4096 bytes.
     #[error("{0:#x} is no offset in configuration space for {1} bytes")]
     BadOffset(u16, u16),
