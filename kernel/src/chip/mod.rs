@@ -15,7 +15,7 @@ pub mod log;
 #[cfg(target_os = "none")]
 mod order;
 mod output;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 pub mod pl011;
 pub mod power;
 pub mod timer;

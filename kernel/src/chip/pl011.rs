@@ -1,8 +1,10 @@
 //! Arm PrimeCell UART (PL011, DDI 0183): the console of QEMU's virt machine and of most Arm boards.
 //!
-//! The port is used as the firmware left it: line format and baud rate depend on a clock that the kernel does not
-//! know, and the firmware has printed with them. Where no firmware has run, as under QEMU's `-kernel`, the port is off,
-//! and is turned on with eight bits, a FIFO, and whatever divisor it has.
+//! Of what the firmware left, the port keeps the baud rate and the format of its characters alone: both depend on a
+//! clock that the kernel does not know, and the firmware has printed with them. Where no firmware has run, as under
+//! QEMU's `-kernel`, the format is made eight bits, with whatever divisor there is. All else is written: interrupts,
+//! DMA and modem control that a driver before used would stop the kernel or lose characters, and in loopback it would
+//! read its own output.
 
 #![allow(unsafe_code, reason = "registers of the UART")]
 
@@ -17,15 +19,33 @@ use crate::mmio;
 
 /// UARTDR, at this offset.
 const DATA: usize = 0;
-/// UARTLCR_H, at this offset, and in it eight bits and the FIFO.
+/// UARTFR, at this offset, and in it that a character is being sent.
+const FLAGS: usize = 0x18;
+const FLAGS_BUSY: u32 = 1 << 3;
+/// UARTLCR_H, at this offset, and in it a break that is sent, the FIFO, eight bits, and all of the characters' format.
 const LINE_CONTROL: usize = 0x2c;
-const LINE_CONTROL_8_BITS_FIFO: u32 = 3 << 5 | 1 << 4;
+const LINE_CONTROL_BREAK: u32 = 1;
+const LINE_CONTROL_FIFO: u32 = 1 << 4;
+const LINE_CONTROL_8_BITS: u32 = 3 << 5;
+const LINE_CONTROL_FORMAT: u32 = 1 << 7 | 3 << 5 | 1 << 3 | 1 << 2 | 1 << 1;
 /// UARTCR, at this offset, and in it the port itself, its transmitter and its receiver.
 const CONTROL: usize = 0x30;
 const CONTROL_ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
+/// What it is to be: the other side sees that the port is ready (DTR and RTS), and no hardware looks whether that one is.
+const CONTROL_READY: u32 = CONTROL_ENABLE | 1 << 10 | 1 << 11;
+/// With these a port is no serial line: infrared, and loopback.
+const CONTROL_ELSEWHERE: u32 = 1 << 1 | 1 << 2 | 1 << 7;
+/// UARTIMSC, at this offset.
+const INTERRUPT_MASK: usize = 0x38;
 /// UARTICR, at this offset, and all eleven interrupts in it.
 const INTERRUPT_CLEAR: usize = 0x44;
 const INTERRUPT_CLEAR_ALL: u32 = (1 << 11) - 1;
+/// Of these the ones of received characters, which stand as long as the characters do.
+const INTERRUPT_CLEAR_RECEIVE: u32 = 1 << 4 | 1 << 6;
+/// UARTDMACR, at this offset.
+const DMA_CONTROL: usize = 0x48;
+/// Looks at a port that is to have sent its last character: longer than any takes.
+const PATIENCE: u32 = 1_000_000;
 
 /// A PL011 whose registers are mapped.
 pub struct Pl011 {
@@ -38,26 +58,42 @@ unsafe impl Sync for Pl011 {}
 unsafe impl Send for Pl011 {}
 
 impl Pl011 {
-    /// The PL011 at `registers`, turned on if it is not; `None` for address zero.
+    /// The PL011 at `registers`, turned on, without interrupts; `None` for address zero. Characters that have arrived
+    /// stay, unless the port was off or is to be used otherwise than before.
     ///
     /// # Safety
     /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
     pub unsafe fn new(registers: VirtAddr) -> Option<Self> {
         let port = Self { registers: NonNull::new(registers.as_ptr())? };
         let register = |offset: usize| registers + offset as u64;
-        // SAFETY: registers of the page that the caller has mapped. The crate cannot turn a port on without setting
-        // its divisor from a clock rate.
-        unsafe {
-            if mmio::read::<u32>(register(CONTROL)) & CONTROL_ENABLE != CONTROL_ENABLE {
-                // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end
-                // that.
-                mmio::write(register(LINE_CONTROL), LINE_CONTROL_8_BITS_FIFO);
-                mmio::write(register(INTERRUPT_CLEAR), INTERRUPT_CLEAR_ALL);
-                mmio::write(register(CONTROL), CONTROL_ENABLE);
-                // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is
-                // read.
-                let _ = mmio::read::<u32>(register(DATA));
+        // The crate cannot turn a port on without setting its divisor from a clock rate.
+        // SAFETY: registers of the page that the caller has mapped.
+        let read = |offset| unsafe { mmio::read::<u32>(register(offset)) };
+        // SAFETY: as above.
+        let write = |offset, value: u32| unsafe { mmio::write(register(offset), value) };
+        write(INTERRUPT_MASK, 0);
+        write(DMA_CONTROL, 0);
+        let (control, line) = (read(CONTROL), read(LINE_CONTROL));
+        let is_on = control & (CONTROL_ENABLE | CONTROL_ELSEWHERE) == CONTROL_ENABLE;
+        if is_on && line & (LINE_CONTROL_FIFO | LINE_CONTROL_BREAK) == LINE_CONTROL_FIFO {
+            write(INTERRUPT_CLEAR, INTERRUPT_CLEAR_ALL & !INTERRUPT_CLEAR_RECEIVE);
+        } else {
+            let is_set_up = control & CONTROL_ENABLE == CONTROL_ENABLE;
+            if is_set_up {
+                // What the firmware is sending is not cut off, if the port ever sends it.
+                let _ = (0..PATIENCE).any(|_| read(FLAGS) & FLAGS_BUSY == 0);
             }
+            write(CONTROL, 0);
+            let format = if is_set_up { line & LINE_CONTROL_FORMAT } else { LINE_CONTROL_8_BITS };
+            // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end that.
+            write(LINE_CONTROL, format);
+            write(LINE_CONTROL, format | LINE_CONTROL_FIFO);
+            write(INTERRUPT_CLEAR, INTERRUPT_CLEAR_ALL);
+        }
+        write(CONTROL, CONTROL_READY);
+        if !is_on {
+            // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is read.
+            let _ = read(DATA);
         }
         Some(port)
     }
@@ -113,5 +149,55 @@ impl Console for Pl011 {
         let mut uart = self.uart();
         let masks = uart.interrupt_masks();
         uart.set_interrupt_masks(if on { masks | Interrupts::TXI } else { masks - Interrupts::TXI });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What becomes of a port that has these registers.
+    fn taken(set: &[(usize, u32)]) -> [u32; 32] {
+        let mut page = [0_u32; 1024];
+        set.iter().for_each(|&(offset, value)| page[offset / 4] = value);
+        // SAFETY: memory of the test in place of registers; the port is used here alone.
+        unsafe { Pl011::new(VirtAddr::from_ptr(page.as_mut_ptr())) }.unwrap();
+        *page.first_chunk().unwrap()
+    }
+
+    #[test]
+    fn a_port_keeps_its_format_and_nothing_else_that_the_firmware_left() {
+        let even = 1 << 1 | 1 << 2 | 2 << 5;
+        for (control, line, expected) in [
+            (0, 0, LINE_CONTROL_8_BITS | LINE_CONTROL_FIFO),
+            (0x301, 0x70, 0x70),
+            // Loopback, flow control, infrared, a break, without a FIFO.
+            (0x381, 0x70, 0x70),
+            (0xc301, 0x70, 0x70),
+            (0x307, 0x70, 0x70),
+            (0x301, 0x71, 0x70),
+            (0x301, even, even | LINE_CONTROL_FIFO),
+        ] {
+            let page = taken(&[
+                (CONTROL, control),
+                (LINE_CONTROL, line),
+                (INTERRUPT_MASK, 0x7ff),
+                (DMA_CONTROL, 7),
+                (0x24, 13),
+                (0x28, 2),
+            ]);
+            let [mask, dma, now, format] =
+                [INTERRUPT_MASK, DMA_CONTROL, CONTROL, LINE_CONTROL].map(|offset| page[offset / 4]);
+            assert_eq!([mask, dma, now, format], [0, 0, CONTROL_READY, expected], "{control:#x} {line:#x}");
+            assert_eq!([page[0x24 / 4], page[0x28 / 4]], [13, 2], "the divisor");
+        }
+    }
+
+    #[test]
+    fn what_was_typed_before_keeps_its_interrupt() {
+        let page = taken(&[(CONTROL, 0x301), (LINE_CONTROL, 0x70)]);
+        assert_eq!(page[INTERRUPT_CLEAR / 4] & INTERRUPT_CLEAR_RECEIVE, 0);
+        let page = taken(&[(CONTROL, 0x381), (LINE_CONTROL, 0x70)]);
+        assert_eq!(page[INTERRUPT_CLEAR / 4], INTERRUPT_CLEAR_ALL);
     }
 }

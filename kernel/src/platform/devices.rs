@@ -257,8 +257,8 @@ fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
     device.inspect_err(|error| crate::log::warn!("{error}; it is left out")).ok()
 }
 
-/// Bytes of a PL011's registers that are used, up to UARTICR.
-pub const UART_BYTES: u64 = 0x48;
+/// Bytes of a PL011's registers that are used, up to UARTDMACR.
+pub const UART_BYTES: u64 = 0x4c;
 
 /// A serial port, but for its interrupt.
 #[derive(Clone, Copy)]

@@ -123,6 +123,7 @@ fn assert_runs(machine: &Machine, name: &str, session: &mut Session) {
 const GICD: u64 = 0x800_0000;
 const GICC: u64 = 0x801_0000;
 const GICR: u64 = 0x80a_0000;
+const UART: u64 = 0x900_0000;
 
 /// Instructions that store words, and others behind them; then the jump to the kernel.
 fn stage(stores: &[(u64, u32)], more: &[u32]) -> Vec<u32> {
@@ -191,6 +192,19 @@ fn interrupts_that_are_pending_are_those_of_the_stage_before() {
     stores.extend((0..16).map(|number| (GICD + 0xf00, 0xff << 16 | number)));
     let mut session = start_on(&machine, "pending2.bin", &stage(&stores, &[]));
     assert_runs(&machine, "GICv2", &mut session);
+}
+
+/// UARTLCR_H, UARTCR, UARTIMSC and UARTDMACR: a driver that was sending, loopback, and all at once.
+#[test]
+fn a_console_that_was_used_otherwise_is_a_console() {
+    let machine = machine::named("default").unwrap();
+    for (name, control, mask, dma) in
+        [("sending", 0x301, 0x20, 0), ("loopback", 0x381, 0, 0), ("everything", 0xff87, 0x7ff, 7)]
+    {
+        let stores = [(UART + 0x2c, 0x70), (UART + 0x30, control), (UART + 0x38, mask), (UART + 0x48, dma)];
+        let mut session = start_on(&machine, "uart.bin", &stage(&stores, &[]));
+        assert_runs(&machine, name, &mut session);
+    }
 }
 
 #[test]
