@@ -3,6 +3,11 @@
 //! The checks are those of Linux's `load_elf_binary`, and those that Linux would make later by a fault: segments in the
 //! order of their addresses without a common page, their contents in the file, the entry in code. The checks are here;
 //! the crate `elf` reads the format.
+//!
+//! As on Linux there may be as many segments as the longest table of program headers has, so they are read from there
+//! when they are mapped, and not kept.
+
+use core::ops::Range;
 
 use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU_STACK, PT_INTERP, PT_LOAD};
 use elf::endian::LittleEndian;
@@ -11,8 +16,10 @@ use elf::segment::{ProgramHeader, SegmentTable};
 use granule_arch::addr::PAGE_SIZE;
 use thiserror::Error;
 
-/// The most segments that a program may load.
-pub const SEGMENTS: usize = 8;
+use crate::sched::relax;
+
+/// Bytes of the longest table of program headers, as on Linux.
+const MOST_HEADERS: usize = 65_536;
 /// Bytes of a program header.
 const HEADER_SIZE: u16 = 56;
 const IDENT: usize = 16;
@@ -32,7 +39,7 @@ pub enum ProgramError {
     #[error("not an executable: ELF type {0}")]
     NotExecutable(u16),
     /// The table of program headers is wrong.
-    #[error("its program headers are outside of the file, or not of the size that they should have")]
+    #[error("its program headers are outside of the file, too many, or not of the size that they should have")]
     BadHeaders,
     /// It needs an interpreter.
     #[error("it needs a dynamic linker; only static programs run here")]
@@ -40,9 +47,6 @@ pub enum ProgramError {
     /// No segment at all.
     #[error("nothing to load")]
     Empty,
-    /// More than [`SEGMENTS`].
-    #[error("more than {SEGMENTS} segments to load")]
-    TooManySegments,
     /// A segment whose contents are not in the file.
     #[error("the segment at {0:#x} is not in the file")]
     CutOff(u64),
@@ -113,8 +117,13 @@ pub struct Program<'a> {
     pub entry: u64,
     /// Its addresses.
     pub position: Position,
-    /// The segments to load, by address; at least one.
-    pub segments: heapless::Vec<ElfSegment<'a>, SEGMENTS>,
+    file: &'a [u8],
+    table: SegmentTable<'a, LittleEndian>,
+    limit: u64,
+    /// The first page of its segments, of which there is at least one, and the first one after them.
+    pages: Range<u64>,
+    /// What the first page is a multiple of, where the program lies anywhere: a power of two, at least a page.
+    alignment: u64,
     /// The address of its program headers in memory; 0 if they are in none of its segments. As on Linux, by their
     /// offset in the file: PT_PHDR is ignored.
     pub headers: u64,
@@ -153,82 +162,107 @@ impl<'a> Program<'a> {
         let mut program = Self {
             entry: header.e_entry,
             position,
-            segments: heapless::Vec::new(),
+            file,
+            table,
+            limit,
+            pages: 0..0,
+            alignment: PAGE,
             headers: 0,
             header_count: header.e_phnum,
             executable_stack: false,
         };
         for header in table.iter() {
-            program.add(&header, file, limit)?;
+            relax();
+            program.add(&header)?;
         }
-        program.check(position, &table)?;
+        program.check()?;
         program.headers = program.loaded_at(header.e_phoff).unwrap_or(0);
         Ok(program)
     }
 
+    /// The segments to load, by address; at least one.
+    pub fn segments(&self) -> impl Iterator<Item = ElfSegment<'a>> {
+        let (file, limit) = (self.file, self.limit);
+        // Each was read before without an error.
+        let segment = move |header: ProgramHeader| {
+            relax();
+            load(&header, file, limit).ok().filter(|_| is_loaded(&header))
+        };
+        self.table.iter().filter_map(segment)
+    }
+
     /// The first page's address.
     pub fn start(&self) -> u64 {
-        self.segments.first().map_or(0, ElfSegment::start)
+        self.pages.start
     }
 
     /// The first page's address after everything: where the heap may begin.
     pub fn end(&self) -> u64 {
-        self.segments.last().map_or(0, ElfSegment::end)
+        self.pages.end
     }
 
     /// The offset that is added to each address of the program, modulo 2⁶⁴: position-independent programs begin at
-    /// `anywhere`, and all end at `limit` or below. So a program may be linked above `anywhere` too.
+    /// `anywhere`, or below at the next multiple of the largest alignment of their segments, and all end at `limit` or
+    /// below. So a program may be linked above `anywhere` too.
     ///
     /// # Errors
     /// [`ProgramError::BadSize`]: it does not fit.
     pub fn base(&self, anywhere: u64, limit: u64) -> Result<u64, ProgramError> {
         let base = match self.position {
             Position::Fixed => 0,
-            Position::Anywhere => anywhere.wrapping_sub(self.start()),
+            Position::Anywhere => (anywhere & !(self.alignment - 1)).wrapping_sub(self.start()),
         };
         let (start, size) = (self.start().wrapping_add(base), self.end() - self.start());
         let fits = start.checked_add(size).is_some_and(|end| end <= limit);
         if fits { Ok(base) } else { Err(ProgramError::BadSize(self.start())) }
     }
 
-    fn add(&mut self, header: &ProgramHeader, file: &'a [u8], limit: u64) -> Result<(), ProgramError> {
+    fn add(&mut self, header: &ProgramHeader) -> Result<(), ProgramError> {
         match header.p_type {
             PT_INTERP => return Err(ProgramError::Dynamic),
             PT_GNU_STACK => self.executable_stack = header.p_flags & PF_X != 0,
-            PT_LOAD if header.p_memsz != 0 => {
-                let segment = load(header, file, limit)?;
-                if self.segments.last().is_some_and(|last| segment.start() < last.end()) {
-                    return Err(ProgramError::Overlap(segment.address));
-                }
-                self.segments.push(segment).map_err(|_| ProgramError::TooManySegments)?;
-            }
+            // What is no power of two is none, as on Linux.
+            PT_LOAD if header.p_align.is_power_of_two() => self.alignment = self.alignment.max(header.p_align),
             _ => {}
+        }
+        if is_loaded(header) {
+            let segment = load(header, self.file, self.limit)?;
+            if segment.start() < self.pages.end {
+                return Err(ProgramError::Overlap(segment.address));
+            }
+            let start = if self.pages.is_empty() { segment.start() } else { self.pages.start };
+            self.pages = start..segment.end();
         }
         Ok(())
     }
 
-    fn check(&self, position: Position, table: &SegmentTable<'_, LittleEndian>) -> Result<(), ProgramError> {
-        if self.segments.is_empty() {
+    fn check(&self) -> Result<(), ProgramError> {
+        if self.pages.is_empty() {
             return Err(ProgramError::Empty);
         }
         // A shared library has the same type as a position-independent program; only the latter has its entry in code.
-        let dynamic = table.iter().any(|header| header.p_type == PT_DYNAMIC);
-        let code = |segment: &&ElfSegment<'_>| segment.access.execute;
-        let inside = |segment: &ElfSegment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
-        match self.segments.iter().filter(code).any(inside) {
+        let dynamic = self.table.iter().any(|header| header.p_type == PT_DYNAMIC);
+        let code = |segment: &ElfSegment<'_>| segment.access.execute;
+        let inside = |segment: ElfSegment<'_>| (segment.address..segment.address + segment.size).contains(&self.entry);
+        match self.segments().filter(code).any(inside) {
             true => Ok(()),
-            false if dynamic && position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Dynamic),
+            false if dynamic && self.position == Position::Anywhere && self.entry == 0 => Err(ProgramError::Dynamic),
             false => Err(ProgramError::BadEntry(self.entry)),
         }
     }
 
     /// The address in memory of the byte at this offset of the file.
     fn loaded_at(&self, offset: u64) -> Option<u64> {
-        self.segments.iter().find_map(|segment| {
+        self.segments().find_map(|segment| {
             let inside = offset.checked_sub(segment.offset).filter(|&inside| inside < segment.contents.len() as u64)?;
             Some(segment.address + inside)
         })
     }
+}
+
+/// Whether there is anything to load for a header.
+fn is_loaded(header: &ProgramHeader) -> bool {
+    header.p_type == PT_LOAD && header.p_memsz != 0
 }
 
 fn program_headers<'a>(
@@ -239,6 +273,9 @@ fn program_headers<'a>(
         return Err(ProgramError::BadHeaders);
     }
     let bytes = usize::from(header.e_phnum) * usize::from(HEADER_SIZE);
+    if bytes > MOST_HEADERS {
+        return Err(ProgramError::BadHeaders);
+    }
     let start = usize::try_from(header.e_phoff).map_err(|_| ProgramError::BadHeaders)?;
     let end = start.checked_add(bytes).ok_or(ProgramError::BadHeaders)?;
     let table = file.get(start..end).ok_or(ProgramError::BadHeaders)?;

@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
-//!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere; then the heap
+//!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere, or below by its alignment; then the heap
 //!   ... 0xffff_ffdf_e000     the stack, which grows as far as its limit goes
 //!   0xffff_ffdf_e000         two instructions, for handlers that name no way back
 //! ```
@@ -135,8 +135,8 @@ pub fn load(
 
     let program = program?;
     let base = program.base(ANYWHERE, STACK_TOP - STACK_SIZE)?;
-    for segment in &program.segments {
-        map_segment(cpu, &space, segment, base)?;
+    for segment in program.segments() {
+        map_segment(cpu, &space, &segment, base)?;
     }
     map_trampoline(cpu, &space)?;
     let mut random = [0; 16];
