@@ -1,9 +1,15 @@
 //! The initrd: the files that there are, and that programs are started from.
 //!
-//! A cpio archive in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
+//! cpio archives in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
 //! for each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero,
-//! padding to a multiple of four, the contents, padding. `TRAILER!!!` is the last one. The archive comes from outside,
-//! so every number in it is checked; errors have their position.
+//! padding to a multiple of four, the contents, padding. In an archive of `070702` the last field is the sum of the
+//! contents' bytes. `TRAILER!!!` ends an archive, and others may follow behind zeros; none may be compressed.
+//!
+//! Of entries with one name the last counts, since each would have replaced the one before. Entries of one archive with
+//! one inode are one file, which has the contents of the last of them that has any.
+//!
+//! The archives come from outside, so every number in them is checked; errors have their position. What is before an
+//! error is there.
 
 #![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
 
@@ -23,12 +29,19 @@ use crate::sched::relax;
 /// Bytes of a header.
 const HEADER: usize = 110;
 /// The offsets of the fields that are used, each eight digits.
+const INODE: usize = 6;
 const MODE: usize = 14;
-const SIZE: usize = 54;
-const NAME_SIZE: usize = 94;
 const USER: usize = 22;
 const GROUP: usize = 30;
+const LINKS: usize = 38;
 const MODIFIED: usize = 46;
+const SIZE: usize = 54;
+const MAJOR: usize = 62;
+const MINOR: usize = 70;
+const NAME_SIZE: usize = 94;
+const CHECKSUM: usize = 102;
+/// Bytes that are looked at or added up between two scheduling points.
+const CHUNK: usize = 1 << 14;
 /// Mode bits that allow execution: by owner, group or others. One is enough, since every program is root's.
 const EXECUTABLE: u32 = 0o111;
 /// Bytes of the longest name between two slashes (`NAME_MAX`).
@@ -60,6 +73,9 @@ pub enum ArchiveError {
     /// A file that exceeds the archive.
     #[error("the initrd ends inside the entry at byte {0}")]
     CutOff(usize),
+    /// Contents whose bytes have another sum than the header.
+    #[error("the contents of the entry at byte {0} of the initrd are not those that its checksum is of")]
+    Checksum(usize),
 }
 
 /// What a file's header has beside its name and contents.
@@ -120,21 +136,43 @@ impl PathError {
 
 /// The regular files of an archive, in its order. An error is the last item.
 pub fn files(archive: &[u8]) -> Files<'_> {
-    Files { archive, position: Some(0) }
+    Files { archive, position: Some(0), first: 0 }
 }
 
-/// The executable files of an archive, in its order. An error is the last item.
+/// The executable files of an archive as [`find`] finds them, in its order. An error is the last item.
 pub fn programs(archive: &[u8]) -> impl Iterator<Item = Result<File<'_>, ArchiveError>> {
     let mut entries = files(archive);
     core::iter::from_fn(move || {
         loop {
-            match entries.next_entry()? {
-                Ok((file, has)) if has.mode & S_IFMT == S_IFREG && has.mode & EXECUTABLE != 0 => return Some(Ok(file)),
-                Ok(_) => {}
+            let entry = match entries.next_entry()? {
+                Ok(entry) => entry,
                 Err(error) => return Some(Err(error)),
+            };
+            let name = entry.file.name;
+            let is_last = || last_of(archive, name.as_bytes()).ok().and_then(|last| Some(last.0?.at == entry.at));
+            if entry.attributes.mode & S_IFMT != S_IFREG || is_last() != Some(true) {
+                continue;
+            }
+            let (file, attributes) = linked(archive, entry);
+            if attributes.mode & EXECUTABLE != 0 {
+                return Some(Ok(file));
             }
         }
     })
+}
+
+/// An entry of an archive.
+#[derive(Clone, Copy, Debug)]
+struct Entry<'a> {
+    /// Where its header is, and the first one of its archive.
+    at: usize,
+    first: usize,
+    file: File<'a>,
+    attributes: Attributes,
+    /// Device and inode, of a file that may have other names.
+    inode: Option<[u32; 3]>,
+    /// The sum of its contents' bytes, where the header has it.
+    checksum: Option<u32>,
 }
 
 /// See [`files`].
@@ -143,6 +181,8 @@ pub struct Files<'a> {
     archive: &'a [u8],
     /// Where the next header is; `None` at the end.
     position: Option<usize>,
+    /// Where the first one of the archive is: zeros may be in front of that one alone.
+    first: usize,
 }
 
 impl<'a> Iterator for Files<'a> {
@@ -151,7 +191,7 @@ impl<'a> Iterator for Files<'a> {
     fn next(&mut self) -> Option<Self::Item> {
         loop {
             match self.next_entry()? {
-                Ok((file, has)) if has.mode & S_IFMT == S_IFREG => return Some(Ok(file)),
+                Ok(entry) if entry.attributes.mode & S_IFMT == S_IFREG => return Some(Ok(entry.file)),
                 Ok(_) => {}
                 Err(error) => return Some(Err(error)),
             }
@@ -161,23 +201,44 @@ impl<'a> Iterator for Files<'a> {
 
 impl<'a> Files<'a> {
     /// The next entry of any kind.
-    fn next_entry(&mut self) -> Option<Result<(File<'a>, Attributes), ArchiveError>> {
-        let (file, attributes, next) = match entry(self.archive, self.position.take()?) {
-            Ok(entry) => entry,
-            Err(error) => return Some(Err(error)),
-        };
-        if file.name == END {
-            return None;
+    fn next_entry(&mut self) -> Option<Result<Entry<'a>, ArchiveError>> {
+        loop {
+            let position = self.position.take()?;
+            // Nothing but zeros is the end, behind an entry too.
+            let zeros = zeros(self.archive.get(position..)?)?;
+            let at = if position == self.first { position + zeros } else { position };
+            if position == self.first {
+                self.first = at;
+            }
+            let (entry, next) = match entry(self.archive, at, self.first) {
+                Ok(entry) => entry,
+                Err(error) => return Some(Err(error)),
+            };
+            self.position = Some(next);
+            if entry.file.name != END {
+                return Some(Ok(entry));
+            }
+            self.first = next;
         }
-        self.position = Some(next);
-        Some(Ok((file, attributes)))
     }
 }
 
-/// The entry whose header is at `at`: the file, and where the next header is.
-fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, Attributes, usize), ArchiveError> {
+/// How many zeros are in front of the first other byte; `None` where there is none.
+fn zeros(bytes: &[u8]) -> Option<usize> {
+    for (index, chunk) in bytes.chunks(CHUNK).enumerate() {
+        if let Some(at) = chunk.iter().position(|&byte| byte != 0) {
+            return Some(index * CHUNK + at);
+        }
+        relax();
+    }
+    None
+}
+
+/// The entry whose header is at `at`, in the archive from `first` on; and where the next header is.
+fn entry(archive: &[u8], at: usize, first: usize) -> Result<(Entry<'_>, usize), ArchiveError> {
     let header = archive.get(at..).and_then(|rest| rest.get(..HEADER)).ok_or(ArchiveError::NoHeader(at))?;
-    if !header.starts_with(b"070701") {
+    let has_sums = header.starts_with(b"070702");
+    if !at.is_multiple_of(4) || !header.starts_with(b"070701") && !has_sums {
         return Err(ArchiveError::NoHeader(at));
     }
     let field = |offset: usize| {
@@ -196,7 +257,44 @@ fn entry(archive: &[u8], at: usize) -> Result<(File<'_>, Attributes, usize), Arc
     let start = (name_start + name_size).next_multiple_of(4);
     let contents = archive.get(start..start + size).ok_or(ArchiveError::CutOff(at))?;
     let attributes = Attributes { number: at, mode, user, group, modified };
-    Ok((File { name, contents }, attributes, (start + size).next_multiple_of(4)))
+    let inode = if field(LINKS)? > 1 { Some([field(MAJOR)?, field(MINOR)?, field(INODE)?]) } else { None };
+    let checksum = if has_sums { Some(field(CHECKSUM)?) } else { None };
+    let entry = Entry { at, first, file: File { name, contents }, attributes, inode, checksum };
+    Ok((entry, (start + size).next_multiple_of(4)))
+}
+
+/// The file of an entry: with the contents that another of its names may carry, and with what the last of them has
+/// beside. Its number is that of the first.
+fn linked<'a>(archive: &'a [u8], entry: Entry<'a>) -> (File<'a>, Attributes) {
+    let (mut file, mut attributes, mut number) = (entry.file, entry.attributes, None);
+    if entry.inode.is_none() {
+        return (file, attributes);
+    }
+    let is_same = |other: &Entry<'_>| {
+        (other.first, other.inode) == (entry.first, entry.inode) && other.attributes.mode & S_IFMT == S_IFREG
+    };
+    let mut names = files(archive);
+    while let Some(Ok(other)) = names.next_entry() {
+        relax();
+        if is_same(&other) {
+            number.get_or_insert(other.at);
+            attributes = other.attributes;
+            if !other.file.contents.is_empty() {
+                file.contents = other.file.contents;
+            }
+        }
+    }
+    (file, Attributes { number: number.unwrap_or(entry.at), ..attributes })
+}
+
+/// Compares contents with their checksum, where there is one.
+fn check_sum(entry: &Entry<'_>) -> Result<(), ArchiveError> {
+    let Some(expected) = entry.checksum else { return Ok(()) };
+    let sum = entry.file.contents.chunks(CHUNK).fold(0_u32, |sum, chunk| {
+        relax();
+        chunk.iter().fold(sum, |sum, &byte| sum.wrapping_add(byte.into()))
+    });
+    if sum == expected { Ok(()) } else { Err(ArchiveError::Checksum(entry.at)) }
 }
 
 /// A path without a leading `/` or `./`.
@@ -304,7 +402,7 @@ pub enum PathEntry<'a> {
     Other(Attributes),
 }
 
-/// The first entry with this name; a directory too if it has none and a name begins with it.
+/// What a name leads to: the last entry that has it, or a directory if it has none and a name begins with it.
 fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
     // The kernel's own: no archive needs them.
     if wanted == CONSOLE.as_bytes() {
@@ -319,27 +417,65 @@ fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathEr
     if archive.is_empty() {
         return missing(wanted);
     }
+    let (named, below) = last_of(archive, wanted)?;
+    if let Some(entry) = named {
+        check_sum(&entry)?;
+        return Ok(match entry.attributes.mode & S_IFMT {
+            S_IFREG => {
+                let (file, attributes) = linked(archive, entry);
+                PathEntry::File(file, attributes)
+            }
+            S_IFDIR => PathEntry::Directory(entry.file.name, entry.attributes),
+            S_IFLNK => PathEntry::Link(entry.file, entry.attributes),
+            _ => PathEntry::Other(entry.attributes),
+        });
+    }
+    let Some((path, at)) = below else { return missing(wanted) };
+    // Inside the entry, whose name has as many slashes; and odd, as no header's position is.
+    let slashes = wanted.iter().filter(|&&byte| byte == b'/').count();
+    Ok(PathEntry::Directory(path, Attributes { number: at + 1 + 2 * slashes, ..ROOT }))
+}
+
+/// The last entry with this name; and the part of the first name below it that leads there, with that entry's position.
+///
+/// # Errors
+/// The archive is broken before anything was found.
+#[allow(clippy::type_complexity, reason = "two kinds of what a name is")]
+fn last_of<'a>(
+    archive: &'a [u8],
+    wanted: &[u8],
+) -> Result<(Option<Entry<'a>>, Option<(&'a str, usize)>), ArchiveError> {
+    let (mut named, mut below) = (None, None);
     let mut entries = files(archive);
     while let Some(entry) = entries.next_entry() {
-        let (file, attributes) = entry?;
+        let entry = match entry {
+            Ok(entry) => entry,
+            // What is before it is there.
+            Err(_) if named.is_some() || below.is_some() => break,
+            Err(error) => return Err(error),
+        };
         relax();
-        let Some(rest) = file.name.as_bytes().strip_prefix(wanted) else { continue };
-        match (rest.first(), attributes.mode & S_IFMT) {
-            (None, S_IFREG) => return Ok(PathEntry::File(file, attributes)),
-            (None, S_IFDIR) => return Ok(PathEntry::Directory(file.name, attributes)),
-            (None, S_IFLNK) => return Ok(PathEntry::Link(file, attributes)),
-            (None, _) => return Ok(PathEntry::Other(attributes)),
-            (Some(b'/'), _) => {
-                // Inside the entry, whose name has as many slashes; and odd, as no header's position is.
-                let slashes = wanted.iter().filter(|&&byte| byte == b'/').count();
-                let number = attributes.number + 1 + 2 * slashes;
-                let path = file.name.get(..wanted.len()).unwrap_or_default();
-                return Ok(PathEntry::Directory(path, Attributes { number, ..ROOT }));
-            }
-            (Some(_), _) => {}
+        match split(entry.file.name, wanted) {
+            Some((_, "" | ".")) => named = Some(entry),
+            Some((path, _)) => _ = below.get_or_insert((path, entry.at)),
+            None => {}
         }
     }
-    missing(wanted)
+    Ok((named, below))
+}
+
+/// Splits a name into what leads to `wanted` and the rest; `None` where it does not lead there.
+fn split<'n>(name: &'n str, wanted: &[u8]) -> Option<(&'n str, &'n str)> {
+    let mut rest = name;
+    for part in wanted.split(|&byte| byte == b'/').filter(|part| !matches!(*part, b"" | b".")) {
+        rest = bare(rest);
+        let after = rest.as_bytes().strip_prefix(part)?;
+        if !matches!(after.first(), None | Some(b'/')) {
+            return None;
+        }
+        rest = rest.get(part.len()..)?;
+    }
+    Some((name.get(..name.len() - rest.len())?, bare(rest)))
 }
 
 /// Where the console is, and its directory.
@@ -362,8 +498,20 @@ pub(crate) mod tests {
     use granule_abi::file::{S_IFDIR, S_IFREG};
 
     pub(crate) fn add(archive: &mut Vec<u8>, name: &str, mode: u32, contents: &[u8]) {
-        let fields = [1, mode, 0, 0, 1, 0, contents.len() as u32, 0, 0, 0, 0, name.len() as u32 + 1, 0];
-        archive.extend_from_slice(b"070701");
+        add_with(archive, name, mode, contents, (1, 1, None));
+    }
+
+    /// The same with an inode, how many names that has, and a checksum.
+    fn add_with(
+        archive: &mut Vec<u8>,
+        name: &str,
+        mode: u32,
+        contents: &[u8],
+        (inode, links, checksum): (u32, u32, Option<u32>),
+    ) {
+        let size = contents.len() as u32;
+        let fields = [inode, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name.len() as u32 + 1, checksum.unwrap_or(0)];
+        archive.extend_from_slice(if checksum.is_some() { b"070702" } else { b"070701" });
         archive.extend(fields.iter().flat_map(|field| format!("{field:08x}").into_bytes()));
         archive.extend(name.bytes().chain([0]));
         archive.resize(archive.len().next_multiple_of(4), 0);
@@ -463,6 +611,86 @@ pub(crate) mod tests {
         assert_eq!(look_in(&archive, b"one/two/file/.."), Err(PathError::NotDirectory));
     }
 
+    fn contents<'a>(archive: &'a [u8], path: &str) -> Result<&'a [u8], PathError> {
+        find_in(archive, path.as_bytes()).map(|file| file.contents)
+    }
+
+    const PROGRAM: u32 = S_IFREG | 0o755;
+
+    #[test]
+    fn archives_follow_one_another_behind_zeros() {
+        let mut archive = vec![0; 8];
+        add(&mut archive, "first", PROGRAM, b"1");
+        add(&mut archive, "both", PROGRAM, b"old");
+        add(&mut archive, END, 0, b"");
+        archive.resize(archive.len().next_multiple_of(512), 0);
+        add(&mut archive, "both", PROGRAM, b"new");
+        add(&mut archive, END, 0, b"");
+        // One directly behind, and without an end.
+        add(&mut archive, "third", PROGRAM, b"3");
+        for (path, expected) in [("first", b"1".as_slice()), ("both", b"new"), ("third", b"3")] {
+            assert_eq!(contents(&archive, path), Ok(expected), "{path}");
+        }
+        let names: Vec<_> = programs(&archive).map(|file| file.unwrap().name).collect();
+        assert_eq!(names, ["first", "both", "third"]);
+        // What is behind zeros begins at a multiple of four.
+        let mut shifted = archive.clone();
+        shifted.extend([0; 6]);
+        add(&mut shifted, "fourth", PROGRAM, b"4");
+        assert_eq!(contents(&shifted, "fourth"), Err(PathError::Archive(ArchiveError::NoHeader(archive.len()))));
+        assert_eq!(contents(&shifted, "third"), Ok(b"3".as_slice()), "before the error");
+    }
+
+    #[test]
+    fn of_equal_names_the_last_counts_whatever_it_is() {
+        let mut archive = Vec::new();
+        add(&mut archive, "file", PROGRAM, b"old, and longer");
+        add(&mut archive, "link", 0o120_777, b"file");
+        add(&mut archive, "a//b/./c", PROGRAM, b"c");
+        add(&mut archive, "./file", PROGRAM, b"new");
+        add(&mut archive, "/link", PROGRAM, b"no link");
+        add(&mut archive, END, 0, b"");
+        for (path, expected) in [("file", b"new".as_slice()), ("link", b"no link"), ("a/b/c", b"c")] {
+            assert_eq!(contents(&archive, path), Ok(expected), "{path}");
+        }
+        assert_eq!(programs(&archive).count(), 3);
+        assert!(matches!(look_in(&archive, b"a/b"), Ok(PathEntry::Directory("a//b", _))));
+    }
+
+    #[test]
+    fn names_of_one_inode_are_one_file() {
+        let add_name = |archive: &mut Vec<u8>, name, inode, contents: &[u8]| {
+            add_with(archive, name, PROGRAM, contents, (inode, 2, None));
+        };
+        let mut archive = Vec::new();
+        add_name(&mut archive, "one", 7, b"");
+        add_name(&mut archive, "two", 7, b"contents");
+        add_name(&mut archive, "first", 8, b"contents of its own");
+        add_name(&mut archive, "second", 8, b"");
+        add(&mut archive, END, 0, b"");
+        // Another archive's inodes are others.
+        add_name(&mut archive, "other", 7, b"");
+        add(&mut archive, END, 0, b"");
+        let found = |path: &str| match look_in(&archive, path.as_bytes()) {
+            Ok(PathEntry::File(file, attributes)) => (file.contents, attributes.number),
+            other => panic!("{path}: {other:?}"),
+        };
+        assert_eq!((found("one"), found("one").0), (found("two"), b"contents".as_slice()));
+        assert_eq!((found("first"), found("first").0), (found("second"), b"contents of its own".as_slice()));
+        assert_eq!(found("other").0, b"");
+    }
+
+    #[test]
+    fn contents_have_the_sum_that_their_header_has() {
+        let mut archive = Vec::new();
+        add_with(&mut archive, "good", PROGRAM, b"\x01\x02\xff", (1, 1, Some(0x102)));
+        let bad = archive.len();
+        add_with(&mut archive, "bad", PROGRAM, b"\x01\x02\xff", (1, 1, Some(0x103)));
+        add(&mut archive, END, 0, b"");
+        assert_eq!(contents(&archive, "good"), Ok(b"\x01\x02\xff".as_slice()));
+        assert_eq!(contents(&archive, "bad"), Err(PathError::Archive(ArchiveError::Checksum(bad))));
+    }
+
     #[test]
     fn what_is_wrong_is_said_in_words() {
         let good = sample();
@@ -475,7 +703,7 @@ pub(crate) mod tests {
         };
         let second = 112;
         assert_eq!(broken(&|archive| archive[0] = b'1'), ArchiveError::NoHeader(0));
-        assert_eq!(broken(&|archive| archive[second + 5] = b'2'), ArchiveError::NoHeader(second), "with checksums");
+        assert_eq!(broken(&|archive| archive[second + 5] = b'3'), ArchiveError::NoHeader(second));
         assert_eq!(broken(&|archive| archive[second + 54] = b'+'), ArchiveError::NotANumber(second));
         assert_eq!(broken(&|archive| archive[second + 54] = b'f'), ArchiveError::CutOff(second));
         assert_eq!(broken(&|archive| archive[second + 94] = b'f'), ArchiveError::CutOff(second));
