@@ -281,6 +281,40 @@ fn every_smmu_is_found_and_one_that_makes_no_sense_keeps_its_functions_from_memo
     assert_eq!(smmus(many).len(), MAX_SMMUS, "the last is left out");
 }
 
+/// `/firmware` has no addresses, and so need have no cells for them.
+#[test]
+fn psci_is_found_below_a_node_without_cells() {
+    let tree = |psci: Nodes<'_>| {
+        let mut tree = TreeBuilder::default();
+        tree.node("", |tree| {
+            tree.property("#address-cells", &cells(&[2]));
+            tree.property("#size-cells", &cells(&[2]));
+            tree.node("firmware", |tree| tree.node("any", |tree| tree.node("psci", psci)));
+            tree.node("memory@40000000", |tree| {
+                tree.property("reg", &cells(&[0, 0x4000_0000, 0, 0x8000_0000]));
+                tree.property("device_type", &text(&["memory"]));
+            });
+            tree.node("cpus", |tree| {
+                tree.property("#address-cells", &cells(&[1]));
+                tree.property("#size-cells", &cells(&[0]));
+                tree.node("cpu@0", |tree| tree.property("reg", &cells(&[0])));
+            });
+            tree.node("timer", |tree| {
+                tree.property("interrupts", &cells(&[1, 13, 0x104, 1, 14, 0x104, 1, 11, 0x104, 1, 10, 0x104]));
+                tree.property("compatible", &text(&["arm,armv8-timer"]));
+            });
+            gic_v3(tree);
+        });
+        Platform::parse(&tree.finish()).unwrap().conduit
+    };
+    let psci = |tree: &mut TreeBuilder| {
+        tree.property("method", &text(&["smc"]));
+        tree.property("compatible", &text(&["arm,psci-1.0"]));
+    };
+    assert_eq!(tree(&psci), Some(Conduit::Smc));
+    assert_eq!(tree(&|_| {}), None);
+}
+
 #[test]
 fn a_host_whose_node_makes_no_sense_is_left_out() {
     let ecam = cells(&[0x40, 0x1000_0000, 0, 0x10_0000]);

@@ -286,10 +286,7 @@ impl<'t, 'b> Node<'t, 'b> {
         }
         let left = path.and_then(|path| self.step(path));
         visit(self, left)?;
-        // What has no cells for addresses has no devices below it, and most nodes have not: looking costs a pass more.
-        if self.properties.address_cells.is_none() {
-            return Ok(());
-        }
+        // Below a node without cells for addresses too: `/firmware` need not have any, and PSCI is below it.
         self.each_child(&mut |child| child.visit(left, visit))
     }
 
