@@ -20,7 +20,7 @@ use super::pci::{Claim, Function, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::timer::Deadline;
-use crate::iommu::{self, BindError, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
+use crate::iommu::{BindError, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
 use crate::mm::counted::Counted;
 use crate::mm::space::{Access, FaultError, HasRegisters, Object, Space, SpaceRef};
@@ -153,7 +153,7 @@ impl Driver for Edu {
         if identification & 0xffff != 0xed || registers.read32(register::LIVENESS) != !PROBE {
             return Err(StartError::Unknown(identification));
         }
-        let dma = iommu::attach(cpu, claim.stream_id(), dma_mask())?;
+        let dma = claim.attach(cpu, dma_mask())?;
         let doorbell = slot::doorbell(cpu, &dma)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);

@@ -67,6 +67,11 @@ impl DmaMask {
         }
     }
 
+    /// Those of them up to `last`.
+    pub const fn up_to(self, last: u64) -> Self {
+        if last < self.0 { Self(last) } else { self }
+    }
+
     /// The largest.
     pub const fn last(self) -> u64 {
         self.0

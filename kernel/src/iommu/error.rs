@@ -1,5 +1,6 @@
 //! Why a device has no way to memory, or not the one that was asked for.
 
+use granule_arch::addr::PhysAddr;
 use granule_smmuv3::StreamError;
 use thiserror::Error;
 
@@ -25,6 +26,9 @@ pub enum AttachError {
         /// The largest that it would be given.
         needed: u64,
     },
+    /// Without an SMMU, it would reach other memory than this by an address, or none.
+    #[error("the host bridge does not pass the device's accesses on to the memory at {0} as they are (dma-ranges)")]
+    Elsewhere(PhysAddr),
     /// Another driver has it.
     #[error("stream {0:#x} is attached already")]
     InUse(u32),

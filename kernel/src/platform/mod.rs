@@ -54,6 +54,7 @@ pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
 pub use size_change::SizeChange;
 pub use structure::StructureError;
 pub use tag_storage::{MAX_TAG_STORAGE, TagStorageRegion};
+pub use tree::{DmaRange, DmaRanges};
 
 /// Banks of memory that are kept apart; adjacent ones are one.
 pub const MAX_BANKS: usize = 32;

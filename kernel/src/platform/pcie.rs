@@ -10,7 +10,7 @@ use heapless::Vec;
 
 use super::PlatformError;
 use super::interrupts::{GicNode, Interrupt, interrupt_of};
-use super::tree::{self, cell, number};
+use super::tree::{self, DmaRange, DmaRanges, cell, number};
 
 /// Bytes of the configuration space of one bus.
 const BUS: u64 = 1 << 20;
@@ -36,6 +36,8 @@ pub struct Pcie {
     pub lines: InterruptLines,
     /// Whether its devices see what is in the CPUs' caches.
     pub coherent: bool,
+    /// Where accesses of its devices go, by the addresses that they put on the bus; others go nowhere.
+    pub dma: DmaRanges,
 }
 
 /// What a [`Window`] leads to.
@@ -103,6 +105,25 @@ impl Pcie {
     }
 }
 
+impl Pcie {
+    /// The last of the addresses from `first` on, without a gap, that devices reach memory by; `None` where they do not by
+    /// `first`. With `unchanged` only where the memory has the same address.
+    pub fn dma_reach(&self, first: u64, unchanged: bool) -> Option<u64> {
+        let mut last = None;
+        let mut next = first;
+        loop {
+            let holds = |range: &&DmaRange| next.checked_sub(range.bus).is_some_and(|offset| offset < range.size);
+            let fits = |range: &&DmaRange| !unchanged || range.bus == range.cpu;
+            let Some(range) = self.dma.iter().filter(fits).find(holds) else { return last };
+            last = Some(range.bus.saturating_add(range.size - 1));
+            match last.and_then(|last| last.checked_add(1)) {
+                Some(behind) => next = behind,
+                None => return last,
+            }
+        }
+    }
+}
+
 impl IdMap {
     /// What the function with this requester ID is called; `None` where it is not known there.
     pub fn find(&self, requester: u16) -> Option<MappedId> {
@@ -135,6 +156,7 @@ pub(super) struct HostBridgeNode<'t> {
     ecam: PhysRange,
     buses: (u8, u8),
     windows: Vec<Window, 4>,
+    dma: DmaRanges,
 }
 
 impl<'t> HostBridgeNode<'t> {
@@ -149,12 +171,12 @@ impl<'t> HostBridgeNode<'t> {
         let room = (ecam.size() / BUS).checked_sub(1).ok_or_else(|| node.bad("reg"))?;
         let last = u64::from(buses.0).saturating_add(room).min(u64::from(buses.1));
         let buses = (buses.0, u8::try_from(last).unwrap_or(buses.1));
-        Ok(Self { node: node.detached(), ecam, buses, windows: windows(node)? })
+        Ok(Self { node: node.detached(), ecam, buses, windows: windows(node)?, dma: dma(node)? })
     }
 
     /// The host bridge, now that the nodes are known that it refers to.
     pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
-        let Self { node, ecam, buses, windows } = self;
+        let Self { node, ecam, buses, windows, dma } = self;
         let [stream_map, stream_mask, message_map, message_mask, parent, line_map, line_mask, coherent] = node
             .properties([
                 "iommu-map",
@@ -182,7 +204,7 @@ impl<'t> HostBridgeNode<'t> {
         };
         let lines = lines.ok_or_else(|| node.bad("interrupt-map"))?;
         let coherent = coherent.is_some();
-        Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent })
+        Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent, dma })
     }
 }
 
@@ -223,6 +245,32 @@ fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
         windows.push(window).map_err(|_| full)?;
     }
     Ok(windows)
+}
+
+/// `dma-ranges`: as `ranges`, for accesses in the other direction. Without it devices reach all addresses.
+fn dma(node: &tree::Node<'_, '_>) -> Result<DmaRanges, PlatformError> {
+    let bad = || node.bad("dma-ranges");
+    let mut own = tree::everything();
+    if let Some(ranges) = node.dma_ranges().filter(|ranges| !ranges.is_empty()) {
+        own.clear();
+        let up = node.parent_address_cells() as usize;
+        let entry = (ADDRESS + up + SIZE) * 4;
+        if node.address_cells() != Some(ADDRESS as u32) || up > 2 || !ranges.len().is_multiple_of(entry) {
+            return Err(bad());
+        }
+        for range in ranges.chunks_exact(entry) {
+            let (child, rest) = range.split_at(ADDRESS * 4);
+            let (cpu, size) = rest.split_at(up * 4);
+            let (space, bus) = child.split_at(4);
+            let values = (cell(space), number(bus), number(cpu), number(size));
+            let (Some(space), Some(bus), Some(cpu), Some(size)) = values else { return Err(bad()) };
+            // Memory below 4 GiB, or anywhere.
+            if space >> 25 & 1 == 1 {
+                tree::add(&mut own, DmaRange { bus, cpu, size })?;
+            }
+        }
+    }
+    node.passed_on(own)
 }
 
 /// `iommu-map` or `msi-map`, as far as it refers to phandles that are `wanted`. Missing is an empty map.

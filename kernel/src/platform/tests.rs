@@ -132,6 +132,9 @@ pub(super) fn virt_with(machine: &Machine, front: Nodes<'_>, more: Nodes<'_>) ->
                 let value = if name == machine.broken.0 { machine.broken.1.clone() } else { value };
                 tree.property(name, &value);
             }
+            if machine.broken.0 == "dma-ranges" {
+                tree.property("dma-ranges", &machine.broken.1);
+            }
         });
         more(tree);
         (machine.chosen)(tree);
@@ -279,6 +282,73 @@ fn every_smmu_is_found_and_one_that_makes_no_sense_keeps_its_functions_from_memo
         (0..MAX_SMMUS as u32).for_each(|at| smmu(tree, 0x8010 + at, &[], &[0, at << 20, 0, 0x2_0000]));
     };
     assert_eq!(smmus(many).len(), MAX_SMMUS, "the last is left out");
+}
+
+/// A memory piece of a host's `dma-ranges`.
+fn dma_piece(bus: u64, cpu: u64, size: u64) -> [u32; 7] {
+    let [bus, cpu, size] = [bus, cpu, size].map(|value| [(value >> 32) as u32, value as u32]);
+    [0x4300_0000, bus[0], bus[1], cpu[0], cpu[1], size[0], size[1]]
+}
+
+/// What devices reach with these pieces, from an address on.
+fn dma_reach(pieces: &[[u32; 7]], first: u64, unchanged: bool) -> Option<u64> {
+    host("dma-ranges", &cells(&pieces.concat())).unwrap().dma_reach(first, unchanged)
+}
+
+#[test]
+fn devices_reach_what_the_host_bridge_passes_on() {
+    const LAST: u64 = u64::MAX - 1;
+    assert_eq!(parse(&Machine::default()).pcie.unwrap().dma_reach(0, true), Some(LAST), "without any all is passed on");
+    assert_eq!(dma_reach(&[], 0, true), Some(LAST), "and with an empty one");
+    let memory = dma_piece(0x4000_0000, 0x4000_0000, 0x4000_0000);
+    assert_eq!(dma_reach(&[memory], 0, false), None);
+    assert_eq!(dma_reach(&[memory], 0x4000_0000, true), Some(0x7fff_ffff));
+    assert_eq!(dma_reach(&[memory], 0x7fff_ffff, true), Some(0x7fff_ffff));
+    assert_eq!(dma_reach(&[memory], 0x8000_0000, true), None);
+    // In any order, one behind the other.
+    let behind = dma_piece(0x8000_0000, 0x8000_0000, 0x1000);
+    assert_eq!(dma_reach(&[behind, memory], 0x4000_0000, true), Some(0x8000_0fff));
+    // Elsewhere: an SMMU would see the bus's address.
+    let moved = dma_piece(0, 0x4000_0000, 0x1000_0000);
+    assert_eq!([false, true].map(|unchanged| dma_reach(&[moved], 0, unchanged)), [Some(0xfff_ffff), None]);
+    // Ports are no memory, and pieces without bytes none.
+    let mut ports = dma_piece(0, 0, 0x1000);
+    ports[0] = 0x100_0000;
+    assert_eq!(dma_reach(&[ports, dma_piece(0, 0, 0)], 0, false), None);
+    for value in [cells(&memory[..6]), cells(&dma_piece(0, 0, 1).repeat(9))] {
+        assert_eq!(host("dma-ranges", &value), None);
+    }
+}
+
+/// A host bridge on a bus that passes on these addresses of its own: bus, CPU, size, two cells each.
+#[test]
+fn buses_on_the_way_up_have_dma_ranges_too() {
+    let reach = |bus: &[u32], own: Option<[u32; 7]>, first, unchanged| {
+        let soc = |tree: &mut TreeBuilder| {
+            tree.node("soc", |tree| {
+                tree.property("#address-cells", &cells(&[2]));
+                tree.property("#size-cells", &cells(&[2]));
+                tree.property("ranges", &[]);
+                tree.property("dma-ranges", &cells(bus));
+                tree.node("pcie@4010000000", |tree| {
+                    virt_pcie().iter().for_each(|(name, value)| tree.property(name, value));
+                    own.iter().for_each(|piece| tree.property("dma-ranges", &cells(piece)));
+                });
+            });
+        };
+        let tree = virt_with(&Machine::default(), &soc, &|_| {});
+        Platform::parse(&tree).unwrap().pcie.and_then(|host| host.dma_reach(first, unchanged))
+    };
+    let everything = dma_piece(0, 0, 1 << 40);
+    assert_eq!(reach(&[], None, 0, true), Some(u64::MAX - 1));
+    assert_eq!(reach(&[0, 0, 0, 0, 1, 0], None, 0, true), Some(0xffff_ffff), "as far as the bus goes");
+    assert_eq!(reach(&[0, 0, 0, 0, 1, 0], Some(everything), 0, true), Some(0xffff_ffff));
+    // The bus moves what the bridge has moved already.
+    let up = dma_piece(0, 0x4000_0000, 0x2000);
+    assert_eq!(reach(&[0, 0x4000_1000, 0, 0x1000, 0, 0x1000], Some(up), 0x1000, true), Some(0x1fff));
+    assert_eq!(reach(&[0, 0x4000_1000, 0, 0x1000, 0, 0x1000], Some(up), 0, false), None);
+    assert_eq!(reach(&[0, 0x8000_0000, 0, 0x8000_0000, 0, 0x1000], Some(up), 0, false), None, "past each other");
+    assert_eq!(reach(&[0, 0, 0], None, 0, true), Some(u64::MAX - 1), "of the bridge behind: this one is left out");
 }
 
 /// `/firmware` has no addresses, and so need have no cells for them.

@@ -11,11 +11,54 @@ use dtoolkit::fdt::{Fdt, FdtNode};
 use dtoolkit::{Node as _, Property as _};
 use granule_arch::addr::{PhysAddr, PhysRange};
 
+use heapless::Vec;
+
 use super::interrupts::Interrupts;
 use super::{NodeName, PlatformError};
 
 /// Nodes nested deeper than this are not looked at: no device that a kernel starts with is, and the stack is finite.
 const MAX_DEPTH: u32 = 8;
+
+/// Pieces of addresses that a bus passes on; others it does not.
+pub type DmaRanges = Vec<DmaRange, 8>;
+
+/// One of them.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct DmaRange {
+    /// The first as the bus has it.
+    pub bus: u64,
+    /// The first as the CPU has it.
+    pub cpu: u64,
+    /// How many.
+    pub size: u64,
+}
+
+/// All addresses, unchanged.
+pub(super) fn everything() -> DmaRanges {
+    Vec::from_iter([DmaRange { bus: 0, cpu: 0, size: u64::MAX }])
+}
+
+/// One piece more, if it is one.
+pub(super) fn add(ranges: &mut DmaRanges, range: DmaRange) -> Result<(), PlatformError> {
+    let full = PlatformError::TooMany { what: "pieces of dma-ranges", limit: ranges.capacity() };
+    if range.size == 0 { Ok(()) } else { ranges.push(range).map_err(|_| full) }
+}
+
+/// What becomes of what is in `found` where a bus passes `entries` on.
+fn compose(found: &DmaRanges, entries: impl Iterator<Item = DmaRange> + Clone) -> Result<DmaRanges, PlatformError> {
+    let mut passed = DmaRanges::new();
+    for piece in found {
+        for entry in entries.clone() {
+            let start = piece.cpu.max(entry.bus);
+            let end = piece.cpu.saturating_add(piece.size).min(entry.bus.saturating_add(entry.size));
+            if let Some(size) = end.checked_sub(start) {
+                let (bus, cpu) = (piece.bus + (start - piece.cpu), entry.cpu.wrapping_add(start - entry.bus));
+                add(&mut passed, DmaRange { bus, cpu, size })?;
+            }
+        }
+    }
+    Ok(passed)
+}
 
 /// What is done with each node: see [`Root::visit`].
 pub(super) type VisitNode<'v, 't, 'p> =
@@ -29,6 +72,8 @@ pub(super) struct BusNode<'t, 'b> {
     size_cells: u32,
     /// `ranges`, raw; `None` where there is none.
     ranges: Option<&'t [u8]>,
+    /// `dma-ranges`, raw.
+    dma_ranges: Option<&'t [u8]>,
     /// The phandle of the controller of the interrupts below, where a node on the way up names one (2.4.1).
     interrupt_parent: Option<u32>,
     depth: u32,
@@ -40,6 +85,7 @@ pub(super) struct Properties<'t> {
     address_cells: Option<&'t [u8]>,
     size_cells: Option<&'t [u8]>,
     ranges: Option<&'t [u8]>,
+    dma_ranges: Option<&'t [u8]>,
     reg: Option<&'t [u8]>,
     status: Option<&'t [u8]>,
     compatible: Option<&'t [u8]>,
@@ -58,6 +104,7 @@ impl<'t> Properties<'t> {
                 "#address-cells" => &mut found.address_cells,
                 "#size-cells" => &mut found.size_cells,
                 "ranges" => &mut found.ranges,
+                "dma-ranges" => &mut found.dma_ranges,
                 "reg" => &mut found.reg,
                 "status" => &mut found.status,
                 "compatible" => &mut found.compatible,
@@ -161,6 +208,7 @@ fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b BusNode<'t, 'b
         address_cells: properties.address_cells.and_then(cell).unwrap_or(2),
         size_cells: properties.size_cells.and_then(cell).unwrap_or(1),
         ranges: properties.ranges,
+        dma_ranges: properties.dma_ranges,
         interrupt_parent: interrupt_parent_of(properties, parent),
         depth: parent.map_or(0, |parent| parent.depth + 1),
     }
@@ -221,6 +269,28 @@ impl<'t, 'b> Node<'t, 'b> {
     /// `ranges`, raw.
     pub(super) fn ranges(&self) -> Option<&'t [u8]> {
         self.properties.ranges
+    }
+
+    /// `dma-ranges`, raw.
+    pub(super) fn dma_ranges(&self) -> Option<&'t [u8]> {
+        self.properties.dma_ranges
+    }
+
+    /// Where what is in `found` is once each bus on the way up has passed it on by its `dma-ranges` (2.3.9). A bus without
+    /// any, or with an empty one, changes nothing.
+    ///
+    /// # Errors
+    /// A list of one of them makes no sense, or there are too many pieces.
+    pub(super) fn passed_on(&self, mut found: DmaRanges) -> Result<DmaRanges, PlatformError> {
+        let mut bus = self.bus;
+        while let Some(parent) = bus.parent {
+            if let Some(ranges) = bus.dma_ranges.filter(|ranges| !ranges.is_empty()) {
+                let entries = bus.entries(parent, ranges).ok_or_else(|| self.bad("dma-ranges"))?;
+                found = compose(&found, entries)?;
+            }
+            bus = parent;
+        }
+        Ok(found)
     }
 
     /// Cells of an address on the bus that the node is on.
@@ -371,6 +441,15 @@ impl BusNode<'_, '_> {
         if ranges.is_empty() {
             return Some(address);
         }
+        let last = address.checked_add(size.saturating_sub(1))?;
+        self.entries(parent, ranges)?.find_map(|DmaRange { bus: from, cpu: to, size: length }| {
+            let inside = address >= from && last - from < length;
+            if inside { to.checked_add(address - from) } else { None }
+        })
+    }
+
+    /// The entries of a list of ranges of this bus, as addresses of this one and of the parent; `None` where it is none.
+    fn entries<'r>(&self, parent: &Self, ranges: &'r [u8]) -> Option<impl Iterator<Item = DmaRange> + Clone + 'r> {
         let [child, up, length] =
             [self.address_cells, parent.address_cells, self.size_cells].map(|cells| cells as usize);
         // Three cells are PCI, whose addresses are not numbers; more are nothing.
@@ -381,14 +460,11 @@ impl BusNode<'_, '_> {
         if entry == 0 || !ranges.len().is_multiple_of(entry) {
             return None;
         }
-        let last = address.checked_add(size.saturating_sub(1))?;
-        ranges.chunks_exact(entry).find_map(|range| {
-            let (from, rest) = range.split_at(child * 4);
-            let (to, length) = rest.split_at(up * 4);
-            let (from, to, length) = (number(from)?, number(to)?, number(length)?);
-            let inside = address >= from && last - from < length;
-            if inside { to.checked_add(address - from) } else { None }
-        })
+        Some(ranges.chunks_exact(entry).filter_map(move |range| {
+            let (bus, rest) = range.split_at(child * 4);
+            let (cpu, size) = rest.split_at(up * 4);
+            Some(DmaRange { bus: number(bus)?, cpu: number(cpu)?, size: number(size)? })
+        }))
     }
 }
 

@@ -22,7 +22,7 @@ use super::disk::{self, SECTOR, SectorError};
 use super::pci::{Claim, Class, Function, Id, InterruptVector, MmioRegion};
 use super::slot::{self, Arrivals, BindRefused, Driver, Slot, StartError};
 use crate::chip::timer::Deadline;
-use crate::iommu::{self, Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
+use crate::iommu::{Coherent, DmaAddress, DmaDevice, DmaError, DmaMask, MAX_TRIES, Resolution};
 use crate::kernel;
 use crate::mm::space::{Access, FaultError};
 use crate::sched::{RwSem, relax};
@@ -108,7 +108,7 @@ impl Driver for Nvme {
     #[allow(unsafe_code, reason = "queues that the device reads and writes")]
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         let registers = claim.map_bar(&kernel().space, cpu, 0)?;
-        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
+        let dma = claim.attach(cpu, DmaMask::ALL)?;
         let doorbell = slot::doorbell(cpu, &dma)?;
         let mut pages = heapless::Vec::new();
         let started = allocate(cpu, &dma, &mut pages).map_err(StartError::Dma).and_then(|common| {

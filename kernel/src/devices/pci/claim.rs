@@ -12,6 +12,8 @@ use super::mmio::Hold;
 use super::{Function, MmioRegion, PciError, interrupt};
 use crate::Kernel;
 use crate::chip::interrupt::InterruptHandler;
+use crate::iommu::{self, AttachError, DmaDevice, DmaMask};
+use crate::kernel;
 use crate::mm::kernel::KernelSpace;
 use crate::smp::Cpu;
 use crate::trap::probe;
@@ -87,6 +89,24 @@ impl Claim {
     /// Lets the device access memory and send messages, or no longer.
     pub fn set_bus_master(&self, on: bool) {
         self.function.change_command(BUS_MASTER, on);
+    }
+
+    /// The function's way to memory, which its driver alone has. The device puts out the addresses of `mask`, of which
+    /// the host bridge passes some on. Sleeps.
+    ///
+    /// # Errors
+    /// [`AttachError`]; nothing has changed.
+    pub fn attach(&self, cpu: &Cpu, mask: DmaMask) -> Result<DmaDevice, AttachError> {
+        let (bridge, stream) = (self.host.description, self.stream_id());
+        let Some(stream) = stream else {
+            let is_reached = |bank: &&PhysRange| bridge.dma_reach(bank.start().0, true) >= Some(bank.end().0 - 1);
+            return match kernel().platform.memory.iter().find(|bank| !is_reached(bank)) {
+                Some(bank) => Err(AttachError::Elsewhere(bank.start())),
+                None => iommu::attach(cpu, None, mask),
+            };
+        };
+        // What the SMMU is given for addresses lies anywhere from zero on.
+        iommu::attach(cpu, Some(stream), mask.up_to(bridge.dma_reach(0, false).unwrap_or(0)))
     }
 
     /// The registers behind base address register number `index`, mapped into `space` for ever, of which the first word is

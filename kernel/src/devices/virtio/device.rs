@@ -21,7 +21,7 @@ use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
 use crate::devices::pci::{Claim, Function, InterruptVector};
 use crate::devices::slot::{self, Arrivals, BindRefused, StartError};
-use crate::iommu::{self, Coherent, DmaDevice, DmaMask, IsOthers, Resolution};
+use crate::iommu::{Coherent, DmaDevice, DmaMask, IsOthers, Resolution};
 use crate::kernel;
 use crate::sched::relax;
 use crate::sched::{RwSem, WriteGuard};
@@ -67,7 +67,7 @@ impl VirtioDevice {
         arrivals: &'static Arrivals,
     ) -> Result<Self, StartError> {
         let windows = Windows::map(&claim, cpu)?;
-        let dma = iommu::attach(cpu, claim.stream_id(), DmaMask::ALL)?;
+        let dma = claim.attach(cpu, DmaMask::ALL)?;
         let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
         let transport = Transport::start(windows, translation, wanted)?;
         let doorbell = slot::doorbell(cpu, &dma)?;

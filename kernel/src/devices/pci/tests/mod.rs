@@ -60,6 +60,7 @@ fn host_between(
         streams: IdMap::default(),
         devices: IdMap::default(),
         lines: InterruptLines::default(),
+        dma: heapless::Vec::new(),
         coherent: true,
     };
     Box::leak(Box::new(Host { config: Box::leak(Box::new(config)), description: Box::leak(Box::new(description)) }))
