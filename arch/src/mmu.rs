@@ -104,11 +104,15 @@ pub const SCTLR_MMU_ON: u64 = SCTLR_MMU_OFF
     | SCTLR_EL1::SA0::Enable.value;
 
 #[cfg(target_os = "none")]
-pub use metal::{Registers, enable, tcr_of_this_cpu, turn_on};
+pub use metal::{NotEl1, Registers, enable, tcr_of_this_cpu, turn_on};
 
 #[cfg(target_os = "none")]
 mod metal {
-    use aarch64_cpu::registers::{ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, TCR_EL1};
+    use core::fmt;
+
+    use aarch64_cpu::registers::{
+        CurrentEL, ID_AA64MMFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64MMFR2_EL1, Readable as _, TCR_EL1,
+    };
     use arm_sysregs::el1::registers::TcrEl1;
 
     use crate::addr::PhysAddr;
@@ -159,6 +163,7 @@ mod metal {
     ///    came behind. No cache holds an older line of them, nor of anything else that was written with the MMU off and
     ///    is read with it on, such as the stack.
     /// 3. They map this function at the address that it runs at, executable at EL1, and what is at x30.
+    /// 4. The CPU is at EL1. At EL2 this returns, and nothing is translated: [`enable`] looks.
     #[unsafe(naked)]
     #[unsafe(link_section = ".text.idmap")]
     pub unsafe extern "C" fn turn_on(sctlr: u64) {
@@ -192,13 +197,32 @@ mod metal {
         pub sctlr: u64,
     }
 
+    /// The CPU is at this exception level, where the registers of EL1 translate nothing.
+    #[derive(Clone, Copy, PartialEq, Eq, Debug)]
+    pub struct NotEl1(pub u8);
+
+    impl fmt::Display for NotEl1 {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "the CPU is at EL{}, and what the MMU of EL1 translates is EL1's alone", self.0)
+        }
+    }
+
+    impl core::error::Error for NotEl1 {}
+
     /// Writes all of them and turns the MMU on. The caller goes on at the address that it runs at, and returns by what
     /// its stack holds: the stack's lines are of those that the second condition of [`turn_on`] is about.
+    ///
+    /// # Errors
+    /// [`NotEl1`]: nothing was written. A kernel that is entered at EL2 goes down to EL1 first.
     ///
     /// # Safety
     /// The tables map what runs, and all that it uses, at the address that they have with the MMU off; and the second
     /// condition of [`turn_on`].
-    pub unsafe fn enable(registers: &Registers) {
+    pub unsafe fn enable(registers: &Registers) -> Result<(), NotEl1> {
+        let level = CurrentEL.read(CurrentEL::EL) as u8;
+        if level != 1 {
+            return Err(NotEl1(level));
+        }
         // SAFETY: with the MMU off none of these has an effect before `turn_on`.
         unsafe {
             core::arch::asm!(
@@ -216,6 +240,7 @@ mod metal {
         }
         // SAFETY: the registers are written; the rest is the caller's contract.
         unsafe { turn_on(registers.sctlr) };
+        Ok(())
     }
 }
 

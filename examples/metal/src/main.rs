@@ -92,7 +92,8 @@ mod kernel {
         };
         // SAFETY: the tables map the image, its stack and the serial port where they are; no cache holds an older
         // line of any of it.
-        unsafe { mmu::enable(&registers) };
+        let enabled = unsafe { mmu::enable(&registers) };
+        enabled.unwrap_or_else(|error| panic!("{error}"));
         root.0
     }
 

@@ -26,3 +26,14 @@ fn the_metal_example_maps_itself_and_shows_its_fault() {
         assert_eq!(session.wait_for("\n").unwrap(), address, "{name}");
     }
 }
+
+/// At EL2 the registers of EL1 can be written, and translate nothing.
+#[test]
+fn the_metal_example_does_not_go_on_without_translation() {
+    let machine = machine::named("el2").unwrap();
+    let extra = ["-kernel".into(), built("metal.elf").into()];
+    let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
+    let mut session = Session::of(&qemu).unwrap();
+    session.wait_for("metal: MMU off\n").unwrap();
+    session.wait_for("the CPU is at EL2, and what the MMU of EL1 translates is EL1's alone").unwrap();
+}
