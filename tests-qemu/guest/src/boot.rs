@@ -8,6 +8,7 @@ use core::sync::atomic::Ordering;
 use aarch64_cpu::registers::{CNTKCTL_EL1, CPACR_EL1, CurrentEL, MAIR_EL1, Readable, SCTLR_EL1, TCR_EL1};
 use arm_sysregs::el1::registers::{SctlrEl1, TcrEl1};
 use granule::bootargs;
+use granule::mm::kernel::image;
 use granule::platform::errata::DirtyState;
 use granule::smp::{self, Cpu, this_cpu};
 use granule::trap::probe;
@@ -147,8 +148,10 @@ fn every_cpu_runs_as_the_entry_code_sets_it(t: &mut Test) {
 
 target_test!(the_identity_map_is_gone);
 fn the_identity_map_is_gone(t: &mut Test) {
-    // RAM begins at 1 GiB on every machine here; entry code and tables are in its first 4 MiB.
-    let mapped = (0x4000_0000..0x4040_0000).step_by(PAGE_SIZE).find(|page| probe::read::<u8>(VirtAddr(*page)).is_ok());
+    // Entry code and tables are in the image.
+    let image = image::physical_range(granule::kernel().boot);
+    let mut pages = (image.start().0..image.end().0).step_by(PAGE_SIZE);
+    let mapped = pages.find(|page| probe::read::<u8>(VirtAddr(*page)).is_ok());
     t.equal("a physical address that is mapped", mapped, None);
 }
 

@@ -8,6 +8,9 @@ use granule::sched::relax;
 use granule::smp::{self, this_cpu};
 use granule_arch::addr::PhysAddr;
 
+/// In the last frame in place of the next one's address: no frame has it.
+const NO_FRAME: u64 = u64::MAX;
+
 /// Frames, each with the address of the next at its beginning. Dropping it frees them.
 #[derive(Default)]
 pub(crate) struct Hoard {
@@ -42,7 +45,7 @@ impl Hoard {
 
     /// Adds a frame that the caller has.
     pub(crate) fn keep(&mut self, frame: PhysAddr) {
-        let next = self.first.replace(frame).map_or(0, |next| next.0);
+        let next = self.first.replace(frame).map_or(NO_FRAME, |next| next.0);
         // SAFETY: the frame is the hoard's, and in the linear map.
         unsafe { layout::linear(frame).as_ptr::<u64>().write(next) };
     }
@@ -56,7 +59,7 @@ impl Hoard {
         let Some(frame) = self.first else { return false };
         // SAFETY: written by `keep`.
         let next = unsafe { layout::linear(frame).as_ptr::<u64>().read() };
-        self.first = (next != 0).then_some(PhysAddr(next));
+        self.first = (next != NO_FRAME).then_some(PhysAddr(next));
         kernel().frames.free(this_cpu(), frame);
         true
     }
