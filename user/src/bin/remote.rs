@@ -15,7 +15,7 @@ use granule_user::abi::file::{
 };
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_SHARED, PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE,
-    PM_PFRAME, PM_PRESENT, PM_SWAP, PROT_NONE, PROT_READ, PROT_WRITE,
+    PM_PFRAME, PM_PRESENT, PM_SWAP, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
     CLOSE, FSTAT, FSYNC, GET_ROBUST_LIST, IOCTL, LSEEK, MEMFD_CREATE, MMAP, NEWFSTATAT, OPENAT, PREAD64,
@@ -178,12 +178,29 @@ fn protections() {
     put(there, b"kept");
     closed(there, 1, PROT_READ);
     let (own, other) = ([piece(memory, 4)], [piece(there, 4)]);
+    let into = map(2 * PAGE, RW).expect("memory");
     equal("read-only memory is read", vm(true, me(), &own, &other, 0), Ok(4));
     equal("and not written", vm(false, me(), &own, &other, 0), Err(Errno::EFAULT));
     closed(there, 1, PROT_NONE);
     equal("closed memory is not read", vm(true, me(), &own, &other, 0), Err(Errno::EFAULT));
     equal("nor written", vm(false, me(), &own, &other, 0), Err(Errno::EFAULT));
-    closed(there, 1, RW);
+    // By the protection that was asked for: CPUs load what may only be written, and some what may only be executed.
+    let both = [piece(memory, 2 * PAGE)];
+    for (protection, reads, writes) in [
+        (PROT_WRITE, false, true),
+        (PROT_EXEC, false, false),
+        (PROT_WRITE | PROT_EXEC, false, true),
+        (PROT_READ | PROT_EXEC, true, false),
+    ] {
+        closed(there, 1, protection);
+        let expected = |is_allowed: bool| if is_allowed { Ok(4) } else { Err(Errno::EFAULT) };
+        equal(("read", protection), vm(true, me(), &own, &other, 0), expected(reads));
+        equal(("written", protection), vm(false, me(), &[piece(memory, 4)], &other, 0), expected(writes));
+        let so_far = if reads { 2 * PAGE } else { PAGE };
+        equal(("as far as it is allowed", protection), vm(true, me(), &[piece(into, 2 * PAGE)], &both, 0), Ok(so_far));
+        closed(there, 1, RW);
+        put(there, b"kept");
+    }
     equal("it is as it was", get(there), *b"kept");
     equal("a guard", advise(there, MADV_GUARD_INSTALL), Ok(()));
     equal("is not read", vm(true, me(), &own, &other, 0), Err(Errno::EFAULT));

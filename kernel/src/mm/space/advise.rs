@@ -7,7 +7,7 @@
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas, Spares};
@@ -205,13 +205,7 @@ impl Space {
         let areas = self.areas.read(range.start());
         let area = areas.find(range.start()).ok_or(SpaceError::NoMemory)?;
         let access = wanted(area);
-        // Not by what the CPU permits: some read what may be executed.
-        let needed = match access {
-            Access::Write => Protection::WRITE,
-            Access::Read => Protection::READ,
-            Access::Execute => Protection::EXECUTE,
-        };
-        if !area.protection().contains(needed) || area.is_of_device() {
+        if !area.protection().contains(access.needed()) || area.is_of_device() {
             return Err(SpaceError::Invalid);
         }
         let part = area.part_in(range);

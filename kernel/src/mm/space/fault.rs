@@ -51,6 +51,19 @@ pub enum Access {
     Execute = Protection::EXECUTE.bits(),
 }
 
+impl Access {
+    /// What the protection of an area must have where the kernel makes the access by the page, as Linux's
+    /// `get_user_pages` does, and not by the address: [`allows`] answers as CPUs do, which load what may only be
+    /// written.
+    pub(super) const fn needed(self) -> Protection {
+        match self {
+            Self::Read => Protection::READ,
+            Self::Write => Protection::WRITE,
+            Self::Execute => Protection::EXECUTE,
+        }
+    }
+}
+
 /// Why a fault cannot be served.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum FaultError {

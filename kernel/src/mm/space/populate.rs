@@ -10,7 +10,7 @@ use granule_pgtable::{EnsureError, Mmu, PageRange};
 
 use super::area::{Area, AreaFlags, Areas};
 use super::entry::{EntryState, attributes, state};
-use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome};
 use super::gather::pages;
 use super::shmem::{self, NoPage, Object};
 use super::{EntryCell, PAGE, Space, TableCells};
@@ -184,7 +184,8 @@ impl Space {
         unsafe { self.copy_bytes(cpu, address, bytes.as_ptr().cast_mut(), bytes.len(), Access::Write, is_killed) }
     }
 
-    /// Reads `bytes.len()` bytes from `address` on, with the program's permissions, whatever space the CPU has now.
+    /// Reads `bytes.len()` bytes from `address` on, with the program's permissions, whatever space the CPU has now: of
+    /// memory that may be read, also where CPUs load from other memory.
     ///
     /// # Errors
     /// [`FaultError`]; the bytes before the page that faults are read.
@@ -273,10 +274,14 @@ impl Space {
     /// Calls `work` with the linear address of `page`, if its entry permits `access`; returns whether it does.
     ///
     /// # Errors
-    /// [`FaultError::Unusable`]: the page is registers, which are in no linear map.
+    /// [`FaultError::NotAllowed`] (the area is not [for such an access](Access::needed)), [`FaultError::Unusable`] (the
+    /// page is registers, which are in no linear map).
     fn with_page(&self, page: VirtAddr, access: Access, work: impl FnOnce(VirtAddr)) -> Result<bool, FaultError> {
         let areas = self.areas.read(page);
-        let Some(area) = areas.find(page).filter(|area| allows(area.protection(), access)) else { return Ok(false) };
+        let Some(area) = areas.find(page) else { return Ok(false) };
+        if !area.protection().contains(access.needed()) {
+            return Err(FaultError::NotAllowed);
+        }
         if area.is_of_device() {
             return Err(FaultError::Unusable);
         }
