@@ -13,8 +13,8 @@ use granule_user::abi::process::{
     WALL, WNOHANG, exited, killed,
 };
 use granule_user::abi::signal::{
-    SA_RESETHAND, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV, SIGTERM, SIGUSR1, SIGUSR2,
-    SigAction, SigInfo, UContext,
+    CLD_EXITED, CLD_KILLED, SA_RESETHAND, SI_USER, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV,
+    SIGTERM, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
 };
 use granule_user::signal::{handle, mask, set_action, set_of};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
@@ -26,7 +26,7 @@ entry!(run);
 const END_OF_NUMBERS: u32 = 32768;
 
 /// The checks, each of which can be run alone: `tasks step NUMBER`.
-const STEPS: [fn(); 17] = [
+const STEPS: [fn(); 18] = [
     flags_of_clone_are_linuxs,
     numbers_are_stored_where_the_parent_sees_them,
     a_word_is_cleared_only_for_others,
@@ -44,6 +44,7 @@ const STEPS: [fn(); 17] = [
     numbers_are_looked_up_before_signals,
     actions_are_set_as_on_linux,
     numbers_are_stored_where_the_child_sees_them,
+    a_signal_has_its_sender_and_the_status_of_an_end,
 ];
 
 fn run(start: Start) -> u8 {
@@ -250,6 +251,46 @@ fn set(signal: u32, flags: u64, mask: u64) {
 fn action(signal: u32, handler: u64) -> SigAction {
     // SAFETY: no handler that is not there already.
     unsafe { set_action(signal, &SigAction { handler, ..SigAction::default() }) }.expect("an action to set")
+}
+
+/// `si_code`, `si_pid` and `si_status` of the signal that was handled last.
+static SEEN: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
+
+extern "C" fn note(_: u32, info: &SigInfo, _: &mut UContext) {
+    let words = [info.code as u32, info.process(), info.fields[1] as u32];
+    SEEN.iter().zip(words).for_each(|(place, word)| place.store(word, Ordering::Relaxed));
+}
+
+/// Of a child's end, with any signal that it may have, and of what the child itself has sent.
+fn a_signal_has_its_sender_and_the_status_of_an_end() {
+    const REAL_TIME: u32 = 40;
+    for signal in [SIGCHLD, SIGUSR1, REAL_TIME] {
+        // SAFETY: the handler stores to atomics.
+        unsafe { handle(signal, note, 0, 0) }.expect("an action to set");
+        let before = mask(SIG_BLOCK, set_of(signal)).expect("a mask");
+        let seen = |child: u32| {
+            while process::wait4(child as i32, WALL) == Err(Errno::EINTR) {}
+            mask(SIG_SETMASK, before).expect("a mask");
+            mask(SIG_BLOCK, set_of(signal)).expect("a mask");
+            SEEN.each_ref().map(load)
+        };
+        let child = copy(signal.into(), [0; 2], || 3).expect("a clone");
+        assert_eq!(seen(child), [CLD_EXITED as u32, child, 3], "the end, with {signal}");
+        let child = copy(signal.into(), [0; 2], || {
+            process::kill(process::id() as i32, SIGKILL).expect("a signal");
+            0
+        });
+        let child = child.expect("a clone");
+        assert_eq!(seen(child), [CLD_KILLED as u32, child, SIGKILL], "of a signal, with {signal}");
+        let child = copy(0, [0; 2], || {
+            process::kill(process::parent_id() as i32, signal).expect("a signal");
+            3
+        });
+        let child = child.expect("a clone");
+        assert_eq!(seen(child), [SI_USER as u32, child, 0], "what a child sends: {signal}");
+        mask(SIG_SETMASK, before).expect("a mask");
+        action(signal, SIG_DFL);
+    }
 }
 
 fn handlers_may_be_shared() {

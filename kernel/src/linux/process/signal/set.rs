@@ -177,8 +177,8 @@ pub struct Pending {
     set: Cell<Set>,
     /// Of the named signals.
     causes: [Cell<SignalCause>; Self::NAMED],
-    /// Of the others, which processes alone send, and rarely. Who sends more of them at a time is not kept, as on Linux
-    /// where its queue is full.
+    /// Of the others, which processes alone send, or end with, and rarely. Who sends more of them at a time is not kept,
+    /// as on Linux where its queue is full.
     senders: [Cell<Option<Sender>>; Self::OTHERS],
 }
 
@@ -190,6 +190,8 @@ struct Sender {
     code: i32,
     /// Its number.
     process: u32,
+    /// Of a child that has ended: how.
+    status: u32,
 }
 
 impl Pending {
@@ -220,7 +222,8 @@ impl Pending {
         if let Some(place) = self.causes.get(signal.number() as usize - 1) {
             place.set(cause);
         } else if let Some(place) = self.senders.iter().find(|place| place.get().is_none()) {
-            place.set(Some(Sender { signal, code: cause.code, process: cause.fields[0] as u32 }));
+            let [process, status] = cause.fields.map(|field| field as u32);
+            place.set(Some(Sender { signal, code: cause.code, process, status }));
         }
     }
 
@@ -233,7 +236,7 @@ impl Pending {
                 .sender(signal)
                 .and_then(Cell::get)
                 .map_or(SignalCause::process(granule_abi::signal::SI_USER, 0), |sender| {
-                    SignalCause::process(sender.code, sender.process)
+                    SignalCause::child(sender.code, sender.process, sender.status as i32)
                 }),
         };
         self.remove(signal);
@@ -372,8 +375,8 @@ impl Default for Actions {
 mod tests {
     use granule_abi::Errno;
     use granule_abi::signal::{
-        SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_TKILL, SI_USER, SIG_DFL, SIG_IGN, SIGHUP, SIGSTOP, SIGUSR1,
-        SIGUSR2, SigAction,
+        CLD_EXITED, SA_NOCLDWAIT, SA_RESETHAND, SEGV_MAPERR, SI_TKILL, SI_USER, SIG_DFL, SIG_IGN, SIGHUP, SIGSTOP,
+        SIGUSR1, SIGUSR2, SigAction,
     };
 
     use super::{Actions, Effect, Pending, Set, Signal, SignalCause};
@@ -412,6 +415,10 @@ mod tests {
         assert_eq!((last.number(), cause.info(last).process()), (64, 7), "glibc looks at the sender of signal 32");
         pending.add(last, SignalCause::process(SI_TKILL, 9));
         assert_eq!(pending.take(Set::EMPTY), Some((last, SignalCause::process(SI_TKILL, 9))));
+        // The signal with which a child ends may be any.
+        let end = SignalCause::child(CLD_EXITED, 9, 3);
+        pending.add(last, end);
+        assert_eq!(pending.take(Set::EMPTY), Some((last, end)));
         for number in [1, 31, 8, 11, 7, 5, 4] {
             pending.add(Signal::new(number).unwrap(), SignalCause::KERNEL);
         }
