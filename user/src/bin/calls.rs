@@ -164,6 +164,7 @@ fn mappings_are_refused() {
     refused([0, PAGE, 3, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, none, 0], Errno::EINVAL);
     assert_eq!(call(MUNMAP, [1, PAGE]), Err(Errno::EINVAL));
     assert_eq!(call(MUNMAP, [PAGE, 0]), Err(Errno::EINVAL));
+    assert_eq!(call(MUNMAP, [(1 << 48) - PAGE, PAGE]), Ok(0), "the last page of all, where nothing is");
     assert_eq!(call(MUNMAP, [KERNEL, PAGE]), Err(Errno::EINVAL));
     assert_eq!(call(MPROTECT, [1, PAGE, 1]), Err(Errno::EINVAL));
     assert_eq!(call(MPROTECT, [PAGE, 0, 1]), Ok(0));

@@ -37,6 +37,8 @@ const WP: u64 = UFFDIO_REGISTER_MODE_WP;
 const RW: u64 = PROT_READ | PROT_WRITE;
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
+/// The end of a process's addresses.
+const SPACE_END: u64 = 1 << 48;
 /// Write-protection of all memory.
 const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 
@@ -333,6 +335,22 @@ fn refusals() {
     assert_eq!(pager.write_protect(start, bytes, both), Err(Errno::EINVAL));
     assert_eq!(pager.wake(start, 0), Err(Errno::EINVAL));
     assert_eq!(pager.wake(start, bytes), Ok(()));
+    // Up to the end of all addresses, where nothing can be registered.
+    for (at, len) in [(SPACE_END - PAGE, PAGE), (SPACE_END - 2 * PAGE, 2 * PAGE)] {
+        assert_eq!(pager.register(at, len, MISSING), Err(Errno::EINVAL), "{at:#x}");
+        assert_eq!(pager.unregister(at, len), Err(Errno::EINVAL), "{at:#x}");
+        assert_eq!(pager.copy(at, source.start, len, 0), Err((Errno::ENOENT, -2)), "{at:#x}");
+    }
+    for (at, len) in [(SPACE_END - PAGE, PAGE), (start + bytes, SPACE_END - start - bytes), (0, SPACE_END)] {
+        assert_eq!(pager.wake(at, len), Ok(()), "{at:#x} {len:#x}");
+        assert_eq!(pager.zero(at, len, 0), Err((Errno::ENOENT, -2)), "{at:#x} {len:#x}");
+        assert_eq!(pager.poison(at, len, 0), Err((Errno::ENOENT, -2)), "{at:#x} {len:#x}");
+    }
+    for mode in [UFFDIO_WRITEPROTECT_MODE_WP, 0] {
+        let behind = start + bytes;
+        assert_eq!(pager.write_protect(behind, SPACE_END - behind, mode), Err(Errno::ENOENT));
+        assert_eq!(pager.write_protect(SPACE_END - PAGE, PAGE, mode), Err(Errno::ENOENT));
+    }
     assert_eq!(pager.read(&mut []), Err(Errno::EINVAL));
     assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
     // A file that may never be written.

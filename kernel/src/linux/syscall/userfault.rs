@@ -17,9 +17,10 @@ use crate::linux::file::open::{Kind, OpenFile};
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
-    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Space, USER_END, UserfaultError, Userfaultfd,
+    Content, Enrolment, Features, FillError, Mark, Message, ReadError, Space, UserfaultError, Userfaultfd,
 };
 use crate::smp::this_cpu;
+use crate::uaccess;
 
 /// Bytes of a message.
 const MESSAGE: u64 = 32;
@@ -157,7 +158,7 @@ fn checked(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
 
 /// The same where the start need not be a page's.
 fn checked_bytes(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
-    let is_in_space = USER_END.0.checked_sub(start).is_some_and(|most| bytes <= most);
+    let is_in_space = uaccess::END.0.checked_sub(start).is_some_and(|most| bytes <= most);
     let are_pages = bytes != 0 && bytes.is_multiple_of(PAGE_SIZE as u64);
     if are_pages && is_in_space { Ok(VirtAddr(start)) } else { Err(Errno::EINVAL) }
 }

@@ -327,7 +327,7 @@ impl Space {
     /// Unmaps the `bytes` bytes from `start` on. Holes are skipped.
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of the space),
+    /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of all addresses),
     /// [`SpaceError::NoMemory`] (an area would be cut in two, and there is no memory for the second). Nothing was
     /// changed.
     #[inline(always)]
@@ -352,7 +352,7 @@ impl Space {
         bytes: u64,
         events: &Cell<Option<PendingEvents>>,
     ) -> Result<(), SpaceError> {
-        let range = user_range(start, bytes).ok_or(SpaceError::Invalid)?;
+        let Some(range) = user_range(start, bytes) else { return self.munmap_to_the_end(cpu, start, bytes, events) };
         let (areas, ()) = self.change_areas(self.write_areas(range), |areas| {
             areas.note_turn(cpu.id, start);
             if areas.would_bare_guard(range) {
@@ -371,6 +371,23 @@ impl Space {
         })?;
         drop(areas);
         Ok(())
+    }
+
+    /// The same for what is no range of the space: where it only ends above it, nothing is mapped there.
+    #[cold]
+    fn munmap_to_the_end(
+        &self,
+        cpu: &Cpu,
+        start: VirtAddr,
+        bytes: u64,
+        events: &Cell<Option<PendingEvents>>,
+    ) -> Result<(), SpaceError> {
+        let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.checked_add(bytes));
+        let _range: PageRange = end.and_then(|end| PageRange::lower(start, end)).ok_or(SpaceError::Invalid)?;
+        match USER_END.0.checked_sub(start.0) {
+            Some(inside @ 1..) => self.munmap_unannounced(cpu, start, inside, events),
+            _ => Ok(()),
+        }
     }
 
     /// Unmaps `range` of the areas that have it, however many are there.

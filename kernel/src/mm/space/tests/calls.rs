@@ -237,9 +237,12 @@ fn what_is_refused_is_refused_as_on_linux() {
     for (at, bytes, answer) in [
         (start, 0, Err(SpaceError::Invalid)),
         (start + 1, PAGE, Err(SpaceError::Invalid)),
-        (USER_END - PAGE, 2 * PAGE, Err(SpaceError::Invalid)),
+        (VirtAddr(1 << 48), PAGE, Err(SpaceError::Invalid)),
+        (VirtAddr(1 << 48), 0, Err(SpaceError::Invalid)),
+        (USER_END - PAGE, 1 << 48, Err(SpaceError::Invalid)),
         (start, u64::MAX, Err(SpaceError::Invalid)),
         (start - 4 * PAGE, 4 * PAGE, Ok(())),
+        (USER_END, (1 << 48) - USER_END.0, Ok(())),
     ] {
         assert_eq!(space.munmap(&rig.cpu, at, bytes), answer, "munmap {at} {bytes:#x}");
     }
@@ -275,6 +278,9 @@ fn what_is_refused_is_refused_as_on_linux() {
         assert_eq!(space.mincore(at, &mut std::vec![0; pages]), answer, "mincore {at} {pages}");
     }
     assert_eq!(areas(&space), before);
+    // What is mapped of a range that ends above the space goes.
+    assert_eq!(space.munmap(&rig.cpu, start + PAGE, (1 << 48) - start.0 - PAGE), Ok(()));
+    assert_eq!(space.mincore(start, &mut [0; 4]), Ok(1));
 }
 
 #[test]

@@ -394,11 +394,10 @@ impl fmt::Debug for Userfaultfd {
     }
 }
 
-/// The pages of a call (Linux: `validate_range`): at least one, and whole.
+/// The pages of a call (Linux: `validate_range`): at least one, and whole. Above [`USER_END`] they are in no area.
 #[inline(always)]
 fn range_of_call(start: VirtAddr, bytes: u64) -> Option<PageRange> {
-    let end = VirtAddr(start.0.checked_add(bytes)?);
-    PageRange::lower(start, end).filter(|_| end <= USER_END)
+    PageRange::lower(start, VirtAddr(start.0.checked_add(bytes)?))
 }
 
 /// A change of what areas are registered for.
