@@ -204,11 +204,6 @@ fn faults_are_served_by_a_pager_as_on_linux(t: &mut Test) {
     succeeds(t, "userfault");
 }
 
-target_test!(holes_drop_write_protection, needs("smp"), limit(60));
-fn holes_drop_write_protection(t: &mut Test) {
-    succeeds(t, "userfault holes");
-}
-
 target_test!(a_pager_snapshots_a_program_that_goes_on_writing, needs("smp"), limit(60));
 fn a_pager_snapshots_a_program_that_goes_on_writing(t: &mut Test) {
     succeeds(t, "snapshot-demo");

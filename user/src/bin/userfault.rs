@@ -1,6 +1,5 @@
 //! userfaultfd as a program sees it: each call and its refusals, messages and events, and what stays write-protected through
-//! all that happens to pages. The answers are Linux's. `userfault` runs all parts, `userfault PART...` some; `userfault
-//! holes` is what differs there.
+//! all that happens to pages. The answers are Linux's. `userfault` runs all parts, `userfault PART...` some.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -45,13 +44,14 @@ const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS
 /// A part's name, and what it is.
 type Part = (&'static str, fn());
 
-const PARTS: [Part; 14] = [
+const PARTS: [Part; 15] = [
     ("api", api),
     ("refusals", refusals),
     ("missing", missing),
     ("protected", protected),
     ("kept", kept),
     ("dropped", dropped),
+    ("holes", holes),
     ("blocks", blocks),
     ("unpopulated", unpopulated),
     ("forks", forks),
@@ -62,9 +62,6 @@ const PARTS: [Part; 14] = [
     ("close", close),
 ];
 
-/// What differs on Linux.
-const GRANULES: Part = ("holes", holes);
-
 fn run(start: Start) -> u8 {
     // SAFETY: the handler touches its own frame, and where the program goes on.
     unsafe { signal::handle(SIGBUS, on_sigbus, 0, 0) }.expect("a handler");
@@ -73,7 +70,7 @@ fn run(start: Start) -> u8 {
         PARTS.iter().for_each(|(_, part)| part());
     } else {
         for name in asked {
-            PARTS.iter().chain(&[GRANULES]).find(|(part, _)| *part == name).expect("a part").1();
+            PARTS.iter().find(|(part, _)| *part == name).expect("a part").1();
         }
     }
     println!("userfault: done");
@@ -127,6 +124,16 @@ impl Room {
     fn page(self, page: u64) -> u64 {
         self.start + page * PAGE
     }
+
+    fn write_all(self) {
+        (0..self.bytes / PAGE).for_each(|page| self.write(page, page + 1));
+    }
+
+    fn read_all(self) {
+        (0..self.bytes / PAGE).for_each(|page| assert_eq!(self.read(page), 0));
+    }
+
+    const fn leave(self) {}
 
     fn write(self, page: u64, value: u64) {
         write(self.page(page), value);
@@ -513,25 +520,36 @@ fn dropped() {
     room.unmap();
 }
 
-/// A file that was cut short, and made longer again, and a hole: what goes is not write-protected any more. Not so on Linux,
-/// where a marker can outlive a truncation.
+/// A file that was cut short, and made longer again, and holes: the zeros that come in place of what goes are
+/// write-protected as that was.
 fn holes() {
-    let pager = pager(FEATURES);
-    let room = Room::new(Kind::Shared, 16);
-    pager.register(room.start, room.bytes, WP).expect("memory");
-    let worker = Worker::new();
-    (0..16).for_each(|page| room.write(page, page + 1));
-    pager.protect(room.start, room.bytes).expect("registered");
-    call(FTRUNCATE, [room.file, 12 * PAGE, 0, 0, 0, 0]).expect("a file");
-    call(FTRUNCATE, [room.file, 16 * PAGE, 0, 0, 0, 0]).expect("a file");
-    worker.quiet(pager, WRITE, room.page(13), 55);
-    let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-    call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE, 0, 0]).expect("a file");
-    worker.quiet(pager, WRITE, room.page(6), 66);
-    worker.reported(pager, room.page(5), 67);
-    worker.end();
-    pager.close().expect("open");
-    room.unmap();
+    for kind in [Kind::Shared, Kind::PrivateFile] {
+        for touch in [Room::read_all, Room::write_all, Room::leave] {
+            let pager = pager(FEATURES);
+            let room = Room::new(kind, 16);
+            touch(room);
+            pager.register(room.start, room.bytes, WP).expect("memory");
+            let worker = Worker::new();
+            pager.protect(room.start, room.bytes).expect("registered");
+            call(FTRUNCATE, [room.file, 12 * PAGE, 0, 0, 0, 0]).expect("a file");
+            call(FTRUNCATE, [room.file, 16 * PAGE, 0, 0, 0, 0]).expect("a file");
+            worker.reported(pager, room.page(13), 55);
+            assert_eq!(room.read(14), 0);
+            worker.reported(pager, room.page(14), 56);
+            let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
+            call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE, 0, 0]).expect("a file");
+            worker.reported(pager, room.page(6), 66);
+            worker.reported(pager, room.page(5), 67);
+            if kind == Kind::Shared {
+                assert_eq!(room.advise(8, 2, MADV_REMOVE), Ok(()));
+                assert_eq!(room.read(8), 0);
+                worker.reported(pager, room.page(8), 68);
+            }
+            worker.end();
+            pager.close().expect("open");
+            room.unmap();
+        }
+    }
 }
 
 fn blocks() {

@@ -239,6 +239,7 @@ impl Writer {
                 unsafe { madvise(at, bytes, MADV_DONTNEED) }.expect("mapped");
                 if kind == Kind::Anonymous {
                     self.lose(range.clone());
+                    self.is_protected[range.clone()].fill(false);
                 }
             }
             11 if kind.is_of_memory_file() => {
@@ -263,9 +264,8 @@ impl Writer {
         self.compare(range);
     }
 
-    /// The contents are gone, and with them the protection.
+    /// The contents are gone: zeros come, protected as before where the memory is a file's.
     fn lose(&mut self, range: Range<usize>) {
-        self.is_protected[range.clone()].fill(false);
         self.stored[range].fill(0);
     }
 

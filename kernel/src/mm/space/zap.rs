@@ -13,13 +13,12 @@
 //! | | guard | poison | write-protection |
 //! |---|---|---|---|
 //! | [`UNMAP`](ZapFlags::UNMAP) | goes | goes | goes |
-//! | [`DISCARD`](ZapFlags::DISCARD) | stays | goes | stays, or is left, in areas of objects; goes elsewhere |
-//! | [`TRUNCATE`](ZapFlags::TRUNCATE) | stays | goes | goes |
-//! | [`PUNCH_HOLE`](ZapFlags::PUNCH_HOLE) | stays | stays | goes; a private copy stays with its own |
-//! | [`MIGRATE`](ZapFlags::MIGRATE) | stays | stays | stays, or is left |
+//! | [`DISCARD`](ZapFlags::DISCARD): also a truncation | stays | goes | stays, or is left, in areas of objects; goes elsewhere |
+//! | [`TAKE`](ZapFlags::TAKE): a hole, a migration | stays | stays | stays, or is left; a private copy stays with its own |
 //!
-//! Linux 7.2 keeps markers on its pass over all pages of a truncation or a hole, and drops them for the folios that it
-//! truncates one by one, so there a marker can outlive the page; here it never does.
+//! So a marker outlives what a truncation or a hole takes away: the next store to the page, which reads as zeros then, is
+//! a message. Without it a pager that tracks stores misses all that is written there afterwards, and a snapshot has what
+//! was stored behind its moment. (The series that brought markers to Linux drops them there; Linux 7.2.13 keeps them.)
 
 #![allow(unsafe_code, reason = "unlinks and dismantles tables of the space")]
 
@@ -49,30 +48,23 @@ const OTHERS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ZapFlags {
     /// Private pages: copies, and anonymous memory.
-    pub(super) even_cows: bool,
-    /// Markers of userfaultfd's write-protection: the mapping truly goes (Linux: `ZAP_FLAG_DROP_MARKER`).
-    pub(super) drop_markers: bool,
-    /// Guards, which are of the addresses, whatever is mapped there.
-    pub(super) drop_guards: bool,
+    even_cows: bool,
+    /// Guards, and markers of userfaultfd's write-protection: the mapping truly goes (Linux: `ZAP_FLAG_DROP_MARKER`).
+    drop_markers: bool,
 }
 
 impl ZapFlags {
     /// The addresses are mapped no more.
-    pub(super) const UNMAP: Self = Self { even_cows: true, drop_markers: true, drop_guards: true };
-    /// The contents go, and the area stays as it is (`MADV_DONTNEED`).
-    pub(super) const DISCARD: Self = Self { even_cows: true, drop_markers: false, drop_guards: false };
-    /// The object ends before.
-    pub(super) const TRUNCATE: Self = Self { even_cows: true, drop_markers: true, drop_guards: false };
-    /// The object has no page there any more.
-    pub(super) const PUNCH_HOLE: Self = Self { even_cows: false, drop_markers: true, drop_guards: false };
-
-    /// The object's page goes to another frame.
-    pub(super) const MIGRATE: Self = Self { even_cows: false, drop_markers: false, drop_guards: false };
+    pub(super) const UNMAP: Self = Self { even_cows: true, drop_markers: true };
+    /// The contents go, and the area stays as it is: `MADV_DONTNEED`, or the object ends before.
+    pub(super) const DISCARD: Self = Self { even_cows: true, drop_markers: false };
+    /// The object's pages go, to another frame or for good.
+    pub(super) const TAKE: Self = Self { even_cows: false, drop_markers: false };
 
     /// Whether an entry with these markers, which are not userfaultfd's, is emptied. A page whose contents are lost has new
     /// ones where contents go.
     const fn drop(self, markers: Markers) -> bool {
-        if markers.contains(Markers::GUARD) { self.drop_guards } else { self.even_cows }
+        if markers.contains(Markers::GUARD) { self.drop_markers } else { self.even_cows }
     }
 }
 

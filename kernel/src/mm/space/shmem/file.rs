@@ -285,7 +285,7 @@ impl Object {
         if size <= before {
             // The size before a look at the pages: what adds one looks at the size behind that.
             entries::order();
-            self.take_away(cpu, size.div_ceil(PAGE)..LARGEST_OBJECT / PAGE, ZapFlags::TRUNCATE);
+            self.take_away(cpu, size.div_ceil(PAGE)..LARGEST_OBJECT / PAGE, ZapFlags::DISCARD);
             self.clear(size..size.next_multiple_of(PAGE));
         }
         Ok(())
@@ -307,7 +307,7 @@ impl Object {
         }
         self.clear(start..whole.start * PAGE);
         self.clear(whole.end * PAGE..end);
-        self.take_away(cpu, whole, ZapFlags::PUNCH_HOLE);
+        self.take_away(cpu, whole, ZapFlags::TAKE);
         Ok(())
     }
 
@@ -372,7 +372,7 @@ impl Object {
             return Err(Unmovable::NotFound);
         }
         entries::order();
-        self.unmap_mapping_range(cpu, pages, Event::Migrate, ZapFlags::MIGRATE);
+        self.unmap_mapping_range(cpu, pages, Event::Migrate, ZapFlags::TAKE);
         // No entry has the frames any more, and none will: what holds one besides the object is something else.
         if (0..count).any(|index| common.record(frame(from, index)).references() != 1) {
             stays(count);

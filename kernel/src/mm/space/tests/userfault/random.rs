@@ -5,7 +5,7 @@
 //! Whether a page is there, in an entry or in its object, is an input of the model and not its result: `random` checks
 //! that. The rules of what survives are the tables of `zap` and of `userfault::protect`.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::vec;
@@ -251,12 +251,6 @@ impl World {
         space.tables().translate(VirtAddr(page)).is_some_and(|found| found.descriptor.is_present())
     }
 
-    /// Whether the page is one of the area's own, and not its object's.
-    fn is_own(&self, space: &Space, page: u64) -> bool {
-        let found = space.tables().translate(VirtAddr(page)).filter(|found| found.descriptor.is_present());
-        found.is_some_and(|found| !space.is_of_object(granule_arch::descriptor::Descriptor(found.descriptor.0)))
-    }
-
     /// What the next access of `page` comes to.
     fn expected(&self, space: &Space, pages: &Pages, page: u64, access: Access) -> Result<(), FaultError> {
         let known = pages.get(&page).ok_or(FaultError::NotMapped)?;
@@ -483,7 +477,7 @@ impl World {
         self.objects[object].truncate(&self.rig.cpu, size * PAGE).unwrap();
         if is_cut {
             for (_, known) in self.of_object(object, |page| page >= size) {
-                (known.mark, known.poison) = (false, false);
+                known.poison = false;
             }
         }
     }
@@ -491,13 +485,6 @@ impl World {
     fn punch_hole(&mut self, object: usize) {
         let first = self.random.next(PAGES);
         let end = first + self.random.next(6) + 1;
-        let space = self.space.clone();
-        let of_hole = self.of_object(object, |page| (first..end).contains(&page)).map(|(page, _)| page);
-        let of_hole: BTreeSet<u64> = of_hole.collect();
-        let own: Vec<u64> = of_hole.iter().copied().filter(|&page| self.is_own(&space, page)).collect();
-        for page in of_hole.into_iter().filter(|page| !own.contains(page)) {
-            self.pages.get_mut(&page).unwrap().mark = false;
-        }
         self.objects[object].punch_hole(&self.rig.cpu, first * PAGE, end * PAGE).unwrap();
     }
 
