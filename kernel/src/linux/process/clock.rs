@@ -6,8 +6,9 @@
 use core::time::Duration;
 
 use granule_abi::time::{
-    CLOCK_BOOTTIME, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW, CLOCK_PROCESS_CPUTIME_ID,
-    CLOCK_REALTIME, CLOCK_REALTIME_COARSE, CLOCK_TAI, CLOCK_THREAD_CPUTIME_ID,
+    CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW,
+    CLOCK_PROCESS_CPUTIME_ID, CLOCK_REALTIME, CLOCK_REALTIME_ALARM, CLOCK_REALTIME_COARSE, CLOCK_TAI,
+    CLOCK_THREAD_CPUTIME_ID,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -49,7 +50,8 @@ impl Clock {
         let signed = number as i32;
         if signed >= 0 {
             return match u64::from(number) {
-                CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_TAI => Ok(Self::Uptime),
+                CLOCK_REALTIME | CLOCK_MONOTONIC | CLOCK_BOOTTIME | CLOCK_TAI | CLOCK_REALTIME_ALARM
+                | CLOCK_BOOTTIME_ALARM => Ok(Self::Uptime),
                 CLOCK_MONOTONIC_RAW | CLOCK_REALTIME_COARSE | CLOCK_MONOTONIC_COARSE => Ok(Self::UptimeToRead),
                 CLOCK_PROCESS_CPUTIME_ID => Ok(Self::Process(task.process().id())),
                 CLOCK_THREAD_CPUTIME_ID => Ok(Self::ThreadToRead),

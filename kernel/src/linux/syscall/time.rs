@@ -48,22 +48,23 @@ pub(super) fn nanosleep(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn clock_nanosleep(call: &mut Syscall<'_>) -> Answer {
-    let number = u64::from(call.argument::<0>() as u32);
-    if number == CLOCK_REALTIME_ALARM || number == CLOCK_BOOTTIME_ALARM {
-        // As on a Linux without a device that wakes the machine (`alarm_timer_nsleep`).
-        return read_timespec(call.address::<2>()).and(Err(Errno::ENOTSUP));
-    }
-    let clock = Clock::new(call.argument::<0>(), call.task)?;
+    let (number, flags) = (u64::from(call.argument::<0>() as u32), call.argument::<1>() as u32);
+    let clock = Clock::new(number, call.task)?;
     if matches!(clock, Clock::UptimeToRead | Clock::ThreadToRead | Clock::File) {
         return Err(Errno::ENOTSUP);
     }
     let nanoseconds = read_timespec(call.address::<2>())?;
+    // As on Linux (`alarm_timer_nsleep`) these alone look at the other flags.
+    let is_alarm = number == CLOCK_REALTIME_ALARM || number == CLOCK_BOOTTIME_ALARM;
+    if is_alarm && u64::from(flags) & !TIMER_ABSTIME != 0 {
+        return Err(Errno::EINVAL);
+    }
     // A thread would sleep for ever until it has run.
     if clock == Clock::Thread(call.task.id()) {
         return Err(Errno::EINVAL);
     }
     let before = clock.now(call.task)?;
-    if call.argument::<1>() & TIMER_ABSTIME != 0 {
+    if u64::from(flags) & TIMER_ABSTIME != 0 {
         // An absolute time has no rest to return; without a handler the call is repeated.
         return match clock.sleep_until(call.task, nanoseconds) {
             Err(Errno::EINTR) => Err(Errno::ERESTARTNOHAND),
