@@ -18,6 +18,8 @@ pub(crate) const IMAGE_LIMIT: usize = 2 << 20;
 const TESTS: &str = "granule-tests";
 /// The sources of the programs for EL0.
 const PROGRAMS: &str = "user/src/bin";
+/// Scripts for them.
+const SCRIPTS: &str = "user/scripts";
 
 /// Plugins of QEMU: what counts instructions of stretches, and what records executed blocks.
 const PLUGINS: [&str; 2] = ["stretches", "blocks"];
@@ -128,7 +130,10 @@ fn check_words(tests: &Program, profile: Profile) -> Result<()> {
 /// Packs the programs for EL0 into the initrd that a machine gets which boots `image`.
 fn pack(tools: &Tools, image: &Program, profile: Profile) -> Result<PathBuf> {
     let archive = qemu::initrd_of(&image.image);
-    write(&archive, &initrd::pack(&tools.root.join(PROGRAMS), &tools.target_output(profile))?)?;
+    write(
+        &archive,
+        &initrd::pack(&tools.root.join(PROGRAMS), &tools.root.join(SCRIPTS), &tools.target_output(profile))?,
+    )?;
     Ok(archive)
 }
 

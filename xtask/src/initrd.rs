@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use cpio::newc;
@@ -19,16 +19,20 @@ const PROGRAM_MODE: u32 = 0o100_755;
 /// A regular file without permission to execute it, for programs that try.
 const PLAIN: (&str, u32, &[u8]) = ("plain", 0o100_644, b"a file that may not be executed\n");
 
-/// Packs the programs whose sources lie in `sources`, as `output` has them.
+/// Packs the programs whose sources lie in `sources`, as `output` has them, and the files in `scripts`.
 ///
 /// # Errors
 /// When one is not there, or is no program.
-pub(crate) fn pack(sources: &Path, output: &Path) -> Result<Vec<u8>> {
+pub(crate) fn pack(sources: &Path, scripts: &Path, output: &Path) -> Result<Vec<u8>> {
     let mut archive = Archive::default();
     for name in &names(sources)? {
         let path = output.join(name);
         let elf = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
         archive.add(name, PROGRAM_MODE, &loaded(&elf).with_context(|| path.display().to_string())?);
+    }
+    for (name, path) in entries(scripts)? {
+        let contents = fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        archive.add(&name, PROGRAM_MODE, &contents);
     }
     let (name, mode, contents) = PLAIN;
     archive.add(name, mode, contents);
@@ -40,18 +44,25 @@ pub(crate) fn pack(sources: &Path, output: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// When it cannot be read.
 pub(crate) fn names(sources: &Path) -> Result<Vec<String>> {
-    let entries = fs::read_dir(sources).with_context(|| format!("cannot read {}", sources.display()))?;
-    let mut names = Vec::new();
+    let is_source = |path: &Path| path.extension().is_some_and(|extension| extension == "rs");
+    Ok(entries(sources)?.into_iter().filter(|(_, path)| is_source(path)).map(|(name, _)| name).collect())
+}
+
+/// The files in `folder`, each with its name but for the extension, sorted.
+///
+/// # Errors
+/// When it cannot be read.
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let entries = fs::read_dir(folder).with_context(|| format!("cannot read {}", folder.display()))?;
+    let mut files = Vec::new();
     for entry in entries {
         let path = entry?.path();
-        if let Some(name) = path.file_stem().and_then(|stem| stem.to_str())
-            && path.extension().is_some_and(|extension| extension == "rs")
-        {
-            names.push(name.to_owned());
+        if let Some(name) = path.file_stem().and_then(|stem| stem.to_str()) {
+            files.push((name.to_owned(), path));
         }
     }
-    names.sort();
-    Ok(names)
+    files.sort();
+    Ok(files)
 }
 
 /// The file up to the last byte that is loaded, with a header that knows of no sections.

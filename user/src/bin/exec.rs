@@ -10,7 +10,7 @@ use core::ffi::{CStr, c_char};
 use core::ptr::null;
 
 use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
-use granule_user::abi::number::EXECVE;
+use granule_user::abi::number::{CLOSE, EXECVE, WRITE};
 use granule_user::abi::process::{AT_EXECFN, exited};
 use granule_user::answers::{equal, status};
 use granule_user::memory::{PAGE, map, munmap};
@@ -30,8 +30,12 @@ const NOWHERE: u64 = 0x1000;
 const KERNEL: u64 = 0xffff_8000_8000_0000;
 
 fn run(start: Start) -> u8 {
-    if let Some(what) = start.environment().next().and_then(|word| word.strip_prefix("FIND=")) {
+    let variable = start.environment().next();
+    if let Some(what) = variable.and_then(|word| word.strip_prefix("FIND=")) {
         return look(&start, what);
+    }
+    if let Some(words) = variable.and_then(|word| word.strip_prefix("WORDS=")) {
+        return look_for(&start, words);
     }
     if let Some(file) = start.arguments().nth(1) {
         // A zero follows each argument.
@@ -47,6 +51,7 @@ fn run(start: Start) -> u8 {
     the_limit(path);
     bad_pointers(path);
     paths(path);
+    scripts(path);
     status("exec")
 }
 
@@ -61,6 +66,16 @@ fn look(start: &Start, what: &str) -> u8 {
         right &= word.len() == length && word.bytes().all(|byte| byte == letter(index));
     }
     if right && found == count { FOUND } else { 1 }
+}
+
+/// In the copy: whether it was executed by the first of these words, and has the others as arguments.
+fn look_for(start: &Start, words: &str) -> u8 {
+    let mut words = words.split('|');
+    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
+    // SAFETY: the kernel put it there, and nothing changes it.
+    let path = unsafe { CStr::from_ptr(path) };
+    let is_called = words.next().is_some_and(|word| word.as_bytes() == path.to_bytes());
+    if is_called && start.arguments().eq(words) { FOUND } else { 1 }
 }
 
 /// What argument number `index` is made of.
@@ -269,6 +284,82 @@ fn paths(path: &CStr) {
     let dotted = joined(b"/.././/", path.to_bytes());
     let dotted = CStr::from_bytes_until_nul(&dotted).expect("a short path");
     equal("another way to the program", execute(dotted, 0, c"FIND=1:0"), exited(FOUND));
+}
+
+/// The scripts, by their names. A kernel that can write files has them made, and this program where they look for it.
+const SCRIPTS: [(&CStr, &[u8]); 7] = [
+    (c"/script-blanks", include_bytes!("../../scripts/script-blanks")),
+    (c"/script-open-end", include_bytes!("../../scripts/script-open-end")),
+    (c"/script-cut", include_bytes!("../../scripts/script-cut")),
+    (c"/script-nested", include_bytes!("../../scripts/script-nested")),
+    (c"/script-loop", include_bytes!("../../scripts/script-loop")),
+    (c"/script-missing", include_bytes!("../../scripts/script-missing")),
+    (c"/script-nothing", include_bytes!("../../scripts/script-nothing")),
+];
+
+fn make_scripts(path: &CStr) {
+    const SYMLINKAT: usize = 36;
+    const OPENAT: usize = 56;
+    const CREATE_TO_WRITE: u64 = 0o101;
+    const HERE: u64 = -100_i64 as u64;
+    // SAFETY: it changes no memory. Where there is no such call all of it is in the initrd.
+    unsafe { sys::raw(SYMLINKAT, [path.as_ptr() as u64, HERE, c"/exec".as_ptr() as u64, 0, 0, 0]) };
+    for (name, contents) in SCRIPTS {
+        // SAFETY: as above; the contents are only read.
+        unsafe {
+            if let Ok(file) = sys::call(OPENAT, [HERE, name.as_ptr() as u64, CREATE_TO_WRITE, 0o755, 0, 0]) {
+                sys::raw(WRITE, [file, contents.as_ptr() as u64, contents.len() as u64, 0, 0, 0]);
+                sys::raw(CLOSE, [file, 0, 0, 0, 0, 0]);
+            }
+        }
+    }
+}
+
+/// Scripts, with no arguments and with some: their interpreter has its own path, its argument, the path of the script in
+/// place of its name, and the rest; in the auxiliary vector is the script's path.
+fn scripts(path: &CStr) {
+    make_scripts(path);
+    const { assert!(SCRIPTS[2].1.len() > 256) };
+    for (path, words, more) in [
+        (
+            c"/script-blanks",
+            c"WORDS=/script-blanks|/exec|a b|/script-blanks",
+            c"WORDS=/script-blanks|/exec|a b|/script-blanks|one|two three",
+        ),
+        (
+            c"./script-blanks",
+            c"WORDS=./script-blanks|/exec|a b|./script-blanks",
+            c"WORDS=./script-blanks|/exec|a b|./script-blanks|one|two three",
+        ),
+        (
+            c"/script-open-end",
+            c"WORDS=/script-open-end|/exec|/script-open-end",
+            c"WORDS=/script-open-end|/exec|/script-open-end|one|two three",
+        ),
+        (
+            c"/script-nested",
+            c"WORDS=/script-nested|/exec|a b|/script-blanks|more|/script-nested",
+            c"WORDS=/script-nested|/exec|a b|/script-blanks|more|/script-nested|one|two three",
+        ),
+    ] {
+        equal((path, "without arguments"), execute(path, 0, words), exited(FOUND));
+        let list = [c"zero".as_ptr(), null()];
+        equal((path, "with its name"), execute(path, list.as_ptr() as u64, words), exited(FOUND));
+        let list = [c"zero".as_ptr(), c"one".as_ptr(), c"two three".as_ptr(), null()];
+        equal((path, "with more"), execute(path, list.as_ptr() as u64, more), exited(FOUND));
+    }
+    // As much as is looked at.
+    let mut words = [b'x'; 300];
+    let (before, behind) = (b"WORDS=/script-cut|/exec|", b"|/script-cut\0");
+    words[..before.len()].copy_from_slice(before);
+    words[before.len() + 247..][..behind.len()].copy_from_slice(behind);
+    let words = CStr::from_bytes_until_nul(&words).expect("a variable");
+    equal("an argument that is cut off", execute(c"/script-cut", 0, words), exited(FOUND));
+    for (path, error) in
+        [(c"/script-loop", Errno::ELOOP), (c"/script-missing", Errno::ENOENT), (c"/script-nothing", Errno::ENOEXEC)]
+    {
+        equal(path, execute(path, 0, c"WORDS="), exited(error as u8));
+    }
 }
 
 /// Both, one behind the other, with zeros behind them.

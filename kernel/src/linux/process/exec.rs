@@ -24,6 +24,7 @@ use granule_arch::features::Mte;
 
 use super::elf::{ElfSegment, Program};
 use super::exit;
+use super::script::{self, Interpreter};
 use super::signal::Actions;
 use super::stack::{self, StackMemory, StringCounts, Strings};
 use super::state::Handlers;
@@ -105,8 +106,9 @@ impl StackMemory for InSpace<'_> {
     }
 }
 
-/// Loads the program of a file into a new space. `path` is its name in the auxiliary vector; `add` adds the strings of
-/// the environment and of the arguments to the new stack, as many as `counts` has and `limits`, the program's, allow.
+/// Loads the program of a file, or the one that runs it if it is a script, into a new space. `path` is its name in the
+/// auxiliary vector; `add` adds the strings of the environment and of the arguments to the new stack, as many as
+/// `counts` has and `limits`, the program's, allow.
 ///
 /// Errors of the strings come before errors of the file, as on Linux.
 ///
@@ -115,13 +117,14 @@ impl StackMemory for InSpace<'_> {
 #[inline(never)]
 pub fn load(
     cpu: &Cpu,
-    file: File<'_>,
+    file: File<'static>,
     path: &[u8],
     limits: &SpaceLimits,
     counts: StringCounts,
     add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
 ) -> Result<Loaded, ExecError> {
-    let program = Program::parse(file.contents, STACK_TOP - STACK_SIZE);
+    let (scripts, file) = script::resolve(file, initrd::find);
+    let program = file.and_then(|file| Ok(Program::parse(file.contents, STACK_TOP - STACK_SIZE)?));
     let space = kernel().spaces.create(cpu).map_err(Errno::from)?;
     let executable = match &program {
         Ok(program) if program.executable_stack => Protection::EXECUTE,
@@ -132,6 +135,11 @@ pub fn load(
     let mut strings = Strings::new(InSpace(&space), STACK_TOP, limits.stack, counts)?;
     strings.add(path)?;
     add(&mut strings)?;
+    let mut called = path;
+    for Interpreter { path, argument } in &scripts {
+        strings.interpret(called, *argument, path)?;
+        called = path;
+    }
 
     let program = program?;
     let base = program.base(ANYWHERE, STACK_TOP - STACK_SIZE)?;

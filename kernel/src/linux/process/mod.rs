@@ -1,6 +1,6 @@
 //! Processes: programs at EL0, from the initrd to their exit.
 //!
-//! - [`elf`]: what programs are
+//! - [`elf`], [`script`]: what programs are
 //! - [`stack`], `exec`: a program's first stack and registers, and how it starts
 //! - `tree`, `numbers`: all processes, and their lookup
 //! - `state`, `task`: one process, and one of its threads
@@ -40,6 +40,7 @@ pub mod numbers;
 pub mod oom;
 #[cfg(target_os = "none")]
 mod robust;
+pub mod script;
 #[cfg(target_os = "none")]
 pub mod send;
 pub mod signal;

@@ -140,6 +140,34 @@ impl<M: StackMemory> Strings<M> {
         Ok(())
     }
 
+    /// Has `interpreter` run the program that the arguments are for, which is the script `path`: it and its `argument` come
+    /// first, and the path in place of the script's own name for itself.
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn interpret(&mut self, path: &[u8], argument: Option<&[u8]>, interpreter: &[u8]) -> Result<(), Errno> {
+        self.name_program()?;
+        self.flush()?;
+        let mut scan = Scan::of(self.start, self.end);
+        scan.skip(&mut self.memory)?;
+        self.start = scan.at;
+        self.add(path)?;
+        for word in argument.into_iter().chain([interpreter]) {
+            self.add(word)?;
+            self.counts.arguments += 1;
+        }
+        Ok(())
+    }
+
+    /// Adds a first argument, if there is none: programs may rely on it (CVE-2021-4034).
+    fn name_program(&mut self) -> Result<(), Errno> {
+        if self.counts.arguments == 0 {
+            self.add(b"")?;
+            self.counts.arguments = 1;
+        }
+        Ok(())
+    }
+
     /// Whether a string of this length may be added.
     fn reserve(&self, length: usize) -> Result<(), Errno> {
         let fits = self.start.checked_sub(length as u64).is_some_and(|start| start >= self.lowest);
@@ -182,11 +210,7 @@ impl<M: StackMemory> Strings<M> {
         auxiliary: &[(u64, u64)],
         random: [u8; RANDOM as usize],
     ) -> Result<u64, Errno> {
-        if self.counts.arguments == 0 {
-            // Programs may rely on argv[0] (CVE-2021-4034).
-            self.add(b"")?;
-            self.counts.arguments = 1;
-        }
+        self.name_program()?;
         self.flush()?;
         let StringCounts { arguments, environment } = self.counts;
         let random_at = self.start - PLATFORM.len() as u64 - RANDOM;
@@ -202,7 +226,7 @@ impl<M: StackMemory> Strings<M> {
         let pointer = (random_at - POINTER * words as u64) & !(ALIGN - 1);
 
         let mut vectors = Vectors { at: pointer, words: heapless::Vec::new() };
-        let mut scan = Scan { at: self.start, end: self.end, buffer: [0; PIECE], have: 0, used: 0 };
+        let mut scan = Scan::of(self.start, self.end);
         vectors.put(&mut self.memory, arguments as u64)?;
         for count in [arguments, environment] {
             for _ in 0..count {
@@ -255,6 +279,10 @@ struct Scan {
 }
 
 impl Scan {
+    const fn of(start: u64, end: u64) -> Self {
+        Self { at: start, end, buffer: [0; PIECE], have: 0, used: 0 }
+    }
+
     /// Advances to the next string, or to the end.
     fn skip(&mut self, memory: &mut impl StackMemory) -> Result<(), Errno> {
         loop {

@@ -130,6 +130,27 @@ fn the_kernels_own_words_are_arguments() {
     }
 }
 
+/// In memory where strings are longer than a piece, and where an argument is missing.
+#[test]
+fn an_interpreter_comes_before_the_script_whose_name_the_path_replaces() {
+    let long = "x".repeat(700);
+    for given in [&[][..], &["name"], &["name", "one", ""], &[&long, &long]] {
+        let mut stack = vec![0; SIZE];
+        let counts = StringCounts { arguments: given.len(), environment: 0 };
+        let mut strings = Strings::new(Stack(&mut stack), TOP, SIZE as u64, counts).unwrap();
+        strings.add(PATH).unwrap();
+        given.iter().rev().for_each(|word| strings.add(word.as_bytes()).unwrap());
+        strings.interpret(PATH, Some(b"an argument"), b"first").unwrap();
+        strings.interpret(b"first", None, long.as_bytes()).unwrap();
+        let sp = strings.finish(PATH, &[], [0; 16]).unwrap();
+        let reader = Reader { bytes: &stack, sp };
+        let mut expected = vec![long.as_str(), "first", "an argument", "/bin/hello"];
+        expected.extend(given.iter().skip(1));
+        assert_eq!(reader.strings(1).0, expected);
+        assert_eq!(reader.quad(0), expected.len() as u64);
+    }
+}
+
 #[test]
 fn the_limits_are_linuxs() {
     assert_eq!(argument_space(0), 128 << 10);
