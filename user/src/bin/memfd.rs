@@ -21,8 +21,8 @@ use granule_user::abi::memory::{
     MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    CLOSE, DUP, FALLOCATE, FCNTL, FDATASYNC, FSTAT, FSYNC, FTRUNCATE, FUTEX, IOCTL, LSEEK, MEMFD_CREATE, MMAP, MSYNC,
-    OPENAT, PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
+    CLOSE, DUP, FALLOCATE, FCNTL, FDATASYNC, FSTAT, FSYNC, FTRUNCATE, FUTEX, IOCTL, LSEEK, MEMFD_CREATE, MLOCK, MMAP,
+    MSYNC, OPENAT, PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
 use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SIGBUS, SIGSEGV, SIGUSR1, SIGXFSZ, SigInfo, UContext};
@@ -59,6 +59,7 @@ fn run(start: Start) -> u8 {
     sizes();
     holes();
     allocation();
+    allocated_and_not_used();
     mapped();
     private();
     behind_the_end();
@@ -403,6 +404,49 @@ fn allocation() {
     equal("no file first", fallocate(99, 4, 0, 0), Err(Errno::EBADF));
     equal("the console", fallocate(0, 0, 0, 1), Err(Errno::ENODEV));
     equal("the console, and a mode", fallocate(0, 4, 0, 1), Err(Errno::ENOTSUP));
+    close(file);
+}
+
+/// Pages that were allocated are holes, and not in memory for `mincore`, until something uses them.
+fn allocated_and_not_used() {
+    let file = create(c"allocated", 0).expect("a file");
+    equal("a size", resize(file, 12 * PAGE), Ok(0));
+    let at = shared(file, 12);
+    let next = |from: u64| {
+        let page = |at: Result<u64, Errno>| at.map(|at| at / PAGE);
+        (page(seek(file, (from * PAGE) as i64, SEEK_DATA)), page(seek(file, (from * PAGE) as i64, SEEK_HOLE)))
+    };
+    equal("allocated", fallocate(file, 0, PAGE, 3 * PAGE), Ok(0));
+    equal("allocated, the size kept", fallocate(file, FALLOC_FL_KEEP_SIZE, 5 * PAGE, 2 * PAGE), Ok(0));
+    equal("frames", blocks(file), 5);
+    equal("not used", (present(at, 12), next(0)), (0, (Err(Errno::ENXIO), Ok(0))));
+    equal("loaded", probe::read(at + 2 * PAGE), Ok(0));
+    equal("used", (present(at, 12), next(0), next(2)), (1 << 2, (Ok(2), Ok(0)), (Ok(2), Ok(3))));
+    equal("stored", put(at + 3 * PAGE, 1), Ok(()));
+    equal("used", (present(at, 12), next(2)), (3 << 2, (Ok(2), Ok(4))));
+    equal("a byte written", write_at(file, &[1], 5 * PAGE + 9), Ok(1));
+    equal("used", (present(at, 12), next(4)), (3 << 2 | 1 << 5, (Ok(5), Ok(4))));
+    equal("read", byte(file, 6 * PAGE), Some(0));
+    equal("not used", present(at, 12), 3 << 2 | 1 << 5);
+    equal("a hole in a part", punch(file, 6 * PAGE + 100, 100), Ok(0));
+    equal("not used", present(at, 12), 3 << 2 | 1 << 5);
+    equal("allocated again", fallocate(file, 0, PAGE, PAGE), Ok(0));
+    equal("used", (present(at, 12), blocks(file)), (7 << 1 | 1 << 5, 5));
+    equal("a hole", punch(file, 0, 12 * PAGE), Ok(0));
+    equal("nothing", (present(at, 12), blocks(file)), (0, 0));
+    equal("allocated", fallocate(file, 0, 0, 12 * PAGE), Ok(0));
+    apart(|| {
+        equal("loaded by a child", probe::read(at), Ok(0));
+        equal("stored by a child", put(at + PAGE, 1), Ok(()));
+    });
+    let private = mmap(file, 0, 12, RW, MAP_PRIVATE).expect("memory");
+    equal("a copy", put(private + 3 * PAGE, 1), Ok(()));
+    equal("used", (present(at, 12), blocks(file)), (0b1011, 12));
+    equal("as zeros", (byte(file, 3 * PAGE), byte(file, PAGE), byte(file, 7 * PAGE)), (Some(0), Some(1), Some(0)));
+    equal("locked", call(MLOCK, [at + 4 * PAGE, 2 * PAGE]), Ok(0));
+    equal("used", present(at, 12), 0b11_1011);
+    equal("shorter", resize(file, 5 * PAGE), Ok(0));
+    equal("used", (blocks(file), next(2)), (5, (Ok(3), Ok(2))));
     close(file);
 }
 

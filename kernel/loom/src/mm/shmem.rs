@@ -164,6 +164,24 @@ impl SharedPage {
         self.record.free().expect("one reference");
     }
 
+    /// Makes the page one that has a frame and is not used yet, before the threads begin.
+    ///
+    /// # Panics
+    /// The page is mapped.
+    pub fn spare(&self) {
+        self.punch();
+        self.record.hand_out();
+        let cpu = self.machine.cpu(0);
+        assert!(pages::add_spare(&cpu, ensure(&cpu, OF_OBJECT), FRAME), "the page is a hole");
+    }
+
+    /// A fault at such a page.
+    pub fn fault_at_spare(&self, number: usize) {
+        let cpu = self.machine.cpu(number);
+        pages::use_spare(&cpu, ensure(&cpu, OF_OBJECT));
+        self.fault(number);
+    }
+
     /// Whether the object has a frame behind its end that was stored to.
     pub fn shows_old_bytes(&self) -> bool {
         let cpu = self.machine.cpu(0);

@@ -51,6 +51,18 @@ fn a_fault_and_a_truncation_leave_no_entry() {
     a_fault_meets_a_truncation(true, Omitted::Nothing);
 }
 
+/// The first fault brings it into use, or comes too late.
+#[test]
+fn a_fault_at_a_page_that_is_not_used_yet_and_a_truncation_leave_no_entry() {
+    let spare = || {
+        let page = page(true);
+        page.spare();
+        page
+    };
+    let check = |page: &SharedPage| assert_eq!(page.holders(), 0, "objects: the frame is not free");
+    meets_a_truncation(spare, |page| page.fault_at_spare(1), Omitted::Nothing, check);
+}
+
 #[test]
 fn a_truncation_that_does_not_see_the_table_is_seen_by_the_fault_that_links_it() {
     a_fault_meets_a_truncation(false, Omitted::Nothing);

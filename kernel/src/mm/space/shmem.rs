@@ -223,7 +223,7 @@ impl Object {
         found.is_current(&self.common.mmu, || self.has_inside(page))
     }
 
-    /// A frame for a page that has none; its `place` is its table and its entry there, if it has one.
+    /// A frame for a page that has none in use; its `place` is its table and its entry there, if it has one.
     #[inline(never)]
     fn add<'a>(
         &'a self,
@@ -231,6 +231,12 @@ impl Object {
         page: u64,
         place: Option<(PhysAddr, &'a EntryCell)>,
     ) -> Result<Found<'a, Machine>, OutOfMemory> {
+        if let Some((_, cell)) = place {
+            pages::use_spare(&self.common.mmu, cell);
+            if let Some(found) = Found::look(&self.common.mmu, cell) {
+                return Ok(found);
+            }
+        }
         let make = || self.common.frames.alloc_movable_zeroed(cpu);
         let ((table, cell), new) = match place {
             Some(place) => (place, make()?),
@@ -298,12 +304,18 @@ impl Object {
         new: PhysAddr,
         unused: impl FnOnce(PhysAddr),
     ) -> Found<'a, Machine> {
-        // Before the entry: the barrier that publishes it comes next.
+        self.note_place(table, page);
+        pages::add(&self.common.mmu, cell, new, unused)
+    }
+
+    /// Notes that `page`, whose entry is in `table`, has a frame: before the entry, as the barrier that publishes that comes
+    /// next.
+    #[inline(always)]
+    fn note_place(&self, table: PhysAddr, page: u64) {
         if self.top.load(Ordering::Relaxed) <= page {
             self.top.fetch_max(page + 1, Ordering::Relaxed);
         }
         note_used_by_others(self.common.record(table), VirtAddr(page * PAGE));
-        pages::add(&self.common.mmu, cell, new, unused)
     }
 
     /// How many of the `pages` pages from `first` on have frames.
@@ -334,20 +346,24 @@ impl Object {
         PageRange::new(VirtAddr(pages.start * PAGE), bytes).ok()
     }
 
-    /// Whether `page` has a frame, or its contents are in memory anyway.
+    /// Whether `page` has a frame that is used, or its contents are in memory anyway.
     pub(super) fn has(&self, page: u64) -> bool {
-        if self.file.is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE)) {
-            return true;
-        }
-        let mmu = &self.common.mmu;
-        let cell = self.filled(page..page + 1).and_then(|range| self.tables().cell(range.start()));
-        cell.is_some_and(|(_, cell)| mmu.load(cell) != Descriptor::EMPTY)
+        self.has_where(page, pages::is_used)
     }
 
     /// Whether `page`, before the end, has no frame and no contents: its first access makes it.
     #[cold]
     pub(super) fn lacks(&self, page: u64) -> bool {
-        self.has_inside(page) && !self.is_registers() && !self.has(page)
+        self.has_inside(page) && !self.is_registers() && !self.has_where(page, |entry| entry != Descriptor::EMPTY)
+    }
+
+    /// Whether the entry of `page` `is_there`, or its contents are in memory anyway.
+    fn has_where(&self, page: u64, is_there: impl FnOnce(Descriptor) -> bool) -> bool {
+        if self.file.is_some_and(|contents| page < (contents.len() as u64).div_ceil(PAGE)) {
+            return true;
+        }
+        let cell = self.filled(page..page + 1).and_then(|range| self.tables().cell(range.start()));
+        cell.is_some_and(|(_, cell)| is_there(self.common.mmu.load(cell)))
     }
 
     /// Gives `page`, which has no frame, the one that the caller has filled; `None` where it has one by now, and the frame

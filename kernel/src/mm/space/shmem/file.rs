@@ -361,6 +361,8 @@ impl Object {
         let range = self.filled(pages.clone()).filter(|range| range.size() == count as u64 * PAGE);
         let found = range.and_then(|range| self.tables().cells(range.start(), count)).ok_or(Unmovable::NotFound)?;
         let frame = |first: PhysAddr, index: usize| first + index as u64 * PAGE;
+        // What moves counts as used.
+        found.cells.iter().for_each(|cell| entries::use_spare(mmu, cell));
         // Where it stays, what was marked is as it was.
         let stays = |marked: usize| {
             let marked = found.cells.iter().enumerate().take(marked);
@@ -529,7 +531,13 @@ impl Object {
                 if self.common.mmu.load(cell) == Descriptor::EMPTY {
                     let Some(new) = spare.pop() else { break };
                     self.begin(new, page);
-                    self.publish(cpu, table, cell, page, new);
+                    self.note_place(table, page);
+                    if !entries::add_spare(&self.common.mmu, cell, new) {
+                        spare.push(new);
+                    }
+                } else {
+                    // As on Linux, the second time it is in use.
+                    entries::use_spare(&self.common.mmu, cell);
                 }
                 relax();
             }
@@ -566,7 +574,7 @@ impl Object {
         Ok(())
     }
 
-    /// The first byte from `at` on that is in a page with a frame, or with `wants_hole` in one without, as far as the
+    /// The first byte from `at` on that is in a page that is used, or with `wants_hole` in one that is not, as far as the
     /// object goes. The end is a hole.
     pub fn seek(&self, at: u64, wants_hole: bool) -> Option<u64> {
         let (size, first) = (self.size(), at / PAGE);
@@ -582,7 +590,7 @@ impl Object {
                         return;
                     }
                     let page = cells.address(index).0 / PAGE;
-                    let is_hole = self.common.mmu.load(cell) == Descriptor::EMPTY;
+                    let is_hole = !entries::is_used(self.common.mmu.load(cell));
                     found = match is_hole == wants_hole {
                         // Between two tables there are holes.
                         _ if wants_hole && page != next => Some(next),

@@ -58,6 +58,16 @@ use crate::sync::atomic::{Ordering, fence};
 
 /// In the entry of a page whose frame may be mapped; not in one whose frame is on its way.
 const HERE: u64 = bits::PRESENT_INVALID;
+/// In the entry of a page that has a frame and no contents yet, beside [`HERE`]: `fallocate` has made it, and nothing has
+/// used it since (Linux: a folio that is not up to date). Until [`use_spare`] it counts as a hole.
+const SPARE: u64 = 1 << 63;
+
+/// Whether the page of an `entry` has contents: a frame that is used.
+#[inline(always)]
+pub(super) const fn is_used(entry: Descriptor) -> bool {
+    // Neither empty nor with the highest bit, `SPARE`.
+    entry.0 as i64 > 0
+}
 
 /// The frame of a page, as it was when it was looked up. It may be freed at any time, but not while
 /// [it is current](Found::is_current) and the lock of a table that maps the page is held.
@@ -72,13 +82,13 @@ impl<'a, M: Mmu> Found<'a, M> {
     #[inline(always)]
     pub(super) fn look(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
         let entry = mmu.load(cell);
-        (entry != Descriptor::EMPTY).then_some(Self { cell, entry: Descriptor(entry.0 | HERE) })
+        is_used(entry).then_some(Self { cell, entry: Descriptor(entry.0 | HERE) })
     }
 
     /// Whether the page is on its way to another frame now.
     pub(in super::super) fn is_migrating(&self, mmu: &M) -> bool {
         let entry = mmu.load(self.cell);
-        entry != Descriptor::EMPTY && entry.0 & HERE == 0
+        is_used(entry) && entry.0 & HERE == 0
     }
 
     #[inline(always)]
@@ -143,7 +153,7 @@ impl<'a, M: Mmu> FoundBlock<'a, M> {
         let first = mmu.load(cells.first()?);
         let found = Self { cells, first };
         let is_aligned = first.address().is_aligned((cells.len() as u64) << M::Geometry::PAGE_SHIFT);
-        (first.0 & HERE != 0 && is_aligned && found.is_same(mmu)).then_some(found)
+        (is_used(first) && first.0 & HERE != 0 && is_aligned && found.is_same(mmu)).then_some(found)
     }
 
     fn is_same(&self, mmu: &M) -> bool {
@@ -175,9 +185,7 @@ pub(super) fn add<'a, M: Mmu>(
     unused: impl FnOnce(PhysAddr),
 ) -> Found<'a, M> {
     let entry = Descriptor(new.0 | HERE);
-    // The contents before the entry, for a CPU that finds it here.
-    mmu.dmb_ishst();
-    let entry = match mmu.compare_exchange(cell, Descriptor::EMPTY, entry) {
+    let entry = match fill(mmu, cell, entry) {
         Ok(()) => entry,
         Err(other) => {
             unused(new);
@@ -185,6 +193,28 @@ pub(super) fn add<'a, M: Mmu>(
         }
     };
     Found { cell, entry }
+}
+
+/// Gives a hole the frame `new`, of zeros, for a first use that comes later; returns whether it was one still.
+pub(super) fn add_spare<M: Mmu>(mmu: &M, cell: &M::Cell, new: PhysAddr) -> bool {
+    fill(mmu, cell, Descriptor(new.0 | HERE | SPARE)).is_ok()
+}
+
+/// Stores the `entry` of a new frame in place of a hole, if it is one still; else returns what is there.
+#[inline(always)]
+fn fill<M: Mmu>(mmu: &M, cell: &M::Cell, entry: Descriptor) -> Result<(), Descriptor> {
+    // The contents before the entry, for a CPU that finds it here.
+    mmu.dmb_ishst();
+    mmu.compare_exchange(cell, Descriptor::EMPTY, entry)
+}
+
+/// Brings the page in `cell` into use, if it is one that [`add_spare`] has made.
+pub(super) fn use_spare<M: Mmu>(mmu: &M, cell: &M::Cell) {
+    let entry = mmu.load(cell);
+    if entry.0 & SPARE != 0 {
+        // Where it fails, another CPU was faster, or has taken the page away.
+        _ = mmu.compare_exchange(cell, entry, Descriptor(entry.address().0 | HERE));
+    }
 }
 
 /// Empties an entry; returns the frame that it had. The caller has the object's reference to that now.
