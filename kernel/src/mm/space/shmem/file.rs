@@ -334,7 +334,7 @@ impl Object {
     }
 
     /// Takes the frames of `pages` away, first out of the object and then out of all entries, and frees them. Entries may
-    /// have markers where the object has no page. The state is locked for writing.
+    /// have copies and poison where the object has no page. The state is locked for writing.
     fn take_away(&self, cpu: &Cpu, pages: Range<u64>, flags: ZapFlags) {
         let taken = self.take(pages.clone());
         self.unmap_mapping_range(cpu, pages, Event::Clear, flags);
