@@ -4,6 +4,7 @@
 
 mod audit;
 mod bench;
+mod bounded;
 #[cfg(test)]
 mod commands;
 mod compile;

@@ -12,7 +12,7 @@ use crate::compile;
 use crate::tools::{Profile, Tools};
 
 pub(crate) mod host;
-mod list;
+pub(crate) mod list;
 mod load;
 mod taken;
 mod target;
@@ -46,6 +46,9 @@ pub(crate) struct Options {
     /// Run all this often, each time with the next seed, and tell which tests failed how often
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) repeat: u64,
+    /// Skip what has not begun once a test has failed
+    #[arg(long)]
+    pub(crate) fail_fast: bool,
     /// Keep every CPU of this host busy meanwhile
     #[arg(long)]
     pub(crate) under_load: bool,

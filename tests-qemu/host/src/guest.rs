@@ -39,7 +39,7 @@ pub fn plan(machine: &str, bootargs: &str) -> Plan {
 #[track_caller]
 pub fn outcome(machine: &str, bootargs: &str, name: &str) -> Outcome {
     let (test, plan, mut outcomes) = (record(name), plan(machine, bootargs), Vec::new());
-    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
+    session::run(&[test], |left| Some(session::boot(&plan, left)), |_, outcome| outcomes.push(outcome));
     assert_eq!(outcomes.len(), 1, "{outcomes:?}");
     outcomes.remove(0)
 }

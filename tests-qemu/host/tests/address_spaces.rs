@@ -20,7 +20,7 @@ fn numbers_run_out_and_no_space_sees_another() {
         extra: Vec::new(),
     };
     let mut outcomes = Vec::new();
-    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
+    session::run(&[test], |left| Some(session::boot(&plan, left)), |_, outcome| outcomes.push(outcome));
     let [outcome] = &outcomes[..] else { panic!("{outcomes:?}") };
     assert!(matches!(outcome.verdict, Verdict::Passed(_)), "{outcome:?}");
     let generations = outcome.output.split("generations: ").nth(1).and_then(|rest| rest.lines().next());

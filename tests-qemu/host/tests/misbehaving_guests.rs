@@ -27,7 +27,11 @@ fn outcomes(machine: &str, bootargs: &str, name: &str) -> (Outcome, Outcome) {
     let (liar, innocent) = (guest::record(name), guest::record("misbehaving::innocent"));
     let (chosen, plan) = ([liar, innocent.clone()], guest::plan(machine, bootargs));
     let mut outcomes = Vec::new();
-    session::run(&chosen, |left| session::boot(&plan, left), |test, outcome| outcomes.push((test.index, outcome)));
+    session::run(
+        &chosen,
+        |left| Some(session::boot(&plan, left)),
+        |test, outcome| outcomes.push((test.index, outcome)),
+    );
     assert_eq!(outcomes.len(), 2, "each test has exactly one verdict: {outcomes:?}");
     outcomes.sort_by_key(|(index, _)| *index == innocent.index);
     let innocent = outcomes.remove(1).1;

@@ -25,7 +25,7 @@ fn traced(name: &str, bootargs: &str) -> (Outcome, String) {
         extra: trace_check::arguments(&log),
     };
     let mut outcomes = Vec::new();
-    session::run(&[test], |left| session::boot(&plan, left), |_, outcome| outcomes.push(outcome));
+    session::run(&[test], |left| Some(session::boot(&plan, left)), |_, outcome| outcomes.push(outcome));
     let trace = std::fs::read_to_string(&log).unwrap();
     std::fs::remove_file(&log).unwrap();
     (outcomes.remove(0), trace)

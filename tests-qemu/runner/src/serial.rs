@@ -35,7 +35,7 @@ pub enum Limit {
 }
 
 /// How much longer a machine may take that uses no CPU time, or on a host that does not let it run.
-const STANDING_STILL: u32 = 10;
+pub const STANDING_STILL: u32 = 10;
 /// How often the CPU time is looked at while a machine prints nothing.
 const POLL: Duration = Duration::from_millis(50);
 

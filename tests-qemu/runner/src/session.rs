@@ -44,12 +44,12 @@ pub struct Plan {
     pub extra: Vec<OsString>,
 }
 
-/// Runs the tests, reporting each verdict as it is final.
-pub fn run(tests: &[Test], mut boot: impl FnMut(&[&Test]) -> Boot, mut report: impl FnMut(&Test, Outcome)) {
+/// Runs the tests, reporting each verdict as it is final, as long as `boot` boots the machine for those that are left.
+pub fn run(tests: &[Test], mut boot: impl FnMut(&[&Test]) -> Option<Boot>, mut report: impl FnMut(&Test, Outcome)) {
     let mut left: Vec<&Test> = tests.iter().collect();
     let mut failed_boots = 0;
     while let Some(&first) = left.first() {
-        let Boot { outcomes, failure } = boot(&left);
+        let Some(Boot { outcomes, failure }) = boot(&left) else { return };
         failed_boots = if outcomes.is_empty() { failed_boots + 1 } else { 0 };
         for (index, outcome) in outcomes {
             if let Some(at) = left.iter().position(|test| test.index == index) {
@@ -226,7 +226,7 @@ mod tests {
     }
 
     /// How many verdicts each test got, and whether it passed.
-    fn collect(tests: &[Test], boot: impl FnMut(&[&Test]) -> Boot) -> BTreeMap<u32, Vec<bool>> {
+    fn collect(tests: &[Test], boot: impl FnMut(&[&Test]) -> Option<Boot>) -> BTreeMap<u32, Vec<bool>> {
         let mut seen: BTreeMap<u32, Vec<bool>> = BTreeMap::new();
         run(tests, boot, |test, outcome| {
             seen.entry(test.index).or_default().push(matches!(outcome.verdict, Verdict::Passed(_)));
@@ -246,7 +246,7 @@ mod tests {
                     break;
                 }
             }
-            Boot { outcomes, failure: None }
+            Some(Boot { outcomes, failure: None })
         });
         assert_eq!(seen, [(0, vec![true]), (1, vec![false]), (2, vec![true]), (3, vec![true])].into());
     }
@@ -257,10 +257,20 @@ mod tests {
         let tests = tests(5);
         let seen = collect(&tests, |_| {
             boots += 1;
-            Boot { outcomes: Vec::new(), failure: Some(("dead".into(), String::new())) }
+            Some(Boot { outcomes: Vec::new(), failure: Some(("dead".into(), String::new())) })
         });
         assert_eq!(boots, 2);
         assert_eq!(seen, (0..5).map(|index| (index, vec![false])).collect());
+    }
+
+    #[test]
+    fn a_run_ends_once_the_machine_is_no_longer_booted() {
+        let mut boots = [Some(false), Some(true)].into_iter();
+        let seen = collect(&tests(3), |left| {
+            let passed = boots.next()??;
+            Some(Boot { outcomes: vec![(left[0].index, outcome(passed))], failure: None })
+        });
+        assert_eq!(seen, [(0, vec![false]), (1, vec![true])].into());
     }
 
     #[test]
@@ -269,9 +279,9 @@ mod tests {
         let tests = tests(2);
         let seen = collect(&tests, |left| {
             if std::mem::take(&mut first) {
-                return Boot::default();
+                return Some(Boot::default());
             }
-            Boot { outcomes: left.iter().map(|test| (test.index, outcome(true))).collect(), failure: None }
+            Some(Boot { outcomes: left.iter().map(|test| (test.index, outcome(true))).collect(), failure: None })
         });
         assert_eq!(seen, [(0, vec![false]), (1, vec![true])].into());
     }

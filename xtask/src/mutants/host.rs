@@ -1,39 +1,45 @@
-//! Mutants under the tests on the host, and which of these tests reach a mutant's place.
+//! Mutants under the tests on the host: one process a test, by the runner of `./x test`, until the first fails.
 //!
-//! Reach: one build has a probe in the innermost block around each mutant's place, which prints the mutant's name and the
-//! thread's once for each thread. A test's thread has the test's name, so one run of all tests tells which of them reach
-//! which place. The others cannot see the mutant; what threads with other names reach is taken to be reached by all.
+//! Near tests come first: those whose names share modules with the mutant's file, then the others of its crate, then
+//! those of crates that depend on it. The nearest run at once. A test that fails must pass without the mutant, in a
+//! program that is kept for this.
 //!
-//! That run also tells how long each test takes. Only programs with a test that reaches the place are built; in each, the
-//! quick tests run first. The slow ones follow once every quick one has passed and the image's checks have, quickest first,
-//! as far as the bound of time for a mutant goes.
+//! Reach: for the rest, one build has a probe in the innermost block around each mutant's place, which prints the mutant's
+//! name. So one run of all tests tells which of them reach which place, and how long each takes; the others cannot see
+//! the mutant. Slow tests follow once every quick one has passed and the image's checks have, quickest first, as far as
+//! the bound of time for a mutant goes.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use granule_runner::report::Status;
 use serde::{Deserialize, Serialize};
 
-use super::bounded::{self, End};
 use super::draw::Mutant;
 use super::record::{self, Spent, Verdict};
 use super::table::{OTHERS, area_of};
 use super::tree::Tree;
-use crate::test::host::Program;
-use crate::tools::Tools;
+use crate::bounded::{Bounds, End};
+use crate::test::host::{self, Program};
+use crate::test::list::Jobs;
+use crate::tools::{BUILDING, Tools};
 
-/// A build that takes longer hangs.
-const BUILD_LIMIT: Duration = Duration::from_secs(900);
-/// And so do tests of a program without a mutant.
-const BASELINE_LIMIT: Duration = Duration::from_secs(3600);
-/// Address space of a program of tests, in KiB: the first in which all passes that passes in the last.
-const MEMORY_KIB: [u64; 2] = [12 << 20, 24 << 20];
-/// What the tests of a program may take longer than without a mutant: this often, and this long.
-const SLOWER: u32 = 4;
-const GRACE: Duration = Duration::from_secs(30);
+/// A build in which a process takes more hangs.
+const BUILD: Bounds = Bounds { seconds: Some(900), memory_kib: None };
+/// Address space of a test, in KiB.
+const MEMORY_KIB: u64 = 4 << 20;
+/// What a test may take longer than without a mutant: this often, and so many seconds, of CPU time.
+const SLOWER: f64 = 4.0;
+const GRACE: f64 = 10.0;
+/// CPU time that the nearest tests of a mutant have before it is known what others reach; one of them that takes longer
+/// gets its verdict later.
+const NEAREST: u64 = 20;
 /// A test that takes longer is slow: it runs once all others have passed.
 const QUICK: f64 = 2.0;
 /// What the slow tests of one mutant may take without it, in seconds; those beyond are left out, and counted. Most of
@@ -42,36 +48,71 @@ const BUDGET: f64 = 50.0;
 const BUDGET_OF_ORDERS: f64 = 150.0;
 /// What a probe prints before the mutant's name.
 const MARK: &str = "@reached ";
-/// So many tests share a process, at most: a test's machine lives until the process ends.
-const TOGETHER: usize = 100;
-/// The harness runs a single thread's tests on its own one, which has no name and keeps its locals.
-const THREADS: &str = "--test-threads=2";
 
-/// A program of tests.
+/// A test that may see a mutant.
 #[derive(Clone, Debug)]
-struct Suite {
-    /// `package name`.
+pub(super) struct Test {
+    program: Program,
     name: String,
-    executable: PathBuf,
-    directory: PathBuf,
+    /// Of CPU time without a mutant.
+    seconds: f64,
 }
 
-/// A test that takes long.
-#[derive(Debug)]
-pub(super) struct Slow {
-    suite: Suite,
-    test: String,
-    /// Without a mutant.
-    seconds: f64,
-    memory_kib: u64,
+impl Test {
+    /// As `./x test` names it.
+    fn name(&self) -> String {
+        format!("{}::{}", self.program.suite(), self.name)
+    }
+
+    /// What it may take with a mutant.
+    fn bounds(&self) -> Bounds {
+        within((self.seconds * SLOWER + GRACE) as u64)
+    }
 }
+
+/// So many seconds, and a test's memory.
+fn within(seconds: u64) -> Bounds {
+    Bounds { seconds: Some(seconds), memory_kib: Some(MEMORY_KIB) }
+}
+
+/// How a test ended.
+struct Ended {
+    end: Result<End>,
+    output: String,
+    work: Duration,
+}
+
+impl Ended {
+    fn has_passed(self) -> bool {
+        matches!(host::verdict(self.end, &self.output), Status::Passed)
+    }
+
+    /// What killed the mutant under `test`, if it died.
+    fn killer(self, test: &Test) -> Result<Option<String>> {
+        let (end, name) = (self.end?, test.name());
+        let lacked = ["memory allocation of ", "Cannot allocate memory"].iter().any(|text| self.output.contains(text));
+        Ok(Some(match end {
+            End::Exit(status) if status.code() == Some(FAILED) => name,
+            End::Exit(status) if !status.success() && lacked => format!("the memory limit in {name}"),
+            End::Exit(status) if !status.success() => format!("a crash of {name} ({status})"),
+            End::Work(seconds) | End::Still(seconds) => format!("the time limit of {seconds} s in {name}"),
+            End::Exit(_) | End::Unwanted => match host::verdict(Ok(end), &self.output) {
+                Status::Failed(why) => bail!("{name}: {why}"),
+                Status::Passed | Status::Skipped(_) => return Ok(None),
+            },
+        }))
+    }
+}
+
+/// The harness's exit status where a test failed.
+const FAILED: i32 = 101;
 
 /// What the quick tests say of a mutant.
 #[derive(Debug)]
 pub(super) enum Quick {
     Judged(Verdict),
     /// They pass; these are left, the shortest first.
-    Passed(Vec<Slow>),
+    Passed(Vec<Test>),
 }
 
 /// What the tests do without a mutant.
@@ -79,35 +120,29 @@ pub(super) enum Quick {
 pub(super) struct Baseline {
     /// What it was measured for.
     key: String,
-    /// Packages of which all suites are there.
+    /// Packages of which all programs are there.
     measured: BTreeSet<String>,
-    /// By package and suite.
-    suites: BTreeMap<String, BTreeMap<String, Passed>>,
+    /// What passes, by package, program and test.
+    passed: BTreeMap<String, BTreeMap<String, BTreeMap<String, Passed>>>,
     /// Mutants that have a probe.
     probed: BTreeSet<String>,
+    /// The tests of crates without a mutant, by package.
+    #[serde(skip)]
+    sound: BTreeMap<String, Vec<Program>>,
 }
 
-/// What passes in a suite.
+/// A test that passes without a mutant.
 #[derive(Debug, Default, Serialize, Deserialize)]
 struct Passed {
-    /// The tests, each with what it does.
-    tests: BTreeMap<String, Test>,
-    /// Reached outside every test.
-    anywhere: BTreeSet<String>,
-    memory_kib: u64,
-}
-
-/// A test without a mutant.
-#[derive(Debug, Default, Serialize, Deserialize)]
-struct Test {
     /// The mutants whose places it reaches.
     reached: BTreeSet<String>,
+    /// Of CPU time.
     seconds: f64,
 }
 
 /// What a build came to.
 enum Build {
-    Suites(Vec<Suite>),
+    Programs(Vec<Program>),
     /// The first error.
     Error(BuildError),
 }
@@ -126,13 +161,13 @@ pub(super) struct Host<'a> {
     pub(super) tools: &'a Tools,
     pub(super) tree: &'a Tree,
     pub(super) seed: u64,
-    /// The packages whose tests may see a mutant.
+    /// The packages whose tests may see a mutant, its own first.
     pub(super) packages: fn(&Mutant) -> &'static [&'static str],
 }
 
 impl Host<'_> {
     /// Builds tests of a package: the programs of these names, all of them without any.
-    fn build(&self, package: &str, names: &[&str]) -> Result<Build> {
+    fn build(&self, package: &str, names: &[String], spent: &mut Spent) -> Result<Build> {
         let mut cargo = self.tools.host_cargo("test", "host");
         cargo.args(["--no-run", "--message-format=json", "--package", package]);
         // No debugger follows these programs, and linking them is what takes the time.
@@ -141,41 +176,85 @@ impl Host<'_> {
             cargo.arg("--tests");
         }
         for name in names {
-            // A library's program has the name of its crate.
-            if package.replace('-', "_") == *name {
+            if library(package) == *name {
                 cargo.arg("--lib")
             } else {
                 cargo.args(["--test", name])
             };
         }
-        let run = bounded::run(cargo, BUILD_LIMIT, |_| None)?;
-        let messages = run.output.iter().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
-        let (mut suites, mut error) = (Vec::new(), None);
-        for message in messages {
-            if message["message"]["level"] == "error" && error.is_none() {
-                let file = message["message"]["spans"][0]["file_name"].as_str().map(str::to_owned);
-                let why = message["message"]["message"].as_str().unwrap_or_default().to_owned();
-                error = Some(BuildError { why, file });
-            }
-            if let Some(Program { target, executable, directory, .. }) = Program::of(&message) {
-                suites.push(Suite { name: format!("{package} {target}"), executable, directory });
-            }
-        }
-        match run.end {
-            End::Exit(status) if status.success() => Ok(Build::Suites(suites)),
-            end => match error {
-                Some(error) if matches!(end, End::Exit(_)) => Ok(Build::Error(error)),
-                _ => bail!("building the tests of {package} failed ({end:?}):\n{}", run.output.join("\n")),
+        let (mut programs, mut error, mut output) = (Vec::new(), None, String::new());
+        let (end, work) = BUILD.run(
+            BUILDING,
+            &cargo,
+            true,
+            || true,
+            |line| {
+                output.extend([line, "\n"]);
+                let Ok(message) = serde_json::from_str::<serde_json::Value>(line) else { return };
+                if message["message"]["level"] == "error" && error.is_none() {
+                    let file = message["message"]["spans"][0]["file_name"].as_str().map(str::to_owned);
+                    let why = message["message"]["message"].as_str().unwrap_or_default().to_owned();
+                    error = Some(BuildError { why, file });
+                }
+                programs.extend(Program::of(&message));
             },
+        )?;
+        spent.host_build += work;
+        match (end.failure(), error) {
+            (None, _) => Ok(Build::Programs(programs)),
+            (Some(_), Some(error)) => Ok(Build::Error(error)),
+            (Some(why), None) => bail!("building the tests of {package} failed ({why}):\n{output}"),
         }
     }
 
-    /// A run of a suite's tests.
-    fn command(&self, suite: &Suite, tests: &[&str]) -> Command {
-        let mut command = Command::new(&suite.executable);
-        command.arg(THREADS).args(tests).current_dir(&suite.directory);
-        command.env("PROPTEST_RNG_SEED", self.seed.to_string()).env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
+    /// A run of a test.
+    fn command(&self, program: &Program, test: &str) -> Command {
+        let mut command = program.test(test, self.seed);
+        command.env("PROPTEST_DISABLE_FAILURE_PERSISTENCE", "1");
         command
+    }
+
+    /// Runs tests in their order, as `./x test` does. `judge` gets each once it has ended, and stops the others by `false`.
+    fn run(
+        &self,
+        tests: &[Test],
+        bounds: impl Fn(&Test) -> Bounds,
+        mut judge: impl FnMut(&Test, Ended) -> Result<bool>,
+    ) -> Result<()> {
+        let (jobs, (sender, ended)) = (Jobs::default(), channel());
+        for (at, test) in tests.iter().enumerate() {
+            let (sender, others) = (sender.clone(), jobs.clone());
+            let (suite, command, bounds) =
+                (test.program.suite(), self.command(&test.program, &test.name), bounds(test));
+            jobs.add(host::MEMORY_MIB, move || {
+                let (end, output, work) = host::run(&suite, &command, bounds, || !others.are_stopped());
+                // It is received until the last has ended.
+                let _ = sender.send((at, Ended { end, output, work }));
+            });
+        }
+        drop(sender);
+        jobs.start();
+        let mut result = Ok(true);
+        for (at, ended) in ended {
+            if matches!(result, Ok(true)) {
+                result = judge(&tests[at], ended);
+            }
+            if !matches!(result, Ok(true)) {
+                jobs.stop();
+            }
+        }
+        result.map(drop)
+    }
+
+    /// The first of some tests that kills a mutant.
+    fn first_killer(&self, tests: &[Test], spent: &mut Spent) -> Result<Option<Verdict>> {
+        let mut killer = None;
+        self.run(tests, Test::bounds, |test, ended| {
+            spent.host_tests += ended.work;
+            killer = ended.killer(test)?;
+            Ok(killer.is_none())
+        })?;
+        Ok(killer.map(Verdict::Killed))
     }
 
     /// What was measured before, in `path`, for the same sources and mutants; else nothing so far.
@@ -187,16 +266,16 @@ impl Host<'_> {
     }
 
     /// Builds a package with a probe for each of the mutants, runs its tests, and notes which reach which: in `path`, a
-    /// suite after another, so that a run which was ended continues there.
+    /// program after another, so that a run which was ended continues there.
     ///
     /// # Errors
     /// When the sources do not build without a mutant.
     fn reach(&self, package: &str, mutants: &[&Mutant], path: &Path, baseline: &mut Baseline) -> Result<()> {
         println!("which tests of {package} reach the mutants' places: one run of all");
-        let suites = loop {
+        let programs = loop {
             self.place(mutants, &baseline.probed)?;
-            let BuildError { why, file } = match self.build(package, &[])? {
-                Build::Suites(suites) => break suites,
+            let BuildError { why, file } = match self.build(package, &[], &mut Spent::default())? {
+                Build::Programs(programs) => break programs,
                 Build::Error(error) => error,
             };
             ensure!(!baseline.probed.is_empty(), "the sources do not build: {why}");
@@ -211,14 +290,14 @@ impl Host<'_> {
             let place = file.as_deref().filter(|_| !baseline.probed.is_empty()).unwrap_or("all files");
             eprintln!("x: no probes in {place} ({why}): every test runs on their mutants");
         };
-        for suite in suites {
-            if baseline.suites.get(package).is_some_and(|measured| measured.contains_key(&suite.name)) {
+        for program in programs {
+            if baseline.passed.get(package).is_some_and(|measured| measured.contains_key(&program.target)) {
                 continue;
             }
-            let passed = self.measure(&suite)?;
-            let (tests, seconds) = (passed.tests.len(), passed.tests.values().map(|test| test.seconds).sum::<f64>());
-            println!("{}: {tests} tests of {seconds:.0} s", suite.name);
-            baseline.suites.entry(package.to_owned()).or_default().insert(suite.name, passed);
+            let passed = self.measure(&program)?;
+            let seconds = passed.values().map(|test| test.seconds).sum::<f64>();
+            println!("{}: {} tests of {seconds:.0} s", program.suite(), passed.len());
+            baseline.passed.entry(package.to_owned()).or_default().insert(program.target, passed);
             store(baseline, path)?;
         }
         baseline.measured.insert(package.to_owned());
@@ -242,38 +321,27 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// What passes in a suite that has probes. Tests that do not pass within the first bound of memory have the second.
-    fn measure(&self, suite: &Suite) -> Result<Passed> {
-        let listed = bounded::run(self.command(suite, &["--list"]), BUILD_LIMIT, |_| None)?;
-        let names: Vec<&str> = listed.output.iter().filter_map(|line| line.strip_suffix(": test")).collect();
-        let mut passed = Passed::default();
-        for memory_kib in MEMORY_KIB {
-            let is_last = MEMORY_KIB.last() == Some(&memory_kib);
-            let left: Vec<&str> = names.iter().copied().filter(|name| !passed.tests.contains_key(*name)).collect();
-            if !left.is_empty() {
-                passed.memory_kib = memory_kib;
-            }
-            for together in left.chunks(TOGETHER) {
-                let options = ["--exact", "-Zunstable-options", "--report-time"];
-                let mut command = self.command(suite, &[&options, together].concat());
-                // The harness gives times away for this alone.
-                command.env("RUSTC_BOOTSTRAP", "1");
-                let run = bounded::run(bounded::with_memory(&command, memory_kib), BASELINE_LIMIT, |_| None)?;
-                passed.add(read(&run.output));
-                match run.end {
-                    End::Exit(status) if status.code().is_some() || !is_last => {}
-                    end => bail!("{} does not end within bounds without a mutant ({end:?})", suite.name),
+    /// What passes in a program that has probes.
+    fn measure(&self, program: &Program) -> Result<BTreeMap<String, Passed>> {
+        let mut passed = BTreeMap::new();
+        self.run(
+            &tests(program)?,
+            |_| within(host::SECONDS),
+            |test, ended| {
+                let (reached, seconds) = (marks(&ended.output), ended.work.as_secs_f64());
+                if ended.has_passed() {
+                    passed.insert(test.name.clone(), Passed { reached, seconds });
+                } else {
+                    eprintln!("x: {} does not pass without a mutant: it is not counted", test.name());
                 }
-                for test in run.output.iter().filter_map(|line| failed(line)).filter(|_| is_last) {
-                    eprintln!("x: {} {test} fails without a mutant: it is not counted", suite.name);
-                }
-            }
-        }
+                Ok(true)
+            },
+        )?;
         Ok(passed)
     }
 
-    /// Runs the quick tests on a mutant. A package that may see it is measured with `others`, which may be tried too,
-    /// when it is first needed.
+    /// Runs the quick tests on a mutant, the nearest first. A package that may see it is measured with `others`, which may
+    /// be tried too, when it is first needed.
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
@@ -285,170 +353,188 @@ impl Host<'_> {
         baseline: &mut Baseline,
         spent: &mut Spent,
     ) -> Result<Quick> {
-        let mut slow = Vec::new();
         let mut packages = (self.packages)(mutant).to_vec();
+        let mut near = BTreeSet::new();
+        if let Some(own) = packages.first().filter(|own| !baseline.measured.contains(**own)) {
+            match self.judge_nearest(mutant, own, path, baseline, spent)? {
+                Quick::Passed(passed) => near.extend(passed.iter().map(Test::name)),
+                judged @ Quick::Judged(_) => return Ok(judged),
+            }
+        }
+        let mut slow = Vec::new();
         packages.sort_by_key(|package| !baseline.measured.contains(*package));
         for package in packages {
             if !baseline.measured.contains(package) {
                 self.reach(package, others, path, baseline)?;
             }
-            self.tree.write(&mutant.source.path, &mutant.text())?;
             let seen = baseline.seen(package, mutant);
-            let names: Vec<&str> = seen.keys().filter_map(|name| Some(name.split_once(' ')?.1)).collect();
+            let names: Vec<String> = seen.keys().map(|name| (*name).to_owned()).collect();
             if names.is_empty() {
                 continue;
             }
-            let begin = Instant::now();
-            let built = self.build(package, &names)?;
-            spent.host_build += begin.elapsed();
-            let built = match built {
-                Build::Suites(suites) => suites,
+            self.tree.write(&mutant.source.path, &mutant.text())?;
+            let programs = match self.build(package, &names, spent)? {
+                Build::Programs(programs) => programs,
                 Build::Error(error) => return Ok(Quick::Judged(Verdict::Invalid(error.why))),
             };
-            for suite in built {
-                let Some(tests) = seen.get(suite.name.as_str()) else { continue };
-                let (quick, late): (Vec<_>, Vec<_>) = tests.iter().copied().partition(|(_, seconds)| *seconds <= QUICK);
-                let memory_kib = baseline.memory(package, &suite);
-                slow.extend(late.into_iter().map(|(test, seconds)| {
-                    let (suite, test) = (suite.clone(), test.to_owned());
-                    Slow { suite, test, seconds, memory_kib }
-                }));
-                if let Some(killed) = self.run(&suite, &quick, memory_kib, spent)? {
-                    return Ok(Quick::Judged(killed));
-                }
+            let test = |program: &Program, (name, seconds): &(&str, f64)| Test {
+                program: program.clone(),
+                name: (*name).to_owned(),
+                seconds: *seconds,
+            };
+            let tests = programs.iter().flat_map(|program| {
+                seen.get(program.target.as_str()).into_iter().flatten().map(move |one| test(program, one))
+            });
+            let (mut quick, late): (Vec<Test>, Vec<Test>) =
+                tests.filter(|test| !near.contains(&test.name())).partition(|test| test.seconds <= QUICK);
+            slow.extend(late);
+            quick.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
+            quick.sort_by_key(|test| Reverse(shared(&mutant.source.path, &test.name)));
+            if let Some(killed) = self.first_killer(&quick, spent)? {
+                return Ok(Quick::Judged(killed));
             }
         }
         slow.sort_by(|one, other| one.seconds.total_cmp(&other.seconds));
         Ok(Quick::Passed(slow))
     }
 
+    /// Runs the tests of a mutant's own crate, the nearest first, as far as [`NEAREST`] goes; those that passed.
+    fn judge_nearest(
+        &self,
+        mutant: &Mutant,
+        package: &str,
+        path: &Path,
+        baseline: &mut Baseline,
+        spent: &mut Spent,
+    ) -> Result<Quick> {
+        if !baseline.sound.contains_key(package) {
+            let sound = self.sound(mutant, package, path)?;
+            baseline.sound.insert(package.to_owned(), sound);
+        }
+        self.tree.write(&mutant.source.path, &mutant.text())?;
+        let programs = match self.build(package, &nearest(package), spent)? {
+            Build::Programs(programs) => programs,
+            Build::Error(error) => return Ok(Quick::Judged(Verdict::Invalid(error.why))),
+        };
+        let sound = |program: &Program| {
+            let sound = baseline.sound[package].iter().find(|sound| sound.target == program.target);
+            sound.with_context(|| format!("{} without a mutant has no such tests", program.suite()))
+        };
+        let mut near = Vec::new();
+        for program in &programs {
+            // The same where the host compiles nothing of the place.
+            if read(program)? != read(sound(program)?)? {
+                near.extend(tests(program)?);
+            }
+        }
+        near.sort_by_key(|test| Reverse(shared(&mutant.source.path, &test.name)));
+        let (mut passed, mut killer, mut work) = (Vec::new(), None, Duration::ZERO);
+        self.run(
+            &near,
+            |_| within(NEAREST),
+            |test, ended| {
+                work += ended.work;
+                let is_late = !matches!(ended.end, Ok(End::Exit(_)));
+                killer = ended.killer(test)?.map(|by| (by, test.clone(), is_late));
+                passed.extend(killer.is_none().then(|| test.clone()));
+                Ok(killer.is_none() && work < Duration::from_secs(NEAREST))
+            },
+        )?;
+        spent.host_tests += work;
+        let Some((by, test, is_late)) = killer else { return Ok(Quick::Passed(passed)) };
+        let (command, bounds) = (self.command(sound(&test.program)?, &test.name), within(NEAREST));
+        let (end, output, work) = host::run(&test.program.suite(), &command, bounds, || true);
+        spent.host_tests += work;
+        let without = Test { seconds: work.as_secs_f64(), ..test };
+        let is_sure = !is_late || without.bounds().seconds <= bounds.seconds;
+        let has_passed = Ended { end, output, work }.has_passed();
+        Ok(if has_passed && is_sure { Quick::Judged(Verdict::Killed(by)) } else { Quick::Passed(passed) })
+    }
+
+    /// Builds the nearest tests of a crate without the mutant, and keeps their programs.
+    fn sound(&self, mutant: &Mutant, package: &str, path: &Path) -> Result<Vec<Program>> {
+        self.tree.write(&mutant.source.path, &mutant.source.text)?;
+        let mut programs = match self.build(package, &nearest(package), &mut Spent::default())? {
+            Build::Programs(programs) => programs,
+            Build::Error(BuildError { why, .. }) => bail!("the sources do not build: {why}"),
+        };
+        for program in &mut programs {
+            let kept = path.with_file_name(format!("{}.sound", program.suite()));
+            fs::copy(&program.executable, &kept).with_context(|| format!("cannot write {}", kept.display()))?;
+            program.executable = kept;
+        }
+        Ok(programs)
+    }
+
     /// Runs the slow tests on a mutant that the quick ones passed, as far as its time goes.
     ///
     /// # Errors
     /// When something other than the mutant goes wrong.
-    pub(super) fn judge_slowly(&self, mutant: &Mutant, slow: Vec<Slow>, spent: &mut Spent) -> Result<Verdict> {
+    pub(super) fn judge_slowly(&self, mutant: &Mutant, slow: Vec<Test>, spent: &mut Spent) -> Result<Verdict> {
         let mut budget = if mutant.change.rule.is_of_order() { BUDGET_OF_ORDERS } else { BUDGET };
-        for Slow { suite, test, seconds, memory_kib } in slow {
-            budget -= seconds;
-            if budget < 0.0 {
-                spent.left_out += 1;
-            } else if let Some(killed) = self.run(&suite, &[(&test, seconds)], memory_kib, spent)? {
-                return Ok(killed);
-            }
+        let (affordable, left_out): (Vec<Test>, Vec<Test>) = slow.into_iter().partition(|test| {
+            budget -= test.seconds;
+            budget >= 0.0
+        });
+        let killed = self.first_killer(&affordable, spent)?;
+        if killed.is_none() {
+            spent.left_out += left_out.len();
         }
-        Ok(Verdict::Survived)
-    }
-
-    /// Runs tests of a suite, each with its time without a mutant; what killed the mutant, if one did.
-    fn run(&self, suite: &Suite, tests: &[(&str, f64)], memory_kib: u64, spent: &mut Spent) -> Result<Option<Verdict>> {
-        for together in tests.chunks(TOGETHER) {
-            let killed = self.run_together(suite, together, memory_kib, spent)?;
-            if killed.is_some() {
-                return Ok(killed);
-            }
-        }
-        Ok(None)
-    }
-
-    /// The same in one process.
-    fn run_together(
-        &self,
-        suite: &Suite,
-        tests: &[(&str, f64)],
-        memory_kib: u64,
-        spent: &mut Spent,
-    ) -> Result<Option<Verdict>> {
-        let seconds: f64 = tests.iter().map(|(_, seconds)| seconds).sum();
-        let limit = Duration::from_secs_f64(seconds) * SLOWER + GRACE;
-        let names: Vec<&str> = tests.iter().map(|(test, _)| *test).collect();
-        let command = self.command(suite, &[&["--exact"], &names[..]].concat());
-        let first = |line: &str| failed(line).map(str::to_owned);
-        let begin = Instant::now();
-        let run = bounded::run(bounded::with_memory(&command, memory_kib), limit, first)?;
-        spent.host_tests += begin.elapsed();
-        Ok(Some(Verdict::Killed(match &run.end {
-            End::Stopped(test) => format!("{} {test}", suite.name),
-            End::TimeLimit => format!("the time limit of {} s in {}", limit.as_secs(), suite.name),
-            End::Exit(status) if status.success() => return Ok(None),
-            End::Exit(_) if run.lacked_memory() => format!("the memory limit in {}", suite.name),
-            End::Exit(status) => format!("a crash of {} ({status})", suite.name),
-        })))
+        Ok(killed.unwrap_or(Verdict::Survived))
     }
 }
 
 impl Baseline {
-    /// The suites of a package that may see a mutant, each with the tests that do and their times.
+    /// The programs of a package that may see a mutant, each with the tests that do and their times.
     fn seen(&self, package: &str, mutant: &Mutant) -> BTreeMap<&str, Vec<(&str, f64)>> {
-        let is_probed = self.probed.contains(&mutant.id);
-        let suites = self.suites.get(package).into_iter().flatten();
-        let seen = suites.map(|(name, passed)| (name.as_str(), passed.see(mutant, is_probed)));
+        let all = !self.probed.contains(&mutant.id);
+        let programs = self.passed.get(package).into_iter().flatten();
+        let seen = programs.map(|(program, tests)| {
+            let seen = tests.iter().filter(|(_, test)| all || test.reached.contains(&mutant.id));
+            (program.as_str(), seen.map(|(name, test)| (name.as_str(), test.seconds)).collect::<Vec<_>>())
+        });
         seen.filter(|(_, tests)| !tests.is_empty()).collect()
-    }
-
-    /// The address space that a suite needs.
-    fn memory(&self, package: &str, suite: &Suite) -> u64 {
-        let passed = self.suites.get(package).and_then(|suites| suites.get(&suite.name));
-        passed.map_or(MEMORY_KIB[0], |passed| passed.memory_kib)
     }
 }
 
-impl Passed {
-    /// What passes in a further run.
-    fn add(&mut self, other: Self) {
-        self.tests.extend(other.tests);
-        self.anywhere.extend(other.anywhere);
-    }
+/// The bytes of a program.
+fn read(program: &Program) -> Result<Vec<u8>> {
+    fs::read(&program.executable).with_context(|| format!("cannot read {}", program.executable.display()))
+}
 
-    /// The tests that may see a mutant, each with its time.
-    fn see(&self, mutant: &Mutant, is_probed: bool) -> Vec<(&str, f64)> {
-        let all = !is_probed || self.anywhere.contains(&mutant.id);
-        self.tests
-            .iter()
-            .filter(|(_, test)| all || test.reached.contains(&mutant.id))
-            .map(|(name, test)| (name.as_str(), test.seconds))
-            .collect()
-    }
+/// The name of a package's library, which the program of its own tests has too.
+fn library(package: &str) -> String {
+    package.replace('-', "_")
+}
+
+/// The programs with most of a package's own tests.
+fn nearest(package: &str) -> Vec<String> {
+    let beside = (package == "granule-pgtable").then(|| "host".to_owned());
+    [library(package)].into_iter().chain(beside).collect()
+}
+
+/// The tests of a program that are not long ones.
+fn tests(program: &Program) -> Result<Vec<Test>> {
+    let long: BTreeSet<String> = program.list(&["--ignored"])?.into_iter().collect();
+    let names = program.list(&[])?.into_iter().filter(|name| !long.contains(name));
+    Ok(names.map(|name| Test { program: program.clone(), name, seconds: 0.0 }).collect())
+}
+
+/// How many modules a test's name shares with a file.
+fn shared(path: &str, test: &str) -> usize {
+    let path = path.rsplit_once("src/").map_or("", |(_, path)| path);
+    let modules = path.trim_end_matches(".rs").trim_end_matches("/mod").split('/');
+    modules.zip(test.split("::")).take_while(|(module, part)| module == part).count()
+}
+
+/// The mutants whose probes printed something.
+fn marks(output: &str) -> BTreeSet<String> {
+    output.lines().filter_map(|line| line.strip_prefix(MARK)).map(str::to_owned).collect()
 }
 
 /// The packages whose tests may see a mutant, by the table.
 pub(super) fn packages(mutant: &Mutant) -> &'static [&'static str] {
     area_of(&mutant.source.path).unwrap_or(&OTHERS).host
-}
-
-/// A test of cargo's that failed, in a line of its output.
-fn failed(line: &str) -> Option<&str> {
-    let (test, verdict) = line.strip_prefix("test ")?.split_once(" ... ")?;
-    // Behind it the time may stand.
-    verdict.starts_with("FAILED").then_some(test)
-}
-
-/// Tests that passed, how long each took and what it reached, in the output of a run with `--report-time`.
-fn read(output: &[String]) -> Passed {
-    let mut passed = Passed::default();
-    let mut names = BTreeSet::new();
-    let mut reached: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for line in output {
-        let verdict = line.strip_prefix("test ").and_then(|rest| rest.rsplit_once(" ... "));
-        if let Some((test, verdict)) = verdict {
-            let test = test.strip_suffix(" - should panic").unwrap_or(test);
-            names.insert(test);
-            if let Some(time) = verdict.strip_prefix("ok") {
-                let seconds = time.trim().strip_prefix('<').and_then(|time| time.strip_suffix("s>")?.parse().ok());
-                let seconds = seconds.unwrap_or_default();
-                passed.tests.insert(test.to_owned(), Test { seconds, ..Test::default() });
-            }
-        } else if let Some((id, thread)) = line.strip_prefix(MARK).and_then(|rest| rest.split_once(' ')) {
-            reached.entry(thread).or_default().insert(id.to_owned());
-        }
-    }
-    for (thread, ids) in reached {
-        match passed.tests.get_mut(thread) {
-            Some(test) => test.reached.extend(ids),
-            None if names.contains(thread) => {}
-            None => passed.anywhere.extend(ids),
-        }
-    }
-    passed
 }
 
 /// A source with probes behind the given places, which are sorted; its lines keep their numbers.
@@ -460,12 +546,9 @@ fn with_probes(text: &str, places: &[(usize, &str)]) -> String {
     for (place, id) in places {
         result += &text[from..*place];
         result += &format!(
-            " {{ extern crate std as probe_std; probe_std::thread_local! {{ static SEEN: ::core::cell::Cell<bool> = \
-             const {{ ::core::cell::Cell::new(false) }}; }} if !SEEN.replace(true) {{ \
-             use probe_std::io::Write as _; let mut line = [0u8; 256]; let room = line.len(); \
-             let mut rest = &mut line[..]; let thread = probe_std::thread::current(); \
-             let _ = probe_std::write!(rest, \"\\n{MARK}{id} {{}}\\n\", thread.name().unwrap_or(\"?\")); \
-             let written = room - rest.len(); let _ = probe_std::io::stderr().write_all(&line[..written]); }} }}"
+            " {{ extern crate std as probe_std; use probe_std::sync::atomic::{{AtomicBool, Ordering}}; \
+             static SEEN: AtomicBool = AtomicBool::new(false); if !SEEN.swap(true, Ordering::Relaxed) {{ \
+             let _ = probe_std::io::Write::write_all(&mut probe_std::io::stderr(), b\"\\n{MARK}{id}\\n\"); }} }}"
         );
         from = *place;
     }
@@ -483,4 +566,52 @@ fn load(path: &Path) -> Option<Baseline> {
 /// When it cannot be written.
 fn store(baseline: &Baseline, path: &Path) -> Result<()> {
     record::replace(path, &serde_json::to_string(baseline).context("cannot write what tests reach")?)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::process::ExitStatusExt;
+    use std::path::PathBuf;
+    use std::process::ExitStatus;
+    use std::time::Duration;
+
+    use super::{Ended, Test, shared};
+    use crate::bounded::End;
+    use crate::test::host::Program;
+
+    #[test]
+    fn tests_are_near_that_share_modules_with_the_file() {
+        let near = |test| shared("kernel/src/mm/space/gather.rs", test);
+        let tests =
+            ["mm::space::gather::tests::a", "mm::space::tests::b", "mm::tests::c", "sched::tests::d", "gather::e"];
+        assert_eq!(tests.map(near), [3, 2, 1, 0, 0]);
+        assert_eq!(shared("kernel/src/mm/space/mod.rs", "mm::space::tests::b"), 2);
+        assert_eq!(shared("arch/src/lib.rs", "tests::a"), 0);
+    }
+
+    #[test]
+    fn the_end_of_a_test_names_what_killed_the_mutant() {
+        let program = Program {
+            package: "granule-arch".into(),
+            target: "granule_arch".into(),
+            is_integration: false,
+            executable: PathBuf::new(),
+            directory: PathBuf::new(),
+        };
+        let test = Test { program, name: "a::b".into(), seconds: 0.0 };
+        let killer = |end, output: &str| {
+            let work = Duration::ZERO;
+            Ended { end: Ok(end), output: output.into(), work }.killer(&test).map_err(|error| error.to_string())
+        };
+        let by = |text: &str| Ok(Some(text.to_owned()));
+        let exit = |code: i32| End::Exit(ExitStatus::from_raw(code << 8));
+        let abort = End::Exit(ExitStatus::from_raw(6));
+        assert_eq!(killer(exit(0), "test result: ok. 1 passed"), Ok(None));
+        assert_eq!(killer(exit(101), ""), by("granule_arch::a::b"));
+        assert_eq!(killer(abort, "memory allocation of 8 bytes failed"), by("the memory limit in granule_arch::a::b"));
+        assert_eq!(killer(abort, ""), by("a crash of granule_arch::a::b (signal: 6 (SIGABRT))"));
+        assert_eq!(killer(End::Work(20), ""), by("the time limit of 20 s in granule_arch::a::b"));
+        assert_eq!(killer(End::Still(20), ""), by("the time limit of 20 s in granule_arch::a::b"));
+        assert!(killer(exit(0), "test result: ok. 0 passed").is_err(), "no such test");
+    }
 }

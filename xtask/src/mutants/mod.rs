@@ -1,12 +1,11 @@
 //! `./x mutants`: breaks the code by rules, one place at a time, and reports which of these mutants no test sees.
 //!
 //! Mutants are built in a copy of the sources below `target/mutants/tree`, whose builds are reused. The quick tests on the
-//! host that reach a mutant's place run first, then the checks of the image for the target, the slow tests on the host,
-//! and those of its part of the kernel on the target.
+//! host run first, from those nearest to a mutant's place, then the checks of the image for the target, the slow tests
+//! on the host, and those of its part of the kernel on the target.
 //! Each verdict is written at once, so that a run that was ended continues where it was: `target/mutants/SEED`; on another
 //! machine, from `docs/MUTANTS.tsv`.
 
-mod bounded;
 mod draw;
 mod host;
 mod kept;
@@ -32,6 +31,9 @@ use known::Known;
 use record::{Records, Spent, Verdict};
 use target::Target;
 use tree::Tree;
+
+/// So many mutants have a probe, at least.
+const PROBES: usize = 200;
 
 /// Which mutants, and where their tests run.
 #[derive(Debug, clap::Args)]
@@ -215,8 +217,8 @@ impl Session<'_> {
     }
 
     fn judge_quickly(&mut self, mutant: &Mutant, drawn: &[Mutant], spent: &mut Spent) -> Result<Quick> {
-        // More than are wanted, as some do not compile.
-        let tried: Vec<&Mutant> = drawn.iter().take(2 * self.count).collect();
+        // More than are wanted, as some do not compile, and as a run of more goes on with what this one has measured.
+        let tried: Vec<&Mutant> = drawn.iter().take(PROBES.max(2 * self.count)).collect();
         let path = self.records.file("reach.json");
         let baseline = self.baseline.get_or_insert_with(|| {
             let names: Vec<&str> = tried.iter().map(|mutant| mutant.id.as_str()).collect();

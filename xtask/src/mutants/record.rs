@@ -40,7 +40,7 @@ impl Verdict {
     }
 }
 
-/// Where the time of a verdict went.
+/// Where the CPU time of a verdict went.
 #[derive(Clone, Copy, Default, Debug)]
 pub(super) struct Spent {
     pub(super) host_build: Duration,

@@ -5,14 +5,14 @@
 pub(super) struct Area {
     /// Where its files are, from the root of the tree.
     pub(super) path: &'static str,
-    /// Packages with tests on the host that can see it, those that take the least time first.
+    /// Packages with tests on the host that can see it: its own, then those that depend on it.
     pub(super) host: &'static [&'static str],
     /// Tests on machine `default` that can see it, by a part of the name, in the order in which they run.
     pub(super) target: &'static [&'static str],
 }
 
 /// Those that call the kernel.
-const KERNEL: &[&str] = &["granule-model", "granule", "granule-loom"];
+const KERNEL: &[&str] = &["granule", "granule-model", "granule-loom"];
 
 /// All parts. A path is that of a folder, so that none begins with another's.
 pub(super) const AREAS: [Area; 8] = [

@@ -4,24 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 
-use super::bounded::{self, End, Run};
 use super::draw::Mutant;
 use super::record::{Spent, Verdict};
 use super::table::{OTHERS, area_of};
 use super::tree::Tree;
+use crate::bounded::{Bounds, End};
 
-/// A build that takes longer hangs.
-const BUILD_LIMIT: Duration = Duration::from_secs(900);
-/// Tests that take longer hang; each has a limit of its own besides.
-const RUN_LIMIT: Duration = Duration::from_secs(600);
+/// A build or a machine that takes more CPU time hangs; each test on a machine has a limit of its own besides.
+const BOUNDS: Bounds = Bounds { seconds: Some(3600), memory_kib: None };
 const MACHINE: &str = "default";
 
 /// Arguments of `./x test` that choose tests which run together, in one boot as long as none crashes.
 type Group = Vec<&'static str>;
+
+/// A run of `./x test`, with both streams of its output line by line.
+#[derive(Debug)]
+struct Run {
+    end: End,
+    output: Vec<String>,
+    work: Duration,
+}
 
 /// The tests on the target.
 #[derive(Debug)]
@@ -41,18 +47,21 @@ impl<'a> Target<'a> {
         Self { program, tree, seed, image: None, failing: BTreeMap::new() }
     }
 
-    fn test(&self, more: &[&str], limit: Duration, stop: impl Fn(&str) -> Option<String>) -> Result<Run> {
+    fn test(&self, more: &[&str]) -> Result<Run> {
         let mut command = Command::new(&self.program);
         command.env("GRANULE_ROOT", &self.tree.root).current_dir(&self.tree.root);
         command
             .args(["test", "--target", "--incremental", "--machine", MACHINE, "--seed", &self.seed.to_string()])
             .args(more);
-        bounded::run(command, limit, stop)
+        let mut output = Vec::new();
+        let (end, work) = BOUNDS.run(MACHINE, &command, true, || true, |line| output.push(line.to_owned()))?;
+        Ok(Run { end, output, work })
     }
 
     /// Builds; the error, if it is one of the code.
-    fn build(&self) -> Result<Option<Verdict>> {
-        let run = self.test(&["--list"], BUILD_LIMIT, |_| None)?;
+    fn build(&self, spent: &mut Spent) -> Result<Option<Verdict>> {
+        let run = self.test(&["--list"])?;
+        spent.target_build += run.work;
         let why = run.output.iter().rev().find_map(|line| line.strip_prefix("x: "));
         match (run.end, why) {
             (End::Exit(status), _) if status.success() => Ok(None),
@@ -77,12 +86,12 @@ impl<'a> Target<'a> {
             return Ok(());
         }
         self.tree.write(&mutant.source.path, &mutant.source.text)?;
-        if let Some(wrong) = self.build()? {
+        if let Some(wrong) = self.build(&mut Spent::default())? {
             bail!("the sources do not build for the target without a mutant: {wrong:?}");
         }
         self.image = Some(self.image()?);
         for group in groups {
-            let run = self.test(&group, RUN_LIMIT, |_| None)?;
+            let run = self.test(&group)?;
             if !matches!(run.end, End::Exit(_)) {
                 bail!("the tests {group:?} on the target do not end without a mutant");
             }
@@ -99,9 +108,7 @@ impl<'a> Target<'a> {
     /// When something other than the mutant goes wrong.
     pub(super) fn judge_image(&mut self, mutant: &Mutant, spent: &mut Spent) -> Result<Option<Verdict>> {
         self.prepare(mutant)?;
-        let begin = Instant::now();
-        let wrong = self.build()?;
-        spent.target_build += begin.elapsed();
+        let wrong = self.build(spent)?;
         let is_same = wrong.is_none() && self.image.as_ref() == Some(&self.image()?);
         Ok(wrong.or_else(|| is_same.then(|| Verdict::Invalid("the image for the target is the same".into()))))
     }
@@ -112,19 +119,21 @@ impl<'a> Target<'a> {
     /// When something other than the mutant goes wrong.
     pub(super) fn judge(&self, mutant: &Mutant, spent: &mut Spent) -> Result<Verdict> {
         for group in groups(mutant) {
-            let ignored = self.failing.get(&group);
-            let stop = |line: &str| failed(line).filter(|test| ignored.is_none_or(|tests| !tests.contains(test)));
-            let begin = Instant::now();
-            let run = self.test(&group, RUN_LIMIT, stop)?;
-            spent.target_tests += begin.elapsed();
+            let failing = self.failing.get(&group).into_iter().flatten();
+            let skipped = failing.flat_map(|test| ["--skip", test]);
+            let run = self
+                .test(&["--fail-fast"].into_iter().chain(group.iter().copied()).chain(skipped).collect::<Vec<_>>())?;
+            spent.target_tests += run.work;
+            if let Some(test) = run.output.iter().find_map(|line| failed(line)) {
+                return Ok(Verdict::Killed(test));
+            }
             match run.end {
-                End::Stopped(test) => return Ok(Verdict::Killed(test)),
-                End::TimeLimit => {
-                    return Ok(Verdict::Killed(format!("the time limit of {} s on the target", RUN_LIMIT.as_secs())));
+                End::Work(seconds) | End::Still(seconds) => {
+                    return Ok(Verdict::Killed(format!("the time limit of {seconds} s on the target")));
                 }
                 End::Exit(_) if run.output.iter().any(|line| line.starts_with("test result: ")) => {}
                 // A run that does not come to its end says nothing about the mutant.
-                end @ End::Exit(_) => bail!("the tests {group:?} did not run ({end:?}):\n{}", run.output.join("\n")),
+                end => bail!("the tests {group:?} did not run ({end:?}):\n{}", run.output.join("\n")),
             }
         }
         Ok(Verdict::Survived)

@@ -3,9 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
 
-use super::bounded::{self, End};
 use super::draw::{self, Mutant, Source};
 use super::host::Host;
 use super::kept::{self, Kept};
@@ -240,24 +238,6 @@ fn a_seed_repeats_its_order_and_another_file_does_not_change_it() {
     assert_eq!(distinct.len(), 4, "{first:?}");
 }
 
-#[test]
-fn bounds_end_a_command_and_what_it_started() {
-    let shell = |script: &str| {
-        let mut command = Command::new("sh");
-        command.args(["-c", script]);
-        command
-    };
-    let begin = std::time::Instant::now();
-    let run = bounded::run(shell("sleep 100 & sleep 100"), Duration::from_millis(300), |_| None).unwrap();
-    assert!(matches!(run.end, End::TimeLimit), "{run:?}");
-    let wanted = |line: &str| (line == "b").then(|| "seen".to_owned());
-    let run = bounded::run(shell("echo a; echo b; sleep 100"), Duration::from_secs(60), wanted).unwrap();
-    assert!(matches!(&run.end, End::Stopped(why) if why == "seen"), "{run:?}");
-    assert!(begin.elapsed() < Duration::from_secs(30));
-    let run = bounded::run(bounded::with_memory(&shell("ulimit -v"), 1 << 20), Duration::from_secs(60), |_| None);
-    assert_eq!(run.unwrap().output, ["1048576"]);
-}
-
 /// A git repository with one crate, in the place of an area of the kernel.
 struct Fake(PathBuf);
 
@@ -336,10 +316,13 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     let killed = |by: &str| Verdict::Killed(by.into());
     let verdicts = fake.run();
     assert_eq!(verdicts.len(), 4);
-    assert_eq!(verdicts[0], (1, "bound", killed("granule-arch granule_arch tests::compares")));
+    assert_eq!(verdicts[0], (1, "bound", killed("granule_arch::tests::compares")));
     assert_eq!(verdicts[1], (2, "bound", Verdict::Survived));
     assert_eq!(verdicts[2], (3, "bound", Verdict::Survived));
-    assert!(matches!(&verdicts[3].2, Verdict::Killed(by) if by.starts_with("a crash of granule-arch")), "{verdicts:?}");
+    assert!(
+        matches!(&verdicts[3].2, Verdict::Killed(by) if by.starts_with("a crash of granule_arch::tests::crashes")),
+        "{verdicts:?}"
+    );
 
     // The place that no test reaches needs no build: its mutant is not tried on the host.
     let text = fs::read_to_string(fake.0.join("target/mutants/0/reach.json")).unwrap();
@@ -370,8 +353,17 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     let more = LIBRARY.replace("super::ignored(1);", "assert_eq!(super::ignored(1), 2);");
     fake.write("arch/src/lib.rs", &more);
     let again = fake.run();
-    assert_eq!(again[2].2, killed("granule-arch granule_arch tests::forgets"));
+    assert_eq!(again[2].2, killed("granule_arch::tests::forgets"));
     assert_eq!((&again[0], &again[1]), (&verdicts[0], &verdicts[1]));
+}
+
+#[test]
+fn a_test_that_fails_without_the_mutant_says_nothing_of_it() {
+    let fake = Fake::new("failing");
+    let library = "pub fn f(a: u32) -> u32 { a + 1 }\n#[cfg(test)]\nmod tests {\n\
+                   #[test] fn fails() { assert_eq!(super::f(1), 7); }\n#[test] fn passes() { super::f(1); }\n}\n";
+    fake.write("arch/src/lib.rs", library);
+    assert_eq!(fake.run(), [(1, "bound", Verdict::Survived)]);
 }
 
 /// On another machine there is nothing but the file: what has died is not tried again, unless its lines have changed.

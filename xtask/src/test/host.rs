@@ -1,18 +1,16 @@
 //! The tests on the host: each in a process of its own, so that its memory goes with it and a crash is its own.
 
 use std::collections::BTreeSet;
-use std::io::{BufRead, BufReader};
 use std::path::PathBuf;
-use std::process::{Command, ExitStatus, Stdio};
-use std::time::{Duration, Instant};
+use std::process::Command;
+use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use granule_runner::report::{Entry, Status};
-use granule_runner::usage;
-use wait4::Wait4;
 
 use super::Options;
-use super::list::{List, Outcome};
+use super::list::List;
+use crate::bounded::{Bounds, End};
 use crate::tools::{BUILDING, Tools};
 
 /// The harness runs the tests of one thread on its own, which has another stack.
@@ -24,7 +22,10 @@ const RAN: &str = "test result: ok. 1 passed";
 /// The suite of the tests in the documentation.
 const DOCUMENTATION: &str = "documentation";
 /// What a test takes at most, but for a few.
-const MEMORY_MIB: u64 = 600;
+pub(crate) const MEMORY_MIB: u64 = 600;
+/// CPU time of a test, in seconds, and of a long one: one that takes more hangs.
+pub(crate) const SECONDS: u64 = 600;
+const LONG_SECONDS: u64 = 12 * 3600;
 /// `--long` only. They take half an hour, or a source from the network, or longer than a run of CI has time for.
 const NEVER_IN_TURN: [&str; 4] = ["ten_mutants", "linux_s_own_tests", "pairs::", "every_order::interrupt"];
 
@@ -36,7 +37,7 @@ pub(crate) struct Program {
     /// The library, program or file of tests.
     pub(crate) target: String,
     /// Whether it is a file of tests.
-    is_integration: bool,
+    pub(crate) is_integration: bool,
     pub(crate) executable: PathBuf,
     /// The package's folder, where cargo runs its tests.
     pub(crate) directory: PathBuf,
@@ -59,7 +60,7 @@ impl Program {
     }
 
     /// How the names of its tests begin.
-    fn suite(&self) -> String {
+    pub(crate) fn suite(&self) -> String {
         let package = self.package.replace('-', "_");
         if self.is_integration { format!("{package}::{}", self.target) } else { package }
     }
@@ -72,8 +73,15 @@ impl Program {
         command
     }
 
+    /// A run of one test, with a seed for the numbers that it draws.
+    pub(crate) fn test(&self, test: &str, seed: u64) -> Command {
+        let mut command = self.command();
+        command.args(["--exact", test, "--include-ignored", THREADS]).env("PROPTEST_RNG_SEED", seed.to_string());
+        command
+    }
+
     /// The names of its tests, of the long ones alone with `--ignored`.
-    fn list(&self, more: &[&str]) -> Result<Vec<String>> {
+    pub(crate) fn list(&self, more: &[&str]) -> Result<Vec<String>> {
         let output = self.command().args(["--list", "--format", "terse"]).args(more).output();
         let output = output.with_context(|| format!("cannot run {}", self.executable.display()))?;
         ensure!(output.status.success(), "{} cannot list its tests", self.executable.display());
@@ -87,10 +95,10 @@ pub(super) fn build(tools: &Tools) -> Result<Vec<Program>> {
     let mut cargo = tools.host_cargo("test", "host");
     cargo.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
     let mut programs = Vec::new();
-    let (status, _) = watched(BUILDING, cargo, false, |line| {
-        programs.extend(serde_json::from_str(line).ok().as_ref().and_then(Program::of));
-    })?;
-    ensure!(status.success(), "building the tests on the host failed ({status})");
+    let made = |line: &str| programs.extend(serde_json::from_str(line).ok().as_ref().and_then(Program::of));
+    let (end, _) = Bounds::default().run(BUILDING, &cargo, false, || true, made)?;
+    let failure = end.failure();
+    ensure!(failure.is_none(), "building the tests on the host failed: {}", failure.unwrap_or_default());
     Ok(programs)
 }
 
@@ -103,12 +111,14 @@ pub(super) fn document(options: &Options, tools: &Tools, entries: &mut Vec<Entry
         cargo.arg("--list");
     }
     let before = entries.len();
-    let (status, _) = watched(DOCUMENTATION, cargo, false, |line| {
+    let verdict = |line: &str| {
         println!("{line}");
         entries.extend(parse(line));
-    })?;
+    };
+    let (end, _) = Bounds::default().run(DOCUMENTATION, &cargo, false, || true, verdict)?;
     let is_reported = entries[before..].iter().any(|entry| matches!(entry.status, Status::Failed(_)));
-    ensure!(status.success() || is_reported, "the tests in the documentation did not run ({status})");
+    let failure = end.failure().filter(|_| !is_reported);
+    ensure!(failure.is_none(), "the tests in the documentation did not run: {}", failure.unwrap_or_default());
     Ok(())
 }
 
@@ -140,59 +150,46 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
         if long && !list.options.long && turn.as_ref() != Some(&name(program, &test)) {
             list.skip(&suite, &test, "long");
         } else if let Some(sender) = list.test(&suite, &test) {
-            let mut command = program.command();
-            command.args(["--exact", &test, "--include-ignored", THREADS]);
-            command.env("PROPTEST_RNG_SEED", list.seed.to_string());
-            // The trial waits for the outcome; it is gone only if the whole run is.
-            list.job(MEMORY_MIB, move || drop(sender.send(run(&suite, command))));
+            let command = program.test(&test, list.seed);
+            let seconds = if long { LONG_SECONDS } else { SECONDS };
+            let bounds = Bounds { seconds: Some(seconds), memory_kib: None };
+            list.job(MEMORY_MIB, move || {
+                let (end, output, time) = run(&suite, &command, bounds, || true);
+                // The trial waits for the outcome; it is gone only if the whole run is.
+                let _ = sender.send((verdict(end, &output), output, time));
+            });
         }
     }
     Ok(())
 }
 
-/// One test.
-fn run(suite: &str, command: Command) -> Outcome {
+/// Runs one test, as long as it is `wanted`: how its process ended, its output, and its CPU time.
+pub(crate) fn run(
+    suite: &str,
+    command: &Command,
+    bounds: Bounds,
+    wanted: impl Fn() -> bool,
+) -> (Result<End>, String, Duration) {
     let mut output = String::new();
-    let ended = watched(suite, command, true, |line| output.extend([line, "\n"]));
-    let (status, time) = match ended {
-        Ok((status, time)) if status.success() => {
+    match bounds.run(suite, command, true, wanted, |line| output.extend([line, "\n"])) {
+        Ok((end, time)) => (Ok(end), output, time),
+        Err(error) => (Err(error), output, Duration::ZERO),
+    }
+}
+
+/// The verdict that the end of a test's process and its output give.
+pub(crate) fn verdict(end: Result<End>, output: &str) -> Status {
+    match end.map(End::failure) {
+        Ok(Some(why)) => Status::Failed(why),
+        Err(error) => Status::Failed(format!("{error:#}")),
+        Ok(None) => {
             let skipped = output.lines().find_map(|line| line.strip_prefix(SKIPPED));
             // A program that was built anew meanwhile may have no test of that name, which is a success to it.
             let has_run = output.lines().any(|line| line.starts_with(RAN));
             let verdict = if has_run { Status::Passed } else { Status::Failed("its program ran no such test".into()) };
-            (skipped.map_or(verdict, |why| Status::Skipped(why.to_owned())), time)
+            skipped.map_or(verdict, |why| Status::Skipped(why.to_owned()))
         }
-        Ok((status, time)) => (Status::Failed(format!("its process ended with {status}")), time),
-        Err(error) => (Status::Failed(format!("{error:#}")), Duration::ZERO),
-    };
-    (status, output, time)
-}
-
-/// Runs a command, and notes what it took: how it ended, and its CPU time. `line` gets each line of its output, with its
-/// errors among them if they are `merged`.
-fn watched(
-    suite: &str,
-    mut command: Command,
-    merged: bool,
-    mut line: impl FnMut(&str),
-) -> Result<(ExitStatus, Duration)> {
-    let program = command.get_program().to_string_lossy().into_owned();
-    let begin = Instant::now();
-    let (output, writer) = std::io::pipe()?;
-    if merged {
-        command.stderr(writer.try_clone()?);
     }
-    let child = command.stdin(Stdio::null()).stdout(writer).spawn();
-    let mut child = child.with_context(|| format!("cannot run {program}"))?;
-    // It has the only ends of the pipe that are written to.
-    drop(command);
-    for bytes in BufReader::new(output).split(b'\n') {
-        line(&String::from_utf8_lossy(&bytes?));
-    }
-    let ended = child.wait4().with_context(|| format!("cannot wait for {program}"))?;
-    let work = ended.rusage.utime + ended.rusage.stime;
-    usage::add(suite, begin, work, ended.rusage.maxrss);
-    Ok((ended.status, work))
 }
 
 #[cfg(test)]
@@ -202,13 +199,15 @@ mod tests {
     use granule_runner::report::Status;
     use granule_runner::usage;
 
-    use super::{Program, parse, run};
+    use super::{Program, parse, run, verdict};
+    use crate::bounded::Bounds;
 
     fn shell(script: &str) -> (Status, String) {
         let mut command = Command::new("sh");
         command.args(["-c", script]);
-        let (status, output, _) = run("host::tests", command);
-        (status, output)
+        let bounds = Bounds { seconds: Some(1), memory_kib: None };
+        let (end, output, _) = run("host::tests", &command, bounds, || true);
+        (verdict(end, &output), output)
     }
 
     #[test]
@@ -222,6 +221,8 @@ mod tests {
         assert!(matches!(status, Status::Failed(why) if why.contains("101")));
         assert!(output.ends_with("half\n"));
         assert!(matches!(shell("kill -SEGV $$").0, Status::Failed(why) if why.contains("signal")));
+        let hangs = shell("while :; do :; done").0;
+        assert!(matches!(&hangs, Status::Failed(why) if why.contains("hangs")), "{hangs:?}");
         let taken = usage::spans();
         assert!(taken.iter().any(|span| span.suite == "host::tests" && span.memory > 100 << 10), "{taken:?}");
     }

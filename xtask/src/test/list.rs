@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use granule_runner::report::{Entry, Status};
@@ -32,6 +32,7 @@ struct Job {
 struct Queue {
     jobs: VecDeque<Job>,
     memory_mib: u64,
+    is_stopped: bool,
 }
 
 impl Queue {
@@ -45,6 +46,61 @@ impl Queue {
     }
 }
 
+/// Jobs that run in order, a few at a time, as their memory allows.
+#[derive(Clone, Default)]
+pub(crate) struct Jobs(Arc<(Mutex<Queue>, Condvar)>);
+
+impl Jobs {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        self.0.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Adds one that takes so much memory.
+    pub(crate) fn add(&self, memory_mib: u64, job: impl FnOnce() + Send + 'static) {
+        self.queue().jobs.push_back(Job { memory_mib, run: Box::new(job) });
+    }
+
+    /// Runs them in the background.
+    pub(crate) fn start(&self) {
+        for _ in 0..AT_ONCE {
+            let jobs = self.clone();
+            std::thread::spawn(move || jobs.run());
+        }
+    }
+
+    /// Runs one after another until none is left.
+    fn run(&self) {
+        let ended = &self.0.1;
+        let mut queue = self.queue();
+        while !queue.jobs.is_empty() {
+            let Some(job) = queue.take() else {
+                queue = ended.wait(queue).unwrap_or_else(PoisonError::into_inner);
+                continue;
+            };
+            drop(queue);
+            (job.run)();
+            queue = self.queue();
+            queue.memory_mib -= job.memory_mib;
+            ended.notify_all();
+        }
+    }
+
+    /// Drops those that have not begun.
+    pub(crate) fn stop(&self) {
+        let mut queue = self.queue();
+        queue.is_stopped = true;
+        let dropped = std::mem::take(&mut queue.jobs);
+        drop(queue);
+        drop(dropped);
+        self.0.1.notify_all();
+    }
+
+    /// Whether they were stopped.
+    pub(crate) fn are_stopped(&self) -> bool {
+        self.queue().is_stopped
+    }
+}
+
 /// How a test went: its verdict, output and CPU time.
 pub(super) type Outcome = (Status, String, Duration);
 
@@ -53,13 +109,13 @@ pub(super) struct List<'a> {
     pub(super) options: &'a Options,
     pub(super) seed: u64,
     trials: Vec<Trial>,
-    queue: Queue,
+    jobs: Jobs,
     entries: Entries,
 }
 
 impl<'a> List<'a> {
     pub(super) fn new(options: &'a Options, seed: u64) -> Self {
-        Self { options, seed, trials: Vec::new(), queue: Queue::default(), entries: Entries::default() }
+        Self { options, seed, trials: Vec::new(), jobs: Jobs::default(), entries: Entries::default() }
     }
 
     /// Adds a test, which a job runs that gets the other end; `None` where the filter leaves it out.
@@ -68,7 +124,14 @@ impl<'a> List<'a> {
         let (sender, verdict) = channel();
         let name = format!("{suite}::{test}");
         let is_wanted = self.options.wants(&name);
-        self.trials.push(Trial::ignorable_test(name, move || wait(&verdict, &entries, suite, test)));
+        let (jobs, is_last) = (self.jobs.clone(), self.options.fail_fast);
+        self.trials.push(Trial::ignorable_test(name, move || {
+            let result = wait(&verdict, &jobs, &entries, suite, test);
+            if result.is_err() && is_last {
+                jobs.stop();
+            }
+            result
+        }));
         is_wanted.then_some(sender)
     }
 
@@ -81,8 +144,8 @@ impl<'a> List<'a> {
     }
 
     /// Adds what sends the outcomes of some tests, and takes so much memory. Those of which it sends none have failed.
-    pub(super) fn job(&mut self, memory_mib: u64, job: impl FnOnce() + Send + 'static) {
-        self.queue.jobs.push_back(Job { memory_mib, run: Box::new(job) });
+    pub(super) fn job(&self, memory_mib: u64, job: impl FnOnce() + Send + 'static) {
+        self.jobs.add(memory_mib, job);
     }
 
     /// The long test that the seed draws of those of this name that the filter lets through, announced; `side` is the host
@@ -96,13 +159,13 @@ impl<'a> List<'a> {
 
     /// Runs or lists the tests.
     pub(super) fn run(self) -> Vec<Entry> {
-        let Self { options, trials, queue, entries, .. } = self;
+        let Self { options, trials, jobs, entries, .. } = self;
         // What is not wanted is counted as filtered out.
         let skip = trials.iter().map(Trial::name).filter(|name| !options.wants(name)).map(str::to_owned).collect();
         let arguments =
             Arguments { list: options.list, skip, exact: true, test_threads: Some(1), ..Arguments::default() };
         if !options.list {
-            start(queue);
+            jobs.start();
         }
         // The entries have the verdicts.
         let _ = libtest_mimic::run(&arguments, trials);
@@ -110,33 +173,19 @@ impl<'a> List<'a> {
     }
 }
 
-/// Runs the jobs in the background.
-fn start(queue: Queue) {
-    let shared = Arc::new((Mutex::new(queue), Condvar::new()));
-    for _ in 0..AT_ONCE {
-        let shared = Arc::clone(&shared);
-        std::thread::spawn(move || {
-            let (queue, ended) = &*shared;
-            let mut locked = queue.lock().unwrap_or_else(PoisonError::into_inner);
-            while !locked.jobs.is_empty() {
-                let Some(job) = locked.take() else {
-                    locked = ended.wait(locked).unwrap_or_else(PoisonError::into_inner);
-                    continue;
-                };
-                drop(locked);
-                (job.run)();
-                locked = queue.lock().unwrap_or_else(PoisonError::into_inner);
-                locked.memory_mib -= job.memory_mib;
-                ended.notify_all();
-            }
-        });
-    }
-}
-
 /// A trial: waits for the verdict.
-fn wait(verdict: &Receiver<Outcome>, entries: &Entries, suite: String, name: String) -> Result<Completion, Failed> {
-    let without = |_| (Status::Failed("the runner ended without a verdict".into()), String::new(), Duration::ZERO);
-    let (status, output, time) = verdict.recv().unwrap_or_else(without);
+fn wait(
+    verdict: &Receiver<Outcome>,
+    jobs: &Jobs,
+    entries: &Entries,
+    suite: String,
+    name: String,
+) -> Result<Completion, Failed> {
+    let without = |_| match jobs.are_stopped() {
+        true => Status::Skipped("another has failed".into()),
+        false => Status::Failed("the runner ended without a verdict".into()),
+    };
+    let (status, output, time) = verdict.recv().unwrap_or_else(|error| (without(error), String::new(), Duration::ZERO));
     let result = match &status {
         Status::Passed => Ok(Completion::Completed),
         Status::Skipped(why) => Ok(Completion::ignored_with(why)),
@@ -154,17 +203,38 @@ fn drawn<T>(list: &[T], seed: u64) -> Option<&T> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Job, Queue};
+    use std::sync::mpsc::channel;
+
+    use super::{Job, Jobs, MEMORY_MIB, Queue};
 
     #[test]
     fn a_job_starts_once_there_is_memory_for_it() {
         let job = |memory_mib| Job { memory_mib, run: Box::new(|| ()) };
-        let mut queue = Queue { jobs: [job(2300), job(8192), job(900), job(600)].into(), memory_mib: 0 };
+        let mut queue = Queue { jobs: [job(2300), job(8192), job(900), job(600)].into(), ..Queue::default() };
         let mut take = || queue.take().map(|job| job.memory_mib);
         assert_eq!([take(), take(), take()], [Some(2300), Some(600), None]);
         queue.memory_mib = 0;
         assert_eq!(queue.take().map(|job| job.memory_mib), Some(8192), "one alone may take more");
         assert!(queue.take().is_none());
+    }
+
+    #[test]
+    fn what_has_not_begun_is_dropped_once_jobs_are_stopped() {
+        let (jobs, (sender, ended)) = (Jobs::default(), channel());
+        for name in ["first", "second", "third"] {
+            let (sender, others) = (sender.clone(), jobs.clone());
+            // Each takes all memory, so that they run one by one.
+            jobs.add(MEMORY_MIB, move || {
+                sender.send(name).unwrap();
+                if name == "second" {
+                    others.stop();
+                }
+            });
+        }
+        drop(sender);
+        jobs.start();
+        assert_eq!(ended.iter().collect::<Vec<_>>(), ["first", "second"]);
+        assert!(jobs.are_stopped());
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The tests on the target: each machine runs all of its tests in as few boots as it can.
 
+use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use anyhow::Result;
@@ -58,15 +59,18 @@ fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[
     let memory_mib = machine.memory_mib() + QEMU_MIB;
     let image = image.image.clone();
     let plan = Plan { machine, image, seed: list.seed, bootargs: String::new(), extra: Vec::new() };
+    let fail_fast = list.options.fail_fast;
     list.job(memory_mib, move || {
+        let is_over = Cell::new(false);
         session::run(
             &mine,
-            |left| session::boot(&plan, left),
+            |left| (!is_over.get()).then(|| session::boot(&plan, left)),
             |test, outcome| {
                 let status = match outcome.verdict {
                     Verdict::Passed(_) => Status::Passed,
                     Verdict::Failed(why) => Status::Failed(why),
                 };
+                is_over.set(is_over.get() || fail_fast && matches!(status, Status::Failed(_)));
                 if let Some(verdict) = verdicts.get(&test.index) {
                     // The trial waits for the outcome; it is gone only if the whole run is.
                     let _ = verdict.send((status, outcome.output, outcome.time));
