@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use crate::tools::{TRIPLE, root};
 
@@ -114,4 +114,27 @@ fn another_qemu_is_chosen_by_a_variable() {
     assert!(success && text.contains(&*new.to_string_lossy()), "{text}");
     let (success, text) = system.x(&[("GRANULE_QEMU", &old)]);
     assert!(!success && text.contains("no QEMU of 10.0 or newer"), "{text}");
+}
+
+/// cargo that is quiet passes on no verdicts of tests.
+#[test]
+fn variables_that_alter_what_tools_print_are_taken_away() {
+    let system = System::with("quiet", "dnf");
+    system.has_rustup();
+    system.program("bin/cc", "exit 1");
+    system.has_qemu("bin/qemu-system-aarch64", "11.1.3");
+    system.program("target/rustup/host/debug/xtask", "env");
+    let (success, text) =
+        system.x(&[("CARGO_TERM_QUIET", Path::new("true")), ("CARGO_TERM_COLOR", Path::new("never"))]);
+    assert!(success && text.contains("CARGO_TERM_COLOR=never") && !text.contains("CARGO_TERM_QUIET"), "{text}");
+}
+
+#[test]
+fn output_without_a_reader_ends_the_program_quietly() {
+    let mut command = Command::new(root().join("x"));
+    command.args(["mutants", "--list", "--count", "1000000"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    drop(child.stdout.take());
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!((ended.status.code(), String::from_utf8_lossy(&ended.stderr).as_ref()), (Some(141), ""));
 }

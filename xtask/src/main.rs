@@ -129,7 +129,24 @@ fn machine_names() -> PossibleValuesParser {
     PossibleValuesParser::new(machines.into_iter().map(|machine| machine.name))
 }
 
+/// The exit status of a program that SIGPIPE ended, as a shell names it.
+const WITHOUT_READER: i32 = 141;
+
+/// Where the reader of the output is gone, such as `head`, printing panics: that ends this program without a report.
+fn end_without_reader() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>().map_or("", String::as_str);
+        // As `println!` and a failed `unwrap` have it.
+        if ["Broken pipe", "BrokenPipe"].iter().any(|error| text.contains(error)) {
+            std::process::exit(WITHOUT_READER);
+        }
+        report(panic);
+    }));
+}
+
 fn main() -> ExitCode {
+    end_without_reader();
     let arguments = Arguments::parse();
     match perform(arguments.command) {
         Ok(()) => ExitCode::SUCCESS,

@@ -97,7 +97,10 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
             target::add(&mut list, &image)?;
         }
         if on_host {
-            host::document(options, tools, &mut entries)?;
+            // They draw no numbers.
+            if round == 0 {
+                host::document(options, tools, &mut entries)?;
+            }
             host::add(&mut list, &programs)?;
         }
         entries.extend(list.run());

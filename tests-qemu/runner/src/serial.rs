@@ -61,6 +61,23 @@ pub struct Deadline {
     work: Option<Duration>,
 }
 
+impl Deadline {
+    /// That of a limit which begins `now`, for a machine of so many CPUs that took `work` until now.
+    fn new(limit: Limit, now: Instant, work: Option<Duration>, cpus: u32) -> Self {
+        match limit {
+            Limit::Clock(limit) => Self { clock: now + limit, work: None },
+            Limit::Work(limit) => {
+                Self { clock: now + STANDING_STILL * limit, work: work.map(|work| work + cpus * limit) }
+            }
+        }
+    }
+
+    /// Whether it has passed for a machine that took `work` until `now`.
+    fn has_passed(self, now: Instant, work: impl FnOnce() -> Option<Duration>) -> bool {
+        now >= self.clock || self.work.is_some_and(|limit| work().is_some_and(|work| work >= limit))
+    }
+}
+
 /// Pieces of output that wait for their reader. A machine that prints faster than it is read is held up, not stored.
 const PIECES: usize = 64;
 
@@ -113,13 +130,7 @@ impl Guest {
 
     /// When `limit` is over that begins now.
     pub fn deadline(&self, limit: Limit) -> Deadline {
-        let now = Instant::now();
-        match limit {
-            Limit::Clock(limit) => Deadline { clock: now + limit, work: None },
-            Limit::Work(limit) => {
-                Deadline { clock: now + STANDING_STILL * limit, work: self.work().map(|work| work + self.cpus * limit) }
-            }
-        }
+        Deadline::new(limit, Instant::now(), self.work(), self.cpus)
     }
 
     /// CPUs of the machine.
@@ -137,16 +148,11 @@ impl Guest {
         usage::memory(self.child.id())
     }
 
-    fn has_passed(&self, deadline: Deadline) -> bool {
-        Instant::now() >= deadline.clock
-            || deadline.work.is_some_and(|limit| self.work().is_some_and(|work| work >= limit))
-    }
-
     /// The next output of the machine.
     pub fn receive(&mut self, deadline: Deadline) -> Received {
         let received = loop {
             // Asked first: a machine that never pauses would outlive every limit.
-            if self.has_passed(deadline) {
+            if deadline.has_passed(Instant::now(), || self.work()) {
                 break Received::Silence;
             }
             match self.output.recv_timeout(deadline.clock.saturating_duration_since(Instant::now()).min(POLL)) {
@@ -260,7 +266,7 @@ impl Lines {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Guest, Limit, Lines, Merged, Received};
+    use super::{Deadline, Guest, Limit, Lines, Merged, Received};
     use crate::qemu::Qemu;
 
     fn shell(script: &str) -> Guest {
@@ -289,13 +295,14 @@ mod tests {
     /// On a busy host a machine waits for its turn: that is not its time.
     #[test]
     fn time_that_a_machine_does_not_run_counts_a_tenth() {
-        let limit = Limit::Work(Duration::from_millis(400));
-        let mut guest = shell("sleep 1; echo late; exec sleep 100");
-        let deadline = guest.deadline(limit);
-        assert!(matches!(guest.receive(deadline), Received::Bytes(bytes) if bytes == b"late\n"));
-        let start = Instant::now();
-        assert!(matches!(guest.receive(deadline), Received::Silence));
-        assert!(start.elapsed() > Duration::from_secs(2), "it was not waited for");
+        let (now, seconds) = (Instant::now(), Duration::from_secs);
+        let deadline = Deadline::new(Limit::work(4), now, Some(seconds(1)), 2);
+        let passed = |clock, work: Option<u64>| deadline.has_passed(now + seconds(clock), || work.map(seconds));
+        assert_eq!([passed(0, Some(8)), passed(0, Some(9))], [false, true], "4 s of each of 2 CPUs");
+        assert_eq!([passed(39, Some(1)), passed(40, Some(1))], [false, true], "by the clock");
+        assert_eq!([passed(39, None), passed(40, None)], [false, true], "a machine that is gone");
+        let clock = Deadline::new(Limit::Clock(seconds(4)), now, Some(seconds(1)), 2);
+        assert!(!clock.has_passed(now, || Some(seconds(100))) && clock.has_passed(now + seconds(4), || None));
     }
 
     #[test]
