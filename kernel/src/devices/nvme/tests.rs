@@ -33,6 +33,10 @@ enum Lie {
     NeverReady,
     NeverIdle,
     Fails,
+    /// It fails over a command, and does not answer it.
+    Dies,
+    /// Its status is the old one so many looks long.
+    Late(u32),
     Capabilities(u64),
     NoNamespace,
     Shift(u8),
@@ -69,14 +73,23 @@ struct ModelController {
     enabled: Cell<bool>,
     admin: Cell<[u64; 2]>,
     done: RefCell<Vec<Done>>,
+    /// Each command, with the number of its queue.
+    commands: RefCell<Vec<(usize, [u32; 16])>>,
     /// What the noise changed in the last completion.
     noise: Cell<[u32; 4]>,
+    /// Of its registers.
+    bytes: Cell<u64>,
+    /// The interrupts that are masked.
+    masked: Cell<u32>,
+    /// At its status, since it was enabled or disabled.
+    looks: Cell<u32>,
 }
 
 impl ModelController {
     fn new(lie: Lie) -> Self {
-        let (pairs, enabled, admin, done, noise) = Default::default();
-        Self { lie: Cell::new(lie), pairs, enabled, admin, done, noise }
+        let (pairs, enabled, admin, done, commands, noise, masked, looks) = Default::default();
+        let (lie, bytes) = (Cell::new(lie), Cell::new(0x4000));
+        Self { lie, pairs, enabled, admin, done, commands, noise, bytes, masked, looks }
     }
 
     /// Memory at `address`: devices have the host's addresses here.
@@ -91,6 +104,7 @@ impl ModelController {
         let at = pair.submissions + 64 * u64::from(pair.head);
         // SAFETY: a command that the driver has written, into a page of the test's.
         let words: [u32; 16] = unsafe { Self::words(at).cast::<[u32; 16]>().read() };
+        self.commands.borrow_mut().push((number, words));
         self.pairs.borrow_mut()[number].head = (pair.head + 1) % pair.entries;
         assert_eq!(self.pairs.borrow()[number].head, tail, "one command at a time");
         let status = self.execute(number, &words);
@@ -104,8 +118,8 @@ impl ModelController {
         let mut pairs = self.pairs.borrow_mut();
         match (number, opcode) {
             (0, 6) => self.identify(words, pointer(6)),
-            // Contiguous, with interrupts by vector 0; then contiguous, into completion queue 1.
-            (0, 5) if words[10] as u16 == 1 && words[11] == 3 => {
+            // Contiguous, with interrupts by vector 0 if any; then contiguous, into completion queue 1.
+            (0, 5) if words[10] as u16 == 1 && words[11] & !2 == 1 => {
                 pairs[1] = Pair { completions: pointer(6), ..pairs[1] }
             }
             (0, 1) if words[10] as u16 == 1 && words[11] == 1 << 16 | 1 => {
@@ -152,7 +166,7 @@ impl ModelController {
         let mut phase = (pair.round + 1) % 2;
         let (mut queue, mut head, mut identifier) = (number as u16, pair.head, identifier);
         match self.lie.get() {
-            Lie::Phase => phase ^= 1,
+            Lie::Phase | Lie::Dies => phase ^= 1,
             Lie::Identifier(more) => identifier = identifier.wrapping_add(more),
             Lie::Queue(more) => queue += more,
             Lie::Head(more) => head += more,
@@ -179,12 +193,15 @@ impl ModelController {
 
 impl NvmeRegisters for &ModelController {
     fn bytes(&self) -> u64 {
-        0x4000
+        self.bytes.get()
     }
     fn read32(&self, offset: u64) -> u32 {
         assert_eq!(offset, 0x1c);
+        self.looks.update(|looks| looks + 1);
         match self.lie.get() {
             Lie::Fails => 2,
+            Lie::Dies if !self.commands.borrow().is_empty() => 3,
+            Lie::Late(looks) if self.looks.get() <= looks => (!self.enabled.get()).into(),
             Lie::NeverReady => 0,
             Lie::NeverIdle => 1,
             _ => self.enabled.get().into(),
@@ -196,17 +213,22 @@ impl NvmeRegisters for &ModelController {
     }
     fn write32(&self, offset: u64, value: u32) {
         match offset {
+            0x0c => {
+                assert!(!self.enabled.get(), "masked before there can be one");
+                self.masked.set(self.masked.get() | value);
+            }
             // Enabled with entries of 64 and 16 bytes, pages of 4 KiB; or not.
             0x14 => {
                 assert!(value == 0 || value == 4 << 20 | 6 << 16 | 1);
                 self.enabled.set(value != 0);
+                self.looks.set(0);
                 let [submissions, completions] = self.admin.get();
                 let entries = self.pairs.borrow()[0].entries;
                 *self.pairs.borrow_mut() =
                     [Pair { submissions, completions, entries, ..Pair::default() }, Pair::default()];
             }
             0x24 => {
-                assert_eq!(value >> 16, value & 0xffff);
+                assert!(value >> 16 == value & 0xffff && !self.enabled.get());
                 self.pairs.borrow_mut()[0].entries = value as u16 + 1;
             }
             0x1000.. => {
@@ -327,8 +349,95 @@ fn what_cannot_be_driven_is_refused() {
         (Lie::Metadata(8), Expected::Metadata(8)),
         (Lie::Metadata(0x100), Expected::Metadata(0x100)),
         (Lie::Phase, Expected::Silent(5)),
+        (Lie::Fails, Expected::Fatal(2)),
+        (Lie::Dies, Expected::Fatal(3)),
     ] {
         assert_eq!(begun(&ModelController::new(lie)), Err(expected));
+    }
+}
+
+/// Each word of each command (3.3.3.1, 5.4, 5.5, 5.17; NVM Command Set Specification 1.0, 3.2.6), zero where it has no
+/// field: not fused, by pages, without metadata.
+#[test]
+fn each_command_has_its_fields_and_nothing_else() {
+    let model = ModelController::new(Lie::None);
+    with(&model, |controller| {
+        start(controller).unwrap();
+        controller.identify(&mut patience()).unwrap();
+        controller.submit(&command(WRITE, 0x12_3456_789a, 0x7_0000_0e00, 4096));
+        assert_eq!(controller.take(), Ok(Some(0)));
+    })
+    .unwrap();
+    let ([submissions, completions], io) = (model.admin.get(), model.pairs.borrow()[1]);
+    let commands = model.commands.borrow();
+    let identity = |at: usize| u64::from(commands[at].1[6]) | u64::from(commands[at].1[7]) << 32;
+    let pages = [submissions, completions, io.submissions, io.completions, identity(2)];
+    assert!(pages.iter().enumerate().all(|(at, page)| page % 4096 == 0 && !pages[..at].contains(page)), "{pages:x?}");
+    // The queues have two entries each; identifiers count up in each pair of queues.
+    for ((number, words), (queue, identifier, opcode, namespace, data, last)) in commands.iter().zip([
+        (0, 1, 5, 0, [io.completions, 0], [1 << 16 | 1, 3, 0]),
+        (0, 2, 1, 0, [io.submissions, 0], [1 << 16 | 1, 1 << 16 | 1, 0]),
+        (0, 3, 6, 0, [identity(2), 0], [1, 0, 0]),
+        (0, 4, 6, 1, [identity(2), 0], [0; 3]),
+        (1, 1, WRITE, 1, [0x7_0000_0e00, 0x7_0000_1000], [0x3456_789a, 0x12, 7]),
+    ]) {
+        let half = |at: usize| (data[at / 2] >> (32 * (at % 2))) as u32;
+        let mut expected = [0; 16];
+        (expected[0], expected[1]) = (identifier << 16 | u32::from(opcode), namespace);
+        (0..4).for_each(|at| expected[6 + at] = half(at));
+        expected[10..13].copy_from_slice(&last);
+        assert_eq!((*number, words), (queue, &expected), "{opcode:#x}");
+    }
+    assert_eq!(commands.len(), 5);
+}
+
+#[test]
+fn without_messages_interrupts_are_masked_and_none_is_asked_for() {
+    for (interrupts, masked, kind) in [(true, 0, 3), (false, u32::MAX, 1)] {
+        let model = ModelController::new(Lie::None);
+        with(&model, |controller| {
+            controller.disable(&mut patience()).unwrap();
+            controller.enable(interrupts, &mut patience()).unwrap();
+        })
+        .unwrap();
+        assert_eq!((model.masked.get(), model.commands.borrow()[0].1[11]), (masked, kind));
+    }
+}
+
+/// The last doorbell is that of queue 1 for completions: with a stride of 8 the four end at 0x1020.
+#[test]
+fn registers_have_room_for_all_doorbells() {
+    for (bytes, result) in [
+        (0x1000, Err(ControllerError::Doorbells(0x1000))),
+        (0x101f, Err(ControllerError::Doorbells(0x101f))),
+        (0x1020, Ok(())),
+    ] {
+        let model = ModelController::new(Lie::None);
+        model.bytes.set(bytes);
+        assert_eq!(with(&model, |_| ()), result, "{bytes:#x}");
+    }
+}
+
+/// Three looks, by the patience of these tests: as long it may take to become idle, and to become ready.
+#[test]
+fn a_controller_has_its_own_time_to_become_idle_and_ready() {
+    for (late, disabled, enabled) in
+        [(2, Ok(()), Ok(())), (3, Err(ControllerError::NotReady(1)), Err(ControllerError::NotReady(0)))]
+    {
+        let model = ModelController::new(Lie::Late(late));
+        let run = |controller: &mut Controller<&ModelController>| {
+            model.lie.set(Lie::Late(late));
+            assert_eq!(controller.disable(&mut patience()), disabled);
+            model.lie.set(Lie::None);
+            controller.disable(&mut patience()).unwrap();
+            model.lie.set(Lie::Late(late));
+            assert_eq!(controller.enable(true, &mut patience()), enabled);
+        };
+        with(&model, run).unwrap();
+    }
+    for (units, milliseconds) in [(0, 500), (1, 500), (2, 1000), (255, 127_500)] {
+        let model = ModelController::new(Lie::Capabilities(CAPABILITIES & !(0xff << 24) | units << 24));
+        assert_eq!(with(&model, |controller| controller.patience()), Ok(milliseconds));
     }
 }
 
