@@ -18,7 +18,6 @@ use super::fault::{Access, FaultError};
 use super::gather::{Gather, pages};
 use super::parts::Divisible as _;
 use super::populate::CHUNK;
-use super::shmem::NoPage;
 use super::used::{bits_of, note_all_used};
 use super::zap::ZapFlags;
 use super::{EntryCell, Space, SpaceError, SpaceRef, TableCells, USER_END, USER_START};
@@ -213,22 +212,22 @@ impl Space {
             let end = part.end();
             return Ok((end, (!Self::permits_entry(entry, access)).then_some((part.start(), access))));
         }
-        let first = |is_such: &dyn Fn(&EntryCell) -> bool| {
-            let found = self.page_tables().cells(part.start(), part.pages())?;
-            Some(found.address(found.cells.iter().position(is_such)?))
+        // Where no table is, no entry is anything.
+        let first = |is_such: &dyn Fn(&EntryCell) -> bool, where_no_table| {
+            let Some(found) = self.page_tables().cells(part.start(), part.pages()) else { return where_no_table };
+            found.cells.iter().position(is_such).map_or(part.end(), |index| found.address(index))
         };
         let is_other = |cell: &EntryCell| !self.permits(cell, access) && !self.is_empty(cell);
         // A pager serves what is missing, page by page.
         let is_asked = area.flags().has_any(AreaFlags::UFFD_MISSING);
-        let end = if is_asked { part.start() } else { first(&is_other).unwrap_or(part.end()) };
+        let end = if is_asked { part.start() } else { first(&is_other, part.end()) };
         if end > part.start() {
-            self.populate_chunk(cpu, area, pages(part.start(), end), access).map_err(|error| match error {
-                NoPage::OutOfMemory => SpaceError::NoMemory,
-                NoPage::BehindTheEnd => SpaceError::Unusable,
-            })?;
+            // Its errors come of looks without a lock. The page is left to a fault, which looks again before it fails.
+            let _ = self.populate_chunk(cpu, area, pages(part.start(), end), access);
         }
         // Also of those: another thread may have brought one that does not permit as much.
-        Ok((part.end(), first(&|cell| !self.permits(cell, access)).map(|page| (page, access))))
+        let left = first(&|cell| !self.permits(cell, access), part.start());
+        Ok((part.end(), (left < part.end()).then_some((left, access))))
     }
 
     /// Makes the pages of the `bytes` bytes from `start` on guards: their contents go, and an access is SIGSEGV
@@ -244,27 +243,34 @@ impl Space {
         bytes: u64,
         is_killed: &dyn Fn() -> bool,
     ) -> Result<(), SpaceError> {
+        // An area is locked for all of its part, as on Linux: a fork, or a lock of its pages, comes before all of the
+        // guards or behind them.
         self.for_each_part(start, bytes, |areas, area, part| {
-            if is_killed() {
-                return Err(SpaceError::Interrupted);
-            }
             if area.flags().has_any(AreaFlags::KEPT) {
                 return Err(SpaceError::Invalid);
             }
             if area.is_shared() {
                 self.advice.fetch_or(SHARED_GUARDS, Ordering::Relaxed);
             }
-            let until = VirtAddr(part.start().0 | (BLOCK_SIZE - 1)).min(part.last()) + 1;
-            let range = pages(part.start(), until);
-            let Some(found) = self.ensure_cells(cpu, range)? else {
-                self.split_block_at(range.start());
-                return Ok(range.start());
-            };
-            if !self.set_guards(&found) {
-                let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
-                self.replace_by_guards(&mut Gather::among_faults(self, cpu, areas), &found);
+            let mut next = part.start();
+            while next < part.end() {
+                if is_killed() {
+                    return Err(SpaceError::Interrupted);
+                }
+                let until = VirtAddr(next.0 | (BLOCK_SIZE - 1)).min(part.last()) + 1;
+                let range = pages(next, until);
+                if let Some(found) = self.ensure_cells(cpu, range)? {
+                    if !self.set_guards(&found) {
+                        let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
+                        self.replace_by_guards(&mut Gather::among_faults(self, cpu, areas), &found);
+                    }
+                    next = until;
+                } else {
+                    self.split_block_at(next);
+                }
+                relax();
             }
-            Ok(until)
+            Ok(part.end())
         })
     }
 

@@ -290,14 +290,6 @@ impl Space {
         Ok(self.common.areas.new_mapping(mapping)?)
     }
 
-    /// Populates a mapping of [`Populate::Now`] again, after a shortage of memory. `is_killed` is as for
-    /// [`Self::mmap_within`].
-    pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, is_killed: &dyn Fn() -> bool) {
-        if let Some(range) = user_range(start, bytes) {
-            self.populate(cpu, &self.areas.read(range.start()), range, is_killed);
-        }
-    }
-
     /// Fails as [`Self::mmap`] would for `placement` and `bytes`, and changes nothing. For a caller that refuses the
     /// request itself, after that.
     ///

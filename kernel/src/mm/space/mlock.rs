@@ -58,6 +58,20 @@ impl Area {
     }
 }
 
+/// The areas that are passed over where a page cannot be brought.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Passed {
+    Registers,
+    All,
+}
+
+impl Passed {
+    /// Where `area` ends, if it is one of them.
+    fn end_of(self, area: &Area) -> Option<VirtAddr> {
+        (self == Self::All || area.is_of_device()).then(|| area.end())
+    }
+}
+
 /// Whether its pages are its own when they are written, and locked at once.
 fn is_own_and_locked(area: &Area) -> bool {
     area.locking() == Locking::Now && !area.is_shared()
@@ -97,21 +111,28 @@ impl Space {
         if until < range.end() || !in_space {
             return Err(SpaceError::NoMemory);
         }
-        if locking == Locking::Now { self.bring(cpu, start, range.end(), is_killed) } else { Ok(()) }
+        if locking == Locking::Now { self.bring(cpu, range, Passed::Registers, is_killed) } else { Ok(()) }
     }
 
-    /// Brings the pages from `start` to `end`, each as by the access that takes a page of its area's own. Registers, and
-    /// what another thread has unmapped since, are passed over, as by Linux's `__mm_populate`.
-    fn bring(&self, cpu: &Cpu, start: VirtAddr, end: VirtAddr, is_killed: &dyn Fn() -> bool) -> Result<(), SpaceError> {
-        let mut next = start;
-        while let Some(part) = self.first_from(next).filter(|part| part.start() < end) {
-            let part = pages(part.start(), part.end().min(end));
+    /// Brings the pages of `range`, each as by the access that takes a page of its area's own. What another thread has
+    /// unmapped since is passed over, as by Linux's `__mm_populate`, and so is an area that is `passed` over from the
+    /// page on that cannot be brought.
+    pub(super) fn bring(
+        &self,
+        cpu: &Cpu,
+        range: PageRange,
+        passed: Passed,
+        is_killed: &dyn Fn() -> bool,
+    ) -> Result<(), SpaceError> {
+        let mut next = range.start();
+        while let Some(part) = self.first_from(next).filter(|part| part.start() < range.end()) {
+            let part = pages(part.start(), part.end().min(range.end()));
             next = match self.populate_as(cpu, part, &first_access, is_killed) {
                 Ok(()) => part.end(),
                 Err((_, SpaceError::Interrupted)) => return Err(SpaceError::Interrupted),
-                Err((page, _)) => match self.with_area(page, |area| area.is_of_device().then(|| area.end())) {
+                Err((page, _)) => match self.with_area(page, |area| passed.end_of(area)) {
                     None => page,
-                    Some(registers) => registers.ok_or(SpaceError::NoMemory)?,
+                    Some(end) => end.ok_or(SpaceError::NoMemory)?,
                 },
             };
             relax();
@@ -127,15 +148,19 @@ impl Space {
         // Whole areas are not cut, so nothing is refused.
         drop(self.change_areas(self.write_all_areas(), change));
         if locking == Locking::Now {
-            let mut next = USER_START;
-            while let Some(part) = self.first_from(next).filter(|_| !is_killed()) {
-                next = match self.populate_as(cpu, part, &first_access, is_killed) {
-                    Ok(()) => part.end(),
-                    // The next area comes where one cannot be brought.
-                    Err((page, _)) => self.with_area(page, Area::end).unwrap_or(page),
-                };
-                relax();
-            }
+            // An error is that the program ends.
+            let _ = self.bring(cpu, all, Passed::All, is_killed);
+        }
+    }
+
+    /// Populates pages of locked areas or of [`Populate::Now`](super::Populate::Now), where that is a step of its own:
+    /// behind an `mremap` that has made an area longer, and after a shortage of memory. Waits for a pager where that
+    /// serves them. Nothing is populated that cannot fit. `is_killed` is as for [`Self::mmap_within`].
+    pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, is_killed: &dyn Fn() -> bool) {
+        let fits = |range: &PageRange| range.pages() <= self.common.frames.total();
+        if let Some(range) = user_range(start, bytes).filter(fits) {
+            // As above.
+            let _ = self.bring(cpu, range, Passed::All, is_killed);
         }
     }
 

@@ -5,7 +5,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::*;
-use crate::mm::space::{FaultMode, Message, Move, ReadError, Remap, SpaceLimits, UserfaultError};
+use crate::mm::space::{FaultMode, Locking, Message, Move, ReadError, Remap, SpaceError, SpaceLimits, UserfaultError};
 use crate::smp::MAX_CPUS;
 
 /// Each on a CPU of its own.
@@ -130,6 +130,96 @@ fn a_message_that_is_served_before_it_is_queued_is_none() {
     // Returns at once.
     assert_eq!(space.userfault(&rig.cpu, START, Access::Read, FaultMode::El0), Ok(()));
     assert_eq!(pager.read(false).err(), Some(ReadError::Nothing));
+    pager.close();
+    drop((space, pager));
+    all_gone(&rig);
+}
+
+/// A call that brings pages.
+type Bring = fn(&Space, &Cpu) -> Result<(), SpaceError>;
+
+const BYTES: u64 = THREADS * PAGE;
+
+/// What each answers where the pager wants SIGBUS, as Linux 7.2 does.
+const BRINGS: [(Bring, Result<(), SpaceError>); 4] = [
+    (|space, cpu| space.mlock(cpu, START, BYTES, Locking::Now, &|| false), Err(SpaceError::NoMemory)),
+    (
+        |space, cpu| {
+            space.mlock_all(cpu, Locking::Now, &|| false);
+            Ok(())
+        },
+        Ok(()),
+    ),
+    (|space, cpu| space.madvise_populate(cpu, START, BYTES, Access::Read, &|| false), Err(SpaceError::Unusable)),
+    (|space, cpu| space.madvise_populate(cpu, START, BYTES, Access::Write, &|| false), Err(SpaceError::Unusable)),
+];
+
+/// As `mremap` of a program: to the double size, and the new part is brought.
+const LONGER: Bring = |space, cpu| {
+    let mut request = Remap::new(START, BYTES, 2 * BYTES, Move::Not, false)?;
+    space.mremap(cpu, &mut request, &SpaceLimits::NONE)?;
+    let longer = request.longer().expect("the area is locked");
+    space.populate_again(cpu, longer.start(), longer.end() - longer.start(), &|| false);
+    Ok(())
+};
+
+/// What `call` answers, and the pages that the pager is asked for meanwhile, which it serves.
+fn served(rig: &Rig, space: &SpaceRef, pager: &Userfaultfd, call: Bring) -> (Result<(), SpaceError>, Vec<u64>) {
+    let mut asked = Vec::new();
+    let answer = thread::scope(|scope| {
+        let caller = scope.spawn(|| {
+            let cpu = Cpu::new(CpuId(1));
+            let answer = call(space, &cpu);
+            rig.frames.drain_cpu(&cpu);
+            answer
+        });
+        while !caller.is_finished() {
+            let Ok(reading) = pager.read(false) else {
+                thread::yield_now();
+                continue;
+            };
+            let Message::Fault(fault) = reading.message().clone() else { panic!("{:?}", reading.message()) };
+            reading.done();
+            asked.push((fault.address - START) / PAGE);
+            let page = fault.address.align_down(PAGE);
+            assert_eq!(pager.fill(&rig.cpu, None, page, PAGE, Content::Zeros), (PAGE, Ok(())));
+            pager.wake(page, PAGE).unwrap();
+        }
+        caller.join().unwrap()
+    });
+    (answer, asked)
+}
+
+/// Where no table is yet, too.
+#[test]
+fn a_call_that_brings_pages_asks_for_each() {
+    let rig = Rig::new(4);
+    for (call, refused) in BRINGS {
+        let (space, pager) = missing(&rig, 0);
+        assert_eq!(served(&rig, &space, &pager, call), (Ok(()), Vec::from_iter(0..THREADS)));
+        let mut present = [0; THREADS as usize];
+        space.mincore(START, &mut present).unwrap();
+        assert_eq!(present, [1; THREADS as usize]);
+        pager.close();
+        drop((space, pager));
+        let (space, pager) = missing(&rig, Features::SIGBUS);
+        assert_eq!(served(&rig, &space, &pager, call), (refused, Vec::new()));
+        pager.close();
+        drop((space, pager));
+        all_gone(&rig);
+    }
+}
+
+#[test]
+fn what_mremap_makes_longer_is_asked_for_where_it_is_locked() {
+    let rig = Rig::new(4);
+    let space = rig.space();
+    let request = MapRequest { placement: Placement::Fixed(START), ..private(THREADS) };
+    space.mmap(&rig.cpu, &request).unwrap();
+    space.mlock(&rig.cpu, START, BYTES, Locking::Now, &|| false).unwrap();
+    let pager = pager(&space, 0);
+    Userfaultfd::register(&pager, &rig.cpu, START, BYTES, BOTH).unwrap();
+    assert_eq!(served(&rig, &space, &pager, LONGER), (Ok(()), Vec::from_iter(THREADS..2 * THREADS)));
     pager.close();
     drop((space, pager));
     all_gone(&rig);
