@@ -30,6 +30,8 @@ pub(crate) enum Moment<'a> {
     Operation(&'a Operation),
     /// Before this thread waits for a lock that another has.
     Wait,
+    /// Between two steps of a call: see [`note_step`].
+    Step,
 }
 
 /// What `work` did on this thread; in the place of each operation `hook` ran.
@@ -95,6 +97,11 @@ pub(super) fn note_read(cell: &AtomicU64) {
 /// This thread is about to wait for a lock.
 pub(crate) fn note_wait() {
     run_hook(Moment::Wait);
+}
+
+/// A test makes a call in its steps, and is between two of them: no lock is held.
+pub(crate) fn note_step() {
+    run_hook(Moment::Step);
 }
 
 fn run_hook(moment: Moment<'_>) {

@@ -22,6 +22,7 @@ use super::shmem::{Object, Seals};
 use super::userfault::PendingEvents;
 use super::zap::ZapFlags;
 use super::{PAGE, Space, SpaceError, USER_END, USER_START};
+use crate::mm::counted::Counted;
 use crate::mm::frame::FEW;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
@@ -91,6 +92,15 @@ pub struct MapRequest {
     pub sharing: Sharing,
     /// When pages are allocated.
     pub populate: Populate,
+}
+
+/// Pages that [`Space::madvise_remove`] takes out of their object.
+pub(super) struct Removed {
+    object: Counted<Object>,
+    /// From which byte of it to which.
+    of_object: (u64, u64),
+    /// Where they are mapped.
+    part: PageRange,
 }
 
 impl Space {
@@ -512,40 +522,46 @@ impl Space {
         let (mut next, mut is_mapped) = (range.start(), in_space);
         while next < range.end() {
             // The areas' lock is dropped before the object's is taken.
-            let (found, until) = {
-                let areas = self.areas.read(next);
-                let end = areas.next().map_or(range.end(), |next| next.min(range.end()));
-                match areas.first_touching(pages(next, end)) {
-                    None => (None, end),
-                    Some(area) => {
-                        let part = area.part_in(pages(next, end));
-                        is_mapped &= part.start() == next;
-                        if area.flags().has_any(AreaFlags::LOCKED) {
-                            return Err(SpaceError::Invalid);
-                        }
-                        let object = area.counted_object().ok_or(SpaceError::Invalid)?;
-                        if !area.is_shared() || !area.may_write() {
-                            return Err(SpaceError::NotAllowed);
-                        }
-                        if area.is_of_device() {
-                            return Err(SpaceError::NoMemoryFile);
-                        }
-                        let (first, end) = (area.page_at(part.start()), area.page_at(part.end()));
-                        (Some((object, first * PAGE, end * PAGE, part)), part.end())
-                    }
-                }
-            };
-            is_mapped &= found.is_some();
-            if let Some((object, first, end, part)) = found {
-                if self.has_userfaultfds() {
-                    self.announce_remove(part);
-                }
-                object.punch_hole(cpu, first, end).map_err(|_| SpaceError::NotPermitted)?;
+            let (removed, until) = self.find_removed(pages(next, range.end()))?;
+            is_mapped &= removed.as_ref().is_some_and(|removed| removed.part.start() == next);
+            if let Some(removed) = removed {
+                self.remove(cpu, &removed)?;
             }
             next = until;
             relax();
         }
         if is_mapped { Ok(()) } else { Err(SpaceError::NoMemory) }
+    }
+
+    /// The first pages of `range` that are mapped, if it may lose them, and where the next may be. Errors are those of
+    /// [`Self::madvise_remove`].
+    pub(super) fn find_removed(&self, range: PageRange) -> Result<(Option<Removed>, VirtAddr), SpaceError> {
+        let areas = self.areas.read(range.start());
+        let end = areas.next().map_or(range.end(), |next| next.min(range.end()));
+        let range = pages(range.start(), end);
+        let Some(area) = areas.first_touching(range) else { return Ok((None, end)) };
+        let part = area.part_in(range);
+        if area.flags().has_any(AreaFlags::LOCKED) {
+            return Err(SpaceError::Invalid);
+        }
+        let object = area.counted_object().ok_or(SpaceError::Invalid)?;
+        if !area.is_shared() || !area.may_write() {
+            return Err(SpaceError::NotAllowed);
+        }
+        if area.is_of_device() {
+            return Err(SpaceError::NoMemoryFile);
+        }
+        let of_object = (area.page_at(part.start()) * PAGE, area.page_at(part.end()) * PAGE);
+        Ok((Some(Removed { object, of_object, part }), part.end()))
+    }
+
+    /// Takes the pages out of their object.
+    pub(super) fn remove(&self, cpu: &Cpu, removed: &Removed) -> Result<(), SpaceError> {
+        if self.has_userfaultfds() {
+            self.announce_remove(removed.part);
+        }
+        let (first, end) = removed.of_object;
+        removed.object.punch_hole(cpu, first, end).map_err(|_| SpaceError::NotPermitted)
     }
 
     /// Advice without effect here (`MADV_NORMAL`, `MADV_WILLNEED`, ...): fails unless the `bytes` bytes from `start` on

@@ -561,7 +561,7 @@ fn what_the_hardware_sets_in_one_entry_is_every_pages() {
                                 changed.set(true);
                             }
                         }
-                        Moment::Read(_) | Moment::Operation(_) | Moment::Wait => {}
+                        Moment::Read(_) | Moment::Operation(_) | Moment::Wait | Moment::Step => {}
                     }
                 };
                 core::ptr::from_ref(cell(&space, noted_in)).expose_provenance();

@@ -2,9 +2,10 @@
 //! ([`turns`]).
 //!
 //! The outcome of one of the two orders, in which one comes after the other, is right: for each answer and each page by
-//! itself, since a call about several pages takes them one by one. Nothing is leaked or freed twice, groups are
-//! uniform, and two devices keep nothing that they were notified of: one that shares the tables is notified with the
-//! TLBs, and one that mirrors them by events.
+//! itself, since a call about several pages takes them one by one. Of a call that is [several steps](Call::in_steps)
+//! each step may come before the other call, or behind it. Nothing is leaked or freed twice, groups are uniform, and
+//! two devices keep nothing that they were notified of: one that shares the tables is notified with the TLBs, and one
+//! that mirrors them by events.
 //!
 //! Each run tries some meetings, the same ones each time; `--long` tries each two calls.
 
@@ -38,7 +39,7 @@ use crate::sched;
 use crate::smp::this_cpu;
 use calls::{Answer, CALLS, Call, shown};
 use kinds::{KINDS, Kind, Of};
-use turns::{Second, When, meet};
+use turns::{BreaksIn, Grain, Second, When, meet};
 
 /// A block's and a group's first page.
 const START: VirtAddr = VirtAddr(0x10_0020_0000);
@@ -48,7 +49,7 @@ const TAGGED: Protection = READ_WRITE.and(Protection::TAGGED);
 /// The bytes of a page that are looked at: at both ends, so that half a copy shows.
 const LOOK: [u64; 2] = [8, PAGE - 8];
 /// Meetings of each kind that each run draws, and of each pair of calls that a long one tries.
-const DRAWN: usize = 600;
+const DRAWN: usize = 1400;
 const OF_A_PAIR: usize = 12;
 /// How the devices are.
 const NOTIFIED: [Notified; 2] = [Notified::WithTlbs, Notified::ByEvents];
@@ -279,6 +280,19 @@ impl World {
         device.map_or_else(|| "no device".into(), |device| device.access(self, space, cpu, page, access))
     }
 
+    /// Releases the locks of the tables of what is looked at, which another thread holds; returns whether there was one.
+    fn unlock_tables(&self) -> bool {
+        let spaces = self.handle.upgrade().into_iter();
+        let held = unseen(|| {
+            let tables = spaces.flat_map(|space| {
+                let table = |page| space.page_tables().cell(self.at(page)).map(|(table, _)| table);
+                (0..self.kind.pages().0.len()).filter_map(table).collect::<Vec<_>>()
+            });
+            tables.filter(|&table| self.rig.spaces.record(table).table_lock.swap(0, Ordering::Release) != 0).count()
+        });
+        held != 0
+    }
+
     /// The devices walk all pages, and keep what they find.
     fn devices_walk(&self) {
         let Some(space) = self.main.lock().unwrap().clone() else { return };
@@ -337,7 +351,7 @@ impl World {
 struct Outcome {
     answers: [Answer; 2],
     pages: BTreeMap<Place, String>,
-    /// How many the first one had, where it was alone.
+    /// How many operations the first one had, where it came first.
     moments: usize,
     /// When they met, in words.
     at: String,
@@ -346,9 +360,10 @@ struct Outcome {
 /// How two calls are made.
 #[derive(Clone, Copy)]
 enum Order {
-    First,
-    Second,
-    Met(When),
+    /// One after the other, of which this one is the first.
+    Alone(usize),
+    /// This one is the first of a meeting.
+    Met(usize, When),
 }
 
 /// Two calls about a page, and whether there are devices.
@@ -361,50 +376,68 @@ struct Harness {
     second: Second,
     notified: [Notified; 2],
     seed: u64,
+    /// Locks of tables exclude nothing: what has to wait for one goes on.
+    breaks_in: bool,
     /// What the two orders give.
     orders: BTreeMap<Pair, [Outcome; 2]>,
     met: usize,
 }
 
+/// What makes the call of this number of two, on its CPU, and notes the answer.
+fn job(
+    (call, number, page): (&'static Call, usize, usize),
+    in_steps: bool,
+    world: &Arc<World>,
+    answers: &Arc<Mutex<[Answer; 2]>>,
+) -> impl FnOnce() + Send + 'static {
+    let (world, answers) = (world.clone(), answers.clone());
+    move || {
+        let second = Cpu::new(CpuId(1));
+        let cpu = if number == 0 { &world.rig.cpu } else { &second };
+        let answer = call.make(&world, cpu, page, in_steps);
+        answers.lock().unwrap()[number] = answer;
+        [cpu, this_cpu()].into_iter().for_each(|cpu| world.rig.frames.drain_cpu(cpu));
+    }
+}
+
 impl Harness {
     fn new(kind: &'static Kind, seed: u64) -> Self {
-        Self { kind, rig: kind.rig(), second: Second::new(), notified: NOTIFIED, seed, orders: BTreeMap::new(), met: 0 }
+        Self {
+            kind,
+            rig: kind.rig(),
+            second: Second::new(),
+            notified: NOTIFIED,
+            seed,
+            breaks_in: false,
+            orders: BTreeMap::new(),
+            met: 0,
+        }
     }
 
-    /// Runs two calls on fresh memory, in an order or as `when` says; what is wrong with it at once.
+    /// Runs two calls on fresh memory, in an order or as a meeting; what is wrong with it at once.
     fn run(&self, pair: Pair, order: Order) -> Result<Outcome, String> {
         let (first, second, page, with_devices) = pair;
-        let (rig, calls): (_, [&Call; 2]) = (self.rig, [&CALLS[first], &CALLS[second]]);
+        let (rig, calls): (_, [&'static Call; 2]) = (self.rig, [&CALLS[first], &CALLS[second]]);
         let used = rig.used();
         let world = self.kind.world(rig, if with_devices { &self.notified } else { &[] });
         let answers = Arc::new(Mutex::new([const { String::new() }; 2]));
-        let (theirs, others) = (world.clone(), answers.clone());
-        let first = || {
-            let answer = calls[0].make(&world, &rig.cpu, page);
-            answers.lock().unwrap()[0] = answer;
-        };
-        let second = move || {
-            let cpu = Cpu::new(CpuId(1));
-            let answer = calls[1].make(&theirs, &cpu, page);
-            others.lock().unwrap()[1] = answer;
-            [&cpu, this_cpu()].into_iter().for_each(|cpu| theirs.rig.frames.drain_cpu(cpu));
+        let jobs = |first: usize, in_steps| {
+            [first, 1 - first].map(|number| job((calls[number], number, page), in_steps, &world, &answers))
         };
         let (mut moments, mut at) = (0, String::new());
         match order {
-            Order::First => {
+            Order::Alone(number) => {
+                let [first, second] = jobs(number, false);
                 moments = turns::moments(first);
                 second();
-                drop(second);
             }
-            Order::Second => {
-                second();
-                drop(second);
-                first();
-            }
-            Order::Met(when) => {
+            Order::Met(number, when) => {
                 let what = format!("{}, {when:?}", self.name(pair));
-                let walker = world.clone();
-                let met = meet(&self.second, (when, what), first, second, move || walker.devices_walk());
+                let (walker, theirs) = (world.clone(), Arc::downgrade(&world));
+                let unlock = move || theirs.upgrade().is_some_and(|world| world.unlock_tables());
+                let breaks_in = self.breaks_in.then(|| -> BreaksIn { Box::new(unlock) });
+                let [first, second] = jobs(number, when.grain == Grain::Steps);
+                let met = meet(&self.second, (when, what, breaks_in), first, second, move || walker.devices_walk());
                 at = format!("{when:?}, {}: ", met.at);
                 if let Some(panic) = met.panics.iter().flatten().next() {
                     // Locks may be held for ever.
@@ -435,17 +468,35 @@ impl Harness {
         if let Some(orders) = self.orders.get(&pair) {
             return Ok(orders.clone());
         }
-        let orders = [self.run(pair, Order::First)?, self.run(pair, Order::Second)?];
+        let orders = [self.run(pair, Order::Alone(0))?, self.run(pair, Order::Alone(1))?];
         self.orders.insert(pair, orders.clone());
         Ok(orders)
     }
 
+    /// What the two give where the steps of one come between those of the other.
+    fn between_steps(&self, pair: Pair) -> Result<Vec<Outcome>, String> {
+        let (mut outcomes, pauses) = (Vec::new(), [pair.0, pair.1].map(|call| CALLS[call].pauses()));
+        for number in [0, 1] {
+            for first in 0..pauses[number] {
+                for second in (0..pauses[1 - number]).map(Some).chain([None]) {
+                    let when = When { grain: Grain::Steps, first, second };
+                    outcomes.push(self.run(pair, Order::Met(number, when))?);
+                }
+            }
+        }
+        Ok(outcomes)
+    }
+
     /// Tries one meeting; what was wrong.
     fn try_one(&mut self, pair: Pair, when: When) -> Result<(), String> {
+        let calls = [pair.0, pair.1].map(|call| &CALLS[call]);
         let result = self.orders(pair).and_then(|orders| {
-            let met = self.run(pair, Order::Met(when))?;
+            let met = self.run(pair, Order::Met(0, when))?;
             self.met += 1;
-            let wrong = difference(&met, &orders, [pair.0, pair.1].map(|call| &CALLS[call]));
+            let Some(wrong) = difference(&met, &orders, calls) else { return Ok(()) };
+            let more = self.between_steps(pair)?;
+            let all: Vec<Outcome> = orders.iter().cloned().chain(more).collect();
+            let wrong = difference(&met, &all, calls).map(|_| wrong);
             wrong.map_or(Ok(()), |wrong| Err(format!("of {}, {}{wrong}", orders[0].moments, met.at)))
         });
         result.map_err(|wrong| format!("{}, {wrong}", self.name(pair)))
@@ -459,33 +510,41 @@ impl Harness {
 
     /// Tries so many meetings of calls that are drawn.
     fn try_some(&mut self, meetings: usize) {
-        let mut random = Random(self.seed);
+        let mut random = self.random();
         while self.met < meetings {
             let pair = [(); 2].map(|()| random.below(CALLS.len()));
-            self.try_pair(pair, 8, &mut random);
+            self.try_pair(pair, 8, &mut random, "");
         }
     }
 
     /// Tries some meetings of each call with each.
     fn try_all(&mut self) {
-        let mut random = Random(self.seed);
+        let mut random = self.random();
         for first in 0..CALLS.len() {
             for second in 0..CALLS.len() {
-                self.try_pair([first, second], OF_A_PAIR, &mut random);
+                self.try_pair([first, second], OF_A_PAIR, &mut random, "--long ");
             }
             self.orders.clear();
         }
     }
 
+    /// Numbers of the seed, for each kind others.
+    fn random(&self) -> Random {
+        let mut random = Random(self.seed);
+        self.kind.name.bytes().for_each(|byte| random.0 ^= random.below(1 << 31) as u64 ^ u64::from(byte) << 32);
+        random
+    }
+
     /// Tries meetings of two calls at moments that are drawn, or all where there are no more.
-    fn try_pair(&mut self, [first, second]: [usize; 2], most: usize, random: &mut Random) {
+    fn try_pair(&mut self, [first, second]: [usize; 2], most: usize, random: &mut Random, option: &str) {
         let pair = (first, second, random.below(4), random.below(2) == 0);
         let moments = self.orders(pair).map_or(1, |orders| orders[0].moments);
         for index in 0..moments.min(most) {
             let moment = if moments <= most { index } else { random.below(moments) };
             let stop = (random.below(3) == 0).then(|| random.below(40));
-            if let Err(wrong) = self.try_one(pair, When { first: moment, second: stop }) {
-                panic!("{wrong}\nagain: ./x test --host pairs::{}", self.kind.name);
+            let when = When { grain: Grain::Operations, first: moment, second: stop };
+            if let Err(wrong) = self.try_one(pair, when) {
+                panic!("{wrong}\nagain: ./x test --host {option}pairs::{}::", self.kind.name);
             }
         }
     }
@@ -501,27 +560,27 @@ impl Random {
     }
 }
 
-/// The meetings that each run has. Not by the seed of the run: what two calls may leave behind in two steps, as Linux's do
-/// (`mlockall` beside `mremap`), is not all told apart from an error yet.
-const SEED: u64 = 11;
+/// The meetings that each run has. Not by the seed of the run: others have found what is neither mended nor told apart
+/// yet (`write to the file` shows a page to a fault before its bytes are there).
+const SEED: u64 = 77;
 
-/// The first answer or page that neither order gives.
-fn difference(met: &Outcome, orders: &[Outcome; 2], calls: [&Call; 2]) -> Option<String> {
+/// The first answer or page that none of `orders` gives.
+fn difference(met: &Outcome, orders: &[Outcome], calls: [&Call; 2]) -> Option<String> {
     for (index, which) in ["first", "second"].into_iter().enumerate() {
-        let [answer, one, other] = [met, &orders[0], &orders[1]].map(|outcome| &outcome.answers[index]);
-        // Populates what was mapped before, in a second step.
-        let is_populated = calls[index].name == "mincore" && calls[1 - index].name == "mmap, populated";
+        let answer = &met.answers[index];
+        let mut expected = orders.iter().map(|order| &order.answers[index]);
         // The access is to be tried again, and fails then.
         let is_tried_again = calls[index].name.starts_with("fault for") && *answer == "Ok(())";
-        let is_excused = is_populated || is_tried_again;
-        if answer != one && answer != other && !is_excused {
+        if !is_tried_again && expected.all(|expected| expected != answer) {
+            let [one, other] = [0, 1].map(|order| &orders[order].answers[index]);
             return Some(format!("the {which} answers {answer}, in order {one}, the other way round {other}"));
         }
     }
     let places = met.pages.keys().chain(orders.iter().flat_map(|order| order.pages.keys()));
     places.into_iter().find_map(|place| {
-        let [page, one, other] = [met, &orders[0], &orders[1]].map(|outcome| outcome.pages.get(place));
-        (page != one && page != other).then(|| {
+        let page = met.pages.get(place);
+        orders.iter().all(|order| order.pages.get(place) != page).then(|| {
+            let [one, other] = [0, 1].map(|order| orders[order].pages.get(place));
             format!(
                 "(space, page, moved) {place:?}\n is     {page:?},\n in order {one:?},\n the other way round {other:?}"
             )
@@ -569,42 +628,59 @@ fn with_harness(name: &str, work: impl FnOnce(&mut Harness)) {
     host::with(kind.branches, || work(&mut Harness::new(kind, SEED)));
 }
 
-/// The first meeting of two calls, on any page, that goes wrong, with devices that are `notified` so.
-fn found(kind: &'static Kind, notified: [Notified; 2], [first, second]: [&str; 2]) -> Option<String> {
+/// The first meeting of two calls, on any page, that goes wrong.
+fn found(mut harness: Harness, [first, second]: [&str; 2]) -> Option<String> {
     let call = |name| CALLS.iter().position(|call| call.name == name).unwrap();
     let (first, second) = (call(first), call(second));
-    let mut harness = Harness { notified, ..Harness::new(kind, 0) };
-    (0..kind.pages().0.len()).find_map(|page| {
+    (0..harness.kind.pages().0.len()).find_map(|page| {
         let pair = (first, second, page, true);
         let moments = match harness.orders(pair) {
             Ok(orders) => orders[0].moments,
             Err(wrong) => return Some(wrong),
         };
-        (0..moments).find_map(|first| harness.try_one(pair, When { first, second: None }).err())
+        let when = |first| When { grain: Grain::Operations, first, second: None };
+        (0..moments).find_map(|first| harness.try_one(pair, when(first)).err())
     })
 }
 
 #[test]
 fn a_deaf_device_is_found() {
+    let harness = || Harness::new(kind("forked"), 0);
     for pair in [["MADV_DONTNEED", "load"], ["mprotect to read, a page", "store"], ["exec or exit", "load"]] {
         for notified in [[Notified::Nothing, Notified::ByEvents], [Notified::WithTlbs, Notified::Nothing]] {
-            let wrong = found(kind("forked"), notified, pair).expect("nothing is found");
+            let wrong = found(Harness { notified, ..harness() }, pair).expect("nothing is found");
             assert!(wrong.contains("notified Nothing"), "{wrong}");
         }
-        assert_eq!(found(kind("forked"), NOTIFIED, pair), None);
+        assert_eq!(found(harness(), pair), None);
     }
 }
 
-/// Switches of the lab: each takes a fix away.
+/// Each takes a fix away: a switch of the lab.
 #[test]
-fn a_fix_that_is_taken_away_is_found() {
+fn a_switch_of_the_lab_is_found() {
     for (lab, name, pair) in
         [(lab::NO_UPGRADE_EVENT, "forked", ["a child ends", "store"]), (lab::STALE_COW, "forked", ["store", "load"])]
     {
         let kind = kind(name);
         let sites: Vec<u16> = kind.branches.iter().copied().chain(lab.sites()).collect();
-        let wrong = host::with(&sites, || found(kind, NOTIFIED, pair));
+        let wrong = host::with(&sites, || found(Harness::new(kind, 0), pair));
         assert!(wrong.is_some(), "lab={} is not found", lab.name);
-        assert_eq!(host::with(kind.branches, || found(kind, NOTIFIED, pair)), None);
+        assert_eq!(host::with(kind.branches, || found(Harness::new(kind, 0), pair)), None);
+    }
+}
+
+/// What needs the lock of a table over several steps is found where the lock excludes nothing: an answer of a look
+/// beside a copy (SIGBUS, absent), and a guard beside the zap of its page.
+#[test]
+fn a_lock_that_excludes_nothing_is_found() {
+    for (name, pair, expected) in [
+        ("sigbus", ["store", "load"], "the second answers Err(Unusable)"),
+        ("forked", ["store", "mincore"], "the second answers Ok(0)"),
+        ("private", ["MADV_GUARD_INSTALL", "store"], "frames were in use before"),
+    ] {
+        let harness = || Harness::new(kind(name), 0);
+        let wrong = found(Harness { breaks_in: true, ..harness() }, pair).expect("nothing is found");
+        assert!(wrong.contains(expected), "{wrong}");
+        assert_eq!(found(harness(), pair), None);
     }
 }

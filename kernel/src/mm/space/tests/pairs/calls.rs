@@ -3,8 +3,10 @@
 use std::format;
 
 use super::*;
+use crate::mm::kernel::record::note_step;
+use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
-use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SpaceLimits, Used};
+use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SpaceError, SpaceLimits, Used};
 
 /// What a call answers.
 pub(super) type Answer = String;
@@ -16,6 +18,8 @@ type Run = fn(&World, &Space, &Cpu, VirtAddr) -> Answer;
 pub(super) struct Call {
     pub(super) name: &'static str,
     run: What,
+    /// How it is made in its steps, and how often it is between two of them.
+    steps: Option<(usize, Run)>,
 }
 
 #[derive(Clone, Copy)]
@@ -27,18 +31,33 @@ enum What {
 }
 
 const fn call(name: &'static str, run: Run) -> Call {
-    Call { name, run: What::InSpace(run) }
+    Call { name, run: What::InSpace(run), steps: None }
 }
 
 const fn outside(name: &'static str, run: fn(&World, &Cpu)) -> Call {
-    Call { name, run: What::Outside(run) }
+    Call { name, run: What::Outside(run), steps: None }
 }
 
 impl Call {
-    /// Makes the call, about the page of this number of those that are looked at.
-    pub(super) fn make(&self, world: &World, cpu: &Cpu, page: usize) -> Answer {
+    /// The call is several steps, as Linux's, which releases the lock of its mappings between them: `run` makes the
+    /// same call with a [pause](note_step) between each two. What another thread does may come before a step, or
+    /// behind it.
+    const fn in_steps(self, pauses: usize, run: Run) -> Self {
+        Self { steps: Some((pauses, run)), ..self }
+    }
+
+    /// How often it is between two steps, at most.
+    pub(super) fn pauses(&self) -> usize {
+        self.steps.map_or(0, |(pauses, _)| pauses)
+    }
+
+    /// Makes the call, about the page of this number of those that are looked at; if it is wanted, in its steps.
+    pub(super) fn make(&self, world: &World, cpu: &Cpu, page: usize, in_steps: bool) -> Answer {
         let answer = match self.run {
-            What::InSpace(run) => world.handle.upgrade().map(|space| run(world, &space, cpu, world.at(page))),
+            What::InSpace(run) => {
+                let run = self.steps.filter(|_| in_steps).map_or(run, |(_, run)| run);
+                world.handle.upgrade().map(|space| run(world, &space, cpu, world.at(page)))
+            }
             What::Outside(run) => {
                 run(world, cpu);
                 Some("done".into())
@@ -84,7 +103,19 @@ fn own(cpu: &Cpu) -> u8 {
     0xa0 + cpu.id.0 as u8
 }
 
+/// Marks the pages as locked, and then brings them.
+fn lock_in_steps(space: &Space, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Answer {
+    // It ends before the first page is brought.
+    match space.mlock(cpu, start, bytes, Locking::Now, KILLED) {
+        Err(SpaceError::Interrupted) => {}
+        refused => return said(refused),
+    }
+    note_step();
+    said(space.bring(cpu, pages(start, start + bytes), Passed::Registers, ALIVE))
+}
+
 const ALIVE: &dyn Fn() -> bool = &|| false;
+const KILLED: &dyn Fn() -> bool = &|| true;
 const NO_WRITES: Protection = Protection::READ;
 
 pub(super) const CALLS: &[Call] = &[
@@ -107,6 +138,12 @@ pub(super) const CALLS: &[Call] = &[
     call("mmap, populated", |_, space, cpu, at| {
         let request = MapRequest { placement: Placement::Fixed(at), populate: Populate::Now, ..private(1) };
         said(space.mmap(cpu, &request).map(drop))
+    })
+    .in_steps(1, |_, space, cpu, at| {
+        let answer = map_over(space, cpu, at, PAGE, Sharing::Private);
+        note_step();
+        space.populate_again(cpu, at, PAGE, ALIVE);
+        answer
     }),
     call("munmap of a page", |_, space, cpu, at| said(space.munmap(cpu, at, PAGE))),
     call("munmap of all", |w, space, cpu, _| said(space.munmap(cpu, START, w.bytes()))),
@@ -135,7 +172,16 @@ pub(super) const CALLS: &[Call] = &[
     call("MADV_DONTNEED of all", |w, space, cpu, _| said(space.madvise_dontneed(cpu, START, w.bytes()))),
     call("MADV_DONTNEED_LOCKED", |_, space, cpu, at| said(space.madvise_discard(cpu, at, PAGE, Discard::All))),
     call("MADV_FREE", |w, space, cpu, _| said(space.madvise_discard(cpu, START, w.bytes(), Discard::Anonymous))),
-    call("MADV_REMOVE", |_, space, cpu, at| said(space.madvise_remove(cpu, at, PAGE))),
+    // The object's pages go without the areas' lock.
+    call("MADV_REMOVE", |_, space, cpu, at| said(space.madvise_remove(cpu, at, PAGE))).in_steps(
+        1,
+        |_, space, cpu, at| {
+            let found = space.find_removed(pages(at, at + PAGE));
+            note_step();
+            let remove = |(removed, _): (Option<_>, _)| space.remove(cpu, &removed.ok_or(SpaceError::NoMemory)?);
+            said(found.and_then(remove))
+        },
+    ),
     call("MADV_GUARD_INSTALL", |_, space, cpu, at| said(space.madvise_guard(cpu, at, PAGE, ALIVE))),
     call("MADV_GUARD_INSTALL of all", |w, space, cpu, _| said(space.madvise_guard(cpu, START, w.bytes(), ALIVE))),
     call("MADV_GUARD_REMOVE", |w, space, _, _| said(space.madvise_unguard(START, w.bytes()))),
@@ -151,12 +197,20 @@ pub(super) const CALLS: &[Call] = &[
     call("MADV_WIPEONFORK", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::WipeOnFork)),
     call("MADV_HUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::HugePage)),
     call("MADV_NOHUGEPAGE", |w, space, cpu, _| advise(w, space, cpu, AreaAdvice::NoHugePage)),
-    call("mlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::Now, ALIVE))),
-    call("mlock of all", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::Now, ALIVE))),
+    call("mlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::Now, ALIVE)))
+        .in_steps(1, |_, space, cpu, at| lock_in_steps(space, cpu, at, PAGE)),
+    call("mlock of all", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::Now, ALIVE)))
+        .in_steps(1, |w, space, cpu, _| lock_in_steps(space, cpu, START, w.bytes())),
     call("mlock on fault", |w, space, cpu, _| said(space.mlock(cpu, START, w.bytes(), Locking::OnFault, ALIVE))),
     call("munlock", |_, space, cpu, at| said(space.mlock(cpu, at, PAGE, Locking::None, ALIVE))),
     call("mlockall", |_, space, cpu, _| {
         space.mlock_all(cpu, Locking::Now, ALIVE);
+        "done".into()
+    })
+    .in_steps(1, |_, space, cpu, _| {
+        space.mlock_all(cpu, Locking::Now, KILLED);
+        note_step();
+        _ = space.bring(cpu, pages(USER_START, USER_END), Passed::All, ALIVE);
         "done".into()
     }),
     call("mincore", |_, space, _, at| {

@@ -23,9 +23,30 @@ use crate::sync::meeting;
 /// So many waits in a row, of both, that nothing came of: they wait for each other.
 const PATIENCE: usize = 20_000;
 
-/// When the second thread runs: numbers of loads, stores and barriers.
+/// What counts as a moment of a thread.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum Grain {
+    /// Each load, store and barrier.
+    Operations,
+    /// Where a call is between two of its steps.
+    Steps,
+}
+
+impl Grain {
+    /// A wait is none: it hands the turn over by itself.
+    fn counts(self, moment: Moment<'_>) -> bool {
+        match moment {
+            Moment::Wait => false,
+            Moment::Step => self == Self::Steps,
+            Moment::Read(_) | Moment::Operation(_) => self == Self::Operations,
+        }
+    }
+}
+
+/// When the second thread runs: numbers of moments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct When {
+    pub(super) grain: Grain,
     /// Of the first, where the second begins.
     pub(super) first: usize,
     /// Of the second, where it stops until the first ends or waits.
@@ -45,11 +66,15 @@ struct State {
     what: String,
 }
 
+/// In the place of a wait for a lock; returns whether the lock is free now, because its holder does not exclude others.
+pub(super) type BreaksIn = Box<dyn Fn() -> bool + Send + Sync>;
+
 /// Whose turn it is.
 #[derive(Default)]
 struct Turns {
     state: Mutex<State>,
     changed: Condvar,
+    breaks_in: Option<BreaksIn>,
 }
 
 std::thread_local! {
@@ -87,7 +112,10 @@ impl Turns {
         PLACE.set(Some((self.clone(), me)));
         meeting::set_wait(Some(|| {
             let place = PLACE.with_borrow(Clone::clone);
-            place.into_iter().for_each(|(turns, me)| turns.pass(me));
+            let Some((turns, me)) = place else { return };
+            if !turns.breaks_in.as_ref().is_some_and(|breaks_in| breaks_in()) {
+                turns.pass(me);
+            }
         }));
         self.wait(me, self.state());
         let result = catch_unwind(AssertUnwindSafe(work));
@@ -136,11 +164,12 @@ pub(super) struct Met {
     pub(super) panics: [Option<String>; 2],
 }
 
-/// How many moments `work` has.
+/// How many operations `work` has.
 pub(super) fn moments(work: impl FnOnce()) -> usize {
     let count = Rc::new(Cell::new(0));
     let counted = count.clone();
-    let count_one = move |moment: Moment<'_>| counted.set(counted.get() + usize::from(!matches!(moment, Moment::Wait)));
+    let count_one =
+        move |moment: Moment<'_>| counted.set(counted.get() + usize::from(Grain::Operations.counts(moment)));
     at_each_moment(count_one, work);
     count.get()
 }
@@ -148,20 +177,19 @@ pub(super) fn moments(work: impl FnOnce()) -> usize {
 /// Runs `first` on this thread and `second` on another; `at_moment` just before the second begins.
 pub(super) fn meet(
     thread: &Second,
-    (when, what): (When, String),
+    (when, what, breaks_in): (When, String, Option<BreaksIn>),
     first: impl FnOnce(),
     second: impl FnOnce() + Send + 'static,
     at_moment: impl Fn() + 'static,
 ) -> Met {
-    let turns = Arc::new(Turns::default());
+    let turns = Arc::new(Turns { breaks_in, ..Turns::default() });
     turns.state().what = what;
     let (report, panicked) = channel();
     let others = turns.clone();
     let stops = move || {
         let (mut count, turns) = (0_usize, others.clone());
         let stop = move |moment: Moment<'_>| {
-            // A wait hands the turn over by itself.
-            if matches!(moment, Moment::Wait) {
+            if !when.grain.counts(moment) {
                 return;
             }
             count += 1;
@@ -177,7 +205,7 @@ pub(super) fn meet(
     let (seen, turns_at) = (Arc::new(Mutex::new(String::new())), turns.clone());
     let (noted, mut moments) = (seen.clone(), 0);
     let begins = move |moment: Moment<'_>| {
-        if matches!(moment, Moment::Wait) {
+        if !when.grain.counts(moment) {
             return;
         }
         let count = moments;
