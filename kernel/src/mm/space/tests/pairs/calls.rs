@@ -90,12 +90,17 @@ fn advise(world: &World, space: &Space, cpu: &Cpu, advice: AreaAdvice) -> Answer
 }
 
 fn pager(world: &World, call: impl FnOnce(&Counted<Userfaultfd>) -> Answer) -> Answer {
-    world.pager.as_ref().map_or_else(|| "no pager".into(), call)
+    let file = world.pager.lock().unwrap().clone();
+    file.map_or_else(|| "no pager".into(), |file| call(&file.0))
 }
 
 fn file(world: &World, call: impl FnOnce(&Object) -> Answer) -> Answer {
     let file = world.file.as_ref().filter(|_| world.kind.of == Of::File);
     file.map_or_else(|| "no file".into(), |file| call(file))
+}
+
+fn write_to_file(world: &World, cpu: &Cpu, at: VirtAddr) -> Answer {
+    file(world, |file| said(file.write(cpu, WriteAt::Byte(at - START + 8), &[own(cpu)], 1, u64::MAX)))
 }
 
 /// The byte that a CPU stores.
@@ -271,13 +276,20 @@ pub(super) const CALLS: &[Call] = &[
         pager(w, |pager| said(pager.write_protect(cpu, Some(space), START, w.bytes(), Mark::Clear)))
     }),
     call("UFFDIO_WAKE", |w, _, _, _| pager(w, |pager| said(pager.wake(START, w.bytes())))),
-    outside("userfaultfd is closed", |w, _| w.pager.iter().for_each(|pager| pager.close())),
+    outside("userfaultfd is closed", |w, _| {
+        let file = w.pager.lock().unwrap().take();
+        drop(file);
+    }),
     call("punch hole", |w, _, cpu, at| file(w, |file| said(file.punch_hole(cpu, at - START, at - START + PAGE)))),
     call("ftruncate", |w, _, cpu, at| file(w, |file| said(file.truncate(cpu, at - START)))),
     call("ftruncate, longer", |w, _, cpu, _| file(w, |file| said(file.truncate(cpu, w.bytes())))),
     call("fallocate", |w, _, cpu, _| file(w, |file| said(file.allocate(cpu, 0, w.bytes(), true, ALIVE)))),
-    call("write to the file", |w, _, cpu, at| {
-        file(w, |file| said(file.write(cpu, WriteAt::Byte(at - START + 8), &[own(cpu)], 1, u64::MAX)))
+    call("write to the file", |w, _, cpu, at| write_to_file(w, cpu, at)).in_steps(1, |w, _, cpu, at| {
+        // The object has the page before its bytes: a pager is not asked for it. Linux has it locked meanwhile.
+        let first = at - START;
+        _ = file(w, |file| said(file.allocate(cpu, first, first + PAGE, true, ALIVE)));
+        note_step();
+        write_to_file(w, cpu, at)
     }),
     call("read of the file", |w, _, _, at| {
         file(w, |file| {

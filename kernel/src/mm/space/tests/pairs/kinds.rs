@@ -190,7 +190,7 @@ impl Kind {
             main: Mutex::new(Some(space)),
             family: Mutex::new(family),
             file,
-            pager,
+            pager: Mutex::new(pager.map(|pager| Arc::new(PagerFile(pager)))),
             devices,
             bound: Mutex::default(),
         };

@@ -118,14 +118,19 @@ impl Turns {
             }
         }));
         self.wait(me, self.state());
-        let result = catch_unwind(AssertUnwindSafe(work));
+        let result = caught(work);
         meeting::set_wait(None);
         PLACE.set(None);
         let mut state = self.state();
         (state.running, state.has_ended[me], state.idle) = (1 - me, true, 0);
         self.changed.notify_all();
-        result.err().map(|panic| text(&*panic))
+        result.err()
     }
+}
+
+/// What `work` returns, or what it panicked with.
+pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| text(&*panic))
 }
 
 fn text(panic: &(dyn Any + Send)) -> String {
