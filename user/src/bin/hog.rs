@@ -371,8 +371,11 @@ fn pipes() -> ! {
 
 /// Makes event counters, and children that have tables of their own, until the kernel ends one of them.
 fn counters() {
-    const MOST: u64 = 200_000;
+    const MOST: u64 = 20_000;
+    /// So that few children do not fit any more.
+    const FILE: u64 = 96 << 20;
     raise_limit();
+    call(FALLOCATE, [memory_file(), 0, 0, FILE]).expect("most of the memory");
     let (own, last) = (process::id(), (0..MOST).map_while(|_| call(EVENTFD2, [0, 0]).ok()).last().expect("a counter"));
     let is_ended = || process::wait4(-1, WNOHANG).is_ok_and(|(child, _)| child != 0);
     let mut count = 0;
@@ -381,7 +384,7 @@ fn counters() {
             // It changes its table, which it has had together with its parent.
             let _ = call(CLOSE, [last]);
             while process::parent_id() == own {
-                let _ = time::sleep(100 * MILLISECOND);
+                let _ = time::sleep(20 * MILLISECOND);
             }
             0
         });

@@ -83,7 +83,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
         }
         if !begin_choice() {
             sleep_through(Deadline::after(pause));
-            pause = longest.min(pause * 2);
+            pause = longest.min(pause.saturating_mul(2));
             continue;
         }
         let dying = choose(task.process().id(), wanted);
