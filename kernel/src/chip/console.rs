@@ -175,7 +175,7 @@ pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError>
     Ok(())
 }
 
-/// Starts the thread that wakes those that wait for input. Nobody waits before.
+/// Starts the thread that wakes those that wait for input. No thread waits before.
 ///
 /// # Errors
 /// [`OutOfMemory`].

@@ -8,7 +8,7 @@ use granule::linux::process::signal::Signal;
 use granule::linux::process::status::{Life, ProcessEnd};
 use granule::linux::process::{self, limits};
 use granule::sched::{self, sleep_until};
-use granule::smp::{self, Cpu};
+use granule::smp::{self, Cpu, this_cpu};
 use granule::{kernel, println};
 use granule_arch::interrupts;
 
@@ -164,8 +164,9 @@ fn is_all_free(t: &mut Test, free: usize) {
 /// Frames of pools and of the heap that a program may leave in use.
 const SLACK: usize = 16;
 
-/// Frames that are free, also for this CPU alone.
+/// Frames that are free, also for one CPU alone, with no kernel stack kept.
 fn free_frames() -> usize {
+    sched::trim(this_cpu());
     smp::call(smp::online(), |cpu: &Cpu, _| kernel().frames.drain_cpu(cpu), 0);
     kernel().frames.stats().free
 }

@@ -343,7 +343,7 @@ fn sparse() -> ! {
     unreachable!()
 }
 
-/// Asks for nearly all memory at once, which is refused, and nobody ends for it.
+/// Asks for nearly all memory at once, which is refused, and no process ends for it.
 fn reserved() {
     let file = memory_file();
     let error = call(FALLOCATE, [file, 0, 0, 121 << 20]).expect_err("less than that is free");

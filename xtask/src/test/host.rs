@@ -24,7 +24,7 @@ const DOCUMENTATION: &str = "documentation";
 /// What a test takes at most, but for a few.
 pub(crate) const MEMORY_MIB: u64 = 600;
 /// CPU time of a test, in seconds, and of a long one: one that takes more hangs.
-pub(crate) const SECONDS: u64 = 600;
+pub(crate) const SECONDS: u64 = 240;
 const LONG_SECONDS: u64 = 12 * 3600;
 /// `--long` only. They take half an hour, or a source from the network, or longer than a run of CI has time for.
 const NEVER_IN_TURN: [&str; 4] = ["ten_mutants", "linux_s_own_tests", "pairs::", "every_order::interrupt"];

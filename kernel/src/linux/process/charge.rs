@@ -2,7 +2,7 @@
 //! its calls. The killer for want of memory adds it to the space's [`Footprint`](crate::mm::space::Footprint).
 //!
 //! Nothing is counted as it comes and goes, but for lists of calls: files are found by the descriptors. So a file is
-//! charged to each process that has it, once, whoever made it and wrote to it, and no call pays for the count.
+//! charged to each process that has it, once, whichever made it and wrote to it, and no call pays for the count.
 
 use core::sync::atomic::{AtomicUsize, Ordering};
 

@@ -7,7 +7,7 @@
 //! lock of all processes is held for one step at a time. What a process has is its space and what is
 //! [charged](super::charge) to it.
 //!
-//! A call is refused, and nobody ends for it, where it wants more than any process has; or more than its own has, and
+//! A call is refused, and no process ends for it, where it wants more than any process has; or more than its own has, and
 //! another would end for it that has less than the two together.
 //!
 //! A fault of a device belongs to no program: it fails, and no process ends for it. The kernel's own threads have the

@@ -204,16 +204,19 @@ impl Object {
     /// [`NoPage`].
     #[inline(always)]
     pub(super) fn frame(&self, cpu: &Cpu, page: u64) -> Result<Found<'_, Machine>, NoPage> {
-        if self.has_inside(page) { Ok(self.find_or_add(cpu, page)?) } else { Err(NoPage::BehindTheEnd) }
+        if self.has_inside(page) { Ok(self.find_or_add(cpu, page, |_| {})?) } else { Err(NoPage::BehindTheEnd) }
     }
 
-    /// The same, wherever the object ends.
+    /// The same, wherever the object ends. `fill` writes to the frame, of a page that had none before others find it.
     #[inline(always)]
-    fn find_or_add(&self, cpu: &Cpu, page: u64) -> Result<Found<'_, Machine>, OutOfMemory> {
+    fn find_or_add(&self, cpu: &Cpu, page: u64, fill: impl Fn(PhysAddr)) -> Result<Found<'_, Machine>, OutOfMemory> {
         let place = self.tables().cell(VirtAddr(page * PAGE));
         match place.and_then(|(_, cell)| Found::look(&self.common.mmu, cell)) {
-            Some(found) => Ok(found),
-            None => self.add(cpu, page, place),
+            Some(found) => {
+                fill(found.frame());
+                Ok(found)
+            }
+            None => self.add(cpu, page, place, fill),
         }
     }
 
@@ -230,10 +233,12 @@ impl Object {
         cpu: &Cpu,
         page: u64,
         place: Option<(PhysAddr, &'a EntryCell)>,
+        fill: impl Fn(PhysAddr),
     ) -> Result<Found<'a, Machine>, OutOfMemory> {
         if let Some((_, cell)) = place {
             pages::use_spare(&self.common.mmu, cell);
             if let Some(found) = Found::look(&self.common.mmu, cell) {
+                fill(found.frame());
                 return Ok(found);
             }
         }
@@ -243,7 +248,11 @@ impl Object {
             None => self.ensure_cell(cpu, page, make)?,
         };
         self.begin(new, page);
+        fill(new);
         let found = self.publish(cpu, table, cell, page, new);
+        if found.frame() != new {
+            fill(found.frame());
+        }
         // The page before a look at the size: a truncation that does not see the page has changed the size before.
         order();
         Ok(found)

@@ -256,11 +256,13 @@ impl Object {
         let count = bytes.len().min((PAGE - at % PAGE) as usize);
         let end = at + count as u64;
         let page = at / PAGE;
-        let frame = self.find_or_add(cpu, page)?.frame();
-        let to = (self.common.frames.linear().address(frame) + at % PAGE).as_ptr::<u8>();
-        // SAFETY: frames are taken away only with the state locked for writing, as it is here; the bytes are in the
-        // frame. A program may access them meanwhile.
-        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), count) };
+        let fill = |frame: PhysAddr| {
+            let to = (self.common.frames.linear().address(frame) + at % PAGE).as_ptr::<u8>();
+            // SAFETY: frames are taken away only with the state locked for writing, as it is here, or are the object's
+            // alone; the bytes are in the frame. A program may access them meanwhile.
+            unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), count) };
+        };
+        let frame = self.find_or_add(cpu, page, fill)?.frame();
         self.note_write(frame);
         if end > self.size() {
             self.size.store(end, Ordering::Relaxed);

@@ -284,13 +284,7 @@ pub(super) const CALLS: &[Call] = &[
     call("ftruncate", |w, _, cpu, at| file(w, |file| said(file.truncate(cpu, at - START)))),
     call("ftruncate, longer", |w, _, cpu, _| file(w, |file| said(file.truncate(cpu, w.bytes())))),
     call("fallocate", |w, _, cpu, _| file(w, |file| said(file.allocate(cpu, 0, w.bytes(), true, ALIVE)))),
-    call("write to the file", |w, _, cpu, at| write_to_file(w, cpu, at)).in_steps(1, |w, _, cpu, at| {
-        // The object has the page before its bytes: a pager is not asked for it. Linux has it locked meanwhile.
-        let first = at - START;
-        _ = file(w, |file| said(file.allocate(cpu, first, first + PAGE, true, ALIVE)));
-        note_step();
-        write_to_file(w, cpu, at)
-    }),
+    call("write to the file", |w, _, cpu, at| write_to_file(w, cpu, at)),
     call("read of the file", |w, _, _, at| {
         file(w, |file| {
             let mut byte = [0];

@@ -593,7 +593,10 @@ impl World {
             78..81 => self.fill(page, Content::Poison),
             81 => self.unregister(range),
             82 if self.random.next(4) == 0 => self.close(),
-            82 => self.space.populate_again(&self.rig.cpu, range.start, range.bytes(), &|| false),
+            // Of what is registered it waits for the pager, which is this thread.
+            82 if !range.each().any(|page| self.pages.get(&page).is_some_and(Page::is_registered)) => {
+                self.space.populate_again(&self.rig.cpu, range.start, range.bytes(), &|| false);
+            }
             _ => {
                 for page in range.each().take(4) {
                     let access = self.random.one_of(&[Access::Read, Access::Write, Access::Write]);
