@@ -164,7 +164,7 @@ fn latency_is_bounded_in_programs_that_stress_the_kernel() {
             "log",
             "help",
         ],
-        None,
+        &[],
         240,
     );
 }
@@ -213,7 +213,7 @@ fn latency_is_bounded_on_each_of_several_cpus() {
             "run calls",
             "log",
         ],
-        None,
+        &[],
         500,
     );
 }

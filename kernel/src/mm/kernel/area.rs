@@ -266,7 +266,10 @@ impl AreaTree {
         let mut cursor = unsafe { self.tree.cursor_mut_from_ptr(UnsafeRef::into_raw(freeing.0)) };
         let node = cursor.remove().expect("it stands on an area");
         self.hint = self.hint.min(node.start());
-        self.aligned.iter_mut().for_each(|(_, below)| *below = (*below).min(node.start()));
+        for ((size, _), below) in &mut self.aligned {
+            // A gap may have begun below the area, too small until now.
+            *below = (*below).min(VirtAddr(node.start().0.saturating_sub(*size)));
+        }
         self.removals = self.removals.wrapping_add(1);
         self.left = (self.left.0.min(node.start()), self.left.1.max(node.end()));
         node
@@ -434,6 +437,20 @@ mod tests {
         assert!(second > start + 3 * PAGE, "its addresses are still taken");
         take_out(&mut tree, freeing);
         remove(&mut tree, second);
+    }
+
+    /// The gap begins below the area that leaves, where an aligned area did not fit.
+    #[test]
+    fn a_gap_that_grows_upwards_is_found() {
+        let page = |number: u64| START + number * PAGE;
+        let mut tree = AreaTree::new(START, page(64));
+        assert_eq!([insert(&mut tree, 15, PAGE), insert(&mut tree, 1, PAGE)], [page(1), page(17)].map(Some));
+        remove(&mut tree, page(1));
+        assert_eq!(insert(&mut tree, 14, PAGE), Some(page(1)), "page 16 is free alone");
+        assert_eq!(insert(&mut tree, 1, 8 * PAGE), Some(page(24)));
+        remove(&mut tree, page(17));
+        assert_eq!(insert(&mut tree, 1, 8 * PAGE), Some(page(16)));
+        [1, 16, 24].into_iter().for_each(|number| remove(&mut tree, page(number)));
     }
 
     /// Gaps that are too small for stacks, more of them than one search looks at.
