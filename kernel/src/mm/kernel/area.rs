@@ -268,7 +268,7 @@ impl AreaTree {
         self.hint = self.hint.min(node.start());
         for ((size, _), below) in &mut self.aligned {
             // A gap may have begun below the area, too small until now.
-            *below = (*below).min(VirtAddr(node.start().0.saturating_sub(*size)));
+            *below = (*below).min(VirtAddr(node.start().0.wrapping_sub(*size)));
         }
         self.removals = self.removals.wrapping_add(1);
         self.left = (self.left.0.min(node.start()), self.left.1.max(node.end()));

@@ -211,7 +211,7 @@ impl Object {
     #[inline(always)]
     fn find_or_add(&self, cpu: &Cpu, page: u64, fill: impl Fn(PhysAddr)) -> Result<Found<'_, Machine>, OutOfMemory> {
         let place = self.tables().cell(VirtAddr(page * PAGE));
-        match place.and_then(|(_, cell)| Found::look(&self.common.mmu, cell)) {
+        match place.and_then(|(_, cell)| Found::look_to_use(&self.common.mmu, cell)) {
             Some(found) => {
                 fill(found.frame());
                 Ok(found)
@@ -235,13 +235,6 @@ impl Object {
         place: Option<(PhysAddr, &'a EntryCell)>,
         fill: impl Fn(PhysAddr),
     ) -> Result<Found<'a, Machine>, OutOfMemory> {
-        if let Some((_, cell)) = place {
-            pages::use_spare(&self.common.mmu, cell);
-            if let Some(found) = Found::look(&self.common.mmu, cell) {
-                fill(found.frame());
-                return Ok(found);
-            }
-        }
         let make = || self.common.frames.alloc_movable_zeroed(cpu);
         let ((table, cell), new) = match place {
             Some(place) => (place, make()?),

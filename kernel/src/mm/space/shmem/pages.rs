@@ -59,7 +59,7 @@ use crate::sync::atomic::{Ordering, fence};
 /// In the entry of a page whose frame may be mapped; not in one whose frame is on its way.
 const HERE: u64 = bits::PRESENT_INVALID;
 /// In the entry of a page that has a frame and no contents yet, beside [`HERE`]: `fallocate` has made it, and nothing has
-/// used it since (Linux: a folio that is not up to date). Until [`use_spare`] it counts as a hole.
+/// used it since (Linux: a folio that is not up to date). Until [it is used](Found::look_to_use) it counts as a hole.
 const SPARE: u64 = 1 << 63;
 
 /// Whether the page of an `entry` has contents: a frame that is used.
@@ -82,6 +82,18 @@ impl<'a, M: Mmu> Found<'a, M> {
     #[inline(always)]
     pub(super) fn look(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
         let entry = mmu.load(cell);
+        is_used(entry).then_some(Self { cell, entry: Descriptor(entry.0 | HERE) })
+    }
+
+    /// The same, and a page that [`add_spare`] has made is used from now on.
+    #[inline(always)]
+    pub(super) fn look_to_use(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
+        let mut entry = mmu.load(cell);
+        if entry.0 & SPARE != 0 {
+            let used = Descriptor(entry.0 & !SPARE);
+            // Where it fails, another CPU was faster, or has taken the page away.
+            entry = mmu.compare_exchange(cell, entry, used).map_or_else(|now| now, |()| used);
+        }
         is_used(entry).then_some(Self { cell, entry: Descriptor(entry.0 | HERE) })
     }
 
@@ -210,11 +222,7 @@ fn fill<M: Mmu>(mmu: &M, cell: &M::Cell, entry: Descriptor) -> Result<(), Descri
 
 /// Brings the page in `cell` into use, if it is one that [`add_spare`] has made.
 pub(super) fn use_spare<M: Mmu>(mmu: &M, cell: &M::Cell) {
-    let entry = mmu.load(cell);
-    if entry.0 & SPARE != 0 {
-        // Where it fails, another CPU was faster, or has taken the page away.
-        _ = mmu.compare_exchange(cell, entry, Descriptor(entry.address().0 | HERE));
-    }
+    let _ = Found::look_to_use(mmu, cell);
 }
 
 /// Empties an entry; returns the frame that it had. The caller has the object's reference to that now.
