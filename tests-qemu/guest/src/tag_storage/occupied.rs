@@ -16,7 +16,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 
 use super::{PAGE, START, TAGGED, pages, storage};
-use crate::harness::{Hoard, Test, target_test};
+use crate::harness::{Hoard, Test, target_test, wait_until};
 use crate::smmu::{self, DELIVERED};
 
 /// Replays of a fault before its page moves.
@@ -73,11 +73,16 @@ fn put_into_storage_of(space: &SpaceRef, page: VirtAddr, frame: PhysAddr) -> boo
             lent.keep(to);
             continue;
         }
-        let moved = kernel.spaces.migrate_page(cpu, entry(space, page).address(), to);
-        if moved.is_err() {
+        // The kernel's threads, woken where nothing is free, may hold the page for a moment.
+        let mut moved = false;
+        wait_until(|| {
+            moved = kernel.spaces.migrate_page(cpu, entry(space, page).address(), to).is_ok();
+            moved
+        });
+        if !moved {
             kernel.frames.free(cpu, to);
         }
-        return moved.is_ok();
+        return moved;
     }
     false
 }
