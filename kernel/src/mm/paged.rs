@@ -18,7 +18,7 @@ use super::frame::FrameAllocator;
 use crate::sched::{PollNode, PollNodes, enlarge_shortage, relax};
 use crate::smp::this_cpu;
 
-/// What each frame begins with.
+/// The head of each frame.
 struct Header {
     before: Option<NonNull<Header>>,
     next: Option<NonNull<Header>>,
@@ -116,7 +116,7 @@ impl<T> PagedList<T> {
         self.place(index).map(|value| unsafe { value.as_ref() })
     }
 
-    /// The same, to change it.
+    /// [`Self::get`], to change the value.
     #[inline]
     pub fn get_mut(&mut self, index: usize) -> Option<&mut T> {
         // SAFETY: as above, exclusively.

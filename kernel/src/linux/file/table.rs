@@ -64,7 +64,7 @@ impl<F> Leaf<F> {
     }
 }
 
-/// What [`Files::peek`] finds.
+/// An answer of [`Files::peek`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Peek {
     /// A thread changes a descriptor: to be tried again.

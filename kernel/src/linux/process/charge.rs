@@ -118,7 +118,7 @@ pub fn footprint(id: u32, serial: u64, tally: Tally) -> usize {
     frames + bytes.div_ceil(PAGE_SIZE)
 }
 
-/// What `look` makes of the process with these numbers, if it is there still. `look` runs under the lock of all.
+/// Calls `look` with the process of these numbers, if it is there still, under the lock of all processes.
 fn with<R>(id: u32, serial: u64, look: impl FnOnce(&Process) -> R) -> Option<R> {
     let tree = PROCESSES.lock();
     tree.find(id).filter(|process| process.serial() == serial).map(look)

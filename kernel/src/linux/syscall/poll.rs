@@ -104,7 +104,7 @@ fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
         push(&mut polled, Polled::read(call, place(index))?, &mut charge)?;
     }
     let before = charge.frames();
-    // What fails for want of memory gives these back too.
+    // A call that fails for want of memory gives these back too.
     let found = wait(call, &polled, end, &mut charge).inspect_err(|_| enlarge_shortage(this_cpu(), before))?;
     for (index, polled) in polled.iter().enumerate() {
         pause(call, index)?;

@@ -537,7 +537,7 @@ impl SpaceHandle {
         Self(space.0.clone())
     }
 
-    /// What all spaces have in common.
+    /// The part that all spaces have in common.
     pub(super) fn common(&self) -> &'static Spaces {
         self.0.common
     }

@@ -135,7 +135,7 @@ impl Rig {
     }
 }
 
-/// What `space` has, counted alone.
+/// The footprint of `space`, counted alone.
 fn footprint(space: &Space) -> super::Footprint {
     space.footprint(super::Tally::begin())
 }
