@@ -129,6 +129,9 @@ fn program(changes: &[Change]) -> Vec<u8> {
     bytes
 }
 
+/// Program headers of an executable at most: 64 KiB of them, as `load_elf_binary` in Linux's `fs/binfmt_elf.c` reads.
+const MAX_HEADERS: u16 = (65_536 / 56) as u16;
+
 /// A program with `count` segments, each in a page of its own. Its headers are in none of them.
 fn segments(count: u16) -> Vec<u8> {
     let mut bytes = program(&[(8, HEADERS, (CODE + 12) as u64), (2, HEADER_COUNT, count.into())]);
@@ -153,7 +156,7 @@ pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
     let bad = BAD.map(|(name, changes)| (name, program(changes)));
     let short = [("empty", 0), ("no-identification", 15), ("no-header", 63)];
     let short = short.map(|(name, bytes)| (name, program(&[])[..bytes].to_vec()));
-    for (name, contents) in bad.into_iter().chain(short).chain([("segments", segments(9))]) {
+    for (name, contents) in bad.into_iter().chain(short).chain([("segments", segments(MAX_HEADERS + 1))]) {
         odd.add(&format!("odd/{name}"), PROGRAM, &contents);
         lines.push(format!("! run odd/{name}"));
     }
@@ -163,9 +166,9 @@ pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
     odd.add("./dotted", PROGRAM, &program(&[]));
     odd.add("//./rooted", PROGRAM, &program(&[]));
     odd.add("deep/er/plain", PROGRAM, &program(&[]));
-    odd.add("deep/er/eight", PROGRAM, &segments(8));
+    odd.add("deep/er/many", PROGRAM, &segments(MAX_HEADERS));
     for line in [
-        "run /deep/er/eight",
+        "run /deep/er/many",
         "run ./deep//er/.././er/plain",
         "run ../odd/plain",
         "run dotted",
@@ -199,7 +202,7 @@ pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
         broken([&own[..trailer], &entry].concat())
     };
     all.push(behind(&|entry| entry.truncate(20)));
-    all.push(behind(&|entry| entry[5] = b'2'));
+    all.push(behind(&|entry| entry[5] = b'3'));
     all.push(behind(&|entry| entry[FILE_SIZE] = b'+'));
     all.push(behind(&|entry| entry[FILE_SIZE] = b'f'));
     all.push(behind(&|entry| entry[NAME_SIZE] = b'f'));
