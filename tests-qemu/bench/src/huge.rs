@@ -21,17 +21,20 @@ fn vmalloc(bench: &mut Bench<'_>) {
     row_of_areas(bench, &BLOCKS, |cpu, blocks| space().vmalloc_huge(cpu, blocks * BLOCK_PAGES));
 }
 
-/// An area whose alias is made of blocks too, whatever rows before have changed.
-fn area(blocks: u64) -> KernelArea {
+/// Areas to look at before one is taken whose alias is of pages: as on a machine whose whole linear map is.
+const TRIES: u64 = 16;
+
+/// An area whose alias is made of blocks too, whatever rows before have changed, if one of `tries` is.
+fn area(blocks: u64, tries: u64) -> KernelArea {
     let area = space().vmalloc_huge(this_cpu(), blocks * BLOCK_PAGES).expect("memory for the area");
     let alias_of = |block: u64| {
         let found = space().tables().translate(area.start() + block * BLOCK_SIZE)?;
         space().tables().translate(layout::linear(found.physical))
     };
-    if (0..blocks).all(|block| alias_of(block).is_some_and(|alias| alias.leaf_size >= BLOCK_SIZE)) {
+    if tries == 1 || (0..blocks).all(|block| alias_of(block).is_some_and(|alias| alias.leaf_size >= BLOCK_SIZE)) {
         return area;
     }
-    let other = self::area(blocks);
+    let other = self::area(blocks, tries - 1);
     space().vfree(this_cpu(), area);
     other
 }
@@ -41,7 +44,7 @@ bench!(read_only, "set_memory_ro/huge", "block");
 fn read_only(bench: &mut Bench<'_>) {
     for blocks in BLOCKS {
         let (cpu, pages) = (this_cpu(), blocks * BLOCK_PAGES);
-        let area = area(blocks);
+        let area = area(blocks, TRIES);
         bench.point(
             blocks,
             || space().set_memory_rw(area.start(), pages).expect("the pages are an area"),
