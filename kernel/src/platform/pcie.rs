@@ -215,22 +215,36 @@ fn bus_range(value: &[u8]) -> Option<(u8, u8)> {
     (first <= last).then_some((first, last))
 }
 
-/// `ranges`: an address of the PCI bus, where the CPU sees it, how much.
+/// An entry of `ranges` or `dma-ranges`: the first cell of its address, which names the space; that address on the
+/// bus; the one on the CPU's side; how much.
+type Translation = (u32, u64, u64, u64);
+
+/// The entries of `ranges` or `dma-ranges`, of which one that is too large for 64 bits is `None`; `None` where the
+/// property cannot be cut into entries.
+fn translations<'a>(
+    node: &tree::Node<'_, '_>,
+    property: &'a [u8],
+) -> Option<impl Iterator<Item = Option<Translation>> + use<'a>> {
+    let up = node.parent_address_cells() as usize;
+    let entry = (ADDRESS + up + SIZE) * 4;
+    let is_whole = node.address_cells() == Some(ADDRESS as u32) && up <= 2 && property.len().is_multiple_of(entry);
+    is_whole.then(|| {
+        property.chunks_exact(entry).map(move |entry| {
+            let (child, rest) = entry.split_at(ADDRESS * 4);
+            let (cpu, size) = rest.split_at(up * 4);
+            let (space, bus) = child.split_at(4);
+            Some((cell(space)?, number(bus)?, number(cpu)?, number(size)?))
+        })
+    })
+}
+
+/// `ranges`: the windows of the bus in the CPU's addresses.
 fn windows(node: &tree::Node<'_, '_>) -> Result<Vec<Window, 4>, PlatformError> {
     let bad = || node.bad("ranges");
     let mut windows = Vec::new();
     let Some(ranges) = node.ranges() else { return Ok(windows) };
-    let up = node.parent_address_cells() as usize;
-    let entry = (ADDRESS + up + SIZE) * 4;
-    if node.address_cells() != Some(ADDRESS as u32) || up > 2 || !ranges.len().is_multiple_of(entry) {
-        return Err(bad());
-    }
-    for range in ranges.chunks_exact(entry) {
-        let (child, rest) = range.split_at(ADDRESS * 4);
-        let (cpu, size) = rest.split_at(up * 4);
-        let (space, bus) = child.split_at(4);
-        let values = (cell(space), number(bus), number(cpu), number(size));
-        let (Some(space), Some(bus), Some(cpu), Some(size)) = values else { return Err(bad()) };
+    for range in translations(node, ranges).ok_or_else(bad)? {
+        let (space, bus, cpu, size) = range.ok_or_else(bad)?;
         // npt000ss in the first byte: which space, and whether reads have effects (IEEE 1275 PCI, 2.2.1.1).
         let kind = match space >> 24 & 3 {
             1 => WindowKind::Io,
@@ -253,17 +267,8 @@ fn dma(node: &tree::Node<'_, '_>) -> Result<DmaRanges, PlatformError> {
     let mut own = tree::everything();
     if let Some(ranges) = node.dma_ranges().filter(|ranges| !ranges.is_empty()) {
         own.clear();
-        let up = node.parent_address_cells() as usize;
-        let entry = (ADDRESS + up + SIZE) * 4;
-        if node.address_cells() != Some(ADDRESS as u32) || up > 2 || !ranges.len().is_multiple_of(entry) {
-            return Err(bad());
-        }
-        for range in ranges.chunks_exact(entry) {
-            let (child, rest) = range.split_at(ADDRESS * 4);
-            let (cpu, size) = rest.split_at(up * 4);
-            let (space, bus) = child.split_at(4);
-            let values = (cell(space), number(bus), number(cpu), number(size));
-            let (Some(space), Some(bus), Some(cpu), Some(size)) = values else { return Err(bad()) };
+        for range in translations(node, ranges).ok_or_else(bad)? {
+            let (space, bus, cpu, size) = range.ok_or_else(bad)?;
             // Memory below 4 GiB, or anywhere.
             if space >> 25 & 1 == 1 {
                 tree::add(&mut own, DmaRange { bus, cpu, size })?;

@@ -378,7 +378,7 @@ fn a_device_follows_every_change(t: &mut Test) {
     let Some(device) = t.ok("to join", Joined::new(space.clone(), Device::of(&space), 0)) else { return };
     *DEVICE.lock() = Some(device);
     *SHARED.lock() = Some(space.clone());
-    for _ in 0..10 {
+    for _ in 0..4 {
         smp::for_each(|cpu| {
             let seed = t.random() as usize;
             t.ok("a thread", sched::spawn_kernel(cpu, "work", work, seed));

@@ -573,7 +573,7 @@ fn an_exec_reads_its_strings(mode: u64, path: &str, page: u64) {
 
 /// For a thread of its own mode and tags: faults, and tags of IRG, while others run.
 fn keeps_its_own_mode(number: usize) {
-    const TURNS: u32 = 200;
+    const TURNS: u32 = 60;
     let included = 0b11 << number;
     let mode = [0, PR_MTE_TCF_SYNC][number % 2];
     let wanted = PR_TAGGED_ADDR_ENABLE | mode | included << PR_MTE_TAG_SHIFT;

@@ -607,7 +607,8 @@ fn losers(count: u32) -> u8 {
             };
             let _makers = [0_usize; 3].map(|argument| Thread::spawn(make, argument).expect("a thread"));
             wait_until("the makers", || load(&GO) == 3);
-            for _ in 0..round % 64 * 50 {
+            // All of the range, also in few rounds.
+            for _ in 0..round * 7 % 64 * 50 {
                 core::hint::spin_loop();
             }
             process::exit_group(4)
