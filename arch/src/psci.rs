@@ -3,6 +3,8 @@
 //! The calls are those of the crate `smccc`; what it leaves to compile time, the instruction that makes the call, is
 //! known here only from the device tree, and is the first argument of each function.
 
+#![allow(unsafe_code, reason = "a contract for callers; nothing unsafe is done here")]
+
 use core::fmt;
 
 /// The instruction that calls the firmware.
@@ -48,7 +50,16 @@ macro_rules! call {
 ///
 /// # Errors
 /// As the firmware answers, [`Error::AlreadyOn`] for instance. Success means that the CPU will start, not that it has.
-pub fn cpu_on(conduit: Conduit, mpidr: u64, entry: u64, context: u64) -> Result<(), Error> {
+///
+/// # Safety
+/// The CPU executes what is at `entry`, with all of memory in its reach.
+/// 1. `entry` is the physical address of code that expects the state of DEN 0022, 6.4: EL1 or EL2 as the caller's, MMU
+///    and caches off, interrupts masked, `context` in x0.
+/// 2. That code, and all that it accesses with its caches off, is in memory (clean to the point of coherency), and is
+///    used for nothing else for as long as the CPU may run it.
+/// 3. What the code does until it is in Rust keeps Rust's rules: it has a stack of its own, and writes only what the
+///    caller has handed to it.
+pub unsafe fn cpu_on(conduit: Conduit, mpidr: u64, entry: u64, context: u64) -> Result<(), Error> {
     call!(conduit, cpu_on(mpidr, entry, context))
 }
 

@@ -7,8 +7,8 @@
 //! | EL1 | SCTLR_EL1.TCF | TFSR_EL1 |
 //!
 //! An exception entry sets PSTATE.TCO, and with it no access is checked: [`CLEAR_TCO`]. SCTLR_EL1.ITFSB, which the
-//! boot code has set, makes both registers complete behind each exception entry. All functions need
-//! `ID_AA64PFR1_EL1.MTE >= 2` ([`Mte::Tags`](crate::features::Mte)) on every CPU. On the host they are recorded.
+//! boot code has set, makes both registers complete behind each exception entry. A value of [`Registers`] proves that
+//! they exist. On the host accesses to them are recorded.
 
 #![allow(unsafe_code, reason = "accesses the registers of tag checks")]
 
@@ -68,7 +68,7 @@ mod metal {
     #[inline(always)]
     pub(super) fn set_el0(check: TagCheck, excluded: u16) {
         let gcr = GcrEl1::RRND.bits() | u64::from(excluded) << GcrEl1::EXCLUDE_SHIFT;
-        // SAFETY: the registers exist by the module's condition. The fields concern accesses of EL0 and with its
+        // SAFETY: the registers exist, as `Registers` proves. The fields concern accesses of EL0 and with its
         // rights, and IRG, which the kernel does not use; the other fields of SCTLR_EL1 stay.
         unsafe {
             asm!(
@@ -89,19 +89,19 @@ mod metal {
     #[inline(always)]
     pub(super) fn has_recorded() -> bool {
         let recorded: u64;
-        // SAFETY: the register exists by the module's condition, and reading it has no effect.
+        // SAFETY: the register exists, as `Registers` proves, and reading it has no effect.
         unsafe { asm!("mrs {0}, s3_0_c5_c6_1", out(reg) recorded, options(nostack, preserves_flags)) };
         recorded & Tfsre0El1::TF0.bits() != 0
     }
 
     #[inline(always)]
     pub(super) fn clear_recorded() {
-        // SAFETY: the register exists by the module's condition. It concerns no memory.
+        // SAFETY: the register exists, as `Registers` proves. It concerns no memory.
         unsafe { asm!("dsb ish", "msr s3_0_c5_c6_1, xzr", options(nostack, preserves_flags)) };
     }
 
     pub(super) fn set_el1(check: TagCheck) {
-        // SAFETY: the registers exist by the module's condition. A mismatch is an error in the accessing code; the
+        // SAFETY: the registers exist, as `Registers` proves. A mismatch is an error in the accessing code; the
         // other fields of SCTLR_EL1 stay.
         unsafe {
             asm!(
@@ -119,7 +119,7 @@ mod metal {
 
     pub(super) fn take_recorded_of_el1() -> bool {
         let recorded: u64;
-        // SAFETY: the register exists by the module's condition. What is recorded of an access is visible behind the
+        // SAFETY: the register exists, as `Registers` proves. What is recorded of an access is visible behind the
         // access's completion.
         unsafe {
             asm!("dsb nsh", "isb", "mrs {0}, s3_0_c5_c6_0", out(reg) recorded, options(nostack, preserves_flags))
@@ -181,48 +181,65 @@ mod metal {
     }
 }
 
-/// Has this CPU check EL0's accesses as `check` says, and IRG at EL0 find no tag whose bit is in `excluded`, unless all
-/// are. From the next access on: an ISB follows. Interrupts masked: SCTLR_EL1 is read and written.
-#[inline(always)]
-pub fn set_el0(check: TagCheck, excluded: u16) {
-    metal::set_el0(check, excluded);
-}
+/// The registers of tag checks. A value proves that every CPU has them: elsewhere each access is UNDEFINED.
+#[derive(Clone, Copy, Debug)]
+pub struct Registers(());
 
-/// Whether a mismatch has been recorded on this CPU since the last [`clear_recorded`]. Complete for EL0's accesses
-/// before the exception that was taken last (SCTLR_EL1.ITFSB). Interrupts masked: the register is this CPU's.
-#[inline(always)]
-pub fn has_recorded() -> bool {
-    metal::has_recorded()
-}
+impl Registers {
+    /// Vouches for the registers.
+    ///
+    /// # Safety
+    /// Every CPU that uses the value or a copy of it has `ID_AA64PFR1_EL1.MTE >= 2`
+    /// ([`Mte::Tags`](crate::features::Mte)).
+    #[inline(always)]
+    pub const unsafe fn new() -> Self {
+        Self(())
+    }
 
-/// Removes what has been recorded on this CPU, for all accesses before. Interrupts masked.
-#[inline(always)]
-pub fn clear_recorded() {
-    metal::clear_recorded();
-}
+    /// Has this CPU check EL0's accesses as `check` says, and IRG at EL0 find no tag whose bit is in `excluded`, unless
+    /// all are. From the next access on: an ISB follows. Interrupts masked: SCTLR_EL1 is read and written.
+    #[inline(always)]
+    pub fn set_el0(self, check: TagCheck, excluded: u16) {
+        metal::set_el0(check, excluded);
+    }
 
-/// Has this CPU check EL1's accesses as `check` says. From the next access on: an ISB follows. Interrupts masked:
-/// SCTLR_EL1 is read and written.
-pub fn set_el1(check: TagCheck) {
-    metal::set_el1(check);
-}
+    /// Whether a mismatch has been recorded on this CPU since the last [`Self::clear_recorded`]. Complete for EL0's
+    /// accesses before the exception that was taken last (SCTLR_EL1.ITFSB). Interrupts masked: the register is this
+    /// CPU's.
+    #[inline(always)]
+    pub fn has_recorded(self) -> bool {
+        metal::has_recorded()
+    }
 
-/// Whether a mismatch of EL1 at an address of the upper half has been recorded on this CPU since the last call.
-/// Accesses before the call count: a DSB and an ISB come first. Interrupts masked: the register is read and cleared.
-pub fn take_recorded_of_el1() -> bool {
-    metal::take_recorded_of_el1()
-}
+    /// Removes what has been recorded on this CPU, for all accesses before. Interrupts masked.
+    #[inline(always)]
+    pub fn clear_recorded(self) {
+        metal::clear_recorded();
+    }
 
-/// Has this CPU check accesses of the kernel from here on, as both modes say: clears PSTATE.TCO, up to the next
-/// exception.
-#[inline(always)]
-pub fn resume() {
-    metal::resume();
-}
+    /// Has this CPU check EL1's accesses as `check` says. From the next access on: an ISB follows. Interrupts masked:
+    /// SCTLR_EL1 is read and written.
+    pub fn set_el1(self, check: TagCheck) {
+        metal::set_el1(check);
+    }
 
-/// Has this CPU check nothing up to the exception return, or for good where it is about to stop: sets PSTATE.TCO.
-pub fn suspend() {
-    metal::suspend();
+    /// Whether a mismatch of EL1 at an address of the upper half has been recorded on this CPU since the last call.
+    /// Accesses before the call count: a DSB and an ISB come first. Interrupts masked: the register is read and cleared.
+    pub fn take_recorded_of_el1(self) -> bool {
+        metal::take_recorded_of_el1()
+    }
+
+    /// Has this CPU check accesses of the kernel from here on, as both modes say: clears PSTATE.TCO, up to the next
+    /// exception.
+    #[inline(always)]
+    pub fn resume(self) {
+        metal::resume();
+    }
+
+    /// Has this CPU check nothing up to the exception return, or for good where it is about to stop: sets PSTATE.TCO.
+    pub fn suspend(self) {
+        metal::suspend();
+    }
 }
 
 #[cfg(test)]

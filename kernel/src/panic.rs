@@ -9,11 +9,14 @@ pub(crate) use target::die;
 
 #[cfg(target_os = "none")]
 mod target {
+    #![allow(unsafe_code, reason = "vouches for the registers of tag checks")]
+
     use core::fmt::{self, Write};
     use core::panic::PanicInfo;
     use core::sync::atomic::{AtomicU32, Ordering};
 
-    use granule_arch::{interrupts, patched_branch, tag_check};
+    use granule_arch::tag_check::Registers;
+    use granule_arch::{interrupts, patched_branch};
 
     use crate::chip::console;
     use crate::chip::power::{self, Status};
@@ -48,7 +51,8 @@ mod target {
         let _ = interrupts::mask();
         if patched_branch!(branch::TAG_CHECKS) {
             // The report reads what may be broken.
-            tag_check::suspend();
+            // SAFETY: the heap's tags are checked only where all CPUs have tags.
+            unsafe { Registers::new() }.suspend();
         }
         let cpu = this_cpu();
         match REPORTER.compare_exchange(NO_CPU, cpu.id.0, Ordering::AcqRel, Ordering::Acquire) {

@@ -13,7 +13,7 @@
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::random::rndr;
+use granule_arch::random::Rndr;
 use granule_arch::timer;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
@@ -31,8 +31,8 @@ const RESEED: u64 = 300;
 const JITTER_READINGS: usize = 256;
 
 static POOL: IrqLock<KeyPool, { rank::RANDOM }> = IrqLock::new(KeyPool::new());
-/// Whether the CPUs have RNDR.
-static HAS_RNDR: Once<bool> = Once::new();
+/// The generator of the CPUs, where all have it.
+static RNDR: Once<Option<Rndr>> = Once::new();
 static DEVICE: Once<DeviceSource> = Once::new();
 /// The second of the uptime at which a device is asked next; 0 before the first time.
 static NEXT_RESEED: AtomicU64 = AtomicU64::new(0);
@@ -137,13 +137,13 @@ impl Stream {
     }
 }
 
-/// Absorbs what there is at boot: `seed` of the device tree, RNDR where `has_rndr` (all CPUs have it), and jitter.
-pub fn init(seed: &[u8], has_rndr: bool) {
-    HAS_RNDR.call_once(|| has_rndr);
+/// Absorbs what there is at boot: `seed` of the device tree, `rndr`, and jitter.
+pub fn init(seed: &[u8], rndr: Option<Rndr>) {
+    RNDR.call_once(|| rndr);
     let jitter = jitter(timer::count);
     let mut pool = POOL.lock();
-    if has_rndr {
-        let numbers = [0; KEY / 8].map(|_: u64| rndr());
+    if let Some(rndr) = rndr {
+        let numbers = [0; KEY / 8].map(|_: u64| rndr.number());
         numbers.into_iter().flatten().for_each(|number| pool.absorb(&number.to_le_bytes()));
         if numbers.iter().all(Option::is_some) {
             pool.sources = pool.sources.with(Source::Rndr);
@@ -184,7 +184,7 @@ pub fn number() -> u64 {
 
 /// What is new since the last stream: the counter, and a number of the CPU's.
 fn fresh() -> [u8; 16] {
-    let number = if HAS_RNDR.get() == Some(&true) { rndr() } else { None };
+    let number = RNDR.get().copied().flatten().and_then(Rndr::number);
     let mut bytes = [0; 16];
     let words = [timer::count(), number.unwrap_or(0)];
     bytes.as_chunks_mut::<8>().0.iter_mut().zip(words).for_each(|(half, word)| *half = word.to_le_bytes());

@@ -11,7 +11,8 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::{CpuFeatures, Mte};
 use granule_arch::interrupts;
-use granule_arch::tag_check::{self, TagCheck};
+use granule_arch::random::Rndr;
+use granule_arch::tag_check::{Registers, TagCheck};
 use granule_pgtable::{Change, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Table};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
@@ -383,7 +384,9 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         kernel.frames.hide_free_frames(cpu, &kernel.space);
     }
 
-    random::init(&kernel.platform.rng_seed, kernel.features().cpus.rng());
+    // SAFETY: all CPUs have FEAT_RNG.
+    let rndr = kernel.features().cpus.rng().then(|| unsafe { Rndr::new() });
+    random::init(&kernel.platform.rng_seed, rndr);
     start_tags(kernel, kernel.features().kernel_tag_check);
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
@@ -424,9 +427,12 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
             return;
         }
         // SAFETY: all CPUs have tags, and the heap is mapped as Normal-Tagged. Nothing has given pointers a tag so far.
-        unsafe { heap::kernel_heap().start_tags(random::number()) };
-        tag_check::set_el1(checks);
-        tag_check::resume();
+        let registers = unsafe {
+            heap::kernel_heap().start_tags(random::number());
+            Registers::new()
+        };
+        registers.set_el1(checks);
+        registers.resume();
     }
 }
 

@@ -85,9 +85,11 @@ pub(crate) use target::{collect_tag_faults, deliver_with_checks};
 
 #[cfg(target_os = "none")]
 mod target {
+    #![allow(unsafe_code, reason = "vouches for the registers of tag checks")]
+
     use core::sync::atomic::Ordering;
 
-    use granule_arch::tag_check::{self, TagCheck};
+    use granule_arch::tag_check::{Registers, TagCheck};
     use granule_arch::{interrupts, patched_branch};
 
     use super::TagChecks;
@@ -98,6 +100,13 @@ mod target {
 
     /// Bytes of an SVC.
     const INSTRUCTION: u64 = 4;
+
+    /// For code behind [`branch::MTE`], and that of threads with checks.
+    #[inline(always)]
+    const fn registers() -> Registers {
+        // SAFETY: the branch is taken, and a program's wish for checks accepted, only where all CPUs have tags.
+        unsafe { Registers::new() }
+    }
 
     impl Thread {
         /// What [`Self::set_tag_checks`] set last, or its maker had.
@@ -144,21 +153,21 @@ mod target {
     fn load(cpu: &Cpu, own: TagChecks, loaded: u32) {
         if own.0 != loaded {
             cpu.sched.tag_checks.store(own.0, Ordering::Relaxed);
-            tag_check::set_el0(own.check(), !own.included());
+            registers().set_el0(own.check(), !own.included());
         }
         // What is recorded now was recorded in the kernel, perhaps for another thread.
         if own.check().is_recorded() {
-            tag_check::clear_recorded();
+            registers().clear_recorded();
         }
         // The thread before may have had no reason to.
         if own.check().faults() {
-            tag_check::resume();
+            registers().resume();
         }
     }
 
     extern "C" fn synchronous_syscall(frame: &mut TrapFrame, thread: &Thread) {
         let Some(entry) = thread.entry else { return };
-        tag_check::resume();
+        registers().resume();
         (entry.syscall)(frame, thread);
     }
 
@@ -170,10 +179,10 @@ mod target {
             return;
         }
         if thread.tag_checks().check().faults() {
-            tag_check::resume();
+            registers().resume();
         }
         (entry.syscall)(frame, thread);
-        tag_check::clear_recorded();
+        registers().clear_recorded();
     }
 
     extern "C" fn recorded_fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
@@ -191,9 +200,9 @@ mod target {
 
     /// Turns a recorded mismatch into work of the thread; returns whether there was one.
     fn collect(thread: &Thread) -> bool {
-        let recorded = tag_check::has_recorded();
+        let recorded = registers().has_recorded();
         if recorded {
-            tag_check::clear_recorded();
+            registers().clear_recorded();
             thread.work.fetch_or(Work::TAG_FAULT.0, Ordering::Relaxed);
         }
         recorded
@@ -203,11 +212,11 @@ mod target {
     #[inline(always)]
     pub(crate) fn deliver_with_checks(thread: &Thread, deliver: impl FnOnce()) {
         if patched_branch!(branch::MTE) && thread.tag_checks().check().faults() {
-            tag_check::resume();
+            registers().resume();
         }
         deliver();
         if patched_branch!(branch::MTE) && thread.tag_checks().check().is_recorded() {
-            tag_check::clear_recorded();
+            registers().clear_recorded();
         }
     }
 }

@@ -9,11 +9,13 @@
 //! not be running anywhere meanwhile. One that does not arrive in time is given up: it is not waited for again, and
 //! should it come later, it finds itself given up and stops.
 
+#![allow(unsafe_code, reason = "starts CPUs, and vouches for registers of theirs")]
+
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::tag_check::{self, TagCheck};
+use granule_arch::tag_check::{Registers, TagCheck};
 use granule_arch::tlbi::Instruction;
 use granule_arch::{barrier, interrupts, psci, wait};
 use linkme::distributed_slice;
@@ -29,7 +31,6 @@ use crate::platform::{CpuNode, EnableMethod, Platform};
 /// From CPU_ON to `ARRIVED`. An emulator with fewer host CPUs than it emulates needs its time.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-#[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
 static MAXCPUS: Parameter = Parameter {
     name: "maxcpus",
@@ -152,7 +153,10 @@ fn start(
     record.entry.store(entry as usize as u64, Ordering::Relaxed);
     // The record is read with the other CPU's caches on, so it need not be cleaned; it must only be there in time.
     barrier::dsb_ishst();
-    psci::cpu_on(conduit, node.mpidr, steps.entry.0, VirtAddr::from_ptr(record).0).map_err(CpuStartError::Psci)
+    // SAFETY: 1. The entry code of the image expects this state and this record. 2. The image was in memory before it was
+    // started, by the boot protocol. 3. Record and stacks are for this CPU alone.
+    unsafe { psci::cpu_on(conduit, node.mpidr, steps.entry.0, VirtAddr::from_ptr(record).0) }
+        .map_err(CpuStartError::Psci)
 }
 
 /// Why a CPU was not started.
@@ -205,8 +209,10 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     let features = crate::kernel().features();
     features.dirty_state.enable();
     if features.kernel_tag_check != TagCheck::Off {
-        tag_check::set_el1(features.kernel_tag_check);
-        tag_check::resume();
+        // SAFETY: the heap's tags are checked only where all CPUs have tags.
+        let registers = unsafe { Registers::new() };
+        registers.set_el1(features.kernel_tag_check);
+        registers.resume();
     }
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);

@@ -3,7 +3,10 @@
 //! TFSR_EL1 is looked at on each interrupt, before a thread is switched, and on the way to EL0: so what is reported is
 //! an access of the interrupted code, of the thread, of the call. An entry from EL0 need not look: the way out did.
 
-use granule_arch::{patched_branch, tag_check};
+#![allow(unsafe_code, reason = "vouches for the registers of tag checks")]
+
+use granule_arch::patched_branch;
+use granule_arch::tag_check::Registers;
 
 use super::report::backtrace_here;
 use crate::panic::die;
@@ -20,7 +23,8 @@ pub(crate) fn check_asynchronous() {
 /// The same, where checks are asynchronous: `user.S` calls it.
 #[inline(never)]
 pub(super) extern "C" fn on_the_way_out() {
-    if tag_check::take_recorded_of_el1() {
+    // SAFETY: checks are asynchronous only where all CPUs have tags.
+    if unsafe { Registers::new() }.take_recorded_of_el1() {
         let calls = backtrace_here();
         die(
             format_args!("asynchronous tag check fault: an access before this point had another tag than its memory"),

@@ -21,7 +21,7 @@ use granule_arch::esr::FaultStatus;
 use granule_arch::features::Mte;
 use granule_arch::interrupts;
 use granule_arch::mte::{self, MATCH_ALL, Tag};
-use granule_arch::tag_check::{self, TagCheck};
+use granule_arch::tag_check::{Registers, TagCheck};
 
 use crate::harness::{Test, target_test};
 use crate::work;
@@ -186,6 +186,8 @@ fn each_mode_checks_as_it_should(t: &mut Test) {
     }
     let object = object(64);
     let beyond = object + 64;
+    // SAFETY: all CPUs have tags.
+    let registers = unsafe { Registers::new() };
     let asymmetric = granule::kernel().features().cpus.mte() == Mte::Asymmetric;
     let modes = [
         (TagCheck::Synchronous, (true, false), (true, false)),
@@ -197,16 +199,16 @@ fn each_mode_checks_as_it_should(t: &mut Test) {
     {
         // Until the flag is taken nothing else may look at it.
         let masked = interrupts::mask();
-        tag_check::set_el1(mode);
-        tag_check::resume();
-        let _ = tag_check::take_recorded_of_el1();
-        let read = (is_tag_fault(&probe::read::<u8>(beyond)), tag_check::take_recorded_of_el1());
+        registers.set_el1(mode);
+        registers.resume();
+        let _ = registers.take_recorded_of_el1();
+        let read = (is_tag_fault(&probe::read::<u8>(beyond)), registers.take_recorded_of_el1());
         // SAFETY: what is in the record, were it written.
         let write = unsafe { probe::read::<u32>(object.canonical() + 64).map(|mark| probe::write(beyond, mark)) };
-        let write = (write.is_ok_and(|write| is_tag_fault(&write)), tag_check::take_recorded_of_el1());
-        let again = tag_check::take_recorded_of_el1();
-        tag_check::set_el1(TagCheck::Synchronous);
-        tag_check::resume();
+        let write = (write.is_ok_and(|write| is_tag_fault(&write)), registers.take_recorded_of_el1());
+        let again = registers.take_recorded_of_el1();
+        registers.set_el1(TagCheck::Synchronous);
+        registers.resume();
         interrupts::restore(masked);
         t.equal("a read faults, or is noted", read, read_expected);
         t.equal("a write faults, or is noted", write, write_expected);
@@ -221,11 +223,13 @@ fn a_suspended_check_lasts_until_the_next(t: &mut Test) {
         return;
     }
     let object = object(64);
+    // SAFETY: all CPUs have tags.
+    let registers = unsafe { Registers::new() };
     let masked = interrupts::mask();
-    tag_check::suspend();
+    registers.suspend();
     let read = probe::read::<u8>(object + 64);
-    tag_check::set_el1(TagCheck::Synchronous);
-    tag_check::resume();
+    registers.set_el1(TagCheck::Synchronous);
+    registers.resume();
     interrupts::restore(masked);
     t.ok("unchecked", read);
     t.check("checked", is_caught(object + 64));

@@ -88,7 +88,7 @@ words! {
     word_restore(state: Daif): interrupts::restore(state);
     word_enable(): interrupts::enable();
     word_state() -> Daif: interrupts::state();
-    word_rndr() -> Option<u64>: random::rndr();
+    word_rndr(rndr: random::Rndr) -> Option<u64>: rndr.number();
     word_count_unordered() -> u64: timer::count_unordered();
     word_count() -> u64: timer::count();
     word_frequency() -> u64: timer::frequency();
