@@ -18,6 +18,54 @@
 //! ```compile_fail,E0133
 //! granule_arch::tag_check::Registers::new().suspend();
 //! ```
+//!
+//! # `granule-smmuv3`
+//! Memory of the driver's own is read and written by it alone, and is not made of a number:
+//! ```compile_fail,E0451
+//! # use granule_arch::addr::PhysAddr;
+//! let memory =
+//!     granule_smmuv3::DmaMemory { phys: PhysAddr(0), virt: core::ptr::NonNull::dangling(), bytes: 4096 };
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::PhysAddr;
+//! granule_smmuv3::DmaMemory::new(PhysAddr(0), core::ptr::NonNull::dangling(), 4096);
+//! ```
+//! ```compile_fail,E0624
+//! fn read<P: granule_smmuv3::Platform>(memory: &granule_smmuv3::DmaMemory) -> &[P::Word] {
+//!     memory.words::<P>()
+//! }
+//! ```
+//! CMD_SYNC stores a word of the caller's anywhere (IDR0.MSI):
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::PhysAddr;
+//! granule_smmuv3::Command::sync_with_store(PhysAddr(0x4008_0000), 0xdead_beef);
+//! ```
+//! ```compile_fail,E0603
+//! granule_smmuv3::Command([0x46 | 1 << 12 | 0xdead_beef << 32, 0x4008_0000]);
+//! ```
+//! ```compile_fail,E0133
+//! granule_smmuv3::Command::from_words([0x46 | 1 << 12 | 0xdead_beef << 32, 0x4008_0000]);
+//! ```
+//! A device reaches all of memory, or what any tables map:
+//! ```compile_fail,E0133
+//! use granule_smmuv3::{Memory, Platform, Smmu, Stream, Streams};
+//! fn bypass<P: Platform + Memory>(smmu: &Smmu<P>, streams: &mut Streams<P>) {
+//!     let _ = streams.set(smmu, 8, Stream::Bypass);
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! use granule_smmuv3::{ContextDescriptor, Memory, Platform, Smmu, Streams};
+//! fn point_at<P: Platform + Memory>(smmu: &Smmu<P>, streams: &mut Streams<P>) {
+//!     let _ = streams.update_context(smmu, 8, &ContextDescriptor([0; 8]));
+//! }
+//! ```
+//! The registers say where the tables and queues are:
+//! ```compile_fail,E0133
+//! use granule_smmuv3::{Platform, Smmu, registers::offset::STRTAB_BASE};
+//! fn program<P: Platform>(smmu: &Smmu<P>) {
+//!     smmu.platform().write64(STRTAB_BASE, 0x4008_0000);
+//! }
+//! ```
 
 #![no_std]
 #![forbid(unsafe_code)]

@@ -216,7 +216,8 @@ impl Iommu {
 
     /// The device is refused a write to a page.
     pub fn refuse(&self) {
-        self.smmu.platform().record();
+        // SAFETY: the test's own event; no register is written.
+        unsafe { self.smmu.platform() }.record();
     }
 
     /// What the thread that serves faults does when it wakes.
@@ -360,7 +361,8 @@ unsafe impl Memory for Port {
         let virt = NonNull::new(unsafe { alloc_zeroed(layout) })?;
         let at = virt.as_ptr().expose_provenance();
         self.memory.lock().unwrap().push((at, layout));
-        Some(DmaMemory { phys: PhysAddr(at as u64), virt: virt.cast(), bytes })
+        // SAFETY: it has just been allocated.
+        Some(unsafe { DmaMemory::new(PhysAddr(at as u64), virt.cast(), bytes) })
     }
 
     unsafe fn free(&self, _memory: DmaMemory) {}

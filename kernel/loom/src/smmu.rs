@@ -103,8 +103,9 @@ impl Port {
         }
         let index = 2 * (*position % entries) as usize;
         let [low, high] = [index, index + 1].map(|word| self.slots[word].load(Ordering::Relaxed));
-        let command = Command([low, high]);
-        if low == BLUNDER.0[0] {
+        // SAFETY: what a queue held, which nothing issues again.
+        let command = unsafe { Command::from_words([low, high]) };
+        if low == BLUNDER.words()[0] {
             fence(Ordering::Release);
             self.cons.store(*position & (2 * entries - 1) | 1 << 24, Ordering::Relaxed);
             *error ^= 1;
@@ -127,7 +128,8 @@ impl Port {
 }
 
 /// What is no command.
-const BLUNDER: Command = Command([0xff, 0]);
+// SAFETY: no SMMU knows it.
+const BLUNDER: Command = unsafe { Command::from_words([0xff, 0]) };
 
 // SAFETY: one SMMU's registers, as words that loom knows; the barriers are fences; the words are those of the queue's
 // memory, which is as many as the driver may use.
@@ -242,7 +244,8 @@ impl<const BITS: u32> Smmu<BITS> {
             ..Port::default()
         };
         // As many words as the bytes hold on the metal; these words are larger: see `Platform`.
-        let memory = DmaMemory { phys: PhysAddr(0), virt: NonNull::from(&*port.slots).cast(), bytes: 16 << BITS };
+        // SAFETY: the port lives as long as the queue, and only the queue writes its slots.
+        let memory = unsafe { DmaMemory::new(PhysAddr(0), NonNull::from(&*port.slots).cast(), 16 << BITS) };
         Self { port, queue: CommandQueue::new(memory) }
     }
 

@@ -108,14 +108,15 @@ unsafe impl Memory for Machine {
         let layout = Layout::from_size_align(bytes, align).ok().filter(|layout| layout.size() != 0)?;
         // SAFETY: the layout is not empty.
         let virt = NonNull::new(unsafe { alloc_zeroed(layout) })?.cast::<u64>();
-        Some(DmaMemory { phys: PhysAddr(VirtAddr::from_ptr(virt.as_ptr()).0), virt, bytes })
+        // SAFETY: it is zeroed, aligned, and its owner's until it is freed.
+        Some(unsafe { DmaMemory::new(PhysAddr(VirtAddr::from_ptr(virt.as_ptr()).0), virt, bytes) })
     }
 
     unsafe fn free(&self, memory: DmaMemory) {
         // The driver frees queues and tables, which are aligned to their size.
-        let layout = Layout::from_size_align(memory.bytes, memory.bytes).expect("as it was allocated");
+        let layout = Layout::from_size_align(memory.bytes(), memory.bytes()).expect("as it was allocated");
         // SAFETY: from `allocate`, by the caller's contract.
-        unsafe { dealloc(memory.virt.as_ptr().cast(), layout) };
+        unsafe { dealloc(memory.virt().as_ptr().cast(), layout) };
     }
 }
 
@@ -123,7 +124,9 @@ fn main() {
     let machine = Machine { registers: Registers::new(), since: Instant::now() };
     let probed = probe(machine).unwrap_or_else(|error| panic!("{error}"));
     println!("{}", probed.smmu.features());
-    println!("stream table at {:#x}", probed.smmu.platform().read64(STRTAB_BASE));
+    // SAFETY: a register is read alone.
+    let base = unsafe { probed.smmu.platform() }.read64(STRTAB_BASE);
+    println!("stream table at {base:#x}");
     // No stream is in use: all abort. A CPU has changed two pages of the address space 1.
     probed.smmu.invalidate(1, VirtAddr(0x40_0000), VirtAddr(0x40_2000), Scope::Leaves);
     println!("{:?}", probed.smmu.stats());

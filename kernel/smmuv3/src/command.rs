@@ -156,9 +156,9 @@ impl Span {
     }
 }
 
-/// One command.
+/// One command. A value proves that the SMMU may execute it: no safe one has the SMMU write to memory.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Command(pub [u64; 2]);
+pub struct Command(pub(crate) [u64; 2]);
 
 /// A field of the lower word.
 type Low = FieldValue<u64, COMMAND0::Register>;
@@ -172,6 +172,22 @@ impl Command {
     pub const TLBI_NSNH_ALL: Self = Self([COMMAND0::OPCODE::TlbiNsnhAll.value, 0]);
     /// CMD_CFGI_ALL: everything cached of STEs and CDs.
     pub const CFGI_ALL: Self = Self([COMMAND0::OPCODE::CfgiSteRange.value, 31]);
+
+    /// The command of these words.
+    ///
+    /// # Safety
+    /// 1. A CMD_SYNC with CS of 1 keeps the contract of [`Self::sync_with_store`].
+    /// 2. Any other command is one of the Non-secure world that acts on caches of the SMMU and of devices alone, or none
+    ///    that the SMMU knows.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub const unsafe fn from_words(words: [u64; 2]) -> Self {
+        Self(words)
+    }
+
+    /// Its words, as the queue has them.
+    pub const fn words(self) -> [u64; 2] {
+        self.0
+    }
 
     #[inline(always)]
     fn new(low: Low, high: High) -> Self {
@@ -189,7 +205,13 @@ impl Command {
     }
 
     /// CMD_SYNC that also stores `data` at `at`, a multiple of 4, in Normal Write-Back memory.
-    pub fn sync_with_store(at: PhysAddr, data: u32) -> Self {
+    ///
+    /// # Safety
+    /// For as long as the value or a copy of it may be issued, and until the SMMU has completed it:
+    /// 1. the four bytes at the physical address `at` are the caller's, as an atomic word that the SMMU may write;
+    /// 2. `at` is Normal memory that is Inner Shareable Write-Back for the CPUs.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn sync_with_store(at: PhysAddr, data: u32) -> Self {
         let how = COMMAND0::CS::Irq + COMMAND0::MSH::InnerShareable + COMMAND0::MSIATTR.val(0xf);
         Self::new(
             COMMAND0::OPCODE::Sync + how + COMMAND0::MSIDATA.val(u64::from(data)),

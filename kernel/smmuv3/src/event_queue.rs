@@ -40,25 +40,25 @@ const RECORD_WORDS: usize = RECORD_BYTES / 8;
 impl Events {
     /// The queue in `slots`, zeroed memory of a power of two of events, aligned to its size.
     pub fn new(slots: DmaMemory) -> Self {
-        debug_assert!(slots.bytes.is_power_of_two() && slots.phys.is_aligned(slots.bytes as u64));
+        debug_assert!(slots.bytes().is_power_of_two() && slots.phys().is_aligned(slots.bytes() as u64));
         Self { slots, consumed: 0, lost: 0 }
     }
 
     /// How many events it holds.
     pub const fn capacity(&self) -> usize {
-        self.slots.bytes / RECORD_BYTES
+        self.slots.bytes() / RECORD_BYTES
     }
 
     /// What EVENTQ_BASE is to be. EVENTQ_PROD and EVENTQ_CONS start as 0.
     pub fn base(&self) -> u64 {
         let bits = QUEUE_BASE::LOG2SIZE.val(self.capacity().trailing_zeros().into());
-        (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(self.slots.phys.0 >> 5) + bits).value
+        (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(self.slots.phys().0 >> 5) + bits).value
     }
 
     /// Hands every event that is there to `each`, oldest first, and makes room. Those that come meanwhile too, up to as
     /// many as the queue holds: a device that never stops does not keep a CPU for ever.
     pub fn drain<P: Platform>(&mut self, smmu: &Smmu<P>, mut each: impl FnMut(&Event)) -> Drained {
-        let platform = smmu.platform();
+        let platform = &smmu.platform;
         let mut drained = Drained::default();
         while drained.events < self.capacity() {
             let produced = platform.read32(offset::EVENTQ_PROD);

@@ -80,6 +80,7 @@ pub enum Step {
 /// 2. The barriers are those whose names they have, or stronger, for the CPUs and the SMMU.
 /// 3. `Word` at the addresses of a [`DmaMemory`] is what the SMMU reads and writes there: 8 bytes, little-endian, in
 ///    one piece. (A checker that has no SMMU in it may have larger words, and its memory as many of them.)
+/// 4. Safe code gets no value of it but to give it to [`probe`](crate::probe): what it writes is programming the SMMU.
 pub unsafe trait Platform: Sync {
     /// A word that is shared.
     type Word: Word;
@@ -124,12 +125,9 @@ pub unsafe trait Platform: Sync {
 /// Memory that CPUs and the SMMU see alike. Owning one is the right to use it, and to give it back once.
 #[derive(Debug)]
 pub struct DmaMemory {
-    /// Where the SMMU finds it.
-    pub phys: PhysAddr,
-    /// Where the CPU finds it: words of [`Platform::Word`].
-    pub virt: NonNull<u64>,
-    /// Its size.
-    pub bytes: usize,
+    phys: PhysAddr,
+    virt: NonNull<u64>,
+    bytes: usize,
 }
 
 // SAFETY: it is a range of memory that has one owner, and words in it are shared by atomic accesses alone.
@@ -138,11 +136,42 @@ unsafe impl Send for DmaMemory {}
 unsafe impl Sync for DmaMemory {}
 
 impl DmaMemory {
+    /// Vouches for `bytes` bytes at `virt`, which the SMMU finds at `phys`.
+    ///
+    /// # Safety
+    /// 1. The memory is mapped there, zeroed and contiguous, and stays for as long as the value, and behind it until the
+    ///    SMMU no longer knows of it.
+    /// 2. It has `bytes / 8` words of [`Platform::Word`], aligned for them, and is as aligned as the queue or table that is
+    ///    made of it must be, in both addresses.
+    /// 3. It is Normal Inner Write-Back Inner Shareable for the CPU, and `phys` is where it is.
+    /// 4. Nothing else uses it, and no other value stands for it.
+    #[inline(always)]
+    pub const unsafe fn new(phys: PhysAddr, virt: NonNull<u64>, bytes: usize) -> Self {
+        Self { phys, virt, bytes }
+    }
+
+    /// Where the SMMU finds it.
+    #[inline(always)]
+    pub const fn phys(&self) -> PhysAddr {
+        self.phys
+    }
+
+    /// Where the CPU finds it.
+    #[inline(always)]
+    pub const fn virt(&self) -> NonNull<u64> {
+        self.virt
+    }
+
+    /// Its size, in bytes.
+    #[inline(always)]
+    pub const fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Its words as `P` has them.
     #[inline(always)]
-    pub fn words<P: Platform>(&self) -> &[P::Word] {
-        // SAFETY: by `Memory` it is zeroed memory of `bytes`, aligned, live while this is, and used as shared words
-        // only; and so does the third promise of `Platform` where words are larger.
+    pub(crate) fn words<P: Platform>(&self) -> &[P::Word] {
+        // SAFETY: by the contract of `new` these are as many words, live while this is, and used as shared words only.
         unsafe { core::slice::from_raw_parts(self.virt.as_ptr().cast(), self.bytes / 8) }
     }
 }

@@ -104,7 +104,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     /// Where `slots` is not as large as the queue, or the queue is larger than any SMMU's.
     pub fn new(slots: DmaMemory) -> Self {
         const { assert!(BITS >= 1 && BITS < 20) }
-        assert!(slots.bytes == COMMAND_BYTES << BITS, "{} bytes for 2^{BITS} commands", slots.bytes);
+        assert!(slots.bytes() == COMMAND_BYTES << BITS, "{} bytes for 2^{BITS} commands", slots.bytes());
         Self {
             slots,
             consumed: P::word(0),

@@ -175,7 +175,7 @@ fn allocate<P: Platform + Memory>(features: &Features, memory: &P) -> Result<Mem
 
 /// What CMDQ_BASE is to be.
 fn base(slots: &DmaMemory, bits: u32) -> u64 {
-    (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(slots.phys.0 >> 5) + QUEUE_BASE::LOG2SIZE.val(bits.into()))
+    (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(slots.phys().0 >> 5) + QUEUE_BASE::LOG2SIZE.val(bits.into()))
         .value
 }
 

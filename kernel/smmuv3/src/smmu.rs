@@ -44,7 +44,13 @@ impl<P: Platform> Smmu<P> {
     }
 
     /// Its registers.
-    pub fn platform(&self) -> &P {
+    ///
+    /// # Safety
+    /// 1. No register is written through it that says where the SMMU's tables and queues are, what it does with
+    ///    transactions, or how far a queue is filled.
+    /// 2. Memory that it allocates is for nothing that this driver has.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn platform(&self) -> &P {
         &self.platform
     }
 

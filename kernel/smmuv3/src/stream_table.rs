@@ -118,7 +118,7 @@ impl<P: Platform + Memory> Streams<P> {
 
     /// What STRTAB_BASE is to be.
     pub fn base(&self) -> u64 {
-        (STRTAB_BASE::RA::SET + STRTAB_BASE::ADDRESS.val(self.table.phys.0 >> 6)).value
+        (STRTAB_BASE::RA::SET + STRTAB_BASE::ADDRESS.val(self.table.phys().0 >> 6)).value
     }
 
     /// What STRTAB_BASE_CFG is to be.
@@ -159,19 +159,29 @@ impl<P: Platform + Memory> Streams<P> {
     ///
     /// # Errors
     /// It is as it was; but where commands failed nothing passes any more, of no stream.
-    pub fn set(&mut self, smmu: &Smmu<P>, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
+    ///
+    /// # Safety
+    /// What devices reach by the stream, from the call on until the stream is set otherwise:
+    /// 1. `smmu` is the one that the table is of, from the same [`probe`](crate::probe).
+    /// 2. [`Stream::Bypass`]: the device may read and write all of memory.
+    /// 3. [`Stream::Translate`]: what [`ContextDescriptor`] names as its root is a table of the shape that it names, which
+    ///    stays one, and so do all that it leads to; and the device may access all memory that their leaves map, as they
+    ///    allow. Tables and memory outlive the TLB too: [`Smmu::invalidate_asid`] comes before their next use.
+    /// 4. The ASID of the context is from the SMMU's [`Asids`](crate::Asids), and translations that it had by other tables
+    ///    have been invalidated.
+    pub unsafe fn set(&mut self, smmu: &Smmu<P>, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
         self.make_entry(smmu, stream)?;
         let entry = match to {
             Stream::Abort => StreamTableEntry::ABORT,
             Stream::Bypass => StreamTableEntry::BYPASS,
             Stream::Translate { context, privilege } => {
-                let place = self.write_free_context(smmu.platform(), stream, context)?;
+                let place = self.write_free_context(&smmu.platform, stream, context)?;
                 StreamTableEntry::translate(place, privilege, self.format)
             }
         };
         let cells = self.entry_cells(stream).ok_or(StreamError::OutOfMemory(stream))?;
         // Tables, context descriptor, then the entry that leads there.
-        smmu.platform().dmb_oshst();
+        smmu.platform.dmb_oshst();
         Ok(hitless::carry_out(cells, &entry, || forget(smmu, Command::cfgi_ste(stream, Scope::Leaves)))?)
     }
 
@@ -181,10 +191,19 @@ impl<P: Platform + Memory> Streams<P> {
     ///
     /// # Errors
     /// It is as it was; but where commands failed nothing passes any more, of no stream.
-    pub fn update_context(&mut self, smmu: &Smmu<P>, stream: u32, to: &ContextDescriptor) -> Result<(), StreamError> {
+    ///
+    /// # Safety
+    /// As [`Self::set`] with `to`; while the change is under way the contract holds for both descriptors. It holds for
+    /// any [`ContextDescriptor::disabled`] of the descriptor in use.
+    pub unsafe fn update_context(
+        &mut self,
+        smmu: &Smmu<P>,
+        stream: u32,
+        to: &ContextDescriptor,
+    ) -> Result<(), StreamError> {
         let in_use = self.slot_in_use(stream).and_then(|slot| self.context_cells(stream, slot));
         let (cells, _) = in_use.ok_or(StreamError::NoContext(stream))?;
-        smmu.platform().dmb_oshst();
+        smmu.platform.dmb_oshst();
         Ok(hitless::carry_out(cells, to, || forget(smmu, Command::cfgi_cd(stream, 0, Scope::Leaves)))?)
     }
 
@@ -194,13 +213,13 @@ impl<P: Platform + Memory> Streams<P> {
         if group[ENTRIES].load(Ordering::Relaxed) != 0 {
             return Ok(());
         }
-        let memory = smmu.platform();
+        let memory = &smmu.platform;
         let leaf = memory.allocate(LEAF_BYTES, LEAF_BYTES).ok_or(StreamError::OutOfMemory(stream))?;
         refuse_all(leaf.words::<P>());
         group[ENTRIES].store(expose(leaf.words::<P>()), Ordering::Relaxed);
         // A walk that finds the descriptor must find the entries refusing, not what the memory was before.
         memory.dmb_oshst();
-        let descriptor = LEVEL1::SPAN.val(u64::from(LEAF_BITS) + 1) + LEVEL1::LEAF.val(leaf.phys.0 >> 6);
+        let descriptor = LEVEL1::SPAN.val(u64::from(LEAF_BITS) + 1) + LEVEL1::LEAF.val(leaf.phys().0 >> 6);
         self.table.words::<P>()[(stream >> LEAF_BITS) as usize].store(descriptor.value, Ordering::Relaxed);
         // The SMMU may have cached that there is none.
         Ok(forget(smmu, Command::cfgi_ste(stream, Scope::Tables))?)
@@ -219,7 +238,7 @@ impl<P: Platform + Memory> Streams<P> {
             let contexts =
                 memory.allocate(CONTEXTS_BYTES, ContextDescriptor::BYTES).ok_or(StreamError::OutOfMemory(stream))?;
             group[CONTEXTS_CPU].store(expose(contexts.words::<P>()), Ordering::Relaxed);
-            group[CONTEXTS_SMMU].store(contexts.phys.0, Ordering::Relaxed);
+            group[CONTEXTS_SMMU].store(contexts.phys().0, Ordering::Relaxed);
         }
         let free = self.slot_in_use(stream).map_or(0, |slot| (slot + 1) % CONTEXTS);
         let (cells, place) = self.context_cells(stream, free).ok_or(StreamError::OutOfMemory(stream))?;
@@ -261,7 +280,7 @@ impl<P: Platform + Memory> Streams<P> {
 
 /// Has the SMMU forget what it has cached of an entry that has changed. One that does not is shut.
 fn forget<P: Platform>(smmu: &Smmu<P>, command: Command) -> Result<(), CommandError> {
-    if smmu.platform().leaves_out(Step::Configuration) { Ok(()) } else { smmu.issue_or_shut(command) }
+    if smmu.platform.leaves_out(Step::Configuration) { Ok(()) } else { smmu.issue_or_shut(command) }
 }
 
 /// Every entry refuses. They are zero, and the SMMU does not know of them.

@@ -142,7 +142,8 @@ unsafe impl Memory for Port {
             // SAFETY: the linear map shows the block, writable, and these pages have no other user.
             unsafe { zero_page(start + page) };
         }
-        Some(DmaMemory { phys, virt: NonNull::new(start.as_ptr())?, bytes })
+        // SAFETY: frames of this block that had no user, zeroed above; the linear map shows them.
+        Some(unsafe { DmaMemory::new(phys, NonNull::new(start.as_ptr())?, bytes) })
     }
 
     /// Only an SMMU that cannot be used gives something back, at boot: its block is lost.

@@ -17,6 +17,8 @@
 //! This SMMU has no substreams: the binding has the whole stream, messages included. So what a device shares with its
 //! driver is in the tables of the process, within reach of every device that uses them: a space has one binding.
 
+#![allow(unsafe_code, reason = "vouches for what devices reach")]
+
 use granule_arch::addr::PhysAddr;
 use granule_arch::tlbi::Granule;
 use granule_smmuv3::{ContextDescriptor, Features, OutputSize, Privilege, Stream, StreamError, Translation};
@@ -141,7 +143,11 @@ impl Iommu {
     /// Configures `stream` as `to`. An SMMU that does not confirm it is shut by its driver: the stream's configuration
     /// no longer matters then.
     pub(super) fn set_stream(&self, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {
-        self.streams.lock().set(&self.smmu, stream, to)
+        // SAFETY: 1. They are of one SMMU. 2. Only a device that was claimed for it bypasses: `iommu=bypass`, or a test.
+        // 3. The tables are the stream's domain, which stays, or a space's, whose end cuts the stream off first; what a
+        // leaf maps is the device's until it is unmapped and invalidated. 4. `invalidate_asid` comes before a number is
+        // free again.
+        unsafe { self.streams.lock().set(&self.smmu, stream, to) }
     }
 
     /// Binds `stream`, whose own pages are `own`, to `space`.
@@ -218,7 +224,8 @@ impl Iommu {
     pub(super) fn cut_off(&self, stream: u32, asid: u16) {
         let mut streams = self.streams.lock();
         if let Some(context) = streams.context(stream).filter(|context| context.asid() == asid)
-            && let Err(error) = streams.update_context(&self.smmu, stream, &context.disabled())
+            // SAFETY: nothing is translated by it.
+            && let Err(error) = unsafe { streams.update_context(&self.smmu, stream, &context.disabled()) }
         {
             // The memory of the space goes in any case, so nothing may reach it.
             crate::log::error!("smmu: stream {stream:#x} could not be cut off: {error}");

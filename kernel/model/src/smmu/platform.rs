@@ -105,13 +105,14 @@ unsafe impl Memory for ModelPlatform {
         state.next_free = start + words;
         state.allocated.insert(start, words);
         let virt = self.shared.arena.pointer(start);
-        Some(DmaMemory { phys: PhysAddr(Arena::address(start)), virt, bytes })
+        // SAFETY: words of the arena that nothing has had so far.
+        Some(unsafe { DmaMemory::new(PhysAddr(Arena::address(start)), virt, bytes) })
     }
 
     unsafe fn free(&self, memory: DmaMemory) {
-        let index = self.shared.arena.index(memory.phys.0);
+        let index = self.shared.arena.index(memory.phys().0);
         let mut state = self.shared.state();
         let known = index.and_then(|index| state.allocated.remove(&index));
-        assert!(known == Some(memory.bytes / 8), "memory is given back that was not given out: {memory:?}");
+        assert!(known == Some(memory.bytes() / 8), "memory is given back that was not given out: {memory:?}");
     }
 }

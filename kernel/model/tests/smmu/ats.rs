@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering::Relaxed;
 use granule_model::smmu::{Hardware, Outcome, SmmuRule};
 use granule_smmuv3::{Command, CommandError, Platform, Scope, Word};
 
-use crate::rig::{ASID, PAGE_RW, Rig, STREAM, Tables};
+use crate::rig::{ASID, PAGE_RW, Rig, STREAM, Tables, command, update_context};
 
 const ATS: Hardware = Hardware { ats: true, ..Hardware::PLAIN };
 const FRAME: u64 = 0x1_2340_0000;
@@ -15,7 +15,7 @@ const FORBIDDEN: Outcome = Outcome::Refused { event: Some(0x07) };
 
 /// CMD_ATC_INV of `2^size` pages of 4 KiB.
 fn atc_inv(stream: u32, address: u64, size: u64) -> Command {
-    Command([0x40 | u64::from(stream) << 32, address | size])
+    command([0x40 | u64::from(stream) << 32, address | size])
 }
 
 /// A device with ATS that has asked for page 3.
@@ -98,7 +98,7 @@ fn a_command_that_does_not_cover_it_or_comes_too_early_does_not_count() {
 fn a_stream_with_other_tables_needs_it_too() {
     let (mut rig, _tables) = asked(ATS);
     let others = Tables::new(&rig);
-    rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &others.context(ASID + 1)).unwrap();
+    update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &others.context(ASID + 1)).unwrap();
     rig.parts.smmu.invalidate_asid(ASID);
     kept(&rig);
     rig.parts.smmu.issue(&[atc_inv(STREAM, 0, 52)]).unwrap();

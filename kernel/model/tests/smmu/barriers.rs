@@ -3,9 +3,9 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_model::smmu::{Barrier, Hardware, Operation, SmmuModel};
-use granule_smmuv3::{Command, CommandError, Privilege, Scope, Stream, probe};
+use granule_smmuv3::{CommandError, Privilege, Scope, Stream, probe};
 
-use crate::rig::{ASID, Rig, STREAM, Tables};
+use crate::rig::{ASID, Rig, STREAM, Tables, command, set, update_context};
 
 /// Registers.
 const CR0: usize = 0x20;
@@ -85,7 +85,7 @@ fn slots_are_filled_again_behind_the_look_that_found_room() {
 #[test]
 fn an_error_is_served_between_barriers() {
     let rig = Rig::new(Hardware::QEMU);
-    let illegal = || assert_eq!(rig.parts.smmu.issue(&[Command([0x7f, 0])]), Err(CommandError::Illegal));
+    let illegal = || assert_eq!(rig.parts.smmu.issue(&[command([0x7f, 0])]), Err(CommandError::Illegal));
     let operations = rig.model.record(illegal);
     let acknowledged = operations.iter().position(|operation| is_write(operation, GERRORN)).unwrap();
     let served = operations[..acknowledged].iter().rposition(|operation| is_read(operation, GERROR)).unwrap();
@@ -145,12 +145,12 @@ fn what_the_caller_has_stored_comes_before_what_leads_there() {
         let model = rig.model;
         // From one context to another: the free one, and behind a barrier the entry.
         let to = Stream::Translate { context: &second, privilege: Privilege::Incoming };
-        let set = model.record(|| rig.parts.streams.set(&rig.parts.smmu, STREAM, to).unwrap());
+        let set = model.record(|| set(&mut rig.parts.streams, &rig.parts.smmu, STREAM, to).unwrap());
         let entry = model.stream_entry(STREAM).0;
         let is_entry = |operation: &Operation| matches!(operation, Operation::Store { address, .. } if (entry..entry + 64).contains(address));
         assert_between(&set, |operation| is_store(operation) && !is_entry(operation), Barrier::Store, is_entry);
         // In place.
-        let update = || rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &second.disabled()).unwrap();
+        let update = || update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &second.disabled()).unwrap();
         let updated = model.record(update);
         assert_eq!(updated[0], Operation::Barrier(Barrier::Store));
         assert!(is_store(&updated[1]), "{updated:x?}");

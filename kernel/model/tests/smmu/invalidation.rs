@@ -9,7 +9,9 @@ use granule_model::smmu::{Access, Hardware, Operation, Outcome, Pace, SmmuRule};
 use granule_smmuv3::{Scope, Step, Stream};
 use proptest::prelude::*;
 
-use crate::rig::{ASID, F_PERMISSION, F_TRANSLATION, PAGE_CLEAN, PAGE_RO, PAGE_RW, Rig, STREAM, Tables};
+use crate::rig::{
+    ASID, F_PERMISSION, F_TRANSLATION, PAGE_CLEAN, PAGE_RO, PAGE_RW, Rig, STREAM, Tables, update_context,
+};
 
 const FRAME: u64 = 0x1_2340_0000;
 const LANDS: Outcome = Outcome::Reaches(FRAME);
@@ -209,7 +211,7 @@ fn a_space_can_die_while_its_device_works() {
     let (mut rig, tables) = bound(Hardware::QEMU, PAGE_RW);
     rig.model.prefer_old();
     let context = tables.context(ASID);
-    rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &context.disabled()).unwrap();
+    update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &context.disabled()).unwrap();
     assert_ne!(rig.model.transact(STREAM, 0x4000, Access::WRITE), F_TRANSLATION, "no event");
     rig.parts.smmu.invalidate_asid(ASID);
     rig.model.freed(PhysAddr(FRAME), 0x1000);

@@ -175,7 +175,7 @@ fn the_model_sees_a_queue_that_is_not_aligned_to_its_size() {
             let memory = model.allocate(0x4000);
             platform.write32(offset::GBPA, 1 << 31 | 1 << 20);
             while platform.read32(offset::GBPA) & 1 << 31 != 0 {}
-            platform.write64(base, (memory.phys.0 + shift) | 7);
+            platform.write64(base, (memory.phys().0 + shift) | 7);
             platform.write32(offset::CR0, enable);
             let violations = model.violations();
             assert_eq!(violations.is_empty(), is_right, "{violations:?}");

@@ -11,7 +11,7 @@ use granule_smmuv3::{Scope, Step, Stream};
 use proptest::prelude::*;
 use proptest::strategy::ValueTree;
 
-use crate::rig::{F_PERMISSION, F_TRANSLATION, PAGE_CLEAN, PAGE_RO, PAGE_RW, Rig, STREAM, Tables};
+use crate::rig::{F_PERMISSION, F_TRANSLATION, PAGE_CLEAN, PAGE_RO, PAGE_RW, Rig, STREAM, Tables, update_context};
 
 const PAGES: u64 = 16;
 
@@ -123,7 +123,7 @@ impl Story {
             Action::Exit => {
                 let context = self.tables[self.bound].context(self.asid);
                 let (streams, smmu) = (&mut self.rig.parts.streams, &self.rig.parts.smmu);
-                streams.update_context(smmu, STREAM, &context.disabled()).unwrap();
+                update_context(streams, smmu, STREAM, &context.disabled()).unwrap();
                 smmu.invalidate_asid(self.asid);
                 for page in 0..PAGES {
                     if let Some((frame, _)) = self.oracle[self.bound][page as usize].take() {
@@ -131,7 +131,7 @@ impl Story {
                         self.tables[self.bound].write(&self.rig, page, 0);
                     }
                 }
-                self.rig.parts.streams.update_context(&self.rig.parts.smmu, STREAM, &context).unwrap();
+                update_context(&mut self.rig.parts.streams, &self.rig.parts.smmu, STREAM, &context).unwrap();
             }
         }
     }

@@ -6,7 +6,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::tlbi::Granule;
 use granule_model::smmu::{Access, Hardware, ModelPlatform, Outcome, SmmuModel};
 use granule_smmuv3::{
-    ContextDescriptor, DmaMemory, OutputSize, Platform, Privilege, Probed, Scope, Stream, Translation, Word, probe,
+    Command, ContextDescriptor, DmaMemory, OutputSize, Platform, Privilege, Probed, Scope, Smmu, Stream, StreamError,
+    Streams, Translation, Word, probe,
 };
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -24,6 +25,37 @@ pub(crate) const PAGE_RW: u64 = 0b11 | 1 << 6 | 0b11 << 8 | 1 << 10 | 1 << 11;
 pub(crate) const PAGE_RO: u64 = PAGE_RW | 1 << 7;
 /// The same writable and clean: DBM set, AP[2] set.
 pub(crate) const PAGE_CLEAN: u64 = PAGE_RO | 1 << 51;
+
+/// [`Streams::set`]: the model has no memory that a device must not reach, and reports what it must not do.
+#[allow(unsafe_code, reason = "the model's memory is words of an arena")]
+pub(crate) fn set(
+    streams: &mut Streams<ModelPlatform>,
+    smmu: &Smmu<ModelPlatform>,
+    stream: u32,
+    to: Stream<'_>,
+) -> Result<(), StreamError> {
+    // SAFETY: see above.
+    unsafe { streams.set(smmu, stream, to) }
+}
+
+/// [`Streams::update_context`], likewise.
+#[allow(unsafe_code, reason = "the model's memory is words of an arena")]
+pub(crate) fn update_context(
+    streams: &mut Streams<ModelPlatform>,
+    smmu: &Smmu<ModelPlatform>,
+    stream: u32,
+    to: &ContextDescriptor,
+) -> Result<(), StreamError> {
+    // SAFETY: see above.
+    unsafe { streams.update_context(smmu, stream, to) }
+}
+
+/// The command of these words.
+#[allow(unsafe_code, reason = "the model's memory is words of an arena")]
+pub(crate) const fn command(words: [u64; 2]) -> Command {
+    // SAFETY: see above.
+    unsafe { Command::from_words(words) }
+}
 
 /// An SMMU in use.
 pub(crate) struct Rig {
@@ -47,11 +79,11 @@ impl Rig {
     /// A device is translated by `tables` from now on.
     pub(crate) fn translate(&mut self, stream: u32, context: &ContextDescriptor) {
         let to = Stream::Translate { context, privilege: Privilege::Incoming };
-        self.parts.streams.set(&self.parts.smmu, stream, to).expect("the model does what it is told");
+        set(&mut self.parts.streams, &self.parts.smmu, stream, to).expect("the model does what it is told");
     }
 
     pub(crate) fn set(&mut self, stream: u32, to: Stream<'_>) {
-        self.parts.streams.set(&self.parts.smmu, stream, to).expect("the model does what it is told");
+        set(&mut self.parts.streams, &self.parts.smmu, stream, to).expect("the model does what it is told");
     }
 
     /// Both ends of one page.
@@ -80,15 +112,15 @@ impl Tables {
             middle: rig.model.allocate(0x1000),
             last: rig.model.allocate(0x1000),
         };
-        rig.model.word(tables.root.phys).store(tables.middle.phys.0 | 0b11, Relaxed);
-        rig.model.word(tables.middle.phys).store(tables.last.phys.0 | 0b11, Relaxed);
+        rig.model.word(tables.root.phys()).store(tables.middle.phys().0 | 0b11, Relaxed);
+        rig.model.word(tables.middle.phys()).store(tables.last.phys().0 | 0b11, Relaxed);
         rig.platform.dmb_oshst();
         tables
     }
 
     pub(crate) fn context(&self, asid: u16) -> ContextDescriptor {
         ContextDescriptor::new(&Translation {
-            root: self.root.phys,
+            root: self.root.phys(),
             address_bits: 39,
             granule: Granule::Size4K,
             output: OutputSize::Bits44,
@@ -100,7 +132,7 @@ impl Tables {
 
     /// Writes the entry of page `page`, and makes it visible.
     pub(crate) fn write(&self, rig: &Rig, page: u64, entry: u64) {
-        rig.model.word(self.last.phys + page * 8).store(entry, Relaxed);
+        rig.model.word(self.last.phys() + page * 8).store(entry, Relaxed);
         rig.platform.dmb_oshst();
     }
 
@@ -111,17 +143,17 @@ impl Tables {
 
     /// The first table.
     pub(crate) fn root(&self) -> PhysAddr {
-        self.root.phys
+        self.root.phys()
     }
 
     /// The table of the last level.
     pub(crate) fn last(&self) -> PhysAddr {
-        self.last.phys
+        self.last.phys()
     }
 
     /// Writes the entry that leads there.
     pub(crate) fn write_middle(&self, rig: &Rig, entry: u64) {
-        rig.model.word(self.middle.phys).store(entry, Relaxed);
+        rig.model.word(self.middle.phys()).store(entry, Relaxed);
         rig.platform.dmb_oshst();
     }
 }

@@ -11,7 +11,7 @@ use granule_smmuv3::{
     Command, CommandError, ContextDescriptor, Privilege, Stream, StreamError, StreamTableEntry, Word,
 };
 
-use crate::rig::{ASID, F_TRANSLATION, PAGE_RW, Rig, SILENT, STREAM, Tables};
+use crate::rig::{ASID, F_TRANSLATION, PAGE_RW, Rig, SILENT, STREAM, Tables, command, set, update_context};
 
 const MACHINES: [Hardware; 2] =
     [Hardware::QEMU, Hardware { overrides_privilege: true, overflow: Overflow::Flag, ..Hardware::PLAIN }];
@@ -33,7 +33,7 @@ fn each_kind_does_what_it_says() {
         rig.translate(STREAM, &tables.context(ASID));
         assert_eq!(rig.model.transact(STREAM, 0x3010, Access::WRITE), Outcome::Reaches(0x1_2340_0010));
         assert_eq!(rig.model.transact(STREAM, 0x4000, Access::WRITE), F_TRANSLATION);
-        rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &tables.context(ASID).disabled()).unwrap();
+        update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &tables.context(ASID).disabled()).unwrap();
         assert_eq!(rig.model.transact(STREAM, 0x3010, Access::WRITE), SILENT);
         rig.set(STREAM, Stream::Abort);
         assert_eq!(rig.model.transact(STREAM, 0x3010, Access::WRITE), SILENT);
@@ -100,7 +100,7 @@ fn every_change_is_seen_as_before_or_as_after() {
             let before = rig.model.view_now(STREAM);
             assert_eq!(views_of(&rig), BTreeSet::from([before]));
             let seen = rig.model.views_during(STREAM, || {
-                rig.parts.streams.set(&rig.parts.smmu, STREAM, stream(to)).unwrap();
+                set(&mut rig.parts.streams, &rig.parts.smmu, STREAM, stream(to)).unwrap();
             });
             let after = rig.model.view_now(STREAM);
             assert_eq!(views_of(&rig), BTreeSet::from([after]), "nothing is cached of what was");
@@ -127,7 +127,7 @@ fn a_context_goes_and_comes_back_unbroken() {
         let mut seen = BTreeSet::new();
         let done = rig.model.record(|| {
             seen = rig.model.views_during(STREAM, || {
-                rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &to).unwrap();
+                update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &to).unwrap();
             });
         });
         let after = rig.model.view_now(STREAM);
@@ -153,7 +153,7 @@ fn configuration_that_is_not_invalidated_is_stale() {
             rig.set(STREAM, Stream::Abort);
         } else {
             let context = tables[0].context(ASID + 1);
-            rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &context).unwrap();
+            update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &context).unwrap();
         }
         rig.model.audit(STREAM, 0x3000);
         assert_eq!(rig.model.expect_violation().rule, SmmuRule::StaleConfiguration);
@@ -191,7 +191,7 @@ fn a_table_of_one_level_ends_where_it_ends() {
     rig.set(0xfff, Stream::Bypass);
     rig.model.add_device(0xfff);
     assert_eq!(rig.model.transact(0xfff, 0x1234, Access::READ), Outcome::Reaches(0x1234));
-    let error = rig.parts.streams.set(&rig.parts.smmu, 0x1000, Stream::Bypass).unwrap_err();
+    let error = set(&mut rig.parts.streams, &rig.parts.smmu, 0x1000, Stream::Bypass).unwrap_err();
     assert!(matches!(error, StreamError::NoSuchStream { stream: 0x1000, bits: 12 }), "{error}");
     assert_eq!(rig.model.view_now(0x1000), View::NoStream);
     assert_eq!(rig.parts.streams.entry(0x1000), None);
@@ -205,7 +205,7 @@ fn a_stream_without_a_context_has_none_to_change() {
         if let Some(to) = to {
             rig.set(STREAM, to);
         }
-        let error = rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &context).unwrap_err();
+        let error = update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &context).unwrap_err();
         assert_eq!(error, StreamError::NoContext(STREAM));
         assert_eq!(rig.parts.streams.context(STREAM), None);
     }
@@ -223,12 +223,12 @@ fn memory_may_run_out_at_any_step() {
         rig.model.add_device(STREAM);
         rig.model.limit_allocations(allocations);
         let to = Stream::Translate { context: &context, privilege: Privilege::Incoming };
-        let result = rig.parts.streams.set(&rig.parts.smmu, STREAM, to);
+        let result = set(&mut rig.parts.streams, &rig.parts.smmu, STREAM, to);
         if allocations < 2 {
             assert_eq!(result, Err(StreamError::OutOfMemory(STREAM)));
             assert!(matches!(rig.model.view_now(STREAM), View::NoStream | View::Entry(Entry::Abort)));
             rig.model.limit_allocations(10);
-            rig.parts.streams.set(&rig.parts.smmu, STREAM, to).expect("the same succeeds when there is memory");
+            set(&mut rig.parts.streams, &rig.parts.smmu, STREAM, to).expect("the same succeeds when there is memory");
         } else {
             assert_eq!(result, Ok(()));
         }
@@ -288,8 +288,8 @@ fn an_smmu_that_stops_answering_is_shut() {
         rig.translate(STREAM, &tables.context(ASID));
         rig.model.answer(false);
         let error = match bound {
-            true => rig.parts.streams.update_context(&rig.parts.smmu, STREAM, &tables.context(ASID).disabled()),
-            false => rig.parts.streams.set(&rig.parts.smmu, STREAM, Stream::Abort),
+            true => update_context(&mut rig.parts.streams, &rig.parts.smmu, STREAM, &tables.context(ASID).disabled()),
+            false => set(&mut rig.parts.streams, &rig.parts.smmu, STREAM, Stream::Abort),
         };
         assert_eq!(error, Err(StreamError::Command(CommandError::Timeout)));
         assert_eq!(rig.model.view_now(STREAM), View::OffAborts);
@@ -308,7 +308,7 @@ fn changes_go_on_among_illegal_commands() {
         scope.spawn(|| {
             // Fewer than the driver bears in a row: each makes one attempt of it uncertain at most.
             for _ in 0..12 {
-                assert_eq!(smmu.issue(&[Command([0x7f, 0])]), Err(CommandError::Illegal));
+                assert_eq!(smmu.issue(&[command([0x7f, 0])]), Err(CommandError::Illegal));
                 for _ in 0..20 {
                     assert_eq!(smmu.issue(&[Command::tlbi_nh_asid(1)]), Ok(()));
                 }
@@ -316,7 +316,7 @@ fn changes_go_on_among_illegal_commands() {
         });
         for _ in 0..40 {
             for to in [Stream::Translate { context: &context, privilege: Privilege::Incoming }, Stream::Abort] {
-                streams.set(smmu, STREAM, to).expect("others' mistakes are not this call's");
+                set(streams, smmu, STREAM, to).expect("others' mistakes are not this call's");
                 assert_eq!(model.views(STREAM).len(), 1);
             }
         }

@@ -159,7 +159,8 @@ fn port() -> Port {
 }
 
 fn queue(slots: &[AtomicU64]) -> CommandQueue<Port, BITS> {
-    CommandQueue::new(DmaMemory { phys: PhysAddr(0), virt: NonNull::from(slots).cast(), bytes: 16 << BITS })
+    // SAFETY: the words live as long as the queue, and nothing else writes them.
+    CommandQueue::new(unsafe { DmaMemory::new(PhysAddr(0), NonNull::from(slots).cast(), 16 << BITS) })
 }
 
 /// Slots are written anew, the stopped command is read and pages are reused behind the look at CONS: by a DMB OSHLD each,

@@ -136,7 +136,8 @@ fn smmu(idr3: u32, prepare: impl FnOnce(&mut Hardware)) -> Smmu<Port> {
         reports: Vec::new(),
     };
     prepare(&mut hardware);
-    let memory = DmaMemory { phys: PhysAddr(0), virt: NonNull::from(slots).cast(), bytes: 16 << COMMAND_QUEUE_BITS };
+    // SAFETY: the words live as long as the SMMU, and nothing else writes them.
+    let memory = unsafe { DmaMemory::new(PhysAddr(0), NonNull::from(slots).cast(), 16 << COMMAND_QUEUE_BITS) };
     let features = Features::decode([0, 0, 0, idr3, 0, 0, 0, 0]);
     Smmu::new(Port(Mutex::new(hardware)), features, CommandQueue::new(memory))
 }
@@ -164,7 +165,7 @@ const WAYS: [Way; 4] = [
 ];
 
 fn is_shut(smmu: &Smmu<Port>) -> bool {
-    let hardware = smmu.platform().0.lock().unwrap();
+    let hardware = smmu.platform.0.lock().unwrap();
     hardware.get(GBPA) & ABORT != 0 && hardware.get(CR0) == 0
 }
 
@@ -177,7 +178,7 @@ fn each_way_to_invalidate_is_its_commands_and_a_sync() {
     for (idr3, call, opcode, most) in WAYS {
         let smmu = smmu(idr3, |_| ());
         call(&smmu);
-        let hardware = smmu.platform().0.lock().unwrap();
+        let hardware = smmu.platform.0.lock().unwrap();
         let (sync, commands) = hardware.executed.split_last().unwrap();
         assert!(*sync == SYNC && !commands.is_empty() && commands.len() <= most, "{:x?}", hardware.executed);
         assert!(commands.iter().all(|command| *command == opcode), "{:x?}", hardware.executed);
@@ -191,7 +192,7 @@ fn what_was_illegal_is_made_up_for_by_everything() {
         let smmu = smmu(idr3, |hardware| _ = hardware.illegal.insert(opcode, 1));
         call(&smmu);
         assert!(!is_shut(&smmu));
-        let hardware = smmu.platform().0.lock().unwrap();
+        let hardware = smmu.platform.0.lock().unwrap();
         assert!(hardware.executed.ends_with(&[SYNC, TLBI_NSNH_ALL, SYNC]), "{:x?}", hardware.executed);
         assert_eq!((hardware.reports.len(), illegal_commands(&hardware.reports)), (1, 1));
     }
@@ -206,7 +207,7 @@ fn an_smmu_that_does_not_invalidate_everything_is_shut() {
         });
         invalidate_asid(&smmu);
         assert_eq!(is_shut(&smmu), shut, "{refusals} refusals");
-        let hardware = smmu.platform().0.lock().unwrap();
+        let hardware = smmu.platform.0.lock().unwrap();
         assert_eq!(illegal_commands(&hardware.reports), 1 + tries);
         assert_eq!(hardware.reports.contains(&Report::Dead), shut);
         assert_eq!(hardware.executed.contains(&TLBI_NSNH_ALL), !shut);
@@ -221,12 +222,12 @@ fn an_smmu_that_stops_is_shut_once_and_not_waited_for_again() {
             assert_eq!(smmu.issue(&[Command::CFGI_ALL]), Err(CommandError::Timeout));
             call(&smmu);
             assert_eq!(is_shut(&smmu), takes_gbpa);
-            let time = smmu.platform().microseconds();
+            let time = smmu.platform.microseconds();
             call(&smmu);
             smmu.shut();
             assert_eq!(smmu.issue(&[Command::CFGI_ALL]), Err(CommandError::Timeout));
-            assert_eq!(smmu.platform().microseconds(), time + 100_000, "no CPU waits for it");
-            assert_eq!(smmu.platform().0.lock().unwrap().reports, [report]);
+            assert_eq!(smmu.platform.microseconds(), time + 100_000, "no CPU waits for it");
+            assert_eq!(smmu.platform.0.lock().unwrap().reports, [report]);
         }
     }
 }
@@ -239,8 +240,8 @@ fn each_global_error_is_acknowledged() {
         let (mut known, is_error) = (0, bit != 1);
         assert_eq!(smmu.lost_events(&mut known), bit == 2, "before it is acknowledged");
         assert_eq!(smmu.acknowledge_errors(), is_error, "bit {bit}");
-        assert_eq!(smmu.platform().read32(GERRORN), if is_error { 1 << bit } else { 0 });
-        let reports = smmu.platform().0.lock().unwrap().reports.clone();
+        assert_eq!(smmu.platform.read32(GERRORN), if is_error { 1 << bit } else { 0 });
+        let reports = smmu.platform.0.lock().unwrap().reports.clone();
         // CMDQ_ERR without a reason, and EVENTQ_ABT_ERR, are no report.
         assert_eq!(reports, if bit > 2 { [Report::GlobalErrors(1 << bit)].to_vec() } else { Vec::new() });
         assert_eq!((smmu.lost_events(&mut known), smmu.lost_events(&mut known)), (bit == 2, false));
@@ -258,7 +259,7 @@ fn each_reason_why_the_queue_stops_is_served() {
             hardware.set(CMDQ_CONS, reason << 24);
         });
         assert!(smmu.acknowledge_errors());
-        assert_eq!(smmu.platform().0.lock().unwrap().reports, report.into_iter().collect::<Vec<_>>(), "{reason}");
+        assert_eq!(smmu.platform.0.lock().unwrap().reports, report.into_iter().collect::<Vec<_>>(), "{reason}");
         assert_eq!(smmu.stats().illegal, 0);
     }
     // 4 is none of today's: the command is taken for illegal.
@@ -268,6 +269,6 @@ fn each_reason_why_the_queue_stops_is_served() {
             hardware.set(CMDQ_CONS, reason << 24);
         });
         assert!(smmu.acknowledge_errors());
-        assert_eq!((illegal_commands(&smmu.platform().0.lock().unwrap().reports), smmu.stats().illegal), (1, 1));
+        assert_eq!((illegal_commands(&smmu.platform.0.lock().unwrap().reports), smmu.stats().illegal), (1, 1));
     }
 }

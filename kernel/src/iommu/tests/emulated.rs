@@ -370,7 +370,9 @@ impl Hardware for Emulated {
         state.left.0 = start + size;
         let virt: VirtAddr = self.frames.linear().address(PhysAddr(start));
         // SAFETY: it has no other user, and the linear map shows it.
-        unsafe { virt.as_ptr::<u8>().write_bytes(0, size as usize) };
-        Some(DmaMemory { phys: PhysAddr(start), virt: NonNull::new(virt.as_ptr())?, bytes })
+        unsafe {
+            virt.as_ptr::<u8>().write_bytes(0, size as usize);
+            Some(DmaMemory::new(PhysAddr(start), NonNull::new(virt.as_ptr())?, bytes))
+        }
     }
 }

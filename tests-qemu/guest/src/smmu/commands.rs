@@ -1,5 +1,7 @@
 //! The SMMU's command queue on the metal: several CPUs at once, and an illegal command.
 
+#![allow(unsafe_code, reason = "a command that no SMMU knows")]
+
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule::iommu::iommu;
@@ -61,7 +63,9 @@ fn an_illegal_command_is_shown_and_the_queue_goes_on(t: &mut Test) {
     let masked = interrupts::mask();
     let asid = Command::tlbi_nh_asid(u16::MAX);
     // None, and before and behind it what is one.
-    let illegal = smmu.issue(&[asid, Command([0xff, 0x1234]), asid]);
+    // SAFETY: no SMMU knows it.
+    let unknown = unsafe { Command::from_words([0xff, 0x1234]) };
+    let illegal = smmu.issue(&[asid, unknown, asid]);
     let next = smmu.issue(&[asid]);
     interrupts::restore(masked);
     t.equal("its issuer gets an error", illegal, Err(CommandError::Illegal));
