@@ -283,7 +283,7 @@ fn each_piece(
     transfer: &mut dyn FnMut(DmaAddress, u64) -> Result<u32, Refusal>,
 ) -> Result<u32, Refusal> {
     if device.is_bound() {
-        return transfer(DmaAddress::of_pointer(start), bytes);
+        return transfer(DmaAddress::of_pointer(start).ok_or(Refusal::NoMemory(start))?, bytes);
     }
     let (cpu, end) = (this_cpu(), start + bytes);
     let (mut at, mut sum) = (start, 0);

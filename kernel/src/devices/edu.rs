@@ -258,6 +258,7 @@ impl Edu {
         let _alone = self.busy.write();
         let range = address.0..address.0.saturating_add(bytes);
         self.dma.reaches(&range)?;
+        self.dma.admit(&range, access).map_err(EduError::Fault)?;
         // Of a transfer that was given up, or that a process began.
         self.dma.forget_refusals();
         for tries in 1..=MAX_TRIES {

@@ -38,10 +38,12 @@ pub struct DmaAddress(pub u64);
 impl DmaAddress {
     /// What `pointer`, a program's, is to a device that is bound to the program: without its tag. CPUs ignore the top byte
     /// of a program's pointers (TBI0); a context has TBI off, as Linux's have, and there a tagged address is mapped to
-    /// nothing.
-    pub const fn of_pointer(pointer: VirtAddr) -> Self {
+    /// nothing. `None`: the pages of devices are there, which EL0 may not access.
+    pub const fn of_pointer(pointer: VirtAddr) -> Option<Self> {
         // Bit 55 takes the tag's place, so that what is no address of a program's stays none.
-        Self((pointer.0 << 8).cast_signed().wrapping_shr(8).cast_unsigned() & pointer.0)
+        let address = (pointer.0 << 8).cast_signed().wrapping_shr(8).cast_unsigned() & pointer.0;
+        let is_own = address >= RESERVED_START.0 && address < RESERVED_END.0;
+        if is_own { None } else { Some(Self(address)) }
     }
 }
 
@@ -659,6 +661,16 @@ impl DmaDevice {
         self.device()?.bound_space()
     }
 
+    /// Whether the driver may hand the device a transfer that `access`es `range`, for a caller that may do what EL0 may.
+    /// A stream is privileged for the sake of the device's own pages, so protections that are EL0's alone are checked
+    /// here: at first, and in [`Self::resolve`] each time that the transfer comes back. Sleeps: not from interrupts.
+    ///
+    /// # Errors
+    /// [`FaultError::NotAllowed`]; the transfer is not handed over.
+    pub fn admit(&self, range: &Range<u64>, access: Access) -> Result<(), FaultError> {
+        self.space().map_or(Ok(()), |space| space.check_el0_may(access, range))
+    }
+
     /// Looks what became of a transfer that `access`ed `range` and that its device calls complete; while the device is
     /// bound, serves the faults that it met.
     ///
@@ -670,6 +682,9 @@ impl DmaDevice {
     pub fn resolve(&self, cpu: &Cpu, range: Range<u64>, access: Access, is_others: &IsOthers<'_>) -> Resolution {
         let Some(device) = self.device() else { return Resolution::NoFault };
         let resolution = device.iommu.resolve(cpu, device, (&range, access), is_others);
+        if let Err(error) = self.admit(&range, access) {
+            return Resolution::Failed(error);
+        }
         if resolution == Resolution::NoFault && device.is_cut_off() {
             return Resolution::Failed(FaultError::NotMapped);
         }

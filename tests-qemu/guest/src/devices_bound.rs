@@ -8,6 +8,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use granule::devices::disk::SECTOR;
 use granule::devices::edu::{EduError, edu};
+use granule::devices::nvme::{NvmeError, nvme};
 use granule::devices::slot::{BindRefused, Driver};
 use granule::devices::virtio::requests::{RequestError, Transfer};
 use granule::devices::virtio_blk::{BlkError, VirtioBlk, blk};
@@ -21,6 +22,7 @@ use granule::sched::{self, relax};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
+use granule_arch::features::Pan;
 
 use crate::harness::{Test, another_cpu, target_test};
 use crate::sched::wait_until_alone;
@@ -177,6 +179,53 @@ fn what_a_process_does_not_have_its_devices_do_not_get(t: &mut Test) {
         t.equal("nothing", device.copy_in(at(START + PAGE), 0, 8), Err(EduError::Fault(FaultError::NotMapped)));
     }
     t.equal("the zero page", page(&space, constant).iter().filter(|word| **word != 0).count(), 0);
+}
+
+target_test!(a_device_reads_nothing_that_el0_may_not, needs("smmuv3 virtio-blk nvme edu"), limit(30));
+fn a_device_reads_nothing_that_el0_may_not(t: &mut Test) {
+    let has_execute_only = kernel().features().cpus.pan() == Pan::Epan;
+    let Some(space) = space(t, 3) else { return };
+    for number in 0..3 {
+        fill(t, &space, START + number * PAGE, Test::random);
+    }
+    let secret = START + PAGE;
+    t.ok("execute-only", space.mprotect(secret, PAGE, Protection::EXECUTE));
+    let expected = if has_execute_only { Some(FaultError::NotAllowed) } else { None };
+    let (readable, across) = (at(START), at(START + PAGE / 2));
+    if let Some(disk) = t.ok("a disk", blk(this_cpu(), 0))
+        && let Some(_bound) = Bound::new(t, disk, &space)
+    {
+        let written = |address| match disk.write(2400, address, PAGE as u32) {
+            Err(BlkError::Request(RequestError::Fault(error))) => Some(error),
+            _ => None,
+        };
+        t.equal("virtio, what is readable", written(readable), None);
+        t.equal("virtio, execute-only", written(at(secret)), expected);
+        t.equal("virtio, half of it", written(across), expected);
+    }
+    if let Some(disk) = t.ok("a second disk", nvme(this_cpu(), 0))
+        && let Some(_bound) = Bound::new(t, disk, &space)
+    {
+        let written = |address| match disk.write(2400, address, PAGE as u32) {
+            Err(NvmeError::Fault(error)) => Some(error),
+            _ => None,
+        };
+        t.equal("nvme, what is readable", written(readable), None);
+        t.equal("nvme, execute-only", written(at(secret)), expected);
+        t.equal("nvme, half of it", written(across), expected);
+    }
+    if let Some(device) = t.ok("edu", edu(this_cpu(), 0))
+        && let Some(_bound) = Bound::new(t, device, &space)
+    {
+        let taken = |address| match device.copy_in(address, 0, 64) {
+            Err(EduError::Fault(error)) => Some(error),
+            _ => None,
+        };
+        t.equal("edu, what is readable", taken(readable), None);
+        t.equal("edu, execute-only", taken(at(secret)), expected);
+        t.ok("readable again", space.mprotect(secret, PAGE, Protection::READ));
+        t.equal("edu, readable again", taken(at(secret)), None);
+    }
 }
 
 target_test!(a_device_reaches_neither_other_processes_nor_the_kernel, needs("smmuv3 edu"), limit(60));

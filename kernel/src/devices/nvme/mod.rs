@@ -247,9 +247,11 @@ impl Nvme {
     fn perform(&self, state: &mut QueueState, command: &NvmeCommand, bytes: u32) -> Result<u32, NvmeError> {
         let access = if command.opcode == READ { Access::Write } else { Access::Read };
         let start = command.data[0];
+        let range = start..start + u64::from(bytes);
+        self.dma.admit(&range, access).map_err(NvmeError::Fault)?;
         for tries in 1..=MAX_TRIES {
             let status = self.attempt(state, command)?;
-            match self.dma.resolve(this_cpu(), start..start + u64::from(bytes), access, &|_| false) {
+            match self.dma.resolve(this_cpu(), range.clone(), access, &|_| false) {
                 Resolution::NoFault if status == 0 => return Ok(tries),
                 Resolution::NoFault => return Err(NvmeError::Status(status)),
                 // The device has one command: this one.

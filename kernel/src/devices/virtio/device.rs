@@ -181,6 +181,8 @@ impl VirtioDevice {
         if self.is_cut_off() {
             return Err(RequestError::Ended);
         }
+        let admit = |segment: &Segment| self.dma.admit(&segment.range(), segment.access());
+        segments.iter().try_for_each(admit).map_err(RequestError::Fault)?;
         let ticket = requests.submit(frame, segments)?;
         self.transport.notify(self.doorbell);
         Ok(ticket)

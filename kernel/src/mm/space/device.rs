@@ -10,17 +10,20 @@
 //!     revoke           the object has no page; every entry is emptied, invalidated and announced; then the stream changes
 //! ```
 //! The entries are special: no frame is counted. Nothing is executed through them, and a child has none of these areas.
+//!
+//! A device that is bound walks the tables as EL1 does ([`Space::check_el0_may`]).
 
+use core::ops::Range as Addresses;
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Protection};
 use granule_pgtable::Mmu;
 
 use super::advise::REGISTERS;
 use super::area::{Area, AreaFlags, Areas};
 use super::entry::attributes;
-use super::fault::{AllowedFault, FaultError, FaultOutcome};
+use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::gather::{Gather, pages};
 use super::look::Denied;
 use super::shmem::{Object, Seals};
@@ -94,6 +97,27 @@ impl AllowedFault<'_> {
 }
 
 impl Space {
+    /// Whether EL0 may `access` what a program has in `range`, as far as a walker that is privileged would not be
+    /// refused: such a walker reads execute-only pages, whose AP[1] binds EL0 alone. What neither may access is left to
+    /// the walker. Sleeps.
+    ///
+    /// # Errors
+    /// [`FaultError::NotAllowed`] for a load of what may only be executed.
+    pub fn check_el0_may(&self, access: Access, range: &Addresses<u64>) -> Result<(), FaultError> {
+        let start = VirtAddr(range.start).align_down(PAGE).max(USER_START);
+        let end = VirtAddr(range.end.min(USER_END.0).next_multiple_of(PAGE));
+        if access != Access::Read || start >= end {
+            return Ok(());
+        }
+        let mut may = true;
+        self.areas.for_each(pages(start, end), &mut |areas, piece| {
+            let hides = |area: &Area| area.protection().accesses() == Protection::EXECUTE;
+            may = areas.walk(piece).all(|area| !hides(area) || allows(area.protection(), access));
+            may
+        });
+        if may { Ok(()) } else { Err(FaultError::NotAllowed) }
+    }
+
     /// Makes `area`, which is about to be inserted, one of registers.
     #[cold]
     pub(super) fn begin_registers(&self, area: &mut Area) {
