@@ -298,7 +298,7 @@ trait Subject {
     /// The archive of the programs.
     fn programs(&self) -> &'static [u8];
     /// Waits for the end of a process that was started here; Ctrl-C on the console sends SIGINT to it and its
-    /// descendants. `None`: there is no such process.
+    /// descendants, a second one SIGKILL. `None`: there is no such process.
     fn wait(&mut self, process: u32) -> Option<ProcessEnd>;
     /// Sends a process a signal.
     fn kill(&mut self, process: u32, signal: Signal) -> Result<(), Errno>;

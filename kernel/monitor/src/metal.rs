@@ -191,12 +191,15 @@ impl Subject for Metal {
     }
 
     fn wait(&mut self, process: u32) -> Option<ProcessEnd> {
-        let foreground = console::Foreground::begin();
+        let family = process::family_of(process)?;
+        let foreground = console::Foreground::begin(family);
+        // The second Ctrl-C ends what handles or ignores the first.
+        let mut signal = Signal::INT;
         process::wait_with(process, || {
             if foreground.take_interrupt() {
                 granule::println!("^C");
                 // It may have ended meanwhile.
-                let _ = process::interrupt(process);
+                let _ = process::kill_family(family, core::mem::replace(&mut signal, Signal::KILL));
             } else {
                 foreground.pause();
             }

@@ -12,7 +12,8 @@
 //! is off until a reader has made room: nothing is dropped, and a sender that watches the device's FIFO, as QEMU does
 //! with a pipe, waits.
 //!
-//! While there is a [`Foreground`], Ctrl-C is no input but interrupts the thread that has it. While there is an
+//! Of programs only those of the [`Foreground`] read: the others' reads find nothing, and wait until they are in it. While
+//! there is one, Ctrl-C is no input but interrupts the thread that has it. While there is an
 //! [`EditedLine`], others' output erases that line first, and the thread that edits it draws it again below.
 //!
 //! No address is written before the device tree is read: on another machine there is memory, another device or nothing
@@ -91,15 +92,27 @@ pub(super) struct Terminal {
     transmits: bool,
     /// The last lines of the log.
     pub(super) ring: Ring,
-    /// There is a [`Foreground`].
-    has_foreground: bool,
-    /// Ctrl-C was received since [`Foreground::take_interrupt`].
-    interrupted: bool,
+    /// The programs of the [`Foreground`], if there is one.
+    foreground: Option<Family>,
+    /// How often Ctrl-C was received and not taken yet ([`Foreground::take_interrupt`]).
+    interrupts: u32,
     line: Edited,
     /// The last line of the output has not ended.
     in_line: bool,
     /// The same of others' output, in front of which the edited line was erased.
     others_in_line: bool,
+}
+
+/// A program that the kernel started, and its descendants: its serial number.
+pub type Family = u64;
+
+/// What reads the console's input.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reader {
+    /// A thread of the kernel, at any time.
+    Kernel,
+    /// A program of this family, while that has the [`Foreground`].
+    Program(Family),
 }
 
 /// The line of an [`EditedLine`].
@@ -200,7 +213,7 @@ fn handle_interrupt(_: &Cpu) {
         let mut terminal = TERMINAL.lock();
         terminal.receive(port);
         terminal.handle_transmit(port);
-        (!terminal.received.is_empty(), terminal.interrupted)
+        (!terminal.received.is_empty(), terminal.interrupts != 0)
     };
     if received && let Some(waker) = WAKER.get() {
         waker.unpark();
@@ -245,17 +258,17 @@ pub fn unsent() -> usize {
     TERMINAL.lock().output.len()
 }
 
-/// Whether there is input.
-pub fn has_input() -> bool {
+/// Whether there is input for `reader`.
+pub fn has_input(reader: Reader) -> bool {
     let Some(port) = port() else { return false };
     let mut terminal = TERMINAL.lock();
     if !RECEIVING.load(Ordering::Relaxed) {
         terminal.fill(port);
     }
-    !terminal.received.is_empty()
+    terminal.may_read(reader) && !terminal.received.is_empty()
 }
 
-/// What is woken when there is input. Not where the port is polled.
+/// What is woken when there is input, and when other programs may read it. Not where the port is polled.
 pub fn pollers() -> &'static PollQueue {
     &POLLERS
 }
@@ -263,23 +276,23 @@ pub fn pollers() -> &'static PollQueue {
 /// Waits for a byte of input. The thread sleeps meanwhile: others run.
 pub fn read_byte() -> u8 {
     loop {
-        if let Some(byte) = wait_for_byte() {
+        if let Some(byte) = wait_for_byte(Reader::Kernel) {
             return byte;
         }
     }
 }
 
-/// Waits for a byte of input; `None` where the thread has a signal to see to first.
+/// Waits for a byte of input that `reader` may read; `None` where the thread has a signal to see to first.
 #[cfg(target_os = "none")]
-pub fn wait_for_byte() -> Option<u8> {
+pub fn wait_for_byte(reader: Reader) -> Option<u8> {
     loop {
-        let mut byte = try_read_byte();
+        let mut byte = try_read_byte(reader);
         if byte.is_some() {
             return byte;
         }
         let woken = if RECEIVING.load(Ordering::Relaxed) {
             let mut look = || {
-                byte = try_read_byte();
+                byte = try_read_byte(reader);
                 byte.is_some()
             };
             poll_until(&mut [PollNode::new(&POLLERS)], None, &mut look)
@@ -294,17 +307,17 @@ pub fn wait_for_byte() -> Option<u8> {
 
 /// Waits for a byte of input; on the host there is none.
 #[cfg(not(target_os = "none"))]
-fn wait_for_byte() -> Option<u8> {
+fn wait_for_byte(reader: Reader) -> Option<u8> {
     std::thread::yield_now();
-    try_read_byte()
+    try_read_byte(reader)
 }
 
-/// The next byte of input, if there is one.
-pub fn try_read_byte() -> Option<u8> {
+/// The next byte of input, if there is one that `reader` may read.
+pub fn try_read_byte(reader: Reader) -> Option<u8> {
     let port = port()?;
     let mut terminal = TERMINAL.lock();
-    let byte = terminal.next_byte(port);
-    let interrupted = terminal.interrupted;
+    let byte = terminal.next_byte(port, reader);
+    let interrupted = terminal.interrupts != 0;
     drop(terminal);
     if interrupted {
         wake_foreground();
@@ -420,18 +433,28 @@ impl Terminal {
             output: Output::new(),
             transmits: false,
             ring: Ring::new(),
-            has_foreground: false,
-            interrupted: false,
+            foreground: None,
+            interrupts: 0,
             line: Edited::None,
             in_line: false,
             others_in_line: false,
         }
     }
 
-    /// The next byte of input, from the port too.
-    fn next_byte(&mut self, port: &dyn Console) -> Option<u8> {
+    fn may_read(&self, reader: Reader) -> bool {
+        match reader {
+            Reader::Kernel => true,
+            Reader::Program(family) => self.foreground == Some(family),
+        }
+    }
+
+    /// The next byte of input, from the port too, if `reader` may read it.
+    fn next_byte(&mut self, port: &dyn Console, reader: Reader) -> Option<u8> {
         if !RECEIVING.load(Ordering::Relaxed) {
             self.fill(port);
+        }
+        if !self.may_read(reader) {
+            return None;
         }
         let byte = self.received.pop_front();
         if self.held_back {
@@ -440,8 +463,8 @@ impl Terminal {
         byte
     }
 
-    fn begin_foreground(&mut self) {
-        self.has_foreground = true;
+    fn begin_foreground(&mut self, family: Family) {
+        self.foreground = Some(family);
         for _ in 0..self.received.len() {
             if let Some(byte) = self.received.pop_front() {
                 self.keep(byte);
@@ -450,13 +473,13 @@ impl Terminal {
     }
 
     fn end_foreground(&mut self) {
-        (self.has_foreground, self.interrupted) = (false, false);
+        (self.foreground, self.interrupts) = (None, 0);
     }
 
     /// Adds a byte to the input, for which there is room.
     fn keep(&mut self, byte: u8) {
-        if self.has_foreground && byte == INTERRUPT {
-            self.interrupted = true;
+        if self.foreground.is_some() && byte == INTERRUPT {
+            self.interrupts = self.interrupts.saturating_add(1);
         } else {
             // There is room.
             let _ = self.received.push_back(byte);

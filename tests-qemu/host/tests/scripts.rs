@@ -173,6 +173,39 @@ fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
     assert_eq!(session.power_off().unwrap(), Some(0));
 }
 
+/// What is typed is the monitor's, or the program's that it waits for; and the second Ctrl-C ends any program.
+#[test]
+fn only_the_foreground_reads_what_is_typed_and_it_can_be_ended() {
+    let mut session = Session::start(&machine::named("default").unwrap(), &built("granule.img"), "", &[]).unwrap();
+    session.prompt().unwrap();
+    let mut background = |program: &str, ready: &str| {
+        session.send(&format!("run console {program} &\n"));
+        let heard = session.prompt().unwrap();
+        if !heard.contains(ready) {
+            session.wait_for(ready).unwrap();
+        }
+    };
+    background("takes", "taking\n");
+    background("waits", "waiting\n");
+    for _ in 0..30 {
+        assert!(session.command("ls").unwrap().contains("  hello\n"), "all of the line is the monitor's");
+    }
+    session.send("wait 2\n!");
+    let heard = session.prompt().unwrap();
+    assert!(!heard.contains("error"), "{heard}");
+    session.send("kill 1\n! wait 1\n");
+    let heard = [session.prompt().unwrap(), session.prompt().unwrap()].concat();
+    assert!(heard.contains("killed by SIGKILL (as expected)\n") && !heard.contains("taken"), "{heard}");
+    session.send("! run console stubborn\n");
+    session.wait_for("not interrupted\n").unwrap();
+    session.send("\x03");
+    session.wait_for("^C\n").unwrap();
+    session.send("\x03");
+    let heard = session.prompt().unwrap();
+    assert!(heard.contains("killed by SIGKILL (as expected)\n"), "{heard}");
+    assert_eq!(session.power_off().unwrap(), Some(0));
+}
+
 /// Without the boot argument `script`: as a person at a terminal sees it.
 #[test]
 fn a_line_is_completed_and_stays_whole_below_what_a_program_prints() {

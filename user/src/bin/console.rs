@@ -1,14 +1,16 @@
 //! What the monitor and its console meet in programs: `named` sleeps under a name that is no text, `crowd` with all the
-//! threads that it may have; `reads` prints the monitor's prompt, and reads what is typed there.
+//! threads that it may have; `reads` prints the monitor's prompt, and reads what is typed there; `takes` and `waits` read
+//! in the background; `stubborn` ignores Ctrl-C.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls")]
 
-use granule_user::abi::number::{PRCTL, READ, READV};
+use granule_user::abi::file::{F_SETFL, O_NONBLOCK, POLLIN, PollFd};
+use granule_user::abi::number::{FCNTL, PPOLL, PRCTL, READ, READV};
 use granule_user::abi::process::{IoVec, PR_SET_NAME, killed};
-use granule_user::abi::signal::SIGKILL;
+use granule_user::abi::signal::{SIG_IGN, SIGINT, SIGKILL, SigAction};
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, println, process, sys, time};
+use granule_user::{Errno, Start, entry, println, process, signal, sys, time};
 
 entry!(run);
 
@@ -26,6 +28,9 @@ fn run(start: Start) -> u8 {
             sleep()
         }
         Some("reads") => reads(),
+        Some("takes") => takes(),
+        Some("waits") => waits(),
+        Some("stubborn") => stubborn(),
         _ => 2,
     }
 }
@@ -69,6 +74,45 @@ fn reads() -> u8 {
         }
     }
     u8::from(!line.starts_with(b"pd by pieces"))
+}
+
+/// Takes what is typed, without waiting, for as long as there is nothing; from the background that is until a signal ends it.
+fn takes() -> u8 {
+    let mut byte = 0_u8;
+    let mut polled = PollFd { fd: 0, events: POLLIN, revents: 0 };
+    let none = [0_u64; 2];
+    // SAFETY: memory of this program's own.
+    let answer = |number, arguments: [u64; 6]| unsafe { sys::call(number, arguments) };
+    let _ = answer(FCNTL, [0, F_SETFL.into(), O_NONBLOCK.into(), 0, 0, 0]);
+    println!("taking");
+    loop {
+        let found = answer(PPOLL, [(&raw mut polled) as u64, 1, none.as_ptr() as u64, 0, 0, 0]);
+        let read = answer(READ, [0, (&raw mut byte) as u64, 1, 0, 0, 0]);
+        if found != Ok(0) || read != Err(Errno::EAGAIN) {
+            println!("taken: {found:?} {read:?}");
+            return 1;
+        }
+        let _ = time::sleep(1_000_000);
+    }
+}
+
+/// Waits for a byte, which is `!`: the first that is typed when it is in the foreground.
+fn waits() -> u8 {
+    let mut byte = 0_u8;
+    println!("waiting");
+    // SAFETY: memory of this program's own.
+    let read = unsafe { sys::call(READ, [0, (&raw mut byte) as u64, 1, 0, 0, 0]) };
+    u8::from(read != Ok(1) || byte != b'!')
+}
+
+/// Ignores Ctrl-C.
+fn stubborn() -> u8 {
+    let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
+    // SAFETY: no handler runs.
+    let _ = unsafe { signal::set_action(SIGINT, &ignored) };
+    println!("not interrupted");
+    while time::sleep(200_000_000).is_ok() {}
+    1
 }
 
 /// Sleeps until a signal ends the process.

@@ -4,7 +4,10 @@ use core::sync::atomic::Ordering;
 
 #[cfg(target_os = "none")]
 use super::POLLERS;
-use super::{Author, Deadline, Edited, POLL, Print, RECEIVING, TERMINAL, add_output_by, port, try_read_byte};
+use super::{
+    Author, Deadline, Edited, Family, POLL, Print, RECEIVING, Reader, TERMINAL, WAKER, add_output_by, port,
+    try_read_byte,
+};
 use crate::sched::ThreadRef;
 use crate::sync::{IrqLock, rank};
 
@@ -18,22 +21,26 @@ pub(super) fn wake_foreground() {
     }
 }
 
-/// As long as it exists, Ctrl-C is no input, but interrupts the thread that made it. One at a time: a second one takes
-/// Ctrl-C over from the first.
+/// As long as it exists, programs of its family read the console's input, and Ctrl-C is none, but interrupts the thread
+/// that made it. One at a time: a second one takes both over from the first.
 #[derive(Debug)]
 pub struct Foreground(());
 
 impl Foreground {
-    /// For the running thread. A Ctrl-C that was typed ahead interrupts it too.
-    pub fn begin() -> Self {
+    /// For the running thread, which waits for a program of `family`. A Ctrl-C that was typed ahead interrupts it too.
+    pub fn begin(family: Family) -> Self {
         let before = FOREGROUND.lock().replace(crate::sched::current().to_ref());
         // Without the lock: the last reference to a thread frees it.
         drop(before);
-        TERMINAL.lock().begin_foreground();
+        TERMINAL.lock().begin_foreground(family);
+        // Those of the family that wait look again.
+        if let Some(waker) = WAKER.get() {
+            waker.unpark();
+        }
         Self(())
     }
 
-    /// Whether Ctrl-C was typed since the last call.
+    /// Takes one Ctrl-C that was typed; whether there was one.
     pub fn take_interrupt(&self) -> bool {
         let mut terminal = TERMINAL.lock();
         if let Some(port) = port()
@@ -41,7 +48,9 @@ impl Foreground {
         {
             terminal.fill(port);
         }
-        core::mem::take(&mut terminal.interrupted)
+        let left = terminal.interrupts.checked_sub(1);
+        terminal.interrupts = left.unwrap_or(0);
+        left.is_some()
     }
 
     /// Sleeps until the thread is unparked, which Ctrl-C does too. It may return for no reason.
@@ -82,7 +91,7 @@ impl EditedLine {
                 add_output_by(Author::Editor, Print::begin_line);
                 return None;
             }
-            if let Some(byte) = try_read_byte() {
+            if let Some(byte) = try_read_byte(Reader::Kernel) {
                 return Some(byte);
             }
             wait_for_input();

@@ -2,7 +2,7 @@
 
 use granule_arch::addr::PhysAddr;
 
-use super::{Edited, QUEUE, Terminal, parse_earlycon};
+use super::{Edited, QUEUE, Reader, Terminal, parse_earlycon};
 use crate::chip::output::tests::Fake;
 
 /// Adds output, as a print does; the position after it.
@@ -84,28 +84,47 @@ fn ctrl_c_is_input_only_where_nothing_is_in_the_foreground() {
     let mut terminal = Terminal::new();
     port.receive(b"a\x03b\x03");
     terminal.receive(&port);
-    terminal.begin_foreground();
-    assert!(terminal.interrupted, "typed ahead");
-    terminal.interrupted = false;
+    terminal.begin_foreground(1);
+    assert_eq!(terminal.interrupts, 2, "typed ahead");
+    terminal.interrupts = 0;
     port.receive(b"c\x03d");
     terminal.receive(&port);
-    assert!(terminal.interrupted);
+    assert_eq!(terminal.interrupts, 1);
     terminal.end_foreground();
     port.receive(b"\x03");
     terminal.receive(&port);
-    assert!(!terminal.interrupted);
+    assert_eq!(terminal.interrupts, 0);
     assert_eq!(terminal.received.iter().copied().collect::<Vec<_>>(), b"abcd\x03");
+}
+
+#[test]
+fn input_is_the_foregrounds_and_the_kernels() {
+    let port = Fake::default();
+    let mut terminal = Terminal::new();
+    let next = |terminal: &mut Terminal, reader| terminal.next_byte(&port, reader);
+    port.receive(b"abcd");
+    terminal.receive(&port);
+    assert_eq!(next(&mut terminal, Reader::Program(1)), None, "there is no foreground");
+    assert_eq!(next(&mut terminal, Reader::Kernel), Some(b'a'));
+    terminal.begin_foreground(1);
+    assert_eq!(next(&mut terminal, Reader::Program(2)), None, "in the background");
+    assert_eq!(next(&mut terminal, Reader::Program(1)), Some(b'b'));
+    terminal.begin_foreground(2);
+    assert_eq!([1, 2].map(|family| next(&mut terminal, Reader::Program(family))), [None, Some(b'c')]);
+    terminal.end_foreground();
+    assert_eq!([1, 2].map(|family| next(&mut terminal, Reader::Program(family))), [None, None]);
+    assert_eq!(next(&mut terminal, Reader::Kernel), Some(b'd'));
 }
 
 #[test]
 fn ctrl_c_takes_no_place_in_the_queue() {
     let port = Fake::default();
     let mut terminal = Terminal::new();
-    terminal.begin_foreground();
+    terminal.begin_foreground(1);
     port.receive(&[b'x'; QUEUE - 1]);
     port.receive(b"\x03\x03\x03y");
     terminal.receive(&port);
-    assert!(terminal.interrupted);
+    assert_eq!(terminal.interrupts, 3);
     assert_eq!(terminal.received.back(), Some(&b'y'));
 }
 

@@ -392,12 +392,13 @@ impl OpenFile {
         &self.kind
     }
 
-    /// What a poller finds. A poller that finds nothing it waits for joins the queue and looks again.
-    pub fn poll(&self) -> PollState<'_> {
+    /// What a poller finds, one that reads the console as `reader`. A poller that finds nothing it waits for joins the
+    /// queue and looks again.
+    pub fn poll(&self, reader: console::Reader) -> PollState<'_> {
         const READY: PollState<'_> = PollState { events: POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM, queue: None };
         match &self.kind {
             Kind::Console => {
-                let input = if console::has_input() { POLLIN | POLLRDNORM } else { 0 };
+                let input = if console::has_input(reader) { POLLIN | POLLRDNORM } else { 0 };
                 PollState { events: input | POLLOUT | POLLWRNORM, queue: Some(console::pollers()) }
             }
             Kind::Pipe(end) => end.poll(),

@@ -5,8 +5,9 @@ use super::send::{self, Asked};
 use super::signal::{Signal, SignalCause};
 use super::stack::{Strings, Words};
 use super::status::{ExecError, ProcessEnd, Summary};
-use super::tree::{Child, PROCESSES, Parent, Tree};
+use super::tree::{Child, PROCESSES, Parent, Process, Tree};
 use super::{clone, exec};
+use crate::chip::console::Family;
 use crate::linux::errno::Errno;
 use crate::mm::space::SpaceRef;
 use crate::sched::{current, park};
@@ -57,16 +58,18 @@ pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
     send::to_process(None, id, Asked(signal.number()), SignalCause::KERNEL)
 }
 
-/// Sends SIGINT to a process that [`start`] started and to all its descendants, as Ctrl-C does; also to those whose own
-/// parents have ended. There are no process groups that a descendant could leave.
+/// The number that a process has in common with the one that [`start`] started and all its descendants, also those whose
+/// own parents have ended. There are no process groups that a descendant could leave.
+pub fn family_of(id: u32) -> Option<Family> {
+    PROCESSES.lock().find(id).map(Process::family_serial)
+}
+
+/// Sends a signal to all processes of a family, as Ctrl-C does.
 ///
 /// # Errors
 /// `ESRCH`.
-pub fn interrupt(id: u32) -> Result<(), Errno> {
-    let family = PROCESSES.lock().find(id).ok_or(Errno::ESRCH)?.family_serial();
-    send::to_all_where(Asked(granule_abi::signal::SIGINT), SignalCause::KERNEL, |process| {
-        process.family_serial() == family
-    })
+pub fn kill_family(family: Family, signal: Signal) -> Result<(), Errno> {
+    send::to_all_where(Asked(signal.number()), SignalCause::KERNEL, |process| process.family_serial() == family)
 }
 
 /// Calls `each` for every process, by number. Without the lock, so that it may print; the summaries may be outdated.

@@ -3,6 +3,7 @@
 use super::signal::Signal;
 use super::stack::Words;
 use super::status::{ExecError, ProcessEnd, Summary};
+use crate::chip::console::Family;
 use crate::linux::errno::Errno;
 use crate::linux::file::initrd::PathError;
 use crate::mm::space::SpaceRef;
@@ -29,10 +30,15 @@ pub fn kill(_id: u32, _signal: Signal) -> Result<(), Errno> {
 }
 
 /// Finds no process.
+pub fn family_of(_id: u32) -> Option<Family> {
+    None
+}
+
+/// Finds no process to send a signal to.
 ///
 /// # Errors
 /// Always.
-pub fn interrupt(_id: u32) -> Result<(), Errno> {
+pub fn kill_family(_family: Family, _signal: Signal) -> Result<(), Errno> {
     Err(Errno::ESRCH)
 }
 

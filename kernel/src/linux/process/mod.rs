@@ -54,9 +54,9 @@ pub mod task;
 pub mod tree;
 
 #[cfg(target_os = "none")]
-pub use control::{for_each, interrupt, kill, space_of, space_of_thread, start, wait, wait_with};
+pub use control::{family_of, for_each, kill, kill_family, space_of, space_of_thread, start, wait, wait_with};
 #[cfg(not(target_os = "none"))]
-pub use host::{for_each, interrupt, kill, space_of, start, wait_with};
+pub use host::{family_of, for_each, kill, kill_family, space_of, start, wait_with};
 
 /// The handlers of a program's exceptions.
 #[cfg(target_os = "none")]

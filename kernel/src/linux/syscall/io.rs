@@ -167,7 +167,7 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
 fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> Answer {
     let most = bytes.min(MOST_AT_ONCE);
     match file.kind() {
-        Kind::Console => return input(file, most, &mut to),
+        Kind::Console => return input(file, reader(call), most, &mut to),
         Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
         Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
@@ -525,20 +525,26 @@ fn print(thread: &Thread, bytes: u64, from: &mut UserBytes) -> Answer {
     Ok(done)
 }
 
-/// Waits for input, and reads what is available.
-fn input(file: &OpenFile, bytes: u64, to: &mut UserBytes) -> Answer {
+/// As what the caller reads the console.
+pub(super) fn reader(call: &Syscall<'_>) -> console::Reader {
+    console::Reader::Program(call.task.process().family_serial())
+}
+
+/// Waits for input, and reads what is available. A program in the background waits until it is in the foreground: Linux
+/// would stop it by SIGTTIN, and its read would begin anew behind the SIGCONT of a shell that brings it there.
+fn input(file: &OpenFile, reader: console::Reader, bytes: u64, to: &mut UserBytes) -> Answer {
     if bytes == 0 {
         return Ok(0);
     }
     let mut done = 0;
-    let mut next = Some(first_byte(file)?);
+    let mut next = Some(first_byte(file, reader)?);
     while let Some(byte) = next {
         if to.store(&[byte]) == 0 {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
         relax();
         done += 1;
-        next = if done < bytes { console::try_read_byte() } else { None };
+        next = if done < bytes { console::try_read_byte(reader) } else { None };
     }
     Ok(done)
 }
@@ -547,11 +553,11 @@ fn input(file: &OpenFile, bytes: u64, to: &mut UserBytes) -> Answer {
 ///
 /// # Errors
 /// `ERESTARTSYS`, `EAGAIN`.
-fn first_byte(file: &OpenFile) -> Result<u8, Errno> {
+fn first_byte(file: &OpenFile, reader: console::Reader) -> Result<u8, Errno> {
     if file.is_nonblocking() {
-        return console::try_read_byte().ok_or(Errno::EAGAIN);
+        return console::try_read_byte(reader).ok_or(Errno::EAGAIN);
     }
-    console::wait_for_byte().ok_or(Errno::ERESTARTSYS)
+    console::wait_for_byte(reader).ok_or(Errno::ERESTARTSYS)
 }
 
 /// What every file has, and how much of one is left to read; the console is not a terminal for programs.

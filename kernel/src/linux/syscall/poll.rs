@@ -7,9 +7,11 @@ use granule_abi::file::{POLLERR, POLLHUP, POLLNVAL, PollFd};
 use granule_abi::limits::RLIMIT_NOFILE;
 use granule_arch::addr::VirtAddr;
 
+use super::io::reader;
 use super::signal::SET;
 use super::time::{now, read_timespec, write_timespec};
 use super::{Answer, Syscall, read_bytes, read_quads};
+use crate::chip::console::Reader;
 use crate::chip::timer::Deadline;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -51,9 +53,9 @@ impl Polled {
     }
 
     /// Looks at the file; returns whether something is found.
-    fn look(&self) -> bool {
+    fn look(&self, reader: Reader) -> bool {
         if let Some(file) = &self.file {
-            self.found.set(file.poll().events & self.wanted);
+            self.found.set(file.poll(reader).events & self.wanted);
         }
         self.found.get() != 0
     }
@@ -129,10 +131,11 @@ fn pause(call: &Syscall<'_>, index: usize) -> Result<(), Errno> {
 
 /// At how many something is found.
 fn look(call: &Syscall<'_>, polled: &PagedList<Polled>) -> Answer {
+    let reader = reader(call);
     let mut found = 0;
     for (index, polled) in polled.iter().enumerate() {
         pause(call, index)?;
-        found += u64::from(polled.look());
+        found += u64::from(polled.look(reader));
     }
     Ok(found)
 }
@@ -154,7 +157,7 @@ fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge
     let mut nodes = PagedList::new(kernel().frames);
     for (index, polled) in polled.iter().enumerate() {
         pause(call, index)?;
-        if let Some(queue) = polled.file.as_ref().and_then(|file| file.poll().queue) {
+        if let Some(queue) = polled.file.as_ref().and_then(|file| file.poll(reader(call)).queue) {
             push(&mut nodes, PollNode::new(queue), charge)?;
         }
     }

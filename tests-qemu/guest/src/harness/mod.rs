@@ -147,7 +147,7 @@ pub(crate) fn ask_for_nonce() -> Option<Nonce> {
     let patience = patience();
     let mut digits: heapless::String<8> = heapless::String::new();
     while !patience.has_passed() {
-        match console::try_read_byte() {
+        match console::try_read_byte(console::Reader::Kernel) {
             Some(b'\n' | b'\r') => return u32::from_str_radix(&digits, 16).ok().map(Nonce),
             Some(byte) => digits.push(byte.into()).ok()?,
             None => granule_arch::wait::relax(),

@@ -6,8 +6,8 @@ use core::fmt;
 use granule_abi::Errno;
 use granule_abi::signal::{
     SA_EXPOSE_TAGBITS, SA_NOCLDSTOP, SA_NOCLDWAIT, SA_NODEFER, SA_ONSTACK, SA_RESETHAND, SA_RESTART, SA_RESTORER,
-    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP, SIGSYS,
-    SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
+    SA_SIGINFO, SIG_DFL, SIG_IGN, SIGBUS, SIGCHLD, SIGCONT, SIGFPE, SIGILL, SIGINT, SIGKILL, SIGNALS, SIGSEGV, SIGSTOP,
+    SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -24,6 +24,8 @@ impl Signal {
     pub const BUS: Self = Self(SIGBUS);
     /// The end, in any case.
     pub const KILL: Self = Self(SIGKILL);
+    /// What Ctrl-C sends.
+    pub const INT: Self = Self(SIGINT);
     /// An access that is not allowed.
     pub const SEGV: Self = Self(SIGSEGV);
     /// A child has ended.
