@@ -10,7 +10,7 @@ use crate::licences;
 use crate::tools::{TRIPLE, Tools, run};
 
 /// clippy for host and target, rustfmt, the syntax of the shell scripts, layers, unused items, licences and sources of
-/// dependencies, and the audit of panics.
+/// dependencies, and the audits of panics and stacks.
 ///
 /// # Errors
 /// When one of them finds something.
@@ -33,7 +33,7 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     audit::check_sources(tools)?;
     println!("licences and sources of dependencies");
     licences::check(tools)?;
-    println!("panics that can be reached");
+    println!("panics that can be reached, stacks");
     audit::check(tools)
 }
 

@@ -44,6 +44,33 @@ pub(crate) fn flow(word: u32, at: u64) -> Flow {
     }
 }
 
+/// Bytes by which an instruction moves SP down; negative where it moves it up. `None` where it sets SP in a way that is
+/// not read here.
+pub(crate) fn stack_growth(word: u32) -> Option<i64> {
+    let is_sp = |register: u32| register & 31 == 31;
+    let signed = |value: u32, bits: u32| i64::from(value) << (64 - bits) >> (64 - bits);
+    let (rd, rn) = (word, word >> 5);
+    match word {
+        // ADD, SUB (immediate) of SP, 64 bits: without flags, so that register 31 is SP.
+        _ if word & 0xbf80_0000 == 0x9100_0000 && is_sp(rd) => {
+            let shift = if word & 1 << 22 != 0 { 12 } else { 0 };
+            let value = i64::from(word >> 10 & 0xfff) << shift;
+            is_sp(rn).then_some(if word & 1 << 30 != 0 { value } else { -value })
+        }
+        // STP, LDP, post- and pre-indexed by SP: of registers of 4 or 8 bytes, of vectors of 4 to 16.
+        _ if word & 0x3a80_0000 == 0x2880_0000 && is_sp(rn) => {
+            let scale = if word & 1 << 26 != 0 { 2 + (word >> 30) } else { 2 + (word >> 31) };
+            Some(-(signed(word >> 15 & 0x7f, 7) << scale))
+        }
+        // STR, LDR, post- and pre-indexed by SP.
+        _ if word & 0x3b20_0400 == 0x3800_0400 && is_sp(rn) => Some(-signed(word >> 12 & 0x1ff, 9)),
+        // AND (immediate) to SP: a frame with an alignment of its own. ADD, SUB (extended register) to SP.
+        _ if word & 0xff80_0000 == 0x9200_0000 && is_sp(rd) => None,
+        _ if word & 0xbfe0_0000 == 0x8b20_0000 && is_sp(rd) => None,
+        _ => Some(0),
+    }
+}
+
 /// What is known of the general-purpose registers while a function is read from its first instruction to its last:
 /// constants that ADR, ADRP, ADD and loads of constant pointers make.
 ///
@@ -161,6 +188,28 @@ mod tests {
         assert_eq!(flow(0xd65f_03c0, at), Flow::Return);
         assert_eq!(flow(0xd420_0020, at), Flow::Trap);
         assert_eq!(flow(0xd503_201f, at), Flow::Next);
+    }
+
+    #[test]
+    fn moves_of_the_stack_pointer_are_decoded() {
+        for (word, growth) in [
+            (0xd101_03ff, Some(64)),   // sub sp, sp, #64
+            (0xd140_07ff, Some(4096)), // sub sp, sp, #1, lsl #12
+            (0x9101_03ff, Some(-64)),  // add sp, sp, #64
+            (0xa9bf_7bfd, Some(16)),   // stp x29, x30, [sp, #-16]!
+            (0xa8c1_7bfd, Some(-16)),  // ldp x29, x30, [sp], #16
+            (0xf81f_0ffe, Some(16)),   // str x30, [sp, #-16]!
+            (0xf841_07fe, Some(-16)),  // ldr x30, [sp], #16
+            (0xa901_7bfd, Some(0)),    // stp x29, x30, [sp, #16]
+            (0x9100_43fd, Some(0)),    // add x29, sp, #16
+            (0xeb1f_001f, Some(0)),    // cmp x0, xzr
+            (0xf100_041f, Some(0)),    // cmp x0, #1
+            (0x9100_03bf, None),       // mov sp, x29
+            (0x927a_e53f, None),       // and sp, x9, #0xffffffffffffffc0
+            (0x8b20_63ff, None),       // add sp, sp, x0
+        ] {
+            assert_eq!(stack_growth(word), growth, "{word:#x}");
+        }
     }
 
     #[test]

@@ -37,7 +37,7 @@ pub(crate) struct Function {
     pub(crate) start: u64,
     pub(crate) end: u64,
     /// Whether the symbol table gives its size. Assembly without one may go on at the next label.
-    sized: bool,
+    pub(crate) is_sized: bool,
     /// What its instructions do.
     pub(crate) does: Does,
 }
@@ -67,6 +67,8 @@ pub(crate) struct Image<'a> {
     pub(crate) pointed_to: BTreeMap<String, BTreeSet<usize>>,
     /// `core::panic::Location`s by address.
     pub(crate) places: BTreeMap<u64, Line>,
+    /// Instructions that may fault on purpose: those of the exception table.
+    pub(crate) may_fault: BTreeSet<u64>,
     /// The sections with instructions, each by its address.
     code: Vec<(u64, &'a [u8])>,
     lines: DebugLines<'a>,
@@ -106,7 +108,9 @@ impl<'a> Image<'a> {
             functions[index].does = does;
             taken.extend(formed);
         }
-        for (from, to) in linked(&file, ".alternatives", 12)?.into_iter().chain(linked(&file, ".extable", 8)?) {
+        let fixups = linked(&file, ".extable", 8)?;
+        let may_fault = fixups.iter().map(|(from, _)| *from).collect();
+        for (from, to) in linked(&file, ".alternatives", 12)?.into_iter().chain(fixups) {
             let (Some(from_function), Some(to)) = (containing(&functions, from), containing(&functions, to)) else {
                 continue;
             };
@@ -120,7 +124,8 @@ impl<'a> Image<'a> {
             let found = pointers.range(range).filter_map(|(_, pointer)| entry(&functions, *pointer));
             pointed_to.insert(section.name()?.to_owned(), found.collect());
         }
-        let mut image = Self { functions, pointed_to, taken, places, code, lines: DebugLines::of(&file, root)? };
+        let mut image =
+            Self { functions, pointed_to, taken, places, may_fault, code, lines: DebugLines::of(&file, root)? };
         image.check_places()?;
         image.name_shims()?;
         Ok(image)
@@ -187,7 +192,7 @@ fn follow(
         let inside = |target: u64| (function.start..function.end).contains(&target);
         // Behind the end of assembly without a size lies what the linker fills with, which is BRK or zeros.
         let fills =
-            !function.sized && matches!(last, Flow::Return | Flow::Jump(_) | Flow::JumpRegister(_) | Flow::Trap);
+            !function.is_sized && matches!(last, Flow::Return | Flow::Jump(_) | Flow::JumpRegister(_) | Flow::Trap);
         last = flow(word, at);
         match last {
             Flow::Call(to) => does.calls.extend(containing(functions, to).map(|to| (at, to))),
@@ -213,7 +218,7 @@ fn follow(
     }
     let goes_on = matches!(last, Flow::Next | Flow::Call(_) | Flow::CallRegister | Flow::Branch(_));
     let next = functions.get(index + 1).filter(|next| next.start == function.end);
-    if goes_on && !function.sized && next.is_some() {
+    if goes_on && !function.is_sized && next.is_some() {
         does.calls.push((function.end - 4, index + 1));
     }
     (does, formed)
@@ -280,7 +285,7 @@ fn functions(file: &ElfFile64<'_, LittleEndian>) -> Result<Vec<Function>> {
         let section = sections.iter().find(|(from, to)| (*from..*to).contains(&start)).context("it is in a section")?;
         let next = starts.get(index + 1).copied().unwrap_or(u64::MAX).min(section.1);
         let end = if size == 0 { next } else { start + size };
-        functions.push(Function { names, start, end, sized: size != 0, does: Does::default() });
+        functions.push(Function { names, start, end, is_sized: size != 0, does: Does::default() });
     }
     ensure!(!functions.is_empty(), "the linked file has no symbols: it is stripped");
     Ok(functions)

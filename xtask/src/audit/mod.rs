@@ -4,6 +4,8 @@
 //! in the code that is shipped: after inlining, with everything gone that the compiler proved away. A place of a panic
 //! is a `core::panic::Location`, whose address the code forms before it panics; the image has each of them, and one
 //! that no code is seen to use is an error.
+//!
+//! `stack` adds up the frames along the same calls, by what each function subtracts from SP.
 
 pub(crate) mod code;
 pub(crate) mod image;
@@ -11,6 +13,7 @@ mod layers;
 mod modules;
 pub(crate) mod reach;
 pub(crate) mod sources;
+mod stack;
 pub(crate) mod tables;
 #[cfg(test)]
 mod tests;
@@ -26,7 +29,7 @@ use crate::compile;
 use crate::tools::{Profile, Tools};
 use image::Image;
 pub(crate) use modules::{files, is_unshipped};
-use reach::{Reached, reach};
+use reach::{Graph, Reached, reach};
 use sources::Sources;
 use tables::{Calls, Panics, Source};
 
@@ -36,6 +39,13 @@ pub(crate) enum Audit {
     /// Panics that a program, a device, an interrupt or the device tree can reach; fails if one has no reason in
     /// xtask/audit/panics.toml
     Panics(Options),
+    /// The most stack that each entry into the kernel can use, by the longest chain of calls; fails above the bound of
+    /// xtask/audit/stack.toml
+    Stack {
+        /// This ELF instead of a fresh build/granule.elf
+        #[arg(long, value_name = "FILE")]
+        elf: Option<PathBuf>,
+    },
     /// Modules of a crate that import a higher layer; fails if one is not in xtask/audit/layers.toml
     Layers,
     /// Public items that only tests use; fails if one is not in xtask/audit/unused.toml
@@ -70,6 +80,7 @@ pub(crate) struct Options {
 pub(crate) fn run(audit: &Audit, tools: &Tools) -> Result<()> {
     match audit {
         Audit::Panics(options) => panics(tools, options),
+        Audit::Stack { elf } => stack(tools, elf.as_deref(), true),
         Audit::Layers => layers::audit(&tools.root, true),
         Audit::Unused => unused::audit(&tools.root, true),
     }
@@ -84,20 +95,35 @@ pub(crate) fn check_sources(tools: &Tools) -> Result<()> {
     unused::audit(&tools.root, false)
 }
 
-/// The audit of panics over the release build, as [`crate::lint`] has it: quiet but for what is wrong.
+/// The audits of panics and of stacks over the release build, as [`crate::lint`] has it: quiet but for what is wrong.
 ///
 /// # Errors
-/// When a panic can be reached and has no reason, or a table is out of date.
+/// When a panic can be reached and has no reason, a stack may become too deep, or a table is out of date.
 pub(crate) fn check(tools: &Tools) -> Result<()> {
-    panics(tools, &Options { new: true, ..Options::default() })
+    panics(tools, &Options { new: true, ..Options::default() })?;
+    stack(tools, None, false)
+}
+
+/// The image's bytes: of `elf`, or of the release build.
+fn image_of(tools: &Tools, elf: Option<&Path>) -> Result<Vec<u8>> {
+    let elf = match elf {
+        Some(elf) => elf.to_owned(),
+        None => compile::build(tools, Profile::Release)?.kernel.elf,
+    };
+    fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))
+}
+
+fn stack(tools: &Tools, elf: Option<&Path>, verbose: bool) -> Result<()> {
+    let elf = image_of(tools, elf)?;
+    let image = Image::read(&elf, &tools.root)?;
+    let tables = tools.root.join("xtask/audit");
+    let (calls, limits): (Calls, stack::Limits) =
+        (tables::read(&tables.join("calls.toml"))?, tables::read(&tables.join("stack.toml"))?);
+    stack::audit(&image, &Graph::new(&image, &calls, &Sources::new(&tools.root)), &limits, verbose)
 }
 
 fn panics(tools: &Tools, options: &Options) -> Result<()> {
-    let elf = match &options.elf {
-        Some(elf) => elf.clone(),
-        None => compile::build(tools, Profile::Release)?.kernel.elf,
-    };
-    let elf = fs::read(&elf).with_context(|| format!("cannot read {}", elf.display()))?;
+    let elf = image_of(tools, options.elf.as_deref())?;
     let image = Image::read(&elf, &tools.root)?;
     let tables = tools.root.join("xtask/audit");
     let (calls, panics): (Calls, Panics) =

@@ -21,6 +21,48 @@ const ENDS: [&str; 8] = [
     "alloc::raw_vec::*::grow_one",
 ];
 
+/// Calls between functions: those that the code names, and those by a pointer as the table has them.
+pub(crate) struct Graph<'a, 'i> {
+    image: &'a Image<'i>,
+    calls: &'a Calls,
+    sources: &'a Sources,
+    /// For each entry of the table, the functions that its patterns mean.
+    targets: Vec<BTreeSet<usize>>,
+    /// Targets in the table that mean no function.
+    misnamed: Vec<String>,
+}
+
+/// Where a function calls, each with the functions that it may call there.
+pub(crate) type Sites = Vec<(u64, BTreeSet<usize>)>;
+
+impl<'a, 'i> Graph<'a, 'i> {
+    pub(crate) fn new(image: &'a Image<'i>, calls: &'a Calls, sources: &'a Sources) -> Self {
+        let (targets, misnamed) = targets(image, calls);
+        Self { image, calls, sources, targets, misnamed }
+    }
+
+    /// The calls of a function; and those by a pointer that no entry of the table fits, each of which may reach every
+    /// function whose address is taken.
+    ///
+    /// # Errors
+    /// When the debug information cannot be read.
+    pub(crate) fn called_by(&self, index: usize) -> Result<(Sites, Vec<(Source, Line)>)> {
+        let function = &self.image.functions[index];
+        let mut sites: Sites = function.does.calls.iter().map(|(at, to)| (*at, BTreeSet::from([*to]))).collect();
+        let mut unlisted = Vec::new();
+        for at in &function.does.pointer_calls {
+            let mut found = self.sources.of_instruction(self.image, function, *at)?;
+            if let Some(entry) = self.calls.calls.iter().position(|call| call.fits(&function.names, &found)) {
+                sites.push((*at, self.targets[entry].clone()));
+            } else {
+                unlisted.extend(found.pop());
+                sites.push((*at, self.image.taken.clone()));
+            }
+        }
+        Ok((sites, unlisted))
+    }
+}
+
 /// What can be reached.
 #[derive(Debug)]
 pub(crate) struct Reached {
@@ -52,7 +94,7 @@ pub(crate) struct Site {
 /// When a pattern fits nothing, or the debug information cannot be read.
 pub(crate) fn reach(image: &Image<'_>, calls: &Calls, sources: &Sources) -> Result<Reached> {
     let panics = panic_functions(image);
-    let (targets, misnamed) = targets(image, calls);
+    let graph = Graph::new(image, calls, sources);
     let mut from: BTreeMap<usize, Option<usize>> = BTreeMap::new();
     let mut next = VecDeque::new();
     for root in roots(image, calls)? {
@@ -64,24 +106,16 @@ pub(crate) fn reach(image: &Image<'_>, calls: &Calls, sources: &Sources) -> Resu
     let mut reached = Reached {
         sites: BTreeMap::new(),
         unlisted: BTreeMap::new(),
-        misnamed,
+        misnamed: graph.misnamed.clone(),
         functions: 0,
         places: image.places.len(),
     };
     while let Some(index) = next.pop_front() {
-        let function = &image.functions[index];
-        let mut called: BTreeSet<usize> = function.does.calls.iter().map(|(_, to)| *to).collect();
-        for at in &function.does.pointer_calls {
-            let mut found = sources.of_instruction(image, function, *at)?;
-            if let Some(entry) = calls.calls.iter().position(|call| call.fits(&function.names, &found)) {
-                called.extend(&targets[entry]);
-            } else {
-                if let Some((source, line)) = found.pop() {
-                    reached.unlisted.entry(source).or_insert_with(|| (line, chain(image, &from, index)));
-                }
-                called.extend(&image.taken);
-            }
+        let (sites, unlisted) = graph.called_by(index)?;
+        for (source, line) in unlisted {
+            reached.unlisted.entry(source).or_insert_with(|| (line, chain(image, &from, index)));
         }
+        let called: BTreeSet<usize> = sites.into_iter().flat_map(|(_, targets)| targets).collect();
         for to in called.into_iter().filter(|to| !panics.contains(to)) {
             from.entry(to).or_insert_with(|| {
                 next.push_back(to);
@@ -172,7 +206,7 @@ pub(crate) fn panic_functions(image: &Image<'_>) -> BTreeSet<usize> {
 }
 
 /// The functions to begin at.
-fn roots(image: &Image<'_>, calls: &Calls) -> Result<Vec<usize>> {
+pub(crate) fn roots(image: &Image<'_>, calls: &Calls) -> Result<Vec<usize>> {
     let mut roots = Vec::new();
     for pattern in calls.roots.iter().flat_map(|root| &root.functions) {
         let found = fitting(image, 0..image.functions.len(), pattern);
@@ -202,7 +236,7 @@ fn targets(image: &Image<'_>, calls: &Calls) -> (Vec<BTreeSet<usize>>, Vec<Strin
     (targets, misnamed)
 }
 
-fn fitting(image: &Image<'_>, among: impl IntoIterator<Item = usize>, pattern: &str) -> Vec<usize> {
+pub(crate) fn fitting(image: &Image<'_>, among: impl IntoIterator<Item = usize>, pattern: &str) -> Vec<usize> {
     let fits = |index: &usize| image.functions[*index].names.iter().any(|name| matches(pattern, name));
     among.into_iter().filter(fits).collect()
 }

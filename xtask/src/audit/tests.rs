@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::image::Image;
 use super::layers::{Import, Layer, Layers, Upward};
-use super::reach::{Reached, reach};
+use super::reach::{Graph, Reached, reach};
 use super::sources::Sources;
+use super::stack;
 use super::tables::{Call, Calls, Panic, Panics, Root, Source};
 use super::unused::{Keep, Kept, Reader};
 use super::{judge, reason};
@@ -75,6 +76,52 @@ fn what_is_not_listed_or_gone_fails() {
 fn a_target_that_is_not_there_is_named() {
     let reached = follow(vec![call(&["granule_tests::planted::misspelt"])]).unwrap();
     assert!(matches!(&reached.misnamed[..], [one] if one.contains("misspelt")));
+}
+
+/// The audit of the planted functions' stacks: with this bound, and these lines of the table.
+fn audited(most: i64, calls: Vec<Call>, rows: &str) -> Result<(), String> {
+    let elf = std::fs::read(root().join("build/granule-tests.elf")).expect("`./x build` comes first");
+    let image = Image::read(&elf, &root()).unwrap();
+    let limits = format!(
+        "most = {most}\nmost_on_top = 4096\nmessage = \"granule_tests::planted::by_table\"\n
+         handler = \"granule_tests::planted::by_pointer\"\naccesses = []\n
+         fault = \"granule_tests::planted::by_pointer\"\ninterrupt = \"granule_tests::planted::by_pointer\"\n
+         [[entry]]\nfunction = \"granule_tests::planted::root\"\n{rows}"
+    );
+    let calls = Calls { roots: Vec::new(), calls };
+    let sources = Sources::new(&root());
+    let audited = stack::audit(&image, &Graph::new(&image, &calls, &sources), &toml::from_str(&limits).unwrap(), false);
+    audited.map_err(|error| error.to_string())
+}
+
+#[test]
+fn a_chain_is_as_deep_as_its_frames_and_a_call_that_is_not_listed_fails() {
+    let calls = || vec![call(&["granule_tests::planted::by_*", "<granule_tests::planted::Plant as *>::act"])];
+    assert_eq!(audited(4096, calls(), ""), Ok(()));
+    // `root`, `calls` and `is_called` have frames: each saves the link register at least.
+    let error = audited(47, calls(), "").unwrap_err();
+    assert!(error.contains("granule_tests::planted::root: "), "{error}");
+    assert_eq!(audited(47, calls(), "most = 4096\nreason = \"a test\""), Ok(()));
+    assert!(audited(47, calls(), "most = 4096").unwrap_err().contains("without a reason"));
+    assert!(audited(4096, Vec::new(), "").unwrap_err().contains("without an entry in calls.toml"));
+}
+
+#[test]
+fn a_cycle_without_a_bound_and_a_cut_without_a_call_fail() {
+    let back = || vec![call(&["granule_tests::planted::root", "granule_tests::planted::by_table"])];
+    assert!(audited(4096, back(), "").unwrap_err().contains("cycles of calls without a bound"));
+    let recursion =
+        |most: i64| format!("[[recursion]]\nfunctions = [\"granule_tests::*\"]\nmost = {most}\nreason = \"a test\"\n");
+    assert_eq!(audited(4096, back(), &recursion(2)), Ok(()));
+    assert!(audited(4096, back(), &recursion(1000)).unwrap_err().contains("granule_tests::planted::root: "));
+    let cut = |to: &str, once: bool| {
+        let functions = format!("from = \"granule_tests::planted::root\"\nto = \"granule_tests::planted::{to}\"");
+        format!("[[cut]]\n{functions}\nonce = {once}\nreason = \"a test\"\n")
+    };
+    assert_eq!(audited(4096, back(), &cut("root", false)), Ok(()));
+    assert_eq!(audited(4096, back(), &cut("root", true)), Ok(()));
+    let error = audited(4096, back(), &(cut("root", true) + &cut("not_called", true))).unwrap_err();
+    assert!(error.contains("no call from"), "{error}");
 }
 
 fn layers(upward: &[(&str, &str)]) -> Layers {
