@@ -123,6 +123,22 @@
     str     x10, [x9, x11, lsl #3]
     .endm
 
+// Writes a register if the field of the ID register says that there is one: neither 0 nor 0xf, which is another's; and if
+// bit 4 of `unless` is clear, where there is such a register: a higher exception level keeps it for itself. Clobbers x0.
+    .macro  close register, value, id, shift, unless
+    id_field x0, \id, \shift
+    cbz     x0, 8f
+    cmp     x0, #0xf
+    b.eq    8f
+    .ifnb   \unless
+    mrs     x0, \unless
+    tbnz    x0, #4, 8f
+    .endif
+    mov     x0, #\value
+    msr     \register, x0
+8:
+    .endm
+
 // The image's pages from one symbol up to another, with these attributes. Clobbers x9 to x13.
     .macro  map_pages start, end, attributes
     adrp    x9, \start
@@ -232,7 +248,9 @@ at_el2:
     b.hs    3f
     mrs     x0, pmcr_el0
     ubfx    x0, x0, #{PMCR_N}, #5
-3:  msr     mdcr_el2, x0                    // HPMN
+    // The profiling buffer is EL1's as well, or closing PMSCR_EL1 would trap.
+3:  orr     x0, x0, #{MDCR_E2PB_EL1}
+    msr     mdcr_el2, x0                    // HPMN
 
     // The GIC's system registers, where there are any and EL3 lets us have them.
     id_field x0, id_aa64pfr0_el1, {PFR0_GIC}
@@ -289,6 +307,8 @@ at_el2:
     msr     elr_el2, x30
     isb
     eret
+    dsb     nsh
+    isb
 
 // Fills the early tables. Clobbers x9 to x14.
 //
@@ -351,9 +371,6 @@ build_tables:
 configure_el1:
     msr     spsel, #1
     msr     cpacr_el1, xzr                  // floating point, SVE and SME trap: the kernel has none
-    msr     mdscr_el1, xzr                  // no self-hosted debug
-    constant x0, {CNTKCTL_EL1}
-    msr     cntkctl_el1, x0
     msr     contextidr_el1, xzr
     msr     tpidr_el0, xzr
     msr     tpidrro_el0, xzr
@@ -361,16 +378,10 @@ configure_el1:
     address x0, parked_vectors
     msr     vbar_el1, x0
 
-    // Newer registers that would modify the ones below.
-    id_field x0, S3_0_C0_C7_3, {MMFR3_TCRX}
-    cbz     x0, 1f
-    msr     S3_0_C2_C0_3, xzr               // TCR2_EL1
-1:  id_field x0, S3_0_C0_C7_3, {MMFR3_SCTLRX}
-    cbz     x0, 1f
-    msr     S3_0_C1_C0_3, xzr               // SCTLR2_EL1
+    close_registers                         // the table of closed.rs
 
     // The memory types, and the allocation tags of one of them.
-1:  constant x26, {SCTLR_EL1_MMU_ON}
+    constant x26, {SCTLR_EL1_MMU_ON}
     constant x1, {MAIR}
     id_field x0, id_aa64pfr1_el1, {PFR1_MTE}
     cmp     x0, #2
@@ -400,6 +411,10 @@ configure_el1:
     b       4f
 3:  orr     x26, x26, #{SCTLR_SPAN}
 
+    // What is IMPLEMENTATION DEFINED is EL1's alone.
+4:  id_field x0, id_aa64mmfr1_el1, {MMFR1_TIDCP1}
+    cbz     x0, 4f
+    orr     x26, x26, #{SCTLR_TIDCP}
 4:  constant x0, {TCR_EL1}
     mov     x24, x30
     bl      {TCR_OF_THIS_CPU}
@@ -418,7 +433,6 @@ configure_el1:
     sub     x1, x0, #1
     cmp     x1, #0xe
     b.hs    9f
-    msr     pmuserenr_el0, xzr
     mov     x1, #-1
     msr     pmcntenclr_el0, x1
     msr     pmintenclr_el1, x1

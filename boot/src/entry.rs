@@ -4,9 +4,10 @@
 
 use core::mem::offset_of;
 
+use crate::closed::{as_assembly, registers};
 use aarch64_cpu::registers::{
-    CNTHCTL_EL2, CNTKCTL_EL1, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1,
-    SCTLR_EL1, SPSR_EL2, TCR_EL1,
+    CNTHCTL_EL2, CPACR_EL1, HCR_EL2, ID_AA64DFR0_EL1, ID_AA64MMFR1_EL1, ID_AA64PFR0_EL1, ID_AA64PFR1_EL1, SCTLR_EL1,
+    SPSR_EL2, TCR_EL1,
 };
 use arm_sysregs::el0::registers::{CtrEl0, PmcrEl0};
 use arm_sysregs::el1::registers::{
@@ -70,9 +71,6 @@ const SCTLR_TAGS: u64 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFS
 /// GCR_EL1: IRG finds a random tag, and for EL0 none but zero until a program includes more.
 const GCR: u64 = GcrEl1::RRND.bits() | GcrEl1::EXCLUDE_MASK << GcrEl1::EXCLUDE_SHIFT;
 
-/// CNTKCTL_EL1: EL0 may read the virtual counter, and nothing else of the timer.
-const CNTKCTL: u64 = CNTKCTL_EL1::EL0VCTEN::SET.value;
-
 /// PSTATE of the kernel's first instruction at EL1: on SP_EL1, everything masked.
 const SPSR_EL1H_MASKED: u64 = SPSR_EL2::M::EL1h.value
     | SPSR_EL2::D::Masked.value
@@ -89,6 +87,7 @@ const fn page(attributes: Attributes) -> u64 {
 }
 
 core::arch::global_asm!(
+    registers!(as_assembly),
     include_str!("entry.S"),
     // Where things lie.
     IMAGE_BASE = const layout::IMAGE_BASE.0,
@@ -124,7 +123,7 @@ core::arch::global_asm!(
     CPTR_EL2_VHE = const CPTR_EL2_VHE,
     CNTHCTL_EL2 = const CNTHCTL,
     CNTHCTL_EL2_VHE = const CNTHCTL_VHE,
-    CNTKCTL_EL1 = const CNTKCTL,
+    MDCR_E2PB_EL1 = const 0b11 << 12,
     VTCR_EL2 = const VTCR_EL2,
     SPSR_EL1H_MASKED = const SPSR_EL1H_MASKED,
     PSTATE_PAN = const 1u64 << 22,
@@ -144,6 +143,8 @@ core::arch::global_asm!(
     MMFR0_FGT = const IdAa64mmfr0El1::FGT_SHIFT,
     MMFR1_PAN = const ID_AA64MMFR1_EL1::PAN.shift,
     MMFR1_HCX = const IdAa64mmfr1El1::HCX_SHIFT,
+    MMFR1_TIDCP1 = const 52,
+    SCTLR_TIDCP = const 1u64 << 63,
     MMFR3_TCRX = const IdAa64mmfr3El1::TCRX_SHIFT,
     MMFR3_SCTLRX = const IdAa64mmfr3El1::SCTLRX_SHIFT,
     ISAR2_MOPS = const IdAa64isar2El1::MOPS_SHIFT,

@@ -11,6 +11,8 @@
 #![cfg_attr(target_os = "none", no_std)]
 
 #[cfg(target_os = "none")]
+mod closed;
+#[cfg(target_os = "none")]
 mod entry;
 
 /// Makes a binary a Granule image: after [`granule::start::start`] the boot CPU runs `$main`, a `fn() -> !`.
@@ -32,6 +34,8 @@ macro_rules! entry {
     };
 }
 
+#[cfg(target_os = "none")]
+pub use closed::open_register;
 #[doc(hidden)]
 pub use granule::boot_info::BootInfo;
 #[cfg(target_os = "none")]

@@ -4,14 +4,14 @@
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use granule_abi::signal::{SIGBUS, SIGSEGV, SigInfo, UContext};
+use granule_abi::signal::{SIGBUS, SIGILL, SIGSEGV, SigInfo, UContext};
 
 use crate::signal;
 
 /// The fault of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Fault {
-    /// SIGSEGV or SIGBUS.
+    /// SIGSEGV or SIGBUS; of code SIGILL as well.
     pub signal: u32,
     /// `si_code`.
     pub code: i32,
@@ -41,6 +41,15 @@ pub fn prepare() {
         // SAFETY: the handler touches atomics and its own frame.
         unsafe { signal::handle(number, note, 0, 0) }.expect("a handler");
     }
+}
+
+/// Prepares for calls of code that this CPU, or the kernel, refuses to run: SIGILL is an outcome of [`call`] as well.
+///
+/// # Panics
+/// When there can be no handler.
+pub fn prepare_for_refusals() {
+    // SAFETY: as above.
+    unsafe { signal::handle(SIGILL, note, 0, 0) }.expect("a handler");
 }
 
 /// What the access just made came to.

@@ -316,6 +316,11 @@ fn the_top_byte_of_addresses_is_ignored_as_on_linux(t: &mut Test) {
     succeeds(t, "tags");
 }
 
+target_test!(a_program_reads_no_system_register_but_those_that_are_meant_for_it, limit(60));
+fn a_program_reads_no_system_register_but_those_that_are_meant_for_it(t: &mut Test) {
+    succeeds(t, "sysregs");
+}
+
 target_test!(a_program_may_lie_anywhere);
 fn a_program_may_lie_anywhere(t: &mut Test) {
     succeeds(t, "pie");
