@@ -19,6 +19,75 @@
 //! granule_arch::tag_check::Registers::new().suspend();
 //! ```
 //!
+//! # `granule-pgtable`
+//! The entries of a live tree are given out, to be read: safe code stores to none, neither to the word nor by a machine
+//! that is for any code:
+//! ```compile_fail,E0599
+//! use core::sync::atomic::Ordering::Relaxed;
+//! use granule_pgtable::{Mmu, PageTables, metal::{DirectMap, Metal}};
+//! fn link(tables: PageTables<'_, Metal<DirectMap>>, target: u64) {
+//!     let root = tables.mmu().table(tables.root());
+//!     root[1].store(target | 3, Relaxed);
+//! }
+//! ```
+//! ```compile_fail,E0616
+//! # use granule_arch::addr::VirtAddr;
+//! use core::sync::atomic::Ordering::Relaxed;
+//! use granule_pgtable::{PageTables, metal::{DirectMap, Metal}};
+//! fn map_anything(tables: PageTables<'_, Metal<DirectMap>>, address: VirtAddr) {
+//!     let (_, cell) = tables.cell(address).unwrap();
+//!     cell.0.store(0x4008_0703, Relaxed);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_arch::descriptor::Descriptor;
+//! use granule_pgtable::{Mmu, PageTables, Stores, metal::{DirectMap, Metal}};
+//! fn link(tables: PageTables<'_, Metal<DirectMap>>, target: u64) {
+//!     let root = tables.mmu().table(tables.root());
+//!     tables.mmu().store(&root[1], Descriptor(target | 3));
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_arch::descriptor::Descriptor;
+//! use granule_pgtable::{Mmu, PageTables};
+//! fn link<M: Mmu>(tables: PageTables<'_, M>, target: u64) {
+//!     let root = tables.mmu().table(tables.root());
+//!     tables.mmu().write(&root[1], Descriptor(target | 3));
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_arch::descriptor::Descriptor;
+//! use granule_pgtable::{Mmu, PageTables};
+//! fn link<M: Mmu>(tables: PageTables<'_, M>, target: u64) {
+//!     let root = tables.mmu().table(tables.root());
+//!     tables.mmu().write_run(root, Descriptor(target | 3), 0x1000);
+//!     tables.mmu().remake_run(root, Descriptor(target | 3), 0x1000);
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_arch::descriptor::Descriptor;
+//! use granule_pgtable::{Mmu, PageTables};
+//! fn change<M: Mmu>(tables: PageTables<'_, M>, cell: &M::Cell, target: u64) {
+//!     let _ = tables.mmu().exchange(cell, Descriptor::EMPTY, Descriptor(target | 3));
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! use granule_arch::descriptor::bits;
+//! use granule_pgtable::{Mmu, PageTables};
+//! fn change<M: Mmu>(tables: PageTables<'_, M>, run: &[M::Cell]) {
+//!     tables.mmu().clear(&run[0], bits::RDONLY);
+//!     tables.mmu().flip_run(run, bits::RDONLY);
+//! }
+//! ```
+//! A table, a root and frames for tables are vouched for:
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::PhysAddr;
+//! granule_pgtable::Table::root::<granule_pgtable::Granule4K>(PhysAddr(0x4008_0000));
+//! ```
+//! ```compile_fail,E0133
+//! granule_pgtable::metal::DirectMap::<granule_pgtable::Granule4K>::new(0);
+//! ```
+//!
 //! # `granule-smmuv3`
 //! Memory of the driver's own is read and written by it alone, and is not made of a number:
 //! ```compile_fail,E0451

@@ -56,7 +56,8 @@ use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
     Announced, Collapse, Collapser, Entries, Execution, Feature, Geometry, Handshake, Invalidation, Lazy, Leaves, Mmu,
-    PageRange, PageTables, Progress, Reclaimer, Serialise, Shape, Table, TableSource, Tiny, Tlb, WalkWord, WholeLeaves,
+    PageRange, PageTables, Progress, Reclaimer, Serialise, Shape, Stores, Table, TableSource, Tiny, Tlb, WalkWord,
+    WholeLeaves,
 };
 use loom::cell::UnsafeCell;
 use loom::sync::atomic::fence;
@@ -404,11 +405,11 @@ unsafe impl Mmu for Cpu<'_> {
         Descriptor(cell.load(Ordering::Acquire) & !hidden)
     }
 
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+    unsafe fn write(&self, cell: &AtomicU64, descriptor: Descriptor) {
         cell.store(descriptor.0, Ordering::Relaxed);
     }
 
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+    unsafe fn exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         if self.machine.without == Without::AtomicExchange {
             let found = self.load(cell);
             if found != current {
@@ -421,7 +422,7 @@ unsafe impl Mmu for Cpu<'_> {
         result.map(drop).map_err(Descriptor)
     }
 
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+    unsafe fn clear(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         if self.machine.without == Without::AtomicClear {
             let found = self.load(cell);
             self.store(cell, Descriptor(found.0 & !mask));
@@ -430,7 +431,7 @@ unsafe impl Mmu for Cpu<'_> {
         Descriptor(cell.fetch_and(!mask, Ordering::Acquire))
     }
 
-    fn update_run(&self, run: &[AtomicU64], flip: u64) {
+    unsafe fn flip_run(&self, run: &[AtomicU64], flip: u64) {
         let flip_one = |cell| self.store(cell, Descriptor(self.load(cell).0 ^ flip));
         if self.machine.without != Without::OwnEntries {
             return run.iter().for_each(flip_one);
@@ -481,6 +482,10 @@ unsafe impl Mmu for Cpu<'_> {
         true
     }
 }
+
+// SAFETY: the tests change what they own; entries map no memory.
+#[allow(unsafe_code, reason = "keeps the contract of `Stores`")]
+unsafe impl Stores for Cpu<'_> {}
 
 // SAFETY: a frame is in `free` or has one user; the taker zeroes it by stores of its own, as the kernel does, and so
 // does the CPU that gives one back.

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
-use granule_pgtable::{Feature, Geometry, Granule4K, Mmu, PageRange, PageTables, Table, host};
+use granule_pgtable::{Feature, Geometry, Granule4K, Mmu, PageRange, PageTables, Stores, Table, host};
 
 use crate::arena::Arena;
 use crate::event::{Event, Operation};
@@ -404,7 +404,7 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
         state.load(self.index, self.model.arena.address(cell), newest)
     }
 
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+    unsafe fn write(&self, cell: &AtomicU64, descriptor: Descriptor) {
         let mut state = self.model.state();
         let address = self.model.arena.address(cell);
         state.check_flags_kept(self.index, address, Descriptor(cell.load(Ordering::Acquire)), descriptor);
@@ -412,7 +412,7 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
         state.store(self.index, address, old, descriptor);
     }
 
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+    unsafe fn exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         let mut state = self.model.state();
         let (now, address) = (state.now(), self.model.arena.address(cell));
         match struck(&mut state.injections, Step::CompareExchange) {
@@ -426,7 +426,7 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
         Ok(())
     }
 
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+    unsafe fn clear(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         let mut state = self.model.state();
         let old = Descriptor(cell.fetch_and(!mask, Ordering::AcqRel));
         state.store(self.index, self.model.arena.address(cell), old, Descriptor(old.0 & !mask));
@@ -467,3 +467,7 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
         }
     }
 }
+
+// SAFETY: the tests change what they own; entries map no memory.
+#[allow(unsafe_code, reason = "keeps the contract of `Stores`")]
+unsafe impl<G: Geometry> Stores for ModelCpu<'_, G> {}

@@ -16,7 +16,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 
 use crate::cursor::{Cursor, Marks};
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, Table};
+use crate::mmu::{Mmu, OwnStores, Table};
 use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::table_list::TableList;

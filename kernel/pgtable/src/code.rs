@@ -10,7 +10,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
-use crate::mmu::{Feature, Mmu};
+use crate::mmu::{Feature, Mmu, OwnStores};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;

@@ -58,7 +58,7 @@ use crate::announce::{Grace, WalkWord};
 use crate::cursor::Cursor;
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, Table, Tlb};
+use crate::mmu::{Mmu, OwnStores, Table, Tlb};
 use crate::range::PageRange;
 use crate::reclaim::Progress;
 use crate::source::TableSource;

@@ -9,7 +9,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, Table};
+use crate::mmu::{Mmu, OwnStores, Table};
 use crate::tables::PageTables;
 
 /// What a walk does with the marks of [`crate::reclaim`] and [`crate::collapse`] on its path.

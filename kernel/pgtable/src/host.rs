@@ -3,7 +3,7 @@
 //! It does what the metal does and forgets nothing: [`HostMachine::record`] returns the stream of operations that a
 //! call made, in order, so that tests can ask which barrier came where. It has one CPU and no TLB.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use std::sync::{Mutex, PoisonError};
 use std::vec::Vec;
 
@@ -12,7 +12,7 @@ use granule_arch::descriptor::Descriptor;
 
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, Granule4K};
-use crate::metal::{Metal, Platform};
+use crate::metal::{Cell, Metal, Platform, Trusted};
 use crate::mmu::{Feature, Table, Tlb};
 pub use crate::operation::{CacheOperation, Operation};
 use crate::source::TableSource;
@@ -36,7 +36,7 @@ pub type HostMmu<G = Granule4K> = Metal<HostPlatform<G>>;
 
 /// The arena, and the record.
 pub struct HostPlatform<G: Geometry = Granule4K> {
-    cells: Vec<AtomicU64>,
+    cells: Vec<Cell>,
     operations: Mutex<Option<Vec<Operation<G>>>>,
     ets2: bool,
     repeats_tlbi: bool,
@@ -52,7 +52,7 @@ impl<G: Geometry> HostPlatform<G> {
         }
     }
 
-    fn frame(&self, address: PhysAddr) -> &[AtomicU64] {
+    fn frame(&self, address: PhysAddr) -> &[Cell] {
         let first = (address.0 - ARENA) as usize / size_of::<u64>();
         &self.cells[first..first + Self::CELLS_PER_FRAME]
     }
@@ -85,11 +85,15 @@ unsafe impl<G: Geometry> Platform for HostPlatform<G> {
         false
     }
 
-    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+    fn wrote(&self, cell: &Cell, old: Descriptor, new: Descriptor) {
         let offset = core::ptr::from_ref(cell).addr() - self.cells.as_ptr().addr();
         self.note(Operation::Write { cell: PhysAddr(ARENA + offset as u64), old, new });
     }
 }
+
+// SAFETY: tables are words of the arena, and what they map is no memory.
+#[allow(unsafe_code, reason = "implementing the contract of `Trusted`")]
+unsafe impl<G: Geometry> Trusted for HostPlatform<G> {}
 
 /// The host has no TLB: its invalidations go into the record.
 pub struct HostTlb;
@@ -112,7 +116,7 @@ impl<G: Geometry> HostMachine<G> {
     pub fn new(frames: usize) -> Self {
         let cells = (frames + 1) * HostPlatform::<G>::CELLS_PER_FRAME;
         let mmu = Metal(HostPlatform {
-            cells: core::iter::repeat_with(AtomicU64::default).take(cells).collect(),
+            cells: core::iter::repeat_with(Cell::default).take(cells).collect(),
             operations: Mutex::new(None),
             ets2: false,
             repeats_tlbi: false,
@@ -178,13 +182,13 @@ impl<G: Geometry> HostMachine<G> {
     }
 
     /// The entry that a walk has read, for tests that write what no call does.
-    pub fn entry(&self, step: &Step) -> &AtomicU64 {
+    pub fn entry(&self, step: &Step) -> &Cell {
         &self.mmu.0.frame(step.table)[step.index]
     }
 
     /// Takes back a table with the entries that it has, as [`crate::Collapser`] leaves it.
     pub fn free_table(&self, table: PhysAddr) {
-        self.mmu.0.frame(table).iter().for_each(|cell| cell.store(0, Ordering::Relaxed));
+        self.mmu.0.frame(table).iter().for_each(|cell| cell.0.store(0, Ordering::Relaxed));
         lock(&self.free).push(table);
     }
 
@@ -217,7 +221,7 @@ unsafe impl<G: Geometry> TableSource for HostFrames<'_, G> {
     }
 
     fn give_back(&mut self, table: PhysAddr) {
-        assert!(self.machine.mmu.0.frame(table).iter().all(|cell| cell.load(Ordering::Relaxed) == 0), "not zeroed");
+        assert!(self.machine.mmu.0.frame(table).iter().all(|cell| cell.0.load(Ordering::Relaxed) == 0), "not zeroed");
         self.left = self.left.saturating_add(1);
         lock(&self.machine.free).push(table);
     }

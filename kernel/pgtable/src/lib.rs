@@ -90,7 +90,7 @@ pub use geometry::{Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, T
 pub use lazy::{Lazy, Pending, pending_after};
 pub use look::{LastTable, PageUpdate, Ready};
 pub use map::{Execution, Leaves, Shape};
-pub use mmu::{Feature, Mmu, Survey, Table, Tlb};
+pub use mmu::{Feature, Mmu, Stores, Survey, Table, Tlb};
 pub use operation::{CacheOperation, Operation};
 pub use permission::Change;
 pub use range::PageRange;

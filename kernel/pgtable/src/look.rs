@@ -13,7 +13,7 @@ use crate::cursor::{Cursor, Marks};
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, Survey};
+use crate::mmu::{Mmu, OwnStores, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::split::{Cut, CutLeaves, RefuseSplits, Splitter, cuts_a_group};

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::cursor::{Cursor, Marks, complete_unlinking};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, OwnStores};
 use crate::range::PageRange;
 use crate::reclaim::UNLINKED;
 use crate::source::TableSource;

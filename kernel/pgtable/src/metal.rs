@@ -59,7 +59,7 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 use crate::geometry::{Geometry, Granule4K};
 #[cfg(target_os = "none")]
 use crate::mmu::Survey;
-use crate::mmu::{Feature, Mmu, Table};
+use crate::mmu::{Feature, Mmu, Stores, Table};
 use crate::operation::{CacheOperation, Operation};
 
 #[cfg(target_os = "none")]
@@ -87,9 +87,9 @@ pub unsafe trait Platform {
     fn address(&self, table: PhysAddr) -> VirtAddr;
 
     /// Runs `work` with where this CPU sees `run`, entries of one table, by a mapping that no entry of the tables that are
-    /// replaced break-before-make ([`Mmu::break_before_make`]) is part of. By default that is where they are always seen:
-    /// for a mapping of the tables that never changes its size.
-    fn second_mapping(&self, run: &[AtomicU64], work: impl FnOnce(*mut u64)) {
+    /// replaced break-before-make ([`Stores::break_before_make`]) is part of. By default that is where they are always
+    /// seen: for a mapping of the tables that never changes its size.
+    fn second_mapping(&self, run: &[Cell], work: impl FnOnce(*mut u64)) {
         work(run.as_ptr().cast_mut().cast());
     }
 
@@ -122,13 +122,13 @@ pub unsafe trait Platform {
     /// Called when an entry has been read, and nothing was done with it yet: the hardware and other CPUs may change it
     /// here, in a test on the host.
     #[inline(always)]
-    fn has_read(&self, cell: &AtomicU64) {
+    fn has_read(&self, cell: &Cell) {
         let _ = cell;
     }
 
     /// Called when an entry has been written, for a record: always on the host, on the metal not for plain stores.
     #[inline(always)]
-    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+    fn wrote(&self, cell: &Cell, old: Descriptor, new: Descriptor) {
         let _ = (cell, old, new);
     }
 }
@@ -145,7 +145,7 @@ pub struct DirectMap<G: Geometry = Granule4K> {
 
 impl<G: Geometry> DirectMap<G> {
     /// With this offset, on CPUs of which nothing is known. Leaves of the mapping itself are not split or collapsed
-    /// break-before-make ([`Mmu::break_before_make`]): there is no second mapping of its tables.
+    /// break-before-make ([`Stores::break_before_make`]): there is no second mapping of its tables.
     ///
     /// # Safety
     /// For as long as it is used, it is used with trees of geometry `G` alone, whose tables are seen there, writable
@@ -206,6 +206,33 @@ const LOAD: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { 
 /// Of an atomic read and write, likewise.
 const EXCHANGE: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { Ordering::AcqRel };
 
+/// A live entry: an atomic word, to which only the methods of an [`Mmu`] store.
+#[derive(Debug, Default)]
+#[repr(transparent)]
+pub struct Cell(pub(crate) AtomicU64);
+
+impl Cell {
+    /// An entry in memory of the caller's.
+    pub const fn new(descriptor: Descriptor) -> Self {
+        Self(AtomicU64::new(descriptor.0))
+    }
+
+    /// Where it is, for what stands for the hardware in a test.
+    pub const fn as_ptr(&self) -> *mut u64 {
+        self.0.as_ptr()
+    }
+}
+
+/// A platform of code that keeps the contract of [`Mmu::write`] wherever it has a [`Metal`] of it and a cell:
+/// its machine is one that [`Stores`].
+///
+/// # Safety
+/// That of [`Stores`] for the [`Metal`] of it.
+pub unsafe trait Trusted: Platform {}
+
+// SAFETY: the platform's contract.
+unsafe impl<P: Trusted> Stores for Metal<P> {}
+
 /// This CPU. Cells are 64-bit atomics, which the architecture makes single-copy atomic (Arm ARM B2.2.1) and orders
 /// behind the load of their address (B2.3.3, address dependency).
 #[derive(Clone, Copy, Debug)]
@@ -216,7 +243,7 @@ pub struct Metal<P>(pub P);
 /// # Safety
 /// It is one, and stays one for as long as the reference is used.
 #[inline(always)]
-unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [AtomicU64] {
+unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [Cell] {
     // SAFETY: a table of this level, by the caller's word; its entries are only accessed as atomics.
     unsafe { core::slice::from_raw_parts(address.as_ptr(), G::entries(table.level())) }
 }
@@ -228,32 +255,32 @@ unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [Atomic
 // default; break-before-make has its steps, by another mapping of the entries.
 unsafe impl<P: Platform> Mmu for Metal<P> {
     type Geometry = P::Geometry;
-    type Cell = AtomicU64;
+    type Cell = Cell;
 
     #[inline(always)]
-    fn table(&self, table: Table) -> &[AtomicU64] {
+    fn table(&self, table: Table) -> &[Cell] {
         // SAFETY: a `Table` proves it.
         unsafe { cells::<P::Geometry>(table, self.0.address(table.address())) }
     }
 
     #[inline(always)]
-    fn load(&self, cell: &AtomicU64) -> Descriptor {
-        let found = Descriptor(cell.load(LOAD));
+    fn load(&self, cell: &Cell) -> Descriptor {
+        let found = Descriptor(cell.0.load(LOAD));
         self.0.has_read(cell);
         found
     }
 
     #[inline(always)]
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+    unsafe fn write(&self, cell: &Cell, descriptor: Descriptor) {
         #[cfg(not(target_os = "none"))]
-        self.0.wrote(cell, Descriptor(cell.swap(descriptor.0, Ordering::Relaxed)), descriptor);
+        self.0.wrote(cell, Descriptor(cell.0.swap(descriptor.0, Ordering::Relaxed)), descriptor);
         #[cfg(target_os = "none")]
-        cell.store(descriptor.0, Ordering::Relaxed);
+        cell.0.store(descriptor.0, Ordering::Relaxed);
     }
 
     #[inline(always)]
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
-        if let Err(found) = cell.compare_exchange(current.0, new.0, EXCHANGE, LOAD) {
+    unsafe fn exchange(&self, cell: &Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        if let Err(found) = cell.0.compare_exchange(current.0, new.0, EXCHANGE, LOAD) {
             self.0.has_read(cell);
             return Err(Descriptor(found));
         }
@@ -262,38 +289,38 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     }
 
     #[inline(always)]
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
-        let old = Descriptor(cell.fetch_and(!mask, EXCHANGE));
+    unsafe fn clear(&self, cell: &Cell, mask: u64) -> Descriptor {
+        let old = Descriptor(cell.0.fetch_and(!mask, EXCHANGE));
         self.0.wrote(cell, old, Descriptor(old.0 & !mask));
         old
     }
 
     #[cfg(target_os = "none")]
     #[inline]
-    fn survey(&self, run: &[AtomicU64]) -> Survey {
+    fn survey(&self, run: &[Cell]) -> Survey {
         bulk::survey(run)
     }
 
     #[cfg(target_os = "none")]
     #[inline]
-    fn update_run(&self, run: &[AtomicU64], flip: u64) {
+    unsafe fn flip_run(&self, run: &[Cell], flip: u64) {
         bulk::flip(run, flip);
     }
 
     #[cfg(target_os = "none")]
     #[inline]
-    fn fill(&self, run: &[AtomicU64], first: Descriptor, step: u64) {
+    unsafe fn write_run(&self, run: &[Cell], first: Descriptor, step: u64) {
         bulk::fill(run, first.0, step);
     }
 
     #[cfg(target_os = "none")]
     #[inline]
-    fn filled(&self, run: &[AtomicU64], first: Descriptor, step: u64) -> usize {
+    fn filled(&self, run: &[Cell], first: Descriptor, step: u64) -> usize {
         bulk::filled(run, first.0, step)
     }
 
     #[cfg(target_os = "none")]
-    fn break_before_make(&self, run: &[AtomicU64], first: Descriptor, step: u64) {
+    unsafe fn remake_run(&self, run: &[Cell], first: Descriptor, step: u64) {
         use Operation::{DsbIsh, DsbIshst, Isb, Tlbi};
         // One piece of assembly, so they are counted here.
         for operation in [DsbIshst, Tlbi(Instruction::Vmalle1is), DsbIsh, DsbIshst, Isb] {

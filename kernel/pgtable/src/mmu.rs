@@ -67,12 +67,12 @@ impl Table {
 /// The implementor promises, and the algorithms rely on it:
 /// 1. `table(t)` gives the `G::entries(t.level())` cells of the table at `t.address()`, and the same memory for the
 ///    same address each time. Cells are shared with other CPUs and with table walks: the type allows that (an atomic).
-/// 2. `load` and `store` are single-copy atomic for the whole descriptor; a later access through the address that
+/// 2. `load` and `write` are single-copy atomic for the whole descriptor; a later access through the address that
 ///    `load` returned is ordered after it (an address dependency on the metal; acquire where the machine has C11
 ///    order).
 /// 3. The barriers are what their names say, and neither compiler nor machine moves cell accesses across them
 ///    otherwise.
-/// 4. `survey`, `update_run`, `fill`, `filled` and `break_before_make`, where overridden, have the effect of the
+/// 4. `survey`, `flip_run`, `write_run`, `filled` and `remake_run`, where overridden, have the effect of the
 ///    defaults, cell by cell in any order.
 #[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
 pub unsafe trait Mmu {
@@ -87,17 +87,71 @@ pub unsafe trait Mmu {
     /// Reads an entry, once.
     fn load(&self, cell: &Self::Cell) -> Descriptor;
 
-    /// Writes an entry, once, with no order of its own.
-    fn store(&self, cell: &Self::Cell, descriptor: Descriptor);
+    /// [`Stores::store`].
+    ///
+    /// # Safety
+    /// Of all methods that store:
+    /// 1. The caller may change the entries: it owns the range that they translate, or has its lock.
+    /// 2. What is stored maps only memory that may be accessed so by the tree, and links each table of the tree once.
+    /// 3. Translations that the old entries gave are invalidated before what they gave is used otherwise.
+    unsafe fn write(&self, cell: &Self::Cell, descriptor: Descriptor);
 
-    /// Replaces `current` by `new` in one atomic step.
+    /// [`Stores::compare_exchange`].
+    ///
+    /// # Safety
+    /// As [`Self::write`].
     ///
     /// # Errors
     /// The entry found, where it was not `current`; it is left alone.
-    fn compare_exchange(&self, cell: &Self::Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor>;
+    unsafe fn exchange(&self, cell: &Self::Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor>;
 
-    /// Clears `mask` in one atomic step and returns the entry as it was. For entries that another CPU may be changing.
-    fn clear_bits(&self, cell: &Self::Cell, mask: u64) -> Descriptor;
+    /// [`Stores::clear_bits`].
+    ///
+    /// # Safety
+    /// As [`Self::write`].
+    unsafe fn clear(&self, cell: &Self::Cell, mask: u64) -> Descriptor;
+
+    /// [`Stores::update_run`]. The metal writes pairs.
+    ///
+    /// # Safety
+    /// As [`Self::write`].
+    #[inline]
+    unsafe fn flip_run(&self, run: &[Self::Cell], flip: u64) {
+        for cell in run {
+            // SAFETY: the caller's contract.
+            unsafe { self.write(cell, Descriptor(self.load(cell).0 ^ flip)) };
+        }
+    }
+
+    /// [`Stores::fill`]. The metal writes pairs.
+    ///
+    /// # Safety
+    /// As [`Self::write`].
+    #[inline]
+    unsafe fn write_run(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+        for (index, cell) in run.iter().enumerate() {
+            // SAFETY: the caller's contract.
+            unsafe { self.write(cell, Descriptor(first.0 + index as u64 * step)) };
+        }
+    }
+
+    /// [`Stores::break_before_make`].
+    ///
+    /// # Safety
+    /// As [`Self::write`].
+    #[inline]
+    unsafe fn remake_run(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+        // SAFETY: the caller's contract.
+        unsafe { self.write_run(run, Descriptor::EMPTY, 0) };
+        self.dsb_ishst();
+        // Everything: of what size the leaves are that TLBs hold is not known, nor is a walk cache named by one address.
+        self.tlbi(Instruction::Vmalle1is);
+        self.complete_tlbi();
+        // SAFETY: the caller's contract.
+        unsafe { self.write_run(run, first, step) };
+        self.dsb_ishst();
+        self.isb();
+    }
 
     /// What the entries of `run` have in common, and what any of them has. The check before a change in bulk; the metal
     /// reads pairs.
@@ -106,49 +160,12 @@ pub unsafe trait Mmu {
         run.iter().fold(Survey::NOTHING, |survey, cell| survey.with(self.load(cell)))
     }
 
-    /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them. The metal
-    /// writes pairs.
-    #[inline]
-    fn update_run(&self, run: &[Self::Cell], flip: u64) {
-        for cell in run {
-            self.store(cell, Descriptor(self.load(cell).0 ^ flip));
-        }
-    }
-
-    /// Stores `first` to the first entry of `run`, which the caller owns, and to each further one what is `step` more,
-    /// each whole and in no order. The metal writes pairs.
-    #[inline]
-    fn fill(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
-        for (index, cell) in run.iter().enumerate() {
-            self.store(cell, Descriptor(first.0 + index as u64 * step));
-        }
-    }
-
-    /// How many entries at the start of `run` are as [`Mmu::fill`] with `first` and `step` stores them. With a page as
+    /// How many entries at the start of `run` are as [`Stores::fill`] with `first` and `step` stores them. With a page as
     /// `step`: pages whose frames follow one another and that are alike in all else. The metal reads pairs.
     #[inline]
     fn filled(&self, run: &[Self::Cell], first: Descriptor, step: u64) -> usize {
         let is_filled = |&(index, cell): &(usize, _)| self.load(cell).0 == first.0.wrapping_add(index as u64 * step);
         run.iter().enumerate().take_while(is_filled).count()
-    }
-
-    /// Replaces the entries of `run` as [`Mmu::fill`] does, break-before-make (Arm ARM D8.17.1): all are empty, and no TLB
-    /// has anything of them, before the first is filled. On return walks find the new ones.
-    ///
-    /// For a CPU that is alone with the tree: no other one runs code that is translated by it, and none is inside a walk.
-    /// What this CPU itself uses between the two steps, its stack, its code, the tables, may be mapped by the very
-    /// entries, so the metal has no access to memory there but to the entries, by another mapping of them
-    /// ([`crate::metal::Platform::second_mapping`]).
-    #[inline]
-    fn break_before_make(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
-        self.fill(run, Descriptor::EMPTY, 0);
-        self.dsb_ishst();
-        // Everything: of what size the leaves are that TLBs hold is not known, nor is a walk cache named by one address.
-        self.tlbi(Instruction::Vmalle1is);
-        self.complete_tlbi();
-        self.fill(run, first, step);
-        self.dsb_ishst();
-        self.isb();
     }
 
     /// Issues a TLB invalidation, without a barrier before or after. The operand is the hardware's, so that a model
@@ -193,6 +210,90 @@ pub unsafe trait Mmu {
         matches!(feature, Feature::Idc | Feature::Dic)
     }
 }
+
+/// The methods of [`Mmu`] that store, for code that has the right to: one source for [`Stores`], and for the algorithms
+/// of this crate, which have it by the contracts of their callers.
+macro_rules! stores {
+    ($($head:tt)*) => {
+        $($head)* {
+            /// Writes an entry, once, with no order of its own.
+            #[inline(always)]
+            fn store(&self, cell: &Self::Cell, descriptor: Descriptor) {
+                // SAFETY: the contract of the trait.
+                unsafe { self.write(cell, descriptor) }
+            }
+
+            /// Replaces `current` by `new` in one atomic step.
+            ///
+            /// # Errors
+            /// The entry found, where it was not `current`; it is left alone.
+            #[inline(always)]
+            fn compare_exchange(
+                &self,
+                cell: &Self::Cell,
+                current: Descriptor,
+                new: Descriptor,
+            ) -> Result<(), Descriptor> {
+                // SAFETY: the contract of the trait.
+                unsafe { self.exchange(cell, current, new) }
+            }
+
+            /// Clears `mask` in one atomic step and returns the entry as it was. For entries that another CPU may be
+            /// changing.
+            #[inline(always)]
+            fn clear_bits(&self, cell: &Self::Cell, mask: u64) -> Descriptor {
+                // SAFETY: the contract of the trait.
+                unsafe { self.clear(cell, mask) }
+            }
+
+            /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them.
+            #[inline(always)]
+            fn update_run(&self, run: &[Self::Cell], flip: u64) {
+                // SAFETY: the contract of the trait.
+                unsafe { self.flip_run(run, flip) }
+            }
+
+            /// Stores `first` to the first entry of `run`, which the caller owns, and to each further one what is `step`
+            /// more, each whole and in no order.
+            #[inline(always)]
+            fn fill(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+                // SAFETY: the contract of the trait.
+                unsafe { self.write_run(run, first, step) }
+            }
+
+            /// Replaces the entries of `run` as [`Self::fill`] does, break-before-make (Arm ARM D8.17.1): all are empty,
+            /// and no TLB has anything of them, before the first is filled. On return walks find the new ones.
+            ///
+            /// For a CPU that is alone with the tree: no other one runs code that is translated by it, and none is
+            /// inside a walk. What this CPU itself uses between the two steps, its stack, its code, the tables, may be
+            /// mapped by the very entries, so the metal has no access to memory there but to the entries, by another
+            /// mapping of them ([`crate::metal::Platform::second_mapping`]).
+            #[inline(always)]
+            fn break_before_make(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+                // SAFETY: the contract of the trait.
+                unsafe { self.remake_run(run, first, step) }
+            }
+        }
+    };
+}
+
+stores! {
+    /// A machine by which the code that can name it may store to entries.
+    ///
+    /// # Safety
+    /// 1. Code that can have a reference to such a machine and to a cell keeps the contract of [`Mmu::write`].
+    /// 2. Other code can make no value of it.
+    #[allow(unsafe_code, reason = "the storing half of `Mmu`, by the implementor's contract")]
+    pub unsafe trait Stores: Mmu
+}
+
+stores! {
+    /// The same for this crate, and every machine.
+    #[allow(unsafe_code, reason = "the storing half of `Mmu`, by the contracts of the crate's callers")]
+    pub(crate) trait OwnStores: Mmu
+}
+
+impl<M: Mmu + ?Sized> OwnStores for M {}
 
 /// What saves a machine instructions where all CPUs have it, by their ID registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -46,7 +46,7 @@ use crate::announce::{Grace, WalkWord};
 use crate::cursor::{Cursor, Marks};
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, Table, Tlb};
+use crate::mmu::{Mmu, OwnStores, Table, Tlb};
 use crate::range::PageRange;
 use crate::table_list::TableList;
 use crate::tables::PageTables;

@@ -46,7 +46,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use crate::Error;
 use crate::cursor::{Cursor, Marks};
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, Survey, Table};
+use crate::mmu::{Mmu, OwnStores, Survey, Table};
 use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::table_list::TableList;
@@ -86,7 +86,7 @@ pub enum Entries {
     Shared,
     /// Another split may be under way, and they are treated as if none were: for machines that show what is lost.
     Unguarded,
-    /// No other CPU runs, so each is replaced break-before-make ([`Mmu::break_before_make`]): for CPUs that cannot hold
+    /// No other CPU runs, so each is replaced break-before-make ([`Stores::break_before_make`](crate::Stores::break_before_make)): for CPUs that cannot hold
     /// leaves of both sizes.
     Stopped,
 }

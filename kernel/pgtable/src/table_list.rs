@@ -8,7 +8,7 @@ use granule_arch::descriptor::Descriptor;
 
 use crate::Error;
 use crate::geometry::LAST_LEVEL;
-use crate::mmu::{Mmu, Table};
+use crate::mmu::{Mmu, OwnStores, Table};
 use crate::source::TableSource;
 
 /// Tables that are not linked in a tree: not yet, or not any more. All entries but the first are the owner's.

@@ -20,7 +20,7 @@ use crate::cursor::Marks;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, Survey, Tlb};
+use crate::mmu::{Mmu, OwnStores, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::split::Splitter;

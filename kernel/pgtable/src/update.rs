@@ -18,7 +18,7 @@ use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};
 use crate::look::{Commit, Uniform, beyond, first_look, flush, may_change};
-use crate::mmu::{Mmu, Survey, Tlb};
+use crate::mmu::{Mmu, OwnStores, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::split::{Cut, CutLeaves, Splitter};

@@ -14,7 +14,9 @@ use granule_arch::descriptor::{Attributes, Descriptor};
 use granule_arch::interrupts;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Table, TableSource, Tables, Tlb};
+use granule_pgtable::{
+    Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Stores, Table, TableSource, Tables, Tlb,
+};
 use granule_smmuv3::{Scope, Smmu};
 
 use super::Port;

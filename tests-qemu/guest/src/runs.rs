@@ -1,10 +1,9 @@
 //! Runs of table entries in paired accesses: what the machine does in bulk against one entry at a time.
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use granule::mm::kernel::mmu::{LinearView, Metal};
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{Mmu, Survey};
+use granule_pgtable::metal::Cell;
+use granule_pgtable::{Mmu, Stores, Survey};
 
 use crate::harness::{Test, target_test};
 
@@ -23,12 +22,10 @@ fn a_survey_misses_no_entry_and_looks_at_no_other(t: &mut Test) {
     for (first, length) in runs() {
         for other in 0..ENTRIES {
             // One entry is the opposite of all others: it decides every bit, if it is seen.
-            let entries: [AtomicU64; ENTRIES] =
-                core::array::from_fn(|index| AtomicU64::new(if index == other { !LIKE } else { LIKE }));
+            let entries: [Cell; ENTRIES] =
+                core::array::from_fn(|index| Cell::new(Descriptor(if index == other { !LIKE } else { LIKE })));
             let run = &entries[first..first + length];
-            let one_by_one = run
-                .iter()
-                .fold(Survey::NOTHING, |survey, entry| survey.with(Descriptor(entry.load(Ordering::Relaxed))));
+            let one_by_one = run.iter().fold(Survey::NOTHING, |survey, entry| survey.with(mmu.load(entry)));
             if mmu.survey(run) != one_by_one {
                 t.equal("first, length, the other entry", Some((first, length, other)), None);
                 return;
@@ -44,11 +41,11 @@ fn an_update_changes_every_entry_once_and_no_other(t: &mut Test) {
     for (first, length) in runs() {
         let before: [u64; ENTRIES] = core::array::from_fn(|_| t.random());
         let flip = t.random();
-        let entries = before.map(AtomicU64::new);
+        let entries = before.map(|entry| Cell::new(Descriptor(entry)));
         mmu.update_run(&entries[first..first + length], flip);
         let wrong = (0..ENTRIES).find(|index| {
             let inside = (first..first + length).contains(index);
-            entries[*index].load(Ordering::Relaxed) != before[*index] ^ if inside { flip } else { 0 }
+            mmu.load(&entries[*index]).0 != before[*index] ^ if inside { flip } else { 0 }
         });
         if wrong.is_some() {
             t.equal("first, length, the wrong entry", Some((first, length, wrong)), None);
@@ -64,7 +61,7 @@ fn a_fill_writes_every_entry_once_and_no_other(t: &mut Test) {
     for (first, length) in runs() {
         let before: [u64; ENTRIES] = core::array::from_fn(|_| t.random());
         let (value, step) = (t.random(), t.random());
-        let entries = before.map(AtomicU64::new);
+        let entries = before.map(|entry| Cell::new(Descriptor(entry)));
         mmu.fill(&entries[first..first + length], Descriptor(value), step);
         let wrong = (0..ENTRIES).find(|&index| {
             let expected = if (first..first + length).contains(&index) {
@@ -72,7 +69,7 @@ fn a_fill_writes_every_entry_once_and_no_other(t: &mut Test) {
             } else {
                 before[index]
             };
-            entries[index].load(Ordering::Relaxed) != expected
+            mmu.load(&entries[index]).0 != expected
         });
         if wrong.is_some() {
             t.equal("first, length, the wrong entry", Some((first, length, wrong)), None);
@@ -88,9 +85,9 @@ fn what_is_filled_ends_at_the_first_other_entry(t: &mut Test) {
     for (first, length) in runs() {
         let (value, step) = (t.random(), t.random());
         for other in 0..=ENTRIES {
-            let entries: [AtomicU64; ENTRIES] = core::array::from_fn(|index| {
+            let entries: [Cell; ENTRIES] = core::array::from_fn(|index| {
                 let filled = value.wrapping_add(step.wrapping_mul((index as u64).wrapping_sub(first as u64)));
-                AtomicU64::new(if index == other { !filled } else { filled })
+                Cell::new(Descriptor(if index == other { !filled } else { filled }))
             });
             let found = mmu.filled(&entries[first..first + length], Descriptor(value), step);
             let expected = if other < first { length } else { length.min(other - first) };

@@ -3,7 +3,7 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{EnsureError, Mmu};
+use granule_pgtable::{EnsureError, Mmu, Stores};
 
 use super::look::Fillable;
 use super::table_lock::TableGuard;

@@ -2,7 +2,7 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{EnsureError, Mmu};
+use granule_pgtable::{EnsureError, Mmu, Stores};
 
 use super::entry::{replace, set_access_flags};
 use super::fault::FaultError;

@@ -10,7 +10,7 @@ use granule_arch::descriptor::Descriptor;
 use granule_loom::mm::asid::{AsidSlot, Asids};
 use granule_loom::smp::{Cpu, MAX_CPUS};
 use granule_loom::{Machine, Omitted, Without, omit};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
 use crate::{assert_caught, threads};

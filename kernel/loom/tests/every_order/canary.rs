@@ -11,7 +11,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_loom::{Cpu, Machine, Watched, Without};
 use granule_pgtable::metal::KernelTlb;
-use granule_pgtable::{Invalidation, Mmu, TableSource, Tlb};
+use granule_pgtable::{Invalidation, Mmu, Stores, TableSource, Tlb};
 
 use crate::{assert_caught, threads};
 

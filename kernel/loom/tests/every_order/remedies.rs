@@ -20,7 +20,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_loom::sync::atomic::AtomicU64;
 use granule_loom::{Cpu, Machine, Without, pages};
 use granule_pgtable::metal::KernelTlb;
-use granule_pgtable::{Invalidation, Mmu, PageRange, Serialise, Tables, Tiny, Tlb};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Serialise, Stores, Tables, Tiny, Tlb};
 
 use crate::assert_caught;
 

@@ -14,7 +14,7 @@ use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
 use granule_arch::tlbi::{AddressOperand, Asid, Instruction, LevelHint, UserTlbToken};
 use granule_model::{Access, Features, Model, ModelCpu, Rule, Sabotage, Step};
-use granule_pgtable::{Granule4K, Invalidation, Lazy, Mmu, PageRange, Shape, Tables, Tlb};
+use granule_pgtable::{Granule4K, Invalidation, Lazy, Mmu, PageRange, Shape, Stores, Tables, Tlb};
 
 use super::FRAME;
 

@@ -8,7 +8,7 @@ use granule_arch::tlbi::{
     AddressOperand, Asid, Granule, Instruction, LevelHint, Operation, Plan, RangeOperand, RangeSupport, UserTlbToken,
 };
 use granule_model::{Access, Fault, Features, Model, Rule};
-use granule_pgtable::{Geometry, Granule4K, Mmu, Shape, TableSource};
+use granule_pgtable::{Geometry, Granule4K, Mmu, Shape, Stores, TableSource};
 
 use crate::{FRAME, is_certain, map, range, write};
 

@@ -8,7 +8,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Access, Fault, Features, Model, ModelCpu, Rule};
-use granule_pgtable::{Granule4K, Mmu, Shape, TableSource};
+use granule_pgtable::{Granule4K, Mmu, Shape, Stores, TableSource};
 
 use crate::{DATA, ETS2, FRAME, RODATA, is_certain, map, one_page, range, rules, write};
 

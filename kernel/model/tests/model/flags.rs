@@ -4,7 +4,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Access, Fault, Features, Model, Rule, Sabotage, Step};
-use granule_pgtable::{EnsureError, Granule4K, Mmu};
+use granule_pgtable::{EnsureError, Granule4K, Mmu, Stores};
 
 use crate::{FRAME, is_certain, rules, write};
 

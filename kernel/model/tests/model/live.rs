@@ -4,7 +4,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, MemoryType, bits};
 use granule_arch::tlbi::{AddressOperand, Granule, Instruction, LevelHint};
 use granule_model::{Access, Fault, Features, Model, ModelCpu, Rule};
-use granule_pgtable::{Granule4K, Mmu, Shape, TableSource};
+use granule_pgtable::{Granule4K, Mmu, Shape, Stores, TableSource};
 
 use crate::{BBML2, DATA, FRAME, LARGEST, RODATA, is_certain, map, one_page, range, rules, write};
 

@@ -2,7 +2,7 @@
 
 use granule_arch::descriptor::Descriptor;
 use granule_model::{Features, Model, ModelCpu};
-use granule_pgtable::{Granule4K, Mmu, Shape};
+use granule_pgtable::{Granule4K, Mmu, Shape, Stores};
 
 use crate::{DATA, FRAME, RODATA, map, one_page, range, write};
 

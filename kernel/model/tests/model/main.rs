@@ -24,7 +24,7 @@ mod tlbi;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
 use granule_model::{Access, Features, Model, ModelCpu};
-use granule_pgtable::{Geometry, Granule4K, Lazy, Leaves, Mmu, PageRange, Shape};
+use granule_pgtable::{Geometry, Granule4K, Lazy, Leaves, Mmu, PageRange, Shape, Stores};
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 const RODATA: Attributes = Attributes::kernel_rodata(MemoryType::Normal);

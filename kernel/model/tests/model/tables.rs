@@ -4,7 +4,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_model::{Access, Features, Model, Rule};
-use granule_pgtable::{Granule4K, Mmu, Shape};
+use granule_pgtable::{Granule4K, Mmu, Shape, Stores};
 
 use crate::{BBML2, DATA, FRAME, is_certain, map, range, rules, write};
 

@@ -16,7 +16,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 use granule_model::{Features, Model, ModelCpu};
-use granule_pgtable::{Feature, Geometry, Mmu, PageTables, Table};
+use granule_pgtable::{Feature, Geometry, Mmu, PageTables, Stores, Table};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, RngAlgorithm, TestError, TestRng, TestRunner};
 
@@ -195,18 +195,18 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
         self.step(|| self.cpu.load(cell))
     }
 
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+    unsafe fn write(&self, cell: &AtomicU64, descriptor: Descriptor) {
         self.step(|| {
             self.turns.into_iter().for_each(|turns| turns.stores(self.cpu.index(), cell, descriptor));
             self.cpu.store(cell, descriptor);
         });
     }
 
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+    unsafe fn exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         self.step(|| self.cpu.compare_exchange(cell, current, new))
     }
 
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+    unsafe fn clear(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
         self.step(|| self.cpu.clear_bits(cell, mask))
     }
 
@@ -237,3 +237,7 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
         self.cpu.has(feature)
     }
 }
+
+// SAFETY: the tests change what they own; entries map no memory.
+#[allow(unsafe_code, reason = "keeps the contract of `Stores`")]
+unsafe impl<G: Geometry> Stores for Gated<'_, G> {}

@@ -17,8 +17,7 @@
 
 #![allow(unsafe_code, reason = "entries of tables in pairs, in assembly")]
 
-use core::sync::atomic::AtomicU64;
-
+use super::Cell;
 use crate::mmu::Survey;
 
 /// The assembly that goes through `left` entries: `$pair` deals with two and moves on, `$single` with one, `$turn` with
@@ -64,7 +63,7 @@ macro_rules! eight {
 
 /// What the entries of `run` have in common, and what any of them has.
 #[inline]
-pub(super) fn survey(run: &[AtomicU64]) -> Survey {
+pub(super) fn survey(run: &[Cell]) -> Survey {
     let Survey { mut all, mut any } = Survey::NOTHING;
     // SAFETY: reads the entries of `run` and nothing else, each once and whole, as relaxed atomic loads would.
     unsafe {
@@ -95,7 +94,7 @@ pub(super) fn survey(run: &[AtomicU64]) -> Survey {
 
 /// Flips the bits of `mask` in each entry of `run`.
 #[inline]
-pub(super) fn flip(run: &[AtomicU64], mask: u64) {
+pub(super) fn flip(run: &[Cell], mask: u64) {
     // SAFETY: reads and writes the entries of `run` and nothing else, each once and whole, as relaxed atomic accesses
     // would; atomics may be written through a shared reference.
     unsafe {
@@ -123,7 +122,7 @@ pub(super) fn flip(run: &[AtomicU64], mask: u64) {
 
 /// Stores `first` to the first entry of `run`, and to each further one what is `step` more.
 #[inline]
-pub(super) fn fill(run: &[AtomicU64], first: u64, step: u64) {
+pub(super) fn fill(run: &[Cell], first: u64, step: u64) {
     // SAFETY: writes the entries of `run` and nothing else, each once and whole, as relaxed atomic stores would;
     // atomics may be written through a shared reference.
     unsafe {
@@ -148,7 +147,7 @@ pub(super) fn fill(run: &[AtomicU64], first: u64, step: u64) {
 
 /// How many entries at the start of `run` are `first`, and each further one `step` more.
 #[inline]
-pub(super) fn filled(run: &[AtomicU64], first: u64, step: u64) -> usize {
+pub(super) fn filled(run: &[Cell], first: u64, step: u64) -> usize {
     /// Compares a pair, with the condition for the first comparison of an earlier pair, and goes on to the next.
     macro_rules! pair {
         ($first:literal) => {
@@ -174,7 +173,7 @@ pub(super) fn filled(run: &[AtomicU64], first: u64, step: u64) -> usize {
             )
         };
     }
-    let end: *const AtomicU64;
+    let end: *const Cell;
     // SAFETY: reads entries of `run` and nothing else, each whole, as relaxed atomic loads would.
     unsafe {
         core::arch::asm!(
@@ -216,5 +215,5 @@ pub(super) fn filled(run: &[AtomicU64], first: u64, step: u64) -> usize {
             options(readonly, nostack)
         );
     }
-    (end.addr() - run.as_ptr().addr()) / size_of::<AtomicU64>()
+    (end.addr() - run.as_ptr().addr()) / size_of::<Cell>()
 }

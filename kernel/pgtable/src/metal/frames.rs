@@ -4,7 +4,7 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 use granule_arch::descriptor::Descriptor;
 
 use crate::geometry::Geometry;
-use crate::mmu::Mmu;
+use crate::mmu::{Mmu, OwnStores};
 use crate::source::TableSource;
 use crate::table_list::TableList;
 

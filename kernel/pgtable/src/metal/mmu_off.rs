@@ -1,14 +1,14 @@
 //! One CPU with its MMU off: plain loads and stores.
 
 use core::marker::PhantomData;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::barrier;
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 
-use super::cells;
+use super::{Cell, cells};
 use crate::geometry::{Geometry, Granule4K};
 use crate::mmu::{Mmu, Table};
 
@@ -36,33 +36,35 @@ impl<G: Geometry> MmuOff<G> {
 // no other CPU runs, by the contract of `new`.
 unsafe impl<G: Geometry> Mmu for MmuOff<G> {
     type Geometry = G;
-    type Cell = AtomicU64;
+    type Cell = Cell;
 
-    fn table(&self, table: Table) -> &[AtomicU64] {
+    fn table(&self, table: Table) -> &[Cell] {
         // SAFETY: a `Table` proves it.
         unsafe { cells::<G>(table, VirtAddr(table.address().0)) }
     }
 
-    fn load(&self, cell: &AtomicU64) -> Descriptor {
-        Descriptor(cell.load(Ordering::Relaxed))
+    fn load(&self, cell: &Cell) -> Descriptor {
+        Descriptor(cell.0.load(Ordering::Relaxed))
     }
 
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
-        cell.store(descriptor.0, Ordering::Relaxed);
+    unsafe fn write(&self, cell: &Cell, descriptor: Descriptor) {
+        cell.0.store(descriptor.0, Ordering::Relaxed);
     }
 
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+    unsafe fn exchange(&self, cell: &Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         let found = self.load(cell);
         if found != current {
             return Err(found);
         }
-        self.store(cell, new);
+        // SAFETY: the caller's contract.
+        unsafe { self.write(cell, new) };
         Ok(())
     }
 
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+    unsafe fn clear(&self, cell: &Cell, mask: u64) -> Descriptor {
         let old = self.load(cell);
-        self.store(cell, Descriptor(old.0 & !mask));
+        // SAFETY: the caller's contract.
+        unsafe { self.write(cell, Descriptor(old.0 & !mask)) };
         old
     }
 

@@ -6,7 +6,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::host::{HostMachine, Operation};
-use granule_pgtable::{CellsOrBlock, Dismantled, EnsureError, Geometry, Granule4K, Mmu, PageRange, Visited};
+use granule_pgtable::{CellsOrBlock, Dismantled, EnsureError, Geometry, Granule4K, Mmu, PageRange, Stores, Visited};
 
 use crate::{DATA, GIB, KIB, LARGEST, MIB, map, range};
 

@@ -9,8 +9,8 @@ use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
     Announced, Change, Collapse, Collapser, Collapses, Execution, Geometry, Granule4K, Granule16K, Granule64K,
-    Handshake, Invalidation, Lazy, Leaves, Lockless, Mmu, PageRange, PageTables, Progress, RefuseSplits, Shape, Split,
-    Tables,
+    Handshake, Invalidation, Lazy, Leaves, Lockless, PageRange, PageTables, Progress, RefuseSplits, Shape, Split,
+    Stores, Tables,
 };
 
 use crate::interrupt::{Interrupted, RecordingTlb};

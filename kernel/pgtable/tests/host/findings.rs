@@ -1,13 +1,11 @@
 //! What `findings` finds, each by itself, and that it finds nothing where nothing is wrong.
 
-use core::sync::atomic::Ordering::Relaxed;
-
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
     Change, Collapse, Execution, Finding, FindingKind, FindingTotals, Geometry, Granule4K, Granule16K, Granule64K,
-    GroupFault, Handshake, Lazy, Leaves, PageRange, Shape, Tiny, WholeLeaves,
+    GroupFault, Handshake, Lazy, Leaves, Mmu, PageRange, Shape, Stores, Tiny, WholeLeaves,
 };
 
 use crate::collapse::collapse;
@@ -32,7 +30,7 @@ const fn found(kind: FindingKind, start: VirtAddr, size: u64, leaf_size: u64) ->
 fn change<G: Geometry>(machine: &HostMachine<G>, at: VirtAddr, change: impl FnOnce(u64) -> u64) {
     let step = machine.page_tables().walk(at).last().unwrap();
     let cell = machine.entry(&step);
-    cell.store(change(cell.load(Relaxed)), Relaxed);
+    machine.mmu().store(cell, Descriptor(change(machine.mmu().load(cell).0)));
 }
 
 /// Two groups of pages, then a page.

@@ -4,14 +4,14 @@
 //! for by it. Tried at every operation of a call: the two streams are those of the calls alone, one inside the other.
 
 use std::cell::{Cell, RefCell};
-use std::sync::atomic::AtomicU64;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::{HostMachine, HostMmu, HostTlb, Operation};
+use granule_pgtable::metal::Cell as Entry;
 use granule_pgtable::{
-    Change, Granule4K, Invalidation, Lazy, Mmu, PageRange, PageTables, Shape, Table, Tlb, WholeLeaves,
+    Change, Granule4K, Invalidation, Lazy, Mmu, PageRange, PageTables, Shape, Stores, Table, Tlb, WholeLeaves,
 };
 
 use crate::barriers::check;
@@ -54,25 +54,25 @@ impl<'m> Interrupted<'m> {
 #[allow(unsafe_code, reason = "implementing the contract of `Mmu`")]
 unsafe impl Mmu for Interrupted<'_> {
     type Geometry = Granule4K;
-    type Cell = AtomicU64;
+    type Cell = Entry;
 
-    fn table(&self, table: Table) -> &[AtomicU64] {
+    fn table(&self, table: Table) -> &[Entry] {
         self.mmu.table(table)
     }
 
-    fn load(&self, cell: &AtomicU64) -> Descriptor {
+    fn load(&self, cell: &Entry) -> Descriptor {
         self.step().load(cell)
     }
 
-    fn store(&self, cell: &AtomicU64, descriptor: Descriptor) {
+    unsafe fn write(&self, cell: &Entry, descriptor: Descriptor) {
         self.step().store(cell, descriptor);
     }
 
-    fn compare_exchange(&self, cell: &AtomicU64, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+    unsafe fn exchange(&self, cell: &Entry, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
         self.step().compare_exchange(cell, current, new)
     }
 
-    fn clear_bits(&self, cell: &AtomicU64, mask: u64) -> Descriptor {
+    unsafe fn clear(&self, cell: &Entry, mask: u64) -> Descriptor {
         self.step().clear_bits(cell, mask)
     }
 
@@ -96,6 +96,10 @@ unsafe impl Mmu for Interrupted<'_> {
         self.step().isb();
     }
 }
+
+// SAFETY: the tests change what they own; entries map no memory.
+#[allow(unsafe_code, reason = "keeps the contract of `Stores`")]
+unsafe impl Stores for Interrupted<'_> {}
 
 /// Records its invalidations on the host machine behind it.
 pub(crate) struct RecordingTlb;

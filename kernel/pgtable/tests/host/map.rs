@@ -6,8 +6,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Kind, MemoryAttribute, MemoryType, Protection, bits, mair};
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
-    Change, Error, Execution, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Mmu, PageRange, Shape, Tiny,
-    WholeLeaves,
+    Change, Error, Execution, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, PageRange, Shape, Stores,
+    Tiny, WholeLeaves,
 };
 
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range, update_splitting};

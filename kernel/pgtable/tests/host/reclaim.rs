@@ -9,8 +9,8 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
-    Announced, Change, Geometry, Granule4K, Granule16K, Granule64K, Invalidation, Lazy, Mmu, PageRange, Progress,
-    Reclaimer, Shape, TableSource, Tables, WholeLeaves,
+    Announced, Change, Geometry, Granule4K, Granule16K, Granule64K, Invalidation, Lazy, PageRange, Progress, Reclaimer,
+    Shape, Stores, TableSource, Tables, WholeLeaves,
 };
 
 use crate::{BASE, DATA, GIB, KIB, MIB, map, range};

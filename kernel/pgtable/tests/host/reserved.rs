@@ -8,7 +8,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
-    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Mmu, RefuseSplits, Shape, WholeLeaves,
+    Change, Error, Geometry, Granule4K, Granule16K, Granule64K, Lazy, RefuseSplits, Shape, Stores, WholeLeaves,
 };
 
 use crate::{BASE, DATA, map, range};

@@ -8,7 +8,8 @@ use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
     Change, Entries, Error, Execution, Flush, Geometry, Granule4K, Granule16K, Granule64K, Lazy, Leaves, Lockless, Mmu,
-    PageRange, PageTables, RefuseSplits, Serialise, Shape, Split, Splits, Table, TableSource, Tiny, WholeLeaves,
+    PageRange, PageTables, RefuseSplits, Serialise, Shape, Split, Splits, Stores, Table, TableSource, Tiny,
+    WholeLeaves,
 };
 use proptest::collection::vec;
 use proptest::prelude::{any, proptest};

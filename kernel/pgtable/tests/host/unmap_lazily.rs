@@ -7,8 +7,8 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
-    Announced, Change, Collapser, Error, Geometry, Granule4K, Handshake, Lazy, Leaf, Mmu, PageRange, Progress,
-    Reclaimer, Shape, TableSource, WholeLeaves,
+    Announced, Change, Collapser, Error, Geometry, Granule4K, Handshake, Lazy, Leaf, PageRange, Progress, Reclaimer,
+    Shape, Stores, TableSource, WholeLeaves,
 };
 
 use crate::collapse::{all_of, collapse};

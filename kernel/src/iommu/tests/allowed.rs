@@ -19,7 +19,7 @@ use granule_arch::addr::PhysAddr;
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_model::smmu::{Access as Wants, Hardware as Kind, ModelPlatform, Outcome, Pace, SmmuModel};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 use granule_smmuv3::{DmaMemory, Platform, Report};
 
 use super::super::Resolution;

@@ -4,7 +4,7 @@ use std::iter::once;
 
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
-use granule_pgtable::{Invalidation, Mmu, Tables, Tlb};
+use granule_pgtable::{Invalidation, Mmu, Stores, Tables, Tlb};
 
 use super::super::{DmaDevice, MAX_TRIES, Mode, NotifyMode, Refusal, Resolution};
 use super::{OLD, Outcome, PAGE, READ_ONLY, READ_WRITE, Rig, STREAM, UNMAPPED, at, entry};

@@ -6,16 +6,15 @@
 
 #![allow(unsafe_code, reason = "vouches for where tables are seen")]
 
-#[cfg(any(target_os = "none", test))]
-use core::sync::atomic::AtomicU64;
-
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::cache::CodeCaches;
 #[cfg(test)]
 use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
+#[cfg(any(target_os = "none", test))]
+use granule_pgtable::metal::Cell;
 pub use granule_pgtable::metal::Metal;
-use granule_pgtable::metal::Platform;
+use granule_pgtable::metal::{Platform, Trusted};
 use granule_pgtable::{Feature, Granule4K, Operation};
 
 #[cfg(target_os = "none")]
@@ -50,7 +49,7 @@ unsafe impl Platform for LinearView {
     }
 
     #[cfg(target_os = "none")]
-    fn second_mapping(&self, run: &[AtomicU64], work: impl FnOnce(*mut u64)) {
+    fn second_mapping(&self, run: &[Cell], work: impl FnOnce(*mut u64)) {
         let entries = VirtAddr::from_ptr(run.as_ptr());
         fixmap::with_entries(PhysAddr(entries - layout::linear(PhysAddr(0))), work);
     }
@@ -96,16 +95,19 @@ unsafe impl Platform for LinearView {
     }
 
     #[cfg(test)]
-    fn has_read(&self, cell: &AtomicU64) {
+    fn has_read(&self, cell: &Cell) {
         record::note_read(cell);
     }
 
     #[cfg(test)]
-    fn wrote(&self, cell: &AtomicU64, old: Descriptor, new: Descriptor) {
+    fn wrote(&self, cell: &Cell, old: Descriptor, new: Descriptor) {
         let cell = PhysAddr(VirtAddr::from_ptr(cell).0.wrapping_sub(self.offset));
         record::note(Operation::Write { cell, old, new });
     }
 }
+
+// SAFETY: `mm`, `iommu` and the tests have the machine and cells alone: each changes what it owns, or under its lock.
+unsafe impl Trusted for LinearView {}
 
 /// Through the image's own mapping: only tables that lie in the image. For building the linear map.
 #[cfg(target_os = "none")]

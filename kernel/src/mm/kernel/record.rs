@@ -10,9 +10,8 @@ use std::boxed::Box;
 use std::cell::RefCell;
 use std::vec::Vec;
 
-use core::sync::atomic::AtomicU64;
-
 use granule_pgtable::host::Operation;
+use granule_pgtable::metal::Cell;
 
 std::thread_local! {
     static STREAM: RefCell<Option<Vec<Operation>>> = const { RefCell::new(None) };
@@ -25,7 +24,7 @@ type Hook = Box<dyn FnMut(Moment<'_>)>;
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Moment<'a> {
     /// The entry in a cell has been read, also by a compare-exchange that failed, and nothing was made of it yet.
-    Read(&'a AtomicU64),
+    Read(&'a Cell),
     /// In the place of an operation, or just behind a store.
     Operation(&'a Operation),
     /// Before this thread waits for a lock that another has.
@@ -88,7 +87,7 @@ pub(super) fn note(operation: Operation) {
 }
 
 /// An entry was read.
-pub(super) fn note_read(cell: &AtomicU64) {
+pub(super) fn note_read(cell: &Cell) {
     if HOOK.with_borrow(Option::is_some) {
         run_hook(Moment::Read(cell));
     }

@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
 use super::area::{Area, AreaFlags, Areas, Spares};
 use super::calls::clamped_range;

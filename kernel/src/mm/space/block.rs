@@ -35,7 +35,7 @@ use core::sync::atomic::Ordering;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
-use granule_pgtable::{Feature, Mmu, PageRange, Table, Visited};
+use granule_pgtable::{Feature, Mmu, PageRange, Stores, Table, Visited};
 
 use super::area::{Area, AreaFlags};
 use super::code::{is_checked, is_visible, needs_frame};

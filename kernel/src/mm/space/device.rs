@@ -18,7 +18,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Protection};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 
 use super::advise::REGISTERS;
 use super::area::{Area, AreaFlags, Areas};

@@ -13,7 +13,7 @@ use granule_arch::descriptor::{
     Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, NonPresent, Protection, bits,
 };
 use granule_arch::patched_branch;
-use granule_pgtable::Mmu;
+use granule_pgtable::Stores;
 
 use crate::platform::features::branch;
 
@@ -219,7 +219,7 @@ pub(super) const fn is_settled(entry: Descriptor) -> bool {
 /// `wanted` permits all that `found` does. The entry is only ever widened, so what the hardware sets meanwhile is kept.
 /// The table's lock is held.
 #[inline]
-pub(super) fn set_access_flags<M: Mmu>(mmu: &M, cell: &M::Cell, found: Descriptor, wanted: Descriptor) -> bool {
+pub(super) fn set_access_flags<M: Stores>(mmu: &M, cell: &M::Cell, found: Descriptor, wanted: Descriptor) -> bool {
     if found == wanted {
         return false;
     }
@@ -239,7 +239,7 @@ pub(super) fn set_access_flags<M: Mmu>(mmu: &M, cell: &M::Cell, found: Descripto
 /// Replaces the entry in `cell`, read as `found`, by `change` of it; returns the last value before. The table's lock is
 /// held.
 #[inline(always)]
-pub(super) fn replace<M: Mmu>(
+pub(super) fn replace<M: Stores>(
     mmu: &M,
     cell: &M::Cell,
     found: Descriptor,

@@ -18,7 +18,7 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_arch::patched_branch;
-use granule_pgtable::{EnsureError, Mmu};
+use granule_pgtable::{EnsureError, Mmu, Stores};
 use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};

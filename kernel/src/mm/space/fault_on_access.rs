@@ -27,7 +27,7 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 
 use super::area::Areas;
 use super::cow::Reuse;

@@ -6,7 +6,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Visited};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
 use super::area::{Area, AreaFlags, Areas};
 use super::entry::{EntryState, replace, rest_of_stale, state, unwritable};

@@ -29,7 +29,7 @@ use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Invalidation, Mmu, PageRange, Tables};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
 
 use super::advise::GROUPS;
 use super::area::{Area, AreaFlags, Areas};

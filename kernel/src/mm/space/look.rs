@@ -21,7 +21,7 @@ use core::marker::PhantomData;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{Mmu, PageTables};
+use granule_pgtable::{Mmu, PageTables, Stores};
 
 use super::area::Areas;
 use super::fault::FaultError;
@@ -166,7 +166,7 @@ impl Denied {
 /// Replaces the page in `cell` by another, `new`, by break-before-make; `invalidate` completes the invalidation of the
 /// old one. The table's lock is held.
 #[inline(always)]
-pub(super) fn replace_frame<M: Mmu>(mmu: &M, cell: &M::Cell, new: Descriptor, invalidate: impl FnOnce()) {
+pub(super) fn replace_frame<M: Stores>(mmu: &M, cell: &M::Cell, new: Descriptor, invalidate: impl FnOnce()) {
     mmu.store(cell, Descriptor::EMPTY);
     invalidate();
     mmu.store(cell, new);

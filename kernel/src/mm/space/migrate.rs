@@ -24,7 +24,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Migration, MigrationAccess, NonPresent, Protection};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 use thiserror::Error;
 
 use super::area::Areas;

@@ -6,7 +6,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
-use granule_pgtable::{EnsureError, Mmu, PageRange};
+use granule_pgtable::{EnsureError, Mmu, PageRange, Stores};
 
 use super::area::{Area, AreaFlags, Areas};
 use super::entry::{EntryState, attributes, state};

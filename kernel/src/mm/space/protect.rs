@@ -8,7 +8,7 @@ use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Survey, Tables, Tlb};
+use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Stores, Survey, Tables, Tlb};
 
 use super::area::{Area, AreaFlags, Areas, Held, Spares};
 use super::calls::{clamped_range, user_range};

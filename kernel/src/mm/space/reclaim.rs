@@ -19,7 +19,7 @@
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Invalidation, Mmu, PageRange, Tables};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
 use intrusive_collections::rbtree::AtomicLink;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, UnsafeRef, intrusive_adapter};
 

@@ -18,7 +18,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Protection};
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
 use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
 use super::calls::user_range;

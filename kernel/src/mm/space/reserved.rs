@@ -17,7 +17,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{Mmu, PageRange, Stores};
 
 use super::area::Areas;
 use super::gather::{Gather, pages};

@@ -26,7 +26,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables};
+use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables, Stores};
 
 use super::area::{Area, Areas};
 use super::entry::{EntryState, PLAIN_PAGE, is_page, state, uffd_wp_marker};

@@ -15,7 +15,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 
 use super::super::family::Origin;
 use super::super::migrate::Unmovable;

@@ -2,7 +2,7 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::{EnsureError, Mmu, PageRange, Visited};
+use granule_pgtable::{EnsureError, Mmu, PageRange, Stores, Visited};
 
 use super::super::Space;
 use super::super::userfault::MovedRegistration;

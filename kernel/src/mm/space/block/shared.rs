@@ -2,7 +2,7 @@
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
-use granule_pgtable::Mmu;
+use granule_pgtable::Stores;
 
 use super::super::area::Area;
 use super::super::fault::FaultOutcome;

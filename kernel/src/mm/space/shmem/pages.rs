@@ -50,7 +50,7 @@
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Descriptor, bits};
-use granule_pgtable::{Geometry, Mmu};
+use granule_pgtable::{Geometry, Stores};
 
 use super::super::look::{Fillable, LockedEntry};
 use crate::mm::frame::Frame;
@@ -71,13 +71,13 @@ pub(super) const fn is_used(entry: Descriptor) -> bool {
 
 /// The frame of a page, as it was when it was looked up. It may be freed at any time, but not while
 /// [it is current](Found::is_current) and the lock of a table that maps the page is held.
-pub(in super::super) struct Found<'a, M: Mmu> {
+pub(in super::super) struct Found<'a, M: Stores> {
     cell: &'a M::Cell,
     /// With [`HERE`], so that what is on its way is not current.
     entry: Descriptor,
 }
 
-impl<'a, M: Mmu> Found<'a, M> {
+impl<'a, M: Stores> Found<'a, M> {
     /// What `cell` of the object's tree has now; `None` for a hole.
     #[inline(always)]
     pub(super) fn look(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
@@ -154,12 +154,12 @@ impl<'a, M: Mmu> Found<'a, M> {
 }
 
 /// The frames of the pages of a block, as they were when they were looked up: all of one page block, in order.
-pub(in super::super) struct FoundBlock<'a, M: Mmu> {
+pub(in super::super) struct FoundBlock<'a, M: Stores> {
     cells: &'a [M::Cell],
     first: Descriptor,
 }
 
-impl<'a, M: Mmu> FoundBlock<'a, M> {
+impl<'a, M: Stores> FoundBlock<'a, M> {
     /// What `cells`, of the pages of a block, have now; `None` where no block can map that.
     pub(super) fn look(mmu: &M, cells: &'a [M::Cell]) -> Option<Self> {
         let first = mmu.load(cells.first()?);
@@ -190,7 +190,7 @@ impl<'a, M: Mmu> FoundBlock<'a, M> {
 /// Gives a hole the frame `new`, unless another CPU was faster, and returns what the page has then. `unused` takes a
 /// frame that is not needed.
 #[inline(always)]
-pub(super) fn add<'a, M: Mmu>(
+pub(super) fn add<'a, M: Stores>(
     mmu: &M,
     cell: &'a M::Cell,
     new: PhysAddr,
@@ -208,26 +208,26 @@ pub(super) fn add<'a, M: Mmu>(
 }
 
 /// Gives a hole the frame `new`, of zeros, for a first use that comes later; returns whether it was one still.
-pub(super) fn add_spare<M: Mmu>(mmu: &M, cell: &M::Cell, new: PhysAddr) -> bool {
+pub(super) fn add_spare<M: Stores>(mmu: &M, cell: &M::Cell, new: PhysAddr) -> bool {
     fill(mmu, cell, Descriptor(new.0 | HERE | SPARE)).is_ok()
 }
 
 /// Stores the `entry` of a new frame in place of a hole, if it is one still; else returns what is there.
 #[inline(always)]
-fn fill<M: Mmu>(mmu: &M, cell: &M::Cell, entry: Descriptor) -> Result<(), Descriptor> {
+fn fill<M: Stores>(mmu: &M, cell: &M::Cell, entry: Descriptor) -> Result<(), Descriptor> {
     // The contents before the entry, for a CPU that finds it here.
     mmu.dmb_ishst();
     mmu.compare_exchange(cell, Descriptor::EMPTY, entry)
 }
 
 /// Brings the page in `cell` into use, if it is one that [`add_spare`] has made.
-pub(super) fn use_spare<M: Mmu>(mmu: &M, cell: &M::Cell) {
+pub(super) fn use_spare<M: Stores>(mmu: &M, cell: &M::Cell) {
     let _ = Found::look_to_use(mmu, cell);
 }
 
 /// Empties an entry; returns the frame that it had. The caller has the object's reference to that now.
 #[inline(always)]
-pub(super) fn take<M: Mmu>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
+pub(super) fn take<M: Stores>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
     let mut entry = mmu.load(cell);
     while entry != Descriptor::EMPTY {
         match mmu.compare_exchange(cell, entry, Descriptor::EMPTY) {
@@ -239,13 +239,13 @@ pub(super) fn take<M: Mmu>(mmu: &M, cell: &M::Cell) -> Option<PhysAddr> {
 }
 
 /// Marks the page whose frame is `frame` as on its way; whether it has that frame. The state is locked for writing.
-pub(super) fn start_migration<M: Mmu>(mmu: &M, cell: &M::Cell, frame: PhysAddr) -> bool {
+pub(super) fn start_migration<M: Stores>(mmu: &M, cell: &M::Cell, frame: PhysAddr) -> bool {
     mmu.compare_exchange(cell, Descriptor(frame.0 | HERE), Descriptor(frame.0)).is_ok()
 }
 
 /// Gives the page that was on its way the frame `to`. The state is locked for writing since, and a barrier has come
 /// behind the stores to a new frame.
-pub(super) fn end_migration<M: Mmu>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
+pub(super) fn end_migration<M: Stores>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
     mmu.store(cell, Descriptor(to.0 | HERE));
 }
 

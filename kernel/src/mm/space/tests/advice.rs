@@ -1,7 +1,7 @@
 //! Advice: what a child has of areas, pages before the first access, and guards.
 
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::Mmu as _;
+use granule_pgtable::{Mmu as _, Stores};
 
 use super::*;
 use crate::mm::space::{AreaAdvice, Locking, SpaceError};

@@ -13,7 +13,7 @@ use std::vec::Vec;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
-use granule_pgtable::{Invalidation, Mmu, PageRange, Tables, Tlb};
+use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables, Tlb};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 

@@ -7,7 +7,7 @@
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Markers, MemoryType, Migration, MigrationAccess, bits};
-use granule_pgtable::Mmu;
+use granule_pgtable::{Mmu, Stores};
 
 use super::*;
 use crate::mm::space::entry::{attributes, written};

@@ -451,7 +451,7 @@ fn unfolding_takes_no_memory() {
 
 /// Changes the entry of a page of the group as the hardware would, or a test.
 fn change(space: &Space, index: u64, change: impl Fn(Descriptor) -> Descriptor) {
-    let cell = cell(space, index);
+    let cell = as_hardware(cell(space, index));
     cell.store(change(Descriptor(cell.load(Ordering::Relaxed))).0, Ordering::Relaxed);
 }
 
@@ -618,7 +618,9 @@ fn a_group_is_broken_and_invalidated_before_its_entries_are_pages() {
             move |moment: Moment<'_>| {
                 let invalid = || {
                     (0..ALL)
-                        .filter(|&index| !Descriptor(cell(&space, index).load(Ordering::Relaxed)).is_valid())
+                        .filter(|&index| {
+                            !Descriptor(as_hardware(cell(&space, index)).load(Ordering::Relaxed)).is_valid()
+                        })
                         .count()
                 };
                 let Moment::Operation(operation) = moment else { return };

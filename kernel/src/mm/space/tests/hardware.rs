@@ -44,7 +44,7 @@ fn with_access(stage: &Stage, kind: Access, nth: usize, work: impl FnOnce()) -> 
             {
                 left.set(now.checked_sub(1));
                 if now == 0 {
-                    changed.set(access(cell, kind));
+                    changed.set(access(as_hardware(cell), kind));
                 }
             }
         }

@@ -68,7 +68,7 @@ use std::vec::Vec;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
-use granule_pgtable::Mmu as _;
+use granule_pgtable::{Mmu as _, Stores as _};
 
 use super::gather::pages;
 use super::{
@@ -80,6 +80,13 @@ use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::record::{Moment, at_each_moment};
 use crate::smp::{Cpu, CpuId};
+
+/// The entry for what stands for the hardware, which no machine records.
+#[allow(unsafe_code, reason = "an entry of a table that stays")]
+fn as_hardware(cell: &super::EntryCell) -> &core::sync::atomic::AtomicU64 {
+    // SAFETY: the cell is an atomic word, and the reference keeps it.
+    unsafe { core::sync::atomic::AtomicU64::from_ptr(cell.as_ptr()) }
+}
 
 /// Frames, a CPU and spaces, for ever.
 struct Rig {

@@ -4,7 +4,7 @@
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection};
 use granule_model::{Features, Model, ModelCpu, Rule, Sabotage, Step};
-use granule_pgtable::{EnsureError, Granule4K, Mmu};
+use granule_pgtable::{EnsureError, Granule4K, Mmu, Stores};
 
 use super::READ_WRITE;
 use crate::mm::space::entry::{attributes, is_settled, replace, set_access_flags};

@@ -22,8 +22,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::tlbi::Instruction;
-use granule_pgtable::Mmu;
 use granule_pgtable::host::{CacheOperation, Operation};
+use granule_pgtable::{Mmu, Stores};
 
 use super::super::fault::{AllowedFault, FaultOutcome};
 use super::super::{Access, PAGE, SpaceRef, handle_fault};

@@ -903,7 +903,7 @@ fn forked() -> World {
 fn flip(world: &World, page: u64, bits: u64) {
     let space = &world.spaces[0].0;
     let (_, cell) = space.page_tables().cell(address(page)).unwrap();
-    cell.fetch_xor(bits, core::sync::atomic::Ordering::Relaxed);
+    as_hardware(cell).fetch_xor(bits, core::sync::atomic::Ordering::Relaxed);
 }
 
 #[test]

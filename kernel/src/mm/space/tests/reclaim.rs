@@ -7,8 +7,8 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::Mmu as _;
 use granule_pgtable::host::Operation;
+use granule_pgtable::{Mmu as _, Stores};
 
 use super::*;
 use crate::mm::counted::Counted;

@@ -2,7 +2,7 @@
 //! revoked.
 
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
-use granule_pgtable::Mmu;
+use granule_pgtable::Stores;
 
 use super::*;
 use crate::mm::counted::Counted;

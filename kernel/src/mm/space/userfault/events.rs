@@ -11,7 +11,7 @@
 //! any more. No lock is held while an event waits.
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
 use super::super::area::{Area, AreaFlags, Areas};
 use super::super::entry::unprotected;

@@ -7,7 +7,7 @@
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
-use granule_pgtable::{Mmu, PageRange};
+use granule_pgtable::{Mmu, PageRange, Stores};
 use thiserror::Error;
 
 use super::super::area::{Area, AreaFlags, Areas};

@@ -14,7 +14,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection, bits};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Tables, Visited};
+use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Stores, Tables, Visited};
 
 use super::super::area::{Area, AreaFlags};
 use super::super::calls::is_of_few;
