@@ -247,8 +247,10 @@ fn set_up_memory(
     // linear map, and what is free in the map is not in use.
     let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
     let kernel = set_up_spaces(boot, cpu, platform, root, frames)?;
-    // SAFETY: the window in the layout is the heap's alone, and nothing unmaps what it maps.
-    unsafe { heap::kernel_heap().start(|top, pages| crate::kernel().space.map_heap(this_cpu(), top, pages)) };
+    let grow = |start, pages| crate::kernel().space.map_heap(this_cpu(), start, pages);
+    let shrink = |start, pages| crate::kernel().space.unmap_heap(this_cpu(), start, pages);
+    // SAFETY: the window in the layout is the heap's alone, and nothing else unmaps what it maps.
+    unsafe { heap::kernel_heap().start(grow, shrink) };
     Ok(kernel)
 }
 

@@ -1,8 +1,8 @@
 //! The kernel's heap: objects of any size, in a window of virtual addresses that only this file hands out from.
 //!
 //! ```text
-//! base                     top                                        base + size
-//!  ├── in use and holes ────┤  ← grows by mapping frames here   not mapped  ┤
+//! base                                  top                           base + size
+//!  ├── in use, holes ─┤ pages out ├─ ... ─┤  ← grows by mapping frames here   ┤
 //! ```
 //!
 //! `linked_list_allocator` keeps the holes, sorted and merged; both of its operations walk that list, so the heap is
@@ -10,7 +10,12 @@
 //! alignment is rounded up to 16 bytes, the granule of memory tags, so that no two objects share one.
 //!
 //! Growing maps frames, which takes the locks of page tables and page blocks. Those come before the list's lock, so the
-//! heap grows *before* it takes that lock: try, release, grow, retry. The heap never shrinks.
+//! heap grows *before* it takes that lock: try, release, grow, retry.
+//!
+//! **Free pages go back** ([`Heap::trim`]): at the end of a process if there are more than the heap grows by, and all of
+//! them where memory is short. To the list, pages that are *out* are an object in use: taken from it first, then
+//! unmapped, and never accessed. The heap grows by these addresses before it grows at its top. Freeing an object cannot
+//! do that, since its caller may hold any lock before the list's.
 //!
 //! Samples of the objects are elsewhere, between pages that fault, if the boot arguments ask for it ([`guarded`]).
 //!
@@ -34,6 +39,7 @@ use core::ptr::{NonNull, null_mut};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 
 use super::OutOfMemory;
+use crate::sched::relax;
 use crate::sync::{IrqLock, rank};
 
 pub use tags::BadFree;
@@ -41,13 +47,22 @@ use tags::Tagger;
 
 /// Sizes and alignments are multiples of this.
 const GRANULE: usize = granule_arch::mte::GRANULE as usize;
-/// Pages that the heap grows by, unless more are needed or fewer are left.
-const GROWTH_PAGES: usize = 16;
+/// Pages that the heap grows by, unless more are needed or fewer are left; and that stay free at the end of a process.
+pub const GROWTH_PAGES: usize = 16;
+/// Pages that go back in one piece, with interrupts masked.
+const TRIM_PAGES: usize = 16;
+/// Ranges that may be out.
+const RANGES: usize = 64;
 
 /// Maps `pages` fresh frames, readable and writable, from `top` on. On an error nothing is mapped that was not before.
 ///
 /// Called with interrupts masked and the rank `HEAP_GROWTH` held; it must not allocate from the heap.
 pub type Grow = fn(top: VirtAddr, pages: usize) -> Result<(), OutOfMemory>;
+
+/// Unmaps `pages` pages from `start` on, which [`Grow`] has mapped and nothing uses, and frees their frames.
+///
+/// Called as [`Grow`] is.
+pub type Shrink = fn(start: VirtAddr, pages: usize);
 
 /// A heap in a window of its own.
 pub struct Heap {
@@ -59,10 +74,66 @@ pub struct Heap {
 
 /// What growing needs and changes.
 struct Growth {
-    /// Bytes of the window that are mapped.
+    /// Bytes of the window that are the list's: mapped, or out.
     mapped: u64,
     /// `None` until [`Heap::start`]: the heap is empty and cannot grow.
-    grow: Option<Grow>,
+    frames: Option<(Grow, Shrink)>,
+}
+
+/// Whole pages that are unmapped, below the top.
+#[derive(Clone, Copy, Debug)]
+struct RangeOut {
+    start: VirtAddr,
+    bytes: u64,
+}
+
+impl RangeOut {
+    fn end(&self) -> VirtAddr {
+        self.start + self.bytes
+    }
+}
+
+/// The pages that are out. Two ranges do not touch.
+struct PagesOut {
+    ranges: heapless::Vec<RangeOut, RANGES>,
+    bytes: u64,
+}
+
+impl PagesOut {
+    /// Whether `address` is unmapped.
+    #[cold]
+    fn has(&self, address: VirtAddr) -> bool {
+        self.ranges.iter().any(|range| range.start <= address && address < range.end())
+    }
+
+    /// Adds pages; returns whether there was room for them.
+    fn add(&mut self, start: VirtAddr, bytes: u64) -> bool {
+        let mut whole = RangeOut { start, bytes };
+        self.ranges.retain(|range| {
+            let touches = range.end() == whole.start || range.start == whole.end();
+            if touches {
+                whole = RangeOut { start: whole.start.min(range.start), bytes: whole.bytes + range.bytes };
+            }
+            !touches
+        });
+        let added = self.ranges.push(whole).is_ok();
+        self.bytes += if added { bytes } else { 0 };
+        added
+    }
+
+    /// Where so many bytes could be mapped again.
+    fn find(&self, bytes: u64) -> Option<VirtAddr> {
+        self.ranges.iter().find(|range| range.bytes >= bytes).map(|range| range.start)
+    }
+
+    /// Takes away the first pages of the range that begins at `start`.
+    fn remove(&mut self, start: VirtAddr, bytes: u64) {
+        for range in self.ranges.iter_mut().filter(|range| range.start == start) {
+            *range = RangeOut { start: start + bytes, bytes: range.bytes - bytes };
+        }
+        self.ranges.retain(|range| range.bytes != 0);
+        self.bytes -= bytes;
+    }
 }
 
 struct HoleList {
@@ -74,6 +145,8 @@ struct HoleList {
     tagged: usize,
     /// From [`Heap::start_tags`] on.
     tagger: Option<Tagger>,
+    /// What the list counts as in use, and is not mapped.
+    out: PagesOut,
 }
 
 /// How full the heap is.
@@ -99,25 +172,26 @@ impl Heap {
         Self {
             base,
             size,
-            growth: IrqLock::new(Growth { mapped: 0, grow: None }),
+            growth: IrqLock::new(Growth { mapped: 0, frames: None }),
             list: IrqLock::new(HoleList {
                 holes: linked_list_allocator::Heap::empty(),
                 untagged: 0,
                 tagged: 0,
                 tagger: None,
+                out: PagesOut { ranges: heapless::Vec::new(), bytes: 0 },
             }),
         }
     }
 
-    /// Lets the heap grow by `grow`. Frames and the kernel's page tables are up by now.
+    /// Lets the heap grow by `grow`, and give pages back by `shrink`. Frames and the kernel's page tables are up by now.
     ///
     /// # Safety
-    /// The window is this heap's alone, and what `grow` maps stays mapped for ever.
-    pub unsafe fn start(&self, grow: Grow) {
-        self.growth.lock().grow = Some(grow);
+    /// The window is this heap's alone, and what `grow` maps stays mapped until `shrink` unmaps it.
+    pub unsafe fn start(&self, grow: Grow, shrink: Shrink) {
+        self.growth.lock().frames = Some((grow, shrink));
     }
 
-    /// What is mapped of the window: its start, and the bytes.
+    /// What is mapped of the window while no page is out: its start, and the bytes.
     #[cfg(target_os = "none")]
     pub fn mapped(&self) -> (VirtAddr, u64) {
         (self.base, self.growth.lock().mapped)
@@ -131,9 +205,13 @@ impl Heap {
     /// pointers.
     pub unsafe fn start_tags(&self, seed: u64) {
         let growth = self.growth.lock();
-        // SAFETY: mapped so far; the list and all objects are accessed through untagged pointers.
-        unsafe { tags::set_free(self.base, growth.mapped) };
-        self.list.lock().tagger = Some(Tagger::new(seed));
+        let mut list = self.list.lock();
+        let pages = (0..growth.mapped).step_by(PAGE_SIZE).map(|offset| self.base + offset);
+        for page in pages.filter(|&page| !list.out.has(page)) {
+            // SAFETY: mapped so far; the list and all objects are accessed through untagged pointers.
+            unsafe { tags::set_free(page, PAGE_SIZE as u64) };
+        }
+        list.tagger = Some(Tagger::new(seed));
     }
 
     /// Memory for `layout`, with whatever it held before; null where there is none. A size of 0 gets memory too.
@@ -183,19 +261,22 @@ impl Heap {
         VirtAddr(pointer.addr() as u64).canonical().0.wrapping_sub(self.base.0) < self.size
     }
 
-    /// How full the heap is now.
+    /// How full the heap is now. Not while a lock of the rank `HEAP_GROWTH` or a later one is held.
     pub fn stats(&self) -> HeapStats {
+        // No page is on its way.
+        let _growth = self.growth.lock();
         let list = self.list.lock();
         let kept = list.tagger.as_ref().map_or(0, Tagger::kept_bytes);
-        let (total, used) = (list.holes.size(), list.holes.used() - kept);
+        let out = list.out.bytes as usize;
+        let (total, used) = (list.holes.size() - out, list.holes.used() - kept - out);
         HeapStats { total, used, free: total - used, allocations: list.untagged + list.tagged, tagged: list.tagged }
     }
 
     fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut list = self.list.lock();
-        let HoleList { holes, untagged, tagged, tagger } = &mut *list;
+        let HoleList { holes, untagged, tagged, tagger, out } = &mut *list;
         let (object, count) = match tagger {
-            Some(tagger) => (tags::take(holes, tagger, layout)?, tagged),
+            Some(tagger) => (tags::take(holes, tagger, layout, out)?, tagged),
             None => (holes.allocate_first_fit(layout).ok()?, untagged),
         };
         *count += 1;
@@ -224,10 +305,71 @@ impl Heap {
         }
     }
 
-    /// Adds `pages` at the top.
+    /// Gives free pages back until at most about `keep` are left, or none is whole; returns how many went. Allocations
+    /// of others may come in between. Not while a lock of the rank `HEAP_GROWTH` or a later one is held, and not with
+    /// interrupts masked: others run between two pieces.
+    pub fn trim(&self, keep: usize) -> usize {
+        let mut trimmed = 0;
+        loop {
+            match self.trim_piece(keep) {
+                0 => return trimmed,
+                pages => trimmed += pages,
+            }
+            relax();
+        }
+    }
+
+    /// Gives some free pages back, if there are some beside `keep`; returns how many.
+    fn trim_piece(&self, keep: usize) -> usize {
+        let growth = self.growth.lock();
+        let mut list = self.list.lock();
+        let HoleList { holes, tagger, out, .. } = &mut *list;
+        let kept = tagger.as_ref().map_or(0, Tagger::kept_bytes);
+        let Some((_, shrink)) = growth.frames.filter(|_| !holes.bottom().is_null()) else { return 0 };
+        let free = (holes.size() - holes.used() + kept) / PAGE_SIZE;
+        let mut pages = free.saturating_sub(keep).min(TRIM_PAGES);
+        if pages == 0 {
+            return 0;
+        }
+        if let Some(tagger) = tagger {
+            tagger.give_up(holes);
+        }
+        while let Ok(whole) = Layout::from_size_align(pages * PAGE_SIZE, PAGE_SIZE)
+            && pages != 0
+        {
+            if let Ok(start) = holes.allocate_first_fit(whole) {
+                let at = VirtAddr::from_ptr(start.as_ptr());
+                if out.add(at, whole.size() as u64) {
+                    drop(list);
+                    shrink(at, pages);
+                    return pages;
+                }
+                // SAFETY: just taken, with this layout.
+                unsafe { holes.deallocate(start, whole) };
+            }
+            pages /= 2;
+        }
+        0
+    }
+
+    /// Adds `pages`: where pages are out, or at the top.
     fn grow(&self, growth: &mut Growth, pages: usize) -> Result<(), OutOfMemory> {
-        let grow = growth.grow.ok_or(OutOfMemory)?;
+        let (grow, _) = growth.frames.ok_or(OutOfMemory)?;
         let bytes = pages * PAGE_SIZE;
+        let found = self.list.lock().out.find(bytes as u64);
+        if let Some(start) = found {
+            let whole = Layout::from_size_align(bytes, PAGE_SIZE).map_err(|_| OutOfMemory)?;
+            grow(start, pages)?;
+            let mut list = self.list.lock();
+            if list.tagger.is_some() {
+                // SAFETY: as below.
+                unsafe { tags::set_free(start, bytes as u64) };
+            }
+            list.out.remove(start, bytes as u64);
+            // SAFETY: the list gave the pages out as a part of an object, in whole granules, and they are mapped again.
+            unsafe { list.holes.deallocate(NonNull::new(start.as_ptr()).ok_or(OutOfMemory)?, whole) };
+            return Ok(());
+        }
         if self.size - growth.mapped < bytes as u64 {
             return Err(OutOfMemory);
         }

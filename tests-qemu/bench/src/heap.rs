@@ -69,7 +69,7 @@ fn without_tags(bench: &mut Bench<'_>, bytes: usize) {
     let area = area(PAGES);
     let heap = Heap::new(area.start(), PAGES * PAGE_SIZE as u64);
     // SAFETY: the area is mapped, and is the heap's until the end of the row.
-    unsafe { heap.start(grow) };
+    unsafe { heap.start(grow, |_, _| {}) };
     bench.point(
         1,
         || (),

@@ -1,15 +1,19 @@
 //! Memory and tasks are bounded: a program that allocates all it can ends, and the one beside it continues.
 
+use alloc::vec::Vec;
 use core::time::Duration;
 
+use granule::bytes;
 use granule::chip::log as kernel_log;
 use granule::chip::timer::Deadline;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::status::{Life, ProcessEnd};
 use granule::linux::process::{self, limits};
+use granule::mm::heap::{GROWTH_PAGES, kernel_heap};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, Cpu, this_cpu};
 use granule::{kernel, println};
+use granule_arch::addr::PAGE_SIZE;
 use granule_arch::interrupts;
 
 use crate::harness::{Test, target_test};
@@ -152,6 +156,57 @@ fn memory_beside_an_address_space_is_charged(t: &mut Test) {
         t.check("only it or its children ended", ended == hogs && hogs != 0);
         is_all_free(t, free);
     }
+}
+
+target_test!(the_heap_gives_its_free_pages_back, machine("small"), limit(60));
+fn the_heap_gives_its_free_pages_back(t: &mut Test) {
+    const OBJECTS: usize = 64;
+    // All are below one last-level table, which the heap keeps.
+    const BYTES: usize = 4 * PAGE_SIZE;
+    let heap = kernel_heap();
+    let threads = sched::thread_count();
+    let end_a_program = |t: &mut Test| {
+        let Some(id) = t.ok("a program", start("hello")) else { return };
+        t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
+        settle(t, threads);
+    };
+    // The first one makes the pools of what it uses.
+    end_a_program(t);
+    heap.trim(0);
+    let (total, free) = (heap.stats().total, free_frames());
+    let objects = || {
+        let mut all: heapless::Vec<Vec<u8>, OBJECTS> = heapless::Vec::new();
+        while !all.is_full() {
+            let mut object = Vec::new();
+            if object.try_reserve_exact(BYTES).is_err() || bytes::append(&mut object, &[all.len() as u8; 64]).is_err() {
+                break;
+            }
+            let _ = all.push(object);
+        }
+        all
+    };
+    let mut some = objects();
+    t.check("it has grown", heap.stats().total >= total + OBJECTS * BYTES);
+    // Half of them, each between two others.
+    let mut number = 0;
+    some.retain(|_| {
+        number += 1;
+        number % 2 == 0
+    });
+    end_a_program(t);
+    let now = heap.stats();
+    t.check("pages between objects went", now.total < total + OBJECTS * BYTES * 3 / 4);
+    t.equal("objects that changed", some.iter().filter(|object| object.iter().any(|byte| *byte % 2 != 1)).count(), 0);
+    drop(some);
+    heap.trim(0);
+    let top = heap.mapped().1;
+    let again = objects();
+    t.equal("all fit", (again.len(), heap.mapped().1), (OBJECTS, top));
+    drop(again);
+    end_a_program(t);
+    t.check("hardly more is left than it grows by", heap.stats().free <= (GROWTH_PAGES + 2) * PAGE_SIZE);
+    heap.trim(0);
+    is_all_free(t, free);
 }
 
 /// Checks that as much is free as there was: `free`.

@@ -11,6 +11,7 @@ use super::task::Task;
 use super::tree::{Child, PROCESSES, Wanted};
 use super::{futex, robust};
 use crate::linux::errno::Errno;
+use crate::mm::heap::{GROWTH_PAGES, kernel_heap};
 use crate::sched::{self, Thread, Work, park, relax};
 use crate::uaccess;
 
@@ -54,6 +55,8 @@ pub fn leave(task: &Task) -> ! {
             }
             relax();
         }
+        // Its objects there are freed by now: their pages go back before its end is visible.
+        kernel_heap().trim(GROWTH_PAGES);
         let remains = PROCESSES.lock().ended(process);
         remains.finish();
     }

@@ -25,6 +25,7 @@ use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::Deadline;
 use crate::kernel;
+use crate::mm::heap::kernel_heap;
 use crate::mm::space::{Footprint, SpaceRef, Tally, Used};
 use crate::sched::{Thread, relax, sleep_through};
 use crate::smp::this_cpu;
@@ -70,6 +71,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
         return Relief::None;
     }
     let is_killed = || task.is_killed(thread);
+    kernel_heap().trim(0);
     kernel().space.purge_for_programs(this_cpu());
     // Once: programs that use what they free would go on for ever.
     kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);

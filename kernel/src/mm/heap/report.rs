@@ -191,7 +191,7 @@ mod tests {
         let heap = Heap::new(base, (PAGES * PAGE_SIZE) as u64);
         // SAFETY: the window lies in `memory`; tags are simulated.
         unsafe {
-            heap.start(|_, _| Ok(()));
+            heap.start(|_, _| Ok(()), |_, _| {});
             heap.start_tags(9);
         }
         let objects = [(); 3].map(|()| VirtAddr(heap.alloc(layout()).addr() as u64));

@@ -19,13 +19,15 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::mte::{self, GRANULE, MATCH_ALL, Tag};
 
+use super::PagesOut;
 use super::calls::Calls;
 
 /// Bytes of a record.
 pub(super) const RECORD: usize = size_of::<Record>();
+const PAGE: u64 = PAGE_SIZE as u64;
 /// [`Record::mark`] of an object in use, but for the record's address.
 const IN_USE: u32 = 0xa110_0000;
 /// The same of one that was freed.
@@ -176,6 +178,7 @@ pub(super) fn take(
     holes: &mut linked_list_allocator::Heap,
     tagger: &mut Tagger,
     layout: Layout,
+    out: &PagesOut,
 ) -> Option<NonNull<u8>> {
     let start = match tagger.place(layout).map(core::mem::take) {
         Some(kept) if kept != 0 => VirtAddr(kept),
@@ -187,11 +190,13 @@ pub(super) fn take(
     let mut excluded = bit(Tag::ZERO) | bit(MATCH_ALL);
     // What is before the record of a neighbour in front; and the neighbour behind.
     let before = RECORD as u64 + GRANULE;
-    if start.0 - holes.bottom().addr() as u64 >= before {
-        // SAFETY: in the list's memory, which is mapped.
+    // Pages that are out have no tags. They may be a neighbour where that is in another page.
+    let is_mapped = |at: VirtAddr| at.align_down(PAGE) == start.align_down(PAGE) || !out.has(at);
+    if start.0 - holes.bottom().addr() as u64 >= before && is_mapped(start - before) {
+        // SAFETY: in the list's memory, which is mapped but for pages that are out.
         excluded |= bit(unsafe { mte::load_tag(start - before) });
     }
-    if end.0 < holes.top().addr() as u64 {
+    if end.0 < holes.top().addr() as u64 && (!end.is_aligned(PAGE) || !out.has(end)) {
         // SAFETY: the same.
         excluded |= bit(unsafe { mte::load_tag(end) });
     }

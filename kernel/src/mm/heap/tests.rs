@@ -1,6 +1,6 @@
 //! The heap on the host, without tags and with simulated ones.
 
-use core::cell::Cell;
+use core::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::vec;
 use std::vec::Vec;
@@ -15,14 +15,47 @@ const WINDOW: usize = 64 * PAGE_SIZE;
 std::thread_local! {
     /// Pages that the fake machine can still map, and where the next must go.
     static PAGES: Cell<usize> = const { Cell::new(0) };
+    static BASE: Cell<u64> = const { Cell::new(0) };
     static TOP: Cell<u64> = const { Cell::new(0) };
+    /// The tag of what was given back.
+    static ABSENT: Cell<u8> = const { Cell::new(15) };
+    /// Pages below that were given back.
+    static OUT: RefCell<BTreeSet<u64>> = const { RefCell::new(BTreeSet::new()) };
 }
 
-fn grow(top: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
-    assert_eq!(top.0, TOP.get(), "not at the top");
+fn grow(start: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
     PAGES.set(PAGES.get().checked_sub(pages).ok_or(OutOfMemory)?);
-    TOP.set(top.0 + (pages * PAGE_SIZE) as u64);
+    if start.0 == TOP.get() {
+        TOP.set(start.0 + (pages * PAGE_SIZE) as u64);
+    } else {
+        let of_range = (start.0..).step_by(PAGE_SIZE).take(pages);
+        OUT.with_borrow_mut(|out| of_range.for_each(|page| assert!(out.remove(&page), "mapped twice")));
+    }
     Ok(())
+}
+
+/// What lies there then is what a use of it would meet.
+fn shrink(start: VirtAddr, pages: usize) {
+    for page in (start.0..).step_by(PAGE_SIZE).take(pages) {
+        assert!(page < TOP.get() && OUT.with_borrow_mut(|out| out.insert(page)), "not mapped");
+        // SAFETY: in the test's memory, which the heap has given back.
+        unsafe {
+            VirtAddr(page).as_ptr::<u8>().write_bytes(0xdd, PAGE_SIZE);
+            mte::set_tags(VirtAddr(page).with_tag(Tag::new(ABSENT.get())), PAGE_SIZE as u64);
+        }
+    }
+    PAGES.set(PAGES.get() + pages);
+}
+
+/// No page that is unmapped was written.
+fn assert_untouched() {
+    OUT.with_borrow(|out| {
+        for page in out {
+            // SAFETY: in the test's memory.
+            let bytes = unsafe { core::slice::from_raw_parts(VirtAddr(*page).as_ptr::<u8>(), PAGE_SIZE) };
+            assert!(bytes.iter().all(|byte| *byte == 0xdd), "{page:#x} was written");
+        }
+    });
 }
 
 /// A heap in memory of its own, on a machine with so many pages.
@@ -31,9 +64,11 @@ fn heap(pages: usize) -> (Heap, Vec<u128>) {
     let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE_SIZE as u64).unwrap();
     let heap = Heap::new(base, WINDOW as u64);
     PAGES.set(pages);
+    BASE.set(base.0);
     TOP.set(base.0);
+    OUT.take();
     // SAFETY: the window lies in `memory`, which the test keeps.
-    unsafe { heap.start(grow) };
+    unsafe { heap.start(grow, shrink) };
     (heap, memory)
 }
 
@@ -93,10 +128,65 @@ fn the_window_can_be_used_up_and_all_of_it_comes_back() {
     assert!(!heap.alloc(layout(WINDOW, 16)).is_null(), "the holes were not joined");
 }
 
+/// Bytes that are mapped.
+fn mapped() -> usize {
+    let below = (TOP.get() - BASE.get()) as usize;
+    below - OUT.with_borrow(BTreeSet::len) * PAGE_SIZE
+}
+
+#[test]
+fn free_pages_go_back_and_their_addresses_are_used_again() {
+    let (heap, _memory) = heap(64);
+    let big = layout(40 * PAGE_SIZE, 16);
+    let (first, second) = (heap.alloc(big), heap.alloc(layout(64, 16)));
+    // SAFETY: allocated above with this layout.
+    unsafe { heap.dealloc(first, big) }.unwrap();
+    heap.trim(GROWTH_PAGES);
+    let free = heap.stats().free;
+    assert!((GROWTH_PAGES..=GROWTH_PAGES + 1).contains(&(free / PAGE_SIZE)), "{free}");
+    let top = TOP.get();
+    heap.trim(0);
+    assert_eq!((heap.stats().total, PAGES.get()), (PAGE_SIZE, 63), "the page of the object that is in use");
+    assert!(!heap.alloc(layout(30 * PAGE_SIZE, 16)).is_null());
+    assert_eq!(TOP.get(), top, "the window is not used up");
+    // SAFETY: allocated above with this layout.
+    unsafe { heap.dealloc(second, layout(64, 16)) }.unwrap();
+    assert_untouched();
+}
+
+/// Objects beside pages that are out get the tags that they get whatever those pages would have: these are not read.
+#[test]
+fn what_lies_beside_pages_that_are_out_is_not_looked_at() {
+    let tags_beside = |absent: u8| {
+        ABSENT.set(absent);
+        let (heap, _memory) = heap(16);
+        start_tags(&heap, 7);
+        // With its record each is a page.
+        let page = layout(PAGE_SIZE - tags::RECORD, 16);
+        let objects: Vec<_> = (0..12).map(|_| heap.alloc(page)).collect();
+        for index in [1, 3, 5, 6, 7] {
+            // SAFETY: allocated above with this layout.
+            unsafe { heap.dealloc(objects[index], page) }.unwrap();
+        }
+        heap.trim(0);
+        assert_eq!(OUT.with_borrow(BTreeSet::len), 9);
+        let mut again = [0; 7].map(|_| null_mut());
+        again[..6].fill_with(|| heap.alloc(page));
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(objects[8], page) }.unwrap();
+        again[6] = heap.alloc(page);
+        let places = again.map(|object| (VirtAddr::from_ptr(object).canonical().0 - BASE.get()) / PAGE_SIZE as u64);
+        assert_eq!(places, [12, 13, 14, 15, 5, 6, 8], "13 and 6 are before a page that is out, 8 is behind one");
+        again.map(|object| tag_of(object).number())
+    };
+    let first = tags_beside(1);
+    assert!((2..15).all(|absent| tags_beside(absent) == first));
+}
+
 proptest! {
     #[test]
     fn objects_never_overlap_and_all_come_back(
-        steps in prop::collection::vec((any::<bool>(), 0..9000_usize, 0..13_u32, any::<usize>()), 1..120),
+        steps in prop::collection::vec((0..5_u8, 0..9000_usize, 0..13_u32, any::<usize>()), 1..120),
         tags in any::<Option<u64>>(),
     ) {
         let (heap, _memory) = heap(48);
@@ -104,10 +194,16 @@ proptest! {
             start_tags(&heap, seed);
         }
         let mut in_use: BTreeMap<u64, (*mut u8, Layout)> = BTreeMap::new();
-        for (free, size, align, which) in steps {
+        for (step, size, align, which) in steps {
             // As many small ones as others.
             let size = if which % 2 == 0 { size % 300 } else { size };
-            if free && !in_use.is_empty() {
+            if step == 4 {
+                heap.trim(which % 3);
+                assert_untouched();
+                prop_assert_eq!(heap.stats().total, mapped());
+                continue;
+            }
+            if step < 2 && !in_use.is_empty() {
                 let start = *in_use.keys().nth(which % in_use.len()).unwrap();
                 let (object, layout) = in_use.remove(&start).unwrap();
                 // SAFETY: in use, with this layout.
@@ -141,6 +237,11 @@ proptest! {
         }
         let stats = heap.stats();
         prop_assert_eq!((stats.used, stats.free, stats.allocations), (0, stats.total, 0));
+        heap.trim(0);
+        assert_untouched();
+        prop_assert_eq!((heap.stats().total, mapped(), PAGES.get()), (0, 0, 48));
+        let again = layout(20 * PAGE_SIZE, 16);
+        prop_assert!(!heap.alloc(again).is_null());
     }
 }
 

@@ -338,7 +338,7 @@ impl KernelSpace {
         freed.unwrap_or_else(|error| panic!("a stack is mapped from end to end: {error}"));
     }
 
-    /// Maps `pages` new frames from `start` on, outside the vmalloc window, for ever: more heap.
+    /// Maps `pages` new frames from `start` on, outside the vmalloc window, until [`Self::unmap_heap`]: more heap.
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing was mapped.
@@ -352,6 +352,12 @@ impl KernelSpace {
             debug_assert!(error.is_shortage());
             OutOfMemory
         })
+    }
+
+    /// Unmaps `pages` pages from `start` on, which [`Self::map_heap`] has mapped, and frees their frames. Their tables stay
+    /// for the heap.
+    pub fn unmap_heap(&self, cpu: &Cpu, start: VirtAddr, pages: usize) {
+        self.unmap_mapped(start, (pages * PAGE_SIZE) as u64, Some(&mut self.frames.freeing(cpu)));
     }
 
     /// Reserves tag storage for the `bytes` bytes from `start` on, which [`Self::map_heap`] has mapped before the heap had

@@ -211,6 +211,7 @@ mod thread {
     use super::Used;
     use crate::chip::timer::Deadline;
     use crate::mm::OutOfMemory;
+    use crate::mm::heap::kernel_heap;
     use crate::smp::{Cpu, this_cpu};
     use crate::{kernel, sched};
 
@@ -236,6 +237,7 @@ mod thread {
             let mut fruitless = 0;
             while !frames.has_room_for(room) && fruitless < FRUITLESS {
                 // First what is of no use any more.
+                kernel_heap().trim(0);
                 kernel().space.purge_for_programs(this_cpu());
                 let freed = spaces.reclaim(this_cpu(), room, Used::Age, &|| false);
                 fruitless = if freed == 0 { fruitless + 1 } else { 0 };
