@@ -1,4 +1,5 @@
-//! Lists whose length a program chooses: in frames of their own, each taken when the one before it is full.
+//! Lists whose length a program chooses: in frames of their own, each taken when the one before it is full; and bytes of
+//! which it chooses how many, in one frame.
 //!
 //! ```text
 //!   first ──► header │ values … ──► header │ values … ◄── last
@@ -9,6 +10,7 @@
 #![allow(unsafe_code, reason = "values in frames, by their linear addresses")]
 
 use core::marker::PhantomData;
+use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
@@ -187,6 +189,54 @@ impl<T> Drop for PagedList<T> {
     }
 }
 
+/// At most a page of bytes, in a frame of its own. Taking and dropping it is for threads, without a lock of the rank
+/// `HEAP_GROWTH` or a later one.
+pub struct PagedBytes {
+    frames: &'static FrameAllocator,
+    frame: PhysAddr,
+    bytes: NonNull<u8>,
+    length: usize,
+}
+
+impl PagedBytes {
+    /// `length` zeros, at most [`PAGE_SIZE`].
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; also for more than a page.
+    pub fn zeros(frames: &'static FrameAllocator, length: usize) -> Result<Self, OutOfMemory> {
+        if length > PAGE_SIZE {
+            return Err(OutOfMemory);
+        }
+        let frame = frames.alloc(this_cpu())?;
+        let bytes: NonNull<u8> = NonNull::new(frames.linear().address(frame).as_ptr()).ok_or(OutOfMemory)?;
+        // SAFETY: the linear map shows the frame, which is large enough, and nothing else has it.
+        unsafe { bytes.write_bytes(0, length) };
+        Ok(Self { frames, frame, bytes, length })
+    }
+}
+
+impl Deref for PagedBytes {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: the first bytes of a frame that is this value's, which the linear map shows; they were zeroed.
+        unsafe { core::slice::from_raw_parts(self.bytes.as_ptr(), self.length) }
+    }
+}
+
+impl DerefMut for PagedBytes {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as above, exclusively.
+        unsafe { core::slice::from_raw_parts_mut(self.bytes.as_ptr(), self.length) }
+    }
+}
+
+impl Drop for PagedBytes {
+    fn drop(&mut self) {
+        self.frames.free(this_cpu(), self.frame);
+    }
+}
+
 // SAFETY: the list's own iterator; no value moves.
 unsafe impl<'q> PollNodes<'q> for PagedList<PollNode<'q>> {
     fn nodes<'n>(&'n self) -> impl Iterator<Item = &'n PollNode<'q>>
@@ -203,7 +253,7 @@ mod tests {
     use std::rc::Rc;
     use std::vec::Vec;
 
-    use super::PagedList;
+    use super::{PAGE_SIZE, PagedBytes, PagedList};
     use crate::mm::frame::tests::leaked;
     use crate::smp::this_cpu;
 
@@ -236,6 +286,21 @@ mod tests {
         drop(list);
         frames.drain_cpu(this_cpu());
         assert_eq!(frames.stats().free, before.free);
+    }
+
+    #[test]
+    fn bytes_have_a_frame_of_their_own() {
+        let frames = leaked(2);
+        let before = frames.stats().free;
+        let mut bytes = PagedBytes::zeros(frames, PAGE_SIZE).unwrap();
+        assert!(bytes.iter().all(|byte| *byte == 0) && bytes.len() == PAGE_SIZE);
+        bytes[PAGE_SIZE - 1] = 7;
+        assert_eq!((bytes[PAGE_SIZE - 1], frames.stats().free), (7, before - 1));
+        assert!(PagedBytes::zeros(frames, PAGE_SIZE + 1).is_err());
+        drop(bytes);
+        assert!(PagedBytes::zeros(frames, 0).unwrap().is_empty());
+        frames.drain_cpu(this_cpu());
+        assert_eq!(frames.stats().free, before);
     }
 
     #[test]

@@ -330,26 +330,29 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
     }
 }
 
-/// What is at a path.
+/// What is at a path that begins in the directory `base`, the path of which is empty for the root.
 ///
 /// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
 /// if it has an entry or if a file is in it.
 ///
 /// # Errors
 /// [`PathError`].
-pub fn look(path: &[u8]) -> Result<PathEntry<'static>, PathError> {
-    look_in(archive(), path)
+pub fn look(base: &str, path: &[u8]) -> Result<PathEntry<'static>, PathError> {
+    look_from(archive(), base, path)
 }
 
 fn look_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<PathEntry<'a>, PathError> {
+    look_from(archive, "", path)
+}
+
+fn look_from<'a>(archive: &'a [u8], base: &str, path: &[u8]) -> Result<PathEntry<'a>, PathError> {
     if path.is_empty() {
         return Err(PathError::NotFound);
     }
-    // The names that lead to `found`, without `.` and `..`.
+    // The names that lead to `found`, without `.` and `..`: no longer than what the archive has, and a name.
     let mut way = Vec::new();
-    way.try_reserve(path.len()).map_err(|_| PathError::OutOfMemory)?;
     let (mut found, mut is_above) = (PathEntry::Directory("", ROOT), false);
-    for name in path.split(|&byte| byte == b'/') {
+    for name in [base.as_bytes(), path].into_iter().flat_map(|part| part.split(|&byte| byte == b'/')) {
         match found {
             PathEntry::Directory(..) | PathEntry::Proc(ProcEntry::Root | ProcEntry::Process(_)) => {}
             PathEntry::Link(..) => return Err(PathError::Link),

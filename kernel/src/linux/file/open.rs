@@ -3,7 +3,6 @@
 //! There are the files and directories of the initrd, which are only read, memory files, the console, devices, pipes,
 //! event counters, and files of `/proc`.
 
-use alloc::vec::Vec;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::file::{
@@ -23,7 +22,6 @@ use super::pipe::PipeEnd;
 use super::proc::{self, Pagemap, ProcEntry, ProcId};
 use super::table::{Filed, Files, Pools};
 use super::userfaultfd::UserfaultFile;
-use crate::bytes;
 use crate::chip::console;
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -121,10 +119,9 @@ const LARGEST: u64 = i64::MAX as u64;
 /// # Errors
 /// Those of `openat` on a file system that is mounted read-only.
 pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32, task: &Task) -> Result<FileRef, Errno> {
-    let whole = whole_path(base, path)?;
-    let path = if whole.is_empty() { path } else { &whole };
-    let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(path)?;
-    let kind = match initrd::look(path) {
+    let base = base.map_or(Ok(""), OpenFile::directory)?;
+    let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(base, path)?;
+    let kind = match initrd::look(base, path) {
         Ok(PathEntry::Console) => Kind::Console,
         Ok(PathEntry::Device(number)) => Kind::Device(number),
         Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::default()),
@@ -147,18 +144,13 @@ pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32, task: &Task) -> Re
 /// The directories of `/proc`.
 const PROC: Attributes = Attributes { number: usize::MAX - 3, mode: S_IFDIR | 0o555, user: 0, group: 0, modified: 0 };
 
-/// The path from the root on; empty where there is no `base`, and `path` begins there.
-fn whole_path(base: Option<&OpenFile>, path: &[u8]) -> Result<Vec<u8>, Errno> {
-    base.map_or(Ok(Vec::new()), |base| base.path_of(path))
-}
-
 /// The target of the symbolic link at `path`, as [`open`] looks it up.
 ///
 /// # Errors
 /// `EINVAL`: no link. Those of a lookup.
 pub fn read_link(base: Option<&OpenFile>, path: &[u8]) -> Result<&'static [u8], Errno> {
-    let whole = whole_path(base, path)?;
-    match initrd::look(if whole.is_empty() { path } else { &whole }).map_err(PathError::errno)? {
+    let base = base.map_or(Ok(""), OpenFile::directory)?;
+    match initrd::look(base, path).map_err(PathError::errno)? {
         PathEntry::Link(file, _) => Ok(file.contents),
         _ => Err(Errno::EINVAL),
     }
@@ -166,14 +158,15 @@ pub fn read_link(base: Option<&OpenFile>, path: &[u8]) -> Result<&'static [u8], 
 
 /// Checks the path of a file that is created where there is none, but for its last name; whether a file may have that
 /// (Linux's `open_last_lookups`).
-fn check_new_name(path: &[u8]) -> Result<bool, Errno> {
+fn check_new_name(base: &str, path: &[u8]) -> Result<bool, Errno> {
     let names = without_slashes(path);
     let start = names.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
     let (parent, name) = names.split_at_checked(start).unwrap_or_default();
     if matches!(name, b"" | b"." | b"..") {
         return Ok(false);
     }
-    if !parent.is_empty() && !matches!(initrd::look(parent).map_err(PathError::errno)?, PathEntry::Directory(..)) {
+    if !parent.is_empty() && !matches!(initrd::look(base, parent).map_err(PathError::errno)?, PathEntry::Directory(..))
+    {
         return Err(Errno::ENOTDIR);
     }
     // An open makes no directory.
@@ -317,14 +310,9 @@ impl OpenFile {
         }
     }
 
-    /// A path that begins here, from the root.
-    fn path_of(&self, path: &[u8]) -> Result<Vec<u8>, Errno> {
-        let Kind::Directory(here, _) = &self.kind else { return Err(Errno::ENOTDIR) };
-        let mut whole = Vec::new();
-        for part in [b"/".as_slice(), here.as_bytes(), b"/", path] {
-            bytes::append(&mut whole, part).map_err(|_| Errno::ENOMEM)?;
-        }
-        Ok(whole)
+    /// The directory that it is, from the root.
+    fn directory(&self) -> Result<&'static str, Errno> {
+        if let Kind::Directory(here, _) = self.kind { Ok(here) } else { Err(Errno::ENOTDIR) }
     }
 
     /// Bits of `O_`, as `F_GETFL` has them.

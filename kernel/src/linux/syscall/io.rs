@@ -1,7 +1,5 @@
 //! Calls for files: descriptors, reads and writes.
 
-use alloc::vec::Vec;
-
 use granule_abi::file::{
     AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, F_ADD_SEALS, F_DUPFD, F_DUPFD_CLOEXEC, F_GET_SEALS, F_GETFD, F_GETFL,
     F_GETPIPE_SZ, F_SETFD, F_SETFL, F_SETPIPE_SZ, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX, FIONREAD, O_CLOEXEC,
@@ -248,7 +246,7 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     if !call.task.files().has_room(end) {
         return Err(Errno::EMFILE);
     }
-    let path = read_path(call.address::<1>())?;
+    let path = read_path(call, call.address::<1>())?;
     let base = base_of(call, &path)?;
     let file = open::open(base.as_deref(), &path, checked, call.task)?;
     call.task.files().add(file, 0, end, flags & O_CLOEXEC != 0).map(u64::from)
@@ -270,20 +268,21 @@ pub(super) fn newfstatat(call: &mut Syscall<'_>) -> Answer {
     let (descriptor, flags) = (call.argument::<0>(), call.argument::<3>() as u32);
     let may_be_empty = flags & AT_EMPTY_PATH != 0;
     let has_path = !may_be_empty || call.argument::<1>() != 0;
-    let path = if has_path { read_path(call.address::<1>())? } else { Vec::new() };
+    let path = if has_path { Some(read_path(call, call.address::<1>())?) } else { None };
+    let path = path.as_deref().unwrap_or_default();
     let file = if path.is_empty() && may_be_empty && descriptor as i32 >= 0 {
         any_file(call, descriptor)?
     } else {
         if flags & !(AT_SYMLINK_NOFOLLOW | AT_EMPTY_PATH | NO_MEANING) != 0 {
             return Err(Errno::EINVAL);
         }
-        let base = base_of(call, &path)?;
+        let base = base_of(call, path)?;
         let here = path.is_empty() && may_be_empty;
         if here && descriptor as i32 != AT_FDCWD {
             return Err(Errno::EBADF);
         }
         let follows = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
-        open::open(base.as_deref(), if here { b"/" } else { &path }, O_PATH | follows, call.task)?
+        open::open(base.as_deref(), if here { b"/" } else { path }, O_PATH | follows, call.task)?
     };
     write_quads(call.address::<2>(), file.stat()).map(|()| 0)
 }
@@ -293,7 +292,7 @@ pub(super) fn readlinkat(call: &mut Syscall<'_>) -> Answer {
     if room <= 0 {
         return Err(Errno::EINVAL);
     }
-    let path = read_path(call.address::<1>())?;
+    let path = read_path(call, call.address::<1>())?;
     let base = base_of(call, &path)?;
     let target = open::read_link(base.as_deref(), &path)?;
     let stored = target.get(..room as usize).unwrap_or(target);

@@ -1,6 +1,6 @@
 //! Calls for processes and threads.
 
-use alloc::vec::Vec;
+use core::ops::Deref;
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
@@ -14,7 +14,9 @@ use granule_arch::addr::VirtAddr;
 
 use super::{Answer, Syscall, read_quads, time, write_quads};
 use crate::chip::timer::Deadline;
+use crate::kernel;
 use crate::linux::errno::Errno;
+use crate::linux::process::charge::Charge;
 use crate::linux::process::futex::{Scope, Wait};
 use crate::linux::process::oom::{self, Relief};
 use crate::linux::process::signal::Signal;
@@ -24,10 +26,10 @@ use crate::linux::process::task::{Continuation, Task};
 use crate::linux::process::tree::PROCESSES;
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
+use crate::mm::paged::PagedBytes;
 use crate::sched::{self, TagChecks, TagFaults, Thread};
 use crate::smp::{self, this_cpu};
 use crate::uaccess;
-use crate::{bytes, kernel};
 
 pub(super) fn getpid(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(call.task.process().id()))
@@ -130,7 +132,7 @@ pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     let (arguments, environment) = (call.address::<1>(), call.address::<2>());
     let loaded = {
-        let path = read_path(call.address::<0>())?;
+        let path = read_path(call, call.address::<0>())?;
         let file = exec::open(&path).map_err(ExecError::errno)?;
         let limits = call.task.process().limits.of_space();
         let pointers = |array| count_pointers(call, array, limits.stack);
@@ -163,14 +165,30 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
+/// A path of a call, in a frame that its process is charged for: the copy waits for pagers, in any number of threads.
+pub(super) struct Path {
+    bytes: PagedBytes,
+    _charge: Charge<'static>,
+}
+
+impl Deref for Path {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
 /// Copies a path (Linux's `getname`).
-pub(super) fn read_path(from: VirtAddr) -> Result<Vec<u8>, Errno> {
+pub(super) fn read_path(call: &Syscall<'_>, from: VirtAddr) -> Result<Path, Errno> {
     /// The most bytes of a path, its final zero included.
     const PATH: usize = 4096;
     let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
-    let mut path = bytes::zeros(length).map_err(|_| Errno::ENOMEM)?;
-    uaccess::copy_from_user(&mut path, from)?;
-    Ok(path)
+    let mut bytes = PagedBytes::zeros(kernel().frames, length)?;
+    let mut charge = call.task.process().charges.begin();
+    charge.add(1);
+    uaccess::copy_from_user(&mut bytes, from)?;
+    Ok(Path { bytes, _charge: charge })
 }
 
 /// Counts the pointers of an array up to a null pointer; a null array is empty.
