@@ -258,6 +258,8 @@ impl Iommu {
         Ok(DmaDevice(Path::Smmu(device)))
     }
 
+    // Out of line: what is made has no room in the frame of what detaches it after an error.
+    #[inline(never)]
     fn make_device(
         &'static self,
         cpu: &Cpu,

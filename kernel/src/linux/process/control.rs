@@ -21,7 +21,8 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
     let path = path.as_bytes();
     let file = exec::open(path)?;
     let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
-    let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), add)?;
+    let random = exec::random_bytes(this_cpu());
+    let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), random, add)?;
     Ok(clone::start(loaded, Parent::Kernel(current().to_ref()))?)
 }
 

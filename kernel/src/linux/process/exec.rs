@@ -106,8 +106,16 @@ impl StackMemory for InSpace<'_> {
     }
 }
 
+/// A program's random bytes (AT_RANDOM), drawn before [`load`] has a frame: a device may have to be started for them.
+#[inline(never)]
+pub fn random_bytes(cpu: &Cpu) -> [u8; 16] {
+    let mut random = [0; 16];
+    crate::random::stream(cpu).fill(&mut random);
+    random
+}
+
 /// Loads the program of a file, or the one that runs it if it is a script, into a new space. `path` is its name in the
-/// auxiliary vector; `add` adds the strings of the environment and of the arguments to the new stack, as many as
+/// auxiliary vector, `random` are its [`random_bytes`]; `add` adds the strings of the environment and of the arguments to the new stack, as many as
 /// `counts` has and `limits`, the program's, allow.
 ///
 /// Errors of the strings come before errors of the file, as on Linux.
@@ -121,6 +129,7 @@ pub fn load(
     path: &[u8],
     limits: &SpaceLimits,
     counts: StringCounts,
+    random: [u8; 16],
     add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
 ) -> Result<Loaded, ExecError> {
     let (scripts, file) = script::resolve(file, initrd::find);
@@ -147,8 +156,6 @@ pub fn load(
         map_segment(cpu, &space, &segment, base)?;
     }
     map_trampoline(cpu, &space)?;
-    let mut random = [0; 16];
-    crate::random::stream(cpu).fill(&mut random);
     let stack = strings.finish(path, &auxiliary(&program, base), random)?;
     trim_stack(cpu, &space, stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {

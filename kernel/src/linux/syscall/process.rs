@@ -141,7 +141,8 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
             copy_strings(call, environment, counts.environment, strings)?;
             copy_strings(call, arguments, counts.arguments, strings)
         };
-        exec::load(this_cpu(), file, &path, &limits, counts, add).map_err(ExecError::errno)?
+        let random = exec::random_bytes(this_cpu());
+        exec::load(this_cpu(), file, &path, &limits, counts, random, add).map_err(ExecError::errno)?
     };
     let mut files = call.task.files().prepare_exec()?;
     exit::kill_other_threads(call.task)?;
