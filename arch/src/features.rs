@@ -8,7 +8,8 @@ use core::fmt;
 
 use arm_sysregs::el0::registers::CtrEl0;
 use arm_sysregs::el1::registers::{
-    IdAa64dfr0El1, IdAa64isar0El1, IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr2El1, IdAa64pfr1El1,
+    IdAa64dfr0El1, IdAa64isar0El1, IdAa64isar1El1, IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr2El1,
+    IdAa64pfr0El1, IdAa64pfr1El1,
 };
 
 use crate::cache::CodeCaches;
@@ -311,6 +312,32 @@ impl CpuFeatures {
     /// FEAT_MOPS: memory copy and set instructions.
     pub fn mops(&self) -> bool {
         field(self.isar2, IdAa64isar2El1::MOPS_SHIFT) >= 1
+    }
+
+    /// FEAT_SB: a barrier to speculation.
+    pub fn sb(&self) -> bool {
+        field(self.isar1, IdAa64isar1El1::SB_SHIFT) >= 1
+    }
+
+    /// FEAT_CSV2: what code of one exception level, or of one context, has trained does not decide another's branches. 0: no
+    /// promise; 1, 2: not the targets; 3: not the history either.
+    pub fn csv2(&self) -> u64 {
+        field(self.pfr0, IdAa64pfr0El1::CSV2_SHIFT)
+    }
+
+    /// FEAT_CSV3: what a load that faults would have read is not used in speculation.
+    pub fn csv3(&self) -> bool {
+        field(self.pfr0, IdAa64pfr0El1::CSV3_SHIFT) >= 1
+    }
+
+    /// FEAT_SSBS: PSTATE.SSBS forbids loads to pass older stores.
+    pub fn ssbs(&self) -> bool {
+        field(self.pfr1, IdAa64pfr1El1::SSBS_SHIFT) >= 1
+    }
+
+    /// FEAT_ECBHB: the history of branches of EL0 does not decide those of EL1.
+    pub fn ecbhb(&self) -> bool {
+        field(self.mmfr1, IdAa64mmfr1El1::ECBHB_SHIFT) >= 1
     }
 
     /// FEAT_BTI: branch target identification.

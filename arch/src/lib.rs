@@ -22,6 +22,7 @@ pub mod psci;
 pub mod random;
 #[cfg(not(target_os = "none"))]
 pub mod recorded;
+pub mod speculation;
 pub mod sysreg;
 pub mod tag_check;
 pub mod timer;

@@ -371,6 +371,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     if Wishes::read().rodata == Rodata::Off {
         open_constants(kernel)?;
     }
+    crate::log::info!("speculation: {}", features.weaknesses);
     kernel.features.call_once(|| features);
     lab::init();
     maintenance::init();

@@ -11,6 +11,7 @@ use granule_arch::tag_check::TagCheck;
 
 use super::errata::{self, DirtyState, RepeatTlbi};
 use super::size_change::SizeChange;
+use super::speculation::Weaknesses;
 
 /// Identifiers of features that hot code asks for by a patched branch (`granule_arch::patched_branch!`); those of the
 /// memory routines are in `granule_arch::memory`.
@@ -70,6 +71,8 @@ pub mod branch {
         /// An erratum of a CPU: entries of EL0's code are broken before they become those of data
         /// (`crate::platform::errata`).
         BREAK_CODE = 19;
+        /// FEAT_SB: a barrier to speculation.
+        SPECULATION_BARRIER = 20;
     }
 
     // Sites with one identifier are taken together, whatever each of them asks; those of the lab begin at `FIRST_LAB`.
@@ -100,6 +103,8 @@ pub struct SystemFeatures {
     pub misreports_former_code: Option<&'static str>,
     /// A design among the CPUs that must not share TLB entries.
     pub shares_wrongly: Option<&'static str>,
+    /// What the CPUs speculate about unhindered.
+    pub weaknesses: Weaknesses,
     /// Whether the hardware is to note by itself that a page was written.
     pub dirty_state: DirtyState,
     /// How the tags of the kernel's own accesses are checked: as decided once all CPUs are known, see
@@ -116,6 +121,7 @@ impl SystemFeatures {
             repeat_tlbi: RepeatTlbi::of(boot_cpu.midr),
             misreports_former_code: errata::misreports_former_code(boot_cpu.midr),
             shares_wrongly: errata::shares_wrongly(boot_cpu.midr),
+            weaknesses: Weaknesses::of(boot_cpu),
             dirty_state: DirtyState::of(boot_cpu),
             kernel_tag_check: TagCheck::Off,
         }
@@ -132,6 +138,7 @@ impl SystemFeatures {
             branch::SIZE_CHANGE => self.size_change.is_trusted(),
             branch::EXECUTE_ONLY => self.cpus.pan() == Pan::Epan,
             branch::MTE => self.has_tags(),
+            branch::SPECULATION_BARRIER => self.cpus.sb(),
             branch::ACCESS_FLAG => self.cpus.hafdbs() >= HardwareUpdates::AccessFlag,
             memory::branch::MOPS => self.cpus.mops(),
             memory::branch::DC_ZVA => self.cpus.dc_zva().is_some(),
@@ -155,6 +162,7 @@ impl SystemFeatures {
         self.repeat_tlbi = self.repeat_tlbi.or(RepeatTlbi::of(cpu.midr));
         self.misreports_former_code = self.misreports_former_code.or(errata::misreports_former_code(cpu.midr));
         self.shares_wrongly = self.shares_wrongly.or(errata::shares_wrongly(cpu.midr));
+        self.weaknesses = self.weaknesses.or(Weaknesses::of(cpu));
         self.dirty_state = self.dirty_state.and(DirtyState::of(cpu));
     }
 }
@@ -171,6 +179,7 @@ impl fmt::Display for SystemFeatures {
         if let Some(name) = self.shares_wrongly {
             writeln!(f, "CNP unused       {name} shares TLB entries wrongly")?;
         }
+        writeln!(f, "speculation      {}", self.weaknesses)?;
         writeln!(f, "dirty state      {}", self.dirty_state)?;
         write!(f, "kernel's tags    {}", self.kernel_tag_check)
     }

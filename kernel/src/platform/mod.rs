@@ -26,6 +26,7 @@ pub mod kernel_tag_check;
 mod memory;
 mod pcie;
 pub mod size_change;
+pub mod speculation;
 mod structure;
 mod tag_storage;
 mod tree;

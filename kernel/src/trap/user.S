@@ -54,6 +54,13 @@
     patched_instruction {TAG_CHECKS}, {CLEAR_TCO}
     .endm
 
+// Behind an ERET: what a CPU fetches from there goes no further.
+    .macro  speculation_ends
+    patched_instruction {SPECULATION_BARRIER}, 0xd50330ff   // SB
+    dsb     nsh
+    isb
+    .endm
+
     .macro  el0_save
     resume_tag_checks
     stp     x0, x1, [sp, #-{FRAME_SIZE}]!   // x0 is the first field
@@ -118,6 +125,7 @@ el0_checked:
     frame_registers ldp
     ldp     x0, x1, [sp], #{FRAME_SIZE}
     eret
+    speculation_ends
 
     .type   el0_exception, %function
 el0_exception:

@@ -114,6 +114,7 @@ exception_return:
     ldr     x30, [sp, #{X} + 240]
     add     sp, sp, #{FRAME_SIZE}
     eret
+    speculation_ends
 
     .type   exception_stop, %function
 exception_stop:
@@ -146,6 +147,7 @@ exception_stop:
     TAG_CHECKS = const branch::TAG_CHECKS,
     ASYNCHRONOUS_TAG_CHECKS = const branch::ASYNCHRONOUS_TAG_CHECKS,
     CLEAR_TCO = const tag_check::CLEAR_TCO,
+    SPECULATION_BARRIER = const branch::SPECULATION_BARRIER,
 );
 
 // One bit distinguishes the aborts.

@@ -24,6 +24,9 @@ pub(crate) enum Flow {
     Trap,
 }
 
+/// What follows an ERET: SB where it is patched in, DSB NSH, ISB.
+pub(crate) const BARRIERS: [u32; 3] = [0xd503_201f, 0xd503_379f, 0xd503_3fdf];
+
 /// Decodes the control flow of the instruction `word` at `at`.
 pub(crate) fn flow(word: u32, at: u64) -> Flow {
     let target = |shift: u32, bits: u32| {

@@ -9,7 +9,7 @@ use object::elf::SHF_EXECINSTR;
 use object::read::elf::{ElfFile64, ElfSection64};
 use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, SectionFlags};
 
-use super::code::{Flow, Registers, flow};
+use super::code::{BARRIERS, Flow, Registers, flow};
 
 /// A line of source, as the compiler names it.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -193,6 +193,10 @@ fn follow(
         // Behind the end of assembly without a size lies what the linker fills with, which is BRK or zeros.
         let fills =
             !function.is_sized && matches!(last, Flow::Return | Flow::Jump(_) | Flow::JumpRegister(_) | Flow::Trap);
+        // Barriers behind an ERET do not go on at the next label.
+        if last == Flow::Return && BARRIERS.contains(&word) {
+            continue;
+        }
         last = flow(word, at);
         match last {
             Flow::Call(to) => does.calls.extend(containing(functions, to).map(|to| (at, to))),

@@ -5,7 +5,7 @@
 //! is a `core::panic::Location`, whose address the code forms before it panics; the image has each of them, and one
 //! that no code is seen to use is an error.
 //!
-//! `stack` adds up the frames along the same calls, by what each function subtracts from SP.
+//! `speculation` looks for the instructions that bound what is speculated, and `stack` adds up the frames along the same calls, by what each function subtracts from SP.
 
 pub(crate) mod code;
 pub(crate) mod image;
@@ -13,6 +13,7 @@ mod layers;
 mod modules;
 pub(crate) mod reach;
 pub(crate) mod sources;
+mod speculation;
 mod stack;
 pub(crate) mod tables;
 #[cfg(test)]
@@ -42,6 +43,12 @@ pub(crate) enum Audit {
     /// The most stack that each entry into the kernel can use, by the longest chain of calls; fails above the bound of
     /// xtask/audit/stack.toml
     Stack {
+        /// This ELF instead of a fresh build/granule.elf
+        #[arg(long, value_name = "FILE")]
+        elf: Option<PathBuf>,
+    },
+    /// Numbers of EL0's that index tables are masked in the image, and barriers follow each ERET
+    Speculation {
         /// This ELF instead of a fresh build/granule.elf
         #[arg(long, value_name = "FILE")]
         elf: Option<PathBuf>,
@@ -81,6 +88,7 @@ pub(crate) fn run(audit: &Audit, tools: &Tools) -> Result<()> {
     match audit {
         Audit::Panics(options) => panics(tools, options),
         Audit::Stack { elf } => stack(tools, elf.as_deref(), true),
+        Audit::Speculation { elf } => speculate(tools, elf.as_deref(), true),
         Audit::Layers => layers::audit(&tools.root, true),
         Audit::Unused => unused::audit(&tools.root, true),
     }
@@ -101,7 +109,13 @@ pub(crate) fn check_sources(tools: &Tools) -> Result<()> {
 /// When a panic can be reached and has no reason, a stack may become too deep, or a table is out of date.
 pub(crate) fn check(tools: &Tools) -> Result<()> {
     panics(tools, &Options { new: true, ..Options::default() })?;
-    stack(tools, None, false)
+    stack(tools, None, false)?;
+    speculate(tools, None, false)
+}
+
+fn speculate(tools: &Tools, elf: Option<&Path>, verbose: bool) -> Result<()> {
+    let elf = image_of(tools, elf)?;
+    speculation::audit(&Image::read(&elf, &tools.root)?, verbose)
 }
 
 /// The image's bytes: of `elf`, or of the release build.

@@ -10,6 +10,7 @@
 #![allow(unsafe_code, reason = "descriptors are found under a guard for a moment")]
 
 use granule_arch::addr::PAGE_SIZE;
+use granule_arch::speculation::{get_mut_nospec, get_nospec};
 
 use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
@@ -124,14 +125,14 @@ impl<F: Filed> Table<F> {
         if number == 0 {
             return Some(&self.low);
         }
-        self.high.get(number / NODE)?.as_ref()?[number % NODE].as_deref()
+        get_nospec(&self.high, number / NODE)?.as_ref()?[number % NODE].as_deref()
     }
 
     fn leaf_mut(&mut self, number: usize) -> Option<&mut Leaf<F>> {
         if number == 0 {
             return Some(&mut self.low);
         }
-        self.high.get_mut(number / NODE)?.as_mut()?[number % NODE].as_deref_mut()
+        get_mut_nospec(&mut self.high, number / NODE)?.as_mut()?[number % NODE].as_deref_mut()
     }
 
     /// The leaf with this number, which is made if there is none.
@@ -140,7 +141,7 @@ impl<F: Filed> Table<F> {
         if number == 0 {
             return Ok(&mut self.low);
         }
-        let node = match self.high.get_mut(number / NODE).ok_or(OutOfMemory)? {
+        let node = match get_mut_nospec(&mut self.high, number / NODE).ok_or(OutOfMemory)? {
             Some(node) => node,
             none => none.insert(pools.nodes.try_new_with(|| [const { None }; NODE])?),
         };

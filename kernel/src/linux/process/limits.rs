@@ -18,6 +18,7 @@ use granule_abi::limits::{
     RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_AS, RLIMIT_CORE, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE, RLIMIT_NICE,
     RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
 };
+use granule_arch::speculation::get_nospec;
 
 use crate::linux::file::table;
 use crate::mm::space::SpaceLimits;
@@ -114,7 +115,7 @@ impl Limits {
     /// changed.
     pub fn exchange(&self, resource: u32, new: Option<RLimit>) -> Result<RLimit, Errno> {
         let resource = resource as usize;
-        let (Some(soft), Some(hard)) = (self.soft.get(resource), self.hard.get(resource)) else {
+        let (Some(soft), Some(hard)) = (get_nospec(&self.soft, resource), get_nospec(&self.hard, resource)) else {
             return Err(Errno::EINVAL);
         };
         if let Some(new) = new {

@@ -23,6 +23,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_abi::number;
 use granule_arch::addr::VirtAddr;
+use granule_arch::speculation::{entry_nospec, get_nospec};
 
 use crate::linux::errno::Errno;
 use crate::linux::process::oom::{self, Relief};
@@ -165,8 +166,8 @@ static TABLE: [SyscallEntry; number::END] = {
 
 /// The handler of SVC.
 pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
-    // As on Linux, only w8 counts.
-    let entry = TABLE.get(frame.x[8] as u32 as usize).copied().unwrap_or(entry!(unknown));
+    // As on Linux, only w8 counts. What stands at 0 (`io_setup`), [`unknown`], answers for numbers behind the table.
+    let entry = entry_nospec(&TABLE, frame.x[8] as u32 as usize);
     entry(frame, thread);
 }
 
@@ -211,7 +212,8 @@ fn unknown(call: &mut Syscall<'_>) -> Answer {
     let number = call.frame.x[8] as u32;
     let place = (number as usize).min(WARNED.len() * 64 - 1);
     let bit = 1 << (place % 64);
-    if WARNED[place / 64].fetch_or(bit, Ordering::Relaxed) & bit == 0 {
+    let is_new = |word: &AtomicU64| word.fetch_or(bit, Ordering::Relaxed) & bit == 0;
+    if get_nospec(&WARNED, place / 64).is_some_and(is_new) {
         crate::log::warn!("{:?} made system call {number}, which does not exist here", call.task);
     }
     Err(Errno::ENOSYS)

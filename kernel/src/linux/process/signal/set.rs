@@ -10,6 +10,7 @@ use granule_abi::signal::{
     SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
+use granule_arch::speculation::index_nospec;
 
 /// The number of a signal, 1 to 64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -32,8 +33,11 @@ impl Signal {
     pub const CHLD: Self = Self(SIGCHLD);
 
     /// The signal with this number.
-    pub const fn new(number: u64) -> Option<Self> {
-        if number >= 1 && number <= SIGNALS as u64 { Some(Self(number as u32)) } else { None }
+    pub fn new(number: u64) -> Option<Self> {
+        let place = number.wrapping_sub(1) as usize;
+        // Tables are indexed by it.
+        let count = SIGNALS as usize;
+        if place < count { Some(Self(index_nospec(place, count) as u32 + 1)) } else { None }
     }
 
     /// Its number.

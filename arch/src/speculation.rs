@@ -1,0 +1,78 @@
+//! Tables that are indexed by a number of EL0's: a CPU that predicts the check of the bound wrongly must not form an
+//! address behind the table (Spectre v1).
+//!
+//! The mask is arithmetic on the flags of one comparison, and CSDB keeps a CPU from using a predicted value of it (Arm
+//! ARM C6.2, "CSDB"; Linux's `array_index_nospec`). `./x audit` finds the sequence in the image.
+
+#![allow(unsafe_code, reason = "an instruction sequence, and an index that it bounds")]
+
+/// `index` if it is below `size`, 0 otherwise: in what is speculated too.
+#[inline(always)]
+pub fn index_nospec(index: usize, size: usize) -> usize {
+    #[cfg(target_os = "none")]
+    {
+        let masked: usize;
+        // SAFETY: arithmetic. SBC of zeros makes all ones of a borrow, and zero of none.
+        unsafe {
+            core::arch::asm!(
+                "cmp {index}, {size}",
+                "sbc {masked}, xzr, xzr",
+                "and {masked}, {masked}, {index}",
+                "hint #20",
+                index = in(reg) index, size = in(reg) size, masked = out(reg) masked,
+                options(pure, nomem, nostack)
+            );
+        }
+        masked
+    }
+    #[cfg(not(target_os = "none"))]
+    {
+        if index < size { index } else { 0 }
+    }
+}
+
+/// The entry of a table at a number of EL0's; `None` where the table has none.
+#[inline(always)]
+pub fn get_nospec<T>(table: &[T], index: usize) -> Option<&T> {
+    if index >= table.len() {
+        return None;
+    }
+    // SAFETY: the index is below the length, which is not zero.
+    Some(unsafe { table.get_unchecked(index_nospec(index, table.len())) })
+}
+
+/// As [`get_nospec`], to change it.
+#[inline(always)]
+pub fn get_mut_nospec<T>(table: &mut [T], index: usize) -> Option<&mut T> {
+    let length = table.len();
+    if index >= length {
+        return None;
+    }
+    // SAFETY: the index is below the length, which is not zero.
+    Some(unsafe { table.get_unchecked_mut(index_nospec(index, length)) })
+}
+
+/// The entry of a table at a number of EL0's; its first where it has none there.
+#[inline(always)]
+pub fn entry_nospec<T, const N: usize>(table: &[T; N], index: usize) -> &T {
+    const { assert!(N > 0) };
+    // SAFETY: the index is below `N`, or 0.
+    unsafe { table.get_unchecked(index_nospec(index, N)) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{entry_nospec, get_mut_nospec, get_nospec, index_nospec};
+
+    #[test]
+    fn an_index_behind_the_table_is_its_first() {
+        for (index, expected) in [(0, 0), (1, 1), (2, 2), (3, 0), (usize::MAX, 0), (1 << 63, 0)] {
+            assert_eq!(index_nospec(index, 3), expected);
+            assert_eq!(*entry_nospec(&[0, 1, 2], index), expected);
+            assert_eq!(get_nospec(&[0, 1, 2], index), (index < 3).then_some(&expected));
+            assert_eq!(get_mut_nospec(&mut [0, 1, 2], index).copied(), (index < 3).then_some(expected));
+        }
+        assert_eq!(index_nospec(0, 0), 0);
+        assert_eq!(get_nospec::<u8>(&[], 0), None);
+    }
+}
