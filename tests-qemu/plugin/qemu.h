@@ -15,7 +15,7 @@ struct physical;
 struct block;
 struct instruction;
 enum { NO_REGISTERS, READ_REGISTERS };
-enum { IF_NOT_EQUAL = 3, IF_LESS };
+enum { IF_NOT_EQUAL = 3, IF_LESS, IF_AT_LEAST = 7 };
 enum { ADD_U64, STORE_U64 };
 enum { LOADS_AND_STORES = 3 };
 #define EXPORT __attribute__((visibility("default")))

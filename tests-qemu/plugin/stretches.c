@@ -17,7 +17,9 @@
 //   orr wzr, wzr, wzr    a record ends, another begins: a line for each vCPU is written
 //
 // Arguments: out=FILE; blocks=FILE for the addresses of the blocks of each longest stretch, in the order in which they were
-// executed (the last TRACE of them), with the line that it has in the other file.
+// executed (the last TRACE of them), with the line that it has in the other file; masked=N and kernel=N for a backtrace of
+// stretches that are longer, taken in the middle of that (by the frame records, as AAPCS64 has them) and written at the end of
+// the line.
 #include <pthread.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -29,29 +31,32 @@
 #define PLUGIN "stretches"
 #include "plugin.h"
 
-enum { VCPUS = 64, SPIN = 64, TRACE = 1 << 16 };
+enum { VCPUS = 64, SPIN = 64, TRACE = 1 << 16, STEP = 1000, DEEPEST = 32 };
 enum kind { MASKED, IN_KERNEL, KINDS };
 // Stretches in which the CPU has waited are apart: what comes behind a wait depends on how long that took.
 static const char *const names[KINDS][2] = { { "masked", "masked-waits" }, { "kernel", "kernel-waits" } };
 
-struct longest { uint64_t own, waits, first, last, yield; size_t blocks; uint64_t *trace; };
+struct chain { size_t calls; uint64_t at[DEEPEST]; };
+struct longest { uint64_t own, waits, first, last, yield; size_t blocks; uint64_t *trace; struct chain chain; };
 // What blocks change; a line of it for each vCPU.
 struct score {
 	uint64_t count;		// instructions executed
 	uint64_t look;		// PSTATE may have changed
 	uint64_t block;		// the last block's address
+	uint64_t since;		// instructions since the last look at how long stretches are
 };
 static struct vcpu {
 	uint64_t waits;		// of the count: in loops that wait
 	uint64_t yield, yielded;	// the last YIELD or WFE, and the count then
-	struct { bool open; uint64_t count, waits, first, executed; } now[KINDS];
+	struct { bool open; uint64_t count, waits, first, executed; struct chain chain; } now[KINDS];
 	struct longest longest[KINDS][2];
 	uint64_t executed, *trace;	// blocks of the kernel, and the last TRACE of them
 	byte_array *bytes;
 } vcpus[VCPUS];
 
 static void *scores;
-static void *cpsr, *spsr, *vbar;
+static void *cpsr, *spsr, *vbar, *x29;
+static uint64_t bounds[KINDS];	// 0: no backtraces
 static FILE *out, *blocks;
 static bool recording;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;	// of `longest`, and of the file
@@ -71,6 +76,7 @@ static void begin(unsigned vcpu, enum kind kind, uint64_t first)
 	v->now[kind].waits = v->waits;
 	v->now[kind].first = first;
 	v->now[kind].executed = v->executed;
+	v->now[kind].chain.calls = 0;
 }
 
 // Copies the blocks of the stretch that ends.
@@ -95,7 +101,7 @@ static void end(unsigned vcpu, enum kind kind)
 	if (v->now[kind].open && recording && own > longest->own) {
 		pthread_mutex_lock(&lock);
 		*longest = (struct longest){ own, waits, v->now[kind].first, score->block, waits ? v->yield : 0, 0,
-			longest->trace };
+			longest->trace, v->now[kind].chain };
 		if (blocks)
 			keep_blocks(v, kind, longest);
 		pthread_mutex_unlock(&lock);
@@ -121,7 +127,7 @@ static uint64_t value_of_vcpu(void *handle, unsigned vcpu)
 	g_byte_array_set_size(v->bytes, 0);
 	int size = handle ? qemu_plugin_read_register(handle, v->bytes) : 0;
 	if (size < 4 || size > 8) {
-		fprintf(stderr, "stretches: PSTATE, SPSR_EL1 or VBAR_EL1 cannot be read\n");
+		fprintf(stderr, "stretches: PSTATE, SPSR_EL1, VBAR_EL1 or X29 cannot be read\n");
 		abort();
 	}
 	memcpy(&value, v->bytes->data, size);
@@ -162,6 +168,38 @@ static void on_block(unsigned vcpu, void *address)
 	v->trace[v->executed++ % TRACE] = (uint64_t)address;
 }
 
+// The block's address, and the return addresses of the calls that have led to it.
+static void keep_chain(unsigned vcpu, struct chain *chain, uint64_t address)
+{
+	struct vcpu *v = &vcpus[vcpu];
+	uint64_t record[2] = { value_of_vcpu(x29, vcpu) }, before = 0;
+	for (chain->calls = 0; chain->calls < DEEPEST; address = record[1]) {
+		chain->at[chain->calls++] = address;
+		// Stacks grow down, and an exception may have come from another one.
+		if (!record[0] || record[0] == before || record[0] % 8)
+			break;
+		before = record[0];
+		if (!qemu_plugin_read_memory_vaddr(before, v->bytes, sizeof record))
+			break;
+		memcpy(record, v->bytes->data, sizeof record);
+		if (!record[1])
+			break;
+	}
+}
+
+// Every STEP instructions.
+static void on_step(unsigned vcpu, void *address)
+{
+	struct score *score = score_of(vcpu);
+	score->since = 0;
+	for (enum kind kind = 0; kind < KINDS; kind++) {
+		struct chain *chain = &vcpus[vcpu].now[kind].chain;
+		bool deep = score->count - vcpus[vcpu].now[kind].count >= bounds[kind] / 2;
+		if (bounds[kind] && vcpus[vcpu].now[kind].open && deep && !chain->calls)
+			keep_chain(vcpu, chain, (uint64_t)address);
+	}
+}
+
 static void on_point(unsigned vcpu, void *address)
 {
 	end(vcpu, IN_KERNEL);
@@ -192,8 +230,11 @@ static void on_record(unsigned vcpu, void *address)
 	for (unsigned i = 0; i < VCPUS && vcpus[i].bytes; i++) {
 		for (unsigned j = 0; j < 2 * KINDS && recording; j++) {
 			struct longest *l = &vcpus[i].longest[j / 2][j % 2];
-			fprintf(out, "%u %s %ju %ju %#jx %#jx %#jx\n", i, names[j / 2][j % 2], (uintmax_t)l->own,
+			fprintf(out, "%u %s %ju %ju %#jx %#jx %#jx", i, names[j / 2][j % 2], (uintmax_t)l->own,
 				(uintmax_t)l->waits, (uintmax_t)l->first, (uintmax_t)l->last, (uintmax_t)l->yield);
+			for (size_t k = 0; k < l->chain.calls && l->own + l->waits > bounds[j / 2]; k++)
+				fprintf(out, " %#jx", (uintmax_t)l->chain.at[k]);
+			fprintf(out, "\n");
 			if (blocks)
 				fprintf(blocks, "%u %s %ju %ju\n", i, names[j / 2][j % 2], (uintmax_t)l->own, (uintmax_t)l->waits);
 			for (size_t k = 0; k < l->blocks; k++)
@@ -219,7 +260,8 @@ static void on_translation(plugin_id id, struct block *block)
 	uint64_t address = qemu_plugin_tb_vaddr(block);
 	size_t length = qemu_plugin_tb_n_insns(block);
 	entry count = { scores, offsetof(struct score, count) }, change = { scores, offsetof(struct score, look) };
-	entry last = { scores, offsetof(struct score, block) };
+	entry last = { scores, offsetof(struct score, block) }, since = { scores, offsetof(struct score, since) };
+	bool traced = bounds[MASKED] || bounds[IN_KERNEL];
 	bool kernel = address >> 63;
 	// Before the block is counted. A vector begins each 128 bytes.
 	if (kernel && address % 128 == 0)
@@ -228,6 +270,10 @@ static void on_translation(plugin_id id, struct block *block)
 		qemu_plugin_register_vcpu_tb_exec_cond_cb(block, look, READ_REGISTERS, IF_NOT_EQUAL, change, 0, (void *)address);
 	qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, ADD_U64, count, length);
 	qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, STORE_U64, last, address);
+	if (traced)
+		qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(block, ADD_U64, since, length);
+	if (kernel && traced)
+		qemu_plugin_register_vcpu_tb_exec_cond_cb(block, on_step, READ_REGISTERS, IF_AT_LEAST, since, STEP, (void *)address);
 	if (kernel && blocks)
 		qemu_plugin_register_vcpu_tb_exec_cb(block, on_block, NO_REGISTERS, (void *)address);
 	for (size_t i = 0; i < length && kernel; i++) {
@@ -270,6 +316,8 @@ static void on_vcpu(plugin_id id, unsigned vcpu)
 			spsr = description[i].handle;
 		if (!strcmp(description[i].name, "VBAR"))
 			vbar = description[i].handle;
+		if (!strcmp(description[i].name, "x29"))
+			x29 = description[i].handle;
 	}
 	struct vcpu *v = &vcpus[vcpu];
 	v->bytes = g_byte_array_new();
@@ -286,6 +334,8 @@ EXPORT int qemu_plugin_install(plugin_id id, const void *info, int arguments, ch
 	for (int i = 0; i < arguments; i++) {
 		open_file(&out, "out=", argument[i]);
 		open_file(&blocks, "blocks=", argument[i]);
+		sscanf(argument[i], "masked=%ju", (uintmax_t *)&bounds[MASKED]);
+		sscanf(argument[i], "kernel=%ju", (uintmax_t *)&bounds[IN_KERNEL]);
 	}
 	if (!out) {
 		fprintf(stderr, "stretches: out=FILE, which can be written, is missing\n");

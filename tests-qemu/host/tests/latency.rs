@@ -3,19 +3,13 @@
 //!
 //! With one CPU instructions are counted by QEMU's clock too (`-icount`), so that each run is like the last.
 
-use std::fs;
-use std::path::PathBuf;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::path::Path;
 
 use granule_host_tests::built;
 use granule_runner::machine::{self, Machine};
-use granule_runner::qemu::{Qemu, Reset, Serial};
-use granule_runner::script;
 use granule_runner::serial::Limit;
+use granule_runner::stretches::{self, Counted, Kind, Stretch};
 
-/// Instructions.
-const MOST_MASKED: u64 = 20_000;
-const MOST_IN_KERNEL: u64 = 200_000;
 /// Of a stop, which is masked on all CPUs.
 const MOST_STOPPED: u64 = 5_000;
 
@@ -35,68 +29,25 @@ const HOGS: [&str; 12] = [
     "run hog polls",
 ];
 
-/// The longest stretch of a kind on a CPU while a command ran.
-struct Stretch {
-    cpu: usize,
-    /// `masked` or `kernel`.
-    kind: String,
-    /// Instructions, without those of loops that waited for another CPU or a device.
-    own: u64,
-    waits: u64,
-    /// All of it as the plugin has it: addresses of the first and the last block of code as well, and of the last wait.
-    text: String,
-}
-
-impl Stretch {
-    fn new(text: &str) -> Self {
-        let [cpu, kind, own, waits, ..] = *text.split(' ').collect::<Vec<_>>() else { panic!("{text}") };
-        let number = |word: &str| word.parse::<u64>().unwrap();
-        let kind = kind.strip_suffix("-waits").unwrap_or(kind).into();
-        Self { cpu: number(cpu) as usize, kind, own: number(own), waits: number(waits), text: text.into() }
-    }
-
-    /// The bound of it on a machine; none for one in the kernel that waits for another CPU: handlers of interrupts
-    /// belong to it, and how many come is decided by the host, which runs more CPUs than it has.
-    fn most(&self, machine: &Machine) -> Option<u64> {
-        match self.kind.as_str() {
-            "masked" => Some(MOST_MASKED),
-            _ => (machine.smp == 1 || self.waits == 0).then_some(MOST_IN_KERNEL),
-        }
-    }
-
-    /// The instructions that the bound is for: with one CPU those of waits as well, since no other CPU delays it.
-    fn length(&self, machine: &Machine) -> u64 {
-        if machine.smp == 1 { self.own + self.waits } else { self.own }
-    }
+/// The bound of a stretch on a machine; none for one in the kernel that waits for another CPU: handlers of interrupts belong
+/// to it, and how many come is decided by the host, which runs more CPUs than it has.
+fn most(stretch: &Stretch, machine: &Machine) -> Option<u64> {
+    (stretch.kind == Kind::Masked || machine.smp == 1 || stretch.waits == 0).then_some(stretch.kind.most())
 }
 
 fn one_cpu(memory: &str) -> Machine {
-    Machine { smp: 1, icount: true, ..several_cpus(memory) }
+    stretches::one_cpu(memory).unwrap()
 }
 
 fn several_cpus(memory: &str) -> Machine {
     Machine { memory: memory.into(), ..machine::named("default").unwrap() }
 }
 
-/// Runs each line at the monitor: what went wrong, the session, and for each line the longest stretches.
-fn count(machine: &Machine, lines: &[&str], limit: u64) -> (Vec<String>, String, Vec<Vec<Stretch>>) {
-    // Tests run side by side: a file for each run.
-    static RUNS: AtomicU32 = AtomicU32::new(0);
-    let name = format!("stretches-{}-{}", std::process::id(), RUNS.fetch_add(1, Ordering::Relaxed));
-    let file = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
-    let plugin = format!("{},out={}", built("stretches.so").display(), file.display());
-    let extra = ["-plugin".into(), plugin.into()];
-    let qemu = Qemu::new(machine, &built("granule.img"), Serial::Pipes, Reset::Ends, script::BOOTARGS, &extra);
-    let mut session = Vec::new();
-    let commands = script::commands(&lines.join("\n"));
-    let wrong = script::run(&qemu, &commands, Limit::work(limit), &mut session).unwrap();
-    let text = fs::read_to_string(&file).unwrap();
-    fs::remove_file(&file).unwrap();
-    let records: Vec<Vec<_>> =
-        text.split_terminator("\n\n").map(|record| record.lines().map(Stretch::new).collect()).collect();
-    let session = String::from_utf8_lossy(&session).replace(['\r', '\0'], "");
-    assert_eq!(records.len(), lines.len(), "{session}");
-    (wrong, session, records)
+/// Runs each line at the monitor.
+fn count(machine: &Machine, lines: &[&str], limit: u64) -> Counted {
+    let (image, plugin) = (built("granule.img"), built("stretches.so"));
+    let files = [&*image, &*plugin, Path::new(env!("CARGO_TARGET_TMPDIR"))];
+    stretches::count(machine, files, lines, Limit::work(limit)).unwrap()
 }
 
 /// Those of [`HOGS`] that the kernel kills for want of memory.
@@ -117,10 +68,10 @@ fn ends_as_expected(wrong: &[String], session: &str, killed: &[&str]) {
 /// Each CPU keeps the bounds in each line; all stretches that do not are named at once. `killed` is as in
 /// [`ends_as_expected`].
 fn check(machine: &Machine, lines: &[&str], killed: &[&str], limit: u64) {
-    let (wrong, session, records) = count(machine, lines, limit);
+    let Counted { wrong, session, records } = count(machine, lines, limit);
     ends_as_expected(&wrong, &session, killed);
     let mut too_long = Vec::new();
-    for kind in ["masked", "kernel"] {
+    for kind in Kind::ALL {
         let mut measured = vec![false; machine.smp as usize];
         for (line, record) in lines.iter().zip(&records) {
             let mut longest = 0;
@@ -129,16 +80,16 @@ fn check(machine: &Machine, lines: &[&str], killed: &[&str], limit: u64) {
                 let length = stretch.length(machine);
                 longest = longest.max(length);
                 measured[stretch.cpu] |= stretch.waits == 0 && length > 100;
-                if let Some(most) = stretch.most(machine)
+                if let Some(most) = most(stretch, machine)
                     && length > most
                 {
                     too_long.push(format!("{line}: {}, {most} at most", stretch.text));
                 }
             }
             // Else nothing was measured.
-            assert!(longest > 100, "{kind}, {line}: {longest}\n{session}");
+            assert!(longest > 100, "{kind:?}, {line}: {longest}\n{session}");
         }
-        assert!(measured.iter().all(|it| *it), "{kind}: CPUs that were measured: {measured:?}\n{session}");
+        assert!(measured.iter().all(|it| *it), "{kind:?}: CPUs that were measured: {measured:?}\n{session}");
     }
     assert!(too_long.is_empty(), "{too_long:#?}\n{session}");
 }
@@ -175,11 +126,12 @@ fn latency_is_bounded_where_the_machine_is_stopped_for_splits() {
     let machine = Machine { bootargs: "split=stop-machine rodata=off".into(), ..one_cpu("1G") };
     let lines =
         ["vmalloc 2000", "set_memory ro $+0x5000 700", "set_memory rw $ 2000", "collapse", "vfree $", "collapse"];
-    let (wrong, session, records) = count(&machine, &lines, 60);
+    let Counted { wrong, session, records } = count(&machine, &lines, 60);
     ends_as_expected(&wrong, &session, &[]);
     assert!(session.contains("to 0 of 1 GiB, 2 of 2 MiB"), "the leaves that were cut were split: {session}");
     for (line, record) in lines.iter().zip(&records) {
-        let masked = record.iter().filter(|stretch| stretch.kind == "masked").map(|stretch| stretch.length(&machine));
+        let masked =
+            record.iter().filter(|stretch| stretch.kind == Kind::Masked).map(|stretch| stretch.length(&machine));
         let longest = masked.max().unwrap_or_default();
         println!("{line}: {longest}");
         assert!((100..=MOST_STOPPED).contains(&longest), "{line}: {longest}\n{session}");
@@ -237,22 +189,22 @@ fn latency_of_a_loop_of_known_length_is_counted() {
     const NOP: u32 = 0xd503_201f;
     const RET: u32 = 0xd65f_03c0;
     for (first, load, last, length, kinds) in [
-        (MASK, SHORT, UNMASK, 2 * 0x3000, ["masked", "kernel"].as_slice()),
-        (MASK, LONG, UNMASK, 2 << 16, &["masked", "kernel"]),
-        (NOP, LONG, NOP, 2 << 16, &["kernel"]),
+        (MASK, SHORT, UNMASK, 2 * 0x3000, Kind::ALL.as_slice()),
+        (MASK, LONG, UNMASK, 2 << 16, &Kind::ALL),
+        (NOP, LONG, NOP, 2 << 16, &[Kind::Kernel]),
     ] {
         let mut lines = vec!["vmalloc 1".to_owned()];
         let code = [first, load, LOOP[0], LOOP[1], last, RET];
         lines.extend(code.iter().enumerate().map(|(index, word)| format!("poke $+{} {word:#x} w", 4 * index)));
         lines.extend(["set_memory rox $ 1".into(), "exec $".into()]);
         let lines: Vec<&str> = lines.iter().map(String::as_str).collect();
-        let (wrong, session, records) = count(&one_cpu("1G"), &lines, 60);
+        let Counted { wrong, session, records } = count(&one_cpu("1G"), &lines, 60);
         assert!(wrong.is_empty(), "{wrong:?}\n{session}");
-        for kind in ["masked", "kernel"] {
+        for kind in Kind::ALL {
             let of_kind = records.last().unwrap().iter().filter(|stretch| stretch.kind == kind);
             let longest = of_kind.map(|stretch| stretch.own + stretch.waits).max().unwrap();
             let expected = if kinds.contains(&kind) { length..=length + 20_000 } else { 100..=20_000 };
-            assert!(expected.contains(&longest), "{kind}: {longest} counted, {length} in the loop\n{session}");
+            assert!(expected.contains(&longest), "{kind:?}: {longest} counted, {length} in the loop\n{session}");
         }
     }
 }

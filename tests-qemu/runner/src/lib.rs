@@ -4,7 +4,7 @@
 //! writes the one command line, and `tree` the device trees that QEMU does not make itself, [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
 //! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`blocks`] does so and records which blocks
-//! of the kernel are executed, [`demo`] runs one test for its output,
+//! of the kernel are executed, or how long it keeps a CPU ([`stretches`]), [`demo`] runs one test for its output,
 //! [`usage`] notes what the processes take,
 //! [`trace_check`] checks a test's account of the SMMU against QEMU's trace, [`gdb`] talks to QEMU's stub, and
 //! [`bench`](mod@bench) measures.
@@ -24,6 +24,7 @@ pub mod report;
 pub mod script;
 pub mod serial;
 pub mod session;
+pub mod stretches;
 pub mod trace_check;
 mod tree;
 pub mod usage;

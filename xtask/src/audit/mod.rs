@@ -1,4 +1,5 @@
-//! `./x audit`: what the finished image can do, by the image itself; and which modules import which, by the sources.
+//! `./x audit`: what the finished image can do, by the image itself; how long it keeps a CPU, by running it; and which
+//! modules import which, by the sources.
 //!
 //! `panics` follows calls from where programs, devices and firmware enter the kernel to each panic that can be reached,
 //! in the code that is shipped: after inlining, with everything gone that the compiler proved away. A place of a panic
@@ -9,6 +10,7 @@
 
 pub(crate) mod code;
 pub(crate) mod image;
+mod latency;
 mod layers;
 mod modules;
 pub(crate) mod reach;
@@ -53,6 +55,12 @@ pub(crate) enum Audit {
         #[arg(long, value_name = "FILE")]
         elf: Option<PathBuf>,
     },
+    /// Instructions with interrupts masked, and in the kernel without a scheduling point, while programs choose the largest
+    /// counts; fails if one is above its bound
+    Latency {
+        /// Only programs whose names contain one of these
+        filters: Vec<String>,
+    },
     /// Modules of a crate that import a higher layer; fails if one is not in xtask/audit/layers.toml
     Layers,
     /// Public items that only tests use; fails if one is not in xtask/audit/unused.toml
@@ -89,6 +97,7 @@ pub(crate) fn run(audit: &Audit, tools: &Tools) -> Result<()> {
         Audit::Panics(options) => panics(tools, options),
         Audit::Stack { elf } => stack(tools, elf.as_deref(), true),
         Audit::Speculation { elf } => speculate(tools, elf.as_deref(), true),
+        Audit::Latency { filters } => latency::audit(tools, &compile::build(tools, Profile::Release)?, filters),
         Audit::Layers => layers::audit(&tools.root, true),
         Audit::Unused => unused::audit(&tools.root, true),
     }

@@ -1,0 +1,499 @@
+//! The largest counts that a program can choose, one in each run: work during which a kernel may keep a CPU, or interrupts
+//! masked. `many WHAT COUNT`.
+
+#![cfg_attr(target_os = "none", no_std, no_main)]
+#![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
+
+use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+
+use granule_user::abi::file::{
+    AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEXEC, POLLIN, PollFd, SEEK_DATA,
+};
+use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
+use granule_user::abi::memory::{
+    MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_PAGEOUT,
+    MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    MCL_CURRENT, MREMAP_MAYMOVE, MS_SYNC, PROT_NONE, PROT_READ, PROT_WRITE,
+};
+use granule_user::abi::number::{
+    BRK, CLOCK_GETTIME, CLOSE, DUP, DUP3, EVENTFD2, FALLOCATE, FTRUNCATE, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE,
+    MLOCK, MLOCKALL, MMAP, MPROTECT, MREMAP, MSYNC, MUNLOCKALL, MUNMAP, OPENAT, PIPE2, PPOLL, PREAD64, PRLIMIT64,
+    PROCESS_VM_READV, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
+};
+use granule_user::abi::process::killed;
+use granule_user::abi::signal::{
+    SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGKILL, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
+};
+use granule_user::abi::time::{CLOCK_PROCESS_CPUTIME_ID, Timespec};
+use granule_user::abi::userfaultfd::{
+    UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EVENT_UNMAP, UFFDIO_REGISTER_MODE_MISSING,
+    UFFDIO_REGISTER_MODE_WP,
+};
+use granule_user::memory::{self, PAGE};
+use granule_user::thread::{Thread, futex_wait};
+use granule_user::userfault::Pager;
+use granule_user::{Start, entry, own, println, process, signal, time};
+
+entry!(run);
+own!(call);
+
+const MIB: u64 = 1 << 20;
+const MILLISECOND: u64 = 1_000_000;
+/// For what this CPU does on behalf of all threads.
+const SETTLED: u64 = 300 * MILLISECOND;
+const RW: u64 = PROT_READ | PROT_WRITE;
+const OWN: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+
+fn run(start: Start) -> u8 {
+    let mut words = start.arguments().skip(1);
+    let what = words.next().unwrap_or_default();
+    let count: u32 = words.next().and_then(|count| count.parse().ok()).unwrap_or(1);
+    let many = u64::from(count);
+    let limit = RLimit { soft: 1 << 20, hard: 1 << 20 };
+    call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]).expect("a limit");
+    match what {
+        "descriptors" => descriptors(many),
+        "polls" => polls(many),
+        "pollers" => pollers(count),
+        "pipes" => pipe_readers(count),
+        "console" => console(count),
+        "pause" => drop(time::sleep(many * MILLISECOND)),
+        "threads" => threads(count),
+        "pagers" => pagers(many),
+        "faulters" => faulters(count),
+        "areas" => areas(many),
+        "mappings" => mappings(many),
+        "mappers" => mappers(count),
+        "addresses" => addresses(many),
+        "vectors" => vectors(many),
+        _ => return 2,
+    }
+    println!("many {what}: ok");
+    0
+}
+
+/// Threads that are there.
+static THERE: AtomicU32 = AtomicU32::new(0);
+/// What threads of a run work on: a descriptor, or an address.
+static OBJECT: AtomicU64 = AtomicU64::new(0);
+
+/// Has so many threads call `main`, which adds itself to [`THERE`]; they end with the process.
+fn crowd(count: u32, main: fn(usize)) {
+    for index in 0..count {
+        let _ = Thread::spawn(main, index as usize).expect("a thread");
+    }
+    while THERE.load(Ordering::Acquire) != count {
+        time::sleep(MILLISECOND).expect("to sleep");
+    }
+    time::sleep(SETTLED).expect("to sleep");
+}
+
+fn map(bytes: u64, protection: u64, flags: u64) -> u64 {
+    // SAFETY: not at a fixed address.
+    unsafe { memory::mmap(0, bytes, protection, flags) }.expect("addresses")
+}
+
+fn touch(address: u64) {
+    // SAFETY: a mapping of this program's, without references to it.
+    unsafe { (address as *mut u64).write_volatile(1) };
+}
+
+fn memory_file() -> u64 {
+    call(MEMFD_CREATE, [c"many".as_ptr() as u64, 0]).expect("a file")
+}
+
+/// Descriptors up to the limit; a child has a table of its own of them.
+fn descriptors(count: u64) {
+    let counter = call(EVENTFD2, [0, 0]).expect("a counter");
+    call(DUP3, [counter, count - 1, 0]).expect("the last descriptor");
+    for _ in 0..count - 5 {
+        call(DUP3, [counter, call(DUP, [counter]).expect("a descriptor"), O_CLOEXEC.into()]).expect("one to be closed");
+    }
+    let child = process::spawn(|| {
+        call(CLOSE, [counter]).expect("to close");
+        0
+    });
+    assert_eq!(process::wait(child.expect("a fork")), 0);
+    println!("many descriptors: ok, but for an exec:");
+    let error = process::execve(c"hello", &[c"hello".as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]);
+    panic!("{error:?}");
+}
+
+/// A list for `ppoll` of one descriptor, so many times.
+fn poll_list(descriptor: u64, count: u64) -> u64 {
+    let list = map(count * 8, RW, OWN);
+    for index in 0..count {
+        let polled = PollFd { fd: descriptor as i32, events: POLLIN, revents: 0 };
+        // SAFETY: mapped above.
+        unsafe { ((list + index * 8) as *mut PollFd).write(polled) };
+    }
+    list
+}
+
+/// One call with so many descriptors; it is left by its time limit, and by SIGKILL before it waits.
+fn polls(count: u64) {
+    let list = poll_list(call(EVENTFD2, [0, 0]).expect("a counter"), count);
+    let limit = Timespec::from_nanoseconds(MILLISECOND);
+    let begun = time::now();
+    assert_eq!(call(PPOLL, [list, count, &raw const limit as u64, 0]), Ok(0));
+    let whole = time::now() - begun;
+    let child = process::spawn(|| {
+        let _ = call(PPOLL, [list, count, 0, 0]);
+        0
+    })
+    .expect("a fork");
+    time::sleep(whole / 8).expect("to sleep");
+    let begun = time::now();
+    process::kill(child as i32, SIGKILL).expect("a signal");
+    assert_eq!(process::wait(child), killed(SIGKILL));
+    assert!(time::now() - begun < whole / 8, "a poll of {count} was not left at once");
+}
+
+fn poll_one(descriptor: u64) {
+    let mut polled = PollFd { fd: descriptor as i32, events: POLLIN, revents: 0 };
+    let _ = call(PPOLL, [&raw mut polled as u64, 1, 0, 0]);
+}
+
+/// Threads that poll one counter, all woken at once.
+fn pollers(count: u32) {
+    let counter = call(EVENTFD2, [0, 0]).expect("a counter");
+    OBJECT.store(counter, Ordering::Relaxed);
+    crowd(count, |_| {
+        THERE.fetch_add(1, Ordering::Release);
+        loop {
+            poll_one(OBJECT.load(Ordering::Relaxed));
+            process::sched_yield();
+        }
+    });
+    let mut value = 1_u64;
+    call(WRITE, [counter, &raw const value as u64, 8]).expect("to count");
+    call(READ, [counter, &raw mut value as u64, 8]).expect("the count");
+    time::sleep(SETTLED).expect("to sleep");
+    call(WRITE, [counter, &raw const value as u64, 8]).expect("to count");
+}
+
+/// Threads that read one pipe, whose other end is closed.
+fn pipe_readers(count: u32) {
+    let mut ends = [0_u32; 2];
+    call(PIPE2, [ends.as_mut_ptr() as u64, 0]).expect("a pipe");
+    OBJECT.store(ends[0].into(), Ordering::Relaxed);
+    crowd(count, |_| {
+        THERE.fetch_add(1, Ordering::Release);
+        let mut byte = 0_u8;
+        let _ = call(READ, [OBJECT.load(Ordering::Relaxed), &raw mut byte as u64, 1]);
+        THERE.fetch_sub(1, Ordering::Release);
+        let _ = time::sleep(u64::MAX >> 2);
+    });
+    call(WRITE, [ends[1].into(), c"abc".as_ptr() as u64, 3]).expect("to write");
+    time::sleep(SETTLED).expect("to sleep");
+    assert_eq!(THERE.load(Ordering::Acquire), count - 3);
+    call(CLOSE, [ends[1].into()]).expect("to close");
+    while THERE.load(Ordering::Acquire) != 0 {
+        time::sleep(MILLISECOND).expect("to sleep");
+    }
+}
+
+/// Threads that poll the console, for a second after all are there.
+fn console(count: u32) {
+    crowd(count, |_| {
+        THERE.fetch_add(1, Ordering::Release);
+        loop {
+            poll_one(0);
+            process::sched_yield();
+        }
+    });
+    time::sleep(100_000 * MILLISECOND).expect("to sleep");
+}
+
+/// Threads that sleep, and calls that are for all of them: CPU time, signals that none takes, a fork; then an exec.
+fn threads(count: u32) {
+    extern "C" fn handle(_: u32, _: &SigInfo, _: &mut UContext) {}
+    static GATE: AtomicU32 = AtomicU32::new(0);
+    let both = signal::set_of(SIGUSR1) | signal::set_of(SIGUSR2);
+    // SAFETY: the handler does nothing.
+    unsafe { signal::handle(SIGUSR1, handle, 0, 0) }.expect("a handler");
+    // SAFETY: as above.
+    unsafe { signal::handle(SIGUSR2, handle, 0, 0) }.expect("a handler");
+    signal::mask(SIG_BLOCK, both).expect("a mask");
+    // They block the signals too.
+    crowd(count, |_| {
+        THERE.fetch_add(1, Ordering::Release);
+        loop {
+            let _ = futex_wait(&GATE, 0, None);
+        }
+    });
+    let mut time = Timespec::from_nanoseconds(0);
+    call(CLOCK_GETTIME, [CLOCK_PROCESS_CPUTIME_ID, &raw mut time as u64]).expect("CPU time");
+    let own = process::id();
+    process::kill(own as i32, SIGUSR1).expect("a signal");
+    process::kill(own as i32, SIGUSR2).expect("a signal");
+    let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
+    // SAFETY: no handler.
+    unsafe { signal::set_action(SIGUSR1, &ignored) }.expect("an action");
+    let mut pending = 0_u64;
+    call(RT_SIGPENDING, [&raw mut pending as u64, 8]).expect("pending signals");
+    assert_eq!(pending & both, signal::set_of(SIGUSR2));
+    signal::mask(SIG_UNBLOCK, both).expect("a mask");
+    let child = process::spawn(|| 0).expect("a fork");
+    assert_eq!(process::wait(child), 0);
+    println!("many threads: ok, but for an exec:");
+    let error = process::execve(c"hello", &[c"hello".as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]);
+    panic!("{error:?}");
+}
+
+/// Userfaultfds that serve a page each, and ask for events of changes of all their pages: the process ends before those are
+/// read.
+fn pagers(count: u64) {
+    for feature in [UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EVENT_FORK] {
+        let child = process::spawn(|| {
+            changed_by_a_thread(count, feature);
+            0
+        });
+        assert_eq!(process::wait(child.expect("a fork")), 0);
+    }
+}
+
+fn changed_by_a_thread(count: u64, feature: u64) {
+    static COUNT: AtomicU64 = AtomicU64::new(0);
+    static FEATURE: AtomicU64 = AtomicU64::new(0);
+    let pager = || Pager::new(0, feature).expect("a pager");
+    let start = map(2 * count * PAGE, RW, OWN | MAP_NORESERVE);
+    let first = pager();
+    let register = |pager: Pager, page| pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
+    register(first, start);
+    let second = pager();
+    register(second, start + 2 * PAGE);
+    for index in 2..count {
+        register(pager(), start + 2 * index * PAGE);
+    }
+    // The lowest number is free, then the one behind all others.
+    let page = map(2 * PAGE, RW, OWN);
+    call(CLOSE, [second.0.into()]).expect("to close");
+    register(pager(), page);
+    register(pager(), page + PAGE);
+    OBJECT.store(start, Ordering::Relaxed);
+    COUNT.store(count, Ordering::Relaxed);
+    FEATURE.store(feature, Ordering::Relaxed);
+    let change = |_| {
+        let (start, bytes) = (OBJECT.load(Ordering::Relaxed), 2 * COUNT.load(Ordering::Relaxed) * PAGE);
+        let _ = match FEATURE.load(Ordering::Relaxed) {
+            UFFD_FEATURE_EVENT_UNMAP => call(MUNMAP, [start, bytes]),
+            UFFD_FEATURE_EVENT_REMOVE => call(MADVISE, [start, bytes, MADV_DONTNEED]),
+            _ => process::spawn(|| 0).map(u64::from),
+        };
+    };
+    let _ = Thread::spawn(change, 0).expect("a thread");
+    poll_one(first.0.into());
+}
+
+/// Threads that fault at a page that a pager serves, and others that read its messages.
+fn faulters(count: u32) {
+    static DESCRIPTOR: AtomicU32 = AtomicU32::new(0);
+    let page = map(PAGE, RW, OWN);
+    let pager = Pager::new(0, 0).expect("a pager");
+    pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
+    OBJECT.store(page, Ordering::Relaxed);
+    crowd(count, |_| {
+        THERE.fetch_add(1, Ordering::Release);
+        touch(OBJECT.load(Ordering::Relaxed));
+        THERE.fetch_sub(1, Ordering::Release);
+        let _ = time::sleep(u64::MAX >> 2);
+    });
+    pager.wake(page, PAGE).expect("a wake-up");
+    time::sleep(SETTLED).expect("to sleep");
+    pager.zero(page, PAGE, 0).expect("a page");
+    while THERE.load(Ordering::Acquire) != 0 {
+        time::sleep(MILLISECOND).expect("to sleep");
+    }
+    // All read, and one message comes for them all.
+    DESCRIPTOR.store(pager.0, Ordering::Relaxed);
+    for index in 0..count / 2 {
+        let read = |_| {
+            let mut message = [0_u8; 32];
+            let _ = call(READ, [DESCRIPTOR.load(Ordering::Relaxed).into(), message.as_mut_ptr() as u64, 32]);
+        };
+        let _ = Thread::spawn(read, index as usize).expect("a thread");
+    }
+    time::sleep(SETTLED).expect("to sleep");
+    call(MADVISE, [page, PAGE, MADV_DONTNEED]).expect("to discard");
+    let _ = Thread::spawn(|_| touch(OBJECT.load(Ordering::Relaxed)), 0).expect("a thread");
+    time::sleep(SETTLED).expect("to sleep");
+    call(CLOSE, [pager.0.into()]).expect("to close");
+}
+
+/// Areas, and each call that goes over all of them.
+fn areas(count: u64) {
+    let bytes = count * PAGE;
+    let start = map(bytes, PROT_READ, OWN);
+    for page in (start..start + bytes).step_by(2 * PAGE as usize) {
+        call(MPROTECT, [page, PAGE, RW]).expect("an area");
+    }
+    for advice in [MADV_DONTFORK, MADV_DOFORK, MADV_DONTNEED, MADV_POPULATE_WRITE, MADV_FREE, MADV_PAGEOUT] {
+        let _ = call(MADVISE, [start, bytes, advice]);
+    }
+    call(MADVISE, [start, bytes, MADV_GUARD_INSTALL]).expect("guards");
+    call(MADVISE, [start, bytes, MADV_GUARD_REMOVE]).expect("no guards");
+    let present = map(count, RW, OWN);
+    call(MINCORE, [start, bytes, present]).expect("what is there");
+    call(MSYNC, [start, bytes, MS_SYNC.into()]).expect("to write back");
+    let vector = [[start, bytes], [map(bytes, RW, OWN), bytes]];
+    let (local, remote) = (&raw const vector[1] as u64, &raw const vector[0] as u64);
+    call(PROCESS_VM_READV, [process::id().into(), local, 1, remote, 1, 0]).expect("to read");
+    let child = process::spawn(|| 0).expect("a fork");
+    assert_eq!(process::wait(child), 0);
+    for mode in [UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP] {
+        let pager = Pager::new(0, 0).expect("a pager");
+        // Those that may not be written are refused without a registration of what may be.
+        call(MPROTECT, [start, bytes, RW]).expect("one area");
+        divide_by_advice(start, bytes);
+        pager.register(start, bytes, mode).expect("to register");
+        assert_eq!(pager.protect(start, bytes).is_ok(), mode == UFFDIO_REGISTER_MODE_WP);
+        call(CLOSE, [pager.0.into()]).expect("to close");
+    }
+    call(MLOCKALL, [MCL_CURRENT.into()]).expect("to lock");
+    call(MUNLOCKALL, []).expect("to unlock");
+    call(MUNMAP, [start, bytes]).expect("to unmap");
+    let start = map(bytes, PROT_READ, OWN);
+    divide_by_advice(start, bytes);
+}
+
+/// Areas of one page each.
+fn divide_by_advice(start: u64, bytes: u64) {
+    for page in (start..start + bytes).step_by(2 * PAGE as usize) {
+        call(MADVISE, [page, PAGE, MADV_DONTFORK]).expect("an area");
+    }
+}
+
+/// Mappings of one page of a file, which is taken away.
+fn mappings(count: u64) {
+    let file = memory_file();
+    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let start = map(count * PAGE, PROT_NONE, OWN | MAP_NORESERVE);
+    for page in (start..start + count * PAGE).step_by(PAGE as usize) {
+        call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
+    }
+    touch(start);
+    let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    call(FALLOCATE, [file, hole.into(), 0, PAGE]).expect("a hole");
+    for page in (start..start + count * PAGE).step_by(PAGE as usize) {
+        touch(page);
+    }
+    let child = process::spawn(|| 0).expect("a fork");
+    assert_eq!(process::wait(child), 0);
+    call(MADVISE, [start, PAGE, MADV_REMOVE]).expect("a hole");
+    for page in (start..start + count * PAGE).step_by(PAGE as usize) {
+        touch(page);
+    }
+    call(FTRUNCATE, [file, 0]).expect("no page");
+    call(MUNMAP, [start, count * PAGE]).expect("to unmap");
+}
+
+/// Processes that have a page of a file, and one of their parent's, both in common.
+fn mappers(count: u32) {
+    let file = memory_file();
+    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_POPULATE, file, 0]).expect("a mapping");
+    let private = map(PAGE, RW, OWN);
+    touch(private);
+    let own = process::id();
+    let mut children = 0..=0;
+    for _ in 0..count {
+        let child = process::spawn(|| {
+            touch(shared);
+            while process::parent_id() == own {
+                let _ = time::sleep(100_000 * MILLISECOND);
+            }
+            0
+        });
+        let child = child.expect("a fork");
+        children = if *children.start() == 0 { child..=child } else { *children.start()..=child };
+    }
+    time::sleep(SETTLED).expect("to sleep");
+    touch(private);
+    call(FTRUNCATE, [file, 0]).expect("no page");
+    // To all, of which each is asked.
+    call(KILL, [u64::MAX, 0]).expect("others");
+    children.for_each(|child| _ = process::kill(child as i32, SIGKILL));
+    while process::wait4(-1, 0).is_ok() {}
+}
+
+/// TiB of addresses with a page in each of some GiB, and each call that goes over all of them.
+fn addresses(tib: u64) {
+    let bytes = tib << 40;
+    let start = map(bytes, RW, OWN | MAP_NORESERVE);
+    let spread = |start: u64| (0..1024).for_each(|part| touch(start + (part * (bytes >> 10)) / PAGE * PAGE));
+    spread(start);
+    call(MPROTECT, [start, bytes, PROT_READ]).expect("to protect");
+    call(MPROTECT, [start, bytes, RW]).expect("to protect");
+    for advice in [MADV_FREE, MADV_PAGEOUT, MADV_DONTNEED] {
+        let _ = call(MADVISE, [start, bytes, advice]);
+        spread(start);
+    }
+    call(MSYNC, [start, bytes, MS_SYNC.into()]).expect("to write back");
+    let present = map(256 * MIB, RW, OWN | MAP_NORESERVE);
+    call(MINCORE, [start, 256 * MIB * PAGE, present]).expect("what is there");
+    let child = process::spawn(|| 0).expect("a fork");
+    assert_eq!(process::wait(child), 0);
+    let moved = call(MREMAP, [start, bytes, bytes + PAGE, MREMAP_MAYMOVE]);
+    let start = moved.unwrap_or(start);
+    let pager = Pager::new(0, 0).expect("a pager");
+    pager.register(start, bytes, UFFDIO_REGISTER_MODE_WP).expect("to register");
+    pager.protect(start, bytes).expect("to protect");
+    pager.unregister(start, bytes).expect("to end that");
+    let file = memory_file();
+    call(FTRUNCATE, [file, bytes]).expect("a large file");
+    for part in 0..1024 {
+        call(PWRITE64, [file, c"x".as_ptr() as u64, 1, part * (bytes >> 10)]).expect("a page");
+    }
+    let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+    call(FALLOCATE, [file, hole.into(), 0, bytes / 2]).expect("a hole");
+    call(LSEEK, [file, 0, SEEK_DATA.into()]).expect("data");
+    call(FTRUNCATE, [file, 0]).expect("nothing");
+    call(MUNMAP, [start, bytes]).expect("to unmap");
+}
+
+/// Calls with as many parts as they take, and many words for a program.
+fn vectors(count: u64) {
+    const WORDS: usize = 60_000;
+    let at = map(count * 16, RW, OWN);
+    let bytes = map(64 * PAGE, RW, OWN);
+    let file = memory_file();
+    let fill = |length: u64| {
+        for index in 0..count {
+            // SAFETY: mapped above.
+            unsafe { ((at + index * 16) as *mut [u64; 2]).write([bytes, length]) };
+        }
+    };
+    for length in [0, 1, 64 * PAGE] {
+        fill(length);
+        call(WRITEV, [file, at, count]).expect("to write");
+        let _ = call(PREAD64, [file, bytes, 64 * PAGE, 0]);
+        call(READV, [file, at, count]).expect("to read");
+        call(PROCESS_VM_READV, [process::id().into(), at, count, at, count, 0]).expect("to read");
+    }
+    let end = call(BRK, [0]).expect("the heap's end");
+    let more = call(BRK, [end + 512 * MIB]).expect("the heap's end");
+    call(MLOCK, [end / PAGE * PAGE, more - end]).expect("to lock");
+    call(BRK, [end]).expect("the heap's end");
+    let words = map(8 * (WORDS as u64 + 1), RW, OWN);
+    for index in 0..WORDS {
+        // SAFETY: mapped above.
+        unsafe { ((words as *mut *const u8).add(index)).write(c"a".as_ptr().cast()) };
+    }
+    // One is as long as one may be.
+    let long = map(32 * PAGE, RW, OWN);
+    for at in long..long + 32 * PAGE - 1 {
+        // SAFETY: mapped above.
+        unsafe { (at as *mut u8).write(if at % 2 == 0 { b'.' } else { b'/' }) };
+    }
+    // SAFETY: as above.
+    unsafe { (words as *mut *const u8).write(long as *const u8) };
+    // Of the second the name is no longer than a path may be.
+    assert!(call(OPENAT, [AT_FDCWD as u64, long, 0]).is_err());
+    let _ = call(OPENAT, [AT_FDCWD as u64, long + 31 * PAGE, 0]);
+    // SAFETY: as above; a null pointer ends them.
+    let words = unsafe { core::slice::from_raw_parts(words as *const *const u8, WORDS + 1) };
+    println!("many vectors: ok, but for an exec:");
+    let error = process::execve(c"hello", words, &[core::ptr::null()]);
+    panic!("{error:?}");
+}
