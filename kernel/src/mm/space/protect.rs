@@ -226,8 +226,9 @@ impl Space {
             let protection = area.changed_to(protection);
             if area.protection() != protection {
                 self.protect_cut(areas, area, part, protection, &mut spares);
-                relax();
             }
+            // Also behind an area that has the protection: there may be any number of them.
+            relax();
         }
         if range == whole { Ok(()) } else { Err(refused.into()) }
     }
