@@ -340,6 +340,7 @@ impl super::Userfaultfds {
     fn take_forked(&self, next: &mut usize) -> Option<(Counted<Userfaultfd>, Counted<Userfaultfd>)> {
         let mut all = self.0.write();
         loop {
+            relax();
             let registered = all.places.get_mut(*next)?;
             *next += 1;
             if let Some(registered) = registered

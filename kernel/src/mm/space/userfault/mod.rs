@@ -67,7 +67,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::paged::PagedList;
-use crate::sched::{PollQueue, RwSem};
+use crate::sched::{PollQueue, RwSem, relax};
 use crate::smp::{Cpu, this_cpu};
 use changes::Changes;
 use queue::Queue;
@@ -508,6 +508,7 @@ impl Places {
     fn free(&mut self) -> Option<UserfaultfdNumber> {
         while let Some(Some(_)) = self.places.get(self.next) {
             self.next += 1;
+            relax();
         }
         (self.next < Self::MOST).then_some(UserfaultfdNumber(self.next as u16))
     }
@@ -517,6 +518,7 @@ impl Places {
         let place = usize::from(number.0);
         while self.places.count() <= place {
             self.places.push(None)?;
+            relax();
         }
         registered.userfaultfd.number.store(number.0, Ordering::Relaxed);
         if let Some(place) = self.places.get_mut(place) {
