@@ -222,6 +222,8 @@ fn choose(caller: u32, wanted: usize) -> Option<u32> {
 fn end_all_in(space: &SpaceRef) {
     let mut id = 0;
     loop {
+        // Also behind a process of another space: there may be any number of them.
+        relax();
         let elsewhere = {
             let tree = PROCESSES.lock();
             let Some(process) = tree.after(id) else { return };

@@ -70,6 +70,8 @@ pub fn to_all(except: Option<&Process>, signal: Asked, cause: SignalCause) -> Re
 pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process) -> bool) -> Result<(), Errno> {
     let (mut after, mut result) = (0, Err(Errno::ESRCH));
     loop {
+        // Also behind one that is not wanted: there may be any number of them.
+        relax();
         let elsewhere = {
             let tree = PROCESSES.lock();
             let Some(process) = tree.created_after(after) else { return result };
@@ -83,7 +85,6 @@ pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process)
             Elsewhere::new(process, visit)
         };
         elsewhere.finish();
-        relax();
     }
 }
 
