@@ -28,7 +28,7 @@ use granule_arch::speculation::{entry_nospec, get_nospec};
 use crate::linux::errno::Errno;
 use crate::linux::process::oom::{self, Relief};
 use crate::linux::process::task::{Restart, RestartKind, Task};
-use crate::sched::Thread;
+use crate::sched::{Thread, relax};
 use crate::trap::TrapFrame;
 use crate::uaccess;
 
@@ -58,6 +58,22 @@ impl Syscall<'_> {
     #[inline(always)]
     fn is_killed(&self) -> bool {
         self.task.is_killed(self.thread)
+    }
+
+    /// At step `index` of a loop over what a program has chosen: lets other threads run now and then.
+    ///
+    /// # Errors
+    /// `EINTR`: a signal is pending that ends the process.
+    fn pause_at(&self, index: usize) -> Result<(), Errno> {
+        /// Steps between two scheduling points.
+        const BATCH: usize = 64;
+        if index.is_multiple_of(BATCH) {
+            relax();
+            if self.is_killed() {
+                return Err(Errno::EINTR);
+            }
+        }
+        Ok(())
     }
 }
 

@@ -20,12 +20,10 @@ use crate::linux::process::charge::Charge;
 use crate::linux::process::signal::Set;
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedList;
-use crate::sched::{PollNode, Woken, enlarge_shortage, poll_until, relax};
+use crate::sched::{PollNode, Woken, enlarge_shortage, poll_until};
 use crate::smp::this_cpu;
 use crate::uaccess;
 
-/// Descriptors that are looked at before other threads may run.
-const BATCH: usize = 64;
 /// Where the result is in a `struct pollfd`.
 const FOUND: u64 = core::mem::offset_of!(PollFd, revents) as u64;
 
@@ -102,31 +100,17 @@ fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
     let mut charge = call.task.process().charges.begin();
     let mut polled = PagedList::new(kernel().frames);
     for index in 0..count as usize {
-        pause(call, index)?;
+        call.pause_at(index)?;
         push(&mut polled, Polled::read(call, place(index))?, &mut charge)?;
     }
     let before = charge.frames();
     // A call that fails for want of memory gives these back too.
     let found = wait(call, &polled, end, &mut charge).inspect_err(|_| enlarge_shortage(this_cpu(), before))?;
     for (index, polled) in polled.iter().enumerate() {
-        pause(call, index)?;
+        call.pause_at(index)?;
         uaccess::copy_to_user(VirtAddr(place(index).0.wrapping_add(FOUND)), &polled.found.get().to_le_bytes())?;
     }
     Ok(found)
-}
-
-/// Between two batches lets other threads run.
-///
-/// # Errors
-/// `EINTR`: the process ends.
-fn pause(call: &Syscall<'_>, index: usize) -> Result<(), Errno> {
-    if index.is_multiple_of(BATCH) {
-        relax();
-        if call.is_killed() {
-            return Err(Errno::EINTR);
-        }
-    }
-    Ok(())
 }
 
 /// At how many something is found.
@@ -134,7 +118,7 @@ fn look(call: &Syscall<'_>, polled: &PagedList<Polled>) -> Answer {
     let reader = reader(call);
     let mut found = 0;
     for (index, polled) in polled.iter().enumerate() {
-        pause(call, index)?;
+        call.pause_at(index)?;
         found += u64::from(polled.look(reader));
     }
     Ok(found)
@@ -156,7 +140,7 @@ fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge
     // The files stay for as long as the nodes are in their queues, also where another thread closes a descriptor.
     let mut nodes = PagedList::new(kernel().frames);
     for (index, polled) in polled.iter().enumerate() {
-        pause(call, index)?;
+        call.pause_at(index)?;
         if let Some(queue) = polled.file.as_ref().and_then(|file| file.poll(reader(call)).queue) {
             push(&mut nodes, PollNode::new(queue), charge)?;
         }

@@ -200,10 +200,10 @@ fn count_pointers(call: &Syscall<'_>, array: VirtAddr, stack_limit: u64) -> Resu
         return Ok(0);
     }
     for index in 0..=stack::most_pointers(stack_limit) {
+        call.pause_at(index)?;
         if read_pointer(array, index)?.0 == 0 {
             return Ok(index);
         }
-        give_up_if_killed(call)?;
     }
     Err(Errno::E2BIG)
 }
@@ -221,13 +221,13 @@ fn copy_strings<M: StackMemory>(
     strings: &mut Strings<M>,
 ) -> Result<(), Errno> {
     for index in (0..count).rev() {
+        call.pause_at(index)?;
         let from = read_pointer(array, index)?;
         let length = string_length(from, stack::STRING)?.ok_or(Errno::E2BIG)?;
         strings.add_with(length + 1, |offset, to| {
             give_up_if_killed(call)?;
             Ok(uaccess::copy_from_user(to, VirtAddr(from.0.wrapping_add(offset as u64)))?)
         })?;
-        give_up_if_killed(call)?;
     }
     Ok(())
 }
@@ -251,6 +251,8 @@ pub(super) fn string_length(from: VirtAddr, most: usize) -> Result<Option<usize>
     let mut buffer = [0; PIECE];
     let mut done = 0;
     while done < most {
+        // The longest string of a program has 128 KiB.
+        sched::relax();
         let at = VirtAddr(from.0.wrapping_add(done as u64));
         let bytes = (PIECE - at.0 as usize % PIECE).min(most - done);
         let piece = buffer.get_mut(..bytes).unwrap_or_default();

@@ -8,6 +8,7 @@ use crate::linux::errno::Errno;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
 use crate::linux::process::tree::Process;
+use crate::sched;
 
 /// Bytes of a signal set, which each call passes.
 pub(super) const SET: u64 = 8;
@@ -73,7 +74,9 @@ fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> R
         let ignored = state.effect(signal) == Effect::Ignored;
         (before, if ignored { state.forget(signal, None) } else { None })
     };
-    while forget.is_some() {
+    // A process that ends needs none of them.
+    while forget.is_some() && !sched::is_killed() {
+        sched::relax();
         let mut state = process.lock();
         // Another thread may have set another action in between: signals sent since then stay pending.
         forget = if state.effect(signal) == Effect::Ignored { state.forget(signal, forget) } else { None };
