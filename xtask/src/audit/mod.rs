@@ -6,7 +6,8 @@
 //! is a `core::panic::Location`, whose address the code forms before it panics; the image has each of them, and one
 //! that no code is seen to use is an error.
 //!
-//! `speculation` looks for the instructions that bound what is speculated, and `stack` adds up the frames along the same calls, by what each function subtracts from SP.
+//! `speculation` looks for the instructions that bound what is speculated, and `stack` adds up the frames along the
+//! calls that `panics` follows, by what each function subtracts from SP.
 
 pub(crate) mod code;
 pub(crate) mod image;

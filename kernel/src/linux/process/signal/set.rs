@@ -10,7 +10,6 @@ use granule_abi::signal::{
     SIGSYS, SIGTRAP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH, SigAction, SigInfo,
 };
 use granule_arch::addr::VirtAddr;
-use granule_arch::speculation::index_nospec;
 
 /// The number of a signal, 1 to 64.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -33,11 +32,15 @@ impl Signal {
     pub const CHLD: Self = Self(SIGCHLD);
 
     /// The signal with this number.
-    pub fn new(number: u64) -> Option<Self> {
-        let place = number.wrapping_sub(1) as usize;
-        // Tables are indexed by it.
-        let count = SIGNALS as usize;
-        if place < count { Some(Self(index_nospec(place, count) as u32 + 1)) } else { None }
+    pub const fn new(number: u64) -> Option<Self> {
+        if number >= 1 && number <= SIGNALS as u64 { Some(Self(number as u32)) } else { None }
+    }
+
+    /// Its place in a table of all signals. They are a power of two, so that the number is masked, as a CPU that predicts
+    /// wrongly must find it.
+    const fn place(self) -> usize {
+        const { assert!(SIGNALS.is_power_of_two()) };
+        (self.0 as usize).wrapping_sub(1) % SIGNALS as usize
     }
 
     /// Its number.
@@ -225,7 +228,7 @@ impl Pending {
             return;
         }
         self.set.set(self.set().with(signal.set()));
-        if let Some(place) = self.causes.get(signal.number() as usize - 1) {
+        if let Some(place) = self.causes.get(signal.place()) {
             place.set(cause);
         } else if let Some(place) = self.senders.iter().find(|place| place.get().is_none()) {
             let [process, status] = cause.fields.map(|field| field as u32);
@@ -236,7 +239,7 @@ impl Pending {
     /// Takes one that is not blocked.
     pub fn take(&self, blocked: Set) -> Option<(Signal, SignalCause)> {
         let signal = self.set().without(blocked).first()?;
-        let cause = match self.causes.get(signal.number() as usize - 1) {
+        let cause = match self.causes.get(signal.place()) {
             Some(kept) => kept.get(),
             None => self
                 .sender(signal)
@@ -303,7 +306,7 @@ impl Actions {
 
     /// The action of a signal.
     pub const fn get(&self, signal: Signal) -> SigAction {
-        self.0[signal.number() as usize - 1]
+        self.0[signal.place()]
     }
 
     /// Changes the action of a signal; returns the one before.
@@ -326,7 +329,7 @@ impl Actions {
     }
 
     const fn entry(&mut self, signal: Signal) -> &mut SigAction {
-        &mut self.0[signal.number() as usize - 1]
+        &mut self.0[signal.place()]
     }
 
     /// The actions after an exec: handlers are removed, ignored signals stay ignored.
