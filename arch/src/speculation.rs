@@ -1,34 +1,40 @@
 //! Tables that are indexed by a number of EL0's: a CPU that predicts the check of the bound wrongly must not form an
 //! address behind the table (Spectre v1).
 //!
-//! The mask is arithmetic on the flags of one comparison, and CSDB keeps a CPU from using a predicted value of it (Arm
-//! ARM C6.2, "CSDB"; Linux's `array_index_nospec`). `./x audit` finds the sequence in the image.
+//! The index or 0 is selected by one comparison, and CSDB keeps a CPU from using a predicted result of it (Arm ARM C6.2,
+//! "CSDB"; Linux's `array_index_nospec`). `./x audit speculation` finds the sequence in the image.
 
 #![allow(unsafe_code, reason = "an instruction sequence, and an index that it bounds")]
+
+/// `$index` if it is below the operand, 0 otherwise: in what is speculated too.
+macro_rules! masked {
+    ($index:expr, $size:expr, $($operand:tt)*) => {{
+        #[cfg(target_os = "none")]
+        {
+            let masked: usize;
+            // SAFETY: a comparison and a selection.
+            unsafe {
+                core::arch::asm!(
+                    "cmp {index}, {size}",
+                    "csel {masked}, {index}, xzr, lo",
+                    "hint #20",
+                    index = in(reg) $index, size = $($operand)*, masked = out(reg) masked,
+                    options(pure, nomem, nostack)
+                );
+            }
+            masked
+        }
+        #[cfg(not(target_os = "none"))]
+        {
+            if $index < $size { $index } else { 0 }
+        }
+    }};
+}
 
 /// `index` if it is below `size`, 0 otherwise: in what is speculated too.
 #[inline(always)]
 pub fn index_nospec(index: usize, size: usize) -> usize {
-    #[cfg(target_os = "none")]
-    {
-        let masked: usize;
-        // SAFETY: arithmetic. SBC of zeros makes all ones of a borrow, and zero of none.
-        unsafe {
-            core::arch::asm!(
-                "cmp {index}, {size}",
-                "sbc {masked}, xzr, xzr",
-                "and {masked}, {masked}, {index}",
-                "hint #20",
-                index = in(reg) index, size = in(reg) size, masked = out(reg) masked,
-                options(pure, nomem, nostack)
-            );
-        }
-        masked
-    }
-    #[cfg(not(target_os = "none"))]
-    {
-        if index < size { index } else { 0 }
-    }
+    masked!(index, size, in(reg) size)
 }
 
 /// The entry of a table at a number of EL0's; `None` where the table has none.
@@ -55,9 +61,10 @@ pub fn get_mut_nospec<T>(table: &mut [T], index: usize) -> Option<&mut T> {
 /// The entry of a table at a number of EL0's; its first where it has none there.
 #[inline(always)]
 pub fn entry_nospec<T, const N: usize>(table: &[T; N], index: usize) -> &T {
-    const { assert!(N > 0) };
+    const { assert!(N > 0 && N < 1 << 12, "the immediate of a CMP") };
+    let masked = masked!(index, N, const N);
     // SAFETY: the index is below `N`, or 0.
-    unsafe { table.get_unchecked(index_nospec(index, N)) }
+    unsafe { table.get_unchecked(masked) }
 }
 
 #[cfg(test)]

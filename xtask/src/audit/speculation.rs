@@ -25,7 +25,7 @@ pub(super) fn audit(image: &Image<'_>, verbose: bool) -> Result<()> {
         let (name, words): (_, Vec<(u64, u32)>) = (&function.names[0], image.instructions(function).collect());
         for (place, (at, word)) in words.iter().enumerate() {
             if *word == CSDB {
-                let before = place.checked_sub(3).map(|first| [words[first].1, words[first + 1].1, words[first + 2].1]);
+                let before = place.checked_sub(2).map(|first| [words[first].1, words[first + 1].1]);
                 ensure!(before.is_some_and(is_mask), "{name}: the CSDB at {at:#x} follows no mask");
                 masks += 1;
             }
@@ -50,15 +50,11 @@ pub(super) fn audit(image: &Image<'_>, verbose: bool) -> Result<()> {
     Ok(())
 }
 
-/// CMP (register), SBC of two zeros, AND: 64 bits, one register through all.
-fn is_mask([cmp, sbc, and]: [u32; 3]) -> bool {
-    let mask = sbc & 31;
-    cmp & 0xffe0_fc1f == 0xeb00_001f
-        && sbc & 0xffff_ffe0 == 0xda1f_03e0
-        && and & 0xffe0_fc00 == 0x8a00_0000
-        && and >> 5 & 31 == mask
-        && and & 31 == mask
-        && and >> 16 & 31 == cmp >> 5 & 31
+/// CMP (register or immediate) and CSEL of the register or zero if that is lower: 64 bits.
+fn is_mask([cmp, csel]: [u32; 2]) -> bool {
+    (cmp & 0xffe0_fc1f == 0xeb00_001f || cmp & 0xffc0_001f == 0xf100_001f)
+        && csel & 0xffff_fc00 == 0x9a9f_3000
+        && csel >> 5 & 31 == cmp >> 5 & 31
 }
 
 #[cfg(test)]
@@ -67,12 +63,12 @@ mod tests {
 
     #[test]
     fn a_mask_is_the_whole_sequence() {
-        // cmp x8, x9; sbc x10, xzr, xzr; and x10, x10, x8
-        let mask = [0xeb09_011f, 0xda1f_03ea, 0x8a08_014a];
-        assert!(is_mask(mask));
-        // Of another index, another mask, with another condition's result.
-        for (place, word) in [(2, 0x8a07_014a), (2, 0x8a08_016a), (1, 0x9a1f_03ea), (0, 0x6b09_011f)] {
-            let mut other = mask;
+        // cmp x8, x9 or cmp x8, #463; csel x10, x8, xzr, lo
+        let masks = [[0xeb09_011f, 0x9a9f_310a], [0xf107_3d1f, 0x9a9f_310a]];
+        assert!(masks.into_iter().all(is_mask));
+        // Of another index, another condition, another register than zero, 32 bits.
+        for (place, word) in [(1, 0x9a9f_30ea), (1, 0x9a9f_210a), (1, 0x9a89_310a), (0, 0x6b09_011f)] {
+            let mut other = masks[0];
             other[place] = word;
             assert!(!is_mask(other), "{word:#x}");
         }
