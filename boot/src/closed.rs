@@ -4,7 +4,9 @@
 //!
 //! SCTLR_EL1, TCR_EL1 and CPACR_EL1 are written whole as well. What they withhold of newer features is so too: ENTP2, ENALS
 //! and the like are zero, so EL0's TPIDR2_EL0, ST64B and POR_EL0 trap, SMEN and ZEN are zero, and TSCXT is set. Registers of
-//! features that entering from EL2 traps at EL1 (BRBE, GCS) are left to that. `sysregs` tries all that EL0 could name.
+//! features that entering from EL2 traps at EL1 (BRBE, GCS) are left to that. TRFCR_EL1 is left alone: firmware keeps it from
+//! EL1 as a rule (MDCR_EL3.TTRF; TF-A's `ENABLE_TRF_FOR_NS` is 0), and a trap to EL3 would end the boot without a word.
+//! `sysregs` tries all that EL0 could name.
 
 #![allow(unsafe_code, reason = "reads system registers")]
 
@@ -23,8 +25,6 @@ macro_rules! registers {
             "AMUSERENR_EL0" "S3_3_C13_C2_3", 0, "id_aa64pfr0_el1" 44, "";
             // E0SPE, E1SPE, CX, PA, TS: no statistical profiling.
             "PMSCR_EL1" "S3_0_C9_C9_0", 0, "id_aa64dfr0_el1" 32, "S3_0_C9_C10_7";
-            // E0TRE, E1TRE: no trace.
-            "TRFCR_EL1" "S3_0_C1_C2_1", 0, "id_aa64dfr0_el1" 40, "";
             // They would modify TCR_EL1 and SCTLR_EL1.
             "TCR2_EL1" "S3_0_C2_C0_3", 0, "S3_0_C0_C7_3" 0, "";
             "SCTLR2_EL1" "S3_0_C1_C0_3", 0, "S3_0_C0_C7_3" 4, "";

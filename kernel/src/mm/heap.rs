@@ -121,9 +121,9 @@ impl PagesOut {
         added
     }
 
-    /// Where so many bytes could be mapped again.
-    fn find(&self, bytes: u64) -> Option<VirtAddr> {
-        self.ranges.iter().find(|range| range.bytes >= bytes).map(|range| range.start)
+    /// The first range in which so many bytes could be mapped again.
+    fn find(&self, bytes: u64) -> Option<RangeOut> {
+        self.ranges.iter().find(|range| range.bytes >= bytes).copied()
     }
 
     /// Takes away the first pages of the range that begins at `start`.
@@ -301,7 +301,8 @@ impl Heap {
             if let Some(object) = self.take(layout) {
                 return Some(object);
             }
-            self.grow(&mut growth, pages.max(GROWTH_PAGES)).or_else(|_| self.grow(&mut growth, pages)).ok()?;
+            let most = pages.max(GROWTH_PAGES);
+            self.grow(&mut growth, pages, most).or_else(|_| self.grow(&mut growth, pages, pages)).ok()?;
         }
     }
 
@@ -309,14 +310,17 @@ impl Heap {
     /// of others may come in between. Not while a lock of the rank `HEAP_GROWTH` or a later one is held, and not with
     /// interrupts masked: others run between two pieces.
     pub fn trim(&self, keep: usize) -> usize {
+        // No more than it has now: others may make it grow meanwhile.
+        let most = self.list.lock().holes.size() / PAGE_SIZE;
         let mut trimmed = 0;
-        loop {
+        while trimmed < most {
             match self.trim_piece(keep) {
-                0 => return trimmed,
+                0 => break,
                 pages => trimmed += pages,
             }
             relax();
         }
+        trimmed
     }
 
     /// Gives some free pages back, if there are some beside `keep`; returns how many.
@@ -352,14 +356,14 @@ impl Heap {
         0
     }
 
-    /// Adds `pages`: where pages are out, or at the top.
-    fn grow(&self, growth: &mut Growth, pages: usize) -> Result<(), OutOfMemory> {
+    /// Adds `most` pages at the top, or at least `least` where as many are out.
+    fn grow(&self, growth: &mut Growth, least: usize, most: usize) -> Result<(), OutOfMemory> {
         let (grow, _) = growth.frames.ok_or(OutOfMemory)?;
-        let bytes = pages * PAGE_SIZE;
-        let found = self.list.lock().out.find(bytes as u64);
-        if let Some(start) = found {
+        let found = self.list.lock().out.find((least * PAGE_SIZE) as u64);
+        if let Some(RangeOut { start, bytes }) = found {
+            let bytes = (bytes as usize).min(most * PAGE_SIZE);
             let whole = Layout::from_size_align(bytes, PAGE_SIZE).map_err(|_| OutOfMemory)?;
-            grow(start, pages)?;
+            grow(start, bytes / PAGE_SIZE)?;
             let mut list = self.list.lock();
             if list.tagger.is_some() {
                 // SAFETY: as below.
@@ -370,11 +374,12 @@ impl Heap {
             unsafe { list.holes.deallocate(NonNull::new(start.as_ptr()).ok_or(OutOfMemory)?, whole) };
             return Ok(());
         }
+        let bytes = most * PAGE_SIZE;
         if self.size - growth.mapped < bytes as u64 {
             return Err(OutOfMemory);
         }
         let top = self.base + growth.mapped;
-        grow(top, pages)?;
+        grow(top, most)?;
         growth.mapped += bytes as u64;
         let mut list = self.list.lock();
         if list.tagger.is_some() {

@@ -32,7 +32,15 @@ impl Foreground {
         let before = FOREGROUND.lock().replace(crate::sched::current().to_ref());
         // Without the lock: the last reference to a thread frees it.
         drop(before);
-        TERMINAL.lock().begin_foreground(family);
+        let mut terminal = TERMINAL.lock();
+        terminal.begin_foreground(family);
+        // A Ctrl-C that leaves the queue makes room in it.
+        if terminal.held_back
+            && let Some(port) = port()
+        {
+            terminal.receive(port);
+        }
+        drop(terminal);
         // Those of the family that wait look again.
         if let Some(waker) = WAKER.get() {
             waker.unpark();

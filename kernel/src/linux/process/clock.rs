@@ -98,11 +98,8 @@ impl Clock {
             if time.is_some() {
                 return time;
             }
+            // Also where the caller is killed: the sum lies in the process, others wait for it, and it ends with the threads.
             sched::relax();
-            // The answer is for a program that does not go on.
-            if sched::is_killed() {
-                return None;
-            }
         }
     }
 

@@ -71,7 +71,10 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
         return Relief::None;
     }
     let is_killed = || task.is_killed(thread);
-    kernel_heap().trim(0);
+    if kernel_heap().trim(0) != 0 {
+        // They may wait in the CPU's magazine, which nothing below counts.
+        frames.drain_cpu(this_cpu());
+    }
     kernel().space.purge_for_programs(this_cpu());
     // Once: programs that use what they free would go on for ever.
     kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);

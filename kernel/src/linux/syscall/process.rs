@@ -27,7 +27,7 @@ use crate::linux::process::tree::PROCESSES;
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
-use crate::sched::{self, TagChecks, TagFaults, Thread};
+use crate::sched::{self, TagChecks, TagFaults, Thread, enlarge_shortage};
 use crate::smp::{self, this_cpu};
 use crate::uaccess;
 
@@ -185,11 +185,19 @@ pub(super) fn read_path(call: &Syscall<'_>, from: VirtAddr) -> Result<Path, Errn
     /// The most bytes of a path, its final zero included.
     const PATH: usize = 4096;
     let length = string_length(from, PATH)?.ok_or(Errno::ENAMETOOLONG)?;
-    let mut bytes = PagedBytes::zeros(kernel().frames, length)?;
+    let bytes = PagedBytes::zeros(kernel().frames, length)?;
     let mut charge = call.task.process().charges.begin();
     charge.add(1);
-    uaccess::copy_from_user(&mut bytes, from)?;
-    Ok(Path { bytes, _charge: charge })
+    let mut path = Path { bytes, _charge: charge };
+    uaccess::copy_from_user(&mut path.bytes, from)?;
+    Ok(path)
+}
+
+impl Drop for Path {
+    fn drop(&mut self) {
+        // Where the call failed for want of memory, it was for this frame too.
+        enlarge_shortage(this_cpu(), 1);
+    }
 }
 
 /// Counts the pointers of an array up to a null pointer; a null array is empty.

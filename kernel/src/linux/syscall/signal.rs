@@ -7,6 +7,7 @@ use super::{Answer, Syscall, read_quads, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::{Effect, Set, Signal, SignalCause, deliver};
+use crate::linux::process::status::Life;
 use crate::linux::process::tree::Process;
 use crate::sched;
 
@@ -74,12 +75,13 @@ fn set_action(process: &Process, signal: Signal, action: Option<SigAction>) -> R
         let ignored = state.effect(signal) == Effect::Ignored;
         (before, if ignored { state.forget(signal, None) } else { None })
     };
-    // A process that ends needs none of them.
-    while forget.is_some() && !sched::is_killed() {
+    while forget.is_some() {
         sched::relax();
         let mut state = process.lock();
-        // Another thread may have set another action in between: signals sent since then stay pending.
-        forget = if state.effect(signal) == Effect::Ignored { state.forget(signal, forget) } else { None };
+        // Another thread may have set another action in between: signals sent since then stay pending. A process that
+        // ends needs none of them; one in which another thread executes a program does.
+        let goes_on = state.life == Life::Running && state.effect(signal) == Effect::Ignored;
+        forget = if goes_on { state.forget(signal, forget) } else { None };
     }
     Ok(before)
 }

@@ -170,13 +170,15 @@ fn what_lies_beside_pages_that_are_out_is_not_looked_at() {
         }
         heap.trim(0);
         assert_eq!(OUT.with_borrow(BTreeSet::len), 9);
-        let mut again = [0; 7].map(|_| null_mut());
-        again[..6].fill_with(|| heap.alloc(page));
-        // SAFETY: allocated above with this layout.
-        unsafe { heap.dealloc(objects[8], page) }.unwrap();
-        again[6] = heap.alloc(page);
+        let mut again = [0; 9].map(|_| null_mut());
+        again[..7].fill_with(|| heap.alloc(page));
+        for (place, index) in [(7, 2), (8, 4)] {
+            // SAFETY: allocated above with this layout.
+            unsafe { heap.dealloc(objects[index], page) }.unwrap();
+            again[place] = heap.alloc(page);
+        }
         let places = again.map(|object| (VirtAddr::from_ptr(object).canonical().0 - BASE.get()) / PAGE_SIZE as u64);
-        assert_eq!(places, [12, 13, 14, 15, 5, 6, 8], "13 and 6 are before a page that is out, 8 is behind one");
+        assert_eq!(places, [12, 13, 14, 15, 5, 6, 7, 2, 4], "2 is between pages that are out, 4 is behind one");
         again.map(|object| tag_of(object).number())
     };
     let first = tags_beside(1);

@@ -102,8 +102,12 @@ impl Space {
     /// the walker. Sleeps.
     ///
     /// # Errors
-    /// [`FaultError::NotAllowed`] for a load of what may only be executed.
+    /// [`FaultError::NotAllowed`] for a load of what may only be executed, and for a range that goes on behind a program's
+    /// addresses, where the pages of devices are.
     pub fn check_el0_may(&self, access: Access, range: &Addresses<u64>) -> Result<(), FaultError> {
+        if range.start < USER_END.0 && range.end > USER_END.0 {
+            return Err(FaultError::NotAllowed);
+        }
         let start = VirtAddr(range.start).align_down(PAGE).max(USER_START);
         let end = VirtAddr(range.end.min(USER_END.0).next_multiple_of(PAGE));
         if access != Access::Read || start >= end {

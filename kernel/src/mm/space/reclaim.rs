@@ -237,7 +237,9 @@ mod thread {
             let mut fruitless = 0;
             while !frames.has_room_for(room) && fruitless < FRUITLESS {
                 // First what is of no use any more.
-                kernel_heap().trim(0);
+                if kernel_heap().trim(0) != 0 {
+                    frames.drain_cpu(this_cpu());
+                }
                 kernel().space.purge_for_programs(this_cpu());
                 let freed = spaces.reclaim(this_cpu(), room, Used::Age, &|| false);
                 fruitless = if freed == 0 { fruitless + 1 } else { 0 };
