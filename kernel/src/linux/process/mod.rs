@@ -9,7 +9,7 @@
 //! - [`limits`], `charge`, `oom`: the limits of a process, what it has, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
-//! - [`start`], [`wait`], [`kill`], [`interrupt`], [`for_each`]: the kernel's own use of processes
+//! - [`start`], [`wait`], [`kill`], [`kill_family`], [`for_each`]: the kernel's own use of processes
 //!
 //! The system calls that all of this serves are in `crate::linux::syscall`.
 

@@ -98,7 +98,7 @@ impl AllowedFault<'_> {
 
 impl Space {
     /// Whether EL0 may `access` what a program has in `range`, as far as a walker that is privileged would not be
-    /// refused: such a walker reads execute-only pages, whose AP[1] binds EL0 alone. What neither may access is left to
+    /// refused: such a walker reads execute-only pages, whose `AP[1]` binds EL0 alone. What neither may access is left to
     /// the walker. Sleeps.
     ///
     /// # Errors
