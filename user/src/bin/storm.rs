@@ -313,7 +313,7 @@ impl Storm {
                 // SAFETY: the process's own page.
                 let found = unsafe { (word as *const u64).read_volatile() };
                 let is_own = found >> 32 == self.number && (1..=self.count).contains(&(found & u64::from(u32::MAX)));
-                assert!(found == 0 || is_own, "storm {}: {found:#x} at {word:#x}", self.number);
+                assert!(found == 0 || is_own, "storm {}: {found:#x} at {word:#x}, count {:#x}, {:x?}", self.number, self.count, around(word));
                 arrived |= found != 0;
             }
             self.arrived += u64::from(arrived);
@@ -366,6 +366,16 @@ impl Storm {
         assert_eq!(sum(TARGET), before, "a device has written to a copy");
         0
     }
+}
+
+/// The words of TARGET beside one of them and at it, as they are now: whether a neighbour is as wrong tells a stored
+/// page from a stored word.
+fn around(at: u64) -> [u64; 5] {
+    [-2, -1, 0, 1, 2].map(|index: i64| {
+        let word = at.wrapping_add_signed(index * 8).clamp(TARGET, TARGET + COPIED * PAGE - 8);
+        // SAFETY: the process's own page.
+        unsafe { (word as *const u64).read_volatile() }
+    })
 }
 
 /// A sum of the words that a device writes.
