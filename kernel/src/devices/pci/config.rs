@@ -7,12 +7,14 @@
 
 use core::cell::Cell;
 use core::sync::atomic::{AtomicU64, Ordering};
+use core::time::Duration;
 
 use granule_arch::addr::VirtAddr;
 use pci_types::capability::PciCapability;
 use pci_types::{ConfigRegionAccess, EndpointHeader, PciAddress, PciHeader};
 use spin::Once;
 
+use crate::chip::timer::Deadline;
 use crate::trap::probe::{self, ProbeFault, Width};
 
 /// Bytes of that of one function.
@@ -36,6 +38,8 @@ pub(super) trait ConfigSpace: Sync {
     fn write32(&self, function: PciAddress, offset: u16, value: u32);
     /// Writes half a word and leaves its neighbour alone: among the status bits there are some that a one clears.
     fn write16(&self, function: PciAddress, offset: u16, value: u16);
+    /// Waits until that time has passed for the functions. None does in a space where nothing takes time.
+    fn rest(&self, _time: Duration) {}
 }
 
 /// Configuration space in memory, mapped bus by bus.
@@ -98,6 +102,13 @@ impl ConfigSpace for Ecam {
 
     fn write16(&self, function: PciAddress, offset: u16, value: u16) {
         self.write(function, offset, value);
+    }
+
+    fn rest(&self, time: Duration) {
+        let end = Deadline::after(time);
+        while !end.has_passed() {
+            granule_arch::wait::relax();
+        }
     }
 }
 

@@ -1,7 +1,8 @@
 //! Finds the functions, and gives buses and base address registers what no firmware has given them.
 //!
-//! What firmware left is taken back first, for a whole bus before the walk goes behind any of its bridges ([`quiet`]): two
-//! bridges may have the same bus behind them, and a function may decode, send or translate by itself.
+//! What firmware left is taken back first, for a whole bus before the walk goes behind any of its bridges ([`wake`], [`quiet`]):
+//! a function may sleep, or be held in reset with all of its bus; two bridges may have the same bus behind them; and a
+//! function may decode, send or translate by itself.
 //!
 //! One walk, depth first. A bridge gets the next bus number when it is met, and its windows are what its devices have
 //! taken when the walk is back from behind it: addresses are handed out in ascending order, from a multiple of a mebibyte
@@ -13,6 +14,7 @@
 
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
+use core::time::Duration;
 
 use granule_arch::addr::{PAGE_SIZE, PhysRange};
 use pci_types::PciAddress;
@@ -45,6 +47,7 @@ pub(super) const PREFETCHABLE_BASE_UPPER: u16 = 0x28;
 pub(super) const PREFETCHABLE_LIMIT_UPPER: u16 = 0x2c;
 const IO_WINDOW_UPPER: u16 = 0x30;
 const INTERRUPT: u16 = 0x3c;
+const BRIDGE_CONTROL: u16 = 0x3e;
 /// The expansion ROM's base address register; its lowest bit has it decoded.
 const ROM: u16 = 0x30;
 const ROM_OF_BRIDGE: u16 = 0x38;
@@ -53,6 +56,13 @@ const ROM_OF_BRIDGE: u16 = 0x38;
 const MEMORY: u16 = 1 << 1;
 pub(super) const BUS_MASTER: u16 = 1 << 2;
 pub(super) const NO_PIN: u16 = 1 << 10;
+/// Of BRIDGE_CONTROL: all that is behind it is held in reset.
+const SECONDARY_BUS_RESET: u32 = 1 << 6;
+/// Of a function's power management, from its capability's begin: control and status (7.5.2.2), whose highest bit says that
+/// it has asked for power, and is cleared by a one.
+const POWER: u16 = 4;
+const POWER_STATE: u32 = 0b11;
+const HAS_ASKED: u16 = 1 << 15;
 /// The kind of header: what follows the first 16 bytes. A bit is set where there are more functions than number 0.
 const ENDPOINT: u8 = 0;
 const BRIDGE: u8 = 1;
@@ -162,6 +172,14 @@ impl<'m> Walk<'m> {
     // runs on a boot stack.
     fn bus(&mut self, bus: &PciBus) -> Result<(), OutOfMemory> {
         let config = self.config();
+        let mut time = Duration::ZERO;
+        each_function(config, bus, &mut |address, header, _| {
+            time = time.max(wake(config, address, header));
+            Ok(())
+        })?;
+        if !time.is_zero() {
+            config.rest(time);
+        }
         each_function(config, bus, &mut |address, header, _| {
             quiet(config, address, header);
             Ok(())
@@ -389,6 +407,28 @@ fn each_function(config: &dyn ConfigSpace, bus: &PciBus, each: &mut Each<'_>) ->
         }
     }
     Ok(())
+}
+
+/// Has a function leave the state of little power, and a bridge the reset of its bus, that firmware left them in. The time
+/// until it answers, or what is behind it (PCI Express Base Specification 5.0, 5.9 and 6.6.1).
+#[inline(never)]
+fn wake(config: &dyn ConfigSpace, address: PciAddress, header: u8) -> Duration {
+    let mut time = Duration::ZERO;
+    if header == BRIDGE {
+        if config.read32(address, INTERRUPT) >> 16 & SECONDARY_BUS_RESET != 0 {
+            time = Duration::from_millis(100);
+        }
+        // It passes on no accesses of VGA, and no errors of its bus.
+        config.write16(address, BRIDGE_CONTROL, 0);
+    }
+    let power = |found| if let PciCapability::PowerManagement(at) = found { Some(at.offset + POWER) } else { None };
+    if let Some(power) = capabilities(config, address).find_map(power) {
+        if config.read32(address, power) & POWER_STATE != 0 {
+            time = time.max(Duration::from_millis(10));
+        }
+        config.write16(address, power, HAS_ASKED);
+    }
+    time
 }
 
 /// Takes back what firmware may have given a function: it decodes, masters and interrupts nothing, sends no messages,

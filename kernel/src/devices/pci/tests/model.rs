@@ -6,6 +6,7 @@
 
 use std::ops::Range;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use pci_types::PciAddress;
 
@@ -39,6 +40,11 @@ pub(super) struct Enabled {
     pub(super) msix: bool,
 }
 
+/// Control and status of power management: state 3 is the one of least power.
+const SLEEP: usize = 0x74;
+/// In the word with BRIDGE_CONTROL: the bus behind is held in reset.
+const RESET: u32 = 1 << 22;
+
 /// Status bits that a one clears (7.5.1.1.4), in the word with the half above them.
 const CLEARED_BY_ONES: u32 = 0xf900_0000;
 
@@ -65,7 +71,9 @@ pub(super) struct ModelNode {
     pub(super) behind: Vec<ModelNode>,
     /// What it did after each write that changed that.
     pub(super) history: Vec<Enabled>,
-    /// Writes that came at the wrong moment.
+    /// Until then it does not answer itself, and what is behind it does not.
+    wakes: [Duration; 2],
+    /// Accesses that came at the wrong moment.
     pub(super) wrong: Vec<&'static str>,
 }
 
@@ -78,6 +86,7 @@ impl ModelNode {
             wants: Vec::new(),
             behind: plan.behind.iter().map(Self::new).collect(),
             history: Vec::new(),
+            wakes: [Duration::ZERO; 2],
             wrong: Vec::new(),
         };
         node.registers[0] = 0x5678_1234;
@@ -92,7 +101,7 @@ impl ModelNode {
             ModelKind::ToConventional => Some(7),
             ModelKind::Endpoint | ModelKind::Conventional => None,
         };
-        node.registers[0x40 / 4] = express.map_or(0x0001, |kind| 0x0002_0010 | kind << 20);
+        node.registers[0x40 / 4] = express.map_or(0x0012, |kind| 0x0002_0010 | kind << 20);
         node.leave_on(plan);
         let mut register = 0x10 / 4;
         let end = if plan.kind == ModelKind::Endpoint { 0x28 / 4 } else { 0x18 / 4 };
@@ -130,14 +139,21 @@ impl ModelNode {
         node
     }
 
-    /// What firmware may have left on: MSI-X, an expansion ROM, ATS, PRI, PASID, virtual functions; and ACS off.
+    /// What firmware may have left on: MSI-X, an expansion ROM, ATS, PRI, PASID, virtual functions; little power, and a
+    /// bridge's reset of its bus; and ACS off.
     fn leave_on(&mut self, plan: &Plan) {
         let rom = if plan.kind == ModelKind::Endpoint { 0x30 } else { 0x38 };
         (self.registers[rom / 4], self.writable[rom / 4]) = (0xfff0_0001, 0xffff_f801);
         // Behind the first capability, MSI-X, and behind that MSI.
         self.registers[0x40 / 4] |= 0x5000;
         (self.registers[0x50 / 4], self.writable[0x50 / 4]) = (0x8003_6011, 0xc000_0000);
-        (self.registers[0x60 / 4], self.writable[0x60 / 4]) = (0x0001_0005, 0x0071_0000);
+        (self.registers[0x60 / 4], self.writable[0x60 / 4]) = (0x0001_7005, 0x0071_0000);
+        self.registers[0x70 / 4] = 0x0001;
+        (self.registers[SLEEP / 4], self.writable[SLEEP / 4]) = (0x8103, 0x0103);
+        if self.is_bridge() {
+            self.registers[0x3c / 4] |= RESET;
+            self.writable[0x3c / 4] = 0xffff_0000;
+        }
         (self.writable[0x64 / 4], self.writable[0x68 / 4]) = (!0b11, 0xffff);
         let lists = [(0x100, 0x0f, 4, 1 << 31), (0x110, 0x13, 4, 1), (0x120, 0x1b, 4, 1 << 16), (0x130, 0x10, 8, 9)];
         for (at, identifier, control, on) in lists {
@@ -164,6 +180,8 @@ impl ModelNode {
             ("PRI", 0x114, 1),
             ("PASID", 0x124, 1 << 16),
             ("SR-IOV", 0x138, 9),
+            ("little power", SLEEP, 0x8103),
+            ("reset", 0x3c, RESET.into()),
         ];
         bits.iter().filter(|(_, at, bit)| self.word(*at) & bit != 0).map(|(name, ..)| *name).collect()
     }
@@ -187,11 +205,14 @@ impl ModelNode {
         let has_status = offset == 4 || offset == 0x1c && self.is_bridge();
         let cleared = if has_status { value & lanes & CLEARED_BY_ONES } else { 0 };
         let writable = writable & lanes;
-        let new = (old & !writable | value & writable) & !cleared;
+        // Whether it has asked for power is cleared in the same way, on purpose.
+        let asked = if offset == SLEEP { value & lanes & 0x8000 } else { 0 };
+        let new = (old & !writable | value & writable) & !cleared & !asked;
         let registers = if self.is_bridge() { 0x10..0x18 } else { 0x10..0x28 };
         let rom = if self.is_bridge() { 0x38 } else { 0x30 };
         for (is_wrong, what) in [
             (cleared != 0, "status bits are cleared by the way"),
+            (self.word(SLEEP) & 3 != 0 && ![SLEEP, 0x3c].contains(&offset), "a function changes that has little power"),
             (
                 new != old && before.memory && (registers.contains(&offset) || offset == rom),
                 "a base address register changes while the function decodes memory",
@@ -209,6 +230,12 @@ impl ModelNode {
                 self.wrong.push(what);
             }
         }
+        let ends = |at, bits| offset == at && old & bits != 0 && new & bits == 0;
+        for (wakes, has_ended, time) in [(0, ends(SLEEP, 3), 10), (1, self.is_bridge() && ends(0x3c, RESET), 100)] {
+            if has_ended {
+                self.wakes[wakes] = Duration::from_millis(time);
+            }
+        }
         self.registers[index] = new;
         let after = self.enabled();
         if after == before {
@@ -221,6 +248,18 @@ impl ModelNode {
         if after.bus_master && !before.bus_master && !after.memory {
             self.wrong.push("bus mastering is on before the function decodes memory");
         }
+    }
+
+    /// Notes an access that comes before it answers again.
+    fn is_awake(&mut self) {
+        if !self.wakes[0].is_zero() {
+            self.wrong.push("an access comes too early");
+        }
+    }
+
+    fn rest(&mut self, time: Duration) {
+        self.wakes = self.wakes.map(|left| left.saturating_sub(time));
+        self.behind.iter_mut().for_each(|node| node.rest(time));
     }
 
     fn word(&self, offset: usize) -> u64 {
@@ -279,6 +318,7 @@ impl ModelBus {
 
     fn write(&self, function: PciAddress, offset: u16, value: u32, lanes: u32) {
         if let Some(node) = find(&mut self.0.lock().unwrap(), 0, function) {
+            node.is_awake();
             node.write(usize::from(offset) / 4, value, lanes);
         }
     }
@@ -298,15 +338,24 @@ fn find(bus: &mut [ModelNode], number: u64, address: PciAddress) -> Option<&mut 
     assert!(leading.next().is_none(), "two bridges forward accesses to bus {wanted}");
     let secondary = bridge.buses().start;
     // A number that leads back is none.
-    if secondary <= number { None } else { find(&mut bridge.behind, secondary, address) }
+    // In reset nothing behind it answers.
+    let is_reset = bridge.word(0x3c) & u64::from(RESET) != 0 || !bridge.wakes[1].is_zero();
+    if is_reset || secondary <= number { None } else { find(&mut bridge.behind, secondary, address) }
 }
 
 impl ConfigSpace for ModelBus {
+    fn rest(&self, time: Duration) {
+        self.0.lock().unwrap().iter_mut().for_each(|node| node.rest(time));
+    }
+
     fn read32(&self, function: PciAddress, offset: u16) -> u32 {
         assert!(offset.is_multiple_of(4) && offset < 4096);
         let mut bus = self.0.lock().unwrap();
         let node = find(&mut bus, 0, function);
-        node.map_or(!0, |node| node.registers.get(usize::from(offset) / 4).copied().unwrap_or(0))
+        node.map_or(!0, |node| {
+            node.is_awake();
+            node.registers.get(usize::from(offset) / 4).copied().unwrap_or(0)
+        })
     }
 
     fn write32(&self, function: PciAddress, offset: u16, value: u32) {
