@@ -33,7 +33,7 @@ pub(crate) fn run(options: &Options, built: &Built) -> Result<()> {
         return Ok(());
     };
     let demo = demo::named(&tests, name)?;
-    let machine = options.machine.as_deref().or(demo.machine.as_deref()).unwrap_or(DEFAULT);
+    let machine = options.machine.as_deref().or(demo.machines.first().map(String::as_str)).unwrap_or(DEFAULT);
     let described = machine::named(machine)?;
     // With boot arguments of its own a demo is one boot.
     let boots = if options.append.is_empty() { demo::boots(demo) } else { &[options.append.as_str()][..] };

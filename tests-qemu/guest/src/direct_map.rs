@@ -158,7 +158,7 @@ fn the_alias_of_code_stays_read_only(t: &mut Test) {
     space().vfree(cpu, area);
 }
 
-target_test!(where_the_linear_map_is_not_managed_it_stays_as_it_is, machine("refuse"));
+target_test!(where_the_linear_map_is_not_managed_it_stays_as_it_is, machines("refuse"));
 fn where_the_linear_map_is_not_managed_it_stays_as_it_is(t: &mut Test) {
     let Some(block) = Block::fresh(t) else { return };
     let Some((frame, page)) = frame_of(&block) else { return };

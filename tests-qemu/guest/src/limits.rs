@@ -6,6 +6,7 @@ use core::time::Duration;
 use granule::bytes;
 use granule::chip::log as kernel_log;
 use granule::chip::timer::Deadline;
+use granule::linux::errno::Errno;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::status::{Life, ProcessEnd};
 use granule::linux::process::{self, limits};
@@ -17,7 +18,7 @@ use granule_arch::addr::PAGE_SIZE;
 use granule_arch::interrupts;
 
 use crate::harness::{Test, target_test};
-use crate::process::{settle, start};
+use crate::process::{end_all_but, settle, start};
 
 const KILL: u64 = 9;
 const TERM: u64 = 15;
@@ -77,7 +78,7 @@ fn beside_a_hog(t: &mut Test, way: &str) -> Option<ProcessEnd> {
     end
 }
 
-target_test!(a_program_that_takes_all_memory_ends_and_others_go_on, machine("small"), limit(60));
+target_test!(a_program_that_takes_all_memory_ends_and_others_go_on, machines("small"), limit(60));
 fn a_program_that_takes_all_memory_ends_and_others_go_on(t: &mut Test) {
     let before = log_end();
     let end = beside_a_hog(t, "hog pages");
@@ -96,7 +97,7 @@ fn leave_areas(cpu: &Cpu, pages: usize) {
     interrupts::restore(masked);
 }
 
-target_test!(areas_that_wait_are_freed_before_a_program_ends, machine("small"), limit(60));
+target_test!(areas_that_wait_are_freed_before_a_program_ends, machines("small"), limit(60));
 fn areas_that_wait_are_freed_before_a_program_ends(t: &mut Test) {
     let (space, threads, pages) = (&kernel().space, sched::thread_count(), 4096);
     smp::call(smp::online(), leave_areas, pages);
@@ -107,7 +108,7 @@ fn areas_that_wait_are_freed_before_a_program_ends(t: &mut Test) {
     settle(t, threads);
 }
 
-target_test!(a_program_that_forks_without_end_harms_no_other, machine("small"), limit(60));
+target_test!(a_program_that_forks_without_end_harms_no_other, machines("small"), limit(60));
 fn a_program_that_forks_without_end_harms_no_other(t: &mut Test) {
     let before = log_end();
     let end = beside_a_hog(t, "hog forks");
@@ -115,12 +116,12 @@ fn a_program_that_forks_without_end_harms_no_other(t: &mut Test) {
     t.check("memory was gone", reports(before, b"(hog)").0 > 0);
 }
 
-target_test!(a_copy_that_does_not_fit_ends_its_program, machine("small"), limit(60));
+target_test!(a_copy_that_does_not_fit_ends_its_program, machines("small"), limit(60));
 fn a_copy_that_does_not_fit_ends_its_program(t: &mut Test) {
     ends_alone(t, "hog tables");
 }
 
-target_test!(a_move_whose_tables_do_not_fit_ends_its_program, machine("small"), limit(60));
+target_test!(a_move_whose_tables_do_not_fit_ends_its_program, machines("small"), limit(60));
 fn a_move_whose_tables_do_not_fit_ends_its_program(t: &mut Test) {
     ends_alone(t, "hog moves");
 }
@@ -134,7 +135,7 @@ fn ends_alone(t: &mut Test, way: &str) {
     settle(t, threads);
 }
 
-target_test!(threads_areas_signals_and_zombies_are_bounded, machine("small"), limit(60));
+target_test!(threads_areas_signals_and_zombies_are_bounded, machines("small"), limit(60));
 fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
     for way in ["hog threads", "hog areas", "hog signals", "hog zombies"] {
         let end = beside_a_hog(t, way);
@@ -142,7 +143,7 @@ fn threads_areas_signals_and_zombies_are_bounded(t: &mut Test) {
     }
 }
 
-target_test!(memory_beside_an_address_space_is_charged, machine("small"), limit(120));
+target_test!(memory_beside_an_address_space_is_charged, machines("small"), limit(120));
 fn memory_beside_an_address_space_is_charged(t: &mut Test) {
     let killed = Signal::new(KILL).map(ProcessEnd::Killed);
     // The first one makes the pools of what it uses.
@@ -158,7 +159,7 @@ fn memory_beside_an_address_space_is_charged(t: &mut Test) {
     }
 }
 
-target_test!(the_heap_gives_its_free_pages_back, machine("small"), limit(60));
+target_test!(the_heap_gives_its_free_pages_back, machines("small"), limit(60));
 fn the_heap_gives_its_free_pages_back(t: &mut Test) {
     const OBJECTS: usize = 64;
     // All are below one last-level table, which the heap keeps.
@@ -226,7 +227,63 @@ fn free_frames() -> usize {
     kernel().frames.stats().free
 }
 
-target_test!(a_call_that_wants_more_than_there_is_ends_nobody, machine("small"), limit(60));
+target_test!(a_siege_ends_no_program_that_is_calm, machines("small tiny v1"), limit(120));
+fn a_siege_ends_no_program_that_is_calm(t: &mut Test) {
+    besiege(t, 8_000);
+}
+
+target_test!(a_siege_of_a_million_calls_ends_no_program_that_is_calm, machines("small tiny v1"), limit(7200), long());
+fn a_siege_of_a_million_calls_ends_no_program_that_is_calm(t: &mut Test) {
+    besiege(t, 1_000_000);
+}
+
+/// Makes so many hostile calls, from two programs at once, beside one hog after the other and a program that behaves,
+/// which is to go on to its good end. Programs that the kernel ends for want of memory are started again.
+fn besiege(t: &mut Test, calls: usize) {
+    let threads = sched::thread_count();
+    // The first ones make the pools of what they use.
+    surround(t, HOGS.len() * 2 * CALLS);
+    settle(t, threads);
+    let free = free_frames();
+    surround(t, calls);
+    settle(t, threads);
+    is_all_free(t, free);
+}
+
+/// Calls that a program makes between two hogs.
+const CALLS: usize = 500;
+
+const HOGS: [&str; 8] =
+    ["hog pages", "hog forks", "hog file", "hog sparse", "hog pipes", "hog pagers", "hog polls", "hog shared"];
+
+fn surround(t: &mut Test, calls: usize) {
+    let Some(calm) = t.ok("the calm program", start("hog beside")) else { return };
+    let (mut made, mut ended) = (0, 0);
+    for way in HOGS.into_iter().cycle() {
+        if made >= calls {
+            break;
+        }
+        let lines =
+            ["together", ""].map(|how| crate::process::format(format_args!("fuzz {} {CALLS} {how}", t.random())));
+        let hog = t.ok(way, start(way));
+        for id in lines.map(|line| t.ok(&line, start(&line))).into_iter().flatten() {
+            match process::wait(id) {
+                Some(ProcessEnd::Killed(Signal::KILL)) => ended += 1,
+                end => made += CALLS * usize::from(t.equal("how it ended", end, Some(ProcessEnd::Exited(0)))),
+            }
+        }
+        end_all_but(|left| left.id == calm || left.parent == calm);
+        if let Some(id) = hog {
+            let end = process::wait(id);
+            t.check(way, matches!(end, Some(ProcessEnd::Killed(Signal::KILL) | ProcessEnd::Exited(0))));
+        }
+    }
+    println!("{made} calls; {ended} programs were ended on the way");
+    t.ok("SIGTERM", Signal::new(TERM).ok_or(Errno::EINVAL).and_then(|signal| process::kill(calm, signal)));
+    t.equal("the calm program", process::wait(calm), Some(ProcessEnd::Exited(0)));
+}
+
+target_test!(a_call_that_wants_more_than_there_is_ends_nobody, machines("small"), limit(60));
 fn a_call_that_wants_more_than_there_is_ends_nobody(t: &mut Test) {
     let before = log_end();
     let end = beside_a_hog(t, "hog reserved");

@@ -16,7 +16,7 @@ use granule::linux::file::initrd::{self, PathError};
 use granule::linux::process;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::stack::Words;
-use granule::linux::process::status::{ExecError, Life, ProcessEnd};
+use granule::linux::process::status::{ExecError, Life, ProcessEnd, Summary};
 use granule::linux::process::tree::PROCESSES;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::SpaceRef;
@@ -418,9 +418,16 @@ fn fuzz(t: &mut Test, calls: usize, how: &str, neighbour: Option<&str>) {
 /// Ends what hostile calls left behind: a copy that jumped anywhere, or that has much to do, runs on where its parent
 /// was killed before it could kill it.
 fn end_orphans() {
+    end_all_but(|_| false);
+}
+
+/// Ends all processes but those that are to go on, by their numbers.
+pub(crate) fn end_all_but(goes_on: impl Fn(&Summary) -> bool) {
     process::for_each(&mut |left| {
-        granule::println!("ended: {left:?}");
-        _ = process::kill(left.id, Signal::KILL);
+        if !goes_on(left) {
+            granule::println!("ended: {left:?}");
+            _ = process::kill(left.id, Signal::KILL);
+        }
     });
 }
 
@@ -588,7 +595,7 @@ const FREE: usize = 8192;
 /// A page that each `fuzz` has.
 const COUNT: u64 = 0x2345_6789_a000;
 
-fn format(arguments: fmt::Arguments<'_>) -> heapless::String<64> {
+pub(crate) fn format(arguments: fmt::Arguments<'_>) -> heapless::String<64> {
     let mut line = heapless::String::new();
     line.write_fmt(arguments).expect("a short line");
     line

@@ -46,7 +46,7 @@ fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
 
 // A thread that waits for its turn on the waiter's CPU does not get it meanwhile. CPUs that take turns at a YIELD: others
 // may stand still between two steps, for longer than a waiter stays awake.
-target_test!(who_waits_for_a_writer_that_runs_stays_awake, machine("icount"));
+target_test!(who_waits_for_a_writer_that_runs_stays_awake, machines("icount"));
 fn who_waits_for_a_writer_that_runs_stays_awake(t: &mut Test) {
     static LOCK: RwSem<u32> = RwSem::new(0);
     static STAGE: AtomicU32 = AtomicU32::new(0);

@@ -97,7 +97,7 @@ fn alias(page: VirtAddr) -> VirtAddr {
 }
 
 // The other way round, so that the test below shows something.
-target_test!(what_is_read_only_is_written_by_its_alias_with_rodata_noalias, machine("refuse"));
+target_test!(what_is_read_only_is_written_by_its_alias_with_rodata_noalias, machines("refuse"));
 fn what_is_read_only_is_written_by_its_alias_with_rodata_noalias(t: &mut Test) {
     let Some(area) = area(t, 1) else { return };
     t.ok("set_memory_ro", space().set_memory_ro(area.start(), 1));

@@ -29,7 +29,7 @@ fn change_in_each_round(_: &Cpu, _: usize) {
 }
 
 // The control of every switch of the lab that has a YIELD in a window of a load and a store.
-target_test!(a_yield_between_a_load_and_a_store_loses_the_other_cpus_change_each_time, machine("icount"));
+target_test!(a_yield_between_a_load_and_a_store_loses_the_other_cpus_change_each_time, machines("icount"));
 fn a_yield_between_a_load_and_a_store_loses_the_other_cpus_change_each_time(t: &mut Test) {
     ROUND.store(0, Ordering::Relaxed);
     let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };

@@ -136,7 +136,7 @@ fn a_part_of_a_block_changes_on_all_cpus(t: &mut Test) {
     t.equal("CPUs that cannot reach it any more", WRONG.load(Ordering::Relaxed), smp::online().len() as u64);
 }
 
-target_test!(a_part_of_a_block_is_refused_where_nothing_is_split, machine("refuse"));
+target_test!(a_part_of_a_block_is_refused_where_nothing_is_split, machines("refuse"));
 fn a_part_of_a_block_is_refused_where_nothing_is_split(t: &mut Test) {
     let Some(area) = t.ok("vmalloc_huge", space().vmalloc_huge(this_cpu(), BLOCK_PAGES)) else { return };
     let (start, refused) = (area.start(), space().split_counts().refused);
@@ -173,7 +173,7 @@ fn what_cannot_be_had_is_an_error_and_takes_nothing(t: &mut Test) {
 
 // Fails as late as it can, and so has the most to undo. On the machine with the least memory, since it touches all of
 // it, and with areas of pages, which take the most tables.
-target_test!(frames_without_tables_are_given_back, machine("pages"));
+target_test!(frames_without_tables_are_given_back, machines("pages"));
 fn frames_without_tables_are_given_back(t: &mut Test) {
     space().reclaim(this_cpu());
     let free = granule::kernel().frames.stats().free as u64;

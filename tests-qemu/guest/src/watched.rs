@@ -34,12 +34,12 @@ fn stores_to_protected_pages_are_reported(t: &mut Test) {
     watch(t, 2000);
 }
 
-target_test!(each_store_to_a_protected_page_is_reported_and_no_other, machine("default"), limit(60));
+target_test!(each_store_to_a_protected_page_is_reported_and_no_other, machines("default"), limit(60));
 fn each_store_to_a_protected_page_is_reported_and_no_other(t: &mut Test) {
     watch(t, 5000);
 }
 
-target_test!(each_store_to_a_protected_page_is_reported_for_long, machine("default"), limit(1800), long());
+target_test!(each_store_to_a_protected_page_is_reported_for_long, machines("default"), limit(1800), long());
 fn each_store_to_a_protected_page_is_reported_for_long(t: &mut Test) {
     watch(t, 500_000);
 }

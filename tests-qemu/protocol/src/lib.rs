@@ -23,7 +23,7 @@ pub use bench::{
 pub use expectation::{Access, Expectation};
 pub use frame::{ASK, Event, Frame, MARKER, Nonce, NotAFrame, Port};
 pub use record::{
-    FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINE_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
+    FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINES_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
     Record, SECTION, text,
 };
 pub use scale::ScaleWindow;

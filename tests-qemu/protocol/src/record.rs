@@ -18,8 +18,8 @@ pub const FLAG_LOGS_ERRORS: u32 = 1 << 2;
 pub const NAME_BYTES: usize = 120;
 /// Room for the features that a test needs, blank separated, NUL included.
 pub const NEEDS_BYTES: usize = 64;
-/// Room for the machine that a test is for, NUL included.
-pub const MACHINE_BYTES: usize = 48;
+/// Room for the machines that a test is for, blank separated, NUL included.
+pub const MACHINES_BYTES: usize = 48;
 /// What one record takes.
 pub const RECORD_BYTES: usize = 256;
 
@@ -41,8 +41,8 @@ pub struct Record<F> {
     pub name: [u8; NAME_BYTES],
     /// Features that the machine must have, by their names in machines.toml; empty: none.
     pub needs: [u8; NEEDS_BYTES],
-    /// The only machine that it runs on; empty: all.
-    pub machine: [u8; MACHINE_BYTES],
+    /// The only machines that it runs on; empty: all.
+    pub machines: [u8; MACHINES_BYTES],
 }
 
 const _: () = assert!(size_of::<Record<u64>>() == RECORD_BYTES);
@@ -66,7 +66,7 @@ impl<F> Record<F> {
             function,
             name: path(module, name),
             needs: [0; NEEDS_BYTES],
-            machine: [0; MACHINE_BYTES],
+            machines: [0; MACHINES_BYTES],
         }
     }
 
@@ -79,12 +79,12 @@ impl<F> Record<F> {
         self
     }
 
-    /// The test is for one machine.
+    /// The test is for these machines, blank separated.
     ///
     /// # Panics
-    /// When its name has no room.
-    pub const fn machine(mut self, machine: &str) -> Self {
-        self.machine = padded(machine);
+    /// When their names have no room.
+    pub const fn machines(mut self, machines: &str) -> Self {
+        self.machines = padded(machines);
         self
     }
 
@@ -166,13 +166,13 @@ mod tests {
     fn name_is_the_path_without_the_crate() {
         let record = Record::new(0u64, "granule_tests::set_memory", "ro_refuses_writes")
             .needs("mte smp")
-            .machine("a53")
+            .machines("a53 el2")
             .limit(5)
             .long();
         assert_eq!((record.limit, record.flags), (5, FLAG_LONG));
         assert_eq!(text(&record.name), Some("set_memory::ro_refuses_writes"));
         assert_eq!(text(&record.needs), Some("mte smp"));
-        assert_eq!(text(&record.machine), Some("a53"));
+        assert_eq!(text(&record.machines), Some("a53 el2"));
     }
 
     #[test]

@@ -17,8 +17,8 @@ pub struct Test {
     pub name: String,
     /// Features that it needs.
     pub needs: Vec<String>,
-    /// The only machine that it runs on, if it has one.
-    pub machine: Option<String>,
+    /// The only machines that it runs on; empty: all.
+    pub machines: Vec<String>,
     /// Seconds from its begin to its verdict.
     pub limit: u32,
     /// Runs only where `--long` was asked for.
@@ -34,7 +34,7 @@ pub struct Test {
 pub enum Skip {
     /// The machine lacks this, by machines.toml.
     Lacks(String),
-    /// It is for another machine.
+    /// It is for another machine, or others.
     OtherMachine(String),
     /// It is long, and `--long` was not asked for.
     Long,
@@ -43,8 +43,8 @@ pub enum Skip {
 impl Test {
     /// Why the test does not run on that machine; `None`: it must run.
     pub fn skipped_on(&self, machine: &Machine, long: bool) -> Option<Skip> {
-        if let Some(other) = self.machine.as_ref().filter(|name| **name != machine.name) {
-            return Some(Skip::OtherMachine(other.clone()));
+        if !self.machines.is_empty() && !self.machines.contains(&machine.name) {
+            return Some(Skip::OtherMachine(self.machines.join(" and ")));
         }
         if let Some(lacks) = self.needs.iter().find(|need| !machine.has(need)) {
             return Some(Skip::Lacks(lacks.clone()));
@@ -77,7 +77,7 @@ fn check(tests: &[Test], machines: &[Machine], features: &[String]) -> Result<()
         if let Some(need) = test.needs.iter().find(|need| !features.contains(need)) {
             bail!("{} needs `{need}`, which no machine in machines.toml has", test.name);
         }
-        if let Some(name) = &test.machine {
+        for name in &test.machines {
             let Some(machine) = machines.iter().find(|machine| machine.name == *name) else {
                 bail!("{} is for machine `{name}`, which is not in machines.toml", test.name);
             };
@@ -108,15 +108,14 @@ fn one(index: u32, record: &[u8]) -> Result<Test> {
     };
     ensure!(word(std::mem::offset_of!(Layout, magic)) == RECORD_MAGIC, "record {index} has no magic number");
     let flags = word(std::mem::offset_of!(Layout, flags));
-    let machine = field(std::mem::offset_of!(Layout, machine), granule_protocol::MACHINE_BYTES)?;
+    let words = |at: usize, bytes: usize| {
+        field(at, bytes).map(|text| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+    };
     Ok(Test {
         index,
         name: field(std::mem::offset_of!(Layout, name), granule_protocol::NAME_BYTES)?,
-        needs: field(std::mem::offset_of!(Layout, needs), granule_protocol::NEEDS_BYTES)?
-            .split_whitespace()
-            .map(str::to_owned)
-            .collect(),
-        machine: (!machine.is_empty()).then_some(machine),
+        needs: words(std::mem::offset_of!(Layout, needs), granule_protocol::NEEDS_BYTES)?,
+        machines: words(std::mem::offset_of!(Layout, machines), granule_protocol::MACHINES_BYTES)?,
         limit: word(std::mem::offset_of!(Layout, limit)),
         long: flags & FLAG_LONG != 0,
         selftest: flags & FLAG_SELFTEST != 0,
@@ -148,7 +147,7 @@ mod tests {
             index: 0,
             name: "a::b".into(),
             needs: needs.iter().map(|need| (*need).into()).collect(),
-            machine: machine.map(Into::into),
+            machines: machine.map(Into::into).into_iter().collect(),
             limit: 1,
             long,
             selftest: false,

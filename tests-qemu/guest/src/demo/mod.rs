@@ -16,7 +16,7 @@ use crate::harness::{Test, target_test};
 use crate::split::counts::split_by;
 use crate::split::{Block, hand_over, space};
 
-target_test!(split, machine("icount"), limit(60));
+target_test!(split, machines("icount"), limit(60));
 fn split(t: &mut Test) {
     let Some(other) = smp::online().without(this_cpu().id).iter().next() else { return };
     the_race(t, other);
@@ -34,7 +34,7 @@ fn batch(t: &mut Test) {
     batch::show(t);
 }
 
-target_test!(mte, needs("tag-storage"), machine("mte"), limit(60));
+target_test!(mte, needs("tag-storage"), machines("mte"), limit(60));
 fn mte(t: &mut Test) {
     mte::show(t);
 }

@@ -58,7 +58,7 @@ fn becomes_a_block(address: VirtAddr) -> bool {
 }
 
 // By the thread: `collapse.quiet=`.
-target_test!(what_was_split_is_collapsed_when_nothing_is_split_any_more, machine("collapse"), limit(40));
+target_test!(what_was_split_is_collapsed_when_nothing_is_split_any_more, machines("collapse"), limit(40));
 fn what_was_split_is_collapsed_when_nothing_is_split_any_more(t: &mut Test) {
     let Some(block) = Block::fresh(t) else { return };
     t.ok("invalid", make_invalid(block.page(3), 1));

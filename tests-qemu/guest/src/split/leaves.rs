@@ -91,7 +91,7 @@ fn a_range_across_two_blocks_is_split_at_its_ends_only(t: &mut Test) {
 }
 
 // Two levels at once. The machine has several GiB, so that other tests leave one whole.
-target_test!(a_page_in_a_gigabyte_leaves_the_rest_in_the_largest_pieces, machine("n2-split"));
+target_test!(a_page_in_a_gigabyte_leaves_the_rest_in_the_largest_pieces, machines("n2-split"));
 fn a_page_in_a_gigabyte_leaves_the_rest_in_the_largest_pieces(t: &mut Test) {
     // 256 MiB at once, so that a few tries reach every GiB.
     let found = Block::find(7, |leaf| leaf == GIB);
