@@ -68,8 +68,8 @@ pub use tag_check::{TagChecks, TagFaults};
 pub(crate) use tag_check::{collect_tag_faults, deliver_with_checks};
 #[cfg(target_os = "none")]
 pub use thread::{
-    NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel, spawn_service,
-    thread_count,
+    NewThread, NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel,
+    spawn_service, thread_count,
 };
 #[cfg(target_os = "none")]
 pub(crate) use thread::{

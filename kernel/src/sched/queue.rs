@@ -107,6 +107,12 @@ impl RunQueue {
         NonNull::new(UnsafeRef::into_raw(thread))
     }
 
+    /// Keeps the stack of the running thread, which ends, for another one; there is room for it.
+    pub(super) fn keep_stack(&mut self, stack: VirtAddr) {
+        let kept = self.spare_stacks.push(stack);
+        debug_assert!(kept.is_ok(), "the lock was taken with room for a stack");
+    }
+
     /// Whether no thread waits for the CPU.
     pub(super) fn is_empty(&self) -> bool {
         self.woken.is_empty() && self.ready.is_empty()

@@ -13,8 +13,8 @@ use super::{fp, switch};
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::smp::{self, Cpu, MAX_CPUS, this_cpu};
-use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use crate::sync::{IrqGuard, IrqLock, rank};
 
 impl PerCpu {
     pub(crate) const fn new() -> Self {
@@ -54,7 +54,7 @@ pub fn init(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
     switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
     MAIN.stack_top.set(cpu.trap.stack_top());
     let thread = idle_thread(cpu);
-    thread.stack_top.set(take_stack(cpu)?.0);
+    thread.stack_top.set(NewStack::take(cpu)?.keep().0);
     switch::prepare_kernel(thread, run, 0);
     cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.sched.current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
@@ -94,30 +94,65 @@ pub fn idle(cpu: &'static Cpu) -> ! {
     }
 }
 
-/// A kernel stack: its top.
-pub(super) fn take_stack(cpu: &Cpu) -> Result<VirtAddr, OutOfMemory> {
-    let spare = cpu.sched.queue.lock().spare_stacks.pop();
-    match spare {
-        Some(stack) => Ok(stack),
-        None => kernel().space.alloc_stack(cpu).map_err(|_| OutOfMemory),
+/// A kernel stack on which no thread has run yet. It is freed where none will.
+pub(super) struct NewStack(VirtAddr);
+
+impl NewStack {
+    /// One of those that `cpu`, this CPU, keeps, or a new one.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    pub(super) fn take(cpu: &Cpu) -> Result<Self, OutOfMemory> {
+        let spare = cpu.sched.queue.lock().spare_stacks.pop();
+        let stack = spare.map_or_else(|| kernel().space.alloc_stack(cpu).map_err(|_| OutOfMemory), Ok)?;
+        Ok(Self(stack))
+    }
+
+    /// Its top.
+    pub(super) const fn top(&self) -> VirtAddr {
+        self.0
+    }
+
+    /// A thread has it from now on, until that ends.
+    pub(super) fn keep(self) -> VirtAddr {
+        let top = self.0;
+        core::mem::forget(self);
+        top
     }
 }
 
-/// Takes back what [`take_stack`] gave.
-pub(super) fn free_stack(cpu: &Cpu, stack: VirtAddr) {
-    let kept = cpu.sched.queue.lock().spare_stacks.push(stack);
-    if kept.is_err() {
-        kernel().space.free_stack(cpu, stack);
+impl Drop for NewStack {
+    fn drop(&mut self) {
+        // Drop has no argument for the CPU.
+        kernel().space.free_stack(this_cpu(), self.0);
     }
 }
 
-/// Frees the stacks that are kept for threads to come. For audits that count frames.
-pub fn trim(cpu: &Cpu) {
+/// The run queue of `cpu`, this CPU, locked, with room for one stack more. Frees one where as many are kept as may be: so
+/// what ended threads leave is bounded, and freed by threads that end, which have their own stack to themselves.
+pub(super) fn lock_with_room(cpu: &Cpu) -> IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }> {
+    loop {
+        let mut queue = cpu.sched.queue.lock();
+        if !queue.spare_stacks.is_full() {
+            return queue;
+        }
+        let spare = queue.spare_stacks.pop();
+        drop(queue);
+        spare.into_iter().for_each(|stack| kernel().space.free_stack(cpu, stack));
+    }
+}
+
+/// Frees the stacks that are kept for threads to come; returns how many. `cpu` is the CPU that this runs on. Takes locks
+/// of areas; not from interrupt handlers.
+pub fn trim(cpu: &Cpu) -> usize {
+    let mut freed = 0;
     smp::for_each(|other| {
         loop {
             let spare = other.sched.queue.lock().spare_stacks.pop();
             let Some(stack) = spare else { break };
             kernel().space.free_stack(cpu, stack);
+            freed += 1;
         }
     });
+    freed
 }

@@ -9,7 +9,7 @@
 #![allow(unsafe_code, reason = "switches stacks, in assembly")]
 
 use core::arch::global_asm;
-use core::mem::offset_of;
+use core::mem::{ManuallyDrop, offset_of};
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::Ordering;
 
@@ -168,7 +168,9 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     install(cpu, unsafe { &*thread.space.get() }.as_deref());
 }
 
-/// The end of a switch, in the thread that came: releases the lock, and drops the thread that left if it has ended.
+/// The end of a switch, in the thread that came: releases the lock, and drops the thread that left if it has ended. Its
+/// stack was kept by [`exit`], and is another thread's as soon as the lock is released: nothing is unmapped here, on top of
+/// whatever the thread that came has on its own stack.
 extern "C" fn finish(cpu: &'static Cpu) {
     stretches::mark_point();
     let ended = cpu.sched.ended.swap(null_mut(), Ordering::Relaxed);
@@ -176,8 +178,7 @@ extern "C" fn finish(cpu: &'static Cpu) {
     unsafe { cpu.sched.queue.release_handed_over() };
     if let Some(ended) = NonNull::new(ended) {
         // SAFETY: the reference that the thread had to itself; it has ended.
-        let thread = unsafe { ThreadRef::from_raw(ended) };
-        start::free_stack(cpu, VirtAddr(thread.stack_top.replace(0)));
+        drop(unsafe { ThreadRef::from_raw(ended) });
     }
 }
 
@@ -226,11 +227,11 @@ pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
     let masked = interrupts::mask();
     let thread = current();
     // SAFETY: the space of the running thread is this CPU's, and nothing here refers to it while it is replaced.
-    let old = unsafe { core::mem::replace(&mut *thread.space.get(), space) };
+    let old = unsafe { core::mem::replace(&mut *thread.space.get(), ManuallyDrop::new(space)) };
     // SAFETY: as above.
     install(this_cpu(), unsafe { &*thread.space.get() }.as_deref());
     interrupts::restore(masked);
-    old
+    ManuallyDrop::into_inner(old)
 }
 
 /// Ends the running thread, which drops its space. What else it holds it holds for ever, so it should hold nothing.
@@ -239,7 +240,10 @@ pub fn exit() -> ! {
     let cpu = this_cpu();
     let thread = current();
     let _ = interrupts::mask();
-    let mut queue = cpu.sched.queue.lock();
+    // Room for its stack is made on this stack, which is nearly empty.
+    let mut queue = start::lock_with_room(cpu);
+    // The lock is released when no CPU runs on it any more.
+    queue.keep_stack(VirtAddr(thread.stack_top.get()));
     thread.state.end();
     cpu.sched.ended.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     let next = queue.pick_or_idle(cpu);

@@ -4,7 +4,7 @@
 
 use core::cell::{Cell, UnsafeCell};
 use core::fmt;
-use core::mem::offset_of;
+use core::mem::{ManuallyDrop, offset_of};
 use core::ops::Deref;
 use core::ptr::{NonNull, null_mut};
 use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
@@ -16,9 +16,10 @@ use spin::Once;
 
 use super::fp::FpArea;
 use super::replays::{ReplayCount, Replays};
+use super::start::NewStack;
 use super::tag_check::TagChecks;
 use super::token::Token;
-use super::{queue, start, switch};
+use super::{queue, switch};
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
@@ -89,12 +90,13 @@ pub struct Thread {
     references: AtomicU32,
     id: ThreadId,
     name: &'static str,
-    /// Top of its kernel stack; 0 once that is freed.
+    /// Top of its kernel stack.
     pub(super) stack_top: Cell<u64>,
     /// TPIDR_EL0 while it does not run.
     pub(super) tls: Cell<u64>,
-    /// What it runs under at EL0.
-    pub(super) space: UnsafeCell<Option<SpaceRef>>,
+    /// What it runs under at EL0. None once it has ended, so it is not dropped with the thread: the last reference to a
+    /// thread may go at the end of a switch, on whatever stack comes next.
+    pub(super) space: UnsafeCell<ManuallyDrop<Option<SpaceRef>>>,
     pub(super) fp: FpArea,
     pub(super) time: CpuTime,
     /// See [`NewUserThread::task`].
@@ -178,7 +180,7 @@ impl Thread {
             name,
             stack_top: Cell::new(0),
             tls: Cell::new(0),
-            space: UnsafeCell::new(None),
+            space: UnsafeCell::new(ManuallyDrop::new(None)),
             fp: FpArea::new(),
             time: CpuTime::new(),
             task: AtomicPtr::new(null_mut()),
@@ -318,11 +320,6 @@ impl ThreadRef {
     pub(super) unsafe fn from_raw(thread: NonNull<Thread>) -> Self {
         Self(thread)
     }
-
-    /// Lets a new user thread run: on a CPU that idles, or after others on this one.
-    pub fn start(&self) {
-        queue::start(ThreadRef::to(self));
-    }
 }
 
 impl Deref for ThreadRef {
@@ -351,17 +348,47 @@ impl Drop for ThreadRef {
         if self.references.fetch_sub(1, Ordering::AcqRel) == 1 {
             // SAFETY: the last reference, so the thread is not shared; threads that are dropped came from the pool,
             // since the others keep the reference that they were made with.
-            let thread = unsafe { PoolBox::from_raw(self.0) };
-            // A thread that was never started has not ended either: its stack is still its own.
-            let stack = thread.stack_top.get();
-            if stack != 0 {
-                // Drop has no argument for the CPU.
-                start::free_stack(this_cpu(), VirtAddr(stack));
-            }
-            drop(thread);
+            drop(unsafe { PoolBox::from_raw(self.0) });
             // Last: a reader of the new count finds all that was the thread's free.
             COUNT.fetch_sub(1, Ordering::Release);
         }
+    }
+}
+
+/// A thread that does not run yet. Where this is dropped it never will, and its stack is freed.
+pub struct NewThread {
+    // First: a reader of the count that the last reference changes finds the stack free.
+    stack: NewStack,
+    space: Option<SpaceRef>,
+    thread: ThreadRef,
+}
+
+impl NewThread {
+    /// A reference for others to keep, whether it will run or not.
+    pub fn to_ref(&self) -> ThreadRef {
+        self.thread.clone()
+    }
+
+    /// Lets a user thread run: on a CPU that idles, or after others on this one.
+    pub fn start(self) -> ThreadRef {
+        let thread = self.begin();
+        queue::start(thread.clone());
+        thread
+    }
+
+    /// It has its stack and its space until it ends.
+    fn begin(self) -> ThreadRef {
+        self.stack.keep();
+        // SAFETY: it is in no queue yet, so no CPU's; there was none before.
+        unsafe { self.thread.space.get().write(ManuallyDrop::new(self.space)) };
+        self.thread
+    }
+}
+
+impl Deref for NewThread {
+    type Target = Thread;
+    fn deref(&self) -> &Thread {
+        &self.thread
     }
 }
 
@@ -467,7 +494,7 @@ fn working(cpu: &Cpu) -> Option<&Thread> {
 pub(crate) fn running_space() -> Option<SpaceRef> {
     let thread = working(this_cpu())?;
     // SAFETY: only the thread itself changes its space, and it runs this.
-    unsafe { &*thread.space.get() }.clone()
+    Option::clone(unsafe { &*thread.space.get() })
 }
 
 /// What a user thread begins with.
@@ -493,7 +520,7 @@ impl NewUserThread<'_> {
     ///
     /// # Errors
     /// [`OutOfMemory`]; nothing stays taken.
-    pub fn create(self, cpu: &Cpu) -> Result<ThreadRef, OutOfMemory> {
+    pub fn create(self, cpu: &Cpu) -> Result<NewThread, OutOfMemory> {
         let mut thread = Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), self.name);
         thread.entry = Some(self.entry);
         let maker = current();
@@ -502,12 +529,12 @@ impl NewUserThread<'_> {
         thread.works_for_program = AtomicBool::new(true);
         thread.tagged_addresses = AtomicBool::new(maker.has_tagged_addresses());
         thread.tls = Cell::new(self.tls);
-        thread.space = UnsafeCell::new(Some(self.space));
         thread.task = AtomicPtr::new(self.task);
         if let Some(fp) = self.fp {
             thread.fp.set(fp);
         }
-        let thread = allocate(cpu, thread)?;
+        let mut thread = allocate(cpu, thread)?;
+        thread.space = Some(self.space);
         // SAFETY: the top of a stack that is not in use yet.
         unsafe { thread.frame().copy_from_nonoverlapping(self.frame, 1) };
         switch::prepare_user(&thread);
@@ -534,6 +561,7 @@ pub fn spawn_kernel(
     let thread = allocate(this_cpu(), Thread::new(NEXT_ID.fetch_add(1, Ordering::Relaxed), name))?;
     thread.home.store(cpu.id.0, Ordering::Relaxed);
     switch::prepare_kernel(&thread, function, argument);
+    let thread = thread.begin();
     queue::start_kernel(cpu, thread.clone());
     Ok(thread)
 }
@@ -557,19 +585,12 @@ pub fn spawn_service(
 }
 
 /// Gives a thread its place, and its stack.
-fn allocate(cpu: &Cpu, thread: Thread) -> Result<ThreadRef, OutOfMemory> {
-    let stack = start::take_stack(cpu)?;
-    thread.stack_top.set(stack.0);
-    match THREADS.call_once(|| Pool::new(kernel().frames)).try_new(thread) {
-        Ok(thread) => {
-            COUNT.fetch_add(1, Ordering::Relaxed);
-            Ok(ThreadRef(thread.into_raw()))
-        }
-        Err(error) => {
-            start::free_stack(cpu, stack);
-            Err(error)
-        }
-    }
+fn allocate(cpu: &Cpu, thread: Thread) -> Result<NewThread, OutOfMemory> {
+    let stack = NewStack::take(cpu)?;
+    thread.stack_top.set(stack.top().0);
+    let thread = THREADS.call_once(|| Pool::new(kernel().frames)).try_new(thread)?;
+    COUNT.fetch_add(1, Ordering::Relaxed);
+    Ok(NewThread { stack, space: None, thread: ThreadRef(thread.into_raw()) })
 }
 
 /// Threads that were made and are still there, with anything that is theirs. Those that never end are not counted.

@@ -13,7 +13,9 @@ use granule::chip::timer::Deadline;
 use granule::kernel;
 use granule::linux::errno::Errno;
 use granule::mm::space::{self, MapRequest, Placement, Populate, Sharing, SpaceRef};
-use granule::sched::{self, NewUserThread, Thread, ThreadRef, UserEntry, WaitQueue, Woken, Work, sleep_until};
+use granule::sched::{
+    self, NewThread, NewUserThread, Thread, ThreadRef, UserEntry, WaitQueue, Woken, Work, sleep_until,
+};
 use granule::smp::{self, CpuSet, this_cpu};
 use granule::trap::TrapFrame;
 use granule::uaccess;
@@ -371,9 +373,7 @@ fn start(t: &mut Test, space: &SpaceRef, program: VirtAddr, argument: u64) -> Op
     let task = (&raw const *space).cast_mut().cast();
     let thread =
         NewUserThread { name: "test", entry: &ENTRY, frame: &frame, tls: 0, space: space.clone(), fp: None, task };
-    let thread = t.ok("a thread", thread.create(this_cpu()))?;
-    thread.start();
-    Some(thread)
+    t.ok("a thread", thread.create(this_cpu())).map(NewThread::start)
 }
 
 fn reset() {

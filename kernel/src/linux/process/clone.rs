@@ -32,7 +32,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{SpaceRef, SpaceUser};
-use crate::sched::{FpState, NewUserThread, Thread, ThreadRef, WaitQueue, Woken};
+use crate::sched::{FpState, NewThread, NewUserThread, Thread, WaitQueue, Woken};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
@@ -141,7 +141,7 @@ enum TaskProcess {
 /// without a lock.
 struct NewTask {
     task: PoolBox<Task>,
-    thread: ThreadRef,
+    thread: NewThread,
     process: Option<PoolBox<Process>>,
     number: Number,
 }
@@ -179,7 +179,7 @@ impl NewTask {
             task: (&raw const *task).cast_mut().cast(),
         };
         let thread = thread.create(this_cpu())?;
-        task.set_thread(thread.clone());
+        task.set_thread(thread.to_ref());
         Ok(Self { task, thread, process: new, number })
     }
 
@@ -190,7 +190,7 @@ impl NewTask {
 
     /// Adds it to the tree. A new process becomes a child of `parent`. Inlined, so that `self` stays in registers.
     #[inline(always)]
-    fn join(self, tree: &mut Tree, parent: Parent, exit_signal: Option<Signal>) -> ThreadRef {
+    fn join(self, tree: &mut Tree, parent: Parent, exit_signal: Option<Signal>) -> NewThread {
         if let Some(process) = self.process {
             tree.add(process, parent, exit_signal);
         }
@@ -215,7 +215,7 @@ pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     let host = TaskProcess::New(Process::new(id, state, &open::initial()?, &limits, place)?);
     let new_task = NewTask::new(number, host, loaded.space, (Set::EMPTY, loaded.name), &registers)?;
     let thread = new_task.join(&mut PROCESSES.lock(), parent, Some(Signal::CHLD));
-    thread.start();
+    drop(thread.start());
     Ok(id)
 }
 
@@ -252,8 +252,7 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
         // Stored in the parent's memory only; as on Linux, a bad address is ignored.
         let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());
     }
-    child.start();
-    drop(child);
+    drop(child.start());
     // A shortage on the way was overcome.
     thread.take_shortage();
     if let Some(vfork) = vfork {
@@ -325,7 +324,7 @@ fn share_files(
 
 /// Adds a new process or thread to the tree, unless the caller must exit itself: an ending process gets no new threads,
 /// and a killed one leaves no new child.
-fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task: NewTask) -> Result<ThreadRef, Errno> {
+fn publish(task: &Task, request: &Request, exit_signal: Option<Signal>, new_task: NewTask) -> Result<NewThread, Errno> {
     let joined = {
         let mut tree = PROCESSES.lock();
         if task.process().lock().is_ending(task) {
