@@ -4,17 +4,47 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
 use granule::chip::timer::{self, Deadline};
+use granule::kernel;
+use granule::mm::unused;
 use granule::sched::RwSem;
 use granule::sched::{self, WaitQueue, Woken, sleep_until};
-use granule::smp::{self, CpuSet, this_cpu};
+use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule_arch::wait;
 
 use crate::harness::{Test, another_cpu, target_test, wait_until};
+use crate::process::in_use;
 
 /// Sleeps until all threads that tests have made are gone, at most some seconds.
 pub(crate) fn wait_until_alone(t: &mut Test) {
     wait_until(|| sched::thread_count() == 0);
     t.equal("threads that are left", sched::thread_count(), 0);
+}
+
+// A thread that ends leaves its stack to the next one, and frees one where enough are kept.
+target_test!(stacks_of_ended_threads_are_few_and_given_back);
+fn stacks_of_ended_threads_are_few_and_given_back(t: &mut Test) {
+    /// Many more than are kept.
+    const THREADS: usize = 40;
+    /// Stacks that a CPU keeps.
+    const KEPT: usize = 4;
+    extern "C" fn end(_: usize) {}
+    let all_end = |t: &mut Test| {
+        // None of them runs before this thread sleeps, so each has a stack of its own.
+        for number in 0..THREADS {
+            t.ok("a thread", sched::spawn_kernel(this_cpu(), "end", end, number));
+        }
+        wait_until_alone(t);
+    };
+    let before = in_use();
+    all_end(t);
+    t.equal("stacks that are kept", sched::trim(this_cpu()), KEPT);
+    t.equal("frames in use", in_use(), before);
+    all_end(t);
+    smp::call(smp::online(), |cpu: &Cpu, _| kernel().frames.drain_cpu(cpu), 0);
+    unused::give_back(this_cpu());
+    t.equal("frames that only one CPU finds", kernel().frames.stats().in_magazines, 0);
+    t.equal("stacks that are left", sched::trim(this_cpu()), 0);
+    t.equal("frames in use", in_use(), before);
 }
 
 target_test!(sleepers_wake_in_time_and_in_order);

@@ -11,8 +11,10 @@ use super::task::Task;
 use super::tree::{Child, PROCESSES, Wanted};
 use super::{futex, robust};
 use crate::linux::errno::Errno;
-use crate::mm::heap::{GROWTH_PAGES, kernel_heap};
+use crate::mm::heap::GROWTH_PAGES;
+use crate::mm::unused;
 use crate::sched::{self, Thread, Work, park, relax};
+use crate::smp::this_cpu;
 use crate::uaccess;
 
 /// The options of `wait4`. Processes are never stopped here, so there is nothing to report for some.
@@ -56,7 +58,7 @@ pub fn leave(task: &Task) -> ! {
             relax();
         }
         // Its objects there are freed by now: their pages go back before its end is visible.
-        kernel_heap().trim(GROWTH_PAGES);
+        unused::trim_heap(this_cpu(), GROWTH_PAGES);
         let remains = PROCESSES.lock().ended(process);
         remains.finish();
     }

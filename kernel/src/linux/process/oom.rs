@@ -1,11 +1,11 @@
 //! Out of memory: the process that has most ends, and the fault or call that failed is retried.
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
-//! changed. It returns when there are frames again. Pages of files go first, which can be had again. Then one process
-//! ends at a time; others wait for it, but not for ever: one that does not end in time is excluded from the next choice.
-//! Neither ending nor the choice allocates memory: processes are measured one after the other, found by number, and the
-//! lock of all processes is held for one step at a time. What a process has is its space and what is
-//! [charged](super::charge) to it.
+//! changed. It returns when there are frames again. What the kernel keeps and does not need goes first ([`unused`]), then
+//! pages of files, which can be had again. Then one process ends at a time; others wait for it, but not for ever: one that
+//! does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory: processes are
+//! measured one after the other, found by number, and the lock of all processes is held for one step at a time. What a
+//! process has is its space and what is [charged](super::charge) to it.
 //!
 //! A call is refused, and no process ends for it, where it wants more than any process has; or more than its own has, and
 //! another would end for it that has less than the two together.
@@ -25,8 +25,8 @@ use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::Deadline;
 use crate::kernel;
-use crate::mm::heap::kernel_heap;
 use crate::mm::space::{Footprint, SpaceRef, Tally, Used};
+use crate::mm::unused;
 use crate::sched::{Thread, relax, sleep_through};
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
@@ -71,11 +71,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
         return Relief::None;
     }
     let is_killed = || task.is_killed(thread);
-    if kernel_heap().trim(0) != 0 {
-        // They may wait in the CPU's magazine, which nothing below counts.
-        frames.drain_cpu(this_cpu());
-    }
-    kernel().space.purge_for_programs(this_cpu());
+    unused::give_back(this_cpu());
     // Once: programs that use what they free would go on for ever.
     kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);
     let [mut pause, longest] = PAUSES;
@@ -150,6 +146,7 @@ struct Size {
 
 impl Candidate {
     /// Visits all that it has, and sleeps.
+    #[inline(never)]
     fn size(&self) -> Size {
         let tally = Tally::begin();
         let space = self.space.footprint(tally);
@@ -164,6 +161,7 @@ impl Size {
 }
 
 /// The process with the next number above `id`; its number, and whether it may be chosen. `None` after the last.
+#[inline(never)]
 fn next_after(id: u32) -> Option<(u32, OomCheck)> {
     let tree = PROCESSES.lock();
     let process = tree.after(id)?;
@@ -209,6 +207,14 @@ fn choose(caller: u32, wanted: usize) -> Option<u32> {
         return None;
     }
     end_all_in(&candidate.space);
+    report(&candidate, &size);
+    Some(candidate.id)
+}
+
+/// Prints which process ends. Out of line: the space of a candidate may be dropped for good on top of the frame of
+/// [`choose`].
+#[inline(never)]
+fn report(candidate: &Candidate, size: &Size) {
     let kib = |frames: usize| frames * (PAGE_SIZE >> 10);
     crate::log::warn!(
         "out of memory: ended process {} ({}), {} KiB of pages, {} KiB of tables and areas, {} KiB of files, descriptors and threads",
@@ -218,10 +224,10 @@ fn choose(caller: u32, wanted: usize) -> Option<u32> {
         kib(size.space.tables + size.space.areas),
         kib(size.beside),
     );
-    Some(candidate.id)
 }
 
 /// Ends all processes of a space: its memory is freed with the last of them.
+#[inline(never)]
 fn end_all_in(space: &SpaceRef) {
     let mut id = 0;
     loop {

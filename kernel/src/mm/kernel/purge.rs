@@ -83,15 +83,6 @@ impl KernelSpace {
         self.areas.parts(cpu).map(purge).sum()
     }
 
-    /// [`Self::purge`], and then this CPU's free frames go where programs on other CPUs find them.
-    #[cold]
-    #[inline(never)]
-    pub fn purge_for_programs(&self, cpu: &Cpu) {
-        if self.purge(cpu) != 0 {
-            self.frames.drain_cpu(cpu);
-        }
-    }
-
     /// [`Self::purge`] of the part that `address` is in; `None` where another CPU does that.
     #[cold]
     #[inline(never)]

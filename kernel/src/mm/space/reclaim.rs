@@ -210,8 +210,7 @@ mod thread {
 
     use super::Used;
     use crate::chip::timer::Deadline;
-    use crate::mm::OutOfMemory;
-    use crate::mm::heap::kernel_heap;
+    use crate::mm::{OutOfMemory, unused};
     use crate::smp::{Cpu, this_cpu};
     use crate::{kernel, sched};
 
@@ -237,10 +236,7 @@ mod thread {
             let mut fruitless = 0;
             while !frames.has_room_for(room) && fruitless < FRUITLESS {
                 // First what is of no use any more.
-                if kernel_heap().trim(0) != 0 {
-                    frames.drain_cpu(this_cpu());
-                }
-                kernel().space.purge_for_programs(this_cpu());
+                unused::give_back(this_cpu());
                 let freed = spaces.reclaim(this_cpu(), room, Used::Age, &|| false);
                 fruitless = if freed == 0 { fruitless + 1 } else { 0 };
                 sched::sleep_through(Deadline::after(PAUSE));
