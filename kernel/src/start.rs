@@ -225,27 +225,29 @@ fn set_up_memory(
         |range: &&PhysRange| !has_tags && platform.tag_storage.iter().any(|region| region.storage == **range);
     let reserved = platform.reserved.iter().filter(|range| !is_memory(range)).copied();
     let taken = reserved.chain([image, device_tree]).chain(platform.initrd);
-    let mut memory = MemoryMap::new(platform.memory.iter().copied(), taken)?;
+    // Used where it was made: a copy is 2.5 KiB more of the boot stack.
+    let mut map = MemoryMap::new(platform.memory.iter().copied(), taken);
+    let memory = map.as_mut().map_err(|error| *error)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
     let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
     let leaves = Wishes::read().linear_leaves(is_trusted_at_first(cpu.features.call_once(CpuFeatures::read)));
     let read_only = image::read_only_range(boot, Wishes::read().rodata);
-    let guarded = guarded::take_memory(&mut memory);
+    let guarded = guarded::take_memory(memory);
     let plan = linear::Plan { no_map: &platform.no_map, read_only, leaves, pages: guarded };
-    linear::map(boot, root, &mut memory, plan)?;
+    linear::map(boot, root, memory, plan)?;
     if let Some(pool) = guarded {
         // SAFETY: it was taken for this, and mapped by pages.
         unsafe { guarded::init(pool) };
     }
-    map_frame_records(root, &mut memory)?;
+    map_frame_records(root, memory)?;
 
-    let pages = FrameAllocator::required_bytes(&memory) / PAGE_SIZE;
+    let pages = FrameAllocator::required_bytes(memory) / PAGE_SIZE;
     let storage = layout::linear(memory.take(pages, PAGE_SIZE as u64)?);
     let linear = LinearMap::new(layout::LINEAR_BASE);
     let records = FrameRecords::new(layout::FRAMES_BASE);
     // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the
     // linear map, and what is free in the map is not in use.
-    let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, &mut memory, storage, records, linear) });
+    let frames = FRAMES.call_once(|| unsafe { FrameAllocator::new(cpu, memory, storage, records, linear) });
     let kernel = set_up_spaces(boot, cpu, platform, root, frames)?;
     let grow = |start, pages| crate::kernel().space.map_heap(this_cpu(), start, pages);
     let shrink = |start, pages| crate::kernel().space.unmap_heap(this_cpu(), start, pages);

@@ -57,6 +57,7 @@ impl MemoryMap {
     ///
     /// # Errors
     /// [`MemoryMapError`]: nothing usable is left, or a list is too long for its array.
+    #[inline(never)]
     pub fn new(
         banks: impl IntoIterator<Item = PhysRange>,
         reserved: impl IntoIterator<Item = PhysRange>,

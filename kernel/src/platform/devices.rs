@@ -127,10 +127,7 @@ impl<'t> Found<'t> {
     pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_stdout: bool) -> Result<(), PlatformError> {
         for compatible in node.compatible() {
             match compatible {
-                "arm,gic-v3" if self.gic.is_none() => {
-                    self.gic = Some(gic_v3(node)?);
-                    self.references.gic = GicNode::of(node)?;
-                }
+                "arm,gic-v3" if self.gic.is_none() => self.add_gic_v3(node)?,
                 "arm,gic-400" | "arm,cortex-a15-gic" | "arm,cortex-a7-gic" | "arm,cortex-a9-gic" | "qcom,msm-qgic2"
                     if self.gic.is_none() =>
                 {
@@ -169,29 +166,39 @@ impl<'t> Found<'t> {
         Ok(())
     }
 
+    /// Out of line: with its regions the description is large, and this is called on top of a frame for each level.
+    #[inline(never)]
+    fn add_gic_v3(&mut self, node: &Node<'t, '_>) -> Result<(), PlatformError> {
+        self.gic = Some(gic_v3(node)?);
+        self.references.gic = GicNode::of(node)?;
+        Ok(())
+    }
+
     /// Hands the console over.
     pub(super) fn store_console(&self, platform: &mut Platform) {
         platform.uart = self.stdout.or(self.uart).map(|uart| uart.resolve(&self.references.gic));
     }
 
     /// Hands everything else over.
-    pub(super) fn store(self, platform: &mut Platform) -> Result<(), PlatformError> {
+    #[inline(never)]
+    pub(super) fn store(&mut self, platform: &mut Platform) -> Result<(), PlatformError> {
         let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
-        platform.gic = self.gic.ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
+        platform.gic = self.gic.take().ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
         let gic = &self.references.gic;
         // In order: secure, non-secure, virtual, hypervisor.
-        let timer = self.timer.ok_or_else(|| none("arm,armv8-timer"))?;
+        let timer = self.timer.as_ref().ok_or_else(|| none("arm,armv8-timer"))?;
         platform.timer = timer.get(2, gic)?.ok_or_else(|| timer.missing())?;
         platform.conduit = self.conduit;
-        platform.smmus = self.smmus.into_iter().map(|smmu| smmu.resolve(gic)).collect();
+        platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
         // Last, since it refers to the others, which the tree may have behind it.
-        platform.pcie = self.pcie.and_then(|node| dispensable(node.resolve(&self.references)));
+        platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
         Ok(())
     }
 }
 
 /// `/cpus`.
+#[inline(never)]
 pub(super) fn cpus(platform: &mut Platform, cpus: Option<&Node<'_, '_>>) -> Result<(), PlatformError> {
     if let Some(cpus) = cpus {
         cpus.each_child(&mut |node| {
@@ -268,6 +275,7 @@ struct UartNode<'t> {
 }
 
 impl<'t> UartNode<'t> {
+    #[inline(never)]
     fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
         let registers = node.first_registers()?;
         if registers.size() < UART_BYTES || !registers.start().is_aligned(4) {
@@ -292,13 +300,14 @@ struct SmmuNode<'t> {
 }
 
 impl<'t> SmmuNode<'t> {
+    #[inline(never)]
     fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
         let (registers, interrupts) = (node.first_registers()?, node.interrupts());
         Ok(Self { phandle: node.phandle(), registers, interrupts, names: node.properties.interrupt_names })
     }
 
     /// Each of its interrupts may make no sense without harm: what it would report is polled.
-    fn resolve(self, gic: &GicNode) -> Smmu {
+    fn resolve(&self, gic: &GicNode) -> Smmu {
         let named = |name: &str| {
             let index = self.names.into_iter().flat_map(strings).position(|entry| entry == name)?;
             dispensable(self.interrupts.get(index, gic)).flatten()

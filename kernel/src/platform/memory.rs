@@ -8,6 +8,7 @@ use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, NodeName, Platf
 use crate::mm::layout::LINEAR_SIZE;
 
 /// The memory reservation block.
+#[inline(never)]
 pub(super) fn reservations(platform: &mut Platform, fdt: Fdt<'_>) -> Result<(), PlatformError> {
     for entry in fdt.memory_reservations() {
         let range = PhysRange::from_size(PhysAddr(entry.address()), entry.size());
@@ -42,6 +43,7 @@ pub(super) fn banks(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), 
 }
 
 /// Ascending, and what overlaps or touches is one bank, so that no frame is counted twice.
+#[inline(never)]
 pub(super) fn join_banks(platform: &mut Platform) -> Result<(), PlatformError> {
     platform.memory.sort_unstable_by_key(|bank| bank.start());
     let mut joined = heapless::Vec::<PhysRange, MAX_BANKS>::new();
@@ -64,6 +66,7 @@ pub(super) fn join_banks(platform: &mut Platform) -> Result<(), PlatformError> {
 }
 
 /// Leaves out an initial RAM disk that the linear map does not show: reading it would fault.
+#[inline(never)]
 pub(super) fn check_initrd(platform: &mut Platform) {
     let Some(initrd) = platform.initrd else { return };
     let is_in = |bank: &PhysRange| bank.start() <= initrd.start() && initrd.end() <= bank.end();
@@ -77,6 +80,7 @@ pub(super) fn check_initrd(platform: &mut Platform) {
 }
 
 /// `/reserved-memory`.
+#[inline(never)]
 pub(super) fn reserved_memory(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
     node.each_child(&mut |child| {
         // A child with `size` alone asks the kernel to choose a place. Nothing here asks for one.
@@ -103,6 +107,7 @@ fn reserve(platform: &mut Platform, range: PhysRange) -> Result<(), PlatformErro
 }
 
 /// `/chosen`, but for the console.
+#[inline(never)]
 pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
     if let Some(arguments) = node.property("bootargs") {
         let arguments = string(arguments).ok_or_else(|| node.bad("bootargs"))?;

@@ -40,6 +40,7 @@ mod tree_builder;
 
 use core::fmt;
 
+use dtoolkit::fdt::Fdt;
 use granule_arch::addr::PhysRange;
 use heapless::{String, Vec};
 use thiserror::Error;
@@ -208,7 +209,29 @@ impl Platform {
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 
-        let [chosen, aliases, cpus, reserved] = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
+        let named = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
+        self.read_nodes(fdt, &root, &named)?;
+        // Last: the one thing that boot loaders put into a tree that lacks it.
+        memory::join_banks(self)?;
+        memory::check_initrd(self);
+        if let [.., Some(reserved)] = &named {
+            tag_storage::regions(self, &root, reserved)?;
+            if let Some(initrd) = self.initrd {
+                self.leave_out_tag_storage(initrd, "the initrd");
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads all that each node says by itself. Out of line: what is found has left the stack when tag storage looks at
+    /// the tree once more.
+    #[inline(never)]
+    fn read_nodes<'t>(
+        &mut self,
+        fdt: Fdt<'t>,
+        root: &tree::Root<'t>,
+        [chosen, aliases, cpus, reserved]: &[Option<tree::Node<'t, '_>>; 4],
+    ) -> Result<(), PlatformError> {
         let stdout = devices::stdout_path(chosen.as_ref(), aliases.as_ref());
         let mut found = devices::Found::default();
         let visited = root.visit(stdout, &mut |node, left| {
@@ -217,26 +240,16 @@ impl Platform {
         });
         // First: an error in what follows is printed there.
         found.store_console(self);
-        if let Some(chosen) = &chosen {
+        if let Some(chosen) = chosen {
             memory::chosen(self, chosen)?;
         }
-        if let Some(reserved) = &reserved {
+        if let Some(reserved) = reserved {
             memory::reserved_memory(self, reserved)?;
         }
         memory::reservations(self, fdt)?;
         devices::cpus(self, cpus.as_ref())?;
         visited?;
-        found.store(self)?;
-        // Last: the one thing that boot loaders put into a tree that lacks it.
-        memory::join_banks(self)?;
-        memory::check_initrd(self);
-        if let Some(reserved) = &reserved {
-            tag_storage::regions(self, &root, reserved)?;
-            if let Some(initrd) = self.initrd {
-                self.leave_out_tag_storage(initrd, "the initrd");
-            }
-        }
-        Ok(())
+        found.store(self)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

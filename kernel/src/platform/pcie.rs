@@ -161,6 +161,7 @@ pub(super) struct HostBridgeNode<'t> {
 
 impl<'t> HostBridgeNode<'t> {
     /// What the node has by itself.
+    #[inline(never)]
     pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
         let ecam = node.first_registers()?;
         let buses = match node.property("bus-range") {

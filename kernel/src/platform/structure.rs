@@ -64,6 +64,7 @@ pub enum StructureError {
 ///
 /// # Errors
 /// What is wrong with it; nothing else of it has been looked at then.
+#[inline(never)]
 pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
     let words: &[u8; HEADER] = blob.first_chunk().ok_or(StructureError::NoMagic)?;
     let mut cells = words.chunks_exact(4).map_while(|cell| cell.try_into().ok().map(u32::from_be_bytes));

@@ -85,6 +85,7 @@ pub(super) enum TagStorageError {
 }
 
 /// Reads the regions from `/reserved-memory`. Memory and its reservations are known by now.
+#[inline(never)]
 pub(super) fn regions(platform: &mut Platform, root: &Root<'_>, reserved: &Node<'_, '_>) -> Result<(), PlatformError> {
     each_region(platform, root, reserved, &mut |node, error| {
         crate::log::warn!("device tree: tag storage {}: {error}; it stays reserved", NodeName::from(node));
@@ -111,6 +112,7 @@ fn each_region(
 
 impl Platform {
     /// Leaves out each region of tag storage that overlaps `taken`, where `what` is: the loader has put it there.
+    #[inline(never)]
     pub(crate) fn leave_out_tag_storage(&mut self, taken: PhysRange, what: &str) {
         self.tag_storage.retain(|TagStorageRegion { storage, .. }| {
             let overlaps = storage.overlaps(taken);

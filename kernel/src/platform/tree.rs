@@ -173,6 +173,7 @@ impl<'t> Root<'t> {
     }
 
     /// The children of the root with these names, whatever their unit addresses; the first of each name.
+    #[inline(never)]
     pub(super) fn named<const N: usize>(&self, names: [&str; N]) -> [Option<Node<'t, '_>>; N] {
         let mut found = [const { None }; N];
         for child in self.node.children() {
@@ -194,11 +195,43 @@ impl<'t> Root<'t> {
         path: Option<&'p str>,
         visit: &mut VisitNode<'_, 't, 'p>,
     ) -> Result<(), PlatformError> {
-        for child in self.node.children() {
-            Node::new(child, &self.bus).visit(path, visit)?;
-        }
-        Ok(())
+        visit_below(self.node, &self.bus, path, visit)
     }
+}
+
+/// [`Root::visit`] of what is below `parent`, which makes `bus`. The stack has a frame of this for each level, so a
+/// [`Node`], which is large, is not in it.
+fn visit_below<'t, 'p>(
+    parent: FdtNode<'t>,
+    bus: &BusNode<'t, '_>,
+    path: Option<&'p str>,
+    visit: &mut VisitNode<'_, 't, 'p>,
+) -> Result<(), PlatformError> {
+    for child in parent.children() {
+        if let Some((below, left)) = visit_node(child, bus, path, visit)? {
+            visit_below(child, &below, left, visit)?;
+        }
+    }
+    Ok(())
+}
+
+/// Visits one node; returns the bus that it makes, and what is left of `path` below it, if its children are to be visited.
+#[inline(never)]
+fn visit_node<'t, 'b, 'p>(
+    node: FdtNode<'t>,
+    bus: &'b BusNode<'t, 'b>,
+    path: Option<&'p str>,
+    visit: &mut VisitNode<'_, 't, 'p>,
+) -> Result<Option<(BusNode<'t, 'b>, Option<&'p str>)>, PlatformError> {
+    let node = Node::new(node, bus);
+    if !node.is_available() {
+        return Ok(None);
+    }
+    let left = path.and_then(|path| node.step(path));
+    visit(&node, left)?;
+    // Below a node without cells for addresses too: `/firmware` need not have any, and PSCI is below it.
+    let below = bus_of(&node.properties, Some(bus));
+    Ok((below.depth < MAX_DEPTH).then_some((below, left)))
 }
 
 fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b BusNode<'t, 'b>>) -> BusNode<'t, 'b> {
@@ -348,16 +381,6 @@ impl<'t, 'b> Node<'t, 'b> {
             visit(&Node::new(child, &bus))?;
         }
         Ok(())
-    }
-
-    fn visit<'p>(&self, path: Option<&'p str>, visit: &mut VisitNode<'_, 't, 'p>) -> Result<(), PlatformError> {
-        if !self.is_available() || self.bus.depth >= MAX_DEPTH {
-            return Ok(());
-        }
-        let left = path.and_then(|path| self.step(path));
-        visit(self, left)?;
-        // Below a node without cells for addresses too: `/firmware` need not have any, and PSCI is below it.
-        self.each_child(&mut |child| child.visit(left, visit))
     }
 
     /// What is left of `path` below this node, if its next component names it (with or without the unit address).
