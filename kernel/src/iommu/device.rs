@@ -268,7 +268,8 @@ impl Iommu {
     ) -> Result<PoolBox<AttachedDevice>, AttachError> {
         let domain = Domain::new(cpu, self.mmu, self.frames, asid)?;
         let root = domain.root();
-        let device = self.pool.try_new(AttachedDevice {
+        // In its place: one on the stack, a KiB, might have to be dropped, with the space that it could be bound to.
+        let device = self.pool.try_new_with(|| AttachedDevice {
             iommu: self,
             stream,
             mask,

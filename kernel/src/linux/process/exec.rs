@@ -152,11 +152,8 @@ pub fn load(
 
     let program = program?;
     let base = program.base(ANYWHERE, STACK_TOP - STACK_SIZE)?;
-    for segment in program.segments() {
-        map_segment(cpu, &space, &segment, base)?;
-    }
-    map_trampoline(cpu, &space)?;
-    let stack = strings.finish(path, &auxiliary(&program, base), random)?;
+    map_program(cpu, &space, &program, base)?;
+    let stack = finish_stack(&mut strings, path, &program, base, random)?;
     trim_stack(cpu, &space, stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {
         return Err(Errno::ENOMEM.into());
@@ -166,10 +163,37 @@ pub fn load(
     Ok(Loaded {
         entry: program.entry.wrapping_add(base),
         stack,
-        handlers: Handlers::new(Actions::new()).map_err(Errno::from)?,
+        handlers: first_handlers()?,
         name: Name::of(path),
         space,
     })
+}
+
+/// The actions of a new program's signals: 2 KiB, which the copies of strings have not below them.
+#[inline(never)]
+fn first_handlers() -> Result<Counted<Handlers>, Errno> {
+    Ok(Handlers::new(Actions::new())?)
+}
+
+/// Maps the program at `base`. Out of line, as all that [`load`] calls: its frame is below that of each string's copy.
+#[inline(never)]
+fn map_program(cpu: &Cpu, space: &SpaceRef, program: &Program<'_>, base: u64) -> Result<(), Errno> {
+    for segment in program.segments() {
+        map_segment(cpu, space, &segment, base)?;
+    }
+    map_trampoline(cpu, space)
+}
+
+/// Writes the vectors; returns SP.
+#[inline(never)]
+fn finish_stack(
+    strings: &mut Strings<InSpace<'_>>,
+    path: &[u8],
+    program: &Program<'_>,
+    base: u64,
+    random: [u8; 16],
+) -> Result<u64, Errno> {
+    strings.finish(path, &auxiliary(program, base), random)
 }
 
 /// The auxiliary vector, as far as it does not point into the stack.
@@ -258,6 +282,7 @@ fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
 }
 
 /// Maps the stack, large enough for the strings and vectors.
+#[inline(never)]
 fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &SpaceLimits) -> Result<(), SpaceError> {
     let request = MapRequest {
         placement: Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)),
@@ -272,6 +297,7 @@ fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &Space
 }
 
 /// Unmaps the stack below `pointer` and its first size, or beyond its limit.
+#[inline(never)]
 fn trim_stack(cpu: &Cpu, space: &SpaceRef, pointer: u64, limits: &SpaceLimits) -> Result<(), SpaceError> {
     let lowest = STACK_TOP.saturating_sub(limits.stack) & !(PAGE - 1);
     let start = (pointer.saturating_sub(STACK_BEGIN) & !(PAGE - 1)).max(lowest).min(pointer & !(PAGE - 1));

@@ -64,6 +64,7 @@ fn without_trailing_blanks(bytes: &[u8]) -> &[u8] {
 
 /// The scripts from `file` on, each named by the one before, and the first file behind them that is none, or why there
 /// is none.
+#[inline(never)]
 pub fn resolve<'a>(
     mut file: File<'a>,
     open: impl Fn(&[u8]) -> Result<File<'a>, PathError>,

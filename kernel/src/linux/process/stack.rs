@@ -145,6 +145,7 @@ impl<M: StackMemory> Strings<M> {
     ///
     /// # Errors
     /// As [`Self::add`].
+    #[inline(never)]
     pub fn interpret(&mut self, path: &[u8], argument: Option<&[u8]>, interpreter: &[u8]) -> Result<(), Errno> {
         self.name_program()?;
         self.flush()?;
@@ -205,7 +206,7 @@ impl<M: StackMemory> Strings<M> {
     /// Those of the memory; `E2BIG`.
     #[inline(never)]
     pub fn finish(
-        mut self,
+        &mut self,
         path: &[u8],
         auxiliary: &[(u64, u64)],
         random: [u8; RANDOM as usize],

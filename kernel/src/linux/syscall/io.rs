@@ -498,6 +498,9 @@ pub(super) fn readv(call: &mut Syscall<'_>) -> Answer {
 ///
 /// As Linux's terminal (`iterate_tty_write`), it copies 2048 bytes at once, of as many pieces as have them. If one of them
 /// cannot be read, none of them is written.
+///
+/// Out of line: no other write has its buffer on the stack.
+#[inline(never)]
 fn print(thread: &Thread, bytes: u64, from: &mut UserBytes) -> Answer {
     const AT_ONCE: usize = 2048;
     /// Bytes written in one piece: other output comes before it or after it.
