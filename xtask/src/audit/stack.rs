@@ -118,10 +118,10 @@ struct Chain {
     cycle: i64,
 }
 
-/// Prints the worst chain of each entry, and fails where one is above the bound or is not known.
+/// Prints the worst chain of each entry if `verbose`, and fails where one is above the bound or is not known.
 ///
 /// # Errors
-/// A chain that is too long, a cycle without a bound, or a call by a pointer without an entry in the table.
+/// A chain that is too long, with all of it; a cycle without a bound, or a call by a pointer without an entry in the table.
 pub(super) fn audit(image: &Image<'_>, graph: &Graph<'_, '_>, limits: &Limits, verbose: bool) -> Result<()> {
     let one = |pattern: &str| match fitting(image, 0..image.functions.len(), pattern)[..] {
         [one] => Ok(one),
@@ -147,8 +147,8 @@ pub(super) fn audit(image: &Image<'_>, graph: &Graph<'_, '_>, limits: &Limits, v
             inside.add_up(image, limits)?;
             inside.add_up(image, limits)?;
             for index in functions.iter().filter(|_| verbose) {
-                println!("{}: {} bytes", image.functions[*index].names[0], inside.chains[index].bytes);
-                inside.print(image, *index, 0);
+                let name = &image.functions[*index].names[0];
+                println!("{name}: {} bytes{}", inside.chains[index].bytes, inside.chain(image, *index, 0));
             }
             stack.known.extend(functions.iter().map(|index| (*index, inside.chains[index].bytes)));
         }
@@ -159,32 +159,25 @@ pub(super) fn audit(image: &Image<'_>, graph: &Graph<'_, '_>, limits: &Limits, v
     stack.add_up(image, limits)?;
     let (of_message, of_interrupt) = (messages.chains[&message].bytes, saved + stack.chains[&interrupt].bytes);
     let mut too_deep = Vec::new();
-    for (name, bytes) in [("a message", of_message), ("an interrupt", of_interrupt)] {
-        if bytes > limits.most_on_top {
-            too_deep.push(format!("{name}: {bytes} of {}", limits.most_on_top));
+    let mut judge = |name: &str, bytes: i64, most: i64, chain: String| {
+        let text = format!("{name}: {bytes} bytes of {most}{chain}");
+        if bytes > most {
+            too_deep.push(text);
+        } else if verbose {
+            println!("{text}");
         }
-    }
-    if verbose {
-        println!("a message: {of_message} bytes");
-        messages.print(image, message, 0);
-        println!("an interrupt: {of_interrupt} bytes, {saved} of them in its vector and handler");
-        stack.print(image, interrupt, saved);
-    }
+    };
+    judge("a message", of_message, limits.most_on_top, messages.chain(image, message, 0));
+    judge("an interrupt", of_interrupt, limits.most_on_top, stack.chain(image, interrupt, saved));
     for (entry, index) in limits.entries.iter().zip(&entries) {
         let (bytes, most) = (stack.chains[index].bytes, entry.most.unwrap_or(limits.most));
         let has_reason = most <= limits.most || !entry.reason.trim().is_empty();
         ensure!(has_reason, "stack.toml: {} may use {most} bytes, without a reason", entry.function);
-        if bytes > most {
-            too_deep.push(format!("{}: {bytes} of {most}", entry.function));
-        }
-        if verbose || bytes > most {
-            println!("{}: {bytes} bytes of {most}", entry.function);
-            stack.print(image, *index, 0);
-        }
+        judge(&entry.function, bytes, most, stack.chain(image, *index, 0));
     }
     let worst = entries.iter().map(|entry| stack.chains[entry].bytes).max().unwrap_or(0);
     println!("the longest chain uses {worst} bytes of a stack; an interrupt {of_interrupt}, a message {of_message}");
-    ensure!(too_deep.is_empty(), "bytes of a stack that may be used, and the bound:\n  {}", too_deep.join("\n  "));
+    ensure!(too_deep.is_empty(), "bytes of a stack that may be used, and the bound:\n{}", too_deep.join("\n"));
     Ok(())
 }
 
@@ -375,16 +368,16 @@ impl Stack {
         format!("{} functions:\n    {}", component.len(), names.join("\n    "))
     }
 
-    /// Prints a chain: each function, the bytes of its frame up to the call, and the sum.
-    fn print(&self, image: &Image<'_>, from: usize, mut sum: i64) {
-        let (mut at, mut chains) = (from, &self.chains);
+    /// A chain as lines: each function, the bytes of its frame up to the call, and the sum, which begins with `sum`.
+    fn chain(&self, image: &Image<'_>, from: usize, mut sum: i64) -> String {
+        let (mut at, mut chains, mut lines) = (from, &self.chains, String::new());
         loop {
             let chain = chains[&at];
             chains = if chain.is_once { &self.without } else { chains };
             let bytes = chain.next.map_or(chain.bytes, |(depth, _)| depth + chain.cycle);
             sum += bytes;
-            println!("  {bytes:6} {sum:6}  {}", image.functions[at].names[0]);
-            let Some((_, to)) = chain.next else { return };
+            lines += &format!("\n  {bytes:6} {sum:6}  {}", image.functions[at].names[0]);
+            let Some((_, to)) = chain.next else { return lines };
             at = to;
         }
     }
