@@ -201,7 +201,7 @@ impl<'t> Found<'t> {
 #[inline(never)]
 pub(super) fn cpus(platform: &mut Platform, cpus: Option<&Node<'_, '_>>) -> Result<(), PlatformError> {
     if let Some(cpus) = cpus {
-        cpus.each_child(&mut |node| {
+        cpus.each_child(|node| {
             // "disabled" is a CPU that waits to be started; the fail family is one that must not be.
             if node.base_name() != "cpu" || node.status().is_some_and(|status| status.starts_with("fail")) {
                 return Ok(());

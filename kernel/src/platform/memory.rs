@@ -82,7 +82,7 @@ pub(super) fn check_initrd(platform: &mut Platform) {
 /// `/reserved-memory`.
 #[inline(never)]
 pub(super) fn reserved_memory(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {
-    node.each_child(&mut |child| {
+    node.each_child(|child| {
         // A child with `size` alone asks the kernel to choose a place. Nothing here asks for one.
         let mut index = 0;
         while let Some(range) = child.registers(index)? {

@@ -99,7 +99,7 @@ fn each_region(
     reserved: &Node<'_, '_>,
     refused: &mut impl FnMut(&str, TagStorageError),
 ) -> Result<(), PlatformError> {
-    reserved.each_child(&mut |node| {
+    reserved.each_child(|node| {
         if node.compatible().any(|name| name == COMPATIBLE) {
             let region = region(platform, root, node);
             let added =

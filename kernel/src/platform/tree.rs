@@ -374,7 +374,7 @@ impl<'t, 'b> Node<'t, 'b> {
     /// The children, on the bus that this node makes; `visit` gets each.
     pub(super) fn each_child(
         &self,
-        visit: &mut dyn FnMut(&Node<'t, '_>) -> Result<(), PlatformError>,
+        mut visit: impl FnMut(&Node<'t, '_>) -> Result<(), PlatformError>,
     ) -> Result<(), PlatformError> {
         let bus = bus_of(&self.properties, Some(self.bus));
         for child in self.node.children() {
