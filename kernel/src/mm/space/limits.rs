@@ -151,7 +151,8 @@ const MOST_STACK_GAP: u64 = (1 << 48) / 6 * 5;
 pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
     let wanted = limit.saturating_add(STACK_GUARD).min(MOST_STACK_GAP);
     let gap = if wanted < STACK_GAP { STACK_GAP } else { wanted };
-    gap.saturating_sub(bytes).max(STACK_GUARD)
+    // A limit may be any number of bytes, and what lies below begins at a page.
+    (gap - gap % PAGE).saturating_sub(bytes).max(STACK_GUARD)
 }
 
 impl Areas {
