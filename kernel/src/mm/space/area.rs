@@ -1037,6 +1037,12 @@ impl Areas {
         self.gap_changed(stack);
     }
 
+    /// Leaves `more` bytes below a stack that the kernel does not choose.
+    pub(super) fn widen_guard(&mut self, stack: &Held, more: u64) {
+        stack.guard.set(stack.guard.get() + more);
+        self.gap_changed(stack);
+    }
+
     /// Extends an area by `more` bytes. The addresses behind it are free.
     pub(super) fn extend_up(&mut self, area: &Held, more: u64) {
         area.change_place(|mapped| {

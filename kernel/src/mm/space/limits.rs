@@ -145,7 +145,7 @@ impl Terms<'_> {
 /// The least room to grow below a program's stack, as on Linux.
 pub(super) const STACK_GAP: u64 = 128 << 20;
 /// The most.
-const MOST_STACK_GAP: u64 = (1 << 48) / 6 * 5;
+pub(super) const MOST_STACK_GAP: u64 = (1 << 48) / 6 * 5;
 
 /// Bytes below a stack of `bytes` bytes that the kernel does not choose, where it may grow to `limit`.
 pub(super) fn stack_guard(bytes: u64, limit: u64) -> u64 {
@@ -280,6 +280,14 @@ impl Space {
     pub fn is_within(&self, limits: &SpaceLimits) -> bool {
         let areas = self.read_all_areas();
         areas.may_have(areas.total, limits) && areas.may_have_data(areas.data, limits)
+    }
+
+    /// Leaves `bytes` more bytes below the stack that begins at `start`, which the kernel does not choose.
+    pub fn widen_guard(&self, start: VirtAddr, bytes: u64) {
+        let mut areas = self.write_areas(pages(start, start + PAGE));
+        if let Some(stack) = areas.first_from(start) {
+            areas.widen_guard(&stack, bytes);
+        }
     }
 
     /// Extends the stack above `address`, which is in no area, down to its page.

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mm::space::area::{Areas, SEARCH_START, Spares};
-use crate::mm::space::limits::STACK_GAP;
+use crate::mm::space::calls::STACK_GUARD;
+use crate::mm::space::limits::{MOST_STACK_GAP, STACK_GAP, SpaceLimits, Terms};
 
 /// The pages that the kernel may choose: 64. Below are as many for requests by address.
 const WINDOW: u64 = 64;
@@ -59,6 +60,39 @@ fn below_a_stack_the_kernel_leaves_its_guard_free() {
     let mut starts = Vec::new();
     space.for_each_area(|area| starts.push(area.start()));
     assert_eq!(starts, [chosen, stack - PAGE, stack]);
+}
+
+/// By the limit of the stack, and by more for a program whose addresses are random: the least, the most, and beyond.
+#[test]
+fn below_a_stack_the_kernel_leaves_room_by_its_limit() {
+    const SIZE: u64 = 8 << 20;
+    const GIB: u64 = 1 << 30;
+    let end = USER_END - 0x2000;
+    for (stack, room) in [
+        (0, STACK_GAP),
+        (SIZE, STACK_GAP),
+        (STACK_GAP - STACK_GUARD, STACK_GAP),
+        (STACK_GAP, STACK_GAP + STACK_GUARD),
+        (STACK_GAP + 1, STACK_GAP + STACK_GUARD),
+        (GIB - 1, GIB + STACK_GUARD - PAGE),
+        (u64::MAX, MOST_STACK_GAP - MOST_STACK_GAP % PAGE),
+    ] {
+        for more in [0, PAGE, GIB - PAGE] {
+            let rig = Rig::new(2);
+            let space = rig.space();
+            let request = MapRequest { placement: Placement::Stack(end - SIZE), bytes: SIZE, ..private(1) };
+            let limits = SpaceLimits { stack, ..SpaceLimits::NONE };
+            let terms = Terms { limits, fits_in_memory: false, ..Terms::NONE };
+            space.mmap_within(&rig.cpu, &request, &terms, &|| false).unwrap();
+            space.widen_guard(end - SIZE, more);
+            space.read_all_areas().check();
+            assert_eq!(space.mmap(&rig.cpu, &private(1)), Ok(end - room - more - PAGE), "{stack:#x} {more:#x}");
+            // The stack grows in it, which changes nothing.
+            space.grow_stack(end - SIZE - PAGE, &SpaceLimits::NONE).unwrap();
+            let child = space.fork(&rig.cpu).unwrap();
+            assert_eq!(child.mmap(&rig.cpu, &private(1)), Ok(end - room - more - 2 * PAGE), "{stack:#x} {more:#x}");
+        }
+    }
 }
 
 proptest! {
