@@ -39,7 +39,7 @@ calls! {
     DUP __NR_dup, DUP3 __NR_dup3, FCNTL __NR_fcntl, OPENAT __NR_openat, LSEEK __NR_lseek, PREAD64 __NR_pread64,
     PWRITE64 __NR_pwrite64, FSTAT __NR_fstat,
     IOCTL __NR_ioctl, CLOSE __NR_close, READ __NR_read, WRITE __NR_write, READV __NR_readv,
-    WRITEV __NR_writev, EXIT __NR_exit, EXIT_GROUP __NR_exit_group, SET_TID_ADDRESS __NR_set_tid_address,
+    WRITEV __NR_writev, PERSONALITY __NR_personality, EXIT __NR_exit, EXIT_GROUP __NR_exit_group, SET_TID_ADDRESS __NR_set_tid_address,
     FUTEX __NR_futex, NANOSLEEP __NR_nanosleep,
     CLOCK_GETTIME __NR_clock_gettime, CLOCK_GETRES __NR_clock_getres, CLOCK_NANOSLEEP __NR_clock_nanosleep,
     SCHED_YIELD __NR_sched_yield, RESTART_SYSCALL __NR_restart_syscall, KILL __NR_kill, TKILL __NR_tkill, TGKILL __NR_tgkill,

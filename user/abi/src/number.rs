@@ -38,6 +38,7 @@ numbers! {
     FSTAT = 80 "fstat";
     FSYNC = 82 "fsync";
     FDATASYNC = 83 "fdatasync";
+    PERSONALITY = 92 "personality";
     EXIT = 93 "exit";
     EXIT_GROUP = 94 "exit_group";
     SET_TID_ADDRESS = 96 "set_tid_address";

@@ -166,6 +166,15 @@ pub const PR_MTE_TAG_SHIFT: u32 = 3;
 /// Those bits.
 pub const PR_MTE_TAG_MASK: u64 = 0xffff << PR_MTE_TAG_SHIFT;
 
+/// personality: the addresses of programs are not randomised.
+pub const ADDR_NO_RANDOMIZE: u32 = 0x4_0000;
+/// personality: what may be read may be executed.
+pub const READ_IMPLIES_EXEC: u32 = 0x40_0000;
+/// personality: the bits that are the execution domain.
+pub const PER_MASK: u32 = 0xff;
+/// The execution domain of programs of 32 bits.
+pub const PER_LINUX32: u32 = 8;
+
 /// Bytes of a thread's name, its final zero included.
 pub const NAME_LENGTH: usize = 16;
 

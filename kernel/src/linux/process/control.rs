@@ -1,5 +1,6 @@
 //! The kernel's own use of processes.
 
+use super::exec::Drawn;
 use super::limits::Limits;
 use super::send::{self, Asked};
 use super::signal::{Signal, SignalCause};
@@ -21,8 +22,8 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
     let path = path.as_bytes();
     let file = exec::open(path)?;
     let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
-    let random = exec::random_bytes(this_cpu());
-    let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), random, add)?;
+    let drawn = Drawn::new(this_cpu(), 0);
+    let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), drawn, add)?;
     Ok(clone::start(loaded, Parent::Kernel(current().to_ref()))?)
 }
 

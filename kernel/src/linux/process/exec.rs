@@ -1,14 +1,8 @@
 //! From a file of the initrd to a program that runs: a fresh space with its segments, its stack, and its first
 //! registers.
 //!
-//! ```text
-//!   0x40_0000 ...            segments of a program that has its own addresses; then the heap
-//!   0xaaaa_aaaa_a000 ...     segments of one that lies anywhere, or below by its alignment; then the heap
-//!   ... 0xffff_ffdf_e000     the stack, which grows as far as its limit goes
-//!   0xffff_ffdf_e000         two instructions, for handlers that name no way back
-//! ```
-//! All of it is anonymous memory: a segment's contents are copied, and from then on belong to the program. The program
-//! before is not changed until nothing can fail any more.
+//! [`Layout`] has the addresses. All of it is anonymous memory: a segment's contents are copied, and from then on belong
+//! to the program. The program before is not changed until nothing can fail any more.
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
@@ -16,6 +10,7 @@ use aarch64_cpu::registers::{TPIDR_EL0, Writeable as _};
 use granule_abi::process::{
     AT_BASE, AT_CLKTCK, AT_EGID, AT_ENTRY, AT_EUID, AT_FLAGS, AT_GID, AT_HWCAP, AT_HWCAP2, AT_MINSIGSTKSZ, AT_PAGESZ,
     AT_PHDR, AT_PHENT, AT_PHNUM, AT_SECURE, AT_UID, HWCAP_ASIMD, HWCAP_ATOMICS, HWCAP_FP, HWCAP2_MTE, HWCAP2_MTE3,
+    READ_IMPLIES_EXEC,
 };
 use granule_abi::{number, signal};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
@@ -24,6 +19,7 @@ use granule_arch::features::Mte;
 
 use super::elf::{ElfSegment, Program};
 use super::exit;
+use super::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
 use super::script::{self, Interpreter};
 use super::signal::Actions;
 use super::stack::{self, StackMemory, StringCounts, Strings};
@@ -39,20 +35,14 @@ use crate::linux::file::table::ExecFiles;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     FaultError, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser,
-    Terms, USER_END,
+    Terms,
 };
+use crate::random;
 use crate::sched::{self, TagChecks, Thread};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
 const PAGE: u64 = PAGE_SIZE as u64;
-/// The base of position-independent programs: two thirds of the space up, as on Linux.
-const ANYWHERE: u64 = 0xaaaa_aaaa_a000;
-/// The return address of handlers without one of their own (`SA_RESTORER`).
-pub const TRAMPOLINE: VirtAddr = VirtAddr(USER_END.0 - 0x2000);
-/// The stack's end, and its size. Nothing above it is free, so that no small mapping is placed there.
-const STACK_TOP: u64 = TRAMPOLINE.0;
-const STACK_SIZE: u64 = 8 << 20;
 /// Bytes of the first stack below the program's SP; it grows (Linux's `setup_arg_pages`).
 const STACK_BEGIN: u64 = 128 << 10;
 // The longest argument list leaves room.
@@ -106,17 +96,28 @@ impl StackMemory for InSpace<'_> {
     }
 }
 
-/// A program's random bytes (AT_RANDOM), drawn before [`load`] has a frame: a device may have to be started for them.
-#[inline(never)]
-pub fn random_bytes(cpu: &Cpu) -> [u8; 16] {
-    let mut random = [0; 16];
-    crate::random::stream(cpu).fill(&mut random);
-    random
+/// The random numbers of a program, drawn before [`load`] has a frame: a device may have to be started for them.
+#[derive(Clone, Copy, Debug)]
+pub struct Drawn {
+    /// The program's own bytes (AT_RANDOM).
+    bytes: [u8; 16],
+    layout: Layout,
+}
+
+impl Drawn {
+    /// For the program of a thread that has this personality.
+    #[inline(never)]
+    pub fn new(cpu: &Cpu, personality: u32) -> Self {
+        let (mut stream, mut bytes, mut numbers) = (random::stream(cpu), [0; 16], [[0; 4]; 5]);
+        stream.fill(&mut bytes);
+        stream.fill(numbers.as_flattened_mut());
+        Self { bytes, layout: Layout::of(personality, numbers.map(u32::from_le_bytes)) }
+    }
 }
 
 /// Loads the program of a file, or the one that runs it if it is a script, into a new space. `path` is its name in the
-/// auxiliary vector, `random` are its [`random_bytes`]; `add` adds the strings of the environment and of the arguments to the new stack, as many as
-/// `counts` has and `limits`, the program's, allow.
+/// auxiliary vector, `drawn` are its random numbers; `add` adds the strings of the environment and of the arguments to
+/// the new stack, as many as `counts` has and `limits`, the program's, allow.
 ///
 /// Errors of the strings come before errors of the file, as on Linux.
 ///
@@ -129,19 +130,19 @@ pub fn load(
     path: &[u8],
     limits: &SpaceLimits,
     counts: StringCounts,
-    random: [u8; 16],
+    Drawn { bytes, layout }: Drawn,
     add: impl FnOnce(&mut Strings<InSpace<'_>>) -> Result<(), Errno>,
 ) -> Result<Loaded, ExecError> {
     let (scripts, file) = script::resolve(file, initrd::find);
-    let program = file.and_then(|file| Ok(Program::parse(file.contents, STACK_TOP - STACK_SIZE)?));
+    let program = file.and_then(|file| Ok(Program::parse(file.contents, PROGRAM_LIMIT)?));
     let space = kernel().spaces.create(cpu).map_err(Errno::from)?;
     let executable = match &program {
         Ok(program) if program.executable_stack => Protection::EXECUTE,
         _ => Protection::NONE,
     };
     let protection = Protection::READ.and(Protection::WRITE).and(executable);
-    map_stack(cpu, &space, protection, limits).map_err(Errno::from)?;
-    let mut strings = Strings::new(InSpace(&space), STACK_TOP, limits.stack, counts)?;
+    map_stack(cpu, &space, layout, protection, limits).map_err(Errno::from)?;
+    let mut strings = Strings::new(InSpace(&space), layout.stack_top(), limits.stack, counts)?;
     strings.add(path)?;
     add(&mut strings)?;
     let mut called = path;
@@ -151,14 +152,14 @@ pub fn load(
     }
 
     let program = program?;
-    let base = program.base(ANYWHERE, STACK_TOP - STACK_SIZE)?;
-    map_program(cpu, &space, &program, base)?;
-    let stack = finish_stack(&mut strings, path, &program, base, random)?;
-    trim_stack(cpu, &space, stack, limits).map_err(Errno::from)?;
+    let base = program.base(layout.program(), PROGRAM_LIMIT)?;
+    map_program(cpu, &space, &program, base, layout)?;
+    let stack = finish_stack(&mut strings, path, &program, base, bytes, layout)?;
+    trim_stack(cpu, &space, layout.stack_top(), stack, limits).map_err(Errno::from)?;
     if !space.is_within(limits) {
         return Err(Errno::ENOMEM.into());
     }
-    let heap = program.end().wrapping_add(base);
+    let heap = layout.heap(program.end().wrapping_add(base));
     *space.heap().write() = ProgramHeap { start: heap, end: heap };
     Ok(Loaded {
         entry: program.entry.wrapping_add(base),
@@ -177,11 +178,17 @@ fn first_handlers() -> Result<Counted<Handlers>, Errno> {
 
 /// Maps the program at `base`. Out of line, as all that [`load`] calls: its frame is below that of each string's copy.
 #[inline(never)]
-fn map_program(cpu: &Cpu, space: &SpaceRef, program: &Program<'_>, base: u64) -> Result<(), Errno> {
+fn map_program(
+    cpu: &Cpu,
+    space: &SpaceRef,
+    program: &Program<'_>,
+    base: u64,
+    layout: Layout,
+) -> Result<(), Errno> {
     for segment in program.segments() {
         map_segment(cpu, space, &segment, base)?;
     }
-    map_trampoline(cpu, space)
+    map_trampoline(cpu, space, layout.trampoline())
 }
 
 /// Writes the vectors; returns SP.
@@ -191,9 +198,10 @@ fn finish_stack(
     path: &[u8],
     program: &Program<'_>,
     base: u64,
-    random: [u8; 16],
+    bytes: [u8; 16],
+    layout: Layout,
 ) -> Result<u64, Errno> {
-    strings.finish(path, &auxiliary(program, base), random)
+    strings.finish(path, &auxiliary(program, base), bytes, layout.below_strings())
 }
 
 /// The auxiliary vector, as far as it does not point into the stack.
@@ -245,6 +253,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     drop((own, before));
     task.name.set(loaded.name);
     task.stack.set(signal::SigStack::NONE);
+    task.personality.set(task.personality.get() & !READ_IMPLIES_EXEC);
     thread.set_fp_state(None);
     thread.set_tagged_addresses(false);
     thread.set_tag_checks(TagChecks::NONE);
@@ -274,18 +283,26 @@ fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &ElfSegment<'_>, base: u64)
     Ok(space.mprotect(VirtAddr(start), bytes, protection)?)
 }
 
-fn map_trampoline(cpu: &Cpu, space: &SpaceRef) -> Result<(), Errno> {
+fn map_trampoline(cpu: &Cpu, space: &SpaceRef, at: VirtAddr) -> Result<(), Errno> {
     let writable = Protection::READ.and(Protection::WRITE);
-    map(cpu, space, Placement::FixedNoReplace(TRAMPOLINE), PAGE, writable)?;
-    write(cpu, space, TRAMPOLINE.0, TRAMPOLINE_CODE.map(u32::to_le_bytes).as_flattened())?;
-    Ok(space.mprotect(TRAMPOLINE, PAGE, Protection::READ.and(Protection::EXECUTE))?)
+    map(cpu, space, Placement::FixedNoReplace(at), PAGE, writable)?;
+    write(cpu, space, at.0, TRAMPOLINE_CODE.map(u32::to_le_bytes).as_flattened())?;
+    space.set_trampoline(at);
+    Ok(space.mprotect(at, PAGE, Protection::READ.and(Protection::EXECUTE))?)
 }
 
 /// Maps the stack, large enough for the strings and vectors.
 #[inline(never)]
-fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &SpaceLimits) -> Result<(), SpaceError> {
+fn map_stack(
+    cpu: &Cpu,
+    space: &SpaceRef,
+    layout: Layout,
+    protection: Protection,
+    limits: &SpaceLimits,
+) -> Result<(), SpaceError> {
+    let start = VirtAddr(layout.stack_top() - STACK_SIZE);
     let request = MapRequest {
-        placement: Placement::Stack(VirtAddr(STACK_TOP - STACK_SIZE)),
+        placement: Placement::Stack(start),
         bytes: STACK_SIZE,
         protection,
         sharing: Sharing::Private,
@@ -293,16 +310,18 @@ fn map_stack(cpu: &Cpu, space: &SpaceRef, protection: Protection, limits: &Space
     };
     // The part below that is unmapped again is free for it to grow.
     let limits = SpaceLimits { stack: limits.stack.saturating_add(STACK_SIZE), ..SpaceLimits::NONE };
-    space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }, &|| false).map(drop)
+    space.mmap_within(cpu, &request, &Terms { limits, ..Terms::NONE }, &|| false)?;
+    space.widen_guard(start, layout.below_stack());
+    Ok(())
 }
 
 /// Unmaps the stack below `pointer` and its first size, or beyond its limit.
 #[inline(never)]
-fn trim_stack(cpu: &Cpu, space: &SpaceRef, pointer: u64, limits: &SpaceLimits) -> Result<(), SpaceError> {
-    let lowest = STACK_TOP.saturating_sub(limits.stack) & !(PAGE - 1);
+fn trim_stack(cpu: &Cpu, space: &SpaceRef, top: u64, pointer: u64, limits: &SpaceLimits) -> Result<(), SpaceError> {
+    let lowest = top.saturating_sub(limits.stack) & !(PAGE - 1);
     let start = (pointer.saturating_sub(STACK_BEGIN) & !(PAGE - 1)).max(lowest).min(pointer & !(PAGE - 1));
-    match start.checked_sub(STACK_TOP - STACK_SIZE) {
-        Some(below) if below > 0 => space.munmap(cpu, VirtAddr(STACK_TOP - STACK_SIZE), below),
+    match start.checked_sub(top - STACK_SIZE) {
+        Some(below) if below > 0 => space.munmap(cpu, VirtAddr(top - STACK_SIZE), below),
         _ => Ok(()),
     }
 }

@@ -1,6 +1,7 @@
 //! Processes: programs at EL0, from the initrd to their exit.
 //!
 //! - [`elf`], [`script`]: what programs are
+//! - [`layout`]: where its parts lie
 //! - [`stack`], `exec`: a program's first stack and registers, and how it starts
 //! - `tree`, `numbers`: all processes, and their lookup
 //! - `state`, `task`: one process, and one of its threads
@@ -34,6 +35,7 @@ mod fault;
 pub mod futex;
 #[cfg(not(target_os = "none"))]
 mod host;
+pub mod layout;
 pub mod limits;
 pub mod numbers;
 #[cfg(target_os = "none")]

@@ -7,6 +7,7 @@
 //!          auxiliary vector: pairs, AT_NULL last
 //!          (up to 15 bytes of nothing)
 //!          16 random bytes, "aarch64"
+//!          (up to a page of nothing)
 //!          the strings of argv and envp, the program's path
 //!   top -> (8 bytes of zero)
 //! ```
@@ -199,8 +200,8 @@ impl<M: StackMemory> Strings<M> {
         Ok(())
     }
 
-    /// Writes the vectors, for the program whose path was the first string; returns SP. `auxiliary` has the pairs that
-    /// do not point into the stack.
+    /// Writes the vectors, for the program whose path was the first string, `below` bytes below the strings, less than
+    /// a page; returns SP. `auxiliary` has the pairs that do not point into the stack.
     ///
     /// # Errors
     /// Those of the memory; `E2BIG`.
@@ -210,11 +211,12 @@ impl<M: StackMemory> Strings<M> {
         path: &[u8],
         auxiliary: &[(u64, u64)],
         random: [u8; RANDOM as usize],
+        below: u64,
     ) -> Result<u64, Errno> {
         self.name_program()?;
         self.flush()?;
         let StringCounts { arguments, environment } = self.counts;
-        let random_at = self.start - PLATFORM.len() as u64 - RANDOM;
+        let random_at = self.start - below - PLATFORM.len() as u64 - RANDOM;
         self.memory.write(random_at, &random)?;
         self.memory.write(random_at + RANDOM, PLATFORM)?;
         let own = [

@@ -66,6 +66,8 @@ pub struct Task {
     pub fault: Cell<FaultRecord>,
     /// The name for `PR_SET_NAME` and `PR_GET_NAME`.
     pub name: Cell<Name>,
+    /// The value of `personality`: only [`ADDR_NO_RANDOMIZE`](granule_abi::process::ADDR_NO_RANDOMIZE) has an effect.
+    pub personality: Cell<u32>,
     /// The thread that sleeps until this one leaves the space that they share.
     pub vfork: Cell<Option<Counted<Vfork>>>,
 }
@@ -160,6 +162,7 @@ impl Task {
             place: Cell::new(None),
             fault: Cell::new(FaultRecord::default()),
             name: Cell::new(name),
+            personality: Cell::new(0),
             vfork: Cell::new(None),
         }))
     }

@@ -123,6 +123,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::READLINKAT] = entry!(io::readlinkat);
     table[number::NEWFSTATAT] = entry!(io::newfstatat);
     table[number::FSTAT] = entry!(io::fstat);
+    table[number::PERSONALITY] = entry!(process::personality);
     table[number::EXIT] = entry!(process::exit);
     table[number::EXIT_GROUP] = entry!(process::exit_group);
     table[number::SET_TID_ADDRESS] = entry!(process::set_tid_address);

@@ -6,9 +6,9 @@ use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, NAME_LENGTH, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK, PR_MTE_TAG_SHIFT,
-    PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE,
-    RobustListHead,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, PER_LINUX32, PER_MASK, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK,
+    PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
+    PR_TAGGED_ADDR_ENABLE, RobustListHead,
 };
 use granule_arch::addr::VirtAddr;
 
@@ -17,6 +17,7 @@ use crate::chip::timer::Deadline;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::process::charge::Charge;
+use crate::linux::process::exec::Drawn;
 use crate::linux::process::futex::{Scope, Wait};
 use crate::linux::process::oom::{self, Relief};
 use crate::linux::process::signal::Signal;
@@ -141,8 +142,8 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
             copy_strings(call, environment, counts.environment, strings)?;
             copy_strings(call, arguments, counts.arguments, strings)
         };
-        let random = exec::random_bytes(this_cpu());
-        exec::load(this_cpu(), file, &path, &limits, counts, random, add).map_err(ExecError::errno)?
+        let drawn = Drawn::new(this_cpu(), call.task.personality.get());
+        exec::load(this_cpu(), file, &path, &limits, counts, drawn, add).map_err(ExecError::errno)?
     };
     let mut files = call.task.files().prepare_exec()?;
     exit::kill_other_threads(call.task)?;
@@ -164,6 +165,18 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     exec::install(call.task, call.thread, loaded, files, call.frame);
     // The value of x0 at the program's first instruction.
     Ok(0)
+}
+
+/// The execution domain of the thread, as Linux has it: any bits are kept, and the domain of 32 bits is refused.
+pub(super) fn personality(call: &mut Syscall<'_>) -> Answer {
+    let (before, asked) = (call.task.personality.get(), call.argument::<0>() as u32);
+    if asked & PER_MASK == PER_LINUX32 {
+        return Err(Errno::EINVAL);
+    }
+    if asked != u32::MAX {
+        call.task.personality.set(asked);
+    }
+    Ok(u64::from(before))
 }
 
 /// A path of a call, in a frame that its process is charged for: the copy waits for pagers, in any number of threads.

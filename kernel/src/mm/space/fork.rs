@@ -37,6 +37,7 @@ impl Space {
             let heap = self.heap().read();
             let child = self.copy_to_child(cpu)?;
             *child.heap().write() = *heap;
+            child.set_trampoline(self.trampoline());
             child
         };
         if self.has_userfaultfds() {

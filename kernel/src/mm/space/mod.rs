@@ -64,7 +64,7 @@ mod zap;
 
 use core::fmt;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::{Cells, EnsureError, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
@@ -202,6 +202,7 @@ impl Spaces {
             references: AtomicU32::new(1),
             users: AtomicU32::new(0),
             heap: RwSem::new(ProgramHeap::default()),
+            trampoline: AtomicU64::new(0),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
             root: unsafe { Table::root::<Granule4K>(root) },
             table_frames: AtomicUsize::new(0),
@@ -272,6 +273,7 @@ pub struct Space {
     users: AtomicU32,
     /// Acquired before `areas`.
     heap: RwSem<ProgramHeap>,
+    trampoline: AtomicU64,
     root: Table,
     /// Frames that are its tables, without the root.
     table_frames: AtomicUsize,

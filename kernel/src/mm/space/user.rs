@@ -3,6 +3,8 @@
 use core::ops::Deref;
 use core::sync::atomic::Ordering;
 
+use granule_arch::addr::VirtAddr;
+
 use super::{Space, SpaceRef};
 use crate::sched::RwSem;
 use crate::smp::this_cpu;
@@ -61,5 +63,15 @@ impl Space {
     #[inline(always)]
     pub fn heap(&self) -> &RwSem<ProgramHeap> {
         &self.heap
+    }
+
+    /// Where handlers return that name no way back; 0 in a space that no program was loaded into.
+    pub fn trampoline(&self) -> VirtAddr {
+        VirtAddr(self.trampoline.load(Ordering::Relaxed))
+    }
+
+    /// Sets [`Self::trampoline`], before a thread runs in the space.
+    pub fn set_trampoline(&self, trampoline: VirtAddr) {
+        self.trampoline.store(trampoline.0, Ordering::Relaxed);
     }
 }

@@ -79,7 +79,7 @@ fn build(stack: &mut Vec<u8>, arguments: &[&str], environment: &[&str]) -> Resul
             Ok(())
         })?;
     }
-    strings.finish(PATH, &[(AT_PAGESZ, 4096)], *b"sixteen bytes...")
+    strings.finish(PATH, &[(AT_PAGESZ, 4096)], *b"sixteen bytes...", 0)
 }
 
 fn check(arguments: &[&str], environment: &[&str]) {
@@ -116,6 +116,26 @@ fn a_program_finds_what_it_was_given() {
 }
 
 #[test]
+fn what_is_below_the_strings_is_moved_as_a_whole() {
+    let built = |below: u64| {
+        let mut stack = vec![0; SIZE];
+        let counts = StringCounts { arguments: 1, environment: 0 };
+        let mut strings = Strings::new(Stack(&mut stack), TOP, SIZE as u64, counts).unwrap();
+        strings.add(PATH).unwrap();
+        strings.add(b"hello").unwrap();
+        let sp = strings.finish(PATH, &[], *b"sixteen bytes...", below).unwrap();
+        let reader = Reader { bytes: &stack, sp };
+        assert_eq!((reader.strings(1).0, reader.quad(6)), (vec!["hello".into()], AT_PLATFORM));
+        assert_eq!(reader.string(reader.quad(7)), "aarch64");
+        [sp, reader.quad(1), reader.quad(5), reader.quad(7), reader.quad(9)]
+    };
+    let [sp, hello, random, platform, path] = built(0);
+    for below in [16, 2048, 4080] {
+        assert_eq!(built(below), [sp - below, hello, random - below, platform - below, path]);
+    }
+}
+
+#[test]
 fn the_kernels_own_words_are_arguments() {
     for given in [&[][..], &[""], &["a"], &["", ""], &["run", "", "it"]] {
         let mut words = Words::new();
@@ -124,7 +144,7 @@ fn the_kernels_own_words_are_arguments() {
         let mut strings = Strings::new(Stack(&mut stack), TOP, SIZE as u64, words.counts()).unwrap();
         strings.add(PATH).unwrap();
         words.add_to(&mut strings).unwrap();
-        let sp = strings.finish(PATH, &[], [0; 16]).unwrap();
+        let sp = strings.finish(PATH, &[], [0; 16], 0).unwrap();
         let found = Reader { bytes: &stack, sp }.strings(1).0;
         assert_eq!(found, if given.is_empty() { &[""] } else { given });
     }
@@ -142,7 +162,7 @@ fn an_interpreter_comes_before_the_script_whose_name_the_path_replaces() {
         given.iter().rev().for_each(|word| strings.add(word.as_bytes()).unwrap());
         strings.interpret(PATH, Some(b"an argument"), b"first").unwrap();
         strings.interpret(b"first", None, long.as_bytes()).unwrap();
-        let sp = strings.finish(PATH, &[], [0; 16]).unwrap();
+        let sp = strings.finish(PATH, &[], [0; 16], 0).unwrap();
         let reader = Reader { bytes: &stack, sp };
         let mut expected = vec![long.as_str(), "first", "an argument", "/bin/hello"];
         expected.extend(given.iter().skip(1));
@@ -190,7 +210,7 @@ fn a_string_that_changes_meanwhile_spoils_itself_alone() {
                 })
                 .unwrap();
         }
-        let sp = strings.finish(PATH, &[], [0; 16]).unwrap();
+        let sp = strings.finish(PATH, &[], [0; 16], 0).unwrap();
         let reader = Reader { bytes: &stack, sp };
         assert_eq!((reader.quad(0), reader.strings(1).0), (2, expected.map(String::from).to_vec()));
     }
