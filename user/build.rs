@@ -3,7 +3,8 @@
 /// A static program at a fixed address, its parts on pages of their own.
 const LINK_ARGUMENTS: [&str; 4] = ["-e_start", "--image-base=0x400000", "-zmax-page-size=4096", "-znognustack"];
 
-/// The one program that runs wherever it is loaded. The last setting of the image base counts.
+/// The programs that run wherever they are loaded. The last setting of the image base counts.
+const ANYWHERE: [&str; 2] = ["pie", "layout"];
 const PIE_ARGUMENTS: [&str; 4] = ["-pie", "--no-dynamic-linker", "--pack-dyn-relocs=relr", "--image-base=0"];
 
 fn main() {
@@ -14,7 +15,9 @@ fn main() {
     for argument in LINK_ARGUMENTS {
         println!("cargo::rustc-link-arg-bins={argument}");
     }
-    for argument in PIE_ARGUMENTS {
-        println!("cargo::rustc-link-arg-bin=pie={argument}");
+    for program in ANYWHERE {
+        for argument in PIE_ARGUMENTS {
+            println!("cargo::rustc-link-arg-bin={program}={argument}");
+        }
     }
 }

@@ -326,6 +326,11 @@ fn a_program_may_lie_anywhere(t: &mut Test) {
     succeeds(t, "pie");
 }
 
+target_test!(programs_lie_at_addresses_of_their_own, limit(60));
+fn programs_lie_at_addresses_of_their_own(t: &mut Test) {
+    succeeds(t, "layout 64-bit");
+}
+
 target_test!(fork_exec_and_exit_leave_nothing, limit(120));
 fn fork_exec_and_exit_leave_nothing(t: &mut Test) {
     // What is left is for the audit to find.

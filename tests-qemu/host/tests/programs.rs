@@ -43,6 +43,16 @@ fn a_program_gets_its_words_and_its_auxiliary_vector() {
 }
 
 #[test]
+fn programs_lie_alike_where_the_boot_says_so() {
+    let machine = machine::named("default").unwrap();
+    for (bootargs, lines) in [("norandmaps", "run layout fixed\n! run layout"), ("", "! run layout fixed\nrun layout")]
+    {
+        let (wrong, session) = run(&Machine { bootargs: bootargs.into(), ..machine.clone() }, lines);
+        assert!(wrong.is_empty(), "{bootargs}: {wrong:?}\n{session}");
+    }
+}
+
+#[test]
 fn what_does_not_succeed_fails_the_line() {
     for (line, said) in [
         ("run nosuch", "error: the initrd has no such file"),

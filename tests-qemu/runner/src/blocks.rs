@@ -26,14 +26,15 @@ pub struct Played {
     pub records: Vec<Executed>,
 }
 
-/// A machine whose runs repeat: one CPU, instructions counted, and a device tree without random bytes. Its memory is
-/// little, so that programs may use it up.
+/// A machine whose runs repeat: one CPU, instructions counted, a device tree without random bytes, and programs at the
+/// same addresses. Its memory is little, so that programs may use it up.
 pub fn repeatable(machine: &Machine) -> Machine {
     Machine {
         smp: 1,
         icount: true,
         memory: "128M".into(),
         machine: format!("{},dtb-randomness=off", machine.machine),
+        bootargs: format!("{} norandmaps", machine.bootargs),
         ..machine.clone()
     }
 }
