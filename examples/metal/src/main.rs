@@ -111,7 +111,7 @@ mod kernel {
         let written = between(&raw const __data_start, &raw const __tables_end);
         // SAFETY: the image was loaded into memory, not into caches alone, and every access since has bypassed them.
         unsafe { cache::invalidate_to_memory(VirtAddr(written.start().0), written.size()) };
-        // SAFETY: so it is, and no other CPU runs.
+        // SAFETY: so it is, and no other CPU runs. What is mapped is the image, and the serial port.
         let mmu = unsafe { MmuOff::<Granule4KVa39>::new() };
         // SAFETY: see above; it lies in the image.
         let mut frames = unsafe { FrameRange::new(&mmu, memory) };
@@ -146,8 +146,8 @@ mod kernel {
     static mut PAGE: Page = Page([0; 512]);
 
     fn make_read_only(root: Table) -> Result<(), Error> {
-        // SAFETY: virtual is physical, and this is the only CPU.
-        let memory = unsafe { DirectMap::<Granule4KVa39>::new(0).with_features(&CpuFeatures::read()) };
+        // SAFETY: virtual is physical, and this is the only CPU. It has one function that changes tables, this one.
+        let memory = unsafe { DirectMap::<Granule4KVa39>::new(0).with_features(&CpuFeatures::read()).for_owner() };
         let mmu = Metal(memory);
         let tables = PageTables::new(&mmu, root);
         let all = PageRange::new(VirtAddr(0), 1 << Granule4KVa39::VA_BITS)?;

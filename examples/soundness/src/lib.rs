@@ -79,13 +79,177 @@
 //!     tables.mmu().flip_run(run, bits::RDONLY);
 //! }
 //! ```
-//! A table, a root and frames for tables are vouched for:
+//! A tree that is given to be looked at is looked at, and no more: what maps, unmaps, changes, splits or links takes a
+//! machine that `Stores`.
+//! ```compile_fail,E0599
+//! # use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
+//! # use granule_pgtable::{Lazy, Mmu, PageRange, PageTables, Shape, TableSource};
+//! fn map<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, source: &mut impl TableSource) {
+//!     let (lazy, data) = (Lazy::new(tables.mmu()), Attributes::kernel_data(MemoryType::Normal));
+//!     let _ = tables.map(&lazy, range, PhysAddr(0x4008_0000), data, Shape::PAGES, source);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
+//! # use granule_pgtable::{Lazy, Mmu, PageRange, PageTables};
+//! fn map<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let (lazy, data) = (Lazy::new(tables.mmu()), Attributes::kernel_data(MemoryType::Normal));
+//!     let _ = tables.map_at_once(&lazy, range, PhysAddr(0x4008_0000), data);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
+//! # use granule_pgtable::{Lazy, Leaves, Mmu, PageRange, PageTables, TableSource};
+//! fn map<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, source: &mut impl TableSource) {
+//!     let (lazy, data) = (Lazy::new(tables.mmu()), Attributes::kernel_data(MemoryType::Normal));
+//!     let anything = |_, most| (PhysAddr(0x4008_0000), most);
+//!     let _ = tables.map_frames(&lazy, range, anything, data, Leaves::Pages, source);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Lazy, Mmu, PageRange, PageTables, RefuseSplits, Tlb};
+//! fn unmap<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, tlb: &impl Tlb<M>) {
+//!     let _ = tables.unmap(&Lazy::new(tables.mmu()), tlb, range, RefuseSplits, |_| {});
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Lazy, Mmu, PageRange, PageTables, RefuseSplits, Tlb};
+//! fn unmap<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, tlb: &impl Tlb<M>) {
+//!     let _ = tables.unmap_at_once(&Lazy::new(tables.mmu()), tlb, range, 0, &RefuseSplits, |_| {});
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Mmu, PageRange, PageTables};
+//! fn unmap<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let _ = tables.unmap_lazily(range, 0, 0);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Mmu, PageRange, PageTables};
+//! fn unmap<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let _ = tables.begin_unmap(range);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Change, Lazy, Mmu, PageRange, PageTables, RefuseSplits};
+//! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let _ = tables.update(&Lazy::new(tables.mmu()), range, Change::READ_WRITE, RefuseSplits);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Change, Lazy, Mmu, PageRange, PageTables, RefuseSplits};
+//! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let _ = tables.update_at_once(&Lazy::new(tables.mmu()), range, &Change::READ_WRITE, &mut RefuseSplits);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Change, Mmu, PageRange, PageTables, RefuseSplits};
+//! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let _ = tables.look(range, &Change::READ_WRITE, &mut RefuseSplits);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Change, Mmu, PageRange, PageTables, RefuseSplits};
+//! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let _ = tables.check(range, Change::READ_WRITE, &mut RefuseSplits);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Change, Mmu, PageRange, PageTables};
+//! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     let table = tables.last_table_of(range.start()).unwrap();
+//!     let _ = table.update_page(range.start(), &Change::READ_WRITE);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Lockless, Mmu, PageRange, PageTables, TableSource};
+//! fn split<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, source: &mut impl TableSource) {
+//!     let _ = tables.split(range, &Lockless, source);
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{EnsureError, Mmu, PageRange, PageTables, TableSource};
+//! fn link<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, source: &mut impl TableSource) {
+//!     let _ = tables.ensure_cell(range.start(), source, || Ok::<(), EnsureError>(()));
+//! }
+//! ```
+//! ```compile_fail,E0599
+//! # use granule_pgtable::{Mmu, PageRange, PageTables, TableSource};
+//! fn link<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>, source: &mut impl TableSource) {
+//!     let _ = tables.ensure_block_cell(range.start(), source);
+//! }
+//! ```
+//! Each of them compiles where the machine does store, so it is for the machine alone that they do not:
+//! ```
+//! # use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
+//! # use granule_pgtable::{Change, EnsureError, Lazy, Leaves, Lockless, PageRange, PageTables, RefuseSplits, Shape};
+//! # use granule_pgtable::{Stores, TableSource, Tlb};
+//! fn change<M: Stores>(
+//!     tables: PageTables<'_, M>,
+//!     range: PageRange<M::Geometry>,
+//!     source: &mut impl TableSource,
+//!     tlb: &impl Tlb<M>,
+//! ) {
+//!     let (lazy, anything) = (Lazy::new(tables.mmu()), PhysAddr(0x4008_0000));
+//!     let data = Attributes::kernel_data(MemoryType::Normal);
+//!     let _ = tables.map(&lazy, range, anything, data, Shape::PAGES, source);
+//!     let _ = tables.map_at_once(&lazy, range, anything, data);
+//!     let _ = tables.map_frames(&lazy, range, |_, most| (anything, most), data, Leaves::Pages, source);
+//!     let _ = tables.unmap(&lazy, tlb, range, RefuseSplits, |_| {});
+//!     let _ = tables.unmap_at_once(&lazy, tlb, range, 0, &RefuseSplits, |_| {});
+//!     let _ = tables.unmap_lazily(range, 0, 0);
+//!     let _ = tables.begin_unmap(range);
+//!     let _ = tables.update(&lazy, range, Change::READ_WRITE, RefuseSplits);
+//!     let _ = tables.update_at_once(&lazy, range, &Change::READ_WRITE, &mut RefuseSplits);
+//!     let _ = tables.look(range, &Change::READ_WRITE, &mut RefuseSplits);
+//!     let _ = tables.check(range, Change::READ_WRITE, &mut RefuseSplits);
+//!     let _ = tables.last_table_of(range.start()).map(|table| table.update_page(range.start(), &Change::READ_WRITE));
+//!     let _ = tables.split(range, &Lockless, source);
+//!     let _ = tables.ensure_cell(range.start(), source, || Ok::<(), EnsureError>(()));
+//!     let _ = tables.ensure_block_cell(range.start(), source);
+//! }
+//! ```
+//! Tables in memory that a value owns, which nothing translates by, change without a contract:
+//! ```
+//! use granule_arch::{addr::{PhysAddr, VirtAddr}, descriptor::{Attributes, MemoryType}};
+//! use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, WholeLeaves, host::HostMachine};
+//! let machine = HostMachine::<Granule4K>::new(16);
+//! let (tables, lazy) = (machine.page_tables(), Lazy::new(machine.mmu()));
+//! let range = PageRange::from_pages(VirtAddr(0x1000), 3)?;
+//! let data = Attributes::kernel_data(MemoryType::Normal);
+//! tables.map(&lazy, range, PhysAddr(0x4000_0000), data, Shape::PAGES, &mut machine.frames())?;
+//! let flush = tables.update(&lazy, range, Change::READ_ONLY, WholeLeaves)?;
+//! lazy.invalidate(machine.tlb(), [flush]);
+//! assert!(!tables.translate(VirtAddr(0x2000)).unwrap().descriptor.is_writable());
+//! # Ok::<(), granule_pgtable::Error>(())
+//! ```
+//! A table, a root and frames for tables are vouched for, and so is a machine by which tables change:
 //! ```compile_fail,E0133
 //! # use granule_arch::addr::PhysAddr;
 //! granule_pgtable::Table::root::<granule_pgtable::Granule4K>(PhysAddr(0x4008_0000));
 //! ```
 //! ```compile_fail,E0133
 //! granule_pgtable::metal::DirectMap::<granule_pgtable::Granule4K>::new(0);
+//! ```
+//! ```compile_fail,E0133
+//! use granule_pgtable::metal::{DirectMap, Owner};
+//! fn own(memory: DirectMap) -> DirectMap<granule_pgtable::Granule4K, Owner> {
+//!     memory.for_owner()
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! granule_pgtable::metal::MmuOff::<granule_pgtable::Granule4K>::new();
+//! ```
+//! ```compile_fail,E0200
+//! struct Mine;
+//! impl granule_pgtable::metal::Trusted for Mine {}
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::PhysRange;
+//! use granule_pgtable::{Stores, metal::FrameRange};
+//! fn take_any<M: Stores>(mmu: &M, memory: PhysRange) -> FrameRange<'_, M> {
+//!     FrameRange::new(mmu, memory)
+//! }
 //! ```
 //!
 //! # `granule-smmuv3`

@@ -16,7 +16,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 
 use crate::cursor::{Cursor, Marks};
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, OwnStores, Table};
+use crate::mmu::{Mmu, Stores, Table};
 use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::table_list::TableList;
@@ -207,7 +207,15 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Some(block_in(self.mmu(), place.table(), address))
     }
 
-    /// The same, with the tables above it linked first where they are missing.
+    /// The last-level table for `address`, or where the walk for it ends.
+    #[inline(always)]
+    fn last_table(&self, address: VirtAddr) -> Result<Cursor<'a, M>, Stop> {
+        Cursor::at_root(self).down_to(LAST_LEVEL, address, Marks::Keep).map_err(stop)
+    }
+}
+
+impl<'a, M: Stores> PageTables<'a, M> {
+    /// [`Self::block_cell`], with the tables above it linked first where they are missing.
     ///
     /// # Errors
     /// [`EnsureError`]; nothing was linked.
@@ -219,12 +227,6 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     ) -> Result<BlockCell<'a, M>, EnsureError> {
         let (table, ()) = self.ensure::<BLOCK_LEVEL, _, _>(address, source, || Ok(()))?;
         Ok(block_in(self.mmu(), table, address))
-    }
-
-    /// The last-level table for `address`, or where the walk for it ends.
-    #[inline(always)]
-    fn last_table(&self, address: VirtAddr) -> Result<Cursor<'a, M>, Stop> {
-        Cursor::at_root(self).down_to(LAST_LEVEL, address, Marks::Keep).map_err(stop)
     }
 
     /// The entry of the page at `address`, and its table, which is linked first where it is missing; and what `prepare`
@@ -439,7 +441,7 @@ fn cell_in<M: Mmu>(mmu: &M, table: Table, address: VirtAddr) -> &M::Cell {
 /// Goes down from `root` to the table of `LEVEL` for `address`, with `spare` tables where they are missing; `None` at a
 /// block.
 #[inline(always)]
-fn link_down<const LEVEL: u8, M: Mmu>(
+fn link_down<const LEVEL: u8, M: Stores>(
     mmu: &M,
     root: PhysAddr,
     address: VirtAddr,
@@ -490,7 +492,7 @@ impl Stop {
 
 /// Links a spare table in `cell`, where nothing is yet; returns what is there then: this table, or what another CPU
 /// has put there, be it a table or a block.
-fn link<M: Mmu>(mmu: &M, cell: &M::Cell, spare: &mut TableList) -> Descriptor {
+fn link<M: Stores>(mmu: &M, cell: &M::Cell, spare: &mut TableList) -> Descriptor {
     let Some(table) = spare.pop(mmu) else { unreachable!("tables are only added, so no more are missing than before") };
     let descriptor = Descriptor::user_table(table);
     // The table's zeroes, and the end of the list in its first entry, must be seen before the table is.

@@ -10,7 +10,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
-use crate::mmu::{Feature, Mmu, OwnStores};
+use crate::mmu::{Feature, Mmu, Stores};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
@@ -22,7 +22,7 @@ const NAMED_LINE_BY_LINE: u64 = 512 * 64;
 
 /// Makes visible whatever becomes executable when `change` is applied to `range`, which has been checked.
 #[inline(always)]
-pub(crate) fn make_visible<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
+pub(crate) fn make_visible<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
     if !is_visible_as_stored(tables.mmu()) {
         maintain(tables, range, change);
     }
@@ -41,7 +41,7 @@ pub(crate) fn is_visible_as_stored<M: Mmu>(mmu: &M) -> bool {
 }
 
 #[cold]
-fn maintain<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
+fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
     let mmu = tables.mmu();
     let mut cleaning = Cleaning { change, found: None, unmapped: false };
     let Ok(()) = tables.visit(range, &mut cleaning);
@@ -72,7 +72,7 @@ struct Cleaning<'a> {
     unmapped: bool,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
+impl<'t, M: Stores> Visitor<'t, M> for Cleaning<'_> {
     type Error = core::convert::Infallible;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
@@ -102,7 +102,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for Cleaning<'_> {
 /// Cleans a leaf that is present-invalid: DC CVAU faults on it, and no other mapping of the memory need be valid. So it
 /// is valid here for as long as that takes, neither writable nor executable, and gone from every TLB before it comes
 /// back as code.
-fn clean_invalid<M: Mmu>(mmu: &M, cell: &M::Cell, old: Descriptor, start: VirtAddr, size: u64, change: &Change) {
+fn clean_invalid<M: Stores>(mmu: &M, cell: &M::Cell, old: Descriptor, start: VirtAddr, size: u64, change: &Change) {
     // Not one of its contiguous group, whose other entries may be invalid.
     let readable = (change.apply(old).0 | bits::RDONLY | bits::PXN) & !(bits::CONTIGUOUS | bits::WRITE);
     mmu.store(cell, Descriptor(readable));

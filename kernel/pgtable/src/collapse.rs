@@ -58,7 +58,7 @@ use crate::announce::{Grace, WalkWord};
 use crate::cursor::Cursor;
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, OwnStores, Table, Tlb};
+use crate::mmu::{Mmu, Stores, Table, Tlb};
 use crate::range::PageRange;
 use crate::reclaim::Progress;
 use crate::source::TableSource;
@@ -270,7 +270,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// it goes on with [`Collapser::advance`], the longer no owner may have come by for them to be collapsed.
     ///
     /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree.
-    pub fn mark<'w, M: Mmu<Geometry = G>, W: WalkWord + 'w>(
+    pub fn mark<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
         words: impl Fn(usize) -> Option<&'w W>,
@@ -316,7 +316,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// Step 2 of [`Handshake::Stopped`], for what [`Collapser::mark`] has found: with all other CPUs stopped, none inside a
     /// walk, and outside of any walk of this CPU's. Afterwards they go on, and [`Collapser::advance`] frees what was
     /// replaced.
-    pub fn replace_stopped<M: Mmu<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
+    pub fn replace_stopped<M: Stores<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
         let (Some(pass), Stage::Marked(First { at, level }, ..)) = (&mut self.pass, self.stage) else { return };
         let (Collapse { range, never_blocks, .. }, done, replaced) = (pass.what, &mut self.done, &mut self.replaced);
         // What that table translates, and no more is looked at: it may be another one by now, or gone.
@@ -364,7 +364,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// Tables for groups come from `source`; `free` takes those that were replaced, of which no walk has a copy any more,
     /// with the entries that they had. `words` as for [`Collapser::mark`]. Not inside a walk of this CPU's own, which would
     /// be waited for like any other's.
-    pub fn advance<'w, M: Mmu<Geometry = G>, W: WalkWord + 'w>(
+    pub fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
         tlb: &impl Tlb<M>,
@@ -412,7 +412,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
 }
 
 /// The end of step 3 for the entry that translates `address`, unless an owner was faster.
-fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
+fn take_mark_away<M: Stores>(tables: &PageTables<'_, M>, address: VirtAddr) {
     let (mut place, mmu) = (Cursor::at_root(tables), tables.mmu());
     loop {
         let cell = place.cell(address);
@@ -428,7 +428,7 @@ fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
 }
 
 /// Step 2, for the tables that are marked from `from` on.
-fn replace<M: Mmu>(
+fn replace<M: Stores>(
     tables: &PageTables<'_, M>,
     pass: &Pass<M::Geometry>,
     from: VirtAddr,
@@ -470,12 +470,12 @@ fn replace<M: Mmu>(
 }
 
 /// Puts `new` where `found` is linked, if that is so still.
-fn put<M: Mmu>(mmu: &M, found: &Found<'_, M>, new: Descriptor) -> bool {
+fn put<M: Stores>(mmu: &M, found: &Found<'_, M>, new: Descriptor) -> bool {
     mmu.compare_exchange(found.cell, found.descriptor, new).is_ok()
 }
 
 /// Puts a new table there, which is as the one that was found, with a contiguous bit for each group that can have it.
-fn put_groups<M: Mmu>(mmu: &M, found: &Found<'_, M>, source: &mut impl TableSource) -> bool {
+fn put_groups<M: Stores>(mmu: &M, found: &Found<'_, M>, source: &mut impl TableSource) -> bool {
     let Some(address) = source.take() else { return false };
     let level = found.table.level();
     let (old, new) = (mmu.table(found.table), mmu.table(Table::new(address, level)));

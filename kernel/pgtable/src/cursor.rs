@@ -9,7 +9,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, OwnStores, Table};
+use crate::mmu::{Mmu, Table};
 use crate::tables::PageTables;
 
 /// What a walk does with the marks of [`crate::reclaim`] and [`crate::collapse`] on its path.
@@ -182,6 +182,7 @@ pub(crate) fn clear_all<M: Mmu>(mmu: &M, cells: &[M::Cell], level: u8, address: 
 
 /// The entry for `address`, with its marks taken away.
 #[inline(never)]
+#[allow(unsafe_code, reason = "any walk may take a mark away")]
 fn cleared<M: Mmu>(mmu: &M, cell: &M::Cell, level: u8, address: VirtAddr) -> Descriptor {
     loop {
         let entry = mmu.load(cell);
@@ -194,7 +195,8 @@ fn cleared<M: Mmu>(mmu: &M, cell: &M::Cell, level: u8, address: VirtAddr) -> Des
         if entry.0 & bits::COLLAPSING != 0 {
             settle(mmu, cell, entry, address);
         } else {
-            mmu.clear_bits(cell, bits::RECLAIM_MARK);
+            // SAFETY: a mark is no part of what the entry translates to or links, and each announced walk may take it away.
+            unsafe { mmu.clear(cell, bits::RECLAIM_MARK) };
         }
     }
 }
@@ -202,10 +204,12 @@ fn cleared<M: Mmu>(mmu: &M, cell: &M::Cell, level: u8, address: VirtAddr) -> Des
 /// Takes a mark away that a walk has found, where `entry` was read for `address`: what is stored from now on is not
 /// lost, and no walk cache has another table for the address.
 #[cold]
+#[allow(unsafe_code, reason = "any walk may take a mark away")]
 fn settle<M: Mmu>(mmu: &M, cell: &M::Cell, entry: Descriptor, address: VirtAddr) {
     complete_unlinking(mmu, address);
     // Where this fails the collapser or another walk was faster: the caller reads again.
-    let _ = mmu.compare_exchange(cell, entry, Descriptor(entry.0 & !bits::COLLAPSING));
+    // SAFETY: as in `cleared`; no walk cache has the table that the mark warns of.
+    let _ = unsafe { mmu.exchange(cell, entry, Descriptor(entry.0 & !bits::COLLAPSING)) };
 }
 
 /// Takes out of all walk caches the table that was unlinked at `address`, where this CPU has read [`bits::UNLINKED`].

@@ -10,6 +10,7 @@
 //!   none
 //! - each call checks and takes its tables first, then changes; the changing half cannot fail
 //! - no value of [`Attributes`] or [`Change`] makes a leaf writable and executable at EL1
+//! - code that has a tree to look at changes none of it: that takes a machine that [`Stores`]
 //! - no allocation, no statics; raw memory is accessed by [`metal`] alone, and each contract is `unsafe` to make
 //!
 //! # Example, on the host machine

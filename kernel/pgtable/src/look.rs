@@ -13,14 +13,14 @@ use crate::cursor::{Cursor, Marks};
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, OwnStores, Survey};
+use crate::mmu::{Mmu, Stores, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::split::{Cut, CutLeaves, RefuseSplits, Splitter, cuts_a_group};
 use crate::tables::PageTables;
 use crate::visit::{Run, SoleRun};
 
-impl<'t, M: Mmu> PageTables<'t, M> {
+impl<'t, M: Stores> PageTables<'t, M> {
     /// [`Self::update`] where one look is enough: the leaves of `range` are pages, or blocks, of one table and alike,
     /// and nothing is in the way but a leaf that the splitter has split. `None`: nothing was changed.
     #[inline(always)]
@@ -48,7 +48,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
 
 /// A change that may be made, of leaves that are alike and in one table.
 #[must_use = "nothing has changed yet"]
-pub struct Ready<'t, M: Mmu> {
+pub struct Ready<'t, M: Stores> {
     mmu: &'t M,
     cells: &'t [M::Cell],
     /// The bits to flip in each entry; 0 where none changes.
@@ -65,7 +65,7 @@ pub struct Ready<'t, M: Mmu> {
     level: Option<LevelHint>,
 }
 
-impl<'t, M: Mmu> Ready<'t, M> {
+impl<'t, M: Stores> Ready<'t, M> {
     /// The entries, of pages; `None` where they are blocks.
     pub fn pages(&self) -> Option<&'t [M::Cell]> {
         (self.size == M::Geometry::PAGE_SIZE).then_some(self.cells)
@@ -114,14 +114,14 @@ impl<'t, M: Mmu> Ready<'t, M> {
 }
 
 /// The caller's part of a first look, in place of a closure: these are always inlined, closures are not.
-pub(crate) trait Act<'t, M: Mmu, T> {
+pub(crate) trait Act<'t, M: Stores, T> {
     fn take(self, ready: Ready<'t, M>) -> T;
 }
 
 /// The change is made.
-pub(crate) struct Commit<'a, 'm, M: Mmu>(pub(crate) &'a Lazy<'m, M>);
+pub(crate) struct Commit<'a, 'm, M: Stores>(pub(crate) &'a Lazy<'m, M>);
 
-impl<'t, M: Mmu> Act<'t, M, Flush<M::Geometry>> for Commit<'_, '_, M> {
+impl<'t, M: Stores> Act<'t, M, Flush<M::Geometry>> for Commit<'_, '_, M> {
     #[inline(always)]
     fn take(self, ready: Ready<'t, M>) -> Flush<M::Geometry> {
         ready.commit(self.0)
@@ -131,7 +131,7 @@ impl<'t, M: Mmu> Act<'t, M, Flush<M::Geometry>> for Commit<'_, '_, M> {
 /// The change is made later.
 struct Keep;
 
-impl<'t, M: Mmu> Act<'t, M, Ready<'t, M>> for Keep {
+impl<'t, M: Stores> Act<'t, M, Ready<'t, M>> for Keep {
     #[inline(always)]
     fn take(self, ready: Ready<'t, M>) -> Ready<'t, M> {
         ready
@@ -141,7 +141,7 @@ impl<'t, M: Mmu> Act<'t, M, Ready<'t, M>> for Keep {
 /// The first look at a range, see [`PageTables::update_at_once`]: `act` is called where the change may be made. It is
 /// inlined for each kind of change, so that nothing of [`Ready`] lies in memory.
 #[inline(always)]
-pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, T>(
+pub(crate) fn first_look<'t, M: Stores, S: Splitter<M>, T>(
     tables: &PageTables<'t, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
@@ -160,7 +160,7 @@ pub(crate) fn first_look<'t, M: Mmu, S: Splitter<M>, T>(
 
 /// The first look at the entries of `run`, which are all of `range`, or a block that has it.
 #[inline(always)]
-fn look_at<'t, M: Mmu, S: Splitter<M>, T>(
+fn look_at<'t, M: Stores, S: Splitter<M>, T>(
     tables: &PageTables<'t, M>,
     run: &Run<'t, M>,
     level: u8,
@@ -241,7 +241,7 @@ enum PageLook {
 }
 
 #[inline(always)]
-fn look_at_page<M: Mmu, S: Splitter<M>>(mmu: &M, table: &[M::Cell], index: usize, change: &Change) -> PageLook {
+fn look_at_page<M: Stores, S: Splitter<M>>(mmu: &M, table: &[M::Cell], index: usize, change: &Change) -> PageLook {
     let entry = |index: usize| mmu.load(&table[index]);
     let old = entry(index);
     // Where leaves are split, the last entry decides for the group: see [`beyond`].
@@ -265,7 +265,7 @@ fn look_at_page<M: Mmu, S: Splitter<M>>(mmu: &M, table: &[M::Cell], index: usize
 
 /// The leaves of which the run is only a part, where these may be split.
 #[inline(always)]
-fn cut_leaves<'t, M: Mmu>(mmu: &M, run: &Run<'t, M>, level: u8, found: Survey) -> Option<CutLeaves<'t, M>> {
+fn cut_leaves<'t, M: Stores>(mmu: &M, run: &Run<'t, M>, level: u8, found: Survey) -> Option<CutLeaves<'t, M>> {
     // Of a block that it cuts, the run is the block.
     if level != LAST_LEVEL && run.left >> M::Geometry::shift(level) != run.count as u64 {
         return Some(CutLeaves::Block);
@@ -282,7 +282,7 @@ fn cut_leaves<'t, M: Mmu>(mmu: &M, run: &Run<'t, M>, level: u8, found: Survey) -
 
 /// The last-level table that was looked at last. Pages that change one by one mostly lie near one another: they are
 /// found without a walk for each.
-pub struct LastTable<'t, M: Mmu> {
+pub struct LastTable<'t, M: Stores> {
     mmu: &'t M,
     /// The first address that it translates.
     start: u64,
@@ -300,7 +300,7 @@ pub enum PageUpdate {
     TakesMore,
 }
 
-impl<'t, M: Mmu> PageTables<'t, M> {
+impl<'t, M: Stores> PageTables<'t, M> {
     /// A last-level table that translates nothing.
     #[inline(always)]
     pub const fn no_last_table(&self) -> LastTable<'t, M> {
@@ -317,15 +317,15 @@ impl<'t, M: Mmu> PageTables<'t, M> {
     }
 }
 
-impl<M: Mmu> Clone for LastTable<'_, M> {
+impl<M: Stores> Clone for LastTable<'_, M> {
     fn clone(&self) -> Self {
         *self
     }
 }
 
-impl<M: Mmu> Copy for LastTable<'_, M> {}
+impl<M: Stores> Copy for LastTable<'_, M> {}
 
-impl<M: Mmu> LastTable<'_, M> {
+impl<M: Stores> LastTable<'_, M> {
     /// Whether it translates `address`.
     #[inline(always)]
     pub fn translates(&self, address: VirtAddr) -> bool {

@@ -11,7 +11,7 @@ use crate::Error;
 use crate::cursor::{Cursor, Marks, complete_unlinking};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, OwnStores};
+use crate::mmu::{Mmu, Stores};
 use crate::range::PageRange;
 use crate::reclaim::UNLINKED;
 use crate::source::TableSource;
@@ -55,7 +55,7 @@ impl Shape {
     pub const LARGEST_DATA: Self = Self { leaves: Leaves::Largest, execution: Execution::Forbidden };
 }
 
-impl<M: Mmu> PageTables<'_, M> {
+impl<M: Stores> PageTables<'_, M> {
     /// Maps `range` to the physical memory from `physical` on.
     ///
     /// Nothing of the range may be mapped. `shape` selects the leaves, and whether new tables forbid execution below
@@ -149,7 +149,7 @@ fn is_too_high(physical: PhysAddr, size: u64) -> bool {
 /// Writes leaves of `level` from `address` on, the first of them `leaf` and each further one to the memory behind: whole
 /// groups of them contiguous, where `leaves` and the addresses allow.
 #[inline(always)]
-fn write_leaves<M: Mmu>(mmu: &M, cells: &[M::Cell], address: VirtAddr, leaf: Descriptor, level: u8, leaves: Leaves) {
+fn write_leaves<M: Stores>(mmu: &M, cells: &[M::Cell], address: VirtAddr, leaf: Descriptor, level: u8, leaves: Leaves) {
     let (group, size) = (M::Geometry::group_entries(level), M::Geometry::entry_size(level));
     let (mut cells, mut leaf) = (cells, leaf);
     let in_group = |address: u64| (address >> M::Geometry::shift(level)) as usize & (group - 1);
@@ -237,7 +237,7 @@ struct Mapping<F> {
     execution: Execution,
 }
 
-fn map<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
+fn map<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -257,7 +257,7 @@ fn map<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
 
 /// The same for any range: table by table, in two walks.
 #[inline(never)]
-fn map_tables<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
+fn map_tables<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -315,13 +315,13 @@ impl<'t, M: Mmu> Visitor<'t, M> for Counting {
 }
 
 /// The second pass.
-struct Writing<'a, M: Mmu, F> {
+struct Writing<'a, M: Stores, F> {
     lazy: &'a Lazy<'a, M>,
     mapping: Mapping<F>,
     spare: TableList,
 }
 
-impl<'t, M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Visitor<'t, M> for Writing<'_, M, F> {
+impl<'t, M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Visitor<'t, M> for Writing<'_, M, F> {
     type Error = core::convert::Infallible;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
@@ -337,7 +337,7 @@ impl<'t, M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Visitor<'t, M> 
     }
 }
 
-impl<M: Mmu, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F> {
+impl<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F> {
     /// Writes all pages of `run`.
     #[inline(always)]
     fn write_pages(&mut self, mmu: &M, run: &Run<'_, M>) {

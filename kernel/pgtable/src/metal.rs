@@ -13,8 +13,8 @@
 //!
 //! # fn main() -> Result<(), granule_pgtable::Error> {
 //! # let (root, free) = (PhysAddr(0), PhysRange::from_size(PhysAddr(0), 0).unwrap());
-//! // SAFETY: all memory is mapped there, physical + offset.
-//! let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0xffff_0000_0000_0000) });
+//! // SAFETY: all memory is mapped there, physical + offset; this function keeps the contract of `Mmu::write`.
+//! let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0xffff_0000_0000_0000).for_owner() });
 //! // SAFETY: `root` is a zeroed table of this kernel, and `free` is memory that nothing else uses.
 //! let (root, mut frames) = unsafe { (Table::root::<Granule4K>(root), FrameRange::new(&mmu, free)) };
 //! let tables = PageTables::new(&mmu, root);
@@ -133,14 +133,25 @@ pub unsafe trait Platform {
     }
 }
 
-/// All memory at one offset: physical address `p` is seen at `p` plus the offset, wrapping.
+/// By a [`DirectMap`] tables are only looked at.
 #[derive(Clone, Copy, Debug)]
-pub struct DirectMap<G: Geometry = Granule4K> {
+pub struct Viewer;
+
+/// By a [`DirectMap`] tables are changed ([`DirectMap::for_owner`]).
+#[derive(Clone, Copy, Debug)]
+pub struct Owner;
+
+/// All memory at one offset: physical address `p` is seen at `p` plus the offset, wrapping.
+///
+/// It is made to look at tables, and may be given to any code. What changes them takes one that is
+/// [for their owner](Self::for_owner).
+#[derive(Clone, Copy, Debug)]
+pub struct DirectMap<G: Geometry = Granule4K, A = Viewer> {
     offset: u64,
     repeats_tlbi: bool,
     /// What all CPUs have, as far as that is known.
     features: Option<CpuFeatures>,
-    geometry: PhantomData<G>,
+    kind: PhantomData<(G, A)>,
 }
 
 impl<G: Geometry> DirectMap<G> {
@@ -151,9 +162,21 @@ impl<G: Geometry> DirectMap<G> {
     /// For as long as it is used, it is used with trees of geometry `G` alone, whose tables are seen there, writable
     /// and as Normal memory. CPUs that need [`Self::repeating_tlbi`] have it.
     pub const unsafe fn new(offset: u64) -> Self {
-        Self { offset, repeats_tlbi: false, features: None, geometry: PhantomData }
+        Self { offset, repeats_tlbi: false, features: None, kind: PhantomData }
     }
 
+    /// The same for changes: a [`Metal`] of it [`Stores`].
+    ///
+    /// # Safety
+    /// Code that it is given to, or a [`Metal`] of it, keeps the contract of [`Mmu::write`].
+    #[must_use]
+    pub const unsafe fn for_owner(self) -> DirectMap<G, Owner> {
+        let Self { offset, repeats_tlbi, features, .. } = self;
+        DirectMap { offset, repeats_tlbi, features, kind: PhantomData }
+    }
+}
+
+impl<G: Geometry, A> DirectMap<G, A> {
     /// On CPUs with an erratum that [`Platform::repeats_tlbi`] works around, such as Cortex-A76 and Neoverse-N1:
     /// Linux's `ARM64_WORKAROUND_REPEAT_TLBI`.
     #[must_use]
@@ -173,7 +196,7 @@ impl<G: Geometry> DirectMap<G> {
 
 // SAFETY: an offset is one to one; what is seen behind it, and that all CPUs have the features, is by the contracts of
 // `new` and `with_features`.
-unsafe impl<G: Geometry> Platform for DirectMap<G> {
+unsafe impl<G: Geometry, A> Platform for DirectMap<G, A> {
     type Geometry = G;
 
     #[inline(always)]
@@ -199,6 +222,9 @@ unsafe impl<G: Geometry> Platform for DirectMap<G> {
         self.features.as_ref().map_or_else(CodeCaches::of_this_cpu, CpuFeatures::code_caches)
     }
 }
+
+// SAFETY: the contract of `for_owner`.
+unsafe impl<G: Geometry> Trusted for DirectMap<G, Owner> {}
 
 /// The architecture orders an access through a loaded address behind the load; C11, by which the host goes, only where
 /// the load acquires.

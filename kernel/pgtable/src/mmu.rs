@@ -211,89 +211,68 @@ pub unsafe trait Mmu {
     }
 }
 
-/// The methods of [`Mmu`] that store, for code that has the right to: one source for [`Stores`], and for the algorithms
-/// of this crate, which have it by the contracts of their callers.
-macro_rules! stores {
-    ($($head:tt)*) => {
-        $($head)* {
-            /// Writes an entry, once, with no order of its own.
-            #[inline(always)]
-            fn store(&self, cell: &Self::Cell, descriptor: Descriptor) {
-                // SAFETY: the contract of the trait.
-                unsafe { self.write(cell, descriptor) }
-            }
+/// A machine of code that may change tables: its storing methods are safe, and so are those of [`crate::PageTables`] that
+/// change a tree. With another [`Mmu`] a tree is only looked at.
+///
+/// # Safety
+/// 1. Code that can have a reference to such a machine, and to a cell or a tree, keeps the contract of [`Mmu::write`],
+///    whether it stores itself or has one of the methods store that change a tree.
+/// 2. Other code can make no value of it.
+#[allow(unsafe_code, reason = "the storing half of `Mmu`, by the implementor's contract")]
+pub unsafe trait Stores: Mmu {
+    /// Writes an entry, once, with no order of its own.
+    #[inline(always)]
+    fn store(&self, cell: &Self::Cell, descriptor: Descriptor) {
+        // SAFETY: the contract of the trait.
+        unsafe { self.write(cell, descriptor) }
+    }
 
-            /// Replaces `current` by `new` in one atomic step.
-            ///
-            /// # Errors
-            /// The entry found, where it was not `current`; it is left alone.
-            #[inline(always)]
-            fn compare_exchange(
-                &self,
-                cell: &Self::Cell,
-                current: Descriptor,
-                new: Descriptor,
-            ) -> Result<(), Descriptor> {
-                // SAFETY: the contract of the trait.
-                unsafe { self.exchange(cell, current, new) }
-            }
-
-            /// Clears `mask` in one atomic step and returns the entry as it was. For entries that another CPU may be
-            /// changing.
-            #[inline(always)]
-            fn clear_bits(&self, cell: &Self::Cell, mask: u64) -> Descriptor {
-                // SAFETY: the contract of the trait.
-                unsafe { self.clear(cell, mask) }
-            }
-
-            /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them.
-            #[inline(always)]
-            fn update_run(&self, run: &[Self::Cell], flip: u64) {
-                // SAFETY: the contract of the trait.
-                unsafe { self.flip_run(run, flip) }
-            }
-
-            /// Stores `first` to the first entry of `run`, which the caller owns, and to each further one what is `step`
-            /// more, each whole and in no order.
-            #[inline(always)]
-            fn fill(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
-                // SAFETY: the contract of the trait.
-                unsafe { self.write_run(run, first, step) }
-            }
-
-            /// Replaces the entries of `run` as [`Self::fill`] does, break-before-make (Arm ARM D8.17.1): all are empty,
-            /// and no TLB has anything of them, before the first is filled. On return walks find the new ones.
-            ///
-            /// For a CPU that is alone with the tree: no other one runs code that is translated by it, and none is
-            /// inside a walk. What this CPU itself uses between the two steps, its stack, its code, the tables, may be
-            /// mapped by the very entries, so the metal has no access to memory there but to the entries, by another
-            /// mapping of them ([`crate::metal::Platform::second_mapping`]).
-            #[inline(always)]
-            fn break_before_make(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
-                // SAFETY: the contract of the trait.
-                unsafe { self.remake_run(run, first, step) }
-            }
-        }
-    };
-}
-
-stores! {
-    /// A machine by which the code that can name it may store to entries.
+    /// Replaces `current` by `new` in one atomic step.
     ///
-    /// # Safety
-    /// 1. Code that can have a reference to such a machine and to a cell keeps the contract of [`Mmu::write`].
-    /// 2. Other code can make no value of it.
-    #[allow(unsafe_code, reason = "the storing half of `Mmu`, by the implementor's contract")]
-    pub unsafe trait Stores: Mmu
-}
+    /// # Errors
+    /// The entry found, where it was not `current`; it is left alone.
+    #[inline(always)]
+    fn compare_exchange(&self, cell: &Self::Cell, current: Descriptor, new: Descriptor) -> Result<(), Descriptor> {
+        // SAFETY: the contract of the trait.
+        unsafe { self.exchange(cell, current, new) }
+    }
 
-stores! {
-    /// The same for this crate, and every machine.
-    #[allow(unsafe_code, reason = "the storing half of `Mmu`, by the contracts of the crate's callers")]
-    pub(crate) trait OwnStores: Mmu
-}
+    /// Clears `mask` in one atomic step and returns the entry as it was. For entries that another CPU may be
+    /// changing.
+    #[inline(always)]
+    fn clear_bits(&self, cell: &Self::Cell, mask: u64) -> Descriptor {
+        // SAFETY: the contract of the trait.
+        unsafe { self.clear(cell, mask) }
+    }
 
-impl<M: Mmu + ?Sized> OwnStores for M {}
+    /// Flips the bits of `flip` in every entry of `run` by plain loads and stores: the caller owns them.
+    #[inline(always)]
+    fn update_run(&self, run: &[Self::Cell], flip: u64) {
+        // SAFETY: the contract of the trait.
+        unsafe { self.flip_run(run, flip) }
+    }
+
+    /// Stores `first` to the first entry of `run`, which the caller owns, and to each further one what is `step`
+    /// more, each whole and in no order.
+    #[inline(always)]
+    fn fill(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+        // SAFETY: the contract of the trait.
+        unsafe { self.write_run(run, first, step) }
+    }
+
+    /// Replaces the entries of `run` as [`Self::fill`] does, break-before-make (Arm ARM D8.17.1): all are empty,
+    /// and no TLB has anything of them, before the first is filled. On return walks find the new ones.
+    ///
+    /// For a CPU that is alone with the tree: no other one runs code that is translated by it, and none is
+    /// inside a walk. What this CPU itself uses between the two steps, its stack, its code, the tables, may be
+    /// mapped by the very entries, so the metal has no access to memory there but to the entries, by another
+    /// mapping of them ([`crate::metal::Platform::second_mapping`]).
+    #[inline(always)]
+    fn break_before_make(&self, run: &[Self::Cell], first: Descriptor, step: u64) {
+        // SAFETY: the contract of the trait.
+        unsafe { self.remake_run(run, first, step) }
+    }
+}
 
 /// What saves a machine instructions where all CPUs have it, by their ID registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -46,7 +46,7 @@ use crate::announce::{Grace, WalkWord};
 use crate::cursor::{Cursor, Marks};
 use crate::flush::Invalidation;
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, OwnStores, Table, Tlb};
+use crate::mmu::{Mmu, Stores, Table, Tlb};
 use crate::range::PageRange;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
@@ -113,7 +113,7 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
     ///
     /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree. Not inside a walk of
     /// this CPU's own, which would be waited for like any other's; a tree that has its own words has its own callers.
-    pub fn advance<'w, M: Mmu<Geometry = G>, W: WalkWord + 'w>(
+    pub fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
         tlb: &impl Tlb<M>,
@@ -167,7 +167,7 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
 }
 
 /// Step 1. Returns how many tables are marked.
-fn mark<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> usize {
+fn mark<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> usize {
     let mut marked = 0;
     for_each_table(tables, range, |mmu, found| {
         if is_empty(mmu, found.table) {
@@ -180,7 +180,7 @@ fn mark<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> us
 }
 
 /// Step 2 up to the invalidation. The second entry of each table in the list holds the address that it translated.
-fn unlink<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> TableList {
+fn unlink<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> TableList {
     let mut unlinked = TableList::EMPTY;
     for_each_table(tables, range, |mmu, found| {
         if found.descriptor.0 & bits::RECLAIM_MARK == 0 {
@@ -205,7 +205,7 @@ fn unlinked_at<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, table: PhysAddr) 
 }
 
 /// The end of step 2 for the table that translated `address`: the entry is free, unless a mapper has taken it already.
-fn take_mark_away<M: Mmu>(tables: &PageTables<'_, M>, address: VirtAddr) {
+fn take_mark_away<M: Stores>(tables: &PageTables<'_, M>, address: VirtAddr) {
     let (place, entry) = Cursor::at_root(tables).end_of_walk(address, Marks::Keep);
     if entry == UNLINKED {
         // Where this fails a mapper was here: it has invalidated the address itself.

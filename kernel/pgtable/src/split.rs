@@ -46,7 +46,7 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use crate::Error;
 use crate::cursor::{Cursor, Marks};
 use crate::geometry::{Geometry, LAST_LEVEL};
-use crate::mmu::{Mmu, OwnStores, Survey, Table};
+use crate::mmu::{Mmu, Stores, Survey, Table};
 use crate::range::PageRange;
 use crate::source::TableSource;
 use crate::table_list::TableList;
@@ -137,7 +137,7 @@ impl Splits {
 
 /// How an update deals with leaves that its range cuts: not at all ([`WholeLeaves`], [`RefuseSplits`]), or by splitting
 /// them while they are in use ([`Split`]).
-pub trait Splitter<M: Mmu> {
+pub trait Splitter<M: Stores> {
     /// Whether leaves in the range and around it may be split while they are in use, by this splitter or by the owner
     /// of a neighbouring range.
     const LIVE_SPLITS: bool;
@@ -152,7 +152,7 @@ pub trait Splitter<M: Mmu> {
     fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error>;
 }
 
-impl<M: Mmu, S: Splitter<M>> Splitter<M> for &mut S {
+impl<M: Stores, S: Splitter<M>> Splitter<M> for &mut S {
     const LIVE_SPLITS: bool = S::LIVE_SPLITS;
     const SPLITS: bool = S::SPLITS;
 
@@ -166,7 +166,7 @@ impl<M: Mmu, S: Splitter<M>> Splitter<M> for &mut S {
 #[derive(Clone, Copy, Debug)]
 pub struct WholeLeaves;
 
-impl<M: Mmu> Splitter<M> for WholeLeaves {
+impl<M: Stores> Splitter<M> for WholeLeaves {
     const LIVE_SPLITS: bool = false;
 
     fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
@@ -178,7 +178,7 @@ impl<M: Mmu> Splitter<M> for WholeLeaves {
 #[derive(Clone, Copy, Debug)]
 pub struct RefuseSplits;
 
-impl<M: Mmu> Splitter<M> for RefuseSplits {
+impl<M: Stores> Splitter<M> for RefuseSplits {
     const LIVE_SPLITS: bool = true;
     const SPLITS: bool = false;
 
@@ -206,7 +206,7 @@ impl<'a, S, T> Split<'a, S, T> {
     }
 }
 
-impl<M: Mmu, S: Serialise, T: TableSource> Splitter<M> for Split<'_, S, T> {
+impl<M: Stores, S: Serialise, T: TableSource> Splitter<M> for Split<'_, S, T> {
     const LIVE_SPLITS: bool = true;
 
     fn split(&mut self, cut: &Cut<'_, M>) -> Result<(), Error> {
@@ -215,7 +215,7 @@ impl<M: Mmu, S: Serialise, T: TableSource> Splitter<M> for Split<'_, S, T> {
     }
 }
 
-impl<M: Mmu> PageTables<'_, M> {
+impl<M: Stores> PageTables<'_, M> {
     /// Splits the leaves that `range` cuts at its ends, to the largest legal pieces, so that [`PageTables::update`] may
     /// change exactly the range. Nothing is split where it cuts none.
     ///
@@ -263,7 +263,7 @@ impl<M: Mmu> PageTables<'_, M> {
 }
 
 /// [`PageTables::split`] with `needed` tables, and whether these were enough.
-fn split_with<M: Mmu, S: Serialise>(
+fn split_with<M: Stores, S: Serialise>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     needed: usize,
@@ -328,14 +328,14 @@ fn missing_tables<M: Mmu>(tables: &PageTables<'_, M>, range: PageRange<M::Geomet
 }
 
 /// The second pass.
-struct Splitting<'a, 't, M: Mmu, S> {
+struct Splitting<'a, 't, M: Stores, S> {
     tables: &'a PageTables<'t, M>,
     how: &'a S,
     spare: TableList,
     done: Splits,
 }
 
-impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
+impl<M: Stores, S: Serialise> Splitting<'_, '_, M, S> {
     /// Splits until no leaf reaches across `end`; `false` where there is no table left.
     fn split_at(&mut self, end: End) -> bool {
         let mmu = self.tables.mmu();
@@ -415,7 +415,7 @@ impl<M: Mmu, S: Serialise> Splitting<'_, '_, M, S> {
 }
 
 /// Clears the contiguous bit of every entry of a group that has it, the last entry last; whether any had it.
-fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell], level: u8) -> bool {
+fn clear_group<M: Stores, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell], level: u8) -> bool {
     let Some((last, others)) = group.split_last() else { return false };
     if how.entries() == Entries::Stopped {
         // Of any entry, as what has refused the change asks.
@@ -453,7 +453,7 @@ fn clear_group<M: Mmu, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell], level:
 
 /// Clears the contiguous bit where it is set; returns whether it was.
 #[inline(always)]
-fn clear<M: Mmu, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
+fn clear<M: Stores, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
     let old = mmu.load(cell);
     if !old.is_contiguous() {
         return false;
@@ -467,14 +467,14 @@ fn clear<M: Mmu, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
 }
 
 /// What a range cuts at its ends, where that is all that is in the way of a change.
-pub struct Cut<'t, M: Mmu> {
+pub struct Cut<'t, M: Stores> {
     tables: PageTables<'t, M>,
     range: PageRange<M::Geometry>,
     leaves: CutLeaves<'t, M>,
 }
 
 /// Which leaves.
-pub(crate) enum CutLeaves<'t, M: Mmu> {
+pub(crate) enum CutLeaves<'t, M: Stores> {
     /// Any, at both ends of the range; the first of them as an error.
     Ends(Error),
     /// One block of the level above the last, which has all of the range.
@@ -490,7 +490,7 @@ pub(crate) enum CutLeaves<'t, M: Mmu> {
     },
 }
 
-impl<'t, M: Mmu> Cut<'t, M> {
+impl<'t, M: Stores> Cut<'t, M> {
     #[inline(always)]
     pub(crate) const fn new(
         tables: PageTables<'t, M>,

@@ -8,7 +8,7 @@ use granule_arch::descriptor::Descriptor;
 
 use crate::Error;
 use crate::geometry::LAST_LEVEL;
-use crate::mmu::{Mmu, OwnStores, Table};
+use crate::mmu::{Mmu, Stores, Table};
 use crate::source::TableSource;
 
 /// Tables that are not linked in a tree: not yet, or not any more. All entries but the first are the owner's.
@@ -23,7 +23,7 @@ impl TableList {
 
     /// Takes `needed` tables from `source`, or none.
     #[inline]
-    pub(crate) fn take<M: Mmu>(mmu: &M, needed: usize, source: &mut impl TableSource) -> Result<Self, Error> {
+    pub(crate) fn take<M: Stores>(mmu: &M, needed: usize, source: &mut impl TableSource) -> Result<Self, Error> {
         let mut tables = Self::EMPTY;
         while tables.count < needed {
             let Some(table) = source.take() else {
@@ -36,13 +36,13 @@ impl TableList {
         Ok(tables)
     }
 
-    pub(crate) fn push<M: Mmu>(&mut self, mmu: &M, table: PhysAddr) {
+    pub(crate) fn push<M: Stores>(&mut self, mmu: &M, table: PhysAddr) {
         mmu.store(&Self::cells(mmu, table)[0], Descriptor(self.head.0));
         self.head = table;
         self.count += 1;
     }
 
-    pub(crate) fn pop<M: Mmu>(&mut self, mmu: &M) -> Option<PhysAddr> {
+    pub(crate) fn pop<M: Stores>(&mut self, mmu: &M) -> Option<PhysAddr> {
         self.count = self.count.checked_sub(1)?;
         let table = self.head;
         let link = &Self::cells(mmu, table)[0];
@@ -51,7 +51,7 @@ impl TableList {
         Some(table)
     }
 
-    pub(crate) fn give_back<M: Mmu>(mut self, mmu: &M, source: &mut impl TableSource) {
+    pub(crate) fn give_back<M: Stores>(mut self, mmu: &M, source: &mut impl TableSource) {
         while let Some(table) = self.pop(mmu) {
             source.give_back(table);
         }

@@ -20,7 +20,7 @@ use crate::cursor::Marks;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, OwnStores, Survey, Tlb};
+use crate::mmu::{Mmu, Stores, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::split::Splitter;
@@ -39,7 +39,7 @@ pub struct Leaf {
     pub size: u64,
 }
 
-impl<'t, M: Mmu> PageTables<'t, M> {
+impl<'t, M: Stores> PageTables<'t, M> {
     /// Takes everything that is mapped in `range` away, and hands each leaf to `released` when no CPU can use it any
     /// more.
     ///
@@ -174,7 +174,7 @@ impl<G: Geometry> Unmapping<G> {
 
     /// Makes each leaf present-invalid; what it translates to stays there to be read.
     #[inline]
-    pub fn break_leaves<M: Mmu<Geometry = G>, S: Splitter<M>>(
+    pub fn break_leaves<M: Stores<Geometry = G>, S: Splitter<M>>(
         &self,
         tables: &PageTables<'_, M>,
         _splitter: &S,
@@ -185,7 +185,7 @@ impl<G: Geometry> Unmapping<G> {
 
     /// The same without the software bits `marks`.
     #[inline(never)]
-    fn make_invalid<M: Mmu<Geometry = G>>(&self, tables: &PageTables<'_, M>, marks: u64) -> Flush<G> {
+    fn make_invalid<M: Stores<Geometry = G>>(&self, tables: &PageTables<'_, M>, marks: u64) -> Flush<G> {
         let mut breaking = Breaking { stale: Stale::NONE, marks };
         let Ok(()) = tables.visit(self.range, &mut breaking);
         breaking.stale.flush()
@@ -193,7 +193,7 @@ impl<G: Geometry> Unmapping<G> {
 
     /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] returned is
     /// complete, and not before.
-    pub fn release<M: Mmu<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
+    pub fn release<M: Stores<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
         tables.release_unmapped(self.range, released);
     }
 }
@@ -225,7 +225,7 @@ struct Breaking<G: Geometry> {
     marks: u64,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Breaking<M::Geometry> {
+impl<'t, M: Stores> Visitor<'t, M> for Breaking<M::Geometry> {
     type Error = core::convert::Infallible;
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
@@ -275,7 +275,7 @@ struct Releasing<F: FnMut(Leaf)> {
     released: F,
 }
 
-impl<'t, M: Mmu, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
+impl<'t, M: Stores, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
     type Error = core::convert::Infallible;
 
     /// Where the leaves were made invalid in another walk, a collapse may have marked them since.

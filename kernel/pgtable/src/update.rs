@@ -18,7 +18,7 @@ use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};
 use crate::look::{Commit, Uniform, beyond, first_look, flush, may_change};
-use crate::mmu::{Mmu, OwnStores, Survey, Tlb};
+use crate::mmu::{Mmu, Stores, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::split::{Cut, CutLeaves, Splitter};
@@ -26,7 +26,7 @@ use crate::stale::{Levels, Stale};
 use crate::tables::PageTables;
 use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
-impl<'t, M: Mmu> PageTables<'t, M> {
+impl<'t, M: Stores> PageTables<'t, M> {
     /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then needed: none where
     /// no entry that was valid changed.
     ///
@@ -148,7 +148,7 @@ impl<'t, M: Mmu> PageTables<'t, M> {
 
 /// [`PageTables::update`] of any range: table by table, in two walks.
 #[inline(never)]
-fn update_tables<M: Mmu, S: Splitter<M>>(
+fn update_tables<M: Stores, S: Splitter<M>>(
     tables: PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     change: Change,
@@ -170,7 +170,7 @@ pub struct Checked<G: Geometry> {
 }
 
 /// The second pass, over a range that the first has been over.
-fn apply<M: Mmu>(
+fn apply<M: Stores>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -195,7 +195,7 @@ fn apply<M: Mmu>(
 /// The first pass: what the entries have in common, where the change may be made.
 ///
 /// A range that cuts a leaf that may be split is no error if every leaf in it has the new permissions already.
-fn check<M: Mmu, S: Splitter<M>>(
+fn check<M: Stores, S: Splitter<M>>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
@@ -237,7 +237,7 @@ fn unchanged<G: Geometry>(range: PageRange<G>, change: &Change) -> Flush<G> {
 
 /// The second pass where entries differ.
 #[cold]
-fn update_each<M: Mmu>(
+fn update_each<M: Stores>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
@@ -359,7 +359,7 @@ struct Flipping {
     levels: Levels,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Flipping {
+impl<'t, M: Stores> Visitor<'t, M> for Flipping {
     type Error = core::convert::Infallible;
 
     #[inline(always)]
@@ -372,13 +372,13 @@ impl<'t, M: Mmu> Visitor<'t, M> for Flipping {
 }
 
 /// The second pass where they differ: entry by entry.
-struct Changing<'a, M: Mmu> {
+struct Changing<'a, M: Stores> {
     lazy: &'a Lazy<'a, M>,
     change: &'a Change,
     stale: Stale<M::Geometry>,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Changing<'_, M> {
+impl<'t, M: Stores> Visitor<'t, M> for Changing<'_, M> {
     type Error = core::convert::Infallible;
 
     /// Changes the entries, and notes what the TLBs may hold of their old values. Those that have the new permissions

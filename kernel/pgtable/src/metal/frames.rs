@@ -4,23 +4,23 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 use granule_arch::descriptor::Descriptor;
 
 use crate::geometry::Geometry;
-use crate::mmu::{Mmu, OwnStores};
+use crate::mmu::Stores;
 use crate::source::TableSource;
 use crate::table_list::TableList;
 
 /// The frames of a range of memory, zeroed when they are taken. What comes back is taken first the next time.
 #[derive(Debug)]
-pub struct FrameRange<'m, M: Mmu> {
+pub struct FrameRange<'m, M: Stores> {
     mmu: &'m M,
     left: PhysRange,
     returned: TableList,
 }
 
-impl<'m, M: Mmu> FrameRange<'m, M> {
+impl<'m, M: Stores> FrameRange<'m, M> {
     /// The whole frames in `range`.
     ///
     /// # Safety
-    /// Nothing else uses the memory, and [`Mmu::table`] of `mmu` reaches it, for as long as a table of it is used.
+    /// Nothing else uses the memory, and [`crate::Mmu::table`] of `mmu` reaches it, for as long as a table of it is used.
     pub const unsafe fn new(mmu: &'m M, range: PhysRange) -> Self {
         Self { mmu, left: range, returned: TableList::EMPTY }
     }
@@ -33,7 +33,7 @@ impl<'m, M: Mmu> FrameRange<'m, M> {
 
 // SAFETY: a frame is in `left`, in `returned` or with its taker, by the contract of `new` alone; one from `left` is
 // zeroed here, and one that came back is as it was taken, but for the link that `pop` clears.
-unsafe impl<M: Mmu> TableSource for FrameRange<'_, M> {
+unsafe impl<M: Stores> TableSource for FrameRange<'_, M> {
     fn take(&mut self) -> Option<PhysAddr> {
         if let Some(table) = self.returned.pop(self.mmu) {
             return Some(table);

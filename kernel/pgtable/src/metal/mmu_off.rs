@@ -10,7 +10,7 @@ use granule_arch::tlbi::Instruction;
 
 use super::{Cell, cells};
 use crate::geometry::{Geometry, Granule4K};
-use crate::mmu::{Mmu, Table};
+use crate::mmu::{Mmu, Stores, Table};
 
 /// The one CPU that runs, before its MMU is on: a table is at its physical address, and no access is exclusive, nor an
 /// atomic read and write. See [the module](super#before-the-mmu-is-on) for what comes around it.
@@ -23,8 +23,9 @@ impl<G: Geometry> MmuOff<G> {
     /// This CPU.
     ///
     /// # Safety
-    /// For as long as it is used, the MMU is off or maps tables at their physical addresses, and no other CPU or walk
-    /// uses them.
+    /// 1. For as long as it is used, the MMU is off or maps tables at their physical addresses, and no other CPU or walk
+    ///    uses them.
+    /// 2. Code that it is given to keeps the contract of [`Mmu::write`], as that of every machine that [`Stores`].
     pub const unsafe fn new() -> Self {
         Self(PhantomData)
     }
@@ -88,3 +89,6 @@ unsafe impl<G: Geometry> Mmu for MmuOff<G> {
         barrier::isb();
     }
 }
+
+// SAFETY: the contract of `new`.
+unsafe impl<G: Geometry> Stores for MmuOff<G> {}

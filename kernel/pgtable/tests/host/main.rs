@@ -59,8 +59,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::host::HostMachine;
 use granule_pgtable::{
-    Change, Error, Execution, Flush, Geometry, Lazy, Leaves, Lockless, Mmu, PageRange, PageTables, Shape, Split,
-    Splits, TableSource,
+    Change, Error, Execution, Flush, Geometry, Lazy, Leaves, Lockless, PageRange, PageTables, Shape, Split, Splits,
+    Stores, TableSource,
 };
 
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
@@ -81,7 +81,7 @@ fn range<G: Geometry>(start: VirtAddr, size: u64) -> PageRange<G> {
 }
 
 /// A change that splits, without a lock, what the range cuts; and what it has split.
-fn update_splitting<M: Mmu>(
+fn update_splitting<M: Stores>(
     tables: &PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,

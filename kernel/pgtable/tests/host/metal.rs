@@ -9,7 +9,7 @@ use granule_arch::tlbi::{Asid, UserTlbToken};
 use granule_pgtable::metal::{AsidTlb, DirectMap, FrameRange, KernelTlb, Metal, MmuOff};
 use granule_pgtable::{
     Change, Geometry, Granule4K, Granule4KVa39, Granule16K, Granule64K, Invalidation, Lazy, Lockless, Mmu, PageTables,
-    Split, Table, TableSource, Tables, Tlb,
+    Split, Stores, Table, TableSource, Tables, Tlb,
 };
 
 use crate::{DATA, LARGEST, TEXT, range};
@@ -29,7 +29,7 @@ impl<G: Geometry> Memory<G> {
 }
 
 /// Maps, splits and changes; returns what a dump then shows. Tables are at `offset` from where they are seen.
-fn build<M: Mmu>(mmu: &M, memory: PhysRange) -> (Table, Vec<(VirtAddr, u64, PhysAddr, u64)>) {
+fn build<M: Stores>(mmu: &M, memory: PhysRange) -> (Table, Vec<(VirtAddr, u64, PhysAddr, u64)>) {
     // SAFETY: memory of the caller's, which the host sees at the machine's addresses.
     let mut frames = unsafe { FrameRange::new(mmu, memory) };
     let root = frames.take().unwrap();
@@ -63,8 +63,8 @@ fn with_the_mmu_off_and_on<G: Geometry>() {
     let (root, built) = build(&mmu_off, off.range());
     // With the MMU on the same tree is seen at an offset.
     const OFFSET: u64 = 0x10_0000_0000;
-    // SAFETY: the memory below, at this offset.
-    let mmu = Metal(unsafe { DirectMap::<G>::new(OFFSET) });
+    // SAFETY: the memory below, at this offset, which `build` alone changes.
+    let mmu = Metal(unsafe { DirectMap::<G>::new(OFFSET).for_owner() });
     let moved = |range: PhysRange| PhysRange::from_size(range.start() - OFFSET, range.size()).unwrap();
     assert_eq!(build(&mmu, moved(on.range())).1, built);
     assert!(built.len() >= 4, "{built:x?}");
@@ -106,8 +106,8 @@ fn steps_of_two_accesses_have_the_effect_of_one() {
 #[test]
 fn frames_are_whole_zeroed_and_given_once() {
     let memory = Memory::<Granule4K>::new();
-    // SAFETY: the host's addresses.
-    let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0) });
+    // SAFETY: the host's addresses, and no tree.
+    let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0).for_owner() });
     // From an address that is no frame's.
     let odd = PhysRange::new(memory.range().start().align_up(4096).unwrap() + 8, memory.range().end()).unwrap();
     // SAFETY: the test's memory.

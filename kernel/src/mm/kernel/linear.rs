@@ -16,7 +16,7 @@
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_pgtable::{Error, Execution, Lazy, Leaves, Mmu, PageRange, PageTables, Shape, Table, TableSource};
+use granule_pgtable::{Error, Execution, Lazy, Leaves, PageRange, PageTables, Shape, Stores, Table, TableSource};
 use thiserror::Error;
 
 use super::image;
@@ -165,7 +165,7 @@ fn common(one: PhysRange, other: PhysRange) -> u64 {
 
 /// Maps memory of one kind: that of the image that nothing may write, or any other.
 #[inline(never)]
-fn map_piece<M: Mmu<Geometry = granule_pgtable::Granule4K>>(
+fn map_piece<M: Stores<Geometry = granule_pgtable::Granule4K>>(
     mmu: &M,
     root: Table,
     piece: PhysRange,

@@ -128,3 +128,7 @@ unsafe impl Platform for ImageView {
         address
     }
 }
+
+// SAFETY: `linear` makes the one machine of it, and maps by it where nothing is mapped yet.
+#[cfg(target_os = "none")]
+unsafe impl Trusted for ImageView {}

@@ -7,20 +7,20 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Flush, Geometry, LastTable, Lazy, Mmu, PageRange, PageTables, PageUpdate, Tlb};
+use granule_pgtable::{Flush, Geometry, LastTable, Lazy, PageRange, PageTables, PageUpdate, Stores, Tlb};
 
 use super::Writability;
 use super::update::{Alias, ONE_BY_ONE, change_run, flush_of, pages};
 
 /// The alias of a range of pages of which no two neighbours have frames that are.
-pub(super) struct ScatteredAlias<'t, M: Mmu> {
+pub(super) struct ScatteredAlias<'t, M: Stores> {
     tables: PageTables<'t, M>,
     range: PageRange<M::Geometry>,
     /// Its entries, where they lie in one table.
     sole: Option<&'t [M::Cell]>,
 }
 
-impl<'t, M: Mmu> ScatteredAlias<'t, M> {
+impl<'t, M: Stores> ScatteredAlias<'t, M> {
     pub(super) fn new(tables: PageTables<'t, M>, range: PageRange<M::Geometry>, sole: Option<&'t [M::Cell]>) -> Self {
         Self { tables, range, sole }
     }

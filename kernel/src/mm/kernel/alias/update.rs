@@ -22,8 +22,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{
-    Change, Checked, Cut, Entry, Error, Flush, Geometry, Invalidation, LastTable, Lazy, Leaf, Mmu, PageRange,
-    PageTables, PageUpdate, Ready, Splitter, Tables, Tlb,
+    Change, Checked, Cut, Entry, Error, Flush, Geometry, Invalidation, LastTable, Lazy, Leaf, PageRange, PageTables,
+    PageUpdate, Ready, Splitter, Stores, Tables, Tlb,
 };
 
 use super::scattered::ScatteredAlias;
@@ -31,7 +31,7 @@ use super::{ReadOnly, ReadWrite, Writability};
 
 /// Where the frames of a range are mapped a second time: in the same tree, by leaves that it may split while they are
 /// in use. It never fails to split a contiguous group.
-pub trait Alias<M: Mmu>: Splitter<M> {
+pub trait Alias<M: Stores>: Splitter<M> {
     /// Where `frame` is mapped. Frames that follow one another are so there, too.
     fn address(&self, frame: PhysAddr) -> VirtAddr;
 }
@@ -56,7 +56,7 @@ pub(super) const ONE_BY_ONE: usize = 512;
 /// # Panics
 /// Where a frame of the range is not mapped by the alias, or executable there.
 #[inline(always)]
-pub fn update<W: Writability, M: Mmu, A: Alias<M>>(
+pub fn update<W: Writability, M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -80,12 +80,12 @@ pub fn update<W: Writability, M: Mmu, A: Alias<M>>(
 }
 
 /// A change of the range that may be made.
-enum Permitted<'t, M: Mmu> {
+enum Permitted<'t, M: Stores> {
     Looked(Ready<'t, M>),
     Checked(Checked<M::Geometry>),
 }
 
-impl<M: Mmu> Permitted<'_, M> {
+impl<M: Stores> Permitted<'_, M> {
     fn make(self, tables: PageTables<'_, M>, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
         match self {
             Self::Looked(ready) => ready.commit(lazy),
@@ -95,13 +95,13 @@ impl<M: Mmu> Permitted<'_, M> {
 }
 
 /// Which change of writability it is, for what is compiled once for both.
-struct Kind<'t, M: Mmu, A: Alias<M>> {
+struct Kind<'t, M: Stores, A: Alias<M>> {
     change: &'static Change,
     /// [`ScatteredAlias::change`].
     scattered: fn(&ScatteredAlias<'t, M>, &LastTable<'t, M>, &Lazy<'_, M>, &mut A) -> bool,
 }
 
-impl<M: Mmu, A: Alias<M>> Kind<'_, M, A> {
+impl<M: Stores, A: Alias<M>> Kind<'_, M, A> {
     const fn of<W: Writability>() -> Self {
         Self { change: &W::CHANGE, scattered: ScatteredAlias::change::<W, A> }
     }
@@ -109,7 +109,7 @@ impl<M: Mmu, A: Alias<M>> Kind<'_, M, A> {
 
 /// [`update`] of any range.
 #[inline(never)]
-fn update_tables<W: Writability, M: Mmu, A: Alias<M>>(
+fn update_tables<W: Writability, M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -122,7 +122,7 @@ fn update_tables<W: Writability, M: Mmu, A: Alias<M>>(
 
 /// Steps 2 to 4 of [`update`]; `sole` are the range's entries, where they are pages of one table.
 #[inline(never)]
-fn update_checked<'t, M: Mmu, A: Alias<M>>(
+fn update_checked<'t, M: Stores, A: Alias<M>>(
     tables: PageTables<'t, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -155,7 +155,7 @@ fn update_checked<'t, M: Mmu, A: Alias<M>>(
 ///
 /// # Panics
 /// As [`update`].
-pub fn update_to_code<M: Mmu, A: Alias<M>>(
+pub fn update_to_code<M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -174,7 +174,7 @@ pub fn update_to_code<M: Mmu, A: Alias<M>>(
 /// As [`PageTables::unmap`], and those of the alias's splits: never where the alias was changed by [`update`] alone,
 /// because then each read-only run ends where leaves end. Nothing is unmapped.
 #[inline]
-pub fn unmap<M: Mmu, A: Alias<M>>(
+pub fn unmap<M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -189,7 +189,7 @@ pub fn unmap<M: Mmu, A: Alias<M>>(
 
 /// [`unmap`] of any range.
 #[inline(never)]
-fn unmap_in_steps<M: Mmu, A: Alias<M>>(
+fn unmap_in_steps<M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -223,7 +223,7 @@ type FrameRun = Range<u64>;
 
 /// The addresses of `run` in `alias`.
 #[inline(always)]
-fn range_of<M: Mmu>(run: &FrameRun, alias: &impl Alias<M>) -> PageRange<M::Geometry> {
+fn range_of<M: Stores>(run: &FrameRun, alias: &impl Alias<M>) -> PageRange<M::Geometry> {
     pages(alias.address(PhysAddr(run.start)), run.end - run.start)
 }
 
@@ -242,7 +242,7 @@ const EVERY_PAGE: u64 = 0;
 const READ_ONLY_PAGES: u64 = bits::RDONLY;
 
 /// The frames of a range in runs, read from its entries; of pages only that have all bits of `MARKS`.
-struct FrameRuns<'t, M: Mmu, const MARKS: u64> {
+struct FrameRuns<'t, M: Stores, const MARKS: u64> {
     tables: PageTables<'t, M>,
     /// What is left of the entries of one last-level table.
     cells: &'t [M::Cell],
@@ -253,7 +253,7 @@ struct FrameRuns<'t, M: Mmu, const MARKS: u64> {
     run: FrameRun,
 }
 
-impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
+impl<'t, M: Stores, const MARKS: u64> FrameRuns<'t, M, MARKS> {
     fn new(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
         Self { tables, cells: &[], from: range.start(), left: range.size(), run: 0..0 }
     }
@@ -278,7 +278,7 @@ impl<'t, M: Mmu, const MARKS: u64> FrameRuns<'t, M, MARKS> {
     }
 }
 
-impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
+impl<M: Stores, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
     type Item = FrameRun;
 
     #[inline(always)]
@@ -316,7 +316,7 @@ impl<M: Mmu, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
 }
 
 /// The runs of a range, once the alias of each can change alone.
-struct AliasRuns<'t, M: Mmu, const MARKS: u64> {
+struct AliasRuns<'t, M: Stores, const MARKS: u64> {
     tables: PageTables<'t, M>,
     range: PageRange<M::Geometry>,
     count: usize,
@@ -333,7 +333,7 @@ enum StaleAlias<G: Geometry> {
     Nothing,
 }
 
-impl<'t, M: Mmu, const MARKS: u64> AliasRuns<'t, M, MARKS> {
+impl<'t, M: Stores, const MARKS: u64> AliasRuns<'t, M, MARKS> {
     /// Step 2.
     fn prepare(
         tables: PageTables<'t, M>,
@@ -413,7 +413,7 @@ impl<'t, M: Mmu, const MARKS: u64> AliasRuns<'t, M, MARKS> {
 
 /// Whether all of `range` is in one last-level table, which `table` is then.
 #[inline(always)]
-fn find<'t, M: Mmu>(tables: PageTables<'t, M>, table: &mut LastTable<'t, M>, range: PageRange<M::Geometry>) -> bool {
+fn find<'t, M: Stores>(tables: PageTables<'t, M>, table: &mut LastTable<'t, M>, range: PageRange<M::Geometry>) -> bool {
     if !table.translates(range.start()) {
         let Some(found) = tables.last_table_of(range.start()) else { return false };
         *table = found;
@@ -423,7 +423,7 @@ fn find<'t, M: Mmu>(tables: PageTables<'t, M>, table: &mut LastTable<'t, M>, ran
 
 /// Whether an end of `range` is inside a block.
 #[cold]
-fn cuts_a_block<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) -> bool {
+fn cuts_a_block<M: Stores>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) -> bool {
     let cut = |page: VirtAddr, boundary: VirtAddr| {
         // What is no block here becomes none before the change, either.
         let level = tables.entry_to_change(page).level;
@@ -440,7 +440,7 @@ pub(super) fn flush_of<G: Geometry>(range: PageRange<G>) -> Flush<G> {
 
 /// Changes one run of the alias.
 #[inline(never)]
-pub(super) fn change_run<M: Mmu, A: Alias<M>>(
+pub(super) fn change_run<M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     lazy: &Lazy<'_, M>,
     range: PageRange<M::Geometry>,
