@@ -223,6 +223,69 @@
 //! assert!(!tables.translate(VirtAddr(0x2000)).unwrap().descriptor.is_writable());
 //! # Ok::<(), granule_pgtable::Error>(())
 //! ```
+//! Where the machine does store, what frees or hands out memory that a walk, or a TLB, may still have takes a contract
+//! of its own:
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::PhysAddr;
+//! fn link_any(source: &mut impl granule_pgtable::TableSource) {
+//!     source.give_back(PhysAddr(0x4008_0000));
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_pgtable::{PageRange, PageTables, Stores};
+//! fn reuse<M: Stores>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
+//!     tables.release_unmapped(range, |_| {});
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_pgtable::{PageTables, Stores, Unmapping};
+//! fn reuse<M: Stores>(tables: PageTables<'_, M>, unmapping: Unmapping<M::Geometry>) {
+//!     unmapping.release(&tables, |_| {});
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use core::sync::atomic::AtomicU64;
+//! # use granule_pgtable::{PageTables, Reclaimer, Stores, Tlb};
+//! fn free<M: Stores>(tables: PageTables<'_, M>, tlb: &impl Tlb<M>, reclaimer: &mut Reclaimer<M::Geometry, 2>) {
+//!     let _ = reclaimer.advance(&tables, tlb, |_| None::<&AtomicU64>, |_| {});
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use core::sync::atomic::AtomicU64;
+//! # use granule_pgtable::{Collapser, PageTables, Stores};
+//! fn mark<M: Stores>(tables: PageTables<'_, M>, collapser: &mut Collapser<M::Geometry, 2>) {
+//!     collapser.mark(&tables, |_| None::<&AtomicU64>);
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_pgtable::{Collapser, PageTables, Stores};
+//! fn replace<M: Stores>(tables: PageTables<'_, M>, collapser: &mut Collapser<M::Geometry, 2>) {
+//!     collapser.replace_stopped(&tables);
+//! }
+//! ```
+//! ```compile_fail,E0133
+//! # use core::sync::atomic::AtomicU64;
+//! # use granule_pgtable::{Collapser, PageTables, Stores, TableSource, Tlb};
+//! fn free<M: Stores>(
+//!     tables: PageTables<'_, M>,
+//!     tlb: &impl Tlb<M>,
+//!     source: &mut impl TableSource,
+//!     collapser: &mut Collapser<M::Geometry, 2>,
+//! ) {
+//!     let _ = collapser.advance(&tables, tlb, |_| None::<&AtomicU64>, source, |_| {});
+//! }
+//! ```
+//! So does what keeps splits apart, or stops other CPUs for them:
+//! ```compile_fail,E0200
+//! struct NoLock;
+//! impl granule_pgtable::Serialise for NoLock {
+//!     type Section<'a> = ();
+//!     fn entries(&self) -> granule_pgtable::Entries {
+//!         granule_pgtable::Entries::Alone
+//!     }
+//!     fn begin(&self) {}
+//! }
+//! ```
 //! A table, a root and frames for tables are vouched for, and so is a machine by which tables change:
 //! ```compile_fail,E0133
 //! # use granule_arch::addr::PhysAddr;

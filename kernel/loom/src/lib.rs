@@ -55,8 +55,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, bits};
 use granule_arch::tlbi::Instruction;
 use granule_pgtable::{
-    Announced, Collapse, Collapser, Entries, Execution, Feature, Geometry, Handshake, Invalidation, Lazy, Leaves, Mmu,
-    PageRange, PageTables, Progress, Reclaimer, Serialise, Shape, Stores, Table, TableSource, Tiny, Tlb, WalkWord,
+    Announced, Collapse, Collapser, Entries, Execution, Feature, Geometry, Handshake, Invalidation, Lazy, Leaf, Leaves,
+    Mmu, PageRange, PageTables, Progress, Reclaimer, Serialise, Shape, Stores, Table, TableSource, Tiny, Tlb, WalkWord,
     WholeLeaves,
 };
 use loom::cell::UnsafeCell;
@@ -297,12 +297,15 @@ impl<'m> Cpu<'m> {
     }
 
     /// The same in a walk that is not announced.
+    #[allow(unsafe_code, reason = "releases what has no memory")]
     pub fn release_quietly(&self, first: u64, count: usize) {
         let mut next = first;
-        self.tables().release_unmapped(pages(first, count), |leaf| {
+        let released = |leaf: Leaf| {
             assert_eq!(leaf.physical, PhysAddr(TARGET + (next << Tiny::PAGE_SHIFT)), "page {next} was lost");
             next += leaf.size >> Tiny::PAGE_SHIFT;
-        });
+        };
+        // SAFETY: frames are numbers, which a test looks for.
+        unsafe { self.tables().release_unmapped(pages(first, count), released) };
         assert_eq!(next, first + count as u64, "page {next} was lost");
     }
 
@@ -338,26 +341,25 @@ impl<'m> Cpu<'m> {
 
     /// Takes the reclaim of empty tables as far as it goes without waiting. Each freed table has another owner at
     /// once. One CPU does this.
+    #[allow(unsafe_code, reason = "the one reclaimer of the tree, or a test that shows what is lost")]
     pub fn reclaim(&self) -> Progress {
         let (reclaimer, freed) = &mut *self.machine.reclaim.lock().unwrap();
         if reclaimer.is_idle() {
             reclaimer.start(pages(0, ENTRIES));
         }
-        reclaimer.advance(
-            &self.tables(),
-            &NoTlb,
-            |number| self.word_of(number),
-            |table| {
-                for cell in self.machine.cells(table) {
-                    cell.store(poison().0, Ordering::Relaxed);
-                }
-                *freed += 1;
-            },
-        )
+        let free = |table| {
+            for cell in self.machine.cells(table) {
+                cell.store(poison().0, Ordering::Relaxed);
+            }
+            *freed += 1;
+        };
+        // SAFETY: tables are words of the machine; what comes too early is poison that a walk reads.
+        unsafe { reclaimer.advance(&self.tables(), &NoTlb, |number| self.word_of(number), free) }
     }
 
     /// Takes the collapse of all tables as far as it goes without waiting, unless another CPU does that at this moment.
     /// A table that is replaced has another owner at once.
+    #[allow(unsafe_code, reason = "the one collapser of the tree, or a test that shows what is lost")]
     pub fn collapse(&self) {
         let Ok(mut collapser) = self.machine.collapse.try_lock() else { return };
         if collapser.is_idle() {
@@ -373,8 +375,11 @@ impl<'m> Cpu<'m> {
             self.machine.reclaim.lock().unwrap().1 += 1;
         };
         loop {
-            collapser.mark(&self.tables(), words);
-            let progress = collapser.advance(&self.tables(), &NoTlb, words, &mut { *self }, free);
+            // SAFETY: as for `reclaim`.
+            let progress = unsafe {
+                collapser.mark(&self.tables(), words);
+                collapser.advance(&self.tables(), &NoTlb, words, &mut { *self }, free)
+            };
             if collapser.is_idle() || progress == Progress::Waiting {
                 return;
             }
@@ -499,7 +504,7 @@ unsafe impl TableSource for Cpu<'_> {
         Some(table)
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         self.machine.free.lock().unwrap().push(table);
     }
 }
@@ -507,7 +512,9 @@ unsafe impl TableSource for Cpu<'_> {
 /// The machine's lock around splits.
 pub struct SplitLock<'m>(&'m loom::sync::Mutex<()>);
 
-impl Serialise for SplitLock<'_> {
+// SAFETY: every split that takes one takes the same lock.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for SplitLock<'_> {
     type Section<'a>
         = loom::sync::MutexGuard<'a, ()>
     where

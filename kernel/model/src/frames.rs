@@ -34,7 +34,7 @@ unsafe impl<G: Geometry> TableSource for Frames<'_, G> {
         Some(table)
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         let cells = self.model.arena().cells(table, (G::PAGE_SIZE / 8) as usize);
         let zero = cells.iter().all(|cell| cell.load(std::sync::atomic::Ordering::Relaxed) == 0);
         assert!(zero, "a table was given back that is not zeroed");

@@ -270,7 +270,14 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// it goes on with [`Collapser::advance`], the longer no owner may have come by for them to be collapsed.
     ///
     /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree.
-    pub fn mark<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
+    ///
+    /// # Safety
+    /// Of all methods that change the tree:
+    /// 1. It is the one collapser of the tree, and no other tree's; the tree's [`crate::Reclaimer`] does not go on meanwhile.
+    /// 2. Walks are as [`Collapser::start`] demands, and `words` gives the word of each CPU that may walk.
+    /// 3. With [`Handshake::Marks`] every CPU and device that uses the tree can hold leaves of two sizes.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn mark<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
         words: impl Fn(usize) -> Option<&'w W>,
@@ -316,7 +323,14 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// Step 2 of [`Handshake::Stopped`], for what [`Collapser::mark`] has found: with all other CPUs stopped, none inside a
     /// walk, and outside of any walk of this CPU's. Afterwards they go on, and [`Collapser::advance`] frees what was
     /// replaced.
-    pub fn replace_stopped<M: Stores<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
+    ///
+    /// # Safety
+    /// 1. As [`Self::mark`].
+    /// 2. Until it returns no other CPU runs, and no CPU, this one among them, is inside a walk of the tree.
+    /// 3. Nothing that this CPU accesses meanwhile is mapped by entries that are replaced, but by the second mapping of
+    ///    [`crate::Stores::break_before_make`].
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn replace_stopped<M: Stores<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
         let (Some(pass), Stage::Marked(First { at, level }, ..)) = (&mut self.pass, self.stage) else { return };
         let (Collapse { range, never_blocks, .. }, done, replaced) = (pass.what, &mut self.done, &mut self.replaced);
         // What that table translates, and no more is looked at: it may be another one by now, or gone.
@@ -364,7 +378,12 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// Tables for groups come from `source`; `free` takes those that were replaced, of which no walk has a copy any more,
     /// with the entries that they had. `words` as for [`Collapser::mark`]. Not inside a walk of this CPU's own, which would
     /// be waited for like any other's.
-    pub fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
+    ///
+    /// # Safety
+    /// 1. As [`Self::mark`].
+    /// 2. `tlb` invalidates for every CPU, and every device, that uses the tree.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
         tlb: &impl Tlb<M>,
@@ -475,6 +494,7 @@ fn put<M: Stores>(mmu: &M, found: &Found<'_, M>, new: Descriptor) -> bool {
 }
 
 /// Puts a new table there, which is as the one that was found, with a contiguous bit for each group that can have it.
+#[allow(unsafe_code, reason = "gives back what it has taken")]
 fn put_groups<M: Stores>(mmu: &M, found: &Found<'_, M>, source: &mut impl TableSource) -> bool {
     let Some(address) = source.take() else { return false };
     let level = found.table.level();
@@ -492,7 +512,8 @@ fn put_groups<M: Stores>(mmu: &M, found: &Found<'_, M>, source: &mut impl TableS
     let linked = put(mmu, found, Descriptor(found.descriptor.0 & !bits::ADDRESS | address.0));
     if !linked {
         mmu.fill(new, Descriptor::EMPTY, 0);
-        source.give_back(address);
+        // SAFETY: it was taken above, is not linked, and is empty again.
+        unsafe { source.give_back(address) };
     }
     linked
 }

@@ -220,7 +220,7 @@ unsafe impl<G: Geometry> TableSource for HostFrames<'_, G> {
         lock(&self.machine.free).pop()
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         assert!(self.machine.mmu.0.frame(table).iter().all(|cell| cell.0.load(Ordering::Relaxed) == 0), "not zeroed");
         self.left = self.left.saturating_add(1);
         lock(&self.machine.free).push(table);

@@ -113,7 +113,14 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
     ///
     /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree. Not inside a walk of
     /// this CPU's own, which would be waited for like any other's; a tree that has its own words has its own callers.
-    pub fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
+    ///
+    /// # Safety
+    /// 1. It is the one reclaimer of the tree, and no other tree's.
+    /// 2. Every walk of the tree is announced ([`crate::Announced`]) until the reclaimer is idle, and `words` gives the word
+    ///    of each CPU that may walk. Other than that only the tree's [`crate::Collapser`] walks, and not meanwhile.
+    /// 3. `tlb` invalidates for every CPU, and every device, that uses the tree.
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
         &mut self,
         tables: &PageTables<'_, M>,
         tlb: &impl Tlb<M>,

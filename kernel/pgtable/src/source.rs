@@ -13,6 +13,11 @@ pub unsafe trait TableSource {
     /// A zeroed frame; `None` where there is no more. Called before anything is changed, never after.
     fn take(&mut self) -> Option<PhysAddr>;
 
-    /// Takes back a frame that was not needed, zeroed as it came. No table walk has ever reached it.
-    fn give_back(&mut self, table: PhysAddr);
+    /// Takes back a frame that was not needed, or is no table any more.
+    ///
+    /// # Safety
+    /// 1. [`take`](Self::take) of this supply gave it, and it comes back once.
+    /// 2. Nothing uses it, and no table walk reaches it.
+    /// 3. It is zeroed, as it came, but for a supply that zeroes what it gives.
+    unsafe fn give_back(&mut self, table: PhysAddr);
 }

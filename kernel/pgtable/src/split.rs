@@ -54,7 +54,15 @@ use crate::tables::PageTables;
 use crate::walk::Entry;
 
 /// How splits of one leaf by several CPUs are kept apart.
-pub trait Serialise {
+///
+/// # Safety
+/// While a section lasts:
+/// 1. With [`Entries::Alone`] no other split of the tree is under way, on this CPU or another.
+/// 2. With [`Entries::Stopped`] no other CPU runs, and none is inside a walk of the tree.
+///
+/// [`Entries::Unguarded`] promises nothing, and loses changes of others: it is for machines that show that.
+#[allow(unsafe_code, reason = "a contract for implementors; nothing unsafe is done here")]
+pub unsafe trait Serialise {
     /// Held while entries are changed, and dropped after.
     type Section<'a>
     where
@@ -95,7 +103,9 @@ pub enum Entries {
 #[derive(Clone, Copy, Debug)]
 pub struct Lockless;
 
-impl Serialise for Lockless {
+// SAFETY: the entries are `Shared`.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for Lockless {
     type Section<'a> = ();
 
     #[inline(always)]

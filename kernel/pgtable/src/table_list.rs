@@ -51,9 +51,12 @@ impl TableList {
         Some(table)
     }
 
+    /// Gives back what [`Self::take`] took from `source`.
+    #[allow(unsafe_code, reason = "gives back what it has taken")]
     pub(crate) fn give_back<M: Stores>(mut self, mmu: &M, source: &mut impl TableSource) {
         while let Some(table) = self.pop(mmu) {
-            source.give_back(table);
+            // SAFETY: it came from there and was never linked; `pop` has emptied the entry that was used.
+            unsafe { source.give_back(table) };
         }
     }
 

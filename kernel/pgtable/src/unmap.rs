@@ -54,6 +54,7 @@ impl<'t, M: Stores> PageTables<'t, M> {
     /// # Errors
     /// [`Error::Straddles`]: a leaf is only partly in the range. Nothing was changed.
     #[inline]
+    #[allow(unsafe_code, reason = "releases what it has invalidated")]
     pub fn unmap<S: Splitter<M>>(
         &self,
         lazy: &Lazy<'_, M>,
@@ -68,7 +69,8 @@ impl<'t, M: Stores> PageTables<'t, M> {
         let unmapping = self.begin_unmap(range)?;
         let flush = unmapping.break_leaves(self, &splitter);
         lazy.invalidate(tlb, [flush]);
-        unmapping.release(self, released);
+        // SAFETY: the two lines above.
+        unsafe { unmapping.release(self, released) };
         Ok(())
     }
 
@@ -133,10 +135,15 @@ impl<'t, M: Stores> PageTables<'t, M> {
         Ok(true)
     }
 
-    /// The second half of [`Self::unmap_lazily`], once, and only when the invalidation is complete: empties the entries and
-    /// hands out the leaves, as [`Self::unmap`] does.
+    /// The second half of [`Self::unmap_lazily`]: empties the entries and hands out the leaves, as [`Self::unmap`] does.
+    ///
+    /// # Safety
+    /// 1. [`Self::unmap_lazily`], or [`Unmapping::break_leaves`], has made each leaf of `range` present-invalid.
+    /// 2. An invalidation of the range that began after that is complete: no CPU and no device uses what it translated to.
+    /// 3. It is called once for each unmapping, and nothing else was mapped there since.
     #[inline]
-    pub fn release_unmapped(&self, range: PageRange<M::Geometry>, released: impl FnMut(Leaf)) {
+    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
+    pub unsafe fn release_unmapped(&self, range: PageRange<M::Geometry>, released: impl FnMut(Leaf)) {
         let Ok(()) = self.visit(range, &mut Releasing { released });
     }
 
@@ -191,10 +198,15 @@ impl<G: Geometry> Unmapping<G> {
         breaking.stale.flush()
     }
 
-    /// Empties the entries and hands out the leaves, when the invalidation that [`Self::break_leaves`] returned is
-    /// complete, and not before.
-    pub fn release<M: Stores<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
-        tables.release_unmapped(self.range, released);
+    /// Empties the entries and hands out the leaves.
+    ///
+    /// # Safety
+    /// 1. [`Self::break_leaves`] was called, for the same `tables`.
+    /// 2. The invalidation that it returned is complete.
+    #[allow(unsafe_code, reason = "passes on its caller's contract")]
+    pub unsafe fn release<M: Stores<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
+        // SAFETY: the caller's contract; this value is there once.
+        unsafe { tables.release_unmapped(self.range, released) };
     }
 }
 

@@ -186,7 +186,7 @@ unsafe impl TableSource for Source<'_> {
         Some(table)
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         self.domain.tables.fetch_sub(1, Ordering::Relaxed);
         self.domain.frames.free(self.cpu, table);
     }

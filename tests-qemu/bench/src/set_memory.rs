@@ -115,7 +115,7 @@ unsafe impl TableSource for NoTables {
         None
     }
 
-    fn give_back(&mut self, _: PhysAddr) {}
+    unsafe fn give_back(&mut self, _: PhysAddr) {}
 }
 
 bench!(ro_alias, "set_memory_ro", "page", bootargs("vmalloc=pages"));

@@ -167,8 +167,9 @@ impl KernelTables<'_> {
         self.0.tables().unmap_lazily(tiny(range), unwanted, 0)
     }
 
-    fn release_unmapped(&self, range: PageRange, released: impl FnMut(Leaf)) {
-        self.0.tables().release_unmapped(tiny(range), released);
+    unsafe fn release_unmapped(&self, range: PageRange, released: impl FnMut(Leaf)) {
+        // SAFETY: the caller's contract.
+        unsafe { self.0.tables().release_unmapped(tiny(range), released) };
     }
 }
 

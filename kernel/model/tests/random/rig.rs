@@ -399,7 +399,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
             let stale = Invalidation { range, tables: Tables::Unlinked, level: None };
             self.tlb.invalidate(&mmu, core::iter::once(stale));
             let mut frames = self.model.frames();
-            gone.into_iter().for_each(|table| frames.give_back(table));
+            // SAFETY: as above.
+            gone.into_iter().for_each(|table| unsafe { frames.give_back(table) });
         }
     }
 
@@ -483,6 +484,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
     }
 
     /// Takes away what tables are empty in what `cpu` owns.
+    #[allow(unsafe_code, reason = "tables that a test may free too early")]
     pub(crate) fn reclaim(&self, cpu: usize) {
         let mmu = self.cpu(cpu);
         let mut reclaimer = Reclaimer::<G, 3>::new();
@@ -491,7 +493,10 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let seen: [_; 3] = core::array::from_fn(|owner| SeenWord { rig: self, owner, reader: cpu });
         let words = |cpu| seen.get(cpu).filter(|_| self.patience != Patience::None);
         self.to_the_end(cpu, || {
-            reclaimer.advance(&mmu.page_tables(), &self.tlb, words, |table| frames.give_back(table))
+            // SAFETY: tables are words of the model: what a contract that is broken loses is a violation that it finds.
+            let free = |table| unsafe { frames.give_back(table) };
+            // SAFETY: as above.
+            unsafe { reclaimer.advance(&mmu.page_tables(), &self.tlb, words, free) }
         });
     }
 
@@ -505,6 +510,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
 
     /// Collapses what is alike, of what both CPUs own; `meanwhile` happens before walk caches are invalidated, or other
     /// CPUs stopped. With [`Patience::None`] nothing is marked, and no walk is waited for.
+    #[allow(unsafe_code, reason = "tables that a test may free too early")]
     pub(crate) fn collapse(&self, cpu: usize, meanwhile: &dyn Fn()) {
         let mmu = self.cpu(cpu);
         let mut collapser = Collapser::<G, 3>::new();
@@ -519,16 +525,20 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         let words = |cpu| seen.get(cpu).filter(|_| self.patience != Patience::None);
         let mut frames = self.model.frames();
         while !collapser.is_idle() {
-            collapser.mark(&mmu.page_tables(), words);
+            // SAFETY: tables are words of the model: what a contract that is broken loses is a violation that it finds.
+            unsafe { collapser.mark(&mmu.page_tables(), words) };
             if let (Splits::Stopped(how), false) = (self.splits, collapser.is_idle()) {
                 meanwhile();
                 let stopping = Stopping::new(self, cpu, how);
                 let _others = stopping.begin();
-                collapser.replace_stopped(&mmu.page_tables());
+                // SAFETY: as above.
+                unsafe { collapser.replace_stopped(&mmu.page_tables()) };
             }
             let tlb = Late { tlb: &self.tlb, before: meanwhile };
             let free = |table| self.model.frames().free(cpu, table);
-            self.to_the_end(cpu, || collapser.advance(&mmu.page_tables(), &tlb, words, &mut frames, free));
+            // SAFETY: as above.
+            let advance = || unsafe { collapser.advance(&mmu.page_tables(), &tlb, words, &mut frames, free) };
+            self.to_the_end(cpu, advance);
         }
     }
 
@@ -684,7 +694,9 @@ impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Locked<'_, '_, G, T> {
     }
 }
 
-impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Locked<'r, 'm, G, T> {
+// SAFETY: there is one lock.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Locked<'r, 'm, G, T> {
     type Section<'a>
         = Section<'a, 'r, 'm, G, T>
     where
@@ -722,7 +734,9 @@ impl<G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Drop for Section<'_, '_, '_, G, 
 /// Neither a lock nor atomic steps.
 pub(crate) struct Unserialised;
 
-impl Serialise for Unserialised {
+// SAFETY: it breaks the contract, to show what is lost; tables are words of the model.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for Unserialised {
     type Section<'a> = ();
 
     fn entries(&self) -> Entries {

@@ -53,7 +53,9 @@ impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Stopping<'r, 'm, G, T> {
     }
 }
 
-impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Stopping<'r, 'm, G, T> {
+// SAFETY: the others are parked outside of walks, or a lab shows that it matters; tables are words of the model.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Stopping<'r, 'm, G, T> {
     type Section<'a>
         = OthersStopped<'a, 'r, 'm, G, T>
     where

@@ -44,7 +44,7 @@ unsafe impl<M: Stores> TableSource for FrameRange<'_, M> {
         Some(start)
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         self.returned.push(self.mmu, table);
     }
 }

@@ -16,7 +16,7 @@ use granule_pgtable::{
 use crate::interrupt::{Interrupted, RecordingTlb};
 use crate::reclaim::reclaim;
 use crate::split::check_breaks;
-use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
+use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range, vouched};
 
 /// The walk words of two CPUs.
 type Words = [AtomicU64; 2];
@@ -31,13 +31,13 @@ pub(crate) fn collapse<G: Geometry>(machine: &HostMachine<G>, what: Collapse<G>)
     let at = |cpu: usize| words.get(cpu);
     collapser.start(what);
     while !collapser.is_idle() {
-        collapser.mark(&machine.page_tables(), at);
+        vouched::mark(&mut collapser, &machine.page_tables(), at);
         if what.handshake == Handshake::Stopped {
-            collapser.replace_stopped(&machine.page_tables());
+            vouched::replace_stopped(&mut collapser, &machine.page_tables());
         }
         let progress = {
             let free = |table| machine.free_table(table);
-            collapser.advance(&machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free)
+            vouched::collapse(&mut collapser, &machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free)
         };
         assert_eq!(progress, Progress::Done);
     }
@@ -112,9 +112,9 @@ fn with_others_stopped_each_link_is_broken_before_it_is_made() {
     collapser.start(what);
     let stream = machine.record(|| {
         while !collapser.is_idle() {
-            collapser.mark(&machine.page_tables(), at);
+            vouched::mark(&mut collapser, &machine.page_tables(), at);
             let free = |table| machine.free_table(table);
-            collapser.advance(&machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
+            vouched::collapse(&mut collapser, &machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
         }
     });
     assert!(!stream.iter().any(|operation| matches!(operation, Operation::Write { .. })), "{stream:?}");
@@ -126,17 +126,17 @@ fn with_others_stopped_each_link_is_broken_before_it_is_made() {
     let (mut collapser, words) = (Collapser::<Granule4K, 2>::new(), Words::default());
     let at = |cpu: usize| words.get(cpu);
     collapser.start(what);
-    collapser.mark(&machine.page_tables(), at);
+    vouched::mark(&mut collapser, &machine.page_tables(), at);
     change(&machine, range(BASE + 4 * KIB, 4 * KIB), Change::READ_ONLY);
-    collapser.replace_stopped(&machine.page_tables());
+    vouched::replace_stopped(&mut collapser, &machine.page_tables());
     // A few groups at a time.
     assert_eq!(collapser.done(), Collapses::NONE);
     assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 1), (4 * KIB, 1), (4 * KIB, 14), (64 * KIB, 4), (4 * KIB, 944)]);
     while !collapser.is_idle() {
-        collapser.mark(&machine.page_tables(), at);
-        collapser.replace_stopped(&machine.page_tables());
+        vouched::mark(&mut collapser, &machine.page_tables(), at);
+        vouched::replace_stopped(&mut collapser, &machine.page_tables());
         let free = |table| machine.free_table(table);
-        collapser.advance(&machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
+        vouched::collapse(&mut collapser, &machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
     }
     assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 1), (4 * KIB, 1), (4 * KIB, 14), (64 * KIB, 31), (2 * MIB, 1)]);
 }
@@ -255,9 +255,10 @@ fn a_collapse_comes_to_its_end_however_fast_its_blocks_are_split() {
     collapser.start(all_of(whole));
     let mut rounds = 0;
     while !collapser.is_idle() {
-        collapser.mark(&machine.page_tables(), at);
+        vouched::mark(&mut collapser, &machine.page_tables(), at);
         let free = |table| machine.free_table(table);
-        let progress = collapser.advance(&machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
+        let progress =
+            vouched::collapse(&mut collapser, &machine.page_tables(), machine.tlb(), at, &mut machine.frames(), free);
         assert_eq!(progress, Progress::Done);
         use_one_page(&machine, BASE);
         rounds += 1;
@@ -314,11 +315,11 @@ fn walks_are_waited_for_twice() {
     let frames = machine.free_frames();
     let advance = |collapser: &mut Collapser<_, 2>| {
         let free = |table| machine.free_table(table);
-        collapser.advance(&tables, machine.tlb(), at, &mut machine.frames(), free)
+        vouched::collapse(collapser, &tables, machine.tlb(), at, &mut machine.frames(), free)
     };
     let mut walk = Announced::begin(&words[1]);
     collapser.start(all_of(whole));
-    collapser.mark(&tables, at);
+    vouched::mark(&mut collapser, &tables, at);
     assert_eq!(advance(&mut collapser), Progress::Waiting);
     assert_eq!(leaf_sizes(&machine, whole), [(4 * KIB, 512)]);
     drop(walk);
@@ -365,9 +366,9 @@ fn an_owner_at_every_operation_of(prepare: Owner, owner: Owner) {
         collapser.start(all_of(whole));
         while !collapser.is_idle() {
             let tables = PageTables::new(&cpu, machine.page_tables().root());
-            collapser.mark(&tables, number);
+            vouched::mark(&mut collapser, &tables, number);
             let free = |table| machine.free_table(table);
-            collapser.advance(&tables, &RecordingTlb, number, &mut machine.frames(), free);
+            vouched::collapse(&mut collapser, &tables, &RecordingTlb, number, &mut machine.frames(), free);
         }
         cancelled += collapser.done().cancelled;
         if !cpu.was_interrupted() {
@@ -436,7 +437,7 @@ fn one_who_unmaps_lazily_loses_nothing() {
     an_owner_at_every_operation(|machine| {
         let (all, mut released) = (range(BASE, 2 * MIB), 0);
         assert_eq!(machine.page_tables().unmap_lazily(all, bits::RDONLY, bits::VM_ALLOC), Ok(true));
-        machine.page_tables().release_unmapped(all, |leaf| released += leaf.size);
+        vouched::release_unmapped(&machine.page_tables(), all, |leaf| released += leaf.size);
         assert_eq!(released, 2 * MIB);
     });
 }
@@ -454,7 +455,9 @@ fn one_who_hands_out_what_waits_loses_nothing() {
     an_owner_at_every_operation_of(prepare, |machine| {
         let mut released = Vec::new();
         for (at, size) in WAITS {
-            machine.page_tables().release_unmapped(range(BASE + at, size), |leaf| released.push(leaf.physical.0));
+            vouched::release_unmapped(&machine.page_tables(), range(BASE + at, size), |leaf| {
+                released.push(leaf.physical.0)
+            });
         }
         assert_eq!(released, [32 * KIB, 36 * KIB, 2 * MIB - 4 * KIB]);
     });

@@ -14,6 +14,7 @@
 //! - `code`: the stream of cache maintenance and writes where pages become executable
 //! - `metal`: the ready machine, with the MMU off and on
 //! - `unmap_lazily`: the two halves of an unmapping whose invalidation is left for later
+//! - `vouched`: the calls that have a contract, for all of these
 //! - `random`: long sequences of calls against a plain map of page → attributes, in every geometry
 
 /// Each of these tests, in every geometry.
@@ -54,6 +55,7 @@ mod split;
 mod unmap;
 mod unmap_lazily;
 mod update;
+mod vouched;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};

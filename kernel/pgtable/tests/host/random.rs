@@ -14,10 +14,10 @@ use granule_pgtable::{
 use proptest::prelude::{Strategy, any, proptest};
 use proptest::test_runner::Config;
 
-use crate::LARGEST;
 use crate::barriers::{Counts, check, count};
 use crate::calls::{ATTRIBUTES, CHANGES, Call, call, place, units, window};
 use crate::plain::{Piece, Plain};
+use crate::{LARGEST, vouched};
 
 const FRAMES: usize = 48;
 
@@ -210,7 +210,7 @@ impl<G: Geometry> Pair<G> {
         assert_eq!(read_back(&self.machine, window()), self.plain.normal());
         let (mut released, mut last) = (Plain::default(), None);
         let stream = self.machine.record(|| {
-            self.machine.page_tables().release_unmapped(range, |leaf| {
+            vouched::release_unmapped(&self.machine.page_tables(), range, |leaf| {
                 assert!(last < Some(leaf.address));
                 last = Some(leaf.address);
                 let piece = Piece { size: leaf.size, physical: leaf.physical.0, attributes: 0 };

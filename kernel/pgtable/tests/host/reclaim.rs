@@ -10,28 +10,17 @@ use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
     Announced, Change, Geometry, Granule4K, Granule16K, Granule64K, Invalidation, Lazy, PageRange, Progress, Reclaimer,
-    Shape, Stores, TableSource, Tables, WholeLeaves,
+    Shape, Stores, Tables, WholeLeaves,
 };
 
-use crate::{BASE, DATA, GIB, KIB, MIB, map, range};
+use crate::{BASE, DATA, GIB, KIB, MIB, map, range, vouched};
 
 /// The walk words of two CPUs.
 type Words = [AtomicU64; 2];
 
 /// Takes the reclaim of `range` as far as it goes; returns that, and how many tables came free.
 fn advance<G: Geometry>(machine: &HostMachine<G>, reclaimer: &mut Reclaimer<G, 2>, words: &Words) -> (Progress, usize) {
-    let (mut frames, mut freed) = (machine.frames(), 0);
-    let progress = reclaimer.advance(
-        &machine.page_tables(),
-        machine.tlb(),
-        |cpu| words.get(cpu),
-        |table| {
-            // It insists on zeroes.
-            frames.give_back(table);
-            freed += 1;
-        },
-    );
-    (progress, freed)
+    vouched::reclaim(machine, reclaimer, |cpu| words.get(cpu))
 }
 
 pub(crate) fn reclaim<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> usize {

@@ -22,7 +22,9 @@ use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
 /// What a lock gives: no other CPU splits. There is only one CPU here.
 struct Locked;
 
-impl Serialise for Locked {
+// SAFETY: there is one CPU.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for Locked {
     type Section<'a> = ();
 
     fn entries(&self) -> Entries {
@@ -35,7 +37,9 @@ impl Serialise for Locked {
 /// There is no other CPU that would have to stop.
 struct Stopped;
 
-impl Serialise for Stopped {
+// SAFETY: there is no other CPU.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for Stopped {
     type Section<'a> = ();
 
     fn entries(&self) -> Entries {
@@ -487,9 +491,10 @@ unsafe impl<F: FnOnce()> TableSource for Meanwhile<'_, F> {
         self.frames.take()
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         self.given_back.set(self.given_back.get() + 1);
-        self.frames.give_back(table);
+        // SAFETY: the caller's contract.
+        unsafe { self.frames.give_back(table) };
     }
 }
 
@@ -550,7 +555,9 @@ fn two_lockless_splits_of_one_leaf_leave_each_other_their_changes() {
 /// Everything that happens in another split's window, by the same CPU.
 struct Window<'m>(&'m dyn Fn());
 
-impl Serialise for Window<'_> {
+// SAFETY: `Unguarded` promises nothing.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for Window<'_> {
     type Section<'a>
         = ()
     where

@@ -8,12 +8,12 @@ use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_pgtable::host::{HostMachine, Operation};
 use granule_pgtable::{
     Announced, Change, Collapser, Error, Geometry, Granule4K, Handshake, Lazy, Leaf, PageRange, Progress, Reclaimer,
-    Shape, Stores, TableSource, WholeLeaves,
+    Shape, Stores, WholeLeaves,
 };
 
 use crate::collapse::{all_of, collapse};
 use crate::reclaim::reclaim;
-use crate::{DATA, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range};
+use crate::{DATA, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range, vouched};
 
 /// What the first half takes away from each leaf.
 const MARK: u64 = bits::VM_ALLOC;
@@ -77,7 +77,8 @@ fn first_half<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) {
 #[track_caller]
 fn second_half<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> Vec<Leaf> {
     let mut released = Vec::new();
-    let record = machine.record(|| machine.page_tables().release_unmapped(range, |leaf| released.push(leaf)));
+    let record =
+        machine.record(|| vouched::release_unmapped(&machine.page_tables(), range, |leaf| released.push(leaf)));
     assert_only_writes(&record);
     assert_eq!(entries(machine, range), []);
     released
@@ -282,7 +283,7 @@ fn marks_on_the_way_are_taken_away<G: Geometry>() {
             assert!(!leaves.iter().any(|leaf| is_marked(leaf.address)));
             set();
             let mut released = Vec::new();
-            machine.page_tables().release_unmapped(part, |leaf| {
+            vouched::release_unmapped(&machine.page_tables(), part, |leaf| {
                 assert!(!is_marked(leaf.address), "a store in a marked table");
                 released.push(leaf);
             });
@@ -328,11 +329,7 @@ fn a_reclaim_that_has_begun_loses_nothing<G: Geometry>() {
     let (part, words) = (at::<G>(page, 2 * page), Words::default());
     let machine = machine(part, OWNED, Shape::PAGES);
     let tables = FRAMES - machine.free_frames();
-    let advance = |reclaimer: &mut Reclaimer<G, 2>| {
-        let mut frames = machine.frames();
-        let words = |cpu: usize| words.get(cpu);
-        reclaimer.advance(&machine.page_tables(), machine.tlb(), words, |table| frames.give_back(table))
-    };
+    let advance = |reclaimer: &mut Reclaimer<G, 2>| vouched::reclaim(&machine, reclaimer, |cpu| words.get(cpu)).0;
     both_halves(&machine, part);
     let mut reclaimer = Reclaimer::new();
     reclaimer.start(part);
@@ -387,13 +384,13 @@ fn a_collapse_that_has_begun_loses_no_release() {
     let (mut collapser, words) = (Collapser::<Granule4K, 2>::new(), Words::default());
     let number = |cpu: usize| words.get(cpu);
     collapser.start(all_of(whole));
-    collapser.mark(&machine.page_tables(), number);
+    vouched::mark(&mut collapser, &machine.page_tables(), number);
     let mut released = Vec::new();
-    machine.page_tables().release_unmapped(part, |leaf| released.push(leaf));
+    vouched::release_unmapped(&machine.page_tables(), part, |leaf| released.push(leaf));
     while !collapser.is_idle() {
         let free = |table| machine.free_table(table);
-        collapser.advance(&machine.page_tables(), machine.tlb(), number, &mut machine.frames(), free);
-        collapser.mark(&machine.page_tables(), number);
+        vouched::collapse(&mut collapser, &machine.page_tables(), machine.tlb(), number, &mut machine.frames(), free);
+        vouched::mark(&mut collapser, &machine.page_tables(), number);
     }
     assert_eq!((released, collapser.done().cancelled), (leaves, 1));
     assert_eq!(entries(&machine, part), []);

@@ -135,23 +135,29 @@ impl KernelSpace {
     }
 
     /// Collapses the next few tables.
+    #[allow(unsafe_code, reason = "the one collapser of the tree")]
     fn collapse_round(&self, cpu: &Cpu, collapser: &mut KernelCollapser, handshake: Handshake) {
         let tables = PageTables::new(&self.mmu, self.root);
-        collapser.mark(&tables, word);
+        // SAFETY: (1) it and the reclaimer are under one lock; (2) `KernelTables` is announced in the CPU's own word, and
+        // what changes them has a `LeafSplitter`; (3) the policy stops the others where a CPU cannot, or a lab shows it.
+        unsafe { collapser.mark(&tables, word) };
         if handshake == Handshake::Stopped && !collapser.is_idle() {
             self.note_stop();
             let _others = smp::park_others();
-            collapser.replace_stopped(&tables);
+            // SAFETY: as above; the others are parked, outside of walks, and the fixed map has the entries of the linear map.
+            unsafe { collapser.replace_stopped(&tables) };
         }
         let (mut source, mut replaced) = (self.table_source(cpu), self.table_source(cpu));
         let mut free = |table| {
             if self.frames.is_handed_out(table) {
-                replaced.give_back(table);
+                // SAFETY: a source gave it, nothing walks it, and the allocator zeroes what it gives.
+                unsafe { replaced.give_back(table) };
             } else {
                 self.boot_tables_replaced.fetch_add(1, Ordering::Relaxed);
             }
         };
-        while collapser.advance(&tables, &self.tlb, word, &mut source, &mut free) == Progress::Waiting {
+        // SAFETY: as above; kernel addresses are invalidated for all CPUs, and no device uses them.
+        while unsafe { collapser.advance(&tables, &self.tlb, word, &mut source, &mut free) } == Progress::Waiting {
             wait::relax();
         }
     }

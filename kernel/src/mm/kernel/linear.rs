@@ -209,7 +209,7 @@ unsafe impl TableSource for ImageSource {
         Some(self.first + ((self.taken - 1) * PAGE_SIZE) as u64)
     }
 
-    fn give_back(&mut self, _table: PhysAddr) {}
+    unsafe fn give_back(&mut self, _table: PhysAddr) {}
 }
 
 /// Frames for tables, from what the linear map shows already.
@@ -235,5 +235,5 @@ unsafe impl TableSource for BankSource<'_> {
         Some(frame)
     }
 
-    fn give_back(&mut self, _table: PhysAddr) {}
+    unsafe fn give_back(&mut self, _table: PhysAddr) {}
 }

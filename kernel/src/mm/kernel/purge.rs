@@ -105,6 +105,7 @@ impl KernelSpace {
     }
 
     /// The invalidation of `range`, and then the rest.
+    #[allow(unsafe_code, reason = "releases what it has invalidated")]
     fn finish(&self, cpu: &Cpu, range: PageRange, mut unmapped: UnmappedAreas) -> usize {
         // Other CPUs may have unmapped some.
         if !lab::is_on!(PURGE_NO_FLUSH) {
@@ -115,7 +116,9 @@ impl KernelSpace {
             let Ok(range) = PageRange::from_pages(freeing.start(), freeing.pages() as usize) else { continue };
             {
                 let _owner = RangeOwnerCheck::new(range);
-                self.tables().get().release_unmapped(range, add_to(Some(&mut frames)));
+                // SAFETY: each area in the list was unmapped once, before the invalidation, and keeps its addresses until
+                // it is removed below; or a lab shows what is lost.
+                unsafe { self.tables().get().release_unmapped(range, add_to(Some(&mut frames))) };
             }
             freed += range.pages();
             self.areas.remove_seldom(freeing);

@@ -112,6 +112,7 @@ impl KernelSpace {
     }
 
     /// The same in one range where areas were; `None` where there is none, or another CPU reclaims.
+    #[allow(unsafe_code, reason = "the one reclaimer of the tree")]
     fn reclaim_once(&self, cpu: &Cpu) -> Option<usize> {
         let mut work = self.table_work.try_lock()?;
         let reclaimer = &mut work.reclaimer;
@@ -123,13 +124,17 @@ impl KernelSpace {
         // one.
         let tables = PageTables::new(&self.mmu, self.root);
         let free = |table| {
-            source.give_back(table);
+            // SAFETY: the tree's tables are of the one source, and the reclaimer hands out what nothing walks, zeroed.
+            unsafe { source.give_back(table) };
             freed += 1;
         };
         let progress = if lab::is_on!(EARLY_TABLE_FREE) {
-            reclaimer.advance(&tables, &Careless, |_| None::<&AtomicU64>, free)
+            // SAFETY: none: the lab shows what is lost.
+            unsafe { reclaimer.advance(&tables, &Careless, |_| None::<&AtomicU64>, free) }
         } else {
-            reclaimer.advance(&tables, &self.tlb, word, free)
+            // SAFETY: (1) it is under its lock, and there is one tree; (2) `KernelTables` is announced in the CPU's own word,
+            // the collapser has the same lock; (3) kernel addresses are invalidated for all CPUs, and no device uses them.
+            unsafe { reclaimer.advance(&tables, &self.tlb, word, free) }
         };
         debug_assert!(progress == Progress::Waiting || reclaimer.is_idle());
         Some(freed)

@@ -104,7 +104,9 @@ impl Splitting {
 /// `split=lock`.
 struct Locking<'s>(&'s Splitting);
 
-impl Serialise for Locking<'_> {
+// SAFETY: every split under this policy takes the lock.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for Locking<'_> {
     type Section<'a>
         = IrqGuard<'a, (), { rank::SPLIT }>
     where
@@ -138,7 +140,9 @@ enum UncommonSplit {
     Unserialised,
 }
 
-impl Serialise for UncommonSplit {
+// SAFETY: for what is `Stopped` the other CPUs are parked, which they are outside of walks alone.
+#[allow(unsafe_code, reason = "keeps the contract of `Serialise`")]
+unsafe impl Serialise for UncommonSplit {
     type Section<'a> = Option<OthersParked>;
 
     fn entries(&self) -> Entries {

@@ -551,7 +551,8 @@ impl KernelSpace {
             unmapping.unwrap_or_else(|error| panic!("a leaf reaches across an end of what was mapped: {error}"));
         unmapping.break_leaves(&tables, &splitter).defer();
         self.flush_kernel_range(range);
-        unmapping.release(&tables, add_to(frames));
+        // SAFETY: its leaves are broken, and the range is invalidated.
+        unsafe { unmapping.release(&tables, add_to(frames)) };
     }
 
     /// Unmaps and frees an area, which is all of `range`.

@@ -589,7 +589,7 @@ unsafe impl TableSource for SpaceSource<'_> {
         Some(table)
     }
 
-    fn give_back(&mut self, table: PhysAddr) {
+    unsafe fn give_back(&mut self, table: PhysAddr) {
         self.taken.fetch_sub(1, Ordering::Relaxed);
         self.frames.free(self.cpu, table);
     }

@@ -189,6 +189,7 @@ pub fn unmap<M: Stores, A: Alias<M>>(
 
 /// [`unmap`] of any range.
 #[inline(never)]
+#[allow(unsafe_code, reason = "releases what it has invalidated")]
 fn unmap_in_steps<M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
@@ -214,7 +215,8 @@ fn unmap_in_steps<M: Stores, A: Alias<M>>(
             runs.invalidate(lazy, tlb, flush, &stale, alias);
         }
     }
-    unmapping.release(&tables, released);
+    // SAFETY: its leaves are broken, and `flush` was invalidated in one of the two ways.
+    unsafe { unmapping.release(&tables, released) };
     Ok(())
 }
 

@@ -532,7 +532,11 @@ impl Alias<HostMmu> for Collapsed<'_> {
             // The marks are older than the walk that asks, which is not waited for.
             let words = |_| None::<&AtomicU64>;
             let free = |table| self.machine.free_table(table);
-            self.collapser.borrow_mut().advance(&tables, self.machine.tlb(), words, &mut frames, free);
+            // SAFETY: tables are words of the host machine's arena, and there is one CPU.
+            #[allow(unsafe_code, reason = "keeps the contract of a collapser")]
+            unsafe {
+                self.collapser.borrow_mut().advance(&tables, self.machine.tlb(), words, &mut frames, free);
+            }
         }
         self.linear.address(frame)
     }
@@ -551,7 +555,11 @@ fn a_table_where_a_run_ends_is_no_block_before_the_change_is_made() {
         let collapser = RefCell::new(Collapser::new());
         let marked = range(LINEAR + (1024 + 512) * PAGE, 2 * MIB);
         collapser.borrow_mut().start(Collapse { range: marked, never_blocks: 0, handshake: Handshake::Marks });
-        collapser.borrow_mut().mark(&machine.page_tables(), |_| None::<&AtomicU64>);
+        // SAFETY: as above.
+        #[allow(unsafe_code, reason = "keeps the contract of a collapser")]
+        unsafe {
+            collapser.borrow_mut().mark(&machine.page_tables(), |_| None::<&AtomicU64>);
+        }
         let (linear, asked) = (linear(&machine, 0), Cell::new(0));
         let alias = &mut Collapsed { linear, machine: &machine, collapser, asked, at };
         let changed = update::update::<ReadOnly, _, _>(machine.page_tables(), machine.tlb(), area, 0, alias);
