@@ -7,7 +7,7 @@ use granule_arch::addr::VirtAddr;
 use granule_loom::{Cpu, Machine, NoTlb, pages};
 use granule_pgtable::{Change, Geometry, Lazy, Lockless, Split, Tiny};
 
-use crate::{assert_caught, orders, without};
+use crate::{assert_caught, orders, short_and_long, without};
 
 /// A table of four pages, which could be a block.
 pub(crate) fn four_pages(cpu: Cpu<'_>) {
@@ -161,13 +161,14 @@ fn handed_out_in_a_walk_that_is_not_announced_it_is_left() {
 }
 
 /// All of what becomes a block meanwhile, or has become one.
-#[test]
-fn all_of_a_table_waits_and_is_handed_out() {
+fn hand_out_all(preemptions: usize) {
     let owner = |cpu: Cpu<'_>| {
         cpu.unmap_lazily(0, 4);
         cpu.release(0, 4);
     };
-    orders(2, without!(Nothing, 4), four_pages, [collapse, owner], |machine| {
+    orders(preemptions, without!(Nothing, 4), four_pages, [collapse, owner], |machine| {
         assert!(!(0..4).any(|page| machine.cpu(0).look(page)), "an entry was left");
     });
 }
+
+short_and_long!(1, hand_out_all, all_of_a_table_waits_and_is_handed_out, all_of_a_table_with_two_preemptions);

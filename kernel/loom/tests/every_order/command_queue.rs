@@ -28,7 +28,7 @@ fn one_cpu(pages: usize, omitted: Omitted) {
 
 /// Two CPUs take pages, so many each, by a queue of `2^BITS` slots.
 fn two_cpus<const BITS: u32>(pages: [usize; 2], omitted: Omitted) {
-    two_cpus_with::<BITS>(3, pages, omitted);
+    two_cpus_with::<BITS>(2, pages, omitted);
 }
 
 /// The same with at most so many preemptions.
@@ -67,6 +67,13 @@ fn calls_wait_for_room_and_go_round() {
 #[test]
 fn slots_that_another_cpu_has_found_free_are_written_behind_the_smmus_reads() {
     two_cpus_with::<1>(1, [2, 1], Omitted::Nothing);
+}
+
+#[test]
+#[ignore = "takes half a minute: ./x test --long"]
+fn two_calls_at_once_with_three_preemptions() {
+    two_cpus_with::<2>(3, [1, 1], Omitted::Nothing);
+    two_cpus_with::<1>(3, [1, 1], Omitted::Nothing);
 }
 
 #[test]

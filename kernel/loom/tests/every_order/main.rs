@@ -108,5 +108,23 @@ macro_rules! without {
 }
 pub(crate) use without;
 
+/// A property as two tests: in each run with so many preemptions, with which its twins are caught, in a long one with one
+/// more.
+macro_rules! short_and_long {
+    ($preemptions:expr, $property:ident, $short:ident, $long:ident) => {
+        #[test]
+        fn $short() {
+            $property($preemptions);
+        }
+
+        #[test]
+        #[ignore = "takes minutes: ./x test --long"]
+        fn $long() {
+            $property($preemptions + 1);
+        }
+    };
+}
+pub(crate) use short_and_long;
+
 /// Nothing to do.
 fn nothing(_: Cpu<'_>) {}

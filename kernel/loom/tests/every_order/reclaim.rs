@@ -5,7 +5,7 @@
 use granule_loom::{Cpu, Machine};
 use granule_pgtable::Progress;
 
-use crate::{assert_caught, every_order, without};
+use crate::{assert_caught, every_order, orders, short_and_long, without};
 
 /// Leaves an empty table linked.
 pub(crate) fn empty_table(cpu: Cpu<'_>) {
@@ -102,9 +102,9 @@ fn marks_that_are_not_seen_before_the_words_are_read_are_caught() {
 }
 
 /// The last page goes while the table is looked at, a neighbour maps, and a table is taken away.
-#[test]
-fn an_owner_unmaps_a_neighbour_maps_and_a_third_reclaims() {
-    every_order(
+fn beside_two(preemptions: usize) {
+    orders(
+        preemptions,
         without!(Nothing, 2),
         |cpu| cpu.map(0),
         [reclaim, |cpu| cpu.unmap(0), |cpu| cpu.map(1)],
@@ -115,6 +115,13 @@ fn an_owner_unmaps_a_neighbour_maps_and_a_third_reclaims() {
         },
     );
 }
+
+short_and_long!(
+    2,
+    beside_two,
+    an_owner_unmaps_a_neighbour_maps_and_a_third_reclaims,
+    an_owner_a_neighbour_and_a_third_with_three_preemptions
+);
 
 /// A page waits for its invalidation in a table that another CPU would take away: it stays until the page is handed out.
 #[test]

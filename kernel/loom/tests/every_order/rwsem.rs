@@ -13,10 +13,12 @@ use granule_loom::smp::{self, CpuId};
 use granule_loom::{Omitted, Watched, omit};
 use loom::sync::atomic::{AtomicBool, Ordering};
 
-use crate::{assert_caught, threads_with};
+use crate::{assert_caught, short_and_long, threads_with};
 
 /// What loom reports of two accesses without an order.
 const RACE: &str = "Causality violation";
+/// Of three threads in each run.
+const PREEMPTIONS: usize = 1;
 
 /// A lock, and what it guards, which loom watches.
 #[derive(Default)]
@@ -63,11 +65,25 @@ fn spawn(omitted: Omitted, work: impl FnOnce() + 'static) -> loom::thread::JoinH
     })
 }
 
-/// Two threads take the lock at once, and a third, which then checks the value.
-fn taken_at_once(omitted: Omitted, others: [fn(&Guarded); 2], own: fn(&Guarded), changes: u32) {
-    threads_with(2, move || {
+/// What three threads do with the lock, the last of which then checks how often the value was changed.
+#[derive(Clone, Copy)]
+struct AtOnce([fn(&Guarded); 3], u32);
+
+/// Three writers, then each mixture with readers, who may be a writer before, or not sleep.
+const ALL_AT_ONCE: [AtOnce; 7] = [
+    AtOnce([Guarded::write, Guarded::write, Guarded::write], 3),
+    AtOnce([Guarded::write, read, read], 1),
+    AtOnce([Guarded::write, read, Guarded::write], 2),
+    AtOnce([Guarded::write_and_read, read, Guarded::write], 2),
+    AtOnce([Guarded::write_and_read, read, read], 1),
+    AtOnce([Guarded::write, Guarded::read_briefly, read], 1),
+    AtOnce([Guarded::write, Guarded::read_briefly, Guarded::write], 2),
+];
+
+fn taken_at_once(preemptions: usize, omitted: Omitted, AtOnce([first, second, own], changes): AtOnce) {
+    threads_with(preemptions, move || {
         let guarded = Arc::new(Guarded::default());
-        let others = others.map(|other| {
+        let others = [first, second].map(|other| {
             let guarded = Arc::clone(&guarded);
             spawn(omitted, move || other(&guarded))
         });
@@ -83,22 +99,16 @@ fn read(guarded: &Guarded) {
     guarded.read();
 }
 
-#[test]
-fn writers_have_the_lock_one_after_the_other() {
-    taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::write], Guarded::write, 3);
+fn in_turn(preemptions: usize) {
+    ALL_AT_ONCE.into_iter().for_each(|at_once| taken_at_once(preemptions, Omitted::Nothing, at_once));
 }
 
-#[test]
-fn readers_and_writers_have_it_in_turn() {
-    taken_at_once(Omitted::Nothing, [Guarded::write, read], read, 1);
-    taken_at_once(Omitted::Nothing, [Guarded::write, read], Guarded::write, 2);
-}
-
-#[test]
-fn a_writer_that_goes_on_as_a_reader_lets_readers_in_and_writers_wait() {
-    taken_at_once(Omitted::Nothing, [Guarded::write_and_read, read], Guarded::write, 2);
-    taken_at_once(Omitted::Nothing, [Guarded::write_and_read, read], read, 1);
-}
+short_and_long!(
+    PREEMPTIONS,
+    in_turn,
+    writers_and_readers_have_the_lock_in_turn,
+    writers_and_readers_with_one_more_preemption
+);
 
 /// The second time the CPU's bit is set already, unless a writer came.
 fn read_briefly_twice(guarded: &Guarded) {
@@ -107,8 +117,8 @@ fn read_briefly_twice(guarded: &Guarded) {
 }
 
 /// One thread changes the value while another reads it for a moment.
-fn changed_beside(omitted: Omitted, change: fn(&Guarded), look: fn(&Guarded)) {
-    threads_with(3, move || {
+fn changed_beside(preemptions: usize, omitted: Omitted, change: fn(&Guarded), look: fn(&Guarded)) {
+    threads_with(preemptions, move || {
         let guarded = Arc::new(Guarded::default());
         let changed = Arc::clone(&guarded);
         let other = spawn(omitted, move || change(&changed));
@@ -122,24 +132,13 @@ fn changed_beside(omitted: Omitted, change: fn(&Guarded), look: fn(&Guarded)) {
 
 #[test]
 fn a_reader_for_a_moment_and_a_writer_have_it_in_turn() {
-    changed_beside(Omitted::Nothing, Guarded::write, read_briefly_twice);
-    changed_beside(Omitted::Nothing, Guarded::write_and_read, read_briefly_twice);
-}
-
-#[test]
-fn a_writer_that_waited_also_waits_for_readers_for_a_moment() {
-    taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::read_briefly], read, 1);
-}
-
-#[test]
-fn a_writer_that_waited_awake_also_waits_for_readers_for_a_moment() {
-    taken_at_once(Omitted::Nothing, [Guarded::write, Guarded::read_briefly], Guarded::write, 2);
+    changed_beside(3, Omitted::Nothing, Guarded::write, read_briefly_twice);
+    changed_beside(3, Omitted::Nothing, Guarded::write_and_read, read_briefly_twice);
 }
 
 /// The second writer finds the word without the bit that the first one took: a reader looks for its bit as well.
-#[test]
-fn a_reader_for_a_moment_whose_bit_is_gone_is_none() {
-    threads_with(3, move || {
+fn changed_twice_beside(preemptions: usize) {
+    threads_with(preemptions, move || {
         let guarded = Arc::new(Guarded::default());
         let changed = Arc::clone(&guarded);
         let other = spawn(Omitted::Nothing, move || {
@@ -152,25 +151,37 @@ fn a_reader_for_a_moment_whose_bit_is_gone_is_none() {
     });
 }
 
+short_and_long!(
+    2,
+    changed_twice_beside,
+    a_reader_for_a_moment_whose_bit_is_gone_is_none,
+    a_reader_for_a_moment_whose_bit_is_gone_with_three_preemptions
+);
+
 #[test]
 fn a_slot_that_is_stored_behind_the_look_at_the_word_is_caught() {
-    assert_caught(RACE, || changed_beside(Omitted::Fences, Guarded::write, read_briefly_twice));
+    assert_caught(RACE, || changed_beside(2, Omitted::Fences, Guarded::write, read_briefly_twice));
+}
+
+/// The omission is caught among the orders of a mixture.
+#[track_caller]
+fn assert_is_caught(message: &str, omitted: Omitted, at_once: AtOnce) {
+    assert_caught(message, || taken_at_once(PREEMPTIONS, omitted, at_once));
 }
 
 #[test]
 fn a_lock_that_orders_nothing_is_caught() {
-    assert_caught(RACE, || taken_at_once(Omitted::Order, [Guarded::write, read], read, 1));
+    assert_is_caught(RACE, Omitted::Order, AtOnce([Guarded::write, read, read], 1));
 }
 
 #[test]
 fn a_mark_for_waiters_that_is_not_set_in_one_step_is_caught() {
-    let two = || taken_at_once(Omitted::AtomicSet, [Guarded::write, read], Guarded::write, 2);
-    assert_caught("deadlock", two);
+    assert_is_caught("deadlock", Omitted::AtomicSet, AtOnce([Guarded::write, read, Guarded::write], 2));
 }
 
 #[test]
 fn a_waiter_that_does_not_wait_for_its_waker_is_caught() {
-    assert_caught(RACE, || taken_at_once(Omitted::LastLock, [Guarded::write, read], read, 1));
+    assert_is_caught(RACE, Omitted::LastLock, AtOnce([Guarded::write, read, read], 1));
 }
 
 /// Two threads wait for a word that is set once; the setter wakes the first of them, which wakes the next.
