@@ -16,6 +16,7 @@ pub(crate) mod list;
 mod load;
 mod taken;
 mod target;
+mod took;
 
 /// Which tests, and how.
 #[derive(Debug, clap::Args)]
@@ -86,6 +87,7 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
     let programs = if on_host { host::build(tools)? } else { Vec::new() };
     let _load = options.under_load.then(load::start);
     let first = options.seed.unwrap_or_else(session::fresh_seed);
+    let mut took = took::Took::read(&tools.build_directory());
     let mut entries = Vec::new();
     for round in 0..options.repeat {
         let seed = first.wrapping_add(round);
@@ -103,12 +105,17 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
             }
             host::add(&mut list, &programs)?;
         }
-        entries.extend(list.run());
+        entries.extend(list.run(&took));
     }
     if options.list {
         return Ok(());
     }
     taken::report(begin);
+    // Of a suite, a part would be shorter than all of it.
+    if options.filter.is_empty() && options.skip.is_empty() {
+        took.add(&entries);
+        took.write()?;
+    }
     if let Some(path) = &options.junit {
         report::write(path, &entries)?;
     }

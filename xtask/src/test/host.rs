@@ -21,13 +21,23 @@ const SKIPPED: &str = "@skipped ";
 const RAN: &str = "test result: ok. 1 passed";
 /// The suite of the tests in the documentation.
 const DOCUMENTATION: &str = "documentation";
-/// What a test takes at most, but for a few.
+/// What a test takes at most, but for a few: machines of theirs are kept until the process ends, or are large.
 pub(crate) const MEMORY_MIB: u64 = 600;
+const LARGER: [(&str, u64); 8] = [
+    ("granule::mm::space::tests::random::", 1700),
+    ("granule::mm::space::tests::migrate::anything_may_happen_to_a_block", 1600),
+    ("granule::mm::kernel::tests::random::", 1500),
+    ("granule_host_tests::latency::latency_is_bounded_", 1500),
+    ("granule::mm::kernel::tests::large::", 1000),
+    ("granule::iommu::tests::bound::", 900),
+    ("granule::mm::space::tests::entries::", 800),
+    ("granule::mm::space::tests::tag_storage::", 800),
+];
 /// CPU time of a test, in seconds, and of a long one: one that takes more hangs.
 pub(crate) const SECONDS: u64 = 240;
 const LONG_SECONDS: u64 = 12 * 3600;
 /// `--long` only. They take half an hour, or a source from the network, or longer than a run of CI has time for.
-const NEVER_IN_TURN: [&str; 4] = ["ten_mutants", "linux_s_own_tests", "pairs::", "every_order::interrupt"];
+const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", "every_order::interrupt"];
 
 /// A program of tests.
 #[derive(Clone, Debug)]
@@ -153,7 +163,7 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
             let command = program.test(&test, list.seed);
             let seconds = if long { LONG_SECONDS } else { SECONDS };
             let bounds = Bounds { seconds: Some(seconds), memory_kib: None };
-            list.job(MEMORY_MIB, move || {
+            list.job(&name(program, &test), memory_mib(&name(program, &test)), move || {
                 let (end, output, time) = run(&suite, &command, bounds, || true);
                 // The trial waits for the outcome; it is gone only if the whole run is.
                 let _ = sender.send((verdict(end, &output), output, time));
@@ -161,6 +171,11 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What a test takes at most, in MiB.
+fn memory_mib(name: &str) -> u64 {
+    LARGER.iter().find(|(begin, _)| name.starts_with(begin)).map_or(MEMORY_MIB, |&(_, memory)| memory)
 }
 
 /// Runs one test, as long as it is `wanted`: how its process ended, its output, and its CPU time.

@@ -1,9 +1,12 @@
 //! The tests of a run in the form of one ordinary test program, and what runs them.
 //!
-//! Jobs run in order, a few at a time, as their memory allows: a machine with all its tests, or one test of the host.
+//! Jobs run a few at a time, as their memory allows: a machine with all its tests, or one test of the host. Those that
+//! took longest in an earlier run begin first, so that none is left alone at the end.
 //! libtest-mimic gets a trial for each test, which waits for its verdict. So names, filter, list and the closing line
 //! are those that cargo's users know.
 
+use std::cell::RefCell;
+use std::cmp::Reverse;
 use std::collections::VecDeque;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -13,6 +16,7 @@ use granule_runner::report::{Entry, Status};
 use libtest_mimic::{Arguments, Completion, Failed, Trial};
 
 use super::Options;
+use super::took::Took;
 
 /// As many as share a small host without one starving another's time limits.
 const AT_ONCE: usize = 2;
@@ -110,12 +114,15 @@ pub(super) struct List<'a> {
     pub(super) seed: u64,
     trials: Vec<Trial>,
     jobs: Jobs,
+    /// What is to run, with its name.
+    waiting: RefCell<Vec<(String, Job)>>,
     entries: Entries,
 }
 
 impl<'a> List<'a> {
     pub(super) fn new(options: &'a Options, seed: u64) -> Self {
-        Self { options, seed, trials: Vec::new(), jobs: Jobs::default(), entries: Entries::default() }
+        let (jobs, entries) = (Jobs::default(), Entries::default());
+        Self { options, seed, trials: Vec::new(), jobs, waiting: RefCell::default(), entries }
     }
 
     /// Adds a test, which a job runs that gets the other end; `None` where the filter leaves it out.
@@ -143,9 +150,10 @@ impl<'a> List<'a> {
         }
     }
 
-    /// Adds what sends the outcomes of some tests, and takes so much memory. Those of which it sends none have failed.
-    pub(super) fn job(&self, memory_mib: u64, job: impl FnOnce() + Send + 'static) {
-        self.jobs.add(memory_mib, job);
+    /// Adds what sends the outcomes of the tests of this name or suite, and takes so much memory. Those of which it
+    /// sends none have failed.
+    pub(super) fn job(&self, name: &str, memory_mib: u64, job: impl FnOnce() + Send + 'static) {
+        self.waiting.borrow_mut().push((name.to_owned(), Job { memory_mib, run: Box::new(job) }));
     }
 
     /// The long test that the seed draws of those of this name that the filter lets through, announced; `side` is the host
@@ -158,8 +166,11 @@ impl<'a> List<'a> {
     }
 
     /// Runs or lists the tests.
-    pub(super) fn run(self) -> Vec<Entry> {
-        let Self { options, trials, jobs, entries, .. } = self;
+    pub(super) fn run(self, took: &Took) -> Vec<Entry> {
+        let Self { options, trials, jobs, waiting, entries, .. } = self;
+        let mut waiting = waiting.into_inner();
+        waiting.sort_by_key(|(name, _)| Reverse(took.of(name)));
+        waiting.into_iter().for_each(|(_, job)| jobs.add(job.memory_mib, job.run));
         // What is not wanted is counted as filtered out.
         let skip = trials.iter().map(Trial::name).filter(|name| !options.wants(name)).map(str::to_owned).collect();
         let arguments =

@@ -57,10 +57,10 @@ fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[
         }
     }
     let memory_mib = machine.memory_mib() + QEMU_MIB;
-    let image = image.image.clone();
+    let (image, name) = (image.image.clone(), machine.name.clone());
     let plan = Plan { machine, image, seed: list.seed, bootargs: String::new(), extra: Vec::new() };
     let fail_fast = list.options.fail_fast;
-    list.job(memory_mib, move || {
+    list.job(&name, memory_mib, move || {
         let is_over = Cell::new(false);
         session::run(
             &mine,
