@@ -5,7 +5,7 @@
 //! The package is taken when the test runs, from the mirror that this machine's own package sources name, into lists and
 //! a cache of the test's own: the system's stay as they are. Where it cannot be had, the test fails; on a system without
 //! Debian's tools it is skipped. It keeps what it took under the target directory, by the package's version, so that a
-//! mirror is asked for the trees once.
+//! mirror is asked for the trees once, and for the newest version once a day.
 //!
 //! `GRANULE_DEVICE_TREES` may name a directory with other trees, which is then read in its place.
 
@@ -13,9 +13,13 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 use std::{env, fs};
 
 use granule::platform::{Platform, PlatformError};
+
+/// How long the newest package is taken to be so.
+const DAY: Duration = Duration::from_secs(24 * 3600);
 
 /// What a command prints; an error that has its words where it fails.
 fn output(command: &mut Command) -> Result<String, String> {
@@ -113,6 +117,10 @@ fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
 /// The newest package's trees, and its name.
 fn newest_trees() -> Result<(PathBuf, String), String> {
     let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device-trees");
+    let newest = directory.join("newest");
+    if let Some(image) = known(&newest) {
+        return Ok((directory.join(&image), image));
+    }
     let apt = Apt::new(directory.clone())?;
     output(apt.command("apt-get").args(["-qq", "update"]))?;
     let image = apt.depends("linux-image-arm64")?.into_iter().find(|name| name.starts_with("linux-image-"));
@@ -133,7 +141,15 @@ fn newest_trees() -> Result<(PathBuf, String), String> {
         }
         fs::write(&done, "").map_err(|error| error.to_string())?;
     }
+    fs::write(newest, &image).map_err(|error| error.to_string())?;
     Ok((kept, image))
+}
+
+/// The name in a file of less than a day ago: lists are not read again for it.
+fn known(newest: &Path) -> Option<String> {
+    let written = fs::metadata(newest).and_then(|metadata| metadata.modified()).ok()?;
+    let is_new = written.elapsed().is_ok_and(|age| age < DAY);
+    is_new.then(|| fs::read_to_string(newest).ok())?
 }
 
 /// Whether packages of Debian's can be fetched and unpacked.

@@ -217,6 +217,8 @@ fn a_string_that_changes_meanwhile_spoils_itself_alone() {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
     #[test]
     fn any_words_arrive(
         arguments in prop::collection::vec("[a-z]{0,700}", 0..20),
