@@ -1,48 +1,19 @@
 //! Page blocks that become whole again where a program finds none.
 
-#![allow(unsafe_code, reason = "a list through blocks of the test's own")]
-
 use alloc::vec::Vec;
 
 use granule::kernel;
-use granule::mm::layout;
 use granule::mm::space::{MapRequest, Placement, Populate, Sharing};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use crate::harness::{Test, target_test, wait_until};
+use crate::harness::{Hoard, Test, target_test, wait_until};
 
 const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x1000_0000);
 /// 32 MiB: what is left of them is more than the compactor leaves to others.
 const PAGES: u64 = 16 * 512;
-
-/// All whole blocks, each with the address of the next at its start.
-struct Blocks(u64);
-
-impl Blocks {
-    fn take_all() -> Self {
-        let mut blocks = Self(0);
-        while let Ok(block) = kernel().frames.alloc_blocks(this_cpu(), 0) {
-            // SAFETY: it was just allocated, and is in the linear map.
-            unsafe { layout::linear(block).as_ptr::<u64>().write(blocks.0) };
-            blocks.0 = block.0;
-        }
-        blocks
-    }
-}
-
-impl Drop for Blocks {
-    fn drop(&mut self) {
-        while self.0 != 0 {
-            let block = PhysAddr(self.0);
-            // SAFETY: written by `take_all`.
-            self.0 = unsafe { layout::linear(block).as_ptr::<u64>().read() };
-            kernel().frames.free_blocks(this_cpu(), block, 0);
-        }
-    }
-}
 
 target_test!(blocks_are_made_where_a_program_finds_none, limit(90));
 fn blocks_are_made_where_a_program_finds_none(t: &mut Test) {
@@ -56,7 +27,8 @@ fn blocks_are_made_where_a_program_finds_none(t: &mut Test) {
     for page in kept() {
         t.ok("written", space.write_bytes(cpu, START + page * PAGE, &page.to_le_bytes()));
     }
-    let blocks = Blocks::take_all();
+    let mut blocks = Hoard::default();
+    blocks.take_blocks(|| true);
     for page in kept() {
         t.ok("given up", space.madvise_dontneed(cpu, START + (page + 1) * PAGE, 3 * PAGE));
     }

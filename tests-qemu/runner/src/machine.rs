@@ -23,6 +23,8 @@ pub struct Machine {
     pub smp: u32,
     /// `-m`.
     pub memory: String,
+    /// What its tests touch of it, where that is not all: no more is taken from the host.
+    pub touched: Option<String>,
     /// What is on its PCI Express: see [`device`](crate::device).
     pub devices: Vec<String>,
     /// What a test may ask for and find here.
@@ -58,11 +60,15 @@ impl Machine {
         self.features.iter().any(|name| name == feature)
     }
 
-    /// Its memory in MiB, all of which a test may use up.
-    pub fn memory_mib(&self) -> u64 {
+    /// Its memory in MiB, as far as its tests touch it.
+    pub fn touched_mib(&self) -> u64 {
         let number = |text: &str| text.parse::<u64>().ok();
-        let gib = self.memory.strip_suffix('G').and_then(number).map(|gib| gib << 10);
-        gib.or_else(|| self.memory.strip_suffix('M').and_then(number)).unwrap_or(0)
+        let mib = |text: &String| {
+            let gib = text.strip_suffix('G').and_then(number).map(|gib| gib << 10);
+            gib.or_else(|| text.strip_suffix('M').and_then(number)).unwrap_or(0)
+        };
+        let all = mib(&self.memory);
+        self.touched.as_ref().map_or(all, |touched| mib(touched).min(all))
     }
 
     /// Whether it is another machine again, with something changed.
@@ -87,6 +93,7 @@ struct Entry {
     cpu: Option<String>,
     smp: Option<u32>,
     memory: Option<String>,
+    touched: Option<String>,
     devices: Option<Vec<String>>,
     features: Option<Vec<String>>,
     #[serde(default)]
@@ -113,6 +120,7 @@ impl Entry {
             cpu: self.cpu.or_else(|| of_base(|base| base.cpu)).with_context(missing)?,
             smp: self.smp.or_else(|| base.as_ref()?.smp).with_context(missing)?,
             memory: self.memory.or_else(|| of_base(|base| base.memory)).with_context(missing)?,
+            touched: self.touched.or_else(|| of_base(|base| base.touched)),
             devices: self.devices.or_else(|| base.clone()?.devices).unwrap_or_default(),
             features: self.features.or_else(|| base.clone()?.features).with_context(missing)?,
             bootargs: self.bootargs,
@@ -209,19 +217,20 @@ mod tests {
         let message = super::named("defautl").unwrap_err().to_string();
         assert!(message.contains("did you mean `default`?"), "{message}");
     }
-    const BASE: &str = "[default]\ndescription = 'd'\nmachine = 'virt'\ncpu = 'max'\nsmp = 4\nmemory = '1G'\n\
+    const BASE: &str = "[default]\ndescription = 'd'\nmachine = 'virt'\ncpu = 'max'\nsmp = 4\nmemory = '1G'\ntouched = '900M'\n\
                         features = ['smp']\n";
 
     #[test]
     fn a_variant_is_its_base_with_something_changed() {
         let text = format!(
-            "{BASE}[x]\ndescription = 'x'\nlike = 'default'\nsmp = 2\nbootargs = 'a=b'\ntests = ['m::']\n\
+            "{BASE}[x]\ndescription = 'x'\nlike = 'default'\nsmp = 2\nmemory = '128M'\nbootargs = 'a=b'\ntests = ['m::']\n\
                     tag-storage = {{ block-size = 4096 }}"
         );
         let machines = super::parse(&text).unwrap();
         let (base, variant) = (&machines[0], &machines[1]);
         assert_eq!((variant.cpu.as_str(), variant.smp, variant.bootargs.as_str()), ("max", 2, "a=b"));
         assert_eq!([base, variant].map(|machine| machine.tag_storage), [None, Some(TagStorage { block_size: 4096 })]);
+        assert_eq!([base, variant].map(|machine| machine.touched_mib()), [900, 128]);
         assert!(base.is_for("vmalloc::x") && !variant.is_for("vmalloc::x"));
         assert!(variant.is_for("m::x") && variant.is_for("machine::has_what_machines_toml_lists"));
     }

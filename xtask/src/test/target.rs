@@ -13,7 +13,7 @@ use granule_runner::session::{self, Plan};
 use super::list::List;
 use crate::compile::Program;
 
-/// What QEMU takes beside the machine's memory.
+/// What QEMU takes beside the machine's memory that is touched.
 const QEMU_MIB: u64 = 200;
 
 /// Adds the tests of an image on each machine.
@@ -56,7 +56,7 @@ fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[
             Some(Skip::Long) => list.skip(&machine.name, &test.name, "long"),
         }
     }
-    let memory_mib = machine.memory_mib() + QEMU_MIB;
+    let memory_mib = machine.touched_mib() + QEMU_MIB;
     let (image, name) = (image.image.clone(), machine.name.clone());
     let plan = Plan { machine, image, seed: list.seed, bootargs: String::new(), extra: Vec::new() };
     let fail_fast = list.options.fail_fast;

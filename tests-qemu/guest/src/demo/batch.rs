@@ -18,6 +18,9 @@ use crate::harness::{Hoard, Test};
 use crate::smmu::shortage::{OTHERS, read_after_a_program_took_the_page};
 use crate::smmu::{FILE_WORD, START, rig_with_a_file_of_the_initrd};
 
+/// Frames that are left for memory to run short of.
+const LEFT: usize = 4096;
+
 pub(super) fn show(t: &mut Test) {
     a_thread_without_a_space(t);
     println!();
@@ -28,7 +31,8 @@ fn a_thread_without_a_space(t: &mut Test) {
     let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
     let (frame, frames) = (rig.physical(START), kernel().frames);
     println!("A disk reads a page of a file by a process's addresses: the SMMU has the entry. Then memory runs short.");
-    let mut hoard = Hoard::default();
+    let (mut rest, mut hoard) = (Hoard::default(), Hoard::default());
+    rest.fill_but(LEFT);
     // The limit of the test ends this, and counts CPU time.
     while rig.entry(START).is_valid() {
         // Nothing is taken of the kernel's reserve.
@@ -46,6 +50,7 @@ fn a_thread_without_a_space(t: &mut Test) {
     t.check("its frame is free", found);
     // SAFETY: the last frame that the hoard has taken, whose first word is the hoard's.
     unsafe { layout::linear(frame).as_ptr::<u64>().add(1).write(OTHERS) };
+    drop(rest);
     println!("The thread that frees pages of files has taken it, and its frame is another's. The disk reads it again:");
     let read = rig.device_word(START, 1);
     if lab::active().contains(&lab::NOTIFY_AT_BATCH_FLUSH) {

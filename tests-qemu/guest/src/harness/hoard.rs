@@ -2,6 +2,8 @@
 
 #![allow(unsafe_code, reason = "a list through frames that the test has")]
 
+use alloc::vec::Vec;
+
 use granule::kernel;
 use granule::mm::layout;
 use granule::sched::relax;
@@ -10,11 +12,18 @@ use granule_arch::addr::PhysAddr;
 
 /// In the last frame in place of the next one's address: no frame has it.
 const NO_FRAME: u64 = u64::MAX;
+/// Frames that [`Hoard::fill`] takes one by one, so that as many can be given back.
+const SINGLE: usize = 8192;
+const FRAMES_OF_A_BLOCK: usize = 512;
+/// Blocks that may become whole while others are taken: those that CPUs keep.
+const KEPT: usize = 64;
 
-/// Frames, each with the address of the next at its beginning. Dropping it frees them.
+/// Frames, each with the address of the next at its beginning, and blocks. Dropping it frees them.
 #[derive(Default)]
 pub(crate) struct Hoard {
     first: Option<PhysAddr>,
+    /// Not a list through them: what is written to a machine's memory is taken from the host's, 2 MiB at once.
+    blocks: Vec<PhysAddr>,
 }
 
 impl Hoard {
@@ -40,7 +49,30 @@ impl Hoard {
 
     /// Takes whatever is free.
     pub(crate) fn fill(&mut self) {
+        if (0..SINGLE).all(|_| self.take().is_some()) {
+            self.take_blocks(|| true);
+        }
         while self.take().is_some() {}
+    }
+
+    /// Takes what is free above the reserve, but for so many frames.
+    pub(crate) fn fill_but(&mut self, left: usize) {
+        let frames = kernel().frames;
+        self.take_blocks(|| frames.has_room_for(left + FRAMES_OF_A_BLOCK));
+        while frames.has_room_for(left) && self.take().is_some() {}
+    }
+
+    /// Takes whole blocks, as long as it is to go on.
+    pub(crate) fn take_blocks(&mut self, goes_on: impl Fn() -> bool) {
+        let frames = kernel().frames;
+        // Without memory for the list there are no blocks.
+        let _ = self.blocks.try_reserve_exact(frames.stats().free_blocks + KEPT);
+        while self.blocks.len() < self.blocks.capacity()
+            && goes_on()
+            && let Ok(block) = frames.alloc_blocks(this_cpu(), 0)
+        {
+            self.blocks.push(block);
+        }
     }
 
     /// Adds a frame that the caller has.
@@ -70,5 +102,6 @@ impl Drop for Hoard {
         while self.give_one_back() {
             relax();
         }
+        self.blocks.drain(..).for_each(|block| kernel().frames.free_blocks(this_cpu(), block, 0));
     }
 }

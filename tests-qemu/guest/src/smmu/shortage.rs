@@ -53,7 +53,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     frames.set_reserve(RESERVE);
     // Not all for a moment: that would wake the thread, which takes the page where it comes before the program.
     let mut rest = Hoard::default();
-    while frames.has_room_for(LEFT) && rest.take().is_some() {}
+    rest.fill_but(LEFT);
     // The same lines in each boot: the report of its end has a time.
     let level = log::max_level();
     log::set_max_level(LevelFilter::Error);
