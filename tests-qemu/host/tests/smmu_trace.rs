@@ -49,13 +49,13 @@ fn what_is_aborted_is_seen_not_to_pass() {
 #[test]
 fn each_change_is_notified_once_and_exactly() {
     let agreed = agreed(CHANGES, "");
-    assert!(agreed.changes >= 300 && agreed.commands > agreed.changes, "{agreed:?}");
+    assert!(agreed.changes >= 150 && agreed.commands > agreed.changes, "{agreed:?}");
 }
 
 #[test]
 fn changes_notified_by_events_are_exact_too() {
     let agreed = agreed(CHANGES, "smmu.notify=events");
-    assert!(agreed.changes >= 300, "{agreed:?}");
+    assert!(agreed.changes >= 150, "{agreed:?}");
 }
 
 /// Why the two do not agree with a fix taken away, whatever the test itself prints.

@@ -20,7 +20,7 @@ use crate::harness::{Test, target_test};
 /// Pages of the memory that is worked on; more than one command covers.
 const PAGES: u64 = 40;
 /// Rounds of six changes.
-const ROUNDS: u64 = 80;
+const ROUNDS: u64 = 40;
 
 struct Account {
     rig: Rig,

@@ -190,7 +190,7 @@ fn play(t: &mut Test, rounds: u32) {
 
 target_test!(random_changes_and_accesses_agree, needs("smmuv3 virtio-blk"), limit(200));
 fn random_changes_and_accesses_agree(t: &mut Test) {
-    play(t, 30_000);
+    play(t, 12_000);
 }
 
 target_test!(many_random_changes_and_accesses_agree, needs("smmuv3 virtio-blk"), limit(2000), long());

@@ -12,9 +12,9 @@ use crate::harness::{Test, draws, target_test};
 use crate::work;
 
 /// Changes, of all CPUs together.
-const FLIPS: u64 = 100_000;
+const FLIPS: u64 = 50_000;
 /// Blocks, one after the other: every one is split anew.
-const BLOCKS: u64 = 20;
+const BLOCKS: u64 = 10;
 
 static FIRST: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
