@@ -86,7 +86,7 @@ fn a_program_that_takes_all_memory_ends_and_others_go_on(t: &mut Test) {
     t.equal("one line reports it", reports(before, b"(hog)"), (1, 1));
 }
 
-target_test!(files_of_more_memory_than_there_is_end_their_program, machine("small"), limit(60));
+target_test!(files_of_more_memory_than_there_is_end_their_program, machines("small"), limit(60));
 fn files_of_more_memory_than_there_is_end_their_program(t: &mut Test) {
     let Some(id) = t.ok("started", start("memfd full")) else { return };
     t.equal("how it ended", process::wait(id), Signal::new(KILL).map(ProcessEnd::Killed));

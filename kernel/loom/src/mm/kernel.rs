@@ -137,8 +137,6 @@ impl Frames {
     fn freeing(&self, _: &smp::Cpu) -> Freeing<'_> {
         Freeing(self)
     }
-
-    fn drain_cpu(&self, _: &smp::Cpu) {}
 }
 
 struct Policy {

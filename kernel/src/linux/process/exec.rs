@@ -178,13 +178,7 @@ fn first_handlers() -> Result<Counted<Handlers>, Errno> {
 
 /// Maps the program at `base`. Out of line, as all that [`load`] calls: its frame is below that of each string's copy.
 #[inline(never)]
-fn map_program(
-    cpu: &Cpu,
-    space: &SpaceRef,
-    program: &Program<'_>,
-    base: u64,
-    layout: Layout,
-) -> Result<(), Errno> {
+fn map_program(cpu: &Cpu, space: &SpaceRef, program: &Program<'_>, base: u64, layout: Layout) -> Result<(), Errno> {
     for segment in program.segments() {
         map_segment(cpu, space, &segment, base)?;
     }
