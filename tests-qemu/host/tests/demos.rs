@@ -12,7 +12,7 @@ fn tests() -> Vec<Test> {
 /// Runs a demo in these boots.
 fn run_in(test: &Test, boots: &[&str]) -> (String, Option<String>) {
     demo::run(test, boots, |tests, bootargs| {
-        let machine = machine::named(test.machine.as_deref().unwrap_or("default")).unwrap();
+        let machine = machine::named(test.machines.first().map_or("default", String::as_str)).unwrap();
         let (image, bootargs) = (built("granule-tests.img"), bootargs.into());
         session::boot(&Plan { machine, image, seed: 0, bootargs, extra: Vec::new() }, tests)
     })

@@ -98,7 +98,7 @@ mod tests {
             index: 0,
             name: name.into(),
             needs: Vec::new(),
-            machine: None,
+            machines: Vec::new(),
             limit: 1,
             long: false,
             selftest: false,

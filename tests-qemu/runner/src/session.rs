@@ -211,7 +211,7 @@ mod tests {
             index,
             name: format!("t{index}"),
             needs: Vec::new(),
-            machine: None,
+            machines: Vec::new(),
             limit: 1,
             long: false,
             selftest: false,

@@ -234,17 +234,14 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     // First: a vfork parent, which continues from here, may wait for its child by the signal that it gets from now on.
     PROCESSES.lock().become_normal(task.process());
     exit::leave_memory(task);
-    let own = task.process().lock().handlers.clone();
-    let mut actions = own.with(|actions| actions.clone());
-    actions.exec();
-    loaded.handlers.with(|new| *new = actions);
+    keep_actions(task, &loaded.handlers);
     let before = {
         let mut state = task.process().lock();
         state.name = loaded.name;
         // Actions that were shared stay with the other processes.
         (core::mem::replace(&mut state.handlers, loaded.handlers), state.space.replace(loaded.space.clone()))
     };
-    drop((own, before));
+    drop(before);
     task.name.set(loaded.name);
     task.stack.set(signal::SigStack::NONE);
     task.personality.set(task.personality.get() & !READ_IMPLIES_EXEC);
@@ -256,6 +253,15 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     // SAFETY: this is the task's own thread, and the old space is not used here.
     let own = unsafe { task.replace_space(Some(SpaceUser::new(loaded.space))) };
     drop((left, own));
+}
+
+/// Has a new program's handlers take the actions that an exec keeps: 2 KiB, which what else [`install`] calls has not below it.
+#[inline(never)]
+fn keep_actions(task: &Task, handlers: &Counted<Handlers>) {
+    let own = task.process().lock().handlers.clone();
+    let mut actions = own.with(|actions| actions.clone());
+    actions.exec();
+    handlers.with(|new| *new = actions);
 }
 
 fn map_segment(cpu: &Cpu, space: &SpaceRef, segment: &ElfSegment<'_>, base: u64) -> Result<(), Errno> {
