@@ -94,8 +94,8 @@ pub enum Entries {
     Shared,
     /// Another split may be under way, and they are treated as if none were: for machines that show what is lost.
     Unguarded,
-    /// No other CPU runs, so each is replaced break-before-make ([`Stores::break_before_make`](crate::Stores::break_before_make)): for CPUs that cannot hold
-    /// leaves of both sizes.
+    /// No other CPU runs, so each is replaced break-before-make ([`Stores::break_before_make`]): for CPUs that cannot
+    /// hold leaves of both sizes.
     Stopped,
 }
 
