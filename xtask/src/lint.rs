@@ -102,12 +102,32 @@ pub(crate) fn document_public(tools: &Tools) -> Result<()> {
 
 /// Packages the libraries for other kernels, and compiles each from its package, for the host.
 ///
+/// As members of a workspace of their own: from a registry, cargo would take what an earlier call left there, because the
+/// version is the same.
+///
 /// # Errors
-/// When one cannot be packaged.
+/// When one cannot be packaged, or does not compile.
 pub(crate) fn package(tools: &Tools) -> Result<()> {
+    const PACKAGES: [&str; 4] = ["granule-arch", "granule-pgtable", "granule-smmuv3", "granule-model"];
     let mut cargo = tools.host_cargo("package", "host");
-    for package in ["granule-arch", "granule-pgtable", "granule-smmuv3", "granule-model"] {
-        cargo.args(["-p", package]);
+    cargo.args(PACKAGES.iter().flat_map(|package| ["-p", package]));
+    run(cargo.args(["--allow-dirty", "--offline", "--no-verify"]), "cargo package")?;
+    let workspace = tools.target_directory("package");
+    if workspace.exists() {
+        fs::remove_dir_all(&workspace)?;
     }
-    run(cargo.args(["--allow-dirty", "--offline"]), "cargo package")
+    fs::create_dir_all(&workspace)?;
+    let mut manifest = String::from("[workspace]\nresolver = \"3\"\nmembers = [\"granule-*\"]\n[patch.crates-io]\n");
+    for package in PACKAGES {
+        let folder = format!("{package}-{}", env!("CARGO_PKG_VERSION"));
+        let archive = tools.target_directory("host").join("package").join(format!("{folder}.crate"));
+        run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(&workspace), "unpacking")?;
+        manifest += &format!("{package} = {{ path = \"{folder}\" }}\n");
+    }
+    fs::write(workspace.join("Cargo.toml"), manifest)?;
+    // The same versions of others' crates.
+    fs::copy(tools.root.join("Cargo.lock"), workspace.join("Cargo.lock"))?;
+    let mut cargo = tools.cargo("build");
+    cargo.args(["--offline", "--manifest-path"]).arg(workspace.join("Cargo.toml"));
+    run(cargo.arg("--target-dir").arg(tools.target_directory("host")), "compiling the packages")
 }

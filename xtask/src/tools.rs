@@ -213,7 +213,7 @@ impl Tools {
 
     /// A cargo subcommand by its absolute path: cargo itself would look for it in PATH, where rustup's proxies may
     /// stand.
-    fn cargo(&self, subcommand: &str) -> Command {
+    pub(crate) fn cargo(&self, subcommand: &str) -> Command {
         let external = matches!(subcommand, "clippy" | "fmt");
         let cargo = self.bin.join("cargo");
         let program = if external { self.bin.join(format!("cargo-{subcommand}")) } else { cargo.clone() };
