@@ -40,6 +40,7 @@ pub mod limits;
 pub mod numbers;
 #[cfg(target_os = "none")]
 pub mod oom;
+pub mod retries;
 #[cfg(target_os = "none")]
 mod robust;
 pub mod script;

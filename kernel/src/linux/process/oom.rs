@@ -7,6 +7,9 @@
 //! measured one after the other, found by number, and the lock of all processes is held for one step at a time. What a
 //! process has is its space and what is [charged](super::charge) to it.
 //!
+//! A process ends as well where there are frames whenever a call asks, and too few whenever it is repeated: see
+//! [`retries`](super::retries).
+//!
 //! A call is refused, and no process ends for it, where it wants more than any process has; or more than its own has, and
 //! another would end for it that has less than the two together.
 //!
@@ -23,7 +26,7 @@ use super::signal::{Signal, SignalCause};
 use super::status::{Life, Name};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
-use crate::chip::timer::Deadline;
+use crate::chip::timer::{Deadline, uptime};
 use crate::kernel;
 use crate::mm::space::{Footprint, SpaceRef, Tally, Used};
 use crate::mm::unused;
@@ -73,15 +76,17 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let is_killed = || task.is_killed(thread);
     unused::give_back(this_cpu());
     // Once: programs that use what they free would go on for ever.
-    kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed);
+    let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
     let [mut pause, longest] = PAUSES;
     loop {
-        if frames.has_room_for(wanted) {
+        if frames.has_room_for(wanted) && (has_freed || task.retries.may_follow(uptime())) {
             return Relief::Retry;
         }
         if is_killed() {
             return Relief::Ending;
         }
+        // From here on a process ends.
+        has_freed = true;
         if !begin_choice() {
             sleep_through(Deadline::after(pause));
             pause = longest.min(pause.saturating_mul(2));

@@ -12,6 +12,7 @@ use spin::Once;
 
 use super::clone::Vfork;
 use super::limits::ProcessSlot;
+use super::retries::Retries;
 use super::signal::frame::FaultRecord;
 use super::signal::{Effect, Pending, Set, Signal, SignalCause};
 use super::state::{ProcessState, Visit};
@@ -68,6 +69,8 @@ pub struct Task {
     pub name: Cell<Name>,
     /// The value of `personality`: only [`ADDR_NO_RANDOMIZE`](granule_abi::process::ADDR_NO_RANDOMIZE) has an effect.
     pub personality: Cell<u32>,
+    /// Of calls and faults that were short of memory, though nothing was freed for them.
+    pub retries: Retries,
     /// The thread that sleeps until this one leaves the space that they share.
     pub vfork: Cell<Option<Counted<Vfork>>>,
 }
@@ -163,6 +166,7 @@ impl Task {
             fault: Cell::new(FaultRecord::default()),
             name: Cell::new(name),
             personality: Cell::new(0),
+            retries: Retries::default(),
             vfork: Cell::new(None),
         }))
     }
