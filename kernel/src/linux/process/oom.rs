@@ -79,7 +79,7 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
     let [mut pause, longest] = PAUSES;
     loop {
-        if frames.has_room_for(wanted) && (has_freed || task.retries.may_follow(uptime())) {
+        if frames.has_room_for(wanted) && (has_freed || task.retries.may_follow(uptime().as_millis() as u64)) {
             return Relief::Retry;
         }
         if is_killed() {
