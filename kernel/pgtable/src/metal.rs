@@ -165,7 +165,7 @@ impl<G: Geometry> DirectMap<G> {
         Self { offset, repeats_tlbi: false, features: None, kind: PhantomData }
     }
 
-    /// The same for changes: a [`Metal`] of it [`Stores`].
+    /// For changes: a [`Metal`] of it [`Stores`].
     ///
     /// # Safety
     /// Code that it is given to, or a [`Metal`] of it, keeps the contract of [`Mmu::write`].

@@ -1,6 +1,6 @@
 //! Memory that the kernel holds and does not need, given back where frames are few.
 //!
-//! What is freed may stay in the CPU's magazine, where programs on other CPUs do not find it and
+//! A freed page may stay in the CPU's magazine, where programs on other CPUs do not find it and
 //! [`has_room_for`](crate::mm::frame::FrameAllocator::has_room_for) does not count it. So each of these functions gives
 //! the magazine back as well, after it has freed something.
 

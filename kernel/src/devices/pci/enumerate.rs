@@ -1,8 +1,8 @@
 //! Finds the functions, and gives buses and base address registers what no firmware has given them.
 //!
-//! What firmware left is taken back first, for a whole bus before the walk goes behind any of its bridges ([`wake`], [`quiet`]):
-//! a function may sleep, or be held in reset with all of its bus; two bridges may have the same bus behind them; and a
-//! function may decode, send or translate by itself.
+//! The walk takes back first, for a whole bus before it goes behind any of its bridges, all that firmware left ([`wake`],
+//! [`quiet`]): a function may sleep, or be held in reset with all of its bus; two bridges may have the same bus behind
+//! them; and a function may decode, send or translate by itself.
 //!
 //! One walk, depth first. A bridge gets the next bus number when it is met, and its windows are what its devices have
 //! taken when the walk is back from behind it: addresses are handed out in ascending order, from a multiple of a mebibyte

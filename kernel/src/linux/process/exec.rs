@@ -255,7 +255,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     drop((left, own));
 }
 
-/// Has a new program's handlers take the actions that an exec keeps: 2 KiB, which what else [`install`] calls has not below it.
+/// Has a new program's handlers take the actions that an exec keeps. Out of line: [`install`] has no 2 KiB of them.
 #[inline(never)]
 fn keep_actions(task: &Task, handlers: &Counted<Handlers>) {
     let own = task.process().lock().handlers.clone();
