@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::test::host::WITHOUT_EXAMPLES;
 use crate::tools::{TARGET_PACKAGES, TRIPLE, files, root};
 
 const README: &str = include_str!("../../README.md");
@@ -121,6 +122,31 @@ fn pages_keep_their_size() {
 fn each_crate_has_a_readme() {
     let without: Vec<PathBuf> = members().into_iter().filter(|member| !member.join("README.md").exists()).collect();
     assert!(without.is_empty(), "{without:?}");
+}
+
+/// An example in one of these would never be compiled.
+#[test]
+fn packages_whose_examples_are_not_run_have_none() {
+    let name = |member: &PathBuf| manifest(&member.join("Cargo.toml"))["package"]["name"].as_str().unwrap().to_owned();
+    let left_out = members().into_iter().filter(|member| WITHOUT_EXAMPLES.contains(&name(member).as_str()));
+    let left_out: Vec<PathBuf> = left_out.collect();
+    assert_eq!(left_out.len(), WITHOUT_EXAMPLES.len(), "{left_out:?}");
+    for file in left_out.iter().flat_map(|member| files(&member.join("src"), "rs").unwrap()) {
+        assert_eq!(examples(&fs::read_to_string(&file).unwrap()), Vec::<String>::new(), "{}", file.display());
+    }
+    let fences =
+        "/// ```text\n/// a\n/// ```\n//! ```no_run\n//! b();\n//! ```\n    /// ```\n    /// c();\n    /// ```\n";
+    assert_eq!(examples(fences), ["no_run", ""], "the test finds them");
+}
+
+/// What follows the opening fences of the examples that rustdoc would compile.
+fn examples(source: &str) -> Vec<String> {
+    let fences = source.lines().filter_map(|line| {
+        let line = line.trim_start();
+        line.strip_prefix("///").or_else(|| line.strip_prefix("//!"))?.trim_start().strip_prefix("```")
+    });
+    // Each second one closes.
+    fences.step_by(2).filter(|kind| *kind != "text").map(str::to_owned).collect()
 }
 
 /// The row beside Linux is the one that was measured.

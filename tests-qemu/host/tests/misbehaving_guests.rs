@@ -16,7 +16,12 @@ fn judge(name: &str) -> Outcome {
 
 #[track_caller]
 fn judge_on(machine: &str, name: &str) -> Outcome {
-    let (liar, innocent) = outcomes(machine, "", name);
+    judge_with(machine, "", name)
+}
+
+#[track_caller]
+fn judge_with(machine: &str, bootargs: &str, name: &str) -> Outcome {
+    let (liar, innocent) = outcomes(machine, bootargs, name);
     assert_eq!(innocent.verdict, Verdict::Passed(1), "{innocent:?}");
     liar
 }
@@ -51,7 +56,11 @@ fn assert_fails_on(machine: &str, name: &str, reason: &str, output: &str) {
 /// Fails, and prints all that `outputs` says.
 #[track_caller]
 fn assert_fails_with(machine: &str, name: &str, reason: &str, outputs: &[&str]) {
-    let outcome = judge_on(machine, name);
+    assert_outcome(&judge_on(machine, name), name, reason, outputs);
+}
+
+#[track_caller]
+fn assert_outcome(outcome: &Outcome, name: &str, reason: &str, outputs: &[&str]) {
     let Verdict::Failed(why) = &outcome.verdict else { panic!("{name} passed: {outcome:?}") };
     assert!(why.contains(reason), "{name}: {why}; wanted: {reason}");
     for output in outputs {
@@ -189,7 +198,9 @@ fn what_a_cpu_is_left_with_fails_the_audit() {
         ("leaves_another_cpu_in_a_walk", "a lockless walk open on CPU 1"),
         ("leaves_a_deadline", "a deadline on CPU 0"),
     ] {
-        assert_fails(&format!("misbehaving::{test}"), "1 failed, of 1 checks", what);
+        // What is wrong stays so: it is looked at for two seconds, of which a CPU that is well takes a moment.
+        let outcome = judge_with("el2", "test.patience=2", &format!("misbehaving::{test}"));
+        assert_outcome(&outcome, test, "1 failed, of 1 checks", &[what]);
     }
 }
 

@@ -120,7 +120,7 @@ fn in_use(session: &str) -> Vec<(i64, i64)> {
 /// Each round is two forks, an exec, an exec that fails, and two exits.
 #[test]
 fn nothing_is_left_behind_by_fork_exec_and_exit() {
-    const ROUNDS: i64 = 600;
+    const ROUNDS: i64 = 300;
     let (wrong, session) = run_default(&format!("run lifecycle rounds 200\nmem\nrun lifecycle rounds {ROUNDS}\nmem"));
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
     let [(frames_before, heap_before), (frames, heap)] = in_use(&session)[..] else { panic!("{session}") };

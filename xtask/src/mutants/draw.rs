@@ -57,7 +57,12 @@ impl Mutant {
 
     /// As `git apply` and `patch -p1` take it.
     pub(super) fn patch(&self) -> String {
-        patch(&self.source.path, &self.source.text, &self.text())
+        let (text, Range { start, end }) = (&self.source.text, self.change.range.clone());
+        // The lines that are in the hunk, and no others: a file has thousands of mutants.
+        let first = text[..start].rmatch_indices('\n').nth(CONTEXT).map_or(0, |(newline, _)| newline + 1);
+        let last = text[end..].match_indices('\n').nth(CONTEXT).map_or(text.len(), |(newline, _)| end + newline + 1);
+        let changed = format!("{}{}{}", &text[first..start], self.change.replacement, &text[end..last]);
+        patch(&self.source.path, text[..first].matches('\n').count(), &text[first..last], &changed)
     }
 
     /// The lines that change, and what becomes of them, each in one and without what indents them.
@@ -76,8 +81,8 @@ impl Mutant {
     }
 }
 
-/// The difference of two texts in one hunk.
-fn patch(path: &str, old: &str, new: &str) -> String {
+/// The difference of two texts, which have so many lines in front of them, in one hunk.
+fn patch(path: &str, before: usize, old: &str, new: &str) -> String {
     let (old, new): (Vec<&str>, Vec<&str>) = (old.lines().collect(), new.lines().collect());
     let shorter = old.len().min(new.len());
     let same = (0..shorter).take_while(|&line| old[line] == new[line]).count();
@@ -87,9 +92,9 @@ fn patch(path: &str, old: &str, new: &str) -> String {
     let (old_end, new_end) = (old.len() - tail, new.len() - tail);
     let mut text = format!(
         "--- a/{path}\n+++ b/{path}\n@@ -{},{} +{},{} @@\n",
-        first + 1,
+        before + first + 1,
         old_end + behind - first,
-        first + 1,
+        before + first + 1,
         new_end + behind - first
     );
     let mut add = |sign: char, lines: &[&str]| lines.iter().for_each(|line| text += &format!("{sign}{line}\n"));

@@ -430,8 +430,10 @@ fn what_does_not_compile_is_no_mutant_and_the_report_has_the_survivors() {
 #[test]
 fn every_area_has_mutants_and_a_wrong_path_is_an_error() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let all = draw::all(root, None).unwrap();
     for area in &super::table::AREAS {
-        assert!(draw::all(root, Some(area.path)).unwrap().len() > 100, "{}", area.path);
+        let count = all.iter().filter(|mutant| Path::new(&mutant.source.path).starts_with(area.path)).count();
+        assert!(count > 100, "{}", area.path);
         for package in area.host {
             let folder = ["arch", "kernel", "kernel/pgtable", "kernel/smmuv3", "kernel/model", "kernel/loom"]
                 .into_iter()

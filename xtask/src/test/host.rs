@@ -112,10 +112,22 @@ pub(super) fn build(tools: &Tools) -> Result<Vec<Program>> {
     Ok(programs)
 }
 
+/// Packages whose documentation has no examples: rustdoc would read all of them to find none.
+pub(crate) const WITHOUT_EXAMPLES: [&str; 7] = [
+    "granule",
+    "granule-host-tests",
+    "granule-loom",
+    "granule-monitor",
+    "granule-peers",
+    "granule-protocol",
+    "granule-runner",
+];
+
 /// Runs the tests in the documentation, which rustdoc builds. They are few, and rustdoc's own harness runs them.
 pub(super) fn document(options: &Options, tools: &Tools, entries: &mut Vec<Entry>) -> Result<()> {
     let mut cargo = tools.host_cargo("test", "host");
-    cargo.args(["--workspace", "--doc", "--no-fail-fast", "--"]).args(&options.filter);
+    cargo.args(["--workspace", "--doc", "--no-fail-fast"]);
+    cargo.args(WITHOUT_EXAMPLES.iter().flat_map(|package| ["--exclude", package])).arg("--").args(&options.filter);
     cargo.args(options.skip.iter().flat_map(|filter| ["--skip", filter]));
     if options.list {
         cargo.arg("--list");

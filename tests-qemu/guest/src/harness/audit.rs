@@ -5,6 +5,7 @@
 
 use core::time::Duration;
 
+use granule::bootargs::{self, PARAMETERS, Parameter};
 use granule::chip::its;
 use granule::chip::timer::{self, Deadline};
 use granule::devices::pci::{self, Function};
@@ -16,13 +17,25 @@ use granule::{iommu, sched};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::{interrupts, wait};
 use granule_pgtable::PageRange;
+use linkme::distributed_slice;
 
 /// The owners of devices that their drivers keep.
 const DRIVERS: [&str; 4] = ["blk", "edu", "nvme", "rng"];
 /// How long another CPU may take for what it is in the middle of: longer than a busy host stops it.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// The most that a boot argument may give it, in seconds.
+const MOST: usize = 60;
 /// The kernel's half of the addresses.
 const UPPER_HALF: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
+
+/// For guests that are to fail: each of their findings takes as long.
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static AUDIT: Parameter = Parameter {
+    name: "test.patience",
+    help: "seconds that the audit gives another CPU to finish: 0 to 60, without it 10",
+    check: |value| bootargs::number(value, MOST).map(drop),
+};
 
 /// An account: what it counts, and how much of that there is.
 type Account = (&'static str, usize);
@@ -120,6 +133,10 @@ impl Snapshot {
     }
 }
 
+fn seconds(number: usize) -> Duration {
+    Duration::from_secs(number as u64)
+}
+
 /// Whether a device may access memory. Bridges always may, for those behind them.
 fn is_bus_master(function: &Function) -> bool {
     const COMMAND: u16 = 4;
@@ -132,7 +149,7 @@ fn is_bus_master(function: &Function) -> bool {
 fn state_of(cpu: &Cpu) -> u32 {
     let mut findings = 0;
     for (what, wrong) in WRONG {
-        let patience = Deadline::after(PATIENCE);
+        let patience = Deadline::after(bootargs::get_number("test.patience", MOST).map_or(PATIENCE, seconds));
         while wrong(cpu) && !patience.has_passed() {
             wait::relax();
         }

@@ -20,6 +20,11 @@ impl Test {
         (self.checks, self.failures)
     }
 
+    /// Whether a check did not hold: then a test need not go on with rounds that show the same.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failures != 0
+    }
+
     /// Checks that `holds`; the test goes on either way. Returns it.
     #[track_caller]
     pub(crate) fn check(&mut self, what: &str, holds: bool) -> bool {

@@ -123,6 +123,10 @@ fn each_change_is_notified_once_and_exactly(t: &mut Test) {
     let account = Account { rig, stream, is_notified_by_events };
     println!("{}", Expectation::Bound { stream });
     for round in 0..ROUNDS {
+        // The trace has a translation only of pages that the SMMU has not seen, so it shows a failure one round later.
+        if round > 1 && t.has_failed() {
+            break;
+        }
         // Somewhere, and of every length that takes one command or two.
         let pages = round % (PAGES - 3) + 1;
         let first = START + (round * 7 % (PAGES - pages + 1)) * PAGE;
