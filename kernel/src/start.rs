@@ -229,7 +229,7 @@ fn set_up_memory(
     let mut map = MemoryMap::new(platform.memory.iter().copied(), taken);
     let memory = map.as_mut().map_err(|error| *error)?;
     // SAFETY: the entry code's root table, used by this kernel alone, in the image for ever.
-    let root = unsafe { Table::root::<Granule4K>(PhysAddr(boot.root_table)) };
+    let root = unsafe { Table::<Granule4K>::root(PhysAddr(boot.root_table)) };
     let leaves = Wishes::read().linear_leaves(is_trusted_at_first(cpu.features.call_once(CpuFeatures::read)));
     let read_only = image::read_only_range(boot, Wishes::read().rodata);
     let guarded = guarded::take_memory(memory);

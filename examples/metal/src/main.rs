@@ -100,7 +100,7 @@ mod kernel {
     extern "C" fn start(root: u64) -> ! {
         println!("metal: MMU on, {}-bit addresses", Granule4KVa39::VA_BITS);
         // SAFETY: `build_tables` made it, and it stays the root.
-        let root = unsafe { Table::root::<Granule4KVa39>(PhysAddr(root)) };
+        let root = unsafe { Table::<Granule4KVa39>::root(PhysAddr(root)) };
         make_read_only(root).expect("the page is mapped by a page");
         panic!("the store to a read-only page was not refused");
     }
@@ -117,7 +117,7 @@ mod kernel {
         let mut frames = unsafe { FrameRange::new(&mmu, memory) };
         let root = frames.take().ok_or(Error::OutOfTables { needed: 1, available: 0 })?;
         // SAFETY: it was just taken, zeroed, and stays the root.
-        let root = unsafe { Table::root::<Granule4KVa39>(root) };
+        let root = unsafe { Table::<Granule4KVa39>::root(root) };
         let tables = PageTables::new(&mmu, root);
         let lazy = Lazy::new(&mmu);
         let [text, rodata] = [&raw const __text_start, &raw const __rodata_start];

@@ -286,10 +286,34 @@
 //!     fn begin(&self) {}
 //! }
 //! ```
+//! A table of one geometry is none of another, whose pages would be tables here:
+//! ```compile_fail,E0308
+//! use granule_pgtable::{Granule4K, PageTables, Tiny, host::HostMachine};
+//! let (tiny, machine) = (HostMachine::<Tiny>::new(1), HostMachine::<Granule4K>::new(1));
+//! let _ = PageTables::new(machine.mmu(), tiny.page_tables().root());
+//! ```
+//! ```compile_fail,E0308
+//! # use granule_pgtable::{Granule4K, Granule64K, Mmu};
+//! # use granule_pgtable::metal::{DirectMap, Metal};
+//! fn cells(mmu: &Metal<DirectMap<Granule4K>>, other: &granule_pgtable::host::HostMachine<Granule64K>) {
+//!     mmu.table(other.page_tables().root());
+//! }
+//! ```
+//! The caches are maintained by addresses that are mapped:
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::VirtAddr;
+//! # use granule_pgtable::{Granule4K, Mmu, host::HostMachine};
+//! HostMachine::<Granule4K>::new(1).mmu().clean_code(VirtAddr(0x4008_0000), 64);
+//! ```
+//! ```compile_fail,E0133
+//! # use granule_arch::addr::VirtAddr;
+//! # use granule_pgtable::{Granule4K, Mmu, host::HostMachine};
+//! HostMachine::<Granule4K>::new(1).mmu().invalidate_code(VirtAddr(0x4008_0000), 64);
+//! ```
 //! A table, a root and frames for tables are vouched for, and so is a machine by which tables change:
 //! ```compile_fail,E0133
 //! # use granule_arch::addr::PhysAddr;
-//! granule_pgtable::Table::root::<granule_pgtable::Granule4K>(PhysAddr(0x4008_0000));
+//! granule_pgtable::Table::<granule_pgtable::Granule4K>::root(PhysAddr(0x4008_0000));
 //! ```
 //! ```compile_fail,E0133
 //! granule_pgtable::metal::DirectMap::<granule_pgtable::Granule4K>::new(0);

@@ -261,7 +261,7 @@ impl<'m> Cpu<'m> {
     #[allow(unsafe_code, reason = "keeps the contracts of the kernel's unsafe traits on loom's types")]
     pub fn tables(&self) -> PageTables<'_, Self> {
         // SAFETY: frame 0 is zero at first, never free, and there as long as the machine.
-        PageTables::new(self, unsafe { Table::root::<Tiny>(address(0)) })
+        PageTables::new(self, unsafe { Table::root(address(0)) })
     }
 
     /// Maps `page` to the memory that is its own, in an announced walk.
@@ -400,7 +400,7 @@ unsafe impl Mmu for Cpu<'_> {
     type Geometry = Tiny;
     type Cell = AtomicU64;
 
-    fn table(&self, table: Table) -> &[AtomicU64] {
+    fn table(&self, table: Table<Tiny>) -> &[AtomicU64] {
         self.machine.cells(table.address())
     }
 

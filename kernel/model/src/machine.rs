@@ -28,7 +28,7 @@ use crate::story::Violation;
 pub struct Model<G: Geometry = Granule4K> {
     arena: Arc<Arena>,
     /// Its own tree; none where it watches another machine.
-    root: Option<Table>,
+    root: Option<Table<G>>,
     features: Features,
     cpus: usize,
     state: Mutex<State<G>>,
@@ -43,7 +43,7 @@ impl<G: Geometry> Model<G> {
         // SAFETY: the arena's first frame is zero, in no free list, and lives as long as the model, which lends
         // its trees.
         #[allow(unsafe_code, reason = "vouching for the root")]
-        let root = unsafe { Table::root::<G>(first) };
+        let root = unsafe { Table::root(first) };
         let free = (1..=frames as u64).rev().map(|frame| first + frame * G::PAGE_SIZE).collect();
         let model = Self::with(arena, Some(root), cpus, features, free);
         model.run_under(0);
@@ -64,7 +64,7 @@ impl<G: Geometry> Model<G> {
 
     fn with(
         arena: Arc<Arena>,
-        root: Option<Table>,
+        root: Option<Table<G>>,
         cpus: usize,
         features: Features,
         free_tables: Vec<PhysAddr>,
@@ -159,7 +159,7 @@ impl<G: Geometry> Model<G> {
     ///
     /// # Panics
     /// Where it watches another machine.
-    pub const fn root(&self) -> Table {
+    pub const fn root(&self) -> Table<G> {
         self.root.expect("a model that watches another has no tree of its own")
     }
 
@@ -394,7 +394,7 @@ unsafe impl<G: Geometry> Mmu for ModelCpu<'_, G> {
     type Geometry = G;
     type Cell = AtomicU64;
 
-    fn table(&self, table: Table) -> &[AtomicU64] {
+    fn table(&self, table: Table<G>) -> &[AtomicU64] {
         self.model.arena.cells(table.address(), G::entries(table.level()))
     }
 

@@ -80,7 +80,7 @@ pub enum Visited {
 /// A walk of last-level tables and blocks ([`PageTables::walk_cells`]).
 pub struct CellsWalk<'t, M: Mmu> {
     mmu: &'t M,
-    root: Table,
+    root: Table<M::Geometry>,
     /// Where it goes on.
     from: VirtAddr,
     /// The last address.
@@ -253,7 +253,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
         address: VirtAddr,
         source: &mut impl TableSource,
         prepare: impl FnOnce() -> Result<T, E>,
-    ) -> Result<(Table, T), E> {
+    ) -> Result<(Table<M::Geometry>, T), E> {
         let missing = self.missing::<LEVEL>(address).ok_or(EnsureError::Block)?;
         let mmu = self.mmu();
         let mut spare = TableList::take(mmu, missing, source).map_err(|_| EnsureError::OutOfTables)?;
@@ -388,7 +388,7 @@ pub enum Dismantled {
 
 // Inlined into itself, level by level, it would be eight times as large.
 #[inline(never)]
-fn hand_out<const ENTRIES: bool, M: Mmu>(mmu: &M, table: Table, out: &mut impl FnMut(Dismantled)) {
+fn hand_out<const ENTRIES: bool, M: Mmu>(mmu: &M, table: Table<M::Geometry>, out: &mut impl FnMut(Dismantled)) {
     if ENTRIES || table.level() != LAST_LEVEL {
         for_each_used(mmu, mmu.table(table), |_, entry| {
             if table.level() == LAST_LEVEL {
@@ -427,14 +427,14 @@ fn cells_in<'t, M: Mmu>(place: &Cursor<'t, M>, start: VirtAddr, count: usize) ->
 }
 
 /// The block's entry for `address` in `table`.
-fn block_in<M: Mmu>(mmu: &M, table: Table, address: VirtAddr) -> BlockCell<'_, M> {
+fn block_in<M: Mmu>(mmu: &M, table: Table<M::Geometry>, address: VirtAddr) -> BlockCell<'_, M> {
     let start = address.align_down(M::Geometry::entry_size(BLOCK_LEVEL));
     BlockCell { table: table.address(), cell: cell_in(mmu, table, address), start }
 }
 
 /// The entry for `address` in `table`.
 #[inline(always)]
-fn cell_in<M: Mmu>(mmu: &M, table: Table, address: VirtAddr) -> &M::Cell {
+fn cell_in<M: Mmu>(mmu: &M, table: Table<M::Geometry>, address: VirtAddr) -> &M::Cell {
     &mmu.table(table)[M::Geometry::index(address, table.level())]
 }
 

@@ -6,6 +6,8 @@
 //! before it runs new code is issued by the code that publishes it; on this CPU the one at the end of the change
 //! serves.
 
+#![allow(unsafe_code, reason = "cache maintenance by address")]
+
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
@@ -57,7 +59,9 @@ fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>
     if cleaning.unmapped || bytes > NAMED_LINE_BY_LINE {
         mmu.invalidate_all_code();
     } else {
-        mmu.invalidate_code(first, bytes);
+        // SAFETY: 1. Each leaf was found valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of the
+        // change owns the range (there, 1).
+        unsafe { mmu.invalidate_code(first, bytes) };
     }
     // The invalidation is complete everywhere before the entry can be walked.
     mmu.dsb_ish();
@@ -88,7 +92,9 @@ impl<'t, M: Stores> Visitor<'t, M> for Cleaning<'_> {
             let last = VirtAddr(first.0 + (size - 1));
             if !mmu.has(Feature::Idc) {
                 if old.is_valid() {
-                    mmu.clean_code(first, size);
+                    // SAFETY: 1. The leaf is valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of
+                    // the change owns it (there, 1).
+                    unsafe { mmu.clean_code(first, size) };
                 } else {
                     clean_invalid(mmu, cell, old, first, size, self.change);
                 }
@@ -108,7 +114,8 @@ fn clean_invalid<M: Stores>(mmu: &M, cell: &M::Cell, old: Descriptor, start: Vir
     mmu.store(cell, Descriptor(readable));
     mmu.dsb_ishst();
     mmu.isb();
-    mmu.clean_code(start, size);
+    // SAFETY: 1. The leaf is valid now, by a store that the barriers completed. 2. The caller of the change owns it.
+    unsafe { mmu.clean_code(start, size) };
     mmu.store(cell, old);
     mmu.dsb_ishst();
     mmu.tlbi(Instruction::Vaale1is(AddressOperand::new(start, None)));

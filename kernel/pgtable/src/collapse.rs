@@ -214,7 +214,7 @@ struct Replaced {
 impl Replaced {
     const NONE: Self = Self { tables: [(VirtAddr(0), PhysAddr(0)); ROUND], count: 0, lowest: None };
 
-    fn push(&mut self, start: VirtAddr, table: Table) {
+    fn push<G: Geometry>(&mut self, start: VirtAddr, table: Table<G>) {
         if let Some(free) = self.tables.get_mut(self.count) {
             *free = (start, table.address());
             self.count += 1;
@@ -596,7 +596,7 @@ struct Found<'t, M: Mmu> {
     cell: &'t M::Cell,
     /// How.
     descriptor: Descriptor,
-    table: Table,
+    table: Table<M::Geometry>,
     /// The first address that it translates.
     start: VirtAddr,
     /// The address at which it is visited: not before that, where it has other tables in front.

@@ -27,7 +27,7 @@ const MARKS: u64 = bits::RECLAIM_MARK | bits::COLLAPSING;
 /// A table that was reached from the root.
 pub(crate) struct Cursor<'t, M: Mmu> {
     mmu: &'t M,
-    table: Table,
+    table: Table<M::Geometry>,
     /// The bits that any table descriptor on the way has: PXNTable and UXNTable hold for all below.
     pub(crate) inherited: u64,
 }
@@ -41,7 +41,7 @@ impl<'t, M: Mmu> Cursor<'t, M> {
     }
 
     #[inline(always)]
-    pub(crate) const fn table(&self) -> Table {
+    pub(crate) const fn table(&self) -> Table<M::Geometry> {
         self.table
     }
 

@@ -108,7 +108,7 @@ impl<G: Geometry> Tlb<HostMmu<G>> for HostTlb {
 pub struct HostMachine<G: Geometry = Granule4K> {
     mmu: HostMmu<G>,
     free: Mutex<Vec<PhysAddr>>,
-    root: Table,
+    root: Table<G>,
 }
 
 impl<G: Geometry> HostMachine<G> {
@@ -126,7 +126,7 @@ impl<G: Geometry> HostMachine<G> {
         // SAFETY: the arena's first frame is zero, never in `free`, and lives as long as the machine, which lends its
         // trees.
         #[allow(unsafe_code, reason = "vouching for the root")]
-        let root = unsafe { Table::root::<G>(PhysAddr(ARENA)) };
+        let root = unsafe { Table::root(PhysAddr(ARENA)) };
         Self { mmu, free: Mutex::new(free), root }
     }
 

@@ -16,7 +16,7 @@
 //! // SAFETY: all memory is mapped there, physical + offset; this function keeps the contract of `Mmu::write`.
 //! let mmu = Metal(unsafe { DirectMap::<Granule4K>::new(0xffff_0000_0000_0000).for_owner() });
 //! // SAFETY: `root` is a zeroed table of this kernel, and `free` is memory that nothing else uses.
-//! let (root, mut frames) = unsafe { (Table::root::<Granule4K>(root), FrameRange::new(&mmu, free)) };
+//! let (root, mut frames) = unsafe { (Table::<Granule4K>::root(root), FrameRange::new(&mmu, free)) };
 //! let tables = PageTables::new(&mmu, root);
 //!
 //! let range = PageRange::from_pages(VirtAddr(0xffff_8000_0000_0000), 16)?;
@@ -269,7 +269,7 @@ pub struct Metal<P>(pub P);
 /// # Safety
 /// It is one, and stays one for as long as the reference is used.
 #[inline(always)]
-unsafe fn cells<'a, G: Geometry>(table: Table, address: VirtAddr) -> &'a [Cell] {
+unsafe fn cells<'a, G: Geometry>(table: Table<G>, address: VirtAddr) -> &'a [Cell] {
     // SAFETY: a table of this level, by the caller's word; its entries are only accessed as atomics.
     unsafe { core::slice::from_raw_parts(address.as_ptr(), G::entries(table.level())) }
 }
@@ -284,9 +284,9 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     type Cell = Cell;
 
     #[inline(always)]
-    fn table(&self, table: Table) -> &[Cell] {
+    fn table(&self, table: Table<P::Geometry>) -> &[Cell] {
         // SAFETY: a `Table` proves it.
-        unsafe { cells::<P::Geometry>(table, self.0.address(table.address())) }
+        unsafe { cells(table, self.0.address(table.address())) }
     }
 
     #[inline(always)]
@@ -411,16 +411,16 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
         }
     }
 
-    fn clean_code(&self, start: VirtAddr, bytes: u64) {
+    unsafe fn clean_code(&self, start: VirtAddr, bytes: u64) {
         if self.0.issues(Operation::Cache(CacheOperation::Clean { start, bytes })) {
-            // SAFETY: valid leaves of the caller's map all of it.
+            // SAFETY: the caller's contract.
             unsafe { cache::clean_to_unification(start, bytes, self.0.code_caches().data_line) };
         }
     }
 
-    fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
+    unsafe fn invalidate_code(&self, start: VirtAddr, bytes: u64) {
         if self.0.issues(Operation::Cache(CacheOperation::Invalidate { start, bytes })) {
-            // SAFETY: valid leaves of the caller's map all of it.
+            // SAFETY: the caller's contract.
             unsafe { cache::invalidate_instructions(start, bytes, self.0.code_caches().instruction_line) };
         }
     }

@@ -3,35 +3,37 @@
 //! The traits are the seam between the one source of the algorithms and the machines that they run on: the metal (a
 //! zero-sized `Mmu` whose methods are single instructions), the plain host (`crate::host`), the models.
 
+use core::marker::PhantomData;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::Instruction;
 
 use crate::flush::Invalidation;
-use crate::geometry::Geometry;
+use crate::geometry::{Geometry, Granule4K};
 
-/// The address of a table, with its level.
+/// The address of a table of geometry `G`, with its level.
 ///
 /// Having one proves that it is a table: the walker made it from a live table descriptor, [`crate::TableSource`] handed
 /// the frame over, or someone vouched for a root with [`Table::root`]. That is why [`Mmu::table`] can be safe to call.
+/// The geometry is part of the type: with another one what is a page's address here is a table's there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Table {
+pub struct Table<G: Geometry = Granule4K> {
     address: PhysAddr,
     level: u8,
+    geometry: PhantomData<fn() -> G>,
 }
 
-impl Table {
-    /// Vouches that the root table of a tree of geometry `G` is at `address`.
+impl<G: Geometry> Table<G> {
+    /// Vouches that the root table of a tree is at `address`.
     ///
     /// # Safety
     /// `address` holds a table of `G::FIRST_LEVEL` (all zero at first), used for nothing else, reachable through
     /// [`Mmu::table`], for as long as a [`crate::PageTables`] with it exists. Entries are written by this crate only,
-    /// or by code that keeps its rules (the boot code before, under the same geometry). It is given to an [`Mmu`] of
-    /// [`Mmu::Geometry`] `G` alone: the table has its level on record, not its shape, and with another one what is a
-    /// page's address here is a table's there.
+    /// or by code that keeps its rules (the boot code before, under the same geometry).
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
-    pub const unsafe fn root<G: Geometry>(address: PhysAddr) -> Self {
-        Self { address, level: G::FIRST_LEVEL }
+    pub const unsafe fn root(address: PhysAddr) -> Self {
+        Self::new(address, G::FIRST_LEVEL)
     }
 
     /// Vouches for a last-level table that is linked later, or never.
@@ -41,11 +43,11 @@ impl Table {
     /// is linked when its entries are whole, by a table descriptor in a tree of the same geometry.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub const unsafe fn spare(address: PhysAddr) -> Self {
-        Self { address, level: crate::geometry::LAST_LEVEL }
+        Self::new(address, crate::geometry::LAST_LEVEL)
     }
 
     pub(crate) const fn new(address: PhysAddr, level: u8) -> Self {
-        Self { address, level }
+        Self { address, level, geometry: PhantomData }
     }
 
     /// Where it is.
@@ -82,7 +84,7 @@ pub unsafe trait Mmu {
     type Cell;
 
     /// The cells of `table`.
-    fn table(&self, table: Table) -> &[Self::Cell];
+    fn table(&self, table: Table<Self::Geometry>) -> &[Self::Cell];
 
     /// Reads an entry, once.
     fn load(&self, cell: &Self::Cell) -> Descriptor;
@@ -94,6 +96,8 @@ pub unsafe trait Mmu {
     /// 1. The caller may change the entries: it owns the range that they translate, or has its lock.
     /// 2. What is stored maps only memory that may be accessed so by the tree, and links each table of the tree once.
     /// 3. Translations that the old entries gave are invalidated before what they gave is used otherwise.
+    /// 4. A leaf that EL1 may execute from then on is in a tree that translates this CPU's own accesses: the caches are
+    ///    maintained by its address ([`Self::clean_code`]).
     unsafe fn write(&self, cell: &Self::Cell, descriptor: Descriptor);
 
     /// [`Stores::compare_exchange`].
@@ -193,13 +197,21 @@ pub unsafe trait Mmu {
         self.dsb_ish();
     }
 
-    /// DC CVAU over code that is about to become executable: what was stored reaches the point where fetches look. The
-    /// range is mapped.
+    /// DC CVAU over code that is about to become executable: what was stored reaches the point where fetches look.
+    ///
+    /// # Safety
+    /// Of both methods that name addresses, which fault where these are not mapped (Arm ARM C5.3, DC CVAU and IC IVAU):
+    /// 1. Every page of the range has a valid leaf in the tables that translate this CPU's own accesses, and a completed
+    ///    store made it valid.
+    /// 2. It stays valid until the call returns: the caller owns the range, has its lock, or holds the frames.
     #[inline]
-    fn clean_code(&self, _start: VirtAddr, _bytes: u64) {}
-    /// IC IVAU over it, for all CPUs: what was fetched before is dropped. The range is mapped.
+    unsafe fn clean_code(&self, _start: VirtAddr, _bytes: u64) {}
+    /// IC IVAU over it, for all CPUs: what was fetched before is dropped.
+    ///
+    /// # Safety
+    /// As [`Self::clean_code`].
     #[inline]
-    fn invalidate_code(&self, _start: VirtAddr, _bytes: u64) {}
+    unsafe fn invalidate_code(&self, _start: VirtAddr, _bytes: u64) {}
     /// IC IALLUIS: the same for every address, mapped or not.
     #[inline]
     fn invalidate_all_code(&self) {}

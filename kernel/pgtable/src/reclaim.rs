@@ -221,7 +221,7 @@ fn take_mark_away<M: Stores>(tables: &PageTables<'_, M>, address: VirtAddr) {
 }
 
 /// Looks at a few entries at once, and no further than the first that are in use.
-fn is_empty<M: Mmu>(mmu: &M, table: Table) -> bool {
+fn is_empty<M: Mmu>(mmu: &M, table: Table<M::Geometry>) -> bool {
     mmu.table(table).chunks(64).all(|entries| are_empty(mmu, entries))
 }
 
@@ -237,7 +237,7 @@ struct Found<'a, M: Mmu> {
     cell: &'a M::Cell,
     /// How.
     descriptor: Descriptor,
-    table: Table,
+    table: Table<M::Geometry>,
     /// The first address that it translates.
     start: VirtAddr,
 }

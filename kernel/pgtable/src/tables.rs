@@ -8,7 +8,7 @@ use crate::mmu::{Mmu, Table};
 /// Two words, made anew where it is needed; the tree belongs to the code that vouched for the root.
 pub struct PageTables<'a, M: Mmu> {
     mmu: &'a M,
-    root: Table,
+    root: Table<M::Geometry>,
 }
 
 impl<M: Mmu> Clone for PageTables<'_, M> {
@@ -22,12 +22,12 @@ impl<M: Mmu> Copy for PageTables<'_, M> {}
 impl<'a, M: Mmu> PageTables<'a, M> {
     /// The tree under `root`, as the CPU of `mmu` sees it.
     #[inline(always)]
-    pub const fn new(mmu: &'a M, root: Table) -> Self {
+    pub const fn new(mmu: &'a M, root: Table<M::Geometry>) -> Self {
         Self { mmu, root }
     }
 
     /// Where the root table is.
-    pub const fn root(&self) -> Table {
+    pub const fn root(&self) -> Table<M::Geometry> {
         self.root
     }
 

@@ -49,7 +49,7 @@ impl Domain {
     ) -> Result<Self, OutOfMemory> {
         let root = frames.alloc_zeroed(cpu)?;
         // SAFETY: a zeroed frame that is used for nothing else until the domain ends.
-        let root = unsafe { Table::root::<Granule4K>(root) };
+        let root = unsafe { Table::<Granule4K>::root(root) };
         Ok(Self { root, asid, tables: AtomicUsize::new(0), mmu, frames })
     }
 

@@ -293,7 +293,7 @@ struct Device {
 impl Device {
     fn of(space: &SpaceRef) -> Self {
         // SAFETY: the root of a space, which the test keeps for longer; its tables are not unlinked meanwhile.
-        let root = unsafe { Table::root::<Granule4K>(space.root()) };
+        let root = unsafe { Table::<Granule4K>::root(space.root()) };
         Self { root, mmu: Metal(LinearView {}), kept: SpinMutex::new([0; PAGES as usize]), reads: AtomicU64::new(0) }
     }
 

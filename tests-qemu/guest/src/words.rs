@@ -106,8 +106,11 @@ words! {
     word_mmu_dsb_nsh(mmu: &Machine): mmu.dsb_nsh();
     word_mmu_isb(mmu: &Machine): mmu.isb();
     word_mmu_complete_tlbi(mmu: &Machine): mmu.complete_tlbi();
-    word_mmu_clean_code(mmu: &Machine, start: VirtAddr, bytes: u64): mmu.clean_code(start, bytes);
-    word_mmu_invalidate_code(mmu: &Machine, start: VirtAddr, bytes: u64): mmu.invalidate_code(start, bytes);
+    // SAFETY: as above.
+    word_mmu_clean_code(mmu: &Machine, start: VirtAddr, bytes: u64): unsafe { mmu.clean_code(start, bytes) };
+    word_mmu_invalidate_code(mmu: &Machine, start: VirtAddr, bytes: u64):
+        // SAFETY: as above.
+        unsafe { mmu.invalidate_code(start, bytes) };
     word_mmu_invalidate_all_code(mmu: &Machine): mmu.invalidate_all_code();
     // SAFETY: as above.
     word_turn_on(sctlr: u64): unsafe { mmu::turn_on(sctlr) };

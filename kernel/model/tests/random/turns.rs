@@ -187,7 +187,7 @@ unsafe impl<G: Geometry> Mmu for Gated<'_, G> {
     type Geometry = G;
     type Cell = AtomicU64;
 
-    fn table(&self, table: Table) -> &[AtomicU64] {
+    fn table(&self, table: Table<G>) -> &[AtomicU64] {
         self.cpu.table(table)
     }
 

@@ -39,9 +39,9 @@ unsafe impl<G: Geometry> Mmu for MmuOff<G> {
     type Geometry = G;
     type Cell = Cell;
 
-    fn table(&self, table: Table) -> &[Cell] {
+    fn table(&self, table: Table<G>) -> &[Cell] {
         // SAFETY: a `Table` proves it.
-        unsafe { cells::<G>(table, VirtAddr(table.address().0)) }
+        unsafe { cells(table, VirtAddr(table.address().0)) }
     }
 
     fn load(&self, cell: &Cell) -> Descriptor {

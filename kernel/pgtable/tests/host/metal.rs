@@ -29,12 +29,12 @@ impl<G: Geometry> Memory<G> {
 }
 
 /// Maps, splits and changes; returns what a dump then shows. Tables are at `offset` from where they are seen.
-fn build<M: Stores>(mmu: &M, memory: PhysRange) -> (Table, Vec<(VirtAddr, u64, PhysAddr, u64)>) {
+fn build<M: Stores>(mmu: &M, memory: PhysRange) -> (Table<M::Geometry>, Vec<(VirtAddr, u64, PhysAddr, u64)>) {
     // SAFETY: memory of the caller's, which the host sees at the machine's addresses.
     let mut frames = unsafe { FrameRange::new(mmu, memory) };
     let root = frames.take().unwrap();
     // SAFETY: just taken, and zeroed.
-    let root = unsafe { Table::root::<M::Geometry>(root) };
+    let root = unsafe { Table::root(root) };
     let tables = PageTables::new(mmu, root);
     let lazy = Lazy::new(mmu);
     let pages = M::Geometry::PAGE_SIZE;
@@ -69,7 +69,7 @@ fn with_the_mmu_off_and_on<G: Geometry>() {
     assert_eq!(build(&mmu, moved(on.range())).1, built);
     assert!(built.len() >= 4, "{built:x?}");
     // SAFETY: the tree above, which goes on at the addresses that it was built at.
-    let root = unsafe { Table::root::<G>(root.address()) };
+    let root = unsafe { Table::<G>::root(root.address()) };
     // SAFETY: the host's addresses.
     let mmu = Metal(unsafe { DirectMap::<G>::new(0) });
     assert_eq!(contents(&PageTables::new(&mmu, root)), built);
@@ -93,7 +93,7 @@ fn steps_of_two_accesses_have_the_effect_of_one() {
     // SAFETY: as above.
     let table = unsafe { FrameRange::new(&mmu, memory.range()) }.take().unwrap();
     // SAFETY: a zeroed table.
-    let cell = &mmu.table(unsafe { Table::root::<Granule4K>(table) })[7];
+    let cell = &mmu.table(unsafe { Table::<Granule4K>::root(table) })[7];
     // SAFETY: the table is the test's, and nothing walks it.
     unsafe {
         assert_eq!(mmu.exchange(cell, Descriptor(1), Descriptor(2)), Err(Descriptor(0)));
@@ -124,7 +124,7 @@ fn frames_are_whole_zeroed_and_given_once() {
     taken = Vec::from_iter(std::iter::from_fn(|| frames.take()));
     assert_eq!(taken.len(), 2);
     // SAFETY: a frame that was taken.
-    let cells = mmu.table(unsafe { Table::root::<Granule4K>(taken[0]) });
+    let cells = mmu.table(unsafe { Table::<Granule4K>::root(taken[0]) });
     assert!(cells.iter().all(|cell| mmu.load(cell).0 == 0));
 }
 

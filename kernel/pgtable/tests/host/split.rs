@@ -455,7 +455,7 @@ fn a_group_counts_as_one_leaf_until_its_last_entry_is_clear() {
         let table = |machine: &HostMachine, index: usize| {
             // SAFETY: the table is linked, and has as many entries as any.
             #[allow(unsafe_code, reason = "another CPU's stores, one by one")]
-            let table = unsafe { Table::root::<Granule4K>(cells.table) };
+            let table = unsafe { Table::<Granule4K>::root(cells.table) };
             machine.mmu().clear_bits(&machine.mmu().table(table)[cells.index + index], bits::CONTIGUOUS);
         };
         let straddles = Error::Straddles { leaf: group, size: 16 * entry };

@@ -2,6 +2,8 @@
 //!
 //! Once for each frame, as on Linux (`PG_dcache_clean`). Maintenance for later stores is the program's own, from EL0.
 
+#![allow(unsafe_code, reason = "cache maintenance by address")]
+
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::PhysAddr;
@@ -97,7 +99,9 @@ impl Space {
         }
         let mmu = self.mmu();
         if !mmu.has(Feature::Idc) {
-            mmu.clean_code(self.common.frames.linear().address(frame), bytes);
+            let start = self.common.frames.linear().address(frame);
+            // SAFETY: 1. The linear map has each frame of memory. 2. The caller holds these: they stay mapped there.
+            unsafe { mmu.clean_code(start, bytes) };
         }
         mmu.dsb_ish();
         if !mmu.has(Feature::Dic) {

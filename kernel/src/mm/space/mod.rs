@@ -204,7 +204,7 @@ impl Spaces {
             heap: RwSem::new(ProgramHeap::default()),
             trampoline: AtomicU64::new(0),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
-            root: unsafe { Table::root::<Granule4K>(root) },
+            root: unsafe { Table::<Granule4K>::root(root) },
             table_frames: AtomicUsize::new(0),
             asid: AsidSlot::new(),
             notifiers: NotifierChain::default(),

@@ -121,7 +121,7 @@ impl Spaces {
                 // Relaxed: the numbers differ, and order nothing.
                 identity: NEXT_IDENTITY.fetch_add(1, Ordering::Relaxed),
                 // SAFETY: a zeroed frame that is used for nothing else until the object is dropped.
-                root: unsafe { Table::root::<Granule4K>(root) },
+                root: unsafe { Table::<Granule4K>::root(root) },
                 table_frames: AtomicUsize::new(0),
                 top: AtomicU64::new(0),
                 size: AtomicU64::new(size.min(LARGEST_OBJECT)),

@@ -42,7 +42,7 @@ fn space(mib: u64) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     let (frames, cpu) = (leaked(mib), Cpu::new(CpuId(0)));
     let root = frames.alloc_zeroed(&cpu).unwrap();
     // SAFETY: a zeroed frame that is used for nothing else, shown by the view for ever.
-    let root = unsafe { Table::root::<Granule4K>(root) };
+    let root = unsafe { Table::<Granule4K>::root(root) };
     let view = LinearView { offset: frames.linear().address(PhysAddr(0)).0 };
     (Box::leak(Box::new(KernelSpace::new(&cpu, Metal(view), KernelTlb, root, frames).unwrap())), frames, cpu)
 }
