@@ -101,9 +101,14 @@ struct PagesOut {
 
 impl PagesOut {
     /// Whether `address` is unmapped.
-    #[cold]
     fn has(&self, address: VirtAddr) -> bool {
-        self.ranges.iter().any(|range| range.start <= address && address < range.end())
+        self.overlaps(address, 1)
+    }
+
+    /// Whether one of the `bytes` bytes from `start` on, which do not wrap, is unmapped.
+    #[cold]
+    fn overlaps(&self, start: VirtAddr, bytes: u64) -> bool {
+        self.ranges.iter().any(|range| range.start < start + bytes && start < range.end())
     }
 
     /// Adds pages; returns whether there was room for them.
@@ -147,6 +152,16 @@ struct HoleList {
     tagger: Option<Tagger>,
     /// What the list counts as in use, and is not mapped.
     out: PagesOut,
+}
+
+impl HoleList {
+    /// Whether the `bytes` bytes from `start` on are the list's, and mapped: a page is out before it is unmapped, and in
+    /// again after it is mapped, both with the list locked.
+    fn is_mapped(&self, start: VirtAddr, bytes: usize) -> bool {
+        let (bottom, top) = (self.holes.bottom().addr() as u64, self.holes.top().addr() as u64);
+        let is_inside = start.0 >= bottom && start.0 < top && bytes as u64 <= top - start.0;
+        is_inside && (self.out.bytes == 0 || !self.out.overlaps(start, bytes as u64))
+    }
 }
 
 /// How full the heap is.
@@ -226,8 +241,8 @@ impl Heap {
     /// it.
     ///
     /// # Errors
-    /// [`BadFree`]: `object` has a tag, and is not one in use with this `layout`; or the pointer has lost its tag.
-    /// Nothing is changed.
+    /// [`BadFree`]: `object` has a tag, and is not one in use with this `layout`; or the pointer has lost its tag; or its
+    /// memory is not the heap's now, as that of pages that went back. Nothing is changed.
     ///
     /// # Safety
     /// `object` came from [`Self::alloc`] of this heap with the same `layout`, and is not used any more.
@@ -236,14 +251,20 @@ impl Heap {
         let pointer = VirtAddr(object.expose_provenance() as u64);
         let mut list = self.list.lock();
         let list = &mut *list;
+        // What follows reads the object, its tag and the record behind it.
+        let has_tag = tags::is_tagged(pointer) && list.tagger.is_some();
+        let record = if has_tag { tags::RECORD } else { 0 };
+        if !list.is_mapped(pointer.canonical(), layout.size().saturating_add(record)) {
+            return Err(BadFree { pointer, bytes: layout.size() as u64 });
+        }
         match &mut list.tagger {
-            Some(tagger) if tags::is_tagged(pointer) => {
-                // SAFETY: the caller's contract.
+            Some(tagger) if has_tag => {
+                // SAFETY: mapped, as `is_mapped` has it, while the list is locked; else the caller's contract.
                 unsafe { tags::give_back(&mut list.holes, tagger, pointer, layout) }?;
                 list.tagged -= 1;
             }
             // The list would take the object without its record, and count it among those that never had a tag.
-            // SAFETY: by the caller's contract the list's memory, which is mapped.
+            // SAFETY: as above.
             Some(_) if unsafe { tags::has_tag(pointer) } => {
                 return Err(BadFree { pointer, bytes: layout.size() as u64 });
             }

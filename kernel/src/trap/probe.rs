@@ -10,6 +10,7 @@ use core::fmt;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Access, Syndrome};
+use granule_arch::mte::Tag;
 
 /// A synchronous exception that an access took.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -73,6 +74,16 @@ pub fn read<T: Width>(address: VirtAddr) -> Result<T, ProbeFault> {
     T::load(address)
 }
 
+/// Reads the tag of the granule at `address` (LDG).
+///
+/// Any address is allowed, as for [`read`]. Where memory has no tags the instruction is undefined, which is an error too.
+///
+/// # Errors
+/// The fault that the load took.
+pub fn load_tag(address: VirtAddr) -> Result<Tag, ProbeFault> {
+    machine::load_tag(address)
+}
+
 /// Writes `value` at `address` by a single store.
 ///
 /// # Safety
@@ -107,6 +118,7 @@ mod machine {
 
     use granule_arch::addr::VirtAddr;
     use granule_arch::esr::Syndrome;
+    use granule_arch::mte::Tag;
 
     use super::super::extable;
     use super::super::frame::TrapFrame;
@@ -170,6 +182,12 @@ mod machine {
     width!(u32, "ldr {value:w}, [{address}]", "str {value:w}, [{address}]");
     width!(u64, "ldr {value}, [{address}]", "str {value}, [{address}]");
 
+    #[inline(never)]
+    pub(super) fn load_tag(address: VirtAddr) -> Result<Tag, ProbeFault> {
+        let word = access!(".arch_extension memtag\nldg {value}, [{address}]\n.arch_extension nomemtag", address, 0);
+        word.map(|word| Tag::of(VirtAddr(word)))
+    }
+
     /// # Safety
     /// That of [`super::execute`].
     #[inline(never)]
@@ -210,6 +228,7 @@ mod machine {
 mod machine {
     use granule_arch::addr::VirtAddr;
     use granule_arch::esr::Syndrome;
+    use granule_arch::mte::Tag;
 
     use super::{ProbeFault, Width, sealed};
 
@@ -235,6 +254,10 @@ mod machine {
 
     width!(u8 u16 u32 u64);
 
+    pub(super) fn load_tag(address: VirtAddr) -> Result<Tag, ProbeFault> {
+        Err(fault(0x9600_0004, address))
+    }
+
     /// # Safety
     /// None: nothing is called.
     pub(super) unsafe fn call(address: VirtAddr) -> Result<(), ProbeFault> {
@@ -259,6 +282,7 @@ mod tests {
     fn the_host_refuses_every_probe() {
         let fault = read::<u32>(VirtAddr(0x1000)).unwrap_err();
         assert_eq!((fault.level(), fault.is_write()), (Some(0), false));
+        assert_eq!(load_tag(VirtAddr(0x1000)).unwrap_err(), fault);
         // SAFETY: the host's probes touch nothing.
         let fault = unsafe { write(VirtAddr(0x1000), 1u8) }.unwrap_err();
         assert!(fault.is_write());

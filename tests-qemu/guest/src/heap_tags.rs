@@ -329,6 +329,17 @@ fn frees_an_object_twice(t: &mut Test) {
     t.check("it comes back", true);
 }
 
+target_test!(frees_what_went_back, selftest());
+fn frees_what_went_back(t: &mut Test) {
+    const BYTES: usize = 64 << 12;
+    let object = allocates_for_the_report(BYTES);
+    frees_for_the_report(object, BYTES);
+    kernel_heap().trim(0);
+    t.check("it is unmapped", probe::read::<u8>(object.canonical() + BYTES as u64 / 2).is_err());
+    frees_for_the_report(object + BYTES as u64 / 2, 100);
+    t.check("it comes back", true);
+}
+
 target_test!(frees_with_another_size, selftest(), needs("mte"));
 fn frees_with_another_size(t: &mut Test) {
     frees_for_the_report(allocates_for_the_report(100), 64);

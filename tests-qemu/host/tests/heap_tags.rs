@@ -65,6 +65,10 @@ fn a_bad_free_is_reported() {
         let report = assert_reports("n2", "", name, &parts);
         assert!(!report.contains("use after free"), "the object is in use: {report}");
     }
+    for machine in ["default", "a53"] {
+        let parts = ["free of 0xf", HEADLINE, "\n  nothing is mapped at 0xffff", "backtrace:", "frees_for_the_report"];
+        assert_reports(machine, "", "frees_what_went_back", &parts);
+    }
 }
 
 #[test]

@@ -109,19 +109,27 @@ mod target {
     use crate::trap::probe;
     use crate::trap::report::backtrace_here;
 
-    /// What is at `at`, and its tag; `None` where nothing is mapped.
+    /// What is at `at`, and its tag; `None` where nothing is mapped, or memory has no tags.
     fn read(at: VirtAddr) -> Option<(Record, Tag)> {
-        probe::read::<u64>(at).ok()?;
-        probe::read::<u64>(at + (size_of::<Record>() as u64 - 8)).ok()?;
-        // SAFETY: both ends are mapped, and are less than a page apart; any numbers will do. An object that is written
-        // meanwhile is not tagged as free memory.
-        Some(unsafe { (at.as_ptr::<Record>().read_volatile(), mte::load_tag(at)) })
+        // Its page may go back at any time: a CPU that gives it back stops when it is done.
+        let mut words = [0_u64; size_of::<Record>() / size_of::<u64>()];
+        for (word, at) in words.iter_mut().zip((at.0..).step_by(size_of::<u64>())) {
+            *word = probe::read(VirtAddr(at)).ok()?;
+        }
+        let tag = probe::load_tag(at).ok()?;
+        // SAFETY: a record is numbers, for which any will do. An object that is written meanwhile is not tagged as free
+        // memory.
+        Some((unsafe { core::mem::transmute::<[u64; 6], Record>(words) }, tag))
     }
 
     /// Two tags, and the object that an access through `pointer` was meant for, if it is near.
     pub(crate) fn describe_tags(out: &mut dyn Write, pointer: VirtAddr) -> fmt::Result {
         let (address, tag) = (pointer.canonical(), Tag::of(pointer));
-        let Some((_, memory)) = read(address.align_down(mte::GRANULE)) else { return Ok(()) };
+        let granule = address.align_down(mte::GRANULE);
+        if probe::read::<u64>(granule).is_err() {
+            return writeln!(out, "  nothing is mapped at {address}");
+        }
+        let Some((_, memory)) = read(granule) else { return Ok(()) };
         writeln!(out, "tags: pointer {:#x}, memory {:#x}", tag.number(), memory.number())?;
         if !kernel_heap().contains(address.as_ptr()) {
             return writeln!(out, "  {address} is not the heap's");

@@ -224,7 +224,8 @@ pub(super) fn take(
 /// [`BadFree`]: nothing is changed.
 ///
 /// # Safety
-/// If the object is in use, it is not used any more.
+/// 1. As many bytes as `layout` has from `pointer` on, and a record's behind them, are the list's memory, which is mapped.
+/// 2. If the object is in use, it is not used any more.
 #[inline(always)]
 pub(super) unsafe fn give_back(
     holes: &mut linked_list_allocator::Heap,
@@ -234,12 +235,11 @@ pub(super) unsafe fn give_back(
 ) -> Result<(), BadFree> {
     let start = pointer.canonical();
     let bad = BadFree { pointer, bytes: layout.size() as u64 };
-    let room = (holes.top().addr() as u64).saturating_sub(start.0);
-    if room.saturating_sub(RECORD as u64) < layout.size() as u64 || !start.is_aligned(GRANULE) {
+    if !start.is_aligned(GRANULE) {
         return Err(bad);
     }
     let at = start + layout.size() as u64;
-    // SAFETY: in the list's memory, which is mapped; any numbers will do.
+    // SAFETY: by the caller's contract in mapped memory of the list; any numbers will do.
     let record = unsafe { &mut *at.as_ptr::<Record>() };
     // SAFETY: the same.
     let tag = unsafe { mte::load_tag(start) };

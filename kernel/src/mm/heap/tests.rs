@@ -330,6 +330,50 @@ fn what_is_no_object_in_use_is_not_freed() {
 }
 
 #[test]
+fn what_is_not_mapped_is_not_freed() {
+    for tags in [None, Some(7)] {
+        let (heap, _memory) = heap(64);
+        if let Some(seed) = tags {
+            start_tags(&heap, seed);
+        }
+        let (big, small) = (layout(20 * PAGE_SIZE, 16), layout(64, 16));
+        let (object, in_use) = (heap.alloc(big), heap.alloc(small));
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(object, big) }.unwrap();
+        heap.trim(0);
+        assert_eq!(OUT.with_borrow(BTreeSet::len), mapped_and_out() - 1);
+        let before = heap.stats();
+        let untagged = VirtAddr::from_ptr(object).canonical();
+        for object in [object, untagged.as_ptr()] {
+            for (offset, layout) in [
+                (0, big),
+                (0, small),
+                (5 * PAGE_SIZE, small),
+                // The end alone is there; nothing is; the end alone is not.
+                (20 * PAGE_SIZE - 64, small),
+                (WINDOW, small),
+                (mapped_and_out() * PAGE_SIZE - 32, small),
+            ] {
+                let object = object.wrapping_add(offset);
+                let bad = BadFree { pointer: VirtAddr(object.addr() as u64), bytes: layout.size() as u64 };
+                // SAFETY: refused, as the memory is not the list's now.
+                assert_eq!(unsafe { heap.dealloc(object, layout) }, Err(bad), "{offset:#x}, {tags:?}");
+            }
+        }
+        assert_eq!(heap.stats(), before);
+        assert_untouched();
+        // SAFETY: allocated above with this layout.
+        unsafe { heap.dealloc(in_use, small) }.unwrap();
+        assert_eq!(heap.stats().used, 0);
+    }
+}
+
+/// Pages below the top.
+fn mapped_and_out() -> usize {
+    (TOP.get() - BASE.get()) as usize / PAGE_SIZE
+}
+
+#[test]
 fn an_object_with_a_tag_is_not_freed_without_it() {
     let (heap, _memory) = heap(64);
     let old = heap.alloc(layout(40, 8));
