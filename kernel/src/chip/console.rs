@@ -8,13 +8,18 @@
 //! are interrupts, all output is polled. The lock has the last rank, so anything may print; formatting must not print in
 //! turn. `\n` becomes `\r\n` on the line.
 //!
-//! Input is driven by interrupts into a queue. When the queue is full, the bytes stay in the device and its interrupt
-//! is off until a reader has made room: nothing is dropped, and a sender that watches the device's FIFO, as QEMU does
+//! Input is driven by interrupts into a queue. When there is no room, the bytes stay in the device and its interrupt
+//! is off until a reader has made some: nothing is dropped, and a sender that watches the device's FIFO, as QEMU does
 //! with a pipe, waits.
 //!
 //! Of programs only those of the [`Foreground`] read: the others' reads find nothing, and wait until they are in it. While
-//! there is one, Ctrl-C is no input but interrupts the thread that has it. While there is an
-//! [`EditedLine`], others' output erases that line first, and the thread that edits it draws it again below.
+//! there is one, Ctrl-C is no input but interrupts the thread that has it. A program that reads nothing must not hide it:
+//! so as long as there is a foreground, what does not fit into the queue is taken from the device too, and waits behind
+//! the queue. That has a bound, beyond which Ctrl-C stays in the device with all else. Linux's line discipline takes
+//! 4,095 bytes of whole lines and stops there, Ctrl-C or not; what it drops of a longer line a script here would lack.
+//!
+//! While there is an [`EditedLine`], others' output erases that line first, and the thread that edits it draws it again
+//! below.
 //!
 //! No address is written before the device tree is read: on another machine there is memory, another device or nothing
 //! where a serial port was expected. Then the port that the tree names, or the boot argument `earlycon=`, is the *early*
@@ -64,8 +69,10 @@ const ERASE_LINE: &[u8] = b"\r\x1b[K";
 /// Between two polls: of a port without interrupts, before its FIFO overflows; of the room for output.
 const POLL: core::time::Duration = core::time::Duration::from_millis(1);
 
-/// Bytes typed ahead.
+/// Bytes typed ahead. The device gives at most as many while interrupts are masked; its interrupt stands for the rest.
 const QUEUE: usize = 256;
+/// Bytes typed ahead beyond these while there is a [`Foreground`].
+const BEHIND: usize = 1 << 16;
 
 /// A serial port. All calls come with the console's lock held, or from the one CPU that is left after a panic.
 pub trait Console: Sync {
@@ -84,7 +91,9 @@ pub trait Console: Sync {
 /// What the console's lock protects. All zeros at first: the image does not contain it.
 pub(super) struct Terminal {
     received: Deque<u8, QUEUE>,
-    /// The queue was full: the rest is in the device, whose interrupt is off.
+    /// What comes after `received`, which is full then. It came while there was a foreground, so it has no Ctrl-C.
+    behind: Deque<u8, BEHIND>,
+    /// There was no room: the rest is in the device, whose interrupt is off.
     held_back: bool,
     /// What the port has not taken yet.
     pub(super) output: Output,
@@ -167,8 +176,11 @@ pub fn init_early(port: &'static dyn Console) {
     EARLY.call_once(|| port);
 }
 
-/// Prints on `port` from now on.
+/// Prints on `port` from now on. What the early console received is input.
 pub fn init(port: &'static dyn Console) {
+    if let Some(early) = EARLY.get() {
+        TERMINAL.lock().fill(*early);
+    }
     PORT.call_once(|| port);
 }
 
@@ -429,6 +441,7 @@ impl Terminal {
     const fn new() -> Self {
         Self {
             received: Deque::new(),
+            behind: Deque::new(),
             held_back: false,
             output: Output::new(),
             transmits: false,
@@ -457,10 +470,21 @@ impl Terminal {
             return None;
         }
         let byte = self.received.pop_front();
+        self.advance();
         if self.held_back {
             self.receive(port);
         }
         byte
+    }
+
+    /// Moves bytes from behind the queue to the end of it, as many as there is room for.
+    fn advance(&mut self) {
+        while !self.received.is_full()
+            && let Some(byte) = self.behind.pop_front()
+        {
+            // There is room.
+            let _ = self.received.push_back(byte);
+        }
     }
 
     fn begin_foreground(&mut self, family: Family) {
@@ -476,13 +500,18 @@ impl Terminal {
         (self.foreground, self.interrupts) = (None, 0);
     }
 
+    /// Whether there is room for a byte.
+    fn has_room(&self) -> bool {
+        !self.received.is_full() || self.foreground.is_some() && !self.behind.is_full()
+    }
+
     /// Adds a byte to the input, for which there is room.
     fn keep(&mut self, byte: u8) {
         if self.foreground.is_some() && byte == INTERRUPT {
             self.interrupts = self.interrupts.saturating_add(1);
-        } else {
+        } else if let Err(byte) = self.received.push_back(byte) {
             // There is room.
-            let _ = self.received.push_back(byte);
+            let _ = self.behind.push_back(byte);
         }
     }
 
@@ -532,15 +561,15 @@ impl Terminal {
     fn receive(&mut self, port: &dyn Console) {
         let was_held_back = core::mem::take(&mut self.held_back);
         self.fill(port);
-        self.held_back = self.received.is_full();
+        self.held_back = !self.has_room();
         if self.held_back != was_held_back {
             port.set_receive_interrupt(!self.held_back);
         }
     }
 
     fn fill(&mut self, port: &dyn Console) {
-        while !self.received.is_full() {
-            let Some(byte) = port.read() else { break };
+        for _ in 0..QUEUE {
+            let Some(byte) = self.has_room().then(|| port.read()).flatten() else { break };
             self.keep(byte);
         }
     }

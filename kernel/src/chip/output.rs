@@ -166,6 +166,10 @@ pub(super) mod tests {
         pub(in crate::chip) fn receive(&self, bytes: &[u8]) {
             self.state.lock().unwrap().received.extend(bytes);
         }
+        /// Received bytes that were not read yet.
+        pub(in crate::chip) fn holds(&self) -> usize {
+            self.state.lock().unwrap().received.len()
+        }
         /// What was last asked of the receive interrupt.
         pub(in crate::chip) fn receive_interrupt(&self) -> Option<bool> {
             self.state.lock().unwrap().receive_interrupt

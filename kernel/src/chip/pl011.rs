@@ -5,9 +5,13 @@
 //! QEMU's `-kernel`, the format is made eight bits, with whatever divisor there is. All else is written: interrupts,
 //! DMA and modem control that a driver before used would stop the kernel or lose characters, and in loopback it would
 //! read its own output.
+//!
+//! QEMU's model receives while the port is off, too: one character, until it is read. That is the first one of a script,
+//! and goes with the FIFO's contents where the FIFO is turned on, so it is read before.
 
 #![allow(unsafe_code, reason = "registers of the UART")]
 
+use core::cell::Cell;
 use core::ptr::NonNull;
 
 use arm_pl011_uart::{FifoLevel, Interrupts, PL011Registers, Uart};
@@ -19,9 +23,10 @@ use crate::mmio;
 
 /// UARTDR, at this offset.
 const DATA: usize = 0;
-/// UARTFR, at this offset, and in it that a character is being sent.
+/// UARTFR, at this offset, and in it that a character is being sent, and that none has been received.
 const FLAGS: usize = 0x18;
 const FLAGS_BUSY: u32 = 1 << 3;
+const FLAGS_RECEIVE_EMPTY: u32 = 1 << 4;
 /// UARTLCR_H, at this offset, and in it a break that is sent, the FIFO, eight bits, and all of the characters' format.
 const LINE_CONTROL: usize = 0x2c;
 const LINE_CONTROL_BREAK: u32 = 1;
@@ -50,21 +55,23 @@ const PATIENCE: u32 = 1_000_000;
 /// A PL011 whose registers are mapped.
 pub struct Pl011 {
     registers: NonNull<PL011Registers>,
+    /// What was received before the port was turned on.
+    first: Cell<Option<u8>>,
 }
 
-// SAFETY: the registers are used under the console's lock, or by the one CPU left after a panic: see `Console`.
+// SAFETY: the registers and the cell are used under the console's lock, or by the one CPU left after a panic: see `Console`.
 unsafe impl Sync for Pl011 {}
 // SAFETY: nothing in it belongs to one CPU.
 unsafe impl Send for Pl011 {}
 
 impl Pl011 {
     /// The PL011 at `registers`, turned on, without interrupts; `None` for address zero. Characters that have arrived
-    /// stay, unless the port was off or is to be used otherwise than before.
+    /// stay, unless the port is to be used otherwise than before; of one that was off the first.
     ///
     /// # Safety
     /// A PL011's register page is mapped there as device memory for as long as the kernel runs.
     pub unsafe fn new(registers: VirtAddr) -> Option<Self> {
-        let port = Self { registers: NonNull::new(registers.as_ptr())? };
+        let port = Self { registers: NonNull::new(registers.as_ptr())?, first: Cell::new(None) };
         let register = |offset: usize| registers + offset as u64;
         // The crate cannot turn a port on without setting its divisor from a clock rate.
         // SAFETY: registers of the page that the caller has mapped.
@@ -84,6 +91,9 @@ impl Pl011 {
                 let _ = (0..PATIENCE).any(|_| read(FLAGS) & FLAGS_BUSY == 0);
             }
             write(CONTROL, 0);
+            if !is_set_up && read(FLAGS) & FLAGS_RECEIVE_EMPTY == 0 {
+                port.first.set(Some(read(DATA) as u8));
+            }
             let format = if is_set_up { line & LINE_CONTROL_FORMAT } else { LINE_CONTROL_8_BITS };
             // This empties the FIFO and leaves the receive interrupt of what was in it: no read would ever end that.
             write(LINE_CONTROL, format);
@@ -91,7 +101,7 @@ impl Pl011 {
             write(INTERRUPT_CLEAR, INTERRUPT_CLEAR_ALL);
         }
         write(CONTROL, CONTROL_READY);
-        if !is_on {
+        if !is_on && port.first.get().is_none() {
             // QEMU, whose model was full with the one byte that went with the FIFO, sends no more until one is read.
             let _ = read(DATA);
         }
@@ -123,6 +133,10 @@ impl Console for Pl011 {
     }
 
     fn read(&self) -> Option<u8> {
+        let first = self.first.take();
+        if first.is_some() {
+            return first;
+        }
         let mut uart = self.uart();
         loop {
             // An error belongs to the one byte that it came with: go on with the next.
@@ -190,6 +204,23 @@ mod tests {
                 [INTERRUPT_MASK, DMA_CONTROL, CONTROL, LINE_CONTROL].map(|offset| page[offset / 4]);
             assert_eq!([mask, dma, now, format], [0, 0, CONTROL_READY, expected], "{control:#x} {line:#x}");
             assert_eq!([page[0x24 / 4], page[0x28 / 4]], [13, 2], "the divisor");
+        }
+    }
+
+    #[test]
+    fn what_was_received_while_the_port_was_off_is_read_once() {
+        for (control, flags, expected) in
+            [(0x300, 0, Some(b'v')), (0x300, FLAGS_RECEIVE_EMPTY, None), (0x381, 0, None), (0x301, 0, None)]
+        {
+            let mut page = [0_u32; 1024];
+            (page[DATA / 4], page[FLAGS / 4]) = (b'v'.into(), flags);
+            (page[CONTROL / 4], page[LINE_CONTROL / 4]) = (control, 0x70);
+            let at = page.as_mut_ptr();
+            // SAFETY: memory of the test in place of registers; the port is used here alone.
+            let port = unsafe { Pl011::new(VirtAddr::from_ptr(at)) }.unwrap();
+            // SAFETY: as above. There is nothing more to read.
+            unsafe { at.add(FLAGS / 4).write_volatile(FLAGS_RECEIVE_EMPTY) };
+            assert_eq!([port.read(), port.read()], [expected, None], "{control:#x} {flags:#x}");
         }
     }
 

@@ -2,7 +2,7 @@
 
 use granule_arch::addr::PhysAddr;
 
-use super::{Edited, QUEUE, Reader, Terminal, parse_earlycon};
+use super::{BEHIND, Edited, QUEUE, Reader, Terminal, parse_earlycon};
 use crate::chip::output::tests::Fake;
 
 /// Adds output, as a print does; the position after it.
@@ -123,9 +123,69 @@ fn ctrl_c_takes_no_place_in_the_queue() {
     terminal.begin_foreground(1);
     port.receive(&[b'x'; QUEUE - 1]);
     port.receive(b"\x03\x03\x03y");
-    terminal.receive(&port);
+    while port.holds() > 0 {
+        terminal.receive(&port);
+    }
     assert_eq!(terminal.interrupts, 3);
     assert_eq!(terminal.received.back(), Some(&b'y'));
+}
+
+#[test]
+fn ctrl_c_is_found_behind_input_that_the_foreground_does_not_read_and_nothing_of_that_is_lost() {
+    let port = Fake::default();
+    let mut terminal = Terminal::new();
+    let ahead: Vec<u8> = (0..2 * QUEUE + 40).map(|index| index as u8 | 0x80).collect();
+    port.receive(&ahead);
+    terminal.receive(&port);
+    assert!(terminal.held_back, "the monitor reads: no byte is looked for behind the queue");
+    terminal.begin_foreground(1);
+    port.receive(b"\x03last\x03");
+    // As many interrupts as the device makes.
+    let mut rounds = 0;
+    while port.holds() > 0 {
+        let held = port.holds();
+        terminal.receive(&port);
+        assert!(held - port.holds() <= QUEUE, "with interrupts masked");
+        rounds += 1;
+    }
+    assert!(rounds > 1 && !terminal.held_back);
+    assert_eq!(terminal.interrupts, 2);
+    terminal.end_foreground();
+
+    // The rest comes in order; what is typed after the foreground comes behind it, with Ctrl-C as input again.
+    port.receive(b"\x03after");
+    terminal.receive(&port);
+    assert!(terminal.held_back, "there is no room for others");
+    let mut got = Vec::new();
+    while let Some(byte) = terminal.next_byte(&port, Reader::Kernel) {
+        got.extend([byte]);
+    }
+    assert_eq!(got, [&ahead[..], b"last\x03after"].concat());
+    assert_eq!((terminal.interrupts, terminal.held_back, port.receive_interrupt()), (0, false, Some(true)));
+}
+
+#[test]
+fn the_room_behind_the_queue_is_bounded_and_beyond_it_the_device_keeps_what_comes() {
+    let port = Fake::default();
+    let mut terminal = Terminal::new();
+    terminal.begin_foreground(1);
+    let sent: Vec<u8> = (0..QUEUE + BEHIND + 10).map(|index| (index % 251) as u8 | 4).collect();
+    port.receive(&sent);
+    while !terminal.held_back {
+        terminal.receive(&port);
+    }
+    assert_eq!((port.holds(), port.receive_interrupt()), (10, Some(false)));
+    // A program that reads after all has everything, and so has a later one.
+    let mut got = Vec::new();
+    for family in [1, 2] {
+        terminal.begin_foreground(family);
+        for _ in 0..sent.len() / 2 {
+            got.extend(terminal.next_byte(&port, Reader::Program(family)));
+        }
+        terminal.end_foreground();
+    }
+    assert_eq!(got, sent);
+    assert_eq!(port.receive_interrupt(), Some(true));
 }
 
 #[test]
