@@ -5,10 +5,10 @@
 
 #![allow(unsafe_code, reason = "registers of the PMU, and a handler by the address that was registered")]
 
-use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
-use granule_arch::{interrupts, timer};
+use granule_arch::{interrupts, timer, wait};
 
 use super::interrupt::{self, InterruptError};
 use crate::platform::Interrupt;
@@ -16,6 +16,8 @@ use crate::smp::Cpu;
 
 /// The counter when the kernel was entered.
 static ENTRY: AtomicU64 = AtomicU64::new(0);
+/// The timer's interrupt arrives.
+static ARRIVES: AtomicBool = AtomicBool::new(false);
 
 /// What a CPU has due: part of its [`Cpu`], touched by it alone.
 pub struct Due([DeadlineSlot; PURPOSES]);
@@ -134,7 +136,20 @@ fn program(cpu: &Cpu) {
 /// # Errors
 /// Those of [`interrupt::register`].
 pub fn start(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError> {
-    interrupt::register(line, cpu, handle_interrupt)
+    interrupt::register(line, cpu, handle_interrupt)?;
+    ARRIVES.store(true, Ordering::Relaxed);
+    Ok(())
+}
+
+/// Waits for an interrupt, on a CPU that has nothing to do and has interrupts masked. Where the timer's does not arrive,
+/// as without an interrupt controller, what is due is looked for instead.
+pub fn wait_for_interrupt(cpu: &Cpu) {
+    if ARRIVES.load(Ordering::Relaxed) {
+        wait::wfi();
+    } else {
+        wait::relax();
+        handle_interrupt(cpu);
+    }
 }
 
 fn handle_interrupt(cpu: &Cpu) {

@@ -3,13 +3,14 @@
 use core::ptr::null_mut;
 
 use granule_arch::addr::VirtAddr;
-use granule_arch::{interrupts, wait};
+use granule_arch::interrupts;
 use spin::Once;
 
 use super::queue::{self, NEVER, PerCpu, RunQueue};
 use super::thread::Thread;
 use super::timeout::Timeouts;
 use super::{fp, switch};
+use crate::chip::timer;
 use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::smp::{self, Cpu, MAX_CPUS, this_cpu};
@@ -87,7 +88,7 @@ pub fn idle(cpu: &'static Cpu) -> ! {
         // It is taken at `enable`.
         let _ = interrupts::mask();
         if queue::prepare_to_idle(cpu) {
-            wait::wfi();
+            timer::wait_for_interrupt(cpu);
         }
         interrupts::enable();
         queue::run_ready(cpu);

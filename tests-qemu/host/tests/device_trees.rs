@@ -358,5 +358,10 @@ fn an_interrupt_controller_that_does_not_answer_is_a_message() {
         let mut session = boot_of(&machine, name, &tree);
         session.wait_for(message).unwrap_or_else(|error| panic!("{name}: {error}"));
         session.prompt().unwrap_or_else(|error| panic!("{name}: {error}"));
+        // No interrupt wakes the thread that polls for input.
+        for _ in 0..2 {
+            let answer = session.command("uptime").unwrap_or_else(|error| panic!("{name}: {error}"));
+            assert!(answer.starts_with("up "), "{name}: {answer}");
+        }
     }
 }
