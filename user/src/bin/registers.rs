@@ -78,8 +78,11 @@ fn run(start: Start) -> u8 {
     }
     equal("not bound", file.map(RW, MAP_SHARED), Err(Errno::ENXIO));
     file_calls(file);
+    let hidden = Hidden::page();
     say(1);
+    hidden.is_not_beside(file);
     let at = wait_until_bound(file);
+    hidden.stays_readable();
     used(at);
     answers(file);
     refused(file);
@@ -161,12 +164,54 @@ fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
     call(OPENAT, [AT_FDCWD, path.as_ptr().addr() as u64, u64::from(flags)])
 }
 
-fn wait_until_bound(file: File) -> u64 {
+fn map_when_bound(file: File) -> Result<u64, Errno> {
     loop {
         match file.map(RW, MAP_SHARED) {
             Err(Errno::ENXIO) => sched_yield(),
-            mapped => return mapped.expect("registers"),
+            mapped => return mapped,
         }
+    }
+}
+
+fn wait_until_bound(file: File) -> u64 {
+    map_when_bound(file).expect("registers")
+}
+
+/// A page that may only be executed. The device would read it for a program that has its registers.
+struct Hidden {
+    at: u64,
+    /// The CPUs have such pages.
+    is_hidden: bool,
+}
+
+impl Hidden {
+    fn page() -> Self {
+        // SAFETY: new memory.
+        let at = unsafe { mmap(0, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("a page");
+        equal("only executed", call(MPROTECT, [at, PAGE, PROT_EXEC]), Ok(0));
+        Self { at, is_hidden: probe::read(at).is_err() }
+    }
+
+    fn refusal(&self) -> Option<Errno> {
+        self.is_hidden.then_some(Errno::EACCES)
+    }
+
+    /// No registers are mapped beside it, until it may be read.
+    fn is_not_beside(&self, file: File) {
+        let mapped = map_when_bound(file);
+        equal("registers beside it", mapped.err(), self.refusal());
+        if let Ok(at) = mapped {
+            unmap(at, 1);
+        }
+        equal("readable", call(MPROTECT, [self.at, PAGE, PROT_READ | PROT_EXEC]), Ok(0));
+    }
+
+    /// Nor is it, or another, execute-only beside them.
+    fn stays_readable(&self) {
+        equal("only executed again", call(MPROTECT, [self.at, PAGE, PROT_EXEC]).err(), self.refusal());
+        let other = call(MMAP, [0, PAGE, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX, 0]);
+        equal("another", other.err(), self.refusal());
+        holds("still read", probe::read(self.at).is_ok());
     }
 }
 

@@ -233,6 +233,9 @@ impl Space {
     ) -> Result<PageRange, Refusal> {
         areas.room_for_mapping()?;
         let range = place(areas, request.placement, bytes)?;
+        if !self.may_have(request.protection) {
+            return Err(SpaceError::NotAllowed.into());
+        }
         let guard = match request.placement {
             Placement::Stack(_) => stack_guard(bytes, terms.limits.stack),
             _ if terms.grows => STACK_GUARD,
@@ -252,7 +255,7 @@ impl Space {
         let cut = replaced.as_ref().filter(|area| area.cuts(range) == 2);
         let (split, of_object) = (usize::from(cut.is_some()), cut.is_some_and(|area| area.object().is_some()));
         areas.room_for_cuts(split)?;
-        let mapping = self.mapping(cpu, request.sharing, bytes, terms)?;
+        let mapping = self.mapping(cpu, areas, request.sharing, bytes, terms)?;
         let mut spares = Spares::take(cpu, &self.common.areas, split + 1, of_object)?;
         if let Some(first) = replaced {
             self.replace(cpu, areas, range, first, &mut spares);
@@ -274,6 +277,7 @@ impl Space {
     fn mapping(
         &self,
         cpu: &Cpu,
+        areas: &Areas,
         sharing: Sharing,
         bytes: u64,
         terms: &Terms<'_>,
@@ -281,19 +285,25 @@ impl Space {
         if sharing == Sharing::Private && terms.file.is_none() {
             return Ok(None);
         }
-        self.mapping_of_object(cpu, sharing, bytes, terms).map(Some)
+        self.mapping_of_object(cpu, areas, sharing, bytes, terms).map(Some)
     }
 
     #[inline(never)]
     fn mapping_of_object(
         &self,
         cpu: &Cpu,
+        areas: &Areas,
         sharing: Sharing,
         bytes: u64,
         terms: &Terms<'_>,
     ) -> Result<PoolBox<Mapping>, Refusal> {
         let (object, first_page, may_write) = match terms.file {
-            Some(file) => (file.object.clone(), file.first_page, file.may_write),
+            Some(file) => {
+                if file.object.is_registers() {
+                    self.check_registers(areas)?;
+                }
+                (file.object.clone(), file.first_page, file.may_write)
+            }
             None => (self.common.create_object(cpu, bytes, None, Seals(0))?, 0, true),
         };
         let mapping = Mapping::new(object, first_page, self, sharing, may_write).ok_or(SpaceError::NotPermitted)?;

@@ -11,7 +11,9 @@
 //! ```
 //! The entries are special: no frame is counted. Nothing is executed through them, and a child has none of these areas.
 //!
-//! A device that is bound walks the tables as EL1 does ([`Space::check_el0_may`]).
+//! A device that is bound walks the tables as EL1 does, and would read execute-only pages. What its driver hands over is
+//! checked ([`Space::check_el0_may`]); what a program has the device do by its registers is not seen. **Rule: a space that
+//! has mapped registers has no execute-only pages.** On Linux such a device is unprivileged, and its access faults.
 
 use core::ops::Range as Addresses;
 use core::sync::atomic::Ordering;
@@ -23,12 +25,13 @@ use granule_pgtable::{Mmu, Stores};
 use super::advise::REGISTERS;
 use super::area::{Area, AreaFlags, Areas};
 use super::entry::attributes;
+use super::error::Refusal;
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::gather::{Gather, pages};
 use super::look::Denied;
 use super::shmem::{Object, Seals};
 use super::zap::ZapFlags;
-use super::{PAGE, Space, Spaces, USER_END, USER_START};
+use super::{PAGE, Space, SpaceError, Spaces, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::notifier::{Event, Range};
@@ -75,6 +78,11 @@ impl Area {
     }
 }
 
+/// Whether EL0 executes pages with `protection` and does not read them.
+fn is_execute_only(protection: Protection) -> bool {
+    protection.accesses() == Protection::EXECUTE && !allows(protection, Access::Read)
+}
+
 impl AllowedFault<'_> {
     /// Maps the page of registers at `frame`, which `object` is, read-only; unless another CPU was faster. A store comes again.
     #[cold]
@@ -115,11 +123,30 @@ impl Space {
         }
         let mut may = true;
         self.areas.for_each(pages(start, end), &mut |areas, piece| {
-            let hides = |area: &Area| area.protection().accesses() == Protection::EXECUTE;
-            may = areas.walk(piece).all(|area| !hides(area) || allows(area.protection(), access));
+            may = areas.walk(piece).all(|area| !is_execute_only(area.protection()));
             may
         });
         if may { Ok(()) } else { Err(FaultError::NotAllowed) }
+    }
+
+    /// Whether an area may have `protection`: not execute-only beside registers. The areas are locked.
+    #[inline(always)]
+    pub(super) fn may_have(&self, protection: Protection) -> bool {
+        protection.accesses() != Protection::EXECUTE || self.may_hide(protection)
+    }
+
+    #[cold]
+    fn may_hide(&self, protection: Protection) -> bool {
+        !is_execute_only(protection) || self.advice.load(Ordering::Relaxed) & REGISTERS == 0
+    }
+
+    /// Whether registers may be mapped beside `areas`.
+    pub(super) fn check_registers(&self, areas: &Areas) -> Result<(), Refusal> {
+        if !areas.is_whole() {
+            return Err(Refusal::ByPart);
+        }
+        let hides = areas.walk(pages(USER_START, USER_END)).any(|area| is_execute_only(area.protection()));
+        if hides { Err(SpaceError::NotAllowed.into()) } else { Ok(()) }
     }
 
     /// Makes `area`, which is about to be inserted, one of registers.

@@ -16,8 +16,9 @@ pub enum SpaceError {
     /// The range lies where a program may map nothing, or the file may not be mapped so.
     #[error("a program may map nothing there, or not so")]
     NotPermitted,
-    /// The file that is mapped there may not be accessed so.
-    #[error("the file may not be accessed so")]
+    /// The file that is mapped there may not be accessed so; or execute-only pages and registers of a device would be in
+    /// one space.
+    #[error("the file may not be accessed so, or execute-only pages would be beside registers of a device")]
     NotAllowed,
     /// What is mapped there is no memory.
     #[error("what is mapped there is no memory")]

@@ -60,7 +60,8 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut
     /// areas; nothing was changed), [`SpaceError::NoMemory`] (a part is not mapped; as on Linux everything before the
-    /// first hole was changed), [`SpaceError::NotAllowed`] (a file that may not be written; the same).
+    /// first hole was changed), [`SpaceError::NotAllowed`] (a file that may not be written; the same. Or execution alone,
+    /// in a space with registers of a device; nothing was changed).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
         self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
     }
@@ -83,6 +84,9 @@ impl Space {
         let is_written = protection.contains(Protection::WRITE);
         let is_limited = || limits.data != u64::MAX || range.end() - range.start() > self.memory();
         let mut areas = self.write_areas(range);
+        if !self.may_have(protection) {
+            return Err(SpaceError::NotAllowed);
+        }
         // Limits apply only to what becomes writable.
         let becomes_written = |area: &Held| is_written && !area.protection().contains(Protection::WRITE);
         let is_within = |area: &Held| !becomes_written(area) || areas.is_whole() && !is_limited();

@@ -67,6 +67,35 @@ fn cpus_that_work_in_turn_get_parts_of_their_own() {
     assert_eq!(areas(&team.space), expected);
 }
 
+/// Registers of a device and execute-only pages exclude each other in whatever parts they are.
+#[test]
+fn execute_only_pages_of_another_part_keep_registers_out() {
+    use granule_arch::alternative::host;
+
+    use crate::mm::space::MappedFile;
+    use crate::platform::features::branch;
+
+    host::with(&[branch::EXECUTE_ONLY], || {
+        let team = Team::new(4);
+        let (first, last) = (&team.cpus[0], &team.cpus[3]);
+        let registers = team.rig.spaces.create_registers(first, PhysAddr(0x10_0800_0000)).unwrap();
+        let request = MapRequest { sharing: Sharing::Shared, ..fixed(team.own(first) + 16 * PAGE, 1) };
+        let terms =
+            Terms { file: Some(MappedFile { object: &registers, first_page: 0, may_write: true }), ..Terms::NONE };
+        let map = || team.space.mmap_within(first, &request, &terms, &|| false).map(drop);
+        let protect = |protection| team.space.mprotect(team.own(last), PAGE, protection);
+        for (protection, answer) in [(Protection::EXECUTE, Err(SpaceError::NotAllowed)), (READ_EXECUTE, Ok(()))] {
+            team.work(8);
+            assert_eq!(team.space.areas.count(), 4);
+            protect(protection).unwrap();
+            assert_eq!(map(), answer);
+        }
+        team.work(8);
+        assert_eq!(team.space.areas.count(), 4);
+        assert_eq!(protect(Protection::EXECUTE), Err(SpaceError::NotAllowed));
+    });
+}
+
 #[test]
 fn a_space_with_one_thread_is_never_divided() {
     let Team { rig: _rig, cpus, space, _other } = Team::new(2);

@@ -71,6 +71,48 @@ fn the_first_access_maps_them_read_only_and_a_store_makes_them_writable() {
     end(&rig, space, registers);
 }
 
+/// The device reads as EL1 does whatever the program makes it read.
+#[test]
+fn no_page_is_execute_only_beside_registers_where_the_cpus_have_such_pages() {
+    use granule_arch::alternative::host;
+
+    use crate::platform::features::branch;
+
+    for (sites, answer) in [(&[][..], Ok(())), (&[branch::EXECUTE_ONLY][..], Err(SpaceError::NotAllowed))] {
+        host::with(sites, || {
+            let rig = Rig::new(2);
+            let (space, registers) = (rig.space(), rig.spaces.create_registers(&rig.cpu, DEVICE).unwrap());
+            let start = rig.map(&space, 3);
+            rig.write(&space, start, 1);
+            let protect = |pages, protection| space.mprotect(start, pages * PAGE, protection);
+            let map = || map(&rig, &space, &registers, START).map(drop);
+            for tags in [Protection::NONE, Protection::TAGGED] {
+                protect(1, Protection::EXECUTE.and(tags)).unwrap();
+                assert_eq!(map(), answer);
+                if answer.is_ok() {
+                    space.munmap(&rig.cpu, START, PAGE).unwrap();
+                }
+            }
+            protect(1, READ_EXECUTE).unwrap();
+            map().unwrap();
+            // In one area, cut, and over two; also when the registers are there no more, but the device may be at it.
+            for _ in 0..2 {
+                for pages in [1, 3] {
+                    assert_eq!(protect(pages, Protection::EXECUTE), answer);
+                    protect(pages, READ_EXECUTE).unwrap();
+                }
+                let request = MapRequest { protection: Protection::EXECUTE, ..private(1) };
+                assert_eq!(space.mmap(&rig.cpu, &request).map(drop), answer);
+                let _ = space.munmap(&rig.cpu, START, PAGE);
+            }
+            // A child has no registers.
+            let child = space.fork(&rig.cpu).unwrap();
+            drop((space, registers));
+            child.mprotect(start, PAGE, Protection::EXECUTE).unwrap();
+        });
+    }
+}
+
 #[test]
 fn they_stay_registers_under_every_protection() {
     let rig = Rig::new(2);
