@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::super::SpaceHandle;
+use super::super::{SpaceHandle, SpaceUser};
 use super::Rig;
 use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::notifier::{SubscribeError, Subscription};
@@ -42,6 +42,26 @@ fn a_released_space_has_ended_though_a_reference_is_left() {
     let handle = SpaceHandle::new(&space);
     space.release(&rig.cpu);
     assert!(handle.upgrade().is_none());
+}
+
+/// What drops a reference that is left has a root and a record to free: the choice of a process that ends for want of
+/// memory looks at spaces whose last thread may leave them meanwhile.
+#[test]
+fn the_last_thread_frees_a_space_though_a_reference_is_left() {
+    let rig = Rig::new(4);
+    let used = rig.used();
+    let space = rig.space();
+    let with_root = rig.used();
+    let users = [(); 2].map(|()| SpaceUser::new(space.clone()));
+    let start = rig.map(&space, 4);
+    (0..4).for_each(|page| rig.write(&space, start + page * super::PAGE, 1));
+    let [first, last] = users;
+    drop(first);
+    assert!(rig.used() > with_root + 4, "a thread is left");
+    drop(last);
+    assert_eq!((rig.used(), rig.spaces.counts()), (with_root, [1, 0, 0]));
+    drop(space);
+    assert_eq!((rig.used(), rig.spaces.counts()[0]), (used, 0));
 }
 
 /// An upgrade gets the space or fails, while the last reference goes.
