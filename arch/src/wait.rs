@@ -30,7 +30,7 @@ hint!(
 );
 hint!(
     /// SEV: wakes every CPU in [`wfe`]. Owed after the store that the waiter looks for, with a DSB between.
-    sev, "sev", ()
+    sev, "sev", crate::recorded::note("sev")
 );
 hint!(
     /// WFI: until an interrupt is pending, masked or not.

@@ -8,14 +8,14 @@
 //   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
 //   turn_on         (granule_arch::mmu) the one page of code that lies at the same address under both maps
 //   primary_high    at the linked address: relocation, vectors, stack, bss, `kernel_main`
-//   secondary_high  at the linked address: the CPU's record, with its entry point
+//   secondary_high  at the linked address: the CPU's record, found by its affinity, with its entry point
 //
 // Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
 // Device-nGnRnE). A register field is written, never modified: what was in it is not ours. No page is writable and
 // executable, at no time. Numbers that Rust knows too come from there, as operands in braces: see entry.rs.
 //
 // Registers that live through all of it:
-//   x20  boot CPU: x0 as entered; others: address of the SecondaryBoot record, valid once the MMU is on
+//   x20  boot CPU: x0 as entered
 //   x21  exception level at the entry
 //   x22  CNTVCT_EL0
 //   x23  physical address of the image
@@ -188,7 +188,6 @@ primary_entry:
     .globl  secondary_entry
 secondary_entry:
     msr     daifset, #0xf
-    mov     x20, x0
     bl      drop_to_el1
     find_image
     high_address x28, secondary_high
@@ -554,8 +553,27 @@ primary_high:
     mov     x30, xzr
     b       kernel_main
 
+// No register has an argument: a spin table and PSCI 0.1 hand none over. A CPU without a record waits for one, as several
+// may leave a spin table at once where they have one release address; an event follows each record.
 secondary_high:
-    ldr     x0, [x20, #{SECONDARY_STACK_TOP}]
+    mrs     x1, mpidr_el1
+    constant x2, {AFFINITY}
+    and     x1, x1, x2
+1:  address x20, {SECONDARY_BOOTS}
+    mov     x3, #{SECONDARIES}
+2:  add     x0, x20, #{SECONDARY_ENTRY}
+    ldar    x0, [x0]                        // what is in the record is read behind it
+    cbz     x0, 3f
+    ldr     x0, [x20, #{SECONDARY_MPIDR}]
+    cmp     x0, x1
+    b.eq    4f
+3:  add     x20, x20, #{SECONDARY_SIZE}
+    subs    x3, x3, #1
+    b.ne    2b
+    wfe
+    b       1b
+
+4:  ldr     x0, [x20, #{SECONDARY_STACK_TOP}]
     mov     sp, x0
     ldr     x0, [x20, #{SECONDARY_CPU}]
     msr     tpidr_el1, x0

@@ -15,7 +15,7 @@ use arm_sysregs::el1::registers::{
 };
 use granule::boot_info::BootInfo;
 use granule::mm::layout;
-use granule::smp::{BOOT_CPU, SecondaryBoot};
+use granule::smp::{AFFINITY, BOOT_CPU, SECONDARY_BOOTS, SecondaryBoot};
 use granule::trap::STACK_SIZE;
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
@@ -159,7 +159,12 @@ core::arch::global_asm!(
     INFO_IDENTITY_ROOT = const offset_of!(BootInfo, identity_root),
     INFO_SECONDARY_ENTRY = const offset_of!(BootInfo, secondary_entry),
     INFO_FIXMAP_TABLE = const offset_of!(BootInfo, fixmap_table),
-    // The record that a secondary CPU is given.
+    // The records of secondary CPUs.
+    SECONDARY_BOOTS = sym SECONDARY_BOOTS,
+    SECONDARIES = const SECONDARY_BOOTS.len(),
+    SECONDARY_SIZE = const size_of::<SecondaryBoot>(),
+    AFFINITY = const AFFINITY,
+    SECONDARY_MPIDR = const offset_of!(SecondaryBoot, mpidr),
     SECONDARY_STACK_TOP = const offset_of!(SecondaryBoot, stack_top),
     SECONDARY_CPU = const offset_of!(SecondaryBoot, cpu),
     SECONDARY_ENTRY = const offset_of!(SecondaryBoot, entry),

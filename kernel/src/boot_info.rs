@@ -20,7 +20,7 @@ pub struct BootInfo {
     pub root_table: u64,
     /// The level 0 table of the identity map, in TTBR0_EL1 until the boot is over.
     pub identity_root: u64,
-    /// Where PSCI starts a secondary CPU.
+    /// Where PSCI or a spin table starts a secondary CPU.
     pub secondary_entry: u64,
     /// The level 3 table behind the fixmap's 2 MiB.
     pub fixmap_table: u64,

@@ -36,6 +36,7 @@ use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::set_memory::SetMemoryError;
+use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::space::{HasRegisters, Spaces, start_compactor, start_reclaimer};
@@ -47,7 +48,7 @@ use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
 use crate::platform::{Platform, PlatformError, TagStorageRegion, UART_BYTES};
-use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, this_cpu};
+use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, SecondaryMemory, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
 
@@ -354,7 +355,13 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     let own = cpu.features.call_once(CpuFeatures::read);
     let steps = Secondaries { entry: PhysAddr(boot.secondary_entry), arrive };
     let mut stack = || kernel.space.alloc_stack(cpu).inspect_err(|error| crate::log::error!("a stack: {error}")).ok();
-    let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut stack).unwrap_or_else(|error| {
+    let mut release_word = |word| release_word(cpu, kernel, word);
+    let mut memory = SecondaryMemory {
+        stack: &mut stack,
+        release_word: &mut release_word,
+        image: image::physical_range(boot),
+    };
+    let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut memory).unwrap_or_else(|error| {
         crate::log::error!("other CPUs: {error}");
         CpuSet::EMPTY.with(cpu.id)
     });
@@ -412,6 +419,16 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     start_compactor(cpu)?;
     start_collapser(cpu)?;
     Ok(())
+}
+
+/// Where the word at a release address is mapped: by the linear map, which a loader's reservation does not keep from it, or
+/// by an area of its own.
+#[inline(never)]
+fn release_word(cpu: &Cpu, kernel: &Kernel, word: PhysRange) -> Option<VirtAddr> {
+    match kernel.space.map_device(cpu, word) {
+        Err(VmallocError::NotRegisters(_)) => Some(layout::linear(word.start())),
+        mapped => mapped.inspect_err(|error| crate::log::error!("a release address: {error}")).ok(),
+    }
 }
 
 /// The frames of tag storage, which are lent from now on. Where not all CPUs have tags they are never anything else.

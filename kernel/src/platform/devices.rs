@@ -7,6 +7,7 @@ use heapless::Vec;
 
 use super::interrupts::{GicNode, Interrupts};
 pub use super::interrupts::{Interrupt, Trigger};
+use super::memory;
 use super::pcie::{self, References};
 use super::tree::{Node, cell, strings};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
@@ -25,7 +26,7 @@ pub struct CpuNode {
 pub enum EnableMethod {
     /// PSCI CPU_ON.
     Psci,
-    /// It spins until an address is written here.
+    /// It spins until an address is written here; zero where the tree has none that makes sense.
     SpinTable(PhysAddr),
     /// The tree has no method, or another one: it cannot be started.
     Unknown,
@@ -206,7 +207,10 @@ pub(super) fn cpus(platform: &mut Platform, cpus: Option<&Node<'_, '_>>) -> Resu
             if node.base_name() != "cpu" || node.status().is_some_and(|status| status.starts_with("fail")) {
                 return Ok(());
             }
-            let cpu = CpuNode { mpidr: node.unit()?, enable_method: enable_method(node)? };
+            let cpu = CpuNode { mpidr: node.unit()?, enable_method: enable_method(node) };
+            if let EnableMethod::SpinTable(address) = cpu.enable_method {
+                memory::reserve_page(platform, address)?;
+            }
             if platform.cpus.push(cpu).is_err() {
                 platform.cpus_left_out += 1;
             }
@@ -219,14 +223,14 @@ pub(super) fn cpus(platform: &mut Platform, cpus: Option<&Node<'_, '_>>) -> Resu
     Ok(())
 }
 
-fn enable_method(node: &Node<'_, '_>) -> Result<EnableMethod, PlatformError> {
+fn enable_method(node: &Node<'_, '_>) -> EnableMethod {
     match node.string("enable-method") {
-        Some("psci") => Ok(EnableMethod::Psci),
+        Some("psci") => EnableMethod::Psci,
         Some("spin-table") => {
-            let address = node.number("cpu-release-addr")?.ok_or_else(|| node.missing("cpu-release-addr"))?;
-            Ok(EnableMethod::SpinTable(PhysAddr(address)))
+            let address = node.number("cpu-release-addr").ok().flatten();
+            EnableMethod::SpinTable(PhysAddr(address.unwrap_or_default()))
         }
-        _ => Ok(EnableMethod::Unknown),
+        _ => EnableMethod::Unknown,
     }
 }
 

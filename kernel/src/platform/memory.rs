@@ -106,6 +106,16 @@ fn reserve(platform: &mut Platform, range: PhysRange) -> Result<(), PlatformErro
     platform.reserved.push(range).map_err(|_| PlatformError::TooMany { what: "reservations", limit: MAX_RESERVED })
 }
 
+/// Keeps the page of a release address from everyone: CPUs may go on looking at it after the boot, and a loader need not
+/// have reserved it. Several CPUs may have one.
+pub(super) fn reserve_page(platform: &mut Platform, address: PhysAddr) -> Result<(), PlatformError> {
+    let page = PhysRange::from_size(address.align_down(PAGE_SIZE as u64), PAGE_SIZE as u64);
+    match page.filter(|_| address.0 != 0 && !platform.reserved.iter().any(|range| range.contains(address))) {
+        Some(page) => reserve(platform, page),
+        None => Ok(()),
+    }
+}
+
 /// `/chosen`, but for the console.
 #[inline(never)]
 pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(), PlatformError> {

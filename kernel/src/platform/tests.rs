@@ -385,6 +385,62 @@ fn psci_is_found_below_a_node_without_cells() {
     assert_eq!(tree(&|_| {}), None);
 }
 
+/// The CPUs of a tree, and what it has reserved, where `fill` says how each of four is started.
+fn started_by(fill: &dyn Fn(&mut TreeBuilder, u32)) -> (Vec<EnableMethod>, Vec<PhysRange>) {
+    let cpus = |tree: &mut TreeBuilder| {
+        tree.node("cpus", |tree| {
+            tree.property("#address-cells", &cells(&[1]));
+            tree.property("#size-cells", &cells(&[0]));
+            for cpu in 0..4 {
+                tree.node(&format!("cpu@{cpu:x}"), |tree| {
+                    tree.property("reg", &cells(&[cpu]));
+                    fill(tree, cpu);
+                });
+            }
+        });
+    };
+    let platform = Platform::parse(&virt_with(&Machine::default(), &cpus, &|_| {})).unwrap();
+    (platform.cpus.iter().map(|cpu| cpu.enable_method).collect(), platform.reserved.to_vec())
+}
+
+#[test]
+fn the_page_of_a_release_address_is_reserved_once() {
+    let spin = |addresses: [Vec<u8>; 4]| {
+        started_by(&|tree, cpu| {
+            tree.property("enable-method", &text(&["spin-table"]));
+            tree.property("cpu-release-addr", &addresses[cpu as usize]);
+        })
+    };
+    let at = |address| EnableMethod::SpinTable(PhysAddr(address));
+    let tree = range(0x4000_0000, 0x4000_2000);
+    // Each its own, as on a Raspberry Pi; one of them in what is reserved already, and one in a single cell.
+    let (methods, reserved) =
+        spin([cells(&[1, 0xd8]), cells(&[1, 0xe0]), cells(&[0, 0x4000_0ff8]), cells(&[0x5000_0008])]);
+    assert_eq!(methods, [at(0x1_0000_00d8), at(0x1_0000_00e0), at(0x4000_0ff8), at(0x5000_0008)]);
+    assert_eq!(reserved, [tree, range(0x1_0000_0000, 0x1_0000_1000), range(0x5000_0000, 0x5000_1000)]);
+    // One for all.
+    let (methods, reserved) = spin([(); 4].map(|()| cells(&[0, 0x8000_fff8])));
+    assert_eq!(methods, [at(0x8000_fff8); 4]);
+    assert_eq!(reserved, [tree, range(0x8000_f000, 0x8001_0000)]);
+    // None, none that is one, and the last byte of all.
+    let (methods, reserved) = spin([cells(&[0, 0]), vec![1, 2, 3], vec![], cells(&[!0, !7])]);
+    assert_eq!(methods, [at(0), at(0), at(0), at(!7)]);
+    assert_eq!(reserved, [tree]);
+}
+
+#[test]
+fn a_cpu_without_a_method_that_is_known_leaves_the_others_theirs() {
+    let (methods, reserved) = started_by(&|tree, cpu| match cpu {
+        0 => {}
+        1 => tree.property("enable-method", &text(&["psci"])),
+        2 => tree.property("enable-method", &text(&["spin-table"])),
+        _ => tree.property("enable-method", &text(&["vendor,smp"])),
+    });
+    let without = EnableMethod::SpinTable(PhysAddr(0));
+    assert_eq!(methods, [EnableMethod::Unknown, EnableMethod::Psci, without, EnableMethod::Unknown]);
+    assert_eq!(reserved, [range(0x4000_0000, 0x4000_2000)]);
+}
+
 #[test]
 fn a_host_whose_node_makes_no_sense_is_left_out() {
     let ecam = cells(&[0x40, 0x1000_0000, 0, 0x10_0000]);

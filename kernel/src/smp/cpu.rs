@@ -135,23 +135,32 @@ pub(crate) fn number_this_cpu(number: u32) {
 #[unsafe(no_mangle)]
 pub static BOOT_CPU: Cpu = Cpu::new(CpuId(0));
 
-/// What a secondary CPU is started with: PSCI's context argument is the virtual address of one of these.
-///
-/// `boot/src/entry.S` reads it once the MMU is on.
+/// The affinity fields of MPIDR_EL1.
+pub const AFFINITY: u64 = 0xff_00ff_ffff;
+
+/// The record that a secondary CPU starts with. `boot/src/entry.S` finds the one with the CPU's affinity once the MMU is on.
 #[repr(C)]
 #[derive(Debug, Default)]
 pub struct SecondaryBoot {
+    /// The CPU's affinity.
+    pub mpidr: AtomicU64,
     /// Top of the CPU's stack.
     pub stack_top: AtomicU64,
     /// Virtual address of its [`Cpu`], for TPIDR_EL1.
     pub cpu: AtomicU64,
-    /// Virtual address of an `extern "C" fn(&'static Cpu) -> !`.
+    /// Virtual address of an `extern "C" fn(&'static Cpu) -> !`; zero until the others are there, and stored with
+    /// release.
     pub entry: AtomicU64,
 }
 
 impl SecondaryBoot {
     /// A record that has not been filled in.
     pub const fn new() -> Self {
-        Self { stack_top: AtomicU64::new(0), cpu: AtomicU64::new(0), entry: AtomicU64::new(0) }
+        Self {
+            mpidr: AtomicU64::new(0),
+            stack_top: AtomicU64::new(0),
+            cpu: AtomicU64::new(0),
+            entry: AtomicU64::new(0),
+        }
     }
 }

@@ -1,7 +1,7 @@
 //! CPUs: the state of each, and how they are started, called and stopped.
 //!
 //! - [`Cpu`]: what belongs to one of them
-//! - [`mod@bring_up`], [`release`]: from PSCI to the idle loop, held in between until the boot CPU knows what all can
+//! - [`mod@bring_up`], [`release`]: from PSCI or a spin table to the idle loop, held in between until the boot CPU knows what all can
 //!   do
 //! - [`mod@call`]: a function on other CPUs, to its end
 //! - [`park_others`]: stopped for a moment
@@ -26,13 +26,13 @@ use crate::chip::power;
 use crate::chip::timer::Deadline;
 use crate::platform::{Interrupt, Trigger};
 
-pub use bring_up::{Secondaries, bring_up, init, leave_identity_map, release};
+pub use bring_up::{SECONDARY_BOOTS, Secondaries, SecondaryMemory, bring_up, init, leave_identity_map, release};
 pub use call::{CallFunction, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;
 #[cfg(test)]
 pub(crate) use cpu::number_this_cpu;
-pub use cpu::{Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
+pub use cpu::{AFFINITY, Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
 pub use park::{OthersParked, may_park_others, park_others};
 pub use set::CpuSet;
 
