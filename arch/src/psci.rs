@@ -63,6 +63,33 @@ pub unsafe fn cpu_on(conduit: Conduit, mpidr: u64, entry: u64, context: u64) -> 
     call!(conduit, cpu_on(mpidr, entry, context))
 }
 
+/// CPU_ON of version 0.1, which has no numbers of its own: `function` is the device tree's, and no context is handed over.
+///
+/// # Errors
+/// As for [`cpu_on`].
+///
+/// # Safety
+/// Those of [`cpu_on`], but that x0 may have anything; and `function` is the firmware's CPU_ON.
+pub unsafe fn cpu_on_by_number(conduit: Conduit, function: u32, mpidr: u64, entry: u64) -> Result<(), Error> {
+    #[cfg(target_os = "none")]
+    {
+        use smccc::error::success_or_error_32;
+        let mut arguments = [0; 17];
+        [arguments[0], arguments[1]] = [mpidr, entry];
+        let answer = match conduit {
+            Conduit::Hvc => smccc::hvc64(function, arguments)[0],
+            Conduit::Smc => smccc::smc64(function, arguments)[0],
+        };
+        // A function of 32 bits need not have set the upper half, and no error needs it.
+        success_or_error_32(answer as u32)
+    }
+    #[cfg(not(target_os = "none"))]
+    {
+        let _ = (conduit, function, mpidr, entry);
+        Err(Error::NotSupported)
+    }
+}
+
 /// SYSTEM_OFF. It returns only where the firmware refuses.
 ///
 /// # Errors

@@ -47,7 +47,7 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
-use crate::platform::{Platform, PlatformError, TagStorageRegion, UART_BYTES};
+use crate::platform::{Platform, PlatformError, Psci, TagStorageRegion, UART_BYTES};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, SecondaryMemory, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
@@ -99,7 +99,7 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     for TagStorageRegion { storage, block_bytes, tagged } in &platform.tag_storage {
         crate::log::debug!("tag storage: {storage:?}, in blocks of {} KiB, of {tagged:?}", block_bytes >> 10);
     }
-    power::init(platform.conduit);
+    power::init(platform.psci.and_then(Psci::system_calls));
     bootargs::check(|warning| crate::log::warn!("{warning}"));
 
     let kernel = set_up_memory(boot, cpu, platform, device_tree)?;

@@ -32,6 +32,34 @@ pub enum EnableMethod {
     Unknown,
 }
 
+/// The firmware's PSCI.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Psci {
+    /// How it is called.
+    pub conduit: Conduit,
+    /// What it is called for.
+    pub functions: PsciFunctions,
+}
+
+/// What PSCI has, by its version.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PsciFunctions {
+    /// Version 0.2 and later: functions with the numbers of DEN 0022.
+    Standard,
+    /// Version 0.1: functions with the tree's numbers, none of which turns the machine off.
+    Listed {
+        /// CPU_ON, where the tree has it.
+        cpu_on: Option<u32>,
+    },
+}
+
+impl Psci {
+    /// How SYSTEM_OFF and SYSTEM_RESET are called, where there are any.
+    pub fn system_calls(self) -> Option<Conduit> {
+        (self.functions == PsciFunctions::Standard).then_some(self.conduit)
+    }
+}
+
 /// Regions of redistributors that a GICv3 may have, CPUs that are not used included.
 pub const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
 
@@ -114,7 +142,7 @@ pub(super) struct Found<'t> {
     gic: Option<GicDescription>,
     its: Option<Its>,
     timer: Option<Interrupts<'t>>,
-    conduit: Option<Conduit>,
+    psci: Option<Psci>,
     stdout: Option<UartNode<'t>>,
     uart: Option<UartNode<'t>>,
     pcie: Option<pcie::HostBridgeNode<'t>>,
@@ -141,7 +169,12 @@ impl<'t> Found<'t> {
                     self.references.its = node.phandle();
                 }
                 "arm,armv8-timer" | "arm,armv7-timer" if self.timer.is_none() => self.timer = Some(node.interrupts()),
-                "arm,psci-1.0" | "arm,psci-0.2" if self.conduit.is_none() => self.conduit = Some(conduit(node)?),
+                "arm,psci-1.0" | "arm,psci-0.2" if self.psci.is_none() => {
+                    self.psci = Some(Psci { conduit: conduit(node)?, functions: PsciFunctions::Standard });
+                }
+                "arm,psci" if self.psci.is_none() => {
+                    self.psci = Some(Psci { conduit: conduit(node)?, functions: listed_functions(node) });
+                }
                 "arm,pl011" => {
                     let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
                     *slot = slot.or_else(|| dispensable(UartNode::read(node)));
@@ -189,7 +222,7 @@ impl<'t> Found<'t> {
         // In order: secure, non-secure, virtual, hypervisor.
         let timer = self.timer.as_ref().ok_or_else(|| none("arm,armv8-timer"))?;
         platform.timer = timer.get(2, gic)?.ok_or_else(|| timer.missing())?;
-        platform.conduit = self.conduit;
+        platform.psci = self.psci;
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
         // Last, since it refers to the others, which the tree may have behind it.
         platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
@@ -241,6 +274,14 @@ fn conduit(node: &Node<'_, '_>) -> Result<Conduit, PlatformError> {
         Some(_) => Err(node.bad("method")),
         None => Err(node.missing("method")),
     }
+}
+
+fn listed_functions(node: &Node<'_, '_>) -> PsciFunctions {
+    let cpu_on = dispensable(match node.property("cpu_on") {
+        Some(value) => cell(value).map(Some).ok_or_else(|| node.bad("cpu_on")),
+        None => Ok(None),
+    });
+    PsciFunctions::Listed { cpu_on: cpu_on.flatten() }
 }
 
 fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {

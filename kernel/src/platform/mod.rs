@@ -48,8 +48,8 @@ use thiserror::Error;
 use crate::smp::MAX_CPUS;
 
 pub use devices::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Smmu,
-    Trigger, UART_BYTES, Uart,
+    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Psci, PsciFunctions,
+    Redistributors, Smmu, Trigger, UART_BYTES, Uart,
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
@@ -96,8 +96,8 @@ pub struct Platform {
     pub cpus: Vec<CpuNode, MAX_CPUS>,
     /// CPUs in the tree for which there was no room.
     pub cpus_left_out: usize,
-    /// How PSCI is called, where the machine has it.
-    pub conduit: Option<Conduit>,
+    /// PSCI, where the machine has it.
+    pub psci: Option<Psci>,
     /// The interrupt controller.
     pub gic: GicDescription,
     /// The interrupt of the EL1 virtual timer.
@@ -189,7 +189,7 @@ impl Platform {
             rng_seed: Vec::new(),
             cpus: Vec::new(),
             cpus_left_out: 0,
-            conduit: None,
+            psci: None,
             gic: GicDescription::NONE,
             timer: Interrupt { intid: 0, trigger: Trigger::Level },
             uart: None,

@@ -6,11 +6,15 @@ use proptest::prelude::*;
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
     Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId, Pcie, Platform,
-    PlatformError, Redistributors, Smmu, Trigger, Window, WindowKind, tree_size,
+    PlatformError, Psci, PsciFunctions, Redistributors, Smmu, Trigger, Window, WindowKind, tree_size,
 };
 
 fn range(start: u64, end: u64) -> PhysRange {
     PhysRange::new(PhysAddr(start), PhysAddr(end)).unwrap()
+}
+
+fn standard(conduit: Conduit) -> Psci {
+    Psci { conduit, functions: PsciFunctions::Standard }
 }
 
 /// What a test changes about the machine.
@@ -179,7 +183,7 @@ fn qemu_virt_with_gic_v3() {
     assert_eq!(platform.kaslr_seed, Some(0x1122_3344_5566_7788));
     assert_eq!(platform.cpus.len(), 4);
     assert_eq!(platform.cpus[3], CpuNode { mpidr: 3, enable_method: EnableMethod::Psci });
-    assert_eq!(platform.conduit, Some(Conduit::Hvc));
+    assert_eq!(platform.psci, Some(standard(Conduit::Hvc)));
     let regions = heapless::Vec::from_slice(&[range(0x80a_0000, 0x900_0000)]).unwrap();
     let redistributors = Redistributors { regions, stride: None };
     assert_eq!(platform.gic, GicDescription::V3 { distributor: range(0x800_0000, 0x801_0000), redistributors });
@@ -375,14 +379,37 @@ fn psci_is_found_below_a_node_without_cells() {
             });
             gic_v3(tree);
         });
-        Platform::parse(&tree.finish()).unwrap().conduit
+        Platform::parse(&tree.finish()).unwrap().psci
     };
     let psci = |tree: &mut TreeBuilder| {
         tree.property("method", &text(&["smc"]));
         tree.property("compatible", &text(&["arm,psci-1.0"]));
     };
-    assert_eq!(tree(&psci), Some(Conduit::Smc));
+    assert_eq!(tree(&psci), Some(standard(Conduit::Smc)));
     assert_eq!(tree(&|_| {}), None);
+}
+
+#[test]
+fn psci_of_version_0_1_has_the_trees_number_and_turns_nothing_off() {
+    let psci = |compatible: &[&str], cpu_on: Option<Vec<u8>>| {
+        let node = |tree: &mut TreeBuilder| {
+            tree.node("psci", |tree| {
+                tree.property("method", &text(&["smc"]));
+                tree.property("compatible", &text(compatible));
+                tree.property("cpu_off", &cells(&[0x8400_0002]));
+                cpu_on.iter().for_each(|value| tree.property("cpu_on", value));
+            });
+        };
+        Platform::parse(&virt_with(&Machine::default(), &node, &|_| {})).unwrap().psci.unwrap()
+    };
+    let listed = |cpu_on| Psci { conduit: Conduit::Smc, functions: PsciFunctions::Listed { cpu_on } };
+    let number = || Some(cells(&[0xc400_0003]));
+    assert_eq!(psci(&["arm,psci"], number()), listed(Some(0xc400_0003)));
+    assert_eq!(psci(&["arm,psci"], None), listed(None));
+    assert_eq!(psci(&["arm,psci"], Some(vec![1, 2])), listed(None), "no number");
+    assert_eq!(psci(&["arm,psci-0.2", "arm,psci"], number()), standard(Conduit::Smc));
+    assert_eq!(listed(Some(1)).system_calls(), None);
+    assert_eq!(standard(Conduit::Smc).system_calls(), Some(Conduit::Smc));
 }
 
 /// The CPUs of a tree, and what it has reserved, where `fill` says how each of four is started.
@@ -486,7 +513,7 @@ fn qemu_virt_with_gic_v2_and_smc() {
     let platform = parse(&Machine { gic: gic_v2, psci: "smc", cpus: 1, ..Machine::default() });
     let (distributor, cpu_interface) = (range(0x800_0000, 0x801_0000), range(0x801_0000, 0x802_0000));
     assert_eq!(platform.gic, GicDescription::V2 { distributor, cpu_interface });
-    assert_eq!(platform.conduit, Some(Conduit::Smc));
+    assert_eq!(platform.psci, Some(standard(Conduit::Smc)));
 }
 
 #[test]

@@ -32,7 +32,7 @@ use crate::chip::interrupt::{self, InterruptError};
 use crate::chip::power;
 use crate::chip::timer::Deadline;
 use crate::mmio;
-use crate::platform::{CpuNode, EnableMethod, Platform};
+use crate::platform::{CpuNode, EnableMethod, Platform, Psci, PsciFunctions};
 use crate::trap::probe::{self, ProbeFault};
 
 /// From its start to `ARRIVED`. An emulator with fewer host CPUs than it emulates needs its time.
@@ -178,6 +178,9 @@ fn start(
             Method::Psci(conduit) => {
                 psci::cpu_on(conduit, node.mpidr, steps.entry.0, 0).map_err(CpuStartError::Psci)?;
             }
+            Method::Listed(conduit, cpu_on) => {
+                psci::cpu_on_by_number(conduit, cpu_on, node.mpidr, steps.entry.0).map_err(CpuStartError::Psci)?;
+            }
             Method::Release(word) => release_from_table(word, steps.entry),
         }
     }
@@ -189,6 +192,8 @@ fn start(
 enum Method {
     /// CPU_ON.
     Psci(Conduit),
+    /// CPU_ON of PSCI 0.1, by its number.
+    Listed(Conduit, u32),
     /// A store to the word at its release address, mapped here.
     Release(VirtAddr),
 }
@@ -196,7 +201,14 @@ enum Method {
 impl Method {
     fn of(platform: &Platform, node: &CpuNode, memory: &mut SecondaryMemory<'_>) -> Result<Self, CpuStartError> {
         match node.enable_method {
-            EnableMethod::Psci => platform.conduit.map(Self::Psci).ok_or(CpuStartError::NoPsci),
+            EnableMethod::Psci => {
+                let Psci { conduit, functions } = platform.psci.ok_or(CpuStartError::NoPsci)?;
+                match functions {
+                    PsciFunctions::Standard => Ok(Self::Psci(conduit)),
+                    PsciFunctions::Listed { cpu_on: Some(number) } => Ok(Self::Listed(conduit, number)),
+                    PsciFunctions::Listed { cpu_on: None } => Err(CpuStartError::NoCpuOn),
+                }
+            }
             EnableMethod::SpinTable(address) => {
                 let word = release_word(address, memory.image, platform.initrd)?;
                 let mapped = (memory.release_word)(word).ok_or(CpuStartError::NotMapped(word))?;
@@ -239,6 +251,8 @@ enum CpuStartError {
     Method,
     #[error("the device tree has no PSCI")]
     NoPsci,
+    #[error("the device tree's PSCI is of version 0.1 and has no `cpu_on`")]
+    NoCpuOn,
     #[error("the `cpu-release-addr` {0} is missing, zero, or no multiple of 8")]
     BadRelease(PhysAddr),
     #[error("the `cpu-release-addr` {0} is in {1:?}, the kernel's image or the initrd")]
