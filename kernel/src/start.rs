@@ -171,6 +171,7 @@ fn fail(error: &BootError) -> ! {
         power::fail_without_console(format_args!("boot failed: {error}"));
     }
     crate::println!("boot failed: {error}");
+    smp::stop_others();
     power::off(Status::Failure)
 }
 
@@ -309,6 +310,7 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     if let Some((uart, mapped)) = uart {
         use_console(mapped, uart.registers.start());
     }
+    power::map(&platform.power, &mut map);
     if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map) {
         crate::log::error!("interrupt controller: {error}");
         return;

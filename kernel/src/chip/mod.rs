@@ -4,6 +4,7 @@
 //! [`interrupt::InterruptController`]. The caller that starts a driver maps its registers; drivers know nothing of page
 //! tables.
 
+mod bcm2835_pm;
 pub mod console;
 #[cfg(target_os = "none")]
 mod gicv2;
@@ -18,4 +19,5 @@ mod output;
 #[cfg(any(target_os = "none", test))]
 pub mod pl011;
 pub mod power;
+mod syscon;
 pub mod timer;

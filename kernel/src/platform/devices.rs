@@ -9,7 +9,8 @@ use super::interrupts::{GicNode, Interrupts};
 pub use super::interrupts::{Interrupt, Trigger};
 use super::memory;
 use super::pcie::{self, References};
-use super::tree::{Node, cell, strings};
+use super::power::PowerNodes;
+use super::tree::{Node, Root, cell, strings};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
 
 /// A CPU in the tree.
@@ -146,6 +147,7 @@ pub(super) struct Found<'t> {
     stdout: Option<UartNode<'t>>,
     uart: Option<UartNode<'t>>,
     pcie: Option<pcie::HostBridgeNode<'t>>,
+    power: PowerNodes<'t>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
     /// How other nodes refer to them.
     references: References,
@@ -193,7 +195,8 @@ impl<'t> Found<'t> {
                         );
                     }
                 }
-                _ => continue,
+                _ if !self.power.look_at(compatible, node) => continue,
+                _ => {}
             }
             break;
         }
@@ -215,7 +218,7 @@ impl<'t> Found<'t> {
 
     /// Hands everything else over.
     #[inline(never)]
-    pub(super) fn store(&mut self, platform: &mut Platform) -> Result<(), PlatformError> {
+    pub(super) fn store(&mut self, root: &Root<'t>, platform: &mut Platform) -> Result<(), PlatformError> {
         let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
         platform.gic = self.gic.take().ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
         let gic = &self.references.gic;
@@ -227,6 +230,7 @@ impl<'t> Found<'t> {
         // Last, since it refers to the others, which the tree may have behind it.
         platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
+        platform.power = self.power.resolve(root);
         Ok(())
     }
 }
@@ -305,7 +309,7 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
 }
 
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
-fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
+pub(super) fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
     device.inspect_err(|error| crate::log::warn!("{error}; it is left out")).ok()
 }
 

@@ -15,6 +15,7 @@
 //! - [`errata`]: what is wrong with some of them, by [`design`]
 //! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, SMMU
 //! - [`interrupts`]: which line of the interrupt controller a node's interrupt is
+//! - [`power`]: registers that end or reset the machine
 //! - [`pcie`]: the PCIe host bridge, and its maps of requester IDs
 
 pub mod design;
@@ -25,6 +26,7 @@ mod interrupts;
 pub mod kernel_tag_check;
 mod memory;
 mod pcie;
+mod power;
 pub mod size_change;
 pub mod speculation;
 mod structure;
@@ -53,6 +55,7 @@ pub use devices::{
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
+pub use power::{Bcm2835Pm, PowerRegisters, SysconWrite};
 pub use size_change::SizeChange;
 pub use structure::StructureError;
 pub use tag_storage::{MAX_TAG_STORAGE, TagStorageRegion};
@@ -98,6 +101,8 @@ pub struct Platform {
     pub cpus_left_out: usize,
     /// PSCI, where the machine has it.
     pub psci: Option<Psci>,
+    /// What ends and resets the machine where PSCI does not.
+    pub power: PowerRegisters,
     /// The interrupt controller.
     pub gic: GicDescription,
     /// The interrupt of the EL1 virtual timer.
@@ -190,6 +195,7 @@ impl Platform {
             cpus: Vec::new(),
             cpus_left_out: 0,
             psci: None,
+            power: PowerRegisters { off: None, reset: None, watchdog: None },
             gic: GicDescription::NONE,
             timer: Interrupt { intid: 0, trigger: Trigger::Level },
             uart: None,
@@ -249,7 +255,7 @@ impl Platform {
         memory::reservations(self, fdt)?;
         devices::cpus(self, cpus.as_ref())?;
         visited?;
-        found.store(self)
+        found.store(root, self)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

@@ -5,8 +5,9 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId, Pcie, Platform,
-    PlatformError, Psci, PsciFunctions, Redistributors, Smmu, Trigger, Window, WindowKind, tree_size,
+    Bcm2835Pm, Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId, Pcie, Platform,
+    PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors,
+    Smmu, SysconWrite, Trigger, Window, WindowKind, tree_size,
 };
 
 fn range(start: u64, end: u64) -> PhysRange {
@@ -410,6 +411,98 @@ fn psci_of_version_0_1_has_the_trees_number_and_turns_nothing_off() {
     assert_eq!(psci(&["arm,psci-0.2", "arm,psci"], number()), standard(Conduit::Smc));
     assert_eq!(listed(Some(1)).system_calls(), None);
     assert_eq!(standard(Conduit::Smc).system_calls(), Some(Conduit::Smc));
+}
+
+/// A system controller at 0x1000 with these properties, and in it a node, if it has any; in front of it, another node.
+fn power(controller: &[(&str, Vec<u8>)], outside: &[(&str, Vec<u8>)], inside: &[(&str, Vec<u8>)]) -> PowerRegisters {
+    let fill = |tree: &mut TreeBuilder, properties: &[(&str, Vec<u8>)]| {
+        properties.iter().for_each(|(name, value)| tree.property(name, value));
+    };
+    let more = |tree: &mut TreeBuilder| {
+        tree.node("power-key", |tree| fill(tree, outside));
+        tree.node("bus", |tree| {
+            tree.property("#address-cells", &cells(&[1]));
+            tree.property("#size-cells", &cells(&[1]));
+            tree.property("ranges", &cells(&[0, 0, 0x7000_0000, 0x1_0000]));
+            tree.node("other@0", |tree| tree.property("reg", &cells(&[0, 0x1000])));
+            tree.node("controller@1000", |tree| {
+                tree.property("reg", &cells(&[0x1000, 0x100]));
+                fill(tree, controller);
+                tree.node("reboot", |tree| fill(tree, inside));
+            });
+        });
+    };
+    Platform::parse(&virt_with(&Machine::default(), &|_| {}, &more)).unwrap().power
+}
+
+fn syscon(compatible: &str, numbers: &[(&'static str, u32)]) -> Vec<(&'static str, Vec<u8>)> {
+    let numbers = numbers.iter().map(|&(name, value)| (name, cells(&[value])));
+    [("compatible", text(&[compatible]))].into_iter().chain(numbers).collect()
+}
+
+#[test]
+fn a_system_controller_is_named_or_the_parent() {
+    let write = |start, bytes, mask, value| {
+        let register = PhysRange::from_size(PhysAddr(start), bytes).unwrap();
+        Some(SysconWrite { register, is_big_endian: false, mask, value })
+    };
+    let named = [("phandle", cells(&[0x77]))];
+    let off = syscon("syscon-poweroff", &[("regmap", 0x77), ("offset", 0xfc), ("mask", 0x5200)]);
+    let reset = syscon("syscon-reboot", &[("reg", 8), ("value", 3), ("mask", 7)]);
+    let found = power(&named, &off, &reset);
+    // A mask without a value is the value.
+    assert_eq!(found.off, write(0x7000_10fc, 4, !0, 0x5200));
+    assert_eq!(found.reset, write(0x7000_1008, 4, 7, 3));
+    assert_eq!(found.watchdog, None);
+
+    let swapped = [("phandle", cells(&[0x77])), ("big-endian", vec![]), ("reg-io-width", cells(&[2]))];
+    let off = syscon("syscon-poweroff", &[("regmap", 0x77), ("reg", 9), ("offset", 2), ("value", 0)]);
+    let expected = write(0x7000_1002, 2, !0, 0).map(|write| SysconWrite { is_big_endian: true, ..write });
+    assert_eq!(power(&swapped, &off, &[]).off, expected);
+}
+
+#[test]
+fn a_system_controllers_change_that_makes_no_sense_is_left_out() {
+    let off = |regmap, offset, more: &[(&'static str, u32)]| {
+        let numbers = [&[("regmap", regmap), ("offset", offset)][..], more].concat();
+        power(&[("phandle", cells(&[0x77]))], &syscon("syscon-poweroff", &numbers), &[]).off
+    };
+    assert!(off(0x77, 0, &[("value", 1)]).is_some());
+    assert_eq!(off(0x78, 0, &[("value", 1)]), None, "no such controller");
+    assert_eq!(off(0x77, 0x100, &[("value", 1)]), None, "behind the registers");
+    assert_eq!(off(0x77, 2, &[("value", 1)]), None, "across two registers");
+    assert_eq!(off(0x77, !3, &[("value", 1)]), None);
+    assert_eq!(off(0x77, 0, &[]), None, "neither value nor mask");
+    let wide = [("phandle", cells(&[0x77])), ("reg-io-width", cells(&[8]))];
+    let numbers = [("regmap", 0x77), ("offset", 0), ("value", 1)];
+    assert_eq!(power(&wide, &syscon("syscon-poweroff", &numbers), &[]).off, None);
+    let alone = syscon("syscon-poweroff", &numbers[1..]);
+    assert_eq!(power(&[], &alone, &[]).off, None, "the parent is the root");
+}
+
+#[test]
+fn a_watchdog_turns_the_machine_off_where_the_tree_says_so() {
+    let watchdog = |compatible: &[&str], reg: &[u32], turns_off: bool| {
+        let pm = |tree: &mut TreeBuilder| {
+            tree.node("watchdog@fe100000", |tree| {
+                tree.property("compatible", &text(compatible));
+                tree.property("reg", &cells(reg));
+                if turns_off {
+                    tree.property("system-power-controller", &[]);
+                }
+            });
+        };
+        Platform::parse(&virt_with(&Machine::default(), &pm, &|_| {})).unwrap().power.watchdog
+    };
+    let registers = range(0xfe10_0000, 0xfe10_0114);
+    const REG: [u32; 4] = [0, 0xfe10_0000, 0, 0x114];
+    let both = ["brcm,bcm2711-pm", "brcm,bcm2835-pm-wdt"];
+    assert_eq!(watchdog(&both, &REG, true), Some(Bcm2835Pm { registers, turns_off: true }));
+    for one in ["brcm,bcm2835-pm", "brcm,bcm2835-pm-wdt", "brcm,bcm2711-pm", "brcm,bcm2712-pm"] {
+        assert_eq!(watchdog(&[one], &REG, false), Some(Bcm2835Pm { registers, turns_off: false }), "{one}");
+    }
+    assert_eq!(watchdog(&both, &[0, 0xfe10_0000, 0, 0x24], true), None, "too few registers");
+    assert_eq!(watchdog(&both, &[0, 0xfe10_0002, 0, 0x114], true), None);
 }
 
 /// The CPUs of a tree, and what it has reserved, where `fill` says how each of four is started.

@@ -152,6 +152,11 @@ impl<'t> Detached<'t> {
     pub(super) fn bad(&self, property: &'static str) -> PlatformError {
         PlatformError::Bad { node: NodeName::from(self.0.name()), property }
     }
+
+    /// The error that `property` is missing.
+    pub(super) fn missing(&self, property: &'static str) -> PlatformError {
+        PlatformError::Missing { node: NodeName::from(self.0.name()), property }
+    }
 }
 
 /// The root of the tree, with the bus that it makes.
@@ -383,6 +388,12 @@ impl<'t, 'b> Node<'t, 'b> {
         Ok(())
     }
 
+    /// Whether `child` is one of the node's children.
+    pub(super) fn is_parent_of(&self, child: &Detached<'t>) -> bool {
+        // Each node has its name in a place of its own.
+        self.node.children().any(|node| core::ptr::eq(node.name(), child.0.name()))
+    }
+
     /// What is left of `path` below this node, if its next component names it (with or without the unit address).
     fn step<'p>(&self, path: &'p str) -> Option<&'p str> {
         let path = path.trim_start_matches('/');
@@ -444,7 +455,7 @@ impl<'t, 'b> Node<'t, 'b> {
 
     /// The error that `property` is missing.
     pub(super) fn missing(&self, property: &'static str) -> PlatformError {
-        PlatformError::Missing { node: NodeName::from(self.name()), property }
+        self.detached().missing(property)
     }
 }
 
