@@ -4,6 +4,14 @@
 
 #![allow(unsafe_code, reason = "reads and writes the timer's registers")]
 
+use core::num::NonZeroU64;
+use core::sync::atomic::{AtomicU64, Ordering};
+
+/// See [`set_frequency`]; zero before.
+static FREQUENCY: AtomicU64 = AtomicU64::new(0);
+/// Of every counter from Armv8.6 on (D12.1.2): assumed while nothing is known.
+const USUAL_FREQUENCY: u64 = 1_000_000_000;
+
 /// CNTVCT_EL0, which may be read some instructions early or late: for sums of times, where an ISB would cost more than the
 /// time it adds in precision.
 #[inline(always)]
@@ -38,16 +46,36 @@ pub fn count() -> u64 {
     0
 }
 
-/// CNTFRQ_EL0: counts in a second. Never zero, whatever the firmware left there.
+/// Counts in a second, the same on all CPUs: what [`set_frequency`] was given, before that this CPU's [`own_frequency`].
+/// Never zero, whatever the firmware left: where nothing else is known, 1 GHz.
 #[inline(always)]
 pub fn frequency() -> u64 {
+    let set = FREQUENCY.load(Ordering::Relaxed);
+    if set == 0 { own_or_usual() } else { set }
+}
+
+#[cold]
+fn own_or_usual() -> u64 {
+    let own = own_frequency();
+    if own == 0 { USUAL_FREQUENCY } else { own }
+}
+
+/// CNTFRQ_EL0: what firmware has set it to on this CPU, which is zero where it has not. Only the highest exception level
+/// can write it.
+#[inline(always)]
+pub fn own_frequency() -> u64 {
     #[cfg(target_os = "none")]
     {
         use aarch64_cpu::registers::{CNTFRQ_EL0, Readable as _};
-        CNTFRQ_EL0.get().max(1)
+        CNTFRQ_EL0.get()
     }
     #[cfg(not(target_os = "none"))]
-    1_000_000_000
+    USUAL_FREQUENCY
+}
+
+/// Sets what [`frequency`] returns on all CPUs.
+pub fn set_frequency(frequency: NonZeroU64) {
+    FREQUENCY.store(frequency.get(), Ordering::Relaxed);
 }
 
 /// Has this CPU's virtual timer fire when [`count`] reaches `deadline`; at once where it has.

@@ -21,6 +21,7 @@ use thiserror::Error;
 use crate::boot_info::BootInfo;
 use crate::chip::pl011::Pl011;
 use crate::chip::power::{self, Status};
+use crate::chip::timer::UnknownFrequency;
 use crate::chip::{console, interrupt, log as kernel_log, timer};
 use crate::devices::edu::Edu;
 use crate::devices::slot::{self, Driver};
@@ -63,6 +64,8 @@ enum BootError {
     TreeTooLarge(PhysAddr, usize),
     #[error(transparent)]
     Platform(#[from] PlatformError),
+    #[error(transparent)]
+    Timer(#[from] UnknownFrequency),
     #[error("{0}")]
     MemoryMap(#[from] MemoryMapError),
     #[error("{0}")]
@@ -96,6 +99,7 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     kernel_log::set_level_from_bootargs();
     early_console(platform);
     let device_tree = device_tree?;
+    timer::init_frequency(platform.timer_frequency)?;
     for TagStorageRegion { storage, block_bytes, tagged } in &platform.tag_storage {
         crate::log::debug!("tag storage: {storage:?}, in blocks of {} KiB, of {tagged:?}", block_bytes >> 10);
     }

@@ -92,7 +92,7 @@ const WORDS: [(&str, &[u32]); 67] = [
     ("count_unordered", &[0xd53b_e040]),
     ("count", &[0xd503_3fc0, 0xd53b_e040]),
     // MRS CNTFRQ_EL0.
-    ("frequency", &[0xd53b_e000]),
+    ("own_frequency", &[0xd53b_e000]),
     // MSR CNTV_CVAL_EL0, MSR CNTV_CTL_EL0, ISB.
     ("set_deadline", &[0xd51b_e340, 0xd51b_e320, 0xd503_3fc0]),
     ("stop", &[0xd51b_e320, 0xd503_3fc0]),

@@ -5,6 +5,7 @@
 
 #![allow(unsafe_code, reason = "registers of the PMU, and a handler by the address that was registered")]
 
+use core::num::NonZeroU64;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
@@ -68,6 +69,31 @@ impl DeadlineSlot {
 pub fn init(entry_count: u64) {
     ENTRY.store(entry_count, Ordering::Relaxed);
 }
+
+/// Sets the counter's frequency, for all CPUs: by the boot CPU's register, else by the device tree's `clock-frequency`.
+///
+/// # Errors
+/// Both are missing.
+pub fn init_frequency(tree: Option<u64>) -> Result<(), UnknownFrequency> {
+    let own = timer::own_frequency();
+    let frequency = choose_frequency(own, tree).ok_or(UnknownFrequency)?;
+    if own == 0 {
+        crate::log::info!("timer: CNTFRQ_EL0 is 0: {frequency} Hz by the device tree");
+    }
+    timer::set_frequency(frequency);
+    Ok(())
+}
+
+fn choose_frequency(own: u64, tree: Option<u64>) -> Option<NonZeroU64> {
+    NonZeroU64::new(own).or_else(|| NonZeroU64::new(tree?))
+}
+
+/// The length of a second is unknown.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "the timer has no frequency: firmware left CNTFRQ_EL0 at 0, and the device tree's timer has no `clock-frequency`"
+)]
+pub struct UnknownFrequency;
 
 /// Time since the kernel was entered.
 pub fn uptime() -> Duration {
@@ -213,7 +239,7 @@ fn to_counts(time: Duration, frequency: u64) -> u64 {
 mod tests {
     use core::time::Duration;
 
-    use super::{to_counts, to_duration};
+    use super::{choose_frequency, to_counts, to_duration};
 
     #[test]
     fn counts_become_time_at_any_frequency() {
@@ -221,6 +247,15 @@ mod tests {
         assert_eq!(to_duration(1, 62_500_000), Duration::from_nanos(16));
         assert_eq!(to_duration(u64::MAX, 1_000_000_000), Duration::from_nanos(u64::MAX));
         assert_eq!(to_duration(3, 1), Duration::from_secs(3));
+    }
+
+    #[test]
+    fn the_register_counts_before_the_tree_and_zero_is_no_frequency() {
+        let choose = |own, tree| choose_frequency(own, tree).map(|frequency| frequency.get());
+        assert_eq!(choose(62_500_000, Some(24_000_000)), Some(62_500_000));
+        assert_eq!(choose(62_500_000, None), Some(62_500_000));
+        assert_eq!(choose(0, Some(24_000_000)), Some(24_000_000));
+        assert_eq!([choose(0, Some(0)), choose(0, None)], [None; 2]);
     }
 
     #[test]

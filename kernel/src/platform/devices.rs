@@ -142,7 +142,7 @@ pub struct Smmu {
 pub(super) struct Found<'t> {
     gic: Option<GicDescription>,
     its: Option<Its>,
-    timer: Option<Interrupts<'t>>,
+    timer: Option<TimerNode<'t>>,
     psci: Option<Psci>,
     stdout: Option<UartNode<'t>>,
     uart: Option<UartNode<'t>>,
@@ -170,7 +170,9 @@ impl<'t> Found<'t> {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
                     self.references.its = node.phandle();
                 }
-                "arm,armv8-timer" | "arm,armv7-timer" if self.timer.is_none() => self.timer = Some(node.interrupts()),
+                "arm,armv8-timer" | "arm,armv7-timer" if self.timer.is_none() => {
+                    self.timer = Some(TimerNode::read(node));
+                }
                 "arm,psci-1.0" | "arm,psci-0.2" if self.psci.is_none() => {
                     self.psci = Some(Psci { conduit: conduit(node)?, functions: PsciFunctions::Standard });
                 }
@@ -224,7 +226,8 @@ impl<'t> Found<'t> {
         let gic = &self.references.gic;
         // In order: secure, non-secure, virtual, hypervisor.
         let timer = self.timer.as_ref().ok_or_else(|| none("arm,armv8-timer"))?;
-        platform.timer = timer.get(2, gic)?.ok_or_else(|| timer.missing())?;
+        platform.timer = timer.interrupts.get(2, gic)?.ok_or_else(|| timer.interrupts.missing())?;
+        platform.timer_frequency = timer.frequency;
         platform.psci = self.psci;
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
         // Last, since it refers to the others, which the tree may have behind it.
@@ -311,6 +314,19 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
 pub(super) fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
     device.inspect_err(|error| crate::log::warn!("{error}; it is left out")).ok()
+}
+
+/// The generic timer, but for its interrupt.
+struct TimerNode<'t> {
+    interrupts: Interrupts<'t>,
+    frequency: Option<u64>,
+}
+
+impl<'t> TimerNode<'t> {
+    /// A frequency that makes no sense is missed only where the CPU has none either.
+    fn read(node: &Node<'t, '_>) -> Self {
+        Self { interrupts: node.interrupts(), frequency: dispensable(node.number("clock-frequency")).flatten() }
+    }
 }
 
 /// Bytes of a PL011's registers that are used, up to UARTDMACR.

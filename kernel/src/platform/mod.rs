@@ -107,6 +107,8 @@ pub struct Platform {
     pub gic: GicDescription,
     /// The interrupt of the EL1 virtual timer.
     pub timer: Interrupt,
+    /// The timer's `clock-frequency`, in Hz, for firmware that left CNTFRQ_EL0 at zero.
+    pub timer_frequency: Option<u64>,
     /// The console: what `stdout-path` names, else the first UART that there is a driver for.
     pub uart: Option<Uart>,
     /// The first PCIe host with ECAM configuration space.
@@ -198,6 +200,7 @@ impl Platform {
             power: PowerRegisters { off: None, reset: None, watchdog: None },
             gic: GicDescription::NONE,
             timer: Interrupt { intid: 0, trigger: Trigger::Level },
+            timer_frequency: None,
             uart: None,
             pcie: None,
             its: None,

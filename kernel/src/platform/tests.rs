@@ -505,6 +505,25 @@ fn a_watchdog_turns_the_machine_off_where_the_tree_says_so() {
     assert_eq!(watchdog(&both, &[0, 0xfe10_0002, 0, 0x114], true), None);
 }
 
+#[test]
+fn the_timer_has_a_frequency_where_its_node_has() {
+    let frequency = |value: Option<&[u8]>| {
+        let timer = |tree: &mut TreeBuilder| {
+            tree.node("timer", |tree| {
+                tree.property("interrupts", &cells(&[1, 13, 8, 1, 14, 8, 1, 12, 8, 1, 10, 8]));
+                tree.property("compatible", &text(&["arm,armv8-timer"]));
+                value.iter().for_each(|value| tree.property("clock-frequency", value));
+            });
+        };
+        let platform = Platform::parse(&virt_with(&Machine::default(), &timer, &|_| {})).unwrap();
+        assert_eq!(platform.timer.intid, 28);
+        platform.timer_frequency
+    };
+    assert_eq!(frequency(None), None);
+    assert_eq!(frequency(Some(&cells(&[24_000_000]))), Some(24_000_000));
+    assert_eq!(frequency(Some(&[1, 2, 3])), None, "no number: the CPUs may have one");
+}
+
 /// The CPUs of a tree, and what it has reserved, where `fill` says how each of four is started.
 fn started_by(fill: &dyn Fn(&mut TreeBuilder, u32)) -> (Vec<EnableMethod>, Vec<PhysRange>) {
     let cpus = |tree: &mut TreeBuilder| {

@@ -91,7 +91,7 @@ words! {
     word_rndr(rndr: random::Rndr) -> Option<u64>: rndr.number();
     word_count_unordered() -> u64: timer::count_unordered();
     word_count() -> u64: timer::count();
-    word_frequency() -> u64: timer::frequency();
+    word_own_frequency() -> u64: timer::own_frequency();
     word_set_deadline(deadline: u64): timer::set_deadline(deadline);
     word_stop(): timer::stop();
     word_dczid_el0() -> u64: sysreg::read_dczid_el0();
