@@ -34,10 +34,10 @@ const SGIR_TARGETS: u32 = 16;
 /// GICD_CPENDSGIR: a bit for each SGI and CPU that has sent it.
 const CPENDSGIR: usize = 0xf10;
 const CPENDSGIR_END: usize = 0xf20;
-/// GICC_APR: the priorities of interrupts that are active. One left over would keep the CPU from those that are not
-/// more urgent.
+/// GICC_APR and GICC_NSAPR: the priorities of interrupts that are active, of either group. One left over would keep the
+/// CPU from those that are not more urgent.
 const APR: usize = 0xd0;
-const APR_END: usize = 0xe0;
+const NSAPR_END: usize = 0xf0;
 /// GICC_IAR: the interrupt's number; above it is the CPU that sent an SGI.
 const IAR_INTID: u32 = 0x3ff;
 
@@ -136,7 +136,9 @@ impl InterruptController for GicV2 {
         }
         let mut registers = self.cpu_interface();
         let interface = VirtAddr::from_ptr(self.cpu_interface.as_ptr());
-        for offset in (APR..APR_END).step_by(4).chain([offset_of!(Gicc, bpr)]) {
+        // Off until it is as it is to be.
+        field!(registers, ctlr).write(0);
+        for offset in (APR..NSAPR_END).step_by(4).chain([offset_of!(Gicc, bpr)]) {
             // SAFETY: registers of the CPU interface, this CPU's own, which takes no interrupts yet.
             unsafe { mmio::write(interface + offset as u64, 0_u32) };
         }

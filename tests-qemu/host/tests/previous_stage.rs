@@ -168,7 +168,8 @@ fn interrupts_that_are_active_arrive_all_the_same() {
     let machine = machine::named("a72").unwrap();
     let mut stores = vec![(GICD, 3), (GICC, 0x203), (GICC + 4, 0xff), (GICC + 8, 7)];
     stores.extend((0..8).flat_map(|word| [(GICD + 0x80 + 4 * word, !0), (GICD + 0x300 + 4 * word, !0)]));
-    stores.push((GICC + 0xd0, 1));
+    // Active priorities of group 0, then of group 1.
+    stores.extend([(GICC + 0xd0, 1), (GICC + 0xe0, 1)]);
     let mut session = start_on(&machine, "active2.bin", &stage(&stores, &[]));
     assert_runs(&machine, "GICv2", &mut session);
 }
