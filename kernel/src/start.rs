@@ -315,7 +315,9 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         use_console(mapped, uart.registers.start());
     }
     power::map(&platform.power, &mut map);
-    if let Err(error) = interrupt::init(&platform.gic, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map) {
+    if let Err(error) =
+        interrupt::init(&platform.interrupt_controller, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map)
+    {
         crate::log::error!("interrupt controller: {error}");
         return;
     }
@@ -362,11 +364,8 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     let steps = Secondaries { entry: PhysAddr(boot.secondary_entry), arrive };
     let mut stack = || kernel.space.alloc_stack(cpu).inspect_err(|error| crate::log::error!("a stack: {error}")).ok();
     let mut release_word = |word| release_word(cpu, kernel, word);
-    let mut memory = SecondaryMemory {
-        stack: &mut stack,
-        release_word: &mut release_word,
-        image: image::physical_range(boot),
-    };
+    let mut memory =
+        SecondaryMemory { stack: &mut stack, release_word: &mut release_word, image: image::physical_range(boot) };
     let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut memory).unwrap_or_else(|error| {
         crate::log::error!("other CPUs: {error}");
         CpuSet::EMPTY.with(cpu.id)

@@ -1,6 +1,6 @@
 //! Interrupts: from a number to the function that handles it.
 //!
-//! The controller is behind [`InterruptController`]; the GIC's two generations are its implementors. **To add
+//! The controller is behind [`InterruptController`]; the GIC's two generations and BCM2836's are its implementors. **To add
 //! another**: implement the trait in a file beside `gicv3.rs`, describe the device in `platform::devices`, and choose
 //! it in [`init`]. Numbers are the GIC's INTIDs (IHI 0069, 2.2): 0–15 are sent by CPUs, 16–31 are private to each CPU,
 //! from 32 on they are shared; a controller with other numbers maps them to these.
@@ -18,12 +18,14 @@ use spin::Once;
 use thiserror::Error;
 
 use super::its;
-use crate::platform::{GicDescription, Interrupt, Trigger};
+use crate::platform::{ControllerDescription, Interrupt, Trigger};
 use crate::smp::Cpu;
 use crate::trap::probe::ProbeFault;
 
 /// Interrupt numbers that a handler can have: all but the GIC's special ones and the extended ranges.
 const COUNT: usize = 1020;
+/// The first number that is private to each CPU, and no SGI's.
+pub(super) const PRIVATE_BASE: u32 = 16;
 /// The first number that CPUs share.
 pub(super) const SHARED: u32 = 32;
 
@@ -105,7 +107,7 @@ static UNHANDLED: AtomicU64 = AtomicU64::new(0);
 /// # Errors
 /// `map` refuses, or the controller has no interface for this CPU.
 pub fn init(
-    description: &GicDescription,
+    description: &ControllerDescription,
     cpus: usize,
     cpu: &Cpu,
     map: &mut dyn FnMut(PhysRange) -> Option<VirtAddr>,
@@ -116,16 +118,19 @@ pub fn init(
 }
 
 fn probe(
-    description: &GicDescription,
+    description: &ControllerDescription,
     cpus: usize,
     map: &mut dyn FnMut(PhysRange) -> Option<VirtAddr>,
 ) -> Result<&'static dyn InterruptController, InterruptError> {
     #[cfg(target_os = "none")]
     return match description {
-        GicDescription::V2 { distributor, cpu_interface } => super::gicv2::init(*distributor, *cpu_interface, map),
-        GicDescription::V3 { distributor, redistributors } => {
+        ControllerDescription::V2 { distributor, cpu_interface } => {
+            super::gicv2::init(*distributor, *cpu_interface, map)
+        }
+        ControllerDescription::V3 { distributor, redistributors } => {
             super::gicv3::init(*distributor, redistributors, cpus, map)
         }
+        ControllerDescription::Bcm2836 { cores, shared } => super::bcm2836::init(*cores, *shared, map),
     };
     // The host has no registers to map.
     #[cfg(not(target_os = "none"))]

@@ -5,6 +5,8 @@
 //! tables.
 
 mod bcm2835_pm;
+#[cfg(any(target_os = "none", test))]
+mod bcm2836;
 pub mod console;
 #[cfg(target_os = "none")]
 mod gicv2;
@@ -13,7 +15,7 @@ mod gicv3;
 pub mod interrupt;
 pub mod its;
 pub mod log;
-#[cfg(target_os = "none")]
+#[cfg(any(target_os = "none", test))]
 mod order;
 mod output;
 #[cfg(any(target_os = "none", test))]

@@ -1,11 +1,11 @@
 //! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
-//! `arm,gic-v3-its`, `arm,armv8-timer`, `arm,psci`, `arm,pl011` and `arm,smmu-v3`).
+//! `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,gic-v3-its`, `arm,armv8-timer`, `arm,psci`, `arm,pl011` and `arm,smmu-v3`).
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
 use heapless::Vec;
 
-use super::interrupts::{GicNode, Interrupts};
+use super::interrupts::{ControllerNode, Interrupts};
 pub use super::interrupts::{Interrupt, Trigger};
 use super::memory;
 use super::pcie::{self, References};
@@ -38,11 +38,11 @@ pub enum EnableMethod {
 pub struct Psci {
     /// How it is called.
     pub conduit: Conduit,
-    /// What it is called for.
+    /// Its functions.
     pub functions: PsciFunctions,
 }
 
-/// What PSCI has, by its version.
+/// PSCI's functions, by its version.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PsciFunctions {
     /// Version 0.2 and later: functions with the numbers of DEN 0022.
@@ -76,7 +76,7 @@ pub struct Redistributors {
 /// The interrupt controller.
 #[expect(clippy::large_enum_variant, reason = "there is one, in the platform")]
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum GicDescription {
+pub enum ControllerDescription {
     /// GICv2: both by memory-mapped registers, at most eight CPUs.
     V2 {
         /// GICD.
@@ -91,9 +91,16 @@ pub enum GicDescription {
         /// GICR.
         redistributors: Redistributors,
     },
+    /// That of a BCM2836 or BCM2837.
+    Bcm2836 {
+        /// The registers of each core.
+        cores: PhysRange,
+        /// The controller that they share, BCM2835's.
+        shared: Option<PhysRange>,
+    },
 }
 
-impl GicDescription {
+impl ControllerDescription {
     /// No controller: what a [`Platform`] has before it is read.
     pub(super) const NONE: Self = Self::V2 { distributor: NOWHERE, cpu_interface: NOWHERE };
 }
@@ -136,11 +143,19 @@ pub struct Smmu {
     pub global_error: Option<Interrupt>,
 }
 
+/// A BCM2836's interrupt controllers: the registers and the phandle of each.
+#[derive(Clone, Copy, Default)]
+struct Bcm2836Nodes {
+    cores: Option<(PhysRange, Option<u32>)>,
+    shared: Option<(PhysRange, Option<u32>)>,
+}
+
 /// The devices that a pass over the tree found; the first of each kind counts. Their interrupts are read last: the tree
 /// may have the controller behind them.
 #[derive(Default)]
 pub(super) struct Found<'t> {
-    gic: Option<GicDescription>,
+    gic: Option<ControllerDescription>,
+    bcm2836: Bcm2836Nodes,
     its: Option<Its>,
     timer: Option<TimerNode<'t>>,
     psci: Option<Psci>,
@@ -163,9 +178,14 @@ impl<'t> Found<'t> {
                     if self.gic.is_none() =>
                 {
                     let (distributor, cpu_interface) = (node.first_registers()?, node.nth_registers(1)?);
-                    self.gic = Some(GicDescription::V2 { distributor, cpu_interface });
-                    self.references.gic = GicNode::of(node)?;
+                    self.gic = Some(ControllerDescription::V2 { distributor, cpu_interface });
+                    self.references.gic = ControllerNode::of(node)?;
                 }
+                // Without the property it is there, and another is used: so on a BCM2711, which has a GIC.
+                "brcm,bcm2836-l1-intc" if node.property("interrupt-controller").is_some() => {
+                    self.bcm2836.cores = Some((node.first_registers()?, node.phandle()));
+                }
+                "brcm,bcm2836-armctrl-ic" => self.bcm2836.shared = Some((node.first_registers()?, node.phandle())),
                 "arm,gic-v3-its" if self.its.is_none() => {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
                     self.references.its = node.phandle();
@@ -209,8 +229,17 @@ impl<'t> Found<'t> {
     #[inline(never)]
     fn add_gic_v3(&mut self, node: &Node<'t, '_>) -> Result<(), PlatformError> {
         self.gic = Some(gic_v3(node)?);
-        self.references.gic = GicNode::of(node)?;
+        self.references.gic = ControllerNode::of(node)?;
         Ok(())
+    }
+
+    /// Decides for an interrupt controller: what other nodes refer to.
+    pub(super) fn choose_controller(&mut self) {
+        let Bcm2836Nodes { cores: Some((cores, phandle)), shared } = self.bcm2836 else { return };
+        if self.gic.is_none() {
+            self.gic = Some(ControllerDescription::Bcm2836 { cores, shared: shared.map(|(registers, _)| registers) });
+            self.references.gic = ControllerNode::bcm2836(phandle, shared.and_then(|(_, phandle)| phandle));
+        }
     }
 
     /// Hands the console over.
@@ -222,7 +251,10 @@ impl<'t> Found<'t> {
     #[inline(never)]
     pub(super) fn store(&mut self, root: &Root<'t>, platform: &mut Platform) -> Result<(), PlatformError> {
         let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
-        platform.gic = self.gic.take().ok_or_else(|| none("arm,gic-400 or arm,gic-v3 interrupt controller"))?;
+        platform.interrupt_controller = self
+            .gic
+            .take()
+            .ok_or_else(|| none("arm,gic-400, arm,gic-v3 or brcm,bcm2836-l1-intc interrupt controller"))?;
         let gic = &self.references.gic;
         // In order: secure, non-secure, virtual, hypervisor.
         let timer = self.timer.as_ref().ok_or_else(|| none("arm,armv8-timer"))?;
@@ -291,7 +323,7 @@ fn listed_functions(node: &Node<'_, '_>) -> PsciFunctions {
     PsciFunctions::Listed { cpu_on: cpu_on.flatten() }
 }
 
-fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
+fn gic_v3(node: &Node<'_, '_>) -> Result<ControllerDescription, PlatformError> {
     let distributor = node.first_registers()?;
     let count = match node.property("#redistributor-regions") {
         Some(value) => cell(value).ok_or_else(|| node.bad("#redistributor-regions"))?,
@@ -308,7 +340,7 @@ fn gic_v3(node: &Node<'_, '_>) -> Result<GicDescription, PlatformError> {
     if count == 0 || stride.is_some_and(|stride| stride < 0x2_0000 || !stride.is_multiple_of(0x1_0000)) {
         return Err(node.bad("redistributor-stride"));
     }
-    Ok(GicDescription::V3 { distributor, redistributors: Redistributors { regions, stride } })
+    Ok(ControllerDescription::V3 { distributor, redistributors: Redistributors { regions, stride } })
 }
 
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
@@ -350,7 +382,7 @@ impl<'t> UartNode<'t> {
     }
 
     /// Its interrupt may make no sense without harm: without one it is polled.
-    fn resolve(self, gic: &GicNode) -> Uart {
+    fn resolve(self, gic: &ControllerNode) -> Uart {
         let interrupt = dispensable(self.interrupts.get(0, gic)).flatten();
         Uart { registers: self.registers, interrupt }
     }
@@ -372,7 +404,7 @@ impl<'t> SmmuNode<'t> {
     }
 
     /// Each of its interrupts may make no sense without harm: what it would report is polled.
-    fn resolve(&self, gic: &GicNode) -> Smmu {
+    fn resolve(&self, gic: &ControllerNode) -> Smmu {
         let named = |name: &str| {
             let index = self.names.into_iter().flat_map(strings).position(|entry| entry == name)?;
             dispensable(self.interrupts.get(index, gic)).flatten()

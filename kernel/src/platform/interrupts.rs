@@ -1,10 +1,10 @@
 //! The interrupts of a node: which controller they lead to, and which of its lines they are (Devicetree Specification
-//! v0.4, 2.4; the bindings `arm,gic` and `arm,gic-v3`).
+//! v0.4, 2.4; the bindings `arm,gic`, `arm,gic-v3`, `brcm,bcm2836-l1-intc` and `brcm,bcm2835-armctrl-ic`).
 //!
 //! `interrupts` lists lines of the controller that `interrupt-parent` names, on the node or on the way up;
 //! `interrupts-extended` names the controller of each line, and counts where both are there. How many cells a line
 //! takes is defined by the controller, which the tree may have behind the node. So a node's interrupts are kept as they
-//! stand ([`Interrupts`]) and read when the GIC ([`GicNode`]) is known.
+//! stand ([`Interrupts`]) and read when the controller ([`ControllerNode`]) is known.
 
 use super::tree::{self, cell};
 use super::{NodeName, PlatformError};
@@ -27,14 +27,29 @@ pub struct Interrupt {
     pub trigger: Trigger,
 }
 
-/// The GIC as other nodes refer to it.
-pub(super) struct GicNode {
-    /// `None` where the GIC has none: then no node can name it, and all that name no other are taken to lead there.
+/// The interrupt controller as other nodes refer to it.
+pub(super) struct ControllerNode {
+    /// `None` where it has none: then no node can name it, and all that name no other are taken to lead there.
     pub(super) phandle: Option<u32>,
     /// Of its own bus; each entry of an `interrupt-map` has as many, which mean nothing.
     pub(super) address_cells: u32,
     /// Cells of one line: kind, number and flags, and on some machines a partition of CPUs.
     pub(super) interrupt_cells: u32,
+    /// The meaning of its cells.
+    pub(super) kind: LineKind,
+    /// The phandle of the controller behind it, where there is one: [`LineKind::Bcm2836Shared`].
+    behind: Option<u32>,
+}
+
+/// The meaning of a line's cells.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) enum LineKind {
+    /// A kind, a number and flags.
+    Gic,
+    /// The number of a core's source, and flags.
+    Bcm2836,
+    /// A bank and a number.
+    Bcm2836Shared,
 }
 
 /// Cells of a line that identify it; those behind them have the CPUs that share a PPI.
@@ -42,13 +57,13 @@ const MEANINGFUL: u32 = 3;
 /// Cells of a line at most: more have no meaning in any binding.
 const MAX_CELLS: u32 = 8;
 
-impl Default for GicNode {
+impl Default for ControllerNode {
     fn default() -> Self {
-        Self { phandle: None, address_cells: 0, interrupt_cells: MEANINGFUL }
+        Self { phandle: None, address_cells: 0, interrupt_cells: MEANINGFUL, kind: LineKind::Gic, behind: None }
     }
 }
 
-impl GicNode {
+impl ControllerNode {
     /// The GIC's node.
     ///
     /// # Errors
@@ -63,7 +78,23 @@ impl GicNode {
             // Missing means none, unlike for `reg`.
             address_cells: node.address_cells().unwrap_or(0),
             interrupt_cells: interrupt_cells.ok_or_else(|| node.bad("#interrupt-cells"))?,
+            kind: LineKind::Gic,
+            behind: None,
         })
+    }
+
+    /// A BCM2836's controllers, by their phandles. Both have two cells.
+    pub(super) fn bcm2836(phandle: Option<u32>, behind: Option<u32>) -> Self {
+        Self { phandle, address_cells: 0, interrupt_cells: 2, kind: LineKind::Bcm2836, behind }
+    }
+
+    /// The meaning of cells behind this phandle; `None` where it is another controller's.
+    fn kind_behind(&self, phandle: Option<u32>) -> Option<LineKind> {
+        match phandle {
+            Some(_) if phandle == self.phandle => Some(self.kind),
+            Some(_) if phandle == self.behind => Some(LineKind::Bcm2836Shared),
+            _ => None,
+        }
     }
 
     /// Bytes of one line.
@@ -89,40 +120,41 @@ impl Interrupts<'_> {
     /// The line with this index; `None` where there are fewer.
     ///
     /// # Errors
-    /// The line leads to another controller than the GIC, or is none of the GIC's.
-    pub(super) fn get(&self, index: usize, gic: &GicNode) -> Result<Option<Interrupt>, PlatformError> {
+    /// The line leads to another controller, or is none of this one's.
+    pub(super) fn get(&self, index: usize, gic: &ControllerNode) -> Result<Option<Interrupt>, PlatformError> {
         if let Some(list) = self.extended {
             return self.get_extended(list, index, gic);
         }
         let Some(list) = self.list else { return Ok(None) };
-        if self.parent.is_some() && gic.phandle.is_some() && self.parent != gic.phandle {
-            return Err(self.bad("interrupt-parent"));
-        }
+        let named = gic.kind_behind(self.parent);
+        let kind = named.or((self.parent.is_none() || gic.phandle.is_none()).then_some(gic.kind));
+        let kind = kind.ok_or_else(|| self.bad("interrupt-parent"))?;
         if !list.len().is_multiple_of(gic.line_size()) {
             return Err(self.bad("interrupts"));
         }
         let line = index.checked_mul(gic.line_size()).and_then(|at| list.get(at..)?.get(..gic.line_size()));
         let Some(line) = line else { return Ok(None) };
-        interrupt_of(line).map(Some).ok_or_else(|| self.bad("interrupts"))
+        interrupt_of(kind, line).map(Some).ok_or_else(|| self.bad("interrupts"))
     }
 
     /// As [`get`](Self::get), where each line begins with its controller. What another controller's lines take is not
     /// known here, so that a line behind one of those is not found.
-    fn get_extended(&self, list: &[u8], index: usize, gic: &GicNode) -> Result<Option<Interrupt>, PlatformError> {
+    fn get_extended(
+        &self,
+        list: &[u8],
+        index: usize,
+        gic: &ControllerNode,
+    ) -> Result<Option<Interrupt>, PlatformError> {
         let bad = || self.bad("interrupts-extended");
         let mut entries = list.chunks(4 + gic.line_size());
         for _ in 0..index {
             let Some(entry) = entries.next() else { return Ok(None) };
-            if entry.get(..4).and_then(cell) != gic.phandle {
-                return Err(bad());
-            }
+            gic.kind_behind(entry.get(..4).and_then(cell)).ok_or_else(bad)?;
         }
         let Some(entry) = entries.next() else { return Ok(None) };
         let (controller, line) = entry.split_at_checked(4).ok_or_else(bad)?;
-        if cell(controller) != gic.phandle || line.len() != gic.line_size() {
-            return Err(bad());
-        }
-        interrupt_of(line).map(Some).ok_or_else(bad)
+        let kind = gic.kind_behind(cell(controller)).filter(|_| line.len() == gic.line_size()).ok_or_else(bad)?;
+        interrupt_of(kind, line).map(Some).ok_or_else(bad)
     }
 
     /// The error that there is no interrupt where one is needed.
@@ -135,13 +167,16 @@ impl Interrupts<'_> {
     }
 }
 
-/// The interrupt that the first three of these cells describe: kind, number, flags.
-pub(super) fn interrupt_of(cells: &[u8]) -> Option<Interrupt> {
+/// The interrupt that these cells describe; those that the kind has no meaning for are not looked at.
+pub(super) fn interrupt_of(kind: LineKind, cells: &[u8]) -> Option<Interrupt> {
     let mut fields = cells.chunks_exact(4).map_while(cell);
-    let (kind, number, flags) = (fields.next()?, fields.next()?, fields.next()?);
-    let intid = match kind {
-        0 if number < 988 => 32 + number,
-        1 if number < 16 => 16 + number,
+    let (first, second) = (fields.next()?, fields.next()?);
+    let (intid, flags) = match (kind, first, second) {
+        (LineKind::Gic, 0, number @ ..988) => (32 + number, fields.next()?),
+        (LineKind::Gic, 1, number @ ..16) => (16 + number, fields.next()?),
+        (LineKind::Bcm2836, number @ ..12, _) => (16 + number, 0),
+        (LineKind::Bcm2836Shared, 0, number @ ..8) => (32 + number, 0),
+        (LineKind::Bcm2836Shared, bank @ 1..3, number @ ..32) => (32 + 32 * bank + number, 0),
         _ => return None,
     };
     // Bits 3:0 as in Linux's irq.h: rising 1, falling 2, high 4, low 8.
@@ -152,12 +187,12 @@ pub(super) fn interrupt_of(cells: &[u8]) -> Option<Interrupt> {
 #[cfg(test)]
 mod tests {
     use super::super::tree_builder::cells;
-    use super::{GicNode, Interrupt, Interrupts, PlatformError, Trigger};
+    use super::{ControllerNode, Interrupt, Interrupts, LineKind, PlatformError, Trigger};
 
     const GIC: u32 = 7;
 
-    fn gic(interrupt_cells: u32) -> GicNode {
-        GicNode { phandle: Some(GIC), address_cells: 2, interrupt_cells }
+    fn gic(interrupt_cells: u32) -> ControllerNode {
+        ControllerNode { phandle: Some(GIC), address_cells: 2, interrupt_cells, ..ControllerNode::default() }
     }
 
     /// The INTID of line `index` of a node with these properties.
@@ -203,11 +238,33 @@ mod tests {
     }
 
     #[test]
+    fn a_bcm2836s_lines_are_those_of_two_controllers() {
+        let controller = ControllerNode::bcm2836(Some(1), Some(2));
+        let read = |parent, list: &[u32], extended: Option<&[u32]>| {
+            let (list, extended) = (cells(list), extended.map(cells));
+            let interrupts = Interrupts { node: "n", parent, list: Some(&list), extended: extended.as_deref() };
+            interrupts.get(1, &controller).map(|line| line.map(|line| (line.intid, line.trigger)))
+        };
+        let level = |intid| Ok(Some((intid, Trigger::Level)));
+        assert_eq!(read(Some(1), &[0, 4, 3, 4], None), level(19));
+        assert_eq!(read(Some(1), &[0, 4, 11, 1], None), level(27));
+        for (bank, number, intid) in [(0, 7, 39), (1, 29, 93), (2, 31, 127)] {
+            assert_eq!(read(Some(2), &[0, 0, bank, number], None), level(intid));
+        }
+        assert_eq!(read(Some(9), &[], Some(&[2, 1, 29, 1, 3, 4])), level(19), "each has its own controller");
+        assert_eq!(read(Some(9), &[], Some(&[1, 3, 4, 2, 1, 29])), level(93));
+        for (parent, cells) in [(1, [12, 4]), (2, [0, 8]), (2, [1, 32]), (2, [3, 0])] {
+            assert_eq!(read(Some(parent), &[&[0, 0][..], &cells].concat(), None), bad("interrupts").map(|_| None));
+        }
+        assert_eq!(read(Some(3), &[0, 4, 3, 4], None), bad("interrupt-parent").map(|_| None));
+    }
+
+    #[test]
     fn numbers_that_the_gic_has_not_are_refused() {
         assert_eq!(read(None, Some(&[0, 988, 4]), None, 0, 3), bad("interrupts"));
         assert_eq!(read(None, Some(&[1, 16, 4]), None, 0, 3), bad("interrupts"));
         assert_eq!(read(None, Some(&[2, 0, 4]), None, 0, 3), bad("interrupts"));
-        let edge = super::interrupt_of(&cells(&[0, 74, 1]));
+        let edge = super::interrupt_of(LineKind::Gic, &cells(&[0, 74, 1]));
         assert_eq!(edge, Some(Interrupt { intid: 106, trigger: Trigger::Edge }));
     }
 }

@@ -50,8 +50,8 @@ use thiserror::Error;
 use crate::smp::MAX_CPUS;
 
 pub use devices::{
-    Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Psci, PsciFunctions,
-    Redistributors, Smmu, Trigger, UART_BYTES, Uart,
+    Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Psci,
+    PsciFunctions, Redistributors, Smmu, Trigger, UART_BYTES, Uart,
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
@@ -101,10 +101,10 @@ pub struct Platform {
     pub cpus_left_out: usize,
     /// PSCI, where the machine has it.
     pub psci: Option<Psci>,
-    /// What ends and resets the machine where PSCI does not.
+    /// Registers that end or reset the machine where PSCI does not.
     pub power: PowerRegisters,
     /// The interrupt controller.
-    pub gic: GicDescription,
+    pub interrupt_controller: ControllerDescription,
     /// The interrupt of the EL1 virtual timer.
     pub timer: Interrupt,
     /// The timer's `clock-frequency`, in Hz, for firmware that left CNTFRQ_EL0 at zero.
@@ -198,7 +198,7 @@ impl Platform {
             cpus_left_out: 0,
             psci: None,
             power: PowerRegisters { off: None, reset: None, watchdog: None },
-            gic: GicDescription::NONE,
+            interrupt_controller: ControllerDescription::NONE,
             timer: Interrupt { intid: 0, trigger: Trigger::Level },
             timer_frequency: None,
             uart: None,
@@ -247,6 +247,7 @@ impl Platform {
             memory::banks(self, node)?;
             found.look_at(node, left == Some(""))
         });
+        found.choose_controller();
         // First: an error in what follows is printed there.
         found.store_console(self);
         if let Some(chosen) = chosen {

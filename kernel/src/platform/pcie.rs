@@ -9,7 +9,7 @@ use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
 use super::PlatformError;
-use super::interrupts::{GicNode, Interrupt, interrupt_of};
+use super::interrupts::{ControllerNode, Interrupt, interrupt_of};
 use super::tree::{self, DmaRange, DmaRanges, cell, number};
 
 /// Bytes of the configuration space of one bus.
@@ -146,7 +146,7 @@ impl InterruptLines {
 /// What other nodes refer to, as far as the tree was read.
 #[derive(Default)]
 pub(super) struct References {
-    pub(super) gic: GicNode,
+    pub(super) gic: ControllerNode,
     pub(super) its: Option<u32>,
 }
 
@@ -302,7 +302,7 @@ fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, wanted: &dyn Fn(u32) -> bool)
 }
 
 /// `interrupt-map`: an address of the PCI bus and a pin; the controller, an address of its bus, and its interrupt.
-fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &GicNode) -> Option<InterruptLines> {
+fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &ControllerNode) -> Option<InterruptLines> {
     const PIN: usize = 1;
     let field = |of: &[u8], at: usize| of.get(at * 4..at * 4 + 4).and_then(cell);
     let mask = match mask {
@@ -318,7 +318,7 @@ fn interrupt_lines(map: &[u8], mask: Option<&[u8]>, gic: &GicNode) -> Option<Int
             crate::log::warn!("device tree: interrupt-map leads past the GIC; interrupt pins behind that are left out");
             break;
         }
-        let interrupt = interrupt_of(line.get(after * 4..)?)?;
+        let interrupt = interrupt_of(gic.kind, line.get(after * 4..)?)?;
         lines.push((field(line, 0)? & mask.0, field(line, ADDRESS)? & mask.1, interrupt)).ok()?;
     }
     Some(InterruptLines { mask, lines })

@@ -5,9 +5,9 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Bcm2835Pm, Conduit, CpuNode, EnableMethod, GicDescription, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId, Pcie, Platform,
-    PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors,
-    Smmu, SysconWrite, Trigger, Window, WindowKind, tree_size,
+    Bcm2835Pm, Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId,
+    Pcie, Platform, PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors, Smmu, SysconWrite, Trigger,
+    Window, WindowKind, tree_size,
 };
 
 fn range(start: u64, end: u64) -> PhysRange {
@@ -187,7 +187,10 @@ fn qemu_virt_with_gic_v3() {
     assert_eq!(platform.psci, Some(standard(Conduit::Hvc)));
     let regions = heapless::Vec::from_slice(&[range(0x80a_0000, 0x900_0000)]).unwrap();
     let redistributors = Redistributors { regions, stride: None };
-    assert_eq!(platform.gic, GicDescription::V3 { distributor: range(0x800_0000, 0x801_0000), redistributors });
+    assert_eq!(
+        platform.interrupt_controller,
+        ControllerDescription::V3 { distributor: range(0x800_0000, 0x801_0000), redistributors }
+    );
     assert_eq!(platform.timer, Interrupt { intid: 27, trigger: Trigger::Level });
     let uart = platform.uart.unwrap();
     assert_eq!(uart.registers, range(0x900_0000, 0x900_1000));
@@ -524,6 +527,69 @@ fn the_timer_has_a_frequency_where_its_node_has() {
     assert_eq!(frequency(Some(&[1, 2, 3])), None, "no number: the CPUs may have one");
 }
 
+/// BCM2837's interrupt controllers, the second in front of the first, and a port behind it.
+fn bcm2837(tree: &mut TreeBuilder) {
+    let controller = |tree: &mut TreeBuilder, name, compatible, reg: [u32; 4], phandle| {
+        tree.node(name, |tree| {
+            tree.property("compatible", &text(&[compatible]));
+            tree.property("reg", &cells(&reg));
+            tree.property("interrupt-controller", &[]);
+            tree.property("#interrupt-cells", &cells(&[2]));
+            tree.property("phandle", &cells(&[phandle]));
+        });
+    };
+    tree.node("serial@3f201000", |tree| {
+        tree.property("compatible", &text(&["arm,pl011"]));
+        tree.property("reg", &cells(&[0, 0x3f20_1000, 0, 0x200]));
+        tree.property("interrupt-parent", &cells(&[0x90]));
+        tree.property("interrupts", &cells(&[2, 25]));
+    });
+    controller(tree, "shared", "brcm,bcm2836-armctrl-ic", [0, 0x3f00_b200, 0, 0x200], 0x90);
+    controller(tree, "cores", "brcm,bcm2836-l1-intc", [0, 0x4000_0000, 0, 0x100], 0x91);
+    tree.node("timer", |tree| {
+        tree.property("compatible", &text(&["arm,armv7-timer"]));
+        tree.property("interrupt-parent", &cells(&[0x91]));
+        tree.property("interrupts", &cells(&[0, 4, 1, 4, 3, 4, 2, 4]));
+    });
+}
+
+#[test]
+fn a_bcm2837_has_two_interrupt_controllers() {
+    let without = Machine { gic: |_| {}, ..Machine::default() };
+    let platform = Platform::parse(&virt_with(&without, &bcm2837, &|_| {})).unwrap();
+    let (cores, shared) = (range(0x4000_0000, 0x4000_0100), Some(range(0x3f00_b200, 0x3f00_b400)));
+    assert_eq!(platform.interrupt_controller, ControllerDescription::Bcm2836 { cores, shared });
+    assert_eq!(platform.timer, Interrupt { intid: 19, trigger: Trigger::Level });
+    assert!(platform.pcie.is_some_and(|host| host.lines.find(0, 1).is_none()));
+}
+
+/// A BCM2711 has that of the cores as well, without the property that makes it one that is used.
+#[test]
+fn a_gic_counts_before_what_a_bcm2836_has() {
+    let cores = |tree: &mut TreeBuilder| {
+        tree.node("cores", |tree| {
+            tree.property("compatible", &text(&["brcm,bcm2836-l1-intc"]));
+            tree.property("reg", &cells(&[0, 0x4000_0000, 0, 0x100]));
+        });
+    };
+    let without = Machine { gic: |_| {}, ..Machine::default() };
+    let error = Platform::parse(&virt_with(&without, &cores, &|_| {})).unwrap_err().to_string();
+    assert!(error.contains("interrupt controller"), "{error}");
+    let used = |tree: &mut TreeBuilder| {
+        tree.node("cores", |tree| {
+            tree.property("compatible", &text(&["brcm,bcm2836-l1-intc"]));
+            tree.property("reg", &cells(&[0, 0x4000_0000, 0, 0x100]));
+            tree.property("interrupt-controller", &[]);
+            tree.property("phandle", &cells(&[0x91]));
+        });
+    };
+    for nodes in [virt_with(&Machine::default(), &used, &|_| {}), virt_with(&Machine::default(), &|_| {}, &used)] {
+        let platform = Platform::parse(&nodes).unwrap();
+        assert!(matches!(platform.interrupt_controller, ControllerDescription::V3 { .. }));
+        assert_eq!(platform.timer.intid, 27);
+    }
+}
+
 /// The CPUs of a tree, and what it has reserved, where `fill` says how each of four is started.
 fn started_by(fill: &dyn Fn(&mut TreeBuilder, u32)) -> (Vec<EnableMethod>, Vec<PhysRange>) {
     let cpus = |tree: &mut TreeBuilder| {
@@ -624,7 +690,7 @@ fn a_host_whose_node_makes_no_sense_is_left_out() {
 fn qemu_virt_with_gic_v2_and_smc() {
     let platform = parse(&Machine { gic: gic_v2, psci: "smc", cpus: 1, ..Machine::default() });
     let (distributor, cpu_interface) = (range(0x800_0000, 0x801_0000), range(0x801_0000, 0x802_0000));
-    assert_eq!(platform.gic, GicDescription::V2 { distributor, cpu_interface });
+    assert_eq!(platform.interrupt_controller, ControllerDescription::V2 { distributor, cpu_interface });
     assert_eq!(platform.psci, Some(standard(Conduit::Smc)));
 }
 

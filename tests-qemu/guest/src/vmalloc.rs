@@ -12,7 +12,7 @@ use granule::mm::kernel::set_memory::SetMemoryError;
 use granule::mm::kernel::vmalloc::{KernelArea, VmallocError};
 use granule::mm::kernel::{KernelSpace, image};
 use granule::mm::layout;
-use granule::platform::GicDescription;
+use granule::platform::ControllerDescription;
 use granule::smp::{self, Cpu, this_cpu};
 use granule::trap::probe;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
@@ -334,10 +334,11 @@ fn given_frames_are_seen_by_each_copy_on_each_cpu_until_they_are_unmapped(t: &mu
 target_test!(what_is_no_memory_is_not_mapped_by_vmap);
 fn what_is_no_memory_is_not_mapped_by_vmap(t: &mut Test) {
     let text = image::physical_range(granule::kernel().boot).start();
-    let (GicDescription::V2 { distributor, .. } | GicDescription::V3 { distributor, .. }) =
-        &granule::kernel().platform.gic;
+    let (ControllerDescription::V2 { distributor: registers, .. }
+    | ControllerDescription::V3 { distributor: registers, .. }
+    | ControllerDescription::Bcm2836 { cores: registers, .. }) = &granule::kernel().platform.interrupt_controller;
     // The image's alias is read-only, as that of code in an area is; registers have none.
-    for wrong in [text, distributor.start(), PhysAddr(u64::MAX - PAGE + 1), text + 8] {
+    for wrong in [text, registers.start(), PhysAddr(u64::MAX - PAGE + 1), text + 8] {
         // SAFETY: refused, so nothing is mapped.
         let mapped = unsafe { space().vmap(this_cpu(), &[wrong]) };
         t.equal("refused", mapped, Err(VmallocError::NotMemory(wrong)));

@@ -5,7 +5,7 @@ use granule::devices::pci::{self, Function, Id};
 use granule::mm::heap::guarded::guarded_heap;
 use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
-use granule::platform::GicDescription;
+use granule::platform::ControllerDescription;
 use granule::smp;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte, Pan};
@@ -16,8 +16,8 @@ type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
 pub(crate) const KNOWN: [Feature; 28] = [
-    ("gicv2", |_| matches!(granule::kernel().platform.gic, GicDescription::V2 { .. })),
-    ("gicv3", |_| matches!(granule::kernel().platform.gic, GicDescription::V3 { .. })),
+    ("gicv2", |_| matches!(granule::kernel().platform.interrupt_controller, ControllerDescription::V2 { .. })),
+    ("gicv3", |_| matches!(granule::kernel().platform.interrupt_controller, ControllerDescription::V3 { .. })),
     ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
     ("smp", |_| smp::online().iter().count() > 1),
     ("el2", |_| granule::kernel().boot.entry_level == 2),
