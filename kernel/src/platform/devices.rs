@@ -10,7 +10,7 @@ pub use super::interrupts::{Interrupt, Trigger};
 use super::memory;
 use super::pcie::{self, References};
 use super::power::PowerNodes;
-use super::tree::{Node, Root, cell, strings};
+use super::tree::{Node, cell, strings};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
 
 /// A CPU in the tree.
@@ -162,7 +162,7 @@ pub(super) struct Found<'t> {
     stdout: Option<UartNode<'t>>,
     uart: Option<UartNode<'t>>,
     pcie: Option<pcie::HostBridgeNode<'t>>,
-    power: PowerNodes<'t>,
+    pub(super) power: PowerNodes<'t>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
     /// How other nodes refer to them.
     references: References,
@@ -249,7 +249,7 @@ impl<'t> Found<'t> {
 
     /// Hands everything else over.
     #[inline(never)]
-    pub(super) fn store(&mut self, root: &Root<'t>, platform: &mut Platform) -> Result<(), PlatformError> {
+    pub(super) fn store(&mut self, platform: &mut Platform) -> Result<(), PlatformError> {
         let none = |property| PlatformError::Missing { node: NodeName::from("/"), property };
         platform.interrupt_controller = self
             .gic
@@ -265,7 +265,6 @@ impl<'t> Found<'t> {
         // Last, since it refers to the others, which the tree may have behind it.
         platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
-        platform.power = self.power.resolve(root);
         Ok(())
     }
 }

@@ -219,7 +219,7 @@ impl Platform {
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 
         let named = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
-        self.read_nodes(fdt, &root, &named)?;
+        self.power = self.read_nodes(fdt, &root, &named)?.resolve(&root);
         // Last: the one thing that boot loaders put into a tree that lacks it.
         memory::join_banks(self)?;
         memory::check_initrd(self);
@@ -232,15 +232,15 @@ impl Platform {
         Ok(())
     }
 
-    /// Reads all that each node says by itself. Out of line: what is found has left the stack when tag storage looks at
-    /// the tree once more.
+    /// Reads all that each node says by itself; returns those that refer to system controllers. Out of line: what is found
+    /// has left the stack when these, and tag storage, have the tree looked at once more.
     #[inline(never)]
     fn read_nodes<'t>(
         &mut self,
         fdt: Fdt<'t>,
         root: &tree::Root<'t>,
         [chosen, aliases, cpus, reserved]: &[Option<tree::Node<'t, '_>>; 4],
-    ) -> Result<(), PlatformError> {
+    ) -> Result<power::PowerNodes<'t>, PlatformError> {
         let stdout = devices::stdout_path(chosen.as_ref(), aliases.as_ref());
         let mut found = devices::Found::default();
         let visited = root.visit(stdout, &mut |node, left| {
@@ -259,7 +259,8 @@ impl Platform {
         memory::reservations(self, fdt)?;
         devices::cpus(self, cpus.as_ref())?;
         visited?;
-        found.store(root, self)
+        found.store(self)?;
+        Ok(found.power)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.
