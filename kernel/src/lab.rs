@@ -24,6 +24,9 @@ pub enum Witness {
     Model,
     /// The recorded stream of operations alone: it is a matter of what was issued before what.
     Stream,
+    /// Two calls that meet at each moment of each other, on the host (`mm::space::tests::pairs`): on a target the moment
+    /// is a few instructions long.
+    Meeting,
 }
 
 impl fmt::Display for Witness {
@@ -32,6 +35,7 @@ impl fmt::Display for Witness {
             Self::Target => "target",
             Self::Model => "model",
             Self::Stream => "stream",
+            Self::Meeting => "meeting",
         })
     }
 }
@@ -110,6 +114,10 @@ switches! {
         "the event of an upgrade comes under the lock of the page table: a subscriber that sleeps or walks hangs";
     STALE_COW "stale-cow" Target
         "no TLB is invalidated where a page is copied on write: other CPUs use the old page";
+    ANSWER_AT_GLIMPSE "answer-at-glimpse" Meeting
+        "an answer comes from an entry whose table is not locked: SIGBUS for a page that is copied, or \"absent\"";
+    GUARD_IN_TWO "guard-in-two" Meeting
+        "a page is zapped, the locks are dropped, and the guard follows: a child has neither the page nor the guard";
     SKIP_ICACHE_USER "skip-icache-user" Stream
         "no cache maintenance where user pages become executable: their old contents may run";
     NO_ZERO_TAGS "no-zero-tags" Target

@@ -329,7 +329,7 @@ fn every_lab_switch_names_its_checker_and_each_of_the_target_has_its_test() {
     let switches: Vec<_> = words.filter(|words| words.len() > 3 && matches!(words[1], "on" | "off")).collect();
     let on: Vec<_> = switches.iter().filter(|words| words[1] == "on").map(|words| words[0]).collect();
     assert_eq!(on, ["skip-isb"]);
-    assert!(switches.iter().all(|words| ["target", "model", "stream"].contains(&words[2])), "{session}");
+    assert!(switches.iter().all(|words| ["target", "model", "stream", "meeting"].contains(&words[2])), "{session}");
     let files = [include_str!("lab.rs"), include_str!("page_tables.rs")];
     let code = files.iter().flat_map(|file| file.lines()).filter(|line| !line.trim_start().starts_with("//"));
     let tests: Vec<&str> = code.collect();

@@ -21,6 +21,7 @@ use super::populate::CHUNK;
 use super::used::{bits_of, note_all_used};
 use super::zap::ZapFlags;
 use super::{EntryCell, Space, SpaceError, SpaceRef, TableCells, USER_END, USER_START};
+use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
@@ -262,7 +263,13 @@ impl Space {
                 if let Some(found) = self.ensure_cells(cpu, range)? {
                     if !self.set_guards(&found) {
                         let _change = self.notifiers.start(Range::new(Event::Clear, range.start(), range.end()));
-                        self.replace_by_guards(&mut Gather::among_faults(self, cpu, areas), &found);
+                        let mut gather = Gather::among_faults(self, cpu, areas);
+                        if lab::is_on!(GUARD_IN_TWO) {
+                            self.zap(&mut gather, range, ZapFlags::DISCARD);
+                            // The caller drops the lock of the areas, and comes back.
+                            return Ok(range.start());
+                        }
+                        self.replace_by_guards(&mut gather, &found);
                     }
                     next = until;
                 } else {

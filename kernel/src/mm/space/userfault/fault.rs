@@ -17,6 +17,7 @@ use super::super::{PAGE, Space};
 use super::Features;
 use super::queue::QueuedFault;
 use crate::chip::timer;
+use crate::lab;
 use crate::sched;
 use crate::smp::Cpu;
 
@@ -108,6 +109,11 @@ impl Space {
             let flags = area.flags();
             let registered = flags.has_any(AreaFlags::REGISTERED).then(|| self.userfaultfds.get(flags.userfaultfd()));
             let Some(userfaultfd) = registered.flatten() else { return Ok(()) };
+            let features = userfaultfd.features();
+            let is_refused = features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0;
+            if is_refused && lab::is_on!(ANSWER_AT_GLIMPSE) {
+                return Err(FaultError::Unusable);
+            }
             let mut place = self.page_tables().cell(page);
             if place.is_none() && self.block_entry(page).is_none() {
                 // It will need one. The lock of the table orders the message, or the refusal, and what serves it.
@@ -124,8 +130,7 @@ impl Space {
                 return Ok(());
             }
             let Some(reason) = reason(area, page, seen, access) else { return Ok(()) };
-            let features = userfaultfd.features();
-            if features.has(Features::SIGBUS) || userfaultfd.user_mode_only && mode != FaultMode::El0 {
+            if is_refused {
                 return Err(FaultError::Unusable);
             }
             let message = PageFault {
