@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 
 use granule_loom::smp::{self, CpuId};
 use granule_loom::{Omitted, Sleeper, omit, sched};
+use loom::sync::Notify;
 
 use crate::{assert_caught, threads_with};
 
@@ -71,6 +72,34 @@ fn a_cpu_that_goes_idle_takes_the_thread_that_another_starts() {
 #[test]
 fn a_look_at_idle_cpus_without_a_barrier_is_caught() {
     assert_caught("deadlock", || started_while_idle(Omitted::Fences));
+}
+
+/// On CPU 0 a thread gives way to one that does not end before it goes on; CPU 1 is about to idle.
+fn gives_way_while_idle(omitted: Omitted) {
+    threads_with(2, move || {
+        let idles = idle_on(1, omitted);
+        let (main, idle) = (Sleeper::on(0), Sleeper::on(0));
+        idle.is_idle_thread_of(0);
+        main.runs_on(0);
+        let goes_on = Arc::new(Notify::new());
+        let waits = Arc::clone(&goes_on);
+        let (woken, runs) = thread(0, omitted, move |_| waits.wait());
+        woken.start_kernel(0);
+        omit(omitted);
+        sched::give_way();
+        goes_on.notify();
+        runs.join().unwrap();
+        omit(Omitted::Nothing);
+        main.exit();
+        smp::stop_all();
+        idles.join().unwrap();
+    });
+}
+
+#[test]
+fn a_cpu_that_goes_idle_takes_the_thread_that_gives_way_on_another() {
+    gives_way_while_idle(Omitted::Nothing);
+    assert_caught("deadlock", || gives_way_while_idle(Omitted::Fences));
 }
 
 /// A thread sleeps on CPU 0, which idles; CPU 1 wakes it, twice.
