@@ -80,6 +80,41 @@ fn a_rich_core_has_them_all() {
     assert_eq!(RICH.dc_zva(), Some(512));
 }
 
+/// By the positions and numbers of the Arm ARM (D24.2): a feature is there from its first number on, whatever the rest of
+/// the register has.
+#[test]
+fn each_feature_begins_at_its_number() {
+    type Row = (&'static str, fn(&mut CpuFeatures) -> &mut u64, u32, u64, fn(&CpuFeatures) -> bool);
+    const NONE: CpuFeatures =
+        CpuFeatures { isar0: 0, isar1: 0, isar2: 0, mmfr0: 0, mmfr1: 0, mmfr2: 0, pfr0: 0, pfr1: 0, ..A53 };
+    let rows: [Row; 15] = [
+        ("ASIDs of 16 bits", |cpu| &mut cpu.mmfr0, 4, 2, |cpu| cpu.asid_bits() == 16),
+        ("granules of 16 KiB", |cpu| &mut cpu.mmfr0, 20, 1, |cpu| cpu.granules().k16),
+        ("FEAT_E0PD", |cpu| &mut cpu.mmfr2, 60, 1, CpuFeatures::e0pd),
+        ("FEAT_TTCNP", |cpu| &mut cpu.mmfr2, 0, 1, CpuFeatures::cnp),
+        ("FEAT_ETS2", |cpu| &mut cpu.mmfr1, 36, 2, CpuFeatures::ets2),
+        ("FEAT_TLBIRANGE", |cpu| &mut cpu.isar0, 56, 2, CpuFeatures::tlb_range),
+        ("FEAT_TTL", |cpu| &mut cpu.mmfr2, 48, 1, CpuFeatures::ttl),
+        ("FEAT_LSE", |cpu| &mut cpu.isar0, 20, 2, CpuFeatures::lse),
+        ("FEAT_RNG", |cpu| &mut cpu.isar0, 60, 1, CpuFeatures::rng),
+        ("FEAT_MOPS", |cpu| &mut cpu.isar2, 16, 1, CpuFeatures::mops),
+        ("FEAT_SB", |cpu| &mut cpu.isar1, 36, 1, CpuFeatures::sb),
+        ("FEAT_CSV3", |cpu| &mut cpu.pfr0, 60, 1, CpuFeatures::csv3),
+        ("FEAT_SSBS", |cpu| &mut cpu.pfr1, 4, 1, CpuFeatures::ssbs),
+        ("FEAT_ECBHB", |cpu| &mut cpu.mmfr1, 60, 1, CpuFeatures::ecbhb),
+        ("FEAT_BTI", |cpu| &mut cpu.pfr1, 0, 1, CpuFeatures::bti),
+    ];
+    for (name, register, shift, first, has) in rows {
+        for value in 0..16 {
+            for others in [0, !(0xf << shift)] {
+                let mut cpu = NONE;
+                *register(&mut cpu) = value << shift | others;
+                assert_eq!(has(&cpu), value >= first, "{name}: {value}");
+            }
+        }
+    }
+}
+
 #[test]
 fn of_two_cores_the_least_wins_field_by_field() {
     let both = A53.least(&RICH);

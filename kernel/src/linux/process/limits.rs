@@ -170,10 +170,7 @@ pub fn tasks() -> usize {
 
 #[cfg(test)]
 mod tests {
-    use granule_abi::Errno;
-    use granule_abi::limits::{RLIM_INFINITY, RLIMIT_AS, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_STACK, RLimit};
-
-    use super::{Limits, most_tasks};
+    use super::*;
 
     #[test]
     fn the_defaults_are_linuxs_and_tasks_go_by_memory() {
@@ -181,10 +178,22 @@ mod tests {
         assert_eq!(most_tasks(1 << 18), 8192);
         assert_eq!(most_tasks(1), 20);
         let limits = Limits::of_machine(most_tasks(1 << 18));
-        assert_eq!((limits.soft(RLIMIT_NPROC), limits.hard(RLIMIT_NPROC)), (4096, 4096));
-        assert_eq!((limits.soft(RLIMIT_STACK), limits.hard(RLIMIT_STACK)), (8 << 20, RLIM_INFINITY));
-        assert_eq!(limits.soft(RLIMIT_AS), RLIM_INFINITY);
-        assert!((0..16).all(|resource| limits.exchange(resource, None).is_ok()));
+        let limited = [
+            (RLIMIT_STACK, 8 << 20, RLIM_INFINITY),
+            (RLIMIT_CORE, 0, RLIM_INFINITY),
+            (RLIMIT_NPROC, 4096, 4096),
+            (RLIMIT_NOFILE, 1024, 4096),
+            (RLIMIT_MEMLOCK, 8 << 20, 8 << 20),
+            (RLIMIT_SIGPENDING, 4096, 4096),
+            (RLIMIT_MSGQUEUE, 819_200, 819_200),
+            (RLIMIT_NICE, 0, 0),
+            (RLIMIT_RTPRIO, 0, 0),
+        ];
+        for resource in 0..RLIM_NLIMITS {
+            let found = limited.iter().find(|&&(limited, ..)| limited == resource);
+            let (soft, hard) = found.map_or((RLIM_INFINITY, RLIM_INFINITY), |&(_, soft, hard)| (soft, hard));
+            assert_eq!(limits.exchange(resource as u32, None), Ok(RLimit { soft, hard }), "resource {resource}");
+        }
     }
 
     #[test]

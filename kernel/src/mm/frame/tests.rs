@@ -7,7 +7,7 @@ use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicBool, Ordering};
 use std::alloc::{Layout, alloc_zeroed, dealloc};
 use std::boxed::Box;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::vec;
 use std::vec::Vec;
@@ -776,32 +776,49 @@ fn cpus_that_cut_and_join_blocks_at_once_lose_none() {
     assert_eq!(frames.stats(), at_boot);
 }
 
-/// Notes how many frames are free whenever some are hidden.
-struct FreeWhenHidden(&'static FrameAllocator, Mutex<Vec<usize>>);
+/// Notes how many frames are free whenever some are hidden, and which are.
+struct FreeWhenHidden {
+    frames: &'static FrameAllocator,
+    free: Mutex<Vec<usize>>,
+    hidden: Mutex<BTreeSet<usize>>,
+}
 
 impl DebugPagealloc for FreeWhenHidden {
-    fn show(&self, _frames: Range<usize>) {}
+    fn show(&self, frames: Range<usize>) {
+        let mut hidden = self.hidden.lock().unwrap();
+        frames.for_each(|frame| assert!(hidden.remove(&frame), "{frame:#x} was not hidden"));
+    }
 
-    fn hide(&self, _frames: &[Range<usize>]) {
-        self.1.lock().unwrap().push(self.0.stats().free);
+    fn hide(&self, frames: &[Range<usize>]) {
+        self.free.lock().unwrap().push(self.frames.stats().free);
+        let mut hidden = self.hidden.lock().unwrap();
+        frames.iter().cloned().flatten().for_each(|frame| assert!(hidden.insert(frame), "{frame:#x} was hidden"));
     }
 }
 
-/// Behind that, another CPU may take and show a frame that is hidden then.
+/// Behind that, another CPU may take and show a frame that is hidden then. Whatever way a frame comes back, it is hidden,
+/// and those that are in use are not.
 #[test]
 fn frames_are_hidden_before_they_are_free() {
     host::with(&[branch::DEBUG_PAGEALLOC], || {
         let (frames, cpu) = (leaked(8), Cpu::new(CpuId(0)));
-        let watch: &FreeWhenHidden = Box::leak(Box::new(FreeWhenHidden(frames, Mutex::default())));
+        let watch = FreeWhenHidden { frames, free: Mutex::default(), hidden: Mutex::default() };
+        let watch: &FreeWhenHidden = Box::leak(Box::new(watch));
         frames.hide_free_frames(&cpu, watch);
+        let assert_hidden = |what: &str| {
+            assert_eq!(watch.hidden.lock().unwrap().len(), frames.stats().free, "{what}");
+        };
+        assert_hidden("at first");
         let [one, other, last] = [0; 3].map(|_| frames.alloc(&cpu).unwrap());
         let (list, block) = (frames.alloc_list(&cpu, 8).unwrap(), frames.alloc_blocks(&cpu, 0).unwrap());
+        assert_hidden("taken");
         let hidden_first = |what: &str, give_back: &mut dyn FnMut()| {
-            watch.1.lock().unwrap().clear();
+            watch.free.lock().unwrap().clear();
             let free = frames.stats().free;
             give_back();
             assert!(frames.stats().free > free);
-            assert_eq!(*watch.1.lock().unwrap(), [free], "{what}");
+            assert_eq!(*watch.free.lock().unwrap(), [free], "{what}");
+            assert_hidden(what);
         };
         hidden_first("a frame", &mut || frames.free(&cpu, one));
         hidden_first("frames", &mut || frames.freeing(&cpu).add(other));

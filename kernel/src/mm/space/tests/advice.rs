@@ -4,7 +4,7 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{Mmu as _, Stores};
 
 use super::*;
-use crate::mm::space::{AreaAdvice, Locking, SpaceError};
+use crate::mm::space::{AreaAdvice, Discard, Locking, SpaceError};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 
@@ -86,6 +86,40 @@ fn advice_over_parts_joins_them_or_visits_each() {
     assert_eq!(areas(&space.fork(&rig.cpu).unwrap()), []);
     drop(space);
     assert_eq!(rig.used(), 0);
+}
+
+/// Before the areas, between them or behind them.
+#[test]
+fn a_hole_is_reported_wherever_it_is() {
+    type Call = fn(&Space, &Cpu, VirtAddr, u64) -> Result<(), SpaceError>;
+    let calls: [(&str, Call); 11] = [
+        ("DONTFORK", |space, cpu, start, bytes| space.madvise_areas(cpu, start, bytes, AreaAdvice::DontFork)),
+        ("HUGEPAGE", |space, cpu, start, bytes| space.madvise_areas(cpu, start, bytes, AreaAdvice::HugePage)),
+        ("GUARD_INSTALL", |space, cpu, start, bytes| space.madvise_guard(cpu, start, bytes, &|| false)),
+        ("GUARD_REMOVE", |space, _, start, bytes| space.madvise_unguard(start, bytes)),
+        ("DONTNEED", |space, cpu, start, bytes| space.madvise_discard(cpu, start, bytes, Discard::Unlocked)),
+        ("POPULATE_READ", |space, cpu, start, bytes| {
+            space.madvise_populate(cpu, start, bytes, Access::Read, &|| false)
+        }),
+        ("COLD", |space, _, start, bytes| space.madvise_unlocked(start, bytes)),
+        ("WILLNEED", |space, _, start, bytes| space.madvise_nothing(start, bytes)),
+        ("mlock", |space, cpu, start, bytes| space.mlock(cpu, start, bytes, Locking::Now, &|| false)),
+        ("munlock", |space, cpu, start, bytes| space.mlock(cpu, start, bytes, Locking::None, &|| false)),
+        ("msync", |space, _, start, bytes| space.msync(start, bytes, false, true)),
+    ];
+    for (name, call) in calls {
+        for (start, pages, expected) in [
+            (at(0), 2, Ok(())),
+            (at(3), 2, Ok(())),
+            (START - PAGE, 3, Err(SpaceError::NoMemory)),
+            (at(0), 5, Err(SpaceError::NoMemory)),
+            (at(3), 3, Err(SpaceError::NoMemory)),
+        ] {
+            let (rig, space) = mapped(5);
+            space.munmap(&rig.cpu, at(2), PAGE).unwrap();
+            assert_eq!(call(&space, &rig.cpu, start, pages * PAGE), expected, "{name}, {pages} pages from {start}");
+        }
+    }
 }
 
 #[test]
