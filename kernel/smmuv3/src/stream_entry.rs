@@ -264,3 +264,21 @@ const CONTEXTS: u64 = in_place(STE1::S1_DSS)
     | in_place(STE1::S1_STALLD)
     | in_place(STE1::PPAR)
     | in_place(STE1::STRW);
+
+#[cfg(test)]
+mod tests {
+    use super::{PhysAddr, StreamTableEntry};
+
+    /// By the numbers of the specification (5.2, STE.Config): stage 1 alone, or with stage 2, and V.
+    #[test]
+    fn only_a_valid_entry_with_stage_1_has_a_context() {
+        const CONTEXT: u64 = 0x12_3456_7940;
+        for config in 0..8_u64 {
+            for valid in [0, 1] {
+                let entry = StreamTableEntry([valid | config << 1 | CONTEXT, 0, 0, 0, 0, 0, 0, 0]);
+                let has_one = valid == 1 && matches!(config, 0b101 | 0b111);
+                assert_eq!(entry.context(), has_one.then_some(PhysAddr(CONTEXT)), "V {valid}, Config {config:#b}");
+            }
+        }
+    }
+}
