@@ -5,7 +5,7 @@
 //! itself, since a call about several pages takes them one by one. Of a call that is [several steps](Call::in_steps)
 //! each step may come before the other call, or behind it. Nothing is leaked or freed twice, groups are uniform, and
 //! two devices keep nothing that they were notified of: one that shares the tables is notified with the TLBs, and one
-//! that mirrors them by events.
+//! that mirrors them by events. Alone each call has a barrier between the contents of a page, or a table, and its entry.
 //!
 //! Each run tries some meetings, which its seed draws; `--long` tries each two calls.
 
@@ -15,6 +15,7 @@ mod calls;
 mod kinds;
 mod turns;
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::format;
 use std::string::String;
@@ -22,13 +23,14 @@ use std::sync::{Arc, Mutex};
 
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, bits};
+use granule_pgtable::host::Operation;
 
 use super::groups::check_groups;
 use super::*;
 use crate::lab;
 use crate::mm::counted::Counted;
 use crate::mm::frame::tests::leaked_with_tag_storage;
-use crate::mm::kernel::record::unseen;
+use crate::mm::kernel::record::{at_each, unseen};
 use crate::mm::notifier::{EventSet, Range, SubscribeError, Subscriber, Subscription};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::space::{
@@ -534,6 +536,53 @@ impl Harness {
         }
     }
 
+    /// Makes each call by itself, about a page that is drawn: what a new valid entry shows is as it was at the last barrier.
+    fn check_contents(&self) {
+        let mut random = self.random();
+        for call in CALLS {
+            let page = random.below(4);
+            let early = self.incomplete(call, page, |operation| {
+                matches!(operation, Operation::DmbIshst | Operation::DsbIshst | Operation::DsbIsh)
+            });
+            assert_eq!(
+                early, None,
+                "{} memory, page {page}, {}: an entry, and what it shows",
+                self.kind.name, call.name
+            );
+        }
+    }
+
+    /// The first new entry of a call, alone, that shows a frame which has changed since the last barrier.
+    fn incomplete(
+        &self,
+        call: &Call,
+        page: usize,
+        is_barrier: fn(&Operation) -> bool,
+    ) -> Option<(Descriptor, PhysAddr)> {
+        let rig = self.rig;
+        let world = self.kind.world(rig, &[]);
+        let (fresh, early) = (RefCell::new(spoil(rig)), Rc::new(Cell::new(None)));
+        let noted = Rc::clone(&early);
+        let look = move |operation: &Operation| match *operation {
+            Operation::Write { new, .. } if new.is_valid() => {
+                let bytes = if new.is_table() { PAGE } else { BLOCK_SIZE };
+                let shown = new.address()..new.address() + bytes;
+                let changed = |&(&frame, &word): &(&PhysAddr, &u64)| word_of(rig, frame) != word;
+                let changed = fresh.borrow().range(shown).find(changed).map(|(&frame, _)| (new, frame));
+                noted.set(noted.get().or(changed));
+            }
+            _ if is_barrier(operation) => {
+                fresh.borrow_mut().iter_mut().for_each(|(&frame, word)| *word = word_of(rig, frame));
+            }
+            _ => {}
+        };
+        at_each(look, || _ = call.make(&world, &rig.cpu, page, false));
+        let pager = world.pager.lock().unwrap().take();
+        drop((pager, world));
+        [&rig.cpu, this_cpu()].into_iter().for_each(|cpu| rig.frames.drain_cpu(cpu));
+        early.get()
+    }
+
     /// Tries some meetings of each call with each.
     fn try_all(&mut self) {
         let mut random = self.random();
@@ -565,6 +614,29 @@ impl Harness {
             }
         }
     }
+}
+
+/// Frames that are free, with a word that no call leaves there.
+fn spoil(rig: &Rig) -> BTreeMap<PhysAddr, u64> {
+    const STALE: u64 = 0xaaaa_aaaa_aaaa_aaaa;
+    let free: Vec<PhysAddr> = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
+    for &frame in &free {
+        // SAFETY: a frame of this function's, in the linear map.
+        unsafe { middle(rig, frame).write_volatile(STALE) };
+        rig.frames.free(&rig.cpu, frame);
+    }
+    rig.frames.drain_cpu(&rig.cpu);
+    free.into_iter().map(|frame| (frame, STALE)).collect()
+}
+
+/// The word in the middle of a frame. Lists of free frames use the first ones.
+fn middle(rig: &Rig, frame: PhysAddr) -> *mut u64 {
+    rig.frames.linear().address(frame + PAGE / 2).as_ptr()
+}
+
+fn word_of(rig: &Rig, frame: PhysAddr) -> u64 {
+    // SAFETY: in the linear map; of the threads that use it one runs at a time.
+    unsafe { middle(rig, frame).read_volatile() }
 }
 
 /// Numbers that repeat.
@@ -627,6 +699,11 @@ macro_rules! meetings {
                 }
 
                 #[test]
+                fn a_page_is_complete_before_its_entry() {
+                    super::with_harness(stringify!($kind), |harness| harness.check_contents());
+                }
+
+                #[test]
                 #[ignore = "takes minutes: ./x test --long"]
                 fn all_meetings_end_as_in_an_order() {
                     super::with_harness(stringify!($kind), |harness| harness.try_all());
@@ -671,6 +748,18 @@ fn a_deaf_device_is_found() {
             assert!(wrong.contains("notified Nothing"), "{wrong}");
         }
         assert_eq!(found(harness(), pair), None);
+    }
+}
+
+/// New pages and a copy: each is found where no barrier counts.
+#[test]
+fn an_entry_without_a_barrier_is_found() {
+    for (name, call) in [("private", "MADV_POPULATE_WRITE"), ("forked", "store")] {
+        let harness = Harness::new(kind(name), 0);
+        let call = CALLS.iter().find(|row| row.name == call).unwrap();
+        let is_found = |page| harness.incomplete(call, page, |_| false).is_some();
+        let found = host::with(harness.kind.branches, || (0..4).any(is_found));
+        assert!(found, "{name} memory, {}", call.name);
     }
 }
 
