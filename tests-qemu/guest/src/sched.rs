@@ -8,10 +8,10 @@ use granule::kernel;
 use granule::mm::unused;
 use granule::sched::RwSem;
 use granule::sched::{self, WaitQueue, Woken, sleep_until};
-use granule::smp::{self, Cpu, CpuSet, this_cpu};
+use granule::smp::{self, CpuSet, this_cpu};
 use granule_arch::wait;
 
-use crate::harness::{Test, another_cpu, target_test, wait_until};
+use crate::harness::{Test, another_cpu, drain_magazines, target_test, wait_until};
 use crate::process::in_use;
 
 /// Sleeps until all threads that tests have made are gone, at most some seconds.
@@ -40,7 +40,7 @@ fn stacks_of_ended_threads_are_few_and_given_back(t: &mut Test) {
     t.equal("stacks that are kept", sched::trim(this_cpu()), KEPT);
     t.equal("frames in use", in_use(), before);
     all_end(t);
-    smp::call(smp::online(), |cpu: &Cpu, _| kernel().frames.drain_cpu(cpu), 0);
+    drain_magazines();
     unused::give_back(this_cpu());
     t.equal("frames that only one CPU finds", kernel().frames.stats().in_magazines, 0);
     t.equal("stacks that are left", sched::trim(this_cpu()), 0);

@@ -196,6 +196,8 @@ extern "C" fn migrate(_: usize) {
         if BESIDE.is_over() {
             break;
         }
+        // Where no page is found, or none moves, a process that ends may wait for this CPU.
+        sched::relax();
         if number.is_multiple_of(64) {
             let given_back = spaces.reclaim(cpu, usize::MAX, Used::Age, &|| BESIDE.is_over());
             BESIDE.reclaimed.fetch_add(given_back, Ordering::Relaxed);

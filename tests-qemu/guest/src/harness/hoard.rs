@@ -10,6 +10,8 @@ use granule::sched::relax;
 use granule::smp::{self, this_cpu};
 use granule_arch::addr::PhysAddr;
 
+use super::wait_until;
+
 /// In the last frame in place of the next one's address: no frame has it.
 const NO_FRAME: u64 = u64::MAX;
 /// Frames that [`Hoard::fill`] takes one by one, so that as many can be given back.
@@ -17,6 +19,11 @@ const SINGLE: usize = 8192;
 const FRAMES_OF_A_BLOCK: usize = 512;
 /// Blocks that may become whole while others are taken: those that CPUs keep.
 const KEPT: usize = 64;
+
+/// Empties the magazines of all CPUs: what is free, each CPU finds.
+pub(crate) fn drain_magazines() {
+    smp::call(smp::online(), |cpu, _| kernel().frames.drain_cpu(cpu), 0);
+}
 
 /// Frames, each with the address of the next at its beginning, and blocks. Dropping it frees them.
 #[derive(Default)]
@@ -41,10 +48,20 @@ impl Hoard {
         Some(frame)
     }
 
-    /// Takes frames until it has `frame`; whether that was free. The CPUs' magazines are emptied first.
+    /// Waits until `frame` is free, and takes it last of those that `take` takes; whether it was there in the end. What it
+    /// had before goes back first.
+    ///
+    /// What empties an entry frees the frame some time later: behind the invalidation, by its own CPU's magazine. So what
+    /// was taken in vain goes back, and is taken again.
     pub(crate) fn find(&mut self, frame: PhysAddr, mut take: impl FnMut(&mut Self) -> Option<PhysAddr>) -> bool {
-        smp::call(smp::online(), |cpu, _| kernel().frames.drain_cpu(cpu), 0);
-        core::iter::from_fn(|| take(self)).any(|taken| taken == frame)
+        let mut is_found = false;
+        wait_until(|| {
+            self.give_all_back();
+            drain_magazines();
+            is_found = core::iter::from_fn(|| take(self)).any(|taken| taken == frame);
+            is_found
+        });
+        is_found
     }
 
     /// Takes whatever is free.
@@ -87,6 +104,12 @@ impl Hoard {
         (0..count).take_while(|_| self.give_one_back()).count()
     }
 
+    fn give_all_back(&mut self) {
+        while self.give_one_back() {
+            relax();
+        }
+    }
+
     fn give_one_back(&mut self) -> bool {
         let Some(frame) = self.first else { return false };
         // SAFETY: written by `keep`.
@@ -99,9 +122,7 @@ impl Hoard {
 
 impl Drop for Hoard {
     fn drop(&mut self) {
-        while self.give_one_back() {
-            relax();
-        }
+        self.give_all_back();
         self.blocks.drain(..).for_each(|block| kernel().frames.free_blocks(this_cpu(), block, 0));
     }
 }

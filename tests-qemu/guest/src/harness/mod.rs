@@ -25,7 +25,7 @@ use linkme::distributed_slice;
 
 use audit::Snapshot;
 pub(crate) use features::{KNOWN, device, has, is_device};
-pub(crate) use hoard::Hoard;
+pub(crate) use hoard::{Hoard, drain_magazines};
 use plan::Plan;
 pub(crate) use test::Test;
 

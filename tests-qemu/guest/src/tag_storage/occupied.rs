@@ -16,7 +16,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 
 use super::{PAGE, START, TAGGED, pages, storage};
-use crate::harness::{Hoard, Test, target_test, wait_until};
+use crate::harness::{Hoard, Test, drain_magazines, target_test, wait_until};
 use crate::smmu::{self, DELIVERED};
 
 /// Replays of a fault before its page moves.
@@ -43,7 +43,8 @@ impl Exhausted {
                 let _ = all.blocks.push((block, order));
             }
         }
-        all.frames.find(PhysAddr(u64::MAX), Hoard::take);
+        drain_magazines();
+        while all.frames.take().is_some() {}
         all
     }
 }
