@@ -107,7 +107,8 @@ impl RunQueue {
         NonNull::new(UnsafeRef::into_raw(thread))
     }
 
-    /// Keeps the stack of the running thread, which ends, for another one; there is room for it.
+    /// Keeps a stack for a thread to come: that of the running thread, which ends, or one that no thread was started on.
+    /// There is room for it.
     pub(super) fn keep_stack(&mut self, stack: VirtAddr) {
         let kept = self.spare_stacks.push(stack);
         debug_assert!(kept.is_ok(), "the lock was taken with room for a stack");

@@ -95,7 +95,7 @@ pub fn idle(cpu: &'static Cpu) -> ! {
     }
 }
 
-/// A kernel stack on which no thread has run yet. It is freed where none will.
+/// A kernel stack on which no thread has run yet. Where none will, this CPU keeps it.
 pub(super) struct NewStack(VirtAddr);
 
 impl NewStack {
@@ -125,12 +125,13 @@ impl NewStack {
 impl Drop for NewStack {
     fn drop(&mut self) {
         // Drop has no argument for the CPU.
-        kernel().space.free_stack(this_cpu(), self.0);
+        lock_with_room(this_cpu()).keep_stack(self.0);
     }
 }
 
 /// The run queue of `cpu`, this CPU, locked, with room for one stack more. Frees one where as many are kept as may be: so
-/// what ended threads leave is bounded, and freed by threads that end, which have their own stack to themselves.
+/// what ended threads leave is bounded, and freed by threads that end, which have their own stack to themselves, and by
+/// calls that could not start one. Takes locks of areas; not from interrupt handlers.
 pub(super) fn lock_with_room(cpu: &Cpu) -> IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }> {
     loop {
         let mut queue = cpu.sched.queue.lock();
