@@ -17,10 +17,10 @@ use super::reach::{Graph, fitting, panic_functions};
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Limits {
-    /// The most bytes of a chain, but for an interrupt and messages.
+    /// Bytes of a stack: no chain has more with the messages that its functions write.
+    pub(super) stack: i64,
+    /// The most bytes of a chain, but for an interrupt and messages. An interrupt has the rest.
     pub(super) most: i64,
-    /// The most bytes of an interrupt, and of a message.
-    pub(super) most_on_top: i64,
     /// What writes a message, from any function.
     pub(super) message: String,
     /// Where stacks begin.
@@ -136,28 +136,19 @@ pub(super) fn audit(image: &Image<'_>, graph: &Graph<'_, '_>, limits: &Limits, v
     messages.read(image, graph, limits, handlers, &[message], &[])?;
     messages.add_up(image, limits)?;
     messages.add_up(image, limits)?;
-    let mut stack = Stack { known: BTreeMap::from([(message, 0)]), cut: messages.cut.clone(), ..Stack::default() };
-    for under in &limits.under {
-        ensure!(!under.reason.trim().is_empty(), "stack.toml: {:?} have no reason", under.functions);
-        for pattern in &under.functions {
-            let functions = fitting(image, 0..image.functions.len(), pattern);
-            ensure!(!functions.is_empty(), "`{pattern}` of stack.toml means no function");
-            let mut inside = Stack { known: stack.known.clone(), ..Stack::default() };
-            inside.read(image, graph, limits, handlers, &functions, &under.never)?;
-            inside.add_up(image, limits)?;
-            inside.add_up(image, limits)?;
-            for index in functions.iter().filter(|_| verbose) {
-                let name = &image.functions[*index].names[0];
-                println!("{name}: {} bytes{}", inside.chains[index].bytes, inside.chain(image, *index, 0));
-            }
-            stack.known.extend(functions.iter().map(|index| (*index, inside.chains[index].bytes)));
-        }
-    }
-    stack.read(image, graph, limits, handlers, &entries, &[])?;
-    stack.check(limits)?;
-    stack.add_up(image, limits)?;
-    stack.add_up(image, limits)?;
-    let (of_message, of_interrupt) = (messages.chains[&message].bytes, saved + stack.chains[&interrupt].bytes);
+    let of_message = messages.chains[&message].bytes;
+    let with_message = |bytes: i64, verbose: bool| -> Result<Stack> {
+        let mut stack =
+            Stack { known: BTreeMap::from([(message, bytes)]), cut: messages.cut.clone(), ..Stack::default() };
+        stack.read_unders(image, graph, limits, handlers, verbose)?;
+        stack.read(image, graph, limits, handlers, &entries, &[])?;
+        stack.check(limits)?;
+        stack.add_up(image, limits)?;
+        stack.add_up(image, limits)?;
+        Ok(stack)
+    };
+    let (stack, loud) = (with_message(0, verbose)?, with_message(of_message, false)?);
+    let of_interrupt = saved + stack.chains[&interrupt].bytes;
     let mut too_deep = Vec::new();
     let mut judge = |name: &str, bytes: i64, most: i64, chain: String| {
         let text = format!("{name}: {bytes} bytes of {most}{chain}");
@@ -167,16 +158,22 @@ pub(super) fn audit(image: &Image<'_>, graph: &Graph<'_, '_>, limits: &Limits, v
             println!("{text}");
         }
     };
-    judge("a message", of_message, limits.most_on_top, messages.chain(image, message, 0));
-    judge("an interrupt", of_interrupt, limits.most_on_top, stack.chain(image, interrupt, saved));
+    judge("a message", of_message, limits.stack, messages.chain(image, message, 0));
+    judge("an interrupt", of_interrupt, limits.stack - limits.most, stack.chain(image, interrupt, saved));
     for (entry, index) in limits.entries.iter().zip(&entries) {
         let (bytes, most) = (stack.chains[index].bytes, entry.most.unwrap_or(limits.most));
         let has_reason = most <= limits.most || !entry.reason.trim().is_empty();
         ensure!(has_reason, "stack.toml: {} may use {most} bytes, without a reason", entry.function);
         judge(&entry.function, bytes, most, stack.chain(image, *index, 0));
+        let name = format!("{} with messages", entry.function);
+        judge(&name, loud.chains[index].bytes, limits.stack, loud.chain(image, *index, 0));
     }
-    let worst = entries.iter().map(|entry| stack.chains[entry].bytes).max().unwrap_or(0);
-    println!("the longest chain uses {worst} bytes of a stack; an interrupt {of_interrupt}, a message {of_message}");
+    let worst = |stack: &Stack| entries.iter().map(|entry| stack.chains[entry].bytes).max().unwrap_or(0);
+    println!(
+        "the longest chain uses {} bytes of a stack, with messages {}; an interrupt {of_interrupt}, a message {of_message}",
+        worst(&stack),
+        worst(&loud)
+    );
     ensure!(too_deep.is_empty(), "bytes of a stack that may be used, and the bound:\n{}", too_deep.join("\n"));
     Ok(())
 }
@@ -203,6 +200,34 @@ struct Stack {
 }
 
 impl Stack {
+    /// Adds up what the functions of the table's `under` use, which is known from then on.
+    fn read_unders(
+        &mut self,
+        image: &Image<'_>,
+        graph: &Graph<'_, '_>,
+        limits: &Limits,
+        handlers: Handlers,
+        verbose: bool,
+    ) -> Result<()> {
+        for under in &limits.under {
+            ensure!(!under.reason.trim().is_empty(), "stack.toml: {:?} have no reason", under.functions);
+            for pattern in &under.functions {
+                let functions = fitting(image, 0..image.functions.len(), pattern);
+                ensure!(!functions.is_empty(), "`{pattern}` of stack.toml means no function");
+                let mut inside = Stack { known: self.known.clone(), ..Stack::default() };
+                inside.read(image, graph, limits, handlers, &functions, &under.never)?;
+                inside.add_up(image, limits)?;
+                inside.add_up(image, limits)?;
+                for index in functions.iter().filter(|_| verbose) {
+                    let name = &image.functions[*index].names[0];
+                    println!("{name}: {} bytes{}", inside.chains[index].bytes, inside.chain(image, *index, 0));
+                }
+                self.known.extend(functions.iter().map(|index| (*index, inside.chains[index].bytes)));
+            }
+        }
+        Ok(())
+    }
+
     /// Reads the functions that the entries reach.
     fn read(
         &mut self,

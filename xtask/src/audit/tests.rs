@@ -80,10 +80,15 @@ fn a_target_that_is_not_there_is_named() {
 
 /// The audit of the planted functions' stacks: with this bound, and these lines of the table.
 fn audited(most: i64, calls: Vec<Call>, rows: &str) -> Result<(), String> {
+    audited_with([1 << 14, most], "by_table", calls, rows)
+}
+
+/// The same with a stack of so many bytes, and with this function for what writes messages.
+fn audited_with([stack, most]: [i64; 2], message: &str, calls: Vec<Call>, rows: &str) -> Result<(), String> {
     let elf = std::fs::read(root().join("build/granule-tests.elf")).expect("`./x build` comes first");
     let image = Image::read(&elf, &root()).unwrap();
     let limits = format!(
-        "most = {most}\nmost_on_top = 4096\nmessage = \"granule_tests::planted::by_table\"\n
+        "stack = {stack}\nmost = {most}\nmessage = \"granule_tests::planted::{message}\"\n
          handler = \"granule_tests::planted::by_pointer\"\naccesses = []\n
          fault = \"granule_tests::planted::by_pointer\"\ninterrupt = \"granule_tests::planted::by_pointer\"\n
          [[entry]]\nfunction = \"granule_tests::planted::root\"\n{rows}"
@@ -110,6 +115,20 @@ fn a_chain_is_as_deep_as_its_frames_and_a_call_that_is_not_listed_fails() {
     assert_eq!(audited(47, calls(), "most = 4096\nreason = \"a test\""), Ok(()));
     assert!(audited(47, calls(), "most = 4096").unwrap_err().contains("without a reason"));
     assert!(audited(4096, Vec::new(), "").unwrap_err().contains("without an entry in calls.toml"));
+}
+
+#[test]
+fn a_chain_has_room_for_the_messages_of_its_functions() {
+    let calls = || vec![call(&["granule_tests::planted::by_*", "<granule_tests::planted::Plant as *>::act"])];
+    // The longest chain goes through `calls`, whose bytes are the same if it is what writes messages.
+    let with_messages = |message| {
+        let error = audited_with([32, 4096], message, calls(), "").unwrap_err();
+        assert!(!error.contains("granule_tests::planted::root: "), "without messages it has room: {error}");
+        error.lines().find(|line| line.contains("planted::root with messages: ")).unwrap().to_owned()
+    };
+    assert_eq!(with_messages("calls"), with_messages("by_table"));
+    // An interrupt has what the bound of chains leaves.
+    assert!(audited_with([4096, 4096], "by_table", calls(), "").unwrap_err().contains("an interrupt: "));
 }
 
 #[test]
