@@ -4,6 +4,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::file::{
@@ -22,7 +23,7 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::killed;
 use granule_user::abi::signal::{
-    SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGKILL, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
+    SA_RESTART, SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGINT, SIGKILL, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
 };
 use granule_user::abi::time::{CLOCK_PROCESS_CPUTIME_ID, Timespec};
 use granule_user::abi::userfaultfd::{
@@ -57,6 +58,7 @@ fn run(start: Start) -> u8 {
         "pollers" => pollers(count),
         "pipes" => pipe_readers(count),
         "console" => console(count),
+        "readers" => console_readers(count),
         "pause" => drop(time::sleep(many * MILLISECOND)),
         "threads" => threads(count),
         "pagers" => pagers(many),
@@ -64,6 +66,9 @@ fn run(start: Start) -> u8 {
         "areas" => areas(many),
         "mappings" => mappings(many),
         "mappers" => mappers(count),
+        "migrate" => migrate(many),
+        "kills" => kills(count),
+        "oom" => out_of_memory(count),
         "addresses" => addresses(many),
         "vectors" => vectors(many),
         _ => return 2,
@@ -203,6 +208,27 @@ fn console(count: u32) {
         }
     });
     time::sleep(100_000 * MILLISECOND).expect("to sleep");
+}
+
+/// What has the script type its next line: the monitor's prompt, printed when `count` threads or processes are there.
+fn ask_for_input() {
+    println!("granule> ");
+}
+
+/// Threads that read the console; all are woken by each of the two bytes that are typed then.
+fn console_readers(count: u32) {
+    crowd(count, |_| {
+        THERE.fetch_add(1, Ordering::Release);
+        let mut byte = 0_u8;
+        while call(READ, [0, &raw mut byte as u64, 1]) != Ok(1) {}
+        THERE.fetch_sub(1, Ordering::Release);
+        let _ = time::sleep(u64::MAX >> 2);
+    });
+    ask_for_input();
+    while THERE.load(Ordering::Acquire) != count - 2 {
+        time::sleep(MILLISECOND).expect("to sleep");
+    }
+    time::sleep(SETTLED).expect("to sleep");
 }
 
 /// Threads that sleep, and calls that are for all of them: CPU time, signals that none takes, a fork; then an exec.
@@ -388,18 +414,13 @@ fn mappings(count: u64) {
     call(MUNMAP, [start, count * PAGE]).expect("to unmap");
 }
 
-/// Processes that have a page of a file, and one of their parent's, both in common.
-fn mappers(count: u32) {
-    let file = memory_file();
-    call(FTRUNCATE, [file, PAGE]).expect("a page");
-    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_POPULATE, file, 0]).expect("a mapping");
-    let private = map(PAGE, RW, OWN);
-    touch(private);
+/// Has so many children, which call `first` and then sleep; their numbers.
+fn family(count: u32, first: impl Fn()) -> RangeInclusive<u32> {
     let own = process::id();
     let mut children = 0..=0;
     for _ in 0..count {
         let child = process::spawn(|| {
-            touch(shared);
+            first();
             while process::parent_id() == own {
                 let _ = time::sleep(100_000 * MILLISECOND);
             }
@@ -409,6 +430,71 @@ fn mappers(count: u32) {
         children = if *children.start() == 0 { child..=child } else { *children.start()..=child };
     }
     time::sleep(SETTLED).expect("to sleep");
+    children
+}
+
+/// Waits for `count` children, which signal `by` has ended.
+fn all_are_killed(count: u32, by: u32) {
+    (0..count).for_each(|_| assert!(process::wait4(-1, 0).is_ok_and(|(_, status)| status == killed(by))));
+}
+
+/// Ctrl-C, which is for each process, and a signal to all but the caller.
+fn kills(count: u32) {
+    extern "C" fn handle(_: u32, _: &SigInfo, _: &mut UContext) {}
+    family(count, || {});
+    // SAFETY: the handler does nothing.
+    unsafe { signal::handle(SIGINT, handle, SA_RESTART, 0) }.expect("a handler");
+    ask_for_input();
+    // What is typed is Ctrl-C, and the line's end.
+    let mut end = 0_u8;
+    assert_eq!(call(READ, [0, &raw mut end as u64, 1]), Ok(1));
+    all_are_killed(count, SIGINT);
+    family(count, || {});
+    call(KILL, [u64::MAX, SIGKILL.into()]).expect("others");
+    all_are_killed(count, SIGKILL);
+}
+
+/// Want of memory beside so many processes, of which one is chosen: that with most memory.
+fn out_of_memory(count: u32) {
+    family(count, || {});
+    let largest = process::spawn(|| {
+        loop {
+            map(16 * MIB, RW, OWN | MAP_NORESERVE | MAP_POPULATE);
+        }
+    });
+    assert_eq!(process::wait(largest.expect("a fork")), killed(SIGKILL));
+    call(KILL, [u64::MAX, SIGKILL.into()]).expect("others");
+    all_are_killed(count, SIGKILL);
+}
+
+/// Where [`migrate`] has a page of a file, mapped so many times, and behind those one of its own, in a space of a family of
+/// many. The monitor is asked to migrate both.
+const MIGRATED: u64 = 0x1000_0000_0000;
+
+/// Stays until it is killed.
+fn migrate(count: u64) {
+    const FAMILY: u32 = 2000;
+    family(FAMILY, || {});
+    let file = memory_file();
+    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
+    for page in (MIGRATED..).step_by(PAGE as usize).take(count as usize) {
+        call(MMAP, [page, PAGE, RW, flags, file, 0]).expect("a mapping");
+    }
+    let own = MIGRATED + count * PAGE;
+    call(MMAP, [own, PAGE, RW, OWN | MAP_FIXED | MAP_POPULATE, u64::MAX, 0]).expect("a page");
+    println!("many migrate: {own:#x}");
+    time::sleep(100_000_000 * MILLISECOND).expect("to sleep");
+}
+
+/// Processes that have a page of a file, and one of their parent's, both in common.
+fn mappers(count: u32) {
+    let file = memory_file();
+    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_POPULATE, file, 0]).expect("a mapping");
+    let private = map(PAGE, RW, OWN);
+    touch(private);
+    let children = family(count, || touch(shared));
     touch(private);
     call(FTRUNCATE, [file, 0]).expect("no page");
     // To all, of which each is asked.

@@ -25,18 +25,19 @@ struct Row {
     name: &'static str,
     /// Of the machine.
     memory: &'static str,
-    /// What is typed at the monitor.
+    /// What is typed at the monitor, and behind a line's end what its program asks for.
     lines: &'static [&'static str],
 }
 
 /// The programs, each with the largest count that fits.
 #[rustfmt::skip]
-const ROWS: [Row; 16] = [
+const ROWS: [Row; 20] = [
     Row { name: "descriptors", memory: "2G", lines: &["run many descriptors 1048570"] },
     Row { name: "polls", memory: "4G", lines: &["run many polls 1048576"] },
     Row { name: "pollers", memory: "4G", lines: &["run many pollers 12000"] },
     Row { name: "pipes", memory: "4G", lines: &["run many pipes 12000"] },
     Row { name: "console", memory: "4G", lines: &["run many console 12000 &", "run many pause 60000", "mem", "help", "ps"] },
+    Row { name: "readers", memory: "4G", lines: &["run many readers 12000\nx"] },
     Row { name: "threads", memory: "4G", lines: &["run many threads 12000"] },
     Row { name: "sleepers", memory: "4G", lines: &["run long sleepers 12000"] },
     Row { name: "waiters", memory: "4G", lines: &["run long waiters 12000"] },
@@ -46,6 +47,11 @@ const ROWS: [Row; 16] = [
     Row { name: "areas", memory: "4G", lines: &["run many areas 65000"] },
     Row { name: "mappings", memory: "4G", lines: &["run many mappings 60000"] },
     Row { name: "mappers", memory: "4G", lines: &["run many mappers 3000"] },
+    // A page with as many mappings, and one that is sought in as many spaces (`many::MIGRATED`).
+    Row { name: "migrate", memory: "4G", lines: &["run many migrate 60000 &", "run many pause 60000",
+        "migrate 1 0x100000000000", "migrate 1 0x10000ea60000"] },
+    Row { name: "kills", memory: "4G", lines: &["run many kills 10000\n\x03"] },
+    Row { name: "oom", memory: "4G", lines: &["run many oom 10000"] },
     Row { name: "addresses", memory: "4G", lines: &["run many addresses 100"] },
     Row { name: "vectors", memory: "4G", lines: &["run many vectors 1024"] },
 ];
