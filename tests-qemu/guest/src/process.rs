@@ -38,6 +38,11 @@ pub(crate) fn start(line: &str) -> Result<u32, ExecError> {
     process::start(line.split_ascii_whitespace().next().unwrap_or_default(), words(line)?)
 }
 
+/// Sends SIGTERM.
+pub(crate) fn terminate(id: u32) -> Result<(), Errno> {
+    process::kill(id, Signal::new(15).ok_or(Errno::EINVAL)?)
+}
+
 /// Waits until the threads of processes that have ended are gone as well: a process has ended before its last thread
 /// has left its kernel stack.
 pub(crate) fn settle(t: &mut Test, threads: usize) {

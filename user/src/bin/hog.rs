@@ -7,17 +7,22 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_NONBLOCK, POLLIN, PollFd};
+use core::sync::atomic::{AtomicBool, Ordering};
+
+use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_NONBLOCK, POLLIN, PollFd};
 use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
 use granule_user::abi::memory::{
-    MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_NORESERVE,
-    MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
+    MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE,
+    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
+    PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, PIPE2, PPOLL, PRLIMIT64, PWRITE64, RT_SIGPENDING, WRITE,
+    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PRLIMIT64, PWRITE64, RT_SIGPENDING,
+    WRITE,
 };
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
+use granule_user::abi::userfaultfd::UFFDIO_REGISTER_MODE_MISSING;
 use granule_user::memory::{self, PAGE};
 use granule_user::userfault::Pager;
 use granule_user::{Errno, Start, entry, own, println, process, signal, sys, thread, time};
@@ -49,6 +54,7 @@ fn run(start: Start) -> u8 {
         Some("counters") => counters(),
         Some("pagers") => pagers(),
         Some("polls") => polls(),
+        Some("paths") => paths(),
         Some("beside") => return beside(),
         _ => return 2,
     }
@@ -420,6 +426,70 @@ fn polls() -> ! {
         let _ = thread::Thread::spawn(poll, files as usize);
         let _ = time::sleep(MILLISECOND);
     }
+}
+
+/// Has a child whose threads wait for a page of a path, each in a call that holds a copy of it, and others that are larger
+/// than that child without those copies, and smaller with them, until the kernel ends one: that child.
+fn paths() {
+    const HELD: u64 = 4900 << 10;
+    let own = process::id();
+    let stay = || {
+        while process::parent_id() == own {
+            let _ = time::sleep(20 * MILLISECOND);
+        }
+        0
+    };
+    let flags = MAP_SHARED | MAP_ANONYMOUS;
+    // SAFETY: not at a fixed address.
+    let page = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("memory");
+    // SAFETY: just mapped, and used as this alone.
+    let is_ready = unsafe { &*(page as *const AtomicBool) };
+    let first = process::spawn(|| {
+        copy_paths();
+        is_ready.store(true, Ordering::Release);
+        stay()
+    })
+    .expect("a fork");
+    while !is_ready.load(Ordering::Acquire) {
+        let _ = time::sleep(MILLISECOND);
+    }
+    loop {
+        let child = process::spawn(|| {
+            if let Ok(held) = memory::map(HELD, PROT_READ | PROT_WRITE) {
+                touch(held, HELD, 1);
+            }
+            stay()
+        });
+        if let Err(error) = child {
+            assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "{error:?}");
+        }
+        let _ = time::sleep(MILLISECOND);
+        match process::wait4(-1, WNOHANG) {
+            Ok((0, _)) => {}
+            ended => return assert_eq!(ended, Ok((first, killed(SIGKILL))), "the largest is ended"),
+        }
+    }
+}
+
+/// Has threads wait for the first page of a path that they have seen the end of: the copy waits.
+fn copy_paths() {
+    const THREADS: usize = 200;
+    const LENGTH: u64 = 8;
+    let path = memory::map(2 * PAGE, PROT_READ | PROT_WRITE).expect("memory");
+    // SAFETY: just mapped.
+    unsafe { ((path + PAGE - LENGTH) as *mut [u8; LENGTH as usize]).write([b'x'; LENGTH as usize]) };
+    let pager = Pager::new(0, 0).expect("a pager");
+    pager.register(path, 2 * PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
+    for _ in 0..THREADS {
+        let open = |path: usize| _ = call(OPENAT, [AT_FDCWD as u64, path as u64, 0]);
+        let _ = thread::Thread::spawn(open, (path + PAGE - LENGTH) as usize).expect("a thread");
+    }
+    let all_wait = || (0..THREADS).for_each(|_| _ = pager.read_one().expect("a fault"));
+    all_wait();
+    // SAFETY: its own, without references to it.
+    unsafe { memory::madvise(path, PAGE, MADV_DONTNEED) }.expect("to take the path's beginning away");
+    pager.zero(path + PAGE, PAGE, 0).expect("its end");
+    all_wait();
 }
 
 /// Whether SIGTERM has come, which is blocked.

@@ -7,7 +7,6 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule::devices::virtio_blk::BlkError;
-use granule::linux::errno::Errno;
 use granule::linux::process;
 use granule::linux::process::signal::Signal;
 use granule::linux::process::status::ProcessEnd;
@@ -21,7 +20,7 @@ use log::LevelFilter;
 
 use super::{FILE_WORD, PAGE, Rig, START, rig_with_a_file_of_the_initrd};
 use crate::harness::{Hoard, Test, target_test};
-use crate::process::{settle, start};
+use crate::process::{settle, start, terminate};
 
 /// What another user of the frame keeps in it.
 pub(crate) const OTHERS: u64 = 0x5ec2_e7da_7a00_0002;
@@ -57,8 +56,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     // The same lines in each boot: the report of its end has a time.
     let level = log::max_level();
     log::set_max_level(LevelFilter::Error);
-    let term = Signal::new(15).ok_or(Errno::EINVAL);
-    t.ok("the program takes all memory", term.and_then(|term| process::kill(id, term)));
+    t.ok("the program takes all memory", terminate(id));
     t.equal("how it ended", process::wait(id), Some(ProcessEnd::Killed(Signal::KILL)));
     log::set_max_level(level);
     frames.set_reserve(reserve);
