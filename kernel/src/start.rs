@@ -19,9 +19,9 @@ use spin::mutex::{SpinMutex, SpinMutexGuard};
 use thiserror::Error;
 
 use crate::boot_info::BootInfo;
-use crate::chip::pl011::Pl011;
 use crate::chip::power::{self, Status};
 use crate::chip::timer::UnknownFrequency;
+use crate::chip::uart::Port;
 use crate::chip::{console, interrupt, log as kernel_log, timer};
 use crate::devices::edu::Edu;
 use crate::devices::slot::{self, Driver};
@@ -48,7 +48,7 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
-use crate::platform::{Platform, PlatformError, Psci, TagStorageRegion, UART_BYTES};
+use crate::platform::{Platform, PlatformError, Psci, TagStorageRegion, Uart};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, SecondaryMemory, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
@@ -116,13 +116,13 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
 
 /// The console until there are kernel mappings: what `earlycon=` names, else what the device tree names.
 fn early_console(platform: &Platform) {
-    static EARLY: Once<Pl011> = Once::new();
-    let named = [console::earlycon(), platform.uart.map(|uart| uart.registers.start())];
+    static EARLY: Once<Port> = Once::new();
+    let named = [console::earlycon(), platform.uart];
     // A port there would write into memory, for good: later its registers are refused.
-    let named = named.map(|registers| registers.filter(|&registers| !is_memory(platform, registers)));
-    // SAFETY: by the boot arguments or the device tree a PL011 is at each.
-    let Some(port) = named.into_iter().flatten().find_map(|registers| unsafe { early_port(registers) }) else { return };
-    console::init_early(EARLY.call_once(|| port));
+    let named = named.map(|uart| uart.filter(|uart| !is_memory(platform, uart.registers.start())));
+    // SAFETY: by the boot arguments or the device tree such a port is at each.
+    let Some(port) = named.iter().flatten().find_map(|uart| unsafe { early_port(uart) }) else { return };
+    console::init_early(EARLY.call_once(|| port).console());
     kernel_log::print_backlog();
 }
 
@@ -135,13 +135,14 @@ fn is_memory(platform: &Platform, registers: PhysAddr) -> bool {
     is_memory
 }
 
-/// The PL011 at `registers`, mapped by the fixmap; `None`, with a warning, where nothing answers there.
+/// The port, mapped by the fixmap; `None`, with a warning, where nothing answers there.
 ///
 /// # Safety
-/// What lies there is a PL011, or nothing.
-unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
+/// What lies there is such a port, or nothing.
+unsafe fn early_port(uart: &Uart) -> Option<Port> {
+    let registers = uart.registers.start();
     // One page is mapped, and no more.
-    if registers.0 % PAGE_SIZE as u64 > PAGE_SIZE as u64 - UART_BYTES {
+    if registers.0 % PAGE_SIZE as u64 > PAGE_SIZE as u64 - uart.used_bytes() {
         crate::log::warn!("console: its registers at {registers} cross the end of a page");
         return None;
     }
@@ -151,22 +152,20 @@ unsafe fn early_port(registers: PhysAddr) -> Option<Pl011> {
         return None;
     };
     // SAFETY: mapped for ever as device memory, and the caller's word for what it is.
-    unsafe { port_at(mapped, registers) }
+    unsafe { port_at(mapped, uart) }
 }
 
-/// The port whose registers, at `registers`, are mapped at `mapped`; `None`, after a warning, where nothing answers.
+/// The port whose registers are mapped at `mapped`; `None`, after a warning, where nothing answers.
 ///
 /// # Safety
-/// As for [`Pl011::new`], if anything answers.
-unsafe fn port_at(mapped: VirtAddr, registers: PhysAddr) -> Option<Pl011> {
-    /// UARTFR: a read of it changes nothing.
-    const FLAGS: u64 = 0x18;
-    if let Err(fault) = probe::read::<u32>(mapped + FLAGS) {
-        crate::log::warn!("console: no registers at {registers}: {fault}");
+/// As for [`Port::new`], if anything answers.
+unsafe fn port_at(mapped: VirtAddr, uart: &Uart) -> Option<Port> {
+    if let Err(fault) = Port::probe(uart, mapped) {
+        crate::log::warn!("console: no registers at {}: {fault}", uart.registers.start());
         return None;
     }
     // SAFETY: the caller's.
-    unsafe { Pl011::new(mapped) }
+    unsafe { Port::new(uart, mapped) }
 }
 
 /// Reports why the boot ends, on the console where there is one, and ends it.
@@ -312,7 +311,7 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     };
     let uart = platform.uart.and_then(|uart| Some((uart, map(uart.registers)?)));
     if let Some((uart, mapped)) = uart {
-        use_console(mapped, uart.registers.start());
+        use_console(mapped, &uart);
     }
     power::map(&platform.power, &mut map);
     if let Err(error) =
@@ -496,12 +495,12 @@ fn arrive(cpu: &'static Cpu) {
     cpu.features.call_once(CpuFeatures::read);
 }
 
-fn use_console(mapped: VirtAddr, registers: PhysAddr) {
-    static PORT: Once<Pl011> = Once::new();
-    // SAFETY: by the device tree a PL011 is there, and it is mapped for ever.
-    if let Some(port) = unsafe { port_at(mapped, registers) } {
+fn use_console(mapped: VirtAddr, uart: &Uart) {
+    static PORT: Once<Port> = Once::new();
+    // SAFETY: by the device tree such a port is there, and it is mapped for ever.
+    if let Some(port) = unsafe { port_at(mapped, uart) } {
         let first = !console::is_connected();
-        console::init(PORT.call_once(|| port));
+        console::init(PORT.call_once(|| port).console());
         if first {
             kernel_log::print_backlog();
         }

@@ -10,6 +10,7 @@ use granule::chip::console::{self, Console};
 struct Slow(Mutex<(usize, Vec<u8>)>);
 
 impl Console for Slow {
+    fn acknowledge(&self) {}
     fn write(&self, bytes: &[u8]) -> usize {
         let (fifo, sent) = &mut *self.0.lock().unwrap();
         *fifo = fifo.saturating_sub(1);

@@ -45,7 +45,7 @@ use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 #[cfg(target_os = "none")]
 use crate::mm::OutOfMemory;
-use crate::platform::Interrupt;
+use crate::platform::{Interrupt, Uart, UartKind};
 #[cfg(target_os = "none")]
 use crate::sched::{PollNode, Woken, poll_until};
 use crate::sched::{PollQueue, ThreadRef};
@@ -58,7 +58,7 @@ pub use person::{EditedLine, Foreground};
 #[distributed_slice(PARAMETERS)]
 static EARLYCON: Parameter = Parameter {
     name: "earlycon",
-    help: "the console until memory is set up: pl011,0xADDRESS; alone: the device tree's",
+    help: "the console until memory is set up: KIND,0xADDRESS[,STRIDE]; alone: the device tree's",
     check: |value| parse_earlycon(value).map(drop),
 };
 
@@ -82,6 +82,9 @@ pub trait Console: Sync {
     fn is_busy(&self) -> bool;
     /// The next byte that the device has received, if any. Bytes that arrived damaged are skipped.
     fn read(&self) -> Option<u8>;
+    /// Ends what an interrupt left standing in the device, in front of reading and writing: what comes after it interrupts
+    /// again. Only from the handler of the interrupt, which then does both.
+    fn acknowledge(&self);
     /// Makes the device interrupt when there is something to [`read`](Self::read), or stop doing so.
     fn set_receive_interrupt(&self, on: bool);
     /// Makes the device interrupt when its FIFO, which was full, has room again, or stop doing so.
@@ -149,21 +152,34 @@ static WAKER: Once<ThreadRef> = Once::new();
 /// See [`take_over`].
 static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
 
-/// What `earlycon=` names: the physical address of a PL011's registers. `None` where there is no such argument, it stands
-/// alone, or its value is bad, of which [`bootargs::check`] warns.
-pub fn earlycon() -> Option<PhysAddr> {
+/// What `earlycon=` names. `None` where there is no such argument, it stands alone, or its value is bad, of which
+/// [`bootargs::check`] warns.
+pub fn earlycon() -> Option<Uart> {
     parse_earlycon(bootargs::get("earlycon")?).ok().flatten()
 }
 
-fn parse_earlycon(value: &str) -> Result<Option<PhysAddr>, Refused> {
+/// `KIND,0xADDRESS[,STRIDE]`. Linux's words for the width of accesses may stand in front of the address of a PL011, which
+/// has one width; its stride, in bytes, is that width too where a kind has both.
+fn parse_earlycon(value: &str) -> Result<Option<Uart>, Refused> {
+    const FORM: &str = "KIND,0xADDRESS[,STRIDE], with the address of its registers in hexadecimal";
+    const KINDS: &str = "pl011 sbsa ns16550 dw bcm2835aux imx lpuart meson cadence exynos armada3700 geni uartdm scif";
+    const STRIDE: &str = "STRIDE is 1, 2 or 4 bytes, and for ns16550, dw, bcm2835aux and scif alone";
     if value.is_empty() {
         return Ok(None);
     }
-    let digits = value.strip_prefix("pl011,").map(|rest| rest.strip_prefix("mmio32,").unwrap_or(rest));
-    let digits = digits.and_then(|digits| digits.strip_prefix("0x"));
+    let (name, rest) = value.split_once(',').ok_or_else(|| Refused::because(FORM))?;
+    let kind = UartKind::ALL.into_iter().find(|kind| kind.name() == name).ok_or_else(|| Refused::because(KINDS))?;
+    let rest = if kind == UartKind::Pl011 { rest.strip_prefix("mmio32,").unwrap_or(rest) } else { rest };
+    let (digits, stride) = rest.split_once(',').map_or((rest, None), |(digits, stride)| (digits, Some(stride)));
+    let digits = digits.strip_prefix("0x").filter(|digits| !digits.starts_with('+'));
     let address = digits.and_then(|digits| u64::from_str_radix(digits, 16).ok());
-    let aligned = address.filter(|address| address.is_multiple_of(4)).map(PhysAddr);
-    aligned.map(Some).ok_or_else(|| Refused::because("pl011,0x and the address of its registers in hexadecimal"))
+    let address = address.map(PhysAddr).ok_or_else(|| Refused::because(FORM))?;
+    let layout = match stride {
+        None => kind.usual_layout(),
+        Some(stride) => kind.layout_of_stride(stride).ok_or_else(|| Refused::because(STRIDE))?,
+    };
+    let uart = Uart::at(kind, address, layout);
+    uart.map(Some).ok_or_else(|| Refused::because("the address of registers, aligned to their width"))
 }
 
 /// Whether there is a port that [`print`] prints on.
@@ -223,8 +239,7 @@ fn handle_interrupt(_: &Cpu) {
     let Some(port) = port() else { return };
     let (received, interrupted) = {
         let mut terminal = TERMINAL.lock();
-        terminal.receive(port);
-        terminal.handle_transmit(port);
+        terminal.handle_interrupt(port);
         (!terminal.received.is_empty(), terminal.interrupts != 0)
     };
     if received && let Some(waker) = WAKER.get() {
@@ -544,6 +559,13 @@ impl Terminal {
             port.set_transmit_interrupt(true);
         }
         leave
+    }
+
+    /// What comes while the bytes are moved interrupts again: so the causes are ended first.
+    fn handle_interrupt(&mut self, port: &dyn Console) {
+        port.acknowledge();
+        self.receive(port);
+        self.handle_transmit(port);
     }
 
     /// Gives the port what its FIFO has room for, if the transmit interrupt is on; turns it off behind the last byte.

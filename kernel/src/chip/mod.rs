@@ -18,8 +18,8 @@ pub mod log;
 #[cfg(any(target_os = "none", test))]
 mod order;
 mod output;
-#[cfg(any(target_os = "none", test))]
 pub mod pl011;
 pub mod power;
 mod syscon;
 pub mod timer;
+pub mod uart;

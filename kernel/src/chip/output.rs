@@ -131,6 +131,7 @@ pub(super) mod tests {
         transmit_interrupt: Option<bool>,
         received: VecDeque<u8>,
         receive_interrupt: Option<bool>,
+        acknowledged: Option<(usize, usize)>,
     }
 
     impl Console for Fake {
@@ -149,6 +150,10 @@ pub(super) mod tests {
         }
         fn read(&self) -> Option<u8> {
             self.state.lock().unwrap().received.pop_front()
+        }
+        fn acknowledge(&self) {
+            let mut state = self.state.lock().unwrap();
+            state.acknowledged = Some((state.received.len(), state.fifo));
         }
         fn set_receive_interrupt(&self, on: bool) {
             self.state.lock().unwrap().receive_interrupt = Some(on);
@@ -177,6 +182,10 @@ pub(super) mod tests {
         /// What was last asked of the transmit interrupt.
         pub(in crate::chip) fn transmit_interrupt(&self) -> Option<bool> {
             self.state.lock().unwrap().transmit_interrupt
+        }
+        /// Bytes that were received, and that were to be sent, when the interrupt was last acknowledged.
+        pub(in crate::chip) fn acknowledged(&self) -> Option<(usize, usize)> {
+            self.state.lock().unwrap().acknowledged
         }
         pub(in crate::chip) fn sent(&self) -> Vec<u8> {
             self.state.lock().unwrap().sent.clone()

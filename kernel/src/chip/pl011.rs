@@ -146,6 +146,9 @@ impl Console for Pl011 {
         }
     }
 
+    /// Its interrupts stand as long as what they report.
+    fn acknowledge(&self) {}
+
     fn set_receive_interrupt(&self, on: bool) {
         let mut uart = self.uart();
         // The timeout interrupt is for what stays below the FIFO's level: without it a single key would wait.

@@ -1,5 +1,6 @@
 //! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
-//! `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,gic-v3-its`, `arm,armv8-timer`, `arm,psci`, `arm,pl011` and `arm,smmu-v3`).
+//! `arm,gic-v3-its`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`, `arm,psci` and
+//! `arm,smmu-v3`).
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
@@ -11,6 +12,7 @@ use super::memory;
 use super::pcie::{self, References};
 use super::power::PowerNodes;
 use super::tree::{Node, cell, strings};
+use super::uart::{Uart, UartNode};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
 
 /// A CPU in the tree.
@@ -110,15 +112,6 @@ const NOWHERE: PhysRange = match PhysRange::new(PhysAddr(0), PhysAddr(0)) {
     None => unreachable!(),
 };
 
-/// A serial port.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Uart {
-    /// Its registers.
-    pub registers: PhysRange,
-    /// Its interrupt; without one it is polled.
-    pub interrupt: Option<Interrupt>,
-}
-
 /// The Interrupt Translation Service of a GICv3: it makes interrupts of what devices write (IHI 0069, 5).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Its {
@@ -159,8 +152,7 @@ pub(super) struct Found<'t> {
     its: Option<Its>,
     timer: Option<TimerNode<'t>>,
     psci: Option<Psci>,
-    stdout: Option<UartNode<'t>>,
-    uart: Option<UartNode<'t>>,
+    console: Option<UartNode<'t>>,
     pcie: Option<pcie::HostBridgeNode<'t>>,
     pub(super) power: PowerNodes<'t>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
@@ -170,7 +162,11 @@ pub(super) struct Found<'t> {
 
 impl<'t> Found<'t> {
     /// Takes `node` down if it is one of them.
-    pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_stdout: bool) -> Result<(), PlatformError> {
+    pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_console: bool) -> Result<(), PlatformError> {
+        if is_console {
+            self.console = dispensable(UartNode::read(node)).flatten();
+            return Ok(());
+        }
         for compatible in node.compatible() {
             match compatible {
                 "arm,gic-v3" if self.gic.is_none() => self.add_gic_v3(node)?,
@@ -198,10 +194,6 @@ impl<'t> Found<'t> {
                 }
                 "arm,psci" if self.psci.is_none() => {
                     self.psci = Some(Psci { conduit: conduit(node)?, functions: listed_functions(node) });
-                }
-                "arm,pl011" => {
-                    let slot = if is_stdout { &mut self.stdout } else { &mut self.uart };
-                    *slot = slot.or_else(|| dispensable(UartNode::read(node)));
                 }
                 "pci-host-ecam-generic" if self.pcie.is_none() => {
                     self.pcie = dispensable(pcie::HostBridgeNode::read(node))
@@ -244,7 +236,11 @@ impl<'t> Found<'t> {
 
     /// Hands the console over.
     pub(super) fn store_console(&self, platform: &mut Platform) {
-        platform.uart = self.stdout.or(self.uart).map(|uart| uart.resolve(&self.references.gic));
+        platform.uart = self.console.map(|console| {
+            let (uart, interrupt) = console.resolve(&self.references.gic);
+            // Its interrupt may make no sense without harm: without one it is polled.
+            Uart { interrupt: dispensable(interrupt).flatten(), ..uart }
+        });
     }
 
     /// Hands everything else over.
@@ -360,33 +356,6 @@ impl<'t> TimerNode<'t> {
     }
 }
 
-/// Bytes of a PL011's registers that are used, up to UARTDMACR.
-pub const UART_BYTES: u64 = 0x4c;
-
-/// A serial port, but for its interrupt.
-#[derive(Clone, Copy)]
-struct UartNode<'t> {
-    registers: PhysRange,
-    interrupts: Interrupts<'t>,
-}
-
-impl<'t> UartNode<'t> {
-    #[inline(never)]
-    fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
-        let registers = node.first_registers()?;
-        if registers.size() < UART_BYTES || !registers.start().is_aligned(4) {
-            return Err(node.bad("reg"));
-        }
-        Ok(Self { registers, interrupts: node.interrupts() })
-    }
-
-    /// Its interrupt may make no sense without harm: without one it is polled.
-    fn resolve(self, gic: &ControllerNode) -> Uart {
-        let interrupt = dispensable(self.interrupts.get(0, gic)).flatten();
-        Uart { registers: self.registers, interrupt }
-    }
-}
-
 /// An SMMUv3, but for its interrupts.
 struct SmmuNode<'t> {
     phandle: Option<u32>,
@@ -417,12 +386,4 @@ impl<'t> SmmuNode<'t> {
             global_error: named("gerror"),
         }
     }
-}
-
-/// Where `/chosen` `stdout-path` leads: without the options behind the colon, an alias resolved.
-pub(super) fn stdout_path<'t>(chosen: Option<&Node<'t, '_>>, aliases: Option<&Node<'t, '_>>) -> Option<&'t str> {
-    let chosen = chosen?;
-    let value = chosen.string("stdout-path").or_else(|| chosen.string("linux,stdout-path"))?;
-    let path = value.split(':').next()?;
-    if path.starts_with('/') { Some(path) } else { aliases?.string(path) }
 }

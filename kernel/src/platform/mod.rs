@@ -13,7 +13,8 @@
 //! - [`tag_storage`]: reservations that hold allocation tags
 //! - [`features`]: what the CPUs can do; from their own registers, not from the tree
 //! - [`errata`]: what is wrong with some of them, by [`design`]
-//! - [`devices`]: CPUs, PSCI, interrupt controller, timer, UART, SMMU
+//! - [`devices`]: CPUs, PSCI, interrupt controller, timer, SMMU
+//! - [`uart`]: the serial port that is the console
 //! - [`interrupts`]: which line of the interrupt controller a node's interrupt is
 //! - [`power`]: registers that end or reset the machine
 //! - [`pcie`]: the PCIe host bridge, and its maps of requester IDs
@@ -32,6 +33,7 @@ pub mod speculation;
 mod structure;
 mod tag_storage;
 mod tree;
+mod uart;
 
 #[cfg(test)]
 mod mutated;
@@ -51,7 +53,7 @@ use crate::smp::MAX_CPUS;
 
 pub use devices::{
     Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Psci,
-    PsciFunctions, Redistributors, Smmu, Trigger, UART_BYTES, Uart,
+    PsciFunctions, Redistributors, Smmu, Trigger,
 };
 pub use features::SystemFeatures;
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
@@ -60,6 +62,7 @@ pub use size_change::SizeChange;
 pub use structure::StructureError;
 pub use tag_storage::{MAX_TAG_STORAGE, TagStorageRegion};
 pub use tree::{DmaRange, DmaRanges};
+pub use uart::{RegisterWidth, Uart, UartKind, UartLayout};
 
 /// Banks of memory that are kept apart; adjacent ones are one.
 pub const MAX_BANKS: usize = 32;
@@ -109,7 +112,8 @@ pub struct Platform {
     pub timer: Interrupt,
     /// The timer's `clock-frequency`, in Hz, for firmware that left CNTFRQ_EL0 at zero.
     pub timer_frequency: Option<u64>,
-    /// The console: what `stdout-path` names, else the first UART that there is a driver for.
+    /// The console: what `stdout-path` names, in a tree without it the alias `serial0`; `None` where there is no driver
+    /// for that one, or it is not free.
     pub uart: Option<Uart>,
     /// The first PCIe host with ECAM configuration space.
     pub pcie: Option<Pcie>,
@@ -241,9 +245,9 @@ impl Platform {
         root: &tree::Root<'t>,
         [chosen, aliases, cpus, reserved]: &[Option<tree::Node<'t, '_>>; 4],
     ) -> Result<power::PowerNodes<'t>, PlatformError> {
-        let stdout = devices::stdout_path(chosen.as_ref(), aliases.as_ref());
+        let console = uart::console_path(chosen.as_ref(), aliases.as_ref());
         let mut found = devices::Found::default();
-        let visited = root.visit(stdout, &mut |node, left| {
+        let visited = root.visit(console, &mut |node, left| {
             memory::banks(self, node)?;
             found.look_at(node, left == Some(""))
         });

@@ -4,6 +4,7 @@ use granule_arch::addr::PhysAddr;
 
 use super::{BEHIND, Edited, QUEUE, Reader, Terminal, parse_earlycon};
 use crate::chip::output::tests::Fake;
+use crate::platform::{RegisterWidth, UartKind};
 
 /// Adds output, as a print does; the position after it.
 fn print(terminal: &mut Terminal, port: &Fake, bytes: &[u8]) -> u64 {
@@ -208,14 +209,65 @@ fn output_of_others_erases_the_edited_line_once() {
 }
 
 #[test]
-fn earlycon_names_a_pl011_by_its_address() {
-    let parse = |value| parse_earlycon(value).ok();
+fn an_interrupt_is_acknowledged_in_front_of_reading_and_writing() {
+    let port = Fake::new(4, 0);
+    let mut terminal = Terminal::new();
+    let end = print(&mut terminal, &port, b"output");
+    assert!(terminal.transmit(&port, end, true, false), "the FIFO is full");
+    port.transmit();
+    port.receive(b"in");
+    assert_eq!(port.acknowledged(), None);
+    terminal.handle_interrupt(&port);
+    assert_eq!(port.acknowledged(), Some((2, 0)));
+    assert_eq!((terminal.received.len(), port.sent().len()), (2, 6));
+}
+
+#[test]
+fn earlycon_names_a_kind_an_address_and_a_stride() {
+    use RegisterWidth::{Byte, Half, Word};
+
+    let parse = |value: &str| parse_earlycon(value).ok();
+    let is = |value: &str, kind, address, shift, width| {
+        let uart = parse(value).unwrap().unwrap();
+        let found = (uart.kind, uart.registers.start(), uart.layout.shift, uart.layout.width, uart.interrupt);
+        assert_eq!(found, (kind, PhysAddr(address), shift, width, None), "{value}");
+    };
     assert_eq!(parse(""), Some(None));
-    assert_eq!(parse("pl011,0x9000000"), Some(Some(PhysAddr(0x900_0000))));
-    assert_eq!(parse("pl011,mmio32,0xfe201000"), Some(Some(PhysAddr(0xfe20_1000))));
-    for bad in
-        ["pl011", "pl011,", "pl011,9000000", "uart8250,0x9000000", "pl011,0x9000002", "pl011,0x1ffffffffffffffff"]
-    {
+    is("pl011,0x9000000", UartKind::Pl011, 0x900_0000, 0, Byte);
+    is("pl011,mmio32,0xfe201000", UartKind::Pl011, 0xfe20_1000, 0, Byte);
+    is("ns16550,0x9000001", UartKind::Ns16550, 0x900_0001, 0, Byte);
+    is("ns16550,0x9000002,2", UartKind::Ns16550, 0x900_0002, 1, Half);
+    is("ns16550,0x9000000,4", UartKind::Ns16550, 0x900_0000, 2, Word);
+    is("dw,0x9000000", UartKind::DesignWare, 0x900_0000, 2, Word);
+    is("scif,0x9000000", UartKind::Scif, 0x900_0000, 2, Half);
+    is("scif,0x9000000,2", UartKind::Scif, 0x900_0000, 1, Half);
+    for kind in UartKind::ALL {
+        is(
+            &format!("{},0x9000000", kind.name()),
+            kind,
+            0x900_0000,
+            kind.usual_layout().shift,
+            kind.usual_layout().width,
+        );
+        let refused = parse_earlycon("no,0x9000000").unwrap_err().to_string();
+        assert!(refused.contains(kind.name()), "{refused}");
+    }
+    for bad in [
+        "pl011",
+        "pl011,",
+        "pl011,9000000",
+        "pl011,0x+9000000",
+        "uart8250,0x9000000",
+        "pl011,0x9000002",
+        "pl011,0x1ffffffffffffffff",
+        "pl011,0xffffffffffffffc4",
+        "pl011,0x9000000,4",
+        "ns16550,mmio32,0x9000000",
+        "ns16550,0x9000000,3",
+        "ns16550,0x9000000,",
+        "ns16550,0x9000001,4",
+        "ns16550,0x9000000,4,115200",
+    ] {
         assert_eq!(parse(bad), None, "{bad}");
     }
 }
