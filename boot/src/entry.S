@@ -166,7 +166,8 @@ _start:
     .quad   0                               // text_offset: from a 2 MiB aligned address
     .quad   __image_size                    // all that must be free, bss included
     .quad   0b1010                          // little endian, 4 KiB pages, anywhere in memory
-    .quad   0, 0, 0
+    .quad   {LOG} - _start                  // reserved; here: where the log is, from the image's start on
+    .quad   0, 0
     .ascii  "ARM\x64"
     .long   0                               // offset of a PE header: none
 
@@ -203,7 +204,7 @@ drop_to_el1:
     cmp     x21, #2
     b.eq    at_el2
     cmp     x21, #1
-    b.ne    park                            // EL3 is not an entry: a loader's mistake
+    b.ne    refuse                          // EL3 is not an entry: a loader's mistake
     constant x0, {SCTLR_EL1_MMU_OFF}
     msr     sctlr_el1, x0
     isb
@@ -452,9 +453,28 @@ configure_el1:
 9:  isb
     ret
 
+// Of the one that is refused, the log tells: nothing else is there. Device memory, so that a debugger sees it.
+refuse:
+    address x0, {LOG}
+    adr     x1, refused
+    mov     x2, #(refused_end - refused)
+    str     xzr, [x0]
+    str     x2, [x0, #{LOG_END}]
+    add     x0, x0, #{LOG_BYTES}
+1:  ldrb    w3, [x1], #1
+    strb    w3, [x0], #1
+    subs    x2, x2, #1
+    b.ne    1b
+    dsb     sy
+
 park:
     wfe
     b       park
+
+refused:
+    .ascii  "boot failed: entered at EL3; the loader must enter at EL2 or EL1\n"
+refused_end:
+    .balign 4
 
 // For exceptions that have no handler yet, and for EL2 once it is empty.
     .balign 0x800

@@ -14,6 +14,7 @@ use arm_sysregs::el1::registers::{
     GcrEl1, IdAa64isar2El1, IdAa64mmfr0El1, IdAa64mmfr1El1, IdAa64mmfr3El1, IdAa64pfr0El1, RgsrEl1, SctlrEl1, TcrEl1,
 };
 use granule::boot_info::BootInfo;
+use granule::chip::log::{RING, Ring};
 use granule::mm::layout;
 use granule::smp::{AFFINITY, BOOT_CPU, SECONDARY_BOOTS, SecondaryBoot};
 use granule::trap::STACK_SIZE;
@@ -95,6 +96,9 @@ core::arch::global_asm!(
     BOOT_STACK_SIZE = const STACK_SIZE,
     EARLY_MAP_TABLES = const EARLY_MAP_TABLES,
     BOOT_CPU = sym BOOT_CPU,
+    LOG = sym RING,
+    LOG_END = const Ring::END,
+    LOG_BYTES = const Ring::BYTES,
     TCR_OF_THIS_CPU = sym mmu::tcr_of_this_cpu,
     TURN_ON = sym mmu::turn_on,
     // Descriptors.

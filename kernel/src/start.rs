@@ -168,8 +168,9 @@ unsafe fn port_at(mapped: VirtAddr, uart: &Uart) -> Option<Port> {
     unsafe { Port::new(uart, mapped) }
 }
 
-/// Reports why the boot ends, on the console where there is one, and ends it.
+/// Reports why the boot ends, in the log and on the console where there is one, and ends it.
 fn fail(error: &BootError) -> ! {
+    kernel_log::keep(format_args!("boot failed: {error}\n"));
     if !console::is_connected() {
         power::fail_without_console(format_args!("boot failed: {error}"));
     }

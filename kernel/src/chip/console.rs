@@ -39,7 +39,6 @@ use linkme::distributed_slice;
 use spin::Once;
 
 use super::interrupt::{self, InterruptError};
-use super::log::Ring;
 use super::output::{LINE_ROOM, Output, ROOM, with_line_ends};
 use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
@@ -102,8 +101,6 @@ pub(super) struct Terminal {
     pub(super) output: Output,
     /// The transmit interrupt is on: it sends what is in `output`.
     transmits: bool,
-    /// The last lines of the log.
-    pub(super) ring: Ring,
     /// The programs of the [`Foreground`], if there is one.
     foreground: Option<Family>,
     /// How often Ctrl-C was received and not taken yet ([`Foreground::take_interrupt`]).
@@ -460,7 +457,6 @@ impl Terminal {
             held_back: false,
             output: Output::new(),
             transmits: false,
-            ring: Ring::new(),
             foreground: None,
             interrupts: 0,
             line: Edited::None,

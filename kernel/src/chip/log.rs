@@ -3,9 +3,12 @@
 //! Each record is a line `[    0.001234] text`, with the seconds since the kernel was entered; records above `info` in
 //! importance carry their level. The ring has everything down to `debug`; the console has what `loglevel=` asks for.
 //! What does not fit any more leaves the ring as whole lines, the oldest first.
+//!
+//! Where there is no console the ring is all that tells how a boot went: the image's header has its place, for a debugger
+//! (docs/BOARDS.md).
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 
 use linkme::distributed_slice;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -15,6 +18,9 @@ use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 
 /// Bytes that the ring keeps.
 const SIZE: usize = 16 * 1024;
+
+/// The last lines of the log. All zeros at first: the image does not contain it. Used with the terminal's lock held.
+pub static RING: Ring = Ring::new();
 /// Longest line that [`read`] gives; what is longer comes in pieces.
 pub const LINE: usize = 160;
 
@@ -85,18 +91,23 @@ impl Log for Logger {
                 let _ = Both(print).write_fmt(line);
             });
         } else {
-            with_terminal(|terminal| terminal.map(|terminal| terminal.ring.write_fmt(line)));
+            keep(line);
         }
     }
 
     fn flush(&self) {}
 }
 
+/// Adds text, which ends in a line's end, to the ring alone.
+pub fn keep(text: fmt::Arguments<'_>) {
+    with_terminal(|terminal| terminal.map(|_| (&RING).write_fmt(text)));
+}
+
 /// Copies one line of the log, or a piece of one, into `line`: the first at or after `position` that is still there.
 ///
 /// Positions count bytes since the boot. Returns the text and the position to go on from; `None` at the end.
 pub fn read(position: u64, line: &mut [u8; LINE]) -> Option<(&[u8], u64)> {
-    let (length, next) = with_terminal(|terminal| terminal?.ring.read(position, line))?;
+    let (length, next) = with_terminal(|terminal| terminal.and_then(|_| RING.read(position, line)))?;
     Some((&line[..length], next))
 }
 
@@ -105,60 +116,77 @@ struct Both<'a>(&'a mut Print);
 
 impl Write for Both<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
-        if let Some(terminal) = &mut self.0.terminal {
-            terminal.ring.push(text.as_bytes());
+        if self.0.terminal.is_some() {
+            RING.push(text.as_bytes());
         }
         self.0.write_str(text)
     }
 }
 
-impl Write for Ring {
+impl Write for &Ring {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         self.push(text.as_bytes());
         Ok(())
     }
 }
 
-/// The last lines that were logged.
-pub(super) struct Ring {
-    bytes: [u8; SIZE],
+/// The last lines that were logged. Laid out for a debugger, and for the entry code, which writes it before there is a
+/// kernel. There is one writer at a time.
+#[repr(C)]
+pub struct Ring {
     /// Position of the oldest byte: always the start of a line.
-    start: u64,
+    start: AtomicU64,
     /// Position after the newest.
-    end: u64,
+    end: AtomicU64,
+    /// Each byte is at its position modulo the length.
+    bytes: [AtomicU8; SIZE],
 }
 
 impl Ring {
-    pub(super) const fn new() -> Self {
-        Self { bytes: [0; SIZE], start: 0, end: 0 }
+    /// Where the position after the newest byte, and where the bytes are in it.
+    pub const END: usize = core::mem::offset_of!(Self, end);
+    /// See [`END`](Self::END).
+    pub const BYTES: usize = core::mem::offset_of!(Self, bytes);
+
+    const fn new() -> Self {
+        Self { start: AtomicU64::new(0), end: AtomicU64::new(0), bytes: [const { AtomicU8::new(0) }; SIZE] }
     }
 
-    fn push(&mut self, text: &[u8]) {
+    fn byte(&self, position: u64) -> &AtomicU8 {
+        &self.bytes[position as usize % SIZE]
+    }
+
+    fn push(&self, text: &[u8]) {
+        let mut end = self.end.load(Ordering::Relaxed);
         for &byte in text {
-            if self.end - self.start == SIZE as u64 {
-                self.drop_line();
+            if end - self.start.load(Ordering::Relaxed) == SIZE as u64 {
+                self.drop_line(end);
             }
-            self.bytes[self.end as usize % SIZE] = byte;
-            self.end += 1;
+            self.byte(end).store(byte, Ordering::Relaxed);
+            end += 1;
+            self.end.store(end, Ordering::Relaxed);
         }
     }
 
     /// Forgets the oldest line; everything, where it is all one line.
-    fn drop_line(&mut self) {
-        while self.start < self.end {
-            let byte = self.bytes[self.start as usize % SIZE];
-            self.start += 1;
+    fn drop_line(&self, end: u64) {
+        let mut start = self.start.load(Ordering::Relaxed);
+        while start < end {
+            let byte = self.byte(start).load(Ordering::Relaxed);
+            start += 1;
             if byte == b'\n' {
                 break;
             }
         }
+        self.start.store(start, Ordering::Relaxed);
     }
 
     fn read(&self, position: u64, line: &mut [u8; LINE]) -> Option<(usize, u64)> {
-        let mut position = position.max(self.start);
+        let mut position = position.max(self.start.load(Ordering::Relaxed));
+        let end = self.end.load(Ordering::Relaxed);
         let mut length = 0;
-        while position < self.end && length < LINE {
-            line[length] = self.bytes[position as usize % SIZE];
+        while position < end && length < LINE {
+            line[length] = self.byte(position).load(Ordering::Relaxed);
             position += 1;
             length += 1;
             if line[length - 1] == b'\n' {
@@ -184,7 +212,7 @@ mod tests {
 
     #[test]
     fn what_was_logged_is_read_back_line_by_line() {
-        let mut ring = Ring::new();
+        let ring = Box::new(Ring::new());
         ring.push(b"one\ntw");
         ring.push(b"o\n");
         assert_eq!(lines(&ring), ["one\n", "two\n"]);
@@ -192,7 +220,7 @@ mod tests {
 
     #[test]
     fn the_oldest_lines_go_whole() {
-        let mut ring = Ring::new();
+        let ring = Box::new(Ring::new());
         for number in 0..10_000 {
             ring.push(format!("line {number}\n").as_bytes());
         }
@@ -205,7 +233,7 @@ mod tests {
 
     #[test]
     fn a_line_longer_than_the_ring_does_not_stop_it() {
-        let mut ring = Ring::new();
+        let ring = Box::new(Ring::new());
         ring.push(&[b'x'; 2 * SIZE + 7]);
         ring.push(b"\nafter\n");
         assert_eq!(lines(&ring).last().unwrap(), "after\n");
@@ -213,7 +241,7 @@ mod tests {
 
     #[test]
     fn reading_goes_on_at_the_oldest_line_where_the_position_is_gone() {
-        let mut ring = Ring::new();
+        let ring = Box::new(Ring::new());
         for number in 0..10_000 {
             ring.push(format!("line {number}\n").as_bytes());
         }
