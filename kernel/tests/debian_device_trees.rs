@@ -1,6 +1,12 @@
-//! Every device tree of the newest arm64 kernel image package of Debian can be read.
+//! Every device tree of the newest arm64 kernel image package of Debian can be read, and its console, if it has one, is the
+//! one that it names.
 //!
-//! A tree may lack the memory, which boot loaders put in, or a GIC: the parser says so last, having read the rest.
+//! A tree may lack the memory, which boot loaders put in: the test puts some in. It may lack a GIC: the parser says so last,
+//! having read the rest.
+//!
+//! The console is looked for a second time here. The driver then takes over a page of memory in place of the registers,
+//! and prints a line: whatever this changes must be in the registers that the tree names. docs/BOARDS.md has the table
+//! of what is driven; the test fails where that is not what it finds in the package that the table names.
 //!
 //! The package is taken when the test runs, from the mirror that this machine's own package sources name, into lists and
 //! a cache of the test's own: the system's stay as they are. Where it cannot be had, the test fails; on a system without
@@ -9,15 +15,24 @@
 //!
 //! `GRANULE_DEVICE_TREES` may name a directory with other trees, which is then read in its place.
 
-use std::collections::BTreeMap;
-use std::io::{self, Write};
+#![allow(unsafe_code, reason = "memory in place of registers")]
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 use std::{env, fs};
 
-use granule::platform::{Platform, PlatformError};
+use dtoolkit::fdt::{Fdt, FdtNode};
+use dtoolkit::{Node as _, Property as _};
+use granule::chip::uart::Port;
+use granule::platform::{Platform, PlatformError, Uart};
+use granule_arch::addr::VirtAddr;
 
+/// In front of the registers, for them, and behind them.
+const PAGE: usize = 4096;
 /// How long the newest package is taken to be so.
 const DAY: Duration = Duration::from_secs(24 * 3600);
 
@@ -171,23 +186,247 @@ fn every_device_tree_of_debians_newest_arm64_kernel_is_read() {
     };
     let trees = files(&directory, "dtb");
     assert!(trees.len() > 500, "{package} has {} device trees", trees.len());
-    let (mut refused, mut without) = (Vec::new(), BTreeMap::<String, usize>::new());
+    let mut seen = Seen::default();
     for path in &trees {
-        let blob = fs::read(path).unwrap();
-        match Platform::parse(&blob) {
-            Ok(_) => {}
-            Err(error @ PlatformError::Missing { .. }) => *without.entry(error.to_string()).or_default() += 1,
-            Err(error) => refused.push(format!("{}: {error}", path.display())),
-        }
+        seen.tree(path, &fs::read(path).unwrap());
     }
+    let Seen { refused, mut without, consoles, .. } = seen;
     println!("{package}: {} device trees, {} refused", trees.len(), refused.len());
     println!("read, and no machine to boot on: {without:?}");
     assert!(refused.is_empty(), "{}", refused.join("\n"));
-    // What a tree may lack: memory, which boot loaders put in, and an interrupt controller that there is a driver for.
-    let no_memory = without.remove("device tree: /memory has no reg").unwrap_or(0);
+    // An interrupt controller that there is a driver for.
     let no_driver = without
         .remove("device tree: / has no arm,gic-400, arm,gic-v3 or brcm,bcm2836-l1-intc interrupt controller")
         .unwrap_or(0);
     assert!(without.is_empty(), "{without:?}");
-    assert!(no_memory < trees.len() * 2 / 3 && no_driver < trees.len() / 50);
+    assert!(no_driver < trees.len() / 200, "{no_driver}");
+
+    let driven: usize = consoles.iter().filter(|(console, _)| console.driver.is_some()).map(|(_, count)| count).sum();
+    println!("{driven} have a driver for their console");
+    assert!(driven > trees.len() * 7 / 8, "{driven}");
+    let table = table(&package, trees.len(), &consoles);
+    let documented = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/BOARDS.md")).unwrap();
+    if documented.contains(&package) {
+        assert!(documented.contains(&table), "docs/BOARDS.md has another table:\n{table}");
+    } else {
+        println!("{table}");
+    }
+}
+
+/// What the trees have.
+#[derive(Default)]
+struct Seen {
+    refused: Vec<String>,
+    /// By what is missing.
+    without: BTreeMap<String, usize>,
+    consoles: BTreeMap<Console, usize>,
+    /// Kinds and layouts that have printed.
+    printed: BTreeSet<(&'static str, u8, u64)>,
+}
+
+/// A row of the table.
+#[derive(PartialEq, Eq, PartialOrd, Ord)]
+struct Console {
+    /// Its driver.
+    driver: Option<&'static str>,
+    /// What the node calls itself, at its most general; or why there is none.
+    what: String,
+}
+
+impl Seen {
+    fn tree(&mut self, path: &Path, blob: &[u8]) {
+        let name = path.display();
+        let console = named_console(blob);
+        let platform = match Platform::parse(blob) {
+            Err(PlatformError::Missing { property: "reg", .. }) => Platform::parse(&with_memory(blob)),
+            read => read,
+        };
+        match platform {
+            Ok(platform) => {
+                let driver = platform.uart.map(|uart| uart.kind.name());
+                match (&console, platform.uart) {
+                    (Ok(Named { registers, .. }), Some(uart)) => {
+                        let of_tree = (uart.registers.start().0, uart.registers.size());
+                        assert_eq!(of_tree, *registers, "{name}: the registers are those of the node");
+                        assert!(uart.used_bytes() <= uart.registers.size(), "{name}");
+                        if self.printed.insert((uart.kind.name(), uart.layout.shift, uart.layout.width.bytes())) {
+                            print_line(&uart);
+                        }
+                    }
+                    (_, None) => {}
+                    (Err(why), Some(uart)) => panic!("{name}: {why}, and {uart:?} is used"),
+                }
+                let what = console.map_or_else(str::to_owned, |named| named.compatible);
+                *self.consoles.entry(Console { driver, what }).or_default() += 1;
+            }
+            Err(error @ PlatformError::Missing { .. }) => {
+                *self.without.entry(error.to_string()).or_default() += 1;
+            }
+            Err(error) => self.refused.push(format!("{name}: {error}")),
+        }
+    }
+}
+
+/// The console that a tree names.
+struct Named {
+    compatible: String,
+    /// Where its registers begin, and their bytes.
+    registers: (u64, u64),
+}
+
+fn value<'t>(node: FdtNode<'t>, name: &str) -> Option<&'t [u8]> {
+    node.property(name).and_then(|property| property.value_as().ok())
+}
+
+fn text(value: &[u8]) -> Vec<String> {
+    let strings = value.split(|&byte| byte == 0).filter(|string| !string.is_empty());
+    strings.map(|string| String::from_utf8_lossy(string).into_owned()).collect()
+}
+
+fn number(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0, |number, &byte| number << 8 | u64::from(byte))
+}
+
+fn child<'t>(node: FdtNode<'t>, name: &str) -> Option<FdtNode<'t>> {
+    let is = |child: &FdtNode<'_>| child.name() == name || child.name().split('@').next() == Some(name);
+    node.children().find(is)
+}
+
+/// Bytes of addresses and of sizes on the bus that a node makes.
+fn cells(node: FdtNode<'_>) -> [usize; 2] {
+    let cells = |name, default| value(node, name).map_or(default, number) as usize * 4;
+    [cells("#address-cells", 2), cells("#size-cells", 1)]
+}
+
+/// The console that the tree names, or why it names none that may be used.
+fn named_console(blob: &[u8]) -> Result<Named, &'static str> {
+    let fdt = Fdt::new_unchecked(blob);
+    let root = fdt.root();
+    let alias = |name: &str| value(child(root, "aliases")?, name).map(|path| text(path).concat());
+    let named = child(root, "chosen").and_then(|chosen| {
+        value(chosen, "stdout-path").or_else(|| value(chosen, "linux,stdout-path")).map(|path| text(path).concat())
+    });
+    let path = match named {
+        Some(path) => {
+            let path = path.split(':').next().unwrap_or_default().to_owned();
+            if path.starts_with('/') { path } else { alias(&path).ok_or("`stdout-path` leads nowhere")? }
+        }
+        None => alias("serial0").ok_or("neither `stdout-path` nor `serial0`")?,
+    };
+    let mut way = vec![root];
+    for component in path.split('/').filter(|component| !component.is_empty()) {
+        let node = child(way[way.len() - 1], component).ok_or("`stdout-path` leads nowhere")?;
+        if value(node, "status").is_some_and(|status| !matches!(status, b"okay\0" | b"ok\0")) {
+            return Err("the console is disabled");
+        }
+        way.push(node);
+    }
+    let node = way[way.len() - 1];
+    let is_on = |node: &FdtNode<'_>| value(*node, "status").is_none_or(|status| matches!(status, b"okay\0" | b"ok\0"));
+    if node.children().any(|child| is_on(&child)) {
+        return Err("another device is on the console's line");
+    }
+    let compatible = value(node, "compatible").map(text).unwrap_or_default();
+    let [address_bytes, size_bytes] = cells(way[way.len() - 2]);
+    // A console may have no registers of its own: a mailbox has them.
+    let reg = value(node, "reg").unwrap_or_default();
+    let (mut address, size) = match reg.get(..address_bytes + size_bytes) {
+        Some(first) => (number(&first[..address_bytes]), number(&first[address_bytes..])),
+        None => (0, 0),
+    };
+    for pair in way[..way.len() - 1].windows(2).rev() {
+        let ([_, bus_sizes], [child_bytes, parent_bytes]) = (cells(pair[1]), [cells(pair[1])[0], cells(pair[0])[0]]);
+        let ranges = value(pair[1], "ranges").unwrap_or_default();
+        let ranges = ranges.chunks_exact(child_bytes + parent_bytes + bus_sizes).find_map(|range| {
+            let (from, rest) = range.split_at(child_bytes);
+            let (to, length) = rest.split_at(parent_bytes);
+            let offset = address.checked_sub(number(from)).filter(|offset| *offset < number(length))?;
+            Some(number(to) + offset)
+        });
+        address = ranges.unwrap_or(address);
+    }
+    let compatible = compatible.last().cloned().ok_or("the console has no `compatible`")?;
+    Ok(Named { compatible, registers: (address, size) })
+}
+
+/// The tree with 1 GiB of memory more, as a boot loader puts it in.
+fn with_memory(blob: &[u8]) -> Vec<u8> {
+    let header = |index: usize| number(&blob[4 * index..][..4]) as usize;
+    let [total, structure, strings, structure_bytes] = [1, 2, 3, 9].map(header);
+    let string = |name: &str| {
+        let name = format!("{name}\0");
+        blob[strings..total]
+            .windows(name.len())
+            .position(|at| at == name.as_bytes())
+            .expect("the tree has the property")
+    };
+    let words = |words: &[u32]| words.iter().flat_map(|word| word.to_be_bytes()).collect::<Vec<_>>();
+    let reg: Vec<u8> = [0x8000_0000_u64, 0x4000_0000]
+        .into_iter()
+        .zip(cells(Fdt::new_unchecked(blob).root()))
+        .flat_map(|(value, bytes)| value.to_be_bytes()[8 - bytes..].to_vec())
+        .collect();
+    let node = [
+        words(&[1]),
+        b"memory@put-in\0\0\0".to_vec(),
+        words(&[3, 7, string("device_type") as u32]),
+        b"memory\0\0".to_vec(),
+        words(&[3, reg.len() as u32, string("reg") as u32]),
+        reg,
+        words(&[2]),
+    ]
+    .concat();
+    // In front of the ends of the root and of the structure.
+    let mut tree = blob.to_vec();
+    let at = structure + structure_bytes - 8;
+    tree.splice(at..at, node.iter().copied());
+    let moved = if strings > structure { strings + node.len() } else { strings };
+    for (index, value) in [(1, total + node.len()), (3, moved), (9, structure_bytes + node.len())] {
+        tree[4 * index..][..4].copy_from_slice(&(value as u32).to_be_bytes());
+    }
+    tree
+}
+
+/// Takes the port over and prints a line, with memory in place of registers, once all zeros and once all ones: so each
+/// write changes one of the two. None is outside the registers that the driver asked for.
+fn print_line(uart: &Uart) {
+    let line = b"Granule\r\n";
+    let mut printed = false;
+    for fill in [0, u64::MAX] {
+        let mut memory = vec![fill; 3 * PAGE / 8];
+        let registers = VirtAddr::from_ptr(memory.as_mut_ptr().wrapping_byte_add(PAGE));
+        // SAFETY: memory of the test in place of registers, of which three pages are there.
+        let port = unsafe { Port::new(uart, registers) }.expect("the address is not zero");
+        check_changes(uart, &memory, fill);
+        // Flags that a one clears are gone.
+        memory.fill(fill);
+        printed |= port.console().write(line) == line.len();
+        port.console().set_receive_interrupt(true);
+        port.console().set_transmit_interrupt(true);
+        check_changes(uart, &memory, fill);
+    }
+    assert!(printed, "{uart:?} has room neither with zeros nor with ones");
+}
+
+fn check_changes(uart: &Uart, memory: &[u64], fill: u64) {
+    let bytes = memory.iter().flat_map(|word| word.to_ne_bytes()).enumerate();
+    let changed: Vec<usize> = bytes.filter(|&(_, byte)| u64::from(byte) != fill & 0xff).map(|(at, _)| at).collect();
+    let used = PAGE..PAGE + uart.used_bytes() as usize;
+    assert!(changed.iter().all(|at| used.contains(at)), "{uart:?}: {changed:x?} of {used:x?}");
+}
+
+/// The table of docs/BOARDS.md.
+fn table(package: &str, trees: usize, consoles: &BTreeMap<Console, usize>) -> String {
+    let mut rows: Vec<_> = consoles.iter().collect();
+    rows.sort_by_key(|(console, count)| (console.driver.is_none(), std::cmp::Reverse(**count)));
+    let mut table =
+        format!("{trees} trees of `{package}`:\n\n| console | driver | trees | in all |\n|---|---|---:|---:|\n");
+    let mut all = 0;
+    for (Console { driver, what }, count) in rows {
+        all += count;
+        let what = if what.contains(' ') { what.clone() } else { format!("`{what}`") };
+        let driver = driver.map_or_else(|| "none".to_owned(), |driver| format!("`{driver}`"));
+        writeln!(table, "| {what} | {driver} | {count} | {all} |").unwrap();
+    }
+    table
 }

@@ -24,7 +24,7 @@ use granule_arch::barrier;
 #[cfg(target_os = "none")]
 use spin::Once;
 
-use super::interrupt::{Acknowledged, InterruptController, InterruptError, PRIVATE_BASE, SHARED};
+use super::interrupt::{Acknowledged, InterruptController, InterruptError, SHARED};
 use super::order;
 use crate::mmio;
 use crate::platform::Interrupt;
@@ -32,6 +32,9 @@ use crate::smp::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
 #[cfg(target_os = "none")]
 use crate::trap::probe;
+
+/// The first number that is private to each CPU, and no SGI's.
+const PRIVATE_BASE: u32 = 16;
 
 /// Registers of the cores' controller. The timer's clock is the crystal, undivided, for which CNTFRQ_EL0 stands.
 const CONTROL: u64 = 0x00;

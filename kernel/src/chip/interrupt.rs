@@ -24,8 +24,6 @@ use crate::trap::probe::ProbeFault;
 
 /// Interrupt numbers that a handler can have: all but the GIC's special ones and the extended ranges.
 const COUNT: usize = 1020;
-/// The first number that is private to each CPU, and no SGI's.
-pub(super) const PRIVATE_BASE: u32 = 16;
 /// The first number that CPUs share.
 pub(super) const SHARED: u32 = 32;
 
