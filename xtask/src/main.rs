@@ -5,6 +5,7 @@
 mod audit;
 mod bench;
 mod bounded;
+mod card;
 #[cfg(test)]
 mod commands;
 mod compile;
@@ -46,6 +47,8 @@ Examples:
   ./x run --machine a53                    on an ARMv8.0 CPU with 256 MiB
   echo 'ptdump' | ./x run --script -       one command, and the session on standard output
   ./x run -- -icount shift=0,sleep=off     count instructions: `uptime` prints them
+  ./x image --board generic -o card.img    a disk image for U-Boot
+  ./x flash card.img /dev/sdb              onto a card
   ./x test                                 everything
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
@@ -91,6 +94,10 @@ enum Task {
         #[command(flatten)]
         options: start::Options,
     },
+    /// Build, then make a disk image that a board boots from
+    Image(card::ImageOptions),
+    /// Write a disk image to a card, read it back and compare
+    Flash(card::FlashOptions),
     /// Build, then run the tests on the host and on every machine
     Test(test::Options),
     /// Build, then count instructions on the target
@@ -171,6 +178,8 @@ fn perform(task: Task) -> Result<()> {
             Ok(())
         }
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
+        Task::Image(options) => card::image(&options, || compile::build(&tools, Profile::Release)),
+        Task::Flash(options) => card::write(&options),
         Task::Test(options) => {
             let profile = if options.incremental { Profile::Incremental } else { profile(options.debug) };
             test::run(&options, &tools, profile)

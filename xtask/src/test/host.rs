@@ -113,8 +113,9 @@ pub(super) fn build(tools: &Tools) -> Result<Vec<Program>> {
 }
 
 /// Packages whose documentation has no examples: rustdoc would read all of them to find none.
-pub(crate) const WITHOUT_EXAMPLES: [&str; 7] = [
+pub(crate) const WITHOUT_EXAMPLES: [&str; 8] = [
     "granule",
+    "granule-disk",
     "granule-host-tests",
     "granule-loom",
     "granule-monitor",
