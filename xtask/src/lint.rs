@@ -60,7 +60,7 @@ pub(crate) fn document(tools: &Tools) -> Result<()> {
     ];
     run(tools.target_cargo("doc", "doc").args(FLAGS), "rustdoc for the target")?;
     let mut host = tools.host_cargo("doc", "doc");
-    run(host.args(["--package", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
+    run(host.args(["-p", "granule-disk", "-p", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
     println!("{}", tools.target_directory("doc").display());
     Ok(())
 }
@@ -91,7 +91,10 @@ pub(crate) fn document_public(tools: &Tools) -> Result<()> {
     std::os::unix::fs::symlink(&target, output.join("doc"))?;
     run(tools.target_cargo("doc", "doc").args(FLAGS), "rustdoc for the target")?;
     let mut host = tools.host_cargo("doc", "doc");
-    run(host.args(["-p", "granule-model", "-p", "granule-runner"]).args(FLAGS), "rustdoc for the host")?;
+    run(
+        host.args(["-p", "granule-disk", "-p", "granule-model", "-p", "granule-runner"]).args(FLAGS),
+        "rustdoc for the host",
+    )?;
     let page = target.join("granule_pgtable/index.html");
     println!("{}", page.display());
     if let Err(error) = open::that_detached(&page) {

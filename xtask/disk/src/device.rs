@@ -185,7 +185,7 @@ mod tests {
             for (path, numbers) in
                 [("sda", "8:0"), ("sda/sda1", "8:1"), ("mmc", "179:0"), ("mmc/mmcp1", "179:1"), ("dm-0", "254:0")]
             {
-                fake.has(&format!("sys/devices/{path}/dev"), numbers);
+                fake.has(&format!("sys/devices/{path}/dev"), &format!("{numbers}\n"));
                 fs::create_dir_all(fake.0.join("sys/dev/block")).unwrap();
                 symlink(fake.0.join("sys/devices").join(path), fake.0.join("sys/dev/block").join(numbers)).unwrap();
             }

@@ -216,7 +216,10 @@ mod tests {
         for other in [Path::new("/dev/null"), &folder] {
             assert!(refused(other, Existing::Replaced).contains("is no regular file"), "{}", other.display());
         }
-        assert!(refused(&folder.join("none/card.img"), Existing::Kept).contains("cannot write"));
+        // The first cannot be made, the second not be renamed.
+        for other in ["none/card.img", "none/."] {
+            assert!(refused(&folder.join(other), Existing::Kept).contains("cannot write"), "{other}");
+        }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1, "nothing else is left");
         fs::remove_dir_all(folder).unwrap();
     }
