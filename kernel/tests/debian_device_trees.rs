@@ -21,7 +21,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::time::Duration;
 use std::{env, fs};
 
@@ -30,104 +29,12 @@ use dtoolkit::{Node as _, Property as _};
 use granule::chip::uart::Port;
 use granule::platform::{Platform, PlatformError, Uart};
 use granule_arch::addr::VirtAddr;
+use granule_runner::debian::{Apt, files, has_debians_tools, output};
 
 /// In front of the registers, for them, and behind them.
 const PAGE: usize = 4096;
 /// How long the newest package is taken to be so.
 const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// What a command prints; an error that has its words where it fails.
-fn output(command: &mut Command) -> Result<String, String> {
-    let out = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if out.status.success() {
-        Ok(String::from_utf8_lossy(&out.stdout).into_owned())
-    } else {
-        Err(format!("{command:?}: {}", String::from_utf8_lossy(&out.stderr)))
-    }
-}
-
-/// apt with lists, cache and sources of the test's own, for arm64.
-struct Apt {
-    directory: PathBuf,
-}
-
-impl Apt {
-    fn new(directory: PathBuf) -> Result<Self, String> {
-        let targets = output(Command::new("apt-get").args(["indextargets", "--format", "$(REPO_URI)\t$(RELEASE)"]))?;
-        let release = fs::read_to_string("/etc/os-release").map_err(|error| format!("/etc/os-release: {error}"))?;
-        let codename = release.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME=")).unwrap_or_default();
-        let mirror = targets.lines().filter_map(|line| line.split_once('\t')).find(|(_, suite)| *suite == codename);
-        let (mirror, _) = mirror.ok_or_else(|| format!("no package source of {codename:?}"))?;
-        let keyring = "/usr/share/keyrings/debian-archive-keyring.gpg";
-        for part in ["lists/partial", "cache/archives/partial"] {
-            fs::create_dir_all(directory.join(part)).map_err(|error| error.to_string())?;
-        }
-        let sources = format!("deb [signed-by={keyring} arch=arm64] {mirror} sid main\n");
-        fs::write(directory.join("sources.list"), sources).map_err(|error| error.to_string())?;
-        Ok(Self { directory })
-    }
-
-    fn command(&self, program: &str) -> Command {
-        let at = |name: &str| self.directory.join(name).display().to_string();
-        let mut command = Command::new(program);
-        command.current_dir(&self.directory);
-        for option in [
-            format!("Dir::Etc::sourcelist={}", at("sources.list")),
-            "Dir::Etc::sourceparts=/dev/null".into(),
-            format!("Dir::State::lists={}", at("lists")),
-            "Dir::State::status=/dev/null".into(),
-            format!("Dir::Cache={}", at("cache")),
-            "APT::Architecture=arm64".into(),
-            "APT::Architectures=arm64".into(),
-            // The test may run as root in a directory that apt's own user cannot reach.
-            "APT::Sandbox::User=root".into(),
-        ] {
-            command.args(["-o", &option]);
-        }
-        command
-    }
-
-    /// The packages with these names that `package` depends on.
-    fn depends(&self, package: &str) -> Result<Vec<String>, String> {
-        let lines = output(self.command("apt-cache").args(["depends", package]))?;
-        let names = lines.lines().filter_map(|line| line.trim().strip_prefix("Depends: "));
-        Ok(names.filter(|name| name.starts_with("linux-")).map(str::to_owned).collect())
-    }
-
-    /// Bytes to download.
-    fn size(&self, package: &str) -> Result<u64, String> {
-        let lines = output(self.command("apt-cache").args(["show", "--no-all-versions", package]))?;
-        let size = lines.lines().find_map(|line| line.strip_prefix("Size: "));
-        size.and_then(|size| size.parse().ok()).ok_or_else(|| format!("{package} has no size"))
-    }
-
-    /// Downloads a package and takes its device trees out; how many there are now.
-    fn take_trees(&self, package: &str, to: &Path) -> Result<usize, String> {
-        output(self.command("apt-get").args(["-qq", "download", package]))?;
-        let archive = files(&self.directory, "deb").into_iter().find(|path| {
-            path.file_name().and_then(|name| name.to_str()).is_some_and(|name| name.starts_with(&format!("{package}_")))
-        });
-        let archive = archive.ok_or_else(|| format!("apt-get did not download {package}"))?;
-        fs::create_dir_all(to).map_err(|error| error.to_string())?;
-        output(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(to))?;
-        fs::remove_file(archive).map_err(|error| error.to_string())?;
-        Ok(files(to, "dtb").len())
-    }
-}
-
-/// All files below a directory whose names end in `.extension`.
-fn files(directory: &Path, extension: &str) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        let path = entry.path();
-        if entry.file_type().is_ok_and(|kind| kind.is_dir()) {
-            found.extend(files(&path, extension));
-        } else if path.extension().is_some_and(|ending| ending == extension) {
-            found.push(path);
-        }
-    }
-    found
-}
 
 /// The newest package's trees, and its name.
 fn newest_trees() -> Result<(PathBuf, String), String> {
@@ -150,7 +57,8 @@ fn newest_trees() -> Result<(PathBuf, String), String> {
             sized.insert(apt.size(&package)?, package);
         }
         for package in sized.values() {
-            if apt.take_trees(package, &kept)? > 0 {
+            apt.take(package, &kept)?;
+            if !files(&kept, "dtb").is_empty() {
                 break;
             }
         }
@@ -165,11 +73,6 @@ fn known(newest: &Path) -> Option<String> {
     let written = fs::metadata(newest).and_then(|metadata| metadata.modified()).ok()?;
     let is_new = written.elapsed().is_ok_and(|age| age < DAY);
     is_new.then(|| fs::read_to_string(newest).ok())?
-}
-
-/// Whether packages of Debian's can be fetched and unpacked.
-fn has_debians_tools() -> bool {
-    ["apt-get", "dpkg-deb"].iter().all(|tool| Command::new(tool).arg("--version").output().is_ok())
 }
 
 #[test]

@@ -5,7 +5,7 @@
 //! one boot into verdicts and trusts none that does not add up, [`session`] boots again until every test has exactly
 //! one, and [`report`] writes them down. [`script`] feeds the monitor instead, [`blocks`] does so and records which blocks
 //! of the kernel are executed, or how long it keeps a CPU ([`stretches`]), [`demo`] runs one test for its output,
-//! [`usage`] notes what the processes take,
+//! [`debian`] takes packages that tests want, [`usage`] notes what the processes take,
 //! [`trace_check`] checks a test's account of the SMMU against QEMU's trace, [`gdb`] talks to QEMU's stub, and
 //! [`bench`](mod@bench) measures.
 
@@ -13,6 +13,7 @@
 
 pub mod bench;
 pub mod blocks;
+pub mod debian;
 pub mod demo;
 pub mod device;
 pub mod gdb;
