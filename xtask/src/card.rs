@@ -78,7 +78,7 @@ pub(crate) fn write(options: &FlashOptions) -> Result<()> {
     let (image_name, device) = (options.image.display(), options.device.display());
     ensure!(size <= disk.bytes, "{image_name} has {size} bytes, {device} only {}", disk.bytes);
     let mut opened = open_device(&options.device)?;
-    eprintln!("x: {image_name} to {device}: {} {}, {} MiB", disk.name, disk.model, disk.bytes >> 20);
+    eprintln!("x: {image_name} to {device}: {}, {} MiB {}", disk.name, disk.bytes >> 20, disk.model);
     let bar = ProgressBar::new(size);
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}")?);
     flash(&mut image, size, &mut opened, &mut |step, done| {
