@@ -105,7 +105,7 @@ mod kernel {
         panic!("the store to a read-only page was not refused");
     }
 
-    fn build_tables() -> Result<Table, Error> {
+    fn build_tables() -> Result<Table<Granule4KVa39>, Error> {
         let memory = tables_memory();
         // Variables, the stack and the tables.
         let written = between(&raw const __data_start, &raw const __tables_end);
@@ -145,7 +145,7 @@ mod kernel {
 
     static mut PAGE: Page = Page([0; 512]);
 
-    fn make_read_only(root: Table) -> Result<(), Error> {
+    fn make_read_only(root: Table<Granule4KVa39>) -> Result<(), Error> {
         // SAFETY: virtual is physical, and this is the only CPU. It has one function that changes tables, this one.
         let memory = unsafe { DirectMap::<Granule4KVa39>::new(0).with_features(&CpuFeatures::read()).for_owner() };
         let mmu = Metal(memory);

@@ -108,7 +108,7 @@ pub fn keep(text: fmt::Arguments<'_>) {
 /// Positions count bytes since the boot. Returns the text and the position to go on from; `None` at the end.
 pub fn read(position: u64, line: &mut [u8; LINE]) -> Option<(&[u8], u64)> {
     let (length, next) = with_terminal(|terminal| terminal.and_then(|_| RING.read(position, line)))?;
-    Some((&line[..length], next))
+    Some((line.get(..length)?, next))
 }
 
 /// Writes to the ring and to the console.

@@ -75,6 +75,17 @@ pub struct Redistributors {
     pub stride: Option<u64>,
 }
 
+impl Redistributors {
+    fn read_regions(&mut self, node: &Node<'_, '_>, count: usize) -> Result<(), PlatformError> {
+        for index in 0..count {
+            let region = node.nth_registers(1 + index)?;
+            let full = PlatformError::TooMany { what: "redistributor regions", limit: MAX_REDISTRIBUTOR_REGIONS };
+            self.regions.push(region).map_err(|_| full)?;
+        }
+        Ok(())
+    }
+}
+
 /// The interrupt controller.
 #[expect(clippy::large_enum_variant, reason = "there is one, in the platform")]
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -164,7 +175,7 @@ impl<'t> Found<'t> {
     /// Takes `node` down if it is one of them.
     pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_console: bool) -> Result<(), PlatformError> {
         if is_console {
-            self.console = dispensable(UartNode::read(node)).flatten();
+            self.console = dispensable(UartNode::read(node));
             return Ok(());
         }
         for compatible in node.compatible() {
@@ -217,10 +228,24 @@ impl<'t> Found<'t> {
         Ok(())
     }
 
-    /// Out of line: with its regions the description is large, and this is called on top of a frame for each level.
+    /// Out of line, and the regions are read into their place: the description is large, and this is called on top of a
+    /// frame for each level.
     #[inline(never)]
     fn add_gic_v3(&mut self, node: &Node<'t, '_>) -> Result<(), PlatformError> {
-        self.gic = Some(gic_v3(node)?);
+        let (distributor, stride) = (node.first_registers()?, node.number("redistributor-stride")?);
+        let count = match node.property("#redistributor-regions") {
+            Some(value) => cell(value).ok_or_else(|| node.bad("#redistributor-regions"))?,
+            None => 1,
+        };
+        // Each CPU has at least two frames of 64 KiB, and the stride is a whole number of frames.
+        if count == 0 || stride.is_some_and(|stride| stride < 0x2_0000 || !stride.is_multiple_of(0x1_0000)) {
+            return Err(node.bad("redistributor-stride"));
+        }
+        let redistributors = Redistributors { regions: Vec::new(), stride };
+        self.gic = Some(ControllerDescription::V3 { distributor, redistributors });
+        if let Some(ControllerDescription::V3 { redistributors, .. }) = &mut self.gic {
+            redistributors.read_regions(node, count as usize)?;
+        }
         self.references.gic = ControllerNode::of(node)?;
         Ok(())
     }
@@ -316,26 +341,6 @@ fn listed_functions(node: &Node<'_, '_>) -> PsciFunctions {
         None => Ok(None),
     });
     PsciFunctions::Listed { cpu_on: cpu_on.flatten() }
-}
-
-fn gic_v3(node: &Node<'_, '_>) -> Result<ControllerDescription, PlatformError> {
-    let distributor = node.first_registers()?;
-    let count = match node.property("#redistributor-regions") {
-        Some(value) => cell(value).ok_or_else(|| node.bad("#redistributor-regions"))?,
-        None => 1,
-    };
-    let mut regions = Vec::new();
-    for index in 0..count as usize {
-        let region = node.nth_registers(1 + index)?;
-        let full = PlatformError::TooMany { what: "redistributor regions", limit: regions.capacity() };
-        regions.push(region).map_err(|_| full)?;
-    }
-    let stride = node.number("redistributor-stride")?;
-    // Each CPU has at least two frames of 64 KiB, and the stride is a whole number of frames.
-    if count == 0 || stride.is_some_and(|stride| stride < 0x2_0000 || !stride.is_multiple_of(0x1_0000)) {
-        return Err(node.bad("redistributor-stride"));
-    }
-    Ok(ControllerDescription::V3 { distributor, redistributors: Redistributors { regions, stride } })
 }
 
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.

@@ -161,6 +161,18 @@ pub enum PlatformError {
         /// The most that there may be.
         limit: usize,
     },
+    /// The console is a UART of another kind than those that have a driver.
+    #[error("device tree: no driver for the console, a {compatible}")]
+    NoDriver {
+        /// What it is, from the most particular.
+        compatible: NodeName,
+    },
+    /// The line of the console is another device's.
+    #[error("device tree: {device} is on the line of the console")]
+    LineInUse {
+        /// The node below the console's.
+        device: NodeName,
+    },
 }
 
 /// The name of a node, in an error. Longer ones are cut off (the specification allows 31 characters and an address).

@@ -6,9 +6,9 @@
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 
-use super::PlatformError;
 use super::interrupts::{ControllerNode, Interrupt, Interrupts};
 use super::tree::{Node, cell, strings};
+use super::{NodeName, PlatformError};
 
 /// A serial port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -272,26 +272,23 @@ pub(super) struct UartNode<'t> {
 }
 
 impl<'t> UartNode<'t> {
-    /// The port that `node`, the console's, describes; `None`, after a warning, where there is no driver for it or
-    /// another device is on its line.
+    /// The port that `node`, the console's, describes.
     ///
     /// # Errors
-    /// `reg`, `reg-shift` or `reg-io-width` makes no sense.
+    /// There is no driver for it, another device is on its line, or `reg`, `reg-shift` or `reg-io-width` makes no sense.
     #[inline(never)]
-    pub(super) fn read(node: &Node<'t, '_>) -> Result<Option<Self>, PlatformError> {
+    pub(super) fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
         let Some((kind, usual)) = kind_of(node) else {
-            let first = node.compatible().next().unwrap_or("?");
-            crate::log::warn!("console: {} is a {first}, for which there is no driver", node.name());
-            return Ok(None);
+            let compatible = NodeName::from(node.compatible().next().unwrap_or("device without `compatible`"));
+            return Err(PlatformError::NoDriver { compatible });
         };
         let mut attached = None;
         node.each_child(|child| {
             attached = attached.or(child.is_available().then_some(child.name()));
             Ok(())
         })?;
-        if let Some(attached) = attached {
-            crate::log::warn!("console: {attached} is on the line of {}, which is not used", node.name());
-            return Ok(None);
+        if let Some(device) = attached.map(NodeName::from) {
+            return Err(PlatformError::LineInUse { device });
         }
         let number = |name| match node.property(name) {
             Some(value) => cell(value).map(Some).ok_or_else(|| node.bad(name)),
@@ -315,7 +312,7 @@ impl<'t> UartNode<'t> {
         let uart = uart.ok_or_else(|| node.bad("reg"))?;
         let named = node.properties.interrupt_names.map_or(0, |names| strings(names).count());
         let has_one_line = kind != UartKind::Scif || named <= 1;
-        Ok(Some(Self { uart: Uart { registers, ..uart }, interrupts: node.interrupts(), has_one_line }))
+        Ok(Self { uart: Uart { registers, ..uart }, interrupts: node.interrupts(), has_one_line })
     }
 
     /// The port with its interrupt. A SCIF of the RZ series has a line for each event, and is polled.
