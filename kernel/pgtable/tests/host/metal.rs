@@ -28,8 +28,11 @@ impl<G: Geometry> Memory<G> {
     }
 }
 
+/// A mapping: its address, its bytes, where it leads, and its attributes.
+type Mapped = (VirtAddr, u64, PhysAddr, u64);
+
 /// Maps, splits and changes; returns what a dump then shows. Tables are at `offset` from where they are seen.
-fn build<M: Stores>(mmu: &M, memory: PhysRange) -> (Table<M::Geometry>, Vec<(VirtAddr, u64, PhysAddr, u64)>) {
+fn build<M: Stores>(mmu: &M, memory: PhysRange) -> (Table<M::Geometry>, Vec<Mapped>) {
     // SAFETY: memory of the caller's, which the host sees at the machine's addresses.
     let mut frames = unsafe { FrameRange::new(mmu, memory) };
     let root = frames.take().unwrap();
