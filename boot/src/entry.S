@@ -189,6 +189,9 @@ primary_entry:
     .globl  secondary_entry
 secondary_entry:
     msr     daifset, #0xf
+    mrs     x0, CurrentEL
+    cmp     x0, #(3 << 2)
+    b.eq    park                            // the log is the running kernel's: the boot CPU's warning names this one
     bl      drop_to_el1
     find_image
     high_address x28, secondary_high

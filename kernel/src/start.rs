@@ -498,6 +498,7 @@ fn arrive(cpu: &'static Cpu) {
 
 fn use_console(mapped: VirtAddr, uart: &Uart) {
     static PORT: Once<Port> = Once::new();
+    console::keep_early_input();
     // SAFETY: by the device tree such a port is there, and it is mapped for ever.
     if let Some(port) = unsafe { port_at(mapped, uart) } {
         let first = !console::is_connected();

@@ -21,7 +21,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 use std::{env, fs};
 
 use dtoolkit::fdt::{Fdt, FdtNode};
@@ -29,52 +28,10 @@ use dtoolkit::{Node as _, Property as _};
 use granule::chip::uart::Port;
 use granule::platform::{Platform, PlatformError, Uart};
 use granule_arch::addr::VirtAddr;
-use granule_runner::debian::{Apt, files, has_debians_tools, output};
+use granule_runner::debian::{files, has_debians_tools, newest_trees};
 
 /// In front of the registers, for them, and behind them.
 const PAGE: usize = 4096;
-/// How long the newest package is taken to be so.
-const DAY: Duration = Duration::from_secs(24 * 3600);
-
-/// The newest package's trees, and its name.
-fn newest_trees() -> Result<(PathBuf, String), String> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device-trees");
-    let newest = directory.join("newest");
-    if let Some(image) = known(&newest) {
-        return Ok((directory.join(&image), image));
-    }
-    let apt = Apt::new(directory.clone())?;
-    output(apt.command("apt-get").args(["-qq", "update"]))?;
-    let image = apt.depends("linux-image-arm64")?.into_iter().find(|name| name.starts_with("linux-image-"));
-    let image = image.ok_or("linux-image-arm64 depends on no kernel image")?;
-    let (kept, done) = (directory.join(&image), directory.join(format!("{image}.complete")));
-    if !done.exists() {
-        // The trees have moved from package to package: the smallest one first.
-        let mut packages = apt.depends(&image)?;
-        packages.push(image.clone());
-        let mut sized = BTreeMap::new();
-        for package in packages.into_iter().filter(|package| package.ends_with("-arm64")) {
-            sized.insert(apt.size(&package)?, package);
-        }
-        for package in sized.values() {
-            apt.take(package, &kept)?;
-            if !files(&kept, "dtb").is_empty() {
-                break;
-            }
-        }
-        fs::write(&done, "").map_err(|error| error.to_string())?;
-    }
-    fs::write(newest, &image).map_err(|error| error.to_string())?;
-    Ok((kept, image))
-}
-
-/// The name in a file of less than a day ago: lists are not read again for it.
-fn known(newest: &Path) -> Option<String> {
-    let written = fs::metadata(newest).and_then(|metadata| metadata.modified()).ok()?;
-    let is_new = written.elapsed().is_ok_and(|age| age < DAY);
-    is_new.then(|| fs::read_to_string(newest).ok())?
-}
-
 #[test]
 fn every_device_tree_of_debians_newest_arm64_kernel_is_read() {
     let (directory, package) = match env::var_os("GRANULE_DEVICE_TREES") {
@@ -85,7 +42,10 @@ fn every_device_tree_of_debians_newest_arm64_kernel_is_read() {
                 writeln!(io::stderr(), "@skipped no apt-get and dpkg-deb here: GRANULE_DEVICE_TREES names a folder");
             return;
         }
-        None => newest_trees().expect("the package can be taken"),
+        None => {
+            let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("device-trees");
+            newest_trees(&directory).expect("the package can be taken")
+        }
     };
     let trees = files(&directory, "dtb");
     assert!(trees.len() > 500, "{package} has {} device trees", trees.len());

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, ensure};
 use clap::builder::{PossibleValuesParser, TypedValueParser as _};
 use granule_disk::board::{Board, Parts};
-use granule_disk::device::{Fixed, System, numbers};
+use granule_disk::device::{Fixed, System, numbers, numbers_of};
 use granule_disk::flash::{Step, flash, open_device, open_image};
 use granule_disk::layout::{self, Existing};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -74,10 +74,14 @@ pub(crate) fn image(options: &ImageOptions, build: impl FnOnce() -> Result<Built
 pub(crate) fn write(options: &FlashOptions) -> Result<()> {
     let (mut image, size) = open_image(&options.image)?;
     let fixed = if options.force_fixed { Fixed::Allowed } else { Fixed::Refused };
-    let disk = System::at(Path::new("/")).disk(&numbers(&options.device)?, fixed)?;
+    let checked = numbers(&options.device)?;
+    let disk = System::at(Path::new("/")).disk(&checked, fixed)?;
     let (image_name, device) = (options.image.display(), options.device.display());
     ensure!(size <= disk.bytes, "{image_name} has {size} bytes, {device} only {}", disk.bytes);
     let mut opened = open_device(&options.device)?;
+    // A name may lead elsewhere by now: cards are exchanged.
+    let is_checked = numbers_of(&opened.metadata()?, &options.device)? == checked;
+    ensure!(is_checked, "{device} became another device while it was looked at; nothing was written");
     eprintln!("x: {image_name} to {device}: {}, {} MiB {}", disk.name, disk.bytes >> 20, disk.model);
     let bar = ProgressBar::new(size);
     bar.set_style(ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}")?);

@@ -45,6 +45,8 @@ const SHARED_ROUTING: u64 = 0x0c;
 /// A bit for each core that takes its PMU's interrupt, as IRQ and above as FIQ.
 const PMU_SET: u64 = 0x10;
 const PMU_CLEAR: u64 = 0x14;
+/// The interrupt of the bus, when nothing is outstanding on it.
+const AXI_OUTSTANDING: u64 = 0x30;
 const LOCAL_TIMER_CONTROL: u64 = 0x34;
 /// Four bytes for each core: bits 3:0 are sources that are IRQs, 7:4 those that are FIQs.
 const TIMER_CONTROL: u64 = 0x40;
@@ -113,6 +115,7 @@ impl Bcm2836 {
         controller.write(CONTROL, 0);
         controller.write(PRESCALER, PRESCALER_UNDIVIDED);
         controller.write(LOCAL_TIMER_CONTROL, 0);
+        controller.write(AXI_OUTSTANDING, 0);
         if let Some(shared) = shared {
             // SAFETY: a register of the second controller, which `shared` maps.
             unsafe { mmio::write(shared + FIQ_CONTROL, 0_u32) };
@@ -154,6 +157,9 @@ impl Bcm2836 {
             if bits != 0 {
                 let number = bits.trailing_zeros();
                 self.write(mailbox, 1 << number);
+                // A write may be complete before it has arrived: a read behind it is not. The next call's bit is set
+                // behind that.
+                let _ = self.read(mailbox);
                 return Some(number);
             }
         }

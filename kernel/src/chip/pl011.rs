@@ -19,6 +19,7 @@ use granule_arch::addr::VirtAddr;
 use safe_mmio::UniqueMmioPointer;
 
 use super::console::Console;
+use super::uart::MOST_SKIPPED;
 use crate::mmio;
 
 /// UARTDR, at this offset.
@@ -138,12 +139,8 @@ impl Console for Pl011 {
             return first;
         }
         let mut uart = self.uart();
-        loop {
-            // An error belongs to the one byte that it came with: go on with the next.
-            if let Ok(byte) = uart.read_word() {
-                return byte;
-            }
-        }
+        // An error belongs to the one byte that it came with: go on with the next.
+        (0..MOST_SKIPPED).find_map(|_| uart.read_word().ok()).flatten()
     }
 
     /// Its interrupts stand as long as what they report.

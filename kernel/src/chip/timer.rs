@@ -6,6 +6,7 @@
 #![allow(unsafe_code, reason = "registers of the PMU, and a handler by the address that was registered")]
 
 use core::num::NonZeroU64;
+use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use core::time::Duration;
 
@@ -77,21 +78,25 @@ pub fn init(entry_count: u64) {
 pub fn init_frequency(tree: Option<u64>) -> Result<(), UnknownFrequency> {
     let own = timer::own_frequency();
     let frequency = choose_frequency(own, tree).ok_or(UnknownFrequency)?;
-    if own == 0 {
-        crate::log::info!("timer: CNTFRQ_EL0 is 0: {frequency} Hz by the device tree");
+    if own != frequency.get() {
+        crate::log::info!("timer: CNTFRQ_EL0 is {own}: {frequency} Hz by the device tree");
     }
     timer::set_frequency(frequency);
     Ok(())
 }
 
+/// What a timer's frequency may be, in Hz: with less a slice of a thread's time has no counts, and CNTFRQ_EL0 has 32 bits.
+const FREQUENCIES: RangeInclusive<u64> = 1_000..=u32::MAX as u64;
+
 fn choose_frequency(own: u64, tree: Option<u64>) -> Option<NonZeroU64> {
-    NonZeroU64::new(own).or_else(|| NonZeroU64::new(tree?))
+    let frequency = [Some(own), tree].into_iter().flatten().find(|frequency| FREQUENCIES.contains(frequency))?;
+    NonZeroU64::new(frequency)
 }
 
 /// The length of a second is unknown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error(
-    "the timer has no frequency: firmware left CNTFRQ_EL0 at 0, and the device tree's timer has no `clock-frequency`"
+    "the timer has no frequency from 1 kHz to 4 GHz: not in CNTFRQ_EL0, nor as `clock-frequency` in the device tree"
 )]
 pub struct UnknownFrequency;
 
@@ -256,6 +261,8 @@ mod tests {
         assert_eq!(choose(62_500_000, None), Some(62_500_000));
         assert_eq!(choose(0, Some(24_000_000)), Some(24_000_000));
         assert_eq!([choose(0, Some(0)), choose(0, None)], [None; 2]);
+        assert_eq!(choose(1, Some(24_000_000)), Some(24_000_000));
+        assert_eq!([choose(999, Some(u64::MAX)), choose(1 << 32, Some(1))], [None; 2]);
     }
 
     #[test]

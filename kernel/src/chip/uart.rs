@@ -29,7 +29,7 @@ use crate::trap::probe::{self, ProbeFault};
 /// Looks at a port that is to have sent its last byte, or to have stopped: longer than any takes.
 const PATIENCE: u32 = if cfg!(test) { 100 } else { 1_000_000 };
 /// Damaged bytes that are skipped at once: a port that reports nothing else is not waited for.
-const MOST_SKIPPED: u32 = 256;
+pub(super) const MOST_SKIPPED: u32 = 256;
 
 /// A serial port whose registers are mapped.
 pub enum Port {

@@ -2,6 +2,8 @@
 //! `arm,gic-v3-its`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`, `arm,psci` and
 //! `arm,smmu-v3`).
 
+use core::mem;
+
 use granule_arch::addr::{PhysAddr, PhysRange};
 pub use granule_arch::psci::Conduit;
 use heapless::Vec;
@@ -14,6 +16,7 @@ use super::power::PowerNodes;
 use super::tree::{Node, cell, strings};
 use super::uart::{Uart, UartNode};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
+use crate::smp::AFFINITY;
 
 /// A CPU in the tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -164,6 +167,7 @@ pub(super) struct Found<'t> {
     timer: Option<TimerNode<'t>>,
     psci: Option<Psci>,
     console: Option<UartNode<'t>>,
+    has_met_console: bool,
     pcie: Option<pcie::HostBridgeNode<'t>>,
     pub(super) power: PowerNodes<'t>,
     smmus: Vec<SmmuNode<'t>, MAX_SMMUS>,
@@ -174,7 +178,8 @@ pub(super) struct Found<'t> {
 impl<'t> Found<'t> {
     /// Takes `node` down if it is one of them.
     pub(super) fn look_at(&mut self, node: &Node<'t, '_>, is_console: bool) -> Result<(), PlatformError> {
-        if is_console {
+        // Of several nodes that a path without unit addresses may mean it is the first.
+        if is_console && !mem::replace(&mut self.has_met_console, true) {
             self.console = dispensable(UartNode::read(node));
             return Ok(());
         }
@@ -189,10 +194,14 @@ impl<'t> Found<'t> {
                     self.references.gic = ControllerNode::of(node)?;
                 }
                 // Without the property it is there, and another is used: so on a BCM2711, which has a GIC.
-                "brcm,bcm2836-l1-intc" if node.property("interrupt-controller").is_some() => {
-                    self.bcm2836.cores = Some((node.first_registers()?, node.phandle()));
+                "brcm,bcm2836-l1-intc"
+                    if self.bcm2836.cores.is_none() && node.property("interrupt-controller").is_some() =>
+                {
+                    self.bcm2836.cores = controller_registers(node, BCM2836_CORES_BYTES);
                 }
-                "brcm,bcm2836-armctrl-ic" => self.bcm2836.shared = Some((node.first_registers()?, node.phandle())),
+                "brcm,bcm2836-armctrl-ic" if self.bcm2836.shared.is_none() => {
+                    self.bcm2836.shared = controller_registers(node, BCM2836_SHARED_BYTES);
+                }
                 "arm,gic-v3-its" if self.its.is_none() => {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
                     self.references.its = node.phandle();
@@ -299,13 +308,18 @@ pub(super) fn cpus(platform: &mut Platform, cpus: Option<&Node<'_, '_>>) -> Resu
             if node.base_name() != "cpu" || node.status().is_some_and(|status| status.starts_with("fail")) {
                 return Ok(());
             }
-            let cpu = CpuNode { mpidr: node.unit()?, enable_method: enable_method(node) };
-            if let EnableMethod::SpinTable(address) = cpu.enable_method {
-                memory::reserve_page(platform, address)?;
-            }
-            if platform.cpus.push(cpu).is_err() {
+            let mut cpu = CpuNode { mpidr: node.unit()? & AFFINITY, enable_method: enable_method(node) };
+            if platform.cpus.is_full() {
                 platform.cpus_left_out += 1;
+                return Ok(());
             }
+            if let EnableMethod::SpinTable(address) = cpu.enable_method
+                && dispensable(memory::reserve_page(platform, address)).is_none()
+            {
+                cpu.enable_method = EnableMethod::Unknown;
+            }
+            // There is room.
+            let _ = platform.cpus.push(cpu);
             Ok(())
         })?;
     }
@@ -341,6 +355,19 @@ fn listed_functions(node: &Node<'_, '_>) -> PsciFunctions {
         None => Ok(None),
     });
     PsciFunctions::Listed { cpu_on: cpu_on.flatten() }
+}
+
+/// Bytes of registers that the driver of a BCM2836's controllers uses: of what each core has, and of what they share.
+const BCM2836_CORES_BYTES: u64 = 0x100;
+const BCM2836_SHARED_BYTES: u64 = 0x28;
+
+/// The registers of one of them and its phandle, if so many bytes are there.
+fn controller_registers(node: &Node<'_, '_>, bytes: u64) -> Option<(PhysRange, Option<u32>)> {
+    let registers = dispensable(node.first_registers().and_then(|registers| {
+        let is_whole = registers.size() >= bytes && registers.start().is_aligned(4);
+        if is_whole { Ok(registers) } else { Err(node.bad("reg")) }
+    }))?;
+    Some((registers, node.phandle()))
 }
 
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.

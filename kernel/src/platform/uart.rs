@@ -74,6 +74,8 @@ pub enum UartKind {
     Sbsa,
     /// The 16550A, and those that differ from it by the layout of their registers.
     Ns16550,
+    /// Texas Instruments' of OMAP and K3: a 16550 with registers more.
+    Omap,
     /// Synopsys DW_apb_uart: a 16550 with an interrupt more.
     DesignWare,
     /// The mini UART of Broadcom's BCM2835: a 16550 of which LSR counts bytes instead of the FIFO.
@@ -100,10 +102,11 @@ pub enum UartKind {
 
 impl UartKind {
     /// Each kind, once.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Pl011,
         Self::Sbsa,
         Self::Ns16550,
+        Self::Omap,
         Self::DesignWare,
         Self::BcmMini,
         Self::Imx,
@@ -123,6 +126,7 @@ impl UartKind {
             Self::Pl011 => "pl011",
             Self::Sbsa => "sbsa",
             Self::Ns16550 => "ns16550",
+            Self::Omap => "omap",
             Self::DesignWare => "dw",
             Self::BcmMini => "bcm2835aux",
             Self::Imx => "imx",
@@ -144,6 +148,7 @@ impl UartKind {
             Self::Pl011 => 0x4c,
             Self::Sbsa => 0x48,
             Self::Ns16550 | Self::BcmMini => 6,
+            Self::Omap => 17,
             Self::DesignWare => 0x20,
             Self::Imx => 0xb8,
             Self::Lpuart => 0x30,
@@ -160,7 +165,7 @@ impl UartKind {
     /// The layout of a port of this kind of which nothing more is known.
     pub const fn usual_layout(self) -> UartLayout {
         match self {
-            Self::DesignWare | Self::BcmMini => UartLayout::WORDS,
+            Self::Omap | Self::DesignWare | Self::BcmMini => UartLayout::WORDS,
             Self::Scif => UartLayout { shift: 2, width: RegisterWidth::Half },
             Self::Pl011
             | Self::Sbsa
@@ -191,14 +196,17 @@ impl UartKind {
 
     /// Whether registers of this kind have a distance that differs from port to port.
     pub const fn has_stride(self) -> bool {
-        matches!(self, Self::Ns16550 | Self::DesignWare | Self::BcmMini | Self::Scif)
+        matches!(self, Self::Ns16550 | Self::Omap | Self::DesignWare | Self::BcmMini | Self::Scif)
     }
 }
 
 impl Uart {
     /// The port of this kind whose registers begin at `start`, without an interrupt; `None` where the addresses wrap, or
-    /// its registers are not aligned.
+    /// its registers are not aligned: a register lies nearer to the next than it is wide, too.
     pub fn at(kind: UartKind, start: PhysAddr, layout: UartLayout) -> Option<Self> {
+        if kind.has_stride() && layout.width.bytes() > 1 << layout.shift {
+            return None;
+        }
         let bytes = Self::bytes(kind, layout);
         let registers =
             PhysRange::from_size(start, bytes).filter(|_| start.is_aligned(Self::alignment(kind, layout)))?;
@@ -226,7 +234,7 @@ static COMPATIBLE: [(&str, UartKind, UartLayout); 23] = [
     ("arm,sbsa-uart", UartKind::Sbsa, UartLayout::PACKED),
     ("snps,dw-apb-uart", UartKind::DesignWare, UartLayout::PACKED),
     ("mediatek,mt6577-uart", UartKind::Ns16550, UartLayout::WORDS),
-    ("ti,am654-uart", UartKind::Ns16550, UartLayout::WORDS),
+    ("ti,am654-uart", UartKind::Omap, UartLayout::WORDS),
     ("nvidia,tegra20-uart", UartKind::Ns16550, UartLayout::WORDS),
     ("ns16550a", UartKind::Ns16550, UartLayout::PACKED),
     ("ns16550", UartKind::Ns16550, UartLayout::PACKED),

@@ -1,9 +1,11 @@
 //! Packages of Debian's, taken when a test runs: from the mirror that this machine's own package sources name, into lists
 //! and a cache of the test's own. The system's stay as they are.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 /// What a command prints.
 ///
@@ -99,6 +101,55 @@ impl Apt {
         output(Command::new("dpkg-deb").arg("--extract").arg(&archive).arg(to))?;
         fs::remove_file(archive).map_err(|error| error.to_string())
     }
+}
+
+/// How long the newest package is taken to be so.
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The folder with the device trees of Debian's newest kernel for arm64, and the package's name. `directory` keeps them
+/// for a day; others that want them there wait.
+///
+/// # Errors
+/// When the package cannot be taken.
+pub fn newest_trees(directory: &Path) -> Result<(PathBuf, String), String> {
+    let text = |error: std::io::Error| format!("{}: {error}", directory.display());
+    fs::create_dir_all(directory).map_err(text)?;
+    let lock = fs::File::create(directory.join("lock")).map_err(text)?;
+    lock.lock().map_err(text)?;
+    let newest = directory.join("newest");
+    if let Some(image) = known(&newest) {
+        return Ok((directory.join(&image), image));
+    }
+    let apt = Apt::new(directory.to_owned())?;
+    output(apt.command("apt-get").args(["-qq", "update"]))?;
+    let image = apt.depends("linux-image-arm64")?.into_iter().find(|name| name.starts_with("linux-image-"));
+    let image = image.ok_or("linux-image-arm64 depends on no kernel image")?;
+    let (kept, done) = (directory.join(&image), directory.join(format!("{image}.complete")));
+    if !done.exists() {
+        // The trees have moved from package to package: the smallest one first.
+        let mut packages = apt.depends(&image)?;
+        packages.push(image.clone());
+        let mut sized = BTreeMap::new();
+        for package in packages.into_iter().filter(|package| package.ends_with("-arm64")) {
+            sized.insert(apt.size(&package)?, package);
+        }
+        for package in sized.values() {
+            apt.take(package, &kept)?;
+            if !files(&kept, "dtb").is_empty() {
+                break;
+            }
+        }
+        fs::write(&done, "").map_err(text)?;
+    }
+    fs::write(newest, &image).map_err(text)?;
+    Ok((kept, image))
+}
+
+/// The name in a file of less than a day ago: lists are not read again for it.
+fn known(newest: &Path) -> Option<String> {
+    let written = fs::metadata(newest).and_then(|metadata| metadata.modified()).ok()?;
+    let is_new = written.elapsed().is_ok_and(|age| age < DAY);
+    is_new.then(|| fs::read_to_string(newest).ok())?
 }
 
 /// All files below a directory whose names end in `.extension`.

@@ -12,12 +12,14 @@ use crate::machine::{ICOUNT, Machine};
 use crate::tree;
 
 /// Where the serial port leads.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Serial {
     /// To this terminal, shared with QEMU's own keys: Ctrl-C reaches the guest, Ctrl-A X leaves.
     Terminal,
     /// To standard input and output as they are: pipes.
     Pipes,
+    /// The machine's second port leads there, and what the first prints goes to this file.
+    SecondPipes(PathBuf),
 }
 
 /// What a guest's reset request does.
@@ -93,6 +95,9 @@ impl Qemu {
         qemu.pair("-nic", "none");
         qemu.pair("-display", "none");
         qemu.pair("-monitor", "none");
+        if let Serial::SecondPipes(first) = &serial {
+            qemu.pair("-serial", &format!("file:{}", first.display()));
+        }
         qemu.pair("-serial", if serial == Serial::Terminal { "mon:stdio" } else { "stdio" });
         qemu.pair("-semihosting-config", "enable=on,target=native");
         if reset == Reset::Ends {

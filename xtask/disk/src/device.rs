@@ -41,7 +41,14 @@ pub struct Disk {
 /// # Errors
 /// When the file is missing, or is something else.
 pub fn numbers(device: &Path) -> Result<String> {
-    let found = fs::metadata(device).with_context(|| format!("cannot find {}", device.display()))?;
+    numbers_of(&fs::metadata(device).with_context(|| format!("cannot find {}", device.display()))?, device)
+}
+
+/// Those of a device that was found under this name.
+///
+/// # Errors
+/// When it is none.
+pub fn numbers_of(found: &fs::Metadata, device: &Path) -> Result<String> {
     ensure!(found.file_type().is_block_device(), "{} is no block device, such as /dev/sdb", device.display());
     let number = found.rdev();
     Ok(format!("{}:{}", rustix::fs::major(number), rustix::fs::minor(number)))

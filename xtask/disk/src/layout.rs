@@ -5,7 +5,7 @@
 //! Raspberry Pi 3 wants. Equal files make equal images: there is no time and no random number in one.
 
 use std::fs;
-use std::io::{Cursor, Seek, SeekFrom, Write};
+use std::io::{Cursor, ErrorKind, Seek, SeekFrom, Write};
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -101,12 +101,13 @@ fn fill(volume: &mut [u8], files: &[File]) -> Result<()> {
 /// # Errors
 /// When something else is there, or a file that is to be kept.
 pub fn check_output(path: &Path, existing: Existing) -> Result<()> {
-    match fs::metadata(path) {
+    match fs::symlink_metadata(path) {
         Ok(found) if !found.is_file() => {
             bail!("{} is no regular file: `./x flash` writes an image to a device", path.display())
         }
         Ok(_) => ensure!(existing == Existing::Replaced, "{} exists; --force replaces it", path.display()),
-        Err(_) => {}
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| format!("cannot look at {}", path.display())),
     }
     Ok(())
 }
@@ -118,7 +119,9 @@ pub fn check_output(path: &Path, existing: Existing) -> Result<()> {
 pub fn write(path: &Path, image: &[u8], existing: Existing) -> Result<()> {
     check_output(path, existing)?;
     let fresh = path.with_extension(format!("new{}", std::process::id()));
-    let written = write_sparsely(&fresh, image).and_then(|()| fs::rename(&fresh, path));
+    // A file of that name is another's, and a link may lead anywhere.
+    let file = fs::File::create_new(&fresh).with_context(|| format!("cannot make {}", fresh.display()))?;
+    let written = write_sparsely(file, image).and_then(|()| fs::rename(&fresh, path));
     if written.is_err() {
         // The error is that of the write.
         let _ = fs::remove_file(&fresh);
@@ -126,15 +129,15 @@ pub fn write(path: &Path, image: &[u8], existing: Existing) -> Result<()> {
     written.with_context(|| format!("cannot write {}", path.display()))
 }
 
-fn write_sparsely(path: &Path, image: &[u8]) -> std::io::Result<()> {
-    let mut file = fs::File::create(path)?;
+fn write_sparsely(mut file: fs::File, image: &[u8]) -> std::io::Result<()> {
     for (index, piece) in image.chunks(MIB).enumerate() {
         if piece.iter().any(|byte| *byte != 0) {
             file.seek(SeekFrom::Start((index * MIB) as u64))?;
             file.write_all(piece)?;
         }
     }
-    file.set_len(image.len() as u64)
+    file.set_len(image.len() as u64)?;
+    file.sync_all()
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ pub(super) const fn of(kind: UartKind) -> Option<&'static Family> {
         UartKind::Pl011 => None,
         UartKind::Sbsa => Some(&SBSA),
         UartKind::Ns16550 => Some(&NS16550),
+        UartKind::Omap => Some(&OMAP),
         UartKind::DesignWare => Some(&DESIGN_WARE),
         UartKind::BcmMini => Some(&BCM_MINI),
         UartKind::Imx => Some(&IMX),
@@ -113,6 +114,15 @@ static DESIGN_WARE: Family = {
     const STATUS: Register = Register::by_layout(31);
     let [timeout] = *NS16550.acknowledge else { unreachable!() };
     Family { acknowledge: &[Step::Read(STATUS), timeout], ..NS16550 }
+};
+
+/// AM62x Technical Reference Manual, UART: the transmit interrupt is for a FIFO that has room for a level, and stands until
+/// it is filled above that. With TX_EMPTY_CTL_IT of UART_SCR it is for one that is empty, as LSR's bit 5.
+static OMAP: Family = {
+    const SUPPLEMENTARY_CONTROL: Register = Register::by_layout(16);
+    let [line, interrupts, fifo, modem] = *NS16550.take_over else { unreachable!() };
+    let when_empty = Step::Change { register: SUPPLEMENTARY_CONTROL, keep: u32::MAX, set: 1 << 3 };
+    Family { take_over: &[line, interrupts, when_empty, fifo, modem], ..NS16550 }
 };
 
 /// BCM2835 ARM Peripherals, 2.2: LSR's bit 5 is room for one byte.
@@ -225,8 +235,9 @@ static MESON: Family = {
             Step::Change { register: CONTROL, keep: !(bits(27, 28) | bits(22, 24)), set: 1 << 15 | bits(12, 13) },
             BEGIN_CLEAR,
             END_CLEAR,
-            // Interrupts at one byte received, and with fewer than 32 of 64 left to send.
-            Step::Write(LEVELS, 32 << 8 | 1),
+            // Interrupts at one byte received, and with fewer than 16 of 64 left to send: less than is written at once, since
+            // the line is an edge.
+            Step::Write(LEVELS, 16 << 8 | 1),
         ],
         transmit: TRANSMIT,
         receive: RECEIVE,
@@ -383,6 +394,7 @@ static GENI: Family = {
     const STATUS: Register = Register::word(0x40);
     const LOOPBACK: Register = Register::word(0x22c);
     const DMA_MODE: Register = Register::word(0x258);
+    const TX_TRANSFER: Register = Register::word(0x25c);
     const TX_PACKING: [Register; 2] = [Register::word(0x260), Register::word(0x264)];
     const TX_LENGTH: Register = Register::word(0x270);
     const RX_PACKING: [Register; 2] = [Register::word(0x284), Register::word(0x288)];
@@ -430,6 +442,8 @@ static GENI: Family = {
             Step::Write(M_CLEAR, u32::MAX),
             Step::Write(RX_PACKING[0], ONE_BYTE),
             Step::Write(RX_PACKING[1], 0),
+            // CTS is not looked at: there may be none.
+            Step::Change { register: TX_TRANSFER, keep: u32::MAX, set: 1 << 1 },
             // In bits on the line: 16 characters of ten.
             Step::Write(RX_STALE, 160),
             Step::Write(RX_LEVEL, 1),

@@ -48,7 +48,7 @@ struct Manual {
 
 const WORDS: UartLayout = UartLayout { shift: 2, width: RegisterWidth::Word };
 
-static MANUALS: [Manual; 13] = [
+static MANUALS: [Manual; 14] = [
     Manual {
         kind: UartKind::Sbsa,
         left: &[(0x38, 0x7ff), (0x2c, 0x70), (0x30, 0x301), (0x44, 0)],
@@ -66,6 +66,12 @@ static MANUALS: [Manual; 13] = [
         interrupts: [(0x38, 0x50), (0x38, 0x70), (0x38, 0x20), (0x38, 0)],
     },
     NS16550,
+    Manual {
+        kind: UartKind::Omap,
+        left: &[(0xc, 0xdb), (4, 0xff), (0x10, 0xf4), (0x40, 0x80)],
+        taken: &[(0xc, 0x1b), (4, 0), (8, 1), (0x10, 0x8b), (0x40, 0x88)],
+        ..NS16550
+    },
     Manual { kind: UartKind::DesignWare, ..NS16550 },
     Manual { kind: UartKind::BcmMini, ..NS16550 },
     Manual {
@@ -120,7 +126,7 @@ static MANUALS: [Manual; 13] = [
     Manual {
         kind: UartKind::Meson,
         left: &[(8, 0x19c9_0000), (0x10, 0), (0x14, 0x80_0045)],
-        taken: &[(8, 0x9_b000), (0x10, 0x2001), (0x14, 0x80_0045)],
+        taken: &[(8, 0x9_b000), (0x10, 0x1001), (0x14, 0x80_0045)],
         transmit: 0,
         full: (0xc, 1 << 21),
         free: (0xc, 0),
@@ -184,6 +190,7 @@ static MANUALS: [Manual; 13] = [
             (0x644, 1 << 26),
             (0x258, 1),
             (0x22c, 1),
+            (0x25c, 0),
             (0xe1c, 0),
             (0x260, 0x4_380e),
             (0x284, 0x4_380e),
@@ -193,6 +200,7 @@ static MANUALS: [Manual; 13] = [
             (0x644, 0),
             (0x258, 0),
             (0x22c, 0),
+            (0x25c, 2),
             (0xe1c, 0xc),
             (0x260, 0xf),
             (0x264, 0),

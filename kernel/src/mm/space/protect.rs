@@ -122,6 +122,10 @@ impl Space {
     ) -> Result<(), SpaceError> {
         let cpu = this_cpu();
         self.change_areas(areas, |areas| {
+            // Again: where a part has not the room the areas were given up, and registers may be mapped now.
+            if !self.may_have(protection) {
+                return Err(SpaceError::NotAllowed.into());
+            }
             let is_written = protection.contains(Protection::WRITE);
             if is_written && !areas.may_add_data(range.end() - range.start(), limits) {
                 return Err(Refusal::ByPart);
