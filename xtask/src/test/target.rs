@@ -16,13 +16,16 @@ use crate::compile::Program;
 /// What QEMU takes beside the machine's memory that is touched.
 const QEMU_MIB: u64 = 200;
 
+/// Seconds of CPU time that a long test may have, for each CPU, to be one that takes turns: the others are for `--long`.
+const IN_TURN: u32 = 3000;
+
 /// Adds the tests of an image on each machine.
 pub(super) fn add(list: &mut List<'_>, image: &Program) -> Result<()> {
     let tests: Vec<Test> = list::read(&image.elf)?.into_iter().filter(|test| !test.selftest).collect();
     let mut machines = machine::all()?;
     machines.retain(|machine| list.options.machine.as_ref().is_none_or(|name| *name == machine.name));
     let long = machines.iter().flat_map(|machine| {
-        let here = tests.iter().filter(|test| machine.is_for(&test.name));
+        let here = tests.iter().filter(|test| machine.is_for(&test.name) && test.limit <= IN_TURN);
         here.filter(|test| test.skipped_on(machine, false) == Some(Skip::Long)).map(|test| name(machine, test))
     });
     let turn = list.long_in_turn(long, "target");
