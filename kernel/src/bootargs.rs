@@ -30,10 +30,10 @@ pub struct Parameter {
 
 /// Why a value will not do, in words that go behind "bad value:".
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Refused(heapless::String<96>);
+pub struct Refused(heapless::String<112>);
 
 impl Refused {
-    /// The reason, cut off after 96 bytes.
+    /// The reason, cut off after 112 bytes.
     pub fn because(reason: impl fmt::Display) -> Self {
         let mut text = heapless::String::new();
         // What does not fit is left out; the beginning is enough.

@@ -17,7 +17,7 @@ use crate::compile::Program;
 const QEMU_MIB: u64 = 200;
 
 /// Seconds of CPU time that a long test may have, for each CPU, to be one that takes turns: the others are for `--long`.
-const IN_TURN: u32 = 3000;
+const IN_TURN: u32 = 1000;
 
 /// Adds the tests of an image on each machine.
 pub(super) fn add(list: &mut List<'_>, image: &Program) -> Result<()> {
