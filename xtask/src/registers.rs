@@ -14,7 +14,7 @@ use crate::tools::files;
 const SOURCES: [&str; 3] = ["arch/src", "boot/src", "kernel"];
 
 /// Accesses of memory: the file, and what the line has.
-const MEMORY: [(&str, &str); 18] = [
+const MEMORY: [(&str, &str); 17] = [
     ("arch/src/alternative.rs", "site.address.as_ptr::<u32>().read_volatile()"),
     ("kernel/src/chip/its/mod.rs", "slot.write_volatile(command.0)"),
     ("kernel/src/devices/nvme/controller.rs", "self.identity.memory.as_ptr::<u8>().add(index).read_volatile()"),
@@ -39,7 +39,6 @@ const MEMORY: [(&str, &str); 18] = [
     ("kernel/src/devices/virtio/requests.rs", "at.cast::<[u8; HEADER_BYTES]>().write_volatile(header)"),
     ("kernel/src/devices/virtio/requests.rs", "at.add(HEADER_BYTES).write_volatile(NO_STATUS)"),
     ("kernel/src/devices/virtio/requests.rs", "self.frames.add(index * FRAME_BYTES + HEADER_BYTES).read_volatile()"),
-    ("kernel/src/mm/heap/report.rs", "(at.as_ptr::<Record>().read_volatile(), mte::load_tag(at))"),
     ("kernel/src/devices/virtio_rng.rs", "page.virt().as_ptr::<[u8; 32]>().read_volatile()"),
     ("kernel/src/mm/kernel/fixmap.rs", "ptr::write_volatile(alias.as_ptr::<u32>(), word)"),
 ];

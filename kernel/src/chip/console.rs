@@ -159,7 +159,8 @@ pub fn earlycon() -> Option<Uart> {
 /// has one width; its stride, in bytes, is that width too where a kind has both.
 fn parse_earlycon(value: &str) -> Result<Option<Uart>, Refused> {
     const FORM: &str = "KIND,0xADDRESS[,STRIDE], with the address of its registers in hexadecimal";
-    const KINDS: &str = "pl011 sbsa ns16550 omap dw bcm2835aux imx lpuart meson cadence exynos armada3700 geni uartdm scif";
+    const KINDS: &str =
+        "pl011 sbsa ns16550 omap dw bcm2835aux imx lpuart meson cadence exynos armada3700 geni uartdm scif";
     const STRIDE: &str = "STRIDE is 1, 2 or 4 bytes, and for ns16550, omap, dw, bcm2835aux and scif alone";
     if value.is_empty() {
         return Ok(None);

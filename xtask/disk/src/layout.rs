@@ -120,7 +120,7 @@ pub fn write(path: &Path, image: &[u8], existing: Existing) -> Result<()> {
     check_output(path, existing)?;
     let fresh = path.with_extension(format!("new{}", std::process::id()));
     // A file of that name is another's, and a link may lead anywhere.
-    let file = fs::File::create_new(&fresh).with_context(|| format!("cannot make {}", fresh.display()))?;
+    let file = fs::File::create_new(&fresh).with_context(|| format!("cannot write {}", path.display()))?;
     let written = write_sparsely(file, image).and_then(|()| fs::rename(&fresh, path));
     if written.is_err() {
         // The error is that of the write.
