@@ -124,7 +124,8 @@ pub(crate) fn package(tools: &Tools) -> Result<()> {
     for package in PACKAGES {
         let folder = format!("{package}-{}", env!("CARGO_PKG_VERSION"));
         let archive = tools.target_directory("host").join("package").join(format!("{folder}.crate"));
-        run(Command::new("tar").arg("-xzf").arg(archive).arg("-C").arg(&workspace), "unpacking")?;
+        // Of now: cargo gives all files in a package one date, by which it would call what it compiled before fresh.
+        run(Command::new("tar").arg("-xmzf").arg(archive).arg("-C").arg(&workspace), "unpacking")?;
         manifest += &format!("{package} = {{ path = \"{folder}\" }}\n");
     }
     fs::write(workspace.join("Cargo.toml"), manifest)?;
