@@ -84,12 +84,15 @@ impl Space {
         let is_written = protection.contains(Protection::WRITE);
         let is_limited = || limits.data != u64::MAX || range.end() - range.start() > self.memory();
         let mut areas = self.write_areas(range);
-        if !self.may_have(protection) {
-            return Err(SpaceError::NotAllowed);
-        }
-        // Limits apply only to what becomes writable.
+        // Limits apply only to what becomes writable, and registers only forbid what is neither written nor read.
         let becomes_written = |area: &Held| is_written && !area.protection().contains(Protection::WRITE);
-        let is_within = |area: &Held| !becomes_written(area) || areas.is_whole() && !is_limited();
+        let is_within = |area: &Held| {
+            if is_written {
+                !becomes_written(area) || areas.is_whole() && !is_limited()
+            } else {
+                protection.accesses() != Protection::EXECUTE
+            }
+        };
         let is_simple = |area: &Held| area.cuts(range) == 0 && area.may_have(protection) && is_within(area);
         let is_simple = |area: &Held| !patched_branch!(branch::BREAK_CODE) && is_simple(area);
         let Some(area) = areas.holding(range).filter(is_simple) else {
@@ -122,7 +125,7 @@ impl Space {
     ) -> Result<(), SpaceError> {
         let cpu = this_cpu();
         self.change_areas(areas, |areas| {
-            // Again: where a part has not the room the areas were given up, and registers may be mapped now.
+            // Each time: where a part has not the room the areas were given up, and registers may be mapped now.
             if !self.may_have(protection) {
                 return Err(SpaceError::NotAllowed.into());
             }
