@@ -93,7 +93,7 @@ pub trait Console: Sync {
 /// What the console's lock protects. All zeros at first: the image does not contain it.
 pub(super) struct Terminal {
     received: Deque<u8, QUEUE>,
-    /// What comes after `received`, which is full then. It came while there was a foreground, so it has no Ctrl-C.
+    /// Bytes behind `received`, which is full then. They came while there was a foreground, so none is Ctrl-C.
     behind: Deque<u8, BEHIND>,
     /// There was no room: the rest is in the device, whose interrupt is off.
     held_back: bool,
@@ -149,7 +149,7 @@ static WAKER: Once<ThreadRef> = Once::new();
 /// See [`take_over`].
 static TAKEN_OVER: AtomicBool = AtomicBool::new(false);
 
-/// What `earlycon=` names. `None` where there is no such argument, it stands alone, or its value is bad, of which
+/// The port of `earlycon=`. `None` where there is no such argument, it stands alone, or its value is bad, of which
 /// [`bootargs::check`] warns.
 pub fn earlycon() -> Option<Uart> {
     parse_earlycon(bootargs::get("earlycon")?).ok().flatten()
@@ -562,7 +562,7 @@ impl Terminal {
         leave
     }
 
-    /// What comes while the bytes are moved interrupts again: so the causes are ended first.
+    /// Bytes that come while others are moved interrupt again: so the causes are ended first.
     fn handle_interrupt(&mut self, port: &dyn Console) {
         port.acknowledge();
         self.receive(port);

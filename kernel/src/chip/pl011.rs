@@ -56,7 +56,7 @@ const PATIENCE: u32 = 1_000_000;
 /// A PL011 whose registers are mapped.
 pub struct Pl011 {
     registers: NonNull<PL011Registers>,
-    /// What was received before the port was turned on.
+    /// The byte that was received before the port was turned on.
     first: Cell<Option<u8>>,
 }
 
@@ -83,12 +83,12 @@ impl Pl011 {
         write(DMA_CONTROL, 0);
         let (control, line) = (read(CONTROL), read(LINE_CONTROL));
         let is_on = control & (CONTROL_ENABLE | CONTROL_ELSEWHERE) == CONTROL_ENABLE;
+        let is_set_up = control & CONTROL_ENABLE == CONTROL_ENABLE;
         // In a port that is off only QEMU's model has a byte.
-        let has_byte = control & CONTROL_ENABLE != CONTROL_ENABLE && read(FLAGS) & FLAGS_RECEIVE_EMPTY == 0;
+        let has_byte = !is_set_up && read(FLAGS) & FLAGS_RECEIVE_EMPTY == 0;
         if is_on && line & (LINE_CONTROL_FIFO | LINE_CONTROL_BREAK) == LINE_CONTROL_FIFO {
             write(INTERRUPT_CLEAR, INTERRUPT_CLEAR_ALL & !INTERRUPT_CLEAR_RECEIVE);
         } else {
-            let is_set_up = control & CONTROL_ENABLE == CONTROL_ENABLE;
             if is_set_up {
                 // What the firmware is sending is not cut off, if the port ever sends it.
                 let _ = (0..PATIENCE).any(|_| read(FLAGS) & FLAGS_BUSY == 0);

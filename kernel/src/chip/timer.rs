@@ -85,7 +85,7 @@ pub fn init_frequency(tree: Option<u64>) -> Result<(), UnknownFrequency> {
     Ok(())
 }
 
-/// What a timer's frequency may be, in Hz: with less a slice of a thread's time has no counts, and CNTFRQ_EL0 has 32 bits.
+/// Frequencies of a timer, in Hz: with less a slice of a thread's time has no counts, and CNTFRQ_EL0 has 32 bits.
 const FREQUENCIES: RangeInclusive<u64> = 1_000..=u32::MAX as u64;
 
 fn choose_frequency(own: u64, tree: Option<u64>) -> Option<NonZeroU64> {

@@ -70,7 +70,7 @@ impl Port {
         }
     }
 
-    /// What prints on it.
+    /// The console that prints on it.
     pub fn console(&self) -> &dyn Console {
         match self {
             Self::Pl011(port) => port,
@@ -114,7 +114,7 @@ impl Register {
     }
 }
 
-/// What a register reports.
+/// A condition that a register reports.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Flag {
     /// One of these bits is one.
@@ -186,7 +186,7 @@ enum By {
     WritingAll,
 }
 
-/// What is written before bytes: a port that takes them as a packet.
+/// Registers that are written before bytes: a port that takes them as a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Packet {
     /// Gets the count of bytes.
@@ -196,12 +196,12 @@ struct Packet {
     command: u32,
 }
 
-/// What a console needs to know of a UART.
+/// All that a console needs to know of a UART.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Family {
     /// A register that a read does not change.
     probe: Register,
-    /// What takes a port over from the firmware.
+    /// Steps that take a port over from the firmware.
     take_over: &'static [Step],
     transmit: Register,
     receive: Register,
@@ -221,7 +221,7 @@ struct Family {
     /// After bytes were written, and after one was read.
     written: &'static [Step],
     read: &'static [Step],
-    /// What an interrupt left standing. In front of reading and writing: what comes after it interrupts again.
+    /// Steps that end what an interrupt left standing. In front of reading and writing: later causes interrupt again.
     acknowledge: &'static [Step],
     receive_interrupt: Enable,
     transmit_interrupt: Enable,

@@ -107,7 +107,7 @@ pub enum ControllerDescription {
         /// GICR.
         redistributors: Redistributors,
     },
-    /// That of a BCM2836 or BCM2837.
+    /// The controllers of a BCM2836 or BCM2837.
     Bcm2836 {
         /// The registers of each core.
         cores: PhysRange,

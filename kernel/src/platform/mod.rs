@@ -164,7 +164,7 @@ pub enum PlatformError {
     /// The console is a UART of another kind than those that have a driver.
     #[error("device tree: no driver for the console, a {compatible}")]
     NoDriver {
-        /// What it is, from the most particular.
+        /// Its kind, from the most particular.
         compatible: NodeName,
     },
     /// The line of the console is another device's.

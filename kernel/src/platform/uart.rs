@@ -13,7 +13,7 @@ use super::{NodeName, PlatformError};
 /// A serial port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Uart {
-    /// What its registers are.
+    /// The kind of its registers.
     pub kind: UartKind,
     /// Where they are.
     pub registers: PhysRange,
@@ -120,7 +120,7 @@ impl UartKind {
         Self::Scif,
     ];
 
-    /// What `earlycon=` calls it.
+    /// Its name in `earlycon=`.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pl011 => "pl011",
@@ -228,7 +228,7 @@ impl Uart {
     }
 }
 
-/// What `compatible` calls them, and the layout where the tree gives none: the bindings of each.
+/// Their names in `compatible`, and the layout where the tree gives none: the bindings of each.
 static COMPATIBLE: [(&str, UartKind, UartLayout); 23] = [
     ("arm,pl011", UartKind::Pl011, UartLayout::PACKED),
     ("arm,sbsa-uart", UartKind::Sbsa, UartLayout::PACKED),

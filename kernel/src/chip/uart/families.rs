@@ -146,7 +146,7 @@ static IMX: Family = {
             Step::Change { register: CONTROL_1, keep: 0, set: 1 },
             // The format stays; RTS is ignored, CTS asserted, transmitter and receiver on, no reset.
             Step::Change { register: CONTROL_2, keep: bits(5, 8), set: 1 << 14 | 1 << 12 | bits(0, 2) },
-            // What selects pins and polarity stays.
+            // Bits that select pins and polarity stay.
             Step::Change { register: CONTROL_3, keep: !(bits(11, 13) | bits(3, 6) | 1), set: 0 },
             Step::Change { register: CONTROL_4, keep: bits(9, 15) | bits(4, 5), set: 0 },
             // The clock's divider stays; interrupts at one byte received, and with two left to send.
@@ -424,7 +424,7 @@ static GENI: Family = {
     Family {
         probe: STATUS,
         take_over: &[
-            // What the firmware is sending is not cut off.
+            // Bytes that the firmware is sending are not cut off.
             Step::Wait(Flag::Clear(STATUS, 1)),
             Step::Write(M_ENABLE, 0),
             Step::Write(S_ENABLE, 0),
@@ -491,7 +491,7 @@ static UART_DM: Family = {
     Family {
         probe: STATUS,
         take_over: &[
-            // What the firmware is sending is not cut off by the resets that another mode of the FIFOs needs.
+            // Bytes that the firmware is sending are not cut off by the resets that another mode of the FIFOs needs.
             Step::Wait(Flag::Set(STATUS, 1 << 3)),
             Step::Write(MASK, 0),
             // No flow control but that the receiver shows that it is ready; no loopback.

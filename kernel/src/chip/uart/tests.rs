@@ -24,10 +24,10 @@ enum Report {
     Other(u16, u32),
 }
 
-/// What the manual of a kind has.
+/// A kind, as its manual has it.
 struct Manual {
     kind: UartKind,
-    /// What a firmware may leave, and what becomes of it.
+    /// Values that a firmware may leave, and what becomes of them.
     left: &'static [Value],
     taken: &'static [Value],
     transmit: u16,
@@ -483,7 +483,7 @@ fn a_fifo_is_filled_without_a_look_at_each_byte() {
     }
 }
 
-/// What a packet's length register and command were given.
+/// Values that a packet's length register and command were given.
 #[test]
 fn geni_sends_packets() {
     let page = Page::new(&[]);
