@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "system calls, and memory that they map")]
 
 use granule_abi::Errno;
-use granule_abi::number::{RT_SIGACTION, RT_SIGPROCMASK, SIGALTSTACK};
+use granule_abi::number::{RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, SIGALTSTACK};
 use granule_abi::signal::{SA_RESTORER, SA_SIGINFO, SigAction, SigInfo, SigStack, UContext};
 
 use crate::sys;
@@ -55,6 +55,17 @@ pub fn mask(how: u64, set: u64) -> Result<u64, Errno> {
     let arguments = [how, &raw const set as u64, &raw mut old as u64, SET_SIZE, 0, 0];
     // SAFETY: it reads `set` and writes `old`.
     unsafe { sys::call(RT_SIGPROCMASK, arguments) }.map(|_| old)
+}
+
+/// Whether `signal` has come and is blocked.
+///
+/// # Errors
+/// The kernel's.
+pub fn is_pending(signal: u32) -> Result<bool, Errno> {
+    let mut pending = 0_u64;
+    // SAFETY: it writes `pending`.
+    unsafe { sys::call(RT_SIGPENDING, [&raw mut pending as u64, SET_SIZE, 0, 0, 0, 0]) }?;
+    Ok(pending & set_of(signal) != 0)
 }
 
 /// Sets the stack for handlers with `SA_ONSTACK`; returns the one before.

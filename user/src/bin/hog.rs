@@ -17,8 +17,7 @@ use granule_user::abi::memory::{
     PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PRLIMIT64, PWRITE64, RT_SIGPENDING,
-    WRITE,
+    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PRLIMIT64, PWRITE64, WRITE,
 };
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
@@ -90,7 +89,7 @@ fn pages() -> ! {
 /// The same, not before it is asked to end.
 fn later() -> ! {
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
-    while !is_asked_to_end() {
+    while !signal::is_pending(SIGTERM).expect("pending signals") {
         let _ = time::sleep(MILLISECOND);
     }
     pages()
@@ -492,14 +491,6 @@ fn copy_paths() {
     all_wait();
 }
 
-/// Whether SIGTERM has come, which is blocked.
-fn is_asked_to_end() -> bool {
-    let mut pending = 0_u64;
-    // SAFETY: it writes `pending`.
-    unsafe { sys::call(RT_SIGPENDING, [&raw mut pending as u64, 8, 0, 0, 0, 0]) }.expect("pending signals");
-    pending & signal::set_of(SIGTERM) != 0
-}
-
 /// Works in a little memory until it must end.
 fn beside() -> u8 {
     const BYTES: u64 = 128 << 10;
@@ -507,7 +498,7 @@ fn beside() -> u8 {
     let kept = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
     let mut value = 0_u8;
     loop {
-        let last = is_asked_to_end();
+        let last = signal::is_pending(SIGTERM).expect("pending signals");
         touch(kept, BYTES, value);
         let fresh = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
         touch(fresh, BYTES, !value);

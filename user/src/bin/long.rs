@@ -58,10 +58,19 @@ fn all_there(count: u32) {
     }
 }
 
-/// Threads that all sleep until one moment.
+/// Threads that all sleep until one moment. A busy machine may need longer for so many: each further try has twice the
+/// time.
 fn sleepers(count: u32) {
-    // Each must be asleep by then.
-    UNTIL.store(time::now() + u64::from(count) * MILLISECOND / 4, Ordering::Relaxed);
+    let mut nanoseconds = u64::from(count) * MILLISECOND / 4;
+    while !sleep_at_once(count, nanoseconds) {
+        nanoseconds *= 2;
+    }
+}
+
+/// Has `count` threads sleep until so many `nanoseconds` from now; whether all of them were there before.
+fn sleep_at_once(count: u32, nanoseconds: u64) -> bool {
+    THERE.store(0, Ordering::Relaxed);
+    UNTIL.store(time::now() + nanoseconds, Ordering::Relaxed);
     threads(count, |_| {
         let until = Timespec::from_nanoseconds(UNTIL.load(Ordering::Relaxed));
         let arguments = [CLOCK_MONOTONIC, TIMER_ABSTIME, &raw const until as u64, 0, 0, 0];
@@ -70,8 +79,9 @@ fn sleepers(count: u32) {
         assert!(time::now() >= UNTIL.load(Ordering::Relaxed), "a sleep was too short");
         THERE.fetch_add(1, Ordering::Release);
     });
-    assert!(time::now() < UNTIL.load(Ordering::Relaxed), "the threads were not all asleep at once");
+    let were_asleep = time::now() < UNTIL.load(Ordering::Relaxed);
     all_there(count);
+    were_asleep
 }
 
 /// Threads that wait for one word and are woken together, and others of the same queue that are not woken.
@@ -89,11 +99,17 @@ fn waiters(count: u32) {
         THERE.fetch_sub(1, Ordering::Release);
     });
     all_there(count);
-    // All have come to wait.
-    time::sleep(100 * MILLISECOND).expect("to sleep");
+    // All of them at once, as soon as most have come to wait. They wait again while the gate is closed.
+    loop {
+        time::sleep(100 * MILLISECOND).expect("to sleep");
+        let woken = futex_wake(&GATE, u32::MAX >> 1).expect("a wake-up");
+        assert!(woken <= count, "{woken} of {count} were woken");
+        if woken >= count / 2 {
+            break;
+        }
+    }
     GATE.store(1, Ordering::Release);
-    let woken = futex_wake(&GATE, u32::MAX >> 1).expect("a wake-up");
-    assert!(woken <= count && woken >= count / 2, "{woken} of {count} were woken");
+    futex_wake(&GATE, u32::MAX >> 1).expect("a wake-up");
     all_there(0);
 }
 

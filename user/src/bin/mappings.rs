@@ -54,6 +54,7 @@ fn run(start: Start) -> u8 {
     the_heap_moves();
     forks_copy_what_is_private();
     areas_may_be_larger_than_tables_reach();
+    below_an_area_that_grows_a_guard_is_left();
     copies_differ_after_a_store_to_either();
     bad_pointers_are_refused();
     println!("mappings: ok");
@@ -648,6 +649,35 @@ fn areas_may_be_larger_than_tables_reach() {
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(0));
     unmap(NOWHERE, BYTES / PAGE);
+}
+
+/// 256 pages below an area that grows stay free, wherever it begins by now, unless the address is demanded.
+fn below_an_area_that_grows_a_guard_is_left() {
+    let room = map(2048, PROT_NONE, ANONYMOUS);
+    let start = room + 1500 * PAGE;
+    let [flags, fixed] = [MAP_GROWSDOWN, 0].map(|grows| ANONYMOUS | MAP_FIXED | grows);
+    assert_eq!(call(MMAP, &[start, 16 * PAGE, RW, flags, u64::MAX, 0]), Ok(start));
+    unmap(room + PAGE, 1499);
+    let is_left = |start: u64| {
+        for (pages, is_as_asked) in [(1, false), (255, false), (256, false), (257, true)] {
+            let asked = start - pages * PAGE;
+            let given = call(MMAP, &[asked, PAGE, RW, ANONYMOUS, u64::MAX, 0]).expect("memory");
+            assert_eq!(given == asked, is_as_asked, "{pages} pages below");
+            unmap(given, 1);
+        }
+    };
+    is_left(start);
+    for pages in [1, 100, 300] {
+        put(start - pages * PAGE, 1).expect("room to grow");
+        is_left(start - pages * PAGE);
+    }
+    unmap(start - 300 * PAGE, 301);
+    is_left(start + PAGE);
+    protect(start + 2 * PAGE, 2, PROT_READ);
+    unmap(start + PAGE, 2);
+    is_left(start + 3 * PAGE);
+    assert_eq!(call(MMAP, &[start + 2 * PAGE, PAGE, RW, fixed, u64::MAX, 0]), Ok(start + 2 * PAGE));
+    unmap(room, 2048);
 }
 
 fn copies_differ_after_a_store_to_either() {

@@ -1,5 +1,5 @@
 //! Everything at once that changes translations behind a process's back, with the contents of every page known: `storm
-//! NUMBER SEED ROUNDS`.
+//! NUMBER SEED ROUNDS`. It makes at least so many rounds, and then more until SIGTERM comes.
 //!
 //! The process stores, forks, moves, protects and gives up pages and blocks of its own, and punches holes in a file of
 //! memory, which it cuts off and maps twice. Others reclaim pages of its program file, migrate its pages, and copy from
@@ -18,9 +18,10 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, OPENAT, PREAD64};
 use granule_user::abi::process::{AT_EXECFN, exited};
+use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
 use granule_user::memory::{PAGE, madvise, mprotect, munmap};
 use granule_user::random::Random;
-use granule_user::{Start, entry, own, println, process};
+use granule_user::{Start, entry, own, println, process, signal};
 
 entry!(run);
 own!(call);
@@ -61,11 +62,14 @@ fn run(start: Start) -> u8 {
     let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
     // SAFETY: the kernel put it there, and nothing changes it.
     let mut storm = Storm::new(number as u32, seed, unsafe { CStr::from_ptr(path) });
-    for _ in 0..rounds {
+    signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
+    let mut done = 0;
+    while done < rounds || !signal::is_pending(SIGTERM).expect("pending signals") {
         storm.round();
+        done += 1;
     }
     storm.check(true);
-    println!("storm {number}: {rounds} rounds, {} pages that a device wrote", storm.arrived);
+    println!("storm {number}: {done} rounds, {} pages that a device wrote", storm.arrived);
     0
 }
 

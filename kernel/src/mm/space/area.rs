@@ -269,7 +269,14 @@ impl Area {
     /// A copy of its part from `start` to `end`, with `mapping`.
     #[inline(always)]
     fn piece(&self, start: VirtAddr, end: VirtAddr, mapping: Option<PoolBox<Mapping>>) -> Self {
-        Self::of(start, end, self.protection(), self.guard.get(), self.flags(), mapping)
+        Self::of(start, end, self.protection(), self.guard_from(start), self.flags(), mapping)
+    }
+
+    /// The [guard](Self::guard) of its part from `start` on. The room below a program's stack ends where it did, as Linux's
+    /// `mmap_base` does; below any other area that grows, [`STACK_GUARD`] stays free wherever it begins.
+    fn guard_from(&self, start: VirtAddr) -> u64 {
+        let guard = self.guard.get();
+        if guard > STACK_GUARD { guard.wrapping_add(start.0).wrapping_sub(self.start().0) } else { guard }
     }
 
     #[inline(always)]
@@ -903,6 +910,7 @@ impl Areas {
             self.gap_above_changed(area);
         } else {
             area.change_place(|mapped| {
+                area.guard.set(area.guard_from(range.end()));
                 let Some((mappers, mapping)) = mapped else { return area.start.set(range.end()) };
                 mappers.remove(mapping);
                 mapping.first_page.set(area.page_at(range.end()));
@@ -1031,8 +1039,8 @@ impl Areas {
     /// Extends a stack down to `start`. The addresses in between are free.
     pub(super) fn extend_down(&mut self, stack: &Held, start: VirtAddr) {
         let more = stack.start() - start;
+        stack.guard.set(stack.guard.get().saturating_sub(more).max(STACK_GUARD));
         stack.start.set(start);
-        stack.guard.set(stack.guard.get().saturating_sub(more).max(PAGE));
         self.total += more;
         self.gap_changed(stack);
     }

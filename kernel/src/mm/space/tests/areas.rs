@@ -62,6 +62,55 @@ fn below_a_stack_the_kernel_leaves_its_guard_free() {
     assert_eq!(starts, [chosen, stack - PAGE, stack]);
 }
 
+/// As Linux's `mmap_base` stays where it is, and `stack_guard_gap` goes with an area that grows.
+#[test]
+fn the_room_below_a_stack_ends_where_it_did_when_the_stack_begins_elsewhere() {
+    for stack in [0, STACK_GAP, 3 * STACK_GAP] {
+        let rig = Rig::new(2);
+        let space = rig.space();
+        let start = VirtAddr(0x10_0000_0000);
+        let request = MapRequest { placement: Placement::Stack(start), ..private(16) };
+        let limits = SpaceLimits { stack, ..SpaceLimits::NONE };
+        space.mmap_within(&rig.cpu, &request, &Terms { limits, ..Terms::NONE }, &|| false).unwrap();
+        let chosen = || {
+            let address = space.mmap(&rig.cpu, &private(1)).unwrap();
+            space.munmap(&rig.cpu, address, PAGE).unwrap();
+            space.read_all_areas().check();
+            address
+        };
+        let base = chosen();
+        space.munmap(&rig.cpu, start, 4 * PAGE).unwrap();
+        assert_eq!(chosen(), base, "without its first pages");
+        space.munmap(&rig.cpu, start + 6 * PAGE, PAGE).unwrap();
+        space.munmap(&rig.cpu, start + 4 * PAGE, 2 * PAGE).unwrap();
+        assert_eq!(chosen(), base, "without those below a hole");
+        space.grow_stack(start + 2 * PAGE, &SpaceLimits::NONE).unwrap();
+        assert_eq!(chosen(), base, "and longer again");
+        let child = space.fork(&rig.cpu).unwrap();
+        assert_eq!(child.mmap(&rig.cpu, &private(1)), Ok(base));
+    }
+}
+
+#[test]
+fn below_an_area_that_grows_a_guard_stays_free_wherever_it_begins() {
+    let rig = Rig::new(2);
+    let space = rig.space();
+    let start = VirtAddr(0x10_0000_0000);
+    let request = MapRequest { placement: Placement::Fixed(start), ..private(16) };
+    space.mmap_within(&rig.cpu, &request, &Terms { grows: true, ..Terms::NONE }, &|| false).unwrap();
+    let below = |from: VirtAddr| {
+        let address = space.mmap(&rig.cpu, &private(1)).unwrap();
+        assert_eq!(address + PAGE, from - STACK_GUARD);
+        space.munmap(&rig.cpu, address, PAGE).unwrap();
+        space.read_all_areas().check();
+    };
+    below(start);
+    space.grow_stack(start - 300 * PAGE, &SpaceLimits::NONE).unwrap();
+    below(start - 300 * PAGE);
+    space.munmap(&rig.cpu, start - 300 * PAGE, 301 * PAGE).unwrap();
+    below(start + PAGE);
+}
+
 /// By the limit of the stack, and by more for a program whose addresses are random: the least, the most, and beyond.
 #[test]
 fn below_a_stack_the_kernel_leaves_room_by_its_limit() {
