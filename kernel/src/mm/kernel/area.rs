@@ -19,7 +19,7 @@ use intrusive_collections::{
 
 const PAGE: u64 = PAGE_SIZE as u64;
 
-/// What an area is for, and so where its memory is given back.
+/// The use of an area, which decides where its memory is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AreaKind {
     /// Frames of its own, from `vmalloc`; its owner may change its permissions.
@@ -63,7 +63,7 @@ impl AreaNode {
         self.pages.get()
     }
 
-    /// What it is for.
+    /// The use of the area.
     pub fn kind(&self) -> AreaKind {
         self.kind.get()
     }
@@ -161,13 +161,13 @@ pub struct AreaTree {
     purges: u32,
 }
 
-/// What an area asks of a gap: bytes with the guard page, and alignment.
+/// The shape of a gap that an area needs: bytes with the guard page, and alignment.
 type Shape = (u64, u64);
 
 /// Shapes of areas that are noted.
 const SHAPES: usize = 4;
 
-/// Areas that one search looks at: the tree is locked meanwhile, and interrupts masked.
+/// Areas that one search looks at: it holds the tree's lock, with interrupts masked.
 const LOOKED_AT: usize = 128;
 
 /// Where a search goes on that ended early.
@@ -204,7 +204,7 @@ impl AreaTree {
 
     /// Searches for the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align` (a
     /// power of two of at least a page). A search that takes long ends early; the next call goes on at `resume`, which
-    /// it returned, and the tree may change in between. What is found is given to [`Self::insert`].
+    /// it returned, and the tree may change in between. [`Self::insert`] takes the addresses.
     ///
     /// # Panics
     /// In debug builds, where `pages` is 0 or `align` is not a power of two.
@@ -364,7 +364,7 @@ impl AreaTree {
     }
 }
 
-/// What a search has found.
+/// The result of a search.
 pub enum Gap {
     /// Free addresses.
     At(VirtAddr),

@@ -1,10 +1,10 @@
 //! Collapsing: tables of the linear map and of areas whose leaves are alike again become larger leaves.
 //!
-//! [`granule_pgtable::collapse`] describes how, and why no owner loses a store. What is decided here is where and when:
+//! [`granule_pgtable::collapse`] describes how, and why no owner loses a store. This file decides where and when:
 //! on request ([`KernelSpace::collapse`]), and with `collapse.quiet=` by a thread, when nothing was split for a while.
 //! Never on the calling path of `set_memory_*`, or of `vfree`.
 //!
-//! # What is not collapsed
+//! # Ranges that are not collapsed
 //! - Where leaves are never split (`split=refuse`): no larger leaf could be taken apart again.
 //! - The linear map where it is made of pages: because free frames are taken out of it (`debug_pagealloc=on`), which come
 //!   and go from any context, where there may be no memory for tables; or because its pages change where leaves are split
@@ -104,7 +104,7 @@ impl KernelSpace {
         [linear.ok(), PageRange::new(VMALLOC_START, VMALLOC_END - VMALLOC_START).ok()]
     }
 
-    /// What was collapsed since the boot. Not from interrupt handlers: it takes a lock that a collapse holds.
+    /// Collapses since the boot. Not from interrupt handlers: it takes a lock that a collapse holds.
     pub fn collapse_counts(&self) -> CollapseCounts {
         debug_assert!(!smp::this_cpu().walk.is_open(), "the holder of the lock waits for walks");
         CollapseCounts(self.table_work.lock().collapser.done())
@@ -163,7 +163,7 @@ impl KernelSpace {
     }
 }
 
-/// What was collapsed since the boot.
+/// Collapses since the boot, by the size of the new leaves.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CollapseCounts(pub Collapses);
 
@@ -202,7 +202,7 @@ mod thread {
     use crate::smp::{Cpu, this_cpu};
     use crate::{bootargs, kernel, sched};
 
-    /// What is collapsed before other threads of the CPU run.
+    /// Bytes of the linear map that are collapsed before other threads of the CPU run.
     const PIECE: u64 = 1 << 30;
     /// So many times longer than at first, at most, is waited where a pass collapses nothing.
     const PATIENCE: u32 = 64;
@@ -231,7 +231,7 @@ mod thread {
         loop {
             let before = space.split_counts().all();
             sched::sleep_through(Deadline::after(wait));
-            // What is split now is in use; what was split and is not alike yet may be by the next time, or its area gone.
+            // A leaf split during the sleep is in use. Tables that differ yet may be alike, or gone, by a later pass.
             let splits = space.split_counts().all();
             if splits != before || (splits == seen && space.linear_tables() == 0) {
                 continue;

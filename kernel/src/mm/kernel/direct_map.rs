@@ -54,8 +54,8 @@ impl KernelSpace {
         self.set_direct_map(frame, pages, &validity.change())
     }
 
-    /// Whether the hardware would use the linear address of `frame`. What another CPU has in its TLB is another
-    /// question.
+    /// Whether the table entry of the linear address of `frame` is valid. The TLB of another CPU may still hold an
+    /// older entry.
     pub fn kernel_page_present(&self, frame: PhysAddr) -> bool {
         frame.0 < layout::LINEAR_SIZE && self.tables().translate(layout::linear(frame)).is_some_and(|found| found.valid)
     }

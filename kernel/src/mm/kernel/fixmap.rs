@@ -28,7 +28,7 @@ const ADDRESS_END: u64 = 1 << 48;
 /// more.
 const DEVICE_TREE_PAGES: usize = ENTRIES - FixmapSlot::DeviceTree.first();
 
-/// What lies where in the fixmap.
+/// The slots of the fixmap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FixmapSlot {
     /// The console's registers, before anything is known of the machine.

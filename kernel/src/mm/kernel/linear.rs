@@ -56,10 +56,10 @@ unsafe impl Sync for EarlyTables {}
 
 static EARLY_TABLES_IN_IMAGE: EarlyTables = EarlyTables(core::cell::UnsafeCell::new([[0; PAGE_SIZE]; EARLY_TABLES]));
 
-/// What the linear map is to be.
+/// The plan of the linear map.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan<'a> {
-    /// What the device tree demands to be left out.
+    /// Memory that the device tree marks `no-map`: left out.
     pub no_map: &'a [PhysRange],
     /// The part of the image that is read-only here.
     pub read_only: PhysRange,

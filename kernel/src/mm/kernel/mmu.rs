@@ -113,7 +113,7 @@ unsafe impl Trusted for LinearView {}
 #[cfg(target_os = "none")]
 #[derive(Clone, Copy, Debug)]
 pub struct ImageView {
-    /// What to add to a physical address of the image, wrapping, for its virtual one.
+    /// Virtual minus physical address of the image; added with wrap-around.
     pub offset: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What the kernel maps for itself: the fixmap, the linear map, vmalloc areas, and their permissions.
+//! The kernel's own mappings: the fixmap, the linear map, vmalloc areas, and their permissions.
 //!
 //! [`KernelSpace`] is the tree in TTBR1_EL1 with everything that is needed to change it. Only
 //! the owner of an address range changes that range; the area tree ([`area`]) holds the owners, and outside the vmalloc
@@ -110,13 +110,13 @@ impl KernelSpace {
         })
     }
 
-    /// Decides for good what is done to live mappings; only the first call counts. What of it is a patched branch is in
-    /// force once the sites are patched by it.
+    /// Sets the policy for changes of live mappings; only the first call counts. A decision that is a patched branch
+    /// is in force once the sites are patched by it.
     pub fn set_policy(&self, policy: Policy) {
         self.policy.call_once(|| policy);
     }
 
-    /// What is done to live mappings.
+    /// The policy for changes of live mappings.
     pub fn policy(&self) -> Policy {
         self.policy.get().copied().unwrap_or(Policy::UNDECIDED)
     }
@@ -157,7 +157,7 @@ impl KernelSpace {
 enum Supply {
     /// Any that are free.
     Any,
-    /// What this CPU has in its magazine, so that no lock is waited for: in interrupt handlers.
+    /// Only those in this CPU's magazine, so that no lock is waited for: in interrupt handlers.
     Reserve,
 }
 

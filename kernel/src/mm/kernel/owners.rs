@@ -29,8 +29,8 @@ impl RangeOwnerCheck {
         Self::with_alias(range, |_| None)
     }
 
-    /// The same for `range` and its alias: `alias` maps a page of the range to its other address. The first runs of the
-    /// alias are recorded; the others are only compared with the records of other CPUs.
+    /// As [`Self::new`] for `range` and its alias: `alias` maps a page of the range to its other address. The first
+    /// runs of the alias are recorded; the others are only compared with the records of other CPUs.
     ///
     /// # Panics
     /// As [`Self::new`], for each page of the alias too.
@@ -77,7 +77,7 @@ mod record {
     /// Ranges of one change: its own, and so many runs of its alias.
     const RANGES: usize = 5;
 
-    /// What one CPU is changing, each handler's after what it has interrupted.
+    /// The changes that one CPU makes, each handler's after the one that it has interrupted.
     #[derive(Debug)]
     pub struct Owners([OwnedRanges; DEPTH]);
 
@@ -89,8 +89,8 @@ mod record {
         }
     }
 
-    /// What one change is about: ranges, or 0; none where the first is 0. Only their CPU writes them, and others read
-    /// them at any time: so both ends are in one word, the number of the first page above [`COUNT_BITS`] bits with the
+    /// The ranges of one change, or 0; none where the first is 0. Only their CPU writes them, and others read them
+    /// at any time: so both ends are in one word, the number of the first page above [`COUNT_BITS`] bits with the
     /// number of pages, which is never 0.
     #[derive(Debug)]
     pub(super) struct OwnedRanges([AtomicU64; RANGES]);

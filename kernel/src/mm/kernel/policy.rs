@@ -1,4 +1,4 @@
-//! What is done to live mappings: as the boot arguments wish, and as far as the CPUs can be trusted with it.
+//! The policy for changes of live mappings: as the boot arguments wish, and as far as the CPUs can be trusted with it.
 //!
 //! It is decided at two times. When the linear map is made only the boot CPU is known, and it chooses the leaves: by
 //! pages where single pages will change and no leaf may be split while CPUs are at work. When all CPUs are known, the
@@ -6,7 +6,7 @@
 //! map is split to pages ([`Wishes::splits_to_pages`]); without memory for the tables it stays as it is, and aliases are
 //! left alone, with a warning.
 //!
-//! What hot paths ask is a patched branch ([`Policy::takes`]); the rest reads [`super::KernelSpace::policy`].
+//! Hot paths take a patched branch ([`Policy::takes`]); the rest reads [`super::KernelSpace::policy`].
 
 use core::fmt;
 
@@ -117,12 +117,12 @@ static LAZY: Parameter = Parameter {
 
 /// The most pages of `vmalloc.lazy=`: a gigabyte.
 const MOST_LAZY_PAGES: usize = 1 << 18;
-/// The same unless it is given, and never more than a part of all memory: 4 MiB.
+/// The default of `vmalloc.lazy=`, which a part of all memory limits further: 4 MiB.
 const USUAL_LAZY_PAGES: usize = 1 << 10;
-/// What part of the memory may wait, for each CPU.
+/// Divisor of all memory for the limit of pages that wait, for each CPU.
 const LAZY_PART: usize = 512;
 
-/// What the boot arguments wish.
+/// The wishes of the boot arguments.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Wishes {
     split: Option<SplitMode>,
@@ -134,7 +134,7 @@ pub struct Wishes {
 }
 
 impl Wishes {
-    /// Reads them. What is missing or makes no sense is as usual; the check of the boot arguments has warned.
+    /// Reads the boot arguments. One that is missing or makes no sense has its default; their check has warned.
     pub fn read() -> Self {
         Self::from(bootargs::get)
     }
@@ -179,7 +179,7 @@ impl Wishes {
     }
 }
 
-/// What is done.
+/// The policy in force.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Policy {
     /// How live leaves are split.
@@ -288,7 +288,7 @@ mod tests {
         })
     }
 
-    /// What one CPU would choose and all then decide.
+    /// The leaves that the boot CPU alone chooses for the linear map, and the policy that all CPUs then decide.
     fn decide(arguments: &'static str, boot_cpu: bool, all: bool) -> (Leaves, Policy, Option<Denied>) {
         let leaves = wishes(arguments).linear_leaves(boot_cpu);
         let (policy, denied) = Policy::decide(wishes(arguments), all, leaves, FRAMES);

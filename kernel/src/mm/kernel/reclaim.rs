@@ -1,6 +1,6 @@
 //! Walks of the kernel's tables, each announced, and the reclaim of tables that areas leave empty.
 //!
-//! [`granule_pgtable::reclaim`] describes how a table is freed, and why that is safe. What is decided here is when:
+//! [`granule_pgtable::reclaim`] describes how a table is freed, and why that is safe. This file decides when:
 //! after an area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones
 //! use, for addresses are handed out from the lowest on; looking for empty tables after each would cost more than it
 //! brings.
@@ -23,11 +23,11 @@ use super::{KernelSpace, Machine};
 use crate::lab;
 use crate::smp::{self, Cpu, CpuId, MAX_CPUS, this_cpu};
 
-/// What one last-level table translates.
+/// Bytes of addresses that one last-level table translates.
 const TABLE_SPAN: u64 = 1 << (Granule4K::PAGE_SHIFT + Granule4K::INDEX_BITS);
 
-/// What takes tables out of the tree: one at a time, so that none takes away what another has found. Reclaim only ever
-/// tries the lock: where that fails, the holder does the work, or a later call.
+/// The two that take tables out of the tree, under one lock, so that none removes a table that the other has found.
+/// Reclaim only ever tries the lock: where that fails, the holder does the work, or a later call.
 pub(super) struct TableWork {
     pub(super) reclaimer: Reclaimer<Granule4K, MAX_CPUS>,
     pub(super) collapser: KernelCollapser,
@@ -95,7 +95,7 @@ impl WalkSequence {
 }
 
 impl KernelSpace {
-    /// The tables, to look at. What changes them goes through the functions of this type.
+    /// The tables, to look at. Changes go through the other functions of this type.
     #[inline(always)]
     pub fn tables(&self) -> KernelTables<'_> {
         KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk.0) }
@@ -111,7 +111,7 @@ impl KernelSpace {
         self.purge(cpu) + (0..MAX_CPUS).map_while(|_| self.reclaim_once(cpu)).sum::<usize>()
     }
 
-    /// The same in one range where areas were; `None` where there is none, or another CPU reclaims.
+    /// As [`Self::reclaim`], in one range where areas were; `None` where there is none, or another CPU reclaims.
     #[allow(unsafe_code, reason = "the one reclaimer of the tree")]
     fn reclaim_once(&self, cpu: &Cpu) -> Option<usize> {
         let mut work = self.table_work.try_lock()?;

@@ -33,7 +33,7 @@ pub(crate) enum Moment<'a> {
     Step,
 }
 
-/// What `work` did on this thread; in the place of each operation `hook` ran.
+/// The operations of `work` on this thread; `hook` ran at each.
 pub(crate) fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnOnce()) -> Vec<Operation> {
     let at_operations = move |moment: Moment<'_>| {
         if let Moment::Operation(operation) = moment {
@@ -43,7 +43,7 @@ pub(crate) fn at_each(mut hook: impl FnMut(&Operation) + 'static, work: impl FnO
     at_each_moment(at_operations, work)
 }
 
-/// The same where the hook also runs behind each load of an entry. What the hook itself does runs no hook.
+/// As [`at_each`], with the hook run after each load of an entry too. Operations of the hook itself run no hook.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a hook")]
 pub(crate) fn at_each_moment(hook: impl FnMut(Moment<'_>) + 'static, work: impl FnOnce()) -> Vec<Operation> {
     /// Also where `work` panics.
@@ -66,7 +66,7 @@ pub(crate) fn unseen<T>(work: impl FnOnce() -> T) -> T {
     result
 }
 
-/// What `work` did on this thread.
+/// The operations of `work` on this thread.
 pub(crate) fn record(work: impl FnOnce()) -> Vec<Operation> {
     STREAM.set(Some(Vec::new()));
     work();

@@ -307,7 +307,7 @@ pub(super) fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, Set
     PageRange::from_pages(address, pages.max(1) as usize).map_err(SetMemoryError::Range)
 }
 
-/// The same, all of it where areas are.
+/// As [`page_range`], and an error where a page is outside the vmalloc window.
 #[inline(always)]
 pub(super) fn window_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
     let window = PageRange::new(VMALLOC_START, VMALLOC_END - VMALLOC_START).map_err(SetMemoryError::Range)?;
@@ -337,7 +337,7 @@ pub enum Validity {
 }
 
 impl Validity {
-    /// What it takes.
+    /// The change of entries that makes it so.
     pub(super) const fn change(self) -> Change {
         match self {
             Self::Valid => Change::VALID,

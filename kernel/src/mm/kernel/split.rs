@@ -30,7 +30,7 @@ use crate::mm::layout;
 use crate::smp::{self, OthersParked, this_cpu};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
-/// The split lock, and how often what was split. What a split of a group writes is in one line, and no one else's is.
+/// The split lock, and counts of splits by size. A split of a group writes only the first cache line.
 #[repr(C, align(64))]
 pub(super) struct Splitting {
     lock: IrqLock<(), { rank::SPLIT }>,
@@ -128,11 +128,11 @@ unsafe impl Serialise for Locking<'_> {
     }
 }
 
-/// What is no matter of speed, in one type: the code is compiled once.
+/// The splits whose speed does not matter, as one type: the code is compiled once.
 enum UncommonSplit {
     /// `split=stop-machine`.
     Stopped,
-    /// The same, down to pages: a part of them can change with no CPU stopped.
+    /// As [`Self::Stopped`], down to pages: a part of them can change with no CPU stopped.
     ToPages,
     /// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
     /// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU

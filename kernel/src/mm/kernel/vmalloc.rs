@@ -41,7 +41,7 @@ pub enum VmallocError {
     /// No gap in the vmalloc window is large enough.
     #[error("no {pages} pages of vmalloc addresses are free in a row")]
     NoAddresses {
-        /// What was asked for.
+        /// The pages of the request.
         pages: u64,
     },
     /// The page tables refused.
@@ -53,10 +53,10 @@ pub enum VmallocError {
     /// The area is not of the kind that may be unmapped so.
     #[error("the area at {0} is of another kind ({1:?}), which this call does not unmap")]
     NotYours(VirtAddr, AreaKind),
-    /// What `vmap` was given is not page aligned, or not memory that the linear map shows as writable.
+    /// An address that `vmap` was given is not page aligned, or not memory that the linear map shows as writable.
     #[error("{0} is not the address of a frame that the linear map shows as writable")]
     NotMemory(PhysAddr),
-    /// What registers were to be mapped at is memory.
+    /// The address at which registers were to be mapped is memory.
     #[error("{0} is memory that the linear map shows, and no register")]
     NotRegisters(PhysAddr),
 }
@@ -71,9 +71,9 @@ impl VmallocError {
 /// No block's address.
 const END_OF_RUN: u64 = u64::MAX;
 
-/// What pages of areas are: their owner may change them.
+/// The attributes of pages of areas: their owner may change them.
 const AREA: Attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_alloc();
-/// What pages of given frames are.
+/// The attributes of pages of given frames.
 const MAPPED: Attributes = Attributes::kernel_data(MemoryType::NormalTagged).vm_map();
 
 /// Blocks, groups and pages, as they fit.
@@ -126,8 +126,8 @@ impl KernelSpace {
         self.new_area(cpu, pages, PAGE_SIZE as u64, map)
     }
 
-    /// The same, of a whole number of 2 MiB blocks, as many as `pages` take, and by blocks wherever there is memory for
-    /// them, whether these can be split or not: where they cannot, a change of a part of one is refused
+    /// As [`Self::vmalloc`], of a whole number of 2 MiB blocks, as many as `pages` take, and by blocks wherever there
+    /// is memory for them, whether these can be split or not: where they cannot, a change of a part of one is refused
     /// ([`SetMemoryError::Partial`](super::set_memory::SetMemoryError::Partial)).
     ///
     /// # Errors
@@ -445,7 +445,7 @@ impl KernelSpace {
         mapped.inspect_err(|_| self.frames.free_list(cpu, frames))
     }
 
-    /// The same with the frames of a list that has as many. On an error they stay there.
+    /// As [`Self::map_new_frames`], with the frames of a list that has as many. On an error they stay there.
     fn map_list(
         &self,
         cpu: &Cpu,
@@ -519,7 +519,7 @@ impl KernelSpace {
         }
         let in_the_way = |offset| self.tables().get().entry(at + offset).level == LAST_LEVEL;
         if (0..range.size()).step_by(BLOCK_SIZE as usize).any(in_the_way) && interrupts::state().irqs_enabled() {
-            // Tables that areas have left. What stays of them is filled with pages.
+            // The tables in the way, which areas have left. Those that stay after the reclaim are filled with pages.
             self.reclaim(cpu);
         }
         let tables = self.tables();

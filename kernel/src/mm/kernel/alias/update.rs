@@ -246,9 +246,9 @@ const READ_ONLY_PAGES: u64 = bits::RDONLY;
 /// The frames of a range in runs, read from its entries; of pages only that have all bits of `MARKS`.
 struct FrameRuns<'t, M: Stores, const MARKS: u64> {
     tables: PageTables<'t, M>,
-    /// What is left of the entries of one last-level table.
+    /// The entries of one last-level table that are not read yet.
     cells: &'t [M::Cell],
-    /// Where the range goes on behind these, and for how many bytes.
+    /// The address that follows these entries in the range, and the bytes from there to its end.
     from: VirtAddr,
     left: u64,
     /// The run that has begun.
@@ -325,7 +325,7 @@ struct AliasRuns<'t, M: Stores, const MARKS: u64> {
     kept: [FrameRun; KEPT],
 }
 
-/// What TLBs may hold of the alias that is no longer true.
+/// The translations of the alias that TLBs may still hold from before the change.
 enum StaleAlias<G: Geometry> {
     /// Of the runs that are kept: this.
     Kept([Flush<G>; KEPT]),
@@ -427,7 +427,7 @@ fn find<'t, M: Stores>(tables: PageTables<'t, M>, table: &mut LastTable<'t, M>, 
 #[cold]
 fn cuts_a_block<M: Stores>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) -> bool {
     let cut = |page: VirtAddr, boundary: VirtAddr| {
-        // What is no block here becomes none before the change, either.
+        // A table here stays a table until the change.
         let level = tables.entry_to_change(page).level;
         level != LAST_LEVEL && !boundary.is_aligned(M::Geometry::entry_size(level))
     };

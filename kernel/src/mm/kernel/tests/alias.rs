@@ -255,7 +255,7 @@ fn running_out_of_tables_at_each_split_changes_nothing() {
         }
         assert_eq!(everything(&machine), before, "with {tables} tables");
         failures += 1;
-        // What was split stays so, and the next attempt goes on from there.
+        // Split leaves stay split, and the next attempt goes on from there.
         change(&machine, area, Change::READ_ONLY, 64).unwrap();
     }
     assert!(failures > 5, "{failures}");
@@ -342,7 +342,7 @@ fn unmapping_makes_the_alias_writable_before_the_frames_are_handed_out() {
     }
 }
 
-/// What a call does, step by step: which pages became what, and what was invalidated.
+/// The steps of a call: which kind of pages its stores made, and the invalidations.
 fn moments(stream: &[Operation]) -> Vec<&'static str> {
     let mut moments: Vec<&str> = Vec::new();
     for operation in stream {
@@ -370,7 +370,7 @@ fn what_may_be_executed_is_writable_nowhere_until_it_is_gone_from_every_tlb() {
         let (machine, area) = machine(&frames);
         let before = everything(&machine);
         let stream = machine.record(|| to_code(&machine, area, 64).unwrap());
-        // What is split is written as it was.
+        // A split writes the leaves that it replaces as they were: writable.
         let steps: Vec<_> = moments(&stream).into_iter().skip_while(|step| *step == "writable").collect();
         assert_eq!(steps[steps.len() - 4..], ["read-only", "invalidated", "executable", "invalidated"], "{steps:?}");
         let mut released = Vec::new();
@@ -542,8 +542,8 @@ impl Alias<HostMmu> for Collapsed<'_> {
     }
 }
 
-/// A run of frames ends in a table of the linear map that is marked. What the change has found there stays until it is
-/// made, whenever the collapser goes on, and it needs no table that is not there.
+/// A run of frames ends in a table of the linear map that is marked. The alias keeps what the change has found there
+/// until it is made, whenever the collapser goes on, and it needs no table that is not there.
 #[test]
 fn a_table_where_a_run_ends_is_no_block_before_the_change_is_made() {
     let frames: Vec<u64> = (1024..1024 + 512 + 256).collect();

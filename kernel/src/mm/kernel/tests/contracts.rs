@@ -1,5 +1,5 @@
-//! What each call does and refuses. A refusal changes nothing, and that is looked at: every leaf, every frame, every
-//! area.
+//! The effects and the errors of each call. After an error nothing has changed, and that is looked at: every leaf,
+//! every frame, every area.
 
 use std::string::ToString;
 use std::vec::Vec;
@@ -296,7 +296,7 @@ fn frames_needed(call: impl Fn(&'static KernelSpace, &Cpu) -> Result<(), Vmalloc
             }
             Err(other) => panic!("with {left} frames: {other}"),
         }
-        // What was missing is all that was wrong.
+        // With that memory back, the call succeeds: nothing else was wrong.
         taken.into_iter().for_each(|frame| frames.free(&cpu, frame));
         call(space, &cpu).unwrap();
     }

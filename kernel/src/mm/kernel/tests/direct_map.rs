@@ -25,7 +25,7 @@ fn leaf(space: &KernelSpace, frame: PhysAddr) -> u64 {
     found.descriptor.0 & !(bits::ADDRESS | bits::CONTIGUOUS | bits::TABLE)
 }
 
-/// What was issued beside writes.
+/// The operations of `work` other than writes.
 fn issued(work: impl FnOnce()) -> Vec<Operation> {
     let stream = record(work);
     assert!(!stream.is_empty());

@@ -108,7 +108,7 @@ fn a_part_of_a_block_changes_alone_and_the_whole_block_comes_back() {
         space.set_memory_rox(page(5), 3).unwrap();
         assert_eq!(space.split_counts().of_areas, 1);
         assert_eq!(leaves(space, page(0), 2 * BLOCK), [(1, 16), (GROUP, 31), (BLOCK, 1)]);
-        // What is in no group any more, and what the next call dissolves.
+        // A page that is in no group any more, and one in a group that the next call dissolves.
         space.set_memory_x(page(9), 1).unwrap();
         space.set_memory_valid(page(40), 1, Validity::Invalid).unwrap();
         assert_eq!(leaves(space, page(0), BLOCK), [(1, 16), (GROUP, 1), (1, 16), (GROUP, 29)]);

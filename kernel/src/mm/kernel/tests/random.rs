@@ -12,7 +12,7 @@ use super::super::set_memory::{SetMemoryError, Validity};
 use super::{PAGE, space};
 use crate::mm::layout;
 
-/// What may be done with a page.
+/// The permissions of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Page {
     writable: bool,
@@ -34,7 +34,7 @@ enum Call {
 }
 
 impl Call {
-    /// What it makes of a page; `None` where it would be writable and executable.
+    /// The page after the call; `None` where it would be writable and executable.
     fn apply(self, page: Page) -> Option<Page> {
         let after = match self {
             Self::Ro => Page { writable: false, ..page },

@@ -25,7 +25,7 @@ pub(super) fn linear(mode: SplitMode) -> (&'static KernelSpace, &'static FrameAl
     linear_by(Policy { split: mode, ..Policy::UNDECIDED })
 }
 
-/// The same with a policy.
+/// As [`linear`], with a policy.
 pub(super) fn linear_by(policy: Policy) -> (&'static KernelSpace, &'static FrameAllocator, Cpu) {
     let (space, frames, cpu) = space(4);
     space.set_policy(policy);
@@ -206,7 +206,7 @@ fn a_handler_has_the_reserve_of_its_cpu_and_no_more() {
     this_cpu().trap.handler(|| {
         invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
         assert_eq!(invalid(space, BLOCK, 1), Err(refusal));
-        // What takes no table needs no memory.
+        // A split of a group takes no table, so it needs no memory.
         invalid(space, GROUP_OF_BLOCKS + 5 * GROUP, 1).unwrap();
     });
     invalid(space, BLOCK, 1).unwrap();
@@ -235,7 +235,7 @@ fn pages(at: u64, count: usize) -> PageRange {
 #[should_panic(expected = "one of them is not its exclusive owner")]
 fn two_owners_of_one_page_are_found() {
     let (space, _, _) = linear(SplitMode::Lock);
-    // What the change is in the middle of when a handler makes the second one.
+    // The change that the handler interrupts with the second one.
     let _owner = RangeOwnerCheck::new(pages(GROUP, 4));
     let _ = invalid(space, GROUP + 3 * PAGE, 2);
 }

@@ -1,5 +1,5 @@
-//! Streams are compared whole: nothing can be missing, too much, or in another order. That is how switches of the lab
-//! are caught here whose fix no emulated CPU needs.
+//! Streams are compared whole: nothing can be missing, too much, or in another order. Switches of the lab whose fix no
+//! emulated CPU needs are caught so here.
 
 use std::vec;
 use std::vec::Vec;
@@ -108,7 +108,7 @@ fn vfree_frees_no_frame_before_the_invalidation_is_complete() {
     }
 }
 
-/// What makes a read-only page of an area executable, and then valid code of an invalid page.
+/// The operations that make a read-only page of an area executable, and then valid code of an invalid page.
 fn code_in_the_lab(sites: &[u16]) -> (VirtAddr, Vec<Operation>, Vec<Operation>) {
     let (space, _, cpu) = space(4);
     let start = space.vmalloc(&cpu, 1).unwrap().into_start();
