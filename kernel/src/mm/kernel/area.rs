@@ -246,7 +246,7 @@ impl AreaTree {
     /// `kind`. The caller then [`Self::remove`]s it.
     ///
     /// # Errors
-    /// What is there instead: an area of another kind, or nothing.
+    /// The kind of another area that is there instead; `None` where there is no area.
     pub fn begin_free(&mut self, start: VirtAddr, kind: AreaKind) -> Result<FreeingArea, Option<AreaKind>> {
         let area = self.tree.find(&start.0).clone_pointer().ok_or(None)?;
         if area.kind.get() != kind {

@@ -34,8 +34,8 @@ impl KernelSpace {
     ///
     /// # Errors
     /// As [`Self::set_direct_map_invalid_noflush`]; [`SetMemoryError::ReadOnly`] where it is read-only, valid or not.
-    /// (Linux makes it writable, which the owner of executable memory has to rule out.) That holds for any frame whose owner
-    /// changes nothing at the same time.
+    /// (Linux makes it writable, which the owner of executable memory has to rule out.) The state holds for any frame
+    /// whose owner changes nothing at the same time.
     pub fn set_direct_map_default_noflush(&self, frame: PhysAddr) -> Result<(), SetMemoryError> {
         self.set_direct_map_page(frame, const { &Change::VALID.of_writable() })
     }

@@ -100,7 +100,7 @@ pub unsafe fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAd
 /// ahead. So a caller maps the header first, and then the whole by the size that the header gives.
 ///
 /// # Safety
-/// What was mapped here before is used no more, unless it began at the same `start`.
+/// The earlier mapping of this slot is used no more, unless it began at the same `start`.
 pub unsafe fn map_device_tree(start: PhysAddr, bytes: usize) -> Option<VirtAddr> {
     let range = PhysRange::from_size(start, bytes as u64).filter(|range| range.end().0 <= ADDRESS_END)?;
     let first = start.align_down(PAGE_SIZE as u64);

@@ -32,7 +32,7 @@ use crate::platform::features::branch;
 #[derive(Clone, Copy, Debug)]
 pub struct LinearView {
     #[cfg(not(target_os = "none"))]
-    /// What to add to a physical address, wrapping.
+    /// Added to a physical address, wrapping, gives the address where the test has that memory.
     pub offset: u64,
 }
 

@@ -28,7 +28,7 @@ use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::{ReadGuard, relax};
 use crate::smp::Cpu;
 
-/// What becomes of an area.
+/// The change of an area's flags.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum AreaAdvice {
     /// A child has nothing of it (`MADV_DONTFORK`).
@@ -96,7 +96,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, zeros of an object's pages),
     /// [`SpaceError::NoMemory`] (a part is not mapped, or no memory for records), [`SpaceError::NoRecords`] (too many
-    /// areas). What is below the area that was refused has changed.
+    /// areas). Areas below the one that was refused have changed.
     pub fn madvise_areas(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: AreaAdvice) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         if advice == AreaAdvice::DontFork {
@@ -108,7 +108,7 @@ impl Space {
     }
 
     /// Gives each area in `range` the flags that `new` has for it, up to the first error; returns whether areas cover
-    /// the range. The same change may be made again.
+    /// the range. A repeated call with the same change is harmless.
     pub(super) fn change_flags(
         &self,
         cpu: &Cpu,
@@ -158,8 +158,8 @@ impl Space {
         if in_space { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
-    /// The same for `range`, with the access that `wanted` has for each area: it is asked under the lock under which the
-    /// area's pages are brought, since the area may change between them. On an error also returns where.
+    /// As [`Self::madvise_populate`], with the access that `wanted` has for each area: it is asked under the lock under
+    /// which the pages are brought, since the area may change between them. On an error also returns where.
     pub(super) fn populate_as(
         &self,
         cpu: &Cpu,
@@ -236,7 +236,7 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
-    /// not mapped; or no memory for tables), [`SpaceError::Interrupted`] (by `is_killed`). What is below has changed.
+    /// not mapped; or no memory for tables), [`SpaceError::Interrupted`] (by `is_killed`). Pages below have changed.
     pub fn madvise_guard(
         &self,
         cpu: &Cpu,
@@ -285,8 +285,8 @@ impl Space {
     /// `MADV_FREE`).
     ///
     /// # Errors
-    /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. What is below
-    /// has been discarded.
+    /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. The pages below
+    /// have been discarded.
     pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
         let is_left_out = |area: &Area| {
             let is_kept = area.flags().has_any(AreaFlags::KEPT);
@@ -300,7 +300,7 @@ impl Space {
             && let Some((range, _)) = clamped_range(start, bytes, SpaceError::Invalid)?
         {
             let mut end = range.end();
-            // What is refused, or behind it, is not discarded.
+            // The discard ends before the first area that it refuses.
             let _ = self.for_each_part(start, bytes, |_, area, part| {
                 if is_left_out(area) {
                     end = part.start();
@@ -494,7 +494,7 @@ impl Space {
                 relax();
                 match met {
                     CellsOrBlock::Cells(found) => self.copy_markers(cpu, child, &found, rule)?,
-                    // No block has guards. That of a child would have to be mapped: each of its pages has the marker.
+                    // No block has guards. The child has no block for the mark: each of its pages gets the marker.
                     CellsOrBlock::Block(at) if rule.is_protected => {
                         let part = area.part_in(pages(at, VirtAddr(at.0 | (BLOCK_SIZE - 1)) + 1));
                         child.ensure_table(cpu, at)?;

@@ -51,7 +51,7 @@ use crate::smp::Cpu;
 /// there.
 pub(super) const SEARCH_START: VirtAddr = VirtAddr(1 << 32);
 
-/// What registers never have.
+/// The protections that registers never have.
 const OF_MEMORY: Protection = Protection::EXECUTE.and(Protection::TAGGED);
 
 /// One area: the pages from `start` to `end`, all alike.
@@ -73,7 +73,7 @@ pub struct Area {
     mapping: Option<PoolBox<Mapping>>,
 }
 
-/// What sets an area apart, beside its protection and its object: flags, and above them the number of the userfaultfd
+/// Properties of an area beside its protection and its object: flags, and above them the number of the userfaultfd
 /// that it is registered with.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct AreaFlags(u32);
@@ -140,12 +140,12 @@ impl AreaFlags {
         UserfaultfdNumber((self.0 >> Self::NUMBER) as u16)
     }
 
-    /// The same flags, registered with that one, by `modes` of [`Self::REGISTERED`].
+    /// These flags, registered with userfaultfd `number`, by `modes` of [`Self::REGISTERED`].
     pub(super) const fn registered(self, number: UserfaultfdNumber, modes: Self) -> Self {
         Self(self.unregistered().0 | modes.0 | (number.0 as u32) << Self::NUMBER)
     }
 
-    /// The same flags, registered with none.
+    /// These flags, registered with no userfaultfd.
     pub(super) const fn unregistered(self) -> Self {
         Self(self.without(Self::REGISTERED).0 & ((1 << Self::NUMBER) - 1))
     }
@@ -157,7 +157,7 @@ impl AreaFlags {
 // SAFETY: what it points to is used under the lock of the tree that it is in, and lives while it is in it.
 unsafe impl Send for Mapping {}
 
-/// What an area has of an object.
+/// The pages of an object that an area maps, and how it maps them.
 pub(super) struct Mapping {
     object: Counted<Object>,
     /// The space that the area is in.
@@ -212,7 +212,7 @@ impl Mapping {
         self.sharing == Sharing::Shared && self.may_write
     }
 
-    /// The same from another page on, or in another space.
+    /// This mapping from `first_page` of the object on, for an area of `space`.
     #[inline(never)]
     fn copy(&self, first_page: u64, space: NonNull<Space>) -> Self {
         if self.is_writer() {
@@ -245,12 +245,12 @@ impl Area {
         Self::of(range.start(), range.end(), protection, 0, flags, mapping)
     }
 
-    /// The same with `bytes` free bytes below that the kernel does not choose.
+    /// This area, with `bytes` free bytes below that the kernel does not choose.
     pub(super) fn guarded(self, bytes: u64) -> Self {
         Self { guard: Cell::new(bytes), ..self }
     }
 
-    /// The same; unless `reserved`, it may be larger than all memory.
+    /// This area; unless `reserved`, it may be larger than all memory.
     pub(super) fn reserved(self, reserved: bool) -> Self {
         let others = self.flags().without(AreaFlags::RESERVED);
         Self { flags: Cell::new(others.with(AreaFlags::RESERVED.when(reserved))), ..self }
@@ -347,13 +347,13 @@ impl Area {
         usize::from(self.start() < range.start()) + usize::from(range.end() < self.end())
     }
 
-    /// What may be done with its pages.
+    /// The protection of its pages.
     #[inline(always)]
     pub fn protection(&self) -> Protection {
         self.protection.get()
     }
 
-    /// What a change of protection to `protection` makes of it: none takes the tags away (Linux: `VM_MTE`).
+    /// The protection after a change to `protection`: no change takes the tags away (Linux: `VM_MTE`).
     #[inline(always)]
     pub(super) fn changed_to(&self, protection: Protection) -> Protection {
         protection.and(self.protection().common(Protection::TAGGED))
@@ -366,7 +366,7 @@ impl Area {
         Some(&*self.mapping.as_ref()?.object)
     }
 
-    /// The same, for a caller that keeps it.
+    /// As [`Self::object`], counted, for a caller that keeps it.
     pub(super) fn counted_object(&self) -> Option<Counted<Object>> {
         Some(self.mapping.as_ref()?.object.clone())
     }
@@ -377,7 +377,7 @@ impl Area {
         self.flags().has_any(AreaFlags::SHARED)
     }
 
-    /// What sets it apart.
+    /// The flags, and the number of the userfaultfd.
     #[inline(always)]
     pub(super) fn flags(&self) -> AreaFlags {
         self.flags.get()
@@ -429,7 +429,7 @@ impl Area {
         if self.protection().contains(Protection::WRITE) { self.data_if_written() } else { 0 }
     }
 
-    /// The same if it were writable.
+    /// Bytes of it that count as data once it is writable.
     #[inline(always)]
     fn data_if_written(&self) -> u64 {
         if self.is_shared() || self.grows() { 0 } else { self.size() }
@@ -568,7 +568,7 @@ impl Spares {
             .write(area)
     }
 
-    /// What the part of an area from `first_page` on has of its object.
+    /// The mapping of the part of an area that begins with `first_page` of the object of `mapping`.
     fn make_mapping(&mut self, mapping: &Mapping, first_page: u64) -> PoolBox<Mapping> {
         let room = self
             .mappings
@@ -600,7 +600,7 @@ pub(super) struct Areas {
     pub(super) data: u64,
     /// It has fewer areas than this.
     room: usize,
-    /// What the part may have of the limits.
+    /// The part's share of the limits.
     pub(super) grants: Grants,
     turns: Turns,
 }
@@ -616,7 +616,7 @@ impl Areas {
         Self::of(start, end, 0..u64::MAX)
     }
 
-    /// Whether these are all addresses. What a part refuses, all may permit.
+    /// Whether these are all addresses. A request that a part refuses may fit in all of them.
     #[inline(always)]
     pub(super) const fn is_whole(&self) -> bool {
         self.owned.end.wrapping_sub(self.owned.start) == u64::MAX
@@ -685,8 +685,8 @@ impl Areas {
         })
     }
 
-    /// The same for a walk over any number of them: others may run in between, but not among the first 64, which the caller
-    /// may read [for a moment](crate::sched::BriefGuard).
+    /// As [`Self::touching`], for a walk over any number of areas: other threads may run in between, but not among the
+    /// first 64, which the caller may read [for a moment](crate::sched::BriefGuard).
     pub(super) fn walk(&self, range: PageRange) -> impl Iterator<Item = &Area> {
         #[cold]
         #[inline(never)]

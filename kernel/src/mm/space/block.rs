@@ -2,13 +2,13 @@
 //! them (`MADV_HUGEPAGE`).
 //!
 //! The first access of a range that a block can translate, all of it in one area, brings a block of zeros; where there
-//! is no page block, a page. A private area of an object has no blocks. What concerns a block as a whole changes its
-//! entry: `mprotect`, `munmap`, `fork`, copy on write. What concerns a part splits it first, into a table with the same
+//! is no page block, a page. A private area of an object has no blocks. A change of a whole block changes its
+//! entry: `mprotect`, `munmap`, `fork`, copy on write. A change of a part splits it first, into a table with the same
 //! pages, and changes those.
 //!
 //! # Lock
-//! That of the table that the entry is in. An entry is empty only when no TLB has a block of it: a fault links a table
-//! there without the lock.
+//! The lock of the table that the entry is in. An entry is empty only when no TLB has a block of it: a fault links a
+//! table there without the lock.
 //!
 //! # Deposited tables
 //! A block is split where nothing may fail: by a fault, or a call that has changed something already. So each block has
@@ -81,7 +81,7 @@ pub(super) fn pages_of_block(range: PageRange, address: VirtAddr) -> usize {
     ((last - address) / PAGE) as usize + 1
 }
 
-/// What a visitor does where the entry is no block any more.
+/// The answer of a visitor where the entry is no block any more.
 fn visited(entry: Descriptor) -> Visited {
     if entry.is_table() { Visited::Again } else { Visited::Done }
 }
@@ -91,7 +91,7 @@ fn block_of(page: Descriptor) -> Descriptor {
     Descriptor(page.0 & !bits::TABLE)
 }
 
-/// That of the first page of a block.
+/// The entry of the first page of `block`, with its attributes.
 fn page_of(block: Descriptor) -> Descriptor {
     Descriptor(block.0 | bits::TABLE)
 }
@@ -173,7 +173,7 @@ impl Spaces {
             }
             Some(false) => 0,
             None => {
-                // What was split stays so.
+                // A split block stays split while its frames are held.
                 let mut freeing = self.frames.freeing(cpu);
                 let freed = self.records_of(block).filter(|(_, record)| record.let_go());
                 freed.map(|(frame, _)| freeing.add(frame)).count()
@@ -265,7 +265,7 @@ impl Spaces {
             if !self.is_one(block) {
                 return;
             }
-            // What writes its first tags takes no lock, and notes them in the first record.
+            // The CPU that writes the first tags takes no lock, and notes them in the first record.
             if !self.record(block).is_being_tagged() {
                 return self.frames.split_block(cpu, block);
             }
@@ -299,7 +299,7 @@ impl Space {
         self.block_at(address).map_or(Visited::Done, |found| self.split_block(&found, found.range()))
     }
 
-    /// The same for the marker of a block.
+    /// As [`Self::split_block_at`], for the marker of a block alone.
     #[cold]
     pub(super) fn split_block_marker(&self, address: VirtAddr) -> Visited {
         let found = self.block_at(address).filter(|found| is_marker(self.mmu().load(found.cell)));
@@ -345,7 +345,7 @@ impl Space {
             }
         }
         if was_valid && is_live {
-            // What changes a page next invalidates at its level.
+            // The next change of a page invalidates at the page's level, which may leave the block in TLBs.
             self.flush_block(found.start);
         }
         Visited::Again

@@ -40,9 +40,9 @@ pub enum Placement {
     Fixed(VirtAddr),
     /// Exactly there, if it is free (`MAP_FIXED_NOREPLACE`).
     FixedNoReplace(VirtAddr),
-    /// The same for the heap, which stays a page below the next mapping, and below the guard of a stack.
+    /// Exactly there, if it is free: the heap, which stays a page below the next mapping, and below a stack's guard.
     Heap(VirtAddr),
-    /// The same for a stack, which grows down. The kernel chooses nothing in the [`STACK_GUARD`] below it.
+    /// Exactly there, if free: a stack, which grows down. The kernel chooses nothing in the [`STACK_GUARD`] below it.
     Stack(VirtAddr),
 }
 
@@ -115,8 +115,8 @@ impl Space {
         self.mmap_within(cpu, request, &Terms::NONE, &|| false)
     }
 
-    /// The same for a program that has limits. [`Populate::Now`] ends early once `is_killed` returns true: a signal
-    /// ends the program, which will not read the pages.
+    /// As [`Self::mmap`], for a program that has limits. [`Populate::Now`] ends early once `is_killed` returns true: a
+    /// signal ends the program, which will not read the pages.
     ///
     /// # Errors
     /// As for [`Self::mmap`]; [`SpaceError::NoMemory`] also where the mapping would exceed the limits, or all memory.
@@ -168,7 +168,7 @@ impl Space {
         self.write_areas(user_range(start, bytes).unwrap_or_else(|| pages(USER_START, USER_START + PAGE)))
     }
 
-    /// The same, with an arena for a CPU that has none.
+    /// As [`Self::part_for`], with an arena for a CPU that has none.
     #[inline(always)]
     fn areas_for(&self, cpu: &Cpu, placement: Placement, bytes: u64, limits: &SpaceLimits) -> WriteGuard<'_, Areas> {
         let areas = self.part_for(cpu, placement, bytes);
@@ -273,7 +273,7 @@ impl Space {
         Ok(range)
     }
 
-    /// What a mapping has of the file of its `terms`, or, where it is shared, of a new object.
+    /// The mapping of the file of its `terms`, or, where it is shared, of a new object; `None` for anonymous memory.
     #[inline(always)]
     fn mapping(
         &self,
@@ -353,7 +353,7 @@ impl Space {
         Ok(())
     }
 
-    /// The same for a caller with a lock: it sends the `events` without it.
+    /// As [`Self::munmap`], for a caller with a lock: it sends the `events` once it has released that.
     ///
     /// # Errors
     /// As [`Self::munmap`].
@@ -386,7 +386,7 @@ impl Space {
         Ok(())
     }
 
-    /// The same for what is no range of the space: where it only ends above it, nothing is mapped there.
+    /// As [`Self::munmap_unannounced`], for bytes that are no range of the space: above its end nothing is mapped.
     #[cold]
     fn munmap_to_the_end(
         &self,
@@ -638,7 +638,7 @@ impl Space {
                 }
                 CellsOrBlock::Block(at) => {
                     let places = present.iter_mut().skip(index(at)).take(pages_of_block(range, at));
-                    // That of its marker is the object's answer.
+                    // The object has answered for pages under a marker.
                     let visited = self.look_at_block(at, |seen| {
                         let is_present = u8::from(is_block(seen.descriptor()));
                         places.for_each(|place| *place |= is_present);

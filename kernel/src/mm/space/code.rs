@@ -31,7 +31,7 @@ pub(super) const fn needs_frame(entry: Descriptor) -> bool {
     (entry.0 ^ bits::UXN) & (bits::UXN | TAGGED) != 0
 }
 
-/// The same of the entries of an area with `protection`, with one test: what prepares them looks at the entry.
+/// Whether entries of an area with `protection` may need a prepared frame, by one test: the preparation looks at each.
 #[inline(always)]
 pub(super) const fn may_need_frame(protection: Protection) -> bool {
     protection.common(Protection::EXECUTE.and(Protection::TAGGED)).bits() != Protection::NONE.bits()
@@ -53,8 +53,8 @@ impl Space {
         if needs_frame(new) { self.prepare(new) } else { new }
     }
 
-    /// The same for the first access of a page in an area with `protection`, with one test of it: what is at hand of tag
-    /// storage is reserved.
+    /// As [`Self::prepared`], for the first access of a page in an area with `protection`, with one test of it: tag
+    /// storage that is at hand is reserved.
     #[inline(always)]
     #[must_use]
     pub(super) fn prepared_for_fault(&self, new: Descriptor, protection: Protection) -> Descriptor {
@@ -91,7 +91,7 @@ impl Space {
         if new.is_tagged() && !self.common.tag(new.address()) { new.fault_on_access() } else { new }
     }
 
-    /// The same for `bytes` bytes from `frame` on, whose record has the flag for all of them then.
+    /// Makes `bytes` bytes from `frame` on visible to fetches; the record of `frame` has the flag for all of them then.
     #[cold]
     pub(super) fn maintain(&self, frame: PhysAddr, bytes: u64) {
         if lab::is_on!(SKIP_ICACHE_USER) {

@@ -2,7 +2,7 @@
 //!
 //! A program gets 2 MiB at once only where a block is free. Where frames are plenty and blocks are not, a kernel thread
 //! chooses blocks of which a part is free, and migrates what is left in them to frames of other blocks (Linux:
-//! `kcompactd`). What it meets that cannot be moved ends the work on that block: what has been moved by then stays
+//! `kcompactd`). A frame that cannot be moved ends the work on its block: frames that have been moved by then stay
 //! moved.
 //!
 //! While a block is evacuated it is [isolated](crate::mm::frame::FrameAllocator::isolate): its frames that are free are
@@ -81,7 +81,7 @@ impl Spaces {
 
     /// Allocates frames to migrate to.
     fn take_spare(&self, cpu: &Cpu, block: &IsolatedBlock<'_>, spare: &mut heapless::Vec<PhysAddr, TOGETHER>) {
-        // What was migrated is in this CPU's magazine, and would come back as what to migrate to.
+        // The frames that were just freed are in this CPU's magazine, which would hand them out as targets.
         self.frames.drain_cpu(cpu);
         while !spare.is_full() && self.frames.has_room_for(ROOM) {
             let Ok(new) = self.frames.alloc_movable(cpu) else { break };

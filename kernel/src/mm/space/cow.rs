@@ -19,7 +19,7 @@ use crate::mm::notifier::{Event, Range};
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
 
-/// What a store to a read-only entry needs.
+/// The result of [`AllowedFault::reuse`], for a store to a read-only entry.
 pub(super) enum Reuse {
     /// Nothing more: the entry is writable in place now, or another CPU has changed it and the retry decides.
     Done(FaultOutcome),
@@ -78,7 +78,7 @@ impl AllowedFault<'_> {
         FaultOutcome::Failed(Denied::by_entry(seen, error))
     }
 
-    /// The same with a frame of the caller's.
+    /// As [`Self::copy_on_write`], with a frame of the caller's.
     #[inline(always)]
     pub(super) fn copy_to(self, entry: Descriptor, new: PhysAddr, may_sleep: bool) -> FaultOutcome {
         let (space, frames) = (self.space, self.space.common.frames);

@@ -11,9 +11,9 @@
 //! ```
 //! The entries are special: no frame is counted. Nothing is executed through them, and a child has none of these areas.
 //!
-//! A device that is bound walks the tables as EL1 does, and would read execute-only pages. What its driver hands over is
-//! checked ([`Space::check_el0_may`]); what a program has the device do by its registers is not seen. **Rule: a space that
-//! has mapped registers has no execute-only pages.** On Linux such a device is unprivileged, and its access faults.
+//! A device that is bound walks the tables as EL1 does, and would read execute-only pages. Ranges that its driver hands
+//! over are checked ([`Space::check_el0_may`]); accesses that a program starts by registers are not. **Rule: a space
+//! that has mapped registers has no execute-only pages.** On Linux the device is unprivileged, and its access faults.
 
 use core::ops::Range as Addresses;
 use core::sync::atomic::Ordering;
@@ -38,7 +38,7 @@ use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;
 use crate::smp::Cpu;
 
-/// What has registers that a process may map.
+/// A device with registers that a process may map.
 pub trait HasRegisters: Sync {
     /// The object of its registers, if it is bound to `space`.
     fn registers(&self, space: &Space) -> Option<Counted<Object>>;
@@ -106,12 +106,12 @@ impl AllowedFault<'_> {
 
 impl Space {
     /// Whether EL0 may `access` what a program has in `range`, as far as a walker that is privileged would not be
-    /// refused: such a walker reads execute-only pages, whose `AP[1]` binds EL0 alone. What neither may access is left to
-    /// the walker. Sleeps.
+    /// refused: such a walker reads execute-only pages, whose `AP[1]` binds EL0 alone. An access that neither may make
+    /// is left to the walker. Sleeps.
     ///
     /// # Errors
-    /// [`FaultError::NotAllowed`] for a load of what may only be executed, and for a range that goes on behind a program's
-    /// addresses, where the pages of devices are.
+    /// [`FaultError::NotAllowed`] for a load of what may only be executed, and for a range that goes on behind a
+    /// program's addresses, where the pages of devices are.
     pub fn check_el0_may(&self, access: Access, range: &Addresses<u64>) -> Result<(), FaultError> {
         if range.start < USER_END.0 && range.end > USER_END.0 {
             return Err(FaultError::NotAllowed);

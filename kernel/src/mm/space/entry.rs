@@ -90,7 +90,7 @@ fn state_of_invalid(entry: Descriptor) -> EntryState {
 /// The bits that tell a page, of the last level, which userfaultfd does not protect, and what they are.
 pub(super) const PLAIN_PAGE: (u64, u64) = (bits::VALID | bits::TABLE | bits::UFFD_WP, bits::VALID | bits::TABLE);
 
-/// What an entry that was [stale](EntryState::Stale) is once it is invalidated: its other markers, or empty.
+/// The rest of an entry that was [stale](EntryState::Stale), once it is invalidated: its other markers, or empty.
 #[cold]
 pub(super) fn rest_of_stale(entry: Descriptor) -> Descriptor {
     match entry.non_present() {
@@ -104,7 +104,7 @@ pub(super) fn marker(markers: Markers) -> Descriptor {
     if markers.is_empty() { Descriptor::EMPTY } else { Descriptor::from(markers) }
 }
 
-/// The same entry without userfaultfd's write-protection, in whatever form it has that.
+/// `entry` without userfaultfd's write-protection, in whatever form it has that.
 #[cold]
 pub(super) fn unprotected(entry: Descriptor) -> Descriptor {
     match state(entry) {
@@ -118,7 +118,7 @@ pub(super) fn unprotected(entry: Descriptor) -> Descriptor {
     }
 }
 
-/// What remembers that userfaultfd write-protects a page that is not there.
+/// The marker of a page that is not there and that userfaultfd write-protects.
 pub(super) fn uffd_wp_marker() -> Descriptor {
     Descriptor::from(Markers::UFFD_WP)
 }
@@ -180,7 +180,7 @@ static WRITTEN: [Descriptor; PROTECTIONS] = {
     map
 };
 
-/// The attributes of a page with `protection`. What may only be executed is read by nothing, and has no tags.
+/// The attributes of a page with `protection`. No access reads an execute-only page, and it has no tags.
 #[inline(always)]
 pub(super) fn attributes(protection: Protection) -> Attributes {
     attributes_in(&ATTRIBUTES, protection)

@@ -20,7 +20,7 @@ pub enum SpaceError {
     /// one space.
     #[error("the file may not be accessed so, or execute-only pages would be beside registers of a device")]
     NotAllowed,
-    /// What is mapped there is no memory.
+    /// The mapping is of registers, and not of memory.
     #[error("what is mapped there is no memory")]
     NoMemoryFile,
     /// The range is not free.

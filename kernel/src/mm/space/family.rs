@@ -5,7 +5,7 @@
 //! Nothing is kept for a page or an area, and `mmap` and faults take no lock for it: a space joins its family when it
 //! is created, and leaves before its areas go.
 //!
-//! An origin is a hint. What maps a frame are the entries, and a walk counts them: a page that `mremap` has moved in
+//! An origin is a hint. Only entries map a frame, and a walk counts them: a page that `mremap` has moved in
 //! one of several spaces has more references than the walk finds, and is left where it is.
 //!
 //! `kernel/loom` compiles this file on loom's atomics and locks.
@@ -51,7 +51,7 @@ impl FamilyId {
 pub(super) struct Origin(pub(super) u64);
 
 impl Origin {
-    /// That of the page at `page`.
+    /// The origin of the page at `page`, of a space or an object of `family`.
     #[inline(always)]
     pub(super) const fn new(family: FamilyId, page: VirtAddr) -> Self {
         Self(((family.0 as u64) << PAGE_BITS) | (page.0 / PAGE))
@@ -123,8 +123,8 @@ impl Families {
         }
     }
 
-    /// The list that the object of `family` is in. What holds its lock takes no areas, as an object is created and
-    /// dropped with areas locked.
+    /// The list that the object of `family` is in. A thread that holds its lock takes no areas, as an object is created
+    /// and dropped with areas locked.
     pub(super) fn objects(&self, family: FamilyId) -> &RwSem<ObjectList> {
         &self.objects[family.0 as usize % LISTS]
     }

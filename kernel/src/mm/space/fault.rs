@@ -52,7 +52,7 @@ pub enum Access {
 }
 
 impl Access {
-    /// What the protection of an area must have where the kernel makes the access by the page, as Linux's
+    /// The protection that an area must have where the kernel makes the access by the page, as Linux's
     /// `get_user_pages` does, and not by the address: [`allows`] answers as CPUs do, which load what may only be
     /// written.
     pub(super) const fn needed(self) -> Protection {
@@ -191,12 +191,12 @@ pub(super) enum FaultOutcome {
     Failed(Denied),
 }
 
-/// What is left to do for a fault of a block.
+/// The rest of a fault of a block, for which no lock may be held.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum OfBlock {
     /// As [`FaultOutcome::Upgraded`].
     Upgraded,
-    /// The same of a group.
+    /// As [`FaultOutcome::Upgraded`], of a group.
     UpgradedGroup,
     /// It has to be copied: others use it.
     Shared,
@@ -315,8 +315,8 @@ impl AllowedFault<'_> {
         denied.map_or(FaultOutcome::Served, FaultOutcome::Failed)
     }
 
-    /// The same for what was found in the object, unless that has changed, or another CPU was faster: then the retry
-    /// decides.
+    /// Maps the frame that was found in the object, unless the object has lost it, or another CPU was faster: then the
+    /// retry decides.
     fn map_found(self, object: &Object, found: &Found<'_, Machine>) -> FaultOutcome {
         let (space, mmu, protection) = (self.space, self.space.mmu(), self.area.protection());
         let frame = found.frame();
@@ -360,7 +360,7 @@ impl AllowedFault<'_> {
         }
     }
 
-    /// The same in a frame of the caller's.
+    /// As [`Self::map_copy`], in a frame of the caller's.
     #[inline(always)]
     pub(super) fn map_copy_in(self, object: &Object, found: &Found<'_, Machine>, copy: PhysAddr) -> FaultOutcome {
         let (space, mmu) = (self.space, self.space.mmu());
@@ -447,7 +447,7 @@ impl AllowedFault<'_> {
             EntryState::Marker(_) => mmu.store(self.cell, Descriptor::EMPTY),
             EntryState::Stale => {
                 mmu.store(self.cell, rest_of_stale(entry));
-                // What is issued on another CPU is not complete for this one.
+                // Another CPU's TLBI may not have completed; issue our own.
                 self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
             }
             // The mark is set before an entry becomes this, and cleared when none is it any more.

@@ -50,7 +50,7 @@ const TARGETS: usize = 48;
 /// Of these, frames whose storage is emptied for it.
 const EMPTIED: usize = 4;
 
-/// What became of an attempt.
+/// The outcome of an attempt.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Attempt {
     /// The entry is valid, or was changed by another CPU: the retry decides.
@@ -63,8 +63,8 @@ enum Attempt {
     Copy,
 }
 
-/// The page by which replays are counted in the running thread. What serves devices meets faults of several pages in turn:
-/// it counts them together.
+/// The page by which replays are counted in the running thread. A thread that serves devices meets faults of several
+/// pages in turn: it counts them together.
 fn counted_page(cpu: &Cpu, page: VirtAddr) -> VirtAddr {
     if runs_program(cpu) { page } else { VirtAddr(0) }
 }
@@ -96,7 +96,7 @@ impl AllowedFault<'_> {
         FaultOutcome::Served
     }
 
-    /// What `entry`, which waits, becomes: valid, young, and writable where only this entry and `pins` others hold the
+    /// The valid form of `entry`, which waits: young, and writable where only this entry and `pins` others hold the
     /// frame, or all see the stores. The table's lock is held until that is stored, and the caller has the frame
     /// [prepared](Space::prepared) for it.
     #[inline(always)]
@@ -179,7 +179,7 @@ impl Space {
         Ok(())
     }
 
-    /// The same for a fault; `None` where `new` stays the caller's.
+    /// As [`Self::copy_with_tag_storage`], for a fault; `None` where `new` stays the caller's.
     fn copy_in(&self, fault: AllowedFault<'_>, new: PhysAddr) -> Option<FaultOutcome> {
         let (area, entry) = (fault.area, Glimpse::at(self.mmu(), fault.cell));
         if area.is_shared() {
@@ -400,7 +400,7 @@ impl Spaces {
     /// [`Unmovable`]; it is where it was, or gone: [`Unmovable::Free`].
     pub(in crate::mm) fn migrate_out(&self, cpu: &Cpu, frame: PhysAddr) -> Result<(), Unmovable> {
         let to = self.movable_frame(cpu).ok_or(Unmovable::OutOfMemory)?;
-        // Whatever has it: what lies in tag storage is guest there.
+        // With any number of entries: a page that lies in tag storage is a guest there.
         self.migrate_shared_page(cpu, frame, to, u32::MAX).inspect_err(|_| self.unpin(cpu, to))
     }
 }

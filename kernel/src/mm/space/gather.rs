@@ -102,12 +102,12 @@ impl<'s> Gather<'s> {
         Self::new(space, cpu, None, Faults::Excluded)
     }
 
-    /// The same for areas that are locked for reading.
+    /// An empty gather for areas that are locked for reading.
     pub(super) const fn among_faults(space: &'s Space, cpu: &'s Cpu, areas: &'s Areas) -> Self {
         Self::new(space, cpu, Some(areas), Faults::Possible)
     }
 
-    /// The same for a walk by the reverse map of an object, which is locked for reading; the areas are not.
+    /// An empty gather for a walk by the reverse map of an object, which is locked for reading; the areas are not.
     pub(super) const fn by_reverse_map(space: &'s Space, cpu: &'s Cpu, _mappers: &'s Mappers) -> Self {
         Self::new(space, cpu, None, Faults::AndCalls)
     }
@@ -154,7 +154,7 @@ impl<'s> Gather<'s> {
         debug_assert!(pushed.is_ok());
     }
 
-    /// The same for the block at `range`.
+    /// Notes that the valid entry of the block at `range` was cleared.
     pub(super) fn stale_block(&mut self, range: PageRange) {
         self.tables = Tables::Unlinked;
         self.stale(range.start(), range.end());

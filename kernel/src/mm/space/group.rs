@@ -51,7 +51,7 @@ pub(super) const GROUP_PAGES: usize = GROUP;
 /// Bytes that a group translates.
 pub(super) const GROUP_SIZE: u64 = GROUP_PAGES as u64 * PAGE;
 
-/// What the hardware sets, or software for it.
+/// The flags that the hardware sets, or software for it.
 const FLAGS: u64 = bits::AF | bits::RDONLY | bits::DIRTY;
 
 /// The flags of several entries together. RDONLY counts inverted: clear permits more.
@@ -78,7 +78,7 @@ const fn is_of_group(entry: Descriptor) -> bool {
     entry.is_contiguous() && entry.is_present()
 }
 
-/// What the entries of a group have in common.
+/// The bits that the entries of a group have in common.
 fn in_common(entry: Descriptor) -> u64 {
     let flags = if entry.may_be_written() { FLAGS } else { FLAGS & !bits::RDONLY };
     entry.0 & !(flags | bits::ADDRESS)
@@ -114,7 +114,7 @@ impl Space {
         group.cells.iter().all(|cell| is_own(self.mmu().load(cell)))
     }
 
-    /// The same of the group of `page`.
+    /// As [`Self::has_group_to_itself`], for the group of `page`.
     #[cold]
     pub(super) fn has_own_group(&self, page: VirtAddr) -> bool {
         self.group_cells(page).is_some_and(|group| self.has_group_to_itself(&group))
@@ -185,8 +185,8 @@ impl Space {
         }
     }
 
-    /// The same where the entry of `page`, one of `found`, moves with the others to `to`: what is moved in part, or is
-    /// not aligned there, becomes pages. Returns the entry.
+    /// As [`Self::unfold_unless_in`], where the entry of `page`, one of `found`, moves with the others to `to`: a group
+    /// that is moved in part, or is not aligned there, becomes pages. Returns the entry.
     #[cold]
     #[inline(never)]
     pub(super) fn unfold_moved(
@@ -270,7 +270,7 @@ impl Space {
                 let entry = mmu.load(cell);
                 in_common(entry) == in_common(first)
                     && entry.address() == first.address() + index as u64 * PAGE
-                    // What an object loses are all of them, or none.
+                    // A group is an object's as a whole, or not at all.
                     && self.is_of_object(entry) == self.is_of_object(first)
             })
     }
@@ -377,7 +377,7 @@ impl AllowedFault<'_> {
         let Some(group) = space.group_cells(self.page) else { return FaultOutcome::Served };
         let is_write = self.access == Access::Write;
         let is_upgrade = is_write && !entry.may_be_written();
-        // What is beside the area may have been folded with it, as it may not be written, and is not to become
+        // Pages beside the area may have been folded with it, as it may not be written, and are not to become
         // writable.
         let is_own = || {
             let is_inside = self.area.start() <= group.start && group.start + GROUP_SIZE <= self.area.end();

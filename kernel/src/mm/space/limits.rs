@@ -40,8 +40,8 @@ impl SpaceLimits {
     }
 }
 
-/// What a part of the areas may have of its program's limits, without asking the others. A part that is refused something
-/// is joined with the others, and all together are held against the limits: a refusal is exact.
+/// The share of its program's limits that a part of the areas may use without asking the others. A part whose share is
+/// too small is joined with the others, and all together are held against the limits: a refusal is exact.
 #[derive(Clone, Copy)]
 pub(super) struct Grants {
     /// The limits of which parts got a share. Under lower ones the shares mean nothing.
@@ -58,9 +58,9 @@ struct Amounts {
     data: u64,
 }
 
-/// What the higher of two parts gets of what both do not use: by what they use, and little where they use little, as the
-/// lower one may have to be divided for other CPUs. In which order parts are divided matters little then, and a part that
-/// had too little gets more when it is divided again.
+/// The share of the higher of two parts in what both do not use: by what they use, and little where they use little, as
+/// the lower one may have to be divided for other CPUs. In which order parts are divided matters little then, and a
+/// part that had too little gets more when it is divided again.
 pub(super) fn share(unused: u64, low: u64, high: u64) -> u64 {
     let (own, all) = (u128::from(high) + 1, u128::from(low) + u128::from(high) + u128::from(ARENAS));
     // Less than `unused`.
@@ -165,7 +165,7 @@ impl Areas {
         self.grants.of.space <= limits.space && bytes <= self.grants.most.space
     }
 
-    /// The same of those that are data.
+    /// Whether the limits permit so many bytes of areas that are data.
     #[inline(always)]
     fn may_have_data(&self, bytes: u64, limits: &SpaceLimits) -> bool {
         if self.is_whole() {

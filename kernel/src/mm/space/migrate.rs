@@ -10,7 +10,7 @@
 //! A fault that finds a migration entry waits until the page has moved.
 //!
 //! The page of an object is marked in the object, which finds the entries that map it ([`Object::migrate`]); they are
-//! emptied. A fault that finds the mark waits. What the page was in an entry, young or dirty, means nothing for memory
+//! emptied. A fault that finds the mark waits. The flags of an entry, young or dirty, mean nothing for memory
 //! alone.
 //!
 //! # Locks
@@ -71,7 +71,7 @@ impl From<OutOfMemory> for Unmovable {
     }
 }
 
-/// What has moved.
+/// A page or block that has moved.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Moved {
     /// Where it was.
@@ -82,7 +82,7 @@ pub struct Moved {
     pub bytes: u64,
 }
 
-/// What more entries have stays: each of them is invalidated while the others wait.
+/// A page with more entries stays: each of them is invalidated while the others wait.
 const MOST_ENTRIES: u32 = 64;
 
 impl Spaces {
@@ -132,7 +132,7 @@ impl Spaces {
         self.migrate_shared_page(cpu, frame, to, MOST_ENTRIES)
     }
 
-    /// The same for a page that at most `most` entries have.
+    /// As [`Self::migrate_page`], for a page that at most `most` entries have.
     pub(super) fn migrate_shared_page(
         &self,
         cpu: &Cpu,
@@ -178,7 +178,7 @@ impl Spaces {
         // The contents before the entries.
         self.mmu.dmb_ishst();
         let mapped = family.count(&|space| space.map_migrated(page, frame, target));
-        // What was unmapped meanwhile has no entry.
+        // One reference for each entry that was unmapped concurrently.
         (mapped..unmapped).for_each(|_| self.drop_frame(cpu, target));
         if moved.is_ok() {
             (0..unmapped).for_each(|_| self.drop_frame(cpu, frame));
@@ -248,7 +248,7 @@ impl Space {
     }
 }
 
-/// What remembers the page of `entry` while it is on its way.
+/// The entry that remembers the page of `entry` while it is on its way.
 fn migration_entry(entry: Descriptor) -> Descriptor {
     let access = if entry.may_be_written() { MigrationAccess::Write } else { MigrationAccess::Read };
     let (young, dirty) = (entry.is_young(), entry.is_dirty());

@@ -1,7 +1,7 @@
 //! Which page is on its way to another frame, and what waits for it.
 //!
 //! One page is at a time. Before an entry becomes a migration entry its family is marked, and the mark goes when no entry is
-//! one any more. What copies or moves entries locks the areas and then looks at the mark:
+//! one any more. A call that copies or moves entries locks the areas and then looks at the mark:
 //!
 //! ```text
 //!     migration                              fork, mremap
@@ -65,7 +65,7 @@ impl Migrations {
     #[inline(always)]
     pub(super) fn lock_at_rest<G>(&self, family: FamilyId, lock: impl Fn() -> G) -> G {
         let areas = lock();
-        // What has made a migration entry has dropped the lock of the areas since; what has not, waits for it.
+        // A migration that has made an entry has dropped the lock of the areas since; one that has not, waits for it.
         if self.are_of(family) {
             drop(areas);
             return self.lock_behind(lock);

@@ -114,9 +114,9 @@ impl Space {
         if locking == Locking::Now { self.bring(cpu, range, Passed::Registers, is_killed) } else { Ok(()) }
     }
 
-    /// Brings the pages of `range`, each as by the access that takes a page of its area's own. What another thread has
-    /// unmapped since is passed over, as by Linux's `__mm_populate`, and so is an area that is `passed` over from the
-    /// page on that cannot be brought.
+    /// Brings the pages of `range`, each as by the access that takes a page of its area's own. Pages that another
+    /// thread has unmapped since are passed over, as by Linux's `__mm_populate`, and so is an area that is `passed`
+    /// over from the page on that cannot be brought.
     pub(super) fn bring(
         &self,
         cpu: &Cpu,
@@ -140,7 +140,7 @@ impl Space {
         Ok(())
     }
 
-    /// Locks or unlocks all areas (`mlockall` with `MCL_CURRENT`, `munlockall`). What cannot be brought is not: no error.
+    /// Locks or unlocks all areas (`mlockall` with `MCL_CURRENT`, `munlockall`). Failing to bring a page is no error.
     pub fn mlock_all(&self, cpu: &Cpu, locking: Locking, is_killed: &dyn Fn() -> bool) {
         self.note_locking(locking);
         let all = pages(USER_START, USER_END);
@@ -197,8 +197,8 @@ impl Space {
         found.range()
     }
 
-    /// Brings the pages of `range` that may be written now, of locked private areas, each as by a store. What cannot be
-    /// brought is not: no error.
+    /// Brings the pages of `range` that may be written now, of locked private areas, each as by a store. A page that
+    /// cannot be brought is no error.
     #[cold]
     pub fn bring_written(&self, cpu: &Cpu, range: PageRange, is_killed: &dyn Fn() -> bool) {
         let mut next = range.start();

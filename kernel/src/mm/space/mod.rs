@@ -283,7 +283,7 @@ pub struct Space {
     reserved: AtomicUsize,
     /// A device uses the reserved pages.
     has_device: AtomicBool,
-    /// What a fork has to look at, and more that there may be: see [`advise`]. A bit is never cleared.
+    /// Bits for locks, guards and kinds of areas that there may be: see [`advise`]. A bit is never cleared.
     advice: AtomicU8,
     /// How areas that come are locked: a [`Locking`].
     future_locking: AtomicU8,
@@ -410,14 +410,14 @@ impl Space {
         self.note_origin_in(self.common.record(frame), page);
     }
 
-    /// The same in the frame's record.
+    /// As [`Self::note_origin`], in the frame's record.
     #[inline(always)]
     fn note_origin_in(&self, frame: &Frame, page: VirtAddr) {
-        // Relaxed: what looks at it holds the frame, and takes it for a hint.
+        // Relaxed: readers hold the frame and treat this as a hint.
         frame.owner.store(Origin::new(self.family, page).0, Ordering::Relaxed);
     }
 
-    /// The same for the frame of an entry that has moved to `page`, unless it is an object's.
+    /// Notes that the frame of an entry that has moved is for `page`, unless it is an object's.
     #[inline(always)]
     fn note_move(&self, frame: &Frame, page: VirtAddr) {
         // Relaxed: set before the frame was the object's.
@@ -426,7 +426,7 @@ impl Space {
         }
     }
 
-    /// The same for the frames of a block, when it will have been split.
+    /// Notes that the frames of a block are for the pages from `start` on, for the time when it is split.
     fn note_block_origin(&self, block: PhysAddr, start: VirtAddr) {
         self.common.frames.set_origin(block, Origin::new(self.family, start).0);
     }
@@ -437,7 +437,7 @@ impl Space {
         Ok(self.try_ensure_table(cpu, address)?)
     }
 
-    /// The same with the reason.
+    /// As [`Self::ensure_table`], with the reason of a failure.
     #[inline(always)]
     fn try_ensure_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), EnsureError> {
         self.page_tables().ensure_cell(address, &mut self.table_source(cpu), || Ok(())).map(drop)
@@ -525,8 +525,8 @@ impl Drop for SpaceRef {
     }
 }
 
-/// Keeps the record of a space, and not the space: its memory is freed with the last [`SpaceRef`]. What is left then
-/// are its notifiers, which make no more calls.
+/// Keeps the record of a space, and not the space: its memory is freed with the last [`SpaceRef`]. Only its notifiers
+/// are left then, which make no more calls.
 ///
 /// For a device that translates through its tables and must not keep a program's memory because of that (Linux's
 /// `mm_count` beside `mm_users`).

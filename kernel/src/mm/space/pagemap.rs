@@ -1,4 +1,4 @@
-//! What is at each page of a space, as a word that Linux's `/proc/PID/pagemap` defines (`fs/proc/task_mmu.c`,
+//! The state of each page of a space, as a word that Linux's `/proc/PID/pagemap` defines (`fs/proc/task_mmu.c`,
 //! `pte_to_pagemap_entry`).
 //!
 //! It looks, and brings nothing: areas are locked for reading, so no table is unlinked, and each entry is looked at under
@@ -58,7 +58,7 @@ impl Space {
         });
     }
 
-    /// The same for a range in one part of the areas.
+    /// Stores the words of a range in one part of the areas.
     fn show_part(&self, areas: &Areas, part: PageRange, shown: &mut [u64]) {
         let index = |address: VirtAddr| ((address - part.start()) / PAGE) as usize;
         let mut walk = self.page_tables().walk_cells(part);
@@ -129,12 +129,12 @@ impl Space {
     }
 }
 
-/// What a leaf says itself.
+/// The flags that are in a leaf itself.
 const fn flags_of_leaf(entry: Descriptor) -> u64 {
     PRESENT | if entry.is_uffd_wp() { UFFD_WP } else { 0 }
 }
 
-/// What its frame says: an object holds each of its frames once.
+/// The flags by the count of its frame: an object holds each of its frames once.
 const fn flags_of_frame(of_object: bool, holders: u32) -> u64 {
     let exclusive = if holders == 1 + of_object as u32 { EXCLUSIVE } else { 0 };
     exclusive | if of_object { OF_FILE } else { 0 }

@@ -1,23 +1,23 @@
 //! A value over all addresses of a space, in parts by address, each under its own lock.
 //!
-//! There is one part at first. What several CPUs change in turn is divided at an address between their work
-//! ([`Parts::split`]), and what reaches over a border is joined again ([`Parts::write`]): CPUs that work at different
-//! addresses then share no line that they write, and a space with one thread never notices.
+//! There is one part at first. A part that several CPUs change in turn is divided at an address between their work
+//! ([`Parts::split`]), and parts that a range reaches over are joined again ([`Parts::write`]): CPUs that work at
+//! different addresses then share no line that they write, and a space with one thread never notices.
 //!
 //! ```text
 //!  bounds   0                    0x7f00_0000_0000         0x7f40_0000_0000
 //!           ├─ part ─────────────┼─ part ─────────────────┼─ part ───────────────────┤
 //! ```
 //! Parts own all addresses, without a gap. Which addresses a part owns changes only under its lock for writing, and is
-//! known to the part itself: so the index of the parts is a hint. What locks a part by it asks the part whether it owns
-//! the address, and where it does not, waits for the change of the index that is under way, and looks again.
+//! known to the part itself: so the index of the parts is a hint. A thread that locks a part by it asks the part
+//! whether it owns the address; if not, it waits for the change of the index that is under way, and looks again.
 //!
 //! # Why this is right
 //! - *No part goes away* before the space does: one that was joined owns nothing, and waits to be used again. So a
 //!   pointer from an index that is out of date leads to a part, whose answer is no.
 //! - *A reader sees a whole part or none*: values move between parts that are both locked for writing.
-//! - *What follows a locked part stays*: another part takes its place only by a join into the locked one, or by a split
-//!   of it.
+//! - *The part after a locked one stays*: another part takes its place only by a join into the locked one, or by a
+//!   split of it.
 //! - *No thread waits in a circle*: what has a part's lock waits at most for the part that follows, which it looks up
 //!   under the lock of the index. A part that is used again is locked by what uses it, or for a moment by what came to it
 //!   by an old index and has no other.
@@ -228,7 +228,7 @@ impl<A: Divisible> Parts<A> {
         self.locked(page, RwSem::read)
     }
 
-    /// The same guard as [`Self::look_briefly`]'s for a reader that is counted, and the part that owns `page`.
+    /// The part that owns `page`, with a guard as [`Self::look_briefly`]'s, for a reader that is counted.
     #[cold]
     pub(super) fn read_counted(&self, page: VirtAddr) -> BriefGuard<'_, A> {
         self.locked(page, RwSem::read_counted)
@@ -307,8 +307,8 @@ impl<A: Divisible> Parts<A> {
         while let Some(next) = part.next()
             && !is_enough(&part)
         {
-            // Not by the index alone, which may be changing: it might lead to a part below, or to this one. What it has
-            // for this address under its lock stays there while this part is locked.
+            // Not by the index alone, which may be changing: it might lead to a part below, or to this one. The part
+            // that it has for this address under its lock stays there while this part is locked.
             let above = {
                 let _order = self.order.lock();
                 self.at(next)
@@ -424,7 +424,7 @@ impl<A: Divisible> Parts<A> {
     }
 }
 
-/// What [`Entry::home`] has for a CPU.
+/// The value of [`Entry::home`] for a CPU.
 const fn home(cpu: CpuId) -> usize {
     cpu.0 as usize + 1
 }

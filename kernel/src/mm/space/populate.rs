@@ -33,7 +33,7 @@ impl Space {
         if range.pages() > self.common.frames.total() {
             return;
         }
-        // What a pager serves comes by its first access.
+        // A page that a pager serves comes by its first access.
         let is_brought = |area: &&Area| !area.is_of_device() && !area.flags().has_any(AreaFlags::UFFD_MISSING);
         for area in areas.touching(range).filter(|area| area.protection() != Protection::NONE).filter(is_brought) {
             let part = area.part_in(range);
@@ -169,7 +169,7 @@ impl Space {
         self.write_bytes_unless(cpu, address, bytes, &|| false)
     }
 
-    /// The same, unless `is_killed` returns true while a page cannot be had.
+    /// As [`Self::write_bytes`], unless `is_killed` returns true while a page cannot be had.
     ///
     /// # Errors
     /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it does.
@@ -193,7 +193,7 @@ impl Space {
         self.read_bytes_unless(cpu, address, bytes, &|| false)
     }
 
-    /// The same, unless `is_killed` returns true while a page cannot be had.
+    /// As [`Self::read_bytes`], unless `is_killed` returns true while a page cannot be had.
     ///
     /// # Errors
     /// As [`Self::read_bytes`]; [`FaultError::Unusable`] where it does.
@@ -303,7 +303,7 @@ impl Space {
         state(entry) == EntryState::Page && Self::permits_entry(entry, access)
     }
 
-    /// The same for the entry of a page, or of a block.
+    /// As [`Self::permits`], for the entry of a page, or of a block.
     pub(super) fn permits_entry(entry: Descriptor, access: Access) -> bool {
         // An access by the linear map sets neither the access flag nor dirt, so the entry must have both already.
         entry.is_valid() && (access != Access::Write || entry.may_be_written() && entry.is_dirty())

@@ -66,7 +66,7 @@ impl Space {
         self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
     }
 
-    /// The same for a program that has limits.
+    /// As [`Self::mprotect`], for a program that has limits.
     ///
     /// # Errors
     /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also at the first area that would exceed the limits of data,
@@ -112,7 +112,7 @@ impl Space {
         Ok(())
     }
 
-    /// The same as [`Self::mprotect_within`] where areas are cut, several, or in parts, a limit may be met, or code has to be
+    /// As [`Self::mprotect_within`], where areas are cut, several, or in parts, a limit may be met, or code has to be
     /// broken.
     #[inline(never)]
     fn protect_otherwise<'a>(
@@ -150,7 +150,7 @@ impl Space {
         .map(drop)
     }
 
-    /// The same where the range is a part of `area`.
+    /// Changes the protection of `range`, which `area` holds.
     #[inline(never)]
     fn protect_part(
         &self,
@@ -186,7 +186,7 @@ impl Space {
         areas.merge(area);
     }
 
-    /// The same for a range that has no bytes, or exceeds the space: the addresses beyond are a hole.
+    /// As [`Self::mprotect_within`], for a range without bytes, or beyond the space: the addresses beyond are a hole.
     #[cold]
     fn protect_to_the_end(
         &self,
@@ -200,7 +200,7 @@ impl Space {
         Err(SpaceError::NoMemory)
     }
 
-    /// The same for several areas, or under a limit: up to the first hole, or the first area that is refused.
+    /// Changes the protection of several areas, or under a limit: up to the first hole, or the first area refused.
     #[inline(never)]
     fn protect_several(
         &self,
@@ -320,7 +320,7 @@ impl Space {
         }
     }
 
-    /// The same where entries differ, or some are empty.
+    /// As [`Self::protect_cells`], where entries differ, or some are empty.
     #[cold]
     #[inline(never)]
     fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
@@ -447,7 +447,7 @@ impl Space {
             let entry = mmu.load(cell);
             let record = records.of(entry.address());
             if lab::is_on!(RESERVE_AT_MPROTECT) {
-                // What cannot be had at once waits still.
+                // An entry whose storage cannot be had at once still waits.
                 _ = storage.try_reserve(entry.address(), record);
             }
             if !record.has_tag_storage() && coverage.has(entry.address()) && !to[0].is_user_executable() {
@@ -473,7 +473,7 @@ pub(super) const fn is_alike(entry: Descriptor) -> bool {
     entry.is_present() && is_settled(entry) && !entry.is_special() && !entry.is_contiguous()
 }
 
-/// The same page, writable. With a userfaultfd mark it stays read-only, so that the first store faults.
+/// `entry`, writable. With a userfaultfd mark it stays read-only, so that the first store faults.
 #[inline(always)]
 pub(super) const fn may_be_written(entry: Descriptor) -> Descriptor {
     if entry.is_uffd_wp() { entry } else { entry.writable() }

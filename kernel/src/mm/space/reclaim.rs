@@ -1,7 +1,7 @@
 //! Pages of files that are given back where memory is short.
 //!
 //! A page of a file of the initrd holds what the initrd holds, as nothing may write to it: its frame can be freed at
-//! any time, and the next access has another one. What unmaps such pages goes by their object, not by a space: a kernel
+//! any time, and the next access has another one. Such pages are unmapped by their object, not by a space: a kernel
 //! thread does it, which has none, and so does a program that finds no memory.
 //!
 //! ```text
@@ -35,7 +35,7 @@ use crate::smp::Cpu;
 /// Pages that are invalidated together.
 const TOGETHER: u64 = 32;
 
-/// What becomes of pages that were used since the last pass.
+/// The treatment of pages that were used since the last pass.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Used {
     /// They become old: the next pass takes those that are not used until then.
@@ -104,7 +104,7 @@ impl Spaces {
     #[inline(never)]
     pub fn reclaim(&self, cpu: &Cpu, room: usize, used: Used, is_killed: &dyn Fn() -> bool) -> usize {
         let mut hand = self.hand.write();
-        // What is created meanwhile is for the next pass.
+        // Objects that are created during the pass are for the next one.
         let (start, end) = (*hand, Hand { object: next_identity(), page: 0 });
         let (mut freed, mut has_wrapped) = (0, false);
         while !self.frames.has_room_for(room) && !is_killed() {
@@ -128,7 +128,7 @@ impl Spaces {
                     hand.page = first + TOGETHER;
                     let some = object.reclaim(cpu, first..hand.page, used);
                     if some != 0 {
-                        // What is at hand for this CPU is not there for programs on others.
+                        // The frames in this CPU's magazine are not there for programs on other CPUs.
                         self.frames.drain_cpu(cpu);
                     }
                     freed += some;
@@ -183,7 +183,7 @@ impl Space {
                 if !is_page || !self.is_of_object(entry) {
                     continue;
                 }
-                // That it is write-protected is remembered, behind the invalidation too.
+                // The write-protect marker is kept, after the invalidation too.
                 let is_kept = entry.is_uffd_wp() && !lab::is_on!(NO_MARKER_ON_RECLAIM);
                 let left = if is_kept { Markers::STALE.and(Markers::UFFD_WP) } else { Markers::STALE };
                 // Clean: what the hardware sets meanwhile does not matter.

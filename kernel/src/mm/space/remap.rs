@@ -13,7 +13,7 @@
 //!         unlock both
 //!       the old area leaves; the new one is merged
 //! ```
-//! What was not moved when the walk was at the old area was not emptied there, so it comes later to the new one. An
+//! A page that the walk has missed at the old area is found at the new one, to which the walk comes later. An
 //! area that is merged takes the place of the lower one, so that comes last.
 
 use granule_arch::addr::VirtAddr;
@@ -72,7 +72,7 @@ pub struct Remap {
     keeps_source: bool,
     /// Bytes that have moved, of a request that moves several areas.
     moved: u64,
-    /// What a locked area has become longer by.
+    /// The pages by which a locked area has become longer.
     longer: Option<PageRange>,
 }
 
@@ -455,7 +455,7 @@ impl Space {
             note_used(table, target.address(index));
             mmu.store(place, moved);
         }
-        // What empties an entry at the new place frees its frame: no TLB has the old place then.
+        // A walk that empties an entry at the new place frees its frame: no TLB has the old place then.
         gather.invalidate();
     }
 }

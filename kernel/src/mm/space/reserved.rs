@@ -36,7 +36,7 @@ pub const RESERVED_END: VirtAddr = VirtAddr(1 << 48);
 /// The reserved pages of a space, between two changes of it.
 ///
 /// A value proves: the space has not ended, and no change by its areas is under way; neither begins before the value is
-/// dropped. What joins the space and is put into force meanwhile has its [release] still to come.
+/// dropped. A subscriber that joins the space and is put into force in that time has its [release] still to come.
 ///
 /// [release]: crate::mm::notifier::Subscriber::release
 pub struct ReservedPages<'s> {

@@ -2,7 +2,7 @@
 //! initrd, and registers of devices (`device`), which are no memory.
 //!
 //! The frames of an object are in a tree of tables that no hardware walks: [`pages`]. A fault finds its frame there
-//! without a lock. What takes frames away, a truncation or a hole, finds the areas that map them by the reverse map
+//! without a lock. A truncation or a hole, which takes frames away, finds the areas that map them by the reverse map
 //! ([`mappers`]), and empties their entries.
 //!
 //! # Locks
@@ -63,7 +63,7 @@ pub struct Object {
     top: AtomicU64,
     /// In bytes, at most [`LARGEST_OBJECT`]. Changed with `state` locked for writing.
     size: AtomicU64,
-    /// What its pages have before anything is written to them; zeros behind the end. `None`: it is anonymous memory.
+    /// The contents of its pages before the first write; zeros behind the end. `None`: it is anonymous memory.
     file: Option<&'static [u8]>,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
@@ -103,7 +103,7 @@ impl Spaces {
         self.new_object(cpu, size, file, None, seals)
     }
 
-    /// The same, perhaps of the registers of a device.
+    /// As [`Self::create_object`], perhaps of the registers of a device.
     pub(super) fn new_object(
         &'static self,
         cpu: &Cpu,
@@ -207,7 +207,7 @@ impl Object {
         if self.has_inside(page) { Ok(self.find_or_add(cpu, page, |_| {})?) } else { Err(NoPage::BehindTheEnd) }
     }
 
-    /// The same, wherever the object ends. `fill` writes to the frame, of a page that had none before others find it.
+    /// As [`Self::frame`], wherever the object ends. `fill` writes to the frame, of a new page before others find it.
     #[inline(always)]
     fn find_or_add(&self, cpu: &Cpu, page: u64, fill: impl Fn(PhysAddr)) -> Result<Found<'_, Machine>, OutOfMemory> {
         let place = self.tables().cell(VirtAddr(page * PAGE));
@@ -296,7 +296,7 @@ impl Object {
         self.publish_or(table, cell, page, new, |unused| self.common.frames.free(cpu, unused))
     }
 
-    /// The same, and `unused` takes the frame where another CPU was faster.
+    /// As [`Self::publish`], and `unused` takes the frame where another CPU was faster.
     #[inline(always)]
     fn publish_or<'a>(
         &self,

@@ -25,8 +25,8 @@ impl Space {
         self.lock(table)
     }
 
-    /// The same for another table beside one whose lock is held. The areas are locked for writing, so nothing else acquires
-    /// two.
+    /// As [`Self::lock_table`], for another table beside one whose lock is held. The areas are locked for writing, so
+    /// nothing else acquires two.
     pub(super) fn lock_table_beside(&self, table: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
         self.lock(table)
     }

@@ -1,9 +1,9 @@
 //! Allocation tags of programs' pages (`PROT_MTE`; Arm ARM D10).
 //!
 //! A frame has tags from the first valid entry on that checks accesses against them: they are zeroed before it is
-//! stored, and from then on belong to the page as its contents do, until the frame is free. What copies the frame
-//! copies them, also for a page that is not checked: one of the frame's other users may have tagged it. As in Linux
-//! (`PG_mte_tagged`) the [flag](crate::mm::frame::Frame::has_tags) of its record is set behind the tags and stays until
+//! stored, and from then on belong to the page as its contents do, until the frame is free. A copy of the frame takes
+//! them along, also for a page that is not checked: one of the frame's other users may have tagged it. As in Linux
+//! (`PG_mte_tagged`) the [flag](crate::mm::frame::Frame::has_tags) of its record is set after the tags and stays until
 //! then. Of a page block that only block entries have, the record of the first frame says it for all.
 //!
 //! **Tags are written only where [storage](crate::mm::tag_storage) is reserved for them**: each write here asserts it. A
@@ -102,7 +102,7 @@ impl Spaces {
         is_reserved
     }
 
-    /// The same for a new page block.
+    /// Zeroes a new page block, which gets tags if `protection` has them and storage for them is at hand.
     pub(super) fn zero_new_block(&self, block: PhysAddr, protection: Protection) {
         if protection.contains(Protection::TAGGED) && self.reserve_block_now(block).is_ok() {
             let frames = (0..BLOCK_FRAMES as u64).map(|index| block + index * PAGE);
@@ -131,7 +131,7 @@ impl Spaces {
         true
     }
 
-    /// The same where storage is reserved, or none is needed; its record is `record`.
+    /// As [`Self::tag`], where storage is reserved, or none is needed; `record` is that of the frame.
     #[inline(always)]
     pub(super) fn tag_reserved(&self, frame: PhysAddr, record: &Frame) {
         record.tag_once(|| {
@@ -143,7 +143,7 @@ impl Spaces {
         });
     }
 
-    /// The same for a page block whose storage is reserved, if it is one. It stays one meanwhile: what splits it waits.
+    /// As [`Self::tag`], for a page block whose storage is reserved, if it is one. It stays one: a split waits.
     /// Holds no lock; the caller holds the block.
     pub(super) fn tag_block(&self, block: PhysAddr) {
         let record = self.record(block);
@@ -178,7 +178,7 @@ impl Spaces {
         self.zero_tags_of(frame);
     }
 
-    /// The same for a frame of a block, whose first record has the flag.
+    /// As [`Self::zero_tags`], for a frame of a block, whose first record has the flag.
     pub(super) fn zero_tags_of(&self, frame: PhysAddr) {
         // SAFETY: the linear map has the frame, writable and Normal-Tagged; the kernel's own accesses match any tag.
         unsafe { mte::zero_page_tags(self.frames.linear().address(frame)) };

@@ -42,7 +42,7 @@ impl TableGuard<'_> {
     }
 }
 
-/// The same for `table`, whose lock is held.
+/// As [`TableGuard::note_used`], for `table`, whose lock is held.
 #[inline(always)]
 pub(super) fn note_used(table: &Frame, page: VirtAddr) {
     note_all_used(table, 1 << (index(page) / EIGHT));
@@ -55,7 +55,7 @@ pub(super) fn bits_of(found: &TableCells<'_>) -> u64 {
     (u64::MAX << (first / EIGHT)) & (u64::MAX >> (u64::BITS as usize - 1 - last / EIGHT))
 }
 
-/// The same as [`TableGuard::note_used`] for a table of an object, which has no lock.
+/// As [`TableGuard::note_used`], for a table of an object, which has no lock.
 #[inline(always)]
 pub(super) fn note_used_by_others(table: &Frame, page: VirtAddr) {
     let bit = 1 << (index(page) / EIGHT);

@@ -4,11 +4,11 @@
 //! clean. So a change by the hardware to an entry that is being cleared does not matter.
 //!
 //! # Markers
-//! What userfaultfd write-protects stays so where the page comes again from its object: the entry, in whatever form it
-//! is protected, becomes a marker (Linux: `pte_install_uffd_wp_if_needed`). That is a property of the area and not of the
+//! A page that userfaultfd write-protects stays protected where it comes again from its object: the entry, in whatever
+//! form it is protected, becomes a marker (Linux: `pte_install_uffd_wp_if_needed`). The area decides that and not the
 //! page: a private copy in an area of a file leaves a marker too, a page of anonymous memory none, which would be zeros
-//! when it comes again. The marker is stored under the table's lock in place of the entry, and is in the same state as an
-//! empty entry would be: no fault maps a page over it before the invalidation of what was there is complete.
+//! when it comes again. The marker is stored under the table's lock in place of the entry, and is in the same state as
+//! an empty entry would be: no fault maps a page over it before the invalidation of what was there is complete.
 //!
 //! | | guard | poison | write-protection |
 //! |---|---|---|---|
@@ -44,7 +44,7 @@ const TABLES: usize = 2;
 /// The most frames that a fork allocates besides the space: records, a kernel stack and its tables.
 const OTHERS: usize = 16;
 
-/// What goes beside the pages of objects and anonymous memory's own (Linux: `zap_details`).
+/// The entries that a zap takes beside those of an object's pages (Linux: `zap_details`).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ZapFlags {
     /// Private pages: copies, and anonymous memory.
@@ -83,15 +83,15 @@ impl KeptMarkers {
 }
 
 impl Gather<'_> {
-    /// What is left of `entry`, that of `page` or of the block that begins there: a marker if it is write-protected in any
-    /// form, or empty. In one zap pages come in ascending order, and all
-    /// with the same flags.
+    /// The entry that a zap leaves in place of `entry`, that of `page` or of the block that begins there: a marker if
+    /// it is write-protected in any form, or empty. In one zap pages come in ascending order, and all with the same
+    /// flags.
     #[inline(always)]
     pub(super) fn left_of(&mut self, page: VirtAddr, entry: Descriptor, flags: ZapFlags) -> Descriptor {
         if entry.is_uffd_wp_in_any_form() { self.left_of_protected(page, flags) } else { Descriptor::EMPTY }
     }
 
-    /// The same of an entry that is write-protected.
+    /// As [`Self::left_of`], for an entry that is write-protected.
     #[inline(always)]
     fn left_of_protected(&mut self, page: VirtAddr, flags: ZapFlags) -> Descriptor {
         if page >= self.kept_markers.until {
@@ -197,7 +197,7 @@ impl Space {
         gather.before_unlock();
     }
 
-    /// The same for one entry that is not valid. What was cleared before it is noted; the table's lock is held.
+    /// Zaps one entry that is not valid. Entries that were cleared before it are noted; the table's lock is held.
     #[inline(never)]
     fn zap_other(&self, gather: &mut Gather<'_>, found: &TableCells<'_>, index: usize, flags: ZapFlags) {
         let (mmu, page) = (self.mmu(), found.address(index));

@@ -6,8 +6,8 @@
 //!     copy      in steps; loads go on, and a store waits until the end
 //!     map       in each space, where the entry has that block still: break, invalidate, the new block
 //! ```
-//! No entry becomes a migration entry, so a call that concerns a part may split the block meanwhile, and only a fork
-//! and `mremap` wait. What was split keeps its frames: their contents are the same, as nothing has them to itself and
+//! No entry becomes a migration entry, so a call that concerns a part may split the block concurrently, and only a fork
+//! and `mremap` wait. A split block keeps its frames: their contents are the same, as nothing has them to itself and
 //! may write before the end.
 
 use core::cell::Cell;
@@ -41,10 +41,10 @@ struct Moving {
 }
 
 impl Spaces {
-    /// Moves the page block `from`, which entries of programs have as a whole, or an object in order, to `to`. That was
-    /// just allocated by [`alloc_splittable`](crate::mm::frame::FrameAllocator::alloc_splittable), and is the caller's
-    /// again where this fails. What is split meanwhile stays in `from`. Sleeps: no lock is held. `cpu` is the CPU that
-    /// this runs on.
+    /// Moves the page block `from`, which entries of programs have as a whole, or an object in order, to `to`, which
+    /// was just allocated by [`alloc_splittable`](crate::mm::frame::FrameAllocator::alloc_splittable), and is the
+    /// caller's again where this fails. A block that is split concurrently stays in `from`. Sleeps: no lock is held.
+    /// `cpu` is the CPU that this runs on.
     ///
     /// # Errors
     /// [`Unmovable`]; what the programs see has not changed.
@@ -67,7 +67,7 @@ impl Spaces {
             let object = objects.find(family).ok_or(Unmovable::NotFound)?;
             return object.migrate(cpu, page.0 / PAGE, BLOCK_FRAMES, from, to);
         }
-        // What is noted may be of an owner before. The entries decide.
+        // The recorded origin may be that of an earlier owner. The entries decide.
         let origin = Origin(self.frames.block_origin(from));
         let (family, start) = origin.parts().ok_or(Unmovable::NotFound)?;
         let family = self.migrations.mark(family, self.families);

@@ -15,7 +15,7 @@ impl Space {
     /// Makes a place at `to` for the block at `address`, if all of that is in `range`, an area of anonymous private
     /// memory, and `to` is aligned; splits it where it cannot be moved as a whole. The areas are locked for writing.
     ///
-    /// That of an object is `of_object`: a walk by the reverse map may take it away or split it at any time.
+    /// With `of_object` the block is an object's: a walk by the reverse map may take it away or split it at any time.
     #[cold]
     #[inline(never)]
     pub(in super::super) fn prepare_block_move(

@@ -65,7 +65,7 @@ impl Space {
             mmu.store(at.cell, Descriptor::EMPTY);
             return Linked::Not;
         }
-        // What takes the frames from the object waits for the lock now.
+        // A truncation that takes the frames from the object waits for the lock now.
         self.common.share_block(found.block());
         self.common.deposit(locked.frame(), table);
         mmu.store(at.cell, new);

@@ -15,7 +15,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::smp::Cpu;
 
-/// What the pages of a block have.
+/// The frames of the pages of a block.
 pub(in super::super) enum BlockPages<'a> {
     /// Frames that an entry can map as a block.
     Block(FoundBlock<'a, Machine>),
@@ -28,7 +28,7 @@ pub(in super::super) enum BlockPages<'a> {
 }
 
 impl Object {
-    /// What the pages of the block that begins with page `first` have.
+    /// The frames of the pages of the block that begins with page `first`.
     pub(in super::super) fn look_for_block(&self, first: u64) -> BlockPages<'_> {
         let may_be = first.is_multiple_of(BLOCK_FRAMES as u64) && self.reaches_over(first);
         if !may_be || self.is_registers() || self.can_be_had_again() {

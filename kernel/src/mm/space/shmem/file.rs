@@ -1,4 +1,4 @@
-//! What programs do with an object as a file: size, contents, holes and seals.
+//! The calls that use an object as a file: size, contents, holes and seals.
 //!
 //! All of it is Linux's for memory files (`mm/shmem.c`, `mm/memfd.c`). Bytes go through a buffer of the kernel's: no
 //! lock of an object is held while the memory of a program is accessed, as a fault there may wait for the end of a
@@ -26,7 +26,7 @@ use crate::mm::tlb::user::TlbBatch;
 use crate::sched::{enlarge_shortage, relax};
 use crate::smp::Cpu;
 
-/// What is refused for a file: bits, of which each is Linux's `F_SEAL_` of the same name.
+/// The changes that are refused for a file: bits, of which each is Linux's `F_SEAL_` of the same name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Seals(pub u32);
 
@@ -152,7 +152,7 @@ impl<'o> Chain<'o> {
 }
 
 impl Object {
-    /// What is refused for it.
+    /// The seals of the file.
     pub fn seals(&self) -> Seals {
         *self.state.read()
     }
@@ -213,8 +213,8 @@ impl Object {
     }
 
     /// Writes `bytes`, the first of `all` that are to be written, and no byte of them at `limit` or behind it; returns
-    /// where, and how many were written before there was no memory. What others write at the same time comes before all
-    /// of them or behind.
+    /// where, and how many were written before there was no memory. A concurrent write comes before all of them or
+    /// after.
     ///
     /// # Errors
     /// [`ObjectError`]; nothing was written.
@@ -226,7 +226,7 @@ impl Object {
         all: u64,
         limit: u64,
     ) -> Result<(u64, usize), ObjectError> {
-        /// What a Linux with large folios checks at once.
+        /// Bytes that a Linux with large folios checks at once.
         const CHUNK: u64 = 2 << 20;
         let state = self.state.write();
         let start = match at {
@@ -270,7 +270,7 @@ impl Object {
         Ok(count)
     }
 
-    /// Makes it `size` bytes long. What is behind that is gone, also from private mappings.
+    /// Makes it `size` bytes long. The bytes after that are gone, also from private mappings.
     ///
     /// # Errors
     /// [`ObjectError::Sealed`], [`ObjectError::TooLarge`]; nothing was changed.
@@ -363,7 +363,7 @@ impl Object {
         let range = self.filled(pages.clone()).filter(|range| range.size() == count as u64 * PAGE);
         let found = range.and_then(|range| self.tables().cells(range.start(), count)).ok_or(Unmovable::NotFound)?;
         let frame = |first: PhysAddr, index: usize| first + index as u64 * PAGE;
-        // What moves counts as used.
+        // A page that moves counts as used.
         found.cells.iter().for_each(|cell| entries::use_spare(mmu, cell));
         // Where it stays, what was marked is as it was.
         let stays = |marked: usize| {
@@ -517,7 +517,7 @@ impl Object {
         let wanted = start / PAGE..end.div_ceil(PAGE);
         let there = self.pages_in(wanted.start, wanted.end - wanted.start) as u64;
         let missing = (wanted.end - wanted.start).saturating_sub(there);
-        // What cannot be there takes none.
+        // A request that exceeds all memory takes no frame.
         if missing > self.common.frames.total() as u64 {
             return Err(ObjectError::OutOfMemory);
         }

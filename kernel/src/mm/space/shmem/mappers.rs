@@ -46,7 +46,7 @@ unsafe impl Send for Mappers {}
 // SAFETY: as above; a shared reference changes nothing.
 unsafe impl Sync for Mappers {}
 
-/// What an area has of some pages of its object.
+/// The part of an area that maps some pages of its object.
 pub(super) struct Mapped<'m> {
     mapping: &'m Mapping,
     start: VirtAddr,

@@ -19,9 +19,9 @@
 //! later, and what links it looks at the object behind a fence. So the fault needs no reference before it has the lock:
 //! a frame that the object still has is not freed until the truncation has had the lock, too.
 //!
-//! What finds a table that another CPU has linked meanwhile needs no fence: the address of the lock depends on that of
-//! the table, the lock is acquired, and arm64 is multi-copy atomic (Arm ARM B2.3): the truncation's look, which missed
-//! the link, comes before it on every CPU.
+//! A fault that finds a table that another CPU has just linked needs no fence: the address of the lock depends on that
+//! of the table, the lock is acquired, and arm64 is multi-copy atomic (Arm ARM B2.3): the truncation's look, which
+//! missed the link, comes before it on every CPU.
 //!
 //! A frame that is added to a page where a truncation has been already stays with the object, all zeros: what added it
 //! looks at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the
@@ -31,8 +31,8 @@
 //! finds nothing to map, and waits. Then the object has the page in another frame.
 //!
 //! # Blocks
-//! What maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would decide. So
-//! it links first there, too:
+//! A fault that maps 512 pages by one entry, above the last level, does so where there is no table, whose lock would
+//! decide. So it links first there, too:
 //! ```text
 //!   fault                                        truncation, hole
 //!     lock the table above                         the new size; empty the entries of the object
@@ -78,14 +78,14 @@ pub(in super::super) struct Found<'a, M: Stores> {
 }
 
 impl<'a, M: Stores> Found<'a, M> {
-    /// What `cell` of the object's tree has now; `None` for a hole.
+    /// The frame that `cell` of the object's tree has now; `None` for a hole.
     #[inline(always)]
     pub(super) fn look(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
         let entry = mmu.load(cell);
         is_used(entry).then_some(Self { cell, entry: Descriptor(entry.0 | HERE) })
     }
 
-    /// The same, and a page that [`add_spare`] has made is used from now on.
+    /// As [`Self::look`], and a page that [`add_spare`] has made is used from now on.
     #[inline(always)]
     pub(super) fn look_to_use(mmu: &M, cell: &'a M::Cell) -> Option<Self> {
         let mut entry = mmu.load(cell);
@@ -160,7 +160,7 @@ pub(in super::super) struct FoundBlock<'a, M: Stores> {
 }
 
 impl<'a, M: Stores> FoundBlock<'a, M> {
-    /// What `cells`, of the pages of a block, have now; `None` where no block can map that.
+    /// The frames that `cells`, of the pages of a block, have now; `None` where no block can map them.
     pub(super) fn look(mmu: &M, cells: &'a [M::Cell]) -> Option<Self> {
         let first = mmu.load(cells.first()?);
         let found = Self { cells, first };

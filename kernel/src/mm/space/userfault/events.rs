@@ -25,7 +25,7 @@ use crate::mm::counted::Counted;
 use crate::mm::paged::PagedList;
 use crate::sched::relax;
 
-/// What a pager reads.
+/// A message that a pager reads.
 #[derive(Clone, Debug)]
 pub enum Message {
     /// A fault.
@@ -56,7 +56,7 @@ pub(in super::super) enum MovedRegistration {
     Lost,
 }
 
-/// Events of a change under way. What is dropped unsent ends with it.
+/// Events of a change under way. Dropping it ends those that were not sent.
 #[derive(Default)]
 pub struct PendingEvents(Option<PagedList<(Counted<Userfaultfd>, Message)>>);
 
@@ -161,7 +161,7 @@ impl Userfaultfd {
         is_read
     }
 
-    /// The same for an event that comes before its change.
+    /// Counts and sends an event that comes before its change.
     fn send(&self, message: Message) {
         self.changing.begin();
         self.send_counted(message);
@@ -305,7 +305,7 @@ impl Space {
         }
     }
 
-    /// Announces a fork, and waits until each pager has read that. What it does not read serves nothing.
+    /// Announces a fork, and waits until each pager has read that. If one does not, the child's userfaultfd is closed.
     #[cold]
     #[inline(never)]
     pub(in super::super) fn announce_fork(&self, child: &SpaceRef) {

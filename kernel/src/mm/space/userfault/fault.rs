@@ -34,7 +34,7 @@ pub struct PageFault {
     pub thread: Option<u32>,
 }
 
-/// What has made an access that a pager has to serve.
+/// The origin of an access that a pager has to serve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FaultMode {
     /// The program itself: any signal ends the wait.
@@ -48,8 +48,8 @@ pub enum FaultMode {
 /// How long a device's fault waits for a pager.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// What a pager has to do. Only a [`LockedEntry`] gives a reason, so neither a message nor SIGBUS comes from a look
-/// without the lock.
+/// The reason for a pager to serve a fault. Only a [`LockedEntry`] gives one, so neither a message nor SIGBUS comes
+/// from a look without the lock.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Reason {
     Missing,
@@ -64,8 +64,8 @@ pub(in super::super) fn is_missing(area: &Area, page: VirtAddr) -> bool {
     is_asked && area.object().is_none_or(|object| object.lacks(area.page_at(page)))
 }
 
-/// What a pager has to do for an access of `page` in `area`, which permits it, and whose entry, or that of its block, is
-/// `seen`.
+/// The reason for a pager to serve an access of `page` in `area`, which permits it, and whose entry, or that of its
+/// block, is `seen`.
 fn reason(area: &Area, page: VirtAddr, seen: LockedEntry<'_>, access: Access) -> Option<Reason> {
     let entry = seen.descriptor();
     if entry.is_valid() {
@@ -126,7 +126,7 @@ impl Space {
             let locked = self.lock_table(table);
             let seen = locked.entry(self.mmu(), cell);
             if block.is_some() && seen.descriptor() == Descriptor::EMPTY {
-                // The block is gone. What serves the page now links a table, and does not take this lock.
+                // The block is gone. A fault that is served now links a table, and does not take this lock.
                 return Ok(());
             }
             let Some(reason) = reason(area, page, seen, access) else { return Ok(()) };
@@ -210,7 +210,7 @@ impl Space {
                 Ok(())
             }
             FaultOutcome::TagStorage => self.fault_on_access(cpu, page, access),
-            // What else there is, the retry finds again.
+            // The retry finds every other outcome again.
             _ => Ok(()),
         }
     }

@@ -22,7 +22,7 @@ use crate::sched::{self, relax};
 use crate::smp::Cpu;
 use crate::uaccess;
 
-/// What fills pages.
+/// The contents of the pages that a pager fills.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
     /// The bytes from this address on of the running program, in pages that are write-protected or not.
@@ -249,7 +249,7 @@ impl Place<'_> {
         if state(entry) == EntryState::Stale {
             entry = rest_of_stale(entry);
             mmu.store(self.cell, entry);
-            // What is issued on another CPU is not complete for this one.
+            // Another CPU's TLBI may not have completed; issue our own.
             self.space.tlb().flush_replaced(mmu, Leaf::page(self.page));
         }
         match state(entry) {

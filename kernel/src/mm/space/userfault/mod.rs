@@ -3,7 +3,7 @@
 //! Areas are registered with a [`Userfaultfd`]. A first access where a page is *missing*, or a store to a page that is
 //! *write-protected*, becomes a message, and the thread that has faulted waits ([`fault`]). The pager reads the message
 //! ([`queue`]), brings a page ([`fill`]) or clears the protection ([`protect`]), and wakes the thread, which makes its
-//! access again. What the space does to its own mappings becomes events ([`events`]).
+//! access again. Changes that the space makes to its own mappings become events ([`events`]).
 //!
 //! ```text
 //!   thread                                     pager
@@ -20,8 +20,8 @@
 //! # Marks and markers
 //! A leaf has userfaultfd's mark in a bit of its own, in each form that an entry has (`granule_arch::descriptor::user`); it
 //! is never writable. Where no page is mapped, a [marker](granule_arch::descriptor::Markers::UFFD_WP) remembers it: areas
-//! of objects always have them, anonymous ones with [`Features::WP_UNPOPULATED`]. What installs a page replaces the marker,
-//! and the page has the mark; [`zap`](super::zap) leaves one. A block that was zapped leaves one at its level.
+//! of objects always have them, anonymous ones with [`Features::WP_UNPOPULATED`]. A page that is installed replaces the
+//! marker, and has the mark; [`zap`](super::zap) leaves one. A block that was zapped leaves one at its level.
 //!
 //! An area has marks and markers only while it is registered for write-protection: what ends that clears them.
 //!
@@ -72,7 +72,7 @@ use crate::smp::{Cpu, this_cpu};
 use changes::Changes;
 use queue::Queue;
 
-/// What a userfaultfd can do: bits, of which each is Linux's `UFFD_FEATURE_` of the same name.
+/// The features of a userfaultfd: bits, of which each is Linux's `UFFD_FEATURE_` of the same name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features(pub u64);
 
@@ -164,7 +164,7 @@ impl From<SpaceError> for UserfaultError {
     }
 }
 
-/// What an area is registered for.
+/// The accesses that an area is registered for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Enrolment {
     /// First accesses.
@@ -299,7 +299,7 @@ impl Userfaultfd {
         self.space.upgrade().ok_or(UserfaultError::Ended)
     }
 
-    /// The same; for a pager of that space, which is its `own`, without a count.
+    /// As [`Self::living_space`]; for a pager of that space, which is its `own`, without a count.
     #[inline(always)]
     fn living_or_own<'a>(&self, own: Option<&'a Space>) -> Result<LivingSpace<'a>, UserfaultError> {
         match own {
@@ -344,8 +344,8 @@ impl Userfaultfd {
         Ok(())
     }
 
-    /// Ends it: no area is registered with it any more, and all threads that wait for it go on. Sleeps. What its file's
-    /// drop calls.
+    /// Ends it: no area is registered with it any more, and all threads that wait for it go on. Sleeps. Called by the
+    /// drop of its file.
     pub fn close(&self) {
         // No fault waits from here on.
         self.queue.close();
@@ -425,7 +425,7 @@ impl Registration {
         }
     }
 
-    /// What an area's flags become.
+    /// The flags of an area after the change.
     fn applied(self, flags: AreaFlags, number: UserfaultfdNumber, is_own: bool) -> AreaFlags {
         match self {
             // As on Linux, what is registered for as much stays as it is.

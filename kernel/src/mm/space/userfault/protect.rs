@@ -1,9 +1,9 @@
 //! Write-protection: marks and markers of a range are set, or cleared.
 //!
-//! The areas are locked for reading, so faults go on. Under the lock of each table its entries are changed and what CPUs
-//! and devices may have of them is invalidated, before the lock is released: a store that comes behind the call faults, and
-//! so does one whose fault was under way ([`super`]). What is not protected any more permits stores at once where no fault
-//! would copy it.
+//! The areas are locked for reading, so faults go on. Under the lock of each table its entries are changed and what
+//! CPUs and devices may have of them is invalidated, before the lock is released: a store that comes after the call
+//! faults, and so does one whose fault was under way ([`super`]). An entry that is not protected any more permits
+//! stores at once where no fault would copy its page.
 //!
 //! | | a leaf | empty | migration entry | marker | guard, poison |
 //! |---|---|---|---|---|---|
@@ -41,7 +41,7 @@ pub enum Mark {
     Clear,
 }
 
-/// What is marked of one area.
+/// The change of marks of one area.
 #[derive(Clone, Copy)]
 struct Marking<'a> {
     area: &'a Area,
@@ -219,7 +219,7 @@ impl Space {
         stale
     }
 
-    /// The same where entries differ, or some are empty.
+    /// As [`Self::mark_alike`], where entries differ, or some are empty.
     #[inline(never)]
     fn mark_each(&self, locked: &TableGuard<'_>, found: &TableCells<'_>, marking: Marking<'_>) -> StaleRange {
         let mmu = self.mmu();
@@ -271,7 +271,7 @@ impl Marking<'_> {
         self.area.protection().contains(Protection::WRITE)
     }
 
-    /// What an entry without a page becomes that is to be write-protected.
+    /// The write-protected form of an entry without a page.
     fn protected(self, entry: Descriptor) -> Descriptor {
         let has_marker = |markers: Markers| markers.contains(Markers::UFFD_WP);
         match state(entry) {

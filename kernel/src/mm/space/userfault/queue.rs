@@ -1,7 +1,7 @@
 //! The messages of a userfaultfd, and what waits: threads that have faulted, senders of events, and readers.
 //!
-//! Each is a node on the stack of a thread that waits, and reached under the lock of the queue alone. What has taken a node
-//! out finishes with it before it releases the lock; the thread acquires the lock once more before its node ends.
+//! Each is a node on the stack of a thread that waits, and reached under the lock of the queue alone. A node that is
+//! taken out is used until the lock is released; its thread acquires the lock once more before its node ends.
 //!
 //! A fault is in the tree, by page, until it is woken, and in the list until it is read: the pager reads in order, and wakes
 //! by ranges. A wake takes [`BATCH`] under one hold, with interrupts masked, and passes over those that come later.
