@@ -102,7 +102,7 @@ fn a_block_that_is_replaced_is_present() {
     let rig = Rig::new(32);
     for (first, least) in [(STORE, BLOCK_FRAMES), (GUARD_ONE, BLOCK_FRAMES - 1)] {
         let prepare = || {
-            // What was split is whole again.
+            // The frames of a split block become a block again.
             rig.frames.drain_cpu(&rig.cpu);
             let space = rig.space();
             let request = MapRequest { placement: Placement::Fixed(START), ..private(BLOCK_PAGES) };

@@ -297,8 +297,8 @@ fn a_block_that_goes_while_it_is_copied_is_not_brought_back() {
     assert_eq!((rig.used(), rig.frames.stats().refused), (0, 0));
 }
 
-/// What was made visible to fetches in the first page says nothing of the others, where another space has split the
-/// block.
+/// The flag of the first page's record, for code that is visible to fetches, says nothing of the other pages where
+/// another space has split the block.
 #[test]
 fn code_in_a_block_that_another_space_has_split_is_made_visible() {
     let rig = Rig::new(32);

@@ -209,7 +209,7 @@ fn advice_discards_contents_and_mincore_reports_what_is_present() {
     assert_eq!(rig.read(&space, start), 0);
 }
 
-/// What Linux answers, call by call. A refusal changes nothing.
+/// The answers of Linux, call by call. A refusal changes nothing.
 #[test]
 fn what_is_refused_is_refused_as_on_linux() {
     let rig = Rig::new(4);
@@ -278,7 +278,7 @@ fn what_is_refused_is_refused_as_on_linux() {
         assert_eq!(space.mincore(at, &mut std::vec![0; pages]), answer, "mincore {at} {pages}");
     }
     assert_eq!(areas(&space), before);
-    // What is mapped of a range that ends above the space goes.
+    // The mapped pages of a range that ends above the space go.
     assert_eq!(space.munmap(&rig.cpu, start + PAGE, (1 << 48) - start.0 - PAGE), Ok(()));
     assert_eq!(space.mincore(start, &mut [0; 4]), Ok(1));
 }

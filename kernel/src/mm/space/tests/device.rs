@@ -44,7 +44,7 @@ enum Deaf {
     InstallsFromUpgrades,
 }
 
-/// What a device makes of an upgrade that must not make anything of it.
+/// The entry of a device for an upgrade that must not make anything of it.
 const UPGRADED: Descriptor = Descriptor::page(PhysAddr(0), Attributes::user(MemoryType::Normal, READ_WRITE)).dirty();
 
 /// Keeps what it has read.
@@ -336,7 +336,7 @@ impl Subscriber for Meddler {
     }
 }
 
-/// What `deaf` has that its entry does not, when `mprotect`, `munmap` or `madvise` come before its upgrade event.
+/// Whether `deaf` keeps something stale when `mprotect`, `munmap` or `madvise` come before its upgrade event.
 fn stale_after_a_late_event(deaf: Deaf) -> [bool; 3] {
     let changes: [fn(&SpaceRef); 3] = [
         |space| space.mprotect(START, PAGE, Protection::READ).unwrap(),

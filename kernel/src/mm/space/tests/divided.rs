@@ -179,7 +179,7 @@ fn cpus_that_leave_the_choice_to_the_kernel_get_arenas() {
     assert!((16..=18).contains(&team.space.areas.count()), "{}", team.space.areas.count());
     last.sort_unstable();
     assert!(last.windows(2).all(|pair| pair[1] - pair[0] > APART), "{last:x?}");
-    // What fits in none of them is found in all together.
+    // A request that fits in none of them fits in all together.
     let bytes = USER_END - VirtAddr(1 << 32) - (2 << 30);
     let large = MapRequest { placement: Placement::Hint(VirtAddr(0)), ..read_only(VirtAddr(0), bytes / PAGE) };
     assert!(team.space.mmap(&team.cpus[3], &large).is_ok());
@@ -367,7 +367,7 @@ fn what_is_data_is_counted_exactly_in_parts() {
     assert_eq!(map(other, 0, 400, READ_WRITE), Err(SpaceError::NoMemory));
     assert!(map(other, 0, LIMIT - 902, READ_WRITE).is_ok());
     assert_eq!(map(other, 2000, 1, READ_WRITE), Err(SpaceError::NoMemory));
-    // The same where the other part got most of what is left.
+    // Again, where the other part got most of the rest.
     for cpu in [one, other] {
         team.space.munmap(cpu, team.own(cpu), 2000 * PAGE).unwrap();
     }
@@ -422,7 +422,7 @@ fn a_stack_at_a_border_joins_what_its_guard_reaches() {
     assert_eq!(space.areas.count(), 1);
     let heap = MapRequest { placement: Placement::Heap(border - 2 * PAGE), ..private(1) };
     assert_eq!(space.mmap(cpu, &heap), Err(SpaceError::InUse));
-    // What lies in a guard hides it from those who look for a border; what is left when it goes does not.
+    // An area in a guard hides the guard from the search for a border; once it is gone, the guard is found.
     let inside = border - 10 * PAGE;
     space.mmap(cpu, &fixed(inside, 1)).unwrap();
     assert!(divide(space, inside - 2 * PAGE));

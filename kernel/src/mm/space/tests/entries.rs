@@ -30,7 +30,7 @@ fn pages_are_created_with_what_their_protection_permits() {
 /// A step on the way to an entry.
 type Step = fn(Descriptor) -> Descriptor;
 
-/// What an entry remembers.
+/// The state that an entry remembers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Memory {
     frame: PhysAddr,
@@ -99,7 +99,7 @@ fn each_entry(mut check: impl FnMut(&Stage, Protection, Descriptor)) {
         for bits in 0..32_u32 {
             let [young, dirty, special, uffd_wp, writable] = core::array::from_fn(|bit| bits >> bit & 1 != 0);
             // The page of zeros was never written; what may be written is in an area where that is so, and neither
-            // watched nor special. (What waits for an access: `tag_storage`.)
+            // watched nor special. (Entries that wait for an access: `tag_storage`.)
             let may_be_written = protection.contains(Protection::WRITE) && !special && !uffd_wp;
             if special && dirty || writable && !may_be_written {
                 continue;
@@ -228,7 +228,7 @@ fn others(stage: &Stage) -> [(Descriptor, Result<(), FaultError>, u8); 10] {
     ]
 }
 
-/// Whatever is in an entry: an access ends, in a page or an error, after a few faults, by EL0 and by the kernel.
+/// With any entry, an access ends, in a page or an error, after a few faults, by EL0 and by the kernel.
 #[test]
 fn no_entry_makes_an_access_fault_for_ever() {
     let count = others(&Stage::new(READ_WRITE, true)).len();

@@ -20,8 +20,8 @@ use crate::platform::features::branch;
 const START: VirtAddr = VirtAddr(0x10_0010_0000);
 const ALL: u64 = GROUP_PAGES as u64;
 
-/// What is wrong with the groups of `space`, or how many there are: the 16 are there, aligned and in order, and permit
-/// the same, to walkers too that update no flags. Only that software noted a store may differ, where none may be made.
+/// Checks the groups of `space` and counts them: the 16 are there, aligned and in order, and permit the same, to
+/// walkers too that update no flags. Only that software noted a store may differ, where none may be made.
 pub(super) fn check_groups(space: &Space) -> Result<usize, std::string::String> {
     let (mmu, mut groups) = (space.mmu(), 0);
     let mut walk = space.page_tables().walk_cells(pages(USER_START, USER_END));
@@ -459,7 +459,7 @@ fn change_all(space: &Space, work: impl Fn(Descriptor) -> Descriptor + Copy) {
     (0..ALL).for_each(|index| change(space, index, work));
 }
 
-/// What an entry is before a fault.
+/// The change of an entry before a fault.
 type Made = fn(Descriptor) -> Descriptor;
 
 /// The access flag, and dirt, by a fault: of all 16, in the entries, in this CPU's TLB and to each device.
@@ -502,7 +502,7 @@ fn a_fault_sets_the_flags_of_all_and_announces_all() {
     });
 }
 
-/// What was dirty in one entry alone is dirty in all when stores are permitted again: a walker finds the same in each.
+/// Dirt in one entry alone is dirt in all when stores are permitted again: a walker finds the same in each.
 #[test]
 fn the_dirt_of_one_entry_is_that_of_all_when_all_may_be_written() {
     both(&Rig::new(16), |rig| {

@@ -44,8 +44,8 @@ fn a_released_space_has_ended_though_a_reference_is_left() {
     assert!(handle.upgrade().is_none());
 }
 
-/// What drops a reference that is left has a root and a record to free: the choice of a process that ends for want of
-/// memory looks at spaces whose last thread may leave them meanwhile.
+/// The holder of a reference that is left frees a root and a record: the choice of a process that ends for want of
+/// memory looks at spaces whose last thread may leave them concurrently.
 #[test]
 fn the_last_thread_frees_a_space_though_a_reference_is_left() {
     let rig = Rig::new(4);

@@ -41,7 +41,7 @@ fn stale(rig: &Rig, frames: &[PhysAddr]) -> usize {
     frames.iter().filter(|&&frame| unsafe { word(rig, frame).read_volatile() } == STALE).count()
 }
 
-/// What a CPU does.
+/// The work of a CPU.
 type Work = fn(&Space, &Cpu);
 
 // An area without write permission refuses the store, and makes nothing.

@@ -300,7 +300,7 @@ fn anything_may_happen_to_a_block_that_is_on_its_way() {
     }
 }
 
-/// What is done to a page that is on its way, between any two steps.
+/// A discard of a page that is on its way, between any two steps.
 #[test]
 fn a_page_may_go_while_it_is_on_its_way() {
     for nth in 0.. {
@@ -372,7 +372,7 @@ fn a_page_of_an_object_moves_in_all_that_maps_it() {
     assert_eq!(rig.migrate(&rig.cpu, &other, read), Some(Ok(())));
     migrate(&rig, &other, copied).unwrap();
     assert_eq!((rig.read(&space, page), rig.read(&other, copied)), (1, 2));
-    // What the object has lost and something else still holds is no page of it.
+    // A frame that the object has lost and something else still holds is no page of it.
     let old = frame(&space, page);
     let held = rig.spaces.record(old);
     held.share();
@@ -457,7 +457,7 @@ fn cut_blocks_become_whole() {
         space.madvise_dontneed(&rig.cpu, start + page * PAGE, PAGE).unwrap();
     });
     rig.frames.drain_cpu(&rig.cpu);
-    // What cannot be moved keeps its block, and nothing else.
+    // A page that cannot be moved keeps its block, and nothing else.
     let held = rig.spaces.record(frame(&space, start + PAGES / 2 * PAGE));
     held.share();
     let before = rig.frames.stats();
@@ -649,7 +649,7 @@ fn an_object_is_used_while_its_pages_move() {
     assert_eq!(rig.used(), empty);
 }
 
-/// The same with blocks, which are split in part, discarded and moved.
+/// As [`programs_go_on_while_their_pages_move`], with blocks, which are split in part, discarded and moved.
 #[test]
 fn programs_go_on_while_their_blocks_move() {
     const PAGES: u64 = BLOCK_FRAMES as u64;

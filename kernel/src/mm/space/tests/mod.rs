@@ -165,7 +165,7 @@ fn meet(spaces: &[&SpaceRef], page: VirtAddr, work: impl FnOnce(), other: impl F
     meet_at(&places, work, other, nth)
 }
 
-/// The same for a page of each space.
+/// As [`meet`], for a page of each space.
 fn meet_at(places: &[(&SpaceRef, VirtAddr)], work: impl FnOnce(), other: impl Fn(&Cpu) + 'static, nth: usize) -> bool {
     let left = Rc::new(Cell::new(Some(nth)));
     let hook = {

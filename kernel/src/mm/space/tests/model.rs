@@ -16,7 +16,7 @@ fn pages() -> impl Iterator<Item = Descriptor> {
     [page(Protection::READ), clean, clean.dirty()].into_iter().flat_map(|entry| [entry, entry.old()])
 }
 
-/// What `change` does wrong to an entry that is `entry` when it begins, and what the entry is then.
+/// The rules that `change` breaks on an entry that is `entry` when it begins, and the entry then.
 fn after(
     entry: Descriptor,
     sabotage: Option<Sabotage>,

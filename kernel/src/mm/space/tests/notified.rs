@@ -111,7 +111,7 @@ impl Stage {
         self.space.tables().translate(self.page(page)).map_or(Descriptor::EMPTY, |found| found.descriptor)
     }
 
-    /// What `work` does and which calls it makes, in words.
+    /// The operations of `work` and the calls that it makes, in words.
     fn story(&self, work: impl FnOnce()) -> String {
         self.listener.take();
         let machine = record(work);
@@ -199,7 +199,7 @@ impl Stage {
     }
 }
 
-/// What a path does on CPUs with nothing optional, and no switch of the lab on.
+/// Asserts the story of `work` on CPUs with nothing optional, and no switch of the lab on.
 #[track_caller]
 fn assert_events(stage: &Stage, work: impl FnOnce(), expected: &str) {
     let story = host::with(&[], || stage.story(work));
@@ -338,7 +338,7 @@ fn munmap_ends_when_the_frames_are_free() {
          dsb ish, end unmap 0..4",
     );
     assert_eq!(stage.rig.frames.stats().used, used - 2);
-    // What replaces a mapping unmaps it.
+    // A mapping that replaces another unmaps it.
     let stage = Stage::new(1);
     let over = MapRequest { placement: Placement::Fixed(stage.start), ..private(1) };
     assert_events(
@@ -365,7 +365,7 @@ fn a_move_is_an_unmapping_of_the_old_place() {
         "start unmap 0..2, write, dsb ishst, vale1is 0, vale1is 1, tlbs 0..2 (locked), range 0..2 (locked), dsb ish, \
          end unmap 0..2",
     );
-    // What was not there needs nothing.
+    // Pages that were not there need nothing.
     stage.space.madvise_dontneed(&stage.rig.cpu, stage.page(2), 2 * PAGE).unwrap();
     assert_events(&stage, || moved(2, 0), "start unmap 2..4, end unmap 2..4");
     assert_eq!(stage.rig.frames.stats().used, used - 2);
@@ -496,8 +496,8 @@ fn copied_code_is_visible_before_its_entry() {
     assert_eq!(stage.rig.read(&stage.space, stage.start), 1);
 }
 
-/// What may be written is invalidated before its area leaves the object: behind that a seal may promise that nothing
-/// is.
+/// Writable pages are invalidated before their area leaves the object: after that a seal may promise that no page is
+/// writable.
 #[test]
 fn shared_pages_are_invalidated_before_their_area_is_gone() {
     let stage = Stage::new(0);
@@ -625,7 +625,7 @@ fn pages_of_an_object_are_cleared_in_each_space_that_maps_them() {
          end clear 0..1",
     );
     stage.space.mprotect(stage.start, PAGE, READ_WRITE).unwrap();
-    // What is a hole has no page, but entries may have markers.
+    // Holes have no pages, but their entries may have markers.
     assert_events(
         &stage,
         || file.punch_hole(&stage.rig.cpu, PAGE, 3 * PAGE).unwrap(),
@@ -648,7 +648,7 @@ fn registers_are_upgraded_and_revoked_like_pages() {
     let request = MapRequest { placement: Placement::Fixed(stage.start), sharing: Sharing::Shared, ..private(1) };
     let terms = Terms { file: Some(MappedFile { object: &registers, first_page: 0, may_write: true }), ..Terms::NONE };
     stage.space.mmap_within(&stage.rig.cpu, &request, &terms, &|| false).unwrap();
-    // What was never mapped is in no TLB.
+    // A page that was never mapped is in no TLB.
     assert_events(&stage, || stage.fault(0, Access::Write), "write");
     let upgraded = "write, dsb ishst, vale1 0, tlbs 0..1 (locked), dsb nsh, start upgrade 0..1, end upgrade 0..1";
     assert_events(&stage, || stage.fault(0, Access::Write), upgraded);
@@ -823,7 +823,7 @@ fn code_that_becomes_data_is_broken_first() {
             assert_eq!(plain.1, affected.1, "{from:?} to {to:?}");
         }
     }
-    // What was no code is changed in place.
+    // Entries that were no code are changed in place.
     let stage = Stage::new(2);
     let protect = || stage.space.mprotect(stage.start, 2 * PAGE, Protection::READ).unwrap();
     assert_eq!(host::with(AFFECTED, || stage.story(protect)), flushed);

@@ -77,7 +77,7 @@ impl Mapped {
     }
 }
 
-/// What a CPU does.
+/// The work of a CPU.
 type Work = fn(&Space, &Object, &Cpu);
 
 const READ: Work = |space, _, cpu| _ = handle_fault(space, cpu, START, Access::Read);
@@ -159,7 +159,7 @@ fn guards_are_made_at_any_step_of_others_and_the_other_way_round() {
     each_meets(Mapped::touched, &[READ, WRITE, POPULATE, DISCARD, UNGUARD, EMPTY], &[GUARD]);
 }
 
-/// Whatever others bring in between: a store after it takes no fault.
+/// A store after the call takes no fault, with any pages that others bring in between.
 #[test]
 fn pages_that_are_populated_for_writing_may_be_written() {
     const READ_EACH: Work =
@@ -181,7 +181,7 @@ fn pages_that_are_populated_for_writing_may_be_written() {
                 let cell = space.page_tables().cell(START + page * PAGE);
                 cell.is_some_and(|(_, cell)| space.permits(cell, Access::Write))
             };
-            // What was discarded behind the last look takes a fault.
+            // A page that was discarded after the last look takes a fault.
             assert!(other as usize == DISCARD as usize || (0..PAGES).all(permits), "{sharing:?}, moment {nth}");
             mapped.end(None);
             if !met {

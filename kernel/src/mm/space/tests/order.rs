@@ -1,4 +1,4 @@
-//! What other CPUs may do while an invalidation is under way.
+//! The calls of other CPUs while an invalidation is under way.
 //!
 //! A subscriber is called between the TLBI and the DSB that completes it, so it can hold an invalidation up: what
 //! another thread finishes meanwhile, it finishes while TLBs may still show the old frame.
@@ -22,7 +22,7 @@ const HELD_UP: Duration = Duration::from_millis(100);
 /// Holds up the next invalidation until the other thread has finished, or for [`HELD_UP`].
 struct Hold(Mutex<Option<(Sender<()>, Receiver<()>)>>);
 
-/// What the other thread did.
+/// The time at which the other thread finished.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Finished {
     BeforeTheInvalidation,
@@ -91,7 +91,7 @@ fn an_emptied_entry_is_filled_again_only_when_its_invalidation_is_complete() {
     }
 }
 
-/// The same where the page goes out of its object: the walk by the reverse map holds no lock that a fault waits for.
+/// As above, where the page goes out of its object: the walk by the reverse map holds no lock that a fault waits for.
 #[test]
 fn a_page_that_its_object_lost_is_found_again_only_when_its_invalidation_is_complete() {
     for (page, access) in [(0, Access::Write), (11, Access::Read)] {
@@ -134,7 +134,7 @@ fn the_kernel_writes_to_a_new_page_only_when_the_old_one_is_invalidated() {
     assert_eq!(rig.read(&space, START), 2);
 }
 
-/// The same of every other path that changes entries: faults wait for their end.
+/// Every other path that changes entries: faults wait for its end.
 #[test]
 fn no_fault_is_served_between_a_change_and_its_invalidation() {
     type Change = fn(&Rig, &Space);

@@ -96,7 +96,7 @@ enum Notified {
 struct Device {
     notified: Notified,
     kept: Mutex<BTreeMap<u64, Descriptor>>,
-    /// What is about to change: nothing there is walked.
+    /// Ranges that are about to change: nothing there is walked.
     changing: Mutex<Vec<(VirtAddr, VirtAddr)>>,
 }
 
@@ -147,7 +147,7 @@ impl Device {
         const HARDWARE: u64 = bits::VALID | bits::ADDRESS | bits::AF | bits::RDONLY | bits::USER | bits::UXN;
         let kept = self.kept.lock().unwrap();
         let entry = |page| space.map_or(Descriptor::EMPTY, |space| walk(space, VirtAddr(page)));
-        // That an entry becomes old is no event.
+        // An entry that becomes old is no event.
         let old = if self.notified == Notified::ByEvents { bits::AF } else { 0 };
         let mut kept = kept.iter().map(|(&page, &kept)| (page, kept, entry(page)));
         let (page, kept, entry) = kept.find(|(_, kept, entry)| (kept.0 ^ entry.0) & HARDWARE & !old != 0)?;
@@ -313,7 +313,7 @@ impl World {
         }
     }
 
-    /// What all pages are, in words. Nothing else runs.
+    /// The states of all pages, in words. Nothing else runs.
     fn look(&self) -> BTreeMap<Place, String> {
         let (mut seen, cpu) = (BTreeMap::new(), &self.rig.cpu);
         let family = self.family.lock().unwrap();
@@ -346,7 +346,7 @@ impl World {
         seen
     }
 
-    /// What is wrong with it besides.
+    /// Other faults of the state: stale entries of devices, and groups that are not uniform.
     fn wrong(&self) -> Option<String> {
         let main = self.main.lock().unwrap();
         let bound = self.bound.lock().unwrap();
@@ -358,7 +358,7 @@ impl World {
     }
 }
 
-/// What two calls answer, and what the pages are then.
+/// The answers of two calls, and the pages then.
 #[derive(Clone, Debug)]
 struct Outcome {
     answers: [Answer; 2],
@@ -390,12 +390,12 @@ struct Harness {
     seed: u64,
     /// Locks of tables exclude nothing: what has to wait for one goes on.
     breaks_in: bool,
-    /// What the two orders give.
+    /// The outcomes of the two orders.
     orders: BTreeMap<Pair, [Outcome; 2]>,
     met: usize,
 }
 
-/// What makes the call of this number of two, on its CPU, and notes the answer.
+/// Work that makes the call of this number of two, on its CPU, and notes the answer.
 fn job(
     (call, number, page): (&'static Call, usize, usize),
     in_steps: bool,
@@ -482,7 +482,7 @@ impl Harness {
         wrong.map_or(Ok(Outcome { answers, pages, moments, at: at.clone() }), |wrong| Err(format!("{at}{wrong}")))
     }
 
-    /// What one order gives, and the other.
+    /// The outcomes of one order, and the other.
     fn orders(&mut self, pair: Pair) -> Result<[Outcome; 2], String> {
         if let Some(orders) = self.orders.get(&pair) {
             return Ok(orders.clone());
@@ -492,7 +492,7 @@ impl Harness {
         Ok(orders)
     }
 
-    /// What the two give where the steps of one come between those of the other.
+    /// The outcomes where the steps of one come between those of the other.
     fn between_steps(&self, pair: Pair) -> Result<Vec<Outcome>, String> {
         let (mut outcomes, pauses) = (Vec::new(), [pair.0, pair.1].map(|call| CALLS[call].pauses()));
         for number in [0, 1] {
@@ -802,7 +802,7 @@ fn every_switch_with_a_meeting_for_a_witness_is_found() {
     assert_eq!(names(lab::all()), names(&WITHOUT_A_FIX.map(|(lab, ..)| lab)));
 }
 
-/// What needs the lock of a table over several steps is found where the lock excludes nothing: an answer of a look
+/// Calls that need the lock of a table over several steps fail where the lock excludes nothing: an answer of a look
 /// beside a copy (SIGBUS, absent), and a guard beside the zap of its page.
 #[test]
 fn a_lock_that_excludes_nothing_is_found() {

@@ -44,10 +44,10 @@ const PROTECTIONS: [Protection; 9] = [
     READ_WRITE.and(Protection::TAGGED),
 ];
 
-/// What a page holds: its byte, and above it the tag of that.
+/// The contents of a page: its byte, and above it the tag of that.
 type Value = u16;
 
-/// What an object holds: page → value.
+/// The contents of an object: page → value.
 type Contents = Rc<core::cell::RefCell<BTreeMap<u64, Value>>>;
 
 #[derive(Clone)]
@@ -296,7 +296,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
         }),
         4 => (at(), 0..8_u64, 1..8_u64, proptest::option::weighted(0.6, at()), any::<bool>(), any::<bool>()).prop_map(
             |(at, pages, new_pages, to, may, keeps)| {
-                // The same size half of the time: nothing else moves several areas or is kept.
+                // An equal size half of the time: nothing else moves several areas or is kept.
                 let new_pages = if may || keeps { pages.max(1) } else { new_pages };
                 Step::Remap { at, pages, new_pages, to, may, keeps }
             }
@@ -380,7 +380,7 @@ impl World {
                     .all(|page| model.get_mut(&page).map(|page| page.protect(PROTECTIONS[protection])).is_some());
             }
             Step::Migrate { at, pages } => {
-                // What the model has does not change.
+                // The model does not change.
                 for page in each(address(at), pages) {
                     _ = self.rig.migrate(cpu, space, VirtAddr(page));
                 }
@@ -512,7 +512,7 @@ impl World {
                     if covered == 0 && pages != 0 { Err(SpaceError::NoMemory) } else { Ok(covered) }
                 );
                 for (page, present) in each(address(at), pages).zip(&present).take(covered) {
-                    // What was written is there; what is there may be zeros.
+                    // Written pages are present; present pages may be zeros.
                     prop_assert!(*present == 1 || *present == 0 && model[&page].value() == 0);
                 }
                 prop_assert!(present.iter().skip(covered).all(|byte| *byte == 7));
@@ -740,7 +740,7 @@ fn end_of_area(model: &Model, address: VirtAddr) -> Option<u64> {
     expected_areas(model).into_iter().find(|area| (area.0..area.1).contains(&address.0)).map(|area| area.1)
 }
 
-/// What an access at a page of the window comes to.
+/// The answer to an access at a page of the window.
 fn refusal(model: &Model, ends: [u64; FILES], at: u64, access: Access) -> Result<(), FaultError> {
     let page = model.get(&address(at).0).ok_or(FaultError::NotMapped)?;
     let allowed = match access {
@@ -822,7 +822,7 @@ fn check_entries(
         if page.is_behind_the_end(ends) {
             return Err(format!("{at} is behind the end, with {leaf:?}"));
         }
-        // What a file has is what every entry shows that has no copy.
+        // Every entry without a copy shows the frame of the file.
         if let Backing::Copy(_, number, file, None) | Backing::Shared(_, number, Some(file)) = &page.backing {
             let found = world.files[*file].0.frame(&rig.cpu, *number).ok().map(|found| found.frame());
             if found != Some(frame) {
@@ -855,7 +855,7 @@ fn check_entries(
             }
         }
     }
-    // What is nowhere is zero.
+    // A page without an entry is zero.
     let lost = model.iter().find(|(at, page)| {
         let own = matches!(page.backing, Backing::Private(value) | Backing::Copy(.., Some(value)) if value != 0);
         own && !leaves.contains(&VirtAddr(**at))

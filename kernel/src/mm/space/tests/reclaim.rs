@@ -116,7 +116,7 @@ fn pages_in_use_stay_and_those_that_are_locked() {
     assert_eq!([0, 32, 64].map(|first| mapped.file.reclaim(cpu, first..first + 32, Used::Age)), [32, 0, 6]);
     mapped.read(&mapped.space, 70);
     mapped.space.mlock(cpu, at(0), PAGE, Locking::Now, &|| false).unwrap();
-    // What is old already goes first: the kernel's reads do not count as a use.
+    // Old pages go first: the kernel's reads do not count as a use.
     assert_eq!([mapped.reclaim(), mapped.reclaim()], [32, 6]);
     assert!((0..32).all(|page| !mapped.is_stale(page)) && (32..70).all(|page| mapped.is_stale(page)));
     mapped.space.mlock(cpu, at(0), PAGE, Locking::None, &|| false).unwrap();
@@ -184,7 +184,7 @@ fn frames_are_free_behind_the_flush() {
     mapped.end();
 }
 
-/// What a CPU does to the space.
+/// The work of a CPU on the space.
 type Work = fn(&Mapped, &Cpu);
 
 const READ: Work = |mapped, cpu| _ = handle_fault(&mapped.space, cpu, START, Access::Read);

@@ -259,7 +259,7 @@ fn a_space_that_ends_tells_of_them_before_it_releases() {
     end(&rig, space, registers);
 }
 
-/// What a CPU does, and another one at each step of it.
+/// The work of a CPU, or of another one at each step of it.
 type Work = fn(&Space, &Object, &Cpu);
 
 #[test]

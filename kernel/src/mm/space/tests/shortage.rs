@@ -300,7 +300,7 @@ fn a_fork_needs_records_and_a_table_for_each() {
 
 const WP: Enrolment = Enrolment { missing: false, write_protected: true };
 
-/// The same of a call of a pager, with which `prepare` has registered what it has made.
+/// As [`refused_until`], of a call of a pager, with which `prepare` has registered what it has made.
 #[track_caller]
 fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
     needed: usize,

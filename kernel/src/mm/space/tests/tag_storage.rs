@@ -22,14 +22,14 @@ use crate::platform::features::branch;
 
 const TAGGED: Protection = READ_WRITE.and(Protection::TAGGED);
 const MIB: u64 = 8;
-/// What makes an entry wait.
+/// The bits of an entry that waits.
 const WAITS: u64 = bits::PROT_NONE | bits::FAULT_ON_ACCESS;
 
 fn with_storage<T>(block_frames: u64, work: impl FnOnce(&Rig) -> T) -> T {
     with_switch(block_frames, &[], work)
 }
 
-/// The same with switches of the lab on.
+/// As [`with_storage`], with switches of the lab on.
 fn with_switch<T>(block_frames: u64, switches: &[u16], work: impl FnOnce(&Rig) -> T) -> T {
     let sites: Vec<u16> = [branch::TAG_STORAGE, branch::MTE].iter().chain(switches).copied().collect();
     host::with(&sites, || {
@@ -70,7 +70,7 @@ impl Rig {
         core::iter::from_fn(|| self.frames.alloc(&self.cpu).ok()).collect()
     }
 
-    /// The same, and every frame that is lent.
+    /// Takes every ordinary frame, and every frame that is lent.
     fn exhaust_all(&self) -> Vec<PhysAddr> {
         let mut taken = self.exhaust();
         taken.extend(core::iter::from_fn(|| self.frames.alloc_movable(&self.cpu).ok()));
@@ -143,7 +143,7 @@ fn assert_waits(entry: Descriptor) {
     assert!(!entry.may_be_written(), "{entry:?}");
 }
 
-/// What the proposal is about: a thousand pages, of which one is used.
+/// The case of the proposal: a thousand pages, of which one is used.
 #[test]
 fn a_thousand_pages_are_marked_and_one_that_is_touched_reserves_one_block() {
     with_storage(1, |rig| {
@@ -192,7 +192,7 @@ fn what_an_entry_remembers_outlives_the_wait() {
             let valid = rig.entry(&space, start);
             assert_eq!((valid.is_young(), valid.is_dirty(), valid.is_uffd_wp()), (true, dirty, uffd_wp), "{valid:?}");
             assert_eq!((valid.is_valid(), valid.may_be_written()), (true, !uffd_wp), "{valid:?}");
-            // What was written takes no second fault.
+            // A page that was written takes no second fault.
             assert_eq!(valid.0 & bits::RDONLY == 0, dirty && !uffd_wp, "{valid:?}");
         });
     }
@@ -505,7 +505,7 @@ fn tagged(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
     pages
 }
 
-/// The same for a page that a child will share; the storage of the frame that a copy gets first is in use.
+/// As [`tagged`], for a page that a child will share; the storage of the frame that a copy gets first is in use.
 fn copied(rig: &Rig, space: &Space) -> [VirtAddr; 2] {
     let pages = tagged(rig, space);
     let next = rig.frames.alloc_movable(&rig.cpu).unwrap();
@@ -735,8 +735,8 @@ fn a_mark_in_an_area_without_tags_becomes_valid() {
     });
 }
 
-/// What another CPU does at each step of a fault, and what the page is then. (What waits for a lock that the fault may
-/// hold is met on the target.)
+/// The work of another CPU at each step of a fault, and the page then. (Work that waits for a lock of the fault is met
+/// on the target.)
 #[test]
 fn the_fault_meets_what_changes_its_page_at_each_step() {
     type Other = fn(&Space, &Cpu, VirtAddr);
@@ -894,7 +894,7 @@ fn a_copy_of_tags_gets_storage_first() {
     }
 }
 
-/// The same for the first store to a private page of an object whose page has tags, with each frame's storage in use.
+/// As above, for the first store to a private page of a tagged object, with the storage of each frame in use.
 #[test]
 fn a_copy_of_an_objects_tags_gets_storage_first() {
     with_storage(32, |rig| {

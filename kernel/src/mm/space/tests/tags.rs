@@ -132,7 +132,7 @@ fn no_change_of_protection_takes_the_tags_away() {
     assert_eq!(tag(&rig, &space, start + PAGE), 9);
 }
 
-/// What may not be accessed has no tags yet: they are zeroed when it may.
+/// A page that may not be accessed has no tags yet: they are zeroed when it may.
 #[test]
 fn a_page_gets_tags_when_it_may_be_accessed() {
     let rig = Rig::new(4);
@@ -244,7 +244,7 @@ fn a_block_without_tags_is_divided_where_it_gets_some() {
     assert_eq!([0, 1, 2].map(|page| tag(&rig, &space, BLOCK + page * PAGE)), [0, 2, 0]);
 }
 
-/// What walks to the entry finds the tags: they are written, and ordered, before it is stored.
+/// A walk to the entry finds the tags: they are written, and ordered, before it is stored.
 #[test]
 fn tags_are_written_before_the_entry() {
     let rig = Rig::new(4);

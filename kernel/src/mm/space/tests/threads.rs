@@ -1,8 +1,8 @@
 //! Threads of one space, on CPUs of their own, while another forks it, protects it and takes it apart.
 //!
-//! Each page belongs to one thread, which records its contents. Whatever the others do meanwhile (faults on the same
-//! table, a fork that makes it read-only, a child that writes to its copy), what was written is there, until the thread
-//! itself gives it up.
+//! Each page belongs to one thread, which records its contents. The others may do anything concurrently (faults on the
+//! same table, a fork that makes it read-only, a child that writes to its copy): the contents are there, until the
+//! thread itself gives them up.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -81,7 +81,7 @@ fn meddle(rig: &Rig, space: &Space) {
             0 => {
                 let child = space.fork(&rig.cpu).unwrap();
                 for page in 0..PAGES {
-                    // What the parent has written is a round and its thread.
+                    // The parent's words are each a round and its thread.
                     let mut bytes = [0; 8];
                     child.read_bytes(&rig.cpu, START + page * PAGE + 8, &mut bytes).unwrap();
                     let value = u64::from_le_bytes(bytes);

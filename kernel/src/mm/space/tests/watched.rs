@@ -38,7 +38,7 @@ const CPUS: usize = 2;
 const ASID_BITS: u32 = 2;
 const MOST_SPACES: usize = 5;
 
-/// What a CPU does to a space.
+/// A call of a CPU on a space.
 #[derive(Clone, Copy, Debug)]
 enum Call {
     Map {
@@ -73,14 +73,14 @@ struct Action {
     call: Call,
 }
 
-/// What the pages of an [`Action`] are.
+/// The place of the pages of an [`Action`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Place {
     /// Neighbours, of two tables.
     Pages,
     /// Some of a block, which is wanted: from each to the next there are pages that go with it.
     Block,
-    /// The same of contiguous groups.
+    /// Some of contiguous groups, as for [`Self::Block`].
     Groups,
 }
 
@@ -116,7 +116,7 @@ struct Watched {
     spaces: Vec<SpaceRef>,
 }
 
-/// What is asked at each moment.
+/// The check at each moment.
 fn check_held(model: &Model, frames: &FrameAllocator) {
     model.check_held(|frame| frames.frame(frame).is_some_and(|(_, record)| record.references() != 0));
 }
@@ -210,7 +210,7 @@ impl Watched {
         self.model.synchronise();
     }
 
-    /// What some CPU may reach that the space that it runs does not map.
+    /// An access that some CPU may make and that the space that it runs does not permit.
     fn stale(&self) -> Option<String> {
         for space in &self.spaces {
             for page in (0..PAGES).map(|index| self.place.at(index)) {
@@ -292,7 +292,7 @@ fn play(mut watched: Watched, actions: Vec<Action>) {
     (0..CPUS).for_each(|cpu| watched.idle(cpu));
 }
 
-/// What is large is split in use, or broken first. The branch is for all threads, and nothing else asks for it.
+/// Large leaves are split in use, or broken first. The branch is for all threads, and nothing else asks for it.
 fn play_on(place: Place, actions: Vec<Action>, [is_live, is_shared]: [bool; 2]) {
     let sharing = if is_shared { Sharing::Shared } else { Sharing::Private };
     let branches: &[u16] = if is_live { &[branch::SIZE_CHANGE] } else { &[] };
@@ -347,7 +347,7 @@ proptest! {
     }
 }
 
-/// What is wrong after `call` on `count` [`written`] pages, with a step of it taken away: a rule, or something stale.
+/// The rules broken after `call` on `count` [`written`] pages, with a step taken away, and whether a TLB is stale.
 fn wrong(
     (place, count, sharing): (Place, u64, Sharing),
     call: Call,
@@ -367,7 +367,7 @@ fn wrong(
 
 #[test]
 fn each_step_of_a_call_is_missed_when_it_is_not_there() {
-    // What is found: a page that is free and in a TLB, or nothing but a permission that is left.
+    // The fault that is found: a page that is free and in a TLB, or nothing but a permission that is left.
     let rows = [
         (Call::Discard, Some(Rule::FrameInUse)),
         (Call::Unmap, Some(Rule::FrameInUse)),
@@ -401,7 +401,7 @@ fn each_step_of_a_call_is_missed_when_it_is_not_there() {
     }
 }
 
-/// What an object loses is freed when no TLB has it: of all of a block, and of a page of it.
+/// Frames that an object loses are freed when no TLB has them: of all of a block, and of a page of it.
 #[test]
 fn each_step_of_a_hole_in_a_block_is_missed_when_it_is_not_there() {
     for count in [1, PAGES] {

@@ -149,7 +149,7 @@ fn a_block_of_an_object_migrates_in_all_that_maps_it() {
     others[0].mprotect(page(5), PAGE, Protection::READ).unwrap();
     let all = [&space, &others[0], &others[1]];
     let old = leaf(&space, page(0)).unwrap().1.address();
-    // What holds one of its frames keeps all.
+    // A holder of one of its frames keeps all.
     let held = rig.spaces.record(old + 300 * PAGE);
     held.share();
     assert_eq!(rig.migrate(&rig.cpu, &space, page(0)), Some(Err(Unmovable::Held)));
@@ -169,7 +169,7 @@ fn a_block_of_an_object_migrates_in_all_that_maps_it() {
     assert_eq!(rig.migrate(&rig.cpu, &others[0], page(9)), Some(Ok(())));
     let first = leaf(&space, page(0)).unwrap();
     assert_eq!((first.0, rig.migrate(&rig.cpu, &space, page(0))), (PAGE, Some(Ok(()))));
-    // What is not all of a block, and what is not in order, does not move as one.
+    // A part of a block, and pages that are not in order, do not move as one.
     let to = rig.frames.alloc_splittable(&rig.cpu).unwrap();
     assert_eq!(rig.spaces.migrate_block(&rig.cpu, first.1.address(), to), Err(Unmovable::NotFound));
     rig.frames.free_splittable(&rig.cpu, to);
@@ -179,7 +179,7 @@ fn a_block_of_an_object_migrates_in_all_that_maps_it() {
     all_gone(&rig);
 }
 
-/// What asks for a page meanwhile waits, and maps the block where it is then.
+/// A fault during the migration waits, and maps the block where it is then.
 #[test]
 fn a_block_that_is_used_while_it_migrates_stays_one() {
     let rig = Rig::new(16);
@@ -481,7 +481,7 @@ fn advice_meets_blocks_in_shared_areas() {
     all_gone(&rig);
 }
 
-/// What a CPU does, in a space or to the file.
+/// The work of a CPU, in a space or on the file.
 type Work = fn(&Space, &Object, &Cpu);
 
 const READ: Work = |space, _, cpu| _ = handle_fault(space, cpu, page(3), Access::Read);
@@ -500,7 +500,7 @@ const SHORTEN: Work = |_, file, cpu| {
 };
 const PUT: Work = |_, file, cpu| _ = file.write(cpu, WriteAt::Byte(300 * PAGE), &[7], 1, u64::MAX).unwrap();
 
-/// What there is before two meet.
+/// The state before two meet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Before {
     /// No frames.
@@ -712,7 +712,7 @@ impl Subscriber for Device {
     }
 }
 
-/// What a page of a space should be: what it may be used for, of which file, and which page of it.
+/// The expected state of a page of a space: its protection, its file, and the file's page.
 type Mapped = Option<(Protection, usize, u64)>;
 
 /// A space with a device, and what its pages should be.
@@ -781,7 +781,7 @@ impl Shares<'_> {
         }
     }
 
-    /// The same in a space.
+    /// The steps in a space.
     fn step_in(
         &mut self,
         chosen: usize,
@@ -847,7 +847,7 @@ impl Shares<'_> {
             for (index, expected) in (0..).zip(expected) {
                 let found = tables.translate(page(index)).filter(|found| found.descriptor.is_present());
                 let entry = found.as_ref().map_or(Descriptor::EMPTY, |found| found.descriptor);
-                // That of a block has the address of its first page.
+                // The entry of a block has the address of its first page.
                 let now = Descriptor(entry.0 & !bits::ADDRESS | found.as_ref().map_or(0, |found| found.physical.0));
                 if let Some(had) = kept.get(&page(index).0) {
                     assert_eq!((had.0 ^ now.0) & USED, 0, "page {index}: the device has {had:?}, there is {now:?}");

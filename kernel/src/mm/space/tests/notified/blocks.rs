@@ -29,7 +29,7 @@ fn with(branches: &[u16], expected: &str, work: impl FnOnce(&Stage)) {
     assert_eq!(story, expected);
 }
 
-/// What happens to all of it.
+/// Calls on all of a block.
 #[test]
 fn a_block_is_invalidated_as_one() {
     with(&[], "dmb, write", |stage| stage.fault(ALL + 5, Access::Write));
@@ -166,7 +166,7 @@ fn a_hole_in_a_shared_block_is_notified_once_to_each_space() {
     const GONE: &str = "write, dsb ishst, vale1is 0, tlbs 0..512 (locked), range 0..512 (locked), dsb ish, write";
     let (stage, file, other) = shared();
     let punch = |first: u64, pages: u64| file.punch_hole(&stage.rig.cpu, first * PAGE, (first + pages) * PAGE).unwrap();
-    // What was never mapped is in no TLB.
+    // A page that was never mapped is in no TLB.
     assert_events(&stage, || stage.fault(7, Access::Write), "write");
     let listener = Listener::new(other.clone(), Recording::default(), 0).unwrap();
     punch(0, ALL);

@@ -109,7 +109,7 @@ fn a_page_is_protected_and_held_by_both_before_the_childs_copy_is_stored() {
     let last_write = words.iter().rposition(|word| word == "write").unwrap();
     assert_eq!(words[last_write + 1..].join(", "), "dsb ishst, aside1is, dsb ish");
     assert_eq!(words.iter().filter(|word| *word == "aside1is").count(), 1);
-    // Whatever the CPUs have: it is most of the space.
+    // With every feature of the CPUs too: the range is most of the space.
     drop(child.take());
     stage.rig.write(&stage.space, stage.page(0), 1);
     let all = [branch::TLB_LEVEL, branch::TLB_RANGE];
@@ -179,7 +179,7 @@ fn a_full_gather_frees_behind_its_invalidation() {
     assert_eq!(stage.rig.frames.stats().used, used - SCATTERED as usize);
 }
 
-/// What no TLB holds is freed without an invalidation: mprotect has invalidated it.
+/// Pages that no TLB holds are freed without an invalidation: mprotect has invalidated them.
 #[test]
 fn inaccessible_pages_are_freed_at_once() {
     let stage = Stage::new(2);

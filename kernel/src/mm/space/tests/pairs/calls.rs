@@ -8,7 +8,7 @@ use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
 use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SpaceError, SpaceLimits, Used};
 
-/// What a call answers.
+/// The answer of a call, in words.
 pub(super) type Answer = String;
 
 /// A call of `cpu` about the page at an address, of a space that has not ended.
@@ -40,8 +40,8 @@ const fn outside(name: &'static str, run: fn(&World, &Cpu)) -> Call {
 
 impl Call {
     /// The call is several steps, as Linux's, which releases the lock of its mappings between them: `run` makes the
-    /// same call with a [pause](note_step) between each two. What another thread does may come before a step, or
-    /// behind it.
+    /// same call with a [pause](note_step) between each two. A call of another thread may come before a step, or after
+    /// it.
     const fn in_steps(self, pauses: usize, run: Run) -> Self {
         Self { steps: Some((pauses, run)), ..self }
     }
@@ -305,7 +305,7 @@ pub(super) const CALLS: &[Call] = &[
     }),
 ];
 
-/// What pagemap shows of a page; without what changes where another CPU copies the page or brings it too early.
+/// The word of pagemap for a page; without bits that change where another CPU copies the page or brings it too early.
 pub(super) fn shown(space: &Space, at: VirtAddr) -> u64 {
     let mut word = [0];
     space.pagemap(at, &mut word);

@@ -3,7 +3,7 @@
 use super::*;
 use crate::mm::space::{Enrolment, MappedFile, Seals, Terms};
 
-/// What the pages are of.
+/// The kind of object that the pages are of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Of {
     Anonymous,
@@ -23,7 +23,7 @@ pub(super) enum By {
     Blocks,
 }
 
-/// What a pager serves, or `None`.
+/// The features and the enrolment of a pager that serves the pages; `None` for no pager.
 type Served = Option<(u64, Enrolment)>;
 
 /// A kind of memory.
@@ -36,7 +36,7 @@ pub(super) struct Kind {
     /// A child has it too.
     is_forked: bool,
     served: Served,
-    /// What else is done to it.
+    /// A last step of its preparation.
     then: Option<Then>,
     pub(super) branches: &'static [u16],
 }
@@ -166,7 +166,7 @@ impl Kind {
             write(0);
         }
         let pager = self.served.map(|(features, enrolment)| {
-            // What the kernel accesses fails, and does not wait for a pager.
+            // The kernel's accesses fail, and do not wait for a pager.
             let pager = Userfaultfd::new(&space, true, 0).unwrap();
             pager.agree(Features(features)).unwrap();
             Userfaultfd::register(&pager, cpu, START, bytes, enrolment).unwrap();

@@ -23,7 +23,7 @@ use crate::sync::meeting;
 /// So many waits in a row, of both, that nothing came of: they wait for each other.
 const PATIENCE: usize = 20_000;
 
-/// What counts as a moment of a thread.
+/// The events that count as moments of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Grain {
     /// Each load, store and barrier.
@@ -62,14 +62,14 @@ struct State {
     /// The second one has stopped for the first.
     has_stopped: bool,
     idle: usize,
-    /// What meets, in words.
+    /// The two that meet, in words.
     what: String,
 }
 
 /// In the place of a wait for a lock; returns whether the lock is free now, because its holder does not exclude others.
 pub(super) type BreaksIn = Box<dyn Fn() -> bool + Send + Sync>;
 
-/// Whose turn it is.
+/// The turns of two threads.
 #[derive(Default)]
 struct Turns {
     state: Mutex<State>,
@@ -128,7 +128,7 @@ impl Turns {
     }
 }
 
-/// What `work` returns, or what it panicked with.
+/// The result of `work`, or the text of its panic.
 pub(super) fn caught<T>(work: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(work)).map_err(|panic| text(&*panic))
 }
@@ -161,11 +161,11 @@ impl Drop for Second {
     }
 }
 
-/// What has become of a meeting.
+/// The result of a meeting.
 pub(super) struct Met {
-    /// What the moment was at which the second one began.
+    /// The moment at which the second one began.
     pub(super) at: String,
-    /// What they panicked with.
+    /// The texts of their panics.
     pub(super) panics: [Option<String>; 2],
 }
 

@@ -145,7 +145,7 @@ fn a_child_that_is_not_registered_has_no_marks_and_copies_the_page() {
         }
         stage.rig.write(&child, START, 8);
         assert_eq!((stage.rig.read(&stage.space, START), stage.store(0), stage.store(1)), (7, REPORTED, REPORTED));
-        // What is protected no more is copied still, where a child has it.
+        // A page that is no longer protected is still copied, where a child has it.
         drop(child);
         let child = stage.space.fork(&stage.rig.cpu).unwrap();
         stage.mark(0, 2, Mark::Clear);
@@ -327,7 +327,7 @@ fn tables_that_hold_markers_alone_are_freed_with_the_area() {
             left
         });
         assert_eq!(left[0], left[1]);
-        // That of a block, with the table that is deposited for it.
+        // The table of a block marker, with the one that is deposited for it.
         let left = [false, true].map(|is_discarded| {
             let stage = Stage::of_blocks(1);
             assert_eq!(stage.store(3), Ok(()));

@@ -42,7 +42,7 @@ impl Random {
     }
 }
 
-/// What a window of addresses is mapped to.
+/// The mapping of a window of addresses.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Anonymous,
@@ -93,7 +93,7 @@ impl Kind {
     }
 }
 
-/// What the model knows of a page.
+/// The model's state of a page.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Page {
     kind: Kind,
@@ -135,7 +135,7 @@ struct World {
     last: Last,
 }
 
-/// What is under way, for the message of a test that fails.
+/// The call that is under way, for the message of a test that fails.
 struct Last {
     round: u64,
     step: u64,
@@ -251,7 +251,7 @@ impl World {
         space.tables().translate(VirtAddr(page)).is_some_and(|found| found.descriptor.is_present())
     }
 
-    /// What the next access of `page` comes to.
+    /// The answer to the next access of `page`.
     fn expected(&self, space: &Space, pages: &Pages, page: u64, access: Access) -> Result<(), FaultError> {
         let known = pages.get(&page).ok_or(FaultError::NotMapped)?;
         let is_write = access == Access::Write;
@@ -460,7 +460,7 @@ impl World {
         }
     }
 
-    /// What the areas of `object` have of its pages that `is_such`.
+    /// The pages in areas of `object` whose page of the object `is_such`.
     fn of_object(&mut self, object: usize, is_such: impl Fn(u64) -> bool) -> impl Iterator<Item = (u64, &mut Page)> {
         let is_one = move |known: &Page| known.kind.object() == Some(object) && is_such(known.of_object);
         self.pages.iter_mut().map(|(page, known)| (*page, known)).filter(move |(_, known)| is_one(known))
@@ -565,7 +565,7 @@ impl World {
         let page = range.start.0;
         let mut call = self.random.next(100);
         if self.has_blocks() && self.random.next(2) == 0 {
-            // What brings a block, and has it leave a marker.
+            // Calls that bring a block, and have it leave a marker.
             call = self.random.one_of(&[0, 8, 8, 26, 34, 34, 51, 59, 99, 99]);
         }
         (self.last.step, self.last.call, self.last.range) = (self.last.step + 1, call, range);

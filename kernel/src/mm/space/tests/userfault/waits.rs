@@ -140,7 +140,7 @@ type Bring = fn(&Space, &Cpu) -> Result<(), SpaceError>;
 
 const BYTES: u64 = THREADS * PAGE;
 
-/// What each answers where the pager wants SIGBUS, as Linux 7.2 does.
+/// The answer of each where the pager wants SIGBUS, as Linux 7.2 does.
 const BRINGS: [(Bring, Result<(), SpaceError>); 4] = [
     (|space, cpu| space.mlock(cpu, START, BYTES, Locking::Now, &|| false), Err(SpaceError::NoMemory)),
     (
@@ -163,7 +163,7 @@ const LONGER: Bring = |space, cpu| {
     Ok(())
 };
 
-/// What `call` answers, and the pages that the pager is asked for meanwhile, which it serves.
+/// The answer of `call`, and the pages that the pager is asked for concurrently, which it serves.
 fn served(rig: &Rig, space: &SpaceRef, pager: &Userfaultfd, call: Bring) -> (Result<(), SpaceError>, Vec<u64>) {
     let mut asked = Vec::new();
     let answer = thread::scope(|scope| {
@@ -225,7 +225,7 @@ fn what_mremap_makes_longer_is_asked_for_where_it_is_locked() {
     all_gone(&rig);
 }
 
-/// What changes mappings, its feature, and its messages.
+/// A call that changes mappings, its feature, and its messages.
 type Change = (u64, fn(&Space, &Cpu), &'static [&'static str]);
 
 const CHANGES: [Change; 4] = [
