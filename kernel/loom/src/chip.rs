@@ -1,4 +1,4 @@
-//! What stands in the place of the kernel's `chip`, and its own order of interrupts with memory.
+//! A replacement for the kernel's `chip`, with the kernel's own order of interrupts and memory.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
 
@@ -49,7 +49,7 @@ pub mod timer {
     use crate::smp::Cpu;
     use crate::sync::atomic::{Omitted, omits};
 
-    /// What the clock shows.
+    /// The clock stands still.
     pub(crate) const fn uptime() -> Duration {
         Duration::ZERO
     }
@@ -78,7 +78,7 @@ pub mod timer {
         }
     }
 
-    /// What the timer is set for.
+    /// The one purpose of the timer here: deadlines of threads.
     pub(crate) enum Purpose {
         Threads,
     }

@@ -8,7 +8,7 @@ mod arrivals;
 
 pub use arrivals::Arrivals;
 
-/// What stands in the place of a device's: no time passes.
+/// A replacement for `devices::slot`: no time passes.
 mod slot {
     use crate::chip::timer::Deadline;
     use crate::sched::Waiters;

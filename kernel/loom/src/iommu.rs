@@ -2,7 +2,7 @@
 //! SMMU, streams and event queue, and the kernel's own notifier chain.
 //!
 //! The SMMU does each command when it is issued, and its memory is not loom's: queues and tables have tests of their
-//! own. What is put in order here are the locks: of a space's areas, of its chain, of the streams, of the numbers, of the
+//! own. Here the test orders the locks: of a space's areas, of its chain, of the streams, of the numbers, of the
 //! events, of devices, of what binds them and of their faults.
 
 #![allow(unsafe_code, reason = "keeps the contracts of the driver's unsafe traits on memory of the test")]
@@ -37,14 +37,14 @@ mod sva;
 #[path = "../../src/iommu/window.rs"]
 mod window;
 
-/// What stands in the place of the kernel's `domain`.
+/// A replacement for the kernel's `domain`.
 mod domain {
     pub(super) fn with_interrupts_masked<T>(work: impl FnOnce() -> T) -> T {
         work()
     }
 }
 
-/// What stands in the place of the kernel's `notify`: changes are not looked at here.
+/// A replacement for the kernel's `notify`: it does not look at changes.
 mod notify {
     use super::{Iommu, notifier};
 
@@ -68,7 +68,7 @@ mod notify {
     }
 }
 
-/// What stands in the place of the kernel's `device`: the lock of a device's state, and its faults.
+/// A replacement for the kernel's `device`: the lock of a device's state, and its faults.
 mod device {
     use super::fault::Log;
     use super::{Binding, STREAM};
@@ -220,12 +220,12 @@ impl Iommu {
         unsafe { self.smmu.platform() }.record();
     }
 
-    /// What the thread that serves faults does when it wakes.
+    /// The work of the thread that serves faults, when it wakes.
     pub fn serve_events(&self) {
         self.serve_all(this_cpu());
     }
 
-    /// What the driver does when its device reports the write of that page complete.
+    /// The work of the driver when its device reports the write of that page complete.
     pub fn complete(&self) -> Resolution {
         let devices = self.devices.read();
         self.resolve(this_cpu(), devices[0].get(), (&(PAGE.0..PAGE.0 + 8), Access::Write), &|_| false)
@@ -368,7 +368,7 @@ unsafe impl Memory for Port {
     unsafe fn free(&self, _memory: DmaMemory) {}
 }
 
-/// What stands in the place of the kernel's spaces, as far as a binding goes: the lock of the areas, the notifiers, and
+/// A replacement for the kernel's spaces, as far as a binding goes: the lock of the areas, the notifiers, and
 /// a root.
 pub(crate) mod space {
     use std::ops::Deref;
@@ -392,7 +392,7 @@ pub(crate) mod space {
 
     const ROOT: PhysAddr = PhysAddr(0x5000);
 
-    /// What the crate's API shows of a space is its reference.
+    /// The space itself: the crate's API hands out only its reference.
     pub struct Space {
         areas: RwSem<()>,
         notifiers: NotifierChain,

@@ -26,8 +26,8 @@
 //! it, or with nothing that does and a clock that runs out. So are the page tables and the TLBIs that a change issues, by
 //! their operands.
 //!
-//! What loom cannot show: a load never takes its value from a store that is later in the same order (no load
-//! buffering). That the even word is a release is therefore seen through what a mapper stores, not through what a
+//! Loom cannot show one thing: a load never takes its value from a store that is later in the same order (no load
+//! buffering). The release of the even word is therefore seen through what a mapper stores, not through what a
 //! walker reads.
 //!
 //! The machine's own bookkeeping (which frames are free, what TLBs hold) is in plain `std` types, which loom does not see:
@@ -67,7 +67,7 @@ use sync::atomic::{AtomicU64, Ordering};
 pub use sync::atomic::{Omitted, omit};
 use tlb::Tlbs;
 
-/// What stands in the place of `alloc`: memory is never given back, so that a call of a subscriber that has left does
+/// A replacement for `alloc`: memory is never given back, so that a call of a subscriber that has left does
 /// not read what was freed.
 #[allow(unsafe_code, reason = "keeps the signature of `dealloc`")]
 #[allow(clippy::module_inception, reason = "the path is `crate::alloc::alloc`")]
@@ -88,12 +88,12 @@ mod platform {
     pub(crate) use granule::platform::features;
 }
 
-/// What stands in the place of the kernel's `stretches`.
+/// A replacement for the kernel's `stretches`.
 mod stretches {
     pub(crate) fn mark_point() {}
 }
 
-/// What stands in the place of the kernel's `log`: nothing is written.
+/// A replacement for the kernel's `log`: it writes nothing.
 mod log {
     macro_rules! write_nothing {
         ($($message:tt)*) => {
@@ -103,7 +103,7 @@ mod log {
     pub(crate) use {write_nothing as debug, write_nothing as error, write_nothing as warn};
 }
 
-/// What stands in the place of the kernel's `lab`: no switch is on.
+/// A replacement for the kernel's `lab`: no switch is on.
 mod lab {
     macro_rules! is_on {
         ($lab:ident) => {
@@ -140,9 +140,9 @@ impl<T: Copy> Watched<T> {
 pub const CPUS: usize = 3;
 /// Entries in each table of [`Tiny`].
 const ENTRIES: usize = 4;
-/// What a page is mapped to, less its number.
+/// The target of page 0; the target of page `n` is `n` pages above.
 const TARGET: u64 = 0x4000_0000;
-/// What a walker finds in a reused frame that it takes for a table.
+/// The address in each entry of a reused frame, for a walker that takes the frame for a table.
 const POISON: u64 = 0xdead_f000_0000 & bits::ADDRESS;
 
 /// A step that the machine leaves out.
@@ -183,7 +183,7 @@ pub struct Machine {
     tlbs: Tlbs,
     /// How often each CPU has emptied its own TLB.
     emptied: [std::sync::atomic::AtomicUsize; CPUS],
-    /// What serialises splits, where they are serialised.
+    /// The lock that serialises splits, where they are serialised.
     split_lock: loom::sync::Mutex<()>,
     without: Without,
 }
@@ -270,7 +270,7 @@ impl<'m> Cpu<'m> {
         self.map_quietly(page);
     }
 
-    /// The same in a walk that is not announced.
+    /// As [`Self::map`], in a walk that is not announced.
     pub fn map_quietly(&self, page: u64) {
         let (lazy, data) = (Lazy::new(self), Attributes::kernel_data(MemoryType::Normal));
         let to = PhysAddr(TARGET + (page << Tiny::PAGE_SHIFT));
@@ -296,7 +296,7 @@ impl<'m> Cpu<'m> {
         self.release_quietly(first, count);
     }
 
-    /// The same in a walk that is not announced.
+    /// As [`Self::release`], in a walk that is not announced.
     #[allow(unsafe_code, reason = "releases what has no memory")]
     pub fn release_quietly(&self, first: u64, count: usize) {
         let mut next = first;
@@ -309,14 +309,14 @@ impl<'m> Cpu<'m> {
         assert_eq!(next, first + count as u64, "page {next} was lost");
     }
 
-    /// Looks `page` up in an announced walk, and whether it is mapped. Whatever else happens: if it is, then to its own
-    /// memory.
+    /// Looks `page` up in an announced walk, and whether it is mapped. A mapped page translates to its own memory, in every
+    /// order of the CPUs.
     pub fn look(&self, page: u64) -> bool {
         let _walk = self.announce();
         self.look_quietly(page)
     }
 
-    /// The same in a walk that is not announced.
+    /// As [`Self::look`], in a walk that is not announced.
     pub fn look_quietly(&self, page: u64) -> bool {
         let found = self.tables().translate(VirtAddr(page << Tiny::PAGE_SHIFT));
         if let Some(found) = found {

@@ -20,7 +20,7 @@ pub mod table;
 pub mod tag_storage;
 pub mod userfault;
 
-/// What stands in the place of the layout of the kernel's addresses: a window of two parts, which begins at 0.
+/// A replacement for the layout of the kernel's addresses: a window of two parts, which begins at 0.
 mod layout {
     use granule_arch::addr::VirtAddr;
 

@@ -62,7 +62,7 @@ pub struct Sleeper {
     runs: Condvar,
     /// The CPU that it runs on.
     cpu: Cell<Option<&'static Cpu>>,
-    /// What it has in registers while it runs, and in memory while it does not.
+    /// Its registers while it runs, their copy in memory while it does not.
     registers: Watched<()>,
 }
 
@@ -71,7 +71,7 @@ unsafe impl Sync for Sleeper {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Sleeper {}
 
-/// What the kernel calls it.
+/// The name that the kernel's sources have for it.
 type Thread = Sleeper;
 
 #[derive(Clone, Copy)]
@@ -82,7 +82,7 @@ enum Turn {
     Runs,
 }
 
-/// What a thread has to do before it enters EL0.
+/// The work of a thread before it enters EL0.
 #[derive(Clone, Copy)]
 struct Work(u32);
 
@@ -204,13 +204,13 @@ impl Sleeper {
         self.cpu.set(Some(cpu));
     }
 
-    /// What it has in registers goes to memory; from now on another CPU may run it. Under the run queue's lock.
+    /// Its registers go to memory; from now on another CPU may run it. Under the run queue's lock.
     fn leave(&self) {
         self.registers.write(());
         *self.turn.lock().unwrap() = Turn::Waits;
     }
 
-    /// What loom's thread runs as this one, which `cpu` runs already.
+    /// Makes the calling thread of loom this one, which `cpu` runs already.
     ///
     /// # Panics
     /// Another of loom's threads has panicked.
@@ -221,7 +221,7 @@ impl Sleeper {
         self.begin();
     }
 
-    /// What loom's thread runs as this one, once it has a CPU.
+    /// Makes the calling thread of loom this one, once it has a CPU.
     pub fn begin(self: &Arc<Self>) {
         SELF.with(|own| *own.borrow_mut() = Arc::clone(self));
         self.wait_for_cpu();
@@ -274,7 +274,7 @@ pub fn take_all(cpu: u32) -> Vec<*const Sleeper> {
     all.collect()
 }
 
-/// What a CPU does that has nothing to do, as `sched::idle` does it, until the test stops it.
+/// The loop of a CPU without work, as `sched::idle` has it, until the test stops it.
 pub fn idle() {
     let cpu = this_cpu();
     loop {
@@ -319,7 +319,7 @@ mod start {
     }
 }
 
-/// What stands in the place of the switch from one stack to another.
+/// A replacement for the switch from one stack to another.
 mod switch {
     use std::ptr::NonNull;
 
@@ -339,7 +339,7 @@ mod switch {
         thread.wait_for_cpu();
     }
 
-    /// The same for a thread that does not come back.
+    /// As [`to`], for a thread that does not come back.
     pub(super) fn hand_over(
         cpu: &'static Cpu,
         thread: &Thread,
@@ -405,7 +405,7 @@ pub(crate) fn is_interrupted() -> bool {
     Sleeper::current().has_signal()
 }
 
-/// The same: each signal ends the program.
+/// As [`is_interrupted`]: each signal ends the program.
 pub(crate) fn is_killed() -> bool {
     is_interrupted()
 }

@@ -55,7 +55,7 @@ struct Port {
     cons: AtomicU64,
     gerror: AtomicU64,
     gerrorn: AtomicU64,
-    /// Whose turn it is to write PROD.
+    /// The PROD that a CPU wrote last: loom reports writers of PROD that are not ordered.
     turn: Watched<u64>,
     slots: Box<[SmmuWord]>,
     /// The pages that devices reach through it.
@@ -63,13 +63,13 @@ struct Port {
     /// Whether the SMMU does not answer, and the clock shows that it does not.
     is_dead: bool,
     clock: std::sync::atomic::AtomicU64,
-    /// What it has done. Not one of loom's types: it orders no thread.
+    /// The SMMU's own state. Not one of loom's types: it orders no thread.
     device: Mutex<Device>,
     /// Illegal commands that were reported.
     reports: Mutex<usize>,
 }
 
-/// What the SMMU has done.
+/// The state of the SMMU.
 #[derive(Default)]
 struct Device {
     /// So many commands are consumed.
@@ -127,7 +127,7 @@ impl Port {
     }
 }
 
-/// What is no command.
+/// An illegal command.
 // SAFETY: no SMMU knows it.
 const BLUNDER: Command = unsafe { Command::from_words([0xff, 0]) };
 
@@ -211,14 +211,14 @@ unsafe impl Platform for Port {
     }
 }
 
-/// What consumes the commands of an [`Smmu`].
+/// The consumer of the commands of an [`Smmu`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Consumer {
     /// A thread, by [`Smmu::consume`].
     Thread,
     /// Each read of CMDQ_CONS.
     Looks,
-    /// The same, and commands may be illegal.
+    /// Each read of CMDQ_CONS, and commands may be illegal.
     LooksAndStops,
     /// Nothing, and the clock runs out.
     Dead,
@@ -266,7 +266,7 @@ impl<const BITS: u32> Smmu<BITS> {
         self.shut(page);
     }
 
-    /// The same by a CPU that relies on the call's word that the SMMU is shut, and does not shut it.
+    /// As [`Self::take_in_vain`], by a CPU that relies on the call's word that the SMMU is shut, and does not shut it.
     ///
     /// # Panics
     /// The call did not fail.

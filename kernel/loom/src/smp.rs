@@ -1,4 +1,4 @@
-//! What stands in the place of the kernel's `smp`: CPUs, as far as the files that are compiled here reach them.
+//! A replacement for the kernel's `smp`: CPUs, as far as the files that are compiled here reach them.
 
 use loom::sync::{Condvar, Mutex};
 
@@ -23,7 +23,7 @@ pub(crate) const ARE_FOUND_BY_NUMBER: bool = true;
 pub struct CpuId(pub u32);
 
 impl CpuId {
-    /// What there is of this CPU among what there is of each.
+    /// The element of this CPU in `each`, an array with one for each CPU.
     pub fn of<T>(self, each: &[T; MAX_CPUS]) -> &T {
         &each[self.0 as usize]
     }
@@ -52,7 +52,7 @@ struct Interrupts {
     is_stopped: bool,
 }
 
-/// What stands in the place of its walks.
+/// A replacement for a CPU's walks: none is open.
 pub(crate) struct NoWalk;
 
 impl NoWalk {

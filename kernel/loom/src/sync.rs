@@ -1,4 +1,4 @@
-//! What stands in the place of the kernel's `sync`.
+//! A replacement for the kernel's `sync`.
 
 #![allow(unsafe_code, reason = "data that its holders share by the lock")]
 
@@ -16,7 +16,7 @@ pub mod atomic;
 pub mod interrupts;
 pub(crate) mod wait;
 
-/// What stands in the place of barriers.
+/// Fences in place of barriers.
 pub(crate) mod barrier {
     use super::atomic::{Ordering, fence};
 

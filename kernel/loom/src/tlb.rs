@@ -1,4 +1,4 @@
-//! What the TLBs of the CPUs hold: each translation that a CPU has looked up, until an invalidation takes it.
+//! The TLBs of the CPUs: each translation that a CPU has looked up, until an invalidation takes it.
 //!
 //! Nothing is ever evicted. The DSB that completes a TLBI waits for the walks that are under way; a walk behind a TLBI
 //! reads what was stored before the barrier that precedes it.
@@ -27,7 +27,7 @@ struct Held {
 }
 
 impl Held {
-    /// What may be kept of `found` at `address`, as `size` bytes.
+    /// The entry that a TLB may keep of `found` at `address`, as `size` bytes.
     fn new(address: VirtAddr, found: &Translation, size: u64) -> Self {
         let start = address.align_down(size);
         Self {
@@ -53,7 +53,7 @@ impl Held {
     }
 }
 
-/// What all of them hold together: every invalidation is for all.
+/// The entries of all TLBs together: every invalidation is for all.
 ///
 /// The books are in `std`'s types, so that they make no order between the CPUs. Each use of them is one step, without an
 /// access that loom schedules in between.

@@ -36,7 +36,7 @@ const PAGE: u64 = 4096;
 /// Lists of families.
 const LISTS: usize = 1;
 
-/// What stands in the place of objects: there are none.
+/// A replacement for objects: there are none.
 mod shmem {
     use intrusive_collections::LinkedListAtomicLink;
 
@@ -46,7 +46,7 @@ mod shmem {
     }
 }
 
-/// What the entry of a space has.
+/// The values of the entry of a space.
 const EMPTY: u32 = 0;
 const OLD: u32 = 1;
 const MIGRATION: u32 = 2;

@@ -70,7 +70,7 @@ impl Frame {
     }
 }
 
-/// What stands in the place of the frame allocator: frames of the host's memory, at their own addresses. Its lock is none
+/// A replacement for the frame allocator: frames of the host's memory, at their own addresses. Its lock is none
 /// of loom's, so it makes no order between CPUs.
 pub struct FrameAllocator {
     free: Mutex<Vec<PhysAddr>>,
@@ -83,7 +83,7 @@ const ALIGNED: Layout = match FRAME.align_to(PAGE_SIZE) {
     Err(_) => panic!("a page is a power of two"),
 };
 
-/// What stands in the place of the array of records: page blocks only zero them.
+/// A replacement for the array of records: page blocks only zero them.
 pub struct FrameRecords;
 
 impl FrameRecords {

@@ -8,7 +8,7 @@
 mod shipped {
     pub(super) mod guarded;
 
-    /// What stands in the place of return addresses.
+    /// A replacement for return addresses.
     mod calls {
         #[derive(Clone, Copy)]
         pub(super) struct Calls<const DEPTH: usize>;

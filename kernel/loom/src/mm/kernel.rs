@@ -31,7 +31,7 @@ use crate::mm::frame::FrameAllocator;
 use crate::smp::{self, CpuId};
 use crate::{Cpu, Machine, Watched, pages};
 
-/// What stands in the place of the kernel's records of owners.
+/// A replacement for the kernel's records of owners.
 mod owners {
     use granule_pgtable::PageRange;
 
@@ -44,7 +44,7 @@ mod owners {
     }
 }
 
-/// What stands in the place of `vmalloc`.
+/// A replacement for `vmalloc`.
 mod vmalloc {
     use granule_pgtable::Leaf;
 
@@ -56,7 +56,7 @@ mod vmalloc {
     }
 }
 
-/// What a page of the linear map becomes.
+/// The kernel's `Validity` of a page of the linear map, under the path that the sources name.
 pub(crate) mod set_memory {
     pub(crate) use granule::mm::kernel::set_memory::Validity;
 }

@@ -50,9 +50,9 @@ pub struct SharedPage {
     /// The record of the table of the space, with its lock.
     table: Frame,
     record: Frame,
-    /// That of the frame that the page moves to.
+    /// The record of the frame that the page moves to.
     moved_record: Frame,
-    /// What is in the frame.
+    /// The contents of the frame.
     contents: Watched<u32>,
     /// And in the one that the page moves to.
     moved: Watched<u32>,

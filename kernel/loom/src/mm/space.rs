@@ -26,7 +26,7 @@ mod gather {
     }
 }
 
-/// What stands in the place of the kernel's pools.
+/// A replacement for the kernel's pools.
 mod part_pools {
     use std::ptr::NonNull;
 
@@ -139,7 +139,7 @@ impl Pages {
         self.0.read(address(page)).of(page).read()
     }
 
-    /// The same by a reader for a moment, of a CPU of its own, as a fault finds its area.
+    /// As [`Self::read`], by a brief reader of a CPU of its own, as a fault finds its area.
     #[allow(unsafe_code, reason = "a guard by the slot of a CPU")]
     pub fn look(&self, page: u64) -> u32 {
         loop {

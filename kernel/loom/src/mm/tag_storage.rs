@@ -19,9 +19,9 @@ pub enum Without {
     Nothing,
     /// The last user's claim lasts until it has done with the memory.
     LastClaim,
-    /// What claims the block takes the lock of what is lent.
+    /// The CPU that claims the block takes the lock of what is lent.
     Lock,
-    /// What claims the block looks at what is lent behind the claim.
+    /// The CPU that claims the block looks at what is lent after the claim.
     LookBehindClaim,
     /// A lender looks at the use of the block.
     LookOfLender,
@@ -32,7 +32,7 @@ pub struct Block {
     usage: BlockUse,
     /// Whether its frame is not lent, and the block is not reserved; under the lock.
     unused: (IrqLock<(), { rank::TAG_STORAGE }>, AtomicU32),
-    /// What is in the frame: a borrower's data, or tags.
+    /// The contents of the frame: a borrower's data, or tags.
     contents: Watched<u32>,
     /// Whether a CPU has claimed it, whether its frame is lent, how often it was reserved, and given back. None is loom's:
     /// they order nothing.
@@ -156,7 +156,7 @@ impl Block {
         is_lent
     }
 
-    /// What the borrower does with the frame.
+    /// The borrower's store to the frame.
     pub fn borrow(&self) {
         self.contents.write(2);
     }

@@ -23,7 +23,7 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::rank;
 use crate::{Omitted, omit};
 
-/// What a pager reads.
+/// The messages that a pager reads.
 mod events {
     use super::fault::PageFault;
 
@@ -52,7 +52,7 @@ pub enum Look {
     Unlocked,
 }
 
-/// What a reader does with a message.
+/// The result of a reader's copy of a message to its pager.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Delivery {
     /// It reaches the pager.
@@ -70,7 +70,7 @@ pub struct Userfaultfd {
     table: Mutex<()>,
     /// 1 once the page is there.
     entry: AtomicU32,
-    /// What a change of the mappings writes.
+    /// The cell that a change of the mappings writes.
     mapping: Watched<u32>,
 }
 
@@ -142,7 +142,7 @@ impl Userfaultfd {
         is_read
     }
 
-    /// The same with another change, which is undone behind it.
+    /// As [`Self::change`], within another change, which is undone after it.
     pub fn change_and_undo(&self) {
         self.changes.begin();
         self.change();

@@ -10,8 +10,8 @@
 //!
 //! A store is a read-modify-write that drops what it read. For a plain store loom does not order it behind the
 //! bit-clear that took what the storing CPU had read before: the bit-clear could so undo the store, which is what being
-//! atomic rules out. Every order of stores is tried all the same, as another order of the CPUs. That the store goes on
-//! with what an earlier store of another CPU released is so on Arm, where stores to one cell order the CPUs, and not in
+//! atomic rules out. Every order of stores is tried all the same, as another order of the CPUs. The store also releases
+//! what an earlier store of another CPU released, as on Arm, where stores to one cell order the CPUs, and unlike
 //! C11.
 //!
 //! # Steps left out

@@ -1,5 +1,5 @@
-//! What stands in the place of a CPU's interrupt masks: one interrupt of the running thread, before the access that a test
-//! chooses, or where they are unmasked behind it.
+//! A replacement for a CPU's interrupt masks: one interrupt of the running thread, before the access that a test
+//! chooses, or where they are unmasked after it.
 
 use std::cell::{Cell, RefCell};
 use std::sync::atomic::{AtomicUsize, Ordering};

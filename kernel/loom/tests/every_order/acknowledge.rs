@@ -8,7 +8,7 @@ use granule_loom::{Omitted, Watched, omit};
 
 use crate::{assert_caught, threads};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// Two CPUs send an interrupt each, with a message, to a third one, which handles what it finds pending. The senders leave

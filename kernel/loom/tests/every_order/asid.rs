@@ -1,7 +1,7 @@
 //! Address space identifiers that run out while another CPU switches, the kernel's own source: no number has two spaces,
 //! no TLB knows a number by another space, and no invalidation misses a space that changes its number.
 //!
-//! What CPUs run under and what their TLBs hold stands in plain books: each use of them is one step.
+//! Plain books record the space that each CPU runs and the entries of its TLB: each use of them is one step.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -19,7 +19,7 @@ use crate::{assert_caught, threads};
 const NUMBERS: usize = MAX_CPUS + 2;
 const SPACES: usize = NUMBERS;
 
-/// What a CPU does, as the books have it.
+/// The books' record of a CPU.
 #[derive(Default)]
 struct Book {
     /// The space that it runs, and its number.
@@ -138,7 +138,7 @@ fn invalidated_while_numbered(without: Without) {
     large(move || {
         let (rig, kernel) = (Arc::new(Rig::new()), Arc::new(Machine::new(0, without)));
         store_entry(&rig.machine, OLD);
-        // What CPU 1's TLB holds of the entry, by number, and the numbers that were invalidated.
+        // The entries in CPU 1's TLB of the page, by number, and the numbers that were invalidated.
         let books = Arc::new(Mutex::new((Vec::new(), Vec::new())));
         // The order between a TLBI and the walks behind it: see `granule_loom::Cpu::access`.
         let issued = Arc::new(AtomicU64::new(0));

@@ -18,7 +18,7 @@ use crate::{assert_caught, threads};
 const DATA: usize = 1;
 const FLAG: usize = 2;
 
-/// What two CPUs have read, over all orders.
+/// The pairs of values that two CPUs have read, over all orders.
 fn outcomes(machine: fn() -> Machine, cpus: [fn(Cpu<'_>) -> u64; 2]) -> BTreeSet<[u64; 2]> {
     let seen = Arc::new(Mutex::new(BTreeSet::new()));
     let all = Arc::clone(&seen);

@@ -1,6 +1,6 @@
 //! CPUs that insert commands at once while the SMMU consumes them.
 //!
-//! What a call is for: when it returns, the page that the device was using is the CPU's alone.
+//! A call promises this: when it returns, the page that the device was using is the CPU's alone.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use granule_smmuv3::Step;
 
 use crate::{assert_caught, threads_with};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// One CPU takes so many pages, by a queue of two slots, of which each call needs both, while the SMMU consumes.
@@ -31,7 +31,7 @@ fn two_cpus<const BITS: u32>(pages: [usize; 2], omitted: Omitted) {
     two_cpus_with::<BITS>(2, pages, omitted);
 }
 
-/// The same with at most so many preemptions.
+/// As [`two_cpus`], with at most so many preemptions.
 fn two_cpus_with<const BITS: u32>(preemptions: usize, pages: [usize; 2], omitted: Omitted) {
     threads_with(preemptions, move || {
         let smmu = Arc::new(Smmu::<BITS>::new(Consumer::Looks));
@@ -170,7 +170,7 @@ fn two_waiters_that_serve_an_error_at_once_are_caught() {
     assert_caught("left == right", || blunder(Omitted::Smmu(Step::Serving)));
 }
 
-/// What a CPU does with the SMMU and a page.
+/// A use that a CPU makes of the SMMU, for a page.
 type Call<const BITS: u32> = fn(&Smmu<BITS>, usize);
 
 /// Two CPUs make their calls at once, for a page each, on an SMMU that does not consume by itself.

@@ -13,7 +13,7 @@ use granule_loom::{Omitted, Watched, omit};
 
 use crate::{assert_caught, threads_with};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// The places of objects, by their addresses: memory that stays while objects come and go. Not loom's, so it orders nothing.

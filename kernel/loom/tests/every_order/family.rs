@@ -8,7 +8,7 @@ use granule_loom::{Omitted, omit};
 
 use crate::{assert_caught, threads_with};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// A page migrates while its space forks.

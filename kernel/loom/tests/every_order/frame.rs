@@ -11,7 +11,7 @@ use granule_loom::{Omitted, Watched, omit};
 
 use crate::{assert_caught, threads};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// A frame, and its contents, which loom watches.
@@ -24,7 +24,7 @@ struct Page {
 }
 
 impl Page {
-    /// What its next owner does.
+    /// The stores of the frame's next owner.
     fn reuse(&self) {
         self.contents.write(0);
         self.freed.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
@@ -38,7 +38,7 @@ impl Page {
         }
     }
 
-    /// The same as one is dropped.
+    /// As [`Self::drop_of_many`], for a hold that is dropped alone.
     fn drop_one(&self) {
         self.contents.read();
         if self.record.let_go() {

@@ -9,7 +9,7 @@ use granule_loom::{Omitted, omit};
 
 use crate::{assert_caught, threads_with};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// A CPU's allocation, which frees what it got at once.

@@ -12,7 +12,7 @@ use crate::{assert_caught, threads};
 pub(crate) type Chain = Arc<NotifierChain>;
 pub(crate) type Joined<S> = Subscription<S, Chain>;
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 const PAGE: VirtAddr = VirtAddr(0x1000);
 

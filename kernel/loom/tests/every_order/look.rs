@@ -1,5 +1,5 @@
 //! A copy on write empties the entry of its page for a moment, and a guard replaces one: the kernel's own looks at
-//! entries and lock of tables, in every order. What is there all the time is never absent.
+//! entries and lock of tables, in every order. An entry that is there all the time is never absent.
 
 use std::sync::Arc;
 

@@ -51,7 +51,7 @@ fn every_order<const N: usize>(
     orders(3, machine, before, cpus, after);
 }
 
-/// The same with at most so many preemptions, for CPUs that have more to do.
+/// As [`every_order`], with at most so many preemptions, for CPUs that have more to do.
 fn orders<const N: usize>(
     preemptions: usize,
     machine: fn() -> Machine,
@@ -83,7 +83,7 @@ fn threads(model: impl Fn() + Send + Sync + 'static) {
     threads_with(3, model);
 }
 
-/// The same with at most so many preemptions.
+/// As [`threads`], with at most so many preemptions.
 fn threads_with(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
     builder.preemption_bound = Some(preemptions);

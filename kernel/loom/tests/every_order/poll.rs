@@ -28,7 +28,7 @@ impl Polled {
     }
 }
 
-/// What a waker does in which order.
+/// The order of a waker's two steps.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wakes {
     /// Changes the state, then wakes.

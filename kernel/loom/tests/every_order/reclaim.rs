@@ -36,7 +36,7 @@ fn a_walker_never_reads_a_freed_table() {
     walk_while_reclaimed(without!(Nothing, 1));
 }
 
-/// What `lab=early-table-free` does on the target.
+/// The effect of `lab=early-table-free` on the target.
 #[test]
 fn a_table_freed_early_is_caught() {
     assert_caught("in a table that is none", || walk_while_reclaimed(without!(Grace, 1)));

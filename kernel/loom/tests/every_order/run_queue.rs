@@ -285,7 +285,7 @@ fn order_after(starts: &'static [Start], act: fn(), expected: &'static [usize]) 
         }
         act();
         order.lock().unwrap().push(0);
-        // What is left.
+        // Runs the threads that are left.
         while order.lock().unwrap().len() <= starts.len() {
             sched::yield_now();
             sched::give_way();

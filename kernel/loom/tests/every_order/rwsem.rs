@@ -15,7 +15,7 @@ use loom::sync::atomic::{AtomicBool, Ordering};
 
 use crate::{assert_caught, short_and_long, threads_with};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 /// Of three threads in each run.
 const PREEMPTIONS: usize = 1;
@@ -65,7 +65,7 @@ fn spawn(omitted: Omitted, work: impl FnOnce() + 'static) -> loom::thread::JoinH
     })
 }
 
-/// What three threads do with the lock, the last of which then checks how often the value was changed.
+/// The uses that three threads make of the lock, the last of which then checks how often the value was changed.
 #[derive(Clone, Copy)]
 struct AtOnce([fn(&Guarded); 3], u32);
 

@@ -131,7 +131,7 @@ fn a_last_entry_cleared_without_a_barrier_is_caught() {
     }
 }
 
-/// The same one level up, where the group is one of blocks.
+/// As [`two_owners_of_a_group`], one level up, where the group is one of blocks.
 fn two_owners_of_a_group_of_blocks<H: How>(machine: fn() -> Machine) {
     orders(
         1,
@@ -292,7 +292,7 @@ fn a_stale_large_leaf<H: How>(owner: fn(Cpu<'_>)) {
 
 #[test]
 fn a_cpu_with_a_stale_large_leaf_changes_its_part_while_another_splits() {
-    // What is its own is a whole group, so there is nothing to split, and no lock to take.
+    // The part is a whole group, so there is nothing to split, and no lock to take.
     a_stale_large_leaf::<Steps>(|cpu| change::<Steps>(cpu, 0, 2, &[0, 2, 3]));
     a_stale_large_leaf::<Lock>(|cpu| change::<Lock>(cpu, 0, 2, &[0, 2, 3]));
 }

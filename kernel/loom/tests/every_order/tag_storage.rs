@@ -8,7 +8,7 @@ use granule_loom::{Omitted, omit};
 
 use crate::{assert_caught, threads};
 
-/// What loom reports of two accesses without an order.
+/// Loom's report of two accesses without an order.
 const RACE: &str = "Causality violation";
 
 /// Reserves the storage of a frame, however often another CPU has claimed the block.
@@ -142,7 +142,7 @@ fn a_claimer_that_looks_at_what_is_lent_without_the_lock_or_before_its_claim_is_
     assert_caught("lent and reserved", || lent_beside_a_claim(Without::LookBehindClaim));
 }
 
-/// What lies in a claimed block moves away while another CPU looks for a frame to lend.
+/// The contents of a claimed block move away while another CPU looks for a frame to lend.
 fn emptied_beside_a_lender(without: Without) {
     threads(move || {
         let block = Arc::new(Block::new(without));

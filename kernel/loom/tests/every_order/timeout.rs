@@ -18,7 +18,7 @@ fn due() -> Deadline {
     Deadline::at(DUE)
 }
 
-/// What wakes a thread that waits.
+/// The event that ends the wait of a thread.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Ends {
     ByAnother,

@@ -43,7 +43,7 @@ struct Page {
 const FAULTS: usize = 0;
 const CHANGES: usize = 1;
 
-/// What the device does at the event of an upgrade.
+/// The device's reaction to the event of an upgrade.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OnUpgrade {
     /// It forgets.
@@ -58,7 +58,7 @@ enum OnUpgrade {
 struct Device {
     page: Arc<Page>,
     on_upgrade: OnUpgrade,
-    /// What it has read and not forgotten.
+    /// The entry that it has read and not forgotten.
     kept: Mutex<Option<Descriptor>>,
     /// It translates no more.
     stopped: AtomicBool,
@@ -112,9 +112,9 @@ const READ: Protection = Protection::READ;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum EventTime {
     AfterUnlock,
-    /// What `lab=notify-before-unlock` does.
+    /// As with `lab=notify-before-unlock`.
     BeforeUnlock,
-    /// What `lab=no-upgrade-event` does.
+    /// As with `lab=no-upgrade-event`.
     Never,
 }
 
