@@ -309,8 +309,8 @@ impl<'m> Cpu<'m> {
         assert_eq!(next, first + count as u64, "page {next} was lost");
     }
 
-    /// Looks `page` up in an announced walk, and whether it is mapped. A mapped page translates to its own memory, in every
-    /// order of the CPUs.
+    /// Looks `page` up in an announced walk, and whether it is mapped. A mapped page translates to its own memory, in
+    /// every order of the CPUs.
     pub fn look(&self, page: u64) -> bool {
         let _walk = self.announce();
         self.look_quietly(page)

@@ -19,7 +19,7 @@ pub(crate) struct Arena {
 enum Cells {
     /// Behind `skip` cells that are not aligned.
     Own { memory: Vec<AtomicU64>, skip: usize },
-    /// What to add to a physical address, wrapping, for that of the host.
+    /// The difference from a physical address to that of the host, to be added with wrapping.
     Foreign { offset: u64 },
 }
 
@@ -48,7 +48,7 @@ impl Arena {
         self.range
     }
 
-    /// What to add to a physical address, wrapping, for a pointer of the host.
+    /// The difference from a physical address to a pointer of the host, to be added with wrapping.
     pub(crate) fn offset(&self) -> u64 {
         match &self.cells {
             Cells::Own { memory, skip } => {

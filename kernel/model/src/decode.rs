@@ -37,18 +37,18 @@ enum Levels {
 enum Space {
     /// All of them, and global ones.
     Any,
-    /// That of one ASID; by address, global ones as well.
+    /// The space of one ASID; by address, global ones as well.
     Of(u16),
 }
 
-/// What an instruction asks for.
+/// An instruction, decoded: the entries that it takes, and from whose TLBs.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct Decoded {
     pub(crate) scope: Scope,
     levels: Levels,
     /// First to last byte; `None` is everything.
     addresses: Option<RangeInclusive<u64>>,
-    /// Whose entries it takes.
+    /// The address spaces whose entries it takes.
     space: Space,
     /// The leaf level that it is limited to.
     level: Option<u8>,

@@ -1,4 +1,4 @@
-//! What was done to the machine, in order: the recorded stream, and the places in it that stories point to.
+//! Events of the machine, in order: the recorded stream, and the places in it that stories point to.
 
 use std::fmt;
 
@@ -11,29 +11,29 @@ use granule_arch::tlbi::Instruction;
 pub struct Event {
     /// The CPU that did it.
     pub cpu: usize,
-    /// What.
+    /// Its operation.
     pub operation: Operation,
 }
 
-/// What was done.
+/// An operation on the machine.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// An entry was written, by store, compare-exchange or bit-clear.
     Write {
         /// Where the entry is.
         cell: PhysAddr,
-        /// What it was.
+        /// The descriptor before the write.
         old: Descriptor,
-        /// What it is now.
+        /// The descriptor after the write.
         new: Descriptor,
     },
     /// The hardware set the access flag, or cleared RDONLY of a leaf with DBM, for an access by this CPU.
     SetFlags {
         /// Where the entry is.
         cell: PhysAddr,
-        /// What it was.
+        /// The descriptor before the change.
         old: Descriptor,
-        /// What it is now.
+        /// The descriptor after the change.
         new: Descriptor,
     },
     /// DMB ISHST.
@@ -54,7 +54,7 @@ pub enum Operation {
     Runs {
         /// The root of the tree.
         root: PhysAddr,
-        /// What its entries that are not global belong to from now on.
+        /// The ASID of its entries that are not global, from now on.
         asid: u16,
     },
     /// A frame was taken, and zeroed by plain stores.

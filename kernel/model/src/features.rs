@@ -1,4 +1,4 @@
-//! What the model's CPUs can do. All are alike.
+//! Features of the model's CPUs. All are alike.
 
 use granule_arch::descriptor::bits;
 
@@ -28,7 +28,7 @@ impl Features {
     pub const ALL: Self =
         Self { bbml2: true, ets2: true, tlb_range: true, ttl: true, access_flag: true, dirty_state: true };
 
-    /// What the hardware may make of a leaf when it is used, for a load and a store: TLBs may hold that as well.
+    /// The leaf after the hardware's changes when it is used, for a load and a store: TLBs may hold that as well.
     pub(crate) const fn used(self, leaf: u64) -> u64 {
         let access = if self.access_flag { bits::AF } else { 0 };
         let dirty = if self.dirty_state && leaf & bits::WRITE != 0 { bits::RDONLY } else { 0 };

@@ -27,7 +27,7 @@ pub enum Step {
     CompareExchange,
 }
 
-/// What becomes of the one that is hit.
+/// The fault that is injected into the operation that is hit.
 #[derive(Clone, Copy, Debug)]
 pub enum Sabotage {
     /// It is not there.
@@ -74,7 +74,7 @@ impl Step {
     }
 }
 
-/// What really happens when `cpu` asks for `operation`; nothing where it is lost. Each injection strikes once.
+/// The CPU and the operation that happen when `cpu` asks for `operation`; `None` where it is lost. Each strikes once.
 pub(crate) fn strike(injections: &mut Vec<Injection>, cpu: usize, operation: Operation) -> Option<(usize, Operation)> {
     let happens = Some((cpu, operation));
     let Some(sabotage) = Step::of(operation).and_then(|step| struck(injections, step)) else { return happens };

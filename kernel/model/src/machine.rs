@@ -23,7 +23,7 @@ use crate::story::Violation;
 
 /// A machine with some CPUs, one tree of tables in the upper half of the address space, and memory for more.
 ///
-/// What is wrong is noted and waits to be taken ([`Model::violations`]); a model that is dropped with violations that
+/// Violations are noted and wait to be taken ([`Model::violations`]); a model that is dropped with violations that
 /// were not taken panics, so no test passes by not looking.
 pub struct Model<G: Geometry = Granule4K> {
     arena: Arc<Arena>,
@@ -98,7 +98,7 @@ impl<G: Geometry> Model<G> {
         (0..self.cpus).map(|index| self.cpu(index))
     }
 
-    /// What its CPUs can do.
+    /// The features of its CPUs.
     pub const fn features(&self) -> Features {
         self.features
     }
@@ -133,7 +133,7 @@ impl<G: Geometry> Model<G> {
         state.memory.frame_mut(root).place = None;
     }
 
-    /// What `cpu` of the machine that this one watches did: a store that is done, or is about to be.
+    /// An operation of `cpu` of the machine that this one watches: a store that is done, or is about to be.
     pub fn watch(&self, cpu: usize, operation: &host::Operation<G>) {
         let mut state = self.state();
         let operation = match *operation {
@@ -173,7 +173,7 @@ impl<G: Geometry> Model<G> {
         Frames::new(self, usize::MAX)
     }
 
-    /// The same, of which only `count` will be given.
+    /// As [`Self::frames`], of which only `count` will be given.
     pub const fn frames_limited(&self, count: usize) -> Frames<'_, G> {
         Frames::new(self, count)
     }
@@ -193,18 +193,18 @@ impl<G: Geometry> Model<G> {
         &self.arena.cells(address, 1)[0]
     }
 
-    /// What to add to a physical address, wrapping, for a pointer of the host: for code that touches frames by plain
-    /// memory accesses.
+    /// The difference from a physical address to a pointer of the host, to be added with wrapping: for code that
+    /// touches frames by plain memory accesses.
     pub fn offset(&self) -> u64 {
         self.arena.offset()
     }
 
-    /// Addresses that map all frames, free or not: a linear map. That a frame is free does not forbid them.
+    /// Addresses that map all frames, free or not: a linear map. A translation there to a free frame is no violation.
     pub fn shows_all(&self, addresses: RangeInclusive<VirtAddr>) {
         self.state().shows_all.push(addresses.start().0..=addresses.end().0);
     }
 
-    /// The frame at `frame` was taken by `cpu`, and zeroed by plain stores. What earlier owners stored comes before: a
+    /// The frame at `frame` was taken by `cpu`, and zeroed by plain stores. Stores of earlier owners come before: a
     /// frame goes from one to the next by locks, and the acquire orders what was released before the new owner's
     /// stores.
     pub fn frame_taken(&self, cpu: usize, frame: PhysAddr) {
@@ -270,7 +270,7 @@ impl<G: Geometry> Model<G> {
         self.state().audit(caller, range.start().0, range.last().0);
     }
 
-    /// What `work` did to the machine, in order.
+    /// The events of `work`, in order.
     pub fn record(&self, work: impl FnOnce()) -> Vec<Event> {
         let before = self.state().stream.len();
         work();
@@ -313,7 +313,7 @@ impl<G: Geometry> Drop for Model<G> {
     }
 }
 
-/// What a freed table is filled with: not valid, and no address that anything has.
+/// The value that fills a freed table: not valid, and no address that anything has.
 const POISON: u64 = 0xdead_7ab1_e000_0000;
 
 fn texts(violations: &[Violation]) -> String {

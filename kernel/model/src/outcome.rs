@@ -1,4 +1,4 @@
-//! What an access may come to, and whether that is what was promised.
+//! Outcomes of an access, and whether they are those that were promised.
 //!
 //! An access of a CPU uses any translation that its TLB may hold, or walks: from the root or from any step that its
 //! walk cache may hold, reading in each cell any value that is visible. Every outcome of that must be allowed; which it
@@ -14,7 +14,7 @@ use crate::stores::{Version, entry_kind, faults};
 use crate::story::{Rule, Violation};
 use crate::tlb::{Held, Kind};
 
-/// What a CPU wants to do at EL1.
+/// The kind of a CPU's access at EL1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Access {
     /// A load.
@@ -41,10 +41,10 @@ pub enum Fault {
     Permission,
 }
 
-/// What one access may come to: where it goes, or how it fails.
+/// An outcome of one access: where it goes, or how it fails.
 pub type Outcome = Result<PhysAddr, Fault>;
 
-/// What `held` makes of an access.
+/// The outcome of an access by `held`.
 fn judge(held: &Held, address: u64, access: Access) -> Outcome {
     let allowed = match access {
         Access::Read => true,
@@ -61,7 +61,7 @@ struct MayFault {
     cell: PhysAddr,
 }
 
-/// What the tables translate to now: all stores seen, nothing cached.
+/// The translation that the tables have now: all stores seen, nothing cached.
 pub(crate) struct Current {
     /// The cell that the walk ends in.
     pub(crate) cell: PhysAddr,
@@ -167,7 +167,7 @@ impl<G: Geometry> State<G> {
                 let story = self.why_reached(cpu, frame);
                 self.report(Violation::new(Rule::TableInUse, headline, story));
             } else {
-                // Whatever it becomes, what was stored there is not read again.
+                // The frame may become anything: its old contents are not read again.
                 self.memory.forget(frame);
             }
         }
@@ -232,7 +232,7 @@ impl<G: Geometry> State<G> {
         outcomes
     }
 
-    /// What the access comes to once every store and every invalidation has taken effect.
+    /// The outcome of the access once every store and every invalidation has taken effect.
     fn settled(&self, cpu: usize, address: u64, access: Access) -> Outcome {
         let Some(tree) = self.tree(cpu, address) else { return Err(Fault::Translation) };
         let Current { cell, value, level } = self.current(tree.root, address);
@@ -268,11 +268,11 @@ impl<G: Geometry> State<G> {
         settled
     }
 
-    /// What a call that returned on `caller` promises of `first..=last`: no CPU holds a translation that the tables do
+    /// A call that returned on `caller` promises, for `first..=last`: no CPU holds a translation that the tables do
     /// not, no group is mixed, and the caller itself can use what is valid.
     pub(crate) fn audit(&mut self, caller: usize, first: u64, last: u64) {
         let state = |cpu: usize| self.cpus[cpu].tlb.overlapping(first, last).chain(&self.cpus[cpu].ahead);
-        // What walk caches have of tables is checked where the table is freed.
+        // Entries of walk caches for tables are checked where the table is freed.
         let concerned = |held: &&Held| held.kind == Kind::Leaf && held.start <= last && first <= held.last();
         let stale = (0..self.cpus.len()).find_map(|cpu| {
             let mut held = state(cpu).filter(concerned).filter(|_| !self.cpus[cpu].is_off);
@@ -281,7 +281,7 @@ impl<G: Geometry> State<G> {
         if let Some((cpu, held)) = stale {
             return self.report_stale(cpu, &held);
         }
-        // Whatever is valid and can be walked to is in every TLB's set: no table need be read.
+        // Every leaf that is valid and can be walked to is in every TLB's set: no table need be read.
         let leaves =
             self.cpus[caller].tlb.overlapping(first, last).filter(|held| held.kind == Kind::Leaf && !held.grouped);
         let leaves: Vec<Held> = leaves.copied().collect();

@@ -1,4 +1,4 @@
-//! What the architecture forbids, asked at the moment at which it is done.
+//! Rules of the architecture, checked at the moment of each operation.
 //!
 //! Arm ARM D8.17.1 (break-before-make, FEAT_BBM levels), D8.7.1 (contiguous groups). A table may only be linked when
 //! its contents come before the link, and a frame may only be reused when no walk and no TLB reaches it.
@@ -17,7 +17,7 @@ use crate::tlb::{Held, Kind};
 /// Memory type and shareability: never to be changed under a live translation.
 const MEMORY_TYPE: u64 = 0b111 << 2 | 0b11 << 8;
 
-/// What must not change between `old`, which a TLB may hold, and `new`, which a walk may read beside it.
+/// The property that must not change between `old`, which a TLB may hold, and `new`, which a walk may read beside it.
 fn conflict(old: &Held, new: &Held, bbml2: bool) -> Option<&'static str> {
     let size = (!bbml2).then_some("size");
     match (old.kind, new.kind) {
@@ -41,12 +41,12 @@ fn conflict(old: &Held, new: &Held, bbml2: bool) -> Option<&'static str> {
     }
 }
 
-/// What becomes of a frame that no CPU may reach, or store to.
+/// The reason for which no CPU may reach a frame, or store to it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Use {
     /// Anyone may take it: no translation of it may be left.
     Freed,
-    /// What is in it goes on elsewhere: no writable translation of it may be left.
+    /// The contents go on elsewhere: no writable translation of it may be left.
     Copied,
 }
 
@@ -193,7 +193,7 @@ impl<G: Geometry> State<G> {
         self.report(Violation::new(Rule::UnorderedTable, headline, story));
     }
 
-    /// Who follows a new leaf must find the frame zeroed.
+    /// A CPU that follows a new leaf must find the frame zeroed.
     pub(crate) fn check_zeroed(&mut self, writer: usize, leaf: &Held, now: Time) {
         let barrier = self.cpus[writer].last_barrier;
         let zeroed = self.memory.take_zeroed(leaf.target, leaf.size);
@@ -220,7 +220,7 @@ impl<G: Geometry> State<G> {
     }
 
     /// `writer` stores `new` over `old`, which it read before: the hardware may have set flags in between, which `new`
-    /// must have then. What is discarded has none.
+    /// must have then. An entry that is discarded has none.
     pub(crate) fn check_flags_kept(&mut self, writer: usize, cell: PhysAddr, old: Descriptor, new: Descriptor) {
         let Some(used) = self.used_leaf(cell, old) else { return };
         let keeps = |flags: u64| used.0 & flags == old.0 & flags;
@@ -310,7 +310,7 @@ pub(crate) fn is_last(level: u8) -> bool {
     level == LAST_LEVEL
 }
 
-/// What a walk that reads `value` at `level` translates to, if it ends there.
+/// The address that a walk that reads `value` at `level` translates to, if it ends there.
 pub(crate) fn address_of(value: u64) -> PhysAddr {
     Descriptor(value).address()
 }

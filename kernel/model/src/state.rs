@@ -90,12 +90,12 @@ impl<G: Geometry> State<G> {
         Time(self.stream.len())
     }
 
-    /// What happened at `time`.
+    /// The event at `time`.
     pub(crate) fn event(&self, time: Time) -> Option<&Event> {
         self.stream.get(time.0.checked_sub(1)?)
     }
 
-    /// What `cpu` finds when it loads `cell`, which has the value `newest`.
+    /// The descriptor that `cpu` finds when it loads `cell`, which has the value `newest`.
     pub(crate) fn load(&mut self, cpu: usize, cell: PhysAddr, newest: Descriptor) -> Descriptor {
         let (mut found, mut until) = (newest, self.now());
         if let Some(draw) = &mut self.late_loads {
@@ -126,7 +126,7 @@ impl<G: Geometry> State<G> {
                 self.drain(cpu, true, now);
                 self.complete(cpu, Scope::InnerShareable);
             }
-            // What others see of its accesses, and of its broadcasts, is not its concern.
+            // It waits neither for others to see its accesses nor for its broadcasts.
             Operation::DsbNsh => self.complete(cpu, Scope::Local),
             Operation::Isb => {
                 self.memory.synchronise(cpu, now);
@@ -186,7 +186,7 @@ impl<G: Geometry> State<G> {
                 .filter(|held| decoded.takes(issuer, holder, held).is_ok())
                 .copied()
                 .collect();
-            // What a walk can still read may be back in the TLB at once.
+            // A translation that a walk can still read may be back in the TLB at once.
             let gone: Vec<Held> = taken
                 .into_iter()
                 .filter(|held| !self.is_walkable(holder, held, |cached| decoded.takes(issuer, holder, cached).is_ok()))
@@ -198,7 +198,7 @@ impl<G: Geometry> State<G> {
         }
     }
 
-    /// What the hardware may make of `leaf` in `cell`, where a walk comes to it and that is something else.
+    /// The leaf that the hardware may make of `leaf` in `cell`, where a walk comes to it and that is something else.
     pub(crate) fn used_leaf(&self, cell: PhysAddr, leaf: Descriptor) -> Option<Descriptor> {
         let used = Descriptor(self.features.used(leaf.0));
         let level = self.memory.place(cell).filter(|_| used != leaf)?.level;
@@ -294,7 +294,7 @@ impl<G: Geometry> State<G> {
         cell.align_down(G::PAGE_SIZE)
     }
 
-    /// What a TLB may keep of `value`, read in `cell`: nothing of what faults, a leaf of a group also as its group.
+    /// The entries that a TLB may keep of `value`, read in `cell`: none if it faults, a leaf of a group also as a group.
     pub(crate) fn entries(&self, cell: PhysAddr, value: u64, stored: Time) -> Vec<Held> {
         let Some(place) = self.memory.place(cell) else { return Vec::new() };
         let level = place.level;
@@ -333,7 +333,7 @@ impl<G: Geometry> State<G> {
         vec![alone, Held { start: start_of_group, size, target, grouped: true, ..alone }]
     }
 
-    /// What the tables above forbid.
+    /// The permissions that the tables above forbid.
     fn inherited(&self, place: Place) -> u64 {
         let mut inherited = 0;
         let mut next = place.parent;
@@ -357,13 +357,13 @@ impl<G: Geometry> State<G> {
         (0..self.cpus.len()).any(|cpu| self.reaches(cpu, table, |_| false))
     }
 
-    /// What `cpu` runs the tree of `root` under, if it does.
+    /// The ASID under which `cpu` runs the tree of `root`, if it does.
     pub(crate) fn asid_of(&self, cpu: usize, root: PhysAddr) -> Option<u16> {
         self.cpus[cpu].runs.iter().find(|tree| tree.root == root).map(|tree| tree.asid)
     }
 
     /// Whether `cpu` may use what it holds without another invalidation: it is global, or of an ASID that the CPU runs
-    /// under, or that its tree still has. What an ASID was in a generation that is past is used by none.
+    /// under, or that its tree still has. An ASID of a generation that is past is used by none.
     pub(crate) fn is_of_use(&self, cpu: usize, held: &Held) -> bool {
         let has = |tree: &Tree| tree.asid == held.asid;
         if self.cpus[cpu].is_off {
@@ -374,7 +374,7 @@ impl<G: Geometry> State<G> {
             || self.trees.iter().any(|tree| tree.root == held.root && has(tree))
     }
 
-    /// `cpu` is off until it runs a tree. What its TLB holds out of reset is unknown (Arm ARM D8.16): for all addresses
+    /// `cpu` is off until it runs a tree. Its TLB is unknown out of reset (Arm ARM D8.16): for all addresses
     /// from `start` on something that no tree has.
     pub(crate) fn turn_off(&mut self, cpu: usize, start: u64) {
         let unknown = Held {
@@ -410,14 +410,14 @@ impl<G: Geometry> State<G> {
         self.cpus[cpu].runs.push(tree);
         let place = Place { level: G::FIRST_LEVEL, start, parent: None, root };
         self.memory.frame_mut(root).place = Some(place);
-        // What a walk can come to goes into its TLB, from the root and from what its walk cache has.
+        // Translations that a walk can come to go into its TLB, from the root and from what its walk cache has.
         let held: Vec<Held> = self.cpus[cpu].tlb.all().copied().collect();
         let cached = held.iter().filter(|held| held.kind == Kind::Table && held.root == root && held.asid == asid);
         let tables: BTreeSet<PhysAddr> = cached.map(|held| held.target).chain([root]).collect();
         tables.into_iter().for_each(|table| self.walk_in(cpu, asid, table, now));
     }
 
-    /// What a walk of `cpu` can read in `table` and below goes into its TLB, under `asid`.
+    /// Translations that a walk of `cpu` can read in `table` and below go into its TLB, under `asid`.
     fn walk_in(&mut self, cpu: usize, asid: u16, table: PhysAddr, now: Time) {
         let Some(place) = self.memory.place(table) else { return };
         for index in 0..G::entries(place.level) as u64 {
@@ -465,7 +465,7 @@ impl<G: Geometry> State<G> {
         cells.into_iter().any(|cell| {
             let versions = self.memory.visible(&self.arena, cpu, cell);
             let makes = |version: &Version| {
-                // What tables above forbid is in walk caches, whatever stands in their places now.
+                // Permissions that tables above forbid are in walk caches, whatever stands in their places now.
                 let as_cached = |new: Held| Held { inherited: held.inherited, ..new };
                 self.entries(cell, version.value, held.stored).into_iter().any(|new| as_cached(new).same_entry(held))
             };

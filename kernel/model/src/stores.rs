@@ -7,7 +7,7 @@
 //!   it decides by that whether and what to store (a control or data dependency), and the DSB behind the store;
 //! - after an ISB of such a CPU: for that CPU.
 //!
-//! Who reads a store has read what comes before it, too: what its maker stored in front of a barrier, or knew.
+//! A CPU that reads a store has read what comes before it, too: what its maker stored before a barrier, or knew.
 //!
 //! Until then a walker may read the old value as well as the new, again and again, in any order.
 //!
@@ -127,7 +127,7 @@ pub(crate) fn faults(value: u64, level: u8, features: Features) -> bool {
     }
 }
 
-/// What the hardware makes of `value` at `level`: present-invalid leaves are nothing to it.
+/// The kind of entry that the hardware makes of `value` at `level`: a present-invalid leaf is none.
 pub(crate) fn entry_kind(value: u64, level: u8) -> EntryKind {
     let descriptor = Descriptor(value);
     let entries = if level == LAST_LEVEL { LevelEntries::Pages } else { LevelEntries::TablesAndBlocks };
@@ -146,7 +146,7 @@ pub(crate) struct Place {
     pub(crate) root: PhysAddr,
 }
 
-/// What is known of a frame.
+/// The record of a frame.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Frame {
     /// Where it hangs, or last hung and may still be reached.
@@ -161,7 +161,7 @@ impl Frame {
         self.cells.iter().map(|(&index, cell)| (index, cell))
     }
 
-    /// What was stored before can no longer be read: each cell has its newest value and no past.
+    /// Makes older stores unreadable: each cell has its newest value and no past.
     pub(crate) fn forget_past(&mut self) {
         self.cells.clear();
     }
@@ -171,11 +171,11 @@ impl Frame {
 #[derive(Clone, Debug, Default)]
 struct Pending {
     own: Vec<PhysAddr>,
-    /// What this CPU knows of others' stores, and had not known when it made the last of its own.
+    /// The stores of others that this CPU knows of, and had not known when it made the last of its own.
     observed: Known,
-    /// What it had known then.
+    /// The stores of others that it had known then.
     ordered: Known,
-    /// What it certainly finds when it loads there.
+    /// The stores that it certainly finds when it loads there.
     found: Known,
 }
 

@@ -40,13 +40,13 @@ pub enum Rule {
     TableInUse,
     /// An ASID is given to another tree although the TLB may still hold entries of the one that had it before.
     AsidInUse,
-    /// What one CPU may write through what it holds, a CPU may execute.
+    /// A CPU may write through an entry that it holds where a CPU may execute.
     WriteXorExecute,
     /// An instruction or operand that the machine does not define.
     Undefined,
 }
 
-/// What went wrong, and how it came about.
+/// A violation, and how it came about.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Violation {
     /// The rule.
@@ -60,7 +60,7 @@ impl Violation {
         Self { rule, headline, story }
     }
 
-    /// What was wrong, in a line.
+    /// The violation, in a line.
     pub fn headline(&self) -> &str {
         &self.headline
     }

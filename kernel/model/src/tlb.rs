@@ -1,4 +1,4 @@
-//! What the TLB of a CPU *may* hold: every translation, and every step of a walk, that it could have read since the
+//! The entries that a CPU's TLB *may* hold: every translation, and every step of a walk, that it could read since the
 //! last invalidation that took it.
 //!
 //! Arm ARM D8.13 to D8.16. Nothing is ever evicted and nothing is left to chance. An entry is here from the moment at
@@ -14,7 +14,7 @@ use granule_arch::descriptor::bits;
 use crate::decode::Scope;
 use crate::event::Time;
 
-/// What a held entry is.
+/// The kind of a held entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Kind {
     /// A translation.
@@ -43,7 +43,7 @@ pub(crate) struct Held {
     pub(crate) grouped: bool,
     /// The root of the tree that it was read in.
     pub(crate) root: PhysAddr,
-    /// What the CPU ran that tree under; 0 as long as no CPU holds it.
+    /// The ASID under which the CPU ran that tree; 0 as long as no CPU holds it.
     pub(crate) asid: u16,
     /// The cell that it was read from.
     pub(crate) cell: PhysAddr,
@@ -62,7 +62,7 @@ impl Held {
         Self { cell: other.cell, stored: other.stored, ..*self } == *other
     }
 
-    /// The same, under whatever ASID.
+    /// As [`Self::same`], under whatever ASID.
     pub(crate) fn same_entry(&self, other: &Self) -> bool {
         Self { asid: other.asid, ..*self }.same(other)
     }

@@ -1,4 +1,4 @@
-//! What devices translate ahead and keep (ATS, IHI 0070, 3.9): the cache of a device, its ATC, as it may be.
+//! Translations that devices ask for ahead and keep (ATS, IHI 0070, 3.9): a device's cache, its ATC, as it may be.
 //!
 //! A device whose stream has EATS may ask for a translation at any time. The answer may come from the SMMU's TLB,
 //! stale entries included, and is kept until a CMD_ATC_INV that covers it. So that command comes behind the CMD_SYNC of
@@ -63,7 +63,7 @@ impl Atc {
         self.answers.retain(|answer| !answer.is_covered);
     }
 
-    /// What devices may have that a walk finds no more, each with its stream.
+    /// The answers that devices may have and that a walk finds no more, each with its stream.
     pub(crate) fn stale<'a>(&'a self, tlb: &'a Tlb) -> impl Iterator<Item = (u32, Step)> + 'a {
         let is_found = |step: &Step| tlb.held().any(|held| held.step == *step && held.until.is_none());
         self.answers.iter().filter(move |answer| !is_found(&answer.step)).map(|answer| (answer.stream, answer.step))

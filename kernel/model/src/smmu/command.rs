@@ -173,7 +173,7 @@ impl State {
         true
     }
 
-    /// What CMD_TLBI_NH_VA and _VAA cover.
+    /// The entries that CMD_TLBI_NH_VA and _VAA cover.
     fn range(&mut self, asid: Option<u16>, [low, high]: [u64; 2]) -> Option<Covers> {
         let (num, scale) = (low >> 12 & 0x1f, low >> 20 & 0x1f);
         let (granule, level) = (high >> 10 & 3, (high >> 8 & 3) as u32);

@@ -1,7 +1,7 @@
 //! Stream table entries and context descriptors as the SMMU understands them: a second reading of the specification,
 //! which shares nothing with the driver's.
 //!
-//! What comes out has only what counts. Two entries that decode to the same do the same, however their other bits
+//! A decoded entry has only what counts. Two entries that decode to the same do the same, however their other bits
 //! differ.
 
 use super::hardware::Hardware;
@@ -71,7 +71,7 @@ pub struct Stage1 {
     pub world: u8,
     /// S1STALLD.
     pub never_stalls: bool,
-    /// What else counts: MEV and EATS, S1DSS, and with bypass of it the attributes; the VMID.
+    /// The other fields that count: MEV and EATS, S1DSS, and with bypass of it the attributes; the VMID.
     pub rest: [u64; 2],
 }
 

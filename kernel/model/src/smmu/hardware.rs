@@ -42,7 +42,7 @@ pub struct Hardware {
     pub term_model: bool,
     /// It can override a transaction's privilege (IDR1.ATTR_PERMS_OVR). Else PRIVCFG does not count.
     pub overrides_privilege: bool,
-    /// What is EL1's can be reached by transactions that are not privileged, as on QEMU's. Its IIDR is 0.
+    /// Pages of EL1 can be reached by transactions that are not privileged, as on QEMU's. Its IIDR is 0.
     pub ignores_privilege: bool,
     /// IDR5.OAS.
     pub output: u8,

@@ -56,7 +56,7 @@ impl granule_smmuv3::Word for Word {
     }
 }
 
-/// Whose memory is where: first address, and the one behind the last.
+/// The owner of each range of memory: first address, and the one behind the last.
 static ARENAS: Mutex<BTreeMap<usize, (usize, Weak<Shared>)>> = Mutex::new(BTreeMap::new());
 
 /// Words of a page.
@@ -151,7 +151,7 @@ impl Arena {
         }
     }
 
-    /// What the SMMU reads.
+    /// The word as the SMMU reads it.
     pub(crate) fn read(&self, index: usize) -> u64 {
         self.at(index).load(Ordering::Acquire)
     }

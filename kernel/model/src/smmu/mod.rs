@@ -12,7 +12,7 @@
 //! - event records arrive when the driver's barrier makes sure of it, not before
 //! - registers that must not be written, orders of reset that let a transaction through, indices that run over
 //!
-//! What is wrong waits to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that were
+//! Violations wait to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that were
 //! not taken panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
 //! [`SmmuModel::rewrite_commands`].
 //!
@@ -57,7 +57,7 @@ pub use violation::{SmmuRule, SmmuViolation};
 /// When something happened: the number of an operation.
 pub type Time = u64;
 
-/// What the SMMU makes of a command: another, or none.
+/// The command that the SMMU executes in place of another, or none.
 pub type Rewrite = fn([u64; 2]) -> Option<[u64; 2]>;
 
 /// A barrier of the driver.
@@ -69,28 +69,28 @@ pub enum Barrier {
     Load,
 }
 
-/// What the driver, a device or the SMMU did.
+/// An operation of the driver, a device or the SMMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Operation {
     /// A register was read.
     Read {
         /// Where.
         offset: usize,
-        /// What was found.
+        /// The value that was found.
         value: u64,
     },
     /// A register was written.
     Write {
         /// Where.
         offset: usize,
-        /// What.
+        /// The value that was stored.
         value: u64,
     },
     /// A CPU stored to memory.
     Store {
         /// Where.
         address: u64,
-        /// What.
+        /// The value that was stored.
         value: u64,
     },
     /// A CPU's barrier.
@@ -124,11 +124,11 @@ pub enum Operation {
 pub struct Recorded {
     /// Its number.
     pub time: Time,
-    /// What it was.
+    /// The operation.
     pub operation: Operation,
 }
 
-/// What a transaction wants.
+/// The kind of a transaction's access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Access {
     /// It writes.
@@ -144,11 +144,11 @@ impl Access {
     pub const READ: Self = Self { write: false, execute: false, privileged: false };
     /// A device's write.
     pub const WRITE: Self = Self { write: true, ..Self::READ };
-    /// The same by one that is privileged.
+    /// As [`Self::WRITE`], privileged.
     pub const PRIVILEGED_WRITE: Self = Self { privileged: true, ..Self::WRITE };
 }
 
-/// What a transaction comes to.
+/// An outcome of a transaction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum Outcome {
     /// It reaches this physical address.
@@ -160,7 +160,7 @@ pub enum Outcome {
     },
 }
 
-/// What transactions of a stream are treated as.
+/// The configuration by which transactions of a stream are treated.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum View {
     /// The SMMU is off, and refuses them.
@@ -180,7 +180,7 @@ pub enum View {
     },
 }
 
-/// What a model and its platforms have in common.
+/// The part that a model and its platforms share.
 pub(crate) struct Shared {
     pub(crate) arena: Arc<Arena>,
     state: Mutex<State>,
@@ -298,7 +298,7 @@ impl SmmuModel {
         self.state().place_of_entry(stream).expect("the table has an entry for the stream")
     }
 
-    /// What they are treated as, by the tables in memory.
+    /// The view of a stream's transactions by the tables in memory.
     pub fn view_now(&self, stream: u32) -> View {
         self.state().view_now(stream)
     }
@@ -308,7 +308,7 @@ impl SmmuModel {
         self.state().outcomes(stream, address, access)
     }
 
-    /// What becomes of a transaction that its device calls translated already. Nothing happens.
+    /// The outcome of a transaction that its device calls translated already. Nothing happens.
     pub fn translated(&self, stream: u32, address: u64) -> Outcome {
         self.state().translated(stream, address)
     }
@@ -384,7 +384,7 @@ impl SmmuModel {
         self.state().rewrite = Some(rewrite);
     }
 
-    /// What `work` had the driver, devices and the SMMU do.
+    /// The operations of the driver, devices and the SMMU during `work`.
     pub fn record(&self, work: impl FnOnce()) -> Vec<Operation> {
         let before = self.state().recorded.len();
         work();
@@ -396,7 +396,7 @@ impl SmmuModel {
         self.state().recorded.clear();
     }
 
-    /// What the driver reported.
+    /// Takes the driver's reports.
     pub fn reports(&self) -> Vec<String> {
         std::mem::take(&mut self.state().reports)
     }

@@ -302,7 +302,7 @@ impl State {
         }
     }
 
-    /// What must be done before the SMMU translates.
+    /// Checks the steps that must be done before the SMMU translates.
     fn check_enable(&mut self, value: u32) {
         for (missing, what) in [
             (!self.configuration_was_invalidated(), "CMD_CFGI_ALL and a CMD_SYNC"),

@@ -37,7 +37,7 @@ pub(crate) struct State {
     pub(crate) allocated: BTreeMap<usize, usize>,
     pub(crate) next_free: usize,
     pub(crate) allocations_left: usize,
-    /// What each word has been, for as long as anybody asks.
+    /// The values that each word has had, for as long as anybody asks.
     pub(crate) history: HashMap<usize, Vec<(Time, u64)>>,
     /// Stores that no barrier of their thread has ordered yet, with what was there before.
     pub(crate) unordered: HashMap<usize, Unordered>,
@@ -50,7 +50,7 @@ pub(crate) struct State {
     devices: BTreeSet<u32>,
     /// Pages whose words decide what can be walked to.
     pub(crate) watched: BTreeSet<usize>,
-    /// What the words of watched pages were at the last look, where stores are not observed.
+    /// The words of watched pages at the last look, where stores are not observed.
     known: BTreeMap<usize, Box<[u64]>>,
     /// Pages that are tables of the last level of 4 KiB, with what they serve.
     last_level: HashMap<usize, Vec<(Regime, u64)>>,
@@ -77,7 +77,7 @@ pub(crate) struct State {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Unordered {
     writer: ThreadId,
-    /// What was there before.
+    /// The value before it.
     pub(crate) before: u64,
     pub(crate) time: Time,
 }
@@ -236,7 +236,7 @@ impl State {
         }
     }
 
-    /// What word `index` was before its history begins.
+    /// The value of word `index` before its history begins.
     pub(crate) fn at_first(&self, index: usize) -> u64 {
         let known = || self.known.get(&(index / PAGE_WORDS)).map(|words| words[index % PAGE_WORDS]);
         match self.arena.is_elsewhere() && !self.history.contains_key(&index) {
@@ -309,7 +309,7 @@ impl State {
         self.tlb.may_hold(step);
     }
 
-    /// What can be walked to may have changed: the TLB may have what is new, and keeps what is gone.
+    /// Steps that can be walked to may have changed: the TLB may have the new ones, and keeps those that are gone.
     pub(crate) fn fill(&mut self) {
         if self.is_endless {
             return;

@@ -11,12 +11,12 @@ pub(crate) struct Held {
     pub(crate) until: Option<Time>,
 }
 
-/// What a CMD_TLBI covers.
+/// The entries that a CMD_TLBI covers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Covers {
     /// Everything.
     All,
-    /// What is not global of an address space.
+    /// Entries of an address space that are not global.
     Asid(u16),
     /// Addresses of an address space, or of all.
     Range {
@@ -73,7 +73,7 @@ impl Tlb {
         }
     }
 
-    /// What came from word `source` can be walked to no more.
+    /// Steps that came from word `source` can be walked to no more.
     pub(crate) fn ends(&mut self, source: usize, time: Time) {
         for held in self.held.iter_mut().filter(|held| held.step.source == source && held.until.is_none()) {
             held.until = Some(time);

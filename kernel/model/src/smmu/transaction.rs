@@ -1,4 +1,4 @@
-//! What a transaction may come to, and what must not be.
+//! Outcomes of a transaction, and those that must not be.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,7 @@ impl State {
         self.views(stream).iter().flat_map(|view| self.outcomes_of(view, address, access)).collect()
     }
 
-    /// What it comes to when nothing is cached.
+    /// The outcome when nothing is cached.
     pub(crate) fn settled(&mut self, stream: u32, address: u64, access: Access) -> Outcome {
         match self.view_now(stream) {
             View::Translate { stage1, context: Context::Regime(regime) } => {
@@ -37,7 +37,7 @@ impl State {
         }
     }
 
-    /// What becomes of a transaction that its device calls translated already (ATS).
+    /// The outcome of a transaction that its device calls translated already (ATS).
     pub(crate) fn translated(&mut self, stream: u32, address: u64) -> Outcome {
         let forbidden = Outcome::Refused { event: Some(F_TRANSL_FORBIDDEN) };
         match self.view_now(stream) {

@@ -15,7 +15,7 @@ use super::{Time, View};
 const MOST_MIXTURES: usize = 4096;
 
 impl State {
-    /// What word `index` may be for a reader at some time since `since`, each with the first such time.
+    /// The values that word `index` may have for a reader at some time since `since`, each with the first such time.
     fn values(&self, index: usize, since: Time) -> Vec<(Time, u64)> {
         let mut values = vec![(since, self.at_first(index))];
         for &(time, value) in self.history.get(&index).into_iter().flatten() {

@@ -1,4 +1,4 @@
-//! What is wrong, in words.
+//! Violations of the SMMU's rules, in words.
 
 use std::fmt;
 
@@ -40,7 +40,7 @@ pub struct SmmuViolation {
     pub rule: SmmuRule,
     /// When, by the recorded operations.
     pub time: Time,
-    /// What and why.
+    /// The violation and its reason.
     pub text: String,
 }
 

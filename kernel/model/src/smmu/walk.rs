@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::config::{Regime, Tables};
 use super::memory::Arena;
 
-/// What a walk may keep: a leaf, or the way to a table.
+/// A step of a walk that the TLB may keep: a leaf, or the way to a table.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Step {
     pub(crate) asid: u16,
@@ -128,7 +128,7 @@ impl Regime {
         }
     }
 
-    /// What the descriptor in word `source` is, at `level` of the walk for `start`; `None` where it is not valid, or
+    /// The step of the descriptor in word `source`, at `level` of the walk for `start`; `None` if it is not valid, or
     /// may not be cached.
     pub(crate) fn step(&self, tables: &Tables, arena: &Arena, source: usize, level: u32, start: u64) -> Option<Step> {
         let descriptor = arena.read(source);
@@ -175,7 +175,7 @@ pub(crate) fn walkable<'a>(steps: impl Iterator<Item = (&'a Regime, &'a Step)>) 
     young.map(|step| (key(&step), step)).collect()
 }
 
-/// What sets a step apart from all others that a walk finds.
+/// The fields that set a step apart from all others that a walk finds.
 pub(crate) type Key = (u16, u64, u64, usize);
 
 pub(crate) const fn key(step: &Step) -> Key {

@@ -17,7 +17,7 @@ use granule_pgtable::{Change, Granule4K, Lazy, Mmu, PageRange, Shape, WholeLeave
 const FRAME: PhysAddr = PhysAddr(0x4000_0000);
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 
-/// What the model reports when CPU 0 makes `pages` pages read-only that both CPUs have written to, with these branch
+/// The model's reports when CPU 0 makes `pages` pages read-only that both CPUs have written to, with these branch
 /// sites taken.
 fn read_only(sites: &[u16], pages: usize) -> Vec<String> {
     let has = |feature| sites.contains(&feature);

@@ -65,7 +65,7 @@ impl Rig {
         }
     }
 
-    /// What the model reports for all pages, once every CPU has been to the kernel and back.
+    /// The model's reports for all pages, once every CPU has been to the kernel and back.
     fn said(&self) -> Vec<String> {
         self.model.synchronise();
         self.model.audit(0, self.range);

@@ -22,7 +22,7 @@ pub(crate) const fn asid(number: u16) -> Asid {
 
 const USER: Attributes = Attributes::user(MemoryType::Normal, Protection::READ);
 
-/// What one page of a space is, by what its entry was before it became invalid.
+/// The kind of a page, by its entry before it became invalid.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Page {
     OfTheSpace,
@@ -141,7 +141,7 @@ fn a_dsb_nsh_completes_what_is_for_this_cpu_alone() {
     assert!(is_gone(&model, 0, start) && !is_gone(&model, 1, start));
 }
 
-/// What Arm's model cannot see, since it has no shareability (`barriers.md`).
+/// Arm's own model cannot see this fault, since it has no shareability.
 #[test]
 fn a_dsb_nsh_behind_a_broadcast_is_caught() {
     let (model, start) = invalid(Page::OfTheSpace);
@@ -235,7 +235,7 @@ fn a_global_page_is_used_in_another_tree() {
     assert_eq!(model.expect_violation().rule, Rule::BreakBeforeMake);
 }
 
-/// What a CPU held when it ran a tree last, it has when it does so again.
+/// A CPU that runs a tree again has the entries that it held when it ran the tree last.
 #[test]
 fn a_cpu_that_comes_back_late_has_what_was_not_invalidated() {
     for scope in [Instruction::Vale1, Instruction::Vale1is] {

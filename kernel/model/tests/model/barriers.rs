@@ -12,7 +12,7 @@ use granule_pgtable::{Granule4K, Mmu, Shape, Stores, TableSource};
 
 use crate::{DATA, ETS2, FRAME, RODATA, is_certain, map, one_page, range, rules, write};
 
-/// What stands in a slot.
+/// The operation in a slot.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Slot {
     Nothing,
@@ -269,7 +269,7 @@ fn a_live_page_is_copied_once_its_break_is_complete() {
         let expected = if before.drains() && after == DsbIsh { vec![] } else { vec![Rule::FrameInUse] };
         assert_eq!(rules(&model), expected, "{before:?}; TLBI; {after:?}; copy");
     }
-    // Who only reads does not disturb a copy.
+    // A CPU that only reads does not disturb a copy.
     let (model, page) = one_page(Features::BASE);
     write(model.cpu(0), page, READ_ONLY);
     model.cpu(0).dsb_ishst();
@@ -323,7 +323,7 @@ fn who_invalidates_what_another_cpu_wrote_needs_a_dsb_that_orders_its_loads() {
     }
 }
 
-/// What a CPU has looked up ahead, and invalidated itself, another's invalidation takes as well: its DSB waits for the
+/// An entry that a CPU looked up ahead, and invalidated itself, another's TLBI takes as well: its DSB waits for the
 /// accesses that use it, in whichever order the two come.
 #[test]
 fn what_a_cpu_has_looked_up_ahead_is_taken_by_the_invalidation_of_another() {

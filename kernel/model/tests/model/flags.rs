@@ -32,7 +32,7 @@ fn loses(entry: Descriptor, change: fn(Descriptor) -> Descriptor) -> bool {
     write(cpu, page, change(cpu.load(cpu.entry(page))));
     let broken = rules(&model);
     assert!(broken.iter().all(|&rule| rule == Rule::LostUpdate), "{broken:?}");
-    // The same by compare-exchange, which finds what the hardware has set.
+    // A compare-exchange in place of the store finds what the hardware has set.
     let (model, page) = page_of(entry, Features::ALL);
     let cpu = model.cpu(1);
     let mut found = cpu.load(cpu.entry(page));

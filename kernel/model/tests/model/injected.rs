@@ -12,14 +12,14 @@ use crate::{DATA, FRAME, map, range};
 
 const TLB: KernelTlb = KernelTlb;
 
-/// What an operation does to two pages that both CPUs have seen.
+/// An operation on two pages that both CPUs have seen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Operation {
     Map,
     ReadOnly,
     Unmap,
     Reclaim,
-    /// The same frames again where they were.
+    /// Maps the same frames again where they were.
     Remap,
     Code,
 }
@@ -78,7 +78,7 @@ fn ready(operation: Operation) -> (Model<Granule4K>, PageRange) {
     (model, pages)
 }
 
-/// What the model reports for `operation` with its `nth` step of this kind sabotaged; it reports nothing without.
+/// The model's report for `operation` with its `nth` step of this kind sabotaged; it reports nothing without.
 #[track_caller]
 fn story(operation: Operation, step: Step, nth: usize, sabotage: Sabotage) -> (Rule, String) {
     let (model, pages) = ready(operation);

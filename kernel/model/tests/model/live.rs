@@ -1,4 +1,4 @@
-//! What must not change under a live translation, and contiguous groups.
+//! Changes that are not allowed under a live translation, and contiguous groups.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, MemoryType, bits};

@@ -1,4 +1,4 @@
-//! What a load by software may find of what another CPU stores: the oldest that the architecture allows.
+//! Values that a load by software may find of another CPU's stores: the oldest that the architecture allows.
 
 use granule_arch::descriptor::Descriptor;
 use granule_model::{Features, Model, ModelCpu};
@@ -9,7 +9,7 @@ use crate::{DATA, FRAME, RODATA, map, one_page, range, write};
 const OLD: Descriptor = Descriptor::page(FRAME, DATA);
 const NEW: Descriptor = Descriptor::page(FRAME, RODATA);
 
-/// What stands between two accesses of one CPU.
+/// The operation between two accesses of one CPU.
 type Between = fn(&ModelCpu<'_, Granule4K>);
 
 const BARRIERS: [(&str, Between); 6] = [

@@ -158,7 +158,7 @@ fn a_split_itself_issues_nothing_but_the_barrier_in_front_of_a_link_and_of_the_l
 }
 
 /// A page of a block that was split becomes read-only by a call that gives the level of the page; before that, some
-/// pages of the block may have been invalidated. What is reported.
+/// pages of the block may have been invalidated. Returns the reports.
 fn hinted_change(before: Option<(u64, u64)>) -> Vec<String> {
     let (model, start) = leaf::<Granule4K>(2 << 20);
     let (cpu, page) = (model.cpu(0), range(start + 0x7000, 0x1000));

@@ -167,7 +167,7 @@ fn a_local_operation_leaves_the_other_cpus_alone() {
     }
 }
 
-/// What errata have repeated: it is for one ASID, and takes global entries all the same.
+/// The operation that errata repeat: it is for one ASID, and takes global entries all the same.
 #[test]
 fn an_operation_for_an_asid_takes_global_entries() {
     let (model, start) = unmapped::<Granule4K>(ALL, 1, Shape::PAGES);

@@ -26,7 +26,7 @@ const PAGES: usize = 8;
 /// Where the memory of the linear map begins: aligned for every leaf.
 const MEMORY: u64 = 0x10_0000_0000;
 
-/// What is done to pages.
+/// A call on pages.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum What {
     Change(Change),
@@ -45,7 +45,7 @@ const CHANGES: [What; 5] = [
 /// [`What::Code`] in it.
 const CODE: usize = 2;
 
-/// What a page of the area should be.
+/// The protection that a page of the area should have.
 #[derive(Clone, Copy, Default)]
 struct Page {
     read_only: bool,
@@ -71,7 +71,7 @@ struct Scene<'m, G: Geometry> {
     to_unmap: usize,
 }
 
-/// What is left out, to see that it is missed.
+/// A step that is left out, to see that it is missed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Forgets {
     Nothing,
@@ -275,7 +275,7 @@ impl<'m, G: Geometry> Scene<'m, G> {
         }
     }
 
-    /// What lies beside the frames of the area, and has no owner here, can be written.
+    /// Frames beside those of the area have no owner here, and can be written.
     fn check_neighbours(&self) {
         let last = memory::<G>() / G::PAGE_SIZE - 1;
         let beside = self.frames.iter().flat_map(|&frame| [frame.saturating_sub(1), (frame + 1).min(last)]);
@@ -302,7 +302,7 @@ fn run<G: Geometry>(
     run_from::<G>(features, frames, border, interleaving, calls, forgets, false);
 }
 
-/// The same, with all of it read-only at first or not.
+/// As [`run`], with all of it read-only at first or not.
 fn run_from<G: Geometry>(
     features: Features,
     frames: Vec<u64>,
@@ -383,7 +383,7 @@ proptest! {
     }
 }
 
-/// What the model reports first when pages of CPU 0 become code, or code of it is unmapped, with a step taken away.
+/// The rule that the model reports first when pages of CPU 0 become code, or code of it is unmapped, without a step.
 fn first_broken(unmaps: bool, step: Step) -> Option<Rule> {
     let model = Model::<Tiny>::new(2, 24, Features::ALL);
     let scene = Scene::new(&model, (0..PAGES as u64).collect(), 3, vec![1], Forgets::Nothing);

@@ -27,7 +27,7 @@ use crate::stop::Stop;
 use crate::turns::{Gated, Turns, is_seen, machine};
 use crate::{Interleaving, both_in_turns, kernel, split, switches, turns};
 
-/// What a CPU does.
+/// A call of a CPU.
 #[derive(Clone, Copy, Debug)]
 enum Deed {
     /// A map or a change.
@@ -37,7 +37,7 @@ enum Deed {
     Purge,
 }
 
-/// The same, what the other does in the middle of it, and what comes behind it.
+/// A deed, the other CPU's deed in the middle of it, and what comes after it.
 #[derive(Clone, Copy, Debug)]
 struct Action {
     by_first: bool,
@@ -181,7 +181,7 @@ impl<'m, G: Geometry, T: ForOthers<G>> Scene<'m, G, T> {
         }
     }
 
-    /// What waits, for `cpu` to invalidate and release; `None` while another CPU does that.
+    /// The ranges that wait, for `cpu` to invalidate and release; `None` while another CPU does that.
     fn begin_purge(&self, cpu: usize) -> Option<Vec<Waiting>> {
         let (rig, mut purging) = (&self.rig, self.purging.lock().unwrap_or_else(PoisonError::into_inner));
         if core::mem::replace(&mut purging.0, true) {
@@ -289,7 +289,7 @@ impl<'m, G: Geometry, T: ForOthers<G>> Scene<'m, G, T> {
         outcomes
     }
 
-    /// What waits may be reached as it was, or not at all.
+    /// Pages that wait may be reached as they were, or not at all.
     fn check_waiting(&self) {
         let waiting = self.rig.waiting().clone();
         for (page, access, was) in self.outcomes(&waiting) {
@@ -556,7 +556,7 @@ fn assert_missed(purge: Purge, purger: usize) {
     assert!(failed.contains("is freed while CPU"), "{purge:?} by CPU {purger}: {failed}");
 }
 
-/// What a purge leaves out is missed, whichever CPU purges; but its own stores a CPU completes with a DSB ISHST too.
+/// A step that a purge leaves out is missed, whichever CPU purges; but a DSB ISHST completes the purger's own stores.
 #[test]
 fn each_step_of_a_purge_is_needed() {
     for purge in [Purge::NoFlush, Purge::FirstOnly, Purge::Late] {

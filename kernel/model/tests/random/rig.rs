@@ -21,7 +21,7 @@ use crate::{DATA, LARGEST};
 /// Frames for tables: enough for most sequences, and some run out.
 pub(crate) const FRAMES: usize = 40;
 
-/// What the two ends of a range may need: a table of blocks and one of pages each.
+/// The tables that the two ends of a range may need: one of blocks and one of pages each.
 const MOST_TABLES: usize = 4;
 
 /// Physical memory that is mapped begins here; no table is in it.
@@ -61,7 +61,7 @@ pub(crate) enum Reach {
 pub(crate) enum Splits {
     /// There are none, and changes give the level of the leaves that they find.
     NotShared,
-    /// What would cut one is refused.
+    /// A change that would cut one is refused.
     Refused,
     /// A lock around each split.
     Locked,
@@ -91,12 +91,12 @@ pub(crate) struct Rig<'m, G: Geometry, T> {
     pub(crate) words: [AtomicU64; 3],
     /// How often others were stopped.
     pub(crate) stops: AtomicU64,
-    /// Whose turn it is, where the CPUs are threads.
+    /// The turns of the CPUs, where they are threads.
     turns: Option<Turns>,
     patience: Patience,
-    /// What leaves are marked with that changes may be made to: those that wait have lost it.
+    /// The mark of leaves that changes may be made to: those that wait have lost it.
     mark: u64,
-    /// What is unmapped and waits for its invalidation. It changes in operations only.
+    /// The ranges that are unmapped and wait for their invalidation. It changes in operations only.
     pub(crate) waiting: Mutex<Vec<Waiting>>,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct Waiting {
     pub(crate) by: usize,
     pub(crate) start: VirtAddr,
     pub(crate) size: u64,
-    /// What was mapped there.
+    /// The pieces that were mapped there.
     pub(crate) was: Vec<(u64, Piece)>,
 }
 
@@ -149,12 +149,12 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    /// The same with leaves that are marked, for [`Self::unmap_lazily`], and changes that split what is their caller's.
+    /// As [`Self::new`], with leaves that are marked, for [`Self::unmap_lazily`]; a change splits leaves of its caller.
     pub(crate) fn lazily(self, splits: Splits) -> Self {
         Self { splits, mark: bits::VM_ALLOC, ..self }
     }
 
-    /// The same, with the whole window mapped by the largest leaves: both CPUs own a part of those at the border.
+    /// Maps the whole window by the largest leaves: both CPUs own a part of those at the border.
     pub(crate) fn sharing(self, splits: Splits) -> Self {
         let window = based::<G>(self.model, window::<G>());
         let block = G::entry_size(1);
@@ -169,7 +169,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         Self { splits, ..self }
     }
 
-    /// The same, with CPUs that take turns: each of their operations waits for its own.
+    /// Has the CPUs take turns: each of their operations waits for its own.
     pub(crate) fn in_turns(self, turns: Turns, patience: Patience) -> Self {
         Self { turns: Some(turns), patience, ..self }
     }
@@ -202,7 +202,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// What `cpu` owns.
+    /// The range that `cpu` owns.
     fn owned(&self, cpu: usize) -> PageRange<G> {
         let window = based::<G>(self.model, window::<G>());
         let before = self.border - window.start().0;
@@ -376,7 +376,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         }
     }
 
-    /// What is free around `range`, as far as `cpu` knows, which has locked its own part.
+    /// The free range around `range`, as far as `cpu` knows, which has locked its own part.
     fn hole(&self, cpu: usize, range: PageRange<G>, within: PageRange<G>) -> PageRange<G> {
         let owned = self.owned(cpu);
         let (first, last) = (self.low(owned.start()), self.low(owned.last()));
@@ -557,7 +557,7 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         PageRange::new(from, left).into_iter().for_each(|part| self.model.audit(cpu, part));
     }
 
-    /// What `cpu` owns is what the map has, for every CPU.
+    /// The range of `cpu` is what the map has, for every CPU.
     pub(crate) fn check(&self, cpu: usize) {
         self.audit(cpu);
         self.model.assert_clean();

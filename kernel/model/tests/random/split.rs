@@ -18,7 +18,7 @@ use crate::stop::Stop;
 use crate::turns::{Gated, Turns, is_seen, machine};
 use crate::{Interleaving, both_in_turns, kernel, switches, turns};
 
-/// What a CPU changes, and what the other does before the first invalidates.
+/// A change by one CPU, and the other's before the first invalidates.
 #[derive(Clone, Copy, Debug)]
 struct Action {
     by_first: bool,
@@ -100,7 +100,7 @@ fn run_in_turns<G: Geometry>(
     });
 }
 
-/// The same, and CPU 0 collapses after each of its changes what is alike, also of what is CPU 1's.
+/// As [`run_in_turns`], and after each of its changes CPU 0 collapses leaves that are alike, also those of CPU 1.
 fn run_collapsing_in_turns<G: Geometry>(
     features: Features,
     (splits, patience): (Splits, Patience),
@@ -303,7 +303,7 @@ fn turns_show_a_collapse_that_waits_for_nobody() {
     assert!(!are_seen(Patience::Waits));
 }
 
-/// The same with stops: of a CPU inside a walk, whose store then goes to a table that is no more; of none, which runs
+/// Stops are seen too: of a CPU inside a walk, whose store then goes to a table that is no more; of none, which runs
 /// while a break is open; of one that goes on with a fault that it has looked up ahead.
 #[test]
 fn turns_show_what_a_stop_leaves_out() {

@@ -92,7 +92,7 @@ unsafe impl<'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Serialise for Sto
 /// All other CPUs are stopped.
 pub(crate) struct OthersStopped<'a, 'r, 'm, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> {
     stopping: &'a Stopping<'r, 'm, G, T>,
-    /// What each CPU could come to by each access to some pages.
+    /// The outcomes that each CPU could come to by each access to some pages.
     before: Vec<(ModelCpu<'m, G>, VirtAddr, Access, Vec<Outcome>)>,
 }
 

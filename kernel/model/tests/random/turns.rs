@@ -45,7 +45,7 @@ pub(crate) fn is_seen<S: Strategy>(cases: u32, draws: &S, test: impl Fn(S::Value
     matches!(run, Err(TestError::Fail(..)))
 }
 
-/// Whose turn it is, of two CPUs.
+/// The turns of two CPUs.
 pub(crate) struct Turns {
     /// How many operations in a row each time: of CPU 0, of CPU 1, of CPU 0, and over again.
     lengths: Vec<u8>,

@@ -80,8 +80,8 @@ fn slots_are_filled_again_behind_the_look_that_found_room() {
     assert!(waits >= 3, "{waits}");
 }
 
-/// What the SMMU did before it raised an error is read behind GERROR, and the command at which it has stopped behind
-/// CMDQ_CONS; what takes that command's place is there before GERRORN lets the SMMU go on.
+/// The SMMU's writes before it raised an error are read after GERROR, and the command at which it has stopped after
+/// CMDQ_CONS; the command that takes that one's place is there before GERRORN lets the SMMU go on.
 #[test]
 fn an_error_is_served_between_barriers() {
     let rig = Rig::new(Hardware::QEMU);

@@ -224,7 +224,7 @@ fn a_sync_can_store() {
     );
 }
 
-/// What this SMMU does not define is not quietly done.
+/// The model reports a command that this SMMU does not define.
 #[test]
 fn the_model_sees_commands_that_are_not_defined() {
     let range = |pages, hint| {

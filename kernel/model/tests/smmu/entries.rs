@@ -82,7 +82,7 @@ fn entries_are_these_words() {
     assert_eq!(apart.0[0], 0x0005_e204_c000_2019);
 }
 
-/// The same by the model's decoder, which has its own reading of every field.
+/// The model's decoder, which has its own reading of every field, reads the same entries.
 #[test]
 fn the_smmu_reads_what_was_meant() {
     let read = |entry: &StreamTableEntry, hardware: &Hardware| Entry::decode(&entry.0, hardware);
@@ -124,7 +124,7 @@ fn the_smmu_reads_what_was_meant() {
     }
 }
 
-/// What QEMU takes for illegal (and the architecture allows it to) is not made.
+/// The driver makes no entry that QEMU takes for illegal, as the architecture allows it to.
 #[test]
 fn the_smmu_refuses_what_it_has_not() {
     let refused = |bit: u32| {
@@ -147,7 +147,7 @@ fn the_smmu_refuses_what_it_has_not() {
     assert!(matches!(Entry::decode(&many.0, &Hardware::QEMU), Entry::Bad(why) if why.contains("S1CDMax")));
 }
 
-/// What the SMMU may see of an entry: each word as it was at some time since the last invalidation.
+/// The values of an entry that the SMMU may see: each word as it was at some time since the last invalidation.
 struct Seen([Vec<u64>; 8]);
 
 impl Seen {

@@ -76,7 +76,7 @@ fn records_are_read_between_two_barriers() {
         raise(&rig, 0..1);
         rig.model.lose_barrier(Barrier::Load, lost);
         rig.parts.events.drain(&rig.parts.smmu, |event| {
-            // What the slot was before.
+            // The slot before the record.
             assert_eq!(event.record == [0; 4], lost == 0);
         });
         let violation = rig.model.expect_violation();
@@ -117,7 +117,7 @@ fn an_index_that_is_none_is_not_believed() {
     assert_eq!(drain(&mut rig), (vec![7, 8], Drained { events: 2, lost: false }));
 }
 
-/// What the device did, what the model wrote, what the driver reads.
+/// The device's access, the model's record, and the event that the driver reads.
 #[test]
 fn faults_are_told_as_they_were() {
     let mut rig = Rig::new(Hardware::QEMU);

@@ -1,4 +1,4 @@
-//! What a device may still reach after a change of its tables, and when memory may be given up.
+//! Pages that a device may still reach after a change of its tables, and when memory may be given up.
 //!
 //! Each rule with its positive control: the stale translation is seen, then it is invalidated, then it is gone.
 

@@ -9,7 +9,7 @@ use granule_smmuv3::{Platform, Word};
 
 use crate::rig::{ASID, PAGE_RW, Rig, STREAM, Tables};
 
-/// 512 entries of a table that each lead to the table itself: 512³ leaves. What is stored later is not followed.
+/// 512 entries of a table that each lead to the table itself: 512³ leaves. Later stores are not followed.
 #[test]
 fn tables_that_lead_to_themselves_are_a_violation() {
     let mut rig = Rig::new(Hardware::QEMU);

@@ -1,7 +1,7 @@
 //! Tables changed at random under a device that uses them, streams bound and unbound, frames given up and taken again:
 //! an oracle knows what the device must see.
 //!
-//! The same story with one step of the driver away is seen to fail.
+//! Each story fails with one step of the driver away.
 
 use std::collections::BTreeSet;
 
@@ -65,7 +65,7 @@ fn action() -> impl Strategy<Value = Action> {
 struct Story {
     rig: Rig,
     tables: [Tables; 2],
-    /// What the bound tables map, by page: the frame, and how.
+    /// The pages that the bound tables map: the frame, and how.
     oracle: [[Option<(u64, Mapped)>; PAGES as usize]; 2],
     bound: usize,
     asid: u16,

@@ -21,9 +21,9 @@ pub(crate) const SILENT: Outcome = Outcome::Refused { event: None };
 
 /// A page of user memory: valid, page, EL0, inner shareable, young, nG.
 pub(crate) const PAGE_RW: u64 = 0b11 | 1 << 6 | 0b11 << 8 | 1 << 10 | 1 << 11;
-/// The same read-only.
+/// [`PAGE_RW`], read-only.
 pub(crate) const PAGE_RO: u64 = PAGE_RW | 1 << 7;
-/// The same writable and clean: DBM set, AP[2] set.
+/// [`PAGE_RO`], writable and clean: DBM set, AP[2] set.
 pub(crate) const PAGE_CLEAN: u64 = PAGE_RO | 1 << 51;
 
 /// [`Streams::set`]: the model has no memory that a device must not reach, and reports what it must not do.
