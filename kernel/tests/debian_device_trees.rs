@@ -76,7 +76,7 @@ fn every_device_tree_of_debians_newest_arm64_kernel_is_read() {
     }
 }
 
-/// What the trees have.
+/// The results of all trees.
 #[derive(Default)]
 struct Seen {
     refused: Vec<String>,
@@ -92,7 +92,7 @@ struct Seen {
 struct Console {
     /// Its driver.
     driver: Option<&'static str>,
-    /// What the node calls itself, at its most general; or why there is none.
+    /// The most general `compatible` of the node; or why there is none.
     what: String,
 }
 

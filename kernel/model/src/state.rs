@@ -294,7 +294,7 @@ impl<G: Geometry> State<G> {
         cell.align_down(G::PAGE_SIZE)
     }
 
-    /// The entries that a TLB may keep of `value`, read in `cell`: none if it faults, a leaf of a group also as a group.
+    /// The entries that a TLB may keep of `value`, read in `cell`: none if it faults; a leaf of a group also as group.
     pub(crate) fn entries(&self, cell: PhysAddr, value: u64, stored: Time) -> Vec<Held> {
         let Some(place) = self.memory.place(cell) else { return Vec::new() };
         let level = place.level;

@@ -95,7 +95,7 @@ fn show_capability(session: &mut Session<'_>, capability: PciCapability) {
     }
 }
 
-/// What a function does, for the classes that machines here have (PCI Code and ID Assignment Specification, 1).
+/// The name of a function's class, where machines here have the class (PCI Code and ID Assignment Specification, 1).
 fn kind(class: Class) -> &'static str {
     match (class.base, class.sub) {
         (0x00, _) => "device from before classes",

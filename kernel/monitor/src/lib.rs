@@ -122,11 +122,11 @@ const STORIES: &[&[Command]] = &[
 
 /// One command.
 struct Command {
-    /// What is typed.
+    /// The word that is typed.
     name: &'static str,
     /// The words that follow the name: capitals stand for values, `|` for a choice, brackets for what may be left out.
     words: &'static str,
-    /// What it does, in a line.
+    /// Its effect, in a line.
     help: &'static str,
     run: for<'a> fn(&mut Session<'_>, Args<'a>) -> Result<(), Failure<'a>>,
     /// Offers the keywords, or names that the kernel knows, that may stand at this place among the words, 0 being the
@@ -168,7 +168,7 @@ enum Failure<'a> {
     /// The words are not what the command takes.
     #[error("{0}")]
     Argument(ArgumentError<'a>),
-    /// What was asked for cannot be had; nothing changed.
+    /// The request cannot be granted; nothing changed.
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The machine refused an access.
@@ -258,7 +258,7 @@ fn nearest_command(name: &str) -> Option<&'static str> {
     suggest(name, Command::all().map(|command| command.name))
 }
 
-/// Whose half of the addresses: the kernel's upper one, or a process's lower one.
+/// The half of the addresses: the kernel's upper one, or a process's lower one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Half {
     Kernel,
@@ -271,7 +271,7 @@ enum Row<'a> {
     Finding(&'a Finding),
 }
 
-/// What a session acts on: the machine, or in the host's tests a model of it.
+/// The subject of a session: the machine, or in the host's tests a model of it.
 trait Subject {
     /// Maps this many fresh pages; returns the address of the first.
     fn vmalloc(&mut self, pages: u64) -> Result<VirtAddr, VmallocError>;
@@ -291,7 +291,7 @@ trait Subject {
     fn execute(&mut self, address: VirtAddr) -> Result<(), ProbeFault>;
     /// The walk for an address, one call for each level. `None`: there is no such process.
     fn walk(&self, whose: Half, address: VirtAddr, step: &mut dyn FnMut(&Step)) -> Option<()>;
-    /// What is mapped in a range, then what was found there. `None`: there is no such process.
+    /// The mappings of a range, then the findings there. `None`: there is no such process.
     fn dump(&self, whose: Half, range: PageRange, row: &mut dyn FnMut(Row<'_>)) -> Option<LeafTotals>;
     /// Starts a program; returns its process's number.
     fn start(&mut self, file: &str, words: Words) -> Result<u32, ExecError>;
@@ -310,7 +310,7 @@ trait Subject {
     fn migrate(&mut self, process: u32, address: VirtAddr) -> Result<Moved, Refusal>;
     /// Begins or ends printing the events of a process's notifiers; returns which.
     fn trace(&mut self, process: u32) -> Result<bool, Refusal>;
-    /// What the use of tag storage costs.
+    /// The cost of the use of tag storage.
     fn tag_storage(&self) -> Result<TagStorageStats, Refusal>;
     /// Ends the machine with a status.
     fn power_off(&mut self, status: Status);
@@ -318,7 +318,7 @@ trait Subject {
     fn reset(&mut self);
 }
 
-/// What a line was expected to do.
+/// The expected outcome of a line.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Expectation {
     Success,
@@ -332,7 +332,7 @@ struct Session<'s> {
     subject: &'s mut dyn Subject,
     /// Lines that did not end as expected.
     failures: u32,
-    /// What the last `vmalloc` or `vmap` returned: `$`.
+    /// The address that the last `vmalloc` or `vmap` returned: `$`.
     allocated: Option<VirtAddr>,
     /// Instructions that the boot CPU had retired when the first prompt was about to appear.
     boot_instructions: Option<u64>,

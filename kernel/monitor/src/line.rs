@@ -40,7 +40,7 @@ pub(super) enum Echo {
     Lines,
 }
 
-/// What a byte completed.
+/// The effect of a byte.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Input {
     /// Nothing yet.
@@ -83,7 +83,7 @@ pub(super) struct Editor {
     history: HistoryBuf<Vec<u8, LINE>, HISTORY>,
     /// How many lines back the line shown is; 0 is the one being written.
     recalled: usize,
-    /// What was being written when an older line was recalled.
+    /// The line that was being written when an older line was recalled.
     draft: Vec<u8, LINE>,
 }
 

@@ -73,7 +73,7 @@ pub(super) const COMMANDS: &[Command] = &[
     },
 ];
 
-/// What `set_memory` makes of pages.
+/// The permission that `set_memory` gives pages.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Permission {
     /// `set_memory_ro`

@@ -82,7 +82,7 @@ impl Subject for Metal {
     fn vfree(&mut self, start: VirtAddr) -> Result<(), VmallocError> {
         let space = &kernel().space;
         space.vfree_at(this_cpu(), start)?;
-        // Who frees an area by hand wants to see it gone.
+        // A person who frees an area by hand wants to see it gone.
         space.purge(this_cpu());
         Ok(())
     }
@@ -148,7 +148,7 @@ impl Subject for Metal {
 
     fn write(&mut self, address: VirtAddr, width: AccessWidth, value: u64) -> Result<(), ProbeFault> {
         // SAFETY: none can be given, and that is the command's purpose: the person at the console owns the machine, and
-        // what is mapped writable may be broken by a store there. What is not, the probe gives back as a fault.
+        // pages that are mapped writable may be broken by a store there. The probe returns a fault for all others.
         unsafe {
             match width {
                 AccessWidth::Byte => probe::write(address, value as u8),

@@ -110,7 +110,7 @@ pub(super) enum ArgumentError<'a> {
     Number {
         /// The argument, as the usage line calls it.
         name: &'static str,
-        /// What was typed.
+        /// The word that was typed.
         word: &'a str,
         /// Why it is no number.
         error: NumberError,
@@ -120,7 +120,7 @@ pub(super) enum ArgumentError<'a> {
     OutOfRange {
         /// The argument, as the usage line calls it.
         name: &'static str,
-        /// What was typed.
+        /// The number that was typed.
         value: u64,
         /// The lowest number allowed.
         first: u64,
@@ -132,7 +132,7 @@ pub(super) enum ArgumentError<'a> {
     TooWide {
         /// The argument, as the usage line calls it.
         name: &'static str,
-        /// What was typed.
+        /// The number that was typed.
         value: u64,
         /// Bytes that are accessed.
         bytes: u32,
@@ -160,7 +160,7 @@ pub(super) enum ArgumentError<'a> {
     Keyword {
         /// The argument, as the usage line calls it.
         name: &'static str,
-        /// What was typed.
+        /// The word that was typed.
         word: &'a str,
         /// The keywords, as the usage line writes them.
         allowed: &'static str,

@@ -79,7 +79,7 @@ fn in_half(whose: Half, address: VirtAddr) -> Result<VirtAddr, Refusal> {
     }
 }
 
-/// What the subject found, if there is such a process.
+/// The subject's answer, or the refusal where there is no such process.
 fn check_found<T>(whose: Half, found: Option<T>) -> Result<T, Refusal> {
     match whose {
         Half::Process(id) => found.ok_or(Refusal::NoProcess(id)),
@@ -177,9 +177,9 @@ const FINDINGS: &str = "],\n\"findings\":[";
 /// A dump that is printed as one JSON object, an element a line.
 struct Json<'s> {
     screen: &'s mut dyn Write,
-    /// What the list that is being printed began with.
+    /// The opening of the list that is being printed.
     list: &'static str,
-    /// What comes before the next element.
+    /// The text before the next element.
     separator: &'static str,
 }
 

@@ -1,4 +1,4 @@
-//! What a kernel brings for its SMMU: a [`Platform`] and a [`Memory`]. In place of the hardware there is as little of
+//! The parts that a kernel brings for its SMMU: a [`Platform`] and a [`Memory`]. The hardware here is as little of
 //! an SMMU as `probe` needs, so that the example runs on the host; a kernel's registers are where `Registers` is.
 //!
 //! `cargo run -p granule-smmuv3 --example platform`

@@ -105,7 +105,7 @@ impl OutputSize {
     const ALL: [Self; 7] =
         [Self::Bits32, Self::Bits36, Self::Bits40, Self::Bits42, Self::Bits44, Self::Bits48, Self::Bits52];
 
-    /// That of a field: IDR5.OAS or IPS; `None` for a reserved value.
+    /// The size that a field has, IDR5.OAS or IPS; `None` for a reserved value.
     pub fn from_field(field: u32) -> Option<Self> {
         Self::ALL.get(field as usize).copied()
     }
@@ -122,7 +122,7 @@ impl OutputSize {
     }
 }
 
-/// What addresses of a stream are translated by.
+/// The tables that translate addresses of a stream, and their format.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
     /// The first table.
@@ -194,7 +194,7 @@ impl ContextDescriptor {
         Self([first.get(), second, 0, without_tags(translation.memory_types), 0, 0, 0, 0])
     }
 
-    /// The same, but nothing is translated any more, and no event is recorded: what a process that exits leaves behind
+    /// The descriptor that translates nothing any more, and records no event: a process that exits leaves it behind
     /// for devices that are still at work.
     ///
     /// It stays valid. An invalid one would answer each transaction with C_BAD_CD, which a device that does not stop
@@ -268,6 +268,6 @@ impl fmt::Debug for ContextDescriptor {
     }
 }
 
-/// What counts only where TTB0 translates, beside TTB0 itself.
+/// The fields that count only where TTB0 translates, beside TTB0 itself.
 const TTB0_FORMAT: u64 =
     in_place(CD0::T0SZ) | in_place(CD0::TG0) | in_place(CD0::IR0) | in_place(CD0::OR0) | in_place(CD0::SH0);

@@ -1,4 +1,4 @@
-//! What can go wrong, in words.
+//! Errors of the driver, in words.
 
 use core::fmt;
 
@@ -45,9 +45,9 @@ pub enum ProbeError {
     NoAnswer {
         /// Which register was looked at.
         register: &'static str,
-        /// What was waited for.
+        /// The value that was waited for.
         wanted: u32,
-        /// What it was at last.
+        /// The value that it had at last.
         found: u32,
     },
     /// A command failed.
@@ -77,7 +77,7 @@ pub enum StreamError {
     Command(#[from] CommandError),
 }
 
-/// What is reported to the platform, because no caller gets it as an error.
+/// An event that is reported to the platform, because no caller gets it as an error.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Report {
     /// The SMMU found this command illegal; CMD_SYNC was put in its place.

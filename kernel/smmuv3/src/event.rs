@@ -1,4 +1,4 @@
-//! What the SMMU records of transactions that it refused: the records of the event queue (IHI 0070, 7.3).
+//! Events of transactions that the SMMU refused: the records of the event queue (IHI 0070, 7.3).
 //!
 //! A record has 32 bytes. Only what its kind defines is decoded; a number that no kind has is kept as it is, with the
 //! whole record.
@@ -27,7 +27,7 @@ mod fields {
         ],
         /// Word 1 of an event record.
         pub EVENT1 [
-            /// What to name a stalled transaction by.
+            /// The tag of a stalled transaction, which a command names it by.
             STAG OFFSET(0) NUMBITS(16) [],
             /// The transaction is stalled.
             STALL OFFSET(31) NUMBITS(1) [],
@@ -39,7 +39,7 @@ mod fields {
             RNW OFFSET(35) NUMBITS(1) [],
             /// Stage 2 refused it.
             S2 OFFSET(39) NUMBITS(1) [],
-            /// What was being accessed.
+            /// The kind of access that failed.
             CLASS OFFSET(40) NUMBITS(2) [Context = 0, Table = 1, Input = 2]
         ]
     }
@@ -53,7 +53,7 @@ pub const RECORD_BYTES: usize = 32;
 /// A record by its words.
 pub type Record = [u64; RECORD_BYTES / 8];
 
-/// What happened, by the specification's names in words.
+/// The kind of an event: the specification's names, in words.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// F_UUT: a transaction of a kind that is not supported.
@@ -124,7 +124,7 @@ impl Kind {
         }
     }
 
-    /// What the specification calls it.
+    /// The specification's name of it.
     pub const fn name(self) -> &'static str {
         match self {
             Self::UnsupportedTransaction => "F_UUT",
@@ -213,7 +213,7 @@ impl fmt::Display for Kind {
     }
 }
 
-/// What a transaction wanted.
+/// The access that a transaction wanted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// To read.
@@ -241,7 +241,7 @@ pub enum Class {
     Context,
     /// A table.
     Table,
-    /// What it had asked for itself.
+    /// The address that it had asked for itself.
     Input,
     /// The reserved value.
     Reserved,
@@ -250,7 +250,7 @@ pub enum Class {
 /// One event.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Event {
-    /// What happened.
+    /// Its kind.
     pub kind: Kind,
     /// To a transaction of this stream.
     pub stream: u32,
@@ -268,7 +268,7 @@ pub struct Event {
     pub stage2: bool,
     /// It waits for an answer to this tag. Nothing that this driver sets up lets transactions stall.
     pub stalled: Option<u16>,
-    /// What could not be read, where that is what happened.
+    /// The address that could not be read, where that is what happened.
     pub fetched: Option<PhysAddr>,
     /// The record.
     pub record: Record,

@@ -5,8 +5,8 @@
 //! - the records are read, *then* CONS is written: the SMMU may write into a slot as soon as it is given back.
 //!
 //! A queue that overflows loses events, and a flag in PROD then differs from its acknowledgement in CONS; some SMMUs
-//! report it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written. What was
-//! lost is not known, so a driver that waits for a transaction must treat each as failed.
+//! report it by the global error EVENTQ_ABT_ERR alone, which stands too for a queue that could not be written. Lost
+//! events are not known, so a driver that waits for a transaction must treat each as failed.
 
 use core::sync::atomic::Ordering;
 
@@ -14,7 +14,7 @@ use crate::event::{RECORD_BYTES, Record};
 use crate::registers::{EVENTQ_PROD, QUEUE_BASE, offset};
 use crate::{DmaMemory, Event, Platform, Smmu, Word};
 
-/// What a look at the event queue found.
+/// The result of a look at the event queue.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Drained {
     /// Events.
@@ -49,7 +49,7 @@ impl Events {
         self.slots.bytes() / RECORD_BYTES
     }
 
-    /// What EVENTQ_BASE is to be. EVENTQ_PROD and EVENTQ_CONS start as 0.
+    /// The value for EVENTQ_BASE. EVENTQ_PROD and EVENTQ_CONS start as 0.
     pub fn base(&self) -> u64 {
         let bits = QUEUE_BASE::LOG2SIZE.val(self.capacity().trailing_zeros().into());
         (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(self.slots.phys().0 >> 5) + bits).value

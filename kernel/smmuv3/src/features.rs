@@ -8,7 +8,7 @@ use tock_registers::LocalRegisterCopy;
 use crate::registers::{AIDR, IDR0, IDR1, IDR3, IDR5, IIDR, offset};
 use crate::{OutputSize, Platform};
 
-/// What an SMMU has.
+/// The features of an SMMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Features {
     /// The registers that the rest was decoded from: IDR0, IDR1, IDR2, IDR3, IDR4, IDR5, IIDR, AIDR.
@@ -23,7 +23,7 @@ pub struct Features {
     pub aarch64: bool,
     /// It reads little-endian tables.
     pub little_endian: bool,
-    /// What CPUs cache is seen by its walks and queue accesses, and the other way round.
+    /// Its walks and queue accesses see the CPUs' caches, and the other way round.
     pub coherent: bool,
     /// It takes part in the CPUs' broadcast TLB maintenance.
     pub broadcast: bool,
@@ -43,7 +43,7 @@ pub struct Features {
     pub msi: bool,
     /// It can wake CPUs from WFE.
     pub event: bool,
-    /// What happens to a transaction that faults.
+    /// Its treatment of a transaction that faults.
     pub stall: Stall,
     /// A stream table may have two levels.
     pub two_levels: bool,
@@ -66,7 +66,7 @@ pub struct Features {
     pub relative: bool,
     /// Range invalidation.
     pub range_invalidation: bool,
-    /// What a change of a leaf's size may do to it, as in the CPU's FEAT_BBM: 0, 1 or 2.
+    /// The effect of a change of a leaf's size, as in the CPU's FEAT_BBM: 0, 1 or 2.
     pub bbm_level: u8,
     /// Bits of a physical address that it puts out.
     pub output_bits: u8,
@@ -99,7 +99,7 @@ impl Features {
         Self::decode(raw.map(|offset| platform.read32(offset)))
     }
 
-    /// The same from their values: IDR0 to IDR5, IIDR, AIDR.
+    /// Decodes the values of the registers: IDR0 to IDR5, IIDR, AIDR.
     pub fn decode(raw: [u32; 8]) -> Self {
         let idr0 = LocalRegisterCopy::<u32, IDR0::Register>::new(raw[0]);
         let idr1 = LocalRegisterCopy::<u32, IDR1::Register>::new(raw[1]);
@@ -166,7 +166,7 @@ impl Features {
     }
 }
 
-/// What it is called: `SMMUv3.1 of Arm, ...` in three lines.
+/// The description: `SMMUv3.1 of Arm, ...` in three lines.
 impl fmt::Display for Features {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let iidr = LocalRegisterCopy::<u32, IIDR::Register>::new(self.raw[6]);

@@ -25,7 +25,7 @@ const PASSES: usize = 4;
 /// How many illegal commands are remembered: each belongs to one call, which looks as soon as it is complete.
 const LOGGED: usize = 8;
 
-/// What is known of an SMMU's global errors.
+/// The record of an SMMU's global errors.
 pub(crate) struct GlobalErrors<P: Platform> {
     /// 1 while a CPU serves them.
     serving: P::Word,
@@ -116,7 +116,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             count(&self.errors.events_lost);
             rest &= !EVENTQ_ABT;
         }
-        // What was put into the queue is there before the SMMU goes on, and the counters before a CPU sees it go on.
+        // The CMD_SYNC in the queue is there before the SMMU goes on, and the counters before a CPU sees it go on.
         platform.dmb_oshst();
         platform.write32(GERRORN, platform.read32(GERRORN) ^ errors);
         [of_queue, (rest != 0).then_some(Report::GlobalErrors(rest))]

@@ -38,7 +38,7 @@ pub trait Entry: Copy {
     fn used(words: &Words) -> Words;
 }
 
-/// What to do next to an entry in use.
+/// The next step of a change of an entry in use.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum EntryStep {
     /// Write this word, by one store of 64 bits.
@@ -144,7 +144,7 @@ pub fn carry_out<E: Entry, W: Word, Failure>(
     Ok(())
 }
 
-/// What the entry in `cells` is.
+/// The words of the entry in `cells`.
 pub(crate) fn read<W: Word>(cells: &[W]) -> Words {
     core::array::from_fn(|word| cells[word].load(Ordering::Relaxed))
 }

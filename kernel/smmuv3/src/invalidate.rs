@@ -1,7 +1,7 @@
 //! Which commands invalidate a range of addresses: the fewest that cover its pages and no other.
 //!
-//! With range invalidation (IDR3.RIL) a command covers `(NUM + 1) << SCALE` pages, NUM up to 31, from any page on. That
-//! is every number of pages whose one bits lie within five places. The largest such number that a range has room for is
+//! With range invalidation (IDR3.RIL) a command covers `(NUM + 1) << SCALE` pages, NUM up to 31, from any page on: each
+//! number of pages whose one bits lie within five places. The largest such number that a range has room for is
 //! more than half of it: so two commands of that length, one that begins where the range begins and one that ends where
 //! it ends, cover it. **No range needs more than two.** Without, there is a command for each page, and beyond
 //! [`MOST_PAGES`] one for the whole ASID.
@@ -29,7 +29,7 @@ pub(crate) enum By {
 }
 
 impl By {
-    /// What `features` allow.
+    /// The kind of commands that `features` allow.
     pub(crate) const fn of(features: &Features) -> Self {
         if features.range_invalidation { Self::Ranges } else { Self::Pages }
     }
@@ -50,7 +50,7 @@ impl Spans {
     pub(crate) fn new(start: VirtAddr, end: VirtAddr) -> Option<Self> {
         let (first, pages) = pages(start, end)?;
         let span = Span::largest(pages);
-        // What one command leaves: the bits that it has no room for.
+        // The pages that one command leaves: the bits that it has no room for.
         let rest = pages & ((1 << span.scale()) - 1);
         Some(Self { span, first, second: first + (rest << PAGE_SHIFT) })
     }

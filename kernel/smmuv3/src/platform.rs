@@ -1,4 +1,4 @@
-//! What the driver needs from the machine that it runs on: registers, barriers, time, memory.
+//! The driver's needs of the machine that it runs on: registers, barriers, time, memory.
 //!
 //! On the metal each method is an instruction or two; on the host it is a model of the SMMU, which sees every access
 //! and barrier in order. The words that CPUs and the SMMU share are the platform's too, so that a checker of
@@ -20,7 +20,7 @@ pub const PAGE1: usize = 0x1_0000;
 pub trait Word: Sync {
     /// Reads it, in one piece.
     fn load(&self, order: Ordering) -> u64;
-    /// The same for a caller that changes it next: its cache line comes to this CPU once, to be written.
+    /// As [`Self::load`], for a caller that changes it next: its cache line comes to this CPU once, to be written.
     fn load_to_change(&self) -> u64 {
         self.load(Ordering::Relaxed)
     }

@@ -15,7 +15,7 @@
 //! ```
 //!
 //! There is no mark in each slot, and no CPU that publishes for others: PROD never passes a slot that is not filled,
-//! because turns are taken in the order of the slots. What that costs: a virtual CPU that does not run when its turn has
+//! because turns are taken in the order of the slots. The cost: a virtual CPU that does not run when its turn has
 //! come keeps those behind it waiting, where one that published for it would go on.
 //!
 //! All positions are counts since the beginning, in 64 bits, so none is ambiguous; registers have their lowest bits,
@@ -58,7 +58,7 @@ pub enum CommandError {
 pub(crate) struct Inserted {
     pub(crate) start: u64,
     pub(crate) end: u64,
-    /// What was consumed for certain before they were filled.
+    /// The count that was consumed for certain before they were filled.
     consumed: u64,
 }
 
@@ -69,7 +69,7 @@ const CLOSING: u64 = 1;
 /// The SMMU lets nothing pass, and no CPU waits for it.
 const CLOSED: u64 = 2;
 
-/// What different CPUs write all the time lies in different cache lines.
+/// A cache line of its own, for a word that CPUs write all the time while others write other words.
 #[repr(align(64))]
 struct CacheLine<T>(T);
 
@@ -131,7 +131,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         self.issue_with(platform, commands.len(), |index| commands[index])
     }
 
-    /// The same for `count` commands that `command` makes.
+    /// As [`Self::issue`], for `count` commands that `command` makes.
     ///
     /// # Errors
     /// See [`Self::issue`].
@@ -201,7 +201,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
     /// [`Self::verdict_of_log`] knows whether it was one of that call's.
     #[inline(always)]
     pub(crate) fn may_be_illegal(&self, platform: &P, start: u64) -> bool {
-        // What follows, the reuse of a page, comes after the SMMU has completed the call.
+        // The caller's next access, the reuse of a page, comes after the SMMU has completed the call.
         platform.dmb_oshld();
         self.illegal.load(Relaxed) > start
     }
@@ -270,7 +270,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         published.store(end, Release);
     }
 
-    /// What the SMMU has consumed now, or less; see the head of this file. `consumed` was read before.
+    /// The count that the SMMU has consumed now, or less; see the head of this file. `consumed` was read before.
     #[inline(always)]
     fn position(&self, platform: &P, consumed: u64) -> u64 {
         let register = u64::from(platform.read32(CMDQ_CONS));
@@ -301,7 +301,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         loop {
             let consumed = self.consumed.load(Acquire);
             let now = self.position(platform, consumed);
-            // What the SMMU has read, it has read before any CPU that finds this count writes there.
+            // The SMMU has read its commands before any CPU that finds this count writes there.
             platform.dmb_oshld();
             self.raise_consumed(now);
             if now + Self::ENTRIES >= end {

@@ -165,7 +165,7 @@ register_bitfields! {u32,
         /// TLB maintenance that CPUs broadcast is ignored.
         PTM OFFSET(2) NUMBITS(1) []
     ],
-    /// What becomes of transactions while SMMUEN = 0.
+    /// The treatment of transactions while SMMUEN = 0.
     pub GBPA [
         ABORT OFFSET(20) NUMBITS(1) [],
         UPDATE OFFSET(31) NUMBITS(1) []

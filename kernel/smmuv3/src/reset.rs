@@ -38,7 +38,7 @@ pub const EVENT_QUEUE_BITS: u32 = 7;
 pub struct Probed<P: Platform + Memory> {
     /// Commands and invalidation.
     pub smmu: Smmu<P>,
-    /// What becomes of each stream: all abort.
+    /// The stream table, in which all streams abort.
     pub streams: Streams<P>,
     /// The event queue.
     pub events: Events,
@@ -145,7 +145,7 @@ fn check(features: &Features) -> Result<(), ProbeError> {
     Ok(())
 }
 
-/// What the SMMU uses in memory. It stays when an SMMU does not answer, which may know of it by then.
+/// The structures in memory. They stay when an SMMU does not answer, which may know of them by then.
 struct Memories<P: Platform + Memory> {
     streams: Streams<P>,
     commands: DmaMemory,
@@ -173,7 +173,7 @@ fn allocate<P: Platform + Memory>(features: &Features, memory: &P) -> Result<Mem
     }
 }
 
-/// What CMDQ_BASE is to be.
+/// The value for CMDQ_BASE.
 fn base(slots: &DmaMemory, bits: u32) -> u64 {
     (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(slots.phys().0 >> 5) + QUEUE_BASE::LOG2SIZE.val(bits.into()))
         .value

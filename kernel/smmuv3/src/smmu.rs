@@ -18,7 +18,7 @@ pub struct Smmu<P: Platform> {
     features: Features,
 }
 
-/// What was done so far.
+/// Counters of the SMMU's use.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Stats {
     /// Commands, CMD_SYNC included.
@@ -38,7 +38,7 @@ impl<P: Platform> Smmu<P> {
         Self { platform, by: By::of(&features), commands, features }
     }
 
-    /// What it has.
+    /// Its features.
     pub fn features(&self) -> &Features {
         &self.features
     }
@@ -87,7 +87,7 @@ impl<P: Platform> Smmu<P> {
         self.invalidate_as_planned(asid, start, end, scope);
     }
 
-    /// What takes longer than usual.
+    /// The slow path of a call whose slots are filled.
     #[cold]
     #[inline(never)]
     fn finish(&self, start: u64, end: u64) {
@@ -107,7 +107,7 @@ impl<P: Platform> Smmu<P> {
         }
     }
 
-    /// What is no range, where ranges are invalidated page by page, and when the queue is full.
+    /// The general path: no range, invalidation page by page, or a full queue.
     #[cold]
     #[inline(never)]
     fn invalidate_as_planned(&self, asid: u16, start: VirtAddr, end: VirtAddr, scope: Scope) {
@@ -118,14 +118,14 @@ impl<P: Platform> Smmu<P> {
         }
     }
 
-    /// The same of everything in `asid`.
+    /// As [`Self::invalidate`], for everything in `asid`.
     pub fn invalidate_asid(&self, asid: u16) {
         if self.issue(&[Command::tlbi_nh_asid(asid)]).is_err() {
             self.invalidate_more();
         }
     }
 
-    /// What was to be invalidated may not be: everything is, or nothing passes any more.
+    /// The range may not be invalidated: everything is, or nothing passes any more.
     #[cold]
     #[inline(never)]
     fn invalidate_more(&self) {
@@ -160,7 +160,7 @@ impl<P: Platform> Smmu<P> {
         });
     }
 
-    /// Whether nothing passes any more: [`Self::shut`], or a command that had to be executed was not. What devices do is
+    /// Whether nothing passes any more: [`Self::shut`], or a command that had to be executed was not. DMA accesses are
     /// aborted then, without an event.
     pub fn is_shut(&self) -> bool {
         self.commands.is_given_up()
@@ -181,7 +181,7 @@ impl<P: Platform> Smmu<P> {
         unacknowledged || *known != before
     }
 
-    /// What was done so far.
+    /// The counters so far.
     pub fn stats(&self) -> Stats {
         let [commands, calls, full] = self.commands.counts();
         let errors = &self.commands.errors;

@@ -21,7 +21,7 @@ mod fields {
         pub STE0 [
             /// 0: the entry is invalid, its transactions end in C_BAD_STE.
             VALID OFFSET(0) NUMBITS(1) [],
-            /// What becomes of the stream.
+            /// The treatment of the stream.
             CONFIG OFFSET(1) NUMBITS(3) [
                 Abort = 0b000,
                 Bypass = 0b100,
@@ -38,7 +38,7 @@ mod fields {
         ],
         /// Word 1 of a stream table entry.
         pub STE1 [
-            /// What becomes of a transaction without a substream where there are substreams.
+            /// The treatment of a transaction without a substream where there are substreams.
             S1_DSS OFFSET(0) NUMBITS(2) [Terminate = 0b00, Bypass = 0b01, Substream0 = 0b10],
             /// How context descriptors are read: inner cacheability.
             S1_INNER OFFSET(2) NUMBITS(2) [NonCacheable = 0b00, WriteBack = 0b01],
@@ -66,7 +66,7 @@ mod fields {
             S1_STALLD OFFSET(27) NUMBITS(1) [],
             /// Address translation services.
             EATS OFFSET(28) NUMBITS(2) [],
-            /// Whose translations these are in the SMMU's TLB.
+            /// The exception level whose translations these are in the SMMU's TLB.
             STRW OFFSET(30) NUMBITS(2) [NsEl1 = 0b00, El2 = 0b10],
             /// Memory type in place of the transaction's, with MTCFG.
             MEM_ATTR OFFSET(32) NUMBITS(4) [],
@@ -111,7 +111,7 @@ pub enum Privilege {
     Privileged,
 }
 
-/// What the entries of one SMMU have in common.
+/// The properties that entries of one SMMU share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EntryFormat {
     /// The SMMU reads memory coherently with the CPUs' caches (IDR0.COHACC).
@@ -145,7 +145,7 @@ impl StreamTableEntry {
         let mut second = LocalRegisterCopy::<u64, STE1::Register>::new(0);
         second.write(match format.coherent {
             true => STE1::S1_INNER::WriteBack + STE1::S1_OUTER::WriteBack + STE1::S1_SHARE::InnerShareable,
-            // What is not cacheable counts as outer shareable, whatever the field has.
+            // Memory that is not cacheable counts as outer shareable, whatever the field has.
             false => STE1::S1_INNER::NonCacheable + STE1::S1_OUTER::NonCacheable + STE1::S1_SHARE::OuterShareable,
         });
         second.modify(STE1::STRW::NsEl1);
@@ -242,10 +242,10 @@ impl fmt::Debug for StreamTableEntry {
     }
 }
 
-/// What counts wherever transactions go through with a permission check.
+/// The fields that count wherever transactions go through with a permission check.
 const PERMISSIONS: u64 = in_place(STE1::PRIVCFG) | in_place(STE1::INSTCFG);
 
-/// What counts where transactions keep attributes of their own.
+/// The fields that count where transactions keep attributes of their own.
 const ATTRIBUTES: u64 = PERMISSIONS
     | in_place(STE1::MEM_ATTR)
     | in_place(STE1::MTCFG)

@@ -49,14 +49,14 @@ const TWO_LEVEL_BITS: u32 = 20;
 const CONTEXTS: usize = 2;
 const CONTEXTS_BYTES: usize = CONTEXTS * ContextDescriptor::BYTES * LEAF_STREAMS;
 
-/// What the driver knows of 256 streams, by words: where the CPU finds their entries (0: there is no leaf), where it
+/// The driver's record of 256 streams, by words: where the CPU finds their entries (0: there is no leaf), where it
 /// finds their context descriptors (0: none was needed so far), and where the SMMU finds those.
 const GROUP_WORDS: usize = 3;
 const ENTRIES: usize = 0;
 const CONTEXTS_CPU: usize = 1;
 const CONTEXTS_SMMU: usize = 2;
 
-/// What becomes of a stream's transactions.
+/// The treatment of a stream's transactions.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Stream<'a> {
     /// They end, and leave no event.
@@ -116,12 +116,12 @@ impl<P: Platform + Memory> Streams<P> {
         1 << self.bits
     }
 
-    /// What STRTAB_BASE is to be.
+    /// The value for STRTAB_BASE.
     pub fn base(&self) -> u64 {
         (STRTAB_BASE::RA::SET + STRTAB_BASE::ADDRESS.val(self.table.phys().0 >> 6)).value
     }
 
-    /// What STRTAB_BASE_CFG is to be.
+    /// The value for STRTAB_BASE_CFG.
     pub fn configuration(&self) -> u32 {
         let form = match self.two_levels {
             true => STRTAB_BASE_CFG::FMT::TwoLevels + STRTAB_BASE_CFG::SPLIT.val(LEAF_BITS),

@@ -12,7 +12,7 @@ use super::{COLUMNS, Echo, Editor, Input, LINE};
 
 const PROMPT: &str = "granule> ";
 
-/// What a terminal makes of the editor's output: rows of characters, and the cursor in the last one.
+/// A terminal that shows the editor's output: rows of characters, and the cursor in the last one.
 #[derive(Default)]
 struct Screen {
     rows: Vec<Vec<char>>,

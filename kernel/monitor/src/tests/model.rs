@@ -38,7 +38,7 @@ pub(super) struct ModelMachine {
     process: Option<ProcessEnd>,
     /// Whether that one's notifiers are traced.
     traced: bool,
-    /// What its tag storage costs, if it has some.
+    /// The cost of its tag storage, if it has some.
     pub(super) tag_storage: Option<TagStorageStats>,
     /// How it was ended.
     pub(super) ended: Option<Status>,

@@ -20,7 +20,7 @@ const BITS: u32 = 4;
 const CPUS: usize = 4;
 /// Calls of each CPU.
 const CALLS: u64 = 5_000;
-/// What is no command.
+/// The opcode of an illegal command.
 const NONE: u64 = 0xff;
 
 /// Registers, and what the SMMU has been seen to do.

@@ -1,4 +1,4 @@
-//! Each check of a feature, at its border. What becomes of the registers is `granule-model`'s.
+//! Each check of a feature, at its border. Tests of `granule-model` look at the registers.
 
 extern crate std;
 
@@ -30,7 +30,7 @@ fn each_thing_that_is_missing_is_the_error_that_names_it() {
         raw[register] ^= bits;
         assert_eq!(check(&Features::decode(raw)), Err(error), "{bits:#x} of IDR{register}");
     }
-    // What is more than the least fits too: faults that may stall, tables of both endiannesses, longer queues.
+    // An SMMU with more than the least fits too: faults that may stall, tables of both endiannesses, longer queues.
     for (register, bits) in [(0, 1 << 24), (0, 2 << 21), (0, 1), (1, 1 << 21), (1, (7 ^ 8) << 16), (1, 1 << 26)] {
         let mut raw = LEAST;
         raw[register] ^= bits;

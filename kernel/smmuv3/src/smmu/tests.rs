@@ -1,4 +1,4 @@
-//! What becomes of calls whose commands fail, on an SMMU that does what it does at once, in the thread of the caller.
+//! Calls whose commands fail, on an SMMU that does each command at once, in the thread of the caller.
 
 #![allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
 
@@ -198,7 +198,7 @@ fn what_was_illegal_is_made_up_for_by_everything() {
     }
 }
 
-/// What must be executed is tried four times; then the SMMU is shut.
+/// A command that must be executed is tried four times; then the SMMU is shut.
 #[test]
 fn an_smmu_that_does_not_invalidate_everything_is_shut() {
     for (refusals, tries, shut) in [(0, 0, false), (1, 1, false), (3, 3, false), (4, 4, true), (9, 4, true)] {
