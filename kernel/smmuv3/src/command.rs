@@ -261,7 +261,7 @@ impl Command {
         )
     }
 
-    /// As [`Self::tlbi_nh_va`], for all pages of `span` from `address` on. The SMMU needs range invalidation (IDR3.RIL).
+    /// As [`Self::tlbi_nh_va`], for all pages of `span` from `address` on. Needs range invalidation (IDR3.RIL).
     #[inline(always)]
     pub fn tlbi_nh_va_range(
         asid: u16,

@@ -86,7 +86,7 @@ pub unsafe fn probe(registers: VirtAddr, frames: &'static FrameAllocator) -> Res
     with_interrupts_masked(|| granule_smmuv3::probe(port))
 }
 
-/// What the tables of this machine's CPUs are like.
+/// The properties of the tables of this machine's CPUs.
 fn needs(kernel: &Kernel) -> Needs {
     let end = kernel.platform.memory.iter().map(|bank| bank.end().0).max().unwrap_or(0);
     Needs {

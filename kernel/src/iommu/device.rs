@@ -36,8 +36,8 @@ const OWN: usize = 48;
 pub struct DmaAddress(pub u64);
 
 impl DmaAddress {
-    /// What `pointer`, a program's, is to a device that is bound to the program: without its tag. CPUs ignore the top byte
-    /// of a program's pointers (TBI0); a context has TBI off, as Linux's have, and there a tagged address is mapped to
+    /// The address of `pointer`, a program's, for a device that is bound to the program: without its tag. CPUs ignore
+    /// the top byte of a program's pointers (TBI0); a context has TBI off, as Linux's, so a tagged address is mapped to
     /// nothing. `None`: the pages of devices are there, which EL0 may not access.
     pub const fn of_pointer(pointer: VirtAddr) -> Option<Self> {
         // Bit 55 takes the tag's place, so that what is no address of a program's stays none.
@@ -96,7 +96,7 @@ pub enum Direction {
     Both,
 }
 
-/// What becomes of what a device does that is not bound.
+/// The treatment of accesses of a device that is not bound.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Mode {
     /// Its own tables translate.
@@ -112,7 +112,7 @@ pub enum Mode {
 /// for each page is a sign of a permanent error.
 pub const MAX_TRIES: u32 = 128;
 
-/// What became of a transfer, once its device has reported it complete.
+/// The result of a transfer, once its device has reported it complete.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use = "a transfer that met faults is not complete, whatever its device reports"]
 pub enum Resolution {
@@ -165,7 +165,7 @@ pub(super) fn direct_pages() -> usize {
     DIRECT_PAGES.load(Ordering::Relaxed)
 }
 
-/// What is in front of a device.
+/// The way of a device's accesses to memory.
 enum Path {
     /// Nothing.
     Direct(DmaMask),
@@ -293,7 +293,7 @@ impl Iommu {
         // An aborted stream leaves no records, and older ones must not count against its next owner.
         self.drain(&devices);
         devices.retain(|other| other.0 != NonNull::from(device));
-        // What is left of them is addresses of messages: registers, not frames.
+        // The places that are left in `own` are addresses of messages: registers, not frames.
         device.state.write().own.drain(..).for_each(|own| device.give_back_place(own.at));
         device.domain.dismantle(cpu, &self.smmu);
         self.asids.lock().free(device.domain.asid());
@@ -467,7 +467,7 @@ impl AttachedDevice {
         self.give_back_place(own.at);
     }
 
-    /// What becomes of the stream while it is not bound.
+    /// Sets the treatment of the stream while it is not bound.
     fn set_unbound(&self, mode: Mode) -> Result<(), StreamError> {
         let iommu = self.iommu;
         match mode {
@@ -622,7 +622,7 @@ impl DmaDevice {
         Ok(DmaAddress(at.0 + (doorbell.0 - page.0)))
     }
 
-    /// What becomes of what the device does while it is not bound: at first its own tables translate.
+    /// Sets the treatment of the device's accesses while it is not bound: at first its own tables translate.
     ///
     /// # Errors
     /// [`DmaError`]; it is as it was. Without an SMMU there is bypass alone.

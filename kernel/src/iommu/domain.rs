@@ -91,7 +91,7 @@ impl Domain {
             let first = PhysAddr(physical.0 + (found.start - range.start()));
             mmu.fill(found.cells, Descriptor::page(first, attributes), PAGE);
         });
-        // What became valid is in no TLB: that walks see it is all that is owed.
+        // Entries that were not valid are in no TLB: walks need only see the new ones.
         mmu.dsb_ishst();
         Ok(())
     }
@@ -104,7 +104,7 @@ impl Domain {
     /// Ends [`Self::map`]. On return the device does not reach the memory.
     #[inline(always)]
     pub(super) fn unmap(&self, smmu: &Smmu<Port>, range: PageRange) {
-        // Whose the frames are others know: no entry need remember it while the invalidation is under way.
+        // The owner of each frame is recorded elsewhere: no entry need keep it while the invalidation is under way.
         self.page_tables().for_each_cells(range, |found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));
         let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
         DomainTlb { smmu, asid: self.asid }.invalidate(&self.mmu, core::iter::once(changed));
@@ -118,7 +118,7 @@ impl Domain {
             self.frames.free(cpu, table);
         };
         // SAFETY: no stream is translated by the tree, and its device is gone: nothing maps or unmaps in it any more.
-        // What the SMMU has cached goes with the ASID.
+        // The SMMU's entries are invalidated by the ASID.
         unsafe { self.page_tables().dismantle_tables(forget, out) };
         self.frames.free(cpu, self.root());
     }

@@ -59,7 +59,7 @@ pub(super) struct FaultCounters {
     unknown_streams: AtomicU64,
 }
 
-/// The same, to be shown.
+/// The counts of faults, to be shown.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FaultStats {
     /// Events that were drained.
@@ -76,7 +76,7 @@ pub struct FaultStats {
     pub unknown_streams: u64,
 }
 
-/// What became of a fault.
+/// The outcome of a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Outcome {
     Waiting,
@@ -165,7 +165,7 @@ impl Log {
         }
     }
 
-    /// What became of a transfer that `access`ed `range`. Its faults are forgotten, and so are those that no transfer
+    /// The result of a transfer that `access`ed `range`. Its faults are forgotten, and so are those that no transfer
     /// in flight may have met, of which one is returned: what they kept from memory may be this transfer's data.
     fn take(&mut self, range: &Range<u64>, access: Access, is_others: &IsOthers<'_>) -> (Resolution, Option<Refusal>) {
         let (mut found, mut stray) = (Resolution::NoFault, None);
@@ -188,7 +188,7 @@ impl Log {
             // Others that are in flight were refused as well.
             self.lost = true;
         }
-        // What was lost may have been any transfer's. A failed caller resubmits nothing, so the overflow flag stays set
+        // Any transfer may have met a lost event. A failed caller resubmits nothing, so the overflow flag stays set
         // for the other waiters.
         if !matches!(found, Resolution::Failed(_)) && core::mem::take(&mut self.lost) {
             found = Resolution::Overflow;
@@ -279,7 +279,7 @@ impl Iommu {
             let next = device.faults().lock().faults.iter().find(waiting).copied();
             let Some(fault) = next else { return };
             let space = device.bound_space();
-            // That may have waited for a bind or an unbind, which forgets what was met before: the space is another.
+            // The read may have waited for a bind or an unbind, which forgets earlier faults: the space is another.
             if !device.faults().lock().has(&fault) {
                 continue;
             }
@@ -315,7 +315,7 @@ impl Iommu {
         drained
     }
 
-    /// What became of a transfer of `device` that `access`ed `range` and is complete.
+    /// The result of a transfer of `device` that `access`ed `range` and is complete.
     pub(super) fn resolve(
         &self,
         cpu: &Cpu,
@@ -499,7 +499,7 @@ mod tests {
         Refusal { page: page(number), access: WRITE }
     }
 
-    /// What became of a transfer, while others are in flight that may have met anything.
+    /// The result of a transfer, while others are in flight that may have met anything.
     fn take(log: &mut Log, range: &Range<u64>) -> Resolution {
         log.take(range, WRITE, &|_| true).0
     }

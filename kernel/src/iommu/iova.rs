@@ -1,6 +1,6 @@
 //! The addresses of a device's own tables that are handed out for single transfers: a bit for each page.
 //!
-//! Transfers are short, so most ask for one page: that is the lowest free bit, found by two looks. What asks for more
+//! Transfers are short, so most ask for one page: that is the lowest free bit, found by two looks. A longer one
 //! gets bits of one word, or whole words.
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};

@@ -27,7 +27,7 @@ pub struct Port {
     producer: VirtAddr,
     consumer: VirtAddr,
     frames: &'static FrameAllocator,
-    /// What is left of the page block that memory is taken from: it must be contiguous.
+    /// The rest of the page block that memory is taken from: it must be contiguous.
     left: IrqLock<Left, { rank::IOMMU_MEMORY }>,
 }
 

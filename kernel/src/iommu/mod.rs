@@ -19,8 +19,8 @@
 //! ```
 //!
 //! # Locks
-//! The list of devices and a device's state are locks that sleep, taken in this order and before a space's areas. What
-//! runs under a page-table lock, or with interrupts masked, takes neither: the notifier's callbacks only issue
+//! The list of devices and a device's state are locks that sleep, taken in this order and before a space's areas. Code
+//! that runs under a page-table lock, or with interrupts masked, takes neither: the notifier's callbacks only issue
 //! commands.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
@@ -76,7 +76,7 @@ const MOST: usize = 64;
 
 /// An SMMU with everything that it is used for.
 pub struct Iommu {
-    /// What the device tree refers to it by.
+    /// The number by which the device tree refers to it.
     phandle: Option<u32>,
     smmu: Smmu<Port>,
     streams: IrqLock<Streams<Port>, { rank::STREAMS }>,
@@ -153,7 +153,7 @@ pub fn asids_in_use() -> usize {
 }
 
 impl Iommu {
-    /// What is made of an SMMU that was just taken into use: nothing is attached.
+    /// Makes an SMMU that was just taken into use: nothing is attached.
     fn new(probed: Probed<Port>, mmu: Machine, frames: &'static FrameAllocator, setup: Setup) -> Self {
         let Probed { smmu, streams, events, asids } = probed;
         Self {
@@ -179,13 +179,13 @@ impl Iommu {
         &self.smmu
     }
 
-    /// What invalidates its TLB when a space changes.
+    /// The trigger that invalidates its TLB when a space changes.
     pub fn notify_mode(&self) -> NotifyMode {
         self.notify_mode
     }
 }
 
-/// What is decided once for all devices of an SMMU.
+/// The settings that are decided once for all devices of an SMMU.
 struct Setup {
     phandle: Option<u32>,
     needs: Needs,

@@ -21,7 +21,7 @@ use crate::bootargs::{PARAMETERS, Parameter, Refused};
 use crate::lab;
 use crate::mm::notifier::{Event, EventSet, Range, Subscriber};
 
-/// What invalidates the SMMU's TLB when a space changes.
+/// The trigger that invalidates the SMMU's TLB when a space changes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NotifyMode {
     /// With the CPUs' TLBs.
@@ -42,7 +42,7 @@ impl NotifyMode {
     /// From the boot arguments.
     #[cfg(target_os = "none")]
     pub(super) fn from_bootargs() -> Self {
-        // What makes no sense was warned of.
+        // An argument that makes no sense was warned of.
         bootargs::get(NOTIFY.name).and_then(|value| Self::parse(value).ok()).unwrap_or(Self::Tlb)
     }
 

@@ -5,10 +5,10 @@
 //! the end   nothing is translated any more, quietly → the number is flushed → the space's memory goes
 //! unbind    the stream's context is its domain's → the number is flushed → unsubscribe → own pages out → number back
 //! ```
-//! **Rule: what joins a space is in force before the space may change or end.** What is in brackets happens between two
-//! changes of a space that has not ended. So no change is missed, and none is received from its middle on; and the end
-//! comes before all of it, which is refused then, or behind all of it, and finds the context to be cut off. What leaves
-//! is out of force before: the stream's context goes first.
+//! **Rule: a binding is in force before the space may change or end.** The steps in brackets happen between two
+//! changes of a space that has not ended. So no change is missed, and none is received from its middle on. The end
+//! comes before all of the steps, which are refused then, or after all, and finds the context to be cut off. A binding
+//! that ends is out of force before: the stream's context goes first.
 //!
 //! The number is given back last: its next owner finds nothing of this space under it. A binding keeps the space's
 //! record and not the space, so a process that ends while a device is bound to it ends at once; its device is cut off,
@@ -33,7 +33,7 @@ use crate::mm::notifier::Subscription;
 use crate::mm::space::{ReservedPages, SpaceHandle, SpaceRef};
 use crate::smp::Cpu;
 
-/// What tables of this kernel ask of a walker.
+/// The properties that a walker must have for tables of this kernel.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Needs {
     /// Bits of the addresses that programs have.
@@ -49,7 +49,7 @@ pub struct Needs {
 /// Why an SMMU cannot walk the tables of processes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum Unfit {
-    /// What CPUs write to tables is not seen by it.
+    /// It does not see the CPUs' stores to tables.
     #[error("the SMMU does not see what is in the CPUs' caches")]
     NotCoherent,
     /// It has other pages.
@@ -58,9 +58,9 @@ pub enum Unfit {
     /// It cannot put out the addresses of all memory.
     #[error("the SMMU puts out {has} bits of address, and memory needs {needs}")]
     Output {
-        /// What it has.
+        /// The bits that it has.
         has: u8,
-        /// What there is.
+        /// The bits that memory needs.
         needs: u8,
     },
     /// A device cannot reach its own pages, which EL0 must not.

@@ -19,7 +19,7 @@ pub(super) struct IovaWindow([u64; PAGES / BITS]);
 pub(super) struct OwnPage {
     /// Where the device finds it.
     pub(super) at: VirtAddr,
-    /// What is there.
+    /// The memory there.
     pub(super) physical: PhysAddr,
     /// Of this type.
     pub(super) memory: MemoryType,

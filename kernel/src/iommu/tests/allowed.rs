@@ -109,7 +109,7 @@ impl Story {
         let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, notify_mode).unwrap();
         let device = iommu.attach(&cpu, STREAM).unwrap();
         model.add_device(STREAM);
-        // What the SMMU may have kept counts against a transaction.
+        // Translations that the SMMU may have kept count against a transaction.
         model.prefer_old();
         let space = spaces.create(&cpu).unwrap();
         let mut story =
@@ -164,7 +164,7 @@ impl Story {
         match self.draw(20) {
             0 | 1 => self.space.munmap(&self.cpu, start, bytes).unwrap(),
             2..=4 => self.map(first, count, Sharing::Private),
-            // What is not mapped cannot be changed.
+            // A range that is not mapped cannot be changed.
             5 => _ = self.space.mprotect(start, bytes, Protection::READ),
             6 | 7 => _ = self.space.mprotect(start, bytes, READ_WRITE),
             8 => _ = self.space.madvise_dontneed(&self.cpu, start, bytes),

@@ -41,7 +41,7 @@ fn a_bound_device_uses_the_addresses_of_the_space_and_an_unbound_one_its_own() {
         assert_eq!(rig.smmu.access(STREAM, own.0, true), before, "its own pages are where they were");
         let shown = entry(&space, RESERVED_START);
         assert!(shown.is_valid() && shown.is_special(), "{shown:?}");
-        // What it gets while it is bound is in both as well.
+        // Memory that it gets while it is bound is in both as well.
         let second = device.alloc_coherent(&rig.cpu, 8).unwrap();
         let doorbell = device.message_address(&rig.cpu, granule_arch::addr::PhysAddr(0x0809_0040)).unwrap();
         assert_eq!(
@@ -196,7 +196,7 @@ fn a_device_that_binds_in_the_middle_of_a_change_does_not_miss_it() {
                 scope.spawn(|| space.mprotect(at(0), PAGE, Protection::READ).unwrap());
                 begins.recv().unwrap();
                 device.bind(&rig.cpu, &space).unwrap();
-                // What it finds it has in its TLB from now on.
+                // Its TLB keeps the translations that it finds, from now on.
                 let _ = (rig.read(at(0)), rig.write(at(0)));
                 let _ = bound.try_send(());
             });
@@ -451,7 +451,7 @@ fn a_change_is_one_command_and_a_sync_and_none_without_a_device() {
     });
 }
 
-/// What one invalidation does, in order, and the opcodes of its commands; with `lab` on.
+/// The steps of one invalidation, in order, and the opcodes of its commands; with `lab` on.
 fn stream(lab: Option<&Lab>) -> (Vec<&'static str>, Vec<u64>) {
     let rig = Rig::new(NotifyMode::Tlb);
     let (device, space) = (rig.attach(), rig.space(1));
@@ -464,7 +464,7 @@ fn stream(lab: Option<&Lab>) -> (Vec<&'static str>, Vec<u64>) {
     (rig.smmu.take_stream(), rig.smmu.take_commands().iter().map(|[low, _]| low & 0xff).collect())
 }
 
-/// What an SMMU that does everything at once hides: the stream of operations shows it.
+/// The stream of operations shows the steps that an SMMU that does everything at once hides.
 #[test]
 fn each_step_of_an_invalidation_is_there_and_in_order() {
     in_order(|| {

@@ -23,7 +23,7 @@ use crate::smp::{Cpu, CpuId};
 
 const PAGE: u64 = 0x1000;
 
-/// What becomes of an access.
+/// The outcome of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Outcome {
     /// It goes there.
@@ -59,7 +59,7 @@ struct ModelState {
     /// By ASID and page: the frame, and whether it may be written.
     tlb: BTreeMap<(u16, u64), (u64, bool)>,
     commands: Vec<[u64; 2]>,
-    /// What the driver did, that has an order.
+    /// The driver's ordered operations.
     stream: Vec<&'static str>,
     /// It takes no commands any more.
     deaf: bool,
@@ -108,7 +108,7 @@ impl Emulated {
         core::mem::take(&mut self.state().commands)
     }
 
-    /// What the driver did since the last call: barriers, and its accesses to the command queue's indices.
+    /// The driver's operations since the last call: barriers, and its accesses to the command queue's indices.
     pub(super) fn take_stream(&self) -> Vec<&'static str> {
         core::mem::take(&mut self.state().stream)
     }
@@ -122,7 +122,7 @@ impl Emulated {
         result
     }
 
-    /// What the driver has stored to a register.
+    /// The value that the driver has stored to a register.
     pub(super) fn register(&self, offset: usize) -> u64 {
         self.state().registers.get(&offset).copied().unwrap_or(0)
     }

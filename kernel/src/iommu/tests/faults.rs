@@ -1,4 +1,4 @@
-//! What becomes of accesses that the SMMU refuses.
+//! Accesses that the SMMU refuses, and how they are resolved.
 
 use std::iter::once;
 
@@ -113,7 +113,7 @@ fn writable_in_the_end_means_writable_for_the_device() {
         for (name, prepare, refused) in cases {
             let stage = Stage::new();
             prepare(&stage);
-            // What it may read it has in its TLB: the write is refused by that.
+            // The TLB has the entry that the device may read: it refuses the write by that.
             let _ = stage.rig.read(at(0));
             let _ = stage.resolve(0, Access::Read);
             if refused == OLD {
@@ -210,7 +210,7 @@ fn what_the_hardware_made_writable_faults_for_ever_where_that_is_trusted() {
     });
 }
 
-/// The queue holds 128 events, a device's own record 32 pages. What did not fit may have been any transfer's.
+/// The queue holds 128 events, a device's own record 32 pages. Any transfer may have met an event that did not fit.
 #[test]
 fn what_is_lost_is_said_to_every_transfer_in_flight() {
     host::with(&[], || {
@@ -286,7 +286,7 @@ fn a_refusal_that_is_in_no_transfer_fails_the_one_that_runs() {
         assert_eq!(stage.rig.read(at(20)), UNMAPPED);
         assert_eq!(resolve(20, false), Resolution::Failed(FaultError::NotMapped));
         let _ = resolve(20, false);
-        // What came before a transfer is not its.
+        // A refusal before a transfer is not the transfer's.
         assert_eq!(stage.rig.write(at(20)), UNMAPPED);
         stage.device.forget_refusals();
         assert_eq!(resolve(9, false), Resolution::NoFault);

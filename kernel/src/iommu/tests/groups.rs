@@ -45,7 +45,7 @@ fn store(story: &Story, page: u64) -> Outcome {
     story.model.transact(STREAM, at(page).0, Wants::WRITE)
 }
 
-/// What was refused is resolved, and comes again.
+/// Resolves a refused write to `page`, which the device then repeats.
 fn resolved(story: &Story, page: u64) {
     let address = at(page).0;
     assert_eq!(story.device.resolve(&story.cpu, address..address + 8, Access::Write, &|_| true), Resolution::Resolved);

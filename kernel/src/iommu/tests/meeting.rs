@@ -17,7 +17,7 @@ use crate::sync::meeting::meet;
 
 const OTHER: u32 = STREAM + 8;
 
-/// What a CPU does.
+/// An operation of a CPU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Deed {
     /// The device is bound.
@@ -50,7 +50,7 @@ fn may_meet(first: Deed, second: Deed) -> bool {
     !(pair.contains(&Detach) && pair.into_iter().all(uses_device)) && pair != [Exec; 2]
 }
 
-/// What a device reaches at the first page of the space.
+/// The page that a device reaches at the first page of the space.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Reached {
     /// The space's page.
@@ -59,7 +59,7 @@ enum Reached {
     Else(Outcome),
 }
 
-/// What has become of it.
+/// The state after both deeds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct After {
     results: [Result<(), BindError>; 2],
@@ -145,7 +145,7 @@ impl<'a> Stage<'a> {
         }
     }
 
-    /// What has become of it, which is left as it is.
+    /// Checks the state after both deeds, and returns it.
     fn after(&self, results: [Result<(), BindError>; 2]) -> After {
         let has_ended = self.handle.upgrade().is_none();
         let reached = [STREAM, OTHER].map(|stream| match self.rig.smmu.access(stream, at(0).0, false) {

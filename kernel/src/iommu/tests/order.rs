@@ -121,7 +121,7 @@ fn addresses_are_given_back_when_they_are_invalidated() {
     });
 }
 
-/// What a device meets until its stream is aborted is drained: it is no fault of the stream's next owner.
+/// A fault that a device meets until its stream is aborted is drained: it is no fault of the stream's next owner.
 #[test]
 fn what_a_device_meets_while_it_is_detached_is_not_its_successors() {
     host::with(&[], || {
@@ -139,7 +139,7 @@ fn what_a_device_meets_while_it_is_detached_is_not_its_successors() {
     });
 }
 
-/// What the SMMU has cached under the number of a device's tables goes when they do, since the number is another's
+/// The SMMU's entries under the number of a device's tables go when the tables do, since the number is another's
 /// then; and the tables are free no earlier.
 #[test]
 fn what_is_cached_of_a_device_goes_before_its_tables() {

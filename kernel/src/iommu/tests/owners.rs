@@ -1,4 +1,4 @@
-//! What belongs to whom on the model SMMU: events that come late, and pages that are EL1's.
+//! Events that come late, and pages that are EL1's, on the model SMMU: they must not reach another owner.
 
 use std::sync::{Arc, Mutex};
 use std::thread;
@@ -84,8 +84,8 @@ fn a_fault_that_is_being_served_is_not_the_next_owners() {
     });
 }
 
-/// What a device shares with its driver is EL1's in the tables of a process. So a device is bound only where it reaches
-/// that: PRIVCFG counts, or privilege does not.
+/// Pages that a device shares with its driver are EL1's in the tables of a process. So a device is bound only where it
+/// reaches them: PRIVCFG counts, or privilege does not.
 #[test]
 fn a_device_is_bound_where_it_reaches_its_own_pages() {
     host::with(&[], || {
