@@ -1,4 +1,4 @@
-//! What all disks have in common: sectors of 512 bytes, and the size of a request.
+//! The common part of all disks: sectors of 512 bytes, and the size of a request.
 
 use thiserror::Error;
 

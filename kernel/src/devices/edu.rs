@@ -69,7 +69,7 @@ mod register {
     pub(super) const BYTES: u64 = 0xa0;
 }
 
-/// What INTERRUPT_STATUS has of an interrupt by RAISE is what was written there; of a DMA it is its own bit.
+/// INTERRUPT_STATUS has the value that was written to RAISE; a DMA sets a bit of its own there.
 const DMA_START: u64 = 1;
 const DMA_FROM_DEVICE: u64 = 2;
 const DMA_INTERRUPT: u64 = 4;
@@ -286,7 +286,7 @@ impl Edu {
         self.registers.write64(register::DMA_SOURCE, source);
         self.registers.write64(register::DMA_DESTINATION, destination);
         self.registers.write64(register::DMA_COUNT, range.end - range.start);
-        // What was stored before is what the device reads.
+        // Orders the stores to the buffer before the command that has the device read it.
         barrier::dmb_oshst();
         self.registers.write64(register::DMA_COMMAND, DMA_START | direction | DMA_INTERRUPT);
         let patience = Deadline::after(PATIENCE);
@@ -304,7 +304,7 @@ impl Edu {
                 self.arrivals.note_missing();
             }
         }
-        // What the device wrote is read behind the look at its register.
+        // Orders the look at the register before the reads of the data that the device wrote.
         barrier::dmb_oshld();
         Ok(self.dma.resolve(this_cpu(), range.clone(), access, &|_| false))
     }

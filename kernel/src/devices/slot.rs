@@ -75,9 +75,9 @@ pub enum BindRefused {
 
 /// A driver of one kind of device.
 pub trait Driver: Sized + Send + Sync + 'static {
-    /// What a device needs besides, and is too large to be on a stack on its way to its place.
+    /// The state that a device needs besides, too large to be on a stack on its way to its place.
     type Fixed: Sync;
-    /// What the monitor calls such a device.
+    /// The monitor's name for such a device.
     const NAME: &'static str;
     /// Vendor and device number of those that the driver knows.
     const IDS: &'static [Id];
@@ -131,7 +131,7 @@ pub trait Driver: Sized + Send + Sync + 'static {
 /// A place for a device.
 pub struct Slot<T: Driver> {
     device: Once<T>,
-    /// What the device needs besides.
+    /// The state that the device needs besides.
     pub fixed: T::Fixed,
     /// Its interrupts.
     pub arrivals: Arrivals,

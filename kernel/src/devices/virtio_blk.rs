@@ -1,7 +1,7 @@
 //! Virtio disks (Virtual I/O Device, version 1.2, 5.2): sectors of 512 bytes, read and written through one queue.
 //!
 //! A request is a header, the data, and a status byte of the device. **That byte is the device's view and not the
-//! memory's**: where an access was refused on its way to memory it still reports success. What holds is
+//! memory's**: where an access was refused on its way to memory it still reports success. The answer that holds is
 //! [`super::virtio::requests`]'s look at the faults.
 
 use thiserror::Error;
@@ -159,7 +159,7 @@ fn header(what: u32, sector: u64) -> [u8; 16] {
     header
 }
 
-/// What the disk has answered.
+/// The outcome of a request, by the disk's answer.
 fn outcome(transfer: Transfer) -> Result<Transfer, BlkError> {
     match transfer.status {
         OK => Ok(transfer),

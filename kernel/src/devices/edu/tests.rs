@@ -53,7 +53,7 @@ fn edu(registers: &Registers) -> Edu {
     }
 }
 
-/// What the driver did, in order.
+/// An operation of the driver.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Did {
     Write(u64, u64),

@@ -30,7 +30,7 @@ use crate::smp::{Cpu, this_cpu};
 
 static SLOTS: [Slot<Nvme>; 2] = [const { Slot::new(()) }; 2];
 
-/// What commands do, as their opcodes.
+/// Opcodes of commands.
 const WRITE: u8 = 0x01;
 const READ: u8 = 0x02;
 
@@ -60,7 +60,7 @@ struct QueueState {
     is_sound: bool,
 }
 
-/// Why sectors were not read or not written. What the memory, or they, hold is not known.
+/// Why sectors were not read or not written. The contents of the memory, or of the sectors, are not known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum NvmeError {
     /// No such sectors.

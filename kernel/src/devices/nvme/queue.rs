@@ -81,7 +81,7 @@ pub(super) struct QueuePair {
     completion: SharedPage,
     tail: u16,
     head: u16,
-    /// What the next completion has for its phase: it changes with each round.
+    /// The phase of the next completion: it changes with each round.
     phase: bool,
     /// Of the command that was handed over last.
     identifier: u16,

@@ -19,7 +19,7 @@ use super::queue::{SharedPage, Violation};
 use super::{READ, WRITE, command, piece};
 use crate::iommu::DmaAddress;
 
-/// What a controller does that it ought not to.
+/// A rule that the controller breaks.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lie {
     None,
@@ -64,7 +64,7 @@ struct Pair {
     round: u16,
 }
 
-/// What it was to read or write: opcode, sector, number of sectors, pointers.
+/// A read or write of the controller: opcode, sector, number of sectors, pointers.
 type Done = (u8, u64, u32, [u64; 2]);
 
 struct ModelController {
@@ -75,7 +75,7 @@ struct ModelController {
     done: RefCell<Vec<Done>>,
     /// Each command, with the number of its queue.
     commands: RefCell<Vec<(usize, [u32; 16])>>,
-    /// What the noise changed in the last completion.
+    /// The bits that the noise changed in the last completion.
     noise: Cell<[u32; 4]>,
     /// Of its registers.
     bytes: Cell<u64>,
@@ -473,8 +473,8 @@ fn a_controller_that_lies_is_found_out() {
     }
 }
 
-/// What the controller finds in memory at each barrier: empty queues before it is enabled, a command before its
-/// doorbell (DMB OSHST), and the rest of a completion no earlier than behind its phase (DMB OSHLD).
+/// The controller's view of memory at each barrier: empty queues before it is enabled, a command before its
+/// doorbell (DMB OSHST), and the rest of a completion no earlier than after its phase (DMB OSHLD).
 #[test]
 fn barriers_are_between_queues_and_registers_and_behind_the_phase() {
     type Seen = Rc<RefCell<Vec<(&'static str, bool, bool)>>>;
@@ -540,7 +540,7 @@ fn barriers_are_between_queues_and_registers_and_behind_the_phase() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// What is taken belongs to the command, whatever the controller writes; all else is an error, or not there yet.
+    /// A completion that is taken belongs to the command, whatever is written; all else is an error, or not there yet.
     #[test]
     fn what_a_noisy_controller_completes_is_taken_or_refused(noises in prop::collection::vec(any::<u64>(), 1..20)) {
         let model = ModelController::new(Lie::None);
@@ -567,7 +567,7 @@ proptest! {
         }
     }
 
-    /// What it says it is, random: an error or a namespace that can be driven.
+    /// A random identity is an error or a namespace that can be driven.
     #[test]
     fn what_a_noisy_controller_says_it_is_never_panics(bits: u64) {
         let model = ModelController::new(Lie::None);

@@ -13,7 +13,7 @@ pub(super) const COUNT: usize = 6;
 /// The kind and size of a base address register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Bar {
-    /// What is behind it.
+    /// I/O ports or memory.
     pub kind: BarKind,
     /// Bytes, a power of two.
     pub size: u64,
@@ -21,7 +21,7 @@ pub struct Bar {
     pub range: Option<PhysRange>,
 }
 
-/// What is behind a base address register.
+/// The kind of addresses behind a base address register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BarKind {
     /// I/O ports. They get no addresses: what has them has memory as well (7.5.1.2.1 of PCI Express).

@@ -1,4 +1,4 @@
-//! What a driver may do with a function that it has claimed.
+//! A driver's operations on a function that it has claimed.
 
 #![allow(unsafe_code, reason = "registers of devices, mapped by the claim of a function")]
 
@@ -34,7 +34,7 @@ pub struct Claim {
 pub enum InterruptVector {
     /// A message by the table of MSI-X, number `intid` at the interrupt controller.
     MsiX {
-        /// That number.
+        /// Its number at the interrupt controller.
         intid: u32,
     },
     /// A message by the MSI capability.
@@ -105,7 +105,7 @@ impl Claim {
                 None => iommu::attach(cpu, None, mask),
             };
         };
-        // What the SMMU is given for addresses lies anywhere from zero on.
+        // The SMMU's input addresses lie anywhere from zero on.
         iommu::attach(cpu, Some(stream), mask.up_to(bridge.dma_reach(0, false).unwrap_or(0)))
     }
 

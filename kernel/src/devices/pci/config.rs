@@ -1,6 +1,6 @@
 //! Configuration space: 4 KiB for each function (PCI Express Base Specification, 7.2.2: ECAM).
 //!
-//! What is read there is input: a device may have any value there. The crate `pci_types` walks lists of capabilities;
+//! Values read there are input: a device may have any value there. The crate `pci_types` walks lists of capabilities;
 //! what makes such a walk end whatever the list holds is [`Listed`].
 
 #![allow(unsafe_code, reason = "registers of devices, mapped by the claim of a function")]
@@ -84,7 +84,7 @@ impl Ecam {
 
     fn write<T: Width>(&self, function: PciAddress, offset: u16, value: T) {
         if let Some(address) = self.address(function, offset) {
-            // SAFETY: `add` was promised that the whole bus is mapped. What a write does is the driver's affair.
+            // SAFETY: `add` was promised that the whole bus is mapped. The effect of a write is the driver's affair.
             _ = self.survive(unsafe { probe::write(address, value) });
         }
     }

@@ -9,8 +9,8 @@
 //! on where a bridge begins to one where it ends. So nothing need be known before (PCI-to-PCI Bridge Architecture
 //! Specification 1.2, 3.2.5: windows of memory begin and end at mebibytes).
 //!
-//! Memory comes from the host's window below 4 GiB. What does not fit there and may lie anywhere comes from the window
-//! above; behind bridges that is forwarded by their prefetchable windows, which no other memory of theirs uses.
+//! Memory comes from the host's window below 4 GiB. Registers that do not fit there and may lie anywhere come from the
+//! window above; bridges forward those by their prefetchable windows, which no other memory behind them uses.
 
 use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
@@ -32,7 +32,7 @@ use crate::sync::IrqLock;
 const MAX_DEPTH: u32 = 8;
 /// A bridge's windows are whole mebibytes.
 const MEBIBYTE: u64 = 1 << 20;
-/// What is at most at the end of the low window's addresses on the bus.
+/// The upper limit of the low window's addresses on the bus.
 const LOW_END: u64 = 1 << 32;
 
 /// Registers of configuration space (7.5.1).
@@ -168,7 +168,7 @@ impl<'m> Walk<'m> {
         self.host.config
     }
 
-    // What is put down about a function, and not what comes back here, has the large frames (`inline(never)`): the walk
+    // The calls that record a function, not those that recurse, have the large frames (`inline(never)`): the walk
     // runs on a boot stack.
     fn bus(&mut self, bus: &PciBus) -> Result<(), OutOfMemory> {
         let config = self.config();
@@ -340,8 +340,8 @@ impl<'m> Walk<'m> {
         Ok(Some(buses))
     }
 
-    /// Whether a bridge sends what comes from behind it to the host, and never to a peer. What is behind a conventional
-    /// bus is one to the host in any case: see [`Function::isolation`].
+    /// Whether a bridge sends accesses from behind it to the host, and never to a peer. Functions behind a conventional
+    /// bus are one to the host in any case: see [`Function::isolation`].
     fn isolates(&self, address: PciAddress, kind: &PortKind, several: bool) -> bool {
         match kind {
             PortKind::Downstream => acs::enable(self.config(), address),
@@ -385,7 +385,7 @@ impl<'m> Walk<'m> {
     }
 }
 
-/// What is done with each function of a bus: its address, its header's kind, whether its device may have several.
+/// The work on each function of a bus: its address, its header's kind, whether its device may have several.
 type Each<'e> = dyn FnMut(PciAddress, u8, bool) -> Result<(), OutOfMemory> + 'e;
 
 /// Calls `each` for the functions of a bus that answer.
@@ -478,7 +478,7 @@ fn requester_id(address: PciAddress) -> u16 {
     u16::from(address.bus()) << 8 | u16::from(address.device()) << 3 | u16::from(address.function())
 }
 
-/// What a bridge leads to.
+/// The kind of a bridge, by the buses that it connects.
 enum PortKind {
     /// From a root complex or a switch to a link.
     Downstream,

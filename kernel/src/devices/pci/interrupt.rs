@@ -193,7 +193,7 @@ pub(super) fn write_msix(
 ) -> Result<(), PciError> {
     let control = claim.read_config16(offset + CONTROL)?;
     if control & MSIX_ON == 0 {
-        // What was there before must not be sent; while all are masked nothing is.
+        // Messages that were there before must not be sent; while all are masked none is.
         claim.write_config16(offset + CONTROL, control | MSIX_ON | MSIX_MASKED)?;
         for entry in 0..u64::from(entries) {
             table.write32(entry * ENTRY + 12, SILENT);

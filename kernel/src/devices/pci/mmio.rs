@@ -69,7 +69,7 @@ macro_rules! access {
         /// It is not inside, or not aligned. Offsets that a device names go through [`part`](Self::part) first.
         #[inline]
         pub fn $write(&self, offset: u64, value: $type) {
-            // SAFETY: mapped for ever (`new`), inside and aligned (`register`). What it does is the driver's affair.
+            // SAFETY: mapped for ever (`new`), inside and aligned (`register`). The effect is the driver's affair.
             unsafe { mmio::write(self.register::<$type>(offset), value) };
         }
     };
@@ -84,7 +84,7 @@ impl MmioRegion {
         Self { start, bytes, _hold: None }
     }
 
-    /// The same, of a function that the caller has claimed.
+    /// As [`Self::new`], for a function that the caller has claimed.
     ///
     /// # Safety
     /// As for [`new`](Self::new).

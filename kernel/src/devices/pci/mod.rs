@@ -1,11 +1,11 @@
 //! PCI Express: which functions there are, and their drivers (PCI Express Base Specification 5.0, 7; PCI-to-PCI Bridge
 //! Architecture Specification 1.2; PCI Local Bus Specification 3.0, 6).
 //!
-//! What firmware may have done is done anew: [`init`] numbers the buses, gives base address registers and bridges their addresses,
-//! and makes the list [`functions`]. A driver looks there for what it knows, takes it by [`Function::claim`], and has
-//! with the [`Claim`] what only one may do: map registers, let the device reach memory, take its interrupts.
-//! What a function is called by the SMMU and by the ITS is in the list as well; of both this module knows no more than
-//! the name.
+//! [`init`] redoes all that firmware may have done: it numbers the buses, gives base address registers and bridges
+//! their addresses, and makes the list [`functions`]. A driver looks there for what it knows, takes it by
+//! [`Function::claim`], and has with the [`Claim`] what only one may do: map registers, let the device reach memory,
+//! take its interrupts. The list also has the names of a function at the SMMU and at the ITS; of both this module knows
+//! no more than the name.
 //!
 //! **A device's configuration space may hold anything**: sizes and lists are bounded, and what makes no sense is left
 //! out with a warning.
@@ -102,16 +102,16 @@ struct Host {
 pub struct Id {
     /// Its vendor.
     pub vendor: u16,
-    /// What they call it.
+    /// Its number among the vendor's devices.
     pub device: u16,
 }
 
-/// What a function does, by the class codes that all vendors share.
+/// The kind of a function, by the class codes that all vendors share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Class {
     /// The kind: 1 mass storage, 2 network, 6 bridge, …
     pub base: u8,
-    /// What of that kind.
+    /// The kind within `base`.
     pub sub: u8,
     /// The programming interface.
     pub interface: u8,
@@ -123,7 +123,7 @@ pub struct Function {
     address: PciAddress,
     id: Id,
     class: Class,
-    /// What it calls itself in accesses: of one behind a conventional bus, its bridge.
+    /// The requester number of its accesses: that of its bridge behind a conventional bus.
     requester: u16,
     /// Where its interrupt pin leads, as device and pin on the host's own bus.
     pin: Option<(u16, u8)>,
@@ -154,7 +154,7 @@ pub enum PciError {
     /// Another driver has it.
     #[error("{0} is in use by {1}")]
     Claimed(PciAddress, &'static str),
-    /// What is behind a bridge depends on it, so no driver may claim it.
+    /// Functions behind a bridge depend on it, so no driver may claim it.
     #[error("{0} is a bridge, and has no driver")]
     Bridge(PciAddress),
     /// It has no base address register of that number.
@@ -165,7 +165,7 @@ pub enum PciError {
         /// The register.
         index: usize,
     },
-    /// What is behind the register are I/O ports.
+    /// The register is for I/O ports.
     #[error("base address register {index} of {function} is for I/O ports, and memory is wanted")]
     NotMemory {
         /// The function.
@@ -197,7 +197,7 @@ pub enum PciError {
     NoVector {
         /// The function.
         function: PciAddress,
-        /// What was asked for.
+        /// The vector that was asked for.
         vector: u16,
         /// How many it has.
         count: u16,
@@ -241,7 +241,7 @@ impl Function {
         self.id
     }
 
-    /// What it does.
+    /// Its kind, by its class codes.
     pub fn class(&self) -> Class {
         self.class
     }
@@ -284,7 +284,7 @@ impl Function {
         self.host.description.streams.find(self.requester)
     }
 
-    /// What the ITS calls it (`msi-map`); `None` where no ITS takes its messages.
+    /// Its number at the ITS (`msi-map`); `None` where no ITS takes its messages.
     pub fn msi_device_id(&self) -> Option<u32> {
         self.host.description.devices.find(self.requester).map(|device| device.id)
     }

@@ -118,7 +118,7 @@ impl VirtioDevice {
         &self.transport
     }
 
-    /// What it and its driver have agreed on.
+    /// The features on which it and its driver have agreed.
     pub fn features(&self) -> u64 {
         self.transport.features()
     }
@@ -280,7 +280,7 @@ impl VirtioDevice {
         });
         match restarted {
             Ok(_) => {
-                // Each is handed over again. What is left are refusals of requests that were given up.
+                // Each is handed over again. The refusals that are left are those of requests that were given up.
                 requests.restart(&mut |segment, _| self.resolve(segment, &|_| true));
                 self.dma.forget_refusals();
                 // Off where it did not come back before.

@@ -19,7 +19,7 @@ use super::transport::{RegisterGroup, RegisterWidth, Registers};
 
 pub(super) const PAGE: usize = 4096;
 
-/// What an access of a device asked for and did not get.
+/// An access that a device was refused.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ModelFault {
     pub(super) address: u64,
@@ -33,7 +33,7 @@ pub(super) struct Memory {
     /// The address by which the device knows the first byte.
     first: u64,
     unmapped: RefCell<BTreeSet<u64>>,
-    /// What the device could not reach: the event queue.
+    /// The accesses that the device was refused: the event queue.
     pub(super) faults: RefCell<VecDeque<ModelFault>>,
 }
 

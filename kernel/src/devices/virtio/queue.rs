@@ -110,7 +110,7 @@ impl Segment {
         self.address..self.address.saturating_add(self.bytes as u64)
     }
 
-    /// What the device does with them.
+    /// The device's access to them.
     pub const fn access(&self) -> Access {
         match self.flow {
             Flow::ToDevice => Access::Read,
@@ -144,7 +144,7 @@ pub enum SubmitError {
     Broken,
 }
 
-/// What a device did that it must not do. The queue takes nothing more from it.
+/// A violation of the queue's rules by the device. The queue takes nothing more from it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum DeviceError {
     /// Its used index claims more chains than are in flight.
@@ -161,9 +161,9 @@ pub enum DeviceError {
     /// It reports more bytes written than the chain has room for.
     #[error("the device reports {written} bytes written, of {room}")]
     TooLong {
-        /// What it reports.
+        /// The bytes that it reports.
         written: u32,
-        /// What it was given to write.
+        /// The bytes that it was given to write.
         room: u32,
     },
     /// It did one of these before.
@@ -191,7 +191,7 @@ pub struct Completion {
     pub written: u32,
 }
 
-/// What the driver knows of a descriptor.
+/// The driver's record of a descriptor.
 #[derive(Clone, Copy)]
 struct DescriptorState {
     /// The next of its chain, or of the free ones.
@@ -272,7 +272,7 @@ impl VirtQueue {
     };
 
     /// Becomes an empty queue in the page at `page`, of which it takes the first [`RING_BYTES`], for a device that takes
-    /// `most` descriptors at most. What was in flight is forgotten.
+    /// `most` descriptors at most. Chains that were in flight are forgotten.
     ///
     /// # Safety
     /// They are mapped as ordinary memory, aligned to a page, for as long as the queue is used; nothing else accesses
@@ -377,7 +377,7 @@ impl VirtQueue {
         if used > self.in_flight {
             return Err(DeviceError::IndexJump { used, in_flight: self.in_flight });
         }
-        // What the device wrote before its index, the buffers among it, is read behind it (2.7.14).
+        // The device's stores before its index, those to the buffers among them, are read after the index (2.7.14).
         barrier::dmb_oshld();
         let element = self.load_used(self.place(self.used_index));
         let unknown = DeviceError::NotInFlight(element.id);
@@ -409,7 +409,7 @@ impl VirtQueue {
         barrier::dmb_osh();
     }
 
-    /// What the driver knows of a descriptor. Links and heads are this side's own; what the device hands back is below `size`.
+    /// The driver's record of a descriptor. Links and heads are this side's own; the device's are below `size`.
     fn descriptor(&mut self, index: u16) -> &mut DescriptorState {
         &mut self.descriptors[usize::from(index)]
     }

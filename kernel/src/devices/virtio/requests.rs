@@ -35,12 +35,12 @@ const FRAME_BYTES: usize = 32;
 const HEADER_BYTES: usize = 16;
 /// In place of a request's number.
 const NO_REQUEST: u8 = u8::MAX;
-/// What is in that byte before the device stores its own: none of its values.
+/// The value of that byte before the device stores its own: none of its values.
 const NO_STATUS: u8 = 0xff;
 
 const _: () = assert!(HEADER_BYTES < FRAME_BYTES && RING_BYTES + MAX_REQUESTS * FRAME_BYTES <= PAGE_SIZE);
 
-/// What a device reads in front of the data, and answers behind it.
+/// The header that a device reads in front of the data, and the byte that it answers behind the data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestFrame {
     /// Nothing.
@@ -54,13 +54,13 @@ pub enum RequestFrame {
 pub struct Transfer {
     /// Bytes that the device reports written, the status byte among them.
     pub written: u32,
-    /// What it answered; [`u8::MAX`] where the request has no frame, or it did not answer.
+    /// Its answer; [`u8::MAX`] where the request has no frame, or it did not answer.
     pub status: u8,
     /// How often the request was handed over.
     pub tries: u32,
 }
 
-/// Why a request has failed. What its memory holds is not known.
+/// Why a request has failed. The contents of its memory are not known.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum RequestError {
     /// It was not handed over.
@@ -94,7 +94,7 @@ pub enum RequestError {
 #[must_use = "a request stays in its table until its result is taken"]
 pub struct Ticket(u8);
 
-/// What has become of a request. By number, so that the first is 0: see [`Requests::NONE`].
+/// The state of a request. By number, so that the first is 0: see [`Requests::NONE`].
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum RequestState {
@@ -147,8 +147,8 @@ unsafe impl Sync for Requests {}
 
 /// Until when one request is waited for: until some time has passed in which it was not handed over again.
 ///
-/// It is not the device that takes its time where faults of this request were served. What others were handed over again
-/// for counts for them: a request that never completes would else be waited for as long as they fault.
+/// A wait in which faults of this request were served is no delay by the device. Resubmissions of other requests count
+/// for those: a request that never completes would else be waited for as long as they fault.
 pub struct Patience<T> {
     tries: u32,
     until: T,
@@ -285,7 +285,7 @@ impl Requests {
                 Verdict::Failed(error) => {
                     self.entries[index].state = RequestState::Over(Err(RequestError::Fault(error)))
                 }
-                // What the device has done of it is not known.
+                // The device's progress with it is not known.
                 Verdict::Complete | Verdict::Again => _ = self.again(index),
             }
         }
@@ -411,7 +411,7 @@ impl Requests {
     }
 }
 
-/// What a look at the faults has shown of a request that came back.
+/// The verdict on a request that came back, by its faults.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Verdict {
     Complete,

@@ -21,13 +21,13 @@ pub struct Structure {
 /// The groups that a device has.
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Structures {
-    /// What all virtio devices have.
+    /// Registers that all virtio devices have.
     pub common: Option<Structure>,
     /// Where it is notified.
     pub notify: Option<Structure>,
     /// Why it interrupted.
     pub interrupt: Option<Structure>,
-    /// What devices of its kind have.
+    /// Registers that devices of its kind have.
     pub device: Option<Structure>,
     /// Bytes between the places at which two queues are notified, for each step of their offsets.
     pub multiplier: u32,

@@ -55,13 +55,13 @@ mod common {
 /// A group of registers, each somewhere in a BAR (4.1.4).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RegisterGroup {
-    /// What all virtio devices have.
+    /// Registers that all virtio devices have.
     Common,
-    /// What a driver stores to so that the device looks at a queue.
+    /// The register that a driver stores to so that the device looks at a queue.
     Notify,
     /// Why it interrupted; a read deasserts the line.
     Interrupt,
-    /// What devices of this kind have.
+    /// Registers that devices of this kind have.
     Device,
 }
 
@@ -97,7 +97,7 @@ pub enum TransportError {
     /// A device from before version 1.
     #[error("the device offers no VERSION_1: a legacy device, which is not driven")]
     Legacy,
-    /// What it reads and writes would not be translated.
+    /// Its accesses would not be translated.
     #[error("the device offers no ACCESS_PLATFORM: its DMA would pass by the SMMU (QEMU: iommu_platform=on)")]
     PassesBy,
     /// It does not work with the features that this driver takes.
@@ -133,7 +133,7 @@ pub struct Doorbell {
     offset: u64,
 }
 
-/// What a device has to do with an SMMU.
+/// The device's relation to an SMMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Translation {
     /// One stands in front of it, and the device must not bypass it.
@@ -208,7 +208,7 @@ impl<R: Registers> Transport<R> {
         Err(TransportError::NoReset(self.status()))
     }
 
-    /// What both sides have agreed on.
+    /// The features on which both sides have agreed.
     pub fn features(&self) -> u64 {
         self.features
     }
@@ -276,7 +276,7 @@ impl<R: Registers> Transport<R> {
         self.status() & status::NEEDS_RESET != 0
     }
 
-    /// Has the device look at its queue. What was stored before, it sees: [`VirtQueue::submit`] has seen to that.
+    /// Has the device look at its queue. It sees all earlier stores: [`VirtQueue::submit`] has seen to that.
     pub fn notify(&self, doorbell: Doorbell) {
         self.registers.write(RegisterGroup::Notify, doorbell.offset, RegisterWidth::Half, doorbell.queue.into());
     }

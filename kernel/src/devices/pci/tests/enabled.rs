@@ -1,4 +1,4 @@
-//! What a function does by itself behind each call, and in which order that goes on and off.
+//! Operations that a function does by itself after each call, and the order in which they go on and off.
 
 use super::super::enumerate::{BUS_MASTER, NO_PIN};
 use super::super::{Claim, Function};
@@ -26,7 +26,7 @@ fn wrong(model: &ModelBus) -> std::vec::Vec<&'static str> {
     core::mem::take(&mut model.0.lock().unwrap()[0].wrong)
 }
 
-/// What a driver may do with its claim.
+/// A call on a driver's claim.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     BusMaster(bool),

@@ -99,8 +99,8 @@ fn entry(configured: usize, vector: u64, event: u64) -> [TableWrite; 4] {
     core::array::from_fn(|word| (configured, 4 * vector + word as u64, words[word]))
 }
 
-/// What another system left in the table is never sent: all is masked at once when MSI-X is turned on, then each entry;
-/// the last step unmasks the function, when its one message is whole.
+/// Messages that another system left in the table are never sent: all are masked at once when MSI-X is turned on, then
+/// each entry; the last step unmasks the function, when its one message is whole.
 #[test]
 fn a_table_of_messages_is_silent_before_it_is_unmasked() {
     let stage = stage();

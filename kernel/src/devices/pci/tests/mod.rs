@@ -29,7 +29,7 @@ fn host(config: impl ConfigSpace + 'static, last_bus: u8, low: Range<u64>) -> &'
     host_with(config, last_bus, low, [false, false])
 }
 
-/// The same, with windows that may be prefetchable.
+/// As [`host`], with windows that may be prefetchable.
 fn host_with(
     config: impl ConfigSpace + 'static,
     last_bus: u8,
@@ -39,7 +39,7 @@ fn host_with(
     host_between(config, last_bus, low, HIGH, prefetchable)
 }
 
-/// The same, with another window above.
+/// As [`host_with`], with another window above.
 fn host_between(
     config: impl ConfigSpace + 'static,
     last_bus: u8,
@@ -121,7 +121,7 @@ fn bridge(kind: ModelKind, behind: Vec<Plan>) -> Plan {
     Plan { kind, wants: Vec::new(), prefetchable: true, left_bus: 0, acs: None, behind }
 }
 
-/// What every walk over honest devices must have made of them, by the registers alone.
+/// Checks the result of a walk over honest devices, by the registers alone.
 fn check(bus: &[ModelNode], number: u64, windows: &[Range<u64>], functions: &[Function]) -> Result<(), TestCaseError> {
     let overlap = |a: &Range<u64>, b: &Range<u64>| a.start.max(b.start) < a.end.min(b.end);
     let mut taken: std::vec::Vec<Range<u64>> = Vec::new();
@@ -166,7 +166,7 @@ fn check(bus: &[ModelNode], number: u64, windows: &[Range<u64>], functions: &[Fu
             if let Some(buses) = function.bridge() {
                 prop_assert_eq!(u64::from(buses.secondary)..u64::from(buses.subordinate) + 1, node.buses());
                 prop_assert!(node.buses().start > number);
-                // What the host forwards to it, and no more than all above it do.
+                // The addresses that it forwards and that every bridge above it forwards.
                 let through: std::vec::Vec<Range<u64>> = forwards
                     .iter()
                     .flat_map(|inner| {
@@ -514,7 +514,7 @@ fn a_single_function_on_the_hosts_own_bus_is_isolated() {
 fn behind_a_port_acs_decides() {
     let port = |acs, behind| Plan { acs, ..bridge(ModelKind::RootPort, behind) };
     assert_eq!(isolated(&[port(Some(ACS), vec![endpoint(&[])])]), [Ok(())]);
-    // What the capability does not offer is wired to on.
+    // A control that the capability does not offer is wired to on.
     assert_eq!(isolated(&[port(Some(ACS & !1), vec![endpoint(&[])])]), [Ok(())]);
     let [Err(NotIsolated::Port(_, at))] = isolated(&[port(None, vec![endpoint(&[])])])[..] else { panic!() };
     assert_eq!((at.bus(), at.device()), (0, 0));

@@ -1,8 +1,8 @@
 //! Configuration space in memory: devices and bridges that take writes as the specification defines.
 //!
-//! A read or write goes the way that it would go: through the bridges whose bus numbers lead there. What a bridge
-//! forwards is decoded here once more, from the registers alone. Each write is judged by what the function does at that
-//! moment ([`Enabled`]); what is wrong with one is in [`ModelNode::wrong`].
+//! A read or write goes the way that it would go: through the bridges whose bus numbers lead there. The windows that a
+//! bridge forwards are decoded here once more, from the registers alone. Each write is judged by what the function does
+//! at that moment ([`Enabled`]); what is wrong with one is in [`ModelNode::wrong`].
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -12,14 +12,14 @@ use pci_types::PciAddress;
 
 use super::super::config::ConfigSpace;
 
-/// What a base address register is for.
+/// The use of a base address register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Want {
     Io(u32),
     Memory { bits: u32, wide: bool, prefetchable: bool },
 }
 
-/// What a bridge is.
+/// The kind of a function or bridge.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ModelKind {
     Endpoint,
@@ -28,7 +28,7 @@ pub(super) enum ModelKind {
     Conventional,
 }
 
-/// What a function does by itself, as its registers have it.
+/// The operations that a function does by itself, as its registers have it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Enabled {
     /// It decodes memory.
@@ -57,7 +57,7 @@ pub(super) struct Plan {
     pub(super) prefetchable: bool,
     /// Of a bridge: the bus that firmware left behind it.
     pub(super) left_bus: u8,
-    /// What of ACS it offers; `None` without the capability.
+    /// The ACS controls that it offers; `None` without the capability.
     pub(super) acs: Option<u16>,
     pub(super) behind: Vec<Plan>,
 }
@@ -69,7 +69,7 @@ pub(super) struct ModelNode {
     writable: [u32; 128],
     pub(super) wants: Vec<(usize, Want)>,
     pub(super) behind: Vec<ModelNode>,
-    /// What it did after each write that changed that.
+    /// Its state after each write that changed the state.
     pub(super) history: Vec<Enabled>,
     /// Until then it does not answer itself, and what is behind it does not.
     wakes: [Duration; 2],
@@ -139,8 +139,8 @@ impl ModelNode {
         node
     }
 
-    /// What firmware may have left on: MSI-X, an expansion ROM, ATS, PRI, PASID, virtual functions; little power, and a
-    /// bridge's reset of its bus; and ACS off.
+    /// Leaves on all that firmware may leave on: MSI-X, an expansion ROM, ATS, PRI, PASID, virtual functions; little
+    /// power, and a bridge's reset of its bus; and ACS off.
     fn leave_on(&mut self, plan: &Plan) {
         let rom = if plan.kind == ModelKind::Endpoint { 0x30 } else { 0x38 };
         (self.registers[rom / 4], self.writable[rom / 4]) = (0xfff0_0001, 0xffff_f801);
@@ -169,7 +169,7 @@ impl ModelNode {
         }
     }
 
-    /// What of that is still on.
+    /// The settings of [`Self::leave_on`] that are still on.
     pub(super) fn is_on(&self) -> Vec<&'static str> {
         let rom = if self.kind == ModelKind::Endpoint { 0x30 } else { 0x38 };
         let bits = [

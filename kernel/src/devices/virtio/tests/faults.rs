@@ -218,7 +218,7 @@ fn a_frame_goes_around_the_data() {
     assert_eq!(bench.requests.take(ticket), None, "a result is taken once");
 }
 
-/// What the last request left where the answer goes is no answer.
+/// A status byte that the last request left is no answer.
 #[test]
 fn a_device_that_does_not_answer_has_not_said_that_all_is_well() {
     let mut bench = Bench::new();
@@ -341,7 +341,7 @@ fn a_reset_loses_nothing() {
         (0..3).map(|page| bench.requests.submit(RequestFrame::None, &[bench.page(page)]).unwrap()).collect();
     bench.fetch();
     bench.perform(0);
-    // What it did is forgotten with the rest.
+    // The request that it performed is forgotten with the rest.
     let (page, address) = bench.memory.page(0);
     bench.with_device.clear();
     bench.device = Bench::device();
@@ -387,7 +387,7 @@ fn what_comes_back_of_an_abandoned_request_is_not_the_next_ones() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(60))]
 
-    /// Whatever pages are taken away and whichever records are lost, a request that is complete has its data.
+    /// A request that is complete has its data, whatever pages are taken away and whichever records are lost.
     #[test]
     fn what_is_complete_has_arrived(
         steps in prop::collection::vec((0..8_u8, 0..PAGES, any::<usize>()), 1..80),

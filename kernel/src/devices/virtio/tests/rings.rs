@@ -110,7 +110,7 @@ fn interrupts_can_be_turned_off() {
     assert!(!pair.device.is_quiet(&pair.memory));
 }
 
-/// What the device finds in memory at each barrier of a submission: DMB OSHST twice (2.7.13.3, 2.7.13.4).
+/// The device's view of memory at each barrier of a submission: DMB OSHST twice (2.7.13.3, 2.7.13.4).
 #[test]
 fn a_chain_is_there_before_its_index_and_that_before_the_notification() {
     let Pair { memory, mut driver, mut device } = pair();
@@ -223,7 +223,7 @@ fn a_chain_comes_back_once() {
     assert_eq!(pair.driver.take(), Err(DeviceError::NotInFlight(head.into())));
 }
 
-/// What a device may do next, true or not.
+/// A step of a driver and its device, true or not.
 #[derive(Clone, Debug)]
 enum Step {
     Submit(Vec<(u32, bool)>),
@@ -313,7 +313,7 @@ proptest! {
         }
     }
 
-    /// Whatever the device does, the driver takes back its own buffers and nothing else, or reports what was wrong.
+    /// The driver takes back its own buffers and nothing else, whatever the device does, or reports what was wrong.
     #[test]
     fn a_hostile_device_gets_errors(size in 0..7_u32, steps in prop::collection::vec(hostile(), 0..200)) {
         let Pair { memory, mut driver, mut device } = pair_of(1 << size);
