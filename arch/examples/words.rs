@@ -1,4 +1,4 @@
-//! What a few numbers mean: a descriptor, a syndrome, and the TLBIs that a range takes.
+//! The meaning of a few numbers: a descriptor, a syndrome, and the TLBIs that a range takes.
 //!
 //! `cargo run -p granule-arch --example words`
 

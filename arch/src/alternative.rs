@@ -35,24 +35,24 @@ pub struct Record {
     site: i32,
     /// From this field to where it jumps when on, or the instruction that it is when on.
     target: i32,
-    /// Whose switch it is.
+    /// Number of the switch that the site obeys.
     identifier: u16,
     /// 0 where it jumps; [`INSTRUCTION`] where not.
     kind: u16,
 }
 
-/// What a site asks for: one of these per record.
+/// A branch site with absolute addresses: one of these per record.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Site {
     /// Address of the instruction.
     pub address: VirtAddr,
-    /// What it does when on.
+    /// The effect of the site when on.
     pub when_on: WhenOn,
-    /// Whose switch it is.
+    /// Number of the switch that the site obeys.
     pub identifier: u16,
 }
 
-/// What a site that is on has in the place of the NOP.
+/// The instruction that a site has when on, in the place of the NOP.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WhenOn {
     /// A jump.
@@ -108,7 +108,7 @@ pub fn records() -> &'static [Record] {
 /// Patches every site to what `enabled` returns for its identifier; returns how many instructions were changed.
 ///
 /// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need
-/// not be. What it stored is executed by this CPU once the function returns. Another CPU needs an ISB after that.
+/// not be. This CPU executes the new instructions once the function returns. Another CPU needs an ISB after that.
 /// `caches` are those of all CPUs that run.
 #[cfg(target_os = "none")]
 pub fn apply(enabled: impl Fn(u16) -> bool, caches: CodeCaches, mut write: impl FnMut(VirtAddr, u32)) -> usize {

@@ -74,9 +74,9 @@ pub unsafe fn clean_and_invalidate_to_memory(start: VirtAddr, bytes: u64) {
 
 /// Drops the lines of the range without writing them back: the next read comes from memory. Around stores that
 /// bypass the caches, such as those with the MMU off: before, so that no older line is written over them; after, so
-/// that no line that speculation has fetched hides them. What the dropped lines held is lost.
+/// that no line that speculation has fetched hides them. The contents of the dropped lines are lost.
 ///
-/// Begins with a DSB: nothing else orders DC IVAC behind stores to Device memory (Arm ARM D7.5.9). Complete when
+/// Begins with a DSB: nothing else orders DC IVAC after stores to Device memory (Arm ARM D7.5.9). Complete when
 /// the function returns.
 ///
 /// # Safety
@@ -171,8 +171,8 @@ pub fn invalidate_all_instructions() {
     }
 }
 
-/// What new code takes to be seen by fetches: of one CPU as in its CTR_EL0, of several the least of them, since one
-/// CPU's register describes its own caches alone.
+/// Properties of the caches that decide how fetches come to see new code: of one CPU as in its CTR_EL0, of several the
+/// least of them, since one CPU's register describes its own caches alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct CodeCaches {
     /// Bytes in the shortest data cache line.
@@ -194,7 +194,7 @@ impl CodeCaches {
         Self::of(0)
     }
 
-    /// What a value of CTR_EL0 says.
+    /// Decodes a value of CTR_EL0.
     pub fn of(ctr: u64) -> Self {
         let ctr = CtrEl0::from_bits_retain(ctr);
         Self {

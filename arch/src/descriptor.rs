@@ -48,7 +48,7 @@ pub mod bits {
     pub const PXN: u64 = 1 << 53;
     /// No execution at EL0.
     pub const UXN: u64 = 1 << 54;
-    /// What the hardware leaves to software in a leaf: bits 58 to 55 and 63.
+    /// The bits of a leaf that the hardware leaves to software: 58 to 55 and 63.
     pub const SOFTWARE: u64 = 1 << 63 | 0b1111 << 55;
     /// Software: the page belongs to a vmalloc area, whose owner may change its permissions (Linux's flag of that
     /// name).
@@ -107,7 +107,7 @@ pub enum MemoryType {
     NormalTagged = 3,
 }
 
-/// What MAIR_EL1 has at one index (Arm ARM D24.2.122).
+/// A memory type as one of the eight bytes of MAIR_EL1 holds it (Arm ARM D24.2.122).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryAttribute(pub u8);
 
@@ -126,7 +126,7 @@ impl MemoryAttribute {
     pub const NORMAL_WRITE_THROUGH: Self = Self(0xaa);
     /// Normal, inner and outer write-back, read- and write-allocate.
     pub const NORMAL: Self = Self(0xff);
-    /// The same with allocation tags.
+    /// As [`Self::NORMAL`], with allocation tags.
     pub const NORMAL_TAGGED: Self = Self(0xf0);
 }
 
@@ -157,7 +157,7 @@ pub const MAIR_MTE: u64 = mair(&[
     MemoryAttribute::NORMAL_TAGGED,
 ]);
 
-/// What a descriptor is at its level.
+/// The kind of a descriptor, read at its level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// Nothing is here: all bits zero, or not valid without the present mark.
@@ -168,7 +168,7 @@ pub enum Kind {
     Table,
 }
 
-/// What the entries of a table may be, by its level (Arm ARM D8.3.1). Which level that is depends on the granule.
+/// The kinds of entries that a table of one level may hold (Arm ARM D8.3.1). The granule decides which level that is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum LevelEntries {
     /// Tables alone: a level above the first at which blocks are legal.
@@ -210,7 +210,7 @@ impl Descriptor {
         Self((address.0 & bits::ADDRESS) | attributes.bits())
     }
 
-    /// The same leaf as one of a contiguous group. All entries of the group must have the bit, and translate alike.
+    /// This leaf as one of a contiguous group. All entries of the group must have the bit, and translate alike.
     #[must_use]
     pub const fn contiguous(self) -> Self {
         Self(self.0 | bits::CONTIGUOUS)
@@ -222,7 +222,7 @@ impl Descriptor {
         Self(self.0 & !bits::ADDRESS)
     }
 
-    /// What the entry is, read in a table of a level that holds `entries`.
+    /// The kind of the entry, read in a table of a level that holds `entries`.
     ///
     /// 0b01 is reserved where no block is legal, at the last level and at the first ones, and faults as if it were
     /// invalid (Arm ARM D8.3.1): nothing is mapped there.
@@ -327,20 +327,20 @@ impl Attributes {
         Self::kernel_data(MemoryType::DeviceNGnRE)
     }
 
-    /// The same, marked as pages of a vmalloc area: their owner may change permissions.
+    /// These attributes, marked as pages of a vmalloc area: their owner may change permissions.
     #[must_use]
     pub const fn vm_alloc(self) -> Self {
         Self(self.0 | bits::VM_ALLOC)
     }
 
-    /// The same, marked as pages of an area that does not own its frames: their owner may change permissions, but
-    /// nothing becomes executable.
+    /// These attributes, marked as pages of an area that does not own its frames: their owner may change permissions,
+    /// but nothing becomes executable.
     #[must_use]
     pub const fn vm_map(self) -> Self {
         Self(self.0 | bits::VM_MAP)
     }
 
-    /// The same with the memory type at `index` of MAIR_EL1, 0 to 7: for a kernel with another than [`MAIR`].
+    /// These attributes with the memory type at `index` of MAIR_EL1, 0 to 7: for a kernel with another than [`MAIR`].
     #[must_use]
     pub const fn with_memory_index(self, index: u8) -> Self {
         assert!(index < 8, "MAIR_EL1 has eight attributes");

@@ -46,7 +46,7 @@ pub enum FaultStatus {
     TagCheck,
     /// The memory system found an uncorrectable error.
     ParityOrEcc,
-    /// The same, in a descriptor that the walk asked for.
+    /// As [`Self::ParityOrEcc`], in a descriptor that the walk asked for.
     ParityOrEccOnWalk,
     /// An unaligned access to memory that demands alignment.
     Alignment,
@@ -60,7 +60,7 @@ pub enum FaultStatus {
     Other(u8),
 }
 
-/// What was attempted.
+/// The kind of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Access {
     /// A load.
@@ -80,7 +80,7 @@ pub struct Abort {
     pub status: FaultStatus,
     /// The level of the walk, −1 to 3, where the status has one.
     pub level: Option<i8>,
-    /// What was attempted.
+    /// The access that was attempted.
     pub access: Access,
     /// Whether FAR_EL1 holds the address.
     pub address_valid: bool,
@@ -115,7 +115,7 @@ impl Syndrome {
         LocalRegisterCopy::new(self.0)
     }
 
-    /// What EL0 attempted, where its tables have refused it: a translation, access flag or permission fault, at any
+    /// The access that EL0 attempted, if its tables refused it: a translation, access flag or permission fault, at any
     /// level of the walk that is in memory. `None` for everything else that can be wrong. A subset of [`Self::abort`],
     /// for the page-fault path: some shifts and masks.
     #[inline(always)]
@@ -146,7 +146,7 @@ impl Syndrome {
         Some(Abort { status, level, access, address_valid: self.0 & FNV == 0 })
     }
 
-    /// What a data abort's instruction attempted.
+    /// The access that a data abort's instruction attempted.
     #[inline(always)]
     const fn data_access(self) -> Access {
         match self.0 & (CM | WNR) {

@@ -1,4 +1,4 @@
-//! What a CPU can do, from its ID registers (Arm ARM D24.2, and D24.1.3 on how their fields are to be compared).
+//! The features of a CPU, from its ID registers (Arm ARM D24.2, and D24.1.3 on how their fields are to be compared).
 //!
 //! `CpuFeatures::read` copies the registers of the CPU that runs; [`CpuFeatures::least`] makes of two CPUs the one that
 //! both are at least, which is what a kernel that runs on both may use. The accessors give fields a meaning; no code
@@ -61,7 +61,7 @@ pub struct Granules {
     pub k64: bool,
 }
 
-/// What the hardware writes into descriptors by itself (FEAT_HAFDBS).
+/// The updates that the hardware makes to descriptors by itself (FEAT_HAFDBS).
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum HardwareUpdates {
     /// Nothing.
@@ -100,7 +100,7 @@ pub enum Mte {
     Asymmetric,
 }
 
-/// What ID_AA64MMFR2_EL1.BBM promises about a change of size of a live entry. Later levels promise what the last does.
+/// The rule of ID_AA64MMFR2_EL1.BBM for changing the size of a live entry. Later levels promise what the last does.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum BreakBeforeMake {
     /// Level 0: break-before-make is required.
@@ -188,7 +188,7 @@ impl CpuFeatures {
         }
     }
 
-    /// What both have. Commutative and associative, so that it can be folded over all CPUs in any order.
+    /// The features that both have. Commutative and associative, so that it can be folded over all CPUs in any order.
     #[must_use]
     pub fn least(&self, other: &Self) -> Self {
         Self {
@@ -234,7 +234,7 @@ impl CpuFeatures {
         if field(self.mmfr0, IdAa64mmfr0El1::ASIDBITS_SHIFT) >= 2 { 16 } else { 8 }
     }
 
-    /// What the hardware writes into descriptors by itself.
+    /// The updates that the hardware makes to descriptors by itself.
     pub fn hafdbs(&self) -> HardwareUpdates {
         match field(self.mmfr1, IdAa64mmfr1El1::HAFDBS_SHIFT) {
             0 => HardwareUpdates::None,
@@ -353,7 +353,7 @@ impl CpuFeatures {
         }
     }
 
-    /// What new code takes to be seen by fetches.
+    /// Properties of the caches that decide how fetches come to see new code.
     pub fn code_caches(&self) -> CodeCaches {
         CodeCaches::of(self.ctr)
     }
@@ -369,7 +369,7 @@ const fn field(register: u64, shift: u32) -> u64 {
     register >> shift & 0xf
 }
 
-/// What the value of a field means: the last of `meanings` is also that of the values which are greater.
+/// The meaning of the value of a field: the last of `meanings` is also that of the values which are greater.
 const fn by_number<T: Copy, const N: usize>(value: u64, meanings: [T; N]) -> T {
     meanings[if value < N as u64 { value as usize } else { N - 1 }]
 }

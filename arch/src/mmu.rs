@@ -94,8 +94,8 @@ pub const SCTLR_MMU_OFF: u64 = SctlrEl1::LSMAOE
     .union(SctlrEl1::EOS)
     .bits();
 
-/// The same with the MMU, both caches, and the check of the stack's alignment on. EL0 may do nothing that EL1 can
-/// withhold, and PSTATE.PAN stays as it is when an exception is taken (SPAN).
+/// As [`SCTLR_MMU_OFF`], with the MMU, both caches, and the check of the stack's alignment on. EL0 may do nothing that
+/// EL1 can withhold, and PSTATE.PAN stays as it is when an exception is taken (SPAN).
 pub const SCTLR_MMU_ON: u64 = SCTLR_MMU_OFF
     | SCTLR_EL1::M::Enable.value
     | SCTLR_EL1::C::Cacheable.value
@@ -168,7 +168,7 @@ mod metal {
     #[unsafe(link_section = ".text.idmap")]
     pub unsafe extern "C" fn turn_on(sctlr: u64) {
         core::arch::naked_asm!(
-            // What a previous stage translated must not be hit.
+            // No translation of a previous stage may be hit.
             "tlbi vmalle1",
             "dsb nsh",
             "isb",
@@ -182,7 +182,7 @@ mod metal {
         )
     }
 
-    /// What the registers of translation are to hold.
+    /// Values for the registers of translation.
     #[derive(Clone, Copy, Debug)]
     pub struct Registers {
         /// MAIR_EL1: see [`mair`](crate::descriptor::mair).

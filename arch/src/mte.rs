@@ -44,7 +44,7 @@ impl Tag {
 }
 
 impl VirtAddr {
-    /// The same address with `tag` as its logical tag, which replaces bits 59:56.
+    /// This address with `tag` as its logical tag, which replaces bits 59:56.
     #[inline(always)]
     #[must_use]
     pub const fn with_tag(self, tag: Tag) -> Self {
@@ -327,8 +327,8 @@ pub unsafe fn copy_page_tags(to: VirtAddr, from: VirtAddr) {
 /// Sets the tags of `bytes` bytes, a multiple of [`GRANULE`], to the logical tag of `start` (STG, ST2G).
 ///
 /// # Safety
-/// The range is aligned to [`GRANULE`] and mapped writable as Normal-Tagged. What still accesses it by another tag
-/// faults.
+/// The range is aligned to [`GRANULE`] and mapped writable as Normal-Tagged. Accesses by another tag fault from then
+/// on.
 #[inline(always)]
 pub unsafe fn set_tags(start: VirtAddr, bytes: u64) {
     debug_assert!(start.is_aligned(GRANULE) && bytes.is_multiple_of(GRANULE));

@@ -55,9 +55,9 @@ macro_rules! call {
 /// The CPU executes what is at `entry`, with all of memory in its reach.
 /// 1. `entry` is the physical address of code that expects the state of DEN 0022, 6.4: EL1 or EL2 as the caller's, MMU
 ///    and caches off, interrupts masked, `context` in x0.
-/// 2. That code, and all that it accesses with its caches off, is in memory (clean to the point of coherency), and is
-///    used for nothing else for as long as the CPU may run it.
-/// 3. What the code does until it is in Rust keeps Rust's rules: it has a stack of its own, and writes only what the
+/// 2. The code at `entry`, and all that it accesses with its caches off, is in memory (clean to the point of
+///    coherency), and is used for nothing else for as long as the CPU may run it.
+/// 3. The code keeps Rust's rules before it is in Rust, too: it has a stack of its own, and writes only what the
 ///    caller has handed to it.
 pub unsafe fn cpu_on(conduit: Conduit, mpidr: u64, entry: u64, context: u64) -> Result<(), Error> {
     call!(conduit, cpu_on(mpidr, entry, context))

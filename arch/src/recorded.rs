@@ -29,7 +29,7 @@ pub fn record(work: impl FnOnce()) -> Vec<&'static str> {
 }
 
 /// Runs `work`, and `hook` in the place of each instruction that this thread would have issued, with the instruction's
-/// name. What the hook itself issues is in no record.
+/// name. Instructions that the hook itself issues are in no record.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
 pub fn at_each<T>(hook: impl FnMut(&'static str) + 'static, work: impl FnOnce() -> T) -> T {
     HOOK.set(Some(Box::new(hook)));

@@ -16,7 +16,7 @@ pub const DCZID_EL0_DZP: u64 = 1 << 4;
 /// The number of the PMU event "instruction architecturally executed", and of its bit in PMCEID0_EL0.
 pub const EVENT_INST_RETIRED: u64 = 8;
 
-// What DC ZVA zeroes.
+// The size of the block that DC ZVA zeroes.
 #[cfg(target_os = "none")]
 arm_sysregs::read_sysreg!(dczid_el0: s3_3_c0_c0_7, u64, safe);
 // Which of the first 32 events are counted. Exists where ID_AA64DFR0_EL1.PMUVer has it.

@@ -20,7 +20,7 @@ pub const CLEAR_TCO: u32 = 0xd503_409f;
 #[cfg(target_os = "none")]
 const SET_TCO: u32 = 0xd503_419f;
 
-/// What a mismatch does: SCTLR_EL1.TCF0, SCTLR_EL1.TCF.
+/// The effect of a tag mismatch: SCTLR_EL1.TCF0, SCTLR_EL1.TCF.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum TagCheck {
     /// Nothing.
@@ -119,7 +119,7 @@ mod metal {
 
     pub(super) fn take_recorded_of_el1() -> bool {
         let recorded: u64;
-        // SAFETY: the register exists, as `Registers` proves. What is recorded of an access is visible behind the
+        // SAFETY: the register exists, as `Registers` proves. The record of an access is visible after the
         // access's completion.
         unsafe {
             asm!("dsb nsh", "isb", "mrs {0}, s3_0_c5_c6_0", out(reg) recorded, options(nostack, preserves_flags))

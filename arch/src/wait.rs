@@ -55,7 +55,7 @@ pub fn park(at: &AtomicU32, here: u32, word: &AtomicU32, value: u32) {
             "b.ne 3f",
             "wfe",
             "b 2b",
-            // What was fetched, or translated ahead, is from before.
+            // Instructions fetched ahead, and their translations, are from before.
             "3: isb",
             "msr daif, {daif}",
             daif = out(reg) _,

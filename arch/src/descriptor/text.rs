@@ -22,7 +22,7 @@ impl Descriptor {
         Listed { descriptor: self, mair: MAIR_MTE }
     }
 
-    /// What MAIR_EL1, being `mair`, has at the index of this leaf.
+    /// The attribute that MAIR_EL1, being `mair`, has at the index of this leaf.
     const fn memory_attribute(self, mair: u64) -> MemoryAttribute {
         MemoryAttribute(mair.to_le_bytes()[self.memory_index() as usize])
     }
@@ -54,7 +54,7 @@ pub struct Decoded {
 }
 
 impl Decoded {
-    /// The same where MAIR_EL1 is `mair`, and not [`MAIR_MTE`].
+    /// Reads memory types with `mair` as MAIR_EL1 in place of [`MAIR_MTE`].
     #[must_use]
     pub const fn with_mair(self, mair: u64) -> Self {
         Self { mair, ..self }
@@ -147,7 +147,7 @@ fn fmt_bits(f: &mut fmt::Formatter<'_>, entry: Descriptor, names: &[(u64, &str)]
     Ok(names.iter().fold(0, |all, (bit, _)| all | bit))
 }
 
-/// What software means by its bits in a leaf. In a leaf of a user space they mean something else than in the kernel's.
+/// The names of software's bits in a leaf. A leaf of a user space uses these bits for other things than the kernel's.
 const fn software(leaf: Descriptor) -> &'static [(u64, &'static str)] {
     match (leaf.is_valid(), leaf.is_inaccessible()) {
         (true, _) if leaf.0 & bits::NG != 0 => &[
@@ -183,7 +183,7 @@ pub struct Listed {
 }
 
 impl Listed {
-    /// The same where MAIR_EL1 is `mair`, and not [`MAIR_MTE`].
+    /// Reads memory types with `mair` as MAIR_EL1 in place of [`MAIR_MTE`].
     #[must_use]
     pub const fn with_mair(self, mair: u64) -> Self {
         Self { mair, ..self }

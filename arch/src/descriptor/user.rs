@@ -1,7 +1,7 @@
 //! User entries: permissions, and **the one table of software bits and of encodings whose VALID is 0**.
 //!
 //! Arm ARM D8.3: a descriptor whose VALID is 0 is the software's in all its other bits; in a valid leaf bits 58 to 55
-//! and 63 are. The positions are Linux's on arm64 where it has them. What an entry is depends on two bits:
+//! and 63 are. The positions are Linux's on arm64 where it has them. Two bits decide the kind of an entry:
 //!
 //! | VALID | NG | it is |
 //! |---|---|---|
@@ -60,7 +60,7 @@ const USES: [Use; 19] = [
     used(SWAP_OFFSET, NOT_PRESENT),
     used(MIGRATION_YOUNG, NOT_PRESENT),
     used(MIGRATION_DIRTY, NOT_PRESENT),
-    // What distinguishes the three kinds of entry.
+    // The bits that distinguish the three kinds of entry.
     used(bits::VALID, KERNEL_LEAF | USER_LEAF | PRESENT_INVALID | NOT_PRESENT | TABLE),
     used(bits::NG, USER_LEAF | PRESENT_INVALID | NOT_PRESENT),
 ];
@@ -99,9 +99,9 @@ const _: () = {
 
 /// Of a page in transit: it has no other mapping.
 const SWAP_EXCLUSIVE: u64 = 1 << 2;
-/// What an entry that is not present is: Linux's swap type.
+/// The kind of an entry that is not present: Linux's swap type.
 const SWAP_TYPE: u64 = 0b1_1111 << 6;
-/// What it is about: a frame or a set of [`Markers`].
+/// The operand of such an entry, Linux's swap offset: a frame or a set of [`Markers`].
 const SWAP_OFFSET: u64 = bits::ADDRESS;
 /// The frame had been used when it began to move.
 const MIGRATION_YOUNG: u64 = 1 << 48;
@@ -116,8 +116,8 @@ const TYPE_MARKER: u64 = 31;
 /// Caches of all CPUs, and of devices, show the same.
 const SHARED: u64 = bits::SH_INNER;
 
-/// What a mapping lets EL0 do: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, and whether tags are
-/// checked.
+/// The accesses that a mapping permits to EL0: `PROT_READ`, `PROT_WRITE` and `PROT_EXEC` by their numbers, and whether
+/// tags are checked.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Protection(u8);
 
@@ -151,7 +151,7 @@ impl Protection {
         Self(self.0 & !Self::TAGGED.0)
     }
 
-    /// What both have.
+    /// The intersection of the two.
     #[must_use]
     pub const fn common(self, other: Self) -> Self {
         Self(self.0 & other.0)
@@ -189,21 +189,21 @@ impl Attributes {
         Self(base & !bits::UXN | data | write | bits::VALID | bits::USER)
     }
 
-    /// The same, written already where it may be written: stores succeed at once, in a kernel that tracks no dirty pages.
+    /// These attributes as if written, if writable: stores succeed at once, in a kernel that tracks no dirty pages.
     #[must_use]
     pub const fn dirty(self) -> Self {
         if self.0 & bits::WRITE == 0 { self } else { Self(self.0 & !bits::RDONLY | bits::DIRTY) }
     }
 
-    /// The same for other memory.
+    /// These attributes with another memory type.
     #[inline(always)]
     #[must_use]
     pub const fn of_memory(self, memory: MemoryType) -> Self {
         Self(self.0 & !bits::ATTR_INDEX | Self::index(memory))
     }
 
-    /// The same where EL0 may execute and nothing else: for CPUs with FEAT_PAN3, on others privileged accesses would
-    /// pass by PAN.
+    /// Attributes by which EL0 may execute and nothing else: for CPUs with FEAT_PAN3, on others privileged accesses
+    /// would pass by PAN.
     pub const fn execute_only(memory: MemoryType) -> Self {
         let base = bits::VALID | bits::NG | bits::AF | bits::PXN | bits::RDONLY;
         Self(base | SHARED | Self::index(memory))
@@ -229,7 +229,7 @@ impl Attributes {
     }
 }
 
-/// What an entry remembers of a page that is not there: Linux's PTE markers.
+/// Facts that an entry remembers of a page that is not there: Linux's PTE markers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Markers(u8);
 
@@ -292,7 +292,7 @@ pub struct Migration {
     pub uffd_wp: bool,
 }
 
-/// What an entry is that is not present.
+/// An entry that is not present, decoded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum NonPresent {
     /// Nothing, and nothing to remember.
@@ -330,7 +330,7 @@ impl From<Migration> for Descriptor {
     }
 }
 
-/// What `mprotect` changes.
+/// The fields that `mprotect` changes.
 const PERMISSIONS: u64 = bits::USER | bits::RDONLY | bits::WRITE | bits::PXN | bits::UXN | bits::GP | bits::ATTR_INDEX;
 
 /// User leaves, in Linux's vocabulary: `pte_mkyoung` is [`Descriptor::young`], `pte_modify` is
@@ -347,7 +347,7 @@ impl Descriptor {
         self.0 & (bits::VALID | bits::PRESENT_INVALID) != 0
     }
 
-    /// What it is, where it is not present.
+    /// Decodes an entry that is not present.
     pub const fn non_present(self) -> NonPresent {
         let number = (self.0 & SWAP_TYPE) >> 6;
         let known = match number {
@@ -525,14 +525,14 @@ impl Descriptor {
     }
 
     /// A present leaf that waits for tag storage: the next access faults, and EL0 may not write until that fault has
-    /// decided it anew. That it was written, by the hardware's note too, is kept.
+    /// decided it anew. The dirty state is kept, also where the hardware has set it.
     #[inline(always)]
     #[must_use]
     pub const fn fault_on_access(self) -> Self {
         self.write_protected().read_only_fault_on_access()
     }
 
-    /// The same where EL0 may not write already: a call that marks many asks that once.
+    /// As [`Self::fault_on_access`], for a leaf that EL0 may not write already: one check serves a call that marks many.
     #[inline(always)]
     #[must_use]
     pub const fn read_only_fault_on_access(self) -> Self {
@@ -540,8 +540,8 @@ impl Descriptor {
         Self(self.invalid().0 | bits::FAULT_ON_ACCESS)
     }
 
-    /// What [`Self::fault_on_access`] made, after the access: valid and young, with the permissions and the memory type
-    /// of `attributes`, which are those of an accessible page. All else stays: whose its frame is, whether it was
+    /// The leaf that [`Self::fault_on_access`] made, after the access: valid and young, with the permissions and the
+    /// memory type of `attributes`, which are those of an accessible page. All else stays: whose its frame is, whether it was
     /// written, and userfaultfd's mark, with which EL0 may not write.
     #[inline(always)]
     #[must_use]
@@ -580,11 +580,11 @@ impl Descriptor {
         Self(self.0 & !(bits::PROT_NONE | bits::UFFD_WP_INVALID) | bits::VALID | bits::NG | mark)
     }
 
-    /// The same page with other permissions and memory type, as `mprotect` wants it. All else stays: whether it was
-    /// used and written, whose its frame is, and userfaultfd's mark. That an access is waited for does not:
-    /// what stores the entry decides that anew.
+    /// This page with other permissions and memory type, as `mprotect` wants it. All else stays: whether it was
+    /// used and written, whose its frame is, and userfaultfd's mark. The wait for an access does not stay:
+    /// the caller, which stores the entry, decides that anew.
     ///
-    /// What userfaultfd protects does not become writable.
+    /// A page that userfaultfd protects does not become writable.
     #[inline]
     #[must_use]
     pub const fn modified(self, attributes: Attributes) -> Self {
@@ -596,7 +596,7 @@ impl Descriptor {
         if !is_plain && entry.is_uffd_wp() { entry.write_protected() } else { entry }
     }
 
-    /// The same, valid or present-invalid.
+    /// This leaf, valid or present-invalid.
     #[cold]
     const fn made_valid(self, is_valid: bool) -> Self {
         if is_valid { self.valid() } else { self.invalid() }

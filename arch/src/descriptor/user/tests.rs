@@ -55,7 +55,7 @@ fn leaf() -> impl Strategy<Value = Descriptor> {
     })
 }
 
-/// What no change of permissions may touch.
+/// The fields that no change of permissions may touch.
 fn kept(leaf: Descriptor) -> (PhysAddr, [bool; 5]) {
     let what = [leaf.is_young(), leaf.is_dirty(), leaf.is_special(), leaf.is_uffd_wp(), leaf.is_fault_on_access()];
     (leaf.address(), what)
