@@ -532,7 +532,7 @@ impl Descriptor {
         self.write_protected().read_only_fault_on_access()
     }
 
-    /// As [`Self::fault_on_access`], for a leaf that EL0 may not write already: one check serves a call that marks many.
+    /// As [`Self::fault_on_access`], for a leaf that EL0 may not write already: checked once by a call that marks many.
     #[inline(always)]
     #[must_use]
     pub const fn read_only_fault_on_access(self) -> Self {
@@ -541,8 +541,8 @@ impl Descriptor {
     }
 
     /// The leaf that [`Self::fault_on_access`] made, after the access: valid and young, with the permissions and the
-    /// memory type of `attributes`, which are those of an accessible page. All else stays: whose its frame is, whether it was
-    /// written, and userfaultfd's mark, with which EL0 may not write.
+    /// memory type of `attributes`, which are those of an accessible page. All else stays: whose its frame is,
+    /// the dirty state, and userfaultfd's mark, with which EL0 may not write.
     #[inline(always)]
     #[must_use]
     pub const fn accessed(self, attributes: Attributes) -> Self {

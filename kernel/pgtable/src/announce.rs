@@ -85,7 +85,7 @@ impl WalkWord for AtomicU64 {
 #[must_use = "the walk is announced only while this lives"]
 pub struct Announced<'w, W: WalkWord> {
     word: &'w W,
-    /// What to write at the end; `None` where another walk is around this one.
+    /// The value to write at the end; `None` where another walk is around this one.
     after: Option<u64>,
     /// It writes its CPU's word, so it is dropped there.
     not_send: PhantomData<*const ()>,
@@ -192,7 +192,7 @@ mod tests {
         let later = Announced::begin(&words[1]);
         assert!(!grace.is_over(at));
         drop(first);
-        // The same CPU walks again: the old walk has ended all the same.
+        // The CPU of the old walk walks again: the old walk has ended all the same.
         let again = Announced::begin(&words[0]);
         assert!(grace.is_over(at));
         drop((later, again));

@@ -46,7 +46,7 @@ pub struct Cells<'t, M: Mmu> {
     pub table: PhysAddr,
     /// The entries.
     pub cells: &'t [M::Cell],
-    /// What the first of them translates.
+    /// The first address that the cells translate.
     pub start: VirtAddr,
 }
 
@@ -56,11 +56,11 @@ pub struct BlockCell<'t, M: Mmu> {
     pub table: PhysAddr,
     /// The entry.
     pub cell: &'t M::Cell,
-    /// What it translates begins here.
+    /// The first address that the entry translates.
     pub start: VirtAddr,
 }
 
-/// What a walk meets.
+/// One stop of a walk.
 pub enum CellsOrBlock<'t, M: Mmu> {
     /// Entries of a last-level table that are in its range.
     Cells(Cells<'t, M>),
@@ -68,7 +68,7 @@ pub enum CellsOrBlock<'t, M: Mmu> {
     Block(VirtAddr),
 }
 
-/// What was done with a block.
+/// The result of a visit to a block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Visited {
     /// All there was to do.
@@ -156,7 +156,7 @@ impl<M: Mmu> Clone for Cells<'_, M> {
 impl<M: Mmu> Copy for Cells<'_, M> {}
 
 impl<M: Mmu> Cells<'_, M> {
-    /// What the entry at `index` translates.
+    /// The address of the page that the entry at `index` translates.
     #[inline(always)]
     pub fn address(&self, index: usize) -> VirtAddr {
         VirtAddr(self.start.0 + ((index as u64) << M::Geometry::PAGE_SHIFT))
@@ -194,7 +194,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         }
     }
 
-    /// The same as a walk, for a tree with blocks.
+    /// As [`Self::for_each_cells`], as a walk, for a tree with blocks.
     #[inline(always)]
     pub fn walk_cells(&self, range: PageRange<M::Geometry>) -> CellsWalk<'a, M> {
         CellsWalk { mmu: self.mmu(), root: self.root(), from: range.start(), last: range.last(), is_done: false }
@@ -234,7 +234,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
     ///
     /// # Errors
     /// [`EnsureError`], or that of `prepare`; nothing was linked, but for tables above a block that another CPU has
-    /// put in place meanwhile. What `prepare` made is dropped then.
+    /// put in place concurrently. The result of `prepare` is dropped then.
     #[cold]
     pub fn ensure_cell<T, E: From<EnsureError>>(
         &self,
@@ -246,7 +246,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
         Ok(((table.address(), cell_in(self.mmu(), table, address)), prepared))
     }
 
-    /// The same for the table of `LEVEL`.
+    /// As [`Self::ensure_cell`], for the table of `LEVEL`.
     #[inline(always)]
     fn ensure<const LEVEL: u8, T, E: From<EnsureError>>(
         &self,
@@ -346,7 +346,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
         self.take_apart::<true>(invalidate, out);
     }
 
-    /// The same for an owner who knows what the last-level entries had: these are not looked at.
+    /// As [`Self::dismantle`], for an owner who knows what the last-level entries had: these are not looked at.
     ///
     /// # Safety
     /// As for [`Self::dismantle`].
@@ -375,7 +375,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
     }
 }
 
-/// What [`PageTables::dismantle`] hands out.
+/// One item that [`PageTables::dismantle`] hands out.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Dismantled {
     /// A last-level entry that was not empty.
@@ -469,8 +469,8 @@ fn refuse_block(address: VirtAddr) -> ! {
     panic!("a block at {address}, in a tree whose leaves are pages")
 }
 
-/// What a walk ends at: an entry, of this level, that links no table. What a block has left there is not vacant either: a
-/// table that is linked over it loses what it remembers.
+/// The reason why a walk ends at an entry, of this level, that links no table. An entry that a block has left is not
+/// vacant either: a table that is linked over it loses what it remembers.
 #[cold]
 fn stop((entry, level): (Descriptor, u8)) -> Stop {
     if entry == Descriptor::EMPTY { Stop::Missing(level) } else { Stop::Block(level) }

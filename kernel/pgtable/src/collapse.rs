@@ -30,20 +30,20 @@
 //! So the owner always wins, and waits for nothing.
 //!
 //! Looking again is half of the work. It is left out for blocks where no walk can have stored since the first look: when
-//! all walk words are even, and read before that look and behind the mark they are the same.
+//! all walk words are even, and their values before that look and after the mark are equal.
 //!
 //! # Why no walk cache brings an old entry back
 //! Between steps 2 and 3 a walk cache may hold the old table, whose entries are those of before. An owner that changes
 //! the block then, and invalidates its leaf alone, would leave the way open to what was: after its return a CPU could
-//! still write what is read-only. That is what the mark says after step 2: walk caches may have another table for this
+//! still write what is read-only. The mark says so after step 2: walk caches may have another table for this
 //! entry. An owner that finds it, on a block or on a table, invalidates them itself before it takes the mark away
 //! (in [`crate::cursor`]), and then nothing that walks cannot see its change. It cannot tell the two uses of the mark apart, and
 //! does the same for both.
 //!
 //! # Where CPUs cannot hold both sizes
 //! There all other CPUs are stopped for step 2, none of them inside a walk ([`Collapser::replace_stopped`]). Nothing is
-//! stored meanwhile, so no mark is needed, nor a grace period; the link is replaced break-before-make, which invalidates
-//! everything. A group is made in its own table. It is one table for each stop, or a few groups: interrupts wait for it.
+//! stored concurrently, so no mark is needed, nor a grace period; break-before-make replaces the link, and invalidates
+//! everything. A group is made in its own table. Each stop makes one table, or a few groups: interrupts wait for it.
 //!
 //! # One collapser
 //! There is one for each tree, kept apart from the tree's [`crate::Reclaimer`] by its caller. Of two, one could come to
@@ -99,7 +99,7 @@ impl Handshake {
     }
 }
 
-/// What a collapse is to do.
+/// The work of one collapse.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Collapse<G: Geometry> {
     /// A table that translates any of it becomes a block as a whole, and gets contiguous groups where the range touches
@@ -111,7 +111,7 @@ pub struct Collapse<G: Geometry> {
     pub handshake: Handshake,
 }
 
-/// What was collapsed, by the level of the leaves that were made.
+/// Counts of collapsed tables and groups, by the level of the leaves that were made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Collapses {
     /// Tables that became a block.
@@ -126,7 +126,7 @@ impl Collapses {
     /// None.
     pub const NONE: Self = Self { blocks: [0; 4], groups: [0; 4], cancelled: 0 };
 
-    /// What came after `earlier`, which is an older count of the same collapser.
+    /// The counts since `earlier`, an older value of the same collapser's.
     #[must_use]
     pub fn since(self, earlier: Self) -> Self {
         let less = |now: [u64; 4], then: [u64; 4]| core::array::from_fn(|level| now[level] - then[level]);
@@ -157,7 +157,7 @@ impl Collapses {
 /// The collapse of one tree's tables, on a machine of up to `CPUS` CPUs.
 #[derive(Debug)]
 pub struct Collapser<G: Geometry, const CPUS: usize> {
-    /// What is under way.
+    /// The collapse that is under way.
     pass: Option<Pass<G>>,
     stage: Stage,
     /// The walks that the stage waits for.
@@ -248,7 +248,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
         self.pass.is_none()
     }
 
-    /// What was collapsed since the collapser was made.
+    /// The counts since the collapser was made.
     pub const fn done(&self) -> Collapses {
         self.done
     }
@@ -333,7 +333,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     pub unsafe fn replace_stopped<M: Stores<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
         let (Some(pass), Stage::Marked(First { at, level }, ..)) = (&mut self.pass, self.stage) else { return };
         let (Collapse { range, never_blocks, .. }, done, replaced) = (pass.what, &mut self.done, &mut self.replaced);
-        // What that table translates, and no more is looked at: it may be another one by now, or gone.
+        // Only the addresses of that table are looked at: it may be another one by now, or gone.
         let span = M::Geometry::entry_size(level - 1) - 1;
         let (start, last) = (range.start().max(VirtAddr(at.0 & !span)), range.last().min(VirtAddr(at.0 | span)));
         let Ok(range) = PageRange::new(start, last.0 - start.0 + 1) else { return };
@@ -458,7 +458,7 @@ fn replace<M: Stores>(
 ) {
     let Collapse { range, never_blocks, handshake } = pass.what;
     let mark = handshake.mark();
-    // What was marked: up to where the next round begins.
+    // The marked part of the range ends where the next round begins.
     let end = pass.from;
     for_each_table(tables, range, from, pass.level, |mmu, found| {
         if end.is_some_and(|end| found.start.max(from) >= end) {
@@ -518,7 +518,7 @@ fn put_groups<M: Stores>(mmu: &M, found: &Found<'_, M>, source: &mut impl TableS
     linked
 }
 
-/// What a table could be instead.
+/// A larger form that a table can take.
 enum Larger {
     /// This block.
     Block(Descriptor),
@@ -535,7 +535,7 @@ enum Look {
     First,
 }
 
-/// What `found` could be instead, by its entries as they are now; `None` where it is all that it can be.
+/// The larger form that `found` can take, by its entries as they are now; `None` where it is the largest already.
 fn larger<M: Mmu>(mmu: &M, found: &Found<'_, M>, never_blocks: u64) -> Option<Larger> {
     let (cells, level) = (mmu.table(found.table), found.table.level());
     if !M::Geometry::has_leaves(level) {
@@ -556,7 +556,7 @@ fn block<M: Mmu>(mmu: &M, found: &Found<'_, M>, cells: &[M::Cell]) -> Option<Des
     let first = mmu.load(&cells[0]);
     let is_leaf = first.is_valid() && first.kind(M::Geometry::level_entries(level)) == Kind::Leaf;
     let is_aligned = first.address().0 & (M::Geometry::entry_size(above) - 1) == 0;
-    // What the table forbids by its link, it would no longer forbid, unless that is done above or by the leaf.
+    // A prohibition in the table's link would be lost, unless one above or the leaf has it too.
     let forbidden = found.descriptor.0 & !found.inherited;
     let is_lost = forbidden & bits::PXNTABLE != 0 || (forbidden & bits::UXNTABLE != 0 && first.0 & bits::UXN == 0);
     if !M::Geometry::has_leaves(above) || !is_leaf || !is_aligned || is_lost {
@@ -603,7 +603,7 @@ struct Found<'t, M: Mmu> {
     at: VirtAddr,
     /// The bits that any table descriptor above that one has.
     inherited: u64,
-    /// What is collapsed.
+    /// The range to collapse.
     range: PageRange<M::Geometry>,
 }
 
@@ -632,7 +632,7 @@ fn for_each_table<'t, M: Mmu>(
     mut visit: impl FnMut(&'t M, Found<'t, M>) -> bool,
 ) -> Option<VirtAddr> {
     let mmu = tables.mmu();
-    // What the last table translates that has others below it: it is visited once, at its first entry that is no table.
+    // The last visited table that has others below it: it is visited once, at its first entry that is no table.
     let mut visited = None;
     let mut address = from;
     loop {

@@ -12,7 +12,7 @@ use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Table};
 use crate::tables::PageTables;
 
-/// What a walk does with the marks of [`crate::reclaim`] and [`crate::collapse`] on its path.
+/// How a walk treats the marks of [`crate::reclaim`] and [`crate::collapse`] on its path.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Marks {
     /// They stay: the walk stores nothing, or another one of the same caller has taken them away.
@@ -83,7 +83,7 @@ impl<'t, M: Mmu> Cursor<'t, M> {
         self.follow_from(level, self.mmu.load(cell))
     }
 
-    /// The same, with the entry's marks taken away.
+    /// As [`Self::descend`], with the entry's marks taken away.
     fn descend_and_clear(&mut self, level: u8, address: VirtAddr) -> Result<(), Descriptor> {
         let cell = &self.cells()[M::Geometry::index(address, level)];
         let entry = cleared(self.mmu, cell, level, address);
@@ -136,7 +136,7 @@ impl<'t, M: Mmu> Cursor<'t, M> {
         Ok(self)
     }
 
-    /// The same, with all marks on the way taken away.
+    /// As [`Self::down_to`], with all marks on the way taken away.
     #[cold]
     #[inline(never)]
     fn down_and_clear(mut self, level: u8, address: VirtAddr) -> Result<Self, (Descriptor, u8)> {
@@ -161,7 +161,7 @@ impl<'t, M: Mmu> Cursor<'t, M> {
         }
     }
 
-    /// The same, with all marks on the way and at its end taken away.
+    /// As [`Self::end_of_walk`], with all marks on the way and at its end taken away.
     #[inline(never)]
     fn clear_to_the_end(mut self, address: VirtAddr) -> (Self, Descriptor) {
         loop {

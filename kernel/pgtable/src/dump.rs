@@ -1,4 +1,4 @@
-//! What is mapped, as ranges of like leaves.
+//! A listing of the mappings, as ranges of like leaves.
 
 use core::convert::Infallible;
 use core::fmt;
@@ -19,7 +19,7 @@ pub struct Extent {
     pub start: VirtAddr,
     /// Bytes.
     pub size: u64,
-    /// What the first address translates to.
+    /// The physical address that the first address translates to.
     pub physical: PhysAddr,
     /// Whether the physical memory is one piece too.
     pub physically_contiguous: bool,
@@ -213,7 +213,7 @@ impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
     }
 }
 
-/// What is wrong with `group`, all entries of a naturally aligned group at `level`; `None` also where none of them has
+/// The fault of `group`, all entries of a naturally aligned group at `level`; `None` also where none of them has
 /// the Contiguous bit.
 #[cold]
 fn fault_of_group<M: Mmu>(mmu: &M, group: &[M::Cell], level: u8) -> Option<GroupFault> {
@@ -225,7 +225,7 @@ fn fault_of_group<M: Mmu>(mmu: &M, group: &[M::Cell], level: u8) -> Option<Group
     if group.len() == 1 {
         return Some(GroupFault::Level);
     }
-    // What is no leaf lacks the bit, or differs in VALID or in its type.
+    // An entry that is no leaf lacks the bit, or differs in VALID or in its type.
     if found.all & bits::CONTIGUOUS == 0 {
         return Some(GroupFault::Bit);
     }

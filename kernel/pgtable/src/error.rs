@@ -1,4 +1,4 @@
-//! Why a call was refused. Whatever the variant, nothing was changed.
+//! Why a call was refused. No variant leaves anything changed.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use thiserror::Error;

@@ -1,6 +1,6 @@
-//! What is wrong in the tables, and which leaves could be larger: for a listing, and for tests that expect neither.
+//! Defects of the tables, and leaves that could be larger: for a listing, and for tests that expect neither.
 //!
-//! Nothing is stopped for it: where another CPU splits a group meanwhile ([`crate::split`]), that may be found with the
+//! Nothing is stopped for it: a group that another CPU splits concurrently ([`crate::split`]) may be found with the
 //! bit in some entries only. Present-invalid groups are held to the same rule as valid ones, because one change makes
 //! them valid again.
 
@@ -22,7 +22,7 @@ use crate::visit::{Next, Run as Entries, Visitor, leading_leaves};
 /// Leaves that follow one another in virtual memory, with the same finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Finding {
-    /// What was found.
+    /// The kind of defect, or of larger leaf.
     pub kind: FindingKind,
     /// The first address.
     pub start: VirtAddr,
@@ -32,7 +32,7 @@ pub struct Finding {
     pub leaf_size: u64,
 }
 
-/// What was found.
+/// A defect, or a larger leaf that is possible.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FindingKind {
     /// EL1 may write through the leaves and execute through them, tables on the way considered: breaks W^X. A leaf with

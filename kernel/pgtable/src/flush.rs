@@ -15,7 +15,7 @@ pub enum Tables {
     Unlinked,
 }
 
-/// What a TLB may hold that is no longer true.
+/// Translations that a TLB may hold and that are no longer true.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Invalidation<G: Geometry = Granule4K> {
     /// The pages whose translation changed, from the first to the last.
@@ -75,7 +75,7 @@ impl<G: Geometry> Flush<G> {
         Self(invalidation)
     }
 
-    /// The same without the level: for leaves that may have been split while they were in use.
+    /// This flush without the level: for leaves that may have been split while they were in use.
     #[inline(always)]
     pub(crate) fn without_level(self) -> Self {
         Self(self.0.map(|owed| Invalidation { level: None, ..owed }))

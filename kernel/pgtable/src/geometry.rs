@@ -98,7 +98,7 @@ pub trait Geometry: Copy + Debug + PartialEq + Eq + 'static {
         level >= Self::FIRST_BLOCK_LEVEL
     }
 
-    /// What the entries of a table of `level` may be: how to decode a descriptor that was read there.
+    /// The kinds of entries that a table of `level` may hold: how to decode a descriptor that was read there.
     #[inline(always)]
     fn level_entries(level: u8) -> LevelEntries {
         match level {

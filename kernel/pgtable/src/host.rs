@@ -130,21 +130,21 @@ impl<G: Geometry> HostMachine<G> {
         Self { mmu, free: Mutex::new(free), root }
     }
 
-    /// The same machine with FEAT_ETS2.
+    /// This machine with FEAT_ETS2.
     #[must_use]
     pub fn with_ets2(mut self) -> Self {
         self.mmu.0.ets2 = true;
         self
     }
 
-    /// The same machine with the erratum of which one more TLBI is the workaround.
+    /// This machine with the erratum of which one more TLBI is the workaround.
     #[must_use]
     pub fn with_repeated_tlbi(mut self) -> Self {
         self.mmu.0.repeats_tlbi = true;
         self
     }
 
-    /// The same machine with these caches; without, fetches see stores at once.
+    /// This machine with these caches; without, fetches see stores at once.
     #[must_use]
     pub fn with_caches(mut self, caches: Caches) -> Self {
         self.mmu.0.caches = caches;
@@ -197,7 +197,7 @@ impl<G: Geometry> HostMachine<G> {
         lock(&self.mmu.0.operations).as_ref().map_or(0, Vec::len)
     }
 
-    /// What `work` did to the machine, in order.
+    /// The operations of `work` on the machine, in order.
     pub fn record(&self, work: impl FnOnce()) -> Vec<Operation<G>> {
         *lock(&self.mmu.0.operations) = Some(Vec::new());
         work();

@@ -71,7 +71,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
         self.mmu
     }
 
-    /// What this section and those around it need.
+    /// The barriers that this section and those around it owe.
     pub fn pending(&self) -> Pending {
         match (self.pending.get(), self.outer) {
             (Pending::None, Some(outer)) => outer.pending(),
@@ -123,7 +123,7 @@ impl<'a, M: Mmu> Lazy<'a, M> {
         }
     }
 
-    /// The same for `flushes` and `pages` besides, of which nothing is known but their addresses.
+    /// As [`Self::invalidate`], for `flushes` and besides for `pages`, of which nothing is known but their addresses.
     #[inline(always)]
     pub fn invalidate_with_pages<T: Tlb<M>>(
         &self,

@@ -33,7 +33,7 @@
 //! # What may run at the same time
 //! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
 //! no lock among them: their entries are different cells, and a table that two need is linked by compare-exchange.
-//! What they share is a block or contiguous group that both own a part of: [`PageTables::split`] makes it theirs.
+//! Owners share a block or contiguous group of which each owns a part: [`PageTables::split`] makes the parts separate.
 //! Reading (`walk`, `translate`, `dump`, `findings`) is free at any time.
 //!
 //! Tables stay linked once they are, unless the tree has a [`Reclaimer`]. Then every walk is announced

@@ -1,6 +1,6 @@
 //! The first look at a change: one walk, one pass over entries that lie in one table and are alike. It decides nearly
-//! every change, so it is inlined where a change is made, with what the compiler knows of that. Whatever is out of the
-//! ordinary is left to [`crate::update`], untouched.
+//! every change, so it is inlined where a change is made, with what the compiler knows of that. It leaves any other
+//! case to [`crate::update`], untouched.
 
 use core::slice;
 
@@ -34,7 +34,7 @@ impl<'t, M: Stores> PageTables<'t, M> {
         first_look(self, range, change, splitter, Commit(lazy))
     }
 
-    /// The same before anything has changed, but for leaves that were split: for a change that others must come before.
+    /// As [`Self::update_at_once`], but stores nothing, except splits: for a change that others must come before.
     #[inline(always)]
     pub fn look(
         &self,
@@ -60,7 +60,7 @@ pub struct Ready<'t, M: Stores> {
     /// Bytes of an entry.
     size: u64,
     range: PageRange<M::Geometry>,
-    /// What [`flush`] needs of the change, and of the leaves.
+    /// For [`flush`]: whether TLBs may hold the old leaves, and the leaves' level.
     leaves_stale: bool,
     level: Option<LevelHint>,
 }
@@ -228,7 +228,7 @@ fn look_at<'t, M: Stores, S: Splitter<M>, T>(
     Some(act.take(ready(cells, flip, to, false)))
 }
 
-/// What a look at a page has found.
+/// The result of a look at a page.
 enum PageLook {
     /// It may change.
     Change { old: Descriptor, new: Descriptor },
@@ -289,7 +289,7 @@ pub struct LastTable<'t, M: Stores> {
     cells: &'t [M::Cell],
 }
 
-/// What [`LastTable::update_page`] has done.
+/// The result of [`LastTable::update_page`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum PageUpdate {
     /// Nothing: the page was so before.
@@ -333,7 +333,7 @@ impl<M: Stores> LastTable<'_, M> {
     }
 
     /// [`PageTables::update`] of one page, which the table translates and whose leaf others may have split, where that
-    /// takes a look. That an entry was written is noted by the caller, once for all ([`Lazy::wrote`]).
+    /// takes a look. The caller notes that an entry was written, once for all pages ([`Lazy::wrote`]).
     #[inline(always)]
     pub fn update_page(&self, page: VirtAddr, change: &Change) -> PageUpdate {
         let index = M::Geometry::index(page, LAST_LEVEL);
@@ -348,7 +348,7 @@ impl<M: Stores> LastTable<'_, M> {
     }
 }
 
-/// What a change does to entries that are alike, in the bits that it touches.
+/// The effect of a change on entries that are alike, in the bits that it touches.
 pub(crate) enum Uniform {
     /// They are not alike.
     Not,
@@ -361,7 +361,7 @@ pub(crate) enum Uniform {
 impl Uniform {
     #[inline(always)]
     pub(crate) fn of(found: Survey, change: &Change) -> Self {
-        // What decides how an entry changes, and whether a TLB may hold it.
+        // Bits that decide how an entry changes, and whether a TLB may hold it.
         let touched = change.set_mask() | change.clear_mask() | bits::VALID;
         match found.common(touched).map(Descriptor) {
             None => Self::Not,
@@ -398,7 +398,7 @@ impl Wanted {
     }
 }
 
-/// What entries of `level` may be so that they may be changed: valid leaves, which nearly all are, or present-invalid
+/// The forms of an entry of `level` that may be changed: valid leaves, which nearly all are, or present-invalid
 /// ones, with what the change requires and without the bits `refused`.
 #[inline(always)]
 fn wanted(change: &Change, level: u8, refused: u64) -> [Wanted; 2] {

@@ -216,7 +216,7 @@ const fn forbidding(attributes: Attributes) -> u64 {
     if attributes.is_executable() { at_el0 | bits::PXNTABLE } else { at_el0 }
 }
 
-/// What a new table above leaves with `attributes` forbids.
+/// The prohibitions of a new table above leaves with `attributes`.
 const fn limits(attributes: Attributes, execution: Execution) -> u64 {
     match (execution, attributes.is_user()) {
         (Execution::Forbidden, _) => bits::PXNTABLE | bits::UXNTABLE,
@@ -225,7 +225,7 @@ const fn limits(attributes: Attributes, execution: Execution) -> u64 {
     }
 }
 
-/// What is to be mapped, and how.
+/// The mapping to make.
 struct Mapping<F> {
     /// Of blocks.
     fit: Fit,
@@ -255,7 +255,7 @@ fn map<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     map_tables(tables, lazy, range, mapping, counting, source)
 }
 
-/// The same for any range: table by table, in two walks.
+/// As [`map`], for any range: table by table, in two walks.
 #[inline(never)]
 fn map_tables<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     tables: &PageTables<'_, M>,
@@ -285,7 +285,7 @@ struct Counting {
 impl<'t, M: Mmu> Visitor<'t, M> for Counting {
     type Error = Error;
 
-    /// What is not counted here must still be there in the second pass: see [`crate::reclaim`].
+    /// A table that is not counted here must still be there in the second pass: see [`crate::reclaim`].
     const MARKS: Marks = Marks::Clear;
 
     #[inline(always)]

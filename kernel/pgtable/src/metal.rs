@@ -72,13 +72,13 @@ pub use frames::FrameRange;
 pub use mmu_off::MmuOff;
 pub use tlb::{AsidTlb, KernelTlb, level_hint};
 
-/// What kernels on the metal differ in: where a table is seen, and what all CPUs have. Only the first is required:
+/// The differences of kernels on the metal: where a table is seen, and what all CPUs have. Only the first is required:
 /// without the others every CPU of the architecture is served, but for the erratum of [`Self::repeats_tlbi`].
 ///
 /// # Safety
 /// [`Self::address`] maps each frame of the physical memory that tables lie in, writable and as Normal memory, always to
 /// the same memory. [`Self::second_mapping`] calls its work once, with a writable mapping of the same entries, no part of
-/// which is translated by any of them. What `has` affirms holds on every CPU, and `repeats_tlbi` affirms what one of them needs.
+/// which is translated by any of them. Every CPU has what `has` affirms; `repeats_tlbi` is true where any CPU needs it.
 pub unsafe trait Platform {
     /// The shape of the tables.
     type Geometry: Geometry;
@@ -143,13 +143,13 @@ pub struct Owner;
 
 /// All memory at one offset: physical address `p` is seen at `p` plus the offset, wrapping.
 ///
-/// It is made to look at tables, and may be given to any code. What changes them takes one that is
+/// It is made to look at tables, and may be given to any code. Code that changes them takes one that is
 /// [for their owner](Self::for_owner).
 #[derive(Clone, Copy, Debug)]
 pub struct DirectMap<G: Geometry = Granule4K, A = Viewer> {
     offset: u64,
     repeats_tlbi: bool,
-    /// What all CPUs have, as far as that is known.
+    /// The features of all CPUs, as far as they are known.
     features: Option<CpuFeatures>,
     kind: PhantomData<(G, A)>,
 }
@@ -405,7 +405,7 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
     fn complete_tlbi(&self) {
         self.dsb_ish();
         if self.0.repeats_tlbi() {
-            // What it names does not matter: its completion implies that of the first ones.
+            // The address does not matter: completion of this TLBI implies that of the first ones.
             self.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
             self.dsb_ish();
         }

@@ -1,4 +1,4 @@
-//! What the algorithms need of a machine: one CPU's way to touch tables, and what to invalidate after a change.
+//! The machine as the algorithms see it: one CPU's way to touch tables, and what to invalidate after a change.
 //!
 //! The traits are the seam between the one source of the algorithms and the machines that they run on: the metal (a
 //! zero-sized `Mmu` whose methods are single instructions), the plain host (`crate::host`), the models.
@@ -15,7 +15,7 @@ use crate::geometry::{Geometry, Granule4K};
 /// The address of a table of geometry `G`, with its level.
 ///
 /// Having one proves that it is a table: the walker made it from a live table descriptor, [`crate::TableSource`] handed
-/// the frame over, or someone vouched for a root with [`Table::root`]. That is why [`Mmu::table`] can be safe to call.
+/// the frame over, or a caller vouched for a root with [`Table::root`]. So [`Mmu::table`] can be safe to call.
 /// The geometry is part of the type: with another one what is a page's address here is a table's there.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Table<G: Geometry = Granule4K> {
@@ -94,7 +94,7 @@ pub unsafe trait Mmu {
     /// # Safety
     /// Of all methods that store:
     /// 1. The caller may change the entries: it owns the range that they translate, or has its lock.
-    /// 2. What is stored maps only memory that may be accessed so by the tree, and links each table of the tree once.
+    /// 2. The stored entry maps only memory that may be accessed so by the tree, and links each table of the tree once.
     /// 3. Translations that the old entries gave are invalidated before what they gave is used otherwise.
     /// 4. A leaf that EL1 may execute from then on is in a tree that translates this CPU's own accesses: the caches are
     ///    maintained by its address ([`Self::clean_code`]).
@@ -157,7 +157,7 @@ pub unsafe trait Mmu {
         self.isb();
     }
 
-    /// What the entries of `run` have in common, and what any of them has. The check before a change in bulk; the metal
+    /// The bits that all entries of `run` have, and those that any has. The check before a change in bulk; the metal
     /// reads pairs.
     #[inline]
     fn survey(&self, run: &[Self::Cell]) -> Survey {
@@ -276,7 +276,7 @@ pub unsafe trait Stores: Mmu {
     /// and no TLB has anything of them, before the first is filled. On return walks find the new ones.
     ///
     /// For a CPU that is alone with the tree: no other one runs code that is translated by it, and none is
-    /// inside a walk. What this CPU itself uses between the two steps, its stack, its code, the tables, may be
+    /// inside a walk. The memory that this CPU itself uses between the two steps (stack, code, tables) may be
     /// mapped by the very entries, so the metal has no access to memory there but to the entries, by another
     /// mapping of them ([`crate::metal::Platform::second_mapping`]).
     #[inline(always)]
@@ -286,7 +286,7 @@ pub unsafe trait Stores: Mmu {
     }
 }
 
-/// What saves a machine instructions where all CPUs have it, by their ID registers.
+/// Features that save a machine instructions where all CPUs have them, by their ID registers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Feature {
     /// CTR_EL0.IDC: fetches see what was stored without [`Mmu::clean_code`].
@@ -301,7 +301,7 @@ pub enum Feature {
     Ets2,
 }
 
-/// What some entries are like, taken together: two words that say whether a bit is the same in all of them.
+/// Some entries, summed up in two words that say whether a bit is the same in all of them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Survey {
     /// The bits that every one has set.
@@ -335,7 +335,7 @@ impl Survey {
     }
 }
 
-/// What a change must be told to: the TLBs of the CPUs for kernel addresses; those and the notifiers of a user
+/// The receivers of a change: the TLBs of the CPUs for kernel addresses; those and the notifiers of a user
 /// space; the command queue of an SMMU for a DMA domain.
 pub trait Tlb<M: Mmu> {
     /// Issues the invalidations for `what`, without any barrier before or after: [`Tlb::invalidate`] has them.
@@ -356,7 +356,7 @@ pub trait Tlb<M: Mmu> {
         // Completes the TLBIs on all CPUs, with the accesses that used the old entries. Only a full DSB, and only one
         // on the CPU that issued them, does that: EL1 is not preempted, so this is the same CPU.
         mmu.complete_tlbi();
-        // What this CPU has fetched or translated ahead is thrown away; other CPUs need none.
+        // The ISB discards this CPU's fetches and translations made ahead; other CPUs need none.
         mmu.isb();
     }
 

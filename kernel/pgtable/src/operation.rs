@@ -1,4 +1,4 @@
-//! What a machine is asked to do, as values: for records and for counters.
+//! Operations of a machine, as values: for records and for counters.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
@@ -14,9 +14,9 @@ pub enum Operation<G: Geometry = Granule4K> {
     Write {
         /// Where the entry is.
         cell: PhysAddr,
-        /// What it was.
+        /// Its value before.
         old: Descriptor,
-        /// What it is now.
+        /// Its value after.
         new: Descriptor,
     },
     /// DMB ISHST.
@@ -29,7 +29,7 @@ pub enum Operation<G: Geometry = Granule4K> {
     DsbNsh,
     /// ISB.
     Isb,
-    /// What the host's TLB was asked to invalidate, without barriers.
+    /// An invalidation that the host's TLB was asked for, without barriers.
     Invalidate(Invalidation<G>),
     /// A TLBI instruction.
     Tlbi(Instruction),

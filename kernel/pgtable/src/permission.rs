@@ -9,7 +9,7 @@ use granule_arch::descriptor::{Descriptor, bits};
 /// NG is among them for its second meaning alone: the mark of a present entry whose VALID is 0.
 const LIVE_SAFE: u64 = bits::VALID | bits::PRESENT_INVALID | bits::RDONLY | bits::WRITE | bits::PXN | bits::GP;
 
-/// What to clear and what to set in every leaf of a range.
+/// The bits to clear and the bits to set in every leaf of a range.
 ///
 /// Having one proves that it leaves address, size, memory type and contiguity alone. The two masks may overlap, because
 /// the present-invalid mark and nG share a bit: **clearing comes first, then setting**.
@@ -19,7 +19,7 @@ pub struct Change {
     clear: u64,
     /// Software bits that a leaf must have so that it may be changed at all.
     marked: u64,
-    /// What a leaf must have so that it does not become writable and executable, or writable at all
+    /// Bits that a leaf must have so that it does not become writable and executable, or writable at all
     /// ([`Change::of_writable`]).
     required: u64,
     /// Whether the TLBs may hold what a leaf was; not where all that may happen is that it becomes valid.
@@ -91,7 +91,7 @@ impl Change {
         }
     }
 
-    /// The same change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is
+    /// This change, refused on any leaf that lacks one of the software bits `marks`: a caller can ask for what is
     /// not its own without a look at anything but the leaves.
     #[must_use]
     pub const fn require_bits(self, marks: u64) -> Self {
@@ -99,7 +99,7 @@ impl Change {
         Self { marked: marks, ..self }
     }
 
-    /// The same change, refused on any read-only leaf: where the frame may be executable at another address.
+    /// This change, refused on any read-only leaf: where the frame may be executable at another address.
     #[must_use]
     pub const fn of_writable(self) -> Self {
         Self { required: self.required | bits::WRITE, ..self }
@@ -130,7 +130,7 @@ impl Change {
         Descriptor((old.0 & !self.clear) | self.set)
     }
 
-    /// What each leaf must have already so that the change cannot make it writable and executable, and of
+    /// Bits that each leaf must have already so that the change cannot make it writable and executable, and of
     /// [`Self::of_writable`]; 0 where any leaf will do.
     #[inline(always)]
     pub const fn required(self) -> u64 {

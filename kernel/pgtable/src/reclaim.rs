@@ -51,7 +51,7 @@ use crate::range::PageRange;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
 
-/// What stands in the place of a table's descriptor while walk caches may hold it: nothing, to hardware and to every
+/// The value of a table's link while walk caches may hold the table: empty, to hardware and to every
 /// walk.
 pub(crate) const UNLINKED: Descriptor = Descriptor(bits::UNLINKED);
 

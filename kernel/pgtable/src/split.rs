@@ -11,12 +11,12 @@
 //!     ─► the block at the end becomes a table of pages, in contiguous groups ─► the group at the end loses its bit
 //! ```
 //! Attributes, software bits and the present-invalid state go along. Nothing is invalidated and nothing broken: TLBs
-//! may go on holding the larger leaf, which translates alike. It is the change after the split that invalidates, by
+//! may go on holding the larger leaf, which translates alike. The change after the split invalidates, by
 //! address and **without a level hint**, because the level that a TLB holds is then not known.
 //!
 //! # Two splits of one leaf
-//! Owners of neighbouring ranges own one block or group together until it is split, and may both come to split it. What
-//! goes wrong where nothing serialises them is an old trap: the bit is cleared by a read and a write, and in between
+//! Owners of neighbouring ranges own one block or group together until it is split, and may both come to split it. The
+//! failure where nothing serialises them is an old trap: the bit is cleared by a read and a write, and in between
 //! the neighbour, which had found it cleared already, changes its permission.
 //!
 //! ```text
@@ -68,7 +68,7 @@ pub unsafe trait Serialise {
     where
         Self: 'a;
 
-    /// What else may change the entries during a split, or read them.
+    /// The other changes and reads that the entries may see during a split.
     fn entries(&self) -> Entries;
 
     /// Begins the changing half. Tables have been taken; nothing is allocated until the section ends.
@@ -85,7 +85,7 @@ pub unsafe trait Serialise {
     fn window(&self) {}
 }
 
-/// What is known of the entries of a leaf while it is split.
+/// The protection of a leaf's entries while it is split.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Entries {
     /// The section keeps all other splits out, so they stay as they are: plain loads and stores.
@@ -117,7 +117,7 @@ unsafe impl Serialise for Lockless {
     fn begin(&self) {}
 }
 
-/// What a call has split, by the level of the leaves that it split.
+/// Counts of the leaves that a call has split, by their level.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Splits {
     /// Blocks that became tables.
@@ -210,7 +210,7 @@ impl<'a, S, T> Split<'a, S, T> {
         Self { how, source, splits: Splits::NONE }
     }
 
-    /// What was split.
+    /// Counts of the splits.
     pub const fn splits(&self) -> Splits {
         self.splits
     }
@@ -230,8 +230,8 @@ impl<M: Stores> PageTables<'_, M> {
     /// change exactly the range. Nothing is split where it cuts none.
     ///
     /// Every address translates as before at any moment, so no barrier and no invalidation is needed. The CPUs hold
-    /// leaves of both sizes for a while, and the caller knows that all of them can. Whatever changes or unmaps the range
-    /// from then on is given a splitter whose [`Splitter::LIVE_SPLITS`] is set, such as [`RefuseSplits`].
+    /// leaves of both sizes for a while, and the caller knows that all of them can. The call that changes or unmaps the
+    /// range afterwards gets a splitter whose [`Splitter::LIVE_SPLITS`] is set, such as [`RefuseSplits`].
     ///
     /// # Errors
     /// [`Error::OutOfTables`]; nothing was changed, and tables that were taken are given back.
@@ -453,7 +453,7 @@ fn clear_group<M: Stores, S: Serialise>(mmu: &M, how: &S, group: &[M::Cell], lev
     for cell in others {
         cleared |= clear(mmu, how, cell);
     }
-    // As above. What this CPU has cleared comes before by the barrier, what it
+    // As above. An entry that this CPU has cleared comes before by the barrier, one that it
     // has only found cleared by a control dependency: each read decides whether there is a write.
     if cleared {
         mmu.dmb_ishst();
@@ -476,7 +476,7 @@ fn clear<M: Stores, S: Serialise>(mmu: &M, how: &S, cell: &M::Cell) -> bool {
     true
 }
 
-/// What a range cuts at its ends, where that is all that is in the way of a change.
+/// Leaves that a range cuts at its ends, where they are all that is in the way of a change.
 pub struct Cut<'t, M: Stores> {
     tables: PageTables<'t, M>,
     range: PageRange<M::Geometry>,
@@ -510,7 +510,7 @@ impl<'t, M: Stores> Cut<'t, M> {
         Self { tables, range, leaves }
     }
 
-    /// What `range` cuts at its ends.
+    /// The leaves that `range` cuts at its ends.
     pub fn at_ends(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
         Self::new(tables, range, CutLeaves::Ends(Error::Straddles { leaf: range.start(), size: range.size() }))
     }

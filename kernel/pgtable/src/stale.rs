@@ -1,4 +1,4 @@
-//! What a change leaves in TLBs, gathered leaf by leaf.
+//! Translations that a change leaves in TLBs, gathered leaf by leaf.
 
 use granule_arch::tlbi::LevelHint;
 
@@ -8,7 +8,7 @@ use crate::mmu::Mmu;
 use crate::range::PageRange;
 use crate::visit::Run;
 
-/// What TLBs may hold of entries that were valid before: the hull of them, and their level while it is only one.
+/// Entries that were valid before and that TLBs may hold: the hull of them, and their level while it is only one.
 pub(crate) struct Stale<G: Geometry> {
     range: Option<PageRange<G>>,
     levels: Levels,

@@ -1,4 +1,4 @@
-//! A tree of tables. What is done with it is in the files of the operations, each of which adds its own to
+//! A tree of tables. The operations are in files of their own, each of which adds its own to
 //! [`PageTables`]; this one is below all of them.
 
 use crate::mmu::{Mmu, Table};

@@ -106,10 +106,10 @@ impl<'t, M: Stores> PageTables<'t, M> {
     }
 
     /// The first half of an unmapping: makes each leaf of `range` present-invalid, without the software bits `marks`.
-    /// Whether it was done: where a leaf may be executable or have one of the bits `unwanted`, nothing was.
+    /// Returns whether it has: where a leaf may be executable or have one of the bits `unwanted`, it changes nothing.
     ///
-    /// What is mapped there stays there to be read, but every TLB may still hold it. The caller invalidates the range later,
-    /// without a level (a leaf may have been split). When that is complete, [`Self::release_unmapped`] hands the leaves out.
+    /// The memory stays there to be read, but every TLB may still hold the leaves. The caller invalidates the range,
+    /// without a level (a leaf may have been split). Afterwards [`Self::release_unmapped`] hands out the leaves.
     /// Until then neither they nor the addresses get another owner. A range with a hole counts as executable.
     ///
     /// # Errors
@@ -164,7 +164,7 @@ impl<'t, M: Stores> PageTables<'t, M> {
 #[must_use = "nothing is unmapped yet"]
 pub struct Unmapping<G: Geometry> {
     range: PageRange<G>,
-    /// What the entries have in common. A page that is not mapped may count, and then does no harm.
+    /// The bits that all entries have, and those that any has. A page that is not mapped may count, without harm.
     found: Survey,
 }
 
@@ -190,7 +190,7 @@ impl<G: Geometry> Unmapping<G> {
         if S::LIVE_SPLITS { flush.without_level() } else { flush }
     }
 
-    /// The same without the software bits `marks`.
+    /// As [`Self::break_leaves`], without the software bits `marks`.
     #[inline(never)]
     fn make_invalid<M: Stores<Geometry = G>>(&self, tables: &PageTables<'_, M>, marks: u64) -> Flush<G> {
         let mut breaking = Breaking { stale: Stale::NONE, marks };

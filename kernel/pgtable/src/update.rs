@@ -160,7 +160,7 @@ fn update_tables<M: Stores, S: Splitter<M>>(
     Ok((flush, lazy.into_pending()))
 }
 
-/// What the first pass has found in a range: it may be changed.
+/// A range that has passed the first pass: it may be changed.
 #[must_use = "nothing has changed yet"]
 pub struct Checked<G: Geometry> {
     range: PageRange<G>,

@@ -66,7 +66,7 @@ impl<'a, M: Mmu> Run<'a, M> {
     }
 }
 
-/// What a visitor did with a run.
+/// The result of a visit to a run.
 pub(crate) enum Next {
     /// It dealt with this many entries, at least one and at most the run's count.
     Entries(usize),
@@ -79,8 +79,8 @@ pub(crate) trait Visitor<'t, M: Mmu> {
     /// Why the walk ended early.
     type Error;
 
-    /// What the walk does with marks: [`Marks::Clear`] where it stores, or another of the same caller does, that counts on
-    /// what this one has found.
+    /// How the walk treats marks: [`Marks::Clear`] where it stores, or where another of the same caller stores and
+    /// counts on the findings of this one.
     const MARKS: Marks = Marks::Keep;
 
     /// Deals with the entries at the start of `run`.

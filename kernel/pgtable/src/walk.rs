@@ -1,4 +1,4 @@
-//! What is at one address: the walk for it, level by level, and what it translates to.
+//! The entry at one address: the walk for it, level by level, and what it translates to.
 
 use core::fmt;
 
@@ -61,7 +61,7 @@ impl<M: Mmu> Iterator for Walk<'_, M> {
     }
 }
 
-/// What an address translates to.
+/// The translation of an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Translation {
     /// The physical address, offset included.
@@ -84,7 +84,7 @@ pub struct Entry<'a, M: Mmu> {
     pub table: &'a [M::Cell],
     /// Its index there.
     pub index: usize,
-    /// What it was when it was read: no table descriptor.
+    /// Its value when it was read: no table descriptor.
     pub descriptor: Descriptor,
     /// Its level.
     pub level: u8,
@@ -103,9 +103,9 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         self.entry_with(address, Marks::Keep)
     }
 
-    /// The same, for a walk that goes on to store there: marks of [`crate::reclaim`] and [`crate::collapse`] on the way and
-    /// at its end are taken away, so the leaf stays no larger than it is found until the caller's walk ends. Only in
-    /// announced walks ([`crate::Announced`]).
+    /// As [`Self::entry`], for a walk that goes on to store there: marks of [`crate::reclaim`] and [`crate::collapse`]
+    /// on the way and at its end are taken away, so the leaf stays no larger than it is found until the caller's walk
+    /// ends. Only in announced walks ([`crate::Announced`]).
     pub fn entry_to_change(&self, address: VirtAddr) -> Entry<'a, M> {
         self.entry_with(address, Marks::Clear)
     }
@@ -117,7 +117,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Entry { table, index: M::Geometry::index(address, level), descriptor, level, inherited }
     }
 
-    /// What `address` translates to, valid or present-invalid; `None` where nothing is mapped.
+    /// The translation of `address`, valid or present-invalid; `None` where nothing is mapped.
     pub fn translate(&self, address: VirtAddr) -> Option<Translation> {
         let Entry { descriptor, level, inherited, .. } = self.entry(address);
         let is_leaf = descriptor.kind(M::Geometry::level_entries(level)) == Kind::Leaf;

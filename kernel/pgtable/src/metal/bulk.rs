@@ -61,7 +61,7 @@ macro_rules! eight {
     };
 }
 
-/// What the entries of `run` have in common, and what any of them has.
+/// The bits that all entries of `run` have, and those that any of them has.
 #[inline]
 pub(super) fn survey(run: &[Cell]) -> Survey {
     let Survey { mut all, mut any } = Survey::NOTHING;

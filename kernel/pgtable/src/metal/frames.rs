@@ -8,7 +8,7 @@ use crate::mmu::Stores;
 use crate::source::TableSource;
 use crate::table_list::TableList;
 
-/// The frames of a range of memory, zeroed when they are taken. What comes back is taken first the next time.
+/// The frames of a range of memory, zeroed when they are taken. A frame given back is taken first the next time.
 #[derive(Debug)]
 pub struct FrameRange<'m, M: Stores> {
     mmu: &'m M,
@@ -25,7 +25,7 @@ impl<'m, M: Stores> FrameRange<'m, M> {
         Self { mmu, left: range, returned: TableList::EMPTY }
     }
 
-    /// What was never taken: for the allocator that comes next.
+    /// The part that was never taken: for the allocator that comes next.
     pub const fn left(&self) -> PhysRange {
         self.left
     }

@@ -47,7 +47,7 @@ pub fn level_hint<M: Mmu>(mmu: &M, level: Option<LevelHint>) -> Option<LevelHint
     if mmu.has(Feature::Ttl) { level } else { None }
 }
 
-/// Whose entries an operation takes: the instructions that do.
+/// The TLB entries that an operation invalidates, by the instructions that do it.
 trait Scope: Copy {
     fn everything(self) -> Instruction;
     fn page(self, page: VirtAddr, hint: Option<(Granule, LevelHint)>, tables: Tables) -> Instruction;

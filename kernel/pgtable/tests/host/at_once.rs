@@ -104,7 +104,7 @@ fn what_is_out_of_the_ordinary_is_left_alone_and_nothing_is_split_for_it() {
     }
     // Nothing to change in what is cut: not even asked.
     assert_eq!(at_once(&machine(DATA), page, Change::READ_WRITE, None), (Some(Flush::NONE), 0));
-    // Who is asked may refuse.
+    // The splitter, once asked, may refuse.
     let machine = machine(DATA);
     let record = machine.record(|| assert_eq!(at_once(&machine, page, Change::READ_ONLY, None), (None, 1)));
     assert_eq!(record, []);

@@ -33,7 +33,7 @@ pub(crate) fn count<G: Geometry>(stream: &[Operation<G>]) -> Counts {
     counts
 }
 
-/// What still has to happen before a call may return.
+/// Duties that a call still has before it may return.
 #[derive(Default)]
 struct Debts {
     /// Valid entries were changed, and no DSB has made that visible.

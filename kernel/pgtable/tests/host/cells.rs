@@ -68,7 +68,7 @@ fn what_cannot_be_had_links_nothing<G: Geometry>() {
         assert_eq!((refused, prepared.get(), machine.free_frames()), (Err(EnsureError::OutOfTables), false, free));
         assert!(machine.page_tables().walk(VirtAddr(0)).all(|step| step.descriptor == Descriptor::EMPTY));
     }
-    // What fails when all tables are there.
+    // `prepare` may fail when all tables are there.
     let machine = HostMachine::<G>::new(depth::<G>());
     let free = machine.free_frames();
     let refused = machine

@@ -11,7 +11,7 @@ use granule_pgtable::{Change, Granule4K, Lazy, PageRange, Shape, WholeLeaves};
 
 use crate::{BASE, DATA, KIB, MIB, map, range};
 
-/// What a stream holds, with the entries left out: how many were written one after the other, and what came between.
+/// One step of a stream, with the entries left out: how many were written one after the other, and what came between.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Step {
     Writes(usize),

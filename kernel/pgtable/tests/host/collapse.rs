@@ -170,7 +170,7 @@ fn leaves_that_must_not_become_blocks_become_groups() {
     }
 }
 
-/// What is done with pages before they are to be collapsed.
+/// A change of the pages before they are to be collapsed.
 type Preparation = fn(&HostMachine, PageRange);
 
 #[test]
@@ -201,7 +201,7 @@ fn tables_that_are_not_alike_get_the_groups_that_they_can_have_and_stay_otherwis
     }
 }
 
-/// What a table's link forbids is forbidden for what stands in its place, or that is not put there.
+/// Execution that a table's link forbids stays forbidden in the block that replaces the table, or no block replaces it.
 #[test]
 fn execution_stays_forbidden() {
     let text = Attributes::kernel_text(MemoryType::Normal);
@@ -331,11 +331,11 @@ fn walks_are_waited_for_twice() {
     assert_eq!(machine.free_frames(), frames + 1);
 }
 
-/// What an owner does in the middle of a collapse.
+/// A change by an owner in the middle of a collapse.
 type Owner = fn(&HostMachine);
 
 /// Before every operation of a collapse an owner comes by: what it does is as if there were no collapse, and the
-/// machine is whole when both are done. Whatever it stores while walk caches may have the old table comes behind an
+/// machine is whole when both are done. A store while walk caches may have the old table comes after an
 /// invalidation of them.
 fn an_owner_at_every_operation(owner: Owner) {
     let split = |machine: &HostMachine| {
@@ -345,7 +345,7 @@ fn an_owner_at_every_operation(owner: Owner) {
     an_owner_at_every_operation_of(split, owner);
 }
 
-/// The same for what has been prepared.
+/// As [`an_owner_at_every_operation`], on the machine that `prepare` makes.
 fn an_owner_at_every_operation_of(prepare: Owner, owner: Owner) {
     let whole = range(BASE, 4 * MIB);
     let mut at = 0;

@@ -1,4 +1,4 @@
-//! What `dump` and `walk` show.
+//! The output of `dump` and `walk`.
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Kind;

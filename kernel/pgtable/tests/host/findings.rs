@@ -1,4 +1,4 @@
-//! What `findings` finds, each by itself, and that it finds nothing where nothing is wrong.
+//! Each kind of finding by itself, and none where nothing is wrong.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
@@ -40,7 +40,7 @@ fn groups() -> (HostMachine, PageRange) {
     (machine, range(BASE, GIB))
 }
 
-/// What is found once the page at `offset` in the first group is changed.
+/// The findings once the page at `offset` in the first group is changed.
 fn after(offset: u64, to: impl FnOnce(u64) -> u64) -> Vec<Finding> {
     let (machine, whole) = groups();
     change(&machine, BASE + offset, to);
@@ -268,7 +268,7 @@ fn what_is_executable_at_one_address_and_writable_at_another_is_found() {
     assert!(of_block.is_fault());
     assert_eq!(faults(range(page + PAGE, PAGE)), [found(writable, page + PAGE, PAGE, PAGE)]);
     assert_eq!(faults(range(BASE, 3 * BLOCK)), []);
-    // What the hardware may not use is no way to write, nor to execute.
+    // A leaf that the hardware may not use is no way to write, nor to execute.
     change(&machine, page, |entry| entry & !bits::VALID | bits::PRESENT_INVALID);
     assert_eq!(faults(whole), [of_block, found(writable, page + PAGE, PAGE, PAGE)]);
     change(&machine, BASE + 2 * BLOCK + PAGE, |entry| entry & !bits::VALID | bits::PRESENT_INVALID);

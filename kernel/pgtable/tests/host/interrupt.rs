@@ -142,7 +142,7 @@ fn work(machine: &HostMachine, cpu: &Interrupted<'_>, whole: PageRange) {
     assert!(tables.update(&lazy, new, Change::EXECUTABLE, WholeLeaves).is_err());
 }
 
-/// What the work does that takes an interrupt before operation `at`, and where in its stream the handler's is.
+/// The stream of the work when it takes an interrupt before operation `at`, and where in it the handler's is.
 fn interrupted(at: usize, handler_change: Change) -> (Stream, Option<(usize, usize)>) {
     let (machine, whole, other) = machine();
     let place = Cell::new(None);
@@ -177,7 +177,7 @@ fn an_interrupt_pays_for_itself_and_for_nothing_else_wherever_it_comes() {
     }
 }
 
-/// What stands in for the barriers that a machine does not have is no weaker.
+/// The substitutes for barriers that a machine does not have are no weaker.
 #[test]
 fn a_machine_without_local_or_repeated_barriers_has_dsb_ish_in_their_place() {
     let machine = HostMachine::new(1);

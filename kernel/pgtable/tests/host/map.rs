@@ -1,4 +1,4 @@
-//! What `map` makes, and what it refuses.
+//! The entries that `map` makes, and the calls that it refuses.
 
 use std::collections::VecDeque;
 
@@ -230,7 +230,7 @@ fn a_part_of_a_range_is_whole_pages_inside_it() {
     assert_eq!(whole.part(granule_arch::addr::VirtAddr(BASE.0 - 4 * KIB), 2), None);
 }
 
-/// What the walk for a page that was mapped with `attributes` meets: the limits of all tables, and the leaf.
+/// The walk for a page that was mapped with `attributes`: the limits of all tables, and the leaf.
 fn walk_of(attributes: Attributes, shape: Shape) -> (u64, Descriptor) {
     let machine = HostMachine::<Granule4K>::new(8);
     let page = range(VirtAddr(0x40_0000), 4 * KIB);
@@ -337,7 +337,7 @@ fn frames_that_follow_one_another_make_whole_groups() {
     }
 }
 
-/// The same entries as in steps, or none at all.
+/// `map_at_once` makes the entries that steps make, or none at all.
 #[test]
 fn blocks_of_one_table_are_mapped_at_once_as_they_are_in_steps() {
     let block = 2 * MIB;

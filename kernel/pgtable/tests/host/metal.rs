@@ -118,7 +118,7 @@ fn frames_are_whole_zeroed_and_given_once() {
     let mut taken = Vec::from_iter(std::iter::from_fn(|| frames.take()));
     assert!((22..=24).contains(&taken.len()) && taken.iter().all(|frame| frame.is_aligned(4096)), "{taken:?}");
     assert!(taken.is_sorted() && taken[0] > odd.start() && *taken.last().unwrap() + 4096 <= odd.end());
-    // What comes back is taken again, and no other.
+    // A frame given back is taken again, and no other.
     // SAFETY: taken above, zeroed, and linked nowhere.
     unsafe {
         frames.give_back(taken[3]);

@@ -33,7 +33,7 @@ impl Plain {
         (next < end).then_some(next)
     }
 
-    /// The same map in as few pieces as possible.
+    /// This map in as few pieces as possible.
     fn normal(&self) -> Vec<(u64, Piece)> {
         let mut normal: Vec<(u64, Piece)> = Vec::new();
         for (&start, &piece) in &self.0 {
@@ -54,7 +54,7 @@ impl Plain {
 
 const KIND: u64 = bits::TABLE | bits::CONTIGUOUS;
 
-/// What the tables say, in the same form.
+/// The content of the tables, as a map of pieces.
 fn read_back<G: Geometry>(machine: &HostMachine<G>, window: PageRange<G>) -> Vec<(u64, Piece)> {
     let mut plain = Plain::default();
     let tables = machine.page_tables();
@@ -247,7 +247,7 @@ impl<G: Geometry> Pair<G> {
         }
         assert_eq!(reasons, []);
         let stale = hull::<G>(&pieces, |attributes| {
-            // What is only made valid was in no TLB; what is to be gone may be in one although it is not valid.
+            // A page that is only made valid was in no TLB; one to be gone may be in one although it is not valid.
             let changes = change.apply(Descriptor(attributes)).0 != attributes;
             change != Change::VALID && (changes || change == Change::INVALID)
         });

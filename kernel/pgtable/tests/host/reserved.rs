@@ -29,7 +29,7 @@ fn nothing_is_mapped_there<G: Geometry>() {
     let leaf = Descriptor::block(PhysAddr(0x4000_0000), DATA).0;
     let upper = (G::FIRST_LEVEL..LAST_LEVEL).filter(|&level| !G::has_leaves(level));
     let valid = upper.clone().chain([LAST_LEVEL]).map(|level| (level, Descriptor(leaf)));
-    // What software calls present although it is not valid is a leaf only where a valid one could be.
+    // An entry that software calls present although it is not valid is a leaf only where a valid one could be.
     let invalid = upper.map(|level| (level, Descriptor(leaf & !bits::VALID | bits::PRESENT_INVALID)));
     for (level, entry) in valid.chain(invalid) {
         let machine = machine::<G>(level, entry);

@@ -1,4 +1,4 @@
-//! What a split makes of each leaf, at each end, and what it leaves alone; who is first where two split one leaf.
+//! The pieces that a split makes of each leaf, at each end; untouched leaves; who is first where two split one leaf.
 
 use std::cell::Cell;
 
@@ -19,7 +19,7 @@ use crate::barriers::count;
 use crate::interrupt::Interrupted;
 use crate::{BASE, DATA, GIB, KIB, LARGEST, MIB, RODATA, leaf_sizes, map, range};
 
-/// What a lock gives: no other CPU splits. There is only one CPU here.
+/// The promise of a lock: no other CPU splits. There is only one CPU here.
 struct Locked;
 
 // SAFETY: there is one CPU.
@@ -353,7 +353,7 @@ fn present_invalid_leaves_and_software_bits_stay_what_they_are() {
     }
 }
 
-/// What a table above forbids stays forbidden; what none forbade may be asked for after the split as before.
+/// Execution forbidden by a table above stays forbidden; execution that none forbade may be asked for after the split.
 #[test]
 fn a_new_table_forbids_execution_where_one_above_does() {
     for execution in [Execution::ByLeaf, Execution::Forbidden] {
@@ -574,7 +574,7 @@ unsafe impl Serialise for Window<'_> {
     }
 }
 
-/// What the section is for: without one, the neighbour's change in the window is lost.
+/// The section protects the neighbour's change: without one, the change in the window is lost.
 #[test]
 fn a_plain_split_that_nothing_serialises_loses_the_neighbours_change() {
     let (machine, _) = one_of_each(DATA);
@@ -662,8 +662,8 @@ fn each_granule_splits_to_its_own_pieces() {
     check::<Tiny>(&[(4 * KIB, 2), (8 * KIB, 1), (16 * KIB, 1)]);
 }
 
-/// A look at a part of a block has found nothing to change; then the owner of another part splits the block. What is in
-/// its place is a table, whose address is no memory of the range.
+/// A look at a part of a block has found nothing to change; then the owner of another part splits the block. A table
+/// is in its place, whose address is no memory of the range.
 #[test]
 fn a_block_that_is_split_behind_a_look_is_not_taken_for_memory() {
     let machine = HostMachine::<Granule4K>::new(8);

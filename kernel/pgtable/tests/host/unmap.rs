@@ -1,4 +1,4 @@
-//! What `unmap` takes away, and when it returns the frames.
+//! The leaves that `unmap` takes away, and the time at which it returns the frames.
 
 use core::cell::Cell;
 

@@ -15,7 +15,7 @@ use crate::collapse::{all_of, collapse};
 use crate::reclaim::reclaim;
 use crate::{DATA, KIB, LARGEST, MIB, RODATA, TEXT, leaf_sizes, map, range, vouched};
 
-/// What the first half takes away from each leaf.
+/// The mark that the first half takes away from each leaf.
 const MARK: u64 = bits::VM_ALLOC;
 const OWNED: Attributes = DATA.vm_alloc();
 
@@ -126,7 +126,7 @@ fn each_leaf_waits_and_comes_out_once<G: Geometry>() {
     }
 }
 
-/// What lies beside the range, in the same tables, stays as it is.
+/// Leaves beside the range, in the same tables, stay as they are.
 fn neighbours_stay<G: Geometry>() {
     let (block, page) = (G::entry_size(2), G::PAGE_SIZE);
     let all = at::<G>(block - 2 * page, 4 * page);
@@ -396,7 +396,7 @@ fn a_collapse_that_has_begun_loses_no_release() {
     assert_eq!(entries(&machine, part), []);
 }
 
-/// What was freed at once comes out the same.
+/// The two halves hand out the leaves that an unmapping at once hands out.
 #[test]
 fn both_halves_hand_out_what_an_unmapping_does() {
     let all = at::<Granule4K>(0, 34 * MIB + 68 * KIB);

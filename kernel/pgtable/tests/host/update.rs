@@ -1,4 +1,4 @@
-//! What `update` changes, and what it refuses.
+//! The changes of `update`, and its refusals.
 
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_arch::tlbi::LevelHint;
