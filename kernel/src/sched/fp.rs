@@ -111,7 +111,7 @@ impl FpArea {
         Self { state: UnsafeCell::new(FpState::ZERO), used: Cell::new(false), loaded: Cell::new(NOWHERE) }
     }
 
-    /// What a thread that has not run begins with.
+    /// Sets the registers of a thread that has not run.
     pub(super) fn set(&mut self, state: &FpState) {
         *self.state.get_mut() = *state;
         self.used.set(true);

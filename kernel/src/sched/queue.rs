@@ -64,7 +64,7 @@ pub(super) fn running(cpu: &Cpu) -> Option<usize> {
     (current != cpu.sched.idle.load(Ordering::Relaxed)).then(|| current.addr())
 }
 
-/// What a CPU knows of threads: part of its [`Cpu`].
+/// A CPU's state of scheduling: part of its [`Cpu`].
 pub(crate) struct PerCpu {
     /// The thread that runs. Changed under the queue's lock.
     pub(crate) current: AtomicPtr<Thread>,
@@ -78,9 +78,9 @@ pub(crate) struct PerCpu {
     pub(super) ended: AtomicPtr<Thread>,
     /// The thread whose floating point this CPU's registers hold.
     pub(super) fp_owner: AtomicPtr<Thread>,
-    /// What SCTLR_EL1.TCF0 and GCR_EL1 hold: of [`TagChecks`](super::TagChecks).
+    /// The value of SCTLR_EL1.TCF0 and GCR_EL1: of [`TagChecks`](super::TagChecks).
     pub(super) tag_checks: AtomicU32,
-    /// What TTBR0_EL1 is without a user space.
+    /// The value of TTBR0_EL1 without a user space.
     pub(super) no_tables: AtomicU64,
     /// When the slice ends, as the timer counts; only this CPU uses it.
     pub(super) slice_end: AtomicU64,
@@ -179,8 +179,8 @@ pub(super) fn wake(thread: &Thread) -> bool {
     let home = thread.home();
     let Some(cpu) = smp::cpu(home) else { return false };
     let mut queue = cpu.sched.queue.lock();
-    // It may have been woken, and have gone elsewhere, since the caller looked. What sleeps stays, and went to sleep
-    // under this lock.
+    // It may have been woken, and have gone elsewhere, since the caller looked. A thread that sleeps stays, and went to
+    // sleep under this lock.
     if thread.home() != home || !thread.state.unpark() {
         return false;
     }
@@ -339,7 +339,7 @@ pub fn relax() {
 #[inline(never)]
 fn run_others(cpu: &'static Cpu, thread: &Thread) {
     let masked = interrupts::mask();
-    // What an idle CPU runs goes on to its end; interrupts that were masked stay so.
+    // The idle thread's work goes on to its end; interrupts that were masked stay so.
     if is_idle_thread(cpu, thread) || !masked.irqs_enabled() {
         return interrupts::restore(masked);
     }

@@ -2,8 +2,8 @@
 //!
 //! The word has the holders; the queue has the waiters, in the order in which they came. While there are waiters the
 //! lock is not taken past the queue: neither writers starve nor readers. A release with waiters hands the lock on: to
-//! the first of them, or to all readers at the front. They own it before they wake, so they need not try again. Who finds
-//! a writer that runs waits for it awake, for a moment.
+//! the first of them, or to all readers at the front. They own it before they wake, so they need not try again. If the
+//! writer runs, a waiter spins briefly before it sleeps.
 //!
 //! ```text
 //! bit 63       bit 62                       bits 61 to 46                          bits 45 to 0
@@ -19,7 +19,7 @@
 //! word again: no writer, and this CPU's bit still set, so it is a reader. The bit is set by its CPU's first such reader
 //! behind a writer of another. A writer takes the word, with it the bits of the others, and waits for the CPUs of these
 //! bits to leave its lock.
-//!
+//!after a writer of another. A writer takes the word, with it the bits of the others, and waits for the CPUs of these
 //! ```text
 //! reader   store slot (release)   load word (acquire)        writer   exchange word (release)   load slots (acquire)
 //! ```
@@ -51,7 +51,7 @@ const _: () = assert!(smp::MAX_CPUS <= 16);
 /// Looks at a lock before its waiter sleeps, of some thirty instructions each: most changes of areas have ended by then.
 const LOOKS: usize = 500;
 
-/// What a waiter wants.
+/// The access that a waiter wants.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Want {
     Read,
@@ -67,7 +67,7 @@ pub struct RwSem<T: ?Sized> {
     pub(super) value: UnsafeCell<T>,
 }
 
-/// What a CPU reads under for a moment. Part of its [`Cpu`].
+/// The lock that a CPU reads under for a moment. Part of its [`Cpu`].
 #[derive(Debug)]
 #[allow(unreachable_pub, reason = "part of the kernel's `Cpu`, which is public; `kernel/loom` has its own")]
 pub struct BriefSlot {
@@ -127,7 +127,7 @@ impl<T: ?Sized> RwSem<T> {
         (self.word.load(Ordering::SeqCst) & (WRITER | WAITING | bit) == *bit).then_some(guard)
     }
 
-    /// The same where this CPU's bit may be missing; by the count of readers where a writer comes.
+    /// As [`Self::try_read_briefly`], if this CPU's bit may be missing; by the count of readers where a writer comes.
     #[cold]
     #[inline(never)]
     fn read_announced<'a>(&'a self, cpu: &'a Cpu) -> BriefGuard<'a, T> {
@@ -136,14 +136,14 @@ impl<T: ?Sized> RwSem<T> {
         is_announced.then(|| self.try_read_briefly(cpu)).flatten().unwrap_or_else(|| self.read_counted())
     }
 
-    /// The same guard for a reader that is counted: the thread may sleep while it has it.
+    /// The guard of [`Self::read_briefly`] for a reader that is counted: the thread may sleep while it has it.
     #[cold]
     pub fn read_counted(&self) -> BriefGuard<'_, T> {
         core::mem::forget(self.read());
         BriefGuard { sem: self, cpu: None, not_send: PhantomData }
     }
 
-    /// What slots have for this lock.
+    /// The value that slots have for this lock: its address.
     fn name(&self) -> usize {
         core::ptr::from_ref(&self.word).addr()
     }
@@ -156,7 +156,7 @@ impl<T: ?Sized> RwSem<T> {
             let number = left.trailing_zeros();
             left &= left - 1;
             let Some(cpu) = smp::cpu(CpuId(number)) else { continue };
-            // What it read comes before this writer's changes.
+            // The CPU's reads come before this writer's changes.
             while cpu.brief.lock.load(Ordering::SeqCst) == self.name() {
                 spin();
             }

@@ -41,7 +41,7 @@ pub(super) static IDLE: AtomicU32 = AtomicU32::new(0);
 /// A thread for each CPU that runs when no other does. Those of the secondaries have the stacks that these started on.
 /// Made at boot: as constants they would be in the image.
 static IDLE_THREADS: [Once<Thread>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS];
-/// What the boot CPU has run since it was entered.
+/// The thread of the boot CPU since it was entered.
 static MAIN: Thread = Thread::new(0, "main");
 
 /// Makes what the boot CPU, this one, runs a thread, and gives it another for when it idles.
@@ -81,7 +81,7 @@ pub fn init_cpu(cpu: &'static Cpu) {
     }
 }
 
-/// What a CPU does that has nothing to do: it waits for interrupts, and runs threads that come.
+/// The idle loop of a CPU: it waits for interrupts, and runs threads that come.
 pub fn idle(cpu: &'static Cpu) -> ! {
     loop {
         // Masked from the look to the WFI: an interrupt in between stays pending, which ends WFI even while it is masked.

@@ -33,7 +33,7 @@ use crate::trap::tags;
 /// The numbers by which TLBs know the spaces.
 pub(super) static ASIDS: Asids = Asids::none();
 
-/// What [`context_switch`] pushes: x19 to x30.
+/// The registers that [`context_switch`] pushes: x19 to x30.
 #[repr(C)]
 struct Saved {
     /// x19 to x28.
@@ -138,7 +138,7 @@ pub(super) fn to(
     let next_thread = unsafe { next.as_ref() };
     leave(cpu, thread);
     enter(cpu, next_thread, waited_for);
-    // SAFETY: the registers of `next` were saved at its SP, under the lock that this thread holds. What comes back is
+    // SAFETY: the registers of `next` were saved at its SP, under the lock that this thread holds. The return value is
     // TPIDR_EL1.
     let cpu: &'static Cpu = unsafe { &*context_switch(thread.sp.as_ptr(), next_thread.sp.get()).cast() };
     finish(cpu);
@@ -212,11 +212,11 @@ pub fn asid_generation() -> u64 {
 
 fn set_tables(register: u64) {
     TTBR0_EL1.set(register);
-    // What the kernel accesses at addresses of EL0 goes by it as well.
+    // The kernel's accesses at addresses of EL0 go by it as well.
     barrier::isb();
 }
 
-/// What TTBR0_EL1 holds now.
+/// The present value of TTBR0_EL1.
 pub(super) fn tables_register() -> u64 {
     TTBR0_EL1.get()
 }
@@ -234,7 +234,7 @@ pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
     ManuallyDrop::into_inner(old)
 }
 
-/// Ends the running thread, which drops its space. What else it holds it holds for ever, so it should hold nothing.
+/// Ends the running thread, which drops its space. It holds all else for ever, so it should hold nothing.
 pub fn exit() -> ! {
     drop(set_space(None));
     let cpu = this_cpu();

@@ -1,12 +1,12 @@
 //! Tag checks of a thread's accesses at EL0 (FEAT_MTE2; Arm ARM D10.5).
 //!
-//! [`TagChecks`] is what a program asks for. A CPU's registers hold those of the last user thread that had others than
+//! [`TagChecks`] is a program's request. A CPU's registers hold those of the last user thread that had others than
 //! the thread before it; a switch between threads with the same checks writes no register.
 //!
 //! **Late faults.** TFSRE0_EL1 records a mismatch of EL0 in the modes that report late. Each entry from EL0 collects it
 //! as work of the thread, before anything else can be recorded: [`UserEntry::late_tag_fault`] runs on the way back, and
-//! a system call is repeated after it. What the kernel's own accesses with EL0's rights add after that is removed
-//! before EL0 is entered, and before another thread that reports late is: as on Linux, it is no fault.
+//! a system call is repeated after it. Mismatches of the kernel's own accesses with EL0's rights after that are removed
+//! before EL0 is entered, and before another thread that reports late is: as on Linux, they are no faults.
 //!
 //! **A thread without checks pays nothing for them.** A thread with checks has other functions in the fields that the
 //! vectors call, which prepare for the thread's own.
@@ -52,7 +52,7 @@ impl TagChecks {
         Self(faults as u32 | (check as u32) << 2 | (included as u32) << 16)
     }
 
-    /// What was accepted.
+    /// The kinds of report that the program accepts.
     pub const fn faults(self) -> TagFaults {
         match self.0 & 3 {
             0 => TagFaults::Ignored,
@@ -67,7 +67,7 @@ impl TagChecks {
         (self.0 >> 16) as u16
     }
 
-    /// What the hardware does.
+    /// The setting of the hardware.
     pub const fn check(self) -> TagCheck {
         match self.0 >> 2 & 3 {
             0 => TagCheck::Off,
@@ -109,7 +109,7 @@ mod target {
     }
 
     impl Thread {
-        /// What [`Self::set_tag_checks`] set last, or its maker had.
+        /// The checks that [`Self::set_tag_checks`] set last, or its maker had.
         pub fn tag_checks(&self) -> TagChecks {
             self.tag_checks.get()
         }
@@ -155,7 +155,7 @@ mod target {
             cpu.sched.tag_checks.store(own.0, Ordering::Relaxed);
             registers().set_el0(own.check(), !own.included());
         }
-        // What is recorded now was recorded in the kernel, perhaps for another thread.
+        // Pending tag faults at this point belong to the kernel, perhaps for another thread.
         if own.check().is_recorded() {
             registers().clear_recorded();
         }

@@ -1,4 +1,4 @@
-//! What there is of each thread.
+//! The state of a thread.
 
 #![allow(unsafe_code, reason = "threads and waiters in intrusive lists, under the lock of their queue")]
 
@@ -30,10 +30,10 @@ use crate::trap::TrapFrame;
 /// The number of a thread, never used twice.
 pub type ThreadId = u32;
 
-/// What a user thread does with its exceptions. The functions run in its kernel half, on its own stack, with interrupts
+/// The functions for a user thread's exceptions. They run in its kernel half, on its own stack, with interrupts
 /// on, and may sleep.
 pub struct UserEntry {
-    /// SVC. What the call returns is for it to put into the frame.
+    /// SVC. The function puts the call's result into the frame.
     pub syscall: extern "C" fn(&mut TrapFrame, &Thread),
     /// An instruction or data abort; the frame has its kind and address. Returns whether it was served.
     pub fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
@@ -52,7 +52,7 @@ pub struct UserEntry {
     pub number: fn(&Thread) -> u32,
 }
 
-/// What a thread has to do before it enters EL0: bits of its work word.
+/// The work of a thread before it enters EL0: bits of its work word.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Work(pub(super) u32);
 
@@ -65,7 +65,7 @@ impl Work {
     pub(crate) const TAG_FAULT: Self = Self(4);
 }
 
-/// What belongs to one thread. It is reached through a [`ThreadRef`], and by the thread itself.
+/// A thread. It is reached through a [`ThreadRef`], and by the thread itself.
 ///
 /// The cells belong to the CPU that runs the thread; while it does not run, to the CPU whose queue's lock is held.
 #[repr(C)]
@@ -94,7 +94,7 @@ pub struct Thread {
     pub(super) stack_top: Cell<u64>,
     /// TPIDR_EL0 while it does not run.
     pub(super) tls: Cell<u64>,
-    /// What it runs under at EL0. None once it has ended, so it is not dropped with the thread: the last reference to a
+    /// Its space at EL0. None once it has ended, so it is not dropped with the thread: the last reference to a
     /// thread may go at the end of a switch, on whatever stack comes next.
     pub(super) space: UnsafeCell<ManuallyDrop<Option<SpaceRef>>>,
     pub(super) fp: FpArea,
@@ -203,12 +203,12 @@ impl Thread {
         self.tagged_addresses.store(accepted, Ordering::Relaxed);
     }
 
-    /// What [`Self::set_tagged_addresses`] set last.
+    /// The value that [`Self::set_tagged_addresses`] set last.
     pub fn has_tagged_addresses(&self) -> bool {
         self.tagged_addresses.load(Ordering::Relaxed)
     }
 
-    /// What was given at its creation.
+    /// The value of [`NewUserThread::task`] at its creation.
     pub fn task(&self) -> *mut () {
         self.task.load(Ordering::Relaxed)
     }
@@ -223,7 +223,7 @@ impl Thread {
         self.state.is_parked()
     }
 
-    /// Ends the thread's `park`, or the next one if it is in none. What the caller stored before is seen there.
+    /// Ends the thread's `park`, or the next one if it is in none. Stores that the caller made before are seen there.
     pub fn unpark(&self) {
         self.state.leave(|| queue::wake(self));
     }
@@ -264,8 +264,8 @@ impl Thread {
     /// Where the work word is, for `trap/user.S`.
     pub(crate) const WORK: usize = offset_of!(Self, work);
 
-    /// The next thing to do before EL0 is entered. What it is for, but for the turn of other threads, is not noted any
-    /// more.
+    /// The next work before EL0 is entered. This clears its bit, but for the turn of other threads, whose code clears
+    /// its own.
     pub(crate) fn next_work(&self) -> Option<Work> {
         let work = self.work.load(Ordering::Acquire);
         if work & Work::RESCHEDULE.0 != 0 {
@@ -429,8 +429,8 @@ pub(crate) fn works_for_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| thread.works_for_program.load(Ordering::Relaxed))
 }
 
-/// Whether what runs on this CPU is a program's thread, which may sleep for a fault of its own. What serves devices has
-/// faults of several programs.
+/// Whether a program's thread runs on this CPU, which may sleep for a fault of its own. The kernel's threads for devices
+/// have faults of several programs.
 pub(crate) fn runs_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| !thread.task.load(Ordering::Relaxed).is_null())
 }
@@ -497,21 +497,21 @@ pub(crate) fn running_space() -> Option<SpaceRef> {
     Option::clone(unsafe { &*thread.space.get() })
 }
 
-/// What a user thread begins with.
+/// The initial state of a user thread.
 pub struct NewUserThread<'a> {
-    /// What it is called.
+    /// Its name.
     pub name: &'static str,
-    /// What its exceptions do.
+    /// The functions for its exceptions.
     pub entry: &'static UserEntry,
     /// Its registers at EL0.
     pub frame: &'a TrapFrame,
     /// TPIDR_EL0.
     pub tls: u64,
-    /// What it runs under.
+    /// Its space.
     pub space: SpaceRef,
     /// The registers of floating point; none: all zero.
     pub fp: Option<&'a super::FpState>,
-    /// Whatever the maker wants to find again by [`Thread::task`].
+    /// A value of the maker's, to be found again by [`Thread::task`].
     pub task: *mut (),
 }
 

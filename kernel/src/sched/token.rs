@@ -10,7 +10,7 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 
 /// It runs, or is in a run queue.
 const RUNNABLE: u32 = 0;
-/// The same, and its next park returns at once.
+/// It runs, or is in a run queue, and its next park returns at once.
 const TOKEN: u32 = 1;
 /// It sleeps.
 const PARKED: u32 = 2;

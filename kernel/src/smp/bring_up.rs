@@ -57,7 +57,7 @@ static RELEASED: AtomicBool = AtomicBool::new(false);
 static STEPS: Once<Secondaries> = Once::new();
 static EMPTY_ROOT: Once<PhysAddr> = Once::new();
 
-/// What the other CPUs need, and what they do on their way.
+/// The entry of the other CPUs, and their work on the way.
 #[derive(Clone, Copy)]
 pub struct Secondaries {
     /// Where they start: `BootInfo::secondary_entry`.

@@ -14,7 +14,7 @@ use super::{CPUS, Cpu, CpuId, CpuSet, CpuTable, notify, this_cpu};
 use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::{interrupts, wait};
 
-/// What a call runs on each CPU: interrupts masked, as in a handler. It must not wait for another CPU.
+/// The function that a call runs on each CPU: interrupts masked, as in a handler. It must not wait for another CPU.
 pub type CallFunction = fn(&Cpu, usize);
 
 /// A CPU's calls: part of its [`Cpu`].
@@ -44,7 +44,7 @@ impl Cpu {
 }
 
 /// Runs `function` with `argument` on each of `targets` that is online, this CPU included if it is one, and waits for
-/// all. What this CPU stored before is seen there, and what they stored is seen here.
+/// all. This CPU's earlier stores are seen there, and the stores of the functions are seen here.
 ///
 /// # Panics
 /// Interrupts are masked, or this is an interrupt handler.

@@ -1,4 +1,4 @@
-//! What belongs to one CPU.
+//! The state of one CPU.
 //!
 //! EL1 is never preempted, so a reference to this CPU's [`Cpu`] stays true for as long as the code runs, and its fields
 //! are touched by this CPU alone unless they are atomics whose doc has other rules.
@@ -28,7 +28,7 @@ pub const MAX_CPUS: usize = 16;
 pub struct CpuId(pub u32);
 
 impl CpuId {
-    /// What there is of this CPU among what there is of each. The remainder is the number itself.
+    /// This CPU's element of `each`. The remainder is the number itself.
     #[inline(always)]
     pub fn of<T>(self, each: &[T; MAX_CPUS]) -> &T {
         &each[self.0 as usize % MAX_CPUS]
@@ -55,7 +55,7 @@ pub struct Cpu {
     pub mpidr: AtomicU64,
     /// Its ID registers, once it has come up.
     pub features: Once<CpuFeatures>,
-    /// What its timer waits for.
+    /// The times that its timer waits for.
     pub due: Due,
     /// Its calls of others, and theirs of it.
     pub(super) call: call::PerCpu,

@@ -30,7 +30,7 @@ pub(super) struct Parking {
     pub(super) turn: AtomicU32,
     /// Odd while the others are to be parked.
     pub(super) round: AtomicU32,
-    /// What each CPU has answered.
+    /// The answer of each CPU.
     pub(super) answers: [AtomicU32; MAX_CPUS],
 }
 

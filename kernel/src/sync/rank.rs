@@ -64,20 +64,20 @@ pub const HEAP_GROWTH: Rank = 4;
 pub const PROCESSES: Rank = 5;
 /// One process: its threads, and the signals pending for it and for them. One at a time.
 pub const PROCESS: Rank = 6;
-/// What happens on the signals of a process, or of those that share it. A fork allocates its copy under it.
+/// The actions on the signals of a process, or of those that share them. A fork allocates its copy under it.
 pub const ACTIONS: Rank = 7;
 /// A last-level table of a user space. Nothing is allocated while one is held.
 pub const TABLE: Rank = 8;
-/// What is locked under a table's lock: another table of the same space, to which entries move, or the frames of a block.
+/// The second lock under a table's: another table of the same space, to which entries move, or the frames of a block.
 pub const TABLE_BESIDE: Rank = 9;
-/// The SMMU's event queue. What comes out of it is noted for its device.
+/// The SMMU's event queue. Its events are noted for their devices.
 pub const EVENTS: Rank = 10;
 /// The fixmap's patch slot.
 pub const PATCH: Rank = 11;
-/// What becomes of the SMMU's streams. Commands are issued while it is held, and memory taken for tables.
+/// The state of the SMMU's streams. Commands are issued while it is held, and memory taken for tables.
 pub const STREAMS: Rank = 12;
 /// A split of leaves in use, or a change by a caller that is not their one owner. Frames are taken before it, and those
-/// that were not needed given back behind it.
+/// that were not needed given back after it.
 pub const SPLIT: Rank = 13;
 /// Addresses and numbers that are given to devices.
 pub const DEVICE_ADDRESSES: Rank = 14;
@@ -96,13 +96,13 @@ pub const DEVICE_FAULTS: Rank = 19;
 pub const LIMITS: Rank = 20;
 /// The free page blocks: the buddy allocator.
 pub const BUDDY: Rank = 21;
-/// What is lent of a region of tag storage. Never held together with that of the buddy.
+/// The loans of a region of tag storage. Never held together with that of the buddy.
 pub const TAG_STORAGE: Rank = BUDDY;
 /// The heap's list.
 pub const HEAP: Rank = 22;
 /// The records of guarded objects. Never held together with the heap's list.
 pub const GUARDED_HEAP: Rank = HEAP;
-/// Whose a device is.
+/// The owner of a device.
 pub const DEVICE: Rank = 23;
 /// A queue of threads that wait. Anything above may wake them.
 pub const WAIT: Rank = 24;

@@ -1,4 +1,4 @@
-//! What belongs to one CPU's exceptions.
+//! The state of one CPU's exceptions.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -34,7 +34,7 @@ impl PerCpu {
         self.stack_top.load(Ordering::Relaxed)
     }
 
-    /// What runs is on another stack from now on.
+    /// Notes that the CPU runs on another stack from now on.
     pub(crate) fn set_stack_top(&self, top: u64) {
         self.stack_top.store(top, Ordering::Relaxed);
     }

@@ -124,7 +124,7 @@ mod machine {
     use super::super::frame::TrapFrame;
     use super::{ProbeFault, Width, sealed};
 
-    /// What the rule of a fixup left in x16 and x17.
+    /// The outcome, from x16 and x17 as the rule of a fixup leaves them.
     fn outcome(esr: u64, far: u64) -> Result<(), ProbeFault> {
         if esr == 0 { Ok(()) } else { Err(ProbeFault { syndrome: Syndrome(esr), address: VirtAddr(far) }) }
     }

@@ -20,7 +20,7 @@ pub(crate) fn check_asynchronous() {
     }
 }
 
-/// The same, where checks are asynchronous: `user.S` calls it.
+/// As [`check_asynchronous`], where checks are asynchronous: `user.S` calls it.
 #[inline(never)]
 pub(super) extern "C" fn on_the_way_out() {
     // SAFETY: checks are asynchronous only where all CPUs have tags.

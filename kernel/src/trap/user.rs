@@ -36,7 +36,7 @@ pub(super) extern "C" fn user_interrupt(thread: &Thread) {
     irq();
 }
 
-/// What there is to do before EL0 is entered, until there is nothing. Interrupts masked, before as after.
+/// Does the work before EL0 is entered, until there is none. Interrupts masked, before as after.
 ///
 /// It must not remember which CPU this is.
 pub(super) extern "C" fn user_work(frame: &mut TrapFrame, thread: &Thread) {

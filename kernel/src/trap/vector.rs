@@ -22,7 +22,7 @@ pub(super) enum Origin {
     El0A32,
 }
 
-/// What happened.
+/// The kind of exception.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ExceptionKind {
     Synchronous,

@@ -164,7 +164,7 @@ unsafe extern "C" {
     static EXCEPTION_RETURN: u8;
 }
 
-/// What VBAR_EL1 is set to.
+/// The value for VBAR_EL1.
 pub(super) fn exception_vectors() -> u64 {
     (&raw const EXCEPTION_VECTORS).addr() as u64
 }

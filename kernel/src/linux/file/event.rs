@@ -69,7 +69,7 @@ impl EventCounter {
         self.change(is_nonblocking, add).map(drop)
     }
 
-    /// What a poller finds.
+    /// The events that a poller finds.
     pub fn poll(&self) -> PollState<'_> {
         let count = *self.count.lock();
         let has_room = count < u64::MAX - 1;

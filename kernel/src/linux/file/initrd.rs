@@ -3,13 +3,13 @@
 //! cpio archives in the "new ASCII" form, as for Linux (Documentation/driver-api/early-userspace/buffer-format.rst):
 //! for each file a header of `070701` and thirteen fields of eight hexadecimal digits, the name with a final zero,
 //! padding to a multiple of four, the contents, padding. In an archive of `070702` the last field is the sum of the
-//! contents' bytes. `TRAILER!!!` ends an archive, and others may follow behind zeros; none may be compressed.
+//! contents' bytes. `TRAILER!!!` ends an archive, and others may follow after zeros; none may be compressed.
 //!
 //! Of entries with one name the last counts, since each would have replaced the one before. Entries of one archive with
 //! one inode are one file, which has the contents of the last of them that has any.
 //!
-//! The archives come from outside, so every number in them is checked; errors have their position. What is before an
-//! error is there.
+//! The archives come from outside, so every number in them is checked; errors have their position. Entries before an
+//! error can be opened.
 
 #![allow(unsafe_code, reason = "the initrd as bytes, mapped for the whole boot")]
 
@@ -78,7 +78,7 @@ pub enum ArchiveError {
     Checksum(usize),
 }
 
-/// What a file's header has beside its name and contents.
+/// The fields of a file's header beside its name and contents.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Attributes {
     /// A number that no other file has: where its header is.
@@ -330,7 +330,7 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
     }
 }
 
-/// What is at a path that begins in the directory `base`, the path of which is empty for the root.
+/// The entry at a path that begins in the directory `base`, the path of which is empty for the root.
 ///
 /// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
 /// if it has an entry or if a file is in it.
@@ -386,7 +386,7 @@ fn look_from<'a>(archive: &'a [u8], base: &str, path: &[u8]) -> Result<PathEntry
 /// The root, and each directory that has no entry of its own.
 const ROOT: Attributes = Attributes { number: usize::MAX, mode: S_IFDIR | 0o755, user: 0, group: 0, modified: 0 };
 
-/// What a path leads to.
+/// The entry at a path.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum PathEntry<'a> {
     /// A directory: its path from the root, without `.` and `..`.
@@ -405,7 +405,7 @@ pub enum PathEntry<'a> {
     Other(Attributes),
 }
 
-/// What a name leads to: the last entry that has it, or a directory if it has none and a name begins with it.
+/// The entry with a name: the last that has it, or a directory if none has it and a name begins with it.
 fn look_up<'a>(archive: &'a [u8], wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
     // The kernel's own: no archive needs them.
     if wanted == CONSOLE.as_bytes() {
@@ -453,7 +453,7 @@ fn last_of<'a>(
     while let Some(entry) = entries.next_entry() {
         let entry = match entry {
             Ok(entry) => entry,
-            // What is before it is there.
+            // Entries before the error count.
             Err(_) if named.is_some() || below.is_some() => break,
             Err(error) => return Err(error),
         };
@@ -485,7 +485,7 @@ fn split<'n>(name: &'n str, wanted: &[u8]) -> Option<(&'n str, &'n str)> {
 const CONSOLE: &str = "dev/console";
 const DEVICES: &str = "dev";
 
-/// What is where the archive has nothing.
+/// The entry for a name that the archive does not have.
 fn missing<'a>(wanted: &[u8]) -> Result<PathEntry<'a>, PathError> {
     let directory = PathEntry::Directory(DEVICES, Attributes { number: usize::MAX - 1, ..ROOT });
     if wanted == DEVICES.as_bytes() { Ok(directory) } else { Err(PathError::NotFound) }
@@ -504,7 +504,7 @@ pub(crate) mod tests {
         add_with(archive, name, mode, contents, (1, 1, None));
     }
 
-    /// The same with an inode, how many names that has, and a checksum.
+    /// As [`add`], with an inode, the number of its names, and a checksum.
     fn add_with(
         archive: &mut Vec<u8>,
         name: &str,
@@ -636,7 +636,7 @@ pub(crate) mod tests {
         }
         let names: Vec<_> = programs(&archive).map(|file| file.unwrap().name).collect();
         assert_eq!(names, ["first", "both", "third"]);
-        // What is behind zeros begins at a multiple of four.
+        // An archive after zeros begins at a multiple of four.
         let mut shifted = archive.clone();
         shifted.extend([0; 6]);
         add(&mut shifted, "fourth", PROGRAM, b"4");

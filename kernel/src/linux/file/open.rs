@@ -77,7 +77,7 @@ impl Filed for FileRef {
     }
 }
 
-/// What is open.
+/// The kind of an open file, with its state.
 pub enum Kind {
     /// The console.
     Console,
@@ -101,7 +101,7 @@ pub enum Kind {
     Other(Attributes),
 }
 
-/// What a poller finds at an open file.
+/// The events that a poller finds at an open file, and the queue that it may join.
 #[derive(Clone, Copy)]
 pub struct PollState<'f> {
     /// Bits of `POLL`: all that hold now.
@@ -232,7 +232,7 @@ pub fn checked(flags: u32) -> Result<u32, Errno> {
     let known = flags & if flags & O_PATH != 0 { OF_PATH } else { KNOWN };
     let wrong = known & (O_DIRECTORY | O_CREAT) == O_DIRECTORY | O_CREAT
         || known & UNNAMED != 0 && (known & O_DIRECTORY == 0 || known & O_ACCMODE == O_RDONLY);
-    // Who waits for all waits for the contents, too.
+    // Linux's `O_SYNC` implies `O_DSYNC`.
     let contents = if known & O_SYNC & !O_DSYNC != 0 { O_DSYNC } else { 0 };
     if wrong { Err(Errno::EINVAL) } else { Ok(known | contents) }
 }
@@ -253,7 +253,7 @@ fn without_slashes(mut path: &[u8]) -> &[u8] {
     path
 }
 
-/// What is read from a position on.
+/// The source of a read from a position on.
 pub enum Contents<'f> {
     /// Bytes that nothing changes.
     Bytes(&'static [u8]),
@@ -375,12 +375,12 @@ impl OpenFile {
         }
     }
 
-    /// What is open.
+    /// The kind of the open file.
     pub const fn kind(&self) -> &Kind {
         &self.kind
     }
 
-    /// What a poller finds, one that reads the console as `reader`. A poller that finds nothing it waits for joins the
+    /// The events for a poller; `reader` reads the console. A poller that finds nothing it waits for joins the
     /// queue and looks again.
     pub fn poll(&self, reader: console::Reader) -> PollState<'_> {
         const READY: PollState<'_> = PollState { events: POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM, queue: None };
@@ -588,7 +588,7 @@ impl OpenFile {
         moved.ok().and_then(target).ok_or(Errno::EINVAL)
     }
 
-    /// The same where the file has no end (Linux's `mem_lseek`): any position is one, also one that cannot be read at.
+    /// As [`Self::seek`], for a file without an end (Linux's `mem_lseek`): any position, also one that cannot be read at.
     fn seek_in_space(&self, offset: i64, whence: u32) -> Result<u64, Errno> {
         let to = match whence {
             SEEK_SET => offset as u64,

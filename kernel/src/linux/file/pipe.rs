@@ -95,7 +95,7 @@ pub fn create() -> Result<[PipeEnd; 2], OutOfMemory> {
     Ok([PipeEnd { pipe: pipe.clone(), end: End::Read }, PipeEnd { pipe, end: End::Write }])
 }
 
-/// What a writer finds.
+/// The state of a pipe for a writer.
 enum Room {
     /// Room for so many of the next bytes.
     Bytes(usize),
@@ -295,7 +295,7 @@ impl PipeEnd {
         if access.bytes == 0 { (0, Ok(())) } else { self.pipe.write(access, fetch) }
     }
 
-    /// What a poller finds.
+    /// The events that a poller finds.
     pub fn poll(&self) -> PollState<'_> {
         let state = self.pipe.state.lock();
         let mut events = 0;

@@ -39,7 +39,7 @@ pub enum ProcFile {
 const FILES: [(&[u8], ProcFile); 1] = [(b"pagemap", ProcFile::Pagemap)];
 
 impl ProcEntry {
-    /// What a path from the root on is, without `.` and `..`.
+    /// The entry at a path from the root on, without `.` and `..`.
     pub fn find(path: &[u8]) -> Option<Self> {
         let mut names = path.split(|&byte| byte == b'/');
         if names.next() != Some(b"proc") {

@@ -5,7 +5,7 @@
 //! **A fork copies nothing.** Parent and child have the same table until one of them changes a descriptor: what changes
 //! a table that others have copies it first. Threads, and processes made with `CLONE_FILES`, have the same [`Files`].
 //!
-//! What finds a file reads for a moment: while no descriptor changes, threads write nothing that they share.
+//! A lookup reads for a moment only: while no descriptor changes, threads write nothing that they share.
 
 #![allow(unsafe_code, reason = "descriptors are found under a guard for a moment")]
 
@@ -277,7 +277,7 @@ pub struct Files<F: 'static> {
 enum Held<F: 'static> {
     /// A table, which the [`Files`] of others may have too, each until it changes it.
     Table(Counted<Table<F>>),
-    /// What is shared with another process.
+    /// The files that are shared with another process.
     Shared(Counted<Files<F>>),
     /// Nothing any more: its last task is gone.
     Gone,
@@ -285,7 +285,7 @@ enum Held<F: 'static> {
 
 /// The files of an exec's program: see [`Files::prepare_exec`].
 pub struct ExecFiles<F: 'static> {
-    /// What was the table then. That this holds it keeps it as it is.
+    /// The table at that time. The count keeps it as it is: a change would copy it.
     before: Counted<Table<F>>,
     after: Counted<Table<F>>,
 }
@@ -312,7 +312,7 @@ impl<F: Filed> Files<F> {
         self.get_with_flag(descriptor).map(|(file, _)| file)
     }
 
-    /// The same, and whether an exec closes it.
+    /// As [`Self::get`], and whether an exec closes it.
     #[inline(always)]
     pub fn get_with_flag(&self, descriptor: u32) -> Option<(F, bool)> {
         let found = |table: &Table<F>| table.get(descriptor as usize).map(|(file, close)| (file.clone(), close));
@@ -355,7 +355,7 @@ impl<F: Filed> Files<F> {
         self.look(|table| table.lowest_free(0, bounded(end)).is_some())
     }
 
-    /// What `look` makes of the table; the default where there is none any more.
+    /// The result of `look` at the table; the default where there is none any more.
     fn look<R: Default>(&self, look: impl FnOnce(&Counted<Table<F>>) -> R) -> R {
         match &*self.held.read() {
             Held::Table(table) => look(table),
@@ -428,7 +428,7 @@ impl<F: Filed> Files<F> {
         }
     }
 
-    /// What is shared with another process, if it is.
+    /// The files that are shared with another process, if they are.
     #[inline(never)]
     fn shared(&self) -> Option<Counted<Self>> {
         if let Held::Shared(files) = &*self.held.read() { Some(files.clone()) } else { None }

@@ -61,7 +61,7 @@ const OF_FILE: usize = size_of::<OpenFile>() + size_of::<Userfaultfd>();
 /// How often a leaf of a table that a thread changes is looked at again.
 const ATTEMPTS: usize = 1000;
 
-/// Whose descriptors are looked at.
+/// The owner of the descriptors that are looked at.
 #[derive(Clone, Copy)]
 enum Owner {
     Process,

@@ -24,7 +24,7 @@ use crate::smp;
 pub enum Clock {
     /// Time since the boot.
     Uptime,
-    /// The same, under a number that cannot be slept on.
+    /// As [`Self::Uptime`], under a number that cannot be slept on.
     UptimeToRead,
     /// CPU time of a process, by its number.
     Process(u32),

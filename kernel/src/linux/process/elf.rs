@@ -122,7 +122,7 @@ pub struct Program<'a> {
     limit: u64,
     /// The first page of its segments, of which there is at least one, and the first one after them.
     pages: Range<u64>,
-    /// What the first page is a multiple of, where the program lies anywhere: a power of two, at least a page.
+    /// The alignment of the first page, where the program lies anywhere: a power of two, at least a page.
     alignment: u64,
     /// The address of its program headers in memory; 0 if they are in none of its segments. As on Linux, by their
     /// offset in the file: PT_PHDR is ignored.
@@ -221,7 +221,7 @@ impl<'a> Program<'a> {
         match header.p_type {
             PT_INTERP => return Err(ProgramError::Dynamic),
             PT_GNU_STACK => self.executable_stack = header.p_flags & PF_X != 0,
-            // What is no power of two is none, as on Linux.
+            // An alignment that is no power of two does not count, as on Linux.
             PT_LOAD if header.p_align.is_power_of_two() => self.alignment = self.alignment.max(header.p_align),
             _ => {}
         }

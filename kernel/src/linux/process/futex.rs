@@ -45,7 +45,7 @@ struct Sleepers {
 // SAFETY: its nodes are accessed only under the queue's lock, on whichever CPU holds it.
 unsafe impl Send for Sleepers {}
 
-/// Identifies a word. The same word of shared memory has the same key in every space.
+/// Identifies a word. A word of shared memory has one key in all spaces.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 struct FutexKey {
     kind: KeyKind,

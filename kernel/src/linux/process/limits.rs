@@ -57,7 +57,7 @@ impl Limits {
         Self::of_machine(MOST_TASKS.load(Ordering::Relaxed))
     }
 
-    /// The same for a machine with this limit of all tasks.
+    /// As [`Self::initial`], for a machine with this limit of all tasks.
     fn of_machine(most_tasks: usize) -> Self {
         let tasks = (most_tasks / 2) as u64;
         Self::with(|resource| match resource {
@@ -72,10 +72,10 @@ impl Limits {
         })
     }
 
-    /// The same limits, for a child.
+    /// A copy of the limits, for a child.
     pub fn copy(&self) -> Self {
         let _changing = self.changing.lock();
-        // SAFETY: the words are stored only under the lock, so none changes meanwhile; other threads only load them.
+        // SAFETY: the words are stored only under the lock, so none changes now; other threads only load them.
         let (soft, hard) = unsafe { ((&raw const self.soft).read(), (&raw const self.hard).read()) };
         Self { soft, hard, changing: IrqLock::new(()) }
     }

@@ -1,7 +1,7 @@
 //! Robust futexes: a thread that ends marks those that it has, and wakes a sleeper of each (Linux's `exit_robust_list`).
 //!
-//! The list is the program's, in its own memory: anything may be in it. What cannot be read or stored ends the walk, and
-//! so does a list that is too long.
+//! The list is the program's, in its own memory: anything may be in it. A word that cannot be read or stored ends the
+//! walk, and so does a list that is too long.
 
 use core::sync::atomic::Ordering;
 

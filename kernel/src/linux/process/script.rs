@@ -14,7 +14,7 @@ const LOOKED_AT: usize = 256;
 /// Scripts that may run each other, and one more, which is looked at before it is refused.
 const MOST: usize = 5 + 1;
 
-/// What a script names.
+/// The interpreter that a script names.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Interpreter<'a> {
     /// The path of the program that runs it; perhaps empty.
@@ -33,7 +33,7 @@ fn without_blanks(bytes: &[u8]) -> Option<&[u8]> {
 }
 
 impl<'a> Interpreter<'a> {
-    /// What a file names that begins with `#!`; `None` where it does not, or names nothing.
+    /// The interpreter that a file names in its line `#!`; `None` where it has no such line, or names nothing.
     fn of(contents: &'a [u8]) -> Option<Self> {
         let looked_at = contents.get(..LOOKED_AT);
         let text = looked_at.unwrap_or(contents).strip_prefix(b"#!")?;
@@ -49,7 +49,7 @@ impl<'a> Interpreter<'a> {
         Some(Self::in_line(without_blanks(line)?, false))
     }
 
-    /// What a line names that begins with no blank. `keeps_empty`: blanks alone behind the path are an empty argument.
+    /// The interpreter in a line that begins with no blank. `keeps_empty`: blanks alone after the path are an argument.
     fn in_line(line: &'a [u8], keeps_empty: bool) -> Self {
         let (path, rest) = line.split_at(line.iter().position(is_blank).unwrap_or(line.len()));
         let empty = (keeps_empty && !rest.is_empty()).then_some([].as_slice());

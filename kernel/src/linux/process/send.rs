@@ -27,7 +27,7 @@ fn send(state: &mut ProcessState, signal: Option<Signal>, cause: SignalCause) ->
     signal.map_or(Visit::NONE, |signal| state.send(signal, cause))
 }
 
-/// The same for one of its threads.
+/// Sends one of its threads a signal, if there is one.
 fn send_to(state: &mut ProcessState, thread: u32, signal: Option<Signal>, cause: SignalCause) -> Visit {
     signal.map_or(Visit::NONE, |signal| state.send_to(thread, signal, cause))
 }

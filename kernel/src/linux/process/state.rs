@@ -327,7 +327,7 @@ enum VisitOutcome {
     Fatal(Signal),
 }
 
-/// What is left to do at the threads of a process: see the head of this file.
+/// The threads of a process that are still to be visited, and why: see the head of this file.
 #[derive(Debug)]
 #[must_use = "some threads are still to be visited"]
 pub struct Visit {
@@ -352,7 +352,7 @@ impl Visit {
         Self { offer, ..Self::NONE }
     }
 
-    /// The same, and wake all threads: one of them waits for the signal.
+    /// This visit, and wake all threads: one of them waits for the signal.
     pub const fn and_wake(self) -> Self {
         Self { after: None, wake: true, ..self }
     }

@@ -109,7 +109,7 @@ fn write_to(
         relax();
     };
     if done != 0 {
-        // What is missing is not this call's any more.
+        // The missing frames are not this call's any more.
         call.thread.take_shortage();
     }
     match failed.filter(|_| done == 0) {
@@ -562,7 +562,7 @@ fn first_byte(file: &OpenFile, reader: console::Reader) -> Result<u8, Errno> {
     console::wait_for_byte(reader).ok_or(Errno::ERESTARTSYS)
 }
 
-/// What every file has, and how much of one is left to read; the console is not a terminal for programs.
+/// The commands of every file, and the number of bytes left to read; the console is not a terminal for programs.
 pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
     let (descriptor, at) = (call.argument::<0>() as u32, call.address::<2>());
     let file = file(call, descriptor.into())?;

@@ -32,7 +32,7 @@ pub(super) fn setrlimit(call: &mut Syscall<'_>) -> Answer {
     call.task.process().limits.exchange(call.argument::<0>() as u32, Some(new)).map(|_| 0)
 }
 
-/// The same for the process that has this number, or a thread with it.
+/// Exchanges a limit of the process that has this number, or a thread with it.
 fn exchange(number: u32, resource: u32, new: Option<RLimit>) -> Result<RLimit, Errno> {
     let tree = PROCESSES.lock();
     let process = tree.find(number).or_else(|| Some(tree.find_task(number)?.process()));

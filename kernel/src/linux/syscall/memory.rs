@@ -156,7 +156,7 @@ struct Backing {
     may_write: bool,
 }
 
-/// The same of a file, and the file's pages: the checks of Linux's `do_mmap` in their order.
+/// The kind of memory that mmap's flags request of a file, and the file's pages: Linux's `do_mmap` checks, in order.
 fn backed_by(
     space: &Space,
     file: &OpenFile,

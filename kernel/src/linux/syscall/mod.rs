@@ -183,7 +183,7 @@ static TABLE: [SyscallEntry; number::END] = {
 
 /// The handler of SVC.
 pub(crate) extern "C" fn on_syscall(frame: &mut TrapFrame, thread: &Thread) {
-    // As on Linux, only w8 counts. What stands at 0 (`io_setup`), [`unknown`], answers for numbers behind the table.
+    // As on Linux, only w8 counts. The entry at 0 (`io_setup`), [`unknown`], answers for numbers after the table.
     let entry = entry_nospec(&TABLE, frame.x[8] as u32 as usize);
     entry(frame, thread);
 }

@@ -31,9 +31,9 @@ const FOUND: u64 = core::mem::offset_of!(PollFd, revents) as u64;
 struct Polled {
     /// The open file; none where the number is negative or names none.
     file: Option<FileRef>,
-    /// What is waited for.
+    /// The events to wait for.
     wanted: u16,
-    /// What was found.
+    /// The events that were found.
     found: Cell<u16>,
 }
 

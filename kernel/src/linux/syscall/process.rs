@@ -148,8 +148,8 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     let mut files = call.task.files().prepare_exec()?;
     exit::kill_other_threads(call.task)?;
     if !call.task.files().is_as_prepared(&files) {
-        // Another thread, or a process that shares them, has changed descriptors until now. What it changes from here on
-        // is its own affair.
+        // Another thread, or a process that shares them, has changed descriptors until now. Later changes have no effect
+        // on this exec.
         files = loop {
             match call.task.files().prepare_exec() {
                 Ok(files) => break files,
@@ -260,7 +260,7 @@ fn give_up_if_killed(call: &Syscall<'_>) -> Result<(), Errno> {
 
 /// The length of a string without its final zero; `None` if it is longer than `most` with it.
 ///
-/// What follows the zero need not be readable: as on Linux, a page or a granule of tags that may not be read is EFAULT
+/// Memory after the zero need not be readable: as on Linux, a page or a granule of tags that may not be read is EFAULT
 /// only where the string reaches it.
 ///
 /// # Errors

@@ -60,7 +60,7 @@ fn transfer(call: &Syscall<'_>, direction: Direction) -> Answer {
     if done == 0 {
         return outcome.map(|()| 0);
     }
-    // What is missing is not this call's any more.
+    // The missing frames are not this call's any more.
     call.thread.take_shortage();
     Ok(done)
 }

@@ -80,7 +80,7 @@ pub(super) fn write_pipe(
         send_self(call, SIGPIPE)?;
     }
     if written != 0 {
-        // What is missing is not this call's any more.
+        // The missing frames are not this call's any more.
         call.thread.take_shortage();
         return Ok(written);
     }

@@ -1,4 +1,4 @@
-//! userfaultfd: the structures of its calls. What they do is the space's ([`Userfaultfd`]).
+//! userfaultfd: the structures of its calls. The space ([`Userfaultfd`]) does their work.
 
 use granule_abi::file::{O_CLOEXEC, O_NONBLOCK, O_RDONLY};
 use granule_abi::userfaultfd::{
@@ -106,7 +106,7 @@ pub(super) fn read(call: &Syscall<'_>, file: &OpenFile, pager: &Userfaultfd, byt
     if done == 0 { Err(Errno::EINVAL) } else { Ok(done) }
 }
 
-/// `struct uffd_msg`, in words. That of a fork has a new descriptor.
+/// `struct uffd_msg`, in words. The message of a fork has a new descriptor.
 fn words_of(call: &Syscall<'_>, message: &Message) -> Result<[u64; 4], Errno> {
     Ok(match message {
         Message::Fault(fault) => {
@@ -156,7 +156,7 @@ fn checked(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
     if start.is_multiple_of(PAGE_SIZE as u64) { checked_bytes(start, bytes) } else { Err(Errno::EINVAL) }
 }
 
-/// The same where the start need not be a page's.
+/// As [`checked`], where the start need not be a page's.
 fn checked_bytes(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
     let is_in_space = uaccess::END.0.checked_sub(start).is_some_and(|most| bytes <= most);
     let are_pages = bytes != 0 && bytes.is_multiple_of(PAGE_SIZE as u64);

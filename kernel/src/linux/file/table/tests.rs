@@ -38,7 +38,7 @@ fn pools() -> &'static Pools<File> {
     Box::leak(Box::new(Pools::new(leaked(2))))
 }
 
-/// Whose descriptors they are, what they are in a map, and whose map it is: those that share have one number.
+/// Each process's files, with the number of its map; processes that share files have one number.
 struct Model {
     files: Vec<(Files<File>, usize)>,
     maps: Vec<BTreeMap<u32, (u32, bool)>>,
@@ -174,13 +174,13 @@ fn each_file_goes_with_its_last_descriptor() {
     assert_eq!((Arc::strong_count(&file), pools.stats().objects), (6, 2));
     copy.duplicate(0, 900, true).unwrap();
     let prepared = copy.prepare_exec().unwrap();
-    // What changes meanwhile is seen, and prepared again.
+    // A change since is noticed, and the exec prepared again.
     copy.duplicate(0, 901, true).unwrap();
     assert!(!copy.is_as_prepared(&prepared));
     drop(prepared);
     copy.exec(copy.prepare_exec().unwrap());
     assert_eq!(Arc::strong_count(&file), 6);
-    // What an exec need not close is not copied for it.
+    // An exec that need not close a file copies nothing.
     copy.duplicate(0, 900, true).unwrap();
     drop(copy.close(900).unwrap());
     let before = pools.stats().objects;

@@ -207,7 +207,7 @@ fn an_executable_stack_is_asked_for_by_its_header() {
 }
 
 proptest! {
-    /// Whatever is in the file: no panic, and what is accepted can be mapped.
+    /// With any bytes in the file: no panic, and a program that is accepted can be mapped.
     #[test]
     fn what_is_accepted_can_be_mapped(changes in prop::collection::vec((0..232_usize, any::<u8>()), 0..6)) {
         let mut file = elf(&HEADERS);

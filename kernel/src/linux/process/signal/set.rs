@@ -24,7 +24,7 @@ impl Signal {
     pub const BUS: Self = Self(SIGBUS);
     /// The end, in any case.
     pub const KILL: Self = Self(SIGKILL);
-    /// What Ctrl-C sends.
+    /// Ctrl-C.
     pub const INT: Self = Self(SIGINT);
     /// An access that is not allowed.
     pub const SEGV: Self = Self(SIGSEGV);
@@ -144,13 +144,13 @@ impl SignalCause {
         Self { code, fields: [address, 0] }
     }
 
-    /// The same, about the memory of a whole page (`si_addr_lsb`).
+    /// This cause, about the memory of a whole page (`si_addr_lsb`).
     #[must_use]
     pub const fn of_page(self) -> Self {
         Self { fields: [self.fields[0], granule_arch::addr::PAGE_SIZE.trailing_zeros() as u64], ..self }
     }
 
-    /// The same without the tag of its address, if it has one: as on Linux, which keeps that of a breakpoint.
+    /// This cause without the tag of its address, if it has one: as on Linux, which keeps that of a breakpoint.
     #[must_use]
     pub fn untagged(self, signal: Signal) -> Self {
         // Codes of faults are the kernel's: other senders have codes of 0 and below.
@@ -186,12 +186,12 @@ pub struct Pending {
     set: Cell<Set>,
     /// Of the named signals.
     causes: [Cell<SignalCause>; Self::NAMED],
-    /// Of the others, which processes alone send, or end with, and rarely. Who sends more of them at a time is not kept,
+    /// Of the others, which processes alone send, or end with, and rarely. A second sender at a time is not kept,
     /// as on Linux where its queue is full.
     senders: [Cell<Option<Sender>>; Self::OTHERS],
 }
 
-/// Who sent a real-time signal.
+/// The sender of a real-time signal.
 #[derive(Clone, Copy, Debug)]
 struct Sender {
     signal: Signal,
