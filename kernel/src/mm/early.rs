@@ -85,7 +85,7 @@ impl MemoryMap {
         &self.memory
     }
 
-    /// What is not taken, in ascending order.
+    /// The ranges that are not taken, in ascending order.
     pub fn free(&self) -> &[PhysRange] {
         &self.free
     }

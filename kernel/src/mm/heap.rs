@@ -72,7 +72,7 @@ pub struct Heap {
     list: IrqLock<HoleList, { rank::HEAP }>,
 }
 
-/// What growing needs and changes.
+/// The state of growing and shrinking.
 struct Growth {
     /// Bytes of the window that are the list's: mapped, or out.
     mapped: u64,
@@ -150,7 +150,7 @@ struct HoleList {
     tagged: usize,
     /// From [`Heap::start_tags`] on.
     tagger: Option<Tagger>,
-    /// What the list counts as in use, and is not mapped.
+    /// Pages that the list counts as in use, and that are not mapped.
     out: PagesOut,
 }
 
@@ -206,7 +206,7 @@ impl Heap {
         self.growth.lock().frames = Some((grow, shrink));
     }
 
-    /// What is mapped of the window while no page is out: its start, and the bytes.
+    /// The mapped part of the window while no page is out: its start, and the bytes.
     #[cfg(target_os = "none")]
     pub fn mapped(&self) -> (VirtAddr, u64) {
         (self.base, self.growth.lock().mapped)
@@ -251,7 +251,7 @@ impl Heap {
         let pointer = VirtAddr(object.expose_provenance() as u64);
         let mut list = self.list.lock();
         let list = &mut *list;
-        // What follows reads the object, its tag and the record behind it.
+        // The following code reads the object, its tag and the record after it.
         let has_tag = tags::is_tagged(pointer) && list.tagger.is_some();
         let record = if has_tag { tags::RECORD } else { 0 };
         if !list.is_mapped(pointer.canonical(), layout.size().saturating_add(record)) {

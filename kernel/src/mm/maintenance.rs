@@ -16,7 +16,7 @@ use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::platform::features::branch;
 use crate::smp::{Cpu, this_cpu};
 
-/// What is counted separately.
+/// The kinds of maintenance that are counted separately.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(usize)]
 pub enum MaintenanceOp {
@@ -38,7 +38,7 @@ const KINDS: usize = 6;
 const _: () = assert!(MaintenanceOp::TlbiLocal as usize + 1 == KINDS);
 
 impl MaintenanceOp {
-    /// What `instruction` counts as.
+    /// The kind of `instruction`.
     #[inline(always)]
     pub const fn of(instruction: Instruction) -> Self {
         match instruction {
@@ -78,11 +78,11 @@ pub fn count(kind: MaintenanceOp) {
     }
 }
 
-/// What a CPU has issued while counting was on. The difference of two is what happened between.
+/// Counts of a CPU's maintenance while counting was on. The difference of two is the maintenance between them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Counts([u64; KINDS]);
 
-/// What `cpu` has issued.
+/// The counts of `cpu`.
 pub fn counts(cpu: &Cpu) -> Counts {
     Counts(cpu.maintenance.0.each_ref().map(|counter| counter.load(Ordering::Relaxed)))
 }

@@ -85,7 +85,7 @@ impl EventSet {
     }
 }
 
-/// What an event is about.
+/// The range of an event, and its reason.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Range {
     /// Why.
@@ -108,7 +108,7 @@ impl Range {
     }
 }
 
-/// What a chain calls. Each call may come on any CPU, and several at once.
+/// A subscriber of a chain. Each call may come on any CPU, and several at once.
 pub trait Subscriber: Send + Sync + 'static {
     /// The events that it subscribes to; the invalidations and the release come in any case.
     fn events(&self) -> EventSet {

@@ -30,7 +30,7 @@ use super::frame::FrameAllocator;
 use crate::smp::{Cpu, MAX_CPUS, this_cpu};
 use crate::sync::{IrqLock, rank};
 
-/// What a slot's first two bytes hold when it is the last on its slab's list of free slots.
+/// The first two bytes of a slot that is the last on its slab's list of free slots.
 const NONE: u16 = u16::MAX;
 
 /// A pool of objects of type `T`, which fit in a frame beside the header: at most about 4000 bytes.
@@ -46,7 +46,7 @@ pub struct CpuPools<T: 'static> {
     each: &'static [Line<Pool<T>>; MAX_CPUS],
 }
 
-/// What has cache lines of its own.
+/// A value in cache lines of its own.
 #[repr(align(64))]
 struct Line<T>(T);
 
@@ -109,7 +109,7 @@ struct Slab {
 
 intrusive_adapter!(SlabLink = UnsafeRef<Slab>: Slab { link => LinkedListLink });
 
-/// What the lock protects: the lists, and every field of every slab that changes.
+/// The data that the lock protects: the lists, and every field of every slab that changes.
 struct Slabs {
     /// Slabs with objects and with room.
     partial: LinkedList<SlabLink>,

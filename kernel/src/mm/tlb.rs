@@ -95,7 +95,7 @@ fn end_otherwise<M: Mmu>(mmu: &M) {
         mmu.dsb_ish();
     }
     if patched_branch!(branch::REPEAT_TLBI) {
-        // What it names does not matter: its completion implies that of the first ones.
+        // The address does not matter: completion of this TLBI implies that of the first ones.
         mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));
         mmu.dsb_ish();
     }

@@ -11,8 +11,8 @@
 //! looks again.
 //!
 //! **Rule: a thread changes its CPU only between the kernel and EL0.** In the kernel it sleeps and wakes on one CPU, so
-//! a reference to this CPU stays true over everything that sleeps. A CPU that idles may take a thread that is ready to go
-//! on at EL0.
+//! a reference to this CPU stays true over everything that sleeps. A CPU that idles may take a thread that is ready to
+//! go on at EL0.
 
 #[cfg(target_os = "none")]
 mod fp;

@@ -429,8 +429,8 @@ pub(crate) fn works_for_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| thread.works_for_program.load(Ordering::Relaxed))
 }
 
-/// Whether a program's thread runs on this CPU, which may sleep for a fault of its own. The kernel's threads for devices
-/// have faults of several programs.
+/// Whether a program's thread runs on this CPU, which may sleep for a fault of its own. A thread for devices
+/// has faults of several programs.
 pub(crate) fn runs_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| !thread.task.load(Ordering::Relaxed).is_null())
 }

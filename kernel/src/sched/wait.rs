@@ -104,8 +104,8 @@ impl<T> Waiters<'_, T> {
         self.wait_while(value, || None);
     }
 
-    /// As [`Self::wait`], or until `otherwise` has an outcome; it is asked before each sleep. Woken by another whenever
-    /// where the waker has taken this thread out of the queue.
+    /// As [`Self::wait`], or until `otherwise` has an outcome; it is asked before each sleep. Returns
+    /// [`Woken::ByAnother`] in any case where the waker has taken this thread out of the queue.
     pub fn wait_while(mut self, value: T, mut otherwise: impl FnMut() -> Option<Woken>) -> Woken {
         let waiter =
             Waiter { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicU32::new(0), value };

@@ -80,7 +80,7 @@ impl Errno {
         Self::ALL.iter().copied().find(|&errno| errno as i32 == number)
     }
 
-    /// What x0 holds when a call returns with this error.
+    /// The value of x0 when a call returns with this error.
     pub const fn returned(self) -> u64 {
         -(self as i64) as u64
     }

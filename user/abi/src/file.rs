@@ -100,15 +100,15 @@ pub const POLLRDNORM: u16 = 0x40;
 /// ppoll: as [`POLLOUT`].
 pub const POLLWRNORM: u16 = 0x100;
 
-/// What ppoll waits for at a descriptor: `struct pollfd`.
+/// One descriptor of ppoll, and the events to wait for: `struct pollfd`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct PollFd {
     /// The descriptor; a negative one is left out.
     pub fd: i32,
-    /// What is waited for, bits of `POLL`.
+    /// The events to wait for, bits of `POLL`.
     pub events: u16,
-    /// What was found.
+    /// The events that were found.
     pub revents: u16,
 }
 

@@ -1,6 +1,6 @@
 //! Linux's system-call interface for arm64, as far as Granule has it.
 //!
-//! One definition for the kernel and for the programs of `user/`. That it is Linux's is checked where it is built for
+//! One definition for the kernel and for the programs of `user/`. It is checked against Linux's where it is built for
 //! arm64: `user/` compares each number with the kernel headers' own (crate `linux-raw-sys`).
 //!
 //! - [`number`]: the calls

@@ -1,4 +1,4 @@
-//! What a process may have at most: `linux/resource.h`.
+//! The limits of a process: `linux/resource.h`.
 
 /// Seconds of a CPU.
 pub const RLIMIT_CPU: usize = 0;
@@ -42,7 +42,7 @@ pub const RLIM_INFINITY: u64 = u64::MAX;
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct RLimit {
-    /// What holds.
+    /// The limit in force.
     pub soft: u64,
     /// How far a process may raise it.
     pub hard: u64,

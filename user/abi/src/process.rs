@@ -48,12 +48,12 @@ pub const WALL: u64 = 0x4000_0000;
 /// wait4: only children that do not signal SIGCHLD.
 pub const WCLONE: u64 = 0x8000_0000;
 
-/// What wait4 stores for a process that exited with this code.
+/// The status that wait4 stores for a process that exited with this code.
 pub const fn exited(code: u8) -> u32 {
     (code as u32) << 8
 }
 
-/// What wait4 stores for a process that this signal ended.
+/// The status that wait4 stores for a process that this signal ended.
 pub const fn killed(signal: u32) -> u32 {
     signal & 0x7f
 }
@@ -119,7 +119,7 @@ pub const AT_GID: u64 = 13;
 pub const AT_EGID: u64 = 14;
 /// Address of the platform's name.
 pub const AT_PLATFORM: u64 = 15;
-/// What the CPUs can do.
+/// The features of the CPUs.
 pub const AT_HWCAP: u64 = 16;
 /// Clock ticks in a second, for times().
 pub const AT_CLKTCK: u64 = 17;
@@ -178,7 +178,7 @@ pub const PER_LINUX32: u32 = 8;
 /// Bytes of a thread's name, its final zero included.
 pub const NAME_LENGTH: usize = 16;
 
-/// What uname fills in: `struct new_utsname`.
+/// The result of uname: `struct new_utsname`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct UtsName {

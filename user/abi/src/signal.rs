@@ -10,7 +10,7 @@ macro_rules! signals {
     ($($name:ident = $number:literal;)*) => {
         $(#[doc = concat!("`", stringify!($name), "`")] pub const $name: u32 = $number;)*
 
-        /// What the signal is called, if it has a name.
+        /// The signal's name, if it has one.
         pub const fn name(signal: u32) -> Option<&'static str> {
             match signal {
                 $($number => Some(stringify!($name)),)*
@@ -123,7 +123,7 @@ pub const SS_DISABLE: i32 = 2;
 /// Least size of an alternative stack on arm64.
 pub const MINSIGSTKSZ: u64 = 5120;
 
-/// What happens on a signal: the kernel's `struct sigaction`.
+/// The action on a signal: the kernel's `struct sigaction`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SigAction {
@@ -156,7 +156,7 @@ impl SigStack {
     pub const NONE: Self = Self { base: 0, flags: SS_DISABLE, padding: 0, size: 0 };
 }
 
-/// What a handler learns about its signal: `siginfo_t`.
+/// The information for a handler about its signal: `siginfo_t`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SigInfo {
@@ -178,19 +178,19 @@ impl SigInfo {
         Self { signal: signal as i32, errno: 0, code, padding: 0, fields: [0; 14] }
     }
 
-    /// The same, about an address.
+    /// This information, about an address.
     pub const fn with_address(mut self, address: u64) -> Self {
         self.fields[0] = address;
         self
     }
 
-    /// The same, from or about a process: its number, and user 0.
+    /// This information, from or about a process: its number, and user 0.
     pub const fn with_process(mut self, process: u32) -> Self {
         self.fields[0] = process as u64;
         self
     }
 
-    /// The same, about a process that ended so.
+    /// This information, about a process that ended so.
     pub const fn with_status(mut self, status: i32) -> Self {
         self.fields[1] = status as u32 as u64;
         self
@@ -230,11 +230,11 @@ pub struct SigContext {
 #[derive(Clone, Copy, Debug)]
 pub struct Records(pub [u8; 4096]);
 
-/// What each record starts with: `struct _aarch64_ctx`.
+/// The start of each record: `struct _aarch64_ctx`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ContextHeader {
-    /// What kind of record; 0 ends them.
+    /// The kind of record; 0 ends them.
     pub magic: u32,
     /// Its bytes, the header's included.
     pub size: u32,
@@ -287,7 +287,7 @@ pub struct ExtraContext {
     pub reserved: [u32; 3],
 }
 
-/// What a handler interrupts: `struct ucontext`.
+/// The state that a handler interrupts: `struct ucontext`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct UContext {
@@ -305,7 +305,7 @@ pub struct UContext {
     pub context: SigContext,
 }
 
-/// What the kernel writes to the stack for a handler: `struct rt_sigframe`.
+/// The frame that the kernel writes to the stack for a handler: `struct rt_sigframe`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct SigFrame {

@@ -107,7 +107,7 @@ pub struct Range {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
 pub struct Register {
-    /// What is registered.
+    /// The range to register.
     pub range: Range,
     /// For which faults.
     pub mode: u64,
@@ -121,7 +121,7 @@ pub struct Register {
 pub struct Copy {
     /// Where pages are missing.
     pub dst: u64,
-    /// What they become copies of.
+    /// The pages that they become copies of.
     pub src: u64,
     /// Bytes.
     pub len: u64,

@@ -588,7 +588,7 @@ impl OpenFile {
         moved.ok().and_then(target).ok_or(Errno::EINVAL)
     }
 
-    /// As [`Self::seek`], for a file without an end (Linux's `mem_lseek`): any position, also one that cannot be read at.
+    /// As [`Self::seek`], for a file without an end (Linux's `mem_lseek`): any position, also an unreadable one.
     fn seek_in_space(&self, offset: i64, whence: u32) -> Result<u64, Errno> {
         let to = match whence {
             SEEK_SET => offset as u64,

@@ -148,8 +148,8 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
     let mut files = call.task.files().prepare_exec()?;
     exit::kill_other_threads(call.task)?;
     if !call.task.files().is_as_prepared(&files) {
-        // Another thread, or a process that shares them, has changed descriptors until now. Later changes have no effect
-        // on this exec.
+        // Another thread, or a process that shares them, has changed descriptors until now. Later changes do not
+        // concern this exec.
         files = loop {
             match call.task.files().prepare_exec() {
                 Ok(files) => break files,

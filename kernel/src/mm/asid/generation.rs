@@ -43,7 +43,7 @@ impl AsidSlot {
     }
 }
 
-/// What a CPU runs under, in a cache line of its own.
+/// The number that a CPU runs under, in a cache line of its own.
 #[repr(align(64))]
 #[derive(Default)]
 pub(super) struct Active(pub(super) AtomicU64);
@@ -51,7 +51,7 @@ pub(super) struct Active(pub(super) AtomicU64);
 /// The numbers of all spaces, and which CPU runs under which.
 pub struct Asids {
     pub(super) generation: AtomicU64,
-    /// What each CPU activated last; 0 since the generation began.
+    /// The slot that each CPU activated last; 0 since the generation began.
     pub(super) active: [Active; MAX_CPUS],
     pub(super) state: IrqLock<AsidState, { rank::ASID }>,
 }
@@ -59,7 +59,7 @@ pub struct Asids {
 pub(super) struct AsidState {
     /// The numbers of this generation that are given out or kept, a bit each.
     used: [u64; 1 << (MAX_BITS - 6)],
-    /// What each CPU ran under when the generation began.
+    /// The slot that each CPU ran under when the generation began.
     kept: [u64; MAX_CPUS],
     /// The CPUs whose TLBs may hold translations of generations before.
     stale: CpuSet,

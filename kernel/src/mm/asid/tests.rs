@@ -137,7 +137,7 @@ fn spaces_on_several_cpus_at_once_never_share_a_number() {
     const SPACES: usize = 3 * FEWEST;
     let asids = few();
     let slots: Vec<_> = (0..SPACES).map(|_| AsidSlot::new()).collect();
-    // What runs under each number: the space, and how many CPUs.
+    // The space that runs under each number, and on how many CPUs.
     let claims = Mutex::new(BTreeMap::<u16, (usize, usize)>::new());
     std::thread::scope(|scope| {
         for thread in 0..THREADS {

@@ -22,7 +22,7 @@ use crate::smp::Cpu;
 #[must_use = "frames of a dropped list are lost"]
 pub struct FrameList {
     linear: LinearMap,
-    /// What is left of the run that is being used up: its first address, and the one after its last.
+    /// The rest of the run that is being used up: its first address, and the one after its last.
     run: Range<u64>,
     /// The first frame of the next run, or [`END`].
     next: u64,
@@ -30,7 +30,7 @@ pub struct FrameList {
     last: u64,
 }
 
-/// What stands at the start of a run.
+/// The start of a run, in its first frame.
 #[repr(C)]
 struct Head {
     next: u64,
@@ -121,7 +121,7 @@ impl FrameAllocator {
         self.alloc_list_of(cpu, Mobility::Unmovable, count)
     }
 
-    /// The same for pages whose contents can be migrated, if they are [movable](Mobility::Movable).
+    /// As [`Self::alloc_list`], of pages whose contents can be migrated, if they are [movable](Mobility::Movable).
     ///
     /// # Errors
     /// As [`Self::alloc_list`].
@@ -135,7 +135,7 @@ impl FrameAllocator {
         self.extended(cpu, mobility, FrameList::new(self.linear()), count)
     }
 
-    /// The same as [`Self::alloc_list`], as far as that goes in aligned [`GROUP`]s, which come first.
+    /// As [`Self::alloc_list`], as far as that goes in aligned [`GROUP`]s, which come first.
     ///
     /// # Errors
     /// As [`Self::alloc_list`].
@@ -275,8 +275,8 @@ impl FrameAllocator {
         });
     }
 
-    /// The same where free frames are hidden, or frames have tag storage: neither is dealt with while interrupts are
-    /// masked.
+    /// As [`Self::let_go_few`], where free frames are hidden, or frames have tag storage: neither is dealt with while
+    /// interrupts are masked.
     #[cold]
     fn let_go_listed(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
         let mut cut = NO_BLOCK;
@@ -297,7 +297,7 @@ impl FrameAllocator {
         }
     }
 
-    /// The same for a run some of which was lent.
+    /// As [`Self::let_go_few`], for a run some of which was lent.
     #[cold]
     fn let_go_lent(&self, cpu: &Cpu, run: Range<usize>) {
         for frame in run.map(PhysAddr::from_frame_number) {
@@ -366,8 +366,8 @@ impl FrameAllocator {
         released
     }
 
-    /// What begins at the first of `frames` is not one that is handed out by itself: a run of page blocks, a frame of tag
-    /// storage, or not the caller's. The first behind it.
+    /// Frees the start of `frames`, no frame handed out by itself: a run of page blocks, a frame of tag storage, or
+    /// one that is not the caller's. Returns the first after it.
     #[cold]
     fn release_other(&self, cpu: &Cpu, frames: Range<usize>, error: FreeError) -> usize {
         let address = PhysAddr::from_frame_number(frames.start);
@@ -385,7 +385,7 @@ impl FrameAllocator {
     }
 }
 
-/// The most frames for [`FrameAllocator::let_go_few`]: interrupts are masked meanwhile.
+/// The most frames for [`FrameAllocator::let_go_few`]: interrupts are masked for that time.
 pub(in crate::mm) const FEW: usize = BATCH;
 const _: () = assert!(FEW <= BLOCK_FRAMES);
 
@@ -400,7 +400,7 @@ const RUNS: usize = 16;
 pub struct Freeing<'a> {
     frames: &'a FrameAllocator,
     cpu: &'a Cpu,
-    /// The address behind the last frame that was added, or [`END`].
+    /// The address after the last frame that was added, or [`END`].
     end: u64,
     /// Frame numbers; the last run ends at `end`, whatever it holds.
     runs: heapless::Vec<Range<usize>, RUNS>,
@@ -413,8 +413,8 @@ impl Freeing<'_> {
         self.add_run(frame, PAGE_SIZE as u64);
     }
 
-    /// The same of frames that follow one another, `bytes` in all. Page blocks that were taken as one run are among them
-    /// where all of that run is added in a row, in whatever pieces.
+    /// As [`Self::add`], for frames that follow one another, `bytes` in all. Page blocks that were taken as one run are
+    /// among them where all of that run is added in a row, in whatever pieces.
     #[inline(always)]
     pub fn add_run(&mut self, first: PhysAddr, bytes: u64) {
         if first.0 == self.end {

@@ -49,7 +49,7 @@ use crate::smp::{Cpu, CpuId, MAX_CPUS};
 /// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearMap {
-    /// What to add to a physical address, modulo 2⁶⁴: on the host memory may lie below its fake physical address.
+    /// The value to add to a physical address, modulo 2⁶⁴: on the host memory may lie below its fake physical address.
     offset: u64,
 }
 
@@ -187,7 +187,7 @@ impl FrameAllocator {
         self.alloc_of(cpu, Mobility::Unmovable)
     }
 
-    /// The same for a page whose contents can be migrated, which is kept apart from others.
+    /// As [`Self::alloc`], for a page whose contents can be migrated, which is kept apart from others.
     ///
     /// # Errors
     /// As [`Self::alloc`].
@@ -254,7 +254,7 @@ impl FrameAllocator {
         PhysAddr::from_frame_number(frame)
     }
 
-    /// The same frame, filled with zeros. It was just allocated.
+    /// Fills the frame with zeros, and returns it. It was just allocated.
     #[allow(unsafe_code, reason = "frame records and free lists in frames that the allocator owns")]
     fn zeroed(&self, frame: PhysAddr) -> PhysAddr {
         // SAFETY: the linear map shows the frame, writable, and it has no other user.
@@ -462,12 +462,12 @@ impl FrameAllocator {
         is_cut.then(|| unsafe { self.records.get(number) })
     }
 
-    /// What `block` is used for, by its first frame, in its owner's terms ([`Frame::owner`]).
+    /// Notes the use of `block`, by its first frame, in its owner's terms ([`Frame::owner`]).
     pub(in crate::mm) fn set_origin(&self, block: PhysAddr, origin: u64) {
         self.blocks.set_origin(block.frame_number() / BLOCK_FRAMES, origin);
     }
 
-    /// What [`Self::set_origin`] has noted last for `block`; 0 if it never did.
+    /// The use that [`Self::set_origin`] has noted last for `block`; 0 if it never did.
     pub(in crate::mm) fn block_origin(&self, block: PhysAddr) -> u64 {
         self.blocks.origin(block.frame_number() / BLOCK_FRAMES)
     }
@@ -651,7 +651,7 @@ impl FrameAllocator {
         }
     }
 
-    /// The same for a run from `first` on, whose records are `records`.
+    /// As [`Self::release_tag_storage`], for a run from `first` on, whose records are `records`.
     #[cold]
     #[inline(never)]
     fn release_all_tag_storage(&self, first: usize, records: &[Frame]) {

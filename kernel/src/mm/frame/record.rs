@@ -1,4 +1,4 @@
-//! What the kernel knows about each frame of memory: one [`Frame`] record, in an array indexed by frame number.
+//! The state of each frame of memory: one [`Frame`] record, in an array indexed by frame number.
 //!
 //! The array is virtually contiguous, so a record is found by arithmetic; only the parts for page blocks that hold
 //! memory are mapped. A record of zeros means that the frame is free. Records are zeroed a block at a time when the
@@ -17,7 +17,7 @@ use granule_arch::addr::VirtAddr;
 use crate::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use crate::sync::spin;
 
-/// What the kernel knows about one 4 KiB frame. All zero: free.
+/// The state of one 4 KiB frame. All zero: free.
 ///
 /// In one cache line: a fault that stores an entry writes the lock and the owner of its table.
 #[derive(Debug, Default)]
@@ -27,7 +27,7 @@ pub struct Frame {
     references: AtomicU32,
     /// Software flags of the frame's owner; 0 while it is free.
     pub flags: AtomicU32,
-    /// Whose frame it is, in the owner's own terms: of a program's memory, the family or the object and the page
+    /// The frame's owner, in the owner's own terms: of a program's memory, the family or the object and the page
     /// (`mm::space::family`); of a last-level table of a user space, which parts were used (`mm::space::used`); of one
     /// above, the tables deposited for its blocks, and of such a table the next (`mm::space::block`). 0 while it is
     /// free.
@@ -106,7 +106,7 @@ impl Frame {
         true
     }
 
-    /// Whether the frame has tags. What wrote the first of them comes before what the caller does next.
+    /// Whether the frame has tags. The writes of the first tags come before the caller's next accesses.
     #[inline(always)]
     pub fn has_tags(&self) -> bool {
         self.flags.load(Ordering::Acquire) & TAGGED != 0
@@ -170,8 +170,8 @@ impl Frame {
         self.flags.load(Ordering::Acquire) & TAG_STORAGE != 0
     }
 
-    /// The same without an order, for a caller that writes no tags: where storage was just reserved it may be false
-    /// still.
+    /// As [`Self::has_tag_storage`], without an order, for a caller that writes no tags: it may be false still where
+    /// storage was just reserved.
     #[inline(always)]
     pub fn may_have_tag_storage(&self) -> bool {
         self.flags.load(Ordering::Relaxed) & TAG_STORAGE != 0

@@ -61,7 +61,7 @@ impl Machine {
         let storage_bytes = FrameAllocator::required_bytes(&map);
         let storage = map.take(storage_bytes / PAGE_SIZE, PAGE_SIZE as u64).unwrap();
         let storage = self.linear().address(storage);
-        // SAFETY: the run was just taken from the map. What a previous stage left there must not matter.
+        // SAFETY: the run was just taken from the map. The contents that a previous stage left there must not matter.
         unsafe { storage.as_ptr::<u8>().write_bytes(0xa5, storage_bytes) };
         let lowest_block = self.lowest().align_down(BLOCK_SIZE).frame_number();
         let base = VirtAddr::from_ptr(self.records).0.wrapping_sub(FrameRecords::bytes(lowest_block) as u64);
@@ -86,7 +86,7 @@ pub(crate) fn leaked(mib: u64) -> &'static FrameAllocator {
     Box::leak(Box::new(machine.boot(&Cpu::new(CpuId(0)), &[])))
 }
 
-/// The same with a region of tag storage, the third page block, whose blocks have `block_bytes`.
+/// As [`leaked`], with a region of tag storage, the third page block, whose blocks have `block_bytes`.
 pub(crate) fn leaked_with_tag_storage(mib: u64, block_bytes: u64) -> &'static FrameAllocator {
     let (start, end) = (0x4000_0000, 0x4000_0000 + (mib << 20));
     let storage = range(start + 2 * BLOCK_SIZE, start + 3 * BLOCK_SIZE);
@@ -133,7 +133,7 @@ enum FrameStep {
         which: usize,
         count: usize,
     },
-    /// The same in bulk.
+    /// As [`Self::Free`], in bulk.
     FreeMany {
         cpu: usize,
         which: usize,
@@ -165,7 +165,7 @@ fn steps() -> impl Strategy<Value = Vec<FrameStep>> {
     prop::collection::vec(step, 1..40)
 }
 
-/// What is in use: start → size in bytes and the order of a run of blocks.
+/// The runs in use: start → size in bytes and the order of a run of blocks.
 type InUse = BTreeMap<u64, (u64, Option<u32>)>;
 
 #[track_caller]
@@ -346,7 +346,7 @@ fn what_moves_and_what_does_not_are_in_different_blocks() {
         let (own, movable) = (frames.alloc(&cpu).unwrap(), frames.alloc_movable(&cpu).unwrap());
         unmovable.push(block(own));
         assert!(!unmovable.contains(&block(movable)), "turn {turn}");
-        // What is given back comes out for the same.
+        // A frame given back comes out for the same mobility.
         frames.free(&cpu, own);
         assert_eq!(frames.alloc(&cpu), Ok(own));
     }
@@ -394,7 +394,7 @@ fn cpus_take_frames_from_blocks_of_their_own() {
         assert_eq!(*owners.entry(block(frame)).or_insert(cpu.id), cpu.id, "turn {turn}");
     }
     assert_eq!(owners.len(), 3);
-    // What is left, of others too where no block is free.
+    // All the rest, frames of others too, as no block is free.
     let left = frames.stats().free - frames.stats().in_magazines;
     let own_magazine = |cpu: &Cpu| cpu.id.of(frames.magazines)[0].len();
     let count = left + own_magazine(&cpus[2]);
@@ -796,8 +796,8 @@ impl DebugPagealloc for FreeWhenHidden {
     }
 }
 
-/// Behind that, another CPU may take and show a frame that is hidden then. Whatever way a frame comes back, it is hidden,
-/// and those that are in use are not.
+/// Once a frame is free, another CPU may take and show it. So each frame that comes back, by any way, is hidden before,
+/// and frames that are in use are not hidden.
 #[test]
 fn frames_are_hidden_before_they_are_free() {
     host::with(&[branch::DEBUG_PAGEALLOC], || {
@@ -940,7 +940,7 @@ fn boot_in_the_order_of_start() {
     let (image, device_tree) = (range(0x4020_0000, 0x402a_0000), range(0x4000_0000, 0x4000_8000));
     let machine = Machine::new(&banks);
 
-    // 1. What there is.
+    // 1. The map of the memory.
     let mut map = MemoryMap::new(banks, [image, device_tree]).unwrap();
     // 2. Tables of the linear map, and the linear map itself.
     let table = map.take(1, PAGE_SIZE as u64).unwrap();

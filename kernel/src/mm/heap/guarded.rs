@@ -86,7 +86,7 @@ struct Pool {
     set_valid: SetValid,
 }
 
-/// What the lock protects.
+/// The data that the lock protects.
 struct Objects {
     /// By their numbers.
     all: &'static mut [Object],
@@ -98,7 +98,7 @@ struct Objects {
     none_free: u64,
 }
 
-/// What is known about an object.
+/// The record of an object.
 #[derive(Clone, Copy)]
 struct Object {
     state: ObjectState,
@@ -135,7 +135,7 @@ pub enum BadGuardedFree {
 #[error("use-after-free: the next allocation of a free object finds a write to {0}")]
 pub struct WrittenAfterFree(pub VirtAddr);
 
-/// What the guarded heap has done.
+/// Counts of the guarded heap.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct GuardedHeapStats {
     /// Objects of the pool.

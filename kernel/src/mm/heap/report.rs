@@ -1,4 +1,4 @@
-//! What the heap knows about an address where the tag of a pointer was not that of the memory.
+//! The heap's knowledge of an address where the tag of a pointer was not that of the memory.
 //!
 //! It is read when something is broken, from anywhere, so no lock is taken and each read is one that may fault. Records
 //! are searched for around the address: memory that is tagged as free memory is, and holds what a record there would.
@@ -109,7 +109,7 @@ mod target {
     use crate::trap::probe;
     use crate::trap::report::backtrace_here;
 
-    /// What is at `at`, and its tag; `None` where nothing is mapped, or memory has no tags.
+    /// The record that would lie at `at`, and the memory's tag; `None` where nothing is mapped, or memory has no tags.
     fn read(at: VirtAddr) -> Option<(Record, Tag)> {
         // Its page may go back at any time: a CPU that gives it back stops when it is done.
         let mut words = [0_u64; size_of::<Record>() / size_of::<u64>()];
@@ -117,7 +117,7 @@ mod target {
             *word = probe::read(VirtAddr(at)).ok()?;
         }
         let tag = probe::load_tag(at).ok()?;
-        // SAFETY: a record is numbers, for which any will do. An object that is written meanwhile is not tagged as free
+        // SAFETY: a record is numbers, for which any will do. An object that is written then is not tagged as free
         // memory.
         Some((unsafe { core::mem::transmute::<[u64; 6], Record>(words) }, tag))
     }
@@ -210,7 +210,7 @@ mod tests {
         Layout::from_size_align(64, 16).unwrap()
     }
 
-    /// What an access through `pointer` was meant for: the object's start, its state, where, and whether by its tag.
+    /// The object that an access through `pointer` was meant for: its start, its state, where, and whether by its tag.
     fn found(heap: &Heap, pointer: VirtAddr) -> Option<(VirtAddr, ObjectState, Place, bool)> {
         let window = heap.base.0..heap.base.0 + heap.stats().total as u64;
         let read = |at: VirtAddr| {

@@ -30,16 +30,16 @@ pub(super) const RECORD: usize = size_of::<Record>();
 const PAGE: u64 = PAGE_SIZE as u64;
 /// [`Record::mark`] of an object in use, but for the record's address.
 const IN_USE: u32 = 0xa110_0000;
-/// The same of one that was freed.
+/// [`Record::mark`] of a freed object, but for the record's address.
 const FREED: u32 = 0xf4ee_0000;
 /// Granules of the largest object that stays when it is freed.
 const SMALL: usize = 16;
 
-/// What is known about an object, behind its end. It stays when the object is freed, until its memory is used again.
+/// The record of an object, after its end. It stays when the object is freed, until its memory is used again.
 #[repr(C, align(16))]
 #[derive(Clone, Copy)]
 pub(super) struct Record {
-    /// [`IN_USE`] or [`FREED`], exclusive-or the record's address: what was copied elsewhere is no record.
+    /// [`IN_USE`] or [`FREED`], exclusive-or the record's address: a copy elsewhere is no record.
     mark: u32,
     /// Of the object.
     granules: u32,
@@ -60,7 +60,7 @@ pub(super) enum ObjectState {
 }
 
 impl Record {
-    /// What the record at `at` is about; `None` where none is.
+    /// The state of the object whose record is at `at`; `None` where none is.
     #[cfg(any(target_os = "none", test))]
     pub(super) fn state(&self, at: VirtAddr) -> Option<ObjectState> {
         match self.mark ^ at.0 as u32 {
@@ -87,11 +87,11 @@ impl Record {
 pub struct BadFree {
     /// As it was given, with its tag.
     pub pointer: VirtAddr,
-    /// What the caller took for the size, in whole granules.
+    /// The size that the caller named, in whole granules.
     pub bytes: u64,
 }
 
-/// What draws tags, and the small objects that were freed last.
+/// The source of tags, and the small objects that were freed last.
 pub(super) struct Tagger {
     /// xorshift64: not zero. It is the kernel's own, since RGSR_EL1, which IRG draws from, is EL0's.
     random: u64,
@@ -188,7 +188,7 @@ pub(super) fn take(
     let end = at + RECORD as u64;
     let bit = |tag: Tag| 1 << tag.number();
     let mut excluded = bit(Tag::ZERO) | bit(MATCH_ALL);
-    // What is before the record of a neighbour in front; and the neighbour behind.
+    // The neighbour in front ends before its record; the neighbour after begins at `end`.
     let before = RECORD as u64 + GRANULE;
     // Pages that are out have no tags. They may be a neighbour where that is in another page.
     let is_mapped = |at: VirtAddr| at.align_down(PAGE) == start.align_down(PAGE) || !out.has(at);
@@ -200,7 +200,7 @@ pub(super) fn take(
         // SAFETY: the same.
         excluded |= bit(unsafe { mte::load_tag(end) });
     }
-    // SAFETY: the memory was just taken, and has room for a record behind the object. What was there is numbers, of
+    // SAFETY: the memory was just taken, and has room for a record after the object. Its old contents are numbers, of
     // which any will do.
     let record = unsafe { &mut *at.as_ptr::<Record>() };
     let granules = (layout.size() / GRANULE as usize) as u32;

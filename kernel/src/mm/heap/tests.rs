@@ -34,7 +34,7 @@ fn grow(start: VirtAddr, pages: usize) -> Result<(), OutOfMemory> {
     Ok(())
 }
 
-/// What lies there then is what a use of it would meet.
+/// Fills the pages with a pattern, which a use of them after this would meet.
 fn shrink(start: VirtAddr, pages: usize) {
     for page in (start.0..).step_by(PAGE_SIZE).take(pages) {
         assert!(page < TOP.get() && OUT.with_borrow_mut(|out| out.insert(page)), "not mapped");

@@ -34,7 +34,7 @@ use crate::mm::OutOfMemory;
 use crate::sched::sleep_briefly;
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
 
-/// What is invalid, and so which callback is called.
+/// The translations that are invalid, and so the callback to call.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Invalid {
     /// [`Subscriber::invalidate_range`].

@@ -41,7 +41,7 @@ pub(crate) struct Call {
     pub(crate) position: usize,
 }
 
-/// What happened, in order.
+/// One step, in order.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum RecordedStep {
     /// To the machine.
@@ -74,7 +74,7 @@ impl Recording {
         core::mem::take(&mut self.calls.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// What `work` did to the machine and its calls to this subscriber, as one stream.
+    /// The operations of `work` on the machine and its calls to this subscriber, as one stream.
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
     pub(crate) fn stream(&self, work: impl FnOnce()) -> Vec<RecordedStep> {
         self.take();

@@ -7,7 +7,7 @@ use super::{Range, Subscriber};
 /// Prints every call, with the name of the space. It takes no lock but the console's, so it may be called anywhere.
 #[derive(Debug)]
 pub struct Trace {
-    /// What stands in front of each line: the number of the process.
+    /// The name at the start of each line: the number of the process.
     pub name: u32,
 }
 

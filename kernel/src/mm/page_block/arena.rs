@@ -160,7 +160,7 @@ impl Drop for ArenaSection<'_> {
     }
 }
 
-/// What the target's global allocator does, for the tests of this crate: sections are served from the arena, everything
+/// The target's global allocator, for the tests of this crate: sections are served from the arena, everything
 /// else by the host. So a host test sees an arena that is too small, and an allocation where there must be none.
 #[cfg(test)]
 pub(in crate::mm) mod tests {

@@ -28,7 +28,7 @@
 //! only its free frames in the bitmap. It can never be whole, so it never goes to the buddy; and the list has it in
 //! front, because a frame taken from it breaks nothing.
 //!
-//! What can be migrated is kept apart from what cannot, so that one page of the kernel does not keep 2 MiB from
+//! Frames that can be migrated are kept apart from others, so that one page of the kernel does not keep 2 MiB from
 //! becoming whole again (`mm::space::compact`). Where no block is free, the frames of any serve.
 //!
 //! # What stays free is exact
@@ -78,7 +78,7 @@ pub const MAX_ORDER: u32 = BUDDY_ORDERS as u32 - 1;
 /// A physical address in units of [`BLOCK_SIZE`].
 pub type BlockNumber = usize;
 
-/// What a page block is used for.
+/// The use of a page block.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum BlockState {
@@ -94,7 +94,7 @@ pub enum BlockState {
     Tail = 4,
 }
 
-/// What a cut block has as its state: this, and the number of its home.
+/// The state of a cut block: this, and the number of its home.
 const CUT: u8 = 16;
 const _: () = assert!(BlockState::Tail as u8 + 1 < CUT && CUT as usize + HOMES <= 256);
 
@@ -128,7 +128,7 @@ const NONE: u32 = u32::MAX;
 /// 64-bit words in a bitmap.
 const WORDS: usize = BLOCK_FRAMES / 64;
 
-/// What is known about one page block besides its [`BlockState`]. All zero is right for a block that was never used.
+/// The record of one page block besides its [`BlockState`]. All zero is right for a block that was never used.
 ///
 /// In a cache line or two of its own: its neighbour may be another CPU's.
 #[repr(align(64))]
@@ -181,7 +181,7 @@ struct Buddy {
     /// Never dropped: its nodes are the arena's cells, which no global allocator would know outside a section.
     sets: ManuallyDrop<buddy_system_allocator::FrameAllocator<BUDDY_ORDERS>>,
     /// One block beside the sets, so that those who take and give single blocks do not split and join larger ones each
-    /// time. What takes a larger run adds it to the sets.
+    /// time. A call that takes a larger run adds it to the sets.
     single: Option<BlockNumber>,
 }
 
@@ -394,7 +394,7 @@ impl PageBlocks {
         };
         if let Some(mut list) = self.scarcity.open(&own.list, || self.has_plenty(left_free)) {
             let found = take(&mut list);
-            // What moves can make room for groups later; the rest stays where it is.
+            // Movable frames can make room for groups later; the rest stays where it is.
             if found.is_none() && mobility == Mobility::Unmovable && self.cut_a_block(cpu, mobility, own, &mut list) {
                 return own.take_group(&mut list);
             }
@@ -448,7 +448,7 @@ impl PageBlocks {
         taken
     }
 
-    /// The same, and where no block is free out of other CPUs' blocks. No other CPU takes any meanwhile.
+    /// As [`Self::take_own`], and where no block is free out of other CPUs' blocks. No other CPU takes any at the time.
     fn take_anywhere(&self, cpu: &Cpu, mobility: Mobility, most: usize, each: &mut impl FnMut(Range<usize>)) -> usize {
         let own = self.own(cpu, mobility);
         let mut taken = self.take_own(cpu, mobility, &mut own.list.lock(), most, each);
@@ -683,7 +683,7 @@ impl PageBlocks {
         }
     }
 
-    /// What [`Self::set_origin`] noted last; 0 if it never did.
+    /// The use that [`Self::set_origin`] noted last; 0 if it never did.
     pub fn origin(&self, number: BlockNumber) -> u64 {
         let cell = self.spans.index(number).and_then(|index| self.origins.get(index));
         cell.map_or(0, |cell| cell.load(Ordering::Relaxed))
@@ -707,14 +707,14 @@ impl PageBlocks {
         buddy.put(cpu, first, count, &self.free_blocks);
     }
 
-    /// What the block that holds `frame` is used for, without a lock. The answer stays true while the caller owns a
+    /// The use of the block that holds `frame`, without a lock. The answer stays true while the caller owns a
     /// frame of the block; for anyone else it may be old.
     #[inline]
     pub fn state(&self, frame: usize) -> BlockState {
         self.spans.index(frame / BLOCK_FRAMES).map_or(BlockState::Absent, |index| self.load_state(index))
     }
 
-    /// What the block that holds `frame` was cut for; `None` where it is not cut. As [`Self::state`].
+    /// The mobility for which the block that holds `frame` was cut; `None` where it is not cut. As [`Self::state`].
     #[inline(always)]
     pub fn mobility(&self, frame: usize) -> Option<Mobility> {
         let index = self.spans.index(frame / BLOCK_FRAMES)?;

@@ -11,7 +11,7 @@
 //!           the last frame of a block gives the block back
 //! lend      where no other frame is left, a frame of a lendable block serves as a *movable* one
 //! ```
-//! A frame's record has the flag [`Frame::has_tag_storage`]; [`BlockUse`] counts the frames of a block. What lies in tag
+//! A frame's record has the flag [`Frame::has_tag_storage`]; [`BlockUse`] counts the frames of a block. A frame in tag
 //! storage never has tags itself, and frames that no region covers need none ([`Coverage`]).
 //!
 //! Only page blocks that lie in the region as a whole are lent. Under QEMU tags are kept elsewhere: there a region is a
@@ -19,8 +19,8 @@
 //! it when the block is given back; on hardware the pattern would be tags.
 //!
 //! # Locks
-//! `claims` is acquired first, and sleeps: by what empties a block, before the lock of migrations. The lock of what is
-//! lent is the last, in any context.
+//! `claims` is acquired first, and sleeps: by the code that empties a block, before the lock of migrations. The lock of
+//! loans is the last, in any context.
 
 #![allow(unsafe_code, reason = "maintains the caches of frames that nothing uses")]
 
@@ -99,7 +99,7 @@ impl TagStorage {
         &self.regions
     }
 
-    /// What frames need tag storage, for a loop over many.
+    /// The frames that need tag storage, for a loop over many.
     #[inline(always)]
     pub fn coverage(&self) -> Coverage<'_> {
         Coverage::new(&self.regions)
@@ -143,8 +143,8 @@ impl TagStorage {
         self.note_frame(frame, record, result)
     }
 
-    /// The same for a block of any length: for the boot and the growth of the heap, which migrate nothing. The cache lines
-    /// of up to 2 MiB may be invalidated, so not under a spinning lock.
+    /// As [`Self::try_reserve`], for a block of any length: for the boot and the growth of the heap, without
+    /// migrations. The cache lines of up to 2 MiB may be invalidated, so not under a spinning lock.
     ///
     /// # Errors
     /// As [`Self::try_reserve`].
@@ -165,7 +165,7 @@ impl TagStorage {
         result.map(drop)
     }
 
-    /// The same for a page block, whose first frame's record stands for all.
+    /// As [`Self::try_reserve`], for a page block, whose first frame's record stands for all.
     ///
     /// # Errors
     /// As [`Self::try_reserve`].
@@ -264,8 +264,8 @@ impl TagStorage {
         self.note_frame(frame, record, result)
     }
 
-    /// The same for a page block, whose first frame's record stands for all while it is one: `note` sets the flag there,
-    /// and returns false where it is not one any more, or has it.
+    /// As [`Self::reserve`], for a page block, whose first frame's record stands for all while it is one: `note` sets
+    /// the flag there, and returns false where it is not one any more, or has it.
     ///
     /// # Errors
     /// As [`Self::reserve`].
@@ -335,7 +335,7 @@ impl TagStorage {
             return Err(Unreserved::Claimed);
         }
         for frame in region.frames_of(block).map(PhysAddr::from_frame_number).filter(|&frame| region.is_lent(frame)) {
-            // What fails is seen below.
+            // A failed migration is noticed below.
             if spaces.migrate_out(cpu, frame).is_ok() {
                 self.counters.note_migration();
             }

@@ -156,7 +156,7 @@ impl Region {
         if !self.bits_of(block).all(|(word, bits)| unused.words[word] & bits == bits) {
             return None;
         }
-        // What is never lent was perhaps used before the boot, and is not noted.
+        // A frame that is never lent was perhaps used before the boot, and is not noted.
         let frames = self.frames_of(block);
         let mut is_cached = !(self.is_lendable(frames.start) && self.is_lendable(frames.end - 1));
         self.bits_of(block).for_each(|(word, bits)| {

@@ -1,4 +1,4 @@
-//! What the use of tag storage costs: the numbers that the proposal of Linux's tag storage asked for.
+//! The costs of using tag storage: the numbers that the proposal of Linux's tag storage asked for.
 
 use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
@@ -90,10 +90,10 @@ pub struct TagStorageStats {
     pub failures: [u64; FAILURES],
     /// Faults on access that were served, by their replays: in step 0 without, in step n after 2^(n-1) or more.
     pub replays: [u64; STEPS],
-    /// The same by the ticks of CNTVCT_EL0 from the first replay on.
+    /// As `replays`, by the ticks of CNTVCT_EL0 from the first replay on.
     pub ticks: [u64; STEPS],
-    /// The same by the instructions that the CPU retired meanwhile, but for those where its PMU does not count them, or the
-    /// thread moved to another CPU.
+    /// As `replays`, by the instructions that the CPU retired in that time, but for those where its PMU does not count
+    /// them, or the thread moved to another CPU.
     pub instructions: [u64; STEPS],
 }
 
@@ -239,7 +239,7 @@ fn histogram(f: &mut fmt::Formatter<'_>, steps: &[u64; STEPS]) -> fmt::Result {
 }
 
 impl TagStorageStats {
-    /// The same as one JSON object.
+    /// Writes these numbers as one JSON object.
     ///
     /// # Errors
     /// Those of `out`.

@@ -43,10 +43,10 @@ use crate::platform::features::branch;
 #[allow(unsafe_code, reason = "makes the one token of the kernel")]
 const TOKEN: UserTlbToken = unsafe { UserTlbToken::new() };
 
-/// What one entry of a space translates.
+/// The addresses that one entry of a space translates.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leaf {
-    /// What an invalidation of the CPU names.
+    /// The address in the CPU's invalidation.
     at: VirtAddr,
     start: VirtAddr,
     bytes: u64,
@@ -179,7 +179,7 @@ fn complete<M: Mmu>(mmu: &M) {
     }
 }
 
-/// What an erratum asks for: one more, of anything.
+/// The workaround of an erratum: one more TLBI, of anything.
 #[cold]
 fn repeat<M: Mmu>(mmu: &M) {
     mmu.tlbi(Instruction::Vale1is(AddressOperand::new(VirtAddr(0), None)));

@@ -99,7 +99,7 @@ fn sample_later(cpu: &Cpu) {
     timer::set(cpu, Purpose::GuardedHeap, Some(Deadline::after(after)), open_gate);
 }
 
-/// What the deadline is for.
+/// The deadline's handler.
 fn open_gate(cpu: &Cpu) {
     if !GUARDED.open_gate() {
         sample_later(cpu);

@@ -41,7 +41,7 @@ fn allocates(cpu: &Cpu) -> Option<VirtAddr> {
 
 #[inline(never)]
 fn frees(object: VirtAddr) {
-    // SAFETY: from `allocates`. That it is used after this is the bug.
+    // SAFETY: from `allocates`. The use after this is the planted bug.
     let freed = unsafe { global::dealloc(object.as_ptr(), LAYOUT) };
     let _ = black_box(freed);
 }

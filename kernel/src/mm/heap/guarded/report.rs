@@ -1,4 +1,4 @@
-//! What the guarded heap knows about an address in its pool, for the report of an access that faulted there.
+//! The guarded heap's knowledge of an address in its pool, for the report of an access that faulted there.
 //!
 //! It is read when something is broken. The other CPUs are stopped by then, so that the lock of the records is free,
 //! unless this CPU holds it: it is tried, and without it nothing is known.
@@ -30,7 +30,7 @@ impl Found {
 }
 
 impl GuardedHeap {
-    /// What is known about an access to `address`: of the object in its page; in a guard page, of one of those beside it.
+    /// The object that an access to `address` concerns: the one in its page; in a guard page, one of those beside it.
     /// `None` where nothing was ever allocated there.
     pub(super) fn find(&self, address: VirtAddr) -> Option<Found> {
         let pool = self.pool.get().filter(|pool| pool.contains(address))?;
@@ -73,7 +73,7 @@ mod target {
     use super::super::{BadGuardedFree, WrittenAfterFree, guarded_heap};
     use super::{Found, Place};
 
-    /// What kind of bug a translation fault at `address` is; `None` where that is not in the guarded heap.
+    /// The kind of bug of a translation fault at `address`; `None` where that is not in the guarded heap.
     pub(crate) fn what_happened(address: VirtAddr) -> Option<&'static str> {
         let heap = guarded_heap();
         heap.contains(address.as_ptr()).then(|| heap.find(address).map_or("invalid access", |found| found.what))

@@ -200,7 +200,7 @@ fn a_page_that_cannot_be_made_valid_stays_out_of_the_gate() {
     assert_eq!((is_valid(objects[0]), heap.stats().in_use), (true, 1));
 }
 
-/// What is known about an access.
+/// The kind, number and place that the heap finds for an access.
 fn found(heap: &GuardedHeap, address: VirtAddr) -> Option<(&'static str, u16, Place)> {
     heap.find(address).map(|found| {
         assert!(found.bytes == 64 && found.place == Place::of(address, found.start, 64));

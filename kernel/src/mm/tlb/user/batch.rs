@@ -1,11 +1,11 @@
 //! Invalidations that are issued one after the other and completed together.
 //!
-//! What takes pages out of several spaces waits once for all of them. A range is issued when it is added, to the CPUs
-//! and to the secondary TLBs of *its* space; what is left for the end is the DSB. At the end the spaces are not known
+//! Unmapping from several spaces waits for one DSB. A range is issued when it is added, to the CPUs
+//! and to the secondary TLBs of *its* space; only the DSB is left for the end. At the end the spaces are not known
 //! any more, and that of the running thread is none of them: a kernel thread has none (`lab=notify-at-batch-flush`).
 //!
 //! Until the end an entry that was emptied holds [`Markers::STALE`](granule_arch::descriptor::Markers::STALE): a DSB
-//! completes what its own CPU has issued and no more, so what meets the marker on another CPU invalidates the page
+//! completes what its own CPU has issued and no more, so code that meets the marker on another CPU invalidates the page
 //! itself before the entry is filled.
 
 use granule_arch::addr::VirtAddr;
@@ -45,7 +45,7 @@ impl<'m, M: Mmu<Geometry = Granule4K>> TlbBatch<'m, M> {
         self.is_issued = true;
     }
 
-    /// Completes all that was added. What the entries named may be free then.
+    /// Completes all that was added. The memory that the entries named may be free then.
     pub fn flush(&mut self) {
         if core::mem::take(&mut self.is_issued) {
             complete(self.mmu);
@@ -62,7 +62,7 @@ impl<M: Mmu<Geometry = Granule4K>> Drop for TlbBatch<'_, M> {
     }
 }
 
-/// What the lab has instead: the space that runs, and not those that the pages were in.
+/// The lab's fault: it notifies the space that runs, and not those that the pages were in.
 #[cold]
 fn notify_the_running_space(start: VirtAddr, end: VirtAddr) {
     match sched::running_space() {
