@@ -1,9 +1,10 @@
 //! `./x audit layers`: which modules of a crate import which, compared with the layers in `xtask/audit/layers.toml`.
 //!
-//! A module may import its own layer and lower ones. Every path that begins with `crate`, `super` or `self` counts,
-//! in a `use`, in code and in the arguments of a macro; what is compiled for tests alone does not. The table lists
+//! A module may import its own layer and lower ones. Every path that begins with `crate`, `super`, `self` or the name of
+//! a module below counts, in a `use`, in code and in the arguments of a macro; what is compiled for tests alone does not. The table lists
 //! every module, so a new one fails until it has a layer.
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::path::Path;
 
@@ -11,8 +12,9 @@ use anyhow::{Context, Result, anyhow, bail};
 use proc_macro2::{TokenStream, TokenTree};
 use serde::Deserialize;
 use syn::visit::{self, Visit};
-use syn::{Attribute, ItemMod, ItemUse, Macro, UseTree};
+use syn::{Attribute, Item, ItemMod, ItemUse, Macro, UseTree};
 
+use super::circles::circles;
 use super::modules::{self, ModuleFile, is_for_tests};
 use super::tables;
 
@@ -38,6 +40,8 @@ pub(super) struct Layers {
     pub(super) upward: Vec<Upward>,
     /// The most of these that may stand in the table.
     pub(super) most_upward: usize,
+    /// The most files of one circle.
+    pub(super) most_in_circle: usize,
 }
 
 /// One layer.
@@ -83,7 +87,8 @@ pub(super) struct Import {
 pub(super) fn audit(root: &Path, verbose: bool) -> Result<()> {
     let table: Crates = tables::read(&root.join("xtask/audit/layers.toml"))?;
     for layers in &table.crates {
-        let imports = imports(&root.join(&layers.source))?;
+        let Imports { files, imports } = imports(&root.join(&layers.source))?;
+        let circles = circles(&files, &imports);
         if verbose {
             println!("{}", layers.source);
             for layer in &layers.layers {
@@ -93,10 +98,33 @@ pub(super) fn audit(root: &Path, verbose: bool) -> Result<()> {
                 println!("  up: {} imports {}: {}", upward.from, upward.to, upward.reason);
             }
             println!("  {} imports between modules, {} of them go up", imports.len(), layers.upward.len());
+            println!(
+                "  {} files, {} circles of them, at most {} may be in one",
+                files.len(),
+                circles.len(),
+                layers.most_in_circle
+            );
+            for circle in &circles {
+                println!("  circle of {}: {}", circle.len(), circle.join(" "));
+            }
         }
-        judge(layers, &imports).with_context(|| layers.source.clone())?;
+        judge(layers, &imports)
+            .and_then(|()| judge_circles(layers, &circles))
+            .with_context(|| layers.source.clone())?;
     }
     Ok(())
+}
+
+/// Fails where a circle is larger than the table allows, or all are smaller: then the table is out of date.
+pub(super) fn judge_circles(layers: &Layers, circles: &[Vec<&str>]) -> Result<()> {
+    let (most, largest) = (layers.most_in_circle, circles.first().map_or(1, Vec::len));
+    match largest.cmp(&most) {
+        Ordering::Less => bail!("layers.toml allows circles of {most} files, and the largest has {largest}"),
+        Ordering::Equal => Ok(()),
+        Ordering::Greater => {
+            bail!("a circle of {largest} files, at most {most} may be in one: {}", circles[0].join(" "))
+        }
+    }
 }
 
 /// Fails where imports and table do not agree.
@@ -107,6 +135,10 @@ pub(super) fn judge(layers: &Layers, imports: &BTreeSet<Import>) -> Result<()> {
     let mut wrong = Vec::new();
     let mut used = BTreeSet::new();
     for import in imports {
+        // The crate's root composes all layers; only what is named in it counts.
+        if import.from.is_empty() {
+            continue;
+        }
         let (from, to) = (layers.of(&import.from)?, layers.of(&import.to)?);
         let (lower, upper) = (&layers.layers[from], &layers.layers[to]);
         if to <= from && !lower.never.contains(&upper.name) {
@@ -143,13 +175,25 @@ impl Layers {
     }
 }
 
-/// All imports of the crate whose `lib.rs` is in `source`.
-pub(super) fn imports(source: &Path) -> Result<BTreeSet<Import>> {
-    let mut found = BTreeSet::new();
+/// A crate's files, and all imports between its modules.
+pub(super) struct Imports {
+    /// The paths of the modules with a file of their own; that of the crate's root is empty.
+    files: BTreeSet<String>,
+    pub(super) imports: BTreeSet<Import>,
+}
+
+/// Those of the crate whose `lib.rs` is in `source`.
+pub(super) fn imports(source: &Path) -> Result<Imports> {
+    let mut found = Imports { files: BTreeSet::new(), imports: BTreeSet::new() };
     for ModuleFile { module, parsed, .. } in modules::files(source, is_for_tests)? {
-        let mut reader = Reader { module, imports: Vec::new() };
+        found.files.insert(module.join("::"));
+        let children = parsed.items.iter().filter_map(|item| match item {
+            Item::Mod(item) if !is_for_tests(&item.attrs) => Some(item.ident.to_string()),
+            _ => None,
+        });
+        let mut reader = Reader { module, children: children.collect(), imports: Vec::new() };
         reader.visit_file(&parsed);
-        found.extend(reader.imports);
+        found.imports.extend(reader.imports);
     }
     Ok(found)
 }
@@ -158,6 +202,8 @@ pub(super) fn imports(source: &Path) -> Result<BTreeSet<Import>> {
 struct Reader {
     /// The module that is being read.
     module: Vec<String>,
+    /// The modules that are declared in its file, by their names.
+    children: BTreeSet<String>,
     imports: Vec<Import>,
 }
 
@@ -170,6 +216,7 @@ impl Reader {
             Some("super") => self.module[..self.module.len().saturating_sub(1)].to_vec(),
             // The interface of programs is a crate of its own, and part of the personality all the same.
             Some(abi @ "granule_abi") => vec![abi.into()],
+            Some(child) if self.children.contains(child) => [&self.module[..], &[child.into()]].concat(),
             _ => return,
         };
         let mut rest = &segments[1..];
@@ -180,8 +227,7 @@ impl Reader {
             rest = tail;
         }
         base.extend(rest.iter().filter(|segment| *segment != "self" && *segment != "*").cloned());
-        // The crate's root itself composes all layers; only what is named in it counts.
-        if !self.module.is_empty() && !base.is_empty() {
+        if !base.is_empty() {
             self.imports.push(Import { from: self.module.join("::"), to: base.join("::") });
         }
     }

@@ -9,6 +9,7 @@
 //! `speculation` looks for the instructions that bound what is speculated, and `stack` adds up the frames along the
 //! calls that `panics` follows, by what each function subtracts from SP.
 
+mod circles;
 pub(crate) mod code;
 pub(crate) mod image;
 mod latency;
@@ -62,7 +63,8 @@ pub(crate) enum Audit {
         /// Only programs whose names contain one of these
         filters: Vec<String>,
     },
-    /// Modules of a crate that import a higher layer; fails if one is not in xtask/audit/layers.toml
+    /// Modules of a crate that import a higher layer, and circles of its files; fails if one is not in
+    /// xtask/audit/layers.toml, or has more files than it says there
     Layers,
     /// Public items that only tests use; fails if one is not in xtask/audit/unused.toml
     Unused,

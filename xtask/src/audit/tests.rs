@@ -160,7 +160,34 @@ fn layers(upward: &[(&str, &str)]) -> Layers {
         layers: vec![layer("low", &[]), layer("beside", &[]), layer("high", &["beside"])],
         upward: upward.iter().map(|&(from, to)| Upward::new(from, to, "a test")).collect(),
         most_upward: 1,
+        most_in_circle: 3,
     }
+}
+
+/// Items stand for their files, those of inline modules too, and a file that imports itself is no circle.
+#[test]
+fn circles_are_found_between_files() {
+    let files = ["", "a", "a::b", "c", "d", "e"].map(String::from).into();
+    let imports = [
+        ("a", "c::Item"),
+        ("c", "a::b::f"),
+        ("a::b::inline", "a::Item"),
+        ("d", "e"),
+        ("e", "kernel"),
+        ("", "d::f"),
+        ("c", "d"),
+        ("c", "c::g"),
+    ]
+    .map(|(from, to)| Import { from: from.into(), to: to.into() })
+    .into();
+    let circles = super::circles::circles(&files, &imports);
+    assert_eq!(circles, [["", "d", "e"], ["a", "a::b", "c"]]);
+    let judged = |circles| super::layers::judge_circles(&layers(&[]), circles).map_err(|error| error.to_string());
+    assert_eq!(judged(&circles), Ok(()));
+    assert!(
+        judged(&[vec!["a", "b", "c", "d"]]).unwrap_err().contains("a circle of 4 files, at most 3 may be in one: a b")
+    );
+    assert!(judged(&[]).unwrap_err().contains("allows circles of 3 files, and the largest has 1"));
 }
 
 fn judged(layers: &Layers, imports: &[(&str, &str)]) -> Result<(), String> {
@@ -195,8 +222,12 @@ fn imports_are_found_however_they_are_written() {
          pub(in crate::a) struct S(crate::l::M);",
     );
     write("a/k.rs", "use super::inner::N; use granule_abi::Errno;");
-    let found: Vec<(String, String)> =
-        super::layers::imports(&directory).unwrap().into_iter().map(|import| (import.from, import.to)).collect();
+    let found: Vec<(String, String)> = super::layers::imports(&directory)
+        .unwrap()
+        .imports
+        .into_iter()
+        .map(|import| (import.from, import.to))
+        .collect();
     std::fs::remove_dir_all(&directory).unwrap();
     let expected = [
         ("a", "b"),
