@@ -481,7 +481,11 @@ fn copy_paths() {
     pager.register(path, 2 * PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     for _ in 0..THREADS {
         let open = |path: usize| _ = call(OPENAT, [AT_FDCWD as u64, path as u64, 0]);
-        let _ = thread::Thread::spawn(open, (path + PAGE - LENGTH) as usize).expect("a thread");
+        // Other hogs may have all memory for a while.
+        while let Err(error) = thread::Thread::spawn(open, (path + PAGE - LENGTH) as usize) {
+            assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "a thread: {error:?}");
+            let _ = time::sleep(MILLISECOND);
+        }
     }
     let all_wait = || (0..THREADS).for_each(|_| _ = pager.read_one().expect("a fault"));
     all_wait();
