@@ -7,6 +7,8 @@ use core::ops::{Add, Sub};
 pub const PAGE_SHIFT: u32 = 12;
 /// Bytes in a page of the kernel's own tables.
 pub const PAGE_SIZE: usize = 1 << PAGE_SHIFT;
+/// [`PAGE_SIZE`] as addresses are counted.
+pub const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A physical address: what a descriptor holds, what a device is given. At most 52 bits are used.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]

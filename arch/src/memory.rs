@@ -6,7 +6,7 @@
 
 #![allow(unsafe_code, reason = "the compiler's memory functions, in assembly")]
 
-use crate::addr::{PAGE_SIZE, VirtAddr};
+use crate::addr::{PAGE, PAGE_SIZE, VirtAddr};
 
 /// Identifiers of the patched branches that choose among the ways: see [`crate::alternative`]. Before they are patched,
 /// and where the CPUs have neither, it is pairs of registers.
@@ -25,7 +25,7 @@ core::arch::global_asm!(include_str!("memory.S"), mops = const branch::MOPS, dc_
 /// # Safety
 /// `page` is page aligned, mapped writable as Normal memory, and not in use elsewhere now.
 pub unsafe fn zero_page(page: VirtAddr) {
-    debug_assert!(page.is_aligned(PAGE_SIZE as u64));
+    debug_assert!(page.is_aligned(PAGE));
     // SAFETY: the caller owns the page.
     unsafe {
         page.as_ptr::<u8>().write_bytes(0, PAGE_SIZE);

@@ -7,7 +7,7 @@
 
 #![allow(unsafe_code, reason = "the boot vouches for what the entry code and the device tree hand over")]
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::{CpuFeatures, Mte};
 use granule_arch::interrupts;
@@ -142,7 +142,7 @@ fn is_memory(platform: &Platform, registers: PhysAddr) -> bool {
 unsafe fn early_port(uart: &Uart) -> Option<Port> {
     let registers = uart.registers.start();
     // One page is mapped, and no more.
-    if registers.0 % PAGE_SIZE as u64 > PAGE_SIZE as u64 - uart.used_bytes() {
+    if registers.0 % PAGE > PAGE - uart.used_bytes() {
         crate::log::warn!("console: its registers at {registers} cross the end of a page");
         return None;
     }
@@ -248,7 +248,7 @@ fn set_up_memory(
     map_frame_records(root, memory)?;
 
     let pages = FrameAllocator::required_bytes(memory) / PAGE_SIZE;
-    let storage = layout::linear(memory.take(pages, PAGE_SIZE as u64)?);
+    let storage = layout::linear(memory.take(pages, PAGE)?);
     let linear = LinearMap::new(layout::LINEAR_BASE);
     let records = FrameRecords::new(layout::FRAMES_BASE);
     // SAFETY: the storage was just taken and the linear map shows it; the records are mapped; all memory is in the
@@ -288,8 +288,7 @@ fn map_frame_records(root: Table, memory: &mut MemoryMap) -> Result<(), BootErro
     for (first, frames) in spans {
         let bytes = FrameRecords::bytes(frames);
         // At a block boundary if there is such a run: then blocks map it, and not a page table for every 2 MiB.
-        let start =
-            memory.take(bytes / PAGE_SIZE, BLOCK_SIZE).or_else(|_| memory.take(bytes / PAGE_SIZE, PAGE_SIZE as u64))?;
+        let start = memory.take(bytes / PAGE_SIZE, BLOCK_SIZE).or_else(|_| memory.take(bytes / PAGE_SIZE, PAGE))?;
         let range = PageRange::new(FrameRecords::new(layout::FRAMES_BASE).address(first), bytes as u64)?;
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
         let mut source = BankSource::anywhere(memory);

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PhysRange, VirtAddr};
 use granule_pgtable::Size;
 
 use super::parse::{Args, ArgumentError, Keyword};
@@ -13,8 +13,6 @@ use super::{Command, Failure, Half, Refusal, Session, no_keywords};
 use granule::mm::kernel::area::AreaKind;
 use granule::mm::maintenance;
 use granule::{Kernel, smp};
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 pub(super) const COMMANDS: &[Command] = &[
     Command {

@@ -5,7 +5,7 @@
 
 use core::fmt::{self, Write};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Kind, MemoryType};
 use granule_pgtable::{Collapses, Extent, Finding, FindingTotals, Geometry, Granule4K, PageRange, Step};
 
@@ -20,7 +20,6 @@ use granule::mm::layout;
 use granule::mm::space::RESERVED_END;
 use granule::smp::this_cpu;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// First address that TTBR1_EL1 translates; all after it are its, too.
 const UPPER_HALF: VirtAddr = layout::LINEAR_BASE;
 

@@ -4,7 +4,7 @@
 //! While a device is bound, addresses are its process's, and its accesses fault and are served as the process's own.
 //! Otherwise they are the kernel's, and each page is mapped for the device during its transfer.
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 
 use super::accounts::plural;
 use super::parse::{Args, ArgumentError, Keyword};
@@ -288,7 +288,7 @@ fn each_piece(
     let (cpu, end) = (this_cpu(), start + bytes);
     let (mut at, mut sum) = (start, 0);
     while at < end {
-        let piece = (PAGE_SIZE as u64 - at.0 % PAGE_SIZE as u64).min(end - at);
+        let piece = (PAGE - at.0 % PAGE).min(end - at);
         sum += mapped(cpu, device, at, piece, direction, transfer)?;
         at = at + piece;
     }

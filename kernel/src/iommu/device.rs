@@ -6,7 +6,7 @@ use core::ops::Range;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::PageRange;
 use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
@@ -27,7 +27,6 @@ use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages that a device may have in common with its driver, and for messages.
 const OWN: usize = 48;
 

@@ -19,7 +19,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 #[cfg(any(target_os = "none", test))]
 use core::time::Duration;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_smmuv3::{Event, Events};
 
 use super::device::{AttachedDevice, Resolution};
@@ -101,7 +101,7 @@ impl Refusal {
     pub fn is_of(&self, range: &Range<u64>, access: Access) -> bool {
         let page = self.page.0;
         let is_alike = (self.access == Access::Write) == (access == Access::Write);
-        is_alike && page < range.end && range.start < page.saturating_add(PAGE_SIZE as u64)
+        is_alike && page < range.end && range.start < page.saturating_add(PAGE)
     }
 }
 
@@ -251,7 +251,7 @@ impl Iommu {
                     granule_smmuv3::Access::Write => Access::Write,
                     granule_smmuv3::Access::Execute => Access::Execute,
                 };
-                let page = address.align_down(PAGE_SIZE as u64);
+                let page = address.align_down(PAGE);
                 return device.faults().lock().note(Refusal { page, access });
             }
             (Some(device), ..) => device.faults().lock().refused = true,
@@ -488,7 +488,7 @@ mod tests {
     const WRITE: Access = Access::Write;
 
     fn page(number: u64) -> VirtAddr {
-        VirtAddr(number * PAGE_SIZE as u64)
+        VirtAddr(number * PAGE)
     }
 
     fn range(number: u64) -> Range<u64> {

@@ -116,6 +116,7 @@ mod tests {
     use std::collections::BTreeSet;
     use std::vec::Vec;
 
+    use granule_arch::addr::PAGE;
     use proptest::prelude::*;
 
     use super::*;
@@ -138,7 +139,7 @@ mod tests {
     }
 
     fn pages(start: VirtAddr, count: usize) -> impl Iterator<Item = u64> {
-        (0..count as u64).map(move |page| start.0 + page * PAGE_SIZE as u64)
+        (0..count as u64).map(move |page| start.0 + page * PAGE)
     }
 
     #[test]
@@ -146,7 +147,7 @@ mod tests {
         let mut addresses = Addresses::new(BASE);
         let all: BTreeSet<u64> = core::iter::from_fn(|| addresses.take(1)).map(|at| at.0).collect();
         assert_eq!(all.len(), WORDS * BITS);
-        assert_eq!((all.first(), all.last()), (Some(&BASE.0), Some(&(BASE.0 + SIZE - PAGE_SIZE as u64))));
+        assert_eq!((all.first(), all.last()), (Some(&BASE.0), Some(&(BASE.0 + SIZE - PAGE))));
         addresses.give_back(VirtAddr(BASE.0 + 0x7000), 1);
         assert_eq!([addresses.take(2), addresses.take(1)], [None, Some(VirtAddr(BASE.0 + 0x7000))]);
     }

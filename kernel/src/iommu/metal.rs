@@ -5,7 +5,7 @@
 use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::memory::zero_page;
 use granule_arch::{barrier, wait};
 use granule_smmuv3::registers::offset::{CMDQ_CONS, CMDQ_PROD};
@@ -17,8 +17,6 @@ use crate::mm::page_block::BLOCK_SIZE;
 use crate::mmio;
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
-
-const PAGE: u64 = granule_arch::addr::PAGE_SIZE as u64;
 
 /// An SMMU of the machine.
 pub struct Port {

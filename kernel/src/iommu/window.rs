@@ -3,12 +3,12 @@
 //! So neither the rings' addresses nor the one that messages go to change when a device is bound or unbound. The
 //! addresses are those that spaces keep above programs; each page of them belongs to one device.
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::MemoryType;
 
 use crate::mm::space::{RESERVED_END, RESERVED_START};
 
-const PAGES: usize = ((RESERVED_END.0 - RESERVED_START.0) / PAGE_SIZE as u64) as usize;
+const PAGES: usize = ((RESERVED_END.0 - RESERVED_START.0) / PAGE) as usize;
 const BITS: usize = u64::BITS as usize;
 
 /// Which of the addresses have an owner.

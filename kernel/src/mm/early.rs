@@ -11,7 +11,7 @@
 //! Runs are taken from the ragged ends first, because a 2 MiB page block that lost one frame to boot can never be
 //! handed out whole again.
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 use heapless::Vec;
 use thiserror::Error;
 
@@ -111,8 +111,8 @@ impl MemoryMap {
     /// # Errors
     /// As [`Self::take`].
     pub fn take_within(&mut self, within: PhysRange, pages: usize, align: u64) -> Result<PhysAddr, OutOfMemory> {
-        debug_assert!(align.is_power_of_two() && align >= PAGE_SIZE as u64);
-        let size = (pages as u64).checked_mul(PAGE_SIZE as u64).filter(|size| *size > 0).ok_or(OutOfMemory)?;
+        debug_assert!(align.is_power_of_two() && align >= PAGE);
+        let size = (pages as u64).checked_mul(PAGE).filter(|size| *size > 0).ok_or(OutOfMemory)?;
         // The smallest range that fits, so that the largest stays whole for page blocks.
         let start = self
             .free
@@ -194,8 +194,8 @@ fn remove(list: &mut Vec<PhysRange, MAX_RANGES>, hole: PhysRange) -> Result<(), 
 /// The whole pages inside `range` that the linear map can show; empty where there are none.
 fn whole_pages(range: PhysRange) -> PhysRange {
     let empty = PhysRange::new(range.start(), range.start()).unwrap_or(range);
-    let end = range.end().min(PhysAddr(LINEAR_SIZE)).align_down(PAGE_SIZE as u64);
-    range.start().align_up(PAGE_SIZE as u64).and_then(|start| PhysRange::new(start, end)).unwrap_or(empty)
+    let end = range.end().min(PhysAddr(LINEAR_SIZE)).align_down(PAGE);
+    range.start().align_up(PAGE).and_then(|start| PhysRange::new(start, end)).unwrap_or(empty)
 }
 
 /// The pages that `range` touches.
@@ -203,9 +203,9 @@ fn any_pages(range: PhysRange) -> PhysRange {
     if range.is_empty() {
         return range;
     }
-    let start = range.start().align_down(PAGE_SIZE as u64);
+    let start = range.start().align_down(PAGE);
     // Past the last page there is nothing that could be memory: ending there loses nothing.
-    let end = range.end().align_up(PAGE_SIZE as u64).unwrap_or(PhysAddr(u64::MAX).align_down(PAGE_SIZE as u64));
+    let end = range.end().align_up(PAGE).unwrap_or(PhysAddr(u64::MAX).align_down(PAGE));
     PhysRange::new(start, end).unwrap_or(range)
 }
 
@@ -213,12 +213,13 @@ fn any_pages(range: PhysRange) -> PhysRange {
 mod tests {
     use std::vec::Vec as StdVec;
 
+    use granule_arch::addr::PAGE_SIZE;
     use proptest::prelude::*;
 
     use super::*;
 
     /// The naive model works in quarters of a page, so that it sees every unaligned end.
-    const QUARTER: u64 = PAGE_SIZE as u64 / 4;
+    const QUARTER: u64 = PAGE / 4;
     const QUARTERS: u64 = 4096;
 
     fn range(start: u64, end: u64) -> PhysRange {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     fn pages_of(list: &[PhysRange]) -> StdVec<bool> {
-        (0..QUARTERS / 4).map(|page| list.iter().any(|r| r.contains(PhysAddr(page * PAGE_SIZE as u64)))).collect()
+        (0..QUARTERS / 4).map(|page| list.iter().any(|r| r.contains(PhysAddr(page * PAGE)))).collect()
     }
 
     #[track_caller]

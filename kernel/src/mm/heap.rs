@@ -36,7 +36,7 @@ mod tags;
 use core::alloc::Layout;
 use core::ptr::{NonNull, null_mut};
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 
 use super::OutOfMemory;
 use crate::sched::relax;
@@ -183,7 +183,7 @@ impl Heap {
     /// An empty heap in the `size` bytes from `base` on, both multiples of [`PAGE_SIZE`]; nothing of the window is
     /// mapped. Until [`Self::start`] every allocation fails.
     pub const fn new(base: VirtAddr, size: u64) -> Self {
-        assert!(base.is_aligned(PAGE_SIZE as u64) && size.is_multiple_of(PAGE_SIZE as u64));
+        assert!(base.is_aligned(PAGE) && size.is_multiple_of(PAGE));
         Self {
             base,
             size,
@@ -224,7 +224,7 @@ impl Heap {
         let pages = (0..growth.mapped).step_by(PAGE_SIZE).map(|offset| self.base + offset);
         for page in pages.filter(|&page| !list.out.has(page)) {
             // SAFETY: mapped so far; the list and all objects are accessed through untagged pointers.
-            unsafe { tags::set_free(page, PAGE_SIZE as u64) };
+            unsafe { tags::set_free(page, PAGE) };
         }
         list.tagger = Some(Tagger::new(seed));
     }

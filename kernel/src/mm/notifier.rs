@@ -25,7 +25,7 @@ pub mod trace;
 
 use core::fmt;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 
 pub use chain::{NotifierChain, Section, SubscribeError, Subscription};
 
@@ -104,7 +104,7 @@ impl Range {
 
     /// The page at `page`.
     pub const fn page(event: Event, page: VirtAddr) -> Self {
-        Self::new(event, page, VirtAddr(page.0 + PAGE_SIZE as u64))
+        Self::new(event, page, VirtAddr(page.0 + PAGE))
     }
 }
 

@@ -22,7 +22,7 @@ use core::num::NonZero;
 use core::ops::{Deref, DerefMut};
 use core::ptr::NonNull;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef, intrusive_adapter};
 
 use super::OutOfMemory;
@@ -298,7 +298,7 @@ impl Slabs {
     /// The slot is in use, in a slab of this pool.
     unsafe fn put(&mut self, slot: NonNull<u16>, shape: Shape) -> Option<UnsafeRef<Slab>> {
         let address = in_slab(slot.as_ptr());
-        let header = address.align_down(PAGE_SIZE as u64);
+        let header = address.align_down(PAGE);
         // SAFETY: the slab was made by `new_slab` and is not returned before its last object.
         let slab: UnsafeRef<Slab> = unsafe { UnsafeRef::from_raw(header.as_ptr()) };
         // SAFETY: the slot is free now, and at least a `u16` large.
@@ -401,7 +401,7 @@ impl<T> DerefMut for PoolBox<T> {
 
 impl<T> Drop for PoolBox<T> {
     fn drop(&mut self) {
-        let header = in_slab(self.object.as_ptr()).align_down(PAGE_SIZE as u64);
+        let header = in_slab(self.object.as_ptr()).align_down(PAGE);
         // SAFETY: the header names the pool that the slot is from, a `Pool<T>` that lives for ever, or where `T` is room
         // for a value, the pool of such values, which differs in nothing; the object is dropped here and nowhere else,
         // before its slot is given back.

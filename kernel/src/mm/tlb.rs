@@ -3,7 +3,7 @@
 
 pub mod user;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::{AddressOperand, Instruction};
 use granule_pgtable::{Granule4K, Invalidation, Mmu, Tlb, metal};
@@ -112,7 +112,7 @@ fn issued_in_the_lab<M: Mmu<Geometry = Granule4K>>(mmu: &M, what: Invalidation) 
         return true;
     }
     // One by one: QEMU flushes more than a range, which would hide what these two show.
-    let pages = (0..what.range.pages() as u64).map(|page| what.range.start() + page * PAGE_SIZE as u64);
+    let pages = (0..what.range.pages() as u64).map(|page| what.range.start() + page * PAGE);
     if lab::is_on!(LOCAL_TLBI) {
         pages.for_each(|page| mmu.tlbi(Instruction::Vaale1(AddressOperand::new(page, None))));
         return true;

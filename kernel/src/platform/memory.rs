@@ -1,7 +1,7 @@
 //! Memory: the banks, what in them is taken, and the properties of `/chosen` (3.4, 3.5, 3.6, 5.3).
 
 use dtoolkit::fdt::Fdt;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 
 use super::tree::{Node, string};
 use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, NodeName, Platform, PlatformError};
@@ -109,7 +109,7 @@ fn reserve(platform: &mut Platform, range: PhysRange) -> Result<(), PlatformErro
 /// Keeps the page of a release address from everyone: CPUs may go on looking at it after the boot, and a loader need not
 /// have reserved it. Several CPUs may have one.
 pub(super) fn reserve_page(platform: &mut Platform, address: PhysAddr) -> Result<(), PlatformError> {
-    let page = PhysRange::from_size(address.align_down(PAGE_SIZE as u64), PAGE_SIZE as u64);
+    let page = PhysRange::from_size(address.align_down(PAGE), PAGE);
     match page.filter(|_| address.0 != 0 && !platform.reserved.iter().any(|range| range.contains(address))) {
         Some(page) => reserve(platform, page),
         None => Ok(()),
@@ -142,8 +142,8 @@ pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(),
 
 /// The whole pages in `range`; `None` where there are none.
 fn inwards(range: PhysRange) -> Option<PhysRange> {
-    let start = range.start().align_up(PAGE_SIZE as u64)?;
-    let whole = PhysRange::new(start, range.end().align_down(PAGE_SIZE as u64))?;
+    let start = range.start().align_up(PAGE)?;
+    let whole = PhysRange::new(start, range.end().align_down(PAGE))?;
     (!whole.is_empty()).then_some(whole)
 }
 
@@ -152,5 +152,5 @@ fn outwards(range: PhysRange) -> Option<PhysRange> {
     if range.is_empty() {
         return Some(range);
     }
-    PhysRange::new(range.start().align_down(PAGE_SIZE as u64), range.end().align_up(PAGE_SIZE as u64)?)
+    PhysRange::new(range.start().align_down(PAGE), range.end().align_up(PAGE)?)
 }

@@ -19,7 +19,7 @@
 
 use core::num::NonZeroU32;
 
-use granule_arch::addr::{PAGE_SHIFT, PAGE_SIZE, PhysRange};
+use granule_arch::addr::{PAGE, PAGE_SHIFT, PhysRange};
 use thiserror::Error;
 
 use super::tree::{Node, Root, cell};
@@ -141,7 +141,7 @@ fn region(platform: &Platform, root: &Root<'_>, node: &Node<'_, '_>) -> Result<T
     let block_bytes = block_bytes(node)?;
     check_storage(platform, storage, block_bytes)?;
     let tagged = tagged_memory(root, node, storage)?;
-    if ![tagged.start(), tagged.end()].into_iter().all(|end| end.is_aligned(PAGE_SIZE as u64)) {
+    if ![tagged.start(), tagged.end()].into_iter().all(|end| end.is_aligned(PAGE)) {
         return Err(TagStorageError::TaggedPages(tagged));
     }
     if storage.size() < tagged.size().div_ceil(BYTES_PER_TAG_BYTE) {
@@ -173,7 +173,7 @@ fn block_bytes(node: &Node<'_, '_>) -> Result<u64, TagStorageError> {
 
 /// Whether `storage` may be used: whole blocks of memory that nothing else has.
 fn check_storage(platform: &Platform, storage: PhysRange, block_bytes: u64) -> Result<(), TagStorageError> {
-    if !storage.start().is_aligned(PAGE_SIZE as u64) {
+    if !storage.start().is_aligned(PAGE) {
         return Err(TagStorageError::Start(storage));
     }
     if !storage.size().is_multiple_of(block_bytes) {

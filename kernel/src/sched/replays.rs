@@ -4,7 +4,7 @@
 
 use core::cell::Cell;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::timer;
 
 use crate::chip::timer::instructions;
@@ -31,7 +31,7 @@ pub struct Replays {
     pub instructions: Option<u32>,
 }
 
-const COUNT: u64 = PAGE_SIZE as u64 - 1;
+const COUNT: u64 = PAGE - 1;
 
 impl ReplayCount {
     #[cfg(target_os = "none")]

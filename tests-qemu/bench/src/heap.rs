@@ -7,7 +7,7 @@ use core::hint::black_box;
 
 use granule::mm::OutOfMemory;
 use granule::mm::heap::{Heap, kernel_heap};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 
 use crate::harness::{Bench, bench};
 use crate::set_memory::area;
@@ -67,7 +67,7 @@ fn without_tags(bench: &mut Bench<'_>, bytes: usize) {
     }
     let layout = Layout::from_size_align(bytes, 16).expect("a layout");
     let area = area(PAGES);
-    let heap = Heap::new(area.start(), PAGES * PAGE_SIZE as u64);
+    let heap = Heap::new(area.start(), PAGES * PAGE);
     // SAFETY: the area is mapped, and is the heap's until the end of the row.
     unsafe { heap.start(grow, |_, _| {}) };
     bench.point(

@@ -4,7 +4,7 @@ use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::set_memory::Validity;
 use granule::mm::layout;
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_pgtable::PageRange;
 
 use crate::harness::{Bench, PAGES, bench};
@@ -38,7 +38,7 @@ impl Blocks {
     pub(crate) fn untouched(order: u32) -> Self {
         let blocks = Self::take(order);
         let leaf = |block| space().tables().translate(blocks.page(block * BLOCK_PAGES)).map(|found| found.leaf_size);
-        if (0..1 << order).all(|block| leaf(block) >= Some(BLOCK_PAGES * PAGE_SIZE as u64)) {
+        if (0..1 << order).all(|block| leaf(block) >= Some(BLOCK_PAGES * PAGE)) {
             return blocks;
         }
         let others = Self::untouched(order);
@@ -57,7 +57,7 @@ impl Blocks {
     }
 
     pub(crate) fn frame(&self, page: u64) -> PhysAddr {
-        self.physical + page * PAGE_SIZE as u64
+        self.physical + page * PAGE
     }
 
     pub(crate) fn page(&self, page: u64) -> VirtAddr {

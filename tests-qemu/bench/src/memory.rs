@@ -6,7 +6,7 @@
 use core::hint::black_box;
 
 use granule::smp::this_cpu;
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::PAGE;
 use granule_arch::memory::zero_page;
 
 use crate::harness::{Bench, bench};
@@ -24,7 +24,7 @@ fn zero(bench: &mut Bench<'_>) {
         let zero = |pages: u64| {
             for page in 0..pages {
                 // SAFETY: a page of the bench's own area.
-                unsafe { zero_page(area.start() + page * PAGE_SIZE as u64) };
+                unsafe { zero_page(area.start() + page * PAGE) };
             }
         };
         bench.point(pages, || pages, zero, drop);

@@ -6,7 +6,7 @@
 #![allow(unsafe_code, reason = "accesses tags, and maintains the caches of memory, that are the bench's own")]
 
 use granule::smp::this_cpu;
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::PAGE;
 use granule_arch::{cache, mte};
 
 use crate::harness::{Bench, bench};
@@ -60,7 +60,7 @@ fn invalidate_block(bench: &mut Bench<'_>) {
         let invalidate = |blocks| {
             for _ in 0..blocks {
                 // SAFETY: the area is mapped writable, and nothing needs what it holds.
-                unsafe { cache::invalidate_to_memory(area.start(), PAGE_SIZE as u64) };
+                unsafe { cache::invalidate_to_memory(area.start(), PAGE) };
             }
         };
         bench.point(blocks, || blocks, invalidate, drop);

@@ -21,7 +21,7 @@ use granule::linux::process::status::ProcessEnd;
 use granule::mm::kernel::set_memory::Validity;
 use granule::smp::{self, CpuId, MAX_CPUS, this_cpu};
 use granule::{kernel, sched};
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::wait;
 use granule_protocol::ScaleWindow as Window;
 use linkme::distributed_slice;
@@ -195,9 +195,7 @@ fn split(first: VirtAddr, pace: Pace) {
     for warm in rounds() {
         check(warm);
     }
-    let page = |block: u32, group, page| {
-        first + (u64::from(block) * BLOCK_PAGES + group * GROUP_PAGES + page) * PAGE_SIZE as u64
-    };
+    let page = |block: u32, group, page| first + (u64::from(block) * BLOCK_PAGES + group * GROUP_PAGES + page) * PAGE;
     first_changes(Window::SplitBlock, pace, |block| page(block, 0, me));
     first_changes(Window::SplitGroup, pace, |block| page(block, 1 + me, 0));
     first_changes(Window::SplitOneGroup, pace, |block| page(block, 1 + MAX_CPUS as u64, me));

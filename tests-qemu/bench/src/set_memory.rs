@@ -16,14 +16,12 @@ use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::kernel::vmalloc::KernelArea;
 use granule::mm::tlb::KernelTlb;
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::{Lazy, Leaves, PageRange, TableSource, WholeLeaves};
 
 use crate::harness::{Bench, PAGES, bench};
 use crate::linear::{BLOCK_PAGES, Blocks};
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 type Call = fn(&KernelSpace, VirtAddr, u64) -> Result<(), SetMemoryError>;
 

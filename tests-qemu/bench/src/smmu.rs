@@ -7,11 +7,10 @@
 use granule::iommu::{Direction, DmaDevice, iommu};
 use granule::mm::space::SpaceRef;
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 
 use crate::harness::{Bench, bench};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x10_0010_0000);
 /// Bus 255, device 31, function 7.
 const STREAM: u32 = 0xffff;

@@ -2,12 +2,11 @@
 
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, Space, SpaceRef, handle_fault};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use crate::harness::{Bench, bench};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 /// Where everything is mapped: what comes before and behind is mapped too, so that neither gaps nor tables come and go.
 const START: VirtAddr = VirtAddr(0x10_0010_0000);

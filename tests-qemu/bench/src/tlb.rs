@@ -11,13 +11,13 @@ use granule::kernel;
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::vmalloc::KernelArea;
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_protocol::{TlbLeaf, TlbOrder, TlbPass};
 use linkme::distributed_slice;
 
 use crate::linear::{BLOCK_PAGES, GROUP_PAGES};
 
-const _: () = assert!(BLOCK_PAGES * PAGE_SIZE as u64 == TlbPass::BYTES);
+const _: () = assert!(BLOCK_PAGES * PAGE == TlbPass::BYTES);
 
 #[distributed_slice(PARAMETERS)]
 static TLB: Parameter = Parameter {
@@ -48,7 +48,7 @@ pub(crate) fn run_if_asked() {
 /// Changes all pages of the area, so many in each call, and changes them back. The leaves are then no larger.
 fn change_by(area: &KernelArea, pages: u64) {
     for first in (0..area.pages()).step_by(pages as usize) {
-        let start = area.start() + first * PAGE_SIZE as u64;
+        let start = area.start() + first * PAGE;
         space().set_memory_ro(start, pages).expect("pages of the area");
         space().set_memory_rw(start, pages).expect("pages of the area");
     }
@@ -66,7 +66,7 @@ fn passes(area: &KernelArea, leaf: TlbLeaf) {
 /// The size of the area's leaves in the tables, all of which have one.
 fn leaf_size(area: &KernelArea) -> u64 {
     let of_page = |page: u64| {
-        let found = space().tables().translate(area.start() + page * PAGE_SIZE as u64);
+        let found = space().tables().translate(area.start() + page * PAGE);
         found.expect("the area is mapped").leaf_size
     };
     let size = of_page(0);

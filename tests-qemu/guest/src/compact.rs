@@ -5,12 +5,11 @@ use alloc::vec::Vec;
 use granule::kernel;
 use granule::mm::space::{MapRequest, Placement, Populate, Sharing};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use crate::harness::{Hoard, Test, target_test, wait_until};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x1000_0000);
 /// 32 MiB: what is left of them is more than the compactor leaves to others.
 const PAGES: u64 = 16 * 512;

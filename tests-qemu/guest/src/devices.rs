@@ -22,12 +22,10 @@ use granule::iommu::{Direction, DmaAddress, DmaDevice};
 use granule::kernel;
 use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr};
 
 use crate::harness::{Test, another_cpu, has, target_test, wait_until};
 use crate::sched::wait_until_alone;
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Pages that follow one another, shown to a device.
 pub(crate) struct Buffer<'d> {

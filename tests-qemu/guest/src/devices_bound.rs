@@ -20,6 +20,7 @@ use granule::mm::space::{
 };
 use granule::sched::{self, relax};
 use granule::smp::this_cpu;
+pub(crate) use granule_arch::addr::PAGE;
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::features::Pan;
@@ -27,7 +28,6 @@ use granule_arch::features::Pan;
 use crate::harness::{Test, another_cpu, target_test};
 use crate::sched::wait_until_alone;
 
-pub(crate) const PAGE: u64 = PAGE_SIZE as u64;
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 

@@ -10,7 +10,7 @@ use granule::mm::layout;
 use granule::mm::maintenance::{self, Counts, MaintenanceOp};
 use granule::smp::this_cpu;
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::esr::FaultStatus;
 use granule_pgtable::PageRange;
 
@@ -97,7 +97,7 @@ fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
     let Some((frame, page)) = frame_of(&block) else { return };
     // What another CPU invalidates in between, in a block that this one has used, takes all that an emulated TLB holds:
     // then the next page shows it. On a slow host QEMU makes its TLBs small, and most entries give way at once.
-    let mut pages = (0..256).map(|index| index * PAGE_SIZE as u64).map(|offset| (frame + offset, page + offset));
+    let mut pages = (0..256).map(|index| index * PAGE).map(|offset| (frame + offset, page + offset));
     let counting = Counting::start();
     let Some((frame, page)) = pages.find(|&(frame, page)| stays_in_use(t, &counting, frame, page)) else {
         t.check("stale: written all the same", false);
@@ -107,7 +107,7 @@ fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
     let Some(range) = t.ok("the range", PageRange::from_pages(page, 1)) else { return };
     space().flush_kernel_range(range);
     t.check("it faults", faults(page, FaultStatus::Translation));
-    t.check("its neighbours do not", is_writable(page + PAGE_SIZE as u64) && is_writable(page - PAGE_SIZE as u64));
+    t.check("its neighbours do not", is_writable(page + PAGE) && is_writable(page - PAGE));
 
     let mut result = Ok(());
     let counts = counting.issued(|| result = space().set_direct_map_default_noflush(frame));
@@ -125,9 +125,9 @@ fn the_default_is_valid_and_writable_and_never_executable(t: &mut Test) {
     let Some(range) = t.ok("the range", PageRange::from_pages(page, 3)) else { return };
     space().flush_kernel_range(range);
     for index in 0..3 {
-        t.check("away", faults(page + index * PAGE_SIZE as u64, FaultStatus::Translation));
-        t.ok("one by one back", space().set_direct_map_default_noflush(frame + index * PAGE_SIZE as u64));
-        t.check("there", is_writable(page + index * PAGE_SIZE as u64));
+        t.check("away", faults(page + index * PAGE, FaultStatus::Translation));
+        t.ok("one by one back", space().set_direct_map_default_noflush(frame + index * PAGE));
+        t.check("there", is_writable(page + index * PAGE));
     }
     // SAFETY: if it can be executed the test is about to fail.
     let fault = unsafe { probe::execute(page) }.err();
@@ -151,7 +151,7 @@ fn the_alias_of_code_stays_read_only(t: &mut Test) {
         t.check("not there", faults(page, FaultStatus::Translation));
         t.ok("made valid", space().set_direct_map_valid_noflush(frame, 1, Validity::Valid));
         t.check("read-only", faults(page, FaultStatus::Permission));
-        let registers = PhysRange::from_size(frame, PAGE_SIZE as u64);
+        let registers = PhysRange::from_size(frame, PAGE);
         let mapped = registers.map(|registers| space().map_device(cpu, registers));
         t.equal("no registers", mapped, Some(Err(VmallocError::NotRegisters(frame))));
     }

@@ -16,7 +16,7 @@ use granule::mm::heap::guarded::guarded_heap;
 use granule::mm::kernel::KernelSpace;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_arch::esr::FaultStatus;
 use granule_arch::mte::{MATCH_ALL, Tag};
@@ -25,8 +25,6 @@ use granule_pgtable::PageRange;
 
 use crate::harness::{Test, draws, patience, target_test};
 use crate::work;
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Guarded objects with which bugs were planted.
 static PLANTED: AtomicU32 = AtomicU32::new(0);

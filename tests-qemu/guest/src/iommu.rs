@@ -13,13 +13,12 @@ use granule::kernel;
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
 use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use crate::harness::{Test, target_test, wait_until};
 use crate::sched::wait_until_alone;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x40_0000);
 /// Nothing is mapped here.
 const NOTHING: DmaAddress = DmaAddress(0x7000_0000);

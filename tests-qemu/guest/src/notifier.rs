@@ -15,14 +15,13 @@ use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, SpaceRef, handle_fault};
 use granule::sched::{self, Work, sleep_until};
 use granule::smp::{self, this_cpu};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Granule4K, PageTables, Table};
 use spin::mutex::SpinMutex;
 
 use crate::harness::{Test, another_cpu, patience, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const START: VirtAddr = VirtAddr(0x40_0000);
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 

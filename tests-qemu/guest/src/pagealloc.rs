@@ -12,7 +12,7 @@ use granule::mm::layout;
 use granule::mm::page_block::BLOCK_SIZE;
 use granule::smp::{self, Cpu, this_cpu};
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_arch::esr::FaultStatus;
 use granule_arch::wait;
@@ -20,7 +20,6 @@ use granule_pgtable::{Change, Lazy, PageRange, WholeLeaves};
 
 use crate::harness::{Test, patience, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Frames that are taken together: more than a magazine holds.
 const FRAMES: usize = 350;
 

@@ -9,7 +9,7 @@ use granule::mm::kernel::vmalloc::KernelArea;
 use granule::mm::layout::VMALLOC_START;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Kind;
 use granule_arch::interrupts;
 use granule_arch::wait;
@@ -17,7 +17,6 @@ use granule_arch::wait;
 use crate::harness::{Test, draws, target_test};
 use crate::work;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages of an area that has seven whole tables of 512 entries to itself, wherever it begins.
 const LARGE: u64 = 8 * 512;
 

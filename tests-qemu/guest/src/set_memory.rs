@@ -19,14 +19,13 @@ use granule::mm::maintenance::{self, Counts, MaintenanceOp};
 use granule::mm::tlb::KernelTlb;
 use granule::smp::{self, Cpu, CpuSet, this_cpu};
 use granule::trap::{ProbeFault, probe};
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::esr::{Access, FaultStatus};
 use granule_arch::wait;
 use granule_pgtable::{Change, Flush, Lazy, PageRange, Pending, WholeLeaves};
 
 use crate::harness::{Test, patience, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// `ret`.
 const RET: u32 = 0xd65f_03c0;
 

@@ -23,14 +23,13 @@ use granule::mm::space::{SpaceRef, Used};
 use granule::sched::{self, sleep_until};
 use granule::smp::{self, this_cpu};
 use granule::{kernel, println};
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use spin::Once;
 use spin::mutex::SpinMutex;
 
 use crate::harness::{Test, draws, target_test, wait_until};
 use crate::process::{in_use, settle, start, terminate};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Where `storm` has pages of its own; the first two are one or the other.
 const PLACES: [(VirtAddr, u64); 6] = [
     (VirtAddr(0x7000_0000_0000), 48),

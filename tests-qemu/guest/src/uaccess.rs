@@ -12,12 +12,11 @@ use granule::mm::space::{MapRequest, Placement, Populate, Sharing, SpaceRef};
 use granule::sched;
 use granule::smp::this_cpu;
 use granule::uaccess::{self, AccessError};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use crate::harness::{Test, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// The first border, to nothing.
 const FIRST: VirtAddr = VirtAddr(0x40_0000);
 /// The largest access: two turns of the loops over 32 bytes.

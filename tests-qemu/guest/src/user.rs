@@ -19,14 +19,13 @@ use granule::sched::{
 use granule::smp::{self, CpuSet, this_cpu};
 use granule::trap::TrapFrame;
 use granule::uaccess;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::esr::{Access, Class};
 
 use crate::harness::{Test, patience, target_test, wait_until};
 use crate::sched::wait_until_alone;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Where the programs are, at EL0.
 const CODE: VirtAddr = VirtAddr(0x40_0000);
 /// A page that may be written, at EL0; SP begins at its end.

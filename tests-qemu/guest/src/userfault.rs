@@ -18,13 +18,12 @@ use granule::mm::space::{
 };
 use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection};
 use spin::mutex::SpinMutex;
 
 use crate::harness::{Test, another_cpu, target_test, wait_until};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// The page that is watched.
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
 /// What a store is that is reported.

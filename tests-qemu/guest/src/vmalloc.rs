@@ -15,12 +15,11 @@ use granule::mm::layout;
 use granule::platform::ControllerDescription;
 use granule::smp::{self, Cpu, this_cpu};
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_pgtable::Leaves;
 
 use crate::harness::{Test, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const BLOCK_PAGES: u64 = 512;
 const GROUP_PAGES: u64 = 16;
 

@@ -12,13 +12,12 @@ use granule::mm::space::{SpaceRef, Used};
 use granule::sched::{self, sleep_until};
 use granule::smp::this_cpu;
 use granule::{kernel, println};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use spin::mutex::SpinMutex;
 
 use crate::harness::{Test, another_cpu, draws, target_test, wait_until};
 use crate::process::{settle, start};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Where `watched` has its pages, for each of two threads, and how many.
 const PLACES: [(u64, u64); 4] = [(0, 16), (0x1000_0000, 512), (0x2000_0000, 4), (0x3000_0000, 16)];
 const BASE: VirtAddr = VirtAddr(0x7000_0000_0000);

@@ -182,7 +182,8 @@ fn circles_are_found_between_files() {
     .into();
     let circles = super::circles::circles(&files, &imports);
     assert_eq!(circles, [["", "d", "e"], ["a", "a::b", "c"]]);
-    let judged = |circles| super::layers::judge_circles(&layers(&[]), circles).map_err(|error| error.to_string());
+    let judged =
+        |circles: &[Vec<&str>]| super::layers::judge_circles(&layers(&[]), circles).map_err(|error| error.to_string());
     assert_eq!(judged(&circles), Ok(()));
     assert!(
         judged(&[vec!["a", "b", "c", "d"]]).unwrap_err().contains("a circle of 4 files, at most 3 may be in one: a b")

@@ -24,7 +24,7 @@ mod shipped {
 use std::alloc::{Layout, alloc, dealloc};
 use std::ptr::NonNull;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 
 use shipped::guarded::GuardedHeap;
 
@@ -41,7 +41,7 @@ loom::lazy_static! {
 
 /// Of each object by its number, the only ones that change.
 fn validity(page: VirtAddr) -> &'static Watched<bool> {
-    &VALID[(page.0 / PAGE_SIZE as u64 / 2) as usize % usize::from(MOST)]
+    &VALID[(page.0 / PAGE / 2) as usize % usize::from(MOST)]
 }
 
 /// Each change is by an invalidation, and for one page.
@@ -96,7 +96,7 @@ impl Guarded {
     /// The object's page is not valid, or was written.
     pub fn alloc(&self) -> Option<Guest> {
         let object = self.heap.alloc(Self::OBJECT).expect("nothing writes to a free object")?;
-        let page = VirtAddr(object.addr().get() as u64).align_down(PAGE_SIZE as u64);
+        let page = VirtAddr(object.addr().get() as u64).align_down(PAGE);
         assert!(validity(page).read(), "an object in a page that is not valid");
         Some(Guest(object))
     }

@@ -20,7 +20,7 @@ mod window;
 use std::ops::Deref;
 use std::sync::Mutex;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_pgtable::metal::KernelTlb;
 use granule_pgtable::{Error, Invalidation, Leaf, Mmu, PageRange, Tables, Tiny, Tlb};
 
@@ -117,7 +117,7 @@ struct Freeing<'f>(&'f Frames);
 
 impl Freeing<'_> {
     fn add(&mut self, leaf: Leaf) {
-        let page = leaf.address.0 / PAGE_SIZE as u64;
+        let page = leaf.address.0 / PAGE;
         assert_eq!(leaf.physical, PhysAddr(crate::TARGET + leaf.address.0), "the frame of another page");
         self.0.machine.cpu(0).assert_not_held(page);
         self.0.contents[page as usize].write(1);
@@ -150,7 +150,7 @@ fn folded(page: u64) -> u64 {
 }
 
 fn tiny(range: PageRange) -> PageRange<Tiny> {
-    pages(folded(range.start().0 / PAGE_SIZE as u64), range.pages())
+    pages(folded(range.start().0 / PAGE), range.pages())
 }
 
 /// The tables.
@@ -212,8 +212,8 @@ impl KernelSpace {
     /// # Panics
     /// There is no room.
     pub fn vmalloc(&self, number: u32) -> u64 {
-        let start = self.areas.take(cpu(number), AreaKind::Vmalloc, 1, PAGE_SIZE as u64).expect("there is room");
-        let page = folded(start.0 / PAGE_SIZE as u64);
+        let start = self.areas.take(cpu(number), AreaKind::Vmalloc, 1, PAGE).expect("there is room");
+        let page = folded(start.0 / PAGE);
         self.frames.machine.cpu(0).map_quietly(page);
         page
     }
@@ -224,7 +224,7 @@ impl KernelSpace {
     /// No area is there.
     pub fn vfree(&self, number: u32, page: u64) {
         let (part, page) = (page / PAGES, page % PAGES);
-        let start = VirtAddr(((part << 30) + page) * PAGE_SIZE as u64);
+        let start = VirtAddr(((part << 30) + page) * PAGE);
         let freeing = self.areas.begin_free(start, AreaKind::Vmalloc).expect("there is an area");
         let range = PageRange::from_pages(start, 1).expect("a page");
         assert!(self.free_lazily(cpu(number), range, freeing).is_none(), "areas wait");

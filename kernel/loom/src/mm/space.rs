@@ -2,7 +2,7 @@
 
 use std::vec::Vec;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_pgtable::PageRange;
 
 use crate::Watched;
@@ -81,7 +81,7 @@ impl Numbers {
 }
 
 fn address(page: u64) -> VirtAddr {
-    VirtAddr(page * PAGE_SIZE as u64)
+    VirtAddr(page * PAGE)
 }
 
 impl Divisible for Numbers {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Kind, MemoryType, Protection};
 use granule_arch::esr::Syndrome;
 use granule_pgtable::host::HostMachine;
@@ -22,8 +22,6 @@ use granule::mm::layout::VMALLOC_START;
 use granule::mm::space::{Area, Moved, Unmovable};
 use granule::mm::tag_storage::TagStorageStats;
 use granule::trap::probe::ProbeFault;
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// The model of a machine.
 pub(super) struct ModelMachine {

@@ -18,7 +18,7 @@ mod tests;
 
 use core::sync::atomic::{AtomicU8, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use heapless::Vec;
 use thiserror::Error;
@@ -273,7 +273,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
             return Err(ItsError::NotCoherent);
         }
         registers.write64(CWRITER, 0);
-        let configurations = memory.take((1 << ID_BITS) - u64::from(FIRST), PAGE_SIZE as u64)?;
+        let configurations = memory.take((1 << ID_BITS) - u64::from(FIRST), PAGE)?;
         // The zeros of the tables come before the ITS looks at them.
         barrier::dsb_sy();
         registers.write32(CTLR, ENABLED);

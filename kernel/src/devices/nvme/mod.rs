@@ -11,7 +11,7 @@ mod tests;
 
 use core::time::Duration;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use thiserror::Error;
 
 use self::controller::{Controller, NAMESPACE, PAGES};
@@ -33,8 +33,6 @@ static SLOTS: [Slot<Nvme>; 2] = [const { Slot::new(()) }; 2];
 /// Opcodes of commands.
 const WRITE: u8 = 0x01;
 const READ: u8 = 0x02;
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// After so long the controller is looked at though no interrupt has come.
 const LOOK: Duration = Duration::from_secs(1);

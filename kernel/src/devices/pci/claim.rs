@@ -4,7 +4,7 @@
 
 use core::ops::Deref;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 
 use super::bar::BarKind;
 use super::enumerate::BUS_MASTER;
@@ -132,7 +132,6 @@ impl Claim {
     /// # Errors
     /// As for [`Self::map_bar`].
     pub fn bar_address(&self, index: usize) -> Result<PhysAddr, PciError> {
-        const PAGE: u64 = PAGE_SIZE as u64;
         let (function, bar) = (self.address, self.bar(index)?);
         let is_of_pages = |range: &PhysRange| range.start().is_aligned(PAGE) && range.size().is_multiple_of(PAGE);
         bar.range.filter(is_of_pages).map(|range| range.start()).ok_or(PciError::NoRoom {

@@ -16,7 +16,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
-use granule_arch::addr::{PAGE_SIZE, PhysRange};
+use granule_arch::addr::{PAGE, PhysRange};
 use pci_types::PciAddress;
 use pci_types::capability::PciCapability;
 use spin::Once;
@@ -88,7 +88,7 @@ impl FreeWindow {
     /// The next free addresses, on the bus, at a multiple of their size, a power of two. No page is shared by two, so
     /// that mapping the registers of one does not show those of another.
     fn take(&mut self, size: u64) -> Option<u64> {
-        let size = size.max(PAGE_SIZE as u64);
+        let size = size.max(PAGE);
         let start = self.next.checked_next_multiple_of(size)?;
         // Zero would mean that the register is not set.
         let start = if start == 0 { size } else { start };

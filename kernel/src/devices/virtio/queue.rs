@@ -14,7 +14,7 @@ use core::mem::offset_of;
 use core::ops::Range;
 use core::ptr::{NonNull, null_mut};
 
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::PAGE;
 use granule_arch::barrier;
 use thiserror::Error;
 
@@ -122,7 +122,7 @@ impl Segment {
     pub fn shares_page(&self, other: &Self) -> bool {
         let pages = |segment: &Self| {
             let last = segment.address.saturating_add(u64::from(segment.bytes).saturating_sub(1));
-            (segment.address / PAGE_SIZE as u64, last / PAGE_SIZE as u64)
+            (segment.address / PAGE, last / PAGE)
         };
         let ((first, last), (others_first, others_last)) = (pages(self), pages(other));
         self.flow == other.flow && first <= others_last && others_first <= last

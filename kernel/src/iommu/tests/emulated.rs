@@ -13,15 +13,13 @@ use std::vec::Vec;
 
 use core::ptr::NonNull;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_smmuv3::{DmaMemory, Report};
 
 use super::super::host::Hardware;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::smp::{Cpu, CpuId};
-
-const PAGE: u64 = 0x1000;
 
 /// The outcome of an access.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -24,7 +24,7 @@ mod shortage;
 
 use std::boxed::Box;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 
 use super::{DmaDevice, Iommu, NotifyMode};
@@ -35,7 +35,6 @@ use crate::mm::space::{MapRequest, Placement, Populate, Sharing, Space, SpaceRef
 use crate::smp::{Cpu, CpuId};
 use emulated::{Emulated, Outcome};
 
-const PAGE: u64 = 0x1000;
 /// Bus 0, device 1, function 0.
 const STREAM: u32 = 8;
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);

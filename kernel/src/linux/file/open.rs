@@ -11,7 +11,7 @@ use granule_abi::file::{
     POLLOUT, POLLRDNORM, POLLWRNORM, S_IFCHR, S_IFDIR, S_IFIFO, S_IFLNK, S_IFMT, S_IFREG, SEEK_CUR, SEEK_DATA,
     SEEK_END, SEEK_HOLE, SEEK_SET,
 };
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::{PAGE, PAGE_SIZE};
 use spin::Once;
 
 use super::device::DeviceNumber;
@@ -637,7 +637,7 @@ impl OpenFile {
             _ if memory.is_some() => 0,
             _ => 1,
         };
-        let pages = memory.map_or(size.div_ceil(PAGE_SIZE as u64), |file| file.object().pages() as u64);
+        let pages = memory.map_or(size.div_ceil(PAGE), |file| file.object().pages() as u64);
         let pair = |low: u32, high: u32| u64::from(high) << 32 | u64::from(low);
         let time = match &self.kind {
             Kind::Memory(file) => file.changed(),
@@ -663,7 +663,7 @@ impl OpenFile {
             },
             0,
             size,
-            PAGE_SIZE as u64,
+            PAGE,
             // In pages, as memory has them.
             pages * (PAGE_SIZE / 512) as u64,
             seconds,

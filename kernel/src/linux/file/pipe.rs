@@ -15,7 +15,7 @@
 use core::sync::atomic::{AtomicUsize, Ordering};
 
 use granule_abi::file::{POLLERR, POLLHUP, POLLIN, POLLOUT, POLLRDNORM, POLLWRNORM};
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr};
 use spin::Once;
 
 use super::open::PollState;
@@ -107,7 +107,7 @@ impl PipeState {
     /// Room for the next bytes of a write with `left` bytes left. Where `joins` is set, what is over whole pages joins the
     /// last page if it fits there.
     fn room(&self, left: u64, joins: bool) -> Room {
-        let over = (left % PAGE_SIZE as u64) as usize;
+        let over = (left % PAGE) as usize;
         if !self.has_reader {
             Room::NoReader
         } else if joins && over != 0 && self.ring.room_at_end(over).is_some() {
@@ -115,7 +115,7 @@ impl PipeState {
         } else if self.ring.is_full() {
             Room::Full
         } else {
-            Room::Bytes(left.min(PAGE_SIZE as u64) as usize)
+            Room::Bytes(left.min(PAGE) as usize)
         }
     }
 }

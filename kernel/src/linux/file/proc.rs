@@ -62,7 +62,7 @@ fn number(name: &[u8]) -> Option<u32> {
 #[cfg(target_os = "none")]
 mod target {
     use granule_abi::memory::{PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SWAP, PM_UFFD_WP};
-    use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+    use granule_arch::addr::{PAGE, VirtAddr};
 
     use super::{ProcFile, ProcId};
     use crate::linux::errno::Errno;
@@ -116,14 +116,14 @@ mod target {
             if !position.is_multiple_of(WORD) || !bytes.is_multiple_of(WORD) {
                 return Err(Errno::EINVAL);
             }
-            let first = (position / WORD).checked_mul(PAGE_SIZE as u64).map_or(uaccess::END, VirtAddr).untagged();
-            let pages = uaccess::END.0.saturating_sub(first.0) / PAGE_SIZE as u64;
+            let first = (position / WORD).checked_mul(PAGE).map_or(uaccess::END, VirtAddr).untagged();
+            let pages = uaccess::END.0.saturating_sub(first.0) / PAGE;
             let words = pages.min(bytes / WORD);
             let (mut shown, mut done) = ([0; AT_ONCE], 0);
             while done < words {
                 let count = (words - done).min(AT_ONCE as u64) as usize;
                 let shown = shown.get_mut(..count).unwrap_or_default();
-                space.pagemap(first + done * PAGE_SIZE as u64, shown);
+                space.pagemap(first + done * PAGE, shown);
                 let bytes = to_bytes(shown);
                 if store(bytes) < bytes.len() {
                     return Err(Errno::EFAULT);

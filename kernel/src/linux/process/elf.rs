@@ -13,7 +13,7 @@ use elf::abi::{EM_AARCH64, ET_DYN, ET_EXEC, PF_R, PF_W, PF_X, PT_DYNAMIC, PT_GNU
 use elf::endian::LittleEndian;
 use elf::file::{Class, FileHeader, parse_ident};
 use elf::segment::{ProgramHeader, SegmentTable};
-use granule_arch::addr::PAGE_SIZE;
+use granule_arch::addr::PAGE;
 use thiserror::Error;
 
 use crate::sched::relax;
@@ -24,7 +24,6 @@ const MOST_HEADERS: usize = 65_536;
 const HEADER_SIZE: u16 = 56;
 const IDENT: usize = 16;
 const FILE_HEADER: usize = 64;
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Why a file is no program that runs here.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

@@ -13,7 +13,7 @@ use granule_abi::process::{
     READ_IMPLIES_EXEC,
 };
 use granule_abi::{number, signal};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::features::Mte;
 
@@ -42,7 +42,6 @@ use crate::sched::{self, TagChecks, Thread};
 use crate::smp::{Cpu, this_cpu};
 use crate::trap::TrapFrame;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Bytes of the first stack below the program's SP; it grows (Linux's `setup_arg_pages`).
 const STACK_BEGIN: u64 = 128 << 10;
 // The longest argument list leaves room.

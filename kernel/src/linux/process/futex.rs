@@ -14,7 +14,7 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
@@ -120,14 +120,14 @@ impl FutexKey {
                 // As on Linux: it is no memory.
                 Some(object) if object.is_registers() || !object.has_inside(area.page_at(untagged)) => None,
                 Some(object) if writable || area.protection().contains(Protection::READ) => {
-                    let offset = area.page_at(untagged) * PAGE_SIZE as u64 + untagged.0 % PAGE_SIZE as u64;
+                    let offset = area.page_at(untagged) * PAGE + untagged.0 % PAGE;
                     Some(Self { kind: KeyKind::Object, owner: object.identity(), offset })
                 }
                 _ => None,
             }
         });
         // As on Linux, where the page is brought first.
-        key.flatten().filter(|_| !space.has_guard(untagged.align_down(PAGE_SIZE as u64))).ok_or(Errno::EFAULT)
+        key.flatten().filter(|_| !space.has_guard(untagged.align_down(PAGE))).ok_or(Errno::EFAULT)
     }
 
     fn queue(self) -> &'static SleeperQueue {

@@ -13,13 +13,12 @@
 //! know none of another's; a fork has its parent's, an exec draws new ones.
 
 use granule_abi::process::ADDR_NO_RANDOMIZE;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use linkme::distributed_slice;
 
 use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::mm::space::USER_END;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Pages among which each part is moved: 18 bits.
 const PAGES: u64 = 1 << 18;
 /// Steps of SP's alignment in a page: 8 bits.

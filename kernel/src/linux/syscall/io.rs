@@ -8,7 +8,7 @@ use granule_abi::file::{
 use granule_abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_abi::process::IoVec;
 use granule_abi::signal::{SI_USER, SIGXFSZ};
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::process::read_path;
 use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, streams, userfault, write_quads};
@@ -459,7 +459,7 @@ impl UserBytes {
     pub(super) fn copy_up_to(&mut self, to: &mut [u8]) -> usize {
         let mut done = 0;
         while done < to.len() && self.advance().is_ok() {
-            let page = PAGE_SIZE as u64 - self.base % PAGE_SIZE as u64;
+            let page = PAGE - self.base % PAGE;
             let bytes = self.left.min(page).min((to.len() - done) as u64) as usize;
             let Some(part) = to.get_mut(done..done + bytes) else { break };
             let copied = uaccess::copy_from_user_up_to(part, VirtAddr(self.base));

@@ -14,7 +14,7 @@ use granule_abi::memory::{
     MAP_TYPE, MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT, MLOCK_ONFAULT, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE,
     MS_ASYNC, MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
 };
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::patched_branch;
 
@@ -33,7 +33,6 @@ use crate::sched::relax;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// Ignored here.
 const PROT_SEM: u64 = 8;
 /// `PROT_GROWSDOWN` and `PROT_GROWSUP`: both together are refused before all else.

@@ -3,7 +3,7 @@
 //! There is one user, root, which may do so with every process. Bytes go through a buffer of 2 KiB on the kernel's stack, a
 //! page of the other process at a time, so that nothing of one space is locked over a fault of the other.
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::io::{PIECE, PIECES, UserBytes, read_piece};
 use super::{Answer, MOST_AT_ONCE, Syscall};
@@ -96,7 +96,7 @@ fn copy(
     while done < length {
         // As on Linux, a tag of such an address is ignored.
         let Some(at) = base.untagged().checked_add(done) else { return (done, Err(Errno::EFAULT)) };
-        let in_page = PAGE_SIZE as u64 - at.0 % PAGE_SIZE as u64;
+        let in_page = PAGE - at.0 % PAGE;
         let count = (length - done).min(in_page).min(PIECE as u64) as usize;
         let piece = buffer.get_mut(..count).unwrap_or_default();
         let moved = match direction {

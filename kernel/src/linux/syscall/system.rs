@@ -1,7 +1,7 @@
 //! Calls for the identity of the system, and for random numbers.
 
 use granule_abi::process::UtsName;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
@@ -58,7 +58,7 @@ pub(super) fn getrandom(call: &mut Syscall<'_>) -> Answer {
             return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
         }
         // As on Linux: at the end of each page.
-        if done.is_multiple_of(PAGE_SIZE as u64) {
+        if done.is_multiple_of(PAGE) {
             relax();
             if call.thread.has(Work::SIGNAL) {
                 break;

@@ -8,7 +8,7 @@ use granule_abi::userfaultfd::{
     UFFDIO_REGISTER_MODE_WP, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
     UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE, UFFDIO_ZEROPAGE_MODE_DONTWAKE, ioctl_bit,
 };
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::io::{UserBytes, most_files};
 use super::{Answer, Syscall, read_quads, write_quads};
@@ -153,13 +153,13 @@ pub(super) fn ioctl(pager: &Counted<Userfaultfd>, own: &Space, command: u32, at:
 
 /// Checks a range as Linux's `validate_range`; returns its start.
 fn checked(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
-    if start.is_multiple_of(PAGE_SIZE as u64) { checked_bytes(start, bytes) } else { Err(Errno::EINVAL) }
+    if start.is_multiple_of(PAGE) { checked_bytes(start, bytes) } else { Err(Errno::EINVAL) }
 }
 
 /// As [`checked`], where the start need not be a page's.
 fn checked_bytes(start: u64, bytes: u64) -> Result<VirtAddr, Errno> {
     let is_in_space = uaccess::END.0.checked_sub(start).is_some_and(|most| bytes <= most);
-    let are_pages = bytes != 0 && bytes.is_multiple_of(PAGE_SIZE as u64);
+    let are_pages = bytes != 0 && bytes.is_multiple_of(PAGE);
     if are_pages && is_in_space { Ok(VirtAddr(start)) } else { Err(Errno::EINVAL) }
 }
 

@@ -4,7 +4,7 @@
 
 use core::ops::Range;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr};
 use granule_arch::patched_branch;
 
 use super::magazine::BATCH;
@@ -80,7 +80,7 @@ impl FrameList {
     pub fn pop(&mut self) -> Option<PhysAddr> {
         self.begin_run()?;
         let frame = self.run.start;
-        self.run.start += PAGE_SIZE as u64;
+        self.run.start += PAGE;
         Some(PhysAddr(frame))
     }
 
@@ -410,7 +410,7 @@ impl Freeing<'_> {
     /// As [`FrameAllocator::free`], now or later.
     #[inline(always)]
     pub fn add(&mut self, frame: PhysAddr) {
-        self.add_run(frame, PAGE_SIZE as u64);
+        self.add_run(frame, PAGE);
     }
 
     /// As [`Self::add`], for frames that follow one another, `bytes` in all. Page blocks that were taken as one run are
@@ -426,7 +426,7 @@ impl Freeing<'_> {
 
     #[inline(never)]
     fn begin(&mut self, frame: PhysAddr, bytes: u64) {
-        if !frame.is_aligned(PAGE_SIZE as u64) {
+        if !frame.is_aligned(PAGE) {
             return self.frames.refuse(frame, FreeError::Foreign);
         }
         self.close();

@@ -27,7 +27,7 @@ use core::slice;
 use core::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 pub use debug_pagealloc::DebugPagealloc;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::memory::zero_page;
 use granule_arch::patched_branch;
 pub use isolate::IsolatedBlock;
@@ -274,7 +274,7 @@ impl FrameAllocator {
     pub fn free(&self, cpu: &Cpu, address: PhysAddr) {
         let number = address.frame_number();
         let released = match self.blocks.mobility(number) {
-            Some(mobility) if address.is_aligned(PAGE_SIZE as u64) => {
+            Some(mobility) if address.is_aligned(PAGE) => {
                 // SAFETY: the records of a block that is cut are valid and stay mapped.
                 let record = unsafe { self.records.get(number) };
                 if patched_branch!(branch::TAG_STORAGE) {

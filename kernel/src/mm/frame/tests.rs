@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use std::vec;
 use std::vec::Vec;
 
-use granule_arch::addr::PhysRange;
+use granule_arch::addr::{PAGE, PhysRange};
 use granule_arch::alternative::host;
 use proptest::prelude::*;
 
@@ -21,8 +21,6 @@ use crate::mm::page_block::{MAX_ORDER, host_allocations};
 use crate::platform::TagStorageRegion;
 use crate::platform::features::branch;
 use crate::smp::CpuId;
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// Memory and records for a machine whose physical addresses have nothing to do with the host's.
 pub(in crate::mm) struct Machine {

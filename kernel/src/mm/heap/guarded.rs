@@ -41,7 +41,7 @@ use core::fmt;
 use core::ops::Range;
 use core::ptr::NonNull;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use spin::Once;
 use thiserror::Error;
 
@@ -57,7 +57,6 @@ pub use global::{guarded_heap, init, start, take_memory};
 #[cfg(target_os = "none")]
 pub(crate) use report::{describe, what_happened};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 /// The most objects: their pool has 32 MiB.
 pub const MAX_OBJECTS: u16 = 4095;
 /// In the gate: no object. Object `n` is there as `n + 1`.

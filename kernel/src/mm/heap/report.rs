@@ -184,7 +184,7 @@ mod tests {
     use std::vec;
     use std::vec::Vec;
 
-    use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+    use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
     use granule_arch::mte::{self, Tag};
 
     use super::super::Heap;
@@ -195,7 +195,7 @@ mod tests {
     /// Three objects of 64 bytes, one behind the other, each with its tag, and the memory that they are in.
     fn three() -> (Heap, [VirtAddr; 3], Vec<u128>) {
         let memory = vec![0_u128; (PAGES + 1) * PAGE_SIZE / 16];
-        let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE_SIZE as u64).unwrap();
+        let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE).unwrap();
         let heap = Heap::new(base, (PAGES * PAGE_SIZE) as u64);
         // SAFETY: the window lies in `memory`; tags are simulated.
         unsafe {

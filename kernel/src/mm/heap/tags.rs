@@ -19,7 +19,7 @@
 use core::alloc::Layout;
 use core::ptr::NonNull;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::mte::{self, GRANULE, MATCH_ALL, Tag};
 
 use super::PagesOut;
@@ -27,7 +27,6 @@ use super::calls::Calls;
 
 /// Bytes of a record.
 pub(super) const RECORD: usize = size_of::<Record>();
-const PAGE: u64 = PAGE_SIZE as u64;
 /// [`Record::mark`] of an object in use, but for the record's address.
 const IN_USE: u32 = 0xa110_0000;
 /// [`Record::mark`] of a freed object, but for the record's address.

@@ -11,13 +11,11 @@
 
 use core::cell::Cell;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_pgtable::PageRange;
 use intrusive_collections::{
     Bound, KeyAdapter, RBTree, RBTreeLink, SinglyLinkedList, SinglyLinkedListLink, UnsafeRef, intrusive_adapter,
 };
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// The use of an area, which decides where its memory is given back.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

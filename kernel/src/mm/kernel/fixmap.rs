@@ -11,7 +11,7 @@
 use core::ptr;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
@@ -85,7 +85,7 @@ fn table() -> &'static [AtomicU64; ENTRIES] {
 /// # Safety
 /// The page is registers, or nothing answers there: it is no memory, which another mapping may execute.
 pub unsafe fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAddr> {
-    let page = registers.align_down(PAGE_SIZE as u64);
+    let page = registers.align_down(PAGE);
     if page.0 >= ADDRESS_END {
         return None;
     }
@@ -103,8 +103,8 @@ pub unsafe fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAd
 /// The earlier mapping of this slot is used no more, unless it began at the same `start`.
 pub unsafe fn map_device_tree(start: PhysAddr, bytes: usize) -> Option<VirtAddr> {
     let range = PhysRange::from_size(start, bytes as u64).filter(|range| range.end().0 <= ADDRESS_END)?;
-    let first = start.align_down(PAGE_SIZE as u64);
-    let pages = (range.end().align_up(PAGE_SIZE as u64)? - first) as usize / PAGE_SIZE;
+    let first = start.align_down(PAGE);
+    let pages = (range.end().align_up(PAGE)? - first) as usize / PAGE_SIZE;
     if pages > DEVICE_TREE_PAGES {
         return None;
     }
@@ -142,7 +142,7 @@ pub unsafe fn unmap_device_tree() {
 pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
     let offset = target - VirtAddr::from_ptr(&raw const __image_start);
     let physical = PhysAddr(boot.image_start + offset);
-    let page = physical.align_down(PAGE_SIZE as u64);
+    let page = physical.align_down(PAGE);
 
     let _only_one = PATCH.lock();
     let index = FixmapSlot::Patch.first();
@@ -157,7 +157,7 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
 /// that is not parked ([`crate::smp::park_others`]).
 #[cfg(target_os = "none")]
 pub(super) fn with_entries(entries: PhysAddr, work: impl FnOnce(*mut u64)) {
-    let page = entries.align_down(PAGE_SIZE as u64);
+    let page = entries.align_down(PAGE);
     set_valid(FixmapSlot::Entries.first(), page, Attributes::kernel_data(MemoryType::NormalTagged));
     work((FixmapSlot::Entries.address() + (entries - page)).as_ptr());
     unmap(FixmapSlot::Entries);

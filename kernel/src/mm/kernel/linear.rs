@@ -14,7 +14,7 @@
 
 #![allow(unsafe_code, reason = "builds tables in memory that nothing else uses yet")]
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::{Error, Execution, Lazy, Leaves, PageRange, PageTables, Shape, Stores, Table, TableSource};
 use thiserror::Error;
@@ -229,7 +229,7 @@ impl<'a> BankSource<'a> {
 // SAFETY: the memory map gives each frame once, out of the bank that the linear map shows; it is zeroed here.
 unsafe impl TableSource for BankSource<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
-        let frame = self.memory.take_within(self.mapped, 1, PAGE_SIZE as u64).ok()?;
+        let frame = self.memory.take_within(self.mapped, 1, PAGE).ok()?;
         // SAFETY: a whole page, mapped writable by the linear map, with no other owner.
         unsafe { granule_arch::memory::zero_page(layout::linear(frame)) };
         Some(frame)

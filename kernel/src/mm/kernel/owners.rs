@@ -67,7 +67,7 @@ pub use record::Owners;
 mod record {
     use core::sync::atomic::{AtomicU64, Ordering, fence};
 
-    use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+    use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
     use granule_pgtable::PageRange;
 
     use crate::smp::{self, Cpu, CpuId, MAX_CPUS};
@@ -112,14 +112,14 @@ mod record {
         fn ranges(&self) -> impl Iterator<Item = (u64, u64)> {
             self.0.iter().map(|slot| slot.load(Ordering::Acquire)).filter(|&word| word != 0).map(|word| {
                 let start = word >> COUNT_BITS << PAGE_SIZE.trailing_zeros() | UPPER_HALF;
-                (start, start + (word & MOST_PAGES) * PAGE_SIZE as u64 - 1)
+                (start, start + (word & MOST_PAGES) * PAGE - 1)
             })
         }
     }
 
     fn set(slot: &AtomicU64, range: PageRange) {
         let pages = (range.pages() as u64).min(MOST_PAGES);
-        slot.store((range.start().0 / PAGE_SIZE as u64) << COUNT_BITS | pages, Ordering::Relaxed);
+        slot.store((range.start().0 / PAGE) << COUNT_BITS | pages, Ordering::Relaxed);
     }
 
     pub(super) fn add(
@@ -149,7 +149,7 @@ mod record {
         let mut run: Option<(VirtAddr, usize)> = None;
         let mut end_of = |(start, pages)| PageRange::from_pages(start, pages).into_iter().for_each(&mut each);
         for page in 0..range.pages() as u64 {
-            let Some(next) = alias(range.start() + page * PAGE_SIZE as u64) else { continue };
+            let Some(next) = alias(range.start() + page * PAGE) else { continue };
             run = match run {
                 Some((start, pages)) if start + (pages * PAGE_SIZE) as u64 == next => Some((start, pages + 1)),
                 before => {

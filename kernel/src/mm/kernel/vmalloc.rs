@@ -9,7 +9,7 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::{interrupts, patched_branch};
 use granule_pgtable::geometry::LAST_LEVEL;
@@ -123,7 +123,7 @@ impl KernelSpace {
             return self.vmalloc_largest(cpu, pages);
         }
         let map = |start| self.map_new_frames(cpu, start, pages, AREA, Leaves::Pages);
-        self.new_area(cpu, pages, PAGE_SIZE as u64, map)
+        self.new_area(cpu, pages, PAGE, map)
     }
 
     /// As [`Self::vmalloc`], of a whole number of 2 MiB blocks, as many as `pages` take, and by blocks wherever there
@@ -223,8 +223,8 @@ impl KernelSpace {
         if let Some(&frame) = frames.iter().find(|&&frame| !self.is_shown_writable(frame)) {
             return Err(VmallocError::NotMemory(frame));
         }
-        let runs = || frames.chunk_by(|&frame, &next| next.0 == frame.0 + PAGE_SIZE as u64);
-        let (mut align, mut offset) = (PAGE_SIZE as u64, 0);
+        let runs = || frames.chunk_by(|&frame, &next| next.0 == frame.0 + PAGE);
+        let (mut align, mut offset) = (PAGE, 0);
         for run in runs() {
             let bytes = (run.len() * PAGE_SIZE) as u64;
             align = align.max(largest_leaf(run[0].0.wrapping_sub(offset), bytes));
@@ -263,14 +263,14 @@ impl KernelSpace {
     /// Whether `frame` is the address of a frame that the linear map shows, writable: what is read-only there may be
     /// executable elsewhere.
     fn is_shown_writable(&self, frame: PhysAddr) -> bool {
-        let is_frame = frame.is_aligned(PAGE_SIZE as u64) && frame.0 < layout::LINEAR_SIZE;
+        let is_frame = frame.is_aligned(PAGE) && frame.0 < layout::LINEAR_SIZE;
         let shown = is_frame.then(|| self.tables().translate(layout::linear(frame))).flatten();
         shown.is_some_and(|leaf| leaf.valid && leaf.descriptor.is_writable())
     }
 
     /// Whether any of `pages` pages from `first` on is memory that the linear map shows.
     fn shows_any(&self, first: PhysAddr, pages: u64) -> bool {
-        let pages = pages.min(layout::LINEAR_SIZE.saturating_sub(first.0) / PAGE_SIZE as u64);
+        let pages = pages.min(layout::LINEAR_SIZE.saturating_sub(first.0) / PAGE);
         let range = PageRange::from_pages(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(first.0)), pages as usize);
         range.is_ok_and(|range| super::dump(&self.tables().get(), range, &mut |_| ()).bytes() != 0)
     }
@@ -300,8 +300,8 @@ impl KernelSpace {
     /// [`VmallocError`], with [`VmallocError::NotRegisters`] for memory, which its owner may have made executable; nothing
     /// stays taken.
     pub fn map_device(&self, cpu: &Cpu, registers: PhysRange) -> Result<VirtAddr, VmallocError> {
-        let first = registers.start().align_down(PAGE_SIZE as u64);
-        let pages = (registers.end() - first).div_ceil(PAGE_SIZE as u64);
+        let first = registers.start().align_down(PAGE);
+        let pages = (registers.end() - first).div_ceil(PAGE);
         if self.shows_any(first, pages) {
             return Err(VmallocError::NotRegisters(first));
         }
@@ -321,7 +321,7 @@ impl KernelSpace {
     /// [`VmallocError`]; nothing stays taken.
     pub fn alloc_stack(&self, cpu: &Cpu) -> Result<VirtAddr, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalTagged);
-        let pages = STACK_SIZE / PAGE_SIZE as u64;
+        let pages = STACK_SIZE / PAGE;
         let map = |start| self.map_new_frames(cpu, start, pages, attributes, Leaves::Pages);
         let base = self.allocate(cpu, AreaKind::Stack, pages, STACK_ALIGN, map)?;
         Ok(base + STACK_SIZE)
@@ -597,7 +597,7 @@ fn not_unmapped(start: VirtAddr, found: Option<AreaKind>) -> VmallocError {
 /// Bytes of the largest leaf that `bytes` bytes of memory from `first` on may have in them, as the alignment of an area.
 const fn largest_leaf(first: u64, bytes: u64) -> u64 {
     const MOST: u64 = BLOCK_SIZE << MAX_ORDER;
-    let (aligned, bytes) = (first | MOST, if bytes < MOST { bytes | PAGE_SIZE as u64 } else { MOST });
+    let (aligned, bytes) = (first | MOST, if bytes < MOST { bytes | PAGE } else { MOST });
     let (aligned, whole) = (aligned.trailing_zeros(), bytes.ilog2());
     1 << if aligned < whole { aligned } else { whole }
 }

@@ -172,10 +172,10 @@ mod tests {
     use std::vec::Vec;
 
     use super::*;
+    use granule_arch::addr::PAGE;
+
     use crate::mm::frame::tests::leaked;
     use crate::smp::CpuId;
-
-    const PAGE: u64 = PAGE_SIZE as u64;
 
     #[test]
     fn where_a_part_is_full_the_others_serve() {

@@ -66,7 +66,7 @@ use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_pgtable::{Cells, EnsureError, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
 use intrusive_collections::LinkedListAtomicLink;
 
@@ -115,8 +115,6 @@ use super::tlb::user::UserTlb;
 use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
 use userfault::Userfaultfds;
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A live entry.
 type EntryCell = <Machine as Mmu>::Cell;

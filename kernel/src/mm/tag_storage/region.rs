@@ -3,7 +3,7 @@
 use core::num::NonZeroUsize;
 use core::ops::Range;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE, PhysAddr};
 
 use super::{BlockUse, FRAMES_PER_FRAME};
 use crate::mm::page_block::BLOCK_FRAMES;
@@ -39,7 +39,7 @@ impl Region {
     pub(super) fn new(region: &TagStorageRegion) -> Option<Self> {
         let frames = |range: granule_arch::addr::PhysRange| range.start().frame_number()..range.end().frame_number();
         let (storage, tagged) = (frames(region.storage), frames(region.tagged));
-        let block_frames = NonZeroUsize::new((region.block_bytes / PAGE_SIZE as u64) as usize)?;
+        let block_frames = NonZeroUsize::new((region.block_bytes / PAGE) as usize)?;
         let served = block_frames.checked_mul(NonZeroUsize::new(FRAMES_PER_FRAME)?)?;
         let lendable = storage.start.next_multiple_of(BLOCK_FRAMES)..storage.end / BLOCK_FRAMES * BLOCK_FRAMES;
         let lendable = if lendable.start < lendable.end { lendable } else { storage.start..storage.start };
@@ -269,13 +269,12 @@ fn zeroed<T: Default>(count: usize) -> Option<&'static mut [T]> {
 
 #[cfg(test)]
 mod tests {
-    use granule_arch::addr::{PhysAddr, PhysRange};
+    use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
     use proptest::prelude::*;
 
-    use super::{PAGE_SIZE, Region, TagStorageRegion};
+    use super::{Region, TagStorageRegion};
     use crate::mm::page_block::BLOCK_FRAMES;
 
-    const PAGE: u64 = PAGE_SIZE as u64;
     /// The storage begins and ends inside a page block.
     const STORAGE: (usize, usize) = (BLOCK_FRAMES + 192, 4 * BLOCK_FRAMES);
 

@@ -23,7 +23,7 @@
 
 mod batch;
 
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::{AddressOperand, Asid, Granule, Instruction, LevelHint, UserTlbToken};
 use granule_pgtable::geometry::LAST_LEVEL;
@@ -57,7 +57,7 @@ impl Leaf {
     /// The page at `start`.
     #[inline(always)]
     pub const fn page(start: VirtAddr) -> Self {
-        Self { at: start, start, bytes: PAGE_SIZE as u64, level: LevelHint::new(LAST_LEVEL) }
+        Self { at: start, start, bytes: PAGE, level: LevelHint::new(LAST_LEVEL) }
     }
 
     /// The page at `page` of a contiguous group of `bytes` bytes from `start` on: a TLB may have the page, or the

@@ -7,7 +7,7 @@ use granule::mm::kernel::policy::{Policy, SplitMode};
 use granule::mm::layout;
 use granule::platform::ControllerDescription;
 use granule::smp;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE, PhysAddr};
 use granule_arch::features::{BreakBeforeMake, CpuFeatures, HardwareUpdates, Mte, Pan};
 use granule_pgtable::Leaves;
 
@@ -83,7 +83,7 @@ fn linear_map_has_large_leaves() -> bool {
     let kernel = granule::kernel();
     let is_large = |address| {
         let found = kernel.space.tables().translate(layout::linear(PhysAddr(address)));
-        found.is_some_and(|found| found.leaf_size > PAGE_SIZE as u64)
+        found.is_some_and(|found| found.leaf_size > PAGE)
     };
     kernel.platform.memory.iter().any(|bank| (bank.start().0..bank.end().0).step_by(STEP).any(is_large))
 }

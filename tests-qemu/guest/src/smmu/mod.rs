@@ -30,12 +30,11 @@ use granule::mm::space::{
     handle_fault,
 };
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 
 use crate::harness::{Test, target_test};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 /// The first page of a test's memory.
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);

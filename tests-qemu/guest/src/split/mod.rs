@@ -22,13 +22,12 @@ use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
 use granule::mm::layout;
 use granule::smp::this_cpu;
 use granule::trap::probe;
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::esr::FaultStatus;
 use granule_pgtable::Translation;
 
 use crate::harness::Test;
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 /// Pages of a block of 2 MiB.

@@ -11,14 +11,13 @@ use granule::mm::space::{Access, MapRequest, Placement, Populate, Sharing, Space
 use granule::mm::tag_storage::{TagStorage, TagStorageStats};
 use granule::sched;
 use granule::smp::this_cpu;
-use granule_arch::addr::{PAGE_SIZE, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
 use crate::harness::{Test, target_test, wait_until};
 use crate::mte::has_tags;
 use crate::process::{settle, start, succeeds};
 
-const PAGE: u64 = PAGE_SIZE as u64;
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 const TAGGED: Protection = READ_WRITE.and(Protection::TAGGED);
 /// The first page of a test's own space.

@@ -9,7 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule_arch::addr::{PAGE_SIZE, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysRange, VirtAddr};
 use linkme::distributed_slice;
 
 use super::{GuardedHeap, MAX_OBJECTS, planted, report};
@@ -59,7 +59,7 @@ pub fn take_memory(memory: &mut MemoryMap) -> Option<PhysRange> {
     }
     INTERVAL.store(interval as u32, Ordering::Relaxed);
     let pages = GuardedHeap::required_pages(objects);
-    let taken = memory.take(pages, PAGE_SIZE as u64);
+    let taken = memory.take(pages, PAGE);
     let start = taken.inspect_err(|error| crate::log::warn!("kfence: {error}: nothing is sampled")).ok()?;
     PhysRange::from_size(start, (pages * PAGE_SIZE) as u64)
 }

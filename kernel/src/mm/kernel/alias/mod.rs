@@ -8,7 +8,7 @@
 mod scattered;
 pub mod update;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::bits;
 use granule_arch::patched_branch;
 use granule_pgtable::{Change, PageRange};
@@ -55,7 +55,7 @@ impl KernelSpace {
         if cfg!(debug_assertions) && patched_branch!(branch::ALIAS) {
             let tables = self.tables();
             RangeOwnerCheck::with_alias(range, |page| {
-                Some(layout::linear(tables.translate(page)?.physical.align_down(PAGE_SIZE as u64)))
+                Some(layout::linear(tables.translate(page)?.physical.align_down(PAGE)))
             })
         } else {
             RangeOwnerCheck::new(range)

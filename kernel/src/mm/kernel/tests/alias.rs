@@ -5,7 +5,7 @@ use core::sync::atomic::AtomicU64;
 use std::vec;
 use std::vec::Vec;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_pgtable::host::{HostFrames, HostMachine, HostMmu, Operation};
 use granule_pgtable::{
@@ -24,7 +24,6 @@ const GIB: u64 = 1 << 30;
 const BASE: VirtAddr = VirtAddr(0xffff_8000_0000_0000);
 const DATA: Attributes = Attributes::kernel_data(MemoryType::Normal);
 const LARGEST: Shape = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
-const PAGE: u64 = 4 * KIB;
 /// Where physical address 0 is in the linear map.
 const LINEAR: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
 /// Memory: 1 GiB, 38 MiB, 64 KiB and a page, so that the linear map has a leaf of every size.

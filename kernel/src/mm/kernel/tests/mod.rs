@@ -24,7 +24,7 @@ mod vmap;
 
 use std::boxed::Box;
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr};
+use granule_arch::addr::{PAGE, PhysAddr};
 use granule_pgtable::{Granule4K, Table};
 
 use super::KernelSpace;
@@ -33,8 +33,6 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
 use crate::mm::tlb::KernelTlb;
 use crate::smp::{Cpu, CpuId};
-
-const PAGE: u64 = PAGE_SIZE as u64;
 
 /// A space of its own, for ever, in `mib` MiB of memory of its own.
 #[allow(unsafe_code, reason = "keeps the contracts of unsafe traits on memory of the test")]
