@@ -1,7 +1,7 @@
 //! The build script of the images, `granule`, `granule-tests` and `granule-bench`: how they are linked.
 //!
-//! What code is generated (`-Crelocation-model=pie`, frame pointers) is on the command line that `./x` writes, because
-//! it concerns every crate; this is about the last step alone.
+//! The options of code generation (`-Crelocation-model=pie`, frame pointers) are on the command line that `./x` writes,
+//! because they concern every crate; this script is about the last step alone.
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
-//! What the entry code hands to Rust.
+//! The structure that the entry code hands to Rust.
 
-/// What the entry code found and made, all of it in physical addresses.
+/// The machine as the entry code found it and the tables that it made, all by physical addresses.
 ///
 /// `boot/src/entry.S` fills it on the boot stack.
 #[repr(C)]

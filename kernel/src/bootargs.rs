@@ -36,7 +36,7 @@ impl Refused {
     /// The reason, cut off after 112 bytes.
     pub fn because(reason: impl fmt::Display) -> Self {
         let mut text = heapless::String::new();
-        // What does not fit is left out; the beginning is enough.
+        // A reason that does not fit is cut off; its beginning is enough.
         let _ = write!(text, "{reason}");
         Self(text)
     }

@@ -15,7 +15,7 @@ use thiserror::Error;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::suggest::suggest;
 
-/// What can see that a fix is missing.
+/// The kind of test that can see that a fix is missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Witness {
     /// The CPU, real or emulated: a test on the target.
@@ -47,9 +47,9 @@ pub struct Lab {
     pub identifier: u16,
     /// As it stands in `lab=`.
     pub name: &'static str,
-    /// What goes wrong with it, in a line.
+    /// The failure that the switch causes, in a line.
     pub effect: &'static str,
-    /// What sees it.
+    /// The kind of test that sees the failure.
     pub witness: Witness,
 }
 
@@ -257,7 +257,7 @@ static ACTIVE: AtomicU64 = AtomicU64::new(0);
 /// Reads `lab=`. A list with a word that is no switch switches nothing on: half an experiment shows nothing. (The
 /// check of the boot arguments has warned by then.)
 ///
-/// What is asked for is in force once the branch sites are patched by it.
+/// The switches take effect when the branch sites are patched.
 pub fn init() -> Switches {
     let switches = bootargs::get("lab").and_then(|list| parse(list).ok()).unwrap_or_default();
     ACTIVE.store(switches.0, Ordering::Relaxed);

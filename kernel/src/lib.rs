@@ -43,9 +43,9 @@ use platform::features::SystemFeatures;
 pub struct Kernel {
     /// How it was entered.
     pub boot: &'static boot_info::BootInfo,
-    /// What the device tree said about the machine.
+    /// The machine, as the device tree describes it.
     pub platform: &'static Platform,
-    /// What all CPUs can do: see [`Kernel::features`].
+    /// The features that all CPUs have: see [`Kernel::features`].
     features: Once<SystemFeatures>,
     /// All frames.
     pub frames: &'static FrameAllocator,
@@ -56,7 +56,7 @@ pub struct Kernel {
 }
 
 impl Kernel {
-    /// What all CPUs can do, and whether live size changes are trusted.
+    /// The features that all CPUs have, and whether live size changes are trusted.
     ///
     /// # Panics
     /// Before the other CPUs have come up.

@@ -1,4 +1,4 @@
-//! What the kernel has to say, by the `log` crate. All records are handed over in one place: they carry no file and
+//! The kernel's messages, by the `log` crate. All records are handed over in one place: they carry no file and
 //! line, which the log does not show and which took 130 bytes of the image each.
 
 use core::fmt;

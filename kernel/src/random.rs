@@ -1,6 +1,6 @@
 //! Random numbers that one process cannot predict for another, nor from those that it has been given.
 //!
-//! A key of 32 bytes ([`KeyPool`]) is all that is kept. What comes from a source is absorbed into it; a caller gets a
+//! A key of 32 bytes ([`KeyPool`]) is all that is kept. The bytes of a source are absorbed into it; a caller gets a
 //! ChaCha20 generator ([`Stream`]) under a key that the pool derives, and the pool replaces its own in the same step, so
 //! that neither the pool nor a stream leads back to what was given before (fast key erasure, as in Linux's
 //! `drivers/char/random.c`).
@@ -163,7 +163,7 @@ pub fn set_device(source: DeviceSource) {
     DEVICE.call_once(|| source);
 }
 
-/// What went into the numbers so far.
+/// The sources that the pool has absorbed so far.
 pub fn sources() -> Sources {
     POOL.lock().sources
 }
@@ -182,7 +182,7 @@ pub fn number() -> u64 {
     POOL.lock().derive(&fresh()).into_iter().fold(0, |number, byte| number << 8 | u64::from(byte))
 }
 
-/// What is new since the last stream: the counter, and a number of the CPU's.
+/// Bytes that differ for each stream: the counter, and a number of RNDR, or 0 without it.
 fn fresh() -> [u8; 16] {
     let number = RNDR.get().copied().flatten().and_then(Rndr::number);
     let mut bytes = [0; 16];
@@ -214,8 +214,8 @@ fn reseed_from_device(cpu: &Cpu) {
     }
 }
 
-/// What a counter's readings differ by, folded: outside of this CPU it cannot be seen when it is interrupted, waits for
-/// memory or is emulated.
+/// The differences between readings of a counter, folded: outside of this CPU it cannot be seen when it is interrupted,
+/// waits for memory or is emulated.
 fn jitter(count: impl Fn() -> u64) -> [u8; KEY] {
     let mut words = [0_u64; KEY / 8];
     let mut last = count();

@@ -2,7 +2,7 @@
 //!
 //! Exceptions come first, so that whatever goes wrong is seen; then the device tree, which describes the machine and
 //! its console: no address is written before; then memory, from the linear map up to vmalloc; then what needs memory:
-//! interrupts, time, the other CPUs. What a boot cannot do without ends it with a one-line error (`BootError`); what it
+//! interrupts, time, the other CPUs. A boot that lacks what it needs ends with a one-line error (`BootError`); what it
 //! can do without is a warning.
 
 #![allow(unsafe_code, reason = "the boot vouches for what the entry code and the device tree hand over")]
@@ -138,7 +138,7 @@ fn is_memory(platform: &Platform, registers: PhysAddr) -> bool {
 /// The port, mapped by the fixmap; `None`, with a warning, where nothing answers there.
 ///
 /// # Safety
-/// What lies there is such a port, or nothing.
+/// The registers of `uart` are such a port's, or nothing is there.
 unsafe fn early_port(uart: &Uart) -> Option<Port> {
     let registers = uart.registers.start();
     // One page is mapped, and no more.
@@ -330,7 +330,7 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     }
 }
 
-/// What is on PCI Express. None of it is needed for the kernel to run.
+/// Enumerates PCI Express and registers the drivers that use it. The kernel runs without any of it.
 #[inline(never)]
 fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
     let mut map = |registers: PhysRange| {
@@ -462,8 +462,8 @@ fn start_tags(kernel: &Kernel, checks: TagCheck) {
     }
 }
 
-/// What is done to live mappings, by all CPUs and by what `boot_cpu` has made of the linear map. Returns whether that is
-/// still to be split to pages, for the CPUs that have come.
+/// Sets the policy for live mappings, by the features of all CPUs and the linear map as made for `boot_cpu`. Returns
+/// whether it is still to be split to pages, for the CPUs that have come up.
 fn decide_policy(kernel: &Kernel, all: &SystemFeatures, boot_cpu: &CpuFeatures) -> bool {
     let (wishes, trusted, at_first) = (Wishes::read(), all.size_change.is_trusted(), is_trusted_at_first(boot_cpu));
     let is_split = wishes.splits_to_pages(at_first, trusted) && kernel.space.can_split_linear_to_pages();

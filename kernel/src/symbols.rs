@@ -40,7 +40,7 @@ const DEEPEST: usize = 24;
 /// Characters after which a name ends, which a rule that contains itself would not.
 const LONGEST: usize = 512;
 
-/// What an address is called.
+/// The place of an address in the kernel's text.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Symbol {
     /// The function that it lies in, demangled.
@@ -52,7 +52,7 @@ pub struct Symbol {
 /// The name of a function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Name<'a> {
-    /// What it is written with: symbols as a name has them.
+    /// The encoded symbols, from the name's first; a zero byte ends it.
     symbols: &'a [u8],
     rules: &'a [u8],
 }
@@ -79,7 +79,7 @@ impl core::fmt::Display for Name<'_> {
 }
 
 impl Name<'_> {
-    /// What a rule stands for.
+    /// The two symbols that a rule stands for.
     fn rule(&self, rule: u16) -> Option<[u16; 2]> {
         let &[low, middle, high] = self.rules.get(usize::from(rule) * RULE_SIZE..)?.first_chunk()?;
         let both = u32::from_le_bytes([low, middle, high, 0]);

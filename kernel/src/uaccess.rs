@@ -298,8 +298,8 @@ user_put_word:
     mov     x0, #0
     ret
 
-    // The same three by FEAT_MOPS. A fault that is resolved continues at the instruction, with the rest, and on the
-    // same CPU: one that implements the other of options A and B would refuse what the registers hold.
+    // The two copies and the clear by FEAT_MOPS. A fault that is resolved continues at the instruction, on the
+    // same CPU, with the rest: one that implements the other of options A and B would refuse what the registers hold.
     .arch_extension mops
     .type   user_copy_from_mops, %function
     .global user_copy_from_mops

@@ -54,7 +54,7 @@ tar -xf source.tar.xz -C source --strip-components=1 --wildcards --no-wildcards-
 rm source.tar.xz
 make -s -C source headers ARCH=arm64 >headers.log 2>&1
 cd source/tools/testing/selftests/mm
-# What the tests' own makefile finds out: there is no io_uring.
+# The tests' own makefile would write this file: there is no io_uring, so it is empty.
 : >local_config.h
 for program in $programs; do
     # shellcheck disable=SC2086 # several words

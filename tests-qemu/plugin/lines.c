@@ -146,7 +146,7 @@ static bool is_of_kernel(uint64_t address)
 	return address >> 63;
 }
 
-// What a memory callback is for: the instruction's address, and bit 0 where its loads count as stores.
+// `data` of a memory callback: the instruction's address, and bit 0 where its loads count as stores.
 static void on_access(unsigned vcpu, access_info info, uint64_t address, void *data)
 {
 	(void)vcpu;

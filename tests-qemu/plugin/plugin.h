@@ -1,4 +1,4 @@
-// What several plugins do alike. PLUGIN is the name of one, a string, defined before this is included.
+// Functions that several plugins share. PLUGIN is the name of one, a string, defined before this is included.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -11,7 +11,7 @@ static inline void give_up(const char *why, uint64_t value)
 	_Exit(1);
 }
 
-// What a register of 64 bits has. For machines whose vCPUs run one at a time.
+// The value of a register of 64 bits. For machines whose vCPUs run one at a time.
 static inline uint64_t value_of(void *handle)
 {
 	static byte_array *bytes;

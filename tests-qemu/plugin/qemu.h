@@ -1,4 +1,4 @@
-// What the plugins use of QEMU's qemu-plugin.h, version 4 (which distributions do not package), under shorter names.
+// Declarations of QEMU's qemu-plugin.h, version 4 (which distributions do not package), under shorter names.
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>

@@ -38,7 +38,7 @@ static const char *const names[KINDS][2] = { { "masked", "masked-waits" }, { "ke
 
 struct chain { size_t calls; uint64_t at[DEEPEST]; };
 struct longest { uint64_t own, waits, first, last, yield; size_t blocks; uint64_t *trace; struct chain chain; };
-// What blocks change; a line of it for each vCPU.
+// Counters that inline operations of blocks change; a line of it for each vCPU.
 struct score {
 	uint64_t count;		// instructions executed
 	uint64_t look;		// PSTATE may have changed

@@ -1,4 +1,4 @@
-//! That the interface is Linux's: each number of `granule_abi` against the kernel headers' own, at compile time.
+//! The interface is Linux's: compares each number of `granule_abi` with the kernel headers' own, at compile time.
 
 use granule_abi::errno::Errno;
 use granule_abi::{file, limits, memory, number, process, signal, time, userfaultfd};

@@ -1,4 +1,4 @@
-//! What the programs for EL0 stand on: a start, system calls, threads, signals, printing.
+//! The runtime of the programs for EL0: a start, system calls, threads, signals, printing.
 //!
 //! Nothing here depends on Granule: these are static programs for Linux on arm64, with calls that Granule has too, so
 //! that both kernels can be compared. A program names its main function and returns its status:
@@ -40,11 +40,11 @@ pub use start::Start;
 /// The status of a program that panicked.
 pub const PANICKED: u8 = 101;
 
-/// Makes `$main`, a `fn(Start) -> u8`, the program's main function. What it returns is the exit status.
+/// Makes `$main`, a `fn(Start) -> u8`, the program's main function. It returns the exit status.
 #[macro_export]
 macro_rules! entry {
     ($main:expr) => {
-        /// What the runtime calls once the program stands.
+        /// The program's main function, which the runtime calls after its start.
         #[cfg(target_os = "none")]
         #[unsafe(no_mangle)]
         fn user_main(start: $crate::Start) -> u8 {

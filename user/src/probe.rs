@@ -52,7 +52,7 @@ pub fn prepare_for_refusals() {
     unsafe { signal::handle(SIGILL, note, 0, 0) }.expect("a handler");
 }
 
-/// What the access just made came to.
+/// The signal that the last access raised, as an error, or `Ok`; clears it.
 fn outcome() -> Result<(), Fault> {
     match SIGNAL.swap(0, Ordering::Relaxed) {
         0 => Ok(()),

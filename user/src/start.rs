@@ -4,7 +4,7 @@
 
 use core::ffi::CStr;
 
-/// What the kernel hands to a new program: arguments, environment, auxiliary vector: argc,
+/// The stack of a new program, as the kernel leaves it: arguments, environment, auxiliary vector: argc,
 /// argv, 0, envp, 0, auxv, at SP.
 #[derive(Clone, Copy, Debug)]
 pub struct Start {

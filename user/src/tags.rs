@@ -62,7 +62,7 @@ pub fn store(address: u64) {
     instruction!("strb w9, [x10]", address);
 }
 
-/// The same with PSTATE.TCO set, in which no access is checked.
+/// As [`store`], with PSTATE.TCO set: the access is not checked.
 pub fn store_unchecked(address: u64) {
     instruction!("msr tco, #1\nstrb w9, [x10]\nmsr tco, #0", address);
 }

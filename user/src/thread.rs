@@ -31,7 +31,7 @@ const FLAGS: u64 = CLONE_VM
     | CLONE_PARENT_SETTID
     | CLONE_CHILD_CLEARTID;
 
-/// What lies at the top of a thread's stack.
+/// The control block at the top of a thread's stack.
 #[repr(C, align(16))]
 struct Control {
     /// The thread's number while it runs; the kernel zeroes it at the end and wakes the waiters.

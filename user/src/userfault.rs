@@ -52,7 +52,7 @@ impl Pager {
     #[inline(always)]
     pub fn call<T>(self, command: u32, structure: &mut T) -> Result<u64, Errno> {
         let at = core::ptr::from_mut(structure) as u64;
-        // SAFETY: it reads and writes the structure. What it does to the pages of a range is the pager's intention.
+        // SAFETY: it reads and writes the structure. The caller intends its effect on the pages of the range.
         unsafe { sys::call(IOCTL, [self.0.into(), command.into(), at, 0, 0, 0]) }
     }
 

@@ -111,7 +111,7 @@ mod kernel {
         let written = between(&raw const __data_start, &raw const __tables_end);
         // SAFETY: the image was loaded into memory, not into caches alone, and every access since has bypassed them.
         unsafe { cache::invalidate_to_memory(VirtAddr(written.start().0), written.size()) };
-        // SAFETY: so it is, and no other CPU runs. What is mapped is the image, and the serial port.
+        // SAFETY: the MMU is off, and no other CPU runs. The tables map the image and the serial port alone.
         let mmu = unsafe { MmuOff::<Granule4KVa39>::new() };
         // SAFETY: see above; it lies in the image.
         let mut frames = unsafe { FrameRange::new(&mmu, memory) };

@@ -1,4 +1,4 @@
-//! What code that forbids `unsafe` cannot do with `granule-arch`, `granule-pgtable` and `granule-smmuv3`, however it is
+//! Code that forbids `unsafe` cannot do this with `granule-arch`, `granule-pgtable` and `granule-smmuv3`, however it is
 //! given their values: reach memory that it does not own, itself or by way of a CPU, a page table or an SMMU. Each
 //! example must not compile, for the reason that it names.
 //!

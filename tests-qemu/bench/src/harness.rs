@@ -4,7 +4,7 @@
 //! `-icount` it is exact, and it counts *all* CPUs, so the machine has one, and row `null` proves that nothing else
 //! runs: a loop of a known number of instructions, measured before the first row and after the last.
 //!
-//! What is measured stands between two markers, instructions that do nothing: `hint #96` and `hint #97`. By them the
+//! Two markers enclose the measured code, instructions that do nothing: `hint #96` and `hint #97`. By them the
 //! host finds the same windows in a trace of executed instructions, and counts the barriers in each.
 
 #![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
@@ -77,7 +77,7 @@ fn rows(value: &str) -> Result<(), Refused> {
     value.split(',').try_for_each(|index| index.parse::<u32>().map(drop)).map_err(Refused::because)
 }
 
-/// What runs once the kernel is up.
+/// Runs the chosen rows once the kernel is up, then powers the machine off.
 pub(crate) fn run() -> ! {
     scale::run_if_asked();
     tlb::run_if_asked();
@@ -129,7 +129,7 @@ fn take_scattered_frames() {
 pub(crate) struct Bench<'a> {
     port: &'a mut Port,
     index: u32,
-    /// What measuring nothing takes.
+    /// Instructions that a measured window takes by itself; subtracted from each point.
     overhead: u32,
     points: u32,
 }
@@ -147,7 +147,7 @@ impl Bench<'_> {
         self.point_of(REPETITIONS, size, prepare, operation, finish);
     }
 
-    /// The same with another number of repetitions.
+    /// As [`Self::point`], with `repetitions` instead of [`REPETITIONS`].
     fn point_of<S, R>(
         &mut self,
         repetitions: u32,

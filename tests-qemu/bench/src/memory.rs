@@ -1,5 +1,5 @@
-//! Zeroing, filling, copying and comparing memory. What a CPU has for it differs, so these rows belong to `a72` too:
-//! `default` has FEAT_MOPS, where one instruction may move a page, and counts have little to do with time.
+//! Zeroing, filling, copying and comparing memory. CPUs differ in the instructions for it, so these rows are of `a72`
+//! too: `default` has FEAT_MOPS, where one instruction may move a page, and counts have little to do with time.
 
 #![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
 

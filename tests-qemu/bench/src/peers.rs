@@ -1,4 +1,4 @@
-//! The same changes by two other crates, on tables of the same shape in the same boot.
+//! Changes of protection by two other crates, on tables of the shape that the kernel's have in the same boot.
 //!
 //! The pages of a vmalloc area of that many pages: as many tables are walked and entries written as in
 //! [`set_memory`](crate::set_memory). Nothing is mapped at the addresses but what the kernel has there.

@@ -35,7 +35,7 @@ const SOMEWHERE: PhysAddr = PhysAddr(0x4000_0000);
 /// The initrd's program.
 const PROGRAM: &str = "scale";
 
-/// What the argument may be, and what is run for it.
+/// The values of the argument, each with the function that runs for it.
 const PARTS: [(&str, fn()); 5] = [
     ("kernel", || on_all_cpus(calls, 0)),
     ("program", || program(&[])),
@@ -78,7 +78,7 @@ fn program(more: &[&str]) {
 #[repr(align(128))]
 struct Own<T>(T);
 
-/// Whose turn it is, modulo the CPUs.
+/// The number of operations so far: modulo the CPUs, the CPU whose turn it is.
 static TURN: Own<AtomicU32> = Own(AtomicU32::new(0));
 /// How often a CPU has come to a place where all meet.
 static MET: Own<AtomicU32> = Own(AtomicU32::new(0));

@@ -66,8 +66,8 @@ fn point(
     );
 }
 
-/// The same on areas whose frames lie in one piece of memory, that of page n at place `place(n)`, and which the linear
-/// map shows by pages, whatever ran before.
+/// As [`row`], on areas whose frames lie in one piece of memory, that of page n at place `place(n)`, and which the
+/// linear map shows by pages, whatever ran before.
 fn row_of_frames(
     bench: &mut Bench<'_>,
     place: fn(u64) -> u64,

@@ -23,12 +23,12 @@ fn space(pages: u64, populate: Populate) -> SpaceRef {
     space_between(Protection::EXECUTE, pages, populate)
 }
 
-/// The same, where the others have that protection: areas that are alike become one.
+/// As [`space`], with the protection of the two others given: areas that are alike become one.
 fn space_between(others: Protection, pages: u64, populate: Populate) -> SpaceRef {
     space_with(READ_WRITE, others, pages, populate)
 }
 
-/// The same, where they have `own`.
+/// As [`space_between`], with the protection `own` for the area between them.
 fn space_with(own: Protection, others: Protection, pages: u64, populate: Populate) -> SpaceRef {
     let space = granule::kernel().spaces.create(this_cpu()).expect("memory for a space");
     for (start, protection) in [(START - PAGE, others), (START, own), (START + pages * PAGE, others)] {
@@ -52,7 +52,7 @@ pub(crate) fn written(pages: u64) -> (SpaceRef, FramesOf) {
     (space, frames)
 }
 
-/// The same, whose pages have tags, and storage for them.
+/// As [`written`], with pages that have tags, and storage for them.
 pub(crate) fn written_tagged(pages: u64) -> (SpaceRef, FramesOf) {
     let space = space_with(READ_WRITE.and(Protection::TAGGED), Protection::EXECUTE, pages, Populate::Now);
     let frames = frames_of(&space, pages);

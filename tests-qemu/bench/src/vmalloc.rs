@@ -46,7 +46,7 @@ const AREAS: [u64; 5] = [1, 4, 16, 64, 256];
 const PAGES_OF_EACH: u64 = 4;
 const MOST_AREAS: usize = 256;
 
-/// What it takes until all frames and addresses are free again.
+/// Measures the frees together with the purge, after which all frames and addresses are free again.
 fn row_of_frees(bench: &mut Bench<'_>) {
     let areas = [const { Cell::new(None) }; MOST_AREAS];
     for count in AREAS {

@@ -56,7 +56,7 @@ impl Tables {
         Self { mapping, region }
     }
 
-    /// The same as data that may only be read.
+    /// As [`Self::new`], mapped read-only.
     pub fn constant(start: usize, size: usize) -> Self {
         let mut tables = Self::new(start, size);
         tables.read_only();

@@ -14,7 +14,7 @@ pub mod aarch64_paging;
 #[cfg(target_os = "none")]
 pub mod page_table_multiarch;
 
-/// What the tables map; it is never read.
+/// The first physical address that the tables map; it is never read.
 #[cfg(target_os = "none")]
 const MEMORY: usize = 0x4000_0000;
 

@@ -14,7 +14,7 @@ pub const BENCH_NAME_BYTES: usize = 64;
 pub const BENCH_WORD_BYTES: usize = 16;
 /// Room for boot arguments, NUL included.
 pub const BENCH_BOOTARGS_BYTES: usize = 32;
-/// What one record takes.
+/// The size of a record.
 pub const BENCH_RECORD_BYTES: usize = 160;
 
 /// Repetitions of each point, of which the least counts. The first fills what later ones find filled.
@@ -36,12 +36,12 @@ pub struct BenchRecord<F> {
     pub magic: u32,
     /// 0.
     pub reserved: u32,
-    /// What measures the row.
+    /// The function that measures the row.
     pub function: F,
     /// The row's name: the operation, `/`, its variant; or another crate's name, `/`, the operation. Before a colon may
     /// stand the name of the suite that the row belongs to.
     pub name: [u8; BENCH_NAME_BYTES],
-    /// What a size counts: `page`, `byte`.
+    /// The unit of a size: `page`, `byte`.
     pub unit: [u8; BENCH_WORD_BYTES],
     /// The machine that the row belongs to; empty: `default`.
     pub on: [u8; BENCH_WORD_BYTES],

@@ -1,5 +1,5 @@
-//! What a guest prints that it did with the translations of a device: lines of a test's output, which the runner holds
-//! against QEMU's trace of the SMMU.
+//! The steps of a guest that concern translations of a device: lines of a test's output, which the runner compares
+//! with QEMU's trace of the SMMU.
 //!
 //! ```text
 //! expectation: bound 0x10
@@ -10,7 +10,7 @@
 
 use core::fmt;
 
-/// What a line with a expectation begins with.
+/// The beginning of a line with an expectation.
 const MARKER: &str = "expectation: ";
 
 /// Which way a device accessed memory.
@@ -38,7 +38,7 @@ pub enum Expectation {
         access: Access,
         /// The page, as the device knows it.
         page: u64,
-        /// What it is by the CPU's tables.
+        /// The page's address by the CPU's tables.
         physical: u64,
     },
     /// A device accessed a page, and the SMMU rejected it.

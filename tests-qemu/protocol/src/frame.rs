@@ -16,7 +16,7 @@
 
 use core::fmt::{self, Write};
 
-/// What a frame begins with, at the start of a line.
+/// The beginning of a frame, at the start of a line.
 pub const MARKER: &str = "@granule ";
 
 /// The line by which the harness asks for the boot's nonce: eight hexadecimal digits and an end of line answer it.
@@ -93,7 +93,7 @@ pub enum Event {
 pub struct Frame {
     /// Counts the frames of this boot from 0.
     pub sequence: u32,
-    /// What happened.
+    /// The step that the frame reports.
     pub event: Event,
 }
 
@@ -180,7 +180,7 @@ impl Frame {
     /// Reads a line, without its end.
     ///
     /// # Errors
-    /// What kind of line it is, if not a frame of this boot.
+    /// The line is no frame of this boot; the error is its kind.
     pub fn decode(line: &str, nonce: Nonce) -> Result<Self, NotAFrame> {
         if !line.starts_with(MARKER) {
             return Err(NotAFrame::Output);

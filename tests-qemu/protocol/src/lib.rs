@@ -1,4 +1,4 @@
-//! What the test and bench images and their runner exchange.
+//! The protocol between the test and bench images and their runner.
 //!
 //! Two things, each defined here once for both sides: the [`Record`] of a test or the [`BenchRecord`] of a bench, which
 //! the runner reads from the image's ELF before anything boots, and the [`Frame`], one line on the serial port by which

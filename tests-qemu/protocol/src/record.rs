@@ -20,7 +20,7 @@ pub const NAME_BYTES: usize = 120;
 pub const NEEDS_BYTES: usize = 64;
 /// Room for the machines that a test is for, blank separated, NUL included.
 pub const MACHINES_BYTES: usize = 48;
-/// What one record takes.
+/// The size of a record.
 pub const RECORD_BYTES: usize = 256;
 
 /// One test. `F` is a function pointer in the guest and eight bytes without meaning on the host.

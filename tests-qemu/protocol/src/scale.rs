@@ -1,7 +1,7 @@
 //! The windows of the suite `scale`: operations that the guest marks for QEMU's plugin `tests-qemu/plugin/lines.c`.
 
-/// What a window between the markers `hint #96` and `hint #97` is; its number is in x0 at the second. `hint #98` adds
-/// x1 to the events of the operations of window x0: what an event is, the operation defines.
+/// A window between the markers `hint #96` and `hint #97`; its number is in x0 at the second. `hint #98` adds
+/// x1 to the events of the operations of window x0: the operation defines the meaning of an event.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum ScaleWindow {
@@ -15,7 +15,7 @@ pub enum ScaleWindow {
     CheckNeighbour,
     /// A load from such a word, and a store to it: 2 lines.
     CheckLoadAndStore,
-    /// The same on a word in a line of this CPU's own: nothing, as for the next.
+    /// A load from a word in a line of this CPU's own, and a store to it: no line, as for the next.
     CheckOwn,
     /// A load of a word that all load and none stores to.
     CheckShared,
@@ -55,9 +55,9 @@ pub enum ScaleWindow {
     /// change a page and none has before. As for the next two, an event is a wait for the split lock, or a retry
     /// without it.
     SplitBlock,
-    /// The same of the first page of such a group of the CPU's own, in a block that was split.
+    /// `set_memory_valid` of the first page of a contiguous group of the CPU's own, in a block that was split.
     SplitGroup,
-    /// The same of a page in such a group that all CPUs have together.
+    /// `set_memory_valid` of a page of the CPU's own, in one contiguous group that all CPUs share.
     SplitOneGroup,
 }
 

@@ -33,7 +33,7 @@ impl TlbLeaf {
     }
 }
 
-/// What a pass reads, and in which order.
+/// The addresses that a pass reads, and their order.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 #[repr(u8)]
 pub enum TlbOrder {
@@ -98,14 +98,14 @@ impl TlbOrder {
 /// and x2 the size of their leaves; at the second x0 has its number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct TlbPass {
-    /// What is read.
+    /// The addresses that it reads, and their order.
     pub order: TlbOrder,
     /// By what it is mapped.
     pub leaf: TlbLeaf,
 }
 
 impl TlbPass {
-    /// What all passes are over.
+    /// The size of the memory that each pass reads.
     pub const BYTES: u64 = 2 << 20;
     /// Entries of the TLB: as the first-level data TLB of a Cortex-A76 has them, which is fully associative, with
     /// entries of 4 KiB, 64 KiB and 2 MiB among others (its manual, A5.2.2). With any number from 32, a block's
