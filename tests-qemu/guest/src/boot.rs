@@ -1,4 +1,4 @@
-//! What the entry code leaves behind: registers, the permissions of each page of the image, pointers that are
+//! The state that the entry code leaves: registers, the permissions of each page of the image, pointers that are
 //! relocated.
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
@@ -83,7 +83,7 @@ fn each_page_of_the_image_has_its_own_permissions(t: &mut Test) {
     t.check("nothing behind the image", probe::read::<u8>(end).is_err());
 }
 
-/// What a CPU found wrong with itself: names of registers, or nothing.
+/// The first register that is not as the entry code sets it on this CPU; `None`: each is.
 fn wrong_registers() -> Option<&'static str> {
     const TAGS: SctlrEl1 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFSB);
     let features = CpuFeatures::read();

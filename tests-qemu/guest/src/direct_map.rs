@@ -37,9 +37,9 @@ fn faults(page: VirtAddr, status: FaultStatus) -> bool {
 
 /// Maintenance is counted until this is dropped.
 ///
-/// What turns it on and off patches the kernel's text by a page that it maps for that, and invalidates. QEMU makes the
+/// A switch of the counting patches the kernel's text by a page that it maps for that, and invalidates. QEMU makes the
 /// TLB of a CPU for pages of 1 KiB on all its machines but `virt`, and takes a larger page there for a block: an
-/// invalidation of one takes all that the TLB holds. So nothing is turned on or off between two looks at a page.
+/// invalidation of one takes all that the TLB holds. So counting is not switched between two looks at a page.
 struct Counting {
     was_on: bool,
 }
@@ -51,7 +51,7 @@ impl Counting {
         Self { was_on }
     }
 
-    /// What `call` issues on this CPU.
+    /// The maintenance that `call` issues on this CPU.
     fn issued(&self, call: impl FnOnce()) -> Counts {
         let before = maintenance::counts(this_cpu());
         call();
@@ -73,7 +73,7 @@ fn frame_of(block: &Block) -> Option<(PhysAddr, VirtAddr)> {
 
 /// Makes a page invalid, and returns whether its cached translation is still used.
 fn stays_in_use(t: &mut Test, counting: &Counting, frame: PhysAddr, page: VirtAddr) -> bool {
-    // What a split invalidates later is over with.
+    // These calls split the block, so a later split invalidates nothing.
     t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
     t.ok("made valid", space().set_memory_valid(page, 1, Validity::Valid));
     t.check("written, and cached", is_writable(page) && space().kernel_page_present(frame));
@@ -95,8 +95,8 @@ target_test!(an_invalid_page_is_used_until_it_is_flushed, needs("alias"));
 fn an_invalid_page_is_used_until_it_is_flushed(t: &mut Test) {
     let Some(block) = Block::fresh(t) else { return };
     let Some((frame, page)) = frame_of(&block) else { return };
-    // What another CPU invalidates in between, in a block that this one has used, takes all that an emulated TLB holds:
-    // then the next page shows it. On a slow host QEMU makes its TLBs small, and most entries give way at once.
+    // An invalidation by another CPU in between, in a block that this one has used, takes all that an emulated TLB
+    // holds: then the next page shows it. On a slow host QEMU makes its TLBs small, and most entries give way at once.
     let mut pages = (0..256).map(|index| index * PAGE).map(|offset| (frame + offset, page + offset));
     let counting = Counting::start();
     let Some((frame, page)) = pages.find(|&(frame, page)| stays_in_use(t, &counting, frame, page)) else {

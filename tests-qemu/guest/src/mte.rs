@@ -7,7 +7,7 @@ use granule_arch::features::Mte;
 use crate::harness::{Test, target_test};
 use crate::process::succeeds;
 
-/// That memory has tags, without which the program would have nothing to check.
+/// Checks that memory has tags: without them the program would have nothing to check.
 pub(crate) fn has_tags(t: &mut Test) {
     t.check("tags in memory", kernel().features().cpus.mte() >= Mte::Tags);
 }

@@ -68,13 +68,13 @@ fn wait_for_threads(t: &mut Test) {
 struct Meeting {
     /// A call to the subscriber runs.
     running: AtomicBool,
-    /// The other CPU has done what it was to do meanwhile, or is at it.
+    /// The other CPU has done its work, which is concurrent, or has begun it.
     go_on: AtomicBool,
     /// It was not done in time: something that the call holds was in its way.
     held_up: AtomicBool,
-    /// What may be only when no call runs any more has come.
+    /// The work that must wait for the end of the call is done.
     over: AtomicBool,
-    /// It came while a call was running.
+    /// It was done while the call was running.
     too_early: AtomicBool,
     /// Calls.
     calls: AtomicU32,
@@ -118,7 +118,7 @@ impl Subscriber for Slow {
     }
 }
 
-/// What the other thread works on.
+/// The space that the other thread works on.
 static SHARED: SpinMutex<Option<SpaceRef>> = SpinMutex::new(None);
 
 fn shared() -> SpaceRef {
@@ -284,7 +284,7 @@ const HARDWARE: u64 = bits::VALID | bits::ADDRESS | bits::AF | bits::RDONLY | bi
 struct Device {
     root: Table,
     mmu: Machine,
-    /// What it has, page by page; 0 for nothing. A walk and what it leaves here are one step.
+    /// The cached entries, by page; 0 for none. A walk and its store here are one step.
     kept: SpinMutex<[u64; PAGES as usize]>,
     reads: AtomicU64,
 }

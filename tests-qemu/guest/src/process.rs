@@ -332,7 +332,7 @@ fn programs_lie_at_addresses_of_their_own(t: &mut Test) {
 
 target_test!(fork_exec_and_exit_leave_nothing, limit(120));
 fn fork_exec_and_exit_leave_nothing(t: &mut Test) {
-    // What is left is for the audit to find.
+    // The audit after each test finds memory that is left.
     succeeds(t, "lifecycle rounds 300");
 }
 
@@ -516,7 +516,7 @@ fn besiege(t: &mut Test, calls: usize, times: u32) {
     t.check("a device worked on their pages", bound > times / 4 && copied > 0);
 }
 
-/// What goes on beside the calls.
+/// The bindings, copies and kills that run concurrently with the calls.
 struct Siege {
     rounds: u32,
     /// How often each is to be done.

@@ -143,7 +143,7 @@ fn a_table_stays_while_another_cpu_walks_through_it(t: &mut Test) {
     space().vfree(cpu, area);
     space().reclaim(cpu);
     t.equal("tables that are still there", tables(), full);
-    // What was freed is taken again, frame by frame, and filled with what a walker takes for leaves.
+    // Takes the freed frames again, one by one, and fills them with words that a walker takes for leaves.
     let next = [15; 5].map(|pages| space().vmalloc(cpu, pages));
     for area in next.iter().flatten() {
         // SAFETY: the test's own area.

@@ -10,7 +10,7 @@ use granule_arch::{interrupts, wait};
 use crate::harness::{Test, target_test};
 use crate::work;
 
-/// What each CPU did, by its number.
+/// Calls that each CPU has run, by its number.
 static HITS: [AtomicU32; MAX_CPUS] = [const { AtomicU32::new(0) }; MAX_CPUS];
 /// Calls that arrived with something other than what they should.
 static WRONG: AtomicU32 = AtomicU32::new(0);

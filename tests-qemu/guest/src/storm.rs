@@ -39,20 +39,20 @@ const PLACES: [(VirtAddr, u64); 6] = [
     (SOURCE, COPIED),
     (TARGET, COPIED),
 ];
-/// What a device reads, and what it writes.
+/// The pages that a device reads, and those that it writes.
 const SOURCE: VirtAddr = VirtAddr(0x7000_6000_0000);
 const TARGET: VirtAddr = VirtAddr(0x7000_6001_0000);
 const COPIED: u64 = 4;
 /// Processes: one more than devices.
 const PROCESSES: usize = 3;
-/// Frames that the processes have together: the rest is the reserve. That is so large that the thread that frees pages
-/// of files never has enough.
+/// Frames that the processes have together: the rest is the reserve. The reserve is so large that the thread that frees
+/// pages of files never has enough.
 const ROOM: usize = 20 * 512;
 /// Frames that are taken together for canaries.
 const HELD: usize = 64;
 /// And for so long: a transfer of edu takes 100 ms.
 const WATCHED: Duration = Duration::from_millis(150);
-/// What is done beside the processes before they end, however busy the machine is: pages that devices copied, each of
+/// Counts that are reached before the processes end, however busy the machine is: pages that devices copied, each of
 /// which has been copied before and has changed since; pages that migrated; looks at blocks; pages of files given back;
 /// canaries.
 const ENOUGH: [usize; 5] = [12, 100, 1, 1, 1000];
@@ -68,7 +68,7 @@ fn all_that_changes_translations_at_once_for_long(t: &mut Test) {
     storm(t, 10_000);
 }
 
-/// What the threads beside the programs share.
+/// State that the kernel threads beside the programs share.
 struct Beside {
     spaces: Once<SpinMutex<heapless::Vec<SpaceRef, PROCESSES>>>,
     is_over: AtomicBool,
@@ -170,7 +170,7 @@ fn storm(t: &mut Test, rounds: usize) {
     t.equal("frames in use", in_use(), before);
 }
 
-/// What happened beside the programs.
+/// Prints and checks the counts of the threads beside the programs.
 fn report(t: &mut Test) {
     let [copied, migrated, blocks, reclaimed, canaries] = BESIDE.counts();
     let spoilt = BESIDE.spoilt.load(Ordering::Relaxed);

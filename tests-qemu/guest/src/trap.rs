@@ -1,6 +1,6 @@
 //! Exceptions that the kernel lives through: probing access and its faults, and the retry of a fault that is gone.
 //!
-//! What the kernel does not live through is at the end: guests for the tests on the host that read the report.
+//! Exceptions that end the kernel are last: guests for the tests on the host that read the report.
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
@@ -226,7 +226,7 @@ fn panics_on_all_cpus_at_once(t: &mut Test) {
     t.check("it comes back", true);
 }
 
-/// What cannot be printed.
+/// A value that panics when it is printed.
 struct Unprintable;
 
 impl core::fmt::Display for Unprintable {

@@ -11,7 +11,7 @@ use crate::work;
 /// Races.
 const ROUNDS: usize = 100;
 
-/// What both CPUs change: one bit each, by a load and a store.
+/// The word that both CPUs change: one bit each, by a load and a store.
 static WORD: AtomicU64 = AtomicU64::new(0);
 /// The round in which the other CPU may make its change, and the last in which it has.
 static ROUND: AtomicUsize = AtomicUsize::new(0);

@@ -25,7 +25,7 @@ const LARGEST: usize = 64;
 /// little behind.
 const SIDE: usize = LARGEST + 8;
 
-/// What is on the far side of a border.
+/// The page on the far side of a border.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Beyond {
     Nothing,
@@ -103,7 +103,7 @@ impl Border<'_> {
         self.space.write_bytes(this_cpu(), self.address(there.start), &bytes[there]).is_ok()
     }
 
-    /// What may go wrong with one access; `None`: nothing did.
+    /// Makes one access and checks it; returns the failure, `None` without one.
     fn judge(&self, case: Case) -> Option<&'static str> {
         let Case { access, offset, bytes } = case;
         // The read-only page was written once, before it became so.
@@ -130,7 +130,7 @@ impl Border<'_> {
             _ if done.is_some() != (allowed == bytes) => return Some("it has another outcome"),
             _ => done,
         };
-        // What has been made is a beginning of the access.
+        // The bytes that were copied or cleared are a beginning of the access.
         let mut found = [0; 2 * SIDE];
         let there = self.there();
         if self.space.read_bytes(this_cpu(), self.address(there.start), &mut found[there.clone()]).is_err() {

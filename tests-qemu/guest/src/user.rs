@@ -1,6 +1,6 @@
 //! Threads at EL0, with programs of a few instructions: how they enter the kernel, make way, and keep what is theirs.
 //!
-//! What a thread's exceptions do is this file's ([`ENTRY`]): there are no processes here. A program gets its argument
+//! This file handles a thread's exceptions itself ([`ENTRY`]): there are no processes here. A program gets its argument
 //! in x0 and calls with the number in x8; see [`syscall`].
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
@@ -205,7 +205,7 @@ program_copy:
     mov     x8, #{FINISH}
     svc     #0
 
-    // What EL0 may do by itself, then what it may not: x0 counts what has gone through.
+    // Instructions that EL0 may execute, then five that it may not: x0 counts those after which the program went on.
 program_allowed:
     mov     x0, #{DATA}
     dc      zva, x0

@@ -26,7 +26,7 @@ use crate::harness::{Test, another_cpu, target_test, wait_until};
 
 /// The page that is watched.
 pub(crate) const START: VirtAddr = VirtAddr(0x40_0000);
-/// What a store is that is reported.
+/// The message of a store that is reported.
 const REPORTED: Option<PageFault> =
     Some(PageFault { address: START, is_write: true, is_protected: true, thread: None });
 
@@ -114,7 +114,7 @@ impl Watched {
         matches!(self.entry().non_present(), NonPresent::Marker(markers) if markers.contains(Markers::UFFD_WP))
     }
 
-    /// What the page holds.
+    /// The word at the start of the page.
     pub(crate) fn load(&self) -> u64 {
         let mut bytes = [0; 8];
         self.space.read_bytes(this_cpu(), START, &mut bytes).map_or(u64::MAX, |()| u64::from_le_bytes(bytes))
@@ -126,7 +126,7 @@ impl Watched {
         self.store_by(t, store, value as usize, value)
     }
 
-    /// The same by a thread that calls `work(argument)`, after which the page must hold `value`.
+    /// As [`Self::store`], by a thread that calls `work(argument)`, after which the page must hold `value`.
     fn store_by(&self, t: &mut Test, work: extern "C" fn(usize), argument: usize, value: u64) -> Option<PageFault> {
         STATE.store(0, Ordering::Relaxed);
         let cpu = this_cpu();
@@ -209,7 +209,7 @@ fn a_store_to_a_new_anonymous_page_is_not_reported(t: &mut Test) {
     watched.compare(t, "a store to the new page", 2, None);
 }
 
-// The same path: the transfer waits, and goes on when the pager has served it.
+// A device's fault takes the path of a CPU's: the transfer waits, and goes on when the pager has served it.
 target_test!(a_devices_store_to_a_protected_page_is_reported, needs("smmuv3 edu smp"), limit(30));
 fn a_devices_store_to_a_protected_page_is_reported(t: &mut Test) {
     let cpu = this_cpu();

@@ -67,8 +67,8 @@ pub(crate) fn init() -> Result<(), OutOfMemory> {
     Ok(())
 }
 
-/// Has the CPU `target` run `function` with `argument`, and does not wait for it. What this CPU stored before is seen
-/// there.
+/// Has the CPU `target` run `function` with `argument`, and does not wait for it. Stores of this CPU before the call
+/// are visible there.
 pub(crate) fn run_on(target: CpuId, function: CallFunction, argument: usize) -> Result<(), NotIdle> {
     let slot = SLOTS.get(target.0 as usize).ok_or(NotIdle(target))?;
     let thread = slot.thread.get().ok_or(NotIdle(target))?;
@@ -80,7 +80,7 @@ pub(crate) fn run_on(target: CpuId, function: CallFunction, argument: usize) -> 
     Ok(())
 }
 
-/// Waits until each of `cpus` has no work any more. What their work stored is seen from here on.
+/// Waits until each of `cpus` has no work any more. The stores of their work are visible from here on.
 pub(crate) fn wait_for(cpus: CpuSet) {
     for id in cpus.iter() {
         while id.of(&SLOTS).state.load(Ordering::Acquire) != IDLE {

@@ -2,8 +2,8 @@
 //! device uses.
 //!
 //! The runner boots it with the fix away first: there the devices are notified at the end of the batch, for the space
-//! that runs. The thread has none, and the program's is not the one that the page was in. What the device reads is
-//! compared.
+//! that runs. The thread has none, and the program's is not the one that the page was in. Each demo compares what the
+//! device reads with the page.
 
 #![allow(unsafe_code, reason = "the contents of frames by their linear addresses")]
 

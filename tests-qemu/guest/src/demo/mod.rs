@@ -73,7 +73,7 @@ fn the_race(t: &mut Test, other: smp::CpuId) {
     }
 }
 
-/// What the kernel does, on a block that is in use.
+/// The kernel's own split, of a block that is in use.
 fn the_kernel(t: &mut Test) {
     let Some(block) = Block::fresh(t) else { return };
     let mut wrong = 0;

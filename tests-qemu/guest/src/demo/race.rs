@@ -28,7 +28,7 @@ const PATIENCE: u32 = 50;
 pub(super) enum Remedy {
     /// Nothing. The first entry decides for the whole group; a bit is cleared by a load and a store.
     Nothing,
-    /// The same under a lock.
+    /// A lock around the check of the first entry and the loads and stores.
     Lock,
     /// The bit is cleared by an atomic, in every entry.
     AtomicClear,
@@ -43,7 +43,7 @@ pub(super) enum Remedy {
 pub(super) const REMEDIES: [Remedy; 5] =
     [Remedy::Nothing, Remedy::Lock, Remedy::AtomicClear, Remedy::CheckEvery, Remedy::Retry];
 
-/// What came of some races.
+/// The races that ended in each way, and their cost.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(super) struct Outcome {
     /// A page is writable whose owner has made it read-only.
@@ -98,7 +98,7 @@ fn read_only(entry: Descriptor) -> Descriptor {
     Descriptor((entry.0 & !bits::WRITE) | bits::RDONLY)
 }
 
-/// What CPU A does.
+/// CPU A's part: makes its page read-only, and stops in between until B has changed its own.
 fn a(_: &Cpu, remedy: usize) {
     make_read_only(REMEDIES[remedy], PAGE_OF_A, || {
         for _ in 0..PATIENCE {

@@ -12,7 +12,7 @@ use granule::{lab, println};
 use crate::harness::Test;
 use crate::smmu::{DELIVERED, Rig, START};
 
-/// What the CPU stores.
+/// The value that the CPU stores.
 const STORED: u64 = 8;
 /// Reads of a disk whose status is trusted.
 const READS: u32 = 128;

@@ -20,7 +20,7 @@ use spin::mutex::SpinMutex;
 use super::{DELIVERED, PAGE, Rig, START, space};
 use crate::harness::{Test, another_cpu, target_test, wait_until};
 
-/// What moves: pages of anonymous memory, pages of an object, or blocks of either.
+/// The kind of memory that migrates: pages of anonymous memory, pages of an object, or blocks of either.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Kind {
     Private,
@@ -182,7 +182,7 @@ extern "C" fn migrate_on(pause: usize) {
     let mut last = None;
     for page in (0..4).cycle().map(|page| START + page * PAGE) {
         let Some(space) = MOVING.get().and_then(|moving| moving.lock().clone()) else { break };
-        // What moves all the time cannot be used.
+        // A page that migrates all the time cannot be used.
         let _ = sched::sleep_until(Deadline::after(Duration::from_millis(pause as u64)));
         let Ok(moved) = spaces.migrate_at(cpu, &space, page) else { continue };
         MOVED.fetch_add(1, Ordering::Relaxed);
@@ -192,7 +192,7 @@ extern "C" fn migrate_on(pause: usize) {
             SPOILT.fetch_add(u64::from(!whole), Ordering::Relaxed);
             free(held);
         }
-        // What was left comes again soon: of a frame it is on top of this CPU's magazine.
+        // The memory that was left is allocated again soon: a frame is on top of this CPU's magazine.
         let mut others = heapless::Vec::<Moved, 8>::new();
         while !others.is_full() && last.is_none() {
             let is_block = moved.bytes == BLOCK_SIZE;

@@ -37,7 +37,7 @@ fn change_own_page(_: &Cpu) {
     RESULT.store(result, Ordering::Release);
 }
 
-/// The same with nothing in reserve.
+/// As [`change_own_page`], with no frame in the CPU's magazine.
 fn change_own_page_without_reserve(cpu: &Cpu) {
     granule::kernel().frames.drain_cpu(cpu);
     change_own_page(cpu);
@@ -50,7 +50,7 @@ fn interrupt_after(time: Duration, page: VirtAddr, handler: timer::DeadlineHandl
     timer::set_deadline(this_cpu(), time, handler);
 }
 
-/// What came of the interrupt, when it has come.
+/// The result of the interrupt's handler, once it has run; [`PENDING`] if it does not run in time.
 fn result() -> u32 {
     let patience = patience();
     while RESULT.load(Ordering::Acquire) == PENDING && !patience.has_passed() {
