@@ -87,7 +87,7 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     }
     if options.update {
         let before = reference(&tools.root)?;
-        // What no compiler decides.
+        // Rows that no compiler changes.
         run.tlb = before.tlb;
         // Of another compiler they would not be what this one's reference is compared with.
         if before.rustc == run.rustc {
@@ -161,7 +161,7 @@ fn check(run: &Run, scope: Scope, reference: &Run) -> Result<()> {
     Ok(())
 }
 
-/// What `rustc -vV` prints.
+/// The output of `rustc -vV`.
 fn compiler(tools: &Tools) -> Result<String> {
     let output = Command::new(tools.rustc()).arg("-vV").output().context("cannot run rustc")?;
     ensure!(output.status.success(), "rustc -vV failed");

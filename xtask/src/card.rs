@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::compile::Built;
 
-/// What goes into an image, and where that goes.
+/// The contents of an image, and its file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImageOptions {
     /// The board that boots from the image; generic: any by its U-Boot

@@ -30,10 +30,10 @@ const TLB: &str = "tlb";
 /// Their sources, and the header that all include.
 const PLUGIN_SOURCES: &str = "tests-qemu/plugin";
 
-/// What fails where the sources do not compile for the target.
+/// The step that fails where the sources do not compile for the target.
 pub(crate) const TARGET_BUILD: &str = "building for the target";
 
-/// What was built, in `build/`.
+/// The programs that were built, in `build/`.
 #[derive(Debug)]
 pub(crate) struct Built {
     /// The kernel.
@@ -59,7 +59,7 @@ pub(crate) struct Built {
 pub(crate) struct Program {
     /// With symbols and debug information; for gdb and the list of tests.
     pub(crate) elf: PathBuf,
-    /// What boots.
+    /// The image that boots.
     pub(crate) image: PathBuf,
 }
 

@@ -1,4 +1,4 @@
-//! What the documentation must keep: reasons for dependencies, links that resolve, sizes, names that exist.
+//! Rules of the documentation: reasons for dependencies, links that resolve, sizes, names that exist.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -139,7 +139,7 @@ fn packages_whose_examples_are_not_run_have_none() {
     assert_eq!(examples(fences), ["no_run", ""], "the test finds them");
 }
 
-/// What follows the opening fences of the examples that rustdoc would compile.
+/// The words after the opening fences of the examples that rustdoc would compile.
 fn examples(source: &str) -> Vec<String> {
     let fences = source.lines().filter_map(|line| {
         let line = line.trim_start();

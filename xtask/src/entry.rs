@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use crate::tools::{TRIPLE, root};
 
-/// What the script itself stands on, and every system has.
+/// The utilities that the script itself needs, and every system has.
 const UTILITIES: [&str; 13] =
     ["awk", "cat", "dirname", "env", "find", "grep", "head", "id", "mktemp", "readlink", "rm", "sed", "sh"];
 

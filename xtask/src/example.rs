@@ -1,4 +1,4 @@
-//! What must hold of the example on the metal (`examples/metal`), in its finished code.
+//! Checks of the example on the metal (`examples/metal`), in its finished code.
 
 use std::collections::BTreeSet;
 
@@ -92,8 +92,8 @@ fn is_exclusive(word: u32) -> bool {
 mod tests {
     use super::{Program, is_exclusive};
 
-    /// What the check says of a program at 0x1000: the entry, which calls `first` and goes on in `after`; and `called`, to
-    /// which both may go.
+    /// The check's verdict on a program at 0x1000: the entry, which calls `first` and goes on in `after`; and `called`,
+    /// to which both may go.
     fn verdict(entry: [u32; 2], first: [u32; 3], called: [u32; 2]) -> Result<(), String> {
         let after = 0xc85f_7c20; // ldxr x0, [x1]
         let words = [entry[0], entry[1], first[0], first[1], first[2], called[0], called[1], after];

@@ -81,7 +81,7 @@ pub(crate) fn check(tools: &Tools) -> Result<()> {
     Ok(())
 }
 
-/// What the policy does not allow.
+/// The packages that break the policy, each with the reason.
 fn findings(policy: &Policy, metadata: &Metadata) -> Vec<String> {
     let bans: HashMap<&str, &[String]> =
         policy.bans.deny.iter().map(|ban| (ban.name.as_str(), ban.wrappers.as_slice())).collect();

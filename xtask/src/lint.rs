@@ -129,7 +129,7 @@ pub(crate) fn package(tools: &Tools) -> Result<()> {
         manifest += &format!("{package} = {{ path = \"{folder}\" }}\n");
     }
     fs::write(workspace.join("Cargo.toml"), manifest)?;
-    // The same versions of others' crates.
+    // The lock file keeps the versions of others' crates.
     fs::copy(tools.root.join("Cargo.lock"), workspace.join("Cargo.lock"))?;
     let mut cargo = tools.cargo("build");
     cargo.args(["--offline", "--manifest-path"]).arg(workspace.join("Cargo.toml"));

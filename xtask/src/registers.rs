@@ -43,7 +43,7 @@ const MEMORY: [(&str, &str); 17] = [
     ("kernel/src/mm/kernel/fixmap.rs", "ptr::write_volatile(alias.as_ptr::<u32>(), word)"),
 ];
 
-/// What runs on the host alone, beside what is in directories for tests.
+/// Sources that run on the host alone, besides those in directories for tests.
 const HOST: [&str; 1] = ["kernel/src/devices/virtio/model.rs"];
 
 /// Volatile accesses in the sources below `root` that are not in the list, and entries of the list that no line has.
@@ -63,7 +63,7 @@ pub(crate) fn unknown(root: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// The same for one source.
+/// As [`unknown`], for one source; sets in `seen` the entries of the list that it has.
 fn in_source(name: &str, text: &str, seen: &mut [bool]) -> Vec<String> {
     let mut unknown = Vec::new();
     if HOST.contains(&name) || name.split('/').any(|part| ["tests", "tests.rs"].contains(&part)) {

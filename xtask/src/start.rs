@@ -14,7 +14,7 @@ use granule_runner::serial::Limit;
 use crate::compile::Built;
 use crate::symbols;
 
-/// What to start.
+/// The machine to start, its image and its input.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Machine of tests-qemu/machines.toml

@@ -125,7 +125,7 @@ type Pair = (u16, u16);
 
 /// Replaces the pairs of symbols that occur most often by rules, until none is worth it, and returns the rules.
 ///
-/// What a round replaces is counted once for all: so pairs that may overlap are left for the next one.
+/// Each round counts all pairs before it replaces any: so pairs that may overlap are left for the next one.
 fn make_rules(texts: &mut [Vec<u16>]) -> Vec<Pair> {
     // A rule takes three bytes, and saves one or two at each place.
     const FEWEST: usize = 3;

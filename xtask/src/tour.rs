@@ -1,4 +1,4 @@
-//! What keeps docs/TOUR.md true: each stop is a whole item of the sources, and the tour stays short.
+//! Checks docs/TOUR.md: each stop is a whole item of the sources, and the tour stays short.
 
 use std::collections::BTreeSet;
 use std::fs;

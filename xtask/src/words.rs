@@ -103,7 +103,7 @@ const WORDS: [(&str, &[u32]); 67] = [
     ("walk_load_acquire", &[0xc8df_fc00]),
     ("walk_store_release", &[0xc89f_fc00]),
     ("walk_full_barrier", &[0xd503_3ba0]),
-    // What page tables issue on a machine; MRS CTR_EL0 comes before what goes by lines.
+    // The instructions of page tables on a machine; MRS CTR_EL0 comes before maintenance by lines.
     ("mmu_dmb_ishst", &[0xd503_3aa0]),
     ("mmu_dsb_ishst", &[0xd503_3a80]),
     ("mmu_dsb_ish", &[0xd503_3b80]),
@@ -139,7 +139,7 @@ const NOP: u32 = 0xd503_201f;
 pub(crate) fn check(elf: &[u8]) -> Result<()> {
     let mut wrong = differences(&read(elf)?);
     let file: ElfFile64<'_> = ElfFile64::parse(elf)?;
-    // What boots writes it with the MMU off, in a section of its own.
+    // The boot code writes it with the MMU off, in a section of its own.
     let text = file.section_by_name(".text").context("the image has no .text")?;
     wrong.extend(unsynchronized(text.address(), &words_of(text.data()?))?);
     ensure!(wrong.is_empty(), "instructions are not what their names say:\n  {}", wrong.join("\n  "));

@@ -85,7 +85,7 @@ fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
     call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("a mapping")
 }
 
-/// What an access to a guard comes to.
+/// The fault of an access to a guard.
 fn guarded(address: u64) -> Fault {
     Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
 }
@@ -165,7 +165,7 @@ fn not_in_children() {
         equal("shared", bytes(shared), [255, 255, 3, 4]);
         equal("a file's", bytes(mapped), [1, 2, 3, 255]);
     });
-    // What a child does not have does not count against its limits.
+    // A child's limits do not count memory that it does not inherit.
     let large = map(64 << 20, RW).expect("memory");
     equal("large", advise(large, (64 << 20) / PAGE, MADV_DONTFORK), Ok(0));
     apart(|| {
@@ -203,7 +203,7 @@ fn zeros_in_children() {
         unmap(mapped, 2);
     }
     unmap(at, 4);
-    // What comes before what is refused is done.
+    // Pages before the refused one are advised.
     let at = own(4);
     let flags = MAP_PRIVATE | MAP_FIXED;
     equal("a file's", call(MMAP, [at + 2 * PAGE, PAGE, RW, flags, file, 0]), Ok(at + 2 * PAGE));
@@ -314,7 +314,7 @@ fn guards() {
     equal("can be stored to", bytes(at), [255, 255, 1, 2, 0, 6]);
     equal("none there", advise(at + 2 * PAGE, 4, MADV_GUARD_REMOVE), Ok(0));
     equal("as it was", bytes(at), [255, 255, 1, 2, 0, 6]);
-    // What is done before a hole is done, and behind it too.
+    // Guards are installed and removed on both sides of a hole, although the call fails.
     unmap(at + 3 * PAGE, 1);
     equal("a hole", advise(at, 6, MADV_GUARD_INSTALL), Err(Errno::ENOMEM));
     equal("guards", bytes(at), [255; 6]);
@@ -323,7 +323,7 @@ fn guards() {
     unmap(at, 6);
 }
 
-/// What does not remove guards, and what does.
+/// Guards outlast mprotect and MADV_DONTNEED; mmap and munmap end them.
 fn guards_stay() {
     let at = own(4);
     equal("guards", advise(at + PAGE, 2, MADV_GUARD_INSTALL), Ok(0));
@@ -461,7 +461,7 @@ fn locked() {
     });
     equal("locked pages too", advise(at, 1, MADV_DONTNEED_LOCKED), Ok(0));
     equal("zeros", bytes(at), [0, 2, 3, 4]);
-    // What comes before it is given up.
+    // Pages before the locked ones are given up.
     let fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
     equal("not locked", call(MMAP, [at, 2 * PAGE, RW, fixed, 0, 0]), Ok(at));
     number(at, 2);
@@ -554,7 +554,7 @@ fn locked_by_calls() {
     equal("copies", call(MLOCK, [private, 2 * PAGE]), Ok(0));
     equal("stored", put(private, 1), Ok(()));
     unmap(private, 2);
-    // What may be written from now on is brought as by a store.
+    // Locked pages that become writable are brought as by a store.
     let at = map(2 * PAGE, PROT_NONE).expect("addresses");
     equal("no access", call(MLOCK, [at, 2 * PAGE]), Err(Errno::ENOMEM));
     protect(at, 1, RW);

@@ -31,7 +31,7 @@ const AREAS: usize = 8;
 const STRIDE: u64 = APART / AREAS as u64;
 /// The most pages of an area.
 const PAGES: usize = 12;
-/// What [`Area::written`] has for a page that is not mapped.
+/// The value in [`Area::written`] of a page that is not mapped.
 const HOLE: u64 = u64::MAX;
 
 static SEED: AtomicU64 = AtomicU64::new(0);
@@ -53,7 +53,7 @@ fn run(start: Start) -> u8 {
 #[derive(Clone, Copy)]
 struct Area {
     start: u64,
-    /// What was written to each: 0 for a page that is zeros, or [`HOLE`].
+    /// The last value written to each page: 0 if it is zeros, or [`HOLE`].
     written: [u64; PAGES],
 }
 

@@ -132,7 +132,7 @@ struct Bench {
     index: u32,
     /// Which window is next.
     window: u32,
-    /// What measuring nothing takes.
+    /// Instructions that a measured window takes by itself.
     overhead: u32,
     points: u8,
 }
@@ -219,7 +219,7 @@ impl Bench {
         block
     }
 
-    /// Untouched pages. What lies before and behind is in memory, so that tables stay, and is never alike, so that
+    /// Untouched pages. The pages before and behind are in memory, so that tables stay, and never alike, so that
     /// areas do not become one.
     fn fresh(&self, pages: u64) -> Room {
         self.fresh_with(pages, PROT_READ | PROT_WRITE)
@@ -569,14 +569,14 @@ fn of_holes(bench: &Bench, pages: u64) -> Room {
     room
 }
 
-/// The same where the file has all pages, and the mapping none.
+/// As [`of_holes`], with all pages in the file and none in the mapping.
 fn of_a_file(bench: &Bench, pages: u64) -> Room {
     let room = of_holes(bench, pages);
     call(FALLOCATE, [file(), 0, 0, room.bytes()]);
     room
 }
 
-/// The same where the mapping has them too.
+/// As [`of_a_file`], with all pages in the mapping too.
 fn of_a_file_touched(bench: &Bench, pages: u64) -> Room {
     let room = of_a_file(bench, pages);
     room.write();
@@ -603,14 +603,14 @@ fn pager() -> Pager {
     Pager(PAGER.load(Ordering::Relaxed))
 }
 
-/// The same pages, registered.
+/// Registers the pages of `room` with the pager, for missing pages and write-protection.
 fn registered(room: Room) -> Room {
     let modes = UFFDIO_REGISTER_MODE_MISSING | UFFDIO_REGISTER_MODE_WP;
     pager().register(room.start, room.bytes(), modes).expect("memory");
     room
 }
 
-/// The same, write-protected too.
+/// Registers the pages of `room`, and write-protects them.
 fn write_protected(room: Room) -> Room {
     registered(room).write_protect();
     room

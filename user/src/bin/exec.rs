@@ -22,7 +22,7 @@ entry!(run);
 const LIMIT: usize = 2 << 20;
 /// Bytes that one string may have, its final zero included.
 const STRING: usize = 128 << 10;
-/// What a copy exits with that found what it should.
+/// The status of a copy whose arguments are the expected ones.
 const FOUND: u8 = 42;
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
@@ -78,7 +78,7 @@ fn look_for(start: &Start, words: &str) -> u8 {
     if is_called && start.arguments().eq(words) { FOUND } else { 1 }
 }
 
-/// What argument number `index` is made of.
+/// The letter that fills argument number `index`.
 const fn letter(index: usize) -> u8 {
     b'a' + (index % 26) as u8
 }

@@ -39,7 +39,7 @@ const NOWHERE: u64 = 0x1000;
 /// The kernel's half.
 const KERNEL: u64 = 0xffff_8000_8000_0000;
 const SIGCHLD: u64 = 17;
-/// What an ELF file begins with.
+/// The first bytes of an ELF file.
 const BEGINNING: [u8; 8] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
 
 fn run(start: Start) -> u8 {
@@ -221,7 +221,7 @@ fn positions(path: &CStr) {
     equal("further", call(PREAD64, [file, to, 1, i64::MAX as u64]), Err(Errno::EINVAL));
     equal("further by far", call(PREAD64, [file, NOWHERE, 1 << 40, (i64::MAX - (1 << 39)) as u64]), Err(Errno::EINVAL));
     equal("no such file", call(PREAD64, [77, to, 1, 0]), Err(Errno::EBADF));
-    // What is left of the contents.
+    // FIONREAD: the bytes from the file's position to its end.
     let mut left = 0_u32;
     let at = &raw mut left as u64;
     equal("left", call(IOCTL, [file, FIONREAD.into(), at]), Ok(0));
@@ -663,7 +663,7 @@ fn execs(path: &CStr) {
         prepare();
         start_again();
     });
-    // What others share with it, and what others have a copy of, an exec closes for itself alone.
+    // An exec closes for itself alone, where the table of descriptors is shared and where it is copied.
     apart(|| {
         prepare();
         cloned(CLONE_FILES, start_again);
@@ -714,7 +714,7 @@ fn zombie() -> u8 {
     1
 }
 
-/// What a file system answers that is mounted read-only.
+/// The answers of a file system that is mounted read-only.
 fn what_cannot_be_written(path: &CStr) {
     for flags in [O_WRONLY, O_RDWR, O_TRUNC, O_WRONLY | O_CREAT] {
         equal(("open", flags), open(path, flags), Err(Errno::EROFS));

@@ -33,7 +33,7 @@ fn run(_start: Start) -> u8 {
     status("frames")
 }
 
-/// What a handler saw.
+/// The signal and its frame, as a handler found them.
 struct Seen {
     signal: AtomicU32,
     code: AtomicU32,
@@ -186,7 +186,7 @@ struct Refused {
 
 const MARK: u64 = 0x1234_5678;
 
-/// What the handler for SIGSEGV of a refused frame compares with.
+/// The number of the refused frame, by which the handler for SIGSEGV names it.
 static EXPECTED: AtomicU64 = AtomicU64::new(0);
 
 /// Ends the child; its status is the number of the check that differs from Linux.
@@ -419,7 +419,7 @@ fn frames_with_more_records() {
     }
 }
 
-/// What the handler for SIGSEGV found when there was no frame: `si_code`, `si_addr`, SP, PC and x20.
+/// Values that the handler for SIGSEGV finds when there is no frame: `si_code`, `si_addr`, SP, PC and x20.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 struct Nowhere {
     code: i32,
@@ -466,7 +466,7 @@ fn frames_that_are_not_there() {
         pages + PAGE
     };
     let tagged = (hole - 8) | 3 << 56;
-    // What is not aligned or not EL0's is not looked at. Of a frame that is not there each register is zero.
+    // The kernel reads no frame that is not aligned or not EL0's. Of one that is unmapped each register is zero.
     let cases = [
         (hole - 8, Nowhere { code: SEGV_ACCERR, address: hole - 8, sp: hole - 8, pc: 1, x20: MARK }),
         (tagged, Nowhere { code: SEGV_ACCERR, address: hole - 8, sp: tagged, pc: 1, x20: MARK }),

@@ -78,7 +78,7 @@ fn holds(start: u64, bytes: u64, value: u8) -> bool {
 fn pages() -> ! {
     const PIECE: u64 = 16 << 20;
     loop {
-        // What is not reserved is never refused for its size.
+        // A mapping that is not reserved is never refused for its size.
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         // SAFETY: not at a fixed address.
         let piece = unsafe { memory::mmap(0, PIECE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
@@ -86,7 +86,7 @@ fn pages() -> ! {
     }
 }
 
-/// The same, not before it is asked to end.
+/// As [`pages`], once SIGTERM is pending.
 fn later() -> ! {
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
     while !signal::is_pending(SIGTERM).expect("pending signals") {

@@ -435,7 +435,7 @@ fn byte_of(file: u64, page: u64) -> u8 {
     byte
 }
 
-/// The same block at two places, in two processes, and read and written as a file.
+/// A block that is mapped at two places and in two processes, and read and written as a file.
 fn shared() {
     let file = file();
     let at = share(file);

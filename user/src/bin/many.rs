@@ -79,7 +79,7 @@ fn run(start: Start) -> u8 {
 
 /// Threads that are there.
 static THERE: AtomicU32 = AtomicU32::new(0);
-/// What threads of a run work on: a descriptor, or an address.
+/// The object that threads of a run use: a descriptor, or an address.
 static OBJECT: AtomicU64 = AtomicU64::new(0);
 
 /// Has so many threads call `main`, which adds itself to [`THERE`]; they end with the process.
@@ -210,7 +210,7 @@ fn console(count: u32) {
     time::sleep(100_000 * MILLISECOND).expect("to sleep");
 }
 
-/// What has the script type its next line: the monitor's prompt, printed when `count` threads or processes are there.
+/// Prints the monitor's prompt, at which the script types its next line. All threads or processes are there.
 fn ask_for_input() {
     println!("granule> ");
 }
@@ -445,7 +445,7 @@ fn kills(count: u32) {
     // SAFETY: the handler does nothing.
     unsafe { signal::handle(SIGINT, handle, SA_RESTART, 0) }.expect("a handler");
     ask_for_input();
-    // What is typed is Ctrl-C, and the line's end.
+    // The script types Ctrl-C, and the line's end.
     let mut end = 0_u8;
     assert_eq!(call(READ, [0, &raw mut end as u64, 1]), Ok(1));
     all_are_killed(count, SIGINT);

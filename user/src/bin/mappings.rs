@@ -35,7 +35,7 @@ const NOWHERE: u64 = 0x7000_0000_0000;
 
 fn run(start: Start) -> u8 {
     probe::prepare();
-    // What the CPUs have, which Linux reports to no program.
+    // The argument names a feature of the CPUs, which Linux reports to no program.
     let has = start.arguments().nth(1).unwrap_or_default();
     what_may_be_executed_alone(has == "execute-only");
     fresh_memory_is_zeros();
@@ -417,9 +417,9 @@ fn every_protection_is_kept() {
             [PROT_NONE, PROT_READ, RW, PROT_WRITE, PROT_READ | PROT_EXEC, RW, PROT_NONE, PROT_EXEC, PROT_READ]
         {
             protect(start, 1, protection);
-            // What may be written may be read.
+            // A page that may be written may be read.
             let read = if protection & (PROT_READ | PROT_WRITE) != 0 { Ok(RET[0]) } else { Err(not_allowed(start)) };
-            // What may be executed and not read is so where the CPU has such pages: both answers are Linux's.
+            // A page that may only be executed is unreadable where the CPU has such pages: both answers are Linux's.
             if protection != PROT_EXEC {
                 assert_eq!(probe::read(start), read, "reading, protection {protection}");
             }

@@ -148,7 +148,7 @@ fn shared(file: u64, pages: u64) -> u64 {
     mmap(file, 0, pages, RW, MAP_SHARED).expect("a mapping")
 }
 
-/// What a load or a store behind the end of a file comes to.
+/// The fault of a load or a store behind the end of a file.
 fn bus(address: u64) -> Fault {
     Fault { signal: SIGBUS, code: BUS_ADRERR, address }
 }
@@ -995,7 +995,7 @@ fn full() -> u8 {
     }
 }
 
-/// What the threads of [`races`] share.
+/// State that the threads of [`races`] share.
 static FILE: AtomicU64 = AtomicU64::new(0);
 static HERE: AtomicU64 = AtomicU64::new(0);
 static ENDED: AtomicU32 = AtomicU32::new(0);

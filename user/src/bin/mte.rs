@@ -33,7 +33,7 @@ entry!(run);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const TAGGED: u64 = RW | PROT_MTE;
-/// What memory holds before an access, and what a store stores.
+/// The contents of memory before an access; a store stores another value.
 const BEFORE: u8 = 0x11;
 const MODES: [u64; 4] = [0, PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
 

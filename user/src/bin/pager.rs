@@ -139,7 +139,7 @@ fn track(target: &Target, begun: u64, enough: u64) {
             target.unprotect(page);
             dirty += 1;
         }
-        // What was written before it has been read by now: its writers have gone on.
+        // The message of each write before the count in `enough` has been read: its writer waited for that.
         if files[1].revents != 0 {
             break;
         }

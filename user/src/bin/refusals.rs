@@ -67,7 +67,7 @@ struct Arguments {
     offset: u64,
 }
 
-/// What Linux answers: an error, or that something is mapped. Descriptors 0 to 2 are a terminal.
+/// Linux's answer: an error, or `Ok` where something is mapped. Descriptors 0 to 2 are a terminal.
 fn answer(of: Arguments) -> Result<(), Errno> {
     let Arguments { address, bytes, flags, descriptor, offset } = of;
     if offset % PAGE != 0 {

@@ -53,7 +53,7 @@ const DEVICE_MEMORY: u64 = 0x4_0000;
 /// Memory that the device reaches, whatever bits of an address it has.
 const REACHED: u64 = 0x800_0000;
 
-/// What is mapped.
+/// The registers' file and the offset that is mapped.
 #[derive(Clone, Copy)]
 struct File {
     descriptor: u64,
@@ -72,7 +72,7 @@ fn run(start: Start) -> u8 {
     let stage = unsafe { mmap(STAGE, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED) };
     equal("a page", stage, Ok(STAGE));
     if start.arguments().nth(1) == Some("again") {
-        // What it was before is what the device is bound to.
+        // The device stays bound to the space that the exec replaced.
         equal("behind an exec", file.map(RW, MAP_SHARED), Err(Errno::ENXIO));
         return status("registers again");
     }
@@ -254,7 +254,7 @@ fn used(at: u64) {
     equal("5!", probe::read_word(at + FACTORIAL), Ok(120));
 }
 
-/// What is transferred.
+/// The byte that is transferred.
 const TRANSFERRED: u8 = 0x5a;
 
 /// Has the device copy a byte to its own memory, and begins a copy of that to the address that is returned.
@@ -286,7 +286,7 @@ fn advise(at: u64, advice: u64) -> Result<u64, Errno> {
     call(MADVISE, [at, PAGE, advice])
 }
 
-/// What Linux answers for a mapping of what is no memory.
+/// Linux's answers for a mapping of device registers, which are no memory.
 fn answers(file: File) {
     let at = file.map(RW, MAP_SHARED).expect("registers");
     holds("read", probe::read_word(at).is_ok());
@@ -353,7 +353,7 @@ fn answers(file: File) {
     unmap(at, 1);
 }
 
-/// What the file of a device refuses; and calls with its registers, which are no memory of the kernel's.
+/// Mappings that the file of a device refuses, and calls with its registers, which are no memory of the kernel's.
 fn refused(file: File) {
     let twice = file.map_at(0, 2 * PAGE, RW, MAP_SHARED);
     equal("more than it has", twice, Err(Errno::EINVAL));
@@ -365,13 +365,13 @@ fn refused(file: File) {
     equal("code", file.map(RW | PROT_EXEC, MAP_SHARED), Err(Errno::EPERM));
     let at = file.map(RW, MAP_SHARED).expect("registers");
     equal("code later", call(MPROTECT, [at, PAGE, PROT_READ | PROT_EXEC]), Err(Errno::EACCES));
-    // A device has words. What is no access of its own is the hardware's error, or is none.
+    // A device has words. An access of another size is the hardware's error, or none.
     for offset in [1, 2, 5, 0x1f, PAGE - 1] {
         if let Err(fault) = probe::read(at + offset) {
             equal("a byte", fault.signal, SIGBUS);
         }
     }
-    // What the kernel does with them is the hardware's, too; it goes on whatever that is.
+    // The result of the kernel's own accesses is the hardware's, too; the kernel goes on in either case.
     let path = c"/registers".as_ptr().addr() as u64;
     for offset in [IDENTIFICATION, 1, FACTORIAL, PAGE - 4] {
         for bytes in [1, 3, 4, 8, 64] {

@@ -245,7 +245,7 @@ fn moved() {
     equal("zeros behind", bytes(to), [1, 2, 0, 0, 255]);
     equal("a part", remap(to + PAGE, 1, 1, FIXED, to + 8 * PAGE), Ok(to + 8 * PAGE));
     equal("a hole", bytes(to), [1, 255, 0, 0, 255, 255, 255, 255, 2]);
-    // What was never touched.
+    // Pages that were never touched.
     equal("nothing to move", remap(to + 2 * PAGE, 2, 2, FIXED, to + 10 * PAGE), Ok(to + 10 * PAGE));
     equal("zeros", bytes(to + 10 * PAGE), [0, 0, 255]);
     unmap(to, 12);
@@ -262,7 +262,7 @@ fn moved_onto_others() {
     equal("shorter, onto others", remap(at, 4, 1, FIXED, to + 7 * PAGE), Ok(to + 7 * PAGE));
     equal("replaced", bytes(to), [1, 2, 0, 2, 3, 4, 7, 1]);
     equal("not here", bytes(at), [255; 4]);
-    // What is refused late has made room.
+    // A call that is refused late has unmapped its target.
     let at = own(2);
     equal("beyond its area", remap(at, 3, 4, FIXED, to), Err(Errno::EFAULT));
     equal("as it was", bytes(to), [1, 2, 0, 2, 3, 4, 7, 1]);
@@ -429,7 +429,7 @@ fn copied() {
     }
 }
 
-/// What an area has beside its contents.
+/// The properties of an area beside its contents.
 fn what_moves() {
     let (at, to) = (own(6), room(6));
     protect(at + PAGE, 1, PROT_NONE);
@@ -547,7 +547,7 @@ const ROUNDS: u64 = 1000;
 static HERE: AtomicU64 = AtomicU64::new(0);
 static THERE: AtomicU64 = AtomicU64::new(0);
 static FILE: AtomicU64 = AtomicU64::new(0);
-/// What is stored comes from here.
+/// The file from which the stored bytes are read.
 static OTHER: AtomicU64 = AtomicU64::new(0);
 static STORED: AtomicU32 = AtomicU32::new(0);
 static ENDED: AtomicU32 = AtomicU32::new(0);

@@ -24,7 +24,7 @@ entry!(run);
 const MOST_CPUS: usize = 32;
 const WARM: u32 = Window::WARM;
 const ROUNDS: u32 = Window::ROUNDS;
-/// The same for big areas.
+/// Rounds for big areas: those of the warm-up, and those that are measured.
 const BIG_WARM: u32 = 2;
 const BIG_ROUNDS: u32 = 2;
 const PAGES: u64 = Window::PAGES;
@@ -39,12 +39,12 @@ const MADV_NOHUGEPAGE: u64 = 15;
 #[repr(align(128))]
 struct Own<T>(T);
 
-/// What threads and processes have in common; zeroes at first.
+/// State that threads and processes share; zeroes at first.
 #[repr(C)]
 struct Common {
     cpus: Own<u32>,
     loose: bool,
-    /// Whose turn it is, modulo `cpus`.
+    /// Operations so far: modulo `cpus`, the worker whose turn it is.
     turn: Own<AtomicU32>,
     /// How many have arrived at a meeting, of all meetings.
     arrived: Own<AtomicU32>,
@@ -99,7 +99,7 @@ fn run(start: Start) -> u8 {
     children.into_iter().flatten().map(process::wait).fold(0, |worst, status| worst.max((status != 0).into()))
 }
 
-/// What runs on one CPU.
+/// The worker on one CPU: a thread or a process.
 struct Worker {
     me: u32,
     common: &'static Common,
@@ -168,7 +168,7 @@ impl Worker {
         self.check();
         let own = Area { start: 0x10_0010_0000 + 0x4020_0000 * u64::from(self.me), pages: PAGES };
         let big = Area { pages: BIG, ..own };
-        // What lies before is alike in nothing, so that areas do not become one, and keeps the table there.
+        // The page before differs in protection, so that areas do not become one, and keeps the table there.
         self.in_turn(|| {
             own.before().map(PROT_READ | PROT_EXEC, MAP_POPULATE);
             big.map_without_huge_pages();

@@ -43,7 +43,7 @@ fn run(start: Start) -> u8 {
     if snapshot(&watched) && track(&watched) { 0 } else { 1 }
 }
 
-/// What the pager works on.
+/// The buffer that the pager serves, and its program file.
 struct Watched {
     path: &'static str,
     pager: Pager,

@@ -34,7 +34,7 @@ const SMALL: [u64; 2] = [0x7000_0000_0000, 0x7000_1000_0000];
 const SHARED: [u64; 2] = [0x7000_2000_0000, 0x7000_2100_0000];
 /// Two blocks of 2 MiB.
 const HUGE: u64 = 0x7000_4000_0000;
-/// What a device reads, and what it writes.
+/// The pages that a device reads, and those that it writes.
 const SOURCE: u64 = 0x7000_6000_0000;
 const TARGET: u64 = 0x7000_6001_0000;
 /// Its program file, whose pages can be had again.
@@ -169,7 +169,7 @@ struct Storm {
     huge: Pages<MANY>,
     memory: u64,
     program: u64,
-    /// What was stored last for the device to read.
+    /// The count that was last stored for the device to read.
     count: u32,
     /// Pages of the target that had something in them.
     arrived: u64,
@@ -276,7 +276,7 @@ impl Storm {
         self.shared.stored[first..first + count].fill(0);
     }
 
-    /// The same for all behind a page.
+    /// Truncates the file of memory after a page, and makes it longer again.
     fn cut_off(&mut self) {
         let first = self.random.below(FEW);
         assert_eq!(call(FTRUNCATE, [self.memory, first as u64 * PAGE]), Ok(0));
@@ -313,10 +313,10 @@ impl Storm {
         }
     }
 
-    /// What the device wrote is zeros, or from the source of this process.
+    /// Checks that each word of the target is zero, or a word that was in the source of this process.
     ///
     /// Words of four bytes: QEMU translates each of them anew where a transfer meets a page that is not there, so what
-    /// arrives begins at any of them if the page comes meanwhile.
+    /// arrives begins at any of them if the page comes concurrently.
     fn check_target(&mut self) {
         for page in (TARGET..TARGET + COPIED * PAGE).step_by(PAGE as usize) {
             let mut arrived = false;
@@ -338,7 +338,7 @@ impl Storm {
         }
     }
 
-    /// What a page of the program file holds is what a read of it stores.
+    /// Checks that the mapped pages of the program file equal what a read of it stores.
     fn check_file(&self) {
         for page in 0..FILE_PAGES {
             let mut wanted = [0_u64; PAGE as usize / 8];
@@ -365,7 +365,7 @@ impl Storm {
         self.check_target();
     }
 
-    /// What a child does with its copy: nothing of it reaches its parent, and no device reaches it.
+    /// Stores to a child's copy: none of them reaches the parent, and no device reaches the copy.
     fn copy(&mut self) -> u8 {
         self.small.check_all();
         self.check_target();

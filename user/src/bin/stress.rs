@@ -31,7 +31,7 @@ const PAGES: usize = 24;
 /// Their bytes.
 const SIZE: u64 = PAGES as u64 * PAGE;
 
-/// What the workers' threads are given, and what they count for themselves.
+/// The arguments of a worker's threads.
 struct Task {
     seed: u64,
     rounds: u64,
@@ -182,7 +182,7 @@ fn thread(index: usize) {
     pages.check("the end");
 }
 
-/// What a child does with its copy.
+/// Stores to a child's copy of the pages, and checks them.
 fn copy(mut pages: Pages, mut random: Random, total: u64) -> u8 {
     pages.check("the copy");
     (0..6).for_each(|_| pages.write(random.below(PAGES), random.next() | 1));

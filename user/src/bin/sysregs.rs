@@ -19,7 +19,7 @@ own!(protect);
 /// op0, op1, CRn, CRm, op2.
 type Encoding = [u32; 5];
 
-/// What a program may read, where the CPU has it.
+/// Registers that a program may read, where the CPU has them.
 const OPEN: [Encoding; 16] = [
     [3, 3, 0, 0, 1],  // CTR_EL0
     [3, 3, 0, 0, 7],  // DCZID_EL0
@@ -38,7 +38,7 @@ const OPEN: [Encoding; 16] = [
     [3, 3, 14, 0, 2], // CNTVCT_EL0
     [3, 3, 14, 0, 6], // CNTVCTSS_EL0
 ];
-/// What a program may read, but not write.
+/// Registers that a program may read, but not write.
 const CONSTANT: [Encoding; 9] = [OPEN[0], OPEN[1], OPEN[2], OPEN[3], OPEN[10], OPEN[12], OPEN[13], OPEN[14], OPEN[15]];
 
 const RET: u32 = 0xd65f_03c0;

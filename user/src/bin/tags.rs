@@ -236,7 +236,7 @@ fn calls_that_name_mappings_ignore_tags() {
     assert_eq!(call(MUNMAP, &[start, 4 * PAGE]), Ok(0));
 }
 
-/// What calls answer that are given a pointer with a tag.
+/// The results of four calls that are given a pointer with a tag.
 fn with_tagged_pointers() -> [Result<u64, Errno>; 4] {
     let mut name = [0_u8; 390];
     let mut set = 0_u64;
@@ -279,7 +279,7 @@ fn calls_take_tagged_pointers_when_asked() {
     assert_eq!(call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE]), Ok(0));
     assert_eq!(control(), Ok(PR_TAGGED_ADDR_ENABLE));
     assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(Errno::EAGAIN)]);
-    // What is not mapped is not mapped with a tag either, and the kernel's half is out of range.
+    // An unmapped address is unmapped with a tag too, and the kernel's half is out of range.
     for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
         assert_eq!(call(UNAME, &[address]), Err(Errno::EFAULT), "{address:#x}");
     }

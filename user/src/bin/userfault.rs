@@ -77,7 +77,7 @@ fn run(start: Start) -> u8 {
     0
 }
 
-// What memory is registered.
+// The memory that is registered.
 
 /// A kind of memory.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -451,7 +451,7 @@ fn protected() {
     }
 }
 
-/// What discards pages and keeps that they are write-protected.
+/// Calls that discard pages and keep them write-protected.
 fn kept() {
     for kind in KINDS {
         let pager = pager(FEATURES);
@@ -488,7 +488,7 @@ fn kept() {
     }
 }
 
-/// What takes pages away for good.
+/// Calls that take pages away for good, with their protection.
 fn dropped() {
     let pager = pager(FEATURES);
     let room = Room::new(Kind::Shared, 16);
@@ -726,7 +726,7 @@ fn events() {
     beside.unmap();
     assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
     pager.close().expect("open");
-    // What has moved stays registered, with its protection.
+    // Memory that has moved stays registered, with its protection.
     let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMAP);
     let room = Room::new(Kind::Shared, 4);
     room.write(0, 1);

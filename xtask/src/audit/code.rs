@@ -1,4 +1,4 @@
-//! What the audit must know of A64 code: where control goes, and which addresses are formed.
+//! The part of A64 that the audit decodes: where control goes, and which addresses are formed.
 //!
 //! A dozen encodings of the Arm ARM (C4.1), decoded here: a disassembler would name every operand of every instruction,
 //! and the audit would still have to tell what each writes.
@@ -24,7 +24,7 @@ pub(crate) enum Flow {
     Trap,
 }
 
-/// What follows an ERET: SB where it is patched in, DSB NSH, ISB.
+/// The instructions after an ERET: a NOP, which is SB where it is patched in, DSB NSH, ISB.
 pub(crate) const BARRIERS: [u32; 3] = [0xd503_201f, 0xd503_379f, 0xd503_3fdf];
 
 /// Decodes the control flow of the instruction `word` at `at`.
@@ -74,11 +74,11 @@ pub(crate) fn stack_growth(word: u32) -> Option<i64> {
     }
 }
 
-/// What is known of the general-purpose registers while a function is read from its first instruction to its last:
+/// Known values of the general-purpose registers while a function is read from its first instruction to its last:
 /// constants that ADR, ADRP, ADD and loads of constant pointers make.
 ///
-/// A value stays known past a label, so that an address that is used in another block is still seen there. What that
-/// adds is an address too many, never one too few.
+/// A value stays known past a label, so that an address that is used in another block is still seen there. This rule
+/// may add an address too many, never one too few.
 #[derive(Default)]
 pub(crate) struct Registers {
     values: [Option<u64>; 32],

@@ -38,11 +38,11 @@ pub(crate) struct Function {
     pub(crate) end: u64,
     /// Whether the symbol table gives its size. Assembly without one may go on at the next label.
     pub(crate) is_sized: bool,
-    /// What its instructions do.
+    /// The calls, panics and traps of its instructions.
     pub(crate) does: Does,
 }
 
-/// What the audit takes from a function's instructions. The first of each pair is the instruction's address.
+/// The effects of a function's instructions that the audit uses. The first of each pair is the instruction's address.
 #[derive(Debug, Default)]
 pub(crate) struct Does {
     /// Calls and jumps to a function.
@@ -167,7 +167,7 @@ impl<'a> Image<'a> {
         Ok(())
     }
 
-    /// What no code refers to was not followed: the audit would not be complete.
+    /// Fails where no code refers to the place of a panic: the audit has not followed it, and is not complete.
     fn check_places(&self) -> Result<()> {
         let seen: BTreeSet<u64> = self.functions.iter().flat_map(|f| &f.does.places).map(|(_, place)| *place).collect();
         let lost: Vec<&Line> = self.places.iter().filter(|(at, _)| !seen.contains(at)).map(|(_, line)| line).collect();
@@ -176,7 +176,7 @@ impl<'a> Image<'a> {
     }
 }
 
-/// What the instructions of one function do, and the functions whose addresses they form.
+/// The effects of the instructions of one function, and the functions whose addresses they form.
 fn follow(
     functions: &[Function],
     index: usize,

@@ -25,7 +25,7 @@ struct Row {
     name: &'static str,
     /// Of the machine.
     memory: &'static str,
-    /// What is typed at the monitor, and behind a line's end what its program asks for.
+    /// Lines typed at the monitor; after a line's end, the input that its program asks for.
     lines: &'static [&'static str],
 }
 

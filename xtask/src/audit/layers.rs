@@ -35,7 +35,7 @@ pub(super) struct Layers {
     /// Lowest first.
     #[serde(rename = "layer")]
     pub(super) layers: Vec<Layer>,
-    /// What goes up all the same.
+    /// Imports that go up, each with its reason.
     #[serde(rename = "upward", default)]
     pub(super) upward: Vec<Upward>,
     /// The most of these that may stand in the table.

@@ -38,7 +38,7 @@ use reach::{Graph, Reached, reach};
 use sources::Sources;
 use tables::{Calls, Panics, Source};
 
-/// What is audited.
+/// The audits, each by a command of its own.
 #[derive(Debug, clap::Subcommand)]
 pub(crate) enum Audit {
     /// Panics that a program, a device, an interrupt or the device tree can reach; fails if one has no reason in
@@ -70,7 +70,7 @@ pub(crate) enum Audit {
     Unused,
 }
 
-/// What is printed.
+/// The form of the report.
 #[derive(Debug, Default, clap::Args)]
 pub(crate) struct Options {
     /// As JSON

@@ -63,7 +63,7 @@ impl<'a, 'i> Graph<'a, 'i> {
     }
 }
 
-/// What can be reached.
+/// The panics and calls that the roots reach.
 #[derive(Debug)]
 pub(crate) struct Reached {
     /// The panics, each once, by source.
@@ -82,7 +82,7 @@ pub(crate) struct Reached {
 #[derive(Debug)]
 pub(crate) struct Site {
     pub(crate) line: Line,
-    /// What kind, by the function that is called.
+    /// The kind of panic, by the function that is called.
     pub(crate) kind: String,
     /// The shortest way there: a root first, the function with the panic in it last.
     pub(crate) chain: Vec<String>,

@@ -23,7 +23,7 @@ impl Sources {
         Self { root: root.to_owned(), files: RefCell::default() }
     }
 
-    /// What a panic's place is called. `frames` are those of an instruction that refers to it.
+    /// The source of a panic's place. `frames` are those of an instruction that refers to it.
     pub(crate) fn of_place(&self, line: &Line, frames: &[Frame]) -> Source {
         let text = self.text(line);
         let function = if text.is_empty() {
@@ -36,7 +36,7 @@ impl Sources {
         Source { file: line.file.clone(), function, text }
     }
 
-    /// What an instruction is called: by each line that is inlined there, from the innermost out to the first of the
+    /// The sources of an instruction: each line that is inlined there, from the innermost out to the first of the
     /// workspace or a crate. The last of them is the one to show. In assembly, the label.
     ///
     /// # Errors

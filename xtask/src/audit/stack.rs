@@ -21,7 +21,7 @@ pub(super) struct Limits {
     pub(super) stack: i64,
     /// The most bytes of a chain, but for an interrupt and messages. An interrupt has the rest.
     pub(super) most: i64,
-    /// What writes a message, from any function.
+    /// The function that writes a message, which any function may call.
     pub(super) message: String,
     /// Where stacks begin.
     #[serde(rename = "entry")]
@@ -30,14 +30,14 @@ pub(super) struct Limits {
     pub(super) handler: String,
     /// Patterns of the functions that access a program's memory.
     pub(super) accesses: Vec<String>,
-    /// What the handler calls for a fault of theirs, which may sleep. For a fault of any other it calls nothing.
+    /// The function that the handler calls for a fault of theirs, which may sleep. For other faults it calls none.
     pub(super) fault: String,
-    /// What an interrupt of the kernel calls, on any stack.
+    /// The function that an interrupt of the kernel calls, on any stack.
     pub(super) interrupt: String,
     /// Calls that a chain has once at most.
     #[serde(default)]
     pub(super) cut: Vec<Cut>,
-    /// What functions do not do, although something that they call may. In this order: each counts for those that follow.
+    /// Calls that functions never lead to, although a callee may. In this order: each counts for those that follow.
     #[serde(default)]
     pub(super) under: Vec<Under>,
     /// Cycles that end.
@@ -72,7 +72,7 @@ pub(super) struct Cut {
     pub(super) reason: String,
 }
 
-/// What functions do not do, although something that they call may.
+/// Calls that these functions never lead to, although a callee may.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Under {
@@ -96,14 +96,14 @@ pub(super) struct Recursion {
     pub(super) reason: String,
 }
 
-/// What is known of one function's use.
+/// The use of the stack by one function.
 #[derive(Default)]
 struct Frame {
     /// The deepest that the function itself gets, in bytes.
     own: i64,
     /// Calls: the depth there, and the function.
     calls: Vec<(i64, usize)>,
-    /// The same for calls that a chain has once at most.
+    /// As `calls`, for calls that a chain has once at most.
     once: Vec<(i64, usize)>,
 }
 
@@ -112,7 +112,7 @@ struct Frame {
 struct Chain {
     bytes: i64,
     next: Option<(i64, usize)>,
-    /// That call is one that a chain has once.
+    /// The call to `next` is one that a chain has once.
     is_once: bool,
     /// Bytes of the other frames of its cycle.
     cycle: i64,
@@ -178,7 +178,7 @@ pub(super) fn audit(image: &Image<'_>, graph: &Graph<'_, '_>, limits: &Limits, v
     Ok(())
 }
 
-/// What runs on top of any function: bytes of vector and handler, and what a fault and an interrupt call.
+/// The handlers that run on top of any function: their bytes, and the functions that a fault and an interrupt call.
 #[derive(Clone, Copy)]
 struct Handlers {
     saved: i64,
@@ -328,7 +328,7 @@ impl Stack {
                     None => unbounded.push(self.cycle(image, &component)),
                 }
             }
-            // What leaves the cycle, from any of its functions: all of them have the same chain.
+            // The largest chain that leaves the cycle, from any of its functions: all of them have it.
             for index in &component {
                 let frame = &self.frames[index];
                 let calls = frame.calls.iter().filter(|(_, to)| !within(to));
@@ -408,7 +408,7 @@ impl Stack {
     }
 }
 
-/// What the vectors of the kernel's own exceptions have subtracted from SP where they jump to `exception_entry`.
+/// Bytes that the vectors of the kernel's own exceptions have subtracted from SP at the jump to `exception_entry`.
 fn saved(image: &Image<'_>, entry: usize) -> i64 {
     let is_vectors = |function: &&Function| function.names.iter().any(|name| name == "exception_vectors");
     let of_jumps = image.functions.iter().filter(is_vectors).flat_map(|function| {

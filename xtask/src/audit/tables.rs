@@ -18,7 +18,7 @@ pub(crate) struct Calls {
     /// Functions that programs, devices and firmware enter the kernel by.
     #[serde(rename = "root")]
     pub(crate) roots: Vec<Root>,
-    /// What calls by a pointer reach. The first entry that fits a call counts.
+    /// The targets of calls by a pointer. The first entry that fits a call counts.
     #[serde(rename = "call")]
     pub(crate) calls: Vec<Call>,
 }
@@ -29,7 +29,7 @@ pub(crate) struct Calls {
 pub(crate) struct Root {
     /// Patterns of names; each fits some function.
     pub(crate) functions: Vec<String>,
-    /// What enters there.
+    /// The origins of control that enters there.
     #[expect(dead_code, reason = "for the reader of the table")]
     pub(crate) what: String,
 }

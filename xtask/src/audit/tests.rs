@@ -83,7 +83,7 @@ fn audited(most: i64, calls: Vec<Call>, rows: &str) -> Result<(), String> {
     audited_with([1 << 14, most], "by_table", calls, rows)
 }
 
-/// The same with a stack of so many bytes, and with this function for what writes messages.
+/// As [`audited`], with a stack of so many bytes, and with the function that writes messages.
 fn audited_with([stack, most]: [i64; 2], message: &str, calls: Vec<Call>, rows: &str) -> Result<(), String> {
     let elf = std::fs::read(root().join("build/granule-tests.elf")).expect("`./x build` comes first");
     let image = Image::read(&elf, &root()).unwrap();

@@ -104,7 +104,7 @@ impl Place {
     }
 }
 
-/// What distinguishes the copies of a block: the function of the image, and the calls in it that were inlined.
+/// The identity of a copy of a block: the function of the image, and the calls in it that were inlined.
 type Copy = (usize, Vec<Line>);
 
 fn part(line: &Line) -> Option<usize> {
@@ -125,7 +125,7 @@ fn place(image: &Image<'_>, span: Range<u64>) -> Result<Option<(Line, Vec<Line>)
     Ok(None)
 }
 
-/// What a call leads to.
+/// The end of a call.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum After {
     Return,
@@ -134,7 +134,7 @@ enum After {
     Panic,
 }
 
-/// What follows the last instruction of a block.
+/// The ways on from the last instruction of a block.
 #[derive(Default)]
 struct Ways {
     /// Blocks of the same function.
@@ -256,7 +256,7 @@ mod tests {
         assert_eq!(blocks(&[branch(2), RET, branch(1), call(3, 0x2000)]), [(0x1000, 0x1004), (0x1004, 0x1008)]);
         assert_eq!(blocks(&[branch(2), RET, 0xd420_0020]), [(0x1000, 0x1004), (0x1004, 0x1008)]);
         assert_eq!(blocks(&[branch(2), call(1, 0x2000), branch(0x100), NOP, RET]).len(), 3);
-        // What does not return is not a panic.
+        // A call that does not return is not a panic.
         assert_eq!(blocks(&[branch(2), RET, call(2, 0x3000)]).len(), 3);
     }
 

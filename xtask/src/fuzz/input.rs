@@ -1,4 +1,4 @@
-//! What the fuzzer plays: steps of calls, and what goes on meanwhile.
+//! Inputs of the fuzzer: steps of calls, and the setting in which they are made.
 
 use std::fmt;
 use std::str::FromStr;
@@ -51,7 +51,7 @@ impl FromStr for Step {
     }
 }
 
-/// What goes on while the calls are made.
+/// The setting of the calls: their threads, and the programs and devices beside them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Setting {
     /// One thread makes them.

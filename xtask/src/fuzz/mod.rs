@@ -2,7 +2,7 @@
 //!
 //! First the programs of the target tests run ([`sessions`]), then the inputs of the corpus, then rounds of inputs that
 //! are mutated from it. Each round is one boot, each input a line of its script or a few; an input that reaches a block
-//! that none before it reached joins the corpus, `build/fuzz/corpus`. What fails is reduced to a script for
+//! that none before it reached joins the corpus, `build/fuzz/corpus`. An input that fails is reduced to a script for
 //! `./x run --script`. With one CPU (all but `--cpus`) instructions are counted, so that runs differ only by when QEMU
 //! delivers what is typed.
 
@@ -32,7 +32,7 @@ use blocks::{Blocks, Reached};
 use input::Input;
 use sessions::Session;
 
-/// What to fuzz, and for how long.
+/// The inputs to play, how many, and the machine.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Draws the inputs; without it a fresh one, which is printed
@@ -226,7 +226,7 @@ impl Fuzzer<'_> {
         }
     }
 
-    /// What the programs and the inputs reached.
+    /// The blocks that the programs and the inputs reached.
     fn reached(&self) -> Reached {
         let mut all = self.by_programs.clone();
         all.add(&self.by_inputs);

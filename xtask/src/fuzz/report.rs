@@ -1,4 +1,4 @@
-//! What was reached, of how much, and the list of the rest.
+//! The report: blocks that were reached, of how many, and the list of the rest.
 
 use std::fs;
 use std::path::Path;

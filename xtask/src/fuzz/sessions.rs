@@ -1,4 +1,4 @@
-//! What runs before the inputs: a boot for each session.
+//! Sessions that run before the inputs, each in a boot of its own.
 //!
 //! A session is lines of the monitor on one machine. Those of the programs run on three: the code for CPUs that set no
 //! access and dirty flags runs on `a53` alone, and what threads do at once needs two CPUs. Files that are no programs and
@@ -82,7 +82,7 @@ const CROWD: [&str; 8] = [
     "run hello",
 ];
 
-/// What the monitor asks of processes, and what it does to them.
+/// Commands of the monitor that read the state of processes, and that change it.
 const MONITOR: [&str; 50] = [
     "ls",
     "ps",
@@ -163,7 +163,7 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// What went wrong of what was reported, without what may.
+    /// The reported failures that are wrong: all but those that the session may have.
     pub(super) fn wrong(&self, reported: Vec<String>) -> Vec<String> {
         let is_line = |wrong: &str| wrong.starts_with("error: ") || wrong.ends_with("exit status: 1 in `poweroff`");
         reported.into_iter().filter(|wrong| !(self.may_fail && is_line(wrong))).collect()
@@ -175,7 +175,7 @@ impl Session {
 fn steps(free: usize) -> Vec<String> {
     /// Frames that the first area leaves, with its tables.
     const ROOM: usize = 1000;
-    /// What a second area takes, so that a program's calls fail; and its start, which may use the kernel's reserve.
+    /// Frames of a second area, so that a program's calls fail; and its start, which may use the kernel's reserve.
     const CALLS: Range<usize> = 430..590;
     const START: Range<usize> = 830..950;
     let mut lines = vec![format!("vmalloc {}", free.saturating_sub(ROOM))];
@@ -191,7 +191,7 @@ fn steps(free: usize) -> Vec<String> {
 fn little(free: usize) -> Vec<String> {
     /// Frames that the first area leaves, with its tables.
     const ROOM: usize = 1000;
-    /// What a second area takes: the rest is for a program.
+    /// The programs: `TAKEN` frames are a second area's, and the rest is for the program.
     const HOGS: [&str; 11] =
         ["vforks", "threads", "forks", "zombies", "areas", "tables", "moves", "heap", "shared", "populated", "signals"];
     const TAKEN: Range<usize> = 400..416;

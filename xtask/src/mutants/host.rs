@@ -34,7 +34,7 @@ use crate::tools::{BUILDING, Tools};
 const BUILD: Bounds = Bounds { seconds: Some(900), memory_kib: None };
 /// Address space of a test, in KiB.
 const MEMORY_KIB: u64 = 4 << 20;
-/// What a test may take longer than without a mutant: this often, and so many seconds, of CPU time.
+/// The bound of a test with a mutant, in CPU time: its time without one this often, and so many seconds more.
 const SLOWER: f64 = 4.0;
 const GRACE: f64 = 10.0;
 /// CPU time that the nearest tests of a mutant have before it is known what others reach; one of them that takes longer
@@ -42,11 +42,11 @@ const GRACE: f64 = 10.0;
 const NEAREST: u64 = 20;
 /// A test that takes longer is slow: it runs once all others have passed.
 const QUICK: f64 = 2.0;
-/// What the slow tests of one mutant may take without it, in seconds; those beyond are left out, and counted. Most of
+/// The time of one mutant's slow tests without it, in seconds; tests beyond it are left out, and counted. Most of
 /// them try every order of some steps, so a mutant of an order gets more.
 const BUDGET: f64 = 50.0;
 const BUDGET_OF_ORDERS: f64 = 150.0;
-/// What a probe prints before the mutant's name.
+/// The text that a probe prints before the mutant's name.
 const MARK: &str = "@reached ";
 
 /// A test that may see a mutant.
@@ -64,7 +64,7 @@ impl Test {
         format!("{}::{}", self.program.suite(), self.name)
     }
 
-    /// What it may take with a mutant.
+    /// The bounds of the test with a mutant.
     fn bounds(&self) -> Bounds {
         within((self.seconds * SLOWER + GRACE) as u64)
     }
@@ -87,7 +87,7 @@ impl Ended {
         matches!(host::verdict(self.end, &self.output), Status::Passed)
     }
 
-    /// What killed the mutant under `test`, if it died.
+    /// The cause of the death of the mutant under `test`, if it died.
     fn killer(self, test: &Test) -> Result<Option<String>> {
         let (end, name) = (self.end?, test.name());
         let lacked = ["memory allocation of ", "Cannot allocate memory"].iter().any(|text| self.output.contains(text));
@@ -107,7 +107,7 @@ impl Ended {
 /// The harness's exit status where a test failed.
 const FAILED: i32 = 101;
 
-/// What the quick tests say of a mutant.
+/// The result of the quick tests of a mutant.
 #[derive(Debug)]
 pub(super) enum Quick {
     Judged(Verdict),
@@ -115,14 +115,14 @@ pub(super) enum Quick {
     Passed(Vec<Test>),
 }
 
-/// What the tests do without a mutant.
+/// The results of the tests without a mutant.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct Baseline {
-    /// What it was measured for.
+    /// The sources and mutants that it was measured for.
     key: String,
     /// Packages of which all programs are there.
     measured: BTreeSet<String>,
-    /// What passes, by package, program and test.
+    /// The tests that pass, by package, program and test.
     passed: BTreeMap<String, BTreeMap<String, BTreeMap<String, Passed>>>,
     /// Mutants that have a probe.
     probed: BTreeSet<String>,
@@ -140,14 +140,14 @@ struct Passed {
     seconds: f64,
 }
 
-/// What a build came to.
+/// The result of a build.
 enum Build {
     Programs(Vec<Program>),
     /// The first error.
     Error(BuildError),
 }
 
-/// What the compiler refuses.
+/// An error of the compiler.
 struct BuildError {
     why: String,
     /// From the root of the tree.
@@ -257,7 +257,7 @@ impl Host<'_> {
         Ok(killer.map(Verdict::Killed))
     }
 
-    /// What was measured before, in `path`, for the same sources and mutants; else nothing so far.
+    /// The baseline of an earlier run, in `path`, for the same sources and mutants; else an empty one.
     pub(super) fn baseline(&self, key: &str, mutants: &[&Mutant], path: &Path) -> Baseline {
         let with_probe = mutants.iter().filter(|mutant| mutant.change.block.is_some());
         let probed = with_probe.map(|mutant| mutant.id.clone()).collect();
@@ -321,7 +321,7 @@ impl Host<'_> {
         Ok(())
     }
 
-    /// What passes in a program that has probes.
+    /// The tests that pass in a program that has probes, each with the probes that it reaches.
     fn measure(&self, program: &Program) -> Result<BTreeMap<String, Passed>> {
         let mut passed = BTreeMap::new();
         self.run(
@@ -422,7 +422,7 @@ impl Host<'_> {
         };
         let mut near = Vec::new();
         for program in &programs {
-            // The same where the host compiles nothing of the place.
+            // The programs are equal where the host compiles nothing of the place.
             if read(program)? != read(sound(program)?)? {
                 near.extend(tests(program)?);
             }

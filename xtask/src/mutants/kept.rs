@@ -13,7 +13,7 @@ use super::record::{self, Verdict};
 /// From the root of the tree.
 pub(super) const FILE: &str = "docs/MUTANTS.tsv";
 
-/// What is known of a mutant that has died.
+/// A mutant that has died: its file, its rule, and its killer.
 #[derive(Clone, PartialEq, Eq, Debug)]
 struct Row {
     file: String,
@@ -44,7 +44,7 @@ impl Kept {
         Ok(Self(text.lines().map(row).collect::<Result<_>>()?))
     }
 
-    /// What killed a mutant whose lines are still the same.
+    /// The killer of a mutant whose lines are still the same.
     pub(super) fn by(&self, mutant: &Mutant) -> Option<&str> {
         self.0.get(&mutant.id).map(|row| row.by.as_str())
     }

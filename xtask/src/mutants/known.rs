@@ -45,9 +45,9 @@ struct Listed {
     file: String,
     /// Text that the file has once.
     from: String,
-    /// What becomes of it; without, the first mutants of the rules there.
+    /// The text in its place; without one, the first mutants of the rules there.
     to: Option<String>,
-    /// What goes wrong with it.
+    /// The failure that it causes.
     #[expect(dead_code, reason = "for the reader of the table")]
     what: String,
 }

@@ -1,4 +1,4 @@
-//! What became of each mutant: one file each, so that a run can be resumed, and the report.
+//! The verdict on each mutant: one file each, so that a run can be resumed, and the report.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -16,7 +16,7 @@ pub(super) const HOST: &str = "host";
 pub(super) const TARGET: &str = "target";
 pub(super) const ALL: &str = "host and target";
 
-/// What became of a mutant.
+/// The verdict on a mutant.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(super) enum Verdict {
     /// This test failed, or this bound was reached.
@@ -82,11 +82,11 @@ impl fmt::Display for Spent {
 #[derive(Debug)]
 pub(super) struct Records {
     directory: PathBuf,
-    /// What the sources are now.
+    /// The hash of the sources.
     tree: String,
     /// Which tests run: a mutant that survived those of the host may still die on the target.
     tests: &'static str,
-    /// What has died elsewhere.
+    /// The mutants that died in the runs of docs/MUTANTS.tsv.
     kept: Kept,
 }
 

@@ -4,7 +4,7 @@
 //! maintenance, `Ordering`s and locks are this kernel's: they are found by the names of `granule-arch`, of core's
 //! atomics and of the guards.
 //!
-//! What cannot be seen is not drawn, so that a survivor means something: code of tests, of the host's doubles and of the
+//! Unseen changes are not drawn, so that a survivor means something: code of tests, of the host's doubles and of the
 //! lab, debug assertions, text for people, tables of constants, bounds of deadlines and capacities; two statements that
 //! share nothing and order nothing stay as they stand, and so does a guard behind which nothing is called.
 //!
@@ -21,7 +21,7 @@ use syn::{Attribute, BinOp, Block, Expr, Lit, Member, Pat, RangeLimits, Stmt, Un
 
 use crate::audit::is_unshipped;
 
-/// What a mutant does.
+/// The kind of change that a mutant makes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(super) enum Rule {
     /// A barrier is dropped or weakened.
@@ -42,7 +42,7 @@ pub(super) enum Rule {
     Omission,
     /// A lock or another guard is dropped early.
     EarlyDrop,
-    /// What the table of mutants says.
+    /// A change that the table of mutants lists.
     ByHand,
 }
 
@@ -341,7 +341,7 @@ fn narrower(name: &str) -> Vec<String> {
     [local, last].into_iter().flatten().filter(is_other).map(cased).collect()
 }
 
-/// What a word of assembly becomes: a barrier or TLB maintenance less or weaker.
+/// The replacements of a word of assembly: a barrier or TLB maintenance less or weaker.
 fn weaker_word(word: &str) -> Vec<(Rule, String)> {
     let (mnemonic, operand) = word.split_once(' ').unwrap_or((word, ""));
     match mnemonic {
@@ -471,7 +471,7 @@ fn is_of_type(name: &str) -> bool {
     name.starts_with(char::is_uppercase) && name.contains(char::is_lowercase)
 }
 
-/// What a statement names: each place, and those that it may change.
+/// The places that a statement names, and those of them that it may change.
 #[derive(Default)]
 struct Places {
     named: Vec<String>,
@@ -526,7 +526,7 @@ impl<'ast> Visit<'ast> for Places {
     }
 }
 
-/// What a statement fills one field of, and by which method: the fields of one value are filled in any order.
+/// The value of which a statement fills one field, and the method: the fields of one value are filled in any order.
 fn filled(statement: &Stmt) -> Option<(String, String)> {
     let Stmt::Expr(Expr::MethodCall(call), _) = statement else { return None };
     let method = call.method.to_string();
@@ -713,7 +713,7 @@ impl Finder<'_> {
         text.contains("Relaxed") && !["Acquire", "Release", "AcqRel", "SeqCst"].iter().any(|name| text.contains(name))
     }
 
-    /// What a block's statements offer together.
+    /// Adds the changes of a block's statements: each left out, two exchanged, a guard dropped early.
     fn statements(&mut self, block: &Block) {
         for (index, statement) in block.stmts.iter().enumerate() {
             if is_left_alone(attributes(statement)) {
@@ -933,7 +933,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_expr(&mut self, expression: &'ast Expr) {
         match expression {
             Expr::If(branch) if is_text_alone(&branch.then_branch) && branch.else_branch.is_none() => return,
-            // What runs without the lab, and in a release build.
+            // The branch that runs without the lab, and in a release build.
             Expr::If(branch) if self.asks_aside(&branch.cond) => {
                 if !self.holds_aside(&branch.cond) {
                     self.visit_block(&branch.then_branch);

@@ -38,7 +38,7 @@ pub(super) const AREAS: [Area; 8] = [
     Area { path: "kernel/src/linux/process/", host: KERNEL, target: &["process::", "limits::", "user::"] },
 ];
 
-/// What sees the rest of the kernel, from which none is drawn.
+/// The tests of the rest of the kernel, from which no mutant is drawn.
 pub(super) const OTHERS: Area = Area { path: "kernel/src/", host: KERNEL, target: &["process::", ""] };
 
 /// The part that a file is in.

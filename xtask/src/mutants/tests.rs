@@ -14,7 +14,7 @@ use super::tree::Tree;
 use super::{Session, record};
 use crate::tools::Tools;
 
-/// What is evaluated at compile time cannot print that it was reached.
+/// Code that is evaluated at compile time cannot print that it was reached.
 #[test]
 fn constants_take_no_probe() {
     let source = "const A: bool = { 1 < 1 }; static B: bool = { 1 < 1 }; const fn f() -> bool { 1 < 1 } \
@@ -27,14 +27,14 @@ fn constants_take_no_probe() {
     }
 }
 
-/// What a rule makes of the body of a function: all bodies.
+/// All bodies that a rule makes of the body of a function.
 fn bodies(rule: Rule, body: &str) -> Vec<String> {
     let source = format!("fn f() {{{body}}}");
     let whole = sources(rule, &source);
     whole.into_iter().map(|text| text["fn f() {".len()..text.len() - 1].to_owned()).collect()
 }
 
-/// What a rule makes of a source.
+/// All sources that a rule makes of a source.
 fn sources(rule: Rule, source: &str) -> Vec<String> {
     let mutants = draw::of(Source { path: "a.rs".into(), text: source.into() }).unwrap();
     mutants.iter().filter(|mutant| mutant.change.rule == rule).map(Mutant::text).collect()
@@ -111,7 +111,7 @@ fn neighbours_are_exchanged() {
     assert_eq!(bodies(Rule::Exchange, "a(); let b = 1; c();"), [""; 0]);
     assert_eq!(bodies(Rule::Exchange, "a += b; c = a;"), ["c = a; a += b;"]);
     assert_eq!(bodies(Rule::Exchange, "self.a += b; self.c -= b;"), [""; 0]);
-    // What the first may change, the second names; or one orders by its name.
+    // The second names a place that the first may change; or one orders by its name.
     assert_eq!(bodies(Rule::Exchange, "a.push(1); b(a);"), ["b(a); a.push(1);"]);
     assert_eq!(bodies(Rule::Exchange, "self.a.push(1); self.b(2);"), ["self.b(2); self.a.push(1);"]);
     assert_eq!(bodies(Rule::Exchange, "f(&mut a.b); a.b.c = 1;"), ["a.b.c = 1; f(&mut a.b);"]);
@@ -144,7 +144,7 @@ fn calls_counts_and_undos_are_left_out() {
     assert_eq!(bodies(Rule::Omission, "a.b();"), [""]);
     assert_eq!(bodies(Rule::Omission, "*a += 1; c?;"), [" c?;"]);
     assert_eq!(bodies(Rule::Omission, "self.undo(\na,\n)?;\n"), ["\n\n\n"]);
-    // What a block evaluates to, and what other rules have.
+    // The value of a block and the changes of other rules stay.
     assert_eq!(bodies(Rule::Omission, "mmu.isb(); drop(a); b()"), [""; 0]);
 }
 
@@ -182,7 +182,7 @@ fn tests_doubles_and_messages_are_left_alone() {
     assert_eq!(rules::changes("#[cfg(target_os = \"none\")] fn f() { a(); }").unwrap().len(), 1);
 }
 
-/// What no lab has is left, in the branch of those without it.
+/// A call is left out in the branch without the lab, and in no other.
 #[test]
 fn code_beside_the_lab_is_broken() {
     assert_eq!(
@@ -340,7 +340,7 @@ fn a_verdict_is_that_of_the_tests_that_reach_the_place_and_is_kept() {
     assert_eq!(fake.run(), verdicts);
     assert!(!tree.exists());
 
-    // What survived on the host has not survived on the target.
+    // A mutant that survived on the host has not survived on the target.
     let hash = Tree::copy(&fake.0, &fake.0.join("target/mutants/tree")).unwrap().hash;
     let known = |tests| {
         let records = Records::open(&fake.0.join("target/mutants/0"), &hash, tests, Kept::default()).unwrap();
