@@ -7,9 +7,10 @@ use anyhow::Result;
 
 use crate::audit;
 use crate::licences;
+use crate::sentences;
 use crate::tools::{TRIPLE, Tools, run};
 
-/// clippy for host and target, rustfmt, the syntax of the shell scripts, layers, unused items, licences and sources of
+/// clippy for host and target, rustfmt, the syntax of the shell scripts, beginnings of sentences, layers, unused items, licences and sources of
 /// dependencies, and the audits of panics and stacks.
 ///
 /// # Errors
@@ -29,6 +30,8 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
         run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;
     }
+    println!("sentences");
+    sentences::check(tools)?;
     println!("layers, unused items");
     audit::check_sources(tools)?;
     println!("licences and sources of dependencies");

@@ -23,6 +23,7 @@ mod lint;
 mod mutants;
 #[cfg(test)]
 mod registers;
+mod sentences;
 mod start;
 mod symbols;
 mod test;
