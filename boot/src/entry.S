@@ -161,7 +161,7 @@
     .section .head.text, "ax"
     .globl  _start
 _start:
-    nop                                     // room for the "MZ" of a PE image
+    add     x13, x18, #0x16                 // no effect; its first bytes are "MZ", as PE/COFF has them
     b       primary_entry
     .quad   0                               // text_offset: from a 2 MiB aligned address
     .quad   __image_size                    // all that must be free, bss included
@@ -169,7 +169,8 @@ _start:
     .quad   {LOG} - _start                  // reserved; here: where the log is, from the image's start on
     .quad   0, 0
     .ascii  "ARM\x64"
-    .long   0                               // offset of a PE header: none
+    .long   0                               // offset of the PE headers: `./x build` adds them, and the EFI stub
+    .space  {PE_HEADERS}
 
 // ---------------------------------------------------------------- entries, MMU off
 

@@ -18,11 +18,15 @@ use granule::chip::log::{RING, Ring};
 use granule::mm::layout;
 use granule::smp::{AFFINITY, BOOT_CPU, SECONDARY_BOOTS, SecondaryBoot};
 use granule::trap::STACK_SIZE;
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
 use granule_arch::mmu;
 use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2_MSCEN, HCRX_EL2_SCTLR2EN, HCRX_EL2_TCR2EN};
 use granule_pgtable::{Geometry, Granule4K};
+
+/// Room for the headers of a PE/COFF file behind the header of the Image, in bytes: the rest of the page, of which firmware
+/// loads nothing else (`xtask/src/pe.rs`).
+const PE_HEADERS: usize = PAGE_SIZE - 64;
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.
 const EARLY_MAP_TABLES: usize = 4;
@@ -92,6 +96,7 @@ core::arch::global_asm!(
     include_str!("entry.S"),
     // Where things lie.
     IMAGE_BASE = const layout::IMAGE_BASE.0,
+    PE_HEADERS = const PE_HEADERS,
     FIXMAP_BASE = const layout::FIXMAP_BASE.0,
     BOOT_STACK_SIZE = const STACK_SIZE,
     EARLY_MAP_TABLES = const EARLY_MAP_TABLES,

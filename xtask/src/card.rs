@@ -15,7 +15,7 @@ use crate::compile::Built;
 /// The contents of an image, and its file.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ImageOptions {
-    /// The board that boots from the image; generic: any by its U-Boot
+    /// The board that boots from the image; generic: any by its U-Boot, uefi: any by its UEFI
     #[arg(long, value_parser = PossibleValuesParser::new(Board::ALL.map(Board::name)).try_map(|name| Board::named(&name)))]
     board: Board,
     /// The image to write
@@ -62,7 +62,7 @@ pub(crate) fn image(options: &ImageOptions, build: impl FnOnce() -> Result<Built
         firmware: options.firmware.as_deref(),
         append: &options.append,
     })?;
-    layout::write(&options.output, &layout::image(&files)?, existing)?;
+    layout::write(&options.output, &layout::image(options.board.table(), &files)?, existing)?;
     println!("{}", options.output.display());
     Ok(())
 }

@@ -9,11 +9,13 @@ use anyhow::{Context, Result, ensure};
 use granule_runner::qemu;
 
 use crate::tools::{Profile, Tools, run};
-use crate::{example, image, initrd, symbols, words};
+use crate::{example, image, initrd, pe, symbols, words};
 
 /// The largest kernel image that is let through, in bytes: one block.
 pub(crate) const IMAGE_LIMIT: usize = 2 << 20;
 
+/// The EFI stub: its package, and its program.
+pub(crate) const STUB: [&str; 2] = ["granule-uefi", "efi-stub"];
 /// The kernel with the tests.
 const TESTS: &str = "granule-tests";
 /// The sources of the programs for EL0.
@@ -73,8 +75,9 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     run(&mut cargo, TARGET_BUILD)?;
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
     let output = tools.target_output(profile);
-    let program = |name: &str| finish(&output.join(name), &tools.build_directory().join(name));
-    let kernel = program("granule")?;
+    let program = |name: &str, stub| finish(&output.join(name), &tools.build_directory().join(name), stub);
+    let stub = build_stub(tools, profile)?;
+    let kernel = program("granule", Some(&stub))?;
     let archive = pack(tools, &kernel, profile)?;
     let bench_program = tools.build_directory().join("bench.elf");
     write(&bench_program, &fs::read(output.join("bench")).context("cannot read the program `bench`")?)?;
@@ -84,7 +87,7 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     image::check_tlbis(&linked)?;
     example::check_mmu_off(&linked)?;
     write(&example, &linked)?;
-    let (tests, benches) = (program(TESTS)?, program("granule-bench")?);
+    let (tests, benches) = (program(TESTS, None)?, program("granule-bench", None)?);
     check_words(&tests, profile)?;
     PLUGINS.iter().try_for_each(|name| build_plugin(tools, name).map(drop))?;
     let optional = |name, suite| {
@@ -100,6 +103,18 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     Ok(built)
 }
 
+/// Builds the EFI stub, by itself: what its crates want of others, such as trees that are written, is not in the kernel.
+fn build_stub(tools: &Tools, profile: Profile) -> Result<Vec<u8>> {
+    let [package, name] = STUB;
+    let mut cargo = tools.target_cargo_of("build", "target", &[package]);
+    cargo.args(["--bin", name, "--profile", profile.name()]);
+    run(&mut cargo, TARGET_BUILD)?;
+    let linked = tools.target_output(profile).join(name);
+    let stub = fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
+    image::check_permissions(&stub).with_context(|| linked.display().to_string())?;
+    Ok(stub)
+}
+
 /// Builds the image of the tests alone, with the programs that it runs.
 ///
 /// # Errors
@@ -112,7 +127,7 @@ pub(crate) fn build_tests(tools: &Tools, profile: Profile) -> Result<Program> {
     }
     run(&mut cargo, TARGET_BUILD)?;
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
-    let tests = finish(&tools.target_output(profile).join(TESTS), &tools.build_directory().join(TESTS))?;
+    let tests = finish(&tools.target_output(profile).join(TESTS), &tools.build_directory().join(TESTS), None)?;
     check_words(&tests, profile)?;
     pack(tools, &tests, profile)?;
     Ok(tests)
@@ -161,8 +176,9 @@ fn build_plugin(tools: &Tools, name: &str) -> Result<PathBuf> {
     Ok(plugin)
 }
 
-/// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out.
-fn finish(linked: &Path, stem: &Path) -> Result<Program> {
+/// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out, with the
+/// EFI stub where there is one.
+fn finish(linked: &Path, stem: &Path, stub: Option<&Vec<u8>>) -> Result<Program> {
     let program = Program { elf: stem.with_extension("elf"), image: stem.with_extension("img") };
     let mut elf = fs::read(linked).with_context(|| format!("cannot read {}", linked.display()))?;
     let what = || linked.display().to_string();
@@ -170,7 +186,10 @@ fn finish(linked: &Path, stem: &Path) -> Result<Program> {
     image::check_tlbis(&elf).with_context(what)?;
     image::check_short_references(&elf).with_context(what)?;
     symbols::fill(&mut elf).with_context(what)?;
-    let flat = image::flatten(&elf).with_context(what)?;
+    let mut flat = image::flatten(&elf).with_context(what)?;
+    if let Some(stub) = stub {
+        flat = pe::application(&flat, stub).with_context(what)?;
+    }
     write(&program.elf, &elf)?;
     write(&program.image, &flat)?;
     Ok(program)

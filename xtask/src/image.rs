@@ -16,11 +16,16 @@ use object::{LittleEndian, Object, ObjectSection, ObjectSymbol, RelocationFlags,
 const HEADER_MAGIC: &[u8] = b"ARM\x64";
 
 /// A segment that is loaded.
-struct Segment<'a> {
-    virtual_address: u64,
+pub(crate) struct Segment<'a> {
+    /// Where it is linked.
+    pub(crate) virtual_address: u64,
     physical_address: u64,
-    flags: ProgramFlags,
-    bytes: &'a [u8],
+    /// What may be done with its memory.
+    pub(crate) flags: ProgramFlags,
+    /// Bytes of it in memory.
+    pub(crate) memory: u64,
+    /// Those that are in the file.
+    pub(crate) bytes: &'a [u8],
 }
 
 /// Refuses a program with memory that is writable and executable.
@@ -137,7 +142,11 @@ pub(crate) fn flatten(elf: &[u8]) -> Result<Vec<u8>> {
     Ok(image)
 }
 
-fn segments(elf: &[u8]) -> Result<Vec<Segment<'_>>> {
+/// The segments that are loaded, in the file's order.
+///
+/// # Errors
+/// When this is no ELF file, or a segment is not in it.
+pub(crate) fn segments(elf: &[u8]) -> Result<Vec<Segment<'_>>> {
     let header = FileHeader64::<LittleEndian>::parse(elf)?;
     let endian = header.endian()?;
     let mut segments = Vec::new();
@@ -147,6 +156,7 @@ fn segments(elf: &[u8]) -> Result<Vec<Segment<'_>>> {
                 virtual_address: segment.p_vaddr(endian),
                 physical_address: segment.p_paddr(endian),
                 flags: segment.p_flags(endian),
+                memory: segment.p_memsz(endian),
                 bytes: segment.data(endian, elf).ok().context("a segment lies outside the file")?,
             });
         }

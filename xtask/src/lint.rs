@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::audit;
+use crate::compile::STUB;
 use crate::licences;
 use crate::sentences;
 use crate::tools::{TRIPLE, Tools, run};
@@ -24,8 +25,9 @@ pub(crate) fn lint(tools: &Tools) -> Result<()> {
     host.args(["--workspace", "--lib", "--bins", "--tests", "--examples", "--", "-D", "warnings"]);
     run(&mut host, "clippy for the host")?;
     println!("clippy for the target");
-    let mut target = tools.target_cargo("clippy", "clippy");
-    run(target.args(["--lib", "--bins", "--", "-D", "warnings"]), "clippy for the target")?;
+    for mut target in [tools.target_cargo("clippy", "clippy"), tools.target_cargo_of("clippy", "clippy", &[STUB[0]])] {
+        run(target.args(["--lib", "--bins", "--", "-D", "warnings"]), "clippy for the target")?;
+    }
     println!("shell syntax");
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
         run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;

@@ -21,6 +21,7 @@ mod initrd;
 mod licences;
 mod lint;
 mod mutants;
+mod pe;
 #[cfg(test)]
 mod registers;
 mod sentences;

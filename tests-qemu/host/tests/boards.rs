@@ -92,16 +92,66 @@ fn a_raspberry_pi_3_runs_by_debians_tree() {
     boots_to_its_end(&model("raspi3b", "cortex-a53", "1G"), "broadcom/bcm2837-rpi-3-b.dtb", true);
 }
 
-/// U-Boot for `virt`, of Debian's newest package on the first day that it was wanted.
-fn u_boot() -> Result<PathBuf, String> {
-    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join("u-boot");
-    let loader = directory.join("u-boot-qemu/usr/lib/u-boot/qemu_arm64/u-boot.bin");
-    if !loader.is_file() {
+/// A file of Debian's newest package on the first day that it was wanted. Tests that want the same wait.
+fn file_of(package: &str, path: &str) -> Result<PathBuf, String> {
+    let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(package);
+    let file = directory.join(package).join(path);
+    fs::create_dir_all(&directory).map_err(|error| error.to_string())?;
+    let lock = fs::File::create(directory.join("lock")).map_err(|error| error.to_string())?;
+    lock.lock().map_err(|error| error.to_string())?;
+    if !file.is_file() {
         let apt = Apt::new(directory.clone())?;
         output(apt.command("apt-get").args(["-qq", "update"]))?;
-        apt.take("u-boot-qemu", &directory.join("u-boot-qemu"))?;
+        apt.take(package, &directory.join(package))?;
     }
-    Ok(loader)
+    Ok(file)
+}
+
+/// U-Boot for `virt`.
+fn u_boot() -> PathBuf {
+    file_of("u-boot-qemu", "usr/lib/u-boot/qemu_arm64/u-boot.bin").expect("the package can be taken")
+}
+
+/// EDK2 for `virt`.
+fn edk2() -> PathBuf {
+    file_of("qemu-efi-aarch64", "usr/share/qemu-efi-aarch64/QEMU_EFI.fd").expect("the package can be taken")
+}
+
+/// An image of `./x image` in a file of that name.
+fn disk(board: Board, append: &str, name: &str) -> PathBuf {
+    let kernel = built("granule.img");
+    let initrd = initrd_of(&kernel);
+    let parts = Parts { kernel: &kernel, initrd: &initrd, tree: None, firmware: None, append };
+    let image = layout::image(board.table(), &board.files(&parts).unwrap()).unwrap();
+    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    layout::write(&path, &image, Existing::Replaced).unwrap();
+    path
+}
+
+/// What runs on a machine that firmware has started from a disk: all CPUs, and a program of the initrd; then it ends.
+/// Returns what was printed up to the prompt.
+fn runs_from(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str], loads: &str) -> String {
+    let mut extra: Vec<OsString> = vec![
+        "-bios".into(),
+        firmware.into(),
+        "-drive".into(),
+        format!("if=none,id=card,format=raw,snapshot=on,file={}", disk.display()).into(),
+        "-device".into(),
+        "virtio-blk-pci,drive=card,romfile=".into(),
+    ];
+    extra.extend(more.iter().map(Into::into));
+    let mut session = Session::of(&Qemu::without_kernel(machine, Serial::Pipes, Reset::Ends, &extra)).unwrap();
+    session.wait_for(loads).unwrap();
+    let banner = session.prompt().unwrap();
+    let cpus = session.command("cpus").unwrap();
+    let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
+    assert_eq!(run, machine.smp as usize, "{cpus}");
+    let memory = session.command("mem").unwrap();
+    assert!(memory.contains("memory    0x00"), "{memory}");
+    let hello = session.command("run hello").unwrap();
+    assert!(hello.contains("hello from process"), "{hello}");
+    assert_eq!(session.power_off().unwrap(), Some(0));
+    banner
 }
 
 #[test]
@@ -109,29 +159,38 @@ fn an_image_boots_by_u_boot_on_virt() {
     if skip_without_debians_tools("U-Boot") {
         return;
     }
-    let loader = u_boot().expect("the package can be taken");
-    let kernel = built("granule.img");
-    let initrd = initrd_of(&kernel);
-    let parts = Parts { kernel: &kernel, initrd: &initrd, tree: None, firmware: None, append: "script semihosting" };
-    let image = layout::image(&Board::Generic.files(&parts).unwrap()).unwrap();
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join("generic.img");
-    layout::write(&path, &image, Existing::Replaced).unwrap();
-    let extra = [
-        "-bios".into(),
-        loader.into(),
-        "-drive".into(),
-        format!("if=none,id=card,format=raw,snapshot=on,file={}", path.display()).into(),
-        "-device".into(),
-        "virtio-blk-pci,drive=card,romfile=".into(),
-    ];
-    let machine = machine::named("a53").unwrap();
-    let qemu = Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra);
-    let mut session = Session::of(&qemu).unwrap();
-    session.wait_for("/granule.img").unwrap();
-    let banner = session.prompt().unwrap();
+    let path = disk(Board::Generic, "script semihosting", "generic.img");
+    let banner = runs_from(&machine::named("a53").unwrap(), &u_boot(), &path, &[], "/granule.img");
     assert!(banner.contains("entered at EL1"), "{banner}");
-    let hello = session.command("run hello").unwrap();
-    assert!(hello.contains("hello from process"), "{hello}");
-    assert_eq!(session.power_off().unwrap(), Some(0));
     fs::remove_file(path).unwrap();
+}
+
+/// The kernel as an application of UEFI: its stub reads initrd and boot arguments from the disk.
+fn boots_by_uefi(firmware: &Path, options: &str, more: &[&str], loads: &str, name: &str) -> String {
+    let path = disk(Board::Uefi, "script semihosting", name);
+    let machine = machine::named("a53").unwrap();
+    let machine = Machine { machine: format!("{}{options}", machine.machine), ..machine };
+    let banner = runs_from(&machine, firmware, &path, more, loads);
+    fs::remove_file(path).unwrap();
+    banner
+}
+
+#[test]
+fn an_image_boots_by_edk2_on_virt_at_el1() {
+    if skip_without_debians_tools("EDK2") {
+        return;
+    }
+    let banner = boots_by_uefi(&edk2(), ",acpi=off", &[], "BdsDxe: starting", "edk2-el1.img");
+    assert!(banner.contains("entered at EL1"), "{banner}");
+}
+
+/// With random numbers: the kernel goes anywhere.
+#[test]
+fn an_image_boots_by_edk2_on_virt_at_el2_with_random_numbers() {
+    if skip_without_debians_tools("EDK2") {
+        return;
+    }
+    let more = ["-device", "virtio-rng-pci,romfile="];
+    let banner = boots_by_uefi(&edk2(), ",acpi=off,virtualization=on", &more, "BdsDxe: starting", "edk2-el2.img");
+    assert!(banner.contains("entered at EL2"), "{banner}");
 }

@@ -2,7 +2,8 @@
 //!
 //! U-Boot looks for `/extlinux/extlinux.conf` (U-Boot, doc/develop/distro.rst), the Raspberry Pi's firmware for
 //! `/config.txt`, where `/cmdline.txt` has the boot arguments (Raspberry Pi documentation, config.txt, "Boot options").
-//! That firmware is its vendor's and is taken from a folder.
+//! That firmware is its vendor's and is taken from a folder. UEFI starts `/EFI/BOOT/BOOTAA64.EFI` (UEFI 3.5.1.1), which is
+//! the kernel; its stub (`boot/uefi`) reads the other files.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -11,10 +12,11 @@ use std::path::Path;
 use anyhow::{Context, Result, bail, ensure};
 use dtoolkit::fdt::Fdt;
 
-use crate::layout::File;
+use crate::layout::{File, Table};
 
 /// The names on the volume.
 const KERNEL: &str = "granule.img";
+const APPLICATION: &str = "EFI/BOOT/BOOTAA64.EFI";
 const INITRD: &str = "initrd.cpio";
 const TREE: &str = "board.dtb";
 const EXTLINUX: &str = "extlinux/extlinux.conf";
@@ -37,6 +39,8 @@ pub enum Board {
     Rpi4,
     /// Raspberry Pi 5: the firmware is in its flash memory, the device tree on the card.
     Rpi5,
+    /// Any that has UEFI, which also has the device tree or ACPI's tables.
+    Uefi,
 }
 
 /// What goes into an image.
@@ -56,7 +60,7 @@ pub struct Parts<'a> {
 
 impl Board {
     /// All boards.
-    pub const ALL: [Self; 4] = [Self::Generic, Self::Rpi3, Self::Rpi4, Self::Rpi5];
+    pub const ALL: [Self; 5] = [Self::Generic, Self::Rpi3, Self::Rpi4, Self::Rpi5, Self::Uefi];
 
     /// Its name in commands.
     #[must_use]
@@ -66,6 +70,7 @@ impl Board {
             Self::Rpi3 => "rpi3",
             Self::Rpi4 => "rpi4",
             Self::Rpi5 => "rpi5",
+            Self::Uefi => "uefi",
         }
     }
 
@@ -79,10 +84,16 @@ impl Board {
         found.with_context(|| format!("there is no board `{name}`; it may be one of {names}"))
     }
 
+    /// The partition table that its firmware reads.
+    #[must_use]
+    pub fn table(self) -> Table {
+        if self == Self::Uefi { Table::Gpt } else { Table::Mbr }
+    }
+
     /// The vendor's files, and its device trees, of which the firmware takes that of the board that it runs on.
     const fn firmware(self) -> (&'static [&'static str], &'static [&'static str]) {
         match self {
-            Self::Generic => (&[], &[]),
+            Self::Generic | Self::Uefi => (&[], &[]),
             Self::Rpi3 => {
                 (&["bootcode.bin", "start.elf", "fixup.dat"], &["bcm2710-rpi-3-b.dtb", "bcm2710-rpi-3-b-plus.dtb"])
             }
@@ -98,18 +109,29 @@ impl Board {
     /// its vendor has it.
     pub fn files(self, parts: &Parts<'_>) -> Result<Vec<File>> {
         check_line(parts.append)?;
+        let has_firmware = matches!(self, Self::Rpi3 | Self::Rpi4 | Self::Rpi5);
+        ensure!(
+            has_firmware || parts.firmware.is_none(),
+            "the board `{}` has its firmware elsewhere: leave --firmware out",
+            self.name()
+        );
+        let kernel = if self == Self::Uefi { APPLICATION } else { KERNEL };
         let mut files = vec![
-            File { path: KERNEL.into(), contents: read(parts.kernel, "the kernel")? },
+            File { path: kernel.into(), contents: read(parts.kernel, "the kernel")? },
             File { path: INITRD.into(), contents: read(parts.initrd, "the initrd")? },
         ];
+        if self == Self::Uefi {
+            ensure!(parts.tree.is_none(), "UEFI has the device tree of its board: leave --dtb out");
+            let append = parts.append.trim();
+            files.extend((!append.is_empty()).then(|| File { path: CMDLINE.into(), contents: append.into() }));
+            return Ok(files);
+        }
         if let Some(tree) = parts.tree {
             files.push(File { path: TREE.into(), contents: device_tree(tree)? });
         }
         let has_tree = parts.tree.is_some();
         files.push(File { path: EXTLINUX.into(), contents: extlinux(has_tree, parts.append).into() });
-        if self == Self::Generic {
-            ensure!(parts.firmware.is_none(), "the board `generic` has no firmware of its own: leave --firmware out");
-        } else {
+        if has_firmware {
             files.push(File { path: CONFIG.into(), contents: config(has_tree).into() });
             files.push(File { path: CMDLINE.into(), contents: format!("{}\n", parts.append).into() });
             files.extend(self.vendors(parts)?);
@@ -213,7 +235,7 @@ mod tests {
 
         /// The files for a board with that tree, and with the folder's firmware.
         fn files(&self, board: Board, tree: Option<&str>, append: &str) -> Result<Vec<File>> {
-            let firmware = (board != Board::Generic).then_some(self.0.as_path());
+            let firmware = (!matches!(board, Board::Generic | Board::Uefi)).then_some(self.0.as_path());
             let tree = tree.map(|name| self.0.join(name));
             let (kernel, initrd) = (&self.0.join("kernel"), &self.0.join("initrd"));
             board.files(&Parts { kernel, initrd, tree: tree.as_deref(), firmware, append })
@@ -258,8 +280,23 @@ mod tests {
             firmware: Some(&folder.0),
             append: "",
         };
-        let refused = Board::Generic.files(&parts).unwrap_err().to_string();
-        assert!(refused.contains("leave --firmware out"), "{refused}");
+        for board in [Board::Generic, Board::Uefi] {
+            let refused = board.files(&parts).unwrap_err().to_string();
+            assert!(refused.contains("leave --firmware out"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_volume_for_uefi_has_the_application_and_what_its_stub_reads() {
+        let folder = Folder::new("uefi");
+        let files = folder.files(Board::Uefi, None, " ").unwrap();
+        assert_eq!(paths(&files), ["EFI/BOOT/BOOTAA64.EFI", "initrd.cpio"]);
+        assert_eq!(text(&files, "EFI/BOOT/BOOTAA64.EFI"), "Image");
+        let files = folder.files(Board::Uefi, None, "script maxcpus=1").unwrap();
+        assert_eq!(text(&files, "cmdline.txt"), "script maxcpus=1");
+        assert!(folder.refusal(Board::Uefi, Some("tree"), "").contains("leave --dtb out"));
+        let tables = Board::ALL.map(Board::table);
+        assert_eq!(tables, [Table::Mbr, Table::Mbr, Table::Mbr, Table::Mbr, Table::Gpt]);
     }
 
     #[test]
@@ -323,7 +360,7 @@ mod tests {
         for board in Board::ALL {
             assert_eq!(Board::named(board.name()).unwrap(), board);
         }
-        let refused = Board::named("uefi").unwrap_err().to_string();
-        assert!(refused.contains("generic, rpi3, rpi4, rpi5"), "{refused}");
+        let refused = Board::named("rpi6").unwrap_err().to_string();
+        assert!(refused.contains("generic, rpi3, rpi4, rpi5, uefi"), "{refused}");
     }
 }

@@ -1,8 +1,8 @@
-//! One FAT32 volume behind an MBR.
+//! One FAT32 volume behind an MBR or a GPT.
 //!
 //! The partition starts at 1 MiB, where erase blocks of cards begin, and is active: U-Boot looks for `extlinux.conf` on
 //! the active partition, and on the first one if none is. Its type is 0x0c (FAT32 with LBA), which the firmware of the
-//! Raspberry Pi 3 wants. Equal files make equal images: there is no time and no random number in one.
+//! Raspberry Pi 3 wants. In a GPT it is the EFI system partition (UEFI 5.3, 13.3). Equal files make equal images: there is no time and no random number in one.
 
 use std::fs;
 use std::io::{Cursor, ErrorKind, Seek, SeekFrom, Write};
@@ -10,7 +10,11 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use fatfs::{FatType, FileSystem, FormatVolumeOptions, FsOptions, format_volume};
+use gpt::GptConfig;
+use gpt::disk::LogicalBlockSize;
 use gpt::mbr::{PartRecord, ProtectiveMBR};
+use gpt::partition::Partition;
+use gpt::partition_types::EFI;
 
 const MIB: usize = 1 << 20;
 /// Bytes of a sector.
@@ -26,6 +30,10 @@ const FAT32_LBA: u8 = 0x0c;
 /// Names the volume and the disk.
 const LABEL: [u8; 11] = *b"GRANULE    ";
 const SIGNATURE: [u8; 4] = *b"GRAN";
+/// Room for the second copy of a GPT, behind the volume.
+const BACKUP: usize = MIB;
+/// Name the disk and the partition in a GPT.
+const GUIDS: [&str; 2] = ["6772616e-756c-4500-8000-000000000000", "6772616e-756c-4500-8000-000000000001"];
 
 /// A file of the volume.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -34,6 +42,15 @@ pub struct File {
     pub path: String,
     /// Its bytes.
     pub contents: Vec<u8>,
+}
+
+/// The kind of a partition table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Table {
+    /// Four entries in the first sector.
+    Mbr,
+    /// At the start and the end of the disk, with a protective MBR.
+    Gpt,
 }
 
 /// What becomes of a file that has an image's name.
@@ -49,10 +66,22 @@ pub enum Existing {
 ///
 /// # Errors
 /// When FAT cannot have them: 4 GiB or more in one, a bad name, more than the 2 TiB of an MBR.
-pub fn image(files: &[File]) -> Result<Vec<u8>> {
+pub fn image(table: Table, files: &[File]) -> Result<Vec<u8>> {
     let contents: usize = files.iter().map(|file| file.contents.len()).sum();
     let volume = volume_bytes(contents);
     let mut image = vec![0; START + volume];
+    fill(&mut image[START..], files).context("cannot make the FAT volume")?;
+    match table {
+        Table::Mbr => write_mbr(&mut image, volume)?,
+        Table::Gpt => {
+            image.resize(START + volume + BACKUP, 0);
+            write_gpt(&mut image, volume).context("cannot make the GPT")?;
+        }
+    }
+    Ok(image)
+}
+
+fn write_mbr(image: &mut [u8], volume: usize) -> Result<()> {
     let partition = PartRecord {
         boot_indicator: ACTIVE,
         os_type: FAT32_LBA,
@@ -64,8 +93,28 @@ pub fn image(files: &[File]) -> Result<Vec<u8>> {
     mbr.set_disk_signature(SIGNATURE);
     mbr.set_partition(0, partition);
     image[..SECTOR].copy_from_slice(&mbr.to_bytes());
-    fill(&mut image[START..], files).context("cannot make the FAT volume")?;
-    Ok(image)
+    Ok(())
+}
+
+fn write_gpt(image: &mut [u8], volume: usize) -> Result<()> {
+    let sectors = u32::try_from(image.len() / SECTOR - 1).unwrap_or(u32::MAX);
+    let mut mbr = ProtectiveMBR::with_lb_size(sectors);
+    mbr.set_disk_signature(SIGNATURE);
+    image[..SECTOR].copy_from_slice(&mbr.to_bytes());
+    let [disk, partition] = GUIDS;
+    let config = GptConfig::new().writable(true).logical_block_size(LogicalBlockSize::Lb512);
+    let mut gpt = config.create_from_device(Cursor::new(image), Some(disk.parse()?))?;
+    let partition = Partition {
+        part_type_guid: EFI,
+        part_guid: partition.parse()?,
+        first_lba: (START / SECTOR) as u64,
+        last_lba: ((START + volume) / SECTOR - 1) as u64,
+        flags: 0,
+        name: "GRANULE".into(),
+    };
+    gpt.update_partitions([(1, partition)].into())?;
+    gpt.write()?;
+    Ok(())
 }
 
 /// The size of a volume for so many bytes of files.
@@ -144,16 +193,11 @@ fn write_sparsely(mut file: fs::File, image: &[u8]) -> std::io::Result<()> {
 mod tests {
     use std::io::Read as _;
 
-    use gpt::disk::LogicalBlockSize;
-
     use super::*;
 
     /// The files of an image, as the crates read them.
     fn read_back(image: &[u8]) -> Vec<File> {
-        let mbr = ProtectiveMBR::from_bytes(&image[..SECTOR], LogicalBlockSize::Lb512).unwrap();
-        let partition = mbr.partition(0).unwrap();
-        let start = partition.lb_start as usize * SECTOR;
-        let mut volume = image[start..start + partition.lb_size as usize * SECTOR].to_vec();
+        let mut volume = image[START..].to_vec();
         let system = FileSystem::new(Cursor::new(&mut volume[..]), FsOptions::new()).unwrap();
         let (mut folders, mut files) = (vec![(String::new(), system.root_dir())], Vec::new());
         while let Some((path, folder)) = folders.pop() {
@@ -178,14 +222,37 @@ mod tests {
     #[test]
     fn every_file_is_read_back_with_its_bytes() {
         let files = vec![file("granule.img", 1_500_001), file("config.txt", 40), file("extlinux/extlinux.conf", 513)];
-        let made = image(&files).unwrap();
-        assert_eq!(read_back(&made), files);
-        assert!(made == image(&files).unwrap(), "equal files make equal images");
+        for table in [Table::Mbr, Table::Gpt] {
+            let made = image(table, &files).unwrap();
+            assert_eq!(read_back(&made), files);
+            assert!(made == image(table, &files).unwrap(), "equal files make equal images");
+        }
+    }
+
+    #[test]
+    fn a_gpt_has_one_efi_system_partition_with_the_volume() {
+        let made = image(Table::Gpt, &[file("EFI/BOOT/BOOTAA64.EFI", 100)]).unwrap();
+        assert_eq!(made.len(), 66 << 20);
+        let mbr = ProtectiveMBR::from_bytes(&made[..SECTOR], LogicalBlockSize::Lb512).unwrap();
+        let first = mbr.partition(0).unwrap();
+        assert_eq!((first.os_type, first.lb_start, first.lb_size), (0xee, 1, (66 << 11) - 1));
+        // Either header alone describes the disk.
+        for damaged in [None, Some(1), Some((66 << 11) - 1)] {
+            let mut made = made.clone();
+            if let Some(sector) = damaged {
+                made[sector * SECTOR..][..SECTOR].fill(0);
+            }
+            let config = GptConfig::new().only_valid_headers(false).logical_block_size(LogicalBlockSize::Lb512);
+            let gpt = config.open_from_device(Cursor::new(&mut made[..])).unwrap();
+            let partitions: Vec<_> = gpt.partitions().values().collect();
+            let [only] = partitions[..] else { panic!("{partitions:?}") };
+            assert_eq!((&only.part_type_guid, only.first_lba, only.last_lba), (&EFI, 2048, 2048 + (64 << 11) - 1));
+        }
     }
 
     #[test]
     fn the_one_partition_is_active_fat32_from_one_mebibyte_to_the_end() {
-        let made = image(&[]).unwrap();
+        let made = image(Table::Mbr, &[]).unwrap();
         assert_eq!(made.len(), 65 << 20);
         let mbr = ProtectiveMBR::from_bytes(&made[..SECTOR], LogicalBlockSize::Lb512).unwrap();
         let first = mbr.partition(0).unwrap();

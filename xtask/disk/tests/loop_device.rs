@@ -7,7 +7,7 @@ use std::process::Command;
 
 use granule_disk::device::{Fixed, System, numbers};
 use granule_disk::flash::{flash, open_device, open_image};
-use granule_disk::layout::{self, Existing, File};
+use granule_disk::layout::{self, Existing, File, Table};
 
 /// A loop device over a file of zeros, taken down at the end.
 struct Loop {
@@ -40,7 +40,7 @@ impl Drop for Loop {
 
 #[test]
 fn an_image_is_flashed_onto_a_loop_device() {
-    let image = layout::image(&[File { path: "a".into(), contents: vec![7; 100_000] }]).unwrap();
+    let image = layout::image(Table::Mbr, &[File { path: "a".into(), contents: vec![7; 100_000] }]).unwrap();
     let bytes = image.len() as u64 + (1 << 20);
     let target = match Loop::new(bytes) {
         Ok(target) => target,

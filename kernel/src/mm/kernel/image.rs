@@ -3,13 +3,24 @@
 //! The sections and their permissions are the linker script's (`linker/granule.ld`); the entry code mapped them with
 //! 4 KiB exactness before the first Rust instruction.
 
-#![allow(unsafe_code, reason = "symbols of the linker")]
+#![allow(unsafe_code, reason = "symbols of the linker, and a list that it collects")]
 
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_pgtable::PageRange;
 
+use linkme::distributed_slice;
+
 use super::policy::Rodata;
 use crate::boot_info::BootInfo;
+use crate::bootargs::{self, PARAMETERS, Parameter};
+
+/// Read by the EFI stub (`boot/uefi`), which places the image.
+#[distributed_slice(PARAMETERS)]
+static NOKASLR: Parameter = Parameter {
+    name: "nokaslr",
+    help: "the kernel lies at the lowest address that is free, where the EFI stub places it",
+    check: bootargs::flag,
+};
 
 unsafe extern "C" {
     static __image_start: u8;
