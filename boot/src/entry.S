@@ -92,9 +92,8 @@
 // x27, and x23 while the PC is physical.
     .macro  find_image
     adrp    x23, __image_start
+    ldr     x9, [x23, #{SLIDE}]
     constant x27, {IMAGE_BASE}
-    movz    x9, #:abs_g1:__slide
-    movk    x9, #:abs_g0_nc:__slide
     add     x27, x27, x9
     .endm
 
@@ -167,7 +166,8 @@ _start:
     .quad   __image_size                    // all that must be free, bss included
     .quad   0b1010                          // little endian, 4 KiB pages, anywhere in memory
     .quad   {LOG} - _start                  // reserved; here: where the log is, from the image's start on
-    .quad   0, 0
+    .quad   __slide                         // reserved; here: from IMAGE_BASE to where the image is mapped; the EFI stub's
+    .quad   0
     .ascii  "ARM\x64"
     .long   0                               // offset of the PE headers: `./x build` adds them, and the EFI stub
     .space  {PE_HEADERS}

@@ -24,6 +24,9 @@ use granule_arch::mmu;
 use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2_MSCEN, HCRX_EL2_SCTLR2EN, HCRX_EL2_TCR2EN};
 use granule_pgtable::{Geometry, Granule4K};
 
+/// Where the slide is in the header of the Image. The EFI stub writes it (`boot/uefi`).
+const SLIDE: usize = 40;
+
 /// Room for the headers of a PE/COFF file behind the header of the Image, in bytes: the rest of the page, of which firmware
 /// loads nothing else (`xtask/src/pe.rs`).
 const PE_HEADERS: usize = PAGE_SIZE - 64;
@@ -97,6 +100,7 @@ core::arch::global_asm!(
     // Where things lie.
     IMAGE_BASE = const layout::IMAGE_BASE.0,
     PE_HEADERS = const PE_HEADERS,
+    SLIDE = const SLIDE,
     FIXMAP_BASE = const layout::FIXMAP_BASE.0,
     BOOT_STACK_SIZE = const STACK_SIZE,
     EARLY_MAP_TABLES = const EARLY_MAP_TABLES,

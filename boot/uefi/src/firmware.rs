@@ -102,7 +102,7 @@ fn prepare() -> Result<Handover, StubError> {
     let text = if text.is_empty() { files.command_line()? } else { Some(text) };
     let arguments = Arguments::new(text.as_deref().unwrap_or_default())?;
     let initrd = initrd(&mut files, arguments.initrd.as_deref())?;
-    let seeds = seeds();
+    let random = random();
     let (device_tree, rsdp) = tables();
     let rsdp = rsdp.filter(|_| device_tree.is_none());
     if device_tree.is_none() && rsdp.is_none() {
@@ -112,16 +112,23 @@ fn prepare() -> Result<Handover, StubError> {
         let range = bytes.as_ptr_range();
         range.start.addr() as u64..range.end.addr() as u64
     });
-    let chosen =
-        Chosen { bootargs: text.is_some().then_some(arguments.kernel.as_str()), initrd: initrd.clone(), seeds, rsdp };
+    let chosen = Chosen {
+        bootargs: text.is_some().then_some(arguments.kernel.as_str()),
+        initrd: initrd.clone(),
+        seeds: random.map(|(seeds, _)| seeds),
+        rsdp,
+    };
     let Tree { blob, memory } = tree::build(device_tree, &chosen)?;
-    let seed = seeds.map(|seeds| seeds.kaslr).filter(|_| !arguments.is_fixed);
-    let place = place(&image, seed)?;
+    let seed = random.map(|(_, seed)| seed).or_else(|| tree::kaslr_seed(device_tree?));
+    let seed = seed.filter(|_| !arguments.is_fixed);
+    // Halves: the place in memory does not tell the virtual one.
+    let place = place(&image, seed.map(|seed| seed >> 32))?;
+    let slide = seed.map_or(0, |seed| memory::slide(image.memory(), seed & u64::from(u32::MAX)));
     let blob = into_pages(&blob)?;
     let span = |range: &Range<*mut u8>| range.start.addr() as u64..range.end.addr() as u64;
     let needed = [span(&place), span(&blob), initrd.unwrap_or_default()];
     report_left_out(&needed)?;
-    Ok(Handover { image, place, blob, memory, needed })
+    Ok(Handover { image, place, slide, blob, memory, needed })
 }
 
 /// Where the Image is, the load options, and the device that it is from.
@@ -197,13 +204,14 @@ fn provided_initrd() -> Result<Option<Box<[u8]>>, StubError> {
     file.load_file(path).map(Some).map_err(failed("the firmware's initrd"))
 }
 
-/// Random bytes; `None` where the firmware has none.
-fn seeds() -> Option<Seeds> {
+/// Random bytes for the kernel, and others for the places; `None` where the firmware has none.
+fn random() -> Option<(Seeds, u64)> {
     let handle = *boot::locate_handle_buffer(SearchType::ByProtocol(&Rng::GUID)).ok()?.first()?;
-    let mut bytes = [0; 40];
+    let mut bytes = [0; 48];
     boot::open_protocol_exclusive::<Rng>(handle).ok()?.get_rng(None, &mut bytes).ok()?;
-    let (rng, kaslr) = bytes.split_first_chunk()?;
-    Some(Seeds { rng: *rng, kaslr: u64::from_le_bytes(*kaslr.first_chunk()?) })
+    let (rng, rest) = bytes.split_first_chunk()?;
+    let [kaslr, places] = rest.as_chunks().0 else { return None };
+    Some((Seeds { rng: *rng, kaslr: u64::from_le_bytes(*kaslr) }, u64::from_le_bytes(*places)))
 }
 
 /// The firmware's device tree, and the address of ACPI's RSDP.

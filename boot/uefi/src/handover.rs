@@ -18,6 +18,9 @@ unsafe extern "C" {
     safe static __stub_start: u8;
 }
 
+/// Where the slide is in the header of the Image (`boot/src/entry.rs`).
+const SLIDE: usize = 40;
+
 /// Whether the firmware's console may be called.
 static HAS_BOOT_SERVICES: AtomicBool = AtomicBool::new(true);
 
@@ -61,6 +64,8 @@ pub(crate) struct Handover {
     pub(crate) image: Image,
     /// Where it goes.
     pub(crate) place: Range<*mut u8>,
+    /// From where the kernel is linked to where it maps itself.
+    pub(crate) slide: u64,
     /// The device tree.
     pub(crate) blob: Range<*mut u8>,
     /// Where in it memory goes.
@@ -72,9 +77,12 @@ pub(crate) struct Handover {
 impl Handover {
     /// Ends boot services and enters the kernel. Nothing is allocated or freed from here on.
     pub(crate) fn enter(self) -> ! {
-        let Self { image, place, blob, memory, needed } = self;
-        // SAFETY: the place is taken for the kernel, and large enough for all that it needs.
-        unsafe { place.start.copy_from_nonoverlapping(image.start.as_ptr(), image.file) };
+        let Self { image, place, slide, blob, memory, needed } = self;
+        // SAFETY: the place is taken for the kernel, and large enough for all that it needs; the slide is in its header.
+        unsafe {
+            place.start.copy_from_nonoverlapping(image.start.as_ptr(), image.file);
+            place.start.add(SLIDE).cast::<[u8; 8]>().write(slide.to_le_bytes());
+        }
         HAS_BOOT_SERVICES.store(false, Ordering::Relaxed);
         // SAFETY: no protocol is open, and nothing that the firmware allocated is freed any more.
         let map = unsafe { boot::exit_boot_services(Some(MemoryType::LOADER_DATA)) };

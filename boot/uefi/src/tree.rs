@@ -38,6 +38,15 @@ pub enum TreeError {
     TooLarge(usize),
 }
 
+/// `/chosen` `kaslr-seed` of the firmware's tree; `None` where there is none, or zero: a firmware without entropy leaves that.
+#[must_use]
+pub fn kaslr_seed(firmware: &[u8]) -> Option<u64> {
+    let fdt = Fdt::new(firmware).ok()?;
+    let chosen = fdt.root().children().find(|node| node.name() == "chosen")?;
+    let seed = u64::from_be_bytes(chosen.property("kaslr-seed")?.value().try_into().ok()?);
+    (seed != 0).then_some(seed)
+}
+
 /// What `/chosen` says.
 #[derive(Clone, Debug, Default)]
 pub struct Chosen<'a> {
@@ -139,9 +148,10 @@ fn cells(root: &DeviceTreeNode, name: &'static str, missing: usize) -> Result<us
     }
 }
 
-/// Fills `/chosen`. What an earlier loader left of an initrd goes: it would be in memory that is free now.
+/// Fills `/chosen`. What an earlier loader left of an initrd goes: it would be in memory that is free now. So does a seed
+/// that the stub has used.
 fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeError> {
-    for name in ["linux,initrd-start", "linux,initrd-end", RSDP] {
+    for name in ["linux,initrd-start", "linux,initrd-end", "kaslr-seed", RSDP] {
         node.remove_property(name);
     }
     if let Some(bootargs) = chosen.bootargs {
@@ -268,7 +278,8 @@ mod tests {
         let chosen = |name| value(&tree.blob, "chosen", name);
         assert_eq!(chosen("bootargs").unwrap(), b"old\0");
         assert_eq!(chosen("stdout-path").unwrap(), b"/serial\0");
-        assert_eq!(chosen("kaslr-seed").unwrap(), 3u64.to_be_bytes());
+        assert_eq!((kaslr_seed(&firmware([2, 2])), chosen("kaslr-seed")), (Some(3), None), "the stub has used it");
+        assert_eq!((kaslr_seed(&tree.blob), kaslr_seed(&[0; 40])), (None, None));
         assert_eq!(chosen("linux,initrd-start"), None, "its memory may be free now");
     }
 

@@ -38,8 +38,17 @@ pub fn plan(machine: &str, bootargs: &str) -> Plan {
 /// When there is no such test or machine, or not exactly one verdict.
 #[track_caller]
 pub fn outcome(machine: &str, bootargs: &str, name: &str) -> Outcome {
-    let (test, plan, mut outcomes) = (record(name), plan(machine, bootargs), Vec::new());
-    session::run(&[test], |left| Some(session::boot(&plan, left)), |_, outcome| outcomes.push(outcome));
+    outcome_of(&plan(machine, bootargs), name)
+}
+
+/// [`outcome`] of a boot that the caller has changed.
+///
+/// # Panics
+/// As [`outcome`].
+#[track_caller]
+pub fn outcome_of(plan: &Plan, name: &str) -> Outcome {
+    let (test, mut outcomes) = (record(name), Vec::new());
+    session::run(&[test], |left| Some(session::boot(plan, left)), |_, outcome| outcomes.push(outcome));
     assert_eq!(outcomes.len(), 1, "{outcomes:?}");
     outcomes.remove(0)
 }

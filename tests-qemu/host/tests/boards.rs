@@ -128,9 +128,8 @@ fn disk(board: Board, append: &str, name: &str) -> PathBuf {
     path
 }
 
-/// What runs on a machine that firmware has started from a disk: all CPUs, and a program of the initrd; then it ends.
-/// Returns what was printed up to the prompt.
-fn runs_from(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str], loads: &str) -> String {
+/// A machine that firmware starts from a disk.
+fn from_disk(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str]) -> Session {
     let mut extra: Vec<OsString> = vec![
         "-bios".into(),
         firmware.into(),
@@ -140,7 +139,13 @@ fn runs_from(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str], loa
         "virtio-blk-pci,drive=card,romfile=".into(),
     ];
     extra.extend(more.iter().map(Into::into));
-    let mut session = Session::of(&Qemu::without_kernel(machine, Serial::Pipes, Reset::Ends, &extra)).unwrap();
+    Session::of(&Qemu::without_kernel(machine, Serial::Pipes, Reset::Ends, &extra)).unwrap()
+}
+
+/// What runs on a machine that firmware has started from a disk: all CPUs, and a program of the initrd; then it ends.
+/// Returns what was printed up to the prompt.
+fn runs_from(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str], loads: &str) -> String {
+    let mut session = from_disk(machine, firmware, disk, more);
     session.wait_for(loads).unwrap();
     let banner = session.prompt().unwrap();
     let cpus = session.command("cpus").unwrap();
@@ -165,12 +170,16 @@ fn an_image_boots_by_u_boot_on_virt() {
     fs::remove_file(path).unwrap();
 }
 
+/// `virt` with more options.
+fn virt(options: &str) -> Machine {
+    let machine = machine::named("a53").unwrap();
+    Machine { machine: format!("{}{options}", machine.machine), ..machine }
+}
+
 /// The kernel as an application of UEFI: its stub reads initrd and boot arguments from the disk.
 fn boots_by_uefi(firmware: &Path, options: &str, more: &[&str], loads: &str, name: &str) -> String {
     let path = disk(Board::Uefi, "script semihosting", name);
-    let machine = machine::named("a53").unwrap();
-    let machine = Machine { machine: format!("{}{options}", machine.machine), ..machine };
-    let banner = runs_from(&machine, firmware, &path, more, loads);
+    let banner = runs_from(&virt(options), firmware, &path, more, loads);
     fs::remove_file(path).unwrap();
     banner
 }
@@ -193,4 +202,28 @@ fn an_image_boots_by_edk2_on_virt_at_el2_with_random_numbers() {
     let more = ["-device", "virtio-rng-pci,romfile="];
     let banner = boots_by_uefi(&edk2(), ",acpi=off,virtualization=on", &more, "BdsDxe: starting", "edk2-el2.img");
     assert!(banner.contains("entered at EL2"), "{banner}");
+}
+
+/// QEMU's tree has a seed: the kernel lies anywhere, in memory and in its address space.
+#[test]
+fn an_image_boots_by_u_boots_uefi_on_virt() {
+    if skip_without_debians_tools("U-Boot") {
+        return;
+    }
+    let banner = boots_by_uefi(&u_boot(), "", &[], "Booting: virtio", "u-boot-efi.img");
+    assert!(banner.contains("entered at EL1"), "{banner}");
+}
+
+/// EDK2 tells what a stub returns, and goes on.
+#[test]
+fn an_initrd_that_is_missing_is_named_on_the_firmwares_console() {
+    if skip_without_debians_tools("EDK2") {
+        return;
+    }
+    let path = disk(Board::Uefi, "initrd=/none.cpio", "edk2-error.img");
+    let mut session = from_disk(&virt(",acpi=off"), &edk2(), &path, &[]);
+    session.wait_for("granule: cannot read \\none.cpio: ").unwrap();
+    session.wait_for("Not Found").unwrap();
+    drop(session);
+    fs::remove_file(path).unwrap();
 }

@@ -1,6 +1,10 @@
 //! How the kernel ends: guests that take a fault without an answer, or panic, and the report that each must leave.
 
-use granule_host_tests::guest::{assert_in_order, assert_panics};
+use std::fs;
+use std::path::Path;
+
+use granule_host_tests::guest::{assert_in_order, assert_panics, outcome_of, plan};
+use granule_runner::session::Plan;
 
 /// Runs the guest `trap::{name}` and returns what it printed. It must have ended by a panic, and have reported it
 /// once.
@@ -79,4 +83,20 @@ fn a_panic_inside_a_panic_ends_too() {
         &report("panics_while_it_panics"),
         &["kernel panic, and then while it was reported: while the console's"],
     );
+}
+
+/// The header's word at offset 40 is the slide, which the EFI stub writes.
+#[test]
+fn a_slid_kernel_names_its_functions() {
+    let slide: u64 = 300 << 21;
+    let plan = plan("default", "");
+    let mut image = fs::read(&plan.image).unwrap();
+    image[40..48].copy_from_slice(&slide.to_le_bytes());
+    let slid = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slid.img");
+    fs::write(&slid, image).unwrap();
+    let plan = Plan { image: slid.clone(), ..plan };
+    let report = outcome_of(&plan, "trap::writes_to_a_constant").output;
+    fs::remove_file(slid).unwrap();
+    assert_in_order(&report, &["PC", "0xffff8000a5", "trap::writes_to_a_constant+", "kernel_main+"]);
+    assert!(!report.contains("0xffff80008"), "{report}");
 }

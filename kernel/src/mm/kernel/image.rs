@@ -18,7 +18,7 @@ use crate::bootargs::{self, PARAMETERS, Parameter};
 #[distributed_slice(PARAMETERS)]
 static NOKASLR: Parameter = Parameter {
     name: "nokaslr",
-    help: "the kernel lies at the lowest address that is free, where the EFI stub places it",
+    help: "the EFI stub leaves the kernel where it is linked, at the lowest address that is free",
     check: bootargs::flag,
 };
 
