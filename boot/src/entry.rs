@@ -27,8 +27,8 @@ use granule_pgtable::{Geometry, Granule4K};
 /// Where the slide is in the header of the Image. The EFI stub writes it (`boot/uefi`).
 const SLIDE: usize = 40;
 
-/// Room for the headers of a PE/COFF file behind the header of the Image, in bytes: the rest of the page, of which firmware
-/// loads nothing else (`xtask/src/pe.rs`).
+/// Room for the headers of a PE/COFF file behind the header of the Image, in bytes: the rest of the page, of which
+/// firmware loads nothing else (`xtask/src/pe.rs`).
 const PE_HEADERS: usize = PAGE_SIZE - 64;
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.

@@ -103,7 +103,8 @@ pub(crate) fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     Ok(built)
 }
 
-/// Builds the EFI stub, by itself: what its crates want of others, such as trees that are written, is not in the kernel.
+/// Builds the EFI stub, by itself: the features that it wants of crates, such as trees that are written, stay out of the
+/// kernel.
 fn build_stub(tools: &Tools, profile: Profile) -> Result<Vec<u8>> {
     let [package, name] = STUB;
     let mut cargo = tools.target_cargo_of("build", "target", &[package]);
@@ -176,8 +177,8 @@ fn build_plugin(tools: &Tools, name: &str) -> Result<PathBuf> {
     Ok(plugin)
 }
 
-/// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out, with the
-/// EFI stub where there is one.
+/// From what the linker wrote to what boots: the symbol table goes in, the rules are checked, the Image comes out, with
+/// the EFI stub where there is one.
 fn finish(linked: &Path, stem: &Path, stub: Option<&Vec<u8>>) -> Result<Program> {
     let program = Program { elf: stem.with_extension("elf"), image: stem.with_extension("img") };
     let mut elf = fs::read(linked).with_context(|| format!("cannot read {}", linked.display()))?;

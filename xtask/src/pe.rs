@@ -1,11 +1,12 @@
 //! The Image as a PE/COFF application of UEFI: the kernel, then the EFI stub, behind headers of both kinds.
 //!
-//! The first 64 bytes are the header of an arm64 Image and that of a DOS program: `MZ` is an instruction of its first word,
-//! and the word at offset 60 says where the PE headers are. A boot loader that knows the first takes the file as before: the
-//! stub lies where the kernel has its zeroed data. Firmware that knows the second loads the sections and calls the stub.
+//! The first 64 bytes are the header of an arm64 Image and that of a DOS program: `MZ` is an instruction of its first
+//! word, and the word at offset 60 says where the PE headers are. A boot loader that knows the first takes the file as
+//! before: the stub lies where the kernel has its zeroed data. Firmware that knows the second loads the sections and
+//! calls the stub.
 //!
-//! Addresses relative to the file's start in memory are offsets in the file, so the stub finds the kernel in front of it.
-//! Microsoft's PE Format; UEFI 2.1.1 (images), 2.3.6 (AArch64).
+//! Addresses relative to the file's start in memory are offsets in the file, so the stub finds the kernel in front of
+//! it. Microsoft's PE Format; UEFI 2.1.1 (images), 2.3.6 (AArch64).
 
 use anyhow::{Context, Result, ensure};
 use object::elf::{PF_W, PF_X, R_AARCH64_RELATIVE};

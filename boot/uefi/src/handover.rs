@@ -78,7 +78,8 @@ impl Handover {
     /// Ends boot services and enters the kernel. Nothing is allocated or freed from here on.
     pub(crate) fn enter(self) -> ! {
         let Self { image, place, slide, blob, memory, needed } = self;
-        // SAFETY: the place is taken for the kernel, and large enough for all that it needs; the slide is in its header.
+        // SAFETY: the place is taken for the kernel, and large enough for all that it needs; the slide is in its
+        // header.
         unsafe {
             place.start.copy_from_nonoverlapping(image.start.as_ptr(), image.file);
             place.start.add(SLIDE).cast::<[u8; 8]>().write(slide.to_le_bytes());
@@ -116,8 +117,8 @@ fn clean(range: &Range<*mut u8>) {
     unsafe { asm!("dsb sy", options(nostack)) };
 }
 
-/// Turns the MMU and the caches off, and jumps to `kernel` with x0 = `tree`. It uses no memory but its own code, which is
-/// where it was for the firmware: UEFI maps all memory one to one (2.3.6).
+/// Turns the MMU and the caches off, and jumps to `kernel` with x0 = `tree`. It uses no memory but its own code, which
+/// is where it was for the firmware: UEFI maps all memory one to one (2.3.6).
 ///
 /// # Safety
 /// Boot services have ended. The kernel and this code are clean to the point of coherency.

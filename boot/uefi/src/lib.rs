@@ -1,5 +1,5 @@
-//! The EFI stub's decisions, apart from the firmware that it calls: which memory is the kernel's, where the kernel goes,
-//! which device tree it gets, and which boot arguments. The binary `efi-stub` has the calls.
+//! The EFI stub's decisions, apart from the firmware that it calls: which memory is the kernel's, where the kernel
+//! goes, which device tree it gets, and which boot arguments. The binary `efi-stub` has the calls.
 //!
 //! UEFI specification 2.10: 7.2 (memory map), 9.1 (load options), 13.2 (`EFI_LOAD_FILE2_PROTOCOL`).
 

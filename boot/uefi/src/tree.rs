@@ -1,5 +1,6 @@
-//! The device tree that the kernel gets: the firmware's, with the memory of the memory map in place of its own, and with
-//! what the stub found in `/chosen`. Where the firmware has no tree, one with these two and the place of ACPI's tables.
+//! The device tree that the kernel gets: the firmware's, with the memory of the memory map in place of its own, and
+//! with what the stub found in `/chosen`. Where the firmware has no tree, one with these two and the place of ACPI's
+//! tables.
 //!
 //! Devicetree Specification v0.4: 3.4 (`/memory`), 3.6 (`/chosen`), 5.3 (memory reservation block).
 
@@ -38,7 +39,8 @@ pub enum TreeError {
     TooLarge(usize),
 }
 
-/// `/chosen` `kaslr-seed` of the firmware's tree; `None` where there is none, or zero: a firmware without entropy leaves that.
+/// `/chosen` `kaslr-seed` of the firmware's tree; `None` where there is none, or zero: a firmware without entropy
+/// leaves that.
 #[must_use]
 pub fn kaslr_seed(firmware: &[u8]) -> Option<u64> {
     let fdt = Fdt::new(firmware).ok()?;
@@ -88,8 +90,8 @@ pub struct MemoryProperty {
 
 /// Makes the kernel's tree of the firmware's, if it has one.
 ///
-/// Its nodes of memory and its reservation block go: firmware writes them before it has taken memory for itself, and the
-/// memory map has both (as in Linux). `/reserved-memory` stays.
+/// Its nodes of memory and its reservation block go: firmware writes them before it has taken memory for itself, and
+/// the memory map has both (as in Linux). `/reserved-memory` stays.
 ///
 /// # Errors
 /// The firmware's tree cannot be read, or the new one not be made.
@@ -148,8 +150,8 @@ fn cells(root: &DeviceTreeNode, name: &'static str, missing: usize) -> Result<us
     }
 }
 
-/// Fills `/chosen`. What an earlier loader left of an initrd goes: it would be in memory that is free now. So does a seed
-/// that the stub has used.
+/// Fills `/chosen`. What an earlier loader left of an initrd goes: it would be in memory that is free now. So does a
+/// seed that the stub has used.
 fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeError> {
     for name in ["linux,initrd-start", "linux,initrd-end", "kaslr-seed", RSDP] {
         node.remove_property(name);
@@ -179,8 +181,8 @@ fn offset_of_memory(blob: &[u8]) -> Result<usize, TreeError> {
 }
 
 impl MemoryProperty {
-    /// Writes the banks into the tree. It allocates nothing, so it may run after boot services have ended. What needs more
-    /// cells than the tree has is left out, and what is left of the room has size zero, which is no memory.
+    /// Writes the banks into the tree. It allocates nothing, so it may run after boot services have ended. What needs
+    /// more cells than the tree has is left out, and what is left of the room has size zero, which is no memory.
     pub fn write(self, blob: &mut [u8], banks: &Banks) {
         let size = (self.address_cells + self.size_cells) * 4;
         let room = &mut blob[self.offset..][..MAX_BANKS * size];
@@ -272,7 +274,7 @@ mod tests {
         assert_eq!(words[..5], [0x4000_0000, 0x100_0000, 0x1_0000_0000, 0x1_0000_0000, 0]);
         assert!(words.len() == 2 * MAX_BANKS && words[5..].iter().all(|word| *word == 0));
         // What is written later takes all of its place.
-        tree.memory.write(&mut tree.blob, &banks(&[0x4000_0000..0x4000_1000]));
+        tree.memory.write(&mut tree.blob, &banks(std::slice::from_ref(&(0x4000_0000..0x4000_1000))));
         let reg = value(&tree.blob, "memory", "reg").unwrap();
         assert_eq!(reg.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).filter(|word| *word != 0).count(), 2);
         let chosen = |name| value(&tree.blob, "chosen", name);

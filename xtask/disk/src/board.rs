@@ -2,8 +2,8 @@
 //!
 //! U-Boot looks for `/extlinux/extlinux.conf` (U-Boot, doc/develop/distro.rst), the Raspberry Pi's firmware for
 //! `/config.txt`, where `/cmdline.txt` has the boot arguments (Raspberry Pi documentation, config.txt, "Boot options").
-//! That firmware is its vendor's and is taken from a folder. UEFI starts `/EFI/BOOT/BOOTAA64.EFI` (UEFI 3.5.1.1), which is
-//! the kernel; its stub (`boot/uefi`) reads the other files.
+//! That firmware is its vendor's and is taken from a folder. UEFI starts `/EFI/BOOT/BOOTAA64.EFI` (UEFI 3.5.1.1), which
+//! is the kernel; its stub (`boot/uefi`) reads the other files.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -2,7 +2,8 @@
 //!
 //! The partition starts at 1 MiB, where erase blocks of cards begin, and is active: U-Boot looks for `extlinux.conf` on
 //! the active partition, and on the first one if none is. Its type is 0x0c (FAT32 with LBA), which the firmware of the
-//! Raspberry Pi 3 wants. In a GPT it is the EFI system partition (UEFI 5.3, 13.3). Equal files make equal images: there is no time and no random number in one.
+//! Raspberry Pi 3 wants. In a GPT it is the EFI system partition (UEFI 5.3, 13.3). Equal files make equal images:
+//! there is no time and no random number in one.
 
 use std::fs;
 use std::io::{Cursor, ErrorKind, Seek, SeekFrom, Write};
