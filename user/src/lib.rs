@@ -32,6 +32,7 @@ pub mod tags;
 pub mod thread;
 pub mod time;
 pub mod userfault;
+pub mod waiting;
 
 pub use granule_abi as abi;
 pub use granule_abi::Errno;

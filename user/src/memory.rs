@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "system calls, and memory that they map")]
 
 use granule_abi::Errno;
-use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE};
+use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
 use granule_abi::number::{MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP};
 
 use crate::sys;
@@ -30,6 +30,18 @@ pub unsafe fn mmap(address: u64, bytes: u64, protection: u64, flags: u64) -> Res
 pub fn map(bytes: u64, protection: u64) -> Result<u64, Errno> {
     // SAFETY: not at a fixed address.
     unsafe { mmap(0, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS) }
+}
+
+/// A page of memory that this process and its later children share, zero, and mapped until the process ends.
+///
+/// # Panics
+/// There is no memory.
+pub fn shared<T: Sync>() -> &'static T {
+    const { assert!(size_of::<T>() as u64 <= PAGE, "it fits a page") };
+    // SAFETY: not at a fixed address.
+    let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
+    // SAFETY: fresh memory that stays, zero, and used as this alone: the callers have atomics.
+    unsafe { &*(page.expect("a page") as *const T) }
 }
 
 /// Unmaps memory.

@@ -7,12 +7,14 @@ use core::ffi::CStr;
 use core::ptr::null;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{CLONE, GETRANDOM, WAIT4};
 use granule_user::abi::process::{
     CLONE_PARENT, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WALL, WCLONE, WNOHANG, exited, killed,
 };
 use granule_user::abi::signal::{SA_RESTART, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, SigInfo, UContext};
+use granule_user::memory::shared;
+use granule_user::waiting::until;
 use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, thread, time};
 
 entry!(run);
@@ -108,14 +110,16 @@ fn memory_is_copied() {
 
 fn waiting() {
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "there are no children");
+    let goes_on = shared::<AtomicU32>();
     let child = process::spawn(|| {
-        time::sleep(20_000_000).expect("a sleep");
+        until(|| goes_on.load(Ordering::Relaxed) != 0);
         7
     });
     let child = child.expect("a fork");
-    assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "it sleeps");
+    assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "it runs");
     assert_eq!(process::wait4(child as i32 + 1, 0), Err(Errno::ECHILD), "another's child");
     assert_eq!(process::wait4(child as i32, 1 << 20), Err(Errno::EINVAL), "an option that is none");
+    goes_on.store(1, Ordering::Relaxed);
     assert_eq!(process::wait4(-1, 0), Ok((child, exited(7))));
     assert_eq!(process::wait4(child as i32, 0), Err(Errno::ECHILD), "collected");
 
@@ -146,9 +150,7 @@ fn exec_ends_other_threads() {
             )
             .expect("a thread")
         });
-        while STARTED.load(Ordering::Relaxed) != 3 {
-            process::sched_yield();
-        }
+        until(|| STARTED.load(Ordering::Relaxed) == 3);
         let last = thread::Thread::spawn(
             |_| process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"])),
             0,
@@ -174,17 +176,6 @@ fn exits_with_threads() {
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(5), "exit_group ends a thread that runs");
 
-    let child = process::spawn(|| {
-        let _thread = thread::Thread::spawn(
-            |_| {
-                time::sleep(10_000_000).expect("a sleep");
-                process::exit(9)
-            },
-            0,
-        );
-        process::exit(6)
-    });
-    assert_eq!(process::wait(child.expect("a fork")), exited(9), "the last thread's code");
 }
 
 fn vfork_shares_until_exec() {
@@ -281,32 +272,22 @@ fn the_signal_of_an_end_is_the_one_asked_for() {
 /// CLONE_PARENT: the child's child is this process's, which gets the signal of its own child at its end,
 /// whatever signal the child has set.
 fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
-    // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
-    let page = page.expect("a page");
-    // SAFETY: mapped above, zero, and used as two words by both processes.
-    let [number, goes_on] = unsafe { &*(page as *const [AtomicU32; 2]) };
+    let [number, goes_on] = shared::<[AtomicU32; 2]>();
     let own = process::id();
     let child = spawn_with(u64::from(signal), || {
         let sibling = spawn_with(CLONE_PARENT | u64::from(SIGUSR2), || u8::from(process::parent_id() != own));
         assert_eq!(process::wait4(-1, WALL), Err(Errno::ECHILD), "it is not the child's");
         number.store(sibling, Ordering::Relaxed);
-        while goes_on.load(Ordering::Relaxed) == 0 {
-            process::sched_yield();
-        }
+        until(|| goes_on.load(Ordering::Relaxed) != 0);
         assert_eq!(received(), [0, 0, 0], "the child gets no signal");
         0
     });
-    while number.load(Ordering::Relaxed) == 0 {
-        process::sched_yield();
-    }
+    until(|| number.load(Ordering::Relaxed) != 0);
     let sibling = number.load(Ordering::Relaxed);
     assert_eq!((wait_for_any(sibling), received()), (exited(0), wanted), "asked for {signal} and then for SIGUSR2");
     assert!(signal == 0 || LAST.load(Ordering::Relaxed) == sibling, "by whose end");
     goes_on.store(1, Ordering::Relaxed);
     assert_eq!((wait_for_any(child), received()), (exited(0), wanted), "the child's own end");
-    // SAFETY: the references are not used any more.
-    unsafe { memory::munmap(page, memory::PAGE) }.expect("mapped");
 }
 
 fn bad_clones_are_refused() {

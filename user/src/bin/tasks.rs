@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING, SET_TID_ADDRESS};
 use granule_user::abi::process::{
     CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_IO, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND,
@@ -14,10 +14,12 @@ use granule_user::abi::process::{
 };
 use granule_user::abi::signal::{
     CLD_EXITED, CLD_KILLED, SA_RESETHAND, SI_USER, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV,
-    SIGTERM, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
+    SIGTERM, SIGURG, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
 };
+use granule_user::memory::shared;
 use granule_user::signal::{handle, mask, set_action, set_of};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::waiting::{until as wait_until, until_zombie};
 use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
 
 entry!(run);
@@ -60,21 +62,6 @@ fn run(start: Start) -> u8 {
     }
     println!("tasks: ok");
     0
-}
-
-/// Memory that this process and its children share.
-fn shared<T>() -> &'static T {
-    // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
-    // SAFETY: fresh memory that stays, zero, and used as this alone: atomics.
-    unsafe { &*(page.expect("a page") as *const T) }
-}
-
-/// Waits for what has to come. Where it does not the limit of the test ends this: the clock depends on the host.
-fn wait_until(mut reached: impl FnMut() -> bool) {
-    while !reached() {
-        process::sched_yield();
-    }
 }
 
 fn load(word: &AtomicU32) -> u32 {
@@ -329,13 +316,17 @@ fn each_thread_has_a_name() {
 
 fn the_last_thread_to_exit_sets_the_code() {
     let child = process::spawn(|| {
+        static FIRST: AtomicU32 = AtomicU32::new(1);
         let _thread = Thread::spawn(
             |_| {
-                time::sleep(10_000_000).expect("a sleep");
+                wait_until(|| load(&FIRST) == 0);
                 process::exit(7)
             },
             0,
         );
+        // The kernel zeroes the word behind the beginning of the first thread's exit.
+        // SAFETY: the word is static.
+        unsafe { sys::raw(SET_TID_ADDRESS, [FIRST.as_ptr() as u64, 0, 0, 0, 0, 0]) };
         process::exit(3)
     });
     let child = child.expect("a fork");
@@ -347,33 +338,32 @@ fn the_oldest_child_is_collected_first() {
     let [first, second, third] = [3, 1, 2].map(|turn| {
         process::spawn(|| {
             wait_until(|| load(go) == turn);
-            go.fetch_add(1, Ordering::Relaxed);
             turn as u8
         })
         .expect("a fork")
     });
     assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "none has ended");
-    go.store(1, Ordering::Relaxed);
-    wait_until(|| load(go) == 4);
+    (1..=3).for_each(|turn| until_zombie(SIGCHLD, || go.store(turn, Ordering::Relaxed)));
     assert_eq!(process::wait4(third as i32, 0), Ok((third, exited(2))), "by its number");
-    // The other two have ended by some time soon.
-    time::sleep(50_000_000).expect("a sleep");
     assert_eq!(process::wait4(-1, 0), Ok((first, exited(3))), "the oldest, not the one that ended first");
     assert_eq!(process::wait4(-1, 0), Ok((second, exited(1))));
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD));
-    // Also of both kinds together, each of which the kernel has in a list of its own.
-    for flags in [[CHILD, 0, CHILD], [0, CHILD, 0]] {
-        let go = shared::<AtomicU32>();
-        let children = flags.map(|flags| {
-            copy(flags, [0; 2], || {
-                wait_until(|| load(go) == 1);
+    // Also of both kinds together, each of which the kernel has in a list of its own. The youngest ends first.
+    for signals in [[SIGCHLD, SIGURG, SIGCHLD], [SIGURG, SIGCHLD, SIGURG]] {
+        let go = shared::<[AtomicU32; 3]>();
+        let mut words = go.iter();
+        let children = signals.map(|signal| {
+            let word = words.next().expect("a word for each");
+            copy(signal.into(), [0; 2], || {
+                wait_until(|| load(word) == 1);
                 7
             })
             .expect("a clone")
         });
         assert_eq!(process::wait4(-1, WALL | WNOHANG), Ok((0, 0)), "none has ended");
-        go.store(1, Ordering::Relaxed);
-        time::sleep(50_000_000).expect("a sleep");
+        for (signal, word) in signals.into_iter().zip(go).rev() {
+            until_zombie(signal, || word.store(1, Ordering::Relaxed));
+        }
         for child in children {
             assert_eq!(process::wait4(-1, WALL), Ok((child, exited(7))));
         }
@@ -554,8 +544,7 @@ fn numbers_are_looked_up_before_signals() {
     assert_eq!(process::kill(nobody, 65), Err(Errno::ESRCH));
     assert_eq!(process::tgkill(nobody as u32, nobody as u32, 65), Err(Errno::ESRCH));
     assert_eq!(process::kill(process::id() as i32, 65), Err(Errno::EINVAL));
-    let child = process::spawn(|| 0).expect("a fork");
-    time::sleep(20_000_000).expect("a sleep");
+    let child = until_zombie(SIGCHLD, || process::spawn(|| 0).expect("a fork"));
     assert_eq!(process::tgkill(child, child, SIGKILL), Ok(()), "a zombie is there");
     assert_eq!(process::tgkill(child, child, 65), Err(Errno::EINVAL));
     assert_eq!(process::kill(child as i32, SIGKILL), Ok(()));

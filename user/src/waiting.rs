@@ -1,0 +1,74 @@
+//! Waiting for what other threads and processes do, however late they are on a busy machine.
+//!
+//! Nothing here has a deadline: where what is waited for never happens, the limit of the test ends the program.
+
+#![allow(unsafe_code, reason = "a word that a thread is told of")]
+
+use core::sync::atomic::{AtomicU32, Ordering};
+
+use granule_abi::signal::{SIG_BLOCK, SIG_SETMASK};
+
+use crate::signal::{is_pending, mask, set_of};
+use crate::thread::Thread;
+use crate::{process, time};
+
+/// Lets others run until this is reached.
+pub fn until(mut reached: impl FnMut() -> bool) {
+    while !reached() {
+        process::sched_yield();
+    }
+}
+
+/// Has a child end by `end`, and waits until it is a zombie that `wait4` finds. `signal` is that of the child's end. It
+/// has no handler, its default is no end of the process, and no other child ends with it meanwhile.
+///
+/// The signal tells, and not the child's memory or files: both kernels take these away before.
+///
+/// # Panics
+/// The kernel refuses to block the signal.
+pub fn until_zombie<R>(signal: u32, end: impl FnOnce() -> R) -> R {
+    let before = mask(SIG_BLOCK, set_of(signal)).expect("a mask");
+    let result = end();
+    until(|| is_pending(signal).expect("the signals that are pending"));
+    mask(SIG_SETMASK, before).expect("a mask");
+    result
+}
+
+/// What `call` returns while another thread sends this one a signal each `every` nanoseconds, until the call has
+/// returned: the call is interrupted, however late it begins.
+///
+/// # Panics
+/// There can be no thread.
+pub fn while_signalled<R>(signal: u32, every: u64, call: impl FnOnce() -> R) -> R {
+    struct Target {
+        thread: u32,
+        signal: u32,
+        every: u64,
+        has_returned: AtomicU32,
+    }
+    let target = Target { thread: process::thread_id(), signal, every, has_returned: AtomicU32::new(0) };
+    let send = |target: usize| {
+        // SAFETY: it is on the stack of the thread that joins this one.
+        let target = unsafe { &*(target as *const Target) };
+        loop {
+            // A signal of the process may have ended it early.
+            let _ = time::sleep(target.every);
+            if target.has_returned.load(Ordering::Acquire) != 0 {
+                break;
+            }
+            process::tgkill(process::id(), target.thread, target.signal).expect("a signal");
+        }
+    };
+    let sender = Thread::spawn(send, &raw const target as usize).expect("a thread");
+    let answer = call();
+    target.has_returned.store(1, Ordering::Release);
+    sender.join();
+    answer
+}
+
+/// Plays a scene with this time, twice as long a time and so on, until what it shows has come about; whether it has.
+/// `scene` returns false where another thread was too late or too early for it to show anything.
+pub fn with_longer_times(first: u64, mut scene: impl FnMut(u64) -> bool) -> bool {
+    const TIMES: u32 = 10;
+    (0..TIMES).any(|doubled| scene(first << doubled))
+}
