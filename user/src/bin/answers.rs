@@ -22,9 +22,10 @@ use granule_user::abi::time::{
     CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME, Timespec,
 };
 use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{PAGE, map, mmap, munmap};
+use granule_user::memory::{PAGE, map, mmap, munmap, shared};
 use granule_user::signal::handle;
 use granule_user::thread::Thread;
+use granule_user::waiting::{until, while_signalled, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
 
 entry!(run);
@@ -121,13 +122,15 @@ fn clocks() {
         equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EFAULT));
         equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
     }
+    let goes_on = shared::<AtomicU32>();
     let child = process::spawn(|| {
-        time::sleep(200_000_000).expect("a sleep");
+        until(|| goes_on.load(Ordering::Relaxed) != 0);
         0
     });
     let child = child.expect("a fork");
     holds("the clock of another process", clock(cpu_clock(u64::from(child), 2)).is_ok());
     equal("that of its thread", clock(cpu_clock(u64::from(child), 6)), Err(Errno::EINVAL));
+    goes_on.store(1, Ordering::Relaxed);
     equal("a child", process::wait(child), exited(0));
     equal("one that is gone", clock(cpu_clock(u64::from(child), 2)), Err(Errno::EINVAL));
 }
@@ -202,31 +205,11 @@ fn sleeps() {
 
 extern "C" fn note(_: u32, _: &SigInfo, _: &mut UContext) {}
 
-/// What a call answers while a child sends this process signals, with a handler that has these flags.
+/// What a call answers while signals come, with a handler that has these flags.
 fn interrupted(flags: u64, call: impl FnOnce() -> Result<u64, Errno>) -> Result<u64, Errno> {
     // SAFETY: the handler does nothing.
     unsafe { handle(SIGUSR1, note, flags, 0) }.expect("a handler");
-    // SAFETY: not at a fixed address.
-    let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
-    // SAFETY: fresh memory, used as this alone.
-    let stop = unsafe { &*(page as *const AtomicU32) };
-    let parent = process::id() as i32;
-    let child = process::spawn(|| {
-        for _ in 0..5000 {
-            time::sleep(2_000_000).expect("a sleep");
-            if stop.load(Ordering::Relaxed) != 0 {
-                break;
-            }
-            process::kill(parent, SIGUSR1).expect("a signal to the parent");
-        }
-        0
-    });
-    let answer = call();
-    stop.store(1, Ordering::Relaxed);
-    while process::wait4(child.expect("a fork") as i32, 0) == Err(Errno::EINTR) {}
-    // SAFETY: the reference is not used any more.
-    unsafe { munmap(page, PAGE) }.expect("a page to unmap");
-    answer
+    while_signalled(SIGUSR1, 2_000_000, call)
 }
 
 fn interrupted_sleeps() {
@@ -325,9 +308,7 @@ fn private_and_shared_futexes_differ() {
             waits as usize,
         )
         .expect("a thread");
-        while WAITS.load(Ordering::Relaxed) == 0 {
-            process::sched_yield();
-        }
+        until(|| WAITS.load(Ordering::Relaxed) != 0);
         time::sleep(20_000_000).expect("a sleep");
         equal("of the other kind", futex(PRIVATE.as_ptr() as u64, FUTEX_WAKE | wakes, 1, 0, 0), Ok(0));
         wake_one(PRIVATE.as_ptr() as u64, waits);
@@ -348,9 +329,7 @@ fn a_futex_of_an_object_at_two_offsets() {
         equal("a sleeper", futex(second.as_ptr() as u64, FUTEX_WAIT, 1, 0, 0), Ok(0));
         wrong()
     });
-    while second.load(Ordering::Relaxed) == 0 {
-        process::sched_yield();
-    }
+    until(|| second.load(Ordering::Relaxed) != 0);
     time::sleep(20_000_000).expect("a sleep");
     equal("another word of the object", futex(first.as_ptr() as u64, FUTEX_WAKE, 9, 0, 0), Ok(0));
     wake_one(second.as_ptr() as u64, 0);
@@ -360,26 +339,34 @@ fn a_futex_of_an_object_at_two_offsets() {
     unsafe { munmap(pages, 2 * PAGE) }.expect("pages to unmap");
 }
 
-/// A word of an object, which a thread sleeps on, and later one of another object at the same address.
 fn a_futex_of_an_object_that_is_gone() {
+    holds("a thread sleeps on what is gone", with_longer_times(50_000_000, an_object_goes));
+}
+
+/// A word of an object, which a thread sleeps on, and later one of another object at the same address. Whether the thread
+/// slept already when the object went, `time` after it was about to.
+fn an_object_goes(time: u64) -> bool {
     let flags = MAP_SHARED | MAP_ANONYMOUS;
     // SAFETY: not at a fixed address.
     let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    // SAFETY: mapped above, and atomic for the sleeper too.
+    unsafe { AtomicU32::from_ptr(page as *mut u32) }.store(1, Ordering::Relaxed);
     WAITS.store(0, Ordering::Relaxed);
     let sleeper = Thread::spawn(
         |page| {
             let limit = Timespec { seconds: 0, nanoseconds: 200_000_000 };
             WAITS.store(1, Ordering::Relaxed);
-            let answer = futex(page as u64, FUTEX_WAIT, 0, &raw const limit as u64, 0);
-            equal("a sleeper on what is gone", answer, Err(Errno::ETIMEDOUT));
+            // The other object has a zero there.
+            match futex(page as u64, FUTEX_WAIT, 1, &raw const limit as u64, 0) {
+                Err(Errno::EFAULT | Errno::EAGAIN) => WAITS.store(2, Ordering::Relaxed),
+                answer => equal("a sleeper on what is gone", answer, Err(Errno::ETIMEDOUT)),
+            }
         },
         page as usize,
     )
     .expect("a thread");
-    while WAITS.load(Ordering::Relaxed) == 0 {
-        process::sched_yield();
-    }
-    time::sleep(50_000_000).expect("a sleep");
+    until(|| WAITS.load(Ordering::Relaxed) != 0);
+    time::sleep(time).expect("a sleep");
     unmap_page(page);
     // SAFETY: nothing is there any more.
     let again = unsafe { mmap(page, PAGE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE) };
@@ -387,6 +374,7 @@ fn a_futex_of_an_object_that_is_gone() {
     equal("a word of it", futex(page, FUTEX_WAKE, 9, 0, 0), Ok(0));
     sleeper.join();
     unmap_page(page);
+    WAITS.load(Ordering::Relaxed) == 1
 }
 
 fn lists_of_buffers() {

@@ -202,9 +202,9 @@ fn run(start: Start) -> u8 {
     0
 }
 
-/// A child, once there is memory for one.
+/// A child, once there is memory for one: in a minute at least, since others may take it for a while.
 fn spawn(task: impl Fn() -> u8) -> Option<u32> {
-    for _ in 0..PATIENCE {
+    for _ in 0..60_000 {
         if let Ok(child) = process::spawn(&task) {
             return Some(child);
         }

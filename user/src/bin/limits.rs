@@ -4,6 +4,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::abi::limits::{
     RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE,
@@ -17,6 +18,7 @@ use granule_user::abi::number::{BRK, GETRLIMIT, PRLIMIT64, SETRLIMIT};
 use granule_user::abi::process::{AT_EXECFN, exited};
 use granule_user::abi::signal::{SEGV_MAPERR, SIGSEGV};
 use granule_user::memory::{self, PAGE};
+use granule_user::waiting::until;
 use granule_user::{Errno, Start, entry, println, probe, process, sys, thread, time};
 
 entry!(run);
@@ -152,8 +154,10 @@ fn others() {
     assert_eq!(of(child as i32, RLIMIT_CPU, Some(new)), Ok(RLimit { soft: RLIM_INFINITY, hard: RLIM_INFINITY }));
     assert_eq!(process::wait(child), exited(7));
     assert_eq!(of(child as i32, RLIMIT_CPU, None), Err(Errno::ESRCH));
-    let other = thread::Thread::spawn(|_| time::sleep(50_000_000).unwrap_or_default(), 0).expect("a thread");
+    static GOES_ON: AtomicU32 = AtomicU32::new(0);
+    let other = thread::Thread::spawn(|_| until(|| GOES_ON.load(Ordering::Relaxed) != 0), 0).expect("a thread");
     assert_eq!(of(other.id() as i32, RLIMIT_STACK, None), get(RLIMIT_STACK));
+    GOES_ON.store(1, Ordering::Relaxed);
     other.join();
 }
 

@@ -564,7 +564,6 @@ fn races() {
         1 => truncate(),
         _ => store(number as u64),
     });
-    holds("bytes were stored", STORED.load(Ordering::Relaxed) != 0);
     let at = HERE.load(Ordering::Relaxed);
     equal("no page", call(FTRUNCATE, [file, 0]), Ok(0));
     equal("nothing is mapped", present(at, RACE_PAGES as usize), 0);
@@ -575,7 +574,8 @@ fn races() {
 
 fn move_pages() {
     let (here, there) = (HERE.load(Ordering::Relaxed), THERE.load(Ordering::Relaxed));
-    for round in 0..ROUNDS {
+    // On a busy machine until the others have come to store a byte.
+    for round in (0..).take_while(|&round| round < ROUNDS || STORED.load(Ordering::Relaxed) == 0) {
         // Whole, or a part behind or before the rest.
         let (first, pages) = [(0, RACE_PAGES), (3, 2), (0, 3), (5, 3)][round as usize % 4];
         let (from, to) = (here + first * PAGE, there + first * PAGE);

@@ -25,6 +25,7 @@ use granule_user::abi::process::{AT_EXECFN, FUTEX_OWNER_DIED, FUTEX_WAITERS, IoV
 use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{PAGE, madvise, map, mmap, mprotect};
 use granule_user::thread::{Thread, futex_wait};
+use granule_user::waiting::{until, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
 
 entry!(run);
@@ -549,40 +550,70 @@ fn set_head(next: u64, pending: u64) -> u64 {
     head
 }
 
+const ROBUST_BYTES: u64 = size_of::<RobustListHead>() as u64;
+
 fn robust_lists() {
-    const BYTES: u64 = size_of::<RobustListHead>() as u64;
-    for bytes in [0, BYTES - 1, BYTES + 1, 12] {
+    for bytes in [0, ROBUST_BYTES - 1, ROBUST_BYTES + 1, 12] {
         equal(("not its size", bytes), call(SET_ROBUST_LIST, [NOWHERE, bytes]), Err(Errno::EINVAL));
     }
-    equal("anything", call(SET_ROBUST_LIST, [KERNEL, BYTES]), Ok(0));
+    equal("anything", call(SET_ROBUST_LIST, [KERNEL, ROBUST_BYTES]), Ok(0));
     let (mut head, mut bytes) = (1_u64, 2_u64);
     let (head_at, bytes_at) = (&raw mut head as u64, &raw mut bytes as u64);
     equal("get_robust_list", call(GET_ROBUST_LIST, [0, head_at, bytes_at]), Ok(0));
-    equal("has it", (head, bytes), (KERNEL, BYTES));
+    equal("has it", (head, bytes), (KERNEL, ROBUST_BYTES));
     equal("by its number", call(GET_ROBUST_LIST, [me(), head_at, bytes_at]), Ok(0));
     equal("no thread", call(GET_ROBUST_LIST, [999_999, head_at, bytes_at]), Err(Errno::ESRCH));
     equal("to nowhere", call(GET_ROBUST_LIST, [0, NOWHERE, bytes_at]), Err(Errno::EFAULT));
     equal("to nowhere", call(GET_ROBUST_LIST, [0, head_at, NOWHERE]), Err(Errno::EFAULT));
-    equal("none", call(SET_ROBUST_LIST, [0, BYTES]), Ok(0));
+    equal("none", call(SET_ROBUST_LIST, [0, ROBUST_BYTES]), Ok(0));
     apart(|| {
         // A child has none.
         equal("get_robust_list", call(GET_ROBUST_LIST, [0, head_at, bytes_at]), Ok(0));
         equal("has none", head, 0);
     });
 
-    // Four of five, of which one is another's, one has sleepers, and the last is the one that is added just now.
+    holds("a sleeper is woken", with_longer_times(30_000_000, an_owner_ends));
+    bad_robust_lists();
+    // In a process that ends: the parent sees it in shared memory.
+    let memory = shared(1);
+    let child = process::spawn(|| {
+        // SAFETY: shared memory that lives until the end.
+        let futex = unsafe { &*(memory as *const Futex) };
+        futex.word.store(process::id(), Ordering::Release);
+        let head = set_head(futex.at(), 0);
+        futex.next.store(head, Ordering::Relaxed);
+        u8::from(call(SET_ROBUST_LIST, [head, ROBUST_BYTES]) != Ok(0))
+    });
+    equal("how it ended", process::wait(child.expect("a child")), exited(0));
+    // SAFETY: as above.
+    equal("its futex is marked", unsafe { &*(memory as *const Futex) }.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
+    equal("no word was used", WORD.load(Ordering::Relaxed), 0);
+}
+
+/// 1 once the sleeper has read the robust futex and is about to sleep on it, 2 once it was woken.
+static WOKEN: AtomicU32 = AtomicU32::new(0);
+
+/// A thread ends with four of five futexes, of which one is another's, one has a sleeper, and the last is the one that is
+/// added just now. The thread waits `time` for the sleeper to sleep; whether that did, and was woken.
+fn an_owner_ends(time: u64) -> bool {
+    static TIME: AtomicU64 = AtomicU64::new(0);
     let [first, second, third, pending, other] = &FUTEXES;
+    TIME.store(time, Ordering::Relaxed);
+    WOKEN.store(0, Ordering::Relaxed);
+    FUTEXES.iter().for_each(|futex| futex.word.store(0, Ordering::Relaxed));
     first.next.store(second.at(), Ordering::Relaxed);
     second.next.store(third.at(), Ordering::Relaxed);
     let sleeps = Thread::spawn(
         |_| {
             let word = &FUTEXES[1].word;
-            while word.load(Ordering::Acquire) & FUTEX_WAITERS == 0 {
-                process::sched_yield();
-            }
+            until(|| word.load(Ordering::Acquire) != 0);
             let value = word.load(Ordering::Acquire);
-            let woken = futex_wait(word, value, Some(10_000_000_000));
-            holds("a sleeper is woken", woken == Ok(()) || woken == Err(Errno::EAGAIN));
+            // The owner does not end before.
+            WOKEN.store(1, Ordering::Release);
+            match futex_wait(word, value, None) {
+                Ok(()) => WOKEN.store(2, Ordering::Release),
+                late => equal("the owner has ended before the wait", late, Err(Errno::EAGAIN)),
+            }
             equal("its owner has ended", word.load(Ordering::Acquire), FUTEX_OWNER_DIED | FUTEX_WAITERS);
         },
         0,
@@ -599,8 +630,9 @@ fn robust_lists() {
             pending.word.store(own, Ordering::Release);
             other.word.store(own, Ordering::Release);
             second.word.store(own | FUTEX_WAITERS, Ordering::Release);
-            equal("set", call(SET_ROBUST_LIST, [head, BYTES]), Ok(0));
-            let _ = time::sleep(30_000_000);
+            equal("set", call(SET_ROBUST_LIST, [head, ROBUST_BYTES]), Ok(0));
+            until(|| WOKEN.load(Ordering::Acquire) != 0);
+            let _ = time::sleep(TIME.load(Ordering::Relaxed));
         },
         0,
     )
@@ -612,8 +644,11 @@ fn robust_lists() {
     equal("another's is not", third.word.load(Ordering::Acquire), number + 1);
     equal("the pending one is", pending.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
     equal("one that is in no list is not", other.word.load(Ordering::Acquire), number);
+    WOKEN.load(Ordering::Acquire) == 2
+}
 
-    // Lists that are none: they end the walk, and nothing else.
+/// Lists that are none: they end the walk, and nothing else.
+fn bad_robust_lists() {
     let broken: [fn(); 4] = [
         || {
             let [first, second, ..] = &FUTEXES;
@@ -637,24 +672,10 @@ fn robust_lists() {
     ];
     for (number, prepare) in broken.into_iter().enumerate() {
         prepare();
-        let ends = Thread::spawn(|_| equal("set", call(SET_ROBUST_LIST, [&raw const HEAD as u64, BYTES]), Ok(0)), 0);
-        ends.expect("a thread").join();
+        let set = |_| equal("set", call(SET_ROBUST_LIST, [&raw const HEAD as u64, ROBUST_BYTES]), Ok(0));
+        Thread::spawn(set, 0).expect("a thread").join();
         holds(("a bad list", number), true);
     }
-    // In a process that ends: the parent sees it in shared memory.
-    let memory = shared(1);
-    let child = process::spawn(|| {
-        // SAFETY: shared memory that lives until the end.
-        let futex = unsafe { &*(memory as *const Futex) };
-        futex.word.store(process::id(), Ordering::Release);
-        let head = set_head(futex.at(), 0);
-        futex.next.store(head, Ordering::Relaxed);
-        u8::from(call(SET_ROBUST_LIST, [head, BYTES]) != Ok(0))
-    });
-    equal("how it ended", process::wait(child.expect("a child")), exited(0));
-    // SAFETY: as above.
-    equal("its futex is marked", unsafe { &*(memory as *const Futex) }.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
-    equal("no word was used", WORD.load(Ordering::Relaxed), 0);
 }
 
 fn affinity() {

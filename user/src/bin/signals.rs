@@ -4,7 +4,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, WRITE};
@@ -17,6 +17,7 @@ use granule_user::abi::signal::{
 };
 use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
 use granule_user::thread::Thread;
+use granule_user::waiting::{until, with_longer_times};
 use granule_user::{Errno, Start, entry, memory, offend, println, process, sys, time};
 
 entry!(run);
@@ -253,21 +254,15 @@ fn threads_have_their_own() {
         0,
     )
     .expect("a thread");
-    while READY.load(Ordering::Relaxed) != 1 {
-        process::sched_yield();
-    }
+    until(|| READY.load(Ordering::Relaxed) == 1);
     let id = thread.id();
     process::tgkill(process::id(), id, SIGUSR2).expect("a signal to a thread");
-    while TAKEN_BY.load(Ordering::Relaxed) == 0 {
-        process::sched_yield();
-    }
+    until(|| TAKEN_BY.load(Ordering::Relaxed) != 0);
     assert_eq!(TAKEN_BY.swap(0, Ordering::Relaxed), id, "the thread that it was sent to, also while it only computes");
     // A signal of the process is delivered to a thread that does not block it.
     mask(SIG_BLOCK, set_of(SIGUSR2)).expect("a mask");
     process::kill(process::id() as i32, SIGUSR2).expect("a signal to oneself");
-    while TAKEN_BY.load(Ordering::Relaxed) == 0 {
-        process::sched_yield();
-    }
+    until(|| TAKEN_BY.load(Ordering::Relaxed) != 0);
     assert_eq!(TAKEN_BY.load(Ordering::Relaxed), id);
     mask(SIG_SETMASK, 0).expect("a mask");
     READY.store(2, Ordering::Relaxed);
@@ -365,7 +360,7 @@ fn handlers_have_a_stack() {
     assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
 }
 
-/// A child that sends this process signals until it is stopped, or for some time, and exits with 11.
+/// A child that sends this process signals until it is stopped, and exits with 11.
 struct Sender {
     stop: &'static AtomicU32,
     child: u32,
@@ -374,17 +369,13 @@ struct Sender {
 impl Sender {
     fn start(flags: u64) -> Self {
         set(SIGUSR1, note, flags, 0);
-        // SAFETY: not at a fixed address.
-        let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
-        // SAFETY: fresh memory, used as this alone, which stays until the program ends.
-        let stop = unsafe { &*(page.expect("a page") as *const AtomicU32) };
+        let stop = memory::shared::<AtomicU32>();
+        STOP.store(stop.as_ptr(), Ordering::Relaxed);
         let parent = process::id() as i32;
         let child = process::spawn(|| {
-            for _ in 0..10 {
-                if stop.load(Ordering::Relaxed) == 0 {
-                    process::kill(parent, SIGUSR1).expect("a signal to the parent");
-                    time::sleep(3_000_000).expect("a sleep");
-                }
+            while stop.load(Ordering::Relaxed) == 0 {
+                process::kill(parent, SIGUSR1).expect("a signal to the parent");
+                time::sleep(3_000_000).expect("a sleep");
             }
             11
         });
@@ -400,13 +391,26 @@ impl Sender {
     }
 }
 
+/// The word that stops the last [`Sender`].
+static STOP: AtomicPtr<u32> = AtomicPtr::new(core::ptr::null_mut());
+
+/// Records its arguments, and stops the sender once ten signals have come, of which the last interrupt the call.
+extern "C" fn stop_after_ten(signal: u32, info: &SigInfo, context: &mut UContext) {
+    SEEN.note(signal, info, context);
+    if SEEN.count.load(Ordering::Relaxed) >= 10 {
+        // SAFETY: the sender's, which stays until the program ends.
+        unsafe { AtomicU32::from_ptr(STOP.load(Ordering::Relaxed)) }.store(1, Ordering::Relaxed);
+    }
+}
+
 fn calls_are_interrupted_or_restarted() {
     let sender = Sender::start(0);
     assert_eq!(process::wait4(sender.child as i32, 0), Err(Errno::EINTR), "wait4");
     sender.stop();
     let sender = Sender::start(SA_RESTART);
+    set(SIGUSR1, stop_after_ten, SA_RESTART, 0);
     assert_eq!(process::wait4(sender.child as i32, 0), Ok((sender.child, exited(11))), "SA_RESTART");
-    assert_ne!(SEEN.take().0, 0, "signals came");
+    assert!(SEEN.take().0 >= 10, "signals came");
     let sender = Sender::start(SA_RESTART);
     assert_eq!(time::sleep(20_000_000_000), Err(Errno::EINTR), "nanosleep is never restarted");
     sender.stop();
@@ -426,8 +430,9 @@ fn restart() -> Result<u64, Errno> {
 static RESTARTED: AtomicU64 = AtomicU64::new(0);
 static CAUGHT: AtomicU32 = AtomicU32::new(0);
 
+const MILLISECOND: u64 = 1_000_000;
+
 fn sleeps_go_on_where_they_were() {
-    const MILLISECOND: u64 = 1_000_000;
     extern "C" fn go_on(_: u32, _: &SigInfo, _: &mut UContext) {
         RESTARTED.store(restart().map_or_else(|error| error as u64, |answer| answer + 1), Ordering::Relaxed);
     }
@@ -438,19 +443,33 @@ fn sleeps_go_on_where_they_were() {
     // A handler may have the call go on that it has interrupted.
     set(SIGUSR1, go_on, SA_RESTART, 0);
     let own = process::id();
-    let begin = time::now();
-    let child = process::spawn(|| {
-        time::sleep(20 * MILLISECOND).expect("a sleep");
-        process::kill(own as i32, SIGUSR1).expect("a signal");
-        0
-    });
-    assert_eq!(time::sleep(200 * MILLISECOND), Err(Errno::EINTR), "a sleep with a handler is not restarted");
-    assert_eq!(RESTARTED.load(Ordering::Relaxed), 1, "the rest of the sleep");
-    assert!(time::now() - begin >= 200 * MILLISECOND, "from where it was");
-    assert_eq!(restart(), Err(Errno::EINTR), "the handler has returned");
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    let goes_on = |soon: u64| {
+        let begin = time::now();
+        let child = process::spawn(|| {
+            time::sleep(soon).expect("a sleep");
+            process::kill(own as i32, SIGUSR1).expect("a signal");
+            0
+        });
+        let answer = time::sleep(10 * soon);
+        let passed = time::now() - begin;
+        assert_eq!(process::wait(child.expect("a fork")), exited(0));
+        if answer.is_ok() {
+            // The signal came before or behind the sleep.
+            return false;
+        }
+        assert_eq!(answer, Err(Errno::EINTR), "a sleep with a handler is not restarted");
+        assert_eq!(RESTARTED.load(Ordering::Relaxed), 1, "the rest of the sleep");
+        assert!(passed >= 10 * soon, "from where it was");
+        assert_eq!(restart(), Err(Errno::EINTR), "the handler has returned");
+        true
+    };
+    assert!(with_longer_times(20 * MILLISECOND, goes_on), "no signal interrupts a sleep");
+    a_sleep_goes_on_without_a_handler(catch);
+}
 
-    // And the kernel does where there is no handler any more when the thread comes to look.
+/// The kernel restarts it where there is no handler any more when the thread comes to look.
+fn a_sleep_goes_on_without_a_handler(catch: granule_user::signal::Handler) {
+    let own = process::id();
     let sleeper = Thread::spawn(
         |_| {
             for _ in 0..ROUNDS {
@@ -551,10 +570,15 @@ fn long_calls_make_way() {
         lines
     };
     const RANDOM: u64 = 32 << 20;
+    // Where the signal comes is a matter of luck: at once, then later and later, and at once again.
     let cut = |most: u64, call: &dyn Fn(u64) -> Result<u64, Errno>| {
-        // Whether the signal comes in the middle is a matter of luck.
-        let moved = (0..20).find_map(|_| Some(moved_before_a_signal(call)).filter(|&moved| moved < most));
-        moved.expect("one of twenty to be stopped")
+        let mut delays = (0..8).map(|doubled| MILLISECOND / 8 << doubled).cycle();
+        loop {
+            let delay = delays.next().unwrap_or_default();
+            if let Ok(moved) = moved_before_a_signal(delay, call) && moved < most {
+                break moved;
+            }
+        }
     };
     let moved = cut(RANDOM, &|room| {
         // SAFETY: the room's own pages.
@@ -568,9 +592,10 @@ fn long_calls_make_way() {
     assert!(moved > 0, "{moved} bytes written");
 }
 
-/// What a call answers in a process that gets a signal about a millisecond after it has begun. The call gets the
-/// address of 32 MiB to write to.
-fn moved_before_a_signal(call: &dyn Fn(u64) -> Result<u64, Errno>) -> u64 {
+/// What a call answers in a process that gets a signal about `delay` nanoseconds after it has begun: EINTR where that came
+/// before the first byte. The call gets the address of 32 MiB to write to.
+fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -> Result<u64, Errno> {
+    const NOTHING: u64 = u64::MAX;
     // SAFETY: not at fixed addresses.
     let [room, page] = [32 << 20, memory::PAGE].map(|bytes| unsafe {
         memory::mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS).expect("memory")
@@ -581,21 +606,19 @@ fn moved_before_a_signal(call: &dyn Fn(u64) -> Result<u64, Errno>) -> u64 {
         // SAFETY: the handler stores to atomics.
         unsafe { handle(SIGUSR1, note, 0, 0) }.expect("a handler");
         begins.store(1, Ordering::Relaxed);
-        moved.store(call(room).expect("a part"), Ordering::Relaxed);
+        let answer = call(room);
+        assert!(matches!(answer, Ok(1..) | Err(Errno::EINTR)), "{answer:?}");
+        moved.store(answer.unwrap_or(NOTHING), Ordering::Relaxed);
         // The signal that came late.
-        while SEEN.count.load(Ordering::Relaxed) == 0 {
-            process::sched_yield();
-        }
+        until(|| SEEN.count.load(Ordering::Relaxed) != 0);
         0
     })
     .expect("a fork");
-    while begins.load(Ordering::Relaxed) == 0 {
-        process::sched_yield();
-    }
-    time::sleep(1_000_000).expect("a sleep");
+    until(|| begins.load(Ordering::Relaxed) != 0);
+    time::sleep(delay).expect("a sleep");
     process::kill(child as i32, SIGUSR1).expect("the child to be there");
     assert_eq!(process::wait(child), exited(0));
-    let result = moved.load(Ordering::Relaxed);
+    let result = Some(moved.load(Ordering::Relaxed)).filter(|&moved| moved != NOTHING).ok_or(Errno::EINTR);
     // SAFETY: the references are not used any more.
     unsafe { memory::munmap(room, 32 << 20).and_then(|()| memory::munmap(page, memory::PAGE)) }.expect("mapped");
     result

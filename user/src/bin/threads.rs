@@ -5,7 +5,6 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::FUTEX;
 use granule_user::abi::process::{FUTEX_WAKE_BITSET, exited};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
@@ -122,10 +121,7 @@ fn futex_answers() {
 }
 
 fn shared_memory_has_one_futex() {
-    // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, memory::PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
-    // SAFETY: fresh memory, used as this alone.
-    let word = unsafe { &*(page.expect("a page") as *const AtomicU32) };
+    let word = memory::shared::<AtomicU32>();
     let child = process::spawn(|| {
         while word.load(Ordering::Acquire) == 0 {
             let _ = futex_wait(word, 0, None);
