@@ -4,7 +4,7 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 use core::time::Duration;
 
-use granule::chip::timer::Deadline;
+use granule::chip::timer::{self, Deadline};
 use granule::devices::edu::edu;
 use granule::devices::slot::Driver;
 use granule::devices::virtio_rng::rng;
@@ -83,22 +83,28 @@ extern "C" fn transfer(_: usize) {
 
 target_test!(a_process_may_end_during_a_transfer_without_an_event, needs("smmuv3 edu"), limit(60));
 fn a_process_may_end_during_a_transfer_without_an_event(t: &mut Test) {
+    // By the clock that the device goes by: it writes 100 ms after it has begun, and counts whole milliseconds.
+    const LEAST: Duration = Duration::from_millis(98);
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
-    let Some(space) = space(t) else { return };
-    t.ok("bound", device.bind(this_cpu(), &space));
-    let frames = kernel().frames.stats().used;
-    let before = stats();
-    THROUGH.store(false, Ordering::Relaxed);
-    t.ok("a thread", sched::spawn_kernel(this_cpu(), "transfer", transfer, 0));
-    // The device takes 100 ms: it is in the middle.
-    sleep_until(Deadline::after(Duration::from_millis(30)));
-    t.check("it is under way", !THROUGH.load(Ordering::Acquire));
-    drop(space);
-    t.check("the process's memory is free", kernel().frames.stats().used < frames);
-    wait_until(|| THROUGH.load(Ordering::Acquire));
-    t.check("it is over", THROUGH.load(Ordering::Acquire));
-    t.check("and failed", !ARRIVED.load(Ordering::Relaxed));
-    t.equal("events", stats().events, before.events);
-    t.ok("unbound", device.unbind(this_cpu()));
-    wait_until_alone(t);
+    let mut is_in_time = false;
+    // On a busy host this CPU may stand still until the transfer is over: then nothing is shown.
+    while !is_in_time {
+        let Some(space) = space(t) else { return };
+        t.ok("bound", device.bind(this_cpu(), &space));
+        let frames = kernel().frames.stats().used;
+        let before = stats();
+        THROUGH.store(false, Ordering::Relaxed);
+        let begin = timer::uptime();
+        t.ok("a thread", sched::spawn_kernel(this_cpu(), "transfer", transfer, 0));
+        sleep_until(Deadline::after(Duration::from_millis(30)));
+        drop(space);
+        is_in_time = timer::uptime() - begin < LEAST;
+        t.check("the process's memory is free", kernel().frames.stats().used < frames);
+        wait_until(|| THROUGH.load(Ordering::Acquire));
+        t.check("it is over", THROUGH.load(Ordering::Acquire));
+        t.check("and failed", !is_in_time || !ARRIVED.load(Ordering::Relaxed));
+        t.equal("events", stats().events, before.events);
+        t.ok("unbound", device.unbind(this_cpu()));
+        wait_until_alone(t);
+    }
 }

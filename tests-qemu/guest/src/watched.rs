@@ -16,7 +16,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use spin::mutex::SpinMutex;
 
 use crate::harness::{Test, another_cpu, draws, target_test, wait_until};
-use crate::process::{settle, start};
+use crate::process::{settle, start, terminate};
 
 /// Where `watched` has its pages, for each of two threads, and how many.
 const PLACES: [(u64, u64); 4] = [(0, 16), (0x1000_0000, 512), (0x2000_0000, 4), (0x3000_0000, 16)];
@@ -55,6 +55,14 @@ fn watch(t: &mut Test, steps: usize) {
     RECLAIMED.store(0, Ordering::Relaxed);
     let seed = t.random() as usize;
     t.ok("a thread", sched::spawn_kernel(another_cpu(this_cpu()), "migrate", migrate, seed));
+    // It goes on beyond its steps until SIGTERM, however busy the machine is.
+    let is_enough = || MIGRATED.load(Ordering::Relaxed) > steps / 500 && RECLAIMED.load(Ordering::Relaxed) > 0;
+    while process::space_of(id).is_some() {
+        sleep_until(Deadline::after(Duration::from_millis(1)));
+        if is_enough() {
+            let _ = terminate(id);
+        }
+    }
     t.equal("how it ended", process::wait(id), Some(ProcessEnd::Exited(0)));
     IS_OVER.store(true, Ordering::Relaxed);
     wait_until(|| sched::thread_count() <= threads);
@@ -62,8 +70,7 @@ fn watch(t: &mut Test, steps: usize) {
     settle(t, threads);
     let [migrated, reclaimed] = [&MIGRATED, &RECLAIMED].map(|count| count.load(Ordering::Relaxed));
     println!("{migrated} pages migrated, {reclaimed} pages of files were reclaimed");
-    t.check("pages migrated", migrated > steps / 500);
-    t.check("pages of files were reclaimed", reclaimed > 0 || steps < 3000);
+    t.check("there was enough of each", is_enough());
 }
 
 /// Moves pages of the process to other frames, and reclaims those of files.

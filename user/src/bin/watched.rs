@@ -3,7 +3,8 @@
 //! Two threads each store to pages of their own, protect them, and give them up. A pager serves the stores that are
 //! reported, and a fourth thread discards ranges of all that comes again from its object. Each of the two knows which of its
 //! pages are protected: **a store to one of these is reported once, and a store to another one is not reported.** Others
-//! migrate the pages meanwhile, and reclaim those of the program file.
+//! migrate the pages meanwhile, and reclaim those of the program file. Each makes at least so many steps, and then more
+//! until SIGTERM comes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -17,6 +18,7 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, OPENAT};
 use granule_user::abi::process::AT_EXECFN;
+use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
 use granule_user::abi::userfaultfd::{
     UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
     UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFDIO_REGISTER_MODE_WP,
@@ -25,7 +27,7 @@ use granule_user::memory::{PAGE, madvise, mprotect};
 use granule_user::random::Random;
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
-use granule_user::{Start, entry, own, println, process};
+use granule_user::{Start, entry, own, println, process, signal};
 
 entry!(run);
 own!(call);
@@ -109,6 +111,7 @@ fn run(start: Start) -> u8 {
     let (Some(Ok(seed)), Some(Ok(steps))) = (numbers.next(), numbers.next()) else { return 2 };
     SEED.store(seed, Ordering::Relaxed);
     STEPS.store(steps, Ordering::Relaxed);
+    signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
     PAGER.store(Pager::new(0, FEATURES).expect("a userfaultfd").0, Ordering::Relaxed);
     let path = start.auxiliary(AT_EXECFN).expect("a path");
     (0..WRITERS).for_each(|writer| map(writer, path));
@@ -120,7 +123,7 @@ fn run(start: Start) -> u8 {
     discarder.join();
     let reports: u32 = REPORTS.iter().flatten().map(|count| count.load(Ordering::Relaxed)).sum();
     assert!(reports as u64 > steps / 16, "{reports} stores were reported");
-    println!("watched: {} steps, {reports} stores were reported", steps * WRITERS as u64);
+    println!("watched: {} steps, {reports} stores were reported", MADE.load(Ordering::Relaxed));
     0
 }
 
@@ -186,7 +189,11 @@ fn discard(_: usize) {
 
 fn write(number: usize) {
     let mut writer = Writer::new(number);
-    for step in 1..=STEPS.load(Ordering::Relaxed) {
+    let steps = STEPS.load(Ordering::Relaxed);
+    for step in 1.. {
+        if step > steps && signal::is_pending(SIGTERM).expect("pending signals") {
+            break;
+        }
         writer.step(step);
         MADE.fetch_add(1, Ordering::Relaxed);
     }

@@ -136,7 +136,8 @@ fn writes_while_it_migrates(t: &mut Test, kind: Kind) {
     MOVING.call_once(|| SpinMutex::new(None)).lock().replace(space.clone());
     t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "migrate", migrate_on, kind.pause()));
     wait_until(|| MOVED.load(Ordering::Relaxed) != 0);
-    for number in 1..=20_u64 {
+    // On a busy host the thread may stand still: then until enough has moved.
+    for number in (1..).take_while(|number| *number <= 20_u64 || MOVED.load(Ordering::Relaxed) < 5) {
         let (from, to) = (number % 2, 2 + number % 2);
         t.ok("a store", space.write_bytes(cpu, START + from * PAGE, &number.to_le_bytes()));
         t.check("the device reads", device.copy_in(DmaAddress((START + from * PAGE).0), 0, 8).is_ok());
@@ -148,7 +149,6 @@ fn writes_while_it_migrates(t: &mut Test, kind: Kind) {
     t.equal("threads that are left", sched::thread_count(), 0);
     t.equal("frames that were written after their pages had left", SPOILT.swap(0, Ordering::Relaxed), 0);
     let (moved, watched) = (MOVED.load(Ordering::Relaxed), WATCHED.load(Ordering::Relaxed));
-    t.check("memory moved", moved >= 5);
     // An object gives back frames, and no block.
     let wanted = if kind == Kind::SharedBlock { 0 } else { moved / 2 };
     t.check("what it left was watched", watched >= wanted);

@@ -118,9 +118,10 @@ fn other_cpus_are_not_parked_from_a_handler_nor_with_interrupts_masked(t: &mut T
 // interrupts unmasked under the lock, the handler would wait for the lock that it has interrupted.
 target_test!(handlers_and_what_they_interrupt_split_the_same_leaves, needs("split"), limit(30));
 fn handlers_and_what_they_interrupt_split_the_same_leaves(t: &mut Test) {
+    const BLOCKS: u64 = 8;
     let (mut wrong, mut without_tables) = (0, 0);
     let locked = space().split_counts().locked;
-    for _ in 0..8 {
+    for _ in 0..BLOCKS {
         let Some(block) = Block::fresh(t) else { return };
         fill_reserve(t);
         for group in (0..BLOCK_PAGES).step_by(GROUP_PAGES as usize) {
@@ -137,5 +138,7 @@ fn handlers_and_what_they_interrupt_split_the_same_leaves(t: &mut Test) {
     t.equal("rounds that went wrong", wrong, 0);
     let is_locked = space().policy().split == SplitMode::Lock;
     t.equal("the lock was taken", space().split_counts().locked > locked, is_locked);
-    t.check("as a rule there are frames in reserve", without_tables < 4);
+    // A handler that comes where the last of them was just taken finds none: how often is chance.
+    let rounds = (BLOCKS * BLOCK_PAGES / GROUP_PAGES) as u32;
+    t.check("as a rule there are frames in reserve", without_tables < rounds / 4);
 }
