@@ -175,7 +175,6 @@ fn exits_with_threads() {
         5
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(5), "exit_group ends a thread that runs");
-
 }
 
 fn vfork_shares_until_exec() {

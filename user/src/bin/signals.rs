@@ -575,7 +575,9 @@ fn long_calls_make_way() {
         let mut delays = (0..8).map(|doubled| MILLISECOND / 8 << doubled).cycle();
         loop {
             let delay = delays.next().unwrap_or_default();
-            if let Ok(moved) = moved_before_a_signal(delay, call) && moved < most {
+            if let Ok(moved) = moved_before_a_signal(delay, call)
+                && moved < most
+            {
                 break moved;
             }
         }

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering::Relaxed;
-use std::thread;
+use std::{sync, thread};
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::{Granule, LevelHint};
@@ -64,16 +64,24 @@ fn a_call_is_this_and_no_more() {
     assert_eq!(kinds, [&stores[..], &rest[..]].concat());
 }
 
-/// More than fits, by several CPUs at once, from an SMMU that takes its time.
+/// More than fits, by several CPUs at once, from an SMMU that takes its time. On a busy host the calls may come one after
+/// the other, and each fits: then once more.
 #[test]
 fn a_full_queue_is_waited_for() {
+    assert!((0..100).any(|_| calls_of_several_cpus_are_whole()), "the queue was never full");
+}
+
+/// Checks what is taken of calls by several CPUs at once; whether the queue was full in between.
+fn calls_of_several_cpus_are_whole() -> bool {
     let rig = Rig::new(Hardware { range_invalidation: false, pace: Pace::PerLook(1), ..Hardware::QEMU });
     let (cpus, calls, pages) = (8, 12, 60);
     let smmu = &rig.parts.smmu;
+    let begin = &sync::Barrier::new(cpus as usize);
     let done = rig.model.record(|| {
         thread::scope(|scope| {
             for cpu in 0..cpus {
                 scope.spawn(move || {
+                    begin.wait();
                     for call in 0..calls {
                         let start = VirtAddr((cpu * calls + call) * pages * 0x1000);
                         smmu.invalidate(ASID, start, start + pages * 0x1000, Scope::Leaves);
@@ -93,8 +101,8 @@ fn a_full_queue_is_waited_for() {
     }
     pages_seen.sort_unstable();
     assert!(pages_seen.into_iter().eq(0..cpus * calls * pages), "each page once");
-    assert!(smmu.stats().full > 0, "{:?}", smmu.stats());
     rig.model.assert_clean();
+    smmu.stats().full > 0
 }
 
 /// Room that is not waited for is seen.
