@@ -53,6 +53,13 @@ pub fn outcome_of(plan: &Plan, name: &str) -> Outcome {
     outcomes.remove(0)
 }
 
+/// Whether one of many boots shows it. What a boot shows may be decided by the host's scheduler, and by which entries stay in
+/// QEMU's TLB: the tests of such a thing need one boot as a rule, and fail where none of many is enough.
+pub fn some_boot(shows: impl FnMut() -> bool) -> bool {
+    const BOOTS: usize = 20;
+    core::iter::repeat_with(shows).take(BOOTS).any(|shows| shows)
+}
+
 /// Runs the test, which must end by one panic with all of `parts` in what it prints, in this order; returns that.
 ///
 /// # Panics

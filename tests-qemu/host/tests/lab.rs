@@ -1,10 +1,11 @@
-//! The lab: with a fix taken away, the test that stands for it must fail, and for the right reason.
+//! The lab: with a fix taken away, the test that stands for it must fail, and for the right reason: in one of many boots,
+//! since QEMU's TLB and the host's scheduler decide in each whether the bug is hit.
 //!
 //! That the same tests pass with the fix in place is the ordinary run on the target. `lab=wx-leaf` is in
 //! `page_tables.rs`.
 
 use granule_host_tests::built;
-use granule_host_tests::guest::outcome;
+use granule_host_tests::guest::{outcome, some_boot};
 use granule_host_tests::session::Session;
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::machine;
@@ -19,11 +20,24 @@ fn with_lab(switch: &str, name: &str) -> Outcome {
     with_lab_on("default", switch, name)
 }
 
+/// The test fails in one of many boots on that machine, and prints all of `outputs`.
 #[track_caller]
-fn assert_caught(switch: &str, name: &str, output: &str) {
-    assert_is_caught(&with_lab(switch, name), switch, name, output);
+fn assert_caught_on(machine: &str, switch: &str, name: &str, outputs: &[&str]) {
+    let mut last = None;
+    let is_caught = some_boot(|| {
+        let outcome = last.insert(with_lab_on(machine, switch, name));
+        matches!(outcome.verdict, Verdict::Failed(_)) && outputs.iter().all(|output| outcome.output.contains(output))
+    });
+    assert!(is_caught, "lab={switch} was not caught by {name} in any boot. Wanted: {outputs:?}. The last: {last:?}");
 }
 
+/// The same on the four CPUs of `default`, with one output.
+#[track_caller]
+fn assert_caught(switch: &str, name: &str, output: &str) {
+    assert_caught_on("default", switch, name, &[output]);
+}
+
+/// The test fails in this boot.
 #[track_caller]
 fn assert_is_caught(outcome: &Outcome, switch: &str, name: &str, output: &str) {
     assert!(matches!(outcome.verdict, Verdict::Failed(_)), "lab={switch} was not caught by {name}: {outcome:?}");
@@ -58,7 +72,7 @@ fn with_an_invalidation_that_ends_early_the_last_page_is_read() {
 #[test]
 fn with_local_invalidation_other_cpus_write_on() {
     let name = "set_memory::other_cpus_refuse_as_soon_as_the_call_returns";
-    assert_caught("local-tlbi", name, "all refuse after: found 0, wanted 3");
+    assert_caught("local-tlbi", name, "all refuse after: found");
 }
 
 #[test]
@@ -70,10 +84,8 @@ fn with_local_invalidation_this_cpu_sees_nothing_wrong() {
 #[test]
 fn with_tables_freed_early_a_walker_reads_their_next_owners_memory() {
     let name = "reclaim::a_table_stays_while_another_cpu_walks_through_it";
-    let outcome = with_lab("early-table-free", name);
-    for output in ["tables that are still there: found", "walks into memory of another owner: found 1, wanted 0"] {
-        assert_is_caught(&outcome, "early-table-free", name, output);
-    }
+    let outputs = ["tables that are still there: found", "walks into memory of another owner: found 1, wanted 0"];
+    assert_caught_on("default", "early-table-free", name, &outputs);
 }
 
 #[test]
@@ -104,8 +116,17 @@ fn a_collapse_without_marks_takes_the_table_that_an_owner_is_in() {
 #[test]
 fn with_no_cpu_parked_readers_fault_inside_a_break() {
     let name = "split::readers::readers_of_other_pages_are_parked_for_a_break";
-    let outcome = with_lab_on("stop", "bbm-no-park", name);
-    assert_is_caught(&outcome, "bbm-no-park", name, "reads that went wrong: found");
+    // What goes wrong may be a read of the kernel's own: then the kernel panics.
+    let is_caught = some_boot(|| {
+        let outcome = with_lab_on("stop", "bbm-no-park", name);
+        match outcome.verdict {
+            Verdict::Failed(why) => {
+                why.contains("the kernel panicked") || outcome.output.contains("reads that went wrong: found")
+            }
+            _ => false,
+        }
+    });
+    assert!(is_caught, "no read went wrong");
 }
 
 #[test]
@@ -141,7 +162,7 @@ fn without_what_tag_storage_is_reserved_by_its_tests_fail() {
         ),
     ] {
         let name = format!("{NAME}{name}");
-        assert_is_caught(&with_lab_on("mte", switch, &name), switch, &name, output);
+        assert_caught_on("mte", switch, &name, &[output]);
     }
 }
 
@@ -149,10 +170,9 @@ fn without_what_tag_storage_is_reserved_by_its_tests_fail() {
 fn without_a_marker_a_write_to_what_was_protected_is_missed() {
     let reported = "found None, wanted Some(PageFault";
     let name = "userfault::a_store_to_shared_memory_is_reported_though_its_page_was_discarded";
-    let outcome = with_lab("drop-marker-always", name);
-    for what in ["a store to it, mapped again", "a store to what is not mapped"] {
-        assert_is_caught(&outcome, "drop-marker-always", name, &format!("{what}: {reported}"));
-    }
+    let outputs =
+        ["a store to it, mapped again", "a store to what is not mapped"].map(|it| format!("{it}: {reported}"));
+    assert_caught_on("default", "drop-marker-always", name, &outputs.each_ref().map(String::as_str));
     let name = "userfault::a_store_to_a_file_is_reported_though_its_page_was_reclaimed";
     assert_caught("no-marker-on-reclaim", name, &format!("a store: {reported}"));
 }
@@ -235,8 +255,7 @@ fn an_smmu_that_is_not_notified_keeps_old_translations() {
 /// Either a frame that is free is written, or a program finds what was never its own.
 #[test]
 fn a_device_that_is_not_notified_is_seen_among_all_that_happens_at_once() {
-    let outcome = with_lab("no-secondary-tlb", "storm::all_that_changes_translations_at_once");
-    assert!(matches!(outcome.verdict, Verdict::Failed(_)), "{outcome:?}");
+    assert_caught_on("default", "no-secondary-tlb", "storm::all_that_changes_translations_at_once", &[]);
 }
 
 /// At the end of a batch the space is not known any more, and the thread that ends it has none.
@@ -252,10 +271,8 @@ fn a_device_is_not_notified_where_a_program_ends_a_batch() {
     let name = "smmu::shortage::a_device_reads_a_file_whose_page_a_program_took";
     let others = 0x5ec2_e7da_7a00_0002_u64;
     let read = format!("the device reads the file: found Ok({others}), wanted Ok(");
-    let outcome = with_lab("notify-at-batch-flush", name);
-    for output in [read.as_str(), "a space without the page is notified: found 1, wanted 0"] {
-        assert_is_caught(&outcome, "notify-at-batch-flush", name, output);
-    }
+    let outputs = [read.as_str(), "a space without the page is notified: found 1, wanted 0"];
+    assert_caught_on("default", "notify-at-batch-flush", name, &outputs);
 }
 
 #[test]

@@ -11,10 +11,14 @@ fn run(start: Start) -> u8 {
     match start.arguments().nth(1) {
         None => sleep(|| {}),
         Some("family") => {
-            if process::fork() == Ok(0) && !matches!(process::fork(), Ok(0)) {
-                return 0;
+            if process::fork() != Ok(0) {
+                sleep(|| {})
+            } else if process::fork() == Ok(0) {
+                println!("the family is there");
+                sleep(|| {})
+            } else {
+                0
             }
-            sleep(|| {})
         }
         Some("print") => sleep(|| println!("still here")),
         Some(_) => loop {

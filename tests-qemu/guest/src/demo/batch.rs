@@ -63,13 +63,19 @@ fn a_thread_without_a_space(t: &mut Test) {
 }
 
 fn a_program_with_another_space(t: &mut Test) {
-    let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
     println!(
         "The same page again, and the disk has read it. This time a program finds no memory, and takes it itself:"
     );
-    let Some((read, notified)) = read_after_a_program_took_the_page(t, &rig) else { return };
-    if lab::active().contains(&lab::NOTIFY_AT_BATCH_FLUSH) {
-        t.check("the program's space is notified", notified > 0);
+    let is_away = lab::active().contains(&lab::NOTIFY_AT_BATCH_FLUSH);
+    let (read, notified) = loop {
+        let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
+        let Some((read, notified)) = read_after_a_program_took_the_page(t, &rig) else { return };
+        // On a busy host the thread may not rest yet, and take the page before the program: then once more.
+        if notified > 0 || !is_away {
+            break (read, notified);
+        }
+    };
+    if is_away {
         t.equal("what it reads", read, Ok(OTHERS));
         println!(
             "the disk reads the other's data: the program's space was notified, and not the one that lost the page."
