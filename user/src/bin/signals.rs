@@ -572,7 +572,7 @@ fn long_calls_make_way() {
     const RANDOM: u64 = 32 << 20;
     // Where the signal comes is a matter of luck: at once, then later and later, and at once again.
     let cut = |most: u64, call: &dyn Fn(u64) -> Result<u64, Errno>| {
-        let mut delays = (0..8).map(|doubled| MILLISECOND / 8 << doubled).cycle();
+        let mut delays = (0..8).map(|doubled| (MILLISECOND / 8) << doubled).cycle();
         loop {
             let delay = delays.next().unwrap_or_default();
             if let Ok(moved) = moved_before_a_signal(delay, call)
