@@ -30,6 +30,9 @@ pub(crate) struct ImageOptions {
     /// Boot arguments
     #[arg(long, value_name = "ARGS", default_value = "", hide_default_value = true)]
     append: String,
+    /// The image of the target's tests in place of the kernel: for ./x test --serial
+    #[arg(long)]
+    tests: bool,
     /// Replace an image of that name
     #[arg(long)]
     force: bool,
@@ -56,7 +59,7 @@ pub(crate) fn image(options: &ImageOptions, build: impl FnOnce() -> Result<Built
     layout::check_output(&options.output, existing)?;
     let built = build()?;
     let files = options.board.files(&Parts {
-        kernel: &built.kernel.image,
+        kernel: if options.tests { &built.tests.image } else { &built.kernel.image },
         initrd: &built.initrd,
         tree: options.dtb.as_deref(),
         firmware: options.firmware.as_deref(),

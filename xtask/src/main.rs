@@ -139,6 +139,12 @@ fn machine_names() -> PossibleValuesParser {
     PossibleValuesParser::new(machines.into_iter().map(|machine| machine.name))
 }
 
+/// The boards, likewise.
+fn board_names() -> PossibleValuesParser {
+    let boards = granule_runner::machine::boards().unwrap_or_default();
+    PossibleValuesParser::new(boards.into_iter().map(|board| board.machine.name))
+}
+
 /// The exit status of a program that SIGPIPE ended, as a shell names it.
 const WITHOUT_READER: i32 = 141;
 

@@ -65,6 +65,22 @@ pub(crate) struct Options {
     /// Write a JUnit report as well
     #[arg(long, value_name = "FILE")]
     pub(crate) junit: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) wire: Wire,
+}
+
+/// A board that runs build/granule-tests.img, and the way to it.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Wire {
+    /// Run the target's tests on the board at this serial port, which runs build/granule-tests.img
+    #[arg(long, value_name = "PORT", requires = "board", conflicts_with_all = ["host", "machine", "turn", "under_load"])]
+    serial: Option<PathBuf>,
+    /// The board's name in tests-qemu/boards.toml
+    #[arg(long, value_name = "NAME", requires = "serial", value_parser = crate::board_names())]
+    board: Option<String>,
+    /// The command that resets the board: before the first test, and when one has ended it or taken too long
+    #[arg(long, value_name = "COMMAND", requires = "serial")]
+    reset: Option<String>,
 }
 
 impl Options {
@@ -81,7 +97,8 @@ impl Options {
 /// When one failed, or none is named as asked.
 pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
     let begin = Instant::now();
-    let on_host = !options.target && options.machine.is_none();
+    let on_board = options.wire.serial.is_some();
+    let on_host = !options.target && options.machine.is_none() && !on_board;
     // The tests on the host want all images, those on the target their own alone.
     let image = if on_host { compile::build(tools, profile)?.tests } else { compile::build_tests(tools, profile)? };
     let programs = if on_host { host::build(tools)? } else { Vec::new() };
@@ -95,7 +112,9 @@ pub(crate) fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<
             println!("seed {seed}: `./x test --seed {seed}` draws the same numbers");
         }
         let mut list = list::List::new(options, seed);
-        if !options.host {
+        if on_board {
+            target::add_board(&mut list, &image, &options.wire)?;
+        } else if !options.host {
             target::add(&mut list, &image)?;
         }
         if on_host {

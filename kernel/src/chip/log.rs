@@ -8,7 +8,7 @@
 //! (docs/BOARDS.md).
 
 use core::fmt::{self, Write};
-use core::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
 use linkme::distributed_slice;
 use log::{Level, LevelFilter, Log, Metadata, Record};
@@ -35,6 +35,9 @@ static LOGLEVEL: Parameter = Parameter {
 /// As a number: `LevelFilter` has no atomic.
 static CONSOLE_LEVEL: AtomicUsize = AtomicUsize::new(LevelFilter::Info as usize);
 
+/// Records with the level of an error.
+static ERRORS: AtomicU32 = AtomicU32::new(0);
+
 struct Logger;
 
 /// Starts the log. Records from before are lost; those from before there is a console wait in the ring.
@@ -50,6 +53,11 @@ pub fn set_level_from_bootargs() {
         CONSOLE_LEVEL.store(level as usize, Ordering::Relaxed);
         log::set_max_level(level.max(LevelFilter::Debug));
     }
+}
+
+/// How many errors were logged since the boot, shown or not.
+pub fn errors() -> u32 {
+    ERRORS.load(Ordering::Relaxed)
 }
 
 /// Prints what was logged before there was a console: warnings about the device tree.
@@ -80,7 +88,10 @@ impl Log for Logger {
         let on_console = record.level() as usize <= CONSOLE_LEVEL.load(Ordering::Relaxed);
         let time = super::timer::uptime();
         let level = match record.level() {
-            Level::Error => "error: ",
+            Level::Error => {
+                ERRORS.fetch_add(1, Ordering::Relaxed);
+                "error: "
+            }
             Level::Warn => "warning: ",
             _ => "",
         };

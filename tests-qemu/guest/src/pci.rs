@@ -3,7 +3,6 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule::bootargs;
 use granule::chip::interrupt::{self, InterruptHandler};
 use granule::chip::its;
 use granule::devices::pci::{self, BarKind, Function, Id, InterruptVector, MmioRegion, PciError};
@@ -12,25 +11,21 @@ use granule::smp::{Cpu, this_cpu};
 use granule::sync::{IrqLock, rank};
 use granule_arch::addr::PhysRange;
 
-use crate::harness::{Test, delay, device, has, is_device, patience, target_test};
+use crate::harness::{Promised, Test, delay, device, has, is_device, patience, target_test};
 
 /// The bridge from the CPUs to the first bus, which every machine with PCI Express has.
 const HOST_BRIDGE: Id = Id { vendor: 0x1b36, device: 0x0008 };
 
-/// The names of machines.toml.
-fn promised() -> impl Iterator<Item = &'static str> {
-    bootargs::get("test.devices").unwrap_or("").split(',').filter(|name| !name.is_empty())
-}
-
 target_test!(enumeration_finds_what_machines_toml_promises, needs("pcie"));
 fn enumeration_finds_what_machines_toml_promises(t: &mut Test) {
+    let promised = Promised::devices();
     t.equal("host bridges", pci::functions().iter().filter(|function| function.id() == HOST_BRIDGE).count(), 1);
-    for name in promised() {
+    for name in promised.names() {
         t.check(name, device(name).is_some());
         let found = pci::functions().iter().filter(|function| is_device(name, function)).count();
-        t.equal(name, found, promised().filter(|other| *other == name).count());
+        t.equal(name, found, promised.names().filter(|other| *other == name).count());
     }
-    t.equal("functions", pci::functions().len(), 1 + promised().count());
+    t.equal("functions", pci::functions().len(), 1 + promised.names().count());
     let addresses = || pci::functions().iter().map(Function::address);
     for address in addresses() {
         t.equal("functions with this address", addresses().filter(|other| *other == address).count(), 1);
@@ -66,9 +61,10 @@ fn registers_have_addresses_and_no_two_overlap(t: &mut Test) {
 
 target_test!(bridges_forward_what_is_behind_them_and_nothing_else, needs("pcie"));
 fn bridges_forward_what_is_behind_them_and_nothing_else(t: &mut Test) {
+    let promised = Promised::devices();
     let is_bridge = |name: &&str| ["pcie-root-port", "pcie-pci-bridge", "pci-bridge"].contains(name);
     let bridges = pci::functions().iter().filter(|function| function.bridge().is_some());
-    t.equal("bridges", bridges.count(), promised().filter(is_bridge).count());
+    t.equal("bridges", bridges.count(), promised.names().filter(is_bridge).count());
     for bridge in pci::functions() {
         let Some(buses) = bridge.bridge() else { continue };
         t.check("numbers go up", bridge.address().bus() < buses.secondary && buses.secondary <= buses.subordinate);

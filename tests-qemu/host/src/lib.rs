@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod board;
 pub mod guest;
 pub mod leaves;
 pub mod ptdump;

@@ -8,7 +8,7 @@ use anyhow::{Result, bail};
 use granule_runner::machine::Machine;
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
-use granule_runner::serial::{Guest, Limit, Received};
+use granule_runner::serial::{Guest, Limit, Line, Received};
 
 /// How long a boot or a command may take.
 const LIMIT: Limit = Limit::work(30);

@@ -19,7 +19,8 @@ use core::fmt::{self, Write};
 /// The beginning of a frame, at the start of a line.
 pub const MARKER: &str = "@granule ";
 
-/// The line by which the harness asks for the boot's nonce: eight hexadecimal digits and an end of line answer it.
+/// The line by which the harness asks for the boot's nonce: eight hexadecimal digits and an end of line answer it. Over a
+/// wire it asks for a [`Request`](crate::Request).
 pub const ASK: &str = "@granule?";
 
 /// The number that a boot's frames carry.
@@ -37,9 +38,11 @@ impl fmt::Display for Nonce {
 pub enum Event {
     /// The harness runs and will run that many tests.
     Hello {
-        /// Tests chosen by `test.run=`.
+        /// Tests chosen by `test.run=`; over a wire, all of the image.
         tests: u32,
     },
+    /// Over a wire: nothing runs, and the next request may come. The frame has the number of the last one.
+    Ready,
     /// Everything from here to the verdict is this test's output.
     Begin {
         /// Its record.
@@ -77,7 +80,7 @@ pub enum Event {
         /// Its record.
         index: u32,
     },
-    /// Totals; the guest exits next, with status 0 if nothing failed and was skipped, else 1.
+    /// Totals; the guest exits next, with status 0 if nothing failed and was skipped, else 1. Over a wire it does not exit.
     End {
         /// Pass frames sent.
         passed: u32,
@@ -88,10 +91,18 @@ pub enum Event {
     },
 }
 
+impl Event {
+    /// Whether it is the last word on the test with that record.
+    #[must_use]
+    pub const fn is_verdict_on(self, test: u32) -> bool {
+        matches!(self, Self::Pass { index, .. } | Self::Fail { index, .. } | Self::Skip { index } if index == test)
+    }
+}
+
 /// One line.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Frame {
-    /// Counts the frames of this boot from 0.
+    /// Counts the frames of this boot from 0. Over a wire it is the number of the request that the frame answers.
     pub sequence: u32,
     /// The step that the frame reports.
     pub event: Event,
@@ -123,8 +134,13 @@ impl Port {
 
     /// Sends the next frame, on a line of its own even where a test left one unfinished.
     pub fn send(&mut self, event: Event) {
-        let line = Line { frame: Frame { sequence: self.sequence, event }, nonce: self.nonce };
+        self.answer(event);
         self.sequence += 1;
+    }
+
+    /// Sends a frame that another one with its number may follow: over a wire.
+    pub fn answer(&self, event: Event) {
+        let line = Line { frame: Frame { sequence: self.sequence, event }, nonce: self.nonce };
         (self.print)(format_args!("\n{line}\n"));
     }
 }
@@ -160,21 +176,18 @@ impl Frame {
     /// # Errors
     /// Those of `out`.
     pub fn encode(&self, nonce: Nonce, out: &mut dyn Write) -> fmt::Result {
-        let mut summed = Summed { out, crc: !0 };
-        write!(summed, "{MARKER}{nonce} {} ", self.sequence)?;
-        match self.event {
-            Event::Hello { tests } => write!(summed, "hello {tests}"),
-            Event::Begin { index } => write!(summed, "begin {index}"),
-            Event::Pass { index, checks } => write!(summed, "pass {index} {checks}"),
-            Event::Fail { index, checks, failures } => write!(summed, "fail {index} {checks} {failures}"),
+        seal(nonce, self.sequence, out, |out| match self.event {
+            Event::Hello { tests } => write!(out, "hello {tests}"),
+            Event::Ready => write!(out, "ready"),
+            Event::Begin { index } => write!(out, "begin {index}"),
+            Event::Pass { index, checks } => write!(out, "pass {index} {checks}"),
+            Event::Fail { index, checks, failures } => write!(out, "fail {index} {checks} {failures}"),
             Event::Point { index, size, instructions, window } => {
-                write!(summed, "point {index} {size} {instructions} {window}")
+                write!(out, "point {index} {size} {instructions} {window}")
             }
-            Event::Skip { index } => write!(summed, "skip {index}"),
-            Event::End { passed, failed, skipped } => write!(summed, "end {passed} {failed} {skipped}"),
-        }?;
-        let crc = !summed.crc;
-        write!(out, " {crc:08x}")
+            Event::Skip { index } => write!(out, "skip {index}"),
+            Event::End { passed, failed, skipped } => write!(out, "end {passed} {failed} {skipped}"),
+        })
     }
 
     /// Reads a line, without its end.
@@ -182,20 +195,11 @@ impl Frame {
     /// # Errors
     /// The line is no frame of this boot; the error is its kind.
     pub fn decode(line: &str, nonce: Nonce) -> Result<Self, NotAFrame> {
-        if !line.starts_with(MARKER) {
-            return Err(NotAFrame::Output);
-        }
-        let (said, sum) = line.rsplit_once(' ').ok_or(NotAFrame::Checksum)?;
-        let digits = sum.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-        if !digits || sum.len() != 8 || u32::from_str_radix(sum, 16) != Ok(!crc32(!0, said.as_bytes())) {
-            return Err(NotAFrame::Checksum);
-        }
-        let mut words = said[MARKER.len()..].split(' ');
-        let sent = words.next().and_then(|word| u32::from_str_radix(word, 16).ok());
-        if sent != Some(nonce.0) {
+        let (sent, said) = open(line)?;
+        if sent != nonce {
             return Err(NotAFrame::Nonce);
         }
-        Self::meaning(&mut words).ok_or(NotAFrame::Malformed)
+        Self::meaning(&mut said.split(' ')).ok_or(NotAFrame::Malformed)
     }
 
     fn meaning<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
@@ -204,6 +208,7 @@ impl Frame {
         let mut number = || words.next()?.parse::<u32>().ok();
         let event = match kind {
             "hello" => Event::Hello { tests: number()? },
+            "ready" => Event::Ready,
             "begin" => Event::Begin { index: number()? },
             "pass" => Event::Pass { index: number()?, checks: number()? },
             "fail" => Event::Fail { index: number()?, checks: number()?, failures: number()? },
@@ -214,6 +219,33 @@ impl Frame {
         };
         words.next().is_none().then_some(Self { sequence, event })
     }
+}
+
+/// Writes a line of either side, without its end: marker, nonce, number, what `say` says, and the checksum of all that.
+pub(crate) fn seal(
+    nonce: Nonce,
+    sequence: u32,
+    out: &mut dyn Write,
+    say: impl FnOnce(&mut dyn Write) -> fmt::Result,
+) -> fmt::Result {
+    let mut summed = Summed { out, crc: !0 };
+    write!(summed, "{MARKER}{nonce} {sequence} ")?;
+    say(&mut summed)?;
+    let crc = !summed.crc;
+    write!(out, " {crc:08x}")
+}
+
+/// The nonce of a line of either side, and what stands between that and the checksum, which fits.
+pub(crate) fn open(line: &str) -> Result<(Nonce, &str), NotAFrame> {
+    let marked = line.strip_prefix(MARKER).ok_or(NotAFrame::Output)?;
+    let (said, sum) = line.rsplit_once(' ').ok_or(NotAFrame::Checksum)?;
+    let digits = sum.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if !digits || sum.len() != 8 || u32::from_str_radix(sum, 16) != Ok(!crc32(!0, said.as_bytes())) {
+        return Err(NotAFrame::Checksum);
+    }
+    let (nonce, rest) = marked.split_once(' ').ok_or(NotAFrame::Malformed)?;
+    let nonce = u32::from_str_radix(nonce, 16).map_err(|_| NotAFrame::Malformed)?;
+    Ok((Nonce(nonce), rest.strip_suffix(sum).and_then(|rest| rest.strip_suffix(' ')).ok_or(NotAFrame::Malformed)?))
 }
 
 /// Passes text on and sums it.
@@ -264,6 +296,7 @@ mod tests {
     fn events() -> impl Strategy<Value = Event> {
         prop_oneof![
             any::<u32>().prop_map(|tests| Event::Hello { tests }),
+            proptest::prelude::Just(Event::Ready),
             any::<u32>().prop_map(|index| Event::Begin { index }),
             any::<(u32, u32)>().prop_map(|(index, checks)| Event::Pass { index, checks }),
             any::<(u32, u32, u32)>().prop_map(|(index, checks, failures)| Event::Fail { index, checks, failures }),

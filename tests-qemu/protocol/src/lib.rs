@@ -1,8 +1,8 @@
 //! The protocol between the test and bench images and their runner.
 //!
-//! Two things, each defined here once for both sides: the [`Record`] of a test or the [`BenchRecord`] of a bench, which
-//! the runner reads from the image's ELF before anything boots, and the [`Frame`], one line on the serial port by which
-//! the guest reports its progress. The rule behind both: the runner never learns from the guest *what* there is to
+//! Each defined here once for both sides: the [`Record`] of a test or the [`BenchRecord`] of a bench, which the runner
+//! reads from the image's ELF before anything boots, the [`Frame`], one line on the serial port by which the guest
+//! reports its progress, and the [`Request`] that it answers where boot arguments select nothing. The rule behind them: the runner never learns from the guest *what* there is to
 //! run, only how it went, and believes even that only if sequence number, nonce and checksum fit. docs/TESTING.md has
 //! the whole protocol. An [`Expectation`] is output of a test, held against what QEMU saw.
 
@@ -13,6 +13,8 @@ mod bench;
 mod expectation;
 mod frame;
 mod record;
+mod request;
+mod responder;
 mod scale;
 mod tlb;
 
@@ -26,5 +28,7 @@ pub use record::{
     FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINES_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
     Record, SECTION, text,
 };
+pub use request::{Order, REQUEST_BYTES, Request};
+pub use responder::{Reply, Responder};
 pub use scale::ScaleWindow;
 pub use tlb::{TlbLeaf, TlbOrder, TlbPass};

@@ -102,7 +102,6 @@ mod tests {
             limit: 1,
             long: false,
             selftest: false,
-            logs_errors: false,
         }
     }
 

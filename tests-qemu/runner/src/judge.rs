@@ -2,7 +2,7 @@
 //!
 //! The rule: a pass needs its begin and pass frames in sequence, a sound audit (the guest's own), a machine that lived
 //! until the next test began or the totals came, totals that count what was seen, and an exit status that agrees with
-//! the totals. Whatever breaks the chain fails the test during or right after which it broke, and nothing more is
+//! the totals, where the machine has one. Whatever breaks the chain fails the test during or right after which it broke, and nothing more is
 //! believed of that boot. No clock and no process here, so every way to lie is tested on the host.
 
 use std::collections::VecDeque;
@@ -42,28 +42,15 @@ pub enum Ending {
     TimedOut(Duration),
     /// The guest printed what cannot be true, and the runner stopped the machine.
     Lied(Lie),
+    /// Over a wire: the guest has said the totals, and waits. It has no status.
+    Parted,
+    /// The line to the machine was closed.
+    Closed,
 }
 
 /// What was printed that cannot be true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lie(pub String);
-
-impl Outcome {
-    /// Fails it where the kernel has logged an error: a test that provokes one has it in its record.
-    pub fn without_errors(mut self) -> Self {
-        if matches!(self.verdict, Verdict::Passed(_)) && self.output.lines().any(is_logged_error) {
-            self.verdict = Verdict::Failed("the kernel logged an error".into());
-        }
-        self
-    }
-}
-
-/// Whether a line is one of the kernel's log with the level of an error: `[    1.234567] error: ...`.
-fn is_logged_error(line: &str) -> bool {
-    let Some((stamp, text)) = line.strip_prefix('[').and_then(|line| line.split_once("] ")) else { return false };
-    let is_stamp = stamp.trim_start().chars().all(|char| char.is_ascii_digit() || char == '.');
-    is_stamp && text.starts_with("error: ")
-}
 
 /// What one boot brought.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -155,7 +142,8 @@ impl Judge {
         }
     }
 
-    fn print(&mut self, line: &str) {
+    /// Takes a line that is no frame.
+    pub(crate) fn print(&mut self, line: &str) {
         // The guest begins each frame on a new line, so an empty one may precede it; output begins without.
         if !(line.is_empty() && (self.output.is_empty() || self.output.ends_with("\n\n"))) {
             self.output.push_str(line);
@@ -163,7 +151,11 @@ impl Judge {
         }
     }
 
-    fn event(&mut self, event: Event, now: Duration) -> Result<(), &'static str> {
+    /// Takes the event of the next frame.
+    ///
+    /// # Errors
+    /// Why it cannot be true.
+    pub(crate) fn event(&mut self, event: Event, now: Duration) -> Result<(), &'static str> {
         match (event, self.state) {
             (Event::Hello { tests }, State::Booting) => {
                 if tests as usize != self.expected.len() {
@@ -222,7 +214,8 @@ impl Judge {
     /// The boot is over: what it brought.
     pub fn end(mut self, ending: &Ending) -> Boot {
         let agreed = if self.failed + self.skipped == 0 { 0 } else { 1 };
-        if self.state == State::Over && *ending == Ending::Exited(Some(agreed)) {
+        let agrees = matches!(ending, Ending::Parted) || *ending == Ending::Exited(Some(agreed));
+        if self.state == State::Over && agrees {
             self.close_output();
             return Boot { outcomes: self.outcomes, failure: None };
         }
@@ -255,6 +248,8 @@ impl Judge {
             _ if self.output.contains(PANIC_MARKER) => "the kernel panicked".into(),
             Ending::TimedOut(limit) => format!("hung: the time limit of {} s passed", limit.as_secs()),
             Ending::Exited(None) => "QEMU was killed".into(),
+            Ending::Closed => "the line was closed".into(),
+            Ending::Parted => "the guest parted early".into(),
             Ending::Exited(Some(status)) if self.state == State::Over => {
                 format!("the machine exited with status {status} where its totals mean {agreed}")
             }

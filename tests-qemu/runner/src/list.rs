@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use granule_protocol::{FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text};
+use granule_protocol::{FLAG_LONG, FLAG_SELFTEST, RECORD_BYTES, RECORD_MAGIC, Record, SECTION, text};
 use object::{Object, ObjectSection};
 
 use crate::machine::{self, Machine};
@@ -25,8 +25,6 @@ pub struct Test {
     pub long: bool,
     /// Misbehaves on purpose, for the runner's own tests.
     pub selftest: bool,
-    /// Has the kernel log an error on purpose.
-    pub logs_errors: bool,
 }
 
 /// Why a test does not run on a machine.
@@ -119,7 +117,6 @@ fn one(index: u32, record: &[u8]) -> Result<Test> {
         limit: word(std::mem::offset_of!(Layout, limit)),
         long: flags & FLAG_LONG != 0,
         selftest: flags & FLAG_SELFTEST != 0,
-        logs_errors: flags & FLAG_LOGS_ERRORS != 0,
     })
 }
 
@@ -151,7 +148,6 @@ mod tests {
             limit: 1,
             long,
             selftest: false,
-            logs_errors: false,
         }
     }
 

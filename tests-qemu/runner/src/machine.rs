@@ -1,4 +1,4 @@
-//! machines.toml: which machines there are, and what each has.
+//! machines.toml and boards.toml: which machines and boards there are, and what each has.
 
 use std::collections::BTreeMap;
 
@@ -7,6 +7,39 @@ use serde::Deserialize;
 
 /// The file, as it is in the source tree: the runner and the machines are of one revision.
 const MACHINES: &str = include_str!("../../machines.toml");
+/// The boards, which have a line in place of QEMU's options.
+const BOARDS: &str = include_str!("../../boards.toml");
+
+/// A board of boards.toml.
+#[derive(Clone, Debug)]
+pub struct Board {
+    /// What it has. QEMU's options are those of its model, empty where there is none.
+    pub machine: Machine,
+    /// Bits per second of its console.
+    pub baud: u32,
+    /// QEMU's model of it.
+    pub model: Option<Model>,
+}
+
+/// QEMU's model of a board.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Model {
+    machine: String,
+    cpu: String,
+    memory: String,
+    /// CPUs of the model, where others than those that run the kernel count.
+    smp: Option<u32>,
+    /// The end of the path of its device tree in Debian's package; without it QEMU makes one.
+    pub tree: Option<String>,
+    /// The serial port that is the board's console, from 1.
+    #[serde(default = "first_port")]
+    pub port: u32,
+}
+
+fn first_port() -> u32 {
+    1
+}
 
 /// One machine. Most fields are QEMU's options of those names.
 #[derive(Clone, Debug)]
@@ -131,6 +164,64 @@ impl Entry {
     }
 }
 
+/// A table of boards.toml.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BoardEntry {
+    description: String,
+    smp: u32,
+    baud: u32,
+    #[serde(default)]
+    devices: Vec<String>,
+    features: Vec<String>,
+    model: Option<Model>,
+}
+
+impl BoardEntry {
+    fn resolve(self, name: &str) -> Board {
+        let of_model = |field: fn(&Model) -> &String| self.model.as_ref().map(field).cloned().unwrap_or_default();
+        let machine = Machine {
+            name: name.to_owned(),
+            machine: of_model(|model| &model.machine),
+            cpu: of_model(|model| &model.cpu),
+            memory: of_model(|model| &model.memory),
+            touched: None,
+            description: self.description,
+            smp: self.model.as_ref().and_then(|model| model.smp).unwrap_or(self.smp),
+            devices: self.devices,
+            features: self.features,
+            bootargs: String::new(),
+            icount: false,
+            tag_storage: None,
+            tests: None,
+        };
+        Board { machine, baud: self.baud, model: self.model }
+    }
+}
+
+/// All boards, by name.
+///
+/// # Errors
+/// When boards.toml lacks something or cannot be parsed, or promises a feature that machines.toml does not know.
+pub fn boards() -> Result<Vec<Board>> {
+    let known = known_features()?;
+    let table: BTreeMap<String, BoardEntry> = toml::from_str(BOARDS).context("tests-qemu/boards.toml")?;
+    let boards: Vec<Board> = table.into_iter().map(|(name, entry)| entry.resolve(&name)).collect();
+    for Board { machine, .. } in &boards {
+        let unknown = machine.features.iter().find(|name| !known.contains(name));
+        ensure!(unknown.is_none(), "board {} has {unknown:?}, which machines.toml does not know", machine.name);
+    }
+    Ok(boards)
+}
+
+/// The board of that name.
+///
+/// # Errors
+/// When there is none: the message names the nearest.
+pub fn board(name: &str) -> Result<Board> {
+    pick(name, "board", boards()?, |board| &board.machine.name)
+}
+
 /// All machines and variants, `default` first, then the other machines and the variants, by name.
 ///
 /// # Errors
@@ -161,11 +252,15 @@ fn parse(text: &str) -> Result<Vec<Machine>> {
 /// # Errors
 /// When there is none: the message names the nearest.
 pub fn named(name: &str) -> Result<Machine> {
-    let machines = all()?;
-    let names: Vec<String> = machines.iter().map(|machine| machine.name.clone()).collect();
-    match machines.into_iter().find(|machine| machine.name == name) {
-        Some(machine) => Ok(machine),
-        None => bail!("there is no machine `{name}`{}; there are: {}", suggest(name, &names), names.join(", ")),
+    pick(name, "machine", all()?, |machine| &machine.name)
+}
+
+/// What is called that.
+fn pick<T>(name: &str, kind: &str, among: Vec<T>, called: fn(&T) -> &String) -> Result<T> {
+    let names: Vec<String> = among.iter().map(called).cloned().collect();
+    match among.into_iter().find(|one| called(one) == name) {
+        Some(one) => Ok(one),
+        None => bail!("there is no {kind} `{name}`{}; there are: {}", suggest(name, &names), names.join(", ")),
     }
 }
 
@@ -210,6 +305,19 @@ mod tests {
             }
             assert_eq!(machine.has("tag-storage"), machine.tag_storage.is_some(), "{}", machine.name);
         }
+    }
+
+    #[test]
+    fn the_boards_are_sound() {
+        let machines = super::all().unwrap();
+        for super::Board { machine, baud, model } in super::boards().unwrap() {
+            assert!(machines.iter().all(|other| other.name != machine.name), "{}", machine.name);
+            assert_eq!(machine.has("smp"), machine.smp > 1, "{}", machine.name);
+            assert!((9600..=4_000_000).contains(&baud), "{}", machine.name);
+            assert!(model.is_none_or(|model| (1..=2).contains(&model.port)), "{}", machine.name);
+        }
+        let message = super::board("raspi4").unwrap_err().to_string();
+        assert!(message.contains("did you mean `raspi4b`?"), "{message}");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use anyhow::Result;
 
 use crate::judge::PANIC_MARKER;
 use crate::qemu::Qemu;
-use crate::serial::{Guest, Limit, Lines, Received};
+use crate::serial::{Guest, Limit, Line, Lines, Received};
 
 /// What the monitor prints when it waits for a command.
 pub const PROMPT: &str = "granule> ";

@@ -1,24 +1,40 @@
-//! A machine that runs: QEMU as a child process, its serial port on pipes.
+//! A machine that runs, and the line to its console: QEMU as a child process with its serial port on pipes, or a serial port
+//! of this host with a board behind it.
 //!
 //! The time limits of tests count QEMU's own CPU time: a busy host makes a test longer by the clock, and a test that
 //! hangs is not longer for it.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use serial2::SerialPort;
 
 use crate::qemu::Qemu;
 use crate::usage;
+
+/// The line to a machine's console.
+pub trait Line {
+    /// When `limit` is over that begins now.
+    fn deadline(&self, limit: Limit) -> Deadline;
+
+    /// The next output of the machine.
+    fn receive(&mut self, deadline: Deadline) -> Received;
+
+    /// Types text on the serial port. A machine that is gone does not get it: the next [`Self::receive`] returns
+    /// [`Received::Closed`].
+    fn send(&mut self, text: &str);
+}
 
 /// What came from the machine.
 #[derive(Debug)]
 pub enum Received {
     /// Bytes from the serial port, or from QEMU's standard error.
     Bytes(Vec<u8>),
-    /// The port is closed: QEMU has ended or is about to.
+    /// The port is closed: QEMU has ended or is about to, or the host's port is gone.
     Closed,
     /// Nothing until the deadline; or the deadline has passed, whatever the machine goes on to print.
     Silence,
@@ -29,8 +45,8 @@ pub enum Received {
 pub enum Limit {
     /// By the clock, for a person who waits.
     Clock(Duration),
-    /// QEMU's own CPU time, for each CPU of the machine; a machine that stands still has [`STANDING_STILL`] times as
-    /// long by the clock.
+    /// QEMU's own CPU time, for each CPU of the machine; a machine that stands still, and one whose CPU time this host
+    /// does not see, has [`STANDING_STILL`] times as long by the clock.
     Work(Duration),
 }
 
@@ -128,11 +144,6 @@ impl Guest {
         Ok(Self { child, cpus: qemu.cpus(), input, output, merged: Merged::default() })
     }
 
-    /// When `limit` is over that begins now.
-    pub fn deadline(&self, limit: Limit) -> Deadline {
-        Deadline::new(limit, Instant::now(), self.work(), self.cpus)
-    }
-
     /// CPUs of the machine.
     pub fn cpus(&self) -> u32 {
         self.cpus
@@ -146,34 +157,6 @@ impl Guest {
     /// The most memory that QEMU had until now, in bytes; `None` if it is gone.
     pub fn memory(&self) -> Option<u64> {
         usage::memory(self.child.id())
-    }
-
-    /// The next output of the machine.
-    pub fn receive(&mut self, deadline: Deadline) -> Received {
-        let received = loop {
-            // Asked first: a machine that never pauses would outlive every limit.
-            if deadline.has_passed(Instant::now(), || self.work()) {
-                break Received::Silence;
-            }
-            match self.output.recv_timeout(deadline.clock.saturating_duration_since(Instant::now()).min(POLL)) {
-                Ok((Source::Serial, bytes)) => return Received::Bytes(self.merged.serial(bytes)),
-                Ok((Source::Errors, bytes)) => return Received::Bytes(self.merged.errors(&bytes)),
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => break Received::Closed,
-            }
-        };
-        match self.merged.rest() {
-            rest if rest.is_empty() => received,
-            rest => Received::Bytes(rest),
-        }
-    }
-
-    /// Types text on the serial port. A machine that is gone does not get it: the next [`Self::receive`] returns
-    /// [`Received::Closed`].
-    pub fn send(&mut self, text: &str) {
-        if let Some(input) = &mut self.input {
-            let _ = input.write_all(text.as_bytes()).and_then(|()| input.flush());
-        }
     }
 
     /// How QEMU ended; `None` if it still runs when the time is up.
@@ -194,11 +177,82 @@ impl Guest {
     }
 }
 
+impl Line for Guest {
+    fn deadline(&self, limit: Limit) -> Deadline {
+        Deadline::new(limit, Instant::now(), self.work(), self.cpus)
+    }
+
+    fn receive(&mut self, deadline: Deadline) -> Received {
+        let received = loop {
+            // Asked first: a machine that never pauses would outlive every limit.
+            if deadline.has_passed(Instant::now(), || self.work()) {
+                break Received::Silence;
+            }
+            match self.output.recv_timeout(deadline.clock.saturating_duration_since(Instant::now()).min(POLL)) {
+                Ok((Source::Serial, bytes)) => return Received::Bytes(self.merged.serial(bytes)),
+                Ok((Source::Errors, bytes)) => return Received::Bytes(self.merged.errors(&bytes)),
+                Err(RecvTimeoutError::Timeout) => {}
+                Err(RecvTimeoutError::Disconnected) => break Received::Closed,
+            }
+        };
+        match self.merged.rest() {
+            rest if rest.is_empty() => received,
+            rest => Received::Bytes(rest),
+        }
+    }
+
+    fn send(&mut self, text: &str) {
+        if let Some(input) = &mut self.input {
+            let _ = input.write_all(text.as_bytes()).and_then(|()| input.flush());
+        }
+    }
+}
+
 impl Drop for Guest {
     fn drop(&mut self) {
         // Both fail only where the process has ended already, which is what is wanted.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+/// A serial port of this host, or one end of a pseudo terminal, with a board behind it.
+#[derive(Debug)]
+pub struct Port(SerialPort);
+
+impl Port {
+    /// Opens the port of that name, with 8 data bits, no parity, one stop bit and no flow control.
+    ///
+    /// # Errors
+    /// When there is no such port, or it has not that speed, in bits per second.
+    pub fn open(name: &Path, baud: u32) -> Result<Self> {
+        let mut port = SerialPort::open(name, baud).with_context(|| format!("cannot open {}", name.display()))?;
+        port.set_read_timeout(POLL)?;
+        Ok(Self(port))
+    }
+}
+
+impl Line for Port {
+    fn deadline(&self, limit: Limit) -> Deadline {
+        Deadline::new(limit, Instant::now(), None, 1)
+    }
+
+    fn receive(&mut self, deadline: Deadline) -> Received {
+        let mut buffer = [0; 4096];
+        // Asked first, as of a machine that never pauses.
+        while !deadline.has_passed(Instant::now(), || None) {
+            match self.0.read(&mut buffer) {
+                Ok(0) => return Received::Closed,
+                Ok(length) => return Received::Bytes(buffer[..length].to_vec()),
+                Err(error) if matches!(error.kind(), ErrorKind::TimedOut | ErrorKind::Interrupted) => {}
+                Err(_) => return Received::Closed,
+            }
+        }
+        Received::Silence
+    }
+
+    fn send(&mut self, text: &str) {
+        let _ = self.0.write_all(text.as_bytes()).and_then(|()| self.0.flush());
     }
 }
 
@@ -266,7 +320,7 @@ impl Lines {
 mod tests {
     use std::time::{Duration, Instant};
 
-    use super::{Deadline, Guest, Limit, Lines, Merged, Received};
+    use super::{Deadline, Guest, Limit, Line, Lines, Merged, Received};
     use crate::qemu::Qemu;
 
     fn shell(script: &str) -> Guest {

@@ -15,13 +15,13 @@ use crate::judge::{Boot, Ending, Judge, Outcome, Verdict};
 use crate::list::{Test, ranges};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
-use crate::serial::{Guest, Limit, Lines, Received};
+use crate::serial::{Guest, Limit, Line, Lines, Received};
 use crate::usage;
 
 /// Until the harness's hello. A boot takes a fraction of a second, of the checked build a few.
-const BOOT_LIMIT: Limit = Limit::work(20);
+pub(crate) const BOOT_LIMIT: Limit = Limit::work(20);
 /// Between two tests, and from the totals to the end of the output.
-const STEP_LIMIT: Limit = Limit::work(10);
+pub(crate) const STEP_LIMIT: Limit = Limit::work(10);
 /// From the end of the output to QEMU's.
 const EXIT_LIMIT: Duration = Duration::from_secs(60);
 /// How many times as much as it needs a test's limit is to be.
@@ -98,14 +98,7 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     drop(guest);
     usage::add(&plan.machine.name, taken.begin, taken.work, taken.memory);
     let ending = ending?;
-    let mut boot = judge.end(&ending);
-    let provokes = |index| tests.iter().any(|test| test.index == index && test.logs_errors);
-    for (index, outcome) in &mut boot.outcomes {
-        if !provokes(*index) {
-            *outcome = outcome.clone().without_errors();
-        }
-    }
-    Ok(boot)
+    Ok(judge.end(&ending))
 }
 
 /// What a machine took until now.
@@ -213,7 +206,6 @@ mod tests {
             limit: 1,
             long: false,
             selftest: false,
-            logs_errors: false,
         };
         (0..count).map(test).collect()
     }

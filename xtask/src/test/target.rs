@@ -1,14 +1,16 @@
-//! The tests on the target: each machine runs all of its tests in as few boots as it can.
+//! The tests on the target: each machine runs all of its tests in as few boots as it can, a board over a wire.
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use granule_runner::judge::Verdict;
+use granule_runner::judge::{Boot, Verdict};
 use granule_runner::list::{self, Skip, Test};
 use granule_runner::machine::{self, Machine};
 use granule_runner::report::Status;
+use granule_runner::serial::Port;
 use granule_runner::session::{self, Plan};
+use granule_runner::wire::Wired;
 
 use super::list::List;
 use crate::compile::Program;
@@ -30,8 +32,28 @@ pub(super) fn add(list: &mut List<'_>, image: &Program) -> Result<()> {
     });
     let turn = list.long_in_turn(long, "target");
     for machine in machines {
-        add_machine(list, image, machine, &tests, turn.as_deref());
+        let memory_mib = machine.touched_mib() + QEMU_MIB;
+        let (image, seed) = (image.image.clone(), list.seed);
+        let plan = Plan { machine: machine.clone(), image, seed, bootargs: String::new(), extra: Vec::new() };
+        add_machine(list, &machine, memory_mib, &tests, turn.as_deref(), move |left| session::boot(&plan, left));
     }
+    Ok(())
+}
+
+/// Adds the tests of an image on a board, which runs that image.
+pub(super) fn add_board(list: &mut List<'_>, image: &Program, wire: &super::Wire) -> Result<()> {
+    let tests = list::read(&image.elf)?;
+    let (Some(port), Some(board)) = (&wire.serial, &wire.board) else { return Ok(()) };
+    let board = machine::board(board)?;
+    // A wrong name is to be noticed at once. With a reset the port may come with it.
+    if wire.reset.is_none() && !list.options.list {
+        Port::open(port, board.baud)?;
+    }
+    let (image_tests, seed) = (tests.len() as u32, list.seed);
+    let wired = Wired { board, port: port.clone(), reset: wire.reset.clone(), image_tests, seed };
+    let tests: Vec<Test> = tests.into_iter().filter(|test| !test.selftest).collect();
+    let machine = wired.board.machine.clone();
+    add_machine(list, &machine, 0, &tests, None, move |left| wired.boot(left));
     Ok(())
 }
 
@@ -40,12 +62,19 @@ fn name(machine: &Machine, test: &Test) -> String {
     format!("{}::{}", machine.name, test.name)
 }
 
-/// One machine's share, with the long test whose turn it is.
-fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[Test], turn: Option<&str>) {
+/// One machine's share, with the long test whose turn it is. `boot` boots it for the tests that are left.
+fn add_machine(
+    list: &mut List<'_>,
+    machine: &Machine,
+    memory_mib: u64,
+    tests: &[Test],
+    turn: Option<&str>,
+    boot: impl Fn(&[&Test]) -> Boot + Send + 'static,
+) {
     let (mut mine, mut verdicts) = (Vec::new(), BTreeMap::new());
     for test in tests.iter().filter(|test| machine.is_for(&test.name)) {
-        let long = list.options.long || turn == Some(&name(&machine, test));
-        match test.skipped_on(&machine, long) {
+        let long = list.options.long || turn == Some(&name(machine, test));
+        match test.skipped_on(machine, long) {
             None => {
                 if let Some(sender) = list.test(&machine.name, &test.name) {
                     verdicts.insert(test.index, sender);
@@ -59,15 +88,12 @@ fn add_machine(list: &mut List<'_>, image: &Program, machine: Machine, tests: &[
             Some(Skip::Long) => list.skip(&machine.name, &test.name, "long"),
         }
     }
-    let memory_mib = machine.touched_mib() + QEMU_MIB;
-    let (image, name) = (image.image.clone(), machine.name.clone());
-    let plan = Plan { machine, image, seed: list.seed, bootargs: String::new(), extra: Vec::new() };
     let fail_fast = list.options.fail_fast;
-    list.job(&name, memory_mib, move || {
+    list.job(&machine.name, memory_mib, move || {
         let is_over = Cell::new(false);
         session::run(
             &mine,
-            |left| (!is_over.get()).then(|| session::boot(&plan, left)),
+            |left| (!is_over.get()).then(|| boot(left)),
             |test, outcome| {
                 let status = match outcome.verdict {
                     Verdict::Passed(_) => Status::Passed,

@@ -1,4 +1,5 @@
-//! Runs the tests that the boot arguments select, and reports their results to the runner.
+//! Runs the tests that the boot arguments select, or those that are asked for over a wire ([`wire`]), and reports their
+//! results to the runner.
 //!
 //! Results are frames of [`granule_protocol`], each on a line of its own; everything else that is printed is output of
 //! the running test. After each test the kernel is audited ([`audit`]); anything that a test leaves behind fails it. A
@@ -8,25 +9,28 @@ mod audit;
 mod features;
 mod hoard;
 mod plan;
+mod promises;
 mod test;
+mod wire;
 
 use core::hint::black_box;
 use core::time::Duration;
 
 use alloc::vec::Vec;
-use granule::bootargs::{PARAMETERS, Parameter};
+use granule::bootargs::{self, PARAMETERS, Parameter};
 use granule::chip::timer::Deadline;
-use granule::chip::{console, power};
+use granule::chip::{console, log, power};
 use granule::sched::sleep_until;
 use granule::smp::{self, Cpu};
 use granule_arch::addr::PAGE_SIZE;
-use granule_protocol::{ASK, Event, Nonce, Port, Record};
+use granule_protocol::{ASK, Event, FLAG_LOGS_ERRORS, Nonce, Port, Record};
 use linkme::distributed_slice;
 
 use audit::Snapshot;
 pub(crate) use features::{KNOWN, device, has, is_device};
 pub(crate) use hoard::{Hoard, drain_magazines};
 use plan::Plan;
+pub(crate) use promises::Promised;
 pub(crate) use test::Test;
 
 /// A test's record; see `target_test!`.
@@ -103,12 +107,6 @@ static DEVICES: Parameter =
 
 /// What runs once the kernel is up.
 pub(crate) fn run() -> ! {
-    let Some((plan, nonce)) = Plan::from_bootargs().and_then(|plan| Some((plan, ask_for_nonce()?))) else {
-        granule::println!(
-            "this is the test image: `./x test` boots it, with test.run=, and types the nonce of its frames"
-        );
-        power::off(power::Status::Failure)
-    };
     if let Err(error) = crate::work::init() {
         granule::println!("no threads for the other CPUs: {error}");
         power::off(power::Status::Failure)
@@ -119,12 +117,28 @@ pub(crate) fn run() -> ! {
         granule::println!("no memory for the heap");
     }
     drop(black_box(large));
+    if bootargs::get("test.run").is_none() {
+        granule::println!("this is the test image: `./x test` boots it with test.run=, or `./x test --serial` asks it");
+        wire::serve()
+    }
+    match Plan::from_bootargs().and_then(|plan| Some((plan, ask_for_nonce()?))) {
+        Some((plan, nonce)) => run_plan(&plan, nonce),
+        None => {
+            granule::println!("`./x test` boots with a list of tests and a seed, and types the nonce of its frames")
+        }
+    }
+    power::off(power::Status::Failure)
+}
+
+/// Runs the tests of the boot arguments, and ends the machine; it returns where another boot must run the rest.
+fn run_plan(plan: &Plan, nonce: Nonce) {
     let mut port = Port::new(nonce, console::print);
     port.send(Event::Hello { tests: plan.indices().count() as u32 });
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
+    let mut errors = 0;
     for index in plan.indices() {
         port.send(Event::Begin { index });
-        let verdict = one(index, plan.seed);
+        let verdict = one(index, plan.seed, &mut errors);
         match verdict {
             Event::Pass { .. } => passed += 1,
             Event::Skip { .. } => skipped += 1,
@@ -132,8 +146,7 @@ pub(crate) fn run() -> ! {
         }
         port.send(verdict);
         if matches!(verdict, Event::Fail { .. }) && !audit::is_sound() {
-            // The runner boots anew for the other tests.
-            power::off(power::Status::Failure);
+            return;
         }
     }
     port.send(Event::End { passed, failed, skipped });
@@ -156,8 +169,9 @@ pub(crate) fn ask_for_nonce() -> Option<Nonce> {
     None
 }
 
-/// Runs one test, from the features that it needs to the audit behind it.
-fn one(index: u32, seed: u64) -> Event {
+/// Runs one test, from the features that it needs to the audit behind it. `errors` is how many the kernel had logged at
+/// the end of the test before: what it logs between two tests counts for the second.
+fn one(index: u32, seed: u64, errors: &mut u32) -> Event {
     let Some(record) = TESTS.get(index as usize) else {
         granule::println!("there is no test {index}; the image has {}", TESTS.len());
         return Event::Fail { index, checks: 0, failures: 1 };
@@ -172,6 +186,11 @@ fn one(index: u32, seed: u64) -> Event {
     (record.function)(&mut test);
     let (checks, mut failures) = test.counts();
     failures += Snapshot::compare(&before);
+    let logged = log::errors() - core::mem::replace(errors, log::errors());
+    if logged != 0 && record.flags & FLAG_LOGS_ERRORS == 0 {
+        granule::println!("audit: the kernel logged an error");
+        failures += 1;
+    }
     if checks == 0 {
         granule::println!("the test made no checks");
         failures += 1;

@@ -18,7 +18,7 @@ use super::{BOOT, Measured, Row, net};
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
 use crate::script;
-use crate::serial::{Guest, Limit, Lines, Received};
+use crate::serial::{Guest, Limit, Line, Lines, Received};
 use crate::session::fresh_nonce;
 
 /// For a boot and all its rows, on a busy host.

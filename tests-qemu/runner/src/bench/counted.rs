@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::machine::Machine;
 use crate::qemu::{Qemu, Reset, Serial};
-use crate::serial::{Guest, Limit, Lines, Received};
+use crate::serial::{Guest, Limit, Line, Lines, Received};
 
 /// For a boot and all its operations, for each CPU.
 const LIMIT: Limit = Limit::work(300);

@@ -1,0 +1,117 @@
+//! The target's tests over a serial line, without semihosting or boot arguments: what `./x test --serial` does, with QEMU's
+//! models for boards, and a pseudo terminal for the line.
+
+use std::io::Write as _;
+use std::path::Path;
+
+use granule_host_tests::board::{OnALine, model};
+use granule_host_tests::built;
+use granule_runner::debian::has_debians_tools;
+use granule_runner::judge::{Outcome, Verdict};
+use granule_runner::list::{self, Test};
+use granule_runner::machine;
+use granule_runner::session;
+use granule_runner::wire::Wired;
+
+/// The outcomes of the tests that `wants` chooses of those for a board, on its model behind a line with so many damaged
+/// bytes in a million.
+fn outcomes(name: &str, seed: u64, per_million: u32, wants: impl Fn(&Test) -> bool) -> Vec<(String, Outcome)> {
+    let board = machine::board(name).unwrap();
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let qemu = model(&board, &built("granule-tests.img"), "", scratch);
+    let line = OnALine::new(qemu, scratch, seed, per_million);
+    let tests = list::read(&built("granule-tests.elf")).unwrap();
+    let (image_tests, reset) = (tests.len() as u32, Some(line.reset()));
+    let wired = Wired { board, port: line.port.clone(), reset, image_tests, seed };
+    let is_for = |test: &Test| test.skipped_on(&wired.board.machine, false).is_none() && wants(test);
+    let mine: Vec<Test> = tests.into_iter().filter(is_for).collect();
+    let mut outcomes = Vec::new();
+    session::run(&mine, |left| Some(wired.boot(left)), |test, outcome| outcomes.push((test.name.clone(), outcome)));
+    assert_eq!(outcomes.len(), mine.len(), "each test has exactly one verdict");
+    outcomes
+}
+
+/// All of these pass; how many they are.
+fn pass(name: &str, seed: u64, per_million: u32, wants: impl Fn(&Test) -> bool) -> usize {
+    let outcomes = outcomes(name, seed, per_million, wants);
+    let failed: Vec<_> =
+        outcomes.iter().filter(|(_, outcome)| !matches!(outcome.verdict, Verdict::Passed(_))).collect();
+    for (test, outcome) in &failed {
+        println!("{test}: {:?}\n{}", outcome.verdict, outcome.output);
+    }
+    assert!(failed.is_empty(), "{} of {} failed", failed.len(), outcomes.len());
+    outcomes.len()
+}
+
+fn is_quick(test: &Test) -> bool {
+    ["machine::", "set_memory::", "console::", "pci::"].iter().any(|part| test.name.starts_with(part)) && !test.selftest
+}
+
+#[test]
+fn tests_run_over_a_line() {
+    assert!(pass("virt", 1, 0, is_quick) > 10);
+}
+
+/// A hundred damaged bytes in a hundred thousand: nearly each test loses a line.
+#[test]
+fn a_bad_line_costs_time_and_fails_no_test() {
+    assert!(pass("virt", 2, 1000, is_quick) > 10);
+}
+
+/// The board is switched off and on for the tests behind one that ends it.
+#[test]
+fn what_must_not_pass_does_not_pass_over_a_line() {
+    for per_million in [0, 2000] {
+        let names = ["fails", "makes_no_checks", "panics", "hangs_with_interrupts_off", "resets", "forges_a_verdict"];
+        let names = names.map(|name| format!("misbehaving::{name}"));
+        let wants = |test: &Test| names.contains(&test.name) || test.name == "misbehaving::innocent";
+        let outcomes = outcomes("virt", 3, per_million, wants);
+        assert_eq!(outcomes.len(), 7);
+        for (name, outcome) in &outcomes {
+            let passed = matches!(outcome.verdict, Verdict::Passed(_));
+            assert_eq!(passed, name == "misbehaving::innocent", "{name}: {outcome:?}");
+        }
+    }
+}
+
+/// All tests that a board runs, on its model.
+#[track_caller]
+fn the_suite_passes(name: &str) {
+    if !has_debians_tools() {
+        let _ = writeln!(std::io::stderr(), "@skipped no apt-get and dpkg-deb here, for device trees");
+        return;
+    }
+    let count = pass(name, 4, 0, |test| !test.selftest);
+    println!("{name}: {count} passed");
+    assert!(count > 100, "{count}");
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_virt() {
+    the_suite_passes("virt");
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_a_versal() {
+    the_suite_passes("versal");
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_a_zcu102() {
+    the_suite_passes("zcu102");
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_an_imx8mp() {
+    the_suite_passes("imx8mp-evk");
+}
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_a_raspberry_pi_4() {
+    the_suite_passes("raspi4b");
+}

@@ -1,0 +1,221 @@
+//! The tests of a board, asked for one by one over the line to its console (docs/TESTING.md, "Over a wire").
+//!
+//! A [`Conversation`] is the runner's side of it, without a line or a clock: lines in, what is typed out. The
+//! [`Judge`] is that of every boot; here it gets no damaged frame, since what was damaged is asked for again. So a bad line
+//! costs time, and a test whose verdict does not arrive whole before its limit fails.
+
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use granule_protocol::{ASK, Event, Frame, Nonce, NotAFrame, Order, Request};
+
+use crate::device;
+use crate::judge::{Boot, Ending, Judge, Lie};
+use crate::list::Test;
+use crate::machine::Board;
+use crate::serial::{Limit, Line, Lines, Port, Received};
+use crate::session::{BOOT_LIMIT, STEP_LIMIT, fresh_nonce};
+
+/// A request is not typed again sooner: the guest may have asked twice before the first one came.
+const RESEND: Duration = Duration::from_secs(1);
+
+/// A board at the end of a line.
+#[derive(Clone, Debug)]
+pub struct Wired {
+    /// What it has, by boards.toml.
+    pub board: Board,
+    /// The port of this host.
+    pub port: PathBuf,
+    /// The command that resets it.
+    pub reset: Option<String>,
+    /// Tests that the image has by its ELF.
+    pub image_tests: u32,
+    /// Seed for tests that draw numbers.
+    pub seed: u64,
+}
+
+impl Wired {
+    /// Resets the board, if there is a command for it, and has it run the tests.
+    pub fn boot(&self, tests: &[&Test]) -> Boot {
+        let line = self.reset().and_then(|()| Port::open(&self.port, self.board.baud));
+        match line {
+            Ok(mut line) => converse(&mut line, self.conversation(fresh_nonce(), tests), tests),
+            Err(error) => Boot { outcomes: Vec::new(), failure: Some((format!("{error:#}"), String::new())) },
+        }
+    }
+
+    /// Runs the command that resets the board.
+    fn reset(&self) -> Result<()> {
+        let Some(reset) = &self.reset else { return Ok(()) };
+        let status = Command::new("sh").args(["-c", reset]).status().with_context(|| format!("cannot run {reset}"))?;
+        ensure!(status.success(), "{reset}: {status}");
+        Ok(())
+    }
+
+    /// A conversation of that number, in which these tests run.
+    fn conversation(&self, nonce: Nonce, tests: &[&Test]) -> Conversation {
+        Conversation {
+            nonce,
+            tests: tests.iter().map(|test| (test.index, test.name.clone())).collect(),
+            features: self.board.machine.features.join(","),
+            devices: self.board.machine.devices.iter().map(|device| device::name(device)).collect::<Vec<_>>().join(","),
+            seed: self.seed,
+            image_tests: self.image_tests,
+            sequence: 0,
+            typed: None,
+            judge: Judge::new(nonce, tests.iter().map(|test| test.index)),
+        }
+    }
+}
+
+/// Has a conversation over a line, until its end or a limit.
+pub fn converse(line: &mut dyn Line, mut conversation: Conversation, tests: &[&Test]) -> Boot {
+    let (mut lines, begin) = (Lines::default(), Instant::now());
+    let limit = |sequence: u32| match (sequence, tests.get((sequence as usize).wrapping_sub(1))) {
+        (0, _) => BOOT_LIMIT,
+        (_, Some(test)) => Limit::work(test.limit.into()),
+        (_, None) => STEP_LIMIT,
+    };
+    let mut deadline = line.deadline(limit(0));
+    loop {
+        let bytes = match line.receive(deadline) {
+            Received::Bytes(bytes) => bytes,
+            received => {
+                conversation.judge.rest(&lines.partial());
+                let silence = Ending::TimedOut(Duration::from_secs(limit(conversation.sequence).seconds()));
+                let ending = if matches!(received, Received::Closed) { Ending::Closed } else { silence };
+                return conversation.judge.end(&ending);
+            }
+        };
+        for text in lines.feed(&bytes) {
+            let before = conversation.sequence;
+            match conversation.line(&text, begin.elapsed()) {
+                Ok(Step::Nothing) => {}
+                Ok(Step::Type(request)) => line.send(&request),
+                Ok(Step::Over) => return conversation.judge.end(&Ending::Parted),
+                Err(lie) => return conversation.judge.end(&Ending::Lied(lie)),
+            }
+            if conversation.sequence != before {
+                deadline = line.deadline(limit(conversation.sequence));
+            }
+        }
+    }
+}
+
+/// What a line leads to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Step {
+    Nothing,
+    /// This is to be typed.
+    Type(String),
+    /// The totals came, and agree.
+    Over,
+}
+
+/// The runner's side of a conversation.
+#[derive(Debug)]
+pub struct Conversation {
+    nonce: Nonce,
+    /// Records and names, in the order in which they run.
+    tests: Vec<(u32, String)>,
+    features: String,
+    devices: String,
+    seed: u64,
+    image_tests: u32,
+    /// Number of the request whose answer is waited for: 0 is the hello, behind the tests the end.
+    sequence: u32,
+    /// When that was typed last.
+    typed: Option<Duration>,
+    judge: Judge,
+}
+
+impl Conversation {
+    /// The test that the request asks for.
+    fn test(&self) -> Option<&(u32, String)> {
+        self.tests.get((self.sequence as usize).checked_sub(1)?)
+    }
+
+    /// Takes one line, at `now` since the begin.
+    ///
+    /// # Errors
+    /// When it cannot be true.
+    fn line(&mut self, line: &str, now: Duration) -> Result<Step, Lie> {
+        let lie = |what: &str| Err(Lie(format!("{what}: {line}")));
+        match Frame::decode(line, self.nonce) {
+            // Ready for the request, or its answer got lost.
+            Ok(Frame { sequence, event: Event::Ready })
+                if [sequence, sequence.wrapping_add(1)].contains(&self.sequence) =>
+            {
+                Ok(self.ask(now))
+            }
+            Ok(frame) if frame.sequence == self.sequence => self.answer(frame.event, now).or_else(lie),
+            // A late copy of an answer.
+            Ok(_) => Ok(Step::Nothing),
+            // The last conversation with this boot was broken off.
+            Err(NotAFrame::Nonce) if self.sequence == 0 => Ok(self.ask(now)),
+            Err(NotAFrame::Nonce) => lie("a frame has a nonce that is not this conversation's"),
+            Err(NotAFrame::Output) if line == ASK && self.sequence == 0 => Ok(self.ask(now)),
+            Err(NotAFrame::Output) if line == ASK => lie("the board has started anew"),
+            Err(_) => {
+                self.judge.print(line);
+                Ok(Step::Nothing)
+            }
+        }
+    }
+
+    /// The guest asks for the request.
+    fn ask(&mut self, now: Duration) -> Step {
+        if self.typed.is_some_and(|typed| now < typed + RESEND) {
+            return Step::Nothing;
+        }
+        self.typed = Some(now);
+        let order = match self.test() {
+            _ if self.sequence == 0 => Order::Hello { features: &self.features, devices: &self.devices },
+            Some((_, name)) => Order::Run { name, seed: self.seed },
+            None => Order::End,
+        };
+        let mut line = String::new();
+        // A string takes whatever is written.
+        let _ = Request { sequence: self.sequence, order }.encode(self.nonce, &mut line);
+        // Half a request may have come before it.
+        Step::Type(format!("\n{line}\n"))
+    }
+
+    /// A frame of the request's number came.
+    fn answer(&mut self, event: Event, now: Duration) -> Result<Step, &'static str> {
+        const ANOTHER: &str = "the board runs another image than build/granule-tests.img";
+        let Some(&(index, _)) = self.test() else {
+            return match event {
+                Event::Hello { tests } if self.sequence == 0 && tests == self.image_tests => {
+                    self.judge.event(Event::Hello { tests: self.tests.len() as u32 }, now)?;
+                    Ok(self.advance())
+                }
+                Event::Hello { .. } => Err(ANOTHER),
+                event => self.judge.event(event, now).map(|()| Step::Over),
+            };
+        };
+        let is_verdict = event.is_verdict_on(index);
+        if !is_verdict && event != (Event::Begin { index }) {
+            return Err(ANOTHER);
+        }
+        if self.judge.running().is_none() {
+            self.judge.event(Event::Begin { index }, now)?;
+        }
+        if is_verdict {
+            self.judge.event(event, now)?;
+            return Ok(self.advance());
+        }
+        Ok(Step::Nothing)
+    }
+
+    /// The request is answered; the next one is typed when the guest is ready for it.
+    fn advance(&mut self) -> Step {
+        (self.sequence, self.typed) = (self.sequence + 1, None);
+        Step::Nothing
+    }
+}
+
+#[cfg(test)]
+mod tests;
