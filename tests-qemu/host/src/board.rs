@@ -11,7 +11,7 @@ use std::thread::{JoinHandle, spawn};
 use std::time::Duration;
 
 use granule_runner::debian::{files, newest_trees};
-use granule_runner::machine::Board;
+use granule_runner::machine::{Board, Machine};
 use granule_runner::noise::Noise;
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 use serial2::SerialPort;
@@ -27,7 +27,8 @@ const POLL: Duration = Duration::from_millis(10);
 #[must_use]
 pub fn model(board: &Board, kernel: &Path, bootargs: &str, scratch: &Path) -> Qemu {
     let model = board.model.as_ref().expect("a model of the board");
-    let mut extra = vec!["-kernel".into(), kernel.into(), "-initrd".into(), initrd_of(kernel).into()];
+    let mut extra = ["-audio", "none", "-kernel"].map(Into::into).to_vec();
+    extra.extend([kernel.into(), "-initrd".into(), initrd_of(kernel).into()]);
     if !bootargs.is_empty() {
         extra.extend(["-append".into(), bootargs.into()]);
     }
@@ -36,14 +37,14 @@ pub fn model(board: &Board, kernel: &Path, bootargs: &str, scratch: &Path) -> Qe
         let found = files(&trees, "dtb").into_iter().find(|path| path.ends_with(tree));
         extra.extend(["-dtb".into(), found.expect("the package has the tree").into()]);
     }
-    let serial = if model.port == 1 { Serial::Pipes } else { Serial::SecondPipes(first_port(board, scratch)) };
+    let serial = if model.port == 1 { Serial::Pipes } else { Serial::SecondPipes(first_port(&board.machine, scratch)) };
     Qemu::without_kernel(&board.machine, serial, Reset::Ends, &extra)
 }
 
 /// What the first port of a model printed whose console is the second.
 #[must_use]
-pub fn first_port(board: &Board, scratch: &Path) -> PathBuf {
-    scratch.join(format!("{}.first-port", board.machine.name))
+pub fn first_port(model: &Machine, scratch: &Path) -> PathBuf {
+    scratch.join(format!("{}.first-port", model.name))
 }
 
 /// A model as a board at the end of a line: whenever it ends it starts again, as it does when it is switched off and on.

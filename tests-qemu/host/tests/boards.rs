@@ -2,17 +2,16 @@
 //! on no other, runs all CPUs and ends; images of `./x image` (granule-disk) start as a board starts them: by Debian's
 //! U-Boot, from a disk.
 
-use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
-use granule_host_tests::built;
 use granule_host_tests::session::Session;
-use granule_runner::debian::{Apt, files, has_debians_tools, newest_trees, output};
-use granule_runner::machine::{self, Machine};
+use granule_host_tests::{board, built};
+use granule_runner::debian::{Apt, has_debians_tools, output};
+use granule_runner::machine;
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 
 /// Past the harness: `./x test` reports the test as skipped, with this reason.
@@ -24,45 +23,25 @@ fn skip_without_debians_tools(what: &str) -> bool {
     is_skipped
 }
 
-/// A model of QEMU's, with all CPUs that the tree has.
-fn model(machine: &str, cpu: &str, memory: &str) -> Machine {
-    let [machine, cpu, memory] = [machine, cpu, memory].map(str::to_owned);
-    Machine { machine, cpu, memory, smp: 4, ..machine::named("a53").unwrap() }
-}
-
-/// Boots a model with a tree of Debian's; its console is the model's second port where `is_second`. All CPUs run, a
-/// program does, and the machine ends; the other port stays silent.
-fn boots_to_its_end(machine: &Machine, tree: &str, is_second: bool) {
+/// Boots the model of a board of boards.toml. All CPUs run, a program does, and the machine ends; where the console is the
+/// model's second port, the first stays silent.
+fn boots_to_its_end(name: &str) {
     if skip_without_debians_tools("device trees") {
         return;
     }
-    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
-    let (trees, _) = newest_trees(&scratch.join("device-trees")).expect("the package can be taken");
-    let tree = files(&trees, "dtb").into_iter().find(|path| path.ends_with(tree)).expect("the package has the tree");
-    let kernel = built("granule.img");
-    let extra: Vec<OsString> = vec![
-        "-dtb".into(),
-        tree.into(),
-        "-kernel".into(),
-        (&kernel).into(),
-        "-initrd".into(),
-        initrd_of(&kernel).into(),
-        "-append".into(),
-        "script".into(),
-    ];
-    let other = scratch.join(format!("{}.first-port", machine.machine));
-    let serial = if is_second { Serial::SecondPipes(other.clone()) } else { Serial::Pipes };
-    let mut session = Session::of(&Qemu::without_kernel(machine, serial, Reset::Ends, &extra)).unwrap();
+    let (board, scratch) = (machine::board(name).unwrap(), Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let mut session = Session::of(&board::model(&board, &built("granule.img"), "script", scratch)).unwrap();
     session.prompt().unwrap();
     let cpus = session.command("cpus").unwrap();
     let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
-    assert_eq!(run, machine.smp as usize, "{cpus}");
+    assert_eq!(run, board.cpus as usize, "{cpus}");
     let memory = session.command("mem").unwrap();
     assert!(memory.contains("free"), "{memory}");
     let hello = session.command("run hello").unwrap();
     assert!(hello.contains("hello from process"), "{hello}");
     assert_eq!(session.power_off().unwrap(), Some(0));
-    if is_second {
+    if board.model.is_some_and(|model| model.port == 2) {
+        let other = board::first_port(&board.machine, scratch);
         assert_eq!(fs::read_to_string(&other).unwrap(), "", "the first port is another device's");
         fs::remove_file(other).unwrap();
     }
@@ -71,25 +50,31 @@ fn boots_to_its_end(machine: &Machine, tree: &str, is_second: bool) {
 /// A GICv2 and a Cadence UART; PSCI of QEMU's own.
 #[test]
 fn a_zcu102_runs_by_debians_tree() {
-    boots_to_its_end(&model("xlnx-zcu102", "cortex-a53", "2G"), "xilinx/zynqmp-zcu102-rev1.0.dtb", false);
+    boots_to_its_end("zcu102");
 }
 
 /// A GICv3; the console is the second of the i.MX's UARTs.
 #[test]
 fn an_imx8mp_runs_by_debians_tree() {
-    boots_to_its_end(&model("imx8mp-evk", "cortex-a53", "2G"), "freescale/imx8mp-evk.dtb", true);
+    boots_to_its_end("imx8mp-evk");
 }
 
 /// A spin table, a mini UART, and a watchdog that ends the machine. The first port is Bluetooth's.
 #[test]
 fn a_raspberry_pi_4_runs_by_debians_tree() {
-    boots_to_its_end(&model("raspi4b", "cortex-a72", "2G"), "broadcom/bcm2711-rpi-4-b.dtb", true);
+    boots_to_its_end("raspi4b");
 }
 
 /// No GIC: the BCM2836's interrupt controllers.
 #[test]
 fn a_raspberry_pi_3_runs_by_debians_tree() {
-    boots_to_its_end(&model("raspi3b", "cortex-a53", "1G"), "broadcom/bcm2837-rpi-3-b.dtb", true);
+    boots_to_its_end("raspi3b");
+}
+
+/// A GICv3 and a PL011 at EL2; two of the model's four CPUs are those of the real-time processor.
+#[test]
+fn a_versal_runs_by_the_models_tree() {
+    boots_to_its_end("versal");
 }
 
 /// A file of Debian's newest package on the first day that it was wanted. Tests that want the same wait.

@@ -115,3 +115,9 @@ fn the_suite_passes_on_an_imx8mp() {
 fn the_suite_passes_on_a_raspberry_pi_4() {
     the_suite_passes("raspi4b");
 }
+
+#[test]
+#[ignore = "takes minutes: ./x test --long"]
+fn the_suite_passes_on_a_raspberry_pi_3() {
+    the_suite_passes("raspi3b");
+}
