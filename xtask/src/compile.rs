@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use granule_runner::qemu;
+use granule_runner::{identity, qemu};
 
 use crate::tools::{Profile, Tools, run};
 use crate::{example, image, initrd, pe, symbols, words};
@@ -188,6 +188,9 @@ fn finish(linked: &Path, stem: &Path, stub: Option<&Vec<u8>>) -> Result<Program>
     image::check_short_references(&elf).with_context(what)?;
     symbols::fill(&mut elf).with_context(what)?;
     let mut flat = image::flatten(&elf).with_context(what)?;
+    if identity::write(&mut elf, &flat).with_context(what)? {
+        flat = image::flatten(&elf).with_context(what)?;
+    }
     if let Some(stub) = stub {
         flat = pe::application(&flat, stub).with_context(what)?;
     }

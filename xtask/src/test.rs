@@ -73,7 +73,7 @@ pub(crate) struct Options {
 #[derive(Debug, clap::Args)]
 pub(crate) struct Wire {
     /// Run the target's tests on the board at this serial port, which runs build/granule-tests.img
-    #[arg(long, value_name = "PORT", requires = "board", conflicts_with_all = ["host", "machine", "turn", "under_load"])]
+    #[arg(long, value_name = "PORT", requires = "board", conflicts_with_all = ["host", "machine", "turn", "under_load", "debug", "incremental"])]
     serial: Option<PathBuf>,
     /// The board's name in tests-qemu/boards.toml
     #[arg(long, value_name = "NAME", requires = "serial", value_parser = crate::board_names())]

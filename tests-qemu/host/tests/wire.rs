@@ -7,6 +7,7 @@ use std::path::Path;
 use granule_host_tests::board::{OnALine, model};
 use granule_host_tests::built;
 use granule_runner::debian::has_debians_tools;
+use granule_runner::identity;
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::list::{self, Test};
 use granule_runner::machine;
@@ -16,13 +17,24 @@ use granule_runner::wire::Wired;
 /// The outcomes of the tests that `wants` chooses of those for a board, on its model behind a line with so many damaged
 /// bytes in a million.
 fn outcomes(name: &str, seed: u64, per_million: u32, wants: impl Fn(&Test) -> bool) -> Vec<(String, Outcome)> {
+    let identity = identity::read(&built("granule-tests.elf")).unwrap();
+    outcomes_of(identity, name, seed, per_million, wants)
+}
+
+/// The same where the board is to run another build than it does, unless `identity` is that of its image.
+fn outcomes_of(
+    identity: u32,
+    name: &str,
+    seed: u64,
+    per_million: u32,
+    wants: impl Fn(&Test) -> bool,
+) -> Vec<(String, Outcome)> {
     let board = machine::board(name).unwrap();
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let qemu = model(&board, &built("granule-tests.img"), "", scratch);
     let line = OnALine::new(qemu, scratch, seed, per_million);
     let tests = list::read(&built("granule-tests.elf")).unwrap();
-    let (image_tests, reset) = (tests.len() as u32, Some(line.reset()));
-    let wired = Wired { board, port: line.port.clone(), reset, image_tests, seed };
+    let wired = Wired { board, port: line.port.clone(), reset: Some(line.reset()), identity, seed };
     let is_for = |test: &Test| test.skipped_on(&wired.board.machine, false).is_none() && wants(test);
     let mine: Vec<Test> = tests.into_iter().filter(is_for).collect();
     let mut outcomes = Vec::new();
@@ -72,6 +84,16 @@ fn what_must_not_pass_does_not_pass_over_a_line() {
             assert_eq!(passed, name == "misbehaving::innocent", "{name}: {outcome:?}");
         }
     }
+}
+
+/// A card has the image of an earlier build, with tests of the same names.
+#[test]
+fn a_board_that_runs_another_build_passes_nothing() {
+    let other = identity::read(&built("granule-tests.elf")).unwrap() ^ 1;
+    let outcomes = outcomes_of(other, "virt", 5, 0, |test| test.name.starts_with("machine::"));
+    assert_eq!(outcomes.len(), 1);
+    let Verdict::Failed(why) = &outcomes[0].1.verdict else { panic!("{outcomes:?}") };
+    assert!(why.contains("the board runs another image"), "{why}");
 }
 
 /// All tests that a board runs, on its model.

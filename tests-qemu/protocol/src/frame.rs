@@ -38,8 +38,13 @@ impl fmt::Display for Nonce {
 pub enum Event {
     /// The harness runs and will run that many tests.
     Hello {
-        /// Tests chosen by `test.run=`; over a wire, all of the image.
+        /// Tests chosen by `test.run=`.
         tests: u32,
+    },
+    /// Over a wire: the answer to a hello.
+    Image {
+        /// Which build it is: the checksum that `./x build` wrote into it.
+        identity: u32,
     },
     /// Over a wire: nothing runs, and the next request may come. The frame has the number of the last one.
     Ready,
@@ -178,6 +183,7 @@ impl Frame {
     pub fn encode(&self, nonce: Nonce, out: &mut dyn Write) -> fmt::Result {
         seal(nonce, self.sequence, out, |out| match self.event {
             Event::Hello { tests } => write!(out, "hello {tests}"),
+            Event::Image { identity } => write!(out, "image {identity}"),
             Event::Ready => write!(out, "ready"),
             Event::Begin { index } => write!(out, "begin {index}"),
             Event::Pass { index, checks } => write!(out, "pass {index} {checks}"),
@@ -208,6 +214,7 @@ impl Frame {
         let mut number = || words.next()?.parse::<u32>().ok();
         let event = match kind {
             "hello" => Event::Hello { tests: number()? },
+            "image" => Event::Image { identity: number()? },
             "ready" => Event::Ready,
             "begin" => Event::Begin { index: number()? },
             "pass" => Event::Pass { index: number()?, checks: number()? },
@@ -240,7 +247,7 @@ pub(crate) fn open(line: &str) -> Result<(Nonce, &str), NotAFrame> {
     let marked = line.strip_prefix(MARKER).ok_or(NotAFrame::Output)?;
     let (said, sum) = line.rsplit_once(' ').ok_or(NotAFrame::Checksum)?;
     let digits = sum.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if !digits || sum.len() != 8 || u32::from_str_radix(sum, 16) != Ok(!crc32(!0, said.as_bytes())) {
+    if !digits || sum.len() != 8 || u32::from_str_radix(sum, 16) != Ok(checksum(said.as_bytes())) {
         return Err(NotAFrame::Checksum);
     }
     let (nonce, rest) = marked.split_once(' ').ok_or(NotAFrame::Malformed)?;
@@ -261,6 +268,12 @@ impl Write for Summed<'_> {
     }
 }
 
+/// The checksum of frames and of images.
+#[must_use]
+pub const fn checksum(bytes: &[u8]) -> u32 {
+    !crc32(!0, bytes)
+}
+
 /// One step of CRC-32 (IEEE 802.3, reflected), bit by bit: a frame has some forty bytes.
 const fn crc32(mut crc: u32, bytes: &[u8]) -> u32 {
     let mut i = 0;
@@ -276,7 +289,7 @@ const fn crc32(mut crc: u32, bytes: &[u8]) -> u32 {
     crc
 }
 
-const _: () = assert!(!crc32(!0, b"123456789") == 0xcbf4_3926);
+const _: () = assert!(checksum(b"123456789") == 0xcbf4_3926);
 
 #[cfg(test)]
 mod tests {
@@ -296,6 +309,7 @@ mod tests {
     fn events() -> impl Strategy<Value = Event> {
         prop_oneof![
             any::<u32>().prop_map(|tests| Event::Hello { tests }),
+            any::<u32>().prop_map(|identity| Event::Image { identity }),
             proptest::prelude::Just(Event::Ready),
             any::<u32>().prop_map(|index| Event::Begin { index }),
             any::<(u32, u32)>().prop_map(|(index, checks)| Event::Pass { index, checks }),

@@ -18,12 +18,15 @@ mod responder;
 mod scale;
 mod tlb;
 
+/// The symbol of the test image in which `./x build` writes the checksum of the image without it.
+pub const IDENTITY: &str = "granule_tests_identity";
+
 pub use bench::{
     BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
     BenchRecord, NULL_TURNS, REPETITIONS, windows_at_el0,
 };
 pub use expectation::{Access, Expectation};
-pub use frame::{ASK, Event, Frame, MARKER, Nonce, NotAFrame, Port};
+pub use frame::{ASK, Event, Frame, MARKER, Nonce, NotAFrame, Port, checksum};
 pub use record::{
     FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINES_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
     Record, SECTION, text,

@@ -14,7 +14,7 @@ pub enum Reply<'a> {
     Nothing,
     /// Send this: the request was answered so before, or wants totals.
     Answer(Event),
-    /// A conversation begins: note what the board has, and answer with a hello.
+    /// A conversation begins: note what the board has, and answer with the image.
     Hello {
         /// Features, comma separated.
         features: &'a str,
@@ -145,8 +145,8 @@ mod tests {
         let mut responder = Responder::new();
         assert_eq!(send(&mut responder, 7, 1, RUN), Reply::Nothing, "before the hello");
         assert_eq!(send(&mut responder, 7, 0, HELLO), Reply::Hello { features: "smp", devices: "" });
-        responder.answer(Event::Hello { tests: 9 });
-        assert_eq!(send(&mut responder, 7, 0, HELLO), Reply::Answer(Event::Hello { tests: 9 }));
+        responder.answer(Event::Image { identity: 9 });
+        assert_eq!(send(&mut responder, 7, 0, HELLO), Reply::Answer(Event::Image { identity: 9 }));
         assert_eq!(send(&mut responder, 7, 2, RUN), Reply::Nothing, "one is left out");
         assert_eq!(send(&mut responder, 8, 1, RUN), Reply::Nothing, "another conversation's");
         assert_eq!(send(&mut responder, 7, 1, RUN), Reply::Run { name: "a::b", seed: 3 });
@@ -157,7 +157,7 @@ mod tests {
         assert_eq!(send(&mut responder, 7, 2, Order::End), Reply::Answer(end));
         assert_eq!(send(&mut responder, 7, 2, Order::End), Reply::Answer(end));
         assert_eq!(send(&mut responder, 9, 0, HELLO), Reply::Hello { features: "smp", devices: "" });
-        responder.answer(Event::Hello { tests: 9 });
+        responder.answer(Event::Image { identity: 9 });
         assert_eq!(
             send(&mut responder, 9, 1, Order::End),
             Reply::Answer(Event::End { passed: 0, failed: 0, skipped: 0 })

@@ -30,8 +30,8 @@ pub struct Wired {
     pub port: PathBuf,
     /// The command that resets it.
     pub reset: Option<String>,
-    /// Tests that the image has by its ELF.
-    pub image_tests: u32,
+    /// Which build the board is to run: see [`identity`](crate::identity).
+    pub identity: u32,
     /// Seed for tests that draw numbers.
     pub seed: u64,
 }
@@ -62,7 +62,7 @@ impl Wired {
             features: self.board.machine.features.join(","),
             devices: self.board.machine.devices.iter().map(|device| device::name(device)).collect::<Vec<_>>().join(","),
             seed: self.seed,
-            image_tests: self.image_tests,
+            identity: self.identity,
             sequence: 0,
             typed: None,
             judge: Judge::new(nonce, tests.iter().map(|test| test.index)),
@@ -123,7 +123,7 @@ pub struct Conversation {
     features: String,
     devices: String,
     seed: u64,
-    image_tests: u32,
+    identity: u32,
     /// Number of the request whose answer is waited for: 0 is the hello, behind the tests the end.
     sequence: u32,
     /// When that was typed last.
@@ -185,14 +185,14 @@ impl Conversation {
 
     /// A frame of the request's number came.
     fn answer(&mut self, event: Event, now: Duration) -> Result<Step, &'static str> {
-        const ANOTHER: &str = "the board runs another image than build/granule-tests.img";
+        const ANOTHER: &str = "the board runs another image than that of the last ./x build";
         let Some(&(index, _)) = self.test() else {
             return match event {
-                Event::Hello { tests } if self.sequence == 0 && tests == self.image_tests => {
+                Event::Image { identity } if self.sequence == 0 && identity == self.identity => {
                     self.judge.event(Event::Hello { tests: self.tests.len() as u32 }, now)?;
                     Ok(self.advance())
                 }
-                Event::Hello { .. } => Err(ANOTHER),
+                Event::Image { .. } => Err(ANOTHER),
                 event => self.judge.event(event, now).map(|()| Step::Over),
             };
         };

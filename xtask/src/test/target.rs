@@ -4,6 +4,7 @@ use std::cell::Cell;
 use std::collections::BTreeMap;
 
 use anyhow::Result;
+use granule_runner::identity;
 use granule_runner::judge::{Boot, Verdict};
 use granule_runner::list::{self, Skip, Test};
 use granule_runner::machine::{self, Machine};
@@ -49,8 +50,8 @@ pub(super) fn add_board(list: &mut List<'_>, image: &Program, wire: &super::Wire
     if wire.reset.is_none() && !list.options.list {
         Port::open(port, board.baud)?;
     }
-    let (image_tests, seed) = (tests.len() as u32, list.seed);
-    let wired = Wired { board, port: port.clone(), reset: wire.reset.clone(), image_tests, seed };
+    let (identity, seed) = (identity::read(&image.elf)?, list.seed);
+    let wired = Wired { board, port: port.clone(), reset: wire.reset.clone(), identity, seed };
     let tests: Vec<Test> = tests.into_iter().filter(|test| !test.selftest).collect();
     let machine = wired.board.machine.clone();
     add_machine(list, &machine, 0, &tests, None, move |left| wired.boot(left));

@@ -11,6 +11,7 @@ use crate::noise::Noise;
 use crate::serial::Lines;
 
 const NONCE: Nonce = Nonce(0x5eed);
+const IDENTITY: u32 = 77;
 /// Silences after which a test's limit is over, and after which the guest asks again.
 const PATIENCE: u32 = 12;
 const SILENCE: Duration = Duration::from_secs(2);
@@ -71,7 +72,7 @@ impl Board {
                 Reply::Answer(event) => self.frame(event),
                 Reply::Hello { features, devices } => {
                     assert_eq!([features, devices], ["smp,edu", "edu"]);
-                    self.answer(Event::Hello { tests: self.tests.len() as u32 });
+                    self.answer(Event::Image { identity: IDENTITY });
                 }
                 Reply::Run { name, seed } => {
                     let index = name.strip_prefix("a::t").unwrap().parse().unwrap();
@@ -115,14 +116,14 @@ impl Board {
     }
 }
 
-fn conversation(nonce: Nonce, tests: &[u32], image_tests: u32) -> Conversation {
+fn conversation(nonce: Nonce, tests: &[u32], identity: u32) -> Conversation {
     Conversation {
         nonce,
         tests: tests.iter().map(|&index| (index, format!("a::t{index}"))).collect(),
         features: "smp,edu".into(),
         devices: "edu".into(),
         seed: 9,
-        image_tests,
+        identity,
         sequence: 0,
         typed: None,
         judge: Judge::new(nonce, tests.iter().copied()),
@@ -164,7 +165,7 @@ fn outcome(tests: &[Does]) -> Vec<(u32, Verdict)> {
     let mut board = Board::new(tests);
     let indices: Vec<u32> = (0..tests.len() as u32).collect();
     let [to, from] = quiet();
-    let boot = converse(&mut board, conversation(NONCE, &indices, tests.len() as u32), to, from);
+    let boot = converse(&mut board, conversation(NONCE, &indices, IDENTITY), to, from);
     assert!(board.runs.iter().all(|&runs| runs <= 1), "{:?}", board.runs);
     boot.outcomes.into_iter().map(|(index, outcome)| (index, outcome.verdict)).collect()
 }
@@ -197,7 +198,7 @@ fn a_board_that_is_gone_fails_the_test_during_or_after_which_it_went() {
 fn a_conversation_that_was_broken_off_is_followed_by_another() {
     let mut board = Board::new(&[Does::Passes, Does::Passes]);
     board.ask();
-    let mut first = conversation(Nonce(1), &[0, 1], 2);
+    let mut first = conversation(Nonce(1), &[0, 1], IDENTITY);
     for _ in 0..2 {
         let lines = Lines::default().feed(std::mem::take(&mut board.output).as_bytes());
         for line in lines {
@@ -208,21 +209,21 @@ fn a_conversation_that_was_broken_off_is_followed_by_another() {
     }
     assert_eq!(board.runs, [1, 0]);
     let [to, from] = quiet();
-    let boot = converse(&mut board, conversation(Nonce(2), &[1], 2), to, from);
+    let boot = converse(&mut board, conversation(Nonce(2), &[1], IDENTITY), to, from);
     assert_eq!(boot.outcomes.len(), 1, "{boot:?}");
     assert_eq!(boot.outcomes[0].1.verdict, Verdict::Passed(1));
 }
 
 #[test]
-fn an_image_with_other_tests_is_refused() {
+fn another_image_is_refused() {
     let mut board = Board::new(&[Does::Passes]);
     let [to, from] = quiet();
-    let boot = converse(&mut board, conversation(NONCE, &[0], 2), to, from);
+    let boot = converse(&mut board, conversation(NONCE, &[0], IDENTITY + 1), to, from);
     let (why, _) = boot.failure.unwrap();
     assert!(why.starts_with("the board runs another image"), "{why}");
-    let mut talk = conversation(NONCE, &[1], 2);
+    let mut talk = conversation(NONCE, &[1], IDENTITY);
     let mut line = String::new();
-    Frame { sequence: 0, event: Event::Hello { tests: 2 } }.encode(NONCE, &mut line).unwrap();
+    Frame { sequence: 0, event: Event::Image { identity: IDENTITY } }.encode(NONCE, &mut line).unwrap();
     talk.line(&line, Duration::ZERO).unwrap();
     line.clear();
     Frame { sequence: 1, event: Event::Begin { index: 0 } }.encode(NONCE, &mut line).unwrap();
@@ -252,7 +253,7 @@ proptest! {
     ) {
         let mut board = Board::new(&tests);
         let indices: Vec<u32> = (0..tests.len() as u32).collect();
-        let talk = conversation(NONCE, &indices, tests.len() as u32);
+        let talk = conversation(NONCE, &indices, IDENTITY);
         let boot = converse(&mut board, talk, Noise::new(seed, per_million), Noise::new(!seed, per_million));
         prop_assert!(board.runs.iter().all(|&runs| runs <= 1), "{:?}", board.runs);
         let verdicts = boot.outcomes.iter().map(|(index, outcome)| (*index, &outcome.verdict));
@@ -269,7 +270,7 @@ proptest! {
     fn a_line_with_a_bad_byte_now_and_then_fails_no_test(seed: u64, count in 1usize..8) {
         let tests = vec![Does::Passes; count];
         let indices: Vec<u32> = (0..count as u32).collect();
-        let talk = conversation(NONCE, &indices, count as u32);
+        let talk = conversation(NONCE, &indices, IDENTITY);
         let boot = converse(&mut Board::new(&tests), talk, Noise::new(seed, 1000), Noise::new(!seed, 1000));
         prop_assert_eq!(boot.outcomes.len(), count, "{:?}", boot);
         for (_, outcome) in &boot.outcomes {
@@ -280,7 +281,7 @@ proptest! {
     /// A line that is worse than that fails them, in time.
     #[test]
     fn a_line_that_damages_each_line_fails_the_test(seed: u64) {
-        let talk = conversation(NONCE, &[0], 1);
+        let talk = conversation(NONCE, &[0], IDENTITY);
         let boot = converse(&mut Board::new(&[Does::Passes]), talk, Noise::new(seed, 0), Noise::new(seed, 500_000));
         prop_assert!(boot.outcomes.iter().all(|(_, outcome)| outcome.verdict != Verdict::Passed(1)), "{:?}", boot);
     }
