@@ -2,9 +2,10 @@
 //!
 //! Each defined here once for both sides: the [`Record`] of a test or the [`BenchRecord`] of a bench, which the runner
 //! reads from the image's ELF before anything boots, the [`Frame`], one line on the serial port by which the guest
-//! reports its progress, and the [`Request`] that it answers where boot arguments select nothing. The rule behind them: the runner never learns from the guest *what* there is to
-//! run, only how it went, and believes even that only if sequence number, nonce and checksum fit. docs/TESTING.md has
-//! the whole protocol. An [`Expectation`] is output of a test, held against what QEMU saw.
+//! reports its progress, and the [`Request`] that it answers where boot arguments select nothing. The rule behind
+//! them: the runner never learns from the guest *what* there is to run, only how it went, and believes even that only
+//! if sequence number, nonce and checksum fit. docs/TESTING.md has the whole protocol. An [`Expectation`] is output of
+//! a test, held against what QEMU saw.
 
 #![no_std]
 #![forbid(unsafe_code)]

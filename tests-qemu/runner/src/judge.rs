@@ -2,8 +2,9 @@
 //!
 //! The rule: a pass needs its begin and pass frames in sequence, a sound audit (the guest's own), a machine that lived
 //! until the next test began or the totals came, totals that count what was seen, and an exit status that agrees with
-//! the totals, where the machine has one. Whatever breaks the chain fails the test during or right after which it broke, and nothing more is
-//! believed of that boot. No clock and no process here, so every way to lie is tested on the host.
+//! the totals, where the machine has one. Whatever breaks the chain fails the test during or right after which it
+//! broke, and nothing more is believed of that boot. No clock and no process here, so every way to lie is tested on
+//! the host.
 
 use std::collections::VecDeque;
 use std::time::Duration;
