@@ -4,14 +4,15 @@
 #![allow(unsafe_code, reason = "copies the kernel, and turns the firmware's MMU off")]
 
 use core::arch::{asm, naked_asm};
+use core::convert::Infallible;
 use core::ops::Range;
 use core::ptr::NonNull;
-use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_uefi::memory::Banks;
 use granule_uefi::tree::MemoryProperty;
-use uefi::boot;
-use uefi::mem::memory_map::{MemoryMap as _, MemoryType};
+use uefi_raw::Status;
+
+use crate::services::{self, Map};
 
 unsafe extern "C" {
     /// The stub's first byte: the kernel ends there.
@@ -20,14 +21,6 @@ unsafe extern "C" {
 
 /// Where the slide is in the header of the Image (`boot/src/entry.rs`).
 const SLIDE: usize = 40;
-
-/// Whether the firmware's console may be called.
-static HAS_BOOT_SERVICES: AtomicBool = AtomicBool::new(true);
-
-/// Whether boot services have not ended.
-pub(crate) fn has_boot_services() -> bool {
-    HAS_BOOT_SERVICES.load(Ordering::Relaxed)
-}
 
 /// The kernel as the firmware loaded it: the bytes in front of the stub, which begin with the header of an arm64 Image.
 pub(crate) struct Image {
@@ -72,26 +65,28 @@ pub(crate) struct Handover {
     pub(crate) memory: MemoryProperty,
     /// What of memory the kernel must have: itself, the device tree, the initrd.
     pub(crate) needed: [Range<u64>; 3],
+    /// A memory map, with room for the last one.
+    pub(crate) map: Map,
 }
 
 impl Handover {
     /// Ends boot services and enters the kernel. Nothing is allocated or freed from here on.
-    pub(crate) fn enter(self) -> ! {
-        let Self { image, place, slide, blob, memory, needed } = self;
+    ///
+    /// # Errors
+    /// Boot services do not end.
+    pub(crate) fn enter(self) -> Result<Infallible, Status> {
+        let Self { image, place, slide, blob, memory, needed, map } = self;
         // SAFETY: the place is taken for the kernel, and large enough for all that it needs; the slide is in its
         // header.
         unsafe {
             place.start.copy_from_nonoverlapping(image.start.as_ptr(), image.file);
             place.start.add(SLIDE).cast::<[u8; 8]>().write(slide.to_le_bytes());
         }
-        HAS_BOOT_SERVICES.store(false, Ordering::Relaxed);
-        // SAFETY: no protocol is open, and nothing that the firmware allocated is freed any more.
-        let map = unsafe { boot::exit_boot_services(Some(MemoryType::LOADER_DATA)) };
+        let map = services::end(map)?;
         let banks = Banks::new(map.entries(), &needed);
         // SAFETY: the device tree is on pages of its own.
         let tree = unsafe { core::slice::from_raw_parts_mut(blob.start, blob.end.addr() - blob.start.addr()) };
         memory.write(tree, &banks);
-        core::mem::forget(map);
         clean(&place);
         clean(&blob);
         let (text, end) = (enter_with_mmu_off as *const u8, enter_with_mmu_off as *const u8);

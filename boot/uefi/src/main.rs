@@ -9,6 +9,8 @@
 mod firmware;
 #[cfg(target_os = "none")]
 mod handover;
+#[cfg(target_os = "none")]
+mod services;
 
 /// On the host the stub is nothing: it is built for the target alone.
 #[cfg(not(target_os = "none"))]

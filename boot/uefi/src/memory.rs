@@ -7,7 +7,7 @@
 use core::ops::Range;
 
 use heapless::Vec;
-use uefi::mem::memory_map::{MemoryAttribute, MemoryDescriptor, MemoryType};
+use uefi_raw::table::boot::{MemoryAttribute, MemoryDescriptor, MemoryType};
 
 /// The kernel is placed at a multiple of this, in bytes (Linux, Documentation/arch/arm64/booting.rst).
 pub const SLOT: u64 = 2 << 20;

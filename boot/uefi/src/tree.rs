@@ -201,7 +201,7 @@ impl MemoryProperty {
 
 #[cfg(test)]
 mod tests {
-    use uefi::mem::memory_map::{MemoryAttribute, MemoryDescriptor, MemoryType};
+    use uefi_raw::table::boot::{MemoryAttribute, MemoryDescriptor, MemoryType};
 
     use super::*;
 
