@@ -99,7 +99,8 @@ fn words(arguments: &str) -> impl DoubleEndedIterator<Item = (&str, &str)> {
     arguments.split_ascii_whitespace().map(|word| word.split_once('=').unwrap_or((word, "")))
 }
 
-fn find<'a>(arguments: &'a str, key: &str) -> Option<&'a str> {
+/// As [`get`], of these arguments.
+pub(crate) fn find<'a>(arguments: &'a str, key: &str) -> Option<&'a str> {
     words(arguments).rev().find_map(|(name, value)| (name == key).then_some(value))
 }
 

@@ -48,7 +48,7 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
-use crate::platform::{Platform, PlatformError, Psci, TagStorageRegion, Uart};
+use crate::platform::{PhysicalMemory, Platform, PlatformError, Psci, TagStorageRegion, Uart};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, SecondaryMemory, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
@@ -206,12 +206,50 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), Boo
     let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), size) };
     let mut platform = PLATFORM.call_once(|| SpinMutex::new(Platform::new())).lock();
     let tree = PhysRange::from_size(start, size as u64).ok_or(BootError::TreeTooLarge(start, size))?;
-    let read = platform.read(blob).map(|()| tree);
+    let read = platform.read(blob);
     // SAFETY: the platform is all copies.
     unsafe { fixmap::unmap_device_tree() };
+    let read = read.and_then(|()| platform.read_tables(&mut FirmwareTables { is_mapped: false })).map(|()| tree);
     platform.leave_out_tag_storage(image::physical_range(boot), "the kernel's image");
     platform.leave_out_tag_storage(tree, "the device tree");
     Ok((SpinMutexGuard::leak(platform), read))
+}
+
+/// ACPI's tables, one at a time where the device tree was.
+struct FirmwareTables {
+    is_mapped: bool,
+}
+
+impl PhysicalMemory for FirmwareTables {
+    fn bytes(&mut self, range: PhysRange) -> Option<&[u8]> {
+        self.unmap();
+        // SAFETY: nothing is mapped there.
+        let start = unsafe { fixmap::map_device_tree(range.start(), range.size() as usize) }?;
+        self.is_mapped = true;
+        let pages = (start.align_down(PAGE_SIZE as u64).0..start.0 + range.size()).step_by(PAGE_SIZE);
+        // Probing reads: an address that firmware got wrong may be one where nothing answers.
+        if pages.map(VirtAddr).any(|page| probe::read::<u8>(page).is_err()) {
+            return None;
+        }
+        // SAFETY: mapped until the next call, which the borrow ends before; memory of the firmware's, which writes it no
+        // more, and which the loader has kept out of the kernel's.
+        Some(unsafe { core::slice::from_raw_parts(start.as_ptr::<u8>(), range.size() as usize) })
+    }
+}
+
+impl FirmwareTables {
+    fn unmap(&mut self) {
+        if core::mem::take(&mut self.is_mapped) {
+            // SAFETY: what was mapped was borrowed, and no more.
+            unsafe { fixmap::unmap_device_tree() };
+        }
+    }
+}
+
+impl Drop for FirmwareTables {
+    fn drop(&mut self) {
+        self.unmap();
+    }
 }
 
 /// The linear map, the frames, the kernel's space: in this order, each on top of the one before.

@@ -1,4 +1,4 @@
-//! What the machine is, by its device tree.
+//! What the machine is, by its device tree or by ACPI's tables.
 //!
 //! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the
 //! rest; nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate,
@@ -18,7 +18,9 @@
 //! - [`interrupts`]: which line of the interrupt controller a node's interrupt is
 //! - [`power`]: registers that end or reset the machine
 //! - [`pcie`]: the PCIe host bridge, and its maps of requester IDs
+//! - [`acpi`]: the machine by ACPI's tables instead
 
+mod acpi;
 pub mod design;
 mod devices;
 pub mod errata;
@@ -45,12 +47,13 @@ mod tree_builder;
 use core::fmt;
 
 use dtoolkit::fdt::Fdt;
-use granule_arch::addr::PhysRange;
+use granule_arch::addr::{PhysAddr, PhysRange};
 use heapless::{String, Vec};
 use thiserror::Error;
 
 use crate::smp::MAX_CPUS;
 
+pub use acpi::{PhysicalMemory, TableError};
 pub use devices::{
     Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_REDISTRIBUTOR_REGIONS, Psci,
     PsciFunctions, Redistributors, Smmu, Trigger,
@@ -75,9 +78,11 @@ pub const MAX_SMMUS: usize = 8;
 /// Bytes of boot arguments, as in Linux (`COMMAND_LINE_SIZE`).
 pub const MAX_BOOTARGS: usize = 2048;
 
-/// The device tree's description of the machine. About 5 KiB: keep it in a static.
+/// The description of the machine by the device tree, or by ACPI. About 5 KiB: keep it in a static.
 #[derive(Clone, Debug)]
 pub struct Platform {
+    /// ACPI's Root System Description Pointer, where the tables and not the tree describe CPUs and devices.
+    pub rsdp: Option<PhysAddr>,
     /// What the machine calls itself, cut off after 48 bytes; empty where it has no name.
     pub model: String<48>,
     /// Memory, ascending, page aligned (partial pages at a bank's ends are left out), neither overlapping nor adjacent.
@@ -123,7 +128,7 @@ pub struct Platform {
     pub smmus: Vec<Smmu, MAX_SMMUS>,
 }
 
-/// Why a device tree cannot be used.
+/// Why a device tree, or a table of ACPI's, cannot be used.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum PlatformError {
     /// The blob ends before the size in its header.
@@ -173,6 +178,14 @@ pub enum PlatformError {
         /// The node below the console's.
         device: NodeName,
     },
+    /// A table of ACPI's.
+    #[error("ACPI: {table}: {error}")]
+    Table {
+        /// Its name.
+        table: &'static str,
+        /// The reason.
+        error: TableError,
+    },
 }
 
 /// The name of a node, in an error. Longer ones are cut off (the specification allows 31 characters and an address).
@@ -201,6 +214,7 @@ impl Platform {
     /// A machine with nothing in it, to be filled by [`read`](Self::read).
     pub(crate) fn new() -> Self {
         Self {
+            rsdp: None,
             model: String::new(),
             memory: Vec::new(),
             reserved: Vec::new(),
@@ -227,14 +241,16 @@ impl Platform {
     /// Reads the tree at the start of `blob`, which may be longer than the tree.
     ///
     /// # Errors
-    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, a CPU, an interrupt controller
-    /// with a driver, the timer. `self` may be partly filled then, with the console if the tree is sound.
+    /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, and, if ACPI's tables do not describe
+    /// them, a CPU, an interrupt controller with a driver, the timer. `self` may be partly filled then, with the console if the tree is sound.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
         let fdt = structure::check(trim(blob)?)?;
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 
         let named = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
+        let [chosen, _, cpus, _] = &named;
+        self.rsdp = acpi::choose(chosen.as_ref(), cpus.is_some())?;
         self.power = self.read_nodes(fdt, &root, &named)?.resolve(&root);
         // Last: the one thing that boot loaders put into a tree that lacks it.
         memory::join_banks(self)?;
@@ -259,9 +275,10 @@ impl Platform {
     ) -> Result<power::PowerNodes<'t>, PlatformError> {
         let console = uart::console_path(chosen.as_ref(), aliases.as_ref());
         let mut found = devices::Found::default();
+        let is_described = self.rsdp.is_none();
         let visited = root.visit(console, &mut |node, left| {
             memory::banks(self, node)?;
-            found.look_at(node, left == Some(""))
+            if is_described { found.look_at(node, left == Some("")) } else { Ok(()) }
         });
         found.choose_controller();
         // First: an error in what follows is printed there.
@@ -273,9 +290,13 @@ impl Platform {
             memory::reserved_memory(self, reserved)?;
         }
         memory::reservations(self, fdt)?;
-        devices::cpus(self, cpus.as_ref())?;
+        if is_described {
+            devices::cpus(self, cpus.as_ref())?;
+        }
         visited?;
-        found.store(self)?;
+        if is_described {
+            found.store(self)?;
+        }
         Ok(found.power)
     }
 

@@ -1081,3 +1081,29 @@ fn an_initrd_that_is_not_in_memory_is_left_out() {
     assert_eq!(initrd(0x4800_0800, 0x4900_0000, hidden), None);
     assert_eq!(initrd(0x4800_1000, 0x4900_0000, hidden), Some(range(0x4800_1000, 0x4900_0000)));
 }
+
+/// The tree of `virt` with these boot arguments, and with the address of ACPI's tables, as a loader leaves it.
+fn with_tables(arguments: &'static str) -> Platform {
+    let chosen = |tree: &mut TreeBuilder| {
+        tree.node("chosen", |tree| {
+            tree.property("bootargs", &text(&[arguments]));
+            tree.property("granule,acpi-rsdp", &cells(&[0xf, 0x1234]));
+        });
+    };
+    let machine = Machine { chosen: |_| {}, ..Machine::default() };
+    Platform::parse(&virt_with(&machine, &|_| {}, &chosen)).unwrap()
+}
+
+#[test]
+fn a_tree_with_cpus_is_preferred_to_acpis_tables_unless_they_are_asked_for() {
+    let preferred = with_tables("");
+    assert_eq!((preferred.rsdp, preferred.cpus.len()), (None, 4));
+    assert_eq!(with_tables("acpi=off").rsdp, None);
+    let forced = with_tables("acpi=force");
+    assert_eq!((forced.rsdp, forced.memory.len()), (Some(PhysAddr(0xf_0000_1234)), 1));
+    assert_eq!((forced.cpus.len(), forced.pcie, forced.smmus.len(), forced.psci), (0, None, 0, None));
+    let force = |tree: &mut TreeBuilder| {
+        tree.node("chosen", |tree| tree.property("bootargs", &text(&["acpi=force"])));
+    };
+    assert_eq!(parse(&Machine { chosen: force, ..Machine::default() }).rsdp, None, "there are none");
+}

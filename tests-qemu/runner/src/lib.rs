@@ -1,8 +1,8 @@
 //! Runs QEMU, feeds its serial port, judges what comes back.
 //!
 //! In the order of a test run: [`machine`] reads machines.toml, [`list`] the tests from the image's ELF, [`qemu`]
-//! writes the one command line, and `tree` the device trees that QEMU does not make itself, [`serial`] starts it and
-//! cuts what it prints into lines, [`judge`] turns the lines of one boot into verdicts and trusts none that does not
+//! writes the one command line, and `tree` the device trees and [`acpi`] the tables that QEMU does not make itself,
+//! [`serial`] starts it and cuts what it prints into lines, [`judge`] turns the lines of one boot into verdicts and trusts none that does not
 //! add up, [`session`] boots again until every test has exactly one, and [`report`] writes them down. [`wire`] asks a
 //! board for its tests over a serial line, whose image has an [`identity`]; [`noise`] is a bad line. [`script`] feeds
 //! the monitor instead, [`blocks`] does so and records which blocks of the kernel are executed, or how long it keeps a
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acpi;
 pub mod bench;
 pub mod blocks;
 pub mod debian;

@@ -1,0 +1,135 @@
+//! What the machine is, by ACPI's tables: the same description that a device tree gives.
+//!
+//! The tables are used where the loader names them and the tree describes no CPUs, or by `acpi=force`. Memory, boot
+//! arguments and the initrd come from the tree in both cases. Only tables of fixed layout are read, no AML: so the
+//! windows of a PCIe host bridge and its interrupt lines are not known.
+//!
+//! A table lies anywhere in physical memory and may have any length, so [`PhysicalMemory`] shows one at a time. **What it
+//! holds is input**: [`table`] checks lengths before a field is read, and each number is checked where it is used. The
+//! layouts are those of the crate `acpi`, which has none for GTDT and IORT.
+//!
+//! ACPI 6.5, 5.2 (tables); "Serial Port Console Redirection Table" by Microsoft.
+//!
+//! - [`table`]: signatures, lengths and checksums; fields
+//! - [`madt`]: CPUs and the GIC
+//! - [`fixed`]: PSCI and the reset register; the timer; the console
+
+mod fixed;
+mod madt;
+mod table;
+
+use granule_arch::addr::{PhysAddr, PhysRange};
+use linkme::distributed_slice;
+use thiserror::Error;
+
+use super::devices::dispensable;
+use super::tree::Node;
+use super::{Platform, PlatformError};
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+use table::Tables;
+
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static ACPI: Parameter = Parameter {
+    name: "acpi",
+    help: "force: by ACPI's tables, whatever the device tree has; off: never by them",
+    check: |value| match value {
+        "force" | "off" => Ok(()),
+        _ => Err(Refused::because("force or off")),
+    },
+};
+
+/// Memory by its physical addresses, before the kernel has mapped any.
+pub trait PhysicalMemory {
+    /// The bytes of `range`, which is not empty, until the next call. `None` where nothing answers, or that is more than
+    /// can be shown at a time.
+    fn bytes(&mut self, range: PhysRange) -> Option<&[u8]>;
+}
+
+/// Why a table cannot be used.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum TableError {
+    /// The list has none with the signature, or none that is sound.
+    #[error("there is none")]
+    Missing,
+    /// Its place holds no memory, or is more than can be shown at a time.
+    #[error("no memory answers at {0:?}")]
+    NoMemory(PhysRange),
+    /// The addresses wrap.
+    #[error("{1} bytes from {0} on are no addresses")]
+    Wraps(PhysAddr, u64),
+    /// Another structure lies there.
+    #[error("it does not lie at {0}")]
+    Signature(PhysAddr),
+    /// Its length is smaller than its fields take.
+    #[error("{0} bytes are too few")]
+    Length(usize),
+    /// The sum of its bytes is not zero.
+    #[error("its checksum is wrong")]
+    Checksum,
+    /// A field makes no sense.
+    #[error("bad {0}")]
+    Bad(&'static str),
+    /// The console is a UART that has no driver, by the numbers of the Debug Port Table 2.
+    #[error("no driver for a UART of the kind {0:#x}")]
+    NoDriver(u8),
+    /// More of something than there is room for.
+    #[error("more than {limit} {what}")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The most that there may be.
+        limit: usize,
+    },
+}
+
+impl TableError {
+    /// The error as the platform's, of the table that is called `table`.
+    fn of(table: &'static str) -> impl Fn(Self) -> PlatformError {
+        move |error| PlatformError::Table { table, error }
+    }
+}
+
+/// Where the tables are, if they and not the tree describe the machine: the RSDP, whose address a loader leaves in
+/// `/chosen` `granule,acpi-rsdp`. A tree without `/cpus` describes none.
+///
+/// # Errors
+/// The property is no number.
+pub(super) fn choose(chosen: Option<&Node<'_, '_>>, has_cpus: bool) -> Result<Option<PhysAddr>, PlatformError> {
+    let Some(chosen) = chosen else { return Ok(None) };
+    let wish = chosen.string("bootargs").and_then(|arguments| bootargs::find(arguments, "acpi"));
+    let rsdp = || Ok(chosen.number("granule,acpi-rsdp")?.map(PhysAddr));
+    match wish {
+        Some("off") => Ok(None),
+        Some("force") => {
+            let rsdp = rsdp()?;
+            if rsdp.is_none() {
+                crate::log::warn!("acpi=force: the loader names no ACPI tables (/chosen granule,acpi-rsdp)");
+            }
+            Ok(rsdp)
+        }
+        _ if has_cpus => Ok(None),
+        _ => rsdp(),
+    }
+}
+
+impl Platform {
+    /// Reads ACPI's tables, if they describe the machine: see [`rsdp`](Self::rsdp).
+    ///
+    /// # Errors
+    /// A table makes no sense that no kernel can do without: RSDP, XSDT, MADT, GTDT. `self` may be partly filled then,
+    /// with the console if there is one.
+    pub fn read_tables<M: PhysicalMemory>(&mut self, memory: &mut M) -> Result<(), PlatformError> {
+        let Some(rsdp) = self.rsdp else { return Ok(()) };
+        let tables = Tables::find(memory, rsdp)?;
+        // First: an error in what follows is printed there. Without a table there is none.
+        if tables.has(table::SPCR) {
+            self.uart = dispensable(tables.read(memory, table::SPCR, fixed::console)).flatten();
+        }
+        let (psci, reset) = dispensable(tables.read(memory, table::FADT, fixed::power)).unwrap_or_default();
+        (self.psci, self.power.reset) = (psci, reset);
+        tables.read(memory, table::MADT, |madt| madt::read(self, madt))?;
+        self.timer = tables.read(memory, table::GTDT, fixed::timer)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,219 @@
+//! ACPI's tables like QEMU's, like those of boards, and broken ones: the machine that the kernel reads from them.
+
+use granule::platform::{
+    Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, PhysicalMemory, Platform, PlatformError, Psci,
+    PsciFunctions, Redistributors, RegisterWidth, SysconWrite, TableError, Trigger, Uart, UartKind, UartLayout,
+};
+use granule_arch::addr::{PhysAddr, PhysRange};
+use granule_runner::acpi::{self, Gic, Virt};
+use proptest::prelude::*;
+use proptest::sample::Index;
+
+/// Where the tables lie: beyond all memory of the machine.
+const AT: u64 = 0xf_0000_0ff8;
+
+/// Memory that holds these bytes from [`AT`] on, and nothing elsewhere.
+struct Firmware(Vec<u8>);
+
+impl PhysicalMemory for Firmware {
+    fn bytes(&mut self, range: PhysRange) -> Option<&[u8]> {
+        let start = usize::try_from(range.start().0.checked_sub(AT)?).ok()?;
+        self.0.get(start..)?.get(..usize::try_from(range.size()).ok()?)
+    }
+}
+
+fn range(start: u64, bytes: u64) -> PhysRange {
+    PhysRange::from_size(PhysAddr(start), bytes).unwrap()
+}
+
+fn machine() -> Virt {
+    Virt { cpus: 4, gic: Gic::V3, smmus: Vec::new() }
+}
+
+/// A loader's tree with these boot arguments.
+fn tree(bootargs: &str) -> Vec<u8> {
+    acpi::loaders_tree((0x4000_0000, 0x8000_0000), bootargs, AT).unwrap()
+}
+
+/// The platform by a loader's tree and what lies at [`AT`].
+fn read(memory: Vec<u8>) -> Result<Platform, PlatformError> {
+    let mut platform = Platform::parse(&tree("loglevel=info")).unwrap();
+    platform.read_tables(&mut Firmware(memory)).map(|()| platform)
+}
+
+/// The platform with one of the tables changed, or taken away.
+fn with(machine: &Virt, signature: &[u8; 4], change: impl Fn(&mut Vec<u8>)) -> Result<Platform, PlatformError> {
+    let mut tables = acpi::virt(machine);
+    for table in tables.iter_mut().filter(|table| table.starts_with(signature)) {
+        change(table);
+    }
+    tables.retain(|table| !table.is_empty());
+    read(acpi::laid_out(&tables, AT))
+}
+
+/// As [`with`], the checksum right again.
+fn with_bytes(signature: &[u8; 4], at: usize, bytes: &[u8]) -> Result<Platform, PlatformError> {
+    with(&machine(), signature, |table| {
+        table[at..at + bytes.len()].copy_from_slice(bytes);
+        acpi::seal(table);
+    })
+}
+
+fn error<T>(table: &'static str, error: TableError) -> Result<T, PlatformError> {
+    Err(PlatformError::Table { table, error })
+}
+
+fn pl011() -> Uart {
+    let interrupt = Some(Interrupt { intid: 33, trigger: Trigger::Level });
+    Uart { interrupt, ..Uart::at(UartKind::Pl011, PhysAddr(0x900_0000), UartKind::Pl011.usual_layout()).unwrap() }
+}
+
+fn redistributors(regions: &[PhysRange]) -> ControllerDescription {
+    let redistributors = Redistributors { regions: regions.iter().copied().collect(), stride: None };
+    ControllerDescription::V3 { distributor: range(0x800_0000, 0x1_0000), redistributors }
+}
+
+#[test]
+fn tables_like_those_of_virt_are_a_machine_like_virt() {
+    let platform = read(acpi::laid_out(&acpi::virt(&machine()), AT)).unwrap();
+    assert_eq!(platform.memory, [range(0x4000_0000, 0x8000_0000)], "the tree's");
+    assert_eq!(platform.bootargs, "loglevel=info");
+    assert_eq!(platform.rsdp, Some(PhysAddr(AT)));
+    assert_eq!(platform.cpus.len(), 4);
+    assert_eq!(platform.cpus[3], CpuNode { mpidr: 3, enable_method: EnableMethod::Psci });
+    assert_eq!(platform.psci, Some(Psci { conduit: Conduit::Hvc, functions: PsciFunctions::Standard }));
+    let reset = SysconWrite { register: range(0x90a_0010, 1), is_big_endian: false, mask: 0xff, value: 0x42 };
+    assert_eq!(platform.power.reset, Some(reset));
+    assert_eq!(platform.interrupt_controller, redistributors(&[range(0x80a_0000, 0xf6_0000)]));
+    assert_eq!(platform.its.unwrap().registers, range(0x808_0000, 0x2_0000));
+    assert_eq!(platform.timer, Interrupt { intid: 27, trigger: Trigger::Level });
+    assert_eq!(platform.uart, Some(pl011()));
+}
+
+#[test]
+fn a_gic_is_of_version_2_or_has_a_redistributor_for_each_cpu() {
+    let platform = |gic| read(acpi::laid_out(&acpi::virt(&Virt { gic, ..machine() }), AT)).unwrap();
+    let (distributor, cpu_interface) = (range(0x800_0000, 0x1000), range(0x801_0000, 0x2000));
+    assert_eq!(platform(Gic::V2).interrupt_controller, ControllerDescription::V2 { distributor, cpu_interface });
+    let frames = [0, 1, 2, 3].map(|cpu| range(0x80a_0000 + cpu * 0x2_0000, 0x2_0000));
+    assert_eq!(platform(Gic::V3ByCpu).interrupt_controller, redistributors(&frames));
+    // The version is the last but three of the distributor's 24 bytes, which are the first of the list.
+    let by_hardware = with_bytes(b"APIC", 44 + 20, &[0]).unwrap();
+    assert_eq!(by_hardware.interrupt_controller, redistributors(&[range(0x80a_0000, 0xf6_0000)]));
+    assert_eq!(with_bytes(b"APIC", 44 + 20, &[5]).map(drop), error("MADT", TableError::Bad("version of the GIC")));
+}
+
+#[test]
+fn without_the_tables_a_loaders_tree_is_no_machine() {
+    let off = Platform::parse(&tree("acpi=off")).map(drop).unwrap_err();
+    assert_eq!(off.to_string(), "device tree: /cpus has no cpu");
+}
+
+#[test]
+fn without_one_of_the_tables_the_rest_is_read_or_the_reason_is_an_error() {
+    let without = |signature| with(&machine(), signature, Vec::clear);
+    assert_eq!(without(b"APIC").map(drop), error("MADT", TableError::Missing));
+    assert_eq!(without(b"GTDT").map(drop), error("GTDT", TableError::Missing));
+    assert_eq!(without(b"SPCR").unwrap().uart, None);
+    let platform = without(b"FACP").unwrap();
+    assert_eq!((platform.psci, platform.cpus[1].enable_method), (None, EnableMethod::Unknown));
+    assert_eq!(platform.uart, Some(pl011()));
+}
+
+#[test]
+fn what_is_not_sound_is_left_out_or_stops_the_boot() {
+    let checksum = with(&machine(), b"APIC", |table| table[50] ^= 1).map(drop);
+    assert_eq!(checksum, error("MADT", TableError::Checksum));
+    assert_eq!(with(&machine(), b"SPCR", |table| table[50] ^= 1).unwrap().uart, None);
+    for (length, expected) in [(0, TableError::Length(0)), (35, TableError::Length(35))] {
+        assert_eq!(with_bytes(b"GTDT", 4, &u32::to_le_bytes(length)).map(drop), error("GTDT", expected));
+    }
+    let long = with_bytes(b"GTDT", 4, &u32::MAX.to_le_bytes()).map(drop).unwrap_err().to_string();
+    assert!(long.starts_with("ACPI: GTDT: no memory answers at "), "{long}");
+    assert_eq!(read(Vec::new()).map(drop), error("RSDP", TableError::NoMemory(range(AT, 36))));
+    let mut memory = acpi::laid_out(&acpi::virt(&machine()), AT);
+    memory[3] ^= 1;
+    assert_eq!(read(memory.clone()).map(drop), error("RSDP", TableError::Signature(PhysAddr(AT))));
+    memory[3] ^= 1;
+    memory[30] ^= 1;
+    assert_eq!(read(memory).map(drop), error("RSDP", TableError::Checksum));
+    let elsewhere = acpi::rsdp(0xffff_ffff_ffff_fff0);
+    let wraps = TableError::Wraps(PhysAddr(0xffff_ffff_ffff_fff0), 36);
+    assert_eq!(read(elsewhere).map(drop), error("XSDT", wraps));
+}
+
+#[test]
+fn of_two_cpus_with_one_mpidr_one_is_used_and_a_disabled_one_is_not() {
+    // Behind the distributor's 24 bytes: a CPU's 80, with flags at 12 and MPIDR at 68.
+    let cpu = |number: usize, at: usize| 44 + 24 + 80 * number + at;
+    let mpidrs = |platform: Platform| platform.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>();
+    assert_eq!(mpidrs(with_bytes(b"APIC", cpu(2, 68), &[1]).unwrap()), [0, 1, 3]);
+    assert_eq!(mpidrs(with_bytes(b"APIC", cpu(1, 12), &[0]).unwrap()), [0, 2, 3]);
+    // A structure of no bytes ends the list.
+    let redistributors = error("MADT", TableError::Bad("GIC: no redistributors"));
+    assert_eq!(with_bytes(b"APIC", cpu(2, 1), &[0]).map(drop), redistributors, "they are behind it");
+    let many = read(acpi::laid_out(&acpi::virt(&Virt { cpus: 20, ..machine() }), AT)).unwrap();
+    assert_eq!((many.cpus.len(), many.cpus_left_out), (16, 4));
+}
+
+#[test]
+fn a_console_has_the_registers_that_its_kind_has() {
+    let console = |kind: u8, access: u8| with_bytes(b"SPCR", 36, &[kind, 0, 0, 0, 0, 32, 0, access]).unwrap().uart;
+    let layout = |kind, access| console(kind, access).map(|uart| (uart.kind, uart.layout));
+    let of = |shift, width| UartLayout { shift, width };
+    assert_eq!(layout(0x12, 3), Some((UartKind::Ns16550, of(2, RegisterWidth::Word))));
+    assert_eq!(layout(0x00, 1), Some((UartKind::Ns16550, of(0, RegisterWidth::Byte))));
+    assert_eq!(layout(0x0e, 3).map(|(kind, _)| kind), Some(UartKind::Sbsa));
+    assert_eq!(console(0x15, 3), None, "one that has no driver");
+    assert_eq!(with_bytes(b"SPCR", 44, &[0; 8]).unwrap().uart, None, "redirected to none");
+    assert_eq!(with_bytes(b"SPCR", 40, &[1]).unwrap().uart, None, "an I/O port");
+    assert_eq!(with_bytes(b"SPCR", 52, &[0]).unwrap().uart, Some(Uart { interrupt: None, ..pl011() }));
+}
+
+#[test]
+fn a_reset_register_that_is_no_memory_is_left_out() {
+    assert_eq!(with_bytes(b"FACP", 116, &[1]).unwrap().power.reset, None);
+    assert_eq!(with_bytes(b"FACP", 112, &[0; 4]).unwrap().power.reset, None);
+    let smc = with_bytes(b"FACP", 129, &[1]).unwrap();
+    assert_eq!(smc.psci.map(|psci| psci.conduit), Some(Conduit::Smc));
+}
+
+/// Bytes of the tables that are changed: where, and to which value.
+fn changes() -> impl Strategy<Value = Vec<(Index, u64, u8)>> {
+    let value = prop_oneof![0_u64..40, any::<u64>(), Just(u64::MAX), (0_u32..64).prop_map(|bit| 1 << bit)];
+    prop::collection::vec((any::<Index>(), value, 1_u8..9), 1..12)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2000))]
+
+    /// Whatever the tables hold, reading them ends, with an error or with a machine.
+    #[test]
+    fn tables_that_say_nonsense_are_an_error_or_a_machine(
+        gic in prop_oneof![Just(Gic::V2), Just(Gic::V3), Just(Gic::V3ByCpu)],
+        changes in changes(), is_sealed: bool, kept in any::<Index>()
+    ) {
+        let mut tables = acpi::virt(&Virt { gic, ..machine() });
+        for (place, value, bytes) in changes {
+            let table = place.index(tables.len());
+            let table = &mut tables[table];
+            let at = place.index(table.len());
+            let end = table.len().min(at + usize::from(bytes));
+            table[at..end].copy_from_slice(&value.to_le_bytes()[..end - at]);
+            if is_sealed {
+                acpi::seal(table);
+            }
+        }
+        let mut memory = acpi::laid_out(&tables, AT);
+        if !is_sealed {
+            memory.truncate(kept.index(memory.len() + 1));
+        }
+        if let Ok(platform) = read(memory) {
+            prop_assert!(!platform.cpus.is_empty());
+            prop_assert!((16..1020).contains(&platform.timer.intid));
+            let mut mpidrs: Vec<u64> = platform.cpus.iter().map(|cpu| cpu.mpidr).collect();
+            mpidrs.sort_unstable();
+            prop_assert!(mpidrs.windows(2).all(|two| two[0] < two[1]));
+        }
+    }
+}
