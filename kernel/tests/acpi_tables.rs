@@ -5,7 +5,7 @@ use granule::platform::{
     PsciFunctions, Redistributors, RegisterWidth, SysconWrite, TableError, Trigger, Uart, UartKind, UartLayout,
 };
 use granule_arch::addr::{PhysAddr, PhysRange};
-use granule_runner::acpi::{self, Gic, Virt};
+use granule_runner::acpi::{self, Gic, Smmu, Virt};
 use proptest::prelude::*;
 use proptest::sample::Index;
 
@@ -82,7 +82,7 @@ fn tables_like_those_of_virt_are_a_machine_like_virt() {
     assert_eq!(platform.cpus.len(), 4);
     assert_eq!(platform.cpus[3], CpuNode { mpidr: 3, enable_method: EnableMethod::Psci });
     assert_eq!(platform.psci, Some(Psci { conduit: Conduit::Hvc, functions: PsciFunctions::Standard }));
-    let reset = SysconWrite { register: range(0x90a_0010, 1), is_big_endian: false, mask: 0xff, value: 0x42 };
+    let reset = SysconWrite { register: range(0x903_0400, 1), is_big_endian: false, mask: 0xff, value: 0x42 };
     assert_eq!(platform.power.reset, Some(reset));
     assert_eq!(platform.interrupt_controller, redistributors(&[range(0x80a_0000, 0xf6_0000)]));
     assert_eq!(platform.its.unwrap().registers, range(0x808_0000, 0x2_0000));
@@ -178,6 +178,94 @@ fn a_reset_register_that_is_no_memory_is_left_out() {
     assert_eq!(smc.psci.map(|psci| psci.conduit), Some(Conduit::Smc));
 }
 
+/// An SMMU for root bus 0 and its buses up to 7, and one for a root bus that begins at number 8.
+fn two_smmus() -> Virt {
+    let smmu = |registers, lines, requesters| Smmu { registers, lines, requesters };
+    let smmus = vec![smmu(0x905_0000, 106, (0, 0x7ff)), smmu(0xa00_0000, 110, (0x800, 0x8ff))];
+    Virt { smmus, ..machine() }
+}
+
+#[test]
+fn a_host_bridge_without_an_smmu_sends_its_messages_to_the_its() {
+    let host = read(acpi::laid_out(&acpi::virt(&machine()), AT)).unwrap().pcie.unwrap();
+    assert_eq!((host.buses, host.coherent, host.windows.as_deref()), ((0, 255), true, None));
+    assert_eq!(host.bus(255), Some(range(0x40_1ff0_0000, 1 << 20)));
+    assert_eq!(host.streams.find(0x100), None);
+    assert_eq!(host.devices.find(0xffff).map(|device| device.id), Some(0xffff));
+    assert_eq!(host.dma_reach(0, true), Some(u64::MAX - 1));
+}
+
+#[test]
+fn two_smmus_have_the_functions_of_two_root_buses() {
+    let platform = read(acpi::laid_out(&acpi::virt(&two_smmus()), AT)).unwrap();
+    let [first, second] = &platform.smmus[..] else { panic!("there are two") };
+    assert_eq!((first.registers, second.registers), (range(0x905_0000, 0x2_0000), range(0xa00_0000, 0x2_0000)));
+    let edge = |intid| Some(Interrupt { intid, trigger: Trigger::Edge });
+    let lines = [second.event_queue, second.priority_queue, second.global_error, second.command_sync];
+    assert_eq!(lines, [110, 111, 112, 113].map(edge));
+    let host = platform.pcie.unwrap();
+    let stream = |requester| host.streams.find(requester).map(|stream| (Some(stream.phandle), stream.id));
+    assert_eq!(stream(0x0108), Some((first.phandle, 0x0108)));
+    assert_eq!(stream(0x0808), Some((second.phandle, 0x0808)));
+    assert_eq!(stream(0x0900), None, "behind neither");
+    assert_ne!(first.phandle, second.phandle);
+    for requester in [0, 0x7ff, 0x800, 0x900, 0xffff] {
+        assert_eq!(host.devices.find(requester).map(|device| device.id), Some(requester.into()));
+    }
+}
+
+/// IORT of an ITS group at 48, an SMMU that maps StreamIDs from 0x100 on to it, and a root complex with these mappings.
+fn with_mappings(smmu: [u64; 5], root: &[[u64; 5]]) -> Result<Platform, PlatformError> {
+    let lines = [(0, 4); 4];
+    let registers = [(0x905_0000, 8), (0, 4), (0, 4), (0, 8), (0, 4)];
+    let nodes = [
+        acpi::node(0, &[(1, 4), (0, 4)], &[]),
+        acpi::node(4, &[&registers[..], &lines, &[(0, 4), (0, 4)]].concat(), &[smmu]),
+        acpi::node(2, &[(0, 8), (0, 4), (0, 4), (40, 1), (0, 3)], root),
+    ];
+    let mut tables = acpi::virt(&machine());
+    tables.retain(|table| !table.starts_with(b"IORT"));
+    tables.push(acpi::iort_of(&nodes));
+    read(acpi::laid_out(&tables, AT))
+}
+
+/// The offset of the SMMU's node.
+const SMMU: u64 = 48 + 24;
+
+#[test]
+fn ids_go_from_the_root_complex_through_the_smmu_to_the_its() {
+    let host = with_mappings([0x100, 0x80, 0x4000, 48, 0], &[[0, 0x100, 0xc0, SMMU, 0], [0x800, 1, 7, 48, 0]]);
+    let host = host.unwrap().pcie.unwrap();
+    assert_eq!(host.streams.find(0x3f).map(|stream| stream.id), Some(0xff));
+    let device = |requester| host.devices.find(requester).map(|device| device.id);
+    assert_eq!((device(0x3f), device(0x40), device(0xbf), device(0xc0)), (None, Some(0x4000), Some(0x407f), None));
+    assert_eq!((device(0x800), device(0x801)), (Some(7), None));
+    assert!(!host.coherent);
+    assert_eq!(host.dma_reach(0, true), Some((1 << 40) - 1));
+}
+
+#[test]
+fn a_host_bridge_whose_iort_makes_no_sense_is_left_out() {
+    let all = [0, 0x1_0000, 0, 48, 0];
+    let pcie = |smmu, root: &[[u64; 5]]| with_mappings(smmu, root).unwrap().pcie;
+    assert!(pcie(all, &[[0, 0x100, 0, SMMU, 0]]).is_some());
+    assert!(pcie(all, &[[0, 0x100, 0, SMMU, 1]]).unwrap().streams.find(0).is_none(), "a single one is no range");
+    for node in [0, 47, 49, SMMU + 0x1000, u64::from(u32::MAX)] {
+        assert_eq!(pcie(all, &[[0, 0x100, 0, node, 0]]), None, "{node:#x}");
+    }
+    let itself = SMMU + 16 + 52 + 20;
+    assert_eq!(pcie(all, &[[0, 0x100, 0, itself, 0]]), None, "the root complex takes no IDs");
+    assert_eq!(pcie(all, &[[0xffff_ffff, 2, 0, SMMU, 0]]), None, "IDs wrap");
+    assert_eq!(pcie(all, &[all; 17]), None, "more than there is room for");
+    assert_eq!(with_bytes(b"IORT", 36, &u32::MAX.to_le_bytes()).unwrap().pcie, None, "many nodes, and bytes of two");
+    let platform = with(&machine(), b"IORT", |table| table[40] ^= 4).unwrap();
+    assert_eq!((platform.pcie, platform.smmus.len()), (None, 0), "a wrong checksum");
+    let without = with(&machine(), b"IORT", Vec::clear).unwrap().pcie.unwrap();
+    assert_eq!((without.streams.find(0), without.devices.find(0)), (None, None));
+    assert_eq!(with_bytes(b"MCFG", 44, &[1]).unwrap().pcie, None, "an address that is no bus's");
+    assert_eq!(with_bytes(b"MCFG", 54, &[255, 0]).unwrap().pcie, None, "buses from 255 to 0");
+}
+
 /// Bytes of the tables that are changed: where, and to which value.
 fn changes() -> impl Strategy<Value = Vec<(Index, u64, u8)>> {
     let value = prop_oneof![0_u64..40, any::<u64>(), Just(u64::MAX), (0_u32..64).prop_map(|bit| 1 << bit)];
@@ -193,7 +281,7 @@ proptest! {
         gic in prop_oneof![Just(Gic::V2), Just(Gic::V3), Just(Gic::V3ByCpu)],
         changes in changes(), is_sealed: bool, kept in any::<Index>()
     ) {
-        let mut tables = acpi::virt(&Virt { gic, ..machine() });
+        let mut tables = acpi::virt(&Virt { gic, ..two_smmus() });
         for (place, value, bytes) in changes {
             let table = place.index(tables.len());
             let table = &mut tables[table];
@@ -214,6 +302,9 @@ proptest! {
             let mut mpidrs: Vec<u64> = platform.cpus.iter().map(|cpu| cpu.mpidr).collect();
             mpidrs.sort_unstable();
             prop_assert!(mpidrs.windows(2).all(|two| two[0] < two[1]));
+            if let Some(host) = platform.pcie {
+                prop_assert!(host.bus(host.buses.0).is_some() && host.bus(host.buses.1).is_some());
+            }
         }
     }
 }

@@ -59,8 +59,7 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu, place: &Once<I
     let probed = unsafe { probe(registers, kernel.frames) };
     let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;
     crate::log::info!("{}", probed.smmu.features());
-    let windows = kernel.platform.pcie.as_ref().map_or(&[][..], |pcie| &pcie.windows);
-    let Some(transfers) = iova::place(windows) else {
+    let Some(transfers) = iova::place(kernel.platform.pcie.as_ref(), &kernel.platform.memory) else {
         failed(format_args!("the host bridge's windows leave no addresses for transfers"));
         return None;
     };

@@ -102,8 +102,12 @@ impl Iommu {
         notify_mode: NotifyMode,
     ) -> Result<&'static Self, ProbeError> {
         let needs = Needs { address_bits: 48, output_bits: 40, size_changes: true, memory_types: MAIR };
-        let setup =
-            Setup { phandle: None, needs, notify_mode, transfers: iova::place(&[]).expect("no window is in the way") };
+        let setup = Setup {
+            phandle: None,
+            needs,
+            notify_mode,
+            transfers: iova::place(None, &[]).expect("no window is in the way"),
+        };
         let probed = granule_smmuv3::probe(Port(hardware))?;
         Ok(Box::leak(Box::new(Self::new(probed, mmu, frames, setup))))
     }

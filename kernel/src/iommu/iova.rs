@@ -5,7 +5,7 @@
 
 use granule_arch::addr::{PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 
-use crate::platform::{Window, WindowKind};
+use crate::platform::{Pcie, Window, WindowKind};
 
 const BITS: usize = u64::BITS as usize;
 const WORDS: usize = 128;
@@ -15,18 +15,26 @@ pub(super) const SIZE: u64 = (WORDS * BITS * PAGE_SIZE) as u64;
 /// Where tables of devices have room above 4 GiB as well, whatever the SMMU's geometry: 39 bits.
 const ADDRESSES: u64 = 1 << 39;
 
-/// The first of the addresses for single transfers: not where the host bridge has `windows`, since what a device writes
+/// The first of the addresses for single transfers: not where the host bridge has windows, since what a device writes
 /// there may never leave its bus; below 4 GiB if there is room, for devices that reach no further. `None` where the windows
-/// leave none.
-pub(super) fn place(windows: &[Window]) -> Option<VirtAddr> {
+/// leave none. Windows that are not known are neither where `memory` is nor where configuration space is: addresses of
+/// the bus are those of the CPU then.
+pub(super) fn place(host: Option<&Pcie>, memory: &[PhysRange]) -> Option<VirtAddr> {
     let low = (1..(1 << 32) / SIZE).rev();
     let high = (1 << 32) / SIZE..ADDRESSES / SIZE;
     let is_free = |start: u64| {
         let range = PhysRange::from_size(PhysAddr(start), SIZE)?;
         let on_bus = |window: &Window| PhysRange::from_size(PhysAddr(window.bus), window.cpu.size());
-        let memory = windows.iter().filter(|window| window.kind != WindowKind::Io);
         // A window that wraps is everywhere.
-        let apart = memory.map(on_bus).all(|window| window.is_some_and(|window| !window.overlaps(range)));
+        let is_apart = |window: &Window| on_bus(window).is_some_and(|window| !window.overlaps(range));
+        let holds = |other: &PhysRange| other.start() <= range.start() && range.end() <= other.end();
+        let apart = match host {
+            None => true,
+            Some(Pcie { windows: Some(windows), .. }) => {
+                windows.iter().filter(|window| window.kind != WindowKind::Io).all(is_apart)
+            }
+            Some(Pcie { windows: None, ecam, .. }) => memory.iter().chain([ecam]).any(holds),
+        };
         apart.then_some(VirtAddr(start))
     };
     low.chain(high).find_map(|index| is_free(index * SIZE))
@@ -120,6 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::platform::{IdMap, InterruptLines};
 
     const BASE: VirtAddr = VirtAddr(0x8000_0000);
 
@@ -130,6 +139,22 @@ mod tests {
             Window { kind, prefetchable: false, bus, cpu }
         };
         let memory = |bus, size| window(WindowKind::Memory64, bus, size);
+        let host = |windows: Option<&[Window]>| Pcie {
+            ecam: PhysRange::from_size(PhysAddr(0x40_1000_0000), 0x1000_0000).unwrap(),
+            buses: (0, 255),
+            windows: windows.map(|windows| windows.iter().copied().collect()),
+            streams: IdMap::default(),
+            devices: IdMap::default(),
+            lines: InterruptLines::default(),
+            coherent: true,
+            dma: heapless::Vec::new(),
+        };
+        let banks = [PhysRange::from_size(PhysAddr(0x4000_0000), SIZE * 3 + 0x1000).unwrap()];
+        let unknown = host(None);
+        assert_eq!(super::place(Some(&unknown), &banks), Some(VirtAddr(0x4000_0000 + 2 * SIZE)), "where memory is");
+        let far = [PhysRange::from_size(PhysAddr(1 << 40), 1 << 30).unwrap()];
+        assert_eq!(super::place(Some(&unknown), &far), Some(VirtAddr(0x40_1000_0000)), "or configuration space");
+        let place = |windows: &[Window]| super::place(Some(&host(Some(windows))), &[]);
         assert_eq!(place(&[]), Some(VirtAddr((1 << 32) - SIZE)));
         assert_eq!(place(&[window(WindowKind::Io, 0, 1 << 32)]), Some(VirtAddr((1 << 32) - SIZE)), "ports are apart");
         assert_eq!(place(&[memory(0x1000_0000, (1 << 32) - 0x1000_0000)]), Some(VirtAddr(0x1000_0000 - SIZE)));

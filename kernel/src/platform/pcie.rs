@@ -13,7 +13,7 @@ use super::interrupts::{ControllerNode, Interrupt, interrupt_of};
 use super::tree::{self, DmaRange, DmaRanges, cell, number};
 
 /// Bytes of the configuration space of one bus.
-const BUS: u64 = 1 << 20;
+pub(super) const BUS: u64 = 1 << 20;
 /// Cells of a PCI address, and of a size on its bus.
 const ADDRESS: usize = 3;
 const SIZE: usize = 2;
@@ -25,8 +25,9 @@ pub struct Pcie {
     pub ecam: PhysRange,
     /// First and last bus number.
     pub buses: (u8, u8),
-    /// Where the CPU reaches memory and ports of its devices.
-    pub windows: Vec<Window, 4>,
+    /// Where the CPU reaches memory and ports of its devices. `None`: ACPI has them in AML alone, so bus numbers and
+    /// addresses stay as firmware set them, and addresses on the bus are those of the CPU.
+    pub windows: Option<Vec<Window, 4>>,
     /// From requester IDs to StreamIDs, and the SMMUs that they are of. **Also of SMMUs that there is no driver for**: such
     /// a function is not one that no SMMU is in front of.
     pub streams: IdMap,
@@ -125,6 +126,24 @@ impl Pcie {
 }
 
 impl IdMap {
+    /// A map of nothing, where these bits of a requester ID count.
+    pub(crate) fn new(mask: u32) -> Self {
+        Self { mask, ranges: Vec::new() }
+    }
+
+    /// Adds `length` requester IDs from `first` on; `None` where there is no room, or a number would run over.
+    pub(crate) fn add(&mut self, first: u32, length: u64, phandle: u32, output: u32) -> Option<()> {
+        let length = u32::try_from(length).ok()?;
+        first.checked_add(length)?;
+        output.checked_add(length)?;
+        self.ranges.push(IdRange { first, length, phandle, output }).ok()
+    }
+
+    /// The first of each range of requester IDs.
+    pub fn firsts(&self) -> impl Iterator<Item = u32> {
+        self.ranges.iter().map(|range| range.first)
+    }
+
     /// What the function with this requester ID is called; `None` where it is not known there.
     pub fn find(&self, requester: u16) -> Option<MappedId> {
         let requester = u32::from(requester) & self.mask;
@@ -193,8 +212,10 @@ impl<'t> HostBridgeNode<'t> {
         let its = |phandle| references.its == Some(phandle);
         let devices = match (message_map, parent.and_then(|parent| cell(parent.get(..4)?))) {
             (None, Some(phandle)) if its(phandle) => {
-                let all = IdRange { first: 0, length: 1 << 16, phandle, output: 0 };
-                IdMap { mask: !0, ranges: Vec::from_iter([all]) }
+                let mut all = IdMap::new(!0);
+                // It is the first.
+                let _ = all.add(0, 1 << 16, phandle, 0);
+                all
             }
             _ if references.its.is_none() => IdMap::default(),
             _ => id_map(message_map, message_mask, &its).ok_or_else(|| node.bad("msi-map"))?,
@@ -205,7 +226,7 @@ impl<'t> HostBridgeNode<'t> {
         };
         let lines = lines.ok_or_else(|| node.bad("interrupt-map"))?;
         let coherent = coherent.is_some();
-        Ok(Pcie { ecam, buses, windows, streams, devices, lines, coherent, dma })
+        Ok(Pcie { ecam, buses, windows: Some(windows), streams, devices, lines, coherent, dma })
     }
 }
 
@@ -284,21 +305,18 @@ fn id_map(map: Option<&[u8]>, mask: Option<&[u8]>, wanted: &dyn Fn(u32) -> bool)
     const ENTRY: usize = 16;
     let Some(map) = map else { return Some(IdMap::default()) };
     let mask = mask.map_or(Some(!0), cell)?;
-    let mut ranges = Vec::new();
+    let mut ids = IdMap::new(mask);
     if !map.len().is_multiple_of(ENTRY) {
         return None;
     }
     for entry in map.chunks_exact(ENTRY) {
         let field = |at: usize| entry.get(at * 4..at * 4 + 4).and_then(cell);
         let (first, phandle, output, length) = (field(0)?, field(1)?, field(2)?, field(3)?);
-        // So that no number that is found in the range can run over.
-        first.checked_add(length)?;
-        output.checked_add(length)?;
         if wanted(phandle) {
-            ranges.push(IdRange { first, length, phandle, output }).ok()?;
+            ids.add(first, length.into(), phandle, output)?;
         }
     }
-    Some(IdMap { mask, ranges })
+    Some(ids)
 }
 
 /// `interrupt-map`: an address of the PCI bus and a pin; the controller, an address of its bus, and its interrupt.

@@ -43,7 +43,7 @@ fn registers_have_addresses_and_no_two_overlap(t: &mut Test) {
     let wanted =
         pci::functions().iter().map(|function| function.bars().filter(|(_, bar)| bar.kind != BarKind::Io).count());
     t.equal("registers with addresses", ranges().count(), wanted.sum());
-    let windows = || granule::kernel().platform.pcie.iter().flat_map(|host| host.windows.iter());
+    let windows = || granule::kernel().platform.pcie.iter().flat_map(|host| host.windows.iter().flatten());
     for function in pci::functions() {
         for (index, bar) in function.bars().filter(|(_, bar)| bar.kind != BarKind::Io) {
             let Some(range) = t.ok("addresses", bar.range.ok_or((function.address(), index))) else { continue };

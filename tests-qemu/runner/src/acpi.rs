@@ -142,13 +142,13 @@ pub fn rsdp(xsdt: u64) -> Vec<u8> {
     rsdp
 }
 
-/// PSCI by HVC, and a reset register.
+/// PSCI by HVC, and a reset register, at that of a GPIO's.
 fn fadt() -> Vec<u8> {
     let mut body = vec![0; 276 - HEADER];
     let mut set = |at: usize, bytes: &[u8]| body[at - HEADER..][..bytes.len()].copy_from_slice(bytes);
     // A machine without fixed hardware, and with the reset register.
     set(112, &fields(&[(1 << 20 | 1 << 10, 4)]));
-    set(116, &fields(&[(0, 1), (8, 1), (0, 1), (1, 1), (0x90a_0010, 8), (0x42, 1)]));
+    set(116, &fields(&[(0, 1), (8, 1), (0, 1), (1, 1), (0x903_0400, 8), (0x42, 1)]));
     set(129, &fields(&[(0b11, 2), (3, 1)]));
     table(*b"FACP", 6, &body)
 }

@@ -42,6 +42,25 @@ impl Bar {
     }
 }
 
+/// The address in the register number `index`, and above it what the next register holds, which is its upper half if it has
+/// one.
+pub(super) fn address(space: &dyn ConfigSpace, function: PciAddress, index: usize) -> u64 {
+    let read = |index: usize| u64::from(space.read32(function, FIRST + 4 * index as u16));
+    // What follows the last is another register, and harmless: no last one has an upper half.
+    read(index + 1) << 32 | read(index) & !0xf
+}
+
+/// Writes an address to the register number `index`, and to the next if it is `wide`; returns what they keep of it.
+pub(super) fn set_address(space: &dyn ConfigSpace, function: PciAddress, index: usize, wide: bool, start: u64) -> u64 {
+    let offset = FIRST + 4 * index as u16;
+    space.write32(function, offset, start as u32);
+    if wide {
+        space.write32(function, offset + 4, (start >> 32) as u32);
+    }
+    let kept = address(space, function, index);
+    if wide { kept } else { kept & u64::from(u32::MAX) }
+}
+
 /// Asks the register number `index` of `count` what it wants. `None`: there is none, or it makes no sense.
 ///
 /// The function must not decode addresses meanwhile: all ones are written to the register, and zero afterwards.

@@ -9,6 +9,10 @@
 //! on where a bridge begins to one where it ends. So nothing need be known before (PCI-to-PCI Bridge Architecture
 //! Specification 1.2, 3.2.5: windows of memory begin and end at mebibytes).
 //!
+//! Where the host's windows are not known, buses keep the numbers and functions the addresses that firmware gave them: a
+//! bus whose number is not higher than all before it is left out, so the walk ends. Further root buses begin, as far as
+//! is known, where a range of requester IDs does.
+//!
 //! Memory comes from the host's window below 4 GiB. Registers that do not fit there and may lie anywhere come from the
 //! window above; bridges forward those by their prefetchable windows, which no other memory behind them uses.
 
@@ -16,7 +20,7 @@ use alloc::vec::Vec;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
-use granule_arch::addr::{PAGE, PhysRange};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 use pci_types::PciAddress;
 use pci_types::capability::PciCapability;
 use spin::Once;
@@ -25,7 +29,7 @@ use super::bar::{self, Bar, BarKind};
 use super::config::{self, ConfigSpace, capabilities, extended, extended_capabilities};
 use super::{Buses, Class, Function, Host, Id, PciError, acs, interrupt};
 use crate::mm::OutOfMemory;
-use crate::platform::{Window, WindowKind};
+use crate::platform::{IdMap, Pcie, Window, WindowKind};
 use crate::sync::IrqLock;
 
 /// Bridges behind one another. More is not a real machine but a device with invalid registers, and the stack is finite.
@@ -141,7 +145,7 @@ pub(super) struct Walk<'m> {
 
 impl<'m> Walk<'m> {
     pub(super) fn new(host: &'static Host, map: &'m mut dyn FnMut(u8) -> bool) -> Self {
-        let windows = &host.description.windows;
+        let windows = host.description.windows.as_deref().unwrap_or_default();
         // Anything may lie below, so reads must have their effects there.
         let low = FreeWindow::of(windows, |window| window.kind == WindowKind::Memory32 && !window.prefetchable);
         let high = FreeWindow::of(windows, |window| window.kind == WindowKind::Memory64);
@@ -157,11 +161,29 @@ impl<'m> Walk<'m> {
         if !(self.map)(number) {
             return Ok(self.functions);
         }
+        self.root_bus(number)?;
+        if self.keeps() {
+            let Pcie { streams, devices, buses, .. } = &self.host.description;
+            while let Some(number) = next_root(streams, devices, self.last_bus).filter(|number| *number <= buses.1) {
+                self.last_bus = number;
+                if (self.map)(number) {
+                    self.root_bus(number)?;
+                }
+            }
+        }
+        Ok(self.functions)
+    }
+
+    fn root_bus(&mut self, number: u8) -> Result<(), OutOfMemory> {
         let has_high = self.high.is_some();
         let bus =
             PciBus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high, leak: None };
-        self.bus(&bus)?;
-        Ok(self.functions)
+        self.bus(&bus)
+    }
+
+    /// Whether numbers and addresses stay as firmware left them.
+    fn keeps(&self) -> bool {
+        self.host.description.windows.is_none()
     }
 
     fn config(&self) -> &'static dyn ConfigSpace {
@@ -180,8 +202,12 @@ impl<'m> Walk<'m> {
         if !time.is_zero() {
             config.rest(time);
         }
+        let keeps = self.keeps();
         each_function(config, bus, &mut |address, header, _| {
             quiet(config, address, header);
+            if header == BRIDGE && !keeps {
+                close(config, address);
+            }
             Ok(())
         })?;
         each_function(config, bus, &mut |address, header, several| {
@@ -238,12 +264,16 @@ impl<'m> Walk<'m> {
         let mut bars = [None; bar::COUNT];
         let (mut index, mut has_all) = (0, true);
         while index < count {
+            let left = self.keeps().then(|| bar::address(self.config(), address, index));
             let Some(mut bar) = bar::size(self.config(), address, index, count) else {
                 index += 1;
                 continue;
             };
             if bar.kind != BarKind::Io {
-                bar.range = self.place(bus, address, index, bar);
+                bar.range = match left {
+                    Some(left) => self.keep(address, index, bar, left, &bars),
+                    None => self.place(bus, address, index, bar),
+                };
                 if bar.range.is_none() {
                     has_all = false;
                     crate::log::warn!("PCI {}", PciError::NoRoom { function: address, index, size: bar.size });
@@ -274,15 +304,22 @@ impl<'m> Walk<'m> {
         let high = wide && bus.has_high && (prefetchable || !reads_ahead);
         let low = if bus.has_low { take(&mut self.low) } else { None };
         let (start, free) = low.or_else(|| if high { take(&mut self.high) } else { None })?;
-        let offset = bar::FIRST + 4 * index as u16;
-        let config = self.config();
-        config.write32(address, offset, start as u32);
-        let mut kept = u64::from(config.read32(address, offset) & !0xf);
-        if wide {
-            config.write32(address, offset + 4, (start >> 32) as u32);
-            kept |= u64::from(config.read32(address, offset + 4)) << 32;
-        }
+        let kept = bar::set_address(self.config(), address, index, wide, start);
         free.cpu(start, bar.size).filter(|_| kept == start)
+    }
+
+    /// Writes the address back that firmware had `left` in a register. `None`: it had none, the register does not keep it,
+    /// or an earlier one, of this function or of another, has it.
+    fn keep(&self, address: PciAddress, index: usize, bar: Bar, left: u64, own: &[Option<Bar>]) -> Option<PhysRange> {
+        let BarKind::Memory { wide, .. } = bar.kind else { return None };
+        let start = if wide { left } else { left & u64::from(u32::MAX) };
+        let range = PhysRange::from_size(PhysAddr(start), bar.size);
+        let range = range.filter(|range| start != 0 && range.start().is_aligned(bar.size))?;
+        let others = self.functions.iter().flat_map(|function| &function.bars).chain(own).flatten();
+        if others.filter_map(|bar| bar.range).any(|other| other.overlaps(range)) {
+            return None;
+        }
+        (bar::set_address(self.config(), address, index, wide, start) == start).then_some(range)
     }
 
     /// Where a function's pin leads on the host's own bus. Each bridge on the way turns the pins by its device number,
@@ -301,13 +338,16 @@ impl<'m> Walk<'m> {
     /// Walks the bus behind a bridge, and opens the bridge for it.
     fn bridge(&mut self, bus: &PciBus, address: PciAddress, several: bool) -> Result<Option<Buses>, OutOfMemory> {
         let config = self.config();
-        let Some(number) = self.next_bus(bus.depth) else {
+        let left = self.keeps().then(|| config.read32(address, BUSES).to_le_bytes());
+        let Some(number) = self.next_bus(bus.depth, left.map(|[_, secondary, ..]| secondary)) else {
             crate::log::warn!("PCI {address}: no bus number is left for what is behind it");
             return Ok(None);
         };
         // While the walk is behind it, it forwards everything that the walk may ask for.
         let numbers = u32::from(number) << 8 | u32::from(bus.number);
-        config.write32(address, BUSES, u32::from(self.host.description.buses.1) << 16 | numbers);
+        if left.is_none() {
+            config.write32(address, BUSES, u32::from(self.host.description.buses.1) << 16 | numbers);
+        }
         let kind = port_type(config, address);
         let high_base = config.read32(address, PREFETCHABLE_WINDOW);
         let (low, high) =
@@ -332,7 +372,11 @@ impl<'m> Walk<'m> {
             leak: bus.leak.or((!self.isolates(address, &kind, several)).then_some(address)),
         };
         self.bus(&behind)?;
-        self.open(address, low.filter(|_| behind.has_low), high.filter(|_| behind.has_high));
+        match left {
+            // Room for more devices, which firmware has left.
+            Some([_, _, subordinate, _]) => self.last_bus = self.last_bus.max(subordinate),
+            None => self.open(address, low.filter(|_| behind.has_low), high.filter(|_| behind.has_high)),
+        }
         let buses = Buses { secondary: number, subordinate: self.last_bus };
         config.write32(address, BUSES, u32::from(buses.subordinate) << 16 | numbers);
         // It must forward its devices' memory accesses; each device's own bus master bit decides whether it makes any.
@@ -350,8 +394,13 @@ impl<'m> Walk<'m> {
         }
     }
 
-    fn next_bus(&mut self, depth: u32) -> Option<u8> {
-        let next = self.last_bus.checked_add(1).filter(|next| *next <= self.host.description.buses.1)?;
+    /// The number of the next bus, where firmware has `left` one that.
+    fn next_bus(&mut self, depth: u32, left: Option<u8>) -> Option<u8> {
+        let least = self.last_bus.checked_add(1)?;
+        let next = left.unwrap_or(least);
+        if !(least..=self.host.description.buses.1).contains(&next) {
+            return None;
+        }
         if depth >= MAX_DEPTH || !(self.map)(next) {
             return None;
         }
@@ -432,7 +481,7 @@ fn wake(config: &dyn ConfigSpace, address: PciAddress, header: u8) -> Duration {
 }
 
 /// Takes back what firmware may have given a function: it decodes, masters and interrupts nothing, sends no messages,
-/// translates nothing by itself, has no virtual functions; a bridge forwards nothing.
+/// translates nothing by itself, has no virtual functions.
 #[inline(never)]
 fn quiet(config: &dyn ConfigSpace, address: PciAddress, header: u8) {
     config.write16(address, COMMAND, NO_PIN);
@@ -456,9 +505,12 @@ fn quiet(config: &dyn ConfigSpace, address: PciAddress, header: u8) {
         };
         config::clear_bits(config, address, offset + control, on);
     }
-    if header == BRIDGE {
-        close(config, address);
-    }
+}
+
+/// The lowest bus above `last` that a range of requester IDs begins with.
+fn next_root(streams: &IdMap, devices: &IdMap, last: u8) -> Option<u8> {
+    let buses = streams.firsts().chain(devices.firsts()).filter_map(|first| u8::try_from(first >> 8).ok());
+    buses.filter(|bus| *bus > last).min()
 }
 
 /// Makes a bridge forward nothing.

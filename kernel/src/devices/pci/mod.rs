@@ -2,10 +2,10 @@
 //! Architecture Specification 1.2; PCI Local Bus Specification 3.0, 6).
 //!
 //! [`init`] redoes all that firmware may have done: it numbers the buses, gives base address registers and bridges
-//! their addresses, and makes the list [`functions`]. A driver looks there for what it knows, takes it by
-//! [`Function::claim`], and has with the [`Claim`] what only one may do: map registers, let the device reach memory,
-//! take its interrupts. The list also has the names of a function at the SMMU and at the ITS; of both this module knows
-//! no more than the name.
+//! their addresses, and makes the list [`functions`]; numbers and addresses stay only where the host's windows are not
+//! known. A driver looks there for what it knows, takes it by [`Function::claim`], and has with the [`Claim`] what only
+//! one may do: map registers, let the device reach memory, take its interrupts. The list also has the names of a
+//! function at the SMMU and at the ITS; of both this module knows no more than the name.
 //!
 //! **A device's configuration space may hold anything**: sizes and lists are bounded, and what makes no sense is left
 //! out with a warning.
@@ -31,7 +31,7 @@ pub(super) mod tests;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_arch::addr::{PhysRange, VirtAddr};
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use pci_types::capability::PciCapability;
 use spin::Once;
 use thiserror::Error;
@@ -321,7 +321,7 @@ impl Function {
             return None;
         }
         let size = (last - base).checked_add(1 << 20)?;
-        let windows = &self.host.description.windows;
+        let Some(windows) = &self.host.description.windows else { return PhysRange::from_size(PhysAddr(base), size) };
         let inside = |window: &&Window| base >= window.bus && base - window.bus < window.cpu.size();
         let window = windows.iter().filter(|window| window.kind != WindowKind::Io).find(inside)?;
         PhysRange::from_size(window.cpu.start() + (base - window.bus), size)

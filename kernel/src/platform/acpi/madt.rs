@@ -44,19 +44,20 @@ struct Gic {
     frames: Vec<u64, MAX_REDISTRIBUTOR_REGIONS>,
 }
 
-/// Reads CPUs, interrupt controller and ITS.
+/// Reads CPUs, interrupt controller and ITS; returns the ITS's number.
 ///
 /// # Errors
 /// The table has no CPU or no distributor, or one that makes no sense.
 #[inline(never)]
-pub(super) fn read(platform: &mut Platform, madt: &[u8]) -> Result<(), TableError> {
+pub(super) fn read(platform: &mut Platform, madt: &[u8]) -> Result<Option<u32>, TableError> {
     let mut gic = Gic::default();
+    let mut its_number = None;
     for (kind, entry) in Entries::behind(madt, size_of::<Madt>()) {
         let read = match kind {
             GICC => cpu(platform, &mut gic, entry),
             GICD => distributor(&mut gic, entry),
             GICR => redistributors(&mut gic, entry),
-            ITS => its(platform, entry),
+            ITS => its(platform, entry).map(|number| its_number = its_number.or(number)),
             _ => Ok(()),
         };
         if let Err(error) = read {
@@ -67,7 +68,7 @@ pub(super) fn read(platform: &mut Platform, madt: &[u8]) -> Result<(), TableErro
         return Err(TableError::Bad("list of CPUs: none is enabled"));
     }
     platform.interrupt_controller = gic.description()?;
-    Ok(())
+    Ok(its_number)
 }
 
 fn cpu(platform: &mut Platform, gic: &mut Gic, entry: &[u8]) -> Result<(), TableError> {
@@ -110,12 +111,14 @@ fn redistributors(gic: &mut Gic, entry: &[u8]) -> Result<(), TableError> {
     gic.redistributors.push(region).map_err(|_| full)
 }
 
-fn its(platform: &mut Platform, entry: &[u8]) -> Result<(), TableError> {
+/// The first ITS; returns its number.
+fn its(platform: &mut Platform, entry: &[u8]) -> Result<Option<u32>, TableError> {
     let its = fields::<GicInterruptTranslationServiceEntry>(entry, size_of::<GicInterruptTranslationServiceEntry>())?;
-    if platform.its.is_none() {
-        platform.its = Some(Its { registers: registers(its.physical_base_address, ITS_FRAMES, "address of the ITS")? });
+    if platform.its.is_some() {
+        return Ok(None);
     }
-    Ok(())
+    platform.its = Some(Its { registers: registers(its.physical_base_address, ITS_FRAMES, "address of the ITS")? });
+    Ok(Some(its.id))
 }
 
 impl Gic {

@@ -8,14 +8,18 @@
 //! holds is input**: [`table`] checks lengths before a field is read, and each number is checked where it is used. The
 //! layouts are those of the crate `acpi`, which has none for GTDT and IORT.
 //!
-//! ACPI 6.5, 5.2 (tables); "Serial Port Console Redirection Table" by Microsoft.
+//! ACPI 6.5, 5.2 (tables); Arm DEN 0049E (IORT); PCI Firmware Specification 3.2 (MCFG); "Serial Port Console Redirection Table" by Microsoft.
 //!
 //! - [`table`]: signatures, lengths and checksums; fields
 //! - [`madt`]: CPUs and the GIC
 //! - [`fixed`]: PSCI and the reset register; the timer; the console
+//! - [`mcfg`]: the PCIe host bridge
+//! - [`iort`]: SMMUs, and the maps of requester IDs
 
 mod fixed;
+mod iort;
 mod madt;
+mod mcfg;
 mod table;
 
 use granule_arch::addr::{PhysAddr, PhysRange};
@@ -128,8 +132,26 @@ impl Platform {
         }
         let (psci, reset) = dispensable(tables.read(memory, table::FADT, fixed::power)).unwrap_or_default();
         (self.psci, self.power.reset) = (psci, reset);
-        tables.read(memory, table::MADT, |madt| madt::read(self, madt))?;
+        let its = tables.read(memory, table::MADT, |madt| madt::read(self, madt))?;
         self.timer = tables.read(memory, table::GTDT, fixed::timer)?;
+        self.read_host(memory, &tables, its);
         Ok(())
+    }
+
+    /// The host bridge, and the SMMUs. A bridge that an unsound table may have behind an SMMU is left out.
+    #[inline(never)]
+    fn read_host<M: PhysicalMemory>(&mut self, memory: &mut M, tables: &Tables, its: Option<u32>) {
+        let mut host = None;
+        if tables.has(table::MCFG) {
+            host = dispensable(tables.read(memory, table::MCFG, mcfg::host));
+        }
+        if tables.has(table::IORT) {
+            let its_host = host.as_mut().map(|(host, segment)| (host, *segment));
+            let read = tables.read(memory, table::IORT, |iort| iort::read(self, iort, its_host, its));
+            if dispensable(read).is_none() {
+                host = None;
+            }
+        }
+        self.pcie = host.map(|(host, _)| host);
     }
 }

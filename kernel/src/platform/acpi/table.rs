@@ -8,6 +8,7 @@ use acpi::rsdp::Rsdp;
 use acpi::sdt::SdtHeader;
 use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{GicInterruptTranslationServiceEntry, GicRedistributorEntry, GiccEntry, GicdEntry};
+use acpi::sdt::mcfg::McfgEntry;
 use acpi::sdt::spcr::Spcr;
 use granule_arch::addr::{PhysAddr, PhysRange};
 
@@ -29,8 +30,13 @@ pub(super) const MADT: TableKind = TableKind { index: 2, name: "MADT" };
 /// The Generic Timer Description Table.
 pub(super) const GTDT: TableKind = TableKind { index: 3, name: "GTDT" };
 
+/// The table of configuration space in memory.
+pub(super) const MCFG: TableKind = TableKind { index: 4, name: "MCFG" };
+/// The I/O Remapping Table.
+pub(super) const IORT: TableKind = TableKind { index: 5, name: "IORT" };
+
 /// Their signatures, by index.
-const SIGNATURES: [[u8; 4]; 4] = [*b"SPCR", *b"FACP", *b"APIC", *b"GTDT"];
+const SIGNATURES: [[u8; 4]; 6] = [*b"SPCR", *b"FACP", *b"APIC", *b"GTDT", *b"MCFG", *b"IORT"];
 
 /// Tables that the list may have; what is behind them is not looked at.
 const MAX_TABLES: usize = 128;
@@ -177,6 +183,8 @@ unsafe impl Fields for Rsdp {}
 unsafe impl Fields for Fadt {}
 // SAFETY: see above.
 unsafe impl Fields for Spcr {}
+// SAFETY: see above.
+unsafe impl Fields for McfgEntry {}
 // SAFETY: see above.
 unsafe impl Fields for GiccEntry {}
 // SAFETY: see above.

@@ -54,11 +54,20 @@ fn host_between(
         cpu: PhysRange::from_size(PhysAddr(cpu), bus.end - bus.start).unwrap(),
     };
     let windows = [window(WindowKind::Memory32, &low, LOW_CPU), window(WindowKind::Memory64, &high, HIGH.start)];
+    host_of(config, last_bus, Some(windows.into_iter().collect()), IdMap::default())
+}
+
+fn host_of(
+    config: impl ConfigSpace + 'static,
+    last_bus: u8,
+    windows: Option<heapless::Vec<Window, 4>>,
+    streams: IdMap,
+) -> &'static Host {
     let description = Pcie {
         ecam: PhysRange::from_size(PhysAddr(0), 256 << 20).unwrap(),
         buses: (0, last_bus),
-        windows: windows.into_iter().collect(),
-        streams: IdMap::default(),
+        windows,
+        streams,
         devices: IdMap::default(),
         lines: InterruptLines::default(),
         dma: heapless::Vec::new(),
@@ -71,24 +80,26 @@ fn walk(host: &'static Host) -> std::vec::Vec<Function> {
     Walk::new(host, &mut |_| true).run().unwrap()
 }
 
+struct Shared(&'static ModelBus);
+
+impl ConfigSpace for Shared {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        self.0.read32(function, offset)
+    }
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+        self.0.write32(function, offset, value);
+    }
+    fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+        self.0.write16(function, offset, value);
+    }
+    fn rest(&self, time: Duration) {
+        self.0.rest(time);
+    }
+}
+
 /// Plans of a host, and its last bus; the model is looked at behind the walk.
 fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<Function>, &'static ModelBus) {
     let model: &'static ModelBus = Box::leak(Box::new(ModelBus::new(plans)));
-    struct Shared(&'static ModelBus);
-    impl ConfigSpace for Shared {
-        fn read32(&self, function: PciAddress, offset: u16) -> u32 {
-            self.0.read32(function, offset)
-        }
-        fn write32(&self, function: PciAddress, offset: u16, value: u32) {
-            self.0.write32(function, offset, value);
-        }
-        fn write16(&self, function: PciAddress, offset: u16, value: u16) {
-            self.0.write16(function, offset, value);
-        }
-        fn rest(&self, time: Duration) {
-            self.0.rest(time);
-        }
-    }
     (walk(host(Shared(model), last_bus, low)), model)
 }
 
@@ -243,10 +254,32 @@ proptest! {
         check(&model.0.lock().unwrap(), 0, &[LOW, HIGH], &functions)?;
     }
 
+    /// The walk is the firmware, and then the kernel, which does not know the windows.
+    #[test]
+    fn numbers_and_addresses_stay_where_the_windows_are_not_known(plans in plans()) {
+        let (given, model) = walk_model(&plans, 255, LOW);
+        let kept = walk(host_of(Shared(model), 255, None, IdMap::default()));
+        prop_assert_eq!(kept.len(), given.len());
+        for (given, kept) in given.iter().zip(&kept) {
+            prop_assert_eq!((given.address(), given.bridge()), (kept.address(), kept.bridge()));
+            // Where it is below 4 GiB on the bus.
+            let low = |range: PhysRange| range.start().0.wrapping_sub(LOW_CPU) < LOW.end - LOW.start;
+            let bus = |range: PhysRange| range.start().0 - if low(range) { LOW_CPU - LOW.start } else { 0 };
+            for ((_, given), (_, kept)) in given.bars().zip(kept.bars()) {
+                prop_assert_eq!((given.kind, given.size), (kept.kind, kept.size));
+                prop_assert_eq!(given.range.map(bus), kept.range.map(|range| range.start().0));
+            }
+        }
+        for node in model.0.lock().unwrap().iter() {
+            prop_assert!(node.wrong.is_empty(), "{:?}", node.wrong);
+        }
+    }
+
     /// Each word that is read is another number; what was written does not matter.
     #[test]
-    fn configuration_space_that_says_anything_ends_the_walk_somewhere(seed: u64, often in 0_u32..4) {
-        let functions = walk(host(Liar { state: AtomicU64::new(seed), often }, 3, LOW));
+    fn configuration_space_that_says_anything_ends_the_walk_somewhere(seed: u64, often in 0_u32..4, is_known: bool) {
+        let liar = Liar { state: AtomicU64::new(seed), often };
+        let functions = walk(if is_known { host(liar, 3, LOW) } else { host_of(liar, 3, None, IdMap::default()) });
         prop_assert!(functions.len() <= 4 * 256);
         for function in functions.iter().take(32) {
             prop_assert!(function.capabilities().count() <= 48);
@@ -261,6 +294,44 @@ proptest! {
 
 fn all_ranges(functions: &[Function]) -> impl Iterator<Item = (usize, PhysRange)> {
     functions.iter().flat_map(Function::bars).filter_map(|(_, bar): (usize, Bar)| bar.range).enumerate()
+}
+
+/// Two endpoints on bus 0, and one on a root bus of its own that no bridge leads to.
+struct TwoRoots([ModelBus; 2]);
+
+impl TwoRoots {
+    fn of(&self, function: PciAddress) -> Option<(&ModelBus, PciAddress)> {
+        let root = [0, 8].iter().position(|bus| *bus == function.bus())?;
+        Some((&self.0[root], PciAddress::new(0, 0, function.device(), function.function())))
+    }
+}
+
+impl ConfigSpace for TwoRoots {
+    fn read32(&self, function: PciAddress, offset: u16) -> u32 {
+        self.of(function).map_or(!0, |(bus, function)| bus.read32(function, offset))
+    }
+    fn write32(&self, function: PciAddress, offset: u16, value: u32) {
+        self.of(function).unwrap().0.write32(self.of(function).unwrap().1, offset, value);
+    }
+    fn write16(&self, function: PciAddress, offset: u16, value: u16) {
+        self.of(function).unwrap().0.write16(self.of(function).unwrap().1, offset, value);
+    }
+    fn rest(&self, time: Duration) {
+        self.0.iter().for_each(|bus| bus.rest(time));
+    }
+}
+
+#[test]
+fn a_root_bus_that_no_bridge_leads_to_is_found_where_a_range_of_requester_ids_begins() {
+    let found = |firsts: &[u32]| {
+        let mut streams = IdMap::new(!0);
+        firsts.iter().for_each(|&first| streams.add(first, 0x100, 1, first).unwrap());
+        let roots = [&[endpoint(&[]), endpoint(&[])][..], &[endpoint(&[])]].map(ModelBus::new);
+        let functions = walk(host_of(TwoRoots(roots), 9, None, streams));
+        functions.iter().map(|function| function.address().bus()).collect::<std::vec::Vec<_>>()
+    };
+    assert_eq!(found(&[0]), [0, 0]);
+    assert_eq!(found(&[0, 0x100, 0x800, 0x900, 0xa00, 0x1_0000]), [0, 0, 8]);
 }
 
 /// Random words; of four, `often` are ones that lead on: there is a bridge, there is a capability.

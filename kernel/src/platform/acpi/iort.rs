@@ -1,0 +1,191 @@
+//! The I/O Remapping Table: SMMUs, and from a function's requester ID to the StreamID and to the ITS's DeviceID (Arm DEN
+//! 0049E).
+//!
+//! A node lists ranges of IDs and the node that takes each: a root complex gives requester IDs to SMMUs or to groups of
+//! ITSs, an SMMU gives StreamIDs to groups of ITSs. A node's offset is its name here, as a phandle is in a tree.
+
+use granule_arch::addr::{PhysAddr, PhysRange};
+
+use super::TableError;
+use super::fixed::line;
+use super::table::{HEADER, long, word};
+use crate::platform::tree::{self, DmaRange};
+use crate::platform::{Interrupt, MAX_SMMUS, Pcie, Platform, Smmu, Trigger};
+
+/// Kinds of nodes.
+const ITS_GROUP: u8 = 0;
+const ROOT_COMPLEX: u8 = 2;
+const SMMUV1_OR_2: u8 = 3;
+const SMMUV3: u8 = 4;
+
+/// Bytes that all nodes begin with.
+const NODE: usize = 16;
+/// Bytes of an ID mapping.
+const MAPPING: usize = 20;
+/// A mapping of one ID, which no range begins with: that of an SMMU's own messages, for instance.
+const SINGLE: u32 = 1 << 0;
+/// Both pages of an SMMUv3's registers.
+const SMMUV3_BYTES: u64 = 0x2_0000;
+/// The table has no node that lies there.
+const BAD_NODE: TableError = TableError::Bad("node");
+
+/// A node.
+#[derive(Clone, Copy)]
+struct Node<'t> {
+    /// Where it lies in the table.
+    offset: u32,
+    kind: u8,
+    bytes: &'t [u8],
+}
+
+/// IDs, and the node that takes them.
+#[derive(Clone, Copy)]
+struct Mapping {
+    first: u32,
+    count: u64,
+    output: u32,
+    node: u32,
+}
+
+/// Reads the SMMUs; completes the host bridge of this segment.
+///
+/// # Errors
+/// A node or a mapping makes no sense: the host bridge cannot be used.
+#[inline(never)]
+pub(super) fn read(
+    platform: &mut Platform,
+    iort: &[u8],
+    host: Option<(&mut Pcie, u16)>,
+    its: Option<u32>,
+) -> Result<(), TableError> {
+    for node in nodes(iort)? {
+        let node = node?;
+        if node.kind == SMMUV3 {
+            add_smmu(platform, node)?;
+        }
+    }
+    let Some((host, segment)) = host else { return Ok(()) };
+    for node in nodes(iort)? {
+        let node = node?;
+        if node.kind == ROOT_COMPLEX && node.word(28)? == segment.into() {
+            complete(host, iort, node, its)?;
+        }
+    }
+    Ok(())
+}
+
+/// The nodes, as many as there should be, up to the first that makes no sense.
+fn nodes(iort: &[u8]) -> Result<impl Iterator<Item = Result<Node<'_>, TableError>>, TableError> {
+    let field = |at| word(iort, at).ok_or(TableError::Length(iort.len()));
+    let (count, mut next) = (field(HEADER)?, Some(field(HEADER + 4)?));
+    Ok((0..count).map_while(move |_| {
+        let node = node(iort, next?);
+        next = node.ok().and_then(|node| node.offset.checked_add(node.bytes.len() as u32));
+        Some(node)
+    }))
+}
+
+/// The node at this offset.
+fn node(iort: &[u8], offset: u32) -> Result<Node<'_>, TableError> {
+    let rest = iort.get(offset as usize..).filter(|_| offset as usize >= HEADER).ok_or(BAD_NODE)?;
+    let &[kind, low, high, ..] = rest else { return Err(BAD_NODE) };
+    let length = usize::from(u16::from_le_bytes([low, high]));
+    let bytes = rest.get(..length).filter(|_| length >= NODE).ok_or(BAD_NODE)?;
+    Ok(Node { offset, kind, bytes })
+}
+
+impl<'t> Node<'t> {
+    fn word(&self, at: usize) -> Result<u32, TableError> {
+        word(self.bytes, at).ok_or(BAD_NODE)
+    }
+
+    /// Its ranges of IDs.
+    fn mappings(self) -> Result<impl Iterator<Item = Mapping> + 't, TableError> {
+        let (count, offset) = (self.word(8)? as usize, self.word(12)? as usize);
+        let list = count.checked_mul(MAPPING).and_then(|bytes| self.bytes.get(offset..)?.get(..bytes));
+        let list = list.ok_or(TableError::Bad("list of ID mappings"))?;
+        Ok(list.chunks_exact(MAPPING).filter_map(|mapping| {
+            let field = |index: usize| word(mapping, index * 4);
+            let (first, less_one, output) = (field(0)?, field(1)?, field(2)?);
+            let count = u64::from(less_one) + 1;
+            Some(Mapping { first, count, output, node: field(3)? })
+                .filter(|_| field(4).is_some_and(|f| f & SINGLE == 0))
+        }))
+    }
+
+    /// Of a group of ITSs: whether the one with this number is in it.
+    fn has_its(&self, its: u32) -> Result<bool, TableError> {
+        let count = self.word(NODE)? as usize;
+        Ok((0..count).map_while(|index| word(self.bytes, NODE + 4 + index * 4)).any(|number| number == its))
+    }
+}
+
+fn add_smmu(platform: &mut Platform, node: Node<'_>) -> Result<(), TableError> {
+    let start = PhysAddr(long(node.bytes, 16).ok_or(BAD_NODE)?);
+    let registers = PhysRange::from_size(start, SMMUV3_BYTES).filter(|_| start.0 != 0 && start.is_aligned(0x1000));
+    let interrupt = |at| -> Result<Option<Interrupt>, TableError> { Ok(line(node.word(at)?, Trigger::Edge)) };
+    let smmu = Smmu {
+        phandle: Some(node.offset),
+        registers: registers.ok_or(TableError::Bad("address of an SMMU"))?,
+        event_queue: interrupt(44)?,
+        priority_queue: interrupt(48)?,
+        global_error: interrupt(52)?,
+        command_sync: interrupt(56)?,
+    };
+    if platform.smmus.push(smmu).is_err() {
+        crate::log::warn!("ACPI: IORT: more than {MAX_SMMUS} SMMUs; devices behind the one at {start} are refused");
+    }
+    Ok(())
+}
+
+/// What the root complex says of its functions.
+fn complete(host: &mut Pcie, iort: &[u8], root: Node<'_>, its: Option<u32>) -> Result<(), TableError> {
+    host.coherent = root.word(16)? & 1 != 0;
+    // Later versions have how many bits of an address its functions have.
+    if let Some(&bits @ 1..64) = root.bytes.get(32) {
+        host.dma.clear();
+        // There is room for one.
+        let _ = tree::add(&mut host.dma, DmaRange { bus: 0, cpu: 0, size: 1 << bits });
+    }
+    for mapping in root.mappings()? {
+        let taker = node(iort, mapping.node)?;
+        match taker.kind {
+            ITS_GROUP => add_messages(host, mapping, &taker, its)?,
+            // Of one without a driver too: devices behind it are refused.
+            SMMUV1_OR_2 | SMMUV3 => {
+                let Mapping { first, count, output, .. } = mapping;
+                host.streams.add(first, count, taker.offset, output).ok_or(TableError::Bad("ID mapping"))?;
+                for behind in taker.mappings()? {
+                    let group = node(iort, behind.node)?;
+                    if group.kind == ITS_GROUP
+                        && let Some(both) = compose(mapping, behind)
+                    {
+                        add_messages(host, both, &group, its)?;
+                    }
+                }
+            }
+            _ => return Err(TableError::Bad("ID mapping: neither an SMMU nor a group of ITSs takes it")),
+        }
+    }
+    Ok(())
+}
+
+/// The IDs by which the ITS knows the functions, if it is in the group.
+fn add_messages(host: &mut Pcie, mapping: Mapping, group: &Node<'_>, its: Option<u32>) -> Result<(), TableError> {
+    let Some(its) = its else { return Ok(()) };
+    if group.has_its(its)? {
+        let Mapping { first, count, output, .. } = mapping;
+        host.devices.add(first, count, group.offset, output).ok_or(TableError::Bad("ID mapping"))?;
+    }
+    Ok(())
+}
+
+/// One mapping and then another, for IDs that both have.
+fn compose(one: Mapping, other: Mapping) -> Option<Mapping> {
+    let end = |first: u32, count: u64| u64::from(first) + count;
+    let first = one.output.max(other.first);
+    let last = end(one.output, one.count).min(end(other.first, other.count));
+    let count = last.checked_sub(first.into()).filter(|&count| count != 0)?;
+    let output = other.output.checked_add(first - other.first)?;
+    Some(Mapping { first: one.first.checked_add(first - one.output)?, count, output, node: other.node })
+}
