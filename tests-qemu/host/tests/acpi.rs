@@ -49,7 +49,8 @@ fn assert_boots(mut session: Session, cpus: usize) {
 #[test]
 fn tables_alone_bring_a_machine_to_the_prompt_with_all_cpus() {
     for (name, gic, cpus) in [("v1", Gic::V3, 2), ("v1", Gic::V3ByCpu, 2), ("a72", Gic::V2, 3)] {
-        let machine = machine::named(name).unwrap();
+        // No firmware has given devices addresses.
+        let machine = Machine { devices: Vec::new(), ..machine::named(name).unwrap() };
         assert_boots(
             start(&machine, &format!("{name}-{gic:?}"), "", &loaders_tree(), &tables(gic, cpus)),
             cpus as usize,
@@ -89,6 +90,6 @@ fn tables_that_make_no_sense_end_the_boot_with_the_reason() {
     cut[0] = 0;
     assert_fails("signature", "", &cut, "ACPI: RSDP: it does not lie at 0x4000ff8");
     assert_fails("nowhere", "", &acpi::rsdp(0x1_0000_0000_0000 - 64), "ACPI: XSDT: no memory answers at ");
-    assert_fails("nothing", "", &acpi::rsdp(0x00f0_0000_0000), "ACPI: XSDT: no memory answers at ");
+    assert_fails("nothing", "", &acpi::rsdp(0x30_0000_0000), "ACPI: XSDT: no memory answers at ");
     assert_fails("empty", "", &acpi::laid_out(&[], AT), "ACPI: MADT: there is none");
 }

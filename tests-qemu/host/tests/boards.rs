@@ -127,9 +127,16 @@ fn from_disk(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str]) -> 
     Session::of(&Qemu::without_kernel(machine, Serial::Pipes, Reset::Ends, &extra)).unwrap()
 }
 
-/// What runs on a machine that firmware has started from a disk: all CPUs, and a program of the initrd; then it ends.
-/// Returns what was printed up to the prompt.
-fn runs_from(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str], loads: &str) -> String {
+/// A machine that firmware has started from a disk runs on all CPUs, runs a program of the initrd, and `look`; then it
+/// ends. Returns the output up to the prompt.
+fn runs_from(
+    machine: &Machine,
+    firmware: &Path,
+    disk: &Path,
+    more: &[&str],
+    loads: &str,
+    look: impl FnOnce(&mut Session),
+) -> String {
     let mut session = from_disk(machine, firmware, disk, more);
     session.wait_for(loads).unwrap();
     let banner = session.prompt().unwrap();
@@ -140,6 +147,7 @@ fn runs_from(machine: &Machine, firmware: &Path, disk: &Path, more: &[&str], loa
     assert!(memory.contains("memory    0x00"), "{memory}");
     let hello = session.command("run hello").unwrap();
     assert!(hello.contains("hello from process"), "{hello}");
+    look(&mut session);
     assert_eq!(session.power_off().unwrap(), Some(0));
     banner
 }
@@ -150,7 +158,7 @@ fn an_image_boots_by_u_boot_on_virt() {
         return;
     }
     let path = disk(Board::Generic, "script semihosting", "generic.img");
-    let banner = runs_from(&machine::named("a53").unwrap(), &u_boot(), &path, &[], "/granule.img");
+    let banner = runs_from(&machine::named("a53").unwrap(), &u_boot(), &path, &[], "/granule.img", |_| {});
     assert!(banner.contains("entered at EL1"), "{banner}");
     fs::remove_file(path).unwrap();
 }
@@ -164,7 +172,7 @@ fn virt(options: &str) -> Machine {
 /// The kernel as an application of UEFI: its stub reads initrd and boot arguments from the disk.
 fn boots_by_uefi(firmware: &Path, options: &str, more: &[&str], loads: &str, name: &str) -> String {
     let path = disk(Board::Uefi, "script semihosting", name);
-    let banner = runs_from(&virt(options), firmware, &path, more, loads);
+    let banner = runs_from(&virt(options), firmware, &path, more, loads, |_| {});
     fs::remove_file(path).unwrap();
     banner
 }
@@ -210,5 +218,28 @@ fn an_initrd_that_is_missing_is_named_on_the_firmwares_console() {
     session.wait_for("granule: cannot read \\none.cpio: ").unwrap();
     session.wait_for("Not Found").unwrap();
     drop(session);
+    fs::remove_file(path).unwrap();
+}
+
+/// Without a device tree: a device is behind a second root bus and, by IORT, behind the SMMU.
+#[test]
+fn an_image_boots_by_edk2_with_acpis_tables_alone() {
+    if skip_without_debians_tools("EDK2") {
+        return;
+    }
+    let path = disk(Board::Uefi, "script semihosting", "edk2-acpi.img");
+    let machine = machine::named("v1").unwrap();
+    let machine =
+        Machine { machine: format!("{},acpi=on,iommu=smmuv3", machine.machine), devices: Vec::new(), ..machine };
+    let mut more = Vec::new();
+    for device in ["pxb-pcie,id=second,bus_nr=8,bus=pcie.0", "pcie-root-port,id=behind,bus=second", "edu,bus=behind"] {
+        more.extend(["-device", device]);
+    }
+    let banner = runs_from(&machine, &edk2(), &path, &more, "BdsDxe: starting", |session| {
+        let functions = session.command("lspci").unwrap();
+        let edu = functions.lines().find(|line| line.contains(" 1234:11e8 ")).expect("edu is found");
+        assert!(edu.starts_with("0000:09:00.0") && edu.ends_with("StreamID 0x900, DeviceID 0x900"), "{functions}");
+    });
+    assert!(banner.contains("2 CPUs") && !banner.contains("warning"), "{banner}");
     fs::remove_file(path).unwrap();
 }

@@ -276,7 +276,11 @@ impl<'m> Walk<'m> {
                 };
                 if bar.range.is_none() {
                     has_all = false;
-                    crate::log::warn!("PCI {}", PciError::NoRoom { function: address, index, size: bar.size });
+                    let refused = PciError::NoRoom { function: address, index, size: bar.size };
+                    match left {
+                        Some(left) => crate::log::warn!("PCI {address}: firmware left {left:#x} in register {index}"),
+                        None => crate::log::warn!("PCI {refused}"),
+                    }
                 }
             }
             if let Some(slot) = bars.get_mut(index) {

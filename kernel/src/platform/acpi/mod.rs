@@ -99,6 +99,7 @@ impl TableError {
 ///
 /// # Errors
 /// The property is no number.
+#[inline(never)]
 pub(super) fn choose(chosen: Option<&Node<'_, '_>>, has_cpus: bool) -> Result<Option<PhysAddr>, PlatformError> {
     let Some(chosen) = chosen else { return Ok(None) };
     let wish = chosen.string("bootargs").and_then(|arguments| bootargs::find(arguments, "acpi"));
@@ -123,6 +124,7 @@ impl Platform {
     /// # Errors
     /// A table makes no sense that no kernel can do without: RSDP, XSDT, MADT, GTDT. `self` may be partly filled then,
     /// with the console if there is one.
+    #[inline(never)]
     pub fn read_tables<M: PhysicalMemory>(&mut self, memory: &mut M) -> Result<(), PlatformError> {
         let Some(rsdp) = self.rsdp else { return Ok(()) };
         let tables = Tables::find(memory, rsdp)?;

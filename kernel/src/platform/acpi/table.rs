@@ -57,6 +57,7 @@ impl Tables {
     ///
     /// # Errors
     /// There is no RSDP or XSDT, or it is not sound.
+    #[inline(never)]
     pub(super) fn find<M: PhysicalMemory>(memory: &mut M, rsdp: PhysAddr) -> Result<Self, PlatformError> {
         let xsdt = list(memory, rsdp).map_err(TableError::of("RSDP"))?;
         let not_sound = TableError::of("XSDT");
