@@ -95,27 +95,20 @@ impl TableError {
 }
 
 /// Where the tables are, if they and not the tree describe the machine: the RSDP, whose address a loader leaves in
-/// `/chosen` `granule,acpi-rsdp`. A tree without `/cpus` describes none.
-///
-/// # Errors
-/// The property is no number.
+/// `/chosen` `granule,acpi-rsdp`. A tree without `/cpus` describes none. Out of line, and without an error: the frame of
+/// the caller lies under the longest chain of the boot.
 #[inline(never)]
-pub(super) fn choose(chosen: Option<&Node<'_, '_>>, has_cpus: bool) -> Result<Option<PhysAddr>, PlatformError> {
-    let Some(chosen) = chosen else { return Ok(None) };
+pub(super) fn choose(chosen: Option<&Node<'_, '_>>, has_cpus: bool) -> Option<PhysAddr> {
+    let chosen = chosen?;
     let wish = chosen.string("bootargs").and_then(|arguments| bootargs::find(arguments, "acpi"));
-    let rsdp = || Ok(chosen.number("granule,acpi-rsdp")?.map(PhysAddr));
-    match wish {
-        Some("off") => Ok(None),
-        Some("force") => {
-            let rsdp = rsdp()?;
-            if rsdp.is_none() {
-                crate::log::warn!("acpi=force: the loader names no ACPI tables (/chosen granule,acpi-rsdp)");
-            }
-            Ok(rsdp)
-        }
-        _ if has_cpus => Ok(None),
-        _ => rsdp(),
+    if wish == Some("off") || wish != Some("force") && has_cpus {
+        return None;
     }
+    let rsdp = dispensable(chosen.number("granule,acpi-rsdp")).flatten().map(PhysAddr);
+    if rsdp.is_none() && wish == Some("force") {
+        crate::log::warn!("acpi=force: the loader names no ACPI tables (/chosen granule,acpi-rsdp)");
+    }
+    rsdp
 }
 
 impl Platform {
