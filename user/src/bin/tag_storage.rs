@@ -11,9 +11,11 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::number::{FUTEX, MEMFD_CREATE, MMAP, PREAD64, PWRITE64};
 use granule_user::abi::process::FUTEX_WAKE;
+use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::{self, PAGE};
 use granule_user::random::Random;
+use granule_user::signal::{is_pending, mask, set_of};
 use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag};
 use granule_user::{Errno, Start, entry, own, probe, process, thread};
 
@@ -38,7 +40,7 @@ const RESTING: usize = 32;
 /// Threads that change pages, each its own, and those that only access what the others change.
 const OWNERS: usize = 2;
 const VISITORS: usize = 2;
-/// Changes of each owner.
+/// Changes of each owner; it makes more until SIGTERM comes.
 const CHANGES: u64 = 1000;
 
 /// The parts, by name.
@@ -191,6 +193,7 @@ fn is_stamp(page: usize, word: u64, least: u64) -> bool {
 }
 
 fn threads_race_on_pages_that_wait() {
+    mask(SIG_BLOCK, set_of(SIGTERM)).expect("to block SIGTERM");
     map_at(RACE, RACED as u64, TAGGED);
     thread::all_at_once(OWNERS + VISITORS, |thread| if thread < OWNERS { change(thread) } else { visit(thread) });
     unmap(RACE, RACED as u64);
@@ -201,7 +204,10 @@ fn change(thread: usize) {
     let mut random = Random(thread as u64 + 1);
     let mut generations = [0; RACED];
     let mut tags = [0; RACED];
-    for number in 0..CHANGES {
+    for number in 0_u64.. {
+        if number >= CHANGES && is_pending(SIGTERM).expect("pending signals") {
+            break;
+        }
         let page = random.below(RACED / OWNERS) * OWNERS + thread;
         let at = raced(page);
         if page >= RESTING && random.below(4) != 0 {
