@@ -38,8 +38,9 @@ pub use set::CpuSet;
 
 /// Whether [`cpu()`] finds each of them. On the host every thread is one, with the same number.
 pub(crate) const ARE_FOUND_BY_NUMBER: bool = cfg!(target_os = "none");
-/// How long [`stop_others`] waits for CPUs that may never answer, because they spin with interrupts masked.
-const STOP_PATIENCE: Duration = Duration::from_millis(100);
+/// How long [`stop_others`] waits for CPUs that may never answer, because they spin with interrupts masked. As long as
+/// Linux's `smp_send_stop`: a CPU of a virtual machine may stand still for a while.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
 /// Interrupts that CPUs send each other: the GIC's SGIs of these numbers.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -110,7 +111,7 @@ pub fn for_each(visit: impl FnMut(&'static Cpu)) {
 
 /// Stops all CPUs but this one, for good. For a panic and for turning the machine off; may come from anywhere.
 ///
-/// Returns those that did not answer in a tenth of a second: they hang with interrupts masked.
+/// Returns those that did not answer in a second: they hang with interrupts masked.
 pub fn stop_others() -> CpuSet {
     // Or this CPU might be parked, by one that stops before it ends that.
     let _ = interrupts::mask();
