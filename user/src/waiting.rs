@@ -1,6 +1,6 @@
 //! Waiting for what other threads and processes do, however late they are on a busy machine.
 //!
-//! Nothing here has a deadline: where what is waited for never happens, the limit of the test ends the program.
+//! Nothing here has a deadline: where the event never comes, the limit of the test ends the program.
 
 #![allow(unsafe_code, reason = "a word that a thread is told of")]
 
@@ -34,7 +34,7 @@ pub fn until_zombie<R>(signal: u32, end: impl FnOnce() -> R) -> R {
     result
 }
 
-/// What `call` returns while another thread sends this one a signal each `every` nanoseconds, until the call has
+/// Returns what `call` returns while another thread sends this one a signal each `every` nanoseconds, until the call has
 /// returned: the call is interrupted, however late it begins.
 ///
 /// # Panics
@@ -66,7 +66,9 @@ pub fn while_signalled<R>(signal: u32, every: u64, call: impl FnOnce() -> R) -> 
     answer
 }
 
-/// Plays a scene with this time, twice as long a time and so on, until what it shows has come about; whether it has.
+/// Plays a scene with this time in nanoseconds, twice that and so on, at most ten times, until it shows something;
+/// whether it has.
+///
 /// `scene` returns false where another thread was too late or too early for it to show anything.
 pub fn with_longer_times(first: u64, mut scene: impl FnMut(u64) -> bool) -> bool {
     const TIMES: u32 = 10;

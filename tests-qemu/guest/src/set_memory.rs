@@ -233,7 +233,7 @@ fn wrong_ranges_are_refused_and_change_nothing(t: &mut Test) {
 // The control of everything else here: without the invalidation the old permission stays, with it it is gone.
 target_test!(a_stale_permission_lasts_until_it_is_invalidated);
 fn a_stale_permission_lasts_until_it_is_invalidated(t: &mut Test) {
-    // What other pages need in between may take an entry's place in an emulated TLB, or all of them.
+    // Other pages that are used in between may need an entry's place in an emulated TLB.
     let shows = (0..256).any(|_| a_stale_permission_is_used(t));
     // With debug assertions more pages are touched in between than the emulated TLB may have entries.
     t.check("stale: written all the same", shows || cfg!(debug_assertions));

@@ -205,7 +205,7 @@ fn sleeps() {
 
 extern "C" fn note(_: u32, _: &SigInfo, _: &mut UContext) {}
 
-/// What a call answers while signals come, with a handler that has these flags.
+/// Returns what a call answers while signals come, with a handler that has these flags.
 fn interrupted(flags: u64, call: impl FnOnce() -> Result<u64, Errno>) -> Result<u64, Errno> {
     // SAFETY: the handler does nothing.
     unsafe { handle(SIGUSR1, note, flags, 0) }.expect("a handler");

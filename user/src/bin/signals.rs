@@ -594,8 +594,8 @@ fn long_calls_make_way() {
     assert!(moved > 0, "{moved} bytes written");
 }
 
-/// What a call answers in a process that gets a signal about `delay` nanoseconds after it has begun: EINTR where that came
-/// before the first byte. The call gets the address of 32 MiB to write to.
+/// Returns what a call answers in a process that gets a signal about `delay` nanoseconds after it has begun: EINTR where
+/// that came before the first byte. The call gets the address of 32 MiB to write to.
 fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -> Result<u64, Errno> {
     const NOTHING: u64 = u64::MAX;
     // SAFETY: not at fixed addresses.
