@@ -6,10 +6,10 @@
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use core::time::Duration;
 
-use granule::chip::timer::Deadline;
 use granule::chip::{console, power, timer};
 use granule::devices::pci::{self, Function};
 use granule::iommu::{self, DmaMask};
+use granule::linux::process;
 use granule::mm::kernel::set_memory::Validity;
 use granule::sched;
 use granule::smp::{self, Cpu, this_cpu};
@@ -18,7 +18,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::{interrupts, wait};
 use granule_protocol::{Event, Frame, Nonce};
 
-use crate::harness::{Test, ask_for_nonce, is_device, target_test};
+use crate::harness::{Test, ask_for_nonce, is_device, target_test, wait_until};
 use crate::split::Block;
 use crate::work;
 
@@ -181,9 +181,19 @@ fn leaks_a_space(t: &mut Test) {
 
 target_test!(leaks_a_process, selftest());
 fn leaks_a_process(t: &mut Test) {
-    t.ok("a process", crate::process::start("spin"));
-    // Until it sleeps, and takes no more memory.
-    sched::sleep_until(Deadline::after(Duration::from_millis(100)));
+    let Some(id) = t.ok("a process", crate::process::start("lifecycle ask")) else { return };
+    let Some(space) = process::space_of(id) else { return };
+    // It has new random numbers in its page for ever: from the second on it takes no more memory.
+    let number = || {
+        let mut bytes = [0; 8];
+        space.read_bytes(this_cpu(), VirtAddr(0x7000_0000_0000), &mut bytes).ok().map(|()| u64::from_le_bytes(bytes))
+    };
+    let mut first = None;
+    wait_until(|| {
+        first = number().filter(|number| *number != 0);
+        first.is_some()
+    });
+    wait_until(|| number() != first);
 }
 
 target_test!(leaves_a_walk_open, selftest());
