@@ -2,6 +2,7 @@
 //! on no other, runs all CPUs and ends; images of `./x image` (granule-disk) start as a board starts them: by Debian's
 //! U-Boot, from a disk.
 
+use std::ffi::OsString;
 use std::fs;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,7 +12,7 @@ use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
 use granule_host_tests::{board, built};
 use granule_runner::debian::{Apt, has_debians_tools, output};
-use granule_runner::machine;
+use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 
 /// Past the harness: `./x test` reports the test as skipped, with this reason.
