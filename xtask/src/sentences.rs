@@ -73,7 +73,8 @@ fn sentences(line: &str) -> impl Iterator<Item = &str> {
 }
 
 fn is_wrong(sentence: &str) -> bool {
-    let is_word = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_');
+    // A longer word, and the path of an item, are others.
+    let is_word = |rest: &str| !rest.starts_with(|next: char| next.is_alphanumeric() || next == '_' || next == ':');
     WORDS.iter().any(|word| sentence.strip_prefix(word).is_some_and(is_word))
 }
 
@@ -108,7 +109,8 @@ let page = 1; // The same as above.
         let text = "\
 /// The descriptor
 /// That is no sentence of its own, nor is Whatever.
-/// Thatched roofs are not meant. Whose they are, neither.
+/// Thatched roofs are not meant, nor an item:
+/// [`What::Code`]. Whose they are, neither.
 let text = \"What is this\";
 let link = \"http://What\";
 ";
