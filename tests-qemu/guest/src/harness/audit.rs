@@ -1,7 +1,7 @@
 //! Looks the kernel over after each test: what a test leaves behind fails it.
 //!
-//! A test that passes and leaves an interrupt masked or a frame taken has broken every test behind it, which would
-//! then fail far from the cause. What can be put right is, so that the next test starts sound.
+//! A test that passes and leaves an interrupt masked or a frame taken has broken every test after it, which would
+//! then fail far from the cause. The audit repairs the state that it can, so that the next test starts sound.
 
 use core::time::Duration;
 
@@ -40,10 +40,10 @@ static AUDIT: Parameter = Parameter {
 /// An account: what it counts, and how much of that there is.
 type Account = (&'static str, usize);
 
-/// What must be the same before a test and after it.
+/// The accounts that must be the same before a test and after it.
 pub(crate) struct Snapshot {
     accounts: heapless::Vec<Account, 32>,
-    /// What devices have. A driver of the kernel keeps its device for ever, from its first user on.
+    /// The accounts of devices. A driver of the kernel keeps its device for ever, from its first user on.
     devices: heapless::Vec<Account, 16>,
     drivers: usize,
     /// Frames of tables of the vmalloc window. Registers of devices are mapped there for ever, by their first user.
@@ -68,7 +68,7 @@ impl Snapshot {
             let _ = accounts.push((what, how_many));
         };
         let (heap, frames, pools) = (heap::kernel_heap().stats(), kernel.frames.stats(), process::pools());
-        // What the kernel keeps when its users go: tables, pools, the heap's pages.
+        // Frames that the kernel keeps when their users go: tables, pools, the heap's pages.
         let programs = sched::kept_frames() + kernel.spaces.kept_frames();
         let programs = programs + pools.iter().map(|(_, pool)| pool.frames).sum::<usize>();
         let devices = its::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
@@ -144,7 +144,7 @@ fn is_bus_master(function: &Function) -> bool {
     function.bridge().is_none() && function.read_config16(COMMAND).is_ok_and(|command| command & MASTER != 0)
 }
 
-/// What must hold on each CPU between tests, whatever was before them. Another CPU that is in an interrupt, or looks
+/// Counts the findings on a CPU between tests, whatever was before them. Another CPU that is in an interrupt, or looks
 /// for threads, is done with that in a moment.
 fn state_of(cpu: &Cpu) -> u32 {
     let mut findings = 0;
@@ -164,7 +164,7 @@ fn state_of(cpu: &Cpu) -> u32 {
 /// Whether something is wrong with a CPU.
 type Wrong = fn(&Cpu) -> bool;
 
-/// What is wrong with a CPU between tests. Debug builds keep the ranks of the locks that are held.
+/// The conditions that are wrong on a CPU between tests. Debug builds keep the ranks of the locks that are held.
 const WRONG: [(&str, Wrong); 4] = [
     ("a lock held", |cpu| cpu.held_ranks.bits() != 0),
     ("an interrupt unfinished", |cpu| cpu.trap.is_in_handler()),
@@ -177,7 +177,7 @@ pub(crate) fn is_sound() -> bool {
     smp::online().iter().filter_map(smp::cpu).all(|cpu| !WRONG.iter().any(|(_, wrong)| wrong(cpu)))
 }
 
-/// That this CPU takes interrupts, and the others do: a CPU that takes none never serves the call, and the test hangs.
+/// Checks that this CPU takes interrupts, and the others: a CPU that takes none never serves the call; the test hangs.
 fn state_of_this_cpu() -> u32 {
     let masked = !interrupts::state().irqs_enabled();
     if masked {
@@ -188,7 +188,7 @@ fn state_of_this_cpu() -> u32 {
     masked.into()
 }
 
-/// What the kernel's tables must never have, whatever a test does: leaves that are writable and executable, and
+/// Leaves that the kernel's tables must never have, whatever a test does: writable and executable ones, and
 /// misprogrammed contiguous groups.
 fn wrong_leaves() -> u32 {
     let Ok(range) = PageRange::new(UPPER_HALF, UPPER_HALF.0.wrapping_neg()) else {

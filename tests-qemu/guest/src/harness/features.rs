@@ -46,7 +46,7 @@ pub(crate) const KNOWN: [Feature; 28] = [
     ("nvme", |_| has_device("nvme")),
 ];
 
-/// What machines.toml calls these devices.
+/// The IDs of these devices, by their names in machines.toml.
 const DEVICES: [(&str, Id); 8] = [
     ("edu", Id { vendor: 0x1234, device: 0x11e8 }),
     ("virtio-rng", Id { vendor: 0x1af4, device: 0x1044 }),
@@ -59,7 +59,7 @@ const DEVICES: [(&str, Id); 8] = [
     ("pcie-pci-bridge", Id { vendor: 0x1b36, device: 0x000e }),
 ];
 
-/// What a device of that name calls itself.
+/// The ID of the devices with that name in machines.toml.
 pub(crate) fn device(name: &str) -> Option<Id> {
     DEVICES.iter().find(|(known, _)| *known == name).map(|(_, id)| *id)
 }

@@ -48,11 +48,11 @@ impl Hoard {
         Some(frame)
     }
 
-    /// Waits until `frame` is free, and takes it last of those that `take` takes; whether it was there in the end. What it
-    /// had before goes back first.
+    /// Waits until `frame` is free, and takes it last of those that `take` takes; whether it was there in the end. The
+    /// frames that the hoard had go back first.
     ///
-    /// What empties an entry frees the frame some time later: behind the invalidation, by its own CPU's magazine. So what
-    /// was taken in vain goes back, and is taken again.
+    /// The CPU that empties an entry frees the frame some time later, after the invalidation, to its own magazine. So
+    /// the frames of a try in vain go back, and are taken again.
     pub(crate) fn find(&mut self, frame: PhysAddr, mut take: impl FnMut(&mut Self) -> Option<PhysAddr>) -> bool {
         let mut is_found = false;
         wait_until(|| {

@@ -105,7 +105,7 @@ static FEATURES: Parameter =
 static DEVICES: Parameter =
     Parameter { name: "test.devices", help: "the devices on PCI Express in machines.toml", check: |_| Ok(()) };
 
-/// What runs once the kernel is up.
+/// Runs the tests that the boot arguments or the runner choose, once the kernel is up.
 pub(crate) fn run() -> ! {
     if let Err(error) = crate::work::init() {
         granule::println!("no threads for the other CPUs: {error}");
@@ -154,7 +154,7 @@ fn run_plan(plan: &Plan, nonce: Nonce) {
     power::off(if clean { power::Status::Success } else { power::Status::Failure })
 }
 
-/// What the runner answers when it is asked for this boot's nonce, which it does once. No test can ask again.
+/// Asks the runner for this boot's nonce. The runner answers once, so no test can ask again.
 pub(crate) fn ask_for_nonce() -> Option<Nonce> {
     console::print(format_args!("\n{ASK}\n"));
     let patience = patience();

@@ -1,7 +1,7 @@
 //! The tests that the boot arguments select.
 
 use granule::bootargs::{self, Refused};
-/// What to run.
+/// The tests to run, and their seed.
 pub(crate) struct Plan {
     /// For tests that draw numbers.
     pub(crate) seed: u64,

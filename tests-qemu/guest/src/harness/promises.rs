@@ -1,4 +1,4 @@
-//! What this machine has by machines.toml or boards.toml: the boot arguments tell, or the runner over a wire.
+//! Features and devices of this machine by machines.toml or boards.toml, from the boot arguments or the runner's hello.
 
 use granule::bootargs;
 use granule::sync::{IrqLock, rank};
@@ -10,7 +10,7 @@ type Names = heapless::String<{ REQUEST_BYTES / 2 }>;
 /// Features and devices, as the hello of a conversation has them.
 static OF_THE_HELLO: IrqLock<[Names; 2], { rank::DEVICE }> = IrqLock::new([Names::new(), Names::new()]);
 
-/// What the machine has of one kind.
+/// The names of the machine's features, or of its devices.
 pub(crate) struct Promised(Names);
 
 impl Promised {

@@ -1,4 +1,4 @@
-//! What a test gets: checks that are counted, and numbers to draw.
+//! The argument of each test: checks that are counted, and numbers to draw.
 
 use core::fmt::Debug;
 use core::panic::Location;

@@ -56,7 +56,7 @@ pub(super) fn serve() -> ! {
                     }
                 }
             }
-            // What was sent may be all that the runner waits for.
+            // The runner may wait for nothing more than the lines that were just sent.
             break;
         }
     }
