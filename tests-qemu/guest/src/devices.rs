@@ -162,7 +162,7 @@ fn edu_copies_both_ways(t: &mut Test) {
     }
 }
 
-/// What came of the other thread's use of the device: nothing yet, failed, done.
+/// The result of the other thread's use of the device: 0 is none yet, 1 failed, 2 done.
 static OTHER: AtomicU32 = AtomicU32::new(0);
 
 /// The other thread is done, and this came of it.
@@ -259,7 +259,7 @@ fn a_command_waits_for_a_change_of_the_way_to_memory(t: &mut Test) {
     waits_for_a_change(t, disk, disk.dma(), uses);
 }
 
-/// What `work` makes of a device's interrupts: there are some, and none is missing.
+/// Checks how a device's interrupts arrive, that `work` causes some, and that none is missing.
 fn interrupts(t: &mut Test, arrivals: &Arrivals, vector: Option<InterruptVector>, work: impl FnOnce(&mut Test)) {
     let kind = match vector {
         Some(InterruptVector::MsiX { .. }) => "its",
@@ -360,7 +360,7 @@ fn memory_that_was_not_shown_is_an_error(t: &mut Test) {
     t.equal("words that differ", wrong_words(buffer.words(), 7), 0);
 
     if let Some(source) = t.ok("random numbers", rng(this_cpu(), 0)) {
-        // What one device is shown another does not have.
+        // A buffer that is mapped for one device is not mapped for another.
         let filled = source.fill(buffer.address, 64);
         t.check("not its own", matches!(filled, Err(RequestError::Fault(_))));
     }

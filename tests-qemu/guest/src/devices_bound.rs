@@ -240,7 +240,7 @@ fn a_device_reaches_neither_other_processes_nor_the_kernel(t: &mut Test) {
     fill(t, &others, theirs, |_| CANARY);
     let Some(frame) = t.ok("a frame of the kernel's", kernel().frames.alloc_zeroed(cpu)) else { return };
     let linear = kernel().frames.linear().address(frame);
-    // What the device has to write, whatever it reaches.
+    // The device reads in the 8 bytes that it writes later, whatever it reaches.
     if let Some(_bound) = Bound::new(t, device, &mine) {
         t.equal("its own process's", device.copy_in(at(START), 0, 8), Ok(1));
     }

@@ -21,7 +21,7 @@ use crate::process::{end_all_but, settle, start, terminate};
 
 /// How a process ends because memory is gone.
 const KILLED: Option<ProcessEnd> = Some(ProcessEnd::Killed(Signal::KILL));
-/// What that is reported by.
+/// The words of the kernel's log that report it.
 const REPORT: &[u8] = b"out of memory: ended process";
 
 /// Where the log ends now.

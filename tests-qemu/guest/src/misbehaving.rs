@@ -242,7 +242,7 @@ fn leaks_a_bus_master(t: &mut Test) {
     core::mem::forget(claim);
 }
 
-// What it maps is another owner's, which makes it code.
+// The test maps a frame that has another owner, and the owner makes it code.
 target_test!(maps_code_writable, selftest());
 #[allow(unsafe_code, reason = "breaks a contract")]
 fn maps_code_writable(t: &mut Test) {

@@ -1,6 +1,6 @@
 //! `set_memory_*` against the hardware: what each permission refuses, on every CPU, as soon as the call has returned.
 //!
-//! Each refusal has its control: the access works before. That the TLBs matter at all is shown first, by a change whose
+//! Each refusal has its control: the access works before. One test shows that the TLBs matter at all, by a change whose
 //! invalidation is left out. All pages are mapped by pages, far from any block, because QEMU flushes too much where
 //! blocks are near.
 
@@ -134,7 +134,7 @@ fn code_runs_where_it_may_and_nowhere_else(t: &mut Test) {
     let Some(area) = area(t, 2) else { return };
     let code = area.start();
     for page in [code, code + PAGE] {
-        // What makes it executable makes it visible to fetches as well.
+        // The calls that make the page executable make the instruction visible to fetches as well.
         // SAFETY: the test's own pages, writable now.
         t.equal("the instruction is written", unsafe { probe::write(page, RET) }, Ok(()));
     }
@@ -316,7 +316,7 @@ fn all_cpus_change_their_own_pages_at_once(t: &mut Test) {
     WRONG.store(0, Ordering::Relaxed);
     let cpus = smp::online().iter().count() as u64;
     let Some(area) = area(t, 2 * cpus) else { return };
-    // What splits the leaves of the pages' alias takes a table, and a handler has those frames only that its CPU has at hand.
+    // A split of leaves of the pages' alias takes a table, and a handler has only the frames that its CPU has at hand.
     t.ok("split before", space().set_memory_ro(area.start(), 2 * cpus));
     t.ok("writable", space().set_memory_rw(area.start(), 2 * cpus));
     smp::call(
@@ -409,7 +409,7 @@ fn interrupts_and_what_they_interrupt_change_pages_side_by_side(t: &mut Test) {
     let page = area.start();
     HANDLERS_PAGE.store((page + 3 * PAGE).0, Ordering::Relaxed);
     MISHANDLED.store(0, Ordering::Relaxed);
-    // As above. What is interrupted may split leaves before the handler does, with tables from the same magazine.
+    // As above. The interrupted call may split leaves before the handler does, with tables from the same magazine.
     let (frames, cpu) = (&granule::kernel().frames, this_cpu());
     let taken: heapless::Vec<_, 8> = (0..8).filter_map(|_| t.ok("a frame", frames.alloc(cpu))).collect();
     taken.into_iter().for_each(|frame| frames.free(cpu, frame));

@@ -1,4 +1,4 @@
-//! What a device sees behind a change that takes something away: a copy, a protection, a page, a whole space.
+//! Accesses of a device after a change that takes something away: a copy, a protection, a page, a whole space.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -105,7 +105,7 @@ fn a_device_finds_zeros_where_a_hole_was_punched(t: &mut Test) {
     // It was only read.
     t.equal("it writes to the new page", rig.device_store(START, DELIVERED), Ok(2));
     t.equal("what is there", rig.load(START), DELIVERED);
-    // The same by an address: the space that the device shares is not the caller's.
+    // madvise_remove punches a hole by an address: the space that the device shares is not the caller's.
     t.ok("removed", rig.space.madvise_remove(this_cpu(), START, 2 * PAGE));
     t.equal("zeros", rig.device_load(START + PAGE), Ok(0));
 }

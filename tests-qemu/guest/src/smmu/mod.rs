@@ -3,8 +3,8 @@
 //! The device is a disk. It reads memory to write a sector, and writes memory to read one; so each access is seen by
 //! data, and **data alone is compared: its status reports success either way**.
 //!
-//! What the SMMU has not cached cannot be stale. So each test first has the device *read* the page and checks what it
-//! got: an access that is refused is not cached, and a test without that look would pass with everything broken.
+//! A translation that is not cached cannot be stale. So each test first has the device *read* the page and checks the
+//! answer: an access that is refused is not cached, and a test without that look would pass with everything broken.
 
 mod account;
 mod blocks;
@@ -96,14 +96,14 @@ impl Rig {
         t.ok("a store", self.space.write_bytes(this_cpu(), page, &value.to_le_bytes()));
     }
 
-    /// What the CPU reads there.
+    /// The word that the CPU reads at the beginning of a page.
     pub(crate) fn load(&self, page: VirtAddr) -> u64 {
         let mut bytes = [0; 8];
         let read = self.space.read_bytes(this_cpu(), page, &mut bytes);
         read.map_or(u64::MAX, |()| u64::from_le_bytes(bytes))
     }
 
-    /// What the device reads there.
+    /// The word that the device reads at the beginning of a page.
     pub(crate) fn device_load(&self, page: VirtAddr) -> Result<u64, BlkError> {
         self.disk.write(WRITTEN, DmaAddress(page.0), SECTOR)?;
         self.disk.read(WRITTEN, DmaAddress(ANSWER.0), SECTOR)?;

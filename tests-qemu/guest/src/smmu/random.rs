@@ -19,7 +19,7 @@ const PAGES: usize = 24;
 /// Sectors that are read back together: a page of them.
 const BATCH: usize = (PAGE / SECTOR as u64) as usize;
 
-/// What a page is.
+/// The state that a page must have.
 #[derive(Clone, Copy)]
 struct Page {
     protection: Option<Protection>,
@@ -31,7 +31,7 @@ struct Story {
     pages: [Page; PAGES],
     /// A copy of the space, so that stores copy pages, and that it keeps what it had.
     child: Option<(SpaceRef, [Page; PAGES])>,
-    /// What the device must have read, to the sectors from [`WRITTEN`] on.
+    /// The words that the device must have read, and written to the sectors from [`WRITTEN`] on.
     read: heapless::Vec<u64, BATCH>,
     accesses: u64,
     stale: u64,
@@ -134,7 +134,7 @@ impl Story {
         self.look(page);
     }
 
-    /// What the CPU sees.
+    /// Compares the page, as the CPU sees it, with the state that it must have.
     fn look(&mut self, page: usize) {
         let wanted = self.pages[page];
         self.stale += u64::from(wanted.protection.is_some() && self.rig.load(address(page)) != wanted.word);
@@ -143,7 +143,7 @@ impl Story {
     fn protect(&mut self, some: core::ops::Range<usize>, protection: Protection) {
         let (at, bytes) = (address(some.start), some.len() as u64 * PAGE);
         let done = self.rig.space.mprotect(at, bytes, protection);
-        // What lies before the first hole is changed.
+        // mprotect changes the pages before the first hole.
         let mut whole = true;
         for page in &mut self.pages[some] {
             whole &= page.protection.is_some();

@@ -22,7 +22,7 @@ use super::{FILE_WORD, PAGE, Rig, START, rig_with_a_file_of_the_initrd};
 use crate::harness::{Hoard, Test, target_test};
 use crate::process::{settle, start, terminate};
 
-/// What another user of the frame keeps in it.
+/// The word that another user of the frame keeps in it.
 pub(crate) const OTHERS: u64 = 0x5ec2_e7da_7a00_0002;
 /// Frames that the program may take before it finds none.
 const LEFT: usize = 1024;
@@ -38,8 +38,8 @@ impl Subscriber for Counting {
     }
 }
 
-/// What the device of the process reads in the page, once a program has taken it and its frame is another's, who keeps
-/// [`OTHERS`] there; and how often the program's own space was notified of the page.
+/// The word that the device of the process reads in the page after a program took the page, and its frame's next user
+/// stored [`OTHERS`] there; and how often the program's own space was notified of the page.
 pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Option<(Result<u64, BlkError>, u32)> {
     let (cpu, frames, frame) = (this_cpu(), kernel().frames, rig.physical(START));
     let (threads, reserve) = (sched::thread_count(), frames.reserve());
@@ -53,7 +53,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     // Not all for a moment: that would wake the thread, which takes the page where it comes before the program.
     let mut rest = Hoard::default();
     rest.fill_but(LEFT);
-    // The same lines in each boot: the report of its end has a time.
+    // The log level hides the report of the program's end, which has a time: each boot prints the same lines.
     let level = log::max_level();
     log::set_max_level(LevelFilter::Error);
     t.ok("the program takes all memory", terminate(id));
@@ -64,7 +64,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     drop(counting);
     settle(t, threads);
     t.check("it has taken the page", !rig.entry(START).is_valid());
-    // What the program had is another's from now on.
+    // Another user takes the frames that the program had.
     let mut others = Hoard::default();
     let found = others.find(frame, Hoard::take);
     drop(rest);

@@ -142,7 +142,7 @@ fn no_change_is_lost_while_its_block_is_collapsed(t: &mut Test) {
     block.free(t);
 }
 
-/// What the walk of another CPU has seen of the table that it is in: nothing yet, its mark, or a block in its place.
+/// Values of [`SEEN`]: the walk of another CPU has seen nothing yet, the mark of its table, or a block in its place.
 const NOTHING: u32 = 0;
 const MARKED: u32 = 1;
 const REPLACED: u32 = 2;

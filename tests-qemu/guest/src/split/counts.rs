@@ -1,4 +1,4 @@
-//! What a split takes, and that nothing else takes it: locks, tables, barriers.
+//! Resources that a split takes, and nothing else takes: locks, tables, barriers.
 
 use granule::mm::kernel::policy::SplitMode;
 use granule::mm::kernel::split::SplitCounts;
@@ -6,7 +6,7 @@ use granule::mm::kernel::split::SplitCounts;
 use super::{BLOCK_PAGES, Block, GROUP_PAGES, make_invalid, make_valid, space};
 use crate::harness::{Test, target_test};
 
-/// What `call` has split, and how often it took the lock.
+/// The splits that `call` has done, and how often it took the lock.
 pub(crate) fn split_by(call: impl FnOnce()) -> SplitCounts {
     let before = space().split_counts();
     call();

@@ -52,7 +52,7 @@ fn take_turns(_: &Cpu, me: usize) {
         while STEP.load(Ordering::Acquire) != step {
             wait::relax();
         }
-        // What the other CPU has done just now, and not further.
+        // The other CPU has changed the page before this one, and none after it.
         if step > 0 {
             expect_changed(step - 1);
         }

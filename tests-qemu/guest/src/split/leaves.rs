@@ -127,7 +127,7 @@ fn a_read_only_page_in_a_block_refuses_writes_and_only_it(t: &mut Test) {
     let mmu = Metal(LinearView {});
     let page = 30 * GROUP_PAGES;
     let Some(range) = t.ok("the range", PageRange::from_pages(block.page(page), 2)) else { return };
-    // What is read-only in the linear map may be code elsewhere, so the kernel has no call that makes it writable.
+    // A page that is read-only in the linear map may be code elsewhere: the kernel has no call that makes it writable.
     let make_writable = |lazy: &_| space().tables().get().update(lazy, range, Change::READ_WRITE, RefuseSplits);
     for refused in [true, false] {
         let lazy = Lazy::new(&mmu);

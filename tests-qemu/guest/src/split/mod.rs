@@ -1,7 +1,7 @@
 //! Leaves of the linear map that are in use, and changed in part: what was split, what was not, and that no other pages
 //! are touched, under concurrent changes.
 //!
-//! Every test takes a block of memory of its own that no other has split. What it then finds is one of four, by the
+//! Every test takes a block of memory of its own that no other has split. The test then finds one of four, by the
 //! machine: leaves that are split while they are in use (`split` in machines.toml), or with all other CPUs parked
 //! (`stop`), leaves that are not (`refuse`: every change of a part is an error), or pages, of which there is nothing to
 //! split.
@@ -58,7 +58,7 @@ impl Block {
 
     /// A run of 2^`order` blocks in leaves of a size that `is_wanted`. The boot CPU's to call.
     pub(crate) fn find(order: u32, is_wanted: fn(u64) -> bool) -> Option<Self> {
-        /// What was found and is not wanted: not on the stack, which has no room for it.
+        /// The blocks that are not wanted: not on the stack, which has no room for them.
         static OTHERS: [AtomicU64; TRIES] = [const { AtomicU64::new(0) }; TRIES];
         let frames = &granule::kernel().frames;
         let mut found = None;
@@ -85,7 +85,7 @@ impl Block {
         layout::linear(self.physical) + page * PAGE
     }
 
-    /// What translates a page.
+    /// The leaf that translates a page, if one does.
     pub(crate) fn translation(&self, page: u64) -> Option<Translation> {
         space().tables().translate(self.page(page))
     }

@@ -22,7 +22,7 @@ const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
 const TAGGED: Protection = READ_WRITE.and(Protection::TAGGED);
 /// The first page of a test's own space.
 const START: VirtAddr = VirtAddr(0x40_0000);
-/// What program `tag_storage lazy` has: its pages, the steps that it has done, and those that the test has seen.
+/// Addresses in program `tag_storage lazy`: its pages, the steps that it has done, and those that the test has seen.
 const LAZY: VirtAddr = VirtAddr(0x7000_0000_0000);
 const DONE: VirtAddr = VirtAddr(0x7100_0000_0000);
 const SEEN: VirtAddr = VirtAddr(0x7100_0000_0008);

@@ -21,7 +21,7 @@ use crate::smmu::{self, DELIVERED};
 
 /// Replays of a fault before its page moves.
 pub(crate) const REPLAYS: u32 = 8;
-/// What is in the page that needs tags, and in the one that lies in its storage.
+/// The words in the page that needs tags, and in the one that lies in its storage.
 const OWN: u64 = 7;
 const OTHERS: u64 = 8;
 
@@ -120,7 +120,7 @@ impl Occupied {
         Self::of(t, space)
     }
 
-    /// The same of a space that has its page.
+    /// As [`Self::new`], for a space that has its page already.
     fn of(t: &mut Test, space: SpaceRef) -> Option<Self> {
         let other = with_a_page(t, OTHERS)?;
         let is_there = put_into_storage_of(&other, START, entry(&space, START).address());

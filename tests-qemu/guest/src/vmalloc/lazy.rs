@@ -12,7 +12,7 @@ use super::{PAGE, space};
 use crate::harness::{Test, draws, target_test, wait_until};
 use crate::work;
 
-/// What the area of a test holds, and what others do.
+/// The word in the area of a test, and the word that others write.
 const OWN: u64 = 0x1111_2222_3333_4444;
 const OTHER: u64 = 0x5555_6666_7777_8888;
 
@@ -109,7 +109,7 @@ fn where_frames_become_few_those_that_wait_are_freed(t: &mut Test) {
     let (reserve, purges) = (frames.reserve(), space().purges());
     let waits = space().unmapped_pages() != 0;
     frames.set_reserve(frames.total());
-    // What fills the empty magazine finds that they are few.
+    // The allocation that fills the empty magazine finds that frames are few.
     frames.drain_cpu(this_cpu());
     let frame = frames.alloc(this_cpu()).map(|frame| frames.free(this_cpu(), frame));
     wait_until(|| space().unmapped_pages() == 0);
@@ -123,10 +123,10 @@ static AT_WORK: AtomicU64 = AtomicU64::new(0);
 /// Whether areas were purged while others came.
 static IS_PURGED: AtomicBool = AtomicBool::new(false);
 
-/// Areas come and go. What is read in one is what was written there; in one that is gone as well, as long as it can be
-/// read at all.
+/// Areas come and go. A read in one finds the word that was written there; in one that is gone as well, as long as it
+/// can be read at all.
 fn churn(cpu: &Cpu, seed: usize) {
-    /// At least, and until an area was purged meanwhile.
+    /// At least, and until an area was purged concurrently.
     const ROUNDS: u64 = 400;
     let mut draw = draws(seed as u64 ^ u64::from(cpu.id.0 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     let wrong = |holds: bool| _ = WRONG.fetch_add(u64::from(!holds), Ordering::Relaxed);
