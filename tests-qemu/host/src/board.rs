@@ -41,7 +41,7 @@ pub fn model(board: &Board, kernel: &Path, bootargs: &str, scratch: &Path) -> Qe
     Qemu::without_kernel(&board.machine, serial, Reset::Ends, &extra)
 }
 
-/// What the first port of a model printed whose console is the second.
+/// The file with the output of the first port of a model whose console is the second.
 #[must_use]
 pub fn first_port(model: &Machine, scratch: &Path) -> PathBuf {
     scratch.join(format!("{}.first-port", model.name))

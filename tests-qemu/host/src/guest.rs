@@ -53,7 +53,7 @@ pub fn outcome_of(plan: &Plan, name: &str) -> Outcome {
     outcomes.remove(0)
 }
 
-/// Whether one of many boots shows it. What a boot shows may be decided by the host's scheduler, and by which entries stay in
+/// Whether one of many boots shows it. The host's scheduler may decide it, and the entries that stay in
 /// QEMU's TLB: the tests of such a thing need one boot as a rule, and fail where none of many is enough.
 pub fn some_boot(shows: impl FnMut() -> bool) -> bool {
     const BOOTS: usize = 20;

@@ -36,7 +36,7 @@ pub fn read(gdb: &mut Gdb) -> Result<Vec<Leaf>> {
     merge_groups(walk.leaves)
 }
 
-/// What tables on the way leave to the leaves below them.
+/// The permissions that tables on the way leave to the leaves below them.
 #[derive(Clone, Copy)]
 struct Permitted {
     write: bool,

@@ -1,4 +1,4 @@
-//! What tests that drive a machine from outside have in common: finished images, and a machine at its prompt.
+//! Support for tests that drive a machine from outside: finished images, and a machine at its prompt.
 //!
 //! The tests are in `tests/`. They need what `./x build` leaves in `build/`, so `./x test` is how they are run; a
 //! `cargo test` of one's own works after a build.

@@ -25,7 +25,7 @@ fn measure(names: &[&str], bootargs: &str) -> Result<Measured> {
 }
 
 /// Revoking takes two DSBs and an invalidation; what becomes valid has nothing to invalidate. So the counts are known.
-/// That both boots took as many instructions is part of every measurement.
+/// Every measurement checks that both boots took as many instructions.
 #[test]
 fn boots_repeat_each_other_and_barriers_are_counted() {
     let measured = measure(&["set_memory_valid/off", "set_memory_valid/on"], "").unwrap();
@@ -90,7 +90,7 @@ fn splits_at_once_wait_for_the_lock_or_retry() {
     }
 }
 
-/// What a pass fills and reads is known, and [`Tlb::measure`] fails where the plugin counts anything else: leaves of
+/// The counts of a pass are known, and [`Tlb::measure`] fails where the plugin counts anything else: leaves of
 /// another size, another access, or an entry that was replaced too early or too late.
 #[test]
 fn a_pass_fills_an_entry_for_each_leaf() {

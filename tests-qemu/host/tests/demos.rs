@@ -18,7 +18,7 @@ fn run_in(test: &Test, boots: &[&str]) -> (String, Option<String>) {
     })
 }
 
-/// The same in one boot.
+/// As [`run_in`], in one boot.
 fn run(test: &Test, bootargs: &str) -> (String, Option<String>) {
     run_in(test, &[bootargs])
 }

@@ -15,7 +15,7 @@ fn run(machine: &Machine, text: &str) -> (Vec<String>, String) {
     run_with(machine, "", &[], text)
 }
 
-/// The same with more boot arguments, and more arguments for QEMU.
+/// As [`run`], with more boot arguments, and more arguments for QEMU.
 fn run_with(machine: &Machine, bootargs: &str, extra: &[OsString], text: &str) -> (Vec<String>, String) {
     let bootargs = format!("{} {bootargs}", script::BOOTARGS);
     let qemu = Qemu::new(machine, &built("granule.img"), Serial::Pipes, Reset::Ends, bootargs.trim(), extra);

@@ -5,7 +5,7 @@ use granule_host_tests::guest::assert_panics;
 use granule_host_tests::session::Session;
 use granule_runner::machine;
 
-/// What the guest's test of the module `guarded_heap` printed, which must have ended by one panic with all of `parts` in
+/// The output of a guest's test of the module `guarded_heap`, which must have ended by one panic with all of `parts` in
 /// its report, in this order.
 ///
 /// The interval is longer than the test: it opens the gate by hand.

@@ -6,8 +6,8 @@ use granule_host_tests::session::Session;
 use granule_runner::judge::Verdict;
 use granule_runner::machine;
 
-/// What the guest's test of the module `heap_tags` printed, which must have ended by one panic with all of `parts` in its
-/// report, in this order.
+/// The output of a guest's test of the module `heap_tags`, which must have ended by one panic with all of `parts` in
+/// its report, in this order.
 #[track_caller]
 fn assert_reports(machine: &str, bootargs: &str, name: &str, parts: &[&str]) -> String {
     assert_panics(machine, bootargs, &format!("heap_tags::{name}"), parts)

@@ -1,7 +1,7 @@
 //! The lab: with a fix taken away, the test that stands for it must fail, and for the right reason: in one of many boots,
 //! since QEMU's TLB and the host's scheduler decide in each whether the bug is hit.
 //!
-//! That the same tests pass with the fix in place is the ordinary run on the target. `lab=wx-leaf` is in
+//! The ordinary run on the target shows that the same tests pass with the fix in place. `lab=wx-leaf` is in
 //! `page_tables.rs`.
 
 use granule_host_tests::built;
@@ -15,7 +15,7 @@ fn with_lab_on(machine: &str, switch: &str, name: &str) -> Outcome {
     outcome(machine, &format!("lab={switch}"), name)
 }
 
-/// The same on the four CPUs of `default`.
+/// As [`with_lab_on`], on the four CPUs of `default`.
 fn with_lab(switch: &str, name: &str) -> Outcome {
     with_lab_on("default", switch, name)
 }
@@ -31,7 +31,7 @@ fn assert_caught_on(machine: &str, switch: &str, name: &str, outputs: &[&str]) {
     assert!(is_caught, "lab={switch} was not caught by {name} in any boot. Wanted: {outputs:?}. The last: {last:?}");
 }
 
-/// The same on the four CPUs of `default`, with one output.
+/// As [`assert_caught_on`], on the four CPUs of `default`, with one output.
 #[track_caller]
 fn assert_caught(switch: &str, name: &str, output: &str) {
     assert_caught_on("default", switch, name, &[output]);
@@ -116,7 +116,7 @@ fn a_collapse_without_marks_takes_the_table_that_an_owner_is_in() {
 #[test]
 fn with_no_cpu_parked_readers_fault_inside_a_break() {
     let name = "split::readers::readers_of_other_pages_are_parked_for_a_break";
-    // What goes wrong may be a read of the kernel's own: then the kernel panics.
+    // The kernel itself may make the read that goes wrong: then it panics.
     let is_caught = some_boot(|| {
         let outcome = with_lab_on("stop", "bbm-no-park", name);
         match outcome.verdict {

@@ -1,5 +1,5 @@
-//! Linux's own tests of userfaultfd, built from its source as they are, run as programs of the initrd. What they skip
-//! and why stands in docs/REFERENCE.md.
+//! Linux's own tests of userfaultfd, built from its source as they are, run as programs of the initrd.
+//! docs/REFERENCE.md has the cases that they skip, and the reasons.
 
 use std::fs;
 use std::io::Write;
@@ -19,7 +19,7 @@ const LIMIT: Limit = Limit::work(900);
 /// The status of the script where the source or the compiler cannot be had.
 const CANNOT_BE_HAD: i32 = 77;
 
-/// What `uffd-unit-tests` passes; of each the others are of hugetlbfs.
+/// The cases that `uffd-unit-tests` passes; of each the others are of hugetlbfs.
 const PASSED: [&str; 26] = [
     "UFFDIO_API (with syscall)",
     "zeropage on anon",

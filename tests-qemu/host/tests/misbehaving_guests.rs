@@ -198,7 +198,7 @@ fn what_a_cpu_is_left_with_fails_the_audit() {
         ("leaves_another_cpu_in_a_walk", "a lockless walk open on CPU 1"),
         ("leaves_a_deadline", "a deadline on CPU 0"),
     ] {
-        // What is wrong stays so: it is looked at for two seconds, of which a CPU that is well takes a moment.
+        // A wrong state stays wrong: the audit looks at it for two seconds, of which a CPU that is well takes a moment.
         let outcome = judge_with("el2", "test.patience=2", &format!("misbehaving::{test}"));
         assert_outcome(&outcome, test, "1 failed, of 1 checks", &[what]);
     }

@@ -84,7 +84,7 @@ fn a_writable_and_executable_leaf_is_found() {
     assert_eq!(writable_and_executable(&listed), writable_and_executable(&walked));
 }
 
-/// What the kernel itself finds in its tables, while some of its leaves are split.
+/// The kernel's own check of its tables, while some of its leaves are split.
 #[test]
 fn ptdump_finds_what_is_wrong_and_nothing_else() {
     for (append, is_wrong) in [("", false), ("lab=wx-leaf", true)] {

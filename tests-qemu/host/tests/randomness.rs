@@ -1,5 +1,5 @@
-//! What the random numbers of programs are made of, on machines with each of the sources. That whatever is absorbed
-//! counts is tested beside the pool (`kernel/src/random.rs`).
+//! The sources of programs' random numbers, on machines with each of them. The pool's own tests
+//! (`kernel/src/random.rs`) show that whatever is absorbed counts.
 
 use std::collections::BTreeSet;
 

@@ -25,7 +25,7 @@ fn add<'a>(session: &mut Session<'a>, line: &'a str) {
     match (line.strip_prefix(script::PROMPT), session.last_mut()) {
         (Some(command), _) => session.push((command, Vec::new())),
         (None, Some((_, printed))) => printed.push(line),
-        // What the boot prints.
+        // A line that the boot prints.
         (None, None) => {}
     }
 }

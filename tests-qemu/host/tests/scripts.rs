@@ -170,7 +170,7 @@ fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
     while session.command("ps").unwrap() != "there are no processes\n" {
         assert!(begin.elapsed() < Duration::from_secs(60), "a descendant is still running");
     }
-    // What is in the background is interrupted where it is waited for, also if Ctrl-C was typed ahead.
+    // Ctrl-C interrupts a program in the background while the monitor waits for it, also if it was typed ahead.
     let started = session.command("run spin &").unwrap();
     let id = started.trim().strip_prefix("process ").unwrap();
     session.send(&format!("! wait {id}\n\x03"));
@@ -178,7 +178,7 @@ fn ctrl_c_ends_the_program_in_the_foreground_and_its_descendants() {
     assert_eq!(session.power_off().unwrap(), Some(0));
 }
 
-/// What is typed is the monitor's, or the program's that it waits for; and the second Ctrl-C ends any program.
+/// Input goes to the monitor, or to the program that it waits for; and the second Ctrl-C ends any program.
 #[test]
 fn only_the_foreground_reads_what_is_typed_and_it_can_be_ended() {
     let mut session = Session::start(&machine::named("default").unwrap(), &built("granule.img"), "", &[]).unwrap();
@@ -269,7 +269,7 @@ fn a_line_that_does_not_go_well_fails_the_script() {
     }
 }
 
-/// What CPU 0 issued for `command`, in the columns of `stats`: DSB, ISB, TLBI by page, range, everything, local.
+/// Operations of CPU 0 for `command`, in the columns of `stats`: DSB, ISB, TLBI by page, range, everything, local.
 fn issued(machine: &str, append: &str, command: &str) -> [u64; 6] {
     let text = format!("vmalloc 8\nstats\n{command}\nstats");
     let (wrong, session) = run(&machine::named(machine).unwrap(), append, &text);

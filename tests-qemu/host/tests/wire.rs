@@ -21,7 +21,7 @@ fn outcomes(name: &str, seed: u64, per_million: u32, wants: impl Fn(&Test) -> bo
     outcomes_of(identity, name, seed, per_million, wants)
 }
 
-/// The same where the board is to run another build than it does, unless `identity` is that of its image.
+/// As [`outcomes`], where the board is to run another build than it does, unless `identity` is that of its image.
 fn outcomes_of(
     identity: u32,
     name: &str,

@@ -21,7 +21,7 @@ pub const REQUEST_BYTES: usize = 1024;
 /// In place of an empty list.
 const NONE: &str = "-";
 
-/// What is asked for.
+/// The step that the runner asks a board for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order<'a> {
     /// A conversation begins.
@@ -47,7 +47,7 @@ pub enum Order<'a> {
 pub struct Request<'a> {
     /// Counts the requests of a conversation from 0, the hello.
     pub sequence: u32,
-    /// What is asked for.
+    /// The step, with its operands.
     pub order: Order<'a>,
 }
 
@@ -68,7 +68,7 @@ impl<'a> Request<'a> {
     /// Reads a line, without its end, and the nonce that it carries.
     ///
     /// # Errors
-    /// What kind of line it is, if no request.
+    /// The kind of the line, if it is no request.
     pub fn decode(line: &'a str) -> Result<(Nonce, Self), NotAFrame> {
         let (nonce, said) = open(line)?;
         Self::meaning(said).map(|request| (nonce, request)).ok_or(NotAFrame::Malformed)

@@ -7,7 +7,7 @@
 use crate::frame::{Event, Nonce, Port};
 use crate::request::{Order, REQUEST_BYTES, Request};
 
-/// What is to be done about a line.
+/// The action that a line asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reply<'a> {
     /// Nothing: it is no request, or a late one.
@@ -124,7 +124,7 @@ mod tests {
     use crate::frame::{Event, Nonce};
     use crate::request::{Order, REQUEST_BYTES, Request};
 
-    /// What is to be done about a line.
+    /// Sends a request, and returns the action that it asks for.
     fn send<'a>(responder: &'a mut Responder, nonce: u32, sequence: u32, order: Order<'_>) -> Reply<'a> {
         let mut line = String::new();
         Request { sequence, order }.encode(Nonce(nonce), &mut line).unwrap();
