@@ -1,4 +1,4 @@
-//! What a row must not exceed, and what others take for the same.
+//! The bounds of rows, and the costs of others for the same.
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ pub struct Bar {
     pub fixed: u32,
     /// Instructions for each unit.
     pub slope: u32,
-    /// What a call may issue.
+    /// Barriers and TLBIs that a call may issue.
     pub barriers: Option<Barriers>,
     /// The largest size for which that holds: beyond it a call has more to do than the row is about.
     barriers_up_to: u32,
@@ -26,11 +26,11 @@ pub struct Bar {
 
 /// A change that revokes something: stores, DSB, TLBI, DSB, ISB.
 const REVOKES: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: 1 });
-/// The same for pages and their alias.
+/// As [`REVOKES`], for pages and their alias.
 const REVOKES_WITH_ALIAS: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: 2 });
-/// The same for aliases that are no neighbours: as many invalidations as there are.
+/// As [`REVOKES`], for aliases that are no neighbours: as many invalidations as there are.
 const REVOKES_ONE_BY_ONE: Option<Barriers> = Some(Barriers { dsb: 2, isb: 1, tlbi: u32::MAX });
-/// What others will invalidate.
+/// No barriers and no TLBI: others will invalidate.
 const NOTHING: Option<Barriers> = Some(Barriers { dsb: 0, isb: 0, tlbi: 0 });
 /// The CPUs' TLBs have nothing to do with it: what is before it is made visible, at most.
 const NO_TLBI: Option<Barriers> = Some(Barriers { dsb: 1, isb: 0, tlbi: 0 });
@@ -165,7 +165,7 @@ const BARS_TAG_STORAGE: [Bar; 7] = [
     HEAP[1],
 ];
 
-/// The same with a CPU that zeroes tags line by line.
+/// The machine of such rows whose CPU zeroes tags line by line.
 const TAG_STORAGE_WITHOUT_MOPS: &str = "mte-n2";
 
 const fn bar(name: &'static str, fixed: u32, slope: u32, barriers: Option<Barriers>, linux: (f64, f64)) -> Bar {
@@ -203,7 +203,7 @@ impl Bar {
         row.points.iter().all(within) && judged.map(|(_, had)| had).all(few)
     }
 
-    /// What Linux takes, where that is known.
+    /// The instructions that Linux takes, where they are known.
     pub fn linux(&self) -> Option<Fit> {
         let (fixed, slope) = self.linux;
         (fixed != 0.0 || slope != 0.0).then_some(Fit { fixed, slope, max_error: 0.0 })

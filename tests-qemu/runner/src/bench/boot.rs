@@ -25,7 +25,7 @@ use crate::session::fresh_nonce;
 const LIMIT: Limit = Limit::work(300);
 /// Memory of the machine whose boot is measured.
 const BOOT_MEMORY: &str = "1G";
-/// What row `null` may take besides its loop: the branch over it.
+/// Instructions that row `null` may take besides its loop: the branch over it.
 const NULL_FIXED: u32 = 1;
 
 /// A point as the guest measured it.
@@ -40,7 +40,7 @@ struct Point {
 /// The rows of one boot, by their indices.
 type Points = Vec<(u32, Vec<Point>)>;
 
-/// What is to be measured.
+/// The rows to measure.
 #[derive(Clone, Debug)]
 pub struct Chosen<'a> {
     /// The row [`NULL`].

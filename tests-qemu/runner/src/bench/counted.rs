@@ -17,7 +17,7 @@ const LIMIT: Limit = Limit::work(300);
 /// Memory of the machines: what they do depends on nothing beyond.
 const MEMORY: &str = "1G";
 
-/// What to boot.
+/// A machine, an image and a plugin, to boot with several numbers of CPUs.
 #[derive(Clone, Copy, Debug)]
 pub struct Counted<'a> {
     /// The machine, whose number of CPUs changes.

@@ -20,7 +20,7 @@ pub struct Bench {
     pub suite: Option<String>,
     /// The operation.
     pub name: String,
-    /// What a size counts.
+    /// The unit that a size counts.
     pub unit: String,
     /// The machine that it belongs to.
     pub on: String,

@@ -30,7 +30,7 @@ pub const BOOT: &str = "boot";
 /// The size at which a row's barriers are given.
 const BARRIERS_AT: u32 = 512;
 
-/// What was measured on one machine.
+/// The measurements of one machine.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Its name in machines.toml.
@@ -44,7 +44,7 @@ pub struct Measured {
 pub struct Row {
     /// The operation, and its variant or whose it is.
     pub name: String,
-    /// What a size counts.
+    /// The unit that a size counts.
     pub unit: String,
     /// Instructions of a call of size 0, by the fit.
     pub fixed: f64,
@@ -58,7 +58,7 @@ pub struct Row {
     pub isb: Option<u32>,
     /// TLBIs of that call.
     pub tlbi: Option<u32>,
-    /// The same for every point; not part of the report.
+    /// The barriers and TLBIs of every point; not part of the report.
     #[serde(skip)]
     pub barriers: Vec<Barriers>,
 }
@@ -84,7 +84,7 @@ impl Row {
         }
     }
 
-    /// What a call of that size took, if it was measured.
+    /// The instructions that a call of that size took, if it was measured.
     pub fn at(&self, size: u32) -> Option<u32> {
         self.points.iter().find(|(n, _)| *n == size).map(|(_, instructions)| *instructions)
     }

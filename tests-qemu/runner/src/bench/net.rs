@@ -15,7 +15,7 @@ pub struct Net {
     pub less: &'static [&'static str],
 }
 
-/// What zeroes a page's tags.
+/// The row of the call that zeroes a page's tags.
 const CLEAR_TAGS: &str = "memory/clear_tags";
 
 /// All of them.

@@ -11,9 +11,9 @@ use super::table::{PEERS, peer};
 use super::tlb::TlbRow;
 use super::{Measured, Row};
 
-/// What stands before the tables.
+/// The line before the tables.
 const BEGIN: &str = "<!-- from here on written by ./x bench --update -->\n";
-/// What stands behind them.
+/// The line after them.
 const END: &str = "<!-- up to here -->\n";
 
 /// The page with the tables of `run` in place of those that it has.
@@ -89,7 +89,7 @@ fn lines_moved(run: &Run) -> String {
     text
 }
 
-/// The same as a picture: a row's lines with more and more CPUs, and Linux's, by powers of two.
+/// The table as a picture: a row's lines with more and more CPUs, and Linux's, by powers of two.
 fn picture(run: &Run) -> String {
     let rows = run.scale.iter().filter_map(|row| Some((row, Definition::of(&row.name)?)));
     let rows: Vec<_> = rows.filter(|(_, definition)| matches!(definition.what, What::Lines | What::Contents)).collect();

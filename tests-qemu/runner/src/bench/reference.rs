@@ -15,7 +15,7 @@ use super::{Measured, Row};
 /// another directory or beside a change of something else, is an instruction of 85 longer or shorter.
 const TOLERANCE: f64 = 0.02;
 
-/// What a run has measured.
+/// The extent of a run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Scope {
     /// All rows on all machines: each row of the reference must be there.
@@ -39,7 +39,7 @@ pub struct Run {
     /// Rows of the suite [`tlb`](mod@super::tlb).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tlb: Vec<TlbRow>,
-    /// What `rustc -vV` prints of the compiler.
+    /// The output of the compiler's `rustc -vV`.
     pub rustc: String,
 }
 
@@ -98,7 +98,7 @@ impl Run {
         })
     }
 
-    /// What this run took more of than `reference`, and what of it this run lacks; empty: nothing.
+    /// The counts that have grown since `reference`, and the rows of it that this run lacks; empty: none.
     pub fn grown_since(&self, reference: &Self, scope: Scope) -> Vec<String> {
         let same_compiler = self.differs_in_compiler(reference).is_none();
         let mut grown = Vec::new();
@@ -258,7 +258,7 @@ mod tests {
         let mut wanted = Run::from_json(&text).unwrap();
         for (measured, read) in [(&run.first, &mut wanted.first), (&run.also[0], &mut wanted.also[0])] {
             for (row, read) in measured.rows.iter().zip(&mut read.rows) {
-                // What each point issued is not in the file.
+                // The file does not have the barriers of each point.
                 assert!(read.barriers.is_empty());
                 read.barriers.clone_from(&row.barriers);
             }

@@ -1,6 +1,6 @@
 //! The suite `tlb`: entries that a pass over 2 MiB fills in a modelled TLB, and descriptors that its walks read.
 //!
-//! QEMU's plugin `tests-qemu/plugin/tlb.c` counts in one boot of the bench image. What it must count is known
+//! QEMU's plugin `tests-qemu/plugin/tlb.c` counts in one boot of the bench image. The right counts are known
 //! ([`expected`]), and a boot that counts anything else fails.
 
 use anyhow::{Context, Result, ensure};
@@ -24,11 +24,11 @@ pub struct TlbRow {
     pub entries: u64,
     /// Descriptors that the walks read.
     pub descriptors: u64,
-    /// The same with the walk cache.
+    /// Descriptors that the walks read with the walk cache.
     pub descriptors_cached: u64,
 }
 
-/// What a pass is called; `None`: it checks the model alone.
+/// The name of a pass's row; `None`: it checks the model alone.
 fn name(pass: TlbPass) -> Option<String> {
     let order = match pass.order {
         TlbOrder::InOrder => "in_order",
@@ -47,7 +47,7 @@ fn name(pass: TlbPass) -> Option<String> {
 /// Accesses, entries, descriptors, and descriptors with the walk cache.
 type Counts = [u64; 4];
 
-/// What a pass must count: an entry for each leaf, or for each read where more other leaves than there are entries come
+/// The counts of a pass: an entry for each leaf, or for each read where more other leaves than there are entries come
 /// between two reads of one; then a walk for each entry, with the cache a read of one descriptor after the first.
 fn expected(pass: TlbPass) -> Counts {
     let (reads, leaves) = (pass.order.reads(), pass.order.span().div_ceil(pass.leaf.size()));
@@ -140,7 +140,7 @@ mod tests {
         }
     }
 
-    /// What an honest plugin writes, in the order of the guest's passes.
+    /// The output of an honest plugin, in the order of the guest's passes.
     fn honest() -> String {
         let line = |pass: TlbPass| {
             let [accesses, entries, descriptors, cached] = expected(pass);

@@ -16,7 +16,7 @@ const BEGIN: u32 = 0xd503_2c1f;
 /// `hint #97`.
 const END: u32 = 0xd503_2c3f;
 
-/// What a call issued.
+/// The barriers and TLBIs that a call issued.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Barriers {
     /// DSBs, whatever their domain.
@@ -38,7 +38,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// What a word of A64 code is (Arm ARM C4.1.96).
+    /// The kind of a word of A64 code (Arm ARM C4.1.96), if it is looked for.
     fn of(word: u32) -> Option<Self> {
         match word {
             BEGIN => Some(Self::Begin),
@@ -165,7 +165,7 @@ mod tests {
         sites
     }
 
-    /// What QEMU logs for the words at these places.
+    /// QEMU's log for the words at these places.
     fn log(places: &[u64]) -> String {
         places
             .iter()

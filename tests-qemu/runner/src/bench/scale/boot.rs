@@ -12,7 +12,7 @@ use crate::bench::counted::{Counted, numbers};
 const TURNS: [&str; 4] =
     ["-netdev", "hubport,id=hub,hubid=0", "-object", "filter-buffer,id=turns,netdev=hub,interval=1"];
 
-/// What a boot runs.
+/// The part of the suite that a boot runs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     /// Calls of the kernel, in turn.
@@ -23,11 +23,11 @@ pub enum Part {
     Loose,
     /// Splits of leaves, in turn, under the split lock.
     SplitLock,
-    /// The same without a lock.
+    /// As [`Self::SplitLock`], without a lock.
     SplitLockless,
     /// Splits by all CPUs at once, under the lock.
     LooseSplitLock,
-    /// The same without a lock.
+    /// As [`Self::LooseSplitLock`], without a lock.
     LooseSplitLockless,
 }
 
@@ -61,7 +61,7 @@ impl Part {
     }
 }
 
-/// What the plugin counted of a window.
+/// The plugin's counts of a window.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Count {
     /// How often it was there.
@@ -78,11 +78,11 @@ pub struct Count {
     least: u64,
     /// Lines that the dearest moved.
     most: u64,
-    /// What the guest counted of all of them.
+    /// Events that the guest counted in all of them.
     pub events: u64,
 }
 
-/// What a boot counted, by window.
+/// The counts of a boot, by window.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Counts(BTreeMap<u64, Count>);
 
@@ -152,7 +152,7 @@ impl Counted<'_> {
 mod tests {
     use super::{Counts, Part, Window};
 
-    /// What an honest plugin counts of the checks with several CPUs.
+    /// The output of an honest plugin for the checks with several CPUs.
     fn honest() -> String {
         let line = |(window, moved): &(Window, u64)| {
             format!("{} 48 480 {} {} 0 {moved} {moved} 0\n", *window as u8, 48 * (moved / 2), 48 * (moved - moved / 2))

@@ -10,7 +10,7 @@ use crate::bench::table::columns;
 const TOLERANCE: f64 = 0.02;
 /// So much more never is: frames and objects that lie otherwise, after a change of something else, share other lines.
 const SLACK: f64 = 0.25;
-/// The same with all CPUs at once, where such a change makes them meet at other moments.
+/// As [`TOLERANCE`] and [`SLACK`], with all CPUs at once, where such a change makes them meet at other moments.
 const LOOSE_TOLERANCE: f64 = 0.1;
 const LOOSE_SLACK: f64 = 0.5;
 
@@ -18,7 +18,7 @@ const LOOSE_SLACK: f64 = 0.5;
 /// any change may move all of them.
 const PAGE: f64 = 64.0;
 
-/// What a row may have at most that had `before`.
+/// The most that a row may have that had `before`.
 fn limit(name: &str, before: f64) -> f64 {
     let row = Definition::of(name);
     if before > 0.0 && row.is_some_and(|row| row.what == What::Contents) {

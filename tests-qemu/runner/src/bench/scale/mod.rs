@@ -23,14 +23,14 @@ const UNIT: &str = "cpus";
 pub struct ScaleRow {
     /// The operation.
     pub name: String,
-    /// What a point's first number counts.
+    /// The unit that a point's first number counts.
     pub unit: String,
     /// CPUs, and lines or instructions of an operation.
     pub points: Vec<(u32, f64)>,
 }
 
 impl ScaleRow {
-    /// What an operation costs with so many CPUs, if that was measured.
+    /// The cost of an operation with so many CPUs, if that was measured.
     pub fn at(&self, cpus: u32) -> Option<f64> {
         self.points.iter().find(|(number, _)| *number == cpus).map(|(_, cost)| *cost)
     }
@@ -43,7 +43,7 @@ pub struct ScaleRun {
     pub machine: String,
     /// In the order of [`rows::ROWS`].
     pub rows: Vec<ScaleRow>,
-    /// What `rustc -vV` prints of the compiler.
+    /// The output of the compiler's `rustc -vV`.
     pub rustc: String,
 }
 

@@ -6,7 +6,7 @@ use granule_protocol::ScaleWindow as Window;
 use super::boot::{Counts, Part};
 use super::{ScaleRow, UNIT};
 
-/// What of its windows a row is about.
+/// The count of its windows that a row is about.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum What {
     /// Lines that moved, but for contents of pages that are zeroed.
@@ -15,7 +15,7 @@ pub enum What {
     Contents,
     /// Instructions.
     Instructions,
-    /// What the guest counted: waits for the split lock, or retries without it.
+    /// Events that the guest counted: waits for the split lock, or retries without it.
     Events,
 }
 
@@ -39,13 +39,13 @@ pub struct Definition {
     pub name: &'static str,
     /// The boot that measures it.
     pub part: Part,
-    /// What of the windows counts.
+    /// The count of the windows that makes its points.
     pub what: What,
     /// Windows, and how many of each are an operation.
     windows: &'static [(Window, u32)],
-    /// What it must not exceed with [`BOUNDED_AT`](super::BOUNDED_AT) CPUs, where it has a bound.
+    /// Its bound with [`BOUNDED_AT`](super::BOUNDED_AT) CPUs, where it has one.
     pub must: Option<f64>,
-    /// The same operation of Linux 7.2.13 with so many CPUs, counted alike.
+    /// The cost of Linux 7.2.13's operation with so many CPUs, counted alike.
     pub linux: Option<f64>,
 }
 
@@ -134,7 +134,7 @@ impl Definition {
         ROWS.iter().find(|row| row.name == name)
     }
 
-    /// What an operation costs by these counts; `None`: its windows are not all there.
+    /// The cost of an operation by these counts; `None`: its windows are not all there.
     pub fn cost(&self, counts: &Counts) -> Option<f64> {
         let cost = |&(window, times): &(Window, u32)| {
             let count = counts.get(window)?;
@@ -150,7 +150,7 @@ impl Definition {
         sum.map(|cost| (cost * 100.0).round() / 100.0)
     }
 
-    /// What moved the row's lines, each so often as an operation of the row does it; `moves` is the plugin's file.
+    /// The instructions that moved the row's lines, each so often as in an operation; `moves` is the plugin's file.
     ///
     /// # Errors
     /// When the row is of no lines, or the file is not the plugin's.
