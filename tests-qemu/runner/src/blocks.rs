@@ -18,11 +18,11 @@ pub type Executed = Vec<Range<u64>>;
 /// A session of which blocks were recorded.
 #[derive(Debug)]
 pub struct Played {
-    /// What went wrong, as [`script::run`] reports it; nothing: success.
+    /// The failures, as [`script::run`] reports them; nothing: success.
     pub wrong: Vec<String>,
-    /// What the machine printed.
+    /// The output of the machine.
     pub session: String,
-    /// What the boot executed, then each line: fewer than there are lines where the machine ended early.
+    /// The instructions of the boot, then of each line: fewer than there are lines where the machine ended early.
     pub records: Vec<Executed>,
 }
 

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-/// What a command prints.
+/// Runs a command, and returns its output.
 ///
 /// # Errors
 /// Has the command's words where it fails.

@@ -2,8 +2,8 @@
 //!
 //! The rule: a pass needs its begin and pass frames in sequence, a sound audit (the guest's own), a machine that lived
 //! until the next test began or the totals came, totals that count what was seen, and an exit status that agrees with
-//! the totals, where the machine has one. Whatever breaks the chain fails the test during or right after which it
-//! broke, and nothing more is believed of that boot. No clock and no process here, so every way to lie is tested on
+//! the totals, where the machine has one. A break in the chain fails the test during or right after which it
+//! comes, and nothing more is believed of that boot. No clock and no process here, so every way to lie is tested on
 //! the host.
 
 use std::collections::VecDeque;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use granule_protocol::{Event, Frame, Nonce, NotAFrame};
 
-/// What the kernel prints first when it panics.
+/// The words that the kernel prints first when it panics.
 pub const PANIC_MARKER: &str = "kernel panic";
 
 /// How a test went.
@@ -49,11 +49,11 @@ pub enum Ending {
     Closed,
 }
 
-/// What was printed that cannot be true.
+/// Output that cannot be true.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Lie(pub String);
 
-/// What one boot brought.
+/// The results of one boot.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Boot {
     /// Verdicts by record index; at most one each.

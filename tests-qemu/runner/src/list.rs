@@ -68,7 +68,7 @@ pub fn read(elf: &Path) -> Result<Vec<Test>> {
     Ok(tests)
 }
 
-/// That no test is skipped everywhere unseen.
+/// Checks that no test is skipped everywhere unseen, and that machines choose tests that there are.
 fn check(tests: &[Test], machines: &[Machine], features: &[String]) -> Result<()> {
     for (i, test) in tests.iter().enumerate() {
         ensure!(!tests[..i].iter().any(|other| other.name == test.name), "two tests are called {}", test.name);

@@ -13,7 +13,7 @@ const BOARDS: &str = include_str!("../../boards.toml");
 /// A board of boards.toml.
 #[derive(Clone, Debug)]
 pub struct Board {
-    /// What it has. QEMU's options are those of its model, empty where there is none.
+    /// The hardware that it has. QEMU's options are those of its model, empty where there is none.
     pub machine: Machine,
     /// CPUs that run the kernel.
     pub cpus: u32,
@@ -48,7 +48,7 @@ fn first_port() -> u32 {
 pub struct Machine {
     /// Its name in machines.toml.
     pub name: String,
-    /// What it is for, in a line.
+    /// Its purpose, in a line.
     pub description: String,
     /// `-machine`.
     pub machine: String,
@@ -58,11 +58,11 @@ pub struct Machine {
     pub smp: u32,
     /// `-m`.
     pub memory: String,
-    /// What its tests touch of it, where that is not all: no more is taken from the host.
+    /// The memory that its tests touch, where that is not all: no more is taken from the host.
     pub touched: Option<String>,
-    /// What is on its PCI Express: see [`device`](crate::device).
+    /// The devices on its PCI Express: see [`device`](crate::device).
     pub devices: Vec<String>,
-    /// What a test may ask for and find here.
+    /// The features that a test may ask for and find here.
     pub features: Vec<String>,
     /// Boot arguments that belong to it.
     pub bootargs: String,
@@ -118,7 +118,7 @@ impl Machine {
     }
 }
 
-/// A table of the file. What a variant leaves out is as in the machine that it is like.
+/// A table of the file. A key that a variant leaves out is as in the machine that it is like.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -257,7 +257,7 @@ pub fn named(name: &str) -> Result<Machine> {
     pick(name, "machine", all()?, |machine| &machine.name)
 }
 
-/// What is called that.
+/// The one of `among` that has this name.
 fn pick<T>(name: &str, kind: &str, among: Vec<T>, called: fn(&T) -> &String) -> Result<T> {
     let names: Vec<String> = among.iter().map(called).cloned().collect();
     match among.into_iter().find(|one| called(one) == name) {

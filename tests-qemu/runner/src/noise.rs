@@ -1,6 +1,6 @@
 //! A bad line: bytes that are lost, come twice or have a bit wrong, by a seed.
 
-/// What such a line does to the bytes that pass it in one direction.
+/// One direction of such a line, which damages the bytes that pass it.
 #[derive(Clone, Debug)]
 pub struct Noise {
     random: u64,
@@ -14,7 +14,7 @@ impl Noise {
         Self { random: seed, per_million }
     }
 
-    /// What arrives of `bytes`.
+    /// The bytes that arrive of `bytes`.
     pub fn pass(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut arrived = Vec::with_capacity(bytes.len());
         for &byte in bytes {

@@ -22,7 +22,7 @@ pub enum Serial {
     SecondPipes(PathBuf),
 }
 
-/// What a guest's reset request does.
+/// The effect of a guest's reset request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reset {
     /// The machine starts again, as hardware would.
@@ -41,8 +41,8 @@ pub struct Qemu {
 
 impl Qemu {
     /// The command line that runs `kernel` on `machine`, with the initrd that lies beside it, if one does, and with the
-    /// machine's devices. What is on their disks is put beside it as well, and so is the device tree if it is not QEMU's
-    /// own.
+    /// machine's devices. The contents of their disks are put beside it as well, and so is the device tree if it is not
+    /// QEMU's own.
     ///
     /// `extra` comes last, so that it may override what stands before it.
     pub fn new(

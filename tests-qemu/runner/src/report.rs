@@ -26,7 +26,7 @@ pub struct Entry {
     pub name: String,
     /// How it went.
     pub status: Status,
-    /// What it printed.
+    /// Its output.
     pub output: String,
     /// The CPU time that it took.
     pub time: Duration,

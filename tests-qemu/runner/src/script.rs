@@ -14,7 +14,7 @@ use crate::judge::PANIC_MARKER;
 use crate::qemu::Qemu;
 use crate::serial::{Guest, Limit, Line, Lines, Received};
 
-/// What the monitor prints when it waits for a command.
+/// The text that the monitor prints when it waits for a command.
 pub const PROMPT: &str = "granule> ";
 /// How the one line begins in which a boot ends that cannot go on.
 const BOOT_FAILED: &str = "boot failed:";
@@ -90,7 +90,7 @@ impl<'a> Session<'a> {
 
     /// Takes what the machine printed; the next command, if it now waits for one.
     fn take_output(&mut self, bytes: &[u8]) -> Option<&'a str> {
-        // What is printed while the monitor waits stands behind the prompt, or before it: in its line all the same.
+        // Output that comes while the monitor waits stands after the prompt, or before it: in its line all the same.
         let mut prompted = false;
         for line in self.lines.feed(bytes) {
             prompted |= line.contains(PROMPT);
@@ -128,7 +128,7 @@ mod tests {
     use crate::qemu::Qemu;
     use crate::serial::Limit;
 
-    /// What went wrong in a session with a machine that is this shell script.
+    /// The failures of a session with a machine that is this shell script.
     fn wrong_with(machine: &str, limit: Limit) -> Vec<String> {
         run(&Qemu::stand_in("sh", &["-c", machine]), &commands("mem"), limit, &mut std::io::sink()).unwrap()
     }

@@ -29,7 +29,7 @@ pub trait Line {
     fn send(&mut self, text: &str);
 }
 
-/// What came from the machine.
+/// Input from the machine.
 #[derive(Debug)]
 pub enum Received {
     /// Bytes from the serial port, or from QEMU's standard error.
@@ -78,7 +78,7 @@ pub struct Deadline {
 }
 
 impl Deadline {
-    /// That of a limit which begins `now`, for a machine of so many CPUs that took `work` until now.
+    /// The deadline of a limit which begins `now`, for a machine of so many CPUs that took `work` until now.
     fn new(limit: Limit, now: Instant, work: Option<Duration>, cpus: u32) -> Self {
         match limit {
             Limit::Clock(limit) => Self { clock: now + limit, work: None },
@@ -284,7 +284,7 @@ impl Merged {
         self.errors.drain(..end).collect()
     }
 
-    /// What is left, when the machine's output has ended.
+    /// The bytes that are left, when the machine's output has ended.
     fn rest(&mut self) -> Vec<u8> {
         std::mem::take(&mut self.errors)
     }
@@ -310,7 +310,7 @@ impl Lines {
         lines
     }
 
-    /// What stands after the last end of line.
+    /// The text after the last end of line.
     pub fn partial(&self) -> String {
         String::from_utf8_lossy(&self.partial).into_owned()
     }

@@ -29,7 +29,7 @@ const MARGIN: u32 = 4;
 /// Boots in a row that reach no test before the rest is given up.
 const FAILED_BOOTS: u32 = 2;
 
-/// What a machine runs.
+/// A machine, and the image and arguments that it boots with.
 #[derive(Clone, Debug)]
 pub struct Plan {
     /// The machine.
@@ -101,7 +101,7 @@ fn try_boot(plan: &Plan, tests: &[&Test]) -> Result<Boot> {
     Ok(judge.end(&ending))
 }
 
-/// What a machine took until now.
+/// The time and memory that a machine took until now.
 #[derive(Debug)]
 struct Taken {
     begin: Instant,

@@ -17,7 +17,7 @@ pub const MOST_MASKED: u64 = 20_000;
 /// The most instructions in the kernel without a scheduling point.
 pub const MOST_IN_KERNEL: u64 = 200_000;
 
-/// What is counted.
+/// The kind of stretch that is counted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Kind {
     /// With interrupts masked.
@@ -101,10 +101,10 @@ pub fn one_cpu(memory: &str) -> Result<Machine> {
     Ok(Machine { smp: 1, icount: true, memory: memory.into(), ..machine::named("default")? })
 }
 
-/// What a session gave.
+/// The results of a session.
 #[derive(Debug)]
 pub struct Counted {
-    /// What went wrong.
+    /// The failures, as [`script::run`] reports them.
     pub wrong: Vec<String>,
     /// The session.
     pub session: String,

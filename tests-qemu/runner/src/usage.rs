@@ -1,4 +1,4 @@
-//! What processes take: CPU time, memory, and how much memory all of them have at one moment.
+//! The resources that processes take: CPU time, memory, and how much memory all of them have at one moment.
 
 use std::process::Command;
 use std::sync::{Mutex, PoisonError};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 /// One process from its begin to its end, with the children that it waited for.
 #[derive(Clone, Debug)]
 pub struct Span {
-    /// What it belongs to: a machine, a program of tests, the builds.
+    /// The suite that it belongs to: a machine, a program of tests, the builds.
     pub suite: String,
     /// When it began.
     pub begin: Instant,

@@ -24,7 +24,7 @@ const RESEND: Duration = Duration::from_secs(1);
 /// A board at the end of a line.
 #[derive(Clone, Debug)]
 pub struct Wired {
-    /// What it has, by boards.toml.
+    /// The board, by boards.toml.
     pub board: Board,
     /// The port of this host.
     pub port: PathBuf,
@@ -104,7 +104,7 @@ pub fn converse(line: &mut dyn Line, mut conversation: Conversation, tests: &[&T
     }
 }
 
-/// What a line leads to.
+/// The runner's reaction to a line.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum Step {
     Nothing,

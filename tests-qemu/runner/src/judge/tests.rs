@@ -189,7 +189,7 @@ fn a_board_parts_behind_the_totals_and_not_before() {
 }
 
 proptest! {
-    /// Whatever happens to the frames of an honest boot, both tests pass only if nothing happened.
+    /// Both tests of an honest boot pass only if nothing happened to its frames.
     #[test]
     fn no_edit_of_an_honest_boot_passes_as_one(
         drop in prop::option::of(0usize..6),

@@ -27,7 +27,7 @@ const EVERYTHING: (u64, u64) = (0, u64::MAX);
 /// Events of accesses that a translation does not permit. All others are mistakes in tables.
 const FAULTS: [&str; 3] = ["SMMU_EVT_F_PERMISSION", "SMMU_EVT_F_TRANSLATION", "SMMU_EVT_F_ACCESS"];
 
-/// What the two agree on.
+/// Counts of the changes and accesses on which the two agree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Agreed {
     /// Changes of what the SMMU held, each with its commands.
@@ -72,7 +72,7 @@ struct Call {
     effects: Vec<Effect>,
 }
 
-/// What is known of a stream.
+/// The state of a stream, as far as it is known.
 #[derive(Default)]
 struct Stream {
     is_bound: bool,
@@ -80,7 +80,7 @@ struct Stream {
     asid: Option<u32>,
     /// It has made an access that counts.
     is_at_work: bool,
-    /// What must still come for an unbinding: its configuration, then its ASID.
+    /// An unbinding has invalidated the stream's configuration; the invalidation of its ASID must follow.
     is_cut_off: bool,
 }
 

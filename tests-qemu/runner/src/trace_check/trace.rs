@@ -14,7 +14,7 @@ pub fn arguments(log: &Path) -> Vec<OsString> {
     events.into_iter().flatten().chain(["-D".into(), log.into()]).collect()
 }
 
-/// What a command does, as far as the checker cares.
+/// The effect of a command, as far as the checker cares.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum Effect {
     /// Forgets the configuration of these streams.
@@ -32,7 +32,7 @@ pub(super) enum Effect {
 pub(super) enum Seen {
     /// A command was taken from the queue; its effects follow. True for CMD_SYNC.
     Command(bool),
-    /// What the last command did, or a part of it.
+    /// The effect of the last command, or a part of it.
     Effect(Effect),
     /// A command that the SMMU finds illegal.
     Illegal,

@@ -16,7 +16,7 @@ const IDENTITY: u32 = 77;
 const PATIENCE: u32 = 12;
 const SILENCE: Duration = Duration::from_secs(2);
 
-/// What a test of the board does.
+/// The behaviour of a test of the board.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Does {
     Passes,
@@ -160,7 +160,7 @@ fn quiet() -> [Noise; 2] {
     [Noise::new(0, 0), Noise::new(0, 0)]
 }
 
-/// What each test did, over a good line.
+/// The verdict of each test, over a good line.
 fn outcome(tests: &[Does]) -> Vec<(u32, Verdict)> {
     let mut board = Board::new(tests);
     let indices: Vec<u32> = (0..tests.len() as u32).collect();
@@ -265,7 +265,7 @@ proptest! {
         }
     }
 
-    /// What a line damages now and then is asked for again, and nothing fails for it.
+    /// The runner asks again where a line damages a byte now and then, and no test fails for it.
     #[test]
     fn a_line_with_a_bad_byte_now_and_then_fails_no_test(seed: u64, count in 1usize..8) {
         let tests = vec![Does::Passes; count];
