@@ -316,7 +316,7 @@ fn private_and_shared_futexes_differ() {
     }
 }
 
-/// The same word, which one process reaches by an area that begins at it, the other by one that begins a page before.
+/// A word that one process reaches by an area that begins at it, the other by one that begins a page before.
 fn a_futex_of_an_object_at_two_offsets() {
     // SAFETY: not at a fixed address.
     let pages = unsafe { mmap(0, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("pages");

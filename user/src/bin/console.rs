@@ -1,4 +1,4 @@
-//! What the monitor and its console meet in programs: `named` sleeps under a name that is no text, `crowd` with all the
+//! Programs that the monitor and its console meet: `named` sleeps under a name that is no text, `crowd` with all the
 //! threads that it may have; `reads` prints the monitor's prompt, and reads what is typed there; `takes` and `waits` read
 //! in the background; `stubborn` ignores Ctrl-C.
 
@@ -58,7 +58,7 @@ fn reads() -> u8 {
         unsafe { sys::call(READV, [0, list.as_ptr() as u64, pieces.len() as u64, 0, 0, 0]) }
     };
     println!("granule> ");
-    // What is typed comes at once or not, and a byte that is read to nowhere is lost.
+    // The input comes at once or not, and a byte that is read to nowhere is lost.
     if read(0x1000, 1) != Err(Errno::EFAULT) || read_pieces(&[(0x1000, 1), (at, 1)]) != Err(Errno::EFAULT) {
         return 1;
     }

@@ -413,7 +413,7 @@ impl Random {
         let sharing = self.of(&[MAP_PRIVATE, MAP_PRIVATE, MAP_SHARED]);
         let fixed = self.of(&[MAP_FIXED, MAP_FIXED, MAP_FIXED_NOREPLACE, 0]);
         let odd = if self.below(8) == 0 { self.number() } else { 0 };
-        // What lies anywhere would pile up.
+        // Mappings that lie anywhere would pile up.
         MAP_ANONYMOUS | sharing | fixed | odd
     }
 
@@ -533,11 +533,11 @@ impl Random {
     }
 }
 
-/// What the threads of a child have in common, with signal handlers.
+/// State that the threads of a child have in common, with signal handlers.
 static PATH: AtomicU64 = AtomicU64::new(0);
 static SEED: AtomicU64 = AtomicU64::new(0);
 static SHARED_PAGES: AtomicU64 = AtomicU64::new(0);
-/// What is a file, a directory, nothing, and no path.
+/// Paths: of files, of a directory, of nothing, and invalid ones.
 const PATHS: [&CStr; 8] = [c"/", c"", c"nosuch", c"./plain", c"/../fuzz", c"fuzz/", c"fuzz/.", c"plain/x"];
 /// Where signal frames are moved to: two pages.
 static FRAMES: AtomicU64 = AtomicU64::new(0);
@@ -721,7 +721,7 @@ impl Random {
             }
             let _ = time::sleep(1_000_000);
         }
-        // What it has jumped to does not end.
+        // The code that it has jumped to does not end.
         let _ = process::kill(child as i32, SIGKILL);
         let _ = process::wait4(child as i32, 0);
     }
@@ -988,7 +988,7 @@ impl Random {
         unsafe { sys::raw(EXECVE, [path, list, if environment { list } else { 0 }, 0, 0, 0]) };
     }
 
-    /// The same in a copy of the process, which is waited for.
+    /// As [`Self::execute`], in a copy of the process, which is waited for.
     fn execute_apart(&mut self) {
         let (seed, pages) = (self.next(), self.pages);
         let child = process::spawn(|| {

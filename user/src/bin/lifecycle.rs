@@ -26,7 +26,7 @@ fn run(start: Start) -> u8 {
     };
     match arguments[1] {
         None => {}
-        // What `exec_replaces_the_program` starts.
+        // The program that `exec_replaces_the_program` starts.
         Some("child") => return if arguments[2] == Some("two words") && arguments[3].is_none() { 42 } else { 1 },
         Some("ask") => ask(),
         Some("rounds") => return rounds(arguments[2].and_then(|count| count.parse().ok()).unwrap_or(100)),

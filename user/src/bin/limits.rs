@@ -1,4 +1,4 @@
-//! What a process may have at most: `prlimit64` and what its limits do.
+//! The limits of a process: `prlimit64`, and the effects of what it sets.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -26,9 +26,9 @@ entry!(run);
 fn run(start: Start) -> u8 {
     match start.arguments().nth(1) {
         None => {}
-        // What `limits_are_inherited` starts.
+        // The program that `limits_are_inherited` starts.
         Some("child") => return u8::from(get(RLIMIT_CPU) == Ok(RLimit { soft: 1000, hard: 2000 })),
-        // What `a_program_has_no_more_stack` starts.
+        // The program that `a_program_has_no_more_stack` starts.
         Some("stack") => {
             // SAFETY: below what this thread uses; where there is no memory the program ends, as is expected.
             return unsafe { ((start.stack_pointer() - 0x1_0000) as *const u8).read_volatile() };
@@ -230,7 +230,7 @@ fn protect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
     unsafe { memory::mprotect(address, bytes, protection) }
 }
 
-/// What is larger than all memory is refused where private stores could fill it.
+/// A mapping that is larger than all memory is refused where private stores could fill it.
 fn what_cannot_fit() {
     const HUGE: u64 = 64 << 30;
     assert_eq!(map(HUGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
@@ -301,7 +301,7 @@ fn the_address_space() {
     for flags in [MAP_PRIVATE, MAP_SHARED, MAP_PRIVATE | MAP_NORESERVE] {
         assert_eq!(map(PAGE, PROT_NONE, flags), Err(Errno::ENOMEM));
     }
-    // What replaces does not add.
+    // A mapping that replaces another does not add to the count.
     assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Ok(START));
     assert_eq!(map_at(START, 2 * PAGE, PROT_READ, MAP_FIXED), Err(Errno::ENOMEM));
     assert_eq!(probe::read(START), Ok(0), "it is still there");
@@ -360,7 +360,7 @@ fn heap() {
     assert_eq!(brk(start + PAGE), start + PAGE, "less is no question of the limit");
 }
 
-/// What a read below the stack comes to.
+/// Whether a read below the stack finds nothing mapped.
 fn not_mapped(address: u64) -> bool {
     matches!(probe::read(address), Err(fault) if (fault.signal, fault.code) == (SIGSEGV, SEGV_MAPERR))
 }
@@ -408,7 +408,7 @@ fn areas_that_grow() {
     assert_eq!(map_at(below, PAGE, PROT_READ, MAP_FIXED_NOREPLACE), Ok(below));
     assert!(not_mapped(below + PAGE + GAP - PAGE));
     assert_eq!(probe::read(below + PAGE + GAP), Ok(0));
-    // What cannot be accessed needs no gap.
+    // An area that cannot be accessed needs no gap.
     assert_eq!(protect(below, PAGE, PROT_NONE), Ok(()));
     assert_eq!(probe::read(below + PAGE), Ok(0));
     assert!(probe::read(below).is_err());

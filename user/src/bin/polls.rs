@@ -116,7 +116,7 @@ fn ppoll(files: &mut [PollFd], limit: Option<&mut Timespec>, mask: Option<&u64>)
     call(PPOLL, [files.as_mut_ptr() as u64, files.len() as u64, limit, mask, 8])
 }
 
-/// What is found at once at one file.
+/// The events that are found at once at one file.
 fn state(file: u64, events: u16) -> u16 {
     let mut files = [PollFd { fd: file as i32, events, revents: 0xffff }];
     let found = ppoll(&mut files, Some(&mut Timespec::from_nanoseconds(0)), None);
@@ -812,7 +812,7 @@ fn polls_wait() {
     equal("which one", files.map(|file| file.revents), [0, POLLIN]);
     wakes.join();
     equal("taken", take(event), Ok(1));
-    // The same file twice.
+    // Both entries have the same file.
     set_files([event, 0]);
     let wakes = Thread::spawn(
         |_| {
@@ -872,7 +872,7 @@ fn masks() {
     equal("while it waits", ppoll(&mut [], None, Some(&0)), Err(Errno::EINTR));
     sender.join();
     equal("the mask is as before", mask(SIG_SETMASK, 0), Ok(one));
-    // What is blocked in the meantime comes behind the call.
+    // A signal that is blocked during the call comes after it.
     handles(SIGUSR1, 0);
     equal("nothing came", got(), 0);
     let sender = signal_soon(SIGUSR1);

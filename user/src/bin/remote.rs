@@ -1,4 +1,4 @@
-//! What a process reads and changes of others, and shows of itself: process_vm_readv and process_vm_writev,
+//! Memory that a process accesses of others, and state that it shows of itself: process_vm_readv and process_vm_writev,
 //! `/proc/PID/pagemap`, the robust futexes that a thread leaves, and small calls of C libraries.
 //!
 //! Each answer is Linux's.

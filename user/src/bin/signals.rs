@@ -46,7 +46,7 @@ fn run(start: Start) -> u8 {
     0
 }
 
-/// What the last handler saw.
+/// The state that the last handler saw.
 struct Seen {
     count: AtomicU32,
     signal: AtomicU32,
@@ -296,7 +296,7 @@ core::arch::global_asm!(
     record = sym FRAME_RECORD,
 );
 
-/// What an unwinder follows: X29 of a handler points above its frame, to X29 and X30 of the interrupted code.
+/// The records that an unwinder follows: X29 of a handler points above its frame, to X29 and X30 of interrupted code.
 #[cfg(target_arch = "aarch64")]
 fn a_handlers_frame_record_leads_to_what_it_interrupted() {
     unsafe extern "C" {
@@ -420,7 +420,7 @@ fn calls_are_interrupted_or_restarted() {
     assert_eq!(process::wait(child), exited(0));
 }
 
-/// What `restart_syscall` answers, called by the program itself.
+/// The answer of `restart_syscall`, called by the program itself.
 fn restart() -> Result<u64, Errno> {
     // SAFETY: it continues a sleep, which writes at most the rest, to memory that is still mapped.
     unsafe { sys::call(RESTART_SYSCALL, [0; 6]) }
@@ -558,7 +558,7 @@ fn a_handler_without_a_restorer_returns() {
 
 /// Long calls stop where they are, as on Linux. By itself, because it takes more than one CPU.
 fn long_calls_make_way() {
-    /// What is written: lines, so that other output does not come into the middle of one.
+    /// Bytes that are written, in lines, so that other output does not come into the middle of one.
     const TEXT: usize = 512 << 10;
     static LINES: [u8; TEXT] = {
         let mut lines = [b' '; TEXT];

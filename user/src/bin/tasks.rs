@@ -1,4 +1,4 @@
-//! What processes and threads share, what each has of its own, and which thread a signal reaches.
+//! State that processes and threads share, state that each has of its own, and the thread that a signal reaches.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
@@ -372,7 +372,7 @@ fn the_oldest_child_is_collected_first() {
 }
 
 /// In a child of its own: the first thread waits for a vfork child that runs until it is stopped, and `others` runs
-/// in another thread. What they share.
+/// in another thread. The two threads share this state.
 struct Held {
     started: AtomicU32,
     release: AtomicU32,

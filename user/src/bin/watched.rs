@@ -45,7 +45,7 @@ const STRIDE: u64 = 0x1_0000_0000;
 enum Kind {
     /// A memory file, shared.
     Shared,
-    /// The same, by a block of 2 MiB where it is whole.
+    /// As [`Self::Shared`], by a block of 2 MiB where it is whole.
     Block,
     /// The program file, private.
     File,
@@ -206,7 +206,7 @@ struct Writer {
     files: [u64; 2],
     is_protected: [bool; ALL],
     reports: [u32; ALL],
-    /// What was stored last; 0 for zeros.
+    /// The value that was stored last; 0 for zeros.
     stored: [u64; ALL],
 }
 
@@ -298,7 +298,7 @@ impl Writer {
         let at = address(self.number, kind, page) as *const u64;
         // SAFETY: mapped readable, and no other thread stores to it.
         let found = unsafe { at.read_volatile() };
-        // What is discarded of the program file comes again from there.
+        // A page of the program file that was discarded comes again from there.
         if kind != Kind::File {
             assert_eq!(found, self.stored[kind.first() + page], "{kind:?} {page} of {}", self.number);
         }
