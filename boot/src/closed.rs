@@ -2,7 +2,7 @@
 //! earlier stage may have left them open. [`registers`] is the table. `entry.S` writes its rows on each CPU that comes up,
 //! at boot or later; a test on the target compares them there ([`open_register`]).
 //!
-//! SCTLR_EL1, TCR_EL1 and CPACR_EL1 are written whole as well. What they withhold of newer features is so too: ENTP2, ENALS
+//! SCTLR_EL1, TCR_EL1 and CPACR_EL1 are written whole as well. They withhold newer features too: ENTP2, ENALS
 //! and the like are zero, so EL0's TPIDR2_EL0, ST64B and POR_EL0 trap, SMEN and ZEN are zero, and TSCXT is set. Registers of
 //! features that entering from EL2 traps at EL1 (BRBE, GCS) are left to that. TRFCR_EL1 is left alone: firmware keeps it from
 //! EL1 as a rule (MDCR_EL3.TTRF; TF-A's `ENABLE_TRF_FOR_NS` is 0), and a trap to EL3 would end the boot without a word.
@@ -21,7 +21,7 @@ macro_rules! registers {
             "CNTKCTL_EL1" "cntkctl_el1", 0x2, "id_aa64pfr0_el1" 0, "";
             // EL0 reads no event counter: they count what the kernel does too.
             "PMUSERENR_EL0" "pmuserenr_el0", 0, "id_aa64dfr0_el1" 8, "";
-            // The same for activity monitors.
+            // EL0 reads no activity monitor, for the same reason.
             "AMUSERENR_EL0" "S3_3_C13_C2_3", 0, "id_aa64pfr0_el1" 44, "";
             // E0SPE, E1SPE, CX, PA, TS: no statistical profiling.
             "PMSCR_EL1" "S3_0_C9_C9_0", 0, "id_aa64dfr0_el1" 32, "S3_0_C9_C10_7";

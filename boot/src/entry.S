@@ -300,7 +300,7 @@ at_el2:
     msr     S3_4_C3_C1_0, xzr               // HDFGRTR2_EL2
     msr     S3_4_C3_C1_1, xzr               // HDFGWTR2_EL2
 
-    // EL2 is empty from here on. What traps there all the same stops, rather than run what was there before.
+    // EL2 is empty from here on. A CPU that traps there all the same stops, and runs no earlier code.
 9:  address x0, parked_vectors
     msr     vbar_el2, x0
     tlbi    alle1                           // every VMID: ours is 0, and it may have been used
@@ -415,7 +415,7 @@ configure_el1:
     b       4f
 3:  orr     x26, x26, #{SCTLR_SPAN}
 
-    // What is IMPLEMENTATION DEFINED is EL1's alone.
+    // IMPLEMENTATION DEFINED functionality is EL1's alone.
 4:  id_field x0, id_aa64mmfr1_el1, {MMFR1_TIDCP1}
     cbz     x0, 4f
     orr     x26, x26, #{SCTLR_TIDCP}
@@ -526,7 +526,7 @@ primary_high:
 4:  add     x2, x2, #(63 * 8)
     b       1b
 
-    // What held pointers to relocate is constant now: a narrowing of live entries, so invalidate.
+    // The data with relocated pointers is constant now: a narrowing of live entries, so invalidate.
 5:  adrp    x0, __relro_start
     adrp    x1, __relro_end
     sub     x2, x0, x27

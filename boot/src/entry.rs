@@ -68,11 +68,11 @@ const VTCR_EL2: u64 = 1 << 31;
 /// alone.
 const TCR: u64 = mmu::tcr(Granule4K::HALF, Granule4K::HALF) | TCR_EL1::TBI0::Ignored.value;
 
-/// What MTE adds to TCR_EL1: the top byte is ignored in the addresses of data in the upper half too, not in those of
+/// MTE's bits of TCR_EL1: the top byte is ignored in the addresses of data in the upper half too, not in those of
 /// fetches, and an address whose tag is 0xf is not checked: see [`granule_arch::mte`].
 const TCR_TAGS: u64 = TcrEl1::TBI1.union(TcrEl1::TBID1).union(TcrEl1::TCMA1).bits();
 
-/// What it adds to SCTLR_EL1: EL1 and EL0 may access tags, and mismatches of EL0 that are recorded are so at each entry
+/// MTE's bits of SCTLR_EL1: EL1 and EL0 may access tags, and mismatches of EL0 that are recorded are so at each entry
 /// to EL1. Nothing is checked yet.
 const SCTLR_TAGS: u64 = SctlrEl1::ATA.union(SctlrEl1::ATA0).union(SctlrEl1::ITFSB).bits();
 

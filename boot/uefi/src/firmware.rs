@@ -1,4 +1,4 @@
-//! What the firmware has for the kernel: arguments, files, tables, random bytes, memory.
+//! The firmware's part of a handover: arguments, files, tables, random bytes, memory.
 
 #![allow(unsafe_code, reason = "reads what the firmware's tables point to")]
 
@@ -50,7 +50,7 @@ enum StubError {
 }
 
 impl StubError {
-    /// What the firmware gets.
+    /// The status that the stub returns to the firmware.
     fn status(&self) -> Status {
         match self {
             Self::Firmware(_, status) | Self::File(_, status) => *status,
@@ -62,7 +62,7 @@ impl StubError {
     }
 }
 
-/// What failed, for a status of the firmware's.
+/// An error for a status of the firmware's; `what` names the call that failed.
 fn failed(what: &'static str) -> impl FnOnce(Status) -> StubError {
     move |status| StubError::Firmware(what, status)
 }

@@ -51,7 +51,7 @@ impl Image {
     }
 }
 
-/// What is ready for the kernel.
+/// The parts that are ready for the kernel.
 pub(crate) struct Handover {
     /// The kernel as it was loaded.
     pub(crate) image: Image,
@@ -63,7 +63,7 @@ pub(crate) struct Handover {
     pub(crate) blob: Range<*mut u8>,
     /// Where in it memory goes.
     pub(crate) memory: MemoryProperty,
-    /// What of memory the kernel must have: itself, the device tree, the initrd.
+    /// The memory that the kernel must have: itself, the device tree, the initrd.
     pub(crate) needed: [Range<u64>; 3],
     /// A memory map, with room for the last one.
     pub(crate) map: Map,

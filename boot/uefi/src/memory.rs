@@ -89,7 +89,7 @@ fn is_ordinary(part: &MemoryDescriptor) -> bool {
         && !part.att.intersects(MemoryAttribute::SPECIAL_PURPOSE | MemoryAttribute::RUNTIME)
 }
 
-/// What of it the kernel's linear map shows; `None` where that is nothing.
+/// The addresses of `part` that the kernel's linear map shows; `None` where there are none.
 fn range_of(part: &MemoryDescriptor) -> Option<Range<u64>> {
     let end = part.page_count.saturating_mul(PAGE).saturating_add(part.phys_start).min(END_OF_MEMORY);
     (part.phys_start < end).then_some(part.phys_start..end)

@@ -22,7 +22,7 @@ pub enum OptionsError {
     TooLong(usize),
 }
 
-/// What the stub does itself, and what the kernel gets.
+/// The stub's own arguments, and the kernel's.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Arguments {
     /// For the kernel.
@@ -53,7 +53,7 @@ impl Arguments {
     /// Takes the stub's own words out.
     ///
     /// # Errors
-    /// What is left is too long.
+    /// The kernel's arguments are too long.
     pub fn new(text: &str) -> Result<Self, OptionsError> {
         let mut arguments = Self::default();
         for word in text.split_ascii_whitespace() {

@@ -49,7 +49,7 @@ pub fn kaslr_seed(firmware: &[u8]) -> Option<u64> {
     (seed != 0).then_some(seed)
 }
 
-/// What `/chosen` says.
+/// The properties to write to `/chosen`.
 #[derive(Clone, Debug, Default)]
 pub struct Chosen<'a> {
     /// Boot arguments; `None` leaves the tree's.
@@ -150,7 +150,7 @@ fn cells(root: &DeviceTreeNode, name: &'static str, missing: usize) -> Result<us
     }
 }
 
-/// Fills `/chosen`. What an earlier loader left of an initrd goes: it would be in memory that is free now. So does a
+/// Fills `/chosen`. An earlier loader's initrd is removed: it would be in memory that is free now. So is a
 /// seed that the stub has used.
 fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeError> {
     for name in ["linux,initrd-start", "linux,initrd-end", "kaslr-seed", RSDP] {
@@ -181,8 +181,8 @@ fn offset_of_memory(blob: &[u8]) -> Result<usize, TreeError> {
 }
 
 impl MemoryProperty {
-    /// Writes the banks into the tree. It allocates nothing, so it may run after boot services have ended. What needs
-    /// more cells than the tree has is left out, and what is left of the room has size zero, which is no memory.
+    /// Writes the banks into the tree. It allocates nothing, so it may run after boot services have ended. A bank that
+    /// needs more cells than the tree has is left out, and the rest of the room has size zero, which is no memory.
     pub fn write(self, blob: &mut [u8], banks: &Banks) {
         let size = (self.address_cells + self.size_cells) * 4;
         let room = &mut blob[self.offset..][..MAX_BANKS * size];
@@ -273,7 +273,7 @@ mod tests {
         let words: Vec<u64> = reg.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).collect();
         assert_eq!(words[..5], [0x4000_0000, 0x100_0000, 0x1_0000_0000, 0x1_0000_0000, 0]);
         assert!(words.len() == 2 * MAX_BANKS && words[5..].iter().all(|word| *word == 0));
-        // What is written later takes all of its place.
+        // A later write replaces all banks.
         tree.memory.write(&mut tree.blob, &banks(std::slice::from_ref(&(0x4000_0000..0x4000_1000))));
         let reg = value(&tree.blob, "memory", "reg").unwrap();
         assert_eq!(reg.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).filter(|word| *word != 0).count(), 2);
