@@ -78,7 +78,7 @@ const FIRST: [u32; BANKS] = [SHARED, SHARED + 32, SHARED + 64];
 struct Bcm2836 {
     cores: VirtAddr,
     shared: Option<VirtAddr>,
-    /// Of each bank of the second controller the lines that are enabled here. What is pending is not masked by that.
+    /// The lines that are enabled here in each bank of the second controller. Pending bits are not masked by that.
     enabled: [AtomicU32; BANKS],
     /// Held while a register is read, changed and written back.
     configuration: IrqLock<(), { rank::INTERRUPT }>,

@@ -15,7 +15,7 @@
 //! Of programs only those of the [`Foreground`] read: the others' reads find nothing, and wait until they are in it. While
 //! there is one, Ctrl-C is no input but interrupts the thread that has it. A program that reads nothing must not hide it:
 //! so as long as there is a foreground, what does not fit into the queue is taken from the device too, and waits behind
-//! the queue. That has a bound, beyond which Ctrl-C stays in the device with all else. Linux's line discipline takes
+//! the queue, up to a bound, beyond which Ctrl-C stays in the device with all else. Linux's line discipline takes
 //! 4,095 bytes of whole lines and stops there, Ctrl-C or not; what it drops of a longer line a script here would lack.
 //!
 //! While there is an [`EditedLine`], others' output erases that line first, and the thread that edits it draws it again
@@ -61,7 +61,7 @@ static EARLYCON: Parameter = Parameter {
     check: |value| parse_earlycon(value).map(drop),
 };
 
-/// What Ctrl-C sends.
+/// The byte that Ctrl-C sends.
 const INTERRUPT: u8 = 0x03;
 /// To the start of the line, and erase it to its end (ECMA-48).
 const ERASE_LINE: &[u8] = b"\r\x1b[K";
@@ -90,14 +90,14 @@ pub trait Console: Sync {
     fn set_transmit_interrupt(&self, on: bool);
 }
 
-/// What the console's lock protects. All zeros at first: the image does not contain it.
+/// The state that the console's lock protects. All zeros at first: the image does not contain it.
 pub(super) struct Terminal {
     received: Deque<u8, QUEUE>,
     /// Bytes behind `received`, which is full then. They came while there was a foreground, so none is Ctrl-C.
     behind: Deque<u8, BEHIND>,
     /// There was no room: the rest is in the device, whose interrupt is off.
     held_back: bool,
-    /// What the port has not taken yet.
+    /// Output that the port has not taken yet.
     pub(super) output: Output,
     /// The transmit interrupt is on: it sends what is in `output`.
     transmits: bool,
@@ -108,14 +108,14 @@ pub(super) struct Terminal {
     line: Edited,
     /// The last line of the output has not ended.
     in_line: bool,
-    /// The same of others' output, in front of which the edited line was erased.
+    /// The last line of others' output, before which the edited line was erased, has not ended.
     others_in_line: bool,
 }
 
 /// A program that the kernel started, and its descendants: its serial number.
 pub type Family = u64;
 
-/// What reads the console's input.
+/// A reader of the console's input.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Reader {
     /// A thread of the kernel, at any time.
@@ -297,7 +297,7 @@ pub fn has_input(reader: Reader) -> bool {
     terminal.may_read(reader) && !terminal.received.is_empty()
 }
 
-/// What is woken when there is input, and when other programs may read it. Not where the port is polled.
+/// The pollers to wake when there is input, and when other programs may read it; none where the port is polled.
 pub fn pollers() -> &'static PollQueue {
     &POLLERS
 }

@@ -73,7 +73,7 @@ pub(super) fn init(
     // SAFETY: by the device tree a GICv2 distributor is there, `map` has mapped it for ever as device memory, and the
     // lock that guards it from now on does not exist yet.
     let mut registers = unsafe { UniqueMmioPointer::new(gicd) };
-    // Whatever the firmware was doing ends here.
+    // The firmware's use of the distributor ends here.
     field!(registers, ctlr).write(GicdCtlr::empty());
     let lines = field_shared!(registers, typer).read().num_irqs() as usize / 32;
     clear(&mut registers, 1..lines);

@@ -169,7 +169,7 @@ fn clear_shared(mut gicd: &mut UniqueMmioPointer<'_, Gicd>) {
     }
 }
 
-/// The same for a CPU's private ones, SGIs among them; they were just disabled.
+/// As [`clear_shared`], for a CPU's private interrupts, SGIs among them; they were just disabled.
 fn clear_private(mut frames: &mut UniqueMmioPointer<'_, GicrSgi>, has_unmaskable: bool) {
     // Of extended ones as well; where there are none, writes have no effect.
     let words = 0..3;

@@ -7,7 +7,7 @@
 //!
 //! Handlers are registered once, at boot, for all CPUs, and run with interrupts masked on the CPU that took the
 //! interrupt. A private interrupt is enabled on each CPU when that CPU starts; a shared one goes to the CPU that
-//! registered it. What devices send by writing to memory comes through the ITS, which has its own list ([`its`]).
+//! registered it. Message-signalled interrupts come through the ITS, which has its own list ([`its`]).
 
 #![allow(unsafe_code, reason = "calls a handler by the address that was registered")]
 
@@ -27,7 +27,7 @@ const COUNT: usize = 1020;
 /// The first number that CPUs share.
 pub(super) const SHARED: u32 = 32;
 
-/// What a controller can do. Everything but [`init_cpu`](Self::init_cpu) comes after it on the same CPU.
+/// An interrupt controller. Everything but [`init_cpu`](Self::init_cpu) comes after it on the same CPU.
 pub trait InterruptController: Sync {
     /// Makes this CPU take interrupts, all of its private ones disabled.
     ///
@@ -36,8 +36,8 @@ pub trait InterruptController: Sync {
     fn init_cpu(&self, cpu: &Cpu) -> Result<(), InterruptError>;
     /// Enables an interrupt: a private one on this CPU, `cpu`; a shared one, to be taken by it.
     fn enable(&self, interrupt: Interrupt, cpu: &Cpu);
-    /// Sends the interrupt `number`, 0–15, to `cpu`, which has started. What this CPU stored before is seen by the
-    /// handler.
+    /// Sends the interrupt `number`, 0–15, to `cpu`, which has started. The handler sees this CPU's earlier
+    /// stores.
     fn send(&self, cpu: &Cpu, number: u32);
     /// Takes the most urgent pending interrupt; `None` where there is none any more.
     fn acknowledge(&self) -> Option<Acknowledged>;
@@ -51,7 +51,7 @@ pub trait InterruptController: Sync {
 pub struct Acknowledged {
     /// Its number.
     pub intid: u32,
-    /// What the controller wants back: GICv2 keeps the sender of an IPI in it.
+    /// The word that the controller wants back at the end: GICv2 keeps the sender of an IPI in it.
     pub token: u32,
 }
 
@@ -78,10 +78,10 @@ pub enum InterruptError {
     NoController,
 }
 
-/// What runs when an interrupt arrives: on the CPU that took it, interrupts masked.
+/// A function that runs when an interrupt arrives: on the CPU that took it, interrupts masked.
 pub type Handler = fn(&Cpu);
 
-/// What takes the interrupts of a device that there may be several of.
+/// A driver's handler for the interrupts of one device, of which there may be several.
 pub trait InterruptHandler: Sync {
     /// The device's interrupt number `vector` has arrived, on this CPU, `cpu`, with interrupts masked. An interrupt by
     /// a pin arrives again until the device has deasserted it.

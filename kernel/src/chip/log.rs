@@ -2,7 +2,7 @@
 //!
 //! Each record is a line `[    0.001234] text`, with the seconds since the kernel was entered; records above `info` in
 //! importance carry their level. The ring has everything down to `debug`; the console has what `loglevel=` asks for.
-//! What does not fit any more leaves the ring as whole lines, the oldest first.
+//! A full ring drops whole lines, the oldest first.
 //!
 //! Where there is no console the ring is all that tells how a boot went: the image's header has its place, for a debugger
 //! (docs/BOARDS.md).

@@ -1,4 +1,4 @@
-//! What every machine has: console, interrupt controller, timer, power.
+//! The devices of every machine: console, interrupt controller, timer, power.
 //!
 //! Each kind has one interface, so that another driver can join: [`console::Console`],
 //! [`interrupt::InterruptController`]. The caller that starts a driver maps its registers; drivers know nothing of page

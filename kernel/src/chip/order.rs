@@ -1,4 +1,4 @@
-//! What orders interrupts with memory, for each controller.
+//! Barriers that order interrupts with memory, for each controller.
 //!
 //! ```text
 //!     sender                       CPU that takes it
@@ -8,7 +8,7 @@
 //! ```
 //! The register is a device's or the system's, which a store does not wait for. And the exception orders the handler behind
 //! the interrupt that has caused it, not behind another that IAR returns: one that has arrived since, or the next of the
-//! same loop. Its message could have been loaded before IAR was read. What a device stores before its interrupt is such a
+//! same loop. Its message could have been loaded before IAR was read. A device's store before its interrupt is such a
 //! message too.
 //!
 //! `kernel/loom` compiles this file on loom's atomics.

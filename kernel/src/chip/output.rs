@@ -175,11 +175,11 @@ pub(super) mod tests {
         pub(in crate::chip) fn holds(&self) -> usize {
             self.state.lock().unwrap().received.len()
         }
-        /// What was last asked of the receive interrupt.
+        /// The last setting of the receive interrupt.
         pub(in crate::chip) fn receive_interrupt(&self) -> Option<bool> {
             self.state.lock().unwrap().receive_interrupt
         }
-        /// What was last asked of the transmit interrupt.
+        /// The last setting of the transmit interrupt.
         pub(in crate::chip) fn transmit_interrupt(&self) -> Option<bool> {
             self.state.lock().unwrap().transmit_interrupt
         }

@@ -6,7 +6,7 @@
 //! DMA and modem control that a driver before used would stop the kernel or lose characters, and in loopback it would
 //! read its own output.
 //!
-//! QEMU's model receives while the port is off, too: one character, until it is read. That is the first one of a script,
+//! QEMU's model receives while the port is off, too: one character, until it is read. It is the first one of a script,
 //! and goes with the FIFO's contents where the FIFO is turned on, so it is read before.
 
 #![allow(unsafe_code, reason = "registers of the UART")]
@@ -37,7 +37,7 @@ const LINE_CONTROL_FORMAT: u32 = 1 << 7 | 3 << 5 | 1 << 3 | 1 << 2 | 1 << 1;
 /// UARTCR, at this offset, and in it the port itself, its transmitter and its receiver.
 const CONTROL: usize = 0x30;
 const CONTROL_ENABLE: u32 = 1 | 1 << 8 | 1 << 9;
-/// What it is to be: the other side sees that the port is ready (DTR and RTS), and no hardware looks whether that one is.
+/// The port in use: the other side sees that it is ready (DTR and RTS), and no hardware looks whether that one is.
 const CONTROL_READY: u32 = CONTROL_ENABLE | 1 << 10 | 1 << 11;
 /// With these a port is no serial line: infrared, and loopback.
 const CONTROL_ELSEWHERE: u32 = 1 << 1 | 1 << 2 | 1 << 7;
@@ -90,7 +90,7 @@ impl Pl011 {
             write(INTERRUPT_CLEAR, INTERRUPT_CLEAR_ALL & !INTERRUPT_CLEAR_RECEIVE);
         } else {
             if is_set_up {
-                // What the firmware is sending is not cut off, if the port ever sends it.
+                // A character that the firmware is sending is not cut off, if the port ever sends it.
                 let _ = (0..PATIENCE).any(|_| read(FLAGS) & FLAGS_BUSY == 0);
             }
             write(CONTROL, 0);
@@ -171,7 +171,7 @@ impl Console for Pl011 {
 mod tests {
     use super::*;
 
-    /// What becomes of a port that has these registers.
+    /// The registers of a port that begins with these, once the driver has set it up.
     fn taken(set: &[(usize, u32)]) -> [u32; 32] {
         let mut page = [0_u32; 1024];
         set.iter().for_each(|&(offset, value)| page[offset / 4] = value);

@@ -21,7 +21,7 @@ static ENTRY: AtomicU64 = AtomicU64::new(0);
 /// The timer's interrupt arrives.
 static ARRIVES: AtomicBool = AtomicBool::new(false);
 
-/// What a CPU has due: part of its [`Cpu`], touched by it alone.
+/// The deadlines of a CPU: part of its [`Cpu`], touched by it alone.
 pub struct Due([DeadlineSlot; PURPOSES]);
 
 /// The users of a deadline. Each has one on each CPU.
@@ -49,7 +49,7 @@ struct DeadlineSlot {
     handler: AtomicUsize,
 }
 
-/// What runs when a deadline is reached: in the interrupt, on the CPU that set it.
+/// A function that runs when a deadline is reached: in the interrupt, on the CPU that set it.
 pub type DeadlineHandler = fn(&Cpu);
 
 impl Due {

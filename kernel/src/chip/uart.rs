@@ -160,7 +160,7 @@ enum Step {
     Copy { from: Register, to: Register, bits: u32 },
     /// The register is read: that clears flags.
     Read(Register),
-    /// The same, where all of this is so.
+    /// As [`Self::Read`], where all of these are so.
     ReadIf(&'static [Flag], Register),
     /// Until this is so, or longer than it takes.
     Wait(Flag),

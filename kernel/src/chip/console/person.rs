@@ -79,8 +79,8 @@ impl Drop for Foreground {
     }
 }
 
-/// A line that the running thread edits, the last one on the screen: output of others erases it and stands above it. That
-/// thread prints with [`super::print_by_editor`], and draws the line again where [`Self::read_byte`] asks for it. One at a time.
+/// A line that the running thread edits, the last one on the screen: output of others erases it and stands above it.
+/// The thread prints with [`super::print_by_editor`], and redraws it where [`Self::read_byte`] asks. One at a time.
 #[derive(Debug)]
 pub struct EditedLine(());
 

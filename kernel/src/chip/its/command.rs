@@ -4,7 +4,7 @@ use tock_registers::fields::FieldValue;
 use tock_registers::register_bitfields;
 
 register_bitfields! { u64,
-    /// What, and of which device.
+    /// The command, and the device that it is about.
     WORD0 [
         OPCODE OFFSET(0) NUMBITS(8) [
             SYNC = 0x05,
@@ -43,7 +43,7 @@ register_bitfields! { u64,
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct ItsCommand(pub(super) [u64; 4]);
 
-/// What the ITS writes interrupts of a device's events into: a table of `1 << event_bits` entries.
+/// The table into which the ITS writes interrupts of a device's events: one of `1 << event_bits` entries.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct EventTable {
     /// A multiple of 256.
@@ -72,7 +72,7 @@ impl ItsCommand {
         Self([about(WORD0::OPCODE::MAPTI, device), which.value, WORD2::COLLECTION.val(collection.into()).value, 0])
     }
 
-    /// What was written about an event's interrupt in the table of configurations counts from now on.
+    /// The ITS reads the configuration of an event's interrupt again.
     pub(super) fn invalidate(device: u32, event: u32) -> Self {
         Self([about(WORD0::OPCODE::INV, device), WORD1::EVENT.val(event.into()).value, 0, 0])
     }
@@ -82,7 +82,7 @@ impl ItsCommand {
         Self([about(WORD0::OPCODE::DISCARD, device), WORD1::EVENT.val(event.into()).value, 0, 0])
     }
 
-    /// What was said before about this redistributor has taken effect when this is done.
+    /// Earlier commands about this redistributor have taken effect when this one is done.
     pub(super) fn sync(target: u64) -> Self {
         Self([WORD0::OPCODE::SYNC.value, 0, WORD2::TARGET.val(target).value, 0])
     }

@@ -53,7 +53,7 @@ static ITS: Once<Result<Locked, ItsError>> = Once::new();
 static LISTS: SpinMutex<ItsLists> = SpinMutex::new(ItsLists::EMPTY);
 static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; EVENTS] = [const { IrqLock::new(None) }; EVENTS];
 
-/// What a device writes to [`doorbell`](super::doorbell), and which interrupt that is.
+/// The value that a device writes to [`doorbell`](super::doorbell), and the interrupt that it raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Message {
     /// The value.

@@ -214,13 +214,13 @@ struct ItsUnit<R> {
     written: u64,
     /// A byte for each LPI.
     configurations: Part,
-    /// What each CPU's redistributor is called; 0 bits in `connected` have none.
+    /// The target in commands of each CPU's redistributor; 0 bits in `connected` have none.
     targets: [u64; crate::smp::MAX_CPUS],
     connected: u32,
     lists: &'static mut ItsLists,
 }
 
-/// What an ITS is used for. It is too large for a stack on its way into the ITS, so it has its place before.
+/// The devices and events of an ITS: too large for a stack on their way into it, so they have their place before.
 struct ItsLists {
     /// Devices that have a table.
     devices: Vec<u32, DEVICES>,
@@ -312,7 +312,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
         Ok(())
     }
 
-    /// What the redistributor of CPU number `cpu` is called, once it is connected.
+    /// The target in commands of the redistributor of CPU number `cpu`, once it is connected.
     fn target(&mut self, cpu: u32) -> &mut u64 {
         &mut self.targets[cpu as usize]
     }
@@ -372,7 +372,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
             unsafe { slot.write_volatile(command.0) };
             self.written = (self.written + COMMAND) % QUEUE;
         }
-        // What the commands speak of, and they themselves, are there before the ITS reads them.
+        // The commands and the tables that they name are in memory before the ITS reads them.
         barrier::dsb_sy();
         self.registers.write64(CWRITER, self.written);
         let (registers, written) = (&self.registers, self.written);

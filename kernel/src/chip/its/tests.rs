@@ -14,7 +14,7 @@ use super::{EVENTS, FIRST, ItsError, ItsLists, ItsRegisters, ItsUnit, TableMemor
 
 const BLOCK: u64 = 2 << 20;
 
-/// What an ITS is like.
+/// The properties of a model ITS.
 #[derive(Clone, Copy)]
 struct CommandKind {
     typer: u64,
@@ -30,7 +30,7 @@ struct CommandKind {
 const QEMU: CommandKind =
     CommandKind { typer: 0x1 | 11 << 4 | 15 << 8 | 15 << 13, page: 0, coherent: true, stalls: None };
 
-/// What its commands have set.
+/// The state that the model's commands have set.
 #[derive(Default)]
 struct ModelState {
     enabled: bool,

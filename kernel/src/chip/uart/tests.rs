@@ -393,7 +393,7 @@ fn what_was_sent_and_received_is_acknowledged_byte_by_byte() {
     assert_eq!(page.get(0x10), 0x60);
 }
 
-/// Whatever is done with a port, no access is beyond the registers that the tree must have for it.
+/// No use of a port accesses more than the registers that the tree must have for it.
 #[test]
 fn a_port_uses_its_own_registers_alone() {
     for kind in UartKind::ALL.into_iter().filter(|&kind| kind != UartKind::Pl011) {
@@ -644,7 +644,7 @@ fn interrupts_are_enabled_and_disabled_one_by_one() {
     }
 }
 
-/// What stood, and what was done about it: written to a register, or read.
+/// A flag that stood is ended by a write to a register, or a read.
 #[test]
 fn what_an_interrupt_left_standing_is_ended() {
     for (kind, standing, expected) in [
