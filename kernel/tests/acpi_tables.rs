@@ -275,7 +275,7 @@ fn changes() -> impl Strategy<Value = Vec<(Index, u64, u8)>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever the tables hold, reading them ends, with an error or with a machine.
+    /// Reading the tables ends, with an error or with a machine, whatever they hold.
     #[test]
     fn tables_that_say_nonsense_are_an_error_or_a_machine(
         gic in prop_oneof![Just(Gic::V2), Just(Gic::V3), Just(Gic::V3ByCpu)],

@@ -136,7 +136,7 @@ pub struct Its {
 /// An SMMUv3. Its interrupts are edges, and each may be missing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Smmu {
-    /// What other nodes refer to it by.
+    /// The handle by which other nodes refer to it.
     pub phandle: Option<u32>,
     /// Both register pages.
     pub registers: PhysRange,

@@ -84,12 +84,12 @@ pub enum RepeatTlbi {
 }
 
 impl RepeatTlbi {
-    /// What one CPU needs, by its MIDR_EL1.
+    /// The need of one CPU, by its MIDR_EL1.
     pub fn of(midr: u64) -> Self {
         name_in(&REPEATING, midr).map_or(Self::NotNeeded, Self::Needed)
     }
 
-    /// What two need together. An invalidation is for all CPUs, so one that needs it decides.
+    /// The need of two CPUs together. An invalidation is for all CPUs, so one that needs it decides.
     #[must_use]
     pub fn or(self, other: Self) -> Self {
         if self.is_needed() { self } else { other }
@@ -140,7 +140,7 @@ const LOSING_DIRT: [Design; 2] = [
     Design { name: "Cortex-A510", implementer: ARM, part: 0xd46, releases: Releases::Between((0, 0), (0, 2)) },
 ];
 
-/// What notes that a page was written: FEAT_HAFDBS, or a fault.
+/// The mechanism that notes a write to a page: FEAT_HAFDBS, or a fault.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum DirtyState {
     /// The hardware of every CPU.
@@ -152,7 +152,7 @@ pub enum DirtyState {
 }
 
 impl DirtyState {
-    /// What one CPU can do.
+    /// The mechanism of one CPU.
     pub fn of(cpu: &CpuFeatures) -> Self {
         match name_in(&LOSING_DIRT, cpu.midr) {
             Some(name) => Self::Broken(name),
@@ -161,13 +161,13 @@ impl DirtyState {
         }
     }
 
-    /// What two can do together: the first that cannot decides.
+    /// The mechanism of two CPUs together: the first that lacks it decides.
     #[must_use]
     pub fn and(self, other: Self) -> Self {
         if self == Self::Hardware { other } else { self }
     }
 
-    /// Switches it on for this CPU, if every CPU has it. What TLBs hold was walked without: an invalidation of all of
+    /// Switches it on for this CPU, if every CPU has it. TLB entries were walked without it: an invalidation of all of
     /// this CPU's follows.
     pub fn enable(self) {
         #[cfg(target_os = "none")]

@@ -1,7 +1,7 @@
-//! What all CPUs can do together.
+//! The features that all CPUs have.
 //!
 //! The least of the CPUs wins, field by field; every CPU has put its ID registers aside before the first of them uses a
-//! feature. What the registers do not answer alone is asked of each CPU's design: [`SizeChange`], [`RepeatTlbi`].
+//! feature. Each CPU's design decides where the registers do not suffice: [`SizeChange`], [`RepeatTlbi`].
 
 use core::fmt;
 
@@ -90,7 +90,7 @@ pub mod branch {
     };
 }
 
-/// What the CPUs of the system have in common.
+/// The features that the CPUs of the system have in common.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct SystemFeatures {
     /// The least of all CPUs.
@@ -103,7 +103,7 @@ pub struct SystemFeatures {
     pub misreports_former_code: Option<&'static str>,
     /// A design among the CPUs that must not share TLB entries.
     pub shares_wrongly: Option<&'static str>,
-    /// What the CPUs speculate about unhindered.
+    /// The speculation of the CPUs that nothing hinders.
     pub weaknesses: Weaknesses,
     /// Whether the hardware is to note by itself that a page was written.
     pub dirty_state: DirtyState,

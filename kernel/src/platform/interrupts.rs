@@ -9,7 +9,7 @@
 use super::tree::{self, cell};
 use super::{NodeName, PlatformError};
 
-/// What identifies an interrupt to the controller.
+/// The signal by which the controller recognises an interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Trigger {
     /// A pulse is one interrupt. A controller that is set to level loses it.
@@ -137,8 +137,8 @@ impl Interrupts<'_> {
         interrupt_of(kind, line).map(Some).ok_or_else(|| self.bad("interrupts"))
     }
 
-    /// As [`get`](Self::get), where each line begins with its controller. What another controller's lines take is not
-    /// known here, so that a line behind one of those is not found.
+    /// As [`get`](Self::get), where each line begins with its controller. The number of cells of another
+    /// controller's lines is not known here, so a line after one of those is not found.
     fn get_extended(
         &self,
         list: &[u8],

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 
-/// What was asked for and cannot be had.
+/// A request of the boot argument that the CPUs cannot meet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 enum Denied {
     #[error("heap.tags: a CPU has no tags in memory (FEAT_MTE2), so nothing is checked")]
@@ -16,8 +16,8 @@ enum Denied {
     NoAsymmetric,
 }
 
-/// The checks by the boot argument, synchronous without one, as far as `mte`, the least of all CPUs, has them. What
-/// it has not is a warning.
+/// The checks by the boot argument, synchronous without one, as far as `mte`, the least of all CPUs, has them. A
+/// request beyond them is a warning.
 pub fn decide(mte: Mte) -> TagCheck {
     let (checks, denied) = possible(bootargs::get("heap.tags").and_then(parse), mte);
     if let Some(denied) = denied {

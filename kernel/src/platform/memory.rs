@@ -88,7 +88,7 @@ pub(super) fn reserved_memory(platform: &mut Platform, node: &Node<'_, '_>) -> R
         while let Some(range) = child.registers(index)? {
             index += 1;
             let range = outwards(range).ok_or_else(|| child.bad("reg"))?;
-            // Whatever its status: a reservation that is not in use is still not free.
+            // The status does not count: a reservation that is not in use is still not free.
             reserve(platform, range)?;
             if child.property("no-map").is_some() {
                 // As large as `reserved`, which has just taken it.

@@ -1,4 +1,4 @@
-//! What the machine is, by its device tree or by ACPI's tables.
+//! The description of the machine, by its device tree or by ACPI's tables.
 //!
 //! [`Platform::read`] goes through the flattened device tree once, copies out what the kernel needs and forgets the
 //! rest; nothing refers to the tree afterwards. It allocates nothing, since it runs before there is memory to allocate,
@@ -83,11 +83,11 @@ pub const MAX_BOOTARGS: usize = 2048;
 pub struct Platform {
     /// ACPI's Root System Description Pointer, where the tables and not the tree describe CPUs and devices.
     pub rsdp: Option<PhysAddr>,
-    /// What the machine calls itself, cut off after 48 bytes; empty where it has no name.
+    /// The machine's own name, cut off after 48 bytes; empty where it has none.
     pub model: String<48>,
     /// Memory, ascending, page aligned (partial pages at a bank's ends are left out), neither overlapping nor adjacent.
     pub memory: Vec<PhysRange, MAX_BANKS>,
-    /// What in it is not free: `/reserved-memory` and the memory reservation block, rounded outwards to pages. May
+    /// Memory that is not free: `/reserved-memory` and the memory reservation block, rounded outwards to pages. May
     /// overlap.
     pub reserved: Vec<PhysRange, MAX_RESERVED>,
     /// Those of `reserved` that may not even be mapped (`no-map`).

@@ -117,7 +117,7 @@ fn apply(items: &mut Vec<Item>, change: &Change, first: Index, second: Index) {
         Change::CopyNode | Change::MoveNode | Change::RemoveNode => {
             let end = end_of(items, one);
             let node = items[one..end].to_vec();
-            // What is moved into itself is doubled in place.
+            // A node that is moved into itself is doubled in place.
             let to = if (one..end).contains(&other) { one } else { other };
             if !matches!(change, Change::CopyNode) {
                 items.drain(one..end);
@@ -210,7 +210,7 @@ fn a_tree_that_is_taken_apart_and_built_again_says_the_same() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(1000))]
 
-    /// Whatever a tree of sound form says, reading it gives an error, or a machine whose memory is what it ought to be.
+    /// Reading a tree of sound form gives an error, or a machine whose memory is what it ought to be, whatever it says.
     #[test]
     fn a_tree_that_says_nonsense_is_an_error_or_a_machine(
         gic_2: bool, changes in prop::collection::vec((change(), any::<Index>(), any::<Index>()), 1..12)
@@ -230,7 +230,7 @@ proptest! {
     }
 }
 
-/// What the type of a region promises.
+/// The invariants of [`TagStorageRegion`] hold.
 fn tag_storage_is_sound(platform: &Platform) -> bool {
     let within = |inner: PhysRange, outer: &PhysRange| outer.start() <= inner.start() && inner.end() <= outer.end();
     let is_sound = |region: &TagStorageRegion| {

@@ -1,8 +1,8 @@
 //! A PCIe host bridge with its configuration space in memory (the bindings `host-generic-pci`, `pci-iommu`, `pci-msi`;
 //! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI BusNode Binding for addresses of three cells).
 //!
-//! A function is named by its *requester ID*, bus, device and function in 16 bits. What the SMMU and the ITS call the
-//! same function is defined by the maps here. They refer to other nodes, which the tree may have behind the bridge; so
+//! A function is named by its *requester ID*, bus, device and function in 16 bits. The maps here define the
+//! function's IDs at the SMMU and the ITS. They refer to other nodes, which the tree may have behind the bridge; so
 //! it is read in two steps.
 
 use granule_arch::addr::PhysRange;
@@ -41,7 +41,7 @@ pub struct Pcie {
     pub dma: DmaRanges,
 }
 
-/// What a [`Window`] leads to.
+/// The address space that a [`Window`] leads to.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum WindowKind {
     /// I/O ports.
@@ -55,7 +55,7 @@ pub enum WindowKind {
 /// Addresses that the host bridge forwards to its bus.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Window {
-    /// What is there.
+    /// The address space behind it.
     pub kind: WindowKind,
     /// Whether reading has no effect there.
     pub prefetchable: bool,
@@ -65,7 +65,7 @@ pub struct Window {
     pub cpu: PhysRange,
 }
 
-/// What another device calls a function.
+/// The ID by which another device knows a function.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MappedId {
     /// The other device.
@@ -74,7 +74,7 @@ pub struct MappedId {
     pub id: u32,
 }
 
-/// What other devices call the functions of this host.
+/// The IDs by which other devices know the functions of this host.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct IdMap {
     mask: u32,
@@ -92,7 +92,7 @@ struct IdRange {
 /// Where interrupt pins lead: `interrupt-map`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct InterruptLines {
-    /// What of a function's address, and of its pin, counts.
+    /// The bits that count of a function's address, and of its pin.
     mask: (u32, u32),
     lines: Vec<(u32, u32, Interrupt), 32>,
 }
@@ -144,7 +144,7 @@ impl IdMap {
         self.ranges.iter().map(|range| range.first)
     }
 
-    /// What the function with this requester ID is called; `None` where it is not known there.
+    /// The ID of the function with this requester ID at the other device; `None` where it has none.
     pub fn find(&self, requester: u16) -> Option<MappedId> {
         let requester = u32::from(requester) & self.mask;
         let inside = |range: &&IdRange| requester.checked_sub(range.first).is_some_and(|offset| offset < range.length);
@@ -162,7 +162,7 @@ impl InterruptLines {
     }
 }
 
-/// What other nodes refer to, as far as the tree was read.
+/// The nodes that others refer to, as far as the tree was read.
 #[derive(Default)]
 pub(super) struct References {
     pub(super) gic: ControllerNode,
@@ -179,7 +179,7 @@ pub(super) struct HostBridgeNode<'t> {
 }
 
 impl<'t> HostBridgeNode<'t> {
-    /// What the node has by itself.
+    /// The host bridge by the node alone: no other node is read.
     #[inline(never)]
     pub(super) fn read(node: &tree::Node<'t, '_>) -> Result<Self, PlatformError> {
         let ecam = node.first_registers()?;

@@ -77,7 +77,7 @@ impl SizeChange {
         if self.is_trusted() && !other.is_trusted() { other } else { self }
     }
 
-    /// What is done: the boot argument decides, where there is one.
+    /// The decision in effect: the boot argument's, where there is one.
     #[must_use]
     pub fn or_as_told(self) -> Self {
         self.overridden(bootargs::get("bbml2").and_then(parse))

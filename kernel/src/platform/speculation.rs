@@ -1,9 +1,9 @@
-//! What the CPUs speculate about, and the kernel does nothing against: a line at boot and in `features`, as Linux has
-//! them in `/sys/devices/system/cpu/vulnerabilities`.
+//! Speculation of the CPUs that the kernel does not mitigate: a line at boot and in `features`, as Linux has
+//! its own in `/sys/devices/system/cpu/vulnerabilities`.
 //!
 //! Against Spectre v1 a number of EL0's indexes a table by [`granule_arch::speculation`], and barriers follow each ERET.
 //! Speculative store bypass is off where there is FEAT_SSBS: SCTLR_EL1.DSSBS is zero, and a program begins with SSBS
-//! clear. What takes more than that is not there: no page tables of EL0's own (KPTI), no call of the firmware
+//! clear. Mitigations that take more are not there: no page tables of EL0's own (KPTI), no call of the firmware
 //! (`SMCCC_ARCH_WORKAROUND_1` to `_3`), no loop or CLRBHB at entry.
 
 use core::fmt;

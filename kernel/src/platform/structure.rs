@@ -26,7 +26,7 @@ const PROPERTY: u32 = 3;
 const NOP: u32 = 4;
 const END: u32 = 9;
 
-/// What is wrong with a flattened device tree. Offsets are bytes from its start.
+/// The defects of a flattened device tree. Offsets are bytes from its start.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum StructureError {
     /// The blob does not begin with the magic number, or is shorter than a header.
@@ -63,7 +63,7 @@ pub enum StructureError {
 /// The tree in `blob`, whose length is in its header.
 ///
 /// # Errors
-/// What is wrong with it; nothing else of it has been looked at then.
+/// The first defect; nothing else of the tree has been looked at then.
 #[inline(never)]
 pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
     let words: &[u8; HEADER] = blob.first_chunk().ok_or(StructureError::NoMagic)?;
@@ -246,7 +246,7 @@ mod tests {
     }
 
     proptest! {
-        /// What the check accepts can be read to its end: no reader of dtoolkit panics. And what dtoolkit itself accepts is accepted.
+        /// Accepted trees can be read to the end: no reader of dtoolkit panics. All that dtoolkit accepts is accepted.
         #[test]
         fn what_is_accepted_can_be_read(
             changes in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![0_u32..12, any::<u32>(), !16_u32..=!0]), 0..4),

@@ -15,7 +15,7 @@
 //! node with several ranges the first is meant. Without `tagged-memory` it is the range that holds the storage: QEMU
 //! makes the memory node of a tree anew that it is given, and leaves the phandle out.
 //!
-//! **What is refused stays reserved**, as all of `/reserved-memory` is.
+//! **A refused region stays reserved**, as all of `/reserved-memory` is.
 
 use core::num::NonZeroU32;
 

@@ -18,7 +18,7 @@ fn standard(conduit: Conduit) -> Psci {
     Psci { conduit, functions: PsciFunctions::Standard }
 }
 
-/// What a test changes about the machine.
+/// The properties of the machine that a test may change.
 pub(super) struct Machine {
     pub(super) gic: fn(&mut TreeBuilder),
     pub(super) memory: Vec<u8>,
@@ -79,7 +79,7 @@ fn chosen(tree: &mut TreeBuilder) {
     });
 }
 
-/// What a test puts into a tree.
+/// Adds nodes of a test to a tree.
 pub(super) type Nodes<'a> = &'a dyn Fn(&mut TreeBuilder);
 
 /// The tree of QEMU's virt machine, without its virtio transports.
@@ -87,7 +87,7 @@ pub(super) fn virt(machine: &Machine) -> Vec<u8> {
     virt_with(machine, &|_| {}, &machine.more)
 }
 
-/// The same with these nodes in front of the root's others, and behind them.
+/// As [`virt`], with these nodes in front of the root's others, and behind them.
 pub(super) fn virt_with(machine: &Machine, front: Nodes<'_>, more: Nodes<'_>) -> Vec<u8> {
     let mut tree = TreeBuilder::default();
     tree.reserve(0x4000_0000, 0x1234);
@@ -298,7 +298,7 @@ fn dma_piece(bus: u64, cpu: u64, size: u64) -> [u32; 7] {
     [0x4300_0000, bus[0], bus[1], cpu[0], cpu[1], size[0], size[1]]
 }
 
-/// What devices reach with these pieces, from an address on.
+/// The end of the devices' reach with these pieces, from an address on.
 fn dma_reach(pieces: &[[u32; 7]], first: u64, unchanged: bool) -> Option<u64> {
     host("dma-ranges", &cells(&pieces.concat())).unwrap().dma_reach(first, unchanged)
 }
@@ -919,7 +919,7 @@ fn a_uart_has_the_layout_of_its_kind_and_of_its_tree() {
         (|tree| uart(tree, &["renesas,scif-r9a07g044"], None, Some(4)), Some((Scif, 1, Half))),
         (|tree| uart(tree, &["google,gs101-uart"], None, None), Some((Exynos, 0, Word))),
         (|tree| uart(tree, &["samsung,exynos850-uart"], None, Some(4)), Some((Exynos, 0, Word))),
-        // What is none leaves no console, and the machine as it is.
+        // A node that is no console leaves none, and the machine as it is.
         (|tree| uart(tree, &["ns16550a"], Some(3), None), None),
         (|tree| uart(tree, &["ns16550a"], Some(256), None), None),
         (|tree| uart(tree, &["ns16550a"], None, Some(3)), None),
@@ -1003,7 +1003,7 @@ fn a_tree_may_be_followed_by_anything_but_not_cut_off() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(2000))]
 
-    /// Whatever is written over a tree, reading it returns.
+    /// Reading a tree returns, whatever is written over it.
     #[test]
     fn a_corrupt_tree_never_panics(changes in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..8)) {
         let mut blob = virt(&Machine::default());
@@ -1014,7 +1014,7 @@ proptest! {
         let _ = Platform::parse(&blob);
     }
 
-    /// The same for whole words of the structure block, which is where lengths, tokens and offsets are.
+    /// Reading also returns after changes of whole words of the tree, where lengths, tokens and offsets are.
     #[test]
     fn a_corrupt_word_never_panics(at in any::<prop::sample::Index>(), value in prop_oneof![0_u32..16, any::<u32>(), !16_u32..=!0]) {
         let mut blob = virt(&Machine::default());

@@ -44,7 +44,7 @@ pub(super) fn add(ranges: &mut DmaRanges, range: DmaRange) -> Result<(), Platfor
     if range.size == 0 { Ok(()) } else { ranges.push(range).map_err(|_| full) }
 }
 
-/// What becomes of what is in `found` where a bus passes `entries` on.
+/// The addresses of `found` that a bus with `entries` passes on.
 fn compose(found: &DmaRanges, entries: impl Iterator<Item = DmaRange> + Clone) -> Result<DmaRanges, PlatformError> {
     let mut passed = DmaRanges::new();
     for piece in found {
@@ -60,7 +60,7 @@ fn compose(found: &DmaRanges, entries: impl Iterator<Item = DmaRange> + Clone) -
     Ok(passed)
 }
 
-/// What is done with each node: see [`Root::visit`].
+/// A visitor of nodes: see [`Root::visit`].
 pub(super) type VisitNode<'v, 't, 'p> =
     dyn for<'n> FnMut(&Node<'t, 'n>, Option<&'p str>) -> Result<(), PlatformError> + 'v;
 
@@ -172,7 +172,7 @@ impl<'t> Root<'t> {
         Self { node, bus }
     }
 
-    /// What the machine calls itself: `model` (2.3.2).
+    /// The machine's own name: `model` (2.3.2).
     pub(super) fn model(&self) -> Option<&'t str> {
         Detached(self.node).property("model").and_then(string)
     }
@@ -294,7 +294,7 @@ impl<'t, 'b> Node<'t, 'b> {
         Detached(self.node)
     }
 
-    /// What other nodes refer to it by (2.3.3).
+    /// The handle by which other nodes refer to it (2.3.3).
     pub(super) fn phandle(&self) -> Option<u32> {
         self.property("phandle").and_then(cell)
     }
@@ -346,7 +346,7 @@ impl<'t, 'b> Node<'t, 'b> {
         self.property(name).and_then(string)
     }
 
-    /// What `compatible` lists, from the most particular to the most general.
+    /// The entries of `compatible`, from the most particular to the most general.
     pub(super) fn compatible(&self) -> impl Iterator<Item = &'t str> {
         self.properties.compatible.into_iter().flat_map(strings)
     }
@@ -394,7 +394,7 @@ impl<'t, 'b> Node<'t, 'b> {
         self.node.children().any(|node| core::ptr::eq(node.name(), child.0.name()))
     }
 
-    /// What is left of `path` below this node, if its next component names it (with or without the unit address).
+    /// The rest of `path` below this node, if its next component names it (with or without the unit address).
     fn step<'p>(&self, path: &'p str) -> Option<&'p str> {
         let path = path.trim_start_matches('/');
         let (component, rest) = path.split_once('/').unwrap_or((path, ""));

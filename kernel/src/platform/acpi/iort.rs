@@ -138,7 +138,7 @@ fn add_smmu(platform: &mut Platform, node: Node<'_>) -> Result<(), TableError> {
     Ok(())
 }
 
-/// What the root complex says of its functions.
+/// Completes `host` from its root complex: coherence, addresses for DMA, IDs at the SMMU and the ITS.
 fn complete(host: &mut Pcie, iort: &[u8], root: Node<'_>, its: Option<u32>) -> Result<(), TableError> {
     host.coherent = root.word(16)? & 1 != 0;
     // Later versions have how many bits of an address its functions have.

@@ -195,7 +195,7 @@ unsafe impl Fields for GicRedistributorEntry {}
 // SAFETY: see above.
 unsafe impl Fields for GicInterruptTranslationServiceEntry {}
 
-/// The structure that begins with these bytes. What it lacks of them, at least the first `least` excepted, is zero: an
+/// The structure that begins with these bytes. Fields that it lacks after the first `least` bytes are zero: an
 /// earlier version of the structure ends before.
 ///
 /// # Errors

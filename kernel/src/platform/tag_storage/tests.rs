@@ -329,7 +329,7 @@ fn regions_share_no_memory() {
     let shared = |child: &Child, with: TagStorageRegion| {
         (child.name.to_owned(), TagStorageError::Shared(with.storage, with.tagged))
     };
-    // The same tags twice; storage in the memory that the first tags; a first with storage in what the second tags.
+    // Two for the same memory; storage in the memory that the first tags; a first with storage in what the second tags.
     let twice = Child::at("tags@b8000000", [0xb800_0000, 0x400_0000]);
     let inside = Child::at("tags@b8000000", [0xb800_0000, 0x200_0000]).tagging(PHANDLE);
     for second in [twice, inside.clone()] {
