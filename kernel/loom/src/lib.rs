@@ -5,7 +5,7 @@
 //! geometry is [`Tiny`], two levels of four entries. `cargo test -p granule-loom` runs it all: this crate alone uses
 //! loom, so no `--cfg loom` is needed.
 //!
-//! # What stands for what
+//! # The stand-ins
 //! | metal | here |
 //! |---|---|
 //! | load, with the address dependency behind it | load with acquire: C11 has no dependencies that can be relied on |

@@ -76,7 +76,7 @@ pub(crate) enum Miss {
 /// Reads `instruction` as a machine with `features` and tables of `G` does.
 ///
 /// # Errors
-/// What is not defined on that machine.
+/// The instruction is not defined on that machine.
 pub(crate) fn decode<G: Geometry>(instruction: Instruction, features: &Features) -> Result<Decoded, &'static str> {
     use Levels::{All, Last};
     use Scope::{InnerShareable, Local};

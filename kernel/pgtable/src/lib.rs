@@ -30,7 +30,7 @@
 //! # Ok::<(), granule_pgtable::Error>(())
 //! ```
 //!
-//! # What may run at the same time
+//! # Concurrency
 //! A range has one owner, and only the owner calls `map`, `unmap` and `update` for it; owners of disjoint ranges need
 //! no lock among them: their entries are different cells, and a table that two need is linked by compare-exchange.
 //! Owners share a block or contiguous group of which each owns a part: [`PageTables::split`] makes the parts separate.

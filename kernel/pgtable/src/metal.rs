@@ -253,7 +253,7 @@ impl Cell {
 /// its machine is one that [`Stores`].
 ///
 /// # Safety
-/// That of [`Stores`] for the [`Metal`] of it.
+/// The contract of [`Stores`] for the [`Metal`] of it.
 pub unsafe trait Trusted: Platform {}
 
 // SAFETY: the platform's contract.

@@ -129,7 +129,7 @@ impl Iterator for Update {
 /// to `cells`, and has made visible what the entry will point to.
 ///
 /// # Errors
-/// That of `invalidate`: what the SMMU sees is not known then.
+/// `invalidate` failed: which entry the SMMU sees is not known then.
 pub fn carry_out<E: Entry, W: Word, Failure>(
     cells: &[W],
     target: &E,

@@ -8,7 +8,7 @@
 //! - events are decoded ([`Events`]), global errors acknowledged ([`Smmu::acknowledge_errors`])
 //! - it knows nothing of processes, page tables or PCI, allocates by its [`Platform`] alone, and has no statics
 //!
-//! # What may run at the same time
+//! # Concurrency
 //! [`Smmu`] is shared: any CPU invalidates at any time, **with its interrupts masked**, because an interrupt handler
 //! that issues commands would wait for the slots that its own CPU has reserved and not filled. [`Streams`], [`Events`]
 //! and [`Asids`] have one user at a time, by `&mut`.

@@ -179,7 +179,7 @@ impl DmaMemory {
 /// Where DMA memory comes from.
 ///
 /// # Safety
-/// What [`Self::allocate`] gives is zero, aligned to `align` in physical and virtual addresses, contiguous, Normal
+/// Memory of [`Self::allocate`] is zero, aligned to `align` in physical and virtual addresses, contiguous, Normal
 /// Inner Write-Back Inner Shareable for the CPU, stays until it is given back, and is used by its owner alone.
 pub unsafe trait Memory {
     /// `bytes`, a multiple of 8, aligned to `align`, a power of two; `None` where there is no memory.

@@ -20,9 +20,9 @@
 //!
 //! All positions are counts since the beginning, in 64 bits, so none is ambiguous; registers have their lowest bits,
 //! the wrap bit included. `consumed` is a count that the SMMU has reached for certain, raised when room is needed. From
-//! it and CMDQ_CONS follows another: the smallest that is not below it and has the register's bits. **That is never more
+//! it and CMDQ_CONS follows another: the smallest that is not below it and has the register's bits. **It is never more
 //! than what was consumed** when the register was read, since `consumed` was read before it; it is less only where
-//! others have gone a whole round meanwhile, and then `consumed` has been raised, so that a second look is exact.
+//! others have gone a whole round concurrently, and then `consumed` has been raised, so that a second look is exact.
 //!
 //! Generic over the platform's words: `granule-loom` runs this source in every order.
 

@@ -161,7 +161,7 @@ impl<P: Platform + Memory> Streams<P> {
     /// It is as it was; but where commands failed nothing passes any more, of no stream.
     ///
     /// # Safety
-    /// What devices reach by the stream, from the call on until the stream is set otherwise:
+    /// The caller vouches for the stream's accesses, from the call on until the stream is set otherwise:
     /// 1. `smmu` is the one that the table is of, from the same [`probe`](crate::probe).
     /// 2. [`Stream::Bypass`]: the device may read and write all of memory.
     /// 3. [`Stream::Translate`]: what [`ContextDescriptor`] names as its root is a table of the shape that it names, which

@@ -1,6 +1,6 @@
 //! Virtio disks (Virtual I/O Device, version 1.2, 5.2): sectors of 512 bytes, read and written through one queue.
 //!
-//! A request is a header, the data, and a status byte of the device. **That byte is the device's view and not the
+//! A request is a header, the data, and a status byte of the device. **The status is the device's view and not the
 //! memory's**: where an access was refused on its way to memory it still reports success. The answer that holds is
 //! [`super::virtio::requests`]'s look at the faults.
 

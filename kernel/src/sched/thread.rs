@@ -316,7 +316,7 @@ impl ThreadRef {
     }
 
     /// # Safety
-    /// What [`Self::into_raw`] gave, once.
+    /// `thread` came from [`Self::into_raw`], and is used once.
     pub(super) unsafe fn from_raw(thread: NonNull<Thread>) -> Self {
         Self(thread)
     }

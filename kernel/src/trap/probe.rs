@@ -58,7 +58,7 @@ pub trait Width: Copy + sealed::Sealed {
     fn load(address: VirtAddr) -> Result<Self, ProbeFault>;
 
     /// # Safety
-    /// That of [`write`].
+    /// The contract of [`write`].
     #[doc(hidden)]
     unsafe fn store(address: VirtAddr, value: Self) -> Result<(), ProbeFault>;
 }
@@ -189,7 +189,7 @@ mod machine {
     }
 
     /// # Safety
-    /// That of [`super::execute`].
+    /// The contract of [`super::execute`].
     #[inline(never)]
     pub(super) unsafe fn call(address: VirtAddr) -> Result<(), ProbeFault> {
         let (esr, far): (u64, u64);

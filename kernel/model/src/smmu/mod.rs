@@ -221,7 +221,7 @@ impl SmmuModel {
     /// or by the test: what an entry was for a moment in between is not known, and orders of stores are not judged.
     ///
     /// # Safety
-    /// What `elsewhere` finds are words that live as long as the model, and are shared by atomic accesses alone, or by
+    /// The words that `elsewhere` finds live as long as the model, and are shared by atomic accesses alone, or by
     /// others that do not run at the same time.
     #[expect(unsafe_code, reason = "vouching for memory")]
     pub unsafe fn over(hardware: Hardware, elsewhere: Elsewhere) -> Self {

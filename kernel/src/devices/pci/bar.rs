@@ -46,7 +46,7 @@ impl Bar {
 /// one.
 pub(super) fn address(space: &dyn ConfigSpace, function: PciAddress, index: usize) -> u64 {
     let read = |index: usize| u64::from(space.read32(function, FIRST + 4 * index as u16));
-    // What follows the last is another register, and harmless: no last one has an upper half.
+    // The word after the last is another register, and harmless: no last one has an upper half.
     read(index + 1) << 32 | read(index) & !0xf
 }
 

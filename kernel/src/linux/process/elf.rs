@@ -136,7 +136,7 @@ impl<'a> Program<'a> {
     /// Reads a file, for addresses below `limit`.
     ///
     /// # Errors
-    /// What is wrong with the file.
+    /// The file's first defect.
     #[inline(never)]
     pub fn parse(file: &'a [u8], limit: u64) -> Result<Self, ProgramError> {
         let ident = file.get(..IDENT).ok_or(ProgramError::NotElf)?;

@@ -31,7 +31,7 @@
 //! Frames that can be migrated are kept apart from others, so that one page of the kernel does not keep 2 MiB from
 //! becoming whole again (`mm::space::compact`). Where no block is free, the frames of any serve.
 //!
-//! # What stays free is exact
+//! # The count of frames that stay free is exact
 //! A caller names how many frames stay free. While `MAX_CPUS` blocks (32 MiB) are free beyond that, a CPU takes frames
 //! under its own lock alone, for each look at the count of free blocks at most its share of so many: a block's, or more
 //! where there are fewer CPUs. Else CPUs take frames one at a time (`scarcity.rs`).

@@ -121,7 +121,7 @@ pub(in super::super) fn alloc(cpu: &Cpu, layout: Layout) -> Option<NonNull<u8>> 
 /// report.
 ///
 /// # Safety
-/// That of [`GuardedHeap::dealloc`].
+/// The contract of [`GuardedHeap::dealloc`].
 #[allow(unsafe_code, reason = "frees")]
 #[inline(never)]
 pub(in super::super) unsafe fn dealloc(object: *mut u8, layout: Layout) -> bool {
