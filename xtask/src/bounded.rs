@@ -12,12 +12,12 @@ use granule_runner::serial::STANDING_STILL;
 use granule_runner::usage;
 use wait4::Wait4;
 
-/// What ends a process that has reached its bound of CPU time: number 24 on Linux for arm64 and x86, and on the BSDs.
+/// The signal for a process that has used its bound of CPU time: number 24 on Linux for arm64 and x86, and on the BSDs.
 const SIGXCPU: i32 = 24;
 /// How often it is asked whether a command that prints nothing is still wanted.
 const POLL: Duration = Duration::from_millis(100);
 
-/// What a process may take; all it wants without.
+/// Bounds of a process's use; `None` bounds nothing.
 #[derive(Clone, Copy, Default, Debug)]
 pub(crate) struct Bounds {
     /// CPU time in seconds. A command that does not use it has [`STANDING_STILL`] times as long by the clock.

@@ -8,7 +8,7 @@ use clap::CommandFactory;
 use crate::Arguments;
 use crate::tools::{files, root};
 
-/// What CI does not run, and why.
+/// Commands that CI does not run, and why.
 const NOT_IN_CI: [(&str, &str, &str); 6] = [
     ("run", "--gdb", "waits for a debugger: tests-qemu/host and the runner speak to the same stub"),
     ("run", "--machine", "boots each machine as `./x test` does"),
@@ -23,7 +23,7 @@ const NOT_IN_CI: [(&str, &str, &str); 6] = [
 fn commands(text: &str) -> BTreeSet<(String, String)> {
     let mut found = BTreeSet::new();
     for rest in text.split("./x ").skip(1) {
-        // What is behind another command, a comment or the end of the code is no part of it.
+        // Another command, a comment or the end of the code ends it.
         let piece = rest.split(['\n', '`', '|', '#', ';', ')']).next().unwrap_or_default();
         let piece = piece.split("  ").next().unwrap_or_default();
         let mut words = piece.split([' ', '[', ']']).filter(|word| !word.is_empty());

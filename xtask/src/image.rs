@@ -20,7 +20,7 @@ pub(crate) struct Segment<'a> {
     /// Where it is linked.
     pub(crate) virtual_address: u64,
     physical_address: u64,
-    /// What may be done with its memory.
+    /// The permissions of its memory.
     pub(crate) flags: ProgramFlags,
     /// Bytes of it in memory.
     pub(crate) memory: u64,
@@ -70,7 +70,7 @@ fn place<'a>(file: &ElfFile64<'a>, address: u64) -> &'a str {
     names.max_by_key(|(address, _)| *address).map_or("?", |(_, name)| name)
 }
 
-/// What reaches 1 MiB at most, and 32 KiB: conditional branches, those on a bit, ADR, and literals.
+/// Relocations that reach 1 MiB at most, and 32 KiB: conditional branches, those on a bit, ADR, and literals.
 const SHORT_REFERENCES: [object::elf::RelocationType; 4] =
     [R_AARCH64_CONDBR19, R_AARCH64_TSTBR14, R_AARCH64_ADR_PREL_LO21, R_AARCH64_LD_PREL_LO19];
 

@@ -1,4 +1,4 @@
-//! What `./x` does once it has its tools: arguments to builds, images, runs and reports.
+//! The work of `./x` once it has its tools: arguments to builds, images, runs and reports.
 
 #![forbid(unsafe_code)]
 

@@ -23,7 +23,7 @@ const PAGE: u32 = 4096;
 const IMAGE_HEADER: usize = 64;
 /// Offset of the word of 64 bits that says how much memory the kernel needs.
 const IMAGE_SIZE: usize = 16;
-/// What the file can do (Linux, `LINUX_EFISTUB_MAJOR_VERSION`): 1 is an initrd by `LoadFile2`.
+/// The stub's abilities (Linux, `LINUX_EFISTUB_MAJOR_VERSION`): 1 is an initrd by `LoadFile2`.
 const STUB_VERSION: u16 = 1;
 /// Tables of addresses in the optional header, up to that of relocations.
 const DIRECTORIES: usize = pe::IMAGE_DIRECTORY_ENTRY_BASERELOC + 1;

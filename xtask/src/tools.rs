@@ -18,7 +18,7 @@ pub(crate) const BUILDING: &str = "building";
 pub(crate) const TRIPLE: &str = "aarch64-unknown-none-softfloat";
 /// Frame pointers, for backtraces; position independent, because the kernel relocates itself.
 const TARGET_FLAGS: &str = r#"["-Cforce-frame-pointers=yes", "-Crelocation-model=pie"]"#;
-/// What runs on the target.
+/// The packages that run on the target.
 pub(crate) const TARGET_PACKAGES: [&str; 13] = [
     "granule-abi",
     "granule-arch",
@@ -47,11 +47,11 @@ enum Toolchain {
 /// How the kernel is compiled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Profile {
-    /// What is shipped and measured.
+    /// The kernel that is shipped and measured.
     Release,
-    /// The same with every check switched on.
+    /// As [`Self::Release`], with every check switched on.
     Checked,
-    /// What is shipped, compiled again in parts.
+    /// As [`Self::Release`], compiled again in parts.
     Incremental,
 }
 
@@ -123,7 +123,7 @@ impl Tools {
         })
     }
 
-    /// The same toolchain for another tree.
+    /// This toolchain for another tree.
     pub(crate) fn at(&self, root: &Path) -> Self {
         Self { root: root.to_owned(), bin: self.bin.clone(), linker: self.linker.clone(), ..*self }
     }
@@ -169,7 +169,7 @@ impl Tools {
         self.target_cargo_of(subcommand, purpose, &TARGET_PACKAGES)
     }
 
-    /// The same over some of them: features that are asked for reach no other.
+    /// As [`Self::target_cargo`], over some of the packages: features that are asked for reach no other.
     pub(crate) fn target_cargo_of(&self, subcommand: &str, purpose: &str, packages: &[&str]) -> Command {
         let mut command = self.host_cargo(subcommand, purpose);
         command.args(["--target", TRIPLE]);

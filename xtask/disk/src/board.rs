@@ -2,7 +2,7 @@
 //!
 //! U-Boot looks for `/extlinux/extlinux.conf` (U-Boot, doc/develop/distro.rst), the Raspberry Pi's firmware for
 //! `/config.txt`, where `/cmdline.txt` has the boot arguments (Raspberry Pi documentation, config.txt, "Boot options").
-//! That firmware is its vendor's and is taken from a folder. UEFI starts `/EFI/BOOT/BOOTAA64.EFI` (UEFI 3.5.1.1), which
+//! The Pi's firmware is its vendor's, from a folder. UEFI starts `/EFI/BOOT/BOOTAA64.EFI` (UEFI 3.5.1.1), which
 //! is the kernel; its stub (`boot/uefi`) reads the other files.
 
 use std::fmt::Write as _;
@@ -43,7 +43,7 @@ pub enum Board {
     Uefi,
 }
 
-/// What goes into an image.
+/// The files of an image.
 #[derive(Clone, Copy, Debug)]
 pub struct Parts<'a> {
     /// The kernel, an arm64 Image.
@@ -194,7 +194,7 @@ fn extlinux(has_tree: bool, append: &str) -> String {
     format!("default granule\nlabel granule\n    linux /{KERNEL}\n    initrd /{INITRD}\n{fdt}{append}")
 }
 
-/// What the Raspberry Pi's firmware loads. `enable_uart` also keeps the core clock, and so the mini UART's, as it is.
+/// The Raspberry Pi's `config.txt`. `enable_uart` also keeps the core clock, and so the mini UART's, as it is.
 fn config(has_tree: bool) -> String {
     let tree = if has_tree { format!("device_tree={TREE}\n") } else { String::new() };
     format!("arm_64bit=1\nenable_uart=1\nkernel={KERNEL}\ninitramfs {INITRD} followkernel\ncmdline={CMDLINE}\n{tree}")

@@ -256,7 +256,7 @@ mod tests {
         assert!(fake.refusal("179:0").contains("mmc is not removable"));
         let allowed = System::at(&fake.0);
         assert_eq!(allowed.disk("8:0", Fixed::Allowed).unwrap().name, "sda");
-        // What is in use is refused all the same.
+        // A disk in use is refused all the same.
         fake.mounts("8:1", "/mnt", "/dev/sda1");
         assert!(allowed.disk("8:0", Fixed::Allowed).is_err());
     }

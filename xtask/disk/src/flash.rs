@@ -15,7 +15,7 @@ const PIECE: usize = 1 << 20;
 /// The end of an MBR.
 const MBR_SIGNATURE: [u8; 2] = [0x55, 0xaa];
 
-/// What is being done.
+/// The step that is in progress.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
     /// Bytes go to the device.

@@ -54,7 +54,7 @@ pub enum Table {
     Gpt,
 }
 
-/// What becomes of a file that has an image's name.
+/// The fate of a file that has an image's name.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Existing {
     /// It stays, and the image is refused.

@@ -15,13 +15,13 @@ use crate::tools::{BUILDING, Tools};
 
 /// The harness runs the tests of one thread on its own, which has another stack.
 const THREADS: &str = "--test-threads=2";
-/// What a test prints, past the harness, that cannot run on this host, before the reason.
+/// The words, past the harness, of a test that cannot run on this host; the reason follows.
 const SKIPPED: &str = "@skipped ";
 /// How the harness ends where one test has passed.
 const RAN: &str = "test result: ok. 1 passed";
 /// The suite of the tests in the documentation.
 const DOCUMENTATION: &str = "documentation";
-/// What a test takes at most, but for a few: machines of theirs are kept until the process ends, or are large.
+/// The memory of most tests at most: machines of the others are kept until the process ends, or are large.
 pub(crate) const MEMORY_MIB: u64 = 600;
 const LARGER: [(&str, u64); 8] = [
     ("granule::mm::space::tests::random::", 1700),
@@ -186,7 +186,7 @@ pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
     Ok(())
 }
 
-/// What a test takes at most, in MiB.
+/// The bound of a test's memory, in MiB.
 fn memory_mib(name: &str) -> u64 {
     LARGER.iter().find(|(begin, _)| name.starts_with(begin)).map_or(MEMORY_MIB, |&(_, memory)| memory)
 }

@@ -25,7 +25,7 @@ const MEMORY_MIB: u64 = 3 << 10;
 
 type Entries = Arc<Mutex<Vec<Entry>>>;
 
-/// What runs some tests and sends their outcomes.
+/// A job runs some tests and sends their outcomes.
 struct Job {
     memory_mib: u64,
     run: Box<dyn FnOnce() + Send>,
@@ -108,13 +108,13 @@ impl Jobs {
 /// How a test went: its verdict, output and CPU time.
 pub(super) type Outcome = (Status, String, Duration);
 
-/// What is to run.
+/// The tests to run.
 pub(super) struct List<'a> {
     pub(super) options: &'a Options,
     pub(super) seed: u64,
     trials: Vec<Trial>,
     jobs: Jobs,
-    /// What is to run, with its name.
+    /// Jobs to run, with their names.
     waiting: RefCell<Vec<(String, Job)>>,
     entries: Entries,
 }
@@ -171,7 +171,7 @@ impl<'a> List<'a> {
         let mut waiting = waiting.into_inner();
         waiting.sort_by_key(|(name, _)| Reverse(took.of(name)));
         waiting.into_iter().for_each(|(_, job)| jobs.add(job.memory_mib, job.run));
-        // What is not wanted is counted as filtered out.
+        // Tests that are not wanted are counted as filtered out.
         let skip = trials.iter().map(Trial::name).filter(|name| !options.wants(name)).map(str::to_owned).collect();
         let arguments =
             Arguments { list: options.list, skip, exact: true, test_threads: Some(1), ..Arguments::default() };

@@ -1,4 +1,4 @@
-//! What a run of tests took: CPU time and memory by suite, and the most memory at one moment.
+//! The use of a run of tests: CPU time and memory by suite, and the most memory at one moment.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

@@ -16,7 +16,7 @@ use granule_runner::wire::Wired;
 use super::list::List;
 use crate::compile::Program;
 
-/// What QEMU takes beside the machine's memory that is touched.
+/// The memory of QEMU beside the machine's memory that is touched.
 const QEMU_MIB: u64 = 200;
 
 /// Seconds of CPU time that a long test may have, for each CPU, to be one that takes turns: the others are for `--long`.

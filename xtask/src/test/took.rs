@@ -1,4 +1,4 @@
-//! What each test took in the last run that had it, kept in `build/`: the order in which the next run begins them.
+//! The time of each test in the last run that had it, kept in `build/`: the order in which the next run begins them.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,7 +16,7 @@ pub(super) struct Took {
 }
 
 impl Took {
-    /// What the file in that folder has; nothing where there is none.
+    /// The times of the file in that folder; none where there is no file.
     pub(super) fn read(folder: &Path) -> Self {
         let file = folder.join("took.tsv");
         let line = |line: &str| {
@@ -27,7 +27,7 @@ impl Took {
         Self { file, times }
     }
 
-    /// What a test or a machine took; longer than all others where that is not known.
+    /// The time of a test or a machine; longer than all others where that is not known.
     pub(super) fn of(&self, name: &str) -> Duration {
         self.times.get(name).copied().unwrap_or(Duration::MAX)
     }
