@@ -610,7 +610,7 @@ fn an_owner_ends(time: u64) -> bool {
             let value = word.load(Ordering::Acquire);
             // The owner does not end before.
             WOKEN.store(1, Ordering::Release);
-            match futex_wait(word, value, None) {
+            match futex_wait(word, value, Some(TIME.load(Ordering::Relaxed) + 60_000_000_000)) {
                 Ok(()) => WOKEN.store(2, Ordering::Release),
                 late => equal("the owner has ended before the wait", late, Err(Errno::EAGAIN)),
             }
