@@ -371,8 +371,21 @@ fn controller_registers(node: &Node<'_, '_>, bytes: u64) -> Option<(PhysRange, O
 }
 
 /// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
+/// Inlined: a device is large, and this is called on top of a frame for each level.
+#[inline(always)]
 pub(super) fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
-    device.inspect_err(|error| crate::log::warn!("{error}; it is left out")).ok()
+    match device {
+        Ok(device) => Some(device),
+        Err(error) => {
+            warn_left_out(&error);
+            None
+        }
+    }
+}
+
+#[inline(never)]
+fn warn_left_out(error: &PlatformError) {
+    crate::log::warn!("{error}; it is left out");
 }
 
 /// The generic timer, but for its interrupt.
