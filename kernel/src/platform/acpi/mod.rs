@@ -4,9 +4,9 @@
 //! arguments and the initrd come from the tree in both cases. Only tables of fixed layout are read, no AML: so the
 //! windows of a PCIe host bridge and its interrupt lines are not known.
 //!
-//! A table lies anywhere in physical memory and may have any length, so [`PhysicalMemory`] shows one at a time. **Its
-//! bytes are input**: [`table`] checks lengths before a field is read, and each number is checked where it is used. The
-//! layouts are those of the crate `acpi`, which has none for GTDT and IORT.
+//! A table lies anywhere in physical memory and may have any length, so [`PhysicalMemory`] shows one at a time. **Tables
+//! are input**: [`table`] checks lengths before a field is read, and each number is checked where it is used. The layouts
+//! are those of the crate `acpi`, which has none for GTDT and IORT.
 //!
 //! ACPI 6.5, 5.2 (tables); Arm DEN 0049E (IORT); PCI Firmware Specification 3.2 (MCFG); "Serial Port Console Redirection Table" by Microsoft.
 //!
