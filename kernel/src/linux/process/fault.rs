@@ -180,7 +180,7 @@ fn try_again(
 ) -> Result<(), FaultError> {
     loop {
         match error {
-            FaultError::OutOfMemory => match oom::relieve(task, &current()) {
+            FaultError::OutOfMemory => match oom::relieve(task, &current(), [address.0, 0]) {
                 Relief::Retry => {}
                 // The signal is delivered before the access is retried.
                 Relief::Ending => return Ok(()),

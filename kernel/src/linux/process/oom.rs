@@ -22,6 +22,7 @@ use core::time::Duration;
 use granule_arch::addr::PAGE_SIZE;
 
 use super::charge;
+use super::retries::Attempt;
 use super::signal::{Signal, SignalCause};
 use super::status::{Life, Name};
 use super::task::Task;
@@ -67,7 +68,7 @@ static KILLER: IrqLock<Killer, { rank::OUT_OF_MEMORY }> = IrqLock::new(Killer { 
 /// Waits until there is memory for what failed in the running thread, which is `task`'s; ends the process that has most
 /// for that. Sleeps.
 #[cold]
-pub fn relieve(task: &Task, thread: &Thread) -> Relief {
+pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
     let Some(wanted) = thread.take_shortage() else { return Relief::None };
     let frames = kernel().frames;
     if task.is_leaving() || wanted > frames.total() {
@@ -79,7 +80,8 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
     let [mut pause, longest] = PAUSES;
     loop {
-        if frames.has_room_for(wanted) && (has_freed || task.retries.may_follow(uptime().as_millis() as u64)) {
+        let has_room = frames.has_room_for(wanted);
+        if has_room && (has_freed || task.retries.may_follow(attempt, uptime().as_millis() as u64)) {
             return Relief::Retry;
         }
         if is_killed() {
@@ -92,12 +94,14 @@ pub fn relieve(task: &Task, thread: &Thread) -> Relief {
             pause = longest.min(pause.saturating_mul(2));
             continue;
         }
-        let dying = choose(task.process().id(), wanted);
+        // Others may have ended since that look, and while all were measured.
+        let choice = choose(task.process().id(), wanted, || !has_room && frames.has_room_for(wanted));
         let mut killer = KILLER.lock();
         killer.choosing = false;
-        killer.dying = dying.map(|id| Dying { id, until: Deadline::after(PATIENCE) });
-        if killer.dying.is_none() {
-            return Relief::None;
+        match choice {
+            Choice::Ends(id) => killer.dying = Some(Dying { id, until: Deadline::after(PATIENCE) }),
+            Choice::HasRoom => {}
+            Choice::Refused => return Relief::None,
         }
     }
 }
@@ -185,16 +189,26 @@ fn next_after(id: u32) -> Option<(u32, OomCheck)> {
     Some((id, found))
 }
 
-/// Chooses a process and ends it, or finds one that is ending; returns its number. `None`: there is none, or the call of
-/// process `caller` that wants `wanted` frames is to be refused. A fault, which cannot be refused, wants one.
-fn choose(caller: u32, wanted: usize) -> Option<u32> {
+/// The result of a choice.
+enum Choice {
+    /// The process with this number is ending.
+    Ends(u32),
+    /// Memory has become free concurrently: none ends.
+    HasRoom,
+    /// There is no process to end, or the call is to be refused.
+    Refused,
+}
+
+/// Chooses a process and ends it, or finds one that is ending, for the call of process `caller` that wants `wanted`
+/// frames. A fault, which cannot be refused, wants one. No process ends if `has_room` once all are measured.
+fn choose(caller: u32, wanted: usize, has_room: impl Fn() -> bool) -> Choice {
     let mut largest: Option<(Candidate, Size)> = None;
     let (mut id, mut own) = (0, 0);
     while let Some((next, found)) = next_after(id) {
         id = next;
         relax();
         match found {
-            OomCheck::Ending => return Some(id),
+            OomCheck::Ending => return Choice::Ends(id),
             OomCheck::Nothing => {}
             OomCheck::Candidate(candidate) => {
                 let size = candidate.size();
@@ -206,14 +220,17 @@ fn choose(caller: u32, wanted: usize) -> Option<u32> {
             }
         }
     }
-    let (candidate, size) = largest?;
+    if has_room() {
+        return Choice::HasRoom;
+    }
+    let Some((candidate, size)) = largest else { return Choice::Refused };
     let is_more = candidate.id != caller && wanted > own && own + wanted > size.frames();
     if wanted > 1 && (wanted > size.frames() || is_more) {
-        return None;
+        return Choice::Refused;
     }
     end_all_in(&candidate.space);
     report(&candidate, &size);
-    Some(candidate.id)
+    Choice::Ends(candidate.id)
 }
 
 /// Prints which process ends. Out of line: the space of a candidate may be dropped for good on top of the frame of

@@ -22,7 +22,6 @@ use super::{Answer, Syscall, io};
 use crate::linux::errno::Errno;
 use crate::linux::file::device;
 use crate::linux::file::open::OpenFile;
-use crate::linux::process::oom::{self, Relief};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
@@ -119,7 +118,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
 /// Populates a mapping again where that came to a want of memory, as often as there is some.
 #[inline(always)]
 fn populate_when_relieved(call: &Syscall<'_>, start: VirtAddr, bytes: u64) {
-    while oom::relieve(call.task, call.thread) == Relief::Retry {
+    while call.is_relieved() {
         call.task.space().populate_again(this_cpu(), start, bytes, &|| call.is_killed());
     }
 }
@@ -319,8 +318,7 @@ pub(super) fn mremap(call: &mut Syscall<'_>) -> Answer {
     let address = loop {
         match space.mremap(this_cpu(), &mut remap, &limits) {
             // Not from the start: some areas may have moved.
-            Err(SpaceError::NoMemory) if !call.is_killed() && oom::relieve(call.task, call.thread) == Relief::Retry => {
-            }
+            Err(SpaceError::NoMemory) if !call.is_killed() && call.is_relieved() => {}
             answer => break answer?,
         }
     };
@@ -416,7 +414,7 @@ pub(super) fn brk(call: &mut Syscall<'_>) -> Answer {
         let end = move_heap_end(call);
         // A shortage on the way, or in a call before, but the memory is there.
         let is_there = end == call.argument::<0>() || call.argument::<0>() == 0;
-        if is_there || !call.thread.is_short() || oom::relieve(call.task, call.thread) != Relief::Retry {
+        if is_there || !call.thread.is_short() || !call.is_relieved() {
             return Ok(end);
         }
     }

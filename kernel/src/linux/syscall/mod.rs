@@ -42,6 +42,11 @@ pub struct Syscall<'a> {
 }
 
 impl Syscall<'_> {
+    /// Waits until memory that this call lacks is there: whether it, or a part of it, is to be tried again.
+    fn is_relieved(&self) -> bool {
+        oom::relieve(self.task, self.thread, [self.frame.elr, self.frame.x[0]]) == Relief::Retry
+    }
+
     /// Argument `N`.
     #[inline(always)]
     const fn argument<const N: usize>(&self) -> u64 {
@@ -206,7 +211,7 @@ fn failed(task: &Task, thread: &Thread, frame: &mut TrapFrame, x0: u64, errno: E
     /// Bytes of an SVC.
     const INSTRUCTION: u64 = 4;
     // A failed call has changed nothing: after a shortage that was relieved, the call is repeated.
-    if errno == Errno::ENOMEM && oom::relieve(task, thread) == Relief::Retry {
+    if errno == Errno::ENOMEM && oom::relieve(task, thread, [frame.elr, x0]) == Relief::Retry {
         frame.elr = frame.elr.wrapping_sub(INSTRUCTION);
         return x0;
     }

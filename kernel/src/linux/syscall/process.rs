@@ -19,7 +19,6 @@ use crate::linux::errno::Errno;
 use crate::linux::process::charge::Charge;
 use crate::linux::process::exec::Drawn;
 use crate::linux::process::futex::{Scope, Wait};
-use crate::linux::process::oom::{self, Relief};
 use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};
@@ -153,7 +152,7 @@ pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {
         files = loop {
             match call.task.files().prepare_exec() {
                 Ok(files) => break files,
-                Err(OutOfMemory) if oom::relieve(call.task, call.thread) == Relief::Retry => {}
+                Err(OutOfMemory) if call.is_relieved() => {}
                 // The other threads are gone, so there is no way back (Linux's `begin_new_exec`).
                 Err(OutOfMemory) => {
                     drop((loaded, files));
