@@ -11,8 +11,8 @@ use crate::tools::{Tools, files};
 const WORDS: [&str; 4] = ["What", "Who", "That", "The same"];
 /// Files with comments by `//`, and pages.
 const KINDS: [&str; 4] = ["rs", "S", "c", "md"];
-/// Marks before a sentence: of lists, tables, quotes, links and code.
-const MARKS: [char; 11] = ['-', '*', '|', '#', '>', '(', '[', '"', '`', '_', ' '];
+/// Marks before a sentence: of lists, tables, links and code. A quotation is another's sentence.
+const MARKS: [char; 10] = ['-', '*', '|', '#', '>', '(', '[', '`', '_', ' '];
 /// Marks between the end of a sentence and the space behind it.
 const CLOSING: [char; 6] = [')', '`', '"', '*', '_', ']'];
 
@@ -67,7 +67,7 @@ fn ends(line: &str) -> bool {
     line.trim_end_matches(CLOSING).ends_with(['.', '!', '?'])
 }
 
-/// What follows each end of a sentence within a line.
+/// The rest of a line after each end of a sentence in it.
 fn sentences(line: &str) -> impl Iterator<Item = &str> {
     line.match_indices(' ').filter(|(at, _)| ends(&line[..*at])).map(|(at, _)| &line[at + 1..])
 }
@@ -90,31 +90,32 @@ mod tests {
 
     #[test]
     fn beginnings_of_sentences_are_found_in_comments() {
-        let text = "\
-//! What a CPU has.
-/// A walk, as in (What follows) all.
-//  That is wrong.
-let page = 1; // The same as above.
-/// A table, of which the descriptors are read once. Who reads them, waits.
-///
-/// # Errors
-/// That there is none.
-/// - What a list has
-";
-        assert_eq!(lines(text, "a.rs"), [1, 3, 4, 5, 8, 9]);
+        let text = [
+            "//! What a CPU has.",
+            "/// A walk, as in (What follows) all.",
+            "//  That is wrong.",
+            "let page = 1;\u{20}// The same as above.",
+            "/// A table, of which the descriptors are read once. Who reads them, waits.",
+            "///",
+            "/// # Errors",
+            "/// That there is none.",
+            "/// - What a list has",
+        ];
+        assert_eq!(lines(&text.join("\n"), "a.rs"), [1, 3, 4, 5, 8, 9]);
     }
 
     #[test]
     fn other_places_of_the_words_are_not() {
-        let text = "\
-/// The descriptor
-/// That is no sentence of its own, nor is Whatever.
-/// Thatched roofs are not meant, nor an item:
-/// [`What::Code`]. Whose they are, neither.
-let text = \"What is this\";
-let link = \"http://What\";
-";
-        assert_eq!(lines(text, "a.rs"), [0; 0]);
-        assert_eq!(lines("A page. What it says\n```\nWhat a session prints\n```\n| The same |\n", "a.md"), [1, 5]);
+        let text = [
+            "/// The descriptor",
+            "/// That is no sentence of its own, nor is Whatever.",
+            "/// Thatched roofs are not meant, nor an item:",
+            "/// [`What::Code`]. Whose they are, neither.",
+            "let text = \"What is this\";",
+            "let link = \"http://What\";",
+        ];
+        assert_eq!(lines(&text.join("\n"), "a.rs"), [0; 0]);
+        let page = "A page. What it says\n```\nWhat a session prints\n```\n| The same |\n| \"Who?\" |\n";
+        assert_eq!(lines(page, "a.md"), [1, 5]);
     }
 }
