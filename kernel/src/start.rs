@@ -7,6 +7,8 @@
 
 #![allow(unsafe_code, reason = "the boot vouches for what the entry code and the device tree hand over")]
 
+use core::sync::atomic::Ordering;
+
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::{CpuFeatures, Mte};
@@ -209,7 +211,8 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), Boo
     let read = platform.read(blob);
     // SAFETY: the platform is all copies.
     unsafe { fixmap::unmap_device_tree() };
-    let read = read.and_then(|()| platform.read_tables(&mut FirmwareTables { is_mapped: false })).map(|()| tree);
+    let own = BOOT_CPU.mpidr.load(Ordering::Relaxed);
+    let read = read.and_then(|()| platform.read_tables(&mut FirmwareTables { is_mapped: false }, own)).map(|()| tree);
     platform.leave_out_tag_storage(image::physical_range(boot), "the kernel's image");
     platform.leave_out_tag_storage(tree, "the device tree");
     Ok((SpinMutexGuard::leak(platform), read))
@@ -352,9 +355,9 @@ fn set_up_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         use_console(mapped, &uart);
     }
     power::map(&platform.power, &mut map);
-    if let Err(error) =
-        interrupt::init(&platform.interrupt_controller, platform.cpus.len() + platform.cpus_left_out, cpu, &mut map)
-    {
+    // Redistributors of CPUs that are not used may lie before those that are.
+    let cpus = platform.cpus.len() + platform.cpus_left_out + platform.cpus_unused;
+    if let Err(error) = interrupt::init(&platform.interrupt_controller, cpus, cpu, &mut map) {
         crate::log::error!("interrupt controller: {error}");
         return;
     }
@@ -375,7 +378,7 @@ fn find_devices(cpu: &'static Cpu, kernel: &'static Kernel) {
         let mapped = kernel.space.map_device(cpu, registers);
         mapped.inspect_err(|error| crate::log::error!("PCI: registers at {registers:?}: {error}")).ok()
     };
-    if let Err(error) = pci::init(kernel.platform.pcie.as_ref(), &mut map) {
+    if let Err(error) = pci::init(kernel.platform, &mut map) {
         crate::log::error!("PCI: {error}");
     }
     random::set_device(virtio_rng::seed);

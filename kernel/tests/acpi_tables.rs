@@ -1,8 +1,8 @@
 //! ACPI's tables like QEMU's, like those of boards, and broken ones: the machine that the kernel reads from them.
 
 use granule::platform::{
-    Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, PhysicalMemory, Platform, PlatformError, Psci,
-    PsciFunctions, Redistributors, RegisterWidth, SysconWrite, TableError, Trigger, Uart, UartKind, UartLayout,
+    Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Pcie, PhysicalMemory, Platform, PlatformError,
+    Psci, PsciFunctions, Redistributors, RegisterWidth, SysconWrite, TableError, Trigger, Uart, UartKind, UartLayout,
 };
 use granule_arch::addr::{PhysAddr, PhysRange};
 use granule_runner::acpi::{self, Gic, Smmu, Virt};
@@ -37,8 +37,13 @@ fn tree(bootargs: &str) -> Vec<u8> {
 
 /// The platform by a loader's tree and what lies at [`AT`].
 fn read(memory: Vec<u8>) -> Result<Platform, PlatformError> {
+    read_on(0, memory)
+}
+
+/// As [`read`], by the CPU with this affinity.
+fn read_on(boot: u64, memory: Vec<u8>) -> Result<Platform, PlatformError> {
     let mut platform = Platform::parse(&tree("loglevel=info")).unwrap();
-    platform.read_tables(&mut Firmware(memory)).map(|()| platform)
+    platform.read_tables(&mut Firmware(memory), boot).map(|()| platform)
 }
 
 /// The platform with one of the tables changed, or taken away.
@@ -148,12 +153,30 @@ fn of_two_cpus_with_one_mpidr_one_is_used_and_a_disabled_one_is_not() {
     let cpu = |number: usize, at: usize| 44 + 24 + 80 * number + at;
     let mpidrs = |platform: Platform| platform.cpus.iter().map(|cpu| cpu.mpidr).collect::<Vec<_>>();
     assert_eq!(mpidrs(with_bytes(b"APIC", cpu(2, 68), &[1]).unwrap()), [0, 1, 3]);
-    assert_eq!(mpidrs(with_bytes(b"APIC", cpu(1, 12), &[0]).unwrap()), [0, 2, 3]);
+    let disabled = with_bytes(b"APIC", cpu(1, 12), &[0]).unwrap();
+    assert_eq!((disabled.cpus_left_out, disabled.cpus_unused), (0, 1), "it may have a redistributor");
+    assert_eq!(mpidrs(disabled), [0, 2, 3]);
     // A structure of no bytes ends the list.
-    let redistributors = error("MADT", TableError::Bad("GIC: no redistributors"));
-    assert_eq!(with_bytes(b"APIC", cpu(2, 1), &[0]).map(drop), redistributors, "they are behind it");
-    let many = read(acpi::laid_out(&acpi::virt(&Virt { cpus: 20, ..machine() }), AT)).unwrap();
-    assert_eq!((many.cpus.len(), many.cpus_left_out), (16, 4));
+    let none = error("MADT", TableError::Bad("GIC: no redistributors"));
+    assert_eq!(with_bytes(b"APIC", cpu(2, 1), &[0]).map(drop), none, "they are behind it");
+    let many =
+        |boot, gic| read_on(boot, acpi::laid_out(&acpi::virt(&Virt { cpus: 20, gic, ..machine() }), AT)).unwrap();
+    let platform = many(0, Gic::V3);
+    assert_eq!((platform.cpus.len(), platform.cpus_left_out), (16, 4));
+    let platform = many(18 | 1 << 31, Gic::V3ByCpu);
+    let numbers: Vec<u64> = (0..15).chain([18]).collect();
+    let frames: Vec<PhysRange> = numbers.iter().map(|cpu| range(0x80a_0000 + cpu * 0x2_0000, 0x2_0000)).collect();
+    assert_eq!(platform.interrupt_controller, redistributors(&frames), "the boot CPU's too");
+    assert_eq!((platform.cpus_left_out, mpidrs(platform)), (4, numbers));
+}
+
+#[test]
+fn the_timers_interrupt_is_private() {
+    for (intid, is_private) in [(15, false), (16, true), (31, true), (32, false)] {
+        let timer = with_bytes(b"GTDT", 64, &u32::to_le_bytes(intid)).map(|platform| platform.timer.intid);
+        let refused = error("GTDT", TableError::Bad("interrupt of the EL1 virtual timer"));
+        assert_eq!(timer, if is_private { Ok(intid) } else { refused });
+    }
 }
 
 #[test]
@@ -167,6 +190,8 @@ fn a_console_has_the_registers_that_its_kind_has() {
     assert_eq!(console(0x15, 3), None, "one that has no driver");
     assert_eq!(with_bytes(b"SPCR", 44, &[0; 8]).unwrap().uart, None, "redirected to none");
     assert_eq!(with_bytes(b"SPCR", 40, &[1]).unwrap().uart, None, "an I/O port");
+    assert_eq!(with_bytes(b"SPCR", 64, &[0x12, 0x0a, 0xf4, 0x1a]).unwrap().uart, None, "a PCI function");
+    assert_eq!(with_bytes(b"SPCR", 64, &[0; 4]).unwrap().uart, Some(pl011()), "no vendor's");
     assert_eq!(with_bytes(b"SPCR", 52, &[0]).unwrap().uart, Some(Uart { interrupt: None, ..pl011() }));
 }
 
@@ -229,6 +254,44 @@ fn with_mappings(smmu: [u64; 5], root: &[[u64; 5]]) -> Result<Platform, Platform
     read(acpi::laid_out(&tables, AT))
 }
 
+/// IORT of root complexes of segment 0: revision, whether coherent, bits of addresses.
+fn with_roots(roots: &[(u8, u64, u64)]) -> Pcie {
+    let nodes = roots.iter().map(|&(revision, coherent, bits)| {
+        let mut node = acpi::node(2, &[(coherent, 8), (0, 4), (0, 4), (bits, 1), (0, 3)], &[]);
+        node[3] = revision;
+        node
+    });
+    let mut tables = acpi::virt(&machine());
+    tables.retain(|table| !table.starts_with(b"IORT"));
+    tables.push(acpi::iort_of(&nodes.collect::<Vec<_>>()));
+    read(acpi::laid_out(&tables, AT)).unwrap().pcie.unwrap()
+}
+
+#[test]
+fn of_several_root_complexes_the_least_counts() {
+    let host = |roots: &[_]| {
+        let host = with_roots(roots);
+        (host.coherent, host.dma_reach(0, true))
+    };
+    let all = Some(u64::MAX - 1);
+    assert_eq!(host(&[(1, 1, 64)]), (true, all));
+    assert_eq!(host(&[(1, 1, 40), (1, 1, 64), (1, 1, 44)]), (true, Some((1 << 40) - 1)));
+    assert_eq!(host(&[(1, 1, 44), (1, 1, 40)]), (true, Some((1 << 40) - 1)));
+    assert_eq!(host(&[(1, 0, 64), (1, 1, 64)]), (false, all));
+    assert_eq!(host(&[(0, 1, 32)]), (true, all), "the field is of revision 1");
+}
+
+#[test]
+fn of_two_smmus_with_the_same_registers_one_is_used() {
+    let mut two = two_smmus();
+    two.smmus[1].registers = two.smmus[0].registers + 0x1_0000;
+    let platform = read(acpi::laid_out(&acpi::virt(&two), AT)).unwrap();
+    let host = platform.pcie.unwrap();
+    let stream = |requester| host.streams.find(requester).map(|stream| Some(stream.phandle));
+    assert_eq!(platform.smmus.iter().map(|smmu| smmu.phandle).collect::<Vec<_>>(), [stream(0).unwrap()]);
+    assert_ne!(stream(0x800).unwrap(), platform.smmus[0].phandle, "behind one that is not used");
+}
+
 /// The offset of the SMMU's node.
 const SMMU: u64 = 48 + 24;
 
@@ -249,7 +312,11 @@ fn a_host_bridge_whose_iort_makes_no_sense_is_left_out() {
     let all = [0, 0x1_0000, 0, 48, 0];
     let pcie = |smmu, root: &[[u64; 5]]| with_mappings(smmu, root).unwrap().pcie;
     assert!(pcie(all, &[[0, 0x100, 0, SMMU, 0]]).is_some());
-    assert!(pcie(all, &[[0, 0x100, 0, SMMU, 1]]).unwrap().streams.find(0).is_none(), "a single one is no range");
+    assert_eq!(pcie(all, &[[0, 0x100, 0, SMMU, 1]]), None, "one ID for all functions");
+    assert_eq!(pcie(all, &[[0, 0x100, 0, 48, 1]]), None, "one ID for all messages");
+    let own = pcie([0, 0x1_0000, 0, 48, 1], &[[0, 0x100, 0, SMMU, 0]]).unwrap();
+    assert!(own.streams.find(0).is_some() && own.devices.find(0).is_none(), "the ID of the SMMU's own messages");
+    assert_eq!(pcie(all, &[[0, 1, 0, 48, 0]; 257]), None, "more than are looked at");
     for node in [0, 47, 49, SMMU + 0x1000, u64::from(u32::MAX)] {
         assert_eq!(pcie(all, &[[0, 0x100, 0, node, 0]]), None, "{node:#x}");
     }

@@ -288,7 +288,10 @@ impl<'t> Found<'t> {
         let gic = &self.references.gic;
         // In order: secure, non-secure, virtual, hypervisor.
         let timer = self.timer.as_ref().ok_or_else(|| none("arm,armv8-timer"))?;
-        platform.timer = timer.interrupts.get(2, gic)?.ok_or_else(|| timer.interrupts.missing())?;
+        let virtual_timer = timer.interrupts.get(2, gic)?;
+        // Each CPU has its own.
+        let virtual_timer = virtual_timer.filter(|timer| (16..32).contains(&timer.intid));
+        platform.timer = virtual_timer.ok_or_else(|| timer.interrupts.missing())?;
         platform.timer_frequency = timer.frequency;
         platform.psci = self.psci;
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();

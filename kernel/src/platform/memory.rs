@@ -148,7 +148,7 @@ fn inwards(range: PhysRange) -> Option<PhysRange> {
 }
 
 /// The pages that `range` touches; `None` where they run past the last address.
-fn outwards(range: PhysRange) -> Option<PhysRange> {
+pub(super) fn outwards(range: PhysRange) -> Option<PhysRange> {
     if range.is_empty() {
         return Some(range);
     }

@@ -107,6 +107,8 @@ pub struct Platform {
     pub cpus: Vec<CpuNode, MAX_CPUS>,
     /// CPUs in the tree for which there was no room.
     pub cpus_left_out: usize,
+    /// CPUs that ACPI has and firmware has not enabled, or that make no sense: they may have redistributors.
+    pub cpus_unused: usize,
     /// PSCI, where the machine has it.
     pub psci: Option<Psci>,
     /// Registers that end or reset the machine where PSCI does not.
@@ -226,6 +228,7 @@ impl Platform {
             rng_seed: Vec::new(),
             cpus: Vec::new(),
             cpus_left_out: 0,
+            cpus_unused: 0,
             psci: None,
             power: PowerRegisters { off: None, reset: None, watchdog: None },
             interrupt_controller: ControllerDescription::NONE,
@@ -298,6 +301,32 @@ impl Platform {
             found.store(self)?;
         }
         Ok(found.power)
+    }
+
+    /// Addresses at which no PCI device can be: memory, reserved or not, and the registers of all devices that are known, in whole
+    /// pages.
+    pub fn memory_and_registers(&self) -> impl Iterator<Item = PhysRange> {
+        let gic = match &self.interrupt_controller {
+            ControllerDescription::V2 { distributor, cpu_interface } => [Some(*distributor), Some(*cpu_interface)],
+            ControllerDescription::V3 { distributor, .. } => [Some(*distributor), None],
+            ControllerDescription::Bcm2836 { cores, shared } => [Some(*cores), *shared],
+        };
+        let redistributors = match &self.interrupt_controller {
+            ControllerDescription::V3 { redistributors, .. } => redistributors.regions.as_slice(),
+            _ => &[],
+        };
+        let PowerRegisters { off, reset, watchdog } = self.power;
+        let single = [
+            self.its.map(|its| its.registers),
+            self.uart.map(|uart| uart.registers),
+            self.pcie.as_ref().map(|host| host.ecam),
+            off.map(|off| off.register),
+            reset.map(|reset| reset.register),
+            watchdog.map(|watchdog| watchdog.registers),
+        ];
+        let lists = self.memory.iter().chain(&self.reserved).chain(&self.no_map).chain(redistributors).copied();
+        let smmus = self.smmus.iter().map(|smmu| smmu.registers);
+        lists.chain(smmus).chain(gic.into_iter().chain(single).flatten()).filter_map(memory::outwards)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

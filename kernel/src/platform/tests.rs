@@ -527,6 +527,18 @@ fn the_timer_has_a_frequency_where_its_node_has() {
     assert_eq!(frequency(Some(&[1, 2, 3])), None, "no number: the CPUs may have one");
 }
 
+#[test]
+fn the_timers_interrupt_is_private() {
+    let timer = |tree: &mut TreeBuilder| {
+        tree.node("timer", |tree| {
+            tree.property("interrupts", &cells(&[1, 13, 8, 1, 14, 8, 0, 11, 8, 1, 10, 8]));
+            tree.property("compatible", &text(&["arm,armv8-timer"]));
+        });
+    };
+    let shared = Platform::parse(&virt_with(&Machine::default(), &timer, &|_| {})).map(drop);
+    assert_eq!(shared, Err(PlatformError::Missing { node: "timer".into(), property: "interrupts" }));
+}
+
 /// BCM2837's interrupt controllers, the second in front of the first, and a port behind it.
 fn bcm2837(tree: &mut TreeBuilder) {
     let controller = |tree: &mut TreeBuilder, name, compatible, reg: [u32; 4], phandle| {

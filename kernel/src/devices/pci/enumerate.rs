@@ -9,14 +9,16 @@
 //! on where a bridge begins to one where it ends. So nothing need be known before (PCI-to-PCI Bridge Architecture
 //! Specification 1.2, 3.2.5: windows of memory begin and end at mebibytes).
 //!
-//! Where the host's windows are not known, buses keep the numbers and functions the addresses that firmware gave them: a
-//! bus whose number is not higher than all before it is left out, so the walk ends. Further root buses begin, as far as
-//! is known, where a range of requester IDs does.
+//! Where the host's windows are not known, buses keep the numbers and functions the addresses that firmware gave them. A
+//! bus whose number is not higher than all before it is left out, so the walk ends; so is a bridge whose buses are not
+//! all its parent's, or are another's too ([`Walk::refuse_bridges`]). Further root buses begin, as far as is known,
+//! where a range of requester IDs does.
 //!
 //! Memory comes from the host's window below 4 GiB. Registers that do not fit there and may lie anywhere come from the
 //! window above; bridges forward those by their prefetchable windows, which no other memory behind them uses.
 
 use alloc::vec::Vec;
+use core::ops::RangeInclusive;
 use core::sync::atomic::AtomicU32;
 use core::time::Duration;
 
@@ -118,6 +120,8 @@ impl FreeWindow {
 /// A bus as the walk sees it.
 struct PciBus {
     number: u8,
+    /// The last bus that may be behind it.
+    subordinate: u8,
     depth: u32,
     /// Only device 0 can be there: what is behind a port of PCI Express is a link.
     is_link: bool,
@@ -130,6 +134,21 @@ struct PciBus {
     has_high: bool,
     /// The first port on the way here that may send what comes from behind it to a peer, past the host.
     leak: Option<PciAddress>,
+}
+
+impl PciBus {
+    /// A bus of the host's own, but for its number.
+    const ROOT: Self = Self {
+        number: 0,
+        subordinate: 0,
+        depth: 0,
+        is_link: false,
+        alias: None,
+        root: None,
+        has_low: true,
+        has_high: false,
+        leak: None,
+    };
 }
 
 /// The walk.
@@ -175,10 +194,8 @@ impl<'m> Walk<'m> {
     }
 
     fn root_bus(&mut self, number: u8) -> Result<(), OutOfMemory> {
-        let has_high = self.high.is_some();
-        let bus =
-            PciBus { number, depth: 0, is_link: false, alias: None, root: None, has_low: true, has_high, leak: None };
-        self.bus(&bus)
+        let (subordinate, has_high) = (self.host.description.buses.1, self.high.is_some());
+        self.bus(&PciBus { number, subordinate, has_high, ..PciBus::ROOT })
     }
 
     /// Whether numbers and addresses stay as firmware left them.
@@ -210,6 +227,9 @@ impl<'m> Walk<'m> {
             }
             Ok(())
         })?;
+        if keeps {
+            self.refuse_bridges(bus)?;
+        }
         each_function(config, bus, &mut |address, header, several| {
             let index = self.function(bus, address, header, several)?;
             if header == BRIDGE {
@@ -220,6 +240,72 @@ impl<'m> Walk<'m> {
             }
             Ok(())
         })
+    }
+
+    /// Closes each bridge of a bus that firmware has left buses which are not behind this one, which a neighbour has too,
+    /// or which answer without it, as another root's do: functions there would be taken for ones behind the bridge.
+    #[inline(never)]
+    fn refuse_bridges(&mut self, bus: &PciBus) -> Result<(), OutOfMemory> {
+        let config = self.config();
+        // Bits of bus numbers that one bridge has, and that several have.
+        let (mut once, mut twice) = ([0_u64; 4], [0_u64; 4]);
+        each_function(config, bus, &mut |address, header, _| {
+            let left = left_buses(config, bus, address).filter(|_| header == BRIDGE);
+            for number in left.into_iter().flatten() {
+                let bit = 1 << (number % 64);
+                if let (Some(once), Some(twice)) = (word_mut(&mut once, number), word_mut(&mut twice, number)) {
+                    *twice |= *once & bit;
+                    *once |= bit;
+                }
+            }
+            Ok(())
+        })?;
+        each_function(config, bus, &mut |address, header, _| {
+            if header == BRIDGE {
+                let own = left_buses(config, bus, address);
+                let is_own = own.is_some_and(|mut own| {
+                    !own.any(|number| word_mut(&mut twice, number).is_none_or(|word| *word >> (number % 64) & 1 != 0))
+                });
+                self.keep_buses(bus, address, is_own)?;
+            }
+            Ok(())
+        })
+    }
+
+    /// Leaves a bridge the buses that are its own alone, and none of which is another root.
+    fn keep_buses(&mut self, bus: &PciBus, address: PciAddress, is_own: bool) -> Result<(), OutOfMemory> {
+        let config = self.config();
+        let left = config.read32(address, BUSES);
+        let own = left_buses(config, bus, address).filter(|_| is_own);
+        // Without the bridge what is behind it does not answer.
+        config.write32(address, BUSES, 0);
+        // Those behind a bridge of a bridge have been looked at.
+        let is_own = match own {
+            Some(own) => bus.depth > 0 || !self.has_other_root(&own)?,
+            None => false,
+        };
+        if is_own {
+            config.write32(address, BUSES, left);
+        } else if left & 0x00ff_ff00 != 0 {
+            crate::log::warn!("PCI {address}: firmware left it buses that are not its own alone: {left:#010x}");
+        }
+        Ok(())
+    }
+
+    /// Whether a range of requester IDs begins with one of these buses, and a function answers there.
+    fn has_other_root(&mut self, buses: &RangeInclusive<u8>) -> Result<bool, OutOfMemory> {
+        let (config, Pcie { streams, devices, .. }) = (self.config(), &self.host.description);
+        let (mut last, mut answers) = (buses.start().saturating_sub(1), false);
+        while let Some(number) = next_root(streams, devices, last).filter(|number| number <= buses.end()) {
+            if (self.map)(number) {
+                each_function(config, &PciBus { number, ..PciBus::ROOT }, &mut |_, _, _| {
+                    answers = true;
+                    Ok(())
+                })?;
+            }
+            last = number;
+        }
+        Ok(answers)
     }
 
     /// Puts a function on the list; returns its place there.
@@ -313,14 +399,15 @@ impl<'m> Walk<'m> {
     }
 
     /// Writes the address back that firmware had `left` in a register. `None`: it had none, the register does not keep it,
-    /// or an earlier one, of this function or of another, has it.
+    /// or the address is an earlier one's, of this function or of another, or is memory or another device's.
     fn keep(&self, address: PciAddress, index: usize, bar: Bar, left: u64, own: &[Option<Bar>]) -> Option<PhysRange> {
         let BarKind::Memory { wide, .. } = bar.kind else { return None };
         let start = if wide { left } else { left & u64::from(u32::MAX) };
         let range = PhysRange::from_size(PhysAddr(start), bar.size);
         let range = range.filter(|range| start != 0 && range.start().is_aligned(bar.size))?;
         let others = self.functions.iter().flat_map(|function| &function.bars).chain(own).flatten();
-        if others.filter_map(|bar| bar.range).any(|other| other.overlaps(range)) {
+        let mut others = others.filter_map(|bar| bar.range).chain(self.host.taken.iter().copied());
+        if others.any(|other| other.overlaps(range)) {
             return None;
         }
         (bar::set_address(self.config(), address, index, wide, start) == start).then_some(range)
@@ -342,8 +429,8 @@ impl<'m> Walk<'m> {
     /// Walks the bus behind a bridge, and opens the bridge for it.
     fn bridge(&mut self, bus: &PciBus, address: PciAddress, several: bool) -> Result<Option<Buses>, OutOfMemory> {
         let config = self.config();
-        let left = self.keeps().then(|| config.read32(address, BUSES).to_le_bytes());
-        let Some(number) = self.next_bus(bus.depth, left.map(|[_, secondary, ..]| secondary)) else {
+        let left = self.keeps().then(|| left_buses(config, bus, address).unwrap_or(0..=0));
+        let Some(number) = self.next_bus(bus.depth, left.as_ref().map(|left| *left.start())) else {
             crate::log::warn!("PCI {address}: no bus number is left for what is behind it");
             return Ok(None);
         };
@@ -358,6 +445,7 @@ impl<'m> Walk<'m> {
             (self.low.as_mut().and_then(FreeWindow::align), self.high.as_mut().and_then(FreeWindow::align));
         let behind = PciBus {
             number,
+            subordinate: left.as_ref().map_or(bus.subordinate, |left| *left.end()),
             depth: bus.depth + 1,
             is_link: matches!(kind, PortKind::Downstream),
             alias: match kind {
@@ -378,7 +466,7 @@ impl<'m> Walk<'m> {
         self.bus(&behind)?;
         match left {
             // Room for more devices, which firmware has left.
-            Some([_, _, subordinate, _]) => self.last_bus = self.last_bus.max(subordinate),
+            Some(left) => self.last_bus = self.last_bus.max(*left.end()),
             None => self.open(address, low.filter(|_| behind.has_low), high.filter(|_| behind.has_high)),
         }
         let buses = Buses { secondary: number, subordinate: self.last_bus };
@@ -509,6 +597,18 @@ fn quiet(config: &dyn ConfigSpace, address: PciAddress, header: u8) {
         };
         config::clear_bits(config, address, offset + control, on);
     }
+}
+
+/// The word of a bus number's bit.
+fn word_mut(words: &mut [u64; 4], number: u8) -> Option<&mut u64> {
+    words.get_mut(usize::from(number / 64))
+}
+
+/// The buses that firmware has left a bridge of this bus; `None` where they are not all behind the bus.
+fn left_buses(config: &dyn ConfigSpace, bus: &PciBus, address: PciAddress) -> Option<RangeInclusive<u8>> {
+    let [_, secondary, subordinate, _] = config.read32(address, BUSES).to_le_bytes();
+    let is_behind = bus.number < secondary && secondary <= subordinate && subordinate <= bus.subordinate;
+    is_behind.then_some(secondary..=subordinate)
 }
 
 /// The lowest bus above `last` that a range of requester IDs begins with.

@@ -28,6 +28,7 @@ mod mmio;
 #[cfg(test)]
 pub(super) mod tests;
 
+use alloc::vec::Vec;
 use core::fmt;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -46,7 +47,7 @@ use crate::chip::interrupt::InterruptError;
 use crate::chip::its::ItsError;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
-use crate::platform::{Interrupt, MappedId, Pcie, Window, WindowKind};
+use crate::platform::{Interrupt, MappedId, Pcie, Platform, Window, WindowKind};
 use crate::sync::{IrqLock, rank};
 use crate::trap::probe::ProbeFault;
 use config::{ConfigSpace, Ecam};
@@ -59,19 +60,19 @@ pub fn functions() -> &'static [Function] {
     FUNCTIONS.get().copied().unwrap_or(&[])
 }
 
-/// Finds the functions behind the machine's host bridge. `map` maps registers as device memory, for ever.
+/// Finds the functions behind the platform's host bridge. `map` maps registers as device memory, for ever.
 ///
 /// # Errors
 /// There is no memory for the list.
 #[allow(unsafe_code, reason = "configuration space at the addresses of the device tree")]
 pub fn init(
-    description: Option<&'static Pcie>,
+    platform: &'static Platform,
     map: &mut dyn FnMut(PhysRange) -> Option<VirtAddr>,
 ) -> Result<(), OutOfMemory> {
     static ECAM: Ecam = Ecam::new();
     static HOST: Once<Host> = Once::new();
 
-    let Some(description) = description else {
+    let Some(description) = &platform.pcie else {
         crate::log::info!("the machine has no PCI Express with its configuration space in memory");
         return Ok(());
     };
@@ -81,7 +82,8 @@ pub fn init(
         unsafe { ECAM.add(bus, start) };
         true
     };
-    let host = HOST.call_once(|| Host { config: &ECAM, description });
+    let taken = taken(platform)?;
+    let host = HOST.call_once(|| Host { config: &ECAM, description, taken });
     let functions = Walk::new(host, &mut map_bus).run()?;
     if let Some(fault) = ECAM.fault().filter(|_| functions.is_empty()) {
         crate::log::warn!("PCI: no configuration space at {}: {fault}; it is left out", description.ecam.start());
@@ -95,6 +97,19 @@ pub fn init(
 struct Host {
     config: &'static dyn ConfigSpace,
     description: &'static Pcie,
+    /// Memory, and the registers of other devices, in whole pages: no function's.
+    taken: Vec<PhysRange>,
+}
+
+/// All addresses of which the platform says what is there.
+#[inline(never)]
+fn taken(platform: &Platform) -> Result<Vec<PhysRange>, OutOfMemory> {
+    let mut taken = Vec::new();
+    for range in platform.memory_and_registers() {
+        taken.try_reserve(1).map_err(|_| OutOfMemory)?;
+        taken.push(range);
+    }
+    Ok(taken)
 }
 
 /// A function's vendor and device.

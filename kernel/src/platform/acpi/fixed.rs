@@ -14,6 +14,8 @@ use crate::platform::{
 
 /// Interrupts that are neither a CPU's messages to others nor messages of devices.
 const LINES: core::ops::Range<u32> = 16..1020;
+/// Those of one CPU.
+const PRIVATE_LINES: core::ops::Range<u32> = 16..32;
 /// The kind of address that memory has.
 const SYSTEM_MEMORY: u8 = 0;
 
@@ -45,7 +47,8 @@ const VIRTUAL_TIMER_FLAGS: usize = 68;
 pub(super) fn timer(gtdt: &[u8]) -> Result<Interrupt, TableError> {
     let field = |at| word(gtdt, at).ok_or(TableError::Length(gtdt.len()));
     let trigger = if field(VIRTUAL_TIMER_FLAGS)? & 1 != 0 { Trigger::Edge } else { Trigger::Level };
-    line(field(VIRTUAL_TIMER)?, trigger).ok_or(TableError::Bad("interrupt of the EL1 virtual timer"))
+    let timer = line(field(VIRTUAL_TIMER)?, trigger).filter(|timer| PRIVATE_LINES.contains(&timer.intid));
+    timer.ok_or(TableError::Bad("interrupt of the EL1 virtual timer"))
 }
 
 /// An interrupt line; `None` where the GIC has none of that number.
@@ -55,15 +58,22 @@ pub(super) fn line(intid: u32, trigger: Trigger) -> Option<Interrupt> {
 
 /// Bytes of SPCR up to the number of its interrupt.
 const SPCR_BYTES: usize = 58;
+/// SPCR: the vendor of the PCI function that it is.
+const PCI_VENDOR: usize = 66;
 /// SPCR: its interrupt is one of the GIC.
 const BY_GIC: u8 = 1 << 3;
 
 /// The console; `None` where firmware has redirected it to none.
 pub(super) fn console(spcr: &[u8]) -> Result<Option<Uart>, TableError> {
+    // Zero is no vendor, and the end of an earlier version of the table.
+    let is_pci = word(spcr, PCI_VENDOR - 2).is_some_and(|ids| !matches!(ids >> 16, 0 | 0xffff));
     let spcr = fields::<Spcr>(spcr, SPCR_BYTES)?;
     let RawGenericAddress { address_space, access_size, address, .. } = spcr.base_address;
     if address == 0 {
         return Ok(None);
+    }
+    if is_pci {
+        return Err(TableError::Bad("console: it is a PCI function, which decodes nothing while PCI is enumerated"));
     }
     let kind = match spcr.interface_type {
         0x00 | 0x01 | 0x05 | 0x12 => UartKind::Ns16550,

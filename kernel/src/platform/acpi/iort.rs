@@ -22,8 +22,11 @@ const SMMUV3: u8 = 4;
 const NODE: usize = 16;
 /// Bytes of an ID mapping.
 const MAPPING: usize = 20;
-/// A mapping of one ID, which no range begins with: that of an SMMU's own messages, for instance.
+/// Whatever the ID, the output is one: of an SMMU that is the ID of its own messages, of a root complex one for all.
 const SINGLE: u32 = 1 << 0;
+/// Mappings that a node may have, and ITSs that a group may: what more would take to read is the boot's time.
+const MAX_MAPPINGS: usize = 256;
+const MAX_ITS: usize = 256;
 /// Both pages of an SMMUv3's registers.
 const SMMUV3_BYTES: u64 = 0x2_0000;
 /// The table has no node that lies there.
@@ -45,6 +48,7 @@ struct Mapping {
     count: u64,
     output: u32,
     node: u32,
+    is_single: bool,
 }
 
 /// Reads the SMMUs; completes the host bridge of this segment.
@@ -99,23 +103,32 @@ impl<'t> Node<'t> {
         word(self.bytes, at).ok_or(BAD_NODE)
     }
 
+    fn revision(&self) -> u8 {
+        self.bytes.get(3).copied().unwrap_or_default()
+    }
+
     /// Its ranges of IDs.
     fn mappings(self) -> Result<impl Iterator<Item = Mapping> + 't, TableError> {
         let (count, offset) = (self.word(8)? as usize, self.word(12)? as usize);
+        if count > MAX_MAPPINGS {
+            return Err(TableError::TooMany { what: "ID mappings of a node", limit: MAX_MAPPINGS });
+        }
         let list = count.checked_mul(MAPPING).and_then(|bytes| self.bytes.get(offset..)?.get(..bytes));
         let list = list.ok_or(TableError::Bad("list of ID mappings"))?;
         Ok(list.chunks_exact(MAPPING).filter_map(|mapping| {
             let field = |index: usize| word(mapping, index * 4);
             let (first, less_one, output) = (field(0)?, field(1)?, field(2)?);
             let count = u64::from(less_one) + 1;
-            Some(Mapping { first, count, output, node: field(3)? })
-                .filter(|_| field(4).is_some_and(|f| f & SINGLE == 0))
+            Some(Mapping { first, count, output, node: field(3)?, is_single: field(4)? & SINGLE != 0 })
         }))
     }
 
     /// Of a group of ITSs: whether the one with this number is in it.
     fn has_its(&self, its: u32) -> Result<bool, TableError> {
         let count = self.word(NODE)? as usize;
+        if count > MAX_ITS {
+            return Err(TableError::TooMany { what: "ITSs of a group", limit: MAX_ITS });
+        }
         Ok((0..count).map_while(|index| word(self.bytes, NODE + 4 + index * 4)).any(|number| number == its))
     }
 }
@@ -124,9 +137,16 @@ fn add_smmu(platform: &mut Platform, node: Node<'_>) -> Result<(), TableError> {
     let start = PhysAddr(long(node.bytes, 16).ok_or(BAD_NODE)?);
     let registers = PhysRange::from_size(start, SMMUV3_BYTES).filter(|_| start.0 != 0 && start.is_aligned(0x1000));
     let interrupt = |at| -> Result<Option<Interrupt>, TableError> { Ok(line(node.word(at)?, Trigger::Edge)) };
+    let registers = registers.ok_or(TableError::Bad("address of an SMMU"))?;
+    if platform.smmus.iter().any(|other| other.registers.overlaps(registers)) {
+        crate::log::warn!(
+            "ACPI: IORT: another SMMU has registers at {start} too; devices behind the second are refused"
+        );
+        return Ok(());
+    }
     let smmu = Smmu {
         phandle: Some(node.offset),
-        registers: registers.ok_or(TableError::Bad("address of an SMMU"))?,
+        registers,
         event_queue: interrupt(44)?,
         priority_queue: interrupt(48)?,
         global_error: interrupt(52)?,
@@ -138,16 +158,21 @@ fn add_smmu(platform: &mut Platform, node: Node<'_>) -> Result<(), TableError> {
     Ok(())
 }
 
-/// Completes `host` from its root complex: coherence, addresses for DMA, IDs at the SMMU and the ITS.
+/// Completes `host` from a root complex of its segment: coherence, addresses for DMA, IDs at the SMMU and the ITS. Of
+/// several the least counts.
 fn complete(host: &mut Pcie, iort: &[u8], root: Node<'_>, its: Option<u32>) -> Result<(), TableError> {
-    host.coherent = root.word(16)? & 1 != 0;
-    // Later versions have how many bits of an address its functions have.
-    if let Some(&bits @ 1..64) = root.bytes.get(32) {
+    host.coherent &= root.word(16)? & 1 != 0;
+    // From revision 1 on: how many bits of an address its functions have.
+    let bits = root.bytes.get(32).filter(|_| root.revision() >= 1).copied();
+    if let Some(bits @ 1..64) = bits.filter(|&bits| host.dma_reach(0, true) >= 1_u64.checked_shl(bits.into())) {
         host.dma.clear();
         // There is room for one.
         let _ = tree::add(&mut host.dma, DmaRange { bus: 0, cpu: 0, size: 1 << bits });
     }
     for mapping in root.mappings()? {
+        if mapping.is_single {
+            return Err(TableError::Bad("ID mapping: all functions have one ID"));
+        }
         let taker = node(iort, mapping.node)?;
         match taker.kind {
             ITS_GROUP => add_messages(host, mapping, &taker, its)?,
@@ -155,7 +180,7 @@ fn complete(host: &mut Pcie, iort: &[u8], root: Node<'_>, its: Option<u32>) -> R
             SMMUV1_OR_2 | SMMUV3 => {
                 let Mapping { first, count, output, .. } = mapping;
                 host.streams.add(first, count, taker.offset, output).ok_or(TableError::Bad("ID mapping"))?;
-                for behind in taker.mappings()? {
+                for behind in taker.mappings()?.filter(|behind| !behind.is_single) {
                     let group = node(iort, behind.node)?;
                     if group.kind == ITS_GROUP
                         && let Some(both) = compose(mapping, behind)
@@ -187,5 +212,11 @@ fn compose(one: Mapping, other: Mapping) -> Option<Mapping> {
     let last = end(one.output, one.count).min(end(other.first, other.count));
     let count = last.checked_sub(first.into()).filter(|&count| count != 0)?;
     let output = other.output.checked_add(first - other.first)?;
-    Some(Mapping { first: one.first.checked_add(first - one.output)?, count, output, node: other.node })
+    Some(Mapping {
+        first: one.first.checked_add(first - one.output)?,
+        count,
+        output,
+        node: other.node,
+        is_single: false,
+    })
 }

@@ -12,7 +12,7 @@ use super::table::{Entries, fields};
 use crate::platform::{
     ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, Platform, Redistributors,
 };
-use crate::smp::AFFINITY;
+use crate::smp::{AFFINITY, MAX_CPUS};
 
 /// Kinds of structures: of a CPU, the distributor, redistributors, an ITS.
 const GICC: u8 = 0xb;
@@ -25,6 +25,9 @@ const GICC_BYTES: usize = 76;
 /// A CPU's flag: it may be used.
 const ENABLED: u32 = 1 << 0;
 
+/// Structures that are left out with a message each; the others are counted.
+const MESSAGES: usize = 4;
+
 /// Bytes of registers, which the table does not have.
 const GICV2_DISTRIBUTOR: u64 = 0x1000;
 const GICV2_CPU_INTERFACE: u64 = 0x2000;
@@ -36,6 +39,10 @@ const ITS_FRAMES: u64 = 0x2_0000;
 /// The GIC, as far as the table was read.
 #[derive(Default)]
 struct Gic {
+    /// MPIDR of the boot CPU.
+    boot: u64,
+    /// CPUs, whether they are used or not: each has its place among the redistributors.
+    cpus: usize,
     /// The distributor's address and the GIC's version, zero where it is not stated.
     distributor: Option<(u64, u8)>,
     cpu_interface: Option<u64>,
@@ -44,14 +51,14 @@ struct Gic {
     frames: Vec<u64, MAX_REDISTRIBUTOR_REGIONS>,
 }
 
-/// Reads CPUs, interrupt controller and ITS; returns the ITS's number.
+/// Reads CPUs, of which `boot` is the boot CPU's MPIDR, interrupt controller and ITS; returns the ITS's number.
 ///
 /// # Errors
 /// The table has no CPU or no distributor, or one that makes no sense.
 #[inline(never)]
-pub(super) fn read(platform: &mut Platform, madt: &[u8]) -> Result<Option<u32>, TableError> {
-    let mut gic = Gic::default();
-    let mut its_number = None;
+pub(super) fn read(platform: &mut Platform, madt: &[u8], boot: u64) -> Result<Option<u32>, TableError> {
+    let mut gic = Gic { boot, ..Gic::default() };
+    let (mut its_number, mut left_out) = (None, 0_usize);
     for (kind, entry) in Entries::behind(madt, size_of::<Madt>()) {
         let read = match kind {
             GICC => cpu(platform, &mut gic, entry),
@@ -61,17 +68,26 @@ pub(super) fn read(platform: &mut Platform, madt: &[u8]) -> Result<Option<u32>, 
             _ => Ok(()),
         };
         if let Err(error) = read {
-            crate::log::warn!("ACPI: MADT: a structure of the kind {kind:#x}: {error}; it is left out");
+            left_out += 1;
+            if left_out <= MESSAGES {
+                crate::log::warn!("ACPI: MADT: a structure of the kind {kind:#x}: {error}; it is left out");
+            }
         }
+    }
+    if left_out > MESSAGES {
+        crate::log::warn!("ACPI: MADT: {left_out} structures are left out");
     }
     if platform.cpus.is_empty() {
         return Err(TableError::Bad("list of CPUs: none is enabled"));
     }
+    platform.cpus_unused = gic.cpus - platform.cpus.len() - platform.cpus_left_out;
     platform.interrupt_controller = gic.description()?;
     Ok(its_number)
 }
 
+/// A CPU. One place is kept for the boot CPU, wherever the table has it.
 fn cpu(platform: &mut Platform, gic: &mut Gic, entry: &[u8]) -> Result<(), TableError> {
+    gic.cpus += 1;
     let cpu = fields::<GiccEntry>(entry, GICC_BYTES)?;
     if cpu.flags & ENABLED == 0 {
         return Ok(());
@@ -80,11 +96,15 @@ fn cpu(platform: &mut Platform, gic: &mut Gic, entry: &[u8]) -> Result<(), Table
     if platform.cpus.iter().any(|other| other.mpidr == mpidr) {
         return Err(TableError::Bad("MPIDR: another CPU has it"));
     }
+    let boot = gic.boot & AFFINITY;
+    let has_boot = mpidr == boot || platform.cpus.iter().any(|other| other.mpidr == boot);
     let enable_method = if platform.psci.is_some() { EnableMethod::Psci } else { EnableMethod::Unknown };
-    if platform.cpus.push(CpuNode { mpidr, enable_method }).is_err() {
+    if platform.cpus.len() + usize::from(!has_boot) >= MAX_CPUS {
         platform.cpus_left_out += 1;
         return Ok(());
     }
+    // There is room.
+    let _ = platform.cpus.push(CpuNode { mpidr, enable_method });
     // In a GICv2 all have the same.
     gic.cpu_interface = gic.cpu_interface.or(Some(cpu.gic_registers_address).filter(|&address| address != 0));
     if cpu.gicr_base_address != 0 {

@@ -112,13 +112,14 @@ pub(super) fn choose(chosen: Option<&Node<'_, '_>>, has_cpus: bool) -> Option<Ph
 }
 
 impl Platform {
-    /// Reads ACPI's tables, if they describe the machine: see [`rsdp`](Self::rsdp).
+    /// Reads ACPI's tables, if they describe the machine: see [`rsdp`](Self::rsdp). `boot` is the boot CPU's
+    /// MPIDR_EL1, or its affinity alone: that CPU has a place among the CPUs wherever the table has it.
     ///
     /// # Errors
     /// A table makes no sense that no kernel can do without: RSDP, XSDT, MADT, GTDT. `self` may be partly filled then,
     /// with the console if there is one.
     #[inline(never)]
-    pub fn read_tables<M: PhysicalMemory>(&mut self, memory: &mut M) -> Result<(), PlatformError> {
+    pub fn read_tables<M: PhysicalMemory>(&mut self, memory: &mut M, boot: u64) -> Result<(), PlatformError> {
         let Some(rsdp) = self.rsdp else { return Ok(()) };
         let tables = Tables::find(memory, rsdp)?;
         // First: an error in what follows is printed there. Without a table there is none.
@@ -127,7 +128,7 @@ impl Platform {
         }
         let (psci, reset) = dispensable(tables.read(memory, table::FADT, fixed::power)).unwrap_or_default();
         (self.psci, self.power.reset) = (psci, reset);
-        let its = tables.read(memory, table::MADT, |madt| madt::read(self, madt))?;
+        let its = tables.read(memory, table::MADT, |madt| madt::read(self, madt, boot))?;
         self.timer = tables.read(memory, table::GTDT, fixed::timer)?;
         self.read_host(memory, &tables, its);
         Ok(())

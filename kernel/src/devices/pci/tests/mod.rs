@@ -5,7 +5,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange, VirtAddr};
 use pci_types::PciAddress;
 use proptest::prelude::*;
 
@@ -73,7 +73,8 @@ fn host_of(
         dma: heapless::Vec::new(),
         coherent: true,
     };
-    Box::leak(Box::new(Host { config: Box::leak(Box::new(config)), description: Box::leak(Box::new(description)) }))
+    let (config, description) = (Box::leak(Box::new(config)), Box::leak(Box::new(description)));
+    Box::leak(Box::new(Host { config, description, taken: Vec::new() }))
 }
 
 fn walk(host: &'static Host) -> std::vec::Vec<Function> {
@@ -332,6 +333,63 @@ fn a_root_bus_that_no_bridge_leads_to_is_found_where_a_range_of_requester_ids_be
     };
     assert_eq!(found(&[0]), [0, 0]);
     assert_eq!(found(&[0, 0x100, 0x800, 0x900, 0xa00, 0x1_0000]), [0, 0, 8]);
+}
+
+/// The functions that a walk finds which keeps what an earlier one has set, and `change` changed.
+fn kept(plans: &[Plan], streams: IdMap, change: impl Fn(&mut [ModelNode])) -> std::vec::Vec<(u8, u8)> {
+    let (_, model) = walk_model(plans, 255, LOW);
+    change(&mut model.0.lock().unwrap());
+    let functions = walk(host_of(Shared(model), 255, None, streams));
+    functions.iter().map(|function| (function.address().bus(), function.address().device())).collect()
+}
+
+#[test]
+fn a_bridge_has_buses_of_its_parent_that_no_neighbour_has() {
+    let port = || bridge(ModelKind::RootPort, vec![endpoint(&[])]);
+    let nested = [bridge(ModelKind::RootPort, vec![port()]), port()];
+    let whole = [(0, 0), (1, 0), (2, 0), (0, 1), (3, 0)];
+    assert_eq!(kept(&nested, IdMap::default(), |_| ()), whole);
+    let inner = |buses| kept(&nested, IdMap::default(), move |bus| bus[0].behind[0].set(0x18, buses));
+    assert_eq!(inner(0x0002_0201), whole);
+    let without = [(0, 0), (1, 0), (0, 1), (3, 0)];
+    // Its neighbour's, one more than its parent has, its parent's own, from the end to the begin.
+    for buses in [0x0003_0301, 0x0005_0501, 0x0003_0201, 0x0001_0101, 0x0001_0201, 0] {
+        assert_eq!(inner(buses), without, "{buses:#x}");
+    }
+    let outer = |buses| kept(&[port(), port(), port()], IdMap::default(), move |bus| bus[1].set(0x18, buses));
+    assert_eq!(outer(0x0002_0200), [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (3, 0)]);
+    assert_eq!(outer(0x0003_0200), [(0, 0), (1, 0), (0, 1), (0, 2)], "the third has bus 3 too");
+    let none = [(0, 0), (0, 1), (0, 2)];
+    assert_eq!(outer(0x0003_0100), none, "both neighbours' too");
+}
+
+#[test]
+fn a_bus_that_answers_without_the_bridge_is_another_roots() {
+    let mut streams = IdMap::new(!0);
+    [0x100, 0x800].map(|first| streams.add(first, 0x100, 1, first).unwrap());
+    let port = bridge(ModelKind::RootPort, vec![endpoint(&[])]);
+    assert_eq!(kept(&[port.clone()], streams.clone(), |_| ()), [(0, 0), (1, 0)], "a range may begin behind a bridge");
+    let roots = [&[Plan { left_bus: 8, ..port }][..], &[endpoint(&[])]].map(ModelBus::new);
+    let functions = walk(host_of(TwoRoots(roots), 9, None, streams));
+    let found: std::vec::Vec<_> = functions.iter().map(|function| (function.address().bus(), function.leak)).collect();
+    assert_eq!(found, [(0, None), (8, None)]);
+    assert_eq!(functions[0].bridge(), None);
+}
+
+#[test]
+fn an_address_that_is_another_devices_is_not_kept() {
+    let (given, model) = walk_model(&[endpoint(&[memory(16), memory(12)]), endpoint(&[memory(12)])], 255, LOW);
+    let at = |function: usize, bar: usize| {
+        let range = given[function].bar(bar).unwrap().range.unwrap();
+        PhysRange::from_size(PhysAddr(range.start().0 - LOW_CPU + LOW.start), range.size()).unwrap()
+    };
+    let host = host_of(Shared(model), 255, None, IdMap::default());
+    let taken = vec![PhysRange::from_size(at(0, 0).start() + 0xf000, PAGE).unwrap()];
+    let functions = walk(Box::leak(Box::new(Host { taken, ..*host })));
+    let kept = |function: usize, bar: usize| functions[function].bar(bar).unwrap().range;
+    assert_eq!((kept(0, 0), kept(0, 1), kept(1, 0)), (None, Some(at(0, 1)), Some(at(1, 0))));
+    let bus = model.0.lock().unwrap();
+    assert_eq!((bus[0].decodes_memory(), bus[1].decodes_memory()), (false, true));
 }
 
 /// Random words; of four, `often` are ones that lead on: there is a bridge, there is a capability.
