@@ -35,6 +35,12 @@ use crate::trap::probe;
 const FRAMES: u64 = 0x2_0000;
 /// With the two frames for virtual LPIs.
 const FRAMES_VIRTUAL: u64 = 0x4_0000;
+/// GICD_PIDR2 and GICR_PIDR2, whose ArchRev is 3 or 4 in a GICv3 and GICv4: the first thing that Linux reads, too.
+const PIDR2: u64 = 0xffe8;
+/// Bytes up to their end.
+const PIDR2_END: u64 = PIDR2 + 4;
+/// Reads of a register until what was written to it should have taken effect. Of a GIC it takes less than a thousand.
+const PATIENCE: u32 = 1_000_000;
 /// GICR_TYPER.
 const TYPER: u64 = 8;
 /// GICR_TYPER.PLPIS: it has LPIs.
@@ -110,6 +116,9 @@ pub(super) fn init(
     let registers = map(distributor).ok_or(InterruptError::NotMapped(distributor))?;
     let gicd = NonNull::new(registers.as_ptr::<Gicd>()).ok_or(InterruptError::NotMapped(distributor))?;
     probe::read::<u32>(registers).map_err(|fault| InterruptError::NoAnswer(distributor.start(), fault))?;
+    if !is_gic(registers, distributor) {
+        return Err(InterruptError::NoController);
+    }
     // SAFETY: by the device tree a GICv3 distributor is there, `map` has mapped it for ever as device memory, and this
     // is the only place that makes a pointer to it.
     let mut gicd = unsafe { UniqueMmioPointer::new(gicd) };
@@ -118,9 +127,9 @@ pub(super) fn init(
     set_control(&mut gicd, routing);
     set_control(&mut gicd, GicdCtlr::ARE_S);
     clear_shared(&mut gicd);
-    let mut gicd = GicDistributor::new(gicd);
     // An interrupt that was being disabled is not configured before it is.
-    gicd.wait_for_pending_write();
+    await_writes(&mut gicd);
+    let mut gicd = GicDistributor::new(gicd);
     gicd.configure_default_settings();
 
     let mut regions = Vec::new();
@@ -131,6 +140,9 @@ pub(super) fn init(
         let registers = map(used).ok_or(InterruptError::NotMapped(used))?;
         if let Err(fault) = probe::read::<u32>(registers) {
             crate::log::warn!("interrupt controller: no redistributors at {}: {fault}", used.start());
+            continue;
+        }
+        if !is_gic(registers, used) {
             continue;
         }
         // As many as in the description, which has the same room.
@@ -148,9 +160,39 @@ pub(super) fn init(
 /// Writes the distributor's control register, and waits until that has taken effect.
 fn set_control(mut gicd: &mut UniqueMmioPointer<'_, Gicd>, control: GicdCtlr) {
     field!(gicd, ctlr).write(control);
-    while field!(gicd, ctlr).read().contains(GicdCtlr::RWP) {
-        wait::relax();
+    await_writes(gicd);
+}
+
+/// Waits until what was written to the distributor has taken effect; not for ever, where that is none.
+fn await_writes(mut gicd: &mut UniqueMmioPointer<'_, Gicd>) {
+    if !is_over(|| !field!(gicd, ctlr).read().contains(GicdCtlr::RWP)) {
+        crate::log::warn!("interrupt controller: what was written to the distributor does not take effect");
     }
+}
+
+/// Waits for `is_done`, but not for ever; whether it came.
+fn is_over(mut is_done: impl FnMut() -> bool) -> bool {
+    (0..PATIENCE).any(|_| {
+        let done = is_done();
+        if !done {
+            wait::relax();
+        }
+        done
+    })
+}
+
+/// Whether the frame of a GICv3 or GICv4 is mapped at `registers`, with a warning if not. A description of fewer bytes than
+/// up to the register that has it is believed.
+fn is_gic(registers: VirtAddr, range: PhysRange) -> bool {
+    if range.size() < PIDR2_END {
+        return true;
+    }
+    let revision = probe::read::<u32>(registers + PIDR2).map(|identity| identity >> 4 & 0xf);
+    let is_gic = matches!(revision, Ok(3 | 4));
+    if !is_gic {
+        crate::log::warn!("interrupt controller: no GICv3 or GICv4 is at {}", range.start());
+    }
+    is_gic
 }
 
 /// Ends what an earlier stage had shared interrupts do: none is enabled, pending, active or unmaskable.
@@ -241,11 +283,9 @@ pub(super) fn enable_lpis(
     // SAFETY: as above.
     unsafe { mmio::write(control, 0_u32) };
     // SAFETY: as above.
-    while unsafe { mmio::read::<u32>(control) } & CTLR_RWP != 0 {
-        wait::relax();
-    }
+    let is_written = is_over(|| unsafe { mmio::read::<u32>(control) } & CTLR_RWP == 0);
     // SAFETY: as above.
-    if unsafe { mmio::read::<u32>(control) } & CTLR_ENABLE_LPIS != 0 {
+    if !is_written || unsafe { mmio::read::<u32>(control) } & CTLR_ENABLE_LPIS != 0 {
         return Err(ItsError::HasTables);
     }
     write(PROPBASER, configurations.0 | TABLE_ATTRIBUTES | u64::from(id_bits - 1));
