@@ -14,6 +14,11 @@ use granule_protocol::{Event, Frame, Nonce, NotAFrame};
 /// The words that the kernel prints first when it panics.
 pub const PANIC_MARKER: &str = "kernel panic";
 
+/// Bytes of a test's output that are kept: beyond that the middle is taken out.
+const MAX_OUTPUT: usize = 16 << 20;
+/// In its place.
+const CUT: &str = "\n[more than is kept]\n";
+
 /// How a test went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -150,6 +155,16 @@ impl Judge {
             self.output.push_str(line);
             self.output.push('\n');
         }
+        if self.output.len() > MAX_OUTPUT {
+            self.cut_output();
+        }
+    }
+
+    /// Takes the middle out of what was printed.
+    fn cut_output(&mut self) {
+        let (head, tail) = (MAX_OUTPUT / 4, self.output.len() - MAX_OUTPUT / 4);
+        let (head, tail) = (self.output.floor_char_boundary(head), self.output.ceil_char_boundary(tail));
+        self.output.replace_range(head..tail, CUT);
     }
 
     /// Takes the event of the next frame.

@@ -230,6 +230,14 @@ impl Port {
         port.set_read_timeout(POLL)?;
         Ok(Self(port))
     }
+
+    /// Forgets all that was received before a reset.
+    ///
+    /// # Errors
+    /// Those of the operating system.
+    pub fn discard_input(&self) -> Result<()> {
+        Ok(self.0.discard_input_buffer()?)
+    }
 }
 
 impl Line for Port {
@@ -252,7 +260,8 @@ impl Line for Port {
     }
 
     fn send(&mut self, text: &str) {
-        let _ = self.0.write_all(text.as_bytes()).and_then(|()| self.0.flush());
+        // Not flushed: that waits until all has left, for ever where nothing takes it.
+        let _ = self.0.write_all(text.as_bytes());
     }
 }
 
@@ -290,6 +299,9 @@ impl Merged {
     }
 }
 
+/// Bytes of a line: a longer one is cut into several.
+const MAX_LINE: usize = 64 << 10;
+
 /// Cuts bytes into lines; the carriage returns of a serial line go.
 #[derive(Debug, Default)]
 pub struct Lines {
@@ -305,6 +317,9 @@ impl Lines {
                 b'\n' => lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned()),
                 b'\r' => {}
                 _ => self.partial.push(byte),
+            }
+            if self.partial.len() >= MAX_LINE {
+                lines.push(String::from_utf8_lossy(&std::mem::take(&mut self.partial)).into_owned());
             }
         }
         lines
@@ -370,6 +385,14 @@ mod tests {
         assert_eq!(lines.feed(b" a\r\n\ntw"), ["one a", ""]);
         assert_eq!(lines.partial(), "tw");
         assert_eq!(lines.feed(b"o\xff\n"), ["two\u{fffd}"]);
+    }
+
+    #[test]
+    fn a_line_without_an_end_is_cut() {
+        let mut lines = Lines::default();
+        let cut = lines.feed(&[b'a'; 3 * super::MAX_LINE + 1]);
+        assert_eq!(cut.iter().map(String::len).collect::<Vec<_>>(), [super::MAX_LINE; 3]);
+        assert_eq!(lines.feed(b"b\n"), ["ab"]);
     }
 
     #[test]

@@ -5,10 +5,10 @@
 //! costs time, and a test whose verdict does not arrive whole before its limit fails.
 
 use std::path::PathBuf;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use granule_protocol::{ASK, Event, Frame, Nonce, NotAFrame, Order, Request};
 
 use crate::device;
@@ -20,6 +20,9 @@ use crate::session::{BOOT_LIMIT, STEP_LIMIT, fresh_nonce};
 
 /// A request is not typed again sooner: the guest may have asked twice before the first one came.
 const RESEND: Duration = Duration::from_secs(1);
+
+/// Time that the command which resets the board may take.
+const RESET_LIMIT: Duration = Duration::from_secs(120);
 
 /// A board at the end of a line.
 #[derive(Clone, Debug)]
@@ -39,7 +42,13 @@ pub struct Wired {
 impl Wired {
     /// Resets the board, if there is a command for it, and has it run the tests.
     pub fn boot(&self, tests: &[&Test]) -> Boot {
-        let line = self.reset().and_then(|()| Port::open(&self.port, self.board.baud));
+        let line = self.reset().and_then(|()| {
+            let line = Port::open(&self.port, self.board.baud)?;
+            if self.reset.is_some() {
+                line.discard_input()?;
+            }
+            Ok(line)
+        });
         match line {
             Ok(mut line) => converse(&mut line, self.conversation(fresh_nonce(), tests), tests),
             Err(error) => Boot { outcomes: Vec::new(), failure: Some((format!("{error:#}"), String::new())) },
@@ -48,10 +57,7 @@ impl Wired {
 
     /// Runs the command that resets the board.
     fn reset(&self) -> Result<()> {
-        let Some(reset) = &self.reset else { return Ok(()) };
-        let status = Command::new("sh").args(["-c", reset]).status().with_context(|| format!("cannot run {reset}"))?;
-        ensure!(status.success(), "{reset}: {status}");
-        Ok(())
+        self.reset.as_deref().map_or(Ok(()), |reset| run_within(reset, RESET_LIMIT))
     }
 
     /// A conversation of that number, in which these tests run.
@@ -65,8 +71,30 @@ impl Wired {
             identity: self.identity,
             sequence: 0,
             typed: None,
+            is_anew: false,
             judge: Judge::new(nonce, tests.iter().map(|test| test.index)),
         }
+    }
+}
+
+/// Runs a command of the shell, without input.
+///
+/// # Errors
+/// It cannot be run, fails, or takes longer than `limit`: then it is ended.
+fn run_within(command: &str, limit: Duration) -> Result<()> {
+    let spawned = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).spawn();
+    let mut child = spawned.with_context(|| format!("cannot run {command}"))?;
+    let begin = Instant::now();
+    loop {
+        if let Some(status) = child.try_wait()? {
+            ensure!(status.success(), "{command}: {status}");
+            return Ok(());
+        }
+        if begin.elapsed() >= limit {
+            child.kill().and_then(|()| child.wait())?;
+            bail!("{command}: it has not ended after {} s", limit.as_secs());
+        }
+        std::thread::sleep(Duration::from_millis(20));
     }
 }
 
@@ -128,6 +156,8 @@ pub struct Conversation {
     sequence: u32,
     /// When that was typed last.
     typed: Option<Duration>,
+    /// A reset took effect behind the hello.
+    is_anew: bool,
     judge: Judge,
 }
 
@@ -157,6 +187,8 @@ impl Conversation {
             Err(NotAFrame::Nonce) if self.sequence == 0 => Ok(self.ask(now)),
             Err(NotAFrame::Nonce) => lie("a frame has a nonce that is not this conversation's"),
             Err(NotAFrame::Output) if line == ASK && self.sequence == 0 => Ok(self.ask(now)),
+            // The board had answered before a reset took effect.
+            Err(NotAFrame::Output) if line == ASK && self.is_only_greeted() => Ok(self.anew(now)),
             Err(NotAFrame::Output) if line == ASK => lie("the board has started anew"),
             Err(_) => {
                 self.judge.print(line);
@@ -181,6 +213,18 @@ impl Conversation {
         let _ = Request { sequence: self.sequence, order }.encode(self.nonce, &mut line);
         // Half a request may have come before it.
         Step::Type(format!("\n{line}\n"))
+    }
+
+    /// No test was asked for, and the board has not started anew before.
+    fn is_only_greeted(&self) -> bool {
+        self.sequence == 1 && self.typed.is_none() && !self.is_anew
+    }
+
+    /// The board has started once more behind the hello: there is another one.
+    fn anew(&mut self, now: Duration) -> Step {
+        (self.sequence, self.typed, self.is_anew) = (0, None, true);
+        self.judge = Judge::new(self.nonce, self.tests.iter().map(|test| test.0));
+        self.ask(now)
     }
 
     /// A frame of the request's number came.

@@ -108,6 +108,18 @@ fn a_panic_is_named() {
 }
 
 #[test]
+fn of_output_without_an_end_the_beginning_and_the_end_are_kept() {
+    let mut judge = Judge::new(NONCE, [0]);
+    judge.line("the first", Duration::ZERO).unwrap();
+    (0..40).for_each(|_| judge.line(&"ä".repeat(1 << 19), Duration::ZERO).unwrap());
+    judge.line("the last", Duration::ZERO).unwrap();
+    let (_, output) = judge.end(&Ending::Closed).failure.unwrap();
+    assert!(output.len() <= super::MAX_OUTPUT + 100, "{}", output.len());
+    assert!(output.starts_with("the first\n") && output.ends_with("\nthe last\n"));
+    assert_eq!(output.matches(super::CUT).count(), 1);
+}
+
+#[test]
 fn a_boot_that_dies_before_hello_blames_no_test() {
     let boot = judge(&["early words".into()], Ending::Exited(Some(1)));
     assert!(boot.outcomes.is_empty());

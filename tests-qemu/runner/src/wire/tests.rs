@@ -126,6 +126,7 @@ fn conversation(nonce: Nonce, tests: &[u32], identity: u32) -> Conversation {
         identity,
         sequence: 0,
         typed: None,
+        is_anew: false,
         judge: Judge::new(nonce, tests.iter().copied()),
     }
 }
@@ -212,6 +213,28 @@ fn a_conversation_that_was_broken_off_is_followed_by_another() {
     let boot = converse(&mut board, conversation(Nonce(2), &[1], IDENTITY), to, from);
     assert_eq!(boot.outcomes.len(), 1, "{boot:?}");
     assert_eq!(boot.outcomes[0].1.verdict, Verdict::Passed(1));
+}
+
+#[test]
+fn a_reset_that_takes_effect_behind_the_hello_is_followed_by_another_hello_once() {
+    let mut talk = conversation(NONCE, &[0], IDENTITY);
+    let mut image = String::new();
+    Frame { sequence: 0, event: Event::Image { identity: IDENTITY } }.encode(NONCE, &mut image).unwrap();
+    let Ok(Step::Type(hello)) = talk.line(ASK, Duration::ZERO) else { panic!("no hello") };
+    assert_eq!(talk.line(&image, Duration::ZERO), Ok(Step::Nothing));
+    assert_eq!(talk.line(ASK, Duration::ZERO), Ok(Step::Type(hello)));
+    assert_eq!(talk.line(&image, Duration::ZERO), Ok(Step::Nothing));
+    assert!(talk.line(ASK, Duration::ZERO).is_err(), "a board that starts for ever");
+}
+
+#[test]
+fn a_reset_command_has_no_input_and_a_limit() {
+    let run = |command| super::run_within(command, Duration::from_millis(300)).map_err(|error| error.to_string());
+    // It ends at the end of its input.
+    assert_eq!(super::run_within("cat", Duration::from_secs(600)).ok(), Some(()));
+    assert!(run("while :; do sleep 0.1; done").unwrap_err().contains("has not ended"));
+    let failed = super::run_within("exit 3", Duration::from_secs(600)).unwrap_err().to_string();
+    assert!(failed.contains("exit status: 3"), "{failed}");
 }
 
 #[test]
