@@ -27,6 +27,8 @@ const CMDLINE: &str = "cmdline.txt";
 const RASPBERRY_PI: &str = "https://github.com/raspberrypi/firmware/blob/master/boot";
 /// The largest device tree that an arm64 kernel is given, in bytes (Linux, Documentation/arch/arm64/booting.rst).
 const LARGEST_TREE: usize = 2 << 20;
+/// Most bytes of boot arguments that the kernel, and its EFI stub, take.
+const MAX_BOOTARGS: usize = 2048;
 
 /// A board, by what it reads from the volume.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -162,7 +164,8 @@ impl Board {
     }
 }
 
-/// Refuses boot arguments that would end their line, or that U-Boot would replace: it takes `${` for a variable.
+/// Refuses boot arguments that would end their line, that U-Boot would replace (it takes `${` for a variable), or that
+/// are longer than the kernel takes them.
 fn check_line(append: &str) -> Result<()> {
     let bad = append.chars().find(|char| !matches!(char, ' '..='~') || *char == '$');
     ensure!(
@@ -170,6 +173,8 @@ fn check_line(append: &str) -> Result<()> {
         "--append has {:?}; allowed are printable ASCII characters but `$`",
         bad.unwrap_or_default()
     );
+    let bytes = append.trim().len();
+    ensure!(bytes <= MAX_BOOTARGS, "--append has {bytes} bytes; the kernel takes {MAX_BOOTARGS} at most");
     Ok(())
 }
 
@@ -206,8 +211,8 @@ mod tests {
 
     use super::*;
 
-    /// An empty tree: header, an empty map of reservations, and a root without a property (Devicetree Specification v0.4,
-    /// 5.2 to 5.4).
+    /// An empty tree: header, an empty map of reservations, and a root without a property (Devicetree Specification
+    /// v0.4, 5.2 to 5.4).
     fn tree() -> Vec<u8> {
         let words: [u32; 18] = [0xd00d_feed, 72, 56, 72, 40, 17, 16, 0, 0, 16, 0, 0, 0, 0, 1, 0, 2, 9];
         words.iter().flat_map(|word| word.to_be_bytes()).collect()
@@ -347,6 +352,11 @@ mod tests {
         for append in ["a\nlinux /other", "${bootargs}", "é"] {
             assert!(refused(None, append).contains("--append has"), "{append:?}");
         }
+        let long = "a".repeat(MAX_BOOTARGS + 1);
+        assert!(folder.refusal(Board::Generic, None, &long).contains("has 2049 bytes"));
+        assert!(folder.files(Board::Uefi, None, &format!(" {} ", "a".repeat(MAX_BOOTARGS))).is_ok());
+        let stub = include_str!("../../../boot/uefi/src/options.rs");
+        assert!(stub.contains(&format!("const MAX_BOOTARGS: usize = {MAX_BOOTARGS};")));
         folder.has("initrd", b"");
         assert!(refused(None, "").contains("is empty"));
         fs::remove_file(folder.0.join("initrd")).unwrap();

@@ -45,8 +45,8 @@ pub fn open_image(path: &Path) -> Result<(File, u64)> {
     Ok((image, size))
 }
 
-/// Opens a device for [`flash`]. The operating system refuses this where a file system or another driver has the device,
-/// or one of its partitions, whatever [`crate::device`] has seen.
+/// Opens a device for [`flash`]. The operating system refuses this where a file system or another driver has the
+/// device, or one of its partitions, whatever [`crate::device`] has seen.
 ///
 /// # Errors
 /// When it cannot be opened.
@@ -64,8 +64,8 @@ pub fn open_device(path: &Path) -> Result<File> {
     })
 }
 
-/// Writes an image of `size` bytes to the start of a device, and compares what the device then has. `progress` is called
-/// with the bytes that a step has done.
+/// Writes an image of `size` bytes to the start of a device, and compares what the device then has. `progress` is
+/// called with the bytes that a step has done.
 ///
 /// # Errors
 /// When a write or a read fails, or the device returns other bytes: it has a part of the image then.
