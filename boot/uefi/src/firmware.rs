@@ -7,20 +7,19 @@ extern crate alloc;
 use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::fmt::Write as _;
-use core::ops::Range;
 use core::panic::PanicInfo;
 use core::ptr::NonNull;
 
-use granule_uefi::memory::{self, Banks, MAX_BANKS, PAGE};
+use granule_uefi::memory::{self, END_OF_MEMORY, MAX_BANKS, PAGE};
 use granule_uefi::options::{self, Arguments, CMDLINE, INITRD, OptionsError};
-use granule_uefi::tree::{self, Chosen, Seeds, Tree, TreeError};
+use granule_uefi::tree::{self, Chosen, Seeds, Source, Tree, TreeError};
 use thiserror::Error;
 use uefi_raw::protocol::loaded_image::LoadedImageProtocol;
 use uefi_raw::table::system::SystemTable;
 use uefi_raw::{Guid, Handle, Status, guid};
 
 use crate::handover::{self, Handover, Image};
-use crate::services::{self, Console, Map};
+use crate::services::{self, Console, Map, Pages};
 
 /// The configuration tables that are a device tree (EBBR 2.3) and ACPI's RSDP of version 2 and 1 (UEFI 4.6).
 const DEVICE_TREE: Guid = guid!("b1b621d5-f19c-41a5-830b-d9152c69aae0");
@@ -84,40 +83,32 @@ fn panic(info: &PanicInfo<'_>) -> ! {
     handover::stop()
 }
 
-/// All that can fail.
+/// All that can fail, and the cheap of it first. An error gives all back that was taken.
 fn prepare() -> Result<Handover, StubError> {
     let (image, options, device) = loaded_image()?;
-    let text = options::decode(&options)?;
-    let text = if text.is_empty() { command_line(device)? } else { Some(text) };
+    let (source, rsdp) = description()?;
+    let text = boot_arguments(&options, device)?.or_else(|| source.bootargs());
     let arguments = Arguments::new(text.as_deref().unwrap_or_default())?;
-    let initrd = initrd(device, arguments.initrd.as_deref())?;
+    let end = source.cells().end();
     let random = random();
-    let (device_tree, rsdp) = tables();
-    let rsdp = rsdp.filter(|_| device_tree.is_none());
-    if device_tree.is_none() && rsdp.is_none() {
-        return Err(StubError::NoDescription);
-    }
-    let initrd = initrd.map(|bytes| {
-        let range = bytes.as_ptr_range();
-        range.start.addr() as u64..range.end.addr() as u64
-    });
+    let seed = random.map(|(_, seed)| seed).or_else(|| source.kaslr_seed());
+    let seed = seed.filter(|_| !arguments.is_fixed);
+    // Halves: the place in memory does not tell the virtual one.
+    let place = place(&image, end, seed.map(|seed| seed >> 32))?;
+    let slide = seed.map_or(0, |seed| memory::slide(image.memory(), seed & u64::from(u32::MAX)));
+    let initrd = initrd(device, arguments.initrd.as_deref(), end)?;
     let chosen = Chosen {
         bootargs: text.is_some().then_some(arguments.kernel.as_str()),
-        initrd: initrd.clone(),
+        initrd: initrd.as_ref().map(Pages::addresses),
         seeds: random.map(|(seeds, _)| seeds),
         rsdp,
     };
-    let Tree { blob, memory } = tree::build(device_tree, &chosen)?;
-    let seed = random.map(|(_, seed)| seed).or_else(|| tree::kaslr_seed(device_tree?));
-    let seed = seed.filter(|_| !arguments.is_fixed);
-    // Halves: the place in memory does not tell the virtual one.
-    let place = place(&image, seed.map(|seed| seed >> 32))?;
-    let slide = seed.map_or(0, |seed| memory::slide(image.memory(), seed & u64::from(u32::MAX)));
-    let blob = into_pages(&blob)?;
-    let span = |range: &Range<*mut u8>| range.start.addr() as u64..range.end.addr() as u64;
-    let needed = [span(&place), span(&blob), initrd.unwrap_or_default()];
-    let map = report_left_out(&needed)?;
-    Ok(Handover { image, place, slide, blob, memory, needed, map })
+    let Tree { blob, memory } = source.build(&chosen)?;
+    let blob = into_pages(&blob, end)?;
+    let map = Map::new().map_err(failed("no memory map"))?;
+    let handover = Handover { image, place, slide, blob, initrd, memory, map };
+    report_left_out(&handover);
+    Ok(handover)
 }
 
 /// Where the Image is, the load options, and the device that it is from.
@@ -137,34 +128,43 @@ fn loaded_image() -> Result<(Image, Vec<u8>, Handle), StubError> {
     Ok((image, options, loaded.device_handle))
 }
 
-/// A file's bytes; `None` where the device that the Image is from has no volume, or that no such file.
-fn read(device: Handle, path: &str) -> Result<Option<Vec<u8>>, StubError> {
+/// A file's bytes, below `end`; `None` where the device that the Image is from has no volume, or that no such file.
+fn read(device: Handle, path: &str, end: u64) -> Result<Option<Pages>, StubError> {
     let name: Vec<u16> = path.encode_utf16().chain([0]).collect();
-    services::read_file(device, &name).map_err(|status| StubError::File(path.to_string(), status))
+    services::read_file(device, &name, end).map_err(|status| StubError::File(path.to_string(), status))
 }
 
-/// The boot arguments of the file, where there is one.
-fn command_line(device: Handle) -> Result<Option<String>, StubError> {
-    let Some(bytes) = read(device, CMDLINE)? else { return Ok(None) };
-    Ok(Some(String::from_utf8(bytes).map_err(|_| StubError::Text(CMDLINE))?))
+/// The boot arguments: the load options, else the file, where there is one. Options that are no text may be a boot
+/// manager's own data.
+fn boot_arguments(options: &[u8], device: Handle) -> Result<Option<String>, StubError> {
+    let text = options::decode(options).unwrap_or_else(|error| {
+        let _ = writeln!(Console, "granule: {error}; {CMDLINE} is read");
+        String::new()
+    });
+    if !text.is_empty() {
+        return Ok(Some(text));
+    }
+    let Some(file) = read(device, CMDLINE, END_OF_MEMORY)? else { return Ok(None) };
+    let text = core::str::from_utf8(file.bytes()).map_err(|_| StubError::Text(CMDLINE))?;
+    services::copy_of(text).map(Some).map_err(|status| StubError::File(CMDLINE.to_string(), status))
 }
 
-/// The initrd: the firmware's or boot manager's own, else the file. It stays where it was read to.
-fn initrd(device: Handle, named: Option<&str>) -> Result<Option<&'static [u8]>, StubError> {
+/// The initrd, below `end`: the firmware's or boot manager's own, else the file. It stays where it was read to.
+fn initrd(device: Handle, named: Option<&str>, end: u64) -> Result<Option<Pages>, StubError> {
     let mut path = Vec::from([4, 3, 20, 0]);
     path.extend(INITRD_MEDIA.to_bytes());
     path.extend([0x7f, 0xff, 4, 0]);
     // SAFETY: a vendor's media path of 20 bytes, and the end (UEFI 10.3.1, 10.3.5.3).
-    let provided = unsafe { services::load_file(&path) }.map_err(failed("the firmware's initrd"))?;
+    let provided = unsafe { services::load_file(&path, end) }.map_err(failed("the firmware's initrd"))?;
     let found = match (provided, named) {
         (Some(initrd), _) => Some(initrd),
-        (None, None) => read(device, INITRD)?,
+        (None, None) => read(device, INITRD, end)?,
         (None, Some(path)) => {
-            let found = read(device, path)?;
+            let found = read(device, path, end)?;
             Some(found.ok_or_else(|| StubError::File(path.to_string(), Status::NOT_FOUND))?)
         }
     };
-    Ok(found.filter(|initrd| !initrd.is_empty()).map(|initrd| &*initrd.leak()))
+    Ok(found.filter(|initrd| !initrd.bytes().is_empty()))
 }
 
 /// Random bytes for the kernel, and others for the places; `None` where the firmware has none.
@@ -176,47 +176,60 @@ fn random() -> Option<(Seeds, u64)> {
     Some((Seeds { rng: *rng, kaslr: u64::from_le_bytes(*kaslr) }, u64::from_le_bytes(*places)))
 }
 
-/// The firmware's device tree, and the address of ACPI's RSDP.
-fn tables() -> (Option<&'static [u8]>, Option<u64>) {
+/// The firmware's device tree; where it has none that can be used, an empty one, and the address of ACPI's RSDP.
+fn description() -> Result<(Source, Option<u64>), StubError> {
     let find = |guid| services::configuration().iter().find(|table| table.vendor_guid == guid);
-    let tree = find(DEVICE_TREE).and_then(|table| NonNull::new(table.vendor_table.cast::<[u8; 8]>()));
-    let tree = tree.and_then(|tree| {
-        // SAFETY: by its GUID a flattened tree is there, whose header has 40 bytes.
-        let [magic, size] = unsafe { tree.as_ref() }.as_chunks().0 else { return None };
-        let size = u32::from_be_bytes(*size) as usize;
-        let is_tree = u32::from_be_bytes(*magic) == 0xd00d_feed && size <= tree::LARGEST_TREE;
-        // SAFETY: as above, with as many bytes as its header says.
-        is_tree.then(|| unsafe { core::slice::from_raw_parts(tree.as_ptr().cast::<u8>(), size) })
-    });
-    let rsdp = RSDP.into_iter().find_map(find).map(|table| table.vendor_table.addr() as u64);
-    (tree, rsdp)
-}
-
-/// Takes memory for the kernel, all that it needs from its first byte on.
-fn place(image: &Image, seed: Option<u64>) -> Result<Range<*mut u8>, StubError> {
-    let size = image.memory().next_multiple_of(PAGE);
-    let map = Map::new().map_err(failed("no memory map"))?;
-    let start = memory::place(map.entries(), size, seed).ok_or(StubError::NoPlace(size))?;
-    let pages = usize::try_from(size / PAGE).unwrap_or(usize::MAX);
-    let start = services::allocate_pages(Some(start), pages).map_err(failed("no memory for the kernel"))?;
-    Ok(start..start.wrapping_add(pages * PAGE as usize))
-}
-
-/// A copy on pages of its own, which the kernel maps.
-fn into_pages(blob: &[u8]) -> Result<Range<*mut u8>, StubError> {
-    let pages = blob.len().div_ceil(PAGE as usize);
-    let start = services::allocate_pages(None, pages).map_err(failed("no memory for the device tree"))?;
-    // SAFETY: as many bytes were just taken, for this alone.
-    unsafe { start.copy_from_nonoverlapping(blob.as_ptr(), blob.len()) };
-    Ok(start..start.wrapping_add(blob.len()))
-}
-
-/// Prints how much memory the kernel does not get, where there are too many ranges of it. Returns the map.
-fn report_left_out(needed: &[Range<u64>]) -> Result<Map, StubError> {
-    let map = Map::new().map_err(failed("no memory map"))?;
-    let left_out = Banks::new(map.entries(), needed).left_out;
-    if left_out != 0 {
-        let _ = writeln!(Console, "granule: {left_out} bytes of memory are left out: more than {MAX_BANKS} ranges");
+    let tree = find(DEVICE_TREE).and_then(|table| NonNull::new(table.vendor_table.cast()));
+    // SAFETY: by its GUID a flattened tree is there.
+    let error = match tree.map(|tree| unsafe { device_tree(tree) }) {
+        Some(Ok(source)) => return Ok((source, None)),
+        Some(Err(error)) => Some(error),
+        None => None,
+    };
+    let Some(rsdp) = RSDP.into_iter().find_map(find) else {
+        return Err(error.map_or(StubError::NoDescription, StubError::Tree));
+    };
+    if let Some(error) = error {
+        let _ = writeln!(Console, "granule: {error}; ACPI's tables are used");
     }
-    Ok(map)
+    Ok((Source::empty()?, Some(rsdp.vendor_table.addr() as u64)))
+}
+
+/// The tree at that address.
+///
+/// # Safety
+/// A flattened tree is there, or at least its header, and it stays until boot services end.
+unsafe fn device_tree(tree: NonNull<u8>) -> Result<Source, TreeError> {
+    // SAFETY: the caller's; a header has 40 bytes.
+    let size = tree::size(unsafe { tree.cast::<[u8; 8]>().read() })?;
+    // SAFETY: the caller's, with as many bytes as its header says.
+    Source::read(unsafe { core::slice::from_raw_parts(tree.as_ptr(), size) })
+}
+
+/// Takes memory for the kernel below `end`, all that it needs from its first byte on: the first place that the firmware
+/// gives, of those that are free in its map.
+fn place(image: &Image, end: u64, seed: Option<u64>) -> Result<Pages, StubError> {
+    let size = image.memory().next_multiple_of(PAGE);
+    let bytes = usize::try_from(size).map_err(|_| StubError::NoPlace(size))?;
+    let map = Map::new().map_err(failed("no memory map"))?;
+    let mut places = memory::places(map.entries(), size, end, seed);
+    places.find_map(|start| Pages::at(start, bytes).ok()).ok_or(StubError::NoPlace(size))
+}
+
+/// A copy on pages of its own below `end`, which the kernel maps.
+fn into_pages(blob: &[u8], end: u64) -> Result<Pages, StubError> {
+    let mut pages = Pages::below(end, blob.len()).map_err(failed("no memory for the device tree"))?;
+    pages.bytes_mut().copy_from_slice(blob);
+    Ok(pages)
+}
+
+/// Prints how much memory the kernel does not get.
+fn report_left_out(handover: &Handover) {
+    let left_out = handover.memory.banks(handover.map.entries(), &handover.needed()).left_out;
+    if left_out != 0 {
+        let _ = writeln!(
+            Console,
+            "granule: {left_out} bytes of memory are left out: more than {MAX_BANKS} ranges, or too high"
+        );
+    }
 }

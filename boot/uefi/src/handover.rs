@@ -8,11 +8,10 @@ use core::convert::Infallible;
 use core::ops::Range;
 use core::ptr::NonNull;
 
-use granule_uefi::memory::Banks;
 use granule_uefi::tree::MemoryProperty;
 use uefi_raw::Status;
 
-use crate::services::{self, Map};
+use crate::services::{self, Map, Pages};
 
 unsafe extern "C" {
     /// The stub's first byte: the kernel ends there.
@@ -56,37 +55,41 @@ pub(crate) struct Handover {
     /// The kernel as it was loaded.
     pub(crate) image: Image,
     /// Where it goes.
-    pub(crate) place: Range<*mut u8>,
+    pub(crate) place: Pages,
     /// From where the kernel is linked to where it maps itself.
     pub(crate) slide: u64,
     /// The device tree.
-    pub(crate) blob: Range<*mut u8>,
-    /// Where in it memory goes.
+    pub(crate) blob: Pages,
+    /// The initrd.
+    pub(crate) initrd: Option<Pages>,
+    /// Where in the device tree memory goes.
     pub(crate) memory: MemoryProperty,
-    /// The memory that the kernel must have: itself, the device tree, the initrd.
-    pub(crate) needed: [Range<u64>; 3],
     /// A memory map, with room for the last one.
     pub(crate) map: Map,
 }
 
 impl Handover {
-    /// Ends boot services and enters the kernel. Nothing is allocated or freed from here on.
+    /// The memory that the kernel must have: itself, the device tree, the initrd.
+    pub(crate) fn needed(&self) -> [Range<u64>; 3] {
+        let initrd = self.initrd.as_ref().map(Pages::addresses);
+        [self.place.addresses(), self.blob.addresses(), initrd.unwrap_or_default()]
+    }
+
+    /// Ends boot services and enters the kernel. Nothing is allocated or freed from there on.
     ///
     /// # Errors
-    /// Boot services do not end.
-    pub(crate) fn enter(self) -> Result<Infallible, Status> {
-        let Self { image, place, slide, blob, memory, needed, map } = self;
-        // SAFETY: the place is taken for the kernel, and large enough for all that it needs; the slide is in its
-        // header.
-        unsafe {
-            place.start.copy_from_nonoverlapping(image.start.as_ptr(), image.file);
-            place.start.add(SLIDE).cast::<[u8; 8]>().write(slide.to_le_bytes());
-        }
-        let map = services::end(map)?;
-        let banks = Banks::new(map.entries(), &needed);
-        // SAFETY: the device tree is on pages of its own.
-        let tree = unsafe { core::slice::from_raw_parts_mut(blob.start, blob.end.addr() - blob.start.addr()) };
-        memory.write(tree, &banks);
+    /// The firmware has not begun to end boot services.
+    pub(crate) fn enter(mut self) -> Result<Infallible, Status> {
+        let needed = self.needed();
+        let Image { start, file, .. } = self.image;
+        // SAFETY: as many bytes are loaded there.
+        let kernel = unsafe { core::slice::from_raw_parts(start.as_ptr(), file) };
+        let place = self.place.bytes_mut();
+        place[..file].copy_from_slice(kernel);
+        place[SLIDE..][..8].copy_from_slice(&self.slide.to_le_bytes());
+        let map = services::end(self.map)?;
+        self.memory.write(self.blob.bytes_mut(), map.entries(), &needed);
+        let (place, blob) = (self.place.bytes_mut().as_mut_ptr_range(), self.blob.bytes_mut().as_mut_ptr_range());
         clean(&place);
         clean(&blob);
         let (text, end) = (enter_with_mmu_off as *const u8, enter_with_mmu_off as *const u8);

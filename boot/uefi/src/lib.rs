@@ -7,6 +7,7 @@
 
 extern crate alloc;
 
+pub mod file;
 pub mod memory;
 pub mod options;
 pub mod tree;

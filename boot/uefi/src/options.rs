@@ -14,7 +14,7 @@ pub const CMDLINE: &str = "\\cmdline.txt";
 /// Why there are no boot arguments.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]
 pub enum OptionsError {
-    /// An odd number of bytes, or half of a surrogate pair.
+    /// An odd number of bytes without a zero in front, or half of a surrogate pair.
     #[error("the load options are no UTF-16")]
     NotUtf16,
     /// Longer than what the kernel takes.
@@ -40,9 +40,10 @@ pub struct Arguments {
 /// The bytes are no UTF-16.
 pub fn decode(options: &[u8]) -> Result<String, OptionsError> {
     let (units, rest) = options.as_chunks::<2>();
-    let units = units.iter().map(|unit| u16::from_le_bytes(*unit)).take_while(|unit| *unit != 0);
-    let text: Result<String, _> = char::decode_utf16(units).collect();
-    let text = text.ok().filter(|_| rest.is_empty()).ok_or(OptionsError::NotUtf16)?;
+    let units = units.iter().map(|unit| u16::from_le_bytes(*unit));
+    let is_whole = rest.is_empty() || units.clone().any(|unit| unit == 0);
+    let text: Result<String, _> = char::decode_utf16(units.take_while(|unit| *unit != 0)).collect();
+    let text = text.ok().filter(|_| is_whole).ok_or(OptionsError::NotUtf16)?;
     let text = text.trim();
     let (first, others) = text.split_once(char::is_whitespace).unwrap_or((text, ""));
     let is_program = first.len() >= 4 && first.as_bytes()[first.len() - 4..].eq_ignore_ascii_case(b".efi");
@@ -55,19 +56,20 @@ impl Arguments {
     /// # Errors
     /// The kernel's arguments are too long.
     pub fn new(text: &str) -> Result<Self, OptionsError> {
-        let mut arguments = Self::default();
+        let (mut arguments, mut bytes) = (Self::default(), 0);
         for word in text.split_ascii_whitespace() {
             if let Some(path) = word.strip_prefix("initrd=") {
                 arguments.initrd = Some(path_of(path));
                 continue;
             }
             arguments.is_fixed |= word == "nokaslr";
-            if !arguments.kernel.is_empty() {
-                arguments.kernel.push(' ');
+            let space = if bytes == 0 { "" } else { " " };
+            bytes += space.len() + word.len();
+            if bytes <= MAX_BOOTARGS {
+                arguments.kernel.push_str(space);
+                arguments.kernel.push_str(word);
             }
-            arguments.kernel.push_str(word);
         }
-        let bytes = arguments.kernel.len();
         if bytes > MAX_BOOTARGS { Err(OptionsError::TooLong(bytes)) } else { Ok(arguments) }
     }
 }
@@ -104,6 +106,13 @@ mod tests {
     fn bytes_that_are_no_utf_16_are_refused() {
         assert_eq!(decode(&[b'a', 0, b'b']), Err(OptionsError::NotUtf16));
         assert_eq!(decode(&[0x00, 0xd8, b'a', 0]), Err(OptionsError::NotUtf16));
+    }
+
+    #[test]
+    fn what_is_behind_the_zero_is_no_text() {
+        for behind in [&[7][..], &[0x00, 0xd8], &[0x00, 0xd8, 9]] {
+            assert_eq!(decode(&[&utf16("script\0"), behind].concat()).as_deref(), Ok("script"), "{behind:?}");
+        }
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //!
 //! Devicetree Specification v0.4: 3.4 (`/memory`), 3.6 (`/chosen`), 5.3 (memory reservation block).
 
-use alloc::string::ToString as _;
+use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::ops::Range;
 
@@ -13,11 +13,18 @@ use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _};
 use thiserror::Error;
+use uefi_raw::table::boot::MemoryDescriptor;
 
-use crate::memory::{Banks, MAX_BANKS};
+use crate::memory::{Banks, Cells, MAX_BANKS, PAGE};
 
-/// The largest device tree that the kernel takes, in bytes.
-pub const LARGEST_TREE: usize = 2 << 20;
+/// The largest device tree that the kernel takes, in bytes: the pages of its fixmap.
+pub const LARGEST_TREE: usize = 508 * PAGE as usize;
+/// The largest that a firmware may have: Linux, Documentation/arch/arm64/booting.rst. It may have gaps, which go.
+const LARGEST_SOURCE: usize = 2 << 20;
+/// Levels of nodes; reading and writing a tree takes stack for each.
+const MAX_DEPTH: usize = 64;
+/// The first word of a flattened tree.
+const MAGIC: u32 = 0xd00d_feed;
 /// The node that is written, and the property that has the address of the RSDP.
 const MEMORY: &str = "memory";
 const RSDP: &str = "granule,acpi-rsdp";
@@ -25,6 +32,15 @@ const RSDP: &str = "granule,acpi-rsdp";
 /// Why there is no tree for the kernel.
 #[derive(Debug, Error)]
 pub enum TreeError {
+    /// Another first word than that of a flattened tree.
+    #[error("the firmware's device tree: it begins with {0:#x}")]
+    Magic(u32),
+    /// More than the boot protocol allows.
+    #[error("the firmware's device tree: {0} bytes, more than {LARGEST_SOURCE}")]
+    SourceTooLarge(usize),
+    /// Nodes below each other.
+    #[error("the firmware's device tree: more than {MAX_DEPTH} levels of nodes")]
+    TooDeep,
     /// The firmware's is none.
     #[error("the firmware's device tree: {0}")]
     Parse(#[from] FdtParseError),
@@ -37,16 +53,6 @@ pub enum TreeError {
     /// More than [`LARGEST_TREE`].
     #[error("the device tree would have {0} bytes, more than {LARGEST_TREE}")]
     TooLarge(usize),
-}
-
-/// `/chosen` `kaslr-seed` of the firmware's tree; `None` where there is none, or zero: a firmware without entropy
-/// leaves that.
-#[must_use]
-pub fn kaslr_seed(firmware: &[u8]) -> Option<u64> {
-    let fdt = Fdt::new(firmware).ok()?;
-    let chosen = fdt.root().children().find(|node| node.name() == "chosen")?;
-    let seed = u64::from_be_bytes(chosen.property("kaslr-seed")?.value().try_into().ok()?);
-    (seed != 0).then_some(seed)
 }
 
 /// The properties to write to `/chosen`.
@@ -84,57 +90,132 @@ pub struct Tree {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct MemoryProperty {
     offset: usize,
-    address_cells: usize,
-    size_cells: usize,
+    cells: Cells,
 }
 
-/// Makes the kernel's tree of the firmware's, if it has one.
-///
-/// Its nodes of memory and its reservation block go: firmware writes them before it has taken memory for itself, and
-/// the memory map has both (as in Linux). `/reserved-memory` stays.
+/// How many bytes a flattened tree has, by the first of its header.
 ///
 /// # Errors
-/// The firmware's tree cannot be read, or the new one not be made.
-pub fn build(firmware: Option<&[u8]>, chosen: &Chosen<'_>) -> Result<Tree, TreeError> {
-    let mut tree = match firmware {
-        Some(blob) => DeviceTree::from_fdt(&Fdt::new(blob)?),
-        None => empty()?,
-    };
-    tree.memory_reservations.clear();
-    let banks: Vec<_> = tree.root.children().filter(is_bank).map(|node| node.name().to_string()).collect();
-    for name in banks {
-        tree.root.remove_child(&name);
+/// It is none, or larger than a firmware's may be.
+pub fn size(header: [u8; 8]) -> Result<usize, TreeError> {
+    let [magic, size] = [0, 4].map(|at| u32::from_be_bytes([0, 1, 2, 3].map(|byte| header[at + byte])));
+    match (magic, size as usize) {
+        (MAGIC, size) if size <= LARGEST_SOURCE => Ok(size),
+        (MAGIC, size) => Err(TreeError::SourceTooLarge(size)),
+        _ => Err(TreeError::Magic(magic)),
     }
-    let (address_cells, size_cells) = (cells(&tree.root, "#address-cells", 2)?, cells(&tree.root, "#size-cells", 1)?);
-    // A node of the same name that is no bank stays out of the way.
-    tree.root.remove_child(MEMORY);
-    let room = alloc::vec![0u8; MAX_BANKS * (address_cells + size_cells) * 4];
-    let memory = DeviceTreeNode::builder(MEMORY)?
-        .property(DeviceTreeProperty::new("device_type", "memory")?)
-        .property(DeviceTreeProperty::new("reg", room.as_slice())?)
-        .build();
-    tree.root.add_child(memory);
-    if tree.root.child_mut("chosen").is_none() {
-        tree.root.add_child(DeviceTreeNode::new("chosen")?);
-    }
-    if let Some(node) = tree.root.child_mut("chosen") {
-        choose(node, chosen)?;
-    }
-    let blob = tree.to_dtb();
-    if blob.len() > LARGEST_TREE {
-        return Err(TreeError::TooLarge(blob.len()));
-    }
-    let offset = offset_of_memory(&blob)?;
-    Ok(Tree { blob, memory: MemoryProperty { offset, address_cells, size_cells } })
 }
 
-/// A tree for a machine that has ACPI's tables alone.
-fn empty() -> Result<DeviceTree, TreeError> {
-    let mut tree = DeviceTree::new();
-    for name in ["#address-cells", "#size-cells"] {
-        tree.root.add_property(DeviceTreeProperty::new(name, 2u32)?);
+/// A tree that the kernel's can be made from.
+#[derive(Clone, Debug)]
+pub struct Source {
+    tree: DeviceTree,
+    cells: Cells,
+}
+
+impl Source {
+    /// The firmware's tree.
+    ///
+    /// # Errors
+    /// It cannot be read, or is too deep, or the root's numbers of cells are neither 1 nor 2.
+    pub fn read(blob: &[u8]) -> Result<Self, TreeError> {
+        let fdt = Fdt::new(blob)?;
+        check_depth(&fdt)?;
+        let tree = DeviceTree::from_fdt(&fdt);
+        let cells =
+            Cells { address: cells(&tree.root, "#address-cells", 2)?, size: cells(&tree.root, "#size-cells", 1)? };
+        Ok(Self { tree, cells })
     }
-    Ok(tree)
+
+    /// A tree for a machine that has ACPI's tables alone.
+    ///
+    /// # Errors
+    /// A property cannot be made.
+    pub fn empty() -> Result<Self, TreeError> {
+        let mut tree = DeviceTree::new();
+        for name in ["#address-cells", "#size-cells"] {
+            tree.root.add_property(DeviceTreeProperty::new(name, 2u32)?);
+        }
+        Ok(Self { tree, cells: Cells { address: 2, size: 2 } })
+    }
+
+    /// The root's numbers of cells.
+    #[must_use]
+    pub const fn cells(&self) -> Cells {
+        self.cells
+    }
+
+    fn chosen(&self, name: &str) -> Option<Vec<u8>> {
+        let chosen = self.tree.root.children().find(|node| node.name() == "chosen")?;
+        chosen.property(name).map(|property| property.value().to_vec())
+    }
+
+    /// `/chosen` `bootargs`; `None` where there are none, or other bytes than a string's.
+    #[must_use]
+    pub fn bootargs(&self) -> Option<String> {
+        let mut text = self.chosen("bootargs")?;
+        text.pop().filter(|end| *end == 0)?;
+        String::from_utf8(text).ok()
+    }
+
+    /// `/chosen` `kaslr-seed`; `None` where there is none, or zero: a firmware without entropy leaves that.
+    #[must_use]
+    pub fn kaslr_seed(&self) -> Option<u64> {
+        let seed = u64::from_be_bytes(self.chosen("kaslr-seed")?.try_into().ok()?);
+        (seed != 0).then_some(seed)
+    }
+
+    /// Makes the kernel's tree.
+    ///
+    /// Nodes of memory and the reservation block go: firmware writes them before it has taken memory for itself, and
+    /// the memory map has both (as in Linux). `/reserved-memory` stays.
+    ///
+    /// # Errors
+    /// A node cannot be made, or the tree is too large.
+    pub fn build(self, chosen: &Chosen<'_>) -> Result<Tree, TreeError> {
+        let Self { mut tree, cells } = self;
+        tree.memory_reservations.clear();
+        let banks: Vec<_> = tree.root.children().filter(is_bank).map(|node| node.name().to_string()).collect();
+        for name in banks {
+            tree.root.remove_child(&name);
+        }
+        // A node of the same name that is no bank stays out of the way.
+        tree.root.remove_child(MEMORY);
+        let room = alloc::vec![0u8; MAX_BANKS * (cells.address + cells.size) * 4];
+        let memory = DeviceTreeNode::builder(MEMORY)?
+            .property(DeviceTreeProperty::new("device_type", "memory")?)
+            .property(DeviceTreeProperty::new("reg", room.as_slice())?)
+            .build();
+        tree.root.add_child(memory);
+        if tree.root.child_mut("chosen").is_none() {
+            tree.root.add_child(DeviceTreeNode::new("chosen")?);
+        }
+        if let Some(node) = tree.root.child_mut("chosen") {
+            choose(node, chosen)?;
+        }
+        let blob = tree.to_dtb();
+        if blob.len() > LARGEST_TREE {
+            return Err(TreeError::TooLarge(blob.len()));
+        }
+        let offset = offset_of_memory(&blob)?;
+        Ok(Tree { blob, memory: MemoryProperty { offset, cells } })
+    }
+}
+
+/// Refuses a tree of more than [`MAX_DEPTH`] levels; it takes no stack for each.
+fn check_depth(fdt: &Fdt<'_>) -> Result<(), TreeError> {
+    let mut open = alloc::vec![fdt.root().children()];
+    while let Some(children) = open.last_mut() {
+        let Some(child) = children.next() else {
+            open.pop();
+            continue;
+        };
+        if open.len() == MAX_DEPTH {
+            return Err(TreeError::TooDeep);
+        }
+        open.push(child.children());
+    }
+    Ok(())
 }
 
 fn is_bank(node: &&DeviceTreeNode) -> bool {
@@ -181,20 +262,23 @@ fn offset_of_memory(blob: &[u8]) -> Result<usize, TreeError> {
 }
 
 impl MemoryProperty {
-    /// Writes the banks into the tree. It allocates nothing, so it may run after boot services have ended. A bank that
-    /// needs more cells than the tree has is left out, and the rest of the room has size zero, which is no memory.
-    pub fn write(self, blob: &mut [u8], banks: &Banks) {
-        let size = (self.address_cells + self.size_cells) * 4;
+    /// The memory in `map` as the tree can name it; `needed` as in [`Banks::new`].
+    pub fn banks<'a>(self, map: impl Iterator<Item = &'a MemoryDescriptor>, needed: &[Range<u64>]) -> Banks {
+        Banks::new(map, needed, self.cells)
+    }
+
+    /// Writes [`Self::banks`] into the tree. It allocates nothing, so it may run after boot services have ended. The
+    /// rest of the room has size zero, which is no memory.
+    pub fn write<'a>(self, blob: &mut [u8], map: impl Iterator<Item = &'a MemoryDescriptor>, needed: &[Range<u64>]) {
+        let banks = self.banks(map, needed);
+        let size = (self.cells.address + self.cells.size) * 4;
         let room = &mut blob[self.offset..][..MAX_BANKS * size];
         room.fill(0);
-        let fits = |value: u64, cells: usize| cells == 2 || u32::try_from(value).is_ok();
-        let banks = banks.ranges().iter().map(|bank| (bank.start, bank.end - bank.start));
-        let banks = banks.filter(|(start, size)| fits(*start, self.address_cells) && fits(*size, self.size_cells));
-        for (entry, (start, size)) in room.chunks_exact_mut(size).zip(banks) {
-            let (address, length) = entry.split_at_mut(self.address_cells * 4);
+        for (entry, bank) in room.chunks_exact_mut(size).zip(banks.ranges()) {
+            let (address, length) = entry.split_at_mut(self.cells.address * 4);
             let tail = |cells: usize| 8 - cells * 4;
-            address.copy_from_slice(&start.to_be_bytes()[tail(self.address_cells)..]);
-            length.copy_from_slice(&size.to_be_bytes()[tail(self.size_cells)..]);
+            address.copy_from_slice(&bank.start.to_be_bytes()[tail(self.cells.address)..]);
+            length.copy_from_slice(&(bank.end - bank.start).to_be_bytes()[tail(self.cells.size)..]);
         }
     }
 }
@@ -239,7 +323,12 @@ mod tests {
         tree.to_dtb()
     }
 
-    fn banks(ranges: &[Range<u64>]) -> Banks {
+    /// [`Source::build`] of a blob, or of an empty tree.
+    fn build(blob: Option<&[u8]>, chosen: &Chosen<'_>) -> Result<Tree, TreeError> {
+        blob.map_or_else(Source::empty, Source::read)?.build(chosen)
+    }
+
+    fn write(tree: &mut Tree, ranges: &[Range<u64>]) {
         let map: Vec<_> = ranges
             .iter()
             .map(|range| MemoryDescriptor {
@@ -250,7 +339,7 @@ mod tests {
                 ..MemoryDescriptor::default()
             })
             .collect();
-        Banks::new(map.iter(), &[])
+        tree.memory.write(&mut tree.blob, map.iter(), &[]);
     }
 
     /// The value of a property of one of the root's children.
@@ -263,7 +352,7 @@ mod tests {
     #[test]
     fn memory_is_that_of_the_map_and_the_rest_of_the_tree_stays() {
         let mut tree = build(Some(&firmware([2, 2])), &Chosen::default()).unwrap();
-        tree.memory.write(&mut tree.blob, &banks(&[0x4000_0000..0x4100_0000, 0x1_0000_0000..0x2_0000_0000]));
+        write(&mut tree, &[0x4000_0000..0x4100_0000, 0x1_0000_0000..0x2_0000_0000]);
         let fdt = Fdt::new(&tree.blob).unwrap();
         let names: Vec<_> = fdt.root().children().map(|child| child.name().to_string()).collect();
         assert_eq!(names.iter().filter(|name| name.starts_with("memory")).count(), 2, "{names:?}");
@@ -274,14 +363,18 @@ mod tests {
         assert_eq!(words[..5], [0x4000_0000, 0x100_0000, 0x1_0000_0000, 0x1_0000_0000, 0]);
         assert!(words.len() == 2 * MAX_BANKS && words[5..].iter().all(|word| *word == 0));
         // A later write replaces all banks.
-        tree.memory.write(&mut tree.blob, &banks(std::slice::from_ref(&(0x4000_0000..0x4000_1000))));
+        write(&mut tree, std::slice::from_ref(&(0x4000_0000..0x4000_1000)));
         let reg = value(&tree.blob, "memory", "reg").unwrap();
         assert_eq!(reg.as_chunks().0.iter().map(|word| u64::from_be_bytes(*word)).filter(|word| *word != 0).count(), 2);
         let chosen = |name| value(&tree.blob, "chosen", name);
         assert_eq!(chosen("bootargs").unwrap(), b"old\0");
         assert_eq!(chosen("stdout-path").unwrap(), b"/serial\0");
-        assert_eq!((kaslr_seed(&firmware([2, 2])), chosen("kaslr-seed")), (Some(3), None), "the stub has used it");
-        assert_eq!((kaslr_seed(&tree.blob), kaslr_seed(&[0; 40])), (None, None));
+        let source = Source::read(&firmware([2, 2])).unwrap();
+        assert_eq!((source.kaslr_seed(), chosen("kaslr-seed")), (Some(3), None), "the stub has used it");
+        assert_eq!(source.bootargs().as_deref(), Some("old"));
+        assert_eq!(Source::read(&tree.blob).unwrap().kaslr_seed(), None);
+        let empty = Source::empty().unwrap();
+        assert_eq!((empty.kaslr_seed(), empty.bootargs()), (None, None));
         assert_eq!(chosen("linux,initrd-start"), None, "its memory may be free now");
     }
 
@@ -309,12 +402,68 @@ mod tests {
     #[test]
     fn addresses_have_the_cells_of_the_root() {
         let mut tree = build(Some(&firmware([1, 1])), &Chosen::default()).unwrap();
-        tree.memory.write(&mut tree.blob, &banks(&[0x1000..0x3000, 0x8000_0000..0xc000_0000, 1 << 32..2 << 32]));
+        write(&mut tree, &[0x1000..0x3000, 0x8000_0000..0xc000_0000, 1 << 32..2 << 32]);
         let reg = value(&tree.blob, "memory", "reg").unwrap();
         let words: Vec<u32> = reg.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word)).collect();
         assert_eq!(words[..5], [0x1000, 0x2000, 0x8000_0000, 0x4000_0000, 0]);
+        assert_eq!(Source::read(&firmware([1, 1])).unwrap().cells().end(), 1 << 32);
         let refused = build(Some(&firmware([3, 1])), &Chosen::default()).unwrap_err();
         assert!(matches!(refused, TreeError::Cells("#address-cells")), "{refused}");
+    }
+
+    /// A Raspberry Pi 4 of 8 GB: sizes have 32 bits, and 4 GiB are one range.
+    #[test]
+    fn a_bank_of_4_gib_is_in_several_entries_where_sizes_have_one_cell() {
+        let mut tree = build(Some(&firmware([2, 1])), &Chosen::default()).unwrap();
+        write(&mut tree, &[0..0x3b40_0000, 0x4000_0000..0xfc00_0000, 0x1_0000_0000..0x2_0000_0000]);
+        let reg = value(&tree.blob, "memory", "reg").unwrap();
+        let words: Vec<u32> = reg.as_chunks().0.iter().map(|word| u32::from_be_bytes(*word)).collect();
+        let entries: Vec<_> = words.as_chunks().0.iter().take_while(|[_, _, size]| *size != 0).collect();
+        let expected =
+            [[0, 0, 0x3b40_0000], [0, 0x4000_0000, 0xbc00_0000], [1, 0, 0xffe0_0000], [1, 0xffe0_0000, 0x20_0000]];
+        assert_eq!(entries, expected.iter().collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn the_largest_tree_is_the_kernels() {
+        let fixmap = include_str!("../../../kernel/src/mm/kernel/fixmap.rs");
+        let pages = 512 - LARGEST_TREE / PAGE as usize;
+        for line in ["const ENTRIES: usize = 512;".to_string(), std::format!("Self::DeviceTree => {pages},")] {
+            assert!(fixmap.contains(&line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_tree_that_is_too_deep_is_refused() {
+        let nested = |levels| {
+            let mut inner = node("inner", []);
+            for _ in 1..levels {
+                let mut outer = node("outer", []);
+                outer.add_child(inner);
+                inner = outer;
+            }
+            let mut tree = DeviceTree::new();
+            tree.root.add_child(inner);
+            tree.to_dtb()
+        };
+        assert!(Source::read(&nested(MAX_DEPTH - 1)).is_ok());
+        assert!(matches!(Source::read(&nested(MAX_DEPTH)), Err(TreeError::TooDeep)));
+        // As deep as a blob can be.
+        let levels = 100_000;
+        let words: Vec<u32> = [1u32, 0].into_iter().chain((0..levels).flat_map(|_| [1, 0x6100_0000])).collect();
+        let words: Vec<u32> = words.into_iter().chain((0..=levels).map(|_| 2)).chain([9]).collect();
+        let (structure, strings) = (56, 56 + words.len() as u32 * 4);
+        let header = [MAGIC, strings, structure, strings, 40, 17, 16, 0, 0, strings - structure, 0, 0, 0, 0];
+        let deep: Vec<u8> = header.iter().chain(&words).flat_map(|word| word.to_be_bytes()).collect();
+        assert!(matches!(Source::read(&deep), Err(TreeError::TooDeep)));
+    }
+
+    #[test]
+    fn a_header_that_is_no_trees_is_refused() {
+        let header = |words: [u32; 2]| size(*words.map(u32::to_be_bytes).as_flattened().first_chunk().unwrap());
+        assert_eq!(header([MAGIC, 2 << 20]).unwrap(), 2 << 20);
+        assert!(matches!(header([MAGIC, (2 << 20) + 1]), Err(TreeError::SourceTooLarge(_))));
+        assert!(matches!(header([0xedfe_0dd0, 40]), Err(TreeError::Magic(0xedfe_0dd0))));
     }
 
     #[test]
