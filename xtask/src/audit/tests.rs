@@ -209,7 +209,8 @@ fn an_import_that_goes_up_fails_unless_it_is_listed() {
     assert!(judged(&layers(&[]), &[("lower", "low")]).unwrap_err().contains("no layer for lower"));
 }
 
-/// Every way to write an import is read: by `use`, in code, in a macro, from a nested module; and none for tests alone.
+/// Every way to write an import is read: by `use`, in code, in a macro, from a nested module or of one; and none for tests
+/// alone.
 #[test]
 fn imports_are_found_however_they_are_written() {
     let directory = std::env::temp_dir().join(format!("granule-layers-{}", std::process::id()));
@@ -219,7 +220,7 @@ fn imports_are_found_however_they_are_written() {
     write(
         "a.rs",
         "use crate::{b::{self, C}, d::*}; mod inner { fn f() { super::super::e::g(); h!(x, crate::i::j()); } }
-         mod k; #[cfg(test)] mod tests { use crate::never::X; } /// See [`crate::never`].
+         mod k; pub use k::O; #[cfg(test)] mod tests { use crate::never::X; } /// See [`crate::never`].
          pub(in crate::a) struct S(crate::l::M);",
     );
     write("a/k.rs", "use super::inner::N; use granule_abi::Errno;");
@@ -231,6 +232,8 @@ fn imports_are_found_however_they_are_written() {
         .collect();
     std::fs::remove_dir_all(&directory).unwrap();
     let expected = [
+        ("", "b::free"),
+        ("a", "a::k::O"),
         ("a", "b"),
         ("a", "b::C"),
         ("a", "d"),
