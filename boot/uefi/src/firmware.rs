@@ -180,7 +180,7 @@ fn random() -> Option<(Seeds, u64)> {
 fn description() -> Result<(Source, Option<u64>), StubError> {
     let find = |guid| services::configuration().iter().find(|table| table.vendor_guid == guid);
     let tree = find(DEVICE_TREE).and_then(|table| NonNull::new(table.vendor_table.cast()));
-    // SAFETY: by its GUID a flattened tree is there.
+    // SAFETY: by its GUID a flattened tree is there, which stays until boot services end.
     let error = match tree.map(|tree| unsafe { device_tree(tree) }) {
         Some(Ok(source)) => return Ok((source, None)),
         Some(Err(error)) => Some(error),
