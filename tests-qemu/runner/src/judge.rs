@@ -162,8 +162,10 @@ impl Judge {
 
     /// Takes the middle out of what was printed.
     fn cut_output(&mut self) {
-        let (head, tail) = (MAX_OUTPUT / 4, self.output.len() - MAX_OUTPUT / 4);
-        let (head, tail) = (self.output.floor_char_boundary(head), self.output.ceil_char_boundary(tail));
+        let (quarter, length) = (MAX_OUTPUT / 4, self.output.len());
+        let is_boundary = |at: &usize| self.output.is_char_boundary(*at);
+        let head = (0..=quarter).rev().find(is_boundary).unwrap_or(0);
+        let tail = (length - quarter..length).find(is_boundary).unwrap_or(length);
         self.output.replace_range(head..tail, CUT);
     }
 

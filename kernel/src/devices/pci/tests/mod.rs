@@ -366,9 +366,13 @@ fn a_bridge_has_buses_of_its_parent_that_no_neighbour_has() {
 #[test]
 fn a_bus_that_answers_without_the_bridge_is_another_roots() {
     let mut streams = IdMap::new(!0);
-    [0x100, 0x800].map(|first| streams.add(first, 0x100, 1, first).unwrap());
+    [0x100, 0x800].iter().for_each(|&first| streams.add(first, 0x100, 1, first).unwrap());
     let port = bridge(ModelKind::RootPort, vec![endpoint(&[])]);
-    assert_eq!(kept(&[port.clone()], streams.clone(), |_| ()), [(0, 0), (1, 0)], "a range may begin behind a bridge");
+    assert_eq!(
+        kept(core::slice::from_ref(&port), streams.clone(), |_| ()),
+        [(0, 0), (1, 0)],
+        "a range may begin behind a bridge"
+    );
     let roots = [&[Plan { left_bus: 8, ..port }][..], &[endpoint(&[])]].map(ModelBus::new);
     let functions = walk(host_of(TwoRoots(roots), 9, None, streams));
     let found: std::vec::Vec<_> = functions.iter().map(|function| (function.address().bus(), function.leak)).collect();
