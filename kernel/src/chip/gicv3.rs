@@ -181,8 +181,8 @@ fn is_over(mut is_done: impl FnMut() -> bool) -> bool {
     })
 }
 
-/// Whether the frame of a GICv3 or GICv4 is mapped at `registers`, with a warning if not. A description of fewer bytes than
-/// up to the register that has it is believed.
+/// Whether the frame of a GICv3 or GICv4 is mapped at `registers`, with a warning if not. A description of fewer bytes
+/// than up to the register that has it is believed.
 fn is_gic(registers: VirtAddr, range: PhysRange) -> bool {
     if range.size() < PIDR2_END {
         return true;

@@ -303,8 +303,8 @@ impl Platform {
         Ok(found.power)
     }
 
-    /// Addresses at which no PCI device can be: memory, reserved or not, and the registers of all devices that are known, in whole
-    /// pages.
+    /// Addresses at which no PCI device can be: memory, reserved or not, and the registers of all devices that are
+    /// known, in whole pages.
     pub fn memory_and_registers(&self) -> impl Iterator<Item = PhysRange> {
         let gic = match &self.interrupt_controller {
             ControllerDescription::V2 { distributor, cpu_interface } => [Some(*distributor), Some(*cpu_interface)],

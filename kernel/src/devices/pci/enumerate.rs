@@ -9,8 +9,8 @@
 //! on where a bridge begins to one where it ends. So nothing need be known before (PCI-to-PCI Bridge Architecture
 //! Specification 1.2, 3.2.5: windows of memory begin and end at mebibytes).
 //!
-//! Where the host's windows are not known, buses keep the numbers and functions the addresses that firmware gave them. A
-//! bus whose number is not higher than all before it is left out, so the walk ends; so is a bridge whose buses are not
+//! Where the host's windows are not known, buses keep the numbers and functions the addresses that firmware gave them.
+//! A bus whose number is not higher than all before it is left out, so the walk ends; so is a bridge whose buses are not
 //! all its parent's, or are another's too ([`Walk::refuse_bridges`]). Further root buses begin, as far as is known,
 //! where a range of requester IDs does.
 //!
@@ -242,8 +242,8 @@ impl<'m> Walk<'m> {
         })
     }
 
-    /// Closes each bridge of a bus that firmware has left buses which are not behind this one, which a neighbour has too,
-    /// or which answer without it, as another root's do: functions there would be taken for ones behind the bridge.
+    /// Closes each bridge of a bus that firmware has left buses which are not behind this one, which a neighbour has
+    /// too, or which answer without it, as another root's do: functions there would be taken for ones behind the bridge.
     #[inline(never)]
     fn refuse_bridges(&mut self, bus: &PciBus) -> Result<(), OutOfMemory> {
         let config = self.config();
