@@ -10,8 +10,8 @@
 //! Specification 1.2, 3.2.5: windows of memory begin and end at mebibytes).
 //!
 //! Where the host's windows are not known, buses keep the numbers and functions the addresses that firmware gave them.
-//! A bus whose number is not higher than all before it is left out, so the walk ends; so is a bridge whose buses are not
-//! all its parent's, or are another's too ([`Walk::refuse_bridges`]). Further root buses begin, as far as is known,
+//! A bus whose number is not higher than all before it is left out, so the walk ends; so is a bridge whose buses are
+//! not all its parent's, or are another's too ([`Walk::refuse_bridges`]). Further root buses begin, as far as is known,
 //! where a range of requester IDs does.
 //!
 //! Memory comes from the host's window below 4 GiB. Registers that do not fit there and may lie anywhere come from the
@@ -243,7 +243,8 @@ impl<'m> Walk<'m> {
     }
 
     /// Closes each bridge of a bus that firmware has left buses which are not behind this one, which a neighbour has
-    /// too, or which answer without it, as another root's do: functions there would be taken for ones behind the bridge.
+    /// too, or which answer without it, as another root's do: functions there would be taken for ones
+    /// behind the bridge.
     #[inline(never)]
     fn refuse_bridges(&mut self, bus: &PciBus) -> Result<(), OutOfMemory> {
         let config = self.config();
