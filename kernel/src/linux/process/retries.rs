@@ -10,8 +10,8 @@ const MOST: u32 = 16;
 /// Retries that are further apart, in milliseconds, have nothing to do with each other.
 const APART: u64 = 10_000;
 
-/// Names the call or fault that is retried, so that others are told apart from it: for a call where it is made and its
-/// first argument, for a fault the address and 0.
+/// Names the call or fault that is retried: a call by the place where it is made and its
+/// first argument, a fault by the address and 0.
 pub type Attempt = [u64; 2];
 
 /// The retries of a thread.
