@@ -229,7 +229,7 @@ impl PhysicalMemory for FirmwareTables {
         // SAFETY: nothing is mapped there.
         let start = unsafe { fixmap::map_device_tree(range.start(), range.size() as usize) }?;
         self.is_mapped = true;
-        let pages = (start.align_down(PAGE_SIZE as u64).0..start.0 + range.size()).step_by(PAGE_SIZE);
+        let pages = (start.align_down(PAGE).0..start.0 + range.size()).step_by(PAGE_SIZE);
         // Probing reads: an address that firmware got wrong may be one where nothing answers.
         if pages.map(VirtAddr).any(|page| probe::read::<u8>(page).is_err()) {
             return None;

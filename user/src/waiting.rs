@@ -20,7 +20,7 @@ pub fn until(mut reached: impl FnMut() -> bool) {
 }
 
 /// Has a child end by `end`, and waits until it is a zombie that `wait4` finds. `signal` is that of the child's end. It
-/// has no handler, its default is no end of the process, and no other child ends with it meanwhile.
+/// has no handler, its default is no end of the process, and no other child ends with it before.
 ///
 /// The signal tells, and not the child's memory or files: both kernels take these away before.
 ///

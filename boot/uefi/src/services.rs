@@ -105,7 +105,7 @@ pub(crate) unsafe fn protocol<T>(handle: Handle, guid: &Guid) -> Result<NonNull<
     NonNull::new(found.cast()).ok_or(Status::NOT_FOUND)
 }
 
-/// Calls `f` with the configuration tables.
+/// The configuration tables.
 pub(crate) fn configuration() -> &'static [ConfigurationTable] {
     let Some(table) = table() else { return &[] };
     let (start, count) = (table.configuration_table, table.number_of_configuration_table_entries);
@@ -332,15 +332,14 @@ impl Map {
     }
 }
 
-/// Ends boot services: with a new map once more where it has changed meanwhile (7.4.6). Returns the last map, which is
+/// Ends boot services: with a new map once more where it has changed since the first (7.4.6). Returns the last map, which is
 /// never freed. From the first attempt on nothing is printed, taken or given back: a firmware may have ended a part of
 /// its services. Where the second fails, the machine is reset.
 ///
 /// # Errors
 /// The firmware has no map. It has not begun to end its services.
-pub(crate) fn end(map: Map) -> Result<ManuallyDrop<Map>, Status> {
+pub(crate) fn end(mut map: Map) -> Result<ManuallyDrop<Map>, Status> {
     let (table, boot) = (table().ok_or(Status::UNSUPPORTED)?, boot()?);
-    let mut map = map;
     map.fill(boot)?;
     let mut map = ManuallyDrop::new(map);
     TABLE.store(ptr::null_mut(), Ordering::Relaxed);

@@ -164,16 +164,24 @@ impl Guest {
     /// # Errors
     /// Those of the operating system.
     pub fn status(&mut self, limit: Duration) -> Result<Option<ExitStatus>> {
-        let deadline = Instant::now() + limit;
-        loop {
-            if let Some(status) = self.child.try_wait()? {
-                return Ok(Some(status));
-            }
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(5));
+        status_within(&mut self.child, limit)
+    }
+}
+
+/// How a process ended; `None` if it still runs when the time is up.
+///
+/// # Errors
+/// Those of the operating system.
+pub(crate) fn status_within(child: &mut Child, limit: Duration) -> Result<Option<ExitStatus>> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(status) = child.try_wait()? {
+            return Ok(Some(status));
         }
+        if Instant::now() >= deadline {
+            return Ok(None);
+        }
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

@@ -15,7 +15,7 @@ use crate::device;
 use crate::judge::{Boot, Ending, Judge, Lie};
 use crate::list::Test;
 use crate::machine::Board;
-use crate::serial::{Limit, Line, Lines, Port, Received};
+use crate::serial::{Limit, Line, Lines, Port, Received, status_within};
 use crate::session::{BOOT_LIMIT, STEP_LIMIT, fresh_nonce};
 
 /// A request is not typed again sooner: the guest may have asked twice before the first one came.
@@ -84,18 +84,12 @@ impl Wired {
 fn run_within(command: &str, limit: Duration) -> Result<()> {
     let spawned = Command::new("sh").args(["-c", command]).stdin(Stdio::null()).spawn();
     let mut child = spawned.with_context(|| format!("cannot run {command}"))?;
-    let begin = Instant::now();
-    loop {
-        if let Some(status) = child.try_wait()? {
-            ensure!(status.success(), "{command}: {status}");
-            return Ok(());
-        }
-        if begin.elapsed() >= limit {
-            child.kill().and_then(|()| child.wait())?;
-            bail!("{command}: it has not ended after {} s", limit.as_secs());
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let Some(status) = status_within(&mut child, limit)? else {
+        child.kill().and_then(|()| child.wait())?;
+        bail!("{command}: it has not ended after {} s", limit.as_secs());
+    };
+    ensure!(status.success(), "{command}: {status}");
+    Ok(())
 }
 
 /// Has a conversation over a line, until its end or a limit.

@@ -12,6 +12,7 @@ use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{SIGKILL, SIGUSR1, SigInfo, UContext};
 use granule_user::abi::time::{CLOCK_MONOTONIC, TIMER_ABSTIME, Timespec};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::waiting::with_longer_times;
 use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, time};
 
 entry!(run);
@@ -61,10 +62,8 @@ fn all_there(count: u32) {
 /// Threads that all sleep until one moment. A busy machine may need longer for so many: each further try has twice the
 /// time.
 fn sleepers(count: u32) {
-    let mut nanoseconds = u64::from(count) * MILLISECOND / 4;
-    while !sleep_at_once(count, nanoseconds) {
-        nanoseconds *= 2;
-    }
+    let all_slept = with_longer_times(u64::from(count) * MILLISECOND / 4, |time| sleep_at_once(count, time));
+    assert!(all_slept, "the threads were not all asleep at once");
 }
 
 /// Has `count` threads sleep until so many `nanoseconds` from now; whether all of them were there before.

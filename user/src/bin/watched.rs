@@ -3,7 +3,7 @@
 //! Two threads each store to pages of their own, protect them, and give them up. A pager serves the stores that are
 //! reported, and a fourth thread discards ranges of all that comes again from its object. Each of the two knows which of its
 //! pages are protected: **a store to one of these is reported once, and a store to another one is not reported.** Others
-//! migrate the pages meanwhile, and reclaim those of the program file. Each makes at least so many steps, and then more
+//! migrate the pages concurrently, and reclaim those of the program file. Each makes at least so many steps, and then more
 //! until SIGTERM comes.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]

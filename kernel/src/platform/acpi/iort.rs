@@ -4,11 +4,9 @@
 //! A node lists ranges of IDs and the node that takes each: a root complex gives requester IDs to SMMUs or to groups of
 //! ITSs, an SMMU gives StreamIDs to groups of ITSs. A node's offset is its name here, as a phandle is in a tree.
 
-use granule_arch::addr::{PhysAddr, PhysRange};
-
 use super::TableError;
 use super::fixed::line;
-use super::table::{HEADER, long, word};
+use super::table::{HEADER, long, registers, word};
 use crate::platform::tree::{self, DmaRange};
 use crate::platform::{Interrupt, MAX_SMMUS, Pcie, Platform, Smmu, Trigger};
 
@@ -22,7 +20,8 @@ const SMMUV3: u8 = 4;
 const NODE: usize = 16;
 /// Bytes of an ID mapping.
 const MAPPING: usize = 20;
-/// Whatever the ID, the output is one: of an SMMU that is the ID of its own messages, of a root complex one for all.
+/// The output is one for all IDs: of an SMMU that is the ID of its own messages, of a root complex that of all its
+/// functions.
 const SINGLE: u32 = 1 << 0;
 /// Mappings that a node may have, and ITSs that a group may: what more would take to read is the boot's time.
 const MAX_MAPPINGS: usize = 256;
@@ -134,10 +133,10 @@ impl<'t> Node<'t> {
 }
 
 fn add_smmu(platform: &mut Platform, node: Node<'_>) -> Result<(), TableError> {
-    let start = PhysAddr(long(node.bytes, 16).ok_or(BAD_NODE)?);
-    let registers = PhysRange::from_size(start, SMMUV3_BYTES).filter(|_| start.0 != 0 && start.is_aligned(0x1000));
+    let start = long(node.bytes, 16).ok_or(BAD_NODE)?;
     let interrupt = |at| -> Result<Option<Interrupt>, TableError> { Ok(line(node.word(at)?, Trigger::Edge)) };
-    let registers = registers.ok_or(TableError::Bad("address of an SMMU"))?;
+    let registers = registers(start, SMMUV3_BYTES, "address of an SMMU")?;
+    let start = registers.start();
     if platform.smmus.iter().any(|other| other.registers.overlaps(registers)) {
         crate::log::warn!(
             "ACPI: IORT: another SMMU has registers at {start} too; devices behind the second are refused"

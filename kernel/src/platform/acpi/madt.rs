@@ -4,11 +4,11 @@
 //! no driver.
 
 use acpi::sdt::madt::{GicInterruptTranslationServiceEntry, GicRedistributorEntry, GiccEntry, GicdEntry, Madt};
-use granule_arch::addr::{PhysAddr, PhysRange};
+use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
 use super::TableError;
-use super::table::{Entries, fields};
+use super::table::{Entries, fields, registers};
 use crate::platform::{
     ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, Platform, Redistributors,
 };
@@ -173,11 +173,4 @@ impl Gic {
             redistributors: Redistributors { regions: self.redistributors, stride: None },
         })
     }
-}
-
-/// Registers, which begin with a page.
-fn registers(start: u64, bytes: u64, what: &'static str) -> Result<PhysRange, TableError> {
-    let start = PhysAddr(start);
-    let registers = PhysRange::from_size(start, bytes).filter(|_| start.0 != 0 && start.is_aligned(GICV2_DISTRIBUTOR));
-    registers.ok_or(TableError::Bad(what))
 }

@@ -10,7 +10,7 @@ use acpi::sdt::fadt::Fadt;
 use acpi::sdt::madt::{GicInterruptTranslationServiceEntry, GicRedistributorEntry, GiccEntry, GicdEntry};
 use acpi::sdt::mcfg::McfgEntry;
 use acpi::sdt::spcr::Spcr;
-use granule_arch::addr::{PhysAddr, PhysRange};
+use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 
 use super::{PhysicalMemory, PlatformError, TableError};
 
@@ -237,4 +237,11 @@ impl<'t> Iterator for Entries<'t> {
         self.0 = rest;
         Some((kind, entry))
     }
+}
+
+/// Registers of `bytes` bytes, which begin with a page; `what` names an address that is none.
+pub(super) fn registers(start: u64, bytes: u64, what: &'static str) -> Result<PhysRange, TableError> {
+    let start = PhysAddr(start);
+    let registers = PhysRange::from_size(start, bytes).filter(|_| start.0 != 0 && start.is_aligned(PAGE));
+    registers.ok_or(TableError::Bad(what))
 }
