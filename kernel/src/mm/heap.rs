@@ -152,12 +152,26 @@ struct HoleList {
     tagger: Option<Tagger>,
     /// Pages that the list counts as in use, and that are not mapped.
     out: PagesOut,
+    /// While no page is out, the end of the list's memory; else 0.
+    whole_below: u64,
 }
 
 impl HoleList {
-    /// Whether the `bytes` bytes from `start` on are the list's, and mapped: a page is out before it is unmapped, and in
-    /// again after it is mapped, both with the list locked.
-    fn is_mapped(&self, start: VirtAddr, bytes: usize) -> bool {
+    /// To be called when the list's memory or the pages that are out have changed.
+    fn note_change(&mut self) {
+        self.whole_below = if self.out.bytes == 0 { self.holes.top().addr() as u64 } else { 0 };
+    }
+
+    /// Whether an object of `bytes` bytes at `start` in the window, with a record if it `has_tag`, is in the list's memory,
+    /// and mapped: a page is out before it is unmapped, and in again after it is mapped, both with the list locked.
+    fn is_mapped(&self, start: VirtAddr, bytes: usize, has_tag: bool) -> bool {
+        let end_with_record = start.0.saturating_add((bytes + tags::RECORD) as u64);
+        end_with_record <= self.whole_below || self.is_exactly_mapped(start, bytes, has_tag)
+    }
+
+    #[cold]
+    fn is_exactly_mapped(&self, start: VirtAddr, bytes: usize, has_tag: bool) -> bool {
+        let bytes = bytes + if has_tag { tags::RECORD } else { 0 };
         let (bottom, top) = (self.holes.bottom().addr() as u64, self.holes.top().addr() as u64);
         let is_inside = start.0 >= bottom && start.0 < top && bytes as u64 <= top - start.0;
         is_inside && (self.out.bytes == 0 || !self.out.overlaps(start, bytes as u64))
@@ -194,6 +208,7 @@ impl Heap {
                 tagged: 0,
                 tagger: None,
                 out: PagesOut { ranges: heapless::Vec::new(), bytes: 0 },
+                whole_below: 0,
             }),
         }
     }
@@ -253,8 +268,7 @@ impl Heap {
         let list = &mut *list;
         // The following code reads the object, its tag and the record after it.
         let has_tag = tags::is_tagged(pointer) && list.tagger.is_some();
-        let record = if has_tag { tags::RECORD } else { 0 };
-        if !list.is_mapped(pointer.canonical(), layout.size().saturating_add(record)) {
+        if !list.is_mapped(pointer.canonical(), layout.size(), has_tag) {
             return Err(BadFree { pointer, bytes: layout.size() as u64 });
         }
         match &mut list.tagger {
@@ -295,7 +309,7 @@ impl Heap {
 
     fn take(&self, layout: Layout) -> Option<NonNull<u8>> {
         let mut list = self.list.lock();
-        let HoleList { holes, untagged, tagged, tagger, out } = &mut *list;
+        let HoleList { holes, untagged, tagged, tagger, out, .. } = &mut *list;
         let (object, count) = match tagger {
             Some(tagger) => (tags::take(holes, tagger, layout, out)?, tagged),
             None => (holes.allocate_first_fit(layout).ok()?, untagged),
@@ -365,6 +379,7 @@ impl Heap {
             if let Ok(start) = holes.allocate_first_fit(whole) {
                 let at = VirtAddr::from_ptr(start.as_ptr());
                 if out.add(at, whole.size() as u64) {
+                    list.note_change();
                     drop(list);
                     shrink(at, pages);
                     return pages;
@@ -393,6 +408,7 @@ impl Heap {
             list.out.remove(start, bytes as u64);
             // SAFETY: the list gave the pages out as a part of an object, in whole granules, and they are mapped again.
             unsafe { list.holes.deallocate(NonNull::new(start.as_ptr()).ok_or(OutOfMemory)?, whole) };
+            list.note_change();
             return Ok(());
         }
         let bytes = most * PAGE_SIZE;
@@ -414,6 +430,7 @@ impl Heap {
             // SAFETY: the pages follow those that the list has, and were just mapped for it alone.
             unsafe { list.holes.extend(bytes) };
         }
+        list.note_change();
         Ok(())
     }
 }

@@ -16,6 +16,8 @@ use granule_runner::noise::Noise;
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 use serial2::SerialPort;
 
+use crate::own_file;
+
 /// Between two looks at the line, the power switch and the process.
 const POLL: Duration = Duration::from_millis(10);
 
@@ -44,7 +46,7 @@ pub fn model(board: &Board, kernel: &Path, bootargs: &str, scratch: &Path) -> Qe
 /// The file with the output of the first port of a model whose console is the second.
 #[must_use]
 pub fn first_port(model: &Machine, scratch: &Path) -> PathBuf {
-    scratch.join(format!("{}.first-port", model.name))
+    own_file(scratch, &format!("{}.first-port", model.name))
 }
 
 /// A model as a board at the end of a line: whenever it ends it starts again, as it does when it is switched off and on.
@@ -72,7 +74,7 @@ impl OnALine {
         let descriptor = format!("/proc/self/fd/{}", far_end.as_fd().as_raw_fd());
         let port = fs::read_link(descriptor).expect("the terminal has a name");
         let name = port.to_string_lossy().replace('/', "-");
-        let switch = scratch.join(format!("switch{name}"));
+        let switch = own_file(scratch, &format!("switch{name}"));
         let is_over = Arc::new(AtomicBool::new(false));
         let (line, pressed, over) = (Arc::new(near_end), switch.clone(), Arc::clone(&is_over));
         let noise = [Noise::new(seed, per_million), Noise::new(!seed, per_million)];

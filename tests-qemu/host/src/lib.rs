@@ -11,7 +11,7 @@ pub mod leaves;
 pub mod ptdump;
 pub mod session;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// A finished image of `./x build`, such as `granule.img`.
 ///
@@ -21,4 +21,12 @@ pub fn built(name: &str) -> PathBuf {
     let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../build").join(name);
     assert!(path.is_file(), "{} is missing: run ./x build first, or the tests by ./x test", path.display());
     path
+}
+
+/// A file in `folder`, mostly `env!("CARGO_TARGET_TMPDIR")`, that is the running test's alone, whichever tests run beside
+/// it: the name of the test is in the file's, before `name`. To be asked on the thread that the test was started on.
+pub fn own_file(folder: impl AsRef<Path>, name: &str) -> PathBuf {
+    let thread = std::thread::current();
+    let test = thread.name().unwrap_or_default().replace(':', "-");
+    folder.as_ref().join(format!("{test}.{name}"))
 }

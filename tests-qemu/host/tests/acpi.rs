@@ -3,10 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use granule_host_tests::built;
 use granule_host_tests::session::Session;
+use granule_host_tests::{built, own_file};
 use granule_runner::acpi::{self, Gic, Virt};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
@@ -15,12 +15,12 @@ use granule_runner::qemu::{Qemu, Reset, Serial};
 const AT: u64 = 0x0400_0ff8;
 
 fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+    own_file(env!("CARGO_TARGET_TMPDIR"), name)
 }
 
 /// Starts a machine with this tree, and with `memory` at [`AT`].
 fn start(machine: &Machine, name: &str, append: &str, tree: &[u8], memory: &[u8]) -> Session {
-    let [tree_file, tables] = ["dtb", "tables"].map(|kind| file(&format!("acpi-{name}.{kind}")));
+    let [tree_file, tables] = ["dtb", "tables"].map(|kind| file(&format!("{name}.{kind}")));
     fs::write(&tree_file, tree).unwrap();
     fs::write(&tables, memory).unwrap();
     let loader = format!("loader,file={},addr={AT:#x},force-raw=on", tables.display());
@@ -62,7 +62,7 @@ fn tables_alone_bring_a_machine_to_the_prompt_with_all_cpus() {
 #[test]
 fn a_whole_tree_is_preferred_unless_acpi_is_forced() {
     let mut machine = machine::named("v1").unwrap();
-    let dump = file("acpi-whole.dtb");
+    let dump = file("whole.dtb");
     machine.machine += &format!(",dumpdtb={}", dump.display());
     let qemu = Qemu::new(&machine, &built("granule.img"), Serial::Pipes, Reset::Ends, "", &[]).command().output();
     assert!(qemu.unwrap().status.success());

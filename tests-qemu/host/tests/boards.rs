@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
-use granule_host_tests::{board, built};
+use granule_host_tests::{board, built, own_file};
 use granule_runner::debian::{Apt, has_debians_tools, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
@@ -109,7 +109,7 @@ fn disk(board: Board, append: &str, name: &str) -> PathBuf {
     let initrd = initrd_of(&kernel);
     let parts = Parts { kernel: &kernel, initrd: &initrd, tree: None, firmware: None, append };
     let image = layout::image(board.table(), &board.files(&parts).unwrap()).unwrap();
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let path = own_file(env!("CARGO_TARGET_TMPDIR"), name);
     layout::write(&path, &image, Existing::Replaced).unwrap();
     path
 }

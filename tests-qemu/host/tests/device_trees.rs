@@ -3,10 +3,10 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use granule_host_tests::built;
 use granule_host_tests::session::Session;
+use granule_host_tests::{built, own_file};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 
@@ -36,7 +36,7 @@ fn tree_of(mut machine: Machine, name: &str) -> Vec<u8> {
 }
 
 fn file(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{name}.dtb"))
+    own_file(env!("CARGO_TARGET_TMPDIR"), &format!("{name}.dtb"))
 }
 
 /// Starts the machine with this tree in place of its own.

@@ -3,10 +3,9 @@
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::Path;
 
-use granule_host_tests::built;
 use granule_host_tests::session::Session;
+use granule_host_tests::{built, own_file};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 
@@ -88,7 +87,7 @@ fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
 }
 
 fn start_on(machine: &Machine, name: &str, stage: &[u32]) -> Session {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+    let file = own_file(env!("CARGO_TARGET_TMPDIR"), name);
     fs::write(&file, stage.iter().flat_map(|word| word.to_le_bytes()).collect::<Vec<u8>>()).unwrap();
     let mut extra: Vec<OsString> = Vec::new();
     for device in [

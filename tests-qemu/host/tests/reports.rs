@@ -1,9 +1,9 @@
 //! How the kernel ends: guests that take a fault without an answer, or panic, and the report that each must leave.
 
 use std::fs;
-use std::path::Path;
 
 use granule_host_tests::guest::{assert_in_order, assert_panics, outcome_of, plan};
+use granule_host_tests::own_file;
 use granule_runner::session::Plan;
 
 /// Runs the guest `trap::{name}` and returns what it printed. It must have ended by a panic, and have reported it
@@ -92,7 +92,7 @@ fn a_slid_kernel_names_its_functions() {
     let plan = plan("default", "");
     let mut image = fs::read(&plan.image).unwrap();
     image[40..48].copy_from_slice(&slide.to_le_bytes());
-    let slid = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slid.img");
+    let slid = own_file(env!("CARGO_TARGET_TMPDIR"), "slid.img");
     fs::write(&slid, image).unwrap();
     let plan = Plan { image: slid.clone(), ..plan };
     let report = outcome_of(&plan, "trap::writes_to_a_constant").output;

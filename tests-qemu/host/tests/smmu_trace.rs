@@ -1,8 +1,6 @@
 //! The SMMU from outside: what a test on the target prints of its device, against QEMU's trace of it.
 
-use std::path::Path;
-
-use granule_host_tests::built;
+use granule_host_tests::{built, own_file};
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::session::{self, Plan};
 use granule_runner::trace_check::{self, Agreed};
@@ -16,7 +14,7 @@ fn traced(name: &str, bootargs: &str) -> (Outcome, String) {
     let tests = list::read(&built("granule-tests.elf")).unwrap();
     let test = tests.into_iter().find(|test| test.name == name).unwrap_or_else(|| panic!("no test {name}"));
     let kind: String = format!("{name}{bootargs}").chars().filter(char::is_ascii_alphanumeric).collect();
-    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("{kind}.trace"));
+    let log = own_file(env!("CARGO_TARGET_TMPDIR"), &format!("{kind}.trace"));
     let plan = Plan {
         machine: machine::named("default").unwrap(),
         image: built("granule-tests.img"),
