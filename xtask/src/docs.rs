@@ -11,8 +11,12 @@ const README: &str = include_str!("../../README.md");
 const ARCHITECTURE: &str = include_str!("../../docs/ARCHITECTURE.md");
 const BENCHMARKS: &str = include_str!("../../docs/BENCHMARKS.md");
 const DEPENDENCIES: &str = include_str!("../../docs/DEPENDENCIES.md");
-const REFERENCE: &str = include_str!("../../docs/REFERENCE.md");
 const TESTING: &str = include_str!("../../docs/TESTING.md");
+
+/// The pages of the reference, one after the other.
+fn reference() -> String {
+    files(&root().join("docs/ref"), "md").unwrap().iter().map(|page| fs::read_to_string(page).unwrap()).collect()
+}
 
 fn manifest(path: &Path) -> toml::Table {
     fs::read_to_string(path).unwrap().parse().unwrap()
@@ -91,6 +95,16 @@ fn each_direct_dependency_occurs_in_the_sources_of_its_crate() {
     assert!(unused.is_empty(), "{unused:#?}");
 }
 
+/// The names that a page's headings have in links.
+fn sections(page: &str) -> BTreeSet<String> {
+    let headings = page.lines().filter(|line| line.starts_with('#'));
+    let name = |heading: &str| {
+        let words = heading.trim_start_matches('#').trim().to_lowercase().replace(' ', "-");
+        words.chars().filter(|letter| letter.is_alphanumeric() || *letter == '-').collect()
+    };
+    headings.map(name).collect()
+}
+
 #[test]
 fn links_between_pages_resolve() {
     let pages = files(&root(), "md").unwrap();
@@ -99,8 +113,12 @@ fn links_between_pages_resolve() {
     for page in &pages {
         let text = fs::read_to_string(page).unwrap();
         for link in text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0)) {
-            let file = link.split('#').next().unwrap_or_default();
-            if !file.is_empty() && !file.starts_with("http") && !page.parent().unwrap().join(file).exists() {
+            let (file, section) = link.split_once('#').unwrap_or((link, ""));
+            let named = if file.is_empty() { page.clone() } else { page.parent().unwrap().join(file) };
+            let is_page = named.extension().is_some_and(|extension| extension == "md");
+            let has_section =
+                || section.is_empty() || !is_page || sections(&fs::read_to_string(&named).unwrap()).contains(section);
+            if !file.starts_with("http") && !(named.exists() && has_section()) {
                 broken.push(format!("{}: {link}", page.display()));
             }
         }
@@ -184,7 +202,7 @@ fn the_reference_quotes_the_bench_tables() {
         format!("{} against {}", of_8_cpus(row, "lockless/instructions"), of_8_cpus(row, "lock/instructions"))
     };
     let waits = |row: &str| of_8_cpus(row, "lock/waits");
-    let text = REFERENCE.split_whitespace().collect::<Vec<_>>().join(" ");
+    let text = reference().split_whitespace().collect::<Vec<_>>().join(" ");
     for sentence in [
         format!("{} instructions for a page of a group that has to be dissolved", call("split_group")),
         format!("be dissolved, {} without the lock", call("split_group/lockless")),
@@ -196,17 +214,17 @@ fn the_reference_quotes_the_bench_tables() {
         format!("({} retries in a call)", of_8_cpus(BLOCK, "lockless/retries")),
         format!("With it {}, {} and {} of the calls wait", waits(OWN), waits(ONE), waits(BLOCK)),
     ] {
-        assert!(text.contains(&sentence), "REFERENCE.md does not have what was measured: {sentence}");
+        assert!(text.contains(&sentence), "docs/ref does not have what was measured: {sentence}");
     }
 }
 
 #[test]
 fn the_reference_has_each_machine() {
-    let machines = granule_runner::machine::all().unwrap();
+    let (machines, reference) = (granule_runner::machine::all().unwrap(), reference());
     let missing: Vec<&str> = machines
         .iter()
         .map(|machine| machine.name.as_str())
-        .filter(|name| !REFERENCE.contains(&format!("`{name}`")))
+        .filter(|name| !reference.contains(&format!("`{name}`")))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
 }
@@ -214,8 +232,8 @@ fn the_reference_has_each_machine() {
 /// A page that names a module or file of this repository names one that exists.
 #[test]
 fn paths_in_the_pages_exist() {
-    let mut missing = BTreeMap::new();
-    for (name, page) in [("ARCHITECTURE", ARCHITECTURE), ("REFERENCE", REFERENCE), ("TESTING", TESTING)] {
+    let (mut missing, reference) = (BTreeMap::new(), reference());
+    for (name, page) in [("ARCHITECTURE", ARCHITECTURE), ("docs/ref", &reference), ("TESTING", TESTING)] {
         // Paths are relative to the root or to one of these.
         let bases = ["", "kernel/src", "kernel/model", "kernel/loom/tests", "tests-qemu", "tests-qemu/guest/src"];
         for path in page.split('`').skip(1).step_by(2).filter(|text| text.ends_with(".rs") || text.ends_with(".toml")) {

@@ -71,7 +71,7 @@ Environment:
   GRANULE_TOOLCHAIN=rustup|distro          force rustup's toolchain or the distribution's
   GRANULE_QEMU=PROGRAM                     that qemu-system-aarch64, not the one in PATH
 
-Machines are described in tests-qemu/machines.toml; docs/TESTING.md describes the tests, docs/REFERENCE.md commands and switches.";
+Machines are described in tests-qemu/machines.toml; docs/TESTING.md describes the tests, docs/ref commands and switches.";
 
 #[derive(Debug, Parser)]
 #[command(name = "x", bin_name = "./x", about = ABOUT, after_help = EXAMPLES, disable_help_subcommand = true)]

@@ -1,5 +1,5 @@
 //! Linux's own tests of userfaultfd, built from its source as they are, run as programs of the initrd.
-//! docs/REFERENCE.md has the cases that they skip, and the reasons.
+//! docs/ref/userfault.md has the cases that they skip, and the reasons.
 
 use std::fs;
 use std::io::Write;

@@ -1,20 +1,14 @@
 //! The pages show what happens: each session at the prompt is typed again, and prints what is shown.
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
 
 use granule_host_tests::built;
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::serial::Limit;
 use granule_runner::{machine, script};
 
-const PAGES: [&str; 6] = [
-    include_str!("../../../README.md"),
-    include_str!("../../../docs/ARCHITECTURE.md"),
-    include_str!("../../../docs/REFERENCE.md"),
-    include_str!("../../../docs/TESTING.md"),
-    include_str!("../../../docs/TOUR.md"),
-    include_str!("../../../kernel/monitor/README.md"),
-];
 /// How a line begins that starts a session; `--append` and boot arguments may follow. The first needs none.
 const START: &str = "$ ./x run";
 
@@ -28,6 +22,16 @@ fn add<'a>(session: &mut Session<'a>, line: &'a str) {
         // A line that the boot prints.
         (None, None) => {}
     }
+}
+
+/// README, the pages of docs with those of the reference, and the monitor's page.
+fn pages() -> Vec<String> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+    let folder = |name: &str| fs::read_dir(root.join(name)).unwrap().map(|entry| entry.unwrap().path());
+    let pages = ["docs", "docs/ref"].into_iter().flat_map(folder);
+    let pages = pages.chain(["README.md", "kernel/monitor/README.md"].map(|page| root.join(page)));
+    let is_page = |path: &PathBuf| path.extension().is_some_and(|extension| extension == "md");
+    pages.filter(is_page).map(|path| fs::read_to_string(path).unwrap()).collect()
 }
 
 /// The sessions of a block with their boot arguments.
@@ -64,7 +68,8 @@ fn without_addresses(session: &Session<'_>) -> String {
 
 #[test]
 fn sessions_in_the_pages_print_what_is_shown() {
-    let blocks = PAGES.iter().flat_map(|page| page.split("\n```").skip(1).step_by(2));
+    let pages = pages();
+    let blocks = pages.iter().flat_map(|page| page.split("\n```").skip(1).step_by(2));
     let shown: Vec<_> = blocks.filter(|block| block.contains(script::PROMPT)).flat_map(sessions).collect();
     assert!(shown.iter().any(|(bootargs, _)| bootargs.starts_with("lab=")), "a fix taken away is shown");
     for (bootargs, shown) in shown {

@@ -24,6 +24,14 @@ use granule::mm::layout::VMALLOC_START;
 use granule::mm::tag_storage::TagStorageStats;
 use model::ModelMachine;
 
+/// The pages of docs/ref about what the monitor has and prints.
+const REFERENCE: &str = concat!(
+    include_str!("../../../../docs/ref/monitor.md"),
+    include_str!("../../../../docs/ref/lab.md"),
+    include_str!("../../../../docs/ref/kernel-maps.md"),
+    include_str!("../../../../docs/ref/tags.md"),
+);
+
 /// Entries of an archive with these names and modes.
 pub(crate) fn entries(files: &[(&str, u32)]) -> Vec<u8> {
     let mut archive = Vec::new();
@@ -343,9 +351,8 @@ fn ptdump_coalesces_and_totals() {
     assert_eq!(failures, 0);
 }
 
-/// The block in docs/REFERENCE.md that begins so: what is shown there is what is printed.
+/// The block in docs/ref that begins so: what is shown there is what is printed.
 fn shown_in_the_reference(begin: &str) -> &'static str {
-    const REFERENCE: &str = include_str!("../../../../docs/REFERENCE.md");
     let blocks = REFERENCE.split("\n```").skip(1).step_by(2).filter_map(|block| block.strip_prefix('\n'));
     let found: Vec<_> = blocks.filter(|block| block.starts_with(begin)).collect();
     let [block] = found[..] else { panic!("blocks that begin with {begin:?}: {found:?}") };
@@ -587,10 +594,10 @@ proptest! {
     }
 }
 
-/// docs/REFERENCE.md has each command with its words, each boot argument, and each switch of the lab with its witness.
+/// docs/ref has each command with its words, each boot argument, and each switch of the lab with its witness.
 #[test]
 fn the_reference_has_what_can_be_typed() {
-    let page = include_str!("../../../../docs/REFERENCE.md").replace("\\|", "|");
+    let page = REFERENCE.replace("\\|", "|");
     let mut missing = Vec::new();
     for command in Command::all() {
         missing.extend((!page.contains(&std::format!("`{command}`"))).then(|| command.to_string()));
