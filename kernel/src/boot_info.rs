@@ -22,6 +22,6 @@ pub struct BootInfo {
     pub identity_root: u64,
     /// Where PSCI or a spin table starts a secondary CPU.
     pub secondary_entry: u64,
-    /// The level 3 table behind the fixmap's 2 MiB.
+    /// The level 3 table of the fixmap's 2 MiB.
     pub fixmap_table: u64,
 }

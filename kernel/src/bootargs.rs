@@ -2,7 +2,7 @@
 //!
 //! The reader of a key registers it in [`PARAMETERS`], with a line of help and a check of its value, next to the code
 //! that reads it. [`check`] then finds what has no reader: an unknown key or a bad value is a warning with the nearest
-//! known one, and the boot goes on, since a kernel that stops at a typing error cannot be given the right word.
+//! known one, and the boot continues, since a kernel that stops at a typing error cannot be given the right word.
 //!
 //! Where a key is given twice, the last one counts, as in Linux.
 
@@ -17,7 +17,7 @@ use crate::suggest::suggest;
 #[distributed_slice]
 pub static PARAMETERS: [Parameter];
 
-/// A key and what may stand behind it.
+/// A key and the values that may follow it.
 #[derive(Clone, Copy)]
 pub struct Parameter {
     /// The key, at most 32 letters.
@@ -28,7 +28,7 @@ pub struct Parameter {
     pub check: fn(&str) -> Result<(), Refused>,
 }
 
-/// Why a value will not do, in words that go behind "bad value:".
+/// Why a value will not do, in words that follow "bad value:".
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refused(heapless::String<112>);
 

@@ -27,8 +27,8 @@ pub fn patch(kernel: &Kernel) -> usize {
                 || identifier == branch::GUARDED_HEAP && guarded_heap().is_on()
         },
         features.cpus.code_caches(),
-        // SAFETY: a branch site in the text. A CPU that executes it meanwhile sees a NOP or a branch, both whole words
-        // that may replace each other.
+        // SAFETY: a branch site in the text. A CPU that executes it concurrently sees a NOP or a branch, both
+        // whole words that may replace each other.
         |site, instruction| unsafe { fixmap::patch_word(kernel.boot, site, instruction) },
     )
 }

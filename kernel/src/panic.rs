@@ -45,8 +45,8 @@ mod target {
     /// Stops all other CPUs, prints "kernel panic on CPU n: `headline`" and the details, and switches the machine off
     /// as failed.
     ///
-    /// The first CPU that comes here reports. Another that fails meanwhile stops without a word: its error may well be
-    /// a consequence, and two reports mixed would both be lost.
+    /// The first CPU that comes here reports. Another that fails concurrently stops without a word: its error may well
+    /// be a consequence, and two reports mixed would both be lost.
     pub(crate) fn die(headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
         let _ = interrupts::mask();
         if patched_branch!(branch::TAG_CHECKS) {

@@ -29,8 +29,8 @@ pub enum AccessError {
     Unaligned,
 }
 
-/// Whether a fault that goes on at `pc` is of an access here, on either side of it: with FEAT_MOPS one instruction reads
-/// one side and writes the other. Only EL0's side may fault.
+/// Whether a fault that continues at `pc` is of an access here, on either side of it: with FEAT_MOPS one instruction
+/// reads one side and writes the other. Only EL0's side may fault.
 #[cfg(target_os = "none")]
 pub(crate) fn is_fixup(pc: u64) -> bool {
     machine::is_fixup(pc)
