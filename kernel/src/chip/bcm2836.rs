@@ -157,8 +157,8 @@ impl Bcm2836 {
             if bits != 0 {
                 let number = bits.trailing_zeros();
                 self.write(mailbox, 1 << number);
-                // A write may be complete before it has arrived: a read behind it is not. The next call's bit is set
-                // behind that.
+                // A write may be complete before it has arrived: a read after it is not. The next call's bit is set
+                // after that.
                 let _ = self.read(mailbox);
                 return Some(number);
             }

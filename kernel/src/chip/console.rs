@@ -302,7 +302,7 @@ pub fn pollers() -> &'static PollQueue {
     &POLLERS
 }
 
-/// Waits for a byte of input. The thread sleeps meanwhile: others run.
+/// Waits for a byte of input. The thread sleeps until then: others run.
 pub fn read_byte() -> u8 {
     loop {
         if let Some(byte) = wait_for_byte(Reader::Kernel) {
@@ -569,7 +569,7 @@ impl Terminal {
         self.handle_transmit(port);
     }
 
-    /// Gives the port what its FIFO has room for, if the transmit interrupt is on; turns it off behind the last byte.
+    /// Gives the port what its FIFO has room for, if the transmit interrupt is on; turns it off after the last byte.
     fn handle_transmit(&mut self, port: &dyn Console) {
         if self.transmits {
             self.output.send(port);
@@ -634,7 +634,7 @@ impl Print {
     fn begin_line(&mut self) {
         let Some(terminal) = self.terminal.as_deref_mut() else { return };
         let in_line = match core::mem::replace(&mut terminal.line, Edited::Shown) {
-            // The editor may have printed behind it, which drawing the line overwrites.
+            // The editor may have printed after it, which drawing the line overwrites.
             Edited::Erased => terminal.others_in_line,
             Edited::None | Edited::Shown => terminal.in_line,
         };

@@ -1,6 +1,6 @@
 //! Arm GICv3 and later (IHI 0069): distributor and redistributors in memory, CPU interface in system registers.
 //!
-//! The registers are those of the crate `arm-gic`. The distributor is shared, so it is behind a lock; a redistributor
+//! The registers are those of the crate `arm-gic`. The distributor is shared, so a lock protects it; a redistributor
 //! belongs to its CPU, which finds it by the affinity in GICR_TYPER; the CPU interface needs neither.
 //! All interrupts are in group 1 of the non-secure state, with one priority.
 //!
@@ -99,8 +99,8 @@ struct GicV3 {
     redistributors: [AtomicPtr<GicrSgi>; MAX_CPUS],
 }
 
-// SAFETY: the distributor is behind its lock; the redistributors' registers are touched by their own CPUs alone, and
-// GICR_TYPER, which all read while they look for theirs, does not change.
+// SAFETY: the distributor is used under its lock; the redistributors' registers are touched by their own CPUs alone,
+// and GICR_TYPER, which all read while they look for theirs, does not change.
 unsafe impl Sync for GicV3 {}
 // SAFETY: as above; nothing in it belongs to the CPU that made it.
 unsafe impl Send for GicV3 {}

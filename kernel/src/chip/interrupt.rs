@@ -55,7 +55,7 @@ pub struct Acknowledged {
     pub token: u32,
 }
 
-/// Why an interrupt, or all of them, cannot be had.
+/// Why an interrupt is unavailable, or all of them are.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum InterruptError {
     /// The registers could not be mapped.
@@ -81,7 +81,7 @@ pub enum InterruptError {
 /// A function that runs when an interrupt arrives: on the CPU that took it, interrupts masked.
 pub type Handler = fn(&Cpu);
 
-/// A driver's handler for the interrupts of one device, of which there may be several.
+/// A driver's handler for the one or more interrupts of a device.
 pub trait InterruptHandler: Sync {
     /// The device's interrupt number `vector` has arrived, on this CPU, `cpu`, with interrupts masked. An interrupt by
     /// a pin arrives again until the device has deasserted it.
@@ -185,8 +185,8 @@ pub fn send(cpu: &Cpu, number: u32) -> Result<(), InterruptError> {
 /// Handles one pending interrupt of this CPU. For the IRQ vector, interrupts masked.
 pub fn handle_irq(cpu: &Cpu) {
     let Ok(controller) = controller() else { return };
-    // One in each exception: what is pending beside it is taken when that returns. Interrupts are masked meanwhile, and the
-    // timer may be due again before its handler has returned.
+    // One in each exception: what is pending beside it is taken when that returns. Interrupts are masked until then,
+    // and the timer may be due again before its handler has returned.
     let Some(interrupt) = controller.acknowledge() else {
         SPURIOUS.fetch_add(1, Ordering::Relaxed);
         return;

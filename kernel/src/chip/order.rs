@@ -6,16 +6,16 @@
 //!     DSB ISHST                    DSB SY
 //!     writes the SGI's register    loads the message
 //! ```
-//! The register is a device's or the system's, which a store does not wait for. And the exception orders the handler behind
-//! the interrupt that has caused it, not behind another that IAR returns: one that has arrived since, or the next of the
-//! same loop. Its message could have been loaded before IAR was read. A device's store before its interrupt is such a
-//! message too.
+//! The register is a device's or the system's, which a store does not wait for. And the exception orders the handler
+//! after the interrupt that has caused it, not after another that IAR returns: one that has arrived since, or the next
+//! of the same loop. Its message could have been loaded before IAR was read. A device's store before its interrupt is
+//! such a message too.
 //!
 //! `kernel/loom` compiles this file on loom's atomics.
 
 use crate::sync::barrier;
 
-/// Sends an interrupt by `write`, behind all that this CPU has stored.
+/// Sends an interrupt by `write`, after all that this CPU has stored.
 #[inline(always)]
 pub(super) fn send<R>(write: impl FnOnce() -> R) -> R {
     barrier::dsb_ishst();

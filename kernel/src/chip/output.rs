@@ -84,7 +84,7 @@ impl Output {
         true
     }
 
-    /// Gives the port everything, and polls it meanwhile.
+    /// Gives the port everything, polling it.
     pub(super) fn send_all(&mut self, port: &dyn Console) {
         while self.len() > 0 {
             if !self.send(port) {

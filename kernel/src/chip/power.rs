@@ -35,7 +35,7 @@ static CONDUIT: Once<Option<Conduit>> = Once::new();
 static REGISTERS: Once<Registers> = Once::new();
 /// Within this time the machine is off.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// Semihosting has been tried; a CPU that comes here again has had no answer.
+/// Semihosting has been tried; a CPU that comes here again got no answer.
 static ASKED: AtomicBool = AtomicBool::new(false);
 
 /// How the machine's work ended: the exit status of QEMU.

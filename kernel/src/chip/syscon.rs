@@ -62,7 +62,7 @@ mod tests {
     use super::Syscon;
     use crate::platform::SysconWrite;
 
-    /// The bytes of a register, and of what lies behind it, after the change.
+    /// The bytes of a register, and of what lies after it, after the change.
     fn after(bytes: [u8; 8], width: u64, is_big_endian: bool, mask: u32, value: u32) -> [u8; 8] {
         #[repr(align(8))]
         struct Register([u8; 8]);

@@ -153,7 +153,7 @@ fn ctrl_c_is_found_behind_input_that_the_foreground_does_not_read_and_nothing_of
     assert_eq!(terminal.interrupts, 2);
     terminal.end_foreground();
 
-    // The rest comes in order; what is typed after the foreground comes behind it, with Ctrl-C as input again.
+    // The rest comes in order; what is typed after the foreground comes after it, with Ctrl-C as input again.
     port.receive(b"\x03after");
     terminal.receive(&port);
     assert!(terminal.held_back, "there is no room for others");

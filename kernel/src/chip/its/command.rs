@@ -4,7 +4,7 @@ use tock_registers::fields::FieldValue;
 use tock_registers::register_bitfields;
 
 register_bitfields! { u64,
-    /// The command, and the device that it is about.
+    /// The command, and its device.
     WORD0 [
         OPCODE OFFSET(0) NUMBITS(8) [
             SYNC = 0x05,
