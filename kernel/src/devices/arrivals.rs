@@ -22,7 +22,7 @@ pub struct Arrivals {
 }
 
 impl Arrivals {
-    /// How many there were. Acquire: what a waiter reads behind this was written before the interrupt, or the next one
+    /// How many there were. Acquire: what a waiter reads after this was written before the interrupt, or the next one
     /// comes later than this count.
     pub fn count(&self) -> u64 {
         self.count.load(Ordering::Acquire)
@@ -48,7 +48,7 @@ impl Arrivals {
     /// Sleeps until there are more than `seen`, at most so long; whether there are.
     pub(super) fn wait(&self, seen: u64, at_most: Duration) -> bool {
         let waiters = self.waiters.lock();
-        // Under the lock: what arrives behind this look finds this thread in the queue.
+        // Under the lock: what arrives after this look finds this thread in the queue.
         self.count() != seen || sleep(waiters, Deadline::after(at_most))
     }
 }

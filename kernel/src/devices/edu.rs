@@ -89,7 +89,7 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// The device.
 pub struct Edu {
     registers: MmioRegion,
-    /// Where the CPUs have them: a page of which nothing else has a part.
+    /// Where the CPUs have them: a page that nothing else shares.
     page: PhysAddr,
     /// They, as the process may map them that the device is bound to.
     shown: RwSem<Option<Counted<Object>>>,
@@ -198,7 +198,7 @@ impl Driver for Edu {
             if !dma.is_bound() {
                 return Err(BindRefused::NotBound);
             }
-            // Of a binding that has come meanwhile.
+            // Of a binding that was made since.
             self.revoke(cpu);
             self.end_transfer();
             dma.unbind(cpu);
@@ -278,7 +278,7 @@ impl Edu {
             Access::Write => (MEMORY + offset, range.start, DMA_FROM_DEVICE),
             _ => (range.start, MEMORY + offset, 0),
         };
-        // A transfer that was given up may still run: the device ignores commands meanwhile.
+        // A transfer that was given up may still run: the device ignores commands until it ends.
         if self.is_transferring() {
             return Err(EduError::TimedOut);
         }

@@ -30,7 +30,7 @@ pub enum StartError {
     /// There are no places for so many.
     #[error("no more than {1} devices of the kind {0} are driven")]
     TooMany(&'static str, usize),
-    /// The function cannot be had.
+    /// The function is unavailable.
     #[error(transparent)]
     Pci(#[from] PciError),
     /// It has no way to memory.

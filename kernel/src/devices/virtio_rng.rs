@@ -29,7 +29,7 @@ pub fn rng(cpu: &Cpu, index: usize) -> Result<&'static VirtioRng, StartError> {
 }
 
 /// 32 random bytes of the machine's first generator, whatever space it is bound to; `None` where there is none, or it
-/// does not answer. The thread sleeps meanwhile; no other thread is in here.
+/// does not answer. The thread sleeps while it waits; no other thread is in here.
 ///
 /// The page that they arrive in stays the device's: what it has not completed it may still write.
 pub fn seed(cpu: &Cpu) -> Option<[u8; 32]> {

@@ -61,7 +61,7 @@ enum Did {
     Barrier(&'static str),
 }
 
-/// DMB OSHST in front of the command, behind which the device reads memory; DMB OSHLD behind the look at the command
+/// DMB OSHST in front of the command, after which the device reads memory; DMB OSHLD after the look at the command
 /// that finds it done, in front of what the device wrote.
 #[test]
 fn a_transfer_is_between_two_barriers() {
@@ -75,7 +75,7 @@ fn a_transfer_is_between_two_barriers() {
             MmioAccess::Read(at) => {
                 assert_eq!(at - registers.0, register::DMA_COMMAND);
                 steps.borrow_mut().push(Did::LookAtCommand);
-                // It takes its time: the second look behind the command finds it done.
+                // It takes its time: the second look after the command finds it done.
                 looks += usize::from(registers.read(register::DMA_COMMAND) & DMA_START != 0);
                 if looks == 2 {
                     registers.finish();

@@ -158,7 +158,7 @@ pub struct Identity {
 }
 
 impl Identity {
-    /// The serial number, without the spaces behind it.
+    /// The serial number, without the spaces after it.
     pub fn serial(&self) -> &str {
         str::from_utf8(&self.serial).unwrap_or("?").trim_end()
     }

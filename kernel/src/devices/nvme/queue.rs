@@ -143,7 +143,7 @@ impl QueuePair {
         if end.is_set(END::PHASE) != self.phase {
             return Ok(None);
         }
-        // The rest of it, and the data, is read behind the phase.
+        // The rest of it, and the data, is read after the phase.
         barrier::dmb_oshld();
         let place = LocalRegisterCopy::<u32, PLACE::Register>::new(self.read_completion(2));
         let (identifier, queue) = (end.read(END::IDENTIFIER) as u16, place.read(PLACE::QUEUE) as u16);
@@ -181,7 +181,7 @@ impl QueuePair {
     /// A word of the next completion.
     fn read_completion(&self, word: usize) -> u32 {
         let at = self.completion.memory.as_ptr::<u32>();
-        // SAFETY: inside the page (`new`); the controller may store to it meanwhile, a word at a time at least.
+        // SAFETY: inside the page (`new`); the controller may store to it concurrently, a word at a time at least.
         unsafe { at.add(usize::from(self.head) * COMPLETION_WORDS + word).read_volatile() }
     }
 }

@@ -12,7 +12,7 @@ use super::config::{ConfigSpace, extended, extended_capabilities};
 
 /// Source Validation, P2P Request Redirect, P2P Completion Redirect, Upstream Forwarding.
 const NEEDED: u16 = 1 << 0 | 1 << 2 | 1 << 3 | 1 << 4;
-/// Registers behind the capability's header.
+/// Registers after the capability's header.
 const CAPABILITY: u16 = 4;
 const CONTROL: u16 = 6;
 

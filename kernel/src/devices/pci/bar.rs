@@ -21,7 +21,7 @@ pub struct Bar {
     pub range: Option<PhysRange>,
 }
 
-/// The kind of addresses behind a base address register.
+/// The kind of addresses of a base address register.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BarKind {
     /// I/O ports. They get no addresses: what has them has memory as well (7.5.1.2.1 of PCI Express).
@@ -63,7 +63,7 @@ pub(super) fn set_address(space: &dyn ConfigSpace, function: PciAddress, index: 
 
 /// Asks the register number `index` of `count` what it wants. `None`: there is none, or it makes no sense.
 ///
-/// The function must not decode addresses meanwhile: all ones are written to the register, and zero afterwards.
+/// The function must not decode addresses during this: all ones are written to the register, and zero afterwards.
 pub(super) fn size(space: &dyn ConfigSpace, function: PciAddress, index: usize, count: usize) -> Option<Bar> {
     let ask = |index: usize| {
         let offset = FIRST + 4 * index as u16;

@@ -19,7 +19,7 @@ use crate::trap::probe::{self, ProbeFault, Width};
 
 /// Bytes of that of one function.
 pub(super) const FUNCTION: u16 = 4096;
-/// The bytes behind are the extended ones', of which the list of capabilities knows nothing.
+/// The bytes after it are the extended ones', which the list of capabilities does not have.
 const END_OF_CAPABILITIES: u16 = 0x100;
 /// From 0x40 on there is room for as many.
 const MOST_CAPABILITIES: usize = 48;

@@ -103,7 +103,7 @@ impl FreeWindow {
         Some(start)
     }
 
-    /// Goes on at a multiple of a mebibyte; `None` where that is beyond the window.
+    /// Continues at a multiple of a mebibyte; `None` where that is beyond the window.
     fn align(&mut self) -> Option<u64> {
         let next = self.next.checked_next_multiple_of(MEBIBYTE).filter(|next| *next <= self.end)?;
         self.next = next;
@@ -507,7 +507,7 @@ impl<'m> Walk<'m> {
         let used = |free: &mut Option<FreeWindow>, start: Option<u64>| {
             let free = free.as_mut()?;
             let start = start.filter(|start| free.next > *start)?;
-            // Behind the end of the host's window nothing is handed out, so a bridge may forward it as well.
+            // After the end of the host's window nothing is handed out, so a bridge may forward it as well.
             let end = free.align().unwrap_or_else(|| {
                 free.next = free.end;
                 free.end

@@ -101,7 +101,7 @@ struct Host {
     taken: Vec<PhysRange>,
 }
 
-/// All addresses of which the platform says what is there.
+/// All addresses that the platform describes.
 #[inline(never)]
 fn taken(platform: &Platform) -> Result<Vec<PhysRange>, OutOfMemory> {
     let mut taken = Vec::new();
@@ -163,7 +163,7 @@ pub struct Buses {
     pub subordinate: u8,
 }
 
-/// Why something cannot be had of a function.
+/// Why a function cannot provide something.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum PciError {
     /// Another driver has it.
@@ -220,10 +220,10 @@ pub enum PciError {
     /// The vector has a handler.
     #[error("interrupt vector {1} of {0} is in use")]
     VectorInUse(PciAddress, u16),
-    /// It can send messages, and they cannot be had.
+    /// It can send messages, and they are unavailable.
     #[error("no messages from {0}: {1}")]
     NoMessage(PciAddress, ItsError),
-    /// It has a pin, and the interrupt that it leads to cannot be had.
+    /// It has a pin, and the interrupt that it leads to is unavailable.
     #[error("no interrupt by the pin of {0}: {1}")]
     NoPin(PciAddress, InterruptError),
     /// Neither messages nor a pin lead from the function to the interrupt controller.

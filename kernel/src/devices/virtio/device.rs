@@ -71,7 +71,7 @@ impl VirtioDevice {
         let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
         let transport = Transport::start(windows, translation, wanted)?;
         let doorbell = slot::doorbell(cpu, &dma)?;
-        // Behind what may fail and would not give it back.
+        // After the calls that may fail and would not give it back.
         let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, handler, doorbell);
@@ -310,7 +310,7 @@ pub(super) fn end_start<R: Registers>(
     error: TransportError,
     give_back: impl FnOnce(),
 ) -> TransportError {
-    // A device that ignores the reset is cut off all the same. The reads of its status come back behind its earlier
+    // A device that ignores the reset is cut off all the same. The reads of its status come back after its earlier
     // writes (PCI Express Base Specification, 2.4.1).
     claim.set_bus_master(false);
     let reset = transport.reset();

@@ -26,7 +26,7 @@ pub const MAX_SIZE: u16 = 64;
 /// Bytes that the rings take, from a page's start on; the rest of the page is the driver's.
 pub const RING_BYTES: usize = 2048;
 
-/// VIRTQ_DESC_F_NEXT: the chain goes on at `next`.
+/// VIRTQ_DESC_F_NEXT: the chain continues at `next`.
 const NEXT: u16 = 1;
 /// VIRTQ_DESC_F_WRITE: the device writes the buffer; without it, it reads.
 const WRITE: u16 = 2;
@@ -348,7 +348,7 @@ impl VirtQueue {
         // The device reads the index first: what it then reads must be there (2.7.13.3).
         barrier::dmb_oshst();
         self.store_available_index(self.available_index);
-        // And the store to the device's notification register comes behind the index.
+        // And the store to the device's notification register comes after the index.
         barrier::dmb_oshst();
         Ok(ChainHead(head))
     }

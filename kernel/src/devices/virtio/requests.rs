@@ -29,9 +29,9 @@ pub const MAX_REQUESTS: usize = 16;
 /// Segments that a request may have, besides its frame.
 pub const MAX_SEGMENTS: usize = 8;
 
-/// Bytes of the page behind the rings that each request has for its frame.
+/// Bytes of the page after the rings that each request has for its frame.
 const FRAME_BYTES: usize = 32;
-/// Of these, the header that the device reads; behind it is the byte that it answers with.
+/// Of these, the header that the device reads; after it is the byte that it answers with.
 const HEADER_BYTES: usize = 16;
 /// In place of a request's number.
 const NO_REQUEST: u8 = u8::MAX;
@@ -40,7 +40,7 @@ const NO_STATUS: u8 = 0xff;
 
 const _: () = assert!(HEADER_BYTES < FRAME_BYTES && RING_BYTES + MAX_REQUESTS * FRAME_BYTES <= PAGE_SIZE);
 
-/// The header that a device reads in front of the data, and the byte that it answers behind the data.
+/// The header that a device reads in front of the data, and the byte that it answers after the data.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum RequestFrame {
     /// Nothing.
@@ -128,7 +128,7 @@ impl RequestEntry {
 /// The requests of one queue.
 pub struct Requests {
     queue: VirtQueue,
-    /// The frames, in the queue's page behind its rings.
+    /// The frames, in the queue's page after its rings.
     frames: *mut u8,
     /// And as the device knows them.
     frames_address: u64,
@@ -274,8 +274,8 @@ impl Requests {
         Ok(again)
     }
 
-    /// Goes on after the device was reset, and the queue begun anew: what it had is handed over again, once its faults
-    /// are served. The device is to be notified.
+    /// Continues after the device was reset, and the queue begun anew: what it had is handed over again, once its
+    /// faults are served. The device is to be notified.
     pub fn restart(&mut self, resolve: &mut Resolve<'_>) {
         for index in 0..MAX_REQUESTS {
             if !self.entries[index].is_in_flight() {
@@ -292,7 +292,7 @@ impl Requests {
     }
 
     /// Ends all that is in flight with `error`: the device is reset, or reaches nothing any more. Chains that it has
-    /// handed back meanwhile, unread so far, are not a later request's.
+    /// handed back already, unread so far, are not a later request's.
     pub fn abandon(&mut self, error: RequestError) {
         self.owners.fill(NO_REQUEST);
         for entry in self.entries.iter_mut().filter(|entry| entry.is_in_flight()) {

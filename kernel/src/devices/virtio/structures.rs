@@ -12,7 +12,7 @@ use crate::{kernel, smp::Cpu};
 pub struct Structure {
     /// The base address register.
     pub bar: u8,
-    /// Where in what is behind it.
+    /// The offset in the memory behind it.
     pub offset: u32,
     /// Bytes.
     pub bytes: u32,

@@ -104,7 +104,7 @@ fn entry(configured: usize, vector: u64, event: u64) -> [TableWrite; 4] {
 #[test]
 fn a_table_of_messages_is_silent_before_it_is_unmasked() {
     let stage = stage();
-    // Left behind: messages that would be sent.
+    // Left by another system: messages that would be sent.
     let table = Box::leak(Box::new([0xdead_0000_u32; 4 * ENTRIES]));
     let words = table.as_mut_ptr();
     let control = stage.0.read_config16(MSIX + CONTROL).unwrap();
@@ -142,7 +142,7 @@ fn a_message_of_msi_is_whole_before_it_is_on() {
     assert_eq!((written[2].0, written[2].1 & 0x71, written.len()), (MSI + CONTROL, 1, 3));
 }
 
-/// The way to a message that is not whole leaves no event behind, nor takes another vector's.
+/// The way to a message that is not whole leaves no event, nor takes another vector's.
 #[test]
 fn a_message_that_cannot_be_written_gives_its_event_back() {
     let (claim, _) = stage();

@@ -98,7 +98,7 @@ impl ConfigSpace for Shared {
     }
 }
 
-/// Plans of a host, and its last bus; the model is looked at behind the walk.
+/// Plans of a host, and its last bus; the model is looked at after the walk.
 fn walk_model(plans: &[Plan], last_bus: u8, low: Range<u64>) -> (std::vec::Vec<Function>, &'static ModelBus) {
     let model: &'static ModelBus = Box::leak(Box::new(ModelBus::new(plans)));
     (walk(host(Shared(model), last_bus, low)), model)

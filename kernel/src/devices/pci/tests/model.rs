@@ -144,7 +144,7 @@ impl ModelNode {
     fn leave_on(&mut self, plan: &Plan) {
         let rom = if plan.kind == ModelKind::Endpoint { 0x30 } else { 0x38 };
         (self.registers[rom / 4], self.writable[rom / 4]) = (0xfff0_0001, 0xffff_f801);
-        // Behind the first capability, MSI-X, and behind that MSI.
+        // After the first capability comes MSI-X, and after that MSI.
         self.registers[0x40 / 4] |= 0x5000;
         (self.registers[0x50 / 4], self.writable[0x50 / 4]) = (0x8003_6011, 0xc000_0000);
         (self.registers[0x60 / 4], self.writable[0x60 / 4]) = (0x0001_7005, 0x0071_0000);

@@ -17,7 +17,7 @@ use crate::iommu::{IsOthers, MAX_TRIES, Refusal, Resolution};
 use crate::mm::space::{Access, FaultError};
 
 const FIRST: u64 = 0x8000_0000;
-/// Pages of data, behind the queue's.
+/// Pages of data, after the queue's.
 const PAGES: usize = 6;
 
 /// A driver with requests, and a device that fills what it is given with bytes that tell where and which.
