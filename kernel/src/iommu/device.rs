@@ -454,7 +454,7 @@ impl AttachedDevice {
         let own = state.own.swap_remove(index);
         if let Some(binding) = &state.binding {
             match binding.space() {
-                // Nothing shows it, and the device is cut off, where the space has ended meanwhile.
+                // Nothing shows it, and the device is cut off, where the space has ended concurrently.
                 Some(space) => _ = space.between_changes(|pages| pages.hide(cpu, own.at)),
                 // It is ending, and the device may not have been cut off yet: the space's tables still show the page.
                 None => self.iommu.cut_off(self.stream, binding.asid()),
@@ -477,7 +477,7 @@ impl AttachedDevice {
     }
 
     /// Forgets what the device has met so far. After a change of its tables, under which that would be another page's
-    /// fault, the CMD_SYNC of the change is behind: no transaction uses the others, and no record of one comes later.
+    /// fault, the CMD_SYNC of the change is complete: no transaction uses the others, and no record of one comes later.
     fn forget_records(&self, devices: &Devices) {
         self.iommu.drain(devices);
         self.faults.lock().clear();

@@ -1,7 +1,7 @@
 //! A device's own tables: made like the kernel's, and invalidated in the SMMU alone.
 //!
 //! Each range has one owner, which has its addresses from the allocator, so mapping and unmapping take no lock: they
-//! write cells that are theirs, of tables that others may be linking meanwhile (`granule_pgtable`). Tables stay until
+//! write cells that are theirs, of tables that others may link concurrently (`granule_pgtable`). Tables stay until
 //! the device is detached. Unmapping is strict: when it returns, the SMMU has completed the invalidation and the device
 //! does not reach the memory any more.
 

@@ -8,7 +8,7 @@ use super::sva::Unfit;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::SubscribeError;
 
-/// Why a device cannot be had.
+/// Why a device is unavailable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
 pub enum AttachError {
     /// There is no memory for its tables.

@@ -153,12 +153,12 @@ impl Log {
         }
     }
 
-    /// Whether `fault` is not reported yet, and the page was not refused again meanwhile.
+    /// Whether `fault` is not reported yet, and the page was not refused again since.
     fn has(&self, fault: &DeviceFault) -> bool {
         self.faults.iter().any(|known| known.record == fault.record)
     }
 
-    /// Sets the outcome of `served`, unless that is reported already, or the page was refused again meanwhile.
+    /// Sets the outcome of `served`, unless that is reported already, or the page was refused again since.
     fn set_outcome(&mut self, served: &DeviceFault, outcome: Outcome) {
         if let Some(fault) = self.faults.iter_mut().find(|fault| fault.record == served.record) {
             fault.outcome = outcome;

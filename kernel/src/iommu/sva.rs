@@ -209,7 +209,7 @@ impl Iommu {
         // Waits for callbacks that are running, which may still issue commands under the number.
         drop(subscription);
         if let Some(space) = space.upgrade() {
-            // None where the space has ended meanwhile, with its tables.
+            // None where the space has ended concurrently, with its tables.
             let _ = space.between_changes(|pages| {
                 hide(cpu, pages, own);
                 pages.disclaim();

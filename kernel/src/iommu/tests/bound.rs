@@ -16,7 +16,7 @@ fn frame(space: &Space, page: u64) -> Outcome {
     Outcome::Reaches(entry(space, at(page)).address())
 }
 
-/// Runs with all switches of the lab off, and no other test that switches one on meanwhile.
+/// Runs with all switches of the lab off, and no other test that switches one on concurrently.
 fn in_order<T>(work: impl FnOnce() -> T) -> T {
     host::with(&[], work)
 }
@@ -237,7 +237,7 @@ fn a_space_ends_under_a_device_quietly_and_at_once() {
 /// A change of a bound space, and what the device must not reach or be refused afterwards.
 struct Case {
     name: &'static str,
-    /// Prepares, with the device's translations cached behind it.
+    /// Prepares; the device's translations are cached after it.
     prepare: fn(&Rig, &SpaceRef),
     change: fn(&Rig, &SpaceRef),
 }

@@ -111,7 +111,7 @@ impl Emulated {
         core::mem::take(&mut self.state().stream)
     }
 
-    /// Runs `work`, and `hook` at each DMB OSHST: what was stored before is visible, and what is commanded behind it has
+    /// Runs `work`, and `hook` at each DMB OSHST: what was stored before is visible, and what is commanded after it has
     /// not begun.
     pub(super) fn at_each_barrier<T>(&self, hook: impl FnMut() + Send + 'static, work: impl FnOnce() -> T) -> T {
         *self.hook.lock().unwrap() = Some(Box::new(hook));

@@ -16,7 +16,7 @@ use crate::mm::kernel::record::at_each;
 use crate::mm::space::{Access, AreaAdvice, MapRequest, Placement, Populate, Sharing, handle_fault};
 use crate::platform::features::branch;
 
-/// The first page of the groups, and the one behind them.
+/// The first page of the groups, and the one after them.
 const GROUPS: (u64, u64) = (16, 48);
 
 /// A device that has stored to two groups, on an SMMU that permits size changes or not.

@@ -193,7 +193,7 @@ fn a_number_is_free_when_nothing_issues_commands_under_it() {
     });
 }
 
-/// A space whose end comes behind its unbinding cuts nothing off: the stream has other tables already.
+/// A space whose end comes after its unbinding cuts nothing off: the stream has other tables already.
 #[test]
 fn the_late_end_of_a_space_leaves_the_devices_own_tables() {
     host::with(&[], || {
@@ -260,7 +260,7 @@ fn a_space_may_end_at_each_step_of_its_devices_unbinding() {
     });
 }
 
-/// Behind the pages that it has shown: they are hidden again, and the space may be bound by another.
+/// After it has shown its pages: they are hidden again, and the space may be bound by another.
 #[test]
 fn a_bind_that_fails_late_hides_its_pages() {
     host::with(&[], || {
