@@ -204,7 +204,7 @@ impl<'a> Files<'a> {
     fn next_entry(&mut self) -> Option<Result<Entry<'a>, ArchiveError>> {
         loop {
             let position = self.position.take()?;
-            // Nothing but zeros is the end, behind an entry too.
+            // Nothing but zeros is the end, after an entry too.
             let zeros = zeros(self.archive.get(position..)?)?;
             let at = if position == self.first { position + zeros } else { position };
             if position == self.first {
@@ -330,7 +330,7 @@ fn find_in<'a>(archive: &'a [u8], path: &[u8]) -> Result<File<'a>, PathError> {
     }
 }
 
-/// The entry at a path that begins in the directory `base`, the path of which is empty for the root.
+/// The entry at a path that begins in the directory `base`, whose path is empty for the root.
 ///
 /// Names are looked up one by one from the root, as on Linux: there is no other working directory. A directory exists
 /// if it has an entry or if a file is in it.
@@ -629,7 +629,7 @@ pub(crate) mod tests {
         archive.resize(archive.len().next_multiple_of(512), 0);
         add(&mut archive, "both", PROGRAM, b"new");
         add(&mut archive, END, 0, b"");
-        // One directly behind, and without an end.
+        // One directly after, and without an end.
         add(&mut archive, "third", PROGRAM, b"3");
         for (path, expected) in [("first", b"1".as_slice()), ("both", b"new"), ("third", b"3")] {
             assert_eq!(contents(&archive, path), Ok(expected), "{path}");

@@ -95,7 +95,7 @@ impl MemoryFile {
         self.changed.store(clock::uptime(), Ordering::Relaxed);
     }
 
-    /// Writes bytes, the first of `all`, and none of them at `limit` or behind it; returns where, and how many.
+    /// Writes bytes, the first of `all`, and none of them at `limit` or after it; returns where, and how many.
     ///
     /// # Errors
     /// `EPERM`, `EFBIG`, `ENOMEM`.

@@ -460,7 +460,7 @@ impl OpenFile {
         self.position.fetch_update(Ordering::Relaxed, Ordering::Relaxed, most).unwrap_or_default()
     }
 
-    /// Moves the position to `end`, unless another has moved it from `before` meanwhile.
+    /// Moves the position to `end`, unless another has moved it from `before` concurrently.
     pub fn move_position(&self, before: u64, end: u64) {
         let _ = self.position.compare_exchange(before, end, Ordering::Relaxed, Ordering::Relaxed);
     }
@@ -473,7 +473,7 @@ impl OpenFile {
         check_end(self.position.load(Ordering::Relaxed), bytes)
     }
 
-    /// Sets the position: behind what was added at the end.
+    /// Sets the position: after what was added at the end.
     pub fn set_position(&self, to: u64) {
         self.position.store(to, Ordering::Relaxed);
     }
@@ -488,8 +488,8 @@ impl OpenFile {
         self.flags() & O_NONBLOCK != 0
     }
 
-    /// Up to `bytes` bytes from the position on, and the position, which is moved behind them; no more than `most`. Two that
-    /// read at once have different bytes.
+    /// Up to `bytes` bytes from the position on, and the position, which is moved after them; no more than `most`. Two
+    /// that read at once have different bytes.
     ///
     /// # Errors
     /// `EISDIR`, `EINVAL`: a file is not so long.
@@ -540,7 +540,7 @@ impl OpenFile {
         }
     }
 
-    /// How many bytes of a file there are behind the position; fewer than none where it is behind the end.
+    /// How many bytes of a file there are after the position; fewer than none where it is after the end.
     pub fn left(&self) -> Option<i64> {
         if let Kind::Pipe(end) = &self.kind {
             return Some(end.bytes() as i64);
@@ -574,7 +574,7 @@ impl OpenFile {
                 let found = file.object().seek(offset as u64, whence == SEEK_HOLE);
                 found.ok_or(Errno::ENXIO)? as i64
             }
-            // The contents have no holes but the one behind them.
+            // The contents have no holes but the one after them.
             (_, SEEK_HOLE) => size,
             _ => offset,
         };

@@ -6,7 +6,7 @@
 //! - *A writer* fills a page that only it has, and adds that to the pipe in one step. So up to a page is written as a
 //!   whole, whatever other writers do (`PIPE_BUF`).
 //! - *A reader* takes the turn to read ([`PipeState::is_read`]), copies from the first page, which stays where it is
-//!   meanwhile, and then takes the bytes away. A byte that EL0 has not got stays in the pipe.
+//!   during the copy, and then takes the bytes away. A byte that EL0 has not got stays in the pipe.
 //!
 //! One queue is woken for all that changes. An end is closed when its open file is dropped.
 
@@ -182,7 +182,7 @@ impl Pipe {
         while done < bytes {
             let Some(page) = self.state.lock().ring.front() else { break };
             let count = (bytes - done).min(page.bytes.into()) as usize;
-            // SAFETY: the page is this reader's until the turn ends, and writers add bytes behind these alone.
+            // SAFETY: the page is this reader's until the turn ends, and writers add bytes after these alone.
             let piece = unsafe { core::slice::from_raw_parts(bytes_of(page.frame).add(page.offset.into()), count) };
             if store(piece) < count {
                 return if done == 0 { Err(Errno::EFAULT) } else { Ok(done) };
@@ -206,7 +206,7 @@ impl Pipe {
         let Some(frame) = own.0 else { return false };
         let mut state = self.state.lock();
         if joins && let Some((last, end)) = state.ring.room_at_end(count) {
-            // SAFETY: the bytes behind the last page's are no reader's yet, and the lock keeps other writers away; the
+            // SAFETY: the bytes after the last page's are no reader's yet, and the lock keeps other writers away; the
             // other frame is this writer's.
             unsafe { bytes_of(last).add(end).copy_from_nonoverlapping(bytes_of(frame), count) };
             state.ring.extend(count);
@@ -269,7 +269,7 @@ impl Pipe {
 }
 
 impl PipeEnd {
-    /// Bytes of memory of the pipe, of which each end has half.
+    /// Bytes of memory of the pipe; each end has half.
     pub fn footprint(&self) -> usize {
         (size_of::<Pipe>() + self.pipe.state.lock().ring.pages() * PAGE_SIZE) / 2
     }
@@ -290,7 +290,7 @@ impl PipeEnd {
     }
 
     /// Writes the bytes that `fetch` fills pieces with, of which it returns how many it has filled; returns how many were
-    /// written, and the error that ended that, also behind some bytes.
+    /// written, and the error that ended that, also after some bytes.
     pub fn write(&self, access: PipeAccess, fetch: &mut dyn FnMut(&mut [u8]) -> usize) -> (u64, Result<(), Errno>) {
         if access.bytes == 0 { (0, Ok(())) } else { self.pipe.write(access, fetch) }
     }

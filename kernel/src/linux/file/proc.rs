@@ -102,14 +102,14 @@ mod target {
     }
 
     /// A word for each page of a space, as [`pagemap`](crate::mm::space::Space::pagemap) has it. The space may end
-    /// meanwhile: then nothing is left to read.
+    /// concurrently: then nothing is left to read.
     pub struct Pagemap(SpaceHandle);
 
     impl Pagemap {
         /// Has `store` store the words from `position` on, up to `bytes` bytes; returns how many bytes there were.
         ///
         /// # Errors
-        /// `EINVAL` (not whole words), `EFAULT`: also behind words that were stored, as on Linux.
+        /// `EINVAL` (not whole words), `EFAULT`: also after words that were stored, as on Linux.
         #[inline(never)]
         pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
             let Some(space) = self.0.upgrade() else { return Ok(0) };

@@ -421,7 +421,7 @@ impl<F: Filed> Files<F> {
             let shared = self.shared();
             let files = shared.as_deref().unwrap_or(self);
             let mut held = files.held.write();
-            // Not where it became shared meanwhile.
+            // Not where it became shared concurrently.
             if !matches!(*held, Held::Shared(_)) {
                 return change(own(files.pools, &mut held)?, files.pools);
             }
@@ -448,7 +448,7 @@ impl<F: Filed> Files<F> {
         Ok(())
     }
 
-    /// Drops what it held behind the lock.
+    /// Drops its old contents after the lock is released.
     #[inline(never)]
     fn hold(&self, new: Held<F>) {
         let before = core::mem::replace(&mut *self.held.write(), new);

@@ -70,7 +70,7 @@ enum Owner {
 }
 
 /// Frames that the process with this number and serial number has beyond its space. Those of files that were met in
-/// `tally` already count as none. Sleeps; no lock is held. A count of a moment that there never was: threads run meanwhile.
+/// `tally` already count as none. Sleeps; no lock is held. The count is of no one moment: threads run concurrently.
 pub fn footprint(id: u32, serial: u64, tally: Tally) -> usize {
     let (mut frames, mut bytes) = (0, 0);
     let mut owner = with(id, serial, |process| {

@@ -190,7 +190,7 @@ fn try_again(
                 let limits = task.process().limits.of_space();
                 task.space().grow_stack(address, &limits).map_err(|_| error)?;
             }
-            // The access is made again, behind the signal that has ended the wait, if one has.
+            // The access is made again, after the signal that has ended the wait, if one has.
             FaultError::Userfault => match task.space().userfault(this_cpu(), address, access, mode) {
                 Err(FaultError::OutOfMemory) => {
                     error = FaultError::OutOfMemory;

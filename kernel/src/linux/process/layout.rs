@@ -78,7 +78,7 @@ impl Layout {
         ANYWHERE + self.program
     }
 
-    /// Where the heap begins, behind a program's `end`.
+    /// Where the heap begins, after a program's `end`.
     pub const fn heap(&self, end: u64) -> u64 {
         end + self.heap
     }

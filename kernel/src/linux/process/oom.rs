@@ -253,7 +253,7 @@ fn report(candidate: &Candidate, size: &Size) {
 fn end_all_in(space: &SpaceRef) {
     let mut id = 0;
     loop {
-        // Also behind a process of another space: there may be any number of them.
+        // Also after a process of another space: there may be any number of them.
         relax();
         let elsewhere = {
             let tree = PROCESSES.lock();

@@ -50,7 +50,7 @@ fn read_entry(at: u64) -> Result<Entry, Broken> {
 pub(super) fn leave(task: &Task) {
     let head = task.robust_list.swap(0, Ordering::Relaxed);
     if head != 0 {
-        // Nothing of the list is left to do behind what cannot be used.
+        // Nothing of the list is left to do after what cannot be used.
         let _ = walk(task, head);
     }
 }

@@ -39,7 +39,7 @@ impl<'a> Interpreter<'a> {
         let text = looked_at.unwrap_or(contents).strip_prefix(b"#!")?;
         let line = match text.iter().position(|byte| matches!(byte, b'\n' | 0)) {
             Some(end) if text.get(end) == Some(&b'\n') => without_trailing_blanks(text.get(..end)?),
-            // Linux finds zeros behind a file's end, and no line goes on behind one: its blanks belong to it.
+            // Linux finds zeros after a file's end, and no line continues after one: its blanks belong to it.
             Some(end) => return Some(Self::in_line(without_blanks(text.get(..end)?).unwrap_or_default(), true)),
             None if looked_at.is_none() => return Some(Self::in_line(without_blanks(text).unwrap_or_default(), true)),
             // A path that is cut off could be another program's.
@@ -62,7 +62,7 @@ fn without_trailing_blanks(bytes: &[u8]) -> &[u8] {
     bytes.get(..end).unwrap_or_default()
 }
 
-/// The scripts from `file` on, each named by the one before, and the first file behind them that is none, or why there
+/// The scripts from `file` on, each named by the one before, and the first file after them that is none, or why there
 /// is none.
 #[inline(never)]
 pub fn resolve<'a>(

@@ -55,7 +55,7 @@ pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: SignalCa
 }
 
 /// Sends a signal to all processes, or to all but `except`; each in turn, with no lock held in between. In the order of
-/// their serial numbers, so that a child created meanwhile, of a parent without the signal, gets it too.
+/// their serial numbers, so that a child created concurrently, of a parent without the signal, gets it too.
 ///
 /// # Errors
 /// `ESRCH` (there is none), `EINVAL`.
@@ -70,7 +70,7 @@ pub fn to_all(except: Option<&Process>, signal: Asked, cause: SignalCause) -> Re
 pub fn to_all_where(signal: Asked, cause: SignalCause, wanted: impl Fn(&Process) -> bool) -> Result<(), Errno> {
     let (mut after, mut result) = (0, Err(Errno::ESRCH));
     loop {
-        // Also behind one that is not wanted: there may be any number of them.
+        // Also after one that is not wanted: there may be any number of them.
         relax();
         let elsewhere = {
             let tree = PROCESSES.lock();

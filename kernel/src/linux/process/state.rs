@@ -8,8 +8,8 @@
 //!
 //! # Visits
 //! No operation visits all threads under one hold of the lock, since the lock masks interrupts: a [`Visit`] continues
-//! where it was when the lock was released. Its inputs are stored before it begins. A thread that is created meanwhile,
-//! or that changes its blocked signals, checks them itself.
+//! where it was when the lock was released. Its inputs are stored before it begins. A thread that is created
+//! concurrently, or that changes its blocked signals, checks them itself.
 
 #![allow(unsafe_code, reason = "a list of tasks, under the lock of their process")]
 
@@ -45,7 +45,7 @@ impl Handlers {
     /// # Errors
     /// [`OutOfMemory`].
     pub fn copy(&self) -> Result<Counted<Self>, OutOfMemory> {
-        // Locked meanwhile, so that they are copied once: there are 2 KiB.
+        // Locked during the copy, so that they are copied once: there are 2 KiB.
         self.with(|actions| Self::make(|| actions.clone()))
     }
 

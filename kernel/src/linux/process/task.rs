@@ -186,7 +186,7 @@ impl Task {
         self.id.load(Ordering::Relaxed)
     }
 
-    /// Changes its number. It is in no tree meanwhile.
+    /// Changes its number. It is in no tree during the change.
     pub(super) fn set_id(&self, id: u32) {
         self.id.store(id, Ordering::Relaxed);
     }

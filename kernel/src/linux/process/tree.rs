@@ -88,7 +88,7 @@ pub struct Process {
     state: IrqLock<ProcessState, { rank::PROCESS }>,
 }
 
-// SAFETY: `family` and the links are accessed only through the tree's key, which is behind the lock.
+// SAFETY: `family` and the links are accessed only through the tree's key, which the lock protects.
 unsafe impl Sync for Process {}
 // SAFETY: nothing in it belongs to a CPU.
 unsafe impl Send for Process {}
@@ -239,7 +239,7 @@ impl Process {
         self.family_serial.store(creator.family_serial(), Ordering::Relaxed);
     }
 
-    /// Locks its state. For its own threads, and for holders of [`PROCESSES`]. Interrupts are masked meanwhile.
+    /// Locks its state. For its own threads, and for holders of [`PROCESSES`]. Interrupts are masked under the lock.
     pub fn lock(&self) -> IrqGuard<'_, ProcessState, { rank::PROCESS }> {
         self.state.lock()
     }
@@ -253,7 +253,7 @@ impl Process {
         }
     }
 
-    /// Calls `wait`, which looks for children and sleeps: meanwhile their ends wake the thread.
+    /// Calls `wait`, which looks for children and sleeps: until it returns, their ends wake the thread.
     pub fn wait_for_children<R>(&self, wait: impl FnOnce() -> R) -> R {
         self.waiting.fetch_add(1, Ordering::Relaxed);
         let result = wait();

@@ -425,8 +425,8 @@ impl UserBytes {
         of_el0.map(|()| bytes)
     }
 
-    /// Goes on to a piece with bytes left. It is read again: the memory may have changed since the check, and the list be
-    /// shorter.
+    /// Advances to a piece with bytes left. It is read again: the memory may have changed since the check, and the list
+    /// be shorter.
     pub(super) fn advance(&mut self) -> Result<(), Errno> {
         while self.left == 0 {
             if self.next == self.count {
@@ -533,7 +533,7 @@ pub(super) fn reader(call: &Syscall<'_>) -> console::Reader {
 }
 
 /// Waits for input, and reads what is available. A program in the background waits until it is in the foreground: Linux
-/// would stop it by SIGTTIN, and its read would begin anew behind the SIGCONT of a shell that brings it there.
+/// would stop it by SIGTTIN, and its read would begin anew after the SIGCONT of a shell that brings it there.
 fn input(file: &OpenFile, reader: console::Reader, bytes: u64, to: &mut UserBytes) -> Answer {
     if bytes == 0 {
         return Ok(0);

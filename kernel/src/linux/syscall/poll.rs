@@ -89,7 +89,7 @@ fn exchange_mask(call: &Syscall<'_>, mask: VirtAddr, size: u64) -> Result<Set, E
 }
 
 /// Waits until then; returns at how many descriptors something was found. The process is charged for the frames that hold
-/// them meanwhile.
+/// them while it waits.
 #[inline(never)]
 fn poll(call: &Syscall<'_>, end: Option<u64>) -> Answer {
     let (array, count) = (call.address::<0>(), u64::from(call.argument::<1>() as u32));

@@ -20,7 +20,7 @@ use crate::uaccess;
 /// Bytes of a count.
 const COUNT: u64 = size_of::<u64>() as u64;
 
-/// As on Linux, nothing stays where a descriptor cannot be had or stored.
+/// As on Linux, nothing stays where a descriptor cannot be opened or stored.
 pub(super) fn pipe2(call: &mut Syscall<'_>) -> Answer {
     let (to, flags) = (call.address::<0>(), call.argument::<1>() as u32);
     if flags & !(O_CLOEXEC | O_NONBLOCK | O_DIRECT | O_NOTIFICATION_PIPE) != 0 {
@@ -129,8 +129,8 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
     counter.write(u64::from_le_bytes(count), file.is_nonblocking())
 }
 
-/// Reads words of pages from `position` on; returns how many bytes there were, and the position behind them. Each piece is
-/// a read of its own, as on Linux.
+/// Reads words of pages from `position` on; returns how many bytes there were, and the position after them. Each piece
+/// is a read of its own, as on Linux.
 #[inline(never)]
 pub(super) fn read_pages(pages: &Pagemap, position: u64, bytes: u64, to: &mut UserBytes) -> Result<(u64, u64), Errno> {
     open::check_end(position, bytes)?;

@@ -1,4 +1,4 @@
-//! Tables of descriptors against maps: whatever is shared, copied or executed, and nothing stays behind.
+//! Tables of descriptors against maps: whatever is shared, copied or executed, and nothing is left.
 
 use std::boxed::Box;
 use std::collections::BTreeMap;

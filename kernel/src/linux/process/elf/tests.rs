@@ -14,7 +14,7 @@ type Header = (u32, u32, u64, u64, u64, u64);
 /// Where the second segment's alignment is in a file of [`elf`].
 const SECOND_ALIGNMENT: usize = 64 + 56 + 48;
 
-/// Text at 0x400000, data at 0x402000 with zeros behind it.
+/// Text at 0x400000, data at 0x402000 with zeros after it.
 const HEADERS: [Header; 3] =
     [(1, 5, 0, 0x40_0000, 0x1000, 0x1000), (1, 6, 0x1800, 0x40_2800, 0x400, 0x4000), (0x6474_e551, 6, 0, 0, 0, 0)];
 
@@ -82,7 +82,7 @@ fn a_position_independent_program_lies_anywhere() {
 
 #[test]
 fn zeros_alone_lie_anywhere_in_the_file() {
-    // As linkers write it for a program whose variables are all zero: the offset goes on behind the file.
+    // As linkers write it for a program whose variables are all zero: the offset is after the end of the file.
     for offset in [0x1ffe8, 0, 7, FILE as u64, u64::MAX] {
         let mut headers = HEADERS;
         headers[1] = (1, 6, offset, 0x41_ffe8, 0, 0x9_0000);

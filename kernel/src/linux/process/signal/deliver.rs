@@ -89,7 +89,7 @@ fn finish_call(task: &Task, frame: &mut TrapFrame, handler: Option<&SigAction>) 
     }
 }
 
-/// Makes the thread continue in its handler. Not inlined: its frame of a few KiB is on the stack only meanwhile.
+/// Makes the thread continue in its handler. Not inlined: its frame of a few KiB is on the stack only during the call.
 #[inline(never)]
 fn enter(
     task: &Task,
@@ -104,7 +104,7 @@ fn enter(
     let before = Interrupted {
         registers: ContextRegisters { x: frame.x, sp: frame.sp, pc: frame.elr, pstate: frame.spsr },
         fp: thread.fp_state().unwrap_or(FpState::ZERO),
-        // A call may block others until here: they are not the ones that the program goes on with.
+        // A call may block others until here: they are not the ones that the program continues with.
         mask: task.saved_mask.get().unwrap_or(blocked).0,
         stack,
     };

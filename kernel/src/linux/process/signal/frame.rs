@@ -268,7 +268,7 @@ impl<R: FnMut(u64, &mut [u8]) -> Result<(), Errno>> FrameReader<R> {
     }
 
     /// The address of the record for floating point, which each frame has. A record for a syndrome is skipped, and one
-    /// that points to more records behind the frame is followed; others are not supported here, and refused.
+    /// that points to more records after the frame is followed; others are not supported here, and refused.
     fn find_fp(&mut self) -> Result<u64, Errno> {
         let mut records = RecordsPlace { start: self.frame.wrapping_add(RECORDS as u64), size: RECORDS_SIZE as u64 };
         let (mut fp, mut extra, mut offset) = (None, false, 0);
@@ -506,7 +506,7 @@ mod tests {
         assert_eq!(all(&frame[..168]).mask, None);
     }
 
-    /// A frame whose record of floating point is behind a record that points to it.
+    /// A frame whose record of floating point is after a record that points to it.
     fn with_more(change: impl Fn(&mut [u32; 12])) -> Result<Interrupted, Errno> {
         let mut frame = bytes(FaultRecord::default());
         frame.copy_within(RECORDS..RECORDS + 544, RECORDS + 48);

@@ -56,7 +56,7 @@ impl Reader<'_> {
         String::from_utf8(bytes[..end].to_vec()).unwrap()
     }
 
-    /// The strings of the array at this word, and the word behind its zero.
+    /// The strings of the array at this word, and the word after its zero.
     fn strings(&self, mut at: usize) -> (Vec<String>, usize) {
         let mut strings = Vec::new();
         while self.quad(at) != 0 {
