@@ -32,7 +32,7 @@ pub enum AreaKind {
     Freeing,
 }
 
-/// One area: `pages` mapped pages from `start` on, and the guard page behind them.
+/// One area: `pages` mapped pages from `start` on, and the guard page after them.
 pub struct AreaNode {
     link: RBTreeLink,
     /// Among those that are unmapped.
@@ -168,7 +168,7 @@ const SHAPES: usize = 4;
 /// Areas that one search looks at: it holds the tree's lock, with interrupts masked.
 const LOOKED_AT: usize = 128;
 
-/// Where a search goes on that ended early.
+/// Where a search continues that ended early.
 #[derive(Clone, Copy)]
 pub struct Resume {
     from: VirtAddr,
@@ -201,8 +201,8 @@ impl AreaTree {
     }
 
     /// Searches for the lowest free addresses for `pages` pages and a guard page, the first a multiple of `align` (a
-    /// power of two of at least a page). A search that takes long ends early; the next call goes on at `resume`, which
-    /// it returned, and the tree may change in between. [`Self::insert`] takes the addresses.
+    /// power of two of at least a page). A search that takes long ends early; the next call continues at `resume`,
+    /// which it returned, and the tree may change in between. [`Self::insert`] takes the addresses.
     ///
     /// # Panics
     /// In debug builds, where `pages` is 0 or `align` is not a power of two.
@@ -338,7 +338,7 @@ impl AreaTree {
         }
     }
 
-    /// The lowest aligned address from `resume` on with `size` free bytes behind it.
+    /// The lowest aligned address from `resume` on with `size` free bytes after it.
     fn gap(&self, (size, align): Shape, resume: Resume) -> Gap {
         let Some(mut candidate) = resume.from.align_up(align) else { return Gap::None };
         // From the last area that starts at or below the candidate: it may reach over it.
@@ -368,7 +368,7 @@ pub enum Gap {
     At(VirtAddr),
     /// None: no gap is large enough.
     None,
-    /// None up to an address; the search goes on there.
+    /// None up to an address; the search continues there.
     GoOn(Resume),
 }
 

@@ -94,7 +94,7 @@ impl KernelSpace {
         }
         let range = page_range(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(frame.0)), pages)?;
         if !(layout::is_linear(range.start()) && layout::is_linear(range.last())) {
-            // The kernel's image and areas lie behind the linear map.
+            // The kernel's image and areas lie after the linear map.
             return Err(SetMemoryError::Hole(range.start()));
         }
         let lazy = Lazy::new(&self.mmu);

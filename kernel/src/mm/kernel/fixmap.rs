@@ -96,7 +96,7 @@ pub unsafe fn map_device(slot: FixmapSlot, registers: PhysAddr) -> Option<VirtAd
 /// Maps `bytes` of memory from `start` on, read-only, in place of the device tree's slot, and returns where they are.
 /// `None` where that is more than the slot has room for, or no address that tables can hold.
 ///
-/// No more is mapped than asked for: behind a device tree there may be no memory, and what is mapped may be fetched
+/// No more is mapped than asked for: after a device tree there may be no memory, and what is mapped may be fetched
 /// ahead. So a caller maps the header first, and then the whole by the size that the header gives.
 ///
 /// # Safety

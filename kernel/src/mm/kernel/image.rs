@@ -35,7 +35,7 @@ pub fn start() -> VirtAddr {
     VirtAddr::from_ptr(&raw const __image_start)
 }
 
-/// First virtual address behind the image, its zeroed data included.
+/// First virtual address after the image, its zeroed data included.
 pub fn end() -> VirtAddr {
     VirtAddr::from_ptr(&raw const __image_end)
 }
@@ -45,7 +45,7 @@ pub fn contains(address: VirtAddr) -> bool {
     start() <= address && address < end()
 }
 
-/// The physical address behind a virtual one of the image.
+/// The physical address of a virtual one of the image.
 pub fn physical(boot: &BootInfo, address: VirtAddr) -> PhysAddr {
     debug_assert!(contains(address));
     PhysAddr(boot.image_start + (address - start()))

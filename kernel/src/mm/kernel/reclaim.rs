@@ -1,12 +1,12 @@
 //! Walks of the kernel's tables, each announced, and the reclaim of tables that areas leave empty.
 //!
 //! [`granule_pgtable::reclaim`] describes how a table is freed, and why that is safe. This file decides when:
-//! after an area that held a whole table, and where memory runs out. Small areas leave tables behind that the next ones
+//! after an area that held a whole table, and where memory runs out. Small areas leave tables that the next ones
 //! use, for addresses are handed out from the lowest on; looking for empty tables after each would cost more than it
 //! brings.
 //!
 //! Nothing here waits. Where a CPU is in the middle of a walk, the tables stay on their list, and the next
-//! call goes on.
+//! call continues.
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
@@ -46,8 +46,8 @@ pub(super) fn word(number: usize) -> Option<&'static AtomicU64> {
 
 /// The kernel's tables, in a walk that is announced for as long as this lives.
 ///
-/// Having one proves: no table that is found through it is freed meanwhile. So it is not kept for long, and the holder
-/// waits for nothing but a split by another CPU.
+/// Having one proves: no table that is found through it is freed while this lives. So it is not kept for long, and the
+/// holder waits for nothing but a split by another CPU.
 pub struct KernelTables<'s> {
     mmu: &'s Machine,
     root: Table,

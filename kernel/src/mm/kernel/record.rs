@@ -25,7 +25,7 @@ type Hook = Box<dyn FnMut(Moment<'_>)>;
 pub(crate) enum Moment<'a> {
     /// The entry in a cell has been read, also by a compare-exchange that failed, and nothing was made of it yet.
     Read(&'a Cell),
-    /// In the place of an operation, or just behind a store.
+    /// In the place of an operation, or just after a store.
     Operation(&'a Operation),
     /// Before this thread waits for a lock that another has.
     Wait,

@@ -44,7 +44,7 @@ pub enum SetMemoryError {
     /// A page that belongs to no area.
     #[error("nothing is mapped at {0}")]
     Hole(VirtAddr),
-    /// The page behind the last of an area.
+    /// The page after the last of an area.
     #[error("{guard} is the guard page of the area at {area}")]
     GuardPage {
         /// The guard page.
@@ -93,7 +93,7 @@ pub enum SetMemoryError {
     OutOfTables {
         /// Tables that are needed.
         needed: usize,
-        /// Frames that could be had.
+        /// Frames that were available.
         available: usize,
     },
     /// The tables refused for another reason.
@@ -214,7 +214,7 @@ impl KernelSpace {
         let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
         let changed = tables.get().update_at_once(&lazy, range, &change, &mut LeafSplitter(self));
-        // The stores are made. A table with them that is replaced meanwhile is copied with them.
+        // The stores are made. A table with them that is replaced concurrently is copied with them.
         drop(tables);
         match changed {
             Some(flush) => {
@@ -272,7 +272,7 @@ impl KernelSpace {
         }
     }
 
-    /// Whether the area of `page` was freed and waits for its invalidation, as far as that can be had without waiting.
+    /// Whether the area of `page` was freed and waits for its invalidation, as far as that is known without waiting.
     fn is_freed(&self, page: VirtAddr) -> bool {
         let areas = self.areas.try_lock(page);
         areas.is_some_and(|areas| areas.find(page).is_some_and(|area| area.kind() == AreaKind::Freeing))
@@ -301,7 +301,7 @@ impl KernelSpace {
     }
 }
 
-/// The pages that a call is about; one where it is about none, so that a bad address is refused all the same.
+/// The pages of a call; one where it has none, so that a bad address is refused all the same.
 #[inline(always)]
 pub(super) fn page_range(address: VirtAddr, pages: u64) -> Result<PageRange, SetMemoryError> {
     PageRange::from_pages(address, pages.max(1) as usize).map_err(SetMemoryError::Range)

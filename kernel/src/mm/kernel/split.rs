@@ -135,7 +135,7 @@ enum UncommonSplit {
     /// As [`Self::Stopped`], down to pages: a part of them can change with no CPU stopped.
     ToPages,
     /// `lab=plain-split`: loads and stores as under the lock, without the lock. The window between them is held open: an
-    /// emulator that runs one CPU at a time goes on with another one there. The higher its number, the longer a CPU
+    /// emulator that runs one CPU at a time continues with another one there. The higher its number, the longer a CPU
     /// stays: two that went in step would both be through before either changes what the other has read.
     Unserialised,
 }
@@ -202,7 +202,7 @@ impl Splitter<Machine> for LeafSplitter<'_> {
 impl KernelSpace {
     /// Changes the leaves of `range`, splitting those that it cuts, and returns the invalidation that is then needed.
     ///
-    /// For the **exclusive owner** of the range, which has **no area behind it** that could be freed: the
+    /// For the **exclusive owner** of the range, which belongs to **no area** that could be freed: the
     /// linear map, or the image. Acquires no lock but for a split, never sleeps, and may be called from interrupts, which
     /// get only the frames that this CPU has in reserve for tables, and split no leaf with `split=stop-machine`.
     ///
@@ -321,7 +321,7 @@ impl KernelSpace {
     /// CPUs may be parked.
     ///
     /// # Errors
-    /// No memory for tables, which is not so behind [`Self::can_split_linear_to_pages`]: what is pages by then stays so.
+    /// No memory for tables, which is not so after [`Self::can_split_linear_to_pages`]: what is pages by then stays so.
     pub fn split_linear_to_pages(&self, memory: impl Iterator<Item = PhysRange>) -> Result<(), SetMemoryError> {
         for bank in memory {
             // The map ends there.

@@ -82,7 +82,7 @@ const LARGEST: Shape = Shape { leaves: Leaves::Largest, execution: Execution::By
 /// Pages from `vmalloc`.
 ///
 /// Having one proves: [`pages`](Self::pages) pages from [`start`](Self::start) on are mapped, by leaves of any size,
-/// readable, writable and not executable unless their owner changed that, with an unmapped page before and behind; and
+/// readable, writable and not executable unless their owner changed that, with an unmapped page before and after; and
 /// they stay until [`KernelSpace::vfree`].
 #[derive(PartialEq, Eq, Debug)]
 #[must_use = "the pages stay taken until they are given to vfree"]
@@ -164,7 +164,7 @@ impl KernelSpace {
         Ok(KernelArea { start, pages })
     }
 
-    /// `lab=wx-leaf`. Neither attributes nor changes have a value for it, so the entry is written behind their backs.
+    /// `lab=wx-leaf`. Neither attributes nor changes have a value for it, so the entry is written without them.
     #[cold]
     fn make_writable_and_executable(&self, page: VirtAddr) {
         let tables = self.tables();
@@ -205,7 +205,7 @@ impl KernelSpace {
         Ok(range.pages() as u64)
     }
 
-    /// Maps the caller's `frames` one behind the other, between guard pages: readable and writable until
+    /// Maps the caller's `frames` one after the other, between guard pages: readable and writable until
     /// `set_memory_*` changes that, never executable. A frame may be given more than once, as for a ring that is mapped
     /// twice in a row. Returns the address of the first.
     ///
@@ -409,7 +409,7 @@ impl KernelSpace {
         map: impl Fn(VirtAddr) -> Result<(), VmallocError>,
     ) -> Result<VirtAddr, VmallocError> {
         // Areas that wait for their invalidation, and tables that small ones have left empty, are the last memory that can
-        // be had, and addresses too. Once more in any case: another CPU may have freed them.
+        // be taken, and addresses too. Once more in any case: another CPU may have freed them.
         let take = || self.areas.take(cpu, kind, pages, align);
         let start = take().or_else(|error| self.reclaim_for(cpu, error).and_then(|()| take()))?;
         let mapped = map(start).or_else(|error| self.reclaim_for(cpu, error).and_then(|()| map(start)));

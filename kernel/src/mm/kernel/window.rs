@@ -55,7 +55,7 @@ impl Window {
         Ok(Self { parts: unsafe { &*parts.cast() } })
     }
 
-    /// Takes `pages` pages with a guard page behind them, the first a multiple of `align`.
+    /// Takes `pages` pages with a guard page after them, the first a multiple of `align`.
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.

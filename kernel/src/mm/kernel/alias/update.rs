@@ -260,7 +260,7 @@ impl<'t, M: Stores, const MARKS: u64> FrameRuns<'t, M, MARKS> {
         Self { tables, cells: &[], from: range.start(), left: range.size(), run: 0..0 }
     }
 
-    /// Goes on to the next table, or to a block, whose frames in the range it returns.
+    /// Advances to the next table, or to a block, whose frames in the range it returns.
     #[inline(never)]
     fn next_table(&mut self) -> Option<FrameRun> {
         let Entry { table, index, descriptor, level, .. } = self.tables.entry(self.from);
@@ -290,7 +290,7 @@ impl<M: Stores, const MARKS: u64> Iterator for FrameRuns<'_, M, MARKS> {
                 let mmu = self.tables.mmu();
                 let entry = mmu.load(cell);
                 let start = entry.address().0;
-                // Where one goes on with the run, further ones mostly do.
+                // Where one continues the run, further ones mostly do.
                 let goes_on = start == self.run.end;
                 let count = if goes_on { mmu.filled(self.cells, entry, M::Geometry::PAGE_SIZE) } else { 1 };
                 self.cells = self.cells.get(count..).unwrap_or_default();

@@ -254,7 +254,7 @@ fn running_out_of_tables_at_each_split_changes_nothing() {
         }
         assert_eq!(everything(&machine), before, "with {tables} tables");
         failures += 1;
-        // Split leaves stay split, and the next attempt goes on from there.
+        // Split leaves stay split, and the next attempt continues from there.
         change(&machine, area, Change::READ_ONLY, 64).unwrap();
     }
     assert!(failures > 5, "{failures}");
@@ -542,7 +542,7 @@ impl Alias<HostMmu> for Collapsed<'_> {
 }
 
 /// A run of frames ends in a table of the linear map that is marked. The alias keeps what the change has found there
-/// until it is made, whenever the collapser goes on, and it needs no table that is not there.
+/// until it is made, whenever the collapser continues, and it needs no table that is not there.
 #[test]
 fn a_table_where_a_run_ends_is_no_block_before_the_change_is_made() {
     let frames: Vec<u64> = (1024..1024 + 512 + 256).collect();

@@ -283,7 +283,7 @@ pub(super) fn starve(frames: &FrameAllocator, cpu: &Cpu, left: usize) -> Vec<Phy
 }
 
 /// Runs `call` with 0, 1, 2, … frames free until it works; returns how many it took. Each failure leaves nothing
-/// behind.
+/// allocated.
 fn frames_needed(call: impl Fn(&'static KernelSpace, &Cpu) -> Result<(), VmallocError>) -> usize {
     for left in 0.. {
         let (space, frames, cpu) = space(4);

@@ -38,11 +38,11 @@ fn a_page_goes_and_comes_back_without_any_invalidation() {
     host::with(MANAGED, || {
         let neighbours = [FRAME - PAGE, FRAME + PAGE].map(|frame| (frame, leaf(space, frame)));
         let before = leaf(space, FRAME);
-        // The first time it is in a block, whose table is linked behind its contents.
+        // The first time it is in a block, whose table is linked after its contents.
         let first = issued(|| space.set_direct_map_invalid_noflush(FRAME).unwrap());
         assert!(first.iter().all(|operation| *operation == Operation::DmbIshst), "{first:?}");
         assert!(!space.kernel_page_present(FRAME));
-        // Its table may be collapsed meanwhile, so the walk is announced.
+        // Its table may be collapsed concurrently, so the walk is announced.
         let barriers = granule_arch::recorded::record(|| space.set_direct_map_invalid_noflush(FRAME).unwrap());
         assert_eq!(barriers.first(), Some(&"dmb_ish"));
         let valid = [Operation::DsbIshst, Operation::Isb];

@@ -173,7 +173,7 @@ fn areas_of_blocks_groups_and_split_blocks_wait_too() {
         let whole = space.vmalloc_huge(&cpu, 512).unwrap();
         areas.into_iter().chain([whole]).for_each(|area| space.vfree(&cpu, area));
         assert_eq!(space.unmapped_pages(), 600 + 40 + 16 + 1 + 512);
-        // Alike, so they are collapsed meanwhile; nothing is lost by that.
+        // Alike, so they are collapsed first; nothing is lost by that.
         let window = PageRange::new(VMALLOC_START, VMALLOC_END - VMALLOC_START).unwrap();
         space.collapse(&cpu, window).unwrap();
         assert!(space.reclaim(&cpu) >= 600 + 40 + 16 + 1 + 512);

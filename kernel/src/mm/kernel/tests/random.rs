@@ -54,7 +54,7 @@ enum Step {
     Vmalloc(u64),
     /// Frees the n-th area, modulo how many there are.
     Vfree(usize),
-    /// Changes pages of the n-th area, from an offset before its start to one behind its end.
+    /// Changes pages of the n-th area, from an offset before its start to one after its end.
     Change(Call, usize, u64, u64),
 }
 
