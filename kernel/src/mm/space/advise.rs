@@ -143,7 +143,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, an area that does not permit `access`),
     /// [`SpaceError::NoMemory`] (a part is not mapped, or memory ran out), [`SpaceError::Unusable`] (a page that an
-    /// access would find unusable: a guard, or behind the end of a file), [`SpaceError::Interrupted`] (by `is_killed`).
+    /// access would find unusable: a guard, or after the end of a file), [`SpaceError::Interrupted`] (by `is_killed`).
     /// The pages before that are populated.
     pub fn madvise_populate(
         &self,
@@ -178,7 +178,7 @@ impl Space {
                 (until, None) => until,
                 (_, Some((page, access))) => {
                     let result = match self.fault_in_kernel(cpu, page, access) {
-                        // Both are looked at again: a fault may need two steps, and an area may have changed meanwhile.
+                        // Both are looked at again: a fault may need two steps, and an area may have changed since.
                         Ok(()) | Err(FaultError::NotMapped | FaultError::NotAllowed) => Ok(page),
                         Err(FaultError::OutOfMemory) => Err(SpaceError::NoMemory),
                         Err(FaultError::Guard | FaultError::Unusable | FaultError::Userfault) => {
@@ -245,7 +245,7 @@ impl Space {
         is_killed: &dyn Fn() -> bool,
     ) -> Result<(), SpaceError> {
         // An area is locked for all of its part, as on Linux: a fork, or a lock of its pages, comes before all of the
-        // guards or behind them.
+        // guards or after them.
         self.for_each_part(start, bytes, |areas, area, part| {
             if area.flags().has_any(AreaFlags::KEPT) {
                 return Err(SpaceError::Invalid);

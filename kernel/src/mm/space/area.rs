@@ -60,7 +60,7 @@ pub struct Area {
     guard: Cell<u64>,
     flags: Cell<AreaFlags>,
     protection: Cell<Protection>,
-    /// Of which object its pages are. Pages of none are zeros at first.
+    /// The object of its pages. Pages of none are zeros at first.
     mapping: Option<PoolBox<Mapping>>,
 }
 
@@ -298,7 +298,7 @@ impl Area {
         self.start.get()
     }
 
-    /// The address behind its last.
+    /// The address after its last.
     #[inline(always)]
     pub fn end(&self) -> VirtAddr {
         self.end.get()
@@ -395,7 +395,7 @@ impl Area {
         self.size() / PAGE
     }
 
-    /// Has `change` change its place, with the reverse map of its object, which is not walked meanwhile.
+    /// Has `change` change its place, with the reverse map of its object, which is not walked concurrently.
     #[inline(always)]
     fn change_place(&self, change: impl FnOnce(Option<(&mut Mappers, &Mapping)>)) {
         match &self.mapping {

@@ -181,7 +181,7 @@ impl Spaces {
         }
     }
 
-    /// Whether the caller's entry alone holds the block. No fork is possible meanwhile, so it stays true.
+    /// Whether the caller's entry alone holds the block. No fork is possible concurrently, so it stays true.
     #[inline(never)]
     fn has_block_to_itself(&self, block: PhysAddr) -> bool {
         let _locked = self.lock_block(block);
@@ -216,7 +216,7 @@ impl Spaces {
     /// Copies what `from` holds to `to`, a new page block, with scheduling points.
     ///
     /// # Errors
-    /// [`Unreserved`]: it has tags, and storage for those of the copy cannot be had at once. Nothing was copied.
+    /// [`Unreserved`]: it has tags, and storage for those of the copy cannot be reserved at once. Nothing was copied.
     fn copy_block_contents(&self, from: PhysAddr, to: PhysAddr) -> Result<(), Unreserved> {
         let tags = self.tags_of_block(from);
         if tags != BlockTags::None {
@@ -243,7 +243,7 @@ impl Spaces {
         Ok(())
     }
 
-    /// Which frames of a block have tags. More of them may get some meanwhile, where entries that others have are
+    /// Which frames of a block have tags. More of them may get some concurrently, where entries that others have are
     /// changed.
     #[inline]
     fn tags_of_block(&self, block: PhysAddr) -> BlockTags {
@@ -773,7 +773,7 @@ impl Space {
             let _change = self.notifiers.start(Range::new(Event::Clear, start, start + BLOCK_SIZE));
             let _locked = self.lock_table(found.table);
             let entry = mmu.load(found.cell);
-            // The access flag may have been set meanwhile. After any other change the retry decides.
+            // The access flag may have been set concurrently. After any other change the retry decides.
             if entry.young() == shared.young() {
                 mmu.store(found.cell, broken(entry));
                 // The invalidation also orders the contents before the entry.
@@ -810,7 +810,7 @@ impl Space {
     }
 
     /// Has `copy` make the markers of a child, where userfaultfd write-protects the block at `page`, or its marker is there.
-    /// Until they are there it stays so: a walk to the child's entries comes behind it.
+    /// Until they are there it stays so: a walk to the child's entries comes after it.
     pub(super) fn copy_block_protection(&self, page: VirtAddr, copy: impl FnOnce()) {
         let Some(found) = self.block_at(page) else { return };
         let _locked = self.lock_table(found.table);
@@ -872,8 +872,8 @@ impl Space {
         waits.then(|| new.fault_on_access())
     }
 
-    /// Serves a fault of the block that has `page`, whose entry waits for tag storage. Where that cannot be had for all of
-    /// it, its pages wait one by one. The retry decides. Sleeps; no lock is held.
+    /// Serves a fault of the block that has `page`, whose entry waits for tag storage. Where that cannot be reserved
+    /// for all of it, its pages wait one by one. The retry decides. Sleeps; no lock is held.
     #[inline(never)]
     fn block_on_access(&self, cpu: &Cpu, page: VirtAddr) {
         if self.is_migrating() {
@@ -893,7 +893,7 @@ impl Space {
             entry
         };
         let block = entry.address();
-        // Where it was split meanwhile, its frames have a record each.
+        // Where it was split concurrently, its frames have a record each.
         let note = || {
             let _locked = common.lock_block(block);
             common.is_one(block) && common.record(block).note_tag_storage()

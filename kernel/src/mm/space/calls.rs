@@ -189,7 +189,7 @@ impl Space {
         areas.cool();
     }
 
-    /// Divides `areas` at `at`; the part above. One that cannot be had for want of memory is no shortage of the call's.
+    /// Divides `areas` at `at`; the part above. One that cannot be allocated is no shortage of the call's.
     fn split(&self, areas: &mut Areas, at: VirtAddr) -> Option<WriteGuard<'_, Areas>> {
         let above = self.areas.split(areas, at, &self.common.parts);
         if above.is_none() {
@@ -431,7 +431,7 @@ impl Space {
         let mut gather = Gather::without_faults(self, cpu, areas);
         self.zap(&mut gather, range, ZapFlags::UNMAP);
         if of_objects {
-            // Behind the last area that may be written a seal promises that nothing is: not through a TLB either.
+            // After the last area that may be written a seal promises that nothing is: not through a TLB either.
             gather.invalidate();
         }
         // An object that ends with its area drops its references to frames that are still in the gather, which then
@@ -527,7 +527,7 @@ impl Space {
     /// [`SpaceError::NotAllowed`] (not shared, or never writable), [`SpaceError::NotPermitted`] (a sealed file),
     /// [`SpaceError::NoMemoryFile`] (registers),
     /// [`SpaceError::NoMemory`] (a part is not mapped). As on Linux the pages before that are gone, and where a part is not
-    /// mapped those behind it too.
+    /// mapped those after it too.
     pub fn madvise_remove(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let (mut next, mut is_mapped) = (range.start(), in_space);

@@ -57,7 +57,7 @@ impl Spaces {
     fn evacuate(&self, cpu: &Cpu, block: &IsolatedBlock<'_>) {
         let mut spare = heapless::Vec::<PhysAddr, TOGETHER>::new();
         for frame in block.taken() {
-            // Others may have taken what was free meanwhile.
+            // Others may have taken the free frames concurrently.
             if !self.frames.has_room_for(ROOM) {
                 break;
             }
@@ -67,7 +67,7 @@ impl Spaces {
             let Some(to) = spare.pop() else { break };
             match self.migrate_page(cpu, frame, to) {
                 Ok(()) => continue,
-                // It is in a magazine, or was freed meanwhile.
+                // It is in a magazine, or was freed concurrently.
                 Err(Unmovable::Free) => _ = spare.push(to),
                 Err(_) => {
                     _ = spare.push(to);

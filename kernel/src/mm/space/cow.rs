@@ -106,7 +106,7 @@ impl AllowedFault<'_> {
         let written = written(new, self.area.protection());
         let _locked = space.lock_table(self.table);
         let entry = mmu.load(self.cell);
-        // The access flag may have been set meanwhile. After any other change the retry decides.
+        // The access flag may have been set concurrently. After any other change the retry decides.
         if entry.young() != found.young() {
             return (Some(new), FaultOutcome::Served);
         }

@@ -110,7 +110,7 @@ impl Space {
     /// is left to the walker. Sleeps.
     ///
     /// # Errors
-    /// [`FaultError::NotAllowed`] for a load of what may only be executed, and for a range that goes on behind a
+    /// [`FaultError::NotAllowed`] for a load of what may only be executed, and for a range that continues after a
     /// program's addresses, where the pages of devices are.
     pub fn check_el0_may(&self, access: Access, range: &Addresses<u64>) -> Result<(), FaultError> {
         if range.start < USER_END.0 && range.end > USER_END.0 {

@@ -216,7 +216,7 @@ pub(super) const fn is_settled(entry: Descriptor) -> bool {
 /// Widens the entry in `cell`, read as `found`, by the access flag, dirt and write permission of `wanted`; returns
 /// whether that changed it.
 ///
-/// `wanted` permits all that `found` does. The entry is only ever widened, so what the hardware sets meanwhile is kept.
+/// `wanted` permits all that `found` does. The entry is only widened, so what the hardware sets concurrently is kept.
 /// The table's lock is held.
 #[inline]
 pub(super) fn set_access_flags<M: Stores>(mmu: &M, cell: &M::Cell, found: Descriptor, wanted: Descriptor) -> bool {

@@ -32,7 +32,7 @@ pub enum SpaceError {
     /// There are too many areas: advice that needs more is not taken.
     #[error("too many areas")]
     NoRecords,
-    /// A page is a guard, or behind the end of its file.
+    /// A page is a guard, or after the end of its file.
     #[error("a page is a guard, or behind the end of its file")]
     Unusable,
     /// The memory of a page is gone.

@@ -8,7 +8,7 @@
 //! waits          storage for the tags of the page is reserved, and the entry becomes valid (`fault_on_access`)
 //! registered     a pager is asked for what is missing, or write-protected (`userfault`)
 //! marker         a page is mapped, and stays write-protected (`userfault`)
-//! fine           the TLB was behind: this CPU's entry goes, and the access is tried again
+//! fine           the TLB was stale: this CPU's entry goes, and the access is tried again
 //! ```
 //! [`handle_fault`] does not depend on the current program: faults of devices and accesses of the kernel use it too. It
 //! holds the areas' lock for reading, so other faults, discards, migration and walks by a reverse map can change what
@@ -110,7 +110,7 @@ impl From<NoPage> for FaultError {
 enum FirstFault {
     /// It cannot be served.
     Failed(FaultError),
-    /// Another CPU has mapped a block meanwhile: the retry decides.
+    /// Another CPU has mapped a block concurrently: the retry decides.
     Block,
 }
 
@@ -370,7 +370,7 @@ impl AllowedFault<'_> {
         let is_inside = || object.has_inside(self.area.page_at(self.page));
         let fillable = found.fillable(mmu, locked.entry(mmu, self.cell), is_inside);
         if let Some(fillable) = fillable {
-            // The object has the frame, so that it stays; programs may store to it meanwhile.
+            // The object has the frame, so that it stays; programs may store to it concurrently.
             if space.common.copy_frame(found.frame(), copy).is_err() {
                 drop(locked);
                 space.common.drop_frame(self.cpu, copy);

@@ -23,7 +23,7 @@
 //! entry's alone, and userfaultfd does not protect it. A frame that a fork shares stays read-only here, and is copied by the next
 //! fault. Nothing was valid, so no event is due.
 //!
-//! Blocks and contiguous groups wait at their own level, and are split where their storage cannot be had as a whole.
+//! Blocks and contiguous groups wait at their own level, and are split where storage cannot be reserved for them whole.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
@@ -55,7 +55,7 @@ const EMPTIED: usize = 4;
 enum Attempt {
     /// The entry is valid, or was changed by another CPU: the retry decides.
     Served,
-    /// Storage cannot be had for now.
+    /// Storage cannot be reserved for now.
     Failed,
     /// The page lies in tag storage itself, in this frame.
     InTagStorage(PhysAddr),
@@ -221,7 +221,7 @@ impl Space {
                 return if is_copied { Attempt::Copy } else { Attempt::Served };
             }
             if entry.is_contiguous() {
-                // A group has come meanwhile: it becomes valid as a whole.
+                // A group was made concurrently: it becomes valid as a whole.
                 return Attempt::Served;
             }
             common.record(entry.address()).share();

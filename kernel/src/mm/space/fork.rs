@@ -185,8 +185,8 @@ impl Space {
 /// The private areas, whose pages a child gets copies of; neighbours together, since they have tables in common. Shared
 /// pages are found in their objects.
 ///
-/// A walk by a reverse map may empty entries meanwhile: the child's area is in it before the first entry is copied, and
-/// behind the one that it is a copy of. So the walk meets what it has not met there.
+/// A walk by a reverse map may empty entries concurrently: the child's area is in it before the first entry is copied,
+/// and after the one that it is a copy of. So the walk meets what it has not met there.
 struct PrivateRuns {
     /// The start of the first run; the end of all addresses before there is one.
     first: VirtAddr,

@@ -218,7 +218,7 @@ impl<'s> Gather<'s> {
         self.faults == Faults::Excluded
     }
 
-    /// Whether a TLB may have an entry that is invalid by now: a call made it so, and goes on.
+    /// Whether a TLB may have an entry that is invalid by now: a call made it so, and still runs.
     #[inline(always)]
     pub(super) fn may_be_stale(&self) -> bool {
         self.faults == Faults::AndCalls

@@ -117,7 +117,7 @@ impl Fillable {
     }
 }
 
-/// Why a fault cannot be served, formed of what does not change meanwhile.
+/// Why a fault cannot be served, formed of what does not change concurrently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct Denied(FaultError);
 

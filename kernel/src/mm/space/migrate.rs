@@ -60,7 +60,7 @@ pub enum Unmovable {
     /// There is none that it could move to.
     #[error("out of memory")]
     OutOfMemory,
-    /// It has tags, and storage for them cannot be had where it could move to.
+    /// It has tags, and storage for them cannot be reserved where it could move to.
     #[error("no tag storage for the frame that it could move to: {0}")]
     NoTagStorage(#[from] Unreserved),
 }

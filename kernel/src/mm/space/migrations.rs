@@ -10,7 +10,7 @@
 //!       make its entry a migration entry       marked: unlock, wait for the page, lock again
 //! ```
 //! If the migration has locked the areas before, the mark is seen. Else it finds the entries as they are then, of a child
-//! too: that joins the family before the areas are locked, and comes behind its parent there.
+//! too: that joins the family before the areas are locked, and comes after its parent there.
 //!
 //! `kernel/loom` compiles this file, with the lists of families, on loom's atomics and locks.
 

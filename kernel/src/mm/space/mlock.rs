@@ -154,7 +154,7 @@ impl Space {
     }
 
     /// Populates pages of locked areas or of [`Populate::Now`](super::Populate::Now), where that is a step of its own:
-    /// behind an `mremap` that has made an area longer, and after a shortage of memory. Waits for a pager where that
+    /// after an `mremap` that has made an area longer, and after a shortage of memory. Waits for a pager where that
     /// serves them. Nothing is populated that cannot fit. `is_killed` is as for [`Self::mmap_within`].
     pub fn populate_again(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, is_killed: &dyn Fn() -> bool) {
         let fits = |range: &PageRange| range.pages() <= self.common.frames.total();

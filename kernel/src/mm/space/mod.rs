@@ -240,7 +240,7 @@ impl Spaces {
         unsafe { self.frames.held(frame) }
     }
 
-    /// Records for a loop, in which the compiler would look up their place again behind every atomic access.
+    /// Records for a loop, in which the compiler would look up their place again after every atomic access.
     fn records(&self) -> HeldRecords {
         HeldRecords(self.frames.records())
     }

@@ -71,7 +71,7 @@ pub(super) struct Index<A> {
     pub(super) frame: PhysAddr,
     /// Parts in use.
     count: AtomicUsize,
-    /// Parts that wait to be used again, behind those.
+    /// Parts that wait to be used again, after those.
     spare: AtomicUsize,
     /// All parts, those included that are about to be used.
     made: AtomicUsize,

@@ -105,7 +105,7 @@ impl Space {
         {
             let locked = self.lock_table(found.table);
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
-                // Entries that were cleared meanwhile are left to faults.
+                // Entries that were cleared concurrently are left to faults.
                 let Some(frame) = list.pop() else { break };
                 let waits = self.zero_new(frames, frame, protection);
                 self.note_origin_in(records.of(frame), found.address(index));
@@ -169,7 +169,7 @@ impl Space {
         self.write_bytes_unless(cpu, address, bytes, &|| false)
     }
 
-    /// As [`Self::write_bytes`], unless `is_killed` returns true while a page cannot be had.
+    /// As [`Self::write_bytes`], unless `is_killed` returns true while a page is unavailable.
     ///
     /// # Errors
     /// As [`Self::write_bytes`]; [`FaultError::Unusable`] where it does.
@@ -193,7 +193,7 @@ impl Space {
         self.read_bytes_unless(cpu, address, bytes, &|| false)
     }
 
-    /// As [`Self::read_bytes`], unless `is_killed` returns true while a page cannot be had.
+    /// As [`Self::read_bytes`], unless `is_killed` returns true while a page is unavailable.
     ///
     /// # Errors
     /// As [`Self::read_bytes`]; [`FaultError::Unusable`] where it does.
@@ -250,7 +250,7 @@ impl Space {
             let copy = |page: VirtAddr| {
                 let there = (page + offset).as_ptr::<u8>();
                 // SAFETY: the page's entry permits the access and stays, as `with_page` guarantees; the program may
-                // change the page meanwhile, as it may change all its memory. The rest is inside `bytes`.
+                // change the page concurrently, as it may change all its memory. The rest is inside `bytes`.
                 unsafe {
                     let here = bytes.add(done);
                     let (from, to) = if access == Access::Write { (here, there) } else { (there, here) };

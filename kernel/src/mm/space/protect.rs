@@ -238,7 +238,7 @@ impl Space {
             if area.protection() != protection {
                 self.protect_cut(areas, area, part, protection, &mut spares);
             }
-            // Also behind an area that has the protection: there may be any number of them.
+            // Also after an area that has the protection: there may be any number of them.
             relax();
         }
         if range == whole { Ok(()) } else { Err(refused.into()) }
@@ -279,7 +279,7 @@ impl Space {
     }
 
     /// Makes the entries of code in `range` invalid, completely, before they become those of data: on CPUs that would
-    /// misreport aborts on it ([`crate::platform::errata`]). A fault meanwhile waits for the lock of the areas.
+    /// misreport aborts on it ([`crate::platform::errata`]). A concurrent fault waits for the lock of the areas.
     #[cold]
     #[inline(never)]
     fn break_code(&self, range: PageRange, area: &Area, protection: Protection) {
@@ -447,7 +447,7 @@ impl Space {
             let entry = mmu.load(cell);
             let record = records.of(entry.address());
             if lab::is_on!(RESERVE_AT_MPROTECT) {
-                // An entry whose storage cannot be had at once still waits.
+                // An entry whose storage cannot be reserved at once still waits.
                 _ = storage.try_reserve(entry.address(), record);
             }
             if !record.has_tag_storage() && coverage.has(entry.address()) && !to[0].is_user_executable() {
@@ -461,7 +461,7 @@ impl Space {
     }
 
     /// Whether the frame of `entry` is not shared. The areas are locked for writing, so it cannot become shared
-    /// meanwhile.
+    /// concurrently.
     #[inline(always)]
     pub(super) fn has_to_itself(&self, entry: Descriptor) -> bool {
         !entry.is_special() && self.common.record(entry.address()).references() == 1

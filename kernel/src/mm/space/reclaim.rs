@@ -78,7 +78,7 @@ impl Files {
         unsafe { self.0.cursor_mut_from_ptr(object) }.remove();
     }
 
-    /// The first object at `hand` or behind it.
+    /// The first object at `hand` or after it.
     fn from(&self, hand: &Hand) -> Option<&Object> {
         self.0.lower_bound(Bound::Included(&hand.object)).get()
     }
@@ -186,7 +186,7 @@ impl Space {
                 // The write-protect marker is kept, after the invalidation too.
                 let is_kept = entry.is_uffd_wp() && !lab::is_on!(NO_MARKER_ON_RECLAIM);
                 let left = if is_kept { Markers::STALE.and(Markers::UFFD_WP) } else { Markers::STALE };
-                // Clean: what the hardware sets meanwhile does not matter.
+                // Clean: what the hardware sets concurrently does not matter.
                 mmu.store(cell, Descriptor::from(left));
                 stale.note(found.address(index), found.address(index + 1));
                 let was_last = self.common.record(entry.address()).let_go();

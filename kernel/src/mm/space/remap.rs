@@ -6,7 +6,7 @@
 //!
 //! ```text
 //!     mremap                                           walk by the reverse map
-//!       the new area joins behind the old one            for each area, in order:
+//!       the new area joins after the old one             for each area, in order:
 //!       for each table:                                    lock the table
 //!         lock it, lock the table of the new place         empty the entries, invalidate
 //!         move the entries, invalidate                     unlock

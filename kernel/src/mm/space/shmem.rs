@@ -63,7 +63,7 @@ pub struct Object {
     top: AtomicU64,
     /// In bytes, at most [`LARGEST_OBJECT`]. Changed with `state` locked for writing.
     size: AtomicU64,
-    /// The contents of its pages before the first write; zeros behind the end. `None`: it is anonymous memory.
+    /// The contents of its pages before the first write; zeros after the end. `None`: it is anonymous memory.
     file: Option<&'static [u8]>,
     /// The registers of a device, which are its one page. No frame is in its tree.
     registers: Option<PhysAddr>,
@@ -89,7 +89,7 @@ pub(super) fn next_identity() -> usize {
 
 impl Spaces {
     /// An object of `size` bytes, at most [`LARGEST_OBJECT`], without frames: a file, whose pages begin as `file` and
-    /// as zeros behind that, or anonymous memory.
+    /// as zeros after that, or anonymous memory.
     ///
     /// # Errors
     /// [`OutOfMemory`].
@@ -144,7 +144,7 @@ impl Spaces {
     }
 }
 
-/// Why a page of an object cannot be had.
+/// Why a page of an object is unavailable.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum NoPage {
     /// The object ends before it.
@@ -372,10 +372,10 @@ impl Object {
     /// is the caller's still.
     ///
     /// # Errors
-    /// [`FillError::Fault`] (it is behind the end), or there is no memory.
+    /// [`FillError::Fault`] (it is after the end), or there is no memory.
     pub(super) fn fill(&self, cpu: &Cpu, page: u64, frame: PhysAddr) -> Result<Option<Found<'_, Machine>>, FillError> {
         let ((table, cell), ()) = self.ensure_cell(cpu, page, || Ok(()))?;
-        // No truncation: what is behind the end has no contents.
+        // No truncation: what is after the end has no contents.
         let _state = self.state.read();
         if !self.has_inside(page) {
             return Err(FillError::Fault);

@@ -184,10 +184,10 @@ impl Spaces {
         unsafe { mte::zero_page_tags(self.frames.linear().address(frame)) };
     }
 
-    /// Copies a frame, which stays as it is meanwhile, to a new one.
+    /// Copies a frame, which stays as it is during the copy, to a new one.
     ///
     /// # Errors
-    /// [`Unreserved`]: it has tags, and storage for those of the copy cannot be had at once. Nothing was copied.
+    /// [`Unreserved`]: it has tags, and storage for those of the copy cannot be reserved at once. Nothing was copied.
     #[inline]
     pub(super) fn copy_frame(&self, from: PhysAddr, to: PhysAddr) -> Result<(), Unreserved> {
         if self.record(from).has_tags() {

@@ -59,7 +59,7 @@ impl Drop for SpaceUser {
 }
 
 impl Space {
-    /// The heap behind its lock, which may be held over calls that change areas. Acquiring it may sleep.
+    /// The heap in its lock, which may be held over calls that change areas. Acquiring it may sleep.
     #[inline(always)]
     pub fn heap(&self) -> &RwSem<ProgramHeap> {
         &self.heap

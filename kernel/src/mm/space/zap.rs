@@ -18,7 +18,7 @@
 //!
 //! So a marker outlives what a truncation or a hole takes away: the next store to the page, which reads as zeros then, is
 //! a message. Without it a pager that tracks stores misses all that is written there afterwards, and a snapshot has what
-//! was stored behind its moment. (The series that brought markers to Linux drops them there; Linux 7.2.13 keeps them.)
+//! was stored after its moment. (The series that brought markers to Linux drops them there; Linux 7.2.13 keeps them.)
 
 #![allow(unsafe_code, reason = "unlinks and dismantles tables of the space")]
 
@@ -149,7 +149,7 @@ impl Space {
         flags: ZapFlags,
     ) {
         let mmu = self.mmu();
-        // Pages that go whatever they are, and of which nothing is left.
+        // Fast path: these pages are unmapped whatever they are, and leave no marker.
         let (mask, plain) = (if flags.even_cows { PLAIN_PAGE.0 } else { 0 }, PLAIN_PAGE.1);
         self.unfold_ends(found);
         // From the first to the last valid entry that was cleared and is not noted yet.

@@ -62,7 +62,7 @@ pub(in crate::mm::space) type Held = UnsafeRef<Area>;
 pub(in crate::mm::space) struct Areas {
     tree: RBTree<ByAddress>,
     gaps: RBTree<ByGap>,
-    /// Where areas may be. The page behind it is free, if another part follows.
+    /// Where areas may be. The page after it is free, if another part follows.
     start: VirtAddr,
     end: VirtAddr,
     /// The addresses that the part owns. All are below `u64::MAX`.
@@ -538,7 +538,7 @@ impl Areas {
         self.gap_changed(stack);
     }
 
-    /// Extends an area by `more` bytes. The addresses behind it are free.
+    /// Extends an area by `more` bytes. The addresses after it are free.
     pub(in crate::mm::space) fn extend_up(&mut self, area: &Held, more: u64) {
         area.change_place(|mapped| {
             area.end.set(area.end() + more);

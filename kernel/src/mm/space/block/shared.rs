@@ -80,6 +80,6 @@ enum Linked {
     Here,
     /// Yes, or a table, that another CPU has linked.
     ByAnother,
-    /// No: the object has lost pages meanwhile.
+    /// No: the object has lost pages concurrently.
     Not,
 }

@@ -48,7 +48,7 @@ impl Object {
         }
     }
 
-    /// Whether it ends behind the block that begins with page `first`, or in its last page.
+    /// Whether it ends after the block that begins with page `first`, or in its last page.
     fn reaches_over(&self, first: u64) -> bool {
         self.has_inside(first + BLOCK_FRAMES as u64 - 1)
     }

@@ -90,7 +90,7 @@ impl From<OutOfMemory> for ObjectError {
 pub enum WriteAt {
     /// From this byte on.
     Byte(u64),
-    /// Behind the last byte.
+    /// After the last byte.
     End,
 }
 
@@ -196,7 +196,7 @@ impl Object {
                 Some(frame) => {
                     let from = (self.common.frames.linear().address(frame) + offset as u64).as_ptr::<u8>();
                     // SAFETY: the frame stays while the state is locked, and the bytes are in it. A program may change
-                    // them meanwhile, as it may change all its memory.
+                    // them concurrently, as it may change all its memory.
                     unsafe { piece.as_mut_ptr().copy_from_nonoverlapping(from, piece.len()) };
                 }
                 None => piece.fill(0),
@@ -212,7 +212,7 @@ impl Object {
         Some(entries::Found::look(&self.common.mmu, cell)?.frame())
     }
 
-    /// Writes `bytes`, the first of `all` that are to be written, and no byte of them at `limit` or behind it; returns
+    /// Writes `bytes`, the first of `all` that are to be written, and no byte of them at `limit` or after it; returns
     /// where, and how many were written before there was no memory. A concurrent write comes before all of them or
     /// after.
     ///
@@ -259,7 +259,7 @@ impl Object {
         let fill = |frame: PhysAddr| {
             let to = (self.common.frames.linear().address(frame) + at % PAGE).as_ptr::<u8>();
             // SAFETY: frames are taken away only with the state locked for writing, as it is here, or are the object's
-            // alone; the bytes are in the frame. A program may access them meanwhile.
+            // alone; the bytes are in the frame. A program may access them concurrently.
             unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), count) };
         };
         let frame = self.find_or_add(cpu, page, fill)?.frame();
@@ -285,7 +285,7 @@ impl Object {
         }
         self.size.store(size, Ordering::Relaxed);
         if size <= before {
-            // The size before a look at the pages: what adds one looks at the size behind that.
+            // The size before a look at the pages: a call that adds one looks at the size after that.
             entries::order();
             self.take_away(cpu, size.div_ceil(PAGE)..LARGEST_OBJECT / PAGE, ZapFlags::DISCARD);
             self.clear(size..size.next_multiple_of(PAGE));
@@ -315,7 +315,7 @@ impl Object {
 
     /// Clears bytes of one page, if it has a frame. The state is locked for writing.
     fn clear(&self, bytes: Range<u64>) {
-        // A position behind all pages has none.
+        // A position after all pages has none.
         if bytes.is_empty() || bytes.start >= LARGEST_OBJECT {
             return;
         }
@@ -433,7 +433,7 @@ impl Object {
         taken
     }
 
-    /// Empties the entries of `pages` in every space. The frames that the object had there are not freed meanwhile.
+    /// Empties the entries of `pages` in every space. The frames that the object had there are not freed during this.
     ///
     /// Each invalidation, of the CPUs and of devices, is of the space that the entries are in, and is complete before
     /// the lock of their table is dropped.
@@ -453,7 +453,7 @@ impl Object {
         }
     }
 
-    /// The first page with a frame at `page` or behind it.
+    /// The first page with a frame at `page` or after it.
     pub(in super::super) fn next_filled(&self, page: u64) -> Option<u64> {
         let (mmu, mut next) = (&self.common.mmu, None);
         self.tables().for_each_cells(self.filled(page..LARGEST_OBJECT / PAGE)?, |found| {

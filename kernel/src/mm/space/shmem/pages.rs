@@ -15,8 +15,8 @@
 //!     unlock                                       drop the object's references to the frames
 //! ```
 //! Where the fault has the lock first, its entry is emptied. Where it comes second, it sees that the frame is not the
-//! object's any more, or that the page is behind the end. A table that was not linked when the walk came by is linked
-//! later, and what links it looks at the object behind a fence. So the fault needs no reference before it has the lock:
+//! object's any more, or that the page is after the end. A table that was not linked when the walk came by is linked
+//! later, and what links it looks at the object after a fence. So the fault needs no reference before it has the lock:
 //! a frame that the object still has is not freed until the truncation has had the lock, too.
 //!
 //! A fault that finds a table that another CPU has just linked needs no fence: the address of the lock depends on that
@@ -24,7 +24,7 @@
 //! missed the link, comes before it on every CPU.
 //!
 //! A frame that is added to a page where a truncation has been already stays with the object, all zeros: what added it
-//! looks at the size behind a fence, as the truncation looks at the entries behind one, so one of the two sees the
+//! looks at the size after a fence, as the truncation looks at the entries after one, so one of the two sees the
 //! other. No entry maps the frame unless the object grows again.
 //!
 //! Migration does as a truncation does, but that the entry keeps the frame, and says that it is on its way: a fault
@@ -109,7 +109,7 @@ impl<'a, M: Stores> Found<'a, M> {
     }
 
     /// Whether the entry is the same, and the page, by `is_inside`, before the object's end. The lock of the page table
-    /// is held, which a truncation takes behind its change.
+    /// is held, which a truncation takes after its change.
     #[inline(always)]
     pub(super) fn is_current(&self, mmu: &M, is_inside: impl FnOnce() -> bool) -> bool {
         let is_there = mmu.load(self.cell) == self.entry;
@@ -244,7 +244,7 @@ pub(super) fn start_migration<M: Stores>(mmu: &M, cell: &M::Cell, frame: PhysAdd
 }
 
 /// Gives the page that was on its way the frame `to`. The state is locked for writing since, and a barrier has come
-/// behind the stores to a new frame.
+/// after the stores to a new frame.
 pub(super) fn end_migration<M: Stores>(mmu: &M, cell: &M::Cell, to: PhysAddr) {
     mmu.store(cell, Descriptor(to.0 | HERE));
 }

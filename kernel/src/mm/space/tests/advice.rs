@@ -88,7 +88,7 @@ fn advice_over_parts_joins_them_or_visits_each() {
     assert_eq!(rig.used(), 0);
 }
 
-/// Before the areas, between them or behind them.
+/// Before the areas, between them or after them.
 #[test]
 fn a_hole_is_reported_wherever_it_is() {
     type Call = fn(&Space, &Cpu, VirtAddr, u64) -> Result<(), SpaceError>;

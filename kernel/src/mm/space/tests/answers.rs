@@ -189,7 +189,7 @@ fn a_page_that_becomes_a_guard_is_one_of_both() {
         at_each_pair(prepare, GUARD_ALL, fork, |child, space, ()| {
             let pages = pages_of(&rig, &child);
             assert_old_or_guards(&pages);
-            // The area is locked: the fork comes before all of them or behind.
+            // The area is locked: the fork comes before all of them or after.
             assert!(pages.iter().all(Result::is_ok) || pages.iter().all(Result::is_err), "{pages:?}");
             check(space);
         });

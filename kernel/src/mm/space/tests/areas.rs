@@ -33,7 +33,7 @@ fn free_runs(taken: &BTreeSet<u64>) -> Vec<(u64, u64)> {
     runs
 }
 
-/// At the top of the smallest gap that has `pages` pages; of several, the lowest. The one behind the last area is only
+/// At the top of the smallest gap that has `pages` pages; of several, the lowest. The one after the last area is only
 /// used where no other will do.
 fn expected_gap(taken: &BTreeSet<u64>, pages: u64) -> Option<VirtAddr> {
     let runs = free_runs(taken);

@@ -178,7 +178,7 @@ fn a_change_of_protection_ends_at_the_first_hole() {
     // A hole in front: nothing is changed.
     assert_eq!(space.mprotect(start + 4 * PAGE, 2 * PAGE, Protection::READ), Err(SpaceError::NoMemory));
     assert_eq!(areas(&space).last(), Some(&(at(5), at(8), 3)));
-    // Behind the last address there is one too.
+    // After the last address there is one too.
     space.munmap(&rig.cpu, start, 8 * PAGE).unwrap();
     let last = MapRequest { placement: Placement::Fixed(USER_END - 2 * PAGE), ..private(2) };
     space.mmap(&rig.cpu, &last).unwrap();

@@ -192,7 +192,7 @@ impl<'r> Stage<'r> {
         let (space, cpu) = (&self.space, &self.rig.cpu);
         let at = |page: u64| START + page * PAGE;
         *self.device.upgrades.lock().unwrap() = matches!(call, Call::Fault { .. });
-        // Whether a call is refused is not what this is about.
+        // The test does not check whether a call is refused.
         match call {
             Call::Map { page, pages, writable, shared } => {
                 let write = if writable { Protection::WRITE } else { Protection::NONE };
@@ -326,7 +326,7 @@ fn a_device_that_does_not_hear_is_caught() {
     }
 }
 
-/// Changes the space in its upgrade event: between the unlock and the calls to those behind it in the chain.
+/// Changes the space in its upgrade event: between the unlock and the calls to those after it in the chain.
 struct Meddler {
     space: SpaceRef,
     change: fn(&SpaceRef),

@@ -1,5 +1,5 @@
 //! Contiguous groups: what brings them, each path that changes all of one or a part, and what the hardware sets
-//! meanwhile.
+//! concurrently.
 
 use std::vec;
 

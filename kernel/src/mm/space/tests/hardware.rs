@@ -30,7 +30,7 @@ fn access(cell: &AtomicU64, access: Access) -> bool {
     before != after
 }
 
-/// Runs `work` with the hardware's access behind the `nth` load of the entry; whether there was such a load, and whether
+/// Runs `work` with the hardware's access after the `nth` load of the entry; whether there was such a load, and whether
 /// the access changed the entry.
 fn with_access(stage: &Stage, kind: Access, nth: usize, work: impl FnOnce()) -> (bool, bool) {
     let place = stage.cell_address();
@@ -78,7 +78,7 @@ fn pages_of(frame: PhysAddr, protection: Protection) -> Vec<Descriptor> {
 /// A call for a page of an area with a protection.
 type Call = fn(&Stage, Protection);
 
-/// Has `call` find each page, and the hardware access it behind each load of its entry. `check` gets the stage, with
+/// Has `call` find each page, and the hardware access it after each load of its entry. `check` gets the stage, with
 /// the entry as the call left it, and whether the page was written.
 #[track_caller]
 fn at_each_load(call: Call, check: impl Fn(&Stage, Descriptor, bool)) {

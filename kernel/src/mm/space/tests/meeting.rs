@@ -210,7 +210,7 @@ fn a_new_frame_is_zero_at_the_barrier_in_front_of_its_entry() {
         assert!(left.len() >= 4, "{left:?}");
         let installed = shown(&rig, &space).len();
         let pages = &left[left.len() - installed..];
-        // Behind the last of them nothing is zeroed.
+        // After the last of them nothing is zeroed.
         assert_eq!(pages.last(), Some(&stale(&rig, &free)), "{left:?}");
         assert!(left.is_sorted_by(|before, after| before >= after), "{left:?}");
         for (barriers, &left) in (1..).zip(&left) {

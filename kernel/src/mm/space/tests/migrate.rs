@@ -469,7 +469,7 @@ fn cut_blocks_become_whole() {
         let expected = if page % 4 == 0 { value(page) } else { 0 };
         assert_eq!(rig.read(&space, start + page * PAGE), expected, "page {page}");
     }
-    // Nothing is isolated any more: every frame can be had.
+    // Nothing is isolated any more: every frame can be taken.
     let mut all = Vec::new();
     while let Ok(frame) = rig.frames.alloc(&rig.cpu) {
         all.push(frame);

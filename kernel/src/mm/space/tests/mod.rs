@@ -194,7 +194,7 @@ fn meet_at(places: &[(&SpaceRef, VirtAddr)], work: impl FnOnce(), other: impl Fn
 }
 
 /// Runs `first` on another CPU up to its `nth` moment, then `second` here up to its `mth`, then the first to its end,
-/// and then the rest of the second; where one waits for a lock that the other has, the other goes on. Returns what
+/// and then the rest of the second; where one waits for a lock that the other has, the other continues. Returns what
 /// `second` returned, and whether both came so far.
 fn interleave<T>(
     space: &SpaceRef,
@@ -209,7 +209,7 @@ fn interleave<T>(
             let cpu = Cpu::new(CpuId(1));
             let (mut left, hook_pause, waits) = (Some(nth), pause.clone(), end.clone());
             let hook = move |moment: Moment<'_>| match (left, moment) {
-                // The second has it, and goes on; where it has ended, it has no receiver.
+                // The second has it, and continues; where it has ended, it has no receiver.
                 (None, Moment::Wait) => _ = waits.send(()),
                 (Some(0), _) => {
                     left = None;

@@ -372,7 +372,7 @@ fn a_move_is_an_unmapping_of_the_old_place() {
 }
 
 /// The tables go as well, so walk caches must not keep them: an invalidation that is not of the last level alone, and
-/// names no level; and frames, tables among them, are free only behind it.
+/// names no level; and frames, tables among them, are free only after it.
 #[test]
 fn freed_tables_are_invalidated_with_their_pages_and_then_free() {
     /// How many frames are in use while an invalidation is under way.
@@ -547,7 +547,7 @@ fn an_objects_page_is_copied_behind_its_invalidation() {
     );
 }
 
-/// A guard comes behind the invalidation of the page that was there; where none was, and where one goes, nothing is
+/// A guard comes after the invalidation of the page that was there; where none was, and where one goes, nothing is
 /// notified.
 #[test]
 fn a_guard_comes_behind_the_invalidation_of_its_page() {
@@ -609,14 +609,14 @@ fn pages_of_an_object_are_cleared_in_each_space_that_maps_them() {
         (0..4).for_each(|page| stage.rig.write(space, stage.start + page * PAGE, 1));
     };
     map(&stage.space);
-    // First out of the object, then out of the entries; the frame is free behind that.
+    // First out of the object, then out of the entries; the frame is free after that.
     assert_events(
         &stage,
         || file.punch_hole(&stage.rig.cpu, PAGE, 3 * PAGE).unwrap(),
         "write, start clear 1..3, write, dsb ishst, vale1is 1, vale1is 2, tlbs 1..3 (locked), range 1..3 (locked), \
          dsb ish, end clear 1..3",
     );
-    // An entry that is not valid may be in a TLB still, while `mprotect` goes on.
+    // An entry that is not valid may be in a TLB still, while `mprotect` continues.
     stage.space.mprotect(stage.start, PAGE, Protection::NONE).unwrap();
     assert_events(
         &stage,

@@ -315,7 +315,7 @@ fn a_frame_that_another_holds_stays_until_it_is_dropped() {
     mapped.end(None);
 }
 
-/// The bytes of a page behind the end of its object are gone for good, and no write goes over a limit.
+/// The bytes of a page after the end of its object are gone for good, and no write goes over a limit.
 #[test]
 fn the_rest_of_the_last_page_is_cleared() {
     let mapped = Mapped::touched(Sharing::Shared);

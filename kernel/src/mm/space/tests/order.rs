@@ -1,7 +1,7 @@
 //! The calls of other CPUs while an invalidation is under way.
 //!
 //! A subscriber is called between the TLBI and the DSB that completes it, so it can hold an invalidation up: what
-//! another thread finishes meanwhile, it finishes while TLBs may still show the old frame.
+//! another thread finishes concurrently, it finishes while TLBs may still show the old frame.
 
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};

@@ -3,7 +3,7 @@
 //!
 //! The outcome of one of the two orders, in which one comes after the other, is right: for each answer and each page by
 //! itself, since a call about several pages takes them one by one. Of a call that is [several steps](Call::in_steps)
-//! each step may come before the other call, or behind it. Nothing is leaked or freed twice, groups are uniform, and
+//! each step may come before the other call, or after it. Nothing is leaked or freed twice, groups are uniform, and
 //! two devices keep nothing that they were notified of: one that shares the tables is notified with the TLBs, and one
 //! that mirrors them by events. Alone each call has a barrier between the contents of a page, or a table, and its entry.
 //!
@@ -186,7 +186,7 @@ impl Subscriber for Device {
 
 type Bound = Subscription<Device, SpaceHandle>;
 
-/// A pager's file: a call about it has a reference, so that it is closed behind the last one.
+/// A pager's file: a call about it has a reference, so that it is closed after the last one.
 struct PagerFile(Counted<Userfaultfd>);
 
 impl Drop for PagerFile {
@@ -330,7 +330,7 @@ impl World {
         };
         for (place, space, at) in places() {
             let area = space.with_area(at, |area| (area.protection(), area.flags()));
-            // An object may lose pages that were locked meanwhile.
+            // An object may lose pages that were locked concurrently.
             let is_locked =
                 space.with_area(at, |area| area.locking() == Locking::Now && !area.is_shared()) == Some(true);
             let is_there = walk(space, at) != Descriptor::EMPTY;
@@ -388,7 +388,7 @@ struct Harness {
     second: Second,
     notified: [Notified; 2],
     seed: u64,
-    /// Locks of tables exclude nothing: what has to wait for one goes on.
+    /// Locks of tables exclude nothing: what has to wait for one continues.
     breaks_in: bool,
     /// The outcomes of the two orders.
     orders: BTreeMap<Pair, [Outcome; 2]>,

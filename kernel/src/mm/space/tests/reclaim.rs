@@ -246,7 +246,7 @@ fn each_moment(work: Work, other: Work) -> usize {
     moments
 }
 
-/// The locks of the file are held meanwhile: what needs them for a change waits, and is tried the other way round.
+/// The locks of the file are held at each step: what needs them for a change waits, and is tried the other way round.
 #[test]
 fn others_come_at_any_step_of_reclaim() {
     let moments: usize = [READ, WRITE, POPULATE, DISCARD, GUARD].map(|other| each_moment(RECLAIM, other)).iter().sum();

@@ -9,7 +9,7 @@ use crate::mm::notifier::Subscription;
 use crate::mm::notifier::recording::{Notified, Recording};
 use crate::mm::space::{MapRequest, Placement, SpaceRef};
 
-/// Registers, which no frame record is about.
+/// Registers, which have no frame record.
 const DOORBELL: PhysAddr = PhysAddr(0x0809_0000);
 
 fn entry(space: &Space, page: VirtAddr) -> Descriptor {

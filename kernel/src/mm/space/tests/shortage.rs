@@ -394,7 +394,7 @@ fn a_page_of_an_object_that_a_pager_cannot_bring_is_brought_the_next_time() {
     }
 }
 
-/// Of a space whose areas are registered a fork that fails leaves no event behind.
+/// Of a space whose areas are registered a fork that fails leaves no event.
 #[test]
 fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
     let forks = Cell::new(0);

@@ -1,4 +1,4 @@
-//! Entries that wait until storage for the tags of their pages is reserved, and what lies in that storage meanwhile.
+//! Entries that wait until storage for the tags of their pages is reserved, and what lies in that storage until then.
 //!
 //! A machine of 8 MiB has 2 MiB of tag storage, more than it needs, in blocks of one frame or of several.
 
@@ -788,7 +788,7 @@ fn the_fault_meets_what_changes_its_page_at_each_step() {
     }
 }
 
-/// `lab=skip-recheck`: a page that was discarded meanwhile comes back.
+/// `lab=skip-recheck`: a page that was discarded concurrently comes back.
 #[test]
 fn without_the_second_comparison_a_discarded_page_comes_back() {
     let comes_back = |switches: &[u16]| {
@@ -817,8 +817,8 @@ fn without_the_second_comparison_a_discarded_page_comes_back() {
     assert!(comes_back(&[lab::SKIP_RECHECK.identifier]) > 0);
 }
 
-/// `lab=early-unpin`: a page that was discarded meanwhile has the same frame again, which has lost its storage. Its new
-/// entry waits like the old one, bit for bit, and is made valid.
+/// `lab=early-unpin`: a page that was discarded concurrently has the same frame again, which has lost its storage. Its
+/// new entry waits like the old one, bit for bit, and is made valid.
 #[test]
 fn without_the_pin_the_next_life_of_a_page_becomes_valid_without_storage() {
     let is_without_storage = |switches: &[u16], nth| {

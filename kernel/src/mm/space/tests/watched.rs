@@ -354,7 +354,7 @@ fn wrong(
     step: Step,
     sabotage: Option<Sabotage>,
 ) -> (Vec<Rule>, bool) {
-    // No other test changes sizes of live entries meanwhile.
+    // No other test changes sizes of live entries concurrently.
     host::with(&[], || {
         let mut watched = written_at(place, Features::BASE, sharing);
         sabotage.into_iter().for_each(|sabotage| watched.model.inject(step, 0, sabotage));

@@ -1,10 +1,10 @@
 //! Events: what a space does to its mappings, for pagers that have asked for it.
 //!
-//! | | `changing` from | sent | the caller goes on |
+//! | | `changing` from | sent | the caller continues |
 //! |---|---|---|---|
-//! | fork | the copy of areas | behind the fork | when it is read, with the child's userfaultfd |
-//! | remap | the move | behind it | when it is read |
-//! | unmap | the unmapping | behind it | when it is read |
+//! | fork | the copy of areas | after the fork | when it is read, with the child's userfaultfd |
+//! | remap | the move | after it | when it is read |
+//! | unmap | the unmapping | after it | when it is read |
 //! | remove | the event | before pages are discarded | when it is read; then it discards |
 //!
 //! While `changing` is not 0 the pager's calls fail ([`UserfaultError::Changing`]): what it has read before may not be true
@@ -79,7 +79,7 @@ impl PendingEvents {
         self.0.as_ref().map_or(0, PagedList::count)
     }
 
-    /// Ends those behind the first `count`: their change is not made.
+    /// Ends those after the first `count`: their change is not made.
     pub(in super::super) fn undo_from(&mut self, count: usize) {
         let Some(events) = &mut self.0 else { return };
         while events.count() > count
@@ -336,7 +336,7 @@ impl super::Userfaultfds {
         all.put(number, Registered { userfaultfd: own, forked_from: Some(parent) })
     }
 
-    /// The first one from `next` on whose fork is not announced yet, and the parent's; `next` is behind it then.
+    /// The first one from `next` on whose fork is not announced yet, and the parent's; `next` is after it then.
     fn take_forked(&self, next: &mut usize) -> Option<(Counted<Userfaultfd>, Counted<Userfaultfd>)> {
         let mut all = self.0.write();
         loop {

@@ -121,7 +121,7 @@ impl Userfaultfd {
 }
 
 impl Space {
-    /// Marks the pages of `range`, all of `area`, which stays as it is meanwhile; `installs` has empty entries get markers.
+    /// Marks the pages of `range`, all of `area`, which stays as it is; `installs` has empty entries get markers.
     ///
     /// # Errors
     /// [`OutOfMemory`], only where it `installs`; some are marked.

@@ -134,8 +134,8 @@ pub enum ReadError {
     Interrupted,
 }
 
-/// A message that was read. An event is complete, and its sender goes on, with [`Self::done`]; dropped before, it is there
-/// to be read again.
+/// A message that was read. An event is complete, and its sender continues, with [`Self::done`]; dropped before, it is
+/// there to be read again.
 pub struct Reading<'q> {
     message: Message,
     queue: &'q Queue,

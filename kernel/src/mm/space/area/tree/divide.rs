@@ -215,7 +215,7 @@ impl Areas {
         swap(&mut self.data, &mut other.data);
     }
 
-    /// Moves the last area before the first one of `other`, or the first behind the last. Returns whether there was one.
+    /// Moves the last area before the first one of `other`, or the first after the last. Returns whether there was one.
     fn pass(&mut self, other: &mut Self, is_last: bool) -> bool {
         let mut end = if is_last { self.tree.back_mut() } else { self.tree.front_mut() };
         let Some(area) = end.remove() else { return false };

@@ -178,7 +178,7 @@ fn a_hole_in_a_shared_block_is_notified_once_to_each_space() {
     other.munmap(&stage.rig.cpu, stage.start, BLOCK_SIZE).unwrap();
     stage.fault(7, Access::Write);
     assert_events(&stage, || punch(0, ALL), &format!("write, start clear 0..512, {GONE}, end clear 0..512"));
-    // An entry that is not valid may be in a TLB still, while `mprotect` goes on.
+    // An entry that is not valid may be in a TLB still, while `mprotect` continues.
     stage.fault(7, Access::Write);
     stage.space.mprotect(stage.start, BLOCK_SIZE, Protection::NONE).unwrap();
     assert_events(&stage, || punch(0, ALL), &format!("write, start clear 0..512, {GONE}, end clear 0..512"));

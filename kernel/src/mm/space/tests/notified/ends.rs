@@ -1,4 +1,4 @@
-//! Fork, the end of a space, and what a gather frees: each with what it comes behind.
+//! Fork, the end of a space, and what a gather frees: each with what it comes after.
 
 use std::collections::BTreeMap;
 
@@ -168,7 +168,7 @@ fn each_table_is_invalidated_before_its_lock_is_dropped() {
     assert_eq!(stage.rig.frames.stats().used, used - 2);
 }
 
-/// More runs of frames than a gather lists: it frees what it has behind an invalidation of all that it has noted.
+/// More runs of frames than a gather lists: it frees what it has after an invalidation of all that it has noted.
 #[test]
 fn a_full_gather_frees_behind_its_invalidation() {
     let stage = Stage::new(0);

@@ -1,4 +1,4 @@
-//! The calls and accesses: each is about one page or about all, and answers in words.
+//! The calls and accesses: each concerns one page or all, and answers in words.
 
 use std::format;
 

@@ -1,5 +1,5 @@
 //! Two threads of which one runs at a time: the second begins at a chosen moment of the first, and where one has to
-//! wait, for a lock or an event, the other goes on.
+//! wait, for a lock or an event, the other continues.
 //!
 //! Every wait on the host comes to one place (`sched::host`), which hands the turn over. So an interleaving is a few
 //! numbers, and comes out the same each time.

@@ -193,7 +193,7 @@ fn a_hole_leaves_a_private_copy_with_its_mark_and_a_truncation_a_marker() {
         assert_eq!((stage.store(0), stage.store(1), stage.rig.read(&stage.space, START)), (REPORTED, REPORTED, 7));
         file.truncate(cpu, 0).unwrap();
         assert!((0..3).all(|page| stage.entry(page) == uffd_wp_marker()));
-        // Behind the end no pager is asked.
+        // After the end no pager is asked.
         assert_eq!(stage.store(0), Err(FaultError::Unusable));
         file.truncate(cpu, 3 * PAGE).unwrap();
         assert_eq!(stage.store(0), REPORTED);
@@ -498,7 +498,7 @@ fn a_block_that_a_child_has_is_not_copied_once_it_is_protected() {
     });
 }
 
-/// Whether the store behind `work` is reported, with this switch of the lab and without it.
+/// Whether the store after `work` is reported, with this switch of the lab and without it.
 fn reported(switch: &lab::Lab, stage: fn() -> Stage, work: fn(&Stage)) -> [bool; 2] {
     let with = |sites: &[u16]| {
         host::with(sites, || {

@@ -216,7 +216,7 @@ impl World {
         assert_eq!(rig.frames.stats().refused, 0, "a frame is freed twice");
     }
 
-    /// Runs `call`, whose events are read meanwhile; returns the userfaultfds of children.
+    /// Runs `call`, whose events are read concurrently; returns the userfaultfds of children.
     fn with_reader<T>(&self, feature: u64, call: impl FnOnce() -> T) -> (T, Vec<Counted<Userfaultfd>>) {
         if self.features.0 & feature == 0 {
             return (call(), Vec::new());
