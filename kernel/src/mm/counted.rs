@@ -36,7 +36,7 @@ impl<T> Counted<T> {
         Self::try_new_with(pool, || object)
     }
 
-    /// Has `make` make an object in the pool, with one owner. No lock of the pool's is held meanwhile.
+    /// Has `make` make an object in the pool, with one owner. No lock of the pool's is held during `make`.
     ///
     /// # Errors
     /// [`OutOfMemory`]; `make` is not called.

@@ -183,7 +183,7 @@ impl HoleList {
 pub struct HeapStats {
     /// Bytes mapped.
     pub total: usize,
-    /// Bytes in use, after rounding, with the records behind objects with tags.
+    /// Bytes in use, after rounding, with the records after objects with tags.
     pub used: usize,
     /// Bytes in holes, and of objects that are kept for the next of their size.
     pub free: usize,
@@ -345,7 +345,7 @@ impl Heap {
     /// of others may come in between. Not while a lock of the rank `HEAP_GROWTH` or a later one is held, and not with
     /// interrupts masked: others run between two pieces.
     pub fn trim(&self, keep: usize) -> usize {
-        // No more than it has now: others may make it grow meanwhile.
+        // No more than it has now: others may make it grow concurrently.
         let most = self.list.lock().holes.size() / PAGE_SIZE;
         let mut trimmed = 0;
         while trimmed < most {
@@ -442,7 +442,7 @@ fn round(layout: Layout) -> Option<Layout> {
     Layout::from_size_align(size, align).ok()
 }
 
-/// The one heap of the target, behind the language's `alloc`.
+/// The one heap of the target, which the language's `alloc` uses.
 #[cfg(target_os = "none")]
 mod global {
     use core::alloc::{GlobalAlloc, Layout};

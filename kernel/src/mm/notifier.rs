@@ -92,7 +92,7 @@ pub struct Range {
     pub event: Event,
     /// The first address.
     pub start: VirtAddr,
-    /// The first address behind it.
+    /// The first address after it.
     pub end: VirtAddr,
 }
 

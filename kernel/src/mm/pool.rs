@@ -162,7 +162,7 @@ impl<T> Pool<T> {
         self.try_new_with(|| value)
     }
 
-    /// Has `make` make a value in the pool, so that it need not be made elsewhere and moved. No lock is held meanwhile.
+    /// Has `make` make a value in the pool, so that it need not be made elsewhere and moved. No lock is held then.
     ///
     /// # Errors
     /// [`OutOfMemory`]: every slab is full and no frame is free. `make` is not called.
@@ -192,7 +192,7 @@ impl<T> Pool<T> {
         let slab = self.new_slab()?;
         let mut slabs = self.slabs.lock();
         slabs.stats.frames += 1;
-        // Another CPU may have done the same meanwhile; then there is room for both.
+        // Another CPU may have done the same concurrently; then there is room for both.
         slabs.partial.push_front(slab);
         slabs.take::<T>().ok_or(OutOfMemory)
     }

@@ -60,7 +60,7 @@ impl KernelTlb {
     /// [`Tlb::invalidate`] of what another CPU may have changed.
     ///
     /// DSB ISHST orders this CPU's stores alone, and not the load by which it learned of the change: where nothing
-    /// depends on that load, a walk behind the TLBI could still read the old entry. So the first barrier is a DSB ISH.
+    /// depends on that load, a walk after the TLBI could still read the old entry. So the first barrier is a DSB ISH.
     #[inline(always)]
     pub fn invalidate_for_others<M: Mmu<Geometry = Granule4K>>(&self, mmu: &M, what: &Invalidation) {
         if !lab::is_on!(SKIP_DSB_BEFORE_TLBI) {

@@ -36,7 +36,7 @@ pub struct AsidSlot(pub(super) AtomicU64);
 impl AsidSlot {
     /// The number that TLBs may know the space by; 0, which no space has, before it first runs.
     ///
-    /// To be read behind a DSB that completes the change of a table: see the head of this file.
+    /// To be read after a DSB that completes the change of a table: see the head of this file.
     #[inline(always)]
     pub fn number(&self) -> u16 {
         self.0.load(Ordering::Relaxed) as u16

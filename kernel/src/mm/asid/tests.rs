@@ -55,7 +55,7 @@ impl Rig {
         }
         assert!(number != 0 && usize::from(number) < FEWEST);
         assert_eq!(slot.number(), number, "an invalidation would name another number");
-        // Until another table is installed, the CPU goes on filling its TLB for what it ran before.
+        // Until another table is installed, the CPU keeps filling its TLB for what it ran before.
         if let Some((before, old)) = self.running[cpu] {
             self.know(cpu, before, old);
         }

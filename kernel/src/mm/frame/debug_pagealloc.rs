@@ -23,8 +23,8 @@ pub trait DebugPagealloc: Sync {
 }
 
 impl FrameAllocator {
-    /// Hides all free frames behind `debug_pagealloc`, and from now on each that becomes free, as long as the branch
-    /// sites of `branch::DEBUG_PAGEALLOC` are taken. Only the first call counts. No CPU allocates meanwhile, and no
+    /// Hides all free frames by `debug_pagealloc`, and from now on each that becomes free, as long as the branch
+    /// sites of `branch::DEBUG_PAGEALLOC` are taken. Only the first call counts. No CPU allocates concurrently, and no
     /// other CPU has before: its magazine is empty.
     pub fn hide_free_frames(&self, cpu: &Cpu, debug_pagealloc: &'static dyn DebugPagealloc) {
         self.drain_cpu(cpu);

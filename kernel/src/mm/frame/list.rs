@@ -94,7 +94,7 @@ impl FrameList {
         Some((PhysAddr(first), count))
     }
 
-    /// Goes on to the next run, where the last one is used up.
+    /// Advances to the next run, where the last one is used up.
     #[inline(always)]
     fn begin_run(&mut self) -> Option<()> {
         if self.run.is_empty() {
@@ -157,7 +157,7 @@ impl FrameAllocator {
         self.extended(cpu, Mobility::Unmovable, list, left)
     }
 
-    /// Whether so many frames may be had. A request that cannot succeed touches no memory: a list would write to free
+    /// Whether so many frames are free. A request that cannot succeed touches no memory: a list would write to free
     /// frames before it failed.
     ///
     /// # Errors

@@ -69,7 +69,7 @@ impl Magazine {
     }
 
     /// Runs `work` with interrupts masked, because a handler may want the magazine too. Debug builds check that no other
-    /// CPU is in it meanwhile.
+    /// CPU is in it concurrently.
     #[inline(always)]
     pub(super) fn alone<R>(&self, work: impl FnOnce(&Self) -> R) -> R {
         let masked = interrupts::mask();

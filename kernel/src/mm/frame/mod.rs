@@ -92,7 +92,7 @@ pub struct FrameAllocator {
     pub(in crate::mm) tag_storage: Once<TagStorage>,
 }
 
-/// Where the frames are. Taken while other CPUs allocate, the numbers may be off by what moves meanwhile.
+/// Where the frames are. Taken while other CPUs allocate, the numbers may be off by what moves concurrently.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FrameStats {
     /// Frames that the allocator manages. Reserved memory and what boot took before are not among them.
@@ -424,7 +424,7 @@ impl FrameAllocator {
             Frame::set_all(records, references);
         }
         if flags != 0 {
-            // Those of the first may change meanwhile.
+            // Those of the first may change concurrently.
             records.iter().skip(1).for_each(|record| record.flags.store(flags, Ordering::Relaxed));
         }
         self.blocks.cut_taken(cpu, block.frame_number() / BLOCK_FRAMES);
@@ -473,7 +473,7 @@ impl FrameAllocator {
     }
 
     /// The [owner](Frame::owner) of a frame that is held; where it has none, what follows from the block that it was a
-    /// part of: as many more as it is frames behind the first. 0 where there is neither.
+    /// part of: as many more as it is frames after the first. 0 where there is neither.
     pub(in crate::mm) fn origin(&self, frame: &Frame, address: PhysAddr) -> u64 {
         let own = frame.owner.load(Ordering::Relaxed);
         let number = address.frame_number();

@@ -84,7 +84,7 @@ impl Frame {
     /// Adds a holder. The caller is one.
     #[inline(always)]
     pub fn share(&self) {
-        // Relaxed: the caller holds the frame already, so it cannot become free meanwhile.
+        // Relaxed: the caller holds the frame already, so it cannot become free concurrently.
         let before = self.references.fetch_add(1, Ordering::Relaxed);
         debug_assert_ne!(before, 0, "a free frame shared");
     }

@@ -555,7 +555,7 @@ fn a_part_of_a_run_of_blocks_is_refused() {
     }
 }
 
-/// Taking one block and giving it back leaves the larger runs as they are, and a run of all can be had.
+/// Taking one block and giving it back leaves the larger runs as they are, and a run of all can be taken.
 #[test]
 fn a_single_block_stays_beside_the_sets_until_a_run_is_wanted() {
     let (frames, cpu) = (leaked(16), Cpu::new(CpuId(0)));
@@ -726,7 +726,7 @@ fn many_cpus_never_share_a_frame() {
                     while held.len() < (round * 37 + id as usize * 11) % 300 {
                         let Ok(frame) = frames.alloc(&cpu) else { break };
                         let word = frames.linear().address(frame).as_ptr::<u64>();
-                        // SAFETY: the frame is this thread's alone, which is what the test is about.
+                        // SAFETY: the frame is this thread's alone, which is what the test checks.
                         unsafe { word.write(u64::from(id) << 32 | frame.frame_number() as u64) };
                         held.push(frame);
                     }

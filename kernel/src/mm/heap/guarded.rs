@@ -285,7 +285,7 @@ impl GuardedHeap {
         unsafe { &mut *page.as_ptr::<canary::Page>() }.fill(canary::WORD);
         // Release: the allocation that finds the number uses the page as it is here.
         if self.gate.compare_exchange(CLOSED, number + 1, Ordering::Release, Ordering::Relaxed).is_err() {
-            // Another CPU has opened it meanwhile.
+            // Another CPU has opened it concurrently.
             self.give_back(pool, number);
         }
         true

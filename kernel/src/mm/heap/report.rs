@@ -192,7 +192,7 @@ mod tests {
 
     const PAGES: usize = 4;
 
-    /// Three objects of 64 bytes, one behind the other, each with its tag, and the memory that they are in.
+    /// Three objects of 64 bytes, one after the other, each with its tag, and the memory that they are in.
     fn three() -> (Heap, [VirtAddr; 3], Vec<u128>) {
         let memory = vec![0_u128; (PAGES + 1) * PAGE_SIZE / 16];
         let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE).unwrap();

@@ -1,4 +1,4 @@
-//! The tags of objects (Arm ARM D10), and the record behind each.
+//! The tags of objects (Arm ARM D10), and the record after each.
 //!
 //! ```text
 //! ├── object, tag 5 ──┤ record ├── object, tag 11 ──┤ record ├── hole ...
@@ -223,7 +223,7 @@ pub(super) fn take(
 /// [`BadFree`]: nothing is changed.
 ///
 /// # Safety
-/// 1. As many bytes as `layout` has from `pointer` on, and a record's behind them, are the list's memory, which is mapped.
+/// 1. As many bytes as `layout` has from `pointer` on, and a record's after them, are the list's memory, and mapped.
 /// 2. If the object is in use, it is not used any more.
 #[inline(always)]
 pub(super) unsafe fn give_back(

@@ -375,7 +375,7 @@ impl<S: Subscriber, C: Deref<Target: AsRef<NotifierChain>>> Subscription<S, C> {
             link.store(node.as_ptr(), Ordering::Release);
         }
         to.joined.store(joined, Ordering::Release);
-        // If a change of a table found the chain empty behind its DSB, every later translation of this subscriber sees
+        // If a change of a table found the chain empty after its DSB, every later translation of this subscriber sees
         // that change.
         fence(Ordering::SeqCst);
         drop(changing);

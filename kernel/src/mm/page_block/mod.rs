@@ -464,7 +464,7 @@ impl PageBlocks {
                 taken += other.take_runs(&mut list, most - taken, each);
             }
         }
-        // A block that became whole meanwhile has left its list for the buddy, and stays there.
+        // A block that became whole concurrently has left its list for the buddy, and stays there.
         taken + self.take_own(cpu, mobility, &mut own.list.lock(), most - taken, each)
     }
 
@@ -618,7 +618,7 @@ impl PageBlocks {
         self.alone(left_free, || {
             let free_frames = self.totals().free_frames;
             let mut list = home.list.lock();
-            // It may have become whole meanwhile, and have another home or none.
+            // It may have become whole concurrently, and have another home or none.
             if !ptr::eq(self.home(index)?, home) {
                 return None;
             }

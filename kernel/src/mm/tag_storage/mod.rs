@@ -51,7 +51,7 @@ pub const FRAMES_PER_FRAME: usize = 32;
 /// Attempts to claim a block whose memory is in use.
 const ATTEMPTS: usize = 3;
 /// The longest block that is claimed where the caller may hold a spinning lock, in frames (64 KiB): its cache lines may
-/// have to be invalidated meanwhile.
+/// have to be invalidated under it.
 const BRIEF: usize = 16;
 
 /// Why tag storage cannot be reserved for a frame.
@@ -421,7 +421,7 @@ impl TagStorage {
         }
     }
 
-    /// Notes that a page was migrated because its own storage could not be had.
+    /// Notes that a page was migrated because its own storage could not be reserved.
     pub(super) fn note_moved_page(&self) {
         self.counters.note_moved_page();
     }

@@ -25,7 +25,7 @@ pub enum Failure {
     Isolated,
     /// The page, which was to migrate, could not: mostly, something holds it.
     Pinned,
-    /// There is no frame whose storage could be had.
+    /// There is no frame whose storage could be reserved.
     OutOfMemory,
 }
 
@@ -84,7 +84,7 @@ pub struct TagStorageStats {
     pub lent: u64,
     /// Pages that were migrated out of tag storage.
     pub migrations: u64,
-    /// Pages that were migrated because their own storage could not be had.
+    /// Pages that were migrated because their own storage could not be reserved.
     pub moved_pages: u64,
     /// Failures by [`Failure`].
     pub failures: [u64; FAILURES],

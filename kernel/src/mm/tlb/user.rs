@@ -17,7 +17,7 @@
 //!
 //! `(R)VAE1IS`, which takes every level, is for ranges that have lost tables.
 //!
-//! Entries belong to an ASID, which is read behind the DSB that completes the change ([`super::super::asid`]). No ISB:
+//! Entries belong to an ASID, which is read after the DSB that completes the change ([`super::super::asid`]). No ISB:
 //! what EL1 has translated ahead of user memory is fetched anew on the way back to EL0, and its own accesses are those
 //! that may fault.
 
@@ -73,7 +73,7 @@ impl Leaf {
         Self { at: start, start, bytes: BLOCK_SIZE, level: LevelHint::new(LAST_LEVEL - 1) }
     }
 
-    /// The address behind it.
+    /// The address after it.
     #[inline(always)]
     pub const fn end(self) -> VirtAddr {
         VirtAddr(self.start.0 + self.bytes)
