@@ -158,7 +158,7 @@ struct Bcm2836Nodes {
 }
 
 /// The devices that a pass over the tree found; the first of each kind counts. Their interrupts are read last: the tree
-/// may have the controller behind them.
+/// may have the controller after them.
 #[derive(Default)]
 pub(super) struct Found<'t> {
     gic: Option<ControllerDescription>,
@@ -295,7 +295,7 @@ impl<'t> Found<'t> {
         platform.timer_frequency = timer.frequency;
         platform.psci = self.psci;
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
-        // Last, since it refers to the others, which the tree may have behind it.
+        // Last, since it refers to the others, which the tree may have after it.
         platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
         Ok(())

@@ -14,7 +14,7 @@
 //! another CPU has invalidated; there nothing is shared (Linux: `ARM64_WORKAROUND_DISABLE_CNP`).
 //!
 //! On the designs of [`LOSING_DIRT`] the hardware's own update of AP\[2\] may be lost, or hit an entry that changes
-//! meanwhile; there software does it, by a fault (Linux: `cpu_has_broken_dbm`).
+//! concurrently; there software does it, by a fault (Linux: `cpu_has_broken_dbm`).
 
 use core::fmt;
 

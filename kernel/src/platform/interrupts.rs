@@ -3,7 +3,7 @@
 //!
 //! `interrupts` lists lines of the controller that `interrupt-parent` names, on the node or on the way up;
 //! `interrupts-extended` names the controller of each line, and counts where both are there. How many cells a line
-//! takes is defined by the controller, which the tree may have behind the node. So a node's interrupts are kept as they
+//! takes is defined by the controller, which the tree may have after the node. So a node's interrupts are kept as they
 //! stand ([`Interrupts`]) and read when the controller ([`ControllerNode`]) is known.
 
 use super::tree::{self, cell};
@@ -52,7 +52,7 @@ pub(super) enum LineKind {
     Bcm2836Shared,
 }
 
-/// Cells of a line that identify it; those behind them have the CPUs that share a PPI.
+/// Cells of a line that identify it; those after them have the CPUs that share a PPI.
 const MEANINGFUL: u32 = 3;
 /// Cells of a line at most: more have no meaning in any binding.
 const MAX_CELLS: u32 = 8;
@@ -88,7 +88,7 @@ impl ControllerNode {
         Self { phandle, address_cells: 0, interrupt_cells: 2, kind: LineKind::Bcm2836, behind }
     }
 
-    /// The meaning of cells behind this phandle; `None` where it is another controller's.
+    /// The meaning of cells after this phandle; `None` where it is another controller's.
     fn kind_behind(&self, phandle: Option<u32>) -> Option<LineKind> {
         match phandle {
             Some(_) if phandle == self.phandle => Some(self.kind),

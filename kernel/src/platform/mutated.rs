@@ -54,7 +54,7 @@ fn build(items: &[Item]) -> Vec<u8> {
     tree.finish()
 }
 
-/// Where the node ends that begins at `from`: behind its last item.
+/// Where the node ends that begins at `from`: after its last item.
 fn end_of(items: &[Item], from: usize) -> usize {
     let mut depth = 0;
     for (at, item) in items.iter().enumerate().skip(from) {

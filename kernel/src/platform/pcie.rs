@@ -2,7 +2,7 @@
 //! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI BusNode Binding for addresses of three cells).
 //!
 //! A function is named by its *requester ID*, bus, device and function in 16 bits. The maps here define the
-//! function's IDs at the SMMU and the ITS. They refer to other nodes, which the tree may have behind the bridge; so
+//! function's IDs at the SMMU and the ITS. They refer to other nodes, which the tree may have after the bridge; so
 //! it is read in two steps.
 
 use granule_arch::addr::PhysRange;

@@ -141,7 +141,7 @@ impl StructureBlock<'_> {
         }
     }
 
-    /// The cell at the current place, behind which the check goes on.
+    /// The cell at the current place, after which the check continues.
     fn cell(&mut self) -> Result<u32, StructureError> {
         let rest = self.blob.get(self.at..).and_then(<[u8]>::first_chunk).ok_or(StructureError::CutOff(self.at))?;
         self.at += 4;
@@ -153,7 +153,7 @@ impl StructureBlock<'_> {
         self.skip(name.len() + 1)
     }
 
-    /// The rest of a property, behind its token: length, offset of the name, value.
+    /// The rest of a property, after its token: length, offset of the name, value.
     fn property(&mut self) -> Result<(), StructureError> {
         let offset = self.at;
         let (length, name) = (self.cell()? as usize, self.cell()? as usize);

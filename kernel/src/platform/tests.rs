@@ -87,7 +87,7 @@ pub(super) fn virt(machine: &Machine) -> Vec<u8> {
     virt_with(machine, &|_| {}, &machine.more)
 }
 
-/// As [`virt`], with these nodes in front of the root's others, and behind them.
+/// As [`virt`], with these nodes in front of the root's others, and after them.
 pub(super) fn virt_with(machine: &Machine, front: Nodes<'_>, more: Nodes<'_>) -> Vec<u8> {
     let mut tree = TreeBuilder::default();
     tree.reserve(0x4000_0000, 0x1234);
@@ -313,7 +313,7 @@ fn devices_reach_what_the_host_bridge_passes_on() {
     assert_eq!(dma_reach(&[memory], 0x4000_0000, true), Some(0x7fff_ffff));
     assert_eq!(dma_reach(&[memory], 0x7fff_ffff, true), Some(0x7fff_ffff));
     assert_eq!(dma_reach(&[memory], 0x8000_0000, true), None);
-    // In any order, one behind the other.
+    // In any order, one after the other.
     let behind = dma_piece(0x8000_0000, 0x8000_0000, 0x1000);
     assert_eq!(dma_reach(&[behind, memory], 0x4000_0000, true), Some(0x8000_0fff));
     // Elsewhere: an SMMU would see the bus's address.
@@ -539,7 +539,7 @@ fn the_timers_interrupt_is_private() {
     assert_eq!(shared, Err(PlatformError::Missing { node: "timer".into(), property: "interrupts" }));
 }
 
-/// BCM2837's interrupt controllers, the second in front of the first, and a port behind it.
+/// BCM2837's interrupt controllers, the second in front of the first, and a port after it.
 fn bcm2837(tree: &mut TreeBuilder) {
     let controller = |tree: &mut TreeBuilder, name, compatible, reg: [u32; 4], phandle| {
         tree.node(name, |tree| {

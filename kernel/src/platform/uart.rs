@@ -333,7 +333,7 @@ impl<'t> UartNode<'t> {
     }
 }
 
-/// Where `/chosen` `stdout-path` leads: without the options behind the colon, an alias resolved. Without that property,
+/// Where `/chosen` `stdout-path` leads: without the options after the colon, an alias resolved. Without that property,
 /// where the alias `serial0` leads.
 pub(super) fn console_path<'t>(chosen: Option<&Node<'t, '_>>, aliases: Option<&Node<'t, '_>>) -> Option<&'t str> {
     let named = |chosen: &Node<'t, '_>| chosen.string("stdout-path").or_else(|| chosen.string("linux,stdout-path"));

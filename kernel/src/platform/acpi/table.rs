@@ -38,7 +38,7 @@ pub(super) const IORT: TableKind = TableKind { index: 5, name: "IORT" };
 /// Their signatures, by index.
 const SIGNATURES: [[u8; 4]; 6] = [*b"SPCR", *b"FACP", *b"APIC", *b"GTDT", *b"MCFG", *b"IORT"];
 
-/// Tables that the list may have; what is behind them is not looked at.
+/// Tables that the list may have; those after them are not looked at.
 const MAX_TABLES: usize = 128;
 /// Bytes of the header of each table.
 pub(super) const HEADER: usize = size_of::<SdtHeader>();
@@ -217,7 +217,7 @@ pub(super) fn fields<T: Fields>(bytes: &[u8], least: usize) -> Result<T, TableEr
 pub(super) struct Entries<'t>(&'t [u8]);
 
 impl<'t> Entries<'t> {
-    /// The list behind the first `offset` bytes of a table.
+    /// The list after the first `offset` bytes of a table.
     pub(super) fn behind(table: &'t [u8], offset: usize) -> Self {
         Self(table.get(offset..).unwrap_or_default())
     }
@@ -226,7 +226,7 @@ impl<'t> Entries<'t> {
 impl<'t> Iterator for Entries<'t> {
     type Item = (u8, &'t [u8]);
 
-    /// The next one; none behind one whose length makes no sense.
+    /// The next one; none after one whose length makes no sense.
     fn next(&mut self) -> Option<Self::Item> {
         let &[kind, length, ..] = self.0 else { return None };
         let Some((entry, rest)) = self.0.split_at_checked(length.into()).filter(|_| length >= 2) else {

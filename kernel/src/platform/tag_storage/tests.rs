@@ -113,13 +113,13 @@ fn read(front: Nodes<'_>, more: Nodes<'_>) -> Regions {
     Regions { used, refused }
 }
 
-/// Reads a tree with these children of `/reserved-memory` behind the machine's memory, and with memory at [`FAR`].
+/// Reads a tree with these children of `/reserved-memory` after the machine's memory, and with memory at [`FAR`].
 fn read_children(children: &[Child]) -> Regions {
     let regions = read(&|_| {}, &|tree| {
         reserved(tree, children);
         memory(tree, &FAR);
     });
-    // Memory of the first node behind memory of the second, and the other way round: what they say is the same.
+    // Memory of the first node after memory of the second, and the other way round: what they say is the same.
     let turned = read(
         &|tree| {
             memory(tree, &FAR);
