@@ -2,7 +2,7 @@
 //!
 //! - [`park`] and `unpark`: a thread sleeps until another wakes it. Everything that sleeps is built on the
 //!   two: [`WaitQueue`], [`PollQueue`], [`sleep_until`], [`RwSem`].
-//! - [`Thread`]: what there is of each; a user thread has the functions of a [`UserEntry`] behind its exceptions.
+//! - [`Thread`]: what there is of each; a user thread has the functions of a [`UserEntry`] for its exceptions.
 //! - `queue`: what runs next on a CPU. `switch`: from one thread to another.
 //!
 //! **The token.** `unpark` of a thread that does not sleep leaves it a token, and its next `park` takes the token and

@@ -15,7 +15,7 @@
 //! the poller looks again, and waits on in all its queues if nothing was for it.
 //!
 //! **A wake-up is bounded under the lock.** It moves each node that it wakes to the end, marked by its number, and drops
-//! the lock between batches. It ends at a node whose mark is not below its own number: that one, and all behind it, came
+//! the lock between batches. It ends at a node whose mark is not below its own number: that one, and all after it, came
 //! or were woken after it began, and so after the change. Their threads look after that.
 //!
 //! A node lies where its poller keeps it, and is accessed under its queue's lock alone. How many a poller has is a

@@ -209,7 +209,7 @@ fn notify_other(cpu: &'static Cpu) {
 
 /// Has `thread` look at its work soon, if it is at EL0.
 pub(super) fn interrupt(thread: &Thread) {
-    // Where it has woken or moved meanwhile, it has looked on its way: the work was raised before this looks at the
+    // Where it has woken or moved concurrently, it has looked on its way: the work was raised before this looks at the
     // thread, and `wake` and `steal` have changed the thread before it looks at its work.
     fence(Ordering::SeqCst);
     if !thread.state.is_parked()
@@ -303,7 +303,7 @@ pub fn park() {
 
 /// The running thread is about to enter EL0 and is to let others go first. It may be on another CPU afterwards.
 ///
-/// Not inlined: nothing that its caller knows of the CPU is true behind it.
+/// Not inlined: nothing that its caller knows of the CPU is true after it.
 #[inline(never)]
 pub(crate) fn give_way(thread: &Thread) {
     let cpu = this_cpu();
@@ -317,7 +317,7 @@ pub(crate) fn give_way(thread: &Thread) {
 }
 
 /// A point in a long call where other threads of this CPU may run: those that were woken, and a ready one where this
-/// thread's slice has ended. The thread goes on here, on this CPU.
+/// thread's slice has ended. The thread continues here, on this CPU.
 ///
 /// The caller holds no spinning lock and has no walk open, and interrupts are on; what it has changed is complete, as
 /// if it slept here. Sleeping locks may be held: their waiters sleep.
@@ -339,7 +339,7 @@ pub fn relax() {
 #[inline(never)]
 fn run_others(cpu: &'static Cpu, thread: &Thread) {
     let masked = interrupts::mask();
-    // The idle thread's work goes on to its end; interrupts that were masked stay so.
+    // The idle thread's work continues to its end; interrupts that were masked stay so.
     if is_idle_thread(cpu, thread) || !masked.irqs_enabled() {
         return interrupts::restore(masked);
     }
@@ -352,7 +352,7 @@ fn run_others(cpu: &'static Cpu, thread: &Thread) {
     if let Some(next) = queue.pick(cpu) {
         queue.add_woken(thread);
         switch::to(cpu, thread, next, queue);
-        // A thread that was woken meanwhile has asked another one than this to give way.
+        // A thread that was woken since has asked another one than this to give way.
         let queue = cpu.sched.queue.lock();
         if !queue.woken.is_empty() {
             request(cpu);

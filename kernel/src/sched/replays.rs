@@ -67,7 +67,7 @@ impl ReplayCount {
         }
         let ticks = timer::count_unordered().wrapping_sub(self.since.get());
         let instructions = self.since_instructions.get().zip(retired(cpu)).and_then(|((then, since), (now, count))| {
-            // Of a thread that was elsewhere meanwhile, other CPUs' are missing.
+            // Of a thread that was elsewhere in between, other CPUs' are missing.
             (then == now).then(|| count.wrapping_sub(since))
         });
         Some(Replays { count: (noted & COUNT) as u32, ticks, instructions })

@@ -17,9 +17,9 @@
 //! # Readers for a moment write nothing that they share
 //! A reader that does not sleep ([`RwSem::read_briefly`]) stores the lock's address into a slot of its CPU and looks at the
 //! word again: no writer, and this CPU's bit still set, so it is a reader. The bit is set by its CPU's first such reader
-//! behind a writer of another. A writer takes the word, with it the bits of the others, and waits for the CPUs of these
+//! after a writer of another. A writer takes the word, with it the bits of the others, and waits for the CPUs of these
 //! bits to leave its lock.
-//!after a writer of another. A writer takes the word, with it the bits of the others, and waits for the CPUs of these
+//!
 //! ```text
 //! reader   store slot (release)   load word (acquire)        writer   exchange word (release)   load slots (acquire)
 //! ```
@@ -263,7 +263,7 @@ impl<T: ?Sized> RwSem<T> {
         }
     }
 
-    /// Goes on where a grant has stopped: a reader has been granted the lock, and more may be at the front.
+    /// Continues where a grant has stopped: a reader has been granted the lock, and more may be at the front.
     fn grant_more(&self) {
         let waiters = self.waiters.lock();
         // This thread is a reader, so that no writer has the lock.
@@ -294,7 +294,7 @@ impl<T: ?Sized> RwSem<T> {
 
     /// Hands on a lock that is free, or that readers have: to the readers at the front, or to one writer.
     ///
-    /// To so many readers at most as are woken with interrupts masked; the first of them that runs goes on, and where
+    /// To so many readers at most as are woken with interrupts masked; the first of them that runs continues, and where
     /// all have released the lock before, the last of them hands it on.
     fn grant(&self, mut waiters: Waiters<'_, Want>) {
         // Into the word before any wake-up: a quick reader must not find its share missing when it releases the lock.
@@ -347,7 +347,7 @@ pub struct WriteGuard<'a, T: ?Sized> {
 }
 
 impl<'a, T: ?Sized> WriteGuard<'a, T> {
-    /// Goes on as a reader: no writer changes the value in between, and other readers come in.
+    /// Continues as a reader: no writer changes the value in between, and other readers come in.
     #[inline]
     pub fn downgrade(self) -> ReadGuard<'a, T> {
         let guard = ManuallyDrop::new(self);
@@ -355,7 +355,7 @@ impl<'a, T: ?Sized> WriteGuard<'a, T> {
         let word = sem.word.fetch_add((WRITER - 1).wrapping_neg(), Ordering::Release) - (WRITER - 1);
         if word & WAITING != 0 {
             let waiters = sem.waiters.lock();
-            // A writer at the front goes on waiting, for this reader.
+            // A writer at the front keeps waiting, for this reader.
             if waiters.front() == Some(&Want::Read) {
                 sem.grant(waiters);
             }

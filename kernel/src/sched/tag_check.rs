@@ -101,7 +101,7 @@ mod target {
     /// Bytes of an SVC.
     const INSTRUCTION: u64 = 4;
 
-    /// For code behind [`branch::MTE`], and that of threads with checks.
+    /// For code guarded by [`branch::MTE`], and that of threads with checks.
     #[inline(always)]
     const fn registers() -> Registers {
         // SAFETY: the branch is taken, and a program's wish for checks accepted, only where all CPUs have tags.

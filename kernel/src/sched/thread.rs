@@ -485,7 +485,7 @@ pub(crate) fn enlarge_shortage(cpu: &Cpu, frames: usize) {
 /// The thread that runs on this CPU, if it is not interrupted.
 fn working(cpu: &Cpu) -> Option<&Thread> {
     let current = cpu.sched.current.load(Ordering::Relaxed);
-    // SAFETY: null before there are threads; else the thread that runs here, which is not freed meanwhile.
+    // SAFETY: null before there are threads; else the thread that runs here, which is not freed concurrently.
     let thread = unsafe { current.as_ref() };
     thread.filter(|_| !cpu.trap.is_in_handler())
 }
