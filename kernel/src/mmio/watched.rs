@@ -20,7 +20,7 @@ std::thread_local! {
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
 }
 
-/// Runs `work`, and `hook` in front of each read and behind each write of a register on this thread.
+/// Runs `work`, and `hook` in front of each read and after each write of a register on this thread.
 pub fn at_each_access<T>(hook: impl FnMut(MmioAccess) + 'static, work: impl FnOnce() -> T) -> T {
     HOOK.set(Some(Box::new(hook)));
     let result = work();

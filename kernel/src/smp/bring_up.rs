@@ -6,7 +6,7 @@
 //! ```
 //!
 //! A CPU is held between the two because features are the least of all CPUs', and code that is patched for them must
-//! not be running anywhere meanwhile. One that does not arrive in time is given up: it is not waited for again, and
+//! not be running anywhere during that. One that does not arrive in time is given up: it is not waited for again, and
 //! should it come later, it finds itself given up and stops.
 //!
 //! A CPU in a spin table waits, its MMU off, for an address at its release address (`cpu-release-addr`; Devicetree
@@ -301,7 +301,7 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     while !RELEASED.load(Ordering::Acquire) {
         wait::wfe();
     }
-    // Text was patched meanwhile: nothing that was fetched earlier may be executed.
+    // Text was patched while this waited: nothing that was fetched earlier may be executed.
     barrier::isb();
     let features = crate::kernel().features();
     features.dirty_state.enable();

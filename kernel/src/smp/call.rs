@@ -1,4 +1,4 @@
-//! A function on other CPUs, run to its end before the caller goes on.
+//! A function on other CPUs, run to its end before the caller continues.
 //!
 //! Each CPU has one outgoing call, since a caller waits, and a word of incoming ones: a bit for each CPU whose call it
 //! has to serve. The caller fills in its call, sets its bit at each target, sends the interrupt, and waits until every

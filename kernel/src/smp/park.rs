@@ -134,7 +134,7 @@ pub(super) fn join(this: &Cpu) {
 }
 
 /// Answers, and stays for as long as the CPU that has asked wishes. Interrupts masked, as in a handler. The round is read
-/// behind the acknowledgement of the interrupt, whose value gives the address of the handler, and so is what was stored
+/// after the acknowledgement of the interrupt, whose value gives the address of the handler, and so is what was stored
 /// before the interrupt was sent.
 pub(super) fn answer(this: &Cpu) {
     let round = PARKING.round.load(Ordering::Acquire);

@@ -1,6 +1,6 @@
 //! In host tests: two threads that meet at a chosen moment of the first.
 //!
-//! A moment is where another CPU may come in between: in front of each spinning lock that the thread takes and behind
+//! A moment is where another CPU may come in between: in front of each spinning lock that the thread takes and after
 //! each that it releases, at each store, barrier and invalidation of page tables, and at each barrier of the SMMU's
 //! driver. There the second thread runs until it ends or waits, which is for the first; then both go on. No time is
 //! measured.
@@ -54,7 +54,7 @@ impl Drop for Hooked {
     }
 }
 
-/// Runs `first`, and from its `nth` moment on `second` on another thread, whose CPU has number 1; behind it where there
+/// Runs `first`, and from its `nth` moment on `second` on another thread, whose CPU has number 1; after it where there
 /// is no such moment.
 /// Returns what they return, and whether there was one.
 #[allow(clippy::disallowed_methods, reason = "the host has memory for a hook")]

@@ -50,7 +50,7 @@ impl HeldRanks {
     }
 }
 
-/// A sleeping lock that is read under for a moment: nothing sleeps behind it.
+/// A sleeping lock that is read under for a moment: such a reader does not sleep.
 pub const BRIEF: Rank = 1;
 /// The vmalloc areas of one CPU's part of the window.
 pub const VMALLOC: Rank = 2;

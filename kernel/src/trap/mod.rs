@@ -4,7 +4,7 @@
 //!
 //! - an interrupt goes to the interrupt controller's driver;
 //! - a translation fault that is no longer one is retried ([`is_spurious`]);
-//! - a fault of a probing access goes on at its fixup (`extable`, `probe`), with the fault as a value;
+//! - a fault of a probing access continues at its fixup (`extable`, `probe`), with the fault as a value;
 //! - everything else is the kernel's own error and ends in a report (`report`).
 //!
 //! All of it runs with every exception masked, on the stack of the code that was interrupted.
@@ -47,7 +47,7 @@ pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 /// Whether a fault with this syndrome at this address is gone now, so that the instruction need only be run again.
 ///
 /// Without FEAT_ETS2 a CPU may take a translation fault on an address that another CPU has made valid, even after it
-/// has seen the store that reports it: only an ISB behind that, ordered by a branch or a DSB, would have prevented it,
+/// has seen the store that reports it: only an ISB after that, ordered by a branch or a DSB, would have prevented it,
 /// and plain accesses have none. The translation is asked for anew (AT S1E1R): any answer but a translation fault means
 /// that the walk that faulted is out of date. A read is asked for also where the access was a write or a fetch: if
 /// *that* is what is not permitted, the retry faults again.
@@ -57,7 +57,7 @@ pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 /// it was. So a DSB ISH orders what this CPU has read before the walk, and an ISB makes the walk a new one. With no
 /// message at all the access raced with the change, and either answer is right.
 ///
-/// The retry is not counted against a limit: behind those two it faults spuriously again only if yet another CPU has
+/// The retry is not counted against a limit: after those two it faults spuriously again only if yet another CPU has
 /// made the address invalid and valid once more in between, since an invalid entry is never cached.
 ///
 /// Accesses with EL0's rights (LDTR, in `uaccess`) are translated otherwise than by AT S1E1R. They are to addresses of
@@ -195,7 +195,7 @@ mod target {
         resolved
     }
 
-    /// Goes on at `fixup`, which finds the fault in x16 and x17.
+    /// Continues at `fixup`, which finds the fault in x16 and x17.
     fn resume_with_fault(frame: &mut TrapFrame, fixup: u64) {
         frame.x[16] = frame.esr;
         frame.x[17] = frame.exception_address().0;

@@ -96,7 +96,7 @@ fn translation_fault(frame: &TrapFrame) -> Option<VirtAddr> {
     (abort.address_valid && abort.status == FaultStatus::Translation).then(|| frame.fault_address())
 }
 
-/// The exception of `frame` as a fault with the address that it is about.
+/// The exception of `frame` as a fault with its address.
 fn fault(frame: &TrapFrame) -> ProbeFault {
     ProbeFault { syndrome: frame.syndrome(), address: frame.exception_address() }
 }

@@ -54,7 +54,7 @@
     patched_instruction {TAG_CHECKS}, {CLEAR_TCO}
     .endm
 
-// Behind an ERET: what a CPU fetches from there goes no further.
+// After an ERET: what a CPU fetches from there goes no further.
     .macro  speculation_ends
     patched_instruction {SPECULATION_BARRIER}, 0xd50330ff   // SB
     dsb     nsh
@@ -97,7 +97,7 @@
     b       el0_report
     .endm
 
-// Behind the vectors, in their section: conditional branches lead here, and reach no further than 1 MiB.
+// After the vectors, in their section: conditional branches lead here, and reach no further than 1 MiB.
     .pushsection .text.vectors, 1, "ax", %progbits
     .type   el0_syscall, %function
 el0_syscall:

@@ -8,7 +8,7 @@
 //! On an overflow the frame goes to the CPU's overflow stack. Its top is in the [`Cpu`] that TPIDR_EL1 points to;
 //! TPIDR_EL0 and TPIDRRO_EL0 hold the two values that have no other place. They belong to EL0, to which a CPU that has
 //! come here never returns. An exception taken *on* the overflow stack (a probing access of the report) is known by its
-//! SP, and goes on there.
+//! SP, and continues there.
 
 #![allow(unsafe_code, reason = "vectors, stack frames and accesses that may fault, in assembly")]
 
