@@ -221,7 +221,7 @@ mod tests {
         let base = VirtAddr::from_ptr(&raw const records).0;
         for (index, record) in records.iter_mut().enumerate() {
             let here = 12 * index as i32;
-            // Each site 4 KiB below the array, 8 bytes apart; each target 64 bytes behind its site.
+            // Each site 4 KiB below the array, 8 bytes apart; each target 64 bytes after its site.
             record.site = -4096 + 8 * index as i32 - here;
             record.target = -4096 + 8 * index as i32 + 64 - (here + 4);
             record.identifier = 60 + index as u16;

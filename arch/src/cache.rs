@@ -209,7 +209,7 @@ impl CodeCaches {
 /// Makes instructions that were stored in the range visible to instruction fetch on every CPU, where `caches` holds for
 /// all that run.
 ///
-/// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has had it when
+/// Each CPU that may already have fetched from there still owes an ISB before it runs them; this one has issued it when
 /// the function returns.
 ///
 /// # Safety

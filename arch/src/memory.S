@@ -113,7 +113,7 @@ memmove_by_pairs:
     .size   memmove, . - memmove
 
 // CPYP, CPYM, CPYE finds the direction by itself. An interrupt between or inside them is no matter: what is left to do is in the
-// registers and the flags, and EL1 goes on on the same CPU.
+// registers and the flags, and EL1 continues on the same CPU.
     .arch_extension mops
     .globl  memmove_by_mops
     .type   memmove_by_mops, @function
@@ -190,7 +190,7 @@ memset_by_blocks:
     mov     x6, #4
     lsl     x5, x6, x5
     cmp     x2, x5, lsl #1              // with two blocks' bytes there is a whole one in it
-    ccmp    x5, #16, #0, hs             // and steps of 16 end at its boundary, or behind it in the range
+    ccmp    x5, #16, #0, hs             // and steps of 16 end at its boundary, or after it in the range
     b.lo    .Lset_by_pairs
     add     x4, x0, x2                  // end
     sub     x6, x5, #1

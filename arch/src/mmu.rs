@@ -160,7 +160,7 @@ mod metal {
     /// # Safety
     /// 1. TCR_EL1, MAIR_EL1 and the TTBRs that TCR_EL1 leaves on are written, and an ISB was issued.
     /// 2. The tables are complete in memory: written with the MMU off, or cleaned to the point of coherency; a DSB SY
-    ///    came behind. No cache holds an older line of them, nor of anything else that was written with the MMU off and
+    ///    followed. No cache holds an older line of them, nor of anything else that was written with the MMU off and
     ///    is read with it on, such as the stack.
     /// 3. They map this function at the address that it runs at, executable at EL1, and what is at x30.
     /// 4. The CPU is at EL1. At EL2 this returns, and nothing is translated: [`enable`] looks.
@@ -209,8 +209,8 @@ mod metal {
 
     impl core::error::Error for NotEl1 {}
 
-    /// Writes all of them and turns the MMU on. The caller goes on at the address that it runs at, and returns by what
-    /// its stack holds: the stack's lines are of those that the second condition of [`turn_on`] is about.
+    /// Writes all of them and turns the MMU on. The caller continues at the address that it runs at, and returns by
+    /// what its stack holds: the second condition of [`turn_on`] applies to the stack's lines.
     ///
     /// # Errors
     /// [`NotEl1`]: nothing was written. A kernel that is entered at EL2 goes down to EL1 first.

@@ -27,7 +27,7 @@ impl Tag {
     /// The tag of memory that was never given another.
     pub const ZERO: Self = Self(0);
 
-    /// The tag with this number, of which the low four bits count.
+    /// The tag with this number; its low four bits count.
     pub const fn new(number: u8) -> Self {
         Self(number & 0xf)
     }

@@ -1,5 +1,5 @@
 //! Tables that are indexed by a number of EL0's: a CPU that predicts the check of the bound wrongly must not form an
-//! address behind the table (Spectre v1).
+//! address beyond the table (Spectre v1).
 //!
 //! The index or 0 is selected by one comparison, and CSDB keeps a CPU from using a predicted result of it (Arm ARM C6.2,
 //! "CSDB"; Linux's `array_index_nospec`). `./x audit speculation` finds the sequence in the image.

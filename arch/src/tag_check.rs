@@ -7,7 +7,7 @@
 //! | EL1 | SCTLR_EL1.TCF | TFSR_EL1 |
 //!
 //! An exception entry sets PSTATE.TCO, and with it no access is checked: [`CLEAR_TCO`]. SCTLR_EL1.ITFSB, which the
-//! boot code has set, makes both registers complete behind each exception entry. A value of [`Registers`] proves that
+//! boot code has set, makes both registers complete after each exception entry. A value of [`Registers`] proves that
 //! they exist. On the host accesses to them are recorded.
 
 #![allow(unsafe_code, reason = "accesses the registers of tag checks")]
