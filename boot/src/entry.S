@@ -21,7 +21,7 @@
 //   x23  physical address of the image
 //   x26  SCTLR_EL1 with the MMU on
 //   x27  virtual address of the image: IMAGE_BASE plus the slide
-//   x28  where it goes on with the MMU on
+//   x28  where it continues with the MMU on
 //
 // Arm ARM: D1.3 (exception levels), D5 and D8 (translation), D7.5 (caches), D24 (registers).
 
@@ -499,7 +499,7 @@ primary_high:
     adrp    x0, __boot_stack_end
     mov     sp, x0
 
-    // Relocation: RELR, an address followed by bitmaps of the 63 words behind it. Nothing to do unless slid.
+    // Relocation: RELR, an address followed by bitmaps of the 63 words after it. Nothing to do unless slid.
     constant x0, {IMAGE_BASE}
     subs    x6, x27, x0
     b.eq    5f
@@ -586,7 +586,7 @@ secondary_high:
 1:  address x20, {SECONDARY_BOOTS}
     mov     x3, #{SECONDARIES}
 2:  add     x0, x20, #{SECONDARY_ENTRY}
-    ldar    x0, [x0]                        // what is in the record is read behind it
+    ldar    x0, [x0]                        // what is in the record is read after it
     cbz     x0, 3f
     ldr     x0, [x20, #{SECONDARY_MPIDR}]
     cmp     x0, x1

@@ -27,7 +27,7 @@ use granule_pgtable::{Geometry, Granule4K};
 /// Where the slide is in the header of the Image. The EFI stub writes it (`boot/uefi`).
 const SLIDE: usize = 40;
 
-/// Room for the headers of a PE/COFF file behind the header of the Image, in bytes: the rest of the page, of which
+/// Room for the headers of a PE/COFF file after the header of the Image, in bytes: the rest of the page, of which
 /// firmware loads nothing else (`xtask/src/pe.rs`).
 const PE_HEADERS: usize = PAGE_SIZE - 64;
 

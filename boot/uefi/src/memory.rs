@@ -171,7 +171,7 @@ pub const fn is_stride(bytes: usize) -> bool {
 
 /// Where an image of `size` bytes may go: each multiple of [`SLOT`] in memory that is free now, below `end`. Ascending
 /// without `seed`; else the first is any of all, each with the same probability but for the remainder of the division,
-/// and those behind it in the map follow. Never address 0.
+/// and those after it in the map follow. Never address 0.
 pub fn places<'a>(
     map: impl Iterator<Item = &'a MemoryDescriptor> + Clone,
     size: u64,

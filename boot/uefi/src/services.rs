@@ -258,7 +258,7 @@ impl Pages {
         unsafe { core::slice::from_raw_parts_mut(self.start.as_ptr(), self.bytes) }
     }
 
-    /// Leaves out what is behind so many bytes.
+    /// Leaves out what is after so many bytes.
     fn shorten(&mut self, bytes: usize) {
         self.bytes = self.bytes.min(bytes);
     }
@@ -343,7 +343,7 @@ pub(crate) fn end(mut map: Map) -> Result<ManuallyDrop<Map>, Status> {
     map.fill(boot)?;
     let mut map = ManuallyDrop::new(map);
     TABLE.store(ptr::null_mut(), Ordering::Relaxed);
-    // SAFETY: the key is that of the last map. Behind a success nothing of boot services is used.
+    // SAFETY: the key is that of the last map. After a success nothing of boot services is used.
     let exit = |map: &Map| check(unsafe { (boot.exit_boot_services)(image(), map.key) });
     if let Err(status) = exit(&map).or_else(|_| map.fill(boot).and_then(|()| exit(&map))) {
         reset(table, status);
