@@ -14,7 +14,7 @@ fn main() -> Result<(), Error> {
     let tables = machine.page_tables();
     let lazy = Lazy::new(machine.mmu());
 
-    // 6 MiB, 64 KiB behind a block's boundary: pages, groups of 16, blocks of 2 MiB.
+    // 6 MiB, 64 KiB after a block's boundary: pages, groups of 16, blocks of 2 MiB.
     let range = PageRange::new(VirtAddr(0xffff_8000_0001_0000), 6 << 20)?;
     let shape = Shape { leaves: Leaves::Largest, execution: Execution::ByLeaf };
     let data = Attributes::kernel_data(MemoryType::Normal);

@@ -44,9 +44,9 @@ use granule_arch::barrier;
 pub trait WalkWord {
     /// Makes it odd in one atomic step, with no order of its own. Returns what it was.
     fn make_odd(&self) -> u64;
-    /// Reads it; what is read after this is ordered behind the read.
+    /// Reads it; what is read after this is ordered after the read.
     fn load_acquire(&self) -> u64;
-    /// Writes it behind all earlier accesses.
+    /// Writes it after all earlier accesses.
     fn store_release(&self, value: u64);
     /// DMB ISH.
     fn full_barrier(&self);

@@ -81,7 +81,7 @@ pub enum Visited {
 pub struct CellsWalk<'t, M: Mmu> {
     mmu: &'t M,
     root: Table<M::Geometry>,
-    /// Where it goes on.
+    /// Where it continues.
     from: VirtAddr,
     /// The last address.
     last: VirtAddr,
@@ -123,7 +123,7 @@ impl<'t, M: Mmu> CellsWalk<'t, M> {
         }
     }
 
-    /// Goes on behind the block that it met at `address`, which was the last, or there again.
+    /// Continues after the block that it met at `address`, which was the last, or there again.
     #[inline(always)]
     pub fn go_on(&mut self, address: VirtAddr, visited: Visited) {
         if visited == Visited::Again {
@@ -285,7 +285,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
     /// and hands each to `unlinked`, the lower ones first. The hole holds the range and has no leaves.
     ///
     /// # Safety
-    /// Nothing but table walks of the hardware comes to an address of `hole` meanwhile; what goes to other addresses
+    /// Nothing but table walks of the hardware comes to an address of `hole` concurrently; what goes to other addresses
     /// may. No cell that was found before ([`Self::cell`] and its kin) is used afterwards where its table is handed
     /// out. A table is used for something else when walk caches are invalidated for `range`, and not before.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
@@ -308,7 +308,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
                         Err(missing) => last = VirtAddr(from.0 | (M::Geometry::entry_size(missing) - 1)),
                     }
                 }
-                // Not the address behind it: there is none behind the last.
+                // Not the address after it: there is none after the last.
                 if last >= range.last() {
                     break;
                 }
@@ -338,7 +338,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
     /// tree in any TLB or walk cache. Each table comes after what was in it; the root stays.
     ///
     /// # Safety
-    /// Nothing but table walks of the hardware uses the tree meanwhile, `invalidate` does what this comment demands,
+    /// Nothing but table walks of the hardware uses the tree concurrently, `invalidate` does what this comment demands,
     /// and no cell of the tree that was found before ([`Self::cell`] and its kin) is used afterwards, those of the root
     /// excepted.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]

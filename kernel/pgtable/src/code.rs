@@ -1,7 +1,7 @@
 //! Code becomes visible to instruction fetch before an entry makes it executable.
 //!
 //! Arm ARM B2.7.4.2 (synchronization of instruction and data caches): what was stored is cleaned to the point of
-//! unification unless CTR_EL0.IDC, then dropped from the instruction caches unless CTR_EL0.DIC, a DSB behind each.
+//! unification unless CTR_EL0.IDC, then dropped from the instruction caches unless CTR_EL0.DIC, a DSB after each.
 //! Before the entry and not after, or another CPU could run what the memory held before. The ISB that each CPU needs
 //! before it runs new code is issued by the code that publishes it; on this CPU the one at the end of the change
 //! serves.

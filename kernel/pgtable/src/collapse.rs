@@ -75,7 +75,7 @@ const GROUPS: usize = 4;
 pub enum Handshake {
     /// By marks, as described in [`crate::collapse`].
     Marks,
-    /// They do not run meanwhile: [`Collapser::replace_stopped`] comes between [`Collapser::mark`] and
+    /// They do not run during the replacement: [`Collapser::replace_stopped`] comes between [`Collapser::mark`] and
     /// [`Collapser::advance`]. For CPUs that cannot hold leaves of two sizes.
     Stopped,
     /// Not at all, and no walk is waited for: for machines that show what is lost.
@@ -171,7 +171,7 @@ pub struct Collapser<G: Geometry, const CPUS: usize> {
 #[derive(Clone, Copy, Debug)]
 struct Pass<G: Geometry> {
     what: Collapse<G>,
-    /// Where the next round begins; `None` behind the end.
+    /// Where the next round begins; `None` at the end.
     from: Option<VirtAddr>,
     /// Tables of this level and above it are looked at.
     level: u8,
@@ -267,13 +267,13 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     }
 
     /// Step 1, for the next few tables: marks those that could be larger leaves. The longer the caller waits then before
-    /// it goes on with [`Collapser::advance`], the longer no owner may have come by for them to be collapsed.
+    /// it calls [`Collapser::advance`], the longer no owner may have come by for them to be collapsed.
     ///
     /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree.
     ///
     /// # Safety
     /// Of all methods that change the tree:
-    /// 1. It is the one collapser of the tree, and no other tree's; the tree's [`crate::Reclaimer`] does not go on meanwhile.
+    /// 1. It is the one collapser of this tree alone; the tree's [`crate::Reclaimer`] does not advance concurrently.
     /// 2. Walks are as [`Collapser::start`] demands, and `words` gives the word of each CPU that may walk.
     /// 3. With [`Handshake::Marks`] every CPU and device that uses the tree can hold leaves of two sizes.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
@@ -327,8 +327,8 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
     /// # Safety
     /// 1. As [`Self::mark`].
     /// 2. Until it returns no other CPU runs, and no CPU, this one among them, is inside a walk of the tree.
-    /// 3. Nothing that this CPU accesses meanwhile is mapped by entries that are replaced, but by the second mapping of
-    ///    [`crate::Stores::break_before_make`].
+    /// 3. Nothing that this CPU accesses during the call is mapped by entries that are replaced, but by the second
+    ///    mapping of [`crate::Stores::break_before_make`].
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub unsafe fn replace_stopped<M: Stores<Geometry = G>>(&mut self, tables: &PageTables<'_, M>) {
         let (Some(pass), Stage::Marked(First { at, level }, ..)) = (&mut self.pass, self.stage) else { return };
@@ -412,7 +412,7 @@ impl<G: Geometry, const CPUS: usize> Collapser<G, CPUS> {
                     self.stage = Stage::Unmarked;
                     if replaced.count != 0 {
                         pass.replaced = pass.replaced.max(replaced.lowest);
-                        // Ends with a DSB ISH: the words are read behind the new descriptors.
+                        // Ends with a DSB ISH: the words are read after the new descriptors.
                         tlb.invalidate(mmu, replaced.iter().map(|(start, _)| Invalidation::unlinked_at(start)));
                         replaced.iter().for_each(|(start, _)| take_mark_away(tables, start));
                         self.grace = Grace::begin(&words);
@@ -620,7 +620,7 @@ impl<M: Mmu> Found<'_, M> {
 }
 
 /// Visits the tables of level `lowest` and above that translate any of `range` from `from` on and have leaves, until
-/// `visit` has had enough; never the root. Returns where it goes on, `None` behind the end.
+/// `visit` returns false; never the root. Returns where it continues, or `None` at the end.
 ///
 /// Only the one collapser and the one reclaimer unlink tables, so for these nothing vanishes on the way; for others the
 /// walk must be announced.

@@ -68,7 +68,7 @@ impl Extent {
         self.attributes.is_valid() && self.attributes.is_executable() && !self.execution_forbidden_above
     }
 
-    /// Whether `next` goes on where this one ends, in the same way.
+    /// Whether `next` continues where this one ends, in the same way.
     fn continues_with(&self, next: &Self) -> bool {
         self.start.0.wrapping_add(self.size) == next.start.0
             && self.attributes == next.attributes
@@ -160,8 +160,8 @@ impl<M: Mmu> PageTables<'_, M> {
     /// Calls `extent` for each run of like leaves in `range`, in ascending order; returns how many leaves of each size
     /// there were.
     ///
-    /// Leaves that the range only touches count wholly. Other CPUs may change the tables meanwhile; each entry is read
-    /// once.
+    /// Leaves that the range only touches count wholly. Other CPUs may change the tables concurrently; each entry is
+    /// read once.
     #[inline(never)]
     pub fn dump(&self, range: PageRange<M::Geometry>, extent: impl FnMut(&Extent)) -> LeafTotals {
         let mut coalescing = Coalescing { extent, current: None, totals: LeafTotals::default() };

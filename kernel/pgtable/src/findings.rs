@@ -116,7 +116,7 @@ impl<M: Mmu> PageTables<'_, M> {
     /// half of the address space: once for each run of such memory.
     ///
     /// Groups with leaves in the range, and tables that could be larger leaves, are looked at as a whole. Other CPUs may
-    /// change the tables meanwhile, as for [`PageTables::dump`].
+    /// change the tables concurrently, as for [`PageTables::dump`].
     pub fn findings(&self, range: PageRange<M::Geometry>, mut finding: impl FnMut(&Finding)) {
         let finding: &mut dyn FnMut(&Finding) = &mut finding;
         let mut run = Run(None);

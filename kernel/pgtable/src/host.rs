@@ -137,7 +137,7 @@ impl<G: Geometry> HostMachine<G> {
         self
     }
 
-    /// This machine with the erratum of which one more TLBI is the workaround.
+    /// This machine with the erratum whose workaround is one more TLBI.
     #[must_use]
     pub fn with_repeated_tlbi(mut self) -> Self {
         self.mmu.0.repeats_tlbi = true;

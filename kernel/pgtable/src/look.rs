@@ -86,7 +86,7 @@ impl<'t, M: Stores> Ready<'t, M> {
     }
 
     /// Where the physical memory of the range begins, if it is contiguous; `None` also where the leaf has been split
-    /// meanwhile.
+    /// concurrently.
     #[inline(always)]
     pub fn physical(&self) -> Option<PhysAddr> {
         let (first, mut left) = self.cells.split_first()?;

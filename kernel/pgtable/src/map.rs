@@ -146,7 +146,7 @@ fn is_too_high(physical: PhysAddr, size: u64) -> bool {
     physical.0.checked_add(size - 1).is_none_or(|last| last >> 48 != 0)
 }
 
-/// Writes leaves of `level` from `address` on, the first of them `leaf` and each further one to the memory behind: whole
+/// Writes leaves of `level` from `address` on, the first of them `leaf` and each further one to the next memory: whole
 /// groups of them contiguous, where `leaves` and the addresses allow.
 #[inline(always)]
 fn write_leaves<M: Stores>(mmu: &M, cells: &[M::Cell], address: VirtAddr, leaf: Descriptor, level: u8, leaves: Leaves) {

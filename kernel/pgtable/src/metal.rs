@@ -39,7 +39,7 @@
 //!    the caches;
 //! 2. [`PageTables`](crate::PageTables) over an [`MmuOff`], and `map`, as anywhere else;
 //! 3. the same invalidation again, so that no line that speculation has fetched hides the tables from walks, which are
-//!    cached, nor the stack from the code that goes on;
+//!    cached, nor the stack from the code that continues;
 //! 4. `granule_arch::mmu::enable`.
 //!
 //! From then on the same tree is used by way of [`Metal`].
@@ -100,7 +100,7 @@ pub unsafe trait Platform {
         false
     }
 
-    /// Whether an erratum of the CPUs asks for one more TLBI and DSB behind those that complete an invalidation.
+    /// Whether an erratum of the CPUs asks for one more TLBI and DSB after those that complete an invalidation.
     #[inline(always)]
     fn repeats_tlbi(&self) -> bool {
         false
@@ -226,7 +226,7 @@ unsafe impl<G: Geometry, A> Platform for DirectMap<G, A> {
 // SAFETY: the contract of `for_owner`.
 unsafe impl<G: Geometry> Trusted for DirectMap<G, Owner> {}
 
-/// The architecture orders an access through a loaded address behind the load; C11, by which the host goes, only where
+/// The architecture orders an access through a loaded address after the load; C11, by which the host goes, only where
 /// the load acquires.
 const LOAD: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { Ordering::Acquire };
 /// Of an atomic read and write, likewise.
@@ -260,7 +260,7 @@ pub unsafe trait Trusted: Platform {}
 unsafe impl<P: Trusted> Stores for Metal<P> {}
 
 /// This CPU. Cells are 64-bit atomics, which the architecture makes single-copy atomic (Arm ARM B2.2.1) and orders
-/// behind the load of their address (B2.3.3, address dependency).
+/// after the load of their address (B2.3.3, address dependency).
 #[derive(Clone, Copy, Debug)]
 pub struct Metal<P>(pub P);
 
@@ -276,7 +276,7 @@ unsafe fn cells<'a, G: Geometry>(table: Table<G>, address: VirtAddr) -> &'a [Cel
 
 // SAFETY: 1. `table` gives the frame at the address, as many entries as the geometry has; a `Table` proves that it is
 // one, and a platform shows the same memory for as long as it is a table. 2. Aligned 64-bit atomics are single-copy
-// atomic, and accesses through a loaded address are ordered behind the load. 3. `granule_arch::barrier` is those
+// atomic, and accesses through a loaded address are ordered after the load. 3. `granule_arch::barrier` is those
 // barriers, and its assembly is a compiler barrier. 4. `bulk` deals with the entries of a run by the operation of the
 // default; break-before-make has its steps, by another mapping of the entries.
 unsafe impl<P: Platform> Mmu for Metal<P> {

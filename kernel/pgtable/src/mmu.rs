@@ -191,7 +191,7 @@ pub unsafe trait Mmu {
     fn isb(&self);
 
     /// Completes the TLB maintenance of this CPU for all CPUs: DSB ISH, and what the errata of the machine's CPUs ask
-    /// for behind it (one more TLBI of anything, with a DSB ISH of its own).
+    /// for after it (one more TLBI of anything, with a DSB ISH of its own).
     #[inline(always)]
     fn complete_tlbi(&self) {
         self.dsb_ish();

@@ -109,7 +109,7 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
         self.stage = Stage::Requested(range);
     }
 
-    /// Goes on as far as can be without waiting. Each freed table goes to `free`, zeroed.
+    /// Advances as far as it can without waiting. Each freed table goes to `free`, zeroed.
     ///
     /// `words` gives each CPU's walk word by number: those of all CPUs that may walk this tree. Not inside a walk of
     /// this CPU's own, which would be waited for like any other's; a tree that has its own words has its own callers.
@@ -117,7 +117,7 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
     /// # Safety
     /// 1. It is the one reclaimer of the tree, and no other tree's.
     /// 2. Every walk of the tree is announced ([`crate::Announced`]) until the reclaimer is idle, and `words` gives the word
-    ///    of each CPU that may walk. Other than that only the tree's [`crate::Collapser`] walks, and not meanwhile.
+    ///    of each CPU that may walk. Other than that only the tree's [`crate::Collapser`] walks, and not concurrently.
     /// 3. `tlb` invalidates for every CPU, and every device, that uses the tree.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
     pub unsafe fn advance<'w, M: Stores<Geometry = G>, W: WalkWord + 'w>(
@@ -148,7 +148,7 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
                     if unlinked.is_empty() {
                         Stage::Idle
                     } else {
-                        // Ends with a DSB ISH: the words are read behind the unlinking.
+                        // Ends with a DSB ISH: the words are read after the unlinking.
                         tlb.invalidate(
                             mmu,
                             unlinked.iter(mmu).map(|table| Invalidation::unlinked_at(unlinked_at(mmu, *range, table))),

@@ -34,9 +34,9 @@
 //! with one that is not in use.
 //!
 //! # Why an owner may then change its entries by plain stores
-//! A splitter deals with **all** entries of a group in ascending order and with the last one last, behind a DMB ISHST.
+//! A splitter deals with **all** entries of a group in ascending order and with the last one last, after a DMB ISHST.
 //! So if the last entry has no contiguous bit, none in the group has, and only the owner of an entry stores to it.
-//! The change comes behind that read by a control dependency, its TLBI behind the change by a DSB ISHST; so no walk
+//! The change comes after that read by a control dependency, its TLBI after the change by a DSB ISHST; so no walk
 //! that comes after the TLBI can find a neighbour that still has the bit, and cache the whole group with what this
 //! entry was. [`PageTables::update`] asks the last entry of the group at each end that is not a group's own.
 
@@ -252,7 +252,7 @@ impl<M: Stores> PageTables<'_, M> {
     /// and ends the stop when it is dropped; so it begins outside of any walk of this CPU's, too.
     ///
     /// So many `tables` are taken before that. Returns what was split, and whether that is all: where it took more tables
-    /// the caller goes on with another one.
+    /// the caller continues with another one.
     ///
     /// # Errors
     /// As [`PageTables::split`].

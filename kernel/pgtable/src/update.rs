@@ -274,7 +274,7 @@ impl<'t, M: Mmu> Visitor<'t, M> for PermissionCheck<'_, M::Geometry> {
         if !may_change::<M::Geometry>(self.change, run.level, survey, 0) {
             let refused = each(mmu, run, leaves, self.change);
             if self.live_splits && has_table(mmu, run, leaves) {
-                // Split while this walk was looking, before each entry was read or behind that: what is there now is
+                // Split while this walk was looking, before each entry was read or after that: what is there now is
                 // below.
                 return Ok(Next::Again);
             }

@@ -255,7 +255,7 @@ pub(crate) fn leading_leaves<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> usize {
         return run.count;
     }
     let is_table = |cell| mmu.load(cell).is_table();
-    // The first one was read and is none; were it linked meanwhile, its owner would not be the caller.
+    // The first one was read and is none; were it linked concurrently, its owner would not be the caller.
     run.cells().iter().skip(1).position(is_table).map_or(run.count, |position| 1 + position)
 }
 

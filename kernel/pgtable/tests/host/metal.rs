@@ -71,7 +71,7 @@ fn with_the_mmu_off_and_on<G: Geometry>() {
     let moved = |range: PhysRange| PhysRange::from_size(range.start() - OFFSET, range.size()).unwrap();
     assert_eq!(build(&mmu, moved(on.range())).1, built);
     assert!(built.len() >= 4, "{built:x?}");
-    // SAFETY: the tree above, which goes on at the addresses that it was built at.
+    // SAFETY: the tree above, which stays at the addresses that it was built at.
     let root = unsafe { Table::<G>::root(root.address()) };
     // SAFETY: the host's addresses.
     let mmu = Metal(unsafe { DirectMap::<G>::new(0) });

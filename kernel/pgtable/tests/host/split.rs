@@ -111,7 +111,7 @@ fn each_leaf_is_split_at_each_end_to_the_largest_pieces() {
     for (leaf, offset, pieces) in cases {
         let size = pieces.iter().map(|(size, count)| size * count).sum();
         let (place, cut) = (range(BASE + leaf, size), BASE + leaf + offset);
-        // As the start of a range that goes on beyond the leaf, and as the end of one that begins with it.
+        // As the start of a range that continues beyond the leaf, and as the end of one that begins with it.
         let behind = VirtAddr(place.end().0) - cut;
         for asked in [range(cut, behind), range(place.start(), offset)] {
             for entries in [Entries::Shared, Entries::Alone, Entries::Stopped] {
@@ -147,7 +147,7 @@ fn each_leaf_is_split_at_each_end_to_the_largest_pieces() {
 }
 
 /// The stream of a change break-before-make: no entry is valid one way and then another, and between the two it is
-/// invalidated for all CPUs, by a TLBI behind a DSB and before another one; what was made is seen in the end.
+/// invalidated for all CPUs, by a TLBI after a DSB and before another one; what was made is seen in the end.
 pub(crate) fn check_breaks(stream: &[Operation]) -> Result<(), String> {
     // The entries that were broken, and how far the invalidation has come since.
     let (mut broken, mut progress, mut unseen) = (Vec::new(), 0, false);
@@ -249,8 +249,8 @@ fn is_dmb(operation: &Operation) -> bool {
     *operation == Operation::DmbIshst
 }
 
-/// The stream of a split: only sizes change; the last entry of a group comes behind a barrier that all others come
-/// before; so does the link of a table behind its contents; and nothing else is issued.
+/// The stream of a split: only sizes change; the last entry of a group comes after a barrier that all others come
+/// before; so does the link of a table after its contents; and nothing else is issued.
 fn check_split(stream: &[Operation]) -> Result<(), String> {
     // Addresses written to since the last barrier.
     let mut unordered: Vec<u64> = Vec::new();
@@ -514,7 +514,7 @@ fn what_another_split_has_done_meanwhile_is_used_and_left_over_tables_go_back() 
     }
 }
 
-/// Wherever in a lockless split another one comes, of the same leaf and with a change behind it: both get what they
+/// Wherever in a lockless split another one comes, of the same leaf and with a change after it: both get what they
 /// asked for and no more, and no table is lost.
 #[test]
 fn two_lockless_splits_of_one_leaf_leave_each_other_their_changes() {

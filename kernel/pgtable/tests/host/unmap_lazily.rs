@@ -1,5 +1,5 @@
 //! Unmapping in two halves, with one invalidation for several ranges between them: what the first leaves to be read,
-//! what it refuses, and what the second hands out, whatever collapses and reclaims do meanwhile.
+//! what it refuses, and what the second hands out, whatever collapses and reclaims do concurrently.
 
 use core::sync::atomic::AtomicU64;
 
