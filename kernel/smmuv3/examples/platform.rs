@@ -38,7 +38,7 @@ impl Registers {
         let mut words = self.0.lock().unwrap();
         words[offset / 4] = value;
         match offset {
-            // The SMMU acknowledges in the register behind.
+            // The SMMU acknowledges in the next register.
             CR0 | IRQ_CTRL => words[offset / 4 + 1] = value,
             // An update is done at once.
             GBPA => words[GBPA / 4] &= !Gbpa::UPDATE::SET.value,

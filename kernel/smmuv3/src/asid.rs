@@ -74,7 +74,7 @@ mod tests {
         asids.free(77);
         asids.free(3);
         assert_eq!([asids.allocate(), asids.allocate(), asids.allocate()], [Some(3), Some(77), None]);
-        // The last one that is looked at: the search began behind it.
+        // The last one that is looked at: the search began after it.
         asids.free(77);
         assert_eq!(asids.allocate(), Some(77));
     }

@@ -55,8 +55,8 @@ impl Events {
         (QUEUE_BASE::ALLOCATE::SET + QUEUE_BASE::ADDRESS.val(self.slots.phys().0 >> 5) + bits).value
     }
 
-    /// Hands every event that is there to `each`, oldest first, and makes room. Those that come meanwhile too, up to as
-    /// many as the queue holds: a device that never stops does not keep a CPU for ever.
+    /// Hands every event that is there to `each`, oldest first, and makes room. Those that come during the call too, up
+    /// to as many as the queue holds: a device that never stops does not keep a CPU for ever.
     pub fn drain<P: Platform>(&mut self, smmu: &Smmu<P>, mut each: impl FnMut(&Event)) -> Drained {
         let platform = &smmu.platform;
         let mut drained = Drained::default();
@@ -76,7 +76,7 @@ impl Events {
             }
             drained.lost |= overflowed || !credible;
             self.consumed = produced & (self.index_mask() | OVERFLOW);
-            // A load barrier is enough: it keeps later stores behind earlier loads, and nothing else was done to the
+            // A load barrier is enough: it keeps later stores after earlier loads, and nothing else was done to the
             // slots.
             platform.dmb_oshld();
             platform.write32(offset::EVENTQ_CONS, self.consumed);

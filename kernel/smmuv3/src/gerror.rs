@@ -75,7 +75,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             if active(platform) == 0 {
                 break;
             }
-            // Another CPU may have served them meanwhile.
+            // Another CPU may have served them concurrently.
             let (errors, reports) = self.alone(platform, || match active(platform) {
                 0 => (0, [None, None]),
                 errors => (errors, self.serve(platform, errors)),
@@ -116,7 +116,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             count(&self.errors.events_lost);
             rest &= !EVENTQ_ABT;
         }
-        // The CMD_SYNC in the queue is there before the SMMU goes on, and the counters before a CPU sees it go on.
+        // The CMD_SYNC in the queue is there before the SMMU continues, and the counters before a CPU sees it continue.
         platform.dmb_oshst();
         platform.write32(GERRORN, platform.read32(GERRORN) ^ errors);
         [of_queue, (rest != 0).then_some(Report::GlobalErrors(rest))]
@@ -139,7 +139,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
                 let command = Command([low.load(Relaxed), high.load(Relaxed)]);
                 low.store(Command::SYNC.0[0], Relaxed);
                 high.store(Command::SYNC.0[1], Relaxed);
-                // Both before the SMMU goes on, so that the call finds them that its CMD_SYNC completes.
+                // Both before the SMMU continues, so that the call finds them that its CMD_SYNC completes.
                 let number = count(&self.errors.illegal);
                 self.errors.log[(number % LOGGED as u64) as usize].store(position + 1, Relaxed);
                 self.illegal.store(position + 1, Relaxed);

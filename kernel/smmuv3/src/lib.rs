@@ -1,7 +1,7 @@
 //! A driver for Arm's SMMUv3 (IHI 0070): devices reach memory by tables that the caller makes.
 //!
 //! - the registers are read and printed ([`Features`]), the SMMU is brought from any state to a known one ([`probe`]),
-//!   and nothing passes meanwhile
+//!   and nothing passes during that
 //! - streams are aborted, bypass, or are translated by a context (stage 1), changed while they are in use ([`Streams`])
 //! - several CPUs insert commands at once ([`CommandQueue`]); an illegal command is shown and does not stop the others
 //! - a range is invalidated by at most two commands, where the SMMU has range invalidation ([`Smmu::invalidate`])

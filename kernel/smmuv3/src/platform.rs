@@ -56,7 +56,7 @@ impl Word for AtomicU64 {
 /// A step that a checker leaves out, to see that it is missed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    /// CMD_SYNC behind the commands of a call.
+    /// CMD_SYNC after the commands of a call.
     Sync,
     /// The wait until a call's commands are complete.
     Wait,
@@ -68,7 +68,7 @@ pub enum Step {
     Room,
     /// The wait until another CPU has served an error.
     Serving,
-    /// CMD_CFGI behind a change of an entry that the SMMU may have cached.
+    /// CMD_CFGI after a change of an entry that the SMMU may have cached.
     Configuration,
 }
 
@@ -139,7 +139,7 @@ impl DmaMemory {
     /// Vouches for `bytes` bytes at `virt`, which the SMMU finds at `phys`.
     ///
     /// # Safety
-    /// 1. The memory is mapped there, zeroed and contiguous, and stays for as long as the value, and behind it until the
+    /// 1. The memory is mapped there, zeroed and contiguous, and stays for as long as the value, and after it until the
     ///    SMMU no longer knows of it.
     /// 2. It has `bytes / 8` words of [`Platform::Word`], aligned for them, and is as aligned as the queue or table that is
     ///    made of it must be, in both addresses.

@@ -197,7 +197,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
         }
     }
 
-    /// Whether a command was illegal at or behind `start`, where a call's slots begin whose commands are complete:
+    /// Whether a command was illegal at or after `start`, where a call's slots begin whose commands are complete:
     /// [`Self::verdict_of_log`] knows whether it was one of that call's.
     #[inline(always)]
     pub(crate) fn may_be_illegal(&self, platform: &P, start: u64) -> bool {
@@ -331,7 +331,7 @@ impl<P: Platform, const BITS: u32> CommandQueue<P, BITS> {
             let consumed = self.consumed.load(Acquire);
             let position = self.position(platform, consumed);
             platform.dmb_oshld();
-            // No call has gone a round ahead meanwhile.
+            // No call has gone a round ahead in between.
             if self.consumed.load(Acquire) == consumed {
                 return position;
             }

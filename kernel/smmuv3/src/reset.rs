@@ -193,7 +193,7 @@ pub(crate) fn shut<P: Platform>(platform: &P) -> Result<(), ProbeError> {
     set_acknowledged(platform, (offset::CR0, "CR0ACK"), 0)
 }
 
-/// Writes a control register, and waits until the one behind it, which acknowledges it, has the same value.
+/// Writes a control register, and waits until the one after it, which acknowledges it, has the same value.
 fn set_acknowledged<P: Platform>(platform: &P, register: (usize, &'static str), value: u32) -> Result<(), ProbeError> {
     const { assert!(offset::CR0ACK == offset::CR0 + 4 && offset::IRQ_CTRLACK == offset::IRQ_CTRL + 4) }
     let (offset, acknowledgement) = register;

@@ -299,7 +299,7 @@ fn expose<W>(words: &[W]) -> u64 {
 /// The structure `index` of those at `first`.
 ///
 /// # Safety
-/// `first` was exposed, and behind it are more than `index` structures that live while `'a` does.
+/// `first` was exposed, and from there on are more than `index` structures that live while `'a` does.
 unsafe fn words_at<'a, W>(first: u64, index: usize) -> &'a [W] {
     let words = ptr::with_exposed_provenance::<W>(first as usize);
     // SAFETY: as promised above.

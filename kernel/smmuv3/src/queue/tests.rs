@@ -163,8 +163,8 @@ fn queue(slots: &[AtomicU64]) -> CommandQueue<Port, BITS> {
     CommandQueue::new(unsafe { DmaMemory::new(PhysAddr(0), NonNull::from(slots).cast(), 16 << BITS) })
 }
 
-/// Slots are written anew, the stopped command is read and pages are reused behind the look at CONS: by a DMB OSHLD each,
-/// which no run on a host misses.
+/// Slots are written anew, the stopped command is read and pages are reused after the look at CONS: by a DMB OSHLD
+/// each, which no run on a host misses.
 #[test]
 fn what_the_smmu_has_consumed_is_used_behind_a_barrier() {
     let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
@@ -196,7 +196,7 @@ fn a_wait_for_room_is_counted_once() {
     assert_eq!(full(), 0);
     thread::scope(|scope| {
         scope.spawn(|| {
-            // Behind its first look.
+            // After its first look.
             while full() == 0 {
                 thread::yield_now();
             }
@@ -228,7 +228,7 @@ fn an_illegal_command_fails_the_call_that_it_is_of_and_no_other() {
     assert_eq!(port.reports.lock().unwrap().len(), 2);
 }
 
-/// More illegal commands than are remembered, behind a call that has not looked yet: it may be one of them.
+/// More illegal commands than are remembered, after a call that has not looked yet: it may be one of them.
 #[test]
 fn what_the_log_has_lost_is_taken_for_illegal() {
     let slots: Box<[AtomicU64]> = (0..2 << BITS).map(|_| AtomicU64::new(0)).collect();
