@@ -17,7 +17,7 @@ pub(crate) struct Arena {
 }
 
 enum Cells {
-    /// Behind `skip` cells that are not aligned.
+    /// After `skip` cells that are not aligned.
     Own { memory: Vec<AtomicU64>, skip: usize },
     /// The difference from a physical address to that of the host, to be added with wrapping.
     Foreign { offset: u64 },

@@ -122,7 +122,7 @@ impl<G: Geometry> State<G> {
             if !self.entries(cell, value, held.stored).first().is_some_and(alike) {
                 return false;
             }
-            // Not the address behind it: there is none behind the last.
+            // Not the address after it: there is none after the last.
             let end = address | (G::entry_size(level) - 1);
             if end >= last {
                 return true;

@@ -3,8 +3,8 @@
 //! Arm ARM B2.3 and D8.2.6. A store may reach the walkers at once, or at any later time; it certainly has only
 //! - after a DSB (ISHST or ISH) of the CPU that made it: for everyone;
 //! - after a DSB ISH of a CPU that read it, or was handed what its maker did: for everyone. A DSB ISHST there does not
-//!   do, since it orders no loads; unless that CPU has stored in between: the store comes behind what it had read, since
-//!   it decides by that whether and what to store (a control or data dependency), and the DSB behind the store;
+//!   do, since it orders no loads; unless that CPU has stored in between: the store comes after what it had read, since
+//!   it decides by that whether and what to store (a control or data dependency), and the DSB after the store;
 //! - after an ISB of such a CPU: for that CPU.
 //!
 //! A CPU that reads a store has read what comes before it, too: what its maker stored before a barrier, or knew.
@@ -14,7 +14,7 @@
 //! A load by software may read an old value as well ([`Memory::readable`]), but
 //! - never one older than what it has read there, or stored itself;
 //! - not from before a DSB of the CPU that stored, or an acquire of what that has released;
-//! - not behind a DSB ISH or an ISB of its own, where it had read what comes after.
+//! - not after a DSB ISH or an ISB of its own, where it had read what comes after.
 //!
 //! No other load orders a load. None is done before it stands, so this has fewer outcomes than the architecture.
 

@@ -1,7 +1,7 @@
 //! Translations that devices ask for ahead and keep (ATS, IHI 0070, 3.9): a device's cache, its ATC, as it may be.
 //!
 //! A device whose stream has EATS may ask for a translation at any time. The answer may come from the SMMU's TLB,
-//! stale entries included, and is kept until a CMD_ATC_INV that covers it. So that command comes behind the CMD_SYNC of
+//! stale entries included, and is kept until a CMD_ATC_INV that covers it. So that command comes after the CMD_SYNC of
 //! the CMD_TLBI: before, the device may ask once more, and have the stale entry again.
 
 use super::config::Regime;

@@ -56,7 +56,7 @@ impl granule_smmuv3::Word for Word {
     }
 }
 
-/// The owner of each range of memory: first address, and the one behind the last.
+/// The owner of each range of memory: first address, and the one after the last.
 static ARENAS: Mutex<BTreeMap<usize, (usize, Weak<Shared>)>> = Mutex::new(BTreeMap::new());
 
 /// Words of a page.

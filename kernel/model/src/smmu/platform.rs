@@ -105,7 +105,7 @@ unsafe impl Memory for ModelPlatform {
         state.next_free = start + words;
         state.allocated.insert(start, words);
         let virt = self.shared.arena.pointer(start);
-        // SAFETY: words of the arena that nothing has had so far.
+        // SAFETY: words of the arena that nothing has used so far.
         Some(unsafe { DmaMemory::new(PhysAddr(Arena::address(start)), virt, bytes) })
     }
 

@@ -85,7 +85,7 @@ fn with_an_invalidation_that_ends_early_the_last_page_keeps_its_permission() {
     }
 }
 
-/// But for `early-unpin`, which is about programs' memory: see `mm::space::tests::tag_storage` of the kernel.
+/// But for `early-unpin`, which concerns programs' memory: see `mm::space::tests::tag_storage` of the kernel.
 #[test]
 fn every_switch_with_the_model_for_a_witness_has_its_test_here() {
     let names: Vec<_> = lab::all().iter().filter(|lab| lab.witness == Witness::Model).map(|lab| lab.name).collect();

@@ -58,7 +58,7 @@ impl Rig {
         for page in pages {
             let cell = cpu.entry(self.page(page));
             let mut found = cpu.load(cell);
-            // The hardware sets flags meanwhile.
+            // The hardware sets flags concurrently.
             while let Err(now) = cpu.compare_exchange(cell, found, change(found)) {
                 found = now;
             }
@@ -117,7 +117,7 @@ fn no_cpu_keeps_what_a_user_page_was() {
 /// Each step of each way, one after the other, is missed when it is not there.
 #[test]
 fn every_step_is_needed() {
-    /// The ASID behind `number`.
+    /// The ASID after `number`.
     fn another(number: u16) -> Asid {
         // SAFETY: no device translates by the model's tables.
         Asid::new(number + 1, unsafe { UserTlbToken::new() })

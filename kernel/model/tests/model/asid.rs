@@ -47,7 +47,7 @@ fn is_gone(model: &Model<Granule4K>, cpu: usize, page: VirtAddr) -> bool {
     is_certain(model.cpu(cpu), page, Access::Read, Err(Fault::Translation))
 }
 
-/// The operations for the page at `page` and the one behind it, in `asid`.
+/// The operations for the page at `page` and the one after it, in `asid`.
 fn operations(page: VirtAddr, number: u16) -> [Instruction; 4] {
     let single = AddressOperand::with_asid(page, asid(number), Some((Granule::Size4K, LevelHint::new(3).unwrap())));
     let Some(Operation::Pages(_, span)) = Plan::new(page, 2, Granule::Size4K, RangeSupport::Yes).next() else {
@@ -257,7 +257,7 @@ fn a_cpu_that_comes_back_late_has_what_was_not_invalidated() {
     }
 }
 
-/// A CPU that comes online late: neither what others have invalidated meanwhile counts for it, nor half of its own.
+/// A CPU that comes online late: neither what others have invalidated before counts for it, nor half of its own.
 #[test]
 fn a_cpu_out_of_reset_invalidates_its_own_tlb_before_its_mmu_is_on() {
     type Steps = fn(&Model<Granule4K>);

@@ -345,7 +345,7 @@ fn what_a_cpu_has_looked_up_ahead_is_taken_by_the_invalidation_of_another() {
     }
 }
 
-/// With a store of its own in between, which comes behind what it had read, the DSB ISHST behind that store is enough.
+/// With a store of its own in between, which comes after what it had read, the DSB ISHST after that store is enough.
 #[test]
 fn who_invalidates_what_it_has_decided_upon_and_stored_behind_needs_a_dsb_that_orders_stores() {
     for slot in SLOTS {

@@ -166,7 +166,7 @@ fn a_block_is_split_by_break_before_make_without_bbml2() {
     assert!(model.cpus().all(|cpu| is_certain(cpu, start, Access::Write, Ok(FRAME))));
 }
 
-/// A page changed behind a live split, and the page invalidated with `hint`.
+/// A page changed after a live split, and the page invalidated with `hint`.
 fn changed_behind_a_split(hint: Option<(Granule, LevelHint)>) -> (Model<Granule4K>, VirtAddr) {
     let (model, start, table) = block_and_twin(Features::ALL);
     let cpu = model.cpu(0);
@@ -267,7 +267,7 @@ fn a_page_changed_while_another_entry_is_still_contiguous_is_a_mix() {
     }
 }
 
-/// One CPU splits a group, the last entry last, behind `barrier`; another reads the entry at
+/// One CPU splits a group, the last entry last, after `barrier`; another reads the entry at
 /// `asked`, changes its own page and invalidates it.
 fn change_behind_a_look_at(asked: u64, barrier: fn(&ModelCpu<'_, Granule4K>)) -> Vec<Rule> {
     let (model, start) = group(BBML2);

@@ -59,7 +59,7 @@ fn a_table_is_free_once_every_level_is_invalidated() {
 fn a_last_level_invalidation_leaves_the_table_in_walk_caches() {
     let (model, page, above) = mapped();
     unlink(&model, &above, &last_level(page));
-    // The walk goes on in the old table, whose pages are still there.
+    // The walk continues in the old table, whose pages are still there.
     assert!(model.cpu(1).may(page, Access::Read).contains(&Ok(FRAME)));
     model.frame_freed(0, above.table);
     let violation = model.expect_violation();

@@ -356,7 +356,7 @@ fn turns_show_a_hole_that_reaches_over_the_border() {
     assert!(is_seen(256, &turns(), |turns| beside_the_border(Reach::Everything, turns)));
 }
 
-/// A late load finds a table empty that the walk before has filled. With FEAT_ETS2 no DSB comes behind the map.
+/// A late load finds a table empty that the walk before has filled. With FEAT_ETS2 no DSB comes after the map.
 #[test]
 fn late_loads_show_a_reclaim_that_does_not_acquire_the_walk_words() {
     assert!(lack_is_seen(Features { ets2: true, ..Features::BASE }, Patience::Unordered));

@@ -524,7 +524,7 @@ fn turns_show_frames_that_are_freed_before_one_invalidation_of_all_is_complete()
     }
 }
 
-/// A walk behind the TLBI may read what another CPU has overwritten, where the DSB in front of it orders this CPU's
+/// A walk after the TLBI may read what another CPU has overwritten, where the DSB in front of it orders this CPU's
 /// stores alone.
 #[test]
 fn turns_show_a_purge_that_completes_its_own_stores_alone() {

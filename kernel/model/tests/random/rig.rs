@@ -122,7 +122,7 @@ impl Waiting {
 }
 
 impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
-    /// CPU 0 owns what is in front of the page `border` behind the middle of the window, CPU 1 the rest: two tables at
+    /// CPU 0 owns what is in front of the page `border` after the middle of the window, CPU 1 the rest: two tables at
     /// least are shared, and the last level's as well where the border is inside it.
     pub(crate) fn new(model: &'m Model<G>, tlb: T, kernel: Kernel, border: u64) -> Self {
         let window = based::<G>(model, window::<G>());

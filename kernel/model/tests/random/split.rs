@@ -304,7 +304,7 @@ fn turns_show_a_collapse_that_waits_for_nobody() {
 }
 
 /// Stops are seen too: of a CPU inside a walk, whose store then goes to a table that is no more; of none, which runs
-/// while a break is open; of one that goes on with a fault that it has looked up ahead.
+/// while a break is open; of one that continues with a fault that it has looked up ahead.
 #[test]
 fn turns_show_what_a_stop_leaves_out() {
     let are_seen = |how| {

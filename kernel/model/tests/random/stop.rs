@@ -1,6 +1,6 @@
 //! All other CPUs stopped for a split or a collapse, as the kernel parks them: outside of their walks. When they go on,
-//! they acquire what was stored meanwhile, with an ISB. **Rule: then no access of any CPU comes to what it could not
-//! come to before**, such as a fault on what is mapped all the time.
+//! they acquire what was stored during the stop, with an ISB. **Rule: then no access of any CPU comes to what it
+//! could not come to before**, such as a fault on what is mapped all the time.
 
 use core::sync::atomic::Ordering;
 

@@ -110,7 +110,7 @@ impl Turns {
         result
     }
 
-    /// `cpu` is the one that stops the other: where both want to, one waits, and may be parked meanwhile.
+    /// `cpu` is the one that stops the other: where both want to, one waits, and may be parked while it waits.
     pub(crate) fn begin_stop(&self, cpu: usize) {
         while !self.step(cpu, || *self.stop().by.get_or_insert(cpu) == cpu) {}
     }

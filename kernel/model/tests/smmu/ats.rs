@@ -1,4 +1,4 @@
-//! Devices that translate ahead (ATS): what they keep goes by CMD_ATC_INV alone, behind the CMD_SYNC of the CMD_TLBI.
+//! Devices that translate ahead (ATS): what they keep goes by CMD_ATC_INV alone, after the CMD_SYNC of the CMD_TLBI.
 //!
 //! The driver sets no EATS. A test sets it by hand, and issues the commands.
 
@@ -65,7 +65,7 @@ fn what_a_device_keeps_goes_by_its_own_command() {
     gone(&rig);
 }
 
-/// Of another stream, of other pages, too early, or behind the CMD_TLBI and not behind its CMD_SYNC.
+/// Of another stream, of other pages, too early, or after the CMD_TLBI and not after its CMD_SYNC.
 #[test]
 fn a_command_that_does_not_cover_it_or_comes_too_early_does_not_count() {
     let tlbi = || Command::tlbi_nh_asid(ASID);

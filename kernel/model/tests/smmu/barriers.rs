@@ -45,7 +45,7 @@ fn assert_between(
     assert!(found > 0, "{operations:x?}");
 }
 
-/// Commands in front of CMDQ_PROD; and what follows the call, the reuse of a page, behind the look at CMDQ_CONS that
+/// Commands in front of CMDQ_PROD; and what follows the call, the reuse of a page, after the look at CMDQ_CONS that
 /// found it complete.
 #[test]
 fn a_call_is_published_behind_its_commands_and_ends_behind_the_smmu() {
@@ -62,7 +62,7 @@ fn a_call_is_published_behind_its_commands_and_ends_behind_the_smmu() {
     }
 }
 
-/// Slots are written again behind the look at CMDQ_CONS that found room in the queue: the SMMU has read them.
+/// Slots are written again after the look at CMDQ_CONS that found room in the queue: the SMMU has read them.
 #[test]
 fn slots_are_filled_again_behind_the_look_that_found_room() {
     let rig = Rig::new(Hardware::QEMU);
@@ -120,7 +120,7 @@ fn step(operation: &Operation) -> &'static str {
     }
 }
 
-/// Records behind EVENTQ_PROD, and EVENTQ_CONS behind the records.
+/// Records after EVENTQ_PROD, and EVENTQ_CONS after the records.
 #[test]
 fn events_are_taken_between_two_barriers() {
     let mut rig = Rig::new(Hardware::QEMU);
@@ -143,7 +143,7 @@ fn what_the_caller_has_stored_comes_before_what_leads_there() {
         let [first, second] = [ASID, ASID + 1].map(|asid| Tables::new(&rig).context(asid));
         rig.translate(STREAM, &first);
         let model = rig.model;
-        // From one context to another: the free one, and behind a barrier the entry.
+        // From one context to another: the free one, and after a barrier the entry.
         let to = Stream::Translate { context: &second, privilege: Privilege::Incoming };
         let set = model.record(|| set(&mut rig.parts.streams, &rig.parts.smmu, STREAM, to).unwrap());
         let entry = model.stream_entry(STREAM).0;

@@ -112,7 +112,7 @@ fn an_index_that_is_none_is_not_believed() {
     let drained = rig.parts.events.drain(&rig.parts.smmu, |event| panic!("{event}"));
     assert_eq!(drained, Drained { events: 0, lost: true });
     rig.model.assert_clean();
-    // It goes on from there.
+    // It continues from there.
     raise(&rig, 7..9);
     assert_eq!(drain(&mut rig), (vec![7, 8], Drained { events: 2, lost: false }));
 }
