@@ -8,7 +8,7 @@
 //! # The stand-ins
 //! | metal | here |
 //! |---|---|
-//! | load, with the address dependency behind it | load with acquire: C11 has no dependencies that can be relied on |
+//! | load, with the address dependency after it | load with acquire: C11 has no dependencies that can be relied on |
 //! | store, compare-exchange, bit-clear | relaxed (what a failed or successful one read: acquire, as for a load) |
 //! | DMB ISHST, DSB ISHST | release fence |
 //! | DSB ISH | sequentially consistent fence |

@@ -44,7 +44,7 @@ pub use timeout::{poll_until, sleep_until};
 pub use token::Token;
 pub use wait::{WaitQueue, Waiters, Woken};
 
-/// So that a grant goes on in the readers that were granted, as with many of them.
+/// So that a grant continues in the readers that were granted, as with many of them.
 const WOKEN_AT_ONCE: usize = 1;
 
 /// A thread, as far as it sleeps and wakes.
@@ -239,12 +239,12 @@ impl Sleeper {
         switch::hand_over(cpu, self, next, queue);
     }
 
-    /// Lets this new thread, which goes on at EL0, run: on the running CPU, or on one that idles.
+    /// Lets this new thread, which continues at EL0, run: on the running CPU, or on one that idles.
     pub fn start(self: &Arc<Self>) {
         queue::start(ThreadRef { sleeper: Arc::clone(self), node: Watched::default() });
     }
 
-    /// Lets this new thread, which goes on in the kernel, run on `cpu`.
+    /// Lets this new thread, which continues in the kernel, run on `cpu`.
     ///
     /// # Panics
     /// There is no such CPU.

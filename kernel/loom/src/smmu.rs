@@ -84,7 +84,7 @@ struct Device {
 const PAGES: usize = 4;
 
 impl Port {
-    /// The SMMU goes on by one command; whether there was one. Until a CMD_SYNC behind the invalidation of a page,
+    /// The SMMU advances by one command; whether there was one. Until a CMD_SYNC after the invalidation of a page,
     /// the page's device may use it.
     fn consume_one(&self, device: &mut Device) -> bool {
         let entries = self.slots.len() as u64 / 2;
@@ -146,7 +146,7 @@ unsafe impl Platform for Port {
     fn read32(&self, offset: usize) -> u32 {
         let register = match offset {
             offset::CMDQ_CONS => {
-                // Not while it goes on in another thread.
+                // Not while it runs in another thread.
                 if let (true, Ok(mut device)) = (self.consumes_when_seen, self.device.try_lock()) {
                     while self.consume_one(&mut device) {}
                 }

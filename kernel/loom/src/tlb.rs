@@ -1,6 +1,6 @@
 //! The TLBs of the CPUs: each translation that a CPU has looked up, until an invalidation takes it.
 //!
-//! Nothing is ever evicted. The DSB that completes a TLBI waits for the walks that are under way; a walk behind a TLBI
+//! Nothing is ever evicted. The DSB that completes a TLBI waits for the walks that are under way; a walk after a TLBI
 //! reads what was stored before the barrier that precedes it.
 
 use std::sync::Mutex;
@@ -60,7 +60,7 @@ impl Held {
 #[derive(Default)]
 pub(crate) struct Tlbs {
     books: Mutex<Books>,
-    /// Changed by each invalidation: all that orders a walk behind it, and no more than the barrier before it does.
+    /// Changed by each invalidation: all that orders a walk after it, and no more than the barrier before it does.
     issued: AtomicU64,
 }
 
@@ -124,7 +124,7 @@ impl Cpu<'_> {
     pub fn access(&self, pages: &[u64]) {
         let tlbs = &self.machine.tlbs;
         for address in pages.iter().map(|page| VirtAddr(page << Tiny::PAGE_SHIFT)) {
-            // The last value, as an addition of nothing reads it: a walk behind an invalidation finds what was stored
+            // The last value, as an addition of nothing reads it: a walk after an invalidation finds what was stored
             // before the barrier that was before it.
             tlbs.issued.fetch_add(0, Ordering::Acquire);
             let before = tlbs.books.lock().unwrap().invalidated.len();

@@ -182,7 +182,7 @@ impl SharedPage {
         self.fault(number);
     }
 
-    /// Whether the object has a frame behind its end that was stored to.
+    /// Whether the object has a frame beyond its end that was stored to.
     pub fn shows_old_bytes(&self) -> bool {
         let cpu = self.machine.cpu(0);
         cpu.load(ensure(&cpu, OF_OBJECT)) != Descriptor::EMPTY && self.is_written.load(Ordering::Relaxed) != 0

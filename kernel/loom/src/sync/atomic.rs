@@ -8,7 +8,7 @@
 //! depend on each other, and the last one is enough to remember; being relaxed they order nothing, as the canaries
 //! show.
 //!
-//! A store is a read-modify-write that drops what it read. For a plain store loom does not order it behind the
+//! A store is a read-modify-write that drops what it read. For a plain store loom does not order it after the
 //! bit-clear that took what the storing CPU had read before: the bit-clear could so undo the store, which is what being
 //! atomic rules out. Every order of stores is tried all the same, as another order of the CPUs. The store also releases
 //! what an earlier store of another CPU released, as on Arm, where stores to one cell order the CPUs, and unlike
@@ -56,7 +56,7 @@ pub enum Omitted {
     Lock(Rank),
     /// The lock of a space's areas while a device is bound.
     AreasLock,
-    /// The change of a stream before its binding ends: it comes behind.
+    /// The change of a stream before its binding ends: it comes after.
     StreamFirst,
     /// The lock of a device's state while it is bound.
     StateLock,
@@ -115,7 +115,7 @@ fn stored(order: Ordering) {
     HAS_RELEASED.with(|has_released| has_released.set(is_release));
 }
 
-/// Arm's load-acquire is behind each store-release before it (LDAR, STLR): here behind one that is the thread's last
+/// Arm's load-acquire comes after each earlier store-release (LDAR, STLR): here after one that is the thread's last
 /// store, which is less. Loom's are not, so a fence stands between the two. Rust's `SeqCst` load is LDAR; its `Acquire`
 /// may be LDAPR, which is not held back.
 fn behind_release(order: Ordering) {
@@ -140,7 +140,7 @@ macro_rules! words {
                 Self { value: loom::sync::atomic::$name::new(value), touched: Default::default() }
             }
 
-            /// The value, behind an access that makes loom try another order.
+            /// The value, after an access that makes loom try another order.
             fn touch(&self) -> &loom::sync::atomic::$name {
                 super::interrupts::point();
                 self.touched.fetch_add(1, Ordering::Relaxed);

@@ -42,7 +42,7 @@ pub(crate) fn restore(state: Daif) {
     point();
 }
 
-/// The running thread is interrupted behind so many accesses.
+/// The running thread is interrupted after so many accesses.
 pub fn interrupt_after(accesses: usize, handler: impl FnOnce() + 'static) {
     EXPECTED.fetch_add(1, Ordering::Relaxed);
     PENDING.with(|pending| *pending.borrow_mut() = Some((accesses, Box::new(handler))));

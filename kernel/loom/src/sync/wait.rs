@@ -17,7 +17,7 @@ pub(crate) fn wfe() {
 /// SEV: nothing waits in [`wfe`].
 pub(crate) fn sev() {}
 
-/// Stores `here` to `at`, and waits until `word` is no longer `value`. No interrupt is taken meanwhile.
+/// Stores `here` to `at`, and waits until `word` is no longer `value`. No interrupt is taken during the wait.
 pub(crate) fn park(at: &AtomicU32, here: u32, word: &AtomicU32, value: u32) {
     at.store(here, Ordering::Release);
     while word.load(Ordering::Acquire) == value {

@@ -1,5 +1,5 @@
 //! Interrupts and memory, the kernel's own source: a handler sees what was stored before its interrupt was sent, also where
-//! it runs behind another interrupt.
+//! it runs after another interrupt.
 
 use std::sync::Arc;
 

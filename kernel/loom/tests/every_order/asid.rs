@@ -140,14 +140,14 @@ fn invalidated_while_numbered(without: Without) {
         store_entry(&rig.machine, OLD);
         // The entries in CPU 1's TLB of the page, by number, and the numbers that were invalidated.
         let books = Arc::new(Mutex::new((Vec::new(), Vec::new())));
-        // The order between a TLBI and the walks behind it: see `granule_loom::Cpu::access`.
+        // The order between a TLBI and the walks after it: see `granule_loom::Cpu::access`.
         let issued = Arc::new(AtomicU64::new(0));
         let walker = {
             let (rig, kernel, books, issued) =
                 (Arc::clone(&rig), Arc::clone(&kernel), Arc::clone(&books), Arc::clone(&issued));
             loom::thread::spawn(move || {
                 let number = rig.asids.activate(&rig.cpus[1], &kernel.cpu(1), &rig.slots[0]);
-                // The ISB behind the store to TTBR0_EL1.
+                // The ISB after the store to TTBR0_EL1.
                 fence(Ordering::Acquire);
                 issued.fetch_add(0, Ordering::Acquire);
                 let before = books.lock().unwrap().1.len();

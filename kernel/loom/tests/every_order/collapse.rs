@@ -103,7 +103,7 @@ fn the_stores_of_two_owners_are_not_lost() {
     );
 }
 
-/// Of two CPUs that collapse one table, one goes on with what the other has begun.
+/// Of two CPUs that collapse one table, one continues with what the other has begun.
 #[test]
 fn two_collapsers_and_an_owner() {
     orders(1, without!(Nothing, 4), four_pages, [collapse, |cpu| change(cpu, 1, 1), collapse], |machine| {
@@ -160,7 +160,7 @@ fn handed_out_in_a_walk_that_is_not_announced_it_is_left() {
     });
 }
 
-/// All of what becomes a block meanwhile, or has become one.
+/// All of what becomes a block concurrently, or has become one.
 fn hand_out_all(preemptions: usize) {
     let owner = |cpu: Cpu<'_>| {
         cpu.unmap_lazily(0, 4);

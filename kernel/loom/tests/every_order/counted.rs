@@ -1,5 +1,5 @@
-//! Objects with several owners, and the pools that they are in, the kernel's own source: an object ends once, behind all
-//! that its owners did, and a slot gets its next object behind the end of the last.
+//! Objects with several owners, and the pools that they are in, the kernel's own source: an object ends once, after all
+//! that its owners did, and a slot gets its next object after the end of the last.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -1,4 +1,4 @@
-//! Records of frames, the kernel's own source: the last of a frame's holders frees it, once, and uses it behind all that
+//! Records of frames, the kernel's own source: the last of a frame's holders frees it, once, and uses it after all that
 //! the others did with it. And a CPU's magazine of free frames, which an interrupt handler uses in between.
 
 use std::collections::BTreeSet;
@@ -166,7 +166,7 @@ fn of_two_frees_at_once_one_is_refused() {
     });
 }
 
-/// A CPU takes two frames and gives one back, and a handler that comes behind so many accesses takes one and gives back
+/// A CPU takes two frames and gives one back, and a handler that comes after so many accesses takes one and gives back
 /// another. Whether it came.
 fn interrupted(omitted: Omitted, accesses: usize) -> bool {
     let came = Arc::new(AtomicBool::new(false));

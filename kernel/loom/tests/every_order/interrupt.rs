@@ -1,5 +1,5 @@
-//! Walks of the owner's with an interrupt on its own CPU, behind each of its accesses in turn, while other CPUs reclaim and
-//! collapse tables.
+//! Walks of the owner's with an interrupt on its own CPU, after each of its accesses in turn, while other CPUs reclaim
+//! and collapse tables.
 //!
 //! The handler walks too, with the same walk word. It runs to its end in the middle of what it interrupts; the other CPUs
 //! run in any order with both. **Rule: what holds without the interrupt holds with it.**
@@ -15,7 +15,7 @@ use crate::collapse::{assert_pages, change, collapse, four_pages, last_page_wait
 use crate::reclaim::{empty_table, reclaim, reclaim_the_rest};
 use crate::{assert_caught, threads_with, without};
 
-/// The points of an announcement: before its atomic step, before its barrier, behind it; with two steps, one between them.
+/// The points of an announcement: before its atomic step, before its barrier, after it; with two steps, one between.
 const ANNOUNCEMENT: usize = 3;
 
 /// The stack of what is interrupted, in words: with room for the handler.
@@ -48,7 +48,7 @@ impl Interrupted {
         assert!((1..=ANNOUNCEMENT).all(|accesses| self.comes(accesses, preemptions, others)));
     }
 
-    /// Whether the interrupt comes behind so many accesses, in any order.
+    /// Whether the interrupt comes after so many accesses, in any order.
     fn comes<const N: usize>(self, accesses: usize, preemptions: usize, others: [fn(Cpu<'_>); N]) -> bool {
         let came = Arc::new(AtomicBool::new(false));
         let comes = Arc::clone(&came);
@@ -90,7 +90,7 @@ fn looks(cpu: Cpu<'_>) {
     cpu.look(1);
 }
 
-/// One that walks twice: the word goes on by two walks.
+/// One that walks twice: the word advances by two walks.
 fn looks_twice(cpu: Cpu<'_>) {
     cpu.look(1);
     cpu.look(3);
@@ -258,7 +258,7 @@ fn a_store_behind_a_handlers_walk_is_not_lost() {
     store(looks, ONE).announced_beside(2, [collapse]);
 }
 
-/// The word is read and written in two steps: an interrupt between them is taken back, and the walk behind it with it.
+/// The word is read and written in two steps: an interrupt between them is taken back, and the walk after it with it.
 #[test]
 fn a_word_that_goes_back_is_caught() {
     let in_two_steps = Interrupted { omitted: Omitted::AtomicSet, ..store(looks, ONE) };
@@ -300,7 +300,7 @@ fn the_stores_of_two_owners_at_each_access() {
     store(looks, TWO).beside(1, [collapse, |cpu| change(cpu, 2, 1)]);
 }
 
-/// Of two CPUs that collapse one table, one goes on with what the other has begun.
+/// Of two CPUs that collapse one table, one continues with what the other has begun.
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
 fn two_collapsers_and_an_owner() {

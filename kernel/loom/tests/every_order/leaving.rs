@@ -82,7 +82,7 @@ fn a_call_whose_end_is_not_seen_is_caught() {
     assert_caught(RACE, || leave_while_called(Omitted::Nothing, Omitted::Release));
 }
 
-/// One leaves after the other, so that the counters are exchanged twice while one walk goes on.
+/// One leaves after the other, so that the counters are exchanged twice while one walk continues.
 #[test]
 fn a_walker_may_have_chosen_its_counter_two_phases_ago() {
     threads(|| {

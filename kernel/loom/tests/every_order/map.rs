@@ -55,7 +55,7 @@ fn a_walker_sees_a_page_or_none_while_its_owner_unmaps_and_maps_it() {
     );
 }
 
-/// A hole may become a neighbour's table meanwhile: its owner measured a run of holes and leaves just
+/// A hole may become a neighbour's table concurrently: its owner measured a run of holes and leaves just
 /// before.
 #[test]
 fn a_table_that_appears_in_a_hole_is_no_leaf() {

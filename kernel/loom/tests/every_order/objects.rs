@@ -119,7 +119,7 @@ fn a_migration_without_its_fence_is_caught() {
     assert_caught("a free frame shared", || a_fault_meets_a_migration(false, Omitted::Fences));
 }
 
-/// A store to a hole meets a truncation: a frame that stays behind the end was never mapped.
+/// A store to a hole meets a truncation: a frame that stays beyond the end was never mapped.
 fn a_store_to_a_hole_meets_a_truncation(omitted: Omitted) {
     let prepare = || {
         let page = page(true);

@@ -1,5 +1,5 @@
 //! The parts of a space's areas, the kernel's own source, in every order: what locks a page finds its number, whatever is
-//! divided and joined meanwhile, no two change it at once, and no thread waits for ever.
+//! divided and joined concurrently, no two change it at once, and no thread waits for ever.
 
 use std::sync::Arc;
 

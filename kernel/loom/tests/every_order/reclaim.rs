@@ -13,7 +13,7 @@ pub(crate) fn empty_table(cpu: Cpu<'_>) {
     cpu.unmap(0);
 }
 
-/// Goes on while there is something to go on with, and gives up where a walk is in the way.
+/// Continues while there is work, and gives up where a walk is in the way.
 pub(crate) fn reclaim(cpu: Cpu<'_>) {
     cpu.reclaim();
 }

@@ -165,7 +165,7 @@ fn an_atomic_clear_behind_the_word_of_the_first_entry_is_caught() {
 }
 
 /// As the remedy was proposed, both sides in one step: then no update is lost, but a walker that reads the other entry
-/// takes its permission for the whole group, behind the invalidation.
+/// takes its permission for the whole group, after the invalidation.
 #[test]
 fn atomic_steps_on_both_sides_alone_are_caught() {
     assert_caught("may be translated by", || {

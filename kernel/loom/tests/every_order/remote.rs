@@ -120,7 +120,7 @@ fn parks(this: &'static Cpu) {
     SHARED.done.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Reads it in a walk, and is interrupted there or behind it.
+/// Reads it in a walk, and is interrupted there or after it.
 fn walks(this: &'static Cpu) {
     this.walk.during(|| {
         take_interrupts();

@@ -74,7 +74,7 @@ fn a_look_at_idle_cpus_without_a_barrier_is_caught() {
     assert_caught("deadlock", || started_while_idle(Omitted::Fences));
 }
 
-/// On CPU 0 a thread gives way to one that does not end before it goes on; CPU 1 is about to idle.
+/// On CPU 0 a thread gives way to one that does not end before it continues; CPU 1 is about to idle.
 fn gives_way_while_idle(omitted: Omitted) {
     threads_with(2, move || {
         let idles = idle_on(1, omitted);
@@ -257,7 +257,7 @@ fn ready_threads_do_not_starve_behind_woken_ones() {
     });
 }
 
-/// How a thread comes to run: it was started for EL0, or goes on in the kernel.
+/// How a thread comes to run: it was started for EL0, or continues in the kernel.
 #[derive(Clone, Copy)]
 enum Start {
     Ready,

@@ -94,7 +94,7 @@ fn a_last_user_that_is_not_done_when_its_claim_ends_is_caught() {
     assert_caught(RACE, || last_user_leaves(Omitted::Nothing, Without::LastClaim));
 }
 
-/// Both users of a block leave, the second without a step: the last has the maintenance of the first behind it.
+/// Both users of a block leave, the second without a step: the last comes after the maintenance of the first.
 fn both_users_leave(omitted: Omitted) {
     threads(move || {
         let block = Arc::new(Block::new(Without::Nothing));

@@ -1,4 +1,4 @@
-//! The queue and the events of a userfaultfd, the kernel's own source: no thread that has faulted sleeps on behind the
+//! The queue and the events of a userfaultfd, the kernel's own source: no thread that has faulted sleeps on after the
 //! wake of its page, an event is read once and ends once, and a node is used by nothing that its thread does not wait for.
 //! A wake-up that is lost is a deadlock, which loom reports.
 
