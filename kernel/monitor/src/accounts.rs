@@ -1,6 +1,6 @@
 //! Commands that account for what the kernel has and what it has done: memory, CPUs, events.
 //!
-//! Nothing is stopped for it: while other CPUs work, numbers that belong together may be off by what moves meanwhile.
+//! Nothing is stopped for it: while other CPUs work, numbers that belong together may be off by what moves in between.
 
 use core::sync::atomic::Ordering;
 

@@ -183,7 +183,7 @@ impl<'a> From<ArgumentError<'a>> for Failure<'a> {
     }
 }
 
-/// Why something that was asked for in the right words cannot be had.
+/// Why a well-formed request is refused.
 #[derive(Debug, Error)]
 enum Refusal {
     #[error(transparent)]

@@ -1,7 +1,7 @@
 //! Commands that take memory, change what may be done with it, and try.
 //!
 //! Every access goes through the exception table of `trap::probe`, so any address may be tried: what the machine
-//! refuses is the answer, decoded, and the monitor goes on.
+//! refuses is the answer, decoded, and the monitor continues.
 
 use granule_arch::addr::VirtAddr;
 

@@ -40,7 +40,7 @@ impl Write for Screen {
         self.write_fmt(format_args!("{text}"))
     }
 
-    /// One call, however many pieces: other CPUs print before it or behind it, not in between.
+    /// One call, however many pieces: other CPUs print before it or after it, not in between.
     fn write_fmt(&mut self, arguments: fmt::Arguments<'_>) -> fmt::Result {
         console::print_by_editor(arguments);
         Ok(())
@@ -67,7 +67,7 @@ fn free(frames: &[PhysAddr]) {
     frames.iter().for_each(|&frame| freeing.add(frame));
 }
 
-/// The rows of `tables`, which stay as they are linked meanwhile.
+/// The rows of `tables`, which stay linked as they are during the call.
 fn dump(tables: &PageTables<'_, Machine>, range: PageRange, row: &mut dyn FnMut(Row<'_>)) -> LeafTotals {
     let totals = kernel::dump(tables, range, &mut |extent| row(Row::Extent(extent)));
     kernel::findings(tables, range, &mut |finding| row(Row::Finding(finding)));
@@ -198,7 +198,7 @@ impl Subject for Metal {
         process::wait_with(process, || {
             if foreground.take_interrupt() {
                 granule::println!("^C");
-                // It may have ended meanwhile.
+                // It may have ended concurrently.
                 let _ = process::kill_family(family, core::mem::replace(&mut signal, Signal::KILL));
             } else {
                 foreground.pause();

@@ -1,7 +1,7 @@
 //! Commands that read the kernel's page tables: one address level by level, or all of them as ranges.
 //!
-//! Both read the live tables without a lock, each entry once; what other CPUs change meanwhile may show half old, half
-//! new.
+//! Both read the live tables without a lock, each entry once; what other CPUs change concurrently may show half old,
+//! half new.
 
 use core::fmt::{self, Write};
 
