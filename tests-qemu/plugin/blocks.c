@@ -5,7 +5,7 @@
 // executed one after the other, unless the first of them faulted. Instructions between may have faulted too: what follows
 // them in the block counts all the same.
 //
-// Each block is reported by its first execution since the last record; behind that it costs an inline comparison and a
+// Each block is reported by its first execution since the last record; after that it costs an inline comparison and a
 // store. `orr wzr, wzr, wzr` in the kernel ends a record (kernel/src/stretches.rs): an empty line. The first record is
 // the boot's.
 //

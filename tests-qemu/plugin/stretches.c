@@ -3,7 +3,7 @@
 // (with -icount and several, callbacks are given the vCPU that translated a block, not the one that runs it).
 //
 // A block of code is a few instructions with one entry. Each adds its length to its vCPU's count. The state (PSTATE) is
-// read where it may have changed: behind MSR DAIF*, ERET and WFI, and at addresses that exception vectors have.
+// read where it may have changed: after MSR DAIF*, ERET and WFI, and at addresses that exception vectors have.
 //
 // An interrupt that is pending when interrupts are unmasked is taken before the next instruction: between the MSR or ERET and
 // the vector no block is executed that would show PSTATE. So at a vector SPSR_EL1 has what PSTATE was: an exception from where
@@ -33,7 +33,7 @@
 
 enum { VCPUS = 64, SPIN = 64, TRACE = 1 << 16, STEP = 1000, DEEPEST = 32 };
 enum kind { MASKED, IN_KERNEL, KINDS };
-// Stretches in which the CPU has waited are apart: what comes behind a wait depends on how long that took.
+// Stretches in which the CPU has waited are apart: what comes after a wait depends on how long that took.
 static const char *const names[KINDS][2] = { { "masked", "masked-waits" }, { "kernel", "kernel-waits" } };
 
 struct chain { size_t calls; uint64_t at[DEEPEST]; };
@@ -134,7 +134,7 @@ static uint64_t value_of_vcpu(void *handle, unsigned vcpu)
 	return value;
 }
 
-// A block begins behind something that may have changed PSTATE.
+// A block begins after something that may have changed PSTATE.
 static void look(unsigned vcpu, void *address)
 {
 	uint64_t pstate = value_of_vcpu(cpsr, vcpu);

@@ -8,7 +8,7 @@ use granule_arch::descriptor::Protection;
 use crate::harness::{Bench, bench};
 
 const READ_WRITE: Protection = Protection::READ.and(Protection::WRITE);
-/// Where everything is mapped: what comes before and behind is mapped too, so that neither gaps nor tables come and go.
+/// Where everything is mapped: what comes before and after is mapped too, so that neither gaps nor tables come and go.
 const START: VirtAddr = VirtAddr(0x10_0010_0000);
 /// The sizes of a row whose unit is the page.
 const PAGES: [u64; 5] = [1, 8, 64, 512, 4096];

@@ -176,7 +176,7 @@ fn wait_for_other() -> u32 {
     OTHER.load(Ordering::Acquire)
 }
 
-/// Copies 64 bytes at `address`, as the device knows it, in and back out behind them.
+/// Copies 64 bytes at `address`, as the device knows it, in and back out after them.
 extern "C" fn copy_twice(address: usize) {
     let (from, to) = (DmaAddress(address as u64), DmaAddress(address as u64 + 64));
     let copied = edu(this_cpu(), 0)

@@ -285,7 +285,7 @@ fn frees_an_object_twice(t: &mut Test) {
 target_test!(writes_beside_an_object_in_its_page, selftest());
 fn writes_beside_an_object_in_its_page(t: &mut Test) {
     let object = allocates_for_the_report(99);
-    // In front of what is at the end of its page, behind what is at the start.
+    // In front of what is at the end of its page, after what is at the start.
     write(if object.is_aligned(PAGE) { object + 99 } else { object - 1 });
     frees_for_the_report(object, 99);
     t.check("it comes back", true);

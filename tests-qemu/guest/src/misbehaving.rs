@@ -146,7 +146,7 @@ fn leaks_an_object(t: &mut Test) {
 
 target_test!(leaks_an_area, selftest());
 fn leaks_an_area(t: &mut Test) {
-    // Dropping a `KernelArea` frees nothing: its owner must call `vfree`. Behind its blocks it has a table of its own.
+    // Dropping a `KernelArea` frees nothing: its owner must call `vfree`. After its blocks it has a table of its own.
     t.ok("an area", granule::kernel().space.vmalloc(this_cpu(), 1027));
 }
 

@@ -291,7 +291,7 @@ struct Device {
 
 impl Device {
     fn of(space: &SpaceRef) -> Self {
-        // SAFETY: the root of a space, which the test keeps for longer; its tables are not unlinked meanwhile.
+        // SAFETY: the root of a space, which the test keeps for longer; its tables are not unlinked concurrently.
         let root = unsafe { Table::<Granule4K>::root(space.root()) };
         Self { root, mmu: Metal(LinearView {}), kept: SpinMutex::new([0; PAGES as usize]), reads: AtomicU64::new(0) }
     }
@@ -326,7 +326,7 @@ impl Device {
         }
     }
 
-    /// The pages of which it has something else than the entries, a bit each. They do not change meanwhile.
+    /// The pages of which it has something else than the entries, a bit each. They do not change concurrently.
     fn stale(&self) -> u64 {
         let kept = *self.kept.lock();
         let differs = |&page: &u64| {
@@ -359,7 +359,7 @@ fn a_device_follows_every_change(t: &mut Test) {
             let (what, page) = (random >> 33 & 15, random >> 40 & (PAGES - 1));
             let (at, pages) = (START + page * PAGE, (random >> 50 & 3) + 1);
             let bytes = pages.min(PAGES - page) * PAGE;
-            // Whether a call is refused is not what this is about.
+            // This does not test whether a call is refused.
             match what {
                 0..=4 => _ = handle_fault(&space, cpu, at, Access::Write),
                 5..=7 => _ = handle_fault(&space, cpu, at, Access::Read),

@@ -1,4 +1,4 @@
-//! Empty tables: they come back, not too early, and whatever other CPUs do meanwhile.
+//! Empty tables: they come back, not too early, and whatever other CPUs do concurrently.
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
@@ -189,7 +189,7 @@ fn churn(cpu: &Cpu, seed: usize) {
             let found = space().tables().translate(anywhere);
             wrong(found.is_none_or(|leaf| leaf.leaf_size.is_power_of_two() && leaf.physical.0 != 0));
         }
-        // A hole, or fixed pages of another owner: refused, through tables that are linked and unlinked meanwhile.
+        // A hole, or fixed pages of another owner: refused, through tables that are linked and unlinked concurrently.
         wrong(space().set_memory_ro(area.start() + pages * PAGE, 1).is_err());
         wrong(space().set_memory_rw(area.start(), pages).is_ok());
         for end in ends {

@@ -74,7 +74,7 @@ fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
     t.check("in order, in one of many tries", in_order);
 }
 
-// A thread that waits for its turn on the waiter's CPU does not get it meanwhile. CPUs that take turns at a YIELD: others
+// A ready thread on the waiter's CPU does not run during the wait. CPUs that take turns at a YIELD: others
 // may stand still between two steps, for longer than a waiter stays awake.
 target_test!(who_waits_for_a_writer_that_runs_stays_awake, machines("icount"));
 fn who_waits_for_a_writer_that_runs_stays_awake(t: &mut Test) {

@@ -1,5 +1,5 @@
 //! The kernel's accesses to memory of EL0, by exhaustion: each size up to 64 bytes at each offset across a border
-//! behind which EL0 has nothing, may not write, or has no addresses.
+//! beyond which EL0 has nothing, may not write, or has no addresses.
 //!
 //! An access that fails may have been made in part, from its start on and never beyond the border. The threads of this
 //! image are the kernel's, which resolve no faults.
@@ -22,7 +22,7 @@ const FIRST: VirtAddr = VirtAddr(0x40_0000);
 /// The largest access: two turns of the loops over 32 bytes.
 const LARGEST: usize = 64;
 /// Bytes on each side of a border that are compared: an access that begins a little before its furthest, and ends a
-/// little behind.
+/// little after.
 const SIDE: usize = LARGEST + 8;
 
 /// The page on the far side of a border.
@@ -45,7 +45,7 @@ struct Border<'a> {
     space: &'a SpaceRef,
     at: VirtAddr,
     beyond: Beyond,
-    /// The page that EL0 may write is behind the border, not before it.
+    /// The page that EL0 may write is after the border, not before it.
     reversed: bool,
 }
 

@@ -304,7 +304,7 @@ extern "C" fn syscall(frame: &mut TrapFrame, _: &Thread) {
     };
 }
 
-/// Serves a fault, or puts 77 into x0 for behind its instruction.
+/// Serves a fault, or puts 77 into x0 for the next instruction.
 extern "C" fn fault(frame: &mut TrapFrame, thread: &Thread) -> bool {
     let served = resolve(thread, frame.fault_address(), Access::Write);
     if !served {

@@ -120,7 +120,7 @@ impl Watched {
         self.space.read_bytes(this_cpu(), START, &mut bytes).map_or(u64::MAX, |()| u64::from_le_bytes(bytes))
     }
 
-    /// Stores `value`. If the store waits for the pager: the message, behind which the pager ends the protection.
+    /// Stores `value`. If the store waits for the pager: the message, after which the pager ends the protection.
     pub(crate) fn store(&self, t: &mut Test, value: u64) -> Option<PageFault> {
         *SPACE.lock() = Some(self.space.clone());
         self.store_by(t, store, value as usize, value)
@@ -209,7 +209,7 @@ fn a_store_to_a_new_anonymous_page_is_not_reported(t: &mut Test) {
     watched.compare(t, "a store to the new page", 2, None);
 }
 
-// A device's fault takes the path of a CPU's: the transfer waits, and goes on when the pager has served it.
+// A device's fault takes the path of a CPU's: the transfer waits, and continues when the pager has served it.
 target_test!(a_devices_store_to_a_protected_page_is_reported, needs("smmuv3 edu smp"), limit(30));
 fn a_devices_store_to_a_protected_page_is_reported(t: &mut Test) {
     let cpu = this_cpu();

@@ -55,7 +55,7 @@ fn watch(t: &mut Test, steps: usize) {
     RECLAIMED.store(0, Ordering::Relaxed);
     let seed = t.random() as usize;
     t.ok("a thread", sched::spawn_kernel(another_cpu(this_cpu()), "migrate", migrate, seed));
-    // It goes on beyond its steps until SIGTERM, however busy the machine is.
+    // It continues beyond its steps until SIGTERM, however busy the machine is.
     let is_enough = || MIGRATED.load(Ordering::Relaxed) > steps / 500 && RECLAIMED.load(Ordering::Relaxed) > 0;
     while process::space_of(id).is_some() {
         sleep_until(Deadline::after(Duration::from_millis(1)));

@@ -17,7 +17,7 @@ use granule_pgtable::metal::{DirectMap, Metal};
 use granule_pgtable::{Granule4K, Mmu as _, WalkWord};
 use granule_smmuv3::Platform as _;
 
-/// `name(arguments): expression`; the name is that of the row in the table, behind `word_`.
+/// `name(arguments): expression`; the name is that of the row in the table, after `word_`.
 macro_rules! words {
     ($($name:ident($($argument:ident: $type:ty),*) $(-> $result:ty)?: $body:expr;)*) => {$(
         #[unsafe(no_mangle)]

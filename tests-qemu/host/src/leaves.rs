@@ -138,7 +138,7 @@ mod tests {
 
     const PAGE: u64 = 0x1000;
 
-    /// Pages of a group and two behind it.
+    /// Pages of a group and two after it.
     fn entries() -> Vec<Entry> {
         let leaf = |page| Leaf { start: page * PAGE, size: PAGE, writable: true, executable: false, device: false };
         let entry = |page| Entry { leaf: leaf(page), physical: (0x100 + page) * PAGE, contiguous: page < 16 };

@@ -208,7 +208,7 @@ fn an_image_boots_by_u_boots_uefi_on_virt() {
     assert!(banner.contains("entered at EL1"), "{banner}");
 }
 
-/// EDK2 tells what a stub returns, and goes on.
+/// EDK2 tells what a stub returns, and continues.
 #[test]
 fn an_initrd_that_is_missing_is_named_on_the_firmwares_console() {
     if skip_without_debians_tools("EDK2") {

@@ -136,13 +136,13 @@ fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
     let machine = machine::named("el2").unwrap();
     let mut session = Session::start(&machine, &built("granule.img"), "", &extra).unwrap();
     let mut gdb = Gdb::connect(&socket).unwrap();
-    // QEMU enters an Image by a few instructions at the start of memory; the tree's address is the literal behind them.
+    // QEMU enters an Image by a few instructions at the start of memory; the tree's address is the literal after them.
     let literal = gdb.physical(0x4000_0018, 8).unwrap();
     let tree = u64::from_le_bytes(literal.try_into().unwrap());
     let header = gdb.physical(tree, 8).unwrap();
     assert_eq!(header[..4], [0xd0, 0x0d, 0xfe, 0xed], "no device tree at {tree:#x}");
     let size = u32::from_be_bytes(header[4..].try_into().unwrap()) as usize;
-    // QEMU leaves room behind the tree; what counts is at its front.
+    // QEMU leaves room after the tree; what counts is at its front.
     let mut bytes = gdb.physical(tree, size.min(64 << 10)).unwrap();
     change(&mut bytes);
     gdb.write_physical(tree, &bytes).unwrap();

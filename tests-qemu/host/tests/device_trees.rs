@@ -61,7 +61,7 @@ fn resize(tree: &mut Vec<u8>, size: u32) {
     tree.resize(size as usize, 0);
 }
 
-/// The tree with these nodes, as tokens, at the end of its root, and with these names of properties behind its own.
+/// The tree with these nodes, as tokens, at the end of its root, and with these names of properties after its own.
 fn with_nodes(tree: &[u8], nodes: &[u8], names: &[u8]) -> Vec<u8> {
     let [structure, strings] = [8, 12].map(|at| word(tree, at));
     let [strings_size, structure_size] = [32, 36].map(|at| word(tree, at));

@@ -1,4 +1,4 @@
-//! Reports of failed tag checks of the kernel, in each mode of `heap.tags=`, and boots where it cannot be had.
+//! Reports of failed tag checks of the kernel, in each mode of `heap.tags=`, and boots where it is not available.
 
 use granule_host_tests::built;
 use granule_host_tests::guest::{assert_panics, outcome};

@@ -343,7 +343,7 @@ fn assert_guarded_heap_reports(switch: &str, parts: &[&str]) {
     for part in parts {
         session.wait_for(part).unwrap();
     }
-    // Without the switch the same boot comes to its prompt, and goes on.
+    // Without the switch the same boot comes to its prompt, and continues.
     let mut session = Session::start(&machine, &built("granule.img"), &bootargs(""), &[]).unwrap();
     session.prompt().unwrap();
     assert!(session.command("stats").unwrap().contains(" of 63 objects in use"));

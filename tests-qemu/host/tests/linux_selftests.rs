@@ -16,7 +16,7 @@ use granule_runner::serial::Limit;
 const PROGRAMS: [&str; 3] = ["uffd-unit-tests", "uffd-stress", "uffd-wp-mremap"];
 /// Minutes of work for each CPU, where most of a test is the copying and comparing of pages.
 const LIMIT: Limit = Limit::work(900);
-/// The status of the script where the source or the compiler cannot be had.
+/// The status of the script where the source or the compiler is missing.
 const CANNOT_BE_HAD: i32 = 77;
 
 /// The cases that `uffd-unit-tests` passes; of each the others are of hugetlbfs.

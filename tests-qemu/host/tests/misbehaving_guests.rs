@@ -1,7 +1,7 @@
 //! The runner's own tests: guests with false reports, and the verdict on each.
 //!
 //! The judge has tests of its own without a machine (tests-qemu/runner). These show that the whole chain — records,
-//! boot, serial port, frames, exit status — finds the same out about a real one, and that the tests behind the liar
+//! boot, serial port, frames, exit status — finds the same out about a real one, and that the tests after the liar
 //! still run.
 
 use granule_host_tests::guest;

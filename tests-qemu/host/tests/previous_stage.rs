@@ -78,7 +78,7 @@ const AT_EL2: &[u32] = &[
     0xd61f_00a0, // br x5
 ];
 
-/// Starts the machine `default`, with this in addition to its `-machine`, in the code `stage`, which goes on to the
+/// Starts the machine `default`, with this in addition to its `-machine`, in the code `stage`, which jumps to the
 /// kernel.
 fn start_behind(name: &str, stage: &[u32], addition: &str) -> Session {
     let mut machine = machine::named("default").unwrap();
@@ -100,7 +100,7 @@ fn start_on(machine: &Machine, name: &str, stage: &[u32]) -> Session {
     Session::of(&Qemu::without_kernel(machine, Serial::Pipes, Reset::Ends, &extra)).unwrap()
 }
 
-/// Boots the kernel behind `poisoner`, and looks whether all CPUs run.
+/// Boots the kernel after `poisoner`, and looks whether all CPUs run.
 #[track_caller]
 fn assert_boots_behind(name: &str, poisoner: &[u32], addition: &str) {
     let mut session = start_behind(name, poisoner, addition);
@@ -124,7 +124,7 @@ const GICC: u64 = 0x801_0000;
 const GICR: u64 = 0x80a_0000;
 const UART: u64 = 0x900_0000;
 
-/// Instructions that store words, and others behind them; then the jump to the kernel.
+/// Instructions that store words, and others after them; then the jump to the kernel.
 fn stage(stores: &[(u64, u32)], more: &[u32]) -> Vec<u32> {
     let wide = |register: u32, value: u64| {
         (0..3).map(move |half: u32| {

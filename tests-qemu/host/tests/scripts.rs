@@ -203,7 +203,7 @@ fn only_the_foreground_reads_what_is_typed_and_it_can_be_ended() {
     assert!(heard.contains("killed by SIGKILL (as expected)\n") && !heard.contains("taken"), "{heard}");
     session.send("! run console stubborn\n");
     session.wait_for("not interrupted\n").unwrap();
-    // Behind more than the queue has room for, of which the program reads nothing; the monitor runs each line later.
+    // After more than the queue has room for, of which the program reads nothing; the monitor runs each line later.
     let ahead = |line: usize| format!("! run absent-{line}\n");
     session.send(&(0..100).map(ahead).collect::<String>());
     session.send("\x03");
@@ -336,7 +336,7 @@ fn every_lab_switch_names_its_checker_and_each_of_the_target_has_its_test() {
     let code = files.iter().flat_map(|file| file.lines()).filter(|line| !line.trim_start().starts_with("//"));
     let tests: Vec<&str> = code.collect();
     for words in switches.iter().filter(|words| words[2] == "target") {
-        // With other boot arguments behind it, where it needs them.
+        // With other boot arguments after it, where it needs them.
         let named = ["\"{}\"", "\"{} ", "\"lab={}\""].map(|form| form.replace("{}", words[0]));
         assert!(tests.iter().any(|line| named.iter().any(|name| line.contains(name.as_str()))), "{words:?}");
     }

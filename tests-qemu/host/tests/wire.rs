@@ -70,7 +70,7 @@ fn a_bad_line_costs_time_and_fails_no_test() {
     assert!(pass("virt", 2, 1000, is_quick) > 10);
 }
 
-/// The board is switched off and on for the tests behind one that ends it.
+/// The board is switched off and on for the tests after one that ends it.
 #[test]
 fn what_must_not_pass_does_not_pass_over_a_line() {
     for per_million in [0, 2000] {

@@ -54,7 +54,7 @@ pub enum Expectation {
     Changed {
         /// The first page.
         start: u64,
-        /// Behind the last page.
+        /// After the last page.
         end: u64,
     },
     /// The stream is bound no longer.

@@ -29,7 +29,7 @@ pub struct Smmu {
     pub registers: u64,
     /// Its first interrupt line: event queue, page requests, global error, CMD_SYNC in this order.
     pub lines: u32,
-    /// The first requester ID behind it, and the last.
+    /// The first requester ID after it, and the last.
     pub requesters: (u16, u16),
 }
 

@@ -25,7 +25,7 @@ const ALIGN: u64 = 2 << 20;
 /// QEMU's options that change its tree and may stand among a caller's, each with a value.
 const CHANGE_THE_TREE: [&str; 8] = ["-machine", "-M", "-cpu", "-smp", "-m", "-object", "-icount", "-seed"];
 
-/// Writes the tree of the machine that `qemu` starts with `extra` behind it, and with the region, beside `kernel`, and
+/// Writes the tree of the machine that `qemu` starts with `extra` after it, and with the region, beside `kernel`, and
 /// returns the file's path. Another process may write it at the same time: both write the same, but for random seeds.
 ///
 /// # Errors

@@ -146,11 +146,11 @@ pub struct Conversation {
     devices: String,
     seed: u64,
     identity: u32,
-    /// Number of the request whose answer is waited for: 0 is the hello, behind the tests the end.
+    /// Number of the request whose answer is waited for: 0 is the hello, after the tests the end.
     sequence: u32,
     /// When that was typed last.
     typed: Option<Duration>,
-    /// A reset took effect behind the hello.
+    /// A reset took effect after the hello.
     is_anew: bool,
     judge: Judge,
 }
@@ -214,7 +214,7 @@ impl Conversation {
         self.sequence == 1 && self.typed.is_none() && !self.is_anew
     }
 
-    /// The board has started once more behind the hello: there is another one.
+    /// The board has started once more after the hello: there is another one.
     fn anew(&mut self, now: Duration) -> Step {
         (self.sequence, self.typed, self.is_anew) = (0, None, true);
         self.judge = Judge::new(self.nonce, self.tests.iter().map(|test| test.0));

@@ -73,7 +73,7 @@ pub(crate) fn another_cpu(here: &'static Cpu) -> &'static Cpu {
 }
 
 /// The end of a wait for one event that must come, and does not where a fix is away. No test chooses its own: a busy host
-/// may stop a CPU for seconds, and the clock goes on.
+/// may stop a CPU for seconds, and the clock continues.
 pub(crate) fn patience() -> Deadline {
     Deadline::after(Duration::from_secs(20))
 }
@@ -169,7 +169,7 @@ pub(crate) fn ask_for_nonce() -> Option<Nonce> {
     None
 }
 
-/// Runs one test, from the features that it needs to the audit behind it. `errors` is how many the kernel had logged at
+/// Runs one test, from the features that it needs to the audit after it. `errors` is how many the kernel had logged at
 /// the end of the test before: what it logs between two tests counts for the second.
 fn one(index: u32, seed: u64, errors: &mut u32) -> Event {
     let Some(record) = TESTS.get(index as usize) else {

@@ -25,7 +25,7 @@ impl Test {
         self.failures != 0
     }
 
-    /// Checks that `holds`; the test goes on either way. Returns it.
+    /// Checks that `holds`; the test continues either way. Returns it.
     #[track_caller]
     pub(crate) fn check(&mut self, what: &str, holds: bool) -> bool {
         self.checks += 1;

@@ -136,7 +136,7 @@ fn each_change_is_notified_once_and_exactly(t: &mut Test) {
         for page in 0..pages {
             account.store(t, first + page * PAGE, round);
         }
-        // Each change is between two accesses: what the SMMU holds before, and what it finds behind.
+        // Each change is between two accesses: what the SMMU holds before, and what it finds after.
         account.writes(t, first);
         t.ok("read-only", rig.space.mprotect(first, bytes, Protection::READ));
         account.changed(first, pages);

@@ -62,7 +62,7 @@ fn an_illegal_command_is_shown_and_the_queue_goes_on(t: &mut Test) {
     let before = smmu.stats();
     let masked = interrupts::mask();
     let asid = Command::tlbi_nh_asid(u16::MAX);
-    // None, and before and behind it what is one.
+    // Not a command, with a command before and after it.
     // SAFETY: no SMMU knows it.
     let unknown = unsafe { Command::from_words([0xff, 0x1234]) };
     let illegal = smmu.issue(&[asid, unknown, asid]);

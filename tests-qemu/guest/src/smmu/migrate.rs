@@ -47,7 +47,7 @@ impl Kind {
     }
 
     /// Between two moves, in ms. A transfer of edu's takes 100 ms, and is submitted again where what it uses has moved
-    /// meanwhile: all of an object's block.
+    /// during it: all of an object's block.
     const fn pause(self) -> usize {
         match self {
             Self::Private => 2,

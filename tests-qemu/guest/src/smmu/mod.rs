@@ -1,4 +1,4 @@
-//! Devices that use a process's addresses: what they see behind each change of its tables.
+//! Devices that use a process's addresses: what they see after each change of its tables.
 //!
 //! The device is a disk. It reads memory to write a sector, and writes memory to read one; so each access is seen by
 //! data, and **data alone is compared: its status reports success either way**.
@@ -144,7 +144,7 @@ impl Rig {
 /// The second word of the file of [`rig_with_a_file_of_the_initrd`].
 pub(crate) const FILE_WORD: u64 = u64::from_le_bytes(*b"the file");
 
-/// A rig whose first page is that of a file that can be had again, as the device has read.
+/// A rig whose first page is that of a file that can be obtained again, as the device has read.
 pub(crate) fn rig_with_a_file_of_the_initrd(t: &mut Test) -> Option<(Rig, Counted<Object>)> {
     static CONTENTS: [u8; 16] = *b"a word, the file";
     let cpu = this_cpu();

@@ -196,7 +196,7 @@ fn split_and_walked(t: &mut Test, walk: CallFunction) -> Option<Block> {
     Some(block)
 }
 
-// It is interrupted to be parked, and goes on.
+// It is interrupted to be parked, and continues.
 target_test!(no_cpu_is_parked_inside_a_walk, needs("smp stop"), limit(60));
 fn no_cpu_is_parked_inside_a_walk(t: &mut Test) {
     let Some(block) = split_and_walked(t, walk_for_long) else { return };

@@ -18,7 +18,7 @@ pub struct Bar {
     pub slope: u32,
     /// Barriers and TLBIs that a call may issue.
     pub barriers: Option<Barriers>,
-    /// The largest size for which that holds: beyond it a call has more to do than the row is about.
+    /// The largest size for which that holds: beyond it a call has more to do than the row measures.
     barriers_up_to: u32,
     /// Linux 7.2.13 on the same machine, see [`Self::linux`].
     linux: (f64, f64),

@@ -33,7 +33,7 @@ pub struct Counted<'a> {
 impl Counted<'_> {
     /// Boots with so many CPUs, which take turns by instructions, with the boot arguments `append` and QEMU's arguments
     /// `extra`, and returns what the plugin has written, a text for each of `files`: it is given those by its arguments
-    /// of these names, behind `arguments`.
+    /// of these names, after `arguments`.
     ///
     /// # Errors
     /// When the boot does not end as it should, or a file is not there.

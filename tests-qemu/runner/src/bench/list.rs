@@ -37,7 +37,7 @@ impl Bench {
     }
 }
 
-/// The rows that `./x bench word` is about: those of the suite that is called so, or those whose names contain the word.
+/// The rows that `./x bench word` selects: those of the suite that is called so, or those whose names contain the word.
 pub fn asked_for(rows: &[Bench], word: &str) -> impl Fn(&Bench) -> bool {
     let is_suite = rows.iter().any(|row| row.suite.as_deref() == Some(word));
     move |row| if is_suite { row.suite.as_deref() == Some(word) } else { row.name.contains(word) }

@@ -31,7 +31,7 @@ pub fn is_subtracted(name: &str, all: &[Bench], is_chosen: impl Fn(&Bench) -> bo
     ROWS.iter().any(|net| net.less.contains(&name) && of(net))
 }
 
-/// Puts behind each row of a machine the one that is computed from it, where all that takes was measured.
+/// Puts after each row of a machine the one that is computed from it, where all that takes was measured.
 pub fn add(rows: &mut Vec<Row>) {
     for net in ROWS {
         let Some(at) = rows.iter().position(|row| row.name == net.row) else { continue };

@@ -1,7 +1,7 @@
 //! Checks what a guest prints about a device's translations against QEMU's trace of the SMMU.
 //!
 //! The guest prints a [`Expectation`] for each change and each access; the trace has each command and each access as
-//! well, in the order in which they came to the SMMU. The two must be the same story: behind each change, and before
+//! well, in the order in which they came to the SMMU. The two must be the same story: after each change, and before
 //! the next access, comes one call of commands that end in a CMD_SYNC, under the ASID under which the device's accesses
 //! are looked up, which covers exactly the pages that were changed, by the fewest commands there are; there are no
 //! others; each access goes where the CPU's tables map it; and none passes untranslated.
@@ -281,7 +281,7 @@ impl<'a> Checker<'a> {
     }
 
     fn is_watched(&self, page: u64) -> bool {
-        // Ranges are few, or single pages that lie behind one another.
+        // Ranges are few, or single pages that lie one after another.
         let behind = self.watched.partition_point(|(start, _)| *start <= page);
         self.watched[..behind].iter().any(|(_, end)| page < *end)
     }

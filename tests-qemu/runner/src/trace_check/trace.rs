@@ -1,6 +1,6 @@
 //! QEMU's trace of its SMMU, line by line: its commands, and its answers to devices.
 //!
-//! A translation is three lines behind one another, since one thread at a time is in the SMMU: the look into its TLB,
+//! A translation is three lines in a row, since one thread at a time is in the SMMU: the look into its TLB,
 //! which has the ASID, what was put in there, and the result, which has the stream.
 
 use std::ffi::OsString;
@@ -99,7 +99,7 @@ fn one_stream(stream: u64) -> Result<Seen> {
     Ok(Seen::Effect(Effect::Streams(stream, stream)))
 }
 
-/// The number behind `key=`, decimal or with 0x; QEMU puts a blank in front of some.
+/// The number after `key=`, decimal or with 0x; QEMU puts a blank in front of some.
 fn number(rest: &str, key: &str) -> Result<u64> {
     let at = |(at, _): &(usize, _)| *at == 0 || rest.as_bytes()[at - 1] == b' ';
     let behind = rest.match_indices(&format!("{key}=")).find(at).with_context(|| format!("no {key}"))?;

@@ -29,7 +29,7 @@ enum Does {
     Resets,
     /// Prints a verdict of its own, and fails.
     Forges,
-    /// The board stops behind the verdict.
+    /// The board stops after the verdict.
     DiesAfterwards,
 }
 
