@@ -6,7 +6,7 @@
 //! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables
 //! after the invalidation. [`populate`] installs pages before the first access, [`shmem`] holds pages that several
 //! spaces map, [`used`] records which parts of a table are in use, [`reserved`] holds pages that the kernel maps for
-//! devices, [`userfault`] has a program serve faults.
+//! devices, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md` draws the types.
 //!
 //! # Locks
 //! ```text
