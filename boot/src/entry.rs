@@ -28,7 +28,7 @@ use granule_pgtable::{Geometry, Granule4K};
 const SLIDE: usize = 40;
 
 /// Room for the headers of a PE/COFF file after the header of the Image, in bytes: the rest of the page, of which
-/// firmware loads nothing else (`xtask/src/pe.rs`).
+/// firmware loads nothing else (`xtask/image/src/pe.rs`).
 const PE_HEADERS: usize = PAGE_SIZE - 64;
 
 /// Level 3 tables of the early map: the image may take 2 MiB for each.

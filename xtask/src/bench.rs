@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
+use granule_image::compile::Built;
 use granule_runner::bench::boot::{self, Chosen, Images};
 use granule_runner::bench::list::{self, Bench, DEFAULT};
 use granule_runner::bench::reference::{Run, Scope};
@@ -14,9 +15,7 @@ use granule_runner::bench::scale::SUITE;
 use granule_runner::bench::tlb::SUITE as TLB;
 use granule_runner::bench::{BOOT, page, table};
 use granule_runner::machine::{self, Machine};
-
-use crate::compile::Built;
-use crate::tools::Tools;
+use granule_tools::Tools;
 
 /// The run that `--check` compares with.
 const REFERENCE: &str = "docs/BENCHMARKS.json";
@@ -29,7 +28,7 @@ pub(crate) struct Options {
     /// Measure only rows whose name contains NAME, or the suite NAME, such as mm
     pub(crate) name: Option<String>,
     /// Measure on this machine only; without, each row on the machines that it belongs to
-    #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
+    #[arg(long, short, value_name = "MACHINE", value_parser = granule_tools::machine_names())]
     pub(crate) machine: Option<String>,
     /// Print JSON instead of a table
     #[arg(long)]
@@ -83,7 +82,11 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
             println!("{}", table::table(measured));
         }
         let size = std::fs::metadata(&built.kernel.image)?.len();
-        println!("{} has {size} bytes of at most {}", built.kernel.image.display(), crate::compile::IMAGE_LIMIT);
+        println!(
+            "{} has {size} bytes of at most {}",
+            built.kernel.image.display(),
+            granule_image::compile::IMAGE_LIMIT
+        );
     }
     if options.update {
         let before = reference(&tools.root)?;

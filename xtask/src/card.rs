@@ -8,9 +8,8 @@ use granule_disk::board::{Board, Parts};
 use granule_disk::device::{Fixed, System, numbers, numbers_of};
 use granule_disk::flash::{Step, flash, open_device, open_image};
 use granule_disk::layout::{self, Existing};
+use granule_image::compile::Built;
 use indicatif::{ProgressBar, ProgressStyle};
-
-use crate::compile::Built;
 
 /// The contents of an image, and its file.
 #[derive(Debug, clap::Args)]

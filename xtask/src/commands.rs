@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::fs;
 
 use clap::CommandFactory;
+use granule_tools::{files, root};
 
 use crate::Arguments;
-use crate::tools::{files, root};
 
 /// Commands that CI does not run, and why.
 const NOT_IN_CI: [(&str, &str, &str); 6] = [

@@ -1,10 +1,9 @@
 //! `./x demo`: a test on the target that prints what it shows.
 
 use anyhow::{Result, bail};
+use granule_image::compile::Built;
 use granule_runner::session::{self, Plan};
 use granule_runner::{demo, list, machine};
-
-use crate::compile::Built;
 
 /// Where a demo runs that does not ask for a machine.
 const DEFAULT: &str = "default";
@@ -15,7 +14,7 @@ pub(crate) struct Options {
     /// The demo; without, all are listed
     pub(crate) name: Option<String>,
     /// Machine of tests-qemu/machines.toml, in place of the demo's own
-    #[arg(long, short, value_name = "MACHINE", value_parser = crate::machine_names())]
+    #[arg(long, short, value_name = "MACHINE", value_parser = granule_tools::machine_names())]
     pub(crate) machine: Option<String>,
     /// More boot arguments, such as lab=plain-split
     #[arg(long, value_name = "ARGS", default_value = "", hide_default_value = true)]

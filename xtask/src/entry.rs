@@ -5,7 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::tools::{TRIPLE, root};
+use granule_tools::{TRIPLE, root};
 
 /// The utilities that the script itself needs, and every system has.
 const UTILITIES: [&str; 13] =

@@ -1,45 +1,22 @@
-//! The work of `./x` once it has its tools: arguments to builds, images, runs and reports.
+//! The work of `./x` once it has its tools: its command line. Longer work is in the crates beside this one.
 
 #![forbid(unsafe_code)]
 
-mod audit;
 mod bench;
-mod bounded;
 mod card;
 #[cfg(test)]
 mod commands;
-mod compile;
 mod demo;
 #[cfg(test)]
-mod docs;
-#[cfg(test)]
 mod entry;
-mod example;
-mod fuzz;
-mod image;
-mod initrd;
-mod licences;
-mod lint;
-mod mutants;
-mod pe;
-#[cfg(test)]
-mod registers;
-mod sentences;
 mod start;
-mod symbols;
-mod test;
-mod tools;
-#[cfg(test)]
-mod tour;
-mod words;
 
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::builder::PossibleValuesParser;
 use clap::{Parser, Subcommand};
-
-use crate::tools::{Profile, Tools};
+use granule_image::compile;
+use granule_tools::{Profile, Tools, machine_names};
 
 const ABOUT: &str = "Builds, runs and tests Granule: the memory management of an arm64 kernel, alone on the metal.";
 
@@ -101,15 +78,15 @@ enum Task {
     /// Write a disk image to a card, read it back and compare
     Flash(card::FlashOptions),
     /// Build, then run the tests on the host and on every machine
-    Test(test::Options),
+    Test(granule_suite::Options),
     /// Build, then count instructions on the target
     Bench(bench::Options),
     /// Build, then show a bug or a race on the target in at most 30 lines; fail if it did not happen
     Demo(demo::Options),
     /// Break the code by rules, one place at a time, and report which mutants no test sees; continues an earlier run
-    Mutants(mutants::Options),
+    Mutants(granule_mutants::Options),
     /// Build, then make system calls that are guided by the blocks of the kernel that they reach; report these
-    Fuzz(fuzz::Options),
+    Fuzz(granule_fuzz::Options),
     /// Print the exact QEMU command line
     Qemu {
         /// Machine of tests-qemu/machines.toml
@@ -118,7 +95,7 @@ enum Task {
     },
     /// Check the finished image and the sources
     #[command(subcommand)]
-    Audit(audit::Audit),
+    Audit(granule_audit::Audit),
     /// clippy for host and target, rustfmt --check, shell syntax, licences, panics that can be reached: no warnings
     Lint,
     /// Format the sources
@@ -131,18 +108,6 @@ enum Task {
     },
     /// Package the libraries that other kernels use, as `cargo publish` would, without a registry
     Package,
-}
-
-/// The machines, as values that clap checks and suggests.
-fn machine_names() -> PossibleValuesParser {
-    let machines = granule_runner::machine::all().unwrap_or_default();
-    PossibleValuesParser::new(machines.into_iter().map(|machine| machine.name))
-}
-
-/// The boards, likewise.
-fn board_names() -> PossibleValuesParser {
-    let boards = granule_runner::machine::boards().unwrap_or_default();
-    PossibleValuesParser::new(boards.into_iter().map(|board| board.machine.name))
 }
 
 /// The exit status of a program that SIGPIPE ended, as a shell names it.
@@ -190,21 +155,21 @@ fn perform(task: Task) -> Result<()> {
         Task::Flash(options) => card::write(&options),
         Task::Test(options) => {
             let profile = if options.incremental { Profile::Incremental } else { profile(options.debug) };
-            test::run(&options, &tools, profile)
+            granule_suite::run(&options, &tools, profile)
         }
-        Task::Mutants(options) => mutants::run(&options, &tools),
-        Task::Fuzz(options) => fuzz::run(&options, &tools),
+        Task::Mutants(options) => granule_mutants::run(&options, &tools),
+        Task::Fuzz(options) => granule_fuzz::run(&options, &tools),
         Task::Bench(options) => bench::run(&options, &tools, &compile::build(&tools, Profile::Release)?),
         Task::Demo(options) => demo::run(&options, &compile::build(&tools, Profile::Release)?),
         Task::Qemu { machine } => {
             println!("{}", start::command_line(&machine, &tools.build_directory().join("granule.img"))?);
             Ok(())
         }
-        Task::Audit(audit) => audit::run(&audit, &tools),
-        Task::Lint => lint::lint(&tools),
-        Task::Fmt => lint::format(&tools),
-        Task::Doc { open: true } => lint::document_public(&tools),
-        Task::Doc { open: false } => lint::document(&tools),
-        Task::Package => lint::package(&tools),
+        Task::Audit(audit) => granule_audit::run(&audit, &tools),
+        Task::Lint => granule_lint::lint(&tools),
+        Task::Fmt => granule_lint::format(&tools),
+        Task::Doc { open: true } => granule_lint::document_public(&tools),
+        Task::Doc { open: false } => granule_lint::document(&tools),
+        Task::Package => granule_lint::package(&tools),
     }
 }

@@ -6,19 +6,18 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use granule_image::compile::Built;
+use granule_image::symbols;
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial};
 use granule_runner::script;
 use granule_runner::serial::Limit;
 
-use crate::compile::Built;
-use crate::symbols;
-
 /// The machine to start, its image and its input.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Machine of tests-qemu/machines.toml
-    #[arg(long, short, value_name = "MACHINE", default_value = "default", value_parser = crate::machine_names())]
+    #[arg(long, short, value_name = "MACHINE", default_value = "default", value_parser = granule_tools::machine_names())]
     pub(crate) machine: String,
     /// Type the lines of FILE (- is standard input) at the prompt, print the session, and exit non-zero if a command
     /// failed, the kernel panicked or the time limit passed

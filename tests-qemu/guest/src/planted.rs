@@ -1,4 +1,4 @@
-//! Panics that are planted for `./x audit panics`, whose test (xtask/src/audit/tests.rs) follows calls from [`root`]:
+//! Panics that are planted for `./x audit panics`, whose test (xtask/audit/src/tests.rs) follows calls from [`root`]:
 //! it must find each of them but the one that nothing calls. Nothing here runs.
 
 use core::hint::black_box;

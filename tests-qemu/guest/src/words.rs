@@ -1,5 +1,5 @@
 //! Each wrapper of an instruction, alone in a function, for `./x build`: it compares the words that the compiler made of
-//! it with a table by hand (xtask/src/words.rs). Nothing here runs.
+//! it with a table by hand (xtask/image/src/words.rs). Nothing here runs.
 
 #![allow(unsafe_code, reason = "calls of what must not run, under names that are found in the ELF")]
 

@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, ensure};
+use granule_audit::image::{DebugLines, Frame, LINKED};
+use granule_image::compile::Built;
 use granule_runner::bench::counted::Counted;
 use granule_runner::bench::reference::Run;
 use granule_runner::bench::scale::boot::{Counts, Part};
 use granule_runner::bench::scale::rows::{Definition, ROWS};
 use granule_runner::bench::scale::{BOUNDED_AT, CPUS, ScaleRow, ScaleRun, judge};
 use granule_runner::machine;
+use granule_tools::Tools;
 
 use super::{DEFAULT, Options, REFERENCE, compiler, reference, update};
-use crate::audit::image::{DebugLines, Frame, LINKED};
-use crate::compile::Built;
-use crate::tools::Tools;
 
 /// Counts, prints, compares. Where the plugin could not be built there is nothing to do, and that has been said.
 ///

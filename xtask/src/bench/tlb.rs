@@ -1,14 +1,14 @@
 //! `./x bench tlb`: what large leaves save a TLB, by a model of one.
 
 use anyhow::{Result, ensure};
+use granule_image::compile::Built;
 use granule_runner::bench::counted::Counted;
 use granule_runner::bench::reference::Run;
 use granule_runner::bench::tlb::{SUITE, measure, table};
 use granule_runner::machine;
+use granule_tools::Tools;
 
 use super::{DEFAULT, Options, REFERENCE, reference, update};
-use crate::compile::Built;
-use crate::tools::Tools;
 
 /// Counts, prints, compares. Where the plugin could not be built there is nothing to do, and that has been said.
 ///

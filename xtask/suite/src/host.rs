@@ -1,0 +1,291 @@
+//! The tests on the host: each in a process of its own, so that its memory goes with it and a crash is its own.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use granule_runner::report::{Entry, Status};
+use granule_tools::bounded::{Bounds, End};
+use granule_tools::{BUILDING, Tools};
+
+use super::Options;
+use super::list::List;
+
+/// The harness runs the tests of one thread on its own, which has another stack.
+const THREADS: &str = "--test-threads=2";
+/// The words, past the harness, of a test that cannot run on this host; the reason follows.
+const SKIPPED: &str = "@skipped ";
+/// How the harness ends where one test has passed.
+const RAN: &str = "test result: ok. 1 passed";
+/// The suite of the tests in the documentation.
+const DOCUMENTATION: &str = "documentation";
+/// The memory of most tests at most: machines of the others are kept until the process ends, or are large.
+pub const MEMORY_MIB: u64 = 600;
+const LARGER: [(&str, u64); 8] = [
+    ("granule::mm::space::tests::random::", 1700),
+    ("granule::mm::space::tests::migrate::anything_may_happen_to_a_block", 1600),
+    ("granule::mm::kernel::tests::random::", 1500),
+    ("granule_host_tests::latency::latency_is_bounded_", 1500),
+    ("granule::mm::kernel::tests::large::", 1000),
+    ("granule::iommu::tests::bound::", 900),
+    ("granule::mm::space::tests::entries::", 800),
+    ("granule::mm::space::tests::tag_storage::", 800),
+];
+/// CPU time of a test, in seconds, and of a long one: one that takes more hangs.
+pub const SECONDS: u64 = 240;
+const LONG_SECONDS: u64 = 12 * 3600;
+/// `--long` only. They take half an hour, or a source from the network, or longer than a run of CI has time for.
+const NEVER_IN_TURN: [&str; 3] = ["ten_mutants", "linux_s_own_tests", "every_order::interrupt"];
+
+/// A program of tests.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// The package.
+    pub package: String,
+    /// The library, program or file of tests.
+    pub target: String,
+    /// Whether it is a file of tests.
+    pub is_integration: bool,
+    /// Its file.
+    pub executable: PathBuf,
+    /// The package's folder, where cargo runs its tests.
+    pub directory: PathBuf,
+}
+
+impl Program {
+    /// The program that a message of cargo's says it has made, if the message does.
+    pub fn of(message: &serde_json::Value) -> Option<Self> {
+        let executable = message["executable"].as_str().filter(|_| message["profile"]["test"] == true)?;
+        // path+file:///FOLDER#VERSION, or #NAME@VERSION where that is not the folder's.
+        let (path, version) = message["package_id"].as_str()?.rsplit_once('#')?;
+        let package = version.split_once('@').map_or_else(|| path.rsplit('/').next(), |(name, _)| Some(name))?;
+        Some(Self {
+            package: package.to_owned(),
+            target: message["target"]["name"].as_str()?.to_owned(),
+            is_integration: message["target"]["kind"][0] == "test",
+            executable: executable.into(),
+            directory: PathBuf::from(message["manifest_path"].as_str()?).parent()?.to_owned(),
+        })
+    }
+
+    /// How the names of its tests begin.
+    pub fn suite(&self) -> String {
+        let package = self.package.replace('-', "_");
+        if self.is_integration { format!("{package}::{}", self.target) } else { package }
+    }
+
+    /// A command of it, in the environment that cargo gives its tests.
+    fn command(&self) -> Command {
+        let mut command = Command::new(&self.executable);
+        command.current_dir(&self.directory).env("CARGO_MANIFEST_DIR", &self.directory);
+        command.env("CARGO_PKG_NAME", &self.package);
+        command
+    }
+
+    /// A run of one test, with a seed for the numbers that it draws.
+    pub fn test(&self, test: &str, seed: u64) -> Command {
+        let mut command = self.command();
+        command.args(["--exact", test, "--include-ignored", THREADS]).env("PROPTEST_RNG_SEED", seed.to_string());
+        command
+    }
+
+    /// The names of its tests, of the long ones alone with `--ignored`.
+    pub fn list(&self, more: &[&str]) -> Result<Vec<String>> {
+        let output = self.command().args(["--list", "--format", "terse"]).args(more).output();
+        let output = output.with_context(|| format!("cannot run {}", self.executable.display()))?;
+        ensure!(output.status.success(), "{} cannot list its tests", self.executable.display());
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect())
+    }
+}
+
+/// Builds the programs.
+pub(super) fn build(tools: &Tools) -> Result<Vec<Program>> {
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo.args(["--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    let mut programs = Vec::new();
+    let made = |line: &str| programs.extend(serde_json::from_str(line).ok().as_ref().and_then(Program::of));
+    let (end, _) = Bounds::default().run(BUILDING, &cargo, false, || true, made)?;
+    let failure = end.failure();
+    ensure!(failure.is_none(), "building the tests on the host failed: {}", failure.unwrap_or_default());
+    Ok(programs)
+}
+
+/// Packages whose documentation has no examples: rustdoc would read all of them to find none.
+pub const WITHOUT_EXAMPLES: [&str; 15] = [
+    "granule",
+    "granule-audit",
+    "granule-disk",
+    "granule-fuzz",
+    "granule-host-tests",
+    "granule-image",
+    "granule-lint",
+    "granule-loom",
+    "granule-monitor",
+    "granule-mutants",
+    "granule-peers",
+    "granule-protocol",
+    "granule-runner",
+    "granule-suite",
+    "granule-tools",
+];
+
+/// Runs the tests in the documentation, which rustdoc builds. They are few, and rustdoc's own harness runs them.
+pub(super) fn document(options: &Options, tools: &Tools, entries: &mut Vec<Entry>) -> Result<()> {
+    let mut cargo = tools.host_cargo("test", "host");
+    cargo.args(["--workspace", "--doc", "--no-fail-fast"]);
+    cargo.args(WITHOUT_EXAMPLES.iter().flat_map(|package| ["--exclude", package])).arg("--").args(&options.filter);
+    cargo.args(options.skip.iter().flat_map(|filter| ["--skip", filter]));
+    if options.list {
+        cargo.arg("--list");
+    }
+    let before = entries.len();
+    let verdict = |line: &str| {
+        println!("{line}");
+        entries.extend(parse(line));
+    };
+    let (end, _) = Bounds::default().run(DOCUMENTATION, &cargo, false, || true, verdict)?;
+    let is_reported = entries[before..].iter().any(|entry| matches!(entry.status, Status::Failed(_)));
+    let failure = end.failure().filter(|_| !is_reported);
+    ensure!(failure.is_none(), "the tests in the documentation did not run: {}", failure.unwrap_or_default());
+    Ok(())
+}
+
+/// A verdict in cargo's output: `test path::name ... ok`.
+fn parse(line: &str) -> Option<Entry> {
+    let (name, verdict) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+    let status = match verdict.split([',', ' ']).next()? {
+        "ok" => Status::Passed,
+        "FAILED" => Status::Failed("see the output of cargo test".into()),
+        "ignored" => Status::Skipped(verdict.into()),
+        _ => return None,
+    };
+    let (suite, name) = (DOCUMENTATION.into(), name.into());
+    Some(Entry { suite, name, status, output: String::new(), time: Duration::ZERO })
+}
+
+/// Adds the tests of the programs.
+pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
+    let mut tests = Vec::new();
+    for program in programs {
+        let long: BTreeSet<String> = program.list(&["--ignored"])?.into_iter().collect();
+        tests.extend(program.list(&[])?.into_iter().map(|test| (program, long.contains(&test), test)));
+    }
+    let name = |program: &Program, test: &str| format!("{}::{test}", program.suite());
+    let long = tests.iter().filter(|(_, long, _)| *long).map(|(program, _, test)| name(program, test));
+    let turn = list.long_in_turn(long.filter(|name| !NEVER_IN_TURN.iter().any(|not| name.contains(not))), "host");
+    for (program, long, test) in tests {
+        let suite = program.suite();
+        if long && !list.options.long && turn.as_ref() != Some(&name(program, &test)) {
+            list.skip(&suite, &test, "long");
+        } else if let Some(sender) = list.test(&suite, &test) {
+            let command = program.test(&test, list.seed);
+            let seconds = if long { LONG_SECONDS } else { SECONDS };
+            let bounds = Bounds { seconds: Some(seconds), memory_kib: None };
+            list.job(&name(program, &test), memory_mib(&name(program, &test)), move || {
+                let (end, output, time) = run(&suite, &command, bounds, || true);
+                // The trial waits for the outcome; it is gone only if the whole run is.
+                let _ = sender.send((verdict(end, &output), output, time));
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The bound of a test's memory, in MiB.
+fn memory_mib(name: &str) -> u64 {
+    LARGER.iter().find(|(begin, _)| name.starts_with(begin)).map_or(MEMORY_MIB, |&(_, memory)| memory)
+}
+
+/// Runs one test, as long as it is `wanted`: how its process ended, its output, and its CPU time.
+pub fn run(
+    suite: &str,
+    command: &Command,
+    bounds: Bounds,
+    wanted: impl Fn() -> bool,
+) -> (Result<End>, String, Duration) {
+    let mut output = String::new();
+    match bounds.run(suite, command, true, wanted, |line| output.extend([line, "\n"])) {
+        Ok((end, time)) => (Ok(end), output, time),
+        Err(error) => (Err(error), output, Duration::ZERO),
+    }
+}
+
+/// The verdict that the end of a test's process and its output give.
+pub fn verdict(end: Result<End>, output: &str) -> Status {
+    match end.map(End::failure) {
+        Ok(Some(why)) => Status::Failed(why),
+        Err(error) => Status::Failed(format!("{error:#}")),
+        Ok(None) => {
+            let skipped = output.lines().find_map(|line| line.strip_prefix(SKIPPED));
+            // A program that was built anew meanwhile may have no test of that name, which is a success to it.
+            let has_run = output.lines().any(|line| line.starts_with(RAN));
+            let verdict = if has_run { Status::Passed } else { Status::Failed("its program ran no such test".into()) };
+            skipped.map_or(verdict, |why| Status::Skipped(why.to_owned()))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use granule_runner::report::Status;
+    use granule_runner::usage;
+
+    use super::{Program, parse, run, verdict};
+    use granule_tools::bounded::Bounds;
+
+    fn shell(script: &str) -> (Status, String) {
+        let mut command = Command::new("sh");
+        command.args(["-c", script]);
+        let bounds = Bounds { seconds: Some(1), memory_kib: None };
+        let (end, output, _) = run("host::tests", &command, bounds, || true);
+        (verdict(end, &output), output)
+    }
+
+    #[test]
+    fn a_process_is_a_verdict_with_its_output() {
+        let script = "echo one; echo two >&2; echo 'test result: ok. 1 passed; 0 failed'";
+        let output = "one\ntwo\ntest result: ok. 1 passed; 0 failed\n";
+        assert_eq!(shell(script), (Status::Passed, output.into()));
+        assert!(matches!(shell("echo 'test result: ok. 0 passed'").0, Status::Failed(_)));
+        assert_eq!(shell("echo '@skipped no apt' >&2").0, Status::Skipped("no apt".into()));
+        let (status, output) = shell("echo '@skipped no'; printf half; exit 101");
+        assert!(matches!(status, Status::Failed(why) if why.contains("101")));
+        assert!(output.ends_with("half\n"));
+        assert!(matches!(shell("kill -SEGV $$").0, Status::Failed(why) if why.contains("signal")));
+        let hangs = shell("while :; do :; done").0;
+        assert!(matches!(&hangs, Status::Failed(why) if why.contains("hangs")), "{hangs:?}");
+        let taken = usage::spans();
+        assert!(taken.iter().any(|span| span.suite == "host::tests" && span.memory > 100 << 10), "{taken:?}");
+    }
+
+    #[test]
+    fn programs_of_tests_are_found_in_cargos_messages() {
+        let program = |id: &str, kind: &str, test: bool| {
+            let message = format!(
+                r#"{{"reason":"compiler-artifact","package_id":"{id}","manifest_path":"/g/kernel/Cargo.toml",
+                "target":{{"kind":["{kind}"],"name":"t"}},"profile":{{"test":{test}}},"executable":"/g/t-1"}}"#
+            );
+            Program::of(&serde_json::from_str(&message).unwrap()).map(|program| program.suite())
+        };
+        let named = "path+file:///g/kernel#granule@0.1.0";
+        assert_eq!(program(named, "lib", true).as_deref(), Some("granule"));
+        assert_eq!(program(named, "test", true).as_deref(), Some("granule::t"));
+        assert_eq!(program("path+file:///g/xtask#0.1.0", "bin", true).as_deref(), Some("xtask"));
+        assert_eq!(program(named, "bin", false), None);
+    }
+
+    #[test]
+    fn verdicts_of_cargo_are_read() {
+        let status = |line| parse(line).map(|entry| (entry.name, entry.status));
+        assert_eq!(status("test a::b ... ok"), Some(("a::b".into(), Status::Passed)));
+        assert!(matches!(status("test a::b ... FAILED"), Some((_, Status::Failed(_)))));
+        assert!(matches!(status("test a ... ignored, slow"), Some((_, Status::Skipped(_)))));
+        assert_eq!(status("test result: ok. 5 passed; 0 failed"), None);
+        assert_eq!(status("running 5 tests"), None);
+    }
+}
