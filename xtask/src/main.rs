@@ -40,6 +40,7 @@ Examples:
   ./x bench scale                          cache lines that operations move between CPUs
   ./x bench tlb                            what large leaves save: entries and descriptor reads of a modelled TLB
   ./x audit panics                         panics that programs, devices or the device tree may reach, with reasons
+  ./x audit size                           lines of code, comments and tests of each part
   ./x audit latency                        how long programs of the largest counts keep a CPU, or interrupts masked
   ./x mutants --count 10 kernel/pgtable    break the code at ten places, and show which of these no test sees
   ./x fuzz --seed 7                        hostile system calls, and the blocks of the kernel that they reach

@@ -1,5 +1,5 @@
 //! `./x audit`: what the finished image can do, by the image itself; how long it keeps a CPU, by running it; and which
-//! modules import which, by the sources.
+//! modules import which and how long they are, by the sources.
 //!
 //! `panics` follows calls from where programs, devices and firmware enter the kernel to each panic that can be reached,
 //! in the code that is shipped: after inlining, with everything gone that the compiler proved away. A place of a panic
@@ -15,8 +15,10 @@ mod circles;
 pub mod image;
 mod latency;
 mod layers;
+mod lines;
 mod modules;
 pub mod reach;
+pub mod size;
 pub mod sources;
 mod speculation;
 mod stack;
@@ -67,6 +69,9 @@ pub enum Audit {
     /// Modules of a crate that import a higher layer, and circles of its files; fails if one is not in
     /// xtask/audit/layers.toml, or has more files than it says there
     Layers,
+    /// Lines of code, comments and tests, by part; fails on functions and files that are too long and not in
+    /// xtask/audit/size.toml, or longer than there
+    Size(size::Options),
     /// Public items that only tests use; fails if one is not in xtask/audit/unused.toml
     Unused,
 }
@@ -103,16 +108,18 @@ pub fn run(audit: &Audit, tools: &Tools) -> Result<()> {
         Audit::Speculation { elf } => speculate(tools, elf.as_deref(), true),
         Audit::Latency { filters } => latency::audit(tools, &compile::build(tools, Profile::Release)?, filters),
         Audit::Layers => layers::audit(&tools.root, true),
+        Audit::Size(options) => size::audit(&tools.root, options),
         Audit::Unused => unused::audit(&tools.root, true),
     }
 }
 
-/// The audits of layers and of unused items, as `./x lint` has them.
+/// The audits of layers, sizes and unused items, as `./x lint` has them.
 ///
 /// # Errors
-/// When an import goes up or an item is unused, and is not listed, or a table is out of date.
+/// When an import goes up, a function or file is too long or an item is unused, and is not listed, or a table is out of date.
 pub fn check_sources(tools: &Tools) -> Result<()> {
     layers::audit(&tools.root, false)?;
+    size::check(&tools.root)?;
     unused::audit(&tools.root, false)
 }
 

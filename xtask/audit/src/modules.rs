@@ -76,7 +76,8 @@ fn declare(
     }
 }
 
-fn file_of(item: &ItemMod, directory: &Path) -> PathBuf {
+/// The file of a module that is declared in a file whose modules are in `directory`.
+pub(super) fn file_of(item: &ItemMod, directory: &Path) -> PathBuf {
     if let Some(file) = path_attribute(&item.attrs) {
         return directory.join(file);
     }

@@ -118,7 +118,7 @@ fn links_between_pages_resolve() {
             let is_page = named.extension().is_some_and(|extension| extension == "md");
             let has_section =
                 || section.is_empty() || !is_page || sections(&fs::read_to_string(&named).unwrap()).contains(section);
-            if !file.starts_with("http") && !(named.exists() && has_section()) {
+            if !(file.starts_with("http") || named.exists() && has_section()) {
                 broken.push(format!("{}: {link}", page.display()));
             }
         }
@@ -227,6 +227,29 @@ fn the_reference_has_each_machine() {
         .filter(|name| !reference.contains(&format!("`{name}`")))
         .collect();
     assert!(missing.is_empty(), "{missing:?}");
+}
+
+/// The page has the sizes of now, give or take what others change at the same time: five per cent, and its rounding.
+#[test]
+fn the_architecture_has_the_sizes_of_the_parts() {
+    let count = granule_audit::size::count(&root()).unwrap();
+    let sizes = count.parts.iter().map(|(part, size)| (*part, size.code));
+    let sizes: Vec<(&str, usize)> = sizes.chain([("tests", count.part("sum").unwrap().tests)]).collect();
+    let (_, rest) = ARCHITECTURE.split_once("lines of code (`./x audit size`):").unwrap();
+    let paragraph = rest.split("\n\n").next().unwrap().split_whitespace().collect::<Vec<_>>().join(" ");
+    let stated: Vec<(&str, f64)> = paragraph
+        .split([',', '(', ')'])
+        .filter_map(|piece| piece.trim().trim_end_matches('.').rsplit_once(' '))
+        .map(|(part, thousands)| (part, thousands.parse().unwrap()))
+        .collect();
+    assert!(stated.len() > 15, "{stated:?}");
+    let wrong = stated.iter().filter(|(part, thousands)| {
+        let (_, code) = sizes.iter().find(|(name, _)| name == part).unwrap_or_else(|| panic!("no part {part}"));
+        let code = *code as f64 / 1000.0;
+        (code - thousands).abs() > code * 0.05 + 0.1
+    });
+    let wrong: Vec<_> = wrong.collect();
+    assert!(wrong.is_empty(), "ARCHITECTURE.md has {wrong:?}, `./x audit size` {sizes:?}");
 }
 
 /// A page that names a module or file of this repository names one that exists.
