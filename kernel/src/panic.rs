@@ -63,7 +63,7 @@ mod target {
     }
 
     fn report(cpu: &Cpu, headline: fmt::Arguments<'_>, details: &dyn Fn(&mut dyn Write) -> fmt::Result) -> ! {
-        cpu.held_ranks.forget();
+        cpu.held_ranks().forget();
         let running = smp::stop_others();
         console::take_over();
         // The console cannot fail; an error of some `Display` on the way ends the details, not the shutdown.

@@ -20,7 +20,7 @@ use rand_chacha::rand_core::{Rng as _, SeedableRng as _};
 use spin::Once;
 
 use crate::chip::timer::uptime;
-use crate::smp::Cpu;
+use crate::smp::cpu::Cpu;
 use crate::sync::{IrqLock, rank};
 
 /// Bytes of a key.

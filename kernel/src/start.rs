@@ -51,7 +51,8 @@ use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
 use crate::platform::{PhysicalMemory, Platform, PlatformError, Psci, TagStorageRegion, Uart};
-use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, Secondaries, SecondaryMemory, this_cpu};
+use crate::smp::bring_up::{self, Secondaries, SecondaryMemory};
+use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, this_cpu};
 use crate::trap::{self, probe};
 use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
 
@@ -95,7 +96,7 @@ pub fn start(boot: &'static BootInfo) {
 #[inline(never)]
 fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     let cpu = &BOOT_CPU;
-    smp::init(cpu);
+    bring_up::init(cpu);
     let (platform, device_tree) = read_platform(boot)?;
     bootargs::init(&platform.bootargs);
     kernel_log::set_level_from_bootargs();
@@ -406,7 +407,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     let mut release_word = |word| release_word(cpu, kernel, word);
     let mut memory =
         SecondaryMemory { stack: &mut stack, release_word: &mut release_word, image: image::physical_range(boot) };
-    let cpus = smp::bring_up(cpu, kernel.platform, steps, &mut memory).unwrap_or_else(|error| {
+    let cpus = bring_up::bring_up(cpu, kernel.platform, steps, &mut memory).unwrap_or_else(|error| {
         crate::log::error!("other CPUs: {error}");
         CpuSet::EMPTY.with(cpu.id)
     });
@@ -447,14 +448,14 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     start_tags(kernel, kernel.features().kernel_tag_check);
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
-    smp::leave_identity_map(empty);
+    bring_up::leave_identity_map(empty);
     sched::init(cpu)?;
     sched::init_cpu(cpu);
     let frames = kernel.frames.total();
     kernel.frames.set_reserve(usual_reserve(frames));
     limits::init(frames);
     interrupts::enable();
-    smp::release(cpus, empty);
+    bring_up::release(cpus, empty);
     if is_split {
         kernel.space.split_linear_to_pages(kernel.platform.memory.iter().copied())?;
     }

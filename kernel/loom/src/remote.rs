@@ -30,9 +30,7 @@ enum Ipi {
 pub struct Cpu {
     /// Which it is.
     pub id: CpuId,
-    /// Its walks.
-    pub walk: Walks,
-    held_ranks: NoRanks,
+    walk: Walks,
     trap: Handlers,
     call: call::PerCpu,
     /// The interrupts that were sent to it, a bit each.
@@ -72,7 +70,6 @@ impl Cpu {
         Self {
             id: CpuId(id as u32),
             walk: Walks::default(),
-            held_ranks: NoRanks,
             trap: Handlers::default(),
             call: call::PerCpu {
                 outgoing: call::Outgoing {
@@ -85,6 +82,23 @@ impl Cpu {
             },
             pending: AtomicU32::new(0),
         }
+    }
+
+    /// Its walks.
+    pub fn walk(&self) -> &Walks {
+        &self.walk
+    }
+
+    fn held_ranks(&self) -> NoRanks {
+        NoRanks
+    }
+
+    fn trap(&self) -> &Handlers {
+        &self.trap
+    }
+
+    fn call(&self) -> &call::PerCpu {
+        &self.call
     }
 }
 

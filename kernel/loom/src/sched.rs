@@ -216,7 +216,7 @@ impl Sleeper {
     /// Another of loom's threads has panicked.
     pub fn runs_on(self: &Arc<Self>, cpu: u32) {
         let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
-        cpu.sched.current.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
+        cpu.sched().current.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
         *self.turn.lock().unwrap() = Turn::Given(cpu);
         self.begin();
     }
@@ -233,7 +233,7 @@ impl Sleeper {
     /// Another of loom's threads has panicked.
     pub fn exit(&self) {
         let cpu = this_cpu();
-        let mut queue = cpu.sched.queue.lock();
+        let mut queue = cpu.sched().queue.lock();
         self.state.end();
         let next = queue.pick_or_idle(cpu);
         switch::hand_over(cpu, self, next, queue);
@@ -259,7 +259,7 @@ impl Sleeper {
     /// There is no such CPU.
     pub fn is_idle_thread_of(self: &Arc<Self>, cpu: u32) {
         let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
-        cpu.sched.idle.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
+        cpu.sched().idle.store(Arc::as_ptr(self).cast_mut(), Ordering::Relaxed);
     }
 }
 
@@ -269,7 +269,7 @@ impl Sleeper {
 /// There is no such CPU.
 pub fn take_all(cpu: u32) -> Vec<*const Sleeper> {
     let cpu = smp::cpu(CpuId(cpu)).expect("such a CPU");
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     let all = std::iter::from_fn(|| (!queue.is_empty()).then(|| queue.pick_or_idle(cpu).as_ptr().cast_const()));
     all.collect()
 }
@@ -307,7 +307,7 @@ pub fn yield_now() {
 
 /// Whether the slice of what the CPU runs has an end.
 pub fn slice_has_end() -> bool {
-    this_cpu().sched.slice_end.load(Ordering::Relaxed) != queue::NEVER
+    this_cpu().sched().slice_end.load(Ordering::Relaxed) != queue::NEVER
 }
 
 /// The place of the idle CPUs' set.
@@ -350,7 +350,7 @@ mod switch {
         thread.leave();
         // SAFETY: it was taken from the queue, so it has not ended.
         let next = unsafe { next.as_ref() };
-        cpu.sched.current.store(std::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
+        cpu.sched().current.store(std::ptr::from_ref(next).cast_mut(), Ordering::Relaxed);
         queue::begin_slice(cpu, waited_for);
         next.give(cpu);
         drop(queue);
@@ -497,7 +497,7 @@ pub fn run_timer(now: u64) {
     while cpu.timer.wait(now) {
         timeout::expire(cpu, now);
         // As `when_due` does; the lock stands for what the handler interrupts.
-        let _masked = cpu.sched.timeouts.lock();
+        let _masked = cpu.sched().timeouts.lock();
         queue::program(cpu);
     }
 }
@@ -513,6 +513,6 @@ pub fn sleep_through(until: Deadline) {
 /// Where a timeout is left.
 pub fn stop_timer() {
     let cpu = this_cpu();
-    assert_eq!(cpu.sched.next_timeout.load(Ordering::Relaxed), queue::NEVER, "a timeout is left");
+    assert_eq!(cpu.sched().next_timeout.load(Ordering::Relaxed), queue::NEVER, "a timeout is left");
     cpu.timer.stop();
 }

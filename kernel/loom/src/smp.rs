@@ -33,13 +33,10 @@ impl CpuId {
 pub struct Cpu {
     /// Which it is.
     pub id: CpuId,
-    /// Its threads.
-    pub(crate) sched: PerCpu,
+    sched: PerCpu,
     pub(crate) timer: Timer,
-    pub(crate) held_ranks: NoRanks,
-    pub(crate) walk: NoWalk,
-    pub(crate) brief: BriefSlot,
-    pub(crate) node_arena: CurrentArena,
+    brief: BriefSlot,
+    node_arena: CurrentArena,
     interrupts: Mutex<Interrupts>,
     interrupted: Condvar,
 }
@@ -68,13 +65,31 @@ impl Cpu {
             id: CpuId(id),
             sched: PerCpu::default(),
             timer: Timer::default(),
-            held_ranks: NoRanks,
-            walk: NoWalk,
             brief: BriefSlot::new(CpuId(id)),
             node_arena: CurrentArena::new(),
             interrupts: Mutex::default(),
             interrupted: Condvar::new(),
         }
+    }
+
+    pub(crate) fn sched(&self) -> &PerCpu {
+        &self.sched
+    }
+
+    pub(crate) fn held_ranks(&self) -> NoRanks {
+        NoRanks
+    }
+
+    pub(crate) fn walk(&self) -> NoWalk {
+        NoWalk
+    }
+
+    pub(crate) fn brief(&self) -> &BriefSlot {
+        &self.brief
+    }
+
+    pub(crate) fn node_arena(&self) -> &CurrentArena {
+        &self.node_arena
     }
 
     /// WFI, and the interrupt that ends it; whether the CPU is stopped.

@@ -170,7 +170,7 @@ fn stats<'a>(session: &mut Session<'_>, args: Args<'a>) -> Result<(), Failure<'a
     smp::for_each(|cpu| {
         let (ipis, calls) = (cpu.ipis.load(Ordering::Relaxed), cpu.calls_served());
         let (interrupts, probes, spurious) =
-            (cpu.trap.interrupts(), cpu.trap.probe_faults(), cpu.trap.spurious_faults());
+            (cpu.trap().interrupts(), cpu.trap().probe_faults(), cpu.trap().spurious_faults());
         writeln!(session, "{:>3}  {interrupts:>10}  {ipis:>10}  {calls:>10}  {probes:>12}  {spurious:>15}", cpu.id.0);
     });
     if maintenance::is_counting() {

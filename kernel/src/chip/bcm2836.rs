@@ -28,7 +28,7 @@ use super::interrupt::{Acknowledged, InterruptController, InterruptError, SHARED
 use super::order;
 use crate::mmio;
 use crate::platform::Interrupt;
-use crate::smp::{Cpu, this_cpu};
+use crate::smp::cpu::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
 #[cfg(target_os = "none")]
 use crate::trap::probe;
@@ -239,7 +239,7 @@ mod tests {
 
     use super::{Bcm2836, InterruptController, InterruptError};
     use crate::platform::{Interrupt, Trigger};
-    use crate::smp::{Cpu, CpuId, this_cpu};
+    use crate::smp::cpu::{Cpu, CpuId, this_cpu};
 
     /// Registers that keep what is written to them, all ones at first.
     fn registers() -> &'static [AtomicU32; 128] {

@@ -48,7 +48,7 @@ use crate::platform::{Interrupt, Uart, UartKind};
 #[cfg(target_os = "none")]
 use crate::sched::{PollNode, Woken, poll_until};
 use crate::sched::{PollQueue, ThreadRef};
-use crate::smp::Cpu;
+use crate::smp::cpu::Cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 use person::wake_foreground;

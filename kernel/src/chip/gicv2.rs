@@ -23,7 +23,7 @@ use super::interrupt::{Acknowledged, InterruptController, InterruptError, SHARED
 use super::order;
 use crate::mmio;
 use crate::platform::{Interrupt, Trigger};
-use crate::smp::{Cpu, MAX_CPUS};
+use crate::smp::cpu::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
 use crate::trap::probe;
 

@@ -27,7 +27,7 @@ use super::its::ItsError;
 use super::order;
 use crate::mmio;
 use crate::platform::{Interrupt, MAX_REDISTRIBUTOR_REGIONS, Redistributors, Trigger};
-use crate::smp::{Cpu, MAX_CPUS};
+use crate::smp::cpu::{Cpu, MAX_CPUS};
 use crate::sync::{IrqLock, rank};
 use crate::trap::probe;
 

@@ -19,7 +19,7 @@ use thiserror::Error;
 
 use super::its;
 use crate::platform::{ControllerDescription, Interrupt, Trigger};
-use crate::smp::Cpu;
+use crate::smp::cpu::Cpu;
 use crate::trap::probe::ProbeFault;
 
 /// Interrupt numbers that a handler can have: all but the GIC's special ones and the extended ranges.
@@ -223,7 +223,7 @@ mod tests {
 
     use super::{Acknowledged, CONTROLLER, InterruptController, InterruptError, handle_irq, init_cpu, lost, register};
     use crate::platform::{Interrupt, Trigger};
-    use crate::smp::{Cpu, this_cpu};
+    use crate::smp::cpu::{Cpu, this_cpu};
 
     /// A controller that records its calls.
     #[derive(Default)]

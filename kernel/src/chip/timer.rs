@@ -14,7 +14,7 @@ use granule_arch::{interrupts, timer, wait};
 
 use super::interrupt::{self, InterruptError};
 use crate::platform::Interrupt;
-use crate::smp::Cpu;
+use crate::smp::cpu::Cpu;
 
 /// The counter when the kernel was entered.
 static ENTRY: AtomicU64 = AtomicU64::new(0);
@@ -141,13 +141,13 @@ pub fn set_deadline(cpu: &Cpu, after: Duration, handler: DeadlineHandler) {
 
 /// Whether something is due of [`set_deadline`] on `cpu`.
 pub fn has_deadline(cpu: &Cpu) -> bool {
-    cpu.due.0[Purpose::Caller as usize].due() != NEVER
+    cpu.due().0[Purpose::Caller as usize].due() != NEVER
 }
 
 /// Has `handler` run on this CPU at `deadline`, or not at all. It replaces what was due before for this purpose.
 pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handler: DeadlineHandler) {
     let masked = interrupts::mask();
-    let slot = &cpu.due.0[purpose as usize];
+    let slot = &cpu.due().0[purpose as usize];
     slot.handler.store(handler as usize, Ordering::Relaxed);
     slot.count.store(deadline.map_or(NEVER, |deadline| deadline.0), Ordering::Relaxed);
     program(cpu);
@@ -156,7 +156,7 @@ pub(crate) fn set(cpu: &Cpu, purpose: Purpose, deadline: Option<Deadline>, handl
 
 /// Sets the timer for what is due first. Interrupts masked.
 fn program(cpu: &Cpu) {
-    match cpu.due.0.iter().map(DeadlineSlot::due).fold(NEVER, u64::min) {
+    match cpu.due().0.iter().map(DeadlineSlot::due).fold(NEVER, u64::min) {
         NEVER => timer::stop(),
         first => timer::set_deadline(first),
     }
@@ -186,7 +186,7 @@ pub fn wait_for_interrupt(cpu: &Cpu) {
 fn handle_interrupt(cpu: &Cpu) {
     // One shot: off before the handlers, which may set the next ones.
     timer::stop();
-    for slot in &cpu.due.0 {
+    for slot in &cpu.due().0 {
         if slot.due() <= timer::count() {
             slot.count.store(NEVER, Ordering::Relaxed);
             let handler = slot.handler.load(Ordering::Relaxed);

@@ -474,11 +474,11 @@ mod global {
     unsafe impl GlobalAlloc for Heap {
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             let cpu = this_cpu();
-            if let Some(arena) = cpu.node_arena.get() {
+            if let Some(arena) = cpu.node_arena().get() {
                 return arena.alloc(layout);
             }
             debug_assert!(
-                cpu.held_ranks.bits() >> rank::HEAP_GROWTH == 0,
+                cpu.held_ranks().bits() >> rank::HEAP_GROWTH == 0,
                 "allocation under a lock that the heap's growth may need",
             );
             if patched_branch!(branch::GUARDED_HEAP) {
@@ -496,7 +496,7 @@ mod global {
             // SAFETY: an object in the guarded heap's pages came from there; the caller keeps the contract.
             } else if patched_branch!(branch::GUARDED_HEAP) && unsafe { guarded::dealloc(object, layout) } {
                 // It was one.
-            } else if let Some(arena) = this_cpu().node_arena.get() {
+            } else if let Some(arena) = this_cpu().node_arena().get() {
                 debug_assert!(arena.contains(object));
                 // SAFETY: what is not the heap's is a node of the sets that this CPU is changing.
                 unsafe { arena.dealloc(object) };

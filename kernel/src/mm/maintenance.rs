@@ -74,7 +74,7 @@ impl Counters {
 pub fn count(kind: MaintenanceOp) {
     if patched_branch!(branch::COUNT) {
         // Atomic for an interrupt in the middle, whose handler may change permissions too.
-        this_cpu().maintenance.0[kind as usize].fetch_add(1, Ordering::Relaxed);
+        this_cpu().maintenance().0[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -84,7 +84,7 @@ pub struct Counts([u64; KINDS]);
 
 /// The counts of `cpu`.
 pub fn counts(cpu: &Cpu) -> Counts {
-    Counts(cpu.maintenance.0.each_ref().map(|counter| counter.load(Ordering::Relaxed)))
+    Counts(cpu.maintenance().0.each_ref().map(|counter| counter.load(Ordering::Relaxed)))
 }
 
 impl Counts {

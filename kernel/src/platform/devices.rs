@@ -16,7 +16,7 @@ use super::power::PowerNodes;
 use super::tree::{Node, cell, strings};
 use super::uart::{Uart, UartNode};
 use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
-use crate::smp::AFFINITY;
+use crate::smp::cpu::AFFINITY;
 
 /// A CPU in the tree.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -51,7 +51,7 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 use heapless::{String, Vec};
 use thiserror::Error;
 
-use crate::smp::MAX_CPUS;
+use crate::smp::cpu::MAX_CPUS;
 
 pub use acpi::{PhysicalMemory, TableError};
 pub use devices::{

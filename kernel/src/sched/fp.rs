@@ -120,7 +120,7 @@ impl FpArea {
     /// The thread leaves `cpu`, this one.
     pub(super) fn leave(&self, cpu: &Cpu, thread: &Thread) {
         if self.used.get() {
-            debug_assert!(cpu.sched.fp_owner.load(Ordering::Relaxed).cast_const() == &raw const *thread);
+            debug_assert!(cpu.sched().fp_owner.load(Ordering::Relaxed).cast_const() == &raw const *thread);
             // SAFETY: the thread runs here, and has used them: they hold its values, and the area has no other user.
             unsafe { fp_save(self.state.get()) };
         }
@@ -132,7 +132,7 @@ impl FpArea {
             return set_access(FpAccess::Trapped);
         }
         set_access(FpAccess::Open);
-        let here = cpu.sched.fp_owner.load(Ordering::Relaxed).cast_const() == &raw const *thread
+        let here = cpu.sched().fp_owner.load(Ordering::Relaxed).cast_const() == &raw const *thread
             && self.loaded.get() == cpu.id.0;
         if !here {
             self.load(cpu, thread);
@@ -142,7 +142,7 @@ impl FpArea {
     fn load(&self, cpu: &Cpu, thread: &Thread) {
         // SAFETY: the registers are EL0's, and their last user saved them when it left.
         unsafe { fp_load(self.state.get()) };
-        cpu.sched.fp_owner.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+        cpu.sched().fp_owner.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
         self.loaded.set(cpu.id.0);
     }
 }

@@ -125,5 +125,5 @@ pub(crate) const fn enlarge_shortage(_cpu: &Cpu, _frames: usize) {}
 
 /// A point where other threads may run: the host runs them anyway, and checks that no lock is held.
 pub fn relax() {
-    debug_assert_eq!(crate::smp::this_cpu().held_ranks.bits(), 0, "a scheduling point with a lock held");
+    debug_assert_eq!(crate::smp::this_cpu().held_ranks().bits(), 0, "a scheduling point with a lock held");
 }

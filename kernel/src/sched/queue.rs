@@ -60,8 +60,8 @@ unsafe impl Send for RunQueue {}
 
 /// The thread that runs on a CPU, by its address, for others to compare; `None` where the CPU idles.
 pub(super) fn running(cpu: &Cpu) -> Option<usize> {
-    let current = cpu.sched.current.load(Ordering::Relaxed);
-    (current != cpu.sched.idle.load(Ordering::Relaxed)).then(|| current.addr())
+    let current = cpu.sched().current.load(Ordering::Relaxed);
+    (current != cpu.sched().idle.load(Ordering::Relaxed)).then(|| current.addr())
 }
 
 /// A CPU's state of scheduling: part of its [`Cpu`].
@@ -121,13 +121,13 @@ impl RunQueue {
 
     /// The next thread, or else the one for when there is none.
     pub(super) fn pick_or_idle(&mut self, cpu: &Cpu) -> NonNull<Thread> {
-        let idle = || NonNull::new(cpu.sched.idle.load(Ordering::Relaxed)).expect("set by init_cpu");
+        let idle = || NonNull::new(cpu.sched().idle.load(Ordering::Relaxed)).expect("set by init_cpu");
         self.pick(cpu).unwrap_or_else(idle)
     }
 
     fn take_ready(&mut self, cpu: &Cpu) -> Option<UnsafeRef<Thread>> {
         let thread = self.ready.pop_front()?;
-        cpu.sched.ready.fetch_sub(1, Ordering::Relaxed);
+        cpu.sched().ready.fetch_sub(1, Ordering::Relaxed);
         Some(thread)
     }
 
@@ -138,7 +138,7 @@ impl RunQueue {
             QueueEnd::First => self.ready.push_front(thread),
             QueueEnd::Last => self.ready.push_back(thread),
         }
-        cpu.sched.ready.fetch_add(1, Ordering::Relaxed);
+        cpu.sched().ready.fetch_add(1, Ordering::Relaxed);
     }
 
     fn add_woken(&mut self, thread: &Thread) {
@@ -156,7 +156,7 @@ enum QueueEnd {
 pub(super) fn start(thread: ThreadRef) {
     let cpu = this_cpu();
     thread.home.store(cpu.id.0, Ordering::Relaxed);
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     // The reference stays with the thread until it ends.
     queue.add_ready(cpu, thread.into_raw(), QueueEnd::Last);
     begin_slice(cpu, WaitedFor::Yes);
@@ -166,7 +166,7 @@ pub(super) fn start(thread: ThreadRef) {
 
 /// Lets the new kernel thread run on `cpu`.
 pub(super) fn start_kernel(cpu: &'static Cpu, thread: ThreadRef) {
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     // SAFETY: the reference stays with the thread until it ends.
     queue.add_woken(unsafe { thread.into_raw().as_ref() });
     request(cpu);
@@ -178,7 +178,7 @@ pub(super) fn start_kernel(cpu: &'static Cpu, thread: ThreadRef) {
 pub(super) fn wake(thread: &Thread) -> bool {
     let home = thread.home();
     let Some(cpu) = smp::cpu(home) else { return false };
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     // It may have been woken, and have gone elsewhere, since the caller looked. A thread that sleeps stays, and went to
     // sleep under this lock.
     if thread.home() != home || !thread.state.unpark() {
@@ -196,7 +196,7 @@ pub(super) fn wake(thread: &Thread) -> bool {
 /// Has what runs on `cpu`, whose queue is locked, give way on its way to EL0.
 fn request(cpu: &Cpu) {
     // SAFETY: what runs changes under the lock alone, so it is there.
-    if let Some(thread) = unsafe { cpu.sched.current.load(Ordering::Relaxed).as_ref() } {
+    if let Some(thread) = unsafe { cpu.sched().current.load(Ordering::Relaxed).as_ref() } {
         thread.work.fetch_or(Work::RESCHEDULE.0, Ordering::Relaxed);
     }
 }
@@ -236,14 +236,14 @@ fn wake_idle(cpu: &Cpu) {
 pub(super) fn prepare_to_idle(cpu: &Cpu) -> bool {
     IDLE.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
     fence(Ordering::SeqCst);
-    let queue = cpu.sched.queue.lock();
+    let queue = cpu.sched().queue.lock();
     queue.woken.is_empty()
-        && smp::online().iter().filter_map(smp::cpu).all(|cpu| cpu.sched.ready.load(Ordering::Relaxed) == 0)
+        && smp::online().iter().filter_map(smp::cpu).all(|cpu| cpu.sched().ready.load(Ordering::Relaxed) == 0)
 }
 
 /// Whether `thread` is what `cpu` runs when no other does.
 pub(super) fn is_idle_thread(cpu: &Cpu, thread: &Thread) -> bool {
-    cpu.sched.idle.load(Ordering::Relaxed).cast_const() == &raw const *thread
+    cpu.sched().idle.load(Ordering::Relaxed).cast_const() == &raw const *thread
 }
 
 /// Runs threads until there is none for this CPU any more.
@@ -251,8 +251,8 @@ pub(super) fn run_ready(cpu: &'static Cpu) {
     IDLE.fetch_and(!(1 << cpu.id.0), Ordering::Relaxed);
     let masked = interrupts::mask();
     while let Some((next, queue)) = {
-        let stolen = if cpu.sched.ready.load(Ordering::Relaxed) == 0 { steal(cpu) } else { None };
-        let mut queue = cpu.sched.queue.lock();
+        let stolen = if cpu.sched().ready.load(Ordering::Relaxed) == 0 { steal(cpu) } else { None };
+        let mut queue = cpu.sched().queue.lock();
         if let Some(thread) = stolen {
             queue.add_ready(cpu, thread, QueueEnd::Last);
         }
@@ -266,10 +266,10 @@ pub(super) fn run_ready(cpu: &'static Cpu) {
 /// Takes a thread that waits for another CPU and may change to this one.
 fn steal(cpu: &Cpu) -> Option<NonNull<Thread>> {
     for other in smp::online().without(cpu.id).iter().filter_map(smp::cpu) {
-        if other.sched.ready.load(Ordering::Relaxed) == 0 {
+        if other.sched().ready.load(Ordering::Relaxed) == 0 {
             continue;
         }
-        let mut queue = other.sched.queue.lock();
+        let mut queue = other.sched().queue.lock();
         if let Some(thread) = queue.take_ready(other) {
             // Its registers are all in memory: the lock was held until they were. Under the lock, so that `wake`, which
             // may still take the thread for one of `other`, finds there that it has gone: it may sleep on this CPU by
@@ -288,10 +288,10 @@ fn steal(cpu: &Cpu) -> Option<NonNull<Thread>> {
 pub fn park() {
     let cpu = this_cpu();
     let thread = current();
-    debug_assert!(cpu.held_ranks.bits() == 0, "sleeping with a lock held");
+    debug_assert!(cpu.held_ranks().bits() == 0, "sleeping with a lock held");
     debug_assert!(!is_idle_thread(cpu, &thread), "the idle thread has no thread to run instead");
     let masked = interrupts::mask();
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     if thread.state.park() {
         let next = queue.pick_or_idle(cpu);
         switch::to(cpu, &thread, next, queue);
@@ -307,7 +307,7 @@ pub fn park() {
 #[inline(never)]
 pub(crate) fn give_way(thread: &Thread) {
     let cpu = this_cpu();
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
     let over = queue.slice_is_over;
     let Some(next) = queue.pick(cpu) else { return };
@@ -325,10 +325,10 @@ pub(crate) fn give_way(thread: &Thread) {
 pub fn relax() {
     stretches::mark_point();
     let cpu = this_cpu();
-    debug_assert!(cpu.held_ranks.bits() == 0, "a scheduling point with a lock held");
-    debug_assert!(!cpu.walk.is_open(), "a scheduling point inside a walk");
+    debug_assert!(cpu.held_ranks().bits() == 0, "a scheduling point with a lock held");
+    debug_assert!(!cpu.walk().is_open(), "a scheduling point inside a walk");
     // SAFETY: null before there are threads; what runs is not freed.
-    let thread = unsafe { cpu.sched.current.load(Ordering::Relaxed).as_ref() };
+    let thread = unsafe { cpu.sched().current.load(Ordering::Relaxed).as_ref() };
     if let Some(thread) = thread.filter(|thread| thread.has(Work::RESCHEDULE)) {
         run_others(cpu, thread);
     }
@@ -343,7 +343,7 @@ fn run_others(cpu: &'static Cpu, thread: &Thread) {
     if is_idle_thread(cpu, thread) || !masked.irqs_enabled() {
         return interrupts::restore(masked);
     }
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     thread.work.fetch_and(!Work::RESCHEDULE.0, Ordering::Relaxed);
     if queue.slice_is_over {
         // Else one woken thread after another would have its turn before the ready ones.
@@ -353,7 +353,7 @@ fn run_others(cpu: &'static Cpu, thread: &Thread) {
         queue.add_woken(thread);
         switch::to(cpu, thread, next, queue);
         // A thread that was woken since has asked another one than this to give way.
-        let queue = cpu.sched.queue.lock();
+        let queue = cpu.sched().queue.lock();
         if !queue.woken.is_empty() {
             request(cpu);
         }
@@ -367,7 +367,7 @@ fn run_others(cpu: &'static Cpu, thread: &Thread) {
 /// Has the running thread let the next one go first when it enters EL0.
 pub fn yield_now() {
     let cpu = this_cpu();
-    let mut queue = cpu.sched.queue.lock();
+    let mut queue = cpu.sched().queue.lock();
     queue.slice_is_over = true;
     request(cpu);
 }
@@ -383,10 +383,10 @@ pub(super) enum WaitedFor {
 /// masked.
 #[inline]
 pub(super) fn begin_slice(cpu: &Cpu, waited_for: WaitedFor) {
-    let is_endless = cpu.sched.slice_end.load(Ordering::Relaxed) == NEVER;
+    let is_endless = cpu.sched().slice_end.load(Ordering::Relaxed) == NEVER;
     if (waited_for == WaitedFor::Yes) == is_endless {
         let end = if is_endless { Deadline::after(SLICE).count() } else { NEVER };
-        cpu.sched.slice_end.store(end, Ordering::Relaxed);
+        cpu.sched().slice_end.store(end, Ordering::Relaxed);
         program(cpu);
     }
 }
@@ -394,19 +394,19 @@ pub(super) fn begin_slice(cpu: &Cpu, waited_for: WaitedFor) {
 /// Sets the timer for what is due first. Interrupts masked.
 #[inline]
 pub(super) fn program(cpu: &Cpu) {
-    let due = cpu.sched.slice_end.load(Ordering::Relaxed).min(cpu.sched.next_timeout.load(Ordering::Relaxed));
+    let due = cpu.sched().slice_end.load(Ordering::Relaxed).min(cpu.sched().next_timeout.load(Ordering::Relaxed));
     timer::set(cpu, Purpose::Threads, (due != NEVER).then(|| Deadline::at(due)), when_due);
 }
 
 fn when_due(cpu: &Cpu) {
     let now = Deadline::after(Duration::ZERO).count();
-    if cpu.sched.slice_end.load(Ordering::Relaxed) <= now {
-        cpu.sched.slice_end.store(NEVER, Ordering::Relaxed);
-        let mut queue = cpu.sched.queue.lock();
+    if cpu.sched().slice_end.load(Ordering::Relaxed) <= now {
+        cpu.sched().slice_end.store(NEVER, Ordering::Relaxed);
+        let mut queue = cpu.sched().queue.lock();
         queue.slice_is_over = true;
         request(cpu);
     }
-    if cpu.sched.next_timeout.load(Ordering::Relaxed) <= now {
+    if cpu.sched().next_timeout.load(Ordering::Relaxed) <= now {
         timeout::expire(cpu, now);
     }
     program(cpu);

@@ -118,10 +118,10 @@ impl<T: ?Sized> RwSem<T> {
     fn try_read_briefly<'a>(&'a self, cpu: &'a Cpu) -> Option<BriefGuard<'a, T>> {
         #[cfg(debug_assertions)]
         {
-            cpu.held_ranks.check(rank::BRIEF);
-            cpu.held_ranks.add(rank::BRIEF);
+            cpu.held_ranks().check(rank::BRIEF);
+            cpu.held_ranks().add(rank::BRIEF);
         }
-        let BriefSlot { lock, bit } = &cpu.brief;
+        let BriefSlot { lock, bit } = cpu.brief();
         lock.store(self.name(), Ordering::SeqCst);
         let guard = BriefGuard { sem: self, cpu: Some(cpu), not_send: PhantomData };
         (self.word.load(Ordering::SeqCst) & (WRITER | WAITING | bit) == *bit).then_some(guard)
@@ -131,7 +131,7 @@ impl<T: ?Sized> RwSem<T> {
     #[cold]
     #[inline(never)]
     fn read_announced<'a>(&'a self, cpu: &'a Cpu) -> BriefGuard<'a, T> {
-        let free = |word: u64| (word & (WRITER | WAITING) == 0).then_some(word | cpu.brief.bit);
+        let free = |word: u64| (word & (WRITER | WAITING) == 0).then_some(word | cpu.brief().bit);
         let is_announced = self.word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, free).is_ok();
         is_announced.then(|| self.try_read_briefly(cpu)).flatten().unwrap_or_else(|| self.read_counted())
     }
@@ -157,7 +157,7 @@ impl<T: ?Sized> RwSem<T> {
             left &= left - 1;
             let Some(cpu) = smp::cpu(CpuId(number)) else { continue };
             // The CPU's reads come before this writer's changes.
-            while cpu.brief.lock.load(Ordering::SeqCst) == self.name() {
+            while cpu.brief().lock.load(Ordering::SeqCst) == self.name() {
                 spin();
             }
         }
@@ -166,7 +166,7 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be changed.
     #[inline(always)]
     pub fn write(&self) -> WriteGuard<'_, T> {
-        let own = this_cpu().brief.bit;
+        let own = this_cpu().brief().bit;
         match self.try_take(Want::Write, own) {
             // On this CPU a reader for a moment has ended before this thread went on: its bit stays.
             Some(word) if word & BRIEF & !own == 0 => {}
@@ -201,7 +201,7 @@ impl<T: ?Sized> RwSem<T> {
         for _ in 0..LOOKS {
             let word = self.word.load(Ordering::Relaxed);
             if word & WRITER == 0 {
-                let taken = self.try_take(want, this_cpu().brief.bit);
+                let taken = self.try_take(want, this_cpu().brief().bit);
                 if let (Want::Write, Some(word)) = (want, taken) {
                     self.wait_for_brief(word);
                 }
@@ -254,7 +254,7 @@ impl<T: ?Sized> RwSem<T> {
     /// Takes the other CPUs' bits, as a writer that has the word, and leaves its own, as in [`Self::try_take`].
     fn wait_behind_word(&self, want: Want) {
         if want == Want::Write {
-            let own = this_cpu().brief.bit;
+            let own = this_cpu().brief().bit;
             let word = self.word.fetch_and(!BRIEF | own, Ordering::SeqCst);
             self.wait_for_brief(word);
             if word & own == 0 {
@@ -415,9 +415,9 @@ impl<T: ?Sized> Drop for BriefGuard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         let Some(cpu) = self.cpu else { return self.sem.release(1) };
-        cpu.brief.lock.store(0, Ordering::Release);
+        cpu.brief().lock.store(0, Ordering::Release);
         #[cfg(debug_assertions)]
-        cpu.held_ranks.remove(rank::BRIEF);
+        cpu.held_ranks().remove(rank::BRIEF);
     }
 }
 

@@ -53,12 +53,12 @@ pub fn init(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
         idle(this_cpu())
     }
     switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
-    MAIN.stack_top.set(cpu.trap.stack_top());
+    MAIN.stack_top.set(cpu.trap().stack_top());
     let thread = idle_thread(cpu);
     thread.stack_top.set(NewStack::take(cpu)?.keep().0);
     switch::prepare_kernel(thread, run, 0);
-    cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-    cpu.sched.current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
+    cpu.sched().idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    cpu.sched().current.store((&raw const MAIN).cast_mut(), Ordering::Relaxed);
     Ok(())
 }
 
@@ -70,14 +70,14 @@ fn idle_thread(cpu: &Cpu) -> &'static Thread {
 /// Prepares this CPU for threads: TTBR0_EL1 has no user space now. On a CPU other than the boot CPU what runs becomes
 /// its idle thread.
 pub fn init_cpu(cpu: &'static Cpu) {
-    cpu.sched.no_tables.store(switch::tables_register(), Ordering::Relaxed);
+    cpu.sched().no_tables.store(switch::tables_register(), Ordering::Relaxed);
     fp::init_cpu();
-    if cpu.sched.current.load(Ordering::Relaxed).is_null() {
+    if cpu.sched().current.load(Ordering::Relaxed).is_null() {
         let thread = idle_thread(cpu);
-        thread.stack_top.set(cpu.trap.stack_top());
+        thread.stack_top.set(cpu.trap().stack_top());
         thread.home.store(cpu.id.0, Ordering::Relaxed);
-        cpu.sched.idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-        cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+        cpu.sched().idle.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+        cpu.sched().current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     }
 }
 
@@ -104,7 +104,7 @@ impl NewStack {
     /// # Errors
     /// [`OutOfMemory`].
     pub(super) fn take(cpu: &Cpu) -> Result<Self, OutOfMemory> {
-        let spare = cpu.sched.queue.lock().spare_stacks.pop();
+        let spare = cpu.sched().queue.lock().spare_stacks.pop();
         let stack = spare.map_or_else(|| kernel().space.alloc_stack(cpu).map_err(|_| OutOfMemory), Ok)?;
         Ok(Self(stack))
     }
@@ -134,7 +134,7 @@ impl Drop for NewStack {
 /// calls that could not start one. Takes locks of areas; not from interrupt handlers.
 pub(super) fn lock_with_room(cpu: &Cpu) -> IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }> {
     loop {
-        let mut queue = cpu.sched.queue.lock();
+        let mut queue = cpu.sched().queue.lock();
         if !queue.spare_stacks.is_full() {
             return queue;
         }
@@ -150,7 +150,7 @@ pub fn trim(cpu: &Cpu) -> usize {
     let mut freed = 0;
     smp::for_each(|other| {
         loop {
-            let spare = other.sched.queue.lock().spare_stacks.pop();
+            let spare = other.sched().queue.lock().spare_stacks.pop();
             let Some(stack) = spare else { break };
             kernel().space.free_stack(cpu, stack);
             freed += 1;

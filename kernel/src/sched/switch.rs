@@ -17,7 +17,7 @@ use aarch64_cpu::registers::{Readable as _, TPIDR_EL0, TTBR0_EL1, Writeable as _
 use granule_arch::addr::VirtAddr;
 use granule_arch::{barrier, interrupts, patched_branch, timer};
 
-use super::queue::{self, RunQueue, WaitedFor};
+use super::queue::{self, PerCpu, RunQueue, WaitedFor};
 use super::start;
 use super::tag_check;
 use super::thread::{Thread, ThreadRef, current};
@@ -90,7 +90,7 @@ kernel_thread_start:
     .popsection
     "#,
     SAVED = const size_of::<Saved>(),
-    CURRENT = const offset_of!(Cpu, sched.current),
+    CURRENT = const Cpu::SCHED + offset_of!(PerCpu, current),
     finish = sym finish,
     exit = sym exit_kernel,
 );
@@ -129,7 +129,7 @@ pub(super) fn to(
     next: NonNull<Thread>,
     queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
 ) {
-    debug_assert!(!interrupts::state().irqs_enabled() && !cpu.trap.is_in_handler());
+    debug_assert!(!interrupts::state().irqs_enabled() && !cpu.trap().is_in_handler());
     tags::check_asynchronous();
     let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
     // Now the one that comes holds it.
@@ -154,8 +154,8 @@ fn leave(cpu: &Cpu, thread: &Thread) {
 }
 
 fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
-    cpu.sched.current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
-    cpu.trap.set_stack_top(thread.stack_top.get());
+    cpu.sched().current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    cpu.trap().set_stack_top(thread.stack_top.get());
     if thread.entry.is_some() {
         thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());
@@ -173,9 +173,9 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
 /// whatever the thread that came has on its own stack.
 extern "C" fn finish(cpu: &'static Cpu) {
     stretches::mark_point();
-    let ended = cpu.sched.ended.swap(null_mut(), Ordering::Relaxed);
+    let ended = cpu.sched().ended.swap(null_mut(), Ordering::Relaxed);
     // SAFETY: the thread that left handed it over.
-    unsafe { cpu.sched.queue.release_handed_over() };
+    unsafe { cpu.sched().queue.release_handed_over() };
     if let Some(ended) = NonNull::new(ended) {
         // SAFETY: the reference that the thread had to itself; it has ended.
         drop(unsafe { ThreadRef::from_raw(ended) });
@@ -185,7 +185,7 @@ extern "C" fn finish(cpu: &'static Cpu) {
 /// Puts the tables of a space, or those of none, into TTBR0_EL1.
 #[inline]
 fn install(cpu: &Cpu, space: Option<&Space>) {
-    let none = cpu.sched.no_tables.load(Ordering::Relaxed);
+    let none = cpu.sched().no_tables.load(Ordering::Relaxed);
     let before = TTBR0_EL1.get();
     let Some(space) = space else {
         if before != none {
@@ -245,7 +245,7 @@ pub fn exit() -> ! {
     // The lock is released when no CPU runs on it any more.
     queue.keep_stack(VirtAddr(thread.stack_top.get()));
     thread.state.end();
-    cpu.sched.ended.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
+    cpu.sched().ended.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     let next = queue.pick_or_idle(cpu);
     to(cpu, &thread, next, queue);
     unreachable!("a thread that has ended runs");

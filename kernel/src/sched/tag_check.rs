@@ -142,7 +142,7 @@ mod target {
     #[inline(always)]
     pub(in crate::sched) fn enter(cpu: &Cpu, thread: &Thread) {
         if patched_branch!(branch::MTE) {
-            let (own, loaded) = (thread.tag_checks.get(), cpu.sched.tag_checks.load(Ordering::Relaxed));
+            let (own, loaded) = (thread.tag_checks.get(), cpu.sched().tag_checks.load(Ordering::Relaxed));
             if own.0 | loaded != 0 {
                 load(cpu, own, loaded);
             }
@@ -152,7 +152,7 @@ mod target {
     #[inline(never)]
     fn load(cpu: &Cpu, own: TagChecks, loaded: u32) {
         if own.0 != loaded {
-            cpu.sched.tag_checks.store(own.0, Ordering::Relaxed);
+            cpu.sched().tag_checks.store(own.0, Ordering::Relaxed);
             registers().set_el0(own.check(), !own.included());
         }
         // Pending tag faults at this point belong to the kernel, perhaps for another thread.

@@ -419,7 +419,7 @@ impl Deref for Current {
 /// Before [`super::init_cpu`] on this CPU.
 #[inline(always)]
 pub fn current() -> Current {
-    let current = this_cpu().sched.current.load(Ordering::Relaxed);
+    let current = this_cpu().sched().current.load(Ordering::Relaxed);
     Current(NonNull::new(current).expect("threads exist once memory is set up"))
 }
 
@@ -484,10 +484,10 @@ pub(crate) fn enlarge_shortage(cpu: &Cpu, frames: usize) {
 
 /// The thread that runs on this CPU, if it is not interrupted.
 fn working(cpu: &Cpu) -> Option<&Thread> {
-    let current = cpu.sched.current.load(Ordering::Relaxed);
+    let current = cpu.sched().current.load(Ordering::Relaxed);
     // SAFETY: null before there are threads; else the thread that runs here, which is not freed concurrently.
     let thread = unsafe { current.as_ref() };
-    thread.filter(|_| !cpu.trap.is_in_handler())
+    thread.filter(|_| !cpu.trap().is_in_handler())
 }
 
 /// The space of the running thread; `None` for the kernel's own threads, and in a handler of an interrupt.

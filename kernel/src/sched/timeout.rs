@@ -72,16 +72,16 @@ pub(crate) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bo
         passed: Cell::new(false),
     };
     {
-        let mut timeouts = cpu.sched.timeouts.lock();
+        let mut timeouts = cpu.sched().timeouts.lock();
         // SAFETY: the entry stays where it is until it is out of the list, below.
         timeouts.0.insert(unsafe { UnsafeRef::from_raw(&raw const timeout) });
         set_next(cpu, timeouts.next());
     }
     let result = wait(&|| {
-        let _timeouts = cpu.sched.timeouts.lock();
+        let _timeouts = cpu.sched().timeouts.lock();
         timeout.passed.get()
     });
-    let mut timeouts = cpu.sched.timeouts.lock();
+    let mut timeouts = cpu.sched().timeouts.lock();
     if timeout.link.is_linked() {
         // SAFETY: linked, and in no other list.
         unsafe { timeouts.0.cursor_mut_from_ptr(&raw const timeout) }.remove();
@@ -94,14 +94,14 @@ pub(crate) fn with_timeout<R>(until: Deadline, wait: impl FnOnce(&dyn Fn() -> bo
 /// Interrupts masked, by the lock. Out of line: it has several callers.
 #[inline(never)]
 fn set_next(cpu: &Cpu, next: u64) {
-    if cpu.sched.next_timeout.swap(next, Ordering::Relaxed) != next {
+    if cpu.sched().next_timeout.swap(next, Ordering::Relaxed) != next {
         queue::program(cpu);
     }
 }
 
 /// Wakes threads whose moment has come: the first [`BATCH`] of those that were due at `now`.
 pub(super) fn expire(cpu: &Cpu, now: u64) {
-    let mut timeouts = cpu.sched.timeouts.lock();
+    let mut timeouts = cpu.sched().timeouts.lock();
     for _ in 0..BATCH {
         if timeouts.next() > now {
             break;
@@ -114,7 +114,7 @@ pub(super) fn expire(cpu: &Cpu, now: u64) {
     let next = timeouts.next();
     // Each thread that was woken sets the timer when it leaves `with_timeout`.
     let next = if Deadline::at(next).has_passed() { Deadline::after(PAUSE).count() } else { next };
-    cpu.sched.next_timeout.store(next, Ordering::Relaxed);
+    cpu.sched().next_timeout.store(next, Ordering::Relaxed);
 }
 
 impl<T> Waiters<'_, T> {

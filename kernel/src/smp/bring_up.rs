@@ -161,7 +161,7 @@ fn start(
     let steps = STEPS.get().ok_or(CpuStartError::Method)?;
     let mut stack = || (memory.stack)().ok_or(CpuStartError::NoStack);
     let (stack_top, overflow_top) = (stack()?, stack()?);
-    cpu.trap.set_stacks(stack_top.0, overflow_top.0);
+    cpu.trap().set_stacks(stack_top.0, overflow_top.0);
     cpu.mpidr.store(node.mpidr, Ordering::Relaxed);
     CPUS.insert(cpu);
     record.mpidr.store(node.mpidr, Ordering::Relaxed);

@@ -39,7 +39,7 @@ pub(super) struct Outgoing {
 impl Cpu {
     /// Functions that it has run for other CPUs.
     pub fn calls_served(&self) -> u64 {
-        self.call.served.load(Ordering::Relaxed)
+        self.call().served.load(Ordering::Relaxed)
     }
 }
 
@@ -51,7 +51,7 @@ impl Cpu {
 pub fn call(targets: CpuSet, function: CallFunction, argument: usize) {
     let cpu = this_cpu();
     assert!(
-        interrupts::state().irqs_enabled() && !cpu.trap.is_in_handler(),
+        interrupts::state().irqs_enabled() && !cpu.trap().is_in_handler(),
         "a call to other CPUs with interrupts masked: two such calls would wait for each other",
     );
     let targets = CpuSet::from_bits(targets.bits() & super::online().bits());
@@ -77,37 +77,37 @@ pub(super) fn post(
     notify: impl Fn(&'static Cpu),
 ) {
     debug_assert!(is_done(cpu), "one call at a time");
-    cpu.call.outgoing.function.store(function as usize, Ordering::Relaxed);
-    cpu.call.outgoing.argument.store(argument, Ordering::Relaxed);
-    cpu.call.outgoing.pending.store(targets.bits(), Ordering::Relaxed);
+    cpu.call().outgoing.function.store(function as usize, Ordering::Relaxed);
+    cpu.call().outgoing.argument.store(argument, Ordering::Relaxed);
+    cpu.call().outgoing.pending.store(targets.bits(), Ordering::Relaxed);
     for target in targets.iter().filter_map(|id| cpus.get(id)) {
         // Release: a CPU that sees the bit sees the call, and all that this CPU did before.
-        target.call.incoming.fetch_or(1 << cpu.id.0, Ordering::Release);
+        target.call().incoming.fetch_or(1 << cpu.id.0, Ordering::Release);
         notify(target);
     }
 }
 
 /// Whether every target has run this CPU's call. Acquire: what they stored is seen from here on.
 pub(super) fn is_done(cpu: &Cpu) -> bool {
-    cpu.call.outgoing.pending.load(Ordering::Acquire) == 0
+    cpu.call().outgoing.pending.load(Ordering::Acquire) == 0
 }
 
 /// Runs what other CPUs want of this one. Interrupts masked.
 pub(super) fn serve(cpu: &Cpu, cpus: &CpuTable) {
     // A caller may come while another is being served, and its interrupt may have been taken already: look again.
     loop {
-        let callers = CpuSet::from_bits(cpu.call.incoming.swap(0, Ordering::Acquire));
+        let callers = CpuSet::from_bits(cpu.call().incoming.swap(0, Ordering::Acquire));
         if callers.is_empty() {
             return;
         }
         for caller in callers.iter().filter_map(|id: CpuId| cpus.get(id)) {
-            let function = caller.call.outgoing.function.load(Ordering::Relaxed);
+            let function = caller.call().outgoing.function.load(Ordering::Relaxed);
             // SAFETY: the caller's bit was set after `post` stored a `CallFunction` there, and it stays until this CPU's
             // bit in `pending` is cleared below.
             let function = unsafe { core::mem::transmute::<usize, CallFunction>(function) };
-            function(cpu, caller.call.outgoing.argument.load(Ordering::Relaxed));
-            cpu.call.served.fetch_add(1, Ordering::Relaxed);
-            caller.call.outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
+            function(cpu, caller.call().outgoing.argument.load(Ordering::Relaxed));
+            cpu.call().served.fetch_add(1, Ordering::Relaxed);
+            caller.call().outgoing.pending.fetch_and(!(1 << cpu.id.0), Ordering::Release);
         }
     }
 }

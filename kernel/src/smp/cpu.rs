@@ -5,20 +5,12 @@
 
 #![allow(unsafe_code, reason = "per-CPU state by TPIDR_EL1, and entry of the other CPUs")]
 
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
-use super::call;
 use granule_arch::features::CpuFeatures;
 use spin::Once;
-
-use crate::chip::timer::Due;
-#[cfg(debug_assertions)]
-use crate::mm::kernel::owners::Owners;
-use crate::mm::kernel::reclaim::WalkSequence;
-use crate::mm::maintenance::Counters;
-use crate::mm::page_block::CurrentArena;
-use crate::sync::rank::HeldRanks;
-use crate::trap;
 
 /// The most CPUs that one kernel starts.
 pub const MAX_CPUS: usize = 16;
@@ -37,65 +29,28 @@ impl CpuId {
 
 /// The state of one CPU. TPIDR_EL1 points to it.
 ///
-/// Each module defines its own part, and reaches the fields of no other: here they are put together, so that an access
-/// costs TPIDR_EL1 and a constant offset.
+/// Each module defines its own part, and reaches the fields of no other. The parts lie in [`Parts`], at the start: so
+/// an access costs TPIDR_EL1 and a constant offset, and this file names no module.
+///
+/// [`Parts`]: super::parts
 #[repr(C, align(64))]
 pub struct Cpu {
-    /// Its stacks, and its exceptions.
-    pub trap: trap::PerCpu,
+    pub(super) parts: UnsafeCell<MaybeUninit<[u64; PARTS_SIZE / 8]>>,
     /// Which CPU this is.
     pub id: CpuId,
-    /// The locks that it holds.
-    pub held_ranks: HeldRanks,
-    /// Its lockless walks.
-    pub walk: WalkSequence,
-    /// The sleeping lock that it reads under for a moment.
-    pub brief: crate::sched::BriefSlot,
     /// MPIDR_EL1 without the bits that are not affinity.
     pub mpidr: AtomicU64,
     /// Its ID registers, once it has come up.
     pub features: Once<CpuFeatures>,
-    /// The times that its timer waits for.
-    pub due: Due,
-    /// Its calls of others, and theirs of it.
-    pub(super) call: call::PerCpu,
     /// Interrupts from other CPUs that it has taken.
     pub ipis: AtomicU64,
-    /// Its threads.
-    #[cfg(target_os = "none")]
-    pub(crate) sched: crate::sched::PerCpu,
-    /// While it changes the buddy's sets: where the global allocator takes their nodes from.
-    pub node_arena: CurrentArena,
-    /// Barriers and TLB invalidations that it has issued, while they are counted.
-    pub maintenance: Counters,
-    /// The ranges that it is changing without a lock.
-    #[cfg(debug_assertions)]
-    pub owners: Owners,
 }
 
-impl Cpu {
-    /// A CPU that has not started.
-    pub const fn new(id: CpuId) -> Self {
-        Self {
-            trap: trap::PerCpu::new(),
-            id,
-            held_ranks: HeldRanks::new(),
-            walk: WalkSequence::new(),
-            brief: crate::sched::BriefSlot::new(id),
-            mpidr: AtomicU64::new(0),
-            features: Once::new(),
-            due: Due::new(),
-            call: call::PerCpu::new(),
-            ipis: AtomicU64::new(0),
-            #[cfg(target_os = "none")]
-            sched: crate::sched::PerCpu::new(),
-            node_arena: CurrentArena::new(),
-            maintenance: Counters::new(),
-            #[cfg(debug_assertions)]
-            owners: Owners::new(),
-        }
-    }
-}
+/// Bytes for the parts of all modules. Whole cache lines: other CPUs read what follows.
+pub(super) const PARTS_SIZE: usize = 640;
+
+// SAFETY: the parts are shared by the rules of their own types, of which `parts` checks that they may be.
+unsafe impl Sync for Cpu {}
 
 /// This CPU.
 #[cfg(target_os = "none")]

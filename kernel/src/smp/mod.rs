@@ -1,16 +1,17 @@
 //! CPUs: the state of each, and how they are started, called and stopped.
 //!
 //! - [`Cpu`]: what belongs to one of them
-//! - [`mod@bring_up`], [`release`]: from PSCI or a spin table to the idle loop, held in between until the boot CPU knows what all can
+//! - [`bring_up`]: from PSCI or a spin table to the idle loop, held in between until the boot CPU knows what all can
 //!   do
 //! - [`mod@call`]: a function on other CPUs, to its end
 //! - [`park_others`]: stopped for a moment
 //! - [`stop_others`]: for the end of the machine
 
-mod bring_up;
+pub mod bring_up;
 mod call;
-mod cpu;
+pub(crate) mod cpu;
 mod park;
+mod parts;
 mod set;
 #[cfg(test)]
 mod tests;
@@ -26,7 +27,6 @@ use crate::chip::power;
 use crate::chip::timer::Deadline;
 use crate::platform::{Interrupt, Trigger};
 
-pub use bring_up::{SECONDARY_BOOTS, Secondaries, SecondaryMemory, bring_up, init, leave_identity_map, release};
 pub use call::{CallFunction, call};
 #[cfg(target_os = "none")]
 pub use cpu::BOOT_CPU;

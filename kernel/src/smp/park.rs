@@ -58,8 +58,8 @@ pub struct OthersParked {
 /// handler, and is inside no walk of the kernel's tables. Debug builds ask as well that it holds none of the locks that
 /// they keep on record.
 pub fn may_park_others(this: &Cpu) -> bool {
-    let holds_nothing = this.held_ranks.bits() == 0 && !this.walk.is_open();
-    holds_nothing && interrupts::state().irqs_enabled() && !this.trap.is_in_handler()
+    let holds_nothing = this.held_ranks().bits() == 0 && !this.walk().is_open();
+    holds_nothing && interrupts::state().irqs_enabled() && !this.trap().is_in_handler()
 }
 
 /// Parks all other CPUs. None of them is inside a walk of the kernel's tables, and what they have stored is seen.
@@ -74,7 +74,7 @@ pub fn park_others() -> OthersParked {
     }
     while let Err(walker) = park_all(this) {
         release();
-        while walker.walk.is_open() {
+        while walker.walk().is_open() {
             wait::relax();
         }
     }
@@ -98,7 +98,7 @@ fn park_all(this: &Cpu) -> Result<(), &'static Cpu> {
                 left = left.without(other.id);
             } else if found == walking_in(round) {
                 // Not asked again before that, or interrupts alone might keep it from going on.
-                let has_ended = !other.walk.is_open();
+                let has_ended = !other.walk().is_open();
                 if has_ended && answer.compare_exchange(found, 0, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
                     ask(other);
                 }
@@ -142,7 +142,7 @@ pub(super) fn answer(this: &Cpu) {
         return;
     }
     let answer = this.id.of(&PARKING.answers);
-    if this.walk.is_open() {
+    if this.walk().is_open() {
         answer.store(walking_in(round), Ordering::Release);
     } else {
         wait::park(answer, parked_in(round), &PARKING.round, round);

@@ -12,7 +12,7 @@ use spin::mutex::{TicketMutex, TicketMutexGuard};
 
 use super::rank::Rank;
 #[cfg(debug_assertions)]
-use crate::smp::this_cpu;
+use crate::smp::cpu::this_cpu;
 
 /// How a waiter waits: it yields, so that an emulator with fewer host CPUs lets the holder run.
 pub(super) struct Yield;
@@ -46,7 +46,7 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
         super::meeting::moment();
         let masked = interrupts::mask();
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.check(RANK);
+        this_cpu().held_ranks().check(RANK);
         let guard = self.inner.lock();
         IrqGuard::new(guard, masked)
     }
@@ -69,7 +69,7 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     #[cfg(target_os = "none")]
     pub(crate) unsafe fn release_handed_over(&self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.remove(RANK);
+        this_cpu().held_ranks().remove(RANK);
         // SAFETY: it is locked, and the caller is the one to release it.
         unsafe { self.inner.force_unlock() };
     }
@@ -91,7 +91,7 @@ pub struct IrqGuard<'a, T, const RANK: Rank> {
 impl<'a, T, const RANK: Rank> IrqGuard<'a, T, RANK> {
     fn new(guard: TicketMutexGuard<'a, T, Yield>, masked: Daif) -> Self {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.add(RANK);
+        this_cpu().held_ranks().add(RANK);
         Self { guard: ManuallyDrop::new(guard), masked, not_send: PhantomData }
     }
 }
@@ -125,7 +125,7 @@ impl<T, const RANK: Rank> DerefMut for IrqGuard<'_, T, RANK> {
 impl<T, const RANK: Rank> Drop for IrqGuard<'_, T, RANK> {
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.remove(RANK);
+        this_cpu().held_ranks().remove(RANK);
         // SAFETY: the guard is dropped here and nowhere else; the value is not used again.
         unsafe { ManuallyDrop::drop(&mut self.guard) };
         interrupts::restore(self.masked);

@@ -31,7 +31,7 @@ pub(super) fn stack_around(sp: u64) -> Range<u64> {
 /// The ordinary stack of `cpu`.
 #[cfg(target_os = "none")]
 pub(super) fn stack_of(cpu: &Cpu) -> Range<u64> {
-    let top = cpu.trap.stack_top();
+    let top = cpu.trap().stack_top();
     top.saturating_sub(STACK_SIZE)..top
 }
 
@@ -105,7 +105,7 @@ impl Backtrace {
     ///
     /// SP may be wrong: the CPU's own stack is accepted as well.
     pub(super) fn new(fp: u64, sp: u64, cpu: &Cpu) -> Self {
-        let overflow_top = cpu.trap.overflow_stack_top();
+        let overflow_top = cpu.trap().overflow_stack_top();
         let overflow = overflow_top.saturating_sub(OVERFLOW_STACK_SIZE)..overflow_top;
         Self { fp, stacks: [overflow, stack_around(sp), stack_of(cpu)] }
     }

@@ -113,9 +113,9 @@ mod target {
     /// The first thing that each CPU does in Rust. A secondary's stacks are in its [`Cpu`] before it starts.
     #[allow(unsafe_code, reason = "sets the exception vectors and their stack")]
     pub fn init_cpu(cpu: &Cpu) {
-        if cpu.trap.overflow_stack_top() == 0 {
+        if cpu.trap().overflow_stack_top() == 0 {
             let top = BOOT_OVERFLOW_STACK.0.get().addr() as u64 + OVERFLOW_STACK_SIZE;
-            cpu.trap.set_stacks(stack_around(SP.get()).end, top);
+            cpu.trap().set_stacks(stack_around(SP.get()).end, top);
         }
         // SAFETY: these are vectors, and the state that they need is complete: TPIDR_EL1 points to `cpu`, and SP is on
         // a stack of the kind that they expect. The ISB has them in place before an SError that is pending already can
@@ -145,7 +145,7 @@ mod target {
     pub(super) fn irq() {
         let cpu = this_cpu();
         tags::check_asynchronous();
-        cpu.trap.handler(|| interrupt::handle_irq(cpu));
+        cpu.trap().handler(|| interrupt::handle_irq(cpu));
     }
 
     fn synchronous(frame: &mut TrapFrame) {
@@ -154,11 +154,11 @@ mod target {
         }
         // Before the exception table is asked: a probe's answer is that of the tables, never a spurious fault.
         if is_spurious(frame.syndrome(), frame.fault_address()) {
-            return this_cpu().trap.count_spurious_fault();
+            return this_cpu().trap().count_spurious_fault();
         }
         match expected(frame).or_else(|| probe::refused_call(frame)) {
             Some(fixup) => {
-                this_cpu().trap.count_probe_fault();
+                this_cpu().trap().count_probe_fault();
                 resume_with_fault(frame, fixup);
             }
             None => report(frame, Cause::Synchronous),

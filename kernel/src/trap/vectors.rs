@@ -19,10 +19,11 @@ use granule_arch::esr::Class;
 use granule_arch::{alternative, tag_check};
 
 use super::frame::TrapFrame;
+use super::per_cpu::PerCpu;
 use super::user::{user_exception, user_interrupt, user_work};
 use super::{OVERFLOW_STACK_SIZE, STACK_SIZE, handle_exception, tags};
 use crate::platform::features::branch;
-use crate::sched::Thread;
+use crate::sched::{self, Thread};
 use crate::smp::Cpu;
 
 /// Added to the vector's number where the frame lies on the overflow stack.
@@ -129,9 +130,9 @@ exception_stop:
     RECORD = const offset_of!(TrapFrame, record),
     STACK_SHIFT = const STACK_SIZE.trailing_zeros(),
     OVERFLOW_STACK_SIZE = const OVERFLOW_STACK_SIZE,
-    OVERFLOW_STACK_TOP = const offset_of!(Cpu, trap.overflow_stack_top),
+    OVERFLOW_STACK_TOP = const Cpu::TRAP + offset_of!(PerCpu, overflow_stack_top),
     OVERFLOWED = const OVERFLOWED,
-    CURRENT = const offset_of!(Cpu, sched.current),
+    CURRENT = const Cpu::SCHED + offset_of!(sched::PerCpu, current),
     SYSCALL = const Thread::SYSCALL,
     WORK = const Thread::WORK,
     FAULT = const Thread::FAULT,

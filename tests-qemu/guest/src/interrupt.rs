@@ -18,7 +18,7 @@ static ARRIVED: AtomicU32 = AtomicU32::new(0);
 static WRONG: AtomicU32 = AtomicU32::new(0);
 
 fn arrive(cpu: &Cpu) {
-    let inside = cpu.trap.depth() == 1 && !interrupts::state().irqs_enabled();
+    let inside = cpu.trap().depth() == 1 && !interrupts::state().irqs_enabled();
     WRONG.fetch_add(u32::from(!inside), Ordering::Relaxed);
     ARRIVED.fetch_add(1, Ordering::Relaxed);
 }

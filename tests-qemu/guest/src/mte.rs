@@ -15,7 +15,7 @@ pub(crate) fn has_tags(t: &mut Test) {
 /// Faults of the kernel's own accesses that have an entry in its table of exceptions, on all CPUs.
 fn kernel_faults() -> u64 {
     let mut faults = 0;
-    smp::for_each(|cpu| faults += cpu.trap.probe_faults());
+    smp::for_each(|cpu| faults += cpu.trap().probe_faults());
     faults
 }
 

@@ -186,7 +186,7 @@ target_test!(wrong_ranges_are_refused_and_change_nothing);
 fn wrong_ranges_are_refused_and_change_nothing(t: &mut Test) {
     let (Some(first), Some(second)) = (area(t, 3), area(t, 2)) else { return };
     let (start, guard) = (first.start(), first.start() + 3 * PAGE);
-    let stack = VirtAddr(this_cpu().trap.stack_top());
+    let stack = VirtAddr(this_cpu().trap().stack_top());
     let image = VirtAddr::from_ptr((wrong_ranges_are_refused_and_change_nothing as fn(&mut Test)) as *const ());
     let refusals = [
         ("into the guard page", start, 4, SetMemoryError::GuardPage { guard, area: start }),

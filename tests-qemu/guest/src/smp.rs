@@ -105,7 +105,7 @@ target_test!(a_kernel_thread_runs_outside_of_interrupts_and_its_cpu_serves_calls
 fn a_kernel_thread_runs_outside_of_interrupts_and_its_cpu_serves_calls(t: &mut Test) {
     static GO: AtomicU32 = AtomicU32::new(0);
     fn work(cpu: &Cpu, _: usize) {
-        let inside = !interrupts::state().irqs_enabled() || cpu.trap.is_in_handler();
+        let inside = !interrupts::state().irqs_enabled() || cpu.trap().is_in_handler();
         WRONG.fetch_add(u32::from(inside), Ordering::Relaxed);
         while GO.load(Ordering::Acquire) == 0 {
             wait::relax();

@@ -22,7 +22,7 @@ static VARIABLE: AtomicU64 = AtomicU64::new(0);
 
 /// Where nothing is ever mapped: the page below the boot CPU's stack.
 fn guard_page() -> VirtAddr {
-    VirtAddr(this_cpu().trap.stack_top() - STACK_SIZE - 64)
+    VirtAddr(this_cpu().trap().stack_top() - STACK_SIZE - 64)
 }
 
 /// Checks that `result` is a fault of this kind, at this address.
@@ -113,13 +113,13 @@ fn all_cpus_probe_at_once(t: &mut Test) {
     smp::call(
         smp::online(),
         |cpu, guard| {
-            let before = cpu.trap.probe_faults();
+            let before = cpu.trap().probe_faults();
             // Each CPU has its own address, so that its faults can be distinguished.
             let address = VirtAddr(guard as u64 - 64 * u64::from(cpu.id.0));
             let wrong = (0..ROUNDS)
                 .filter(|_| probe::read::<u64>(address).err().is_none_or(|fault| fault.address != address))
                 .count() as u64;
-            let counted = cpu.trap.probe_faults() - before;
+            let counted = cpu.trap().probe_faults() - before;
             if wrong != 0 || counted != ROUNDS {
                 WRONG.fetch_or(1 << cpu.id.0, Ordering::Relaxed);
             }
@@ -153,7 +153,7 @@ fn a_fault_that_another_cpu_mends_is_retried(t: &mut Test) {
     OVER.store(false, Ordering::Relaxed);
     let cpu = this_cpu();
     let Some(area) = t.ok("a page", kernel().space.vmalloc(cpu, 1)) else { return };
-    let before = cpu.trap.spurious_faults();
+    let before = cpu.trap().spurious_faults();
     smp::call(
         CpuSet::of(CpuId(0)).with(CpuId(1)),
         |cpu, page| {
@@ -167,8 +167,8 @@ fn a_fault_that_another_cpu_mends_is_retried(t: &mut Test) {
                 return;
             }
             let patience = patience();
-            let enough = cpu.trap.spurious_faults() + WANTED;
-            while cpu.trap.spurious_faults() < enough && !patience.has_passed() {
+            let enough = cpu.trap().spurious_faults() + WANTED;
+            while cpu.trap().spurious_faults() < enough && !patience.has_passed() {
                 let abort = probe::read::<u64>(page).err().and_then(|fault| fault.syndrome.abort());
                 if abort.is_some_and(|abort| abort.status != FaultStatus::Translation) {
                     OTHER_FAULTS.fetch_add(1, Ordering::Relaxed);
@@ -178,7 +178,7 @@ fn a_fault_that_another_cpu_mends_is_retried(t: &mut Test) {
         },
         area.start().0 as usize,
     );
-    let retried = cpu.trap.spurious_faults() - before;
+    let retried = cpu.trap().spurious_faults() - before;
     t.check("faults were retried", retried >= WANTED);
     t.equal("faults of another kind", OTHER_FAULTS.load(Ordering::Relaxed), 0);
     t.check("the page is valid again", probe::read::<u64>(area.start()).is_ok());

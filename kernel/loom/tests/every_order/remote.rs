@@ -115,19 +115,19 @@ fn parks(this: &'static Cpu) {
     let others = park_others();
     SHARED.data.write(1);
     let other = cpu(CpuId(1 - this.id.0)).expect("one of two");
-    assert!(!other.walk.is_open(), "a CPU is parked inside a walk");
+    assert!(!other.walk().is_open(), "a CPU is parked inside a walk");
     drop(others);
     SHARED.done.fetch_add(1, Ordering::Relaxed);
 }
 
 /// Reads it in a walk, and is interrupted there or after it.
 fn walks(this: &'static Cpu) {
-    this.walk.during(|| {
+    this.walk().during(|| {
         take_interrupts();
         SHARED.data.read();
     });
     take_interrupts();
-    this.walk.during(|| _ = SHARED.data.read());
+    this.walk().during(|| _ = SHARED.data.read());
     are_parked(1);
 }
 
@@ -167,7 +167,7 @@ fn a_cpu_that_is_parked_inside_a_walk_is_caught() {
 fn a_cpu_inside_a_walk_parks_no_others() {
     let asks = |this: &'static Cpu| {
         assert!(may_park_others(this));
-        this.walk.during(|| assert!(!may_park_others(this)));
+        this.walk().during(|| assert!(!may_park_others(this)));
     };
     run(1, [(asks, Omitted::Nothing)]);
 }

@@ -11,7 +11,7 @@ use crate::Kernel;
 use crate::chip::interrupt::InterruptHandler;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mmio;
-use crate::smp::Cpu;
+use crate::smp::cpu::Cpu;
 use crate::sync::{IrqLock, rank};
 use crate::trap::probe;
 

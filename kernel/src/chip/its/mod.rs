@@ -215,7 +215,7 @@ struct ItsUnit<R> {
     /// A byte for each LPI.
     configurations: Part,
     /// The target in commands of each CPU's redistributor; 0 bits in `connected` have none.
-    targets: [u64; crate::smp::MAX_CPUS],
+    targets: [u64; crate::smp::cpu::MAX_CPUS],
     connected: u32,
     lists: &'static mut ItsLists,
 }
@@ -284,7 +284,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
             queue,
             written: 0,
             configurations,
-            targets: [0; crate::smp::MAX_CPUS],
+            targets: [0; crate::smp::cpu::MAX_CPUS],
             connected: 0,
             lists,
         })
@@ -396,7 +396,7 @@ fn set_up_table(
     let mut table = read();
     let entries = match table.read_as_enum::<GITS_BASER::KIND::Value>(GITS_BASER::KIND) {
         Some(GITS_BASER::KIND::Value::Devices) => u64::from(last_device) + 1,
-        Some(GITS_BASER::KIND::Value::Collections) => crate::smp::MAX_CPUS as u64,
+        Some(GITS_BASER::KIND::Value::Collections) => crate::smp::cpu::MAX_CPUS as u64,
         None => return Ok(()),
     };
     let bytes = entries * (table.read(GITS_BASER::ENTRY_SIZE) + 1);

@@ -32,7 +32,7 @@ impl<const DEPTH: usize> Calls<DEPTH> {
             core::arch::asm!("ldr {0}, [x29]", "mov {1}, sp", out(reg) record, out(reg) sp,
                 options(readonly, nostack, preserves_flags));
         }
-        let above = crate::smp::this_cpu().trap.stack_top().wrapping_sub(sp);
+        let above = crate::smp::this_cpu().trap().stack_top().wrapping_sub(sp);
         for call in &mut self.0 {
             if record.wrapping_sub(sp) >= above {
                 *call = 0;

@@ -77,7 +77,7 @@ impl KernelSpace {
         if what.handshake == Handshake::Stopped && !smp::may_park_others(cpu) {
             return Err(CollapseError::CannotStop);
         }
-        debug_assert!(!cpu.walk.is_open() && !cpu.trap.is_in_handler(), "a collapse waits for walks and handlers");
+        debug_assert!(!cpu.walk().is_open() && !cpu.trap().is_in_handler(), "a collapse waits for walks and handlers");
         let _request = self.collapse_request.lock();
         let mut before = None;
         let done = loop {
@@ -106,7 +106,7 @@ impl KernelSpace {
 
     /// Collapses since the boot. Not from interrupt handlers: it takes a lock that a collapse holds.
     pub fn collapse_counts(&self) -> CollapseCounts {
-        debug_assert!(!smp::this_cpu().walk.is_open(), "the holder of the lock waits for walks");
+        debug_assert!(!smp::this_cpu().walk().is_open(), "the holder of the lock waits for walks");
         CollapseCounts(self.table_work.lock().collapser.done())
     }
 

@@ -129,7 +129,7 @@ mod record {
     ) -> &'static OwnedRanges {
         refuse_overlap(cpu, range);
         let change =
-            cpu.owners.0.iter().find(|change| change.ranges().next().is_none()).expect("handlers nest less deep");
+            cpu.owners().0.iter().find(|change| change.ranges().next().is_none()).expect("handlers nest less deep");
         set(&change.0[0], range);
         let mut slots = change.0[1..].iter();
         for_each_run(range, &alias, |run| {
@@ -170,7 +170,7 @@ mod record {
     }
 
     fn refuse_overlap(cpu: &Cpu, range: PageRange) {
-        for (start, last) in cpu.owners.0.iter().flat_map(OwnedRanges::ranges) {
+        for (start, last) in cpu.owners().0.iter().flat_map(OwnedRanges::ranges) {
             assert!(
                 last < range.start().0 || range.last().0 < start,
                 "{range:?} is to be changed without a lock, while CPU {} is changing {} to {}: one of them is not its \

@@ -41,7 +41,7 @@ impl TableWork {
 
 /// The walk word of a CPU.
 pub(super) fn word(number: usize) -> Option<&'static AtomicU64> {
-    smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk.0)
+    smp::cpu(CpuId(number as u32)).map(|cpu| &cpu.walk().0)
 }
 
 /// The kernel's tables, in a walk that is announced for as long as this lives.
@@ -98,7 +98,7 @@ impl KernelSpace {
     /// The tables, to look at. Changes go through the other functions of this type.
     #[inline(always)]
     pub fn tables(&self) -> KernelTables<'_> {
-        KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk.0) }
+        KernelTables { mmu: &self.mmu, root: self.root, _walk: Announced::begin(&this_cpu().walk().0) }
     }
 
     /// Frees the frames of areas that wait for their invalidation ([`Self::purge`]), and the tables that areas have left

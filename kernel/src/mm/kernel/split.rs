@@ -343,7 +343,7 @@ impl KernelSpace {
     #[inline]
     fn split_source(&self) -> FrameSource<'_> {
         let cpu = this_cpu();
-        let supply = if cpu.trap.is_in_handler() { Supply::Reserve } else { Supply::Any };
+        let supply = if cpu.trap().is_in_handler() { Supply::Reserve } else { Supply::Any };
         FrameSource { supply, ..self.table_source(cpu) }
     }
 

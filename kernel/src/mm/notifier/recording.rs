@@ -92,7 +92,7 @@ impl Recording {
 
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a record")]
     fn note(&self, notified: Notified, start: VirtAddr, end: VirtAddr) {
-        let ranks = this_cpu().held_ranks.bits();
+        let ranks = this_cpu().held_ranks().bits();
         let call = Call { notified, range: (start.0, end.0), ranks, position: record::position() };
         self.calls.lock().unwrap_or_else(PoisonError::into_inner).push(call);
     }

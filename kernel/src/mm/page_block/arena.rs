@@ -89,8 +89,8 @@ impl NodeArena {
     pub(super) fn enter<'a>(&'a self, cpu: &'a Cpu) -> ArenaSection<'a> {
         #[cfg(target_os = "none")]
         debug_assert!(ptr::eq(cpu, crate::smp::this_cpu()), "the global allocator asks the CPU that it runs on");
-        debug_assert!(cpu.node_arena.get().is_none(), "sections of the buddy do not nest");
-        cpu.node_arena.0.store(ptr::from_ref(self).cast_mut(), Relaxed);
+        debug_assert!(cpu.node_arena().get().is_none(), "sections of the buddy do not nest");
+        cpu.node_arena().0.store(ptr::from_ref(self).cast_mut(), Relaxed);
         #[cfg(test)]
         tests::enter(self);
         ArenaSection { cpu }
@@ -154,7 +154,7 @@ pub(super) struct ArenaSection<'a> {
 
 impl Drop for ArenaSection<'_> {
     fn drop(&mut self) {
-        self.cpu.node_arena.0.store(null_mut(), Relaxed);
+        self.cpu.node_arena().0.store(null_mut(), Relaxed);
         #[cfg(test)]
         tests::leave();
     }

@@ -42,13 +42,13 @@ impl<'a, const RANK: Rank> TableGuard<'a, RANK> {
     #[inline(always)]
     pub(super) fn lock(frame: &'a Frame) -> Self {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.check(RANK);
+        this_cpu().held_ranks().check(RANK);
         let lock = &frame.table_lock;
         if lock.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             wait(lock);
         }
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.add(RANK);
+        this_cpu().held_ranks().add(RANK);
         TableGuard(frame)
     }
 
@@ -70,7 +70,7 @@ impl<const RANK: Rank> Drop for TableGuard<'_, RANK> {
     #[inline(always)]
     fn drop(&mut self) {
         #[cfg(debug_assertions)]
-        this_cpu().held_ranks.remove(RANK);
+        this_cpu().held_ranks().remove(RANK);
         self.0.table_lock.store(0, Ordering::Release);
     }
 }

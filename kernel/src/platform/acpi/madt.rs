@@ -12,7 +12,7 @@ use super::table::{Entries, fields, registers};
 use crate::platform::{
     ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, Platform, Redistributors,
 };
-use crate::smp::{AFFINITY, MAX_CPUS};
+use crate::smp::cpu::{AFFINITY, MAX_CPUS};
 
 /// Kinds of structures: of a CPU, the distributor, redistributors, an ITS.
 const GICC: u8 = 0xb;

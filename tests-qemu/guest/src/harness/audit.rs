@@ -166,9 +166,9 @@ type Wrong = fn(&Cpu) -> bool;
 
 /// The conditions that are wrong on a CPU between tests. Debug builds keep the ranks of the locks that are held.
 const WRONG: [(&str, Wrong); 4] = [
-    ("a lock held", |cpu| cpu.held_ranks.bits() != 0),
-    ("an interrupt unfinished", |cpu| cpu.trap.is_in_handler()),
-    ("a lockless walk open", |cpu| cpu.walk.is_open()),
+    ("a lock held", |cpu| cpu.held_ranks().bits() != 0),
+    ("an interrupt unfinished", |cpu| cpu.trap().is_in_handler()),
+    ("a lockless walk open", |cpu| cpu.walk().is_open()),
     ("a deadline", timer::has_deadline),
 ];
 

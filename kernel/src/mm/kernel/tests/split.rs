@@ -124,7 +124,7 @@ fn where_the_others_cannot_be_parked_a_part_is_refused_and_nothing_changes() {
         assert_eq!(space.split_counts(), SplitCounts { refused: times, ..SplitCounts::default() });
     };
     // In a handler, where what is whole changes all the same.
-    this_cpu().trap.handler(|| {
+    this_cpu().trap().handler(|| {
         refused(1);
         invalid(space, GROUP_OF_BLOCKS, BLOCK / PAGE).unwrap();
         space.set_memory_valid(layout::LINEAR_BASE + GROUP_OF_BLOCKS, BLOCK / PAGE, Validity::Valid).unwrap();
@@ -169,7 +169,7 @@ fn the_linear_map_is_split_to_pages() {
     assert_eq!(leaves(space), [(PAGE, (GROUP_OF_BLOCKS + BLOCK) / PAGE, true)]);
     assert_eq!((space.kept_frames() - before, space.split_counts().stops), (17, 17));
     // Any page changes, from anywhere.
-    this_cpu().trap.handler(|| invalid(space, BLOCK - PAGE, 3).unwrap());
+    this_cpu().trap().handler(|| invalid(space, BLOCK - PAGE, 3).unwrap());
     assert_eq!(space.split_counts().refused, 0);
 }
 
@@ -193,7 +193,7 @@ fn a_handler_has_the_reserve_of_its_cpu_and_no_more() {
     let (space, frames, cpu) = linear(SplitMode::Lock);
     frames.drain_cpu(&cpu);
     let refusal = SetMemoryError::OutOfTables { needed: 1, available: 0 };
-    this_cpu().trap.handler(|| {
+    this_cpu().trap().handler(|| {
         let before = leaves(space);
         assert_eq!(invalid(space, GROUP_OF_BLOCKS, 1), Err(refusal));
         assert_eq!(leaves(space), before);
@@ -203,7 +203,7 @@ fn a_handler_has_the_reserve_of_its_cpu_and_no_more() {
     let frame = frames.alloc(&cpu).unwrap();
     frames.drain_cpu(&cpu);
     frames.free(&cpu, frame);
-    this_cpu().trap.handler(|| {
+    this_cpu().trap().handler(|| {
         invalid(space, GROUP_OF_BLOCKS, 1).unwrap();
         assert_eq!(invalid(space, BLOCK, 1), Err(refusal));
         // A split of a group takes no table, so it needs no memory.

@@ -1,0 +1,146 @@
+//! The parts of a CPU's state, of every module that has one.
+//!
+//! The lower layers know [`Cpu`] as a header and room; only here are the modules named whose state lies in it.
+
+#![allow(unsafe_code, reason = "per-CPU state in the room that `Cpu` has for it")]
+
+use core::cell::UnsafeCell;
+use core::mem::MaybeUninit;
+#[cfg(target_os = "none")]
+use core::mem::offset_of;
+use core::sync::atomic::AtomicU64;
+
+use spin::Once;
+
+use super::call;
+use super::cpu::{Cpu, CpuId, PARTS_SIZE};
+use crate::chip::timer::Due;
+#[cfg(debug_assertions)]
+use crate::mm::kernel::owners::Owners;
+use crate::mm::kernel::reclaim::WalkSequence;
+use crate::mm::maintenance::Counters;
+use crate::mm::page_block::CurrentArena;
+use crate::sched::BriefSlot;
+use crate::sync::rank::HeldRanks;
+use crate::trap;
+
+/// The parts, in the first bytes of a [`Cpu`].
+#[repr(C)]
+struct Parts {
+    trap: trap::PerCpu,
+    held_ranks: HeldRanks,
+    walk: WalkSequence,
+    brief: BriefSlot,
+    due: Due,
+    call: call::PerCpu,
+    #[cfg(target_os = "none")]
+    sched: crate::sched::PerCpu,
+    node_arena: CurrentArena,
+    maintenance: Counters,
+    #[cfg(debug_assertions)]
+    owners: Owners,
+}
+
+const _: () = assert!(size_of::<Parts>() <= PARTS_SIZE && align_of::<Parts>() <= align_of::<Cpu>());
+const fn assert_shared<T: Send + Sync>() {}
+const _: () = assert_shared::<Parts>();
+
+impl Cpu {
+    /// Where [`Self::trap`] is from TPIDR_EL1, for assembly.
+    #[cfg(target_os = "none")]
+    pub(crate) const TRAP: usize = offset_of!(Self, parts) + offset_of!(Parts, trap);
+    /// Where [`Self::sched`] is, likewise.
+    #[cfg(target_os = "none")]
+    pub(crate) const SCHED: usize = offset_of!(Self, parts) + offset_of!(Parts, sched);
+
+    /// A CPU that has not started.
+    pub const fn new(id: CpuId) -> Self {
+        let parts = Parts {
+            trap: trap::PerCpu::new(),
+            held_ranks: HeldRanks::new(),
+            walk: WalkSequence::new(),
+            brief: BriefSlot::new(id),
+            due: Due::new(),
+            call: call::PerCpu::new(),
+            #[cfg(target_os = "none")]
+            sched: crate::sched::PerCpu::new(),
+            node_arena: CurrentArena::new(),
+            maintenance: Counters::new(),
+            #[cfg(debug_assertions)]
+            owners: Owners::new(),
+        };
+        let mut room = MaybeUninit::<[u64; PARTS_SIZE / 8]>::uninit();
+        // SAFETY: it has the size and the alignment: see the assertion above.
+        unsafe { room.as_mut_ptr().cast::<Parts>().write(parts) };
+        let (mpidr, ipis) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { parts: UnsafeCell::new(room), id, mpidr, features: Once::new(), ipis }
+    }
+
+    #[inline(always)]
+    const fn parts(&self) -> &Parts {
+        // SAFETY: `new`, which makes every `Cpu`, has put them there, and nothing borrows them mutably.
+        unsafe { &*self.parts.get().cast() }
+    }
+
+    /// Its stacks, and its exceptions.
+    #[inline(always)]
+    pub const fn trap(&self) -> &trap::PerCpu {
+        &self.parts().trap
+    }
+
+    /// The locks that it holds.
+    #[inline(always)]
+    pub const fn held_ranks(&self) -> &HeldRanks {
+        &self.parts().held_ranks
+    }
+
+    /// Its lockless walks.
+    #[inline(always)]
+    pub const fn walk(&self) -> &WalkSequence {
+        &self.parts().walk
+    }
+
+    /// The sleeping lock that it reads under for a moment.
+    #[inline(always)]
+    pub(crate) const fn brief(&self) -> &BriefSlot {
+        &self.parts().brief
+    }
+
+    /// The times that its timer waits for.
+    #[inline(always)]
+    pub(crate) const fn due(&self) -> &Due {
+        &self.parts().due
+    }
+
+    /// Its calls of others, and theirs of it.
+    #[inline(always)]
+    pub(super) const fn call(&self) -> &call::PerCpu {
+        &self.parts().call
+    }
+
+    /// Its threads.
+    #[cfg(target_os = "none")]
+    #[inline(always)]
+    pub(crate) const fn sched(&self) -> &crate::sched::PerCpu {
+        &self.parts().sched
+    }
+
+    /// While it changes the buddy's sets: where the global allocator takes their nodes from.
+    #[inline(always)]
+    pub(crate) const fn node_arena(&self) -> &CurrentArena {
+        &self.parts().node_arena
+    }
+
+    /// Barriers and TLB invalidations that it has issued, while they are counted.
+    #[inline(always)]
+    pub(crate) const fn maintenance(&self) -> &Counters {
+        &self.parts().maintenance
+    }
+
+    /// The ranges that it is changing without a lock.
+    #[cfg(debug_assertions)]
+    #[inline(always)]
+    pub(crate) const fn owners(&self) -> &Owners {
+        &self.parts().owners
+    }
+}
