@@ -16,9 +16,9 @@ use arm_sysregs::el1::registers::{
 use granule::boot_info::BootInfo;
 use granule::chip::log::{RING, Ring};
 use granule::mm::layout;
+use granule::mm::layout::STACK_SIZE;
 use granule::smp::bring_up::SECONDARY_BOOTS;
 use granule::smp::{AFFINITY, BOOT_CPU, SecondaryBoot};
-use granule::trap::STACK_SIZE;
 use granule_arch::addr::{PAGE_SIZE, PhysAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryType, bits};
 use granule_arch::mmu;

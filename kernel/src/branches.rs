@@ -11,6 +11,13 @@ use crate::mm::maintenance;
 use crate::platform::features::branch;
 use crate::{Kernel, lab};
 
+/// Switches the counting of [`maintenance`] on or off, the one branch that is patched while other CPUs run. This CPU
+/// counts, or stops, at once; another may lag until its next exception. Not from two CPUs at once.
+pub fn set_counting(kernel: &Kernel, on: bool) {
+    maintenance::note_counting(on);
+    patch(kernel);
+}
+
 /// Sets each branch site to what features, policy, lab and counting want now; returns how many instructions changed.
 ///
 /// May run while other CPUs run, for counting alone, where a late CPU does no harm: each executes the old instruction or

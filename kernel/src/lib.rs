@@ -21,6 +21,8 @@ pub mod panic;
 pub mod platform;
 pub mod random;
 pub mod sched;
+#[cfg(target_os = "none")]
+pub mod services;
 pub mod smp;
 #[cfg(target_os = "none")]
 pub mod start;

@@ -33,16 +33,15 @@ use crate::linux::process::limits;
 use crate::mm::early::{MemoryMap, MemoryMapError};
 use crate::mm::frame::{FrameAllocator, FrameRecords, LinearMap, usual_reserve};
 use crate::mm::heap::guarded;
-use crate::mm::kernel::collapse::start_collapser;
 use crate::mm::kernel::fixmap::{self, FixmapSlot};
 use crate::mm::kernel::linear::{self, BankSource, LinearMapError};
-use crate::mm::kernel::mmu::{LinearView, Metal};
+use crate::mm::kernel::mmu::{LinearView, Metal, note_code_caches};
 use crate::mm::kernel::policy::{Policy, Rodata, Wishes};
 use crate::mm::kernel::set_memory::SetMemoryError;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::kernel::{KernelSpace, image};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::mm::space::{HasRegisters, Spaces, start_compactor, start_reclaimer};
+use crate::mm::space::{HasRegisters, Spaces};
 use crate::mm::tag_storage::TagStorage;
 use crate::mm::tlb::KernelTlb;
 use crate::mm::{OutOfMemory, heap, layout, maintenance};
@@ -51,10 +50,11 @@ use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
 use crate::platform::{PhysicalMemory, Platform, PlatformError, Psci, TagStorageRegion, Uart};
+use crate::sched::{Stacks, Surroundings};
 use crate::smp::bring_up::{self, Secondaries, SecondaryMemory};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, this_cpu};
 use crate::trap::{self, probe};
-use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched};
+use crate::{KERNEL, Kernel, bootargs, branches, iommu, lab, random, sched, services};
 
 // The steps stay functions of their own (`inline(never)`): together their frames would not fit the 16 KiB boot stack.
 
@@ -427,6 +427,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
         open_constants(kernel)?;
     }
     crate::log::info!("speculation: {}", features.weaknesses);
+    note_code_caches(features.cpus.code_caches());
     kernel.features.call_once(|| features);
     lab::init();
     maintenance::init();
@@ -449,7 +450,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     let empty = kernel.frames.alloc_zeroed(cpu)?;
     kernel.features().dirty_state.enable();
     bring_up::leave_identity_map(empty);
-    sched::init(cpu)?;
+    sched::init(cpu, surroundings(kernel))?;
     sched::init_cpu(cpu);
     let frames = kernel.frames.total();
     kernel.frames.set_reserve(usual_reserve(frames));
@@ -461,10 +462,28 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     }
     guarded::start(cpu);
     console::start_waker(cpu)?;
-    start_reclaimer(cpu)?;
-    start_compactor(cpu)?;
-    start_collapser(cpu)?;
+    services::start(cpu)?;
     Ok(())
+}
+
+/// What the scheduler needs of the layers above it.
+fn surroundings(kernel: &'static Kernel) -> Surroundings {
+    Surroundings {
+        frames: kernel.frames,
+        stacks: &kernel.space,
+        asid_bits: kernel.features().cpus.asid_bits(),
+        check_tags: trap::tags::on_the_way_out,
+    }
+}
+
+impl Stacks for KernelSpace {
+    fn alloc(&self, cpu: &Cpu) -> Result<VirtAddr, OutOfMemory> {
+        self.alloc_stack(cpu).map_err(|_| OutOfMemory)
+    }
+
+    fn free(&self, cpu: &Cpu, top: VirtAddr) {
+        self.free_stack(cpu, top);
+    }
 }
 
 /// Where the word at a release address is mapped: by the linear map, which a loader's reservation does not keep from it, or

@@ -30,6 +30,14 @@ pub const HEAP_BASE: VirtAddr = VirtAddr(0xffff_d000_0000_0000);
 /// Bytes that the heap may grow to.
 pub const HEAP_SIZE: u64 = 64 << 30;
 
+/// Bytes of every stack that the kernel runs on.
+pub const STACK_SIZE: u64 = 16 << 10;
+/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP is set when it has
+/// overflowed.
+pub const STACK_ALIGN: u64 = 2 * STACK_SIZE;
+/// Bytes of the stack on which an overflow is reported. It may lie anywhere.
+pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
+
 /// Where the linear map shows `address`.
 ///
 /// `address` must be below [`LINEAR_SIZE`]; whether anything is mapped there is another question.

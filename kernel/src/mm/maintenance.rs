@@ -145,12 +145,8 @@ pub fn takes(identifier: u16) -> bool {
     identifier == branch::COUNT && is_counting()
 }
 
-/// Switches counting on or off, the one branch that is patched while other CPUs run. This CPU counts, or stops, at
-/// once; another may lag until its next exception. Not from two CPUs at once.
-pub fn set_counting(on: bool) {
+/// Switches counting on or off, for `branches::patch` to put in force. Not from two CPUs at once.
+#[cfg(target_os = "none")]
+pub(crate) fn note_counting(on: bool) {
     COUNTING.store(on, Ordering::Relaxed);
-    #[cfg(target_os = "none")]
-    crate::branches::patch(crate::kernel());
-    #[cfg(not(target_os = "none"))]
-    granule_arch::alternative::host::set(branch::COUNT, on);
 }

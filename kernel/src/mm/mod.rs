@@ -18,8 +18,6 @@ pub mod pool;
 pub mod space;
 pub mod tag_storage;
 pub mod tlb;
-#[cfg(target_os = "none")]
-pub mod unused;
 
 use thiserror::Error;
 

@@ -74,11 +74,6 @@ pub(crate) fn sleep_briefly() {
 }
 
 /// There are no programs.
-pub(crate) const fn works_for_program(_cpu: &Cpu) -> bool {
-    false
-}
-
-/// There are no programs.
 pub(crate) const fn runs_program(_cpu: &Cpu) -> bool {
     false
 }

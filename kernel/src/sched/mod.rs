@@ -48,7 +48,7 @@ pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
 pub(crate) use host::{
     enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
-    runs_program, sleep_briefly, take_replays, works_for_program,
+    runs_program, sleep_briefly, take_replays,
 };
 pub use poll::{PollNode, PollNodes, PollQueue, poll};
 #[cfg(target_os = "none")]
@@ -60,7 +60,7 @@ pub use queue::{park, relax, yield_now};
 pub use replays::Replays;
 pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
 #[cfg(target_os = "none")]
-pub use start::{idle, init, init_cpu, trim};
+pub use start::{Stacks, Surroundings, idle, init, init_cpu, trim};
 #[cfg(target_os = "none")]
 pub use switch::{asid_generation, exit, set_space};
 pub use tag_check::{TagChecks, TagFaults};
@@ -74,7 +74,7 @@ pub use thread::{
 #[cfg(target_os = "none")]
 pub(crate) use thread::{
     enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
-    runs_program, take_replays, works_for_program,
+    runs_program, take_replays,
 };
 #[cfg(target_os = "none")]
 pub use timeout::{poll_until, sleep_until};

@@ -7,12 +7,12 @@ use granule_arch::interrupts;
 use spin::Once;
 
 use super::queue::{self, NEVER, PerCpu, RunQueue};
-use super::thread::Thread;
+use super::thread::{Thread, note_shortage, works_for_program};
 use super::timeout::Timeouts;
 use super::{fp, switch};
 use crate::chip::timer;
-use crate::kernel;
 use crate::mm::OutOfMemory;
+use crate::mm::frame::{FrameAllocator, Requester};
 use crate::smp::{self, Cpu, MAX_CPUS, this_cpu};
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
@@ -44,15 +44,48 @@ static IDLE_THREADS: [Once<Thread>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS
 /// The thread of the boot CPU since it was entered.
 static MAIN: Thread = Thread::new(0, "main");
 
+/// What there is above the scheduler and below it, for its threads.
+pub struct Surroundings {
+    /// Threads are in these frames.
+    pub frames: &'static FrameAllocator,
+    /// Kernel stacks.
+    pub stacks: &'static dyn Stacks,
+    /// Bits of an ASID, of all CPUs.
+    pub asid_bits: u32,
+    /// Called before a switch, where tag checks of the kernel are asynchronous.
+    pub check_tags: extern "C" fn(),
+}
+
+/// The kernel stacks of threads. Addresses are those of their tops.
+pub trait Stacks: Sync {
+    /// A new one. `cpu` is the CPU that this runs on.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`]; nothing was changed.
+    fn alloc(&self, cpu: &Cpu) -> Result<VirtAddr, OutOfMemory>;
+
+    /// Frees one that nothing runs on. Takes locks of areas; not from interrupt handlers.
+    fn free(&self, cpu: &Cpu, top: VirtAddr);
+}
+
+static SURROUNDINGS: Once<Surroundings> = Once::new();
+
+/// What [`init`] was given.
+pub(super) fn surroundings() -> &'static Surroundings {
+    SURROUNDINGS.get().expect("threads exist once `init` has returned")
+}
+
 /// Makes what the boot CPU, this one, runs a thread, and gives it another for when it idles.
 ///
 /// # Errors
 /// There is no memory for a stack.
-pub fn init(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
+pub fn init(cpu: &'static Cpu, surroundings: Surroundings) -> Result<(), OutOfMemory> {
     extern "C" fn run(_: usize) {
         idle(this_cpu())
     }
-    switch::ASIDS.set_numbers(kernel().features().cpus.asid_bits());
+    let Surroundings { frames, asid_bits, .. } = *SURROUNDINGS.call_once(|| surroundings);
+    frames.set_requester(Requester { works_for_program, note_shortage });
+    switch::ASIDS.set_numbers(asid_bits);
     MAIN.stack_top.set(cpu.trap().stack_top());
     let thread = idle_thread(cpu);
     thread.stack_top.set(NewStack::take(cpu)?.keep().0);
@@ -105,7 +138,7 @@ impl NewStack {
     /// [`OutOfMemory`].
     pub(super) fn take(cpu: &Cpu) -> Result<Self, OutOfMemory> {
         let spare = cpu.sched().queue.lock().spare_stacks.pop();
-        let stack = spare.map_or_else(|| kernel().space.alloc_stack(cpu).map_err(|_| OutOfMemory), Ok)?;
+        let stack = spare.map_or_else(|| surroundings().stacks.alloc(cpu), Ok)?;
         Ok(Self(stack))
     }
 
@@ -140,7 +173,7 @@ pub(super) fn lock_with_room(cpu: &Cpu) -> IrqGuard<'_, RunQueue, { rank::RUN_QU
         }
         let spare = queue.spare_stacks.pop();
         drop(queue);
-        spare.into_iter().for_each(|stack| kernel().space.free_stack(cpu, stack));
+        spare.into_iter().for_each(|stack| surroundings().stacks.free(cpu, stack));
     }
 }
 
@@ -152,7 +185,7 @@ pub fn trim(cpu: &Cpu) -> usize {
         loop {
             let spare = other.sched().queue.lock().spare_stacks.pop();
             let Some(stack) = spare else { break };
-            kernel().space.free_stack(cpu, stack);
+            surroundings().stacks.free(cpu, stack);
             freed += 1;
         }
     });

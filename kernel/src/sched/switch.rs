@@ -28,7 +28,6 @@ use crate::platform::features::branch;
 use crate::smp::{Cpu, this_cpu};
 use crate::stretches;
 use crate::sync::{IrqGuard, rank};
-use crate::trap::tags;
 
 /// The numbers by which TLBs know the spaces.
 pub(super) static ASIDS: Asids = Asids::none();
@@ -130,7 +129,9 @@ pub(super) fn to(
     queue: IrqGuard<'_, RunQueue, { rank::RUN_QUEUE }>,
 ) {
     debug_assert!(!interrupts::state().irqs_enabled() && !cpu.trap().is_in_handler());
-    tags::check_asynchronous();
+    if patched_branch!(branch::ASYNCHRONOUS_TAG_CHECKS) {
+        (start::surroundings().check_tags)();
+    }
     let waited_for = if queue.is_empty() { WaitedFor::No } else { WaitedFor::Yes };
     // Now the one that comes holds it.
     queue.hand_over();

@@ -96,7 +96,7 @@ mod target {
     use crate::platform::features::branch;
     use crate::sched::{Thread, UserEntry, Work, current};
     use crate::smp::{Cpu, this_cpu};
-    use crate::trap::TrapFrame;
+    use crate::trap::frame::TrapFrame;
 
     /// Bytes of an SVC.
     const INSTRUCTION: u64 = 4;

@@ -16,16 +16,15 @@ use spin::Once;
 
 use super::fp::FpArea;
 use super::replays::{ReplayCount, Replays};
-use super::start::NewStack;
+use super::start::{NewStack, surroundings};
 use super::tag_check::TagChecks;
 use super::token::Token;
 use super::{queue, switch};
-use crate::kernel;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox};
 use crate::mm::space::SpaceRef;
 use crate::smp::{Cpu, CpuId, this_cpu};
-use crate::trap::TrapFrame;
+use crate::trap::frame::TrapFrame;
 
 /// The number of a thread, never used twice.
 pub type ThreadId = u32;
@@ -425,7 +424,7 @@ pub fn current() -> Current {
 
 /// Whether what runs on this CPU works for a program: neither the kernel's own threads do, but for those that serve
 /// programs' memory to devices, nor interrupt handlers.
-pub(crate) fn works_for_program(cpu: &Cpu) -> bool {
+pub(super) fn works_for_program(cpu: &Cpu) -> bool {
     working(cpu).is_some_and(|thread| thread.works_for_program.load(Ordering::Relaxed))
 }
 
@@ -588,7 +587,7 @@ pub fn spawn_service(
 fn allocate(cpu: &Cpu, thread: Thread) -> Result<NewThread, OutOfMemory> {
     let stack = NewStack::take(cpu)?;
     thread.stack_top.set(stack.top().0);
-    let thread = THREADS.call_once(|| Pool::new(kernel().frames)).try_new(thread)?;
+    let thread = THREADS.call_once(|| Pool::new(surroundings().frames)).try_new(thread)?;
     COUNT.fetch_add(1, Ordering::Relaxed);
     Ok(NewThread { stack, space: None, thread: ThreadRef(thread.into_raw()) })
 }

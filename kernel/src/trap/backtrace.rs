@@ -9,9 +9,11 @@ use core::ops::Range;
 
 use granule_arch::addr::VirtAddr;
 
-use super::STACK_SIZE;
 #[cfg(target_os = "none")]
-use super::{OVERFLOW_STACK_SIZE, probe, vectors::exception_return};
+use super::{probe, vectors::exception_return};
+#[cfg(target_os = "none")]
+use crate::mm::layout::OVERFLOW_STACK_SIZE;
+use crate::mm::layout::STACK_SIZE;
 #[cfg(target_os = "none")]
 use crate::smp::Cpu;
 use crate::symbols::Named;

@@ -14,7 +14,7 @@
 mod backtrace;
 #[cfg(any(target_os = "none", test))]
 mod extable;
-mod frame;
+pub(crate) mod frame;
 mod per_cpu;
 pub mod probe;
 #[cfg(target_os = "none")]
@@ -35,14 +35,6 @@ use granule_arch::{barrier, translate};
 pub use frame::TrapFrame;
 pub use per_cpu::PerCpu;
 pub use probe::ProbeFault;
-
-/// Bytes of every stack that the kernel runs on.
-pub const STACK_SIZE: u64 = 16 << 10;
-/// A stack starts at a multiple of this, and the page below it is not mapped: so one bit of SP is set when it has
-/// overflowed.
-pub const STACK_ALIGN: u64 = 2 * STACK_SIZE;
-/// Bytes of the stack on which an overflow is reported. It may lie anywhere.
-pub const OVERFLOW_STACK_SIZE: u64 = 16 << 10;
 
 /// Whether a fault with this syndrome at this address is gone now, so that the instruction need only be run again.
 ///
@@ -90,8 +82,9 @@ mod target {
     use super::report::{Cause, report};
     use super::vector::{ExceptionKind, Origin, Vector};
     use super::vectors::{OVERFLOWED, exception_vectors};
-    use super::{OVERFLOW_STACK_SIZE, extable, is_spurious, probe, tags};
+    use super::{extable, is_spurious, probe, tags};
     use crate::chip::interrupt;
+    use crate::mm::layout::OVERFLOW_STACK_SIZE;
     use crate::smp::{Cpu, this_cpu};
     use crate::{sched, uaccess};
 

@@ -14,10 +14,10 @@ use super::probe::{self, ProbeFault};
 use super::vector::{ExceptionKind, Vector};
 use crate::mm::heap::describe_tags;
 use crate::mm::heap::guarded::{self, guarded_heap};
-use crate::mm::kernel::describe_walk;
 use crate::panic::die;
 use crate::smp::this_cpu;
 use crate::symbols::Named;
+use crate::try_kernel;
 
 /// Why there is a report.
 pub(super) enum Cause {
@@ -141,7 +141,10 @@ fn describe_translation(out: &mut dyn Write, address: VirtAddr) -> fmt::Result {
     match address.0 >> 48 {
         0xffff => {
             writeln!(out, "walk of {address} from TTBR1_EL1 {:#x}:", TTBR1_EL1.get())?;
-            describe_walk(address, out)
+            match try_kernel() {
+                Some(kernel) => kernel.space.describe_walk(address, out),
+                None => writeln!(out, "  the kernel's tables are not set up yet"),
+            }
         }
         0 => writeln!(out, "{address} is EL0's, from TTBR0_EL1 {:#x}", TTBR0_EL1.get()),
         _ => writeln!(out, "{address} is not translated: bits 63 to 48 are neither all 0 nor all 1"),

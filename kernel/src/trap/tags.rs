@@ -20,9 +20,9 @@ pub(crate) fn check_asynchronous() {
     }
 }
 
-/// As [`check_asynchronous`], where checks are asynchronous: `user.S` calls it.
+/// As [`check_asynchronous`], where checks are asynchronous: `user.S` and each switch call it.
 #[inline(never)]
-pub(super) extern "C" fn on_the_way_out() {
+pub(crate) extern "C" fn on_the_way_out() {
     // SAFETY: checks are asynchronous only where all CPUs have tags.
     if unsafe { Registers::new() }.take_recorded_of_el1() {
         let calls = backtrace_here();

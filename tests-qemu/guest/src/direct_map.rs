@@ -2,6 +2,7 @@
 
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
+use granule::branches;
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::image;
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
@@ -47,7 +48,7 @@ struct Counting {
 impl Counting {
     fn start() -> Self {
         let was_on = maintenance::is_counting();
-        maintenance::set_counting(true);
+        branches::set_counting(granule::kernel(), true);
         Self { was_on }
     }
 
@@ -61,7 +62,7 @@ impl Counting {
 
 impl Drop for Counting {
     fn drop(&mut self) {
-        maintenance::set_counting(self.was_on);
+        branches::set_counting(granule::kernel(), self.was_on);
     }
 }
 

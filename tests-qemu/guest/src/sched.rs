@@ -5,9 +5,9 @@ use core::time::Duration;
 
 use granule::chip::timer::{self, Deadline};
 use granule::kernel;
-use granule::mm::unused;
 use granule::sched::RwSem;
 use granule::sched::{self, WaitQueue, Woken, sleep_until};
+use granule::services;
 use granule::smp::{self, CpuSet, this_cpu};
 use granule_arch::wait;
 
@@ -41,7 +41,7 @@ fn stacks_of_ended_threads_are_few_and_given_back(t: &mut Test) {
     t.equal("frames in use", in_use(), before);
     all_end(t);
     drain_magazines();
-    unused::give_back(this_cpu());
+    services::give_back(this_cpu());
     t.equal("frames that only one CPU finds", kernel().frames.stats().in_magazines, 0);
     t.equal("stacks that are left", sched::trim(this_cpu()), 0);
     t.equal("frames in use", in_use(), before);

@@ -9,6 +9,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use core::time::Duration;
 
+use granule::branches;
 use granule::chip::timer;
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::mmu::{LinearView, Metal};
@@ -446,10 +447,10 @@ fn what_a_call_issues_is_counted_while_counting_is_on(t: &mut Test) {
     let data = || assert_eq!(space().set_memory_nx(area.start(), 3), Ok(()));
     let code = || assert_eq!(space().set_memory_x(area.start(), 3), Ok(()));
     let was_on = maintenance::is_counting();
-    maintenance::set_counting(false);
+    branches::set_counting(granule::kernel(), false);
     t.equal("off", issued(&data), Counts::default());
     code();
-    maintenance::set_counting(true);
+    branches::set_counting(granule::kernel(), true);
     let counted = issued(&data);
     let features = granule::kernel().features();
     let repeated = u64::from(features.repeat_tlbi.is_needed());
@@ -458,7 +459,7 @@ fn what_a_call_issues_is_counted_while_counting_is_on(t: &mut Test) {
     t.equal("TLBI", counted.tlbi(), repeated + if features.cpus.tlb_range() { 2 } else { 3 });
     t.equal("nothing changed, nothing issued", issued(&data), Counts::default());
     code();
-    maintenance::set_counting(was_on);
+    branches::set_counting(granule::kernel(), was_on);
     t.equal("off again", issued(&data), if was_on { counted } else { Counts::default() });
     space().vfree(cpu, area);
 }

@@ -8,8 +8,9 @@ use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule::kernel;
 use granule::mm::kernel::set_memory::Validity;
+use granule::mm::layout::STACK_SIZE;
 use granule::smp::{self, CpuId, CpuSet, this_cpu};
-use granule::trap::{ProbeFault, STACK_SIZE, is_spurious, probe};
+use granule::trap::{ProbeFault, is_spurious, probe};
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::{Access, Class, FaultStatus, Syndrome};
 

@@ -5,14 +5,14 @@
 //! every module, so a new one fails until it has a layer.
 
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, anyhow, bail};
 use proc_macro2::{TokenStream, TokenTree};
 use serde::Deserialize;
 use syn::visit::{self, Visit};
-use syn::{Attribute, Item, ItemMod, ItemUse, Macro, UseTree};
+use syn::{Attribute, Item, ItemMacro, ItemMod, ItemUse, Macro, UseTree};
 
 use super::circles::circles;
 use super::modules::{self, ModuleFile, is_for_tests};
@@ -182,11 +182,24 @@ pub(super) struct Imports {
     pub(super) imports: BTreeSet<Import>,
 }
 
-/// Those of the crate whose `lib.rs` is in `source`.
+/// Those of the crate whose `lib.rs` is in `source`. A macro that is exported, whose path is at the root, is an item of
+/// the module that defines it; crates that the root declares are none of the modules.
 pub(super) fn imports(source: &Path) -> Result<Imports> {
     let mut found = Imports { files: BTreeSet::new(), imports: BTreeSet::new() };
+    let (mut macros, mut crates) = (BTreeMap::new(), BTreeSet::new());
     for ModuleFile { module, parsed, .. } in modules::files(source, is_for_tests)? {
         found.files.insert(module.join("::"));
+        for item in &parsed.items {
+            match item {
+                Item::Macro(ItemMacro { attrs, ident: Some(name), .. })
+                    if attrs.iter().any(|attribute| attribute.path().is_ident("macro_export")) =>
+                {
+                    macros.insert(name.to_string(), [&module[..], &[name.to_string()]].concat().join("::"));
+                }
+                Item::ExternCrate(item) => _ = crates.insert(item.ident.to_string()),
+                _ => {}
+            }
+        }
         let children = parsed.items.iter().filter_map(|item| match item {
             Item::Mod(item) if !is_for_tests(&item.attrs) => Some(item.ident.to_string()),
             _ => None,
@@ -195,6 +208,14 @@ pub(super) fn imports(source: &Path) -> Result<Imports> {
         reader.visit_file(&parsed);
         found.imports.extend(reader.imports);
     }
+    let imports = std::mem::take(&mut found.imports).into_iter();
+    let of_modules = imports.filter(|import| !import.to.split("::").next().is_some_and(|name| crates.contains(name)));
+    found.imports = of_modules
+        .map(|import| match macros.get(&import.to) {
+            Some(defined) => Import { to: defined.clone(), ..import },
+            None => import,
+        })
+        .collect();
     Ok(found)
 }
 

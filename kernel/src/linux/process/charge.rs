@@ -13,9 +13,9 @@ use super::tree::{PROCESSES, Process};
 use crate::linux::file::open::{FileRef, OpenFile};
 use crate::linux::file::table::{Files, LEAF, Leaf, Peek};
 use crate::mm::counted::Counted;
+use crate::mm::layout::STACK_SIZE;
 use crate::mm::space::{Object, Tally, Userfaultfd};
 use crate::sched::{Thread, relax};
-use crate::trap::STACK_SIZE;
 
 /// Frames of lists that calls of a process work with.
 #[derive(Debug, Default)]

@@ -12,8 +12,8 @@ use super::tree::{Child, PROCESSES, Wanted};
 use super::{futex, robust};
 use crate::linux::errno::Errno;
 use crate::mm::heap::GROWTH_PAGES;
-use crate::mm::unused;
 use crate::sched::{self, Thread, Work, park, relax};
+use crate::services;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -58,7 +58,7 @@ pub fn leave(task: &Task) -> ! {
             relax();
         }
         // Its objects there are freed by now: their pages go back before its end is visible.
-        unused::trim_heap(this_cpu(), GROWTH_PAGES);
+        services::trim_heap(this_cpu(), GROWTH_PAGES);
         let remains = PROCESSES.lock().ended(process);
         remains.finish();
     }

@@ -1,7 +1,7 @@
 //! Out of memory: the process that has most ends, and the fault or call that failed is retried.
 //!
 //! [`relieve`] is called where a fault or a call of a program failed for want of frames, with no lock held and nothing
-//! changed. It returns when there are frames again. Frames that the kernel keeps unused go first ([`unused`]), then
+//! changed. It returns when there are frames again. Frames that the kernel keeps unused go first ([`services`]), then
 //! pages of files, which can be had again. Then one process ends at a time; others wait for it, but not for ever: one that
 //! does not end in time is excluded from the next choice. Neither ending nor the choice allocates memory: processes are
 //! measured one after the other, found by number, and the lock of all processes is held for one step at a time. The
@@ -30,8 +30,8 @@ use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::{Deadline, uptime};
 use crate::kernel;
 use crate::mm::space::{Footprint, SpaceRef, Tally, Used};
-use crate::mm::unused;
 use crate::sched::{Thread, relax, sleep_through};
+use crate::services;
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -75,7 +75,7 @@ pub fn relieve(task: &Task, thread: &Thread, attempt: Attempt) -> Relief {
         return Relief::None;
     }
     let is_killed = || task.is_killed(thread);
-    unused::give_back(this_cpu());
+    services::give_back(this_cpu());
     // Once: programs that use what they free would go on for ever.
     let mut has_freed = kernel().spaces.reclaim(this_cpu(), wanted, Used::Keep, &is_killed) != 0;
     let [mut pause, longest] = PAUSES;

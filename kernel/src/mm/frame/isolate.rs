@@ -6,7 +6,6 @@ use granule_arch::addr::PhysAddr;
 
 use super::FrameAllocator;
 use crate::mm::page_block::{BLOCK_FRAMES, BlockNumber};
-use crate::sched::ThreadRef;
 use crate::smp::Cpu;
 
 /// A cut block whose free frames are given to nothing.
@@ -74,19 +73,19 @@ impl FrameAllocator {
         self.blocks.is_isolated(frame.frame_number())
     }
 
-    /// Has `thread` woken where a block is asked for and frames are free in others.
-    pub fn set_compactor(&self, thread: ThreadRef) {
-        self.compactor.call_once(|| thread);
+    /// Calls `wake` where a block is asked for and frames are free in others.
+    pub fn set_compactor(&self, wake: fn()) {
+        self.compactor.call_once(|| wake);
     }
 
     /// Wakes the compactor where more frames are free than it keeps free.
     #[cold]
     #[inline(never)]
     pub(super) fn wake_compactor(&self) {
-        if let Some(thread) = self.compactor.get()
+        if let Some(wake) = self.compactor.get()
             && self.has_room_for(3 * BLOCK_FRAMES)
         {
-            thread.unpark();
+            wake();
         }
     }
 }

@@ -35,7 +35,7 @@ pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
-pub use reserve::usual_reserve;
+pub use reserve::{Requester, usual_reserve};
 use spin::Once;
 
 use super::OutOfMemory;
@@ -43,7 +43,6 @@ use super::early::MemoryMap;
 use super::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockNumber, BlockState, GROUP, MAX_ORDER, Mobility, PageBlocks};
 use super::tag_storage::TagStorage;
 use crate::platform::features::branch;
-use crate::sched::ThreadRef;
 use crate::smp::{Cpu, CpuId, MAX_CPUS};
 
 /// How the kernel reaches the contents of physical memory: the address at which the linear map shows it.
@@ -81,9 +80,11 @@ pub struct FrameAllocator {
     /// See [`reserve`].
     reserve: AtomicUsize,
     /// See [`Self::set_reclaimer`].
-    reclaimer: Once<ThreadRef>,
+    reclaimer: Once<fn()>,
     /// See [`Self::set_compactor`].
-    compactor: Once<ThreadRef>,
+    compactor: Once<fn()>,
+    /// See [`Self::set_requester`].
+    requester: Once<Requester>,
     /// See [`Self::total`].
     total: usize,
     /// See [`debug_pagealloc`].
@@ -161,6 +162,7 @@ impl FrameAllocator {
             reserve: AtomicUsize::new(0),
             reclaimer: Once::new(),
             compactor: Once::new(),
+            requester: Once::new(),
             debug_pagealloc: Once::new(),
             tag_storage: Once::new(),
         }

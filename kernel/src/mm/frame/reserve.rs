@@ -12,7 +12,6 @@ use core::sync::atomic::Ordering;
 
 use super::FrameAllocator;
 use crate::mm::OutOfMemory;
-use crate::sched::{self, ThreadRef};
 use crate::smp::Cpu;
 
 /// Frames for `frames` in all, as Linux reckons (`calculate_min_free_kbytes`): in KiB the square root of 16 times the
@@ -24,7 +23,21 @@ pub fn usual_reserve(frames: usize) -> usize {
     (kib.max(BOUNDS.0).min(BOUNDS.1) / FRAME_KIB) as usize
 }
 
+/// The running thread, as it asks for frames. The scheduler registers it.
+#[derive(Clone, Copy, Debug)]
+pub struct Requester {
+    /// Whether what runs on this CPU works for a program.
+    pub works_for_program: fn(&Cpu) -> bool,
+    /// Notes in it that a request for so many frames failed for want of them.
+    pub note_shortage: fn(&Cpu, usize),
+}
+
 impl FrameAllocator {
+    /// From now on threads ask for frames.
+    pub fn set_requester(&self, requester: Requester) {
+        self.requester.call_once(|| requester);
+    }
+
     /// Sets the reserve, in frames; 0 until then.
     pub fn set_reserve(&self, frames: usize) {
         self.reserve.store(frames, Ordering::Relaxed);
@@ -41,9 +54,9 @@ impl FrameAllocator {
         self.blocks.has_blocks_for(needed) || self.blocks.totals().free_frames >= needed
     }
 
-    /// Has `thread` woken whenever frames become few.
-    pub fn set_reclaimer(&self, thread: ThreadRef) {
-        self.reclaimer.call_once(|| thread);
+    /// Calls `wake` whenever frames become few.
+    pub fn set_reclaimer(&self, wake: fn()) {
+        self.reclaimer.call_once(|| wake);
     }
 
     /// With room for so many more frames the reclaimer may rest.
@@ -55,23 +68,28 @@ impl FrameAllocator {
     #[cold]
     #[inline(never)]
     pub(super) fn wake_reclaimer(&self) {
-        if let Some(thread) = self.reclaimer.get()
+        if let Some(wake) = self.reclaimer.get()
             && !self.has_room_for(self.reserve() / 4)
         {
-            thread.unpark();
+            wake();
         }
     }
 
     /// Frames that the running thread does not get.
     pub(super) fn kept_from(&self, cpu: &Cpu) -> usize {
-        if sched::works_for_program(cpu) { self.reserve() } else { 0 }
+        match self.requester.get() {
+            Some(requester) if (requester.works_for_program)(cpu) => self.reserve(),
+            _ => 0,
+        }
     }
 
     /// The error for a request of `count` frames that are not there. Noted in the running thread, so only for a request
     /// that more free frames would satisfy.
     #[cold]
     pub(super) fn missing(&self, cpu: &Cpu, count: usize) -> OutOfMemory {
-        sched::note_shortage(cpu, count);
+        if let Some(requester) = self.requester.get() {
+            (requester.note_shortage)(cpu, count);
+        }
         self.wake_reclaimer();
         OutOfMemory
     }

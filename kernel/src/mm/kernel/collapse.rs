@@ -15,6 +15,8 @@
 
 use core::fmt;
 use core::sync::atomic::Ordering;
+#[cfg(target_os = "none")]
+use core::time::Duration;
 
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::bits;
@@ -189,75 +191,9 @@ static QUIET: Parameter = Parameter {
 /// The most milliseconds of `collapse.quiet=`: a day.
 const LONGEST: usize = 86_400_000;
 
+/// The least time without a split before leaves are collapsed again; none where they are not.
 #[cfg(target_os = "none")]
-mod thread {
-    use core::time::Duration;
-
-    use granule_arch::addr::PhysAddr;
-    use granule_pgtable::PageRange;
-
-    use super::{KernelSpace, LONGEST};
-    use crate::chip::timer::Deadline;
-    use crate::mm::{OutOfMemory, layout};
-    use crate::smp::{Cpu, this_cpu};
-    use crate::{bootargs, kernel, sched};
-
-    /// Bytes of the linear map that are collapsed before other threads of the CPU run.
-    const PIECE: u64 = 1 << 30;
-    /// So many times longer than at first, at most, is waited where a pass collapses nothing.
-    const PATIENCE: u32 = 64;
-
-    /// The least time without a split before a pass; none where there are no passes.
-    fn quiet() -> Option<Duration> {
-        let wished = bootargs::get_number("collapse.quiet", LONGEST).filter(|&number| number != 0);
-        wished.map(|number| Duration::from_millis(number as u64))
-    }
-
-    /// Starts the thread, where `collapse.quiet=` asks for it.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`].
-    pub fn start(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
-        if quiet().is_none() {
-            return Ok(());
-        }
-        sched::spawn_service(cpu, "collapse", run).map(drop)
-    }
-
-    extern "C" fn run(_: usize) -> ! {
-        let space = &kernel().space;
-        let shortest = quiet().unwrap_or(Duration::MAX);
-        let (mut wait, mut seen) = (shortest, 0);
-        loop {
-            let before = space.split_counts().all();
-            sched::sleep_through(Deadline::after(wait));
-            // A leaf split during the sleep is in use. Tables that differ yet may be alike, or gone, by a later pass.
-            let splits = space.split_counts().all();
-            if splits != before || (splits == seen && space.linear_tables() == 0) {
-                continue;
-            }
-            seen = splits;
-            wait =
-                if pass(space) == 0 { wait.saturating_mul(2).min(shortest.saturating_mul(PATIENCE)) } else { shortest };
-        }
-    }
-
-    /// Goes over all memory, and over the areas. Returns how many tables were replaced.
-    fn pass(space: &KernelSpace) -> u64 {
-        let mut replaced = 0;
-        let mut collapse = |range| {
-            replaced += space.collapse(this_cpu(), range).map_or(0, |done| done.replaced());
-            sched::sleep_briefly();
-        };
-        for bank in &kernel().platform.memory {
-            for start in (bank.start().0..bank.end().0).step_by(PIECE as usize) {
-                let size = PIECE.min(bank.end().0 - start);
-                PageRange::new(layout::linear(PhysAddr(start)), size).ok().map(&mut collapse);
-            }
-        }
-        KernelSpace::collapsible()[1].map(&mut collapse);
-        replaced
-    }
+pub(crate) fn quiet() -> Option<Duration> {
+    let wished = bootargs::get_number("collapse.quiet", LONGEST).filter(|&number| number != 0);
+    wished.map(|number| Duration::from_millis(number as u64))
 }
-#[cfg(target_os = "none")]
-pub use thread::start as start_collapser;

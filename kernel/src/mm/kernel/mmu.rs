@@ -16,6 +16,7 @@ use granule_pgtable::metal::Cell;
 pub use granule_pgtable::metal::Metal;
 use granule_pgtable::metal::{Platform, Trusted};
 use granule_pgtable::{Feature, Granule4K, Operation};
+use spin::Once;
 
 #[cfg(target_os = "none")]
 use super::fixmap;
@@ -26,6 +27,15 @@ use crate::lab;
 use crate::mm::layout;
 use crate::mm::maintenance::{MaintenanceOp, count};
 use crate::platform::features::branch;
+
+/// The caches of all CPUs.
+static CODE_CACHES: Once<CodeCaches> = Once::new();
+
+/// From now on caches are maintained as all CPUs need it. Once, before the other CPUs run.
+#[cfg(target_os = "none")]
+pub(crate) fn note_code_caches(of_all: CodeCaches) {
+    CODE_CACHES.call_once(|| of_all);
+}
 
 /// Through the linear map: any table, once the map is up. On the host the "linear map" is wherever a test put its
 /// memory.
@@ -74,10 +84,7 @@ unsafe impl Platform for LinearView {
     /// Of all CPUs, one CPU's register speaks for that CPU alone; before they run, of this one, which is then the only
     /// one.
     fn code_caches(&self) -> CodeCaches {
-        match crate::try_kernel().and_then(|kernel| kernel.features.get()) {
-            Some(features) => features.cpus.code_caches(),
-            None => CodeCaches::of_this_cpu(),
-        }
+        CODE_CACHES.get().copied().unwrap_or_else(CodeCaches::of_this_cpu)
     }
 
     #[inline(always)]

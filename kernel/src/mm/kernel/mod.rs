@@ -26,7 +26,6 @@ pub mod reclaim;
 #[cfg(test)]
 pub(crate) mod record;
 mod report;
-pub use report::describe_walk;
 pub mod set_memory;
 pub mod split;
 #[cfg(test)]

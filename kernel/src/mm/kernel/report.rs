@@ -44,15 +44,3 @@ impl KernelSpace {
         }
     }
 }
-
-/// [`KernelSpace::describe_walk`] without a kernel at hand, as in a fault report; before there is one, the
-/// output states that.
-///
-/// # Errors
-/// Those of `out`.
-pub fn describe_walk(address: VirtAddr, out: &mut dyn Write) -> fmt::Result {
-    match crate::try_kernel() {
-        Some(kernel) => kernel.space.describe_walk(address, out),
-        None => writeln!(out, "  the kernel's tables are not set up yet"),
-    }
-}

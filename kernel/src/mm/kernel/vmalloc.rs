@@ -22,12 +22,12 @@ use super::split::LeafSplitter;
 use super::{KernelSpace, Machine, alias};
 use crate::lab;
 use crate::mm::frame::{FrameList, Freeing};
+use crate::mm::layout::{STACK_ALIGN, STACK_SIZE};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, GROUP, MAX_ORDER};
 use crate::mm::tag_storage::Unreserved;
 use crate::mm::{OutOfMemory, layout};
 use crate::platform::features::branch;
 use crate::smp::Cpu;
-use crate::trap::{STACK_ALIGN, STACK_SIZE};
 
 /// Why `vmalloc`, `vmap`, or what ends them, was refused. Nothing was changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

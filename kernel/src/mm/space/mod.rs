@@ -73,8 +73,6 @@ use intrusive_collections::LinkedListAtomicLink;
 pub use advise::{AreaAdvice, Discard};
 pub use area::Area;
 pub use calls::{MapRequest, Placement, Populate, Sharing};
-#[cfg(target_os = "none")]
-pub use compact::start_compactor;
 pub use device::HasRegisters;
 pub use error::SpaceError;
 pub use fault::{Access, FaultError, handle_fault};
@@ -83,8 +81,6 @@ pub use limits::{MappedFile, SpaceLimits, Terms};
 pub use migrate::{Moved, Unmovable};
 pub use mlock::Locking;
 pub use reclaim::Used;
-#[cfg(target_os = "none")]
-pub use reclaim::start_reclaimer;
 pub use remap::{Move, Remap};
 pub use reserved::{RESERVED_END, RESERVED_START, ReservedPages};
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};

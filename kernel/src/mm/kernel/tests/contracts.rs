@@ -15,10 +15,10 @@ use super::super::vmalloc::VmallocError;
 use super::split::linear;
 use super::{KernelSpace, PAGE, space};
 use crate::mm::frame::FrameAllocator;
+use crate::mm::layout::STACK_SIZE;
 use crate::mm::layout::{HEAP_BASE, VMALLOC_END, VMALLOC_START};
 use crate::mm::{OutOfMemory, layout};
 use crate::smp::{Cpu, CpuId};
-use crate::trap::STACK_SIZE;
 
 /// Everything that a call could have changed: leaves by address, areas, and frames in use beside those that the space
 /// keeps.

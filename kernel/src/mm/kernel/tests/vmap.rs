@@ -26,8 +26,8 @@ use super::large::leaves;
 use super::split::linear_by;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::layout;
+use crate::mm::layout::STACK_SIZE;
 use crate::smp::Cpu;
-use crate::trap::STACK_SIZE;
 
 const GROUP: u64 = 16;
 const BLOCK: u64 = 512;
