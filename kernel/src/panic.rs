@@ -84,7 +84,7 @@ mod target {
                 power::off(Status::Failure)
             }
             1 => power::off(Status::Failure),
-            _ => power::stop(),
+            _ => smp::halt(),
         }
     }
 

@@ -22,6 +22,7 @@ use super::syscon::Syscon;
 use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter};
 use crate::platform::PowerRegisters;
+use crate::smp;
 
 #[allow(unsafe_code, reason = "collected by the linker")]
 #[distributed_slice(PARAMETERS)]
@@ -132,15 +133,7 @@ fn stop_with(why: core::fmt::Arguments<'_>) -> ! {
     console::take_over();
     crate::println!("{why}");
     console::flush();
-    stop()
-}
-
-/// Stops this CPU for good.
-pub fn stop() -> ! {
-    let _ = interrupts::mask();
-    loop {
-        wait::wfi();
-    }
+    smp::halt()
 }
 
 /// Prints why the boot failed where no console is known, by whatever answers semihosting calls, QEMU or a debugger, and
@@ -153,7 +146,7 @@ pub fn fail_without_console(reason: core::fmt::Arguments<'_>) -> ! {
         std::eprintln!("{reason}");
         exit(Status::Failure);
     }
-    stop()
+    smp::halt()
 }
 
 fn conduit() -> Option<Conduit> {

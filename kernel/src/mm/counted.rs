@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "reference counts of shared objects")]
 
 use core::fmt;
+use core::mem::ManuallyDrop;
 use core::ops::Deref;
 use core::ptr::NonNull;
 
@@ -53,6 +54,17 @@ impl<T> Counted<T> {
         let is_alone = unsafe { this.0.as_ref() }.owners.load(Ordering::Acquire) == 1;
         // SAFETY: as above, and no other owner has a reference.
         if is_alone { Some(&mut unsafe { this.0.as_mut() }.object) } else { None }
+    }
+
+    /// This owner's share as a pointer, for [`Self::from_raw`].
+    pub fn into_raw(self) -> NonNull<()> {
+        ManuallyDrop::new(self).0.cast()
+    }
+
+    /// # Safety
+    /// `share` came from [`Self::into_raw`] of this type, and is used once.
+    pub unsafe fn from_raw(share: NonNull<()>) -> Self {
+        Self(share.cast())
     }
 
     /// Frees the object, for its last owner.

@@ -4,6 +4,7 @@
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
 pub mod asid;
+pub mod context;
 pub mod counted;
 pub mod early;
 pub mod frame;

@@ -22,7 +22,7 @@ mod host;
 mod poll;
 #[cfg(target_os = "none")]
 mod queue;
-mod replays;
+pub(crate) mod replays;
 mod rwsem;
 #[cfg(target_os = "none")]
 mod start;
@@ -47,8 +47,8 @@ use host::running;
 pub use host::{ThreadRef, current, park, relax, sleep_until};
 #[cfg(not(target_os = "none"))]
 pub(crate) use host::{
-    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
-    runs_program, sleep_briefly, take_replays,
+    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, runs_program,
+    sleep_briefly, take_replays, with_context,
 };
 pub use poll::{PollNode, PollNodes, PollQueue, poll};
 #[cfg(target_os = "none")]
@@ -73,8 +73,8 @@ pub use thread::{
 };
 #[cfg(target_os = "none")]
 pub(crate) use thread::{
-    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, running_space,
-    runs_program, take_replays,
+    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, runs_program,
+    take_replays, with_context,
 };
 #[cfg(target_os = "none")]
 pub use timeout::{poll_until, sleep_until};

@@ -8,7 +8,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::timer;
 
 use crate::chip::timer::instructions;
-use crate::smp::CpuId;
+use crate::smp::cpu::CpuId;
 
 /// The count in a thread: the page, with the count in the bits below it, and when and where it began. Zero: none.
 #[derive(Debug, Default)]
@@ -84,7 +84,7 @@ mod tests {
     use granule_arch::addr::VirtAddr;
 
     use super::ReplayCount;
-    use crate::smp::CpuId;
+    use crate::smp::cpu::CpuId;
 
     #[test]
     fn replays_are_counted_by_page() {

@@ -22,8 +22,8 @@ use super::start;
 use super::tag_check;
 use super::thread::{Thread, ThreadRef, current};
 use crate::mm::asid::{self, Asids};
+use crate::mm::context::Context;
 use crate::mm::kernel::mmu::{LinearView, Metal};
-use crate::mm::space::{Space, SpaceRef};
 use crate::platform::features::branch;
 use crate::smp::{Cpu, this_cpu};
 use crate::stretches;
@@ -166,7 +166,7 @@ fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     // A thread that stays in the kernel has a slice as well: it ends at the next `relax`.
     queue::begin_slice(cpu, waited_for);
     // SAFETY: the space of a thread that comes is this CPU's.
-    install(cpu, unsafe { &*thread.space.get() }.as_deref());
+    install(cpu, unsafe { &*thread.space.get() }.as_ref());
 }
 
 /// The end of a switch, in the thread that came: releases the lock, and drops the thread that left if it has ended. Its
@@ -185,7 +185,7 @@ extern "C" fn finish(cpu: &'static Cpu) {
 
 /// Puts the tables of a space, or those of none, into TTBR0_EL1.
 #[inline]
-fn install(cpu: &Cpu, space: Option<&Space>) {
+fn install(cpu: &Cpu, space: Option<&Context>) {
     let none = cpu.sched().no_tables.load(Ordering::Relaxed);
     let before = TTBR0_EL1.get();
     let Some(space) = space else {
@@ -224,13 +224,13 @@ pub(super) fn tables_register() -> u64 {
 
 /// Gives the running thread another space, from now on, and returns the one that it had. `None` before a space is
 /// dropped for good.
-pub fn set_space(space: Option<SpaceRef>) -> Option<SpaceRef> {
+pub fn set_space(space: Option<Context>) -> Option<Context> {
     let masked = interrupts::mask();
     let thread = current();
     // SAFETY: the space of the running thread is this CPU's, and nothing here refers to it while it is replaced.
     let old = unsafe { core::mem::replace(&mut *thread.space.get(), ManuallyDrop::new(space)) };
     // SAFETY: as above.
-    install(this_cpu(), unsafe { &*thread.space.get() }.as_deref());
+    install(this_cpu(), unsafe { &*thread.space.get() }.as_ref());
     interrupts::restore(masked);
     ManuallyDrop::into_inner(old)
 }

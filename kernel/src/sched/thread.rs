@@ -21,8 +21,8 @@ use super::tag_check::TagChecks;
 use super::token::Token;
 use super::{queue, switch};
 use crate::mm::OutOfMemory;
+use crate::mm::context::Context;
 use crate::mm::pool::{Pool, PoolBox};
-use crate::mm::space::SpaceRef;
 use crate::smp::{Cpu, CpuId, this_cpu};
 use crate::trap::frame::TrapFrame;
 
@@ -95,7 +95,7 @@ pub struct Thread {
     pub(super) tls: Cell<u64>,
     /// Its space at EL0. None once it has ended, so it is not dropped with the thread: the last reference to a
     /// thread may go at the end of a switch, on whatever stack comes next.
-    pub(super) space: UnsafeCell<ManuallyDrop<Option<SpaceRef>>>,
+    pub(super) space: UnsafeCell<ManuallyDrop<Option<Context>>>,
     pub(super) fp: FpArea,
     pub(super) time: CpuTime,
     /// See [`NewUserThread::task`].
@@ -358,7 +358,7 @@ impl Drop for ThreadRef {
 pub struct NewThread {
     // First: a reader of the count that the last reference changes finds the stack free.
     stack: NewStack,
-    space: Option<SpaceRef>,
+    space: Option<Context>,
     thread: ThreadRef,
 }
 
@@ -489,11 +489,12 @@ fn working(cpu: &Cpu) -> Option<&Thread> {
     thread.filter(|_| !cpu.trap().is_in_handler())
 }
 
-/// The space of the running thread; `None` for the kernel's own threads, and in a handler of an interrupt.
-pub(crate) fn running_space() -> Option<SpaceRef> {
+/// Calls `look` with the context of the running thread, which does not change meanwhile; `None` for the kernel's own
+/// threads, and in a handler of an interrupt.
+pub(crate) fn with_context<T>(look: impl FnOnce(&Context) -> Option<T>) -> Option<T> {
     let thread = working(this_cpu())?;
     // SAFETY: only the thread itself changes its space, and it runs this.
-    Option::clone(unsafe { &*thread.space.get() })
+    look(unsafe { &*thread.space.get() }.as_ref()?)
 }
 
 /// The initial state of a user thread.
@@ -507,7 +508,7 @@ pub struct NewUserThread<'a> {
     /// TPIDR_EL0.
     pub tls: u64,
     /// Its space.
-    pub space: SpaceRef,
+    pub space: Context,
     /// The registers of floating point; none: all zero.
     pub fp: Option<&'a super::FpState>,
     /// A value of the maker's, to be found again by [`Thread::task`].

@@ -29,7 +29,6 @@ use spin::Once;
 use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect, park};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::interrupt::{self, InterruptError};
-use crate::chip::power;
 use crate::chip::timer::Deadline;
 use crate::mmio;
 use crate::platform::{CpuNode, EnableMethod, Platform, Psci, PsciFunctions};
@@ -287,7 +286,7 @@ fn await_arrival(started: CpuSet) -> CpuSet {
 
 /// Where `boot/src/entry.S` goes with each CPU that was started.
 extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
-    let Some(steps) = STEPS.get() else { power::stop() };
+    let Some(steps) = STEPS.get() else { super::halt() };
     (steps.arrive)(cpu);
     let interrupts = interrupt::init_cpu(cpu);
     if let Err(error) = interrupts {
@@ -296,7 +295,7 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     }
     let given_up = DECIDED.fetch_or(1 << cpu.id.0, Ordering::AcqRel) & 1 << cpu.id.0 != 0;
     if given_up || interrupts.is_err() {
-        power::stop();
+        super::halt();
     }
     while !RELEASED.load(Ordering::Acquire) {
         wait::wfe();
@@ -322,7 +321,7 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     #[cfg(target_os = "none")]
     crate::sched::idle(cpu);
     #[cfg(not(target_os = "none"))]
-    power::stop()
+    super::halt()
 }
 
 fn own_affinity() -> u64 {

@@ -23,7 +23,6 @@ use core::time::Duration;
 use granule_arch::{barrier, interrupts, wait};
 
 use crate::chip::interrupt::{self, InterruptError};
-use crate::chip::power;
 use crate::chip::timer::Deadline;
 use crate::platform::{Interrupt, Trigger};
 
@@ -133,7 +132,15 @@ pub fn stop_others() -> CpuSet {
 /// Stops this CPU for good, where a [`stop_others`] that is looking for it sees it.
 pub(crate) fn stop(cpu: &Cpu) -> ! {
     STOPPED.fetch_or(1 << cpu.id.0, Ordering::Release);
-    power::stop()
+    halt()
+}
+
+/// Stops this CPU for good.
+pub fn halt() -> ! {
+    let _ = interrupts::mask();
+    loop {
+        wait::wfi();
+    }
 }
 
 /// Registers the interrupts that CPUs send each other.

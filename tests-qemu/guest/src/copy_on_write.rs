@@ -45,7 +45,7 @@ fn read() -> u64 {
 
 /// Looks at the page before it is copied and after.
 extern "C" fn look(_: usize) {
-    drop(sched::set_space(SPACE.lock().clone()));
+    drop(sched::set_space(SPACE.lock().clone().map(Into::into)));
     for (step, seen) in [0, 2].into_iter().zip(&SEEN) {
         if turn(step) {
             seen.store(read(), Ordering::Relaxed);

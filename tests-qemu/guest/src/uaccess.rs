@@ -203,7 +203,7 @@ fn cross(t: &mut Test, space: &SpaceRef, at: VirtAddr, beyond: Beyond, reversed:
 target_test!(each_access_stops_at_its_border, limit(60));
 fn each_access_stops_at_its_border(t: &mut Test) {
     let Some(space) = t.ok("a space", kernel().spaces.create(this_cpu())) else { return };
-    drop(sched::set_space(Some(space.clone())));
+    drop(sched::set_space(Some(space.clone().into())));
     let mut at = FIRST;
     for beyond in [Beyond::Nothing, Beyond::ReadOnly] {
         for reversed in [false, true] {
@@ -263,7 +263,7 @@ fn the_kernels_own_memory_is_none_of_el0s(t: &mut Test) {
 target_test!(copies_from_memory_of_the_kernel_that_is_gone, selftest());
 fn copies_from_memory_of_the_kernel_that_is_gone(t: &mut Test) {
     let Some(space) = t.ok("a space", kernel().spaces.create(this_cpu())) else { return };
-    drop(sched::set_space(Some(space.clone())));
+    drop(sched::set_space(Some(space.clone().into())));
     map(t, &space, FIRST, Beyond::Nothing, false);
     let Some(area) = t.ok("an area", kernel().space.vmalloc(this_cpu(), 1)) else { return };
     t.ok("gone", kernel().space.set_memory_valid(area.start(), 1, Validity::Invalid));

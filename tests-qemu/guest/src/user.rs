@@ -370,8 +370,15 @@ fn start(t: &mut Test, space: &SpaceRef, program: VirtAddr, argument: u64) -> Op
     let mut frame = TrapFrame::at_el0(program, DATA + PAGE);
     frame.x[0] = argument;
     let task = (&raw const *space).cast_mut().cast();
-    let thread =
-        NewUserThread { name: "test", entry: &ENTRY, frame: &frame, tls: 0, space: space.clone(), fp: None, task };
+    let thread = NewUserThread {
+        name: "test",
+        entry: &ENTRY,
+        frame: &frame,
+        tls: 0,
+        space: space.clone().into(),
+        fp: None,
+        task,
+    };
     t.ok("a thread", thread.create(this_cpu())).map(NewThread::start)
 }
 

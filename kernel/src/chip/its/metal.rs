@@ -6,10 +6,8 @@ use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
 use spin::Once;
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::{EVENTS, FIRST, ItsError, ItsLists, ItsRegisters, ItsUnit, TableMemory, frames};
-use crate::Kernel;
+use super::{EVENTS, FIRST, ItsError, ItsHost, ItsLists, ItsRegisters, ItsUnit, TABLES_SIZE, TableMemory, frames};
 use crate::chip::interrupt::InterruptHandler;
-use crate::mm::page_block::BLOCK_SIZE;
 use crate::mmio;
 use crate::smp::cpu::Cpu;
 use crate::sync::{IrqLock, rank};
@@ -68,13 +66,13 @@ pub struct Message {
 /// # Errors
 /// There is no ITS, or it cannot be used, or has no room.
 pub fn connect(
-    kernel: &'static Kernel,
+    host: &dyn ItsHost,
     cpu: &Cpu,
     (device, last_device): (u32, u32),
     handler: &'static dyn InterruptHandler,
     vector: u16,
 ) -> Result<Message, ItsError> {
-    let its = ITS.call_once(|| start(kernel, cpu, last_device)).as_ref().map_err(|error| *error)?;
+    let its = ITS.call_once(|| start(host, cpu, last_device)).as_ref().map_err(|error| *error)?;
     let mut its = its.lock();
     if device > last_device {
         return Err(ItsError::NoSuchDevice(device));
@@ -105,7 +103,7 @@ pub fn disconnect(message: Message) {
 
 /// Frames that the ITS keeps: for accounts of frames by owner.
 pub fn kept_frames() -> usize {
-    if let Some(Ok(_)) = ITS.get() { BLOCK_SIZE as usize / PAGE_SIZE } else { 0 }
+    if let Some(Ok(_)) = ITS.get() { TABLES_SIZE as usize / PAGE_SIZE } else { 0 }
 }
 
 /// Messages that are connected: for accounts.
@@ -121,14 +119,14 @@ pub(in crate::chip) fn handle(cpu: &Cpu, intid: u32) -> bool {
     true
 }
 
-fn start(kernel: &'static Kernel, cpu: &Cpu, last_device: u32) -> Result<Locked, ItsError> {
-    let registers = kernel.space.map_device(cpu, frames(kernel.platform)?).map_err(|_| ItsError::NotMapped)?;
+fn start(host: &dyn ItsHost, cpu: &Cpu, last_device: u32) -> Result<Locked, ItsError> {
+    let registers = host.map_registers(cpu, frames(host.platform())?).ok_or(ItsError::NotMapped)?;
     probe::read::<u32>(registers).map_err(ItsError::NoAnswer)?;
-    let block = kernel.frames.alloc_blocks(cpu, 0)?;
-    // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled. The linear map shows it.
-    let memory = unsafe { TableMemory::new(kernel.frames.linear().address(block), block, BLOCK_SIZE) };
+    let (tables, mapped) = host.alloc_tables(cpu)?;
+    // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled.
+    let memory = unsafe { TableMemory::new(mapped, tables, TABLES_SIZE) };
     let its = ItsUnit::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
-    its.map(IrqLock::new).inspect_err(|_| kernel.frames.free_blocks(cpu, block, 0))
+    its.map(IrqLock::new).inspect_err(|_| host.free_tables(cpu, tables))
 }
 
 /// Gives this CPU's redistributor its tables. Returns what the ITS calls it.

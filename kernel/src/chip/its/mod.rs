@@ -26,6 +26,7 @@ use tock_registers::{LocalRegisterCopy, register_bitfields};
 
 use crate::mm::OutOfMemory;
 use crate::platform::Platform;
+use crate::smp::cpu::Cpu;
 use crate::trap::probe::ProbeFault;
 use command::{EventTable, ItsCommand};
 
@@ -50,6 +51,27 @@ const TRANSLATER: u64 = TRANSLATION_FRAME + 0x40;
 /// translates a device's accesses, its messages are translated as well: the page of this address must be mapped for it.
 pub fn doorbell(platform: &Platform) -> Option<PhysAddr> {
     frames(platform).ok()?.start().checked_add(TRANSLATER)
+}
+
+/// Bytes of memory that the ITS has for its tables, at a multiple of them.
+pub const TABLES_SIZE: u64 = 2 << 20;
+
+/// The system around the ITS, of which it is started.
+pub trait ItsHost: Sync {
+    /// The machine.
+    fn platform(&self) -> &Platform;
+
+    /// Maps registers for ever; `None` where that fails.
+    fn map_registers(&self, cpu: &Cpu, registers: PhysRange) -> Option<VirtAddr>;
+
+    /// [`TABLES_SIZE`] of memory, and where it is mapped.
+    ///
+    /// # Errors
+    /// [`OutOfMemory`].
+    fn alloc_tables(&self, cpu: &Cpu) -> Result<(PhysAddr, VirtAddr), OutOfMemory>;
+
+    /// Frees what [`Self::alloc_tables`] returned, which the ITS does not use.
+    fn free_tables(&self, cpu: &Cpu, tables: PhysAddr);
 }
 
 /// The two frames of the machine's ITS. A device that is given memory for the second would write its messages there.

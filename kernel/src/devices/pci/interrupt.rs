@@ -1,6 +1,7 @@
 //! Interrupts of functions: by messages, MSI-X or MSI, where the machine has an ITS; else by the pin, which functions
 //! share (PCI Local Bus Specification 3.0, 6.8; PCI Express Base Specification, 6.1).
 
+use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use heapless::Vec;
 use pci_types::capability::{MsixCapability, PciCapability};
 
@@ -10,8 +11,10 @@ use super::enumerate::{COMMAND, NO_PIN};
 use super::{Function, MmioRegion, PciAddress, PciError, functions};
 use crate::Kernel;
 use crate::chip::interrupt::{self, InterruptError, InterruptHandler};
-use crate::chip::its::{self, Message};
-use crate::platform::Interrupt;
+use crate::chip::its::{self, ItsHost, Message, TABLES_SIZE};
+use crate::mm::OutOfMemory;
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::platform::{Interrupt, Platform};
 use crate::smp::Cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -136,6 +139,26 @@ fn connect(
     let message = its::connect(kernel, cpu, (device, last), handler, vector)
         .map_err(|error| PciError::NoMessage(address, error))?;
     Ok((doorbell.unwrap_or(own.0), message))
+}
+
+impl ItsHost for Kernel {
+    fn platform(&self) -> &Platform {
+        self.platform
+    }
+
+    fn map_registers(&self, cpu: &Cpu, registers: PhysRange) -> Option<VirtAddr> {
+        self.space.map_device(cpu, registers).ok()
+    }
+
+    fn alloc_tables(&self, cpu: &Cpu) -> Result<(PhysAddr, VirtAddr), OutOfMemory> {
+        const _: () = assert!(TABLES_SIZE == BLOCK_SIZE);
+        let block = self.frames.alloc_blocks(cpu, 0)?;
+        Ok((block, self.frames.linear().address(block)))
+    }
+
+    fn free_tables(&self, cpu: &Cpu, tables: PhysAddr) {
+        self.frames.free_blocks(cpu, tables, 0);
+    }
 }
 
 /// Has `write` make `vector` of a function send `message`. Where that fails the event goes back, and no other.

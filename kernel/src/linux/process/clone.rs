@@ -174,7 +174,7 @@ impl NewTask {
             entry: &super::ENTRY,
             frame: registers.frame,
             tls: registers.tls,
-            space,
+            space: space.into(),
             fp: registers.fp,
             task: (&raw const *task).cast_mut().cast(),
         };

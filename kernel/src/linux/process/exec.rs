@@ -248,7 +248,7 @@ pub fn install(task: &Task, thread: &Thread, loaded: Loaded, files: ExecFiles<Fi
     thread.set_tagged_addresses(false);
     thread.set_tag_checks(TagChecks::NONE);
     TPIDR_EL0.set(0);
-    let left = sched::set_space(Some(loaded.space.clone()));
+    let left = sched::set_space(Some(loaded.space.clone().into()));
     // SAFETY: this is the task's own thread, and the old space is not used here.
     let own = unsafe { task.replace_space(Some(SpaceUser::new(loaded.space))) };
     drop((left, own));

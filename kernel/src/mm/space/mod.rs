@@ -153,6 +153,8 @@ pub struct Spaces {
     hand: RwSem<Hand>,
     families: &'static Families,
     migrations: Migrations,
+    /// Of the code that empties a block of tag storage.
+    tag_claims: RwSem<()>,
     /// A frame of zeros, mapped at every page that was only read. It has no reference count: its entries are special.
     zeros: PhysAddr,
 }
@@ -175,6 +177,7 @@ impl Spaces {
             hand: RwSem::new(Hand::START),
             families: &ALL,
             migrations: Migrations::new(),
+            tag_claims: RwSem::new(()),
             zeros: frames.alloc_zeroed(cpu)?,
         })
     }

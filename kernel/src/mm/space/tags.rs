@@ -25,7 +25,9 @@ use super::{PAGE, Space, Spaces};
 use crate::lab;
 use crate::mm::frame::{Frame, FrameAllocator};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
-use crate::mm::tag_storage::{TagStorage, Unreserved};
+use crate::mm::tag_storage::{Evict, TagStorage, Unreserved};
+use crate::sched::relax;
+use crate::smp::Cpu;
 
 impl Space {
     /// Zeroes a new frame of `frames`, the space's, for an area with `protection`, and prepares it for the entries there
@@ -54,6 +56,25 @@ impl Space {
             return self.becomes_waiting(Descriptor::page(frame, attributes(protection)));
         }
         waits
+    }
+}
+
+impl Evict for Spaces {
+    fn evict(&self, cpu: &Cpu, frame: PhysAddr) -> bool {
+        self.migrate_out(cpu, frame).is_ok()
+    }
+
+    fn alone<T>(&self, empty: impl FnOnce() -> T) -> T {
+        let _claims = self.tag_claims.write();
+        empty()
+    }
+
+    fn wait(&self) {
+        drop(self.tag_claims.read());
+    }
+
+    fn relax(&self) {
+        relax();
     }
 }
 

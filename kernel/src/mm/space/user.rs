@@ -1,12 +1,19 @@
 //! The threads that run in a space, and the heap that they share.
 
+#![allow(unsafe_code, reason = "the reference that a thread has to its space")]
+
+use core::mem::ManuallyDrop;
 use core::ops::Deref;
+use core::ptr::{self, NonNull};
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 
 use super::{Space, SpaceRef};
-use crate::sched::RwSem;
+use crate::mm::context::Context;
+use crate::mm::counted::Counted;
+use crate::mm::tlb::user::UserTlb;
+use crate::sched::{self, RwSem};
 use crate::smp::this_cpu;
 
 /// The heap, whose end `brk` moves. It belongs to the space: all threads and processes of the space share it (Linux:
@@ -56,6 +63,36 @@ impl Drop for SpaceUser {
             self.0.release(this_cpu());
         }
     }
+}
+
+impl From<SpaceRef> for Context {
+    fn from(space: SpaceRef) -> Self {
+        let (root, asid) = (space.root(), NonNull::from(space.asid()));
+        let space = ManuallyDrop::new(space);
+        // SAFETY: moved out of what is not dropped.
+        let share = unsafe { ptr::read(&raw const space.0) }.into_raw();
+        // SAFETY: `release` drops the reference, which keeps the space until then, and may be dropped on any CPU.
+        unsafe { Self::new(root, asid, share, release) }
+    }
+}
+
+/// # Safety
+/// Of `Context`: `share` is of a space, and is used once.
+unsafe fn release(share: NonNull<()>) {
+    // SAFETY: the caller's promise.
+    drop(SpaceRef(unsafe { Counted::from_raw(share) }));
+}
+
+/// Calls `look` with the TLBs of the space of the running thread; `None` for the kernel's own threads, and in a handler
+/// of an interrupt.
+pub(super) fn with_running_tlb(look: &dyn Fn(Option<UserTlb<'_>>)) {
+    let space = sched::with_context(|context| {
+        let share = context.owner_of(release)?;
+        // SAFETY: the context has the reference, which stays its own.
+        let own = ManuallyDrop::new(SpaceRef(unsafe { Counted::from_raw(share) }));
+        Some(SpaceRef::clone(&own))
+    });
+    look(space.as_ref().map(|space| space.tlb()));
 }
 
 impl Space {

@@ -19,8 +19,8 @@
 //! it when the block is given back; on hardware the pattern would be tags.
 //!
 //! # Locks
-//! `claims` is acquired first, and sleeps: by the code that empties a block, before the lock of migrations. The lock of
-//! loans is the last, in any context.
+//! That of [`Evict::alone`] is acquired first, and sleeps: by the code that empties a block, before the lock of
+//! migrations. The lock of loans is the last, in any context.
 
 #![allow(unsafe_code, reason = "maintains the caches of frames that nothing uses")]
 
@@ -40,9 +40,8 @@ use thiserror::Error;
 
 use super::frame::{Frame, FrameAllocator, LinearMap};
 use super::page_block::BLOCK_FRAMES;
-use super::space::Spaces;
 use crate::platform::{MAX_TAG_STORAGE, TagStorageRegion};
-use crate::sched::{Replays, RwSem, relax};
+use crate::sched::replays::Replays;
 use crate::smp::Cpu;
 use stats::Counters;
 
@@ -71,11 +70,25 @@ pub enum Unreserved {
     Divided,
 }
 
+/// The layer above, whose pages lie in frames that were lent.
+pub trait Evict {
+    /// Migrates the page in `frame`; whether the frame is free now. Sleeps.
+    fn evict(&self, cpu: &Cpu, frame: PhysAddr) -> bool;
+
+    /// Runs `empty` while nothing else empties a block. Sleeps.
+    fn alone<T>(&self, empty: impl FnOnce() -> T) -> T;
+
+    /// Waits for what empties a block.
+    fn wait(&self);
+
+    /// Lets other threads run.
+    fn relax(&self);
+}
+
 /// All regions of tag storage of a system whose memory has tags.
 pub struct TagStorage {
     regions: heapless::Vec<Region, MAX_TAG_STORAGE>,
     linear: LinearMap,
-    claims: RwSem<()>,
     counters: Counters,
 }
 
@@ -91,7 +104,7 @@ impl TagStorage {
         }
         let regions = managed;
         let counters = Counters::default();
-        (!regions.is_empty()).then_some(Self { regions, linear, claims: RwSem::new(()), counters })
+        (!regions.is_empty()).then_some(Self { regions, linear, counters })
     }
 
     /// The regions.
@@ -256,7 +269,7 @@ impl TagStorage {
     ///
     /// # Errors
     /// [`Unreserved`]; the frame has no storage, and what could not migrate is where it was.
-    pub fn reserve(&self, spaces: &Spaces, cpu: &Cpu, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
+    pub fn reserve(&self, spaces: &impl Evict, cpu: &Cpu, frame: PhysAddr, record: &Frame) -> Result<(), Unreserved> {
         if record.has_tag_storage() {
             return Ok(());
         }
@@ -271,7 +284,7 @@ impl TagStorage {
     /// As [`Self::reserve`].
     pub fn reserve_block(
         &self,
-        spaces: &Spaces,
+        spaces: &impl Evict,
         cpu: &Cpu,
         block: PhysAddr,
         note: &dyn Fn() -> bool,
@@ -280,12 +293,18 @@ impl TagStorage {
         self.note_block(block, note, result)
     }
 
-    fn reserve_frames(&self, spaces: &Spaces, cpu: &Cpu, first: PhysAddr, count: usize) -> Result<bool, Unreserved> {
+    fn reserve_frames(
+        &self,
+        spaces: &impl Evict,
+        cpu: &Cpu,
+        first: PhysAddr,
+        count: usize,
+    ) -> Result<bool, Unreserved> {
         let Some((region, frames)) = self.region_of(first.frame_number(), count)? else { return Ok(false) };
         for (done, (block, users)) in region.blocks_of(frames.clone()).enumerate() {
             let mut attempts = 0;
             while let Err(error) = self.add_or_empty(spaces, cpu, region, block, users) {
-                relax();
+                spaces.relax();
                 attempts += 1;
                 if attempts == ATTEMPTS {
                     self.undo(region, frames, done);
@@ -300,7 +319,7 @@ impl TagStorage {
     #[inline(never)]
     fn add_or_empty(
         &self,
-        spaces: &Spaces,
+        spaces: &impl Evict,
         cpu: &Cpu,
         region: &Region,
         block: usize,
@@ -309,13 +328,10 @@ impl TagStorage {
         match self.try_add(region, block, users, usize::MAX) {
             // For the CPU that empties it.
             Err(Unreserved::Claimed) => {
-                drop(self.claims.read());
+                spaces.wait();
                 Err(Unreserved::Claimed)
             }
-            Err(Unreserved::Occupied) => {
-                let _claims = self.claims.write();
-                self.claim_occupied(spaces, cpu, region, block, users)
-            }
+            Err(Unreserved::Occupied) => spaces.alone(|| self.claim_occupied(spaces, cpu, region, block, users)),
             other => other,
         }
     }
@@ -324,7 +340,7 @@ impl TagStorage {
     #[inline(never)]
     fn claim_occupied(
         &self,
-        spaces: &Spaces,
+        spaces: &impl Evict,
         cpu: &Cpu,
         region: &Region,
         block: usize,
@@ -336,7 +352,7 @@ impl TagStorage {
         }
         for frame in region.frames_of(block).map(PhysAddr::from_frame_number).filter(|&frame| region.is_lent(frame)) {
             // A failed migration is noticed below.
-            if spaces.migrate_out(cpu, frame).is_ok() {
+            if spaces.evict(cpu, frame) {
                 self.counters.note_migration();
             }
         }

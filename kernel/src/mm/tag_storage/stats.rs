@@ -4,7 +4,7 @@ use core::fmt;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use super::{Region, Unreserved};
-use crate::sched::Replays;
+use crate::sched::replays::Replays;
 
 /// Steps of a histogram: 0, 1, 2 to 3, 4 to 7, ... and all above.
 pub(super) const STEPS: usize = 24;

@@ -17,6 +17,7 @@ use super::super::gather::Gather;
 use super::super::migrate::Unmovable;
 use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
+use super::super::user::with_running_tlb;
 use super::super::zap::ZapFlags;
 use super::{LARGEST_OBJECT, Object, PAGE, pages as entries};
 use crate::mm::OutOfMemory;
@@ -471,7 +472,7 @@ impl Object {
     pub(in super::super) fn reclaim(&self, cpu: &Cpu, pages: Range<u64>, used: Used) -> usize {
         let _state = self.state.write();
         let mappers = self.mappers.read();
-        let mut batch = TlbBatch::new(&self.common.mmu);
+        let mut batch = TlbBatch::new(&self.common.mmu, with_running_tlb);
         let mut is_used = false;
         for mapped in mappers.of(pages.clone()) {
             is_used |= mapped.is_locked || mapped.space().was_used(&mut batch, mapped.range(), used);

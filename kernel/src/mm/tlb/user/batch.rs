@@ -13,7 +13,10 @@ use granule_pgtable::metal::AsidTlb;
 use granule_pgtable::{Granule4K, Invalidation, Mmu, Tlb};
 
 use super::{TOKEN, UserTlb, complete};
-use crate::{lab, println, sched};
+use crate::{lab, println};
+
+/// Calls its argument with the TLBs of the space of the running thread, if there is one.
+type WithRunning = fn(&dyn Fn(Option<UserTlb<'_>>));
 
 /// Invalidations that may not be complete. Dropping it completes them.
 #[must_use = "what was unmapped is free behind the flush"]
@@ -22,12 +25,14 @@ pub struct TlbBatch<'m, M: Mmu<Geometry = Granule4K>> {
     is_issued: bool,
     /// From the first address to the last that the lab has left to the end.
     late: Option<(VirtAddr, VirtAddr)>,
+    /// For the lab alone.
+    with_running: WithRunning,
 }
 
 impl<'m, M: Mmu<Geometry = Granule4K>> TlbBatch<'m, M> {
     /// Without invalidations.
-    pub const fn new(mmu: &'m M) -> Self {
-        Self { mmu, is_issued: false, late: None }
+    pub const fn new(mmu: &'m M, with_running: WithRunning) -> Self {
+        Self { mmu, is_issued: false, late: None, with_running }
     }
 
     /// Issues the invalidation of pages whose entries hold the marker, in the TLBs of `tlb`. The lock of their table is
@@ -51,7 +56,7 @@ impl<'m, M: Mmu<Geometry = Granule4K>> TlbBatch<'m, M> {
             complete(self.mmu);
         }
         if let Some((start, end)) = self.late.take() {
-            notify_the_running_space(start, end);
+            notify_the_running_space(self.with_running, start, end);
         }
     }
 }
@@ -64,12 +69,12 @@ impl<M: Mmu<Geometry = Granule4K>> Drop for TlbBatch<'_, M> {
 
 /// The lab's fault: it notifies the space that runs, and not those that the pages were in.
 #[cold]
-fn notify_the_running_space(start: VirtAddr, end: VirtAddr) {
-    match sched::running_space() {
+fn notify_the_running_space(with_running: WithRunning, start: VirtAddr, end: VirtAddr) {
+    with_running(&|tlb| match tlb {
         None => println!("lab: the end of a batch of pages {start} to {end}: this thread has no space to notify"),
-        Some(space) => {
+        Some(tlb) => {
             println!("lab: the end of a batch of pages {start} to {end}: this thread's space is notified");
-            space.notifiers().invalidate_replaced(TOKEN, start, end);
+            tlb.notifiers.invalidate_replaced(TOKEN, start, end);
         }
-    }
+    });
 }
