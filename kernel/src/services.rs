@@ -37,7 +37,7 @@ fn wake(thread: &Once<ThreadRef>) {
 /// Gives back all that the kernel itself keeps for later: stacks of threads that have ended, free pages of the heap, areas
 /// that wait for their invalidation. `cpu` is the CPU that this runs on.
 ///
-/// Other threads may run meanwhile: no lock is held, and interrupts are on.
+/// Other threads may run concurrently: no lock is held, and interrupts are on.
 #[cold]
 #[inline(never)]
 pub fn give_back(cpu: &Cpu) {
