@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use granule_abi::signal::{SIGBUS, SIGILL, SIGSEGV, SigInfo, UContext};
+use granule_abi::signal::{SIGBUS, SIGSEGV, SigInfo, UContext};
 
 use crate::signal;
 
@@ -37,19 +37,18 @@ extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
 /// # Panics
 /// When there can be no handlers.
 pub fn prepare() {
-    for number in [SIGSEGV, SIGBUS] {
+    prepare_for(&[SIGSEGV, SIGBUS]);
+}
+
+/// As [`prepare`], for these signals alone: SIGILL is an outcome of [`call`] where code is refused.
+///
+/// # Panics
+/// When there can be no handlers.
+pub fn prepare_for(signals: &[u32]) {
+    for &number in signals {
         // SAFETY: the handler touches atomics and its own frame.
         unsafe { signal::handle(number, note, 0, 0) }.expect("a handler");
     }
-}
-
-/// Prepares for calls of code that this CPU, or the kernel, refuses to run: SIGILL is an outcome of [`call`] as well.
-///
-/// # Panics
-/// When there can be no handler.
-pub fn prepare_for_refusals() {
-    // SAFETY: as above.
-    unsafe { signal::handle(SIGILL, note, 0, 0) }.expect("a handler");
 }
 
 /// The signal that the last access raised, as an error, or `Ok`; clears it.

@@ -108,6 +108,28 @@ pub fn all_at_once(count: usize, main: fn(usize)) {
     others.into_iter().flatten().for_each(Thread::join);
 }
 
+/// Runs `other` on another thread and `here` on this one; returns what both return, when both have.
+///
+/// # Panics
+/// The kernel starts no thread.
+pub fn beside<T: Send, R>(other: impl FnOnce() -> T + Send, here: impl FnOnce() -> R) -> (T, R) {
+    let mut result = None;
+    let mut task = Some(|| result = Some(other()));
+    let thread = Thread::spawn(main_of(&task), &raw mut task as usize).expect("a thread");
+    let answer = here();
+    thread.join();
+    (result.expect("the thread has ended"), answer)
+}
+
+/// The main function of a thread that runs a task, which it takes from where its argument says.
+fn main_of<F: FnOnce() + Send>(_: &Option<F>) -> fn(usize) {
+    |task| {
+        // SAFETY: it is of this type, on the stack of the thread that joins this one, and nothing else uses it.
+        let task = unsafe { &mut *(task as *mut Option<F>) };
+        task.take().expect("a task that is run once")();
+    }
+}
+
 /// Sleeps while the word has this value, until it is woken.
 ///
 /// # Errors

@@ -68,7 +68,7 @@ fn encodings() -> impl Iterator<Item = Encoding> {
 
 fn run(_: Start) -> u8 {
     probe::prepare();
-    probe::prepare_for_refusals();
+    probe::prepare_for(&[SIGILL]);
     let bytes = encodings().count() as u64 * 16;
     let pages = bytes.div_ceil(PAGE);
     // SAFETY: the kernel finds a place.

@@ -4,6 +4,8 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use core::mem::ManuallyDrop;
+use core::ops::Deref;
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::Errno;
@@ -14,7 +16,7 @@ use granule_user::abi::memory::{
     MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, PREAD64, PRLIMIT64, USERFAULTFD};
-use granule_user::abi::signal::{BUS_ADRERR, BUS_MCEERR_AR, SIGBUS, SigInfo, UContext};
+use granule_user::abi::signal::{BUS_ADRERR, BUS_MCEERR_AR, SIGBUS};
 use granule_user::abi::userfaultfd::{
     Api, Message, UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE,
     UFFD_EVENT_UNMAP, UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMAP, UFFD_FEATURE_EVENT_REMOVE,
@@ -25,11 +27,12 @@ use granule_user::abi::userfaultfd::{
     UFFDIO_WRITEPROTECT_MODE_WP, ioctl_bit,
 };
 use granule_user::memory::{self, PAGE};
-use granule_user::thread::{Thread, futex_wait, futex_wake};
+use granule_user::thread::{Thread, beside, futex_wait, futex_wake};
 use granule_user::userfault::Pager;
-use granule_user::{Start, entry, println, process, signal, sys};
+use granule_user::{Start, entry, own, println, probe, process};
 
 entry!(run);
+own!(call);
 
 const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
 const WP: u64 = UFFDIO_REGISTER_MODE_WP;
@@ -63,8 +66,7 @@ const PARTS: [Part; 15] = [
 ];
 
 fn run(start: Start) -> u8 {
-    // SAFETY: the handler touches its own frame, and where the program goes on.
-    unsafe { signal::handle(SIGBUS, on_sigbus, 0, 0) }.expect("a handler");
+    probe::prepare_for(&[SIGBUS]);
     let mut asked = start.arguments().skip(1).peekable();
     if asked.peek().is_none() {
         PARTS.iter().for_each(|(_, part)| part());
@@ -90,22 +92,16 @@ enum Kind {
 
 const KINDS: [Kind; 3] = [Kind::Anonymous, Kind::Shared, Kind::PrivateFile];
 
-/// Pages, and the file that they are of.
-#[derive(Clone, Copy)]
+/// Pages, and the file that they are of. They are unmapped when this is dropped.
 struct Room {
     start: u64,
     bytes: u64,
     file: u64,
 }
 
-fn call(number: usize, arguments: [u64; 6]) -> Result<u64, Errno> {
-    // SAFETY: what it changes is the program's, to which there are no references.
-    unsafe { sys::call(number, arguments) }
-}
-
 fn file(bytes: u64) -> u64 {
-    let file = call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0, 0, 0, 0, 0]).expect("a file");
-    call(FTRUNCATE, [file, bytes, 0, 0, 0, 0]).expect("its size");
+    let file = call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0]).expect("a file");
+    call(FTRUNCATE, [file, bytes]).expect("its size");
     file
 }
 
@@ -121,34 +117,36 @@ impl Room {
         Self { start, bytes, file }
     }
 
-    fn page(self, page: u64) -> u64 {
+    fn page(&self, page: u64) -> u64 {
         self.start + page * PAGE
     }
 
-    fn write_all(self) {
+    fn write_all(&self) {
         (0..self.bytes / PAGE).for_each(|page| self.write(page, page + 1));
     }
 
-    fn read_all(self) {
+    fn read_all(&self) {
         (0..self.bytes / PAGE).for_each(|page| assert_eq!(self.read(page), 0));
     }
 
-    const fn leave(self) {}
+    const fn leave(&self) {}
 
-    fn write(self, page: u64, value: u64) {
+    fn write(&self, page: u64, value: u64) {
         write(self.page(page), value);
     }
 
-    fn read(self, page: u64) -> u64 {
+    fn read(&self, page: u64) -> u64 {
         read(self.page(page))
     }
 
-    fn advise(self, page: u64, pages: u64, advice: u64) -> Result<(), Errno> {
+    fn advise(&self, page: u64, pages: u64, advice: u64) -> Result<(), Errno> {
         // SAFETY: there are no references to it.
         unsafe { memory::madvise(self.page(page), pages * PAGE, advice) }
     }
+}
 
-    fn unmap(self) {
+impl Drop for Room {
+    fn drop(&mut self) {
         // SAFETY: there are no references to it.
         unsafe { memory::munmap(self.start, self.bytes) }.expect("mapped");
     }
@@ -197,13 +195,17 @@ fn worker(_: usize) {
     }
 }
 
-struct Worker(Thread);
+/// The thread, for the faults that a pager serves. It ends when this is dropped.
+struct Worker {
+    thread: Option<Thread>,
+    pager: Pager,
+}
 
 impl Worker {
-    fn new() -> Self {
+    fn new(pager: Pager) -> Self {
         DONE.store(0, Ordering::Relaxed);
         REQUEST.store(IDLE, Ordering::Relaxed);
-        Self(Thread::spawn(worker, 0).expect("a thread"))
+        Self { thread: Some(Thread::spawn(worker, 0).expect("a thread")), pager }
     }
 
     fn begin(&self, request: u32, at: u64, value: u64) -> u32 {
@@ -223,17 +225,17 @@ impl Worker {
     }
 
     /// An access that is served without the pager.
-    fn quiet(&self, pager: Pager, request: u32, at: u64, value: u64) -> u64 {
+    fn quiet(&self, request: u32, at: u64, value: u64) -> u64 {
         let number = self.begin(request, at, value);
         let value = self.wait(number);
-        assert_eq!(pager.read_one(), Err(Errno::EAGAIN), "a message for {at:#x}");
+        assert_eq!(self.pager.read_one(), Err(Errno::EAGAIN), "a message for {at:#x}");
         value
     }
 
     /// An access that the pager has to serve by `serve`, with these flags in its message.
-    fn served(&self, pager: Pager, request: u32, at: u64, value: u64, flags: u64, serve: impl FnOnce()) -> u64 {
+    fn served(&self, request: u32, at: u64, value: u64, flags: u64, serve: impl FnOnce()) -> u64 {
         let number = self.begin(request, at, value);
-        let message = wait_for(pager);
+        let message = wait_for(self.pager);
         assert_eq!((message.event, message.words[0]), (UFFD_EVENT_PAGEFAULT, flags), "{message:x?}");
         assert_eq!(message.words[1] & !(PAGE - 1), at & !(PAGE - 1), "{message:x?}");
         serve();
@@ -241,15 +243,17 @@ impl Worker {
     }
 
     /// A store to a page that is write-protected, which the pager unprotects.
-    fn reported(&self, pager: Pager, at: u64, value: u64) {
+    fn reported(&self, at: u64, value: u64) {
         let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
-        self.served(pager, WRITE, at, value, flags, || pager.unprotect(at & !(PAGE - 1), PAGE).expect("registered"));
+        self.served(WRITE, at, value, flags, || self.pager.unprotect(at & !(PAGE - 1), PAGE).expect("registered"));
         assert_eq!(read(at), value);
     }
+}
 
-    fn end(self) {
+impl Drop for Worker {
+    fn drop(&mut self) {
         self.begin(END, 0, 0);
-        self.0.join();
+        self.thread.take().into_iter().for_each(Thread::join);
     }
 }
 
@@ -268,8 +272,32 @@ fn wait_for(pager: Pager) -> Message {
     }
 }
 
-fn pager(features: u64) -> Pager {
-    Pager::new(O_NONBLOCK | O_CLOEXEC, features).expect("a userfaultfd")
+/// A pager that is closed when this is dropped.
+struct OwnPager(Pager);
+
+impl Deref for OwnPager {
+    type Target = Pager;
+
+    fn deref(&self) -> &Pager {
+        &self.0
+    }
+}
+
+impl Drop for OwnPager {
+    fn drop(&mut self) {
+        self.0.close().expect("open");
+    }
+}
+
+fn pager(features: u64) -> OwnPager {
+    OwnPager(Pager::new(O_NONBLOCK | O_CLOEXEC, features).expect("a userfaultfd"))
+}
+
+/// A room that is registered with a pager in a mode.
+fn watched(kind: Kind, pages: u64, features: u64, mode: u64) -> (Room, OwnPager) {
+    let (room, pager) = (Room::new(kind, pages), pager(features));
+    pager.register(room.start, room.bytes, mode).expect("memory");
+    (room, pager)
 }
 
 // The parts.
@@ -294,7 +322,7 @@ fn api() {
     assert_eq!(api.features & FEATURES, FEATURES);
     assert_eq!(refused.call(0xaa7f, &mut [0_u64; 4]), Err(Errno::EINVAL));
     refused.close().expect("open");
-    assert_eq!(call(USERFAULTFD, [1 << 20, 0, 0, 0, 0, 0]), Err(Errno::EINVAL));
+    assert_eq!(call(USERFAULTFD, [1 << 20, 0]), Err(Errno::EINVAL));
 }
 
 fn refusals() {
@@ -364,10 +392,6 @@ fn refusals() {
     let sealed = file(PAGE);
     let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
     assert_eq!(pager.register(read_only, PAGE, MISSING).map(drop), Ok(()));
-    pager.close().expect("open");
-    other.close().expect("open");
-    room.unmap();
-    source.unmap();
 }
 
 fn missing() {
@@ -376,51 +400,45 @@ fn missing() {
         let (room, source) = (Room::new(kind, 8), Room::new(Kind::Anonymous, 1));
         source.write(0, 77);
         pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
-        let worker = Worker::new();
+        let worker = Worker::new(*pager);
         let copy = |page: u64, mode| {
             assert_eq!(pager.copy(room.page(page), source.start, PAGE, mode), Ok(PAGE as i64));
         };
-        assert_eq!(worker.served(pager, READ, room.page(0), 0, 0, || copy(0, 0)), 77, "{kind:?}");
-        worker.served(pager, WRITE, room.page(1), 5, UFFD_PAGEFAULT_FLAG_WRITE, || copy(1, 0));
+        assert_eq!(worker.served(READ, room.page(0), 0, 0, || copy(0, 0)), 77, "{kind:?}");
+        worker.served(WRITE, room.page(1), 5, UFFD_PAGEFAULT_FLAG_WRITE, || copy(1, 0));
         assert_eq!((room.read(1), read(room.page(1) + 8)), (5, 0));
         // Of zeros; and one that is write-protected at once.
         let zero = || assert_eq!(pager.zero(room.page(2), PAGE, 0), Ok(PAGE as i64));
-        assert_eq!(worker.served(pager, READ, room.page(2), 0, 0, zero), 0);
-        worker.quiet(pager, WRITE, room.page(2), 3);
-        assert_eq!(worker.served(pager, READ, room.page(3), 0, 0, || copy(3, UFFDIO_COPY_MODE_WP)), 77);
-        worker.reported(pager, room.page(3), 4);
+        assert_eq!(worker.served(READ, room.page(2), 0, 0, zero), 0);
+        worker.quiet(WRITE, room.page(2), 3);
+        assert_eq!(worker.served(READ, room.page(3), 0, 0, || copy(3, UFFDIO_COPY_MODE_WP)), 77);
+        worker.reported(room.page(3), 4);
         // Not woken by the copy, but by a wake.
         let number = worker.begin(READ, room.page(4), 0);
-        let message = wait_for(pager);
-        assert_eq!(message.words[2] as u32, worker.0.id(), "{message:x?}");
+        let message = wait_for(*pager);
+        assert_eq!(Some(message.words[2] as u32), worker.thread.as_ref().map(Thread::id), "{message:x?}");
         copy(4, UFFDIO_COPY_MODE_DONTWAKE);
         pager.wake(room.page(4), PAGE).expect("a range");
         assert_eq!(worker.wait(number), 77);
         // Protected where nothing is: the page comes first, and its copy is not protected.
         pager.protect(room.page(5), PAGE).expect("registered");
-        worker.served(pager, WRITE, room.page(5), 9, UFFD_PAGEFAULT_FLAG_WRITE, || copy(5, 0));
+        worker.served(WRITE, room.page(5), 9, UFFD_PAGEFAULT_FLAG_WRITE, || copy(5, 0));
         assert_eq!(room.read(5), 9, "{kind:?}");
-        worker.end();
-        pager.close().expect("open");
-        room.unmap();
-        source.unmap();
     }
 }
 
 fn protected() {
     for kind in KINDS {
-        let pager = pager(FEATURES | UFFD_FEATURE_EXACT_ADDRESS);
-        let room = Room::new(kind, 64);
-        pager.register(room.start, room.bytes, WP).expect("memory");
+        let (room, pager) = watched(kind, 64, FEATURES | UFFD_FEATURE_EXACT_ADDRESS, WP);
         (0..64).for_each(|page| room.write(page, page));
-        let worker = Worker::new();
+        let worker = Worker::new(*pager);
         pager.protect(room.start, room.bytes).expect("registered");
-        assert_eq!(worker.quiet(pager, READ, room.page(1), 0), 1, "{kind:?}");
-        worker.reported(pager, room.page(1) + 64, 11);
+        assert_eq!(worker.quiet(READ, room.page(1), 0), 1, "{kind:?}");
+        worker.reported(room.page(1) + 64, 11);
         // It is not any more, and what is beside it is.
-        worker.quiet(pager, WRITE, room.page(1), 12);
+        worker.quiet(WRITE, room.page(1), 12);
         let number = worker.begin(WRITE, room.page(2) + 24, 13);
-        let message = wait_for(pager);
+        let message = wait_for(*pager);
         assert_eq!(message.words[1], room.page(2) + 24, "the address itself");
         // Protected again meanwhile: nothing changes.
         pager.protect(room.page(2), PAGE).expect("registered");
@@ -433,7 +451,7 @@ fn protected() {
             memory::mprotect(room.start, room.bytes, PROT_NONE).expect("mapped");
             memory::mprotect(room.start, room.bytes, RW).expect("mapped");
         }
-        worker.reported(pager, room.page(3), 33);
+        worker.reported(room.page(3), 33);
         pager.protect(room.page(3), PAGE).expect("registered");
         // SAFETY: as above.
         unsafe { memory::mprotect(room.page(3), PAGE, PROT_NONE) }.expect("mapped");
@@ -441,83 +459,66 @@ fn protected() {
         pager.protect(room.page(3), PAGE).expect("registered");
         // SAFETY: as above.
         unsafe { memory::mprotect(room.page(3), PAGE, RW) }.expect("mapped");
-        worker.reported(pager, room.page(3), 34);
+        worker.reported(room.page(3), 34);
         // The end of the registration ends it.
         pager.unregister(room.start, room.bytes).expect("registered");
-        worker.quiet(pager, WRITE, room.page(4), 44);
-        worker.end();
-        pager.close().expect("open");
-        room.unmap();
+        worker.quiet(WRITE, room.page(4), 44);
     }
 }
 
 /// Calls that discard pages and keep them write-protected.
 fn kept() {
     for kind in KINDS {
-        let pager = pager(FEATURES);
-        let room = Room::new(kind, 16);
-        pager.register(room.start, room.bytes, WP).expect("memory");
+        let (room, pager) = watched(kind, 16, FEATURES, WP);
         (0..8).for_each(|page| room.write(page, page + 1));
-        let worker = Worker::new();
+        let worker = Worker::new(*pager);
         pager.protect(room.start, 4 * PAGE).expect("registered");
         room.advise(0, 8, MADV_DONTNEED).expect("mapped");
         let contents = |page: u64| if kind == Kind::Shared { page + 1 } else { 0 };
         assert_eq!(room.read(0), contents(0), "{kind:?}");
         if kind == Kind::Anonymous {
-            worker.quiet(pager, WRITE, room.page(0), 5);
-            worker.quiet(pager, WRITE, room.page(1), 5);
+            worker.quiet(WRITE, room.page(0), 5);
+            worker.quiet(WRITE, room.page(1), 5);
         } else {
             // Of a page that was read since, and of one that was not.
-            worker.reported(pager, room.page(0), 5);
-            worker.reported(pager, room.page(1), 6);
+            worker.reported(room.page(0), 5);
+            worker.reported(room.page(1), 6);
             // And once more, where there is nothing but that.
             room.advise(2, 1, MADV_DONTNEED).expect("mapped");
-            worker.reported(pager, room.page(2), 7);
+            worker.reported(room.page(2), 7);
         }
-        worker.quiet(pager, WRITE, room.page(4), 8);
+        worker.quiet(WRITE, room.page(4), 8);
         // By a call of its own, where nothing was ever.
         pager.protect(room.page(8), 4 * PAGE).expect("registered");
         assert_eq!(room.read(8), 0);
-        worker.reported(pager, room.page(8), 9);
-        worker.reported(pager, room.page(9), 10);
+        worker.reported(room.page(8), 9);
+        worker.reported(room.page(9), 10);
         pager.unprotect(room.page(10), PAGE).expect("registered");
-        worker.quiet(pager, WRITE, room.page(10), 11);
-        worker.end();
-        pager.close().expect("open");
-        room.unmap();
+        worker.quiet(WRITE, room.page(10), 11);
     }
 }
 
 /// Calls that take pages away for good, with their protection.
 fn dropped() {
-    let pager = pager(FEATURES);
-    let room = Room::new(Kind::Shared, 16);
-    pager.register(room.start, room.bytes, WP).expect("memory");
-    let worker = Worker::new();
+    let (room, pager) = watched(Kind::Shared, 16, FEATURES, WP);
+    let worker = Worker::new(*pager);
     (0..16).for_each(|page| room.write(page, page + 1));
     // Unmapped, and mapped again.
     pager.protect(room.start, room.bytes).expect("registered");
     let again = call(MMAP, [room.page(4), PAGE, RW, MAP_SHARED | MAP_FIXED, room.file, 4 * PAGE]);
     assert_eq!(again, Ok(room.page(4)));
-    worker.quiet(pager, WRITE, room.page(4), 44);
-    worker.reported(pager, room.page(5), 67);
-    worker.end();
-    pager.close().expect("open");
-    room.unmap();
+    worker.quiet(WRITE, room.page(4), 44);
+    worker.reported(room.page(5), 67);
+    drop(worker);
     // A private copy stays, with its protection, where the file has a hole.
-    let pager = self::pager(FEATURES);
-    let room = Room::new(Kind::PrivateFile, 4);
-    pager.register(room.start, room.bytes, WP).expect("memory");
-    let worker = Worker::new();
+    let (room, pager) = watched(Kind::PrivateFile, 4, FEATURES, WP);
+    let worker = Worker::new(*pager);
     room.write(0, 1);
     pager.protect(room.start, room.bytes).expect("registered");
     let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-    call(FALLOCATE, [room.file, mode, 0, 4 * PAGE, 0, 0]).expect("a file");
+    call(FALLOCATE, [room.file, mode, 0, 4 * PAGE]).expect("a file");
     assert_eq!(room.read(0), 1);
-    worker.reported(pager, room.page(0), 2);
-    worker.end();
-    pager.close().expect("open");
-    room.unmap();
+    worker.reported(room.page(0), 2);
 }
 
 /// A file that was cut short, and made longer again, and holes: the zeros that come in place of what goes are
@@ -527,27 +528,24 @@ fn holes() {
         for touch in [Room::read_all, Room::write_all, Room::leave] {
             let pager = pager(FEATURES);
             let room = Room::new(kind, 16);
-            touch(room);
+            touch(&room);
             pager.register(room.start, room.bytes, WP).expect("memory");
-            let worker = Worker::new();
+            let worker = Worker::new(*pager);
             pager.protect(room.start, room.bytes).expect("registered");
-            call(FTRUNCATE, [room.file, 12 * PAGE, 0, 0, 0, 0]).expect("a file");
-            call(FTRUNCATE, [room.file, 16 * PAGE, 0, 0, 0, 0]).expect("a file");
-            worker.reported(pager, room.page(13), 55);
+            call(FTRUNCATE, [room.file, 12 * PAGE]).expect("a file");
+            call(FTRUNCATE, [room.file, 16 * PAGE]).expect("a file");
+            worker.reported(room.page(13), 55);
             assert_eq!(room.read(14), 0);
-            worker.reported(pager, room.page(14), 56);
+            worker.reported(room.page(14), 56);
             let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-            call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE, 0, 0]).expect("a file");
-            worker.reported(pager, room.page(6), 66);
-            worker.reported(pager, room.page(5), 67);
+            call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE]).expect("a file");
+            worker.reported(room.page(6), 66);
+            worker.reported(room.page(5), 67);
             if kind == Kind::Shared {
                 assert_eq!(room.advise(8, 2, MADV_REMOVE), Ok(()));
                 assert_eq!(room.read(8), 0);
-                worker.reported(pager, room.page(8), 68);
+                worker.reported(room.page(8), 68);
             }
-            worker.end();
-            pager.close().expect("open");
-            room.unmap();
         }
     }
 }
@@ -557,52 +555,44 @@ fn blocks() {
         let pager = pager(FEATURES);
         let whole = Room::new(kind, 3 * 512);
         let start = whole.start.next_multiple_of(BLOCK);
-        let room = Room { start, bytes: BLOCK, ..whole };
+        let room = ManuallyDrop::new(Room { start, bytes: BLOCK, file: whole.file });
         room.advise(0, 512, MADV_HUGEPAGE).expect("mapped");
         pager.register(room.start, room.bytes, WP).expect("memory");
         (0..512).for_each(|page| room.write(page, page + 1));
-        let worker = Worker::new();
+        let worker = Worker::new(*pager);
         // As a whole.
         pager.protect(room.start, room.bytes).expect("registered");
-        assert_eq!(worker.quiet(pager, READ, room.page(7), 0), 8);
-        worker.reported(pager, room.page(7), 70);
-        worker.reported(pager, room.page(8), 80);
+        assert_eq!(worker.quiet(READ, room.page(7), 0), 8);
+        worker.reported(room.page(7), 70);
+        worker.reported(room.page(8), 80);
         pager.unprotect(room.start, room.bytes).expect("registered");
-        worker.quiet(pager, WRITE, room.page(9), 90);
+        worker.quiet(WRITE, room.page(9), 90);
         if kind == Kind::Shared {
             // Discarded as a whole, and brought page by page.
             room.advise(0, 512, MADV_DONTNEED).expect("mapped");
             assert_eq!(room.read(300), 301);
             pager.protect(room.start, room.bytes).expect("registered");
             room.advise(0, 512, MADV_DONTNEED).expect("mapped");
-            worker.reported(pager, room.page(100), 5);
+            worker.reported(room.page(100), 5);
             pager.unprotect(room.page(101), PAGE).expect("registered");
-            worker.quiet(pager, WRITE, room.page(101), 6);
+            worker.quiet(WRITE, room.page(101), 6);
             assert_eq!(room.read(511), 512);
-            worker.reported(pager, room.page(511), 7);
+            worker.reported(room.page(511), 7);
         }
-        worker.end();
-        pager.close().expect("open");
-        whole.unmap();
     }
 }
 
 fn unpopulated() {
     // Without the feature an anonymous page that was never accessed is not.
-    let pager = pager(UFFD_FEATURE_PAGEFAULT_FLAG_WP);
-    let room = Room::new(Kind::Anonymous, 4);
-    pager.register(room.start, room.bytes, WP).expect("memory");
+    let (room, pager) = watched(Kind::Anonymous, 4, UFFD_FEATURE_PAGEFAULT_FLAG_WP, WP);
     pager.protect(room.start, room.bytes).expect("registered");
-    let worker = Worker::new();
-    worker.quiet(pager, WRITE, room.page(0), 1);
+    let worker = Worker::new(*pager);
+    worker.quiet(WRITE, room.page(0), 1);
     // The page of zeros is.
     assert_eq!(room.read(1), 0);
     pager.protect(room.start, room.bytes).expect("registered");
-    worker.reported(pager, room.page(1), 2);
+    worker.reported(room.page(1), 2);
     assert_eq!(read(room.page(2)), 0);
-    worker.end();
-    pager.close().expect("open");
-    room.unmap();
 }
 
 /// Runs `child` in a child, which ends with what that returns.
@@ -614,49 +604,30 @@ fn in_child(child: impl FnOnce() -> bool) {
 /// A child has nothing of it, without the event.
 fn forks() {
     for kind in KINDS {
-        let pager = pager(FEATURES);
-        let room = Room::new(kind, 4);
-        pager.register(room.start, room.bytes, WP).expect("memory");
+        let (room, pager) = watched(kind, 4, FEATURES, WP);
         room.write(0, 1);
         pager.protect(room.start, room.bytes).expect("registered");
-        let write = move |page: u64| {
+        let write = |page: u64| {
             room.write(page, 9);
             room.read(page) == 9
         };
         in_child(|| write(0) && write(1));
-        let worker = Worker::new();
-        worker.reported(pager, room.page(0), 2);
-        worker.end();
-        pager.close().expect("open");
-        room.unmap();
+        let worker = Worker::new(*pager);
+        worker.reported(room.page(0), 2);
     }
     // With the event it has all of it.
     for kind in KINDS {
-        let pager = pager(FEATURES | UFFD_FEATURE_EVENT_FORK);
-        let room = Room::new(kind, 4);
-        pager.register(room.start, room.bytes, WP).expect("memory");
+        let (room, pager) = watched(kind, 4, FEATURES | UFFD_FEATURE_EVENT_FORK, WP);
         room.write(0, 1);
         pager.protect(room.start, room.bytes).expect("registered");
-        ROOM.store(room.start, Ordering::Relaxed);
-        PAGER.store(pager.0, Ordering::Relaxed);
-        let server = Thread::spawn(serve_child, 0).expect("a thread");
         let write = |page: u64| {
             room.write(page, 9 + page);
             room.read(page) == 9 + page
         };
-        in_child(|| write(0) && write(1));
-        server.join();
-        assert_eq!(SERVED.swap(0, Ordering::Relaxed), 2, "{kind:?}");
-        pager.close().expect("open");
-        room.unmap();
+        beside(|| serve_child(*pager, room.start), || in_child(|| write(0) && write(1)));
     }
 }
 
-static ROOM: AtomicU64 = AtomicU64::new(0);
-static PAGER: AtomicU32 = AtomicU32::new(0);
-static SERVED: AtomicU32 = AtomicU32::new(0);
-
-/// Reads the event of a fork, and serves two faults of the child.
 /// Changes the limit of descriptors; returns the one before.
 fn limit_descriptors(limit: RLimit) -> RLimit {
     let mut before = RLimit { soft: 0, hard: 0 };
@@ -665,8 +636,8 @@ fn limit_descriptors(limit: RLimit) -> RLimit {
     before
 }
 
-fn serve_child(_: usize) {
-    let parent = Pager(PAGER.load(Ordering::Relaxed));
+/// Reads the event of a fork, and serves two faults of the child: of the pages from `start` on.
+fn serve_child(parent: Pager, start: u64) {
     // An event for which there is no descriptor is there to be read again, and all that it is about.
     let before = limit_descriptors(RLimit { soft: 0, hard: 4096 });
     while parent.read_one().expect_err("no descriptor") != Errno::EMFILE {
@@ -680,52 +651,31 @@ fn serve_child(_: usize) {
         let message = wait_for(child);
         let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
         assert_eq!((message.event, message.words[0]), (UFFD_EVENT_PAGEFAULT, flags), "{message:x?}");
-        let at = ROOM.load(Ordering::Relaxed) + page * PAGE;
+        let at = start + page * PAGE;
         assert_eq!(message.words[1], at);
         child.unprotect(at, PAGE).expect("the child's");
-        SERVED.fetch_add(1, Ordering::Relaxed);
     }
     child.close().expect("open");
 }
 
-/// Reads one event, which [`PAGER`] has next, into [`EVENT`].
-fn read_event(_: usize) {
-    let pager = Pager(PAGER.load(Ordering::Relaxed));
-    let message = wait_for(pager);
-    for (place, word) in EVENT.iter().zip([message.event.into(), message.words[0], message.words[1], message.words[2]])
-    {
-        place.store(word, Ordering::Relaxed);
-    }
-}
-
-static EVENT: [AtomicU64; 4] = [const { AtomicU64::new(0) }; 4];
-
 /// Runs `work` and returns the event that it sends.
 fn event_of(pager: Pager, work: impl FnOnce()) -> [u64; 4] {
-    PAGER.store(pager.0, Ordering::Relaxed);
-    let reader = Thread::spawn(read_event, 0).expect("a thread");
-    work();
-    reader.join();
-    core::array::from_fn(|index| EVENT[index].load(Ordering::Relaxed))
+    let message = beside(|| wait_for(pager), work).0;
+    [message.event.into(), message.words[0], message.words[1], message.words[2]]
 }
 
 fn events() {
     let features = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-    let pager = pager(FEATURES | features);
-    let room = Room::new(Kind::Shared, 8);
-    pager.register(room.start, room.bytes, WP).expect("memory");
+    let (room, pager) = watched(Kind::Shared, 8, FEATURES | features, WP);
     let removed = [UFFD_EVENT_REMOVE.into(), room.page(1), room.page(3), 0];
-    assert_eq!(event_of(pager, || room.advise(1, 2, MADV_DONTNEED).expect("mapped")), removed);
-    assert_eq!(event_of(pager, || room.advise(1, 2, MADV_REMOVE).expect("mapped")), removed);
+    assert_eq!(event_of(*pager, || room.advise(1, 2, MADV_DONTNEED).expect("mapped")), removed);
+    assert_eq!(event_of(*pager, || room.advise(1, 2, MADV_REMOVE).expect("mapped")), removed);
     // SAFETY: there are no references to it.
     let unmap = || unsafe { memory::munmap(room.page(6), 2 * PAGE) }.expect("mapped");
-    assert_eq!(event_of(pager, unmap), [UFFD_EVENT_UNMAP.into(), room.page(6), room.page(8), 0]);
+    assert_eq!(event_of(*pager, unmap), [UFFD_EVENT_UNMAP.into(), room.page(6), room.page(8), 0]);
     // Nothing that is beside is an event.
-    let beside = Room::new(Kind::Anonymous, 1);
-    beside.advise(0, 1, MADV_DONTNEED).expect("mapped");
-    beside.unmap();
+    Room::new(Kind::Anonymous, 1).advise(0, 1, MADV_DONTNEED).expect("mapped");
     assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
-    pager.close().expect("open");
     // Memory that has moved stays registered, with its protection.
     let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMAP);
     let room = Room::new(Kind::Shared, 4);
@@ -737,38 +687,24 @@ fn events() {
     let remap = || {
         call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
     };
-    assert_eq!(event_of(pager, remap), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
-    let worker = Worker::new();
-    worker.reported(pager, to.page(0), 2);
-    worker.reported(pager, to.page(1), 3);
-    worker.end();
-    pager.close().expect("open");
-    to.unmap();
+    assert_eq!(event_of(*pager, remap), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
+    let worker = Worker::new(*pager);
+    worker.reported(to.page(0), 2);
+    worker.reported(to.page(1), 3);
     // The calls fail while an event is not read.
-    let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMOVE);
-    let room = Room::new(Kind::Anonymous, 2);
-    pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
-    ROOM.store(room.start, Ordering::Relaxed);
-    let remover = Thread::spawn(
-        |_| {
-            // SAFETY: there are no references to it.
-            unsafe { memory::madvise(ROOM.load(Ordering::Relaxed), PAGE, MADV_DONTNEED) }.expect("mapped");
-        },
-        0,
-    )
-    .expect("a thread");
-    let changing = Err((Errno::EAGAIN, -(Errno::EAGAIN as i64)));
-    while pager.protect(room.start, PAGE) != Err(Errno::EAGAIN) {
-        nap();
-    }
-    assert_eq!(pager.zero(room.start, PAGE, 0), changing);
-    assert_eq!(pager.poison(room.start, PAGE, 0), changing);
-    assert_eq!(pager.copy(room.start, room.start, PAGE, 0), changing);
-    assert_eq!(wait_for(pager).event, UFFD_EVENT_REMOVE);
-    remover.join();
+    let (room, pager) = watched(Kind::Anonymous, 2, FEATURES | UFFD_FEATURE_EVENT_REMOVE, MISSING | WP);
+    let remove = || room.advise(0, 1, MADV_DONTNEED).expect("mapped");
+    beside(remove, || {
+        let changing = Err((Errno::EAGAIN, -(Errno::EAGAIN as i64)));
+        while pager.protect(room.start, PAGE) != Err(Errno::EAGAIN) {
+            nap();
+        }
+        assert_eq!(pager.zero(room.start, PAGE, 0), changing);
+        assert_eq!(pager.poison(room.start, PAGE, 0), changing);
+        assert_eq!(pager.copy(room.start, room.start, PAGE, 0), changing);
+        assert_eq!(wait_for(*pager).event, UFFD_EVENT_REMOVE);
+    });
     assert_eq!(pager.zero(room.start, PAGE, 0), Ok(PAGE as i64));
-    pager.close().expect("open");
-    room.unmap();
 }
 
 /// Without the event what has moved is registered no more.
@@ -787,43 +723,17 @@ fn moved() {
         to.write(1, 3);
         assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
         assert_eq!(pager.protect(to.start, to.bytes), Err(Errno::ENOENT));
-        pager.close().expect("open");
-        to.unmap();
     }
 }
 
-static CODE: AtomicU32 = AtomicU32::new(0);
-static AT: AtomicU64 = AtomicU64::new(0);
-
-/// Goes on behind the access.
-extern "C" fn on_sigbus(_: u32, info: &SigInfo, context: &mut UContext) {
-    CODE.store(info.code as u32, Ordering::Relaxed);
-    AT.store(info.address(), Ordering::Relaxed);
-    context.context.pc += 4;
-}
-
-/// A load or a store of one instruction.
-fn access(at: u64, stores: bool) {
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: the page is the program's own; where it faults the handler goes on behind it.
-    unsafe {
-        if stores {
-            core::arch::asm!("str xzr, [{0}]", in(reg) at, options(nostack));
-        } else {
-            core::arch::asm!("ldr {0}, [{1}]", out(reg) _, in(reg) at, options(nostack));
-        }
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    unreachable!("{at:#x} {stores}: these programs run on arm64 alone")
-}
-
-/// The code of the SIGBUS that an access gets; 0 without one.
+/// The code of the SIGBUS that a load or a store gets; 0 without one.
 fn code_of(at: u64, stores: bool) -> i32 {
-    CODE.store(0, Ordering::Relaxed);
-    access(at, stores);
-    let code = CODE.load(Ordering::Relaxed) as i32;
-    assert!(code == 0 || AT.load(Ordering::Relaxed) == at);
-    code
+    // SAFETY: where it may be written, the page is the program's own.
+    let outcome = if stores { unsafe { probe::write(at, 0) } } else { probe::read(at).map(drop) };
+    outcome.err().map_or(0, |fault| {
+        assert_eq!((fault.signal, fault.address), (SIGBUS, at));
+        fault.code
+    })
 }
 
 fn poison() {
@@ -851,9 +761,6 @@ fn poison() {
         room.advise(1, 1, MADV_DONTNEED).expect("mapped");
         assert_eq!(pager.zero(room.page(1), PAGE, 0), Ok(PAGE as i64));
         assert_eq!(code_of(room.page(1), false), 0);
-        pager.close().expect("open");
-        room.unmap();
-        source.unmap();
     }
 }
 
@@ -864,42 +771,40 @@ fn kernel() {
     let room = Room::new(Kind::Anonymous, 4);
     let contents = file(4 * PAGE);
     pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
-    PAGER.store(pager.0, Ordering::Relaxed);
-    let server = Thread::spawn(serve_all, 0).expect("a thread");
-    assert_eq!(call(PREAD64, [contents, room.start, 2 * PAGE, 0, 0, 0]), Ok(2 * PAGE));
-    pager.protect(room.start, PAGE).expect("registered");
-    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0, 0, 0]), Ok(PAGE));
-    assert_eq!(room.advise(2, 2, MADV_POPULATE_WRITE), Ok(()));
-    END_OF_SERVICE.store(1, Ordering::Relaxed);
-    server.join();
-    assert_eq!(SERVED.swap(0, Ordering::Relaxed), 5);
-    pager.close().expect("open");
-    room.unmap();
+    let ends = AtomicU32::new(0);
+    let (served, ()) = beside(
+        || serve_all(*pager, &ends),
+        || {
+            assert_eq!(call(PREAD64, [contents, room.start, 2 * PAGE, 0]), Ok(2 * PAGE));
+            pager.protect(room.start, PAGE).expect("registered");
+            assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Ok(PAGE));
+            assert_eq!(room.advise(2, 2, MADV_POPULATE_WRITE), Ok(()));
+            ends.store(1, Ordering::Relaxed);
+        },
+    );
+    assert_eq!(served, 5);
     // But where the pager serves the program's alone, or wants SIGBUS.
     let quiet = Pager::new(O_NONBLOCK | UFFD_USER_MODE_ONLY, FEATURES).expect("a userfaultfd");
     let room = Room::new(Kind::Anonymous, 4);
     quiet.register(room.start, room.bytes, MISSING).expect("memory");
-    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0, 0, 0]), Err(Errno::EFAULT));
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(Errno::EFAULT));
     assert_eq!(quiet.read_one(), Err(Errno::EAGAIN));
     quiet.close().expect("open");
     let pager = self::pager(FEATURES | UFFD_FEATURE_SIGBUS);
     pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
     assert_eq!(code_of(room.page(0), false), BUS_ADRERR);
-    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0, 0, 0]), Err(Errno::EFAULT));
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(Errno::EFAULT));
     assert_eq!(pager.zero(room.start, PAGE, 0), Ok(PAGE as i64));
     pager.protect(room.start, PAGE).expect("registered");
     assert_eq!((code_of(room.page(0), false), code_of(room.page(0), true)), (0, BUS_ADRERR));
     assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
-    pager.close().expect("open");
+    drop(pager);
     assert_eq!(code_of(room.page(0), true), 0);
-    room.unmap();
 }
 
-static END_OF_SERVICE: AtomicU32 = AtomicU32::new(0);
-
-/// Serves what comes, until the end.
-fn serve_all(_: usize) {
-    let pager = Pager(PAGER.load(Ordering::Relaxed));
+/// Serves what comes, until the end; how many faults that were.
+fn serve_all(pager: Pager, ends: &AtomicU32) -> u32 {
+    let mut served = 0;
     loop {
         match pager.read_one() {
             Ok(message) => {
@@ -908,9 +813,9 @@ fn serve_all(_: usize) {
                     0 => assert_eq!(pager.zero(at, PAGE, 0), Ok(PAGE as i64)),
                     _ => pager.unprotect(at, PAGE).expect("registered"),
                 }
-                SERVED.fetch_add(1, Ordering::Relaxed);
+                served += 1;
             }
-            Err(Errno::EAGAIN) if END_OF_SERVICE.load(Ordering::Relaxed) != 0 => return,
+            Err(Errno::EAGAIN) if ends.load(Ordering::Relaxed) != 0 => return served,
             Err(Errno::EAGAIN) => nap(),
             Err(error) => panic!("{error}"),
         }
@@ -920,29 +825,22 @@ fn serve_all(_: usize) {
 /// A pager that ends releases everything that waits.
 fn close() {
     for kind in KINDS {
-        let pager = pager(FEATURES);
-        let room = Room::new(kind, 4);
-        pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
-        let worker = Worker::new();
+        let (room, pager) = watched(kind, 4, FEATURES, MISSING | WP);
+        let worker = Worker::new(*pager);
         let number = worker.begin(WRITE, room.page(0), 1);
-        assert_eq!(wait_for(pager).event, UFFD_EVENT_PAGEFAULT);
-        pager.close().expect("open");
+        assert_eq!(wait_for(*pager).event, UFFD_EVENT_PAGEFAULT);
+        drop(pager);
         worker.wait(number);
         assert_eq!(room.read(0), 1, "{kind:?}");
-        worker.end();
-        room.unmap();
     }
     // One that waits for its end in a child that has it, too.
-    let pager = pager(FEATURES);
-    let room = Room::new(Kind::Anonymous, 1);
-    pager.register(room.start, room.bytes, WP).expect("memory");
+    let (room, pager) = watched(Kind::Anonymous, 1, FEATURES, WP);
     room.write(0, 1);
     pager.protect(room.start, PAGE).expect("registered");
     // It inherits the parent's: it reads a fault of the parent, and ends without serving it.
-    let child = || u8::from(wait_for(pager).event != UFFD_EVENT_PAGEFAULT);
+    let child = || u8::from(wait_for(*pager).event != UFFD_EVENT_PAGEFAULT);
     let id = process::spawn(child).expect("a child");
-    pager.close().expect("open");
+    drop(pager);
     room.write(0, 2);
     assert_eq!((process::wait(id), room.read(0)), (0, 2));
-    room.unmap();
 }
