@@ -21,6 +21,7 @@ pub mod answers;
 mod checked;
 pub mod memory;
 mod own;
+pub mod owned;
 pub mod print;
 pub mod probe;
 pub mod process;

@@ -5,6 +5,7 @@
 use core::ffi::CStr;
 
 use granule_abi::number::{CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, SCHED_YIELD, TGKILL, WAIT4};
+use granule_abi::process::exited;
 use granule_abi::{Errno, signal};
 
 use crate::sys;
@@ -100,6 +101,28 @@ pub fn spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
         0 => exit_group(child()),
         number => Ok(number),
     }
+}
+
+/// Runs `child` in a copy of the process, which exits with what it returns; returns the copy's status.
+///
+/// # Panics
+/// There can be no process.
+#[track_caller]
+pub fn run(child: impl FnOnce() -> u8) -> u32 {
+    wait(spawn(child).expect("a copy of the process"))
+}
+
+/// Runs `child` in a copy of the process, which returns from it.
+///
+/// # Panics
+/// It does not, or there can be no process.
+#[track_caller]
+pub fn in_copy(child: impl FnOnce()) {
+    let status = run(|| {
+        child();
+        0
+    });
+    assert_eq!(status, exited(0), "the status of a copy of the process");
 }
 
 /// Replaces the program by another. `arguments` and `environment` end with a null pointer each.

@@ -99,10 +99,21 @@ impl Thread {
 ///
 /// # Panics
 /// There are more, or the kernel starts no thread.
-pub fn all_at_once(count: usize, main: fn(usize)) {
+pub fn all_at_once<F: Fn(usize) + Sync>(count: usize, main: F) {
+    struct Call<'main, F> {
+        main: &'main F,
+        number: usize,
+    }
+    fn start<F: Fn(usize) + Sync>(call: usize) {
+        // SAFETY: it is of this type, on the stack of the thread that joins this one.
+        let call = unsafe { &*(call as *const Call<'_, F>) };
+        (call.main)(call.number);
+    }
     assert!(count <= MOST_AT_ONCE, "{count} threads");
-    let others: [Option<Thread>; MOST_AT_ONCE] = core::array::from_fn(|index| {
-        (1..count).contains(&index).then(|| Thread::spawn(main, index).expect("a thread"))
+    let calls: [Call<'_, F>; MOST_AT_ONCE] = core::array::from_fn(|number| Call { main: &main, number });
+    let others = calls.each_ref().map(|call| {
+        let is_wanted = (1..count).contains(&call.number);
+        is_wanted.then(|| Thread::spawn(start::<F>, &raw const *call as usize).expect("a thread"))
     });
     main(0);
     others.into_iter().flatten().for_each(Thread::join);

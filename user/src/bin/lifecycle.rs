@@ -50,8 +50,7 @@ fn run(start: Start) -> u8 {
 fn rounds(count: u32) -> u8 {
     for _ in 0..count {
         let child = process::spawn(|| {
-            let grandchild = process::spawn(|| execute(c"hello-not-there", &[c"x"])).expect("a fork");
-            assert_eq!(process::wait(grandchild), exited(2));
+            assert_eq!(process::run(|| execute(c"hello-not-there", &[c"x"])), exited(2));
             execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"])
         });
         assert_eq!(process::wait(child.expect("a fork")), exited(42));
@@ -80,8 +79,7 @@ fn execute(path: &CStr, arguments: &[&CStr]) -> u8 {
 
 fn statuses() {
     for code in [0, 1, 255] {
-        let child = process::spawn(|| code).expect("a fork");
-        assert_eq!(process::wait(child), exited(code));
+        assert_eq!(process::run(|| code), exited(code));
     }
     for signal in [SIGTERM, SIGKILL, 40] {
         let child = process::spawn(|| {
@@ -91,8 +89,11 @@ fn statuses() {
         assert_eq!(process::wait(child.expect("a fork")), killed(signal), "signal {signal}");
     }
     let parent = process::id();
-    let child = process::spawn(|| u8::from(process::parent_id() != parent || process::id() == parent));
-    assert_eq!(process::wait(child.expect("a fork")), exited(0), "the child's numbers");
+    assert_eq!(
+        process::run(|| u8::from(process::parent_id() != parent || process::id() == parent)),
+        exited(0),
+        "the child's numbers"
+    );
 }
 
 fn memory_is_copied() {
@@ -100,8 +101,7 @@ fn memory_is_copied() {
     let child = process::spawn(|| {
         assert_eq!(WORD.load(Ordering::Relaxed), 1);
         WORD.store(2, Ordering::Relaxed);
-        let grandchild = process::spawn(|| WORD.swap(3, Ordering::Relaxed) as u8).expect("a fork");
-        assert_eq!(process::wait(grandchild), exited(2));
+        assert_eq!(process::run(|| WORD.swap(3, Ordering::Relaxed) as u8), exited(2));
         WORD.load(Ordering::Relaxed) as u8
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(2));
@@ -130,8 +130,7 @@ fn waiting() {
 }
 
 fn exec_replaces_the_program() {
-    let child = process::spawn(|| execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"]));
-    assert_eq!(process::wait(child.expect("a fork")), exited(42));
+    assert_eq!(process::run(|| execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"])), exited(42));
     assert_eq!(execute(c"nowhere", &[c"x"]), Errno::ENOENT as u8);
     assert_eq!(process::execve(c"hello", &[8 as *const u8, null()], &[null()]), Errno::EFAULT);
 }
@@ -199,7 +198,7 @@ fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
 }
 
 fn orphans_are_collected() {
-    let child = process::spawn(|| {
+    process::in_copy(|| {
         process::spawn(|| {
             time::sleep(5_000_000).expect("a sleep");
             0
@@ -207,9 +206,7 @@ fn orphans_are_collected() {
         .expect("a fork");
         // One that has ended already, and one that has not.
         process::spawn(|| 0).expect("a fork");
-        0
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
     assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "grandchildren are not children");
 }
 

@@ -73,11 +73,9 @@ fn set(resource: usize, soft: u64, hard: u64) -> Result<RLimit, Errno> {
 
 /// Runs `work` in a child, whose limits are its own; it panics there if something is wrong.
 fn apart(work: impl FnOnce()) {
-    let child = process::spawn(|| {
+    process::in_copy(|| {
         work();
-        0
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
 }
 
 fn defaults() {
@@ -168,8 +166,7 @@ fn limits_are_inherited(start: Start) {
             assert_eq!(get(RLIMIT_CPU), Ok(RLimit { soft: 1000, hard: 2000 }));
             set(RLIMIT_CPU, 500, 600).expect("a limit");
         });
-        let child = process::spawn(|| run_again(start, c"child"));
-        assert_eq!(process::wait(child.expect("a fork")), exited(1), "exec keeps them");
+        assert_eq!(process::run(|| run_again(start, c"child")), exited(1), "exec keeps them");
     });
 }
 

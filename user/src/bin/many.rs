@@ -114,11 +114,9 @@ fn descriptors(count: u64) {
     for _ in 0..count - 5 {
         call(DUP3, [counter, call(DUP, [counter]).expect("a descriptor"), O_CLOEXEC.into()]).expect("one to be closed");
     }
-    let child = process::spawn(|| {
+    process::in_copy(|| {
         call(CLOSE, [counter]).expect("to close");
-        0
     });
-    assert_eq!(process::wait(child.expect("a fork")), 0);
     println!("many descriptors: ok, but for an exec:");
     let error = process::execve(c"hello", &[c"hello".as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]);
     panic!("{error:?}");
@@ -260,8 +258,7 @@ fn threads(count: u32) {
     call(RT_SIGPENDING, [&raw mut pending as u64, 8]).expect("pending signals");
     assert_eq!(pending & both, signal::set_of(SIGUSR2));
     signal::mask(SIG_UNBLOCK, both).expect("a mask");
-    let child = process::spawn(|| 0).expect("a fork");
-    assert_eq!(process::wait(child), 0);
+    process::in_copy(|| {});
     println!("many threads: ok, but for an exec:");
     let error = process::execve(c"hello", &[c"hello".as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]);
     panic!("{error:?}");
@@ -271,11 +268,9 @@ fn threads(count: u32) {
 /// read.
 fn pagers(count: u64) {
     for feature in [UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EVENT_FORK] {
-        let child = process::spawn(|| {
+        process::in_copy(|| {
             changed_by_a_thread(count, feature);
-            0
         });
-        assert_eq!(process::wait(child.expect("a fork")), 0);
     }
 }
 
@@ -365,8 +360,7 @@ fn areas(count: u64) {
     let vector = [[start, bytes], [map(bytes, RW, OWN), bytes]];
     let (local, remote) = (&raw const vector[1] as u64, &raw const vector[0] as u64);
     call(PROCESS_VM_READV, [process::id().into(), local, 1, remote, 1, 0]).expect("to read");
-    let child = process::spawn(|| 0).expect("a fork");
-    assert_eq!(process::wait(child), 0);
+    process::in_copy(|| {});
     for mode in [UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP] {
         let pager = Pager::new(0, 0).expect("a pager");
         // Those that may not be written are refused without a registration of what may be.
@@ -404,8 +398,7 @@ fn mappings(count: u64) {
     for page in (start..start + count * PAGE).step_by(PAGE as usize) {
         touch(page);
     }
-    let child = process::spawn(|| 0).expect("a fork");
-    assert_eq!(process::wait(child), 0);
+    process::in_copy(|| {});
     call(MADVISE, [start, PAGE, MADV_REMOVE]).expect("a hole");
     for page in (start..start + count * PAGE).step_by(PAGE as usize) {
         touch(page);
@@ -518,8 +511,7 @@ fn addresses(tib: u64) {
     call(MSYNC, [start, bytes, MS_SYNC.into()]).expect("to write back");
     let present = map(256 * MIB, RW, OWN | MAP_NORESERVE);
     call(MINCORE, [start, 256 * MIB * PAGE, present]).expect("what is there");
-    let child = process::spawn(|| 0).expect("a fork");
-    assert_eq!(process::wait(child), 0);
+    process::in_copy(|| {});
     let moved = call(MREMAP, [start, bytes, bytes + PAGE, MREMAP_MAYMOVE]);
     let start = moved.unwrap_or(start);
     let pager = Pager::new(0, 0).expect("a pager");

@@ -604,7 +604,7 @@ fn forks_copy_what_is_private() {
     fill(own, 3, 1);
     fill(both, 1, 10);
     protect(own + 2 * PAGE, 1, PROT_READ);
-    let child = process::spawn(|| {
+    process::in_copy(|| {
         assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)]);
         assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)), "protections are copied too");
         fill(own, 2, 101);
@@ -613,9 +613,7 @@ fn forks_copy_what_is_private() {
         protect(own + 2 * PAGE, 1, RW);
         fill(own + 2 * PAGE, 2, 103);
         unmap(own + PAGE, 1);
-        0
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
     assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)], "the parent's");
     assert_eq!([0, 1].map(|page| probe::read(both + page * PAGE)), [Ok(110), Ok(111)], "the child's stores");
     // The pages are the parent's alone now, and as protected as they were.
@@ -640,14 +638,12 @@ fn areas_may_be_larger_than_tables_reach() {
         assert_eq!(put(address, value), Ok(()));
         protect(address, 1, PROT_NONE);
     }
-    let child = process::spawn(|| {
+    process::in_copy(|| {
         for (address, value) in ends.into_iter().zip(1..) {
             protect(address, 1, PROT_READ);
             assert_eq!(probe::read(address), Ok(value), "{address:#x}");
         }
-        0
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
     unmap(NOWHERE, BYTES / PAGE);
 }
 

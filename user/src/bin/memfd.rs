@@ -6,32 +6,33 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::abi::file::{
     F_ADD_SEALS, F_GET_SEALS, F_GETFD, F_GETFL, F_SEAL_EXEC, F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL,
     F_SEAL_SHRINK, F_SEAL_WRITE, F_SETFL, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FD_CLOEXEC, FIONREAD,
     MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_NOEXEC_SEAL, O_APPEND, O_DIRECT, O_LARGEFILE, O_RDONLY, O_RDWR,
-    S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET, Stat,
+    S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
 };
 use granule_user::abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE, RLimit};
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_POPULATE,
-    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MADV_REMOVE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
+    MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    CLOSE, DUP, FALLOCATE, FCNTL, FDATASYNC, FSTAT, FSYNC, FTRUNCATE, FUTEX, IOCTL, LSEEK, MEMFD_CREATE, MLOCK, MMAP,
-    MSYNC, OPENAT, PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
+    DUP, FALLOCATE, FCNTL, FDATASYNC, FSYNC, FTRUNCATE, FUTEX, IOCTL, MEMFD_CREATE, MLOCK, MMAP, MSYNC, OPENAT,
+    PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
 use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SIGBUS, SIGSEGV, SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::memory::{PAGE, madvise, map, mprotect};
+use granule_user::memory::{PAGE, madvise, mprotect};
+use granule_user::owned::{File, Pages};
 use granule_user::probe::{self, Fault};
 use granule_user::random::Random;
 use granule_user::signal::handle;
-use granule_user::thread::{Thread, all_at_once};
+use granule_user::thread::{all_at_once, beside};
+use granule_user::waiting::until;
 use granule_user::{Errno, Start, entry, own, process, time};
 
 entry!(run);
@@ -78,74 +79,26 @@ fn run(start: Start) -> u8 {
     status("memfd")
 }
 
-fn create(name: &CStr, flags: u32) -> Result<u64, Errno> {
-    call(MEMFD_CREATE, [name.as_ptr() as u64, flags.into()])
-}
-
 /// A file of `pages` pages, each of which begins with its number and 1.
-fn file(pages: u64) -> u64 {
-    let file = create(c"pages", MFD_ALLOW_SEALING).expect("a file");
+fn file(pages: u64) -> File {
+    let file = File::memory(c"pages", MFD_ALLOW_SEALING).expect("a file");
     for page in 0..pages {
-        equal("a page", write_at(file, &[page as u8 + 1], page * PAGE), Ok(1));
+        equal("a page", file.write_at(&[page as u8 + 1], page * PAGE), Ok(1));
     }
-    equal("all of it", resize(file, pages * PAGE), Ok(0));
+    equal("all of it", file.resize(pages * PAGE), Ok(0));
     file
 }
 
-fn close(file: u64) {
-    equal("closed", call(CLOSE, [file]), Ok(0));
+fn size(file: &File) -> i64 {
+    file.stat().st_size
 }
 
-fn resize(file: u64, size: u64) -> Result<u64, Errno> {
-    call(FTRUNCATE, [file, size])
+fn blocks(file: &File) -> i64 {
+    file.stat().st_blocks / 8
 }
 
-fn fallocate(file: u64, mode: u32, offset: u64, length: u64) -> Result<u64, Errno> {
-    call(FALLOCATE, [file, mode.into(), offset, length])
-}
-
-fn punch(file: u64, offset: u64, length: u64) -> Result<u64, Errno> {
-    fallocate(file, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
-}
-
-fn write_at(file: u64, bytes: &[u8], offset: u64) -> Result<u64, Errno> {
-    call(PWRITE64, [file, bytes.as_ptr() as u64, bytes.len() as u64, offset])
-}
-
-/// A byte, if there is one.
-fn byte(file: u64, offset: u64) -> Option<u8> {
-    let mut byte = [77];
-    (call(PREAD64, [file, byte.as_mut_ptr() as u64, 1, offset]).expect("a read") == 1).then_some(byte[0])
-}
-
-fn seek(file: u64, offset: i64, whence: u32) -> Result<u64, Errno> {
-    call(LSEEK, [file, offset as u64, whence.into()])
-}
-
-fn fcntl(file: u64, command: u32, argument: u32) -> Result<u64, Errno> {
-    call(FCNTL, [file, command.into(), argument.into()])
-}
-
-fn stat(file: u64) -> Stat {
-    let mut stat = Stat::default();
-    equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
-    stat
-}
-
-fn size(file: u64) -> i64 {
-    stat(file).st_size
-}
-
-fn blocks(file: u64) -> i64 {
-    stat(file).st_blocks / 8
-}
-
-fn mmap(file: u64, page: u64, pages: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
-    call(MMAP, [0, pages * PAGE, protection, flags, file, page * PAGE])
-}
-
-fn shared(file: u64, pages: u64) -> u64 {
-    mmap(file, 0, pages, RW, MAP_SHARED).expect("a mapping")
+fn shared(file: &File, pages: u64) -> Pages {
+    file.map(0, pages, RW, MAP_SHARED).expect("a mapping")
 }
 
 /// The fault of a load or a store behind the end of a file.
@@ -158,27 +111,27 @@ fn not_allowed(address: u64) -> Fault {
 }
 
 fn creation() {
-    let first = create(c"", 0).expect("a file without a name");
-    equal("flags of an open file", fcntl(first, F_GETFL, 0), Ok(u64::from(O_RDWR | O_LARGEFILE)));
-    equal("closed by an exec", fcntl(first, F_GETFD, 0), Ok(0));
-    equal("sealed against seals", fcntl(first, F_GET_SEALS, 0), Ok(F_SEAL_SEAL.into()));
-    let has = stat(first);
+    let first = File::memory(c"", 0).expect("a file without a name");
+    equal("flags of an open file", first.fcntl(F_GETFL, 0), Ok(u64::from(O_RDWR | O_LARGEFILE)));
+    equal("closed by an exec", first.fcntl(F_GETFD, 0), Ok(0));
+    equal("sealed against seals", first.fcntl(F_GET_SEALS, 0), Ok(F_SEAL_SEAL.into()));
+    let has = first.stat();
     equal("a file of 0 bytes", (has.st_mode, has.st_nlink, has.st_size, has.st_blocks), (S_IFREG | 0o777, 0, 0, 0));
     equal("in pages", (has.st_blksize, has.st_rdev, has.st_uid, has.st_gid), (4096, 0, 0, 0));
-    let other = create(c"x", MFD_CLOEXEC | MFD_ALLOW_SEALING).expect("a file");
-    equal("closed by an exec", fcntl(other, F_GETFD, 0), Ok(FD_CLOEXEC.into()));
-    equal("no seals", fcntl(other, F_GET_SEALS, 0), Ok(0));
-    holds("two files", stat(other).st_ino != has.st_ino && stat(other).st_dev == has.st_dev);
-    let inert = create(c"x", MFD_NOEXEC_SEAL).expect("a file");
+    let other = File::memory(c"x", MFD_CLOEXEC | MFD_ALLOW_SEALING).expect("a file");
+    equal("closed by an exec", other.fcntl(F_GETFD, 0), Ok(FD_CLOEXEC.into()));
+    equal("no seals", other.fcntl(F_GET_SEALS, 0), Ok(0));
+    holds("two files", other.stat().st_ino != has.st_ino && other.stat().st_dev == has.st_dev);
+    let inert = File::memory(c"x", MFD_NOEXEC_SEAL).expect("a file");
     equal(
         "not executable",
-        (stat(inert).st_mode, fcntl(inert, F_GET_SEALS, 0)),
+        (inert.stat().st_mode, inert.fcntl(F_GET_SEALS, 0)),
         (S_IFREG | 0o666, Ok(F_SEAL_EXEC.into())),
     );
-    let both = create(c"x", MFD_EXEC | MFD_ALLOW_SEALING).expect("a file");
-    equal("executable", (stat(both).st_mode, fcntl(both, F_GET_SEALS, 0)), (S_IFREG | 0o777, Ok(0)));
+    let both = File::memory(c"x", MFD_EXEC | MFD_ALLOW_SEALING).expect("a file");
+    equal("executable", (both.stat().st_mode, both.fcntl(F_GET_SEALS, 0)), (S_IFREG | 0o777, Ok(0)));
     for flags in [32, 1 << 31, 1 << 26, MFD_EXEC | MFD_NOEXEC_SEAL] {
-        equal(("flags", flags), create(c"x", flags), Err(Errno::EINVAL));
+        equal(("flags", flags), File::memory(c"x", flags), Err(Errno::EINVAL));
     }
     equal("no name", call(MEMFD_CREATE, [NOWHERE, 0]), Err(Errno::EFAULT));
     equal("wrong flags first", call(MEMFD_CREATE, [NOWHERE, 32]), Err(Errno::EINVAL));
@@ -187,12 +140,11 @@ fn creation() {
     name[..250].copy_from_slice(&long[..250]);
     equal("250 bytes", call(MEMFD_CREATE, [name.as_ptr() as u64, 0]), Err(Errno::EINVAL));
     name[249] = 0;
-    let named = call(MEMFD_CREATE, [name.as_ptr() as u64, 0]).expect("249 bytes");
-    [first, other, inert, both, named].into_iter().for_each(close);
+    let _named = File(call(MEMFD_CREATE, [name.as_ptr() as u64, 0]).expect("249 bytes"));
     apart(|| {
         let limit = RLimit { soft: 3, hard: 3 };
         equal("three files", call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]), Ok(0));
-        equal("no room", create(c"x", 0), Err(Errno::EMFILE));
+        equal("no room", File::memory(c"x", 0), Err(Errno::EMFILE));
         equal("a bad name first", call(MEMFD_CREATE, [NOWHERE, 0]), Err(Errno::EFAULT));
     });
 }
@@ -203,84 +155,81 @@ fn pattern(at: usize) -> u8 {
 }
 
 fn contents() {
-    let file = create(c"x", 0).expect("a file");
+    let file = File::memory(c"x", 0).expect("a file");
     let mut bytes = [0; 10_000];
     bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = pattern(at));
-    equal("written", call(WRITE, [file, bytes.as_ptr() as u64, 10_000]), Ok(10_000));
-    equal("its size", (size(file), blocks(file)), (10_000, 3));
-    equal("the position", seek(file, 0, SEEK_CUR), Ok(10_000));
+    equal("written", call(WRITE, [*file, bytes.as_ptr() as u64, 10_000]), Ok(10_000));
+    equal("its size", (size(&file), blocks(&file)), (10_000, 3));
+    equal("the position", file.seek(0, SEEK_CUR), Ok(10_000));
     let mut read = [0; 10_000];
-    equal("at the end", call(READ, [file, read.as_mut_ptr() as u64, 10_000]), Ok(0));
+    equal("at the end", call(READ, [*file, read.as_mut_ptr() as u64, 10_000]), Ok(0));
     for (offset, count) in [(0, 10_000), (1, 4095), (4095, 2), (4096, 4096), (9_999, 1), (5000, 5000)] {
         read.fill(0xee);
         let wanted = 10_000.min(count) as u64;
-        equal("read", call(PREAD64, [file, read.as_mut_ptr() as u64, wanted, offset]), Ok(wanted));
+        equal("read", call(PREAD64, [*file, read.as_mut_ptr() as u64, wanted, offset]), Ok(wanted));
         holds(
             ("the same bytes", offset),
             read[..count].iter().zip(offset as usize..).all(|(byte, at)| *byte == pattern(at)),
         );
         holds("and no more", read[count..].iter().all(|byte| *byte == 0xee));
     }
-    equal("over the end", call(PREAD64, [file, read.as_mut_ptr() as u64, 100, 9_950]), Ok(50));
-    equal("far behind", call(PREAD64, [file, read.as_mut_ptr() as u64, 100, 1 << 40]), Ok(0));
-    equal("nothing", write_at(file, &[], 1 << 40), Ok(0));
-    equal("no size by that", size(file), 10_000);
-    equal("from nowhere", call(PWRITE64, [file, NOWHERE, 10, 0]), Err(Errno::EFAULT));
-    equal("to nowhere", call(PREAD64, [file, NOWHERE, 10, 0]), Err(Errno::EFAULT));
-    equal("before it", call(PWRITE64, [file, bytes.as_ptr() as u64, 1, u64::MAX]), Err(Errno::EINVAL));
+    equal("over the end", call(PREAD64, [*file, read.as_mut_ptr() as u64, 100, 9_950]), Ok(50));
+    equal("far behind", call(PREAD64, [*file, read.as_mut_ptr() as u64, 100, 1 << 40]), Ok(0));
+    equal("nothing", file.write_at(&[], 1 << 40), Ok(0));
+    equal("no size by that", size(&file), 10_000);
+    equal("from nowhere", call(PWRITE64, [*file, NOWHERE, 10, 0]), Err(Errno::EFAULT));
+    equal("to nowhere", call(PREAD64, [*file, NOWHERE, 10, 0]), Err(Errno::EFAULT));
+    equal("before it", call(PWRITE64, [*file, bytes.as_ptr() as u64, 1, u64::MAX]), Err(Errno::EINVAL));
     // A page that can be read, and one that cannot.
-    let at = map(2 * PAGE, RW).expect("memory");
-    unmap(at + PAGE, 1);
-    equal("up to the page", call(PWRITE64, [file, at + PAGE - 100, 200, 0]), Ok(100));
-    equal("up to the page", call(PREAD64, [file, at + PAGE - 100, 200, 0]), Ok(100));
-    equal("what was written", (byte(file, 99), byte(file, 100)), (Some(0), Some(pattern(100))));
-    unmap(at, 1);
+    let at = Pages::map(2, RW, MAP_PRIVATE).expect("memory");
+    unmap(*at + PAGE, 1);
+    equal("up to the page", call(PWRITE64, [*file, *at + PAGE - 100, 200, 0]), Ok(100));
+    equal("up to the page", call(PREAD64, [*file, *at + PAGE - 100, 200, 0]), Ok(100));
+    equal("what was written", (file.byte(99), file.byte(100)), (Some(0), Some(pattern(100))));
     for number in [FSYNC, FDATASYNC] {
-        equal("nothing to wait for", call(number, [file]), Ok(0));
+        equal("nothing to wait for", call(number, [*file]), Ok(0));
         equal("no file", call(number, [99]), Err(Errno::EBADF));
         equal("the console", call(number, [0]), Err(Errno::EINVAL));
     }
     // The file from its own mapping.
-    let here = shared(file, 3);
-    equal("from itself", call(PWRITE64, [file, here + 5000, 1000, 0]), Ok(1000));
-    equal("the same bytes", byte(file, 0), Some(pattern(5000)));
-    equal("to itself", call(PREAD64, [file, here + 100, 1000, 5000]), Ok(1000));
-    equal("the same bytes", probe::read(here + 100), Ok(pattern(5000)));
-    unmap(here, 3);
-    close(file);
+    let here = shared(&file, 3);
+    equal("from itself", call(PWRITE64, [*file, *here + 5000, 1000, 0]), Ok(1000));
+    equal("the same bytes", file.byte(0), Some(pattern(5000)));
+    equal("to itself", call(PREAD64, [*file, *here + 100, 1000, 5000]), Ok(1000));
+    equal("the same bytes", here.read(100), Ok(pattern(5000)));
 }
 
 fn positions() {
     let file = file(8);
-    equal("set", seek(file, 100, SEEK_SET), Ok(100));
-    equal("written there", call(WRITE, [file, b"ab".as_ptr() as u64, 2]), Ok(2));
-    equal("and on", seek(file, 0, SEEK_CUR), Ok(102));
-    let twin = call(DUP, [file]).expect("a descriptor");
-    equal("the same position", seek(twin, 1, SEEK_CUR), Ok(103));
-    close(twin);
-    equal("the end", seek(file, 10, SEEK_END), Ok(8 * PAGE + 10));
-    equal("behind it", call(WRITE, [file, b"c".as_ptr() as u64, 1]), Ok(1));
+    equal("set", file.seek(100, SEEK_SET), Ok(100));
+    equal("written there", call(WRITE, [*file, b"ab".as_ptr() as u64, 2]), Ok(2));
+    equal("and on", file.seek(0, SEEK_CUR), Ok(102));
+    let twin = File(call(DUP, [*file]).expect("a descriptor"));
+    equal("the same position", twin.seek(1, SEEK_CUR), Ok(103));
+    drop(twin);
+    equal("the end", file.seek(10, SEEK_END), Ok(8 * PAGE + 10));
+    equal("behind it", call(WRITE, [*file, b"c".as_ptr() as u64, 1]), Ok(1));
     equal(
         "a hole between",
-        (size(file), byte(file, 8 * PAGE), byte(file, 8 * PAGE + 10)),
+        (size(&file), file.byte(8 * PAGE), file.byte(8 * PAGE + 10)),
         (8 * 4096 + 11, Some(0), Some(b'c')),
     );
     let mut left = -1_i32;
-    equal("set", seek(file, 8 * PAGE as i64, SEEK_SET), Ok(8 * PAGE));
-    equal("how many", call(IOCTL, [file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
+    equal("set", file.seek(8 * PAGE as i64, SEEK_SET), Ok(8 * PAGE));
+    equal("how many", call(IOCTL, [*file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
     equal("so many", left, 11);
-    equal("behind the end", seek(file, 9 * PAGE as i64, SEEK_SET), Ok(9 * PAGE));
-    equal("how many", call(IOCTL, [file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
+    equal("behind the end", file.seek(9 * PAGE as i64, SEEK_SET), Ok(9 * PAGE));
+    equal("how many", call(IOCTL, [*file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
     equal("fewer than none", left, 11 - 4096);
-    equal("set", seek(file, 8 * PAGE as i64, SEEK_SET), Ok(8 * PAGE));
-    equal("a failed write", call(WRITE, [file, NOWHERE, 4]), Err(Errno::EFAULT));
-    equal("moves nothing", seek(file, 0, SEEK_CUR), Ok(8 * PAGE));
-    equal("largest", seek(file, i64::MAX, SEEK_SET), Ok(i64::MAX as u64));
-    equal("past the cache", fcntl(file, F_SETFL, O_DIRECT), Err(Errno::EINVAL));
-    equal("no such position", call(WRITE, [file, b"c".as_ptr() as u64, 1]), Err(Errno::EINVAL));
-    equal("before it", seek(file, -1, SEEK_SET), Err(Errno::EINVAL));
+    equal("set", file.seek(8 * PAGE as i64, SEEK_SET), Ok(8 * PAGE));
+    equal("a failed write", call(WRITE, [*file, NOWHERE, 4]), Err(Errno::EFAULT));
+    equal("moves nothing", file.seek(0, SEEK_CUR), Ok(8 * PAGE));
+    equal("largest", file.seek(i64::MAX, SEEK_SET), Ok(i64::MAX as u64));
+    equal("past the cache", file.fcntl(F_SETFL, O_DIRECT), Err(Errno::EINVAL));
+    equal("no such position", call(WRITE, [*file, b"c".as_ptr() as u64, 1]), Err(Errno::EINVAL));
+    equal("before it", file.seek(-1, SEEK_SET), Err(Errno::EINVAL));
     // Data and holes: pages 0 to 8 have frames.
-    equal("punched", punch(file, 2 * PAGE, 3 * PAGE), Ok(0));
+    equal("punched", file.punch(2 * PAGE, 3 * PAGE), Ok(0));
     for (from, data, hole) in [
         (0, Ok(0), Ok(2)),
         (1, Ok(1), Ok(2)),
@@ -290,93 +239,84 @@ fn positions() {
         (9, Err(Errno::ENXIO), Err(Errno::ENXIO)),
     ] {
         let pages = |at: Result<u64, Errno>| at.map(|at| at.div_ceil(PAGE));
-        equal(("data from", from), pages(seek(file, from * 4096, SEEK_DATA)), data);
-        equal(("a hole from", from), pages(seek(file, from * 4096, SEEK_HOLE)), hole);
+        equal(("data from", from), pages(file.seek(from * 4096, SEEK_DATA)), data);
+        equal(("a hole from", from), pages(file.seek(from * 4096, SEEK_HOLE)), hole);
     }
-    equal("inside a page", seek(file, 5 * 4096 + 7, SEEK_DATA), Ok(5 * PAGE + 7));
-    equal("the hole at the end", seek(file, 5 * 4096 + 7, SEEK_HOLE), Ok(8 * PAGE + 11));
-    equal("far", resize(file, 1 << 40), Ok(0));
-    equal("data far away", seek(file, 10 * 4096, SEEK_DATA), Err(Errno::ENXIO));
-    equal("a page there", write_at(file, &[1], 1 << 38), Ok(1));
-    equal("data far away", seek(file, 10 * 4096, SEEK_DATA), Ok(1 << 38));
-    equal("a hole before it", seek(file, 10 * 4096, SEEK_HOLE), Ok(10 * PAGE));
-    close(file);
+    equal("inside a page", file.seek(5 * 4096 + 7, SEEK_DATA), Ok(5 * PAGE + 7));
+    equal("the hole at the end", file.seek(5 * 4096 + 7, SEEK_HOLE), Ok(8 * PAGE + 11));
+    equal("far", file.resize(1 << 40), Ok(0));
+    equal("data far away", file.seek(10 * 4096, SEEK_DATA), Err(Errno::ENXIO));
+    equal("a page there", file.write_at(&[1], 1 << 38), Ok(1));
+    equal("data far away", file.seek(10 * 4096, SEEK_DATA), Ok(1 << 38));
+    equal("a hole before it", file.seek(10 * 4096, SEEK_HOLE), Ok(10 * PAGE));
 }
 
 fn appended() {
     let file = file(1);
-    equal("from now on", fcntl(file, F_SETFL, O_APPEND), Ok(0));
-    equal("at the end", call(WRITE, [file, b"ab".as_ptr() as u64, 2]), Ok(2));
-    equal("the position", seek(file, 0, SEEK_CUR), Ok(PAGE + 2));
-    equal("wherever it says", write_at(file, b"cd", 0), Ok(2));
-    equal("at the end", (byte(file, 0), byte(file, PAGE + 2), size(file)), (Some(1), Some(b'c'), 4100));
-    close(file);
+    equal("from now on", file.fcntl(F_SETFL, O_APPEND), Ok(0));
+    equal("at the end", call(WRITE, [*file, b"ab".as_ptr() as u64, 2]), Ok(2));
+    equal("the position", file.seek(0, SEEK_CUR), Ok(PAGE + 2));
+    equal("wherever it says", file.write_at(b"cd", 0), Ok(2));
+    equal("at the end", (file.byte(0), file.byte(PAGE + 2), size(&file)), (Some(1), Some(b'c'), 4100));
 }
 
 fn lists() {
     let file = file(1);
     let pieces = [b"one".as_slice(), b"", b"three"];
     let list = pieces.map(|piece| IoVec { base: piece.as_ptr() as u64, length: piece.len() as u64 });
-    equal("three pieces", call(WRITEV, [file, list.as_ptr() as u64, 3]), Ok(8));
-    equal("in turn", [0, 3, 7].map(|at| byte(file, at)), [Some(b'o'), Some(b't'), Some(b'e')]);
+    equal("three pieces", call(WRITEV, [*file, list.as_ptr() as u64, 3]), Ok(8));
+    equal("in turn", [0, 3, 7].map(|at| file.byte(at)), [Some(b'o'), Some(b't'), Some(b'e')]);
     let list = [list[0], IoVec { base: NOWHERE, length: 4 }, list[2]];
-    equal("up to one that cannot be read", call(WRITEV, [file, list.as_ptr() as u64, 3]), Ok(3));
-    equal("and no further", seek(file, 0, SEEK_CUR), Ok(11));
-    close(file);
+    equal("up to one that cannot be read", call(WRITEV, [*file, list.as_ptr() as u64, 3]), Ok(3));
+    equal("and no further", file.seek(0, SEEK_CUR), Ok(11));
 }
 
 fn sizes() {
     let file = file(4);
-    equal("shorter", resize(file, PAGE + 10), Ok(0));
-    equal("two pages", (size(file), blocks(file)), (4096 + 10, 2));
-    equal("nothing behind", byte(file, PAGE + 10), None);
-    equal("longer", resize(file, 6 * PAGE), Ok(0));
-    equal(
-        "zeros",
-        [PAGE, PAGE + 10, 2 * PAGE, 5 * PAGE].map(|at| byte(file, at)),
-        [Some(2), Some(0), Some(0), Some(0)],
-    );
-    equal("a hole has no pages", blocks(file), 2);
+    equal("shorter", file.resize(PAGE + 10), Ok(0));
+    equal("two pages", (size(&file), blocks(&file)), (4096 + 10, 2));
+    equal("nothing behind", file.byte(PAGE + 10), None);
+    equal("longer", file.resize(6 * PAGE), Ok(0));
+    equal("zeros", [PAGE, PAGE + 10, 2 * PAGE, 5 * PAGE].map(|at| file.byte(at)), [Some(2), Some(0), Some(0), Some(0)]);
+    equal("a hole has no pages", blocks(&file), 2);
     // Bytes behind the new end in its page are gone for good.
-    equal("bytes", write_at(file, &[9; 100], PAGE), Ok(100));
-    equal("cut", resize(file, PAGE + 50), Ok(0));
-    equal("longer", resize(file, 2 * PAGE), Ok(0));
-    equal("cut off", (byte(file, PAGE + 49), byte(file, PAGE + 50)), (Some(9), Some(0)));
-    equal("empty", resize(file, 0), Ok(0));
-    equal("no pages", (size(file), blocks(file)), (0, 0));
-    equal("negative", call(FTRUNCATE, [file, u64::MAX]), Err(Errno::EINVAL));
+    equal("bytes", file.write_at(&[9; 100], PAGE), Ok(100));
+    equal("cut", file.resize(PAGE + 50), Ok(0));
+    equal("longer", file.resize(2 * PAGE), Ok(0));
+    equal("cut off", (file.byte(PAGE + 49), file.byte(PAGE + 50)), (Some(9), Some(0)));
+    equal("empty", file.resize(0), Ok(0));
+    equal("no pages", (size(&file), blocks(&file)), (0, 0));
+    equal("negative", call(FTRUNCATE, [*file, u64::MAX]), Err(Errno::EINVAL));
     equal("no file", call(FTRUNCATE, [99, 0]), Err(Errno::EBADF));
     equal("negative first", call(FTRUNCATE, [99, u64::MAX]), Err(Errno::EINVAL));
     equal("the console", call(FTRUNCATE, [0, 0]), Err(Errno::EINVAL));
-    close(file);
 }
 
 fn holes() {
     let file = file(8);
-    equal("bytes", write_at(file, &[9; 3 * 4096], PAGE), Ok(3 * PAGE));
-    equal("punched", punch(file, PAGE + 100, 2 * PAGE), Ok(0));
+    equal("bytes", file.write_at(&[9; 3 * 4096], PAGE), Ok(3 * PAGE));
+    equal("punched", file.punch(PAGE + 100, 2 * PAGE), Ok(0));
     let at = [PAGE + 99, PAGE + 100, 2 * PAGE, 3 * PAGE + 99, 3 * PAGE + 100];
-    equal("the bytes in it", at.map(|at| byte(file, at)), [9, 0, 0, 0, 9].map(Some));
-    equal("one page less", (size(file), blocks(file)), (8 * 4096, 7));
-    equal("inside a page", punch(file, 5 * PAGE, 1), Ok(0));
-    equal("no page less", (byte(file, 5 * PAGE), blocks(file)), (Some(0), 7));
-    equal("over the end", punch(file, 7 * PAGE, 1 << 40), Ok(0));
-    equal("the size stays", (size(file), blocks(file)), (8 * 4096, 6));
-    equal("behind the end", punch(file, 1 << 40, PAGE), Ok(0));
-    equal("all", punch(file, 0, i64::MAX as u64), Ok(0));
-    equal("nothing left", (size(file), blocks(file)), (8 * 4096, 0));
-    close(file);
+    equal("the bytes in it", at.map(|at| file.byte(at)), [9, 0, 0, 0, 9].map(Some));
+    equal("one page less", (size(&file), blocks(&file)), (8 * 4096, 7));
+    equal("inside a page", file.punch(5 * PAGE, 1), Ok(0));
+    equal("no page less", (file.byte(5 * PAGE), blocks(&file)), (Some(0), 7));
+    equal("over the end", file.punch(7 * PAGE, 1 << 40), Ok(0));
+    equal("the size stays", (size(&file), blocks(&file)), (8 * 4096, 6));
+    equal("behind the end", file.punch(1 << 40, PAGE), Ok(0));
+    equal("all", file.punch(0, i64::MAX as u64), Ok(0));
+    equal("nothing left", (size(&file), blocks(&file)), (8 * 4096, 0));
 }
 
 fn allocation() {
     let file = file(2);
-    equal("more", fallocate(file, 0, PAGE, 3 * PAGE + 1), Ok(0));
-    equal("five pages", (size(file), blocks(file)), (4 * 4096 + 1, 5));
-    equal("what was there", (byte(file, PAGE), byte(file, 2 * PAGE)), (Some(2), Some(0)));
-    equal("behind the end", fallocate(file, FALLOC_FL_KEEP_SIZE, 10 * PAGE, 2 * PAGE), Ok(0));
-    equal("pages, and no size", (size(file), blocks(file)), (4 * 4096 + 1, 7));
-    equal("the same size", resize(file, 4 * PAGE + 1), Ok(0));
-    equal("takes them away", blocks(file), 5);
+    equal("more", file.allocate(0, PAGE, 3 * PAGE + 1), Ok(0));
+    equal("five pages", (size(&file), blocks(&file)), (4 * 4096 + 1, 5));
+    equal("what was there", (file.byte(PAGE), file.byte(2 * PAGE)), (Some(2), Some(0)));
+    equal("behind the end", file.allocate(FALLOC_FL_KEEP_SIZE, 10 * PAGE, 2 * PAGE), Ok(0));
+    equal("pages, and no size", (size(&file), blocks(&file)), (4 * 4096 + 1, 7));
+    equal("the same size", file.resize(4 * PAGE + 1), Ok(0));
+    equal("takes them away", blocks(&file), 5);
     let cases = [
         (0, u64::MAX, 1, Errno::EINVAL),
         (0, 0, 0, Errno::EINVAL),
@@ -398,317 +338,283 @@ fn allocation() {
         (4, 0, 0, Errno::EINVAL),
     ];
     for (mode, offset, length, error) in cases {
-        equal(("fallocate", mode, offset, length), fallocate(file, mode, offset, length), Err(error));
+        equal(("fallocate", mode, offset, length), file.allocate(mode, offset, length), Err(error));
     }
-    equal("no file", fallocate(99, 0, 0, 1), Err(Errno::EBADF));
-    equal("no file first", fallocate(99, 4, 0, 0), Err(Errno::EBADF));
-    equal("the console", fallocate(0, 0, 0, 1), Err(Errno::ENODEV));
-    equal("the console, and a mode", fallocate(0, 4, 0, 1), Err(Errno::ENOTSUP));
-    close(file);
+    equal("no file", call(FALLOCATE, [99, 0, 0, 1]), Err(Errno::EBADF));
+    equal("no file first", call(FALLOCATE, [99, 4, 0, 0]), Err(Errno::EBADF));
+    equal("the console", call(FALLOCATE, [0, 0, 0, 1]), Err(Errno::ENODEV));
+    equal("the console, and a mode", call(FALLOCATE, [0, 4, 0, 1]), Err(Errno::ENOTSUP));
 }
 
 /// Pages that were allocated are holes, and not in memory for `mincore`, until something uses them.
 fn allocated_and_not_used() {
-    let file = create(c"allocated", 0).expect("a file");
-    equal("a size", resize(file, 12 * PAGE), Ok(0));
-    let at = shared(file, 12);
+    let file = File::memory(c"allocated", 0).expect("a file");
+    equal("a size", file.resize(12 * PAGE), Ok(0));
+    let at = shared(&file, 12);
     let next = |from: u64| {
         let page = |at: Result<u64, Errno>| at.map(|at| at / PAGE);
-        (page(seek(file, (from * PAGE) as i64, SEEK_DATA)), page(seek(file, (from * PAGE) as i64, SEEK_HOLE)))
+        (page(file.seek((from * PAGE) as i64, SEEK_DATA)), page(file.seek((from * PAGE) as i64, SEEK_HOLE)))
     };
-    equal("allocated", fallocate(file, 0, PAGE, 3 * PAGE), Ok(0));
-    equal("allocated, the size kept", fallocate(file, FALLOC_FL_KEEP_SIZE, 5 * PAGE, 2 * PAGE), Ok(0));
-    equal("frames", blocks(file), 5);
-    equal("not used", (present(at, 12), next(0)), (0, (Err(Errno::ENXIO), Ok(0))));
-    equal("loaded", probe::read(at + 2 * PAGE), Ok(0));
-    equal("used", (present(at, 12), next(0), next(2)), (1 << 2, (Ok(2), Ok(0)), (Ok(2), Ok(3))));
-    equal("stored", put(at + 3 * PAGE, 1), Ok(()));
-    equal("used", (present(at, 12), next(2)), (3 << 2, (Ok(2), Ok(4))));
-    equal("a byte written", write_at(file, &[1], 5 * PAGE + 9), Ok(1));
-    equal("used", (present(at, 12), next(4)), (3 << 2 | 1 << 5, (Ok(5), Ok(4))));
-    equal("read", byte(file, 6 * PAGE), Some(0));
-    equal("not used", present(at, 12), 3 << 2 | 1 << 5);
-    equal("a hole in a part", punch(file, 6 * PAGE + 100, 100), Ok(0));
-    equal("not used", present(at, 12), 3 << 2 | 1 << 5);
-    equal("allocated again", fallocate(file, 0, PAGE, PAGE), Ok(0));
-    equal("used", (present(at, 12), blocks(file)), (7 << 1 | 1 << 5, 5));
-    equal("a hole", punch(file, 0, 12 * PAGE), Ok(0));
-    equal("nothing", (present(at, 12), blocks(file)), (0, 0));
-    equal("allocated", fallocate(file, 0, 0, 12 * PAGE), Ok(0));
+    equal("allocated", file.allocate(0, PAGE, 3 * PAGE), Ok(0));
+    equal("allocated, the size kept", file.allocate(FALLOC_FL_KEEP_SIZE, 5 * PAGE, 2 * PAGE), Ok(0));
+    equal("frames", blocks(&file), 5);
+    equal("not used", (present(*at, 12), next(0)), (0, (Err(Errno::ENXIO), Ok(0))));
+    equal("loaded", at.read(2 * PAGE), Ok(0));
+    equal("used", (present(*at, 12), next(0), next(2)), (1 << 2, (Ok(2), Ok(0)), (Ok(2), Ok(3))));
+    equal("stored", at.put(3 * PAGE, 1), Ok(()));
+    equal("used", (present(*at, 12), next(2)), (3 << 2, (Ok(2), Ok(4))));
+    equal("a byte written", file.write_at(&[1], 5 * PAGE + 9), Ok(1));
+    equal("used", (present(*at, 12), next(4)), (3 << 2 | 1 << 5, (Ok(5), Ok(4))));
+    equal("read", file.byte(6 * PAGE), Some(0));
+    equal("not used", present(*at, 12), 3 << 2 | 1 << 5);
+    equal("a hole in a part", file.punch(6 * PAGE + 100, 100), Ok(0));
+    equal("not used", present(*at, 12), 3 << 2 | 1 << 5);
+    equal("allocated again", file.allocate(0, PAGE, PAGE), Ok(0));
+    equal("used", (present(*at, 12), blocks(&file)), (7 << 1 | 1 << 5, 5));
+    equal("a hole", file.punch(0, 12 * PAGE), Ok(0));
+    equal("nothing", (present(*at, 12), blocks(&file)), (0, 0));
+    equal("allocated", file.allocate(0, 0, 12 * PAGE), Ok(0));
     apart(|| {
-        equal("loaded by a child", probe::read(at), Ok(0));
-        equal("stored by a child", put(at + PAGE, 1), Ok(()));
+        equal("loaded by a child", at.read(0), Ok(0));
+        equal("stored by a child", at.put(PAGE, 1), Ok(()));
     });
-    let private = mmap(file, 0, 12, RW, MAP_PRIVATE).expect("memory");
-    equal("a copy", put(private + 3 * PAGE, 1), Ok(()));
-    equal("used", (present(at, 12), blocks(file)), (0b1011, 12));
-    equal("as zeros", (byte(file, 3 * PAGE), byte(file, PAGE), byte(file, 7 * PAGE)), (Some(0), Some(1), Some(0)));
-    equal("locked", call(MLOCK, [at + 4 * PAGE, 2 * PAGE]), Ok(0));
-    equal("used", present(at, 12), 0b11_1011);
-    equal("shorter", resize(file, 5 * PAGE), Ok(0));
-    equal("used", (blocks(file), next(2)), (5, (Ok(3), Ok(2))));
-    close(file);
+    let private = file.map(0, 12, RW, MAP_PRIVATE).expect("memory");
+    equal("a copy", private.put(3 * PAGE, 1), Ok(()));
+    equal("used", (present(*at, 12), blocks(&file)), (0b1011, 12));
+    equal("as zeros", (file.byte(3 * PAGE), file.byte(PAGE), file.byte(7 * PAGE)), (Some(0), Some(1), Some(0)));
+    equal("locked", call(MLOCK, [*at + 4 * PAGE, 2 * PAGE]), Ok(0));
+    equal("used", present(*at, 12), 0b11_1011);
+    equal("shorter", file.resize(5 * PAGE), Ok(0));
+    equal("used", (blocks(&file), next(2)), (5, (Ok(3), Ok(2))));
 }
 
 fn mapped() {
     let file = file(4);
-    let (here, there) = (shared(file, 4), shared(file, 4));
-    equal("present", present(here, 4), 15);
-    equal("the file", probe::read(here + PAGE), Ok(2));
-    equal("stored", put(here + PAGE + 5, 50), Ok(()));
-    equal("seen by the file", byte(file, PAGE + 5), Some(50));
-    equal("seen by the other", probe::read(there + PAGE + 5), Ok(50));
-    equal("written", write_at(file, &[60], 2 * PAGE), Ok(1));
-    equal("seen by both", (probe::read(here + 2 * PAGE), probe::read(there + 2 * PAGE)), (Ok(60), Ok(60)));
+    let (here, there) = (shared(&file, 4), shared(&file, 4));
+    equal("present", present(*here, 4), 15);
+    equal("the file", here.read(PAGE), Ok(2));
+    equal("stored", here.put(PAGE + 5, 50), Ok(()));
+    equal("seen by the file", file.byte(PAGE + 5), Some(50));
+    equal("seen by the other", there.read(PAGE + 5), Ok(50));
+    equal("written", file.write_at(&[60], 2 * PAGE), Ok(1));
+    equal("seen by both", (here.read(2 * PAGE), there.read(2 * PAGE)), (Ok(60), Ok(60)));
     // From page 2 on.
-    let part = mmap(file, 2, 2, PROT_READ, MAP_SHARED).expect("a part");
-    equal("the third page", probe::read(part), Ok(60));
-    equal("read only", put(part, 1), Err(not_allowed(part)));
+    let part = file.map(2, 2, PROT_READ, MAP_SHARED).expect("a part");
+    equal("the third page", part.read(0), Ok(60));
+    equal("read only", part.put(0, 1), Err(not_allowed(*part)));
     // SAFETY: a mapping of this function.
-    equal("may be written", unsafe { mprotect(part, PAGE, RW) }, Ok(()));
-    equal("written", put(part, 61), Ok(()));
-    equal("seen by the file", byte(file, 2 * PAGE), Some(61));
-    close(file);
-    equal("the file is there while it is mapped", probe::read(here + PAGE + 5), Ok(50));
+    equal("may be written", unsafe { mprotect(*part, PAGE, RW) }, Ok(()));
+    equal("written", part.put(0, 61), Ok(()));
+    equal("seen by the file", file.byte(2 * PAGE), Some(61));
+    drop(file);
+    equal("the file is there while it is mapped", here.read(PAGE + 5), Ok(50));
     // SAFETY: mappings of this function.
-    equal("discarded", unsafe { madvise(here, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
-    equal("and there", (present(here, 4), probe::read(here + PAGE + 5)), (15, Ok(50)));
+    equal("discarded", unsafe { madvise(*here, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
+    equal("and there", (present(*here, 4), here.read(PAGE + 5)), (15, Ok(50)));
     let msync = |at: u64, bytes: u64, flags: u64| call(MSYNC, [at, bytes, flags]);
     for (at, bytes, flags, answer) in [
-        (here, 4 * PAGE, 4, Ok(0)),
-        (here, 1, 1 | 2, Ok(0)),
-        (here, 4 * PAGE, 0, Ok(0)),
-        (here, 0, 4, Ok(0)),
+        (*here, 4 * PAGE, 4, Ok(0)),
+        (*here, 1, 1 | 2, Ok(0)),
+        (*here, 4 * PAGE, 0, Ok(0)),
+        (*here, 0, 4, Ok(0)),
         (NOWHERE, 0, 4, Ok(0)),
         (NOWHERE, 1, 4, Err(Errno::ENOMEM)),
-        (here, 4 * PAGE, 5, Err(Errno::EINVAL)),
-        (here, 4 * PAGE, 8, Err(Errno::EINVAL)),
-        (here + 1, 1, 4, Err(Errno::EINVAL)),
-        (here, u64::MAX, 4, Ok(0)),
-        (here, u64::MAX - 8191, 4, Err(Errno::ENOMEM)),
+        (*here, 4 * PAGE, 5, Err(Errno::EINVAL)),
+        (*here, 4 * PAGE, 8, Err(Errno::EINVAL)),
+        (*here + 1, 1, 4, Err(Errno::EINVAL)),
+        (*here, u64::MAX, 4, Ok(0)),
+        (*here, u64::MAX - 8191, 4, Err(Errno::ENOMEM)),
     ] {
         equal(("msync", bytes, flags), msync(at, bytes, flags), answer);
     }
-    unmap(here, 4);
-    unmap(there, 4);
-    unmap(part, 2);
-    let file = create(c"x", 0).expect("a file");
-    equal("all holes", resize(file, 8 * PAGE), Ok(0));
-    let here = mmap(file, 0, 8, RW, MAP_SHARED | MAP_POPULATE).expect("a mapping");
-    equal("populated", (present(here, 8), blocks(file)), (255, 8));
-    equal("zeros", probe::read(here + 7 * PAGE), Ok(0));
-    unmap(here, 8);
-    equal("unmapped, and kept", blocks(file), 8);
-    let here = mmap(file, 8, 4, RW, MAP_SHARED).expect("a mapping behind the end");
-    equal("behind the end", (present(here, 4), probe::read(here)), (0, Err(bus(here))));
-    unmap(here, 4);
-    close(file);
+    let file = File::memory(c"x", 0).expect("a file");
+    equal("all holes", file.resize(8 * PAGE), Ok(0));
+    let here = file.map(0, 8, RW, MAP_SHARED | MAP_POPULATE).expect("a mapping");
+    equal("populated", (present(*here, 8), blocks(&file)), (255, 8));
+    equal("zeros", here.read(7 * PAGE), Ok(0));
+    drop(here);
+    equal("unmapped, and kept", blocks(&file), 8);
+    let here = file.map(8, 4, RW, MAP_SHARED).expect("a mapping behind the end");
+    equal("behind the end", (present(*here, 4), here.read(0)), (0, Err(bus(*here))));
 }
 
 fn private() {
     let file = file(4);
-    let own = mmap(file, 0, 4, RW, MAP_PRIVATE).expect("a mapping");
-    equal("the file", probe::read(own + PAGE), Ok(2));
-    equal("written", write_at(file, &[70], PAGE), Ok(1));
-    equal("seen before a store", probe::read(own + PAGE), Ok(70));
-    equal("stored", put(own + PAGE, 80), Ok(()));
-    equal("not in the file", byte(file, PAGE), Some(70));
-    equal("written", write_at(file, &[71], PAGE), Ok(1));
-    equal("not seen any more", probe::read(own + PAGE), Ok(80));
-    equal("a store first", put(own + 2 * PAGE + 1, 81), Ok(()));
-    equal("the rest of the page", (probe::read(own + 2 * PAGE), byte(file, 2 * PAGE + 1)), (Ok(3), Some(0)));
+    let own = file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping");
+    equal("the file", own.read(PAGE), Ok(2));
+    equal("written", file.write_at(&[70], PAGE), Ok(1));
+    equal("seen before a store", own.read(PAGE), Ok(70));
+    equal("stored", own.put(PAGE, 80), Ok(()));
+    equal("not in the file", file.byte(PAGE), Some(70));
+    equal("written", file.write_at(&[71], PAGE), Ok(1));
+    equal("not seen any more", own.read(PAGE), Ok(80));
+    equal("a store first", own.put(2 * PAGE + 1, 81), Ok(()));
+    equal("the rest of the page", (own.read(2 * PAGE), file.byte(2 * PAGE + 1)), (Ok(3), Some(0)));
     // SAFETY: a mapping of this function.
-    equal("discarded", unsafe { madvise(own, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
-    equal("the file again", (probe::read(own + PAGE), probe::read(own + 2 * PAGE + 1)), (Ok(71), Ok(0)));
-    unmap(own, 4);
-    let all = mmap(file, 0, 4, RW, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
-    equal("populated", present(all, 4), 15);
-    equal("written", write_at(file, &[99], 3 * PAGE), Ok(1));
-    equal("by copies", probe::read(all + 3 * PAGE), Ok(4));
-    unmap(all, 4);
-    let read = mmap(file, 0, 4, PROT_READ, MAP_PRIVATE).expect("a mapping");
-    equal("read only", (probe::read(read), put(read, 1)), (Ok(1), Err(not_allowed(read))));
+    equal("discarded", unsafe { madvise(*own, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
+    equal("the file again", (own.read(PAGE), own.read(2 * PAGE + 1)), (Ok(71), Ok(0)));
+    let all = file.map(0, 4, RW, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
+    equal("populated", present(*all, 4), 15);
+    equal("written", file.write_at(&[99], 3 * PAGE), Ok(1));
+    equal("by copies", all.read(3 * PAGE), Ok(4));
+    let read = file.map(0, 4, PROT_READ, MAP_PRIVATE).expect("a mapping");
+    equal("read only", (read.read(0), read.put(0, 1)), (Ok(1), Err(not_allowed(*read))));
     // SAFETY: a mapping of this function.
-    equal("may be written", unsafe { mprotect(read, 4 * PAGE, RW) }, Ok(()));
-    equal("a copy", (put(read, 33), byte(file, 0)), (Ok(()), Some(1)));
-    unmap(read, 4);
-    close(file);
+    equal("may be written", unsafe { mprotect(*read, 4 * PAGE, RW) }, Ok(()));
+    equal("a copy", (read.put(0, 33), file.byte(0)), (Ok(()), Some(1)));
 }
 
 fn behind_the_end() {
-    let file = create(c"x", 0).expect("a file");
-    equal("a page and a bit", resize(file, PAGE + 1), Ok(0));
-    let (all, own) = (shared(file, 4), mmap(file, 0, 4, RW, MAP_PRIVATE).expect("a mapping"));
-    for at in [all, own] {
+    let file = File::memory(c"x", 0).expect("a file");
+    equal("a page and a bit", file.resize(PAGE + 1), Ok(0));
+    let (all, own) = (shared(&file, 4), file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping"));
+    for at in [*all, *own] {
         equal("the last page", (put(at + PAGE + 4000, 7), probe::read(at + PAGE + 4000)), (Ok(()), Ok(7)));
         equal("behind it", probe::read(at + 2 * PAGE), Err(bus(at + 2 * PAGE)));
         equal("behind it", put(at + 2 * PAGE + 9, 1), Err(bus(at + 2 * PAGE + 9)));
     }
-    equal("the kernel's access", call(PREAD64, [file, all + 2 * PAGE, 1, 0]), Err(Errno::EFAULT));
-    equal("longer", resize(file, 4 * PAGE), Ok(0));
-    for at in [all, own] {
+    equal("the kernel's access", call(PREAD64, [*file, *all + 2 * PAGE, 1, 0]), Err(Errno::EFAULT));
+    equal("longer", file.resize(4 * PAGE), Ok(0));
+    for at in [*all, *own] {
         equal("now there", put(at + 3 * PAGE, 8), Ok(()));
     }
-    equal("shared", byte(file, 3 * PAGE), Some(8));
-    unmap(all, 4);
-    unmap(own, 4);
-    close(file);
+    equal("shared", file.byte(3 * PAGE), Some(8));
 }
 
 /// Pages that are taken away while they are mapped.
 fn taken_away() {
     let file = file(8);
-    let (here, there) = (shared(file, 8), shared(file, 8));
-    let part = mmap(file, 3, 3, RW, MAP_SHARED).expect("a part");
+    let (here, there) = (shared(&file, 8), shared(&file, 8));
+    let part = file.map(3, 3, RW, MAP_SHARED).expect("a part");
     let touch = || {
         for page in 0..8 {
-            equal("stored", put(here + page * PAGE, page as u8 + 1), Ok(()));
-            equal("the same", probe::read(there + page * PAGE), Ok(page as u8 + 1));
+            equal("stored", here.put(page * PAGE, page as u8 + 1), Ok(()));
+            equal("the same", there.read(page * PAGE), Ok(page as u8 + 1));
         }
-        equal("the part", [0, 1, 2].map(|page| probe::read(part + page * PAGE)), [4, 5, 6].map(Ok));
+        equal("the part", [0, 1, 2].map(|page| part.read(page * PAGE)), [4, 5, 6].map(Ok));
     };
     touch();
-    equal("punched", punch(file, 2 * PAGE, 3 * PAGE), Ok(0));
-    equal("not there", (present(here, 8), present(there, 8), present(part, 3)), (0xe3, 0xe3, 4));
-    equal("zeros", [1, 2, 4, 5].map(|page| probe::read(here + page * PAGE)), [2, 0, 0, 6].map(Ok));
-    equal("one page for all", put(here + 3 * PAGE, 99), Ok(()));
-    equal(
-        "one page for all",
-        (probe::read(there + 3 * PAGE), probe::read(part), byte(file, 3 * PAGE)),
-        (Ok(99), Ok(99), Some(99)),
-    );
+    equal("punched", file.punch(2 * PAGE, 3 * PAGE), Ok(0));
+    equal("not there", (present(*here, 8), present(*there, 8), present(*part, 3)), (0xe3, 0xe3, 4));
+    equal("zeros", [1, 2, 4, 5].map(|page| here.read(page * PAGE)), [2, 0, 0, 6].map(Ok));
+    equal("one page for all", here.put(3 * PAGE, 99), Ok(()));
+    equal("one page for all", (there.read(3 * PAGE), part.read(0), file.byte(3 * PAGE)), (Ok(99), Ok(99), Some(99)));
     touch();
-    equal("shorter", resize(file, 4 * PAGE), Ok(0));
-    equal("there", probe::read(part), Ok(4));
-    for at in [here + 4 * PAGE, there + 7 * PAGE, part + PAGE] {
+    equal("shorter", file.resize(4 * PAGE), Ok(0));
+    equal("there", part.read(0), Ok(4));
+    for at in [*here + 4 * PAGE, *there + 7 * PAGE, *part + PAGE] {
         equal("gone", (probe::read(at), put(at, 1)), (Err(bus(at)), Err(bus(at))));
     }
-    equal("longer", resize(file, 8 * PAGE), Ok(0));
-    equal("zeros", (probe::read(here + 4 * PAGE), probe::read(part + PAGE)), (Ok(0), Ok(0)));
+    equal("longer", file.resize(8 * PAGE), Ok(0));
+    equal("zeros", (here.read(4 * PAGE), part.read(PAGE)), (Ok(0), Ok(0)));
     touch();
-    equal("inside a page", resize(file, 4 * PAGE + 100), Ok(0));
-    equal("longer", resize(file, 8 * PAGE), Ok(0));
-    equal("its beginning", (probe::read(here + 4 * PAGE), probe::read(part + PAGE + 100)), (Ok(5), Ok(0)));
-    unmap(here, 8);
-    unmap(there, 8);
-    unmap(part, 3);
-    close(file);
+    equal("inside a page", file.resize(4 * PAGE + 100), Ok(0));
+    equal("longer", file.resize(8 * PAGE), Ok(0));
+    equal("its beginning", (here.read(4 * PAGE), part.read(PAGE + 100)), (Ok(5), Ok(0)));
 }
 
 /// Copies stay where a hole is punched, and go where the file ends before them.
 fn copies_and_truncation() {
     let file = file(4);
-    let own = mmap(file, 0, 4, RW, MAP_PRIVATE).expect("a mapping");
-    equal("a copy", put(own + PAGE, 50), Ok(()));
-    equal("a page of the file", probe::read(own + 2 * PAGE), Ok(3));
-    equal("punched", punch(file, 0, 4 * PAGE), Ok(0));
-    equal("the copy stays", (probe::read(own + PAGE), probe::read(own + 2 * PAGE)), (Ok(50), Ok(0)));
-    equal("written", write_at(file, &[4; 4 * 4096], 0), Ok(4 * PAGE));
+    let own = file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping");
+    equal("a copy", own.put(PAGE, 50), Ok(()));
+    equal("a page of the file", own.read(2 * PAGE), Ok(3));
+    equal("punched", file.punch(0, 4 * PAGE), Ok(0));
+    equal("the copy stays", (own.read(PAGE), own.read(2 * PAGE)), (Ok(50), Ok(0)));
+    equal("written", file.write_at(&[4; 4 * 4096], 0), Ok(4 * PAGE));
     // SAFETY: a mapping of this function.
-    equal("no access", unsafe { mprotect(own, 4 * PAGE, 0) }, Ok(()));
-    equal("punched", punch(file, 0, 4 * PAGE), Ok(0));
+    equal("no access", unsafe { mprotect(*own, 4 * PAGE, 0) }, Ok(()));
+    equal("punched", file.punch(0, 4 * PAGE), Ok(0));
     // SAFETY: as above.
-    equal("access", unsafe { mprotect(own, 4 * PAGE, RW) }, Ok(()));
-    equal("the copy stays", (probe::read(own + PAGE), probe::read(own + 2 * PAGE)), (Ok(50), Ok(0)));
-    equal("shorter", resize(file, PAGE), Ok(0));
-    equal("the copy is gone", probe::read(own + PAGE), Err(bus(own + PAGE)));
-    equal("longer", resize(file, 4 * PAGE), Ok(0));
-    equal("zeros", probe::read(own + PAGE), Ok(0));
-    unmap(own, 4);
-    close(file);
+    equal("access", unsafe { mprotect(*own, 4 * PAGE, RW) }, Ok(()));
+    equal("the copy stays", (own.read(PAGE), own.read(2 * PAGE)), (Ok(50), Ok(0)));
+    equal("shorter", file.resize(PAGE), Ok(0));
+    equal("the copy is gone", own.read(PAGE), Err(bus(*own + PAGE)));
+    equal("longer", file.resize(4 * PAGE), Ok(0));
+    equal("zeros", own.read(PAGE), Ok(0));
 }
 
 fn removed() {
     let file = file(4);
-    let here = shared(file, 4);
+    let here = shared(&file, 4);
     // SAFETY: mappings of this function.
     let remove = |at, pages| unsafe { madvise(at, pages * PAGE, MADV_REMOVE) };
-    equal("stored", put(here + PAGE, 9), Ok(()));
-    equal("removed", remove(here + PAGE, 2), Ok(()));
-    equal("from the file", (byte(file, PAGE), byte(file, 3 * PAGE), blocks(file)), (Some(0), Some(4), 2));
-    let read = mmap(file, 0, 4, PROT_READ, MAP_SHARED).expect("a mapping");
-    equal("may be written", remove(read, 1), Ok(()));
-    let own = mmap(file, 0, 4, RW, MAP_PRIVATE).expect("a mapping");
-    equal("private", remove(own, 1), Err(Errno::EACCES));
-    let none = map(4 * PAGE, RW).expect("memory");
-    equal("no file", remove(none, 1), Err(Errno::EINVAL));
-    let anonymous = mmap(u64::MAX, 0, 4, RW, MAP_SHARED | MAP_ANONYMOUS).expect("memory");
-    equal("stored", put(anonymous + PAGE, 9), Ok(()));
-    equal("shared without a file", remove(anonymous, 4), Ok(()));
-    equal("zeros", probe::read(anonymous + PAGE), Ok(0));
+    equal("stored", here.put(PAGE, 9), Ok(()));
+    equal("removed", remove(*here + PAGE, 2), Ok(()));
+    equal("from the file", (file.byte(PAGE), file.byte(3 * PAGE), blocks(&file)), (Some(0), Some(4), 2));
+    let read = file.map(0, 4, PROT_READ, MAP_SHARED).expect("a mapping");
+    equal("may be written", remove(*read, 1), Ok(()));
+    let own = file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping");
+    equal("private", remove(*own, 1), Err(Errno::EACCES));
+    let none = Pages::map(4, RW, MAP_PRIVATE).expect("memory");
+    equal("no file", remove(*none, 1), Err(Errno::EINVAL));
+    let anonymous = Pages::map(4, RW, MAP_SHARED).expect("memory");
+    equal("stored", anonymous.put(PAGE, 9), Ok(()));
+    equal("shared without a file", remove(*anonymous, 4), Ok(()));
+    equal("zeros", anonymous.read(PAGE), Ok(0));
     // SAFETY: as above.
-    equal("no page", unsafe { madvise(here + 1, PAGE, MADV_REMOVE) }, Err(Errno::EINVAL));
-    unmap(here + 2 * PAGE, 1);
-    equal("stored", put(here + 3 * PAGE, 7), Ok(()));
-    equal("a part is not mapped", remove(here, 4), Err(Errno::ENOMEM));
-    equal("the rest is removed", byte(file, 3 * PAGE), Some(0));
-    equal("sealed", fcntl(file, F_ADD_SEALS, F_SEAL_FUTURE_WRITE), Ok(0));
-    equal("stored", put(here, 7), Ok(()));
-    equal("sealed", remove(here, 1), Err(Errno::EPERM));
-    unmap(here, 4);
-    unmap(read, 4);
-    unmap(own, 4);
-    unmap(none, 4);
-    unmap(anonymous, 4);
-    close(file);
+    equal("no page", unsafe { madvise(*here + 1, PAGE, MADV_REMOVE) }, Err(Errno::EINVAL));
+    unmap(*here + 2 * PAGE, 1);
+    equal("stored", here.put(3 * PAGE, 7), Ok(()));
+    equal("a part is not mapped", remove(*here, 4), Err(Errno::ENOMEM));
+    equal("the rest is removed", file.byte(3 * PAGE), Some(0));
+    equal("sealed", file.fcntl(F_ADD_SEALS, F_SEAL_FUTURE_WRITE), Ok(0));
+    equal("stored", here.put(0, 7), Ok(()));
+    equal("sealed", remove(*here, 1), Err(Errno::EPERM));
 }
 
 fn forks() {
     let file = file(4);
-    let (all, own) = (shared(file, 4), mmap(file, 0, 4, RW, MAP_PRIVATE).expect("a mapping"));
-    equal("stored", (put(all, 10), put(own + PAGE, 20)), (Ok(()), Ok(())));
-    equal("read", probe::read(own + 2 * PAGE), Ok(3));
+    let (all, own) = (shared(&file, 4), file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping"));
+    equal("stored", (all.put(0, 10), own.put(PAGE, 20)), (Ok(()), Ok(())));
+    equal("read", own.read(2 * PAGE), Ok(3));
     apart(|| {
-        equal("shared", probe::read(all), Ok(10));
-        equal("private", probe::read(own + PAGE), Ok(20));
-        equal("stored", (put(all, 11), put(own + PAGE, 21)), (Ok(()), Ok(())));
-        equal("written", write_at(file, &[30], 2 * PAGE), Ok(1));
-        equal("of the file", probe::read(own + 2 * PAGE), Ok(30));
-        equal("punched", punch(file, 3 * PAGE, PAGE), Ok(0));
+        equal("shared", all.read(0), Ok(10));
+        equal("private", own.read(PAGE), Ok(20));
+        equal("stored", (all.put(0, 11), own.put(PAGE, 21)), (Ok(()), Ok(())));
+        equal("written", file.write_at(&[30], 2 * PAGE), Ok(1));
+        equal("of the file", own.read(2 * PAGE), Ok(30));
+        equal("punched", file.punch(3 * PAGE, PAGE), Ok(0));
     });
-    equal("shared", (probe::read(all), byte(file, 0)), (Ok(11), Some(11)));
-    equal("private", probe::read(own + PAGE), Ok(20));
-    equal("of the file", probe::read(own + 2 * PAGE), Ok(30));
-    equal("punched", probe::read(all + 3 * PAGE), Ok(0));
+    equal("shared", (all.read(0), file.byte(0)), (Ok(11), Some(11)));
+    equal("private", own.read(PAGE), Ok(20));
+    equal("of the file", own.read(2 * PAGE), Ok(30));
+    equal("punched", all.read(3 * PAGE), Ok(0));
     // Taken away from the child, which has mapped them, by the parent.
-    let word = mmap(u64::MAX, 0, 1, RW, MAP_SHARED | MAP_ANONYMOUS).expect("memory");
+    let word = Pages::map(1, RW, MAP_SHARED).expect("memory");
     // SAFETY: mapped, and accessed by atomics alone.
-    let step = unsafe { &*(word as *const AtomicU32) };
+    let step = unsafe { &*(*word as *const AtomicU32) };
     let await_step = |number| {
         while step.load(Ordering::Acquire) != number {
             time::sleep(1_000_000).expect("sleep");
         }
     };
     let child = process::spawn(|| {
-        equal("stored", (put(all + PAGE, 5), put(own + PAGE, 6)), (Ok(()), Ok(())));
+        equal("stored", (all.put(PAGE, 5), own.put(PAGE, 6)), (Ok(()), Ok(())));
         step.store(1, Ordering::Release);
         await_step(2);
-        equal("taken away", probe::read(all + PAGE), Err(bus(all + PAGE)));
-        equal("the copy too", probe::read(own + PAGE), Err(bus(own + PAGE)));
-        equal("what is left", probe::read(all), Ok(11));
+        equal("taken away", all.read(PAGE), Err(bus(*all + PAGE)));
+        equal("the copy too", own.read(PAGE), Err(bus(*own + PAGE)));
+        equal("what is left", all.read(0), Ok(11));
         wrong()
     });
     await_step(1);
-    equal("shorter", resize(file, PAGE), Ok(0));
+    equal("shorter", file.resize(PAGE), Ok(0));
     step.store(2, Ordering::Release);
     equal("the child", process::wait(child.expect("a process")), exited(0));
-    equal("the parent's copy", probe::read(own + PAGE), Err(bus(own + PAGE)));
-    unmap(all, 4);
-    unmap(own, 4);
-    unmap(word, 1);
-    close(file);
+    equal("the parent's copy", own.read(PAGE), Err(bus(*own + PAGE)));
 }
 
 /// Mappings in pieces, and joined again: each page is found where it is taken away.
 fn parts() {
     let file = file(16);
-    let here = shared(file, 16);
+    let here = shared(&file, 16);
     // SAFETY: a mapping of this function.
-    let protect = |page: u64, pages: u64, bits| unsafe { mprotect(here + page * PAGE, pages * PAGE, bits) };
+    let protect = |page: u64, pages: u64, bits| unsafe { mprotect(*here + page * PAGE, pages * PAGE, bits) };
     let is_zero = |page: u64| {
-        equal(("stored", page), put(here + page * PAGE, 9), Ok(()));
-        equal(("punched", page), punch(file, page * PAGE, PAGE), Ok(0));
-        equal(("zero", page), probe::read(here + page * PAGE), Ok(0));
+        equal(("stored", page), here.put(page * PAGE, 9), Ok(()));
+        equal(("punched", page), file.punch(page * PAGE, PAGE), Ok(0));
+        equal(("zero", page), here.read(page * PAGE), Ok(0));
     };
     let all = || (0..16).filter(|page| *page != 5).for_each(is_zero);
     all();
@@ -718,128 +624,118 @@ fn parts() {
     equal("cut", protect(0, 3, PROT_READ), Ok(()));
     equal("cut", protect(10, 6, PROT_READ), Ok(()));
     for page in [0, 2, 10, 15] {
-        equal("written", write_at(file, &[9], page * PAGE), Ok(1));
-        equal("read", probe::read(here + page * PAGE), Ok(9));
-        equal("punched", punch(file, page * PAGE, PAGE), Ok(0));
-        equal("zero", probe::read(here + page * PAGE), Ok(0));
+        equal("written", file.write_at(&[9], page * PAGE), Ok(1));
+        equal("read", here.read(page * PAGE), Ok(9));
+        equal("punched", file.punch(page * PAGE, PAGE), Ok(0));
+        equal("zero", here.read(page * PAGE), Ok(0));
     }
     equal("joined", protect(0, 16, RW), Ok(()));
-    unmap(here + 5 * PAGE, 1);
+    unmap(*here + 5 * PAGE, 1);
     all();
     // The hole is mapped again, by another page of the file.
-    let again = call(MMAP, [here + 5 * PAGE, PAGE, RW, MAP_SHARED | MAP_FIXED, file, 7 * PAGE]);
-    equal("at the hole", again, Ok(here + 5 * PAGE));
-    equal("stored", put(here + 5 * PAGE, 3), Ok(()));
-    equal("the same page", probe::read(here + 7 * PAGE), Ok(3));
-    equal("punched", punch(file, 7 * PAGE, PAGE), Ok(0));
-    equal("zero in both", (probe::read(here + 5 * PAGE), probe::read(here + 7 * PAGE)), (Ok(0), Ok(0)));
-    unmap(here, 3);
-    unmap(here + 14 * PAGE, 2);
+    let again = call(MMAP, [*here + 5 * PAGE, PAGE, RW, MAP_SHARED | MAP_FIXED, *file, 7 * PAGE]);
+    equal("at the hole", again, Ok(*here + 5 * PAGE));
+    equal("stored", here.put(5 * PAGE, 3), Ok(()));
+    equal("the same page", here.read(7 * PAGE), Ok(3));
+    equal("punched", file.punch(7 * PAGE, PAGE), Ok(0));
+    equal("zero in both", (here.read(5 * PAGE), here.read(7 * PAGE)), (Ok(0), Ok(0)));
+    unmap(*here, 3);
+    unmap(*here + 14 * PAGE, 2);
     (3..14).filter(|page| *page != 5).for_each(is_zero);
-    unmap(here + 3 * PAGE, 11);
-    equal("nothing is mapped", punch(file, 0, 16 * PAGE), Ok(0));
-    close(file);
+    unmap(*here + 3 * PAGE, 11);
+    equal("nothing is mapped", file.punch(0, 16 * PAGE), Ok(0));
 }
 
 fn seals() {
-    let add = |file, seals| fcntl(file, F_ADD_SEALS, seals);
+    let add = |file: &File, seals| file.fcntl(F_ADD_SEALS, seals);
     let new = || file(2);
     let one = new();
-    equal("unknown", add(one, 64), Err(Errno::EINVAL));
-    equal("shrink", add(one, F_SEAL_SHRINK), Ok(0));
-    equal("shorter", resize(one, PAGE), Err(Errno::EPERM));
-    equal("longer", resize(one, 3 * PAGE), Ok(0));
-    equal("the same", resize(one, 3 * PAGE), Ok(0));
-    equal("punched", punch(one, 0, PAGE), Ok(0));
-    equal("seals add", (add(one, F_SEAL_GROW), fcntl(one, F_GET_SEALS, 0)), (Ok(0), Ok(6)));
-    equal("longer", resize(one, 4 * PAGE), Err(Errno::EPERM));
-    equal("inside", write_at(one, &[1], 3 * PAGE - 1), Ok(1));
-    equal("behind", write_at(one, &[1], 3 * PAGE), Err(Errno::EPERM));
-    equal("over the end", write_at(one, &[1; 4096], 2 * PAGE + 100), Err(Errno::EPERM));
-    equal("over the end, from a page before", write_at(one, &[1; 4096], 2 * PAGE - 100), Ok(4096));
-    equal("allocated", fallocate(one, 0, 2 * PAGE, 2 * PAGE), Err(Errno::EPERM));
-    equal("allocated, the size kept", fallocate(one, FALLOC_FL_KEEP_SIZE, 2 * PAGE, 2 * PAGE), Err(Errno::EPERM));
-    equal("allocated inside", fallocate(one, 0, 0, 3 * PAGE), Ok(0));
-    equal("no more", add(one, F_SEAL_SEAL), Ok(0));
-    equal("no more", add(one, F_SEAL_WRITE), Err(Errno::EPERM));
-    equal("unknown first", add(one, 64), Err(Errno::EINVAL));
-    close(one);
+    equal("unknown", add(&one, 64), Err(Errno::EINVAL));
+    equal("shrink", add(&one, F_SEAL_SHRINK), Ok(0));
+    equal("shorter", one.resize(PAGE), Err(Errno::EPERM));
+    equal("longer", one.resize(3 * PAGE), Ok(0));
+    equal("the same", one.resize(3 * PAGE), Ok(0));
+    equal("punched", one.punch(0, PAGE), Ok(0));
+    equal("seals add", (add(&one, F_SEAL_GROW), one.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(6)));
+    equal("longer", one.resize(4 * PAGE), Err(Errno::EPERM));
+    equal("inside", one.write_at(&[1], 3 * PAGE - 1), Ok(1));
+    equal("behind", one.write_at(&[1], 3 * PAGE), Err(Errno::EPERM));
+    equal("over the end", one.write_at(&[1; 4096], 2 * PAGE + 100), Err(Errno::EPERM));
+    equal("over the end, from a page before", one.write_at(&[1; 4096], 2 * PAGE - 100), Ok(4096));
+    equal("allocated", one.allocate(0, 2 * PAGE, 2 * PAGE), Err(Errno::EPERM));
+    equal("allocated, the size kept", one.allocate(FALLOC_FL_KEEP_SIZE, 2 * PAGE, 2 * PAGE), Err(Errno::EPERM));
+    equal("allocated inside", one.allocate(0, 0, 3 * PAGE), Ok(0));
+    equal("no more", add(&one, F_SEAL_SEAL), Ok(0));
+    equal("no more", add(&one, F_SEAL_WRITE), Err(Errno::EPERM));
+    equal("unknown first", add(&one, 64), Err(Errno::EINVAL));
 
     let two = new();
-    equal("write", add(two, F_SEAL_WRITE), Ok(0));
-    equal("again", add(two, F_SEAL_WRITE), Ok(0));
-    equal("written", write_at(two, &[1], 0), Err(Errno::EPERM));
-    equal("nothing written", write_at(two, &[], 0), Ok(0));
-    equal("from nowhere", call(PWRITE64, [two, NOWHERE, 4, 0]), Err(Errno::EPERM));
-    equal("punched", punch(two, 0, PAGE), Err(Errno::EPERM));
-    equal("allocated", fallocate(two, 0, 0, 2 * PAGE), Ok(0));
-    equal("longer", resize(two, 3 * PAGE), Ok(0));
-    equal("shorter", resize(two, PAGE), Ok(0));
-    equal("a shared mapping", mmap(two, 0, 1, RW, MAP_SHARED), Err(Errno::EPERM));
-    let read = mmap(two, 0, 1, PROT_READ, MAP_SHARED).expect("a mapping");
+    equal("write", add(&two, F_SEAL_WRITE), Ok(0));
+    equal("again", add(&two, F_SEAL_WRITE), Ok(0));
+    equal("written", two.write_at(&[1], 0), Err(Errno::EPERM));
+    equal("nothing written", two.write_at(&[], 0), Ok(0));
+    equal("from nowhere", call(PWRITE64, [*two, NOWHERE, 4, 0]), Err(Errno::EPERM));
+    equal("punched", two.punch(0, PAGE), Err(Errno::EPERM));
+    equal("allocated", two.allocate(0, 0, 2 * PAGE), Ok(0));
+    equal("longer", two.resize(3 * PAGE), Ok(0));
+    equal("shorter", two.resize(PAGE), Ok(0));
+    equal("a shared mapping", two.map(0, 1, RW, MAP_SHARED), Err(Errno::EPERM));
+    let read = two.map(0, 1, PROT_READ, MAP_SHARED).expect("a mapping");
     // SAFETY: a mapping of this function.
-    equal("never written", unsafe { mprotect(read, PAGE, RW) }, Err(Errno::EACCES));
+    equal("never written", unsafe { mprotect(*read, PAGE, RW) }, Err(Errno::EACCES));
     // SAFETY: as above.
-    equal("not removed", unsafe { madvise(read, PAGE, MADV_REMOVE) }, Err(Errno::EACCES));
-    let own = mmap(two, 0, 1, RW, MAP_PRIVATE).expect("a mapping");
-    equal("a copy", (put(own, 5), byte(two, 0)), (Ok(()), Some(1)));
-    unmap(read, 1);
-    unmap(own, 1);
-    close(two);
+    equal("not removed", unsafe { madvise(*read, PAGE, MADV_REMOVE) }, Err(Errno::EACCES));
+    let own = two.map(0, 1, RW, MAP_PRIVATE).expect("a mapping");
+    equal("a copy", (own.put(0, 5), two.byte(0)), (Ok(()), Some(1)));
 
     let three = new();
-    let here = shared(three, 2);
-    equal("future writes", add(three, F_SEAL_FUTURE_WRITE), Ok(0));
-    equal("through what there is", (put(here, 40), byte(three, 0)), (Ok(()), Some(40)));
-    equal("written", write_at(three, &[1], 0), Err(Errno::EPERM));
-    equal("another mapping", mmap(three, 0, 1, RW, MAP_SHARED), Err(Errno::EPERM));
-    unmap(here, 2);
-    close(three);
+    let here = shared(&three, 2);
+    equal("future writes", add(&three, F_SEAL_FUTURE_WRITE), Ok(0));
+    equal("through what there is", (here.put(0, 40), three.byte(0)), (Ok(()), Some(40)));
+    equal("written", three.write_at(&[1], 0), Err(Errno::EPERM));
+    equal("another mapping", three.map(0, 1, RW, MAP_SHARED), Err(Errno::EPERM));
 
-    let four = create(c"x", MFD_NOEXEC_SEAL).expect("a file");
-    equal("no bits to keep", (add(four, F_SEAL_EXEC), fcntl(four, F_GET_SEALS, 0)), (Ok(0), Ok(32)));
-    close(four);
+    let four = File::memory(c"x", MFD_NOEXEC_SEAL).expect("a file");
+    equal("no bits to keep", (add(&four, F_SEAL_EXEC), four.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(32)));
     let five = new();
-    equal("as it is executed", (add(five, F_SEAL_EXEC), fcntl(five, F_GET_SEALS, 0)), (Ok(0), Ok(62)));
-    close(five);
-    let six = create(c"x", 0).expect("a file");
-    equal("no seals", add(six, F_SEAL_GROW), Err(Errno::EPERM));
-    close(six);
-    equal("the console", (add(0, F_SEAL_GROW), fcntl(0, F_GET_SEALS, 0)), (Err(Errno::EINVAL), Err(Errno::EINVAL)));
-    equal("no file", add(99, F_SEAL_GROW), Err(Errno::EBADF));
+    equal("as it is executed", (add(&five, F_SEAL_EXEC), five.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(62)));
+    let six = File::memory(c"x", 0).expect("a file");
+    equal("no seals", add(&six, F_SEAL_GROW), Err(Errno::EPERM));
+    for (file, command, error) in
+        [(0, F_ADD_SEALS, Errno::EINVAL), (0, F_GET_SEALS, Errno::EINVAL), (99, F_ADD_SEALS, Errno::EBADF)]
+    {
+        equal(("no such file", file), call(FCNTL, [file, command.into(), F_SEAL_GROW.into()]), Err(error));
+    }
 }
 
 /// The seal of writes waits for no mapping: it is refused while there is one that may be written.
 fn writers() {
     let file = file(4);
-    let seal = || fcntl(file, F_ADD_SEALS, F_SEAL_WRITE);
-    let here = shared(file, 4);
+    let seal = || file.fcntl(F_ADD_SEALS, F_SEAL_WRITE);
+    let here = shared(&file, 4);
     equal("mapped", seal(), Err(Errno::EBUSY));
     // SAFETY: a mapping of this function.
-    equal("read only", unsafe { mprotect(here, 4 * PAGE, PROT_READ) }, Ok(()));
+    equal("read only", unsafe { mprotect(*here, 4 * PAGE, PROT_READ) }, Ok(()));
     equal("it may be written again", seal(), Err(Errno::EBUSY));
-    unmap(here + PAGE, 1);
+    unmap(*here + PAGE, 1);
     equal("in two parts", seal(), Err(Errno::EBUSY));
-    unmap(here, 1);
+    unmap(*here, 1);
     equal("one part", seal(), Err(Errno::EBUSY));
-    let word = mmap(u64::MAX, 0, 1, RW, MAP_SHARED | MAP_ANONYMOUS).expect("memory");
+    let word = Pages::map(1, RW, MAP_SHARED).expect("memory");
     // SAFETY: mapped, and accessed by atomics alone.
-    let step = unsafe { &*(word as *const AtomicU32) };
+    let step = unsafe { &*(*word as *const AtomicU32) };
     let child = process::spawn(|| {
         while step.load(Ordering::Acquire) == 0 {
             time::sleep(1_000_000).expect("sleep");
         }
         0
     });
-    unmap(here + 2 * PAGE, 2);
+    unmap(*here + 2 * PAGE, 2);
     equal("the child's", seal(), Err(Errno::EBUSY));
     step.store(1, Ordering::Release);
     equal("the child", process::wait(child.expect("a process")), exited(0));
-    let own = mmap(file, 0, 4, RW, MAP_PRIVATE).expect("a private mapping");
+    let _own = file.map(0, 4, RW, MAP_PRIVATE).expect("a private mapping");
     equal("sealed", seal(), Ok(0));
-    unmap(own, 4);
-    unmap(word, 1);
-    close(file);
 }
 
 static SIGNALS: AtomicU32 = AtomicU32::new(0);
@@ -854,44 +750,31 @@ fn limits() {
         unsafe { handle(SIGXFSZ, count, 0, 0) }.expect("a handler");
         let limit = RLimit { soft: 2 * PAGE + 100, hard: u64::MAX };
         equal("a limit", call(PRLIMIT64, [0, RLIMIT_FSIZE as u64, &raw const limit as u64, 0]), Ok(0));
-        let file = create(c"x", 0).expect("a file");
+        let file = File::memory(c"x", 0).expect("a file");
         let signals = || SIGNALS.swap(0, Ordering::Relaxed);
-        equal("over it", (write_at(file, &[1; 200], 2 * PAGE), signals()), (Ok(100), 0));
-        equal("behind it", (write_at(file, &[1], 2 * PAGE + 100), signals()), (Err(Errno::EFBIG), 1));
-        equal("longer", (resize(file, 2 * PAGE + 101), signals()), (Err(Errno::EFBIG), 1));
-        equal("as long", (resize(file, 2 * PAGE + 100), signals()), (Ok(0), 0));
-        equal("allocated", (fallocate(file, 0, 0, 3 * PAGE), signals()), (Err(Errno::EFBIG), 1));
-        equal("kept", (fallocate(file, FALLOC_FL_KEEP_SIZE, 0, 3 * PAGE), signals()), (Err(Errno::EFBIG), 1));
-        equal("the size", size(file), 2 * 4096 + 100);
+        equal("over it", (file.write_at(&[1; 200], 2 * PAGE), signals()), (Ok(100), 0));
+        equal("behind it", (file.write_at(&[1], 2 * PAGE + 100), signals()), (Err(Errno::EFBIG), 1));
+        equal("longer", (file.resize(2 * PAGE + 101), signals()), (Err(Errno::EFBIG), 1));
+        equal("as long", (file.resize(2 * PAGE + 100), signals()), (Ok(0), 0));
+        equal("allocated", (file.allocate(0, 0, 3 * PAGE), signals()), (Err(Errno::EFBIG), 1));
+        equal("kept", (file.allocate(FALLOC_FL_KEEP_SIZE, 0, 3 * PAGE), signals()), (Err(Errno::EFBIG), 1));
+        equal("the size", size(&file), 2 * 4096 + 100);
     });
 }
 
 /// A word of a file is one word for all who map it.
 fn words() {
-    static WAKE: AtomicU64 = AtomicU64::new(0);
     let file = file(1);
-    let (here, there) = (shared(file, 1), shared(file, 1));
-    WAKE.store(there, Ordering::Release);
-    let waker = Thread::spawn(
-        |_| {
-            let word = WAKE.load(Ordering::Acquire);
-            while call(FUTEX, [word, FUTEX_WAKE, 1]) == Ok(0) {
-                process::sched_yield();
-            }
-        },
-        0,
-    );
-    equal("woken by the other mapping", call(FUTEX, [here, FUTEX_WAIT, 1, 0]), Ok(0));
-    waker.expect("a thread").join();
-    equal("another value", call(FUTEX, [here, FUTEX_WAIT, 2, 0]), Err(Errno::EAGAIN));
-    unmap(here, 1);
-    unmap(there, 1);
-    close(file);
+    let (here, there) = (shared(&file, 1), shared(&file, 1));
+    let wake = || until(|| call(FUTEX, [*there, FUTEX_WAKE, 1]) != Ok(0));
+    let (_, woken) = beside(wake, || call(FUTEX, [*here, FUTEX_WAIT, 1, 0]));
+    equal("woken by the other mapping", woken, Ok(0));
+    equal("another value", call(FUTEX, [*here, FUTEX_WAIT, 2, 0]), Err(Errno::EAGAIN));
 }
 
 fn refused_mappings() {
     let file = file(1);
-    let map = |length: u64, protection, flags, offset: u64| call(MMAP, [0, length, protection, flags, file, offset]);
+    let map = |length: u64, protection, flags, offset: u64| call(MMAP, [0, length, protection, flags, *file, offset]);
     equal("no bytes", map(0, RW, MAP_SHARED, 0), Err(Errno::EINVAL));
     for bytes in [u64::MAX, u64::MAX - 4095, u64::MAX - 4096, 1 << 63] {
         equal(("too many bytes", bytes), map(bytes, RW, MAP_SHARED, 0), Err(Errno::ENOMEM));
@@ -905,11 +788,10 @@ fn refused_mappings() {
     equal("and unchecked", map(PAGE, RW, MAP_SHARED | 1 << 22, 0).map(|at| unmap(at, 1)), Ok(()));
     equal("checked", map(PAGE, RW, MAP_SHARED_VALIDATE, 0).map(|at| unmap(at, 1)), Ok(()));
     let flags = MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE;
-    equal("a new flag", call(MMAP, [1 << 40, PAGE, RW, flags, file, 0]), Err(Errno::ENOTSUP));
+    equal("a new flag", call(MMAP, [1 << 40, PAGE, RW, flags, *file, 0]), Err(Errno::ENOTSUP));
     equal("no file", call(MMAP, [0, PAGE, RW, MAP_SHARED, 99, 0]), Err(Errno::EBADF));
     equal("no file first", call(MMAP, [0, 0, RW, 0, 99, 0]), Err(Errno::EBADF));
     equal("the console", call(MMAP, [0, PAGE, RW, MAP_SHARED, 0, 0]), Err(Errno::ENODEV));
-    close(file);
 }
 
 /// Code in a file, written by calls and by stores, and executed.
@@ -917,74 +799,63 @@ fn code() {
     const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
     const ALL: u64 = RW | PROT_EXEC;
     let file = file(4);
-    equal("written", write_at(file, &RET, 0), Ok(4));
-    let (read, own) = (mmap(file, 0, 4, PROT_READ | PROT_EXEC, MAP_SHARED), mmap(file, 0, 4, ALL, MAP_PRIVATE));
+    equal("written", file.write_at(&RET, 0), Ok(4));
+    let (read, own) = (file.map(0, 4, PROT_READ | PROT_EXEC, MAP_SHARED), file.map(0, 4, ALL, MAP_PRIVATE));
     let (read, own) = (read.expect("a mapping"), own.expect("a mapping"));
     // SAFETY: a function that returns at once.
     let run = |at: u64| unsafe { probe::call(at) };
-    equal("executed", (run(read), run(own)), (Ok(()), Ok(())));
-    equal("written again", write_at(file, &RET, 0), Ok(4));
+    equal("executed", (run(*read), run(*own)), (Ok(()), Ok(())));
+    equal("written again", file.write_at(&RET, 0), Ok(4));
     // Never fetched before.
-    equal("written", write_at(file, &RET, PAGE), Ok(4));
-    equal("executed", run(read + PAGE), Ok(()));
-    equal("a part taken away", punch(file, PAGE + 8, 100), Ok(0));
-    equal("executed", run(read + PAGE), Ok(()));
+    equal("written", file.write_at(&RET, PAGE), Ok(4));
+    equal("executed", run(*read + PAGE), Ok(()));
+    equal("a part taken away", file.punch(PAGE + 8, 100), Ok(0));
+    equal("executed", run(*read + PAGE), Ok(()));
     for (offset, byte) in RET.iter().enumerate() {
-        equal("a copy", put(own + 2 * PAGE + offset as u64, *byte), Ok(()));
+        equal("a copy", own.put(2 * PAGE + offset as u64, *byte), Ok(()));
     }
-    unmap(read, 4);
-    unmap(own, 4);
-    let all = mmap(file, 0, 4, ALL, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
-    equal("executed", run(all), Ok(()));
-    unmap(all, 4);
-    equal("behind all files", punch(file, i64::MAX as u64 - 4096, 100), Ok(0));
-    close(file);
+    let all = file.map(0, 4, ALL, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
+    equal("executed", run(*all), Ok(()));
+    equal("behind all files", file.punch(i64::MAX as u64 - 4096, 100), Ok(0));
 }
 
 /// The program's own file, which is opened for reading.
 fn of_the_program(path: u64) {
-    let file = call(OPENAT, [AT_FDCWD, path, O_RDONLY.into()]).expect("the program's file");
-    let pages = (size(file) as u64).div_ceil(PAGE);
-    let all = mmap(file, 0, pages, PROT_READ, MAP_SHARED).expect("a mapping");
-    let own = mmap(file, 0, pages, RW, MAP_PRIVATE).expect("a mapping");
-    equal("in memory already", present(all, pages.min(16) as usize), (1 << pages.min(16)) - 1);
-    for at in [all, own] {
+    let file = File(call(OPENAT, [AT_FDCWD, path, O_RDONLY.into()]).expect("the program's file"));
+    let pages = (size(&file) as u64).div_ceil(PAGE);
+    let all = file.map(0, pages, PROT_READ, MAP_SHARED).expect("a mapping");
+    let own = file.map(0, pages, RW, MAP_PRIVATE).expect("a mapping");
+    equal("in memory already", present(*all, pages.min(16) as usize), (1 << pages.min(16)) - 1);
+    for at in [&all, &own] {
         for (offset, letter) in [(1, b'E'), (2, b'L'), (3, b'F')] {
-            equal("the beginning", probe::read(at + offset), Ok(letter));
+            equal("the beginning", at.read(offset), Ok(letter));
         }
         let mut random = Random(1);
         for _ in 0..50 {
-            let offset = random.below(size(file) as usize) as u64;
-            equal(("a byte", offset), probe::read(at + offset).ok(), byte(file, offset));
+            let offset = random.below(size(&file) as usize) as u64;
+            equal(("a byte", offset), at.read(offset).ok(), file.byte(offset));
         }
-        equal(
-            "zeros behind the end",
-            probe::read(at + pages * PAGE - 1).ok(),
-            Some(byte(file, pages * PAGE - 1).unwrap_or(0)),
-        );
+        equal("zeros behind the end", at.read(pages * PAGE - 1).ok(), Some(file.byte(pages * PAGE - 1).unwrap_or(0)));
     }
-    equal("a store", put(all, 1), Err(not_allowed(all)));
+    equal("a store", all.put(0, 1), Err(not_allowed(*all)));
     // SAFETY: mappings of this function.
-    equal("not opened for writing", unsafe { mprotect(all, PAGE, RW) }, Err(Errno::EACCES));
+    equal("not opened for writing", unsafe { mprotect(*all, PAGE, RW) }, Err(Errno::EACCES));
     // SAFETY: as above.
-    equal("nor removed", unsafe { madvise(all, PAGE, MADV_REMOVE) }, Err(Errno::EACCES));
-    equal("a copy", (put(own, 1), probe::read(own), byte(file, 0)), (Ok(()), Ok(1), Some(0x7f)));
-    equal("for writing", mmap(file, 0, 1, RW, MAP_SHARED), Err(Errno::EACCES));
-    equal("for writing", resize(file, 0), Err(Errno::EINVAL));
-    equal("for writing", fallocate(file, 0, 0, 1), Err(Errno::EBADF));
-    equal("for writing", fcntl(file, F_ADD_SEALS, F_SEAL_GROW), Err(Errno::EPERM));
-    unmap(all, pages);
-    unmap(own, pages);
-    close(file);
+    equal("nor removed", unsafe { madvise(*all, PAGE, MADV_REMOVE) }, Err(Errno::EACCES));
+    equal("a copy", (own.put(0, 1), own.read(0), file.byte(0)), (Ok(()), Ok(1), Some(0x7f)));
+    equal("for writing", file.map(0, 1, RW, MAP_SHARED), Err(Errno::EACCES));
+    equal("for writing", file.resize(0), Err(Errno::EINVAL));
+    equal("for writing", file.allocate(0, 0, 1), Err(Errno::EBADF));
+    equal("for writing", file.fcntl(F_ADD_SEALS, F_SEAL_GROW), Err(Errno::EPERM));
 }
 
 /// Gives files ever more pages: half of what all memory could be, again and again.
 fn full() -> u8 {
     let mut bytes = 1 << 40;
     loop {
-        let file = create(c"x", 0).expect("a file");
-        match fallocate(file, 0, 0, bytes) {
-            Ok(_) => {}
+        let file = File::memory(c"x", 0).expect("a file");
+        match file.allocate(0, 0, bytes) {
+            Ok(_) => core::mem::forget(file),
             // No memory is as large.
             Err(Errno::ENOMEM) if bytes > PAGE => bytes /= 2,
             Err(error) => {
@@ -995,12 +866,7 @@ fn full() -> u8 {
     }
 }
 
-/// State that the threads of [`races`] share.
-static FILE: AtomicU64 = AtomicU64::new(0);
-static HERE: AtomicU64 = AtomicU64::new(0);
-static ENDED: AtomicU32 = AtomicU32::new(0);
-
-const RACERS: u64 = 3;
+const RACERS: usize = 3;
 const RACE_PAGES: u64 = 24;
 const ROUNDS: u32 = 400;
 
@@ -1008,78 +874,78 @@ const ROUNDS: u32 = 400;
 /// store made before is seen again.
 fn races() {
     let file = file(RACE_PAGES);
-    FILE.store(file, Ordering::Relaxed);
-    HERE.store(shared(file, RACE_PAGES), Ordering::Relaxed);
+    let here = shared(&file, RACE_PAGES);
+    let ended = AtomicU32::new(0);
     // SAFETY: the handler does nothing.
     unsafe { handle(SIGUSR1, count, 0, 0) }.expect("a handler");
-    all_at_once(RACERS as usize + 1, |number| if number == 0 { take_away() } else { store(number as u64) });
-    equal("punched", punch(file, 0, RACE_PAGES * PAGE), Ok(0));
-    equal("nothing is left", blocks(file), 0);
-    equal("zeros", (0..RACE_PAGES).all(|page| byte(file, page * PAGE) == Some(0)), true);
-    close(file);
+    all_at_once(RACERS + 1, |number| match number {
+        0 => {
+            take_away(&file, &here);
+            ended.store(1, Ordering::Release);
+        }
+        _ => store(&file, &here, &ended, number as u64),
+    });
+    equal("punched", file.punch(0, RACE_PAGES * PAGE), Ok(0));
+    equal("nothing is left", blocks(&file), 0);
+    equal("zeros", (0..RACE_PAGES).all(|page| file.byte(page * PAGE) == Some(0)), true);
 }
 
 /// Each store is made by a program that may meet the end of the file.
-fn store(number: u64) {
-    let (file, shared_by_all) = (FILE.load(Ordering::Relaxed), HERE.load(Ordering::Relaxed));
+fn store(file: &File, here: &Pages, ended: &AtomicU32, number: u64) {
     let mut random = Random(number);
-    while ENDED.load(Ordering::Acquire) == 0 {
+    while ended.load(Ordering::Acquire) == 0 {
         let page = random.below(RACE_PAGES as usize / 2) as u64;
         let value = number as u8;
         match random.below(5) {
             0 => {
-                let own = mmap(file, page, 4, RW, MAP_SHARED).expect("a mapping");
+                let own = file.map(page, 4, RW, MAP_SHARED).expect("a mapping");
                 // SAFETY: mapped, and the first half of the file is never cut off.
-                unsafe { (own as *mut u8).write_volatile(value) };
-                unmap(own, 4);
+                unsafe { (*own as *mut u8).write_volatile(value) };
             }
             1 => {
-                let own = mmap(file, page, 4, RW, MAP_PRIVATE).expect("a mapping");
+                let own = file.map(page, 4, RW, MAP_PRIVATE).expect("a mapping");
                 // SAFETY: as above.
-                unsafe { (own as *mut u8).write_volatile(value) };
+                unsafe { (*own as *mut u8).write_volatile(value) };
                 // SAFETY: as above.
-                let read = unsafe { (own as *const u8).read_volatile() };
+                let read = unsafe { (*own as *const u8).read_volatile() };
                 equal("a copy is the mapping's own", read, value);
-                unmap(own, 4);
             }
-            2 => drop(write_at(file, &[value], page * PAGE)),
+            2 => drop(file.write_at(&[value], page * PAGE)),
             3 => {
                 let mut read = [0; 8];
                 let at = (RACE_PAGES / 2 + page) * PAGE;
-                holds("a read", call(PREAD64, [file, read.as_mut_ptr() as u64, 8, at]).is_ok());
+                holds("a read", call(PREAD64, [**file, read.as_mut_ptr() as u64, 8, at]).is_ok());
             }
             // SAFETY: as above, and mapped until all have ended.
-            _ => unsafe { ((shared_by_all + page * PAGE) as *mut u8).write_volatile(value) },
+            _ => unsafe { ((**here + page * PAGE) as *mut u8).write_volatile(value) },
         }
     }
 }
 
-fn take_away() {
-    let (file, here) = (FILE.load(Ordering::Relaxed), HERE.load(Ordering::Relaxed));
+fn take_away(file: &File, here: &Pages) {
     let mut random = Random(77);
     // The last page of the half is this thread's alone.
     let own = RACE_PAGES / 2 - 1 + 4;
     for round in 0..ROUNDS {
         let page = random.below(RACE_PAGES as usize / 2) as u64;
         match random.below(3) {
-            0 => equal("punched", punch(file, page * PAGE, 2 * PAGE), Ok(0)),
+            0 => equal("punched", file.punch(page * PAGE, 2 * PAGE), Ok(0)),
             1 => {
                 let end = RACE_PAGES / 2 + 4 + random.below(RACE_PAGES as usize / 2 - 4) as u64;
-                equal("cut", resize(file, end * PAGE), Ok(0));
-                equal("longer", resize(file, RACE_PAGES * PAGE), Ok(0));
+                equal("cut", file.resize(end * PAGE), Ok(0));
+                equal("longer", file.resize(RACE_PAGES * PAGE), Ok(0));
             }
             _ => {
-                equal("stored", write_at(file, &[200], own * PAGE), Ok(1));
+                equal("stored", file.write_at(&[200], own * PAGE), Ok(1));
                 // SAFETY: mapped, and inside the file.
-                let read = || unsafe { ((here + own * PAGE) as *const u8).read_volatile() };
+                let read = || unsafe { ((**here + own * PAGE) as *const u8).read_volatile() };
                 equal("seen", read(), 200);
-                equal("punched", punch(file, own * PAGE, PAGE), Ok(0));
-                equal("gone", (read(), byte(file, own * PAGE)), (0, Some(0)));
+                equal("punched", file.punch(own * PAGE, PAGE), Ok(0));
+                equal("gone", (read(), file.byte(own * PAGE)), (0, Some(0)));
             }
         }
         if round % 16 == 0 {
             process::sched_yield();
         }
     }
-    ENDED.store(1, Ordering::Release);
 }

@@ -16,16 +16,17 @@ use granule_user::abi::file::{
 use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
 use granule_user::abi::memory::{MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{
-    CLOSE, DUP, EVENTFD2, FALLOCATE, FCNTL, FSTAT, FSYNC, FTRUNCATE, GETPID, IOCTL, LSEEK, MEMFD_CREATE, MMAP, OPENAT,
-    PIPE2, PPOLL, PREAD64, PRLIMIT64, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
+    DUP, EVENTFD2, FALLOCATE, FSTAT, FSYNC, FTRUNCATE, GETPID, IOCTL, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PIPE2, PPOLL,
+    PREAD64, PRLIMIT64, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
 };
 use granule_user::abi::process::IoVec;
 use granule_user::abi::signal::{SA_RESTART, SIG_BLOCK, SIG_SETMASK, SIGPIPE, SIGUSR1, SIGUSR2, SigInfo, UContext};
 use granule_user::abi::time::Timespec;
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::{PAGE, map, mprotect};
+use granule_user::owned::File;
 use granule_user::signal::{handle, mask, set_of};
-use granule_user::thread::Thread;
+use granule_user::thread::{Thread, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
 
@@ -67,29 +68,13 @@ fn run(_: Start) -> u8 {
     status("polls")
 }
 
-fn pipe_with(flags: u32) -> Result<[u64; 2], Errno> {
+fn pipe_with(flags: u32) -> Result<[File; 2], Errno> {
     let mut ends = [-1_i32; 2];
-    call(PIPE2, [ends.as_mut_ptr() as u64, flags.into()]).map(|_| ends.map(|end| end as u64))
+    call(PIPE2, [ends.as_mut_ptr() as u64, flags.into()]).map(|_| ends.map(|end| File(end as u64)))
 }
 
-fn pipe(flags: u32) -> [u64; 2] {
+fn pipe(flags: u32) -> [File; 2] {
     pipe_with(flags).expect("a pipe")
-}
-
-fn close(file: u64) {
-    equal("closed", call(CLOSE, [file]), Ok(0));
-}
-
-fn write(file: u64, bytes: &[u8]) -> Result<u64, Errno> {
-    call(WRITE, [file, bytes.as_ptr() as u64, bytes.len() as u64])
-}
-
-fn read(file: u64, bytes: &mut [u8]) -> Result<u64, Errno> {
-    call(READ, [file, bytes.as_mut_ptr() as u64, bytes.len() as u64])
-}
-
-fn fcntl(file: u64, command: u32, argument: u64) -> Result<u64, Errno> {
-    call(FCNTL, [file, command.into(), argument])
 }
 
 fn waiting(file: u64) -> Result<u32, Errno> {
@@ -97,23 +82,28 @@ fn waiting(file: u64) -> Result<u32, Errno> {
     call(IOCTL, [file, FIONREAD.into(), &raw mut bytes as u64]).map(|_| bytes)
 }
 
-fn counter(count: u32, flags: u32) -> u64 {
-    call(EVENTFD2, [count.into(), flags.into()]).expect("a counter")
+fn counter(count: u32, flags: u32) -> File {
+    File(call(EVENTFD2, [count.into(), flags.into()]).expect("a counter"))
 }
 
-fn add(counter: u64, more: u64) -> Result<u64, Errno> {
-    write(counter, &more.to_le_bytes())
+fn add(counter: &File, more: u64) -> Result<u64, Errno> {
+    counter.write(&more.to_le_bytes())
 }
 
-fn take(counter: u64) -> Result<u64, Errno> {
+fn take(counter: &File) -> Result<u64, Errno> {
     let mut count = [0; 8];
-    read(counter, &mut count).map(|bytes| if bytes == 8 { u64::from_le_bytes(count) } else { 7777 })
+    counter.read(&mut count).map(|bytes| if bytes == 8 { u64::from_le_bytes(count) } else { 7777 })
 }
 
 fn ppoll(files: &mut [PollFd], limit: Option<&mut Timespec>, mask: Option<&u64>) -> Result<u64, Errno> {
     let limit = limit.map_or(0, |limit| &raw mut *limit as u64);
     let mask = mask.map_or(0, |mask| &raw const *mask as u64);
     call(PPOLL, [files.as_mut_ptr() as u64, files.len() as u64, limit, mask, 8])
+}
+
+/// An entry of `ppoll` for an open file.
+fn polled(file: &File, events: u16) -> PollFd {
+    PollFd { fd: file.0 as i32, events, revents: 0 }
 }
 
 /// The events that are found at once at one file.
@@ -128,19 +118,18 @@ const ALL: u16 = POLLIN | POLLPRI | POLLOUT | POLLRDNORM | POLLWRNORM;
 
 fn pipes_are_made_and_refused() {
     let [reader, writer] = pipe(0);
-    equal("the lowest free descriptors", writer, reader + 1);
-    equal("F_GETFL of the end that reads", fcntl(reader, F_GETFL, 0), Ok(u64::from(O_RDONLY)));
-    equal("F_GETFL of the end that writes", fcntl(writer, F_GETFL, 0), Ok(u64::from(O_WRONLY)));
-    equal("F_GETFD", fcntl(reader, F_GETFD, 0), Ok(0));
-    close(reader);
-    close(writer);
+    equal("the lowest free descriptors", *writer, *reader + 1);
+    equal("F_GETFL of the end that reads", reader.fcntl(F_GETFL, 0), Ok(u64::from(O_RDONLY)));
+    equal("F_GETFL of the end that writes", writer.fcntl(F_GETFL, 0), Ok(u64::from(O_WRONLY)));
+    equal("F_GETFD", reader.fcntl(F_GETFD, 0), Ok(0));
+    drop([reader, writer]);
     let [reader, writer] = pipe(O_CLOEXEC | O_NONBLOCK | O_DIRECT);
-    equal("O_NONBLOCK is both ends'", fcntl(reader, F_GETFL, 0), Ok((O_RDONLY | O_NONBLOCK).into()));
-    equal("O_DIRECT is the writer's", fcntl(writer, F_GETFL, 0), Ok((O_WRONLY | O_NONBLOCK | O_DIRECT).into()));
-    equal("O_CLOEXEC", fcntl(reader, F_GETFD, 0), Ok(FD_CLOEXEC.into()));
-    equal("O_CLOEXEC of both", fcntl(writer, F_GETFD, 0), Ok(FD_CLOEXEC.into()));
-    close(reader);
-    close(writer);
+    equal("O_NONBLOCK is both ends'", reader.fcntl(F_GETFL, 0), Ok((O_RDONLY | O_NONBLOCK).into()));
+    equal("O_DIRECT is the writer's", writer.fcntl(F_GETFL, 0), Ok((O_WRONLY | O_NONBLOCK | O_DIRECT).into()));
+    equal("O_CLOEXEC", reader.fcntl(F_GETFD, 0), Ok(FD_CLOEXEC.into()));
+    equal("O_CLOEXEC of both", writer.fcntl(F_GETFD, 0), Ok(FD_CLOEXEC.into()));
+    let before = [*reader, *writer];
+    drop([reader, writer]);
     for flags in [1, 2, 0x400, 0x8000_0000] {
         equal(("a flag that is none", flags), pipe_with(flags), Err(Errno::EINVAL));
     }
@@ -149,14 +138,14 @@ fn pipes_are_made_and_refused() {
         equal("flags first", call(PIPE2, [at, 1]), Err(Errno::EINVAL));
     }
     let [again, other] = pipe(0);
-    equal("nothing stays open", [again, other], [reader, writer]);
-    close(again);
-    close(other);
+    equal("nothing stays open", [*again, *other], before);
+    let first = *again;
+    drop([again, other]);
     apart(|| {
-        let limit = RLimit { soft: again + 1, hard: 4096 };
+        let limit = RLimit { soft: first + 1, hard: 4096 };
         equal("a limit", call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]), Ok(0));
         equal("one descriptor is left", pipe_with(0), Err(Errno::EMFILE));
-        equal("for a counter it is enough", call(EVENTFD2, [0, 0]), Ok(again));
+        equal("for a counter it is enough", call(EVENTFD2, [0, 0]), Ok(first));
         equal("and then not", call(EVENTFD2, [0, 0]), Err(Errno::EMFILE));
     });
 }
@@ -164,85 +153,75 @@ fn pipes_are_made_and_refused() {
 fn bytes_go_through() {
     let [reader, writer] = pipe(O_NONBLOCK);
     let mut bytes = [0; 64];
-    equal("nothing yet", read(reader, &mut bytes), Err(Errno::EAGAIN));
-    equal("no bytes", read(reader, &mut []), Ok(0));
-    equal("no bytes written", write(writer, &[]), Ok(0));
-    equal("FIONREAD", waiting(reader), Ok(0));
-    equal("written", write(writer, b"one"), Ok(3));
-    equal("and more", write(writer, b"two"), Ok(3));
-    equal("FIONREAD", waiting(reader), Ok(6));
-    equal("FIONREAD of the other end", waiting(writer), Ok(6));
-    equal("a part", read(reader, &mut bytes[..2]), Ok(2));
+    equal("nothing yet", reader.read(&mut bytes), Err(Errno::EAGAIN));
+    equal("no bytes", reader.read(&mut []), Ok(0));
+    equal("no bytes written", writer.write(&[]), Ok(0));
+    equal("FIONREAD", waiting(*reader), Ok(0));
+    equal("written", writer.write(b"one"), Ok(3));
+    equal("and more", writer.write(b"two"), Ok(3));
+    equal("FIONREAD", waiting(*reader), Ok(6));
+    equal("FIONREAD of the other end", waiting(*writer), Ok(6));
+    equal("a part", reader.read(&mut bytes[..2]), Ok(2));
     equal("of the first", &bytes[..2], b"on");
-    equal("the rest", read(reader, &mut bytes), Ok(4));
+    equal("the rest", reader.read(&mut bytes), Ok(4));
     equal("of both", &bytes[..4], b"etwo");
-    equal("it is empty", read(reader, &mut bytes), Err(Errno::EAGAIN));
-    equal("the end that reads", write(reader, b"x"), Err(Errno::EBADF));
-    equal("the end that writes", read(writer, &mut bytes), Err(Errno::EBADF));
-    close(reader);
-    close(writer);
+    equal("it is empty", reader.read(&mut bytes), Err(Errno::EAGAIN));
+    equal("the end that reads", reader.write(b"x"), Err(Errno::EBADF));
+    equal("the end that writes", writer.read(&mut bytes), Err(Errno::EBADF));
 }
 
 static BYTES: [u8; 80 << 10] = [7; 80 << 10];
 
 fn pages_fill() {
     let [reader, writer] = pipe(O_NONBLOCK);
-    equal("as much as there is room for", write(writer, &BYTES), Ok(64 << 10));
-    equal("full", write(writer, b"x"), Err(Errno::EAGAIN));
-    equal("FIONREAD", waiting(reader), Ok(64 << 10));
-    equal("no room", state(writer, ALL), 0);
+    equal("as much as there is room for", writer.write(&BYTES), Ok(64 << 10));
+    equal("full", writer.write(b"x"), Err(Errno::EAGAIN));
+    equal("FIONREAD", waiting(*reader), Ok(64 << 10));
+    equal("no room", state(*writer, ALL), 0);
     let mut page = [0; PAGE as usize];
-    equal("but for one byte", read(reader, &mut page[1..]), Ok(PAGE - 1));
-    equal("the page is not free", write(writer, b"x"), Err(Errno::EAGAIN));
-    equal("no room", state(writer, ALL), 0);
-    equal("the last byte of it", read(reader, &mut page[..1]), Ok(1));
-    equal("there is room", state(writer, ALL), POLLOUT | POLLWRNORM);
-    equal("for a page", write(writer, b"x"), Ok(1));
-    equal("whose rest is used", write(writer, b"yz"), Ok(2));
-    equal("full, but for that", state(writer, ALL), 0);
-    equal("what fits there", write(writer, &BYTES[..4093]), Ok(4093));
-    equal("full", write(writer, b"x"), Err(Errno::EAGAIN));
-    close(reader);
-    close(writer);
+    equal("but for one byte", reader.read(&mut page[1..]), Ok(PAGE - 1));
+    equal("the page is not free", writer.write(b"x"), Err(Errno::EAGAIN));
+    equal("no room", state(*writer, ALL), 0);
+    equal("the last byte of it", reader.read(&mut page[..1]), Ok(1));
+    equal("there is room", state(*writer, ALL), POLLOUT | POLLWRNORM);
+    equal("for a page", writer.write(b"x"), Ok(1));
+    equal("whose rest is used", writer.write(b"yz"), Ok(2));
+    equal("full, but for that", state(*writer, ALL), 0);
+    equal("what fits there", writer.write(&BYTES[..4093]), Ok(4093));
+    equal("full", writer.write(b"x"), Err(Errno::EAGAIN));
 
     let [reader, writer] = pipe(O_NONBLOCK);
     for page in 0..16 {
-        equal(("4095 bytes each take a page", page), write(writer, &BYTES[..4095]), Ok(4095));
+        equal(("4095 bytes each take a page", page), writer.write(&BYTES[..4095]), Ok(4095));
     }
-    equal("full", write(writer, b"xy"), Err(Errno::EAGAIN));
-    equal("one byte fits", write(writer, b"x"), Ok(1));
-    equal("FIONREAD", waiting(reader), Ok(16 * 4095 + 1));
-    close(reader);
-    close(writer);
+    equal("full", writer.write(b"xy"), Err(Errno::EAGAIN));
+    equal("one byte fits", writer.write(b"x"), Ok(1));
+    equal("FIONREAD", waiting(*reader), Ok(16 * 4095 + 1));
 
     let [reader, writer] = pipe(O_NONBLOCK);
-    equal("100 bytes", write(writer, &BYTES[..100]), Ok(100));
-    equal("what is over whole pages joins them", write(writer, &BYTES[..4096 + 200]), Ok(4096 + 200));
-    equal("so that 14 pages are left", write(writer, &BYTES), Ok(14 << 12));
+    equal("100 bytes", writer.write(&BYTES[..100]), Ok(100));
+    equal("what is over whole pages joins them", writer.write(&BYTES[..4096 + 200]), Ok(4096 + 200));
+    equal("so that 14 pages are left", writer.write(&BYTES), Ok(14 << 12));
     let mut all = [0; 64 << 10];
-    equal("all of it", read(reader, &mut all), Ok(300 + (15 << 12)));
-    close(reader);
-    close(writer);
+    equal("all of it", reader.read(&mut all), Ok(300 + (15 << 12)));
 }
 
 fn packets() {
     let [reader, writer] = pipe(O_DIRECT | O_NONBLOCK);
     let mut bytes = [0; 8];
     for packet in [b"one".as_slice(), b"four", b"x"] {
-        equal("a packet", write(writer, packet), Ok(packet.len() as u64));
+        equal("a packet", writer.write(packet), Ok(packet.len() as u64));
     }
-    equal("one of them", read(reader, &mut bytes), Ok(3));
-    equal("a part", read(reader, &mut bytes[..2]), Ok(2));
-    equal("the rest of it is gone", read(reader, &mut bytes), Ok(1));
-    equal("none is left", read(reader, &mut bytes), Err(Errno::EAGAIN));
-    equal("no packets any more", fcntl(writer, F_SETFL, O_NONBLOCK.into()), Ok(0));
-    equal("a write", write(writer, b"one"), Ok(3));
-    equal("and another", write(writer, b"two"), Ok(3));
-    equal("in one read", read(reader, &mut bytes), Ok(6));
-    equal("packets again", fcntl(writer, F_SETFL, (O_NONBLOCK | O_DIRECT).into()), Ok(0));
-    equal("F_GETFL", fcntl(writer, F_GETFL, 0), Ok((O_WRONLY | O_NONBLOCK | O_DIRECT).into()));
-    close(reader);
-    close(writer);
+    equal("one of them", reader.read(&mut bytes), Ok(3));
+    equal("a part", reader.read(&mut bytes[..2]), Ok(2));
+    equal("the rest of it is gone", reader.read(&mut bytes), Ok(1));
+    equal("none is left", reader.read(&mut bytes), Err(Errno::EAGAIN));
+    equal("no packets any more", writer.fcntl(F_SETFL, O_NONBLOCK), Ok(0));
+    equal("a write", writer.write(b"one"), Ok(3));
+    equal("and another", writer.write(b"two"), Ok(3));
+    equal("in one read", reader.read(&mut bytes), Ok(6));
+    equal("packets again", writer.fcntl(F_SETFL, O_NONBLOCK | O_DIRECT), Ok(0));
+    equal("F_GETFL", writer.fcntl(F_GETFL, 0), Ok((O_WRONLY | O_NONBLOCK | O_DIRECT).into()));
 }
 
 static GOT: AtomicU64 = AtomicU64::new(0);
@@ -268,31 +247,31 @@ fn handles(signal: u32, flags: u64) {
 fn ends_close() {
     handles(SIGPIPE, 0);
     let [reader, writer] = pipe(0);
-    let copy = call(DUP, [writer]).expect("a copy");
-    equal("bytes", write(writer, b"last"), Ok(4));
-    close(writer);
-    equal("another has the end", state(reader, ALL), POLLIN | POLLRDNORM);
-    close(copy);
-    equal("hung up, with bytes", state(reader, ALL), POLLIN | POLLRDNORM | POLLHUP);
-    equal("also where it is not asked for", state(reader, 0), POLLHUP);
+    let copy = File(call(DUP, [*writer]).expect("a copy"));
+    equal("bytes", writer.write(b"last"), Ok(4));
+    drop(writer);
+    equal("another has the end", state(*reader, ALL), POLLIN | POLLRDNORM);
+    drop(copy);
+    equal("hung up, with bytes", state(*reader, ALL), POLLIN | POLLRDNORM | POLLHUP);
+    equal("also where it is not asked for", state(*reader, 0), POLLHUP);
     let mut bytes = [0; 8];
-    equal("what is left", read(reader, &mut bytes), Ok(4));
-    equal("the end", read(reader, &mut bytes), Ok(0));
-    equal("hung up", state(reader, ALL), POLLHUP);
-    close(reader);
+    equal("what is left", reader.read(&mut bytes), Ok(4));
+    equal("the end", reader.read(&mut bytes), Ok(0));
+    equal("hung up", state(*reader, ALL), POLLHUP);
+    drop(reader);
 
     let [reader, writer] = pipe(0);
-    equal("room", state(writer, ALL), POLLOUT | POLLWRNORM);
-    close(reader);
-    equal("an error", state(writer, ALL), POLLOUT | POLLWRNORM | POLLERR);
-    equal("also where it is not asked for", state(writer, 0), POLLERR);
-    equal("no reader", write(writer, b"x"), Err(Errno::EPIPE));
+    equal("room", state(*writer, ALL), POLLOUT | POLLWRNORM);
+    drop(reader);
+    equal("an error", state(*writer, ALL), POLLOUT | POLLWRNORM | POLLERR);
+    equal("also where it is not asked for", state(*writer, 0), POLLERR);
+    equal("no reader", writer.write(b"x"), Err(Errno::EPIPE));
     equal("SIGPIPE", got(), once(SIGPIPE));
-    equal("nothing to write", write(writer, &[]), Ok(0));
+    equal("nothing to write", writer.write(&[]), Ok(0));
     equal("no signal", got(), 0);
-    equal("a bad address", call(WRITE, [writer, NOWHERE, 1]), Err(Errno::EPIPE));
+    equal("a bad address", call(WRITE, [*writer, NOWHERE, 1]), Err(Errno::EPIPE));
     equal("SIGPIPE", got(), once(SIGPIPE));
-    close(writer);
+    drop(writer);
     equal("it ends a process", process::wait(killed_by_pipe()), SIGPIPE);
 }
 
@@ -302,8 +281,8 @@ fn killed_by_pipe() -> u32 {
         let default = unsafe { granule_user::signal::set_action(SIGPIPE, &Default::default()) };
         holds("the default action", default.is_ok());
         let [reader, writer] = pipe(0);
-        close(reader);
-        u8::from(write(writer, b"x").is_ok()) + 1
+        drop(reader);
+        u8::from(writer.write(b"x").is_ok()) + 1
     })
     .expect("a child")
 }
@@ -316,52 +295,44 @@ fn pieces() {
     let [reader, writer] = pipe(O_NONBLOCK);
     let (mut first, mut second) = (*b"abc", *b"defgh");
     let list = [piece(&mut first), IoVec { base: NOWHERE, length: 0 }, piece(&mut second)];
-    equal("writev", call(WRITEV, [writer, list.as_ptr() as u64, 3]), Ok(8));
+    equal("writev", call(WRITEV, [*writer, list.as_ptr() as u64, 3]), Ok(8));
     let (mut first, mut second) = ([0; 6], [0; 6]);
     let list = [piece(&mut first), piece(&mut second)];
-    equal("readv", call(READV, [reader, list.as_ptr() as u64, 2]), Ok(8));
+    equal("readv", call(READV, [*reader, list.as_ptr() as u64, 2]), Ok(8));
     equal("in order", (&first, &second[..2]), (b"abcdef", b"gh".as_slice()));
-    equal("nothing left", call(READV, [reader, list.as_ptr() as u64, 2]), Err(Errno::EAGAIN));
-    equal("no pieces", call(READV, [reader, list.as_ptr() as u64, 0]), Ok(0));
-    equal("too many", call(READV, [reader, list.as_ptr() as u64, 1025]), Err(Errno::EINVAL));
-    close(reader);
-    close(writer);
+    equal("nothing left", call(READV, [*reader, list.as_ptr() as u64, 2]), Err(Errno::EAGAIN));
+    equal("no pieces", call(READV, [*reader, list.as_ptr() as u64, 0]), Ok(0));
+    equal("too many", call(READV, [*reader, list.as_ptr() as u64, 1025]), Err(Errno::EINVAL));
 }
 
 fn bad_memory() {
-    let [reader, writer] = pipe(O_NONBLOCK);
+    let [_reader, writer] = pipe(O_NONBLOCK);
     let mut byte = [0];
     for at in [NOWHERE, KERNEL] {
-        equal(("bytes at", at), call(WRITE, [writer, at, 1]), Err(Errno::EFAULT));
+        equal(("bytes at", at), call(WRITE, [*writer, at, 1]), Err(Errno::EFAULT));
     }
-    close(reader);
-    close(writer);
     let [reader, writer] = pipe(O_NONBLOCK);
-    equal("bytes", write(writer, b"kept"), Ok(4));
+    equal("bytes", writer.write(b"kept"), Ok(4));
     for at in [NOWHERE, KERNEL] {
-        equal(("a buffer at", at), call(READ, [reader, at, 4]), Err(Errno::EFAULT));
+        equal(("a buffer at", at), call(READ, [*reader, at, 4]), Err(Errno::EFAULT));
     }
     let two = map(2 * PAGE, RW).expect("two pages");
     // SAFETY: the program's own, without references to it.
     equal("one of them is closed", unsafe { mprotect(two + PAGE, PAGE, PROT_NONE) }, Ok(()));
-    equal("not all of a page's bytes", call(READ, [reader, two + PAGE - 2, 4]), Err(Errno::EFAULT));
-    equal("nothing was lost", waiting(reader), Ok(4));
-    equal("a byte", read(reader, &mut byte), Ok(1));
+    equal("not all of a page's bytes", call(READ, [*reader, two + PAGE - 2, 4]), Err(Errno::EFAULT));
+    equal("nothing was lost", waiting(*reader), Ok(4));
+    equal("a byte", reader.read(&mut byte), Ok(1));
     equal("the first one", byte, *b"k");
-    equal("what can be stored", call(READ, [reader, two + PAGE - 3, 3]), Ok(3));
-    equal("a page that can be read in part", call(WRITE, [writer, two + PAGE - 100, 200]), Err(Errno::EFAULT));
-    close(reader);
-    close(writer);
+    equal("what can be stored", call(READ, [*reader, two + PAGE - 3, 3]), Ok(3));
+    equal("a page that can be read in part", call(WRITE, [*writer, two + PAGE - 100, 200]), Err(Errno::EFAULT));
     let [reader, writer] = pipe(O_NONBLOCK);
     let three = map(4 * PAGE, RW).expect("four pages");
     // SAFETY: as above.
     equal("the last of them is closed", unsafe { mprotect(three + 3 * PAGE, PAGE, PROT_NONE) }, Ok(()));
-    equal("whole pages before a bad one", call(WRITE, [writer, three + 100, 3 * PAGE]), Ok(2 * PAGE));
-    equal("are there", waiting(reader), Ok(2 * PAGE as u32));
-    equal("a bad page behind a good one", call(READ, [reader, three + 2 * PAGE, 2 * PAGE]), Ok(PAGE));
-    equal("is still there", waiting(reader), Ok(PAGE as u32));
-    close(reader);
-    close(writer);
+    equal("whole pages before a bad one", call(WRITE, [*writer, three + 100, 3 * PAGE]), Ok(2 * PAGE));
+    equal("are there", waiting(*reader), Ok(2 * PAGE as u32));
+    equal("a bad page behind a good one", call(READ, [*reader, three + 2 * PAGE, 2 * PAGE]), Ok(PAGE));
+    equal("is still there", waiting(*reader), Ok(PAGE as u32));
 }
 
 fn what_a_pipe_is_not() {
@@ -370,9 +341,9 @@ fn what_a_pipe_is_not() {
     let mut byte = [0];
     let at = byte.as_mut_ptr() as u64;
     for (file, seeks, sought) in [
-        (reader, Errno::ESPIPE, Err(Errno::ESPIPE)),
-        (writer, Errno::ESPIPE, Err(Errno::ESPIPE)),
-        (event, Errno::ESPIPE, Ok(0)),
+        (*reader, Errno::ESPIPE, Err(Errno::ESPIPE)),
+        (*writer, Errno::ESPIPE, Err(Errno::ESPIPE)),
+        (*event, Errno::ESPIPE, Ok(0)),
     ] {
         for whence in [SEEK_SET, SEEK_CUR] {
             equal(("lseek", file), call(LSEEK, [file, 8, whence.into()]), sought);
@@ -383,173 +354,143 @@ fn what_a_pipe_is_not() {
         equal(
             ("mmap", file),
             call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]),
-            if file == writer { Err(Errno::EACCES) } else { Err(Errno::ENODEV) },
+            if file == *writer { Err(Errno::EACCES) } else { Err(Errno::ENODEV) },
         );
         equal(("ftruncate", file), call(FTRUNCATE, [file, 0]), Err(Errno::EINVAL));
         equal(("fsync", file), call(FSYNC, [file]), Err(Errno::EINVAL));
         equal(("an unknown ioctl", file), call(IOCTL, [file, 0x5401, at]), Err(Errno::ENOTTY));
     }
-    equal("fallocate of the end that reads", call(FALLOCATE, [reader, 0, 0, 1]), Err(Errno::EBADF));
-    equal("fallocate", call(FALLOCATE, [writer, 0, 0, 1]), Err(Errno::ESPIPE));
-    equal("fallocate of a counter", call(FALLOCATE, [event, 0, 0, 1]), Err(Errno::ENODEV));
-    equal("FIONREAD of a counter", waiting(event), Err(Errno::ENOTTY));
+    equal("fallocate of the end that reads", call(FALLOCATE, [*reader, 0, 0, 1]), Err(Errno::EBADF));
+    equal("fallocate", call(FALLOCATE, [*writer, 0, 0, 1]), Err(Errno::ESPIPE));
+    equal("fallocate of a counter", call(FALLOCATE, [*event, 0, 0, 1]), Err(Errno::ENODEV));
+    equal("FIONREAD of a counter", waiting(*event), Err(Errno::ENOTTY));
     let stat = |file| {
         let mut stat = Stat::default();
         equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
         stat
     };
-    let [read, write, counted] = [reader, writer, event].map(stat);
+    let [read, write, counted] = [*reader, *writer, *event].map(stat);
     equal("a pipe", read.st_mode, S_IFIFO | 0o600);
     equal("both ends are one", (read.st_ino, read.st_dev), (write.st_ino, write.st_dev));
     equal("its size", (read.st_size, read.st_nlink, read.st_blksize, read.st_blocks), (0, 1, 4096, 0));
     equal("a counter is of no kind", (counted.st_mode & S_IFMT, counted.st_mode), (0, 0o600));
     equal("its size", (counted.st_size, counted.st_nlink, counted.st_blksize), (0, 1, 4096));
     let [other, end] = pipe(0);
-    holds("each has its number", stat(other).st_ino != read.st_ino && stat(end).st_ino == stat(other).st_ino);
-    for file in [reader, writer, event, other, end] {
-        close(file);
-    }
+    holds("each has its number", stat(*other).st_ino != read.st_ino && stat(*end).st_ino == stat(*other).st_ino);
 }
 
 fn sizes_of_pipes() {
     let [reader, writer] = pipe(O_NONBLOCK);
-    equal("the size", fcntl(reader, F_GETPIPE_SZ, 0), Ok(64 << 10));
-    equal("less", fcntl(writer, F_SETPIPE_SZ, 5000), Ok(8192));
-    equal("the size", fcntl(reader, F_GETPIPE_SZ, 0), Ok(8192));
-    equal("two pages", write(writer, &BYTES), Ok(8192));
-    equal("it has more", fcntl(writer, F_SETPIPE_SZ, 1), Err(Errno::EBUSY));
-    equal("as before", fcntl(writer, F_SETPIPE_SZ, 64 << 10), Ok(64 << 10));
-    equal("14 pages more", write(writer, &BYTES), Ok(14 << 12));
-    equal("no size", fcntl(writer, F_SETPIPE_SZ, (1 << 31) + 1), Err(Errno::EINVAL));
+    equal("the size", reader.fcntl(F_GETPIPE_SZ, 0), Ok(64 << 10));
+    equal("less", writer.fcntl(F_SETPIPE_SZ, 5000), Ok(8192));
+    equal("the size", reader.fcntl(F_GETPIPE_SZ, 0), Ok(8192));
+    equal("two pages", writer.write(&BYTES), Ok(8192));
+    equal("it has more", writer.fcntl(F_SETPIPE_SZ, 1), Err(Errno::EBUSY));
+    equal("as before", writer.fcntl(F_SETPIPE_SZ, 64 << 10), Ok(64 << 10));
+    equal("14 pages more", writer.write(&BYTES), Ok(14 << 12));
+    equal("no size", writer.fcntl(F_SETPIPE_SZ, (1 << 31) + 1), Err(Errno::EINVAL));
     let event = counter(0, 0);
-    equal("no pipe", fcntl(event, F_GETPIPE_SZ, 0), Err(Errno::EBADF));
-    equal("no pipe", fcntl(event, F_SETPIPE_SZ, 4096), Err(Errno::EBADF));
-    close(event);
-    close(reader);
-    close(writer);
+    equal("no pipe", event.fcntl(F_GETPIPE_SZ, 0), Err(Errno::EBADF));
+    equal("no pipe", event.fcntl(F_SETPIPE_SZ, 4096), Err(Errno::EBADF));
 }
 
-/// Files that a thread uses.
-static FILES: [AtomicU64; 2] = [const { AtomicU64::new(0) }; 2];
 static STEP: AtomicU32 = AtomicU32::new(0);
-
-fn file(number: usize) -> u64 {
-    FILES[number].load(Ordering::Acquire)
-}
-
-fn set_files(files: [u64; 2]) {
-    FILES[0].store(files[0], Ordering::Release);
-    FILES[1].store(files[1], Ordering::Release);
-}
 
 /// Lets a thread come to where it waits.
 fn pause() {
     equal("slept", time::sleep(30 * MILLISECOND), Ok(()));
 }
 
+/// Returns what `waits` returns, while another thread does `then` after a while.
+fn waiting_for<R>(then: impl FnOnce() + Send, waits: impl FnOnce() -> R) -> R {
+    let soon = || {
+        pause();
+        then();
+    };
+    beside(soon, waits).1
+}
+
 fn blocked_readers_and_writers() {
     let [reader, writer] = pipe(0);
-    set_files([reader, writer]);
-    let reads = Thread::spawn(
-        |_| {
-            let mut bytes = [0; 8];
-            equal("a reader waits for bytes", read(file(0), &mut bytes), Ok(5));
-            equal("and has them", &bytes[..5], b"bytes");
-            equal("a reader waits for the end", read(file(0), &mut bytes), Ok(0));
-        },
-        0,
-    )
-    .expect("a thread");
-    pause();
-    equal("bytes", write(writer, b"bytes"), Ok(5));
-    pause();
-    close(writer);
-    reads.join();
-    close(reader);
+    let reads = || {
+        let mut bytes = [0; 8];
+        equal("a reader waits for bytes", reader.read(&mut bytes), Ok(5));
+        equal("and has them", &bytes[..5], b"bytes");
+        equal("a reader waits for the end", reader.read(&mut bytes), Ok(0));
+    };
+    beside(reads, || {
+        pause();
+        equal("bytes", writer.write(b"bytes"), Ok(5));
+        pause();
+        drop(writer);
+    });
 
     let [reader, writer] = pipe(0);
-    set_files([reader, writer]);
-    equal("it is full", write(writer, &BYTES[..64 << 10]), Ok(64 << 10));
-    let writes = Thread::spawn(
-        |_| {
-            equal("a writer waits for room", write(file(1), b"more"), Ok(4));
-            equal("and again", write(file(1), &BYTES[..8192]), Err(Errno::EPIPE));
-        },
-        0,
-    )
-    .expect("a thread");
-    pause();
-    let mut page = [0; 4096];
-    equal("a page is read", read(reader, &mut page), Ok(4096));
-    until(|| waiting(reader) == Ok((60 << 10) + 4));
-    close(reader);
-    writes.join();
+    equal("it is full", writer.write(&BYTES[..64 << 10]), Ok(64 << 10));
+    let writes = || {
+        equal("a writer waits for room", writer.write(b"more"), Ok(4));
+        equal("and again", writer.write(&BYTES[..8192]), Err(Errno::EPIPE));
+    };
+    beside(writes, || {
+        pause();
+        equal("a page is read", reader.read(&mut [0; 4096]), Ok(4096));
+        until(|| waiting(*reader) == Ok((60 << 10) + 4));
+        drop(reader);
+    });
     equal("SIGPIPE", got(), once(SIGPIPE));
-    close(writer);
 }
 
 /// A write of more than there is room for, while others read.
 fn large_writes() {
     const BYTES_IN_ALL: usize = 1 << 20;
     let [reader, writer] = pipe(0);
-    set_files([reader, writer]);
     let memory = map(BYTES_IN_ALL as u64, RW).expect("memory");
     for at in 0..BYTES_IN_ALL / 8 {
         // SAFETY: the program's own.
         unsafe { ((memory as usize + 8 * at) as *mut u64).write(at as u64) };
     }
-    STEP.store(0, Ordering::Relaxed);
-    let reads = Thread::spawn(
-        |_| {
-            let (mut next, mut bytes, mut have) = (0_u64, [0; 5000], 0);
-            while let Ok(count @ 1..) = read(file(0), &mut bytes[have..]) {
-                have += count as usize;
-                let whole = have / 8 * 8;
-                for word in bytes[..whole].as_chunks::<8>().0 {
-                    if u64::from_le_bytes(*word) != next {
-                        STEP.store(1, Ordering::Relaxed);
-                    }
-                    next += 1;
-                }
-                bytes.copy_within(whole..have, 0);
-                have -= whole;
+    let reads = || {
+        let (mut next, mut bytes, mut have, mut in_order) = (0_u64, [0; 5000], 0, true);
+        while let Ok(count @ 1..) = reader.read(&mut bytes[have..]) {
+            have += count as usize;
+            let whole = have / 8 * 8;
+            for word in bytes[..whole].as_chunks::<8>().0 {
+                in_order &= u64::from_le_bytes(*word) == next;
+                next += 1;
             }
-            equal("all came", next, BYTES_IN_ALL as u64 / 8);
-        },
-        0,
-    )
-    .expect("a thread");
-    equal("all went", call(WRITE, [writer, memory, BYTES_IN_ALL as u64]), Ok(BYTES_IN_ALL as u64));
-    close(writer);
-    reads.join();
-    equal("in order", STEP.load(Ordering::Relaxed), 0);
-    close(reader);
+            bytes.copy_within(whole..have, 0);
+            have -= whole;
+        }
+        equal("all came", next, BYTES_IN_ALL as u64 / 8);
+        holds("in order", in_order);
+    };
+    beside(reads, || {
+        equal("all went", call(WRITE, [*writer, memory, BYTES_IN_ALL as u64]), Ok(BYTES_IN_ALL as u64));
+        drop(writer);
+    });
 }
 
 /// Up to `PIPE_BUF` bytes of one write stay together.
 fn whole_writes() {
     const WRITES: u64 = 200;
     const LENGTH: usize = 1000;
+    static WRITER: AtomicU64 = AtomicU64::new(0);
+    fn write_often(number: usize) {
+        let bytes = [number as u8; LENGTH];
+        for _ in 0..WRITES {
+            let written = call(WRITE, [WRITER.load(Ordering::Relaxed), bytes.as_ptr() as u64, LENGTH as u64]);
+            equal("a write", written, Ok(LENGTH as u64));
+        }
+    }
     let [reader, writer] = pipe(0);
-    set_files([reader, writer]);
-    let writers = [1, 2, 3].map(|number| {
-        Thread::spawn(
-            |number| {
-                let bytes = [number as u8; LENGTH];
-                for _ in 0..WRITES {
-                    equal("a write", write(file(1), &bytes), Ok(LENGTH as u64));
-                }
-            },
-            number,
-        )
-        .expect("a thread")
-    });
+    WRITER.store(*writer, Ordering::Relaxed);
+    let writers = [1, 2, 3].map(|number| Thread::spawn(write_often, number).expect("a thread"));
     let (mut counts, mut torn) = ([0; 4], 0);
     let mut bytes = [0; LENGTH];
     for _ in 0..3 * WRITES {
         let mut have = 0;
         while have < LENGTH {
-            have += read(reader, &mut bytes[have..]).expect("bytes") as usize;
+            have += reader.read(&mut bytes[have..]).expect("bytes") as usize;
         }
         counts[usize::from(bytes[0]) % 4] += 1;
         torn += u32::from(bytes.iter().any(|&byte| byte != bytes[0]));
@@ -558,20 +499,11 @@ fn whole_writes() {
     equal("each writer's", counts, [0, WRITES, WRITES, WRITES]);
     equal("none was torn", torn, 0);
     holds("they are short enough", LENGTH <= PIPE_BUF);
-    close(reader);
-    close(writer);
 }
 
-/// Sends this process's first thread a signal in a while; the thread blocks it, so that it may come before.
-fn signal_soon(signal: u32) -> Thread {
-    Thread::spawn(
-        |signal| {
-            pause();
-            equal("sent", process::tgkill(process::id(), process::id(), signal as u32), Ok(()));
-        },
-        signal as usize,
-    )
-    .expect("a thread")
+/// Sends this process's first thread a signal; the thread blocks it, so that it may come before it waits.
+fn send(signal: u32) {
+    equal("sent", process::tgkill(process::id(), process::id(), signal), Ok(()));
 }
 
 /// A call that signals of this kind interrupt.
@@ -586,34 +518,24 @@ fn interrupted() {
     let mut bytes = [0; 8];
     handles(SIGUSR1, 0);
     handles(SIGUSR2, SA_RESTART);
-    interrupts("a read ends", SIGUSR1, || read(reader, &mut bytes), Err(Errno::EINTR));
-    interrupts("a read of a counter ends", SIGUSR1, || read(event, &mut bytes), Err(Errno::EINTR));
-    equal("full", write(writer, &BYTES[..64 << 10]), Ok(64 << 10));
-    interrupts("a write ends", SIGUSR1, || write(writer, b"x"), Err(Errno::EINTR));
+    interrupts("a read ends", SIGUSR1, || reader.read(&mut bytes), Err(Errno::EINTR));
+    interrupts("a read of a counter ends", SIGUSR1, || event.read(&mut bytes), Err(Errno::EINTR));
+    equal("full", writer.write(&BYTES[..64 << 10]), Ok(64 << 10));
+    interrupts("a write ends", SIGUSR1, || writer.write(b"x"), Err(Errno::EINTR));
     let mut page = [0; 4096];
-    equal("a page", read(reader, &mut page), Ok(4096));
-    interrupts("a write ends behind a page", SIGUSR1, || write(writer, &BYTES[..8192]), Ok(4096));
+    equal("a page", reader.read(&mut page), Ok(4096));
+    interrupts("a write ends behind a page", SIGUSR1, || writer.write(&BYTES[..8192]), Ok(4096));
     interrupts("ppoll ends", SIGUSR1, || ppoll(&mut [], None, None), Err(Errno::EINTR));
     interrupts("ppoll ends also with SA_RESTART", SIGUSR2, || ppoll(&mut [], None, None), Err(Errno::EINTR));
     // A read goes on behind a handler with SA_RESTART.
     let [reader2, writer2] = pipe(0);
-    set_files([0, writer2]);
-    let sender = Thread::spawn(
-        |_| {
-            pause();
-            equal("sent", process::tgkill(process::id(), process::id(), SIGUSR2), Ok(()));
-            pause();
-            equal("written", write(file(1), b"late"), Ok(4));
-        },
-        0,
-    )
-    .expect("a thread");
-    equal("a read goes on", read(reader2, &mut bytes), Ok(4));
-    sender.join();
+    let signals = || {
+        send(SIGUSR2);
+        pause();
+        equal("written", writer2.write(b"late"), Ok(4));
+    };
+    equal("a read goes on", waiting_for(signals, || reader2.read(&mut bytes)), Ok(4));
     equal("it came", got(), once(SIGUSR2));
-    for file in [reader, writer, event, reader2, writer2] {
-        close(file);
-    }
 }
 
 fn counters() {
@@ -621,117 +543,93 @@ fn counters() {
         equal(("a flag that is none", flags), call(EVENTFD2, [0, flags]), Err(Errno::EINVAL));
     }
     let event = counter(3, EFD_NONBLOCK | EFD_CLOEXEC);
-    equal("F_GETFL", fcntl(event, F_GETFL, 0), Ok((O_RDWR | O_NONBLOCK).into()));
-    equal("F_GETFD", fcntl(event, F_GETFD, 0), Ok(FD_CLOEXEC.into()));
-    equal("both", state(event, ALL), POLLIN | POLLOUT);
-    equal("its count", take(event), Ok(3));
-    equal("room", state(event, ALL), POLLOUT);
-    equal("none left", take(event), Err(Errno::EAGAIN));
-    equal("1", add(event, 1), Ok(8));
-    equal("and 2", add(event, 2), Ok(8));
-    equal("are 3", take(event), Ok(3));
-    equal("0 changes nothing", add(event, 0), Ok(8));
-    equal("none", take(event), Err(Errno::EAGAIN));
-    equal("too much at all", add(event, u64::MAX), Err(Errno::EINVAL));
-    equal("the most", add(event, u64::MAX - 1), Ok(8));
-    equal("no room", state(event, ALL), POLLIN);
-    equal("no more", add(event, 1), Err(Errno::EAGAIN));
-    equal("but nothing", add(event, 0), Ok(8));
-    equal("the most", take(event), Ok(u64::MAX - 1));
+    equal("F_GETFL", event.fcntl(F_GETFL, 0), Ok((O_RDWR | O_NONBLOCK).into()));
+    equal("F_GETFD", event.fcntl(F_GETFD, 0), Ok(FD_CLOEXEC.into()));
+    equal("both", state(*event, ALL), POLLIN | POLLOUT);
+    equal("its count", take(&event), Ok(3));
+    equal("room", state(*event, ALL), POLLOUT);
+    equal("none left", take(&event), Err(Errno::EAGAIN));
+    equal("1", add(&event, 1), Ok(8));
+    equal("and 2", add(&event, 2), Ok(8));
+    equal("are 3", take(&event), Ok(3));
+    equal("0 changes nothing", add(&event, 0), Ok(8));
+    equal("none", take(&event), Err(Errno::EAGAIN));
+    equal("too much at all", add(&event, u64::MAX), Err(Errno::EINVAL));
+    equal("the most", add(&event, u64::MAX - 1), Ok(8));
+    equal("no room", state(*event, ALL), POLLIN);
+    equal("no more", add(&event, 1), Err(Errno::EAGAIN));
+    equal("but nothing", add(&event, 0), Ok(8));
+    equal("the most", take(&event), Ok(u64::MAX - 1));
     let mut bytes = [0; 16];
-    equal("too short", read(event, &mut bytes[..7]), Err(Errno::EINVAL));
-    equal("too short", read(event, &mut []), Err(Errno::EINVAL));
-    equal("too short", write(event, &bytes[..7]), Err(Errno::EINVAL));
-    equal("too short", write(event, &[]), Err(Errno::EINVAL));
-    equal("more than a count", write(event, &[1, 0, 0, 0, 0, 0, 0, 0, 9, 9]), Err(Errno::EINVAL));
-    equal("1", add(event, 1), Ok(8));
-    equal("room for more than a count", read(event, &mut bytes), Ok(8));
+    equal("too short", event.read(&mut bytes[..7]), Err(Errno::EINVAL));
+    equal("too short", event.read(&mut []), Err(Errno::EINVAL));
+    equal("too short", event.write(&bytes[..7]), Err(Errno::EINVAL));
+    equal("too short", event.write(&[]), Err(Errno::EINVAL));
+    equal("more than a count", event.write(&[1, 0, 0, 0, 0, 0, 0, 0, 9, 9]), Err(Errno::EINVAL));
+    equal("1", add(&event, 1), Ok(8));
+    equal("room for more than a count", event.read(&mut bytes), Ok(8));
     equal("its count", bytes[..8].as_ref(), 1_u64.to_le_bytes().as_slice());
-    equal("from nowhere", call(WRITE, [event, NOWHERE, 8]), Err(Errno::EFAULT));
-    equal("1", add(event, 1), Ok(8));
-    equal("to nowhere", call(READ, [event, NOWHERE, 8]), Err(Errno::EFAULT));
-    equal("it is lost", take(event), Err(Errno::EAGAIN));
-    close(event);
+    equal("from nowhere", call(WRITE, [*event, NOWHERE, 8]), Err(Errno::EFAULT));
+    equal("1", add(&event, 1), Ok(8));
+    equal("to nowhere", call(READ, [*event, NOWHERE, 8]), Err(Errno::EFAULT));
+    equal("it is lost", take(&event), Err(Errno::EAGAIN));
     let event = counter(2, EFD_SEMAPHORE | EFD_NONBLOCK);
-    equal("1", take(event), Ok(1));
-    equal("and 1", take(event), Ok(1));
-    equal("none", take(event), Err(Errno::EAGAIN));
+    equal("1", take(&event), Ok(1));
+    equal("and 1", take(&event), Ok(1));
+    equal("none", take(&event), Err(Errno::EAGAIN));
     let on = 0_u32;
-    equal("FIONBIO", call(IOCTL, [event, FIONBIO.into(), &raw const on as u64]), Ok(0));
-    equal("F_GETFL", fcntl(event, F_GETFL, 0), Ok(O_RDWR.into()));
-    equal("O_DIRECT", fcntl(event, F_SETFL, O_DIRECT.into()), Err(Errno::EINVAL));
-    close(event);
+    equal("FIONBIO", call(IOCTL, [*event, FIONBIO.into(), &raw const on as u64]), Ok(0));
+    equal("F_GETFL", event.fcntl(F_GETFL, 0), Ok(O_RDWR.into()));
+    equal("O_DIRECT", event.fcntl(F_SETFL, O_DIRECT), Err(Errno::EINVAL));
 }
 
 fn counters_wait() {
     let event = counter(0, 0);
-    set_files([event, 0]);
-    let adds = Thread::spawn(
-        |_| {
-            pause();
-            equal("added", add(file(0), 5), Ok(8));
-        },
-        0,
-    )
-    .expect("a thread");
-    equal("a reader waits", take(event), Ok(5));
-    adds.join();
-    equal("full", add(event, u64::MAX - 1), Ok(8));
-    let takes = Thread::spawn(
-        |_| {
-            pause();
-            equal("taken", take(file(0)), Ok(u64::MAX - 1));
-        },
-        0,
-    )
-    .expect("a thread");
-    equal("a writer waits", add(event, 9), Ok(8));
-    takes.join();
-    equal("what it added", take(event), Ok(9));
-    close(event);
+    let adds = || equal("added", add(&event, 5), Ok(8));
+    equal("a reader waits", waiting_for(adds, || take(&event)), Ok(5));
+    equal("full", add(&event, u64::MAX - 1), Ok(8));
+    let takes = || equal("taken", take(&event), Ok(u64::MAX - 1));
+    equal("a writer waits", waiting_for(takes, || add(&event, 9)), Ok(8));
+    equal("what it added", take(&event), Ok(9));
 }
 
 fn pieces_of_counters() {
     let event = counter(0, EFD_NONBLOCK);
     let (mut one, mut two, mut long) = (1_u64.to_le_bytes(), 2_u64.to_le_bytes(), [4, 0, 0, 0, 0, 0, 0, 0, 0]);
     let list = [piece(&mut one), piece(&mut two), piece(&mut long), piece(&mut one)];
-    equal("each piece is a write", call(WRITEV, [event, list.as_ptr() as u64, 4]), Ok(16));
-    equal("up to a long one", take(event), Ok(3));
+    equal("each piece is a write", call(WRITEV, [*event, list.as_ptr() as u64, 4]), Ok(16));
+    equal("up to a long one", take(&event), Ok(3));
     let list = [piece(&mut one), piece(&mut long[..4]), piece(&mut one)];
-    equal("up to a short one", call(WRITEV, [event, list.as_ptr() as u64, 3]), Ok(8));
-    equal("which counts", take(event), Ok(1));
-    equal("a short one", call(WRITEV, [event, list[1..].as_ptr() as u64, 2]), Err(Errno::EINVAL));
-    equal("a count", add(event, 0x0102_0304_0506_0708), Ok(8));
+    equal("up to a short one", call(WRITEV, [*event, list.as_ptr() as u64, 3]), Ok(8));
+    equal("which counts", take(&event), Ok(1));
+    equal("a short one", call(WRITEV, [*event, list[1..].as_ptr() as u64, 2]), Err(Errno::EINVAL));
+    equal("a count", add(&event, 0x0102_0304_0506_0708), Ok(8));
     let (mut first, mut second) = ([0; 3], [0; 5]);
     let list = [piece(&mut first), piece(&mut second)];
-    equal("a read of pieces", call(READV, [event, list.as_ptr() as u64, 2]), Ok(8));
+    equal("a read of pieces", call(READV, [*event, list.as_ptr() as u64, 2]), Ok(8));
     equal("in order", (first, second), ([8, 7, 6], [5, 4, 3, 2, 1]));
-    equal("a short list", call(READV, [event, list.as_ptr() as u64, 1]), Err(Errno::EINVAL));
-    close(event);
+    equal("a short list", call(READV, [*event, list.as_ptr() as u64, 1]), Err(Errno::EINVAL));
 }
 
 fn polls_of_all_kinds() {
     let ready = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM;
-    let memory = call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0]).expect("a memory file");
-    equal("a memory file", state(memory, ALL), ready);
-    equal("what is asked for", state(memory, POLLOUT), POLLOUT);
-    equal("nothing is", state(memory, 0), 0);
-    let root = call(OPENAT, [AT_FDCWD as u64, c"/".as_ptr() as u64, O_RDONLY.into()]).expect("the root");
-    equal("a directory", state(root, ALL), ready);
-    let path = call(OPENAT, [AT_FDCWD as u64, c"/".as_ptr() as u64, O_PATH.into()]).expect("a path");
-    equal("a path alone", state(path, ALL), POLLNVAL);
+    let memory = File(call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0]).expect("a memory file"));
+    equal("a memory file", state(*memory, ALL), ready);
+    equal("what is asked for", state(*memory, POLLOUT), POLLOUT);
+    equal("nothing is", state(*memory, 0), 0);
+    let root = File(call(OPENAT, [AT_FDCWD as u64, c"/".as_ptr() as u64, O_RDONLY.into()]).expect("the root"));
+    equal("a directory", state(*root, ALL), ready);
+    let path = File(call(OPENAT, [AT_FDCWD as u64, c"/".as_ptr() as u64, O_PATH.into()]).expect("a path"));
+    equal("a path alone", state(*path, ALL), POLLNVAL);
     equal("a descriptor that is none", state(999, ALL), POLLNVAL);
     equal("a negative one", state(-1_i64 as u64, ALL), 0);
     equal("a very negative one", state(i32::MIN as u64, ALL), 0);
     equal("output", state(1, POLLOUT | POLLWRNORM), POLLOUT | POLLWRNORM);
     let [reader, writer] = pipe(0);
-    let mut files = [reader, writer, 999, memory].map(|file| PollFd { fd: file as i32, events: POLLIN, revents: 1 });
+    let mut files = [*reader, *writer, 999, *memory].map(|file| PollFd { fd: file as i32, events: POLLIN, revents: 1 });
     equal("two of four", ppoll(&mut files, None, None), Ok(2));
     equal("which ones", files.map(|file| file.revents), [0, 0, POLLNVAL, POLLIN]);
     equal("nothing else was stored", files.map(|file| file.events), [POLLIN; 4]);
-    for file in [memory, root, path, reader, writer] {
-        close(file);
-    }
 }
 
 fn polls_refuse() {
@@ -775,59 +673,29 @@ fn polls_refuse() {
 fn polls_wait() {
     let [reader, writer] = pipe(0);
     let event = counter(0, 0);
-    let entries = || [reader, event].map(|file| PollFd { fd: file as i32, events: POLLIN, revents: 0 });
-    for (number, expected) in [(0, [POLLIN, 0]), (1, [0, POLLIN])] {
-        set_files([writer, event]);
-        let wakes = Thread::spawn(
-            |number| {
-                pause();
-                let more = 1_u64.to_le_bytes();
-                equal("written", write(file(number), &more), Ok(8));
-            },
-            number,
-        )
-        .expect("a thread");
+    let entries = || [&reader, &event].map(|file| polled(file, POLLIN));
+    for (written, ready, expected) in [(&writer, &reader, [POLLIN, 0]), (&event, &event, [0, POLLIN])] {
         let mut files = entries();
-        equal("one of two", ppoll(&mut files, None, None), Ok(1));
+        let wakes = || equal("written", written.write(&1_u64.to_le_bytes()), Ok(8));
+        equal("one of two", waiting_for(wakes, || ppoll(&mut files, None, None)), Ok(1));
         equal("which one", files.map(|file| file.revents), expected);
-        wakes.join();
-        let mut bytes = [0; 8];
-        equal("taken", read([reader, event][number], &mut bytes), Ok(8));
+        equal("taken", ready.read(&mut [0; 8]), Ok(8));
     }
     // A change that is not waited for ends nothing.
-    set_files([writer, event]);
-    let wakes = Thread::spawn(
-        |_| {
-            pause();
-            equal("written", write(file(0), b"x"), Ok(1));
-            pause();
-            equal("added", add(file(1), 1), Ok(8));
-        },
-        0,
-    )
-    .expect("a thread");
     let mut files = entries();
     files[0].events = 0;
-    equal("the other", ppoll(&mut files, None, None), Ok(1));
+    let wakes = || {
+        equal("written", writer.write(b"x"), Ok(1));
+        pause();
+        equal("added", add(&event, 1), Ok(8));
+    };
+    equal("the other", waiting_for(wakes, || ppoll(&mut files, None, None)), Ok(1));
     equal("which one", files.map(|file| file.revents), [0, POLLIN]);
-    wakes.join();
-    equal("taken", take(event), Ok(1));
-    // Both entries have the same file.
-    set_files([event, 0]);
-    let wakes = Thread::spawn(
-        |_| {
-            pause();
-            equal("added", add(file(0), 1), Ok(8));
-        },
-        0,
-    )
-    .expect("a thread");
-    let mut files = [PollFd { fd: event as i32, events: POLLIN, revents: 0 }; 3];
-    equal("all of them", ppoll(&mut files, None, None), Ok(3));
-    wakes.join();
-    for file in [reader, writer, event] {
-        close(file);
-    }
+    equal("taken", take(&event), Ok(1));
+    // All entries have the same file.
+    let adds = || equal("added", add(&event, 1), Ok(8));
+    let mut files = [polled(&event, POLLIN); 3];
+    equal("all of them", waiting_for(adds, || ppoll(&mut files, None, None)), Ok(3));
 }
 
 fn pending() -> u64 {
@@ -849,8 +717,7 @@ fn masks() {
     // SAFETY: the handler stores words.
     holds("a handler", unsafe { handle(SIGUSR1, look_at_masks, 0, 0) }.is_ok());
     equal("blocked", mask(SIG_SETMASK, one), Ok(0));
-    let sends = || equal("sent", process::tgkill(process::id(), process::id(), SIGUSR1), Ok(()));
-    sends();
+    send(SIGUSR1);
     equal("it waits", pending(), one);
     equal("no files, no signal", ppoll(&mut [], Some(&mut Timespec::from_nanoseconds(MILLISECOND)), None), Ok(0));
     equal("it waits", pending(), one);
@@ -865,20 +732,18 @@ fn masks() {
     equal("to return to the program's", FRAME_MASK.load(Ordering::Relaxed), one);
     equal("which it has", mask(SIG_BLOCK, 0), Ok(one));
     let mut no_time = Timespec::from_nanoseconds(0);
-    sends();
+    send(SIGUSR1);
     equal("also without time", ppoll(&mut [], Some(&mut no_time), Some(&0)), Err(Errno::EINTR));
     equal("came", pending(), 0);
-    let sender = signal_soon(SIGUSR1);
-    equal("while it waits", ppoll(&mut [], None, Some(&0)), Err(Errno::EINTR));
-    sender.join();
+    let sends_soon = || send(SIGUSR1);
+    equal("while it waits", waiting_for(sends_soon, || ppoll(&mut [], None, Some(&0))), Err(Errno::EINTR));
     equal("the mask is as before", mask(SIG_SETMASK, 0), Ok(one));
     // A signal that is blocked during the call comes after it.
     handles(SIGUSR1, 0);
     equal("nothing came", got(), 0);
-    let sender = signal_soon(SIGUSR1);
     let mut limit = Timespec::from_nanoseconds(80 * MILLISECOND);
-    equal("it waits to the end", ppoll(&mut [], Some(&mut limit), Some(&one)), Ok(0));
-    sender.join();
+    let waited = waiting_for(sends_soon, || ppoll(&mut [], Some(&mut limit), Some(&one)));
+    equal("it waits to the end", waited, Ok(0));
     equal("and then it comes", got(), once(SIGUSR1));
     // A signal that is ignored ends nothing, and SIGKILL cannot be blocked.
     let child = process::spawn(|| u8::from(ppoll(&mut [], None, Some(&u64::MAX)).is_ok()) + 1);
@@ -890,7 +755,7 @@ fn masks() {
 
 fn times() {
     let event = counter(0, 0);
-    let mut files = [PollFd { fd: event as i32, events: POLLIN, revents: 7 }];
+    let mut files = [PollFd { fd: *event as i32, events: POLLIN, revents: 7 }];
     let before = time::now();
     let mut limit = Timespec::from_nanoseconds(50 * MILLISECOND);
     equal("a limit", ppoll(&mut files, Some(&mut limit), None), Ok(0));
@@ -922,72 +787,45 @@ fn times() {
     files[0].events = POLLOUT;
     equal("for ever", ppoll(&mut files, Some(&mut limit), None), Ok(1));
     equal("no other came", got(), 0);
-    close(event);
 }
 
 /// Many at once: a row of counters, each of which is ready in turn.
 fn many() {
     const COUNT: usize = 300;
-    let mut files = [PollFd::default(); COUNT];
-    for file in &mut files {
-        *file = PollFd { fd: counter(0, EFD_NONBLOCK) as i32, events: POLLIN, revents: 0 };
-    }
+    let events = [(); COUNT].map(|()| counter(0, EFD_NONBLOCK));
+    let mut files = events.each_ref().map(|event| polled(event, POLLIN));
     for number in [0, 1, 63, 64, 65, 299] {
-        let event = files[number].fd as u64;
-        set_files([event, 0]);
-        let adds = Thread::spawn(
-            |_| {
-                equal("slept", time::sleep(5 * MILLISECOND), Ok(()));
-                equal("added", add(file(0), 1), Ok(8));
-            },
-            0,
-        )
-        .expect("a thread");
-        equal("one", ppoll(&mut files, None, None), Ok(1));
-        adds.join();
+        let adds = || {
+            equal("slept", time::sleep(5 * MILLISECOND), Ok(()));
+            equal("added", add(&events[number], 1), Ok(8));
+        };
+        equal("one", beside(adds, || ppoll(&mut files, None, None)).1, Ok(1));
         let found = files.iter().position(|file| file.revents != 0);
         equal("which one", found, Some(number));
-        equal("taken", take(event), Ok(1));
+        equal("taken", take(&events[number]), Ok(1));
     }
-    files.iter().for_each(|file| close(file.fd as u64));
+    drop(events);
     // Many that poll one.
+    static EVENT: AtomicU64 = AtomicU64::new(0);
+    fn poll(_: usize) {
+        let mut files = [PollFd { fd: EVENT.load(Ordering::Relaxed) as i32, events: POLLIN, revents: 0 }];
+        equal("woken", ppoll(&mut files, None, None), Ok(1));
+        STEP.fetch_add(1, Ordering::Relaxed);
+    }
     let event = counter(0, 0);
-    set_files([event, 0]);
-    STEP.store(0, Ordering::Relaxed);
-    let polls = [(); 20].map(|()| {
-        Thread::spawn(
-            |_| {
-                let mut files = [PollFd { fd: file(0) as i32, events: POLLIN, revents: 0 }];
-                equal("woken", ppoll(&mut files, None, None), Ok(1));
-                STEP.fetch_add(1, Ordering::Relaxed);
-            },
-            0,
-        )
-        .expect("a thread")
-    });
+    EVENT.store(*event, Ordering::Relaxed);
+    let polls = [(); 20].map(|()| Thread::spawn(poll, 0).expect("a thread"));
     pause();
-    equal("added", add(event, 1), Ok(8));
+    equal("added", add(&event, 1), Ok(8));
     polls.into_iter().for_each(Thread::join);
     equal("all of them", STEP.load(Ordering::Relaxed), 20);
-    close(event);
 }
 
 /// A descriptor that is closed while it is polled.
 fn closed_meanwhile() {
     let [reader, writer] = pipe(0);
-    set_files([reader, writer]);
-    let closes = Thread::spawn(
-        |_| {
-            pause();
-            close(file(1));
-        },
-        0,
-    )
-    .expect("a thread");
-    let mut files = [PollFd { fd: reader as i32, events: POLLIN, revents: 0 }];
-    equal("the other end", ppoll(&mut files, None, None), Ok(1));
+    let mut files = [polled(&reader, POLLIN)];
+    equal("the other end", waiting_for(|| drop(writer), || ppoll(&mut files, None, None)), Ok(1));
     equal("hangs up", files[0].revents, POLLHUP);
-    closes.join();
-    close(reader);
     equal("this process is there", call(GETPID, []), Ok(process::id().into()));
 }

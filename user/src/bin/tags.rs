@@ -311,8 +311,7 @@ fn pieces_end_below_the_end() {
 }
 
 fn the_mode_is_inherited_until_an_exec(path: &str) {
-    let child = process::spawn(|| (control() != Ok(PR_TAGGED_ADDR_ENABLE)).into()).expect("a child");
-    assert_eq!(process::wait(child), exited(0));
+    assert_eq!(process::run(|| (control() != Ok(PR_TAGGED_ADDR_ENABLE)).into()), exited(0));
     let mut bytes = [0_u8; 64];
     bytes[..path.len()].copy_from_slice(path.as_bytes());
     let name = CStr::from_bytes_until_nul(&bytes).expect("a short path");

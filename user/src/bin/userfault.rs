@@ -597,8 +597,7 @@ fn unpopulated() {
 
 /// Runs `child` in a child, which ends with what that returns.
 fn in_child(child: impl FnOnce() -> bool) {
-    let id = process::spawn(|| u8::from(!child())).expect("a child");
-    assert_eq!(process::wait(id), 0, "the child");
+    assert_eq!(process::run(|| u8::from(!child())), 0, "the child");
 }
 
 /// A child has nothing of it, without the event.

@@ -1,0 +1,208 @@
+//! Descriptors and memory that a program owns: they go where their owner is dropped, which is compared with success.
+//!
+//! Each dereferences to the number that calls take, so that a part of a test names it as it names any other.
+
+#![allow(unsafe_code, reason = "system calls, and memory that they map")]
+
+use core::ffi::CStr;
+use core::ops::Deref;
+
+use granule_abi::Errno;
+use granule_abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Stat};
+use granule_abi::memory::MAP_ANONYMOUS;
+use granule_abi::number::{
+    CLOSE, FALLOCATE, FCNTL, FSTAT, FTRUNCATE, LSEEK, MEMFD_CREATE, MMAP, PREAD64, PWRITE64, READ, WRITE,
+};
+
+use crate::answers::equal;
+use crate::memory::{PAGE, mmap, munmap};
+use crate::probe::{self, Fault};
+use crate::sys;
+
+/// An open descriptor, which is closed where this is dropped.
+#[derive(Debug, PartialEq, Eq)]
+pub struct File(pub u64);
+
+impl File {
+    /// A file in memory with this name, as `memfd_create` makes it.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn memory(name: &CStr, flags: u32) -> Result<Self, Errno> {
+        // SAFETY: it reads the name.
+        unsafe { sys::call(MEMFD_CREATE, [name.as_ptr() as u64, flags.into(), 0, 0, 0, 0]) }.map(Self)
+    }
+
+    /// A call on the descriptor with up to three more arguments, which are the program's own memory or numbers.
+    fn call<const N: usize>(&self, number: usize, more: [u64; N]) -> Result<u64, Errno> {
+        let mut arguments = [self.0, 0, 0, 0, 0, 0];
+        arguments[1..=N].copy_from_slice(&more);
+        // SAFETY: the callers pass memory that the call may read, or write.
+        unsafe { sys::call(number, arguments) }
+    }
+
+    /// Writes at the position; how many bytes.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn write(&self, bytes: &[u8]) -> Result<u64, Errno> {
+        self.call(WRITE, [bytes.as_ptr() as u64, bytes.len() as u64])
+    }
+
+    /// Reads at the position; how many bytes.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn read(&self, bytes: &mut [u8]) -> Result<u64, Errno> {
+        self.call(READ, [bytes.as_mut_ptr() as u64, bytes.len() as u64])
+    }
+
+    /// Writes at an offset; how many bytes.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn write_at(&self, bytes: &[u8], offset: u64) -> Result<u64, Errno> {
+        self.call(PWRITE64, [bytes.as_ptr() as u64, bytes.len() as u64, offset])
+    }
+
+    /// The byte at an offset, if there is one.
+    ///
+    /// # Panics
+    /// It cannot be read.
+    pub fn byte(&self, offset: u64) -> Option<u8> {
+        let mut byte = [77];
+        let read = self.call(PREAD64, [byte.as_mut_ptr() as u64, 1, offset]).expect("a byte, or the end");
+        (read == 1).then_some(byte[0])
+    }
+
+    /// Moves the position; `whence` is one of the `SEEK_` numbers.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn seek(&self, offset: i64, whence: u32) -> Result<u64, Errno> {
+        self.call(LSEEK, [offset as u64, whence.into()])
+    }
+
+    /// `fcntl`.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn fcntl(&self, command: u32, argument: u32) -> Result<u64, Errno> {
+        self.call(FCNTL, [command.into(), argument.into()])
+    }
+
+    /// The file's status, the call's result compared with success.
+    pub fn stat(&self) -> Stat {
+        let mut stat = Stat::default();
+        equal("fstat", self.call(FSTAT, [&raw mut stat as u64]), Ok(0));
+        stat
+    }
+
+    /// Makes it this long.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn resize(&self, size: u64) -> Result<u64, Errno> {
+        self.call(FTRUNCATE, [size])
+    }
+
+    /// `fallocate`.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn allocate(&self, mode: u32, offset: u64, length: u64) -> Result<u64, Errno> {
+        self.call(FALLOCATE, [mode.into(), offset, length])
+    }
+
+    /// Takes a part of its contents away.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn punch(&self, offset: u64, length: u64) -> Result<u64, Errno> {
+        self.allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+    }
+
+    /// Maps `pages` pages of it from page `first` on, wherever there is room.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn map(&self, first: u64, pages: u64, protection: u64, flags: u64) -> Result<Pages, Errno> {
+        // SAFETY: not at a fixed address.
+        let start = unsafe { sys::call(MMAP, [0, pages * PAGE, protection, flags, self.0, first * PAGE]) }?;
+        Ok(Pages { start, pages })
+    }
+}
+
+impl Deref for File {
+    type Target = u64;
+
+    fn deref(&self) -> &u64 {
+        &self.0
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        // SAFETY: the descriptor is this one's.
+        equal("closed", unsafe { sys::call(CLOSE, [self.0, 0, 0, 0, 0, 0]) }, Ok(0));
+    }
+}
+
+/// Pages from an address on, which are unmapped where this is dropped: all that are still mapped.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Pages {
+    start: u64,
+    pages: u64,
+}
+
+impl Pages {
+    /// Fresh memory that belongs to no file.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn map(pages: u64, protection: u64, flags: u64) -> Result<Self, Errno> {
+        // SAFETY: not at a fixed address.
+        let start = unsafe { mmap(0, pages * PAGE, protection, flags | MAP_ANONYMOUS) }?;
+        Ok(Self { start, pages })
+    }
+
+    /// Loads the byte at an offset.
+    ///
+    /// # Errors
+    /// The access faulted.
+    pub fn read(&self, offset: u64) -> Result<u8, Fault> {
+        probe::read(self.start + offset)
+    }
+
+    /// Stores a byte at an offset.
+    ///
+    /// # Errors
+    /// The access faulted.
+    pub fn put(&self, offset: u64, value: u8) -> Result<(), Fault> {
+        // SAFETY: the pages are the program's own, without references to them.
+        unsafe { probe::write(self.start + offset, value) }
+    }
+
+    /// These pages.
+    ///
+    /// # Safety
+    /// They are the program's own, nothing else unmaps them, and there are no references to them at the end.
+    pub const unsafe fn new(start: u64, pages: u64) -> Self {
+        Self { start, pages }
+    }
+}
+
+impl Deref for Pages {
+    type Target = u64;
+
+    fn deref(&self) -> &u64 {
+        &self.start
+    }
+}
+
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: as `new` has them.
+        equal("unmapped", unsafe { munmap(self.start, self.pages * PAGE) }, Ok(()));
+    }
+}
