@@ -49,15 +49,43 @@ pub struct Thread {
 }
 
 impl Thread {
-    /// Starts a thread that calls `main(argument)`.
+    /// Starts a thread that calls `main`.
+    ///
+    /// # Panics
+    /// The kernel starts none.
+    pub fn spawn(main: impl FnOnce() + Send + 'static) -> Self {
+        Self::try_spawn(main).expect("a thread")
+    }
+
+    /// As [`Self::spawn`].
     ///
     /// # Errors
     /// The kernel's.
-    pub fn spawn(main: fn(usize), argument: usize) -> Result<Self, Errno> {
+    pub fn try_spawn(main: impl FnOnce() + Send + 'static) -> Result<Self, Errno> {
+        // SAFETY: it borrows nothing.
+        unsafe { Self::start(main) }
+    }
+
+    /// # Errors
+    /// The kernel's.
+    ///
+    /// # Safety
+    /// The thread is joined before what `main` borrows ends.
+    unsafe fn start<F: FnOnce() + Send>(main: F) -> Result<Self, Errno> {
+        fn run<F: FnOnce()>(main: usize) {
+            // SAFETY: it was put there for this thread, which takes it once.
+            let main = unsafe { (main as *mut F).read() };
+            main();
+        }
+        const { assert!(align_of::<F>() <= align_of::<Control>() && (size_of::<F>() as u64) < STACK / 2) };
         let stack = memory::map(STACK, PROT_READ | PROT_WRITE)?;
-        let control = (stack + STACK - size_of::<Control>() as u64) as *mut Control;
-        // SAFETY: fresh memory with room for it, aligned, since the size of a `Control` is a multiple of 16.
-        unsafe { control.write(Control { id: AtomicU32::new(0), main, argument }) };
+        let top = stack + STACK - (size_of::<F>() as u64).next_multiple_of(align_of::<Control>() as u64);
+        let control = (top - size_of::<Control>() as u64) as *mut Control;
+        // SAFETY: fresh memory with room for both, aligned, since the size of a `Control` is a multiple of 16.
+        unsafe {
+            (top as *mut F).write(main);
+            control.write(Control { id: AtomicU32::new(0), main: run::<F>, argument: top as usize });
+        }
         // SAFETY: the stack is the new thread's alone, below `control`, which lives until `join`.
         let result = unsafe { start(control) };
         match sys::result(result) {
@@ -99,21 +127,12 @@ impl Thread {
 ///
 /// # Panics
 /// There are more, or the kernel starts no thread.
-pub fn all_at_once<F: Fn(usize) + Sync>(count: usize, main: F) {
-    struct Call<'main, F> {
-        main: &'main F,
-        number: usize,
-    }
-    fn start<F: Fn(usize) + Sync>(call: usize) {
-        // SAFETY: it is of this type, on the stack of the thread that joins this one.
-        let call = unsafe { &*(call as *const Call<'_, F>) };
-        (call.main)(call.number);
-    }
+pub fn all_at_once(count: usize, main: impl Fn(usize) + Sync) {
     assert!(count <= MOST_AT_ONCE, "{count} threads");
-    let calls: [Call<'_, F>; MOST_AT_ONCE] = core::array::from_fn(|number| Call { main: &main, number });
-    let others = calls.each_ref().map(|call| {
-        let is_wanted = (1..count).contains(&call.number);
-        is_wanted.then(|| Thread::spawn(start::<F>, &raw const *call as usize).expect("a thread"))
+    let main = &main;
+    let others: [Option<Thread>; MOST_AT_ONCE] = core::array::from_fn(|number| {
+        // SAFETY: joined below.
+        (1..count).contains(&number).then(|| unsafe { Thread::start(move || main(number)) }.expect("a thread"))
     });
     main(0);
     others.into_iter().flatten().for_each(Thread::join);
@@ -125,20 +144,11 @@ pub fn all_at_once<F: Fn(usize) + Sync>(count: usize, main: F) {
 /// The kernel starts no thread.
 pub fn beside<T: Send, R>(other: impl FnOnce() -> T + Send, here: impl FnOnce() -> R) -> (T, R) {
     let mut result = None;
-    let mut task = Some(|| result = Some(other()));
-    let thread = Thread::spawn(main_of(&task), &raw mut task as usize).expect("a thread");
+    // SAFETY: joined below.
+    let thread = unsafe { Thread::start(|| result = Some(other())) }.expect("a thread");
     let answer = here();
     thread.join();
     (result.expect("the thread has ended"), answer)
-}
-
-/// The main function of a thread that runs a task, which it takes from where its argument says.
-fn main_of<F: FnOnce() + Send>(_: &Option<F>) -> fn(usize) {
-    |task| {
-        // SAFETY: it is of this type, on the stack of the thread that joins this one, and nothing else uses it.
-        let task = unsafe { &mut *(task as *mut Option<F>) };
-        task.take().expect("a task that is run once")();
-    }
 }
 
 /// Sleeps while the word has this value, until it is woken.

@@ -2,14 +2,12 @@
 //!
 //! Nothing here has a deadline: where the event never comes, the limit of the test ends the program.
 
-#![allow(unsafe_code, reason = "a word that a thread is told of")]
-
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_abi::signal::{SIG_BLOCK, SIG_SETMASK};
 
 use crate::signal::{is_pending, mask, set_of};
-use crate::thread::Thread;
+use crate::thread::beside;
 use crate::{process, time};
 
 /// Lets others run until this is reached.
@@ -40,29 +38,22 @@ pub fn until_zombie<R>(signal: u32, end: impl FnOnce() -> R) -> R {
 /// # Panics
 /// There can be no thread.
 pub fn while_signalled<R>(signal: u32, every: u64, call: impl FnOnce() -> R) -> R {
-    struct Target {
-        thread: u32,
-        signal: u32,
-        every: u64,
-        has_returned: AtomicU32,
-    }
-    let target = Target { thread: process::thread_id(), signal, every, has_returned: AtomicU32::new(0) };
-    let send = |target: usize| {
-        // SAFETY: it is on the stack of the thread that joins this one.
-        let target = unsafe { &*(target as *const Target) };
+    let (thread, has_returned) = (process::thread_id(), AtomicBool::new(false));
+    let sends = || {
         loop {
             // A signal of the process may have ended it early.
-            let _ = time::sleep(target.every);
-            if target.has_returned.load(Ordering::Acquire) != 0 {
+            let _ = time::sleep(every);
+            if has_returned.load(Ordering::Acquire) {
                 break;
             }
-            process::tgkill(process::id(), target.thread, target.signal).expect("a signal");
+            process::tgkill(process::id(), thread, signal).expect("a signal");
         }
     };
-    let sender = Thread::spawn(send, &raw const target as usize).expect("a thread");
-    let answer = call();
-    target.has_returned.store(1, Ordering::Release);
-    sender.join();
+    let (_, answer) = beside(sends, || {
+        let answer = call();
+        has_returned.store(true, Ordering::Release);
+        answer
+    });
     answer
 }
 

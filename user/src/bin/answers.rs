@@ -3,7 +3,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use granule_user::abi::memory::{
     MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE,
@@ -24,7 +24,7 @@ use granule_user::abi::time::{
 use granule_user::answers::{equal, holds, status, wrong};
 use granule_user::memory::{PAGE, map, mmap, munmap, shared};
 use granule_user::signal::handle;
-use granule_user::thread::Thread;
+use granule_user::thread::{Thread, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
 
@@ -165,7 +165,7 @@ fn cpu_time() {
         after.0 - before.0 <= awake && after.1 - before.1 <= awake
     });
     holds("a thread that sleeps takes none, nor does its process", free);
-    let thread = Thread::spawn(|_| compute(CLOCK_THREAD_CPUTIME_ID, 20_000_000), 0).expect("a thread");
+    let thread = Thread::spawn(|| compute(CLOCK_THREAD_CPUTIME_ID, 20_000_000));
     thread.join();
     let (thread, process) = cpu_times();
     holds("a thread that has ended counts", process >= thread + 20_000_000);
@@ -191,7 +191,7 @@ fn sleeps() {
         equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
     }
     // A process whose only thread sleeps uses no time: another one has to.
-    let thread = Thread::spawn(|_| compute(CLOCK_THREAD_CPUTIME_ID, 60_000_000), 0).expect("a thread");
+    let thread = Thread::spawn(|| compute(CLOCK_THREAD_CPUTIME_ID, 60_000_000));
     let before = clock(CLOCK_PROCESS_CPUTIME_ID).unwrap_or(0);
     let some = Timespec { seconds: 0, nanoseconds: 20_000_000 };
     let answer = call(CLOCK_NANOSLEEP, [CLOCK_PROCESS_CPUTIME_ID, 0, &raw const some as u64, 0]);
@@ -292,27 +292,20 @@ fn wake_one(at: u64, private: u64) {
     equal("of its kind", woken, Ok(1));
 }
 
-static PRIVATE: AtomicU32 = AtomicU32::new(0);
-static WAITS: AtomicU32 = AtomicU32::new(0);
-
 fn private_and_shared_futexes_differ() {
     for (waits, wakes) in [(0, FUTEX_PRIVATE_FLAG), (FUTEX_PRIVATE_FLAG, 0)] {
-        WAITS.store(0, Ordering::Relaxed);
-        let sleeper = Thread::spawn(
-            |flag| {
-                WAITS.store(1, Ordering::Relaxed);
-                let answer = futex(PRIVATE.as_ptr() as u64, FUTEX_WAIT | flag as u64, 0, 0, 0);
-                equal("a sleeper", answer, Ok(0));
-                WAITS.store(2, Ordering::Relaxed);
-            },
-            waits as usize,
-        )
-        .expect("a thread");
-        until(|| WAITS.load(Ordering::Relaxed) != 0);
-        time::sleep(20_000_000).expect("a sleep");
-        equal("of the other kind", futex(PRIVATE.as_ptr() as u64, FUTEX_WAKE | wakes, 1, 0, 0), Ok(0));
-        wake_one(PRIVATE.as_ptr() as u64, waits);
-        sleeper.join();
+        let (word, is_about_to) = (AtomicU32::new(0), AtomicBool::new(false));
+        let at = word.as_ptr() as u64;
+        let sleeps = || {
+            is_about_to.store(true, Ordering::Relaxed);
+            equal("a sleeper", futex(at, FUTEX_WAIT | waits, 0, 0, 0), Ok(0));
+        };
+        beside(sleeps, || {
+            until(|| is_about_to.load(Ordering::Relaxed));
+            time::sleep(20_000_000).expect("a sleep");
+            equal("of the other kind", futex(at, FUTEX_WAKE | wakes, 1, 0, 0), Ok(0));
+            wake_one(at, waits);
+        });
     }
 }
 
@@ -351,30 +344,28 @@ fn an_object_goes(time: u64) -> bool {
     let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
     // SAFETY: mapped above, and atomic for the sleeper too.
     unsafe { AtomicU32::from_ptr(page as *mut u32) }.store(1, Ordering::Relaxed);
-    WAITS.store(0, Ordering::Relaxed);
-    let sleeper = Thread::spawn(
-        |page| {
-            let limit = Timespec { seconds: 0, nanoseconds: 200_000_000 };
-            WAITS.store(1, Ordering::Relaxed);
-            // The other object has a zero there.
-            match futex(page as u64, FUTEX_WAIT, 1, &raw const limit as u64, 0) {
-                Err(Errno::EFAULT | Errno::EAGAIN) => WAITS.store(2, Ordering::Relaxed),
-                answer => equal("a sleeper on what is gone", answer, Err(Errno::ETIMEDOUT)),
-            }
-        },
-        page as usize,
-    )
-    .expect("a thread");
-    until(|| WAITS.load(Ordering::Relaxed) != 0);
-    time::sleep(time).expect("a sleep");
+    let is_about_to = AtomicBool::new(false);
+    let sleeps = || {
+        let limit = Timespec { seconds: 0, nanoseconds: 200_000_000 };
+        is_about_to.store(true, Ordering::Relaxed);
+        // The other object has a zero there.
+        match futex(page, FUTEX_WAIT, 1, &raw const limit as u64, 0) {
+            Err(Errno::EFAULT | Errno::EAGAIN) => return false,
+            answer => equal("a sleeper on what is gone", answer, Err(Errno::ETIMEDOUT)),
+        }
+        true
+    };
+    let (slept, ()) = beside(sleeps, || {
+        until(|| is_about_to.load(Ordering::Relaxed));
+        time::sleep(time).expect("a sleep");
+        unmap_page(page);
+        // SAFETY: nothing is there any more.
+        let again = unsafe { mmap(page, PAGE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE) };
+        equal("another object", again, Ok(page));
+        equal("a word of it", futex(page, FUTEX_WAKE, 9, 0, 0), Ok(0));
+    });
     unmap_page(page);
-    // SAFETY: nothing is there any more.
-    let again = unsafe { mmap(page, PAGE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE) };
-    equal("another object", again, Ok(page));
-    equal("a word of it", futex(page, FUTEX_WAKE, 9, 0, 0), Ok(0));
-    sleeper.join();
-    unmap_page(page);
-    WAITS.load(Ordering::Relaxed) == 1
+    slept
 }
 
 fn lists_of_buffers() {

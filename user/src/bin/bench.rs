@@ -636,8 +636,8 @@ fn wp_clear(bench: &mut Bench) {
 
 /// Serves faults: copies a page, of this program's code, to what is missing, and ends the protection of what is
 /// write-protected.
-fn serve(_: usize) {
-    let source = serve as fn(usize) as usize as u64 & !(PAGE - 1);
+fn serve() {
+    let source = serve as fn() as usize as u64 & !(PAGE - 1);
     loop {
         let message = pager().read_one().expect("a message");
         let at = message.words[1];
@@ -652,7 +652,7 @@ fn serve(_: usize) {
 /// Measures a store that another thread of this process serves.
 fn roundtrip(bench: &mut Bench, prepare: impl Fn(&Bench) -> Room) {
     // It ends with the process.
-    let _server = Thread::spawn(serve, 0).expect("a thread");
+    let _server = Thread::spawn(serve);
     let wait = |bench: &Bench| {
         let room = prepare(bench);
         // There is one CPU: the other thread waits for a message behind these.

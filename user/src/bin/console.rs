@@ -24,7 +24,7 @@ fn run(start: Start) -> u8 {
         }
         Some("crowd") => {
             // They end with the process.
-            while Thread::spawn(|_| _ = sleep(), 0).is_ok() {}
+            while Thread::try_spawn(|| _ = sleep()).is_ok() {}
             sleep()
         }
         Some("reads") => reads(),

@@ -586,7 +586,7 @@ fn threads(path: &CStr) {
         equal("for all", call(DUP, [file as u64]), Ok(file as u64 + 1));
         equal("closed for all", close(file as u64), Ok(0));
     }
-    Thread::spawn(use_it, file as usize).expect("a thread").join();
+    Thread::spawn(move || use_it(file as usize)).join();
     // Each byte is read by one of them.
     static READ: AtomicU64 = AtomicU64::new(0);
     fn read_all(file: usize) {
@@ -595,7 +595,7 @@ fn threads(path: &CStr) {
         }
     }
     let all = open(path, O_RDONLY).expect("the program's own file");
-    let threads = [(); 3].map(|()| Thread::spawn(read_all, all as usize).expect("a thread"));
+    let threads = [(); 3].map(|()| Thread::spawn(move || read_all(all as usize)));
     threads.into_iter().for_each(Thread::join);
     let size = fstat(all).map(|stat| stat.st_size as u64);
     equal("each once", (Ok(READ.load(Ordering::Relaxed)), seek(all, 0, SEEK_CUR)), (size, size));

@@ -568,12 +568,12 @@ fn fuzz(plan: &Plan) -> u8 {
         }
     }
     // They end with the process: none is joined.
-    (1..if plan.together { THREADS } else { 1 }).for_each(|index| drop(Thread::spawn(make_calls, index)));
-    make_calls(0);
+    (1..if plan.together { THREADS } else { 1 }).for_each(|_| drop(Thread::try_spawn(make_calls)));
+    make_calls();
     0
 }
 
-fn make_calls(_thread: usize) {
+fn make_calls() {
     // SAFETY: the parent's plan, on whose stack this child's first thread runs until it ends.
     let plan = unsafe { &*core::ptr::with_exposed_provenance::<Plan>(PLAN.load(Ordering::Relaxed)) };
     let pages = SHARED_PAGES.load(Ordering::Relaxed);

@@ -136,7 +136,7 @@ fn forks() {
 fn threads() {
     let mut count = 0;
     let error = loop {
-        match thread::Thread::spawn(sleep_for_long, 0) {
+        match thread::Thread::try_spawn(sleep_for_long) {
             Ok(_) => count += 1,
             Err(error) => break error,
         }
@@ -145,7 +145,7 @@ fn threads() {
     assert!(count > 50 && matches!(error, Errno::EAGAIN | Errno::ENOMEM));
 }
 
-fn sleep_for_long(_: usize) {
+fn sleep_for_long() {
     loop {
         let _ = time::sleep(1000 * MILLISECOND);
     }
@@ -420,8 +420,7 @@ fn polls() -> ! {
         unsafe { (place as *mut PollFd).write(PollFd { fd: counter, events: POLLIN, revents: 0 }) };
     }
     loop {
-        let poll = |files: usize| _ = call(PPOLL, [files as u64, FILES as u64, 0, 0]);
-        let _ = thread::Thread::spawn(poll, files as usize);
+        let _ = thread::Thread::try_spawn(move || _ = call(PPOLL, [files, FILES as u64, 0, 0]));
         let _ = time::sleep(MILLISECOND);
     }
 }
@@ -479,9 +478,9 @@ fn copy_paths() {
     let pager = Pager::new(0, 0).expect("a pager");
     pager.register(path, 2 * PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     for _ in 0..THREADS {
-        let open = |path: usize| _ = call(OPENAT, [AT_FDCWD as u64, path as u64, 0]);
+        let open = move || _ = call(OPENAT, [AT_FDCWD as u64, path + PAGE - LENGTH, 0]);
         // Other hogs may have all memory for a while.
-        while let Err(error) = thread::Thread::spawn(open, (path + PAGE - LENGTH) as usize) {
+        while let Err(error) = thread::Thread::try_spawn(open) {
             assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "a thread: {error:?}");
             let _ = time::sleep(MILLISECOND);
         }

@@ -112,11 +112,11 @@ fn answers(only_64_bits: bool) {
 /// A thread begins with that of the thread that made it.
 fn own_of_each_thread() {
     equal("set", personality(0x1_0000), Ok(0));
-    let other = |_| {
+    let other = || {
         equal("in a new thread", personality(0x2_0000), Ok(0x1_0000));
         equal("changed there", personality(GET), Ok(0x2_0000));
     };
-    Thread::spawn(other, 0).expect("a thread").join();
+    Thread::spawn(other).join();
     equal("and not here", personality(0), Ok(0x1_0000));
 }
 

@@ -140,21 +140,15 @@ fn exec_ends_other_threads() {
     let child = process::spawn(|| {
         // Threads that run and threads that sleep; and it is not the first thread that executes.
         let threads = [0_usize; 3].map(|_| {
-            thread::Thread::spawn(
-                |_| {
-                    STARTED.fetch_add(1, Ordering::Relaxed);
-                    let _ = thread::futex_wait(&AtomicU32::new(0), 0, None);
-                },
-                0,
-            )
-            .expect("a thread")
+            thread::Thread::spawn(|| {
+                STARTED.fetch_add(1, Ordering::Relaxed);
+                let _ = thread::futex_wait(&AtomicU32::new(0), 0, None);
+            })
         });
         until(|| STARTED.load(Ordering::Relaxed) == 3);
-        let last = thread::Thread::spawn(
-            |_| process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"])),
-            0,
-        )
-        .expect("a thread");
+        let last = thread::Thread::spawn(|| {
+            process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]))
+        });
         threads.into_iter().for_each(thread::Thread::join);
         last.join();
         99
@@ -164,13 +158,11 @@ fn exec_ends_other_threads() {
 
 fn exits_with_threads() {
     let child = process::spawn(|| {
-        let _thread = thread::Thread::spawn(
-            |_| loop {
+        let _thread = thread::Thread::spawn(|| {
+            loop {
                 process::sched_yield()
-            },
-            0,
-        )
-        .expect("a thread");
+            }
+        });
         5
     });
     assert_eq!(process::wait(child.expect("a fork")), exited(5), "exit_group ends a thread that runs");

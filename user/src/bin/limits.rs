@@ -153,7 +153,7 @@ fn others() {
     assert_eq!(process::wait(child), exited(7));
     assert_eq!(of(child as i32, RLIMIT_CPU, None), Err(Errno::ESRCH));
     static GOES_ON: AtomicU32 = AtomicU32::new(0);
-    let other = thread::Thread::spawn(|_| until(|| GOES_ON.load(Ordering::Relaxed) != 0), 0).expect("a thread");
+    let other = thread::Thread::spawn(|| until(|| GOES_ON.load(Ordering::Relaxed) != 0));
     assert_eq!(of(other.id() as i32, RLIMIT_STACK, None), get(RLIMIT_STACK));
     GOES_ON.store(1, Ordering::Relaxed);
     other.join();

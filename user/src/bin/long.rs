@@ -48,7 +48,7 @@ static GATE: AtomicU32 = AtomicU32::new(0);
 fn threads(count: u32, main: fn(usize)) {
     for index in 0..count {
         // They end with the process.
-        let _ = Thread::spawn(main, index as usize).expect("a thread");
+        let _ = Thread::spawn(move || main(index as usize));
     }
 }
 

@@ -5,7 +5,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ops::RangeInclusive;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::abi::file::{
     AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEXEC, POLLIN, PollFd, SEEK_DATA,
@@ -79,13 +79,14 @@ fn run(start: Start) -> u8 {
 
 /// Threads that are there.
 static THERE: AtomicU32 = AtomicU32::new(0);
-/// The object that threads of a run use: a descriptor, or an address.
-static OBJECT: AtomicU64 = AtomicU64::new(0);
 
-/// Has so many threads call `main`, which adds itself to [`THERE`]; they end with the process.
-fn crowd(count: u32, main: fn(usize)) {
-    for index in 0..count {
-        let _ = Thread::spawn(main, index as usize).expect("a thread");
+/// Has so many threads add themselves to [`THERE`] and call `main`; they end with the process.
+fn crowd(count: u32, main: impl FnOnce() + Copy + Send + 'static) {
+    for _ in 0..count {
+        let _ = Thread::spawn(move || {
+            THERE.fetch_add(1, Ordering::Release);
+            main();
+        });
     }
     while THERE.load(Ordering::Acquire) != count {
         time::sleep(MILLISECOND).expect("to sleep");
@@ -160,11 +161,9 @@ fn poll_one(descriptor: u64) {
 /// Threads that poll one counter, all woken at once.
 fn pollers(count: u32) {
     let counter = call(EVENTFD2, [0, 0]).expect("a counter");
-    OBJECT.store(counter, Ordering::Relaxed);
-    crowd(count, |_| {
-        THERE.fetch_add(1, Ordering::Release);
+    crowd(count, move || {
         loop {
-            poll_one(OBJECT.load(Ordering::Relaxed));
+            poll_one(counter);
             process::sched_yield();
         }
     });
@@ -179,11 +178,9 @@ fn pollers(count: u32) {
 fn pipe_readers(count: u32) {
     let mut ends = [0_u32; 2];
     call(PIPE2, [ends.as_mut_ptr() as u64, 0]).expect("a pipe");
-    OBJECT.store(ends[0].into(), Ordering::Relaxed);
-    crowd(count, |_| {
-        THERE.fetch_add(1, Ordering::Release);
+    crowd(count, move || {
         let mut byte = 0_u8;
-        let _ = call(READ, [OBJECT.load(Ordering::Relaxed), &raw mut byte as u64, 1]);
+        let _ = call(READ, [ends[0].into(), &raw mut byte as u64, 1]);
         THERE.fetch_sub(1, Ordering::Release);
         let _ = time::sleep(u64::MAX >> 2);
     });
@@ -198,8 +195,7 @@ fn pipe_readers(count: u32) {
 
 /// Threads that poll the console, for a second after all are there.
 fn console(count: u32) {
-    crowd(count, |_| {
-        THERE.fetch_add(1, Ordering::Release);
+    crowd(count, move || {
         loop {
             poll_one(0);
             process::sched_yield();
@@ -215,8 +211,7 @@ fn ask_for_input() {
 
 /// Threads that read the console; all are woken by each of the two bytes that are typed then.
 fn console_readers(count: u32) {
-    crowd(count, |_| {
-        THERE.fetch_add(1, Ordering::Release);
+    crowd(count, move || {
         let mut byte = 0_u8;
         while call(READ, [0, &raw mut byte as u64, 1]) != Ok(1) {}
         THERE.fetch_sub(1, Ordering::Release);
@@ -240,8 +235,7 @@ fn threads(count: u32) {
     unsafe { signal::handle(SIGUSR2, handle, 0, 0) }.expect("a handler");
     signal::mask(SIG_BLOCK, both).expect("a mask");
     // They block the signals too.
-    crowd(count, |_| {
-        THERE.fetch_add(1, Ordering::Release);
+    crowd(count, move || {
         loop {
             let _ = futex_wait(&GATE, 0, None);
         }
@@ -275,8 +269,6 @@ fn pagers(count: u64) {
 }
 
 fn changed_by_a_thread(count: u64, feature: u64) {
-    static COUNT: AtomicU64 = AtomicU64::new(0);
-    static FEATURE: AtomicU64 = AtomicU64::new(0);
     let pager = || Pager::new(0, feature).expect("a pager");
     let start = map(2 * count * PAGE, RW, OWN | MAP_NORESERVE);
     let first = pager();
@@ -292,31 +284,25 @@ fn changed_by_a_thread(count: u64, feature: u64) {
     call(CLOSE, [second.0.into()]).expect("to close");
     register(pager(), page);
     register(pager(), page + PAGE);
-    OBJECT.store(start, Ordering::Relaxed);
-    COUNT.store(count, Ordering::Relaxed);
-    FEATURE.store(feature, Ordering::Relaxed);
-    let change = |_| {
-        let (start, bytes) = (OBJECT.load(Ordering::Relaxed), 2 * COUNT.load(Ordering::Relaxed) * PAGE);
-        let _ = match FEATURE.load(Ordering::Relaxed) {
+    let change = move || {
+        let bytes = 2 * count * PAGE;
+        let _ = match feature {
             UFFD_FEATURE_EVENT_UNMAP => call(MUNMAP, [start, bytes]),
             UFFD_FEATURE_EVENT_REMOVE => call(MADVISE, [start, bytes, MADV_DONTNEED]),
             _ => process::spawn(|| 0).map(u64::from),
         };
     };
-    let _ = Thread::spawn(change, 0).expect("a thread");
+    let _ = Thread::spawn(change);
     poll_one(first.0.into());
 }
 
 /// Threads that fault at a page that a pager serves, and others that read its messages.
 fn faulters(count: u32) {
-    static DESCRIPTOR: AtomicU32 = AtomicU32::new(0);
     let page = map(PAGE, RW, OWN);
     let pager = Pager::new(0, 0).expect("a pager");
     pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
-    OBJECT.store(page, Ordering::Relaxed);
-    crowd(count, |_| {
-        THERE.fetch_add(1, Ordering::Release);
-        touch(OBJECT.load(Ordering::Relaxed));
+    crowd(count, move || {
+        touch(page);
         THERE.fetch_sub(1, Ordering::Release);
         let _ = time::sleep(u64::MAX >> 2);
     });
@@ -327,17 +313,12 @@ fn faulters(count: u32) {
         time::sleep(MILLISECOND).expect("to sleep");
     }
     // All read, and one message comes for them all.
-    DESCRIPTOR.store(pager.0, Ordering::Relaxed);
-    for index in 0..count / 2 {
-        let read = |_| {
-            let mut message = [0_u8; 32];
-            let _ = call(READ, [DESCRIPTOR.load(Ordering::Relaxed).into(), message.as_mut_ptr() as u64, 32]);
-        };
-        let _ = Thread::spawn(read, index as usize).expect("a thread");
+    for _ in 0..count / 2 {
+        let _ = Thread::spawn(move || _ = pager.read_one());
     }
     time::sleep(SETTLED).expect("to sleep");
     call(MADVISE, [page, PAGE, MADV_DONTNEED]).expect("to discard");
-    let _ = Thread::spawn(|_| touch(OBJECT.load(Ordering::Relaxed)), 0).expect("a thread");
+    let _ = Thread::spawn(move || touch(page));
     time::sleep(SETTLED).expect("to sleep");
     call(CLOSE, [pager.0.into()]).expect("to close");
 }

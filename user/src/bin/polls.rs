@@ -484,7 +484,7 @@ fn whole_writes() {
     }
     let [reader, writer] = pipe(0);
     WRITER.store(*writer, Ordering::Relaxed);
-    let writers = [1, 2, 3].map(|number| Thread::spawn(write_often, number).expect("a thread"));
+    let writers = [1, 2, 3].map(|number| Thread::spawn(move || write_often(number)));
     let (mut counts, mut torn) = ([0; 4], 0);
     let mut bytes = [0; LENGTH];
     for _ in 0..3 * WRITES {
@@ -807,14 +807,14 @@ fn many() {
     drop(events);
     // Many that poll one.
     static EVENT: AtomicU64 = AtomicU64::new(0);
-    fn poll(_: usize) {
+    fn poll() {
         let mut files = [PollFd { fd: EVENT.load(Ordering::Relaxed) as i32, events: POLLIN, revents: 0 }];
         equal("woken", ppoll(&mut files, None, None), Ok(1));
         STEP.fetch_add(1, Ordering::Relaxed);
     }
     let event = counter(0, 0);
     EVENT.store(*event, Ordering::Relaxed);
-    let polls = [(); 20].map(|()| Thread::spawn(poll, 0).expect("a thread"));
+    let polls = [(); 20].map(|()| Thread::spawn(poll));
     pause();
     equal("added", add(&event, 1), Ok(8));
     polls.into_iter().for_each(Thread::join);

@@ -7,7 +7,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::file::{
     AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, FIONREAD, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, S_IFDIR,
@@ -24,7 +24,7 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{AT_EXECFN, FUTEX_OWNER_DIED, FUTEX_WAITERS, IoVec, RobustListHead, exited};
 use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{PAGE, madvise, map, mmap, mprotect};
-use granule_user::thread::{Thread, futex_wait};
+use granule_user::thread::{Thread, beside, futex_wait};
 use granule_user::waiting::{until, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
 
@@ -590,61 +590,47 @@ fn robust_lists() {
     equal("no word was used", WORD.load(Ordering::Relaxed), 0);
 }
 
-/// 1 once the sleeper has read the robust futex and is about to sleep on it, 2 once it was woken.
-static WOKEN: AtomicU32 = AtomicU32::new(0);
-
 /// A thread ends with four of five futexes, of which one is another's, one has a sleeper, and the last is the one that is
 /// added just now. The thread waits `time` for the sleeper to sleep; whether that did, and was woken.
 fn an_owner_ends(time: u64) -> bool {
-    static TIME: AtomicU64 = AtomicU64::new(0);
     let [first, second, third, pending, other] = &FUTEXES;
-    TIME.store(time, Ordering::Relaxed);
-    WOKEN.store(0, Ordering::Relaxed);
     FUTEXES.iter().for_each(|futex| futex.word.store(0, Ordering::Relaxed));
     first.next.store(second.at(), Ordering::Relaxed);
     second.next.store(third.at(), Ordering::Relaxed);
-    let sleeps = Thread::spawn(
-        |_| {
-            let word = &FUTEXES[1].word;
-            until(|| word.load(Ordering::Acquire) != 0);
-            let value = word.load(Ordering::Acquire);
-            // The owner does not end before.
-            WOKEN.store(1, Ordering::Release);
-            match futex_wait(word, value, Some(TIME.load(Ordering::Relaxed) + 60_000_000_000)) {
-                Ok(()) => WOKEN.store(2, Ordering::Release),
-                late => equal("the owner has ended before the wait", late, Err(Errno::EAGAIN)),
-            }
-            equal("its owner has ended", word.load(Ordering::Acquire), FUTEX_OWNER_DIED | FUTEX_WAITERS);
-        },
-        0,
-    )
-    .expect("a thread");
-    let owner = Thread::spawn(
-        |_| {
-            let [first, second, third, pending, other] = &FUTEXES;
-            let own = process::thread_id();
-            let head = set_head(first.at(), pending.at());
-            third.next.store(head, Ordering::Relaxed);
-            first.word.store(own, Ordering::Release);
-            third.word.store(own + 1, Ordering::Release);
-            pending.word.store(own, Ordering::Release);
-            other.word.store(own, Ordering::Release);
-            second.word.store(own | FUTEX_WAITERS, Ordering::Release);
-            equal("set", call(SET_ROBUST_LIST, [head, ROBUST_BYTES]), Ok(0));
-            until(|| WOKEN.load(Ordering::Acquire) != 0);
-            let _ = time::sleep(TIME.load(Ordering::Relaxed));
-        },
-        0,
-    )
-    .expect("a thread");
-    let number = owner.id();
-    owner.join();
-    sleeps.join();
+    let is_about_to = AtomicBool::new(false);
+    let sleeps = || {
+        let word = &second.word;
+        until(|| word.load(Ordering::Acquire) != 0);
+        let value = word.load(Ordering::Acquire);
+        // The owner does not end before.
+        is_about_to.store(true, Ordering::Release);
+        let woken = futex_wait(word, value, Some(time + 60_000_000_000));
+        if woken.is_err() {
+            equal("the owner has ended before the wait", woken, Err(Errno::EAGAIN));
+        }
+        equal("its owner has ended", word.load(Ordering::Acquire), FUTEX_OWNER_DIED | FUTEX_WAITERS);
+        woken.is_ok()
+    };
+    let owns = || {
+        let own = process::thread_id();
+        let head = set_head(first.at(), pending.at());
+        third.next.store(head, Ordering::Relaxed);
+        first.word.store(own, Ordering::Release);
+        third.word.store(own + 1, Ordering::Release);
+        pending.word.store(own, Ordering::Release);
+        other.word.store(own, Ordering::Release);
+        second.word.store(own | FUTEX_WAITERS, Ordering::Release);
+        equal("set", call(SET_ROBUST_LIST, [head, ROBUST_BYTES]), Ok(0));
+        until(|| is_about_to.load(Ordering::Acquire));
+        let _ = time::sleep(time);
+        own
+    };
+    let (is_woken, (number, ())) = beside(sleeps, || beside(owns, || ()));
     equal("a futex is marked", first.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
     equal("another's is not", third.word.load(Ordering::Acquire), number + 1);
     equal("the pending one is", pending.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
     equal("one that is in no list is not", other.word.load(Ordering::Acquire), number);
-    WOKEN.load(Ordering::Acquire) == 2
+    is_woken
 }
 
 /// Lists that are none: they end the walk, and nothing else.
@@ -672,8 +658,7 @@ fn bad_robust_lists() {
     ];
     for (number, prepare) in broken.into_iter().enumerate() {
         prepare();
-        let set = |_| equal("set", call(SET_ROBUST_LIST, [&raw const HEAD as u64, ROBUST_BYTES]), Ok(0));
-        Thread::spawn(set, 0).expect("a thread").join();
+        Thread::spawn(|| equal("set", call(SET_ROBUST_LIST, [&raw const HEAD as u64, ROBUST_BYTES]), Ok(0))).join();
         holds(("a bad list", number), true);
     }
 }

@@ -79,9 +79,7 @@ fn run(start: Start) -> u8 {
     }
     COMMON.store(place, Ordering::Relaxed);
     let threads: [Option<Thread>; MOST_CPUS] = core::array::from_fn(|index| {
-        (1..cpus as usize)
-            .contains(&index)
-            .then(|| Thread::spawn(|me| Worker::start(me as u32).threads(), index).expect("a thread"))
+        (1..cpus as usize).contains(&index).then(|| Thread::spawn(move || Worker::start(index as u32).threads()))
     });
     Worker::start(0).threads();
     threads.into_iter().flatten().for_each(Thread::join);

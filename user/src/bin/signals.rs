@@ -244,16 +244,12 @@ fn threads_have_their_own() {
         TAKEN_BY.store(process::thread_id(), Ordering::Relaxed);
     }
     set(SIGUSR2, who, 0, 0);
-    let thread = Thread::spawn(
-        |_| {
-            READY.store(1, Ordering::Relaxed);
-            while READY.load(Ordering::Relaxed) != 2 {
-                core::hint::spin_loop();
-            }
-        },
-        0,
-    )
-    .expect("a thread");
+    let thread = Thread::spawn(|| {
+        READY.store(1, Ordering::Relaxed);
+        while READY.load(Ordering::Relaxed) != 2 {
+            core::hint::spin_loop();
+        }
+    });
     until(|| READY.load(Ordering::Relaxed) == 1);
     let id = thread.id();
     process::tgkill(process::id(), id, SIGUSR2).expect("a signal to a thread");
@@ -468,24 +464,20 @@ fn sleeps_go_on_where_they_were() {
 /// The kernel restarts it where there is no handler any more when the thread comes to look.
 fn a_sleep_goes_on_without_a_handler(catch: granule_user::signal::Handler) {
     let own = process::id();
-    let sleeper = Thread::spawn(
-        |_| {
-            for _ in 0..ROUNDS {
-                let (before, begin) = (CAUGHT.load(Ordering::Relaxed), time::now());
-                let answer = time::sleep(4 * MILLISECOND);
-                if answer.is_err() {
-                    assert!(CAUGHT.load(Ordering::Relaxed) > before, "{answer:?} without a handler");
-                } else {
-                    assert!(time::now() - begin >= 4 * MILLISECOND, "a sleep that ended early");
-                }
+    let sleeper = Thread::spawn(|| {
+        for _ in 0..ROUNDS {
+            let (before, begin) = (CAUGHT.load(Ordering::Relaxed), time::now());
+            let answer = time::sleep(4 * MILLISECOND);
+            if answer.is_err() {
+                assert!(CAUGHT.load(Ordering::Relaxed) > before, "{answer:?} without a handler");
+            } else {
+                assert!(time::now() - begin >= 4 * MILLISECOND, "a sleep that ended early");
             }
-            SLEEPS.store(0, Ordering::Relaxed);
-        },
-        0,
-    );
+        }
+        SLEEPS.store(0, Ordering::Relaxed);
+    });
     const ROUNDS: u32 = 50;
     static SLEEPS: AtomicU32 = AtomicU32::new(1);
-    let sleeper = sleeper.expect("a thread");
     while SLEEPS.load(Ordering::Relaxed) != 0 {
         set(SIGUSR2, catch, 0, 0);
         // It may just have ended.

@@ -85,7 +85,8 @@ fn write_on(buffer: usize) {
 }
 
 fn snapshot(watched: &Watched) -> bool {
-    let writer = Thread::spawn(write_on, watched.buffer as usize).expect("a thread");
+    let buffer = watched.buffer as usize;
+    let writer = Thread::spawn(move || write_on(buffer));
     wait_for_version(PAGES + 1);
     let (child, pages) = watched.start_pager("snapshot", &[]);
     let status = process::wait(child);

@@ -135,13 +135,10 @@ fn a_word_is_cleared_only_for_others() {
     assert_eq!(load(word), 7, "the child had its memory for itself");
     let child = process::spawn(|| {
         static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(u32::MAX) }; 2];
-        let _ended = Thread::spawn(
-            |word| {
-                // SAFETY: what is written there at its end is not read as anything else.
-                unsafe { sys::raw(SET_TID_ADDRESS, [word as u64, 0, 0, 0, 0, 0]) };
-            },
-            WORDS.as_ptr().addr() + 1,
-        );
+        let _ended = Thread::spawn(|| {
+            // SAFETY: what is written there at its end is not read as anything else.
+            unsafe { sys::raw(SET_TID_ADDRESS, [WORDS.as_ptr().addr() as u64 + 1, 0, 0, 0, 0, 0]) };
+        });
         wait_until(|| load(&WORDS[1]) != u32::MAX);
         u8::from(WORDS.each_ref().map(load) != [0xff, 0xffff_ff00])
     });
@@ -299,29 +296,23 @@ fn name() -> [u8; 16] {
 
 fn each_thread_has_a_name() {
     let before = name();
-    let thread = Thread::spawn(
-        |_| {
-            let own = name();
-            // SAFETY: it reads the string.
-            unsafe { sys::call(PRCTL, [PR_SET_NAME, c"another".as_ptr() as u64, 0, 0, 0, 0]) }.expect("a name to set");
-            assert!(name().starts_with(b"another\0") && own != name(), "it begins with its maker's");
-        },
-        0,
-    );
-    thread.expect("a thread").join();
+    let changes = || {
+        let own = name();
+        // SAFETY: it reads the string.
+        unsafe { sys::call(PRCTL, [PR_SET_NAME, c"another".as_ptr() as u64, 0, 0, 0, 0]) }.expect("a name to set");
+        assert!(name().starts_with(b"another\0") && own != name(), "it begins with its maker's");
+    };
+    Thread::spawn(changes).join();
     assert_eq!(name(), before, "a thread's name is its own");
 }
 
 fn the_last_thread_to_exit_sets_the_code() {
     let child = process::spawn(|| {
         static FIRST: AtomicU32 = AtomicU32::new(1);
-        let _thread = Thread::spawn(
-            |_| {
-                wait_until(|| load(&FIRST) == 0);
-                process::exit(7)
-            },
-            0,
-        );
+        let _thread = Thread::spawn(|| {
+            wait_until(|| load(&FIRST) == 0);
+            process::exit(7)
+        });
         // The kernel zeroes the word behind the beginning of the first thread's exit.
         // SAFETY: the word is static.
         unsafe { sys::raw(SET_TID_ADDRESS, [FIRST.as_ptr() as u64, 0, 0, 0, 0, 0]) };
@@ -397,11 +388,11 @@ fn release() {
 }
 
 /// Makes such a process; `before` runs in its first thread first, `other` in another one. Its number.
-fn hold(before: impl FnOnce(), other: fn(usize)) -> u32 {
+fn hold(before: impl FnOnce(), other: fn()) -> u32 {
     HELD.store(shared::<Held>() as *const Held as u64, Ordering::Relaxed);
     let child = process::spawn(|| {
         before();
-        let _other = Thread::spawn(other, 0).expect("a thread");
+        let _other = Thread::spawn(other);
         share(CLONE_VM | CLONE_VFORK | CHILD, until_released).expect("a vfork");
         wait_until(|| load(&held().taken) != 0);
         load(&held().taken) as u8
@@ -413,7 +404,7 @@ fn hold(before: impl FnOnce(), other: fn(usize)) -> u32 {
     child
 }
 
-fn sleep_on(_: usize) {
+fn sleep_on() {
     held().started.fetch_add(1, Ordering::Relaxed);
     loop {
         let _ = time::sleep(1_000_000_000);
@@ -426,7 +417,7 @@ fn a_vfork_parent_can_be_killed() {
     assert_eq!(process::wait(child), killed(SIGKILL));
     release();
 
-    fn exit(_: usize) {
+    fn exit() {
         held().started.fetch_add(1, Ordering::Relaxed);
         wait_until(|| load(&held().started) == 2);
         process::exit_group(9)
@@ -452,9 +443,9 @@ fn a_fatal_signal_waits_for_no_thread() {
             // SAFETY: the handler ends the process.
             unsafe { handle(SIGUSR1, exit, 0, set_of(SIGTERM)) }.expect("an action to set");
         },
-        |_| {
+        || {
             mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
-            sleep_on(0);
+            sleep_on();
         },
     );
     process::kill(child as i32, SIGUSR1).expect("a signal");
@@ -475,9 +466,9 @@ fn a_signal_goes_to_another_when_its_thread_blocks_it() {
             unsafe { handle(SIGUSR1, wait_for_the_other, 0, set_of(SIGUSR2)) }.expect("an action to set");
             set(SIGUSR2, 0, 0);
         },
-        |_| {
+        || {
             mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
-            sleep_on(0);
+            sleep_on();
         },
     );
     process::kill(child as i32, SIGUSR1).expect("a signal");
@@ -505,7 +496,7 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
         let mut index = 0;
         let threads = [(); THREADS + 1].map(|()| {
             index += 1;
-            Thread::spawn(wait_for_turn, index - 1).expect("a thread")
+            Thread::spawn(move || wait_for_turn(index - 1))
         });
         mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
         let mut turns = TURNS.iter();
@@ -582,7 +573,7 @@ fn losers(count: u32) -> u8 {
                 // More than are made before the process exits, and not so many that a slow machine is busy for long.
                 (0..64).any(|_| share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD, leave).is_err());
             };
-            let _makers = [0_usize; 3].map(|argument| Thread::spawn(make, argument).expect("a thread"));
+            let _makers = [0_usize; 3].map(|argument| Thread::spawn(move || make(argument)));
             wait_until(|| load(&GO) == 3);
             // All of the range, also in few rounds.
             for _ in 0..round * 7 % 64 * 50 {
@@ -639,7 +630,7 @@ fn crowd() -> &'static Crowd {
     let [.., last] = numbers;
     let child = process::spawn(|| {
         for number in &numbers[1..] {
-            let thread = Thread::spawn(|_| sleep(), 0).expect("a thread");
+            let thread = Thread::spawn(|| sleep());
             number.store(thread.id(), Ordering::Relaxed);
         }
         sleep()

@@ -25,14 +25,11 @@ fn run(_start: Start) -> u8 {
 fn numbers() {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     assert_eq!(process::id(), process::thread_id(), "the first thread has the process's number");
-    let thread = Thread::spawn(
-        |process| {
-            assert_eq!(process::id() as usize, process);
-            NUMBER.store(process::thread_id(), Ordering::Relaxed);
-        },
-        process::id() as usize,
-    );
-    let thread = thread.expect("a thread");
+    let process = process::id();
+    let thread = Thread::spawn(move || {
+        assert_eq!(process::id(), process);
+        NUMBER.store(process::thread_id(), Ordering::Relaxed);
+    });
     let id = thread.id();
     thread.join();
     let seen = NUMBER.load(Ordering::Relaxed);
@@ -62,16 +59,12 @@ fn a_lock_of_futexes() {
     const ROUNDS: u64 = 2000;
     static LOCK: Lock = Lock(AtomicU32::new(0));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let threads = [0; THREADS].map(|argument| {
-        Thread::spawn(
-            |_| {
-                for _ in 0..ROUNDS {
-                    LOCK.with(|| COUNT.store(COUNT.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
-                }
-            },
-            argument,
-        )
-        .expect("a thread")
+    let threads = [(); THREADS].map(|()| {
+        Thread::spawn(|| {
+            for _ in 0..ROUNDS {
+                LOCK.with(|| COUNT.store(COUNT.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
+            }
+        })
     });
     threads.into_iter().for_each(Thread::join);
     assert_eq!(COUNT.load(Ordering::Relaxed), THREADS as u64 * ROUNDS, "no increment was lost");
@@ -95,17 +88,13 @@ fn futex_answers() {
 
     static SLEEPERS: AtomicU32 = AtomicU32::new(0);
     static GATE: AtomicU32 = AtomicU32::new(0);
-    let threads = [0; 3].map(|argument| {
-        Thread::spawn(
-            |_| {
-                SLEEPERS.fetch_add(1, Ordering::Relaxed);
-                while GATE.load(Ordering::Relaxed) == 0 {
-                    let _ = futex_wait(&GATE, 0, None);
-                }
-            },
-            argument,
-        )
-        .expect("a thread")
+    let threads = [(); 3].map(|()| {
+        Thread::spawn(|| {
+            SLEEPERS.fetch_add(1, Ordering::Relaxed);
+            while GATE.load(Ordering::Relaxed) == 0 {
+                let _ = futex_wait(&GATE, 0, None);
+            }
+        })
     });
     let mut woken = 0;
     while woken < 3 {
@@ -152,7 +141,7 @@ fn registers_are_each_threads_own() {
                 WRONG.fetch_add(u32::from(!keeps_registers(seed as u64 + 1)), Ordering::Relaxed);
             }
         };
-        *place = Some(Thread::spawn(spin, index).expect("a thread"));
+        *place = Some(Thread::spawn(move || spin(index)));
     }
     threads.into_iter().flatten().for_each(Thread::join);
     assert_eq!(WRONG.load(Ordering::Relaxed), 0, "registers that were another's");

@@ -174,7 +174,7 @@ const READ: u32 = 1;
 const WRITE: u32 = 2;
 const END: u32 = 3;
 
-fn worker(_: usize) {
+fn worker() {
     let mut done = 0;
     loop {
         let request = REQUEST.load(Ordering::Acquire);
@@ -205,7 +205,7 @@ impl Worker {
     fn new(pager: Pager) -> Self {
         DONE.store(0, Ordering::Relaxed);
         REQUEST.store(IDLE, Ordering::Relaxed);
-        Self { thread: Some(Thread::spawn(worker, 0).expect("a thread")), pager }
+        Self { thread: Some(Thread::spawn(worker)), pager }
     }
 
     fn begin(&self, request: u32, at: u64, value: u64) -> u32 {

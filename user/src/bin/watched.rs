@@ -115,9 +115,9 @@ fn run(start: Start) -> u8 {
     PAGER.store(Pager::new(0, FEATURES).expect("a userfaultfd").0, Ordering::Relaxed);
     let path = start.auxiliary(AT_EXECFN).expect("a path");
     (0..WRITERS).for_each(|writer| map(writer, path));
-    let _pager = Thread::spawn(serve, 0).expect("a thread");
-    let discarder = Thread::spawn(discard, 0).expect("a thread");
-    let threads: [Thread; WRITERS] = core::array::from_fn(|writer| Thread::spawn(write, writer).expect("a thread"));
+    let _pager = Thread::spawn(serve);
+    let discarder = Thread::spawn(discard);
+    let threads: [Thread; WRITERS] = core::array::from_fn(|writer| Thread::spawn(move || write(writer)));
     threads.into_iter().for_each(Thread::join);
     IS_OVER.store(true, Ordering::Relaxed);
     discarder.join();
@@ -152,7 +152,7 @@ fn map(writer: usize, path: u64) {
 }
 
 /// Serves each store that is reported: it is not protected any more. Ends with the process.
-fn serve(_: usize) {
+fn serve() {
     loop {
         let message = pager().read_one().expect("a message");
         assert_eq!(message.event, UFFD_EVENT_PAGEFAULT);
@@ -164,7 +164,7 @@ fn serve(_: usize) {
 }
 
 /// Discards ranges of what keeps its contents, or never had any but the file's and what is stored.
-fn discard(_: usize) {
+fn discard() {
     let mut random = Random(SEED.load(Ordering::Relaxed) ^ 0xd15c);
     let mut discards = 0;
     while !IS_OVER.load(Ordering::Relaxed) {
