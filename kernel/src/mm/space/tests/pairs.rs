@@ -12,6 +12,7 @@
 #![allow(unsafe_code, reason = "bytes of frames by their linear addresses")]
 
 mod calls;
+mod found;
 mod kinds;
 mod turns;
 
@@ -684,6 +685,11 @@ fn kind(name: &str) -> &'static Kind {
     KINDS.iter().find(|kind| kind.name == name).unwrap()
 }
 
+fn with_harness(name: &str, work: impl FnOnce(&mut Harness)) {
+    let kind = kind(name);
+    host::with(kind.branches, || work(&mut Harness::new(kind, seed())));
+}
+
 /// Has each kind met by so many meetings that the seed draws, and by all where there is time.
 macro_rules! meetings {
     ($($kind:ident)*) => {
@@ -718,102 +724,4 @@ meetings! {
     private forked shared file private_file rom guarded locked registers tagged missing protected protected_file sigbus
     groups groups_live groups_forked groups_protected
     blocks blocks_live blocks_forked blocks_shared blocks_shared_live blocks_protected
-}
-
-fn with_harness(name: &str, work: impl FnOnce(&mut Harness)) {
-    let kind = kind(name);
-    host::with(kind.branches, || work(&mut Harness::new(kind, seed())));
-}
-
-/// The first meeting of two calls, on any page, that goes wrong.
-fn found(mut harness: Harness, [first, second]: [&str; 2]) -> Option<String> {
-    let call = |name| CALLS.iter().position(|call| call.name == name).unwrap();
-    let (first, second) = (call(first), call(second));
-    (0..harness.kind.pages().0.len()).find_map(|page| {
-        let pair = (first, second, page, true);
-        let moments = match harness.orders(pair) {
-            Ok(orders) => orders[0].moments,
-            Err(wrong) => return Some(wrong),
-        };
-        let when = |first| When { grain: Grain::Operations, first, second: None };
-        (0..moments).find_map(|first| harness.try_one(pair, when(first)).err())
-    })
-}
-
-#[test]
-fn a_deaf_device_is_found() {
-    let harness = || Harness::new(kind("forked"), 0);
-    for pair in [["MADV_DONTNEED", "load"], ["mprotect to read, a page", "store"], ["exec or exit", "load"]] {
-        for notified in [[Notified::Nothing, Notified::ByEvents], [Notified::WithTlbs, Notified::Nothing]] {
-            let wrong = found(Harness { notified, ..harness() }, pair).expect("nothing is found");
-            assert!(wrong.contains("notified Nothing"), "{wrong}");
-        }
-        assert_eq!(found(harness(), pair), None);
-    }
-}
-
-/// New pages, a copy, and pages that move: each is found where no barrier counts.
-#[test]
-fn an_entry_without_a_barrier_is_found() {
-    let calls = [
-        ("private", "MADV_POPULATE_WRITE"),
-        ("forked", "store"),
-        ("private_file", "store"),
-        ("private", "migration"),
-        ("file", "migration"),
-        ("blocks", "migration"),
-        ("blocks_shared", "migration"),
-    ];
-    let is_missed = |&(name, call): &(&str, &str)| {
-        let harness = Harness::new(kind(name), 0);
-        let call = CALLS.iter().find(|row| row.name == call).unwrap();
-        let is_found = |page| harness.incomplete(call, page, |_| false).is_some();
-        !host::with(harness.kind.branches, || (0..4).any(is_found))
-    };
-    let missed: Vec<_> = calls.iter().filter(|call| is_missed(call)).collect();
-    assert!(missed.is_empty(), "{missed:?}");
-}
-
-/// Each takes a fix away: a switch of the lab, the memory and the two calls that show it, and what is wrong then.
-const WITHOUT_A_FIX: [(lab::Lab, &str, [&str; 2], &str); 5] = [
-    (lab::NO_UPGRADE_EVENT, "forked", ["a child ends", "store"], "a device notified ByEvents has"),
-    (lab::STALE_COW, "forked", ["store", "load"], "a device notified WithTlbs has"),
-    (lab::ANSWER_AT_GLIMPSE, "sigbus", ["store", "load"], "the second answers Err(Unusable)"),
-    (lab::ANSWER_AT_GLIMPSE, "forked", ["store", "mincore"], "the second answers Ok(0)"),
-    (lab::GUARD_IN_TWO, "private", ["MADV_GUARD_INSTALL", "fork"], "(space, page, moved) (1, "),
-];
-
-#[test]
-fn a_switch_of_the_lab_is_found() {
-    for (lab, name, pair, expected) in WITHOUT_A_FIX {
-        let kind = kind(name);
-        let sites: Vec<u16> = kind.branches.iter().copied().chain(lab.sites()).collect();
-        let wrong = host::with(&sites, || found(Harness::new(kind, 0), pair));
-        assert!(wrong.as_ref().is_some_and(|wrong| wrong.contains(expected)), "lab={}: {wrong:?}", lab.name);
-        assert_eq!(host::with(kind.branches, || found(Harness::new(kind, 0), pair)), None);
-    }
-}
-
-#[test]
-fn every_switch_with_a_meeting_for_a_witness_is_found() {
-    let names = |labs: &[lab::Lab]| -> BTreeSet<&str> {
-        labs.iter().filter(|lab| lab.witness == lab::Witness::Meeting).map(|lab| lab.name).collect()
-    };
-    assert_eq!(names(lab::all()), names(&WITHOUT_A_FIX.map(|(lab, ..)| lab)));
-}
-
-/// Calls that need the lock of a table over several steps fail where the lock excludes nothing: an answer of a look
-/// beside a copy (SIGBUS, absent), and a guard beside the zap of its page.
-#[test]
-fn a_lock_that_excludes_nothing_is_found() {
-    for (name, pair, expected) in [
-        ("sigbus", ["store", "load"], "the second answers Err(Unusable)"),
-        ("forked", ["store", "mincore"], "the second answers Ok(0)"),
-        ("private", ["MADV_GUARD_INSTALL", "store"], "frames were in use before"),
-    ] {
-        let harness = || Harness::new(kind(name), 0);
-        let wrong = found(Harness { breaks_in: true, ..harness() }, pair).expect("nothing is found");
-        assert!(wrong.contains(expected), "{wrong}");
-        assert_eq!(found(harness(), pair), None);
-    }
 }
