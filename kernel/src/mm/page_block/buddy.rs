@@ -1,6 +1,10 @@
 //! The buddy's sets of whole blocks, whose nodes come from the arena.
 
-use super::*;
+use core::ops::Range;
+
+use super::{BUDDY_ORDERS, BlockNumber, Buddy, MAX_ORDER, change};
+use crate::smp::Cpu;
+use crate::sync::atomic::AtomicUsize;
 
 /// `free` is the count of the blocks in the sets, which changes with them.
 impl Buddy {

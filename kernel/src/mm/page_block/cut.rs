@@ -1,6 +1,8 @@
 //! Blocks that are cut: which CPU takes frames from them, and the lists in which they are.
 
-use super::*;
+use core::ops::Range;
+
+use super::{BLOCK_FRAMES, CutBlocks, GROUP, LOOKED_AT, List, NONE, PageBlock, change, mask_below};
 
 impl CutBlocks {
     /// Moves up to `most` free frames out of the first block of `list`, which is these blocks'; returns how many.

@@ -1,6 +1,10 @@
 //! Blocks that are emptied: no frame of theirs is handed out, and they become whole when the last is free.
 
-use super::*;
+use core::{ptr, slice};
+
+use super::{BLOCK_FRAMES, BlockNumber, CUT, CutBlocks, Mobility, PageBlocks, WORDS, change};
+use crate::smp::{Cpu, MAX_CPUS};
+use crate::sync::atomic::{AtomicU8, Ordering};
 
 impl PageBlocks {
     /// Isolates `index`, if it was cut for movable frames, at least `least` of them are free, the rest finds room in

@@ -37,35 +37,26 @@ use core::sync::atomic::Ordering;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
-use granule_pgtable::{Feature, Mmu, PageRange, Stores, Table, Visited};
+use granule_pgtable::{Mmu, PageRange, Stores, Table, Visited};
 
-use super::area::{Area, AreaFlags};
+use super::area::Area;
 use super::code::{is_checked, is_visible, needs_frame};
-use super::entry::{attributes, read_only_attributes, replace, set_access_flags, uffd_wp_marker, written};
-use super::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
-use super::gather::{Gather, pages};
-use super::group::{GROUP_SIZE, fill_groups};
-use super::look::{Denied, LockedEntry};
+use super::entry::{attributes, replace, uffd_wp_marker, written};
+use super::fault::Access;
+use super::gather::Gather;
+use super::group::fill_groups;
+use super::look::LockedEntry;
 use super::protect::{Allowed, may_be_written};
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
 use super::userfault::Mark;
 use super::zap::ZapFlags;
-use super::{BlockCell, PAGE, Space, Spaces};
-use crate::lab;
-use crate::mm::OutOfMemory;
-use crate::mm::frame::Frame;
-use crate::mm::notifier::{Event, Range};
-use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE, BlockState};
-use crate::mm::tag_storage::Unreserved;
+use super::{BlockCell, PAGE, Space};
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
-use crate::sched::{note_shortage, relax};
+use crate::sched::relax;
 use crate::smp::{Cpu, this_cpu};
-use crate::sync::rank;
-
-/// Pages that are copied without a scheduling point.
-const COPIED: usize = 64;
 
 /// Whether an entry above the last level is a block, valid or not.
 pub(super) fn is_block(entry: Descriptor) -> bool {

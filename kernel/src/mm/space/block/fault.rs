@@ -1,6 +1,26 @@
 //! Faults in a block, and the first access of a range that becomes one.
 
-use super::*;
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::descriptor::{Descriptor, Protection};
+use granule_pgtable::{Feature, Mmu, Stores};
+
+use super::{block_of, broken, first_entry, is_block, is_marker, modified};
+use crate::lab;
+use crate::mm::OutOfMemory;
+use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::space::area::{Area, AreaFlags};
+use crate::mm::space::entry::{read_only_attributes, set_access_flags, written};
+use crate::mm::space::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
+use crate::mm::space::gather::pages;
+use crate::mm::space::group::GROUP_SIZE;
+use crate::mm::space::look::Denied;
+use crate::mm::space::{BlockCell, PAGE, Space};
+use crate::mm::tlb::user::Leaf;
+use crate::sched::note_shortage;
+use crate::smp::Cpu;
 
 impl Space {
     /// Whether the first access of `page` brings a block, as far as that follows from its area.

@@ -1,6 +1,21 @@
 //! How a block's frames are held: all by the record of the first, or each by its own.
 
-use super::*;
+use core::sync::atomic::Ordering;
+
+use granule_arch::addr::PhysAddr;
+
+use super::BlockTags;
+use crate::mm::frame::Frame;
+use crate::mm::page_block::{BLOCK_FRAMES, BlockState};
+use crate::mm::space::table_lock::TableGuard;
+use crate::mm::space::{PAGE, Spaces};
+use crate::mm::tag_storage::Unreserved;
+use crate::sched::relax;
+use crate::smp::Cpu;
+use crate::sync::rank;
+
+/// Pages that are copied without a scheduling point.
+const COPIED: usize = 64;
 
 impl Spaces {
     /// The lock of a block's frames.
