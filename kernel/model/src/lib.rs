@@ -20,8 +20,8 @@
 //! - [`Model::watching`] has no tables of its own and judges those of another machine, by the operations done on them:
 //!   the kernel's spaces run under it as they ship
 //!
-//! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/barriers.rs`. Not
-//! modelled: stage 2, shareability of barriers, loads by software that are done early (loom has C11's order).
+//! The rules of barriers are those of Arm's own memory model (herd7 with VMSA), row by row in `tests/model/barriers.rs`.
+//! Not modelled: stage 2, shareability of barriers, loads by software that are done early (loom has C11's order).
 //!
 //! # Example
 //! ```

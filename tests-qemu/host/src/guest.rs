@@ -7,7 +7,7 @@ use granule_runner::session::{self, Plan};
 
 use crate::built;
 
-/// The record of the test with that full name, such as `trap::recurses`.
+/// The record of the test with that full name, such as `trap::overflows_its_stack`.
 ///
 /// # Panics
 /// When there is none.

@@ -37,7 +37,7 @@ pub struct Record<F> {
     pub reserved: u32,
     /// The test itself.
     pub function: F,
-    /// `area::what_is_true`, NUL padded.
+    /// The area, `::` and what is true, NUL padded.
     pub name: [u8; NAME_BYTES],
     /// Features that the machine must have, by their names in machines.toml; empty: none.
     pub needs: [u8; NEEDS_BYTES],

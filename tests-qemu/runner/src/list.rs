@@ -13,7 +13,7 @@ use crate::machine::{self, Machine};
 pub struct Test {
     /// Its record's place in the image; what frames call it.
     pub index: u32,
-    /// `area::what_is_true`.
+    /// The area, `::` and what is true.
     pub name: String,
     /// Features that it needs.
     pub needs: Vec<String>,

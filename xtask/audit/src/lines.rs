@@ -31,7 +31,7 @@ pub(super) struct Function {
     pub(super) code: usize,
 }
 
-/// What a source has.
+/// The counts of a source.
 #[derive(Debug, Default)]
 pub(super) struct Source {
     /// Lines of code outside tests.

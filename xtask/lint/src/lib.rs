@@ -5,6 +5,7 @@
 #[cfg(test)]
 mod docs;
 mod licences;
+mod names;
 #[cfg(test)]
 mod registers;
 mod sentences;
@@ -18,8 +19,8 @@ use anyhow::Result;
 use granule_image::compile::STUB;
 use granule_tools::{TRIPLE, Tools, run};
 
-/// clippy for host and target, rustfmt, the syntax of the shell scripts, beginnings of sentences, layers, unused items, licences and sources of
-/// dependencies, and the audits of panics and stacks.
+/// clippy for host and target, rustfmt, the syntax of the shell scripts, beginnings of sentences, names in backticks,
+/// layers, sizes, unused items, licences and sources of dependencies, and the audits of panics and stacks.
 ///
 /// # Errors
 /// When one of them finds something.
@@ -39,9 +40,10 @@ pub fn lint(tools: &Tools) -> Result<()> {
     for (shell, script) in [("sh", "x"), ("bash", ".ci/run")] {
         run(Command::new(shell).arg("-n").arg(tools.root.join(script)), &format!("{shell} -n {script}"))?;
     }
-    println!("sentences");
+    println!("sentences, names");
     sentences::check(tools)?;
-    println!("layers, unused items");
+    names::check(tools)?;
+    println!("layers, sizes, unused items");
     granule_audit::check_sources(tools)?;
     println!("licences and sources of dependencies");
     licences::check(tools)?;

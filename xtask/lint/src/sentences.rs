@@ -55,7 +55,7 @@ fn places<'a>(text: &'a str, path: &Path) -> Vec<(usize, &'a str)> {
 }
 
 /// The text of a comment that is all of a line, or follows code.
-fn comment(line: &str) -> Option<&str> {
+pub(super) fn comment(line: &str) -> Option<&str> {
     let (code, text) = line.trim().split_once("//")?;
     // Of an address in a string.
     (code.is_empty() || code.ends_with(' ')).then(|| text.trim_start_matches(['/', '!']).trim())

@@ -1,4 +1,4 @@
-//! TLBI operands as the hardware reads them, and the bugs that were made of them (`peers.md` 1.4).
+//! TLBI operands as the hardware reads them, and the bugs that were made of them.
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::tlbi::{

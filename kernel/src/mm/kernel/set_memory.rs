@@ -1,8 +1,7 @@
 //! `set_memory_*`: the permissions of pages, changed in place by their owner.
 //!
-//! Linux's contracts (`arch/arm64/mm/pageattr.c`), with what that page of the design calls "do better": a range is
-//! checked whole before the first store, so that an error leaves every page as it was; the check sees holes; `rox` is
-//! one call that fails as a whole.
+//! Linux's contracts (`arch/arm64/mm/pageattr.c`), and more: a range is checked whole before the first store, so
+//! that an error leaves every page as it was; the check sees holes; `rox` is one call that fails as a whole.
 //!
 //! No lock is taken, nothing sleeps, and an interrupt handler may call it: the caller owns the range, and that is all
 //! that serialises. With `split=stop-machine`, a change that cuts a leaf parks all other CPUs for a moment, and is refused
