@@ -330,21 +330,7 @@ impl Stack {
             }
             // The largest chain that leaves the cycle, from any of its functions: all of them have it.
             for index in &component {
-                let frame = &self.frames[index];
-                let calls = frame.calls.iter().filter(|(_, to)| !within(to));
-                let own = Chain { bytes: frame.own, ..Chain::default() };
-                let once =
-                    frame.once.iter().filter_map(|&(depth, to)| Some((depth, to, self.without.get(&to)?.bytes, true)));
-                let chain = calls
-                    .map(|&(depth, to)| (depth, to, self.chains[&to].bytes, false))
-                    .chain(once)
-                    .map(|(depth, to, bytes, is_once)| Chain {
-                        bytes: depth + bytes,
-                        next: Some((depth, to)),
-                        is_once,
-                        cycle: 0,
-                    })
-                    .fold(own, |most, chain| if chain.bytes > most.bytes { chain } else { most });
+                let chain = self.chain_out(*index, &component);
                 self.chains.insert(*index, chain);
             }
             if component.len() > 1 || grows {
@@ -365,6 +351,24 @@ impl Stack {
             ensure!(!recursion.reason.trim().is_empty(), "stack.toml: {:?} has no reason", recursion.functions);
         }
         Ok(())
+    }
+
+    /// The largest chain from a function that leaves its component at once.
+    fn chain_out(&self, index: usize, component: &[usize]) -> Chain {
+        let frame = &self.frames[&index];
+        let calls = frame.calls.iter().filter(|(_, to)| component.binary_search(to).is_err());
+        let own = Chain { bytes: frame.own, ..Chain::default() };
+        let once = frame.once.iter().filter_map(|&(depth, to)| Some((depth, to, self.without.get(&to)?.bytes, true)));
+        calls
+            .map(|&(depth, to)| (depth, to, self.chains[&to].bytes, false))
+            .chain(once)
+            .map(|(depth, to, bytes, is_once)| Chain {
+                bytes: depth + bytes,
+                next: Some((depth, to)),
+                is_once,
+                cycle: 0,
+            })
+            .fold(own, |most, chain| if chain.bytes > most.bytes { chain } else { most })
     }
 
     /// A shortest cycle through the first call within a component that uses stack, as text.

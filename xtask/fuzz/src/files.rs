@@ -143,6 +143,28 @@ fn segments(count: u16) -> Vec<u8> {
     bytes
 }
 
+/// Lines with odd paths, of what is there and of what is not.
+const ODD_PATHS: [&str; 18] = [
+    "run /deep/er/many",
+    "run ./deep//er/.././er/plain",
+    "run ../odd/plain",
+    "run dotted",
+    "run /rooted",
+    "! run deep",
+    "! run deep/er/",
+    "! run deep/e",
+    "! run odd",
+    "! run odd/",
+    "! run link",
+    "! run link/x",
+    "! run odd/plain/x",
+    "! run odd/plain/",
+    "run exec odd/plain",
+    "! run exec odd/magic",
+    "! run exec odd/at-zero",
+    "! run exec link",
+];
+
 /// Initrds, and what is typed at the monitor of a machine that has each. `own` is that of the image.
 pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
     let mut odd = Archive::default();
@@ -167,28 +189,7 @@ pub(super) fn initrds(own: &[u8]) -> Vec<(Vec<u8>, Vec<String>)> {
     odd.add("//./rooted", PROGRAM, &program(&[]));
     odd.add("deep/er/plain", PROGRAM, &program(&[]));
     odd.add("deep/er/many", PROGRAM, &segments(MAX_HEADERS));
-    for line in [
-        "run /deep/er/many",
-        "run ./deep//er/.././er/plain",
-        "run ../odd/plain",
-        "run dotted",
-        "run /rooted",
-        "! run deep",
-        "! run deep/er/",
-        "! run deep/e",
-        "! run odd",
-        "! run odd/",
-        "! run link",
-        "! run link/x",
-        "! run odd/plain/x",
-        "! run odd/plain/",
-        "run exec odd/plain",
-        "! run exec odd/magic",
-        "! run exec odd/at-zero",
-        "! run exec link",
-    ] {
-        lines.push(line.to_owned());
-    }
+    lines.extend(ODD_PATHS.map(str::to_owned));
     let mut all = vec![(odd.before(own), lines)];
     // Programs run, and what comes behind them is broken.
     let broken =

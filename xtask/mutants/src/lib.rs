@@ -14,6 +14,7 @@ mod kept;
 mod known;
 mod record;
 mod rules;
+mod syntax;
 mod table;
 mod target;
 #[cfg(test)]
