@@ -39,7 +39,7 @@ pub fn apart(child: impl FnOnce()) {
         child();
         wrong()
     });
-    equal("a copy of this process", process::wait(child.expect("a process")), exited(0));
+    equal("a copy of this process", process::wait(child), exited(0));
 }
 
 /// Which of up to 16 pages from `at` on are there, a bit for each.

@@ -4,7 +4,7 @@
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use granule_abi::signal::{SIGBUS, SIGSEGV, SigInfo, UContext};
+use granule_abi::signal::{BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV, SigInfo, UContext};
 
 use crate::signal;
 
@@ -17,6 +17,21 @@ pub struct Fault {
     pub code: i32,
     /// `si_addr`.
     pub address: u64,
+}
+
+/// The fault of an access where nothing is mapped, or to a guard.
+pub const fn not_mapped(address: u64) -> Fault {
+    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
+}
+
+/// The fault of an access that the mapping's protection does not allow.
+pub const fn not_allowed(address: u64) -> Fault {
+    Fault { signal: SIGSEGV, code: SEGV_ACCERR, address }
+}
+
+/// The fault of an access behind the end of the file that is mapped.
+pub const fn behind_the_end(address: u64) -> Fault {
+    Fault { signal: SIGBUS, code: BUS_ADRERR, address }
 }
 
 static SIGNAL: AtomicU32 = AtomicU32::new(0);

@@ -94,9 +94,18 @@ pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) ->
 
 /// Runs `child` in a copy of the process, which exits with what it returns; returns the copy's number.
 ///
+/// # Panics
+/// There can be no process.
+#[track_caller]
+pub fn spawn(child: impl FnOnce() -> u8) -> u32 {
+    try_spawn(child).expect("a copy of the process")
+}
+
+/// As [`spawn`].
+///
 /// # Errors
 /// The kernel's.
-pub fn spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
+pub fn try_spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
     match fork()? {
         0 => exit_group(child()),
         number => Ok(number),
@@ -109,7 +118,7 @@ pub fn spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
 /// There can be no process.
 #[track_caller]
 pub fn run(child: impl FnOnce() -> u8) -> u32 {
-    wait(spawn(child).expect("a copy of the process"))
+    wait(spawn(child))
 }
 
 /// Runs `child` in a copy of the process, which returns from it.

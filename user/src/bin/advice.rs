@@ -5,7 +5,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::abi::limits::{RLIMIT_AS, RLimit};
 use granule_user::abi::memory::{
@@ -19,10 +19,10 @@ use granule_user::abi::number::{
     READ, WRITE,
 };
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
-use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
+
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
 use granule_user::memory::{PAGE, map, mincore, mmap};
-use granule_user::probe::{self, Fault};
+use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
 use granule_user::{Errno, Start, entry, own, process};
 
@@ -85,11 +85,6 @@ fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
     call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("a mapping")
 }
 
-/// The fault of an access to a guard.
-fn guarded(address: u64) -> Fault {
-    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
-}
-
 const ALL: [u64; 14] = [
     MADV_DONTNEED_LOCKED,
     MADV_FREE,
@@ -143,7 +138,7 @@ fn not_in_children() {
     equal("in children again", advise(at + 4 * PAGE, 1, MADV_DOFORK), Ok(0));
     apart(|| {
         equal("the child's", bytes(at), [1, 2, 255, 255, 5, 6, 7, 8]);
-        equal("nothing there", probe::read(at + 2 * PAGE), Err(guarded(at + 2 * PAGE)));
+        equal("nothing there", probe::read(at + 2 * PAGE), Err(not_mapped(at + 2 * PAGE)));
         equal("free", mincore(at + 2 * PAGE, &mut [0]), Err(Errno::ENOMEM));
         let flags = MAP_PRIVATE | MAP_ANONYMOUS;
         equal("mapped there", call(MMAP, [at + 2 * PAGE, 2 * PAGE, RW, flags, 0, 0]), Ok(at + 2 * PAGE));
@@ -273,8 +268,8 @@ fn populated_files() {
     equal("behind the end", advise(private, 6, MADV_POPULATE_READ), Err(Errno::EFAULT));
     equal("behind the end", advise(private, 6, MADV_POPULATE_WRITE), Err(Errno::EFAULT));
     equal("before it", present(private, 6), 0b1111);
-    let bus = Fault { signal: SIGBUS, code: 2, address: private + 4 * PAGE };
-    equal("an access", probe::read(private + 4 * PAGE), Err(bus));
+    let behind = private + 4 * PAGE;
+    equal("an access", probe::read(behind), Err(behind_the_end(behind)));
     unmap(shared, 4);
     unmap(private, 6);
 }
@@ -300,8 +295,8 @@ fn guards() {
     let at = own(6);
     equal("guards", advise(at + PAGE, 3, MADV_GUARD_INSTALL), Ok(0));
     equal("their contents are gone", present(at, 6), 0b11_0001);
-    equal("a load", probe::read(at + PAGE), Err(guarded(at + PAGE)));
-    equal("a store", put(at + 2 * PAGE, 1), Err(guarded(at + 2 * PAGE)));
+    equal("a load", probe::read(at + PAGE), Err(not_mapped(at + PAGE)));
+    equal("a store", put(at + 2 * PAGE, 1), Err(not_mapped(at + 2 * PAGE)));
     equal("beside them", bytes(at), [1, 255, 255, 255, 5, 6]);
     equal("the same again", advise(at, 5, MADV_GUARD_INSTALL), Ok(0));
     equal("more", bytes(at), [255, 255, 255, 255, 255, 6]);
@@ -339,8 +334,7 @@ fn guards_stay() {
     equal("of what may only be read", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
     equal("removed", advise(at, 1, MADV_GUARD_REMOVE), Ok(0));
     protect(at, 4, PROT_NONE);
-    let denied = Fault { signal: SIGSEGV, code: SEGV_ACCERR, address: at + 2 * PAGE };
-    equal("the area comes first", probe::read(at + 2 * PAGE), Err(denied));
+    equal("the area comes first", probe::read(at + 2 * PAGE), Err(not_allowed(at + 2 * PAGE)));
     unmap(at, 4);
     let again = map(4 * PAGE, RW).expect("memory");
     equal("nothing is left", bytes(again), [0; 4]);
@@ -642,25 +636,29 @@ fn guards_of_nothing() {
 /// Pages that two threads populate while two others make guards of them, and pages again.
 const RACE_PAGES: u64 = 16;
 const ROUNDS: u64 = 500;
-static RACE: AtomicU64 = AtomicU64::new(0);
-static POPULATED: AtomicU32 = AtomicU32::new(0);
-static ENDED: AtomicU32 = AtomicU32::new(0);
 
 fn races() {
-    RACE.store(map(RACE_PAGES * PAGE, RW).expect("memory"), Ordering::Relaxed);
-    all_at_once(4, |number| if number < 2 { populate_pages(number as u64) } else { make_guards(number as u64) });
-    let at = RACE.load(Ordering::Relaxed);
+    let at = map(RACE_PAGES * PAGE, RW).expect("memory");
+    let (populated, ended) = (AtomicU32::new(0), AtomicU32::new(0));
+    all_at_once(4, |number| {
+        if number < 2 {
+            populate_pages(at, &populated, &ended, number as u64);
+        } else {
+            make_guards(at, &populated, number as u64);
+            ended.fetch_add(1, Ordering::Release);
+        }
+    });
     equal("guards", advise(at, RACE_PAGES, MADV_GUARD_INSTALL), Ok(0));
     equal("each", bytes(at), [255; RACE_PAGES as usize]);
     unmap(at, RACE_PAGES);
 }
 
-fn populate_pages(number: u64) {
-    let (at, mut page) = (RACE.load(Ordering::Relaxed), number);
-    while ENDED.load(Ordering::Acquire) < 2 {
+fn populate_pages(at: u64, populated: &AtomicU32, ended: &AtomicU32, number: u64) {
+    let mut page = number;
+    while ended.load(Ordering::Acquire) < 2 {
         page = (page * 5 + 3) % RACE_PAGES;
         match advise(at + page * PAGE, 1, MADV_POPULATE_WRITE) {
-            Ok(_) => _ = POPULATED.fetch_add(1, Ordering::Relaxed),
+            Ok(_) => _ = populated.fetch_add(1, Ordering::Relaxed),
             answer => equal("a page or a guard", answer, Err(Errno::EFAULT)),
         }
         // On one CPU the others come in between.
@@ -668,14 +666,13 @@ fn populate_pages(number: u64) {
     }
 }
 
-fn make_guards(number: u64) {
-    let (at, mut first) = (RACE.load(Ordering::Relaxed), number);
+fn make_guards(at: u64, populated: &AtomicU32, number: u64) {
+    let mut first = number;
     // On a busy machine until the others have come to populate a page.
-    for _ in (0..).take_while(|&round| round < ROUNDS || POPULATED.load(Ordering::Relaxed) == 0) {
+    for _ in (0..).take_while(|&round| round < ROUNDS || populated.load(Ordering::Relaxed) == 0) {
         first = (first * 7 + 5) % (RACE_PAGES - 4);
         equal("guards", advise(at + first * PAGE, 4, MADV_GUARD_INSTALL), Ok(0));
         process::sched_yield();
         equal("pages again", advise(at + first * PAGE, 4, MADV_GUARD_REMOVE), Ok(0));
     }
-    ENDED.fetch_add(1, Ordering::Release);
 }

@@ -127,7 +127,6 @@ fn clocks() {
         until(|| goes_on.load(Ordering::Relaxed) != 0);
         0
     });
-    let child = child.expect("a fork");
     holds("the clock of another process", clock(cpu_clock(u64::from(child), 2)).is_ok());
     equal("that of its thread", clock(cpu_clock(u64::from(child), 6)), Err(Errno::EINVAL));
     goes_on.store(1, Ordering::Relaxed);
@@ -174,7 +173,7 @@ fn cpu_time() {
         let time = clock(CLOCK_PROCESS_CPUTIME_ID).expect("a clock");
         u8::from(time > time::now() - begin)
     });
-    equal("a copy begins at zero", process::wait(child.expect("a fork")), exited(0));
+    equal("a copy begins at zero", process::wait(child), exited(0));
 }
 
 fn sleeps() {
@@ -327,7 +326,7 @@ fn a_futex_of_an_object_at_two_offsets() {
     equal("another word of the object", futex(first.as_ptr() as u64, FUTEX_WAKE, 9, 0, 0), Ok(0));
     wake_one(second.as_ptr() as u64, 0);
     second.store(2, Ordering::Relaxed);
-    equal("a child", process::wait(child.expect("a fork")), exited(wrong()));
+    equal("a child", process::wait(child), exited(wrong()));
     // SAFETY: the references are not used any more.
     unsafe { munmap(pages, 2 * PAGE) }.expect("pages to unmap");
 }

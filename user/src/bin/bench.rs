@@ -490,7 +490,7 @@ fn sleeping_child() -> u32 {
     let page = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
     // SAFETY: mapped above, zero, and only of the two processes.
     let is_there = unsafe { &*(page as *const AtomicU32) };
-    let child = process::spawn(|| {
+    let child = process::try_spawn(|| {
         is_there.store(1, Ordering::Relaxed);
         time::sleep(u64::from(u32::MAX) * 1000).map_or(1, |()| 0)
     });
@@ -507,7 +507,7 @@ fn sleeping_child() -> u32 {
 /// Pages that were shared with a child, which has exited.
 fn forked_before(bench: &Bench, pages: u64) -> Room {
     let room = bench.touched(pages);
-    process::wait(process::spawn(|| 0).expect("a child"));
+    process::wait(process::spawn(|| 0));
     room
 }
 

@@ -622,7 +622,6 @@ fn signals(path: &CStr) {
     });
     let short = (0..300).filter(|_| call(PREAD64, [file, room, size, 0]) != Ok(size)).count();
     equal("reads that are short", short, 0);
-    let sender = sender.expect("a process");
     equal("ended", process::kill(sender as i32, SIGKILL), Ok(()));
     process::wait(sender);
     equal("closed", close(file), Ok(0));
@@ -707,7 +706,7 @@ fn execs_beside_changes(path: &CStr) {
 
 /// Has a child that has ended, with descriptors of its own, until this process is killed.
 fn zombie() -> u8 {
-    let child = process::spawn(|| u8::from(call(DUP3, [1, 500, 0]) != Ok(500)));
+    let child = process::try_spawn(|| u8::from(call(DUP3, [1, 500, 0]) != Ok(500)));
     while child.is_ok() {
         let _ = time::sleep(1_000_000_000);
     }

@@ -205,7 +205,7 @@ fn run(start: Start) -> u8 {
 /// A child, once there is memory for one: in a minute at least, since others may take it for a while.
 fn spawn(task: impl Fn() -> u8) -> Option<u32> {
     for _ in 0..60_000 {
-        if let Ok(child) = process::spawn(&task) {
+        if let Ok(child) = process::try_spawn(&task) {
             return Some(child);
         }
         let _ = time::sleep(1_000_000);
@@ -285,7 +285,7 @@ fn watch(child: u32, hogs: &mut [u32], share: u64) -> bool {
             let _ = process::kill(child as i32, SIGKILL);
         }
         for hog in hogs.iter_mut().filter(|hog| **hog == 0 || process::wait4(**hog as i32, WNOHANG) != Ok((0, 0))) {
-            *hog = process::spawn(|| take_all(share)).unwrap_or(0);
+            *hog = process::try_spawn(|| take_all(share)).unwrap_or(0);
         }
         let _ = time::sleep(1_000_000);
     }
@@ -423,113 +423,72 @@ impl Random {
     }
 
     /// The next call.
-    fn call(&mut self) -> (usize, [u64; 6]) {
+    fn call(&mut self) -> ([u64; 6], usize) {
         let mut arguments = [(); 6].map(|()| if self.below(2) == 0 { self.number() } else { self.pointer() });
-        let mut set = |known: &[u64]| arguments[..known.len()].copy_from_slice(known);
-        let number = match self.below(100) {
-            0..18 => {
-                // Without a fixed address mappings would pile up, so most of these have one.
-                set(&[self.place(), self.length(), self.protection(), self.mmap_flags()]);
-                MMAP
-            }
-            18..28 => {
-                set(&[self.place(), self.length()]);
-                MUNMAP
-            }
-            28..40 => {
-                set(&[self.place(), self.length(), self.protection()]);
-                MPROTECT
-            }
+        let mut set = |known: &[u64]| {
+            arguments[..known.len()].copy_from_slice(known);
+            arguments
+        };
+        match self.below(100) {
+            // Without a fixed address mappings would pile up, so most of these have one.
+            0..18 => (set(&[self.place(), self.length(), self.protection(), self.mmap_flags()]), MMAP),
+            18..28 => (set(&[self.place(), self.length()]), MUNMAP),
+            28..40 => (set(&[self.place(), self.length(), self.protection()]), MPROTECT),
             40..48 => {
                 let advice = if self.below(4) == 0 { self.number() } else { MADV_DONTNEED };
-                set(&[self.place(), self.length(), advice]);
-                MADVISE
+                (set(&[self.place(), self.length(), advice]), MADVISE)
             }
-            48..53 => {
-                // No mapping is so large that looking at it takes long.
-                set(&[self.place(), self.length() % (1 << 34), self.pointer()]);
-                MINCORE
-            }
-            53..56 => {
-                // Also what brings pages that later calls find.
-                set(&[self.pointer(), self.bytes(), self.number()]);
-                GETRANDOM
-            }
+            // No mapping is so large that looking at it takes long.
+            48..53 => (set(&[self.place(), self.length() % (1 << 34), self.pointer()]), MINCORE),
+            // Also what brings pages that later calls find.
+            53..56 => (set(&[self.pointer(), self.bytes(), self.number()]), GETRANDOM),
             56..58 => {
                 let end = self.number();
-                set(&[if self.below(2) == 0 { 0 } else { end }]);
-                BRK
+                (set(&[if self.below(2) == 0 { 0 } else { end }]), BRK)
             }
-            58..62 => {
-                set(&[self.number() | 4, self.pointer(), self.bytes()]);
-                self.of(&[WRITE, WRITEV, READ, READV])
-            }
-            62 => {
-                // To the console, but there is never anything there that could be written.
-                set(&[1, self.next() | 0xffff << 48, self.number()]);
-                self.of(&[WRITE, WRITEV])
-            }
+            58..62 => (set(&[self.number() | 4, self.pointer(), self.bytes()]), self.of(&[WRITE, WRITEV, READ, READV])),
+            // To the console, but there is never anything there that could be written.
+            62 => (set(&[1, self.next() | 0xffff << 48, self.number()]), self.of(&[WRITE, WRITEV])),
+            // To wait would take time: FUTEX_WAKE is 1, and what is odd waits for nothing.
             63..66 => {
-                // To wait would take time: FUTEX_WAKE is 1, and what is odd waits for nothing.
-                set(&[self.pointer(), FUTEX_WAKE | self.number() & 0x180, self.number(), self.nowhere()]);
-                FUTEX
+                (set(&[self.pointer(), FUTEX_WAKE | self.number() & 0x180, self.number(), self.nowhere()]), FUTEX)
             }
-            66..68 => {
-                // FUTEX_WAIT, on values that are hardly ever there.
-                set(&[self.pointer(), self.number() & 0x180, self.number() | 1 << 30, self.pointer()]);
-                FUTEX
-            }
-            68..71 => {
-                set(&[self.number() % 70, self.pointer(), self.pointer(), self.of(&[8, 8, 8, 0, 9])]);
-                self.of(&[RT_SIGACTION, RT_SIGPROCMASK])
-            }
-            71..73 => {
-                set(&[self.process(), self.process(), self.number()]);
-                self.of(&[KILL, TKILL, TGKILL])
-            }
-            73..75 => {
-                // Memory of its own: with this one's it would run on this one's stack.
-                set(&[self.number() & !CLONE_VM, 0, self.pointer(), self.pointer(), self.pointer()]);
-                CLONE
-            }
-            75..77 => {
-                set(&[self.number(), self.pointer(), WNOHANG | (self.number() % 8), self.pointer()]);
-                WAIT4
-            }
-            77..79 => {
-                set(&[self.pointer(), self.pointer(), self.pointer()]);
-                EXECVE
-            }
-            79..81 => {
-                set(&[self.nowhere(), self.pointer()]);
-                NANOSLEEP
-            }
-            81 => {
-                set(&[self.number(), self.number(), self.nowhere(), self.pointer()]);
-                CLOCK_NANOSLEEP
-            }
-            82 if self.below(50) == 0 => RT_SIGRETURN,
+            // FUTEX_WAIT, on values that are hardly ever there.
+            66..68 => (set(&[self.pointer(), self.number() & 0x180, self.number() | 1 << 30, self.pointer()]), FUTEX),
+            68..71 => (
+                set(&[self.number() % 70, self.pointer(), self.pointer(), self.of(&[8, 8, 8, 0, 9])]),
+                self.of(&[RT_SIGACTION, RT_SIGPROCMASK]),
+            ),
+            71..73 => (set(&[self.process(), self.process(), self.number()]), self.of(&[KILL, TKILL, TGKILL])),
+            // Memory of its own: with this one's it would run on this one's stack.
+            73..75 => (set(&[self.number() & !CLONE_VM, 0, self.pointer(), self.pointer(), self.pointer()]), CLONE),
+            75..77 => (set(&[self.number(), self.pointer(), WNOHANG | (self.number() % 8), self.pointer()]), WAIT4),
+            77..79 => (set(&[self.pointer(), self.pointer(), self.pointer()]), EXECVE),
+            79..81 => (set(&[self.nowhere(), self.pointer()]), NANOSLEEP),
+            81 => (set(&[self.number(), self.number(), self.nowhere(), self.pointer()]), CLOCK_NANOSLEEP),
+            82 if self.below(50) == 0 => (arguments, RT_SIGRETURN),
             // A few that do not exist: each is logged once.
-            82 => self.of(&[0, 1, 2, 1 << 20, usize::MAX, 1 << 32]),
+            82 => (arguments, self.of(&[0, 1, 2, 1 << 20, usize::MAX, 1 << 32])),
             _ => {
                 let first = if self.below(2) == 0 { self.number() } else { self.pointer() };
-                set(&[first]);
-                self.of(&[
-                    CLOCK_GETTIME,
-                    CLOCK_GETRES,
-                    UNAME,
-                    GETCPU,
-                    SIGALTSTACK,
-                    RT_SIGPENDING,
-                    SET_TID_ADDRESS,
-                    SCHED_YIELD,
-                    PRCTL,
-                    IOCTL,
-                    CLOSE,
-                ])
+                (
+                    set(&[first]),
+                    self.of(&[
+                        CLOCK_GETTIME,
+                        CLOCK_GETRES,
+                        UNAME,
+                        GETCPU,
+                        SIGALTSTACK,
+                        RT_SIGPENDING,
+                        SET_TID_ADDRESS,
+                        SCHED_YIELD,
+                        PRCTL,
+                        IOCTL,
+                        CLOSE,
+                    ]),
+                )
             }
-        };
-        (number, arguments)
+        }
     }
 }
 
@@ -628,6 +587,14 @@ fn return_through(frame: u64) -> ! {
     unreachable!("{frame:#x}: these programs run on arm64 alone")
 }
 
+/// A call, whatever it does to this process's memory: the parent expects the process to end at any.
+fn raw(number: usize, some: &[u64]) -> u64 {
+    let mut arguments = [0; 6];
+    arguments[..some.len()].copy_from_slice(some);
+    // SAFETY: as above.
+    unsafe { sys::raw(number, arguments) }
+}
+
 /// An exception that no call makes.
 fn offend_by(which: u64, at: u64) {
     match which {
@@ -646,7 +613,7 @@ extern "C" fn leave() -> ! {
 
 impl Random {
     fn call_once(&mut self) {
-        let (number, arguments) = self.call();
+        let (arguments, number) = self.call();
         // SAFETY: what it does to memory it does to this process's, and the parent expects that to end at any call.
         let answer = unsafe { sys::raw(number, arguments) };
         if number == CLONE && answer == 0 {
@@ -693,7 +660,7 @@ impl Random {
     fn touch(&mut self) {
         let (mut random, prepared) = (Random { numbers: self.numbers, pages: self.pages }, self.below(4) != 0);
         self.next();
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             if prepared {
                 probe::prepare();
             }
@@ -751,8 +718,7 @@ impl Random {
         let first = if what == PR_SET_TAGGED_ADDR_CTRL { self.of(&[0, 1, 1, 2]) } else { self.pointer() };
         let odd = if self.below(8) == 0 { self.number() } else { 0 };
         let what = if self.below(8) == 0 { PR_GET_TAGGED_ADDR_CTRL } else { what };
-        // SAFETY: as for each call.
-        unsafe { sys::raw(PRCTL, [what, first, 0, 0, odd, 0]) };
+        raw(PRCTL, &[what, first, 0, 0, odd]);
     }
 
     /// More memory at once than may be free; or none, where large pages are asked for.
@@ -793,15 +759,14 @@ impl Random {
             1 => (RESTART_SYSCALL, [0; 6]),
             _ => (CLOCK_NANOSLEEP, [clock, self.below(2) * TIMER_ABSTIME, &raw const time as u64, rest, 0, 0]),
         };
-        // SAFETY: as for each call.
-        unsafe { sys::raw(call.0, call.1) };
+        raw(call.0, &call.1);
     }
 
     /// Sleeps and waits that a child's signal interrupts, and what continues them.
     fn interrupted(&mut self) {
         let own = process::id();
         let (after, signal) = (self.below(200_000), self.of(&[SIGUSR1, SIGUSR1, SIGURG, SIGCHLD]));
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             let _ = time::sleep(after);
             let _ = process::kill(own as i32, signal);
             0
@@ -828,8 +793,7 @@ impl Random {
         let which = self.of(&[-1, 0, i64::from(i32::MIN), -i64::from(process::id()), 1 << 21]) as u64;
         let options = WNOHANG | self.of(&[0, 0, 2, 8, 1 << 29, 1 << 30, 1 << 31, 16]);
         let (status, usage) = (self.place_for_result(), self.place_for_result());
-        // SAFETY: as for each call.
-        unsafe { sys::raw(WAIT4, [which, status, options, usage, 0, 0]) };
+        raw(WAIT4, &[which, status, options, usage]);
     }
 
     /// Calls for memory that succeed more often than not.
@@ -868,8 +832,7 @@ impl Random {
                 _ => (MLOCK2, [at, length, self.below(3), 0, 0, 0]),
             },
         };
-        // SAFETY: as for each call.
-        unsafe { sys::raw(number, arguments) };
+        raw(number, &arguments);
     }
 
     /// A descriptor that is open often, seldom, or cannot be.
@@ -928,9 +891,7 @@ impl Random {
             20 => (PWRITE64, [file, self.page(), bytes, length]),
             _ => (CLOSE, [file, 0, 0, 0]),
         };
-        let [x0, x1, x2, x3] = arguments;
-        // SAFETY: as for each call.
-        unsafe { sys::raw(number, [x0, x1, x2, x3, 0, 0]) };
+        raw(number, &arguments);
     }
 
     /// Reads and writes of several pieces: none, empty ones, and some that lead nowhere. Nothing is printed.
@@ -941,8 +902,7 @@ impl Random {
         });
         let (file, count) = (self.descriptor(), self.of(&[0, 1, 2, 4, 1025]));
         let number = self.of(&[READV, WRITEV]);
-        // SAFETY: as for each call.
-        unsafe { sys::raw(number, [file, pieces.as_ptr() as u64, count, 0, 0, 0]) };
+        raw(number, &[file, pieces.as_ptr() as u64, count]);
     }
 
     /// A call that stores much: random numbers, or what is known of the system.
@@ -955,9 +915,7 @@ impl Random {
             6 => (self.of(&[CLOCK_GETTIME, CLOCK_GETRES]), [self.clock(), to, 0, 0]),
             _ => (self.of(&[GETRLIMIT, SETRLIMIT]), [self.below(17), to, 0, 0]),
         };
-        let [x0, x1, x2, x3] = arguments;
-        // SAFETY: as for each call.
-        unsafe { sys::raw(number, [x0, x1, x2, x3, 0, 0]) };
+        raw(number, &arguments);
     }
 
     /// execve with lists that are empty, long, of long strings, or that lead nowhere.
@@ -991,7 +949,7 @@ impl Random {
     /// As [`Self::execute`], in a copy of the process, which is waited for.
     fn execute_apart(&mut self) {
         let (seed, pages) = (self.next(), self.pages);
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             Random { numbers: random::Random(seed), pages }.execute();
             0
         });
@@ -1003,7 +961,7 @@ impl Random {
     /// A copy of the process that makes calls until it is killed, at any of them.
     fn copy_and_kill(&mut self) {
         let (seed, pages) = (self.next(), self.pages);
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             let mut random = Random { numbers: random::Random(seed), pages };
             match random.below(4) {
                 0 => (0..8).for_each(|_| random.execute()),
@@ -1054,8 +1012,7 @@ impl Random {
         };
         let process = self.of(&[0, 0, 0, u64::from(process::id()), 1 << 21]);
         let (new, old) = (if self.below(8) == 0 { 0 } else { &raw const new as u64 }, self.place_for_result());
-        // SAFETY: as for each call: the parent expects this process to end.
-        unsafe { sys::raw(PRLIMIT64, [process, resource, new, old, 0, 0]) };
+        raw(PRLIMIT64, &[process, resource, new, old]);
     }
 
     fn some_signal(&mut self) -> u32 {
@@ -1096,8 +1053,7 @@ impl Random {
             2 => (SIGALTSTACK, [0, old, 0, 0, 0, 0]),
             _ => (RT_SIGPROCMASK, [self.below(4), new, old, 8, 0, 0]),
         };
-        // SAFETY: as for each call.
-        unsafe { sys::raw(number, arguments) };
+        raw(number, &arguments);
     }
 
     /// To this process alone: as one, or to a thread.
@@ -1131,7 +1087,6 @@ impl Random {
             _ => &raw const limit as u64,
         };
         let bits = self.of(&[0, 1, u64::MAX]);
-        // SAFETY: as for each call.
-        unsafe { sys::raw(FUTEX, [word, operation | flags, value, limit, self.page(), bits]) };
+        raw(FUTEX, &[word, operation | flags, value, limit, self.page(), bits]);
     }
 }

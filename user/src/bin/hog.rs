@@ -103,7 +103,7 @@ fn forks() {
     let mut children = [0; MOST];
     let mut count = 0;
     for place in &mut children {
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             if let Ok(held) = memory::map(HELD, PROT_READ | PROT_WRITE) {
                 touch(held, HELD, 1);
             }
@@ -183,8 +183,7 @@ fn signals() {
         loop {
             let _ = time::sleep(1000 * MILLISECOND);
         }
-    })
-    .expect("a fork");
+    });
     for round in 0..ROUNDS {
         let number = SIGUSR1 + round % 40;
         let to = if round % 2 == 0 { process::id() } else { child };
@@ -200,7 +199,7 @@ fn signals() {
 fn zombies() {
     let mut count = 0;
     let error = loop {
-        match process::spawn(|| 0) {
+        match process::try_spawn(|| 0) {
             Ok(_) => count += 1,
             Err(error) => break error,
         }
@@ -211,7 +210,7 @@ fn zombies() {
     for _ in 0..2 {
         assert!(process::wait4(-1, 0).is_ok_and(|(_, status)| status == exited(0)));
     }
-    assert!(process::spawn(|| 0).is_ok(), "one more after two were waited for");
+    assert!(process::try_spawn(|| 0).is_ok(), "one more after two were waited for");
 }
 
 /// Addresses that a table translates.
@@ -240,13 +239,13 @@ fn spread_by_a_child(mut sometimes: impl FnMut(u64) -> u64) {
         }
         0
     });
-    assert_eq!(process::wait(child.expect("a fork")), killed(SIGKILL));
+    assert_eq!(process::wait(child), killed(SIGKILL));
 }
 
 /// The tables are copied.
 fn tables() {
     spread_by_a_child(|start| {
-        if let Ok(copy) = process::spawn(|| 0) {
+        if let Ok(copy) = process::try_spawn(|| 0) {
             process::wait(copy);
         }
         start
@@ -384,7 +383,7 @@ fn counters() {
     let is_ended = || process::wait4(-1, WNOHANG).is_ok_and(|(child, _)| child != 0);
     let mut count = 0;
     while !is_ended() {
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             // It changes its table, which it has had together with its parent.
             let _ = call(CLOSE, [last]);
             while process::parent_id() == own {
@@ -445,13 +444,12 @@ fn paths() {
         copy_paths();
         is_ready.store(true, Ordering::Release);
         stay()
-    })
-    .expect("a fork");
+    });
     while !is_ready.load(Ordering::Acquire) {
         let _ = time::sleep(MILLISECOND);
     }
     loop {
-        let child = process::spawn(|| {
+        let child = process::try_spawn(|| {
             if let Ok(held) = memory::map(HELD, PROT_READ | PROT_WRITE) {
                 touch(held, HELD, 1);
             }
@@ -505,7 +503,7 @@ fn beside() -> u8 {
         let fresh = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
         touch(fresh, BYTES, !value);
         // A copy sees both; where there may be no more tasks, that is not for lack of memory.
-        match process::spawn(|| u8::from(holds(kept, BYTES, value) && holds(fresh, BYTES, !value))) {
+        match process::try_spawn(|| u8::from(holds(kept, BYTES, value) && holds(fresh, BYTES, !value))) {
             Ok(child) => assert_eq!(process::wait(child), exited(1), "a copy sees what was written"),
             Err(error) => assert!(error == Errno::EAGAIN && !last, "{error:?}"),
         }

@@ -176,7 +176,7 @@ fn look(path: &CStr) -> Report {
         let words = [path, c"report"].map(|word| word.to_bytes_with_nul().as_ptr());
         process::execve(path, &[words[0], words[1], null()], &[null()]) as u8
     });
-    equal("a program of its own", process::wait(child.expect("a fork")), exited(0));
+    equal("a program of its own", process::wait(child), exited(0));
     // SAFETY: it writes `report`, which may have any bits.
     let bytes = unsafe { sys::call(READ, [read, &raw mut report as u64, size_of::<Report>() as u64, 0, 0, 0]) };
     equal("a report", bytes, Ok(size_of::<Report>() as u64));

@@ -148,7 +148,6 @@ fn others() {
         }
         7
     });
-    let child = child.expect("a fork");
     assert_eq!(of(child as i32, RLIMIT_CPU, Some(new)), Ok(RLimit { soft: RLIM_INFINITY, hard: RLIM_INFINITY }));
     assert_eq!(process::wait(child), exited(7));
     assert_eq!(of(child as i32, RLIMIT_CPU, None), Err(Errno::ESRCH));
@@ -184,7 +183,7 @@ fn a_program_has_no_more_stack(start: Start) {
             set(RLIMIT_STACK, limit, RLIM_INFINITY).expect("a limit");
             run_again(start, c"stack")
         });
-        assert_eq!(process::wait(child.expect("a fork")), status, "{limit}");
+        assert_eq!(process::wait(child), status, "{limit}");
     }
 }
 
@@ -198,7 +197,7 @@ fn a_program_has_no_more_memory(start: Start) {
             set(resource, limit, limit).expect("a limit");
             run_again(start, c"child")
         });
-        let end = process::wait(child.expect("a fork"));
+        let end = process::wait(child);
         assert_eq!(end == exited(0), runs, "{resource} of {limit}: {end:#x}");
     }
 }
@@ -244,7 +243,7 @@ fn what_cannot_fit() {
     unmap(start, HUGE);
     let start = map(HUGE, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE).expect("what need not fit");
     assert_eq!(protect(start, HUGE, RW), Ok(()));
-    assert!(process::spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
     unmap(start, HUGE);
 
     // Two that fit are more than that as one, which shows where a copy of it is made.
@@ -266,9 +265,9 @@ fn what_cannot_fit() {
     for start in [START, START + good] {
         assert_eq!(map_at(start, good, RW, MAP_FIXED_NOREPLACE), Ok(start));
     }
-    assert_eq!(process::spawn(|| 0), Err(Errno::ENOMEM));
+    assert_eq!(process::try_spawn(|| 0), Err(Errno::ENOMEM));
     unmap(START, 2 * good);
-    assert!(process::spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
 }
 
 /// Finds the limit for `resource` that just lets `one` map a page, and sets it.
@@ -303,7 +302,7 @@ fn the_address_space() {
     assert_eq!(map_at(START, 2 * PAGE, PROT_READ, MAP_FIXED), Err(Errno::ENOMEM));
     assert_eq!(probe::read(START), Ok(0), "it is still there");
     assert_eq!(protect(spare, 2 * PAGE, RW), Ok(()));
-    assert!(process::spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
     unmap(spare, PAGE);
     assert!(map(PAGE, RW, MAP_SHARED).is_ok(), "as much as was given back");
     set(RLIMIT_AS, 0, RLIM_INFINITY).expect("a limit");

@@ -155,8 +155,7 @@ fn processes(count: u32) {
                 let _ = time::sleep(ready - now);
             }
             7
-        })
-        .expect("a fork");
+        });
         first.get_or_insert(last);
     }
     for child in (first.unwrap_or(last)..=last).rev() {
@@ -197,7 +196,7 @@ fn fork_of(bytes: u64) {
         }
         3
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(3));
+    assert_eq!(process::wait(child), exited(3));
     // SAFETY: as above; the child's stores are not seen here.
     assert_eq!(unsafe { ((start + 16 * memory::PAGE) as *const u64).read_volatile() }, 0);
 }
@@ -217,8 +216,7 @@ fn killed_in_a_call(bytes: u64) {
     let child = process::spawn(|| {
         populate();
         0
-    })
-    .expect("a fork");
+    });
     time::sleep(whole / 8).expect("to sleep");
     process::kill(child as i32, SIGKILL).expect("a signal");
     assert_eq!(process::wait(child), killed(SIGKILL));
@@ -243,8 +241,7 @@ fn write() {
     let child = process::spawn(|| {
         let _ = time::sleep(40 * MILLISECOND);
         u8::from(process::kill(parent, SIGUSR1).is_err())
-    })
-    .expect("a fork");
+    });
     let zeros = memory::map(BYTES, PROT_READ).expect("addresses");
     // SAFETY: it reads that.
     let done = unsafe { sys::call(WRITE, [1, zeros, BYTES, 0, 0, 0]) }.expect("bytes that were written");

@@ -144,8 +144,7 @@ fn polls(count: u64) {
     let child = process::spawn(|| {
         let _ = call(PPOLL, [list, count, 0, 0]);
         0
-    })
-    .expect("a fork");
+    });
     time::sleep(whole / 8).expect("to sleep");
     let begun = time::now();
     process::kill(child as i32, SIGKILL).expect("a signal");
@@ -289,7 +288,7 @@ fn changed_by_a_thread(count: u64, feature: u64) {
         let _ = match feature {
             UFFD_FEATURE_EVENT_UNMAP => call(MUNMAP, [start, bytes]),
             UFFD_FEATURE_EVENT_REMOVE => call(MADVISE, [start, bytes, MADV_DONTNEED]),
-            _ => process::spawn(|| 0).map(u64::from),
+            _ => process::try_spawn(|| 0).map(u64::from),
         };
     };
     let _ = Thread::spawn(change);
@@ -400,7 +399,6 @@ fn family(count: u32, first: impl Fn()) -> RangeInclusive<u32> {
             }
             0
         });
-        let child = child.expect("a fork");
         children = if *children.start() == 0 { child..=child } else { *children.start()..=child };
     }
     time::sleep(SETTLED).expect("to sleep");
@@ -436,7 +434,7 @@ fn out_of_memory(count: u32) {
             map(16 * MIB, RW, OWN | MAP_NORESERVE | MAP_POPULATE);
         }
     });
-    assert_eq!(process::wait(largest.expect("a fork")), killed(SIGKILL));
+    assert_eq!(process::wait(largest), killed(SIGKILL));
     call(KILL, [u64::MAX, SIGKILL.into()]).expect("others");
     all_are_killed(count, SIGKILL);
 }

@@ -16,12 +16,13 @@ use granule_user::abi::number::{
     RT_SIGPROCMASK, SIGALTSTACK, UNAME, WRITE, WRITEV,
 };
 use granule_user::abi::process::{AT_PHDR, FUTEX_PRIVATE_FLAG, exited};
-use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGCHLD, SIGSEGV};
+use granule_user::abi::signal::SIGCHLD;
 use granule_user::memory::{PAGE, madvise, mincore, mmap, mprotect, munmap};
-use granule_user::probe::{self, Fault};
-use granule_user::{Errno, Start, entry, memory, println, process, sys};
+use granule_user::probe::{self, Fault, not_allowed, not_mapped};
+use granule_user::{Errno, Start, entry, memory, own, println, process};
 
 entry!(run);
+own!(call);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -61,14 +62,6 @@ fn run(start: Start) -> u8 {
     0
 }
 
-/// A call that touches no memory of the program's Rust code, whatever its arguments.
-fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
-    let mut all = [0; 6];
-    all[..arguments.len()].copy_from_slice(arguments);
-    // SAFETY: the tests' own pages are named by their addresses alone.
-    unsafe { sys::call(number, all) }
-}
-
 /// `pages` pages of the test's own.
 fn map(pages: u64, protection: u64, flags: u64) -> u64 {
     // SAFETY: not at a fixed address.
@@ -104,14 +97,6 @@ fn present(start: u64, pages: usize) -> u32 {
     let mut vector = [0; 16];
     mincore(start, &mut vector[..pages]).expect("mapped pages");
     vector.iter().rev().fold(0, |bits, &page| bits << 1 | u32::from(page & 1))
-}
-
-fn not_mapped(address: u64) -> Fault {
-    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
-}
-
-fn not_allowed(address: u64) -> Fault {
-    Fault { signal: SIGSEGV, code: SEGV_ACCERR, address }
 }
 
 fn fresh_memory_is_zeros() {
@@ -202,10 +187,10 @@ fn mappings_that_are_refused() {
         ("no such file", [0, PAGE, RW, MAP_PRIVATE, 77, 0], Errno::EBADF),
     ];
     for (what, arguments, errno) in refused {
-        assert_eq!(call(MMAP, arguments), Err(*errno), "{what}");
+        assert_eq!(call(MMAP, *arguments), Err(*errno), "{what}");
     }
     // As on Linux, mmap ignores unknown bits of a protection.
-    let start = call(MMAP, &[0, PAGE, RW | 0x100, ANONYMOUS, u64::MAX, 0]).expect("memory");
+    let start = call(MMAP, [0, PAGE, RW | 0x100, ANONYMOUS, u64::MAX, 0]).expect("memory");
     assert_eq!(put(start, 1), Ok(()));
     unmap(start, 1);
 
@@ -219,7 +204,7 @@ fn mappings_that_are_refused() {
         ("the kernel's half", u64::MAX << 48, PAGE),
     ];
     for (what, address, bytes) in refused {
-        assert_eq!(call(MUNMAP, &[address, bytes]), Err(Errno::EINVAL), "{what}");
+        assert_eq!(call(MUNMAP, [address, bytes]), Err(Errno::EINVAL), "{what}");
     }
     assert_eq!(probe::read(start), Ok(0), "nothing was unmapped");
     unmap(start, 1);
@@ -242,7 +227,7 @@ fn holes_are_made_anywhere() {
     unmap(start, 9);
     // A byte counts as its page.
     let start = map(2, RW, ANONYMOUS);
-    assert_eq!(call(MUNMAP, &[start, 1]), Ok(0));
+    assert_eq!(call(MUNMAP, [start, 1]), Ok(0));
     assert_eq!((probe::read(start + PAGE - 1), probe::read(start + PAGE)), (Err(not_mapped(start + PAGE - 1)), Ok(0)));
     unmap(start, 2);
 }
@@ -289,22 +274,18 @@ const LOW_PAGES: u64 = 16;
 
 /// Runs with its stack as the last area.
 extern "C" fn with_nothing_above() -> ! {
-    assert_eq!(call(MUNMAP, &[LOW, END - KERNEL_KEEPS - LOW]), Ok(0));
+    assert_eq!(call(MUNMAP, [LOW, END - KERNEL_KEEPS - LOW]), Ok(0));
     for (number, last) in [(MPROTECT, PROT_READ), (MADVISE, MADV_DONTNEED), (MINCORE, 0)] {
-        assert_eq!(call(number, &[LOW, PAGE, last]), Err(Errno::ENOMEM), "call {number}");
+        assert_eq!(call(number, [LOW, PAGE, last]), Err(Errno::ENOMEM), "call {number}");
     }
     assert_eq!(probe::read(LOW), Err(not_mapped(LOW)));
-    let heap = call(BRK, &[0]).expect("the heap's end");
-    assert_eq!(call(BRK, &[heap + PAGE]), Ok(heap + PAGE));
+    let heap = call(BRK, [0]).expect("the heap's end");
+    assert_eq!(call(BRK, [heap + PAGE]), Ok(heap + PAGE));
     // It fits nowhere below.
     let start = map(2 * LOW / PAGE, PROT_NONE, ANONYMOUS | MAP_NORESERVE);
     assert!(start >= LOW, "{start:#x}");
     unmap(start, 2 * LOW / PAGE);
-    assert_eq!(
-        call(MPROTECT, &[LOW - PAGE, 2 * PAGE, PROT_READ]),
-        Err(Errno::ENOMEM),
-        "up to the end of the last area"
-    );
+    assert_eq!(call(MPROTECT, [LOW - PAGE, 2 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "up to the end of the last area");
     assert_eq!(put(LOW - PAGE, 1), Err(not_allowed(LOW - PAGE)));
     // The last area may end earlier.
     unmap(LOW - PAGE, 1);
@@ -314,7 +295,7 @@ extern "C" fn with_nothing_above() -> ! {
 
 fn nothing_lies_below_or_above(start: Start) {
     let headers = start.auxiliary(AT_PHDR).expect("where the program's headers are") & !(PAGE - 1);
-    assert_eq!(call(MPROTECT, &[headers - PAGE, 2 * PAGE, PROT_NONE]), Err(Errno::ENOMEM), "it begins in nothing");
+    assert_eq!(call(MPROTECT, [headers - PAGE, 2 * PAGE, PROT_NONE]), Err(Errno::ENOMEM), "it begins in nothing");
 
     let stack = LOW - LOW_PAGES * PAGE;
     // SAFETY: nothing is there.
@@ -402,7 +383,7 @@ fn a_program_may_be_one_page() {
                 core::arch::asm!("br {0}", in(reg) page, in("x0") page, in("x1") END - KERNEL_KEEPS, options(noreturn))
             }
         });
-        assert_eq!(process::wait(child.expect("a fork")), exited(42), "flags {flags:#x}");
+        assert_eq!(process::wait(child), exited(42), "flags {flags:#x}");
         unmap(page, 1);
     }
 }
@@ -461,7 +442,7 @@ fn what_may_be_executed_alone(is_unreadable: bool) {
         assert_eq!(probe::read(page), read);
         assert_eq!(put(page, 9), Err(not_allowed(page)));
         // A word that the kernel reads.
-        let waited = call(FUTEX, &[page, FUTEX_PRIVATE_FLAG, 9, 0]);
+        let waited = call(FUTEX, [page, FUTEX_PRIVATE_FLAG, 9, 0]);
         assert_eq!(waited, Err(if is_unreadable { Errno::EFAULT } else { Errno::EAGAIN }));
     }
     protect(start, 2, PROT_READ);
@@ -485,7 +466,7 @@ fn protections_that_are_refused() {
         ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(Errno::ENOMEM)),
     ];
     for (what, address, bytes, protection, wanted) in answers {
-        assert_eq!(call(MPROTECT, &[address, bytes, protection]), wanted, "{what}");
+        assert_eq!(call(MPROTECT, [address, bytes, protection]), wanted, "{what}");
     }
     assert_eq!(put(start, 1), Ok(()), "nothing was changed");
     unmap(start, 2);
@@ -497,21 +478,21 @@ fn protections_change_up_to_the_first_hole() {
         fill(start, 8, 1);
         protect(start + 2 * PAGE, 1, PROT_READ | PROT_EXEC);
         unmap(start + 4 * PAGE, 1);
-        assert_eq!(call(MPROTECT, &[start + PAGE, 6 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "a hole in the middle");
+        assert_eq!(call(MPROTECT, [start + PAGE, 6 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "a hole in the middle");
         for page in [0, 1, 2, 3, 5, 6, 7] {
             let address = start + page * PAGE;
             assert_eq!(probe::read(address), Ok(page as u8 + 1), "page {page}");
             let wanted = if (1..4).contains(&page) { Err(not_allowed(address)) } else { Ok(()) };
             assert_eq!(put(address, page as u8 + 1), wanted, "page {page}");
         }
-        assert_eq!(call(MPROTECT, &[start, 5 * PAGE, RW]), Err(Errno::ENOMEM), "a hole at the end");
+        assert_eq!(call(MPROTECT, [start, 5 * PAGE, RW]), Err(Errno::ENOMEM), "a hole at the end");
         fill(start, 4, 1);
         unmap(start, 8);
     }
     let last = END - KERNEL_KEEPS - PAGE;
     // SAFETY: nothing is there.
     assert_eq!(unsafe { mmap(last, PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE) }, Ok(last));
-    assert_eq!(call(MPROTECT, &[last, 2 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "across the end of all addresses");
+    assert_eq!(call(MPROTECT, [last, 2 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "across the end of all addresses");
     assert_eq!(put(last, 1), Err(not_allowed(last)), "the end is a hole as well");
     unmap(last, 1);
 }
@@ -561,7 +542,7 @@ fn advice_and_questions_that_are_refused() {
         ("behind the last address, as usual", END, PAGE, MADV_NORMAL, Err(Errno::ENOMEM)),
     ];
     for (what, address, bytes, advice, wanted) in answers {
-        assert_eq!(call(MADVISE, &[address, bytes, advice]), wanted, "{what}");
+        assert_eq!(call(MADVISE, [address, bytes, advice]), wanted, "{what}");
     }
     let kernel = u64::MAX << 48;
     let answers = [
@@ -576,26 +557,26 @@ fn advice_and_questions_that_are_refused() {
         ("a place of the kernel's, and a hole", start + PAGE, PAGE, kernel, Err(Errno::EFAULT)),
     ];
     for (what, address, bytes, place, wanted) in answers {
-        assert_eq!(call(MINCORE, &[address, bytes, place]), wanted, "{what}");
+        assert_eq!(call(MINCORE, [address, bytes, place]), wanted, "{what}");
     }
     unmap(vector, 1);
     unmap(start, 1);
 }
 
 fn the_heap_moves() {
-    let start = call(BRK, &[0]).expect("the heap's end");
+    let start = call(BRK, [0]).expect("the heap's end");
     let first = start.next_multiple_of(PAGE);
-    assert_eq!(call(BRK, &[first + 3 * PAGE + 5]), Ok(first + 3 * PAGE + 5));
+    assert_eq!(call(BRK, [first + 3 * PAGE + 5]), Ok(first + 3 * PAGE + 5));
     fill(first, 4, 1);
     assert_eq!(probe::read(first + 4 * PAGE), Err(not_mapped(first + 4 * PAGE)));
-    assert_eq!(call(BRK, &[first + PAGE]), Ok(first + PAGE));
+    assert_eq!(call(BRK, [first + PAGE]), Ok(first + PAGE));
     assert_eq!((probe::read(first), probe::read(first + PAGE)), (Ok(1), Err(not_mapped(first + PAGE))));
-    assert_eq!(call(BRK, &[first + 2 * PAGE]), Ok(first + 2 * PAGE));
+    assert_eq!(call(BRK, [first + 2 * PAGE]), Ok(first + 2 * PAGE));
     assert_eq!(probe::read(first + PAGE), Ok(0), "what comes again is zeros");
     for refused in [8, END, u64::MAX] {
-        assert_eq!(call(BRK, &[refused]), Ok(first + 2 * PAGE), "{refused:#x}");
+        assert_eq!(call(BRK, [refused]), Ok(first + 2 * PAGE), "{refused:#x}");
     }
-    assert_eq!(call(BRK, &[start]), Ok(start));
+    assert_eq!(call(BRK, [start]), Ok(start));
 }
 
 fn forks_copy_what_is_private() {
@@ -652,12 +633,12 @@ fn below_an_area_that_grows_a_guard_is_left() {
     let room = map(2048, PROT_NONE, ANONYMOUS);
     let start = room + 1500 * PAGE;
     let [flags, fixed] = [MAP_GROWSDOWN, 0].map(|grows| ANONYMOUS | MAP_FIXED | grows);
-    assert_eq!(call(MMAP, &[start, 16 * PAGE, RW, flags, u64::MAX, 0]), Ok(start));
+    assert_eq!(call(MMAP, [start, 16 * PAGE, RW, flags, u64::MAX, 0]), Ok(start));
     unmap(room + PAGE, 1499);
     let is_left = |start: u64| {
         for (pages, is_as_asked) in [(1, false), (255, false), (256, false), (257, true)] {
             let asked = start - pages * PAGE;
-            let given = call(MMAP, &[asked, PAGE, RW, ANONYMOUS, u64::MAX, 0]).expect("memory");
+            let given = call(MMAP, [asked, PAGE, RW, ANONYMOUS, u64::MAX, 0]).expect("memory");
             assert_eq!(given == asked, is_as_asked, "{pages} pages below");
             unmap(given, 1);
         }
@@ -672,7 +653,7 @@ fn below_an_area_that_grows_a_guard_is_left() {
     protect(start + 2 * PAGE, 2, PROT_READ);
     unmap(start + PAGE, 2);
     is_left(start + 3 * PAGE);
-    assert_eq!(call(MMAP, &[start + 2 * PAGE, PAGE, RW, fixed, u64::MAX, 0]), Ok(start + 2 * PAGE));
+    assert_eq!(call(MMAP, [start + 2 * PAGE, PAGE, RW, fixed, u64::MAX, 0]), Ok(start + 2 * PAGE));
     unmap(room, 2048);
 }
 
@@ -700,7 +681,6 @@ fn copies_differ_after_a_store_to_either() {
         fill(own, 1, 30);
         u8::from(!reads(30))
     });
-    let child = child.expect("a fork");
     wait(1);
     fill(own, PAGES, 60);
     assert_eq!(put(steps, 2), Ok(()));
@@ -718,35 +698,35 @@ fn bad_pointers_are_refused() {
     let constant = map(1, PROT_READ, ANONYMOUS);
     let unreadable = [8, NOWHERE, closed, END, u64::MAX << 48, u64::MAX - 7];
     for bad in unreadable {
-        assert_eq!(call(WRITE, &[1, bad, 4]), Err(Errno::EFAULT), "write from {bad:#x}");
-        assert_eq!(call(WRITEV, &[1, bad, 1]), Err(Errno::EFAULT), "writev of {bad:#x}");
-        assert_eq!(call(NANOSLEEP, &[bad, 0]), Err(Errno::EFAULT), "nanosleep for {bad:#x}");
-        assert_eq!(call(RT_SIGACTION, &[10, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigaction of {bad:#x}");
-        assert_eq!(call(RT_SIGPROCMASK, &[0, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigprocmask of {bad:#x}");
-        assert_eq!(call(SIGALTSTACK, &[bad, 0]), Err(Errno::EFAULT), "sigaltstack of {bad:#x}");
+        assert_eq!(call(WRITE, [1, bad, 4]), Err(Errno::EFAULT), "write from {bad:#x}");
+        assert_eq!(call(WRITEV, [1, bad, 1]), Err(Errno::EFAULT), "writev of {bad:#x}");
+        assert_eq!(call(NANOSLEEP, [bad, 0]), Err(Errno::EFAULT), "nanosleep for {bad:#x}");
+        assert_eq!(call(RT_SIGACTION, [10, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigaction of {bad:#x}");
+        assert_eq!(call(RT_SIGPROCMASK, [0, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigprocmask of {bad:#x}");
+        assert_eq!(call(SIGALTSTACK, [bad, 0]), Err(Errno::EFAULT), "sigaltstack of {bad:#x}");
     }
     for bad in unreadable.into_iter().chain([constant]) {
-        assert_eq!(call(CLOCK_GETTIME, &[1, bad]), Err(Errno::EFAULT), "clock_gettime to {bad:#x}");
-        assert_eq!(call(UNAME, &[bad]), Err(Errno::EFAULT), "uname to {bad:#x}");
-        assert_eq!(call(GETRANDOM, &[bad, 4, 0]), Err(Errno::EFAULT), "getrandom to {bad:#x}");
-        assert_eq!(call(SIGALTSTACK, &[0, bad]), Err(Errno::EFAULT), "sigaltstack to {bad:#x}");
+        assert_eq!(call(CLOCK_GETTIME, [1, bad]), Err(Errno::EFAULT), "clock_gettime to {bad:#x}");
+        assert_eq!(call(UNAME, [bad]), Err(Errno::EFAULT), "uname to {bad:#x}");
+        assert_eq!(call(GETRANDOM, [bad, 4, 0]), Err(Errno::EFAULT), "getrandom to {bad:#x}");
+        assert_eq!(call(SIGALTSTACK, [0, bad]), Err(Errno::EFAULT), "sigaltstack to {bad:#x}");
     }
-    assert_eq!(call(FUTEX, &[NOWHERE, 0, 0, 0]), Err(Errno::EFAULT), "a futex nowhere");
-    assert_eq!(call(FUTEX, &[closed + 2, 0, 0, 0]), Err(Errno::EINVAL), "a futex across words");
+    assert_eq!(call(FUTEX, [NOWHERE, 0, 0, 0]), Err(Errno::EFAULT), "a futex nowhere");
+    assert_eq!(call(FUTEX, [closed + 2, 0, 0, 0]), Err(Errno::EINVAL), "a futex across words");
     // A structure that ends where nothing is.
     let (start, size) = (map(2, RW, ANONYMOUS), 390);
     unmap(start + PAGE, 1);
-    assert_eq!(call(UNAME, &[start + PAGE - size + 1]), Err(Errno::EFAULT));
-    assert_eq!(call(UNAME, &[start + PAGE - size]), Ok(0));
+    assert_eq!(call(UNAME, [start + PAGE - size + 1]), Err(Errno::EFAULT));
+    assert_eq!(call(UNAME, [start + PAGE - size]), Ok(0));
     // The kernel's own accesses are faults as the program's are: a page that is not there, one that is shared.
     let fresh = map(1, RW, ANONYMOUS);
-    assert_eq!(call(CLOCK_GETTIME, &[1, fresh]), Ok(0));
+    assert_eq!(call(CLOCK_GETTIME, [1, fresh]), Ok(0));
     let child = process::spawn(|| {
-        assert_eq!(call(GETRANDOM, &[start, PAGE, 0]), Ok(PAGE));
+        assert_eq!(call(GETRANDOM, [start, PAGE, 0]), Ok(PAGE));
         0
     });
     let before = probe::read(start + PAGE - 300);
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!(process::wait(child), exited(0));
     assert_eq!(probe::read(start + PAGE - 300), before, "the kernel's store was the child's");
     for (address, pages) in [(closed, 1), (constant, 1), (start, 1), (fresh, 1)] {
         unmap(address, pages);

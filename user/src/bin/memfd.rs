@@ -24,11 +24,11 @@ use granule_user::abi::number::{
     PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
-use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SIGBUS, SIGSEGV, SIGUSR1, SIGXFSZ, SigInfo, UContext};
+use granule_user::abi::signal::{SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
 use granule_user::memory::{PAGE, madvise, mprotect};
 use granule_user::owned::{File, Pages};
-use granule_user::probe::{self, Fault};
+use granule_user::probe::{self, behind_the_end, not_allowed};
 use granule_user::random::Random;
 use granule_user::signal::handle;
 use granule_user::thread::{all_at_once, beside};
@@ -63,7 +63,7 @@ fn run(start: Start) -> u8 {
     allocated_and_not_used();
     mapped();
     private();
-    behind_the_end();
+    pages_behind_the_end();
     taken_away();
     copies_and_truncation();
     removed();
@@ -99,15 +99,6 @@ fn blocks(file: &File) -> i64 {
 
 fn shared(file: &File, pages: u64) -> Pages {
     file.map(0, pages, RW, MAP_SHARED).expect("a mapping")
-}
-
-/// The fault of a load or a store behind the end of a file.
-fn bus(address: u64) -> Fault {
-    Fault { signal: SIGBUS, code: BUS_ADRERR, address }
-}
-
-fn not_allowed(address: u64) -> Fault {
-    Fault { signal: SIGSEGV, code: SEGV_ACCERR, address }
 }
 
 fn creation() {
@@ -435,7 +426,7 @@ fn mapped() {
     drop(here);
     equal("unmapped, and kept", blocks(&file), 8);
     let here = file.map(8, 4, RW, MAP_SHARED).expect("a mapping behind the end");
-    equal("behind the end", (present(*here, 4), here.read(0)), (0, Err(bus(*here))));
+    equal("behind the end", (present(*here, 4), here.read(0)), (0, Err(behind_the_end(*here))));
 }
 
 fn private() {
@@ -464,14 +455,14 @@ fn private() {
     equal("a copy", (read.put(0, 33), file.byte(0)), (Ok(()), Some(1)));
 }
 
-fn behind_the_end() {
+fn pages_behind_the_end() {
     let file = File::memory(c"x", 0).expect("a file");
     equal("a page and a bit", file.resize(PAGE + 1), Ok(0));
     let (all, own) = (shared(&file, 4), file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping"));
     for at in [*all, *own] {
         equal("the last page", (put(at + PAGE + 4000, 7), probe::read(at + PAGE + 4000)), (Ok(()), Ok(7)));
-        equal("behind it", probe::read(at + 2 * PAGE), Err(bus(at + 2 * PAGE)));
-        equal("behind it", put(at + 2 * PAGE + 9, 1), Err(bus(at + 2 * PAGE + 9)));
+        equal("behind it", probe::read(at + 2 * PAGE), Err(behind_the_end(at + 2 * PAGE)));
+        equal("behind it", put(at + 2 * PAGE + 9, 1), Err(behind_the_end(at + 2 * PAGE + 9)));
     }
     equal("the kernel's access", call(PREAD64, [*file, *all + 2 * PAGE, 1, 0]), Err(Errno::EFAULT));
     equal("longer", file.resize(4 * PAGE), Ok(0));
@@ -503,7 +494,7 @@ fn taken_away() {
     equal("shorter", file.resize(4 * PAGE), Ok(0));
     equal("there", part.read(0), Ok(4));
     for at in [*here + 4 * PAGE, *there + 7 * PAGE, *part + PAGE] {
-        equal("gone", (probe::read(at), put(at, 1)), (Err(bus(at)), Err(bus(at))));
+        equal("gone", (probe::read(at), put(at, 1)), (Err(behind_the_end(at)), Err(behind_the_end(at))));
     }
     equal("longer", file.resize(8 * PAGE), Ok(0));
     equal("zeros", (here.read(4 * PAGE), part.read(PAGE)), (Ok(0), Ok(0)));
@@ -529,7 +520,7 @@ fn copies_and_truncation() {
     equal("access", unsafe { mprotect(*own, 4 * PAGE, RW) }, Ok(()));
     equal("the copy stays", (own.read(PAGE), own.read(2 * PAGE)), (Ok(50), Ok(0)));
     equal("shorter", file.resize(PAGE), Ok(0));
-    equal("the copy is gone", own.read(PAGE), Err(bus(*own + PAGE)));
+    equal("the copy is gone", own.read(PAGE), Err(behind_the_end(*own + PAGE)));
     equal("longer", file.resize(4 * PAGE), Ok(0));
     equal("zeros", own.read(PAGE), Ok(0));
 }
@@ -593,16 +584,16 @@ fn forks() {
         equal("stored", (all.put(PAGE, 5), own.put(PAGE, 6)), (Ok(()), Ok(())));
         step.store(1, Ordering::Release);
         await_step(2);
-        equal("taken away", all.read(PAGE), Err(bus(*all + PAGE)));
-        equal("the copy too", own.read(PAGE), Err(bus(*own + PAGE)));
+        equal("taken away", all.read(PAGE), Err(behind_the_end(*all + PAGE)));
+        equal("the copy too", own.read(PAGE), Err(behind_the_end(*own + PAGE)));
         equal("what is left", all.read(0), Ok(11));
         wrong()
     });
     await_step(1);
     equal("shorter", file.resize(PAGE), Ok(0));
     step.store(2, Ordering::Release);
-    equal("the child", process::wait(child.expect("a process")), exited(0));
-    equal("the parent's copy", own.read(PAGE), Err(bus(*own + PAGE)));
+    equal("the child", process::wait(child), exited(0));
+    equal("the parent's copy", own.read(PAGE), Err(behind_the_end(*own + PAGE)));
 }
 
 /// Mappings in pieces, and joined again: each page is found where it is taken away.
@@ -733,7 +724,7 @@ fn writers() {
     unmap(*here + 2 * PAGE, 2);
     equal("the child's", seal(), Err(Errno::EBUSY));
     step.store(1, Ordering::Release);
-    equal("the child", process::wait(child.expect("a process")), exited(0));
+    equal("the child", process::wait(child), exited(0));
     let _own = file.map(0, 4, RW, MAP_PRIVATE).expect("a private mapping");
     equal("sealed", seal(), Ok(0));
 }

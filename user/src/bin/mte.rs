@@ -27,9 +27,10 @@ use granule_user::abi::signal::{
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::{self, PAGE};
 use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
-use granule_user::{Errno, Start, entry, instruction, process, signal, sys, thread};
+use granule_user::{Errno, Start, entry, instruction, own, process, signal, thread};
 
 entry!(run);
+own!(call);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const TAGGED: u64 = RW | PROT_MTE;
@@ -71,20 +72,12 @@ fn run(start: Start) -> u8 {
     status("mte")
 }
 
-/// A call that touches no memory of the program's Rust code but what its arguments name.
-fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
-    let mut all = [0; 6];
-    all[..arguments.len()].copy_from_slice(arguments);
-    // SAFETY: the tests' own pages and buffers are named alone.
-    unsafe { sys::call(number, all) }
-}
-
 fn set_control(control: u64) -> Result<u64, Errno> {
-    call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, control])
+    call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, control])
 }
 
 fn control() -> Result<u64, Errno> {
-    call(PRCTL, &[PR_GET_TAGGED_ADDR_CTRL])
+    call(PRCTL, [PR_GET_TAGGED_ADDR_CTRL])
 }
 
 /// A mode, with all tags but zero for IRG, and calls that accept tagged addresses.
@@ -94,7 +87,7 @@ fn set_mode(mode: u64) {
 
 /// New memory of the program, not touched yet.
 fn map(pages: u64, protection: u64, flags: u64, file: u64) -> u64 {
-    call(MMAP, &[0, pages * PAGE, protection, flags, file, 0]).expect("memory")
+    call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("memory")
 }
 
 fn map_private(protection: u64) -> u64 {
@@ -161,7 +154,7 @@ fn control_is_what_was_set() {
     for place in 2..5 {
         let mut arguments = [PR_SET_TAGGED_ADDR_CTRL, PR_MTE_TCF_SYNC, 0, 0, 0];
         arguments[place] = 1;
-        equal(("argument", place), call(PRCTL, &arguments), Err(Errno::EINVAL));
+        equal(("argument", place), call(PRCTL, arguments), Err(Errno::EINVAL));
     }
     equal("nothing has changed", control(), last);
     equal("no more control", set_control(0), Ok(0));
@@ -293,13 +286,10 @@ fn handlers_are_checked_and_override_nothing() {
 
 /// Ends as the child ends.
 fn end_of(child: impl FnOnce()) -> u32 {
-    process::wait(
-        process::spawn(|| {
-            child();
-            0
-        })
-        .expect("a process"),
-    )
+    process::wait(process::spawn(|| {
+        child();
+        0
+    }))
 }
 
 fn late_faults_wait_like_other_signals() {
@@ -372,8 +362,8 @@ fn mappings_are_checked_by_their_protection() {
 
 /// A file of one page that is zero.
 fn file() -> u64 {
-    let file = call(MEMFD_CREATE, &[c"tags".as_ptr() as u64, 0]).expect("a file");
-    equal("a page", call(FTRUNCATE, &[file, PAGE]), Ok(0));
+    let file = call(MEMFD_CREATE, [c"tags".as_ptr() as u64, 0]).expect("a file");
+    equal("a page", call(FTRUNCATE, [file, PAGE]), Ok(0));
     file
 }
 
@@ -437,7 +427,7 @@ fn buffers_of_calls_are_checked() {
     const BYTES: u64 = 512;
     let page = map_private(TAGGED);
     let file = file();
-    let offset = |at: u64| equal("the position", call(LSEEK, &[file, at, 0]), Ok(at));
+    let offset = |at: u64| equal("the position", call(LSEEK, [file, at, 0]), Ok(at));
     for (name, number) in [("read", READ), ("write", WRITE), ("readv", READV), ("writev", WRITEV)] {
         for start in [0, 5, 250] {
             for bad in [0, 16, 32, 208, 496] {
@@ -457,7 +447,7 @@ fn buffers_of_calls_are_checked() {
                         _ => Ok(BYTES),
                     };
                     let question = (name, start, bad, "in mode", mode);
-                    equal(question, (call(number, &[file, at, length]), taken()), (moved, None));
+                    equal(question, (call(number, [file, at, length]), taken()), (moved, None));
                 }
                 set_mode(0);
                 set_tags(page, PAGE);
@@ -466,11 +456,11 @@ fn buffers_of_calls_are_checked() {
     }
     set_mode(PR_MTE_TCF_SYNC);
     let word = page | tag(1);
-    equal("a word", call(FUTEX, &[word, FUTEX_WAIT, 1, 0]), Err(Errno::EFAULT));
-    equal("that is not read", call(FUTEX, &[word, FUTEX_WAKE, 1]), Ok(0));
-    equal("random bytes", call(GETRANDOM, &[word, 16, 0]), Err(Errno::EFAULT));
+    equal("a word", call(FUTEX, [word, FUTEX_WAIT, 1, 0]), Err(Errno::EFAULT));
+    equal("that is not read", call(FUTEX, [word, FUTEX_WAKE, 1]), Ok(0));
+    equal("random bytes", call(GETRANDOM, [word, 16, 0]), Err(Errno::EFAULT));
     set_mode(PR_MTE_TCF_ASYNC);
-    equal("random bytes, late", (call(GETRANDOM, &[word, 16, 0]), taken()), (Ok(16), None));
+    equal("random bytes, late", (call(GETRANDOM, [word, 16, 0]), taken()), (Ok(16), None));
     unmap(page);
 }
 
@@ -503,7 +493,7 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
     let page = map_private(TAGGED);
     // No multiple of what the kernel reads at once, which would then end with the string.
     let end = page + 2048 + 5 * GRANULE;
-    let open = |at| call(OPENAT, &[AT_FDCWD as u64, at, O_RDONLY.into()]);
+    let open = |at| call(OPENAT, [AT_FDCWD as u64, at, O_RDONLY.into()]);
     // Through several pieces of what the kernel reads at once, and within one granule.
     let missing: [u8; 601] = with_zero(&[b'x'; 600]);
     for mode in CHECKED {
@@ -518,14 +508,14 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
         set_mode(mode);
         let file = open(at);
         holds(("the program's own path in mode", mode), file.is_ok() && taken().is_none());
-        equal("closed", call(CLOSE, &[file.unwrap_or_default()]), Ok(0));
+        equal("closed", call(CLOSE, [file.unwrap_or_default()]), Ok(0));
 
         for bytes in [2, 100, 250] {
             let at = place(&missing[601 - bytes..], end);
             set_mode(mode);
-            let file = call(MEMFD_CREATE, &[at, 0]);
+            let file = call(MEMFD_CREATE, [at, 0]);
             holds(("a file's name of", bytes, "in mode", mode), file.is_ok() && taken().is_none());
-            equal("closed", call(CLOSE, &[file.unwrap_or_default()]), Ok(0));
+            equal("closed", call(CLOSE, [file.unwrap_or_default()]), Ok(0));
         }
 
         // One that is shorter than what a name holds, and one that is cut off.
@@ -533,8 +523,8 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
             let at = place(text, end);
             set_mode(mode);
             name = [0; 64];
-            equal(("a name in mode", mode), call(PRCTL, &[PR_SET_NAME, at]), Ok(0));
-            equal("to read", call(PRCTL, &[PR_GET_NAME, name.as_mut_ptr() as u64]), Ok(0));
+            equal(("a name in mode", mode), call(PRCTL, [PR_SET_NAME, at]), Ok(0));
+            equal("to read", call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64]), Ok(0));
             equal("it is", (name, taken()), (with_zero(text), None));
         }
         an_exec_reads_its_strings(mode, path, page);
@@ -545,12 +535,12 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
         let error = Err(Errno::EFAULT);
         equal("a path that goes on", open(at), error);
         let (is_name, is_cut_off) = (without_end.len() < 250, without_end.len() >= 15);
-        equal("a name of a file", call(MEMFD_CREATE, &[at, 0]), if is_name { error } else { Err(Errno::EINVAL) });
-        equal("a name", call(PRCTL, &[PR_SET_NAME, at]), if is_cut_off { Ok(0) } else { error });
-        equal("a program", call(EXECVE, &[at, 0, 0]), error);
+        equal("a name of a file", call(MEMFD_CREATE, [at, 0]), if is_name { error } else { Err(Errno::EINVAL) });
+        equal("a name", call(PRCTL, [PR_SET_NAME, at]), if is_cut_off { Ok(0) } else { error });
+        equal("a program", call(EXECVE, [at, 0, 0]), error);
         set_mode(PR_MTE_TCF_ASYNC);
         // The string goes on in the next granule, whose bytes are zero.
-        equal("late", (call(PRCTL, &[PR_SET_NAME, at]), taken()), (Ok(0), None));
+        equal("late", (call(PRCTL, [PR_SET_NAME, at]), taken()), (Ok(0), None));
     }
     unmap(page);
 }
@@ -564,10 +554,10 @@ fn an_exec_reads_its_strings(mode: u64, path: &str, page: u64) {
     let (arguments, environment) = ([path, again, 0], [variable, 0]);
     set_mode(mode);
     let child = process::spawn(|| {
-        let error = call(EXECVE, &[path, arguments.as_ptr() as u64, environment.as_ptr() as u64]);
+        let error = call(EXECVE, [path, arguments.as_ptr() as u64, environment.as_ptr() as u64]);
         panic!("{error:?}");
     });
-    equal(("an exec in mode", mode), process::wait(child.expect("a process")), exited(0));
+    equal(("an exec in mode", mode), process::wait(child), exited(0));
     equal("no fault", taken(), None);
 }
 
@@ -626,7 +616,7 @@ fn an_exec_resets_the_mode(path: &str) {
         );
         panic!("{error:?}");
     });
-    equal("an exec", process::wait(child.expect("a process")), exited(0));
+    equal("an exec", process::wait(child), exited(0));
 }
 
 fn after_an_exec() -> u8 {

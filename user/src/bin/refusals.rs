@@ -14,9 +14,10 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::number::{BRK, MINCORE, MMAP, MPROTECT, MUNMAP};
 use granule_user::memory::{PAGE, mmap, munmap};
-use granule_user::{Errno, Start, entry, println, sys};
+use granule_user::{Errno, Start, entry, own, println};
 
 entry!(run);
+own!(call);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
@@ -36,14 +37,6 @@ fn run(_start: Start) -> u8 {
     mappings_are_counted();
     println!("refusals: ok");
     0
-}
-
-/// A call that touches no memory of the program's Rust code, whatever its arguments.
-fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
-    let mut all = [0; 6];
-    all[..arguments.len()].copy_from_slice(arguments);
-    // SAFETY: the tests' own pages are named by their addresses alone.
-    unsafe { sys::call(number, all) }
 }
 
 fn map_at(address: u64, pages: u64, protection: u64) -> Result<u64, Errno> {
@@ -166,7 +159,7 @@ fn mmap_refuses_in_linuxs_order() {
 
 fn try_one(arguments: Arguments) {
     let Arguments { address, bytes, flags, descriptor, offset } = arguments;
-    let got = call(MMAP, &[address, bytes, RW, flags, descriptor, offset]);
+    let got = call(MMAP, [address, bytes, RW, flags, descriptor, offset]);
     assert_eq!(got.map(drop), answer(arguments), "{arguments:#x?}");
     let Ok(at) = got else { return };
     let pages = bytes.div_ceil(PAGE);
@@ -192,12 +185,12 @@ fn large_pages_are_refused() {
         ("no such file", 0, PAGE, flags & !MAP_ANONYMOUS, 77, Errno::EBADF),
         ("beyond the end", END, PAGE, flags | MAP_FIXED, u64::MAX, Errno::ENOMEM),
     ] {
-        assert_eq!(call(MMAP, &[address, bytes, RW, flags, descriptor, 0]), Err(wanted), "{what}");
+        assert_eq!(call(MMAP, [address, bytes, RW, flags, descriptor, 0]), Err(wanted), "{what}");
     }
 }
 
 fn the_heap_ends_a_page_below_the_next_mapping() {
-    let brk = |end: u64| call(BRK, &[end]).expect("brk has no errors");
+    let brk = |end: u64| call(BRK, [end]).expect("brk has no errors");
     let start = brk(0);
     let page = start.next_multiple_of(PAGE);
     let next = page + 8 * PAGE;
@@ -216,7 +209,7 @@ fn the_heap_ends_a_page_below_the_next_mapping() {
     assert_eq!(brk(start), page + PAGE);
     assert_eq!(map_at(page, 1, PROT_NONE), Ok(page));
     assert_eq!(brk(start), start);
-    assert_eq!(call(MUNMAP, &[page, PAGE]), Ok(0));
+    assert_eq!(call(MUNMAP, [page, PAGE]), Ok(0));
 }
 
 fn mincore_answers_up_to_a_hole() {
@@ -229,11 +222,11 @@ fn mincore_answers_up_to_a_hole() {
     }
     let mut bytes = [7_u8; 8];
     let vector = bytes.as_mut_ptr().expose_provenance() as u64;
-    assert_eq!(call(MINCORE, &[TAKEN, 6 * PAGE, vector]), Err(Errno::ENOMEM));
+    assert_eq!(call(MINCORE, [TAKEN, 6 * PAGE, vector]), Err(Errno::ENOMEM));
     assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "pages before the hole");
-    assert_eq!(call(MINCORE, &[TAKEN + 4 * PAGE, 2 * PAGE, vector]), Err(Errno::ENOMEM));
+    assert_eq!(call(MINCORE, [TAKEN + 4 * PAGE, 2 * PAGE, vector]), Err(Errno::ENOMEM));
     assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "none before the hole");
-    assert_eq!(call(MINCORE, &[TAKEN, END, vector]), Err(Errno::ENOMEM), "more than there are");
+    assert_eq!(call(MINCORE, [TAKEN, END, vector]), Err(Errno::ENOMEM), "more than there are");
     unmap(TAKEN, 6);
 }
 
@@ -257,14 +250,14 @@ fn mappings_are_counted() {
     assert_eq!(map_at(last, 1, protection(count - 1)), Err(Errno::ENOMEM), "even in place of another");
     unmap(last, 1);
     assert_eq!(map_at(apart, 4, RW), Ok(apart), "one, of four pages");
-    assert_eq!(call(MUNMAP, &[apart + PAGE, PAGE]), Err(Errno::ENOMEM), "two pieces would be one more");
-    assert_eq!(call(MUNMAP, &[apart + 3 * PAGE, PAGE]), Ok(0), "the end of one");
-    assert_eq!(call(MPROTECT, &[apart + PAGE, PAGE, PROT_READ]), Err(Errno::ENOMEM), "three pieces");
-    assert_eq!(call(MPROTECT, &[apart, PAGE, PROT_READ]), Err(Errno::ENOMEM), "two pieces");
-    assert_eq!(call(MPROTECT, &[apart, 3 * PAGE, PROT_READ]), Ok(0), "all of it");
+    assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Err(Errno::ENOMEM), "two pieces would be one more");
+    assert_eq!(call(MUNMAP, [apart + 3 * PAGE, PAGE]), Ok(0), "the end of one");
+    assert_eq!(call(MPROTECT, [apart + PAGE, PAGE, PROT_READ]), Err(Errno::ENOMEM), "three pieces");
+    assert_eq!(call(MPROTECT, [apart, PAGE, PROT_READ]), Err(Errno::ENOMEM), "two pieces");
+    assert_eq!(call(MPROTECT, [apart, 3 * PAGE, PROT_READ]), Ok(0), "all of it");
     unmap(TAKEN, 2);
-    assert_eq!(call(MPROTECT, &[apart, PAGE, RW]), Ok(0), "two pieces when there is room");
-    assert_eq!(call(MUNMAP, &[apart + PAGE, PAGE]), Ok(0));
+    assert_eq!(call(MPROTECT, [apart, PAGE, RW]), Ok(0), "two pieces when there is room");
+    assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Ok(0));
     unmap(apart, 3);
     unmap(TAKEN, count);
 }

@@ -22,10 +22,10 @@ use granule_user::abi::number::{
     OPENAT, PREAD64, PWRITE64, READ, READV, WRITE, WRITEV,
 };
 use granule_user::abi::process::FUTEX_WAIT;
-use granule_user::abi::signal::{BUS_ADRERR, SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
+use granule_user::abi::signal::SIGBUS;
 use granule_user::answers::{apart, equal, holds, present, status};
 use granule_user::memory::{PAGE, mmap};
-use granule_user::probe::{self, Fault};
+use granule_user::probe::{self, Fault, behind_the_end, not_allowed, not_mapped};
 use granule_user::process::sched_yield;
 use granule_user::{Errno, Start, entry, own, time};
 
@@ -91,7 +91,7 @@ fn run(start: Start) -> u8 {
     while probe::read_word(at).is_ok() {
         sched_yield();
     }
-    equal("unbound", probe::read_word(at), bus(at));
+    equal("unbound", probe::read_word(at), Err(behind_the_end(at)));
     // It ends before the device has other memory. QEMU's takes a tenth of a second for one.
     for _ in 0..2_000 {
         if probe::read(transferred) == Ok(TRANSFERRED) {
@@ -100,12 +100,12 @@ fn run(start: Start) -> u8 {
         equal("slept", time::sleep(1_000_000), Ok(()));
     }
     equal("a transfer that was under way", probe::read(transferred), Ok(TRANSFERRED));
-    equal("unbound, once more", put_word(at + LIVENESS, 1), bus(at + LIVENESS));
+    equal("unbound, once more", put_word(at + LIVENESS, 1), Err(behind_the_end(at + LIVENESS)));
     equal("not bound any more", file.map(RW, MAP_SHARED), Err(Errno::ENXIO));
     say(3);
     let new = wait_until_bound(file);
     used(new);
-    equal("of the first binding", probe::read_word(at), bus(at));
+    equal("of the first binding", probe::read_word(at), Err(behind_the_end(at)));
     unmap(at, 1);
     let result = status("registers");
     if result == 0 {
@@ -123,14 +123,6 @@ fn put_word(at: u64, value: u32) -> Result<(), Fault> {
 /// Says how far the program has come.
 fn say(stage: u8) {
     equal("said", put(STAGE, stage), Ok(()));
-}
-
-fn bus<T>(at: u64) -> Result<T, Fault> {
-    Err(Fault { signal: SIGBUS, code: BUS_ADRERR, address: at })
-}
-
-fn segv<T>(code: i32, at: u64) -> Result<T, Fault> {
-    Err(Fault { signal: SIGSEGV, code, address: at })
 }
 
 impl File {
@@ -320,9 +312,9 @@ fn answers(file: File) {
 
     protect(at, 1, PROT_READ);
     holds("read only", probe::read_word(at).is_ok());
-    equal("not written", put_word(at + 8, 0), segv(SEGV_ACCERR, at + 8));
+    equal("not written", put_word(at + 8, 0), Err(not_allowed(at + 8)));
     protect(at, 1, PROT_NONE);
-    equal("not read", probe::read_word(at), segv(SEGV_ACCERR, at));
+    equal("not read", probe::read_word(at), Err(not_allowed(at)));
     protect(at, 1, RW);
     holds("read again", probe::read_word(at).is_ok());
 
@@ -333,8 +325,8 @@ fn answers(file: File) {
     let to = at - 64 * PAGE;
     equal("moved", mremap(PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), Ok(to));
     holds("read there", probe::read_word(to).is_ok());
-    equal("nothing there", probe::read_word(at), segv(SEGV_MAPERR, at));
-    apart(|| equal("not in a child", probe::read_word(to), segv(SEGV_MAPERR, to)));
+    equal("nothing there", probe::read_word(at), Err(not_mapped(at)));
+    apart(|| equal("not in a child", probe::read_word(to), Err(not_mapped(to))));
     unmap(to, 1);
 
     for flags in [MAP_SHARED | MAP_POPULATE, MAP_SHARED | MAP_LOCKED] {

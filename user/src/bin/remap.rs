@@ -6,7 +6,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use granule_user::abi::limits::{RLIMIT_AS, RLIMIT_DATA, RLimit};
 use granule_user::abi::memory::{
@@ -16,10 +16,10 @@ use granule_user::abi::memory::{
 use granule_user::abi::number::{
     FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PRLIMIT64, PWRITE64,
 };
-use granule_user::abi::signal::{SEGV_ACCERR, SEGV_MAPERR, SIGBUS, SIGSEGV};
+
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
 use granule_user::memory::{PAGE, map, mincore};
-use granule_user::probe::{self, Fault};
+use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
 use granule_user::{Errno, Start, entry, own, process};
 
@@ -111,14 +111,6 @@ fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
 /// Whether each page is mapped.
 fn is_mapped<const N: usize>(at: u64) -> [bool; N] {
     core::array::from_fn(|page| mincore(at + page as u64 * PAGE, &mut [0]).is_ok())
-}
-
-fn nothing_at(address: u64) -> Fault {
-    Fault { signal: SIGSEGV, code: SEGV_MAPERR, address }
-}
-
-fn behind_the_end(address: u64) -> Fault {
-    Fault { signal: SIGBUS, code: 2, address }
 }
 
 fn refused() {
@@ -219,7 +211,7 @@ fn longer_elsewhere() {
     holds("elsewhere", new != at);
     equal("its contents", bytes(new), [1, 2, 3, 4, 0, 0, 0, 0]);
     equal("what was beside it", bytes(at), [255, 255, 255, 255, 1]);
-    equal("nothing there", probe::read(at), Err(nothing_at(at)));
+    equal("nothing there", probe::read(at), Err(not_mapped(at)));
     number(new, 8);
     // From its middle.
     let part = remap(new + 2 * PAGE, 2, 4, MAY, 0).expect("other addresses");
@@ -294,7 +286,7 @@ fn moved_over_tables() {
     for (page, value) in [(0, 1), (1, 0), (511, 2), (512, 3), (1500, 4), (2047, 5), (4096, 0)] {
         equal("there", probe::read(to + (7 + page) * PAGE), Ok(value));
     }
-    equal("not here", probe::read(large), Err(nothing_at(large)));
+    equal("not here", probe::read(large), Err(not_mapped(large)));
     unmap(to, 16 * 512);
 }
 
@@ -306,8 +298,7 @@ fn several() {
     protect(at + 6 * PAGE, 1, PROT_NONE);
     equal("three areas and a hole", remap(at, 8, 8, FIXED, to), Ok(to));
     equal("what was in the hole stays", bytes(to), [1, 2, 3, 4, 5, 6, 255, 8]);
-    let denied = Fault { signal: SIGSEGV, code: SEGV_ACCERR, address: to + PAGE };
-    equal("read-only", put(to + PAGE, 9), Err(denied));
+    equal("read-only", put(to + PAGE, 9), Err(not_allowed(to + PAGE)));
     equal("not here", is_mapped(at), [false; 8]);
     unmap(to + 2 * PAGE, 1);
     equal("from a hole on", remap(to + 2 * PAGE, 4, 4, FIXED, at), Err(Errno::EFAULT));
@@ -440,7 +431,7 @@ fn what_moves() {
     apart(|| equal("a child's", bytes(to), [1, 255, 255, 255, 5, 6]));
     protect(to + PAGE, 1, PROT_READ);
     equal("no access hid it", bytes(to), [1, 2, 255, 4, 5, 6]);
-    equal("a guard", probe::read(to + 2 * PAGE), Err(nothing_at(to + 2 * PAGE)));
+    equal("a guard", probe::read(to + 2 * PAGE), Err(not_mapped(to + 2 * PAGE)));
     own_at(at, 4);
     equal("no guard stays", bytes(at), [1, 2, 3, 4]);
     equal("a guard, kept", call(MADVISE, [at + PAGE, PAGE, MADV_GUARD_INSTALL]), Ok(0));
@@ -544,38 +535,33 @@ fn limits() {
 /// Pages of a file that one thread moves to and fro while others make it shorter and longer and store to it.
 const RACE_PAGES: u64 = 8;
 const ROUNDS: u64 = 1000;
-static HERE: AtomicU64 = AtomicU64::new(0);
-static THERE: AtomicU64 = AtomicU64::new(0);
-static FILE: AtomicU64 = AtomicU64::new(0);
-/// The file from which the stored bytes are read.
-static OTHER: AtomicU64 = AtomicU64::new(0);
-static STORED: AtomicU32 = AtomicU32::new(0);
-static ENDED: AtomicU32 = AtomicU32::new(0);
 
 fn races() {
     let file = file(RACE_PAGES);
-    FILE.store(file, Ordering::Relaxed);
-    HERE.store(map_file(file, RACE_PAGES, RW, MAP_SHARED), Ordering::Relaxed);
+    let here = map_file(file, RACE_PAGES, RW, MAP_SHARED);
     // Not free, so that no stack of a thread comes there.
-    THERE.store(map(RACE_PAGES * PAGE, PROT_NONE).expect("addresses"), Ordering::Relaxed);
-    OTHER.store(self::file(1), Ordering::Relaxed);
+    let there = map(RACE_PAGES * PAGE, PROT_NONE).expect("addresses");
+    // The file from which the stored bytes are read.
+    let other = self::file(1);
+    let (stored, ended) = (AtomicU32::new(0), AtomicBool::new(false));
     all_at_once(4, |number| match number {
-        0 => move_pages(),
-        1 => truncate(),
-        _ => store(number as u64),
+        0 => {
+            move_pages(here, there, &stored);
+            ended.store(true, Ordering::Release);
+        }
+        1 => truncate(file, &ended),
+        _ => store([here, there], other, &stored, &ended, number as u64),
     });
-    let at = HERE.load(Ordering::Relaxed);
     equal("no page", call(FTRUNCATE, [file, 0]), Ok(0));
-    equal("nothing is mapped", present(at, RACE_PAGES as usize), 0);
+    equal("nothing is mapped", present(here, RACE_PAGES as usize), 0);
     equal("all pages", call(FTRUNCATE, [file, RACE_PAGES * PAGE]), Ok(0));
-    equal("zeros", bytes(at), [0; RACE_PAGES as usize]);
-    unmap(at, RACE_PAGES);
+    equal("zeros", bytes(here), [0; RACE_PAGES as usize]);
+    unmap(here, RACE_PAGES);
 }
 
-fn move_pages() {
-    let (here, there) = (HERE.load(Ordering::Relaxed), THERE.load(Ordering::Relaxed));
+fn move_pages(here: u64, there: u64, stored: &AtomicU32) {
     // On a busy machine until the others have come to store a byte.
-    for round in (0..).take_while(|&round| round < ROUNDS || STORED.load(Ordering::Relaxed) == 0) {
+    for round in (0..).take_while(|&round| round < ROUNDS || stored.load(Ordering::Relaxed) == 0) {
         // Whole, or a part behind or before the rest.
         let (first, pages) = [(0, RACE_PAGES), (3, 2), (0, 3), (5, 3)][round as usize % 4];
         let (from, to) = (here + first * PAGE, there + first * PAGE);
@@ -583,13 +569,11 @@ fn move_pages() {
         process::sched_yield();
         equal("back", remap(to, pages, pages, FIXED, from), Ok(from));
     }
-    ENDED.store(1, Ordering::Release);
 }
 
-fn truncate() {
-    let file = FILE.load(Ordering::Relaxed);
+fn truncate(file: u64, ended: &AtomicBool) {
     let mut pages = 0;
-    while ENDED.load(Ordering::Acquire) == 0 {
+    while !ended.load(Ordering::Acquire) {
         pages = (pages * 5 + 3) % RACE_PAGES;
         equal("shorter", call(FTRUNCATE, [file, pages * PAGE]), Ok(0));
         equal("longer", call(FTRUNCATE, [file, RACE_PAGES * PAGE]), Ok(0));
@@ -597,15 +581,14 @@ fn truncate() {
     }
 }
 
-fn store(number: u64) {
-    let (here, there) = (HERE.load(Ordering::Relaxed), THERE.load(Ordering::Relaxed));
+fn store(places: [u64; 2], from: u64, stored: &AtomicU32, ended: &AtomicBool, number: u64) {
     let mut page = number;
-    while ENDED.load(Ordering::Acquire) == 0 {
+    while !ended.load(Ordering::Acquire) {
         page = (page * 5 + 3) % RACE_PAGES;
-        for at in [here, there] {
-            let stored = call(PREAD64, [OTHER.load(Ordering::Relaxed), at + page * PAGE, 1, 0]);
-            holds("a byte, or no page", matches!(stored, Ok(1) | Err(Errno::EFAULT)));
-            STORED.fetch_add(stored.is_ok().into(), Ordering::Relaxed);
+        for at in places {
+            let answer = call(PREAD64, [from, at + page * PAGE, 1, 0]);
+            holds("a byte, or no page", matches!(answer, Ok(1) | Err(Errno::EFAULT)));
+            stored.fetch_add(answer.is_ok().into(), Ordering::Relaxed);
         }
         process::sched_yield();
     }

@@ -243,7 +243,6 @@ fn another_process() {
         equal("also where nothing was", get(memory + PAGE), *b"written!");
         wrong()
     });
-    let child = child.expect("a child");
     wait_for(word(signal), 1);
     let to = map(PAGE, RW).expect("memory");
     equal("a child is read", vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0), Ok(8));
@@ -451,7 +450,6 @@ fn pagemap_of_others() {
         wait_for(word(signal), 2);
         0
     });
-    let child = child.expect("a child");
     wait_for(word(signal), 1);
     let path = path_of(child);
     let path = CStr::from_bytes_until_nul(&path).expect("a path");
@@ -584,7 +582,7 @@ fn robust_lists() {
         futex.next.store(head, Ordering::Relaxed);
         u8::from(call(SET_ROBUST_LIST, [head, ROBUST_BYTES]) != Ok(0))
     });
-    equal("how it ended", process::wait(child.expect("a child")), exited(0));
+    equal("how it ended", process::wait(child), exited(0));
     // SAFETY: as above.
     equal("its futex is marked", unsafe { &*(memory as *const Futex) }.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
     equal("no word was used", WORD.load(Ordering::Relaxed), 0);

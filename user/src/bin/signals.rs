@@ -191,7 +191,7 @@ fn faults_without_a_handler_kill() {
         offend!("str x9, [x10]", 16);
         0
     });
-    assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
+    assert_eq!(process::wait(child), killed(SIGSEGV));
     for (how, action) in
         [("blocked", SigAction::default()), ("ignored", SigAction { handler: SIG_IGN, ..SigAction::default() })]
     {
@@ -202,7 +202,7 @@ fn faults_without_a_handler_kill() {
             offend!("str x9, [x10]", 16);
             0
         });
-        assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV), "{how}");
+        assert_eq!(process::wait(child), killed(SIGSEGV), "{how}");
     }
 }
 
@@ -351,7 +351,7 @@ fn handlers_have_a_stack() {
         }
         0
     });
-    assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
+    assert_eq!(process::wait(child), killed(SIGSEGV));
 }
 
 /// A child that sends this process signals until it is stopped, and exits with 11.
@@ -373,7 +373,7 @@ impl Sender {
             }
             11
         });
-        Self { stop, child: child.expect("a fork") }
+        Self { stop, child }
     }
 
     fn stop(self) {
@@ -409,7 +409,7 @@ fn calls_are_interrupted_or_restarted() {
     assert_eq!(time::sleep(20_000_000_000), Err(Errno::EINTR), "nanosleep is never restarted");
     sender.stop();
     // SIGCHLD is ignored by default: it interrupts nothing.
-    let child = process::spawn(|| 0).expect("a fork");
+    let child = process::spawn(|| 0);
     assert_eq!(time::sleep(5_000_000), Ok(()));
     assert_eq!(process::wait(child), exited(0));
 }
@@ -446,7 +446,7 @@ fn sleeps_go_on_where_they_were() {
         });
         let answer = time::sleep(10 * soon);
         let passed = time::now() - begin;
-        assert_eq!(process::wait(child.expect("a fork")), exited(0));
+        assert_eq!(process::wait(child), exited(0));
         if answer.is_ok() {
             // The signal came before or behind the sleep.
             return false;
@@ -491,14 +491,14 @@ fn a_sleep_goes_on_without_a_handler(catch: granule_user::signal::Handler) {
 
 fn children_tell_of_their_end() {
     set(SIGCHLD, note, SA_RESTART, 0);
-    let child = process::spawn(|| 3).expect("a fork");
+    let child = process::spawn(|| 3);
     assert_eq!(process::wait(child), exited(3));
     assert_eq!(SEEN.take(), (1, SIGCHLD, CLD_EXITED));
     assert_eq!(SEEN.address.load(Ordering::Relaxed) as u32, child, "si_pid");
     let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
     // SAFETY: nothing runs on it.
     unsafe { set_action(SIGCHLD, &ignored) }.expect("an action to set");
-    let child = process::spawn(|| 3).expect("a fork");
+    let child = process::spawn(|| 3);
     assert_eq!(process::wait4(child as i32, 0), Err(Errno::ECHILD), "it is collected when it ends");
     // SAFETY: as above.
     unsafe { set_action(SIGCHLD, &SigAction::default()) }.expect("an action to set");
@@ -604,8 +604,7 @@ fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -
         // The signal that came late.
         until(|| SEEN.count.load(Ordering::Relaxed) != 0);
         0
-    })
-    .expect("a fork");
+    });
     until(|| begins.load(Ordering::Relaxed) != 0);
     time::sleep(delay).expect("a sleep");
     process::kill(child as i32, SIGUSR1).expect("the child to be there");
@@ -631,7 +630,7 @@ fn bad_frames_kill() {
             raise(SIGUSR1);
             0
         });
-        assert_eq!(process::wait(child.expect("a fork")), killed(SIGSEGV));
+        assert_eq!(process::wait(child), killed(SIGSEGV));
     }
 }
 

@@ -59,7 +59,7 @@ impl Watched {
         [self.path, task].iter().for_each(|word| line.add(word));
         let numbers = [process::id().into(), self.pager.0.into(), self.buffer, PAGES, file];
         numbers.iter().chain(more).for_each(|number| line.add(number));
-        let child = process::spawn(|| line.execute() as u8).expect("a process");
+        let child = process::spawn(|| line.execute() as u8);
         (child, call(MMAP, [0, BYTES, RW, MAP_SHARED, file, 0]).expect("the file"))
     }
 }

@@ -208,7 +208,7 @@ impl Storm {
         self.fill_source();
         // A device that has met a page that a copy has too needs 100 ms for its next try.
         let forks = self.random.below(24) == 0;
-        let child = forks.then(|| process::spawn(|| self.copy()).expect("a fork"));
+        let child = forks.then(|| process::spawn(|| self.copy()));
         self.store();
         for _ in 0..4 {
             self.change();

@@ -59,7 +59,6 @@ fn run(start: Start) -> u8 {
             SEED.store(seed.wrapping_add(index as u64 * 0x1_0001), Ordering::Relaxed);
             work(threads)
         })
-        .expect("a fork")
     });
     for worker in workers {
         assert_eq!(process::wait(worker), exited(0));
@@ -167,7 +166,7 @@ fn thread(index: usize) {
     let mut pages = Pages { start: BASE.load(Ordering::Relaxed) + index as u64 * SIZE, written: [0; PAGES] };
     for round in 0..task.rounds {
         (0..8).for_each(|_| pages.write(random.below(PAGES), random.next() | 1));
-        let child = process::spawn(|| copy(pages, Random(task.seed ^ round), task.total)).expect("a fork");
+        let child = process::spawn(|| copy(pages, Random(task.seed ^ round), task.total));
         // While the child compares its copy:
         (0..8).for_each(|_| pages.write(random.below(PAGES), random.next() | 1));
         match random.below(3) {

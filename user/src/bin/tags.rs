@@ -22,9 +22,10 @@ use granule_user::abi::signal::{
     BUS_ADRALN, SA_EXPOSE_TAGBITS, SEGV_MAPERR, SIGBUS, SIGSEGV, SIGUSR1, SigInfo, UContext,
 };
 use granule_user::memory::{self, PAGE};
-use granule_user::{Errno, Start, entry, println, process, signal, sys};
+use granule_user::{Errno, Start, entry, own, println, process, signal};
 
 entry!(run);
+own!(call);
 
 const RW: u64 = PROT_READ | PROT_WRITE;
 const TAG: u64 = 0x5a << 56;
@@ -48,16 +49,8 @@ fn run(start: Start) -> u8 {
     0
 }
 
-/// A call that touches no memory of the program's Rust code but what its arguments name.
-fn call(number: usize, arguments: &[u64]) -> Result<u64, Errno> {
-    let mut all = [0; 6];
-    all[..arguments.len()].copy_from_slice(arguments);
-    // SAFETY: the tests' own pages and buffers are named alone.
-    unsafe { sys::call(number, all) }
-}
-
 fn control() -> Result<u64, Errno> {
-    call(PRCTL, &[PR_GET_TAGGED_ADDR_CTRL])
+    call(PRCTL, [PR_GET_TAGGED_ADDR_CTRL])
 }
 
 fn load(address: u64) -> u8 {
@@ -216,24 +209,24 @@ fn calls_that_name_mappings_ignore_tags() {
     unsafe { store(start, 7) };
     let mut present = [9_u8; 2];
     let vector = present.as_mut_ptr().expose_provenance() as u64;
-    assert_eq!(call(MINCORE, &[start | TAG, 2 * PAGE, vector]), Ok(0));
+    assert_eq!(call(MINCORE, [start | TAG, 2 * PAGE, vector]), Ok(0));
     assert_eq!(present, [1, 0]);
-    assert_eq!(call(MPROTECT, &[start | TAG, PAGE, PROT_READ | PROT_EXEC]), Ok(0));
-    assert_eq!(call(MPROTECT, &[start | TAG, PAGE, RW]), Ok(0));
-    assert_eq!(call(MADVISE, &[start | TAG, PAGE, MADV_DONTNEED]), Ok(0));
+    assert_eq!(call(MPROTECT, [start | TAG, PAGE, PROT_READ | PROT_EXEC]), Ok(0));
+    assert_eq!(call(MPROTECT, [start | TAG, PAGE, RW]), Ok(0));
+    assert_eq!(call(MADVISE, [start | TAG, PAGE, MADV_DONTNEED]), Ok(0));
     assert_eq!(load(start), 0);
-    assert_eq!(call(MUNMAP, &[start | TAG, PAGE]), Ok(0));
+    assert_eq!(call(MUNMAP, [start | TAG, PAGE]), Ok(0));
     load(start);
     assert_eq!(taken(), (SEGV_MAPERR, start, start), "it was unmapped");
     // In the address of a new mapping a tag is a part of the address.
     let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
-    assert_eq!(call(MMAP, &[start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(Errno::ENOMEM));
-    let elsewhere = call(MMAP, &[start | TAG, PAGE, RW, anonymous, u64::MAX, 0]).expect("memory");
+    assert_eq!(call(MMAP, [start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(Errno::ENOMEM));
+    let elsewhere = call(MMAP, [start | TAG, PAGE, RW, anonymous, u64::MAX, 0]).expect("memory");
     assert_eq!(elsewhere >> 56, 0);
-    assert_eq!(call(MUNMAP, &[elsewhere, PAGE]), Ok(0));
-    let heap = call(BRK, &[0]);
-    assert_eq!(call(BRK, &[(heap.expect("the heap") + PAGE) | TAG]), heap);
-    assert_eq!(call(MUNMAP, &[start, 4 * PAGE]), Ok(0));
+    assert_eq!(call(MUNMAP, [elsewhere, PAGE]), Ok(0));
+    let heap = call(BRK, [0]);
+    assert_eq!(call(BRK, [(heap.expect("the heap") + PAGE) | TAG]), heap);
+    assert_eq!(call(MUNMAP, [start, 4 * PAGE]), Ok(0));
 }
 
 /// The results of four calls that are given a pointer with a tag.
@@ -248,12 +241,12 @@ fn with_tagged_pointers() -> [Result<u64, Errno>; 4] {
     let word = (&raw const word).expose_provenance() as u64;
     let page = memory::map(PAGE, RW).expect("memory");
     let answers = [
-        call(UNAME, &[name | TAG]),
-        call(RT_SIGPROCMASK, &[0, 0, set | TAG, 8]),
-        call(MINCORE, &[page, PAGE, present | TAG]),
-        call(FUTEX, &[word | TAG, FUTEX_WAIT, 6, 0]),
+        call(UNAME, [name | TAG]),
+        call(RT_SIGPROCMASK, [0, 0, set | TAG, 8]),
+        call(MINCORE, [page, PAGE, present | TAG]),
+        call(FUTEX, [word | TAG, FUTEX_WAIT, 6, 0]),
     ];
-    assert_eq!(call(MUNMAP, &[page, PAGE]), Ok(0));
+    assert_eq!(call(MUNMAP, [page, PAGE]), Ok(0));
     answers
 }
 
@@ -270,18 +263,18 @@ fn calls_refuse_tagged_pointers_at_first() {
         [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 1, 0],
         [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 0, 1],
     ] {
-        assert_eq!(call(PRCTL, &arguments), Err(Errno::EINVAL), "{arguments:x?}");
+        assert_eq!(call(PRCTL, arguments), Err(Errno::EINVAL), "{arguments:x?}");
     }
     assert_eq!(control(), Ok(0), "nothing was set");
 }
 
 fn calls_take_tagged_pointers_when_asked() {
-    assert_eq!(call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE]), Ok(0));
+    assert_eq!(call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE]), Ok(0));
     assert_eq!(control(), Ok(PR_TAGGED_ADDR_ENABLE));
     assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(Errno::EAGAIN)]);
     // An unmapped address is unmapped with a tag too, and the kernel's half is out of range.
     for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
-        assert_eq!(call(UNAME, &[address]), Err(Errno::EFAULT), "{address:#x}");
+        assert_eq!(call(UNAME, [address]), Err(Errno::EFAULT), "{address:#x}");
     }
     pieces_end_below_the_end();
     // A signal's frame goes to the stack, whose address has a tag.
@@ -294,10 +287,10 @@ fn pieces_end_below_the_end() {
     let mut bytes = [b'\n'; 8];
     let there = (&raw mut bytes).expose_provenance() as u64 | TAG;
     let last = ((1 << 48) - 8) | TAG;
-    assert_eq!(call(GETRANDOM, &[there, 8, 0]), Ok(8));
-    assert_eq!(call(GETRANDOM, &[last, 9, 0]), Err(Errno::EFAULT));
-    assert_eq!(call(READ, &[0, last, 9]), Err(Errno::EFAULT));
-    assert_eq!(call(MINCORE, &[0, 9 * PAGE, last]), Err(Errno::EFAULT));
+    assert_eq!(call(GETRANDOM, [there, 8, 0]), Ok(8));
+    assert_eq!(call(GETRANDOM, [last, 9, 0]), Err(Errno::EFAULT));
+    assert_eq!(call(READ, [0, last, 9]), Err(Errno::EFAULT));
+    assert_eq!(call(MINCORE, [0, 9 * PAGE, last]), Err(Errno::EFAULT));
     bytes.fill(b'\n');
     for (pieces, count, answer) in [
         ([(there, 1), (there, 1)], 1, Ok(1)),
@@ -306,7 +299,7 @@ fn pieces_end_below_the_end() {
         ([(there, 1), (last, 9)], 2, Err(Errno::EFAULT)),
     ] {
         let pieces = pieces.map(|(base, length)| IoVec { base, length });
-        assert_eq!(call(WRITEV, &[1, pieces.as_ptr().expose_provenance() as u64, count]), answer);
+        assert_eq!(call(WRITEV, [1, pieces.as_ptr().expose_provenance() as u64, count]), answer);
     }
 }
 
@@ -320,7 +313,7 @@ fn the_mode_is_inherited_until_an_exec(path: &str) {
         process::execve(name, &arguments, &[core::ptr::null()]);
         2
     });
-    assert_eq!(process::wait(child.expect("a child")), exited(0), "an exec of {path}");
-    assert_eq!(call(PRCTL, &[PR_SET_TAGGED_ADDR_CTRL, 0]), Ok(0));
+    assert_eq!(process::wait(child), exited(0), "an exec of {path}");
+    assert_eq!(call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, 0]), Ok(0));
     assert_eq!(control(), Ok(0));
 }

@@ -142,7 +142,7 @@ fn a_word_is_cleared_only_for_others() {
         wait_until(|| load(&WORDS[1]) != u32::MAX);
         u8::from(WORDS.each_ref().map(load) != [0xff, 0xffff_ff00])
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!(process::wait(child), exited(0));
 }
 
 /// `CLONE_PARENT`: of the program itself, which another one or the kernel started; of a child; and of an orphan.
@@ -167,7 +167,7 @@ fn a_sibling_has_the_same_parent() {
     let done = shared::<AtomicU32>();
     let child = process::spawn(|| {
         let parent = process::id();
-        let orphan = process::spawn(|| {
+        let orphan = process::try_spawn(|| {
             wait_until(|| process::parent_id() != parent);
             sibling();
             done.store(1, Ordering::Relaxed);
@@ -175,7 +175,7 @@ fn a_sibling_has_the_same_parent() {
         });
         orphan.is_err().into()
     });
-    assert_eq!(process::wait(child.expect("a fork")), exited(0));
+    assert_eq!(process::wait(child), exited(0));
     wait_until(|| load(done) == 1);
 }
 
@@ -210,7 +210,7 @@ fn sharing_a_space_is_sharing_its_heap() {
         unsafe { sys::call(BRK, [before, 0, 0, 0, 0, 0]) }.expect("an end");
         u8::from(heap_end() != before)
     });
-    assert_eq!(process::wait(copied.expect("a fork")), exited(0));
+    assert_eq!(process::wait(copied), exited(0));
     assert_eq!(heap_end(), before + 2 * memory::PAGE, "a copy has a heap of its own");
 }
 
@@ -318,7 +318,6 @@ fn the_last_thread_to_exit_sets_the_code() {
         unsafe { sys::raw(SET_TID_ADDRESS, [FIRST.as_ptr() as u64, 0, 0, 0, 0, 0]) };
         process::exit(3)
     });
-    let child = child.expect("a fork");
     assert_eq!(process::wait(child), exited(7));
 }
 
@@ -329,7 +328,6 @@ fn the_oldest_child_is_collected_first() {
             wait_until(|| load(go) == turn);
             turn as u8
         })
-        .expect("a fork")
     });
     assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "none has ended");
     (1..=3).for_each(|turn| until_zombie(SIGCHLD, || go.store(turn, Ordering::Relaxed)));
@@ -397,7 +395,6 @@ fn hold(before: impl FnOnce(), other: fn()) -> u32 {
         wait_until(|| load(&held().taken) != 0);
         load(&held().taken) as u8
     });
-    let child = child.expect("a fork");
     wait_until(|| load(&held().started) == 2);
     // So that the thread that has made the vfork sleeps.
     time::sleep(5_000_000).expect("a sleep");
@@ -518,7 +515,6 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
         threads.into_iter().for_each(Thread::join);
         0
     });
-    let child = child.expect("a fork");
     for sent in 0..THREADS as u32 {
         process::kill(child as i32, SIGUSR1).expect("a signal");
         wait_until(|| load(handled) > sent);
@@ -533,7 +529,7 @@ fn numbers_are_looked_up_before_signals() {
     assert_eq!(process::kill(nobody, 65), Err(Errno::ESRCH));
     assert_eq!(process::tgkill(nobody as u32, nobody as u32, 65), Err(Errno::ESRCH));
     assert_eq!(process::kill(process::id() as i32, 65), Err(Errno::EINVAL));
-    let child = until_zombie(SIGCHLD, || process::spawn(|| 0).expect("a fork"));
+    let child = until_zombie(SIGCHLD, || process::spawn(|| 0));
     assert_eq!(process::tgkill(child, child, SIGKILL), Ok(()), "a zombie is there");
     assert_eq!(process::tgkill(child, child, 65), Err(Errno::EINVAL));
     assert_eq!(process::kill(child as i32, SIGKILL), Ok(()));
@@ -581,7 +577,7 @@ fn losers(count: u32) -> u8 {
             }
             process::exit_group(4)
         });
-        assert_eq!(process::wait(child.expect("a fork")), exited(4));
+        assert_eq!(process::wait(child), exited(4));
     }
     0
 }
@@ -635,7 +631,7 @@ fn crowd() -> &'static Crowd {
         }
         sleep()
     });
-    numbers[0].store(child.expect("a fork"), Ordering::Relaxed);
+    numbers[0].store(child, Ordering::Relaxed);
     wait_until(|| load(last) != 0);
     numbers
 }
@@ -664,7 +660,6 @@ fn turns(count: u32) -> u8 {
             (0..count).for_each(|_| fault());
             0
         })
-        .expect("a fork")
     });
     assert!(children.into_iter().all(|child| process::wait(child) == exited(0)));
     println!("4 x {count} faults with handlers: {} us", (time::now() - before) / 1000);

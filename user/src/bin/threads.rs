@@ -119,7 +119,6 @@ fn shared_memory_has_one_futex() {
         futex_wake(word, 1).expect("a wake-up");
         0
     });
-    let child = child.expect("a fork");
     time::sleep(2_000_000).expect("a sleep");
     word.store(1, Ordering::Release);
     futex_wake(word, 1).expect("a wake-up");
