@@ -4,7 +4,10 @@
 
 use core::ffi::CStr;
 
-use granule_abi::number::{CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, SCHED_YIELD, TGKILL, WAIT4};
+use granule_abi::limits::RLimit;
+use granule_abi::number::{
+    CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, PRLIMIT64, SCHED_YIELD, TGKILL, WAIT4,
+};
 use granule_abi::process::exited;
 use granule_abi::{Errno, signal};
 
@@ -132,6 +135,16 @@ pub fn in_copy(child: impl FnOnce()) {
         0
     });
     assert_eq!(status, exited(0), "the status of a copy of the process");
+}
+
+/// Sets a limit of this process, one of the `RLIMIT_` numbers; returns the one before.
+///
+/// # Errors
+/// The kernel's.
+pub fn limit(resource: usize, soft: u64, hard: u64) -> Result<RLimit, Errno> {
+    let (new, mut old) = (RLimit { soft, hard }, RLimit { soft: 0, hard: 0 });
+    // SAFETY: it reads `new` and writes `old`.
+    unsafe { sys::call(PRLIMIT64, [0, resource as u64, &raw const new as u64, &raw mut old as u64, 0, 0]) }.map(|_| old)
 }
 
 /// Replaces the program by another. `arguments` and `environment` end with a null pointer each.

@@ -7,7 +7,7 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::limits::{RLIMIT_AS, RLimit};
+use granule_user::abi::limits::RLIMIT_AS;
 use granule_user::abi::memory::{
     MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
     MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
@@ -15,8 +15,8 @@ use granule_user::abi::memory::{
     MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MLOCKALL, MMAP, MSYNC, MUNLOCK, MUNLOCKALL, PRLIMIT64,
-    READ, WRITE,
+    BRK, FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MLOCKALL, MMAP, MSYNC, MUNLOCK, MUNLOCKALL, READ,
+    WRITE,
 };
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
 
@@ -164,8 +164,7 @@ fn not_in_children() {
     let large = map(64 << 20, RW).expect("memory");
     equal("large", advise(large, (64 << 20) / PAGE, MADV_DONTFORK), Ok(0));
     apart(|| {
-        let limit = RLimit { soft: 48 << 20, hard: 48 << 20 };
-        equal("a limit", call(PRLIMIT64, [0, RLIMIT_AS as u64, &raw const limit as u64, 0]), Ok(0));
+        equal("a limit", process::limit(RLIMIT_AS, 48 << 20, 48 << 20).map(drop), Ok(()));
         equal("room", map(24 << 20, RW).map(drop), Ok(()));
     });
     unmap(large, (64 << 20) / PAGE);

@@ -20,8 +20,8 @@ use granule_user::abi::file::{
 use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
 use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{
-    CLONE, CLOSE, DUP, DUP3, EXIT_GROUP, FCNTL, FSTAT, IOCTL, LSEEK, OPENAT, PREAD64, PRLIMIT64, PWRITE64, READ, READV,
-    WRITE, WRITEV,
+    CLONE, CLOSE, DUP, DUP3, EXIT_GROUP, FCNTL, FSTAT, IOCTL, LSEEK, OPENAT, PREAD64, PWRITE64, READ, READV, WRITE,
+    WRITEV,
 };
 use granule_user::abi::process::{AT_EXECFN, CLONE_FILES, IoVec, WNOHANG, exited};
 use granule_user::abi::signal::{SA_RESTART, SIGKILL, SIGUSR1, SigInfo, UContext};
@@ -491,10 +491,7 @@ fn places(path: &CStr) {
 }
 
 fn set_limit(soft: u64) -> Result<RLimit, Errno> {
-    let mut old = RLimit { soft: 0, hard: 0 };
-    let new = RLimit { soft, hard: 4096 };
-    let (new, at) = (&raw const new as u64, &raw mut old as u64);
-    call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, new, at]).map(|_| old)
+    process::limit(RLIMIT_NOFILE, soft, 4096)
 }
 
 fn limits(path: &CStr) {
@@ -522,8 +519,7 @@ fn limits(path: &CStr) {
         equal("none", fcntl(3, F_DUPFD, 0), Err(Errno::EINVAL));
     });
     apart(|| {
-        let most = RLimit { soft: 4096, hard: 4096 };
-        equal("many", call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const most as u64, 0]), Ok(0));
+        equal("many", process::limit(RLIMIT_NOFILE, 4096, 4096).map(drop), Ok(()));
         let file = open(path, O_RDONLY).expect("a file");
         for descriptor in file + 1..4096 {
             if call(DUP, [file]) != Ok(descriptor) {

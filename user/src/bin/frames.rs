@@ -266,82 +266,48 @@ fn raise() -> (u64, u64) {
 /// Where the record behind the one of floating point begins. Linux may have put others there; they are overwritten.
 const NEXT: usize = size_of::<FpsimdContext>();
 
-extern "C" fn ask_for_el1(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    context.context.pstate |= 0x5;
+/// What is wrong with a frame, by its index.
+static REFUSED: [fn(&mut UContext); 11] = [
+    // For EL1, and with interrupts masked.
+    |context| context.context.pstate |= 0x5,
+    |context| context.context.pstate |= 0x3c0,
+    // An unknown record, and one of the SVE.
+    |context| next(context, &[0x1234_5678, 16, 0, 0, 0, 0]),
+    |context| next(context, &[SVE_MAGIC, 16, 0, 0, 0, 0]),
+    // An odd size, none, one that goes beyond, and an end with a size.
+    |context| next(context, &[ESR_MAGIC, 24, 0, 0, 0, 0, 0, 0]),
+    |context| next(context, &[ESR_MAGIC, 0, 0, 0]),
+    |context| next(context, &[ESR_MAGIC, 4096, 0, 0]),
+    |context| next(context, &[0, 16]),
+    // No floating point, twice, and of another size.
+    |context| put(&mut context.context.records.0, 0, &[0, 0]),
+    |context| {
+        let records = &mut context.context.records.0;
+        records.copy_within(..NEXT, NEXT);
+        put(records, 2 * NEXT, &[0, 0]);
+    },
+    |context| {
+        put(&mut context.context.records.0, 4, &[NEXT as u32 - 16]);
+        put(&mut context.context.records.0, NEXT - 16, &[0, 0]);
+    },
+];
+
+/// Puts words behind the record of floating point.
+fn next(context: &mut UContext, words: &[u32]) {
+    put(&mut context.context.records.0, NEXT, words);
 }
 
-extern "C" fn mask_interrupts(_: u32, _: &SigInfo, context: &mut UContext) {
+/// Returns through a frame that is wrong in the way that [`EXPECTED`] says.
+extern "C" fn spoil(_: u32, _: &SigInfo, context: &mut UContext) {
     mark(context);
-    context.context.pstate |= 0x3c0;
-}
-
-extern "C" fn unknown_record(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, NEXT, &[0x1234_5678, 16, 0, 0, 0, 0]);
-}
-
-extern "C" fn sve_record(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, NEXT, &[SVE_MAGIC, 16, 0, 0, 0, 0]);
-}
-
-extern "C" fn odd_size(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, NEXT, &[ESR_MAGIC, 24, 0, 0, 0, 0, 0, 0]);
-}
-
-extern "C" fn no_size(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, NEXT, &[ESR_MAGIC, 0, 0, 0]);
-}
-
-extern "C" fn beyond(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, NEXT, &[ESR_MAGIC, 4096, 0, 0]);
-}
-
-extern "C" fn an_end_with_a_size(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, NEXT, &[0, 16]);
-}
-
-extern "C" fn no_floating_point(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, 0, &[0, 0]);
-}
-
-extern "C" fn floating_point_twice(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    let records = &mut context.context.records.0;
-    records.copy_within(..NEXT, NEXT);
-    put(records, 2 * NEXT, &[0, 0]);
-}
-
-extern "C" fn another_size(_: u32, _: &SigInfo, context: &mut UContext) {
-    mark(context);
-    put(&mut context.context.records.0, 4, &[NEXT as u32 - 16]);
-    put(&mut context.context.records.0, NEXT - 16, &[0, 0]);
+    REFUSED[EXPECTED.load(Ordering::Relaxed) as usize](context);
 }
 
 fn refused_frames() {
-    let handlers: [Handler; 11] = [
-        ask_for_el1,
-        mask_interrupts,
-        unknown_record,
-        sve_record,
-        odd_size,
-        no_size,
-        beyond,
-        an_end_with_a_size,
-        no_floating_point,
-        floating_point_twice,
-        another_size,
-    ];
-    for (index, handler) in handlers.into_iter().enumerate() {
+    for index in 0..REFUSED.len() {
         EXPECTED.store(index as u64, Ordering::Relaxed);
         let end = in_child(refused, || {
-            set(SIGUSR1, handler, 0, 0);
+            set(SIGUSR1, spoil, 0, 0);
             raise();
         });
         equal(("frame", index), end, exited(7));
@@ -366,31 +332,27 @@ extern "C" fn records_behind(_: u32, _: &SigInfo, context: &mut UContext) {
     extra(context, (0, 0));
 }
 
-extern "C" fn records_elsewhere(_: u32, _: &SigInfo, context: &mut UContext) {
-    extra(context, (16, 0));
-}
+/// What is wrong with the record that points, or with what is there, by the index of its frame above 100.
+static EXTRAS: [fn(&mut UContext); 6] = [
+    // Records elsewhere, too short, too long, and of an odd size.
+    |context| extra(context, (16, 0)),
+    |context| extra(context, (0, 0u32.wrapping_sub(16))),
+    |context| extra(context, (0, 256 << 10)),
+    |context| extra(context, (0, 8)),
+    // No end before them.
+    |context| {
+        extra(context, (0, 0));
+        put(&mut context.context.records.0, 32, &[0, 16]);
+    },
+    // Behind twice.
+    |context| {
+        extra(context, (0, 64));
+        put(&mut context.context.records.0, 48 + NEXT, &[EXTRA_MAGIC, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+    },
+];
 
-extern "C" fn records_too_short(_: u32, _: &SigInfo, context: &mut UContext) {
-    extra(context, (0, 0u32.wrapping_sub(16)));
-}
-
-extern "C" fn records_too_long(_: u32, _: &SigInfo, context: &mut UContext) {
-    extra(context, (0, 256 << 10));
-}
-
-extern "C" fn records_of_an_odd_size(_: u32, _: &SigInfo, context: &mut UContext) {
-    extra(context, (0, 8));
-}
-
-extern "C" fn no_end_before_the_records(_: u32, _: &SigInfo, context: &mut UContext) {
-    extra(context, (0, 0));
-    put(&mut context.context.records.0, 32, &[0, 16]);
-}
-
-extern "C" fn records_behind_twice(_: u32, _: &SigInfo, context: &mut UContext) {
-    extra(context, (0, 64));
-    let again = [EXTRA_MAGIC, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0];
-    put(&mut context.context.records.0, 48 + NEXT, &again);
+extern "C" fn spoil_extra(_: u32, _: &SigInfo, context: &mut UContext) {
+    EXTRAS[EXPECTED.load(Ordering::Relaxed) as usize - 100](context);
 }
 
 fn frames_with_more_records() {
@@ -401,18 +363,10 @@ fn frames_with_more_records() {
         process::exit_group(wrong() + 8);
     });
     equal("records behind the frame", end, exited(8));
-    let handlers: [Handler; 6] = [
-        records_elsewhere,
-        records_too_short,
-        records_too_long,
-        records_of_an_odd_size,
-        no_end_before_the_records,
-        records_behind_twice,
-    ];
-    for (index, handler) in handlers.into_iter().enumerate() {
+    for index in 0..EXTRAS.len() {
         EXPECTED.store(100 + index as u64, Ordering::Relaxed);
         let end = in_child(refused, || {
-            set(SIGUSR1, handler, 0, 0);
+            set(SIGUSR1, spoil_extra, 0, 0);
             raise();
         });
         equal(("records behind", index), end, exited(7));

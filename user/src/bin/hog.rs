@@ -10,14 +10,14 @@
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_NONBLOCK, POLLIN, PollFd};
-use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
+use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE,
     MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
     PROT_WRITE,
 };
 use granule_user::abi::number::{
-    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PRLIMIT64, PWRITE64, WRITE,
+    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PWRITE64, WRITE,
 };
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
@@ -357,8 +357,7 @@ fn reserved() {
 /// As many descriptors as there may be.
 fn raise_limit() {
     const MOST: u64 = 1 << 20;
-    let limit = RLimit { soft: MOST, hard: MOST };
-    call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]).expect("a limit");
+    process::limit(RLIMIT_NOFILE, MOST, MOST).expect("a limit");
 }
 
 /// Makes pipes that are full, without an end.

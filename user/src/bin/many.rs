@@ -10,7 +10,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule_user::abi::file::{
     AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEXEC, POLLIN, PollFd, SEEK_DATA,
 };
-use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
+use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_PAGEOUT,
     MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
@@ -18,7 +18,7 @@ use granule_user::abi::memory::{
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETTIME, CLOSE, DUP, DUP3, EVENTFD2, FALLOCATE, FTRUNCATE, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE,
-    MLOCK, MLOCKALL, MMAP, MPROTECT, MREMAP, MSYNC, MUNLOCKALL, MUNMAP, OPENAT, PIPE2, PPOLL, PREAD64, PRLIMIT64,
+    MLOCK, MLOCKALL, MMAP, MPROTECT, MREMAP, MSYNC, MUNLOCKALL, MUNMAP, OPENAT, PIPE2, PPOLL, PREAD64,
     PROCESS_VM_READV, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
 };
 use granule_user::abi::process::killed;
@@ -50,8 +50,7 @@ fn run(start: Start) -> u8 {
     let what = words.next().unwrap_or_default();
     let count: u32 = words.next().and_then(|count| count.parse().ok()).unwrap_or(1);
     let many = u64::from(count);
-    let limit = RLimit { soft: 1 << 20, hard: 1 << 20 };
-    call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]).expect("a limit");
+    process::limit(RLIMIT_NOFILE, 1 << 20, 1 << 20).expect("a limit");
     match what {
         "descriptors" => descriptors(many),
         "polls" => polls(many),

@@ -14,26 +14,26 @@ use granule_user::abi::file::{
     MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_NOEXEC_SEAL, O_APPEND, O_DIRECT, O_LARGEFILE, O_RDONLY, O_RDWR,
     S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
 };
-use granule_user::abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE, RLimit};
+use granule_user::abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_REMOVE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
     MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
     DUP, FALLOCATE, FCNTL, FDATASYNC, FSYNC, FTRUNCATE, FUTEX, IOCTL, MEMFD_CREATE, MLOCK, MMAP, MSYNC, OPENAT,
-    PREAD64, PRLIMIT64, PWRITE64, READ, WRITE, WRITEV,
+    PREAD64, PWRITE64, READ, WRITE, WRITEV,
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
 use granule_user::abi::signal::{SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::memory::{PAGE, madvise, mprotect};
+use granule_user::memory::{self, PAGE, madvise, mprotect};
 use granule_user::owned::{File, Pages};
 use granule_user::probe::{self, behind_the_end, not_allowed};
 use granule_user::random::Random;
 use granule_user::signal::handle;
 use granule_user::thread::{all_at_once, beside};
 use granule_user::waiting::until;
-use granule_user::{Errno, Start, entry, own, process, time};
+use granule_user::{Errno, Start, entry, own, process};
 
 entry!(run);
 own!(call, put, unmap);
@@ -133,8 +133,7 @@ fn creation() {
     name[249] = 0;
     let _named = File(call(MEMFD_CREATE, [name.as_ptr() as u64, 0]).expect("249 bytes"));
     apart(|| {
-        let limit = RLimit { soft: 3, hard: 3 };
-        equal("three files", call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]), Ok(0));
+        equal("three files", process::limit(RLIMIT_NOFILE, 3, 3).map(drop), Ok(()));
         equal("no room", File::memory(c"x", 0), Err(Errno::EMFILE));
         equal("a bad name first", call(MEMFD_CREATE, [NOWHERE, 0]), Err(Errno::EFAULT));
     });
@@ -572,14 +571,8 @@ fn forks() {
     equal("of the file", own.read(2 * PAGE), Ok(30));
     equal("punched", all.read(3 * PAGE), Ok(0));
     // Taken away from the child, which has mapped them, by the parent.
-    let word = Pages::map(1, RW, MAP_SHARED).expect("memory");
-    // SAFETY: mapped, and accessed by atomics alone.
-    let step = unsafe { &*(*word as *const AtomicU32) };
-    let await_step = |number| {
-        while step.load(Ordering::Acquire) != number {
-            time::sleep(1_000_000).expect("sleep");
-        }
-    };
+    let step = memory::shared::<AtomicU32>();
+    let await_step = |number| until(|| step.load(Ordering::Acquire) == number);
     let child = process::spawn(|| {
         equal("stored", (all.put(PAGE, 5), own.put(PAGE, 6)), (Ok(()), Ok(())));
         step.store(1, Ordering::Release);
@@ -712,13 +705,9 @@ fn writers() {
     equal("in two parts", seal(), Err(Errno::EBUSY));
     unmap(*here, 1);
     equal("one part", seal(), Err(Errno::EBUSY));
-    let word = Pages::map(1, RW, MAP_SHARED).expect("memory");
-    // SAFETY: mapped, and accessed by atomics alone.
-    let step = unsafe { &*(*word as *const AtomicU32) };
+    let step = memory::shared::<AtomicU32>();
     let child = process::spawn(|| {
-        while step.load(Ordering::Acquire) == 0 {
-            time::sleep(1_000_000).expect("sleep");
-        }
+        until(|| step.load(Ordering::Acquire) != 0);
         0
     });
     unmap(*here + 2 * PAGE, 2);
@@ -739,8 +728,7 @@ fn limits() {
     apart(|| {
         // SAFETY: the handler counts.
         unsafe { handle(SIGXFSZ, count, 0, 0) }.expect("a handler");
-        let limit = RLimit { soft: 2 * PAGE + 100, hard: u64::MAX };
-        equal("a limit", call(PRLIMIT64, [0, RLIMIT_FSIZE as u64, &raw const limit as u64, 0]), Ok(0));
+        equal("a limit", process::limit(RLIMIT_FSIZE, 2 * PAGE + 100, u64::MAX).map(drop), Ok(()));
         let file = File::memory(c"x", 0).expect("a file");
         let signals = || SIGNALS.swap(0, Ordering::Relaxed);
         equal("over it", (file.write_at(&[1; 200], 2 * PAGE), signals()), (Ok(100), 0));

@@ -13,11 +13,11 @@ use granule_user::abi::file::{
     POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDNORM, POLLWRNORM, PollFd, S_IFIFO, S_IFMT, SEEK_CUR,
     SEEK_SET, Stat,
 };
-use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
+use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{
     DUP, EVENTFD2, FALLOCATE, FSTAT, FSYNC, FTRUNCATE, GETPID, IOCTL, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PIPE2, PPOLL,
-    PREAD64, PRLIMIT64, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
+    PREAD64, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
 };
 use granule_user::abi::process::IoVec;
 use granule_user::abi::signal::{SA_RESTART, SIG_BLOCK, SIG_SETMASK, SIGPIPE, SIGUSR1, SIGUSR2, SigInfo, UContext};
@@ -142,8 +142,7 @@ fn pipes_are_made_and_refused() {
     let first = *again;
     drop([again, other]);
     apart(|| {
-        let limit = RLimit { soft: first + 1, hard: 4096 };
-        equal("a limit", call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]), Ok(0));
+        equal("a limit", process::limit(RLIMIT_NOFILE, first + 1, 4096).map(drop), Ok(()));
         equal("one descriptor is left", pipe_with(0), Err(Errno::EMFILE));
         equal("for a counter it is enough", call(EVENTFD2, [0, 0]), Ok(first));
         equal("and then not", call(EVENTFD2, [0, 0]), Err(Errno::EMFILE));
@@ -643,8 +642,7 @@ fn polls_refuse() {
     equal("files of the kernel", poll(KERNEL, 1, limit, 0, 0), Err(Errno::EFAULT));
     equal("a count has 32 bits", poll(at, 1 << 32, limit, 0, 0), Ok(0));
     apart(|| {
-        let limit = RLimit { soft: 64, hard: 4096 };
-        equal("a limit", call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, &raw const limit as u64, 0]), Ok(0));
+        equal("a limit", process::limit(RLIMIT_NOFILE, 64, 4096).map(drop), Ok(()));
         let mut files = [PollFd { fd: -1, events: 0, revents: 0 }; 65];
         let no_time = || Timespec::from_nanoseconds(0);
         equal("more than there can be", ppoll(&mut files, Some(&mut no_time()), None), Err(Errno::EINVAL));

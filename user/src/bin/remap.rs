@@ -8,13 +8,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use granule_user::abi::limits::{RLIMIT_AS, RLIMIT_DATA, RLimit};
+use granule_user::abi::limits::{RLIMIT_AS, RLIMIT_DATA};
 use granule_user::abi::memory::{
     MADV_DONTFORK, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
     MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_INVALIDATE, PROT_NONE, PROT_READ, PROT_WRITE,
 };
 use granule_user::abi::number::{
-    FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PRLIMIT64, PWRITE64,
+    FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PWRITE64,
 };
 
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
@@ -502,13 +502,10 @@ fn children() {
 
 fn limits() {
     const MIB: u64 = 1 << 20;
-    let limit = |which: i32, bytes: u64| {
-        let limit = RLimit { soft: bytes, hard: bytes };
-        equal("a limit", call(PRLIMIT64, [0, which as u64, &raw const limit as u64, 0]), Ok(0));
-    };
+    let limit = |which, bytes| equal("a limit", process::limit(which, bytes, bytes).map(drop), Ok(()));
     apart(|| {
         let at = map(64 * MIB, RW).expect("memory");
-        limit(RLIMIT_AS as i32, 96 * MIB);
+        limit(RLIMIT_AS, 96 * MIB);
         equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(Errno::ENOMEM));
         equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, 0, 0]), Err(Errno::ENOMEM));
         equal("kept", call(MREMAP, [at, 64 * MIB, 64 * MIB, KEEP, 0]), Err(Errno::ENOMEM));
@@ -518,7 +515,7 @@ fn limits() {
     apart(|| {
         let at = map(64 * MIB, RW).expect("memory");
         let readable = map(64 * MIB, PROT_READ).expect("memory");
-        limit(RLIMIT_DATA as i32, 96 * MIB);
+        limit(RLIMIT_DATA, 96 * MIB);
         equal("too much data", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(Errno::ENOMEM));
         holds("no data", call(MREMAP, [readable, 64 * MIB, 128 * MIB, MAY, 0]).is_ok());
     });

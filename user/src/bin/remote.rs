@@ -23,7 +23,7 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_OWNER_DIED, FUTEX_WAITERS, IoVec, RobustListHead, exited};
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{PAGE, madvise, map, mmap, mprotect};
+use granule_user::memory::{self, PAGE, madvise, map, mmap, mprotect};
 use granule_user::thread::{Thread, beside, futex_wait};
 use granule_user::waiting::{until, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
@@ -218,12 +218,6 @@ fn shared(pages: u64) -> u64 {
     unsafe { mmap(0, pages * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("shared memory")
 }
 
-/// A word that this process and its children see.
-fn word(at: u64) -> &'static AtomicU32 {
-    // SAFETY: mapped until the end, and aligned.
-    unsafe { &*(at as *const AtomicU32) }
-}
-
 /// Waits until a word has a value.
 fn wait_for(word: &AtomicU32, value: u32) {
     while word.load(Ordering::Acquire) != value {
@@ -232,18 +226,18 @@ fn wait_for(word: &AtomicU32, value: u32) {
 }
 
 fn another_process() {
-    let signal = shared(1);
+    let signal = memory::shared::<AtomicU32>();
     let memory = map(2 * PAGE, RW).expect("memory");
     put(memory, b"parent's");
     let child = process::spawn(|| {
         put(memory, b"child's ");
-        word(signal).store(1, Ordering::Release);
-        wait_for(word(signal), 2);
+        signal.store(1, Ordering::Release);
+        wait_for(signal, 2);
         equal("what the parent wrote", get(memory), *b"written!");
         equal("also where nothing was", get(memory + PAGE), *b"written!");
         wrong()
     });
-    wait_for(word(signal), 1);
+    wait_for(signal, 1);
     let to = map(PAGE, RW).expect("memory");
     equal("a child is read", vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0), Ok(8));
     equal("what it has", (get(to), get(memory)), (*b"child's ", *b"parent's"));
@@ -252,7 +246,7 @@ fn another_process() {
         equal("it is written", vm(false, child.into(), &[piece(to, 8)], &[piece(at, 8)], 0), Ok(8));
     }
     equal("the own page is as before", get(memory), *b"parent's");
-    word(signal).store(2, Ordering::Release);
+    signal.store(2, Ordering::Release);
     // It ends, and is not collected yet.
     while vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0) != Err(Errno::ESRCH) {
         let _ = time::sleep(1_000_000);
@@ -441,21 +435,21 @@ fn path_of(number: u32) -> [u8; 32] {
 }
 
 fn pagemap_of_others() {
-    let signal = shared(1);
+    let signal = memory::shared::<AtomicU32>();
     let memory = map(2 * PAGE, RW).expect("memory");
     put(memory, b"x");
     let child = process::spawn(|| {
         put(memory + PAGE, b"y");
-        word(signal).store(1, Ordering::Release);
-        wait_for(word(signal), 2);
+        signal.store(1, Ordering::Release);
+        wait_for(signal, 2);
         0
     });
-    wait_for(word(signal), 1);
+    wait_for(signal, 1);
     let path = path_of(child);
     let path = CStr::from_bytes_until_nul(&path).expect("a path");
     let file = open(path, O_RDONLY).expect("a child's pages");
     equal("of both", flags(shown::<2>(file, memory)), [PM_PRESENT, OWN, 0, 0]);
-    word(signal).store(2, Ordering::Release);
+    signal.store(2, Ordering::Release);
     let mut words = [0; 2];
     while read_at(file, &mut words, memory / PAGE * 8) != Ok(0) {
         let _ = time::sleep(1_000_000);
@@ -573,18 +567,15 @@ fn robust_lists() {
     holds("a sleeper is woken", with_longer_times(30_000_000, an_owner_ends));
     bad_robust_lists();
     // In a process that ends: the parent sees it in shared memory.
-    let memory = shared(1);
+    let futex = memory::shared::<Futex>();
     let child = process::spawn(|| {
-        // SAFETY: shared memory that lives until the end.
-        let futex = unsafe { &*(memory as *const Futex) };
         futex.word.store(process::id(), Ordering::Release);
         let head = set_head(futex.at(), 0);
         futex.next.store(head, Ordering::Relaxed);
         u8::from(call(SET_ROBUST_LIST, [head, ROBUST_BYTES]) != Ok(0))
     });
     equal("how it ended", process::wait(child), exited(0));
-    // SAFETY: as above.
-    equal("its futex is marked", unsafe { &*(memory as *const Futex) }.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
+    equal("its futex is marked", futex.word.load(Ordering::Acquire), FUTEX_OWNER_DIED);
     equal("no word was used", WORD.load(Ordering::Relaxed), 0);
 }
 

@@ -10,12 +10,12 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::Errno;
 use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEXEC, O_NONBLOCK};
-use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
+use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED,
     MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
 };
-use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, PREAD64, PRLIMIT64, USERFAULTFD};
+use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, PREAD64, USERFAULTFD};
 use granule_user::abi::signal::{BUS_ADRERR, BUS_MCEERR_AR, SIGBUS};
 use granule_user::abi::userfaultfd::{
     Api, Message, UFFD_API, UFFD_EVENT_FORK, UFFD_EVENT_PAGEFAULT, UFFD_EVENT_REMAP, UFFD_EVENT_REMOVE,
@@ -627,22 +627,15 @@ fn forks() {
     }
 }
 
-/// Changes the limit of descriptors; returns the one before.
-fn limit_descriptors(limit: RLimit) -> RLimit {
-    let mut before = RLimit { soft: 0, hard: 0 };
-    let (new, old) = (&raw const limit as u64, &raw mut before as u64);
-    call(PRLIMIT64, [0, RLIMIT_NOFILE as u64, new, old, 0, 0]).expect("a limit");
-    before
-}
-
 /// Reads the event of a fork, and serves two faults of the child: of the pages from `start` on.
 fn serve_child(parent: Pager, start: u64) {
     // An event for which there is no descriptor is there to be read again, and all that it is about.
-    let before = limit_descriptors(RLimit { soft: 0, hard: 4096 });
+    let limit = |soft, hard| process::limit(RLIMIT_NOFILE, soft, hard).expect("a limit");
+    let before = limit(0, 4096);
     while parent.read_one().expect_err("no descriptor") != Errno::EMFILE {
         process::sched_yield();
     }
-    limit_descriptors(before);
+    limit(before.soft, before.hard);
     let message = wait_for(parent);
     assert_eq!(message.event, UFFD_EVENT_FORK, "{message:x?}");
     let child = Pager(message.words[0] as u32);
