@@ -10,6 +10,10 @@ use crate::sys;
 
 /// Bytes of a page.
 pub const PAGE: u64 = 4096;
+/// The protection of memory that is read and written.
+pub const RW: u64 = PROT_READ | PROT_WRITE;
+/// An address in the kernel's half.
+pub const KERNEL: u64 = 0xffff_8000_8000_0000;
 
 /// Maps memory.
 ///

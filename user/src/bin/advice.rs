@@ -21,15 +21,13 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
 
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
-use granule_user::memory::{PAGE, map, mincore, mmap};
+use granule_user::memory::{PAGE, RW, map, mincore, mmap};
 use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
 use granule_user::{Errno, Start, entry, own, process};
 
 entry!(run);
 own!(call, put, unmap, protect);
-
-const RW: u64 = PROT_READ | PROT_WRITE;
 
 fn run(start: Start) -> u8 {
     probe::prepare();

@@ -5,9 +5,7 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use granule_user::abi::memory::{
-    MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE,
-};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ};
 use granule_user::abi::number::{
     CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, FUTEX, GETRANDOM, READ, READV, WRITE, WRITEV,
 };
@@ -22,7 +20,7 @@ use granule_user::abi::time::{
     CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME, Timespec,
 };
 use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{PAGE, map, mmap, munmap, shared};
+use granule_user::memory::{KERNEL, PAGE, RW, map, mmap, munmap, shared};
 use granule_user::signal::handle;
 use granule_user::thread::{Thread, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
@@ -33,8 +31,6 @@ own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 
 fn run(_start: Start) -> u8 {
     clocks();
@@ -311,7 +307,7 @@ fn private_and_shared_futexes_differ() {
 /// A word that one process reaches by an area that begins at it, the other by one that begins a page before.
 fn a_futex_of_an_object_at_two_offsets() {
     // SAFETY: not at a fixed address.
-    let pages = unsafe { mmap(0, 2 * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("pages");
+    let pages = unsafe { mmap(0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("pages");
     // SAFETY: mapped above, and used as two words by both processes.
     let [first, second] = [0, PAGE].map(|offset| unsafe { &*((pages + offset) as *const AtomicU32) });
     let child = process::spawn(|| {
@@ -340,7 +336,7 @@ fn a_futex_of_an_object_that_is_gone() {
 fn an_object_goes(time: u64) -> bool {
     let flags = MAP_SHARED | MAP_ANONYMOUS;
     // SAFETY: not at a fixed address.
-    let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    let page = unsafe { mmap(0, PAGE, RW, flags) }.expect("a page");
     // SAFETY: mapped above, and atomic for the sleeper too.
     unsafe { AtomicU32::from_ptr(page as *mut u32) }.store(1, Ordering::Relaxed);
     let is_about_to = AtomicBool::new(false);
@@ -359,7 +355,7 @@ fn an_object_goes(time: u64) -> bool {
         time::sleep(time).expect("a sleep");
         unmap_page(page);
         // SAFETY: nothing is there any more.
-        let again = unsafe { mmap(page, PAGE, PROT_READ | PROT_WRITE, flags | MAP_FIXED_NOREPLACE) };
+        let again = unsafe { mmap(page, PAGE, RW, flags | MAP_FIXED_NOREPLACE) };
         equal("another object", again, Ok(page));
         equal("a word of it", futex(page, FUTEX_WAKE, 9, 0, 0), Ok(0));
     });
@@ -402,7 +398,7 @@ fn lists_of_buffers() {
 
 /// A page of line ends, and a hole behind it.
 fn with_a_hole() -> u64 {
-    let pages = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    let pages = map(2 * PAGE, RW).expect("pages");
     // SAFETY: this function's pages.
     unsafe {
         core::ptr::write_bytes(pages as *mut u8, b'\n', PAGE as usize);
@@ -461,7 +457,7 @@ fn random_bytes() {
     // Linux cuts a length above 2 GiB before it checks the end.
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     // SAFETY: nothing is there.
-    let low = unsafe { mmap(0x10_0000_0000, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    let low = unsafe { mmap(0x10_0000_0000, PAGE, RW, flags) }.expect("a page");
     equal("too many", call(GETRANDOM, [low, 1 << 49, 0]), Ok(PAGE));
     unmap_page(low);
     equal("wrapping", call(GETRANDOM, [u64::MAX - 100, 200, 0]), Err(Errno::EFAULT));

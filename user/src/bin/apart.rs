@@ -12,17 +12,16 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_user::abi::Errno;
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ,
 };
 use granule_user::abi::process::exited;
-use granule_user::memory::{PAGE, madvise, mmap, mprotect, munmap};
+use granule_user::memory::{PAGE, RW, madvise, mmap, mprotect, munmap};
 use granule_user::random::Random;
 use granule_user::thread::{MOST_AT_ONCE, all_at_once};
 use granule_user::{Start, entry, println, process};
 
 entry!(run);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 /// Where the first thread's addresses begin, and bytes from there to the next one's.
 const FIRST: u64 = 0x30_0000_0000;
 const APART: u64 = 64 << 20;

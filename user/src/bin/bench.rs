@@ -20,7 +20,7 @@ use granule_user::abi::userfaultfd::{
     UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
     UFFD_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
 };
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::print::Output;
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
@@ -206,7 +206,7 @@ impl Bench {
     fn fresh_block(&self) -> Room {
         Room { start: START - PAGE, pages: ROOM / PAGE }.unmap();
         fixed(BLOCK.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
-        fixed(BLOCK.start, BLOCK.bytes(), PROT_READ | PROT_WRITE, 0);
+        fixed(BLOCK.start, BLOCK.bytes(), RW, 0);
         fixed(BLOCK.start + BLOCK.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
         // SAFETY: there are no references to it.
         unsafe { memory::madvise(BLOCK.start, BLOCK.bytes(), MADV_HUGEPAGE) }.expect("mapped");
@@ -222,7 +222,7 @@ impl Bench {
     /// Untouched pages. The pages before and behind are in memory, so that tables stay, and never alike, so that
     /// areas do not become one.
     fn fresh(&self, pages: u64) -> Room {
-        self.fresh_with(pages, PROT_READ | PROT_WRITE)
+        self.fresh_with(pages, RW)
     }
 
     fn fresh_with(&self, pages: u64, protection: u64) -> Room {
@@ -361,7 +361,7 @@ impl Room {
 
     #[inline(always)]
     fn populate(self) {
-        fixed(self.start, self.bytes(), PROT_READ | PROT_WRITE, MAP_POPULATE);
+        fixed(self.start, self.bytes(), RW, MAP_POPULATE);
     }
 }
 
@@ -440,7 +440,7 @@ fn with_free_blocks(bench: &Bench, pages: u64) -> Room {
     let others = OF_A_BLOCK - 1;
     let between = Room { pages: pages * others, ..BETWEEN };
     BETWEEN.unmap();
-    fixed(between.start, between.bytes(), PROT_READ | PROT_WRITE, 0);
+    fixed(between.start, between.bytes(), RW, 0);
     for page in 0..pages {
         room.page(page).write();
         Room { start: between.start + page * others * PAGE, pages: others }.write();
@@ -487,7 +487,7 @@ fn cow_copy_fault(bench: &mut Bench) {
 /// A child that has fallen asleep.
 fn sleeping_child() -> u32 {
     // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
+    let page = unsafe { memory::mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
     // SAFETY: mapped above, zero, and only of the two processes.
     let is_there = unsafe { &*(page as *const AtomicU32) };
     let child = process::try_spawn(|| {
@@ -519,7 +519,7 @@ fn mprotect_rw(bench: &mut Bench) {
         room
     };
     let call = |room: Room| {
-        room.protect(PROT_READ | PROT_WRITE);
+        room.protect(RW);
         room
     };
     for pages in CALLS {
@@ -564,7 +564,7 @@ fn of_holes(bench: &Bench, pages: u64) -> Room {
     call(FTRUNCATE, [file, room.bytes(), 0, 0]);
     let flags = MAP_SHARED | MAP_FIXED;
     // SAFETY: of the room at `START`, to which there are no references.
-    let mapped = unsafe { sys::call(MMAP, [room.start, room.bytes(), PROT_READ | PROT_WRITE, flags, file, 0]) };
+    let mapped = unsafe { sys::call(MMAP, [room.start, room.bytes(), RW, flags, file, 0]) };
     mapped.expect("a mapping of the file");
     room
 }
@@ -587,7 +587,7 @@ fn of_a_file_touched(bench: &Bench, pages: u64) -> Room {
 fn use_briefly(pages: u64) {
     let bytes = pages * PAGE;
     // SAFETY: not at a fixed address.
-    let start = unsafe { memory::mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("memory");
+    let start = unsafe { memory::mmap(0, bytes, RW, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("memory");
     let room = Room { start, pages };
     room.write();
     room.unmap();

@@ -5,7 +5,7 @@
 
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE,
-    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_NONE, PROT_READ, PROT_WRITE,
+    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_NONE, PROT_READ,
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLOSE, END, GETCPU, GETPPID, GETRANDOM, GETUID, IOCTL, MADVISE, MINCORE, MMAP,
@@ -14,7 +14,7 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{IoVec, PR_GET_NAME, PR_SET_NAME, UtsName};
 use granule_user::abi::time::{TIMER_ABSTIME, Timespec};
-use granule_user::memory::{PAGE, madvise, map, mincore, mmap, mprotect, munmap};
+use granule_user::memory::{KERNEL, PAGE, RW, madvise, map, mincore, mmap, mprotect, munmap};
 use granule_user::{Errno, Start, entry, own, println, time};
 
 entry!(run);
@@ -22,8 +22,6 @@ own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 const PRIVATE: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
 fn run(_start: Start) -> u8 {
@@ -86,7 +84,7 @@ fn the_console_takes_bytes() {
     assert_eq!((call(IOCTL, [1, 0x5401, 0]), call(IOCTL, [9])), (Err(Errno::ENOTTY), Err(Errno::EBADF)));
     assert_eq!((call(CLOSE, [2]), call(CLOSE, [77])), (Ok(0), Err(Errno::EBADF)));
     // At the end of the mapping: as many whole pieces as there are, or nothing.
-    let page = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    let page = map(2 * PAGE, RW).expect("pages");
     // SAFETY: they are this function's.
     unsafe { munmap(page + PAGE, PAGE) }.expect("a page to unmap");
     assert_eq!(call(WRITE, [1, page + PAGE - 4, 8]), Err(Errno::EFAULT));
@@ -124,24 +122,24 @@ fn the_heap_has_an_end() {
 }
 
 fn mappings_come_and_go() {
-    let at = map(4 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    let at = map(4 * PAGE, RW).expect("pages");
     // SAFETY: the pages are this function's.
     unsafe {
         (at as *mut u64).write(1);
         assert_eq!(mmap(at, PAGE, PROT_READ, PRIVATE | MAP_FIXED_NOREPLACE), Err(Errno::EEXIST));
-        assert_eq!(mmap(at, PAGE, PROT_READ | PROT_WRITE, PRIVATE | MAP_FIXED), Ok(at));
+        assert_eq!(mmap(at, PAGE, RW, PRIVATE | MAP_FIXED), Ok(at));
         assert_eq!((at as *const u64).read(), 0, "replaced");
         munmap(at + PAGE, PAGE).expect("a hole");
         assert_eq!(mprotect(at, 4 * PAGE, PROT_READ), Err(Errno::ENOMEM), "a hole in it");
         assert_eq!(mmap(at + PAGE, PAGE, PROT_NONE, PRIVATE | MAP_FIXED_NOREPLACE), Ok(at + PAGE));
         munmap(at, 4 * PAGE).expect("pages to unmap");
         munmap(at, 4 * PAGE).expect("nothing to unmap is no error");
-        let populated = mmap(0, 3 * PAGE, PROT_READ | PROT_WRITE, PRIVATE | MAP_POPULATE).expect("pages");
+        let populated = mmap(0, 3 * PAGE, RW, PRIVATE | MAP_POPULATE).expect("pages");
         let mut present = [9; 3];
         assert_eq!(mincore(populated, &mut present), Ok(()));
         assert_eq!(present, [1; 3], "MAP_POPULATE");
         munmap(populated, 3 * PAGE).expect("pages to unmap");
-        let shared = mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS).expect("a page");
+        let shared = mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS).expect("a page");
         munmap(shared, PAGE).expect("a page to unmap");
     }
 }
@@ -173,7 +171,7 @@ fn mappings_are_refused() {
 }
 
 fn advice_and_presence() {
-    let at = map(3 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    let at = map(3 * PAGE, RW).expect("pages");
     let mut present = [9; 3];
     // SAFETY: the pages are this function's.
     unsafe {

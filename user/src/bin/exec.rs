@@ -9,11 +9,10 @@
 use core::ffi::{CStr, c_char};
 use core::ptr::null;
 
-use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{CLOSE, EXECVE, WRITE};
 use granule_user::abi::process::{AT_EXECFN, exited};
 use granule_user::answers::{equal, status};
-use granule_user::memory::{PAGE, map, munmap};
+use granule_user::memory::{KERNEL, PAGE, RW, map, munmap};
 use granule_user::{Errno, Start, entry, process, sys};
 
 entry!(run);
@@ -26,8 +25,6 @@ const STRING: usize = 128 << 10;
 const FOUND: u8 = 42;
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 
 fn run(start: Start) -> u8 {
     let variable = start.environment().next();
@@ -109,7 +106,7 @@ impl List {
     fn new(count: usize, length: usize) -> Self {
         let bytes = ((count + 1) * 8 + count * (length + 1)) as u64;
         let bytes = bytes.next_multiple_of(PAGE);
-        let start = map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+        let start = map(bytes, RW).expect("memory");
         let mut string = start + (count as u64 + 1) * 8;
         for index in 0..count {
             // SAFETY: fresh memory with room for all of it.
@@ -197,7 +194,7 @@ fn bad_pointers(path: &CStr) {
     list.set(1, NOWHERE);
     equal("a bad one behind one that is too long", at(list.start), BAD);
     // An array without an end, up to a page that is not mapped; and strings at the end of a page.
-    let pages = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    let pages = map(2 * PAGE, RW).expect("pages");
     // SAFETY: this function's pages.
     unsafe {
         munmap(pages + PAGE, PAGE).expect("a hole");
@@ -232,7 +229,7 @@ fn paths(path: &CStr) {
     make_plain();
     let ask = |path: &[u8]| {
         let bytes = (path.len() as u64 + 1).next_multiple_of(PAGE);
-        let copy = map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+        let copy = map(bytes, RW).expect("memory");
         // SAFETY: fresh memory with room for it.
         unsafe { core::ptr::copy_nonoverlapping(path.as_ptr(), copy as *mut u8, path.len()) };
         // A path that is refused is refused before the arguments are looked at.

@@ -18,7 +18,6 @@ use granule_user::abi::file::{
     SEEK_END, SEEK_HOLE, SEEK_SET, Stat,
 };
 use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
-use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{
     CLONE, CLOSE, DUP, DUP3, EXIT_GROUP, FCNTL, FSTAT, IOCTL, LSEEK, OPENAT, PREAD64, PWRITE64, READ, READV, WRITE,
     WRITEV,
@@ -26,7 +25,7 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{AT_EXECFN, CLONE_FILES, IoVec, WNOHANG, exited};
 use granule_user::abi::signal::{SA_RESTART, SIGKILL, SIGUSR1, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{PAGE, map, munmap};
+use granule_user::memory::{KERNEL, PAGE, RW, map, munmap};
 use granule_user::signal::handle;
 use granule_user::thread::Thread;
 use granule_user::{Errno, Start, entry, own, process, time};
@@ -36,8 +35,6 @@ own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 const SIGCHLD: u64 = 17;
 /// The first bytes of an ELF file.
 const BEGINNING: [u8; 8] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
@@ -238,7 +235,7 @@ fn positions(path: &CStr) {
 fn ranges(path: &CStr) {
     let file = open(path, O_RDONLY).expect("the program's own file");
     let size = fstat(file).expect("its status").st_size as u64;
-    let pages = map(3 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+    let pages = map(3 * PAGE, RW).expect("pages");
     // SAFETY: the pages are this function's.
     unsafe { munmap(pages + 2 * PAGE, PAGE) }.expect("a page to unmap");
     let end = pages + 2 * PAGE;
@@ -608,7 +605,7 @@ fn signals(path: &CStr) {
     unsafe { handle(SIGUSR1, note, SA_RESTART, 0) }.expect("a handler");
     let file = open(path, O_RDONLY).expect("the program's own file");
     let size = fstat(file).expect("its status").st_size as u64;
-    let room = map(size.next_multiple_of(PAGE), PROT_READ | PROT_WRITE).expect("pages");
+    let room = map(size.next_multiple_of(PAGE), RW).expect("pages");
     let own = process::id();
     let sender = process::spawn(|| {
         while process::kill(own as i32, SIGUSR1).is_ok() {

@@ -5,7 +5,6 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{RT_SIGRETURN, TGKILL};
 use granule_user::abi::process::exited;
 use granule_user::abi::signal::{
@@ -13,7 +12,7 @@ use granule_user::abi::signal::{
     SIGBUS, SIGILL, SIGSEGV, SIGTRAP, SIGUSR1, SIGUSR2, SVE_MAGIC, SigInfo, SigStack, TRAP_BRKPT, UContext,
 };
 use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{PAGE, map, munmap};
+use granule_user::memory::{KERNEL, PAGE, RW, map, munmap};
 use granule_user::signal::{Handler, handle, set_of, set_stack};
 use granule_user::{Start, entry, offend, process};
 
@@ -21,8 +20,6 @@ entry!(run);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x7000_0000_0000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 
 fn run(_start: Start) -> u8 {
     faults();
@@ -149,7 +146,7 @@ fn faults() {
     equal("a load of the kernel's", seen(), (SIGSEGV, SEGV_MAPERR, false, KERNEL, KERNEL, DATA | 0x4));
     offend!("str x9, [x10]", KERNEL);
     equal("a store to the kernel's", seen(), (SIGSEGV, SEGV_MAPERR, false, KERNEL, KERNEL, DATA | 0x44));
-    let page = map(PAGE, PROT_READ | PROT_WRITE).expect("a page");
+    let page = map(PAGE, RW).expect("a page");
     offend!("ldaxr x9, [x10]", page + 13);
     let mut unaligned = seen();
     // QEMU calls it a store.
@@ -232,7 +229,7 @@ fn mark(context: &mut UContext) {
 fn in_child(on_fault: Handler, main: impl FnOnce()) -> u32 {
     let child = process::spawn(|| {
         const SIZE: u64 = 16 * PAGE;
-        let base = map(SIZE, PROT_READ | PROT_WRITE).expect("a stack");
+        let base = map(SIZE, RW).expect("a stack");
         // SAFETY: the stack is for handlers alone, until the child ends.
         unsafe { set_stack(&SigStack { base, flags: 0, padding: 0, size: SIZE }) }.expect("a stack to set");
         set(SIGSEGV, on_fault, SA_ONSTACK, 0);
@@ -414,7 +411,7 @@ fn with_stack(sp: u64, number: usize) {
 fn frames_that_are_not_there() {
     let near_the_end = u64::MAX - 15;
     let hole = {
-        let pages = map(2 * PAGE, PROT_READ | PROT_WRITE).expect("pages");
+        let pages = map(2 * PAGE, RW).expect("pages");
         // SAFETY: this function's pages.
         unsafe { munmap(pages + PAGE, PAGE) }.expect("a hole");
         pages + PAGE

@@ -23,7 +23,7 @@ use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK,
     MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED,
     MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MAP_SHARED_VALIDATE, MAP_STACK, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MAP_SHARED_VALIDATE, MAP_STACK, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_READ,
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLONE, CLOSE, DUP, DUP3, EXECVE, FALLOCATE, FCNTL, FSTAT,
@@ -42,13 +42,12 @@ use granule_user::abi::signal::{
     SIGUSR2, SS_DISABLE, SS_ONSTACK, SigAction, SigFrame, SigInfo, SigStack, UContext,
 };
 use granule_user::abi::time::{TIMER_ABSTIME, Timespec};
-use granule_user::memory::{PAGE, mmap};
+use granule_user::memory::{PAGE, RW, mmap};
 use granule_user::thread::Thread;
 use granule_user::{Errno, Start, entry, memory, offend, println, probe, process, random, signal, sys, time};
 
 entry!(run);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
 const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;
 /// Where the count is: far from all that the calls are given, which powers of two are among.

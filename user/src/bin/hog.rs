@@ -14,7 +14,6 @@ use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE,
     MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
-    PROT_WRITE,
 };
 use granule_user::abi::number::{
     BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PWRITE64, WRITE,
@@ -22,7 +21,7 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
 use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
 use granule_user::abi::userfaultfd::UFFDIO_REGISTER_MODE_MISSING;
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::userfault::Pager;
 use granule_user::{Errno, Start, entry, own, println, process, signal, sys, thread, time};
 
@@ -81,7 +80,7 @@ fn pages() -> ! {
         // A mapping that is not reserved is never refused for its size.
         let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         // SAFETY: not at a fixed address.
-        let piece = unsafe { memory::mmap(0, PIECE, PROT_READ | PROT_WRITE, flags) }.expect("addresses");
+        let piece = unsafe { memory::mmap(0, PIECE, RW, flags) }.expect("addresses");
         touch(piece, PIECE, 1);
     }
 }
@@ -104,7 +103,7 @@ fn forks() {
     let mut count = 0;
     for place in &mut children {
         let child = process::try_spawn(|| {
-            if let Ok(held) = memory::map(HELD, PROT_READ | PROT_WRITE) {
+            if let Ok(held) = memory::map(HELD, RW) {
                 touch(held, HELD, 1);
             }
             while process::parent_id() == own {
@@ -170,7 +169,7 @@ fn areas() {
     // SAFETY: as above.
     unsafe {
         memory::madvise(start, BYTES, MADV_DOFORK).expect("advice");
-        memory::mprotect(start, BYTES, PROT_READ | PROT_WRITE).expect("one area again");
+        memory::mprotect(start, BYTES, RW).expect("one area again");
     }
 }
 
@@ -221,7 +220,7 @@ const TABLES: u64 = 40_000 * TABLE;
 fn addresses_of_tables() -> u64 {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: not at a fixed address.
-    unsafe { memory::mmap(0, TABLES, PROT_READ | PROT_WRITE, flags) }.expect("addresses")
+    unsafe { memory::mmap(0, TABLES, RW, flags) }.expect("addresses")
 }
 
 /// Has a child that spreads its pages, so that each has a table, and does something with all of them from time to time,
@@ -272,7 +271,7 @@ fn vforks() {
         process::exit_group(0)
     }
     const STACK: u64 = 4 * PAGE;
-    let Ok(stack) = memory::map(STACK, PROT_READ | PROT_WRITE) else { return };
+    let Ok(stack) = memory::map(STACK, RW) else { return };
     // SAFETY: the stack was just mapped, for the child alone.
     match unsafe { process::clone_onto(CLONE_VM | CLONE_VFORK | u64::from(SIGCHLD), stack + STACK, next) } {
         Ok(child) => assert_eq!(process::wait(child), exited(0)),
@@ -299,7 +298,7 @@ fn heap() {
 fn shared() {
     loop {
         // SAFETY: not at a fixed address.
-        if let Err(error) = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) } {
+        if let Err(error) = unsafe { memory::mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) } {
             return assert_eq!(error, Errno::ENOMEM);
         }
     }
@@ -313,7 +312,7 @@ fn populated() {
         let (flags, bytes) = if index % 8 == 7 { (MAP_SHARED, 9 * PAGE) } else { (MAP_PRIVATE, PAGE) };
         let flags = flags | MAP_ANONYMOUS | MAP_POPULATE | MAP_FIXED_NOREPLACE;
         // SAFETY: nothing is there.
-        let piece = unsafe { memory::mmap(FIRST + index * APART, bytes, PROT_READ | PROT_WRITE, flags) };
+        let piece = unsafe { memory::mmap(FIRST + index * APART, bytes, RW, flags) };
         if let Err(error) = piece {
             return assert_eq!(error, Errno::ENOMEM);
         }
@@ -412,7 +411,7 @@ fn polls() -> ! {
     raise_limit();
     let counter = call(EVENTFD2, [0, 0]).expect("a counter") as i32;
     let bytes = (FILES * size_of::<PollFd>()) as u64;
-    let files = memory::map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+    let files = memory::map(bytes, RW).expect("memory");
     for place in (files..files + bytes).step_by(size_of::<PollFd>()) {
         // SAFETY: memory of this program's own, without references to it.
         unsafe { (place as *mut PollFd).write(PollFd { fd: counter, events: POLLIN, revents: 0 }) };
@@ -436,7 +435,7 @@ fn paths() {
     };
     let flags = MAP_SHARED | MAP_ANONYMOUS;
     // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, PAGE, PROT_READ | PROT_WRITE, flags) }.expect("memory");
+    let page = unsafe { memory::mmap(0, PAGE, RW, flags) }.expect("memory");
     // SAFETY: just mapped, and used as this alone.
     let is_ready = unsafe { &*(page as *const AtomicBool) };
     let first = process::spawn(|| {
@@ -449,7 +448,7 @@ fn paths() {
     }
     loop {
         let child = process::try_spawn(|| {
-            if let Ok(held) = memory::map(HELD, PROT_READ | PROT_WRITE) {
+            if let Ok(held) = memory::map(HELD, RW) {
                 touch(held, HELD, 1);
             }
             stay()
@@ -469,7 +468,7 @@ fn paths() {
 fn copy_paths() {
     const THREADS: usize = 200;
     const LENGTH: u64 = 8;
-    let path = memory::map(2 * PAGE, PROT_READ | PROT_WRITE).expect("memory");
+    let path = memory::map(2 * PAGE, RW).expect("memory");
     // SAFETY: just mapped.
     unsafe { ((path + PAGE - LENGTH) as *mut [u8; LENGTH as usize]).write([b'x'; LENGTH as usize]) };
     let pager = Pager::new(0, 0).expect("a pager");
@@ -494,12 +493,12 @@ fn copy_paths() {
 fn beside() -> u8 {
     const BYTES: u64 = 128 << 10;
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
-    let kept = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
+    let kept = memory::map(BYTES, RW).expect("memory");
     let mut value = 0_u8;
     loop {
         let last = signal::is_pending(SIGTERM).expect("pending signals");
         touch(kept, BYTES, value);
-        let fresh = memory::map(BYTES, PROT_READ | PROT_WRITE).expect("memory");
+        let fresh = memory::map(BYTES, RW).expect("memory");
         touch(fresh, BYTES, !value);
         // A copy sees both; where there may be no more tasks, that is not for lack of memory.
         match process::try_spawn(|| u8::from(holds(kept, BYTES, value) && holds(fresh, BYTES, !value))) {

@@ -11,11 +11,10 @@ use core::ffi::{CStr, c_char};
 use core::ptr::null;
 
 use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_STACK, RLimit};
-use granule_user::abi::memory::{PROT_READ, PROT_WRITE};
 use granule_user::abi::number::{BRK, CLOSE, DUP3, PERSONALITY, PIPE2, PRLIMIT64, READ};
 use granule_user::abi::process::{ADDR_NO_RANDOMIZE, AT_EXECFN, AT_PHDR, PER_LINUX32, READ_IMPLIES_EXEC, exited};
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{PAGE, map};
+use granule_user::memory::{PAGE, RW, map};
 use granule_user::thread::Thread;
 use granule_user::{Errno, Start, entry, print, process, sys};
 
@@ -154,7 +153,7 @@ fn report(start: &Start) {
         program: start.auxiliary(AT_PHDR).expect("program headers"),
         // SAFETY: it changes nothing.
         heap: unsafe { sys::raw(BRK, [0; 6]) },
-        mapping: map(PAGE, PROT_READ | PROT_WRITE).expect("a page"),
+        mapping: map(PAGE, RW).expect("a page"),
         stack: start.auxiliary(AT_EXECFN).expect("a path"),
         pointer: start.stack_pointer(),
         personality: personality(GET).expect("a personality"),

@@ -7,13 +7,13 @@ use core::ffi::CStr;
 use core::ptr::null;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE};
 use granule_user::abi::number::{CLONE, GETRANDOM, WAIT4};
 use granule_user::abi::process::{
     CLONE_PARENT, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WALL, WCLONE, WNOHANG, exited, killed,
 };
 use granule_user::abi::signal::{SA_RESTART, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, SigInfo, UContext};
-use granule_user::memory::shared;
+use granule_user::memory::{RW, shared};
 use granule_user::waiting::until;
 use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, thread, time};
 
@@ -63,7 +63,7 @@ fn ask() -> ! {
     const PAGE: u64 = 0x7000_0000_0000;
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     // SAFETY: nothing is there.
-    unsafe { memory::mmap(PAGE, memory::PAGE, PROT_READ | PROT_WRITE, flags) }.expect("a page");
+    unsafe { memory::mmap(PAGE, memory::PAGE, RW, flags) }.expect("a page");
     loop {
         // SAFETY: there are no references to it.
         unsafe { sys::call(GETRANDOM, [PAGE, 8, 0, 0, 0, 0]) }.expect("random bytes");

@@ -17,7 +17,7 @@ use granule_user::abi::memory::{
 use granule_user::abi::number::{BRK, GETRLIMIT, PRLIMIT64, SETRLIMIT};
 use granule_user::abi::process::{AT_EXECFN, exited};
 use granule_user::abi::signal::{SEGV_MAPERR, SIGSEGV};
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::waiting::until;
 use granule_user::{Errno, Start, entry, println, probe, process, sys, thread, time};
 
@@ -201,8 +201,6 @@ fn a_program_has_no_more_memory(start: Start) {
         assert_eq!(end == exited(0), runs, "{resource} of {limit}: {end:#x}");
     }
 }
-
-const RW: u64 = PROT_READ | PROT_WRITE;
 
 /// Maps memory wherever there is room.
 fn map(bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {

@@ -6,11 +6,12 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, PROT_READ};
 use granule_user::abi::number::{CLOCK_NANOSLEEP, GETRANDOM, WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{SIGKILL, SIGUSR1, SigInfo, UContext};
 use granule_user::abi::time::{CLOCK_MONOTONIC, TIMER_ABSTIME, Timespec};
+use granule_user::memory::RW;
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::with_longer_times;
 use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, time};
@@ -117,7 +118,7 @@ fn faulting_readers(count: u32) {
     const BYTES: u64 = 64 * MIB;
     static PAGES: AtomicU64 = AtomicU64::new(0);
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
-    PAGES.store(memory::map(4096 * memory::PAGE, PROT_READ | PROT_WRITE).expect("memory"), Ordering::Relaxed);
+    PAGES.store(memory::map(4096 * memory::PAGE, RW).expect("memory"), Ordering::Relaxed);
     threads(count, |index| {
         THERE.fetch_add(1, Ordering::Release);
         while GATE.load(Ordering::Acquire) == 0 {
@@ -134,7 +135,7 @@ fn faulting_readers(count: u32) {
     for _ in 0..4 {
         // SAFETY: not at a fixed address, and nothing refers to it.
         unsafe {
-            let start = memory::mmap(0, BYTES, PROT_READ | PROT_WRITE, flags).expect("memory");
+            let start = memory::mmap(0, BYTES, RW, flags).expect("memory");
             memory::munmap(start, BYTES).expect("to unmap");
         }
     }
@@ -172,12 +173,12 @@ fn memory_calls(bytes: u64) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
     // SAFETY: not at a fixed address, and nothing refers to it.
     unsafe {
-        let start = memory::mmap(0, bytes, PROT_READ | PROT_WRITE, flags).expect("memory");
+        let start = memory::mmap(0, bytes, RW, flags).expect("memory");
         memory::mprotect(start, bytes, PROT_READ).expect("to protect");
-        memory::mprotect(start, bytes, PROT_READ | PROT_WRITE).expect("to protect");
+        memory::mprotect(start, bytes, RW).expect("to protect");
         (start as *mut u64).write_volatile(1);
         memory::munmap(start, bytes).expect("to unmap");
-        let start = memory::mmap(0, bytes / 4, PROT_READ | PROT_WRITE, flags).expect("memory");
+        let start = memory::mmap(0, bytes / 4, RW, flags).expect("memory");
         memory::madvise(start, bytes / 4, MADV_DONTNEED).expect("to give up");
         assert_eq!((start as *const u64).read_volatile(), 0);
         memory::munmap(start, bytes / 4).expect("to unmap");
@@ -188,7 +189,7 @@ fn memory_calls(bytes: u64) {
 fn fork_of(bytes: u64) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
     // SAFETY: not at a fixed address.
-    let start = unsafe { memory::mmap(0, bytes, PROT_READ | PROT_WRITE, flags) }.expect("memory");
+    let start = unsafe { memory::mmap(0, bytes, RW, flags) }.expect("memory");
     let child = process::spawn(|| {
         for page in (0..bytes).step_by(16 * memory::PAGE as usize) {
             // SAFETY: mapped above.
@@ -205,7 +206,7 @@ fn fork_of(bytes: u64) {
 fn killed_in_a_call(bytes: u64) {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
     // SAFETY: not at a fixed address.
-    let populate = || unsafe { memory::mmap(0, bytes, PROT_READ | PROT_WRITE, flags) }.expect("memory");
+    let populate = || unsafe { memory::mmap(0, bytes, RW, flags) }.expect("memory");
     let start = time::now();
     let all = populate();
     let whole = time::now() - start;
@@ -225,7 +226,7 @@ fn killed_in_a_call(bytes: u64) {
 }
 
 fn random(bytes: u64) {
-    let start = memory::map(bytes, PROT_READ | PROT_WRITE).expect("memory");
+    let start = memory::map(bytes, RW).expect("memory");
     // SAFETY: it writes there alone.
     let done = unsafe { sys::call(GETRANDOM, [start, bytes, 0, 0, 0, 0]) };
     assert_eq!(done, Ok(bytes));

@@ -14,7 +14,7 @@ use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{
     MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_PAGEOUT,
     MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MCL_CURRENT, MREMAP_MAYMOVE, MS_SYNC, PROT_NONE, PROT_READ, PROT_WRITE,
+    MCL_CURRENT, MREMAP_MAYMOVE, MS_SYNC, PROT_NONE, PROT_READ,
 };
 use granule_user::abi::number::{
     BRK, CLOCK_GETTIME, CLOSE, DUP, DUP3, EVENTFD2, FALLOCATE, FTRUNCATE, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE,
@@ -30,7 +30,7 @@ use granule_user::abi::userfaultfd::{
     UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EVENT_UNMAP, UFFDIO_REGISTER_MODE_MISSING,
     UFFDIO_REGISTER_MODE_WP,
 };
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::thread::{Thread, futex_wait};
 use granule_user::userfault::Pager;
 use granule_user::{Start, entry, own, println, process, signal, time};
@@ -42,7 +42,6 @@ const MIB: u64 = 1 << 20;
 const MILLISECOND: u64 = 1_000_000;
 /// For what this CPU does on behalf of all threads.
 const SETTLED: u64 = 300 * MILLISECOND;
-const RW: u64 = PROT_READ | PROT_WRITE;
 const OWN: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
 fn run(start: Start) -> u8 {

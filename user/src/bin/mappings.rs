@@ -17,14 +17,13 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{AT_PHDR, FUTEX_PRIVATE_FLAG, exited};
 use granule_user::abi::signal::SIGCHLD;
-use granule_user::memory::{PAGE, madvise, mincore, mmap, mprotect, munmap};
+use granule_user::memory::{PAGE, RW, madvise, mincore, mmap, mprotect, munmap};
 use granule_user::probe::{self, Fault, not_allowed, not_mapped};
 use granule_user::{Errno, Start, entry, memory, own, println, process};
 
 entry!(run);
 own!(call);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 const SHARED: u64 = MAP_SHARED | MAP_ANONYMOUS;
 /// The end of a program's addresses.
@@ -399,7 +398,7 @@ fn every_protection_is_kept() {
         {
             protect(start, 1, protection);
             // A page that may be written may be read.
-            let read = if protection & (PROT_READ | PROT_WRITE) != 0 { Ok(RET[0]) } else { Err(not_allowed(start)) };
+            let read = if protection & (RW) != 0 { Ok(RET[0]) } else { Err(not_allowed(start)) };
             // A page that may only be executed is unreadable where the CPU has such pages: both answers are Linux's.
             if protection != PROT_EXEC {
                 assert_eq!(probe::read(start), read, "reading, protection {protection}");

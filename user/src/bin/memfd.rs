@@ -17,7 +17,7 @@ use granule_user::abi::file::{
 use granule_user::abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_REMOVE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ,
 };
 use granule_user::abi::number::{
     DUP, FALLOCATE, FCNTL, FDATASYNC, FSYNC, FTRUNCATE, FUTEX, IOCTL, MEMFD_CREATE, MLOCK, MMAP, MSYNC, OPENAT,
@@ -26,7 +26,7 @@ use granule_user::abi::number::{
 use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
 use granule_user::abi::signal::{SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::memory::{self, PAGE, madvise, mprotect};
+use granule_user::memory::{self, PAGE, RW, madvise, mprotect};
 use granule_user::owned::{File, Pages};
 use granule_user::probe::{self, behind_the_end, not_allowed};
 use granule_user::random::Random;
@@ -38,7 +38,6 @@ use granule_user::{Errno, Start, entry, own, process};
 entry!(run);
 own!(call, put, unmap);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const NOWHERE: u64 = 0x1000;
 const AT_FDCWD: u64 = -100_i64 as u64;
 

@@ -9,9 +9,7 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::abi::file::{AT_FDCWD, O_RDONLY};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_MTE, PROT_READ, PROT_WRITE,
-};
+use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_MTE, PROT_READ};
 use granule_user::abi::number::{
     CLOSE, EXECVE, FTRUNCATE, FUTEX, GETRANDOM, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PRCTL, READ, READV, WRITE, WRITEV,
 };
@@ -25,14 +23,13 @@ use granule_user::abi::signal::{
     SigInfo, UContext,
 };
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
 use granule_user::{Errno, Start, entry, instruction, own, process, signal, thread};
 
 entry!(run);
 own!(call);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const TAGGED: u64 = RW | PROT_MTE;
 /// The contents of memory before an access; a store stores another value.
 const BEFORE: u8 = 0x11;

@@ -18,11 +18,11 @@
 #![allow(unsafe_code, reason = "pages of a file that it maps")]
 
 use granule_user::abi::file::{POLLIN, PollFd};
-use granule_user::abi::memory::{MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::MAP_SHARED;
 use granule_user::abi::number::{MMAP, PPOLL, PROCESS_VM_READV, WRITE};
 use granule_user::abi::process::IoVec;
 use granule_user::abi::userfaultfd::{Message, UFFD_EVENT_PAGEFAULT, UFFD_PAGEFAULT_FLAG_WP};
-use granule_user::memory::PAGE;
+use granule_user::memory::{PAGE, RW};
 use granule_user::userfault::Pager;
 use granule_user::{Errno, Start, entry, own, println, process};
 
@@ -59,7 +59,7 @@ impl Target {
     /// From the numbers of the command line.
     fn new(next: &mut impl FnMut() -> u64) -> Self {
         let (process, pager, start, pages, file) = (next(), Pager(next() as u32), next(), next(), next());
-        let mapped = call(MMAP, [0, pages * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0]);
+        let mapped = call(MMAP, [0, pages * PAGE, RW, MAP_SHARED, file, 0]);
         Self { process, pager, start, pages, result: mapped.expect("the file") }
     }
 

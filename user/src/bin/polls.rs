@@ -14,7 +14,7 @@ use granule_user::abi::file::{
     SEEK_SET, Stat,
 };
 use granule_user::abi::limits::RLIMIT_NOFILE;
-use granule_user::abi::memory::{MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_SHARED, PROT_NONE, PROT_READ};
 use granule_user::abi::number::{
     DUP, EVENTFD2, FALLOCATE, FSTAT, FSYNC, FTRUNCATE, GETPID, IOCTL, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PIPE2, PPOLL,
     PREAD64, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
@@ -23,7 +23,7 @@ use granule_user::abi::process::IoVec;
 use granule_user::abi::signal::{SA_RESTART, SIG_BLOCK, SIG_SETMASK, SIGPIPE, SIGUSR1, SIGUSR2, SigInfo, UContext};
 use granule_user::abi::time::Timespec;
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{PAGE, map, mprotect};
+use granule_user::memory::{KERNEL, PAGE, RW, map, mprotect};
 use granule_user::owned::File;
 use granule_user::signal::{handle, mask, set_of};
 use granule_user::thread::{Thread, beside};
@@ -35,11 +35,8 @@ own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MILLISECOND;
-const RW: u64 = PROT_READ | PROT_WRITE;
 
 fn run(_: Start) -> u8 {
     pipes_are_made_and_refused();

@@ -10,16 +10,15 @@
 
 use granule_user::abi::memory::{
     MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE,
-    MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_NONE, PROT_READ, PROT_WRITE,
+    MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_NONE, PROT_READ,
 };
 use granule_user::abi::number::{BRK, MINCORE, MMAP, MPROTECT, MUNMAP};
-use granule_user::memory::{PAGE, mmap, munmap};
+use granule_user::memory::{PAGE, RW, mmap, munmap};
 use granule_user::{Errno, Start, entry, own, println};
 
 entry!(run);
 own!(call);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 /// The end of a program's addresses.
 const END: u64 = 1 << 48;

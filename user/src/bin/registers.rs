@@ -15,7 +15,7 @@ use granule_user::abi::memory::{
     MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_PAGEOUT,
     MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN,
     MAP_LOCKED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_ASYNC,
-    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
+    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_NONE, PROT_READ,
 };
 use granule_user::abi::number::{
     EXECVE, FALLOCATE, FSTAT, FSYNC, FTRUNCATE, FUTEX, LSEEK, MADVISE, MLOCK, MMAP, MPROTECT, MREMAP, MSYNC, MUNLOCK,
@@ -24,7 +24,7 @@ use granule_user::abi::number::{
 use granule_user::abi::process::FUTEX_WAIT;
 use granule_user::abi::signal::SIGBUS;
 use granule_user::answers::{apart, equal, holds, present, status};
-use granule_user::memory::{PAGE, mmap};
+use granule_user::memory::{PAGE, RW, mmap};
 use granule_user::probe::{self, Fault, behind_the_end, not_allowed, not_mapped};
 use granule_user::process::sched_yield;
 use granule_user::{Errno, Start, entry, own, time};
@@ -32,7 +32,6 @@ use granule_user::{Errno, Start, entry, own, time};
 entry!(run);
 own!(call, put, unmap, protect);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const AT_FDCWD: u64 = -100_i64 as u64;
 /// Where the program says how far it has come: a byte.
 const STAGE: u64 = 0x7000_0000_0000;

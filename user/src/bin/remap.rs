@@ -11,14 +11,14 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use granule_user::abi::limits::{RLIMIT_AS, RLIMIT_DATA};
 use granule_user::abi::memory::{
     MADV_DONTFORK, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
-    MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_INVALIDATE, PROT_NONE, PROT_READ, PROT_WRITE,
+    MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_INVALIDATE, PROT_NONE, PROT_READ,
 };
 use granule_user::abi::number::{
     FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PWRITE64,
 };
 
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
-use granule_user::memory::{PAGE, map, mincore};
+use granule_user::memory::{PAGE, RW, map, mincore};
 use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
 use granule_user::{Errno, Start, entry, own, process};
@@ -26,7 +26,6 @@ use granule_user::{Errno, Start, entry, own, process};
 entry!(run);
 own!(call, put, unmap, protect);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const MAY: u64 = MREMAP_MAYMOVE;
 const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
 const KEEP: u64 = MREMAP_MAYMOVE | MREMAP_DONTUNMAP;

@@ -23,7 +23,7 @@ use granule_user::abi::number::{
 };
 use granule_user::abi::process::{AT_EXECFN, FUTEX_OWNER_DIED, FUTEX_WAITERS, IoVec, RobustListHead, exited};
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{self, PAGE, madvise, map, mmap, mprotect};
+use granule_user::memory::{self, KERNEL, PAGE, RW, madvise, map, mmap, mprotect};
 use granule_user::thread::{Thread, beside, futex_wait};
 use granule_user::waiting::{until, with_longer_times};
 use granule_user::{Errno, Start, entry, own, process, time};
@@ -33,11 +33,8 @@ own!(call);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-/// The kernel's half.
-const KERNEL: u64 = 0xffff_8000_8000_0000;
 /// The end of a process's addresses.
 const END: u64 = 1 << 48;
-const RW: u64 = PROT_READ | PROT_WRITE;
 const HERE: u64 = AT_FDCWD as u64;
 
 fn run(start: Start) -> u8 {

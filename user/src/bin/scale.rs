@@ -11,10 +11,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_protocol::ScaleWindow as Window;
 use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_READ, PROT_WRITE,
+    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_READ,
 };
 use granule_user::abi::number::GETCPU;
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::thread::Thread;
 use granule_user::{Start, entry, process, sys};
 
@@ -29,7 +29,7 @@ const BIG_WARM: u32 = 2;
 const BIG_ROUNDS: u32 = 2;
 const PAGES: u64 = Window::PAGES;
 const BIG: u64 = Window::BIG;
-const READ_WRITE: u64 = PROT_READ | PROT_WRITE;
+const READ_WRITE: u64 = RW;
 /// Linux's; where it is missing threads spread by themselves.
 const SCHED_SETAFFINITY: usize = 122;
 /// Linux's: no huge pages here. Granule has none, and refuses.

@@ -6,7 +6,7 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ};
 use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, WRITE};
 use granule_user::abi::process::{exited, killed};
 use granule_user::abi::signal::{
@@ -15,6 +15,7 @@ use granule_user::abi::signal::{
     SIG_UNBLOCK, SIGBUS, SIGCHLD, SIGILL, SIGKILL, SIGSEGV, SIGTRAP, SIGUSR1, SIGUSR2, SigAction, SigInfo, SigStack,
     TRAP_BRKPT, UContext,
 };
+use granule_user::memory::RW;
 use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
 use granule_user::thread::Thread;
 use granule_user::waiting::{until, with_longer_times};
@@ -110,7 +111,7 @@ extern "C" fn allow(signal: u32, info: &SigInfo, context: &mut UContext) {
     SEEN.note(signal, info, context);
     let page = info.address() & !(memory::PAGE - 1);
     // SAFETY: the page is the test's, which waits for it to become writable.
-    unsafe { memory::mprotect(page, memory::PAGE, PROT_READ | PROT_WRITE) }.expect("a page to allow");
+    unsafe { memory::mprotect(page, memory::PAGE, RW) }.expect("a page to allow");
 }
 
 fn set(signal: u32, handler: granule_user::signal::Handler, flags: u64, mask: u64) {
@@ -317,7 +318,7 @@ fn a_handlers_frame_record_leads_to_what_it_interrupted() {
 
 fn handlers_have_a_stack() {
     const SIZE: u64 = 16 * memory::PAGE;
-    let base = memory::map(SIZE, PROT_READ | PROT_WRITE).expect("a stack");
+    let base = memory::map(SIZE, RW).expect("a stack");
     let stack = SigStack { base, flags: 0, padding: 0, size: SIZE };
     // SAFETY: the stack is this function's, until it is taken back below.
     assert_eq!(unsafe { set_stack(&stack) }.map(|old| old.size), Ok(0));
@@ -589,9 +590,8 @@ fn long_calls_make_way() {
 fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -> Result<u64, Errno> {
     const NOTHING: u64 = u64::MAX;
     // SAFETY: not at fixed addresses.
-    let [room, page] = [32 << 20, memory::PAGE].map(|bytes| unsafe {
-        memory::mmap(0, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS).expect("memory")
-    });
+    let [room, page] = [32 << 20, memory::PAGE]
+        .map(|bytes| unsafe { memory::mmap(0, bytes, RW, MAP_SHARED | MAP_ANONYMOUS).expect("memory") });
     // SAFETY: mapped above, zero, and used as two words by both processes.
     let [begins, moved] = unsafe { &*(page as *const [AtomicU64; 2]) };
     let child = process::spawn(|| {

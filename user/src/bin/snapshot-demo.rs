@@ -13,11 +13,11 @@ use core::ptr::null;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule_user::abi::file::O_NONBLOCK;
-use granule_user::abi::memory::{MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::MAP_SHARED;
 use granule_user::abi::number::{EVENTFD2, FTRUNCATE, MEMFD_CREATE, MMAP, READ, WRITE};
 use granule_user::abi::process::exited;
 use granule_user::abi::userfaultfd::{UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP};
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
 use granule_user::{Errno, Start, entry, own, println, process};
@@ -25,7 +25,6 @@ use granule_user::{Errno, Start, entry, own, println, process};
 entry!(run);
 own!(call);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 /// Pages that are watched.
 const PAGES: u64 = 64;
 const BYTES: u64 = PAGES * PAGE;

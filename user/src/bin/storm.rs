@@ -14,19 +14,18 @@ use core::ffi::{CStr, c_char};
 use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDONLY};
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_HUGEPAGE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED,
-    MREMAP_MAYMOVE, PROT_READ, PROT_WRITE,
+    MREMAP_MAYMOVE, PROT_READ,
 };
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, OPENAT, PREAD64};
 use granule_user::abi::process::{AT_EXECFN, exited};
 use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
-use granule_user::memory::{PAGE, madvise, mprotect, munmap};
+use granule_user::memory::{PAGE, RW, madvise, mprotect, munmap};
 use granule_user::random::Random;
 use granule_user::{Start, entry, own, println, process, signal};
 
 entry!(run);
 own!(call);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const OWN: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 /// Pages of its own, at the first or the second address in turn.
 const SMALL: [u64; 2] = [0x7000_0000_0000, 0x7000_1000_0000];

@@ -7,10 +7,10 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "runs instructions that it makes")]
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_EXEC, PROT_READ};
 use granule_user::abi::signal::SIGILL;
 use granule_user::answers::{equal, status};
-use granule_user::memory::{PAGE, mmap};
+use granule_user::memory::{PAGE, RW, mmap};
 use granule_user::{Start, entry, own, probe, process};
 
 entry!(run);
@@ -72,7 +72,7 @@ fn run(_: Start) -> u8 {
     let bytes = encodings().count() as u64 * 16;
     let pages = bytes.div_ceil(PAGE);
     // SAFETY: the kernel finds a place.
-    let code = unsafe { mmap(0, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("memory");
+    let code = unsafe { mmap(0, pages * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("memory");
     for (place, encoding) in (code..).step_by(16).zip(encodings()) {
         for (at, word) in (place..).step_by(4).zip([mrs(encoding), RET, msr(encoding), RET]) {
             // SAFETY: it was just mapped, for these.

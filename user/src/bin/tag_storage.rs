@@ -6,14 +6,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_MTE, PROT_READ, PROT_WRITE,
-};
+use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_MTE, PROT_READ};
 use granule_user::abi::number::{FUTEX, MEMFD_CREATE, MMAP, PREAD64, PWRITE64};
 use granule_user::abi::process::FUTEX_WAKE;
 use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::random::Random;
 use granule_user::signal::{is_pending, mask, set_of};
 use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag};
@@ -22,7 +20,6 @@ use granule_user::{Errno, Start, entry, own, probe, process, thread};
 entry!(run);
 own!(call, unmap, protect);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const TAGGED: u64 = RW | PROT_MTE;
 /// Where part `lazy` has its pages, and its words: the steps that it has done, and those that it may go on behind.
 const LAZY: u64 = 0x7000_0000_0000;

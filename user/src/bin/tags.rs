@@ -9,9 +9,7 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ, PROT_WRITE,
-};
+use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ};
 use granule_user::abi::number::{
     BRK, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, PRCTL, READ, RT_SIGPROCMASK, UNAME, WRITEV,
 };
@@ -21,13 +19,13 @@ use granule_user::abi::process::{
 use granule_user::abi::signal::{
     BUS_ADRALN, SA_EXPOSE_TAGBITS, SEGV_MAPERR, SIGBUS, SIGSEGV, SIGUSR1, SigInfo, UContext,
 };
-use granule_user::memory::{self, PAGE};
-use granule_user::{Errno, Start, entry, own, println, process, signal};
+use granule_user::memory::{self, PAGE, RW};
+use granule_user::tags::load;
+use granule_user::{Errno, Start, entry, own, println, probe, process, signal};
 
 entry!(run);
 own!(call);
 
-const RW: u64 = PROT_READ | PROT_WRITE;
 const TAG: u64 = 0x5a << 56;
 /// Where nothing is.
 const NOWHERE: u64 = 0x7000_0000_0000;
@@ -53,38 +51,13 @@ fn control() -> Result<u64, Errno> {
     call(PRCTL, [PR_GET_TAGGED_ADDR_CTRL])
 }
 
-fn load(address: u64) -> u8 {
-    #[cfg_attr(not(target_arch = "aarch64"), expect(unused_mut))]
-    let mut value = 0xff_u64;
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: a load; where it faults a handler continues after it.
-    unsafe {
-        core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    let _ = address;
-    value as u8
-}
-
-/// # Safety
-/// The byte at the address, without its tag, is the caller's.
-unsafe fn store(address: u64, value: u8) {
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: the caller's promise.
-    unsafe {
-        core::arch::asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) address, options(nostack));
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    let _ = (address, value);
-}
-
 fn tags_are_ignored_at_el0() {
     let page = memory::map(PAGE, RW).expect("memory");
     for tag in [1 << 56, TAG, 0xff << 56] {
         let value = (tag >> 56) as u8;
         // The first one is the page's first access, too.
         // SAFETY: the page is the test's own.
-        unsafe { store(page | tag, value) };
+        unsafe { probe::write(page | tag, value) }.expect("a page");
         assert_eq!([load(page), load(page | tag)], [value; 2]);
     }
     // SAFETY: there is no reference to it.
@@ -120,20 +93,6 @@ fn handle(flags: u64) {
     }
 }
 
-/// Calls `address`.
-///
-/// # Safety
-/// A function is there that changes no registers but those that calls may change, or nothing is.
-unsafe fn branch(address: u64) {
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: the caller's promise.
-    unsafe {
-        core::arch::asm!("blr {}", in(reg) address, clobber_abi("C"));
-    }
-    #[cfg(not(target_arch = "aarch64"))]
-    let _ = address;
-}
-
 fn faults_hide_tags_unless_they_are_asked_for() {
     for (flags, tag) in [(0, 0), (SA_EXPOSE_TAGBITS, TAG)] {
         handle(flags);
@@ -145,11 +104,11 @@ fn faults_hide_tags_unless_they_are_asked_for() {
         load(u64::MAX << 48);
         assert_eq!(taken(), (SEGV_MAPERR, u64::MAX << 48, u64::MAX << 48));
         // SAFETY: nothing is there. PC has no tag, whatever was branched to.
-        unsafe { branch(NOWHERE | TAG) };
+        unsafe { probe::call(NOWHERE | TAG) }.expect("no handler of `probe`");
         assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE), "a branch");
         let odd = function as *const () as u64 | 2;
         // SAFETY: nothing is executed where PC is not aligned.
-        unsafe { branch(odd | TAG) };
+        unsafe { probe::call(odd | TAG) }.expect("no handler of `probe`");
         assert_eq!(taken(), (BUS_ADRALN, odd, 0), "a branch between instructions");
     }
     handle(0);
@@ -167,7 +126,7 @@ extern "C" fn function() {
 
 fn handlers_and_stacks_may_be_tagged() {
     // SAFETY: a function.
-    unsafe { branch(function as *const () as u64 | TAG) };
+    unsafe { probe::call(function as *const () as u64 | TAG) }.expect("no handler of `probe`");
     assert_eq!(CALLED.swap(0, Ordering::Relaxed), 1);
     // SAFETY: the handler touches an atomic.
     let before = unsafe { signal::handle(SIGUSR1, called, 0, 0) }.expect("a handler");
@@ -206,7 +165,7 @@ fn on_a_tagged_stack(address: u64) -> u64 {
 fn calls_that_name_mappings_ignore_tags() {
     let start = memory::map(4 * PAGE, RW).expect("memory");
     // SAFETY: the pages are the test's own.
-    unsafe { store(start, 7) };
+    unsafe { probe::write(start, 7) }.expect("a page");
     let mut present = [9_u8; 2];
     let vector = present.as_mut_ptr().expose_provenance() as u64;
     assert_eq!(call(MINCORE, [start | TAG, 2 * PAGE, vector]), Ok(0));

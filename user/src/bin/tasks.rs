@@ -5,7 +5,7 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ, PROT_WRITE};
+use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE};
 use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING, SET_TID_ADDRESS};
 use granule_user::abi::process::{
     CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_IO, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND,
@@ -16,7 +16,7 @@ use granule_user::abi::signal::{
     CLD_EXITED, CLD_KILLED, SA_RESETHAND, SI_USER, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV,
     SIGTERM, SIGURG, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
 };
-use granule_user::memory::shared;
+use granule_user::memory::{RW, shared};
 use granule_user::signal::{handle, mask, set_action, set_of};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::{until as wait_until, until_zombie};
@@ -81,7 +81,7 @@ fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, 
 /// A clone with the same memory, on a stack of its own; it ends with `process::exit`.
 fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
     const STACK: u64 = 16 * memory::PAGE;
-    let stack = memory::map(STACK, PROT_READ | PROT_WRITE).expect("a stack") + STACK;
+    let stack = memory::map(STACK, RW).expect("a stack") + STACK;
     // SAFETY: the stack was just mapped, for the child alone.
     unsafe { process::clone_onto(flags, stack, child) }
 }
@@ -672,7 +672,7 @@ fn handlers() -> ! {
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     // SAFETY: nothing is there, and nothing else uses it.
     let rounds = unsafe {
-        memory::mmap(PAGE, memory::PAGE, PROT_READ | PROT_WRITE, flags).expect("a page");
+        memory::mmap(PAGE, memory::PAGE, RW, flags).expect("a page");
         &*(PAGE as *const AtomicU64)
     };
     // SAFETY: the handler changes its frame alone.
@@ -683,7 +683,7 @@ fn handlers() -> ! {
         mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
         process::kill(process::id() as i32, SIGUSR1).expect("a signal to oneself");
         mask(SIG_SETMASK, 0).expect("a mask");
-        let page = memory::map(memory::PAGE, PROT_READ | PROT_WRITE).expect("a page");
+        let page = memory::map(memory::PAGE, RW).expect("a page");
         // SAFETY: the page is this loop's.
         unsafe {
             (page as *mut u64).write_volatile(1);

@@ -13,7 +13,7 @@ use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEX
 use granule_user::abi::limits::RLIMIT_NOFILE;
 use granule_user::abi::memory::{
     MADV_DONTNEED, MADV_HUGEPAGE, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED,
-    MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ, PROT_WRITE,
+    MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
 };
 use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, PREAD64, USERFAULTFD};
 use granule_user::abi::signal::{BUS_ADRERR, BUS_MCEERR_AR, SIGBUS};
@@ -26,7 +26,7 @@ use granule_user::abi::userfaultfd::{
     UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP, UFFDIO_WRITEPROTECT_MODE_DONTWAKE,
     UFFDIO_WRITEPROTECT_MODE_WP, ioctl_bit,
 };
-use granule_user::memory::{self, PAGE};
+use granule_user::memory::{self, PAGE, RW};
 use granule_user::thread::{Thread, beside, futex_wait, futex_wake};
 use granule_user::userfault::Pager;
 use granule_user::{Start, entry, own, println, probe, process};
@@ -36,7 +36,6 @@ own!(call);
 
 const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
 const WP: u64 = UFFDIO_REGISTER_MODE_WP;
-const RW: u64 = PROT_READ | PROT_WRITE;
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
 /// The end of a process's addresses.
