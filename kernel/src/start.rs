@@ -413,15 +413,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     });
 
     kernel.frames.set_cpus(cpus.iter().count());
-    let mut features = SystemFeatures::new(own);
-    for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
-        features.add(other);
-    }
-    if bootargs::is_set("repeat-tlbi") {
-        features.repeat_tlbi = RepeatTlbi::Forced;
-    }
-    features.size_change = features.size_change.or_as_told();
-    features.kernel_tag_check = kernel_tag_check::decide(features.cpus.mte());
+    let features = features_of(cpus, own);
     let is_split = decide_policy(kernel, &features, own);
     if Wishes::read().rodata == Rodata::Off {
         open_constants(kernel)?;
@@ -464,6 +456,20 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     console::start_waker(cpu)?;
     services::start(cpu)?;
     Ok(())
+}
+
+/// What all CPUs have, and what boot arguments ask for.
+fn features_of(cpus: CpuSet, own: &CpuFeatures) -> SystemFeatures {
+    let mut features = SystemFeatures::new(own);
+    for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
+        features.add(other);
+    }
+    if bootargs::is_set("repeat-tlbi") {
+        features.repeat_tlbi = RepeatTlbi::Forced;
+    }
+    features.size_change = features.size_change.or_as_told();
+    features.kernel_tag_check = kernel_tag_check::decide(features.cpus.mte());
+    features
 }
 
 /// What the scheduler needs of the layers above it.

@@ -606,14 +606,7 @@ impl OpenFile {
 
     /// `struct stat`, in words of 8 bytes.
     pub fn stat(&self) -> [u64; 16] {
-        /// The devices that files of each kind are on, and that the console is: 5, 1.
-        const DEVICE: u64 = 2;
-        const MEMORY: u64 = 1;
-        const PIPES: u64 = 3;
-        const WITHOUT_NAMES: u64 = 4;
-        const PROCESSES: u64 = 5;
         const SECOND: u64 = 1_000_000_000;
-        const CONSOLE: u64 = 5 << 8 | 1;
         let special = |number| Attributes { number, mode: S_IFCHR | 0o600, user: 0, group: 0, modified: 0 };
         let (attributes, size) = match &self.kind {
             Kind::Console => (special(usize::MAX - 2), 0),
@@ -646,21 +639,11 @@ impl OpenFile {
         };
         let (seconds, rest) = (time / SECOND, time % SECOND);
         [
-            match &self.kind {
-                Kind::Memory(_) => MEMORY,
-                Kind::Pipe(_) => PIPES,
-                Kind::Event(_) => WITHOUT_NAMES,
-                Kind::Pagemap(_) => PROCESSES,
-                _ => DEVICE,
-            },
+            self.kind.device(),
             attributes.number as u64,
             pair(attributes.mode, links),
             pair(attributes.user, attributes.group),
-            match &self.kind {
-                Kind::Console => CONSOLE,
-                Kind::Device(number) => number.of_stat(),
-                _ => 0,
-            },
+            self.kind.represented(),
             0,
             size,
             PAGE,
@@ -674,5 +657,27 @@ impl OpenFile {
             rest,
             0,
         ]
+    }
+}
+
+impl Kind {
+    /// The device that files of the kind are on, a number for each.
+    const fn device(&self) -> u64 {
+        match self {
+            Self::Memory(_) => 1,
+            Self::Pipe(_) => 3,
+            Self::Event(_) => 4,
+            Self::Pagemap(_) => 5,
+            _ => 2,
+        }
+    }
+
+    /// The device that the file is; 0 for none.
+    fn represented(&self) -> u64 {
+        match self {
+            Self::Console => 5 << 8 | 1,
+            Self::Device(number) => number.of_stat(),
+            _ => 0,
+        }
     }
 }

@@ -61,13 +61,7 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
     }
     let file = if flags & MAP_ANONYMOUS == 0 { Some(io::file(call, call.argument::<4>())?) } else { None };
     let bytes = if flags & MAP_HUGETLB != 0 { large_bytes(bytes, flags)? } else { bytes };
-    let placement = if flags & MAP_FIXED_NOREPLACE != 0 {
-        Placement::FixedNoReplace(address)
-    } else if flags & MAP_FIXED != 0 {
-        Placement::Fixed(address)
-    } else {
-        Placement::Hint(address)
-    };
+    let placement = placement(address, flags);
     let space = call.task.space();
     let backed = match &file {
         Some(file) => {
@@ -113,6 +107,17 @@ pub(super) fn mmap(call: &mut Syscall<'_>) -> Answer {
         populate_when_relieved(call, address, bytes);
     }
     Ok(address.0)
+}
+
+/// Where `MAP_*` of `mmap` has a mapping placed.
+const fn placement(address: VirtAddr, flags: u64) -> Placement {
+    if flags & MAP_FIXED_NOREPLACE != 0 {
+        Placement::FixedNoReplace(address)
+    } else if flags & MAP_FIXED != 0 {
+        Placement::Fixed(address)
+    } else {
+        Placement::Hint(address)
+    }
 }
 
 /// Populates a mapping again where that came to a want of memory, as often as there is some.

@@ -608,13 +608,8 @@ impl Space {
         present.fill(0);
         let index = |address: VirtAddr| ((address - range.start()) / PAGE) as usize;
         for area in areas.touching(range) {
-            if let Some(object) = area.object() {
-                let part = area.part_in(range);
-                let object_pages = area.page_at(part.start())..area.page_at(part.end());
-                for (place, page) in present.iter_mut().skip(index(part.start())).zip(object_pages) {
-                    *place = object.has(page).into();
-                }
-            }
+            let part = area.part_in(range);
+            note_pages_of_object(area, part, present.get_mut(index(part.start())..).unwrap_or_default());
         }
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
@@ -652,6 +647,14 @@ impl Space {
             present.iter_mut().skip(index(part.start())).take(part.pages()).for_each(|place| *place = 0);
         }
         Ok(range.pages())
+    }
+}
+
+/// Stores in `present` which pages the object of an area has for `part` of it; nothing where it has no object.
+fn note_pages_of_object(area: &Area, part: PageRange, present: &mut [u8]) {
+    let Some(object) = area.object() else { return };
+    for (place, page) in present.iter_mut().zip(area.page_at(part.start())..area.page_at(part.end())) {
+        *place = object.has(page).into();
     }
 }
 
