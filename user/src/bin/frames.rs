@@ -263,7 +263,7 @@ fn raise() -> (u64, u64) {
 /// Where the record behind the one of floating point begins. Linux may have put others there; they are overwritten.
 const NEXT: usize = size_of::<FpsimdContext>();
 
-/// What is wrong with a frame, by its index.
+/// The faults of frames, each by its index.
 static REFUSED: [fn(&mut UContext); 11] = [
     // For EL1, and with interrupts masked.
     |context| context.context.pstate |= 0x5,
@@ -329,7 +329,7 @@ extern "C" fn records_behind(_: u32, _: &SigInfo, context: &mut UContext) {
     extra(context, (0, 0));
 }
 
-/// What is wrong with the record that points, or with what is there, by the index of its frame above 100.
+/// The faults of a record that points, and of the records there, by the index of their frame above 100.
 static EXTRAS: [fn(&mut UContext); 6] = [
     // Records elsewhere, too short, too long, and of an odd size.
     |context| extra(context, (16, 0)),
