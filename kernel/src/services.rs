@@ -62,7 +62,9 @@ fn publish(cpu: &Cpu, freed: usize) {
 
 /// Frees pages of files where frames are few.
 mod reclaimer {
-    use super::*;
+    use super::{
+        Cpu, Deadline, Duration, Once, OutOfMemory, ThreadRef, Used, give_back, kernel, sched, this_cpu, wake,
+    };
 
     /// Between two passes: what is used at all is used in such a time.
     const PAUSE: Duration = Duration::from_millis(100);
@@ -97,7 +99,7 @@ mod reclaimer {
 
 /// Makes page blocks whole where a program found none.
 mod compactor {
-    use super::*;
+    use super::{Cpu, Deadline, Duration, Once, OutOfMemory, ThreadRef, kernel, sched, this_cpu, wake};
 
     /// Blocks that a pass makes.
     const WANTED: usize = 4;
@@ -128,7 +130,9 @@ mod compactor {
 
 /// Collapses leaves that are alike again, where `collapse.quiet=` asks for it.
 mod collapser {
-    use super::*;
+    use super::{
+        Cpu, Deadline, Duration, KernelSpace, OutOfMemory, PageRange, PhysAddr, kernel, layout, quiet, sched, this_cpu,
+    };
 
     /// Bytes of the linear map that are collapsed before other threads of the CPU run.
     const PIECE: u64 = 1 << 30;

@@ -458,7 +458,7 @@ fn start_cpus(boot: &BootInfo, cpu: &'static Cpu, kernel: &'static Kernel) -> Re
     Ok(())
 }
 
-/// What all CPUs have, and what boot arguments ask for.
+/// The features that all CPUs have, and those that boot arguments ask for.
 fn features_of(cpus: CpuSet, own: &CpuFeatures) -> SystemFeatures {
     let mut features = SystemFeatures::new(own);
     for other in cpus.iter().filter_map(smp::cpu).filter_map(|other| other.features.get()) {
@@ -472,7 +472,7 @@ fn features_of(cpus: CpuSet, own: &CpuFeatures) -> SystemFeatures {
     features
 }
 
-/// What the scheduler needs of the layers above it.
+/// The parts of the kernel that the scheduler does not import.
 fn surroundings(kernel: &'static Kernel) -> Surroundings {
     Surroundings {
         frames: kernel.frames,

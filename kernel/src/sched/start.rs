@@ -44,7 +44,7 @@ static IDLE_THREADS: [Once<Thread>; MAX_CPUS] = [const { Once::new() }; MAX_CPUS
 /// The thread of the boot CPU since it was entered.
 static MAIN: Thread = Thread::new(0, "main");
 
-/// What there is above the scheduler and below it, for its threads.
+/// The parts of the kernel that threads need and the scheduler does not import.
 pub struct Surroundings {
     /// Threads are in these frames.
     pub frames: &'static FrameAllocator,
@@ -70,7 +70,7 @@ pub trait Stacks: Sync {
 
 static SURROUNDINGS: Once<Surroundings> = Once::new();
 
-/// What [`init`] was given.
+/// The argument of [`init`].
 pub(super) fn surroundings() -> &'static Surroundings {
     SURROUNDINGS.get().expect("threads exist once `init` has returned")
 }

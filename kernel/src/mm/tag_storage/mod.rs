@@ -19,7 +19,7 @@
 //! it when the block is given back; on hardware the pattern would be tags.
 //!
 //! # Locks
-//! That of [`Evict::alone`] is acquired first, and sleeps: by the code that empties a block, before the lock of
+//! The lock of [`Evict::alone`] is acquired first, and sleeps: by the code that empties a block, before the lock of
 //! migrations. The lock of loans is the last, in any context.
 
 #![allow(unsafe_code, reason = "maintains the caches of frames that nothing uses")]
