@@ -168,7 +168,7 @@ fn without_cache_maintenance_the_stream_has_none() {
 #[test]
 fn every_switch_with_the_stream_for_a_witness_has_its_test_here() {
     let names = lab::all().iter().filter(|lab| lab.witness == lab::Witness::Stream).map(|lab| lab.name);
-    // Or, for user spaces, in `mm::space::tests::told`; for the SMMU, in `iommu::tests::bound`.
+    // Or, for user spaces, in `mm::space::tests::notified`; for the SMMU, in `iommu::tests::bound`.
     let told = ["no-upgrade-event", "notify-before-unlock", "stale-cow", "skip-icache-user"];
     let bound = ["skip-sync", "free-before-sync", "no-dmb-before-prod"];
     let here = names.filter(|name| !told.contains(name) && !bound.contains(name));
