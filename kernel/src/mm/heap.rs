@@ -152,14 +152,15 @@ struct HoleList {
     tagger: Option<Tagger>,
     /// Pages that the list counts as in use, and that are not mapped.
     out: PagesOut,
-    /// While no page is out, the end of the list's memory; else 0.
+    /// The list's memory below this address is mapped: its end, or the lowest page that is out.
     whole_below: u64,
 }
 
 impl HoleList {
     /// To be called when the list's memory or the pages that are out have changed.
     fn note_change(&mut self) {
-        self.whole_below = if self.out.bytes == 0 { self.holes.top().addr() as u64 } else { 0 };
+        let out = self.out.ranges.iter().map(|range| range.start.0);
+        self.whole_below = out.min().unwrap_or(self.holes.top().addr() as u64);
     }
 
     /// Whether an object of `bytes` bytes at `start` in the window, with a record if it `has_tag`, is in the list's memory,
@@ -257,7 +258,7 @@ impl Heap {
     ///
     /// # Errors
     /// [`BadFree`]: `object` has a tag, and is not one in use with this `layout`; or the pointer has lost its tag; or its
-    /// memory is not the heap's now, as that of pages that went back. Nothing is changed.
+    /// memory, in the heap's window, is not mapped now, as that of pages that went back. Nothing is changed.
     ///
     /// # Safety
     /// `object` came from [`Self::alloc`] of this heap with the same `layout`, and is not used any more.

@@ -7,12 +7,12 @@ use granule_arch::interrupts;
 use spin::Once;
 
 use super::queue::{self, NEVER, PerCpu, RunQueue};
-use super::thread::{Thread, note_shortage, works_for_program};
+use super::thread::{Thread, note_shortage};
 use super::timeout::Timeouts;
 use super::{fp, switch};
 use crate::chip::timer;
 use crate::mm::OutOfMemory;
-use crate::mm::frame::{FrameAllocator, Requester};
+use crate::mm::frame::FrameAllocator;
 use crate::smp::{self, Cpu, MAX_CPUS, this_cpu};
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
@@ -84,7 +84,7 @@ pub fn init(cpu: &'static Cpu, surroundings: Surroundings) -> Result<(), OutOfMe
         idle(this_cpu())
     }
     let Surroundings { frames, asid_bits, .. } = *SURROUNDINGS.call_once(|| surroundings);
-    frames.set_requester(Requester { works_for_program, note_shortage });
+    frames.set_shortage_note(note_shortage);
     switch::ASIDS.set_numbers(asid_bits);
     MAIN.stack_top.set(cpu.trap().stack_top());
     let thread = idle_thread(cpu);

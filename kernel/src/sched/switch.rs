@@ -157,6 +157,7 @@ fn leave(cpu: &Cpu, thread: &Thread) {
 fn enter(cpu: &Cpu, thread: &Thread, waited_for: WaitedFor) {
     cpu.sched().current.store((&raw const *thread).cast_mut(), Ordering::Relaxed);
     cpu.trap().set_stack_top(thread.stack_top.get());
+    cpu.reserve().set_for_program(thread.works_for_program());
     if thread.entry.is_some() {
         thread.time.start(timer::count_unordered());
         TPIDR_EL0.set(thread.tls.get());

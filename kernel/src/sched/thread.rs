@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsiz
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::esr::Access;
+use granule_arch::interrupts;
 use intrusive_collections::LinkedListLink;
 use spin::Once;
 
@@ -100,7 +101,7 @@ pub struct Thread {
     pub(super) time: CpuTime,
     /// See [`NewUserThread::task`].
     task: AtomicPtr<()>,
-    /// See [`works_for_program`].
+    /// See [`Self::works_for_program`].
     works_for_program: AtomicBool,
     /// See [`Self::set_tagged_addresses`].
     tagged_addresses: AtomicBool,
@@ -240,7 +241,16 @@ impl Thread {
 
     /// Has its requests for memory stop at the kernel's reserve, as a program's do. For the running thread.
     pub fn set_works_for_program(&self) {
+        let masked = interrupts::mask();
         self.works_for_program.store(true, Ordering::Relaxed);
+        this_cpu().reserve().set_for_program(true);
+        interrupts::restore(masked);
+    }
+
+    /// Whether it works for a program: the kernel's own threads do not, but for those that serve programs' memory to
+    /// devices.
+    pub(super) fn works_for_program(&self) -> bool {
+        self.works_for_program.load(Ordering::Relaxed)
     }
 
     /// How many frames a request of the running thread was for which failed for want of them, if one did since the last
@@ -420,12 +430,6 @@ impl Deref for Current {
 pub fn current() -> Current {
     let current = this_cpu().sched().current.load(Ordering::Relaxed);
     Current(NonNull::new(current).expect("threads exist once memory is set up"))
-}
-
-/// Whether what runs on this CPU works for a program: neither the kernel's own threads do, but for those that serve
-/// programs' memory to devices, nor interrupt handlers.
-pub(super) fn works_for_program(cpu: &Cpu) -> bool {
-    working(cpu).is_some_and(|thread| thread.works_for_program.load(Ordering::Relaxed))
 }
 
 /// Whether a program's thread runs on this CPU, which may sleep for a fault of its own. A thread for devices

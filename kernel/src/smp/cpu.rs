@@ -29,15 +29,15 @@ impl CpuId {
 
 /// The state of one CPU. TPIDR_EL1 points to it.
 ///
-/// Each module defines its own part, and reaches the fields of no other. The parts lie in [`Parts`], at the start: so
-/// an access costs TPIDR_EL1 and a constant offset, and this file names no module.
+/// Each module defines its own part, and reaches the fields of no other. The parts lie in [`Parts`]: so an access costs
+/// TPIDR_EL1 and a constant offset, and this file names no module.
 ///
 /// [`Parts`]: super::parts
 #[repr(C, align(64))]
 pub struct Cpu {
-    pub(super) parts: UnsafeCell<MaybeUninit<[u64; PARTS_SIZE / 8]>>,
-    /// Which CPU this is.
+    /// Which CPU this is: in one line with the parts that each exception uses.
     pub id: CpuId,
+    pub(super) parts: UnsafeCell<MaybeUninit<[u64; PARTS_SIZE / 8]>>,
     /// MPIDR_EL1 without the bits that are not affinity.
     pub mpidr: AtomicU64,
     /// Its ID registers, once it has come up.
@@ -46,8 +46,8 @@ pub struct Cpu {
     pub ipis: AtomicU64,
 }
 
-/// Bytes for the parts of all modules. Whole cache lines: other CPUs read what follows.
-pub(super) const PARTS_SIZE: usize = 640;
+/// Bytes for the parts of all modules. They end with a cache line: other CPUs read the fields after them.
+pub(super) const PARTS_SIZE: usize = 640 - size_of::<u64>();
 
 // SAFETY: the parts are shared by the rules of their own types, of which `parts` checks that they may be.
 unsafe impl Sync for Cpu {}

@@ -15,6 +15,7 @@ use spin::Once;
 use super::call;
 use super::cpu::{Cpu, CpuId, PARTS_SIZE};
 use crate::chip::timer::Due;
+use crate::mm::frame::reserve;
 #[cfg(debug_assertions)]
 use crate::mm::kernel::owners::Owners;
 use crate::mm::kernel::reclaim::WalkSequence;
@@ -24,24 +25,26 @@ use crate::sched::BriefSlot;
 use crate::sync::rank::HeldRanks;
 use crate::trap;
 
-/// The parts, in the first bytes of a [`Cpu`].
+/// The parts, in the room of a [`Cpu`].
 #[repr(C)]
 struct Parts {
     trap: trap::PerCpu,
     held_ranks: HeldRanks,
     walk: WalkSequence,
+    // Writers of other CPUs look at it: after it comes a part that is seldom written.
     brief: BriefSlot,
+    maintenance: Counters,
+    reserve: reserve::PerCpu,
+    node_arena: CurrentArena,
     due: Due,
     call: call::PerCpu,
     #[cfg(target_os = "none")]
     sched: crate::sched::PerCpu,
-    node_arena: CurrentArena,
-    maintenance: Counters,
     #[cfg(debug_assertions)]
     owners: Owners,
 }
 
-const _: () = assert!(size_of::<Parts>() <= PARTS_SIZE && align_of::<Parts>() <= align_of::<Cpu>());
+const _: () = assert!(size_of::<Parts>() <= PARTS_SIZE && align_of::<Parts>() <= align_of::<u64>());
 const fn assert_shared<T: Send + Sync>() {}
 const _: () = assert_shared::<Parts>();
 
@@ -60,12 +63,13 @@ impl Cpu {
             held_ranks: HeldRanks::new(),
             walk: WalkSequence::new(),
             brief: BriefSlot::new(id),
+            maintenance: Counters::new(),
+            reserve: reserve::PerCpu::new(),
+            node_arena: CurrentArena::new(),
             due: Due::new(),
             call: call::PerCpu::new(),
             #[cfg(target_os = "none")]
             sched: crate::sched::PerCpu::new(),
-            node_arena: CurrentArena::new(),
-            maintenance: Counters::new(),
             #[cfg(debug_assertions)]
             owners: Owners::new(),
         };
@@ -73,7 +77,7 @@ impl Cpu {
         // SAFETY: it has the size and the alignment: see the assertion above.
         unsafe { room.as_mut_ptr().cast::<Parts>().write(parts) };
         let (mpidr, ipis) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { parts: UnsafeCell::new(room), id, mpidr, features: Once::new(), ipis }
+        Self { id, parts: UnsafeCell::new(room), mpidr, features: Once::new(), ipis }
     }
 
     #[inline(always)]
@@ -123,6 +127,12 @@ impl Cpu {
     #[inline(always)]
     pub(crate) const fn sched(&self) -> &crate::sched::PerCpu {
         &self.parts().sched
+    }
+
+    /// For whom its thread asks for frames.
+    #[inline(always)]
+    pub(crate) const fn reserve(&self) -> &reserve::PerCpu {
+        &self.parts().reserve
     }
 
     /// While it changes the buddy's sets: where the global allocator takes their nodes from.

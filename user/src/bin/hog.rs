@@ -85,9 +85,14 @@ fn pages() -> ! {
     }
 }
 
-/// As [`pages`], once SIGTERM is pending.
+/// As [`pages`], once SIGTERM is pending. A page at [`READY`] shows that it waits for it.
 fn later() -> ! {
+    /// `tests-qemu/guest/src/smmu/shortage.rs` looks there.
+    const READY: u64 = 0x1000_0000;
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
+    // SAFETY: no other mapping is there, or the call fails.
+    unsafe { memory::mmap(READY, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE) }
+        .expect("a page");
     while !signal::is_pending(SIGTERM).expect("pending signals") {
         let _ = time::sleep(MILLISECOND);
     }

@@ -16,7 +16,7 @@ mod isolate;
 mod list;
 mod magazine;
 mod record;
-mod reserve;
+pub(crate) mod reserve;
 #[cfg(test)]
 pub(crate) mod tests;
 
@@ -35,7 +35,7 @@ pub(in crate::mm) use list::FEW;
 pub use list::{FrameList, Freeing};
 use magazine::{BATCH, CAPACITY, Magazine};
 pub use record::{Frame, FrameRecords, FreeError};
-pub use reserve::{Requester, usual_reserve};
+pub use reserve::usual_reserve;
 use spin::Once;
 
 use super::OutOfMemory;
@@ -83,8 +83,8 @@ pub struct FrameAllocator {
     reclaimer: Once<fn()>,
     /// See [`Self::set_compactor`].
     compactor: Once<fn()>,
-    /// See [`Self::set_requester`].
-    requester: Once<Requester>,
+    /// See [`Self::set_shortage_note`].
+    shortage_note: Once<fn(&Cpu, usize)>,
     /// See [`Self::total`].
     total: usize,
     /// See [`debug_pagealloc`].
@@ -162,7 +162,7 @@ impl FrameAllocator {
             reserve: AtomicUsize::new(0),
             reclaimer: Once::new(),
             compactor: Once::new(),
-            requester: Once::new(),
+            shortage_note: Once::new(),
             debug_pagealloc: Once::new(),
             tag_storage: Once::new(),
         }

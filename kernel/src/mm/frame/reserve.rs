@@ -8,7 +8,7 @@
 //! A request of such a thread that fails for want of frames is noted in the thread: what called it may then make room
 //! and try again, and distinguishes this failure from one that more memory would not help.
 
-use core::sync::atomic::Ordering;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use super::FrameAllocator;
 use crate::mm::OutOfMemory;
@@ -23,19 +23,26 @@ pub fn usual_reserve(frames: usize) -> usize {
     (kib.max(BOUNDS.0).min(BOUNDS.1) / FRAME_KIB) as usize
 }
 
-/// The running thread, as it asks for frames. The scheduler registers it.
-#[derive(Clone, Copy, Debug)]
-pub struct Requester {
-    /// Whether what runs on this CPU works for a program.
-    pub works_for_program: fn(&Cpu) -> bool,
-    /// Notes in it that a request for so many frames failed for want of them.
-    pub note_shortage: fn(&Cpu, usize),
+/// For whom the thread that runs on a CPU asks for frames. The scheduler writes it with each switch.
+pub(crate) struct PerCpu(AtomicBool);
+
+impl PerCpu {
+    /// For the kernel.
+    pub(crate) const fn new() -> Self {
+        Self(AtomicBool::new(false))
+    }
+
+    /// Whether it works for a program. This CPU's alone, with interrupts masked.
+    #[cfg(any(target_os = "none", test))]
+    pub(crate) fn set_for_program(&self, is_for_program: bool) {
+        self.0.store(is_for_program, Ordering::Relaxed);
+    }
 }
 
 impl FrameAllocator {
-    /// From now on threads ask for frames.
-    pub fn set_requester(&self, requester: Requester) {
-        self.requester.call_once(|| requester);
+    /// Calls `note` with the size of each request that fails for want of frames, in the thread that made it.
+    pub fn set_shortage_note(&self, note: fn(&Cpu, usize)) {
+        self.shortage_note.call_once(|| note);
     }
 
     /// Sets the reserve, in frames; 0 until then.
@@ -77,18 +84,15 @@ impl FrameAllocator {
 
     /// Frames that the running thread does not get.
     pub(super) fn kept_from(&self, cpu: &Cpu) -> usize {
-        match self.requester.get() {
-            Some(requester) if (requester.works_for_program)(cpu) => self.reserve(),
-            _ => 0,
-        }
+        if cpu.reserve().0.load(Ordering::Relaxed) && !cpu.trap().is_in_handler() { self.reserve() } else { 0 }
     }
 
     /// The error for a request of `count` frames that are not there. Noted in the running thread, so only for a request
     /// that more free frames would satisfy.
     #[cold]
     pub(super) fn missing(&self, cpu: &Cpu, count: usize) -> OutOfMemory {
-        if let Some(requester) = self.requester.get() {
-            (requester.note_shortage)(cpu, count);
+        if let Some(note) = self.shortage_note.get() {
+            note(cpu, count);
         }
         self.wake_reclaimer();
         OutOfMemory
@@ -125,5 +129,19 @@ mod tests {
             assert_eq!((frames.stats().free, frames.stats().in_magazines), (left, 0));
         }
         assert_eq!(frames.alloc(cpu), Err(OutOfMemory));
+    }
+
+    #[test]
+    fn a_program_gets_nothing_of_the_reserve_and_an_interrupt_handler_does() {
+        const RESERVE: usize = 100;
+        let (frames, cpu) = (leaked(2), this_cpu());
+        frames.set_reserve(RESERVE);
+        cpu.reserve().set_for_program(true);
+        while frames.alloc(cpu).is_ok() {}
+        assert_eq!((frames.stats().free, frames.stats().in_magazines), (RESERVE, 0));
+        cpu.trap().handler(|| assert!(frames.alloc(cpu).is_ok()));
+        assert_eq!(frames.alloc(cpu), Err(OutOfMemory));
+        cpu.reserve().set_for_program(false);
+        assert!(frames.alloc(cpu).is_ok());
     }
 }

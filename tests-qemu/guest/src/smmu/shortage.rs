@@ -19,11 +19,13 @@ use granule_arch::addr::VirtAddr;
 use log::LevelFilter;
 
 use super::{FILE_WORD, PAGE, Rig, START, rig_with_a_file_of_the_initrd};
-use crate::harness::{Hoard, Test, target_test};
+use crate::harness::{Hoard, Test, target_test, wait_until};
 use crate::process::{settle, start, terminate};
 
 /// The word that another user of the frame keeps in it.
 pub(crate) const OTHERS: u64 = 0x5ec2_e7da_7a00_0002;
+/// Where `hog later` maps a page once SIGTERM does not end it.
+const READY: VirtAddr = VirtAddr(0x1000_0000);
 /// Frames that the program may take before it finds none.
 const LEFT: usize = 1024;
 /// So few that the thread that frees pages of files is never woken: the program takes them itself.
@@ -45,6 +47,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     let (threads, reserve) = (sched::thread_count(), frames.reserve());
     let id = t.ok("a program", start("hog later"))?;
     let space = t.ok("its space", process::space_of(id).ok_or("none"))?;
+    wait_until(|| space.tables().translate(READY).is_some());
     let counting = t.ok("a subscriber", Subscription::new(space, Counting(AtomicU32::new(0)), 0))?;
     // Old by now: the next pass takes it, whatever thread makes it.
     kernel().spaces.reclaim(cpu, usize::MAX, Used::Age, &|| false);
