@@ -9,13 +9,13 @@ use core::ops::Deref;
 
 use granule_abi::Errno;
 use granule_abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Stat};
-use granule_abi::memory::MAP_ANONYMOUS;
+use granule_abi::memory::{MAP_ANONYMOUS, MAP_FIXED};
 use granule_abi::number::{
     CLOSE, FALLOCATE, FCNTL, FSTAT, FTRUNCATE, LSEEK, MEMFD_CREATE, MMAP, PREAD64, PWRITE64, READ, WRITE,
 };
 
 use crate::answers::equal;
-use crate::memory::{PAGE, mmap, munmap};
+use crate::memory::{PAGE, munmap};
 use crate::probe::{self, Fault};
 use crate::sys;
 
@@ -126,10 +126,12 @@ impl File {
     ///
     /// # Errors
     /// The call's.
+    ///
+    /// # Panics
+    /// With `MAP_FIXED`.
+    #[track_caller]
     pub fn map(&self, first: u64, pages: u64, protection: u64, flags: u64) -> Result<Pages, Errno> {
-        // SAFETY: not at a fixed address.
-        let start = unsafe { sys::call(MMAP, [0, pages * PAGE, protection, flags, self.0, first * PAGE]) }?;
-        Ok(Pages { start, pages })
+        Pages::of(self.0, first, pages, protection, flags)
     }
 }
 
@@ -148,7 +150,10 @@ impl Drop for File {
     }
 }
 
-/// Pages from an address on, which are unmapped where this is dropped: all that are still mapped.
+/// Pages from an address on, which are unmapped where this is dropped: the whole range.
+///
+/// A part of them may be unmapped before. As the kernel may map other memory into that hole, no memory that outlives this is
+/// mapped from then on ([`crate::memory::shared`] is called before).
 #[derive(Debug, PartialEq, Eq)]
 pub struct Pages {
     start: u64,
@@ -160,9 +165,19 @@ impl Pages {
     ///
     /// # Errors
     /// The call's.
+    ///
+    /// # Panics
+    /// With `MAP_FIXED`.
+    #[track_caller]
     pub fn map(pages: u64, protection: u64, flags: u64) -> Result<Self, Errno> {
+        Self::of(u64::MAX, 0, pages, protection, flags | MAP_ANONYMOUS)
+    }
+
+    #[track_caller]
+    fn of(file: u64, first: u64, pages: u64, protection: u64, flags: u64) -> Result<Self, Errno> {
+        assert_eq!(flags & MAP_FIXED, 0, "wherever there is room");
         // SAFETY: not at a fixed address.
-        let start = unsafe { mmap(0, pages * PAGE, protection, flags | MAP_ANONYMOUS) }?;
+        let start = unsafe { sys::call(MMAP, [0, pages * PAGE, protection, flags, file, first * PAGE]) }?;
         Ok(Self { start, pages })
     }
 
@@ -186,7 +201,7 @@ impl Pages {
     /// These pages.
     ///
     /// # Safety
-    /// They are the program's own, nothing else unmaps them, and there are no references to them at the end.
+    /// They are the program's own, as above, and there are no references to them at the end.
     pub const unsafe fn new(start: u64, pages: u64) -> Self {
         Self { start, pages }
     }

@@ -53,6 +53,7 @@ impl Thread {
     ///
     /// # Panics
     /// The kernel starts none.
+    #[track_caller]
     pub fn spawn(main: impl FnOnce() + Send + 'static) -> Self {
         Self::try_spawn(main).expect("a thread")
     }
@@ -127,13 +128,15 @@ impl Thread {
 ///
 /// # Panics
 /// There are more, or the kernel starts no thread.
+#[track_caller]
 pub fn all_at_once(count: usize, main: impl Fn(usize) + Sync) {
     assert!(count <= MOST_AT_ONCE, "{count} threads");
     let main = &main;
-    let others: [Option<Thread>; MOST_AT_ONCE] = core::array::from_fn(|number| {
+    let mut others = [const { None }; MOST_AT_ONCE];
+    for (number, other) in others.iter_mut().enumerate().take(count).skip(1) {
         // SAFETY: joined below.
-        (1..count).contains(&number).then(|| unsafe { Thread::start(move || main(number)) }.expect("a thread"))
-    });
+        *other = Some(unsafe { Thread::start(move || main(number)) }.expect("a thread"));
+    }
     main(0);
     others.into_iter().flatten().for_each(Thread::join);
 }
@@ -142,6 +145,7 @@ pub fn all_at_once(count: usize, main: impl Fn(usize) + Sync) {
 ///
 /// # Panics
 /// The kernel starts no thread.
+#[track_caller]
 pub fn beside<T: Send, R>(other: impl FnOnce() -> T + Send, here: impl FnOnce() -> R) -> (T, R) {
     let mut result = None;
     // SAFETY: joined below.

@@ -17,6 +17,17 @@ pub fn until(mut reached: impl FnMut() -> bool) {
     }
 }
 
+/// As [`until`], asleep for 1 ms at a time: while another process takes its step, this one's space is active on no CPU.
+///
+/// # Panics
+/// A sleep fails.
+#[track_caller]
+pub fn asleep_until(mut reached: impl FnMut() -> bool) {
+    while !reached() {
+        time::sleep(1_000_000).expect("a sleep");
+    }
+}
+
 /// Has a child end by `end`, and waits until it is a zombie that `wait4` finds. `signal` is that of the child's end. It
 /// has no handler, its default is no end of the process, and no other child ends with it before.
 ///

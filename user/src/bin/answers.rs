@@ -288,9 +288,10 @@ fn wake_one(at: u64, private: u64) {
 }
 
 fn private_and_shared_futexes_differ() {
+    // A word of the program's image.
+    static WORD: AtomicU32 = AtomicU32::new(0);
     for (waits, wakes) in [(0, FUTEX_PRIVATE_FLAG), (FUTEX_PRIVATE_FLAG, 0)] {
-        let (word, is_about_to) = (AtomicU32::new(0), AtomicBool::new(false));
-        let at = word.as_ptr() as u64;
+        let (at, is_about_to) = (WORD.as_ptr() as u64, AtomicBool::new(false));
         let sleeps = || {
             is_about_to.store(true, Ordering::Relaxed);
             equal("a sleeper", futex(at, FUTEX_WAIT | waits, 0, 0, 0), Ok(0));

@@ -6,6 +6,7 @@
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::abi::file::{
@@ -32,7 +33,7 @@ use granule_user::probe::{self, behind_the_end, not_allowed};
 use granule_user::random::Random;
 use granule_user::signal::handle;
 use granule_user::thread::{all_at_once, beside};
-use granule_user::waiting::until;
+use granule_user::waiting::{asleep_until, until};
 use granule_user::{Errno, Start, entry, own, process};
 
 entry!(run);
@@ -442,10 +443,13 @@ fn private() {
     // SAFETY: a mapping of this function.
     equal("discarded", unsafe { madvise(*own, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
     equal("the file again", (own.read(PAGE), own.read(2 * PAGE + 1)), (Ok(71), Ok(0)));
+    // Each is mapped alone.
+    drop(own);
     let all = file.map(0, 4, RW, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
     equal("populated", present(*all, 4), 15);
     equal("written", file.write_at(&[99], 3 * PAGE), Ok(1));
     equal("by copies", all.read(3 * PAGE), Ok(4));
+    drop(all);
     let read = file.map(0, 4, PROT_READ, MAP_PRIVATE).expect("a mapping");
     equal("read only", (read.read(0), read.put(0, 1)), (Ok(1), Err(not_allowed(*read))));
     // SAFETY: a mapping of this function.
@@ -571,7 +575,7 @@ fn forks() {
     equal("punched", all.read(3 * PAGE), Ok(0));
     // Taken away from the child, which has mapped them, by the parent.
     let step = memory::shared::<AtomicU32>();
-    let await_step = |number| until(|| step.load(Ordering::Acquire) == number);
+    let await_step = |number| asleep_until(|| step.load(Ordering::Acquire) == number);
     let child = process::spawn(|| {
         equal("stored", (all.put(PAGE, 5), own.put(PAGE, 6)), (Ok(()), Ok(())));
         step.store(1, Ordering::Release);
@@ -684,10 +688,12 @@ fn seals() {
     equal("as it is executed", (add(&five, F_SEAL_EXEC), five.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(62)));
     let six = File::memory(c"x", 0).expect("a file");
     equal("no seals", add(&six, F_SEAL_GROW), Err(Errno::EPERM));
-    for (file, command, error) in
-        [(0, F_ADD_SEALS, Errno::EINVAL), (0, F_GET_SEALS, Errno::EINVAL), (99, F_ADD_SEALS, Errno::EBADF)]
-    {
-        equal(("no such file", file), call(FCNTL, [file, command.into(), F_SEAL_GROW.into()]), Err(error));
+    for (file, command, seals, error) in [
+        (0, F_ADD_SEALS, F_SEAL_GROW, Errno::EINVAL),
+        (0, F_GET_SEALS, 0, Errno::EINVAL),
+        (99, F_ADD_SEALS, F_SEAL_GROW, Errno::EBADF),
+    ] {
+        equal(("no such file", file, command), call(FCNTL, [file, command.into(), seals.into()]), Err(error));
     }
 }
 
@@ -696,6 +702,7 @@ fn writers() {
     let file = file(4);
     let seal = || file.fcntl(F_ADD_SEALS, F_SEAL_WRITE);
     let here = shared(&file, 4);
+    let step = memory::shared::<AtomicU32>();
     equal("mapped", seal(), Err(Errno::EBUSY));
     // SAFETY: a mapping of this function.
     equal("read only", unsafe { mprotect(*here, 4 * PAGE, PROT_READ) }, Ok(()));
@@ -704,9 +711,8 @@ fn writers() {
     equal("in two parts", seal(), Err(Errno::EBUSY));
     unmap(*here, 1);
     equal("one part", seal(), Err(Errno::EBUSY));
-    let step = memory::shared::<AtomicU32>();
     let child = process::spawn(|| {
-        until(|| step.load(Ordering::Acquire) != 0);
+        asleep_until(|| step.load(Ordering::Acquire) != 0);
         0
     });
     unmap(*here + 2 * PAGE, 2);
@@ -792,8 +798,11 @@ fn code() {
     for (offset, byte) in RET.iter().enumerate() {
         equal("a copy", own.put(2 * PAGE + offset as u64, *byte), Ok(()));
     }
+    // The file is mapped nowhere else.
+    drop((read, own));
     let all = file.map(0, 4, ALL, MAP_PRIVATE | MAP_POPULATE).expect("a mapping");
     equal("executed", run(*all), Ok(()));
+    drop(all);
     equal("behind all files", file.punch(i64::MAX as u64 - 4096, 100), Ok(0));
 }
 
@@ -831,9 +840,10 @@ fn of_the_program(path: u64) {
 fn full() -> u8 {
     let mut bytes = 1 << 40;
     loop {
-        let file = File::memory(c"x", 0).expect("a file");
+        // It stays open, with the pages that it has, also where a call failed.
+        let file = ManuallyDrop::new(File::memory(c"x", 0).expect("a file"));
         match file.allocate(0, 0, bytes) {
-            Ok(_) => core::mem::forget(file),
+            Ok(_) => {}
             // No memory is as large.
             Err(Errno::ENOMEM) if bytes > PAGE => bytes /= 2,
             Err(error) => {

@@ -185,6 +185,8 @@ fn pages_fill() {
     equal("full, but for that", state(*writer, ALL), 0);
     equal("what fits there", writer.write(&BYTES[..4093]), Ok(4093));
     equal("full", writer.write(b"x"), Err(Errno::EAGAIN));
+    // The reader first, while there are bytes.
+    drop([reader, writer]);
 
     let [reader, writer] = pipe(O_NONBLOCK);
     for page in 0..16 {
@@ -193,6 +195,7 @@ fn pages_fill() {
     equal("full", writer.write(b"xy"), Err(Errno::EAGAIN));
     equal("one byte fits", writer.write(b"x"), Ok(1));
     equal("FIONREAD", waiting(*reader), Ok(16 * 4095 + 1));
+    drop([reader, writer]);
 
     let [reader, writer] = pipe(O_NONBLOCK);
     equal("100 bytes", writer.write(&BYTES[..100]), Ok(100));
@@ -320,6 +323,7 @@ fn bad_memory() {
     equal("the first one", byte, *b"k");
     equal("what can be stored", call(READ, [*reader, two + PAGE - 3, 3]), Ok(3));
     equal("a page that can be read in part", call(WRITE, [*writer, two + PAGE - 100, 200]), Err(Errno::EFAULT));
+    drop([reader, writer]);
     let [reader, writer] = pipe(O_NONBLOCK);
     let three = map(4 * PAGE, RW).expect("four pages");
     // SAFETY: as above.
@@ -328,6 +332,7 @@ fn bad_memory() {
     equal("are there", waiting(*reader), Ok(2 * PAGE as u32));
     equal("a bad page behind a good one", call(READ, [*reader, three + 2 * PAGE, 2 * PAGE]), Ok(PAGE));
     equal("is still there", waiting(*reader), Ok(PAGE as u32));
+    drop([reader, writer]);
 }
 
 fn what_a_pipe_is_not() {
@@ -387,6 +392,7 @@ fn sizes_of_pipes() {
     let event = counter(0, 0);
     equal("no pipe", event.fcntl(F_GETPIPE_SZ, 0), Err(Errno::EBADF));
     equal("no pipe", event.fcntl(F_SETPIPE_SZ, 4096), Err(Errno::EBADF));
+    drop([reader, writer]);
 }
 
 static STEP: AtomicU32 = AtomicU32::new(0);

@@ -271,7 +271,8 @@ fn wait_for(pager: Pager) -> Message {
     }
 }
 
-/// A pager that is closed when this is dropped.
+/// A pager that is closed when this is dropped. It is declared after the memory that it watches, or dropped by name, so that
+/// it is closed over that memory, with the blocks, protections and poison that are there.
 struct OwnPager(Pager);
 
 impl Deref for OwnPager {
@@ -325,8 +326,8 @@ fn api() {
 }
 
 fn refusals() {
-    let (pager, other) = (pager(FEATURES), pager(0));
     let room = Room::new(Kind::Anonymous, 4);
+    let (pager, other) = (pager(FEATURES), pager(0));
     let Room { start, bytes, .. } = room;
     for (at, len, mode, error) in [
         (start, bytes, 0, Errno::EINVAL),
@@ -395,9 +396,9 @@ fn refusals() {
 
 fn missing() {
     for kind in KINDS {
-        let pager = pager(FEATURES | UFFD_FEATURE_THREAD_ID);
         let (room, source) = (Room::new(kind, 8), Room::new(Kind::Anonymous, 1));
         source.write(0, 77);
+        let pager = pager(FEATURES | UFFD_FEATURE_THREAD_ID);
         pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
         let worker = Worker::new(*pager);
         let copy = |page: u64, mode| {
@@ -525,9 +526,9 @@ fn dropped() {
 fn holes() {
     for kind in [Kind::Shared, Kind::PrivateFile] {
         for touch in [Room::read_all, Room::write_all, Room::leave] {
-            let pager = pager(FEATURES);
             let room = Room::new(kind, 16);
             touch(&room);
+            let pager = pager(FEATURES);
             pager.register(room.start, room.bytes, WP).expect("memory");
             let worker = Worker::new(*pager);
             pager.protect(room.start, room.bytes).expect("registered");
@@ -551,11 +552,11 @@ fn holes() {
 
 fn blocks() {
     for kind in [Kind::Anonymous, Kind::Shared] {
-        let pager = pager(FEATURES);
         let whole = Room::new(kind, 3 * 512);
         let start = whole.start.next_multiple_of(BLOCK);
         let room = ManuallyDrop::new(Room { start, bytes: BLOCK, file: whole.file });
         room.advise(0, 512, MADV_HUGEPAGE).expect("mapped");
+        let pager = pager(FEATURES);
         pager.register(room.start, room.bytes, WP).expect("memory");
         (0..512).for_each(|page| room.write(page, page + 1));
         let worker = Worker::new(*pager);
@@ -667,10 +668,11 @@ fn events() {
     // Nothing that is beside is an event.
     Room::new(Kind::Anonymous, 1).advise(0, 1, MADV_DONTNEED).expect("mapped");
     assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    drop(pager);
     // Memory that has moved stays registered, with its protection.
-    let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMAP);
     let room = Room::new(Kind::Shared, 4);
     room.write(0, 1);
+    let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMAP);
     pager.register(room.start, room.bytes, WP).expect("memory");
     pager.protect(room.start, room.bytes).expect("registered");
     let to = Room::new(Kind::Anonymous, 4);
@@ -682,6 +684,7 @@ fn events() {
     let worker = Worker::new(*pager);
     worker.reported(to.page(0), 2);
     worker.reported(to.page(1), 3);
+    drop((worker, pager, to));
     // The calls fail while an event is not read.
     let (room, pager) = watched(Kind::Anonymous, 2, FEATURES | UFFD_FEATURE_EVENT_REMOVE, MISSING | WP);
     let remove = || room.advise(0, 1, MADV_DONTNEED).expect("mapped");
@@ -701,9 +704,9 @@ fn events() {
 /// Without the event what has moved is registered no more.
 fn moved() {
     for kind in KINDS {
-        let pager = pager(FEATURES);
         let room = Room::new(kind, 4);
         room.write(0, 1);
+        let pager = pager(FEATURES);
         pager.register(room.start, room.bytes, WP).expect("memory");
         pager.protect(room.start, room.bytes).expect("registered");
         let to = Room::new(Kind::Anonymous, 4);
@@ -714,6 +717,7 @@ fn moved() {
         to.write(1, 3);
         assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
         assert_eq!(pager.protect(to.start, to.bytes), Err(Errno::ENOENT));
+        drop(pager);
     }
 }
 
@@ -729,8 +733,8 @@ fn code_of(at: u64, stores: bool) -> i32 {
 
 fn poison() {
     for kind in KINDS {
-        let pager = pager(FEATURES);
         let (room, source) = (Room::new(kind, 4), Room::new(Kind::Anonymous, 1));
+        let pager = pager(FEATURES);
         pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
         assert_eq!(pager.poison(room.start, 2 * PAGE, 0), Ok(2 * PAGE as i64));
         assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
@@ -758,10 +762,8 @@ fn poison() {
 /// Accesses of the kernel.
 fn kernel() {
     // They wait as the program's do.
-    let pager = pager(FEATURES);
-    let room = Room::new(Kind::Anonymous, 4);
+    let (room, pager) = watched(Kind::Anonymous, 4, FEATURES, MISSING | WP);
     let contents = file(4 * PAGE);
-    pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
     let ends = AtomicU32::new(0);
     let (served, ()) = beside(
         || serve_all(*pager, &ends),
@@ -774,6 +776,7 @@ fn kernel() {
         },
     );
     assert_eq!(served, 5);
+    drop((pager, room));
     // But where the pager serves the program's alone, or wants SIGBUS.
     let quiet = Pager::new(O_NONBLOCK | UFFD_USER_MODE_ONLY, FEATURES).expect("a userfaultfd");
     let room = Room::new(Kind::Anonymous, 4);
