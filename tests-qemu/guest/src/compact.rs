@@ -8,7 +8,7 @@ use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 
-use crate::harness::{Hoard, Test, target_test, wait_until};
+use crate::harness::{TakenFrames, Test, target_test, wait_until};
 
 const START: VirtAddr = VirtAddr(0x1000_0000);
 /// 32 MiB: what is left of them is more than the compactor leaves to others.
@@ -26,7 +26,7 @@ fn blocks_are_made_where_a_program_finds_none(t: &mut Test) {
     for page in kept() {
         t.ok("written", space.write_bytes(cpu, START + page * PAGE, &page.to_le_bytes()));
     }
-    let mut blocks = Hoard::default();
+    let mut blocks = TakenFrames::default();
     blocks.take_blocks(|| true);
     for page in kept() {
         t.ok("given up", space.madvise_dontneed(cpu, START + (page + 1) * PAGE, 3 * PAGE));

@@ -26,7 +26,7 @@ use granule::smp::{self, this_cpu};
 use granule_arch::addr::{PAGE_SIZE, VirtAddr};
 use granule_arch::features::Pan;
 
-use crate::harness::{Hoard, Test, patience, target_test, wait_until};
+use crate::harness::{TakenFrames, Test, patience, target_test, wait_until};
 
 fn words(line: &str) -> Result<Words, Errno> {
     let mut words = Words::new();
@@ -481,7 +481,7 @@ fn besiege(t: &mut Test, calls: usize, times: u32) {
     let threads = sched::thread_count();
     let Some(device) = t.ok("edu", edu(this_cpu(), 0)) else { return };
     // So that little is left to take.
-    let mut rest = Hoard::default();
+    let mut rest = TakenFrames::default();
     rest.fill();
     rest.give_back(FREE);
     let programs = smp::online().iter().count().min(4);
@@ -544,9 +544,9 @@ impl Siege {
         self.rounds += 1;
         match self.rounds % 3 {
             0 => {
-                let mut hoard = Hoard::default();
-                hoard.fill();
-                hoard.give_back(t.random() as usize % 64);
+                let mut taken = TakenFrames::default();
+                taken.fill();
+                taken.give_back(t.random() as usize % 64);
                 sleep_until(Deadline::after(Duration::from_micros(t.random() % 3000)));
             }
             1 => self.bind(t, ids, device),
@@ -637,10 +637,10 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
     {
         let threads = sched::thread_count();
         let (mut refused, mut killed, mut ran) = (0, 0, false);
-        let mut hoard = Hoard::default();
+        let mut taken = TakenFrames::default();
         for frames in (0..200).step_by(step) {
-            hoard.fill();
-            hoard.give_back(frames);
+            taken.fill();
+            taken.give_back(frames);
             let before = in_use();
             match start(line) {
                 Ok(id) => match process::wait(id) {
@@ -658,7 +658,7 @@ fn memory_may_run_out_at_any_step_of_a_programs_life(t: &mut Test) {
                 break;
             }
         }
-        drop(hoard);
+        drop(taken);
         granule::println!("{line}: refused {refused} times, killed {killed} times");
         t.check("with enough memory it runs", ran);
         t.check("with less it does not", refused + killed > 5);

@@ -318,7 +318,7 @@ fn given_frames_are_seen_by_each_copy_on_each_cpu_until_they_are_unmapped(t: &mu
     t.ok("one page read-only", space().set_memory_ro(start + 3 * PAGE, 1));
     t.ok("and writable", space().set_memory_rw(start + 3 * PAGE, 1));
     t.equal("wrong, both copies writable again", wrong(see_ring, true), 0);
-    t.equal("not by vfree", space().vfree_at(this_cpu(), start), Err(VmallocError::NotYours(start, AreaKind::Mapped)));
+    t.equal("not by vfree", space().vfree_at(this_cpu(), start), Err(VmallocError::WrongKind(start, AreaKind::Mapped)));
     let used = granule::kernel().frames.stats().used - space().kept_frames();
     t.equal("unmapped", space().vunmap(this_cpu(), start), Ok(2 * RING_PAGES));
     t.equal("pages that a CPU still reaches", wrong(see_no_ring, true), 0);

@@ -167,7 +167,7 @@ impl Family {
         }
         self.child.is_there.write(false);
         if self.child.entry.load(Ordering::Relaxed) == OLD {
-            self.record.let_go();
+            self.record.put();
         }
         self.child.entry.store(EMPTY, Ordering::Relaxed);
     }
@@ -186,7 +186,7 @@ impl Family {
         assert_eq!(mapped, unmapped, "a migration entry was lost");
         if is_alone {
             // The next owner of the frame.
-            (0..unmapped).for_each(|_| _ = self.record.let_go());
+            (0..unmapped).for_each(|_| _ = self.record.put());
             self.contents.write(1);
         }
         is_alone

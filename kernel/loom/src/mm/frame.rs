@@ -61,12 +61,12 @@ impl Frame {
         self.release()
     }
 
-    /// `FrameAllocator::let_go_few`, likewise.
+    /// `FrameAllocator::put_runs`, likewise.
     ///
     /// # Errors
     /// [`FreeError`].
     pub fn drop_hold(&self) -> Result<bool, FreeError> {
-        self.let_go_or_release()
+        self.put_or_release()
     }
 }
 

@@ -160,7 +160,7 @@ impl SharedPage {
     /// The page is mapped.
     pub fn punch(&self) {
         let cpu = self.machine.cpu(0);
-        assert!(pages::take(&cpu, ensure(&cpu, OF_OBJECT)).is_some() && self.record.let_go());
+        assert!(pages::take(&cpu, ensure(&cpu, OF_OBJECT)).is_some() && self.record.put());
         self.record.free().expect("one reference");
     }
 
@@ -202,17 +202,17 @@ impl SharedPage {
             let _locked = lock(&self.table);
             if cpu.load(cell) != Descriptor::EMPTY {
                 cpu.store(cell, Descriptor::EMPTY);
-                assert!(!self.record.let_go(), "the object's reference is left");
+                assert!(!self.record.put(), "the object's reference is left");
             }
         }
         if self.block.load(Ordering::Relaxed) != 0 {
             let _locked = lock(&self.table);
             if self.block.load(Ordering::Relaxed) != 0 {
                 self.block.store(0, Ordering::Relaxed);
-                assert!(!self.record.let_go(), "the object's reference is left");
+                assert!(!self.record.put(), "the object's reference is left");
             }
         }
-        if taken.is_some() && self.record.let_go() {
+        if taken.is_some() && self.record.put() {
             // Its next owner writes to it.
             self.contents.write(1);
             self.record.free().expect("one reference");
@@ -232,14 +232,14 @@ impl SharedPage {
             let _locked = lock(&self.table);
             if cpu.load(cell) != Descriptor::EMPTY {
                 cpu.store(cell, Descriptor::EMPTY);
-                assert!(!self.record.let_go(), "the object's reference is left");
+                assert!(!self.record.put(), "the object's reference is left");
             }
         }
         assert_eq!(self.record.references(), 1, "objects: an entry shows what is on its way");
         self.moved.write(2);
         cpu.dmb_ishst();
         pages::end_migration(&cpu, cell, MOVED);
-        assert!(self.record.let_go());
+        assert!(self.record.put());
         // Its next owner writes to it.
         self.contents.write(1);
         self.record.free().expect("one reference");

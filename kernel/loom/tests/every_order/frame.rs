@@ -41,7 +41,7 @@ impl Page {
     /// As [`Self::drop_of_many`], for a hold that is dropped alone.
     fn drop_one(&self) {
         self.contents.read();
-        if self.record.let_go() {
+        if self.record.put() {
             // Alone with it from here on.
             self.contents.write(1);
             self.record.free().unwrap();

@@ -116,7 +116,7 @@ impl ModelMachine {
     fn unmap(&mut self, kind: AreaKind, start: VirtAddr) -> Result<(), VmallocError> {
         let &(pages, found) = self.areas.get(&start.0).ok_or(VmallocError::NotAnArea(start))?;
         if found != kind {
-            return Err(VmallocError::NotYours(start, found));
+            return Err(VmallocError::WrongKind(start, found));
         }
         self.areas.remove(&start.0);
         let range = PageRange::from_pages(start, pages as usize)?;

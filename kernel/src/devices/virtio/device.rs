@@ -14,7 +14,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use core::time::Duration;
 
 use super::queue::Segment;
-use super::requests::{Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
+use super::requests::{RequestDeadline, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use super::structures::Windows;
 use super::transport::{Doorbell, Registers, Translation, Transport, TransportError};
 use crate::chip::interrupt::InterruptHandler;
@@ -193,7 +193,7 @@ impl VirtioDevice {
     /// # Errors
     /// [`RequestError`].
     pub fn wait(&self, ticket: Ticket) -> Result<Transfer, RequestError> {
-        let mut patience = Patience::new(Deadline::after(PATIENCE));
+        let mut patience = RequestDeadline::new(Deadline::after(PATIENCE));
         loop {
             let seen = self.arrivals.count();
             let mut requests = self.requests.write();

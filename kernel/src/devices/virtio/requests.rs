@@ -149,12 +149,12 @@ unsafe impl Sync for Requests {}
 ///
 /// A wait in which faults of this request were served is no delay by the device. Resubmissions of other requests count
 /// for those: a request that never completes would else be waited for as long as they fault.
-pub struct Patience<T> {
+pub struct RequestDeadline<T> {
     tries: u32,
     until: T,
 }
 
-impl<T: Copy> Patience<T> {
+impl<T: Copy> RequestDeadline<T> {
     /// For a request that was just handed over.
     pub const fn new(until: T) -> Self {
         Self { tries: 0, until }

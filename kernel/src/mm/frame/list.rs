@@ -253,9 +253,9 @@ impl FrameAllocator {
     ///
     /// # Panics
     /// As [`Self::free`].
-    pub(in crate::mm) fn let_go_few(&self, cpu: &Cpu, runs: impl DoubleEndedIterator<Item = Range<usize>>) {
+    pub(in crate::mm) fn put_runs(&self, cpu: &Cpu, runs: impl DoubleEndedIterator<Item = Range<usize>>) {
         if self.hides() || patched_branch!(branch::TAG_STORAGE) {
-            return self.let_go_listed(cpu, runs);
+            return self.put_listed(cpu, runs);
         }
         let mut cut = NO_BLOCK;
         self.on_magazines(cpu, |magazines| {
@@ -265,7 +265,7 @@ impl FrameAllocator {
                 let cut_for = |mobility| magazine = &magazines[mobility as usize];
                 let Some(records) = self.records_of_few(run.clone(), &mut cut, cut_for) else { continue };
                 for (frame, record) in run.zip(records).rev() {
-                    match record.let_go_or_release() {
+                    match record.put_or_release() {
                         Ok(true) => self.keep(cpu, magazine, frame),
                         Ok(false) => {}
                         Err(error) => self.refuse(PhysAddr::from_frame_number(frame), error),
@@ -275,33 +275,33 @@ impl FrameAllocator {
         });
     }
 
-    /// As [`Self::let_go_few`], where free frames are hidden, or frames have tag storage: neither is dealt with while
+    /// As [`Self::put_runs`], where free frames are hidden, or frames have tag storage: neither is dealt with while
     /// interrupts are masked.
     #[cold]
-    fn let_go_listed(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
+    fn put_listed(&self, cpu: &Cpu, runs: impl Iterator<Item = Range<usize>>) {
         let mut cut = NO_BLOCK;
         let mut freeing = self.freeing(cpu);
         for run in runs {
             // So short a run has an end in what is lent, if any.
             if self.is_lendable(run.start) || self.is_lendable(run.end - 1) {
-                self.let_go_lent(cpu, run);
+                self.put_lent(cpu, run);
                 continue;
             }
             let Some(records) = self.records_of_few(run.clone(), &mut cut, drop) else { continue };
             for (frame, record) in run.zip(records) {
                 // The last hold goes with the frame.
-                if record.let_go() {
+                if record.put() {
                     freeing.add(PhysAddr::from_frame_number(frame));
                 }
             }
         }
     }
 
-    /// As [`Self::let_go_few`], for a run some of which was lent.
+    /// As [`Self::put_runs`], for a run some of which was lent.
     #[cold]
-    fn let_go_lent(&self, cpu: &Cpu, run: Range<usize>) {
+    fn put_lent(&self, cpu: &Cpu, run: Range<usize>) {
         for frame in run.map(PhysAddr::from_frame_number) {
-            if self.cut_frame(frame).is_some_and(Frame::let_go) {
+            if self.cut_frame(frame).is_some_and(Frame::put) {
                 self.free(cpu, frame);
             }
         }
@@ -385,7 +385,7 @@ impl FrameAllocator {
     }
 }
 
-/// The most frames for [`FrameAllocator::let_go_few`]: interrupts are masked for that time.
+/// The most frames for [`FrameAllocator::put_runs`]: interrupts are masked for that time.
 pub(in crate::mm) const FEW: usize = BATCH;
 const _: () = assert!(FEW <= BLOCK_FRAMES);
 

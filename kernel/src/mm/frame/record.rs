@@ -91,7 +91,7 @@ impl Frame {
 
     /// Takes the caller's hold away unless it is the last; whether it is. Then the caller frees the frame.
     #[inline(always)]
-    pub fn let_go(&self) -> bool {
+    pub fn put(&self) -> bool {
         // Acquire: what the holders that have left did to the frame comes before its end, on any CPU.
         let mut references = self.references.load(Ordering::Acquire);
         while references != 1 {
@@ -209,8 +209,8 @@ impl Frame {
     /// Takes the caller's hold away; where it is the last, marks the frame as free and clears the record. Whether it
     /// was the last.
     #[inline(always)]
-    pub(super) fn let_go_or_release(&self) -> Result<bool, FreeError> {
-        // Acquire and release: as in `release`, and in `let_go`.
+    pub(super) fn put_or_release(&self) -> Result<bool, FreeError> {
+        // Acquire and release: as in `release`, and in `put`.
         let taken = |references: u32| references.checked_sub(1);
         match self.references.fetch_update(Ordering::AcqRel, Ordering::Relaxed, taken) {
             Ok(1) => {

@@ -278,10 +278,10 @@ proptest! {
                     for start in &shared {
                         frames.frame(PhysAddr(*start)).unwrap().1.share();
                     }
-                    frames.let_go_few(&cpus[cpu], runs.into_iter());
+                    frames.put_runs(&cpus[cpu], runs.into_iter());
                     prop_assert!(shared.iter().all(|start| references(start) == 1), "freed under a holder");
                     let numbers = shared.iter().map(|start| PhysAddr(*start).frame_number());
-                    frames.let_go_few(&cpus[cpu], numbers.map(|number| number..number + 1));
+                    frames.put_runs(&cpus[cpu], numbers.map(|number| number..number + 1));
                 }
                 FrameStep::Drain { cpu } => frames.drain_cpu(&cpus[cpu]),
             }
@@ -616,26 +616,26 @@ fn groups_come_out_of_one_fresh_block_where_the_others_have_none() {
 }
 
 #[test]
-fn holds_that_nobody_has_are_refused_where_few_are_let_go() {
+fn holds_that_are_not_there_are_refused_where_runs_are_put() {
     // Free already; reserved in front of one's own; in a block that is free as a whole.
     refused(|frames, cpu| {
         let mut list = frames.alloc_list(cpu, 3).unwrap();
         let mine = [(); 3].map(|()| list.pop().unwrap().frame_number());
         frames.free(cpu, PhysAddr::from_frame_number(mine[1]));
-        frames.let_go_few(cpu, mine.map(|frame| frame..frame + 1).into_iter());
+        frames.put_runs(cpu, mine.map(|frame| frame..frame + 1).into_iter());
         assert_eq!(frames.stats().used, 0, "the others are free");
     });
-    refused(|frames, cpu| frames.let_go_few(cpu, core::iter::once(0x4_0000..0x4_0001)));
-    refused(|frames, cpu| frames.let_go_few(cpu, core::iter::once(0x4_0200..0x4_0202)));
+    refused(|frames, cpu| frames.put_runs(cpu, core::iter::once(0x4_0000..0x4_0001)));
+    refused(|frames, cpu| frames.put_runs(cpu, core::iter::once(0x4_0200..0x4_0202)));
 }
 
 #[test]
-fn few_that_are_let_go_come_out_in_their_order() {
+fn runs_that_are_put_come_out_in_their_order() {
     let (machine, cpu) = small_machine();
     let frames = machine.boot(&cpu, &[]);
     let all: Vec<_> = (0..FEW).map(|_| frames.alloc_movable(&cpu).unwrap().frame_number()).collect();
     let runs: Vec<_> = all.iter().map(|frame| *frame..frame + 1).collect();
-    frames.let_go_few(&cpu, runs.into_iter());
+    frames.put_runs(&cpu, runs.into_iter());
     let again: Vec<_> = (0..FEW).map(|_| frames.alloc_movable(&cpu).unwrap().frame_number()).collect();
     assert_eq!(again, all, "in the order in which they were listed");
 }

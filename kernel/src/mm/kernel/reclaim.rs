@@ -130,7 +130,7 @@ impl KernelSpace {
         };
         let progress = if lab::is_on!(EARLY_TABLE_FREE) {
             // SAFETY: none: the lab shows what is lost.
-            unsafe { reclaimer.advance(&tables, &Careless, |_| None::<&AtomicU64>, free) }
+            unsafe { reclaimer.advance(&tables, &NoInvalidation, |_| None::<&AtomicU64>, free) }
         } else {
             // SAFETY: (1) it is under its lock, and there is one tree; (2) `KernelTables` is announced in the CPU's own word,
             // the collapser has the same lock; (3) kernel addresses are invalidated for all CPUs, and no device uses them.
@@ -155,9 +155,9 @@ impl KernelSpace {
 }
 
 /// `lab=early-table-free`: no invalidation, and the walk words are not read.
-struct Careless;
+struct NoInvalidation;
 
-impl Tlb<Machine> for Careless {
+impl Tlb<Machine> for NoInvalidation {
     fn issue(&self, _: &Machine, _: &Invalidation) {}
 
     fn invalidate(&self, _: &Machine, _: impl Iterator<Item = Invalidation>) {}

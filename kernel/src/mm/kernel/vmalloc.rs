@@ -52,7 +52,7 @@ pub enum VmallocError {
     NotAnArea(VirtAddr),
     /// The area is not of the kind that may be unmapped so.
     #[error("the area at {0} is of another kind ({1:?}), which this call does not unmap")]
-    NotYours(VirtAddr, AreaKind),
+    WrongKind(VirtAddr, AreaKind),
     /// An address that `vmap` was given is not page aligned, or not memory that the linear map shows as writable.
     #[error("{0} is not the address of a frame that the linear map shows as writable")]
     NotMemory(PhysAddr),
@@ -192,7 +192,7 @@ impl KernelSpace {
     /// [`Self::vfree`] of the area that starts at `start`. Returns how many pages it had.
     ///
     /// # Errors
-    /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
+    /// [`VmallocError::NotAnArea`], [`VmallocError::WrongKind`]; nothing was changed.
     pub fn vfree_at(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         // Marked under the lock, so that of two calls for the same area one is refused.
         let freeing = self.areas.begin_free(start, AreaKind::Vmalloc).map_err(|found| not_unmapped(start, found))?;
@@ -250,7 +250,7 @@ impl KernelSpace {
     /// interrupt handlers.
     ///
     /// # Errors
-    /// [`VmallocError::NotAnArea`], [`VmallocError::NotYours`]; nothing was changed.
+    /// [`VmallocError::NotAnArea`], [`VmallocError::WrongKind`]; nothing was changed.
     pub fn vunmap(&self, cpu: &Cpu, start: VirtAddr) -> Result<u64, VmallocError> {
         let freeing = self.areas.begin_free(start, AreaKind::Mapped).map_err(|found| not_unmapped(start, found))?;
         let range = PageRange::from_pages(start, freeing.pages() as usize)?;
@@ -590,7 +590,7 @@ impl KernelSpace {
 fn not_unmapped(start: VirtAddr, found: Option<AreaKind>) -> VmallocError {
     match found {
         None | Some(AreaKind::Freeing) => VmallocError::NotAnArea(start),
-        Some(kind) => VmallocError::NotYours(start, kind),
+        Some(kind) => VmallocError::WrongKind(start, kind),
     }
 }
 

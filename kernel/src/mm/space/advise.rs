@@ -100,7 +100,7 @@ impl Space {
     pub fn madvise_areas(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: AreaAdvice) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         if advice == AreaAdvice::DontFork {
-            self.advice.fetch_or(NOT_ALL_AREAS, Ordering::Relaxed);
+            self.hints.fetch_or(NOT_ALL_AREAS, Ordering::Relaxed);
         }
         let change = |areas: &mut Areas| self.change_flags(cpu, areas, range, |area| advice.applied(area));
         let (_, is_covered) = self.change_areas(self.write_areas(range), change)?;
@@ -251,7 +251,7 @@ impl Space {
                 return Err(SpaceError::Invalid);
             }
             if area.is_shared() {
-                self.advice.fetch_or(SHARED_GUARDS, Ordering::Relaxed);
+                self.hints.fetch_or(SHARED_GUARDS, Ordering::Relaxed);
             }
             let mut next = part.start();
             while next < part.end() {
@@ -444,18 +444,18 @@ impl Space {
     /// be cut. The areas are locked for writing.
     #[inline(always)]
     pub(super) fn is_advised(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) != 0
+        self.hints.load(Ordering::Relaxed) != 0
     }
 
     /// Whether areas may be registered with a userfaultfd.
     #[inline(always)]
     pub(super) fn has_userfaultfds(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) & USERFAULTFDS != 0
+        self.hints.load(Ordering::Relaxed) & USERFAULTFDS != 0
     }
 
     /// Called before the first of its areas is registered.
     pub(super) fn note_userfaultfds(&self) {
-        self.advice.fetch_or(USERFAULTFDS, Ordering::Relaxed);
+        self.hints.fetch_or(USERFAULTFDS, Ordering::Relaxed);
     }
 
     /// Removes from `child`, which has copies of all areas and no pages yet, what is not for children, unlocks the
@@ -467,12 +467,12 @@ impl Space {
     #[cold]
     #[inline(never)]
     pub(super) fn advise_child(&self, cpu: &Cpu, areas: &Areas, child: &SpaceRef) -> Result<(), OutOfMemory> {
-        let advice = self.advice.load(Ordering::Relaxed);
+        let advice = self.hints.load(Ordering::Relaxed);
         if advice & GROUPS != 0 {
             self.unfold_at_borders(areas);
         }
         // Nothing of a child's is locked.
-        child.advice.store(advice & !(LOCKED_AREAS | REGISTERS), Ordering::Relaxed);
+        child.hints.store(advice & !(LOCKED_AREAS | REGISTERS), Ordering::Relaxed);
         let mut childs = child.write_all_areas();
         childs.become_a_childs();
         if advice & USERFAULTFDS != 0 {

@@ -37,7 +37,7 @@ impl AllowedFault<'_> {
         let seen = locked.entry(space.mmu(), self.cell);
         let entry = seen.descriptor();
         if !is_page(entry) {
-            return Reuse::Done(self.not_a_page(seen));
+            return Reuse::Done(self.fault_on_nonpresent(seen));
         }
         if entry.is_uffd_wp() {
             // Before all else: the pager sees the page as it was, and what it has others use stays theirs.

@@ -137,7 +137,7 @@ impl Space {
 
     #[cold]
     fn may_hide(&self, protection: Protection) -> bool {
-        !is_execute_only(protection) || self.advice.load(Ordering::Relaxed) & REGISTERS == 0
+        !is_execute_only(protection) || self.hints.load(Ordering::Relaxed) & REGISTERS == 0
     }
 
     /// Whether registers may be mapped beside `areas`.
@@ -152,13 +152,13 @@ impl Space {
     /// Makes `area`, which is about to be inserted, one of registers.
     #[cold]
     pub(super) fn begin_registers(&self, area: &mut Area) {
-        self.advice.fetch_or(REGISTERS, Ordering::Relaxed);
+        self.hints.fetch_or(REGISTERS, Ordering::Relaxed);
         area.add_flags(AreaFlags::REGISTERS.with(AreaFlags::NOT_IN_CHILDREN));
     }
 
     /// Unmaps all registers of a space that is about to end, while its subscribers still listen.
     pub(super) fn unmap_registers(&self, cpu: &Cpu, areas: &mut Areas) {
-        if self.advice.load(Ordering::Relaxed) & REGISTERS == 0 {
+        if self.hints.load(Ordering::Relaxed) & REGISTERS == 0 {
             return;
         }
         let mut next = USER_START;

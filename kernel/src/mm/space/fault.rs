@@ -398,7 +398,7 @@ impl AllowedFault<'_> {
         let entry = seen.descriptor();
         let is_write = self.access == Access::Write;
         if !is_page(entry) {
-            return self.not_a_page(seen);
+            return self.fault_on_nonpresent(seen);
         }
         if self.access == Access::Execute && !entry.is_user_executable() {
             // Entries follow their areas. This one does not, and a retry would fault for ever.
@@ -419,10 +419,10 @@ impl AllowedFault<'_> {
 
     /// Serves a fault on an entry that is no page: each state changes so that the retry makes progress, or is an error.
     #[cold]
-    pub(super) fn not_a_page(self, seen: LockedEntry<'_>) -> FaultOutcome {
+    pub(super) fn fault_on_nonpresent(self, seen: LockedEntry<'_>) -> FaultOutcome {
         let entry = seen.descriptor();
         if entry.is_fault_on_access() && !entry.is_contiguous() {
-            return self.wait_for_tag_storage(seen);
+            return self.replay_later(seen);
         }
         let denied = |error| FaultOutcome::Failed(Denied::by_entry(seen, error));
         let mmu = self.space.mmu();
@@ -609,7 +609,7 @@ impl Space {
 impl Spaces {
     /// Drops one reference to `frame`, which is in no entry.
     pub(super) fn drop_frame(&self, cpu: &Cpu, frame: PhysAddr) {
-        if self.record(frame).let_go() {
+        if self.record(frame).put() {
             self.frames.free(cpu, frame);
         }
     }

@@ -73,7 +73,7 @@ impl AllowedFault<'_> {
     /// Serves a fault on an entry that waits, if that takes no migration.
     #[cold]
     #[inline(never)]
-    pub(super) fn wait_for_tag_storage(self, seen: LockedEntry<'_>) -> FaultOutcome {
+    pub(super) fn replay_later(self, seen: LockedEntry<'_>) -> FaultOutcome {
         let (space, entry) = (self.space, seen.descriptor());
         let Some(storage) = space.common.frames.tag_storage() else {
             // Nothing makes such entries.

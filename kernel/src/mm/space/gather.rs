@@ -148,7 +148,7 @@ impl<'s> Gather<'s> {
             if let Some((start, end)) = emptied() {
                 self.stale(start, end);
             }
-            self.pay();
+            self.finish();
         }
         let pushed = self.runs.push(frame..frame + PAGE);
         debug_assert!(pushed.is_ok());
@@ -163,7 +163,7 @@ impl<'s> Gather<'s> {
     /// Adds the frames of `block`, whose entry is clear, and noted or invalidated.
     pub(super) fn add_block(&mut self, block: PhysAddr) {
         if self.blocks.is_full() {
-            self.pay();
+            self.finish();
         }
         let pushed = self.blocks.push(block);
         debug_assert!(pushed.is_ok());
@@ -185,7 +185,7 @@ impl<'s> Gather<'s> {
     pub(super) fn rest(&mut self) {
         self.tables_seen += 1;
         if self.tables_seen.is_multiple_of(TABLES_GATHERED) {
-            self.pay();
+            self.finish();
         }
         relax();
     }
@@ -235,7 +235,7 @@ impl<'s> Gather<'s> {
     }
 
     /// Invalidates what was noted, then frees the frames.
-    pub(super) fn pay(&mut self) {
+    pub(super) fn finish(&mut self) {
         self.invalidate();
         let common = self.space.common;
         while let Some(block) = self.blocks.pop() {
@@ -251,14 +251,14 @@ impl<'s> Gather<'s> {
             self.space.common.drop_frame(self.cpu, run.start);
         } else if self.is_short() {
             let numbers = |run: &Range<PhysAddr>| run.start.frame_number()..run.end.frame_number();
-            common.frames.let_go_few(self.cpu, self.runs.iter().map(numbers));
+            common.frames.put_runs(self.cpu, self.runs.iter().map(numbers));
         } else {
             let mut freeing = common.frames.freeing(self.cpu);
             for run in &self.runs {
                 let mut frame = run.start;
                 while frame != run.end {
                     // A frame is freed with its last reference.
-                    if common.record(frame).let_go() {
+                    if common.record(frame).put() {
                         freeing.add(frame);
                     }
                     frame = frame + PAGE;
@@ -271,7 +271,7 @@ impl<'s> Gather<'s> {
 
 impl Drop for Gather<'_> {
     fn drop(&mut self) {
-        self.pay();
+        self.finish();
     }
 }
 

@@ -132,13 +132,13 @@ impl Space {
     /// Whether there may be groups, where the lock of a table is held, in that table.
     #[inline(always)]
     fn may_have_groups(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) & GROUPS != 0
+        self.hints.load(Ordering::Relaxed) & GROUPS != 0
     }
 
     /// Called before an entry of a group is stored, or a table with some is linked: what finds them finds this.
     pub(super) fn note_groups(&self) {
         if !self.may_have_groups() {
-            self.advice.fetch_or(GROUPS, Ordering::Relaxed);
+            self.hints.fetch_or(GROUPS, Ordering::Relaxed);
         }
     }
 

@@ -235,26 +235,26 @@ impl Space {
     /// Whether there may be locked pages.
     #[inline(always)]
     pub(super) fn may_be_locked(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) & LOCKED_AREAS != 0
+        self.hints.load(Ordering::Relaxed) & LOCKED_AREAS != 0
     }
 
     /// Whether there may be pages that a discard must leave.
     #[inline(always)]
     pub(super) fn keeps_pages(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS) != 0
+        self.hints.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS) != 0
     }
 
     /// Whether there may be pages that a discard must leave, or a pager that gets an event of it.
     #[inline(always)]
     pub(super) fn minds_discards(&self) -> bool {
-        self.advice.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | USERFAULTFDS) != 0
+        self.hints.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | USERFAULTFDS) != 0
     }
 
     /// Called before the first of its areas is locked.
     #[cold]
     pub(super) fn note_locking(&self, locking: Locking) {
         if locking != Locking::None {
-            self.advice.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
+            self.hints.fetch_or(LOCKED_AREAS, Ordering::Relaxed);
         }
     }
 }

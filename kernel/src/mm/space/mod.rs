@@ -207,7 +207,7 @@ impl Spaces {
             notifiers: NotifierChain::default(),
             reserved: AtomicUsize::new(0),
             has_device: AtomicBool::new(false),
-            advice: AtomicU8::new(0),
+            hints: AtomicU8::new(0),
             future_locking: AtomicU8::new(0),
             family,
             in_family: LinkedListAtomicLink::new(),
@@ -281,7 +281,7 @@ pub struct Space {
     /// A device uses the reserved pages.
     has_device: AtomicBool,
     /// Bits for locks, guards and kinds of areas that there may be: see [`advise`]. A bit is never cleared.
-    advice: AtomicU8,
+    hints: AtomicU8,
     /// How areas that come are locked: a [`Locking`].
     future_locking: AtomicU8,
     family: FamilyId,

@@ -79,7 +79,7 @@ impl Space {
         limits: &SpaceLimits,
     ) -> Result<(), SpaceError> {
         let Some(range) = user_range(start, bytes) else {
-            return self.protect_to_the_end(start, bytes, protection, limits);
+            return self.mprotect_finish(start, bytes, protection, limits);
         };
         let is_written = protection.contains(Protection::WRITE);
         let is_limited = || limits.data != u64::MAX || range.end() - range.start() > self.memory();
@@ -96,7 +96,7 @@ impl Space {
         let is_simple = |area: &Held| area.cuts(range) == 0 && area.may_have(protection) && is_within(area);
         let is_simple = |area: &Held| !patched_branch!(branch::BREAK_CODE) && is_simple(area);
         let Some(area) = areas.holding(range).filter(is_simple) else {
-            return self.protect_otherwise(areas, range, protection, limits, is_written && is_limited());
+            return self.mprotect_slow(areas, range, protection, limits, is_written && is_limited());
         };
         let protection = area.changed_to(protection);
         if area.protection() != protection {
@@ -115,7 +115,7 @@ impl Space {
     /// As [`Self::mprotect_within`], where areas are cut, several, or in parts, a limit may be met, or code has to be
     /// broken.
     #[inline(never)]
-    fn protect_otherwise<'a>(
+    fn mprotect_slow<'a>(
         &'a self,
         areas: WriteGuard<'a, Areas>,
         range: PageRange,
@@ -135,7 +135,7 @@ impl Space {
             }
             let may_have_it = |area: &Held| !is_limited && area.may_have(protection);
             let Some(area) = areas.holding(range).filter(may_have_it) else {
-                return self.protect_several(cpu, areas, range, protection, limits);
+                return self.mprotect_areas(cpu, areas, range, protection, limits);
             };
             let protection = area.changed_to(protection);
             if area.protection() == protection {
@@ -188,7 +188,7 @@ impl Space {
 
     /// As [`Self::mprotect_within`], for a range without bytes, or beyond the space: the addresses beyond are a hole.
     #[cold]
-    fn protect_to_the_end(
+    fn mprotect_finish(
         &self,
         start: VirtAddr,
         bytes: u64,
@@ -202,7 +202,7 @@ impl Space {
 
     /// Changes the protection of several areas, or under a limit: up to the first hole, or the first area refused.
     #[inline(never)]
-    fn protect_several(
+    fn mprotect_areas(
         &self,
         cpu: &Cpu,
         areas: &mut Areas,
@@ -299,7 +299,7 @@ impl Space {
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
         let Some(from) = alike else { return self.protect_each(found, allowed, stale) };
         let to = from.modified(allowed.for_sharers());
-        if needs_frame(to) && self.lack_tag_storage(found, survey, from, to) {
+        if needs_frame(to) && self.missing_tag_storage(found, survey, from, to) {
             self.mmu().update_run(found.cells, from.0 ^ to.read_only_fault_on_access().0);
         } else if needs_frame(to) && self.prepare_all(found, from, to, allowed) {
             // Changed one by one.
@@ -388,7 +388,7 @@ impl Space {
     /// Whether `to` checks tags, `from` does not, and none of the frames has storage for them, so that all entries wait
     /// for it.
     #[inline(always)]
-    fn lack_tag_storage(&self, found: &TableCells<'_>, survey: Survey, from: Descriptor, to: Descriptor) -> bool {
+    fn missing_tag_storage(&self, found: &TableCells<'_>, survey: Survey, from: Descriptor, to: Descriptor) -> bool {
         let may_wait = is_checked(to) && !to.is_user_executable();
         if !may_wait || is_checked(from) || lab::is_on!(RESERVE_AT_MPROTECT) {
             return false;
@@ -418,7 +418,7 @@ impl Space {
         let becomes_checked = is_checked(to) && !is_checked(from);
         let flips = from.0 ^ to.0;
         if becomes_checked && let Some(storage) = self.common.frames.tag_storage() {
-            self.wait_for_tag_storage(found, from, [to, may_be_written(to)], allowed, storage);
+            self.wait_for_reservation(found, from, [to, may_be_written(to)], allowed, storage);
             return true;
         }
         if becomes_code || becomes_checked {
@@ -433,7 +433,7 @@ impl Space {
     /// to `to[0]` where it is; those whose tags have no storage wait. Nothing is reserved, and no tag written, but those
     /// of frames that need no storage, or have some and no tags.
     #[inline(never)]
-    fn wait_for_tag_storage(
+    fn wait_for_reservation(
         &self,
         found: &TableCells<'_>,
         from: Descriptor,

@@ -189,7 +189,7 @@ impl Space {
                 // Clean: what the hardware sets concurrently does not matter.
                 mmu.store(cell, Descriptor::from(left));
                 stale.note(found.address(index), found.address(index + 1));
-                let was_last = self.common.record(entry.address()).let_go();
+                let was_last = self.common.record(entry.address()).put();
                 debug_assert!(!was_last, "the object's reference is left");
             }
             if let Some(range) = stale.range() {

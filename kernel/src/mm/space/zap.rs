@@ -326,7 +326,7 @@ impl Spaces {
             }
             Dismantled::Entry(entry) => {
                 let counted = entry.is_present() && !entry.is_special();
-                if counted && self.record(entry.address()).let_go() {
+                if counted && self.record(entry.address()).put() {
                     freed += 1;
                     freeing.add(entry.address());
                 }

@@ -14,7 +14,7 @@ use granule::mm::layout;
 use granule::sched::sleep_until;
 use granule::{kernel, lab, println};
 
-use crate::harness::{Hoard, Test};
+use crate::harness::{TakenFrames, Test};
 use crate::smmu::shortage::{OTHERS, read_after_a_program_took_the_page};
 use crate::smmu::{FILE_WORD, START, rig_with_a_file_of_the_initrd};
 
@@ -31,24 +31,24 @@ fn a_thread_without_a_space(t: &mut Test) {
     let Some((rig, _file)) = rig_with_a_file_of_the_initrd(t) else { return };
     let (frame, frames) = (rig.physical(START), kernel().frames);
     println!("A disk reads a page of a file by a process's addresses: the SMMU has the entry. Then memory runs short.");
-    let (mut rest, mut hoard) = (Hoard::default(), Hoard::default());
+    let (mut rest, mut taken) = (TakenFrames::default(), TakenFrames::default());
     rest.fill_but(LEFT);
     // The limit of the test ends this, and counts CPU time.
     while rig.entry(START).is_valid() {
         // Nothing is taken of the kernel's reserve.
-        if !frames.has_room_for(64) || hoard.take().is_none() {
+        if !frames.has_room_for(64) || taken.take().is_none() {
             sleep_until(Deadline::after(Duration::from_millis(1)));
             // On a busy host the thread may rest by now, after passes that freed nothing: what is taken again wakes it.
-            hoard.give_back(64);
+            taken.give_back(64);
         }
     }
     t.check("the thread has taken the page", !rig.entry(START).is_valid());
     // The frame is somewhere among those that are free, and another's from now on.
-    drop(hoard);
-    let mut hoard = Hoard::default();
-    let found = hoard.find(frame, |hoard| if frames.has_room_for(64) { hoard.take_movable() } else { None });
+    drop(taken);
+    let mut taken = TakenFrames::default();
+    let found = taken.find(frame, |taken| if frames.has_room_for(64) { taken.take_movable() } else { None });
     t.check("its frame is free", found);
-    // SAFETY: the last frame that the hoard has taken, whose first word is the hoard's.
+    // SAFETY: the last frame that the taken has taken, whose first word is the taken's.
     unsafe { layout::linear(frame).as_ptr::<u64>().add(1).write(OTHERS) };
     drop(rest);
     println!("The thread that frees pages of files has taken it, and its frame is another's. The disk reads it again:");

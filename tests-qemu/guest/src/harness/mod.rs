@@ -7,9 +7,9 @@
 
 mod audit;
 mod features;
-mod hoard;
 mod plan;
 mod promises;
+mod taken_frames;
 mod test;
 mod wire;
 
@@ -28,9 +28,9 @@ use linkme::distributed_slice;
 
 use audit::Snapshot;
 pub(crate) use features::{KNOWN, device, has, is_device};
-pub(crate) use hoard::{Hoard, drain_magazines};
 use plan::Plan;
 pub(crate) use promises::Promised;
+pub(crate) use taken_frames::{TakenFrames, drain_magazines};
 pub(crate) use test::Test;
 
 /// A test's record; see `target_test!`.

@@ -19,7 +19,7 @@ use granule_arch::addr::VirtAddr;
 use log::LevelFilter;
 
 use super::{FILE_WORD, PAGE, Rig, START, rig_with_a_file_of_the_initrd};
-use crate::harness::{Hoard, Test, target_test, wait_until};
+use crate::harness::{TakenFrames, Test, target_test, wait_until};
 use crate::process::{settle, start, terminate};
 
 /// The word that another user of the frame keeps in it.
@@ -54,7 +54,7 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     t.check("the page is there, and old", rig.entry(START).is_valid() && !rig.entry(START).is_young());
     frames.set_reserve(RESERVE);
     // Not all for a moment: that would wake the thread, which takes the page where it comes before the program.
-    let mut rest = Hoard::default();
+    let mut rest = TakenFrames::default();
     rest.fill_but(LEFT);
     // The log level hides the report of the program's end, which has a time: each boot prints the same lines.
     let level = log::max_level();
@@ -68,11 +68,11 @@ pub(crate) fn read_after_a_program_took_the_page(t: &mut Test, rig: &Rig) -> Opt
     settle(t, threads);
     t.check("it has taken the page", !rig.entry(START).is_valid());
     // Another user takes the frames that the program had.
-    let mut others = Hoard::default();
-    let found = others.find(frame, Hoard::take);
+    let mut others = TakenFrames::default();
+    let found = others.find(frame, TakenFrames::take);
     drop(rest);
     t.check("its frame was given to others", found);
-    // SAFETY: the last frame that the hoard has taken, whose first word is the hoard's.
+    // SAFETY: the last frame that the taken has taken, whose first word is the taken's.
     unsafe { layout::linear(frame).as_ptr::<u64>().add(1).write(OTHERS) };
     let read = rig.device_word(START, 1);
     drop(others);

@@ -16,7 +16,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 
 use super::{PAGE, START, TAGGED, pages, storage};
-use crate::harness::{Hoard, Test, drain_magazines, target_test, wait_until};
+use crate::harness::{TakenFrames, Test, drain_magazines, target_test, wait_until};
 use crate::smmu::{self, DELIVERED};
 
 /// Replays of a fault before its page moves.
@@ -29,7 +29,7 @@ const OTHERS: u64 = 8;
 #[derive(Default)]
 pub(super) struct Exhausted {
     blocks: heapless::Vec<(PhysAddr, u32), 128>,
-    frames: Hoard,
+    frames: TakenFrames,
 }
 
 impl Exhausted {
@@ -68,7 +68,7 @@ fn put_into_storage_of(space: &SpaceRef, page: VirtAddr, frame: PhysAddr) -> boo
     let Some((block, _)) = region.blocks_of(number..number + 1).next() else { return false };
     let wanted = region.frames_of(block);
     let _taken = Exhausted::new();
-    let mut lent = Hoard::default();
+    let mut lent = TakenFrames::default();
     while let Ok(to) = kernel.frames.alloc_movable(cpu) {
         if !wanted.contains(&to.frame_number()) {
             lent.keep(to);
@@ -100,7 +100,7 @@ impl Pin {
 
 impl Drop for Pin {
     fn drop(&mut self) {
-        let is_last = kernel().frames.frame(self.0).is_some_and(|(_, record)| record.let_go());
+        let is_last = kernel().frames.frame(self.0).is_some_and(|(_, record)| record.put());
         if is_last {
             kernel().frames.free(this_cpu(), self.0);
         }

@@ -16,7 +16,7 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 
 use super::occupied::{Exhausted, entry};
 use super::{PAGE, START, pages, storage, users};
-use crate::harness::{Hoard, Test, target_test};
+use crate::harness::{TakenFrames, Test, target_test};
 use crate::process::{settle, start, terminate};
 
 /// The pages that the program's threads race on.
@@ -49,7 +49,7 @@ fn threads_race_on_pages_that_wait(t: &mut Test) {
     let (cpu, kernel) = (this_cpu(), kernel());
     let Some(storage) = storage(t) else { return };
     let (threads, first) = (sched::thread_count(), storage.stats());
-    let (mut targets, mut between) = (heapless::Vec::<PhysAddr, TARGETS>::new(), Hoard::default());
+    let (mut targets, mut between) = (heapless::Vec::<PhysAddr, TARGETS>::new(), TakenFrames::default());
     while !targets.is_full()
         && let Ok(frame) = kernel.frames.alloc_movable(cpu)
     {

@@ -12,7 +12,7 @@ use proptest::prelude::{ProptestConfig, any, prop, prop_assert, prop_assert_eq, 
 
 use super::super::model::{Chain, DeviceQueue, Memory, PAGE};
 use super::super::queue::{DeviceError, Flow, MAX_SIZE, Parts, Segment};
-use super::super::requests::{MAX_SEGMENTS, Patience, RequestError, RequestFrame, Requests, Ticket, Transfer};
+use super::super::requests::{MAX_SEGMENTS, RequestDeadline, RequestError, RequestFrame, Requests, Ticket, Transfer};
 use crate::iommu::{IsOthers, MAX_TRIES, Refusal, Resolution};
 use crate::mm::space::{Access, FaultError};
 
@@ -291,7 +291,7 @@ fn a_request_is_waited_for_by_its_own_tries() {
     let stuck = bench.requests.submit(RequestFrame::None, &[bench.page(1)]).unwrap();
     bench.fetch();
     let kept = bench.with_device.remove(0);
-    let mut patience = Patience::new(0);
+    let mut patience = RequestDeadline::new(0);
     patience.look(&bench.requests, stuck, || 1);
     assert_eq!(patience.until(), 1, "it was handed over");
     for round in 2..100 {

@@ -200,8 +200,8 @@ fn where_memory_runs_out_all_is_as_before() {
     for frames in 1..12 {
         let (frames_of_all, file, cpu) = (leaked(2), Arc::new(7), Cpu::new(CpuId(0)));
         let pools = Box::leak(Box::new(Pools::new(frames_of_all)));
-        let mut hoard: Vec<_> = std::iter::from_fn(|| frames_of_all.alloc(&cpu).ok()).collect();
-        hoard.drain(..frames).for_each(|frame| frames_of_all.free(&cpu, frame));
+        let mut taken: Vec<_> = std::iter::from_fn(|| frames_of_all.alloc(&cpu).ok()).collect();
+        taken.drain(..frames).for_each(|frame| frames_of_all.free(&cpu, frame));
         let Ok(files) = Files::new(pools, &file) else { continue };
         let copies: Vec<_> = (0..20).map(|_| files.fork()).collect();
         for (copy, descriptor) in copies.iter().zip(64..) {

@@ -115,7 +115,7 @@ fn frames_are_hidden_before_they_are_free() {
         hidden_first("a list", &mut || frames.free_list(&cpu, list.take().unwrap()));
         hidden_first("a block", &mut || frames.free_blocks(&cpu, block, 0));
         let number = last.frame_number();
-        hidden_first("a hold", &mut || frames.let_go_few(&cpu, core::iter::once(number..number + 1)));
+        hidden_first("a hold", &mut || frames.put_runs(&cpu, core::iter::once(number..number + 1)));
     });
 }
 

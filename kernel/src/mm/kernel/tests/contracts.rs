@@ -129,7 +129,7 @@ fn what_vfree_refuses_stays() {
         (area + 8, VmallocError::NotAnArea(area + 8)),
         (freed, VmallocError::NotAnArea(freed)),
         (VirtAddr(0), VmallocError::NotAnArea(VirtAddr(0))),
-        (stack, VmallocError::NotYours(stack, AreaKind::Stack)),
+        (stack, VmallocError::WrongKind(stack, AreaKind::Stack)),
     ] {
         assert_eq!(space.vfree_at(&cpu, address), Err(refusal));
         assert_eq!(everything(space, frames), before, "{refusal}");

@@ -266,10 +266,10 @@ fn each_kind_of_area_has_one_call_that_unmaps_it() {
     let own = space.vmalloc(&cpu, 3).unwrap().into_start();
     let before = everything(space, frames);
     for (result, refusal) in [
-        (space.vfree_at(&cpu, mapped), VmallocError::NotYours(mapped, AreaKind::Mapped)),
-        (space.vfree_at(&cpu, device), VmallocError::NotYours(device, AreaKind::Device)),
-        (space.vunmap(&cpu, device), VmallocError::NotYours(device, AreaKind::Device)),
-        (space.vunmap(&cpu, own), VmallocError::NotYours(own, AreaKind::Vmalloc)),
+        (space.vfree_at(&cpu, mapped), VmallocError::WrongKind(mapped, AreaKind::Mapped)),
+        (space.vfree_at(&cpu, device), VmallocError::WrongKind(device, AreaKind::Device)),
+        (space.vunmap(&cpu, device), VmallocError::WrongKind(device, AreaKind::Device)),
+        (space.vunmap(&cpu, own), VmallocError::WrongKind(own, AreaKind::Vmalloc)),
         (space.vunmap(&cpu, mapped + PAGE), VmallocError::NotAnArea(mapped + PAGE)),
         (space.vunmap(&cpu, VirtAddr(0)), VmallocError::NotAnArea(VirtAddr(0))),
     ] {
@@ -277,7 +277,7 @@ fn each_kind_of_area_has_one_call_that_unmaps_it() {
     }
     assert_eq!(everything(space, frames), before);
     assert!(
-        VmallocError::NotYours(own, AreaKind::Vmalloc)
+        VmallocError::WrongKind(own, AreaKind::Vmalloc)
             .to_string()
             .ends_with("(Vmalloc), which this call does not unmap")
     );

@@ -53,7 +53,7 @@ impl Spaces {
     pub(in crate::mm::space) fn drop_block(&self, cpu: &Cpu, block: PhysAddr) -> usize {
         let is_last = {
             let _locked = self.lock_block(block);
-            self.is_one(block).then(|| self.record(block).let_go())
+            self.is_one(block).then(|| self.record(block).put())
         };
         match is_last {
             Some(true) => {
@@ -64,7 +64,7 @@ impl Spaces {
             None => {
                 // A split block stays split while its frames are held.
                 let mut freeing = self.frames.freeing(cpu);
-                let freed = self.records_of(block).filter(|(_, record)| record.let_go());
+                let freed = self.records_of(block).filter(|(_, record)| record.put());
                 freed.map(|(frame, _)| freeing.add(frame)).count()
             }
         }

@@ -139,7 +139,7 @@ impl<'o> Chain<'o> {
         let mut freeing = common.frames.freeing(cpu);
         let mut count = 0_usize;
         while let Some(frame) = self.pop() {
-            if common.record(frame).let_go() {
+            if common.record(frame).put() {
                 freeing.add(frame);
             }
             count += 1;

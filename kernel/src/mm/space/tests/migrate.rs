@@ -99,7 +99,7 @@ fn what_else_holds_a_page_keeps_it() {
     held.share();
     assert_eq!(migrate(&rig, &space, page), Err(Unmovable::Held));
     assert_eq!((entry(&space, page), held.references()), (before, 2));
-    assert!(!held.let_go());
+    assert!(!held.put());
     migrate(&rig, &space, page).unwrap();
 
     let free = rig.frames.alloc(&rig.cpu).unwrap();
@@ -240,7 +240,7 @@ fn what_else_holds_a_block_keeps_it() {
     held.share();
     assert_eq!(rig.migrate(&rig.cpu, &space, BLOCK), Some(Err(Unmovable::Held)));
     assert_eq!((block(&space).address(), held.references()), (before.address(), 2));
-    assert!(!held.let_go());
+    assert!(!held.put());
     rig.write(&space, BLOCK, 2);
     // Of another owner by now: what is noted of it is of one before.
     let (from, to) = (before.address(), rig.frames.alloc_splittable(&rig.cpu).unwrap());
@@ -354,7 +354,7 @@ fn a_page_of_an_object_moves_in_all_that_maps_it() {
     held.share();
     assert_eq!(rig.migrate(&rig.cpu, &space, page), Some(Err(Unmovable::Held)));
     assert_eq!((rig.read(&space, page), frame(&space, page), held.references()), (1, old, 3));
-    assert!(!held.let_go());
+    assert!(!held.put());
     assert_eq!((rig.read(&other, there), rig.read(&other, read)), (1, 1));
 
     assert_eq!(rig.migrate(&rig.cpu, &space, page), Some(Ok(())));
@@ -476,7 +476,7 @@ fn cut_blocks_become_whole() {
     }
     assert_eq!(rig.frames.stats().free, 0);
     all.into_iter().for_each(|frame| rig.frames.free(&rig.cpu, frame));
-    assert!(!held.let_go());
+    assert!(!held.put());
     drop(space);
     rig.frames.drain_cpu(&rig.cpu);
     assert_eq!(rig.used(), empty);

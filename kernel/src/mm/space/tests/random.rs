@@ -707,7 +707,7 @@ fn the_check_sees_a_frame_too_many_holders_and_areas_that_are_not_merged() {
     let frame = world.spaces[0].0.tables().translate(address(1)).unwrap().physical;
     world.rig.spaces.record(frame).share();
     assert!(world.check().unwrap_err().contains("others have its frame"));
-    assert!(!world.rig.spaces.record(frame).let_go());
+    assert!(!world.rig.spaces.record(frame).put());
 
     let mut world = forked();
     world.spaces[0].1.get_mut(&address(2).0).unwrap().protection = Protection::READ;

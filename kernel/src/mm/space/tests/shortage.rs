@@ -47,13 +47,13 @@ fn everything(rig: &Rig, space: &Space) -> Everything {
 }
 
 /// All memory but a few frames, in hands where it is of no use.
-struct Hoard<'r> {
+struct TakenFrames<'r> {
     rig: &'r Rig,
     frames: Vec<PhysAddr>,
     areas: Vec<PoolBox<Area>>,
 }
 
-impl<'r> Hoard<'r> {
+impl<'r> TakenFrames<'r> {
     /// Leaves `left` frames and no slot for an area. The pool of spaces has slots, since there is a space; that of
     /// objects is empty.
     fn leaving(rig: &'r Rig, left: usize) -> Self {
@@ -68,7 +68,7 @@ impl<'r> Hoard<'r> {
     }
 }
 
-impl Drop for Hoard<'_> {
+impl Drop for TakenFrames<'_> {
     fn drop(&mut self) {
         self.areas.clear();
         self.frames.drain(..).for_each(|frame| self.rig.frames.free(&self.rig.cpu, frame));
@@ -91,7 +91,7 @@ fn refused_until<E: PartialEq + core::fmt::Debug, T>(
         let rig = Rig::new(2);
         let space = rig.space();
         prepare(&rig, &space);
-        let hoard = Hoard::leaving(&rig, left);
+        let taken = TakenFrames::leaving(&rig, left);
         let before = everything(&rig, &space);
         match call(&rig, &space) {
             Ok(_) => assert!(left >= needed, "{left} frames were enough"),
@@ -101,7 +101,7 @@ fn refused_until<E: PartialEq + core::fmt::Debug, T>(
                 assert_eq!(everything(&rig, &space), before, "with {left} frames");
             }
         }
-        drop((hoard, space));
+        drop((taken, space));
         assert_eq!(rig.spaces.counts(), [0; 3], "with {left} frames");
         assert_eq!(rig.used(), 0, "with {left} frames");
     }
@@ -164,12 +164,12 @@ fn copy_on_write_needs_a_page() {
         let space = rig.space();
         written(&rig, &space);
         let child = space.fork(&rig.cpu).unwrap();
-        let hoard = Hoard::leaving(&rig, left);
+        let taken = TakenFrames::leaving(&rig, left);
         let before = everything(&rig, &space);
         let result = handle_fault(&space, &rig.cpu, START, Access::Write);
         assert_eq!(result, if left == 0 { Err(FaultError::OutOfMemory) } else { Ok(()) });
         assert!(left != 0 || everything(&rig, &space) == before);
-        drop((hoard, child, space));
+        drop((taken, child, space));
         assert_eq!(rig.used(), 0);
     }
 }
@@ -258,7 +258,7 @@ fn populating_takes_what_there_is() {
         let rig = Rig::new(2);
         let space = rig.space();
         map(&rig, &space, &at(START, 1));
-        let hoard = Hoard::leaving(&rig, left);
+        let taken = TakenFrames::leaving(&rig, left);
         let mapped = space.mmap(&rig.cpu, &MapRequest { populate: Populate::Now, ..at(START + PAGE, 8) });
         assert_eq!(mapped, if left == 0 { Err(SpaceError::NoMemory) } else { Ok(START + PAGE) });
         let mut present = [0; 8];
@@ -267,7 +267,7 @@ fn populating_takes_what_there_is() {
         }
         // A record, three tables, and then all of the pages that have one table, or none.
         assert_eq!(present, [u8::from(left >= 4 + 8); 8], "with {left} frames");
-        drop((hoard, space));
+        drop((taken, space));
         assert_eq!(rig.used(), 0);
     }
 }
@@ -317,7 +317,7 @@ fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
         let pager = Userfaultfd::new(&space, false, 0).unwrap();
         pager.agree(Features::ALL).unwrap();
         Userfaultfd::register(&pager, &rig.cpu, START, request.bytes, WP).unwrap();
-        let hoard = Hoard::leaving(&rig, left);
+        let taken = TakenFrames::leaving(&rig, left);
         let before = everything(&rig, &space);
         match call(&rig, &pager) {
             Ok(_) => assert!(left >= needed, "{left} frames were enough"),
@@ -327,7 +327,7 @@ fn pager_refused_until<T, E: PartialEq + core::fmt::Debug>(
                 assert_eq!(everything(&rig, &space), before, "with {left} frames");
             }
         }
-        drop(hoard);
+        drop(taken);
         pager.close();
         drop((space, pager));
         assert_eq!((rig.spaces.counts(), rig.used()), ([0; 3], 0), "with {left} frames");
@@ -377,12 +377,12 @@ fn a_page_of_an_object_that_a_pager_cannot_bring_is_brought_the_next_time() {
         pager.agree(Features::ALL).unwrap();
         let both = Enrolment { missing: true, write_protected: true };
         Userfaultfd::register(&pager, &rig.cpu, START, 2 * PAGE, both).unwrap();
-        let hoard = Hoard::leaving(&rig, left);
+        let taken = TakenFrames::leaving(&rig, left);
         let filled = pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros);
         // A page, three tables of the space, and three of the object.
         let no_memory = FillError::Call(UserfaultError::OutOfMemory);
         assert_eq!(filled, if left < 7 { (0, Err(no_memory)) } else { (PAGE, Ok(())) }, "{left} frames");
-        drop(hoard);
+        drop(taken);
         if left < 7 {
             assert_eq!(handle_fault(&space, &rig.cpu, START, Access::Read), Err(FaultError::Userfault));
             assert_eq!(pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros), (PAGE, Ok(())));
@@ -406,7 +406,7 @@ fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
         pager.agree(Features(Features::EVENT_FORK)).unwrap();
         Userfaultfd::register(&pager, &rig.cpu, START, 3 * PAGE, WP).unwrap();
         pager.write_protect(&rig.cpu, None, START, PAGE, Mark::Set).unwrap();
-        let hoard = Hoard::leaving(&rig, left);
+        let taken = TakenFrames::leaving(&rig, left);
         let before = everything(&rig, &space);
         let done = std::sync::atomic::AtomicBool::new(false);
         let child = std::thread::scope(|scope| {
@@ -424,7 +424,7 @@ fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
             forks.set(forks.get() + 1);
         }
         assert!(!pager.is_changing() && !pager.has_message());
-        drop((hoard, child));
+        drop((taken, child));
         pager.close();
         drop((space, pager));
         assert_eq!((rig.spaces.counts(), rig.used()), ([0; 3], 0), "with {left} frames");

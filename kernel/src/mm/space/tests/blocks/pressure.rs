@@ -7,21 +7,21 @@ use super::*;
 use crate::mm::space::{FaultError, Locking};
 
 /// All page blocks but some, and all frames of cut blocks but some.
-pub(super) struct Hoard<'r> {
+pub(super) struct TakenFrames<'r> {
     rig: &'r Rig,
     blocks: Vec<PhysAddr>,
     frames: Vec<PhysAddr>,
 }
 
-impl<'r> Hoard<'r> {
+impl<'r> TakenFrames<'r> {
     pub(super) fn leaving(rig: &'r Rig, blocks: usize, frames: usize) -> Self {
         rig.frames.drain_cpu(&rig.cpu);
         let taken = core::iter::from_fn(|| rig.frames.alloc_blocks(&rig.cpu, 0).ok()).collect();
         let others = core::iter::from_fn(|| rig.frames.alloc(&rig.cpu).ok()).collect();
-        let mut hoard = Self { rig, blocks: taken, frames: others };
-        hoard.frames.drain(..frames.min(hoard.frames.len())).for_each(|frame| rig.frames.free(&rig.cpu, frame));
-        hoard.blocks.drain(..blocks).for_each(|block| rig.frames.free_blocks(&rig.cpu, block, 0));
-        hoard
+        let mut taken = Self { rig, blocks: taken, frames: others };
+        taken.frames.drain(..frames.min(taken.frames.len())).for_each(|frame| rig.frames.free(&rig.cpu, frame));
+        taken.blocks.drain(..blocks).for_each(|block| rig.frames.free_blocks(&rig.cpu, block, 0));
+        taken
     }
 
     pub(super) fn held(&self) -> usize {
@@ -29,7 +29,7 @@ impl<'r> Hoard<'r> {
     }
 }
 
-impl Drop for Hoard<'_> {
+impl Drop for TakenFrames<'_> {
     fn drop(&mut self) {
         self.blocks.drain(..).for_each(|block| self.rig.frames.free_blocks(&self.rig.cpu, block, 0));
         self.frames.drain(..).for_each(|frame| self.rig.frames.free(&self.rig.cpu, frame));
@@ -78,11 +78,11 @@ fn nothing_is_lost_where_memory_runs_out() {
                 space.mmap(&rig.cpu, &far).unwrap();
                 space.madvise_areas(&rig.cpu, page(FAR), BLOCK_SIZE, AreaAdvice::HugePage).unwrap();
                 rig.write(&space, page(1), 1);
-                let hoard = Hoard::leaving(&rig, blocks, frames);
+                let taken = TakenFrames::leaving(&rig, blocks, frames);
                 served[usize::from(call(&rig, &space))] += 1;
-                let used = rig.used() - hoard.held();
+                let used = rig.used() - taken.held();
                 assert_eq!(used, footprint(&space).pages + space.table_frames(), "{name}: {blocks}, {frames}");
-                drop((hoard, space));
+                drop((taken, space));
                 assert_eq!((rig.used(), rig.frames.stats().refused, rig.spaces.counts()), (0, 0, [0; 3]), "{name}");
             }
         }
@@ -136,7 +136,7 @@ fn spaces_that_share_blocks_change_them_at_once() {
             let space = advised(rig, 2);
             (0..2 * BLOCK_PAGES).filter(|at| at % 8 < 2).for_each(|at| rig.write(&space, page(at), 7));
             let spaces = [space.fork(&rig.cpu).unwrap(), space.fork(&rig.cpu).unwrap(), space];
-            let hoard = (round % 3 == 0).then(|| Hoard::leaving(rig, 6, usize::MAX));
+            let taken = (round % 3 == 0).then(|| TakenFrames::leaving(rig, 6, usize::MAX));
             let working = AtomicUsize::new(6);
             thread::scope(|scope| {
                 for number in 0..6 {
@@ -164,7 +164,7 @@ fn spaces_that_share_blocks_change_them_at_once() {
                     thread::yield_now();
                 }
             });
-            drop((spaces, hoard));
+            drop((spaces, taken));
         });
         assert_eq!((rig.used(), rig.frames.stats().refused), (0, 0), "round {round}");
     }

@@ -9,7 +9,7 @@ use std::thread;
 
 use granule_arch::descriptor::bits;
 
-use super::pressure::Hoard;
+use super::pressure::TakenFrames;
 use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::space::fault::{FaultOutcome, serve};
@@ -155,7 +155,7 @@ fn a_block_of_an_object_migrates_in_all_that_maps_it() {
     let held = rig.spaces.record(old + 300 * PAGE);
     held.share();
     assert_eq!(rig.migrate(&rig.cpu, &space, page(0)), Some(Err(Unmovable::Held)));
-    assert!(!held.let_go());
+    assert!(!held.put());
     check(&rig, &file, &all, BLOCK_PAGES);
     assert_eq!((rig.read(&space, page(0)), leaf(&space, page(0)).unwrap().1.address()), (0, old));
 
@@ -609,8 +609,8 @@ fn a_fault_that_finds_no_memory_changes_nothing() {
                 rig.write(&second, page(3), 1);
                 second
             });
-            let hoard = Hoard::leaving(&rig, blocks, frames);
-            let used = || rig.used() - hoard.held();
+            let taken = TakenFrames::leaving(&rig, blocks, frames);
+            let used = || rig.used() - taken.held();
             let before = (used(), file.pages(), space.table_frames());
             let result = handle_fault(&space, &rig.cpu, page(3), Access::Write);
             let after = (used(), file.pages(), space.table_frames());
@@ -630,7 +630,7 @@ fn a_fault_that_finds_no_memory_changes_nothing() {
                 }
             }
             check(&rig, &file, &[Some(&space), second.as_ref()].into_iter().flatten().collect::<Vec<_>>(), BLOCK_PAGES);
-            drop((hoard, file, space, second));
+            drop((taken, file, space, second));
             all_gone(&rig);
         }
     }

@@ -251,7 +251,7 @@ fn a_block_that_is_discarded_leaves_one_marker_which_a_hole_in_it_leaves_too() {
         assert!(stage.space.block_entry(START).is_some());
         stage.mark(0, BLOCK_PAGES, Mark::Set);
         assert_eq!((stage.store(5), stage.space.block_entry(START).is_some()), (REPORTED, true));
-        let hoard: Vec<_> = core::iter::from_fn(|| stage.rig.frames.alloc(&stage.rig.cpu).ok()).collect();
+        let taken: Vec<_> = core::iter::from_fn(|| stage.rig.frames.alloc(&stage.rig.cpu).ok()).collect();
         let used = stage.rig.frames.stats().used;
         stage.discard(0, BLOCK_PAGES);
         assert!(stage.is_block_marker());
@@ -263,7 +263,7 @@ fn a_block_that_is_discarded_leaves_one_marker_which_a_hole_in_it_leaves_too() {
         let file = stage.file.clone().unwrap();
         file.punch_hole(&stage.rig.cpu, 9 * PAGE, 10 * PAGE).unwrap();
         assert_eq!(stage.rig.frames.stats().used, used - 1);
-        hoard.into_iter().for_each(|frame| stage.rig.frames.free(&stage.rig.cpu, frame));
+        taken.into_iter().for_each(|frame| stage.rig.frames.free(&stage.rig.cpu, frame));
         assert_eq!([3, 9].map(|page| stage.store(page)), [REPORTED; 2]);
         assert_eq!(stage.rig.read(&stage.space, at(3)), 7);
         drop(file);

@@ -14,7 +14,7 @@ use super::wait_until;
 
 /// In the last frame in place of the next one's address: no frame has it.
 const NO_FRAME: u64 = u64::MAX;
-/// Frames that [`Hoard::fill`] takes one by one, so that as many can be given back.
+/// Frames that [`TakenFrames::fill`] takes one by one, so that as many can be given back.
 const SINGLE: usize = 8192;
 const FRAMES_OF_A_BLOCK: usize = 512;
 /// Blocks that may become whole while others are taken: those that CPUs keep.
@@ -27,13 +27,13 @@ pub(crate) fn drain_magazines() {
 
 /// Frames, each with the address of the next at its beginning, and blocks. Dropping it frees them.
 #[derive(Default)]
-pub(crate) struct Hoard {
+pub(crate) struct TakenFrames {
     first: Option<PhysAddr>,
     /// Not a list through them: what is written to a machine's memory is taken from the host's, 2 MiB at once.
     blocks: Vec<PhysAddr>,
 }
 
-impl Hoard {
+impl TakenFrames {
     /// Takes a frame, if there is one.
     pub(crate) fn take(&mut self) -> Option<PhysAddr> {
         let frame = kernel().frames.alloc(this_cpu()).ok()?;
@@ -49,7 +49,7 @@ impl Hoard {
     }
 
     /// Waits until `frame` is free, and takes it last of those that `take` takes; whether it was there in the end. The
-    /// frames that the hoard had go back first.
+    /// frames that the taken had go back first.
     ///
     /// The CPU that empties an entry frees the frame some time later, after the invalidation, to its own magazine. So
     /// the frames of a try in vain go back, and are taken again.
@@ -95,7 +95,7 @@ impl Hoard {
     /// Adds a frame that the caller has.
     pub(crate) fn keep(&mut self, frame: PhysAddr) {
         let next = self.first.replace(frame).map_or(NO_FRAME, |next| next.0);
-        // SAFETY: the frame is the hoard's, and in the linear map.
+        // SAFETY: the frame is the taken's, and in the linear map.
         unsafe { layout::linear(frame).as_ptr::<u64>().write(next) };
     }
 
@@ -120,7 +120,7 @@ impl Hoard {
     }
 }
 
-impl Drop for Hoard {
+impl Drop for TakenFrames {
     fn drop(&mut self) {
         self.give_all_back();
         self.blocks.drain(..).for_each(|block| kernel().frames.free_blocks(this_cpu(), block, 0));
