@@ -2,7 +2,7 @@
 //!
 //! They are counted where they are issued, in [`super::kernel::mmu`], and only while counting is on: the site is a
 //! patched branch, so that what a call costs is measured without what counting costs. `count` among the boot arguments
-//! switches it on from the boot on, [`set_counting`] at any time.
+//! switches it on from the boot on, `branches::set_counting` at any time.
 
 use core::fmt;
 use core::ops::Sub;

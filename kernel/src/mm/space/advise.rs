@@ -77,7 +77,7 @@ impl AreaAdvice {
     }
 }
 
-/// Of [`Space::advice`]: some areas may not be for children.
+/// Of [`Space::hints`]: some areas may not be for children.
 const NOT_ALL_AREAS: u8 = 1;
 /// Shared areas may have guards, whose entries a fork does not visit otherwise.
 const SHARED_GUARDS: u8 = 2;

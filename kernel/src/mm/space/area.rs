@@ -12,7 +12,7 @@
 //! ```
 //! Two areas that touch and are alike are one: [`Areas::merge`] is called wherever a change may have made them so.
 //!
-//! Where CPUs change areas in turn, their [part](super::parts) is [divided](tree::divide) between them.
+//! Where CPUs change areas in turn, their [part](super::parts) is [divided](tree) between them.
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
