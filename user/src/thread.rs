@@ -109,7 +109,7 @@ impl Thread {
         loop {
             match self.id() {
                 0 => break,
-                // A thread that ends meanwhile changes the word first, so that this does not wait.
+                // A thread that ends concurrently changes the word first, so that this does not wait.
                 id => drop(futex_wait(self.word(), id, None)),
             }
         }

@@ -175,7 +175,7 @@ impl HoleList {
         let bytes = bytes + if has_tag { tags::RECORD } else { 0 };
         let (bottom, top) = (self.holes.bottom().addr() as u64, self.holes.top().addr() as u64);
         let is_inside = start.0 >= bottom && start.0 < top && bytes as u64 <= top - start.0;
-        is_inside && (self.out.bytes == 0 || !self.out.overlaps(start, bytes as u64))
+        is_inside && !self.out.overlaps(start, bytes as u64)
     }
 }
 

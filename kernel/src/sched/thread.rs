@@ -493,7 +493,7 @@ fn working(cpu: &Cpu) -> Option<&Thread> {
     thread.filter(|_| !cpu.trap().is_in_handler())
 }
 
-/// Calls `look` with the context of the running thread, which does not change meanwhile; `None` for the kernel's own
+/// Calls `look` with the context of the running thread, which stays the same; `None` for the kernel's own
 /// threads, and in a handler of an interrupt.
 pub(crate) fn with_context<T>(look: impl FnOnce(&Context) -> Option<T>) -> Option<T> {
     let thread = working(this_cpu())?;

@@ -35,7 +35,7 @@ fn run(start: Start) -> u8 {
     }
 }
 
-/// Reads a line in pieces, after reads that fail: of bytes to where nothing is, and of a child that is killed meanwhile.
+/// Reads a line in pieces, after reads that fail: of bytes to where nothing is, and of a child that is killed in one.
 fn reads() -> u8 {
     let read = |to: u64, bytes: u64| {
         // SAFETY: memory of this program's own, or none.

@@ -1,4 +1,4 @@
-//! Memory files: what they hold, what is taken away from them, where they are mapped meanwhile, and seals.
+//! Memory files: what they hold, what is taken away from them while they are mapped, and seals.
 //!
 //! Each answer is Linux's. `memfd race` has threads that store to a file's pages while others take them away. `memfd full`
 //! takes more memory than there is, and ends by that.

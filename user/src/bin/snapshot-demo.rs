@@ -2,7 +2,7 @@
 //!
 //! One thread writes all the time: versions 1, 2, 3, ... to the pages in turn, each at both ends of its page. So the pages
 //! of one moment hold the last versions, in order, and pages that were copied one after the other, without protection, do
-//! not. The pager takes a snapshot meanwhile. Then the program writes some pages, and the pager finds out which.
+//! not. The pager takes a snapshot concurrently. Then the program writes some pages, and the pager finds out which.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 #![allow(unsafe_code, reason = "system calls and memory that two processes use")]

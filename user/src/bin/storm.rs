@@ -151,7 +151,7 @@ impl<const N: usize> Pages<N> {
     fn protect(&self, random: &mut Random) {
         let (first, count) = Self::some(random);
         let bytes = count as u64 * PAGE;
-        // SAFETY: the process's own pages, which are read alone meanwhile.
+        // SAFETY: the process's own pages, which are read alone while they are protected.
         unsafe { mprotect(self.at(first), bytes, PROT_READ) }.expect("pages to protect");
         (first..first + count).for_each(|page| self.check(page));
         // SAFETY: as above.

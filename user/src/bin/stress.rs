@@ -148,7 +148,7 @@ impl Pages {
     fn protect(&self, random: &mut Random) {
         let first = random.below(PAGES);
         let bytes = (1 + random.below(PAGES - first)) as u64 * PAGE;
-        // SAFETY: the thread's own pages, which it reads alone meanwhile.
+        // SAFETY: the thread's own pages, which it reads alone while they are protected.
         unsafe { mprotect(self.address(first), bytes, PROT_READ) }.expect("pages to protect");
         self.check("read-only");
         // SAFETY: as above.

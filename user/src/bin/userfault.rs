@@ -440,7 +440,7 @@ fn protected() {
         let number = worker.begin(WRITE, room.page(2) + 24, 13);
         let message = wait_for(*pager);
         assert_eq!(message.words[1], room.page(2) + 24, "the address itself");
-        // Protected again meanwhile: nothing changes.
+        // Protected once more: nothing changes.
         pager.protect(room.page(2), PAGE).expect("registered");
         assert_eq!(read(room.page(2) + 24), 0);
         pager.unprotect(room.page(2), PAGE).expect("registered");

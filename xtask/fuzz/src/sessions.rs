@@ -47,7 +47,7 @@ const PROGRAMS: [&str; 27] = [
     "run stress 1 4",
 ];
 
-/// Programs that take all that they can get, beside one that works meanwhile, and large numbers of everything.
+/// Programs that take all that they can get, beside one that works, and large numbers of everything.
 const SHORTAGE: [&str; 19] = [
     "run hog beside &",
     "! run hog pages",

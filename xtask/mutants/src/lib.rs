@@ -110,7 +110,7 @@ pub fn run(options: &Options, tools: &Tools) -> Result<()> {
     let target = if options.host {
         None
     } else {
-        // A build of xtask meanwhile replaces its program, but not this copy.
+        // A concurrent build of xtask replaces its program, but not this copy.
         Some(Target::new(keep_program(&directory)?, &tree, options.seed))
     };
     let known = (!options.explained).then_some(known);
