@@ -63,10 +63,7 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     ensure!(!options.update || options.name.is_none(), "--update takes all rows, or the suite {SUITE} or {TLB}");
     let rows = list::read(&built.benches.elf)?;
     let filter = options.name.as_deref().unwrap_or_default();
-    let mut machines = Vec::new();
-    for (machine, chosen) in choose(options, &rows, filter)? {
-        machines.push(boot::measure(&machine, images(&tools.build_directory(), built), &chosen, "")?);
-    }
+    let machines = boot::measure(&choose(options, &rows, filter)?, images(&tools.build_directory(), built), "")?;
     if machines.is_empty() {
         let mut names: Vec<&str> =
             rows.iter().map(|row| row.name.as_str()).filter(|name| *name != list::NULL).collect();

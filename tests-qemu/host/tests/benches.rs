@@ -21,7 +21,8 @@ fn measure(names: &[&str], bootargs: &str) -> Result<Measured> {
     assert_eq!(chosen.rows.len(), names.len(), "rows of the image: {rows:?}");
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let images = Images { elf: &elf, program: &program, image: &image, kernel: &kernel, scratch };
-    boot::measure(&machine::named("default").unwrap(), images, &chosen, bootargs)
+    let mut measured = boot::measure(&[(machine::named("default").unwrap(), chosen)], images, bootargs)?;
+    Ok(measured.remove(0))
 }
 
 /// Revoking takes two DSBs and an invalidation; what becomes valid has nothing to invalidate. So the counts are known.

@@ -1,11 +1,13 @@
-//! One measurement: two boots of the bench image under `-icount`, and one of the kernel.
+//! Measurements: two boots of the bench image under `-icount`, and one of the kernel.
 //!
 //! The first boot measures. The second does the same once more while QEMU logs the barriers, and must take exactly as
 //! many instructions: a bench that is not repeatable fails at once.
 
+use std::cmp::Reverse;
 use std::ffi::OsString;
+use std::panic::resume_unwind;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -21,6 +23,8 @@ use crate::script;
 use crate::serial::{Guest, Limit, Line, Lines, Received};
 use crate::session::fresh_nonce;
 
+/// Boots that run at one time: each keeps one CPU of the host busy.
+const AT_ONCE: usize = 2;
 /// For a boot and all its rows, on a busy host.
 const LIMIT: Limit = Limit::work(300);
 /// Memory of the machine whose boot is measured.
@@ -94,29 +98,83 @@ pub struct Images<'a> {
     pub scratch: &'a Path,
 }
 
-/// Measures `chosen`, and the kernel's boot if [`BOOT`] is to be a row; `bootargs` are more boot arguments for the
-/// bench image.
+/// Measures what is `chosen` on each machine, and the kernel's boot where [`BOOT`] is to be a row; `bootargs` are more
+/// boot arguments for the bench image. Boots run two at a time: instructions do not depend on what else the host does.
 ///
 /// # Errors
 /// When a boot does not end as it should, another one does not repeat it, or something ran that was not measured.
-pub fn measure(machine: &Machine, images: Images<'_>, chosen: &Chosen<'_>, bootargs: &str) -> Result<Measured> {
+pub fn measure(chosen: &[(Machine, Chosen<'_>)], images: Images<'_>, bootargs: &str) -> Result<Vec<Measured>> {
+    let mut parts: Vec<Part<'_>> = chosen.iter().enumerate().flat_map(parts).collect();
+    // Those that take longest begin first, so that none is left alone at the end.
+    parts.sort_by_key(|part| Reverse(part.chosen.rows.len()));
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<(usize, Row)>> {
+        let mut rows = Vec::new();
+        while let Some(part) = parts.get(next.fetch_add(1, Ordering::Relaxed)) {
+            match part.measure(images, bootargs) {
+                Ok(measured) => rows.extend(measured.into_iter().map(|row| (part.of, row))),
+                Err(error) => {
+                    next.store(parts.len(), Ordering::Relaxed);
+                    return Err(error);
+                }
+            }
+        }
+        Ok(rows)
+    };
+    let rows = std::thread::scope(|scope| {
+        let workers = [0; AT_ONCE].map(|_| scope.spawn(work));
+        let rows = workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        rows.collect::<Result<Vec<_>>>()
+    })?;
+    let mut measured: Vec<Measured> =
+        chosen.iter().map(|(machine, _)| Measured { machine: machine.name.clone(), rows: Vec::new() }).collect();
+    rows.into_iter().flatten().for_each(|(of, row)| measured[of].rows.push(row));
+    for (measured, (_, chosen)) in measured.iter_mut().zip(chosen) {
+        // The boot is none of the image's rows, and stands last.
+        let place = |row: &Row| chosen.rows.iter().position(|bench| bench.name == row.name).unwrap_or(usize::MAX);
+        measured.rows.sort_by_key(place);
+        let boot = measured.rows.pop_if(|row| row.name == BOOT);
+        net::add(&mut measured.rows);
+        measured.rows.extend(boot);
+    }
+    Ok(measured)
+}
+
+/// What one boot measures, and another repeats.
+struct Part<'a> {
+    /// The place of its machine in the list.
+    of: usize,
+    machine: Machine,
+    bootargs: &'a str,
+    /// Rows of these boot arguments, or the kernel's boot.
+    chosen: Chosen<'a>,
+}
+
+/// The parts of a machine's rows: one for each kind of boot arguments, and one for the kernel's boot.
+fn parts<'a>((of, (machine, chosen)): (usize, &'a (Machine, Chosen<'a>))) -> Vec<Part<'a>> {
     let machine = Machine { smp: 1, icount: true, ..machine.clone() };
-    let mut measured = Measured { machine: machine.name.clone(), rows: Vec::new() };
     let mut kinds: Vec<&str> = chosen.rows.iter().map(|row| row.bootargs.as_str()).collect();
     kinds.sort_unstable();
     kinds.dedup();
-    for kind in kinds {
-        let rows = chosen.rows.iter().copied().filter(|row| row.bootargs == kind).collect();
-        let chosen = Chosen { rows, boot: false, ..*chosen };
-        measured.rows.extend(measure_rows(&machine, images, &chosen, format!("{kind} {bootargs}").trim())?);
+    let part = |bootargs, rows, boot| Part {
+        of,
+        machine: machine.clone(),
+        bootargs,
+        chosen: Chosen { rows, boot, null: chosen.null },
+    };
+    let rows = |kind| chosen.rows.iter().copied().filter(|row| row.bootargs == kind).collect();
+    let boot = chosen.boot.then(|| part("", Vec::new(), true));
+    kinds.into_iter().map(|kind| part(kind, rows(kind), false)).chain(boot).collect()
+}
+
+impl Part<'_> {
+    fn measure(&self, images: Images<'_>, bootargs: &str) -> Result<Vec<Row>> {
+        if self.chosen.boot {
+            let taken = boot_to_prompt(&self.machine, images.kernel)?;
+            return Ok(vec![Row::new(BOOT, "boot", vec![(1, taken)], Vec::new())]);
+        }
+        measure_rows(&self.machine, images, &self.chosen, format!("{} {bootargs}", self.bootargs).trim())
     }
-    measured.rows.sort_by_key(|row| chosen.rows.iter().position(|bench| bench.name == row.name));
-    net::add(&mut measured.rows);
-    if chosen.boot {
-        let taken = boot_to_prompt(&machine, images.kernel)?;
-        measured.rows.push(Row::new(BOOT, "boot", vec![(1, taken)], Vec::new()));
-    }
-    Ok(measured)
 }
 
 /// Measures rows that are booted alike, in two boots.
