@@ -27,9 +27,9 @@ pub struct Options {
     /// Leave out tests whose name contains FILTER
     #[arg(long, value_name = "FILTER")]
     pub(crate) skip: Vec<String>,
-    /// Run the target's tests on this machine only
+    /// Run the target's tests on this machine only, or on several
     #[arg(long, short, value_name = "MACHINE", value_parser = granule_tools::machine_names())]
-    pub(crate) machine: Option<String>,
+    pub(crate) machine: Vec<String>,
     /// Print the names of the tests instead of running them
     #[arg(long)]
     pub(crate) list: bool,
@@ -51,7 +51,7 @@ pub struct Options {
     /// Skip what has not begun once a test has failed
     #[arg(long)]
     pub(crate) fail_fast: bool,
-    /// Keep every CPU of this host busy meanwhile
+    /// Keep every CPU of this host busy as long as it runs
     #[arg(long)]
     pub(crate) under_load: bool,
     /// Test the checked build: lock order, arithmetic, debug assertions
@@ -99,7 +99,7 @@ impl Options {
 pub fn run(options: &Options, tools: &Tools, profile: Profile) -> Result<()> {
     let begin = Instant::now();
     let on_board = options.wire.serial.is_some();
-    let on_host = !options.target && options.machine.is_none() && !on_board;
+    let on_host = !options.target && options.machine.is_empty() && !on_board;
     // The tests on the host want all images, those on the target their own alone.
     let image = if on_host { compile::build(tools, profile)?.tests } else { compile::build_tests(tools, profile)? };
     let programs = if on_host { host::build(tools)? } else { Vec::new() };

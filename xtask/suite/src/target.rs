@@ -26,7 +26,7 @@ const IN_TURN: u32 = 1000;
 pub(super) fn add(list: &mut List<'_>, image: &Program) -> Result<()> {
     let tests: Vec<Test> = list::read(&image.elf)?.into_iter().filter(|test| !test.selftest).collect();
     let mut machines = machine::all()?;
-    machines.retain(|machine| list.options.machine.as_ref().is_none_or(|name| *name == machine.name));
+    machines.retain(|machine| list.options.machine.is_empty() || list.options.machine.contains(&machine.name));
     let long = machines.iter().flat_map(|machine| {
         let here = tests.iter().filter(|test| machine.is_for(&test.name) && test.limit <= IN_TURN);
         here.filter(|test| test.skipped_on(machine, false) == Some(Skip::Long)).map(|test| name(machine, test))
