@@ -5,78 +5,21 @@
 use core::mem;
 
 use granule_arch::addr::{PhysAddr, PhysRange};
-pub use granule_arch::psci::Conduit;
+use granule_arch::psci::Conduit;
 use heapless::Vec;
 
+use super::description::{
+    ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, MAX_SMMUS, Platform, Psci,
+    PsciFunctions, Redistributors, Smmu,
+};
+use super::error::{NodeName, PlatformError, dispensable};
 use super::interrupts::{ControllerNode, Interrupts};
-pub use super::interrupts::{Interrupt, Trigger};
 use super::memory;
 use super::pcie::{self, References};
 use super::power::PowerNodes;
 use super::tree::{Node, cell, strings};
 use super::uart::{Uart, UartNode};
-use super::{MAX_SMMUS, NodeName, Platform, PlatformError};
 use crate::smp::cpu::AFFINITY;
-
-/// A CPU in the tree.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct CpuNode {
-    /// The affinity fields of its MPIDR_EL1.
-    pub mpidr: u64,
-    /// How it is started.
-    pub enable_method: EnableMethod,
-}
-
-/// How a CPU that is not running yet is started.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum EnableMethod {
-    /// PSCI CPU_ON.
-    Psci,
-    /// It spins until an address is written here; zero where the tree has none that makes sense.
-    SpinTable(PhysAddr),
-    /// The tree has no method, or another one: it cannot be started.
-    Unknown,
-}
-
-/// The firmware's PSCI.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Psci {
-    /// How it is called.
-    pub conduit: Conduit,
-    /// Its functions.
-    pub functions: PsciFunctions,
-}
-
-/// PSCI's functions, by its version.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PsciFunctions {
-    /// Version 0.2 and later: functions with the numbers of DEN 0022.
-    Standard,
-    /// Version 0.1: functions with the tree's numbers, none of which turns the machine off.
-    Listed {
-        /// CPU_ON, where the tree has it.
-        cpu_on: Option<u32>,
-    },
-}
-
-impl Psci {
-    /// How SYSTEM_OFF and SYSTEM_RESET are called, where there are any.
-    pub fn system_calls(self) -> Option<Conduit> {
-        (self.functions == PsciFunctions::Standard).then_some(self.conduit)
-    }
-}
-
-/// Regions of redistributors that a GICv3 may have, CPUs that are not used included.
-pub const MAX_REDISTRIBUTOR_REGIONS: usize = 32;
-
-/// The redistributors of a GICv3: regions, each with frames one after the other.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Redistributors {
-    /// The regions (`#redistributor-regions`); some machines have one for each CPU.
-    pub regions: Vec<PhysRange, MAX_REDISTRIBUTOR_REGIONS>,
-    /// Bytes from one CPU's frames to the next, where the tree has it; else it follows from GICR_TYPER.
-    pub stride: Option<u64>,
-}
 
 impl Redistributors {
     fn read_regions(&mut self, node: &Node<'_, '_>, count: usize) -> Result<(), PlatformError> {
@@ -87,67 +30,6 @@ impl Redistributors {
         }
         Ok(())
     }
-}
-
-/// The interrupt controller.
-#[expect(clippy::large_enum_variant, reason = "there is one, in the platform")]
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub enum ControllerDescription {
-    /// GICv2: both by memory-mapped registers, at most eight CPUs.
-    V2 {
-        /// GICD.
-        distributor: PhysRange,
-        /// GICC.
-        cpu_interface: PhysRange,
-    },
-    /// GICv3 or later: the CPU interface is in system registers.
-    V3 {
-        /// GICD.
-        distributor: PhysRange,
-        /// GICR.
-        redistributors: Redistributors,
-    },
-    /// The controllers of a BCM2836 or BCM2837.
-    Bcm2836 {
-        /// The registers of each core.
-        cores: PhysRange,
-        /// The controller that they share, BCM2835's.
-        shared: Option<PhysRange>,
-    },
-}
-
-impl ControllerDescription {
-    /// No controller: what a [`Platform`] has before it is read.
-    pub(super) const NONE: Self = Self::V2 { distributor: NOWHERE, cpu_interface: NOWHERE };
-}
-
-const NOWHERE: PhysRange = match PhysRange::new(PhysAddr(0), PhysAddr(0)) {
-    Some(range) => range,
-    None => unreachable!(),
-};
-
-/// The Interrupt Translation Service of a GICv3: it makes interrupts of what devices write (IHI 0069, 5).
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Its {
-    /// Both register frames: what the CPU controls it by, and what devices write to.
-    pub registers: PhysRange,
-}
-
-/// An SMMUv3. Its interrupts are edges, and each may be missing.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Smmu {
-    /// The handle by which other nodes refer to it.
-    pub phandle: Option<u32>,
-    /// Both register pages.
-    pub registers: PhysRange,
-    /// Event queue not empty.
-    pub event_queue: Option<Interrupt>,
-    /// Page request queue not empty.
-    pub priority_queue: Option<Interrupt>,
-    /// CMD_SYNC complete.
-    pub command_sync: Option<Interrupt>,
-    /// Global error.
-    pub global_error: Option<Interrupt>,
 }
 
 /// A BCM2836's interrupt controllers: the registers and the phandle of each.
@@ -371,24 +253,6 @@ fn controller_registers(node: &Node<'_, '_>, bytes: u64) -> Option<(PhysRange, O
         if is_whole { Ok(registers) } else { Err(node.bad("reg")) }
     }))?;
     Some((registers, node.phandle()))
-}
-
-/// A device that the kernel can do without: if its node makes no sense, that is a warning and not the end of the boot.
-/// Inlined: a device is large, and this is called on top of a frame for each level.
-#[inline(always)]
-pub(super) fn dispensable<T>(device: Result<T, PlatformError>) -> Option<T> {
-    match device {
-        Ok(device) => Some(device),
-        Err(error) => {
-            warn_left_out(&error);
-            None
-        }
-    }
-}
-
-#[inline(never)]
-fn warn_left_out(error: &PlatformError) {
-    crate::log::warn!("{error}; it is left out");
 }
 
 /// The generic timer, but for its interrupt.

@@ -6,8 +6,8 @@
 //! takes is defined by the controller, which the tree may have after the node. So a node's interrupts are kept as they
 //! stand ([`Interrupts`]) and read when the controller ([`ControllerNode`]) is known.
 
+use super::error::{NodeName, PlatformError};
 use super::tree::{self, cell};
-use super::{NodeName, PlatformError};
 
 /// The signal by which the controller recognises an interrupt.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -3,8 +3,9 @@
 use dtoolkit::fdt::Fdt;
 use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 
+use super::description::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, Platform};
+use super::error::{NodeName, PlatformError};
 use super::tree::{Node, string};
-use super::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, NodeName, Platform, PlatformError};
 use crate::mm::layout::LINEAR_SIZE;
 
 /// The memory reservation block.

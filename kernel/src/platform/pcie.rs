@@ -8,7 +8,7 @@
 use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
-use super::PlatformError;
+use super::error::PlatformError;
 use super::interrupts::{ControllerNode, Interrupt, interrupt_of};
 use super::tree::{self, DmaRange, DmaRanges, cell, number};
 

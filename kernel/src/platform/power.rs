@@ -3,8 +3,7 @@
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 
-use super::PlatformError;
-use super::devices::dispensable;
+use super::error::{PlatformError, dispensable};
 use super::tree::{Detached, Node, Root, cell};
 
 /// The registers that end or reset the machine.

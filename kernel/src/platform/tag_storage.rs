@@ -22,30 +22,17 @@ use core::num::NonZeroU32;
 use granule_arch::addr::{PAGE, PAGE_SHIFT, PhysRange};
 use thiserror::Error;
 
+use super::description::{MAX_TAG_STORAGE, Platform, TagStorageRegion};
+use super::error::{NodeName, PlatformError};
+use super::memory;
 use super::tree::{Node, Root, cell};
-use super::{NodeName, Platform, PlatformError, memory};
 use crate::mm::layout::LINEAR_SIZE;
-
-/// Regions of tag storage that are used.
-pub const MAX_TAG_STORAGE: usize = 4;
 
 const COMPATIBLE: &str = "arm,mte-tag-storage";
 /// Bytes of memory that have their tags in one byte.
 const BYTES_PER_TAG_BYTE: u64 = 32;
 /// Largest block.
 const MAX_BLOCK: u64 = 2 << 20;
-
-/// A region of tag storage. Its storage is a whole number of blocks of mapped memory in no other reservation, and large
-/// enough for the tags of all of `tagged`. No two regions share tagged memory, and none lies in what another tags.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct TagStorageRegion {
-    /// Where the tags are. Page aligned, and a multiple of `block_bytes`. It may lie in `tagged` itself.
-    pub storage: PhysRange,
-    /// Bytes of a block, a multiple of a page; at most 2 MiB.
-    pub block_bytes: u64,
-    /// The memory that the tags are of, page aligned.
-    pub tagged: PhysRange,
-}
 
 /// Why a node is no region of tag storage.
 #[derive(Clone, PartialEq, Eq, Debug, Error)]

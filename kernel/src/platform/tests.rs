@@ -8,10 +8,11 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Bcm2835Pm, Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_CPUS, MAX_SMMUS, MappedId,
-    Pcie, Platform, PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors, RegisterWidth, Smmu,
-    SysconWrite, Trigger, Uart, UartKind, Window, WindowKind, tree_size,
+    Bcm2835Pm, Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_SMMUS, MappedId, Pcie,
+    Platform, PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors, RegisterWidth, Smmu, SysconWrite,
+    Trigger, Uart, UartKind, Window, WindowKind, tree_size,
 };
+use crate::smp::cpu::MAX_CPUS;
 
 fn range(start: u64, end: u64) -> PhysRange {
     PhysRange::new(PhysAddr(start), PhysAddr(end)).unwrap()

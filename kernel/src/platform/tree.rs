@@ -13,8 +13,8 @@ use granule_arch::addr::{PhysAddr, PhysRange};
 
 use heapless::Vec;
 
+use super::error::{NodeName, PlatformError};
 use super::interrupts::Interrupts;
-use super::{NodeName, PlatformError};
 
 /// Nodes nested deeper than this are not looked at: no device that a kernel starts with is, and the stack is finite.
 const MAX_DEPTH: u32 = 8;

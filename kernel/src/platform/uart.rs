@@ -6,9 +6,9 @@
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 
+use super::error::{NodeName, PlatformError};
 use super::interrupts::{ControllerNode, Interrupt, Interrupts};
 use super::tree::{Node, cell, strings};
-use super::{NodeName, PlatformError};
 
 /// A serial port.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -5,12 +5,14 @@ use acpi::address::RawGenericAddress;
 use acpi::sdt::fadt::Fadt;
 use acpi::sdt::spcr::Spcr;
 use granule_arch::addr::{PhysAddr, PhysRange};
+use granule_arch::psci::Conduit;
 
-use super::TableError;
 use super::table::{fields, word};
-use crate::platform::{
-    Conduit, Interrupt, Psci, PsciFunctions, RegisterWidth, SysconWrite, Trigger, Uart, UartKind, UartLayout,
-};
+use crate::platform::description::{Psci, PsciFunctions};
+use crate::platform::error::TableError;
+use crate::platform::interrupts::{Interrupt, Trigger};
+use crate::platform::power::SysconWrite;
+use crate::platform::uart::{RegisterWidth, Uart, UartKind, UartLayout};
 
 /// Interrupts that are neither a CPU's messages to others nor messages of devices.
 const LINES: core::ops::Range<u32> = 16..1020;

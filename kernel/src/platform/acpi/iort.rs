@@ -4,11 +4,13 @@
 //! A node lists ranges of IDs and the node that takes each: a root complex gives requester IDs to SMMUs or to groups of
 //! ITSs, an SMMU gives StreamIDs to groups of ITSs. A node's offset is its name here, as a phandle is in a tree.
 
-use super::TableError;
 use super::fixed::line;
 use super::table::{HEADER, long, registers, word};
+use crate::platform::description::{MAX_SMMUS, Platform, Smmu};
+use crate::platform::error::TableError;
+use crate::platform::interrupts::{Interrupt, Trigger};
+use crate::platform::pcie::Pcie;
 use crate::platform::tree::{self, DmaRange};
-use crate::platform::{Interrupt, MAX_SMMUS, Pcie, Platform, Smmu, Trigger};
 
 /// Kinds of nodes.
 const ITS_GROUP: u8 = 0;

@@ -7,11 +7,11 @@ use acpi::sdt::madt::{GicInterruptTranslationServiceEntry, GicRedistributorEntry
 use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
-use super::TableError;
 use super::table::{Entries, fields, registers};
-use crate::platform::{
+use crate::platform::description::{
     ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, Platform, Redistributors,
 };
+use crate::platform::error::TableError;
 use crate::smp::cpu::{AFFINITY, MAX_CPUS};
 
 /// Kinds of structures: of a CPU, the distributor, redistributors, an ITS.

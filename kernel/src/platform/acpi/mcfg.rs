@@ -4,10 +4,10 @@
 use acpi::sdt::mcfg::{Mcfg, McfgEntry};
 use granule_arch::addr::{PhysAddr, PhysRange};
 
-use super::TableError;
 use super::table::fields;
-use crate::platform::pcie::BUS;
-use crate::platform::{IdMap, InterruptLines, Pcie, tree};
+use crate::platform::error::TableError;
+use crate::platform::pcie::{BUS, IdMap, InterruptLines, Pcie};
+use crate::platform::tree;
 
 /// The first host bridge, and its segment. Devices may reach all memory, and no SMMU is in front of them, as long as IORT
 /// does not say otherwise.

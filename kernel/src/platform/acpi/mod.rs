@@ -22,14 +22,14 @@ mod madt;
 mod mcfg;
 mod table;
 
-use granule_arch::addr::{PhysAddr, PhysRange};
+use granule_arch::addr::PhysAddr;
 use linkme::distributed_slice;
-use thiserror::Error;
 
-use super::devices::dispensable;
+use super::description::Platform;
+use super::error::{PlatformError, dispensable};
 use super::tree::Node;
-use super::{Platform, PlatformError};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
+pub use table::PhysicalMemory;
 use table::Tables;
 
 #[allow(unsafe_code, reason = "collected by the linker")]
@@ -42,57 +42,6 @@ static ACPI: Parameter = Parameter {
         _ => Err(Refused::because("force or off")),
     },
 };
-
-/// Memory by its physical addresses, before the kernel has mapped any.
-pub trait PhysicalMemory {
-    /// The bytes of `range`, which is not empty, until the next call. `None` where nothing answers, or that is more than
-    /// can be shown at a time.
-    fn bytes(&mut self, range: PhysRange) -> Option<&[u8]>;
-}
-
-/// Why a table cannot be used.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum TableError {
-    /// The list has none with the signature, or none that is sound.
-    #[error("there is none")]
-    Missing,
-    /// Its place holds no memory, or is more than can be shown at a time.
-    #[error("no memory answers at {0:?}")]
-    NoMemory(PhysRange),
-    /// The addresses wrap.
-    #[error("{1} bytes from {0} on are no addresses")]
-    Wraps(PhysAddr, u64),
-    /// Another structure lies there.
-    #[error("it does not lie at {0}")]
-    Signature(PhysAddr),
-    /// Its length is smaller than its fields take.
-    #[error("{0} bytes are too few")]
-    Length(usize),
-    /// The sum of its bytes is not zero.
-    #[error("its checksum is wrong")]
-    Checksum,
-    /// A field makes no sense.
-    #[error("bad {0}")]
-    Bad(&'static str),
-    /// The console is a UART that has no driver, by the numbers of the Debug Port Table 2.
-    #[error("no driver for a UART of the kind {0:#x}")]
-    NoDriver(u8),
-    /// More of something than there is room for.
-    #[error("more than {limit} {what}")]
-    TooMany {
-        /// Of what.
-        what: &'static str,
-        /// The most that there may be.
-        limit: usize,
-    },
-}
-
-impl TableError {
-    /// The error as the platform's, of the table that is called `table`.
-    fn of(table: &'static str) -> impl Fn(Self) -> PlatformError {
-        move |error| PlatformError::Table { table, error }
-    }
-}
 
 /// Where the tables are, if they and not the tree describe the machine: the RSDP, whose address a loader leaves in
 /// `/chosen` `granule,acpi-rsdp`. A tree without `/cpus` describes none. Out of line, and without an error: the frame of

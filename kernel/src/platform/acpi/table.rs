@@ -12,7 +12,14 @@ use acpi::sdt::mcfg::McfgEntry;
 use acpi::sdt::spcr::Spcr;
 use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 
-use super::{PhysicalMemory, PlatformError, TableError};
+use crate::platform::error::{PlatformError, TableError};
+
+/// Memory by its physical addresses, before the kernel has mapped any.
+pub trait PhysicalMemory {
+    /// The bytes of `range`, which is not empty, until the next call. `None` where nothing answers, or that is more than
+    /// can be shown at a time.
+    fn bytes(&mut self, range: PhysRange) -> Option<&[u8]>;
+}
 
 /// A table: its place in [`Tables`], and its name in messages.
 #[derive(Clone, Copy)]
