@@ -22,7 +22,7 @@ mod target {
     use crate::chip::power::{self, Status};
     use crate::platform::features::branch;
     use crate::smp::{self, Cpu, this_cpu};
-    use crate::trap::report::backtrace_here;
+    use crate::trap::backtrace::backtrace_here;
 
     const NO_CPU: u32 = u32::MAX;
 

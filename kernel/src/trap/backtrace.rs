@@ -10,12 +10,12 @@ use core::ops::Range;
 use granule_arch::addr::VirtAddr;
 
 #[cfg(target_os = "none")]
-use super::{probe, vectors::exception_return};
+use super::probe;
 #[cfg(target_os = "none")]
 use crate::mm::layout::OVERFLOW_STACK_SIZE;
 use crate::mm::layout::STACK_SIZE;
 #[cfg(target_os = "none")]
-use crate::smp::Cpu;
+use crate::smp::{Cpu, this_cpu};
 use crate::symbols::Named;
 
 /// Lines that a report prints at most. A sensible chain is shorter; one that overflowed its stack is not.
@@ -102,6 +102,15 @@ pub(crate) struct Backtrace {
 }
 
 #[cfg(target_os = "none")]
+#[allow(unsafe_code, reason = "a label of assembly, which is not read")]
+unsafe extern "C" {
+    /// The address that `handle_exception` returns to, in `vectors.rs`. The frame record after one with this return
+    /// address is a [`TrapFrame::record`](super::TrapFrame::record).
+    #[link_name = "exception_return"]
+    static EXCEPTION_RETURN: u8;
+}
+
+#[cfg(target_os = "none")]
 impl Backtrace {
     /// The chain that starts with the record at `fp`, of code that had its stack pointer at `sp` on this CPU.
     ///
@@ -118,13 +127,31 @@ impl fmt::Display for Backtrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let read = |address| probe::read::<u64>(address).ok();
         let mut lines = Lines { f, last: None, repeated: 0, printed: 0, result: Ok(()) };
-        let end = walk(self.fp, &self.stacks, exception_return(), read, |step| lines.add(step));
+        let exception_return = (&raw const EXCEPTION_RETURN).addr() as u64;
+        let end = walk(self.fp, &self.stacks, exception_return, read, |step| lines.add(step));
         lines.finish()?;
         match end {
             ChainEnd::Complete => Ok(()),
             ChainEnd::Corrupt(fp) => writeln!(f, "  (ends here: no frame record can be at {fp})"),
         }
     }
+}
+
+/// The chain of calls that led here. To be printed before the function that asks for it returns: its frame record is
+/// the first of the chain.
+#[cfg(target_os = "none")]
+#[inline(always)]
+#[allow(unsafe_code, reason = "reads registers in assembly")]
+pub(crate) fn backtrace_here() -> Backtrace {
+    let (fp, sp): (u64, u64);
+    // SAFETY: reads two registers.
+    unsafe {
+        core::arch::asm!(
+            "mov {0}, x29", "mov {1}, sp",
+            out(reg) fp, out(reg) sp, options(nomem, nostack, preserves_flags)
+        );
+    }
+    Backtrace::new(fp, sp, this_cpu())
 }
 
 /// A step for each line. A recursive function's calls of itself take one line together.

@@ -11,7 +11,7 @@
 
 // Much of these two is plain logic: the host's tests run it, the host itself has no use for it.
 #[cfg(any(target_os = "none", test))]
-mod backtrace;
+pub(crate) mod backtrace;
 #[cfg(any(target_os = "none", test))]
 mod extable;
 pub(crate) mod frame;

@@ -36,21 +36,6 @@ pub(super) fn report(frame: &TrapFrame, cause: Cause) -> ! {
     die(format_args!("{}", Headline { frame, cause: &cause }), &|out| describe(out, frame))
 }
 
-/// The chain of calls that led here. To be printed before the function that asks for it returns: its frame record is
-/// the first of the chain.
-#[inline(always)]
-pub(crate) fn backtrace_here() -> Backtrace {
-    let (fp, sp): (u64, u64);
-    // SAFETY: reads two registers.
-    unsafe {
-        core::arch::asm!(
-            "mov {0}, x29", "mov {1}, sp",
-            out(reg) fp, out(reg) sp, options(nomem, nostack, preserves_flags)
-        );
-    }
-    Backtrace::new(fp, sp, this_cpu())
-}
-
 /// The headline of the report.
 struct Headline<'a> {
     frame: &'a TrapFrame,

@@ -8,7 +8,7 @@
 use granule_arch::patched_branch;
 use granule_arch::tag_check::Registers;
 
-use super::report::backtrace_here;
+use super::backtrace::backtrace_here;
 use crate::panic::die;
 use crate::platform::features::branch;
 

@@ -162,17 +162,9 @@ const _: () = assert!(offset_of!(TrapFrame, far) == offset_of!(TrapFrame, esr) +
 unsafe extern "C" {
     #[link_name = "exception_vectors"]
     static EXCEPTION_VECTORS: u8;
-    #[link_name = "exception_return"]
-    static EXCEPTION_RETURN: u8;
 }
 
 /// The value for VBAR_EL1.
 pub(super) fn exception_vectors() -> u64 {
     (&raw const EXCEPTION_VECTORS).addr() as u64
-}
-
-/// The address that [`handle_exception`] returns to. The frame record after one with this return address is a
-/// [`TrapFrame::record`].
-pub(super) fn exception_return() -> u64 {
-    (&raw const EXCEPTION_RETURN).addr() as u64
 }

@@ -106,8 +106,8 @@ mod target {
     use super::super::{BadFree, kernel_heap};
     use super::{ObjectState, Place, Record, meant};
     use crate::panic::die;
+    use crate::trap::backtrace::backtrace_here;
     use crate::trap::probe;
-    use crate::trap::report::backtrace_here;
 
     /// The record that would lie at `at`, and the memory's tag; `None` where nothing is mapped, or memory has no tags.
     fn read(at: VirtAddr) -> Option<(Record, Tag)> {
