@@ -105,6 +105,11 @@ pub fn uptime() -> Duration {
     to_duration(timer::count().wrapping_sub(ENTRY.load(Ordering::Relaxed)), timer::frequency())
 }
 
+/// As [`uptime`], in nanoseconds: enough for 584 years.
+pub fn uptime_nanoseconds() -> u64 {
+    uptime().as_nanos() as u64
+}
+
 /// How long so many counts of the timer are.
 pub fn duration_of(counts: u64) -> Duration {
     to_duration(counts, timer::frequency())

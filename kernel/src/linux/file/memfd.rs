@@ -8,9 +8,9 @@ use granule_abi::file::{
 };
 
 use super::open::{FileRef, Kind, OpenFile};
+use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::process::clock;
 use crate::mm::counted::Counted;
 use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 use crate::smp::this_cpu;
@@ -45,7 +45,7 @@ pub fn create(flags: u32) -> Result<FileRef, Errno> {
     };
     let object = kernel().spaces.create_object(this_cpu(), 0, Some(&[]), Seals(seals))?;
     let mode = S_IFREG | if is_executable { 0o777 } else { 0o666 };
-    let file = MemoryFile { object, mode, changed: AtomicU64::new(clock::uptime()) };
+    let file = MemoryFile { object, mode, changed: AtomicU64::new(uptime_nanoseconds()) };
     Ok(OpenFile::new(Kind::Memory(file), O_RDWR | O_LARGEFILE)?)
 }
 
@@ -92,7 +92,7 @@ impl MemoryFile {
     }
 
     fn note_change(&self) {
-        self.changed.store(clock::uptime(), Ordering::Relaxed);
+        self.changed.store(uptime_nanoseconds(), Ordering::Relaxed);
     }
 
     /// Writes bytes, the first of `all`, and none of them at `limit` or after it; returns where, and how many.

@@ -19,17 +19,16 @@ use super::event::EventCounter;
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::pipe::PipeEnd;
-use super::proc::{self, Pagemap, ProcEntry, ProcId};
+use super::proc::{Pagemap, ProcEntry, ProcId};
 use super::table::{Filed, Files, Pools};
 use super::userfaultfd::UserfaultFile;
 use crate::chip::console;
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::process::task::Task;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::mm::space::{LastTally, Met, Object, Seals, Tally};
+use crate::mm::space::{LastTally, Met, Object, Seals, SpaceRef, Tally};
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::this_cpu;
 
@@ -113,12 +112,17 @@ pub struct PollState<'f> {
 /// The longest file: an offset has 63 bits.
 const LARGEST: u64 = i64::MAX as u64;
 
-/// Opens what is at `path`, for `task`. `base` is the directory that the path begins in, which then is not empty; the root if there is
-/// none. `flags` are [`checked`].
+/// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there
+/// is none. `flags` are [`checked`]. `space_of` finds the space of a process whose files in `/proc` are named.
 ///
 /// # Errors
-/// Those of `openat` on a file system that is mounted read-only.
-pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32, task: &Task) -> Result<FileRef, Errno> {
+/// Those of `openat` on a file system that is mounted read-only, and of `space_of`.
+pub fn open(
+    base: Option<&OpenFile>,
+    path: &[u8],
+    flags: u32,
+    space_of: impl FnOnce(ProcId) -> Result<SpaceRef, Errno>,
+) -> Result<FileRef, Errno> {
     let base = base.map_or(Ok(""), OpenFile::directory)?;
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(base, path)?;
     let kind = match initrd::look(base, path) {
@@ -130,7 +134,7 @@ pub fn open(base: Option<&OpenFile>, path: &[u8], flags: u32, task: &Task) -> Re
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),
         // No file is looked up from there.
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Number(_)))) => Kind::Other(PROC),
-        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => proc::open_of_process(process, file, task)?,
+        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => file.open(&space_of(process)?),
         Ok(PathEntry::Link(_, attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
         // In a directory nothing is made.
         Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),

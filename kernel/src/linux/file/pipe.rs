@@ -20,9 +20,9 @@ use spin::Once;
 
 use super::open::PollState;
 use super::ring::{PAGES, PipePage, Ring};
+use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::process::clock;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
@@ -90,7 +90,7 @@ pub fn create() -> Result<[PipeEnd; 2], OutOfMemory> {
         state: IrqLock::new(PipeState { ring: Ring::default(), has_reader: true, has_writer: true, is_read: false }),
         queue: PollQueue::new(),
         number: NUMBERS.fetch_add(1, Ordering::Relaxed),
-        made: clock::uptime(),
+        made: uptime_nanoseconds(),
     })?;
     Ok([PipeEnd { pipe: pipe.clone(), end: End::Read }, PipeEnd { pipe, end: End::Write }])
 }

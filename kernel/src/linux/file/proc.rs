@@ -6,7 +6,7 @@
 //! - `/proc/self/pagemap`, `/proc/PID/pagemap`: a word for each page of a space
 
 #[cfg(target_os = "none")]
-pub use target::{Pagemap, open_of_process};
+pub use target::Pagemap;
 
 /// A name in `/proc`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -64,12 +64,10 @@ mod target {
     use granule_abi::memory::{PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE, PM_PRESENT, PM_SWAP, PM_UFFD_WP};
     use granule_arch::addr::{PAGE, VirtAddr};
 
-    use super::{ProcFile, ProcId};
+    use super::ProcFile;
     use crate::linux::errno::Errno;
     use crate::linux::file::open::Kind;
-    use crate::linux::process::space_of_thread;
-    use crate::linux::process::task::Task;
-    use crate::mm::space::{SpaceHandle, pagemap};
+    use crate::mm::space::{SpaceHandle, SpaceRef, pagemap};
     use crate::sched::relax;
     use crate::uaccess;
 
@@ -87,18 +85,13 @@ mod target {
     /// Words that are stored at once.
     const AT_ONCE: usize = 256;
 
-    /// Opens a file of a process.
-    ///
-    /// # Errors
-    /// `ENOENT`: there is no such process. `ESRCH`: it has ended.
-    pub fn open_of_process(process: ProcId, file: ProcFile, task: &Task) -> Result<Kind, Errno> {
-        let space = match process {
-            ProcId::Own => task.space_ref(),
-            ProcId::Number(number) => space_of_thread(number).ok_or(Errno::ENOENT)?.ok_or(Errno::ESRCH)?,
-        };
-        Ok(match file {
-            ProcFile::Pagemap => Kind::Pagemap(Pagemap(SpaceHandle::new(&space))),
-        })
+    impl ProcFile {
+        /// Opens this file of the process with this space.
+        pub fn open(self, space: &SpaceRef) -> Kind {
+            match self {
+                Self::Pagemap => Kind::Pagemap(Pagemap(SpaceHandle::new(space))),
+            }
+        }
     }
 
     /// A word for each page of a space, as [`pagemap`](crate::mm::space::Space::pagemap) has it. The space may end

@@ -75,7 +75,7 @@ impl Clock {
     /// `EINVAL`: there is no such process or thread, or the clock cannot be read.
     pub fn now(self, task: &Task) -> Result<u64, Errno> {
         let counts = match self {
-            Self::Uptime | Self::UptimeToRead => return Ok(uptime()),
+            Self::Uptime | Self::UptimeToRead => return Ok(timer::uptime_nanoseconds()),
             Self::Process(id) => Self::process_time(id, task),
             Self::Thread(id) => task.process().lock().find(id).map(|task| task.thread().cpu_time()),
             Self::ThreadToRead => Some(task.thread().cpu_time()),
@@ -125,11 +125,6 @@ impl Clock {
             }
         }
     }
-}
-
-/// Nanoseconds since the boot.
-pub fn uptime() -> u64 {
-    timer::uptime().as_nanos() as u64
 }
 
 /// A sleep that a signal interrupted.

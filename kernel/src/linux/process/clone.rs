@@ -32,7 +32,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::{SpaceRef, SpaceUser};
-use crate::sched::{FpState, NewThread, NewUserThread, Thread, WaitQueue, Woken};
+use crate::sched::{FpState, NewThread, NewUserThread, Thread, UserEntry, WaitQueue, Woken};
 use crate::smp::this_cpu;
 use crate::trap::TrapFrame;
 use crate::uaccess;
@@ -171,7 +171,7 @@ impl NewTask {
         let task = Task::new(number.get(), process, SpaceUser::new(space.clone()), blocked, name)?;
         let thread = NewUserThread {
             name: "program",
-            entry: &super::ENTRY,
+            entry: process.entry,
             frame: registers.frame,
             tls: registers.tls,
             space: space.into(),
@@ -200,19 +200,19 @@ impl NewTask {
     }
 }
 
-/// Starts a program as a new process, a child of `parent`, and returns its number.
+/// Starts a program as a new process, a child of `parent`, and returns its number. `entry` handles its exceptions.
 ///
 /// # Errors
 /// `ENOMEM`, `EAGAIN`; nothing stays allocated.
 #[inline(never)]
-pub fn start(loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
+pub fn start(entry: &'static UserEntry, loaded: Loaded, parent: Parent) -> Result<u32, Errno> {
     let limits = Limits::initial();
     let place = ProcessSlot::take(&limits)?;
     let number = Number::reserve()?;
     let id = number.get();
     let registers = FirstRegisters { frame: &loaded.frame(), tls: 0, fp: None };
     let state = ProcessState::new(id, loaded.name, loaded.space.clone(), loaded.handlers);
-    let host = TaskProcess::New(Process::new(id, state, &open::initial()?, &limits, place)?);
+    let host = TaskProcess::New(Process::new(id, entry, state, &open::initial()?, &limits, place)?);
     let new_task = NewTask::new(number, host, loaded.space, (Set::EMPTY, loaded.name), &registers)?;
     let thread = new_task.join(&mut PROCESSES.lock(), parent, Some(Signal::CHLD));
     drop(thread.start());
@@ -265,10 +265,11 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &Request)
 #[inline(never)]
 fn make_child(task: &Task, request: &Request, id: u32, place: ProcessSlot) -> Result<(TaskProcess, SpaceRef), Errno> {
     let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
-    let own = task.process().lock().handlers.clone();
-    let handlers = if request.has(CLONE_SIGHAND) { own } else { own.copy()? };
+    let own = task.process();
+    let handlers = own.lock().handlers.clone();
+    let handlers = if request.has(CLONE_SIGHAND) { handlers } else { handlers.copy()? };
     let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
-    let process = Process::new(id, state, task.files(), &task.process().limits, place)?;
+    let process = Process::new(id, own.entry, state, task.files(), &own.limits, place)?;
     Ok((TaskProcess::New(process), space))
 }
 

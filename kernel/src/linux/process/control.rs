@@ -11,20 +11,21 @@ use super::{clone, exec};
 use crate::chip::console::Family;
 use crate::linux::errno::Errno;
 use crate::mm::space::SpaceRef;
-use crate::sched::{current, park};
+use crate::sched::{UserEntry, current, park};
 use crate::smp::this_cpu;
 
-/// Starts a program of the initrd; returns the process's number. Its status is kept until [`wait`] collects it.
+/// Starts a program of the initrd, whose exceptions `entry` handles; returns the process's number. Its status is kept until
+/// [`wait`] collects it.
 ///
 /// # Errors
 /// [`ExecError`]; nothing stays allocated.
-pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
+pub(super) fn start(entry: &'static UserEntry, path: &str, words: Words) -> Result<u32, ExecError> {
     let path = path.as_bytes();
     let file = exec::open(path)?;
     let add = |strings: &mut Strings<exec::InSpace<'_>>| words.add_to(strings);
     let drawn = Drawn::new(this_cpu(), 0);
     let loaded = exec::load(this_cpu(), file, path, &Limits::initial().of_space(), words.counts(), drawn, add)?;
-    Ok(clone::start(loaded, Parent::Kernel(current().to_ref()))?)
+    Ok(clone::start(entry, loaded, Parent::Kernel(current().to_ref()))?)
 }
 
 /// Waits for the end of a process that [`start`] started; returns its status. `None`: there is no such process.
@@ -95,16 +96,4 @@ fn summary_after(tree: &Tree, id: u32) -> Option<Summary> {
 /// The space of a process that has not ended.
 pub fn space_of(id: u32) -> Option<SpaceRef> {
     PROCESSES.lock().find(id)?.lock().space.clone()
-}
-
-/// The space of the process that this number is of, or of one of its threads: `None` where there is no such process, and
-/// in it `None` where its last thread has left.
-pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
-    let space = {
-        let tree = PROCESSES.lock();
-        let process = tree.find(id).or_else(|| Some(tree.find_task(id)?.process()))?;
-        process.lock().space.clone()
-    };
-    // Without the locks: this may be the last reference by now.
-    Some(space.filter(|space| !space.notifiers().is_released()))
 }

@@ -57,7 +57,7 @@ pub mod task;
 pub mod tree;
 
 #[cfg(target_os = "none")]
-pub use control::{family_of, for_each, kill, kill_family, space_of, space_of_thread, start, wait, wait_with};
+pub use control::{family_of, for_each, kill, kill_family, space_of, wait, wait_with};
 #[cfg(not(target_os = "none"))]
 pub use host::{family_of, for_each, kill, kill_family, space_of, start, wait_with};
 
@@ -68,11 +68,20 @@ static ENTRY: crate::sched::UserEntry = crate::sched::UserEntry {
     fault: fault::fault,
     exception: fault::exception,
     late_tag_fault: fault::late_tag_fault,
-    signal: signal::deliver_signals,
+    signal: signal::deliver::deliver_signals,
     resolve: fault::resolve,
     is_killed: fault::is_killed,
     number: fault::number,
 };
+
+/// Starts a program of the initrd; returns the process's number. Its status is kept until [`wait`] collects it.
+///
+/// # Errors
+/// [`ExecError`](status::ExecError); nothing stays allocated.
+#[cfg(target_os = "none")]
+pub fn start(path: &str, words: stack::Words) -> Result<u32, status::ExecError> {
+    control::start(&ENTRY, path, words)
+}
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
 #[cfg(target_os = "none")]

@@ -38,7 +38,8 @@ use crate::linux::file::open::FileRef;
 use crate::linux::file::table::Files;
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
-use crate::sched::{ThreadRef, relax};
+use crate::mm::space::SpaceRef;
+use crate::sched::{ThreadRef, UserEntry, relax};
 use crate::sync::{IrqGuard, IrqLock, rank};
 
 /// All processes.
@@ -60,6 +61,8 @@ pub enum Parent {
 /// One process. It is in the tree until its status has been collected, and each of its tasks may rely on that.
 pub struct Process {
     id: u32,
+    /// The handlers of its threads' exceptions.
+    pub entry: &'static UserEntry,
     /// Its serial number, in the order of creation; 0 before it is in the tree.
     serial: AtomicU64,
     /// The serial number of its first ancestor, which the kernel started. 0 before it is in the tree.
@@ -186,6 +189,7 @@ impl Process {
     #[inline(never)]
     pub fn new(
         id: u32,
+        entry: &'static UserEntry,
         state: ProcessState,
         files: &Files<FileRef>,
         limits: &Limits,
@@ -195,6 +199,7 @@ impl Process {
         let files = files.fork();
         Ok(room.write(Self {
             id,
+            entry,
             serial: AtomicU64::new(0),
             family_serial: AtomicU64::new(0),
             by_id: RBTreeLink::new(),
@@ -386,6 +391,18 @@ impl Elsewhere {
             relax();
         }
     }
+}
+
+/// The space of the process that this number is of, or of one of its threads: `None` where there is no such process, and
+/// in it `None` where its last thread has left.
+pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
+    let space = {
+        let tree = PROCESSES.lock();
+        let process = tree.find(id).or_else(|| Some(tree.find_task(id)?.process()))?;
+        process.lock().space.clone()
+    };
+    // Without the locks: this may be the last reference by now.
+    Some(space.filter(|space| !space.notifiers().is_released()))
 }
 
 /// The reserved number of a process or thread. Dropping it frees the number.

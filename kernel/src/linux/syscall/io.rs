@@ -15,9 +15,12 @@ use super::{Answer, MOST_AT_ONCE, Syscall, read_bytes, read_quads, streams, user
 use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
+use crate::linux::file::proc::ProcId;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::SignalCause;
-use crate::mm::space::WriteAt;
+use crate::linux::process::task::Task;
+use crate::linux::process::tree::space_of_thread;
+use crate::mm::space::{SpaceRef, WriteAt};
 use crate::sched::{Thread, Work, relax};
 use crate::uaccess;
 
@@ -248,8 +251,16 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     }
     let path = read_path(call, call.address::<1>())?;
     let base = base_of(call, &path)?;
-    let file = open::open(base.as_deref(), &path, checked, call.task)?;
+    let file = open::open(base.as_deref(), &path, checked, |process| space_of(process, call.task))?;
     call.task.files().add(file, 0, end, flags & O_CLOEXEC != 0).map(u64::from)
+}
+
+/// The space of a process whose files in `/proc` a path of `task` names.
+fn space_of(process: ProcId, task: &Task) -> Result<SpaceRef, Errno> {
+    match process {
+        ProcId::Own => Ok(task.space_ref()),
+        ProcId::Number(number) => space_of_thread(number).ok_or(Errno::ENOENT)?.ok_or(Errno::ESRCH),
+    }
 }
 
 /// The directory that a path begins in, by the first argument; none for the root.
@@ -282,7 +293,8 @@ pub(super) fn newfstatat(call: &mut Syscall<'_>) -> Answer {
             return Err(Errno::EBADF);
         }
         let follows = if flags & AT_SYMLINK_NOFOLLOW != 0 { O_NOFOLLOW } else { 0 };
-        open::open(base.as_deref(), if here { b"/" } else { path }, O_PATH | follows, call.task)?
+        let path = if here { b"/" } else { path };
+        open::open(base.as_deref(), path, O_PATH | follows, |process| space_of(process, call.task))?
     };
     write_quads(call.address::<2>(), file.stat()).map(|()| 0)
 }

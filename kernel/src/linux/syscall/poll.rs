@@ -9,10 +9,10 @@ use granule_arch::addr::VirtAddr;
 
 use super::io::reader;
 use super::signal::SET;
-use super::time::{now, read_timespec, write_timespec};
+use super::time::{read_timespec, write_timespec};
 use super::{Answer, Syscall, read_bytes, read_quads};
 use crate::chip::console::Reader;
-use crate::chip::timer::Deadline;
+use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
@@ -62,7 +62,7 @@ impl Polled {
 pub(super) fn ppoll(call: &mut Syscall<'_>) -> Answer {
     let (limit, mask, size) = (call.address::<2>(), call.address::<3>(), call.argument::<4>());
     let length = if limit.0 == 0 { None } else { Some(read_timespec(limit)?) };
-    let end = length.map(|length| now().saturating_add(length));
+    let end = length.map(|length| uptime_nanoseconds().saturating_add(length));
     let before = if mask.0 == 0 { None } else { Some(exchange_mask(call, mask, size)?) };
     let answer = poll(call, end);
     match before {
@@ -72,7 +72,7 @@ pub(super) fn ppoll(call: &mut Syscall<'_>) -> Answer {
         None => {}
     }
     let Some(end) = end.filter(|_| length != Some(0)) else { return answer };
-    let stored = write_timespec(limit, end.saturating_sub(now()));
+    let stored = write_timespec(limit, end.saturating_sub(uptime_nanoseconds()));
     // Without the time that is left the call is not repeated.
     if stored.is_err() && answer == Err(Errno::ERESTARTNOHAND) { Err(Errno::EINTR) } else { answer }
 }
@@ -145,7 +145,7 @@ fn wait(call: &Syscall<'_>, polled: &PagedList<Polled>, end: Option<u64>, charge
             push(&mut nodes, PollNode::new(queue), charge)?;
         }
     }
-    let until = end.map(|end| Deadline::after(Duration::from_nanos(end.saturating_sub(now()))));
+    let until = end.map(|end| Deadline::after(Duration::from_nanos(end.saturating_sub(uptime_nanoseconds()))));
     let woken = poll_until(&mut nodes, until, &mut || {
         found = look(call, polled);
         found != Ok(0)

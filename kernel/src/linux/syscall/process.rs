@@ -13,7 +13,7 @@ use granule_abi::process::{
 use granule_arch::addr::VirtAddr;
 
 use super::{Answer, Syscall, read_quads, time, write_quads};
-use crate::chip::timer::Deadline;
+use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::process::charge::Charge;
@@ -333,7 +333,7 @@ fn deadline(limit: VirtAddr, absolute: bool) -> Result<Option<Deadline>, Errno> 
         return Ok(None);
     }
     let nanoseconds = time::read_timespec(limit)?;
-    let from_now = if absolute { nanoseconds.saturating_sub(time::now()) } else { nanoseconds };
+    let from_now = if absolute { nanoseconds.saturating_sub(uptime_nanoseconds()) } else { nanoseconds };
     Ok(Some(Deadline::after(Duration::from_nanos(from_now))))
 }
 

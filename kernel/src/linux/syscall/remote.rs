@@ -8,7 +8,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use super::io::{PIECE, PIECES, UserBytes, read_piece};
 use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
-use crate::linux::process::space_of_thread;
+use crate::linux::process::tree::space_of_thread;
 use crate::mm::space::{FaultError, Space};
 use crate::sched::relax;
 use crate::smp::this_cpu;

@@ -5,14 +5,10 @@ use granule_arch::addr::VirtAddr;
 
 use super::process::wait_for_futex;
 use super::{Answer, Syscall, read_quads, write_quads};
+use crate::chip::timer::uptime_nanoseconds;
 use crate::linux::errno::Errno;
-use crate::linux::process::clock::{Clock, Sleep, uptime};
+use crate::linux::process::clock::{Clock, Sleep};
 use crate::linux::process::task::{Continuation, Task};
-
-/// Nanoseconds since the boot.
-pub(super) fn now() -> u64 {
-    uptime()
-}
 
 /// Reads a time, in nanoseconds.
 pub(super) fn read_timespec(from: VirtAddr) -> Result<u64, Errno> {
@@ -43,7 +39,7 @@ pub(super) fn clock_getres(call: &mut Syscall<'_>) -> Answer {
 
 pub(super) fn nanosleep(call: &mut Syscall<'_>) -> Answer {
     let nanoseconds = read_timespec(call.address::<0>())?;
-    let until = now().saturating_add(nanoseconds);
+    let until = uptime_nanoseconds().saturating_add(nanoseconds);
     sleep(call.task, Sleep { clock: Clock::Uptime, until, rest: call.address::<1>() })
 }
 

@@ -9,6 +9,4 @@ pub mod deliver;
 pub mod frame;
 pub mod set;
 
-#[cfg(target_os = "none")]
-pub(super) use deliver::deliver_signals;
 pub use set::{Actions, Effect, Pending, Set, Signal, SignalCause};
