@@ -1,8 +1,9 @@
 //! ACPI's tables like QEMU's, like those of boards, and broken ones: the machine that the kernel reads from them.
 
 use granule::platform::{
-    Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Pcie, PhysicalMemory, Platform, PlatformError,
-    Psci, PsciFunctions, Redistributors, RegisterWidth, SysconWrite, TableError, Trigger, Uart, UartKind, UartLayout,
+    Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, MessageFrame, Pcie, PhysicalMemory, Platform,
+    PlatformError, Psci, PsciFunctions, Redistributors, RegisterWidth, SysconWrite, TableError, Trigger, Uart,
+    UartKind, UartLayout,
 };
 use granule_arch::addr::{PhysAddr, PhysRange};
 use granule_runner::acpi::{self, Gic, Smmu, Virt};
@@ -106,6 +107,23 @@ fn a_gic_is_of_version_2_or_has_a_redistributor_for_each_cpu() {
     let by_hardware = with_bytes(b"APIC", 44 + 20, &[0]).unwrap();
     assert_eq!(by_hardware.interrupt_controller, redistributors(&[range(0x80a_0000, 0xf6_0000)]));
     assert_eq!(with_bytes(b"APIC", 44 + 20, &[5]).map(drop), error("MADT", TableError::Bad("version of the GIC")));
+}
+
+/// It takes the messages of all functions: no table says of which.
+#[test]
+fn a_gicv2m_takes_messages_where_there_is_no_its() {
+    let machine = Virt { gic: Gic::V2, ..machine() };
+    let platform = read(acpi::laid_out(&acpi::virt(&machine), AT)).unwrap();
+    let registers = range(0x802_0000, 0x1000);
+    assert_eq!(platform.message_frame, Some(MessageFrame { registers, interrupts: Some((80, 64)) }));
+    assert_eq!((platform.its, platform.pcie.unwrap().devices.find(0x108).map(|id| id.id)), (None, Some(0x108)));
+    // Its flags are the fourth word from the end: of the numbers none counts now.
+    let own = with(&machine, b"APIC", |table| {
+        let flags = table.len() - 8;
+        table[flags] = 0;
+        table[9] = table[9].wrapping_add(1);
+    });
+    assert_eq!(own.unwrap().message_frame, Some(MessageFrame { registers, interrupts: None }));
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //!
 //! Handlers are registered once, at boot, for all CPUs, and run with interrupts masked on the CPU that took the
 //! interrupt. A private interrupt is enabled on each CPU when that CPU starts; a shared one goes to the CPU that
-//! registered it. Message-signalled interrupts come through the ITS, which has its own list ([`its`]).
+//! registered it. Interrupts that devices send as messages have their own list ([`message`]).
 
 #![allow(unsafe_code, reason = "calls a handler by the address that was registered")]
 
@@ -17,7 +17,7 @@ use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use spin::Once;
 use thiserror::Error;
 
-use super::its;
+use super::message;
 use crate::platform::{ControllerDescription, Interrupt, Trigger};
 use crate::smp::cpu::Cpu;
 use crate::trap::probe::ProbeFault;
@@ -173,6 +173,16 @@ pub fn register(interrupt: Interrupt, cpu: &Cpu, handler: Handler) -> Result<(),
     Ok(())
 }
 
+/// Enables the shared interrupt `intid`, an edge that this CPU, `cpu`, takes, for [`message`]. One that has a handler here
+/// is in use.
+pub(super) fn enable_message(intid: u32, cpu: &Cpu) -> Result<(), InterruptError> {
+    if handler(intid).is_some() {
+        return Err(InterruptError::InUse(intid));
+    }
+    controller()?.enable(Interrupt { intid, trigger: Trigger::Edge }, cpu);
+    Ok(())
+}
+
 /// Sends the interrupt `number`, 0–15, to `cpu`, which has started.
 ///
 /// # Errors
@@ -193,7 +203,7 @@ pub fn handle_irq(cpu: &Cpu) {
     };
     match handler(interrupt.intid) {
         Some(handler) => handler(cpu),
-        None if its::handle(cpu, interrupt.intid) => {}
+        None if message::handle(cpu, interrupt.intid) => {}
         // It was never enabled here: left over from the firmware. Ending it is all that can be done.
         None => drop(UNHANDLED.fetch_add(1, Ordering::Relaxed)),
     }

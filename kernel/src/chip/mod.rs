@@ -10,11 +10,13 @@ mod bcm2836;
 pub mod console;
 #[cfg(target_os = "none")]
 mod gicv2;
+mod gicv2m;
 #[cfg(target_os = "none")]
 mod gicv3;
 pub mod interrupt;
-pub mod its;
+mod its;
 pub mod log;
+pub mod message;
 #[cfg(any(target_os = "none", test))]
 mod order;
 mod output;

@@ -213,7 +213,7 @@ pub(super) fn sleep(_: Waiters<'_, ()>, _: Deadline) -> bool {
 /// The address by which a device with this way to memory reaches the doorbell of its messages; `None` where the machine
 /// takes no messages.
 pub(super) fn doorbell(cpu: &Cpu, dma: &DmaDevice) -> Result<Option<u64>, DmaError> {
-    let doorbell = crate::chip::its::doorbell(crate::kernel().platform);
+    let doorbell = crate::chip::message::doorbell(crate::kernel().platform);
     let address = doorbell.map(|doorbell| dma.message_address(cpu, doorbell)).transpose()?;
     Ok(address.map(|address| address.0))
 }

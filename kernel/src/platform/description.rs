@@ -71,6 +71,8 @@ pub struct Platform {
     pub pcie: Option<Pcie>,
     /// The first Interrupt Translation Service.
     pub its: Option<Its>,
+    /// The first frame of a GICv2m.
+    pub message_frame: Option<MessageFrame>,
     /// The SMMUv3s, in the order of the tree; those whose nodes make no sense are missing.
     pub smmus: Vec<Smmu, MAX_SMMUS>,
 }
@@ -100,6 +102,7 @@ impl Platform {
             uart: None,
             pcie: None,
             its: None,
+            message_frame: None,
             smmus: Vec::new(),
         }
     }
@@ -207,6 +210,15 @@ const NOWHERE: PhysRange = match PhysRange::new(PhysAddr(0), PhysAddr(0)) {
 pub struct Its {
     /// Both register frames: what the CPU controls it by, and what devices write to.
     pub registers: PhysRange,
+}
+
+/// The frame of a GICv2m, by which devices send messages.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct MessageFrame {
+    /// Its registers.
+    pub registers: PhysRange,
+    /// Its first interrupt and how many there are, where the tree has both; else a register has them.
+    pub interrupts: Option<(u32, u32)>,
 }
 
 /// An SMMUv3. Its interrupts are edges, and each may be missing.

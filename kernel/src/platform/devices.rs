@@ -1,5 +1,5 @@
 //! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
-//! `arm,gic-v3-its`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`, `arm,psci` and
+//! `arm,gic-v3-its`, `arm,gic-v2m-frame`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`, `arm,psci` and
 //! `arm,smmu-v3`).
 
 use core::mem;
@@ -9,8 +9,8 @@ use granule_arch::psci::Conduit;
 use heapless::Vec;
 
 use super::description::{
-    ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, MAX_SMMUS, Platform, Psci,
-    PsciFunctions, Redistributors, Smmu,
+    ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, MAX_SMMUS, MessageFrame, Platform,
+    Psci, PsciFunctions, Redistributors, Smmu,
 };
 use super::error::{NodeName, PlatformError, dispensable};
 use super::interrupts::{ControllerNode, Interrupts};
@@ -46,6 +46,7 @@ pub(super) struct Found<'t> {
     gic: Option<ControllerDescription>,
     bcm2836: Bcm2836Nodes,
     its: Option<Its>,
+    message_frame: Option<MessageFrame>,
     timer: Option<TimerNode<'t>>,
     psci: Option<Psci>,
     console: Option<UartNode<'t>>,
@@ -87,6 +88,10 @@ impl<'t> Found<'t> {
                 "arm,gic-v3-its" if self.its.is_none() => {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
                     self.references.its = node.phandle();
+                }
+                "arm,gic-v2m-frame" if self.message_frame.is_none() => {
+                    self.message_frame = dispensable(message_frame(node));
+                    self.references.message_frame = node.phandle();
                 }
                 "arm,armv8-timer" | "arm,armv7-timer" if self.timer.is_none() => {
                     self.timer = Some(TimerNode::read(node));
@@ -180,6 +185,7 @@ impl<'t> Found<'t> {
         // Last, since it refers to the others, which the tree may have after it.
         platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
         platform.its = self.its;
+        platform.message_frame = self.message_frame;
         Ok(())
     }
 }
@@ -243,6 +249,12 @@ fn listed_functions(node: &Node<'_, '_>) -> PsciFunctions {
 }
 
 /// Bytes of registers that the driver of a BCM2836's controllers uses: of what each core has, and of what they share.
+/// The frame of a GICv2m.
+fn message_frame(node: &Node<'_, '_>) -> Result<MessageFrame, PlatformError> {
+    let [first, count] = ["arm,msi-base-spi", "arm,msi-num-spis"].map(|name| node.property(name).and_then(cell));
+    Ok(MessageFrame { registers: node.first_registers()?, interrupts: first.zip(count) })
+}
+
 const BCM2836_CORES_BYTES: u64 = 0x100;
 const BCM2836_SHARED_BYTES: u64 = 0x28;
 

@@ -54,8 +54,8 @@ pub use granule_arch::psci::Conduit;
 pub use acpi::PhysicalMemory;
 pub use description::{
     ControllerDescription, CpuNode, EnableMethod, Its, MAX_BANKS, MAX_BOOTARGS, MAX_REDISTRIBUTOR_REGIONS,
-    MAX_RESERVED, MAX_RNG_SEED, MAX_SMMUS, MAX_TAG_STORAGE, Platform, Psci, PsciFunctions, Redistributors, Smmu,
-    TagStorageRegion,
+    MAX_RESERVED, MAX_RNG_SEED, MAX_SMMUS, MAX_TAG_STORAGE, MessageFrame, Platform, Psci, PsciFunctions,
+    Redistributors, Smmu, TagStorageRegion,
 };
 pub use error::{NodeName, PlatformError, TableError};
 pub use features::SystemFeatures;
@@ -145,6 +145,7 @@ impl Platform {
         let PowerRegisters { off, reset, watchdog } = self.power;
         let single = [
             self.its.map(|its| its.registers),
+            self.message_frame.map(|frame| frame.registers),
             self.uart.map(|uart| uart.registers),
             self.pcie.as_ref().map(|host| host.ecam),
             off.map(|off| off.register),

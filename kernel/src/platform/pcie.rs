@@ -126,6 +126,14 @@ impl Pcie {
 }
 
 impl IdMap {
+    /// A map of each requester ID to itself.
+    pub(super) fn of_all(phandle: u32) -> Self {
+        let mut all = Self::new(!0);
+        // It is the first.
+        let _ = all.add(0, 1 << 16, phandle, 0);
+        all
+    }
+
     /// A map of nothing, where these bits of a requester ID count.
     pub(crate) fn new(mask: u32) -> Self {
         Self { mask, ranges: Vec::new() }
@@ -167,6 +175,14 @@ impl InterruptLines {
 pub(super) struct References {
     pub(super) gic: ControllerNode,
     pub(super) its: Option<u32>,
+    pub(super) message_frame: Option<u32>,
+}
+
+impl References {
+    /// What takes messages.
+    fn messages(&self) -> Option<u32> {
+        self.its.or(self.message_frame)
+    }
 }
 
 /// A host bridge as its own node describes it.
@@ -209,16 +225,12 @@ impl<'t> HostBridgeNode<'t> {
                 "dma-coherent",
             ]);
         let streams = id_map(stream_map, stream_mask, &|_| true).ok_or_else(|| node.bad("iommu-map"))?;
-        let its = |phandle| references.its == Some(phandle);
+        let messages = references.messages();
+        let takes = |phandle| messages == Some(phandle);
         let devices = match (message_map, parent.and_then(|parent| cell(parent.get(..4)?))) {
-            (None, Some(phandle)) if its(phandle) => {
-                let mut all = IdMap::new(!0);
-                // It is the first.
-                let _ = all.add(0, 1 << 16, phandle, 0);
-                all
-            }
-            _ if references.its.is_none() => IdMap::default(),
-            _ => id_map(message_map, message_mask, &its).ok_or_else(|| node.bad("msi-map"))?,
+            (None, Some(phandle)) if takes(phandle) => IdMap::of_all(phandle),
+            _ if messages.is_none() => IdMap::default(),
+            _ => id_map(message_map, message_mask, &takes).ok_or_else(|| node.bad("msi-map"))?,
         };
         let lines = match line_map {
             Some(map) => interrupt_lines(map, line_mask, &references.gic),

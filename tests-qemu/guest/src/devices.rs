@@ -262,12 +262,11 @@ fn a_command_waits_for_a_change_of_the_way_to_memory(t: &mut Test) {
 /// Checks how a device's interrupts arrive, that `work` causes some, and that none is missing.
 fn interrupts(t: &mut Test, arrivals: &Arrivals, vector: Option<InterruptVector>, work: impl FnOnce(&mut Test)) {
     let kind = match vector {
-        Some(InterruptVector::MsiX { .. }) => "its",
-        Some(InterruptVector::Msi { .. }) => "its",
+        Some(InterruptVector::MsiX { .. } | InterruptVector::Msi { .. }) => "message",
         Some(InterruptVector::Pin { .. }) => "pin",
         None => "none",
     };
-    t.equal("they arrive by", kind, if has("its") == Some(true) { "its" } else { "pin" });
+    t.equal("they arrive by", kind, if has("msi") == Some(true) { "message" } else { "pin" });
     let (before, missed) = (arrivals.count(), arrivals.missed());
     work(t);
     t.check("interrupts", arrivals.count() > before);

@@ -18,14 +18,14 @@ fn nvme_identifies_itself_and_reads_its_contents(t: &mut Test) {
     let Some(disk) = t.ok("a disk", nvme(this_cpu(), 0)) else { return };
     t.equal("serial number", disk.identity().serial(), "granule");
     t.equal("sectors", disk.identity().sectors, 8192);
-    t.equal("a message", matches!(disk.vector(), Some(InterruptVector::MsiX { .. })), has("its") == Some(true));
+    t.equal("a message", matches!(disk.vector(), Some(InterruptVector::MsiX { .. })), has("msi") == Some(true));
     let before = (disk.arrivals().count(), disk.arrivals().missed());
     for (sector, order, commands) in [(3, 0, 1), (5000, 2, 2), (8192 - 8, 0, 1)] {
         let Some(mut buffer) = Buffer::new(t, disk.dma(), order, !0) else { return };
         t.equal("read", disk.read(sector, buffer.address, buffer.bytes()), Ok(commands));
         t.equal("words that differ", wrong(buffer.words(), sector), 0);
     }
-    if has("its") == Some(true) {
+    if has("msi") == Some(true) {
         t.check("interrupts", disk.arrivals().count() >= before.0 + 4);
         t.equal("interrupts that are missing", disk.arrivals().missed(), before.1);
     }

@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
 use granule::chip::interrupt::{self, InterruptHandler};
-use granule::chip::its;
+use granule::chip::message;
 use granule::devices::pci::{self, BarKind, Function, Id, InterruptVector, MmioRegion, PciError};
 use granule::iommu::{self, DmaMask};
 use granule::smp::{Cpu, this_cpu};
@@ -145,14 +145,14 @@ fn edu_interrupts_by_message_or_pin(t: &mut Test) {
     t.equal("vectors", edu.vectors(), 1);
     // Its messages are translated as everything that it does: they must be shown their doorbell.
     let Some(dma) = t.ok("attached", iommu::attach(cpu, edu.stream_id(), DmaMask::ALL)) else { return };
-    let address = its::doorbell(kernel.platform).map(|doorbell| dma.message_address(cpu, doorbell)).transpose();
+    let address = message::doorbell(kernel.platform).map(|doorbell| dma.message_address(cpu, doorbell)).transpose();
     let Some(address) = t.ok("shown the doorbell", address) else { return };
     let doorbell = address.map(|address| address.0);
     let none = edu.set_interrupt(kernel, cpu, 1, &COUNTER, doorbell);
     t.equal("beyond", none, Err(PciError::NoVector { function: edu.address(), vector: 1, count: 1 }));
     let vector = t.ok("connected", edu.set_interrupt(kernel, cpu, 0, &COUNTER, doorbell));
-    let by_message = matches!(vector, Some(InterruptVector::Msi { intid: 8192.. }));
-    t.equal("by a message where there is an ITS", by_message, has("its") == Some(true));
+    let by_message = matches!(vector, Some(InterruptVector::Msi { .. }));
+    t.equal("by a message where something takes it", by_message, has("msi") == Some(true));
     let again = edu.set_interrupt(kernel, cpu, 0, &COUNTER, doorbell);
     t.equal("again", again, Err(PciError::VectorInUse(edu.address(), 0)));
 

@@ -166,7 +166,9 @@ fn madt(machine: &Virt) -> Vec<u8> {
     if machine.gic == Gic::V3 {
         body.extend(structure(0xe, &[(0, 2), (0x80a_0000, 8), (0xf6_0000, 4)]));
     }
-    if !is_v2 {
+    if is_v2 {
+        body.extend(structure(0xd, &[(0, 2), (0, 4), (0x802_0000, 8), (1, 4), (64, 2), (80, 2)]));
+    } else {
         body.extend(structure(0xf, &[(0, 2), (0, 4), (0x808_0000, 8), (0, 4)]));
     }
     table(*b"APIC", 4, &body)

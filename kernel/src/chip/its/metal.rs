@@ -1,16 +1,13 @@
-//! The machine's ITS, started by the first request for an interrupt, and the handlers of its interrupts.
+//! The machine's own ITS.
 
 #![allow(unsafe_code, reason = "registers of the ITS, and tables that it reads")]
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
-use spin::Once;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::{EVENTS, FIRST, ItsError, ItsHost, ItsLists, ItsRegisters, ItsUnit, TABLES_SIZE, TableMemory, frames};
-use crate::chip::interrupt::InterruptHandler;
+use super::{ItsError, ItsLists, ItsRegisters, ItsUnit, MessageHost, TABLES_SIZE, TableMemory, frames};
 use crate::mmio;
 use crate::smp::cpu::Cpu;
-use crate::sync::{IrqLock, rank};
 use crate::trap::probe;
 
 /// The control registers, mapped for ever.
@@ -41,92 +38,42 @@ impl ItsRegisters for Mmio {
     }
 }
 
-/// The handler of an interrupt, and the vector that it gets.
-type Handling = (&'static dyn InterruptHandler, u16);
+/// The machine's ITS at work.
+pub(in crate::chip) struct MachineIts(ItsUnit<Mmio>);
 
-type Locked = IrqLock<ItsUnit<Mmio>, { rank::DEVICE }>;
-
-/// The ITS, or why there is none: it is tried once.
-static ITS: Once<Result<Locked, ItsError>> = Once::new();
 static LISTS: SpinMutex<ItsLists> = SpinMutex::new(ItsLists::EMPTY);
-static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; EVENTS] = [const { IrqLock::new(None) }; EVENTS];
 
-/// The value that a device writes to [`doorbell`](super::doorbell), and the interrupt that it raises.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Message {
-    /// The value.
-    pub event: u32,
-    /// The interrupt's number at the controller.
-    pub intid: u32,
-}
-
-/// Gives `device` a new event, which interrupts this CPU, `cpu`: then `handler` is called with `vector`. `last_device`
-/// is the largest DeviceID that will ever ask.
-///
-/// # Errors
-/// There is no ITS, or it cannot be used, or has no room.
-pub fn connect(
-    host: &dyn ItsHost,
-    cpu: &Cpu,
-    (device, last_device): (u32, u32),
-    handler: &'static dyn InterruptHandler,
-    vector: u16,
-) -> Result<Message, ItsError> {
-    let its = ITS.call_once(|| start(host, cpu, last_device)).as_ref().map_err(|error| *error)?;
-    let mut its = its.lock();
-    if device > last_device {
-        return Err(ItsError::NoSuchDevice(device));
+impl MachineIts {
+    /// Starts it. `last_device` is the largest DeviceID that will ever ask for an interrupt. Called once.
+    pub(in crate::chip) fn start(host: &dyn MessageHost, cpu: &Cpu, last_device: u32) -> Result<Self, ItsError> {
+        let registers = host.map_registers(cpu, frames(host.platform())?).ok_or(ItsError::NotMapped)?;
+        probe::read::<u32>(registers).map_err(ItsError::NoAnswer)?;
+        let (tables, mapped) = host.alloc_tables(cpu)?;
+        // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled.
+        let memory = unsafe { TableMemory::new(mapped, tables, TABLES_SIZE) };
+        let its = ItsUnit::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
+        its.map(Self).inspect_err(|_| host.free_tables(cpu, tables))
     }
-    let number = cpu.id.0;
-    if !its.is_cpu_connected(number) {
-        let (pending, configurations) = (its.pending_table()?, its.configurations);
-        let target = redistributor(cpu, [configurations.physical, pending.physical], its.is_by_address())?;
-        its.connect_cpu(number, target)?;
+
+    /// Gives `device` a new event, which interrupts this CPU, `cpu`; returns it.
+    pub(in crate::chip) fn connect(&mut self, cpu: &Cpu, device: u32) -> Result<usize, ItsError> {
+        let Self(its) = self;
+        if device > its.last_device {
+            return Err(ItsError::NoSuchDevice(device));
+        }
+        let number = cpu.id.0;
+        if !its.is_cpu_connected(number) {
+            let (pending, configurations) = (its.pending_table()?, its.configurations);
+            let target = redistributor(cpu, [configurations.physical, pending.physical], its.is_by_address())?;
+            its.connect_cpu(number, target)?;
+        }
+        its.add(device, number)
     }
-    let event = its.add(device, number)?;
-    // The device knows nothing of it yet, so it has not arrived.
-    *HANDLERS[event].lock() = Some((handler, vector));
-    Ok(Message { event: event as u32, intid: FIRST + event as u32 })
-}
 
-/// Takes an event back: its interrupt arrives no more, but on another CPU its handler may still run.
-pub fn disconnect(message: Message) {
-    let Some(Ok(its)) = ITS.get() else { return };
-    let Some(handler) = HANDLERS.get(message.event as usize) else { return };
-    // Until the handler has gone: as soon as it can, the event has another owner and another handler.
-    let mut its = its.lock();
-    if let Err(error) = its.remove(message.event as usize) {
-        crate::log::error!("interrupt {}: {error}", message.intid);
+    /// Takes an event back.
+    pub(in crate::chip) fn disconnect(&mut self, event: usize) -> Result<(), ItsError> {
+        self.0.remove(event)
     }
-    *handler.lock() = None;
-}
-
-/// Frames that the ITS keeps: for accounts of frames by owner.
-pub fn kept_frames() -> usize {
-    if let Some(Ok(_)) = ITS.get() { TABLES_SIZE as usize / PAGE_SIZE } else { 0 }
-}
-
-/// Messages that are connected: for accounts.
-pub fn connections() -> usize {
-    HANDLERS.iter().filter(|handler| handler.lock().is_some()).count()
-}
-
-/// Handles an LPI; false where it has no handler.
-pub(in crate::chip) fn handle(cpu: &Cpu, intid: u32) -> bool {
-    let slot = intid.checked_sub(FIRST).and_then(|event| HANDLERS.get(event as usize));
-    let Some((handler, vector)) = slot.and_then(|slot| *slot.lock()) else { return false };
-    handler.interrupt(cpu, vector);
-    true
-}
-
-fn start(host: &dyn ItsHost, cpu: &Cpu, last_device: u32) -> Result<Locked, ItsError> {
-    let registers = host.map_registers(cpu, frames(host.platform())?).ok_or(ItsError::NotMapped)?;
-    probe::read::<u32>(registers).map_err(ItsError::NoAnswer)?;
-    let (tables, mapped) = host.alloc_tables(cpu)?;
-    // SAFETY: just allocated, all of it; it goes back only if the ITS was not enabled.
-    let memory = unsafe { TableMemory::new(mapped, tables, TABLES_SIZE) };
-    let its = ItsUnit::new(Mmio(registers), memory, SpinMutexGuard::leak(LISTS.lock()), last_device);
-    its.map(IrqLock::new).inspect_err(|_| host.free_tables(cpu, tables))
 }
 
 /// Gives this CPU's redistributor its tables. Returns what the ITS calls it.

@@ -9,7 +9,7 @@
 //! is asked for.
 //!
 //! - [`command`]: the commands
-//! - [`metal`]: the machine's own ITS, and the handlers of its interrupts
+//! - [`metal`]: the machine's own ITS
 
 mod command;
 mod metal;
@@ -30,11 +30,10 @@ use crate::smp::cpu::Cpu;
 use crate::trap::probe::ProbeFault;
 use command::{EventTable, ItsCommand};
 
-pub(super) use metal::handle;
-pub use metal::{Message, connect, connections, disconnect, kept_frames};
+pub(super) use metal::MachineIts;
 
 /// Interrupts of devices that there can be at a time.
-pub const EVENTS: usize = 1 << EVENT_BITS;
+pub(super) const EVENTS: usize = 1 << EVENT_BITS;
 const EVENT_BITS: u32 = 8;
 /// The first number of an LPI.
 pub(super) const FIRST: u32 = 8192;
@@ -47,17 +46,16 @@ const DEVICES: usize = 64;
 const TRANSLATION_FRAME: u64 = 0x1_0000;
 const TRANSLATER: u64 = TRANSLATION_FRAME + 0x40;
 
-/// Where devices write to interrupt a CPU (GITS_TRANSLATER); `None` where the machine has no ITS. Where an SMMU
-/// translates a device's accesses, its messages are translated as well: the page of this address must be mapped for it.
-pub fn doorbell(platform: &Platform) -> Option<PhysAddr> {
+/// GITS_TRANSLATER; `None` where the machine has no ITS.
+pub(super) fn doorbell(platform: &Platform) -> Option<PhysAddr> {
     frames(platform).ok()?.start().checked_add(TRANSLATER)
 }
 
 /// Bytes of memory that the ITS has for its tables, at a multiple of them.
 pub const TABLES_SIZE: u64 = 2 << 20;
 
-/// The system around the ITS, of which it is started.
-pub trait ItsHost: Sync {
+/// The system around the receiver of messages, of which it is started.
+pub trait MessageHost: Sync {
     /// The machine.
     fn platform(&self) -> &Platform;
 
@@ -239,6 +237,7 @@ struct ItsUnit<R> {
     /// The target in commands of each CPU's redistributor; 0 bits in `connected` have none.
     targets: [u64; crate::smp::cpu::MAX_CPUS],
     connected: u32,
+    last_device: u32,
     lists: &'static mut ItsLists,
 }
 
@@ -308,6 +307,7 @@ impl<R: ItsRegisters> ItsUnit<R> {
             configurations,
             targets: [0; crate::smp::cpu::MAX_CPUS],
             connected: 0,
+            last_device,
             lists,
         })
     }

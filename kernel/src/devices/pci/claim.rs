@@ -147,7 +147,7 @@ impl Claim {
     }
 
     /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. A message needs bus mastering, and
-    /// goes to `doorbell`: the address by which the device reaches [`its::doorbell`](crate::chip::its::doorbell),
+    /// goes to `doorbell`: the address by which the device reaches [`message::doorbell`](crate::chip::message::doorbell),
     /// which is another than the CPU's where an SMMU translates. `None`: the same.
     ///
     /// # Errors

@@ -1,8 +1,9 @@
-//! Interrupts of functions: by messages, MSI-X or MSI, where the machine has an ITS; else by the pin, which functions
-//! share (PCI Local Bus Specification 3.0, 6.8; PCI Express Base Specification, 6.1).
+//! Interrupts of functions: by messages, MSI-X or MSI, where the machine has an ITS or a GICv2m; else by the pin, which
+//! functions share (PCI Local Bus Specification 3.0, 6.8; PCI Express Base Specification, 6.1).
 
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use heapless::Vec;
+use linkme::distributed_slice;
 use pci_types::capability::{MsixCapability, PciCapability};
 
 use super::claim::{Claim, InterruptVector};
@@ -10,8 +11,9 @@ use super::config::{self, ConfigSpace};
 use super::enumerate::{COMMAND, NO_PIN};
 use super::{Function, MmioRegion, PciAddress, PciError, functions};
 use crate::Kernel;
+use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::interrupt::{self, InterruptError, InterruptHandler};
-use crate::chip::its::{self, ItsHost, Message, TABLES_SIZE};
+use crate::chip::message::{self, Message, MessageError, MessageHost, TABLES_SIZE};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::platform::{Interrupt, Platform};
@@ -35,12 +37,26 @@ const SILENT: u32 = 1 << 0;
 
 const FULL: &str = "too many pins are in use";
 
-/// Connected vectors of all functions: as many as there are events for them.
-static MESSAGES: IrqLock<Vec<Connected, { its::EVENTS }>, { rank::DEVICE }> = IrqLock::new(Vec::new());
+/// Connected vectors of all functions: as many as there are messages for them.
+static MESSAGES: IrqLock<Vec<Connected, { message::MESSAGES }>, { rank::DEVICE }> = IrqLock::new(Vec::new());
 /// Functions whose pins are listened to.
 static PINS: IrqLock<Vec<Pin, 32>, { rank::INTERRUPT }> = IrqLock::new(Vec::new());
 /// Interrupts that are theirs, for ever.
 static LINES: IrqLock<Vec<u32, 32>, { rank::DEVICE }> = IrqLock::new(Vec::new());
+
+#[allow(unsafe_code, reason = "collected by the linker")]
+#[distributed_slice(PARAMETERS)]
+static PCI: Parameter = Parameter {
+    name: "pci",
+    help: "pci=nomsi: functions interrupt by their pins, never by messages",
+    check: |value| if value == NO_MESSAGES { Ok(()) } else { Err(Refused::because(NO_MESSAGES)) },
+};
+const NO_MESSAGES: &str = "nomsi";
+
+/// Whether functions may send messages, by the boot argument.
+pub fn messages_are_allowed() -> bool {
+    bootargs::get(PCI.name) != Some(NO_MESSAGES)
+}
 
 struct Connected {
     function: &'static Function,
@@ -64,7 +80,7 @@ enum Way {
 impl Way {
     fn of(function: &Function) -> Option<Self> {
         let mut way = function.line().map(|_| Self::Pin);
-        if function.msi_device_id().is_none() {
+        if function.msi_device_id().is_none() || !messages_are_allowed() {
             return way;
         }
         for capability in function.capabilities() {
@@ -113,12 +129,12 @@ pub(super) fn set(
     }
 }
 
-/// Whether `vector` of a function has an event.
+/// Whether `vector` of a function has a message.
 pub(super) fn is_connected(function: &'static Function, vector: u16) -> bool {
     MESSAGES.lock().iter().any(|other| core::ptr::eq(other.function, function) && other.vector == vector)
 }
 
-/// Gives a function's vector an event, which it sends to `doorbell` or, without one, to the ITS's own: the caller has it
+/// Gives a function's vector a message, which it sends to `doorbell` or, without one, to the receiver's own: the caller has it
 /// do so by [`start_sending`].
 fn connect(
     function: &'static Function,
@@ -132,16 +148,16 @@ fn connect(
     if is_connected(function, vector) {
         return Err(PciError::VectorInUse(address, vector));
     }
-    let none = || PciError::NoMessage(address, its::ItsError::None);
-    let own = its::doorbell(kernel.platform).ok_or_else(none)?;
+    let none = || PciError::NoMessage(address, MessageError::None);
+    let own = message::doorbell(kernel.platform).ok_or_else(none)?;
     let device = function.msi_device_id().ok_or_else(none)?;
     let last = functions().iter().filter_map(Function::msi_device_id).max().unwrap_or(device);
-    let message = its::connect(kernel, cpu, (device, last), handler, vector)
+    let message = message::connect(kernel, cpu, (device, last), handler, vector)
         .map_err(|error| PciError::NoMessage(address, error))?;
     Ok((doorbell.unwrap_or(own.0), message))
 }
 
-impl ItsHost for Kernel {
+impl MessageHost for Kernel {
     fn platform(&self) -> &Platform {
         self.platform
     }
@@ -161,19 +177,19 @@ impl ItsHost for Kernel {
     }
 }
 
-/// Has `write` make `vector` of a function send `message`. Where that fails the event goes back, and no other.
+/// Has `write` make `vector` of a function send `message`. Where that fails the message goes back, and no other.
 pub(super) fn start_sending(
     function: &'static Function,
     vector: u16,
     message: Message,
     write: impl FnOnce() -> Result<(), PciError>,
 ) -> Result<(), PciError> {
-    // There is room for each event, and each is there once.
+    // There is room for each message, and each is there once.
     let _ = MESSAGES.lock().push(Connected { function, vector, message });
     write().inspect_err(|_| disconnect(function, |other| other == vector))
 }
 
-/// Gives back the events of those vectors of a function that `is_meant` holds for.
+/// Gives back the messages of those vectors of a function that `is_meant` holds for.
 fn disconnect(function: &'static Function, is_meant: impl Fn(u16) -> bool) {
     loop {
         let mut messages = MESSAGES.lock();
@@ -181,7 +197,7 @@ fn disconnect(function: &'static Function, is_meant: impl Fn(u16) -> bool) {
         let Some(index) = messages.iter().position(is_one) else { return };
         let Connected { message, .. } = messages.swap_remove(index);
         drop(messages);
-        its::disconnect(message);
+        message::disconnect(message);
     }
 }
 
@@ -200,7 +216,7 @@ fn set_msix(
     let outside = PciError::NoInterrupt(function.address, "its table of messages is not inside its registers");
     let table = table.part(u64::from(msix.table_offset()), bytes).ok_or(outside)?;
     let (doorbell, message) = connect(function, kernel, cpu, vector, handler, doorbell)?;
-    let write = || write_msix(claim, offset, (&table, msix.table_size()), vector, (doorbell, message.event));
+    let write = || write_msix(claim, offset, (&table, msix.table_size()), vector, (doorbell, message.data));
     start_sending(function, vector, message, write)?;
     Ok(InterruptVector::MsiX { intid: message.intid })
 }
@@ -222,10 +238,10 @@ pub(super) fn write_msix(
             table.write32(entry * ENTRY + 12, SILENT);
         }
     }
-    let (entry, (doorbell, event)) = (u64::from(vector) * ENTRY, message);
+    let (entry, (doorbell, data)) = (u64::from(vector) * ENTRY, message);
     table.write32(entry, doorbell as u32);
     table.write32(entry + 4, (doorbell >> 32) as u32);
-    table.write32(entry + 8, event);
+    table.write32(entry + 8, data);
     table.write32(entry + 12, 0);
     claim.write_config16(offset + CONTROL, (control | MSIX_ON) & !MSIX_MASKED)
 }
@@ -239,12 +255,12 @@ fn set_msi(
     doorbell: Option<u64>,
 ) -> Result<InterruptVector, PciError> {
     let (doorbell, message) = connect(claim.function(), kernel, cpu, 0, handler, doorbell)?;
-    start_sending(claim.function(), 0, message, || write_msi(claim, offset, (doorbell, message.event)))?;
+    start_sending(claim.function(), 0, message, || write_msi(claim, offset, (doorbell, message.data)))?;
     Ok(InterruptVector::Msi { intid: message.intid })
 }
 
 /// Has the capability at `offset` send `message`: an address, and what it writes there. It is on when that is whole.
-pub(super) fn write_msi(claim: &Claim, offset: u16, (doorbell, event): (u64, u32)) -> Result<(), PciError> {
+pub(super) fn write_msi(claim: &Claim, offset: u16, (doorbell, value): (u64, u32)) -> Result<(), PciError> {
     let control = claim.read_config16(offset + CONTROL)?;
     claim.write_config32(offset + 4, doorbell as u32)?;
     let data = if control & MSI_WIDE != 0 {
@@ -253,9 +269,9 @@ pub(super) fn write_msi(claim: &Claim, offset: u16, (doorbell, event): (u64, u32
     } else if doorbell >> 32 == 0 {
         8
     } else {
-        return Err(PciError::NoInterrupt(claim.address, "its messages go below 4 GiB, and the ITS is above"));
+        return Err(PciError::NoInterrupt(claim.address, "its messages go below 4 GiB, and their receiver is above"));
     };
-    claim.write_config16(offset + data, event as u16)?;
+    claim.write_config16(offset + data, value as u16)?;
     claim.write_config16(offset + CONTROL, control & !MSI_USED | MSI_ON)
 }
 

@@ -39,12 +39,13 @@ use thiserror::Error;
 
 pub use bar::{Bar, BarKind};
 pub use claim::{Claim, InterruptVector};
+pub use interrupt::messages_are_allowed;
 pub use mmio::MmioRegion;
 pub use pci_types::PciAddress;
 pub use pci_types::capability;
 
 use crate::chip::interrupt::InterruptError;
-use crate::chip::its::ItsError;
+use crate::chip::message::MessageError;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::vmalloc::VmallocError;
 use crate::platform::{Interrupt, MappedId, Pcie, Platform, Window, WindowKind};
@@ -222,7 +223,7 @@ pub enum PciError {
     VectorInUse(PciAddress, u16),
     /// It can send messages, and they are unavailable.
     #[error("no messages from {0}: {1}")]
-    NoMessage(PciAddress, ItsError),
+    NoMessage(PciAddress, MessageError),
     /// It has a pin, and the interrupt that it leads to is unavailable.
     #[error("no interrupt by the pin of {0}: {1}")]
     NoPin(PciAddress, InterruptError),
@@ -299,7 +300,7 @@ impl Function {
         self.host.description.streams.find(self.requester)
     }
 
-    /// Its number at the ITS (`msi-map`); `None` where no ITS takes its messages.
+    /// Its number at the receiver of messages (`msi-map`); `None` where nothing takes its messages.
     pub fn msi_device_id(&self) -> Option<u32> {
         self.host.description.devices.find(self.requester).map(|device| device.id)
     }

@@ -1,22 +1,25 @@
 //! The Multiple APIC Description Table: CPUs and the GIC (ACPI 6.5, 5.2.12).
 //!
-//! CPUs that firmware has not enabled are left out: it could enable them later, by AML. Message frames of a GICv2m have
-//! no driver.
+//! CPUs that firmware has not enabled are left out: it could enable them later, by AML.
 
-use acpi::sdt::madt::{GicInterruptTranslationServiceEntry, GicRedistributorEntry, GiccEntry, GicdEntry, Madt};
+use acpi::sdt::madt::{
+    GicInterruptTranslationServiceEntry, GicMsiFrameEntry, GicRedistributorEntry, GiccEntry, GicdEntry, Madt,
+};
 use granule_arch::addr::PhysRange;
 use heapless::Vec;
 
 use super::table::{Entries, fields, registers};
 use crate::platform::description::{
-    ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, Platform, Redistributors,
+    ControllerDescription, CpuNode, EnableMethod, Its, MAX_REDISTRIBUTOR_REGIONS, MessageFrame, Platform,
+    Redistributors,
 };
 use crate::platform::error::TableError;
 use crate::smp::cpu::{AFFINITY, MAX_CPUS};
 
-/// Kinds of structures: of a CPU, the distributor, redistributors, an ITS.
+/// Kinds of structures: of a CPU, the distributor, the frame of a GICv2m, redistributors, an ITS.
 const GICC: u8 = 0xb;
 const GICD: u8 = 0xc;
+const MESSAGE_FRAME: u8 = 0xd;
 const GICR: u8 = 0xe;
 const ITS: u8 = 0xf;
 
@@ -24,6 +27,8 @@ const ITS: u8 = 0xf;
 const GICC_BYTES: usize = 76;
 /// A CPU's flag: it may be used.
 const ENABLED: u32 = 1 << 0;
+/// A flag of a frame: its interrupts are in the table.
+const HAS_INTERRUPTS: u32 = 1 << 0;
 
 /// Structures that are left out with a message each; the others are counted.
 const MESSAGES: usize = 4;
@@ -35,6 +40,7 @@ const GICV3_DISTRIBUTOR: u64 = 0x1_0000;
 const GICV3_FRAMES: u64 = 0x2_0000;
 const GICV4_FRAMES: u64 = 0x4_0000;
 const ITS_FRAMES: u64 = 0x2_0000;
+const GICV2M_FRAME: u64 = 0x1000;
 
 /// The GIC, as far as the table was read.
 #[derive(Default)]
@@ -64,6 +70,7 @@ pub(super) fn read(platform: &mut Platform, madt: &[u8], boot: u64) -> Result<Op
             GICC => cpu(platform, &mut gic, entry),
             GICD => distributor(&mut gic, entry),
             GICR => redistributors(&mut gic, entry),
+            MESSAGE_FRAME => message_frame(platform, entry),
             ITS => its(platform, entry).map(|number| its_number = its_number.or(number)),
             _ => Ok(()),
         };
@@ -139,6 +146,15 @@ fn its(platform: &mut Platform, entry: &[u8]) -> Result<Option<u32>, TableError>
     }
     platform.its = Some(Its { registers: registers(its.physical_base_address, ITS_FRAMES, "address of the ITS")? });
     Ok(Some(its.id))
+}
+
+/// The first frame of a GICv2m.
+fn message_frame(platform: &mut Platform, entry: &[u8]) -> Result<(), TableError> {
+    let frame = fields::<GicMsiFrameEntry>(entry, size_of::<GicMsiFrameEntry>())?;
+    let registers = registers(frame.physical_base_address, GICV2M_FRAME, "address of the GICv2m")?;
+    let interrupts = (frame.flags & HAS_INTERRUPTS != 0).then(|| (frame.spi_base.into(), frame.spi_count.into()));
+    platform.message_frame.get_or_insert(MessageFrame { registers, interrupts });
+    Ok(())
 }
 
 impl Gic {

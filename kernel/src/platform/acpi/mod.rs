@@ -27,6 +27,7 @@ use linkme::distributed_slice;
 
 use super::description::Platform;
 use super::error::{PlatformError, dispensable};
+use super::pcie::IdMap;
 use super::tree::Node;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 pub use table::PhysicalMemory;
@@ -98,5 +99,9 @@ impl Platform {
             }
         }
         self.pcie = host.map(|(host, _)| host);
+        // Without an ITS no table says whose messages the frame takes: it takes all.
+        if let (Some(host), None, Some(_)) = (&mut self.pcie, self.its, self.message_frame) {
+            host.devices = IdMap::of_all(0);
+        }
     }
 }

@@ -7,7 +7,9 @@ use core::mem::MaybeUninit;
 use acpi::rsdp::Rsdp;
 use acpi::sdt::SdtHeader;
 use acpi::sdt::fadt::Fadt;
-use acpi::sdt::madt::{GicInterruptTranslationServiceEntry, GicRedistributorEntry, GiccEntry, GicdEntry};
+use acpi::sdt::madt::{
+    GicInterruptTranslationServiceEntry, GicMsiFrameEntry, GicRedistributorEntry, GiccEntry, GicdEntry,
+};
 use acpi::sdt::mcfg::McfgEntry;
 use acpi::sdt::spcr::Spcr;
 use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
@@ -201,6 +203,8 @@ unsafe impl Fields for GicdEntry {}
 unsafe impl Fields for GicRedistributorEntry {}
 // SAFETY: see above.
 unsafe impl Fields for GicInterruptTranslationServiceEntry {}
+// SAFETY: see above.
+unsafe impl Fields for GicMsiFrameEntry {}
 
 /// The structure that begins with these bytes. Fields that it lacks after the first `least` bytes are zero: an
 /// earlier version of the structure ends before.

@@ -6,7 +6,7 @@
 use core::time::Duration;
 
 use granule::bootargs::{self, PARAMETERS, Parameter};
-use granule::chip::its;
+use granule::chip::message;
 use granule::chip::timer::{self, Deadline};
 use granule::devices::pci::{self, Function};
 use granule::linux::process;
@@ -71,7 +71,7 @@ impl Snapshot {
         // Frames that the kernel keeps when their users go: tables, pools, the heap's pages.
         let programs = sched::kept_frames() + kernel.spaces.kept_frames();
         let programs = programs + pools.iter().map(|(_, pool)| pool.frames).sum::<usize>();
-        let devices = its::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
+        let devices = message::kept_frames() + iommu::kept_frames() + iommu::coherent_pages();
         count("frames in use", frames.used - kernel.space.kept_frames() - devices - programs - heap.total / PAGE_SIZE);
         count("frees of frames refused", frames.refused as usize);
         // Which objects of the heap are sampled depends on the time.
@@ -103,7 +103,7 @@ impl Snapshot {
         count("devices bound to a space", bound);
         count("ASIDs of SMMUs", iommu::asids_in_use());
         count("streams that are not aborted", streams);
-        count("connected messages", its::connections());
+        count("connected messages", message::connections());
         count("claimed functions", pci::functions().iter().filter(|function| function.owner().is_some()).count());
         count("bus masters", pci::functions().iter().filter(|function| is_bus_master(function)).count());
         let is_driver = |name: &'static str| DRIVERS.contains(&name);

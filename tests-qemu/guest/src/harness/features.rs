@@ -1,6 +1,6 @@
 //! The names of machines.toml, as questions to the kernel.
 
-use granule::chip::its;
+use granule::chip::message;
 use granule::devices::pci::{self, Function, Id};
 use granule::mm::heap::guarded::guarded_heap;
 use granule::mm::kernel::policy::{Policy, SplitMode};
@@ -15,7 +15,7 @@ use granule_pgtable::Leaves;
 type Feature = (&'static str, fn(&CpuFeatures) -> bool);
 
 /// Every name that machines.toml may use.
-pub(crate) const KNOWN: [Feature; 28] = [
+pub(crate) const KNOWN: [Feature; 29] = [
     ("gicv2", |_| matches!(granule::kernel().platform.interrupt_controller, ControllerDescription::V2 { .. })),
     ("gicv3", |_| matches!(granule::kernel().platform.interrupt_controller, ControllerDescription::V3 { .. })),
     ("smmuv3", |_| !granule::kernel().platform.smmus.is_empty()),
@@ -39,7 +39,8 @@ pub(crate) const KNOWN: [Feature; 28] = [
     ("pagealloc", |_| policy().debug_pagealloc),
     ("kfence", |_| guarded_heap().is_on()),
     ("pcie", |_| granule::kernel().platform.pcie.is_some()),
-    ("its", |_| its::doorbell(granule::kernel().platform).is_some()),
+    ("its", |_| granule::kernel().platform.its.is_some()),
+    ("msi", |_| message::doorbell(granule::kernel().platform).is_some() && pci::messages_are_allowed()),
     ("edu", |_| has_device("edu")),
     ("virtio-rng", |_| has_device("virtio-rng")),
     ("virtio-blk", |_| has_device("virtio-blk")),

@@ -17,7 +17,7 @@ use super::super::interrupt::{self, is_connected, start_sending, write_msi, writ
 use super::super::{Claim, MmioRegion, PciError};
 use super::model::ModelBus;
 use super::{LOW, endpoint, host, memory, walk};
-use crate::chip::its::Message;
+use crate::chip::message::Message;
 use crate::mmio::watched::{MmioAccess, at_each_access};
 
 /// The capability of MSI-X in the model, and that of MSI.
@@ -147,7 +147,7 @@ fn a_message_of_msi_is_whole_before_it_is_on() {
 fn a_message_that_cannot_be_written_gives_its_event_back() {
     let (claim, _) = stage();
     let function = claim.function();
-    let message = |event| Message { event, intid: 8192 + event };
+    let message = |event| Message { data: event, intid: 8192 + event };
     let connected = || [0, 1].map(|vector| is_connected(function, vector));
     start_sending(function, 0, message(7), || write_msi(&claim, MSI, (0x1000, 7))).unwrap();
     assert_eq!(connected(), [true, false]);
