@@ -117,7 +117,7 @@ fn a_gicv2m_takes_messages_where_there_is_no_its() {
     let registers = range(0x802_0000, 0x1000);
     assert_eq!(platform.message_frame, Some(MessageFrame { registers, interrupts: Some((80, 64)) }));
     assert_eq!((platform.its, platform.pcie.unwrap().devices.find(0x108).map(|id| id.id)), (None, Some(0x108)));
-    // Its flags are the fourth word from the end: of the numbers none counts now.
+    // Its flags are the last word but one: neither number counts now.
     let own = with(&machine, b"APIC", |table| {
         let flags = table.len() - 8;
         table[flags] = 0;

@@ -174,6 +174,22 @@ impl InterruptController for GicV2 {
         }
     }
 
+    fn set_message(&self, intid: u32, cpu: Option<&Cpu>) -> bool {
+        if let Some(cpu) = cpu {
+            self.enable(Interrupt { intid, trigger: Trigger::Edge }, cpu);
+        }
+        let (word, bit) = (intid as usize / 32, 1 << (intid % 32));
+        let _alone = self.configuration.lock();
+        // SAFETY: mapped for ever (`init`), and the lock is held.
+        let mut registers = unsafe { UniqueMmioPointer::new(self.distributor) };
+        if cpu.is_none() {
+            mmio::fill(field!(registers, icenabler), word..word + 1, bit);
+            mmio::fill(field!(registers, icpendr), word..word + 1, bit);
+        }
+        // The read completes the writes, before the device may send.
+        field_shared!(registers, isenabler).get(word).is_some_and(|enabled| enabled.read() & bit != 0)
+    }
+
     fn send(&self, cpu: &Cpu, number: u32) {
         let target = self.targets.get(cpu.id.0 as usize).map_or(0, |target| target.load(Ordering::Relaxed));
         // SAFETY: mapped for ever (`init`). No lock: the register is only written, in one piece, and CPUs that waited

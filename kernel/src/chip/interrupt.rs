@@ -23,7 +23,7 @@ use crate::smp::cpu::Cpu;
 use crate::trap::probe::ProbeFault;
 
 /// Interrupt numbers that a handler can have: all but the GIC's special ones and the extended ranges.
-const COUNT: usize = 1020;
+pub(super) const COUNT: usize = 1020;
 /// The first number that CPUs share.
 pub(super) const SHARED: u32 = 32;
 
@@ -36,6 +36,11 @@ pub trait InterruptController: Sync {
     fn init_cpu(&self, cpu: &Cpu) -> Result<(), InterruptError>;
     /// Enables an interrupt: a private one on this CPU, `cpu`; a shared one, to be taken by it.
     fn enable(&self, interrupt: Interrupt, cpu: &Cpu);
+    /// Enables the shared interrupt `intid`, an edge that a device's message raises, to be taken by `cpu`; or, for `None`,
+    /// disables it, and forgets that it is pending. Returns whether it is enabled then: it is where devices can write it.
+    fn set_message(&self, _intid: u32, _cpu: Option<&Cpu>) -> bool {
+        false
+    }
     /// Sends the interrupt `number`, 0–15, to `cpu`, which has started. The handler sees this CPU's earlier
     /// stores.
     fn send(&self, cpu: &Cpu, number: u32);
@@ -89,8 +94,10 @@ pub trait InterruptHandler: Sync {
 }
 
 static CONTROLLER: Once<&'static dyn InterruptController> = Once::new();
-/// For each number a [`Handler`], or zero for none.
+/// For each number a [`Handler`], zero for none, or [`MESSAGE`].
 static HANDLERS: [AtomicUsize; COUNT] = [const { AtomicUsize::new(0) }; COUNT];
+/// Of an interrupt that messages raise, for ever: no line has it.
+const MESSAGE: usize = 1;
 /// Private interrupts that have a handler, and those of them that are edges: for CPUs that start later.
 static PRIVATE: AtomicU32 = AtomicU32::new(0);
 static PRIVATE_EDGES: AtomicU32 = AtomicU32::new(0);
@@ -173,14 +180,24 @@ pub fn register(interrupt: Interrupt, cpu: &Cpu, handler: Handler) -> Result<(),
     Ok(())
 }
 
-/// Enables the shared interrupt `intid`, an edge that this CPU, `cpu`, takes, for [`message`]. One that has a handler here
-/// is in use.
+/// Enables the shared interrupt `intid`, which is [`message`]'s from now on, for this CPU, `cpu`.
+///
+/// # Errors
+/// A line has it, or the controller has it not.
 pub(super) fn enable_message(intid: u32, cpu: &Cpu) -> Result<(), InterruptError> {
-    if handler(intid).is_some() {
-        return Err(InterruptError::InUse(intid));
+    let slot = HANDLERS.get(intid as usize).ok_or(InterruptError::NoSuchInterrupt(intid))?;
+    match slot.compare_exchange(0, MESSAGE, Ordering::Relaxed, Ordering::Relaxed) {
+        Ok(_) | Err(MESSAGE) => {}
+        Err(_) => return Err(InterruptError::InUse(intid)),
     }
-    controller()?.enable(Interrupt { intid, trigger: Trigger::Edge }, cpu);
-    Ok(())
+    controller()?.set_message(intid, Some(cpu)).then_some(()).ok_or(InterruptError::NoSuchInterrupt(intid))
+}
+
+/// Disables an interrupt that [`enable_message`] enabled.
+pub(super) fn disable_message(intid: u32) {
+    if let Ok(controller) = controller() {
+        controller.set_message(intid, None);
+    }
 }
 
 /// Sends the interrupt `number`, 0–15, to `cpu`, which has started.
@@ -204,7 +221,7 @@ pub fn handle_irq(cpu: &Cpu) {
     match handler(interrupt.intid) {
         Some(handler) => handler(cpu),
         None if message::handle(cpu, interrupt.intid) => {}
-        // It was never enabled here: left over from the firmware. Ending it is all that can be done.
+        // Left over from the firmware, or from a device that sends what it was told not to. It can only be ended.
         None => drop(UNHANDLED.fetch_add(1, Ordering::Relaxed)),
     }
     controller.end(interrupt);
@@ -221,8 +238,8 @@ fn controller() -> Result<&'static dyn InterruptController, InterruptError> {
 
 fn handler(intid: u32) -> Option<Handler> {
     let handler = HANDLERS.get(intid as usize)?.load(Ordering::Acquire);
-    // SAFETY: not zero, so `register` put it there: a `Handler`.
-    (handler != 0).then(|| unsafe { core::mem::transmute::<usize, Handler>(handler) })
+    // SAFETY: neither zero nor `MESSAGE`, so `register` put it there: a `Handler`.
+    (handler > MESSAGE).then(|| unsafe { core::mem::transmute::<usize, Handler>(handler) })
 }
 
 #[cfg(test)]
@@ -231,7 +248,10 @@ mod tests {
     use std::sync::Mutex;
     use std::sync::atomic::{AtomicU32, Ordering};
 
-    use super::{Acknowledged, CONTROLLER, InterruptController, InterruptError, handle_irq, init_cpu, lost, register};
+    use super::{
+        Acknowledged, CONTROLLER, InterruptController, InterruptError, disable_message, enable_message, handle_irq,
+        init_cpu, lost, register,
+    };
     use crate::platform::{Interrupt, Trigger};
     use crate::smp::cpu::{Cpu, this_cpu};
 
@@ -239,6 +259,7 @@ mod tests {
     #[derive(Default)]
     struct Fake {
         enabled: Mutex<Vec<Interrupt>>,
+        messages: Mutex<Vec<(u32, bool)>>,
         pending: Mutex<VecDeque<u32>>,
         ended: Mutex<Vec<u32>>,
     }
@@ -249,6 +270,10 @@ mod tests {
         }
         fn enable(&self, interrupt: Interrupt, _: &Cpu) {
             self.enabled.lock().unwrap().extend([interrupt]);
+        }
+        fn set_message(&self, intid: u32, cpu: Option<&Cpu>) -> bool {
+            self.messages.lock().unwrap().push((intid, cpu.is_some()));
+            intid < 60
         }
         fn send(&self, _: &Cpu, _: u32) {}
         fn acknowledge(&self) -> Option<Acknowledged> {
@@ -282,17 +307,29 @@ mod tests {
         assert_eq!(register(beyond, this_cpu(), hit), Err(InterruptError::NoSuchInterrupt(1020)));
         assert_eq!(*fake.enabled.lock().unwrap(), [timer, device]);
 
+        // A number is a line's or a message's, and what it was once it stays.
+        assert_eq!(enable_message(40, this_cpu()), Err(InterruptError::InUse(40)));
+        assert_eq!(enable_message(50, this_cpu()), Ok(()));
+        disable_message(50);
+        assert_eq!(register(interrupt(50, Trigger::Edge), this_cpu(), hit), Err(InterruptError::InUse(50)));
+        assert_eq!(enable_message(50, this_cpu()), Ok(()));
+        assert_eq!(
+            [60, 1020].map(|intid| enable_message(intid, this_cpu())),
+            [60, 1020].map(|intid| Err(InterruptError::NoSuchInterrupt(intid)))
+        );
+        assert_eq!(*fake.messages.lock().unwrap(), [(50, true), (50, false), (50, true), (60, true)]);
+
         // A CPU that starts later gets the private one alone.
         fake.enabled.lock().unwrap().clear();
         init_cpu(this_cpu()).unwrap();
         assert_eq!(*fake.enabled.lock().unwrap(), [timer]);
 
-        fake.pending.lock().unwrap().extend([40, 27, 99]);
+        fake.pending.lock().unwrap().extend([40, 27, 50]);
         handle_irq(this_cpu());
         assert_eq!(HITS.load(Ordering::Relaxed), 1, "one interrupt in each exception");
         (0..2).for_each(|_| handle_irq(this_cpu()));
         assert_eq!(HITS.load(Ordering::Relaxed), 2);
-        assert_eq!(*fake.ended.lock().unwrap(), [40 | 0x400, 27 | 0x400, 99 | 0x400]);
+        assert_eq!(*fake.ended.lock().unwrap(), [40 | 0x400, 27 | 0x400, 50 | 0x400]);
         assert_eq!(lost(), (0, 1), "one without a handler");
         handle_irq(this_cpu());
         assert_eq!(lost(), (1, 1), "and one that was gone");

@@ -1,7 +1,11 @@
 //! Interrupts that devices send as messages: what they write, and who handles it.
 //!
-//! An [ITS](super::its) makes interrupts of them, or the frame of a [GICv2m](super::gicv2m). It is started by the first
-//! request; where a machine has both, the ITS is.
+//! A GICv3's [ITS](super::its) makes interrupts of them, or the frame of a [GICv2m](super::gicv2m). It is started by the
+//! first request.
+//!
+//! - [`host`]: what it is started of
+
+pub mod host;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -15,16 +19,17 @@ use super::its::{self, ItsError, MachineIts};
 use crate::platform::Platform;
 use crate::smp::cpu::Cpu;
 use crate::sync::{IrqLock, rank};
+use host::MessageHost;
 
-pub use super::its::{MessageHost, TABLES_SIZE};
+pub use super::its::TABLES_SIZE;
 
-/// Messages that there can be at a time.
-pub const MESSAGES: usize = its::EVENTS;
+/// Messages that there can be at a time, at most.
+pub const MOST: usize = its::EVENTS;
 
 /// The value that a device writes to [`doorbell`], and the interrupt that it raises.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Message {
-    /// The value: an event of the device for an ITS, the interrupt's number for a GICv2m.
+    /// The value: an event of the device for an ITS, the interrupt's number for most GICv2ms.
     pub data: u32,
     /// The interrupt's number at the controller.
     pub intid: u32,
@@ -56,9 +61,9 @@ type Handling = (&'static dyn InterruptHandler, u16);
 /// The receiver, or why there is none: it is tried once.
 static RECEIVER: Once<Result<IrqLock<Receiver, { rank::DEVICE }>, MessageError>> = Once::new();
 /// By the number from the receiver's first interrupt on.
-static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; MESSAGES] = [const { IrqLock::new(None) }; MESSAGES];
-/// The first shared interrupt of the frame; the largest number, of none, where it is not in use.
-static FIRST_OF_FRAME: AtomicU32 = AtomicU32::new(u32::MAX);
+static HANDLERS: [IrqLock<Option<Handling>, { rank::INTERRUPT }>; MOST] = [const { IrqLock::new(None) }; MOST];
+/// The receiver's first interrupt; before there is one the largest number, of none.
+static FIRST: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// Where devices write to interrupt a CPU; `None` where nothing takes messages. Where an SMMU translates a device's
 /// accesses, its messages are translated as well: the page of this address must be mapped for it.
@@ -85,12 +90,9 @@ pub fn connect(
             let event = its.connect(cpu, device)? as u32;
             Message { data: event, intid: its::FIRST + event }
         }
-        Receiver::Frame(frame) => {
-            let intid = frame.connect(cpu)?;
-            Message { data: intid, intid }
-        }
+        Receiver::Frame(frame) => frame.connect(cpu)?,
     };
-    // The device knows nothing of it yet, so it has not arrived. Each receiver has no more than there are handlers.
+    // The device knows nothing of it yet. Each receiver has no more than there are handlers.
     if let Some(slot) = handling(message.intid) {
         *slot.lock() = Some((handler, vector));
     }
@@ -102,20 +104,21 @@ fn start(
     cpu: &Cpu,
     last_device: u32,
 ) -> Result<IrqLock<Receiver, { rank::DEVICE }>, MessageError> {
-    let receiver = match (host.platform().its, host.platform().message_frame) {
-        (Some(_), _) => Receiver::Its(MachineIts::start(host, cpu, last_device)?),
+    let (receiver, first) = match (host.platform().its, host.platform().message_frame) {
+        (Some(_), _) => (Receiver::Its(MachineIts::start(host, cpu, last_device)?), its::FIRST),
         (None, Some(frame)) => {
             let frame = MachineFrame::start(host, cpu, frame)?;
-            FIRST_OF_FRAME.store(frame.first(), Ordering::Relaxed);
-            Receiver::Frame(frame)
+            let first = frame.first();
+            (Receiver::Frame(frame), first)
         }
         (None, None) => return Err(MessageError::None),
     };
+    FIRST.store(first, Ordering::Relaxed);
     Ok(IrqLock::new(receiver))
 }
 
-/// Takes a message back: its interrupt arrives no more, but on another CPU its handler may still run. The device sends
-/// it no more.
+/// Takes a message back, which its device sends no more: its interrupt arrives no more, but on another CPU its handler
+/// may still run.
 pub fn disconnect(message: Message) {
     let Some(Ok(receiver)) = RECEIVER.get() else { return };
     let Some(handler) = handling(message.intid) else { return };
@@ -152,8 +155,7 @@ pub(super) fn handle(cpu: &Cpu, intid: u32) -> bool {
     true
 }
 
-/// The place of an interrupt's handler; `None` for one that no message raises.
+/// The place of an interrupt's handler; `None` for one that the receiver cannot raise.
 fn handling(intid: u32) -> Option<&'static IrqLock<Option<Handling>, { rank::INTERRUPT }>> {
-    let first = if intid >= its::FIRST { its::FIRST } else { FIRST_OF_FRAME.load(Ordering::Relaxed) };
-    HANDLERS.get(intid.checked_sub(first)? as usize)
+    HANDLERS.get(intid.checked_sub(FIRST.load(Ordering::Relaxed))? as usize)
 }

@@ -154,7 +154,7 @@ impl Driver for Edu {
             return Err(StartError::Unknown(identification));
         }
         let dma = claim.attach(cpu, dma_mask())?;
-        let doorbell = slot::doorbell(cpu, &dma)?;
+        let doorbell = slot::doorbell(cpu, &claim, &dma)?;
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
         let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok();

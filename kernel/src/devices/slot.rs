@@ -210,10 +210,10 @@ pub(super) fn sleep(_: Waiters<'_, ()>, _: Deadline) -> bool {
     false
 }
 
-/// The address by which a device with this way to memory reaches the doorbell of its messages; `None` where the machine
-/// takes no messages.
-pub(super) fn doorbell(cpu: &Cpu, dma: &DmaDevice) -> Result<Option<u64>, DmaError> {
-    let doorbell = crate::chip::message::doorbell(crate::kernel().platform);
+/// The address by which a device with this way to memory reaches the doorbell of its messages; `None` where it sends
+/// none: others are not shown the doorbell.
+pub(super) fn doorbell(cpu: &Cpu, claim: &Claim, dma: &DmaDevice) -> Result<Option<u64>, DmaError> {
+    let doorbell = crate::chip::message::doorbell(crate::kernel().platform).filter(|_| claim.may_send());
     let address = doorbell.map(|doorbell| dma.message_address(cpu, doorbell)).transpose()?;
     Ok(address.map(|address| address.0))
 }

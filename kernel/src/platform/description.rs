@@ -69,15 +69,22 @@ pub struct Platform {
     pub uart: Option<Uart>,
     /// The first PCIe host with ECAM configuration space.
     pub pcie: Option<Pcie>,
-    /// The first Interrupt Translation Service.
+    /// The first Interrupt Translation Service, of a GICv3.
     pub its: Option<Its>,
-    /// The first frame of a GICv2m.
+    /// The first frame of a GICv2m, beside a GICv2.
     pub message_frame: Option<MessageFrame>,
     /// The SMMUv3s, in the order of the tree; those whose nodes make no sense are missing.
     pub smmus: Vec<Smmu, MAX_SMMUS>,
 }
 
 impl Platform {
+    /// Leaves out what takes messages for another kind of controller than there is.
+    pub(super) fn choose_receiver(&mut self) {
+        let controller = &self.interrupt_controller;
+        self.its = self.its.filter(|_| matches!(controller, ControllerDescription::V3 { .. }));
+        self.message_frame = self.message_frame.filter(|_| matches!(controller, ControllerDescription::V2 { .. }));
+    }
+
     /// A machine with nothing in it, to be filled by [`read`](Self::read).
     pub(crate) fn new() -> Self {
         Self {
@@ -196,6 +203,16 @@ pub enum ControllerDescription {
 }
 
 impl ControllerDescription {
+    /// Its registers.
+    pub(crate) fn registers(&self) -> impl Iterator<Item = PhysRange> {
+        let (single, regions): (_, &[PhysRange]) = match self {
+            Self::V2 { distributor, cpu_interface } => ([Some(*distributor), Some(*cpu_interface)], &[]),
+            Self::V3 { distributor, redistributors } => ([Some(*distributor), None], &redistributors.regions),
+            Self::Bcm2836 { cores, shared } => ([Some(*cores), *shared], &[]),
+        };
+        single.into_iter().flatten().chain(regions.iter().copied())
+    }
+
     /// No controller: what a [`Platform`] has before it is read.
     pub(super) const NONE: Self = Self::V2 { distributor: NOWHERE, cpu_interface: NOWHERE };
 }

@@ -87,11 +87,11 @@ impl<'t> Found<'t> {
                 }
                 "arm,gic-v3-its" if self.its.is_none() => {
                     self.its = dispensable(node.first_registers().map(|registers| Its { registers }));
-                    self.references.its = node.phandle();
+                    self.references.its = self.its.and(node.phandle());
                 }
                 "arm,gic-v2m-frame" if self.message_frame.is_none() => {
                     self.message_frame = dispensable(message_frame(node));
-                    self.references.message_frame = node.phandle();
+                    self.references.message_frame = self.message_frame.and(node.phandle());
                 }
                 "arm,armv8-timer" | "arm,armv7-timer" if self.timer.is_none() => {
                     self.timer = Some(TimerNode::read(node));
@@ -182,10 +182,12 @@ impl<'t> Found<'t> {
         platform.timer_frequency = timer.frequency;
         platform.psci = self.psci;
         platform.smmus = self.smmus.iter().map(|smmu| smmu.resolve(gic)).collect();
+        (platform.its, platform.message_frame) = (self.its, self.message_frame);
+        platform.choose_receiver();
+        self.references.its = platform.its.and(self.references.its);
+        self.references.message_frame = platform.message_frame.and(self.references.message_frame);
         // Last, since it refers to the others, which the tree may have after it.
         platform.pcie = self.pcie.take().and_then(|node| dispensable(node.resolve(&self.references)));
-        platform.its = self.its;
-        platform.message_frame = self.message_frame;
         Ok(())
     }
 }
@@ -248,13 +250,14 @@ fn listed_functions(node: &Node<'_, '_>) -> PsciFunctions {
     PsciFunctions::Listed { cpu_on: cpu_on.flatten() }
 }
 
-/// Bytes of registers that the driver of a BCM2836's controllers uses: of what each core has, and of what they share.
-/// The frame of a GICv2m.
+/// The frame of a GICv2m. As on Linux its own register counts where the tree does not have both numbers.
 fn message_frame(node: &Node<'_, '_>) -> Result<MessageFrame, PlatformError> {
-    let [first, count] = ["arm,msi-base-spi", "arm,msi-num-spis"].map(|name| node.property(name).and_then(cell));
+    let numbers = ["arm,msi-base-spi", "arm,msi-num-spis"].map(|name| node.property(name).and_then(cell));
+    let [first, count] = numbers.map(|number| number.filter(|&number| number != 0));
     Ok(MessageFrame { registers: node.first_registers()?, interrupts: first.zip(count) })
 }
 
+/// Bytes of registers that the driver of a BCM2836's controllers uses: of what each core has, and of what they share.
 const BCM2836_CORES_BYTES: u64 = 0x100;
 const BCM2836_SHARED_BYTES: u64 = 0x28;
 

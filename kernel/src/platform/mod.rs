@@ -133,15 +133,6 @@ impl Platform {
     /// Addresses at which no PCI device can be: memory, reserved or not, and the registers of all devices that are
     /// known, in whole pages.
     pub fn memory_and_registers(&self) -> impl Iterator<Item = PhysRange> {
-        let gic = match &self.interrupt_controller {
-            ControllerDescription::V2 { distributor, cpu_interface } => [Some(*distributor), Some(*cpu_interface)],
-            ControllerDescription::V3 { distributor, .. } => [Some(*distributor), None],
-            ControllerDescription::Bcm2836 { cores, shared } => [Some(*cores), *shared],
-        };
-        let redistributors = match &self.interrupt_controller {
-            ControllerDescription::V3 { redistributors, .. } => redistributors.regions.as_slice(),
-            _ => &[],
-        };
         let PowerRegisters { off, reset, watchdog } = self.power;
         let single = [
             self.its.map(|its| its.registers),
@@ -152,9 +143,10 @@ impl Platform {
             reset.map(|reset| reset.register),
             watchdog.map(|watchdog| watchdog.registers),
         ];
-        let lists = self.memory.iter().chain(&self.reserved).chain(&self.no_map).chain(redistributors).copied();
+        let lists = self.memory.iter().chain(&self.reserved).chain(&self.no_map).copied();
+        let controller = self.interrupt_controller.registers();
         let smmus = self.smmus.iter().map(|smmu| smmu.registers);
-        lists.chain(smmus).chain(gic.into_iter().chain(single).flatten()).filter_map(memory::outwards)
+        lists.chain(smmus).chain(controller).chain(single.into_iter().flatten()).filter_map(memory::outwards)
     }
 
     /// [`read`](Self::read) into a new value. It goes over the stack: for places that have a large one.

@@ -2,7 +2,7 @@
 //! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI BusNode Binding for addresses of three cells).
 //!
 //! A function is named by its *requester ID*, bus, device and function in 16 bits. The maps here define the
-//! function's IDs at the SMMU and the ITS. They refer to other nodes, which the tree may have after the bridge; so
+//! function's IDs at the SMMU and at what takes messages. They refer to other nodes, which the tree may have after the bridge; so
 //! it is read in two steps.
 
 use granule_arch::addr::PhysRange;
@@ -31,7 +31,7 @@ pub struct Pcie {
     /// From requester IDs to StreamIDs, and the SMMUs that they are of. **Also of SMMUs that there is no driver for**: such
     /// a function is not one that no SMMU is in front of.
     pub streams: IdMap,
-    /// From requester IDs to the ITS's DeviceIDs.
+    /// From requester IDs to those at what takes messages: an ITS's DeviceIDs.
     pub devices: IdMap,
     /// Where the interrupt pins of its devices lead.
     pub lines: InterruptLines,

@@ -8,9 +8,9 @@ use proptest::prelude::*;
 
 use super::tree_builder::{TreeBuilder, cells, text};
 use super::{
-    Bcm2835Pm, Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_SMMUS, MappedId,
-    MessageFrame, Pcie, Platform, PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors, RegisterWidth,
-    Smmu, SysconWrite, Trigger, Uart, UartKind, Window, WindowKind, tree_size,
+    Bcm2835Pm, Conduit, ControllerDescription, CpuNode, EnableMethod, Interrupt, Its, MAX_SMMUS, MappedId, Pcie,
+    Platform, PlatformError, PowerRegisters, Psci, PsciFunctions, Redistributors, RegisterWidth, Smmu, SysconWrite,
+    Trigger, Uart, UartKind, Window, WindowKind, tree_size,
 };
 use crate::smp::cpu::MAX_CPUS;
 

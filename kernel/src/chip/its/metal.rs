@@ -5,7 +5,8 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use spin::mutex::{SpinMutex, SpinMutexGuard};
 
-use super::{ItsError, ItsLists, ItsRegisters, ItsUnit, MessageHost, TABLES_SIZE, TableMemory, frames};
+use super::{ItsError, ItsLists, ItsRegisters, ItsUnit, TABLES_SIZE, TableMemory, frames};
+use crate::chip::message::host::MessageHost;
 use crate::mmio;
 use crate::smp::cpu::Cpu;
 use crate::trap::probe;

@@ -24,9 +24,9 @@ use heapless::Vec;
 use thiserror::Error;
 use tock_registers::{LocalRegisterCopy, register_bitfields};
 
+use super::message::host::free_registers;
 use crate::mm::OutOfMemory;
 use crate::platform::Platform;
-use crate::smp::cpu::Cpu;
 use crate::trap::probe::ProbeFault;
 use command::{EventTable, ItsCommand};
 
@@ -54,30 +54,10 @@ pub(super) fn doorbell(platform: &Platform) -> Option<PhysAddr> {
 /// Bytes of memory that the ITS has for its tables, at a multiple of them.
 pub const TABLES_SIZE: u64 = 2 << 20;
 
-/// The system around the receiver of messages, of which it is started.
-pub trait MessageHost: Sync {
-    /// The machine.
-    fn platform(&self) -> &Platform;
-
-    /// Maps registers for ever; `None` where that fails.
-    fn map_registers(&self, cpu: &Cpu, registers: PhysRange) -> Option<VirtAddr>;
-
-    /// [`TABLES_SIZE`] of memory, and where it is mapped.
-    ///
-    /// # Errors
-    /// [`OutOfMemory`].
-    fn alloc_tables(&self, cpu: &Cpu) -> Result<(PhysAddr, VirtAddr), OutOfMemory>;
-
-    /// Frees what [`Self::alloc_tables`] returned, which the ITS does not use.
-    fn free_tables(&self, cpu: &Cpu, tables: PhysAddr);
-}
-
-/// The two frames of the machine's ITS. A device that is given memory for the second would write its messages there.
+/// The two frames of the machine's ITS.
 fn frames(platform: &Platform) -> Result<PhysRange, ItsError> {
     let registers = platform.its.ok_or(ItsError::None)?.registers;
-    let frames = PhysRange::from_size(registers.start(), 2 * TRANSLATION_FRAME);
-    let frames = frames.filter(|frames| frames.end() <= registers.end());
-    frames.filter(|frames| !platform.memory.iter().any(|bank| bank.overlaps(*frames))).ok_or(ItsError::NotMapped)
+    free_registers(platform, registers, 2 * TRANSLATION_FRAME).ok_or(ItsError::NotMapped)
 }
 
 /// Offsets of the registers of the first frame (12.18).
@@ -147,7 +127,7 @@ pub enum ItsError {
     #[error("the machine has no ITS")]
     None,
     /// Its registers could not be mapped.
-    #[error("the registers of the ITS were not mapped: they have not two frames, or memory is there")]
+    #[error("the registers of the ITS were not mapped: they have not two frames, or memory or the controller is there")]
     NotMapped,
     /// Nothing answers where its registers are to be.
     #[error("the ITS does not answer: {0}")]

@@ -107,7 +107,7 @@ impl Driver for Nvme {
     fn start(cpu: &Cpu, claim: Claim, slot: &'static Slot<Self>) -> Result<Self, StartError> {
         let registers = claim.map_bar(&kernel().space, cpu, 0)?;
         let dma = claim.attach(cpu, DmaMask::ALL)?;
-        let doorbell = slot::doorbell(cpu, &dma)?;
+        let doorbell = slot::doorbell(cpu, &claim, &dma)?;
         let mut pages = heapless::Vec::new();
         let started = allocate(cpu, &dma, &mut pages).map_err(StartError::Dma).and_then(|common| {
             let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);

@@ -146,6 +146,11 @@ impl Claim {
         interrupt::vectors(self.function)
     }
 
+    /// Whether it interrupts by messages, if it can send any.
+    pub fn may_send(&self) -> bool {
+        interrupt::may_send(self.function)
+    }
+
     /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. A message needs bus mastering, and
     /// goes to `doorbell`: the address by which the device reaches [`message::doorbell`](crate::chip::message::doorbell),
     /// which is another than the CPU's where an SMMU translates. `None`: the same.

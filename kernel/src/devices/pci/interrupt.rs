@@ -13,7 +13,8 @@ use super::{Function, MmioRegion, PciAddress, PciError, functions};
 use crate::Kernel;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::interrupt::{self, InterruptError, InterruptHandler};
-use crate::chip::message::{self, Message, MessageError, MessageHost, TABLES_SIZE};
+use crate::chip::message::host::MessageHost;
+use crate::chip::message::{self, Message, MessageError, TABLES_SIZE};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::platform::{Interrupt, Platform};
@@ -38,7 +39,7 @@ const SILENT: u32 = 1 << 0;
 const FULL: &str = "too many pins are in use";
 
 /// Connected vectors of all functions: as many as there are messages for them.
-static MESSAGES: IrqLock<Vec<Connected, { message::MESSAGES }>, { rank::DEVICE }> = IrqLock::new(Vec::new());
+static MESSAGES: IrqLock<Vec<Connected, { message::MOST }>, { rank::DEVICE }> = IrqLock::new(Vec::new());
 /// Functions whose pins are listened to.
 static PINS: IrqLock<Vec<Pin, 32>, { rank::INTERRUPT }> = IrqLock::new(Vec::new());
 /// Interrupts that are theirs, for ever.
@@ -49,13 +50,21 @@ static LINES: IrqLock<Vec<u32, 32>, { rank::DEVICE }> = IrqLock::new(Vec::new())
 static PCI: Parameter = Parameter {
     name: "pci",
     help: "pci=nomsi: functions interrupt by their pins, never by messages",
-    check: |value| if value == NO_MESSAGES { Ok(()) } else { Err(Refused::because(NO_MESSAGES)) },
+    check: |value| match value.split(',').all(|word| word == NO_MESSAGES) {
+        true => Ok(()),
+        false => Err(Refused::because("nomsi; the rest of Linux's list means nothing here")),
+    },
 };
 const NO_MESSAGES: &str = "nomsi";
 
 /// Whether functions may send messages, by the boot argument.
 pub fn messages_are_allowed() -> bool {
-    bootargs::get(PCI.name) != Some(NO_MESSAGES)
+    !bootargs::get(PCI.name).is_some_and(|value| value.split(',').any(|word| word == NO_MESSAGES))
+}
+
+/// Whether a function sends messages, if it can: something takes them, and they are allowed.
+pub(super) fn may_send(function: &Function) -> bool {
+    function.msi_device_id().is_some() && messages_are_allowed()
 }
 
 struct Connected {
@@ -80,7 +89,7 @@ enum Way {
 impl Way {
     fn of(function: &Function) -> Option<Self> {
         let mut way = function.line().map(|_| Self::Pin);
-        if function.msi_device_id().is_none() || !messages_are_allowed() {
+        if !may_send(function) {
             return way;
         }
         for capability in function.capabilities() {
@@ -122,10 +131,17 @@ pub(super) fn set(
     if vector >= count {
         return Err(PciError::NoVector { function: function.address, vector, count });
     }
-    match way {
+    let connected = match way {
         Way::MsiX(msix, offset) => set_msix(claim, kernel, cpu, (msix, offset), vector, handler, doorbell),
         Way::Msi(offset) => set_msi(claim, kernel, cpu, offset, handler, doorbell),
         Way::Pin => set_pin(function, cpu, handler),
+    };
+    match connected {
+        Err(error @ PciError::NoMessage(..)) if vector == 0 && function.line().is_some() => {
+            crate::log::warn!("{error}; it interrupts by its pin");
+            set_pin(function, cpu, handler)
+        }
+        connected => connected,
     }
 }
 

@@ -5,7 +5,7 @@
 //! their addresses, and makes the list [`functions`]; numbers and addresses stay only where the host's windows are not
 //! known. A driver looks there for what it knows, takes it by [`Function::claim`], and has with the [`Claim`] what only
 //! one may do: map registers, let the device reach memory, take its interrupts. The list also has the names of a
-//! function at the SMMU and at the ITS; of both this module knows no more than the name.
+//! function at the SMMU and at what takes messages; of both this module knows no more than the name.
 //!
 //! **A device's configuration space may hold anything**: sizes and lists are bounded, and what makes no sense is left
 //! out with a warning.

@@ -70,7 +70,7 @@ impl VirtioDevice {
         let dma = claim.attach(cpu, DmaMask::ALL)?;
         let translation = if dma.stream().is_some() { Translation::Required } else { Translation::None };
         let transport = Transport::start(windows, translation, wanted)?;
-        let doorbell = slot::doorbell(cpu, &dma)?;
+        let doorbell = slot::doorbell(cpu, &claim, &dma)?;
         // After the calls that may fail and would not give it back.
         let page = dma.alloc_coherent(cpu, PAGE_SIZE)?;
         claim.set_bus_master(true);

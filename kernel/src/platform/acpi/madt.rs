@@ -57,7 +57,7 @@ struct Gic {
     frames: Vec<u64, MAX_REDISTRIBUTOR_REGIONS>,
 }
 
-/// Reads CPUs, of which `boot` is the boot CPU's MPIDR, interrupt controller and ITS; returns the ITS's number.
+/// Reads CPUs, of which `boot` is the boot CPU's MPIDR, interrupt controller and what takes messages; returns the ITS's number.
 ///
 /// # Errors
 /// The table has no CPU or no distributor, or one that makes no sense.
@@ -89,7 +89,8 @@ pub(super) fn read(platform: &mut Platform, madt: &[u8], boot: u64) -> Result<Op
     }
     platform.cpus_unused = gic.cpus - platform.cpus.len() - platform.cpus_left_out;
     platform.interrupt_controller = gic.description()?;
-    Ok(its_number)
+    platform.choose_receiver();
+    Ok(its_number.filter(|_| platform.its.is_some()))
 }
 
 /// A CPU. One place is kept for the boot CPU, wherever the table has it.
@@ -152,7 +153,8 @@ fn its(platform: &mut Platform, entry: &[u8]) -> Result<Option<u32>, TableError>
 fn message_frame(platform: &mut Platform, entry: &[u8]) -> Result<(), TableError> {
     let frame = fields::<GicMsiFrameEntry>(entry, size_of::<GicMsiFrameEntry>())?;
     let registers = registers(frame.physical_base_address, GICV2M_FRAME, "address of the GICv2m")?;
-    let interrupts = (frame.flags & HAS_INTERRUPTS != 0).then(|| (frame.spi_base.into(), frame.spi_count.into()));
+    let has_interrupts = frame.flags & HAS_INTERRUPTS != 0 && frame.spi_base != 0 && frame.spi_count != 0;
+    let interrupts = has_interrupts.then(|| (frame.spi_base.into(), frame.spi_count.into()));
     platform.message_frame.get_or_insert(MessageFrame { registers, interrupts });
     Ok(())
 }

@@ -99,8 +99,8 @@ impl Platform {
             }
         }
         self.pcie = host.map(|(host, _)| host);
-        // Without an ITS no table says whose messages the frame takes: it takes all.
-        if let (Some(host), None, Some(_)) = (&mut self.pcie, self.its, self.message_frame) {
+        // No table says whose messages the frame takes: it takes all.
+        if let (Some(host), Some(_)) = (&mut self.pcie, self.message_frame) {
             host.devices = IdMap::of_all(0);
         }
     }

@@ -49,24 +49,35 @@ fn maps_of_identifiers_have_ranges_masks_and_other_controllers() {
 
 #[test]
 fn a_gicv2m_takes_messages_where_there_is_no_its() {
-    fn frame(tree: &mut TreeBuilder, more: &[(&'static str, u32)]) {
+    fn frame(tree: &mut TreeBuilder, phandle: u32, more: &[(&'static str, u32)]) {
         tree.node("v2m@8020000", |tree| {
-            tree.property("phandle", &cells(&[0x8003]));
+            tree.property("phandle", &cells(&[phandle]));
             tree.property("reg", &cells(&[0, 0x802_0000, 0, 0x1000]));
             tree.property("compatible", &text(&["arm,gic-v2m-frame"]));
             more.iter().for_each(|(name, value)| tree.property(name, &cells(&[*value])));
         });
     }
+    let frame_of = |platform: &Platform| platform.message_frame.map(|frame| (frame.registers, frame.interrupts));
     let registers = range(0x802_0000, 0x802_1000);
-    let by_register = parse(&Machine { gic: gic_v2, more: |tree| frame(tree, &[]), ..Machine::default() });
-    assert_eq!(by_register.message_frame, Some(MessageFrame { registers, interrupts: None }));
+    let more = |tree: &mut TreeBuilder| frame(tree, 0x8003, &[]);
+    let by_register = parse(&Machine { gic: gic_v2, more, ..Machine::default() });
+    assert_eq!(frame_of(&by_register), Some((registers, None)));
     assert_eq!(by_register.pcie.as_ref().unwrap().devices.find(8), Some(MappedId { phandle: 0x8003, id: 8 }));
     assert!(by_register.memory_and_registers().any(|range| range == registers), "no device is put there");
-    let more = |tree: &mut TreeBuilder| frame(tree, &[("arm,msi-base-spi", 100), ("arm,msi-num-spis", 7)]);
+    let more = |tree: &mut TreeBuilder| frame(tree, 0x8003, &[("arm,msi-base-spi", 100), ("arm,msi-num-spis", 7)]);
     let by_tree = parse(&Machine { gic: gic_v2, more, ..Machine::default() });
-    assert_eq!(by_tree.message_frame, Some(MessageFrame { registers, interrupts: Some((100, 7)) }));
-    let with_its = parse(&Machine { more: |tree| frame(tree, &[]), ..Machine::default() });
-    assert!(with_its.its.is_some() && with_its.pcie.unwrap().devices.find(8).is_some(), "the ITS is preferred");
+    assert_eq!(frame_of(&by_tree), Some((registers, Some((100, 7)))));
+    let more = |tree: &mut TreeBuilder| frame(tree, 0x8003, &[("arm,msi-base-spi", 100), ("arm,msi-num-spis", 0)]);
+    let half = parse(&Machine { gic: gic_v2, more, ..Machine::default() });
+    assert_eq!(frame_of(&half), Some((registers, None)), "both or none");
+    // A GICv3 has its ITS, and the frame that the map refers to is none of its.
+    let beside = parse(&Machine {
+        more: |tree| frame(tree, 0x8005, &[]),
+        broken: ("msi-map", cells(&[0, 0x8005, 0, 0x1_0000])),
+        ..Machine::default()
+    });
+    assert!(beside.its.is_some() && beside.message_frame.is_none());
+    assert_eq!(beside.pcie.unwrap().devices.find(8), None);
 }
 
 /// A tree with another SMMU, or several, whose properties are `properties`.

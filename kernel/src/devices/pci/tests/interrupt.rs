@@ -142,9 +142,9 @@ fn a_message_of_msi_is_whole_before_it_is_on() {
     assert_eq!((written[2].0, written[2].1 & 0x71, written.len()), (MSI + CONTROL, 1, 3));
 }
 
-/// The way to a message that is not whole leaves no event, nor takes another vector's.
+/// The way to a message that is not whole leaves none, nor takes another vector's.
 #[test]
-fn a_message_that_cannot_be_written_gives_its_event_back() {
+fn a_message_that_cannot_be_written_is_given_back() {
     let (claim, _) = stage();
     let function = claim.function();
     let message = |event| Message { data: event, intid: 8192 + event };
