@@ -32,7 +32,6 @@ use crate::mm::frame::Frame;
 use crate::sched::{ReadGuard, RwSem, WriteGuard};
 use crate::sync::atomic::{AtomicU32, Ordering};
 
-const PAGE: u64 = 4096;
 /// Lists of families.
 const LISTS: usize = 1;
 

@@ -17,7 +17,7 @@ pub use crate::iommu::space::{Space, SpaceRef};
 #[path = "../../../src/mm/space/parts.rs"]
 mod parts;
 
-mod gather {
+mod range {
     use granule_arch::addr::VirtAddr;
     use granule_pgtable::PageRange;
 
@@ -63,9 +63,9 @@ mod part_pools {
     }
 }
 
-use gather::pages;
 use part_pools::PartPools;
 use parts::{Divisible, Parts};
+use range::pages;
 
 /// A number for each page from one address to another, which loom watches.
 struct Numbers {

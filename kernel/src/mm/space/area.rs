@@ -22,7 +22,7 @@ mod tree;
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType, Protection};
 use granule_pgtable::PageRange;
 use intrusive_collections::RBTreeLink;
@@ -30,11 +30,11 @@ use intrusive_collections::RBTreeLink;
 pub(super) use pools::{AreaPools, Spares};
 pub(super) use tree::{ARENAS, Areas, Held, MOST};
 
-use super::calls::{STACK_GUARD, Sharing};
-use super::gather::pages;
+use super::Space;
+use super::calls::Sharing;
+use super::range::{STACK_GUARD, pages};
 use super::shmem::{Mappers, Object};
 use super::userfault::UserfaultfdNumber;
-use super::{PAGE, Space};
 use crate::mm::counted::Counted;
 use crate::mm::pool::PoolBox;
 

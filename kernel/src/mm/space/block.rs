@@ -34,12 +34,14 @@ mod shared;
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_pgtable::{Mmu, PageRange, Stores, Table, Visited};
 
+use super::Space;
 use super::area::Area;
+use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, replace, uffd_wp_marker, written};
 use super::fault::Access;
@@ -51,7 +53,6 @@ use super::table_lock::TableGuard;
 use super::used::ALL_USED;
 use super::userfault::Mark;
 use super::zap::ZapFlags;
-use super::{BlockCell, PAGE, Space};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;

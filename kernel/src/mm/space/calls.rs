@@ -5,28 +5,27 @@
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{CellsOrBlock, Mmu as _, PageRange};
 
+use super::Space;
 use super::advise::Discard;
 use super::area::{Area, AreaFlags, Areas, Held, Mapping, SEARCH_START, Spares};
 use super::block::{is_block, pages_of_block};
 use super::entry::{EntryState, state};
-use super::error::Refusal;
-use super::gather::{Gather, pages};
+use super::error::{Refusal, SpaceError};
+use super::gather::Gather;
 use super::limits::{SpaceLimits, Terms, stack_guard};
 use super::mlock::Locking;
 use super::parts::Divisible;
+use super::range::{STACK_GUARD, USER_END, USER_START, clamped_range, is_of_few, pages, user_range};
 use super::shmem::{Object, Seals};
 use super::userfault::PendingEvents;
 use super::zap::ZapFlags;
-use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::lab;
 use crate::mm::counted::Counted;
-use crate::mm::frame::FEW;
 use crate::mm::notifier::{Event, Range};
-use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::pool::PoolBox;
 use crate::sched::{BriefGuard, WriteGuard, note_shortage, relax};
 use crate::smp::{Cpu, this_cpu};
@@ -58,9 +57,6 @@ impl Placement {
         }
     }
 }
-
-/// Bytes that the kernel leaves free below a stack, so that an overflow faults (Linux's `stack_guard_gap`).
-pub(super) const STACK_GUARD: u64 = 256 * PAGE;
 
 /// Which processes see a store.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -713,42 +709,4 @@ fn place(areas: &Areas, placement: Placement, bytes: u64) -> Result<PageRange, R
             Ok(range)
         }
     }
-}
-
-/// The pages of `bytes` bytes from `start` on, at least one, if they are in the space.
-pub(super) fn user_range(start: VirtAddr, bytes: u64) -> Option<PageRange> {
-    if start > USER_END || bytes > USER_END.0 {
-        return None;
-    }
-    // Of two numbers that small the sum does not wrap.
-    let end = VirtAddr(start.0 + bytes.next_multiple_of(PAGE));
-    PageRange::lower(start, end).filter(|_| end <= USER_END)
-}
-
-/// The pages of `bytes` bytes from `start` on, cut at the end of the space, and whether nothing was cut; `None` where
-/// there are no bytes. `wraps` is the error for a range that wraps.
-#[inline]
-pub(super) fn clamped_range(
-    start: VirtAddr,
-    bytes: u64,
-    wraps: SpaceError,
-) -> Result<Option<(PageRange, bool)>, SpaceError> {
-    if !start.is_aligned(PAGE) {
-        return Err(SpaceError::Invalid);
-    }
-    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| start.0.checked_add(bytes)).ok_or(wraps)?;
-    if end == start.0 {
-        return Ok(None);
-    }
-    if start >= USER_END {
-        return Err(SpaceError::NoMemory);
-    }
-    Ok(Some((pages(start, VirtAddr(end).min(USER_END)), end <= USER_END.0)))
-}
-
-/// Whether the entries of `range` are in one table, and take a moment.
-#[inline(always)]
-pub(super) fn is_of_few(range: PageRange) -> bool {
-    let table = |address: VirtAddr| address.0 / BLOCK_SIZE;
-    range.pages() <= FEW && table(range.start()) == table(range.end() - 1)
 }

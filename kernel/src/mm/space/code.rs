@@ -6,11 +6,11 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PAGE, PhysAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Feature, Mmu};
 
-use super::{PAGE, Space};
+use super::Space;
 use crate::lab;
 use crate::mm::frame::Frame;
 

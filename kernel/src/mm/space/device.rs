@@ -18,20 +18,21 @@
 use core::ops::Range as Addresses;
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, Protection};
 use granule_pgtable::{Mmu, Stores};
 
 use super::advise::REGISTERS;
 use super::area::{Area, AreaFlags, Areas};
 use super::entry::attributes;
-use super::error::Refusal;
+use super::error::{Refusal, SpaceError};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
-use super::gather::{Gather, pages};
+use super::gather::Gather;
 use super::look::Denied;
+use super::range::{USER_END, USER_START, pages};
 use super::shmem::{Object, Seals};
 use super::zap::ZapFlags;
-use super::{PAGE, Space, SpaceError, Spaces, USER_END, USER_START};
+use super::{Space, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::notifier::{Event, Range};

@@ -12,11 +12,11 @@
 
 #![allow(unsafe_code, reason = "intrusive nodes")]
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, UnsafeRef, intrusive_adapter};
 
 use super::shmem::Object;
-use super::{LISTS, PAGE, Space};
+use super::{LISTS, Space};
 use crate::sched::RwSem;
 use crate::sync::atomic::{AtomicU32, Ordering};
 

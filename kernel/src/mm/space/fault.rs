@@ -15,13 +15,14 @@
 //! it has found. It allocates first, then reads the entry again under the lock of its table; so it does before it fails
 //! ([`Denied`]).
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_arch::patched_branch;
 use granule_pgtable::{EnsureError, Mmu, Stores};
 use thiserror::Error;
 
 use super::area::{Area, AreaFlags, Areas};
+use super::cells::EntryCell;
 use super::cow::Reuse;
 use super::entry::{
     EntryState, attributes, is_page, read_only_attributes, rest_of_stale, set_access_flags, state, written,
@@ -30,9 +31,10 @@ use super::look::{Denied, Fillable, Glimpse, LockedEntry};
 use super::parts::Divisible;
 use super::shmem::{self, Found, NoPage, Object};
 use super::userfault::is_missing;
-use super::{EntryCell, Machine, PAGE, Space, Spaces};
+use super::{Space, Spaces};
 use crate::lab;
 use crate::mm::OutOfMemory;
+use crate::mm::kernel::Machine;
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
 use crate::sched::BriefGuard;

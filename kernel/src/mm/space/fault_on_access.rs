@@ -25,7 +25,7 @@
 //!
 //! Blocks and contiguous groups wait at their own level, and are split where storage cannot be reserved for them whole.
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{Mmu, Stores};
 
@@ -35,7 +35,7 @@ use super::entry::{attributes, read_only_attributes};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows};
 use super::look::{Denied, Glimpse, LockedEntry};
 use super::migrate::Unmovable;
-use super::{PAGE, Space, Spaces};
+use super::{Space, Spaces};
 use crate::lab;
 use crate::mm::tag_storage::{Failure, Unreserved};
 use crate::sched::{self, note_shortage, relax, runs_program};

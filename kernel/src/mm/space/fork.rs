@@ -9,10 +9,12 @@ use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
 use super::area::{Area, AreaFlags, Areas};
+use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, replace, rest_of_stale, state, unwritable};
-use super::gather::pages;
+use super::error::SpaceError;
+use super::range::{USER_END, USER_START, pages};
 use super::used::{for_each_used, note_all_used};
-use super::{EntryCell, HeldRecords, Space, SpaceError, SpaceRef, TableCells, USER_END, USER_START};
+use super::{HeldRecords, Space, SpaceRef};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;

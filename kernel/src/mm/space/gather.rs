@@ -18,15 +18,16 @@
 
 use core::ops::Range;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, PageRange, Tables};
 
+use super::Space;
 use super::area::Areas;
+use super::range::pages;
 use super::shmem::Mappers;
 use super::zap::KeptMarkers;
-use super::{PAGE, Space};
 use crate::mm::frame::FEW;
 use crate::sched::relax;
 use crate::smp::Cpu;
@@ -273,10 +274,4 @@ impl Drop for Gather<'_> {
     fn drop(&mut self) {
         self.finish();
     }
-}
-
-/// The range from `start` to `end`, which are page aligned and differ.
-#[inline(always)]
-pub(super) fn pages(start: VirtAddr, end: VirtAddr) -> PageRange {
-    PageRange::lower(start, end).expect("page aligned, in order, and in the lower half")
 }

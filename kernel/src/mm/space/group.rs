@@ -24,22 +24,24 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
 
+use super::Space;
 use super::advise::GROUPS;
 use super::area::{Area, AreaFlags, Areas};
+use super::cells::{EntryCell, TableCells};
 use super::code::needs_frame;
 use super::entry::{EntryState, attributes, replace, set_access_flags, state, written};
 use super::fault::{Access, AllowedFault, FaultOutcome, OfBlock};
-use super::gather::pages;
 use super::protect::{Allowed, may_be_written};
-use super::{EntryCell, Machine, PAGE, Space, TableCells};
+use super::range::pages;
 use crate::lab;
+use crate::mm::kernel::Machine;
 use crate::mm::page_block::GROUP;
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;

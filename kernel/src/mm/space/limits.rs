@@ -4,17 +4,16 @@
 //! it would add, never for what is mapped already. Memory is not reserved: a call is refused for an area that private
 //! stores could fill and that is larger than all memory, and for no other.
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
+use super::Space;
 use super::area::{ARENAS, Area, Areas, Held};
-use super::calls::STACK_GUARD;
-use super::error::Refusal;
-use super::gather::pages;
+use super::error::{Refusal, SpaceError};
 use super::mlock::Locking;
+use super::range::{STACK_GUARD, USER_END, USER_START, pages};
 use super::shmem::Object;
-use super::{PAGE, Space, SpaceError, USER_END, USER_START};
 use crate::mm::counted::Counted;
 
 /// The limits of the calling program, in bytes; `u64::MAX` for none.

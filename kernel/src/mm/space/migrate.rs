@@ -22,7 +22,7 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Migration, MigrationAccess, NonPresent, Protection};
 use granule_pgtable::{Mmu, Stores};
 use thiserror::Error;
@@ -33,7 +33,7 @@ use super::family::Origin;
 use super::shmem::OF_OBJECT;
 #[cfg(doc)]
 use super::shmem::Object;
-use super::{PAGE, Space, Spaces};
+use super::{Space, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;

@@ -2,18 +2,18 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
+use super::Space;
 use super::advise::{LOCKED_AREAS, REGISTERS, USERFAULTFDS};
 use super::area::{Area, AreaFlags, Areas};
-use super::calls::{clamped_range, user_range};
-use super::error::Refusal;
+use super::error::{Refusal, SpaceError};
 use super::fault::Access;
-use super::gather::{StaleRange, pages};
+use super::gather::StaleRange;
 use super::populate::first_access;
-use super::{PAGE, Space, SpaceError, USER_END, USER_START};
+use super::range::{USER_END, USER_START, clamped_range, pages, user_range};
 use crate::sched::relax;
 use crate::smp::Cpu;
 

@@ -26,6 +26,7 @@ mod advise;
 mod area;
 mod block;
 mod calls;
+mod cells;
 mod code;
 mod compact;
 mod cow;
@@ -49,6 +50,7 @@ mod part_pools;
 mod parts;
 mod populate;
 mod protect;
+mod range;
 mod reclaim;
 mod remap;
 mod reserved;
@@ -66,8 +68,8 @@ use core::fmt;
 use core::ops::Deref;
 use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 
-use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
-use granule_pgtable::{Cells, EnsureError, Granule4K, Mmu, PageRange, PageTables, Table, TableSource};
+use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_pgtable::{EnsureError, Granule4K, PageRange, PageTables, Table, TableSource};
 use intrusive_collections::LinkedListAtomicLink;
 
 pub use advise::{AreaAdvice, Discard};
@@ -80,9 +82,10 @@ pub use footprint::{Footprint, LastTally, Met, Tally};
 pub use limits::{MappedFile, SpaceLimits, Terms};
 pub use migrate::{Moved, Unmovable};
 pub use mlock::Locking;
+pub use range::{RESERVED_END, RESERVED_START, USER_END, USER_START};
 pub use reclaim::Used;
 pub use remap::{Move, Remap};
-pub use reserved::{RESERVED_END, RESERVED_START, ReservedPages};
+pub use reserved::ReservedPages;
 pub use shmem::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
 pub use user::{ProgramHeap, SpaceUser};
 pub use userfault::{
@@ -93,10 +96,10 @@ pub use userfault::{
 use area::{AreaPools, Areas};
 use error::Refusal;
 use family::{Families, FamilyId, ObjectList, Origin, SpaceList};
-use gather::pages;
 use migrations::Migrations;
 use part_pools::PartPools;
 use parts::Parts;
+use range::pages;
 use reclaim::{Files, Hand};
 use shmem::OF_OBJECT;
 
@@ -111,18 +114,6 @@ use super::tlb::user::UserTlb;
 use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, this_cpu};
 use userfault::Userfaultfds;
-
-/// A live entry.
-type EntryCell = <Machine as Mmu>::Cell;
-/// The entry of a block, or where there could be one.
-type BlockCell<'t> = granule_pgtable::BlockCell<'t, Machine>;
-/// Entries of one last-level table.
-type TableCells<'t> = Cells<'t, Machine>;
-
-/// The first address that a program may map. Below it a null pointer with an offset always faults.
-pub const USER_START: VirtAddr = VirtAddr(0x1_0000);
-/// The end of the addresses that programs may map. The kernel uses the rest of the lower half: see [`reserved`].
-pub const USER_END: VirtAddr = RESERVED_START;
 
 /// Lists of spaces by their families, each with a lock: what programs on different CPUs create is in different ones.
 const LISTS: usize = 64;

@@ -6,16 +6,18 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
 use granule_pgtable::{CellsOrBlock, PageRange};
 
+use super::Space;
 use super::area::Areas;
 use super::block::{is_block, pages_of_block};
+use super::cells::TableCells;
 use super::entry::{EntryState, rest_of_stale, state};
 use super::look::LockedEntry;
+use super::range::USER_END;
 use super::shmem::OF_OBJECT;
-use super::{PAGE, Space, TableCells, USER_END};
 use crate::mm::page_block::BLOCK_SIZE;
 
 /// A page is there.

@@ -33,8 +33,8 @@ use core::ptr::{self, NonNull};
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_pgtable::PageRange;
 
-use super::gather::pages;
 use super::part_pools::{MOST, PartPools};
+use super::range::pages;
 use crate::sched::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 use crate::smp::{Cpu, CpuId};
 use crate::sync::atomic::{AtomicPtr, AtomicU64, AtomicUsize, Ordering};

@@ -4,16 +4,17 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{EnsureError, Mmu, PageRange, Stores};
 
+use super::Space;
 use super::area::{Area, AreaFlags, Areas};
+use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, attributes, state};
 use super::fault::{Access, AllowedFault, FaultError, FaultOutcome};
-use super::gather::pages;
+use super::range::pages;
 use super::shmem::{self, NoPage, Object};
-use super::{EntryCell, PAGE, Space, TableCells};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::Mobility;
 use crate::sched::relax;

@@ -26,8 +26,9 @@ use intrusive_collections::{Bound, KeyAdapter, RBTree, UnsafeRef, intrusive_adap
 use super::entry::{EntryState, state};
 use super::gather::StaleRange;
 use super::shmem::{Object, next_identity};
-use super::{Machine, Space, Spaces};
+use super::{Space, Spaces};
 use crate::lab;
+use crate::mm::kernel::Machine;
 use crate::mm::tlb::user::TlbBatch;
 use crate::sched::relax;
 use crate::smp::Cpu;

@@ -16,21 +16,22 @@
 //! A page that the walk has missed at the old area is found at the new one, to which the walk comes later. An
 //! area that is merged takes the place of the lower one, so that comes last.
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
+use super::Space;
 use super::area::{Area, AreaFlags, Areas, Held, MOST, Spares};
-use super::calls::user_range;
 use super::calls::{Placement, place_elsewhere};
+use super::cells::TableCells;
 use super::entry::{EntryState, replace, rest_of_stale, state, unprotected};
-use super::error::Refusal;
-use super::gather::{Gather, pages};
+use super::error::{Refusal, SpaceError};
+use super::gather::Gather;
 use super::limits::SpaceLimits;
 use super::mlock::Locking;
+use super::range::{USER_END, USER_START, pages, user_range};
 use super::used::note_used;
 use super::userfault::{MovedRegistration, PendingEvents};
-use super::{PAGE, Space, SpaceError, TableCells, USER_END, USER_START};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;

@@ -15,23 +15,19 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
 use granule_pgtable::{Mmu, PageRange, Stores};
 
+use super::Space;
 use super::area::Areas;
-use super::gather::{Gather, pages};
+use super::gather::Gather;
+use super::range::{RESERVED_END, RESERVED_START, pages};
 use super::zap::ZapFlags;
-use super::{PAGE, Space};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::WriteGuard;
 use crate::smp::Cpu;
-
-/// The first address that programs cannot map.
-pub const RESERVED_START: VirtAddr = VirtAddr(RESERVED_END.0 - (2 << 20));
-/// The end of the lower half.
-pub const RESERVED_END: VirtAddr = VirtAddr(1 << 48);
 
 /// The reserved pages of a space, between two changes of it.
 ///

@@ -24,7 +24,7 @@ mod pages;
 use core::ops::Range;
 use core::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
@@ -37,13 +37,15 @@ pub(super) use pages::{Found, FoundBlock, order};
 use intrusive_collections::LinkedListAtomicLink;
 use intrusive_collections::rbtree::AtomicLink;
 
+use super::cells::EntryCell;
 use super::family::{FamilyId, Origin};
 use super::footprint::{Footprint, LastTally, Met, Tally};
 use super::used::note_used_by_others;
 use super::userfault::FillError;
-use super::{EntryCell, Machine, PAGE, SpaceSource, Spaces};
+use super::{SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
+use crate::mm::kernel::Machine;
 use crate::sched::{RwSem, WriteGuard, relax};
 use crate::smp::{Cpu, this_cpu};
 

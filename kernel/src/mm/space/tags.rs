@@ -14,14 +14,14 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PAGE, PhysAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::{memory, mte};
 use granule_pgtable::Mmu;
 
 use super::code::may_need_frame;
 use super::entry::attributes;
-use super::{PAGE, Space, Spaces};
+use super::{Space, Spaces};
 use crate::lab;
 use crate::mm::frame::{Frame, FrameAllocator};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};

@@ -10,9 +10,10 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Geometry, Granule4K, Mmu};
 
+use super::cells::TableCells;
 use super::table_lock::TableGuard;
-use super::{Machine, TableCells};
 use crate::mm::frame::Frame;
+use crate::mm::kernel::Machine;
 
 /// Of a table all of whose entries are in use.
 pub(super) const ALL_USED: u64 = u64::MAX;

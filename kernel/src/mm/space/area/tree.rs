@@ -22,10 +22,10 @@ use super::{Area, AreaFlags, SEARCH_START};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::Space;
-use crate::mm::space::calls::STACK_GUARD;
 use crate::mm::space::error::{Refusal, SpaceError};
 use crate::mm::space::limits::Grants;
 use crate::mm::space::parts::Divisible;
+use crate::mm::space::range::STACK_GUARD;
 use crate::sched::relax;
 use crate::smp::Cpu;
 

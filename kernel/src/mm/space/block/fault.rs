@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{Feature, Mmu, Stores};
 
@@ -11,13 +11,14 @@ use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::space::Space;
 use crate::mm::space::area::{Area, AreaFlags};
+use crate::mm::space::cells::BlockCell;
 use crate::mm::space::entry::{read_only_attributes, set_access_flags, written};
 use crate::mm::space::fault::{Access, FaultError, FaultOutcome, OfBlock, allows};
-use crate::mm::space::gather::pages;
 use crate::mm::space::group::GROUP_SIZE;
 use crate::mm::space::look::Denied;
-use crate::mm::space::{BlockCell, PAGE, Space};
+use crate::mm::space::range::pages;
 use crate::mm::tlb::user::Leaf;
 use crate::sched::note_shortage;
 use crate::smp::Cpu;

@@ -2,13 +2,13 @@
 
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::PhysAddr;
+use granule_arch::addr::{PAGE, PhysAddr};
 
 use super::BlockTags;
 use crate::mm::frame::Frame;
 use crate::mm::page_block::{BLOCK_FRAMES, BlockState};
+use crate::mm::space::Spaces;
 use crate::mm::space::table_lock::TableGuard;
-use crate::mm::space::{PAGE, Spaces};
 use crate::mm::tag_storage::Unreserved;
 use crate::sched::relax;
 use crate::smp::Cpu;

@@ -13,7 +13,7 @@
 use core::cell::Cell;
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Mmu, Stores};
 
@@ -21,7 +21,7 @@ use super::super::family::Origin;
 use super::super::migrate::Unmovable;
 use super::super::protect::may_be_written;
 use super::super::shmem::OF_OBJECT;
-use super::super::{PAGE, Space, Spaces};
+use super::super::{Space, Spaces};
 use super::{broken, is_block};
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};

@@ -6,13 +6,15 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
-use super::{EntryCell, Found, FoundBlock, Machine, Object, PAGE};
+use super::{Found, FoundBlock, Object};
 use crate::mm::OutOfMemory;
+use crate::mm::kernel::Machine;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
+use crate::mm::space::cells::EntryCell;
 use crate::smp::Cpu;
 
 /// The frames of the pages of a block.

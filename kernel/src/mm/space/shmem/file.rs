@@ -7,7 +7,7 @@
 use core::ops::Range;
 use core::sync::atomic::Ordering;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 use thiserror::Error;
@@ -19,7 +19,7 @@ use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::user::with_running_tlb;
 use super::super::zap::ZapFlags;
-use super::{LARGEST_OBJECT, Object, PAGE, pages as entries};
+use super::{LARGEST_OBJECT, Object, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
 use crate::mm::page_block::BLOCK_FRAMES;

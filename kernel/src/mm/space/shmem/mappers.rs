@@ -11,13 +11,13 @@
 
 use core::ops::Range;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_pgtable::PageRange;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
+use super::super::Space;
 use super::super::area::{Area, AreaFlags, Mapping};
-use super::super::gather::pages;
-use super::super::{PAGE, Space};
+use super::super::range::pages;
 use crate::sched::relax;
 
 mod adapters {

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::mm::space::area::{Areas, SEARCH_START, Spares};
-use crate::mm::space::calls::STACK_GUARD;
 use crate::mm::space::limits::{MOST_STACK_GAP, STACK_GAP, SpaceLimits, Terms};
+use crate::mm::space::range::STACK_GUARD;
 
 /// The pages that the kernel may choose: 64. Below are as many for requests by address.
 const WINDOW: u64 = 64;

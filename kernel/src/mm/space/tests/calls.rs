@@ -1,8 +1,8 @@
 //! The effects and the errors of each call.
 
 use super::*;
-use crate::mm::space::calls::STACK_GUARD;
-use crate::mm::space::{FaultError, SpaceError, SpaceLimits, Terms, USER_END, USER_START};
+use crate::mm::space::range::{STACK_GUARD, USER_END, USER_START};
+use crate::mm::space::{FaultError, SpaceError, SpaceLimits, Terms};
 
 #[test]
 fn pages_come_with_the_first_access_and_go_with_their_area() {

@@ -10,14 +10,14 @@ use std::iter::once;
 use std::sync::Mutex;
 use std::vec::Vec;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType, Protection, bits};
 use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables, Tlb};
 use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::test_runner::{Config, TestCaseError, TestError, TestRunner};
 
-use super::super::{Access, PAGE, SpaceRef, handle_fault};
+use super::super::{Access, SpaceRef, handle_fault};
 use super::groups::check_groups;
 use super::{READ_WRITE, Rig, private};
 use crate::mm::notifier::{Event, Range, Subscriber, Subscription};

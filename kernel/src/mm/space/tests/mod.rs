@@ -66,15 +66,13 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::vec::Vec;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{Mmu as _, Stores as _};
 
-use super::gather::pages;
-use super::{
-    Access, Area, EntryCell, MapRequest, PAGE, Placement, Populate, Sharing, Space, SpaceRef, Spaces, USER_END,
-    USER_START, Unmovable, handle_fault,
-};
+use super::cells::EntryCell;
+use super::range::{USER_END, USER_START, pages};
+use super::{Access, Area, MapRequest, Placement, Populate, Sharing, Space, SpaceRef, Spaces, Unmovable, handle_fault};
 use crate::mm::frame::FrameAllocator;
 use crate::mm::frame::tests::leaked;
 use crate::mm::kernel::mmu::{LinearView, Metal};
@@ -83,7 +81,7 @@ use crate::smp::{Cpu, CpuId};
 
 /// The entry for what stands for the hardware, which no machine records.
 #[allow(unsafe_code, reason = "an entry of a table that stays")]
-fn as_hardware(cell: &super::EntryCell) -> &core::sync::atomic::AtomicU64 {
+fn as_hardware(cell: &EntryCell) -> &core::sync::atomic::AtomicU64 {
     // SAFETY: the cell is an atomic word, and the reference keeps it.
     unsafe { core::sync::atomic::AtomicU64::from_ptr(cell.as_ptr()) }
 }

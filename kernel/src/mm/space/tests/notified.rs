@@ -20,7 +20,7 @@ use std::string::{String, ToString};
 use std::sync::Mutex;
 use std::vec::Vec;
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::alternative::host;
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::tlbi::Instruction;
@@ -28,7 +28,7 @@ use granule_pgtable::host::{CacheOperation, Operation};
 use granule_pgtable::{Mmu, Stores};
 
 use super::super::fault::{AllowedFault, FaultOutcome};
-use super::super::{Access, PAGE, SpaceRef, handle_fault};
+use super::super::{Access, SpaceRef, handle_fault};
 use super::{READ_EXECUTE, READ_WRITE, Rig, private};
 use crate::lab::{self, Lab};
 use crate::mm::asid::{AsidSlot, Asids};

@@ -8,9 +8,9 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 
-use super::super::{Access, PAGE, Sharing, SpaceRef, handle_fault};
+use super::super::{Access, Sharing, SpaceRef, handle_fault};
 use super::{Rig, private};
 use crate::mm::notifier::{Subscriber, Subscription};
 use crate::mm::space::{Enrolment, Features, MapRequest, Mark, Space, Userfaultfd};

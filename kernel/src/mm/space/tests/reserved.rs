@@ -3,7 +3,8 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, MemoryType, bits};
 
-use super::super::{Access, FaultError, RESERVED_END, RESERVED_START, Space, USER_END, handle_fault};
+use super::super::range::{RESERVED_END, RESERVED_START, USER_END};
+use super::super::{Access, FaultError, Space, handle_fault};
 use super::{PAGE, Rig, areas, private};
 use crate::mm::notifier::Subscription;
 use crate::mm::notifier::recording::{Notified, Recording};

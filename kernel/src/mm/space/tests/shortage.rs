@@ -13,9 +13,10 @@ use super::*;
 use crate::mm::counted::Counted;
 use crate::mm::pool::PoolBox;
 use crate::mm::space::area::Area;
+use crate::mm::space::range::{USER_END, USER_START};
 use crate::mm::space::{
     AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Mark, Move, Remap, SpaceError, SpaceLimits, Terms,
-    USER_END, USER_START, UserfaultError, Userfaultfd,
+    UserfaultError, Userfaultfd,
 };
 
 /// Everything that a call could have changed.

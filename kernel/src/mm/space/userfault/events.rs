@@ -15,9 +15,10 @@ use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
 use super::super::area::{Area, AreaFlags, Areas};
 use super::super::entry::unprotected;
-use super::super::gather::pages;
+use super::super::footprint::{Met, Tally};
+use super::super::range::{USER_END, USER_START, pages};
 use super::super::remap::Remap;
-use super::super::{Met, Space, SpaceRef, Tally, USER_END, USER_START};
+use super::super::{Space, SpaceRef};
 use super::fault::PageFault;
 use super::{Features, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber};
 use crate::mm::OutOfMemory;

@@ -4,16 +4,16 @@
 
 use core::time::Duration;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::Mmu;
 
+use super::super::Space;
 use super::super::area::{Area, AreaFlags};
 use super::super::entry::{EntryState, replace, state};
 use super::super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
-use super::super::gather::pages;
 use super::super::look::{Glimpse, LockedEntry};
-use super::super::{PAGE, Space};
+use super::super::range::pages;
 use super::Features;
 use super::queue::QueuedFault;
 use crate::chip::timer;

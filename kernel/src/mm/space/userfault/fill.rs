@@ -5,16 +5,17 @@
 
 #![allow(unsafe_code, reason = "a new frame by its linear address")]
 
-use granule_arch::addr::{PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_pgtable::{Mmu, PageRange, Stores};
 use thiserror::Error;
 
+use super::super::Space;
 use super::super::area::{Area, AreaFlags, Areas};
+use super::super::cells::EntryCell;
 use super::super::entry::{EntryState, attributes, read_only_attributes, rest_of_stale, state, written};
-use super::super::gather::pages;
+use super::super::range::pages;
 use super::super::shmem::Object;
-use super::super::{EntryCell, PAGE, Space};
 use super::{UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::OutOfMemory;
 use crate::mm::tlb::user::Leaf;

@@ -59,10 +59,11 @@ pub use protect::Mark;
 pub use queue::{ReadError, Reading};
 
 use super::area::{Area, AreaFlags, Areas};
+use super::error::SpaceError;
 use super::footprint::LastTally;
-use super::gather::pages;
 use super::parts::Divisible as _;
-use super::{Space, SpaceError, SpaceHandle, SpaceRef, USER_END, USER_START};
+use super::range::{USER_END, USER_START, pages};
+use super::{Space, SpaceHandle, SpaceRef};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::frame::FrameAllocator;

@@ -8,12 +8,11 @@
 
 use core::mem::swap;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PAGE, VirtAddr};
 use granule_pgtable::PageRange;
 
 use super::{Area, Areas, SEARCH_START};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::mm::space::PAGE;
 use crate::mm::space::limits::share;
 use crate::mm::space::parts::Divisible;
 use crate::sched::relax;
