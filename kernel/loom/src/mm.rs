@@ -32,10 +32,13 @@ mod layout {
 pub(crate) use crate::notifier;
 pub(crate) use granule::mm::{OutOfMemory, early};
 
+#[allow(dead_code, reason = "what a fault on the way to a table concludes is the kernel's alone")]
+#[path = "../../src/mm/space/denied.rs"]
+mod denied;
 #[allow(dead_code, reason = "only what widens and replaces an entry runs here")]
 #[path = "../../src/mm/space/entry.rs"]
 mod entry;
-#[allow(dead_code, reason = "what a fault on the way to a table concludes is the kernel's alone")]
+#[allow(dead_code, reason = "what tries an attempt without the lock is the kernel's alone")]
 #[path = "../../src/mm/space/look.rs"]
 mod look;
 #[allow(dead_code, reason = "no two locks are held here")]
@@ -44,24 +47,11 @@ mod table_lock;
 
 /// A stand-in for the areas of a space.
 mod area {
-    pub(super) struct Areas;
-}
-
-/// A stand-in for a space, of one table.
-#[allow(dead_code, reason = "a table is locked by its record here")]
-struct Space {
-    common: Records,
-}
-
-/// The record of that table.
-struct Records(frame::Frame);
-
-impl Records {
-    fn record(&self, _: granule_arch::addr::PhysAddr) -> &frame::Frame {
-        &self.0
+    pub(super) mod tree {
+        pub(in super::super) struct Areas;
     }
 }
 
-mod fault {
+mod error {
     pub(super) use granule::mm::space::FaultError;
 }

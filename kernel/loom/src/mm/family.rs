@@ -32,8 +32,15 @@ use crate::mm::frame::Frame;
 use crate::sched::{ReadGuard, RwSem, WriteGuard};
 use crate::sync::atomic::{AtomicU32, Ordering};
 
-/// Lists of families.
-const LISTS: usize = 1;
+mod spaces {
+    /// Lists of families.
+    pub(super) const LISTS: usize = 1;
+}
+use spaces::LISTS;
+
+mod address_space {
+    pub(super) use super::Space;
+}
 
 /// A replacement for objects: there are none.
 mod shmem {

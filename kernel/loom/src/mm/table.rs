@@ -4,9 +4,10 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{EnsureError, Mmu, Stores};
 
+use super::denied::Denied;
 use super::entry::{replace, set_access_flags};
-use super::fault::FaultError;
-use super::look::{Denied, Glimpse, replace_frame};
+use super::error::FaultError;
+use super::look::{Glimpse, replace_frame};
 use super::table_lock::TableGuard;
 use crate::mm::frame::Frame;
 use crate::sched::RwSem;

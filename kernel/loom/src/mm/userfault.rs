@@ -13,8 +13,6 @@ use granule_arch::addr::VirtAddr;
 use loom::sync::Mutex;
 
 use changes::Changes;
-use events::Message;
-use fault::PageFault;
 use queue::{Queue, QueuedFault};
 
 use crate::Watched;
@@ -23,22 +21,16 @@ use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::rank;
 use crate::{Omitted, omit};
 
-/// The messages that a pager reads.
-mod events {
-    use super::fault::PageFault;
-
-    #[derive(Clone)]
-    pub(super) enum Message {
-        Fault(PageFault),
-        Event,
-    }
+/// A message that a pager reads.
+#[derive(Clone)]
+enum Message {
+    Fault(PageFault),
+    Event,
 }
 
 /// A fault as a pager reads it.
-mod fault {
-    #[derive(Clone, Copy)]
-    pub(super) struct PageFault;
-}
+#[derive(Clone, Copy)]
+struct PageFault;
 
 /// The page.
 const PAGE: VirtAddr = VirtAddr(0x1000);

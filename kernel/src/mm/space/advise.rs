@@ -10,18 +10,22 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
-use super::area::{Area, AreaFlags, Areas, Spares};
+use super::access::Access;
+use super::address_space::{
+    GROUPS, LOCKED_AREAS, NOT_ALL_AREAS, REGISTERS, SHARED_GUARDS, Space, SpaceRef, USERFAULTFDS,
+};
+use super::area::pools::Spares;
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, marker, state, uffd_wp_marker};
-use super::error::{Refusal, SpaceError};
-use super::fault::{Access, FaultError};
+use super::error::{FaultError, Refusal, SpaceError};
 use super::gather::Gather;
 use super::parts::Divisible as _;
 use super::populate::CHUNK;
 use super::range::{USER_END, USER_START, clamped_range, pages};
 use super::used::{bits_of, note_all_used};
 use super::zap::ZapFlags;
-use super::{Space, SpaceRef};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -77,19 +81,6 @@ impl AreaAdvice {
         }
     }
 }
-
-/// Of [`Space::hints`]: some areas may not be for children.
-const NOT_ALL_AREAS: u8 = 1;
-/// Shared areas may have guards, whose entries a fork does not visit otherwise.
-const SHARED_GUARDS: u8 = 2;
-/// There may be locked areas.
-pub(super) const LOCKED_AREAS: u8 = 4;
-/// There may be areas of registers, which a child does not have.
-pub(super) const REGISTERS: u8 = 8;
-/// There may be contiguous groups, which areas may cut.
-pub(super) const GROUPS: u8 = 16;
-/// Areas may be registered with a userfaultfd.
-pub(super) const USERFAULTFDS: u8 = 32;
 
 impl Space {
     /// Takes advice about the areas in the `bytes` bytes from `start` on.

@@ -16,8 +16,10 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
-mod pools;
-mod tree;
+pub(super) mod grants;
+pub(super) mod pools;
+pub(super) mod tree;
+mod turns;
 
 use core::cell::Cell;
 use core::ptr::{self, NonNull};
@@ -27,13 +29,10 @@ use granule_arch::descriptor::{Attributes, MemoryType, Protection};
 use granule_pgtable::PageRange;
 use intrusive_collections::RBTreeLink;
 
-pub(super) use pools::{AreaPools, Spares};
-pub(super) use tree::{ARENAS, Areas, Held, MOST};
-
-use super::Space;
-use super::calls::Sharing;
+use super::address_space::Space;
 use super::range::{STACK_GUARD, pages};
-use super::shmem::{Mappers, Object};
+use super::shmem::Object;
+use super::shmem::mappers::Mappers;
 use super::userfault::UserfaultfdNumber;
 use crate::mm::counted::Counted;
 use crate::mm::pool::PoolBox;
@@ -143,6 +142,15 @@ impl AreaFlags {
 
     /// Above the flags.
     const NUMBER: u32 = 16;
+}
+
+/// Which processes see a store.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sharing {
+    /// This space alone (`MAP_PRIVATE`).
+    Private,
+    /// Every space that inherits it by a fork (`MAP_SHARED`).
+    Shared,
 }
 
 // SAFETY: what it points to is used under the lock of the tree that it is in, and lives while it is in it.

@@ -39,12 +39,12 @@ use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_pgtable::{Mmu, PageRange, Stores, Table, Visited};
 
-use super::Space;
+use super::access::Access;
+use super::address_space::Space;
 use super::area::Area;
 use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, replace, uffd_wp_marker, written};
-use super::fault::Access;
 use super::gather::Gather;
 use super::group::fill_groups;
 use super::look::LockedEntry;

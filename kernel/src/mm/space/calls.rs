@@ -9,9 +9,11 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::{CellsOrBlock, Mmu as _, PageRange};
 
-use super::Space;
+use super::address_space::Space;
 use super::advise::Discard;
-use super::area::{Area, AreaFlags, Areas, Held, Mapping, SEARCH_START, Spares};
+use super::area::pools::Spares;
+use super::area::tree::{Areas, Held};
+use super::area::{Area, AreaFlags, Mapping, SEARCH_START, Sharing};
 use super::block::{is_block, pages_of_block};
 use super::entry::{EntryState, state};
 use super::error::{Refusal, SpaceError};
@@ -21,7 +23,7 @@ use super::mlock::Locking;
 use super::parts::Divisible;
 use super::range::{STACK_GUARD, USER_END, USER_START, clamped_range, is_of_few, pages, user_range};
 use super::shmem::{Object, Seals};
-use super::userfault::PendingEvents;
+use super::userfault::events::PendingEvents;
 use super::zap::ZapFlags;
 use crate::lab;
 use crate::mm::counted::Counted;
@@ -56,15 +58,6 @@ impl Placement {
             | Self::Stack(start) => start,
         }
     }
-}
-
-/// Which processes see a store.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Sharing {
-    /// This space alone (`MAP_PRIVATE`).
-    Private,
-    /// Every space that inherits it by a fork (`MAP_SHARED`).
-    Shared,
 }
 
 /// When pages are allocated.
@@ -136,7 +129,7 @@ impl Space {
             self.map(cpu, areas, request, bytes, terms)
         };
         let (mut areas, range) = self.change_areas(areas, map)?;
-        let is_hot = areas.note_turn(cpu.id, range.start());
+        let is_hot = areas.turns.note(cpu.id, range.start());
         if request.populate == Populate::Now {
             let areas = areas.downgrade();
             self.populate(cpu, &areas, range, is_killed);
@@ -169,7 +162,7 @@ impl Space {
     fn areas_for(&self, cpu: &Cpu, placement: Placement, bytes: u64, limits: &SpaceLimits) -> WriteGuard<'_, Areas> {
         let areas = self.part_for(cpu, placement, bytes);
         let is_chosen = placement.start().align_down(PAGE).0 == 0;
-        if is_chosen && areas.is_contended(cpu.id) { self.own_arena(cpu, areas, limits) } else { areas }
+        if is_chosen && areas.turns.is_contended(cpu.id) { self.own_arena(cpu, areas, limits) } else { areas }
     }
 
     /// Divides a part that CPUs change in turn, between where they work.
@@ -182,7 +175,7 @@ impl Space {
             areas.grant(limits);
             drop(self.split(areas, border));
         }
-        areas.cool();
+        areas.turns.cool();
     }
 
     /// Divides `areas` at `at`; the part above. One that cannot be allocated is no shortage of the call's.
@@ -203,7 +196,7 @@ impl Space {
         mut areas: WriteGuard<'a, Areas>,
         limits: &SpaceLimits,
     ) -> WriteGuard<'a, Areas> {
-        areas.cool();
+        areas.turns.cool();
         if self.users.load(Ordering::Relaxed) <= 1 {
             return areas;
         }
@@ -363,7 +356,7 @@ impl Space {
     ) -> Result<(), SpaceError> {
         let Some(range) = user_range(start, bytes) else { return self.munmap_to_the_end(cpu, start, bytes, events) };
         let (areas, ()) = self.change_areas(self.write_areas(range), |areas| {
-            areas.note_turn(cpu.id, start);
+            areas.turns.note(cpu.id, start);
             if areas.would_bare_guard(range) {
                 return Err(Refusal::ByPart);
             }

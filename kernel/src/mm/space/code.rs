@@ -10,7 +10,7 @@ use granule_arch::addr::{PAGE, PhysAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Feature, Mmu};
 
-use super::Space;
+use super::address_space::Space;
 use crate::lab;
 use crate::mm::frame::Frame;
 

@@ -10,8 +10,8 @@
 
 use granule_arch::addr::PhysAddr;
 
-use super::Spaces;
 use super::migrate::Unmovable;
+use super::spaces::Spaces;
 use crate::mm::frame::IsolatedBlock;
 use crate::mm::page_block::BLOCK_FRAMES;
 use crate::sched::relax;

@@ -11,9 +11,11 @@ use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
 use granule_pgtable::Mmu;
 
+use super::denied::Denied;
 use super::entry::{is_page, set_access_flags, written};
-use super::fault::{AllowedFault, FaultError, FaultOutcome};
-use super::look::{Denied, replace_frame};
+use super::error::FaultError;
+use super::look::replace_frame;
+use super::outcome::{AllowedFault, FaultOutcome};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::tlb::user::Leaf;

@@ -1,4 +1,4 @@
-//! Why a call on a space failed.
+//! Why a call on a space failed, or a fault.
 
 use thiserror::Error;
 
@@ -78,5 +78,38 @@ impl From<Refusal> for SpaceError {
             Refusal::ByPart => Self::NoMemory,
             Refusal::Final(error) => error,
         }
+    }
+}
+
+/// Why a fault cannot be served.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum FaultError {
+    /// Nothing is mapped there: SIGSEGV with `SEGV_MAPERR`.
+    #[error("nothing is mapped there")]
+    NotMapped,
+    /// A guard is there: the same signal, and no stack grows over it.
+    #[error("a guard is there")]
+    Guard,
+    /// The area does not allow it: SIGSEGV with `SEGV_ACCERR`.
+    #[error("not allowed there")]
+    NotAllowed,
+    /// There is no memory for the page.
+    #[error("out of memory")]
+    OutOfMemory,
+    /// The entry cannot serve an access, or the object ends before the page: SIGBUS.
+    #[error("the page cannot be used")]
+    Unusable,
+    /// Its memory is gone: SIGBUS with `BUS_MCEERR_AR`.
+    #[error("the memory of the page is gone")]
+    Poisoned,
+    /// A pager may have to serve it. The caller [waits](super::Space::userfault) for that, where it can: that looks at the
+    /// entry under the lock of its table first.
+    #[error("a pager has to serve it")]
+    Userfault,
+}
+
+impl From<OutOfMemory> for FaultError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::OutOfMemory
     }
 }

@@ -15,8 +15,9 @@
 use granule_arch::addr::{PAGE, VirtAddr};
 use intrusive_collections::{LinkedList, LinkedListAtomicLink, UnsafeRef, intrusive_adapter};
 
+use super::address_space::Space;
 use super::shmem::Object;
-use super::{LISTS, Space};
+use super::spaces::LISTS;
 use crate::sched::RwSem;
 use crate::sync::atomic::{AtomicU32, Ordering};
 
@@ -28,8 +29,8 @@ const FAMILIES: u32 = 1 << (u64::BITS - PAGE_BITS);
 mod adapters {
     #![allow(missing_docs, reason = "the macro writes items that take no comment")]
     use super::{LinkedListAtomicLink, Object, Space, UnsafeRef, intrusive_adapter};
-    intrusive_adapter!(pub(in super::super) InFamily = UnsafeRef<Space>: Space { in_family => LinkedListAtomicLink });
-    intrusive_adapter!(pub(in super::super) OfNumber = UnsafeRef<Object>: Object { in_family => LinkedListAtomicLink });
+    intrusive_adapter!(pub(super) InFamily = UnsafeRef<Space>: Space { in_family => LinkedListAtomicLink });
+    intrusive_adapter!(pub(super) OfNumber = UnsafeRef<Object>: Object { in_family => LinkedListAtomicLink });
 }
 use adapters::{InFamily, OfNumber};
 

@@ -17,87 +17,32 @@
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
-use granule_arch::patched_branch;
 use granule_pgtable::{EnsureError, Mmu, Stores};
-use thiserror::Error;
 
-use super::area::{Area, AreaFlags, Areas};
+use super::access::{Access, allows};
+use super::address_space::Space;
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::cells::EntryCell;
 use super::cow::Reuse;
+use super::denied::Denied;
 use super::entry::{
     EntryState, attributes, is_page, read_only_attributes, rest_of_stale, set_access_flags, state, written,
 };
-use super::look::{Denied, Fillable, Glimpse, LockedEntry};
+use super::error::FaultError;
+use super::look::{Fillable, Glimpse, LockedEntry};
+use super::outcome::{AllowedFault, FaultOutcome};
 use super::parts::Divisible;
-use super::shmem::{self, Found, NoPage, Object};
-use super::userfault::is_missing;
-use super::{Space, Spaces};
+use super::shmem::pages::{Found, order};
+use super::shmem::{NoPage, Object};
+use super::spaces::Spaces;
+use super::userfault::fault::is_missing;
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::Machine;
 use crate::mm::tlb::user::Leaf;
-use crate::platform::features::branch;
 use crate::sched::BriefGuard;
 use crate::smp::Cpu;
-
-/// The kind of an access. Its number is a set of protections; an area that permits the access has one of them: see
-/// [`allows`].
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-#[repr(u8)]
-pub enum Access {
-    /// A load.
-    Read = Protection::READ.and(Protection::WRITE).bits(),
-    /// A store, or an atomic.
-    Write = Protection::WRITE.bits(),
-    /// A fetch.
-    Execute = Protection::EXECUTE.bits(),
-}
-
-impl Access {
-    /// The protection that an area must have where the kernel makes the access by the page, as Linux's
-    /// `get_user_pages` does, and not by the address: [`allows`] answers as CPUs do, which load what may only be
-    /// written.
-    pub(super) const fn needed(self) -> Protection {
-        match self {
-            Self::Read => Protection::READ,
-            Self::Write => Protection::WRITE,
-            Self::Execute => Protection::EXECUTE,
-        }
-    }
-}
-
-/// Why a fault cannot be served.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum FaultError {
-    /// Nothing is mapped there: SIGSEGV with `SEGV_MAPERR`.
-    #[error("nothing is mapped there")]
-    NotMapped,
-    /// A guard is there: the same signal, and no stack grows over it.
-    #[error("a guard is there")]
-    Guard,
-    /// The area does not allow it: SIGSEGV with `SEGV_ACCERR`.
-    #[error("not allowed there")]
-    NotAllowed,
-    /// There is no memory for the page.
-    #[error("out of memory")]
-    OutOfMemory,
-    /// The entry cannot serve an access, or the object ends before the page: SIGBUS.
-    #[error("the page cannot be used")]
-    Unusable,
-    /// Its memory is gone: SIGBUS with `BUS_MCEERR_AR`.
-    #[error("the memory of the page is gone")]
-    Poisoned,
-    /// A pager may have to serve it. The caller [waits](Space::userfault) for that, where it can: that looks at the
-    /// entry under the lock of its table first.
-    #[error("a pager has to serve it")]
-    Userfault,
-}
-
-impl From<OutOfMemory> for FaultError {
-    fn from(_: OutOfMemory) -> Self {
-        Self::OutOfMemory
-    }
-}
 
 impl From<NoPage> for FaultError {
     fn from(error: NoPage) -> Self {
@@ -172,40 +117,6 @@ pub fn handle_fault(space: &Space, cpu: &Cpu, address: VirtAddr, access: Access)
     }
 }
 
-/// The outcome of a fault in one byte, where a `Result` of the first two would take two.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum FaultOutcome {
-    /// Served. All events for it were sent on the way.
-    Served,
-    /// Served: the entry was read-only or old, and became writable or young. An upgrade event is due.
-    Upgraded,
-    /// The page is on its way to another frame: the access is tried again when it has arrived.
-    Migrating,
-    /// Of a block, and no lock may be held for the rest.
-    OfBlock(OfBlock),
-    /// Storage for tags is needed, and what lies there has to migrate first.
-    TagStorage,
-    /// A marker of userfaultfd is there: a page is mapped over it.
-    Marker,
-    /// A pager may have to serve it.
-    Userfault,
-    /// It cannot be served.
-    Failed(Denied),
-}
-
-/// The rest of a fault of a block, for which no lock may be held.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum OfBlock {
-    /// As [`FaultOutcome::Upgraded`].
-    Upgraded,
-    /// As [`FaultOutcome::Upgraded`], of a group.
-    UpgradedGroup,
-    /// It has to be copied: others use it.
-    Shared,
-    /// It waits for tag storage.
-    TagStorage,
-}
-
 #[inline(always)]
 pub(super) fn serve(space: &Space, cpu: &Cpu, page: VirtAddr, access: Access) -> FaultOutcome {
     let areas = space.areas_briefly(cpu, page);
@@ -262,34 +173,6 @@ fn find_nothing(areas: BriefGuard<'_, Areas>, page: VirtAddr) -> FaultOutcome {
 #[inline(never)]
 fn refuse(areas: BriefGuard<'_, Areas>) -> FaultOutcome {
     FaultOutcome::Failed(Denied::by_areas(&areas, FaultError::NotAllowed))
-}
-
-/// Whether an area with `protection` permits `access`. A writable page is readable, and so is an executable one where
-/// the CPUs have no execute-only pages.
-#[inline(always)]
-pub(super) fn allows(protection: Protection, access: Access) -> bool {
-    protection.bits() & access as u8 != 0 || is_load_of_code(protection, access)
-}
-
-#[cold]
-fn is_load_of_code(protection: Protection, access: Access) -> bool {
-    access == Access::Read && protection.accesses() != Protection::NONE && !patched_branch!(branch::EXECUTE_ONLY)
-}
-
-/// A fault that an area permits, and its entry. Functions that are not inlined take it by value, so that it is stored
-/// to memory only before their calls.
-#[derive(Clone, Copy)]
-pub(super) struct AllowedFault<'a> {
-    pub(super) space: &'a Space,
-    pub(super) cpu: &'a Cpu,
-    pub(super) area: &'a Area,
-    /// The first address of the page.
-    pub(super) page: VirtAddr,
-    /// The last-level table.
-    pub(super) table: PhysAddr,
-    /// The entry in it.
-    pub(super) cell: &'a EntryCell,
-    pub(super) access: Access,
 }
 
 impl AllowedFault<'_> {
@@ -530,7 +413,7 @@ impl Space {
             if let Some(frame) = object.registers() {
                 let ((table, cell), ()) =
                     self.page_tables().ensure_cell(page, &mut source, || Ok::<_, FirstFault>(()))?;
-                shmem::order();
+                order();
                 let fault = AllowedFault { space: self, cpu, area, page, table, cell, access };
                 return Ok(fault.map_registers(object, frame));
             }
@@ -538,7 +421,7 @@ impl Space {
             let ((table, cell), found) = self.page_tables().ensure_cell(page, &mut source, find)?;
             // The link before another look at the object: a walk by the reverse map that does not see the table has
             // changed the object before.
-            shmem::order();
+            order();
             return Ok(AllowedFault { space: self, cpu, area, page, table, cell, access }.map_found(object, &found));
         }
         if let Some(outcome) = self.first_access(cpu, area, page) {

@@ -8,13 +8,15 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
-use super::area::{Area, AreaFlags, Areas};
+use super::address_space::{Space, SpaceRef};
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, replace, rest_of_stale, state, unwritable};
 use super::error::SpaceError;
 use super::range::{USER_END, USER_START, pages};
+use super::spaces::HeldRecords;
 use super::used::{for_each_used, note_all_used};
-use super::{HeldRecords, Space, SpaceRef};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::sched::relax;

@@ -23,10 +23,10 @@ use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, PageRange, Tables};
 
-use super::Space;
-use super::area::Areas;
+use super::address_space::Space;
+use super::area::tree::Areas;
 use super::range::pages;
-use super::shmem::Mappers;
+use super::shmem::mappers::Mappers;
 use super::zap::KeptMarkers;
 use crate::mm::frame::FEW;
 use crate::sched::relax;

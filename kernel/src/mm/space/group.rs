@@ -31,13 +31,14 @@ use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
 
-use super::Space;
-use super::advise::GROUPS;
-use super::area::{Area, AreaFlags, Areas};
+use super::access::Access;
+use super::address_space::{GROUPS, Space};
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::code::needs_frame;
 use super::entry::{EntryState, attributes, replace, set_access_flags, state, written};
-use super::fault::{Access, AllowedFault, FaultOutcome, OfBlock};
+use super::outcome::{AllowedFault, FaultOutcome, OfBlock};
 use super::protect::{Allowed, may_be_written};
 use super::range::pages;
 use crate::lab;

@@ -27,13 +27,14 @@ use granule_arch::descriptor::{Descriptor, Migration, MigrationAccess, NonPresen
 use granule_pgtable::{Mmu, Stores};
 use thiserror::Error;
 
-use super::area::Areas;
+use super::address_space::Space;
+use super::area::tree::Areas;
 use super::entry::{EntryState, attributes, replace, state};
 use super::family::Origin;
 use super::shmem::OF_OBJECT;
 #[cfg(doc)]
 use super::shmem::Object;
-use super::{Space, Spaces};
+use super::spaces::Spaces;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;

@@ -14,7 +14,7 @@
 //!
 //! `kernel/loom` compiles this file, with the lists of families, on loom's atomics and locks.
 
-use super::Space;
+use super::address_space::Space;
 use super::family::{Families, FamilyId, SpaceList};
 use crate::sched::{ReadGuard, RwSem, WriteGuard, relax};
 use crate::sync::atomic::{AtomicU32, Ordering};

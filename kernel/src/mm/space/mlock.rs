@@ -6,11 +6,11 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
-use super::Space;
-use super::advise::{LOCKED_AREAS, REGISTERS, USERFAULTFDS};
-use super::area::{Area, AreaFlags, Areas};
+use super::access::Access;
+use super::address_space::{LOCKED_AREAS, REGISTERS, Space, USERFAULTFDS};
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::error::{Refusal, SpaceError};
-use super::fault::Access;
 use super::gather::StaleRange;
 use super::populate::first_access;
 use super::range::{USER_END, USER_START, clamped_range, pages, user_range};

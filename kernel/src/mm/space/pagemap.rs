@@ -10,8 +10,8 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
 use granule_pgtable::{CellsOrBlock, PageRange};
 
-use super::Space;
-use super::area::Areas;
+use super::address_space::Space;
+use super::area::tree::Areas;
 use super::block::{is_block, pages_of_block};
 use super::cells::TableCells;
 use super::entry::{EntryState, rest_of_stale, state};

@@ -8,13 +8,17 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{EnsureError, Mmu, PageRange, Stores};
 
-use super::Space;
-use super::area::{Area, AreaFlags, Areas};
+use super::access::Access;
+use super::address_space::Space;
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::entry::{EntryState, attributes, state};
-use super::fault::{Access, AllowedFault, FaultError, FaultOutcome};
+use super::error::FaultError;
+use super::outcome::{AllowedFault, FaultOutcome};
 use super::range::pages;
-use super::shmem::{self, NoPage, Object};
+use super::shmem::pages::order;
+use super::shmem::{NoPage, Object};
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::Mobility;
 use crate::sched::relax;
@@ -94,7 +98,7 @@ impl Space {
                 Err(EnsureError::OutOfTables) => return Err(OutOfMemory),
             }
             // As for a fault that links a table: before a look at what an object has.
-            shmem::order();
+            order();
         }
     }
 

@@ -10,8 +10,10 @@ use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Stores, Survey, Tables, Tlb};
 
-use super::Space;
-use super::area::{Area, AreaFlags, Areas, Held, Spares};
+use super::address_space::Space;
+use super::area::pools::Spares;
+use super::area::tree::{Areas, Held};
+use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
 use super::code::{is_checked, needs_frame};
 use super::entry::{EntryState, is_settled, read_only_attributes, replace, rest_of_stale, state, unwritable};
@@ -106,7 +108,7 @@ impl Space {
             areas.protect(&area, protection);
             areas.merge(area);
             // The limits are not known otherwise.
-            if becomes_written && areas.note_turn(this_cpu().id, range.start()) {
+            if becomes_written && areas.turns.note(this_cpu().id, range.start()) {
                 self.divide(&mut areas, limits);
             }
         }
@@ -143,7 +145,7 @@ impl Space {
                 return Ok(());
             }
             self.protect_part(cpu, areas, area, range, protection)?;
-            if is_written && areas.note_turn(cpu.id, range.start()) {
+            if is_written && areas.turns.note(cpu.id, range.start()) {
                 self.divide(areas, limits);
             }
             Ok(())

@@ -20,13 +20,12 @@ use granule_arch::descriptor::{Descriptor, Markers};
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
-use intrusive_collections::rbtree::AtomicLink;
-use intrusive_collections::{Bound, KeyAdapter, RBTree, UnsafeRef, intrusive_adapter};
 
+use super::address_space::Space;
 use super::entry::{EntryState, state};
 use super::gather::StaleRange;
-use super::shmem::{Object, next_identity};
-use super::{Space, Spaces};
+use super::shmem::{Hand, next_identity};
+use super::spaces::Spaces;
 use crate::lab;
 use crate::mm::kernel::Machine;
 use crate::mm::tlb::user::TlbBatch;
@@ -43,57 +42,6 @@ pub enum Used {
     Age,
     /// They stay as they are.
     Keep,
-}
-
-mod adapters {
-    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
-    use super::{AtomicLink, Object, UnsafeRef, intrusive_adapter};
-    intrusive_adapter!(pub(super) ByIdentity = UnsafeRef<Object>: Object { by_identity => AtomicLink });
-}
-use adapters::ByIdentity;
-
-impl<'a> KeyAdapter<'a> for ByIdentity {
-    type Key = usize;
-    fn get_key(&self, object: &'a Object) -> usize {
-        object.identity()
-    }
-}
-
-/// The objects whose pages can be had again, by their identities.
-pub(super) struct Files(RBTree<ByIdentity>);
-
-impl Files {
-    pub(super) const NONE: Self = Self(RBTree::new(ByIdentity::NEW));
-
-    /// Adds an object, which leaves before it is dropped.
-    #[allow(unsafe_code, reason = "an intrusive node")]
-    pub(super) fn insert(&mut self, object: &Object) {
-        // SAFETY: it stays where it is, in its pool, and leaves the tree before it is dropped.
-        self.0.insert(unsafe { UnsafeRef::from_raw(object) });
-    }
-
-    /// Removes an object, which is there.
-    #[allow(unsafe_code, reason = "an intrusive node")]
-    pub(super) fn remove(&mut self, object: &Object) {
-        // SAFETY: there is one tree.
-        unsafe { self.0.cursor_mut_from_ptr(object) }.remove();
-    }
-
-    /// The first object at `hand` or after it.
-    fn from(&self, hand: &Hand) -> Option<&Object> {
-        self.0.lower_bound(Bound::Included(&hand.object)).get()
-    }
-}
-
-/// How far the pages of files have been looked at.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub(super) struct Hand {
-    object: usize,
-    page: u64,
-}
-
-impl Hand {
-    pub(super) const START: Self = Self { object: 0, page: 0 };
 }
 
 impl Spaces {

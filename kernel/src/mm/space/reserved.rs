@@ -19,8 +19,8 @@ use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, MemoryType};
 use granule_pgtable::{Mmu, PageRange, Stores};
 
-use super::Space;
-use super::area::Areas;
+use super::address_space::Space;
+use super::area::tree::Areas;
 use super::gather::Gather;
 use super::range::{RESERVED_END, RESERVED_START, pages};
 use super::zap::ZapFlags;

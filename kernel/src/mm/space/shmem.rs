@@ -16,10 +16,10 @@
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
-mod block;
-mod file;
-mod mappers;
-mod pages;
+pub(super) mod block;
+pub(super) mod file;
+pub(super) mod mappers;
+pub(super) mod pages;
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicI64, AtomicU64, AtomicUsize, Ordering};
@@ -28,21 +28,17 @@ use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{Granule4K, Mmu, PageRange, PageTables, Table};
 
-pub(super) use block::BlockPages;
-pub use file::{ObjectError, Seals, WriteAt};
-pub(super) use mappers::Mappers;
-
-pub(super) use pages::{Found, FoundBlock, order};
-
-use intrusive_collections::LinkedListAtomicLink;
 use intrusive_collections::rbtree::AtomicLink;
+use intrusive_collections::{Bound, KeyAdapter, LinkedListAtomicLink, RBTree, UnsafeRef, intrusive_adapter};
 
 use super::cells::EntryCell;
 use super::family::{FamilyId, Origin};
-use super::footprint::{Footprint, LastTally, Met, Tally};
+use super::shmem::mappers::Mappers;
+use super::shmem::pages::{Found, order};
+use super::spaces::{SpaceSource, Spaces};
+use super::tally::{Footprint, LastTally, Met, Tally};
 use super::used::note_used_by_others;
 use super::userfault::FillError;
-use super::{SpaceSource, Spaces};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::kernel::Machine;
@@ -54,6 +50,39 @@ pub(super) const OF_OBJECT: u32 = 2;
 
 /// Bytes that an object can have: as many as a tree of four levels translates. Linux's limit is 2⁶³ − 1.
 pub const LARGEST_OBJECT: u64 = 1 << 48;
+
+/// The changes that are refused for a file: bits, of which each is Linux's `F_SEAL_` of the same name.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Seals(pub u32);
+
+impl Seals {
+    /// More seals.
+    pub const SEAL: u32 = 1;
+    /// To become shorter.
+    pub const SHRINK: u32 = 2;
+    /// To become longer.
+    pub const GROW: u32 = 4;
+    /// To be written.
+    pub const WRITE: u32 = 8;
+    /// To be written but through the mappings that there are.
+    pub const FUTURE_WRITE: u32 = 16;
+    /// Another mode.
+    pub const EXEC: u32 = 32;
+    /// All of them.
+    pub const ALL: u32 = 63;
+    /// Those that keep its contents as they are.
+    const WRITES: u32 = Self::WRITE | Self::FUTURE_WRITE;
+
+    /// Whether it has one of `bits`.
+    const fn has(self, bits: u32) -> bool {
+        self.0 & bits != 0
+    }
+
+    /// Whether there must be no new shared mapping that may be written.
+    pub const fn refuse_writes(self) -> bool {
+        self.has(Self::WRITES)
+    }
+}
 
 /// Memory that several areas may map.
 pub struct Object {
@@ -438,4 +467,55 @@ impl Drop for Object {
         unsafe { self.common.dismantle(cpu, tables, || ()) };
         self.common.frames.free(cpu, self.root.address());
     }
+}
+
+mod adapters {
+    #![allow(missing_docs, reason = "the macro writes items that take no comment")]
+    use super::{AtomicLink, Object, UnsafeRef, intrusive_adapter};
+    intrusive_adapter!(pub(super) ByIdentity = UnsafeRef<Object>: Object { by_identity => AtomicLink });
+}
+use adapters::ByIdentity;
+
+impl<'a> KeyAdapter<'a> for ByIdentity {
+    type Key = usize;
+    fn get_key(&self, object: &'a Object) -> usize {
+        object.identity()
+    }
+}
+
+/// The objects whose pages can be had again, by their identities.
+pub(super) struct Files(RBTree<ByIdentity>);
+
+impl Files {
+    pub(super) const NONE: Self = Self(RBTree::new(ByIdentity::NEW));
+
+    /// Adds an object, which leaves before it is dropped.
+    #[allow(unsafe_code, reason = "an intrusive node")]
+    pub(super) fn insert(&mut self, object: &Object) {
+        // SAFETY: it stays where it is, in its pool, and leaves the tree before it is dropped.
+        self.0.insert(unsafe { UnsafeRef::from_raw(object) });
+    }
+
+    /// Removes an object, which is there.
+    #[allow(unsafe_code, reason = "an intrusive node")]
+    pub(super) fn remove(&mut self, object: &Object) {
+        // SAFETY: there is one tree.
+        unsafe { self.0.cursor_mut_from_ptr(object) }.remove();
+    }
+
+    /// The first object at `hand` or after it.
+    pub(super) fn from(&self, hand: &Hand) -> Option<&Object> {
+        self.0.lower_bound(Bound::Included(&hand.object)).get()
+    }
+}
+
+/// How far the pages of files have been looked at.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(super) struct Hand {
+    pub(super) object: usize,
+    pub(super) page: u64,
+}
+
+impl Hand {
+    pub(super) const START: Self = Self { object: 0, page: 0 };
 }

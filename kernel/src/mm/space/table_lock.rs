@@ -4,9 +4,6 @@
 //!
 //! `kernel/loom` compiles this file.
 
-use granule_arch::addr::PhysAddr;
-
-use super::Space;
 use crate::mm::frame::Frame;
 #[cfg(debug_assertions)]
 use crate::smp::this_cpu;
@@ -17,25 +14,6 @@ use crate::sync::spin;
 /// The lock, held. Dropping it releases the lock.
 #[must_use = "dropping it releases the lock"]
 pub(super) struct TableGuard<'a, const RANK: Rank = { rank::TABLE }>(&'a Frame);
-
-impl Space {
-    /// Acquires the lock of `table`, which is one of this space.
-    #[inline(always)]
-    pub(super) fn lock_table(&self, table: PhysAddr) -> TableGuard<'_> {
-        self.lock(table)
-    }
-
-    /// As [`Self::lock_table`], for another table beside one whose lock is held. The areas are locked for writing, so
-    /// nothing else acquires two.
-    pub(super) fn lock_table_beside(&self, table: PhysAddr) -> TableGuard<'_, { rank::TABLE_BESIDE }> {
-        self.lock(table)
-    }
-
-    #[inline(always)]
-    fn lock<const RANK: Rank>(&self, table: PhysAddr) -> TableGuard<'_, RANK> {
-        TableGuard::lock(self.common.record(table))
-    }
-}
 
 impl<'a, const RANK: Rank> TableGuard<'a, RANK> {
     /// Acquires the lock in a frame's record.

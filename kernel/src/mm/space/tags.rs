@@ -19,9 +19,10 @@ use granule_arch::descriptor::{Descriptor, Protection};
 use granule_arch::{memory, mte};
 use granule_pgtable::Mmu;
 
+use super::address_space::Space;
 use super::code::may_need_frame;
 use super::entry::attributes;
-use super::{Space, Spaces};
+use super::spaces::Spaces;
 use crate::lab;
 use crate::mm::frame::{Frame, FrameAllocator};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};

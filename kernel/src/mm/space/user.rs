@@ -9,22 +9,12 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 
-use super::{Space, SpaceRef};
+use super::address_space::{ProgramHeap, Space, SpaceRef};
 use crate::mm::context::Context;
 use crate::mm::counted::Counted;
 use crate::mm::tlb::user::UserTlb;
 use crate::sched::{self, RwSem};
 use crate::smp::this_cpu;
-
-/// The heap, whose end `brk` moves. It belongs to the space: all threads and processes of the space share it (Linux:
-/// `mm->start_brk`, `mm->brk`).
-#[derive(Clone, Copy, PartialEq, Eq, Default, Debug)]
-pub struct ProgramHeap {
-    /// Address of its first byte.
-    pub start: u64,
-    /// Its end as the program requested it, in bytes: not rounded to pages.
-    pub end: u64,
-}
 
 /// A thread's use of a space (Linux: `mm_users`). Dropping the last one unmaps everything; a [`SpaceRef`] that remains
 /// then keeps the space, without its memory.

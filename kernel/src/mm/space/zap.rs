@@ -28,14 +28,16 @@ use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables, Stores};
 
-use super::area::{Area, Areas};
+use super::address_space::Space;
+use super::area::Area;
+use super::area::tree::Areas;
 use super::cells::TableCells;
 use super::entry::{EntryState, PLAIN_PAGE, is_page, state, uffd_wp_marker};
 use super::gather::Gather;
 use super::range::pages;
 use super::shmem::OF_OBJECT;
+use super::spaces::Spaces;
 use super::table_lock::TableGuard;
-use super::{Space, Spaces};
 use crate::lab;
 use crate::mm::kernel::Machine;
 use crate::sched::{self, relax};

@@ -14,16 +14,14 @@ use granule_pgtable::PageRange;
 use intrusive_collections::rbtree::{Cursor, CursorMut};
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
-pub(in crate::mm::space) use divide::ARENAS;
-use divide::Turns;
-
+use super::grants::Grants;
 use super::pools::{AreaPools, Spares};
+use super::turns::Turns;
 use super::{Area, AreaFlags, SEARCH_START};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::PoolBox;
-use crate::mm::space::Space;
+use crate::mm::space::address_space::Space;
 use crate::mm::space::error::{Refusal, SpaceError};
-use crate::mm::space::limits::Grants;
 use crate::mm::space::parts::Divisible;
 use crate::mm::space::range::STACK_GUARD;
 use crate::sched::relax;
@@ -78,7 +76,8 @@ pub(in crate::mm::space) struct Areas {
     room: usize,
     /// The part's share of the limits.
     pub(in crate::mm::space) grants: Grants,
-    turns: Turns,
+    /// Of the CPUs that change them.
+    pub(in crate::mm::space) turns: Turns,
 }
 
 // SAFETY: only the trees refer to their nodes, which come from a pool that every CPU may use, so they move together.

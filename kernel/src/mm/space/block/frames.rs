@@ -7,7 +7,7 @@ use granule_arch::addr::{PAGE, PhysAddr};
 use super::BlockTags;
 use crate::mm::frame::Frame;
 use crate::mm::page_block::{BLOCK_FRAMES, BlockState};
-use crate::mm::space::Spaces;
+use crate::mm::space::spaces::Spaces;
 use crate::mm::space::table_lock::TableGuard;
 use crate::mm::tag_storage::Unreserved;
 use crate::sched::relax;

@@ -17,11 +17,12 @@ use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_pgtable::{Mmu, Stores};
 
+use super::super::address_space::Space;
 use super::super::family::Origin;
 use super::super::migrate::Unmovable;
 use super::super::protect::may_be_written;
 use super::super::shmem::OF_OBJECT;
-use super::super::{Space, Spaces};
+use super::super::spaces::Spaces;
 use super::{broken, is_block};
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};

@@ -4,8 +4,8 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::{EnsureError, Mmu, PageRange, Stores, Visited};
 
-use super::super::Space;
-use super::super::userfault::MovedRegistration;
+use super::super::address_space::Space;
+use super::super::userfault::events::MovedRegistration;
 use super::broken;
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::BLOCK_SIZE;

@@ -4,11 +4,13 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Stores;
 
-use super::super::Space;
+use super::super::address_space::Space;
 use super::super::area::Area;
 use super::super::cells::BlockCell;
-use super::super::fault::FaultOutcome;
-use super::super::shmem::{BlockPages, FoundBlock, Object, order};
+use super::super::outcome::FaultOutcome;
+use super::super::shmem::Object;
+use super::super::shmem::block::BlockPages;
+use super::super::shmem::pages::{FoundBlock, order};
 use super::{broken, first_entry};
 use crate::mm::kernel::Machine;
 use crate::mm::page_block::BLOCK_SIZE;

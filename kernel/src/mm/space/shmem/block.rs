@@ -10,7 +10,8 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Descriptor;
 use granule_pgtable::Mmu;
 
-use super::{Found, FoundBlock, Object};
+use super::Object;
+use super::pages::{Found, FoundBlock};
 use crate::mm::OutOfMemory;
 use crate::mm::kernel::Machine;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};

@@ -19,46 +19,13 @@ use super::super::reclaim::Used;
 use super::super::used::{bits_of, for_each_used};
 use super::super::user::with_running_tlb;
 use super::super::zap::ZapFlags;
-use super::{LARGEST_OBJECT, Object, pages as entries};
+use super::{LARGEST_OBJECT, Object, Seals, pages as entries};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range as Change};
 use crate::mm::page_block::BLOCK_FRAMES;
 use crate::mm::tlb::user::TlbBatch;
 use crate::sched::{enlarge_shortage, relax};
 use crate::smp::Cpu;
-
-/// The changes that are refused for a file: bits, of which each is Linux's `F_SEAL_` of the same name.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Seals(pub u32);
-
-impl Seals {
-    /// More seals.
-    pub const SEAL: u32 = 1;
-    /// To become shorter.
-    pub const SHRINK: u32 = 2;
-    /// To become longer.
-    pub const GROW: u32 = 4;
-    /// To be written.
-    pub const WRITE: u32 = 8;
-    /// To be written but through the mappings that there are.
-    pub const FUTURE_WRITE: u32 = 16;
-    /// Another mode.
-    pub const EXEC: u32 = 32;
-    /// All of them.
-    pub const ALL: u32 = 63;
-    /// Those that keep its contents as they are.
-    const WRITES: u32 = Self::WRITE | Self::FUTURE_WRITE;
-
-    /// Whether it has one of `bits`.
-    const fn has(self, bits: u32) -> bool {
-        self.0 & bits != 0
-    }
-
-    /// Whether there must be no new shared mapping that may be written.
-    pub const fn refuse_writes(self) -> bool {
-        self.has(Self::WRITES)
-    }
-}
 
 /// Why a call on an object failed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

@@ -15,7 +15,7 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_pgtable::PageRange;
 use intrusive_collections::{Bound, KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
-use super::super::Space;
+use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags, Mapping};
 use super::super::range::pages;
 use crate::sched::relax;

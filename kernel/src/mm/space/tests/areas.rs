@@ -6,7 +6,9 @@ use granule_pgtable::PageRange;
 use proptest::prelude::*;
 
 use super::*;
-use crate::mm::space::area::{Areas, SEARCH_START, Spares};
+use crate::mm::space::area::SEARCH_START;
+use crate::mm::space::area::pools::Spares;
+use crate::mm::space::area::tree::Areas;
 use crate::mm::space::limits::{MOST_STACK_GAP, STACK_GAP, SpaceLimits, Terms};
 use crate::mm::space::range::STACK_GUARD;
 

@@ -7,7 +7,8 @@ use granule_arch::descriptor::Descriptor;
 
 use super::*;
 use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
-use crate::mm::space::fault::{FaultOutcome, serve};
+use crate::mm::space::fault::serve;
+use crate::mm::space::outcome::FaultOutcome;
 use crate::mm::space::{AreaAdvice, MappedFile, Move, Remap, Seals, SpaceLimits, Terms, WriteAt};
 
 /// Where the block of a space is.

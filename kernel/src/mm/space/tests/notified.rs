@@ -27,7 +27,7 @@ use granule_arch::tlbi::Instruction;
 use granule_pgtable::host::{CacheOperation, Operation};
 use granule_pgtable::{Mmu, Stores};
 
-use super::super::fault::{AllowedFault, FaultOutcome};
+use super::super::outcome::{AllowedFault, FaultOutcome};
 use super::super::{Access, SpaceRef, handle_fault};
 use super::{READ_EXECUTE, READ_WRITE, Rig, private};
 use crate::lab::{self, Lab};

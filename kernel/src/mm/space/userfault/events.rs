@@ -13,40 +13,18 @@
 use granule_arch::addr::VirtAddr;
 use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
 
-use super::super::area::{Area, AreaFlags, Areas};
+use super::super::address_space::{Space, SpaceRef};
+use super::super::area::tree::Areas;
+use super::super::area::{Area, AreaFlags};
 use super::super::entry::unprotected;
-use super::super::footprint::{Met, Tally};
 use super::super::range::{USER_END, USER_START, pages};
 use super::super::remap::Remap;
-use super::super::{Space, SpaceRef};
-use super::fault::PageFault;
-use super::{Features, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber};
+use super::super::tally::{Met, Tally};
+use super::{Features, Message, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::paged::PagedList;
 use crate::sched::relax;
-
-/// A message that a pager reads.
-#[derive(Clone, Debug)]
-pub enum Message {
-    /// A fault.
-    Fault(PageFault),
-    /// A fork: what serves the child's faults.
-    Fork(Counted<Userfaultfd>),
-    /// Mappings have moved.
-    Remap {
-        /// From there.
-        from: VirtAddr,
-        /// There.
-        to: VirtAddr,
-        /// So many bytes.
-        bytes: u64,
-    },
-    /// Pages are about to be discarded.
-    Remove(PageRange),
-    /// Mappings are gone.
-    Unmap(PageRange),
-}
 
 /// Whether what has moved is registered still.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,31 +8,21 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::Mmu;
 
-use super::super::Space;
+use super::super::access::{Access, allows};
+use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags};
 use super::super::entry::{EntryState, replace, state};
-use super::super::fault::{Access, AllowedFault, FaultError, FaultOutcome, allows, handle_fault};
+use super::super::error::FaultError;
+use super::super::fault::handle_fault;
 use super::super::look::{Glimpse, LockedEntry};
+use super::super::outcome::{AllowedFault, FaultOutcome};
 use super::super::range::pages;
-use super::Features;
 use super::queue::QueuedFault;
+use super::{Features, PageFault};
 use crate::chip::timer;
 use crate::lab;
 use crate::sched;
 use crate::smp::Cpu;
-
-/// A fault as a pager reads it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct PageFault {
-    /// Its address, or that of its page.
-    pub address: VirtAddr,
-    /// It is a store.
-    pub is_write: bool,
-    /// The page is there, and write-protected.
-    pub is_protected: bool,
-    /// The number of the thread, where that was asked for.
-    pub thread: Option<u32>,
-}
 
 /// The origin of an access that a pager has to serve.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

@@ -8,16 +8,15 @@
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, Protection};
 use granule_pgtable::{Mmu, PageRange, Stores};
-use thiserror::Error;
 
-use super::super::Space;
-use super::super::area::{Area, AreaFlags, Areas};
+use super::super::address_space::Space;
+use super::super::area::tree::Areas;
+use super::super::area::{Area, AreaFlags};
 use super::super::cells::EntryCell;
 use super::super::entry::{EntryState, attributes, read_only_attributes, rest_of_stale, state, written};
 use super::super::range::pages;
 use super::super::shmem::Object;
-use super::{UserfaultError, Userfaultfd, range_of_call};
-use crate::mm::OutOfMemory;
+use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
 use crate::mm::tlb::user::Leaf;
 use crate::sched::{self, relax};
 use crate::smp::Cpu;
@@ -32,29 +31,6 @@ pub enum Content {
     Zeros,
     /// Nothing: an access is SIGBUS (`BUS_MCEERR_AR`).
     Poison,
-}
-
-/// Why a page is not filled.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
-pub enum FillError {
-    /// As every call of a userfaultfd.
-    #[error(transparent)]
-    Call(#[from] UserfaultError),
-    /// Something is there.
-    #[error("a page is there")]
-    Exists,
-    /// The bytes cannot be read, or the object ends before.
-    #[error("the bytes cannot be read, or the object ends before")]
-    Fault,
-    /// A signal ends the program.
-    #[error("a signal ends the program")]
-    Interrupted,
-}
-
-impl From<OutOfMemory> for FillError {
-    fn from(_: OutOfMemory) -> Self {
-        Self::Call(UserfaultError::OutOfMemory)
-    }
 }
 
 /// A page that is to be installed.

@@ -35,11 +35,11 @@
 //! No lock is held while a thread waits.
 
 mod changes;
-mod events;
-mod fault;
-mod fill;
-mod protect;
-mod queue;
+pub(super) mod events;
+pub(super) mod fault;
+pub(super) mod fill;
+pub(super) mod protect;
+pub(super) mod queue;
 
 use core::fmt;
 use core::ops::Deref;
@@ -49,21 +49,14 @@ use granule_arch::addr::VirtAddr;
 use granule_pgtable::PageRange;
 use thiserror::Error;
 
-pub use events::Message;
-pub(super) use events::MovedRegistration;
-pub use events::PendingEvents;
-pub(super) use fault::is_missing;
-pub use fault::{FaultMode, PageFault};
-pub use fill::{Content, FillError};
-pub use protect::Mark;
-pub use queue::{ReadError, Reading};
-
-use super::area::{Area, AreaFlags, Areas};
+use super::address_space::{Space, SpaceHandle, SpaceRef};
+use super::area::tree::Areas;
+use super::area::{Area, AreaFlags};
 use super::error::SpaceError;
-use super::footprint::LastTally;
 use super::parts::Divisible as _;
 use super::range::{USER_END, USER_START, pages};
-use super::{Space, SpaceHandle, SpaceRef};
+use super::tally::LastTally;
+use super::userfault::queue::{ReadError, Reading};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::frame::FrameAllocator;
@@ -163,6 +156,73 @@ impl From<SpaceError> for UserfaultError {
         // Of a change of flags, that of records and of their number.
         Self::OutOfMemory
     }
+}
+
+/// Why a page is not filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
+pub enum FillError {
+    /// As every call of a userfaultfd.
+    #[error(transparent)]
+    Call(#[from] UserfaultError),
+    /// Something is there.
+    #[error("a page is there")]
+    Exists,
+    /// The bytes cannot be read, or the object ends before.
+    #[error("the bytes cannot be read, or the object ends before")]
+    Fault,
+    /// A signal ends the program.
+    #[error("a signal ends the program")]
+    Interrupted,
+}
+
+impl From<OutOfMemory> for FillError {
+    fn from(_: OutOfMemory) -> Self {
+        Self::Call(UserfaultError::OutOfMemory)
+    }
+}
+
+/// Whether a range becomes write-protected, or is so no more.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Mark {
+    /// The next store is a message.
+    Set,
+    /// Stores are served.
+    Clear,
+}
+
+/// A message that a pager reads.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// A fault.
+    Fault(PageFault),
+    /// A fork: what serves the child's faults.
+    Fork(Counted<Userfaultfd>),
+    /// Mappings have moved.
+    Remap {
+        /// From there.
+        from: VirtAddr,
+        /// There.
+        to: VirtAddr,
+        /// So many bytes.
+        bytes: u64,
+    },
+    /// Pages are about to be discarded.
+    Remove(PageRange),
+    /// Mappings are gone.
+    Unmap(PageRange),
+}
+
+/// A fault as a pager reads it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct PageFault {
+    /// Its address, or that of its page.
+    pub address: VirtAddr,
+    /// It is a store.
+    pub is_write: bool,
+    /// The page is there, and write-protected.
+    pub is_protected: bool,
+    /// The number of the thread, where that was asked for.
+    pub thread: Option<u32>,
 }
 
 /// The accesses that an area is registered for.

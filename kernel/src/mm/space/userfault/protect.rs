@@ -16,7 +16,7 @@ use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Stores, Tables, Visited};
 
-use super::super::Space;
+use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags};
 use super::super::cells::TableCells;
 use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
@@ -26,21 +26,12 @@ use super::super::protect::is_alike;
 use super::super::range::{is_of_few, pages};
 use super::super::table_lock::TableGuard;
 use super::super::used::{bits_of, note_all_used};
-use super::{Features, UserfaultError, Userfaultfd};
+use super::{Features, Mark, UserfaultError, Userfaultfd};
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::relax;
 use crate::smp::Cpu;
-
-/// Whether a range becomes write-protected, or is so no more.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Mark {
-    /// The next store is a message.
-    Set,
-    /// Stores are served.
-    Clear,
-}
 
 /// The change of marks of one area.
 #[derive(Clone, Copy)]

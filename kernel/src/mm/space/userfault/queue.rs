@@ -17,8 +17,7 @@ use core::ptr::NonNull;
 use granule_arch::addr::VirtAddr;
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 
-use super::events::Message;
-use super::fault::PageFault;
+use super::{Message, PageFault};
 use crate::sched::{self, PollQueue, ThreadRef, current, park, relax};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{IrqLock, rank};

@@ -13,94 +13,20 @@ use granule_pgtable::PageRange;
 
 use super::{Area, Areas, SEARCH_START};
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::mm::space::limits::share;
+use crate::mm::space::area::grants::{ARENAS, Amounts, share};
 use crate::mm::space::parts::Divisible;
 use crate::sched::relax;
-use crate::smp::CpuId;
 
-/// Which CPUs have changed the areas of a part.
-pub(super) struct Turns {
-    last: Turn,
-    /// The last of another CPU.
-    before: Turn,
-    /// Rises with each change by another CPU than the last, and falls with each by the same.
-    heat: u32,
-    /// The last one's number, where the heat is 0, and no CPU's otherwise.
-    quiet: u32,
-}
-
-/// A CPU, and where it has changed areas.
-#[derive(Clone, Copy)]
-struct Turn {
-    cpu: CpuId,
-    at: VirtAddr,
-}
-
-/// By how much a change of another CPU raises [`Turns::heat`], and from where on the part should be divided: two or three
-/// of them, with few others in between.
-const TURN: u32 = 4;
-const HOT: u32 = 8;
-
-impl Turns {
-    /// Of a part that begins at `start`, and that no CPU has changed yet.
-    pub(super) const fn none(start: VirtAddr) -> Self {
-        Self { heat: 0, ..Self::new(Turn { cpu: CpuId(0), at: start }) }
-    }
-
-    /// After one turn, of a part that CPUs may be changing in turn: the next one of another CPU shows it.
-    const fn new(last: Turn) -> Self {
-        Self { last, before: last, heat: HOT - TURN, quiet: u32::MAX }
-    }
-
-    #[cold]
-    #[inline(never)]
-    fn note(&mut self, turn: Turn) -> bool {
-        if self.last.cpu == turn.cpu {
-            self.heat = self.heat.saturating_sub(1);
-        } else {
-            self.before = self.last;
-            self.heat = (self.heat + TURN).min(2 * HOT);
-        }
-        self.last = turn;
-        self.quiet = if self.heat == 0 { turn.cpu.0 } else { u32::MAX };
-        self.heat >= HOT
-    }
-
-    /// The lower and the higher one.
-    fn by_address(&self) -> [Turn; 2] {
-        if self.last.at < self.before.at { [self.last, self.before] } else { [self.before, self.last] }
-    }
-}
-
-/// The part of a gap that is an arena, and the least that is worth one.
-pub(in crate::mm::space) const ARENAS: u64 = 16;
+/// The least part of a gap that is worth an arena.
 const LEAST_ARENA: u64 = 1 << 30;
 
 /// Where parts should be divided, and may be.
 impl Areas {
-    /// Notes that `cpu` changes them at `at`. Returns whether CPUs do so in turn.
-    #[inline(always)]
-    pub(in crate::mm::space) fn note_turn(&mut self, cpu: CpuId, at: VirtAddr) -> bool {
-        // Nearly always.
-        if self.turns.quiet == cpu.0 { false } else { self.turns.note(Turn { cpu, at }) }
-    }
-
-    /// Whether CPUs change them in turn, and `cpu` was not the last.
-    #[inline(always)]
-    pub(in crate::mm::space) fn is_contended(&self, cpu: CpuId) -> bool {
-        self.turns.heat + TURN >= HOT && self.turns.last.cpu != cpu
-    }
-
-    /// Called where they were divided, or cannot be: a few turns go by before the next attempt.
-    pub(in crate::mm::space) fn cool(&mut self) {
-        (self.turns.heat, self.turns.quiet) = (HOT - TURN, u32::MAX);
-    }
-
     /// An address at which to divide them, between where the last two CPUs worked.
     pub(in crate::mm::space) fn border(&self) -> Option<VirtAddr> {
         /// How many areas are passed in search of a gap.
         const TRIES: usize = 8;
-        let [low, high] = self.turns.by_address().map(|turn| turn.at);
+        let [low, high] = self.turns.places();
         let (mut above, mut top) = (self.ending_above(high), high);
         for _ in 0..TRIES {
             top = above.get().map_or(top, |area| top.min(area.highest_border()));
@@ -196,15 +122,17 @@ impl Divisible for Areas {
         let unused = self.room - (self.count + above.count);
         above.room = above.count + share(unused as u64, self.count as u64, above.count as u64) as usize;
         self.room -= above.room;
-        (self.grants, above.grants) = self.grants.split(self, above);
-        let [low, high] = self.turns.by_address();
-        self.turns = Turns::new(if low.at < at { low } else { Turn { at: self.start, ..low } });
-        above.turns = Turns::new(if high.at >= at { high } else { Turn { at, ..high } });
+        (self.grants, above.grants) = self.grants.split(self.amounts(), above.amounts());
+        (self.turns, above.turns) = self.turns.split(self.start, at);
     }
 }
 
 /// How parts exchange areas.
 impl Areas {
+    const fn amounts(&self) -> Amounts {
+        Amounts { space: self.total, data: self.data }
+    }
+
     /// Exchanges all areas.
     fn exchange(&mut self, other: &mut Self) {
         swap(&mut self.tree, &mut other.tree);

@@ -12,7 +12,8 @@ use granule_arch::descriptor::bits;
 use super::pressure::TakenFrames;
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::fault::{FaultOutcome, serve};
+use crate::mm::space::fault::serve;
+use crate::mm::space::outcome::FaultOutcome;
 use crate::mm::space::shmem::OF_OBJECT;
 use crate::mm::space::{FaultError, Locking, MappedFile, Object, Seals, Terms, WriteAt};
 
