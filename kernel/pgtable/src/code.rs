@@ -12,6 +12,7 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
+use crate::geometry::Geometry;
 use crate::mmu::{Feature, Mmu, Stores};
 use crate::permission::Change;
 use crate::range::PageRange;
@@ -81,7 +82,7 @@ impl<'t, M: Stores> Visitor<'t, M> for Cleaning<'_> {
 
     fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
         let leaves = leading_leaves(mmu, run);
-        let size = 1 << <M::Geometry as crate::Geometry>::shift(run.level);
+        let size = 1 << M::Geometry::shift(run.level);
         for (index, cell) in run.leading(leaves).iter().enumerate() {
             let old = mmu.load(cell);
             self.unmapped |= !old.is_valid();

@@ -7,8 +7,8 @@
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
-use crate::Error;
 use crate::cursor::{Cursor, Marks, complete_unlinking};
+use crate::error::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Stores};

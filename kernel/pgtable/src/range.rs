@@ -5,7 +5,7 @@ use core::marker::PhantomData;
 
 use granule_arch::addr::VirtAddr;
 
-use crate::Error;
+use crate::error::Error;
 use crate::geometry::{Geometry, Granule4K};
 
 /// Pages of virtual memory, one after the other.

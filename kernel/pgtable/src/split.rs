@@ -43,8 +43,8 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
-use crate::Error;
 use crate::cursor::{Cursor, Marks};
+use crate::error::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Stores, Survey, Table};
 use crate::range::PageRange;

@@ -6,7 +6,7 @@
 use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::Descriptor;
 
-use crate::Error;
+use crate::error::Error;
 use crate::geometry::LAST_LEVEL;
 use crate::mmu::{Mmu, Stores, Table};
 use crate::source::TableSource;

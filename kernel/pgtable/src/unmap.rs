@@ -15,8 +15,8 @@ use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 use granule_arch::tlbi::LevelHint;
 
-use crate::Error;
 use crate::cursor::Marks;
+use crate::error::Error;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;

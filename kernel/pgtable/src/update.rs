@@ -11,9 +11,9 @@
 
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
-use crate::Error;
 use crate::code;
 use crate::cursor::Marks;
+use crate::error::Error;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};

@@ -8,8 +8,8 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::Descriptor;
 
-use crate::Error;
 use crate::cursor::{Cursor, Marks, clear_all};
+use crate::error::Error;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::Mmu;
 use crate::range::PageRange;
