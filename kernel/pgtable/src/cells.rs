@@ -342,25 +342,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
     /// and no cell of the tree that was found before ([`Self::cell`] and its kin) is used afterwards, those of the root
     /// excepted.
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
-    pub unsafe fn dismantle(&self, invalidate: impl FnOnce(), out: impl FnMut(Dismantled)) {
-        self.take_apart::<true>(invalidate, out);
-    }
-
-    /// As [`Self::dismantle`], for an owner who knows what the last-level entries had: these are not looked at.
-    ///
-    /// # Safety
-    /// As for [`Self::dismantle`].
-    #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
-    pub unsafe fn dismantle_tables(&self, invalidate: impl FnOnce(), mut out: impl FnMut(PhysAddr)) {
-        self.take_apart::<false>(invalidate, |taken| {
-            if let Dismantled::Table(table) = taken {
-                out(table);
-            }
-        });
-    }
-
-    #[inline(always)]
-    fn take_apart<const ENTRIES: bool>(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
+    pub unsafe fn dismantle(&self, invalidate: impl FnOnce(), mut out: impl FnMut(Dismantled)) {
         let mmu = self.mmu();
         let root = mmu.table(self.root());
         for_each_used(mmu, root, |cell, _| {
@@ -370,7 +352,7 @@ impl<'a, M: Stores> PageTables<'a, M> {
         invalidate();
         for_each_used(mmu, root, |cell, entry| {
             mmu.store(cell, Descriptor::EMPTY);
-            hand_out::<ENTRIES, M>(mmu, Table::new(entry.address(), self.root().level() + 1), &mut out);
+            hand_out(mmu, Table::new(entry.address(), self.root().level() + 1), &mut out);
         });
     }
 }
@@ -388,18 +370,16 @@ pub enum Dismantled {
 
 // Inlined into itself, level by level, it would be eight times as large.
 #[inline(never)]
-fn hand_out<const ENTRIES: bool, M: Mmu>(mmu: &M, table: Table<M::Geometry>, out: &mut impl FnMut(Dismantled)) {
-    if ENTRIES || table.level() != LAST_LEVEL {
-        for_each_used(mmu, mmu.table(table), |_, entry| {
-            if table.level() == LAST_LEVEL {
-                out(Dismantled::Entry(entry));
-            } else if !entry.is_table() {
-                out(Dismantled::Block(entry, table.address()));
-            } else {
-                hand_out::<ENTRIES, M>(mmu, Table::new(entry.address(), table.level() + 1), out);
-            }
-        });
-    }
+fn hand_out<M: Mmu>(mmu: &M, table: Table<M::Geometry>, out: &mut impl FnMut(Dismantled)) {
+    for_each_used(mmu, mmu.table(table), |_, entry| {
+        if table.level() == LAST_LEVEL {
+            out(Dismantled::Entry(entry));
+        } else if !entry.is_table() {
+            out(Dismantled::Block(entry, table.address()));
+        } else {
+            hand_out(mmu, Table::new(entry.address(), table.level() + 1), out);
+        }
+    });
     out(Dismantled::Table(table.address()));
 }
 

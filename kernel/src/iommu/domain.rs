@@ -15,7 +15,7 @@ use granule_arch::interrupts;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{
-    Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Stores, Table, TableSource, Tables, Tlb,
+    Dismantled, Geometry, Granule4K, Invalidation, Mmu, PageRange, PageTables, Stores, Table, TableSource, Tables, Tlb,
 };
 use granule_smmuv3::{Scope, Smmu};
 
@@ -113,13 +113,16 @@ impl Domain {
     /// Gives back all tables. No stream is translated by them any more.
     pub(super) fn dismantle(&self, cpu: &Cpu, smmu: &Smmu<Port>) {
         let forget = || with_interrupts_masked(|| smmu.invalidate_asid(self.asid));
-        let out = |table| {
-            self.tables.fetch_sub(1, Ordering::Relaxed);
-            self.frames.free(cpu, table);
+        // The owner of each frame is recorded elsewhere.
+        let out = |out| {
+            if let Dismantled::Table(table) = out {
+                self.tables.fetch_sub(1, Ordering::Relaxed);
+                self.frames.free(cpu, table);
+            }
         };
         // SAFETY: no stream is translated by the tree, and its device is gone: nothing maps or unmaps in it any more.
         // The SMMU's entries are invalidated by the ASID.
-        unsafe { self.page_tables().dismantle_tables(forget, out) };
+        unsafe { self.page_tables().dismantle(forget, out) };
         self.frames.free(cpu, self.root());
     }
 
