@@ -137,12 +137,6 @@
 //! }
 //! ```
 //! ```compile_fail,E0599
-//! # use granule_pgtable::{Change, Lazy, Mmu, PageRange, PageTables, RefuseSplits};
-//! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
-//!     let _ = tables.update_at_once(&Lazy::new(tables.mmu()), range, &Change::READ_WRITE, &mut RefuseSplits);
-//! }
-//! ```
-//! ```compile_fail,E0599
 //! # use granule_pgtable::{Change, Mmu, PageRange, PageTables, RefuseSplits};
 //! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
 //!     let _ = tables.look(range, &Change::READ_WRITE, &mut RefuseSplits);
@@ -154,11 +148,11 @@
 //!     let _ = tables.check(range, Change::READ_WRITE, &mut RefuseSplits);
 //! }
 //! ```
-//! ```compile_fail,E0599
-//! # use granule_pgtable::{Change, Mmu, PageRange, PageTables};
+//! ```compile_fail,E0277
+//! # use granule_pgtable::{LastTable, Mmu, PageRange, PageTables};
 //! fn update<M: Mmu>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) {
-//!     let table = tables.last_table_of(range.start()).unwrap();
-//!     let _ = table.update_page(range.start(), &Change::READ_WRITE);
+//!     let mut table = LastTable::none(tables.mmu());
+//!     let _ = table.find(tables, range.start());
 //! }
 //! ```
 //! ```compile_fail,E0599
@@ -183,7 +177,7 @@
 //! ```
 //! # use granule_arch::{addr::PhysAddr, descriptor::{Attributes, MemoryType}};
 //! # use granule_pgtable::{Change, EnsureError, Lazy, Leaves, Lockless, PageRange, PageTables, RefuseSplits, Shape};
-//! # use granule_pgtable::{Stores, TableSource, Tlb};
+//! # use granule_pgtable::{LastTable, Stores, TableSource, Tlb};
 //! fn change<M: Stores>(
 //!     tables: PageTables<'_, M>,
 //!     range: PageRange<M::Geometry>,
@@ -200,10 +194,10 @@
 //!     let _ = tables.unmap_lazily(range, 0, 0);
 //!     let _ = tables.begin_unmap(range);
 //!     let _ = tables.update(&lazy, range, Change::READ_WRITE, RefuseSplits);
-//!     let _ = tables.update_at_once(&lazy, range, &Change::READ_WRITE, &mut RefuseSplits);
 //!     let _ = tables.look(range, &Change::READ_WRITE, &mut RefuseSplits);
 //!     let _ = tables.check(range, Change::READ_WRITE, &mut RefuseSplits);
-//!     let _ = tables.last_table_of(range.start()).map(|table| table.update_page(range.start(), &Change::READ_WRITE));
+//!     let mut table = LastTable::none(tables.mmu());
+//!     let _ = (table.find(tables, range.start()), table.update_page(range.start(), &Change::READ_WRITE));
 //!     let _ = tables.split(range, &Lockless, source);
 //!     let _ = tables.ensure_cell(range.start(), source, || Ok::<(), EnsureError>(()));
 //!     let _ = tables.ensure_block_cell(range.start(), source);

@@ -12,12 +12,12 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
 
+use crate::cursor::Marks;
 use crate::geometry::Geometry;
 use crate::mmu::{Feature, Mmu, Stores};
 use crate::permission::Change;
 use crate::range::PageRange;
 use crate::tables::PageTables;
-use crate::visit::{Next, Run, Visitor, leading_leaves};
 
 /// Beyond this many bytes the instruction caches are emptied as a whole: each line is a broadcast of its own, and 512
 /// of 64 bytes are where Linux and KVM stop naming them too.
@@ -46,9 +46,30 @@ pub(crate) fn is_visible_as_stored<M: Mmu>(mmu: &M) -> bool {
 #[cold]
 fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>, change: &Change) {
     let mmu = tables.mmu();
-    let mut cleaning = Cleaning { change, found: None, unmapped: false };
-    let Ok(()) = tables.visit(range, &mut cleaning);
-    let Some((first, last)) = cleaning.found else { return };
+    // The first and the last address of what becomes executable; and whether the range has a leaf that is not valid.
+    let (mut found, mut unmapped) = (None, false);
+    for run in tables.runs(range, Marks::Keep) {
+        let size = M::Geometry::entry_size(run.level);
+        for (index, cell) in run.cells().iter().enumerate() {
+            let old = mmu.load(cell);
+            unmapped |= !old.is_valid();
+            if run.inherited & bits::PXNTABLE != 0 || !becomes_executable(change, old) {
+                continue;
+            }
+            let first = run.address(index);
+            if !mmu.has(Feature::Idc) {
+                if old.is_valid() {
+                    // SAFETY: 1. The leaf is valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of
+                    // the change owns it (there, 1).
+                    unsafe { mmu.clean_code(first, size) };
+                } else {
+                    clean_invalid(mmu, cell, old, first, size, change);
+                }
+            }
+            found = Some((found.map_or(first, |(first, _)| first), VirtAddr(first.0 + (size - 1))));
+        }
+    }
+    let Some((first, last)) = found else { return };
     // The cleans are complete, or with IDC the stores themselves, before the instruction caches are invalidated.
     mmu.dsb_ish();
     if mmu.has(Feature::Dic) {
@@ -57,7 +78,7 @@ fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>
     let bytes = last.0 - first.0 + 1;
     // By address only where every address is mapped, since IC IVAU may fault on one that is not; and by the address
     // that the code runs at, because a cache that is indexed by it may miss lines that another alias names.
-    if cleaning.unmapped || bytes > NAMED_LINE_BY_LINE {
+    if unmapped || bytes > NAMED_LINE_BY_LINE {
         mmu.invalidate_all_code();
     } else {
         // SAFETY: 1. Each leaf was found valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of the
@@ -66,44 +87,6 @@ fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>
     }
     // The invalidation is complete everywhere before the entry can be walked.
     mmu.dsb_ish();
-}
-
-/// Cleans each stretch of leaves that become executable.
-struct Cleaning<'a> {
-    change: &'a Change,
-    /// The first and the last address of what becomes executable.
-    found: Option<(VirtAddr, VirtAddr)>,
-    /// Whether the range has a leaf that is not valid.
-    unmapped: bool,
-}
-
-impl<'t, M: Stores> Visitor<'t, M> for Cleaning<'_> {
-    type Error = core::convert::Infallible;
-
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
-        let leaves = leading_leaves(mmu, run);
-        let size = 1 << M::Geometry::shift(run.level);
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
-            let old = mmu.load(cell);
-            self.unmapped |= !old.is_valid();
-            if run.inherited & bits::PXNTABLE != 0 || !becomes_executable(self.change, old) {
-                continue;
-            }
-            let first = run.address(index);
-            let last = VirtAddr(first.0 + (size - 1));
-            if !mmu.has(Feature::Idc) {
-                if old.is_valid() {
-                    // SAFETY: 1. The leaf is valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of
-                    // the change owns it (there, 1).
-                    unsafe { mmu.clean_code(first, size) };
-                } else {
-                    clean_invalid(mmu, cell, old, first, size, self.change);
-                }
-            }
-            self.found = Some((self.found.map_or(first, |(first, _)| first), last));
-        }
-        Ok(Next::Entries(leaves))
-    }
 }
 
 /// Cleans a leaf that is present-invalid: DC CVAU faults on it, and no other mapping of the memory need be valid. So it

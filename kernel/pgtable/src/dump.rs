@@ -1,16 +1,16 @@
 //! A listing of the mappings, as ranges of like leaves.
 
-use core::convert::Infallible;
 use core::fmt;
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Kind, bits};
 
+use crate::cursor::Marks;
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::{Mmu, Survey};
 use crate::range::PageRange;
+use crate::runs::{Run, leaf_size};
 use crate::tables::PageTables;
-use crate::visit::{Next, Run, Visitor, leading_leaves, leaf_size};
 
 /// Leaves that follow one another in virtual memory, of one size, with the same attributes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -165,7 +165,7 @@ impl<M: Mmu> PageTables<'_, M> {
     #[inline(never)]
     pub fn dump(&self, range: PageRange<M::Geometry>, extent: impl FnMut(&Extent)) -> LeafTotals {
         let mut coalescing = Coalescing { extent, current: None, totals: LeafTotals::default() };
-        let Ok(()) = self.visit(range, &mut coalescing);
+        self.runs(range, Marks::Keep).for_each(|run| coalescing.run(self.mmu(), &run));
         coalescing.end();
         coalescing.totals
     }
@@ -176,41 +176,6 @@ struct Coalescing<F: FnMut(&Extent)> {
     extent: F,
     current: Option<Extent>,
     totals: LeafTotals,
-}
-
-impl<'t, M: Mmu, F: FnMut(&Extent)> Visitor<'t, M> for Coalescing<F> {
-    type Error = Infallible;
-
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Infallible> {
-        let leaves = leading_leaves(mmu, run);
-        let in_group = M::Geometry::group_entries(run.level) - 1;
-        let mut group_fault = None;
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
-            let place = run.first + index;
-            if index == 0 || place & in_group == 0 {
-                let group = run.table.get(place & !in_group..=place | in_group);
-                group_fault = group.and_then(|group| fault_of_group(mmu, group, run.level));
-            }
-            let entry = mmu.load(cell);
-            match entry.kind(M::Geometry::level_entries(run.level)) {
-                Kind::Leaf => self.leaf(Extent {
-                    start: run.address(index),
-                    size: M::Geometry::entry_size(run.level),
-                    physical: entry.address(),
-                    physically_contiguous: true,
-                    // Not a mark of a collapse that is under way.
-                    attributes: Descriptor(entry.without_address().0 & !bits::COLLAPSING),
-                    leaf_size: leaf_size::<M::Geometry>(entry, run.level),
-                    level: run.level,
-                    execution_forbidden_above: run.inherited & bits::PXNTABLE != 0,
-                    group_fault,
-                }),
-                // A table may have been linked since the run was measured: the next dump shows what is below it.
-                Kind::None | Kind::Table => self.end(),
-            }
-        }
-        Ok(Next::Entries(leaves))
-    }
 }
 
 /// The fault of `group`, all entries of a naturally aligned group at `level`; `None` also where none of them has
@@ -249,6 +214,35 @@ const fn may_differ(found: Survey) -> u64 {
 }
 
 impl<F: FnMut(&Extent)> Coalescing<F> {
+    fn run<M: Mmu>(&mut self, mmu: &M, run: &Run<'_, M>) {
+        let in_group = M::Geometry::group_entries(run.level) - 1;
+        let mut group_fault = None;
+        for (index, cell) in run.cells().iter().enumerate() {
+            let place = run.first + index;
+            if index == 0 || place & in_group == 0 {
+                let group = run.table.get(place & !in_group..=place | in_group);
+                group_fault = group.and_then(|group| fault_of_group(mmu, group, run.level));
+            }
+            let entry = mmu.load(cell);
+            match entry.kind(M::Geometry::level_entries(run.level)) {
+                Kind::Leaf => self.leaf(Extent {
+                    start: run.address(index),
+                    size: M::Geometry::entry_size(run.level),
+                    physical: entry.address(),
+                    physically_contiguous: true,
+                    // Not a mark of a collapse that is under way.
+                    attributes: Descriptor(entry.without_address().0 & !bits::COLLAPSING),
+                    leaf_size: leaf_size::<M::Geometry>(entry, run.level),
+                    level: run.level,
+                    execution_forbidden_above: run.inherited & bits::PXNTABLE != 0,
+                    group_fault,
+                }),
+                // A table may have been linked since the run was measured: the next dump shows what is below it.
+                Kind::None | Kind::Table => self.end(),
+            }
+        }
+    }
+
     fn leaf(&mut self, next: Extent) {
         self.totals.add(next.level, next.attributes.is_contiguous(), next.leaf_size, next.size);
         match &mut self.current {

@@ -4,7 +4,6 @@
 //! bit in some entries only. Present-invalid groups are held to the same rule as valid ones, because one change makes
 //! them valid again.
 
-use core::convert::Infallible;
 use core::fmt;
 use core::ops::Range;
 
@@ -12,12 +11,12 @@ use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Kind, bits};
 
 use crate::collapse::for_each_larger;
+use crate::cursor::Marks;
 use crate::dump::{Extent, GroupFault, Row, Size};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::mmu::Mmu;
 use crate::range::PageRange;
 use crate::tables::PageTables;
-use crate::visit::{Next, Run as Entries, Visitor, leading_leaves};
 
 /// Leaves that follow one another in virtual memory, with the same finding.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -166,37 +165,27 @@ struct ValidLeaf {
 }
 
 /// Calls `each` for all of them in `range`.
-struct ValidLeaves<'a>(&'a mut dyn FnMut(&ValidLeaf));
-
-impl<'t, M: Mmu> Visitor<'t, M> for ValidLeaves<'_> {
-    type Error = Infallible;
-
-    fn visit(&mut self, mmu: &'t M, run: &Entries<'t, M>) -> Result<Next, Infallible> {
-        let leaves = leading_leaves(mmu, run);
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
-            let entry = mmu.load(cell);
-            if !entry.is_valid() || entry.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
-                continue;
-            }
-            let first = entry.address().0;
-            (self.0)(&ValidLeaf {
-                start: run.address(index),
-                frames: first..first + M::Geometry::entry_size(run.level),
-                is_writable: entry.is_writable() || entry.may_be_written(),
-                is_executable: entry.is_executable() && run.inherited & bits::PXNTABLE == 0,
-            });
-        }
-        Ok(Next::Entries(leaves))
-    }
-}
-
 #[inline(never)]
 fn each_valid_leaf<M: Mmu>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     each: &mut dyn FnMut(&ValidLeaf),
 ) {
-    let Ok(()) = tables.visit(range, &mut ValidLeaves(each));
+    for run in tables.runs(range, Marks::Keep) {
+        for (index, cell) in run.cells().iter().enumerate() {
+            let entry = tables.mmu().load(cell);
+            if !entry.is_valid() || entry.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
+                continue;
+            }
+            let first = entry.address().0;
+            each(&ValidLeaf {
+                start: run.address(index),
+                frames: first..first + M::Geometry::entry_size(run.level),
+                is_writable: entry.is_writable() || entry.may_be_written(),
+                is_executable: entry.is_executable() && run.inherited & bits::PXNTABLE == 0,
+            });
+        }
+    }
 }
 
 /// Calls `each` with the address and size of each leaf in `range` that EL1 may write, and may execute only at another

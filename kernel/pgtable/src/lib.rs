@@ -68,6 +68,7 @@ mod operation;
 mod permission;
 mod range;
 pub mod reclaim;
+mod runs;
 mod source;
 mod split;
 mod stale;
@@ -75,7 +76,6 @@ mod table_list;
 mod tables;
 mod unmap;
 mod update;
-mod visit;
 mod walk;
 
 pub use granule_arch;

@@ -16,33 +16,31 @@ use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Stores, Survey};
 use crate::permission::Change;
 use crate::range::PageRange;
+use crate::runs::{Run, SoleRun};
 use crate::split::{Cut, CutLeaves, RefuseSplits, Splitter, cuts_a_group};
 use crate::tables::PageTables;
-use crate::visit::{Run, SoleRun};
 
 impl<'t, M: Stores> PageTables<'t, M> {
-    /// [`Self::update`] where one look is enough: the leaves of `range` are pages, or blocks, of one table and alike,
-    /// and nothing is in the way but a leaf that the splitter has split. `None`: nothing was changed.
+    /// The first half of [`Self::update`] where one look is enough: the leaves of `range` are pages, or blocks, of one
+    /// table and alike, and nothing is in the way but a leaf that the splitter has split. Stores nothing, except splits.
+    /// `None`: it takes more than a look.
+    ///
+    /// It is inlined for each kind of change, so that nothing of [`Ready`] lies in memory.
     #[inline(always)]
-    pub fn update_at_once(
-        &self,
-        lazy: &Lazy<'_, M>,
-        range: PageRange<M::Geometry>,
-        change: &Change,
-        splitter: &mut impl Splitter<M>,
-    ) -> Option<Flush<M::Geometry>> {
-        first_look(self, range, change, splitter, Commit(lazy))
-    }
-
-    /// As [`Self::update_at_once`], but stores nothing, except splits: for a change that others must come before.
-    #[inline(always)]
-    pub fn look(
+    pub fn look<S: Splitter<M>>(
         &self,
         range: PageRange<M::Geometry>,
         change: &Change,
-        splitter: &mut impl Splitter<M>,
+        splitter: &mut S,
     ) -> Option<Ready<'t, M>> {
-        first_look(self, range, change, splitter, Keep)
+        if !S::SPLITS {
+            let run = self.sole_run(range)?;
+            return look_at(self, &run, LAST_LEVEL, range, change, splitter);
+        }
+        match self.sole_run_of_leaves(range)? {
+            SoleRun::Pages(run) => look_at(self, &run, LAST_LEVEL, range, change, splitter),
+            SoleRun::Blocks(run) => look_at(self, &run, LAST_LEVEL - 1, range, change, splitter),
+        }
     }
 }
 
@@ -113,62 +111,16 @@ impl<'t, M: Stores> Ready<'t, M> {
     }
 }
 
-/// The caller's part of a first look, in place of a closure: these are always inlined, closures are not.
-pub(crate) trait Act<'t, M: Stores, T> {
-    fn take(self, ready: Ready<'t, M>) -> T;
-}
-
-/// The change is made.
-pub(crate) struct Commit<'a, 'm, M: Stores>(pub(crate) &'a Lazy<'m, M>);
-
-impl<'t, M: Stores> Act<'t, M, Flush<M::Geometry>> for Commit<'_, '_, M> {
-    #[inline(always)]
-    fn take(self, ready: Ready<'t, M>) -> Flush<M::Geometry> {
-        ready.commit(self.0)
-    }
-}
-
-/// The change is made later.
-struct Keep;
-
-impl<'t, M: Stores> Act<'t, M, Ready<'t, M>> for Keep {
-    #[inline(always)]
-    fn take(self, ready: Ready<'t, M>) -> Ready<'t, M> {
-        ready
-    }
-}
-
-/// The first look at a range, see [`PageTables::update_at_once`]: `act` is called where the change may be made. It is
-/// inlined for each kind of change, so that nothing of [`Ready`] lies in memory.
-#[inline(always)]
-pub(crate) fn first_look<'t, M: Stores, S: Splitter<M>, T>(
-    tables: &PageTables<'t, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    splitter: &mut S,
-    act: impl Act<'t, M, T>,
-) -> Option<T> {
-    if !S::SPLITS {
-        let run = tables.sole_run(range)?;
-        return look_at(tables, &run, LAST_LEVEL, range, change, splitter, act);
-    }
-    match tables.sole_run_of_leaves(range)? {
-        SoleRun::Pages(run) => look_at(tables, &run, LAST_LEVEL, range, change, splitter, act),
-        SoleRun::Blocks(run) => look_at(tables, &run, LAST_LEVEL - 1, range, change, splitter, act),
-    }
-}
-
 /// The first look at the entries of `run`, which are all of `range`, or a block that has it.
 #[inline(always)]
-fn look_at<'t, M: Stores, S: Splitter<M>, T>(
+fn look_at<'t, M: Stores, S: Splitter<M>>(
     tables: &PageTables<'t, M>,
     run: &Run<'t, M>,
     level: u8,
     range: PageRange<M::Geometry>,
     change: &Change,
     splitter: &mut S,
-    act: impl Act<'t, M, T>,
-) -> Option<T> {
+) -> Option<Ready<'t, M>> {
     let (mmu, cells) = (tables.mmu(), run.cells());
     if change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
         return None;
@@ -192,9 +144,9 @@ fn look_at<'t, M: Stores, S: Splitter<M>, T>(
         match look_at_page::<M, S>(mmu, run.table, run.first, change) {
             PageLook::Change { old, new } => {
                 let cells = slice::from_ref(run.entry(run.first));
-                return Some(act.take(ready(cells, old.0 ^ new.0, new, true)));
+                return Some(ready(cells, old.0 ^ new.0, new, true));
             }
-            PageLook::Unchanged => return Some(act.take(ready(cells, 0, Descriptor::EMPTY, false))),
+            PageLook::Unchanged => return Some(ready(cells, 0, Descriptor::EMPTY, false)),
             PageLook::Cut(old) if S::SPLITS => Survey::NOTHING.with(old),
             PageLook::Cut(_) | PageLook::Undecided => return None,
         }
@@ -209,7 +161,7 @@ fn look_at<'t, M: Stores, S: Splitter<M>, T>(
         Uniform::Not => return None,
         // An invalidation may be pending all the same: the general way decides.
         Uniform::Unchanged if change.makes_invalid() => return None,
-        Uniform::Unchanged => return Some(act.take(ready(cells, 0, Descriptor::EMPTY, false))),
+        Uniform::Unchanged => return Some(ready(cells, 0, Descriptor::EMPTY, false)),
         Uniform::Flip { from, to } => (from.0 ^ to.0, to),
     };
     if S::LIVE_SPLITS
@@ -225,7 +177,7 @@ fn look_at<'t, M: Stores, S: Splitter<M>, T>(
     if change.may_make_code_of(found.all) && !code::is_visible_as_stored(mmu) {
         return None;
     }
-    Some(act.take(ready(cells, flip, to, false)))
+    Some(ready(cells, flip, to, false))
 }
 
 /// The result of a look at a page.
@@ -300,21 +252,12 @@ pub enum PageUpdate {
     TakesMore,
 }
 
-impl<'t, M: Stores> PageTables<'t, M> {
-    /// A last-level table that translates nothing.
-    #[inline(always)]
-    pub const fn no_last_table(&self) -> LastTable<'t, M> {
-        // In neither half of the address space, and farther from both than a table reaches.
-        LastTable { mmu: self.mmu(), start: 1 << 62, cells: &[] }
-    }
-
-    /// The last-level table that translates `address`, to change pages in; `None` where there is a block, or nothing.
-    #[inline(never)]
-    pub fn last_table_of(&self, address: VirtAddr) -> Option<LastTable<'t, M>> {
-        let place = Cursor::at_root(self).down_to(LAST_LEVEL, address, Marks::Clear).ok()?;
-        let start = address.align_down(M::Geometry::entry_size(LAST_LEVEL - 1)).0;
-        Some(LastTable { mmu: self.mmu(), start, cells: place.cells() })
-    }
+/// The last-level table that translates `address`, to change pages in; `None` where there is a block, or nothing.
+#[inline(never)]
+fn last_table_of<'t, M: Stores>(tables: PageTables<'t, M>, address: VirtAddr) -> Option<LastTable<'t, M>> {
+    let place = Cursor::at_root(&tables).down_to(LAST_LEVEL, address, Marks::Clear).ok()?;
+    let start = address.align_down(M::Geometry::entry_size(LAST_LEVEL - 1)).0;
+    Some(LastTable { mmu: tables.mmu(), start, cells: place.cells() })
 }
 
 impl<M: Stores> Clone for LastTable<'_, M> {
@@ -325,7 +268,24 @@ impl<M: Stores> Clone for LastTable<'_, M> {
 
 impl<M: Stores> Copy for LastTable<'_, M> {}
 
-impl<M: Stores> LastTable<'_, M> {
+impl<'t, M: Stores> LastTable<'t, M> {
+    /// None yet: it translates nothing.
+    #[inline(always)]
+    pub const fn none(mmu: &'t M) -> Self {
+        // In neither half of the address space, and farther from both than a table reaches.
+        Self { mmu, start: 1 << 62, cells: &[] }
+    }
+
+    /// Whether `address` is translated by a last-level table of `tables`, which this one is then.
+    #[inline(always)]
+    pub fn find(&mut self, tables: PageTables<'t, M>, address: VirtAddr) -> bool {
+        if !self.translates(address) {
+            let Some(found) = last_table_of(tables, address) else { return false };
+            *self = found;
+        }
+        true
+    }
+
     /// Whether it translates `address`.
     #[inline(always)]
     pub fn translates(&self, address: VirtAddr) -> bool {

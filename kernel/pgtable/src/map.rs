@@ -14,10 +14,10 @@ use crate::lazy::Lazy;
 use crate::mmu::{Mmu, Stores};
 use crate::range::PageRange;
 use crate::reclaim::UNLINKED;
+use crate::runs::Run;
 use crate::source::TableSource;
 use crate::table_list::TableList;
 use crate::tables::PageTables;
-use crate::visit::{Next, Run, Visitor};
 
 /// Which leaves a mapping is made of.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -248,7 +248,7 @@ fn map<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     // As in `update`, most ranges lie in one last-level table; if that is there, none is missing. It stays there like
     // what the first of two passes has counted on.
     if let Some(run) = tables.sole_run(range) {
-        counting.visit(tables.mmu(), &run)?;
+        counting.count(tables.mmu(), &run)?;
         Writing { lazy, mapping, spare: TableList::EMPTY }.write_pages(tables.mmu(), &run);
         return Ok(());
     }
@@ -265,10 +265,17 @@ fn map_tables<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)>(
     mut counting: Counting,
     source: &mut impl TableSource,
 ) -> Result<(), Error> {
-    tables.visit(range, &mut counting)?;
+    // A table that is not counted here must still be there in the second pass: see [`crate::reclaim`].
+    let mut runs = tables.runs(range, Marks::Clear);
+    while let Some(run) = runs.entries() {
+        runs.pass(&run, counting.count(tables.mmu(), &run)?);
+    }
     let spare = TableList::take(tables.mmu(), counting.needed, source)?;
     let mut writing = Writing { lazy, mapping, spare };
-    let Ok(()) = tables.visit(range, &mut writing);
+    let mut runs = tables.runs(range, Marks::Keep);
+    while let Some(run) = runs.entries() {
+        runs.pass(&run, writing.write(tables.mmu(), &run));
+    }
     // Another owner may have linked a table that this call counted; then one is left over.
     writing.spare.give_back(tables.mmu(), source);
     Ok(())
@@ -282,35 +289,39 @@ struct Counting {
     needed: usize,
 }
 
-impl<'t, M: Mmu> Visitor<'t, M> for Counting {
-    type Error = Error;
-
-    /// A table that is not counted here must still be there in the second pass: see [`crate::reclaim`].
-    const MARKS: Marks = Marks::Clear;
-
+impl Counting {
+    /// Looks at the entries of `run` up to the first table, and returns how many they are.
     #[inline(always)]
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
+    fn count<M: Mmu>(&mut self, mmu: &M, run: &Run<'_, M>) -> Result<usize, Error> {
         if run.inherited & self.forbidding != 0 {
             return Err(Error::ExecutionForbidden(run.from));
         }
         if run.level == LAST_LEVEL {
             // No entry is valid or present-invalid: nothing is mapped, and no entry is read again.
             if mmu.survey(run.cells()).any & (bits::VALID | bits::PRESENT_INVALID) == 0 {
-                return Ok(Next::Entries(run.count));
+                return Ok(run.count);
             }
             return match run.cells().iter().position(|cell| !mmu.load(cell).is_vacant()) {
                 Some(index) => Err(Error::AlreadyMapped(run.address(index))),
-                None => Ok(Next::Entries(run.count)),
+                None => Ok(run.count),
             };
         }
-        if run.descriptor.is_some_and(|entry| !entry.is_vacant()) {
-            return Err(Error::AlreadyMapped(run.from));
+        let last = VirtAddr(run.from.0 + (run.left - 1));
+        for (index, cell) in run.cells().iter().enumerate() {
+            let (entry, from) = (mmu.load(cell), run.address(index).max(run.from));
+            if entry.is_table() {
+                return Ok(index);
+            }
+            if !entry.is_vacant() {
+                return Err(Error::AlreadyMapped(from));
+            }
+            let end_of_entry = VirtAddr(run.address(index).0 + (M::Geometry::entry_size(run.level) - 1));
+            let in_entry = end_of_entry.min(last) - from + 1;
+            if !self.fit.leaf::<M::Geometry>(run.level, from, in_entry) {
+                self.needed += self.fit.tables_below::<M::Geometry>(run.level, from, in_entry);
+            }
         }
-        let in_entry = run.left.min(M::Geometry::entry_size(run.level) - (run.from.0 - run.start.0));
-        if !self.fit.leaf::<M::Geometry>(run.level, run.from, in_entry) {
-            self.needed += self.fit.tables_below::<M::Geometry>(run.level, run.from, in_entry);
-        }
-        Ok(Next::Entries(1))
+        Ok(run.count)
     }
 }
 
@@ -321,23 +332,20 @@ struct Writing<'a, M: Stores, F> {
     spare: TableList,
 }
 
-impl<'t, M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Visitor<'t, M> for Writing<'_, M, F> {
-    type Error = core::convert::Infallible;
-
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
+impl<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F> {
+    /// Writes leaves to the first entries of `run`, and returns how many; none where it has linked a table there.
+    fn write(&mut self, mmu: &M, run: &Run<'_, M>) -> usize {
         if run.level == LAST_LEVEL {
             self.write_pages(mmu, run);
-            return Ok(Next::Entries(run.count));
+            return run.count;
         }
         if self.mapping.fit.leaf::<M::Geometry>(run.level, run.from, run.left) {
-            return Ok(Next::Entries(self.write_blocks(mmu, run)));
+            return self.write_blocks(mmu, run);
         }
         self.link_table(mmu, run.entry(run.first), run.from);
-        Ok(Next::Again)
+        0
     }
-}
 
-impl<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F> {
     /// Writes all pages of `run`.
     #[inline(always)]
     fn write_pages(&mut self, mmu: &M, run: &Run<'_, M>) {
@@ -363,16 +371,17 @@ impl<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F
         let entries = M::Geometry::group_entries(run.level);
         let group = entries > 1
             && self.mapping.fit.allows(run.from, M::Geometry::group_size(run.level), run.left)
-            && run.leading(entries).iter().all(|cell| mmu.load(cell).is_vacant());
+            && run.cells()[..entries].iter().all(|cell| mmu.load(cell).is_vacant());
         let written = if group { entries } else { 1 };
-        for (index, cell) in run.leading(written).iter().enumerate() {
+        let cells = &run.cells()[..written];
+        for (index, cell) in cells.iter().enumerate() {
             if mmu.load(cell) == UNLINKED {
                 complete_unlinking(mmu, run.address(index));
             }
         }
         let (physical, _) = (self.mapping.frames)(run.from, written);
         let block = Descriptor::block(physical, self.mapping.attributes);
-        write_leaves(mmu, run.leading(written), run.from, block, run.level, self.mapping.leaves);
+        write_leaves(mmu, cells, run.from, block, run.level, self.mapping.leaves);
         self.lazy.wrote(block);
         written
     }

@@ -510,9 +510,11 @@ impl<'t, M: Stores> Cut<'t, M> {
         Self { tables, range, leaves }
     }
 
-    /// The leaves that `range` cuts at its ends.
-    pub fn at_ends(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Self {
-        Self::new(tables, range, CutLeaves::Ends(Error::Straddles { leaf: range.start(), size: range.size() }))
+    /// The blocks that `range` cuts at its ends, with the groups there; `None` where it cuts no block. Only in announced
+    /// walks: a table that is found there stays a table until the walk ends.
+    pub fn blocks_at_ends(tables: PageTables<'t, M>, range: PageRange<M::Geometry>) -> Option<Self> {
+        let leaves = CutLeaves::Ends(Error::Straddles { leaf: range.start(), size: range.size() });
+        (missing_tables(&tables, range) != 0).then(|| Self::new(tables, range, leaves))
     }
 
     /// The first address of the range.

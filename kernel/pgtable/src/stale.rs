@@ -6,7 +6,7 @@ use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::Geometry;
 use crate::mmu::Mmu;
 use crate::range::PageRange;
-use crate::visit::Run;
+use crate::runs::Run;
 
 /// Entries that were valid before and that TLBs may hold: the hull of them, and their level while it is only one.
 pub(crate) struct Stale<G: Geometry> {
@@ -25,16 +25,15 @@ impl<G: Geometry> Stale<G> {
         self.levels.note(level);
     }
 
-    /// Adds each leaf among the first `leaves` entries of `run` for which `visit` returns true, with all between them.
+    /// Adds each leaf of `run` for which `visit` returns true, with all between them.
     #[inline(always)]
     pub(crate) fn note_each<M: Mmu<Geometry = G>>(
         &mut self,
         run: &Run<'_, M>,
-        leaves: usize,
         mut visit: impl FnMut(&M::Cell) -> bool,
     ) {
         let mut hull = None;
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
+        for (index, cell) in run.cells().iter().enumerate() {
             if visit(cell) {
                 hull = Some((hull.map_or(index, |(first, _)| first), index));
             }

@@ -20,13 +20,13 @@ use crate::error::Error;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::Lazy;
-use crate::mmu::{Mmu, Stores, Survey, Tlb};
+use crate::mmu::{Stores, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
+use crate::runs::{Run, whole_leaf};
 use crate::split::Splitter;
 use crate::stale::Stale;
 use crate::tables::PageTables;
-use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
 /// A leaf that no CPU uses any more.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -99,7 +99,7 @@ impl<'t, M: Stores> PageTables<'t, M> {
             let level = if S::LIVE_SPLITS { None } else { LevelHint::new(LAST_LEVEL) };
             let changed = Invalidation { range, tables: Tables::Kept, level };
             lazy.invalidate(tlb, [Flush::new(Some(changed))]);
-            let Ok(_) = Releasing { released }.visit(self.mmu(), &run);
+            release(self.mmu(), &run, released);
             return true;
         }
         false
@@ -143,8 +143,9 @@ impl<'t, M: Stores> PageTables<'t, M> {
     /// 3. It is called once for each unmapping, and nothing else was mapped there since.
     #[inline]
     #[allow(unsafe_code, reason = "a contract for the caller; nothing unsafe is done here")]
-    pub unsafe fn release_unmapped(&self, range: PageRange<M::Geometry>, released: impl FnMut(Leaf)) {
-        let Ok(()) = self.visit(range, &mut Releasing { released });
+    pub unsafe fn release_unmapped(&self, range: PageRange<M::Geometry>, mut released: impl FnMut(Leaf)) {
+        // Where the leaves were made invalid in another walk, a collapse may have marked them since.
+        self.runs(range, Marks::Clear).for_each(|run| release(self.mmu(), &run, &mut released));
     }
 
     /// The first of the three steps of [`Self::unmap`] for any range: refuses one that cuts a leaf.
@@ -153,9 +154,18 @@ impl<'t, M: Stores> PageTables<'t, M> {
     /// As [`Self::unmap`].
     #[inline(never)]
     pub fn begin_unmap(&self, range: PageRange<M::Geometry>) -> Result<Unmapping<M::Geometry>, Error> {
-        let mut unmapping = Unmapping { range, found: Survey::NOTHING };
-        self.visit(range, &mut unmapping)?;
-        Ok(unmapping)
+        let (mmu, mut found) = (self.mmu(), Survey::NOTHING);
+        // The next steps store to what is found here.
+        for run in self.runs(range, Marks::Clear) {
+            for index in [0, run.count - 1] {
+                let entry = mmu.load(run.entry(run.first + index));
+                if entry.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
+                    whole_leaf(range, entry, run.level, run.address(index))?;
+                }
+            }
+            found = found.and(mmu.survey(run.cells()));
+        }
+        Ok(Unmapping { range, found })
     }
 }
 
@@ -193,9 +203,26 @@ impl<G: Geometry> Unmapping<G> {
     /// As [`Self::break_leaves`], without the software bits `marks`.
     #[inline(never)]
     fn make_invalid<M: Stores<Geometry = G>>(&self, tables: &PageTables<'_, M>, marks: u64) -> Flush<G> {
-        let mut breaking = Breaking { stale: Stale::NONE, marks };
-        let Ok(()) = tables.visit(self.range, &mut breaking);
-        breaking.stale.flush()
+        let (mmu, mut stale) = (tables.mmu(), Stale::NONE);
+        for run in tables.runs(self.range, Marks::Keep) {
+            if let Some(flip) = breaking_flip::<G>(mmu.survey(run.cells()), run.level, marks) {
+                mmu.update_run(run.cells(), flip);
+                let size = (run.count as u64) << G::shift(run.level);
+                stale.note(PageRange::trusted(run.address(0), size), run.level);
+                continue;
+            }
+            stale.note_each(&run, |cell| {
+                let old = mmu.load(cell);
+                let is_leaf = old.kind(G::level_entries(run.level)) == Kind::Leaf;
+                let new = Descriptor(Change::INVALID.apply(old).0 & !marks);
+                if is_leaf && new != old {
+                    mmu.store(cell, new);
+                }
+                // A present-invalid leaf counts too: the call that made it so may have deferred its invalidation.
+                is_leaf
+            });
+        }
+        stale.flush()
     }
 
     /// Empties the entries and hands out the leaves.
@@ -207,59 +234,6 @@ impl<G: Geometry> Unmapping<G> {
     pub unsafe fn release<M: Stores<Geometry = G>>(self, tables: &PageTables<'_, M>, released: impl FnMut(Leaf)) {
         // SAFETY: the caller's contract; this value is there once.
         unsafe { tables.release_unmapped(self.range, released) };
-    }
-}
-
-/// Refuses a range that cuts a leaf.
-impl<'t, M: Mmu> Visitor<'t, M> for Unmapping<M::Geometry> {
-    type Error = Error;
-
-    /// The next steps store to what is found here.
-    const MARKS: Marks = Marks::Clear;
-
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
-        let leaves = leading_leaves(mmu, run);
-        for index in [0, leaves - 1] {
-            let entry = mmu.load(run.entry(run.first + index));
-            if entry.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
-                whole_leaf(self.range, entry, run.level, run.address(index))?;
-            }
-        }
-        self.found = self.found.and(mmu.survey(run.leading(leaves)));
-        Ok(Next::Entries(leaves))
-    }
-}
-
-/// Makes each leaf present-invalid.
-struct Breaking<G: Geometry> {
-    stale: Stale<G>,
-    /// Bits that it loses.
-    marks: u64,
-}
-
-impl<'t, M: Stores> Visitor<'t, M> for Breaking<M::Geometry> {
-    type Error = core::convert::Infallible;
-
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
-        let leaves = leading_leaves(mmu, run);
-        if let Some(flip) = breaking_flip::<M::Geometry>(mmu.survey(run.leading(leaves)), run.level, self.marks) {
-            mmu.update_run(run.leading(leaves), flip);
-            let size = (leaves as u64) << M::Geometry::shift(run.level);
-            self.stale.note(PageRange::trusted(run.address(0), size), run.level);
-            return Ok(Next::Entries(leaves));
-        }
-        let marks = self.marks;
-        self.stale.note_each(run, leaves, |cell| {
-            let old = mmu.load(cell);
-            let is_leaf = old.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf;
-            let new = Descriptor(Change::INVALID.apply(old).0 & !marks);
-            if is_leaf && new != old {
-                mmu.store(cell, new);
-            }
-            // A present-invalid leaf counts too: the call that made it so may have deferred its invalidation.
-            is_leaf
-        });
-        Ok(Next::Entries(leaves))
     }
 }
 
@@ -283,31 +257,15 @@ fn breaking_flip<G: Geometry>(found: Survey, level: u8, marks: u64) -> Option<u6
 }
 
 /// Empties each entry and hands its leaf out.
-struct Releasing<F: FnMut(Leaf)> {
-    released: F,
-}
-
-impl<'t, M: Stores, F: FnMut(Leaf)> Visitor<'t, M> for Releasing<F> {
-    type Error = core::convert::Infallible;
-
-    /// Where the leaves were made invalid in another walk, a collapse may have marked them since.
-    const MARKS: Marks = Marks::Clear;
-
-    #[inline(always)]
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
-        let leaves = leading_leaves(mmu, run);
-        for (index, cell) in run.leading(leaves).iter().enumerate() {
-            let leaf = mmu.load(cell);
-            if leaf.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
-                // Invalid to invalid: no barrier is needed, no TLB can hold it.
-                mmu.store(cell, Descriptor::EMPTY);
-                (self.released)(Leaf {
-                    address: run.address(index),
-                    physical: leaf.address(),
-                    size: M::Geometry::entry_size(run.level),
-                });
-            }
+#[inline(always)]
+fn release<M: Stores>(mmu: &M, run: &Run<'_, M>, mut released: impl FnMut(Leaf)) {
+    for (index, cell) in run.cells().iter().enumerate() {
+        let leaf = mmu.load(cell);
+        if leaf.kind(M::Geometry::level_entries(run.level)) == Kind::Leaf {
+            // Invalid to invalid: no barrier is needed, no TLB can hold it.
+            mmu.store(cell, Descriptor::EMPTY);
+            let (address, physical) = (run.address(index), leaf.address());
+            released(Leaf { address, physical, size: M::Geometry::entry_size(run.level) });
         }
-        Ok(Next::Entries(leaves))
     }
 }

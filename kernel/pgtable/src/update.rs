@@ -17,14 +17,14 @@ use crate::error::Error;
 use crate::flush::{Flush, Invalidation, Tables};
 use crate::geometry::{Geometry, LAST_LEVEL};
 use crate::lazy::{Lazy, Pending};
-use crate::look::{Commit, Uniform, beyond, first_look, flush, may_change};
+use crate::look::{Uniform, beyond, flush, may_change};
 use crate::mmu::{Mmu, Stores, Survey, Tlb};
 use crate::permission::Change;
 use crate::range::PageRange;
+use crate::runs::{Run, whole_leaf};
 use crate::split::{Cut, CutLeaves, Splitter};
 use crate::stale::{Levels, Stale};
 use crate::tables::PageTables;
-use crate::visit::{Next, Run, Visitor, leading_leaves, whole_leaf};
 
 impl<'t, M: Stores> PageTables<'t, M> {
     /// Changes the permissions of every leaf in `range`, and returns the invalidation that is then needed: none where
@@ -34,9 +34,6 @@ impl<'t, M: Stores> PageTables<'t, M> {
     /// one that does not, such a leaf is an error; where leaves may be split at all, it is none if nothing in the range
     /// would change, a group that the range cuts counts as one leaf until *all* its entries are clear of the contiguous
     /// bit, and the invalidation gives no level, because TLBs may hold a larger leaf than there is now.
-    ///
-    /// Nearly always one look is enough ([`Self::update_at_once`]), which is inlined, with a change that the compiler
-    /// knows. Everything else is done out of line.
     ///
     /// # Errors
     /// [`Error::NotMapped`] (the first hole), [`Error::NotMarked`], [`Error::Straddles`],
@@ -50,26 +47,32 @@ impl<'t, M: Stores> PageTables<'t, M> {
         change: Change,
         mut splitter: impl Splitter<M>,
     ) -> Result<Flush<M::Geometry>, Error> {
-        match first_look(self, range, &change, &mut splitter, Commit(lazy)) {
-            Some(flush) => Ok(flush),
-            None => self.update_in_steps(lazy, range, change, splitter),
+        match self.look(range, &change, &mut splitter) {
+            Some(ready) => Ok(ready.commit(lazy)),
+            None => Ok(self.check(range, change, &mut splitter)?.commit(lazy)),
         }
     }
 
-    /// [`Self::update`] without a first look.
-    #[inline(always)]
-    fn update_in_steps(
+    /// The first half of [`Self::update`] for any range, which is all that can fail: leaves that the range cuts are split,
+    /// and nothing else is stored.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    #[inline(never)]
+    pub fn check<S: Splitter<M>>(
         &self,
-        lazy: &Lazy<'_, M>,
         range: PageRange<M::Geometry>,
         change: Change,
-        splitter: impl Splitter<M>,
-    ) -> Result<Flush<M::Geometry>, Error> {
-        // By value, and what is pending is returned by value: so no section lies in memory for this.
-        let tables = *self;
-        let (flush, pending) = update_tables(tables, range, change, splitter)?;
-        lazy.add(pending);
-        Ok(flush)
+        splitter: &mut S,
+    ) -> Result<Checked<'t, M>, Error> {
+        let found = match survey::<M, S>(self, range, &change) {
+            Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
+                splitter.split(&Cut::new(*self, range, CutLeaves::Ends(cut)))?;
+                survey::<M, S>(self, range, &change)?
+            }
+            found => found?,
+        };
+        Ok(Checked { tables: *self, range, change, found, live_splits: S::LIVE_SPLITS })
     }
 
     /// Makes every leaf in `range` read-only and executable at EL1, of those alone that have the software bits `marks`:
@@ -77,12 +80,12 @@ impl<'t, M: Stores> PageTables<'t, M> {
     /// one CPU write what another can execute.
     ///
     /// `read_only` is the first step: [`Self::update`] with the change that it is given, and its invalidation, of the
-    /// range and of whatever else its frames can be written by.
+    /// range and of all else that its frames can be written by.
     ///
     /// # Errors
     /// As [`Self::update`], and those of `read_only`. Every page is as it was; leaves may have been split.
     #[inline(never)]
-    pub fn update_to_code_after<S: Splitter<M>>(
+    pub fn update_to_code<S: Splitter<M>>(
         &self,
         lazy: &Lazy<'_, M>,
         tlb: &impl Tlb<M>,
@@ -94,137 +97,118 @@ impl<'t, M: Stores> PageTables<'t, M> {
         // Both steps are checked before the first.
         let _ = self.check(range, Change::READ_ONLY_EXECUTABLE.require_bits(marks), splitter)?;
         read_only(Change::READ_ONLY.require_bits(marks), splitter)?;
-        let flush = self.update_in_steps(lazy, range, Change::EXECUTABLE.require_bits(marks), splitter)?;
+        let flush = self.update(lazy, range, Change::EXECUTABLE.require_bits(marks), splitter)?;
         lazy.invalidate(tlb, [flush]);
         Ok(())
     }
-
-    /// [`Self::update_to_code_after`] of frames that can be written by the range alone.
-    ///
-    /// # Errors
-    /// As [`Self::update`].
-    pub fn update_to_code(
-        &self,
-        lazy: &Lazy<'_, M>,
-        tlb: &impl Tlb<M>,
-        range: PageRange<M::Geometry>,
-        marks: u64,
-        splitter: &mut impl Splitter<M>,
-    ) -> Result<(), Error> {
-        self.update_to_code_after(lazy, tlb, range, marks, splitter, |change, splitter| {
-            lazy.invalidate(tlb, [self.update_in_steps(lazy, range, change, splitter)?]);
-            Ok(())
-        })
-    }
-
-    /// The first pass of [`Self::update`] alone, over a range of any kind: whether the change may be made. Leaves that
-    /// the range cuts are split.
-    ///
-    /// # Errors
-    /// As [`Self::update`]. Every page is as it was; leaves may have been split.
-    pub fn check<S: Splitter<M>>(
-        &self,
-        range: PageRange<M::Geometry>,
-        change: Change,
-        splitter: &mut S,
-    ) -> Result<Checked<M::Geometry>, Error> {
-        let found = match check::<M, S>(self, range, &change) {
-            Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
-                splitter.split(&Cut::new(*self, range, CutLeaves::Ends(cut)))?;
-                check::<M, S>(self, range, &change)?
-            }
-            found => found?,
-        };
-        Ok(Checked { range, change, found, live_splits: S::LIVE_SPLITS })
-    }
-
-    /// The second pass, which cannot fail. The owner of the range has changed nothing since the first.
-    #[inline]
-    pub fn apply(&self, lazy: &Lazy<'_, M>, checked: Checked<M::Geometry>) -> Flush<M::Geometry> {
-        let flush = apply(self, lazy, checked.range, &checked.change, checked.found);
-        if checked.live_splits { flush.without_level() } else { flush }
-    }
 }
 
-/// [`PageTables::update`] of any range: table by table, in two walks.
-#[inline(never)]
-fn update_tables<M: Stores, S: Splitter<M>>(
-    tables: PageTables<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: Change,
-    mut splitter: S,
-) -> Result<(Flush<M::Geometry>, Pending), Error> {
-    let checked = tables.check(range, change, &mut splitter)?;
-    let lazy = Lazy::new(tables.mmu());
-    let flush = tables.apply(&lazy, checked);
-    Ok((flush, lazy.into_pending()))
-}
-
-/// A range that has passed the first pass: it may be changed.
+/// A change that may be made, of any range.
 #[must_use = "nothing has changed yet"]
-pub struct Checked<G: Geometry> {
-    range: PageRange<G>,
+pub struct Checked<'t, M: Stores> {
+    tables: PageTables<'t, M>,
+    range: PageRange<M::Geometry>,
     change: Change,
     found: Survey,
     live_splits: bool,
 }
 
-/// The second pass, over a range that the first has been over.
-fn apply<M: Stores>(
-    tables: &PageTables<'_, M>,
-    lazy: &Lazy<'_, M>,
-    range: PageRange<M::Geometry>,
-    change: &Change,
-    found: Survey,
-) -> Flush<M::Geometry> {
-    if change.may_make_code_of(found.all) {
-        code::make_visible(tables, range, change);
+impl<M: Stores> Checked<'_, M> {
+    /// The second half of [`PageTables::update`]. The owner of the range has changed nothing since the first.
+    #[inline(always)]
+    pub fn commit(self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
+        // By value, and what is pending is returned by value: so no section lies in memory for this.
+        let (flush, pending) = self.apply();
+        lazy.add(pending);
+        flush
     }
-    match Uniform::of(found, change) {
-        Uniform::Not => update_each(tables, lazy, range, change),
-        Uniform::Unchanged => unchanged(range, change),
-        Uniform::Flip { from, to } => {
-            let mut flipping = Flipping { flip: from.0 ^ to.0, levels: Levels::NONE };
-            let Ok(()) = tables.visit(range, &mut flipping);
-            lazy.wrote(to);
-            flush(range, change.leaves_stale(), flipping.levels.sole())
+
+    /// The second pass.
+    #[inline(never)]
+    fn apply(self) -> (Flush<M::Geometry>, Pending) {
+        let Self { tables, range, change, found, live_splits } = self;
+        let lazy = Lazy::new(tables.mmu());
+        if change.may_make_code_of(found.all) {
+            code::make_visible(&tables, range, &change);
         }
+        let flush = match Uniform::of(found, &change) {
+            Uniform::Not => update_each(&tables, &lazy, range, &change),
+            Uniform::Unchanged => unchanged(range, &change),
+            Uniform::Flip { from, to } => {
+                let mut levels = Levels::NONE;
+                for run in tables.runs(range, Marks::Keep) {
+                    tables.mmu().update_run(run.cells(), from.0 ^ to.0);
+                    levels.note(run.level);
+                }
+                lazy.wrote(to);
+                flush(range, change.leaves_stale(), levels.sole())
+            }
+        };
+        (if live_splits { flush.without_level() } else { flush }, lazy.into_pending())
     }
 }
 
-/// The first pass: what the entries have in common, where the change may be made.
+/// What the entries have in common, where the change may be made.
 ///
 /// A range that cuts a leaf that may be split is no error if every leaf in it has the new permissions already.
-fn check<M: Stores, S: Splitter<M>>(
+fn survey<M: Stores, S: Splitter<M>>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
 ) -> Result<Survey, Error> {
-    let mut check = PermissionCheck { range, change, live_splits: S::LIVE_SPLITS, cut: None, found: Survey::NOTHING };
-    tables.visit(range, &mut check)?;
-    let unchanged = || match Uniform::of(check.found, change) {
-        Uniform::Unchanged => true,
-        Uniform::Flip { .. } => false,
-        Uniform::Not => tables.visit(range, &mut Unchanged { change }).is_ok(),
-    };
-    check.cut.filter(|_| !unchanged()).map_or(Ok(check.found), Err)
+    let (mmu, mut found, mut cut) = (tables.mmu(), Survey::NOTHING, None);
+    // The second pass stores to what is found here.
+    let mut runs = tables.runs(range, Marks::Clear);
+    while let Some(run) = runs.next() {
+        let survey = mmu.survey(run.cells());
+        // Where not all are fine they are looked at one by one: at upper levels a table as well, which a neighbour may
+        // have linked where this walk read a hole.
+        if !may_change::<M::Geometry>(change, run.level, survey, 0) {
+            let refused = each(mmu, &run, change);
+            if S::LIVE_SPLITS && has_table(mmu, &run) {
+                // Split while this walk was looking, before each entry was read or after that: what is there now is
+                // below.
+                runs.again(&run);
+                continue;
+            }
+            refused?;
+        }
+        // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
+        // table.
+        if S::LIVE_SPLITS {
+            if run.level != LAST_LEVEL || (survey.any | beyond(mmu, &run)) & bits::CONTIGUOUS != 0 {
+                // All other checks come first: nothing is split for a change that is refused.
+                cut = cut.or(whole_groups(mmu, range, &run).err());
+            }
+        } else if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
+            for index in [0, run.count - 1] {
+                whole_leaf(range, mmu.load(run.entry(run.first + index)), run.level, run.address(index))?;
+            }
+        }
+        if change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
+            return Err(Error::ExecutionForbidden(run.from));
+        }
+        found = found.and(survey);
+    }
+    // A leaf that may be split, and that the range cuts, is no error where nothing changes.
+    cut.filter(|_| !is_unchanged(tables, range, change, found)).map_or(Ok(found), Err)
 }
 
 /// Whether every leaf has what the change asks for.
-struct Unchanged<'a> {
-    change: &'a Change,
-}
-
-/// Something is not as it would have to be.
-struct Other;
-
-impl<'t, M: Mmu> Visitor<'t, M> for Unchanged<'_> {
-    type Error = Other;
-
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Other> {
-        let leaves = leading_leaves(mmu, run);
-        let mut found = run.leading(leaves).iter().map(|cell| mmu.load(cell));
-        if found.all(|leaf| self.change.apply(leaf) == leaf) { Ok(Next::Entries(leaves)) } else { Err(Other) }
+fn is_unchanged<M: Mmu>(
+    tables: &PageTables<'_, M>,
+    range: PageRange<M::Geometry>,
+    change: &Change,
+    found: Survey,
+) -> bool {
+    let is_as_asked = |cell| {
+        let leaf = tables.mmu().load(cell);
+        change.apply(leaf) == leaf
+    };
+    match Uniform::of(found, change) {
+        Uniform::Unchanged => true,
+        Uniform::Flip { .. } => false,
+        Uniform::Not => tables.runs(range, Marks::Keep).all(|run| run.cells().iter().all(is_as_asked)),
     }
 }
 
@@ -235,7 +219,7 @@ fn unchanged<G: Geometry>(range: PageRange<G>, change: &Change) -> Flush<G> {
     Flush::new(change.makes_invalid().then_some(Invalidation { range, tables: Tables::Kept, level: None }))
 }
 
-/// The second pass where entries differ.
+/// The second pass where entries differ: entry by entry, with what the TLBs may hold of their old values.
 #[cold]
 fn update_each<M: Stores>(
     tables: &PageTables<'_, M>,
@@ -243,70 +227,30 @@ fn update_each<M: Stores>(
     range: PageRange<M::Geometry>,
     change: &Change,
 ) -> Flush<M::Geometry> {
-    let mut changing = Changing { lazy, change, stale: Stale::NONE };
-    let Ok(()) = tables.visit(range, &mut changing);
-    changing.stale.flush()
-}
-
-/// The first pass: whether the change may be made, and what the entries have in common.
-struct PermissionCheck<'a, G: Geometry> {
-    range: PageRange<G>,
-    change: &'a Change,
-    /// See [`Splitter::LIVE_SPLITS`].
-    live_splits: bool,
-    /// A leaf that may be split, and that the range cuts.
-    cut: Option<Error>,
-    found: Survey,
-}
-
-impl<'t, M: Mmu> Visitor<'t, M> for PermissionCheck<'_, M::Geometry> {
-    type Error = Error;
-
-    /// The second pass stores to what is found here.
-    const MARKS: Marks = Marks::Clear;
-
-    #[inline(always)]
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Error> {
-        let leaves = leading_leaves(mmu, run);
-        let survey = mmu.survey(run.leading(leaves));
-        // Where not all are fine they are looked at one by one: at upper levels a table as well, which a neighbour may
-        // have linked where this walk read a hole.
-        if !may_change::<M::Geometry>(self.change, run.level, survey, 0) {
-            let refused = each(mmu, run, leaves, self.change);
-            if self.live_splits && has_table(mmu, run, leaves) {
-                // Split while this walk was looking, before each entry was read or after that: what is there now is
-                // below.
-                return Ok(Next::Again);
+    let (mmu, mut stale) = (tables.mmu(), Stale::NONE);
+    // Entries that have the new permissions already are left out, so that the invalidation begins and ends with what
+    // changed; not so where they are to be invalid, see [`unchanged`].
+    for run in tables.runs(range, Marks::Keep) {
+        stale.note_each(&run, |cell| {
+            let old = mmu.load(cell);
+            let new = change.apply(old);
+            if new != old {
+                mmu.store(cell, new);
+                lazy.wrote(new);
             }
-            refused?;
-        }
-        // Pages cannot be cut. Of groups and blocks only the two at the ends can: they are aligned, and so is the
-        // table.
-        if self.live_splits {
-            if run.level != LAST_LEVEL || (survey.any | beyond(mmu, run)) & bits::CONTIGUOUS != 0 {
-                // All other checks come first: nothing is split for a change that is refused.
-                self.cut = self.cut.or(whole_groups(mmu, self.range, run, leaves).err());
-            }
-        } else if run.level != LAST_LEVEL || survey.any & bits::CONTIGUOUS != 0 {
-            for index in [0, leaves - 1] {
-                whole_leaf(self.range, mmu.load(run.entry(run.first + index)), run.level, run.address(index))?;
-            }
-        }
-        if self.change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
-            return Err(Error::ExecutionForbidden(run.from));
-        }
-        self.found = self.found.and(survey);
-        Ok(Next::Entries(leaves))
+            change.leaves_stale() && (new != old || change.makes_invalid())
+        });
     }
+    stale.flush()
 }
 
 /// Checks that the first and the last of the entries belong to the range with all that hangs together with them: a
 /// block, a contiguous group, or what is left of one that is being split.
 #[cold]
-fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>, leaves: usize) -> Result<(), Error> {
+fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>) -> Result<(), Error> {
     let entries = M::Geometry::group_entries(run.level);
-    let owned = run.first..run.first + leaves;
-    for index in [0, leaves - 1] {
+    let owned = run.first..run.first + run.count;
+    for index in [0, run.count - 1] {
         let size = M::Geometry::group_size(run.level);
         let group = run.address(index).align_down(size);
         if range.contains(group) && range.contains(group + (size - 1)) {
@@ -326,15 +270,15 @@ fn whole_groups<M: Mmu>(mmu: &M, range: PageRange<M::Geometry>, run: &Run<'_, M>
 
 /// Whether one of the entries is a table, though each was read as something else before.
 #[cold]
-fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize) -> bool {
-    run.level != LAST_LEVEL && run.leading(leaves).iter().any(|cell| mmu.load(cell).is_table())
+fn has_table<M: Mmu>(mmu: &M, run: &Run<'_, M>) -> bool {
+    run.level != LAST_LEVEL && run.cells().iter().any(|cell| mmu.load(cell).is_table())
 }
 
 /// The first entry that must not be changed, as an error; none if all are fine, present-invalid ones among them.
 #[cold]
-fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Result<(), Error> {
+fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, change: &Change) -> Result<(), Error> {
     let required = change.required();
-    for (index, cell) in run.leading(leaves).iter().enumerate() {
+    for (index, cell) in run.cells().iter().enumerate() {
         let old = mmu.load(cell);
         let address = run.address(index).max(run.from);
         if old.kind(M::Geometry::level_entries(run.level)) != Kind::Leaf {
@@ -351,50 +295,4 @@ fn each<M: Mmu>(mmu: &M, run: &Run<'_, M>, leaves: usize, change: &Change) -> Re
         }
     }
     Ok(())
-}
-
-/// The second pass where all entries change alike.
-struct Flipping {
-    flip: u64,
-    levels: Levels,
-}
-
-impl<'t, M: Stores> Visitor<'t, M> for Flipping {
-    type Error = core::convert::Infallible;
-
-    #[inline(always)]
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
-        let leaves = leading_leaves(mmu, run);
-        mmu.update_run(run.leading(leaves), self.flip);
-        self.levels.note(run.level);
-        Ok(Next::Entries(leaves))
-    }
-}
-
-/// The second pass where they differ: entry by entry.
-struct Changing<'a, M: Stores> {
-    lazy: &'a Lazy<'a, M>,
-    change: &'a Change,
-    stale: Stale<M::Geometry>,
-}
-
-impl<'t, M: Stores> Visitor<'t, M> for Changing<'_, M> {
-    type Error = core::convert::Infallible;
-
-    /// Changes the entries, and notes what the TLBs may hold of their old values. Those that have the new permissions
-    /// already are left out, so that the invalidation begins and ends with what changed; not so where they are to be
-    /// invalid, see [`unchanged`].
-    fn visit(&mut self, mmu: &'t M, run: &Run<'t, M>) -> Result<Next, Self::Error> {
-        let leaves = leading_leaves(mmu, run);
-        self.stale.note_each(run, leaves, |cell| {
-            let old = mmu.load(cell);
-            let new = self.change.apply(old);
-            if new != old {
-                mmu.store(cell, new);
-                self.lazy.wrote(new);
-            }
-            self.change.leaves_stale() && (new != old || self.change.makes_invalid())
-        });
-        Ok(Next::Entries(leaves))
-    }
 }

@@ -8,8 +8,8 @@ use granule_arch::descriptor::{Descriptor, Kind, bits};
 use crate::cursor::{Cursor, Marks};
 use crate::geometry::Geometry;
 use crate::mmu::Mmu;
+use crate::runs::leaf_size;
 use crate::tables::PageTables;
-use crate::visit::leaf_size;
 
 /// One level of the walk for an address.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -100,19 +100,7 @@ impl<'a, M: Mmu> PageTables<'a, M> {
 
     /// The entry where the walk for `address` ends, valid or not.
     pub fn entry(&self, address: VirtAddr) -> Entry<'a, M> {
-        self.entry_with(address, Marks::Keep)
-    }
-
-    /// As [`Self::entry`], for a walk that goes on to store there: marks of [`crate::reclaim`] and [`crate::collapse`]
-    /// on the way and at its end are taken away, so the leaf stays no larger than it is found until the caller's walk
-    /// ends. Only in announced walks ([`crate::Announced`]).
-    pub fn entry_to_change(&self, address: VirtAddr) -> Entry<'a, M> {
-        self.entry_with(address, Marks::Clear)
-    }
-
-    #[inline]
-    fn entry_with(&self, address: VirtAddr, marks: Marks) -> Entry<'a, M> {
-        let (place, descriptor) = Cursor::at_root(self).end_of_walk(address, marks);
+        let (place, descriptor) = Cursor::at_root(self).end_of_walk(address, Marks::Keep);
         let (table, level, inherited) = (place.cells(), place.level(), place.inherited);
         Entry { table, index: M::Geometry::index(address, level), descriptor, level, inherited }
     }

@@ -51,7 +51,13 @@ fn run(model: &Model<Granule4K>, operation: Operation, pages: PageRange) {
             cpu.page_tables().map(&lazy, pages, FRAME, DATA, Shape::PAGES, &mut model.frames()).unwrap();
             lazy.flush_barriers();
         }
-        Code => cpu.page_tables().update_to_code(&lazy, &TLB, pages, 0, &mut WholeLeaves).unwrap(),
+        Code => {
+            let read_only = |change, splitter: &mut WholeLeaves| {
+                lazy.invalidate(&TLB, [cpu.page_tables().update(&lazy, pages, change, splitter)?]);
+                Ok(())
+            };
+            cpu.page_tables().update_to_code(&lazy, &TLB, pages, 0, &mut WholeLeaves, read_only).unwrap();
+        }
         Reclaim => {
             let mut reclaimer = Reclaimer::<Granule4K, 2>::new();
             let (words, mut frames) = ([AtomicU64::new(0), AtomicU64::new(0)], model.frames());

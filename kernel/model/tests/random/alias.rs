@@ -193,7 +193,9 @@ impl<'m, G: Geometry> Scene<'m, G> {
                     What::Change(change) => {
                         tables.update(&lazy, range, change, linear).map(|flush| lazy.invalidate(&tlb, [flush]))
                     }
-                    What::Code => update::update_to_code(tables, &tlb, range, 0, linear),
+                    What::Code => tables.update_to_code(&lazy, &tlb, range, 0, linear, |_, linear| {
+                        update::update::<ReadOnly, _, _>(tables, &tlb, range, 0, linear)
+                    }),
                 };
                 match changed {
                     Err(Error::OutOfTables { .. }) => self.turns.step(cpu, || self.check(cpu)),
@@ -228,7 +230,11 @@ impl<'m, G: Geometry> Scene<'m, G> {
         let (lazy, tlb) = (Lazy::new(&mmu), KernelTlb);
         let range = self.area(owned.start, owned.len());
         // An area goes as a whole; of this one each CPU has a part.
-        self.linear(usize::MAX).split(&Cut::at_ends(mmu.page_tables(), range)).unwrap();
+        let (tables, mut frames) = (mmu.page_tables(), self.model.frames());
+        match self.forgets {
+            Forgets::Order => tables.split(range, &Unserialised, &mut frames).unwrap(),
+            _ => tables.split(range, &Lockless, &mut frames).unwrap(),
+        };
         let mut linear = self.linear(self.to_unmap);
         let released = |leaf: Leaf| {
             self.turns.step(cpu, || {

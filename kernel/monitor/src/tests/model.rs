@@ -165,7 +165,12 @@ impl Subject for ModelMachine {
             Permission::NeverExecutable => Change::NO_EXECUTE,
             Permission::ReadOnlyExecutable => {
                 let (lazy, tables) = (Lazy::new(self.tables.mmu()), self.tables.page_tables());
-                let changed = tables.update_to_code(&lazy, self.tables.tlb(), range, 0, &mut WholeLeaves);
+                let read_only = |change, splitter: &mut WholeLeaves| {
+                    lazy.invalidate(self.tables.tlb(), [tables.update(&lazy, range, change, splitter)?]);
+                    Ok(())
+                };
+                let tlb = self.tables.tlb();
+                let changed = tables.update_to_code(&lazy, tlb, range, 0, &mut WholeLeaves, read_only);
                 return changed.map_err(SetMemoryError::Tables);
             }
             Permission::Valid => Change::VALID,

@@ -38,8 +38,8 @@ impl Splitter<HostMmu> for Asked<'_> {
 fn at_once(machine: &HostMachine, part: PageRange, change: Change, tables: Option<usize>) -> (Option<Flush>, usize) {
     let mut asked = Asked { machine, tables, times: 0 };
     let lazy = Lazy::new(machine.mmu());
-    let flush = machine.page_tables().update_at_once(&lazy, part, &change, &mut asked);
-    (flush, asked.times)
+    let ready = machine.page_tables().look(part, &change, &mut asked);
+    (ready.map(|ready| ready.commit(&lazy)), asked.times)
 }
 
 #[test]
@@ -116,10 +116,10 @@ fn where_nothing_is_split_the_level_is_told_and_groups_are_left_to_the_long_way(
     let whole = range(BASE, 16 * KIB);
     map(&machine, whole, 0, DATA, Shape::PAGES).unwrap();
     let lazy = Lazy::new(machine.mmu());
-    let owed = machine.page_tables().update_at_once(&lazy, whole, &Change::READ_ONLY, &mut WholeLeaves).unwrap();
+    let ready = machine.page_tables().look(whole, &Change::READ_ONLY, &mut WholeLeaves).unwrap();
+    let owed = ready.commit(&lazy);
     assert_eq!(owed.invalidation().unwrap().level.map(|level| level.level()), Some(3));
     let grouped = self::machine(DATA);
     let group = range(BASE + GROUP, 64 * KIB);
-    let lazy = Lazy::new(grouped.mmu());
-    assert_eq!(grouped.page_tables().update_at_once(&lazy, group, &Change::READ_ONLY, &mut WholeLeaves), None);
+    assert!(grouped.page_tables().look(group, &Change::READ_ONLY, &mut WholeLeaves).is_none());
 }

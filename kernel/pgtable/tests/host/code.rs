@@ -96,7 +96,12 @@ fn what_becomes_code_in_one_call_is_read_only_first() {
     let to_code = |machine: &HostMachine, whole| {
         let stream = machine.record(|| {
             let lazy = Lazy::new(machine.mmu());
-            machine.page_tables().update_to_code(&lazy, machine.tlb(), whole, 0, &mut WholeLeaves).unwrap();
+            let (tables, tlb) = (machine.page_tables(), machine.tlb());
+            let read_only = |change, splitter: &mut WholeLeaves| {
+                lazy.invalidate(tlb, [tables.update(&lazy, whole, change, splitter)?]);
+                Ok(())
+            };
+            tables.update_to_code(&lazy, tlb, whole, 0, &mut WholeLeaves, read_only).unwrap();
         });
         steps(&stream)
     };

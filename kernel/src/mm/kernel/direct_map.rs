@@ -79,8 +79,8 @@ impl KernelSpace {
         if let Some(page) = linear_map.part(VirtAddr(layout::LINEAR_BASE.0.wrapping_add(frame.0)), 1) {
             let _owner = RangeOwnerCheck::new(page);
             let (lazy, tables) = (Lazy::new(&self.mmu), self.tables());
-            if let Some(flush) = tables.get().update_at_once(&lazy, page, change, &mut RefuseSplits) {
-                flush.defer();
+            if let Some(ready) = tables.get().look(page, change, &mut RefuseSplits) {
+                ready.commit(&lazy).defer();
                 return Ok(());
             }
         }

@@ -149,16 +149,18 @@ impl KernelSpace {
     }
 
     fn change_to_code(&self, range: PageRange) -> Result<(), Error> {
-        let walk = self.tables();
+        let (walk, lazy) = (self.tables(), Lazy::new(&self.mmu));
         let tables = walk.get();
-        if patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS) {
-            let _owner = self.check_owner_with_alias(range);
-            alias::update::update_to_code(tables, &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self))
-        } else {
-            let _owner = RangeOwnerCheck::new(range);
-            let (lazy, splitter) = (Lazy::new(&self.mmu), &mut LeafSplitter(self));
-            tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC, splitter)
-        }
+        let with_alias = patched_branch!(branch::ALIAS) && !lab::is_on!(NO_ALIAS);
+        let _owner = if with_alias { self.check_owner_with_alias(range) } else { RangeOwnerCheck::new(range) };
+        let read_only = |change, splitter: &mut LeafSplitter<'_>| {
+            if with_alias {
+                return alias::update::update::<ReadOnly, _, _>(tables, &self.tlb, range, bits::VM_ALLOC, splitter);
+            }
+            lazy.invalidate(&self.tlb, [tables.update(&lazy, range, change, splitter)?]);
+            Ok(())
+        };
+        tables.update_to_code(&lazy, &self.tlb, range, bits::VM_ALLOC, &mut LeafSplitter(self), read_only)
     }
 
     /// Lets the hardware use pages, or has it fault on them; all else that is known of them stays.
@@ -212,7 +214,7 @@ impl KernelSpace {
         let lazy = Lazy::new(&self.mmu);
         let _owner = RangeOwnerCheck::new(range);
         let tables = self.tables();
-        let changed = tables.get().update_at_once(&lazy, range, &change, &mut LeafSplitter(self));
+        let changed = tables.get().look(range, &change, &mut LeafSplitter(self)).map(|ready| ready.commit(&lazy));
         // The stores are made. A table with them that is replaced concurrently is copied with them.
         drop(tables);
         match changed {

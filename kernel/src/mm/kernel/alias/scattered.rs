@@ -53,7 +53,7 @@ impl<'t, M: Stores> ScatteredAlias<'t, M> {
     /// Whether it is such a range, and all of its alias is pages: then the table of the alias that was looked at last.
     #[inline(always)]
     pub(super) fn find(&self, alias: &impl Alias<M>) -> Option<LastTable<'t, M>> {
-        let mut table = self.tables.no_last_table();
+        let mut table = LastTable::none(self.tables.mmu());
         // No frame follows on this.
         let mut next = 1;
         self.each_table(|cells| {
@@ -63,9 +63,8 @@ impl<'t, M: Stores> ScatteredAlias<'t, M> {
                     return None;
                 }
                 next = frame.0 + M::Geometry::PAGE_SIZE;
-                let address = alias.address(frame);
-                if !table.translates(address) {
-                    table = self.tables.last_table_of(address)?;
+                if !table.find(self.tables, alias.address(frame)) {
+                    return None;
                 }
             }
             Some(())
@@ -87,8 +86,8 @@ impl<'t, M: Stores> ScatteredAlias<'t, M> {
         let visited = self.each_table(|cells| {
             for cell in cells {
                 let address = alias.address(self.tables.mmu().load(cell).address());
-                if !table.translates(address) {
-                    table = self.tables.last_table_of(address)?;
+                if !table.find(self.tables, address) {
+                    return None;
                 }
                 match table.update_page(address, &W::CHANGE) {
                     PageUpdate::Unchanged => {}

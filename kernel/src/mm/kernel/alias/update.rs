@@ -27,7 +27,7 @@ use granule_pgtable::{
 };
 
 use super::scattered::ScatteredAlias;
-use super::{ReadOnly, ReadWrite, Writability};
+use super::{ReadWrite, Writability};
 
 /// Where the frames of a range are mapped a second time: in the same tree, by leaves that it may split while they are
 /// in use. It never fails to split a contiguous group.
@@ -65,51 +65,24 @@ pub fn update<W: Writability, M: Stores, A: Alias<M>>(
 ) -> Result<(), Error> {
     let change = W::CHANGE.require_bits(required);
     let Some(ready) = tables.look(range, &change, alias) else {
-        return update_tables::<W, M, A>(tables, tlb, range, change, alias);
+        return update_in_steps::<W, M, A>(tables, tlb, range, change, alias);
     };
     if let Some(frames) = ready.physical() {
         let lazy = Lazy::new(tables.mmu());
         let frames = pages(alias.address(frames), range.size());
         // The alias first: at no moment is it writable where the range is executable.
-        if let Some(flush) = tables.update_at_once(&lazy, frames, &W::CHANGE, alias) {
+        if let Some(of_alias) = tables.look(frames, &W::CHANGE, alias) {
+            let flush = of_alias.commit(&lazy);
             lazy.invalidate(tlb, [ready.commit(&lazy), flush]);
             return Ok(());
         }
     }
-    update_checked(tables, tlb, range, ready.pages(), alias, Permitted::Looked(ready), Kind::of::<W>())
-}
-
-/// A change of the range that may be made.
-enum Permitted<'t, M: Stores> {
-    Looked(Ready<'t, M>),
-    Checked(Checked<M::Geometry>),
-}
-
-impl<M: Stores> Permitted<'_, M> {
-    fn make(self, tables: PageTables<'_, M>, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
-        match self {
-            Self::Looked(ready) => ready.commit(lazy),
-            Self::Checked(checked) => tables.apply(lazy, checked),
-        }
-    }
-}
-
-/// Which change of writability it is, for what is compiled once for both.
-struct Kind<'t, M: Stores, A: Alias<M>> {
-    change: &'static Change,
-    /// [`ScatteredAlias::change`].
-    scattered: fn(&ScatteredAlias<'t, M>, &LastTable<'t, M>, &Lazy<'_, M>, &mut A) -> bool,
-}
-
-impl<M: Stores, A: Alias<M>> Kind<'_, M, A> {
-    const fn of<W: Writability>() -> Self {
-        Self { change: &W::CHANGE, scattered: ScatteredAlias::change::<W, A> }
-    }
+    update_runs::<W, M, A>(tables, tlb, range, Permitted::Looked(ready), alias)
 }
 
 /// [`update`] of any range.
 #[inline(never)]
-fn update_tables<W: Writability, M: Stores, A: Alias<M>>(
+fn update_in_steps<W: Writability, M: Stores, A: Alias<M>>(
     tables: PageTables<'_, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
@@ -117,53 +90,45 @@ fn update_tables<W: Writability, M: Stores, A: Alias<M>>(
     alias: &mut A,
 ) -> Result<(), Error> {
     let checked = tables.check(range, change, alias)?;
-    update_checked(tables, tlb, range, None, alias, Permitted::Checked(checked), Kind::of::<W>())
+    update_runs::<W, M, A>(tables, tlb, range, Permitted::Checked(checked), alias)
 }
 
-/// Steps 2 to 4 of [`update`]; `sole` are the range's entries, where they are pages of one table.
+/// A change of the range that may be made.
+enum Permitted<'t, M: Stores> {
+    Looked(Ready<'t, M>),
+    Checked(Checked<'t, M>),
+}
+
+impl<M: Stores> Permitted<'_, M> {
+    fn commit(self, lazy: &Lazy<'_, M>) -> Flush<M::Geometry> {
+        match self {
+            Self::Looked(ready) => ready.commit(lazy),
+            Self::Checked(checked) => checked.commit(lazy),
+        }
+    }
+}
+
+/// Steps 2 to 4 of [`update`], for any frames.
 #[inline(never)]
-fn update_checked<'t, M: Stores, A: Alias<M>>(
+fn update_runs<'t, W: Writability, M: Stores, A: Alias<M>>(
     tables: PageTables<'t, M>,
     tlb: &impl Tlb<M>,
     range: PageRange<M::Geometry>,
-    sole: Option<&'t [M::Cell]>,
-    alias: &mut A,
     permitted: Permitted<'t, M>,
-    kind: Kind<'t, M, A>,
+    alias: &mut A,
 ) -> Result<(), Error> {
     let lazy = &Lazy::new(tables.mmu());
+    let sole = if let Permitted::Looked(ready) = &permitted { ready.pages() } else { None };
     let pages = ScatteredAlias::new(tables, range, sole);
     if let Some(table) = pages.find(alias) {
-        let changed = (kind.scattered)(&pages, &table, lazy, alias);
-        pages.invalidate(lazy, tlb, permitted.make(tables, lazy), changed, alias);
+        let changed = pages.change::<W, A>(&table, lazy, alias);
+        pages.invalidate(lazy, tlb, permitted.commit(lazy), changed, alias);
         return Ok(());
     }
     let runs = AliasRuns::<M, EVERY_PAGE>::prepare(tables, range, alias)?;
-    let stale = runs.change(lazy, *kind.change, alias);
-    runs.invalidate(lazy, tlb, permitted.make(tables, lazy), &stale, alias);
+    let stale = runs.change(lazy, W::CHANGE, alias);
+    runs.invalidate(lazy, tlb, permitted.commit(lazy), &stale, alias);
     Ok(())
-}
-
-/// [`PageTables::update_to_code`] of a range whose frames are mapped a second time, by `alias`, which becomes read-only
-/// in the first step.
-///
-/// Two completed steps: what was writable is read-only for every CPU, here and by the alias, before anything of it can
-/// be executed. Under one invalidation for both, one CPU could write through what its TLB holds while another runs it.
-///
-/// # Errors
-/// As [`update`].
-///
-/// # Panics
-/// As [`update`].
-pub fn update_to_code<M: Stores, A: Alias<M>>(
-    tables: PageTables<'_, M>,
-    tlb: &impl Tlb<M>,
-    range: PageRange<M::Geometry>,
-    required: u64,
-    alias: &mut A,
-) -> Result<(), Error> {
-    let read_only = |change, alias: &mut A| update_tables::<ReadOnly, M, A>(tables, tlb, range, change, alias);
-    tables.update_to_code_after(&Lazy::new(tables.mmu()), tlb, range, required, alias, read_only)
 }
 
 /// [`PageTables::unmap`] of a range whose frames are mapped a second time, by `alias`: that of pages that are read-only
@@ -343,7 +308,7 @@ impl<'t, M: Stores, const MARKS: u64> AliasRuns<'t, M, MARKS> {
         alias: &mut impl Alias<M>,
     ) -> Result<Self, Error> {
         let mut found = Self { tables, range, count: 0, kept: [const { 0..0 }; KEPT] };
-        let mut table = tables.no_last_table();
+        let mut table = LastTable::none(tables.mmu());
         for run in found.runs() {
             let range = range_of(&run, alias);
             if let Some(kept) = found.kept.get_mut(found.count) {
@@ -351,8 +316,10 @@ impl<'t, M: Stores, const MARKS: u64> AliasRuns<'t, M, MARKS> {
             }
             found.count += 1;
             // Where there is a last-level table, each of its pages can change alone.
-            if !find(tables, &mut table, range) && cuts_a_block(tables, range) {
-                alias.split(&Cut::at_ends(tables, range))?;
+            if !find(tables, &mut table, range)
+                && let Some(cut) = Cut::blocks_at_ends(tables, range)
+            {
+                alias.split(&cut)?;
             }
         }
         Ok(found)
@@ -373,7 +340,7 @@ impl<'t, M: Stores, const MARKS: u64> AliasRuns<'t, M, MARKS> {
             return StaleAlias::Kept(flushes);
         }
         let mut hull: Option<PageRange<M::Geometry>> = None;
-        let mut table = self.tables.no_last_table();
+        let mut table = LastTable::none(self.tables.mmu());
         for run in self.runs() {
             let range = range_of(&run, alias);
             let single = range.pages() == 1 && find(self.tables, &mut table, range);
@@ -416,22 +383,7 @@ impl<'t, M: Stores, const MARKS: u64> AliasRuns<'t, M, MARKS> {
 /// Whether all of `range` is in one last-level table, which `table` is then.
 #[inline(always)]
 fn find<'t, M: Stores>(tables: PageTables<'t, M>, table: &mut LastTable<'t, M>, range: PageRange<M::Geometry>) -> bool {
-    if !table.translates(range.start()) {
-        let Some(found) = tables.last_table_of(range.start()) else { return false };
-        *table = found;
-    }
-    table.translates(range.last())
-}
-
-/// Whether an end of `range` is inside a block.
-#[cold]
-fn cuts_a_block<M: Stores>(tables: PageTables<'_, M>, range: PageRange<M::Geometry>) -> bool {
-    let cut = |page: VirtAddr, boundary: VirtAddr| {
-        // A table here stays a table until the change.
-        let level = tables.entry_to_change(page).level;
-        level != LAST_LEVEL && !boundary.is_aligned(M::Geometry::entry_size(level))
-    };
-    cut(range.start(), range.start()) || cut(range.last(), range.end())
+    table.find(tables, range.start()) && table.translates(range.last())
 }
 
 /// No level: TLBs may hold larger leaves of the alias than there are.

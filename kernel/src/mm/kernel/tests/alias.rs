@@ -114,7 +114,10 @@ fn change(machine: &HostMachine, range: PageRange, change: Change, tables: usize
 
 /// Read-only and executable, with the alias.
 fn to_code(machine: &HostMachine, range: PageRange, tables: usize) -> Result<(), Error> {
-    update::update_to_code(machine.page_tables(), machine.tlb(), range, 0, &mut linear(machine, tables))
+    let (trees, tlb, lazy) = (machine.page_tables(), machine.tlb(), Lazy::new(machine.mmu()));
+    trees.update_to_code(&lazy, tlb, range, 0, &mut linear(machine, tables), |_, alias| {
+        update::update::<ReadOnly, _, _>(trees, tlb, range, 0, alias)
+    })
 }
 
 /// Attributes of every page, of the area and of the linear map: what a refusal must leave alone.

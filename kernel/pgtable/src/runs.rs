@@ -1,0 +1,232 @@
+//! The entries of a range, in runs: every operation on a range is a loop over these, but for a first look at it.
+//!
+//! After each last-level table the walk starts again at the root, three loads for up to 512 entries, and no stack of
+//! tables is kept. The way down to a last-level table, where nearly all walks end, is straight-line code; blocks and
+//! missing tables are left to a function of their own.
+
+use granule_arch::addr::VirtAddr;
+use granule_arch::descriptor::Descriptor;
+
+use crate::cursor::{Cursor, Marks, clear_all};
+use crate::error::Error;
+use crate::geometry::{Geometry, LAST_LEVEL};
+use crate::mmu::Mmu;
+use crate::range::PageRange;
+use crate::tables::PageTables;
+
+/// Entries of one table that the range touches, the first of which is no table descriptor.
+///
+/// At the last level these are all entries that the range has in the table. At upper levels tables may follow among
+/// them.
+pub(crate) struct Run<'a, M: Mmu> {
+    /// The whole table, for a look at a contiguous group.
+    pub(crate) table: &'a [M::Cell],
+    /// Index of the run's first entry.
+    pub(crate) first: usize,
+    /// Entries of the table from `first` on that the range touches; at least one.
+    pub(crate) count: usize,
+    /// Level of the table.
+    pub(crate) level: u8,
+    /// The first address that the first entry translates; before `from` where the range begins inside it.
+    pub(crate) start: VirtAddr,
+    /// The first address of the range in the run.
+    pub(crate) from: VirtAddr,
+    /// Bytes of the range from `from` on: to its end, also where that is beyond this table.
+    pub(crate) left: u64,
+    /// The bits that any table descriptor on the way has: PXNTable and UXNTable hold for all below.
+    pub(crate) inherited: u64,
+}
+
+impl<'a, M: Mmu> Run<'a, M> {
+    /// The cells of the run.
+    #[inline(always)]
+    pub(crate) fn cells(&self) -> &'a [M::Cell] {
+        &self.table[self.first..self.first + self.count]
+    }
+
+    /// Entry `index` of the table that the run is in.
+    #[inline(always)]
+    pub(crate) fn entry(&self, index: usize) -> &'a M::Cell {
+        &self.table[index]
+    }
+
+    /// The first address that entry `index` (from the start of the run) translates.
+    #[inline(always)]
+    pub(crate) fn address(&self, index: usize) -> VirtAddr {
+        VirtAddr(self.start.0 + ((index as u64) << M::Geometry::shift(self.level)))
+    }
+}
+
+/// The runs of a range, in ascending order ([`PageTables::runs`]): all entries of a last-level table that are in the
+/// range; of an upper one, entries that link no table.
+pub(crate) struct Runs<'t, M: Mmu> {
+    tables: PageTables<'t, M>,
+    /// Where it continues.
+    from: VirtAddr,
+    /// Bytes from there to the end of the range.
+    left: u64,
+    marks: Marks,
+}
+
+impl<'t, M: Mmu> Runs<'t, M> {
+    /// The entries from here to the end of the table or of the range, in place of [`Self::next`]: tables may be among
+    /// them, but for the first. Nothing is passed.
+    #[inline(always)]
+    pub(crate) fn entries(&self) -> Option<Run<'t, M>> {
+        while self.left != 0 {
+            match Cursor::at_root(&self.tables).down_to(LAST_LEVEL, self.from, self.marks) {
+                Ok(place) => return Some(page_run(&place, self.from, self.left)),
+                Err(_) => {
+                    if let Some(run) = self.upper_run() {
+                        return Some(Run { ..run });
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Continues after the first `entries` of `run`.
+    #[inline(always)]
+    pub(crate) fn pass(&mut self, run: &Run<'t, M>, entries: usize) {
+        let before = run.from.0 - run.start.0;
+        let done = ((entries as u64) << M::Geometry::shift(run.level)).saturating_sub(before).min(run.left);
+        (self.from, self.left) = (VirtAddr(run.from.0.wrapping_add(done)), run.left - done);
+    }
+
+    /// Continues with `run`, as its entries are then.
+    pub(crate) fn again(&mut self, run: &Run<'t, M>) {
+        self.pass(run, 0);
+    }
+
+    /// The entries of the table where the walk ends above the last level; `None` where it goes on by now.
+    #[cold]
+    #[inline(never)]
+    fn upper_run(&self) -> Option<Run<'t, M>> {
+        let (mmu, from, left) = (self.tables.mmu(), self.from, self.left);
+        let (place, _) = Cursor::at_root(&self.tables).end_of_walk(from, self.marks);
+        let (level, table) = (place.level(), place.cells());
+        let (shift, first) = (M::Geometry::shift(level), M::Geometry::index(from, level));
+        let start = from.align_down(1 << shift);
+        // How many entries the range touches: rounded up in halves, because the whole upper half's end does not fit.
+        let touched = (((from.0 - start.0 + (left - 1)) >> shift) as usize).saturating_add(1);
+        let count = touched.min(table.len() - first);
+        let cells = &table[first..first + count];
+        if self.marks == Marks::Clear {
+            clear_all(mmu, cells, level, start);
+        }
+        if level != LAST_LEVEL && mmu.load(&table[first]).is_table() {
+            return None;
+        }
+        Some(Run { table, first, count, level, start, from, left, inherited: place.inherited })
+    }
+}
+
+impl<'t, M: Mmu> Iterator for Runs<'t, M> {
+    type Item = Run<'t, M>;
+
+    #[inline(always)]
+    fn next(&mut self) -> Option<Run<'t, M>> {
+        let run = self.entries()?;
+        let mut count = run.count;
+        if run.level != LAST_LEVEL {
+            let is_table = |cell| self.tables.mmu().load(cell).is_table();
+            // The first one was read and is none; were it linked concurrently, its owner would not be the caller.
+            count = run.cells().iter().skip(1).position(is_table).map_or(count, |position| 1 + position);
+        }
+        self.pass(&run, count);
+        Some(Run { count, ..run })
+    }
+}
+
+/// All of a range, where its leaves lie in one table: of one of two levels, so that the level is a constant in what is
+/// done with each.
+pub(crate) enum SoleRun<'t, M: Mmu> {
+    /// Pages.
+    Pages(Run<'t, M>),
+    /// Whole blocks of the level above the last, or a part of one such block.
+    Blocks(Run<'t, M>),
+}
+
+impl<'t, M: Mmu> PageTables<'t, M> {
+    /// The runs of `range`. With [`Marks::Clear`] where the loop stores, or where another one of the same caller stores
+    /// and counts on the findings of this one.
+    #[inline(always)]
+    pub(crate) fn runs(&self, range: PageRange<M::Geometry>, marks: Marks) -> Runs<'t, M> {
+        Runs { tables: *self, from: range.start(), left: range.size(), marks }
+    }
+
+    /// All of `range`, where it lies in one last-level table, with the marks on the way taken away.
+    #[inline(always)]
+    pub(crate) fn sole_run(&self, range: PageRange<M::Geometry>) -> Option<Run<'t, M>> {
+        let table = Cursor::at_root(self).down_to(LAST_LEVEL, range.start(), Marks::Clear).ok()?;
+        let run = page_run(&table, range.start(), range.size());
+        (run.count == range.pages()).then_some(run)
+    }
+
+    /// All of `range`, where its leaves lie in one table of the last two levels, without the mark of a collapse on the way.
+    /// (A block may have one.)
+    #[inline(always)]
+    pub(crate) fn sole_run_of_leaves(&self, range: PageRange<M::Geometry>) -> Option<SoleRun<'t, M>> {
+        const ABOVE: u8 = LAST_LEVEL - 1;
+        let (start, size) = (range.start(), range.size());
+        let mut place = Cursor::at_root(self).down_to(ABOVE, start, Marks::Keep).ok()?;
+        let table = place.cells();
+        let Err(_) = place.descend(ABOVE, start) else {
+            let run = page_run(&place, start, size);
+            return if run.count == range.pages() && !place.is_collapsing() { Some(SoleRun::Pages(run)) } else { None };
+        };
+        if place.is_collapsing() {
+            return None;
+        }
+        let first = M::Geometry::index(start, ABOVE);
+        let block = M::Geometry::entry_size(ABOVE);
+        let (from, start) = (start, start.align_down(block));
+        let whole = (from.0 | size) & (block - 1) == 0;
+        let count = if whole { (size >> M::Geometry::shift(ABOVE)) as usize } else { 1 };
+        if count > table.len() - first || (!whole && range.last().0 - start.0 >= block) {
+            return None;
+        }
+        let (left, inherited) = (size, place.inherited);
+        Some(SoleRun::Blocks(Run { table, first, count, level: ABOVE, start, from, left, inherited }))
+    }
+}
+
+/// The entries of a last-level table from the one for `from` on.
+#[inline(always)]
+fn page_run<'t, M: Mmu>(place: &Cursor<'t, M>, from: VirtAddr, left: u64) -> Run<'t, M> {
+    let first = M::Geometry::index(from, LAST_LEVEL);
+    Run {
+        table: place.cells(),
+        first,
+        count: ((left >> M::Geometry::PAGE_SHIFT) as usize).min(M::Geometry::entries(LAST_LEVEL) - first),
+        level: LAST_LEVEL,
+        start: from,
+        from,
+        left,
+        inherited: place.inherited,
+    }
+}
+
+/// Checks that the leaf found at `address` lies in `range` with all that it translates.
+#[inline(always)]
+pub(crate) fn whole_leaf<G: Geometry>(
+    range: PageRange<G>,
+    leaf: Descriptor,
+    level: u8,
+    address: VirtAddr,
+) -> Result<(), Error> {
+    let size = leaf_size::<G>(leaf, level);
+    let start = address.align_down(size);
+    if range.contains(start) && range.contains(start + (size - 1)) {
+        Ok(())
+    } else {
+        Err(Error::Straddles { leaf: start, size })
+    }
+}
+
+/// Bytes that a leaf translates; a contiguous group counts as one leaf.
+#[inline(always)]
+pub(crate) fn leaf_size<G: Geometry>(leaf: Descriptor, level: u8) -> u64 {
+    if leaf.is_contiguous() { G::group_size(level) } else { G::entry_size(level) }
+}
