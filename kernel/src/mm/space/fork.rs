@@ -36,14 +36,13 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoMemory`]; nothing stays allocated.
     pub fn fork(&self, cpu: &Cpu) -> Result<SpaceRef, SpaceError> {
-        let child = {
+        let (child, heap) = {
             // Locked over both, so that the heap's end matches the areas.
             let heap = self.heap().read();
-            let child = self.copy_to_child(cpu)?;
-            *child.heap().write() = *heap;
-            child.set_trampoline(self.trampoline());
-            child
+            (self.copy_to_child(cpu)?, *heap)
         };
+        *child.heap().write() = heap;
+        child.set_trampoline(self.trampoline());
         if self.has_userfaultfds() {
             self.announce_fork(&child);
         }
