@@ -3,7 +3,7 @@
 //! Nothing here depends on Granule: these are static programs for Linux on arm64, with calls that Granule has too, so
 //! that both kernels can be compared. A program names its main function and returns its status:
 //!
-//! ```
+//! ```no_run
 //! granule_user::entry!(run);
 //!
 //! fn run(_start: granule_user::Start) -> u8 {
@@ -56,8 +56,10 @@ macro_rules! entry {
 
         /// On the host a program is compiled, for its errors, and does nothing.
         #[cfg(not(target_os = "none"))]
-        fn main() {
+        #[unsafe(export_name = "main")]
+        extern "C" fn host_main() -> core::ffi::c_int {
             let _: fn($crate::Start) -> u8 = $main;
+            0
         }
     };
 }

@@ -9,35 +9,27 @@
 #[cfg(target_os = "none")]
 extern crate alloc;
 
+/// The benches, which are built for the target alone.
 #[cfg(target_os = "none")]
-mod harness;
+#[path = ""]
+mod rows {
+    pub(crate) mod harness;
+    pub(crate) mod heap;
+    pub(crate) mod huge;
+    pub(crate) mod linear;
+    pub(crate) mod memory;
+    pub(crate) mod mm;
+    pub(crate) mod mte;
+    pub(crate) mod peers;
+    pub(crate) mod scale;
+    pub(crate) mod set_memory;
+    pub(crate) mod smmu;
+    pub(crate) mod space;
+    pub(crate) mod tlb;
+    pub(crate) mod uffd;
+    pub(crate) mod vmalloc;
+}
 #[cfg(target_os = "none")]
-mod heap;
-#[cfg(target_os = "none")]
-mod huge;
-#[cfg(target_os = "none")]
-mod linear;
-#[cfg(target_os = "none")]
-mod memory;
-#[cfg(target_os = "none")]
-mod mm;
-#[cfg(target_os = "none")]
-mod mte;
-#[cfg(target_os = "none")]
-mod peers;
-#[cfg(target_os = "none")]
-mod scale;
-#[cfg(target_os = "none")]
-mod set_memory;
-#[cfg(target_os = "none")]
-mod smmu;
-#[cfg(target_os = "none")]
-mod space;
-#[cfg(target_os = "none")]
-mod tlb;
-#[cfg(target_os = "none")]
-mod uffd;
-#[cfg(target_os = "none")]
-mod vmalloc;
+use rows::*;
 
 granule_boot::entry!(crate::harness::run);

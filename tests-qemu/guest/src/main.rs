@@ -9,93 +9,56 @@
 #[cfg(target_os = "none")]
 extern crate alloc;
 
+/// The tests, which are built for the target alone.
 #[cfg(target_os = "none")]
-mod boot;
+#[path = ""]
+mod tests {
+    pub(crate) mod boot;
+    pub(crate) mod compact;
+    pub(crate) mod console;
+    pub(crate) mod copy_on_write;
+    pub(crate) mod demo;
+    pub(crate) mod devices;
+    pub(crate) mod devices_bound;
+    pub(crate) mod devices_nvme;
+    pub(crate) mod direct_map;
+    pub(crate) mod frames;
+    pub(crate) mod guarded_heap;
+    pub(crate) mod harness;
+    pub(crate) mod heap_tags;
+    pub(crate) mod interrupt;
+    pub(crate) mod iommu;
+    pub(crate) mod limits;
+    pub(crate) mod machine;
+    pub(crate) mod memory;
+    pub(crate) mod misbehaving;
+    pub(crate) mod mte;
+    pub(crate) mod notifier;
+    pub(crate) mod pagealloc;
+    pub(crate) mod pci;
+    pub(crate) mod planted;
+    pub(crate) mod process;
+    pub(crate) mod reclaim;
+    pub(crate) mod runs;
+    pub(crate) mod sched;
+    pub(crate) mod set_memory;
+    pub(crate) mod smmu;
+    pub(crate) mod smp;
+    pub(crate) mod split;
+    pub(crate) mod storm;
+    pub(crate) mod tag_storage;
+    pub(crate) mod timer;
+    pub(crate) mod trap;
+    pub(crate) mod turns;
+    pub(crate) mod uaccess;
+    pub(crate) mod user;
+    pub(crate) mod userfault;
+    pub(crate) mod vmalloc;
+    pub(crate) mod watched;
+    pub(crate) mod words;
+    pub(crate) mod work;
+}
 #[cfg(target_os = "none")]
-mod compact;
-#[cfg(target_os = "none")]
-mod console;
-#[cfg(target_os = "none")]
-mod copy_on_write;
-#[cfg(target_os = "none")]
-mod demo;
-#[cfg(target_os = "none")]
-mod devices;
-#[cfg(target_os = "none")]
-mod devices_bound;
-#[cfg(target_os = "none")]
-mod devices_nvme;
-#[cfg(target_os = "none")]
-mod direct_map;
-#[cfg(target_os = "none")]
-mod frames;
-#[cfg(target_os = "none")]
-mod guarded_heap;
-#[cfg(target_os = "none")]
-mod harness;
-#[cfg(target_os = "none")]
-mod heap_tags;
-#[cfg(target_os = "none")]
-mod interrupt;
-#[cfg(target_os = "none")]
-mod iommu;
-#[cfg(target_os = "none")]
-mod limits;
-#[cfg(target_os = "none")]
-mod machine;
-#[cfg(target_os = "none")]
-mod memory;
-#[cfg(target_os = "none")]
-mod misbehaving;
-#[cfg(target_os = "none")]
-mod mte;
-#[cfg(target_os = "none")]
-mod notifier;
-#[cfg(target_os = "none")]
-mod pagealloc;
-#[cfg(target_os = "none")]
-mod pci;
-#[cfg(target_os = "none")]
-mod planted;
-#[cfg(target_os = "none")]
-mod process;
-#[cfg(target_os = "none")]
-mod reclaim;
-#[cfg(target_os = "none")]
-mod runs;
-#[cfg(target_os = "none")]
-mod sched;
-#[cfg(target_os = "none")]
-mod set_memory;
-#[cfg(target_os = "none")]
-mod smmu;
-#[cfg(target_os = "none")]
-mod smp;
-#[cfg(target_os = "none")]
-mod split;
-#[cfg(target_os = "none")]
-mod storm;
-#[cfg(target_os = "none")]
-mod tag_storage;
-#[cfg(target_os = "none")]
-mod timer;
-#[cfg(target_os = "none")]
-mod trap;
-#[cfg(target_os = "none")]
-mod turns;
-#[cfg(target_os = "none")]
-mod uaccess;
-#[cfg(target_os = "none")]
-mod user;
-#[cfg(target_os = "none")]
-mod userfault;
-#[cfg(target_os = "none")]
-mod vmalloc;
-#[cfg(target_os = "none")]
-mod watched;
-#[cfg(target_os = "none")]
-mod words;
-#[cfg(target_os = "none")]
-mod work;
+use tests::*;
 
 granule_boot::entry!(crate::harness::run);

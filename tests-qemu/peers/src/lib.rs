@@ -7,19 +7,16 @@
 //! Four levels of 4 KiB, in frames of the kernel that are seen through its linear map. The tables are in no TTBR, which
 //! neither crate knows: both take them for live, and issue the barriers and invalidations of a live change.
 
-#![cfg_attr(target_os = "none", no_std)]
+#![cfg(target_os = "none")]
+#![no_std]
 
-#[cfg(target_os = "none")]
 pub mod aarch64_paging;
-#[cfg(target_os = "none")]
 pub mod page_table_multiarch;
 
 /// The first physical address that the tables map; it is never read.
-#[cfg(target_os = "none")]
 const MEMORY: usize = 0x4000_0000;
 
 /// A zeroed frame.
-#[cfg(target_os = "none")]
 fn table() -> granule_arch::addr::PhysAddr {
     granule::kernel().frames.alloc_zeroed(granule::smp::this_cpu()).expect("memory for a table")
 }

@@ -52,8 +52,8 @@ const DEFAULT_LIMIT: u32 = 10;
 
 /// A record is made in a constant, so a panic here is an error of compilation.
 impl<F> Record<F> {
-    /// A record for the function `name` in `module` (a `module_path!()`, whose first part, the crate, is left out),
-    /// with ten seconds to run on every machine.
+    /// A record for the function `name` in `module` (a `module_path!()`, whose first two parts, the crate and its
+    /// `tests`, are left out), with ten seconds to run on every machine.
     ///
     /// # Panics
     /// When the names have no room.
@@ -123,17 +123,18 @@ pub fn text(field: &[u8]) -> Option<&str> {
     core::str::from_utf8(&field[..end]).ok()
 }
 
-/// `module` without the crate's name, `::`, `name`.
+/// `module` without its first two parts, `::`, `name`.
 const fn path(module: &str, name: &str) -> [u8; NAME_BYTES] {
     let module = module.as_bytes();
-    let mut start = 0;
-    while start + 1 < module.len() && !(module[start] == b':' && module[start + 1] == b':') {
+    let (mut start, mut left_out) = (0, 0);
+    while start < module.len() && left_out < 2 {
+        left_out += (module[start] == b':' && start != 0 && module[start - 1] == b':') as usize;
         start += 1;
     }
     let mut out = [0; NAME_BYTES];
     let mut at = 0;
-    if start + 2 < module.len() {
-        at = append(&mut out, at, module, start + 2);
+    if start < module.len() {
+        at = append(&mut out, at, module, start);
         at = append(&mut out, at, b"::", 0);
     }
     append(&mut out, at, name.as_bytes(), 0);
@@ -164,7 +165,7 @@ mod tests {
 
     #[test]
     fn name_is_the_path_without_the_crate() {
-        let record = Record::new(0u64, "granule_tests::set_memory", "ro_refuses_writes")
+        let record = Record::new(0u64, "granule_tests::tests::set_memory", "ro_refuses_writes")
             .needs("mte smp")
             .machines("a53 el2")
             .limit(5)
@@ -177,7 +178,7 @@ mod tests {
 
     #[test]
     fn name_at_the_root_has_no_path() {
-        let record = Record::new(0u64, "granule_tests", "boots");
+        let record = Record::new(0u64, "granule_tests::tests", "boots");
         assert_eq!(text(&record.name), Some("boots"));
     }
 

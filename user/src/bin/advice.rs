@@ -2,7 +2,8 @@
 //!
 //! Each answer is Linux's. `advice race` has threads that store to pages while others make guards of them.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, Ordering};

@@ -1,6 +1,7 @@
 //! Clocks, futexes, writes and random bytes, with arguments at the limits: each result is Linux's.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -5,7 +5,8 @@
 //! what different CPUs change apart: now and then a call over the addresses of all threads, or a fork, brings it
 //! together.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU64, Ordering};

@@ -2,7 +2,8 @@
 //! what its frames are to carry (tests-qemu/protocol). The bench image starts it, having let EL0 read event counter 0,
 //! which counts instructions; it exits with the number of points. docs/BENCHMARKS.md describes the rows.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

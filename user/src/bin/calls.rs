@@ -1,6 +1,7 @@
 //! System calls one by one: what they answer, and what they refuse, as Linux does.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{

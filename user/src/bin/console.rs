@@ -2,7 +2,8 @@
 //! threads that it may have; `reads` prints the monitor's prompt, and reads what is typed there; `takes` and `waits` read
 //! in the background; `stubborn` ignores Ctrl-C.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls")]
 
 use granule_user::abi::file::{F_SETFL, O_NONBLOCK, POLLIN, PollFd};

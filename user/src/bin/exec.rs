@@ -3,7 +3,8 @@
 //! The program executes itself: an environment of one variable selects the checks of the copy. `exec FILE` executes
 //! another, and exits with the error's number.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::{CStr, c_char};

@@ -4,7 +4,8 @@
 //! written answers otherwise where it is asked for that, which `files read-only` asks. `files zombie` has a child that
 //! has ended.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::{CStr, c_char};

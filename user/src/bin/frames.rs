@@ -1,6 +1,7 @@
 //! Signal frames: what a fault's frame has, and what rt_sigreturn makes of frames that a program wrote.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

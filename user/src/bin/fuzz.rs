@@ -8,7 +8,8 @@
 //! with `together`, where three threads of the child make the calls, of kind `m`. With `short` other children take all
 //! memory that there is, again and again.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;

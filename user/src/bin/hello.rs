@@ -1,6 +1,7 @@
 //! Prints what the kernel hands to a program.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 
 use granule_user::abi::process::{AT_ENTRY, AT_HWCAP, AT_PAGESZ, AT_PHDR, AT_PHNUM, AT_RANDOM};
 use granule_user::{Start, entry, println, process};

@@ -4,7 +4,8 @@
 //! where the kernel refuses more, and exit with 0; what they held then is the kernel's to take back. `hog beside` works
 //! in a little memory until it is sent SIGTERM, and exits with 0 if all that it wrote was there whenever it looked.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicBool, Ordering};

@@ -4,7 +4,8 @@
 //! part. `huge race`: threads that change pages of one block, and fork, while others store to it. `huge shared`: blocks
 //! of a file that several mappings and processes share (Linux: `shmem_enabled=advise`), while pages are taken away.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};

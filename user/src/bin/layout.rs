@@ -4,7 +4,8 @@
 //! The program executes itself: with the argument `report` it writes where it lies. `layout fixed` is for a kernel that
 //! was booted with `norandmaps`, `layout 64-bit` for one that runs no programs of 32 bits.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::{CStr, c_char};

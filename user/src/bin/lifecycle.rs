@@ -1,6 +1,7 @@
 //! Processes: fork, exec, exit and wait, and what becomes of children.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;

@@ -1,6 +1,7 @@
 //! The limits of a process: `prlimit64`, and the effects of what it sets.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;

@@ -1,7 +1,8 @@
 //! Long calls, and large numbers of threads, signals and areas: work during which a kernel may keep a CPU, or
 //! interrupts masked. `long WHAT COUNT`; each kind checks its answers.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

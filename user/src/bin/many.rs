@@ -1,7 +1,8 @@
 //! The largest counts that a program can choose, one in each run: work during which a kernel may keep a CPU, or interrupts
 //! masked. `many WHAT COUNT`.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ops::RangeInclusive;

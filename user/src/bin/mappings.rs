@@ -3,7 +3,8 @@
 //! After Linux's own tests (tools/testing/selftests/mm) and its manual pages: every answer here is the one that Linux
 //! gives on arm64 with pages of 4 KiB.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{

@@ -3,7 +3,8 @@
 //! Each answer is Linux's. `memfd race` has threads that store to a file's pages while others take them away. `memfd full`
 //! takes more memory than there is, and ends by that.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::mem::ManuallyDrop;

@@ -2,7 +2,8 @@
 //! (selftests/arm64/mte): modes and sizes of accesses, the tags of IRG, forks and mappings, buffers and strings of
 //! calls, threads with modes of their own.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;

@@ -14,7 +14,8 @@
 //! **Tracking** notes in `FILE`, a byte for each page, which pages are written between a count in eventfd `BEGUN`, which
 //! the pager adds, and one in `ENOUGH`.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "pages of a file that it maps")]
 
 use granule_user::abi::file::{POLLIN, PollFd};

@@ -1,6 +1,7 @@
 //! A program that is linked to run anywhere: it prints where, and checks that its constants were relocated.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 
 use granule_user::abi::process::AT_ENTRY;
 use granule_user::{Start, entry, println};

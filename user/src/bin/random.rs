@@ -1,6 +1,7 @@
 //! Prints the random numbers that a program is given: at its start, and by getrandom.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::fmt;

@@ -5,7 +5,8 @@
 //! The order is that of `ksys_mmap_pgoff`, `do_mmap` and `__get_unmapped_area` of Linux 7.2, written down once more in
 //! [`answer`]: the program passes on Linux, too.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::abi::memory::{

@@ -4,7 +4,8 @@
 //! [`STAGE`] it says how far it has come, for what binds it. Where there is no such file, as on Linux, `/dev/mem` stands for
 //! it, and the answers of calls are compared alone.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;

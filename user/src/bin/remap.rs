@@ -3,7 +3,8 @@
 //! `remap`: each answer of mremap, and what is where afterwards. `remap race`: threads that move pages of a file while
 //! others truncate it and store to it.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};

@@ -4,7 +4,8 @@
 //! In turn: a token goes from CPU to CPU, and the CPU that holds it does one operation, so each comes after one of every
 //! other CPU. Loose: all at once. Nothing is printed: what is measured stands between markers.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -1,7 +1,8 @@
 //! Signals: how a fault is reported, the state that a handler may read and change, blocked signals, interrupted and
 //! restarted calls.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};

@@ -4,7 +4,8 @@
 //! of one moment hold the last versions, in order, and pages that were copied one after the other, without protection, do
 //! not. The pager takes a snapshot concurrently. Then the program writes some pages, and the pager finds out which.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that two processes use")]
 
 use core::ffi::CStr;

@@ -1,7 +1,8 @@
 //! Never ends by itself: without an argument it sleeps, with `family` a grandchild, whose parent ends, does too, with
 //! `print` it prints a line from time to time, with another it computes.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 
 use granule_user::{Start, entry, println, process, time};
 

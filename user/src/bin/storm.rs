@@ -6,7 +6,8 @@
 //! [`SOURCE`] to [`TARGET`] by a device: what is in both carries the process's NUMBER, that of a copy of the process
 //! another one. So it notices what a device has from elsewhere.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::{CStr, c_char};

@@ -5,7 +5,8 @@
 //! forks copy them while the others write, and each copy is compared, changed and given up without the original
 //! noticing.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

@@ -4,7 +4,8 @@
 //! are IMPLEMENTATION DEFINED, are tried with MRS and MSR. [`OPEN`] is what the Arm ARM lists for EL0 and the kernel does not
 //! withhold; all else raises SIGILL, whether the CPU has it or not.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "runs instructions that it makes")]
 
 use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_EXEC, PROT_READ};

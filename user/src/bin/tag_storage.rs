@@ -1,7 +1,8 @@
 //! Memory whose tags get their storage at the first access: `tag_storage PART...`. A program sees it as
 //! other memory with tags; part `lazy` waits after each step for a test that looks at the kernel's account.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU64, Ordering};

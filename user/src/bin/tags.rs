@@ -3,7 +3,8 @@
 //!
 //! After Documentation/arch/arm64/tagged-pointers.rst and tagged-address-abi.rst, and Linux's own answers.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ffi::CStr;

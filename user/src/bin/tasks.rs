@@ -1,6 +1,7 @@
 //! State that processes and threads share, state that each has of its own, and the thread that a signal reaches.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};

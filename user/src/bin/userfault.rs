@@ -1,7 +1,8 @@
 //! userfaultfd as a program sees it: each call and its refusals, messages and events, and what stays write-protected through
 //! all that happens to pages. The answers are Linux's. `userfault` runs all parts, `userfault PART...` some.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::mem::ManuallyDrop;

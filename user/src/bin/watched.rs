@@ -6,7 +6,8 @@
 //! migrate the pages concurrently, and reclaim those of the program file. Each makes at least so many steps, and then more
 //! until SIGTERM comes.
 
-#![cfg_attr(target_os = "none", no_std, no_main)]
+#![no_std]
+#![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ops::Range;
