@@ -96,7 +96,7 @@ mod device {
 
     impl AttachedDevice {
         pub(super) fn new() -> Self {
-            Self { state: RwSem::new(None), faults: IrqLock::new(Log::new()) }
+            Self { state: RwSem::new(rank::BINDING, None), faults: IrqLock::new(Log::new()) }
         }
 
         pub(super) fn stream(&self) -> u32 {
@@ -163,7 +163,7 @@ impl Iommu {
             asids: IrqLock::new(asids),
             events: IrqLock::new(fault::Queue::new(events)),
             counters: fault::FaultCounters::default(),
-            devices: RwSem::new([DeviceRef(AttachedDevice::new())]),
+            devices: RwSem::new(rank::ATTACHED, [DeviceRef(AttachedDevice::new())]),
             needs,
             notify_mode: NotifyMode,
         }));
@@ -451,7 +451,7 @@ pub(crate) mod space {
         #[allow(clippy::new_without_default, reason = "a test makes it, and says so")]
         pub fn new() -> Self {
             Self(Arc::new(Space {
-                areas: RwSem::new(()),
+                areas: RwSem::new(crate::sync::rank::AREAS, ()),
                 notifiers: NotifierChain::default(),
                 has_device: Watched::default(),
                 is_freed: AtomicBool::new(false),

@@ -19,7 +19,10 @@ use crate::chip::timer::Deadline;
 use crate::smp::{self, Cpu, CpuId, this_cpu};
 use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use crate::sync::rank::Sleeping;
 
+#[path = "../../src/sched/unchecked.rs"]
+pub(crate) mod order;
 #[path = "../../src/sched/poll.rs"]
 mod poll;
 #[allow(dead_code, unreachable_pub, reason = "nothing comes from EL0 here, and no slice ends")]
@@ -453,8 +456,8 @@ pub(crate) fn sleep_briefly() {
 
 impl<T> RwSem<T> {
     /// A free lock.
-    pub fn new(value: T) -> Self {
-        Self { word: AtomicU64::default(), waiters: WaitQueue::default(), value: UnsafeCell::new(value) }
+    pub fn new(rank: Sleeping, value: T) -> Self {
+        Self { rank, word: AtomicU64::default(), waiters: WaitQueue::default(), value: UnsafeCell::new(value) }
     }
 
     /// Whether no thread has the lock or waits for it.

@@ -26,6 +26,7 @@ use crate::mm::counted::Counted;
 use crate::mm::space::{Access, FaultError, HasRegisters, Object, Space, SpaceRef};
 use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
+use crate::sync::rank;
 
 #[cfg(test)]
 mod tests;
@@ -158,8 +159,17 @@ impl Driver for Edu {
         claim.set_bus_master(true);
         let vector = claim.set_interrupt(kernel(), cpu, 0, slot, doorbell);
         let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok();
-        let shown = RwSem::default();
-        Ok(Self { registers, page, shown, dma, vector, arrivals: &slot.arrivals, busy: RwSem::new(()), claim })
+        let shown = RwSem::new(rank::REGISTERS, None);
+        Ok(Self {
+            registers,
+            page,
+            shown,
+            dma,
+            vector,
+            arrivals: &slot.arrivals,
+            busy: RwSem::new(rank::REQUESTS, ()),
+            claim,
+        })
     }
 
     fn function(&self) -> &'static Function {

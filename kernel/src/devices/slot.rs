@@ -20,6 +20,7 @@ use crate::sched::Woken;
 use crate::sched::{WaitQueue, Waiters};
 use crate::smp::Cpu;
 use crate::sync::atomic::AtomicU64;
+use crate::sync::rank;
 
 /// Why there is no such device.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]
@@ -173,7 +174,7 @@ pub fn started<T: Driver>(index: usize) -> Option<&'static T> {
 /// [`StartError`].
 pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartError> {
     /// One start at a time. It may sleep.
-    static STARTING: RwSem<()> = RwSem::new(());
+    static STARTING: RwSem<()> = RwSem::new(rank::DEVICE_START, ());
     let slot = T::SLOTS.get(index).ok_or(StartError::TooMany(T::NAME, T::SLOTS.len()))?;
     if let Some(device) = slot.device.get() {
         return Ok(device);

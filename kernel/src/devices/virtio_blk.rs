@@ -15,8 +15,9 @@ use super::virtio::requests::{RequestError, RequestFrame, Requests, Ticket, Tran
 use crate::iommu::{DmaAddress, DmaDevice};
 use crate::sched::RwSem;
 use crate::smp::Cpu;
+use crate::sync::rank;
 
-static SLOTS: [Slot<VirtioBlk>; 4] = [const { Slot::new(RwSem::new(Requests::NONE)) }; 4];
+static SLOTS: [Slot<VirtioBlk>; 4] = [const { Slot::new(RwSem::new(rank::REQUESTS, Requests::NONE)) }; 4];
 
 /// VIRTIO_BLK_F_RO: it cannot be written.
 const READ_ONLY: u64 = 1 << 5;

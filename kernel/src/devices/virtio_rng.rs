@@ -12,8 +12,9 @@ use super::virtio::requests::{RequestError, RequestFrame, Requests};
 use crate::iommu::{Coherent, DmaAddress, DmaDevice};
 use crate::sched::RwSem;
 use crate::smp::Cpu;
+use crate::sync::rank;
 
-static SLOTS: [Slot<VirtioRng>; 2] = [const { Slot::new(RwSem::new(Requests::NONE)) }; 2];
+static SLOTS: [Slot<VirtioRng>; 2] = [const { Slot::new(RwSem::new(rank::REQUESTS, Requests::NONE)) }; 2];
 
 /// A source of random numbers.
 pub struct VirtioRng {

@@ -274,7 +274,10 @@ impl Iommu {
             mask,
             domain,
             addresses: IrqLock::new(Addresses::new(self.transfers)),
-            state: RwSem::new(PortState { own: heapless::Vec::new(), mode: Mode::Translated, binding: None }),
+            state: RwSem::new(
+                rank::BINDING,
+                PortState { own: heapless::Vec::new(), mode: Mode::Translated, binding: None },
+            ),
             bound: AtomicBool::new(false),
             faults: IrqLock::new(Log::new()),
         });

@@ -18,10 +18,8 @@
 //! window      pages at one address in all tables  metal     registers and memory of the SMMU      granule_smmuv3
 //! ```
 //!
-//! # Locks
-//! The list of devices and a device's state are locks that sleep, taken in this order and before a space's areas. Code
-//! that runs under a page-table lock, or with interrupts masked, takes neither: the notifier's callbacks only issue
-//! commands.
+//! Its sleeping locks are [`ATTACHED`](rank::ATTACHED) and [`BINDING`](rank::BINDING). The notifier's callbacks run under
+//! locks of page tables, and only issue commands.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 
@@ -163,7 +161,7 @@ impl Iommu {
             events: IrqLock::new(fault::Queue::new(events)),
             asids: IrqLock::new(asids),
             window: IrqLock::new(IovaWindow::new()),
-            devices: RwSem::new(Devices::new()),
+            devices: RwSem::new(rank::ATTACHED, Devices::new()),
             pool: Pool::new(frames),
             needs: setup.needs,
             notify_mode: setup.notify_mode,

@@ -6,6 +6,8 @@ use super::wait::Woken;
 use crate::chip::timer::Deadline;
 use crate::mm::context::Context;
 use crate::smp::Cpu;
+#[cfg(any(debug_assertions, test))]
+use crate::sync::rank::HeldRanks;
 
 /// A thread, for its waker.
 #[derive(Clone, Debug)]
@@ -72,6 +74,26 @@ pub(crate) fn sleep_briefly() {
     if !waits_otherwise() {
         std::thread::yield_now();
     }
+}
+
+#[cfg(any(debug_assertions, test))]
+std::thread_local! {
+    static HELD_RANKS: HeldRanks = const { HeldRanks::new() };
+}
+
+/// Has `look` look at the ranks of the sleeping locks that this thread holds.
+#[cfg(debug_assertions)]
+pub(super) fn with_held_ranks(look: impl FnOnce(&HeldRanks)) {
+    HELD_RANKS.with(look);
+}
+
+/// Runs `work` for a test in which another thread comes in here: it holds no sleeping lock.
+#[cfg(test)]
+pub(crate) fn as_another_thread<T>(work: impl FnOnce() -> T) -> T {
+    let held = HELD_RANKS.with(HeldRanks::take);
+    let result = work();
+    HELD_RANKS.with(|ranks| ranks.put_back(held));
+    result
 }
 
 /// There are no programs.

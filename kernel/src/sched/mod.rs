@@ -17,8 +17,10 @@
 #[cfg(target_os = "none")]
 mod fp;
 mod fp_state;
-#[cfg(not(target_os = "none"))]
-mod host;
+#[cfg_attr(not(target_os = "none"), path = "host.rs")]
+mod machine;
+#[cfg_attr(not(debug_assertions), path = "unchecked.rs")]
+pub(crate) mod order;
 mod poll;
 #[cfg(target_os = "none")]
 mod queue;
@@ -38,53 +40,18 @@ mod wait;
 
 use core::cell::UnsafeCell;
 
-#[cfg(target_os = "none")]
-pub(crate) use fp::first_use as first_use_of_fp;
 pub use fp_state::FpState;
-#[cfg(not(target_os = "none"))]
-use host::running;
-#[cfg(not(target_os = "none"))]
-pub use host::{ThreadRef, current, park, relax, sleep_until};
-#[cfg(not(target_os = "none"))]
-pub(crate) use host::{
-    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, runs_program,
-    sleep_briefly, take_replays, with_context,
-};
+pub use machine::*;
 pub use poll::{PollNode, PollNodes, PollQueue, poll};
-#[cfg(target_os = "none")]
-use queue::running;
-#[cfg(target_os = "none")]
-pub(crate) use queue::{PerCpu, give_way};
-#[cfg(target_os = "none")]
-pub use queue::{park, relax, yield_now};
 pub use replays::Replays;
 pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
-#[cfg(target_os = "none")]
-pub use start::{Stacks, Surroundings, idle, init, init_cpu, trim};
-#[cfg(target_os = "none")]
-pub use switch::{asid_generation, exit, set_space};
 pub use tag_check::{TagChecks, TagFaults};
-#[cfg(target_os = "none")]
-pub(crate) use tag_check::{collect_tag_faults, deliver_with_checks};
-#[cfg(target_os = "none")]
-pub use thread::{
-    NewThread, NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel,
-    spawn_service, thread_count,
-};
-#[cfg(target_os = "none")]
-pub(crate) use thread::{
-    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, runs_program,
-    take_replays, with_context,
-};
-#[cfg(target_os = "none")]
-pub use timeout::{poll_until, sleep_until};
-#[cfg(target_os = "none")]
-pub(crate) use timeout::{sleep_briefly, sleep_through, with_timeout};
 pub use wait::{WaitQueue, Waiters, Woken};
 
 use crate::smp::CpuId;
 use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize};
+use crate::sync::rank::Sleeping;
 
 /// Threads that are woken under one hold of a lock.
 const WOKEN_AT_ONCE: usize = 16;
@@ -114,8 +81,8 @@ impl BriefSlot {
 
 impl<T> RwSem<T> {
     /// A free lock.
-    pub const fn new(value: T) -> Self {
-        Self { word: AtomicU64::new(0), waiters: WaitQueue::new(), value: UnsafeCell::new(value) }
+    pub const fn new(rank: Sleeping, value: T) -> Self {
+        Self { rank, word: AtomicU64::new(0), waiters: WaitQueue::new(), value: UnsafeCell::new(value) }
     }
 }
 

@@ -35,11 +35,12 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 
-use super::{WOKEN_AT_ONCE, WaitQueue, Waiters, running};
+use super::{WOKEN_AT_ONCE, WaitQueue, Waiters, order, running};
 use crate::smp::{self, Cpu, CpuId, this_cpu};
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 #[cfg(debug_assertions)]
 use crate::sync::rank;
+use crate::sync::rank::Sleeping;
 use crate::sync::spin;
 
 pub(super) const WRITER: u64 = 1 << 63;
@@ -60,8 +61,10 @@ pub(super) enum Want {
 
 /// Data that many may read at a time, or one change. Taking it may sleep: not from interrupts, not under a spinning
 /// lock.
-#[derive(Default)]
+///
+/// Debug builds check its place in the order of locks ([`rank`](crate::sync::rank)).
 pub struct RwSem<T: ?Sized> {
+    pub(super) rank: Sleeping,
     pub(super) word: AtomicU64,
     pub(super) waiters: WaitQueue<Want>,
     pub(super) value: UnsafeCell<T>,
@@ -86,15 +89,19 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be read.
     #[inline(never)]
     pub fn read(&self) -> ReadGuard<'_, T> {
-        self.try_read().unwrap_or_else(|| {
+        let rank = order::acquire(self.rank);
+        if self.try_take(Want::Read, 0).is_none() {
             self.wait(Want::Read);
-            ReadGuard { sem: self, not_send: PhantomData }
-        })
+        }
+        ReadGuard { sem: self, rank, not_send: PhantomData }
     }
 
     /// The value, if it may be read at once. Sleeps never: under spinning locks before the rank `WAIT` as well.
     pub fn try_read(&self) -> Option<ReadGuard<'_, T>> {
-        self.try_take(Want::Read, 0).map(|_| ReadGuard { sem: self, not_send: PhantomData })
+        self.try_take(Want::Read, 0).map(|_| {
+            order::note(self.rank);
+            ReadGuard { sem: self, rank: self.rank, not_send: PhantomData }
+        })
     }
 
     /// Waits until the value may be read for a moment, in which the thread does not sleep. While no writer comes, nothing
@@ -116,14 +123,12 @@ impl<T: ?Sized> RwSem<T> {
     /// Reads by the slot, if no writer comes and this CPU's bit is set.
     #[inline(always)]
     fn try_read_briefly<'a>(&'a self, cpu: &'a Cpu) -> Option<BriefGuard<'a, T>> {
+        let rank = order::acquire(self.rank);
         #[cfg(debug_assertions)]
-        {
-            cpu.held_ranks().check(rank::BRIEF);
-            cpu.held_ranks().add(rank::BRIEF);
-        }
+        cpu.held_ranks().add(rank::BRIEF);
         let BriefSlot { lock, bit } = cpu.brief();
         lock.store(self.name(), Ordering::SeqCst);
-        let guard = BriefGuard { sem: self, cpu: Some(cpu), not_send: PhantomData };
+        let guard = BriefGuard { sem: self, cpu: Some(cpu), rank, not_send: PhantomData };
         (self.word.load(Ordering::SeqCst) & (WRITER | WAITING | bit) == *bit).then_some(guard)
     }
 
@@ -139,8 +144,8 @@ impl<T: ?Sized> RwSem<T> {
     /// The guard of [`Self::read_briefly`] for a reader that is counted: the thread may sleep while it has it.
     #[cold]
     pub fn read_counted(&self) -> BriefGuard<'_, T> {
-        core::mem::forget(self.read());
-        BriefGuard { sem: self, cpu: None, not_send: PhantomData }
+        let rank = ManuallyDrop::new(self.read()).rank;
+        BriefGuard { sem: self, cpu: None, rank, not_send: PhantomData }
     }
 
     /// The value that slots have for this lock: its address.
@@ -166,6 +171,7 @@ impl<T: ?Sized> RwSem<T> {
     /// Waits until the value may be changed.
     #[inline(always)]
     pub fn write(&self) -> WriteGuard<'_, T> {
+        let rank = order::acquire(self.rank);
         let own = this_cpu().brief().bit;
         match self.try_take(Want::Write, own) {
             // On this CPU a reader for a moment has ended before this thread went on: its bit stays.
@@ -173,7 +179,7 @@ impl<T: ?Sized> RwSem<T> {
             Some(word) => self.wait_for_brief(word),
             None => self.wait(Want::Write),
         }
-        WriteGuard { sem: self, not_send: PhantomData }
+        WriteGuard { sem: self, rank, not_send: PhantomData }
     }
 
     /// Takes the lock if it is free for `want` and no thread waits; the word that this replaced. A writer's CPU leaves its
@@ -324,6 +330,7 @@ impl<T: ?Sized> RwSem<T> {
 #[must_use = "dropping it releases the lock"]
 pub struct ReadGuard<'a, T: ?Sized> {
     sem: &'a RwSem<T>,
+    rank: Sleeping,
     /// Held by the thread that took it.
     not_send: PhantomData<*const ()>,
 }
@@ -334,6 +341,7 @@ pub struct BriefGuard<'a, T: ?Sized> {
     sem: &'a RwSem<T>,
     /// The CPU in whose slot it is; none where it is one of the readers that are counted.
     cpu: Option<&'a Cpu>,
+    rank: Sleeping,
     /// Held by the thread that took it.
     not_send: PhantomData<*const ()>,
 }
@@ -342,6 +350,7 @@ pub struct BriefGuard<'a, T: ?Sized> {
 #[must_use = "dropping it releases the lock"]
 pub struct WriteGuard<'a, T: ?Sized> {
     sem: &'a RwSem<T>,
+    rank: Sleeping,
     /// Held by the thread that took it.
     not_send: PhantomData<*const ()>,
 }
@@ -360,7 +369,7 @@ impl<'a, T: ?Sized> WriteGuard<'a, T> {
                 sem.grant(waiters);
             }
         }
-        ReadGuard { sem, not_send: PhantomData }
+        ReadGuard { sem, rank: guard.rank, not_send: PhantomData }
     }
 }
 
@@ -408,12 +417,14 @@ impl<T: ?Sized> Drop for ReadGuard<'_, T> {
     #[inline(never)]
     fn drop(&mut self) {
         self.sem.release(1);
+        order::release(self.rank);
     }
 }
 
 impl<T: ?Sized> Drop for BriefGuard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
+        order::release(self.rank);
         let Some(cpu) = self.cpu else { return self.sem.release(1) };
         cpu.brief().lock.store(0, Ordering::Release);
         #[cfg(debug_assertions)]
@@ -425,5 +436,6 @@ impl<T: ?Sized> Drop for WriteGuard<'_, T> {
     #[inline(always)]
     fn drop(&mut self) {
         self.sem.release(WRITER);
+        order::release(self.rank);
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::rwsem::{BRIEF_SHIFT, WRITER, Want};
 use super::{RwSem, WOKEN_AT_ONCE};
+use crate::sync::{IrqLock, rank};
 
 const WAITING: u64 = 1 << 62;
 /// The bits of CPU 0 and of CPU 15.
@@ -23,9 +24,9 @@ fn is_free_for<T>(sem: &RwSem<T>, want: Want) -> bool {
 
 #[test]
 fn readers_share_and_a_writer_does_not() {
-    let sem = RwSem::new(7);
+    let sem = RwSem::new(rank::REQUESTS, 7);
     {
-        let (first, second) = (sem.read(), sem.read());
+        let (first, second) = (sem.read(), sem.try_read().unwrap());
         assert_eq!((*first, *second), (7, 7));
         assert!(!is_free_for(&sem, Want::Write) && is_free_for(&sem, Want::Read));
     }
@@ -57,7 +58,7 @@ fn the_word_says_what_may_be_taken() {
         (WAITING | WRITER | LAST, None, None),
     ] {
         for (want, expected) in [(Want::Read, read), (Want::Write, written)] {
-            let sem = RwSem::new(());
+            let sem = RwSem::new(rank::REQUESTS, ());
             sem.word.store(word, Ordering::Relaxed);
             assert_eq!(sem.try_take(want, FIRST), expected.map(|_| word), "{want:?} of {word:#x}");
             assert_eq!(sem.word.load(Ordering::Relaxed), expected.unwrap_or(word), "{want:?} of {word:#x}");
@@ -78,7 +79,7 @@ fn a_release_takes_its_share_and_the_last_one_looks_at_the_queue() {
         (WAITING | LAST | 1, 1, LAST),
         (WAITING | WRITER | FIRST, WRITER, FIRST),
     ] {
-        let sem = RwSem::new(());
+        let sem = RwSem::new(rank::REQUESTS, ());
         sem.word.store(word, Ordering::Relaxed);
         sem.release(held);
         assert_eq!(sem.word.load(Ordering::Relaxed), left, "{held:#x} of {word:#x}");
@@ -89,7 +90,7 @@ fn a_release_takes_its_share_and_the_last_one_looks_at_the_queue() {
 #[test]
 fn all_readers_that_wait_come_in_together() {
     const READERS: usize = 3 * WOKEN_AT_ONCE + 2;
-    let (sem, together) = (RwSem::new(0), Barrier::new(READERS));
+    let (sem, together) = (RwSem::new(rank::REQUESTS, 0), Barrier::new(READERS));
     let arrived = AtomicU32::new(0);
     let mut writer = sem.write();
     std::thread::scope(|scope| {
@@ -116,7 +117,7 @@ fn all_readers_that_wait_come_in_together() {
 #[test]
 fn writers_and_readers_in_any_order_see_whole_values() {
     const ROUNDS: u64 = 2000;
-    let sem = RwSem::new((0u64, 0u64));
+    let sem = RwSem::new(rank::REQUESTS, (0u64, 0u64));
     let inside = AtomicU32::new(0);
     std::thread::scope(|scope| {
         for number in 0..3 {
@@ -154,7 +155,7 @@ fn writers_and_readers_in_any_order_see_whole_values() {
 
 #[test]
 fn a_reader_does_not_pass_a_writer_that_waits() {
-    let sem = RwSem::new(());
+    let sem = RwSem::new(rank::REQUESTS, ());
     let order = AtomicU32::new(0);
     let first = sem.read();
     std::thread::scope(|scope| {
@@ -174,4 +175,58 @@ fn a_reader_does_not_pass_a_writer_that_waits() {
         drop(first);
         assert_eq!((writer.join().unwrap(), reader.join().unwrap()), (0, 1));
     });
+}
+
+/// Whether `acquire`, on a thread that holds nothing else, is refused by the check of the order.
+#[cfg(debug_assertions)]
+#[track_caller]
+fn assert_order(is_refused: bool, acquire: impl FnOnce() + Send) {
+    let panicked = std::thread::scope(|scope| scope.spawn(acquire).join().is_err());
+    assert_eq!(panicked, is_refused);
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn sleeping_locks_are_acquired_in_their_order() {
+    let [areas, second, third] = [(); 3].map(|()| RwSem::new(rank::AREAS, ()));
+    let (heap, object) = (RwSem::new(rank::PROGRAM_HEAP, ()), RwSem::new(rank::OBJECT, ()));
+    assert_order(false, || drop((heap.read(), areas.write(), object.read())));
+    assert_order(true, || drop((areas.read(), heap.read())));
+    assert_order(true, || drop((object.write().downgrade(), areas.write())));
+    assert_order(true, || drop((heap.read(), heap.read())));
+    // Two of this rank, and no third.
+    assert_order(false, || drop((areas.write(), second.write(), object.read())));
+    assert_order(true, || drop((areas.write(), second.write(), third.read())));
+    // Released in any order, and acquired again.
+    assert_order(false, || {
+        let (first, above) = (areas.write(), second.read());
+        drop(first);
+        drop(above);
+        drop((heap.write(), areas.read()));
+    });
+    // A try does not wait, and is known afterwards.
+    assert_order(false, || drop((object.read(), areas.try_read())));
+    assert_order(true, || {
+        let _object = object.try_read();
+        drop(heap.read());
+    });
+}
+
+/// The ranks are the thread's: another one, which runs while it sleeps, has its own.
+#[cfg(debug_assertions)]
+#[test]
+fn ranks_of_sleeping_locks_follow_the_thread() {
+    let (heap, areas) = (RwSem::new(rank::PROGRAM_HEAP, ()), RwSem::new(rank::AREAS, ()));
+    let held = areas.write();
+    assert_order(false, || drop(heap.read()));
+    drop(held);
+}
+
+#[cfg(debug_assertions)]
+#[test]
+fn a_sleeping_lock_comes_before_every_spinning_one() {
+    let (spinning, areas) = (IrqLock::<_, { rank::WAIT }>::new(()), RwSem::new(rank::AREAS, ()));
+    assert_order(false, || drop((areas.read(), spinning.lock())));
+    assert_order(true, || drop((spinning.lock(), areas.read())));
+    assert_order(false, || drop((spinning.lock(), areas.try_read())));
 }

@@ -25,6 +25,8 @@ use crate::mm::OutOfMemory;
 use crate::mm::context::Context;
 use crate::mm::pool::{Pool, PoolBox};
 use crate::smp::{Cpu, CpuId, this_cpu};
+#[cfg(debug_assertions)]
+use crate::sync::rank::HeldRanks;
 use crate::trap::frame::TrapFrame;
 
 /// The number of a thread, never used twice.
@@ -110,6 +112,9 @@ pub struct Thread {
     /// Frames that a request of its own was for which failed for want of them; 0 for none since the last look.
     shortage: AtomicUsize,
     replays: ReplayCount,
+    /// Of the sleeping locks that it holds.
+    #[cfg(debug_assertions)]
+    held_ranks: HeldRanks,
 }
 
 // SAFETY: see the type: one CPU at a time may access the cells, and the queue's lock is between them.
@@ -189,6 +194,8 @@ impl Thread {
             tag_checks: Cell::new(TagChecks::NONE),
             shortage: AtomicUsize::new(0),
             replays: ReplayCount::new(),
+            #[cfg(debug_assertions)]
+            held_ranks: HeldRanks::new(),
         }
     }
 
@@ -482,6 +489,14 @@ pub(crate) fn enlarge_shortage(cpu: &Cpu, frames: usize) {
     {
         let wanted = thread.shortage.load(Ordering::Relaxed).saturating_add(frames);
         thread.shortage.store(wanted, Ordering::Relaxed);
+    }
+}
+
+/// Has `look` look at the ranks of the sleeping locks that the running thread holds; before there are threads, nothing.
+#[cfg(debug_assertions)]
+pub(super) fn with_held_ranks(look: impl FnOnce(&HeldRanks)) {
+    if let Some(thread) = working(this_cpu()) {
+        look(&thread.held_ranks);
     }
 }
 

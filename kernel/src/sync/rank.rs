@@ -1,15 +1,50 @@
-//! The one order in which locks are taken: from the top of this list to its foot, never back.
+//! The one order in which locks are acquired: from the top of this list to its foot, never back. Sleeping locks
+//! (`crate::sched::RwSem`) come first, then the spinning ones ([`IrqLock`](super::IrqLock)).
 //!
-//! Debug builds check it on every acquisition. Nothing is allocated from the heap at
-//! or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their owners' entries are disjoint
+//! Debug builds check each acquisition that may wait. The ranks of sleeping locks belong to the thread that holds them,
+//! while it sleeps too; those of spinning locks to the CPU, where nothing sleeps until they are released. **One lock of
+//! a rank at a time**: where a second one is acquired under the first it has a rank of its own, [`SHARED_FILES`] or
+//! [`AREAS_BESIDE`].
+//!
+//! No sleeping lock is held while a program's memory is accessed or a thread waits for a pager. Nothing is allocated
+//! from the heap at or below [`HEAP_GROWTH`]. The kernel's page tables have no lock: their owners' entries are disjoint
 //! (`granule_pgtable`), but for leaves that two own a part of.
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-/// A place in the order; smaller is taken first. At most 31.
+/// A place in the order, of the spinning locks or of the sleeping ones; smaller is acquired first. At most 31.
 pub type Rank = u32;
 
-/// The ranks of the locks that a CPU holds, a bit each: part of its [`Cpu`](crate::smp::Cpu), kept in debug builds.
+/// The rank of a sleeping lock. Empty in builds that do not check the order.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Sleeping {
+    /// Its place among the sleeping locks.
+    #[cfg(debug_assertions)]
+    pub(crate) place: Rank,
+}
+
+impl Sleeping {
+    #[cfg_attr(not(debug_assertions), allow(unused_variables, reason = "the order is not checked"))]
+    const fn at(place: Rank) -> Self {
+        Self {
+            #[cfg(debug_assertions)]
+            place,
+        }
+    }
+
+    /// The rank of a second lock under one of this rank; this rank, where there is no second.
+    #[cfg(debug_assertions)]
+    pub(crate) const fn beside(self) -> Self {
+        match self {
+            OPEN_FILES => SHARED_FILES,
+            AREAS => AREAS_BESIDE,
+            _ => self,
+        }
+    }
+}
+
+/// The ranks of the locks that are held, a bit each: of the spinning ones in a [`Cpu`](crate::smp::Cpu), of the sleeping
+/// ones in a thread. Kept in debug builds.
 #[derive(Debug)]
 pub struct HeldRanks(AtomicU32);
 
@@ -43,12 +78,74 @@ impl HeldRanks {
         self.0.fetch_and(!(1 << rank), Ordering::Relaxed);
     }
 
+    /// Takes all, which [`Self::put_back`] puts back.
+    #[cfg(test)]
+    pub(crate) fn take(&self) -> u32 {
+        self.0.swap(0, Ordering::Relaxed)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn put_back(&self, held: u32) {
+        self.0.store(held, Ordering::Relaxed);
+    }
+
     /// For a CPU that ends in a report: it keeps its locks for ever, which must not end the report.
     #[cfg(target_os = "none")]
     pub(crate) fn forget(&self) {
         self.0.store(0, Ordering::Relaxed);
     }
 }
+
+// Sleeping locks.
+
+/// The start of devices by their drivers.
+pub const DEVICE_START: Sleeping = Sleeping::at(0);
+/// The requests of a driver to its device. One device at a time.
+pub const REQUESTS: Sleeping = Sleeping::at(1);
+/// The registers of a device that programs map.
+pub const REGISTERS: Sleeping = Sleeping::at(2);
+/// The devices that are attached to an SMMU.
+pub const ATTACHED: Sleeping = Sleeping::at(3);
+/// The binding and the pages of one of them. A binding locks the areas of its space.
+pub const BINDING: Sleeping = Sleeping::at(4);
+/// The open files of a process.
+pub const OPEN_FILES: Sleeping = Sleeping::at(5);
+/// The table of files that processes share, under that of one of them, which refers to it.
+pub const SHARED_FILES: Sleeping = Sleeping::at(6);
+/// The pages of a file of the initrd, which the first mapping creates.
+pub const FILE_PAGES: Sleeping = Sleeping::at(7);
+/// The end of a program's heap. Held while the areas change with it, and while a fork copies both.
+pub const PROGRAM_HEAP: Sleeping = Sleeping::at(8);
+/// A block of tag storage that is emptied. One at a time; its pages migrate.
+pub const TAG_BLOCK: Sleeping = Sleeping::at(9);
+/// The page that migrates. One at a time. A fault waits for it when it has released its areas; `fork` and `mremap`
+/// wait for it and then lock the areas.
+pub const MIGRATION: Sleeping = Sleeping::at(10);
+/// The spaces of some families. A migration locks the areas of one space at a time under it.
+pub const SPACES: Sleeping = Sleeping::at(11);
+/// A part of the areas of a space. Read: faults, advice, looks, fills of userfaultfd and its protection. Write: whatever
+/// adds, cuts or takes areas, registers them, or unlinks their tables. Objects are created and dropped under it.
+pub const AREAS: Sleeping = Sleeping::at(12);
+/// A second part under the first: that above it in the same space, or one of the space that a fork creates.
+pub const AREAS_BESIDE: Sleeping = Sleeping::at(13);
+/// The subscribers of a space's notifiers, while one joins or leaves.
+pub const CHAIN: Sleeping = Sleeping::at(14);
+/// The userfaultfds that the areas of a space are registered with.
+pub const USERFAULTFDS: Sleeping = Sleeping::at(15);
+/// The objects of some families. A migration locks an object under it.
+pub const OBJECTS: Sleeping = Sleeping::at(16);
+/// How far the pages of files have been searched for some to free.
+pub const RECLAIM: Sleeping = Sleeping::at(17);
+/// The objects with pages of files. A reclaim locks an object under it.
+pub const RECLAIM_FILES: Sleeping = Sleeping::at(18);
+/// The size and the seals of an object. Read: a copy of its contents. Write: every frame that is taken away or moves.
+/// A fault takes the areas' lock and a table's, and none of an object.
+pub const OBJECT: Sleeping = Sleeping::at(19);
+/// The areas that map an object. Read: a walk by the reverse map, which locks tables and no areas. Write: areas join
+/// and leave.
+pub const MAPPERS: Sleeping = Sleeping::at(20);
+
+// Spinning locks.
 
 /// A sleeping lock that is read under for a moment: such a reader does not sleep.
 pub const BRIEF: Rank = 1;

@@ -9,6 +9,7 @@ use granule::sched::RwSem;
 use granule::sched::{self, WaitQueue, Woken, sleep_until};
 use granule::services;
 use granule::smp::{self, CpuSet, this_cpu};
+use granule::sync::rank;
 use granule_arch::wait;
 
 use crate::harness::{Test, another_cpu, drain_magazines, target_test, wait_until};
@@ -78,7 +79,7 @@ fn sleepers_wake_in_time_and_in_order(t: &mut Test) {
 // may stand still between two steps, for longer than a waiter stays awake.
 target_test!(who_waits_for_a_writer_that_runs_stays_awake, machines("icount"));
 fn who_waits_for_a_writer_that_runs_stays_awake(t: &mut Test) {
-    static LOCK: RwSem<u32> = RwSem::new(0);
+    static LOCK: RwSem<u32> = RwSem::new(rank::REQUESTS, 0);
     static STAGE: AtomicU32 = AtomicU32::new(0);
     static HAS_SLEPT: AtomicU32 = AtomicU32::new(0);
     extern "C" fn hold(_: usize) {
@@ -166,7 +167,7 @@ fn waiters_are_woken_by_what_they_wait_for_and_by_time(t: &mut Test) {
 target_test!(readers_and_writers_that_sleep_with_the_lock_see_whole_values, limit(30));
 fn readers_and_writers_that_sleep_with_the_lock_see_whole_values(t: &mut Test) {
     const ROUNDS: u64 = 16;
-    static PAIR: RwSem<(u64, u64)> = RwSem::new((0, 0));
+    static PAIR: RwSem<(u64, u64)> = RwSem::new(rank::REQUESTS, (0, 0));
     static TORN: AtomicU32 = AtomicU32::new(0);
     fn look(pair: &(u64, u64)) {
         TORN.fetch_add(u32::from(pair.0 != pair.1), Ordering::Relaxed);

@@ -31,6 +31,7 @@ use crate::Watched;
 use crate::mm::frame::Frame;
 use crate::sched::{ReadGuard, RwSem, WriteGuard};
 use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::rank;
 
 mod spaces {
     /// Lists of families.
@@ -86,7 +87,7 @@ impl Space {
         Box::new(Self {
             in_family: LinkedListAtomicLink::new(),
             family,
-            areas: RwSem::new(()),
+            areas: RwSem::new(rank::AREAS, ()),
             table: Mutex::new(()),
             entry: AtomicU32::new(entry),
             is_there: Watched::default(),
@@ -112,8 +113,8 @@ impl Space {
 
 impl Families {
     fn new() -> Self {
-        let lists = std::array::from_fn::<_, LISTS, _>(|_| RwSem::new(SpaceList::EMPTY));
-        let objects = std::array::from_fn(|_| RwSem::new(ObjectList::EMPTY));
+        let lists = std::array::from_fn::<_, LISTS, _>(|_| RwSem::new(rank::SPACES, SpaceList::EMPTY));
+        let objects = std::array::from_fn(|_| RwSem::new(rank::OBJECTS, ObjectList::EMPTY));
         Self { next: AtomicU32::new(0), lists, objects }
     }
 }

@@ -12,6 +12,7 @@ use super::table_lock::TableGuard;
 use crate::mm::frame::Frame;
 use crate::sched::RwSem;
 use crate::sync::atomic::AtomicU64;
+use crate::sync::rank;
 use crate::{Cpu, Machine};
 
 const PAGE: VirtAddr = VirtAddr(0);
@@ -40,7 +41,7 @@ pub enum Copied {
 impl MappedPage {
     /// A page in a frame that others have too.
     pub fn new(machine: Machine) -> Self {
-        let page = Self { machine, table: Frame::default(), areas: RwSem::default() };
+        let page = Self { machine, table: Frame::default(), areas: RwSem::new(rank::AREAS, ()) };
         let cpu = page.machine.cpu(0);
         cpu.store(cell(&cpu), Descriptor(OLD.0 | 1));
         page

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use granule_loom::sched::{RwSem, WaitQueue};
 use granule_loom::smp::{self, CpuId};
+use granule_loom::sync::rank;
 use granule_loom::{Omitted, Watched, omit};
 use loom::sync::atomic::{AtomicBool, Ordering};
 
@@ -21,10 +22,15 @@ const RACE: &str = "Causality violation";
 const PREEMPTIONS: usize = 1;
 
 /// A lock, and what it guards, which loom watches.
-#[derive(Default)]
 struct Guarded {
     lock: RwSem<()>,
     value: Watched<u32>,
+}
+
+impl Default for Guarded {
+    fn default() -> Self {
+        Self { lock: RwSem::new(rank::AREAS, ()), value: Watched::default() }
+    }
 }
 
 impl Guarded {

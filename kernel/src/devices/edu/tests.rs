@@ -44,11 +44,11 @@ fn edu(registers: &Registers) -> Edu {
         // SAFETY: memory of the test, for ever.
         registers: unsafe { MmioRegion::new(registers.0, register::BYTES) },
         page: PhysAddr(0),
-        shown: RwSem::default(),
+        shown: RwSem::new(rank::REGISTERS, None),
         dma: DmaDevice::without_smmu(DmaMask::ALL),
         vector: None,
         arrivals: &SLOTS[0].arrivals,
-        busy: RwSem::new(()),
+        busy: RwSem::new(rank::REQUESTS, ()),
         claim: claimed(),
     }
 }

@@ -27,6 +27,7 @@ use crate::kernel;
 use crate::mm::space::{Access, FaultError};
 use crate::sched::{RwSem, relax};
 use crate::smp::{Cpu, this_cpu};
+use crate::sync::rank;
 
 static SLOTS: [Slot<Nvme>; 2] = [const { Slot::new(()) }; 2];
 
@@ -121,7 +122,7 @@ impl Driver for Nvme {
         match started {
             Ok((controller, vector, identity)) => {
                 crate::log::debug!("nvme: serial number {}, {} sectors", identity.serial(), identity.sectors);
-                let state = RwSem::new(QueueState { controller, is_sound: true });
+                let state = RwSem::new(rank::REQUESTS, QueueState { controller, is_sound: true });
                 Ok(Self { state, identity, dma, vector, arrivals: &slot.arrivals, claim })
             }
             Err(error) => {

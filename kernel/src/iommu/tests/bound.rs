@@ -143,10 +143,12 @@ fn a_page_that_is_freed_while_the_space_ends_is_out_of_reach() {
         fn release(&self) {
             let page = self.page.lock().unwrap().take().unwrap();
             let at = page.address().0;
-            assert!(self.device.space().is_none(), "it is ending");
-            assert!(matches!(self.smmu.access(STREAM, at, true), Outcome::Reaches(_)), "not cut off yet");
-            self.device.free_coherent(&crate::smp::Cpu::new(crate::smp::CpuId(0)), page);
-            assert_eq!(self.smmu.access(STREAM, at, true), Outcome::Nothing);
+            crate::sched::as_another_thread(|| {
+                assert!(self.device.space().is_none(), "it is ending");
+                assert!(matches!(self.smmu.access(STREAM, at, true), Outcome::Reaches(_)), "not cut off yet");
+                self.device.free_coherent(&crate::smp::Cpu::new(crate::smp::CpuId(0)), page);
+                assert_eq!(self.smmu.access(STREAM, at, true), Outcome::Nothing);
+            });
         }
     }
     in_order(|| {

@@ -31,6 +31,7 @@ use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::{LastTally, Met, Object, Seals, SpaceRef, Tally};
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::this_cpu;
+use crate::sync::rank;
 
 /// An open file, and those who have it.
 pub type FileRef = Counted<OpenFile>;
@@ -128,7 +129,7 @@ pub fn open(
     let kind = match initrd::look(base, path) {
         Ok(PathEntry::Console) => Kind::Console,
         Ok(PathEntry::Device(number)) => Kind::Device(number),
-        Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::default()),
+        Ok(PathEntry::File(file, attributes)) => Kind::Regular(file, attributes, RwSem::new(rank::FILE_PAGES, None)),
         Ok(PathEntry::Directory(path, attributes)) => Kind::Directory(path, attributes),
         Ok(PathEntry::Proc(ProcEntry::Root)) => Kind::Directory("proc", PROC),
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),

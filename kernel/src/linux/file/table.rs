@@ -19,6 +19,7 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::sched::{RwSem, enlarge_shortage, relax};
 use crate::smp::this_cpu;
+use crate::sync::rank;
 
 /// Descriptors are below it (Linux's `fs.nr_open`).
 pub const MOST: usize = 1 << 20;
@@ -304,7 +305,7 @@ impl<F: Filed> Files<F> {
     }
 
     const fn of(pools: &'static Pools<F>, held: Held<F>) -> Self {
-        Self { pools, held: RwSem::new(held) }
+        Self { pools, held: RwSem::new(rank::OPEN_FILES, held) }
     }
 
     /// The file of a descriptor.

@@ -13,6 +13,8 @@ use std::vec::Vec;
 use granule_pgtable::host::Operation;
 use granule_pgtable::metal::Cell;
 
+use crate::sched::as_another_thread;
+
 std::thread_local! {
     static STREAM: RefCell<Option<Vec<Operation>>> = const { RefCell::new(None) };
     static HOOK: RefCell<Option<Hook>> = const { RefCell::new(None) };
@@ -106,7 +108,7 @@ pub(crate) fn note_step() {
 fn run_hook(moment: Moment<'_>) {
     // Taken out: what it does itself runs none.
     if let Ok(Some(mut hook)) = HOOK.try_with(RefCell::take) {
-        hook(moment);
+        as_another_thread(|| hook(moment));
         HOOK.set(Some(hook));
     }
 }

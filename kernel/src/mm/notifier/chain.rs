@@ -31,8 +31,9 @@ use super::{Event, Range, Subscriber};
 use crate::alloc::alloc::{Layout, alloc, dealloc};
 use crate::lab;
 use crate::mm::OutOfMemory;
-use crate::sched::sleep_briefly;
+use crate::sched::{order, sleep_briefly};
 use crate::sync::atomic::{AtomicPtr, AtomicU64, Ordering, fence};
+use crate::sync::rank::{self, Sleeping};
 
 /// The translations that are invalid, and so the callback to call.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -294,20 +295,22 @@ impl Drop for Inside<'_> {
 }
 
 /// The right to change the list.
-struct Changing<'a>(&'a NotifierChain);
+struct Changing<'a>(&'a NotifierChain, Sleeping);
 
 impl<'a> Changing<'a> {
     fn begin(chain: &'a NotifierChain) -> Self {
+        let rank = order::acquire(rank::CHAIN);
         while chain.changing.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed).is_err() {
             sleep_briefly();
         }
-        Self(chain)
+        Self(chain, rank)
     }
 }
 
 impl Drop for Changing<'_> {
     fn drop(&mut self) {
         self.0.changing.store(0, Ordering::Release);
+        order::release(self.1);
     }
 }
 

@@ -46,7 +46,6 @@ pub struct Space {
     pub(super) references: AtomicU32,
     /// How many [`SpaceUser`]s there are.
     pub(super) users: AtomicU32,
-    /// Acquired before `areas`.
     pub(super) heap: RwSem<ProgramHeap>,
     pub(super) trampoline: AtomicU64,
     pub(super) root: Table,
@@ -98,7 +97,7 @@ impl Spaces {
             common: self,
             references: AtomicU32::new(1),
             users: AtomicU32::new(0),
-            heap: RwSem::new(ProgramHeap::default()),
+            heap: RwSem::new(rank::PROGRAM_HEAP, ProgramHeap::default()),
             trampoline: AtomicU64::new(0),
             // SAFETY: a zeroed frame that is used for nothing else until the last reference to the space is gone.
             root: unsafe { Table::<Granule4K>::root(root) },

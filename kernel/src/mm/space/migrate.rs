@@ -14,11 +14,9 @@
 //! alone.
 //!
 //! # Locks
-//! `one`, then the list of objects and the object's own ([`shmem`](super::shmem)); or `one`, then the list of the
-//! family's spaces, then the areas of one space at a time, then the table. A fault waits for `one` when it has dropped
-//! its areas. `mremap` would move a migration entry to where the walk does not look, and `fork` would copy it: they
-//! wait for their family's page, and look again with all areas locked, while which no entry becomes one
-//! ([`Space::write_areas_at_rest`]).
+//! [`MIGRATION`](crate::sync::rank::MIGRATION) is held throughout. `mremap` would move a migration entry to where the
+//! walk does not look, and `fork` would copy it: they wait for their family's page, and look again with all areas
+//! locked, while which no entry becomes one ([`Space::write_areas_at_rest`]).
 
 use core::sync::atomic::Ordering;
 

@@ -18,6 +18,7 @@ use super::address_space::Space;
 use super::family::{Families, FamilyId, SpaceList};
 use crate::sched::{ReadGuard, RwSem, WriteGuard, relax};
 use crate::sync::atomic::{AtomicU32, Ordering};
+use crate::sync::rank;
 
 /// The page that is on its way, if there is one.
 pub(super) struct Migrations {
@@ -34,7 +35,7 @@ const SPACES: usize = 32;
 impl Migrations {
     /// None.
     pub(super) fn new() -> Self {
-        Self { one: RwSem::new(()), family: AtomicU32::new(NO_FAMILY) }
+        Self { one: RwSem::new(rank::MIGRATION, ()), family: AtomicU32::new(NO_FAMILY) }
     }
 
     /// Waits until nothing is on its way, and keeps others from beginning.

@@ -13,14 +13,11 @@
 //! imports from the one that defines; what this one exports is for other modules.
 //!
 //! # Locks
-//! ```text
-//!     areas           read: faults, advice, looking      write: everything that adds, cuts or takes areas; sleeps
-//!     table lock      one in each table, spins: what changes a page's or a block's entry in it holds it
-//! ```
-//! The areas are in [`parts`], each with a lock of its own; a call or a fault locks the one that it concerns. Under
-//! that lock, for reading too, the tables of its addresses stay: they are linked at any time and unlinked only under
-//! the lock for writing. The hardware changes entries without any lock: it sets the access flag, or makes a
-//! writable-clean entry dirty. [`entry`] explains when a plain store could lose that.
+//! [`rank`](crate::sync::rank) has their order. The areas are in [`parts`], each with a lock of its own (`AREAS`); a call
+//! or a fault locks the one that it concerns. Under that lock, for reading too, the tables of its addresses stay: they
+//! are linked at any time and unlinked only under the lock for writing. Software changes an entry under the lock of its
+//! table (`TABLE`). The hardware changes entries without any lock: it sets the access flag, or makes a writable-clean
+//! entry dirty. [`entry`] explains when a plain store could lose that.
 //!
 //! Between a valid entry and another one in its place, an invalidation completes; [`gather`] explains where.
 //!

@@ -174,7 +174,7 @@ pub(super) struct Parts<A> {
 impl<A: Divisible> Parts<A> {
     /// One part.
     pub(super) fn new(value: A) -> Self {
-        Self { first: Part(RwSem::new(value)), index: AtomicPtr::default(), order: IrqLock::new(()) }
+        Self { first: Part(RwSem::new(rank::AREAS, value)), index: AtomicPtr::default(), order: IrqLock::new(()) }
     }
 
     /// The index, if there ever were several parts.
@@ -415,7 +415,7 @@ impl<A: Divisible> Parts<A> {
             }
             index.made.store(made + 1, Ordering::Relaxed);
         }
-        let new = memory.new_part(Part(RwSem::new(A::NOTHING)));
+        let new = memory.new_part(Part(RwSem::new(rank::AREAS, A::NOTHING)));
         if new.is_none() {
             let _order = self.order.lock();
             index.made.store(index.made.load(Ordering::Relaxed) - 1, Ordering::Relaxed);

@@ -12,9 +12,7 @@
 //!     free
 //! ```
 //!
-//! # Locks
-//! `hand`, then `files`, then those of the object ([`shmem`](super::shmem)). An object is created and dropped with
-//! areas locked, and takes `files` for that; what holds `files` takes no areas.
+//! Its locks are [`RECLAIM`](crate::sync::rank::RECLAIM) and [`RECLAIM_FILES`](crate::sync::rank::RECLAIM_FILES).
 
 use granule_arch::descriptor::{Descriptor, Markers};
 use granule_arch::tlbi::LevelHint;

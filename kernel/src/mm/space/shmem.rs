@@ -5,14 +5,7 @@
 //! without a lock. A truncation or a hole, which takes frames away, finds the areas that map them by the reverse map
 //! ([`mappers`]), and empties their entries.
 //!
-//! # Locks
-//! ```text
-//!     state      sleeps   write: size and seals, every frame that is taken away or moves; read: a copy of a page for a program
-//!     areas      sleeps   of a space; for writing where areas join or leave
-//!     mappers    sleeps   write: areas join and leave; read: a walk by the reverse map
-//!     table lock spins    one in each last-level table of a space
-//! ```
-//! A fault takes the areas' lock and a table's, and none of an object.
+//! Its locks are [`OBJECT`](rank::OBJECT) and [`MAPPERS`](rank::MAPPERS).
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses, and intrusive nodes")]
 
@@ -44,6 +37,7 @@ use crate::mm::counted::Counted;
 use crate::mm::kernel::Machine;
 use crate::sched::{RwSem, WriteGuard, relax};
 use crate::smp::{Cpu, this_cpu};
+use crate::sync::rank;
 
 /// In the flags of a frame's record: the frame is an object's, and no private copy.
 pub(super) const OF_OBJECT: u32 = 2;
@@ -158,9 +152,9 @@ impl Spaces {
                 size: AtomicU64::new(size.min(LARGEST_OBJECT)),
                 file,
                 registers,
-                state: RwSem::new(seals),
+                state: RwSem::new(rank::OBJECT, seals),
                 writers: AtomicI64::new(0),
-                mappers: RwSem::new(Mappers::NONE),
+                mappers: RwSem::new(rank::MAPPERS, Mappers::NONE),
                 counted: LastTally::default(),
                 by_identity: AtomicLink::new(),
                 family: self.families.new_id(),

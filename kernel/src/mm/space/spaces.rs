@@ -20,6 +20,7 @@ use crate::mm::kernel::Machine;
 use crate::mm::pool::Pool;
 use crate::sched::RwSem;
 use crate::smp::Cpu;
+use crate::sync::rank;
 
 /// Lists of spaces by their families, each with a lock: what programs on different CPUs create is in different ones.
 pub(super) const LISTS: usize = 64;
@@ -31,8 +32,8 @@ impl Families {
     pub(super) const fn new() -> Self {
         Self {
             next: AtomicU32::new(0),
-            lists: [const { RwSem::new(SpaceList::EMPTY) }; LISTS],
-            objects: [const { RwSem::new(ObjectList::EMPTY) }; LISTS],
+            lists: [const { RwSem::new(rank::SPACES, SpaceList::EMPTY) }; LISTS],
+            objects: [const { RwSem::new(rank::OBJECTS, ObjectList::EMPTY) }; LISTS],
         }
     }
 }
@@ -70,11 +71,11 @@ impl Spaces {
             parts: PartPools::new(frames),
             objects: Pool::new(frames),
             userfaultfds: Pool::new(frames),
-            files: RwSem::new(Files::NONE),
-            hand: RwSem::new(Hand::START),
+            files: RwSem::new(rank::RECLAIM_FILES, Files::NONE),
+            hand: RwSem::new(rank::RECLAIM, Hand::START),
             families: &ALL,
             migrations: Migrations::new(),
-            tag_claims: RwSem::new(()),
+            tag_claims: RwSem::new(rank::TAG_BLOCK, ()),
             zeros: frames.alloc_zeroed(cpu)?,
         })
     }

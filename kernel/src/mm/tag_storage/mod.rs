@@ -18,9 +18,8 @@
 //! reserved range of RAM with the same accounting. So a checked build fills a reserved block with a pattern, and verifies
 //! it when the block is given back; on hardware the pattern would be tags.
 //!
-//! # Locks
-//! The lock of [`Evict::alone`] is acquired first, and sleeps: by the code that empties a block, before the lock of
-//! migrations. The lock of loans is the last, in any context.
+//! The code that empties a block holds [`TAG_BLOCK`](crate::sync::rank::TAG_BLOCK), by [`Evict::alone`]; loans are under
+//! [`TAG_STORAGE`](crate::sync::rank::TAG_STORAGE).
 
 #![allow(unsafe_code, reason = "maintains the caches of frames that nothing uses")]
 

@@ -25,14 +25,8 @@
 //!
 //! An area has marks and markers only while it is registered for write-protection: what ends that clears them.
 //!
-//! # Locks
-//! ```text
-//!     areas of the space       read: faults, fills, protection      write: registration and its end
-//!     userfaultfds             the table of those that areas are registered with
-//!     table
-//!     queue                    spins, masks interrupts: messages, events, and what waits for them
-//! ```
-//! No lock is held while a thread waits.
+//! Its locks are [`USERFAULTFDS`](rank::USERFAULTFDS) and that of the queue of messages, events and threads that wait for
+//! them ([`WAIT`](rank::WAIT)).
 
 mod changes;
 pub(super) mod events;
@@ -63,6 +57,7 @@ use crate::mm::frame::FrameAllocator;
 use crate::mm::paged::PagedList;
 use crate::sched::{PollQueue, RwSem, relax};
 use crate::smp::{Cpu, this_cpu};
+use crate::sync::rank;
 use changes::Changes;
 use queue::Queue;
 
@@ -599,7 +594,7 @@ impl Places {
 impl Userfaultfds {
     /// No registrations.
     pub(super) const fn new(frames: &'static FrameAllocator) -> Self {
-        Self(RwSem::new(Places::new(frames)))
+        Self(RwSem::new(rank::USERFAULTFDS, Places::new(frames)))
     }
 
     /// The number of `userfaultfd`, which is one of this space; a new one if it had none.

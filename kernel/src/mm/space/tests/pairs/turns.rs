@@ -1,7 +1,7 @@
 //! Two threads of which one runs at a time: the second begins at a chosen moment of the first, and where one has to
 //! wait, for a lock or an event, the other continues.
 //!
-//! Every wait on the host comes to one place (`sched::host`), which hands the turn over. So an interleaving is a few
+//! Every wait on the host comes to one place (`sched/host.rs`), which hands the turn over. So an interleaving is a few
 //! numbers, and comes out the same each time.
 
 use core::any::Any;
