@@ -104,7 +104,7 @@ pub const SCTLR_MMU_ON: u64 = SCTLR_MMU_OFF
     | SCTLR_EL1::SA0::Enable.value;
 
 #[cfg(target_os = "none")]
-pub use metal::{NotEl1, Registers, enable, tcr_of_this_cpu, turn_on};
+pub use metal::{LEAVE_EL1, NotEl1, Registers, enable, leave, tcr_of_this_cpu, turn_on};
 
 #[cfg(target_os = "none")]
 mod metal {
@@ -179,6 +179,43 @@ mod metal {
             "dsb nsh",
             "isb",
             "ret",
+        )
+    }
+
+    /// The immediate of the HVC by which [`leave`] asks for EL2: the vectors that are installed there take it for a branch
+    /// to x4.
+    pub const LEAVE_EL1: u16 = 0x4c44;
+
+    /// Turns the MMU and the caches off and enters another kernel, at `entry`, as Linux's arm64 boot protocol has it: x0 is
+    /// the device tree, x1 to x3 are zero. With `level` 2 it is entered at EL2.
+    ///
+    /// In `.text.idmap`, as [`turn_on`].
+    ///
+    /// # Safety
+    /// 1. It runs at its physical address, by the identity map, with interrupts masked and no other CPU running.
+    /// 2. What the kernel reads before it turns the MMU on is in memory, and no cache has a line of what it writes before.
+    /// 3. For `level` 2, EL2's MMU is off, and its vectors take an HVC of [`LEAVE_EL1`] for a branch to x4.
+    #[unsafe(naked)]
+    #[unsafe(link_section = ".text.idmap")]
+    pub unsafe extern "C" fn leave(device_tree: PhysAddr, entry: PhysAddr, sctlr: u64, level: u64) -> ! {
+        core::arch::naked_asm!(
+            "msr daifset, #0xf",
+            "msr sctlr_el1, x2",
+            "isb",
+            // The kernel lies where other instructions may have been, and has tables of its own.
+            "tlbi vmalle1",
+            "ic iallu",
+            "dsb nsh",
+            "isb",
+            "mov x4, x1",
+            "cmp x3, #2",
+            "mov x1, xzr",
+            "mov x2, xzr",
+            "mov x3, xzr",
+            "b.ne 1f",
+            "hvc #{leave_el1}",
+            "1: br x4",
+            leave_el1 = const LEAVE_EL1,
         )
     }
 

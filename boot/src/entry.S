@@ -480,10 +480,26 @@ refused:
 refused_end:
     .balign 4
 
-// For exceptions that have no handler yet, and for EL2 once it is empty.
+// From EL1 at EL2, by an HVC: `granule_arch::mmu::leave` has the MMU of EL1 off and continues here, at x4. Other exceptions
+// park.
+leave_el1:
+    mrs     x5, esr_el2
+    constant x6, {HVC_LEAVE_EL1}
+    cmp     x5, x6
+    b.ne    park
+    br      x4
+
+// For exceptions that have no handler yet, and for EL2 once it is empty. EL1 has no exceptions from below it before it has
+// other vectors.
     .balign 0x800
 parked_vectors:
-    .rept   16
+    .rept   8
+    .balign 0x80
+    b       park
+    .endr
+    .balign 0x80
+    b       leave_el1
+    .rept   7
     .balign 0x80
     b       park
     .endr

@@ -62,6 +62,9 @@ const CNTHCTL: u64 = CNTHCTL_EL2::EL1PCEN::SET.value | CNTHCTL_EL2::EL1PCTEN::SE
 /// CNTHCTL_EL2, E2H = 1: the same two bits are ten higher, above those for EL0.
 const CNTHCTL_VHE: u64 = CNTHCTL << 10;
 
+/// ESR_EL2 of the HVC of [`mmu::leave`]: its exception class, IL, the immediate.
+const HVC_LEAVE_EL1: u64 = 0x16 << 26 | 1 << 25 | mmu::LEAVE_EL1 as u64;
+
 /// VTCR_EL2: no stage 2; bit 31 is RES1.
 const VTCR_EL2: u64 = 1 << 31;
 
@@ -139,6 +142,7 @@ core::arch::global_asm!(
     CNTHCTL_EL2_VHE = const CNTHCTL_VHE,
     MDCR_E2PB_EL1 = const 0b11 << 12,
     VTCR_EL2 = const VTCR_EL2,
+    HVC_LEAVE_EL1 = const HVC_LEAVE_EL1,
     SPSR_EL1H_MASKED = const SPSR_EL1H_MASKED,
     PSTATE_PAN = const 1u64 << 22,
     MAIR = const MAIR,

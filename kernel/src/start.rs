@@ -83,18 +83,35 @@ enum BootError {
 
 /// Makes the kernel run on this machine, on all of its CPUs. Returns on the boot CPU, with interrupts on.
 pub fn start(boot: &'static BootInfo) {
+    let (kernel, _) = start_alone(boot);
+    if let Err(error) = run(boot, kernel) {
+        fail(&error);
+    }
+}
+
+/// Of [`start`], all that one CPU needs to use the memory and to poll the console: interrupts stay masked, and the other
+/// CPUs and all devices as the firmware left them. Returns where the device tree lies, too.
+pub fn start_alone(boot: &'static BootInfo) -> (&'static Kernel, PhysRange) {
     trap::init_cpu(&BOOT_CPU);
     // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
     unsafe { fixmap::init(boot) };
     kernel_log::init();
     timer::init(boot.entry_count);
-    if let Err(error) = run(boot) {
-        fail(&error);
-    }
+    run_alone(boot).unwrap_or_else(|error| fail(&error))
 }
 
 #[inline(never)]
-fn run(boot: &'static BootInfo) -> Result<(), BootError> {
+fn run(boot: &'static BootInfo, kernel: &'static Kernel) -> Result<(), BootError> {
+    let cpu = &BOOT_CPU;
+    set_up_devices(cpu, kernel);
+    start_cpus(boot, cpu, kernel)?;
+    iommu::init(cpu, kernel);
+    find_devices(cpu, kernel);
+    Ok(())
+}
+
+#[inline(never)]
+fn run_alone(boot: &'static BootInfo) -> Result<(&'static Kernel, PhysRange), BootError> {
     let cpu = &BOOT_CPU;
     bring_up::init(cpu);
     let (platform, device_tree) = read_platform(boot)?;
@@ -109,12 +126,7 @@ fn run(boot: &'static BootInfo) -> Result<(), BootError> {
     power::init(platform.psci.and_then(Psci::system_calls));
     bootargs::check(|warning| crate::log::warn!("{warning}"));
 
-    let kernel = set_up_memory(boot, cpu, platform, device_tree)?;
-    set_up_devices(cpu, kernel);
-    start_cpus(boot, cpu, kernel)?;
-    iommu::init(cpu, kernel);
-    find_devices(cpu, kernel);
-    Ok(())
+    Ok((set_up_memory(boot, cpu, platform, device_tree)?, device_tree))
 }
 
 /// The console until there are kernel mappings: what `earlycon=` names, else what the device tree names.

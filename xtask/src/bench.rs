@@ -3,7 +3,7 @@
 mod scale;
 mod tlb;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +13,8 @@ use granule_runner::bench::list::{self, Bench, DEFAULT};
 use granule_runner::bench::reference::{Run, Scope};
 use granule_runner::bench::scale::SUITE;
 use granule_runner::bench::tlb::SUITE as TLB;
-use granule_runner::bench::{BOOT, page, table};
+use granule_runner::bench::{BOOT, page, table, wire};
+use granule_runner::identity;
 use granule_runner::machine::{self, Machine};
 use granule_tools::Tools;
 
@@ -46,6 +47,16 @@ pub(crate) struct Options {
     /// Of the suite scale: 8 CPUs and what they do in turn, alone
     #[arg(long, conflicts_with = "update")]
     pub(crate) brief: bool,
+    /// Measure on the board at this serial port, which runs build/granule-bench.img: what its CPU counts, compared with
+    /// nothing
+    #[arg(long, value_name = "PORT", requires = "board", conflicts_with_all = ["machine", "json", "check", "update", "sources", "brief"])]
+    serial: Option<PathBuf>,
+    /// The board's name in tests-qemu/boards.toml
+    #[arg(long, value_name = "NAME", requires = "serial", value_parser = granule_tools::board_names())]
+    board: Option<String>,
+    /// The command that resets the board, before the first row
+    #[arg(long, value_name = "COMMAND", requires = "serial")]
+    reset: Option<String>,
 }
 
 /// Measures, prints, compares.
@@ -53,6 +64,9 @@ pub(crate) struct Options {
 /// # Errors
 /// When a boot goes wrong, no row has that name, or something grew.
 pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()> {
+    if let (Some(port), Some(board)) = (&options.serial, &options.board) {
+        return over_a_wire(options, port, board, built);
+    }
     if options.name.as_deref() == Some(SUITE) {
         return scale::run(options, tools, built);
     }
@@ -100,6 +114,26 @@ pub(crate) fn run(options: &Options, tools: &Tools, built: &Built) -> Result<()>
     let is_part = !filter.is_empty() || options.machine.is_some();
     let scope = if is_part { Scope::Part } else { Scope::Whole };
     if options.check { check(&run, scope, &reference(&tools.root)?) } else { Ok(()) }
+}
+
+/// Measures on a board, and prints what it counted.
+fn over_a_wire(options: &Options, port: &Path, board: &str, built: &Built) -> Result<()> {
+    let board = machine::board(board)?;
+    let rows = list::read(&built.benches.elf)?;
+    let filter = options.name.as_deref().unwrap_or_default();
+    let asked = list::asked_for(&rows, filter);
+    let chosen = Chosen::new(&rows, &asked, |row| row.on == DEFAULT, false)?;
+    ensure!(!chosen.is_empty(), "no row's name contains `{filter}`");
+    let rows: Vec<&Bench> = [chosen.null].into_iter().chain(chosen.rows).collect();
+    let identity = identity::read(&built.benches.elf)?;
+    let mut line = granule_runner::wire::open(port, board.baud, options.reset.as_deref())?;
+    let mut measured = 0;
+    let rows = wire::measure(&mut line, identity, &rows, &mut |row| {
+        measured += 1;
+        eprintln!("x: {measured} of {}: {}", rows.len(), row.name);
+    })?;
+    print!("{}", wire::table(&board.machine.name, &rows));
+    Ok(())
 }
 
 /// Which rows on which machine: those that were asked for there; else those of `default` there, and on others what is

@@ -32,6 +32,12 @@ pub(crate) struct ImageOptions {
     /// The image of the target's tests in place of the kernel: for ./x test --serial
     #[arg(long)]
     tests: bool,
+    /// The image of the benches in place of the kernel: for ./x bench --serial
+    #[arg(long, conflicts_with = "tests")]
+    benches: bool,
+    /// The loader in place of the kernel, without programs: for ./x boot --serial
+    #[arg(long, conflicts_with_all = ["tests", "benches"])]
+    loader: bool,
     /// Replace an image of that name
     #[arg(long)]
     force: bool,
@@ -57,9 +63,15 @@ pub(crate) fn image(options: &ImageOptions, build: impl FnOnce() -> Result<Built
     let existing = if options.force { Existing::Replaced } else { Existing::Kept };
     layout::check_output(&options.output, existing)?;
     let built = build()?;
+    let (kernel, initrd) = match options {
+        ImageOptions { tests: true, .. } => (&built.tests.image, Some(built.initrd.as_path())),
+        ImageOptions { benches: true, .. } => (&built.benches.image, Some(built.initrd.as_path())),
+        ImageOptions { loader: true, .. } => (&built.loader.image, None),
+        _ => (&built.kernel.image, Some(built.initrd.as_path())),
+    };
     let files = options.board.files(&Parts {
-        kernel: if options.tests { &built.tests.image } else { &built.kernel.image },
-        initrd: &built.initrd,
+        kernel,
+        initrd,
         tree: options.dtb.as_deref(),
         firmware: options.firmware.as_deref(),
         append: &options.append,

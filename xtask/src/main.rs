@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod bench;
+mod boot;
 mod card;
 #[cfg(test)]
 mod commands;
@@ -28,6 +29,8 @@ Examples:
   ./x run -- -icount shift=0,sleep=off     count instructions: `uptime` prints them
   ./x image --board generic -o card.img    a disk image for U-Boot
   ./x flash card.img /dev/sdb              onto a card
+  ./x image --board rpi4 --loader -o l.img --firmware boot   one whose kernel is a loader, for
+  ./x boot --serial /dev/ttyUSB0           a kernel over the serial line, and its console
   ./x test                                 everything
   ./x test --target set_memory             the tests on the target whose names contain set_memory
   ./x test --machine el2 --junit out.xml   one machine, with a report
@@ -38,6 +41,7 @@ Examples:
   ./x bench set_memory                     what calls of this name cost, in instructions
   ./x bench --check                        fail if a row takes over 2 % more than docs/BENCHMARKS.json has
   ./x bench scale                          cache lines that operations move between CPUs
+  ./x bench --serial PORT --board raspi4b  what a board counts, compared with nothing
   ./x bench tlb                            what large leaves save: entries and descriptor reads of a modelled TLB
   ./x audit panics                         panics that programs, devices or the device tree may reach, with reasons
   ./x audit size                           lines of code, comments and tests of each part
@@ -78,6 +82,8 @@ enum Task {
     Image(card::ImageOptions),
     /// Write a disk image to a card, read it back and compare
     Flash(card::FlashOptions),
+    /// Build, then load the kernel over a serial line into a board that runs the loader, and be its console
+    Boot(boot::Options),
     /// Build, then run the tests on the host and on every machine
     Test(granule_suite::Options),
     /// Build, then count instructions on the target
@@ -154,6 +160,7 @@ fn perform(task: Task) -> Result<()> {
         Task::Run { debug, options } => start::run(&options, &compile::build(&tools, profile(debug))?),
         Task::Image(options) => card::image(&options, || compile::build(&tools, Profile::Release)),
         Task::Flash(options) => card::write(&options),
+        Task::Boot(options) => boot::run(&options, || compile::build(&tools, Profile::Release)),
         Task::Test(options) => {
             let profile = if options.incremental { Profile::Incremental } else { profile(options.debug) };
             granule_suite::run(&options, &tools, profile)

@@ -112,7 +112,7 @@ fn scripted(options: &Options, machine: &Machine, built: &Built, script: &str) -
     Ok(())
 }
 
-fn read(file: &Path) -> Result<String> {
+pub(crate) fn read(file: &Path) -> Result<String> {
     if file == Path::new("-") {
         let mut text = String::new();
         std::io::stdin().read_to_string(&mut text).context("cannot read standard input")?;

@@ -119,9 +119,16 @@ impl Source {
     /// # Errors
     /// It cannot be read, or is too deep, or the root's numbers of cells are neither 1 nor 2.
     pub fn read(blob: &[u8]) -> Result<Self, TreeError> {
-        let fdt = Fdt::new(blob)?;
-        check_depth(&fdt)?;
-        let tree = DeviceTree::from_fdt(&fdt);
+        Self::of(&Fdt::new(blob)?)
+    }
+
+    /// As [`Self::read`], of a tree that was checked.
+    ///
+    /// # Errors
+    /// It is too deep, or the root's numbers of cells are neither 1 nor 2.
+    pub fn of(fdt: &Fdt<'_>) -> Result<Self, TreeError> {
+        check_depth(fdt)?;
+        let tree = DeviceTree::from_fdt(fdt);
         let cells =
             Cells { address: cells(&tree.root, "#address-cells", 2)?, size: cells(&tree.root, "#size-cells", 1)? };
         Ok(Self { tree, cells })
@@ -181,24 +188,36 @@ impl Source {
         }
         // A node of the same name that is no bank stays out of the way.
         tree.root.remove_child(MEMORY);
+        // A seed that the stub has used, and an earlier place of the tables.
+        if let Some(node) = tree.root.child_mut("chosen") {
+            node.remove_property("kaslr-seed");
+            node.remove_property(RSDP);
+        }
         let room = alloc::vec![0u8; MAX_BANKS * (cells.address + cells.size) * 4];
         let memory = DeviceTreeNode::builder(MEMORY)?
             .property(DeviceTreeProperty::new("device_type", "memory")?)
             .property(DeviceTreeProperty::new("reg", room.as_slice())?)
             .build();
         tree.root.add_child(memory);
-        if tree.root.child_mut("chosen").is_none() {
-            tree.root.add_child(DeviceTreeNode::new("chosen")?);
-        }
-        if let Some(node) = tree.root.child_mut("chosen") {
-            choose(node, chosen)?;
-        }
-        let blob = tree.to_dtb();
-        if blob.len() > LARGEST_TREE {
-            return Err(TreeError::TooLarge(blob.len()));
-        }
+        let blob = Self { tree, cells }.choose(chosen)?;
         let offset = offset_of_memory(&blob)?;
         Ok(Tree { blob, memory: MemoryProperty { offset, cells } })
+    }
+
+    /// The tree with `chosen` in `/chosen`, and all else as it is: for a kernel that a loader starts in place of itself.
+    ///
+    /// # Errors
+    /// A node cannot be made, or the tree is too large.
+    pub fn choose(mut self, chosen: &Chosen<'_>) -> Result<Vec<u8>, TreeError> {
+        let root = &mut self.tree.root;
+        if root.child_mut("chosen").is_none() {
+            root.add_child(DeviceTreeNode::new("chosen")?);
+        }
+        if let Some(node) = root.child_mut("chosen") {
+            choose(node, chosen)?;
+        }
+        let blob = self.tree.to_dtb();
+        if blob.len() > LARGEST_TREE { Err(TreeError::TooLarge(blob.len())) } else { Ok(blob) }
     }
 }
 
@@ -231,10 +250,9 @@ fn cells(root: &DeviceTreeNode, name: &'static str, missing: usize) -> Result<us
     }
 }
 
-/// Fills `/chosen`. An earlier loader's initrd is removed: it would be in memory that is free now. So is a
-/// seed that the stub has used.
+/// Fills `/chosen`. An earlier loader's initrd is removed: it would be in memory that is free now.
 fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeError> {
-    for name in ["linux,initrd-start", "linux,initrd-end", "kaslr-seed", RSDP] {
+    for name in ["linux,initrd-start", "linux,initrd-end"] {
         node.remove_property(name);
     }
     if let Some(bootargs) = chosen.bootargs {

@@ -354,6 +354,25 @@ pub fn try_read_byte(reader: Reader) -> Option<u8> {
     byte
 }
 
+/// Polls for a byte of input, for the kernel; `None` once none has come for `patience`.
+pub fn poll_byte(patience: core::time::Duration) -> Option<u8> {
+    /// Between two looks: a bus or an emulator that serves the port has its time, and no FIFO overflows, of 16 bytes up to
+    /// 3 million bits per second.
+    const PAUSE: core::time::Duration = core::time::Duration::from_micros(20);
+    let patience = Deadline::after(patience);
+    while !patience.has_passed() {
+        let byte = try_read_byte(Reader::Kernel);
+        if byte.is_some() {
+            return byte;
+        }
+        let pause = Deadline::after(PAUSE);
+        while !pause.has_passed() {
+            wait::relax();
+        }
+    }
+    None
+}
+
 /// Sends what has been printed, and from now on prints without the lock, whose holder will never release it. Returns
 /// whether this is the first call.
 ///

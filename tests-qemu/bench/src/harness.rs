@@ -21,7 +21,7 @@ use granule::{kernel, sched, smp};
 use granule_protocol::{BenchRecord, Event, NULL_TURNS, Nonce, Port, REPETITIONS, text, windows_at_el0};
 use linkme::distributed_slice;
 
-use crate::{scale, tlb};
+use crate::{scale, tlb, wire};
 
 /// A row's record; see `bench!`.
 pub(crate) type Record = BenchRecord<fn(&mut Bench<'_>)>;
@@ -77,13 +77,17 @@ fn rows(value: &str) -> Result<(), Refused> {
     value.split(',').try_for_each(|index| index.parse::<u32>().map(drop)).map_err(Refused::because)
 }
 
-/// Runs the chosen rows once the kernel is up, then powers the machine off.
+/// Runs the chosen rows once the kernel is up, then powers the machine off; without boot arguments those that are asked for.
 pub(crate) fn run() -> ! {
     scale::run_if_asked();
     tlb::run_if_asked();
+    if bootargs::get("bench.nonce").is_none() {
+        granule::println!("the bench image: `./x bench` boots it with bench.nonce=, or `./x bench --serial` asks it");
+        wire::serve()
+    }
     let nonce = bootargs::get("bench.nonce").and_then(|nonce| u32::from_str_radix(nonce, 16).ok());
     let (Some(nonce), Some(_), 1) = (nonce, timer::instructions(), smp::online().iter().count()) else {
-        granule::println!("the bench image: `./x bench` boots it with bench.nonce=, -icount and one CPU");
+        granule::println!("the bench image: `./x bench` boots it with -icount and one CPU");
         power::off(power::Status::Failure)
     };
     if bootargs::is_set("bench.disturb") {
@@ -99,15 +103,21 @@ pub(crate) fn run() -> ! {
         let Some(record) = BENCHES.get(index as usize) else { break };
         measured += 1;
         port.send(Event::Begin { index });
-        take_scattered_frames();
-        let overhead = least(REPETITIONS, || (), |()| (), drop).0;
-        let mut bench = Bench { port: &mut port, index, overhead, points: 0 };
-        (record.function)(&mut bench);
-        let checks = bench.points;
+        let checks = measure(record, index, &mut port, false);
         port.send(Event::Pass { index, checks });
     }
     port.send(Event::End { passed: measured, failed: 0, skipped: 0 });
     power::off(power::Status::Success)
+}
+
+/// Measures a row, and returns how many points it had. Over a wire (`wired`) all its frames have one number, and a program
+/// at EL0, which numbers its own, measures nothing.
+pub(crate) fn measure(record: &Record, index: u32, port: &mut Port, wired: bool) -> u32 {
+    take_scattered_frames();
+    let overhead = least(REPETITIONS, || (), |()| (), drop).0;
+    let mut bench = Bench { port, index, overhead, points: 0, wired };
+    (record.function)(&mut bench);
+    bench.points
 }
 
 /// Takes, for good, the free frames of the CPU's magazine and of all blocks that are in use in part, and fills the
@@ -132,6 +142,7 @@ pub(crate) struct Bench<'a> {
     /// Instructions that a measured window takes by itself; subtracted from each point.
     overhead: u32,
     points: u32,
+    wired: bool,
 }
 
 impl Bench<'_> {
@@ -159,7 +170,8 @@ impl Bench<'_> {
         let (taken, window) = least(repetitions, prepare, operation, finish);
         let instructions = taken.saturating_sub(self.overhead);
         self.points += 1;
-        self.port.send(Event::Point { index: self.index, size: size as u32, instructions, window });
+        let point = Event::Point { index: self.index, size: size as u32, instructions, window };
+        if self.wired { self.port.answer(point) } else { self.port.send(point) }
     }
 }
 
@@ -167,6 +179,9 @@ impl Bench<'_> {
     /// Lets the initrd's program [`PROGRAM`] measure the row `name` at EL0. It sends the frames of the points itself and
     /// exits with their number.
     pub(crate) fn at_el0(&mut self, name: &str) {
+        if self.wired {
+            return;
+        }
         // SAFETY: lets EL0 read event counters (PMUSERENR_EL0.ER, Arm ARM D24.5). There is a PMU, `run` has asked.
         unsafe { core::arch::asm!("msr pmuserenr_el0, {0}", "isb", in(reg) 1_u64 << 3, options(nostack)) };
         let (nonce, sequence) = self.port.place();

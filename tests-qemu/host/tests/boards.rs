@@ -107,7 +107,7 @@ fn edk2() -> PathBuf {
 fn disk(board: Board, append: &str, name: &str) -> PathBuf {
     let kernel = built("granule.img");
     let initrd = initrd_of(&kernel);
-    let parts = Parts { kernel: &kernel, initrd: &initrd, tree: None, firmware: None, append };
+    let parts = Parts { kernel: &kernel, initrd: Some(&initrd), tree: None, firmware: None, append };
     let image = layout::image(board.table(), &board.files(&parts).unwrap()).unwrap();
     let path = own_file(env!("CARGO_TARGET_TMPDIR"), name);
     layout::write(&path, &image, Existing::Replaced).unwrap();

@@ -1,4 +1,4 @@
-//! The target's tests over a serial line, without semihosting or boot arguments: what `./x test --serial` does, with QEMU's
+//! The target's tests and benches over a serial line, without semihosting or boot arguments: what `--serial` does, with QEMU's
 //! models for boards, and a pseudo terminal for the line.
 
 use std::io::Write as _;
@@ -6,13 +6,16 @@ use std::path::Path;
 
 use granule_host_tests::board::{OnALine, model};
 use granule_host_tests::built;
+use granule_protocol::BenchCounter;
+use granule_runner::bench;
 use granule_runner::debian::has_debians_tools;
 use granule_runner::identity;
 use granule_runner::judge::{Outcome, Verdict};
 use granule_runner::list::{self, Test};
-use granule_runner::machine;
+use granule_runner::machine::{self, Machine};
+use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 use granule_runner::session;
-use granule_runner::wire::Wired;
+use granule_runner::wire::{self, Wired};
 
 /// The outcomes of the tests that `wants` chooses of those for a board, on its model behind a line with so many damaged
 /// bytes in a million.
@@ -94,6 +97,45 @@ fn a_board_that_runs_another_build_passes_nothing() {
     assert_eq!(outcomes.len(), 1);
     let Verdict::Failed(why) = &outcomes[0].1.verdict else { panic!("{outcomes:?}") };
     assert!(why.contains("the board runs another image"), "{why}");
+}
+
+/// Rows of the benches on `virt` with that CPU, over a line with so many damaged bytes in a million: what was counted, and
+/// the points of each row.
+fn benches(cpu: &str, per_million: u32) -> (Vec<BenchCounter>, Vec<usize>) {
+    let board = machine::board("virt").unwrap();
+    let machine = Machine { cpu: cpu.into(), smp: 1, ..board.machine };
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let image = built("granule-bench.img");
+    let extra = ["-kernel".into(), image.clone().into(), "-initrd".into(), initrd_of(&image).into()];
+    let line = OnALine::new(Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra), scratch, 7, per_million);
+    let rows = bench::list::read(&built("granule-bench.elf")).unwrap();
+    let named = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
+    let rows = ["null", "memory/zero_page", "dma_map", "set_memory_x"].map(named);
+    let mut port = wire::open(&line.port, board.baud, None).unwrap();
+    let identity = identity::read(&built("granule-bench.elf")).unwrap();
+    let measured = bench::wire::measure(&mut port, identity, &rows, &mut |_| {}).unwrap();
+    println!("{}", bench::wire::table("virt", &measured));
+    let counters = measured[0].counts.iter().map(|(counter, _)| *counter).collect();
+    let points = measured.iter().map(|row| row.counts.first().map_or(0, |(_, points)| points.len())).collect();
+    for (counter, points) in &measured[0].counts {
+        // A loop of 250,000 turns takes longer than none, by any clock.
+        let [none, many] = [0, 1].map(|place| points[place].1);
+        assert!(many > none && (*counter == BenchCounter::Ticks || many > 100_000), "{counter:?}: {points:?}");
+    }
+    (counters, points)
+}
+
+/// By cycles: QEMU counts instructions with `-icount` alone. Without an SMMU, and without `vmalloc=pages`, two rows are
+/// left out.
+#[test]
+fn benches_run_over_a_bad_line() {
+    assert_eq!(benches("cortex-a72", 500), (vec![BenchCounter::Cycles], vec![5, 3, 0, 0]));
+}
+
+/// The reads of the counter are patched.
+#[test]
+fn benches_run_on_a_cpu_without_a_pmu() {
+    assert_eq!(benches("cortex-a72,pmu=off", 0), (vec![BenchCounter::Ticks], vec![5, 3, 0, 0]));
 }
 
 /// All tests that a board runs, on its model.

@@ -28,6 +28,41 @@ pub const fn windows_at_el0(points: u32) -> u32 {
     (points + 2) * REPETITIONS
 }
 
+/// What a row is measured in over a wire: the request's seed has its number.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum BenchCounter {
+    /// Instructions that were retired, by the PMU.
+    Instructions,
+    /// Cycles of the CPU, by the PMU.
+    Cycles,
+    /// Ticks of the virtual counter, where there is no PMU.
+    Ticks,
+}
+
+impl BenchCounter {
+    /// All of them, the most exact first.
+    pub const ALL: [Self; 3] = [Self::Instructions, Self::Cycles, Self::Ticks];
+
+    /// The event of the PMU (Arm ARM D12.11): INST_RETIRED, CPU_CYCLES.
+    pub const fn event(self) -> Option<u64> {
+        match self {
+            Self::Instructions => Some(0x08),
+            Self::Cycles => Some(0x11),
+            Self::Ticks => None,
+        }
+    }
+
+    /// Its number in a request.
+    pub fn number(self) -> u64 {
+        self.event().unwrap_or(0)
+    }
+
+    /// The one of that number.
+    pub fn numbered(number: u64) -> Option<Self> {
+        Self::ALL.into_iter().find(|counter| counter.number() == number)
+    }
+}
+
 /// One bench. `F` is a function pointer in the guest and eight bytes without meaning on the host.
 #[repr(C)]
 #[derive(Debug)]

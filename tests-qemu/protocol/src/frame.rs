@@ -16,6 +16,8 @@
 
 use core::fmt::{self, Write};
 
+use crate::load::Refusal;
+
 /// The beginning of a frame, at the start of a line.
 pub const MARKER: &str = "@granule ";
 
@@ -48,6 +50,18 @@ pub enum Event {
     },
     /// Over a wire: nothing runs, and the next request may come. The frame has the number of the last one.
     Ready,
+    /// From the loader: as [`Ready`](Self::Ready), after a line that arrived damaged.
+    Again,
+    /// From the loader: the load is over, and another one may begin.
+    Refused {
+        /// The reason.
+        why: Refusal,
+    },
+    /// From the loader: all of the load arrived and is sound, and the kernel is entered next.
+    Starts {
+        /// The exception level that it is entered at.
+        level: u32,
+    },
     /// Everything from here to the verdict is this test's output.
     Begin {
         /// Its record.
@@ -185,6 +199,9 @@ impl Frame {
             Event::Hello { tests } => write!(out, "hello {tests}"),
             Event::Image { identity } => write!(out, "image {identity}"),
             Event::Ready => write!(out, "ready"),
+            Event::Again => write!(out, "again"),
+            Event::Refused { why } => write!(out, "refused {}", why.name()),
+            Event::Starts { level } => write!(out, "starts {level}"),
             Event::Begin { index } => write!(out, "begin {index}"),
             Event::Pass { index, checks } => write!(out, "pass {index} {checks}"),
             Event::Fail { index, checks, failures } => write!(out, "fail {index} {checks} {failures}"),
@@ -211,11 +228,17 @@ impl Frame {
     fn meaning<'a>(words: &mut impl Iterator<Item = &'a str>) -> Option<Self> {
         let sequence = words.next()?.parse().ok()?;
         let kind = words.next()?;
+        if kind == "refused" {
+            let event = Event::Refused { why: Refusal::named(words.next()?)? };
+            return words.next().is_none().then_some(Self { sequence, event });
+        }
         let mut number = || words.next()?.parse::<u32>().ok();
         let event = match kind {
             "hello" => Event::Hello { tests: number()? },
             "image" => Event::Image { identity: number()? },
             "ready" => Event::Ready,
+            "again" => Event::Again,
+            "starts" => Event::Starts { level: number()? },
             "begin" => Event::Begin { index: number()? },
             "pass" => Event::Pass { index: number()?, checks: number()? },
             "fail" => Event::Fail { index: number()?, checks: number()?, failures: number()? },
@@ -274,6 +297,12 @@ pub const fn checksum(bytes: &[u8]) -> u32 {
     !crc32(!0, bytes)
 }
 
+/// The [`checksum`] of these one after another.
+#[must_use]
+pub fn checksum_of(parts: &[&[u8]]) -> u32 {
+    !parts.iter().fold(!0, |crc, part| crc32(crc, part))
+}
+
 /// One step of CRC-32 (IEEE 802.3, reflected), bit by bit: a frame has some forty bytes.
 const fn crc32(mut crc: u32, bytes: &[u8]) -> u32 {
     let mut i = 0;
@@ -295,10 +324,12 @@ const _: () = assert!(checksum(b"123456789") == 0xcbf4_3926);
 mod tests {
     extern crate std;
     use std::string::String;
+    use std::vec;
 
     use proptest::prelude::{Strategy, any, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
     use super::{Event, Frame, Nonce, NotAFrame};
+    use crate::load::Refusal;
 
     fn line(frame: Frame, nonce: u32) -> String {
         let mut line = String::new();
@@ -310,7 +341,9 @@ mod tests {
         prop_oneof![
             any::<u32>().prop_map(|tests| Event::Hello { tests }),
             any::<u32>().prop_map(|identity| Event::Image { identity }),
-            proptest::prelude::Just(Event::Ready),
+            proptest::sample::select(vec![Event::Ready, Event::Again]),
+            proptest::sample::select(&Refusal::ALL[..]).prop_map(|why| Event::Refused { why }),
+            any::<u32>().prop_map(|level| Event::Starts { level }),
             any::<u32>().prop_map(|index| Event::Begin { index }),
             any::<(u32, u32)>().prop_map(|(index, checks)| Event::Pass { index, checks }),
             any::<(u32, u32, u32)>().prop_map(|(index, checks, failures)| Event::Fail { index, checks, failures }),

@@ -5,7 +5,7 @@
 //! reports its progress, and the [`Request`] that it answers where boot arguments select nothing. The rule behind
 //! them: the runner never learns from the guest *what* there is to run, only how it went, and believes even that only
 //! if sequence number, nonce and checksum fit. docs/TESTING.md has the whole protocol. An [`Expectation`] is output of
-//! a test, held against what QEMU saw.
+//! a test, held against what QEMU saw. A [`Load`] is a kernel that the loader on a board takes over the same line.
 
 #![no_std]
 #![forbid(unsafe_code)]
@@ -13,6 +13,7 @@
 mod bench;
 mod expectation;
 mod frame;
+mod load;
 mod record;
 mod request;
 mod responder;
@@ -24,10 +25,11 @@ pub const IDENTITY: &str = "granule_tests_identity";
 
 pub use bench::{
     BENCH_BOOTARGS_BYTES, BENCH_MAGIC, BENCH_NAME_BYTES, BENCH_RECORD_BYTES, BENCH_SECTION, BENCH_WORD_BYTES,
-    BenchRecord, NULL_TURNS, REPETITIONS, windows_at_el0,
+    BenchCounter, BenchRecord, NULL_TURNS, REPETITIONS, windows_at_el0,
 };
 pub use expectation::{Access, Expectation};
-pub use frame::{ASK, Event, Frame, MARKER, Nonce, NotAFrame, Port, checksum};
+pub use frame::{ASK, Event, Frame, MARKER, Nonce, NotAFrame, Port, checksum, checksum_of};
+pub use load::{DATA_BYTES, ImageHeader, Incoming, Load, PARTS, Refusal};
 pub use record::{
     FLAG_LOGS_ERRORS, FLAG_LONG, FLAG_SELFTEST, MACHINES_BYTES, NAME_BYTES, NEEDS_BYTES, RECORD_BYTES, RECORD_MAGIC,
     Record, SECTION, text,

@@ -14,9 +14,10 @@
 use core::fmt::{self, Write};
 
 use crate::frame::{Nonce, NotAFrame, open, seal};
+use crate::load::Load;
 
 /// No request is longer.
-pub const REQUEST_BYTES: usize = 1024;
+pub const REQUEST_BYTES: usize = 4096;
 
 /// In place of an empty list.
 const NONE: &str = "-";
@@ -40,6 +41,15 @@ pub enum Order<'a> {
     },
     /// Say the totals; the conversation is over.
     End,
+    /// To the loader, in place of a hello: make room for these.
+    Load(Load),
+    /// To the loader: more of what is loaded, as [`Load`] has it.
+    Data {
+        /// In base64.
+        text: &'a str,
+    },
+    /// To the loader: enter the kernel, if all has arrived and is sound.
+    Start,
 }
 
 /// One line.
@@ -62,6 +72,11 @@ impl<'a> Request<'a> {
             Order::Hello { features, devices } => write!(out, "hello {} {}", list(features), list(devices)),
             Order::Run { name, seed } => write!(out, "run {name} {seed}"),
             Order::End => write!(out, "end"),
+            Order::Load(Load { kernel, memory, initrd, bootargs, checksum }) => {
+                write!(out, "load {kernel} {memory} {initrd} {bootargs} {checksum}")
+            }
+            Order::Data { text } => write!(out, "data {text}"),
+            Order::Start => write!(out, "start"),
         })
     }
 
@@ -78,10 +93,20 @@ impl<'a> Request<'a> {
         let mut words = said.split(' ');
         let list = |list: &'a str| if list == NONE { "" } else { list };
         let sequence = words.next()?.parse().ok()?;
+        let number = |word: Option<&str>| word?.parse().ok();
         let order = match words.next()? {
             "hello" => Order::Hello { features: list(words.next()?), devices: list(words.next()?) },
             "run" => Order::Run { name: words.next()?, seed: words.next()?.parse().ok()? },
             "end" => Order::End,
+            "load" => Order::Load(Load {
+                kernel: number(words.next())?,
+                memory: number(words.next())?,
+                initrd: number(words.next())?,
+                bootargs: number(words.next())?,
+                checksum: number(words.next())?,
+            }),
+            "data" => Order::Data { text: words.next()? },
+            "start" => Order::Start,
             _ => return None,
         };
         words.next().is_none().then_some(Self { sequence, order })
@@ -101,7 +126,7 @@ mod tests {
     /// An order, and the texts in it.
     fn orders() -> impl Strategy<Value = (u8, String, String, u64)> {
         prop_oneof![("[a-z0-9]{1,9}(,[a-z0-9]{1,9}){0,20}", "([a-z_:]{1,40})?", any::<u64>())].prop_flat_map(
-            |(first, second, seed)| (0u8..3).prop_map(move |kind| (kind, first.clone(), second.clone(), seed)),
+            |(first, second, seed)| (0u8..6).prop_map(move |kind| (kind, first.clone(), second.clone(), seed)),
         )
     }
 

@@ -24,16 +24,27 @@ const EXPECTED: &str = "(as expected)";
 pub const BOOTARGS: &str = "script semihosting";
 /// From the last command to QEMU's end.
 const EXIT_LIMIT: Duration = Duration::from_secs(60);
+/// Silence after which a board counts as ended by a command for that.
+const END_LIMIT: Limit = Limit::Clock(Duration::from_secs(3));
 
 /// The commands of a script: no blank lines, no comments, `poweroff` at the end.
 pub fn commands(script: &str) -> Vec<String> {
-    let lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
-    let mut commands: Vec<String> = lines.map(str::to_owned).collect();
-    let ends = |command: &String| matches!(command.split_whitespace().next(), Some("poweroff" | "reboot"));
-    if !commands.last().is_some_and(ends) {
+    let mut commands = lines(script);
+    if !commands.last().is_some_and(|command| ends(command)) {
         commands.push("poweroff".into());
     }
     commands
+}
+
+/// As [`commands`], without a `poweroff` that the script does not have: a board goes on.
+pub fn lines(script: &str) -> Vec<String> {
+    let lines = script.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with('#'));
+    lines.map(str::to_owned).collect()
+}
+
+/// Whether a command ends the machine.
+fn ends(command: &str) -> bool {
+    matches!(command.split_whitespace().next(), Some("poweroff" | "reboot"))
 }
 
 /// Runs the commands, writes the session to `out`, and returns what went wrong; nothing: success.
@@ -75,17 +86,65 @@ pub fn run(qemu: &Qemu, commands: &[String], limit: Limit, out: &mut dyn Write) 
     Ok(session.wrong)
 }
 
+/// Runs the commands on a board at the end of a line, which has printed `before` already, writes the session to `out`, and
+/// returns what went wrong. The board goes on after the last, at its prompt, unless that ends it: then the line has to fall
+/// silent.
+///
+/// # Errors
+/// When `out` cannot be written.
+pub fn run_over(
+    line: &mut dyn Line,
+    before: &str,
+    commands: &[String],
+    limit: Limit,
+    out: &mut dyn Write,
+) -> Result<Vec<String>> {
+    let mut session = Session::new(commands);
+    let mut received = Received::Bytes(before.as_bytes().to_vec());
+    let deadline = line.deadline(limit);
+    while let Received::Bytes(bytes) = received {
+        out.write_all(&bytes)?;
+        out.flush()?;
+        if let Some(command) = session.take_output(&bytes) {
+            line.send(&format!("{command}\n"));
+        }
+        if session.is_hopeless || session.is_over {
+            return Ok(session.wrong);
+        }
+        let has_ended = session.commands.len() == 0 && session.last.is_some_and(ends);
+        received = line.receive(if has_ended { line.deadline(END_LIMIT) } else { deadline });
+        if has_ended && matches!(received, Received::Silence | Received::Closed) {
+            return Ok(session.wrong);
+        }
+    }
+    let limit = limit.seconds();
+    session.wrong.push(match received {
+        Received::Closed => format!("the line was closed{}", session.place()),
+        _ => format!("the time limit of {limit} s passed{}", session.place()),
+    });
+    Ok(session.wrong)
+}
+
 struct Session<'a> {
     commands: std::slice::Iter<'a, String>,
     lines: Lines,
     last: Option<&'a str>,
     wrong: Vec<String>,
     is_hopeless: bool,
+    /// The prompt has come back after the last command.
+    is_over: bool,
 }
 
 impl<'a> Session<'a> {
     fn new(commands: &'a [String]) -> Self {
-        Self { commands: commands.iter(), lines: Lines::default(), last: None, wrong: Vec::new(), is_hopeless: false }
+        Self {
+            commands: commands.iter(),
+            lines: Lines::default(),
+            last: None,
+            wrong: Vec::new(),
+            is_hopeless: false,
+            is_over: false,
+        }
     }
 
     /// Takes what the machine printed; the next command, if it now waits for one.
@@ -112,6 +171,7 @@ impl<'a> Session<'a> {
             return None;
         }
         self.last = self.commands.next().map(String::as_str);
+        self.is_over = self.last.is_none();
         self.last
     }
 

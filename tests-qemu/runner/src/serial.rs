@@ -79,7 +79,7 @@ pub struct Deadline {
 
 impl Deadline {
     /// The deadline of a limit which begins `now`, for a machine of so many CPUs that took `work` until now.
-    fn new(limit: Limit, now: Instant, work: Option<Duration>, cpus: u32) -> Self {
+    pub(crate) fn new(limit: Limit, now: Instant, work: Option<Duration>, cpus: u32) -> Self {
         match limit {
             Limit::Clock(limit) => Self { clock: now + limit, work: None },
             Limit::Work(limit) => {

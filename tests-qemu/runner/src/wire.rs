@@ -4,7 +4,7 @@
 //! [`Judge`] is that of every boot; here it gets no damaged frame, since what was damaged is asked for again. So a bad line
 //! costs time, and a test whose verdict does not arrive whole before its limit fails.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ use crate::serial::{Limit, Line, Lines, Port, Received, status_within};
 use crate::session::{BOOT_LIMIT, STEP_LIMIT, fresh_nonce};
 
 /// A request is not typed again sooner: the guest may have asked twice before the first one came.
-const RESEND: Duration = Duration::from_secs(1);
+pub(crate) const RESEND: Duration = Duration::from_secs(1);
 
 /// Time that the command which resets the board may take.
 const RESET_LIMIT: Duration = Duration::from_secs(120);
@@ -42,22 +42,10 @@ pub struct Wired {
 impl Wired {
     /// Resets the board, if there is a command for it, and has it run the tests.
     pub fn boot(&self, tests: &[&Test]) -> Boot {
-        let line = self.reset().and_then(|()| {
-            let line = Port::open(&self.port, self.board.baud)?;
-            if self.reset.is_some() {
-                line.discard_input()?;
-            }
-            Ok(line)
-        });
-        match line {
+        match open(&self.port, self.board.baud, self.reset.as_deref()) {
             Ok(mut line) => converse(&mut line, self.conversation(fresh_nonce(), tests), tests),
             Err(error) => Boot { outcomes: Vec::new(), failure: Some((format!("{error:#}"), String::new())) },
         }
-    }
-
-    /// Runs the command that resets the board.
-    fn reset(&self) -> Result<()> {
-        self.reset.as_deref().map_or(Ok(()), |reset| run_within(reset, RESET_LIMIT))
     }
 
     /// A conversation of that number, in which these tests run.
@@ -75,6 +63,19 @@ impl Wired {
             judge: Judge::new(nonce, tests.iter().map(|test| test.index)),
         }
     }
+}
+
+/// Resets a board by the command for that, if there is one, and opens the port that it is at.
+///
+/// # Errors
+/// Those of the command, and of [`Port::open`].
+pub fn open(port: &Path, baud: u32, reset: Option<&str>) -> Result<Port> {
+    reset.map_or(Ok(()), |reset| run_within(reset, RESET_LIMIT))?;
+    let line = Port::open(port, baud)?;
+    if reset.is_some() {
+        line.discard_input()?;
+    }
+    Ok(line)
 }
 
 /// Runs a command of the shell, without input.
@@ -136,6 +137,43 @@ enum Step {
     Over,
 }
 
+/// What a line of the board's is to a runner that waits for the answer to a request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Heard {
+    /// The guest has not got the request: it is to be typed, or typed again.
+    Asks,
+    /// The same: a line arrived damaged, as this request may have.
+    Damaged,
+    /// The request is answered.
+    Answers(Event),
+    /// A copy of an earlier answer.
+    Late,
+    /// The guest knows of no conversation any more.
+    Anew,
+    /// A frame of another conversation.
+    Stranger,
+    /// No frame.
+    Output,
+}
+
+impl Heard {
+    /// The line, where the conversation has that number and the request this one.
+    pub(crate) fn of(line: &str, nonce: Nonce, request: u32) -> Self {
+        match Frame::decode(line, nonce) {
+            Ok(frame) if frame.sequence == request => Self::Answers(frame.event),
+            Ok(Frame { sequence, event: Event::Ready }) if sequence.wrapping_add(1) == request => Self::Asks,
+            Ok(Frame { sequence, event: Event::Again }) if sequence.wrapping_add(1) == request => Self::Damaged,
+            Ok(_) => Self::Late,
+            // The last conversation with this boot was broken off.
+            Err(NotAFrame::Nonce) if request == 0 => Self::Asks,
+            Err(NotAFrame::Nonce) => Self::Stranger,
+            Err(NotAFrame::Output) if line == ASK && request == 0 => Self::Asks,
+            Err(NotAFrame::Output) if line == ASK => Self::Anew,
+            Err(_) => Self::Output,
+        }
+    }
+}
+
 /// The runner's side of a conversation.
 #[derive(Debug)]
 pub struct Conversation {
@@ -167,24 +205,16 @@ impl Conversation {
     /// When it cannot be true.
     fn line(&mut self, line: &str, now: Duration) -> Result<Step, Lie> {
         let lie = |what: &str| Err(Lie(format!("{what}: {line}")));
-        match Frame::decode(line, self.nonce) {
+        match Heard::of(line, self.nonce, self.sequence) {
             // Ready for the request, or its answer got lost.
-            Ok(Frame { sequence, event: Event::Ready })
-                if [sequence, sequence.wrapping_add(1)].contains(&self.sequence) =>
-            {
-                Ok(self.ask(now))
-            }
-            Ok(frame) if frame.sequence == self.sequence => self.answer(frame.event, now).or_else(lie),
-            // A late copy of an answer.
-            Ok(_) => Ok(Step::Nothing),
-            // The last conversation with this boot was broken off.
-            Err(NotAFrame::Nonce) if self.sequence == 0 => Ok(self.ask(now)),
-            Err(NotAFrame::Nonce) => lie("a frame has a nonce that is not this conversation's"),
-            Err(NotAFrame::Output) if line == ASK && self.sequence == 0 => Ok(self.ask(now)),
+            Heard::Asks | Heard::Answers(Event::Ready) => Ok(self.ask(now)),
+            Heard::Answers(event) => self.answer(event, now).or_else(lie),
             // The board had answered before a reset took effect.
-            Err(NotAFrame::Output) if line == ASK && self.is_only_greeted() => Ok(self.anew(now)),
-            Err(NotAFrame::Output) if line == ASK => lie("the board has started anew"),
-            Err(_) => {
+            Heard::Anew if self.is_only_greeted() => Ok(self.anew(now)),
+            Heard::Anew => lie("the board has started anew"),
+            Heard::Stranger => lie("a frame has a nonce that is not this conversation's"),
+            Heard::Late | Heard::Damaged => Ok(Step::Nothing),
+            Heard::Output => {
                 self.judge.print(line);
                 Ok(Step::Nothing)
             }

@@ -50,8 +50,8 @@ pub enum Board {
 pub struct Parts<'a> {
     /// The kernel, an arm64 Image.
     pub kernel: &'a Path,
-    /// The initrd.
-    pub initrd: &'a Path,
+    /// The initrd, if there is to be one.
+    pub initrd: Option<&'a Path>,
     /// A device tree, in place of the one that the firmware or U-Boot has.
     pub tree: Option<&'a Path>,
     /// The folder that has the vendor's files.
@@ -118,10 +118,10 @@ impl Board {
             self.name()
         );
         let kernel = if self == Self::Uefi { APPLICATION } else { KERNEL };
-        let mut files = vec![
-            File { path: kernel.into(), contents: read(parts.kernel, "the kernel")? },
-            File { path: INITRD.into(), contents: read(parts.initrd, "the initrd")? },
-        ];
+        let mut files = vec![File { path: kernel.into(), contents: read(parts.kernel, "the kernel")? }];
+        if let Some(initrd) = parts.initrd {
+            files.push(File { path: INITRD.into(), contents: read(initrd, "the initrd")? });
+        }
         if self == Self::Uefi {
             ensure!(parts.tree.is_none(), "UEFI has the device tree of its board: leave --dtb out");
             let append = parts.append.trim();
@@ -131,10 +131,9 @@ impl Board {
         if let Some(tree) = parts.tree {
             files.push(File { path: TREE.into(), contents: device_tree(tree)? });
         }
-        let has_tree = parts.tree.is_some();
-        files.push(File { path: EXTLINUX.into(), contents: extlinux(has_tree, parts.append).into() });
+        files.push(File { path: EXTLINUX.into(), contents: extlinux(parts).into() });
         if has_firmware {
-            files.push(File { path: CONFIG.into(), contents: config(has_tree).into() });
+            files.push(File { path: CONFIG.into(), contents: config(parts).into() });
             files.push(File { path: CMDLINE.into(), contents: format!("{}\n", parts.append).into() });
             files.extend(self.vendors(parts)?);
         }
@@ -193,16 +192,23 @@ fn device_tree(path: &Path) -> Result<Vec<u8>> {
 }
 
 /// U-Boot's menu of one entry, which it boots without waiting.
-fn extlinux(has_tree: bool, append: &str) -> String {
-    let fdt = if has_tree { format!("    fdt /{TREE}\n") } else { String::new() };
-    let append = if append.trim().is_empty() { String::new() } else { format!("    append {append}\n") };
-    format!("default granule\nlabel granule\n    linux /{KERNEL}\n    initrd /{INITRD}\n{fdt}{append}")
+fn extlinux(parts: &Parts<'_>) -> String {
+    let initrd = line_if(parts.initrd.is_some(), format_args!("    initrd /{INITRD}\n"));
+    let fdt = line_if(parts.tree.is_some(), format_args!("    fdt /{TREE}\n"));
+    let append = line_if(!parts.append.trim().is_empty(), format_args!("    append {}\n", parts.append));
+    format!("default granule\nlabel granule\n    linux /{KERNEL}\n{initrd}{fdt}{append}")
 }
 
 /// The Raspberry Pi's `config.txt`. `enable_uart` also keeps the core clock, and so the mini UART's, as it is.
-fn config(has_tree: bool) -> String {
-    let tree = if has_tree { format!("device_tree={TREE}\n") } else { String::new() };
-    format!("arm_64bit=1\nenable_uart=1\nkernel={KERNEL}\ninitramfs {INITRD} followkernel\ncmdline={CMDLINE}\n{tree}")
+fn config(parts: &Parts<'_>) -> String {
+    let initrd = line_if(parts.initrd.is_some(), format_args!("initramfs {INITRD} followkernel\n"));
+    let tree = line_if(parts.tree.is_some(), format_args!("device_tree={TREE}\n"));
+    format!("arm_64bit=1\nenable_uart=1\nkernel={KERNEL}\n{initrd}cmdline={CMDLINE}\n{tree}")
+}
+
+/// A line that a file has where there is what it is about.
+fn line_if(has: bool, line: std::fmt::Arguments<'_>) -> String {
+    if has { line.to_string() } else { String::new() }
 }
 
 #[cfg(test)]
@@ -242,8 +248,8 @@ mod tests {
         fn files(&self, board: Board, tree: Option<&str>, append: &str) -> Result<Vec<File>> {
             let firmware = (!matches!(board, Board::Generic | Board::Uefi)).then_some(self.0.as_path());
             let tree = tree.map(|name| self.0.join(name));
-            let (kernel, initrd) = (&self.0.join("kernel"), &self.0.join("initrd"));
-            board.files(&Parts { kernel, initrd, tree: tree.as_deref(), firmware, append })
+            let (kernel, initrd) = (&self.0.join("kernel"), Some(self.0.join("initrd")));
+            board.files(&Parts { kernel, initrd: initrd.as_deref(), tree: tree.as_deref(), firmware, append })
         }
 
         fn refusal(&self, board: Board, tree: Option<&str>, append: &str) -> String {
@@ -278,13 +284,8 @@ mod tests {
         let menu = format!("{menu}    fdt /board.dtb\n    append script maxcpus=1\n");
         assert_eq!(text(&files, "extlinux/extlinux.conf"), menu);
         assert_eq!(files.iter().find(|file| file.path == "board.dtb").unwrap().contents, tree());
-        let parts = Parts {
-            kernel: &folder.0.join("kernel"),
-            initrd: &folder.0.join("initrd"),
-            tree: None,
-            firmware: Some(&folder.0),
-            append: "",
-        };
+        let parts =
+            Parts { kernel: &folder.0.join("kernel"), initrd: None, tree: None, firmware: Some(&folder.0), append: "" };
         for board in [Board::Generic, Board::Uefi] {
             let refused = board.files(&parts).unwrap_err().to_string();
             assert!(refused.contains("leave --firmware out"), "{refused}");
@@ -302,6 +303,19 @@ mod tests {
         assert!(folder.refusal(Board::Uefi, Some("tree"), "").contains("leave --dtb out"));
         let tables = Board::ALL.map(Board::table);
         assert_eq!(tables, [Table::Mbr, Table::Mbr, Table::Mbr, Table::Mbr, Table::Gpt]);
+    }
+
+    /// The loader has no programs.
+    #[test]
+    fn a_volume_without_an_initrd_names_none() {
+        let folder = Folder::new("loader");
+        let kernel = &folder.0.join("kernel");
+        let parts = Parts { kernel, initrd: None, tree: None, firmware: None, append: "" };
+        let files = Board::Generic.files(&parts).unwrap();
+        assert_eq!(paths(&files), ["granule.img", "extlinux/extlinux.conf"]);
+        assert_eq!(text(&files, "extlinux/extlinux.conf"), "default granule\nlabel granule\n    linux /granule.img\n");
+        assert_eq!(config(&parts), "arm_64bit=1\nenable_uart=1\nkernel=granule.img\ncmdline=cmdline.txt\n");
+        assert_eq!(paths(&Board::Uefi.files(&parts).unwrap()), ["EFI/BOOT/BOOTAA64.EFI"]);
     }
 
     #[test]
@@ -336,8 +350,9 @@ mod tests {
             let vendors_tree = paths(&files).into_iter().find(|path| path.starts_with("bcm"));
             assert_eq!(vendors_tree, None, "a tree of one's own is in its place");
         }
-        let (kernel, initrd) = (&folder.0.join("kernel"), &folder.0.join("initrd"));
-        let without = Board::Rpi4.files(&Parts { kernel, initrd, tree: None, firmware: None, append: "" }).unwrap_err();
+        let kernel = &folder.0.join("kernel");
+        let parts = Parts { kernel, initrd: None, tree: None, firmware: None, append: "" };
+        let without = Board::Rpi4.files(&parts).unwrap_err();
         assert!(without.to_string().starts_with("rpi4: no --firmware DIR is given"), "{without}");
     }
 

@@ -1,4 +1,4 @@
-//! `./x build`: the kernel, the test image and the bench image, each as ELF and as arm64 Image; and the programs for EL0
+//! `./x build`: the kernel, the images of tests, benches and the loader, each as ELF and as arm64 Image; and the programs for EL0
 //! in an initrd, which every machine that boots one of the images gets.
 
 use std::fs;
@@ -14,8 +14,13 @@ use crate::{example, image, initrd, pe, symbols, words};
 /// The largest kernel image that is let through, in bytes: one block.
 pub const IMAGE_LIMIT: usize = 2 << 20;
 
-/// The EFI stub: its package, and its program.
-pub const STUB: [&str; 2] = ["granule-uefi", "efi-stub"];
+/// Packages of what runs before a kernel, the EFI stub and the loader: built by themselves, since the features that they
+/// want of crates, such as trees that are written, stay out of the kernel.
+pub const BEFORE_KERNELS: [&str; 2] = ["granule-uefi", LOADER];
+/// The program of the EFI stub.
+const STUB: &str = "efi-stub";
+/// The loader.
+const LOADER: &str = "granule-loader";
 /// The kernel with the tests.
 const TESTS: &str = "granule-tests";
 /// The sources of the programs for EL0.
@@ -44,6 +49,8 @@ pub struct Built {
     pub tests: Program,
     /// The kernel with measurements in place of the monitor.
     pub benches: Program,
+    /// The loader, which takes a kernel over a serial line.
+    pub loader: Program,
     /// The example on the metal, as ELF: nothing else boots it.
     pub example: PathBuf,
     /// The program that measures at EL0, as ELF with its sections.
@@ -76,8 +83,8 @@ pub fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     fs::create_dir_all(tools.build_directory()).context("cannot make build/")?;
     let output = tools.target_output(profile);
     let program = |name: &str, stub| finish(&output.join(name), &tools.build_directory().join(name), stub);
-    let stub = build_stub(tools, profile)?;
-    let kernel = program("granule", Some(&stub))?;
+    let stub = build_before_kernels(tools, profile)?;
+    let (kernel, loader) = (program("granule", Some(&stub))?, program(LOADER, Some(&stub))?);
     let archive = pack(tools, &kernel, profile)?;
     let bench_program = tools.build_directory().join("bench.elf");
     write(&bench_program, &fs::read(output.join("bench")).context("cannot read the program `bench`")?)?;
@@ -95,7 +102,7 @@ pub fn build(tools: &Tools, profile: Profile) -> Result<Built> {
         plugin.inspect_err(|error| eprintln!("x: {error:#}: `./x bench {suite}` is skipped")).ok()
     };
     let (lines, tlb) = (optional(LINES, "scale"), optional(TLB, "tlb"));
-    let built = Built { kernel, tests, benches, example, bench_program, initrd: archive, lines, tlb };
+    let built = Built { kernel, tests, benches, loader, example, bench_program, initrd: archive, lines, tlb };
     if profile == Profile::Release {
         let size = fs::metadata(&built.kernel.image)?.len() as usize;
         ensure!(size <= IMAGE_LIMIT, "{} has {size} bytes, more than {IMAGE_LIMIT}", built.kernel.image.display());
@@ -103,14 +110,12 @@ pub fn build(tools: &Tools, profile: Profile) -> Result<Built> {
     Ok(built)
 }
 
-/// Builds the EFI stub, by itself: the features that it wants of crates, such as trees that are written, stay out of the
-/// kernel.
-fn build_stub(tools: &Tools, profile: Profile) -> Result<Vec<u8>> {
-    let [package, name] = STUB;
-    let mut cargo = tools.target_cargo_of("build", "target", &[package]);
-    cargo.args(["--bin", name, "--profile", profile.name()]);
+/// Builds the EFI stub and the loader; returns the stub.
+fn build_before_kernels(tools: &Tools, profile: Profile) -> Result<Vec<u8>> {
+    let mut cargo = tools.target_cargo_of("build", "target", &BEFORE_KERNELS);
+    cargo.args(["--bin", STUB, "--bin", LOADER, "--profile", profile.name()]);
     run(&mut cargo, TARGET_BUILD)?;
-    let linked = tools.target_output(profile).join(name);
+    let linked = tools.target_output(profile).join(STUB);
     let stub = fs::read(&linked).with_context(|| format!("cannot read {}", linked.display()))?;
     image::check_permissions(&stub).with_context(|| linked.display().to_string())?;
     Ok(stub)

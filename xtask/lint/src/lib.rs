@@ -16,7 +16,7 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::Result;
-use granule_image::compile::STUB;
+use granule_image::compile::BEFORE_KERNELS;
 use granule_tools::{TRIPLE, Tools, run};
 
 /// clippy for host and target, rustfmt, the syntax of the shell scripts, beginnings of sentences, names in backticks,
@@ -33,7 +33,9 @@ pub fn lint(tools: &Tools) -> Result<()> {
     host.args(["--workspace", "--lib", "--bins", "--tests", "--examples", "--", "-D", "warnings"]);
     run(&mut host, "clippy for the host")?;
     println!("clippy for the target");
-    for mut target in [tools.target_cargo("clippy", "clippy"), tools.target_cargo_of("clippy", "clippy", &[STUB[0]])] {
+    for mut target in
+        [tools.target_cargo("clippy", "clippy"), tools.target_cargo_of("clippy", "clippy", &BEFORE_KERNELS)]
+    {
         run(target.args(["--lib", "--bins", "--", "-D", "warnings"]), "clippy for the target")?;
     }
     println!("shell syntax");

@@ -2,10 +2,9 @@
 
 use granule::bootargs;
 use granule::sync::{IrqLock, rank};
-use granule_protocol::REQUEST_BYTES;
 
-/// A list of names, comma separated.
-type Names = heapless::String<{ REQUEST_BYTES / 2 }>;
+/// A list of names, comma separated: longer than that of any machine or board, and short enough for the stack.
+type Names = heapless::String<512>;
 
 /// Features and devices, as the hello of a conversation has them.
 static OF_THE_HELLO: IrqLock<[Names; 2], { rank::DEVICE }> = IrqLock::new([Names::new(), Names::new()]);

@@ -8,10 +8,10 @@
 use core::sync::atomic::{AtomicU32, Ordering};
 use core::time::Duration;
 
-use granule::chip::timer::Deadline;
+use alloc::vec::Vec;
+
 use granule::chip::{console, power};
-use granule_arch::wait;
-use granule_protocol::{ASK, Event, Reply, Responder};
+use granule_protocol::{Event, REQUEST_BYTES, Reply, Responder};
 
 use super::{TESTS, audit, one, promises};
 
@@ -25,30 +25,25 @@ static granule_tests_identity: AtomicU32 = AtomicU32::new(u32::MAX);
 
 /// Serves requests for ever.
 pub(super) fn serve() -> ! {
-    let mut responder = Responder::new();
+    let mut responder = Responder::new(alloc::vec![0; REQUEST_BYTES]);
     let mut errors = 0;
     loop {
-        ask(&responder);
-        let mut patience = Deadline::after(PATIENCE);
-        while !patience.has_passed() {
-            let Some(byte) = console::try_read_byte(console::Reader::Kernel) else {
-                wait::relax();
-                continue;
-            };
-            patience = Deadline::after(PATIENCE);
+        responder.ask(console::print);
+        while let Some(byte) = console::poll_byte(PATIENCE) {
             match responder.take(byte) {
-                Reply::Nothing => continue,
-                Reply::Answer(event) => send(&responder, event),
+                Reply::Nothing | Reply::Damaged | Reply::Data(_) | Reply::Start => continue,
+                Reply::Answer(event) => responder.send(event, console::print),
                 Reply::Hello { features, devices } => {
                     promises::note([features, devices]);
-                    let identity = granule_tests_identity.load(Ordering::Relaxed);
-                    answer(&mut responder, Event::Image { identity });
+                    answer(&mut responder, image());
                 }
+                // It wants the loader, and is to see that this is not it.
+                Reply::Load(_) => answer(&mut responder, image()),
                 Reply::Run { name, seed } => {
                     let index = TESTS.iter().position(|record| granule_protocol::text(&record.name) == Some(name));
                     // The runner knows another image: it has no test of this number.
                     let index = index.map_or(u32::MAX, |index| index as u32);
-                    send(&responder, Event::Begin { index });
+                    responder.send(Event::Begin { index }, console::print);
                     let verdict = one(index, seed, &mut errors);
                     answer(&mut responder, verdict);
                     if matches!(verdict, Event::Fail { .. }) && !audit::is_sound() {
@@ -62,21 +57,12 @@ pub(super) fn serve() -> ! {
     }
 }
 
-/// Asks for a hello, or for the next request.
-fn ask(responder: &Responder) {
-    match responder.port(console::print) {
-        Some(port) => port.answer(Event::Ready),
-        None => console::print(format_args!("\n{ASK}\n")),
-    }
+/// The answer to a hello.
+fn image() -> Event {
+    Event::Image { identity: granule_tests_identity.load(Ordering::Relaxed) }
 }
 
-fn answer(responder: &mut Responder, event: Event) {
+fn answer(responder: &mut Responder<Vec<u8>>, event: Event) {
     responder.answer(event);
-    send(responder, event);
-}
-
-fn send(responder: &Responder, event: Event) {
-    if let Some(port) = responder.port(console::print) {
-        port.answer(event);
-    }
+    responder.send(event, console::print);
 }

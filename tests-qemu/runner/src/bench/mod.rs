@@ -5,7 +5,8 @@
 //! same to the instruction; [`net`] computes further rows; [`fit`] draws a line through them; [`table`] prints them beside what they must be
 //! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
 //! docs/BENCHMARKS.md. [`scale`](mod@scale) and [`tlb`](mod@tlb) are apart: cache lines on several CPUs, and what
-//! leaves of different sizes cost a TLB; plugins of QEMU count these ([`counted`](mod@counted)).
+//! leaves of different sizes cost a TLB; plugins of QEMU count these ([`counted`](mod@counted)). [`wire`](mod@wire) asks a
+//! board, which counts what its CPU can.
 
 pub mod bars;
 pub mod boot;
@@ -19,6 +20,7 @@ pub mod scale;
 pub mod table;
 pub mod tlb;
 pub mod trace;
+pub mod wire;
 
 use serde::{Deserialize, Serialize};
 

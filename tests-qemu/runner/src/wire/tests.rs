@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use granule_protocol::{ASK, Event, Frame, Nonce, Reply, Responder};
+use granule_protocol::{ASK, Event, Frame, Nonce, REQUEST_BYTES, Reply, Responder};
 use proptest::prelude::{Just, Strategy, prop, prop_assert, prop_assert_eq, prop_oneof, proptest};
 
 use super::{Conversation, Step};
@@ -35,7 +35,7 @@ enum Does {
 
 /// A board: the guest's side of the conversation, and what stands in its buffer for the line.
 struct Board {
-    responder: Responder,
+    responder: Responder<Vec<u8>>,
     tests: Vec<Does>,
     is_alive: bool,
     output: String,
@@ -45,7 +45,13 @@ struct Board {
 impl Board {
     fn new(tests: &[Does]) -> Self {
         let runs = vec![0; tests.len()];
-        Self { responder: Responder::new(), tests: tests.into(), is_alive: true, output: String::new(), runs }
+        Self {
+            responder: Responder::new(vec![0; REQUEST_BYTES]),
+            tests: tests.into(),
+            is_alive: true,
+            output: String::new(),
+            runs,
+        }
     }
 
     fn frame(&mut self, event: Event) {
@@ -68,7 +74,8 @@ impl Board {
                 return;
             }
             match self.responder.take(byte) {
-                Reply::Nothing => continue,
+                Reply::Nothing | Reply::Damaged => continue,
+                Reply::Load(_) | Reply::Data(_) | Reply::Start => unreachable!("the runner asks for tests"),
                 Reply::Answer(event) => self.frame(event),
                 Reply::Hello { features, devices } => {
                     assert_eq!([features, devices], ["smp,edu", "edu"]);
@@ -95,7 +102,7 @@ impl Board {
             Does::Fails => self.answer(Event::Fail { index, checks: 1, failures: 1 }),
             Does::ChecksNothing => self.answer(Event::Pass { index, checks: 0 }),
             Does::Hangs => self.is_alive = false,
-            Does::Resets => self.responder = Responder::new(),
+            Does::Resets => self.responder = Responder::new(vec![0; REQUEST_BYTES]),
             Does::Forges => {
                 self.output.push('\n');
                 let frame = Frame { sequence: index + 1, event: Event::Pass { index, checks: 1 } };

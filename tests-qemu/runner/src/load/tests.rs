@@ -1,0 +1,326 @@
+//! Loads over good and bad lines. The guest's side is its own code ([`Responder`], [`Incoming`]).
+
+use std::time::Duration;
+
+use granule_protocol::{ASK, Event, Frame, Incoming, Nonce, REQUEST_BYTES, Refusal, Reply, Responder};
+use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+
+use super::{Entered, Files, Sender, Step};
+use crate::noise::Noise;
+use crate::qemu::Qemu;
+use crate::serial::{Guest, Lines};
+
+const NONCE: Nonce = Nonce(0x10ad);
+/// After this silence the loader asks again.
+const SILENCE: Duration = Duration::from_secs(2);
+
+/// A board with the loader, and what stands in its buffer for the line.
+struct Board {
+    responder: Responder<Vec<u8>>,
+    /// Memory that is free.
+    free: u32,
+    incoming: Option<(Incoming, [Vec<u8>; 3])>,
+    output: String,
+    /// Kernels that were entered.
+    entered: Vec<[Vec<u8>; 3]>,
+    /// The number of the request after which the power fails, once.
+    fails_after: Option<u32>,
+}
+
+impl Board {
+    fn new(free: u32) -> Self {
+        let responder = Responder::new(vec![0; REQUEST_BYTES]);
+        Self { responder, free, incoming: None, output: String::new(), entered: Vec::new(), fails_after: None }
+    }
+
+    fn send(&mut self, event: Event) {
+        let Some(port) = self.responder.port(|_| ()) else { return };
+        let (nonce, sequence) = port.place();
+        self.output.push('\n');
+        Frame { sequence, event }.encode(nonce, &mut self.output).unwrap();
+        self.output.push('\n');
+    }
+
+    fn ask(&mut self) {
+        match self.responder.port(|_| ()) {
+            Some(_) => self.send(Event::Ready),
+            None => self.output.push_str(&format!("\n{ASK}\n")),
+        }
+    }
+
+    fn take(&mut self, bytes: &[u8]) {
+        for &byte in bytes {
+            if !self.entered.is_empty() {
+                return;
+            }
+            let event = match self.responder.take(byte) {
+                Reply::Nothing | Reply::Hello { .. } | Reply::Run { .. } => continue,
+                Reply::Damaged => {
+                    self.send(Event::Again);
+                    continue;
+                }
+                Reply::Answer(event) => event,
+                Reply::Load(load) if load.memory > self.free => Event::Refused { why: Refusal::Memory },
+                Reply::Load(load) => {
+                    let sizes = [load.kernel, load.initrd, load.bootargs];
+                    self.incoming = Some((Incoming::new(load), sizes.map(|size| vec![0xa5; size as usize])));
+                    Event::Ready
+                }
+                Reply::Data(text) => {
+                    let (incoming, [a, b, c]) = self.incoming.as_mut().expect("a load is under way");
+                    let taken = incoming.take(text, &mut [a, b, c]);
+                    taken.map_or_else(|why| Event::Refused { why }, |()| Event::Ready)
+                }
+                Reply::Start => {
+                    let (incoming, [a, b, c]) = self.incoming.as_ref().expect("a load is under way");
+                    incoming
+                        .check(&[a, b, c])
+                        .map_or_else(|why| Event::Refused { why }, |()| Event::Starts { level: 2 })
+                }
+            };
+            self.responder.answer(event);
+            self.send(event);
+            if matches!(event, Event::Starts { .. }) {
+                (0..2).for_each(|_| self.send(event));
+                self.entered.extend(self.incoming.take().map(|(_, parts)| parts));
+            }
+            let number = self.responder.port(|_| ()).map(|port| port.place().1);
+            if self.fails_after.is_some() && self.fails_after == number {
+                self.fails_after = None;
+                (self.responder, self.incoming) = (Responder::new(vec![0; REQUEST_BYTES]), None);
+            }
+        }
+    }
+}
+
+/// A kernel of so many bytes, with contents that hardly compress.
+fn files(bytes: usize, seed: u64) -> Files {
+    let mut noise = Noise::new(seed, 1_000_000);
+    let mut kernel: Vec<u8> = (0..bytes).flat_map(|at| noise.pass(&[at as u8])).collect();
+    kernel.resize(bytes, 7);
+    for (at, word) in [(8, 0u64), (16, 2 * bytes as u64), (24, 0b1010)] {
+        kernel[at..at + 8].copy_from_slice(&word.to_le_bytes());
+    }
+    kernel[56..60].copy_from_slice(b"ARM\x64");
+    Files { kernel, initrd: vec![b'i'; bytes / 3], bootargs: "maxcpus=1".into() }
+}
+
+/// A load over a line with these directions, until it is over or `limit` seconds have passed.
+fn load(board: &mut Board, sender: &mut Sender, lines: &mut [Noise; 2], limit: u64) -> Result<Option<u32>, String> {
+    let (mut cut, mut now) = (Lines::default(), Duration::ZERO);
+    while now < Duration::from_secs(limit) {
+        if board.output.is_empty() {
+            // Neither says anything: the loader asks after a while, unless it is gone.
+            now += SILENCE;
+            if !board.entered.is_empty() {
+                return Ok(None);
+            }
+            board.ask();
+        }
+        let output = std::mem::take(&mut board.output);
+        for line in cut.feed(&lines[0].pass(output.as_bytes())) {
+            now += Duration::from_millis(1);
+            match sender.line(&line, now).map_err(|error| format!("{error:#}"))? {
+                Step::Nothing | Step::Heard => {}
+                Step::Type(request) => board.take(&lines[1].pass(request.as_bytes())),
+                Step::Over(level) => return Ok(Some(level)),
+            }
+        }
+    }
+    Err(format!("{} of {} bytes in {limit} s", sender.arrived, sender.stream.len()))
+}
+
+fn good() -> [Noise; 2] {
+    bad(0, 0)
+}
+
+fn bad(seed: u64, per_million: u32) -> [Noise; 2] {
+    [Noise::new(seed, per_million), Noise::new(!seed, per_million)]
+}
+
+/// The board entered this kernel, once.
+fn has_entered(board: &Board, files: &Files) -> bool {
+    let Files { kernel, initrd, bootargs } = files.clone();
+    board.entered == [[kernel, initrd, bootargs.into_bytes()]]
+}
+
+#[test]
+fn a_kernel_arrives_over_a_good_line_in_few_requests() {
+    let (mut board, files) = (Board::new(1 << 20), files(100_000, 1));
+    let mut sender = Sender::new(NONCE, &files).unwrap();
+    assert_eq!(load(&mut board, &mut sender, &mut good(), 100), Ok(Some(2)));
+    assert!(has_entered(&board, &files));
+    let least = sender.stream.len().div_ceil(granule_protocol::DATA_BYTES) as u32;
+    assert!(sender.sequence <= least + 16, "{} requests of at least {least}", sender.sequence);
+}
+
+proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(24))]
+
+    /// Bytes that are lost, doubled and changed: what is entered is what was sent.
+    #[test]
+    fn a_bad_line_costs_time(seed: u64, per_million in 0u32..12_000, bytes in 64usize..20_000) {
+        let (mut board, files) = (Board::new(1 << 20), files(bytes, seed));
+        let mut sender = Sender::new(NONCE, &files).unwrap();
+        let ended = load(&mut board, &mut sender, &mut bad(seed, per_million), 100_000);
+        prop_assert!(matches!(ended, Ok(Some(2) | None)), "{ended:?}");
+        prop_assert!(has_entered(&board, &files));
+    }
+
+    /// Wherever the power fails, the load begins again.
+    #[test]
+    fn a_board_that_starts_anew_gets_all_of_it(after in 0u32..7, seed: u64, per_million in 0u32..2_000) {
+        let (mut board, files) = (Board::new(1 << 20), files(9_000, seed));
+        board.fails_after = Some(after);
+        let mut sender = Sender::new(NONCE, &files).unwrap();
+        let ended = load(&mut board, &mut sender, &mut bad(seed, per_million), 100_000);
+        prop_assert!(matches!(ended, Ok(Some(2) | None)), "{ended:?}");
+        prop_assert!(has_entered(&board, &files));
+        prop_assert_eq!(sender.restarts, 1);
+    }
+
+    /// Whatever a hostile board prints, the sender neither panics nor believes that a kernel was entered before it has sent it.
+    #[test]
+    fn any_lines_are_taken(lines in proptest::collection::vec("(@granule[? ]?)?[0-9a-z ]{0,40}", 0..40)) {
+        let mut sender = Sender::new(NONCE, &files(500, 1)).unwrap();
+        for line in lines {
+            prop_assert!(!matches!(sender.line(&line, SILENCE), Ok(Step::Over(_))));
+        }
+    }
+}
+
+/// The first load is broken off; the second has another number, and nothing of the first is in it.
+#[test]
+fn a_loader_is_asked_twice() {
+    let (mut board, files) = (Board::new(1 << 20), [files(30_000, 1), files(20_000, 2)]);
+    let mut first = Sender::new(NONCE, &files[0]).unwrap();
+    board.ask();
+    let mut cut = Lines::default();
+    for _ in 0..9 {
+        for line in cut.feed(&std::mem::take(&mut board.output).into_bytes()) {
+            if let Step::Type(request) = first.line(&line, Duration::ZERO).unwrap() {
+                board.take(request.as_bytes());
+            }
+        }
+    }
+    assert!(first.arrived > 0);
+    let mut second = Sender::new(Nonce(NONCE.0 + 1), &files[1]).unwrap();
+    assert_eq!(load(&mut board, &mut second, &mut good(), 100), Ok(Some(2)));
+    assert!(has_entered(&board, &files[1]));
+}
+
+#[test]
+fn what_cannot_be_loaded_is_named() {
+    let why = |board: &mut Board, files: &Files| {
+        let mut sender = Sender::new(NONCE, files).unwrap();
+        load(board, &mut sender, &mut good(), 100).unwrap_err()
+    };
+    let files = files(3000, 1);
+    let too_large = why(&mut Board::new(5999), &files);
+    assert!(too_large.contains("not so much free memory") && too_large.contains("takes 6000 of memory"), "{too_large}");
+    let mut sender = Sender::new(NONCE, &files).unwrap();
+    assert_eq!(load(&mut Board::new(6000), &mut sender, &mut good(), 100), Ok(Some(2)), "just enough");
+    let no_image = Files { kernel: vec![0; 500], ..files };
+    assert!(format!("{:#}", Sender::new(NONCE, &no_image).unwrap_err()).contains("no arm64 Image"));
+}
+
+/// What the sender says to frames in this order.
+fn steps(events: &[(u32, Event)]) -> Result<Vec<Step>, String> {
+    let mut sender = Sender::new(NONCE, &files(64, 1)).unwrap();
+    let mut now = Duration::ZERO;
+    events
+        .iter()
+        .map(|&(sequence, event)| {
+            now += Duration::from_millis(1);
+            let mut line = String::new();
+            Frame { sequence, event }.encode(NONCE, &mut line).unwrap();
+            sender.line(&line, now).map_err(|error| error.to_string())
+        })
+        .collect()
+}
+
+#[test]
+fn what_else_answers_is_named() {
+    let why = |event| steps(&[(0, event)]).unwrap_err();
+    assert!(why(Event::Image { identity: 3 }).contains("the image of the tests, not the loader"));
+    assert!(why(Event::Refused { why: Refusal::Tree }).contains("the board's device tree"));
+    assert!(why(Event::Starts { level: 1 }).contains("no place here"), "nothing was sent");
+    // Each ask is answered once within a second, and an answer of long ago by nothing.
+    let ready = steps(&[(0, Event::Ready), (0, Event::Ready), (0, Event::Again), (7, Event::Ready)]).unwrap();
+    assert!(matches!(ready[..], [Step::Type(_), Step::Heard, Step::Type(_), Step::Heard]), "{ready:?}");
+}
+
+#[test]
+fn a_board_that_starts_again_and_again_is_given_up() {
+    let mut sender = Sender::new(NONCE, &files(5000, 1)).unwrap();
+    let ready = |sequence| {
+        let mut line = String::new();
+        Frame { sequence, event: Event::Ready }.encode(NONCE, &mut line).unwrap();
+        line
+    };
+    let mut restarts = 0;
+    let why = loop {
+        let now = Duration::from_secs(restarts * 10);
+        sender.line(&ready(0), now).unwrap();
+        match sender.line(ASK, now) {
+            Ok(step) => assert!(matches!(step, Step::Type(_)), "{step:?}"),
+            Err(why) => break why.to_string(),
+        }
+        restarts += 1;
+        assert!(restarts < 10);
+    };
+    assert!(restarts == 3 && why.contains("again and again"), "{restarts} {why}");
+}
+
+/// The start was asked for, and the loader asks anew: the kernel has ended, or reset the board.
+#[test]
+fn a_kernel_that_resets_the_board_is_not_loaded_again() {
+    let (mut board, files) = (Board::new(1 << 20), files(300, 1));
+    let mut sender = Sender::new(NONCE, &files).unwrap();
+    // Each answer of the loader's after the last request is lost.
+    while !sender.may_be_entered() {
+        board.ask();
+        for line in Lines::default().feed(&std::mem::take(&mut board.output).into_bytes()) {
+            if let Step::Type(request) = sender.line(&line, SILENCE).unwrap() {
+                board.take(request.as_bytes());
+            }
+        }
+    }
+    assert!(sender.line(ASK, SILENCE).unwrap_err().to_string().contains("has started anew"));
+}
+
+/// What becomes of a load over a line to a shell that runs this in place of a board.
+fn over_a_line(script: &str) -> Result<Entered, String> {
+    let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", script])).unwrap();
+    let first = Duration::from_secs(1);
+    super::load(&mut guest, &files(64, 1), first, &mut |_, _| {}).map_err(|error| format!("{error:#}"))
+}
+
+/// The first three are silent; the fourth asks for ever, and gets nothing; the fifth is unplugged.
+#[test]
+fn a_line_that_is_lost_is_named() {
+    let why = |script| over_a_line(script).unwrap_err();
+    assert!(why("sleep 30").contains("no loader has asked for a kernel within 1 s"));
+    let other = why("echo 'U-Boot 2025.01'; while :; do echo; sleep 0.1; done");
+    assert!(other.contains("no loader has asked") && other.contains("the board printed:\n  U-Boot"), "{other}");
+    assert!(why("echo '@granule?'; sleep 30").contains("the line is lost: no answer for 2 s, after 0 of"));
+    assert!(why("while :; do echo '@granule?'; sleep 0.1; done").contains("the line is lost"));
+    assert!(why("echo '@granule?'; echo bye; sleep 0.1").contains("the line was closed; the board printed:\n  bye"));
+}
+
+/// The loader's last answer is lost: it asks no more, and the kernel prints.
+#[test]
+fn a_kernel_whose_start_is_not_confirmed_is_entered_all_the_same() {
+    let mut sender = Sender::new(NONCE, &files(64, 1)).unwrap();
+    let mut answers = String::new();
+    while !sender.may_be_entered() {
+        let mut line = String::new();
+        Frame { sequence: sender.sequence, event: Event::Ready }.encode(NONCE, &mut line).unwrap();
+        sender.line(&line, SILENCE).unwrap();
+        answers.push_str(&format!("echo '{line}';"));
+    }
+    let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", &format!("{answers} echo boots; sleep 30")])).unwrap();
+    let sender = Sender::new(NONCE, &files(64, 1)).unwrap();
+    let entered = super::converse(&mut guest, sender, SILENCE, &mut |_, _| {}).unwrap();
+    assert_eq!(entered, Entered { level: None, output: "boots".into() });
+}
