@@ -22,6 +22,7 @@ mod checked;
 pub mod memory;
 mod own;
 pub mod owned;
+pub mod prelude;
 pub mod print;
 pub mod probe;
 pub mod process;

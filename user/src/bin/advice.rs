@@ -8,24 +8,12 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::limits::RLIMIT_AS;
-use granule_user::abi::memory::{
-    MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
-    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_KEEPONFORK, MADV_PAGEOUT, MADV_POPULATE_READ, MADV_POPULATE_WRITE,
-    MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_LOCKED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
-};
-use granule_user::abi::number::{
-    BRK, FTRUNCATE, FUTEX, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MLOCKALL, MMAP, MSYNC, MUNLOCK, MUNLOCKALL, READ,
-    WRITE,
-};
-use granule_user::abi::process::{FUTEX_WAIT, FUTEX_WAKE};
-
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
-use granule_user::memory::{PAGE, RW, map, mincore, mmap};
-use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
+use granule_user::memory::{map, mincore, mmap};
+use granule_user::prelude::*;
+use granule_user::probe::{behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
-use granule_user::{Errno, Start, entry, own, process};
+use granule_user::{probe, process};
 
 entry!(run);
 own!(call, put, unmap, protect);

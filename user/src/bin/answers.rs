@@ -6,26 +6,13 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ};
-use granule_user::abi::number::{
-    CLOCK_GETRES, CLOCK_GETTIME, CLOCK_NANOSLEEP, FUTEX, GETRANDOM, READ, READV, WRITE, WRITEV,
-};
-use granule_user::abi::process::{
-    FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE, FUTEX_WAKE_BITSET, IoVec,
-    exited,
-};
-use granule_user::abi::signal::{SA_RESTART, SIGUSR1, SigInfo, UContext};
-use granule_user::abi::time::{
-    CLOCK_BOOTTIME, CLOCK_BOOTTIME_ALARM, CLOCK_MONOTONIC, CLOCK_MONOTONIC_COARSE, CLOCK_MONOTONIC_RAW,
-    CLOCK_PROCESS_CPUTIME_ID, CLOCK_REALTIME, CLOCK_REALTIME_ALARM, CLOCK_REALTIME_COARSE, CLOCK_TAI,
-    CLOCK_THREAD_CPUTIME_ID, TIMER_ABSTIME, Timespec,
-};
 use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{KERNEL, PAGE, RW, map, mmap, munmap, shared};
+use granule_user::memory::{map, mmap, munmap, shared};
+use granule_user::prelude::*;
 use granule_user::signal::handle;
 use granule_user::thread::{Thread, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
-use granule_user::{Errno, Start, entry, own, process, time};
+use granule_user::{process, time};
 
 entry!(run);
 own!(call);

@@ -11,15 +11,11 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_user::abi::Errno;
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE, PROT_READ,
-};
-use granule_user::abi::process::exited;
-use granule_user::memory::{PAGE, RW, madvise, mmap, mprotect, munmap};
+use granule_user::memory::{madvise, mmap, mprotect, munmap};
+use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::thread::{MOST_AT_ONCE, all_at_once};
-use granule_user::{Start, entry, println, process};
+use granule_user::{println, process};
 
 entry!(run);
 

@@ -9,23 +9,11 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
-use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED,
-    MREMAP_MAYMOVE, PROT_EXEC, PROT_MTE, PROT_READ, PROT_WRITE,
-};
-use granule_user::abi::number::{FALLOCATE, FTRUNCATE, GETPPID, MEMFD_CREATE, MMAP, MREMAP, PRCTL};
-use granule_user::abi::process::{PR_MTE_TCF_ASYNC, PR_MTE_TCF_SYNC, PR_SET_TAGGED_ADDR_CTRL};
-use granule_user::abi::signal::{SEGV_MTESERR, SIGKILL, SIGSEGV, SigInfo, UContext};
-use granule_user::abi::userfaultfd::{
-    UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
-    UFFD_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_MISSING, UFFDIO_REGISTER_MODE_WP,
-};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::print::Output;
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
-use granule_user::{Start, entry, process, signal, sys, time};
+use granule_user::{memory, process, signal, sys, time};
 
 entry!(run);
 

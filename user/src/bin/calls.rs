@@ -4,19 +4,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_POPULATE,
-    MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{
-    BRK, CLOCK_GETTIME, CLOCK_NANOSLEEP, CLOSE, END, GETCPU, GETPPID, GETRANDOM, GETUID, IOCTL, MADVISE, MINCORE, MMAP,
-    MPROTECT, MUNMAP, NANOSLEEP, PRCTL, RT_SIGPENDING, RT_SIGPROCMASK, SET_TID_ADDRESS, SIGALTSTACK, UNAME, WRITE,
-    WRITEV,
-};
-use granule_user::abi::process::{IoVec, PR_GET_NAME, PR_SET_NAME, UtsName};
-use granule_user::abi::time::{TIMER_ABSTIME, Timespec};
-use granule_user::memory::{KERNEL, PAGE, RW, madvise, map, mincore, mmap, mprotect, munmap};
-use granule_user::{Errno, Start, entry, own, println, time};
+use granule_user::memory::{madvise, map, mincore, mmap, mprotect, munmap};
+use granule_user::prelude::*;
+use granule_user::{println, time};
 
 entry!(run);
 own!(call);

@@ -6,12 +6,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls")]
 
-use granule_user::abi::file::{F_SETFL, O_NONBLOCK, POLLIN, PollFd};
-use granule_user::abi::number::{FCNTL, PPOLL, PRCTL, READ, READV};
-use granule_user::abi::process::{IoVec, PR_SET_NAME, killed};
-use granule_user::abi::signal::{SIG_IGN, SIGINT, SIGKILL, SigAction};
+use granule_user::prelude::*;
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, println, process, signal, sys, time};
+use granule_user::{println, process, signal, sys, time};
 
 entry!(run);
 

@@ -10,11 +10,10 @@
 use core::ffi::{CStr, c_char};
 use core::ptr::null;
 
-use granule_user::abi::number::{CLOSE, EXECVE, WRITE};
-use granule_user::abi::process::{AT_EXECFN, exited};
 use granule_user::answers::{equal, status};
-use granule_user::memory::{KERNEL, PAGE, RW, map, munmap};
-use granule_user::{Errno, Start, entry, process, sys};
+use granule_user::memory::{map, munmap};
+use granule_user::prelude::*;
+use granule_user::{process, sys};
 
 entry!(run);
 

@@ -12,24 +12,12 @@ use core::ffi::{CStr, c_char};
 use core::ptr::null;
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_user::abi::file::{
-    AT_FDCWD, F_DUPFD, F_DUPFD_CLOEXEC, F_GETFD, F_GETFL, F_SETFD, F_SETFL, FD_CLOEXEC, FIOCLEX, FIONBIO, FIONCLEX,
-    FIONREAD, O_APPEND, O_CLOEXEC, O_CREAT, O_DIRECT, O_DIRECTORY, O_DSYNC, O_EXCL, O_LARGEFILE, O_NONBLOCK, O_PATH,
-    O_RDONLY, O_RDWR, O_SYNC, O_TMPFILE, O_TRUNC, O_WRONLY, S_IFCHR, S_IFDIR, S_IFMT, S_IFREG, SEEK_CUR, SEEK_DATA,
-    SEEK_END, SEEK_HOLE, SEEK_SET, Stat,
-};
-use granule_user::abi::limits::{RLIMIT_NOFILE, RLimit};
-use granule_user::abi::number::{
-    CLONE, CLOSE, DUP, DUP3, EXIT_GROUP, FCNTL, FSTAT, IOCTL, LSEEK, OPENAT, PREAD64, PWRITE64, READ, READV, WRITE,
-    WRITEV,
-};
-use granule_user::abi::process::{AT_EXECFN, CLONE_FILES, IoVec, WNOHANG, exited};
-use granule_user::abi::signal::{SA_RESTART, SIGKILL, SIGUSR1, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{KERNEL, PAGE, RW, map, munmap};
+use granule_user::memory::{map, munmap};
+use granule_user::prelude::*;
 use granule_user::signal::handle;
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, own, process, time};
+use granule_user::{process, time};
 
 entry!(run);
 own!(call);

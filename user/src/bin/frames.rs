@@ -6,16 +6,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::number::{RT_SIGRETURN, TGKILL};
-use granule_user::abi::process::exited;
-use granule_user::abi::signal::{
-    BUS_ADRALN, ESR_MAGIC, EXTRA_MAGIC, FpsimdContext, ILL_ILLOPC, SA_ONSTACK, SEGV_ACCERR, SEGV_MAPERR, SI_KERNEL,
-    SIGBUS, SIGILL, SIGSEGV, SIGTRAP, SIGUSR1, SIGUSR2, SVE_MAGIC, SigInfo, SigStack, TRAP_BRKPT, UContext,
-};
 use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{KERNEL, PAGE, RW, map, munmap};
+use granule_user::memory::{map, munmap};
+use granule_user::prelude::*;
 use granule_user::signal::{Handler, handle, set_of, set_stack};
-use granule_user::{Start, entry, offend, process};
+use granule_user::{offend, process};
 
 entry!(run);
 

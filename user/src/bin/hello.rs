@@ -3,8 +3,8 @@
 #![no_std]
 #![no_main]
 
-use granule_user::abi::process::{AT_ENTRY, AT_HWCAP, AT_PAGESZ, AT_PHDR, AT_PHNUM, AT_RANDOM};
-use granule_user::{Start, entry, println, process};
+use granule_user::prelude::*;
+use granule_user::{println, process};
 
 entry!(run);
 

@@ -10,21 +10,9 @@
 
 use core::sync::atomic::{AtomicBool, Ordering};
 
-use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_NONBLOCK, POLLIN, PollFd};
-use granule_user::abi::limits::RLIMIT_NOFILE;
-use granule_user::abi::memory::{
-    MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_GUARD_REMOVE, MADV_NORMAL, MAP_ANONYMOUS, MAP_FIXED_NOREPLACE,
-    MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{
-    BRK, CLOSE, EVENTFD2, FALLOCATE, MEMFD_CREATE, MREMAP, OPENAT, PIPE2, PPOLL, PWRITE64, WRITE,
-};
-use granule_user::abi::process::{CLONE_VFORK, CLONE_VM, WNOHANG, exited, killed};
-use granule_user::abi::signal::{SIG_BLOCK, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1};
-use granule_user::abi::userfaultfd::UFFDIO_REGISTER_MODE_MISSING;
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::userfault::Pager;
-use granule_user::{Errno, Start, entry, own, println, process, signal, sys, thread, time};
+use granule_user::{memory, println, process, signal, sys, thread, time};
 
 entry!(run);
 own!(call);

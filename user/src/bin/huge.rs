@@ -8,21 +8,12 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE,
-    MAP_SHARED, MREMAP_FIXED, MREMAP_MAYMOVE, PROT_EXEC, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{
-    CLOSE, FALLOCATE, FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MMAP, MREMAP, MUNLOCK, PREAD64, PWRITE64,
-};
-use granule_user::abi::process::exited;
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{PAGE, RW, map, mincore};
-use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
+use granule_user::memory::{map, mincore};
+use granule_user::prelude::*;
+use granule_user::probe::{behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
-use granule_user::{Errno, Start, entry, own, process};
+use granule_user::{probe, process};
 
 entry!(run);
 own!(call, put, unmap, protect);

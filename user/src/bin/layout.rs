@@ -11,13 +11,11 @@
 use core::ffi::{CStr, c_char};
 use core::ptr::null;
 
-use granule_user::abi::limits::{RLIM_INFINITY, RLIMIT_STACK, RLimit};
-use granule_user::abi::number::{BRK, CLOSE, DUP3, PERSONALITY, PIPE2, PRLIMIT64, READ};
-use granule_user::abi::process::{ADDR_NO_RANDOMIZE, AT_EXECFN, AT_PHDR, PER_LINUX32, READ_IMPLIES_EXEC, exited};
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{PAGE, RW, map};
+use granule_user::memory::map;
+use granule_user::prelude::*;
 use granule_user::thread::Thread;
-use granule_user::{Errno, Start, entry, print, process, sys};
+use granule_user::{print, process, sys};
 
 entry!(run);
 

@@ -8,15 +8,10 @@ use core::ffi::CStr;
 use core::ptr::null;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE};
-use granule_user::abi::number::{CLONE, GETRANDOM, WAIT4};
-use granule_user::abi::process::{
-    CLONE_PARENT, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM, WALL, WCLONE, WNOHANG, exited, killed,
-};
-use granule_user::abi::signal::{SA_RESTART, SIGCHLD, SIGKILL, SIGTERM, SIGUSR1, SIGUSR2, SigInfo, UContext};
-use granule_user::memory::{RW, shared};
+use granule_user::memory::shared;
+use granule_user::prelude::*;
 use granule_user::waiting::until;
-use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, thread, time};
+use granule_user::{memory, println, process, signal, sys, thread, time};
 
 entry!(run);
 

@@ -7,20 +7,9 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::limits::{
-    RLIM_INFINITY, RLIM_NLIMITS, RLIMIT_AS, RLIMIT_CORE, RLIMIT_CPU, RLIMIT_DATA, RLIMIT_MEMLOCK, RLIMIT_MSGQUEUE,
-    RLIMIT_NICE, RLIMIT_NOFILE, RLIMIT_NPROC, RLIMIT_RTPRIO, RLIMIT_SIGPENDING, RLIMIT_STACK, RLimit,
-};
-use granule_user::abi::memory::{
-    MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED, PROT_NONE,
-    PROT_READ, PROT_WRITE,
-};
-use granule_user::abi::number::{BRK, GETRLIMIT, PRLIMIT64, SETRLIMIT};
-use granule_user::abi::process::{AT_EXECFN, exited};
-use granule_user::abi::signal::{SEGV_MAPERR, SIGSEGV};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::waiting::until;
-use granule_user::{Errno, Start, entry, println, probe, process, sys, thread, time};
+use granule_user::{memory, println, probe, process, sys, thread, time};
 
 entry!(run);
 

@@ -7,15 +7,10 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_POPULATE, MAP_PRIVATE, PROT_READ};
-use granule_user::abi::number::{CLOCK_NANOSLEEP, GETRANDOM, WRITE};
-use granule_user::abi::process::{exited, killed};
-use granule_user::abi::signal::{SIGKILL, SIGUSR1, SigInfo, UContext};
-use granule_user::abi::time::{CLOCK_MONOTONIC, TIMER_ABSTIME, Timespec};
-use granule_user::memory::RW;
+use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::with_longer_times;
-use granule_user::{Errno, Start, entry, memory, println, process, signal, sys, time};
+use granule_user::{memory, println, process, signal, sys, time};
 
 entry!(run);
 

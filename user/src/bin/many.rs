@@ -8,33 +8,10 @@
 use core::ops::RangeInclusive;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::file::{
-    AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_CLOEXEC, POLLIN, PollFd, SEEK_DATA,
-};
-use granule_user::abi::limits::RLIMIT_NOFILE;
-use granule_user::abi::memory::{
-    MADV_DOFORK, MADV_DONTFORK, MADV_DONTNEED, MADV_FREE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_PAGEOUT,
-    MADV_POPULATE_WRITE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MCL_CURRENT, MREMAP_MAYMOVE, MS_SYNC, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{
-    BRK, CLOCK_GETTIME, CLOSE, DUP, DUP3, EVENTFD2, FALLOCATE, FTRUNCATE, KILL, LSEEK, MADVISE, MEMFD_CREATE, MINCORE,
-    MLOCK, MLOCKALL, MMAP, MPROTECT, MREMAP, MSYNC, MUNLOCKALL, MUNMAP, OPENAT, PIPE2, PPOLL, PREAD64,
-    PROCESS_VM_READV, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
-};
-use granule_user::abi::process::killed;
-use granule_user::abi::signal::{
-    SA_RESTART, SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGINT, SIGKILL, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
-};
-use granule_user::abi::time::{CLOCK_PROCESS_CPUTIME_ID, Timespec};
-use granule_user::abi::userfaultfd::{
-    UFFD_FEATURE_EVENT_FORK, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EVENT_UNMAP, UFFDIO_REGISTER_MODE_MISSING,
-    UFFDIO_REGISTER_MODE_WP,
-};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait};
 use granule_user::userfault::Pager;
-use granule_user::{Start, entry, own, println, process, signal, time};
+use granule_user::{memory, println, process, signal, time};
 
 entry!(run);
 own!(call);

@@ -7,20 +7,10 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_NORMAL, MADV_WILLNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN,
-    MAP_NONBLOCK, MAP_NORESERVE, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MAP_SHARED_VALIDATE, MAP_STACK, PROT_EXEC,
-    PROT_NONE, PROT_READ, PROT_WRITE,
-};
-use granule_user::abi::number::{
-    BRK, CLOCK_GETTIME, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, NANOSLEEP, RT_SIGACTION,
-    RT_SIGPROCMASK, SIGALTSTACK, UNAME, WRITE, WRITEV,
-};
-use granule_user::abi::process::{AT_PHDR, FUTEX_PRIVATE_FLAG, exited};
-use granule_user::abi::signal::SIGCHLD;
-use granule_user::memory::{PAGE, RW, madvise, mincore, mmap, mprotect, munmap};
-use granule_user::probe::{self, Fault, not_allowed, not_mapped};
-use granule_user::{Errno, Start, entry, memory, own, println, process};
+use granule_user::memory::{madvise, mincore, mmap, mprotect, munmap};
+use granule_user::prelude::*;
+use granule_user::probe::{Fault, not_allowed, not_mapped};
+use granule_user::{memory, println, probe, process};
 
 entry!(run);
 own!(call);

@@ -10,32 +10,16 @@
 use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::abi::file::{
-    F_ADD_SEALS, F_GET_SEALS, F_GETFD, F_GETFL, F_SEAL_EXEC, F_SEAL_FUTURE_WRITE, F_SEAL_GROW, F_SEAL_SEAL,
-    F_SEAL_SHRINK, F_SEAL_WRITE, F_SETFL, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, FD_CLOEXEC, FIONREAD,
-    MFD_ALLOW_SEALING, MFD_CLOEXEC, MFD_EXEC, MFD_NOEXEC_SEAL, O_APPEND, O_DIRECT, O_LARGEFILE, O_RDONLY, O_RDWR,
-    S_IFREG, SEEK_CUR, SEEK_DATA, SEEK_END, SEEK_HOLE, SEEK_SET,
-};
-use granule_user::abi::limits::{RLIMIT_FSIZE, RLIMIT_NOFILE};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_REMOVE, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED,
-    MAP_SHARED_VALIDATE, PROT_EXEC, PROT_READ,
-};
-use granule_user::abi::number::{
-    DUP, FALLOCATE, FCNTL, FDATASYNC, FSYNC, FTRUNCATE, FUTEX, IOCTL, MEMFD_CREATE, MLOCK, MMAP, MSYNC, OPENAT,
-    PREAD64, PWRITE64, READ, WRITE, WRITEV,
-};
-use granule_user::abi::process::{AT_EXECFN, FUTEX_WAIT, FUTEX_WAKE, IoVec, exited};
-use granule_user::abi::signal::{SIGUSR1, SIGXFSZ, SigInfo, UContext};
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::memory::{self, PAGE, RW, madvise, mprotect};
+use granule_user::memory::{madvise, mprotect};
 use granule_user::owned::{File, Pages};
-use granule_user::probe::{self, behind_the_end, not_allowed};
+use granule_user::prelude::*;
+use granule_user::probe::{behind_the_end, not_allowed};
 use granule_user::random::Random;
 use granule_user::signal::handle;
 use granule_user::thread::{all_at_once, beside};
 use granule_user::waiting::{asleep_until, until};
-use granule_user::{Errno, Start, entry, own, process};
+use granule_user::{memory, probe, process};
 
 entry!(run);
 own!(call, put, unmap);

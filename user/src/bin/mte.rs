@@ -9,24 +9,10 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::file::{AT_FDCWD, O_RDONLY};
-use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_MTE, PROT_READ};
-use granule_user::abi::number::{
-    CLOSE, EXECVE, FTRUNCATE, FUTEX, GETRANDOM, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PRCTL, READ, READV, WRITE, WRITEV,
-};
-use granule_user::abi::process::{
-    AT_HWCAP2, FUTEX_WAIT, FUTEX_WAKE, HWCAP2_MTE, IoVec, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK,
-    PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
-    PR_TAGGED_ADDR_ENABLE, exited, killed,
-};
-use granule_user::abi::signal::{
-    SA_EXPOSE_TAGBITS, SEGV_MTEAERR, SEGV_MTESERR, SIG_BLOCK, SIG_IGN, SIG_UNBLOCK, SIGSEGV, SIGUSR1, SigAction,
-    SigInfo, UContext,
-};
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
-use granule_user::{Errno, Start, entry, instruction, own, process, signal, thread};
+use granule_user::{instruction, memory, process, signal, thread};
 
 entry!(run);
 own!(call);

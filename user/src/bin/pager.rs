@@ -18,14 +18,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "pages of a file that it maps")]
 
-use granule_user::abi::file::{POLLIN, PollFd};
-use granule_user::abi::memory::MAP_SHARED;
-use granule_user::abi::number::{MMAP, PPOLL, PROCESS_VM_READV, WRITE};
-use granule_user::abi::process::IoVec;
-use granule_user::abi::userfaultfd::{Message, UFFD_EVENT_PAGEFAULT, UFFD_PAGEFAULT_FLAG_WP};
-use granule_user::memory::{PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::userfault::Pager;
-use granule_user::{Errno, Start, entry, own, println, process};
+use granule_user::{println, process};
 
 entry!(run);
 own!(call);

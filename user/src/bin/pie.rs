@@ -3,8 +3,8 @@
 #![no_std]
 #![no_main]
 
-use granule_user::abi::process::AT_ENTRY;
-use granule_user::{Start, entry, println};
+use granule_user::prelude::*;
+use granule_user::println;
 
 entry!(run);
 

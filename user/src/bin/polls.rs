@@ -8,28 +8,14 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::file::{
-    AT_FDCWD, EFD_CLOEXEC, EFD_NONBLOCK, EFD_SEMAPHORE, F_GETFD, F_GETFL, F_GETPIPE_SZ, F_SETFL, F_SETPIPE_SZ,
-    FD_CLOEXEC, FIONBIO, FIONREAD, O_CLOEXEC, O_DIRECT, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, PIPE_BUF,
-    POLLERR, POLLHUP, POLLIN, POLLNVAL, POLLOUT, POLLPRI, POLLRDNORM, POLLWRNORM, PollFd, S_IFIFO, S_IFMT, SEEK_CUR,
-    SEEK_SET, Stat,
-};
-use granule_user::abi::limits::RLIMIT_NOFILE;
-use granule_user::abi::memory::{MAP_SHARED, PROT_NONE, PROT_READ};
-use granule_user::abi::number::{
-    DUP, EVENTFD2, FALLOCATE, FSTAT, FSYNC, FTRUNCATE, GETPID, IOCTL, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PIPE2, PPOLL,
-    PREAD64, PWRITE64, READ, READV, RT_SIGPENDING, WRITE, WRITEV,
-};
-use granule_user::abi::process::IoVec;
-use granule_user::abi::signal::{SA_RESTART, SIG_BLOCK, SIG_SETMASK, SIGPIPE, SIGUSR1, SIGUSR2, SigInfo, UContext};
-use granule_user::abi::time::Timespec;
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{KERNEL, PAGE, RW, map, mprotect};
+use granule_user::memory::{map, mprotect};
 use granule_user::owned::File;
+use granule_user::prelude::*;
 use granule_user::signal::{handle, mask, set_of};
 use granule_user::thread::{Thread, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
-use granule_user::{Errno, Start, entry, own, process, time};
+use granule_user::{process, time};
 
 entry!(run);
 own!(call);

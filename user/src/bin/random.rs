@@ -6,9 +6,8 @@
 
 use core::fmt;
 
-use granule_user::abi::number::GETRANDOM;
-use granule_user::abi::process::AT_RANDOM;
-use granule_user::{Start, entry, println, sys};
+use granule_user::prelude::*;
+use granule_user::{println, sys};
 
 entry!(run);
 

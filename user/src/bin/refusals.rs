@@ -9,13 +9,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::abi::memory::{
-    MAP_ANONYMOUS, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_GROWSDOWN, MAP_HUGETLB, MAP_LOCKED, MAP_NORESERVE, MAP_PRIVATE,
-    MAP_SHARED, MAP_SHARED_VALIDATE, MAP_TYPE, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{BRK, MINCORE, MMAP, MPROTECT, MUNMAP};
-use granule_user::memory::{PAGE, RW, mmap, munmap};
-use granule_user::{Errno, Start, entry, own, println};
+use granule_user::memory::{mmap, munmap};
+use granule_user::prelude::*;
+use granule_user::println;
 
 entry!(run);
 own!(call);

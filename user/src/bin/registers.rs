@@ -10,25 +10,12 @@
 
 use core::ffi::CStr;
 
-use granule_user::abi::file::{O_RDONLY, O_RDWR, S_IFCHR, S_IFMT, Stat};
-use granule_user::abi::memory::{
-    MADV_COLD, MADV_DODUMP, MADV_DOFORK, MADV_DONTDUMP, MADV_DONTFORK, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE,
-    MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_HUGEPAGE, MADV_KEEPONFORK, MADV_NOHUGEPAGE, MADV_PAGEOUT,
-    MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_REMOVE, MADV_WIPEONFORK, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN,
-    MAP_LOCKED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_ASYNC,
-    MS_INVALIDATE, MS_SYNC, PROT_EXEC, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{
-    EXECVE, FALLOCATE, FSTAT, FSYNC, FTRUNCATE, FUTEX, LSEEK, MADVISE, MLOCK, MMAP, MPROTECT, MREMAP, MSYNC, MUNLOCK,
-    OPENAT, PREAD64, PWRITE64, READ, READV, WRITE, WRITEV,
-};
-use granule_user::abi::process::FUTEX_WAIT;
-use granule_user::abi::signal::SIGBUS;
 use granule_user::answers::{apart, equal, holds, present, status};
-use granule_user::memory::{PAGE, RW, mmap};
-use granule_user::probe::{self, Fault, behind_the_end, not_allowed, not_mapped};
+use granule_user::memory::mmap;
+use granule_user::prelude::*;
+use granule_user::probe::{Fault, behind_the_end, not_allowed, not_mapped};
 use granule_user::process::sched_yield;
-use granule_user::{Errno, Start, entry, own, time};
+use granule_user::{probe, time};
 
 entry!(run);
 own!(call, put, unmap, protect);

@@ -9,20 +9,12 @@
 
 use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
-use granule_user::abi::limits::{RLIMIT_AS, RLIMIT_DATA};
-use granule_user::abi::memory::{
-    MADV_DONTFORK, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_FIXED, MAP_GROWSDOWN, MAP_NORESERVE, MAP_PRIVATE, MAP_SHARED,
-    MREMAP_DONTUNMAP, MREMAP_FIXED, MREMAP_MAYMOVE, MS_INVALIDATE, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{
-    FTRUNCATE, MADVISE, MEMFD_CREATE, MLOCK, MLOCK2, MMAP, MREMAP, MSYNC, PREAD64, PWRITE64,
-};
-
 use granule_user::answers::{apart, bytes, equal, holds, present, status};
-use granule_user::memory::{PAGE, RW, map, mincore};
-use granule_user::probe::{self, behind_the_end, not_allowed, not_mapped};
+use granule_user::memory::{map, mincore};
+use granule_user::prelude::*;
+use granule_user::probe::{behind_the_end, not_allowed, not_mapped};
 use granule_user::thread::all_at_once;
-use granule_user::{Errno, Start, entry, own, process};
+use granule_user::{probe, process};
 
 entry!(run);
 own!(call, put, unmap, protect);

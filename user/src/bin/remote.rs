@@ -10,24 +10,12 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::file::{
-    AT_EMPTY_PATH, AT_FDCWD, AT_SYMLINK_NOFOLLOW, FIONREAD, O_DIRECTORY, O_PATH, O_RDONLY, O_RDWR, O_WRONLY, S_IFDIR,
-    S_IFMT, S_IFREG, SEEK_CUR, SEEK_END, SEEK_SET, Stat,
-};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_GUARD_INSTALL, MAP_ANONYMOUS, MAP_SHARED, PM_FILE, PM_GUARD_REGION, PM_MMAP_EXCLUSIVE,
-    PM_PFRAME, PM_PRESENT, PM_SWAP, PROT_EXEC, PROT_NONE, PROT_READ, PROT_WRITE,
-};
-use granule_user::abi::number::{
-    CLOSE, FSTAT, FSYNC, GET_ROBUST_LIST, IOCTL, LSEEK, MEMFD_CREATE, MMAP, NEWFSTATAT, OPENAT, PREAD64,
-    PROCESS_VM_READV, PROCESS_VM_WRITEV, PWRITE64, READ, READLINKAT, READV, SCHED_GETAFFINITY, SET_ROBUST_LIST, WRITE,
-};
-use granule_user::abi::process::{AT_EXECFN, FUTEX_OWNER_DIED, FUTEX_WAITERS, IoVec, RobustListHead, exited};
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{self, KERNEL, PAGE, RW, madvise, map, mmap, mprotect};
+use granule_user::memory::{madvise, map, mmap, mprotect};
+use granule_user::prelude::*;
 use granule_user::thread::{Thread, beside, futex_wait};
 use granule_user::waiting::{until, with_longer_times};
-use granule_user::{Errno, Start, entry, own, process, time};
+use granule_user::{memory, process, time};
 
 entry!(run);
 own!(call);

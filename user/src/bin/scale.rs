@@ -11,13 +11,9 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_protocol::ScaleWindow as Window;
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_POPULATE, MAP_PRIVATE, MAP_SHARED, PROT_EXEC, PROT_READ,
-};
-use granule_user::abi::number::GETCPU;
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::thread::Thread;
-use granule_user::{Start, entry, process, sys};
+use granule_user::{memory, process, sys};
 
 entry!(run);
 

@@ -7,20 +7,11 @@
 
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_SHARED, PROT_NONE, PROT_READ};
-use granule_user::abi::number::{GETRANDOM, RESTART_SYSCALL, WRITE};
-use granule_user::abi::process::{exited, killed};
-use granule_user::abi::signal::{
-    BUS_ADRALN, CLD_EXITED, ESR_MAGIC, EsrContext, FPSIMD_MAGIC, FpsimdContext, ILL_ILLOPC, SA_NODEFER, SA_ONSTACK,
-    SA_RESETHAND, SA_RESTART, SEGV_ACCERR, SEGV_MAPERR, SI_TKILL, SI_USER, SIG_BLOCK, SIG_IGN, SIG_SETMASK,
-    SIG_UNBLOCK, SIGBUS, SIGCHLD, SIGILL, SIGKILL, SIGSEGV, SIGTRAP, SIGUSR1, SIGUSR2, SigAction, SigInfo, SigStack,
-    TRAP_BRKPT, UContext,
-};
-use granule_user::memory::RW;
+use granule_user::prelude::*;
 use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
 use granule_user::thread::Thread;
 use granule_user::waiting::{until, with_longer_times};
-use granule_user::{Errno, Start, entry, memory, offend, println, process, sys, time};
+use granule_user::{memory, offend, println, process, sys, time};
 
 entry!(run);
 

@@ -13,15 +13,10 @@ use core::fmt::Write as _;
 use core::ptr::null;
 use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use granule_user::abi::file::O_NONBLOCK;
-use granule_user::abi::memory::MAP_SHARED;
-use granule_user::abi::number::{EVENTFD2, FTRUNCATE, MEMFD_CREATE, MMAP, READ, WRITE};
-use granule_user::abi::process::exited;
-use granule_user::abi::userfaultfd::{UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFDIO_REGISTER_MODE_WP};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
-use granule_user::{Errno, Start, entry, own, println, process};
+use granule_user::{memory, println, process};
 
 entry!(run);
 own!(call);

@@ -4,7 +4,8 @@
 #![no_std]
 #![no_main]
 
-use granule_user::{Start, entry, println, process, time};
+use granule_user::prelude::*;
+use granule_user::{println, process, time};
 
 entry!(run);
 

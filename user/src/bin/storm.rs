@@ -12,17 +12,10 @@
 
 use core::ffi::{CStr, c_char};
 
-use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDONLY};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_HUGEPAGE, MADV_REMOVE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, MREMAP_FIXED,
-    MREMAP_MAYMOVE, PROT_READ,
-};
-use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, MREMAP, OPENAT, PREAD64};
-use granule_user::abi::process::{AT_EXECFN, exited};
-use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
-use granule_user::memory::{PAGE, RW, madvise, mprotect, munmap};
+use granule_user::memory::{madvise, mprotect, munmap};
+use granule_user::prelude::*;
 use granule_user::random::Random;
-use granule_user::{Start, entry, own, println, process, signal};
+use granule_user::{println, process, signal};
 
 entry!(run);
 own!(call);

@@ -11,12 +11,11 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_READ};
-use granule_user::abi::process::exited;
-use granule_user::memory::{PAGE, RW, madvise, mmap, mprotect, munmap};
+use granule_user::memory::{madvise, mmap, mprotect, munmap};
+use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::thread::all_at_once;
-use granule_user::{Start, entry, memory, println, process};
+use granule_user::{memory, println, process};
 
 entry!(run);
 

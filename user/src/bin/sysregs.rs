@@ -8,11 +8,10 @@
 #![no_main]
 #![allow(unsafe_code, reason = "runs instructions that it makes")]
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, PROT_EXEC, PROT_READ};
-use granule_user::abi::signal::SIGILL;
 use granule_user::answers::{equal, status};
-use granule_user::memory::{PAGE, RW, mmap};
-use granule_user::{Start, entry, own, probe, process};
+use granule_user::memory::mmap;
+use granule_user::prelude::*;
+use granule_user::{probe, process};
 
 entry!(run);
 own!(protect);

@@ -7,16 +7,12 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_MTE, PROT_READ};
-use granule_user::abi::number::{FUTEX, MEMFD_CREATE, MMAP, PREAD64, PWRITE64};
-use granule_user::abi::process::FUTEX_WAKE;
-use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::signal::{is_pending, mask, set_of};
 use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag};
-use granule_user::{Errno, Start, entry, own, probe, process, thread};
+use granule_user::{memory, probe, process, thread};
 
 entry!(run);
 own!(call, unmap, protect);

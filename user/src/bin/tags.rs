@@ -10,19 +10,9 @@
 use core::ffi::CStr;
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, PROT_EXEC, PROT_READ};
-use granule_user::abi::number::{
-    BRK, FUTEX, GETRANDOM, MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP, PRCTL, READ, RT_SIGPROCMASK, UNAME, WRITEV,
-};
-use granule_user::abi::process::{
-    FUTEX_WAIT, IoVec, PR_GET_TAGGED_ADDR_CTRL, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, exited,
-};
-use granule_user::abi::signal::{
-    BUS_ADRALN, SA_EXPOSE_TAGBITS, SEGV_MAPERR, SIGBUS, SIGSEGV, SIGUSR1, SigInfo, UContext,
-};
-use granule_user::memory::{self, PAGE, RW};
+use granule_user::prelude::*;
 use granule_user::tags::load;
-use granule_user::{Errno, Start, entry, own, println, probe, process, signal};
+use granule_user::{memory, println, probe, process, signal};
 
 entry!(run);
 own!(call);

@@ -6,22 +6,12 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::memory::{MAP_ANONYMOUS, MAP_FIXED_NOREPLACE, MAP_PRIVATE};
-use granule_user::abi::number::{BRK, CLONE, PRCTL, RT_SIGACTION, RT_SIGPENDING, SET_TID_ADDRESS};
-use granule_user::abi::process::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_IO, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_PTRACE, CLONE_SIGHAND,
-    CLONE_THREAD, CLONE_VFORK, CLONE_VM, PR_GET_NAME, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE,
-    WALL, WNOHANG, exited, killed,
-};
-use granule_user::abi::signal::{
-    CLD_EXITED, CLD_KILLED, SA_RESETHAND, SI_USER, SIG_BLOCK, SIG_DFL, SIG_IGN, SIG_SETMASK, SIGCHLD, SIGKILL, SIGSEGV,
-    SIGTERM, SIGURG, SIGUSR1, SIGUSR2, SigAction, SigInfo, UContext,
-};
-use granule_user::memory::{RW, shared};
+use granule_user::memory::shared;
+use granule_user::prelude::*;
 use granule_user::signal::{handle, mask, set_action, set_of};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::{until as wait_until, until_zombie};
-use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
+use granule_user::{memory, println, process, sys, time};
 
 entry!(run);
 

@@ -6,10 +6,9 @@
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::number::FUTEX;
-use granule_user::abi::process::{FUTEX_WAKE_BITSET, exited};
+use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait, futex_wake};
-use granule_user::{Errno, Start, entry, memory, println, process, sys, time};
+use granule_user::{memory, println, process, sys, time};
 
 entry!(run);
 

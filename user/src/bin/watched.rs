@@ -13,22 +13,12 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, O_RDONLY};
-use granule_user::abi::memory::{
-    MADV_DONTNEED, MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, MAP_SHARED, PROT_NONE, PROT_READ,
-};
-use granule_user::abi::number::{FALLOCATE, FTRUNCATE, MEMFD_CREATE, MMAP, OPENAT};
-use granule_user::abi::process::AT_EXECFN;
-use granule_user::abi::signal::{SIG_BLOCK, SIGTERM};
-use granule_user::abi::userfaultfd::{
-    UFFD_EVENT_PAGEFAULT, UFFD_FEATURE_PAGEFAULT_FLAG_WP, UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED,
-    UFFD_PAGEFAULT_FLAG_WP, UFFD_PAGEFAULT_FLAG_WRITE, UFFDIO_REGISTER_MODE_WP,
-};
-use granule_user::memory::{PAGE, RW, madvise, mprotect};
+use granule_user::memory::{madvise, mprotect};
+use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
-use granule_user::{Start, entry, own, println, process, signal};
+use granule_user::{println, process, signal};
 
 entry!(run);
 own!(call);
