@@ -19,6 +19,7 @@
 pub mod answers;
 #[cfg(target_os = "none")]
 mod checked;
+pub mod known;
 pub mod memory;
 mod own;
 pub mod owned;
@@ -62,6 +63,19 @@ macro_rules! entry {
             let _: fn($crate::Start) -> u8 = $main;
             0
         }
+    };
+}
+
+/// Calls the parts of a program one after the other, each with these arguments: `parts! { (path) contents positions }`.
+///
+/// `parts! { named contents positions }` is a table of them, each with its name.
+#[macro_export]
+macro_rules! parts {
+    (named $($part:ident)*) => {
+        [$((stringify!($part), $part as fn())),*]
+    };
+    ($arguments:tt $($part:ident)*) => {
+        $($part $arguments;)*
     };
 }
 

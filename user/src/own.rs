@@ -7,6 +7,7 @@
 ///
 /// - `call(number, [argument, ...])` makes a system call.
 /// - `put(address, value)` stores a byte, or returns the fault.
+/// - `load(address)` and `store(address, value)` are of a word, once, where it is mapped for that.
 /// - `unmap(address, pages)` and `protect(address, pages, protection)`, which are compared with success.
 #[macro_export]
 macro_rules! own {
@@ -25,6 +26,18 @@ macro_rules! own {
         fn put(at: u64, value: u8) -> Result<(), $crate::probe::Fault> {
             // SAFETY: where it may be written, it is a mapping of the program's own.
             unsafe { $crate::probe::write(at, value) }
+        }
+    };
+    (@load) => {
+        fn load(at: u64) -> u64 {
+            // SAFETY: it is mapped, and the program's own; a pager may serve it.
+            unsafe { (at as *const u64).read_volatile() }
+        }
+    };
+    (@store) => {
+        fn store(at: u64, value: u64) {
+            // SAFETY: it is mapped writable, and the program's own, without references to it; a pager may serve it.
+            unsafe { (at as *mut u64).write_volatile(value) }
         }
     };
     (@unmap) => {

@@ -2,7 +2,7 @@
 //!
 //! It is the one module that programs import as a whole. A name in capitals, or of a structure of the kernel's, is Linux's.
 
-pub use granule_abi::Errno;
+pub use granule_abi::Errno::{self, *};
 pub use granule_abi::file::*;
 pub use granule_abi::limits::*;
 pub use granule_abi::memory::*;
@@ -22,4 +22,4 @@ pub use granule_abi::userfaultfd::{
 };
 
 pub use crate::memory::{KERNEL, PAGE, RW};
-pub use crate::{Start, entry, own};
+pub use crate::{Start, entry, own, parts};

@@ -157,6 +157,16 @@ pub fn execve(path: &CStr, arguments: &[*const u8], environment: &[*const u8]) -
     unsafe { sys::call(EXECVE, arguments) }.expect_err("execve does not return")
 }
 
+/// Replaces the program by another with these arguments, at most seven, and no environment.
+///
+/// # Errors
+/// It failed, and this program continues.
+pub fn execute(path: &CStr, arguments: &[&CStr]) -> Errno {
+    let mut pointers = [core::ptr::null(); 8];
+    pointers[..7].iter_mut().zip(arguments).for_each(|(place, argument)| *place = argument.as_ptr().cast());
+    execve(path, &pointers, &[core::ptr::null()])
+}
+
 /// Waits for a child (-1: any): its number, and its status as wait4 stores it. With `WNOHANG`, number 0 means that none
 /// has ended yet.
 ///

@@ -46,6 +46,28 @@ pub unsafe fn set_action(signal: u32, action: &SigAction) -> Result<SigAction, E
     unsafe { sys::call(RT_SIGACTION, arguments) }.map(|_| old)
 }
 
+/// Has a signal interrupt calls and do no more: its handler does nothing. `flags` are of `SA_`.
+///
+/// # Panics
+/// The kernel refuses it.
+#[track_caller]
+pub fn interrupt_by(signal: u32, flags: u64) {
+    extern "C" fn nothing(_: u32, _: &SigInfo, _: &mut UContext) {}
+    // SAFETY: the handler does nothing.
+    unsafe { handle(signal, nothing, flags, 0) }.expect("a handler");
+}
+
+/// Sets what happens on a signal to `SIG_DFL` or `SIG_IGN`, without a handler; returns what happened before.
+///
+/// # Panics
+/// The kernel refuses it.
+#[track_caller]
+pub fn set_without_handler(signal: u32, disposition: u64) -> SigAction {
+    assert!(disposition <= granule_abi::signal::SIG_IGN, "no address");
+    // SAFETY: no handler runs.
+    unsafe { set_action(signal, &SigAction { handler: disposition, ..SigAction::default() }) }.expect("an action")
+}
+
 /// Changes which signals are blocked; returns which were. `how` is one of the `SIG_` numbers.
 ///
 /// # Errors

@@ -49,6 +49,16 @@ impl Start {
         None
     }
 
+    /// The path of the program's file.
+    ///
+    /// # Panics
+    /// The kernel has stored none.
+    pub fn path(&self) -> &'static CStr {
+        let path = self.auxiliary(granule_abi::process::AT_EXECFN).expect("a path");
+        // SAFETY: the kernel put it there, and nothing changes it.
+        unsafe { CStr::from_ptr(path as *const core::ffi::c_char) }
+    }
+
     /// SP at the first instruction.
     pub fn stack_pointer(&self) -> u64 {
         self.stack.addr() as u64

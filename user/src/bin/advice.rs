@@ -24,24 +24,11 @@ fn run(start: Start) -> u8 {
         races();
         return status("advice race");
     }
-    ranges();
-    not_in_children();
-    zeros_in_children();
-    joined();
-    populated();
-    populated_files();
-    not_populated();
-    guards();
-    guards_stay();
-    guards_of_files();
-    guards_in_children();
-    guards_of_many();
-    guards_of_nothing();
-    given_up();
-    locked();
-    locked_by_calls();
-    all_locked();
-    futexes();
+    parts! { ()
+        ranges not_in_children zeros_in_children joined populated populated_files not_populated guards guards_stay
+        guards_of_files guards_in_children guards_of_many guards_of_nothing given_up locked locked_by_calls files_locked_by_calls all_locked
+        futexes
+    }
     status("advice")
 }
 
@@ -72,37 +59,33 @@ fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {
     call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("a mapping")
 }
 
-const ALL: [u64; 14] = [
-    MADV_DONTNEED_LOCKED,
-    MADV_FREE,
-    MADV_COLD,
-    MADV_PAGEOUT,
-    MADV_DONTFORK,
-    MADV_DOFORK,
-    MADV_WIPEONFORK,
-    MADV_KEEPONFORK,
-    MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE,
-    MADV_GUARD_INSTALL,
-    MADV_GUARD_REMOVE,
-    MADV_DONTDUMP,
-    MADV_DODUMP,
+const ALL: [[u64; 7]; 2] = [
+    [MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_DONTFORK, MADV_DOFORK, MADV_WIPEONFORK],
+    [
+        MADV_KEEPONFORK,
+        MADV_POPULATE_READ,
+        MADV_POPULATE_WRITE,
+        MADV_GUARD_INSTALL,
+        MADV_GUARD_REMOVE,
+        MADV_DONTDUMP,
+        MADV_DODUMP,
+    ],
 ];
 
 fn ranges() {
     const END: u64 = 1 << 48;
-    for advice in ALL {
+    for &advice in ALL.as_flattened() {
         let at = own(4);
         unmap(at + 2 * PAGE, 1);
         for (what, start, length, wanted) in [
             ("no bytes", at, 0, Ok(0)),
-            ("no page's address", at + 1, PAGE, Err(Errno::EINVAL)),
-            ("a size that wraps", at, u64::MAX - PAGE, Err(Errno::EINVAL)),
-            ("a size that rounds up to nothing", at, u64::MAX, Err(Errno::EINVAL)),
-            ("nothing there", 0x1000, PAGE, Err(Errno::ENOMEM)),
-            ("behind the last address", END, PAGE, Err(Errno::ENOMEM)),
-            ("a hole", at, 4 * PAGE, Err(Errno::ENOMEM)),
-            ("a hole first", at + 2 * PAGE, 2 * PAGE, Err(Errno::ENOMEM)),
+            ("no page's address", at + 1, PAGE, Err(EINVAL)),
+            ("a size that wraps", at, u64::MAX - PAGE, Err(EINVAL)),
+            ("a size that rounds up to nothing", at, u64::MAX, Err(EINVAL)),
+            ("nothing there", 0x1000, PAGE, Err(ENOMEM)),
+            ("behind the last address", END, PAGE, Err(ENOMEM)),
+            ("a hole", at, 4 * PAGE, Err(ENOMEM)),
+            ("a hole first", at + 2 * PAGE, 2 * PAGE, Err(ENOMEM)),
             ("a part of a page", at, PAGE + 1, Ok(0)),
             ("a tag", 0x5a << 56 | at, PAGE, Ok(0)),
         ] {
@@ -112,9 +95,9 @@ fn ranges() {
     }
     let at = own(1);
     equal("an int", call(MADVISE, [at, PAGE, 1 << 32 | MADV_DONTFORK]), Ok(0));
-    equal("no advice", advise(at, 1, 1000), Err(Errno::EINVAL));
-    equal("no advice, no bytes", advise(at, 0, 1000), Err(Errno::EINVAL));
-    equal("a tag that wraps", call(MADVISE, [0xff << 56 | at, 1 << 56, MADV_DONTNEED]), Err(Errno::EINVAL));
+    equal("no advice", advise(at, 1, 1000), Err(EINVAL));
+    equal("no advice, no bytes", advise(at, 0, 1000), Err(EINVAL));
+    equal("a tag that wraps", call(MADVISE, [0xff << 56 | at, 1 << 56, MADV_DONTNEED]), Err(EINVAL));
     equal("as it was", bytes(at), [1]);
     unmap(at, 1);
 }
@@ -126,7 +109,7 @@ fn not_in_children() {
     apart(|| {
         equal("the child's", bytes(at), [1, 2, 255, 255, 5, 6, 7, 8]);
         equal("nothing there", probe::read(at + 2 * PAGE), Err(not_mapped(at + 2 * PAGE)));
-        equal("free", mincore(at + 2 * PAGE, &mut [0]), Err(Errno::ENOMEM));
+        equal("free", mincore(at + 2 * PAGE, &mut [0]), Err(ENOMEM));
         let flags = MAP_PRIVATE | MAP_ANONYMOUS;
         equal("mapped there", call(MMAP, [at + 2 * PAGE, 2 * PAGE, RW, flags, 0, 0]), Ok(at + 2 * PAGE));
         equal("new", bytes(at), [1, 2, 0, 0, 5, 6, 7, 8]);
@@ -179,7 +162,7 @@ fn zeros_in_children() {
     let shared = map_file(file, 2, RW, MAP_SHARED);
     let anonymous = call(MMAP, [0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
     for mapped in [private, shared, anonymous] {
-        equal("not of a file", advise(mapped, 2, MADV_WIPEONFORK), Err(Errno::EINVAL));
+        equal("not of a file", advise(mapped, 2, MADV_WIPEONFORK), Err(EINVAL));
         equal("kept anyhow", advise(mapped, 2, MADV_KEEPONFORK), Ok(0));
         unmap(mapped, 2);
     }
@@ -189,7 +172,7 @@ fn zeros_in_children() {
     let flags = MAP_PRIVATE | MAP_FIXED;
     equal("a file's", call(MMAP, [at + 2 * PAGE, PAGE, RW, flags, file, 0]), Ok(at + 2 * PAGE));
     equal("stored", put(at + 2 * PAGE, 3), Ok(()));
-    equal("refused", advise(at, 4, MADV_WIPEONFORK), Err(Errno::EINVAL));
+    equal("refused", advise(at, 4, MADV_WIPEONFORK), Err(EINVAL));
     apart(|| equal("the child's", bytes(at), [0, 0, 3, 4]));
     unmap(at, 4);
 }
@@ -228,12 +211,12 @@ fn populated() {
     });
     equal("the parent's", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]);
     protect(at, 8, PROT_READ);
-    equal("read-only", advise(at, 8, MADV_POPULATE_WRITE), Err(Errno::EINVAL));
+    equal("read-only", advise(at, 8, MADV_POPULATE_WRITE), Err(EINVAL));
     equal("read-only", advise(at, 8, MADV_POPULATE_READ), Ok(0));
     protect(at, 8, PROT_NONE);
-    equal("no access", advise(at, 8, MADV_POPULATE_READ), Err(Errno::EINVAL));
+    equal("no access", advise(at, 8, MADV_POPULATE_READ), Err(EINVAL));
     protect(at, 8, PROT_EXEC);
-    equal("code alone", advise(at, 8, MADV_POPULATE_READ), Err(Errno::EINVAL));
+    equal("code alone", advise(at, 8, MADV_POPULATE_READ), Err(EINVAL));
     unmap(at, 8);
     let large = map(6 << 20, RW).expect("memory");
     equal("over tables", advise(large + PAGE, (5 << 20) / PAGE, MADV_POPULATE_WRITE), Ok(0));
@@ -251,8 +234,8 @@ fn populated_files() {
     equal("copies", advise(private, 2, MADV_POPULATE_WRITE), Ok(0));
     equal("stored", put(private, 7), Ok(()));
     equal("not in the file", bytes(shared), [0, 0]);
-    equal("behind the end", advise(private, 6, MADV_POPULATE_READ), Err(Errno::EFAULT));
-    equal("behind the end", advise(private, 6, MADV_POPULATE_WRITE), Err(Errno::EFAULT));
+    equal("behind the end", advise(private, 6, MADV_POPULATE_READ), Err(EFAULT));
+    equal("behind the end", advise(private, 6, MADV_POPULATE_WRITE), Err(EFAULT));
     equal("before it", present(private, 6), 0b1111);
     let behind = private + 4 * PAGE;
     equal("an access", probe::read(behind), Err(behind_the_end(behind)));
@@ -264,15 +247,15 @@ fn populated_files() {
 fn not_populated() {
     let at = map(8 * PAGE, RW).expect("memory");
     protect(at + 3 * PAGE, 1, PROT_READ);
-    equal("up to what may not be written", advise(at, 8, MADV_POPULATE_WRITE), Err(Errno::EINVAL));
+    equal("up to what may not be written", advise(at, 8, MADV_POPULATE_WRITE), Err(EINVAL));
     equal("in memory", present(at, 8), 0b111);
     unmap(at + 5 * PAGE, 1);
-    equal("up to a hole", advise(at, 8, MADV_POPULATE_READ), Err(Errno::ENOMEM));
+    equal("up to a hole", advise(at, 8, MADV_POPULATE_READ), Err(ENOMEM));
     equal("in memory", present(at, 5), 0b1_1111);
     equal("behind it nothing", present(at + 6 * PAGE, 2), 0);
     equal("a guard", advise(at + 6 * PAGE, 1, MADV_GUARD_INSTALL), Ok(0));
-    equal("at a guard", advise(at + 6 * PAGE, 2, MADV_POPULATE_READ), Err(Errno::EFAULT));
-    equal("at a guard", advise(at + 6 * PAGE, 2, MADV_POPULATE_WRITE), Err(Errno::EFAULT));
+    equal("at a guard", advise(at + 6 * PAGE, 2, MADV_POPULATE_READ), Err(EFAULT));
+    equal("at a guard", advise(at + 6 * PAGE, 2, MADV_POPULATE_WRITE), Err(EFAULT));
     equal("behind it nothing", present(at + 7 * PAGE, 1), 0);
     unmap(at, 8);
 }
@@ -287,8 +270,8 @@ fn guards() {
     equal("the same again", advise(at, 5, MADV_GUARD_INSTALL), Ok(0));
     equal("more", bytes(at), [255, 255, 255, 255, 255, 6]);
     let file = file(1);
-    equal("a call that reads", call(WRITE, [file, at + PAGE, 1]), Err(Errno::EFAULT));
-    equal("a call that writes", call(READ, [file, at + PAGE, 1]), Err(Errno::EFAULT));
+    equal("a call that reads", call(WRITE, [file, at + PAGE, 1]), Err(EFAULT));
+    equal("a call that writes", call(READ, [file, at + PAGE, 1]), Err(EFAULT));
     equal("no guards any more", advise(at + 2 * PAGE, 4, MADV_GUARD_REMOVE), Ok(0));
     equal("zeros", bytes(at), [255, 255, 0, 0, 0, 6]);
     number(at + 2 * PAGE, 2);
@@ -297,9 +280,9 @@ fn guards() {
     equal("as it was", bytes(at), [255, 255, 1, 2, 0, 6]);
     // Guards are installed and removed on both sides of a hole, although the call fails.
     unmap(at + 3 * PAGE, 1);
-    equal("a hole", advise(at, 6, MADV_GUARD_INSTALL), Err(Errno::ENOMEM));
+    equal("a hole", advise(at, 6, MADV_GUARD_INSTALL), Err(ENOMEM));
     equal("guards", bytes(at), [255; 6]);
-    equal("a hole", advise(at, 6, MADV_GUARD_REMOVE), Err(Errno::ENOMEM));
+    equal("a hole", advise(at, 6, MADV_GUARD_REMOVE), Err(ENOMEM));
     equal("none", bytes(at), [0, 0, 0, 255, 0, 0]);
     unmap(at, 6);
 }
@@ -404,7 +387,7 @@ fn given_up() {
     equal("zeros", bytes(at), [0, 2, 3, 4]);
     unmap(at + PAGE, 1);
     for advice in [MADV_COLD, MADV_PAGEOUT, MADV_FREE, MADV_DONTNEED_LOCKED] {
-        equal((advice, "a hole"), advise(at, 4, advice), Err(Errno::ENOMEM));
+        equal((advice, "a hole"), advise(at, 4, advice), Err(ENOMEM));
     }
     equal("given up behind it", bytes(at + 2 * PAGE), [0; 2]);
     unmap(at, 4);
@@ -414,7 +397,7 @@ fn given_up() {
     let anonymous = call(MMAP, [0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
     for mapped in [shared, private, anonymous] {
         number(mapped, 2);
-        equal("not of a file", advise(mapped, 2, MADV_FREE), Err(Errno::EINVAL));
+        equal("not of a file", advise(mapped, 2, MADV_FREE), Err(EINVAL));
         equal("not needed soon", advise(mapped, 2, MADV_COLD), Ok(0));
         equal("not needed", advise(mapped, 2, MADV_PAGEOUT), Ok(0));
         equal("as it was", bytes(mapped), [1, 2]);
@@ -428,7 +411,7 @@ fn locked() {
     equal("populated", present(at, 4), 0b1111);
     number(at, 4);
     for advice in [MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_GUARD_INSTALL] {
-        equal((advice, "locked"), advise(at + PAGE, 1, advice), Err(Errno::EINVAL));
+        equal((advice, "locked"), advise(at + PAGE, 1, advice), Err(EINVAL));
     }
     for advice in [MADV_GUARD_REMOVE, MADV_DONTFORK, MADV_DOFORK, MADV_POPULATE_WRITE] {
         equal((advice, "locked"), advise(at, 4, advice), Ok(0));
@@ -445,15 +428,15 @@ fn locked() {
     let fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
     equal("not locked", call(MMAP, [at, 2 * PAGE, RW, fixed, 0, 0]), Ok(at));
     number(at, 2);
-    equal("up to what is locked", advise(at, 4, MADV_DONTNEED), Err(Errno::EINVAL));
+    equal("up to what is locked", advise(at, 4, MADV_DONTNEED), Err(EINVAL));
     equal("given up", bytes(at), [0, 0, 3, 4]);
     number(at, 2);
-    equal("up to what is locked", advise(at, 4, MADV_GUARD_INSTALL), Err(Errno::EINVAL));
+    equal("up to what is locked", advise(at, 4, MADV_GUARD_INSTALL), Err(EINVAL));
     equal("guards", bytes(at), [255, 255, 3, 4]);
     unmap(at, 4);
     let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_LOCKED, 0, 0]).expect("memory");
     number(shared, 1);
-    equal("not removed", advise(shared, 1, MADV_REMOVE), Err(Errno::EINVAL));
+    equal("not removed", advise(shared, 1, MADV_REMOVE), Err(EINVAL));
     equal("as it was", bytes(shared), [1]);
     unmap(shared, 1);
     let private = map(PAGE, RW).expect("memory");
@@ -464,7 +447,7 @@ fn locked() {
 }
 
 fn is_locked(at: u64) -> bool {
-    advise(at, 1, MADV_COLD) == Err(Errno::EINVAL)
+    advise(at, 1, MADV_COLD) == Err(EINVAL)
 }
 
 fn locks<const N: usize>(at: u64) -> [bool; N] {
@@ -495,39 +478,42 @@ fn locked_by_calls() {
     equal("not brought", (present(at, 8), locks(at)), (0b110, [true, true, true, true, false]));
     equal("now", call(MLOCK2, [at, 4 * PAGE, 0]), Ok(0));
     equal("brought", present(at, 8), 0b1111);
-    equal("no such flag", call(MLOCK2, [at, PAGE, 2]), Err(Errno::EINVAL));
-    equal("no such flag", call(MLOCK2, [at, PAGE, 3]), Err(Errno::EINVAL));
+    equal("no such flag", call(MLOCK2, [at, PAGE, 2]), Err(EINVAL));
+    equal("no such flag", call(MLOCK2, [at, PAGE, 3]), Err(EINVAL));
     equal("a flag of 32 bits", call(MLOCK2, [at, PAGE, 1 << 32]), Ok(0));
     for number in [MLOCK, MUNLOCK] {
         equal((number, "rounds up to nothing"), call(number, [at, u64::MAX]), Ok(0));
-        equal((number, "wraps"), call(number, [at, u64::MAX - PAGE]), Err(Errno::EINVAL));
-        equal((number, "nothing there"), call(number, [0x1000, PAGE]), Err(Errno::ENOMEM));
-        equal((number, "behind the end"), call(number, [1 << 48, PAGE]), Err(Errno::ENOMEM));
+        equal((number, "wraps"), call(number, [at, u64::MAX - PAGE]), Err(EINVAL));
+        equal((number, "nothing there"), call(number, [0x1000, PAGE]), Err(ENOMEM));
+        equal((number, "behind the end"), call(number, [1 << 48, PAGE]), Err(ENOMEM));
         equal((number, "a tag"), call(number, [0x5a << 56 | at, PAGE]), Ok(0));
     }
-    equal("invalidated", call(MSYNC, [at + PAGE, PAGE, MS_INVALIDATE.into()]), Err(Errno::EBUSY));
+    equal("invalidated", call(MSYNC, [at + PAGE, PAGE, MS_INVALIDATE.into()]), Err(EBUSY));
     equal("written", call(MSYNC, [at + PAGE, PAGE, MS_SYNC.into()]), Ok(0));
     equal("not locked", call(MSYNC, [at + 5 * PAGE, PAGE, MS_INVALIDATE.into()]), Ok(0));
     equal("all", call(MUNLOCK, [at, 8 * PAGE]), Ok(0));
     unmap(at + 2 * PAGE, 1);
-    equal("over a hole", call(MLOCK, [at, 8 * PAGE]), Err(Errno::ENOMEM));
+    equal("over a hole", call(MLOCK, [at, 8 * PAGE]), Err(ENOMEM));
     equal("up to it", (present(at, 2), locks(at), locks(at + 3 * PAGE)), (0b11, [true; 2], [false; 2]));
-    equal("from a hole", call(MLOCK, [at + 2 * PAGE, 2 * PAGE]), Err(Errno::ENOMEM));
+    equal("from a hole", call(MLOCK, [at + 2 * PAGE, 2 * PAGE]), Err(ENOMEM));
     equal("nothing", locks(at + 3 * PAGE), [false]);
-    equal("over a hole", call(MUNLOCK, [at + PAGE, 8 * PAGE]), Err(Errno::ENOMEM));
+    equal("over a hole", call(MUNLOCK, [at + PAGE, 8 * PAGE]), Err(ENOMEM));
     equal("up to it", locks(at), [true, false]);
     // Pages that cannot be brought are locked all the same.
     protect(at + 4 * PAGE, 2, PROT_NONE);
-    equal("no access", call(MLOCK, [at + 3 * PAGE, 5 * PAGE]), Err(Errno::ENOMEM));
+    equal("no access", call(MLOCK, [at + 3 * PAGE, 5 * PAGE]), Err(ENOMEM));
     equal("up to these", (present(at + 3 * PAGE, 5), locks(at + 3 * PAGE)), (0b1, [true; 5]));
     protect(at + 4 * PAGE, 2, PROT_READ);
     equal("to be read", call(MLOCK, [at + 3 * PAGE, 5 * PAGE]), Ok(0));
     equal("all there", present(at + 3 * PAGE, 5), 0b1_1111);
     unmap(at, 8);
     what_may_not_be_read_is_brought();
+}
+
+fn files_locked_by_calls() {
     let file = file(2);
     let mapped = map_file(file, 4, RW, MAP_SHARED);
-    equal("behind the end", call(MLOCK, [mapped, 4 * PAGE]), Err(Errno::ENOMEM));
+    equal("behind the end", call(MLOCK, [mapped, 4 * PAGE]), Err(ENOMEM));
     equal("before it", (present(mapped, 4), locks(mapped)), (0b11, [true; 4]));
     unmap(mapped, 4);
     let private = map_file(file, 2, RW, MAP_PRIVATE);
@@ -536,7 +522,7 @@ fn locked_by_calls() {
     unmap(private, 2);
     // Locked pages that become writable are brought as by a store.
     let at = map(2 * PAGE, PROT_NONE).expect("addresses");
-    equal("no access", call(MLOCK, [at, 2 * PAGE]), Err(Errno::ENOMEM));
+    equal("no access", call(MLOCK, [at, 2 * PAGE]), Err(ENOMEM));
     protect(at, 1, RW);
     equal("one page", present(at, 2), 0b1);
     protect(at, 2, RW);
@@ -552,14 +538,14 @@ fn locked_by_calls() {
     unmap(shared, 2);
     let at = own(2);
     equal("a guard", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
-    equal("cannot be brought", call(MLOCK, [at, 2 * PAGE]), Err(Errno::ENOMEM));
+    equal("cannot be brought", call(MLOCK, [at, 2 * PAGE]), Err(ENOMEM));
     equal("locked", locks(at), [true; 2]);
     unmap(at, 2);
 }
 
 fn all_locked() {
     for flags in [0, 4, 8, 1 << 31 | 1] {
-        equal("flags", call(MLOCKALL, [flags]), Err(Errno::EINVAL));
+        equal("flags", call(MLOCKALL, [flags]), Err(EINVAL));
     }
     apart(|| {
         let before = map(4 * PAGE, RW).expect("memory");
@@ -602,8 +588,8 @@ fn futexes() {
         let wake = |flags: u64| call(FUTEX, [at, FUTEX_WAKE | flags, 1, 0, 0, 0]);
         equal("no sleeper", (wake(0), wake(PRIVATE)), (Ok(0), Ok(0)));
         equal("guards", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
-        equal("at a guard", (wake(0), wake(PRIVATE)), (Err(Errno::EFAULT), Ok(0)));
-        equal("waiting", call(FUTEX, [at, FUTEX_WAIT, 0, 0, 0, 0]), Err(Errno::EFAULT));
+        equal("at a guard", (wake(0), wake(PRIVATE)), (Err(EFAULT), Ok(0)));
+        equal("waiting", call(FUTEX, [at, FUTEX_WAIT, 0, 0, 0, 0]), Err(EFAULT));
         unmap(at, 1);
     }
 }
@@ -645,7 +631,7 @@ fn populate_pages(at: u64, populated: &AtomicU32, ended: &AtomicU32, number: u64
         page = (page * 5 + 3) % RACE_PAGES;
         match advise(at + page * PAGE, 1, MADV_POPULATE_WRITE) {
             Ok(_) => _ = populated.fetch_add(1, Ordering::Relaxed),
-            answer => equal("a page or a guard", answer, Err(Errno::EFAULT)),
+            answer => equal("a page or a guard", answer, Err(EFAULT)),
         }
         // On one CPU the others come in between.
         process::sched_yield();

@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use granule_user::answers::{equal, holds, status, wrong};
 use granule_user::memory::{map, mmap, munmap, shared};
 use granule_user::prelude::*;
-use granule_user::signal::handle;
+use granule_user::signal::interrupt_by;
 use granule_user::thread::{Thread, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
 use granule_user::{process, time};
@@ -21,17 +21,10 @@ own!(call);
 const NOWHERE: u64 = 0x1000;
 
 fn run(_start: Start) -> u8 {
-    clocks();
-    cpu_time();
-    sleeps();
-    interrupted_sleeps();
-    futexes_are_refused();
-    private_and_shared_futexes_differ();
-    a_futex_of_an_object_at_two_offsets();
-    a_futex_of_an_object_that_is_gone();
-    lists_of_buffers();
-    writes();
-    random_bytes();
+    parts! { ()
+        clocks cpu_time sleeps interrupted_sleeps futexes_are_refused private_and_shared_futexes_differ
+        a_futex_of_an_object_at_two_offsets a_futex_of_an_object_that_is_gone lists_of_buffers writes random_bytes
+    }
     status("answers")
 }
 
@@ -47,39 +40,24 @@ const fn cpu_clock(number: u64, kind: u64) -> u64 {
 }
 
 fn clocks() {
+    let own = [(process::id(), 2), (process::thread_id(), 6)].map(|(id, kind)| cpu_clock(id.into(), kind));
     let there = [
-        CLOCK_REALTIME,
-        CLOCK_MONOTONIC,
-        CLOCK_PROCESS_CPUTIME_ID,
-        CLOCK_THREAD_CPUTIME_ID,
-        CLOCK_MONOTONIC_RAW,
-        CLOCK_REALTIME_COARSE,
-        CLOCK_MONOTONIC_COARSE,
-        CLOCK_BOOTTIME,
-        CLOCK_TAI,
-        CLOCK_REALTIME_ALARM,
-        CLOCK_BOOTTIME_ALARM,
-        cpu_clock(0, 0),
-        cpu_clock(0, 1),
-        cpu_clock(0, 2),
-        cpu_clock(0, 4),
-        cpu_clock(0, 5),
-        cpu_clock(0, 6),
-        cpu_clock(u64::from(process::id()), 2),
-        cpu_clock(u64::from(process::thread_id()), 6),
+        [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_PROCESS_CPUTIME_ID, CLOCK_THREAD_CPUTIME_ID, CLOCK_MONOTONIC_RAW],
+        [CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE, CLOCK_BOOTTIME, CLOCK_TAI, CLOCK_REALTIME_ALARM],
+        [0, 1, 2, 4, 5].map(|kind| cpu_clock(0, kind)),
         // The upper half of a register is ignored.
-        1 << 32 | CLOCK_TAI,
+        [CLOCK_BOOTTIME_ALARM, cpu_clock(0, 6), own[0], own[1], 1 << 32 | CLOCK_TAI],
     ];
-    for id in there {
+    for &id in there.as_flattened() {
         equal(("clock", id), clock(id).map(drop), Ok(()));
         equal(("resolution of clock", id), call(CLOCK_GETRES, [id, 0]), Ok(0));
-        equal(("clock to nowhere", id), call(CLOCK_GETTIME, [id, NOWHERE]), Err(Errno::EFAULT));
+        equal(("clock to nowhere", id), call(CLOCK_GETTIME, [id, NOWHERE]), Err(EFAULT));
     }
     let others = [10, 12, 16, 99, 0x7fff_ffff, cpu_clock(0, 3), cpu_clock(0, 7), cpu_clock(0x0fff_ff00, 2)];
     for id in others {
-        equal(("clock", id), clock(id), Err(Errno::EINVAL));
-        equal(("clock to nowhere", id), call(CLOCK_GETTIME, [id, NOWHERE]), Err(Errno::EINVAL));
-        equal(("resolution of clock", id), call(CLOCK_GETRES, [id, 0]), Err(Errno::EINVAL));
+        equal(("clock", id), clock(id), Err(EINVAL));
+        equal(("clock to nowhere", id), call(CLOCK_GETTIME, [id, NOWHERE]), Err(EINVAL));
+        equal(("resolution of clock", id), call(CLOCK_GETRES, [id, 0]), Err(EINVAL));
     }
     let short = Timespec { seconds: 0, nanoseconds: 1 };
     let at = &raw const short as u64;
@@ -89,22 +67,22 @@ fn clocks() {
     for (id, alike) in [(CLOCK_REALTIME_ALARM, CLOCK_REALTIME), (CLOCK_BOOTTIME_ALARM, CLOCK_BOOTTIME)] {
         let [before, now, after] = [alike, id, alike].map(|id| clock(id).unwrap_or(0));
         holds(("the same time", id), before <= now && now <= after);
-        for (flags, answer) in [(0, Ok(0)), (TIMER_ABSTIME, Ok(0)), (2, Err(Errno::EINVAL)), (1 << 32, Ok(0))] {
+        for (flags, answer) in [(0, Ok(0)), (TIMER_ABSTIME, Ok(0)), (2, Err(EINVAL)), (1 << 32, Ok(0))] {
             let sleep = |from: u64| call(CLOCK_NANOSLEEP, [id, flags, from, 0]);
             equal(("sleep by clock", id, flags), sleep(at), answer);
-            equal(("sleep from nowhere", id, flags), sleep(NOWHERE), Err(Errno::EFAULT));
-            equal(("sleep for no time", id, flags), sleep(&raw const bad as u64), Err(Errno::EINVAL));
+            equal(("sleep from nowhere", id, flags), sleep(NOWHERE), Err(EFAULT));
+            equal(("sleep for no time", id, flags), sleep(&raw const bad as u64), Err(EINVAL));
         }
         equal(("flags without a meaning", alike), call(CLOCK_NANOSLEEP, [alike, 2, at, 0]), Ok(0));
     }
     for id in [10, 12, 16, 99, 0x7fff_ffff] {
-        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EINVAL));
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(EINVAL));
     }
     // The clock of a file, which is none.
-    equal("sleep by a file", call(CLOCK_NANOSLEEP, [cpu_clock(0, 3), 0, NOWHERE, 0]), Err(Errno::ENOTSUP));
+    equal("sleep by a file", call(CLOCK_NANOSLEEP, [cpu_clock(0, 3), 0, NOWHERE, 0]), Err(ENOTSUP));
     for id in [cpu_clock(0, 7), cpu_clock(0x0fff_ff00, 2)] {
-        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EFAULT));
-        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(EFAULT));
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(EINVAL));
     }
     let goes_on = shared::<AtomicU32>();
     let child = process::spawn(|| {
@@ -112,10 +90,10 @@ fn clocks() {
         0
     });
     holds("the clock of another process", clock(cpu_clock(u64::from(child), 2)).is_ok());
-    equal("that of its thread", clock(cpu_clock(u64::from(child), 6)), Err(Errno::EINVAL));
+    equal("that of its thread", clock(cpu_clock(u64::from(child), 6)), Err(EINVAL));
     goes_on.store(1, Ordering::Relaxed);
     equal("a child", process::wait(child), exited(0));
-    equal("one that is gone", clock(cpu_clock(u64::from(child), 2)), Err(Errno::EINVAL));
+    equal("one that is gone", clock(cpu_clock(u64::from(child), 2)), Err(EINVAL));
 }
 
 /// Computes until this clock has advanced by so much.
@@ -165,13 +143,13 @@ fn sleeps() {
     let at = &raw const short as u64;
     for id in [CLOCK_REALTIME, CLOCK_MONOTONIC, CLOCK_BOOTTIME, CLOCK_TAI] {
         equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Ok(0));
-        equal(("sleep from nowhere", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::EFAULT));
+        equal(("sleep from nowhere", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(EFAULT));
     }
     for id in [CLOCK_MONOTONIC_RAW, CLOCK_REALTIME_COARSE, CLOCK_MONOTONIC_COARSE, CLOCK_THREAD_CPUTIME_ID] {
-        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(Errno::ENOTSUP));
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, NOWHERE, 0]), Err(ENOTSUP));
     }
     for id in [cpu_clock(0, 6), cpu_clock(u64::from(process::thread_id()), 6)] {
-        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(Errno::EINVAL));
+        equal(("sleep by clock", id), call(CLOCK_NANOSLEEP, [id, 0, at, 0]), Err(EINVAL));
     }
     // A process whose only thread sleeps uses no time: another one has to.
     let thread = Thread::spawn(|| compute(CLOCK_THREAD_CPUTIME_ID, 60_000_000));
@@ -186,12 +164,9 @@ fn sleeps() {
     equal("until what is past", answer, Ok(0));
 }
 
-extern "C" fn note(_: u32, _: &SigInfo, _: &mut UContext) {}
-
 /// Returns what a call answers while signals come, with a handler that has these flags.
 fn interrupted(flags: u64, call: impl FnOnce() -> Result<u64, Errno>) -> Result<u64, Errno> {
-    // SAFETY: the handler does nothing.
-    unsafe { handle(SIGUSR1, note, flags, 0) }.expect("a handler");
+    interrupt_by(SIGUSR1, flags);
     while_signalled(SIGUSR1, 2_000_000, call)
 }
 
@@ -199,19 +174,19 @@ fn interrupted_sleeps() {
     for (flags, id) in [(0, CLOCK_MONOTONIC), (SA_RESTART, CLOCK_MONOTONIC), (SA_RESTART, CLOCK_BOOTTIME_ALARM)] {
         let end = Timespec::from_nanoseconds(clock(id).unwrap_or(0) + 10_000_000_000);
         let answer = interrupted(flags, || call(CLOCK_NANOSLEEP, [id, TIMER_ABSTIME, &raw const end as u64, NOWHERE]));
-        equal(("a sleep until", flags), answer, Err(Errno::EINTR));
+        equal(("a sleep until", flags), answer, Err(EINTR));
         let length = Timespec::from_nanoseconds(10_000_000_000);
         let mut rest = Timespec::default();
         let answer =
             interrupted(flags, || call(CLOCK_NANOSLEEP, [id, 0, &raw const length as u64, &raw mut rest as u64]));
-        equal(("a sleep for", flags), answer, Err(Errno::EINTR));
+        equal(("a sleep for", flags), answer, Err(EINTR));
         holds("a rest", rest > Timespec::default() && rest < length);
         let answer =
             interrupted(flags, || call(CLOCK_NANOSLEEP, [CLOCK_MONOTONIC, 0, &raw const length as u64, NOWHERE]));
-        equal(("a sleep whose rest has no place", flags), answer, Err(Errno::EFAULT));
+        equal(("a sleep whose rest has no place", flags), answer, Err(EFAULT));
         let word = AtomicU32::new(0);
         let answer = interrupted(flags, || futex(word.as_ptr() as u64, FUTEX_WAIT, 0, &raw const length as u64, 0));
-        equal(("a futex with a limit", flags), answer, Err(Errno::EINTR));
+        equal(("a futex with a limit", flags), answer, Err(EINTR));
     }
 }
 
@@ -229,39 +204,39 @@ fn futexes_are_refused() {
     for (what, operation, bits) in [("wake", FUTEX_WAKE, 0), ("wake bits", FUTEX_WAKE_BITSET, 1)] {
         let wake = |at: u64, private: u64| futex(at, operation | private, 1, 0, bits);
         for (place, at) in [("null", 0), ("a hole", NOWHERE), ("no access", none), ("private, read-only", read)] {
-            equal((what, place), wake(at, 0), Err(Errno::EFAULT));
+            equal((what, place), wake(at, 0), Err(EFAULT));
             equal((what, place, "private"), wake(at, FUTEX_PRIVATE_FLAG), Ok(0));
         }
         equal((what, "shared, read-only"), wake(shared, 0), Ok(0));
-        equal((what, "the kernel's"), wake(KERNEL, 0), Err(Errno::EFAULT));
-        equal((what, "the kernel's, private"), wake(KERNEL, FUTEX_PRIVATE_FLAG), Err(Errno::EFAULT));
-        equal((what, "odd"), wake(at + 2, 0), Err(Errno::EINVAL));
-        equal((what, "odd, and the kernel's"), wake(KERNEL + 1, 0), Err(Errno::EINVAL));
+        equal((what, "the kernel's"), wake(KERNEL, 0), Err(EFAULT));
+        equal((what, "the kernel's, private"), wake(KERNEL, FUTEX_PRIVATE_FLAG), Err(EFAULT));
+        equal((what, "odd"), wake(at + 2, 0), Err(EINVAL));
+        equal((what, "odd, and the kernel's"), wake(KERNEL + 1, 0), Err(EINVAL));
     }
     for (what, operation, bits) in [("wait", FUTEX_WAIT, 0), ("wait bits", FUTEX_WAIT_BITSET, 1)] {
         let wait = |at: u64, private: u64| futex(at, operation | private, 9, 0, bits);
         for (place, at) in [("null", 0), ("a hole", NOWHERE), ("no access", none), ("private, read-only", read)] {
-            equal((what, place), wait(at, 0), Err(Errno::EFAULT));
+            equal((what, place), wait(at, 0), Err(EFAULT));
         }
-        equal((what, "private, read-only, private"), wait(read, FUTEX_PRIVATE_FLAG), Err(Errno::EAGAIN));
-        equal((what, "shared, read-only"), wait(shared, 0), Err(Errno::EAGAIN));
-        equal((what, "odd"), wait(at + 2, 0), Err(Errno::EINVAL));
-        equal((what, "another value"), wait(at, 0), Err(Errno::EAGAIN));
+        equal((what, "private, read-only, private"), wait(read, FUTEX_PRIVATE_FLAG), Err(EAGAIN));
+        equal((what, "shared, read-only"), wait(shared, 0), Err(EAGAIN));
+        equal((what, "odd"), wait(at + 2, 0), Err(EINVAL));
+        equal((what, "another value"), wait(at, 0), Err(EAGAIN));
     }
-    equal("wait for no bits", futex(at, FUTEX_WAIT_BITSET, 9, 0, 0), Err(Errno::EINVAL));
-    equal("wait, real time", futex(at, FUTEX_WAIT | FUTEX_CLOCK_REALTIME, 9, 0, 0), Err(Errno::ENOSYS));
-    equal("wake, real time", futex(at, FUTEX_WAKE | FUTEX_CLOCK_REALTIME, 1, 0, 0), Err(Errno::ENOSYS));
-    equal("wait bits, real time", futex(at, FUTEX_WAIT_BITSET | FUTEX_CLOCK_REALTIME, 9, 0, 1), Err(Errno::EAGAIN));
+    equal("wait for no bits", futex(at, FUTEX_WAIT_BITSET, 9, 0, 0), Err(EINVAL));
+    equal("wait, real time", futex(at, FUTEX_WAIT | FUTEX_CLOCK_REALTIME, 9, 0, 0), Err(ENOSYS));
+    equal("wake, real time", futex(at, FUTEX_WAKE | FUTEX_CLOCK_REALTIME, 1, 0, 0), Err(ENOSYS));
+    equal("wait bits, real time", futex(at, FUTEX_WAIT_BITSET | FUTEX_CLOCK_REALTIME, 9, 0, 1), Err(EAGAIN));
     // The limit is looked at first.
     let bad = Timespec { seconds: 0, nanoseconds: 1_000_000_000 };
     let bad = &raw const bad as u64;
-    equal("a limit nowhere", futex(at + 2, FUTEX_WAIT, 9, NOWHERE, 0), Err(Errno::EFAULT));
-    equal("a bad limit", futex(NOWHERE, FUTEX_WAIT, 9, bad, 0), Err(Errno::EINVAL));
-    equal("a bad limit, real time", futex(at, FUTEX_WAIT | FUTEX_CLOCK_REALTIME, 9, bad, 0), Err(Errno::EINVAL));
+    equal("a limit nowhere", futex(at + 2, FUTEX_WAIT, 9, NOWHERE, 0), Err(EFAULT));
+    equal("a bad limit", futex(NOWHERE, FUTEX_WAIT, 9, bad, 0), Err(EINVAL));
+    equal("a bad limit, real time", futex(at, FUTEX_WAIT | FUTEX_CLOCK_REALTIME, 9, bad, 0), Err(EINVAL));
     equal("a limit for waking", futex(at, FUTEX_WAKE, 1, bad, 0), Ok(0));
     let soon = Timespec { seconds: 0, nanoseconds: 1_000_000 };
     let soon = &raw const soon as u64;
-    equal("a limit", futex(zero.as_ptr() as u64, FUTEX_WAIT, 0, soon, 0), Err(Errno::ETIMEDOUT));
+    equal("a limit", futex(zero.as_ptr() as u64, FUTEX_WAIT, 0, soon, 0), Err(ETIMEDOUT));
     // SAFETY: nothing uses them any more.
     unsafe { munmap(none, PAGE).and_then(|()| munmap(read, PAGE)).and_then(|()| munmap(shared, PAGE)) }.expect("pages");
 }
@@ -334,8 +309,8 @@ fn an_object_goes(time: u64) -> bool {
         is_about_to.store(true, Ordering::Relaxed);
         // The other object has a zero there.
         match futex(page, FUTEX_WAIT, 1, &raw const limit as u64, 0) {
-            Err(Errno::EFAULT | Errno::EAGAIN) => return false,
-            answer => equal("a sleeper on what is gone", answer, Err(Errno::ETIMEDOUT)),
+            Err(EFAULT | EAGAIN) => return false,
+            answer => equal("a sleeper on what is gone", answer, Err(ETIMEDOUT)),
         }
         true
     };
@@ -361,27 +336,27 @@ fn lists_of_buffers() {
     };
     let writev = |pieces: &[(u64, u64)]| list(pieces).0;
     equal("two pieces", writev(&[(text, 1), (text, 1)]), Ok(2));
-    equal("a negative one later", writev(&[(text, 1), (text, u64::MAX)]), Err(Errno::EINVAL));
-    equal("one of the kernel's later", writev(&[(text, 1), (KERNEL, 1)]), Err(Errno::EFAULT));
-    equal("an empty one of the kernel's", writev(&[(text, 1), (KERNEL, 0)]), Err(Errno::EFAULT));
-    equal("the kernel's, then a negative one", writev(&[(KERNEL, 1), (text, 1 << 63)]), Err(Errno::EINVAL));
-    equal("one that wraps", writev(&[(text, 1), (u64::MAX - 8, 100)]), Err(Errno::EFAULT));
+    equal("a negative one later", writev(&[(text, 1), (text, u64::MAX)]), Err(EINVAL));
+    equal("one of the kernel's later", writev(&[(text, 1), (KERNEL, 1)]), Err(EFAULT));
+    equal("an empty one of the kernel's", writev(&[(text, 1), (KERNEL, 0)]), Err(EFAULT));
+    equal("the kernel's, then a negative one", writev(&[(KERNEL, 1), (text, 1 << 63)]), Err(EINVAL));
+    equal("one that wraps", writev(&[(text, 1), (u64::MAX - 8, 100)]), Err(EFAULT));
     equal("no pieces", call(WRITEV, [1, NOWHERE, 0]), Ok(0));
-    equal("too many pieces", call(WRITEV, [1, NOWHERE, 1025]), Err(Errno::EINVAL));
-    equal("a list nowhere", call(WRITEV, [1, NOWHERE, 2]), Err(Errno::EFAULT));
-    equal("no descriptor", call(WRITEV, [77, NOWHERE, 2]), Err(Errno::EBADF));
-    equal("to be read", call(READV, [0, NOWHERE, 2]), Err(Errno::EFAULT));
+    equal("too many pieces", call(WRITEV, [1, NOWHERE, 1025]), Err(EINVAL));
+    equal("a list nowhere", call(WRITEV, [1, NOWHERE, 2]), Err(EFAULT));
+    equal("no descriptor", call(WRITEV, [77, NOWHERE, 2]), Err(EBADF));
+    equal("to be read", call(READV, [0, NOWHERE, 2]), Err(EFAULT));
     let pages = with_a_hole();
     // SAFETY: the last 16 bytes before the hole.
     unsafe { ((pages + PAGE - 16) as *mut IoVec).write(IoVec { base: text, length: 1 }) };
-    equal("a list that ends in a hole", call(WRITEV, [1, pages + PAGE - 16, 2]), Err(Errno::EFAULT));
+    equal("a list that ends in a hole", call(WRITEV, [1, pages + PAGE - 16, 2]), Err(EFAULT));
     // A terminal takes 2048 bytes at once, or none of them, whichever pieces they are of.
     let (end, hole) = (pages + PAGE - 2048, pages + PAGE);
-    equal("one that is there, one in a hole", writev(&[(text, 1), (hole, 8)]), Err(Errno::EFAULT));
+    equal("one that is there, one in a hole", writev(&[(text, 1), (hole, 8)]), Err(EFAULT));
     equal("one up to a hole and behind it", writev(&[(end, 2 * PAGE)]), Ok(2048));
     equal("the same behind another", writev(&[(text, 1), (end, 2 * PAGE)]), Ok(2048));
     equal("2048 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1048), (hole, 1)]), Ok(2048));
-    equal("2047 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1047), (hole, 1)]), Err(Errno::EFAULT));
+    equal("2047 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1047), (hole, 1)]), Err(EFAULT));
     unmap_page(pages);
 }
 
@@ -403,16 +378,16 @@ fn unmap_page(page: u64) {
 
 fn writes() {
     let text = c"\n".as_ptr() as u64;
-    equal("-1 bytes", call(WRITE, [1, text, u64::MAX]), Err(Errno::EFAULT));
-    equal("2^63 bytes", call(WRITE, [1, text, 1 << 63]), Err(Errno::EFAULT));
-    equal("0 bytes of the kernel's", call(WRITE, [1, KERNEL, 0]), Err(Errno::EFAULT));
+    equal("-1 bytes", call(WRITE, [1, text, u64::MAX]), Err(EFAULT));
+    equal("2^63 bytes", call(WRITE, [1, text, 1 << 63]), Err(EFAULT));
+    equal("0 bytes of the kernel's", call(WRITE, [1, KERNEL, 0]), Err(EFAULT));
     equal("0 bytes of nowhere", call(WRITE, [1, NOWHERE, 0]), Ok(0));
-    equal("-1 bytes to be read", call(READ, [0, text, u64::MAX]), Err(Errno::EFAULT));
-    equal("0 bytes to be read to the kernel", call(READ, [0, KERNEL, 0]), Err(Errno::EFAULT));
+    equal("-1 bytes to be read", call(READ, [0, text, u64::MAX]), Err(EFAULT));
+    equal("0 bytes to be read to the kernel", call(READ, [0, KERNEL, 0]), Err(EFAULT));
     equal("0 bytes to be read to nowhere", call(READ, [0, NOWHERE, 0]), Ok(0));
     let pages = with_a_hole();
     // A terminal takes 2048 bytes at once, or none of them.
-    let fault = Err(Errno::EFAULT);
+    let fault = Err(EFAULT);
     for (before, linux) in
         [(4, fault), (300, fault), (2047, fault), (2048, Ok(2048)), (2100, Ok(2048)), (4096, Ok(4096))]
     {
@@ -424,11 +399,11 @@ fn writes() {
 fn random_bytes() {
     let pages = with_a_hole();
     for flags in 0..8 {
-        let linux = if flags & 6 == 6 { Err(Errno::EINVAL) } else { Ok(16) };
+        let linux = if flags & 6 == 6 { Err(EINVAL) } else { Ok(16) };
         equal(("flags", flags), call(GETRANDOM, [pages, 16, flags]), linux);
         equal(("flags", flags, "and bit 32"), call(GETRANDOM, [pages, 16, 1 << 32 | flags]), linux);
     }
-    equal("flags 8", call(GETRANDOM, [pages, 16, 8]), Err(Errno::EINVAL));
+    equal("flags 8", call(GETRANDOM, [pages, 16, 8]), Err(EINVAL));
     for before in [1, 7, 15, 16, 17, 31, 33, 100, 4095] {
         let at = pages + PAGE - before;
         // SAFETY: the page is this function's.
@@ -440,15 +415,15 @@ fn random_bytes() {
             holds(("the last bytes were written", before), last != [0; 8]);
         }
     }
-    equal("into a hole", call(GETRANDOM, [pages + PAGE, 16, 0]), Err(Errno::EFAULT));
+    equal("into a hole", call(GETRANDOM, [pages + PAGE, 16, 0]), Err(EFAULT));
     equal("none into a hole", call(GETRANDOM, [pages + PAGE, 0, 0]), Ok(0));
-    equal("none into the kernel", call(GETRANDOM, [KERNEL, 0, 0]), Err(Errno::EFAULT));
+    equal("none into the kernel", call(GETRANDOM, [KERNEL, 0, 0]), Err(EFAULT));
     // Linux cuts a length above 2 GiB before it checks the end.
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
     // SAFETY: nothing is there.
     let low = unsafe { mmap(0x10_0000_0000, PAGE, RW, flags) }.expect("a page");
     equal("too many", call(GETRANDOM, [low, 1 << 49, 0]), Ok(PAGE));
     unmap_page(low);
-    equal("wrapping", call(GETRANDOM, [u64::MAX - 100, 200, 0]), Err(Errno::EFAULT));
+    equal("wrapping", call(GETRANDOM, [u64::MAX - 100, 200, 0]), Err(EFAULT));
     unmap_page(pages);
 }

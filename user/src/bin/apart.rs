@@ -77,7 +77,7 @@ impl Area {
                 self.start = at;
                 self.written[..pages].fill(0);
             }
-            Err(error) => assert!(start != 0 && error == Errno::EEXIST, "{pages} pages at {start:#x}: {error:?}"),
+            Err(error) => assert!(start != 0 && error == EEXIST, "{pages} pages at {start:#x}: {error:?}"),
         }
     }
 
@@ -190,5 +190,5 @@ fn meet_all(random: &mut Random) {
             _ => mprotect(FIRST, bytes, RW),
         }
     };
-    assert_eq!(met, Err(Errno::ENOMEM));
+    assert_eq!(met, Err(ENOMEM));
 }

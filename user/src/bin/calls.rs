@@ -16,22 +16,17 @@ const NOWHERE: u64 = 0x1000;
 const PRIVATE: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
 fn run(_start: Start) -> u8 {
-    what_does_not_exist_is_enosys();
-    names_and_numbers();
-    the_console_takes_bytes();
-    clocks_go_forward();
-    the_heap_has_an_end();
-    mappings_come_and_go();
-    mappings_are_refused();
-    advice_and_presence();
-    pointers_are_checked();
+    parts! { ()
+        what_does_not_exist_is_enosys names_and_numbers the_console_takes_bytes clocks_go_forward the_heap_has_an_end
+        mappings_come_and_go mappings_are_refused advice_and_presence pointers_are_checked
+    }
     println!("calls: ok");
     0
 }
 
 fn what_does_not_exist_is_enosys() {
     for number in [0, 1000, 1000, END, 0xffff_ffff] {
-        assert_eq!(call(number, []), Err(Errno::ENOSYS), "call {number}");
+        assert_eq!(call(number, []), Err(ENOSYS), "call {number}");
     }
 }
 
@@ -50,7 +45,7 @@ fn names_and_numbers() {
     assert_eq!(call(PRCTL, [PR_SET_NAME, c"a name that is far too long".as_ptr() as u64]), Ok(0));
     assert_eq!(call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64]), Ok(0));
     assert_eq!(&name, b"a name that is \0");
-    assert_eq!(call(PRCTL, [0x7fff_0000]), Err(Errno::EINVAL));
+    assert_eq!(call(PRCTL, [0x7fff_0000]), Err(EINVAL));
     assert_eq!((call(GETUID, []), call(GETPPID, [])), (Ok(0), Ok(0)));
     let mut cpu = u32::MAX;
     assert_eq!(call(GETCPU, [&raw mut cpu as u64]), Ok(0));
@@ -62,23 +57,23 @@ fn names_and_numbers() {
         assert_eq!(call(GETRANDOM, [bytes.as_mut_ptr() as u64, 20, 0]), Ok(20));
     }
     assert_ne!(random[0], random[1]);
-    assert_eq!(call(GETRANDOM, [NOWHERE, 20, 64]), Err(Errno::EINVAL));
+    assert_eq!(call(GETRANDOM, [NOWHERE, 20, 64]), Err(EINVAL));
 }
 
 fn the_console_takes_bytes() {
     let pieces = [c"calls: ", c"in ", c"", c"pieces\n"]
         .map(|piece| IoVec { base: piece.as_ptr() as u64, length: piece.count_bytes() as u64 });
     assert_eq!(call(WRITEV, [1, pieces.as_ptr() as u64, 4]), Ok(17));
-    assert_eq!(call(WRITEV, [1, pieces.as_ptr() as u64, 1025]), Err(Errno::EINVAL));
-    assert_eq!(call(WRITE, [3, pieces.as_ptr() as u64, 1]), Err(Errno::EBADF));
+    assert_eq!(call(WRITEV, [1, pieces.as_ptr() as u64, 1025]), Err(EINVAL));
+    assert_eq!(call(WRITE, [3, pieces.as_ptr() as u64, 1]), Err(EBADF));
     assert_eq!(call(WRITE, [1, NOWHERE, 0]), Ok(0), "nothing is looked at");
-    assert_eq!((call(IOCTL, [1, 0x5401, 0]), call(IOCTL, [9])), (Err(Errno::ENOTTY), Err(Errno::EBADF)));
-    assert_eq!((call(CLOSE, [2]), call(CLOSE, [77])), (Ok(0), Err(Errno::EBADF)));
+    assert_eq!((call(IOCTL, [1, 0x5401, 0]), call(IOCTL, [9])), (Err(ENOTTY), Err(EBADF)));
+    assert_eq!((call(CLOSE, [2]), call(CLOSE, [77])), (Ok(0), Err(EBADF)));
     // At the end of the mapping: as many whole pieces as there are, or nothing.
     let page = map(2 * PAGE, RW).expect("pages");
     // SAFETY: they are this function's.
     unsafe { munmap(page + PAGE, PAGE) }.expect("a page to unmap");
-    assert_eq!(call(WRITE, [1, page + PAGE - 4, 8]), Err(Errno::EFAULT));
+    assert_eq!(call(WRITE, [1, page + PAGE - 4, 8]), Err(EFAULT));
     // SAFETY: as above.
     unsafe { munmap(page, PAGE) }.expect("a page to unmap");
 }
@@ -90,9 +85,9 @@ fn clocks_go_forward() {
     let end = Timespec::from_nanoseconds(time::now() + 2_000_000);
     assert_eq!(call(CLOCK_NANOSLEEP, [1, TIMER_ABSTIME, &raw const end as u64, 0]), Ok(0));
     assert!(time::now() >= end.to_nanoseconds().expect("a time"));
-    assert_eq!(call(CLOCK_GETTIME, [99, &raw const end as u64]), Err(Errno::EINVAL), "no such clock");
+    assert_eq!(call(CLOCK_GETTIME, [99, &raw const end as u64]), Err(EINVAL), "no such clock");
     for bad in [Timespec { seconds: -1, nanoseconds: 0 }, Timespec { seconds: 0, nanoseconds: 1_000_000_000 }] {
-        assert_eq!(call(NANOSLEEP, [&raw const bad as u64, 0]), Err(Errno::EINVAL), "{bad:?}");
+        assert_eq!(call(NANOSLEEP, [&raw const bad as u64, 0]), Err(EINVAL), "{bad:?}");
     }
 }
 
@@ -117,11 +112,11 @@ fn mappings_come_and_go() {
     // SAFETY: the pages are this function's.
     unsafe {
         (at as *mut u64).write(1);
-        assert_eq!(mmap(at, PAGE, PROT_READ, PRIVATE | MAP_FIXED_NOREPLACE), Err(Errno::EEXIST));
+        assert_eq!(mmap(at, PAGE, PROT_READ, PRIVATE | MAP_FIXED_NOREPLACE), Err(EEXIST));
         assert_eq!(mmap(at, PAGE, RW, PRIVATE | MAP_FIXED), Ok(at));
         assert_eq!((at as *const u64).read(), 0, "replaced");
         munmap(at + PAGE, PAGE).expect("a hole");
-        assert_eq!(mprotect(at, 4 * PAGE, PROT_READ), Err(Errno::ENOMEM), "a hole in it");
+        assert_eq!(mprotect(at, 4 * PAGE, PROT_READ), Err(ENOMEM), "a hole in it");
         assert_eq!(mmap(at + PAGE, PAGE, PROT_NONE, PRIVATE | MAP_FIXED_NOREPLACE), Ok(at + PAGE));
         munmap(at, 4 * PAGE).expect("pages to unmap");
         munmap(at, 4 * PAGE).expect("nothing to unmap is no error");
@@ -140,25 +135,25 @@ fn mappings_are_refused() {
         assert_eq!(call(MMAP, arguments), Err(why), "mmap {arguments:x?}");
     };
     let none = u64::MAX;
-    refused([0, 0, 3, PRIVATE, none, 0], Errno::EINVAL);
-    refused([0, none - 4096, 3, PRIVATE, none, 0], Errno::ENOMEM);
-    refused([0, 1 << 48, 3, PRIVATE, none, 0], Errno::ENOMEM);
-    refused([0, PAGE, 3, MAP_ANONYMOUS, none, 0], Errno::EINVAL);
-    refused([0, PAGE, 3, MAP_PRIVATE, none, 0], Errno::EBADF);
-    refused([0, PAGE, 3, MAP_SHARED, 1, 0], Errno::ENODEV);
-    refused([0, PAGE, 3, PRIVATE, none, 1], Errno::EINVAL);
-    refused([0x10_0001, PAGE, 3, PRIVATE | MAP_FIXED, none, 0], Errno::EINVAL);
-    refused([0, PAGE, 3, PRIVATE | MAP_FIXED, none, 0], Errno::EPERM);
-    refused([KERNEL, PAGE, 3, PRIVATE | MAP_FIXED, none, 0], Errno::ENOMEM);
-    refused([0, PAGE, 3, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, none, 0], Errno::EINVAL);
-    assert_eq!(call(MUNMAP, [1, PAGE]), Err(Errno::EINVAL));
-    assert_eq!(call(MUNMAP, [PAGE, 0]), Err(Errno::EINVAL));
+    refused([0, 0, 3, PRIVATE, none, 0], EINVAL);
+    refused([0, none - 4096, 3, PRIVATE, none, 0], ENOMEM);
+    refused([0, 1 << 48, 3, PRIVATE, none, 0], ENOMEM);
+    refused([0, PAGE, 3, MAP_ANONYMOUS, none, 0], EINVAL);
+    refused([0, PAGE, 3, MAP_PRIVATE, none, 0], EBADF);
+    refused([0, PAGE, 3, MAP_SHARED, 1, 0], ENODEV);
+    refused([0, PAGE, 3, PRIVATE, none, 1], EINVAL);
+    refused([0x10_0001, PAGE, 3, PRIVATE | MAP_FIXED, none, 0], EINVAL);
+    refused([0, PAGE, 3, PRIVATE | MAP_FIXED, none, 0], EPERM);
+    refused([KERNEL, PAGE, 3, PRIVATE | MAP_FIXED, none, 0], ENOMEM);
+    refused([0, PAGE, 3, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, none, 0], EINVAL);
+    assert_eq!(call(MUNMAP, [1, PAGE]), Err(EINVAL));
+    assert_eq!(call(MUNMAP, [PAGE, 0]), Err(EINVAL));
     assert_eq!(call(MUNMAP, [(1 << 48) - PAGE, PAGE]), Ok(0), "the last page of all, where nothing is");
-    assert_eq!(call(MUNMAP, [KERNEL, PAGE]), Err(Errno::EINVAL));
-    assert_eq!(call(MPROTECT, [1, PAGE, 1]), Err(Errno::EINVAL));
+    assert_eq!(call(MUNMAP, [KERNEL, PAGE]), Err(EINVAL));
+    assert_eq!(call(MPROTECT, [1, PAGE, 1]), Err(EINVAL));
     assert_eq!(call(MPROTECT, [PAGE, 0, 1]), Ok(0));
-    assert_eq!(call(MPROTECT, [PAGE, PAGE, 0x100]), Err(Errno::EINVAL));
-    assert_eq!(call(MPROTECT, [NOWHERE, PAGE, 1]), Err(Errno::ENOMEM));
+    assert_eq!(call(MPROTECT, [PAGE, PAGE, 0x100]), Err(EINVAL));
+    assert_eq!(call(MPROTECT, [NOWHERE, PAGE, 1]), Err(ENOMEM));
 }
 
 fn advice_and_presence() {
@@ -173,14 +168,14 @@ fn advice_and_presence() {
         assert_eq!(((at + PAGE) as *const u64).read(), 0, "zeros again");
         for advice in [MADV_NORMAL, MADV_WILLNEED] {
             assert_eq!(madvise(at, 3 * PAGE, advice), Ok(()));
-            assert_eq!(madvise(NOWHERE, PAGE, advice), Err(Errno::ENOMEM));
+            assert_eq!(madvise(NOWHERE, PAGE, advice), Err(ENOMEM));
         }
-        assert_eq!(madvise(at, PAGE, 77), Err(Errno::EINVAL));
-        assert_eq!(madvise(at + 1, PAGE, MADV_DONTNEED), Err(Errno::EINVAL));
+        assert_eq!(madvise(at, PAGE, 77), Err(EINVAL));
+        assert_eq!(madvise(at + 1, PAGE, MADV_DONTNEED), Err(EINVAL));
         munmap(at, 3 * PAGE).expect("pages to unmap");
     }
-    assert_eq!(mincore(at, &mut present), Err(Errno::ENOMEM));
-    assert_eq!(call(MINCORE, [at + 1, PAGE, present.as_ptr() as u64]), Err(Errno::EINVAL));
+    assert_eq!(mincore(at, &mut present), Err(ENOMEM));
+    assert_eq!(call(MINCORE, [at + 1, PAGE, present.as_ptr() as u64]), Err(EINVAL));
     assert_eq!(call(MADVISE, [at, 0, MADV_DONTNEED]), Ok(0));
 }
 
@@ -206,10 +201,10 @@ fn pointers_are_checked() {
             ("mincore", call(MINCORE, [readable, PAGE, bad])),
         ];
         for (name, result) in calls {
-            assert_eq!(result, Err(Errno::EFAULT), "{name} at {bad:#x}");
+            assert_eq!(result, Err(EFAULT), "{name} at {bad:#x}");
         }
     }
-    assert_eq!(call(CLOCK_GETTIME, [1, readable]), Err(Errno::EFAULT), "it may not be written");
+    assert_eq!(call(CLOCK_GETTIME, [1, readable]), Err(EFAULT), "it may not be written");
     assert_eq!(call(NANOSLEEP, [word, NOWHERE]), Ok(0), "the rest is stored only if there is one");
     // SAFETY: the page is this function's.
     unsafe { munmap(readable, PAGE) }.expect("a page to unmap");

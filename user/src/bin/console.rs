@@ -57,7 +57,7 @@ fn reads() -> u8 {
     };
     println!("granule> ");
     // The input comes at once or not, and a byte that is read to nowhere is lost.
-    if read(0x1000, 1) != Err(Errno::EFAULT) || read_pieces(&[(0x1000, 1), (at, 1)]) != Err(Errno::EFAULT) {
+    if read(0x1000, 1) != Err(EFAULT) || read_pieces(&[(0x1000, 1), (at, 1)]) != Err(EFAULT) {
         return 1;
     }
     if read_pieces(&[(at, 1), (0x1000, 1)]) != Ok(1) {
@@ -86,7 +86,7 @@ fn takes() -> u8 {
     loop {
         let found = answer(PPOLL, [(&raw mut polled) as u64, 1, none.as_ptr() as u64, 0, 0, 0]);
         let read = answer(READ, [0, (&raw mut byte) as u64, 1, 0, 0, 0]);
-        if found != Ok(0) || read != Err(Errno::EAGAIN) {
+        if found != Ok(0) || read != Err(EAGAIN) {
             println!("taken: {found:?} {read:?}");
             return 1;
         }
@@ -105,12 +105,9 @@ fn waits() -> u8 {
 
 /// Ignores Ctrl-C.
 fn stubborn() -> u8 {
-    let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
-    // SAFETY: no handler runs.
-    let _ = unsafe { signal::set_action(SIGINT, &ignored) };
+    signal::set_without_handler(SIGINT, SIG_IGN);
     println!("not interrupted");
-    while time::sleep(200_000_000).is_ok() {}
-    1
+    sleep()
 }
 
 /// Sleeps until a signal ends the process.

@@ -39,16 +39,10 @@ fn run(start: Start) -> u8 {
         let list = [file.as_ptr(), null()];
         return answer(file.as_ptr() as u64, list.as_ptr() as u64, 0);
     }
-    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
-    // SAFETY: the kernel put it there, and nothing changes it.
-    let path = unsafe { CStr::from_ptr(path) };
-    empty_lists(path);
-    long_lists(path);
-    long_strings(path);
-    the_limit(path);
-    bad_pointers(path);
-    paths(path);
-    scripts(path);
+    let path = start.path();
+    parts! { (path)
+        empty_lists long_lists long_strings the_limit bad_pointers paths scripts
+    }
     status("exec")
 }
 
@@ -68,9 +62,7 @@ fn look(start: &Start, what: &str) -> u8 {
 /// In the copy: whether it was executed by the first of these words, and has the others as arguments.
 fn look_for(start: &Start, words: &str) -> u8 {
     let mut words = words.split('|');
-    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
-    // SAFETY: the kernel put it there, and nothing changes it.
-    let path = unsafe { CStr::from_ptr(path) };
+    let path = start.path();
     let is_called = words.next().is_some_and(|word| word.as_bytes() == path.to_bytes());
     if is_called && start.arguments().eq(words) { FOUND } else { 1 }
 }
@@ -83,8 +75,7 @@ const fn letter(index: usize) -> u8 {
 /// Executes this program in a child, with an environment of one variable: how the child ended, or the error's number.
 fn execute(path: &CStr, arguments: u64, find: &CStr) -> u32 {
     let environment = [find.as_ptr(), null()];
-    let child = process::spawn(|| answer(path.as_ptr() as u64, arguments, environment.as_ptr() as u64));
-    process::wait(child)
+    process::run(|| answer(path.as_ptr() as u64, arguments, environment.as_ptr() as u64))
 }
 
 /// The error of a call to execve.
@@ -139,8 +130,8 @@ fn with(path: &CStr, count: usize, length: usize, find: &CStr) -> u32 {
     execute(path, list.start, find)
 }
 
-const TOO_BIG: u32 = exited(Errno::E2BIG as u8);
-const BAD: u32 = exited(Errno::EFAULT as u8);
+const TOO_BIG: u32 = exited(E2BIG as u8);
+const BAD: u32 = exited(EFAULT as u8);
 
 fn empty_lists(path: &CStr) {
     equal("argv is a null pointer", execute(path, 0, c"FIND=1:0"), exited(FOUND));
@@ -219,10 +210,8 @@ fn bad_pointers(path: &CStr) {
 const PLAIN: &CStr = c"/plain";
 
 fn make_plain() {
-    const OPENAT: usize = 56;
-    const CREATE: u64 = 0o100;
-    // SAFETY: it changes no memory. Where there is no such call the file is in the initrd.
-    unsafe { sys::raw(OPENAT, [-100_i64 as u64, PLAIN.as_ptr() as u64, CREATE, 0o644, 0, 0]) };
+    // SAFETY: it changes no memory. Where no file can be made it is in the initrd.
+    unsafe { sys::raw(OPENAT, [AT_FDCWD as u64, PLAIN.as_ptr() as u64, O_CREAT.into(), 0o644, 0, 0]) };
 }
 
 fn paths(path: &CStr) {
@@ -233,49 +222,32 @@ fn paths(path: &CStr) {
         // SAFETY: fresh memory with room for it.
         unsafe { core::ptr::copy_nonoverlapping(path.as_ptr(), copy as *mut u8, path.len()) };
         // A path that is refused is refused before the arguments are looked at.
-        let child = process::spawn(|| answer(copy, NOWHERE, NOWHERE));
-        let end = process::wait(child);
+        let end = process::run(|| answer(copy, NOWHERE, NOWHERE));
         // SAFETY: as above.
         unsafe { munmap(copy, bytes) }.expect("memory to unmap");
         Errno::from_number((end >> 8) as i32)
     };
-    let answers: [(&[u8], Errno); 19] = [
-        (b"", Errno::ENOENT),
-        (b"nosuch", Errno::ENOENT),
-        (b"nosuch/file", Errno::ENOENT),
-        (b"nosuch/", Errno::ENOENT),
-        (b"\xff\xfe", Errno::ENOENT),
-        (b"plain", Errno::EACCES),
-        (b"/./plain", Errno::EACCES),
-        (b"plain/", Errno::ENOTDIR),
-        (b"plain/.", Errno::ENOTDIR),
-        (b"plain/..", Errno::ENOTDIR),
-        (b"plain/file", Errno::ENOTDIR),
-        (b"nosuch/../plain", Errno::ENOENT),
-        (b"/", Errno::EACCES),
-        (b".", Errno::EACCES),
-        (b"..", Errno::EACCES),
-        (b"//..//.//", Errno::EACCES),
-        (b"/../plain", Errno::EACCES),
-        (&[b'x'; 255], Errno::ENOENT),
-        (&[b'x'; 256], Errno::ENAMETOOLONG),
+    let answers: [(Errno, &[&[u8]]); 4] = [
+        (ENOENT, &[b"", b"nosuch", b"nosuch/file", b"nosuch/", b"\xff\xfe", b"nosuch/../plain", &[b'x'; 255]]),
+        (EACCES, &[b"plain", b"/./plain", b"/", b".", b"..", b"//..//.//", b"/../plain"]),
+        (ENOTDIR, &[b"plain/", b"plain/.", b"plain/..", b"plain/file"]),
+        (ENAMETOOLONG, &[&[b'x'; 256]]),
     ];
-    for (path, linux) in answers {
-        equal(path.escape_ascii(), ask(path), Some(linux));
+    for (linux, paths) in answers {
+        paths.iter().for_each(|path| equal(path.escape_ascii(), ask(path), Some(linux)));
     }
     let mut long = [b'/'; 4096];
-    equal("4096 slashes", ask(&long), Some(Errno::ENAMETOOLONG));
-    equal("4095 slashes", ask(&long[1..]), Some(Errno::EACCES));
+    equal("4096 slashes", ask(&long), Some(ENAMETOOLONG));
+    equal("4095 slashes", ask(&long[1..]), Some(EACCES));
     long[..7].copy_from_slice(b"nosuch/");
     long[7..].fill(b'x');
-    equal("a long name behind one that is not there", ask(&long[..1000]), Some(Errno::ENOENT));
+    equal("a long name behind one that is not there", ask(&long[..1000]), Some(ENOENT));
     long[..7].copy_from_slice(b"//plain");
-    equal("a long name in the root", ask(&long[..1000]), Some(Errno::ENAMETOOLONG));
+    equal("a long name in the root", ask(&long[..1000]), Some(ENAMETOOLONG));
     long[..7].copy_from_slice(b"/plain/");
-    equal("a long name behind a file", ask(&long[..1000]), Some(Errno::ENOTDIR));
+    equal("a long name behind a file", ask(&long[..1000]), Some(ENOTDIR));
     for bad in [NOWHERE, KERNEL, u64::MAX, 0] {
-        let child = process::spawn(|| answer(bad, 0, 0));
-        equal(("path", bad), process::wait(child), BAD);
+        equal(("path", bad), process::run(|| answer(bad, 0, 0)), BAD);
     }
     let dotted = joined(b"/.././/", path.to_bytes());
     let dotted = CStr::from_bytes_until_nul(&dotted).expect("a short path");
@@ -295,15 +267,14 @@ const SCRIPTS: [(&CStr, &[u8]); 7] = [
 
 fn make_scripts(path: &CStr) {
     const SYMLINKAT: usize = 36;
-    const OPENAT: usize = 56;
-    const CREATE_TO_WRITE: u64 = 0o101;
-    const HERE: u64 = -100_i64 as u64;
+    const HERE: u64 = AT_FDCWD as u64;
     // SAFETY: it changes no memory. Where there is no such call all of it is in the initrd.
     unsafe { sys::raw(SYMLINKAT, [path.as_ptr() as u64, HERE, c"/exec".as_ptr() as u64, 0, 0, 0]) };
     for (name, contents) in SCRIPTS {
         // SAFETY: as above; the contents are only read.
         unsafe {
-            if let Ok(file) = sys::call(OPENAT, [HERE, name.as_ptr() as u64, CREATE_TO_WRITE, 0o755, 0, 0]) {
+            if let Ok(file) = sys::call(OPENAT, [HERE, name.as_ptr() as u64, (O_CREAT | O_WRONLY).into(), 0o755, 0, 0])
+            {
                 sys::raw(WRITE, [file, contents.as_ptr() as u64, contents.len() as u64, 0, 0, 0]);
                 sys::raw(CLOSE, [file, 0, 0, 0, 0, 0]);
             }
@@ -316,28 +287,14 @@ fn make_scripts(path: &CStr) {
 fn scripts(path: &CStr) {
     make_scripts(path);
     const { assert!(SCRIPTS[2].1.len() > 256) };
-    for (path, words, more) in [
-        (
-            c"/script-blanks",
-            c"WORDS=/script-blanks|/exec|a b|/script-blanks",
-            c"WORDS=/script-blanks|/exec|a b|/script-blanks|one|two three",
-        ),
-        (
-            c"./script-blanks",
-            c"WORDS=./script-blanks|/exec|a b|./script-blanks",
-            c"WORDS=./script-blanks|/exec|a b|./script-blanks|one|two three",
-        ),
-        (
-            c"/script-open-end",
-            c"WORDS=/script-open-end|/exec|/script-open-end",
-            c"WORDS=/script-open-end|/exec|/script-open-end|one|two three",
-        ),
-        (
-            c"/script-nested",
-            c"WORDS=/script-nested|/exec|a b|/script-blanks|more|/script-nested",
-            c"WORDS=/script-nested|/exec|a b|/script-blanks|more|/script-nested|one|two three",
-        ),
+    for (path, words) in [
+        (c"/script-blanks", c"WORDS=/script-blanks|/exec|a b|/script-blanks"),
+        (c"./script-blanks", c"WORDS=./script-blanks|/exec|a b|./script-blanks"),
+        (c"/script-open-end", c"WORDS=/script-open-end|/exec|/script-open-end"),
+        (c"/script-nested", c"WORDS=/script-nested|/exec|a b|/script-blanks|more|/script-nested"),
     ] {
+        let more = joined(words.to_bytes(), b"|one|two three");
+        let more = CStr::from_bytes_until_nul(&more).expect("a variable");
         equal((path, "without arguments"), execute(path, 0, words), exited(FOUND));
         let list = [c"zero".as_ptr(), null()];
         equal((path, "with its name"), execute(path, list.as_ptr() as u64, words), exited(FOUND));
@@ -351,9 +308,7 @@ fn scripts(path: &CStr) {
     words[before.len() + 247..][..behind.len()].copy_from_slice(behind);
     let words = CStr::from_bytes_until_nul(&words).expect("a variable");
     equal("an argument that is cut off", execute(c"/script-cut", 0, words), exited(FOUND));
-    for (path, error) in
-        [(c"/script-loop", Errno::ELOOP), (c"/script-missing", Errno::ENOENT), (c"/script-nothing", Errno::ENOEXEC)]
-    {
+    for (path, error) in [(c"/script-loop", ELOOP), (c"/script-missing", ENOENT), (c"/script-nothing", ENOEXEC)] {
         equal(path, execute(path, 0, c"WORDS="), exited(error as u8));
     }
 }

@@ -18,11 +18,9 @@ entry!(run);
 const NOWHERE: u64 = 0x7000_0000_0000;
 
 fn run(_start: Start) -> u8 {
-    faults();
-    refused_frames();
-    frames_with_more_records();
-    frames_that_are_not_there();
-    stacks_that_are_not_there();
+    parts! { ()
+        faults refused_frames frames_with_more_records frames_that_are_not_there stacks_that_are_not_there
+    }
     status("frames")
 }
 

@@ -164,15 +164,18 @@ fn run(start: Start) -> u8 {
         // Children's children that were made this process's own.
         while let Ok((1.., _)) = process::wait4(-1, WNOHANG) {}
     }
-    for hog in hogs.into_iter().filter(|hog| *hog != 0) {
-        let _ = process::kill(hog as i32, SIGKILL);
-        let _ = process::wait4(hog as i32, 0);
-    }
+    hogs.into_iter().filter(|hog| *hog != 0).for_each(end);
     // SAFETY: as above.
     let intact = |index| unsafe { own.add(index).read_volatile() } == KEPT.wrapping_mul(index as u64);
     assert!((0..PAGE as usize / 8).all(intact), "a child's calls changed its parent's memory");
     println!("fuzz: {calls} calls by {children} children, of which {killed} were killed");
     0
+}
+
+/// Kills a child, and waits for it.
+fn end(child: u32) {
+    let _ = process::kill(child as i32, SIGKILL);
+    let _ = process::wait4(child as i32, 0);
 }
 
 /// A child, once there is memory for one: in a minute at least, since others may take it for a while.
@@ -271,30 +274,28 @@ struct Random {
     pages: u64,
 }
 
-/// How many pages those are.
 /// Advice: what takes contents away, what changes areas, what populates, guards, and numbers that are none.
-const ADVICE: [u64; 20] = [
-    0,
-    1,
-    2,
-    3,
-    MADV_DONTNEED,
-    8,
-    MADV_REMOVE,
-    14,
-    MADV_DONTFORK,
-    MADV_DOFORK,
-    MADV_WIPEONFORK,
-    MADV_KEEPONFORK,
-    MADV_POPULATE_READ,
-    MADV_POPULATE_WRITE,
-    MADV_GUARD_INSTALL,
-    MADV_GUARD_INSTALL,
-    MADV_GUARD_REMOVE,
-    16,
-    17,
-    1 << 32,
+const ADVICE: [[u64; 5]; 4] = [
+    [0, 1, 2, 3, MADV_DONTNEED],
+    [8, MADV_REMOVE, 14, MADV_DONTFORK, MADV_DOFORK],
+    [MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ, MADV_POPULATE_WRITE, MADV_GUARD_INSTALL],
+    [MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, 16, 17, 1 << 32],
 ];
+/// Calls that get anything.
+const OTHERS: [usize; 11] = [
+    CLOCK_GETTIME,
+    CLOCK_GETRES,
+    UNAME,
+    GETCPU,
+    SIGALTSTACK,
+    RT_SIGPENDING,
+    SET_TID_ADDRESS,
+    SCHED_YIELD,
+    PRCTL,
+    IOCTL,
+    CLOSE,
+];
+/// How many pages there are to be handled as the calls like.
 const PAGES: u64 = 64;
 
 impl Random {
@@ -444,22 +445,7 @@ impl Random {
             82 => (arguments, self.of(&[0, 1, 2, 1 << 20, usize::MAX, 1 << 32])),
             _ => {
                 let first = if self.below(2) == 0 { self.number() } else { self.pointer() };
-                (
-                    set(&[first]),
-                    self.of(&[
-                        CLOCK_GETTIME,
-                        CLOCK_GETRES,
-                        UNAME,
-                        GETCPU,
-                        SIGALTSTACK,
-                        RT_SIGPENDING,
-                        SET_TID_ADDRESS,
-                        SCHED_YIELD,
-                        PRCTL,
-                        IOCTL,
-                        CLOSE,
-                    ]),
-                )
+                (set(&[first]), self.of(&OTHERS))
             }
         }
     }
@@ -495,7 +481,7 @@ fn fuzz(plan: &Plan) -> u8 {
         // SAFETY: descriptors alone are concerned; no other thread runs.
         unsafe {
             // Where memory is short, again.
-            while sys::call(CLOSE, [descriptor, 0, 0, 0, 0, 0]) == Err(Errno::ENOMEM) {}
+            while sys::call(CLOSE, [descriptor, 0, 0, 0, 0, 0]) == Err(ENOMEM) {}
             let _ = sys::call(OPENAT, own);
         }
     }
@@ -587,9 +573,7 @@ extern "C" fn leave() -> ! {
 impl Random {
     fn call_once(&mut self) {
         let (arguments, number) = self.call();
-        // SAFETY: what it does to memory it does to this process's, and the parent expects that to end at any call.
-        let answer = unsafe { sys::raw(number, arguments) };
-        if number == CLONE && answer == 0 {
+        if raw(number, &arguments) == 0 && number == CLONE {
             process::exit_group(0);
         }
     }
@@ -662,8 +646,7 @@ impl Random {
             let _ = time::sleep(1_000_000);
         }
         // The code that it has jumped to does not end.
-        let _ = process::kill(child as i32, SIGKILL);
-        let _ = process::wait4(child as i32, 0);
+        end(child);
     }
 
     /// A function that only returns, in a page that is written, then executable, then writable again.
@@ -751,14 +734,9 @@ impl Random {
             1 => (FUTEX, [self.pages, FUTEX_WAIT, 0, &raw const time as u64, 0, 0]),
             _ => (CLOCK_NANOSLEEP, [clock, self.below(2) * TIMER_ABSTIME, &raw const time as u64, rest, 0, 0]),
         };
-        // SAFETY: as for each call.
-        unsafe {
-            sys::raw(number, arguments);
-            sys::raw(RESTART_SYSCALL, [0; 6]);
-        }
-        if let Ok(child) = child {
-            let _ = process::wait4(child as i32, 0);
-        }
+        raw(number, &arguments);
+        raw(RESTART_SYSCALL, &[]);
+        let _ = child.map(|child| process::wait4(child as i32, 0));
     }
 
     /// For children of every kind, which there may be; never for one that has not ended.
@@ -781,15 +759,14 @@ impl Random {
             6 => (MMAP, [0, self.of(&[length, length, 1 << 22]), protection, MAP_ANONYMOUS | sharing | odd, 0, 0]),
             7 => (MUNMAP, [at, length, 0, 0, 0, 0]),
             8..11 => (MPROTECT, [at, length, protection, 0, 0, 0]),
-            11 => (MADVISE, [at, length, self.of(&ADVICE), 0, 0, 0]),
+            11 => (MADVISE, [at, length, self.of(ADVICE.as_flattened()), 0, 0, 0]),
             13..15 => {
                 let (file, offset) = (self.descriptor(), self.below(16) * PAGE);
                 (MMAP, [at, length, protection, MAP_FIXED | sharing | odd, file, offset])
             }
             12 => (MINCORE, [at, length, self.page(), 0, 0, 0]),
             15 => {
-                // SAFETY: it changes nothing.
-                let end = unsafe { sys::raw(BRK, [0; 6]) };
+                let end = raw(BRK, &[]);
                 let by = self.of(&[PAGE, 16 * PAGE, 1, 1 << 30]);
                 (BRK, [if self.below(2) == 0 { end + by } else { end - by.min(end) }, 0, 0, 0, 0, 0])
             }
@@ -817,33 +794,29 @@ impl Random {
         }
     }
 
+    /// Nowhere, one of [`PATHS`] three times as often, or the program's own.
+    fn path(&mut self, of: u64) -> u64 {
+        match self.below(of) {
+            0 => self.pointer(),
+            1..4 => self.of(&PATHS).as_ptr() as u64,
+            _ => PATH.load(Ordering::Relaxed),
+        }
+    }
+
     /// Files that are opened, numbered, read, measured and closed.
     fn descriptors(&mut self) {
-        const FLAGS: [u32; 12] = [
-            O_RDONLY,
-            O_RDONLY,
-            O_CLOEXEC,
-            O_PATH,
-            O_DIRECTORY,
-            O_PATH | O_DIRECTORY,
-            O_RDWR,
-            O_CREAT,
-            O_CREAT | O_EXCL,
-            O_TMPFILE | O_WRONLY,
-            O_TRUNC,
-            O_NONBLOCK | O_APPEND,
+        const FLAGS: [[u32; 4]; 3] = [
+            [O_RDONLY, O_RDONLY, O_CLOEXEC, O_PATH],
+            [O_DIRECTORY, O_PATH | O_DIRECTORY, O_RDWR, O_CREAT],
+            [O_CREAT | O_EXCL, O_TMPFILE | O_WRONLY, O_TRUNC, O_NONBLOCK | O_APPEND],
         ];
         let (file, other) = (self.descriptor(), self.descriptor());
         let (to, bytes) = (self.place_for_result(), self.below(3 * PAGE));
         let length = if self.below(6) == 0 { self.number() } else { self.below(24 * PAGE) };
         let (number, arguments) = match self.below(24) {
             0..3 => {
-                let path = match self.below(6) {
-                    0 => self.pointer(),
-                    1..4 => self.of(&PATHS).as_ptr() as u64,
-                    _ => PATH.load(Ordering::Relaxed),
-                };
-                let (directory, flags) = (self.of(&[AT_FDCWD as u64, file]), self.of(&FLAGS));
+                let path = self.path(6);
+                let (directory, flags) = (self.of(&[AT_FDCWD as u64, file]), self.of(FLAGS.as_flattened()));
                 (OPENAT, [directory, path, if self.below(8) == 0 { self.number() } else { flags.into() }, 0])
             }
             3 => (DUP, [file, 0, 0, 0]),
@@ -895,11 +868,7 @@ impl Random {
     fn execute(&mut self) {
         let count = self.of(&[0, 1, 1, 2, 511, 512, 4097, 60_000]) as usize;
         let length = if count < 3 { self.of(&[0, 1, 4095, 4096, 131_000, 131_071, 131_072]) as usize } else { 3 };
-        let path = match self.below(8) {
-            0 => self.pointer(),
-            1..4 => self.of(&PATHS).as_ptr() as u64,
-            _ => PATH.load(Ordering::Relaxed),
-        };
+        let path = self.path(8);
         let broken = (self.below(4) == 0).then(|| (self.below(count as u64 + 1) as usize, self.pointer()));
         let (null, environment) = (self.below(8) == 0, self.below(2) == 0);
         let Ok(list) = memory::map(((count as u64 + 2) * 8 + length as u64 + 1).next_multiple_of(PAGE), RW) else {
@@ -915,8 +884,7 @@ impl Random {
             }
         }
         let list = if null { 0 } else { list };
-        // SAFETY: where it succeeds nothing of this program is left.
-        unsafe { sys::raw(EXECVE, [path, list, if environment { list } else { 0 }, 0, 0, 0]) };
+        raw(EXECVE, &[path, list, if environment { list } else { 0 }]);
     }
 
     /// As [`Self::execute`], in a copy of the process, which is waited for.
@@ -926,9 +894,7 @@ impl Random {
             Random { numbers: random::Random(seed), pages }.execute();
             0
         });
-        if let Ok(child) = child {
-            let _ = process::wait4(child as i32, 0);
-        }
+        let _ = child.map(|child| process::wait4(child as i32, 0));
     }
 
     /// A copy of the process that makes calls until it is killed, at any of them.
@@ -948,8 +914,7 @@ impl Random {
             let most = self.of(&[500_000, 5_000_000]);
             let _ = time::sleep(self.below(most));
         }
-        let _ = process::kill(child as i32, SIGKILL);
-        let _ = process::wait4(child as i32, 0);
+        end(child);
     }
 
     /// Any flags; those that make a thread, and a process on the same memory, more often.
@@ -959,8 +924,8 @@ impl Random {
         let odd = 1 << self.below(32) | 1 << self.below(32);
         let flags = base ^ if self.below(2) == 0 { odd } else { 0 };
         if flags & CLONE_VM == 0 {
-            // SAFETY: memory of its own, and it ends at once.
-            if unsafe { sys::raw(CLONE, [flags, 0, self.pointer(), self.pointer(), self.pointer(), 0]) } == 0 {
+            // With memory of its own, and it ends at once.
+            if raw(CLONE, &[flags, 0, self.pointer(), self.pointer(), self.pointer()]) == 0 {
                 process::exit_group(0);
             }
             return;

@@ -12,7 +12,8 @@ use core::sync::atomic::{AtomicBool, Ordering};
 
 use granule_user::prelude::*;
 use granule_user::userfault::Pager;
-use granule_user::{memory, println, process, signal, sys, thread, time};
+use granule_user::waiting::asleep_until;
+use granule_user::{memory, println, process, signal, thread, time};
 
 entry!(run);
 own!(call);
@@ -56,6 +57,25 @@ fn touch(start: u64, bytes: u64, value: u8) {
     }
 }
 
+/// Holds what this process has for as long as its parent is there.
+fn stay(parent: u32) -> u8 {
+    while process::parent_id() == parent {
+        let _ = time::sleep(20 * MILLISECOND);
+    }
+    0
+}
+
+/// That there is no room for one more of what the kernel makes.
+#[track_caller]
+fn no_room(error: Errno) {
+    assert!(matches!(error, EAGAIN | ENOMEM), "{error:?}");
+}
+
+/// Makes tasks until there may not be more: how many there were, and the error then.
+fn until_refused<T>(make: impl Fn() -> Result<T, Errno>) -> (u32, Errno) {
+    (0..).find_map(|count| make().err().map(|error| (count, error))).expect("an end")
+}
+
 /// Whether each page begins with this value.
 fn holds(start: u64, bytes: u64, value: u8) -> bool {
     // SAFETY: as above.
@@ -82,9 +102,7 @@ fn later() -> ! {
     // SAFETY: no other mapping is there, or the call fails.
     unsafe { memory::mmap(READY, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE) }
         .expect("a page");
-    while !signal::is_pending(SIGTERM).expect("pending signals") {
-        let _ = time::sleep(MILLISECOND);
-    }
+    asleep_until(|| signal::is_pending(SIGTERM).expect("pending signals"));
     pages()
 }
 
@@ -100,15 +118,12 @@ fn forks() {
             if let Ok(held) = memory::map(HELD, RW) {
                 touch(held, HELD, 1);
             }
-            while process::parent_id() == own {
-                let _ = time::sleep(20 * MILLISECOND);
-            }
-            0
+            stay(own)
         });
         match child {
             Ok(child) => *place = child,
             Err(error) => {
-                assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "{error:?}");
+                no_room(error);
                 break;
             }
         }
@@ -127,18 +142,13 @@ fn forks() {
 
 /// Makes threads until there may not be more. They are there when it exits.
 fn threads() {
-    let mut count = 0;
-    let error = loop {
-        match thread::Thread::try_spawn(sleep_for_long) {
-            Ok(_) => count += 1,
-            Err(error) => break error,
-        }
-    };
+    let (count, error) = until_refused(|| thread::Thread::try_spawn(|| sleep_for_long()));
     println!("hog: {count} threads, then {error:?}");
-    assert!(count > 50 && matches!(error, Errno::EAGAIN | Errno::ENOMEM));
+    assert!(count > 50);
+    no_room(error);
 }
 
-fn sleep_for_long() {
+fn sleep_for_long() -> ! {
     loop {
         let _ = time::sleep(1000 * MILLISECOND);
     }
@@ -149,22 +159,14 @@ fn areas() {
     const BYTES: u64 = 70_000 * PAGE;
     let start = memory::map(BYTES, PROT_NONE).expect("addresses");
     let mut pages = (start..start + BYTES).step_by(2 * PAGE as usize);
-    // SAFETY: memory of this program's own, without references to it.
-    let error = pages.find_map(|page| unsafe { memory::mprotect(page, PAGE, PROT_READ) }.err());
-    assert_eq!(error, Some(Errno::ENOMEM), "so many areas");
+    let error = pages.find_map(|page| call(MPROTECT, [page, PAGE, PROT_READ]).err());
+    assert_eq!(error, Some(ENOMEM), "so many areas");
     // Calls that look at each of them before they do anything.
-    // SAFETY: as above.
-    unsafe {
-        for advice in [MADV_NORMAL, MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE] {
-            memory::madvise(start, BYTES, advice).expect("advice");
-        }
-    }
+    let advise = |advice| call(MADVISE, [start, BYTES, advice]).expect("advice");
+    [MADV_NORMAL, MADV_DOFORK, MADV_DONTFORK, MADV_GUARD_REMOVE].into_iter().for_each(|advice| _ = advise(advice));
     process::in_copy(|| {});
-    // SAFETY: as above.
-    unsafe {
-        memory::madvise(start, BYTES, MADV_DOFORK).expect("advice");
-        memory::mprotect(start, BYTES, RW).expect("one area again");
-    }
+    advise(MADV_DOFORK);
+    call(MPROTECT, [start, BYTES, RW]).expect("one area again");
 }
 
 /// Sends signals that stay pending, to itself and to children that block them.
@@ -172,11 +174,7 @@ fn signals() {
     const ROUNDS: u32 = 20_000;
     let all = !signal::set_of(SIGKILL);
     signal::mask(SIG_BLOCK, all).expect("a mask");
-    let child = process::spawn(|| {
-        loop {
-            let _ = time::sleep(1000 * MILLISECOND);
-        }
-    });
+    let child = process::spawn(|| sleep_for_long());
     for round in 0..ROUNDS {
         let number = SIGUSR1 + round % 40;
         let to = if round % 2 == 0 { process::id() } else { child };
@@ -190,15 +188,9 @@ fn signals() {
 
 /// Forks children that exit, and waits for none.
 fn zombies() {
-    let mut count = 0;
-    let error = loop {
-        match process::try_spawn(|| 0) {
-            Ok(_) => count += 1,
-            Err(error) => break error,
-        }
-    };
+    let (count, error) = until_refused(|| process::try_spawn(|| 0));
     println!("hog: {count} zombies, then {error:?}");
-    assert_eq!(error, Errno::EAGAIN, "zombies count");
+    assert_eq!(error, EAGAIN, "zombies count");
     // Two: the program beside has one child at most.
     for _ in 0..2 {
         assert!(process::wait4(-1, 0).is_ok_and(|(_, status)| status == exited(0)));
@@ -250,10 +242,7 @@ fn moves() {
     let mut other = None;
     spread_by_a_child(|start| {
         let to = other.replace(start).unwrap_or_else(addresses_of_tables);
-        let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-        // SAFETY: memory of this program's own, without references to it.
-        let moved = unsafe { sys::call(MREMAP, [start, TABLES, TABLES, flags, to, 0]) };
-        assert_eq!(moved, Ok(to));
+        assert_eq!(call(MREMAP, [start, TABLES, TABLES, MREMAP_MAYMOVE | MREMAP_FIXED, to]), Ok(to));
         to
     });
 }
@@ -269,20 +258,18 @@ fn vforks() {
     // SAFETY: the stack was just mapped, for the child alone.
     match unsafe { process::clone_onto(CLONE_VM | CLONE_VFORK | u64::from(SIGCHLD), stack + STACK, next) } {
         Ok(child) => assert_eq!(process::wait(child), exited(0)),
-        Err(error) => assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "{error:?}"),
+        Err(error) => no_room(error),
     }
 }
 
 /// Moves the heap's end up until it stays. Each page is protected otherwise than the last one, so that it is an area.
 fn heap() {
-    // SAFETY: nothing uses the heap.
-    let end_at = |end: u64| unsafe { sys::call(BRK, [end, 0, 0, 0, 0, 0]) }.expect("brk has no errors");
+    let end_at = |end: u64| call(BRK, [end]).expect("brk has no errors");
     let start = end_at(0).next_multiple_of(PAGE);
     for page in 0.. {
         let (last, end) = (start + page * PAGE, start + (page + 1) * PAGE);
         let protection = if page % 2 == 0 { PROT_READ } else { PROT_NONE };
-        // SAFETY: as above.
-        if end_at(end) != end || unsafe { memory::mprotect(last, PAGE, protection) }.is_err() {
+        if end_at(end) != end || call(MPROTECT, [last, PAGE, protection]).is_err() {
             return;
         }
     }
@@ -290,12 +277,9 @@ fn heap() {
 
 /// Makes shared memory, an object for each page, until there may not be more.
 fn shared() {
-    loop {
-        // SAFETY: not at a fixed address.
-        if let Err(error) = unsafe { memory::mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) } {
-            return assert_eq!(error, Errno::ENOMEM);
-        }
-    }
+    // SAFETY: not at a fixed address.
+    let (_, error) = until_refused(|| unsafe { memory::mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) });
+    assert_eq!(error, ENOMEM);
 }
 
 /// Makes memory that is there at once until there may not be more: pages far apart, and a range now and then.
@@ -308,7 +292,7 @@ fn populated() {
         // SAFETY: nothing is there.
         let piece = unsafe { memory::mmap(FIRST + index * APART, bytes, RW, flags) };
         if let Err(error) = piece {
-            return assert_eq!(error, Errno::ENOMEM);
+            return assert_eq!(error, ENOMEM);
         }
     }
 }
@@ -343,7 +327,7 @@ fn sparse() -> ! {
 fn reserved() {
     let file = memory_file();
     let error = call(FALLOCATE, [file, 0, 0, 121 << 20]).expect_err("less than that is free");
-    assert_eq!(error, Errno::ENOMEM);
+    assert_eq!(error, ENOMEM);
     call(FALLOCATE, [file, 0, 0, 1 << 20]).expect("a little");
 }
 
@@ -378,10 +362,7 @@ fn counters() {
         let child = process::try_spawn(|| {
             // It changes its table, which it has had together with its parent.
             let _ = call(CLOSE, [last]);
-            while process::parent_id() == own {
-                let _ = time::sleep(20 * MILLISECOND);
-            }
-            0
+            stay(own)
         });
         match child {
             Ok(_) => count += 1,
@@ -421,35 +402,21 @@ fn polls() -> ! {
 fn paths() {
     const HELD: u64 = 4900 << 10;
     let own = process::id();
-    let stay = || {
-        while process::parent_id() == own {
-            let _ = time::sleep(20 * MILLISECOND);
-        }
-        0
-    };
-    let flags = MAP_SHARED | MAP_ANONYMOUS;
-    // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, PAGE, RW, flags) }.expect("memory");
-    // SAFETY: just mapped, and used as this alone.
-    let is_ready = unsafe { &*(page as *const AtomicBool) };
+    let is_ready = memory::shared::<AtomicBool>();
     let first = process::spawn(|| {
         copy_paths();
         is_ready.store(true, Ordering::Release);
-        stay()
+        stay(own)
     });
-    while !is_ready.load(Ordering::Acquire) {
-        let _ = time::sleep(MILLISECOND);
-    }
+    asleep_until(|| is_ready.load(Ordering::Acquire));
     loop {
         let child = process::try_spawn(|| {
             if let Ok(held) = memory::map(HELD, RW) {
                 touch(held, HELD, 1);
             }
-            stay()
+            stay(own)
         });
-        if let Err(error) = child {
-            assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "{error:?}");
-        }
+        let _ = child.map_err(no_room);
         let _ = time::sleep(MILLISECOND);
         match process::wait4(-1, WNOHANG) {
             Ok((0, _)) => {}
@@ -471,14 +438,13 @@ fn copy_paths() {
         let open = move || _ = call(OPENAT, [AT_FDCWD as u64, path + PAGE - LENGTH, 0]);
         // Other hogs may have all memory for a while.
         while let Err(error) = thread::Thread::try_spawn(open) {
-            assert!(matches!(error, Errno::EAGAIN | Errno::ENOMEM), "a thread: {error:?}");
+            no_room(error);
             let _ = time::sleep(MILLISECOND);
         }
     }
     let all_wait = || (0..THREADS).for_each(|_| _ = pager.read_one().expect("a fault"));
     all_wait();
-    // SAFETY: its own, without references to it.
-    unsafe { memory::madvise(path, PAGE, MADV_DONTNEED) }.expect("to take the path's beginning away");
+    call(MADVISE, [path, PAGE, MADV_DONTNEED]).expect("to take the path's beginning away");
     pager.zero(path + PAGE, PAGE, 0).expect("its end");
     all_wait();
 }
@@ -497,11 +463,10 @@ fn beside() -> u8 {
         // A copy sees both; where there may be no more tasks, that is not for lack of memory.
         match process::try_spawn(|| u8::from(holds(kept, BYTES, value) && holds(fresh, BYTES, !value))) {
             Ok(child) => assert_eq!(process::wait(child), exited(1), "a copy sees what was written"),
-            Err(error) => assert!(error == Errno::EAGAIN && !last, "{error:?}"),
+            Err(error) => assert!(error == EAGAIN && !last, "{error:?}"),
         }
         assert!(holds(kept, BYTES, value) && holds(fresh, BYTES, !value), "what was written is there");
-        // SAFETY: its own, without references to it.
-        unsafe { memory::munmap(fresh, BYTES) }.expect("to unmap");
+        call(MUNMAP, [fresh, BYTES]).expect("to unmap");
         if last {
             return 0;
         }

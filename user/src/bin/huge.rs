@@ -39,19 +39,10 @@ fn run(start: Start) -> u8 {
         }
         _ => {}
     }
-    advised();
-    brought();
-    not_brought();
-    grouped();
-    protected();
-    given_up();
-    unmapped();
-    moved();
-    guarded();
-    locked();
-    forked();
-    forked_and_split();
-    executed();
+    parts! { ()
+        advised brought not_brought grouped protected given_up unmapped moved guarded locked forked forked_and_split
+        executed
+    }
     status("huge")
 }
 
@@ -104,12 +95,12 @@ fn advised() {
         equal((advice, "private"), advise(at, 4, advice), Ok(0));
         equal((advice, "a part"), advise(at + PAGE, 1, advice), Ok(0));
         equal((advice, "nothing"), advise(at, 0, advice), Ok(0));
-        equal((advice, "no page's address"), advise(at + 1, 1, advice), Err(Errno::EINVAL));
-        equal((advice, "wraps"), call(MADVISE, [at, u64::MAX, advice]), Err(Errno::EINVAL));
+        equal((advice, "no page's address"), advise(at + 1, 1, advice), Err(EINVAL));
+        equal((advice, "wraps"), call(MADVISE, [at, u64::MAX, advice]), Err(EINVAL));
         unmap(at + PAGE, 1);
-        equal((advice, "a hole"), advise(at, 4, advice), Err(Errno::ENOMEM));
+        equal((advice, "a hole"), advise(at, 4, advice), Err(ENOMEM));
         unmap(at, 4);
-        equal((advice, "not mapped"), advise(at, 4, advice), Err(Errno::ENOMEM));
+        equal((advice, "not mapped"), advise(at, 4, advice), Err(ENOMEM));
         let file = call(MEMFD_CREATE, [c"huge".as_ptr() as u64, 0]).expect("a file");
         equal("a size", call(FTRUNCATE, [file, 4 * PAGE]), Ok(0));
         for flags in [MAP_SHARED, MAP_PRIVATE] {
@@ -312,7 +303,7 @@ fn locked() {
     let at = blocks(1);
     equal("locked", call(MLOCK, [at + 100 * PAGE, 10 * PAGE]), Ok(0));
     equal("brought", present(at + 100 * PAGE, 10), 10);
-    equal("not given up", advise(at, BLOCK, MADV_DONTNEED), Err(Errno::EINVAL));
+    equal("not given up", advise(at, BLOCK, MADV_DONTNEED), Err(EINVAL));
     store(at + 105 * PAGE, 7);
     equal("given up", advise(at + 104 * PAGE, 3, MADV_DONTNEED_LOCKED), Ok(0));
     equal("zeros", probe::read(at + 105 * PAGE), Ok(0));

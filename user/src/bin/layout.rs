@@ -8,16 +8,17 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::{CStr, c_char};
-use core::ptr::null;
+use core::ffi::CStr;
 
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::map;
+use granule_user::owned::File;
 use granule_user::prelude::*;
 use granule_user::thread::Thread;
-use granule_user::{print, process, sys};
+use granule_user::{print, process};
 
 entry!(run);
+own!(call);
 
 /// Processes that are compared: that one of many bits is alike in all of them by chance does not happen.
 const PROCESSES: usize = 64;
@@ -36,9 +37,7 @@ fn run(start: Start) -> u8 {
         report(&start);
         return 0;
     }
-    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
-    // SAFETY: the kernel put it there, and nothing changes it.
-    let path = unsafe { CStr::from_ptr(path) };
+    let path = start.path();
     if word == "fixed" {
         alike(path);
         return status("layout");
@@ -61,10 +60,7 @@ fn run(start: Start) -> u8 {
     });
     for limit in [256 << 10, (200 << 20) + 1, RLIM_INFINITY] {
         apart(|| {
-            let new = RLimit { soft: limit, hard: RLIM_INFINITY };
-            let arguments = [0, RLIMIT_STACK as u64, &raw const new as u64, 0, 0, 0];
-            // SAFETY: it reads `new`; the stack is large enough for what follows.
-            equal("a limit", unsafe { sys::call(PRLIMIT64, arguments) }, Ok(0));
+            equal("a limit", process::limit(RLIMIT_STACK, limit, RLIM_INFINITY).map(drop), Ok(()));
             let below = look(path);
             // Linux draws both, each from its end of a room of 1 GiB: a small limit may be all that lies between them.
             let room = limit.min(128 << 20);
@@ -75,8 +71,7 @@ fn run(start: Start) -> u8 {
 }
 
 fn personality(asked: u64) -> Result<u64, Errno> {
-    // SAFETY: it says where later programs lie.
-    unsafe { sys::call(PERSONALITY, [asked, 0, 0, 0, 0, 0]) }
+    call(PERSONALITY, [asked])
 }
 
 /// Every value is kept, but for the domain of 32 bits where there is none.
@@ -102,7 +97,7 @@ fn answers(only_64_bits: bool) {
     for more in [0, 0xffff_ff00, no_randomize] {
         let answer = personality(u64::from(PER_LINUX32) | more);
         let kept = if answer == Ok(0) && !only_64_bits { u64::from(PER_LINUX32) | more } else { 0 };
-        holds(("32 bits", answer), kept != 0 || answer == Err(Errno::EINVAL));
+        holds(("32 bits", answer), kept != 0 || answer == Err(EINVAL));
         equal(("32 bits", more), personality(0), Ok(kept));
     }
 }
@@ -150,8 +145,7 @@ impl Report {
 fn report(start: &Start) {
     let report = Report {
         program: start.auxiliary(AT_PHDR).expect("program headers"),
-        // SAFETY: it changes nothing.
-        heap: unsafe { sys::raw(BRK, [0; 6]) },
+        heap: call(BRK, [0]).expect("the heap's end"),
         mapping: map(PAGE, RW).expect("a page"),
         stack: start.auxiliary(AT_EXECFN).expect("a path"),
         pointer: start.stack_pointer(),
@@ -164,25 +158,17 @@ fn report(start: &Start) {
 
 /// Executes this program in a child: where it lies.
 fn look(path: &CStr) -> Report {
-    let (mut ends, mut report) = ([-1_i32; 2], Report::default());
-    // SAFETY: it writes `ends`.
-    unsafe { sys::call(PIPE2, [ends.as_mut_ptr() as u64, 0, 0, 0, 0, 0]) }.expect("a pipe");
-    let [read, write] = ends.map(|end| end as u64);
-    let child = process::spawn(|| {
-        // SAFETY: the child's own descriptors.
-        unsafe { sys::call(DUP3, [write, 1, 0, 0, 0, 0]) }.expect("a descriptor");
-        let words = [path, c"report"].map(|word| word.to_bytes_with_nul().as_ptr());
-        process::execve(path, &[words[0], words[1], null()], &[null()]) as u8
+    let (mut ends, mut bytes) = ([-1_i32; 2], [0; size_of::<Report>()]);
+    equal("a pipe", call(PIPE2, [ends.as_mut_ptr() as u64, 0]), Ok(0));
+    let [read, write] = ends.map(|end| File(end as u64));
+    let status = process::run(|| {
+        equal("a descriptor", call(DUP3, [*write, 1, 0]), Ok(1));
+        process::execute(path, &[path, c"report"]) as u8
     });
-    equal("a program of its own", process::wait(child), exited(0));
-    // SAFETY: it writes `report`, which may have any bits.
-    let bytes = unsafe { sys::call(READ, [read, &raw mut report as u64, size_of::<Report>() as u64, 0, 0, 0]) };
-    equal("a report", bytes, Ok(size_of::<Report>() as u64));
-    for end in [read, write] {
-        // SAFETY: this function's descriptors.
-        unsafe { sys::call(CLOSE, [end, 0, 0, 0, 0, 0]) }.expect("an open descriptor");
-    }
-    report
+    equal("a program of its own", status, exited(0));
+    equal("a report", read.read(&mut bytes), Ok(bytes.len() as u64));
+    // SAFETY: six words, which may have any bits.
+    unsafe { core::mem::transmute::<[u8; size_of::<Report>()], Report>(bytes) }
 }
 
 /// Each random bit of each part is 0 in some processes and 1 in others.

@@ -4,7 +4,6 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
 use core::ptr::null;
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -28,16 +27,10 @@ fn run(start: Start) -> u8 {
         Some("rounds") => return rounds(arguments[2].and_then(|count| count.parse().ok()).unwrap_or(100)),
         Some(_) => return 2,
     }
-    statuses();
-    memory_is_copied();
-    waiting();
-    exec_replaces_the_program();
-    exec_ends_other_threads();
-    exits_with_threads();
-    vfork_shares_until_exec();
-    orphans_are_collected();
-    the_signal_of_an_end_is_the_one_asked_for();
-    bad_clones_are_refused();
+    parts! { ()
+        statuses memory_is_copied waiting exec_replaces_the_program exec_ends_other_threads exits_with_threads
+        vfork_shares_until_exec orphans_are_collected the_signal_of_an_end_is_the_one_asked_for bad_clones_are_refused
+    }
     println!("lifecycle: ok");
     0
 }
@@ -46,8 +39,8 @@ fn run(start: Start) -> u8 {
 fn rounds(count: u32) -> u8 {
     for _ in 0..count {
         let child = process::spawn(|| {
-            assert_eq!(process::run(|| execute(c"hello-not-there", &[c"x"])), exited(2));
-            execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"])
+            assert_eq!(process::run(|| process::execute(c"hello-not-there", &[c"x"]) as u8), exited(2));
+            process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8
         });
         assert_eq!(process::wait(child), exited(42));
     }
@@ -64,13 +57,6 @@ fn ask() -> ! {
         // SAFETY: there are no references to it.
         unsafe { sys::call(GETRANDOM, [PAGE, 8, 0, 0, 0, 0]) }.expect("random bytes");
     }
-}
-
-/// Executes a program; the error's number if that fails.
-fn execute(path: &CStr, arguments: &[&CStr]) -> u8 {
-    let mut pointers = [null(); 8];
-    pointers.iter_mut().zip(arguments).for_each(|(place, argument)| *place = argument.as_ptr().cast());
-    process::execve(path, &pointers, &[null()]) as u8
 }
 
 fn statuses() {
@@ -105,29 +91,32 @@ fn memory_is_copied() {
 }
 
 fn waiting() {
-    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "there are no children");
+    assert_eq!(process::wait4(-1, 0), Err(ECHILD), "there are no children");
     let goes_on = shared::<AtomicU32>();
     let child = process::spawn(|| {
         until(|| goes_on.load(Ordering::Relaxed) != 0);
         7
     });
     assert_eq!(process::wait4(-1, WNOHANG), Ok((0, 0)), "it runs");
-    assert_eq!(process::wait4(child as i32 + 1, 0), Err(Errno::ECHILD), "another's child");
-    assert_eq!(process::wait4(child as i32, 1 << 20), Err(Errno::EINVAL), "an option that is none");
+    assert_eq!(process::wait4(child as i32 + 1, 0), Err(ECHILD), "another's child");
+    assert_eq!(process::wait4(child as i32, 1 << 20), Err(EINVAL), "an option that is none");
     goes_on.store(1, Ordering::Relaxed);
     assert_eq!(process::wait4(-1, 0), Ok((child, exited(7))));
-    assert_eq!(process::wait4(child as i32, 0), Err(Errno::ECHILD), "collected");
+    assert_eq!(process::wait4(child as i32, 0), Err(ECHILD), "collected");
 
     let child = process::spawn(|| 0);
     // SAFETY: nothing is mapped there, so nothing is written.
     let result = unsafe { sys::call(WAIT4, [u64::from(child), 8, 0, 0, 0, 0]) };
-    assert_eq!(result, Err(Errno::EFAULT), "no place for the status");
+    assert_eq!(result, Err(EFAULT), "no place for the status");
 }
 
 fn exec_replaces_the_program() {
-    assert_eq!(process::run(|| execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"])), exited(42));
-    assert_eq!(execute(c"nowhere", &[c"x"]), Errno::ENOENT as u8);
-    assert_eq!(process::execve(c"hello", &[8 as *const u8, null()], &[null()]), Errno::EFAULT);
+    assert_eq!(
+        process::run(|| process::execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8),
+        exited(42)
+    );
+    assert_eq!(process::execute(c"nowhere", &[c"x"]), ENOENT);
+    assert_eq!(process::execve(c"hello", &[8 as *const u8, null()], &[null()]), EFAULT);
 }
 
 fn exec_ends_other_threads() {
@@ -142,7 +131,7 @@ fn exec_ends_other_threads() {
         });
         until(|| STARTED.load(Ordering::Relaxed) == 3);
         let last = thread::Thread::spawn(|| {
-            process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]))
+            process::exit_group(process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8)
         });
         threads.into_iter().for_each(thread::Thread::join);
         last.join();
@@ -168,7 +157,7 @@ fn vfork_shares_until_exec() {
     extern "C" fn child() -> ! {
         time::sleep(5_000_000).expect("a sleep");
         WORD.store(1, Ordering::Relaxed);
-        process::exit_group(execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]))
+        process::exit_group(process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8)
     }
     let stack = memory::map(16 * memory::PAGE, 3).expect("a stack");
     let child = spawn_sharing(stack + 16 * memory::PAGE, child);
@@ -193,7 +182,7 @@ fn orphans_are_collected() {
         // One that has ended already, and one that has not.
         process::spawn(|| 0);
     });
-    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "grandchildren are not children");
+    assert_eq!(process::wait4(-1, 0), Err(ECHILD), "grandchildren are not children");
 }
 
 /// How often each signal has come, and which process the last one was for.
@@ -235,17 +224,17 @@ fn the_signal_of_an_end_is_the_one_asked_for() {
         let asked = u64::from(signal);
         let child = spawn_with(asked, || 3);
         if signal != SIGCHLD {
-            assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "not without being asked for");
+            assert_eq!(process::wait4(-1, 0), Err(ECHILD), "not without being asked for");
             assert_eq!(process::wait4(child as i32, WCLONE), Ok((child, exited(3))));
         } else {
-            assert_eq!(process::wait4(child as i32, WCLONE), Err(Errno::ECHILD), "no clone");
+            assert_eq!(process::wait4(child as i32, WCLONE), Err(ECHILD), "no clone");
             assert_eq!(process::wait(child), exited(3));
         }
         assert_eq!(received(), wanted, "asked for {signal}");
         assert!(signal == 0 || LAST.load(Ordering::Relaxed) == child, "by whose end");
 
         // With a new program it is a child like others.
-        let child = spawn_with(asked, || execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]));
+        let child = spawn_with(asked, || process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8);
         assert_eq!((wait_for_any(child), received()), (exited(42), [1, 0, 0]), "asked for {signal}, then an exec");
         a_child_for_the_parent(signal, wanted);
     }
@@ -258,7 +247,7 @@ fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
     let own = process::id();
     let child = spawn_with(u64::from(signal), || {
         let sibling = spawn_with(CLONE_PARENT | u64::from(SIGUSR2), || u8::from(process::parent_id() != own));
-        assert_eq!(process::wait4(-1, WALL), Err(Errno::ECHILD), "it is not the child's");
+        assert_eq!(process::wait4(-1, WALL), Err(ECHILD), "it is not the child's");
         number.store(sibling, Ordering::Relaxed);
         until(|| goes_on.load(Ordering::Relaxed) != 0);
         assert_eq!(received(), [0, 0, 0], "the child gets no signal");
@@ -277,6 +266,6 @@ fn bad_clones_are_refused() {
     for flags in bad {
         // SAFETY: it is refused.
         let result = unsafe { sys::call(CLONE, [flags, 0, 0, 0, 0, 0]) };
-        assert_eq!(result, Err(Errno::EINVAL), "flags {flags:#x}");
+        assert_eq!(result, Err(EINVAL), "flags {flags:#x}");
     }
 }

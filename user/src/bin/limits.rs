@@ -8,8 +8,9 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::waiting::until;
-use granule_user::{memory, println, probe, process, sys, thread, time};
+use granule_user::process::in_copy;
+use granule_user::waiting::{asleep_until, until};
+use granule_user::{memory, println, probe, process, sys, thread};
 
 entry!(run);
 
@@ -32,11 +33,11 @@ fn run(start: Start) -> u8 {
     a_program_has_no_more_stack(start);
     a_program_has_no_more_memory(start);
     what_cannot_fit();
-    apart(the_address_space);
-    apart(data);
-    apart(heap);
-    apart(|| stack(start.stack_pointer()));
-    apart(areas_that_grow);
+    in_copy(the_address_space);
+    in_copy(data);
+    in_copy(heap);
+    in_copy(|| stack(start.stack_pointer()));
+    in_copy(areas_that_grow);
     println!("limits: ok");
     0
 }
@@ -59,13 +60,6 @@ fn get(resource: usize) -> Result<RLimit, Errno> {
 
 fn set(resource: usize, soft: u64, hard: u64) -> Result<RLimit, Errno> {
     of(0, resource, Some(RLimit { soft, hard }))
-}
-
-/// Runs `work` in a child, whose limits are its own; it panics there if something is wrong.
-fn apart(work: impl FnOnce()) {
-    process::in_copy(|| {
-        work();
-    });
 }
 
 fn defaults() {
@@ -94,23 +88,23 @@ fn refusals() {
     let good = RLimit { soft: 1, hard: 2 };
     let (good, bad) = (&raw const good as u64, 8);
     // The structure, then the process, then the resource, then what it says.
-    assert_eq!(prlimit(-1, 99, bad, 0), Err(Errno::EFAULT));
-    assert_eq!(prlimit(-1, 99, good, 0), Err(Errno::ESRCH));
-    assert_eq!(prlimit(0x7fff_fff0, 0, 0, 0), Err(Errno::ESRCH));
-    assert_eq!(prlimit(0, RLIM_NLIMITS as u64, good, bad), Err(Errno::EINVAL));
-    assert_eq!(prlimit(0, u64::from(u32::MAX), 0, 0), Err(Errno::EINVAL));
+    assert_eq!(prlimit(-1, 99, bad, 0), Err(EFAULT));
+    assert_eq!(prlimit(-1, 99, good, 0), Err(ESRCH));
+    assert_eq!(prlimit(0x7fff_fff0, 0, 0, 0), Err(ESRCH));
+    assert_eq!(prlimit(0, RLIM_NLIMITS as u64, good, bad), Err(EINVAL));
+    assert_eq!(prlimit(0, u64::from(u32::MAX), 0, 0), Err(EINVAL));
     assert_eq!(prlimit(0, 1 << 32, 0, 0), Ok(0), "an int");
-    assert_eq!(set(RLIMIT_AS, 2, 1), Err(Errno::EINVAL));
-    assert_eq!(set(RLIMIT_NOFILE, 2, 1), Err(Errno::EINVAL));
-    assert_eq!(set(RLIMIT_NOFILE, 1, (1 << 20) + 1), Err(Errno::EPERM));
-    assert_eq!(prlimit(0, 99, 0, bad), Err(Errno::EINVAL));
-    assert_eq!(prlimit(0, RLIMIT_AS as u64, 0, bad), Err(Errno::EFAULT));
+    assert_eq!(set(RLIMIT_AS, 2, 1), Err(EINVAL));
+    assert_eq!(set(RLIMIT_NOFILE, 2, 1), Err(EINVAL));
+    assert_eq!(set(RLIMIT_NOFILE, 1, (1 << 20) + 1), Err(EPERM));
+    assert_eq!(prlimit(0, 99, 0, bad), Err(EINVAL));
+    assert_eq!(prlimit(0, RLIMIT_AS as u64, 0, bad), Err(EFAULT));
     assert_eq!(prlimit(0, RLIMIT_AS as u64, 0, 0), Ok(0));
     assert_eq!(get(RLIMIT_AS), Ok(RLimit { soft: RLIM_INFINITY, hard: RLIM_INFINITY }), "nothing was changed");
-    apart(|| {
+    in_copy(|| {
         let new = RLimit { soft: 5, hard: 6 };
         let at = &raw const new as u64;
-        assert_eq!(prlimit(0, RLIMIT_CORE as u64, at, bad), Err(Errno::EFAULT));
+        assert_eq!(prlimit(0, RLIMIT_CORE as u64, at, bad), Err(EFAULT));
         assert_eq!(get(RLIMIT_CORE), Ok(new), "set before the old one cannot be stored");
         // There is one user, root.
         assert!(set(RLIMIT_CORE, 7, RLIM_INFINITY).is_ok());
@@ -122,8 +116,8 @@ fn refusals() {
             assert_eq!(sys::call(GETRLIMIT, [RLIMIT_CORE as u64, own, 0, 0, 0, 0]), Ok(0));
             assert_eq!(limit, RLimit { soft: 7, hard: RLIM_INFINITY });
             assert_eq!(sys::call(SETRLIMIT, [RLIMIT_CORE as u64, at, 0, 0, 0, 0]), Ok(0));
-            assert_eq!(sys::call(SETRLIMIT, [99, bad, 0, 0, 0, 0]), Err(Errno::EFAULT));
-            assert_eq!(sys::call(GETRLIMIT, [99, bad, 0, 0, 0, 0]), Err(Errno::EINVAL));
+            assert_eq!(sys::call(SETRLIMIT, [99, bad, 0, 0, 0, 0]), Err(EFAULT));
+            assert_eq!(sys::call(GETRLIMIT, [99, bad, 0, 0, 0, 0]), Err(EINVAL));
         }
         assert_eq!(get(RLIMIT_CORE), Ok(new));
     });
@@ -133,14 +127,12 @@ fn refusals() {
 fn others() {
     let new = RLimit { soft: 3, hard: 4 };
     let child = process::spawn(|| {
-        while get(RLIMIT_CPU) != Ok(new) {
-            let _ = time::sleep(1_000_000);
-        }
+        asleep_until(|| get(RLIMIT_CPU) == Ok(new));
         7
     });
     assert_eq!(of(child as i32, RLIMIT_CPU, Some(new)), Ok(RLimit { soft: RLIM_INFINITY, hard: RLIM_INFINITY }));
     assert_eq!(process::wait(child), exited(7));
-    assert_eq!(of(child as i32, RLIMIT_CPU, None), Err(Errno::ESRCH));
+    assert_eq!(of(child as i32, RLIMIT_CPU, None), Err(ESRCH));
     static GOES_ON: AtomicU32 = AtomicU32::new(0);
     let other = thread::Thread::spawn(|| until(|| GOES_ON.load(Ordering::Relaxed) != 0));
     assert_eq!(of(other.id() as i32, RLIMIT_STACK, None), get(RLIMIT_STACK));
@@ -149,9 +141,9 @@ fn others() {
 }
 
 fn limits_are_inherited(start: Start) {
-    apart(|| {
+    in_copy(|| {
         set(RLIMIT_CPU, 1000, 2000).expect("a limit");
-        apart(|| {
+        in_copy(|| {
             assert_eq!(get(RLIMIT_CPU), Ok(RLimit { soft: 1000, hard: 2000 }));
             set(RLIMIT_CPU, 500, 600).expect("a limit");
         });
@@ -161,19 +153,16 @@ fn limits_are_inherited(start: Start) {
 
 /// Runs this program as `way` in the place of this process; the exit status where that fails.
 fn run_again(start: Start, way: &CStr) -> u8 {
-    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const core::ffi::c_char;
-    // SAFETY: a string that the kernel has put there.
-    let path = unsafe { CStr::from_ptr(path) };
-    process::execve(path, &[path.as_ptr().cast(), way.as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]) as u8
+    process::execute(start.path(), &[start.path(), way]) as u8
 }
 
 fn a_program_has_no_more_stack(start: Start) {
     for (limit, status) in [(256 << 10, exited(0)), (32 << 10, SIGSEGV)] {
-        let child = process::spawn(|| {
+        let end = process::run(|| {
             set(RLIMIT_STACK, limit, RLIM_INFINITY).expect("a limit");
             run_again(start, c"stack")
         });
-        assert_eq!(process::wait(child), status, "{limit}");
+        assert_eq!(end, status, "{limit}");
     }
 }
 
@@ -183,11 +172,10 @@ fn a_program_has_no_more_memory(start: Start) {
     for (resource, limit, runs) in
         [(RLIMIT_AS, PAGE, false), (RLIMIT_DATA, 0, false), (RLIMIT_AS, ENOUGH, true), (RLIMIT_DATA, ENOUGH, true)]
     {
-        let child = process::spawn(|| {
+        let end = process::run(|| {
             set(resource, limit, limit).expect("a limit");
             run_again(start, c"child")
         });
-        let end = process::wait(child);
         assert_eq!(end == exited(0), runs, "{resource} of {limit}: {end:#x}");
     }
 }
@@ -217,15 +205,15 @@ fn protect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
 /// A mapping that is larger than all memory is refused where private stores could fill it.
 fn what_cannot_fit() {
     const HUGE: u64 = 64 << 30;
-    assert_eq!(map(HUGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
-    assert_eq!(map(HUGE, PROT_WRITE, MAP_PRIVATE), Err(Errno::ENOMEM));
-    assert_eq!(map(HUGE, RW, MAP_SHARED), Err(Errno::ENOMEM));
-    assert_eq!(map(HUGE, PROT_READ, MAP_SHARED), Err(Errno::ENOMEM));
+    assert_eq!(map(HUGE, RW, MAP_PRIVATE), Err(ENOMEM));
+    assert_eq!(map(HUGE, PROT_WRITE, MAP_PRIVATE), Err(ENOMEM));
+    assert_eq!(map(HUGE, RW, MAP_SHARED), Err(ENOMEM));
+    assert_eq!(map(HUGE, PROT_READ, MAP_SHARED), Err(ENOMEM));
     for (protection, flags) in [(RW, MAP_SHARED | MAP_NORESERVE), (RW, MAP_PRIVATE | MAP_NORESERVE)] {
         unmap(map(HUGE, protection, flags).expect("what need not fit"), HUGE);
     }
     let start = map(HUGE, PROT_READ, MAP_PRIVATE).expect("what is not written");
-    assert_eq!(protect(start, HUGE, RW), Err(Errno::ENOMEM));
+    assert_eq!(protect(start, HUGE, RW), Err(ENOMEM));
     assert_eq!(protect(start, HUGE, PROT_NONE), Ok(()));
     assert_eq!(protect(start + PAGE, PAGE, RW), Ok(()));
     unmap(start, HUGE);
@@ -244,7 +232,7 @@ fn what_cannot_fit() {
                 good = bytes;
             }
             Err(error) => {
-                assert_eq!(error, Errno::ENOMEM);
+                assert_eq!(error, ENOMEM);
                 bad = bytes;
             }
         }
@@ -253,7 +241,7 @@ fn what_cannot_fit() {
     for start in [START, START + good] {
         assert_eq!(map_at(start, good, RW, MAP_FIXED_NOREPLACE), Ok(start));
     }
-    assert_eq!(process::try_spawn(|| 0), Err(Errno::ENOMEM));
+    assert_eq!(process::try_spawn(|| 0), Err(ENOMEM));
     unmap(START, 2 * good);
     assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
 }
@@ -280,22 +268,22 @@ fn the_address_space() {
     probe::prepare();
     let spare = map(2 * PAGE, PROT_NONE, MAP_PRIVATE).expect("memory");
     just_enough(RLIMIT_AS, || map(PAGE, PROT_NONE, MAP_PRIVATE).ok());
-    assert_eq!(map(2 * PAGE, PROT_NONE, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map(2 * PAGE, PROT_NONE, MAP_PRIVATE), Err(ENOMEM));
     assert_eq!(map_at(START, PAGE, RW, MAP_FIXED_NOREPLACE), Ok(START));
     for flags in [MAP_PRIVATE, MAP_SHARED, MAP_PRIVATE | MAP_NORESERVE] {
-        assert_eq!(map(PAGE, PROT_NONE, flags), Err(Errno::ENOMEM));
+        assert_eq!(map(PAGE, PROT_NONE, flags), Err(ENOMEM));
     }
     // A mapping that replaces another does not add to the count.
     assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Ok(START));
-    assert_eq!(map_at(START, 2 * PAGE, PROT_READ, MAP_FIXED), Err(Errno::ENOMEM));
+    assert_eq!(map_at(START, 2 * PAGE, PROT_READ, MAP_FIXED), Err(ENOMEM));
     assert_eq!(probe::read(START), Ok(0), "it is still there");
     assert_eq!(protect(spare, 2 * PAGE, RW), Ok(()));
     assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
     unmap(spare, PAGE);
     assert!(map(PAGE, RW, MAP_SHARED).is_ok(), "as much as was given back");
     set(RLIMIT_AS, 0, RLIM_INFINITY).expect("a limit");
-    assert_eq!(map(PAGE, PROT_NONE, MAP_PRIVATE), Err(Errno::ENOMEM));
-    assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Err(Errno::ENOMEM));
+    assert_eq!(map(PAGE, PROT_NONE, MAP_PRIVATE), Err(ENOMEM));
+    assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Err(ENOMEM));
     unmap(START, PAGE);
 }
 
@@ -305,25 +293,25 @@ fn data() {
     assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED_NOREPLACE), Ok(START));
     assert_eq!(map_at(START + PAGE, PAGE, PROT_NONE, MAP_FIXED_NOREPLACE), Ok(START + PAGE));
     just_enough(RLIMIT_DATA, || map(PAGE, RW, MAP_PRIVATE).ok());
-    assert_eq!(map(2 * PAGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map(2 * PAGE, RW, MAP_PRIVATE), Err(ENOMEM));
     for (protection, flags) in [(PROT_READ, MAP_PRIVATE), (RW, MAP_SHARED), (RW, MAP_PRIVATE | MAP_GROWSDOWN)] {
         unmap(map(8 * PAGE, protection, flags).expect("what is no data"), 8 * PAGE);
     }
     // The first becomes data, which is all that may.
-    assert_eq!(protect(START, 2 * PAGE, RW), Err(Errno::ENOMEM));
+    assert_eq!(protect(START, 2 * PAGE, RW), Err(ENOMEM));
     // SAFETY: memory of this program's own.
     assert_eq!(unsafe { probe::write(START, 1) }, Ok(()));
     assert!(probe::read(START + PAGE).is_err());
-    assert_eq!(protect(START + PAGE, PAGE, PROT_WRITE), Err(Errno::ENOMEM));
+    assert_eq!(protect(START + PAGE, PAGE, PROT_WRITE), Err(ENOMEM));
     assert_eq!(protect(START + PAGE, PAGE, PROT_READ), Ok(()));
-    assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(ENOMEM));
     assert_eq!(protect(START, PAGE, PROT_READ), Ok(()));
     assert!(map(PAGE, RW, MAP_PRIVATE).is_ok());
     // 0 is for the hard limit, as on Linux.
     set(RLIMIT_DATA, 0, RLIM_INFINITY).expect("a limit");
     assert!(map(PAGE, RW, MAP_PRIVATE).is_ok());
     set(RLIMIT_DATA, 0, 0).expect("a limit");
-    assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(Errno::ENOMEM));
+    assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(ENOMEM));
 }
 
 fn brk(address: u64) -> u64 {
@@ -375,7 +363,7 @@ fn stack(top: u64) {
     let mut old = RLimit { soft: 1, hard: 1 };
     assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, (top - 24 * MIB) & !7), Ok(0));
     assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, &raw mut old as u64), Ok(0));
-    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, (top - 41 * MIB) & !7), Err(Errno::EFAULT));
+    assert_eq!(prlimit(0, RLIMIT_CPU as u64, 0, (top - 41 * MIB) & !7), Err(EFAULT));
 }
 
 /// Areas that accesses below them extend, and what keeps them from it.

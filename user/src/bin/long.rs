@@ -9,7 +9,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait, futex_wake};
-use granule_user::waiting::with_longer_times;
+use granule_user::waiting::{asleep_until, with_longer_times};
 use granule_user::{memory, println, process, signal, sys, time};
 
 entry!(run);
@@ -51,9 +51,7 @@ fn threads(count: u32, main: fn(usize)) {
 
 /// Waits until all `count` threads have added one.
 fn all_there(count: u32) {
-    while THERE.load(Ordering::Acquire) != count {
-        time::sleep(MILLISECOND).expect("to sleep");
-    }
+    asleep_until(|| THERE.load(Ordering::Acquire) == count);
 }
 
 /// Threads that all sleep until one moment. A busy machine may need longer for so many: each further try has twice the
@@ -88,7 +86,7 @@ fn waiters(count: u32) {
             // Some give up by themselves, in the midst of the others.
             let limit = (index % 16 == 0).then_some(50 * MILLISECOND);
             match futex_wait(&GATE, 0, limit) {
-                Ok(()) | Err(Errno::EAGAIN | Errno::ETIMEDOUT) => {}
+                Ok(()) | Err(EAGAIN | ETIMEDOUT) => {}
                 Err(error) => panic!("futex: {error:?}"),
             }
         }
@@ -158,10 +156,10 @@ fn processes(count: u32) {
     for child in (first.unwrap_or(last)..=last).rev() {
         match process::wait4(child as i32, 0) {
             Ok((number, status)) => assert_eq!((number, status), (child, exited(7))),
-            Err(error) => assert_eq!(error, Errno::ECHILD, "another's number lies in between"),
+            Err(error) => assert_eq!(error, ECHILD, "another's number lies in between"),
         }
     }
-    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD), "all were waited for");
+    assert_eq!(process::wait4(-1, 0), Err(ECHILD), "all were waited for");
 }
 
 /// Populates, protects, gives up and unmaps.
@@ -230,10 +228,8 @@ fn random(bytes: u64) {
 
 /// Writes 2 GiB to the console, until a signal comes.
 fn write() {
-    extern "C" fn interrupted(_: u32, _: &SigInfo, _: &mut UContext) {}
     const BYTES: u64 = 2 << 30;
-    // SAFETY: the handler does nothing.
-    unsafe { signal::handle(SIGUSR1, interrupted, 0, 0) }.expect("a handler");
+    signal::interrupt_by(SIGUSR1, 0);
     let parent = process::id() as i32;
     let child = process::spawn(|| {
         let _ = time::sleep(40 * MILLISECOND);
@@ -244,6 +240,6 @@ fn write() {
     let done = unsafe { sys::call(WRITE, [1, zeros, BYTES, 0, 0, 0]) }.expect("bytes that were written");
     assert!((64 << 10..8 * MIB).contains(&done), "{done} bytes were written before the signal");
     // The handler may run in this call as well.
-    while process::wait4(child as i32, 0) == Err(Errno::EINTR) {}
+    while process::wait4(child as i32, 0) == Err(EINTR) {}
     println!("\nwrote {done} bytes");
 }

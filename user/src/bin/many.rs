@@ -11,6 +11,7 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait};
 use granule_user::userfault::Pager;
+use granule_user::waiting::asleep_until;
 use granule_user::{memory, println, process, signal, time};
 
 entry!(run);
@@ -64,10 +65,14 @@ fn crowd(count: u32, main: impl FnOnce() + Copy + Send + 'static) {
             main();
         });
     }
-    while THERE.load(Ordering::Acquire) != count {
-        time::sleep(MILLISECOND).expect("to sleep");
-    }
+    asleep_until(|| THERE.load(Ordering::Acquire) == count);
     time::sleep(SETTLED).expect("to sleep");
+}
+
+/// Is there no more, and ends with the process.
+fn rest() {
+    THERE.fetch_sub(1, Ordering::Release);
+    let _ = time::sleep(u64::MAX >> 2);
 }
 
 fn map(bytes: u64, protection: u64, flags: u64) -> u64 {
@@ -91,12 +96,9 @@ fn descriptors(count: u64) {
     for _ in 0..count - 5 {
         call(DUP3, [counter, call(DUP, [counter]).expect("a descriptor"), O_CLOEXEC.into()]).expect("one to be closed");
     }
-    process::in_copy(|| {
-        call(CLOSE, [counter]).expect("to close");
-    });
+    process::in_copy(|| assert_eq!(call(CLOSE, [counter]), Ok(0)));
     println!("many descriptors: ok, but for an exec:");
-    let error = process::execve(c"hello", &[c"hello".as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]);
-    panic!("{error:?}");
+    panic!("{:?}", process::execute(c"hello", &[c"hello"]));
 }
 
 /// A list for `ppoll` of one descriptor, so many times.
@@ -133,15 +135,17 @@ fn poll_one(descriptor: u64) {
     let _ = call(PPOLL, [&raw mut polled as u64, 1, 0, 0]);
 }
 
+fn poll_on(descriptor: u64) -> ! {
+    loop {
+        poll_one(descriptor);
+        process::sched_yield();
+    }
+}
+
 /// Threads that poll one counter, all woken at once.
 fn pollers(count: u32) {
     let counter = call(EVENTFD2, [0, 0]).expect("a counter");
-    crowd(count, move || {
-        loop {
-            poll_one(counter);
-            process::sched_yield();
-        }
-    });
+    crowd(count, move || poll_on(counter));
     let mut value = 1_u64;
     call(WRITE, [counter, &raw const value as u64, 8]).expect("to count");
     call(READ, [counter, &raw mut value as u64, 8]).expect("the count");
@@ -156,26 +160,18 @@ fn pipe_readers(count: u32) {
     crowd(count, move || {
         let mut byte = 0_u8;
         let _ = call(READ, [ends[0].into(), &raw mut byte as u64, 1]);
-        THERE.fetch_sub(1, Ordering::Release);
-        let _ = time::sleep(u64::MAX >> 2);
+        rest();
     });
     call(WRITE, [ends[1].into(), c"abc".as_ptr() as u64, 3]).expect("to write");
     time::sleep(SETTLED).expect("to sleep");
     assert_eq!(THERE.load(Ordering::Acquire), count - 3);
     call(CLOSE, [ends[1].into()]).expect("to close");
-    while THERE.load(Ordering::Acquire) != 0 {
-        time::sleep(MILLISECOND).expect("to sleep");
-    }
+    asleep_until(|| THERE.load(Ordering::Acquire) == 0);
 }
 
 /// Threads that poll the console, for a second after all are there.
 fn console(count: u32) {
-    crowd(count, move || {
-        loop {
-            poll_one(0);
-            process::sched_yield();
-        }
-    });
+    crowd(count, || poll_on(0));
     time::sleep(100_000 * MILLISECOND).expect("to sleep");
 }
 
@@ -189,25 +185,18 @@ fn console_readers(count: u32) {
     crowd(count, move || {
         let mut byte = 0_u8;
         while call(READ, [0, &raw mut byte as u64, 1]) != Ok(1) {}
-        THERE.fetch_sub(1, Ordering::Release);
-        let _ = time::sleep(u64::MAX >> 2);
+        rest();
     });
     ask_for_input();
-    while THERE.load(Ordering::Acquire) != count - 2 {
-        time::sleep(MILLISECOND).expect("to sleep");
-    }
+    asleep_until(|| THERE.load(Ordering::Acquire) == count - 2);
     time::sleep(SETTLED).expect("to sleep");
 }
 
 /// Threads that sleep, and calls that are for all of them: CPU time, signals that none takes, a fork; then an exec.
 fn threads(count: u32) {
-    extern "C" fn handle(_: u32, _: &SigInfo, _: &mut UContext) {}
     static GATE: AtomicU32 = AtomicU32::new(0);
     let both = signal::set_of(SIGUSR1) | signal::set_of(SIGUSR2);
-    // SAFETY: the handler does nothing.
-    unsafe { signal::handle(SIGUSR1, handle, 0, 0) }.expect("a handler");
-    // SAFETY: as above.
-    unsafe { signal::handle(SIGUSR2, handle, 0, 0) }.expect("a handler");
+    [SIGUSR1, SIGUSR2].into_iter().for_each(|signal| signal::interrupt_by(signal, 0));
     signal::mask(SIG_BLOCK, both).expect("a mask");
     // They block the signals too.
     crowd(count, move || {
@@ -220,26 +209,19 @@ fn threads(count: u32) {
     let own = process::id();
     process::kill(own as i32, SIGUSR1).expect("a signal");
     process::kill(own as i32, SIGUSR2).expect("a signal");
-    let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
-    // SAFETY: no handler.
-    unsafe { signal::set_action(SIGUSR1, &ignored) }.expect("an action");
-    let mut pending = 0_u64;
-    call(RT_SIGPENDING, [&raw mut pending as u64, 8]).expect("pending signals");
-    assert_eq!(pending & both, signal::set_of(SIGUSR2));
+    signal::set_without_handler(SIGUSR1, SIG_IGN);
+    assert_eq!([SIGUSR1, SIGUSR2].map(signal::is_pending), [Ok(false), Ok(true)]);
     signal::mask(SIG_UNBLOCK, both).expect("a mask");
     process::in_copy(|| {});
     println!("many threads: ok, but for an exec:");
-    let error = process::execve(c"hello", &[c"hello".as_ptr().cast(), core::ptr::null()], &[core::ptr::null()]);
-    panic!("{error:?}");
+    panic!("{:?}", process::execute(c"hello", &[c"hello"]));
 }
 
 /// Userfaultfds that serve a page each, and ask for events of changes of all their pages: the process ends before those are
 /// read.
 fn pagers(count: u64) {
     for feature in [UFFD_FEATURE_EVENT_UNMAP, UFFD_FEATURE_EVENT_REMOVE, UFFD_FEATURE_EVENT_FORK] {
-        process::in_copy(|| {
-            changed_by_a_thread(count, feature);
-        });
+        process::in_copy(|| changed_by_a_thread(count, feature));
     }
 }
 
@@ -278,15 +260,12 @@ fn faulters(count: u32) {
     pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     crowd(count, move || {
         touch(page);
-        THERE.fetch_sub(1, Ordering::Release);
-        let _ = time::sleep(u64::MAX >> 2);
+        rest();
     });
     pager.wake(page, PAGE).expect("a wake-up");
     time::sleep(SETTLED).expect("to sleep");
     pager.zero(page, PAGE, 0).expect("a page");
-    while THERE.load(Ordering::Acquire) != 0 {
-        time::sleep(MILLISECOND).expect("to sleep");
-    }
+    asleep_until(|| THERE.load(Ordering::Acquire) == 0);
     // All read, and one message comes for them all.
     for _ in 0..count / 2 {
         let _ = Thread::spawn(move || _ = pager.read_one());
@@ -345,20 +324,17 @@ fn mappings(count: u64) {
     let file = memory_file();
     call(FTRUNCATE, [file, PAGE]).expect("a page");
     let start = map(count * PAGE, PROT_NONE, OWN | MAP_NORESERVE);
-    for page in (start..start + count * PAGE).step_by(PAGE as usize) {
+    let pages = || (start..start + count * PAGE).step_by(PAGE as usize);
+    for page in pages() {
         call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
     }
     touch(start);
     let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     call(FALLOCATE, [file, hole.into(), 0, PAGE]).expect("a hole");
-    for page in (start..start + count * PAGE).step_by(PAGE as usize) {
-        touch(page);
-    }
+    pages().for_each(touch);
     process::in_copy(|| {});
     call(MADVISE, [start, PAGE, MADV_REMOVE]).expect("a hole");
-    for page in (start..start + count * PAGE).step_by(PAGE as usize) {
-        touch(page);
-    }
+    pages().for_each(touch);
     call(FTRUNCATE, [file, 0]).expect("no page");
     call(MUNMAP, [start, count * PAGE]).expect("to unmap");
 }
@@ -388,10 +364,8 @@ fn all_are_killed(count: u32, by: u32) {
 
 /// Ctrl-C, which is for each process, and a signal to all but the caller.
 fn kills(count: u32) {
-    extern "C" fn handle(_: u32, _: &SigInfo, _: &mut UContext) {}
     family(count, || {});
-    // SAFETY: the handler does nothing.
-    unsafe { signal::handle(SIGINT, handle, SA_RESTART, 0) }.expect("a handler");
+    signal::interrupt_by(SIGINT, SA_RESTART);
     ask_for_input();
     // The script types Ctrl-C, and the line's end.
     let mut end = 0_u8;

@@ -10,6 +10,7 @@
 use granule_user::memory::{madvise, mincore, mmap, mprotect, munmap};
 use granule_user::prelude::*;
 use granule_user::probe::{Fault, not_allowed, not_mapped};
+use granule_user::waiting::until;
 use granule_user::{memory, println, probe, process};
 
 entry!(run);
@@ -29,25 +30,17 @@ fn run(start: Start) -> u8 {
     // The argument names a feature of the CPUs, which Linux reports to no program.
     let has = start.arguments().nth(1).unwrap_or_default();
     what_may_be_executed_alone(has == "execute-only");
-    fresh_memory_is_zeros();
-    pages_come_when_they_are_asked_for();
-    addresses_are_as_asked_for();
-    mappings_that_are_refused();
-    holes_are_made_anywhere();
-    ranges_end_inside_other_areas();
+    parts! { ()
+        fresh_memory_is_zeros pages_come_when_they_are_asked_for addresses_are_as_asked_for mappings_that_are_refused
+        holes_are_made_anywhere ranges_end_inside_other_areas
+    }
     nothing_lies_below_or_above(start);
-    a_program_may_be_one_page();
-    every_protection_is_kept();
-    protections_that_are_refused();
-    protections_change_up_to_the_first_hole();
-    contents_are_given_up();
-    advice_and_questions_that_are_refused();
-    the_heap_moves();
-    forks_copy_what_is_private();
-    areas_may_be_larger_than_tables_reach();
-    below_an_area_that_grows_a_guard_is_left();
-    copies_differ_after_a_store_to_either();
-    bad_pointers_are_refused();
+    parts! { ()
+        a_program_may_be_one_page every_protection_is_kept protections_that_are_refused
+        protections_change_up_to_the_first_hole contents_are_given_up advice_and_questions_that_are_refused
+        the_heap_moves forks_copy_what_is_private areas_may_be_larger_than_tables_reach
+        below_an_area_that_grows_a_guard_is_left copies_differ_after_a_store_to_either bad_pointers_are_refused
+    }
     println!("mappings: ok");
     0
 }
@@ -132,18 +125,14 @@ fn addresses_are_as_asked_for() {
     for (page, value) in [(1, 2), (2, 0), (3, 0), (4, 5)] {
         assert_eq!(probe::read(start + page * PAGE), Ok(value), "page {page}");
     }
-    assert_eq!(at(start + 7 * PAGE, 2, MAP_FIXED_NOREPLACE), Err(Errno::EEXIST), "a part is in use");
+    assert_eq!(at(start + 7 * PAGE, 2, MAP_FIXED_NOREPLACE), Err(EEXIST), "a part is in use");
     assert_eq!(probe::read(start + 7 * PAGE), Ok(8), "and stays");
     unmap(start + 4 * PAGE, 2);
     assert_eq!(at(start + 4 * PAGE, 2, MAP_FIXED_NOREPLACE), Ok(start + 4 * PAGE), "a hole just large enough");
-    assert_eq!(
-        at(start + 4 * PAGE, 1, MAP_FIXED | MAP_FIXED_NOREPLACE),
-        Err(Errno::EEXIST),
-        "the stricter flag counts"
-    );
+    assert_eq!(at(start + 4 * PAGE, 1, MAP_FIXED | MAP_FIXED_NOREPLACE), Err(EEXIST), "the stricter flag counts");
     unmap(start, 8);
     assert_eq!(at(start, 8, 0), Ok(start), "a wish that can be met");
-    assert_eq!(at(start + 5, 0, 0), Err(Errno::EINVAL));
+    assert_eq!(at(start + 5, 0, 0), Err(EINVAL));
     let other = at(start + PAGE, 2, 0).expect("memory");
     assert!(other + 2 * PAGE <= start || start + 8 * PAGE <= other, "a wish that cannot");
     unmap(other, 2);
@@ -159,22 +148,18 @@ fn addresses_are_as_asked_for() {
 
 fn mappings_that_are_refused() {
     let refused: &[(&str, [u64; 6], Errno)] = &[
-        ("no bytes", [0, 0, RW, ANONYMOUS, u64::MAX, 0], Errno::EINVAL),
-        ("more than there are", [0, END, RW, ANONYMOUS, u64::MAX, 0], Errno::ENOMEM),
-        ("a size that wraps", [0, u64::MAX, RW, ANONYMOUS, u64::MAX, 0], Errno::ENOMEM),
-        ("neither private nor shared", [0, PAGE, RW, MAP_ANONYMOUS, u64::MAX, 0], Errno::EINVAL),
-        (
-            "validation, which files alone have",
-            [0, PAGE, RW, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, u64::MAX, 0],
-            Errno::EINVAL,
-        ),
-        ("a shared stack", [0, PAGE, RW, SHARED | MAP_GROWSDOWN, u64::MAX, 0], Errno::EINVAL),
-        ("no page's address", [NOWHERE + 1, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::EINVAL),
-        ("beyond the end", [END, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::ENOMEM),
-        ("across the end", [END - PAGE, 2 * PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::ENOMEM),
-        ("the kernel's half", [u64::MAX << 48, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], Errno::ENOMEM),
-        ("an offset that is no page's", [0, PAGE, RW, ANONYMOUS, u64::MAX, 1], Errno::EINVAL),
-        ("no such file", [0, PAGE, RW, MAP_PRIVATE, 77, 0], Errno::EBADF),
+        ("no bytes", [0, 0, RW, ANONYMOUS, u64::MAX, 0], EINVAL),
+        ("more than there are", [0, END, RW, ANONYMOUS, u64::MAX, 0], ENOMEM),
+        ("a size that wraps", [0, u64::MAX, RW, ANONYMOUS, u64::MAX, 0], ENOMEM),
+        ("neither private nor shared", [0, PAGE, RW, MAP_ANONYMOUS, u64::MAX, 0], EINVAL),
+        ("validation, which files alone have", [0, PAGE, RW, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, u64::MAX, 0], EINVAL),
+        ("a shared stack", [0, PAGE, RW, SHARED | MAP_GROWSDOWN, u64::MAX, 0], EINVAL),
+        ("no page's address", [NOWHERE + 1, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], EINVAL),
+        ("beyond the end", [END, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("across the end", [END - PAGE, 2 * PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("the kernel's half", [u64::MAX << 48, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("an offset that is no page's", [0, PAGE, RW, ANONYMOUS, u64::MAX, 1], EINVAL),
+        ("no such file", [0, PAGE, RW, MAP_PRIVATE, 77, 0], EBADF),
     ];
     for (what, arguments, errno) in refused {
         assert_eq!(call(MMAP, *arguments), Err(*errno), "{what}");
@@ -194,7 +179,7 @@ fn mappings_that_are_refused() {
         ("the kernel's half", u64::MAX << 48, PAGE),
     ];
     for (what, address, bytes) in refused {
-        assert_eq!(call(MUNMAP, [address, bytes]), Err(Errno::EINVAL), "{what}");
+        assert_eq!(call(MUNMAP, [address, bytes]), Err(EINVAL), "{what}");
     }
     assert_eq!(probe::read(start), Ok(0), "nothing was unmapped");
     unmap(start, 1);
@@ -266,7 +251,7 @@ const LOW_PAGES: u64 = 16;
 extern "C" fn with_nothing_above() -> ! {
     assert_eq!(call(MUNMAP, [LOW, END - KERNEL_KEEPS - LOW]), Ok(0));
     for (number, last) in [(MPROTECT, PROT_READ), (MADVISE, MADV_DONTNEED), (MINCORE, 0)] {
-        assert_eq!(call(number, [LOW, PAGE, last]), Err(Errno::ENOMEM), "call {number}");
+        assert_eq!(call(number, [LOW, PAGE, last]), Err(ENOMEM), "call {number}");
     }
     assert_eq!(probe::read(LOW), Err(not_mapped(LOW)));
     let heap = call(BRK, [0]).expect("the heap's end");
@@ -275,7 +260,7 @@ extern "C" fn with_nothing_above() -> ! {
     let start = map(2 * LOW / PAGE, PROT_NONE, ANONYMOUS | MAP_NORESERVE);
     assert!(start >= LOW, "{start:#x}");
     unmap(start, 2 * LOW / PAGE);
-    assert_eq!(call(MPROTECT, [LOW - PAGE, 2 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "up to the end of the last area");
+    assert_eq!(call(MPROTECT, [LOW - PAGE, 2 * PAGE, PROT_READ]), Err(ENOMEM), "up to the end of the last area");
     assert_eq!(put(LOW - PAGE, 1), Err(not_allowed(LOW - PAGE)));
     // The last area may end earlier.
     unmap(LOW - PAGE, 1);
@@ -285,7 +270,7 @@ extern "C" fn with_nothing_above() -> ! {
 
 fn nothing_lies_below_or_above(start: Start) {
     let headers = start.auxiliary(AT_PHDR).expect("where the program's headers are") & !(PAGE - 1);
-    assert_eq!(call(MPROTECT, [headers - PAGE, 2 * PAGE, PROT_NONE]), Err(Errno::ENOMEM), "it begins in nothing");
+    assert_eq!(call(MPROTECT, [headers - PAGE, 2 * PAGE, PROT_NONE]), Err(ENOMEM), "it begins in nothing");
 
     let stack = LOW - LOW_PAGES * PAGE;
     // SAFETY: nothing is there.
@@ -433,7 +418,7 @@ fn what_may_be_executed_alone(is_unreadable: bool) {
         assert_eq!(put(page, 9), Err(not_allowed(page)));
         // A word that the kernel reads.
         let waited = call(FUTEX, [page, FUTEX_PRIVATE_FLAG, 9, 0]);
-        assert_eq!(waited, Err(if is_unreadable { Errno::EFAULT } else { Errno::EAGAIN }));
+        assert_eq!(waited, Err(if is_unreadable { EFAULT } else { EAGAIN }));
     }
     protect(start, 2, PROT_READ);
     assert_eq!(probe::read(start), Ok(1));
@@ -444,16 +429,16 @@ fn protections_that_are_refused() {
     let start = map(3, RW, ANONYMOUS);
     unmap(start + 2 * PAGE, 1);
     let answers = [
-        ("no page's address", start + 1, PAGE, PROT_READ, Err(Errno::EINVAL)),
+        ("no page's address", start + 1, PAGE, PROT_READ, Err(EINVAL)),
         ("no bytes", start, 0, PROT_NONE, Ok(0)),
         ("no bytes, and no such protection", start, 0, 0x100, Ok(0)),
-        ("no such protection", start, PAGE, RW | 0x100, Err(Errno::EINVAL)),
-        ("a size that wraps, and no such protection", start, u64::MAX, 0x100, Err(Errno::ENOMEM)),
-        ("nothing there", NOWHERE, PAGE, PROT_READ, Err(Errno::ENOMEM)),
-        ("a hole at the beginning", start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(Errno::ENOMEM)),
-        ("below all mappings", 0x1_0000, 0x40_0000, PROT_READ, Err(Errno::ENOMEM)),
-        ("beyond the end", END, PAGE, PROT_READ, Err(Errno::ENOMEM)),
-        ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(Errno::ENOMEM)),
+        ("no such protection", start, PAGE, RW | 0x100, Err(EINVAL)),
+        ("a size that wraps, and no such protection", start, u64::MAX, 0x100, Err(ENOMEM)),
+        ("nothing there", NOWHERE, PAGE, PROT_READ, Err(ENOMEM)),
+        ("a hole at the beginning", start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(ENOMEM)),
+        ("below all mappings", 0x1_0000, 0x40_0000, PROT_READ, Err(ENOMEM)),
+        ("beyond the end", END, PAGE, PROT_READ, Err(ENOMEM)),
+        ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(ENOMEM)),
     ];
     for (what, address, bytes, protection, wanted) in answers {
         assert_eq!(call(MPROTECT, [address, bytes, protection]), wanted, "{what}");
@@ -468,21 +453,21 @@ fn protections_change_up_to_the_first_hole() {
         fill(start, 8, 1);
         protect(start + 2 * PAGE, 1, PROT_READ | PROT_EXEC);
         unmap(start + 4 * PAGE, 1);
-        assert_eq!(call(MPROTECT, [start + PAGE, 6 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "a hole in the middle");
+        assert_eq!(call(MPROTECT, [start + PAGE, 6 * PAGE, PROT_READ]), Err(ENOMEM), "a hole in the middle");
         for page in [0, 1, 2, 3, 5, 6, 7] {
             let address = start + page * PAGE;
             assert_eq!(probe::read(address), Ok(page as u8 + 1), "page {page}");
             let wanted = if (1..4).contains(&page) { Err(not_allowed(address)) } else { Ok(()) };
             assert_eq!(put(address, page as u8 + 1), wanted, "page {page}");
         }
-        assert_eq!(call(MPROTECT, [start, 5 * PAGE, RW]), Err(Errno::ENOMEM), "a hole at the end");
+        assert_eq!(call(MPROTECT, [start, 5 * PAGE, RW]), Err(ENOMEM), "a hole at the end");
         fill(start, 4, 1);
         unmap(start, 8);
     }
     let last = END - KERNEL_KEEPS - PAGE;
     // SAFETY: nothing is there.
     assert_eq!(unsafe { mmap(last, PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE) }, Ok(last));
-    assert_eq!(call(MPROTECT, [last, 2 * PAGE, PROT_READ]), Err(Errno::ENOMEM), "across the end of all addresses");
+    assert_eq!(call(MPROTECT, [last, 2 * PAGE, PROT_READ]), Err(ENOMEM), "across the end of all addresses");
     assert_eq!(put(last, 1), Err(not_allowed(last)), "the end is a hole as well");
     unmap(last, 1);
 }
@@ -502,7 +487,7 @@ fn contents_are_given_up() {
     assert_eq!(probe::read(start + PAGE), Ok(0));
     fill(start, 4, 1);
     unmap(start + PAGE, 1);
-    assert_eq!(dontneed(start, 4), Err(Errno::ENOMEM), "a hole is an error");
+    assert_eq!(dontneed(start, 4), Err(ENOMEM), "a hole is an error");
     assert_eq!((probe::read(start), probe::read(start + 3 * PAGE)), (Ok(0), Ok(0)), "and the rest given up");
     unmap(start, 4);
 
@@ -520,16 +505,16 @@ fn advice_and_questions_that_are_refused() {
     let answers = [
         ("nothing to do", start, PAGE, MADV_NORMAL, Ok(0)),
         ("no bytes", start, 0, MADV_DONTNEED, Ok(0)),
-        ("no such advice", start, PAGE, 12345, Err(Errno::EINVAL)),
-        ("no bytes, and no such advice", start, 0, 12345, Err(Errno::EINVAL)),
-        ("no page's address", start + 1, PAGE, MADV_DONTNEED, Err(Errno::EINVAL)),
-        ("a size that wraps", start, u64::MAX - PAGE, MADV_DONTNEED, Err(Errno::EINVAL)),
-        ("a size that rounds up to nothing", start, u64::MAX, MADV_DONTNEED, Err(Errno::EINVAL)),
-        ("a hole", start, 2 * PAGE, MADV_WILLNEED, Err(Errno::ENOMEM)),
-        ("nothing there", NOWHERE, PAGE, MADV_DONTNEED, Err(Errno::ENOMEM)),
-        ("behind the last address", END, PAGE, MADV_DONTNEED, Err(Errno::ENOMEM)),
-        ("behind the last address, to be read soon", END, PAGE, MADV_WILLNEED, Err(Errno::ENOMEM)),
-        ("behind the last address, as usual", END, PAGE, MADV_NORMAL, Err(Errno::ENOMEM)),
+        ("no such advice", start, PAGE, 12345, Err(EINVAL)),
+        ("no bytes, and no such advice", start, 0, 12345, Err(EINVAL)),
+        ("no page's address", start + 1, PAGE, MADV_DONTNEED, Err(EINVAL)),
+        ("a size that wraps", start, u64::MAX - PAGE, MADV_DONTNEED, Err(EINVAL)),
+        ("a size that rounds up to nothing", start, u64::MAX, MADV_DONTNEED, Err(EINVAL)),
+        ("a hole", start, 2 * PAGE, MADV_WILLNEED, Err(ENOMEM)),
+        ("nothing there", NOWHERE, PAGE, MADV_DONTNEED, Err(ENOMEM)),
+        ("behind the last address", END, PAGE, MADV_DONTNEED, Err(ENOMEM)),
+        ("behind the last address, to be read soon", END, PAGE, MADV_WILLNEED, Err(ENOMEM)),
+        ("behind the last address, as usual", END, PAGE, MADV_NORMAL, Err(ENOMEM)),
     ];
     for (what, address, bytes, advice, wanted) in answers {
         assert_eq!(call(MADVISE, [address, bytes, advice]), wanted, "{what}");
@@ -538,13 +523,13 @@ fn advice_and_questions_that_are_refused() {
     let answers = [
         ("a byte counts as its page", start, 1, vector, Ok(0)),
         ("no bytes", start, 0, vector, Ok(0)),
-        ("no page's address", start + 1, PAGE, vector, Err(Errno::EINVAL)),
-        ("a hole", start, 2 * PAGE, vector, Err(Errno::ENOMEM)),
-        ("the kernel's half", kernel, PAGE, vector, Err(Errno::ENOMEM)),
-        ("a size that wraps", start, u64::MAX, vector, Err(Errno::ENOMEM)),
-        ("no place for the answer", start, PAGE, NOWHERE, Err(Errno::EFAULT)),
-        ("a place of the kernel's", start, PAGE, kernel, Err(Errno::EFAULT)),
-        ("a place of the kernel's, and a hole", start + PAGE, PAGE, kernel, Err(Errno::EFAULT)),
+        ("no page's address", start + 1, PAGE, vector, Err(EINVAL)),
+        ("a hole", start, 2 * PAGE, vector, Err(ENOMEM)),
+        ("the kernel's half", kernel, PAGE, vector, Err(ENOMEM)),
+        ("a size that wraps", start, u64::MAX, vector, Err(ENOMEM)),
+        ("no place for the answer", start, PAGE, NOWHERE, Err(EFAULT)),
+        ("a place of the kernel's", start, PAGE, kernel, Err(EFAULT)),
+        ("a place of the kernel's, and a hole", start + PAGE, PAGE, kernel, Err(EFAULT)),
     ];
     for (what, address, bytes, place, wanted) in answers {
         assert_eq!(call(MINCORE, [address, bytes, place]), wanted, "{what}");
@@ -653,9 +638,7 @@ fn copies_differ_after_a_store_to_either() {
     // Word 0: how far the two are. Both look, then the parent writes, then the child.
     let steps = map(1, RW, SHARED);
     let wait = |step| {
-        while probe::read(steps) != Ok(step) {
-            process::sched_yield();
-        }
+        until(|| probe::read(steps) == Ok(step));
     };
     let reads = |first: u8| (0..PAGES).all(|page| probe::read(own + page * PAGE) == Ok(first + page as u8));
     fill(own, PAGES, 1);
@@ -688,25 +671,25 @@ fn bad_pointers_are_refused() {
     let constant = map(1, PROT_READ, ANONYMOUS);
     let unreadable = [8, NOWHERE, closed, END, u64::MAX << 48, u64::MAX - 7];
     for bad in unreadable {
-        assert_eq!(call(WRITE, [1, bad, 4]), Err(Errno::EFAULT), "write from {bad:#x}");
-        assert_eq!(call(WRITEV, [1, bad, 1]), Err(Errno::EFAULT), "writev of {bad:#x}");
-        assert_eq!(call(NANOSLEEP, [bad, 0]), Err(Errno::EFAULT), "nanosleep for {bad:#x}");
-        assert_eq!(call(RT_SIGACTION, [10, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigaction of {bad:#x}");
-        assert_eq!(call(RT_SIGPROCMASK, [0, bad, 0, 8]), Err(Errno::EFAULT), "rt_sigprocmask of {bad:#x}");
-        assert_eq!(call(SIGALTSTACK, [bad, 0]), Err(Errno::EFAULT), "sigaltstack of {bad:#x}");
+        assert_eq!(call(WRITE, [1, bad, 4]), Err(EFAULT), "write from {bad:#x}");
+        assert_eq!(call(WRITEV, [1, bad, 1]), Err(EFAULT), "writev of {bad:#x}");
+        assert_eq!(call(NANOSLEEP, [bad, 0]), Err(EFAULT), "nanosleep for {bad:#x}");
+        assert_eq!(call(RT_SIGACTION, [10, bad, 0, 8]), Err(EFAULT), "rt_sigaction of {bad:#x}");
+        assert_eq!(call(RT_SIGPROCMASK, [0, bad, 0, 8]), Err(EFAULT), "rt_sigprocmask of {bad:#x}");
+        assert_eq!(call(SIGALTSTACK, [bad, 0]), Err(EFAULT), "sigaltstack of {bad:#x}");
     }
     for bad in unreadable.into_iter().chain([constant]) {
-        assert_eq!(call(CLOCK_GETTIME, [1, bad]), Err(Errno::EFAULT), "clock_gettime to {bad:#x}");
-        assert_eq!(call(UNAME, [bad]), Err(Errno::EFAULT), "uname to {bad:#x}");
-        assert_eq!(call(GETRANDOM, [bad, 4, 0]), Err(Errno::EFAULT), "getrandom to {bad:#x}");
-        assert_eq!(call(SIGALTSTACK, [0, bad]), Err(Errno::EFAULT), "sigaltstack to {bad:#x}");
+        assert_eq!(call(CLOCK_GETTIME, [1, bad]), Err(EFAULT), "clock_gettime to {bad:#x}");
+        assert_eq!(call(UNAME, [bad]), Err(EFAULT), "uname to {bad:#x}");
+        assert_eq!(call(GETRANDOM, [bad, 4, 0]), Err(EFAULT), "getrandom to {bad:#x}");
+        assert_eq!(call(SIGALTSTACK, [0, bad]), Err(EFAULT), "sigaltstack to {bad:#x}");
     }
-    assert_eq!(call(FUTEX, [NOWHERE, 0, 0, 0]), Err(Errno::EFAULT), "a futex nowhere");
-    assert_eq!(call(FUTEX, [closed + 2, 0, 0, 0]), Err(Errno::EINVAL), "a futex across words");
+    assert_eq!(call(FUTEX, [NOWHERE, 0, 0, 0]), Err(EFAULT), "a futex nowhere");
+    assert_eq!(call(FUTEX, [closed + 2, 0, 0, 0]), Err(EINVAL), "a futex across words");
     // A structure that ends where nothing is.
     let (start, size) = (map(2, RW, ANONYMOUS), 390);
     unmap(start + PAGE, 1);
-    assert_eq!(call(UNAME, [start + PAGE - size + 1]), Err(Errno::EFAULT));
+    assert_eq!(call(UNAME, [start + PAGE - size + 1]), Err(EFAULT));
     assert_eq!(call(UNAME, [start + PAGE - size]), Ok(0));
     // The kernel's own accesses are faults as the program's are: a page that is not there, one that is shared.
     let fresh = map(1, RW, ANONYMOUS);
@@ -721,5 +704,5 @@ fn bad_pointers_are_refused() {
     for (address, pages) in [(closed, 1), (constant, 1), (start, 1), (fresh, 1)] {
         unmap(address, pages);
     }
-    assert_eq!(memory::map(0, RW), Err(Errno::EINVAL));
+    assert_eq!(memory::map(0, RW), Err(EINVAL));
 }

@@ -37,29 +37,11 @@ fn run(start: Start) -> u8 {
         Some("full") => return full(),
         _ => {}
     }
-    creation();
-    contents();
-    positions();
-    appended();
-    lists();
-    sizes();
-    holes();
-    allocation();
-    allocated_and_not_used();
-    mapped();
-    private();
-    pages_behind_the_end();
-    taken_away();
-    copies_and_truncation();
-    removed();
-    forks();
-    parts();
-    seals();
-    writers();
-    limits();
-    words();
-    refused_mappings();
-    code();
+    parts! { ()
+        creation contents positions appended lists sizes holes allocation allocated_and_not_used mapped private
+        pages_behind_the_end taken_away copies_and_truncation removed forks parts seals writers limits words
+        refused_mappings code
+    }
     of_the_program(start.auxiliary(AT_EXECFN).expect("a path"));
     status("memfd")
 }
@@ -99,28 +81,25 @@ fn creation() {
     equal("no seals", other.fcntl(F_GET_SEALS, 0), Ok(0));
     holds("two files", other.stat().st_ino != has.st_ino && other.stat().st_dev == has.st_dev);
     let inert = File::memory(c"x", MFD_NOEXEC_SEAL).expect("a file");
-    equal(
-        "not executable",
-        (inert.stat().st_mode, inert.fcntl(F_GET_SEALS, 0)),
-        (S_IFREG | 0o666, Ok(F_SEAL_EXEC.into())),
-    );
+    let seals = |file: &File| file.fcntl(F_GET_SEALS, 0);
+    equal("not executable", (inert.stat().st_mode, seals(&inert)), (S_IFREG | 0o666, Ok(F_SEAL_EXEC.into())));
     let both = File::memory(c"x", MFD_EXEC | MFD_ALLOW_SEALING).expect("a file");
     equal("executable", (both.stat().st_mode, both.fcntl(F_GET_SEALS, 0)), (S_IFREG | 0o777, Ok(0)));
     for flags in [32, 1 << 31, 1 << 26, MFD_EXEC | MFD_NOEXEC_SEAL] {
-        equal(("flags", flags), File::memory(c"x", flags), Err(Errno::EINVAL));
+        equal(("flags", flags), File::memory(c"x", flags), Err(EINVAL));
     }
-    equal("no name", call(MEMFD_CREATE, [NOWHERE, 0]), Err(Errno::EFAULT));
-    equal("wrong flags first", call(MEMFD_CREATE, [NOWHERE, 32]), Err(Errno::EINVAL));
+    equal("no name", call(MEMFD_CREATE, [NOWHERE, 0]), Err(EFAULT));
+    equal("wrong flags first", call(MEMFD_CREATE, [NOWHERE, 32]), Err(EINVAL));
     let long = [b'x'; 251];
     let mut name = [0; 252];
     name[..250].copy_from_slice(&long[..250]);
-    equal("250 bytes", call(MEMFD_CREATE, [name.as_ptr() as u64, 0]), Err(Errno::EINVAL));
+    equal("250 bytes", call(MEMFD_CREATE, [name.as_ptr() as u64, 0]), Err(EINVAL));
     name[249] = 0;
     let _named = File(call(MEMFD_CREATE, [name.as_ptr() as u64, 0]).expect("249 bytes"));
     apart(|| {
         equal("three files", process::limit(RLIMIT_NOFILE, 3, 3).map(drop), Ok(()));
-        equal("no room", File::memory(c"x", 0), Err(Errno::EMFILE));
-        equal("a bad name first", call(MEMFD_CREATE, [NOWHERE, 0]), Err(Errno::EFAULT));
+        equal("no room", File::memory(c"x", 0), Err(EMFILE));
+        equal("a bad name first", call(MEMFD_CREATE, [NOWHERE, 0]), Err(EFAULT));
     });
 }
 
@@ -152,9 +131,9 @@ fn contents() {
     equal("far behind", call(PREAD64, [*file, read.as_mut_ptr() as u64, 100, 1 << 40]), Ok(0));
     equal("nothing", file.write_at(&[], 1 << 40), Ok(0));
     equal("no size by that", size(&file), 10_000);
-    equal("from nowhere", call(PWRITE64, [*file, NOWHERE, 10, 0]), Err(Errno::EFAULT));
-    equal("to nowhere", call(PREAD64, [*file, NOWHERE, 10, 0]), Err(Errno::EFAULT));
-    equal("before it", call(PWRITE64, [*file, bytes.as_ptr() as u64, 1, u64::MAX]), Err(Errno::EINVAL));
+    equal("from nowhere", call(PWRITE64, [*file, NOWHERE, 10, 0]), Err(EFAULT));
+    equal("to nowhere", call(PREAD64, [*file, NOWHERE, 10, 0]), Err(EFAULT));
+    equal("before it", call(PWRITE64, [*file, bytes.as_ptr() as u64, 1, u64::MAX]), Err(EINVAL));
     // A page that can be read, and one that cannot.
     let at = Pages::map(2, RW, MAP_PRIVATE).expect("memory");
     unmap(*at + PAGE, 1);
@@ -163,8 +142,8 @@ fn contents() {
     equal("what was written", (file.byte(99), file.byte(100)), (Some(0), Some(pattern(100))));
     for number in [FSYNC, FDATASYNC] {
         equal("nothing to wait for", call(number, [*file]), Ok(0));
-        equal("no file", call(number, [99]), Err(Errno::EBADF));
-        equal("the console", call(number, [0]), Err(Errno::EINVAL));
+        equal("no file", call(number, [99]), Err(EBADF));
+        equal("the console", call(number, [0]), Err(EINVAL));
     }
     // The file from its own mapping.
     let here = shared(&file, 3);
@@ -197,12 +176,12 @@ fn positions() {
     equal("how many", call(IOCTL, [*file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
     equal("fewer than none", left, 11 - 4096);
     equal("set", file.seek(8 * PAGE as i64, SEEK_SET), Ok(8 * PAGE));
-    equal("a failed write", call(WRITE, [*file, NOWHERE, 4]), Err(Errno::EFAULT));
+    equal("a failed write", call(WRITE, [*file, NOWHERE, 4]), Err(EFAULT));
     equal("moves nothing", file.seek(0, SEEK_CUR), Ok(8 * PAGE));
     equal("largest", file.seek(i64::MAX, SEEK_SET), Ok(i64::MAX as u64));
-    equal("past the cache", file.fcntl(F_SETFL, O_DIRECT), Err(Errno::EINVAL));
-    equal("no such position", call(WRITE, [*file, b"c".as_ptr() as u64, 1]), Err(Errno::EINVAL));
-    equal("before it", file.seek(-1, SEEK_SET), Err(Errno::EINVAL));
+    equal("past the cache", file.fcntl(F_SETFL, O_DIRECT), Err(EINVAL));
+    equal("no such position", call(WRITE, [*file, b"c".as_ptr() as u64, 1]), Err(EINVAL));
+    equal("before it", file.seek(-1, SEEK_SET), Err(EINVAL));
     // Data and holes: pages 0 to 8 have frames.
     equal("punched", file.punch(2 * PAGE, 3 * PAGE), Ok(0));
     for (from, data, hole) in [
@@ -211,7 +190,7 @@ fn positions() {
         (2, Ok(5), Ok(2)),
         (4, Ok(5), Ok(4)),
         (5, Ok(5), Ok(9)),
-        (9, Err(Errno::ENXIO), Err(Errno::ENXIO)),
+        (9, Err(ENXIO), Err(ENXIO)),
     ] {
         let pages = |at: Result<u64, Errno>| at.map(|at| at.div_ceil(PAGE));
         equal(("data from", from), pages(file.seek(from * 4096, SEEK_DATA)), data);
@@ -220,7 +199,7 @@ fn positions() {
     equal("inside a page", file.seek(5 * 4096 + 7, SEEK_DATA), Ok(5 * PAGE + 7));
     equal("the hole at the end", file.seek(5 * 4096 + 7, SEEK_HOLE), Ok(8 * PAGE + 11));
     equal("far", file.resize(1 << 40), Ok(0));
-    equal("data far away", file.seek(10 * 4096, SEEK_DATA), Err(Errno::ENXIO));
+    equal("data far away", file.seek(10 * 4096, SEEK_DATA), Err(ENXIO));
     equal("a page there", file.write_at(&[1], 1 << 38), Ok(1));
     equal("data far away", file.seek(10 * 4096, SEEK_DATA), Ok(1 << 38));
     equal("a hole before it", file.seek(10 * 4096, SEEK_HOLE), Ok(10 * PAGE));
@@ -261,10 +240,10 @@ fn sizes() {
     equal("cut off", (file.byte(PAGE + 49), file.byte(PAGE + 50)), (Some(9), Some(0)));
     equal("empty", file.resize(0), Ok(0));
     equal("no pages", (size(&file), blocks(&file)), (0, 0));
-    equal("negative", call(FTRUNCATE, [*file, u64::MAX]), Err(Errno::EINVAL));
-    equal("no file", call(FTRUNCATE, [99, 0]), Err(Errno::EBADF));
-    equal("negative first", call(FTRUNCATE, [99, u64::MAX]), Err(Errno::EINVAL));
-    equal("the console", call(FTRUNCATE, [0, 0]), Err(Errno::EINVAL));
+    equal("negative", call(FTRUNCATE, [*file, u64::MAX]), Err(EINVAL));
+    equal("no file", call(FTRUNCATE, [99, 0]), Err(EBADF));
+    equal("negative first", call(FTRUNCATE, [99, u64::MAX]), Err(EINVAL));
+    equal("the console", call(FTRUNCATE, [0, 0]), Err(EINVAL));
 }
 
 fn holes() {
@@ -292,33 +271,19 @@ fn allocation() {
     equal("pages, and no size", (size(&file), blocks(&file)), (4 * 4096 + 1, 7));
     equal("the same size", file.resize(4 * PAGE + 1), Ok(0));
     equal("takes them away", blocks(&file), 5);
-    let cases = [
-        (0, u64::MAX, 1, Errno::EINVAL),
-        (0, 0, 0, Errno::EINVAL),
-        (0, 0, u64::MAX, Errno::EINVAL),
-        (FALLOC_FL_PUNCH_HOLE, 0, PAGE, Errno::ENOTSUP),
-        (4, 0, PAGE, Errno::ENOTSUP),
-        (8, 0, PAGE, Errno::ENOTSUP),
-        (9, 0, PAGE, Errno::ENOTSUP),
-        (16, 0, PAGE, Errno::ENOTSUP),
-        (17, 0, PAGE, Errno::ENOTSUP),
-        (32, 0, PAGE, Errno::ENOTSUP),
-        (64, 0, PAGE, Errno::ENOTSUP),
-        (128, 0, PAGE, Errno::ENOTSUP),
-        (256, 0, PAGE, Errno::ENOTSUP),
-        (1 << 31, 0, PAGE, Errno::ENOTSUP),
-        (3 | 16, 0, PAGE, Errno::ENOTSUP),
-        (0, i64::MAX as u64, 1, Errno::EFBIG),
-        (3, i64::MAX as u64, 1, Errno::EFBIG),
-        (4, 0, 0, Errno::EINVAL),
-    ];
-    for (mode, offset, length, error) in cases {
-        equal(("fallocate", mode, offset, length), file.allocate(mode, offset, length), Err(error));
+    for mode in [FALLOC_FL_PUNCH_HOLE, 4, 8, 9, 16, 17, 32, 64, 128, 256, 1 << 31, 3 | 16] {
+        equal(("fallocate", mode), file.allocate(mode, 0, PAGE), Err(ENOTSUP));
     }
-    equal("no file", call(FALLOCATE, [99, 0, 0, 1]), Err(Errno::EBADF));
-    equal("no file first", call(FALLOCATE, [99, 4, 0, 0]), Err(Errno::EBADF));
-    equal("the console", call(FALLOCATE, [0, 0, 0, 1]), Err(Errno::ENODEV));
-    equal("the console, and a mode", call(FALLOCATE, [0, 4, 0, 1]), Err(Errno::ENOTSUP));
+    for (mode, offset, length) in [(0, u64::MAX, 1), (0, 0, 0), (0, 0, u64::MAX), (4, 0, 0)] {
+        equal(("fallocate", mode, offset, length), file.allocate(mode, offset, length), Err(EINVAL));
+    }
+    for mode in [0, 3] {
+        equal(("fallocate, too far", mode), file.allocate(mode, i64::MAX as u64, 1), Err(EFBIG));
+    }
+    equal("no file", call(FALLOCATE, [99, 0, 0, 1]), Err(EBADF));
+    equal("no file first", call(FALLOCATE, [99, 4, 0, 0]), Err(EBADF));
+    equal("the console", call(FALLOCATE, [0, 0, 0, 1]), Err(ENODEV));
+    equal("the console, and a mode", call(FALLOCATE, [0, 4, 0, 1]), Err(ENOTSUP));
 }
 
 /// Pages that were allocated are holes, and not in memory for `mincore`, until something uses them.
@@ -333,7 +298,7 @@ fn allocated_and_not_used() {
     equal("allocated", file.allocate(0, PAGE, 3 * PAGE), Ok(0));
     equal("allocated, the size kept", file.allocate(FALLOC_FL_KEEP_SIZE, 5 * PAGE, 2 * PAGE), Ok(0));
     equal("frames", blocks(&file), 5);
-    equal("not used", (present(*at, 12), next(0)), (0, (Err(Errno::ENXIO), Ok(0))));
+    equal("not used", (present(*at, 12), next(0)), (0, (Err(ENXIO), Ok(0))));
     equal("loaded", at.read(2 * PAGE), Ok(0));
     equal("used", (present(*at, 12), next(0), next(2)), (1 << 2, (Ok(2), Ok(0)), (Ok(2), Ok(3))));
     equal("stored", at.put(3 * PAGE, 1), Ok(()));
@@ -393,12 +358,12 @@ fn mapped() {
         (*here, 4 * PAGE, 0, Ok(0)),
         (*here, 0, 4, Ok(0)),
         (NOWHERE, 0, 4, Ok(0)),
-        (NOWHERE, 1, 4, Err(Errno::ENOMEM)),
-        (*here, 4 * PAGE, 5, Err(Errno::EINVAL)),
-        (*here, 4 * PAGE, 8, Err(Errno::EINVAL)),
-        (*here + 1, 1, 4, Err(Errno::EINVAL)),
+        (NOWHERE, 1, 4, Err(ENOMEM)),
+        (*here, 4 * PAGE, 5, Err(EINVAL)),
+        (*here, 4 * PAGE, 8, Err(EINVAL)),
+        (*here + 1, 1, 4, Err(EINVAL)),
         (*here, u64::MAX, 4, Ok(0)),
-        (*here, u64::MAX - 8191, 4, Err(Errno::ENOMEM)),
+        (*here, u64::MAX - 8191, 4, Err(ENOMEM)),
     ] {
         equal(("msync", bytes, flags), msync(at, bytes, flags), answer);
     }
@@ -451,7 +416,7 @@ fn pages_behind_the_end() {
         equal("behind it", probe::read(at + 2 * PAGE), Err(behind_the_end(at + 2 * PAGE)));
         equal("behind it", put(at + 2 * PAGE + 9, 1), Err(behind_the_end(at + 2 * PAGE + 9)));
     }
-    equal("the kernel's access", call(PREAD64, [*file, *all + 2 * PAGE, 1, 0]), Err(Errno::EFAULT));
+    equal("the kernel's access", call(PREAD64, [*file, *all + 2 * PAGE, 1, 0]), Err(EFAULT));
     equal("longer", file.resize(4 * PAGE), Ok(0));
     for at in [*all, *own] {
         equal("now there", put(at + 3 * PAGE, 8), Ok(()));
@@ -523,22 +488,22 @@ fn removed() {
     let read = file.map(0, 4, PROT_READ, MAP_SHARED).expect("a mapping");
     equal("may be written", remove(*read, 1), Ok(()));
     let own = file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping");
-    equal("private", remove(*own, 1), Err(Errno::EACCES));
+    equal("private", remove(*own, 1), Err(EACCES));
     let none = Pages::map(4, RW, MAP_PRIVATE).expect("memory");
-    equal("no file", remove(*none, 1), Err(Errno::EINVAL));
+    equal("no file", remove(*none, 1), Err(EINVAL));
     let anonymous = Pages::map(4, RW, MAP_SHARED).expect("memory");
     equal("stored", anonymous.put(PAGE, 9), Ok(()));
     equal("shared without a file", remove(*anonymous, 4), Ok(()));
     equal("zeros", anonymous.read(PAGE), Ok(0));
     // SAFETY: as above.
-    equal("no page", unsafe { madvise(*here + 1, PAGE, MADV_REMOVE) }, Err(Errno::EINVAL));
+    equal("no page", unsafe { madvise(*here + 1, PAGE, MADV_REMOVE) }, Err(EINVAL));
     unmap(*here + 2 * PAGE, 1);
     equal("stored", here.put(3 * PAGE, 7), Ok(()));
-    equal("a part is not mapped", remove(*here, 4), Err(Errno::ENOMEM));
+    equal("a part is not mapped", remove(*here, 4), Err(ENOMEM));
     equal("the rest is removed", file.byte(3 * PAGE), Some(0));
     equal("sealed", file.fcntl(F_ADD_SEALS, F_SEAL_FUTURE_WRITE), Ok(0));
     equal("stored", here.put(0, 7), Ok(()));
-    equal("sealed", remove(*here, 1), Err(Errno::EPERM));
+    equal("sealed", remove(*here, 1), Err(EPERM));
 }
 
 fn forks() {
@@ -622,41 +587,41 @@ fn seals() {
     let add = |file: &File, seals| file.fcntl(F_ADD_SEALS, seals);
     let new = || file(2);
     let one = new();
-    equal("unknown", add(&one, 64), Err(Errno::EINVAL));
+    equal("unknown", add(&one, 64), Err(EINVAL));
     equal("shrink", add(&one, F_SEAL_SHRINK), Ok(0));
-    equal("shorter", one.resize(PAGE), Err(Errno::EPERM));
+    equal("shorter", one.resize(PAGE), Err(EPERM));
     equal("longer", one.resize(3 * PAGE), Ok(0));
     equal("the same", one.resize(3 * PAGE), Ok(0));
     equal("punched", one.punch(0, PAGE), Ok(0));
     equal("seals add", (add(&one, F_SEAL_GROW), one.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(6)));
-    equal("longer", one.resize(4 * PAGE), Err(Errno::EPERM));
+    equal("longer", one.resize(4 * PAGE), Err(EPERM));
     equal("inside", one.write_at(&[1], 3 * PAGE - 1), Ok(1));
-    equal("behind", one.write_at(&[1], 3 * PAGE), Err(Errno::EPERM));
-    equal("over the end", one.write_at(&[1; 4096], 2 * PAGE + 100), Err(Errno::EPERM));
+    equal("behind", one.write_at(&[1], 3 * PAGE), Err(EPERM));
+    equal("over the end", one.write_at(&[1; 4096], 2 * PAGE + 100), Err(EPERM));
     equal("over the end, from a page before", one.write_at(&[1; 4096], 2 * PAGE - 100), Ok(4096));
-    equal("allocated", one.allocate(0, 2 * PAGE, 2 * PAGE), Err(Errno::EPERM));
-    equal("allocated, the size kept", one.allocate(FALLOC_FL_KEEP_SIZE, 2 * PAGE, 2 * PAGE), Err(Errno::EPERM));
+    equal("allocated", one.allocate(0, 2 * PAGE, 2 * PAGE), Err(EPERM));
+    equal("allocated, the size kept", one.allocate(FALLOC_FL_KEEP_SIZE, 2 * PAGE, 2 * PAGE), Err(EPERM));
     equal("allocated inside", one.allocate(0, 0, 3 * PAGE), Ok(0));
     equal("no more", add(&one, F_SEAL_SEAL), Ok(0));
-    equal("no more", add(&one, F_SEAL_WRITE), Err(Errno::EPERM));
-    equal("unknown first", add(&one, 64), Err(Errno::EINVAL));
+    equal("no more", add(&one, F_SEAL_WRITE), Err(EPERM));
+    equal("unknown first", add(&one, 64), Err(EINVAL));
 
     let two = new();
     equal("write", add(&two, F_SEAL_WRITE), Ok(0));
     equal("again", add(&two, F_SEAL_WRITE), Ok(0));
-    equal("written", two.write_at(&[1], 0), Err(Errno::EPERM));
+    equal("written", two.write_at(&[1], 0), Err(EPERM));
     equal("nothing written", two.write_at(&[], 0), Ok(0));
-    equal("from nowhere", call(PWRITE64, [*two, NOWHERE, 4, 0]), Err(Errno::EPERM));
-    equal("punched", two.punch(0, PAGE), Err(Errno::EPERM));
+    equal("from nowhere", call(PWRITE64, [*two, NOWHERE, 4, 0]), Err(EPERM));
+    equal("punched", two.punch(0, PAGE), Err(EPERM));
     equal("allocated", two.allocate(0, 0, 2 * PAGE), Ok(0));
     equal("longer", two.resize(3 * PAGE), Ok(0));
     equal("shorter", two.resize(PAGE), Ok(0));
-    equal("a shared mapping", two.map(0, 1, RW, MAP_SHARED), Err(Errno::EPERM));
+    equal("a shared mapping", two.map(0, 1, RW, MAP_SHARED), Err(EPERM));
     let read = two.map(0, 1, PROT_READ, MAP_SHARED).expect("a mapping");
     // SAFETY: a mapping of this function.
-    equal("never written", unsafe { mprotect(*read, PAGE, RW) }, Err(Errno::EACCES));
+    equal("never written", unsafe { mprotect(*read, PAGE, RW) }, Err(EACCES));
     // SAFETY: as above.
-    equal("not removed", unsafe { madvise(*read, PAGE, MADV_REMOVE) }, Err(Errno::EACCES));
+    equal("not removed", unsafe { madvise(*read, PAGE, MADV_REMOVE) }, Err(EACCES));
     let own = two.map(0, 1, RW, MAP_PRIVATE).expect("a mapping");
     equal("a copy", (own.put(0, 5), two.byte(0)), (Ok(()), Some(1)));
 
@@ -664,20 +629,18 @@ fn seals() {
     let here = shared(&three, 2);
     equal("future writes", add(&three, F_SEAL_FUTURE_WRITE), Ok(0));
     equal("through what there is", (here.put(0, 40), three.byte(0)), (Ok(()), Some(40)));
-    equal("written", three.write_at(&[1], 0), Err(Errno::EPERM));
-    equal("another mapping", three.map(0, 1, RW, MAP_SHARED), Err(Errno::EPERM));
+    equal("written", three.write_at(&[1], 0), Err(EPERM));
+    equal("another mapping", three.map(0, 1, RW, MAP_SHARED), Err(EPERM));
 
     let four = File::memory(c"x", MFD_NOEXEC_SEAL).expect("a file");
     equal("no bits to keep", (add(&four, F_SEAL_EXEC), four.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(32)));
     let five = new();
     equal("as it is executed", (add(&five, F_SEAL_EXEC), five.fcntl(F_GET_SEALS, 0)), (Ok(0), Ok(62)));
     let six = File::memory(c"x", 0).expect("a file");
-    equal("no seals", add(&six, F_SEAL_GROW), Err(Errno::EPERM));
-    for (file, command, seals, error) in [
-        (0, F_ADD_SEALS, F_SEAL_GROW, Errno::EINVAL),
-        (0, F_GET_SEALS, 0, Errno::EINVAL),
-        (99, F_ADD_SEALS, F_SEAL_GROW, Errno::EBADF),
-    ] {
+    equal("no seals", add(&six, F_SEAL_GROW), Err(EPERM));
+    for (file, command, seals, error) in
+        [(0, F_ADD_SEALS, F_SEAL_GROW, EINVAL), (0, F_GET_SEALS, 0, EINVAL), (99, F_ADD_SEALS, F_SEAL_GROW, EBADF)]
+    {
         equal(("no such file", file, command), call(FCNTL, [file, command.into(), seals.into()]), Err(error));
     }
 }
@@ -688,20 +651,20 @@ fn writers() {
     let seal = || file.fcntl(F_ADD_SEALS, F_SEAL_WRITE);
     let here = shared(&file, 4);
     let step = memory::shared::<AtomicU32>();
-    equal("mapped", seal(), Err(Errno::EBUSY));
+    equal("mapped", seal(), Err(EBUSY));
     // SAFETY: a mapping of this function.
     equal("read only", unsafe { mprotect(*here, 4 * PAGE, PROT_READ) }, Ok(()));
-    equal("it may be written again", seal(), Err(Errno::EBUSY));
+    equal("it may be written again", seal(), Err(EBUSY));
     unmap(*here + PAGE, 1);
-    equal("in two parts", seal(), Err(Errno::EBUSY));
+    equal("in two parts", seal(), Err(EBUSY));
     unmap(*here, 1);
-    equal("one part", seal(), Err(Errno::EBUSY));
+    equal("one part", seal(), Err(EBUSY));
     let child = process::spawn(|| {
         asleep_until(|| step.load(Ordering::Acquire) != 0);
         0
     });
     unmap(*here + 2 * PAGE, 2);
-    equal("the child's", seal(), Err(Errno::EBUSY));
+    equal("the child's", seal(), Err(EBUSY));
     step.store(1, Ordering::Release);
     equal("the child", process::wait(child), exited(0));
     let _own = file.map(0, 4, RW, MAP_PRIVATE).expect("a private mapping");
@@ -722,11 +685,11 @@ fn limits() {
         let file = File::memory(c"x", 0).expect("a file");
         let signals = || SIGNALS.swap(0, Ordering::Relaxed);
         equal("over it", (file.write_at(&[1; 200], 2 * PAGE), signals()), (Ok(100), 0));
-        equal("behind it", (file.write_at(&[1], 2 * PAGE + 100), signals()), (Err(Errno::EFBIG), 1));
-        equal("longer", (file.resize(2 * PAGE + 101), signals()), (Err(Errno::EFBIG), 1));
+        equal("behind it", (file.write_at(&[1], 2 * PAGE + 100), signals()), (Err(EFBIG), 1));
+        equal("longer", (file.resize(2 * PAGE + 101), signals()), (Err(EFBIG), 1));
         equal("as long", (file.resize(2 * PAGE + 100), signals()), (Ok(0), 0));
-        equal("allocated", (file.allocate(0, 0, 3 * PAGE), signals()), (Err(Errno::EFBIG), 1));
-        equal("kept", (file.allocate(FALLOC_FL_KEEP_SIZE, 0, 3 * PAGE), signals()), (Err(Errno::EFBIG), 1));
+        equal("allocated", (file.allocate(0, 0, 3 * PAGE), signals()), (Err(EFBIG), 1));
+        equal("kept", (file.allocate(FALLOC_FL_KEEP_SIZE, 0, 3 * PAGE), signals()), (Err(EFBIG), 1));
         equal("the size", size(&file), 2 * 4096 + 100);
     });
 }
@@ -738,29 +701,29 @@ fn words() {
     let wake = || until(|| call(FUTEX, [*there, FUTEX_WAKE, 1]) != Ok(0));
     let (_, woken) = beside(wake, || call(FUTEX, [*here, FUTEX_WAIT, 1, 0]));
     equal("woken by the other mapping", woken, Ok(0));
-    equal("another value", call(FUTEX, [*here, FUTEX_WAIT, 2, 0]), Err(Errno::EAGAIN));
+    equal("another value", call(FUTEX, [*here, FUTEX_WAIT, 2, 0]), Err(EAGAIN));
 }
 
 fn refused_mappings() {
     let file = file(1);
     let map = |length: u64, protection, flags, offset: u64| call(MMAP, [0, length, protection, flags, *file, offset]);
-    equal("no bytes", map(0, RW, MAP_SHARED, 0), Err(Errno::EINVAL));
+    equal("no bytes", map(0, RW, MAP_SHARED, 0), Err(EINVAL));
     for bytes in [u64::MAX, u64::MAX - 4095, u64::MAX - 4096, 1 << 63] {
-        equal(("too many bytes", bytes), map(bytes, RW, MAP_SHARED, 0), Err(Errno::ENOMEM));
+        equal(("too many bytes", bytes), map(bytes, RW, MAP_SHARED, 0), Err(ENOMEM));
     }
-    equal("no kind", map(PAGE, RW, 0, 0), Err(Errno::EINVAL));
-    equal("an offset inside a page", map(PAGE, RW, MAP_SHARED, 1), Err(Errno::EINVAL));
-    equal("an offset of 2⁶³", map(PAGE, RW, MAP_SHARED, 1 << 63), Err(Errno::EOVERFLOW));
-    equal("the last page", map(PAGE, RW, MAP_SHARED, (1 << 63) - PAGE), Err(Errno::EOVERFLOW));
-    equal("a stack", map(PAGE, RW, MAP_PRIVATE | MAP_GROWSDOWN, 0), Err(Errno::EINVAL));
-    equal("an unknown flag", map(PAGE, RW, MAP_SHARED_VALIDATE | 1 << 22, 0), Err(Errno::ENOTSUP));
+    equal("no kind", map(PAGE, RW, 0, 0), Err(EINVAL));
+    equal("an offset inside a page", map(PAGE, RW, MAP_SHARED, 1), Err(EINVAL));
+    equal("an offset of 2⁶³", map(PAGE, RW, MAP_SHARED, 1 << 63), Err(EOVERFLOW));
+    equal("the last page", map(PAGE, RW, MAP_SHARED, (1 << 63) - PAGE), Err(EOVERFLOW));
+    equal("a stack", map(PAGE, RW, MAP_PRIVATE | MAP_GROWSDOWN, 0), Err(EINVAL));
+    equal("an unknown flag", map(PAGE, RW, MAP_SHARED_VALIDATE | 1 << 22, 0), Err(ENOTSUP));
     equal("and unchecked", map(PAGE, RW, MAP_SHARED | 1 << 22, 0).map(|at| unmap(at, 1)), Ok(()));
     equal("checked", map(PAGE, RW, MAP_SHARED_VALIDATE, 0).map(|at| unmap(at, 1)), Ok(()));
     let flags = MAP_SHARED_VALIDATE | MAP_FIXED_NOREPLACE;
-    equal("a new flag", call(MMAP, [1 << 40, PAGE, RW, flags, *file, 0]), Err(Errno::ENOTSUP));
-    equal("no file", call(MMAP, [0, PAGE, RW, MAP_SHARED, 99, 0]), Err(Errno::EBADF));
-    equal("no file first", call(MMAP, [0, 0, RW, 0, 99, 0]), Err(Errno::EBADF));
-    equal("the console", call(MMAP, [0, PAGE, RW, MAP_SHARED, 0, 0]), Err(Errno::ENODEV));
+    equal("a new flag", call(MMAP, [1 << 40, PAGE, RW, flags, *file, 0]), Err(ENOTSUP));
+    equal("no file", call(MMAP, [0, PAGE, RW, MAP_SHARED, 99, 0]), Err(EBADF));
+    equal("no file first", call(MMAP, [0, 0, RW, 0, 99, 0]), Err(EBADF));
+    equal("the console", call(MMAP, [0, PAGE, RW, MAP_SHARED, 0, 0]), Err(ENODEV));
 }
 
 /// Code in a file, written by calls and by stores, and executed.
@@ -811,14 +774,14 @@ fn of_the_program(path: u64) {
     }
     equal("a store", all.put(0, 1), Err(not_allowed(*all)));
     // SAFETY: mappings of this function.
-    equal("not opened for writing", unsafe { mprotect(*all, PAGE, RW) }, Err(Errno::EACCES));
+    equal("not opened for writing", unsafe { mprotect(*all, PAGE, RW) }, Err(EACCES));
     // SAFETY: as above.
-    equal("nor removed", unsafe { madvise(*all, PAGE, MADV_REMOVE) }, Err(Errno::EACCES));
+    equal("nor removed", unsafe { madvise(*all, PAGE, MADV_REMOVE) }, Err(EACCES));
     equal("a copy", (own.put(0, 1), own.read(0), file.byte(0)), (Ok(()), Ok(1), Some(0x7f)));
-    equal("for writing", file.map(0, 1, RW, MAP_SHARED), Err(Errno::EACCES));
-    equal("for writing", file.resize(0), Err(Errno::EINVAL));
-    equal("for writing", file.allocate(0, 0, 1), Err(Errno::EBADF));
-    equal("for writing", file.fcntl(F_ADD_SEALS, F_SEAL_GROW), Err(Errno::EPERM));
+    equal("for writing", file.map(0, 1, RW, MAP_SHARED), Err(EACCES));
+    equal("for writing", file.resize(0), Err(EINVAL));
+    equal("for writing", file.allocate(0, 0, 1), Err(EBADF));
+    equal("for writing", file.fcntl(F_ADD_SEALS, F_SEAL_GROW), Err(EPERM));
 }
 
 /// Gives files ever more pages: half of what all memory could be, again and again.
@@ -830,9 +793,9 @@ fn full() -> u8 {
         match file.allocate(0, 0, bytes) {
             Ok(_) => {}
             // No memory is as large.
-            Err(Errno::ENOMEM) if bytes > PAGE => bytes /= 2,
+            Err(ENOMEM) if bytes > PAGE => bytes /= 2,
             Err(error) => {
-                equal("fallocate", error, Errno::ENOMEM);
+                equal("fallocate", error, ENOMEM);
                 return status("memfd full");
             }
         }

@@ -22,11 +22,8 @@ const TAGGED: u64 = RW | PROT_MTE;
 const BEFORE: u8 = 0x11;
 const MODES: [u64; 4] = [0, PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
 
-/// A part of the test: its name, and itself, with the program's path.
-type Part = (&'static str, fn(&str));
-
-/// The parts, all of which run where none is named.
-const PARTS: [Part; 14] = [
+/// The parts by name, with the program's path; all of them run where none is named.
+const PARTS: [(&str, fn(&CStr)); 14] = [
     ("control", |_| control_is_what_was_set()),
     ("irg", |_| irg_finds_the_tags_that_are_included()),
     ("modes", |_| each_access_is_checked_in_each_mode()),
@@ -44,7 +41,6 @@ const PARTS: [Part; 14] = [
 ];
 
 fn run(start: Start) -> u8 {
-    let path = start.arguments().next().unwrap_or_default();
     let is_asked = |word| start.arguments().skip(1).any(|argument| argument == word);
     if is_asked("again") {
         return after_an_exec();
@@ -52,7 +48,7 @@ fn run(start: Start) -> u8 {
     holds("HWCAP2_MTE", start.auxiliary(AT_HWCAP2).is_some_and(|bits| bits & HWCAP2_MTE != 0));
     handle(SIGSEGV, 0);
     let all = !PARTS.iter().any(|(name, _)| is_asked(name));
-    PARTS.iter().filter(|(name, _)| all || is_asked(name)).for_each(|(_, part)| part(path));
+    PARTS.iter().filter(|(name, _)| all || is_asked(name)).for_each(|(_, part)| part(start.path()));
     status("mte")
 }
 
@@ -133,12 +129,12 @@ fn control_is_what_was_set() {
     }
     let last = control();
     for bad in [1 << 19, 1 << 20, 1 << 63, PR_MTE_TAG_MASK << 1] {
-        equal(("a bit that does not exist", bad), set_control(bad), Err(Errno::EINVAL));
+        equal(("a bit that does not exist", bad), set_control(bad), Err(EINVAL));
     }
     for place in 2..5 {
         let mut arguments = [PR_SET_TAGGED_ADDR_CTRL, PR_MTE_TCF_SYNC, 0, 0, 0];
         arguments[place] = 1;
-        equal(("argument", place), call(PRCTL, arguments), Err(Errno::EINVAL));
+        equal(("argument", place), call(PRCTL, arguments), Err(EINVAL));
     }
     equal("nothing has changed", control(), last);
     equal("no more control", set_control(0), Ok(0));
@@ -268,14 +264,6 @@ fn handlers_are_checked_and_override_nothing() {
     unmap(page);
 }
 
-/// Ends as the child ends.
-fn end_of(child: impl FnOnce()) -> u32 {
-    process::wait(process::spawn(|| {
-        child();
-        0
-    }))
-}
-
 fn late_faults_wait_like_other_signals() {
     let page = map_private(TAGGED);
     let blocked = |how| equal("masked", signal::mask(how, signal::set_of(SIGSEGV)).map(|_| ()), Ok(()));
@@ -285,33 +273,21 @@ fn late_faults_wait_like_other_signals() {
     equal("blocked", taken(), None);
     blocked(SIG_UNBLOCK);
     equal("and then not", taken(), Some((SEGV_MTEAERR, 0)));
-    let offend = || store(page | tag(3));
     let without_handler = |handler| {
-        let action = SigAction { handler, ..SigAction::default() };
-        // SAFETY: it names no handler.
-        let _before = unsafe { signal::set_action(SIGSEGV, &action) }.expect("set");
+        signal::set_without_handler(SIGSEGV, handler);
     };
-    let ended = end_of(|| {
-        without_handler(SIG_IGN);
-        offend();
-    });
-    equal("ignored", ended, exited(0));
-    let ended = end_of(|| {
-        without_handler(0);
-        offend();
-    });
-    equal("before the exit", ended, killed(SIGSEGV));
+    let end_behind = |before: &dyn Fn()| {
+        process::run(|| {
+            before();
+            store(page | tag(3));
+            0
+        })
+    };
+    equal("ignored", end_behind(&|| without_handler(SIG_IGN)), exited(0));
+    equal("before the exit", end_behind(&|| without_handler(0)), killed(SIGSEGV));
     set_mode(PR_MTE_TCF_SYNC);
-    let ended = end_of(|| {
-        without_handler(SIG_IGN);
-        offend();
-    });
-    equal("at once: not ignored", ended, killed(SIGSEGV));
-    let ended = end_of(|| {
-        blocked(SIG_BLOCK);
-        offend();
-    });
-    equal("at once: not blocked", ended, killed(SIGSEGV));
+    equal("at once: not ignored", end_behind(&|| without_handler(SIG_IGN)), killed(SIGSEGV));
+    equal("at once: not blocked", end_behind(&|| blocked(SIG_BLOCK)), killed(SIGSEGV));
     unmap(page);
 }
 
@@ -426,7 +402,7 @@ fn buffers_of_calls_are_checked() {
                     set_mode(mode);
                     offset(0);
                     let moved = match (mode, before) {
-                        (PR_MTE_TCF_SYNC, 0) => Err(Errno::EFAULT),
+                        (PR_MTE_TCF_SYNC, 0) => Err(EFAULT),
                         (PR_MTE_TCF_SYNC, _) => Ok(before),
                         _ => Ok(BYTES),
                     };
@@ -440,9 +416,9 @@ fn buffers_of_calls_are_checked() {
     }
     set_mode(PR_MTE_TCF_SYNC);
     let word = page | tag(1);
-    equal("a word", call(FUTEX, [word, FUTEX_WAIT, 1, 0]), Err(Errno::EFAULT));
+    equal("a word", call(FUTEX, [word, FUTEX_WAIT, 1, 0]), Err(EFAULT));
     equal("that is not read", call(FUTEX, [word, FUTEX_WAKE, 1]), Ok(0));
-    equal("random bytes", call(GETRANDOM, [word, 16, 0]), Err(Errno::EFAULT));
+    equal("random bytes", call(GETRANDOM, [word, 16, 0]), Err(EFAULT));
     set_mode(PR_MTE_TCF_ASYNC);
     equal("random bytes, late", (call(GETRANDOM, [word, 16, 0]), taken()), (Ok(16), None));
     unmap(page);
@@ -472,7 +448,7 @@ fn with_zero<const N: usize>(text: &[u8]) -> [u8; N] {
     core::array::from_fn(|index| text.get(index).copied().unwrap_or(0))
 }
 
-fn strings_of_calls_are_checked_to_their_end(path: &str) {
+fn strings_of_calls_are_checked_to_their_end(path: &CStr) {
     const CHECKED: [u64; 3] = [PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
     let page = map_private(TAGGED);
     // No multiple of what the kernel reads at once, which would then end with the string.
@@ -484,11 +460,10 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
         for bytes in [2, 16, 17, 256, 257, 601] {
             let at = place(&missing[601 - bytes..], end);
             set_mode(mode);
-            let found = if bytes > 256 { Errno::ENAMETOOLONG } else { Errno::ENOENT };
+            let found = if bytes > 256 { ENAMETOOLONG } else { ENOENT };
             equal(("a path of", bytes, "in mode", mode), (open(at), taken()), (Err(found), None));
         }
-        let mut name: [u8; 64] = with_zero(path.as_bytes());
-        let at = place(&name[..=path.len()], end);
+        let at = place(path.to_bytes_with_nul(), end);
         set_mode(mode);
         let file = open(at);
         holds(("the program's own path in mode", mode), file.is_ok() && taken().is_none());
@@ -506,7 +481,7 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
         for text in [&b"short\0"[..], b"of fifteen char", b"1\0"] {
             let at = place(text, end);
             set_mode(mode);
-            name = [0; 64];
+            let mut name = [0; 64];
             equal(("a name in mode", mode), call(PRCTL, [PR_SET_NAME, at]), Ok(0));
             equal("to read", call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64]), Ok(0));
             equal("it is", (name, taken()), (with_zero(text), None));
@@ -516,10 +491,10 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
     for without_end in [&b"x"[..], &[b'x'; 16], &[b'x'; 300]] {
         let at = place(without_end, end);
         set_mode(PR_MTE_TCF_SYNC);
-        let error = Err(Errno::EFAULT);
+        let error = Err(EFAULT);
         equal("a path that goes on", open(at), error);
         let (is_name, is_cut_off) = (without_end.len() < 250, without_end.len() >= 15);
-        equal("a name of a file", call(MEMFD_CREATE, [at, 0]), if is_name { error } else { Err(Errno::EINVAL) });
+        equal("a name of a file", call(MEMFD_CREATE, [at, 0]), if is_name { error } else { Err(EINVAL) });
         equal("a name", call(PRCTL, [PR_SET_NAME, at]), if is_cut_off { Ok(0) } else { error });
         equal("a program", call(EXECVE, [at, 0, 0]), error);
         set_mode(PR_MTE_TCF_ASYNC);
@@ -530,9 +505,8 @@ fn strings_of_calls_are_checked_to_their_end(path: &str) {
 }
 
 /// Runs this program again, with its path, arguments and environment in front of granules with other tags.
-fn an_exec_reads_its_strings(mode: u64, path: &str, page: u64) {
-    let name: [u8; 64] = with_zero(path.as_bytes());
-    let path = place(&name[..=path.len()], page + 10 * GRANULE);
+fn an_exec_reads_its_strings(mode: u64, path: &CStr, page: u64) {
+    let path = place(path.to_bytes_with_nul(), page + 10 * GRANULE);
     let [again, variable] =
         [(&b"again\0"[..], 20), (b"A=1\0", 30)].map(|(text, end)| place(text, page + end * GRANULE));
     let (arguments, environment) = ([path, again, 0], [variable, 0]);
@@ -587,19 +561,9 @@ fn threads_keep_their_own_modes() {
     handle(SIGSEGV, 0);
 }
 
-fn an_exec_resets_the_mode(path: &str) {
-    let mut name = [0; 64];
-    name[..path.len()].copy_from_slice(path.as_bytes());
-    let name = CStr::from_bytes_until_nul(&name).expect("a short path");
+fn an_exec_resets_the_mode(path: &CStr) {
     set_mode(PR_MTE_TCF_SYNC);
-    let child = process::spawn(|| {
-        let error = process::execve(
-            name,
-            &[name.as_ptr().cast(), c"again".as_ptr().cast(), core::ptr::null()],
-            &[core::ptr::null()],
-        );
-        panic!("{error:?}");
-    });
+    let child = process::spawn(|| panic!("{:?}", process::execute(path, &[path, c"again"])));
     equal("an exec", process::wait(child), exited(0));
 }
 

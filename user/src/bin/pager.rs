@@ -75,7 +75,7 @@ impl Target {
                 assert!(flags & UFFD_PAGEFAULT_FLAG_WP != 0, "a fault of another kind: {flags:#x}");
                 Some((address - self.start) / PAGE)
             }
-            Err(Errno::EAGAIN) => None,
+            Err(EAGAIN) => None,
             other => panic!("{other:x?}"),
         }
     }

@@ -26,11 +26,10 @@ const TAKEN: u64 = 0x6000_0000_0000;
 const TAKEN_PAGES: u64 = 16;
 
 fn run(_start: Start) -> u8 {
-    mmap_refuses_in_linuxs_order();
-    large_pages_are_refused();
-    the_heap_ends_a_page_below_the_next_mapping();
-    mincore_answers_up_to_a_hole();
-    mappings_are_counted();
+    parts! { ()
+        mmap_refuses_in_linuxs_order large_pages_are_refused the_heap_ends_a_page_below_the_next_mapping
+        mincore_answers_up_to_a_hole mappings_are_counted
+    }
     println!("refusals: ok");
     0
 }
@@ -60,52 +59,52 @@ struct Arguments {
 fn answer(of: Arguments) -> Result<(), Errno> {
     let Arguments { address, bytes, flags, descriptor, offset } = of;
     if offset % PAGE != 0 {
-        return Err(Errno::EINVAL);
+        return Err(EINVAL);
     }
     let is_file = flags & MAP_ANONYMOUS == 0;
     if is_file && descriptor as u32 > 2 {
-        return Err(Errno::EBADF);
+        return Err(EBADF);
     }
     if bytes == 0 {
-        return Err(Errno::EINVAL);
+        return Err(EINVAL);
     }
-    let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(Errno::ENOMEM)?;
+    let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(ENOMEM)?;
     // As much as lies below the least address that may be mapped, which is a setting, is never free.
     if bytes > END - PAGE {
-        return Err(Errno::ENOMEM);
+        return Err(ENOMEM);
     }
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
         if address > END - bytes {
-            return Err(Errno::ENOMEM);
+            return Err(ENOMEM);
         }
         if address % PAGE != 0 {
-            return Err(Errno::EINVAL);
+            return Err(EINVAL);
         }
     }
     let overlaps = address < TAKEN + TAKEN_PAGES * PAGE && TAKEN < address.saturating_add(bytes);
     if flags & MAP_FIXED_NOREPLACE != 0 && overlaps {
-        return Err(Errno::EEXIST);
+        return Err(EEXIST);
     }
     if is_file { Err(answer_for_the_terminal(flags, bytes, offset)) } else { answer_for_memory(flags) }
 }
 
 fn answer_for_the_terminal(flags: u64, bytes: u64, offset: u64) -> Errno {
     if offset / PAGE > (u64::MAX - bytes) / PAGE {
-        return Errno::EOVERFLOW;
+        return EOVERFLOW;
     }
     match flags & MAP_TYPE {
         // Flags that are newer than validation are refused with it.
-        MAP_SHARED_VALIDATE if flags & MAP_FIXED_NOREPLACE != 0 => Errno::ENOTSUP,
-        MAP_SHARED | MAP_SHARED_VALIDATE | MAP_PRIVATE => Errno::ENODEV,
-        _ => Errno::EINVAL,
+        MAP_SHARED_VALIDATE if flags & MAP_FIXED_NOREPLACE != 0 => ENOTSUP,
+        MAP_SHARED | MAP_SHARED_VALIDATE | MAP_PRIVATE => ENODEV,
+        _ => EINVAL,
     }
 }
 
 fn answer_for_memory(flags: u64) -> Result<(), Errno> {
     match flags & MAP_TYPE {
-        MAP_SHARED if flags & MAP_GROWSDOWN != 0 => Err(Errno::EINVAL),
+        MAP_SHARED if flags & MAP_GROWSDOWN != 0 => Err(EINVAL),
         MAP_SHARED | MAP_PRIVATE => Ok(()),
-        _ => Err(Errno::EINVAL),
+        _ => Err(EINVAL),
     }
 }
 
@@ -170,16 +169,16 @@ fn large_pages_are_refused() {
     const LARGE: u64 = 2 << 20;
     let flags = ANONYMOUS | MAP_HUGETLB;
     for (what, address, bytes, flags, descriptor, wanted) in [
-        ("no bytes", 0, 0, flags, u64::MAX, Errno::EINVAL),
-        ("a page", 0, PAGE, flags, u64::MAX, Errno::ENOMEM),
-        ("a large page", 0, LARGE, flags, u64::MAX, Errno::ENOMEM),
-        ("more than there are", 0, END + LARGE, flags, u64::MAX, Errno::ENOMEM),
-        ("a size that wraps", 0, u64::MAX, flags, u64::MAX, Errno::EINVAL),
-        ("pages of 1 GiB", 0, PAGE, flags | 30 << 26, u64::MAX, Errno::ENOMEM),
-        ("pages of 8 KiB", 0, PAGE, flags | 13 << 26, u64::MAX, Errno::EINVAL),
-        ("a terminal", 0, PAGE, flags & !MAP_ANONYMOUS, 1, Errno::EINVAL),
-        ("no such file", 0, PAGE, flags & !MAP_ANONYMOUS, 77, Errno::EBADF),
-        ("beyond the end", END, PAGE, flags | MAP_FIXED, u64::MAX, Errno::ENOMEM),
+        ("no bytes", 0, 0, flags, u64::MAX, EINVAL),
+        ("a page", 0, PAGE, flags, u64::MAX, ENOMEM),
+        ("a large page", 0, LARGE, flags, u64::MAX, ENOMEM),
+        ("more than there are", 0, END + LARGE, flags, u64::MAX, ENOMEM),
+        ("a size that wraps", 0, u64::MAX, flags, u64::MAX, EINVAL),
+        ("pages of 1 GiB", 0, PAGE, flags | 30 << 26, u64::MAX, ENOMEM),
+        ("pages of 8 KiB", 0, PAGE, flags | 13 << 26, u64::MAX, EINVAL),
+        ("a terminal", 0, PAGE, flags & !MAP_ANONYMOUS, 1, EINVAL),
+        ("no such file", 0, PAGE, flags & !MAP_ANONYMOUS, 77, EBADF),
+        ("beyond the end", END, PAGE, flags | MAP_FIXED, u64::MAX, ENOMEM),
     ] {
         assert_eq!(call(MMAP, [address, bytes, RW, flags, descriptor, 0]), Err(wanted), "{what}");
     }
@@ -218,11 +217,11 @@ fn mincore_answers_up_to_a_hole() {
     }
     let mut bytes = [7_u8; 8];
     let vector = bytes.as_mut_ptr().expose_provenance() as u64;
-    assert_eq!(call(MINCORE, [TAKEN, 6 * PAGE, vector]), Err(Errno::ENOMEM));
+    assert_eq!(call(MINCORE, [TAKEN, 6 * PAGE, vector]), Err(ENOMEM));
     assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "pages before the hole");
-    assert_eq!(call(MINCORE, [TAKEN + 4 * PAGE, 2 * PAGE, vector]), Err(Errno::ENOMEM));
+    assert_eq!(call(MINCORE, [TAKEN + 4 * PAGE, 2 * PAGE, vector]), Err(ENOMEM));
     assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "none before the hole");
-    assert_eq!(call(MINCORE, [TAKEN, END, vector]), Err(Errno::ENOMEM), "more than there are");
+    assert_eq!(call(MINCORE, [TAKEN, END, vector]), Err(ENOMEM), "more than there are");
     unmap(TAKEN, 6);
 }
 
@@ -238,18 +237,18 @@ fn mappings_are_counted() {
             Err(error) => break error,
         }
     };
-    assert_eq!(error, Errno::ENOMEM);
+    assert_eq!(error, ENOMEM);
     assert!((MOST - 30..=MOST).contains(&count), "{count} mappings beside the program's own");
     let last = TAKEN + (count - 1) * PAGE;
     let apart = NOWHERE;
-    assert_eq!(map_at(last + PAGE, 1, protection(count - 1)), Err(Errno::ENOMEM), "even what would be merged");
-    assert_eq!(map_at(last, 1, protection(count - 1)), Err(Errno::ENOMEM), "even in place of another");
+    assert_eq!(map_at(last + PAGE, 1, protection(count - 1)), Err(ENOMEM), "even what would be merged");
+    assert_eq!(map_at(last, 1, protection(count - 1)), Err(ENOMEM), "even in place of another");
     unmap(last, 1);
     assert_eq!(map_at(apart, 4, RW), Ok(apart), "one, of four pages");
-    assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Err(Errno::ENOMEM), "two pieces would be one more");
+    assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Err(ENOMEM), "two pieces would be one more");
     assert_eq!(call(MUNMAP, [apart + 3 * PAGE, PAGE]), Ok(0), "the end of one");
-    assert_eq!(call(MPROTECT, [apart + PAGE, PAGE, PROT_READ]), Err(Errno::ENOMEM), "three pieces");
-    assert_eq!(call(MPROTECT, [apart, PAGE, PROT_READ]), Err(Errno::ENOMEM), "two pieces");
+    assert_eq!(call(MPROTECT, [apart + PAGE, PAGE, PROT_READ]), Err(ENOMEM), "three pieces");
+    assert_eq!(call(MPROTECT, [apart, PAGE, PROT_READ]), Err(ENOMEM), "two pieces");
     assert_eq!(call(MPROTECT, [apart, 3 * PAGE, PROT_READ]), Ok(0), "all of it");
     unmap(TAKEN, 2);
     assert_eq!(call(MPROTECT, [apart, PAGE, RW]), Ok(0), "two pieces when there is room");

@@ -15,6 +15,7 @@ use granule_user::memory::mmap;
 use granule_user::prelude::*;
 use granule_user::probe::{Fault, behind_the_end, not_allowed, not_mapped};
 use granule_user::process::sched_yield;
+use granule_user::waiting::until;
 use granule_user::{probe, time};
 
 entry!(run);
@@ -60,10 +61,10 @@ fn run(start: Start) -> u8 {
     equal("a page", stage, Ok(STAGE));
     if start.arguments().nth(1) == Some("again") {
         // The device stays bound to the space that the exec replaced.
-        equal("behind an exec", file.map(RW, MAP_SHARED), Err(Errno::ENXIO));
+        equal("behind an exec", file.map(RW, MAP_SHARED), Err(ENXIO));
         return status("registers again");
     }
-    equal("not bound", file.map(RW, MAP_SHARED), Err(Errno::ENXIO));
+    equal("not bound", file.map(RW, MAP_SHARED), Err(ENXIO));
     file_calls(file);
     let hidden = Hidden::page();
     say(1);
@@ -75,9 +76,7 @@ fn run(start: Start) -> u8 {
     refused(file);
     let transferred = transfer(at);
     say(2);
-    while probe::read_word(at).is_ok() {
-        sched_yield();
-    }
+    until(|| probe::read_word(at).is_err());
     equal("unbound", probe::read_word(at), Err(behind_the_end(at)));
     // It ends before the device has other memory. QEMU's takes a tenth of a second for one.
     for _ in 0..2_000 {
@@ -88,7 +87,7 @@ fn run(start: Start) -> u8 {
     }
     equal("a transfer that was under way", probe::read(transferred), Ok(TRANSFERRED));
     equal("unbound, once more", put_word(at + LIVENESS, 1), Err(behind_the_end(at + LIVENESS)));
-    equal("not bound any more", file.map(RW, MAP_SHARED), Err(Errno::ENXIO));
+    equal("not bound any more", file.map(RW, MAP_SHARED), Err(ENXIO));
     say(3);
     let new = wait_until_bound(file);
     used(new);
@@ -146,7 +145,7 @@ fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
 fn map_when_bound(file: File) -> Result<u64, Errno> {
     loop {
         match file.map(RW, MAP_SHARED) {
-            Err(Errno::ENXIO) => sched_yield(),
+            Err(ENXIO) => sched_yield(),
             mapped => return mapped,
         }
     }
@@ -172,7 +171,7 @@ impl Hidden {
     }
 
     fn refusal(&self) -> Option<Errno> {
-        self.is_hidden.then_some(Errno::EACCES)
+        self.is_hidden.then_some(EACCES)
     }
 
     /// No registers are mapped beside it, until it may be read.
@@ -199,24 +198,24 @@ fn file_calls(file: File) {
     let mut byte = [0_u8];
     let byte = byte.as_mut_ptr().addr() as u64;
     let descriptor = file.descriptor;
-    equal("read", call(READ, [descriptor, byte, 1]), Err(Errno::EINVAL));
-    equal("read to nowhere", call(READ, [descriptor, 1 << 63, 1]), Err(Errno::EINVAL));
-    equal("readv from nowhere", call(READV, [descriptor, 1 << 63, 1]), Err(Errno::EINVAL));
-    equal("writev from nowhere", call(WRITEV, [descriptor, 1 << 63, 1]), Err(Errno::EINVAL));
-    equal("read of nothing", call(READ, [descriptor, byte, 0]), Err(Errno::EINVAL));
-    equal("write", call(WRITE, [descriptor, byte, 1]), Err(Errno::EINVAL));
-    equal("pread", call(PREAD64, [descriptor, byte, 1, 0]), Err(Errno::EINVAL));
-    equal("pwrite", call(PWRITE64, [descriptor, byte, 1, 0]), Err(Errno::EINVAL));
-    equal("lseek", call(LSEEK, [descriptor, 0, 0]), Err(Errno::ESPIPE));
-    equal("ftruncate", call(FTRUNCATE, [descriptor, 0]), Err(Errno::EINVAL));
-    equal("fallocate", call(FALLOCATE, [descriptor, 0, 0, 1]), Err(Errno::ENODEV));
-    equal("fsync", call(FSYNC, [descriptor]), Err(Errno::EINVAL));
+    equal("read", call(READ, [descriptor, byte, 1]), Err(EINVAL));
+    equal("read to nowhere", call(READ, [descriptor, 1 << 63, 1]), Err(EINVAL));
+    equal("readv from nowhere", call(READV, [descriptor, 1 << 63, 1]), Err(EINVAL));
+    equal("writev from nowhere", call(WRITEV, [descriptor, 1 << 63, 1]), Err(EINVAL));
+    equal("read of nothing", call(READ, [descriptor, byte, 0]), Err(EINVAL));
+    equal("write", call(WRITE, [descriptor, byte, 1]), Err(EINVAL));
+    equal("pread", call(PREAD64, [descriptor, byte, 1, 0]), Err(EINVAL));
+    equal("pwrite", call(PWRITE64, [descriptor, byte, 1, 0]), Err(EINVAL));
+    equal("lseek", call(LSEEK, [descriptor, 0, 0]), Err(ESPIPE));
+    equal("ftruncate", call(FTRUNCATE, [descriptor, 0]), Err(EINVAL));
+    equal("fallocate", call(FALLOCATE, [descriptor, 0, 0, 1]), Err(ENODEV));
+    equal("fsync", call(FSYNC, [descriptor]), Err(EINVAL));
     let mut stat = Stat::default();
     equal("fstat", call(FSTAT, [descriptor, (&raw mut stat).addr() as u64]), Ok(0));
     equal("the kind", stat.st_mode & S_IFMT, S_IFCHR);
-    equal("a name of none", open(c"/dev/edu9", O_RDWR), Err(Errno::ENOENT));
-    equal("a name with zeros", open(c"/dev/edu00", O_RDWR), Err(Errno::ENOENT));
-    equal("behind it", open(c"/dev/edu0/x", O_RDWR), Err(Errno::ENOTDIR));
+    equal("a name of none", open(c"/dev/edu9", O_RDWR), Err(ENOENT));
+    equal("a name with zeros", open(c"/dev/edu00", O_RDWR), Err(ENOENT));
+    equal("behind it", open(c"/dev/edu0/x", O_RDWR), Err(ENOTDIR));
 }
 
 /// The device answers.
@@ -227,9 +226,7 @@ fn used(at: u64) {
         equal("it lives", probe::read_word(at + LIVENESS), Ok(!value));
     }
     equal("5", put_word(at + FACTORIAL, 5), Ok(()));
-    while probe::read_word(at + FACTORIAL_STATUS).is_ok_and(|status| status & 1 != 0) {
-        sched_yield();
-    }
+    until(|| !probe::read_word(at + FACTORIAL_STATUS).is_ok_and(|status| status & 1 != 0));
     equal("5!", probe::read_word(at + FACTORIAL), Ok(120));
 }
 
@@ -245,9 +242,7 @@ fn transfer(at: u64) -> u64 {
     equal("from", put(from, TRANSFERRED), Ok(()));
     equal("to", put(to, 1), Ok(()));
     begin(at, from, DEVICE_MEMORY, DMA_START);
-    while probe::read_word(at + DMA_COMMAND).is_ok_and(|command| command & DMA_START != 0) {
-        sched_yield();
-    }
+    until(|| !probe::read_word(at + DMA_COMMAND).is_ok_and(|command| command & DMA_START != 0));
     begin(at, DEVICE_MEMORY, to, DMA_START | DMA_FROM_DEVICE);
     to
 }
@@ -270,32 +265,23 @@ fn answers(file: File) {
     let at = file.map(RW, MAP_SHARED).expect("registers");
     holds("read", probe::read_word(at).is_ok());
     equal("present", present(at, 1), 0);
-    for advice in [
-        MADV_DONTNEED,
-        MADV_DONTNEED_LOCKED,
-        MADV_FREE,
-        MADV_COLD,
-        MADV_PAGEOUT,
-        MADV_GUARD_INSTALL,
-        MADV_GUARD_REMOVE,
-        MADV_DOFORK,
-        MADV_DODUMP,
-        MADV_WIPEONFORK,
-        MADV_POPULATE_READ,
-        MADV_POPULATE_WRITE,
-    ] {
-        equal(("advice", advice), advise(at, advice), Err(Errno::EINVAL));
+    let refused = [
+        [MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_GUARD_INSTALL],
+        [MADV_GUARD_REMOVE, MADV_DOFORK, MADV_DODUMP, MADV_WIPEONFORK, MADV_POPULATE_READ, MADV_POPULATE_WRITE],
+    ];
+    for &advice in refused.as_flattened() {
+        equal(("advice", advice), advise(at, advice), Err(EINVAL));
     }
     for advice in [MADV_KEEPONFORK, MADV_DONTDUMP, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTFORK] {
         equal(("advice", advice), advise(at, advice), Ok(0));
     }
-    equal("remove", advise(at, MADV_REMOVE), Err(Errno::ENODEV));
+    equal("remove", advise(at, MADV_REMOVE), Err(ENODEV));
     equal("mlock", call(MLOCK, [at, PAGE]), Ok(0));
-    for (flags, answer) in [(MS_INVALIDATE, Ok(0)), (MS_ASYNC, Ok(0)), (MS_SYNC, Err(Errno::EINVAL))] {
+    for (flags, answer) in [(MS_INVALIDATE, Ok(0)), (MS_ASYNC, Ok(0)), (MS_SYNC, Err(EINVAL))] {
         equal(("msync", flags), call(MSYNC, [at, PAGE, u64::from(flags)]), answer);
     }
     equal("munlock", call(MUNLOCK, [at, PAGE]), Ok(0));
-    equal("a word of it", call(FUTEX, [at, FUTEX_WAIT, 0, 0]), Err(Errno::EFAULT));
+    equal("a word of it", call(FUTEX, [at, FUTEX_WAIT, 0, 0]), Err(EFAULT));
 
     protect(at, 1, PROT_READ);
     holds("read only", probe::read_word(at).is_ok());
@@ -306,9 +292,9 @@ fn answers(file: File) {
     holds("read again", probe::read_word(at).is_ok());
 
     let mremap = |old: u64, new: u64, flags: u64, to: u64| call(MREMAP, [at, old, new, flags, to]);
-    equal("larger", mremap(PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0), Err(Errno::EFAULT));
-    equal("twice", mremap(0, PAGE, MREMAP_MAYMOVE, 0), Err(Errno::EFAULT));
-    equal("kept", mremap(PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0), Err(Errno::EINVAL));
+    equal("larger", mremap(PAGE, 2 * PAGE, MREMAP_MAYMOVE, 0), Err(EFAULT));
+    equal("twice", mremap(0, PAGE, MREMAP_MAYMOVE, 0), Err(EFAULT));
+    equal("kept", mremap(PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_DONTUNMAP, 0), Err(EINVAL));
     let to = at - 64 * PAGE;
     equal("moved", mremap(PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, to), Ok(to));
     holds("read there", probe::read_word(to).is_ok());
@@ -318,32 +304,32 @@ fn answers(file: File) {
 
     for flags in [MAP_SHARED | MAP_POPULATE, MAP_SHARED | MAP_LOCKED] {
         let at = file.map(PROT_READ, flags).expect("registers");
-        equal(("brought by none", flags), advise(at, MADV_DODUMP), Err(Errno::EINVAL));
+        equal(("brought by none", flags), advise(at, MADV_DODUMP), Err(EINVAL));
         holds("read", probe::read_word(at).is_ok());
         unmap(at, 1);
     }
-    equal("a stack", file.map(RW, MAP_SHARED | MAP_GROWSDOWN), Err(Errno::EINVAL));
+    equal("a stack", file.map(RW, MAP_SHARED | MAP_GROWSDOWN), Err(EINVAL));
     let read_only = if file.is_edu { c"/dev/edu0" } else { c"/dev/mem" };
     let read_only = File { descriptor: open(read_only, O_RDONLY).expect("a file"), ..file };
-    equal("without permission", read_only.map(RW, MAP_SHARED), Err(Errno::EACCES));
+    equal("without permission", read_only.map(RW, MAP_SHARED), Err(EACCES));
     let at = read_only.map(PROT_READ, MAP_SHARED).expect("registers");
     equal("msync of what is never written", call(MSYNC, [at, PAGE, u64::from(MS_SYNC)]), Ok(0));
-    equal("never written", call(MPROTECT, [at, PAGE, RW]), Err(Errno::EACCES));
+    equal("never written", call(MPROTECT, [at, PAGE, RW]), Err(EACCES));
     unmap(at, 1);
 }
 
 /// Mappings that the file of a device refuses, and calls with its registers, which are no memory of the kernel's.
 fn refused(file: File) {
     let twice = file.map_at(0, 2 * PAGE, RW, MAP_SHARED);
-    equal("more than it has", twice, Err(Errno::EINVAL));
+    equal("more than it has", twice, Err(EINVAL));
     for offset in [PAGE, 1 << 63, PAGE.wrapping_neg() - PAGE] {
-        equal(("behind it", offset), File { offset, ..file }.map(RW, MAP_SHARED), Err(Errno::EINVAL));
+        equal(("behind it", offset), File { offset, ..file }.map(RW, MAP_SHARED), Err(EINVAL));
     }
-    equal("no page", File { offset: PAGE.wrapping_neg(), ..file }.map(RW, MAP_SHARED), Err(Errno::EOVERFLOW));
-    equal("a copy", file.map(RW, MAP_PRIVATE), Err(Errno::EINVAL));
-    equal("code", file.map(RW | PROT_EXEC, MAP_SHARED), Err(Errno::EPERM));
+    equal("no page", File { offset: PAGE.wrapping_neg(), ..file }.map(RW, MAP_SHARED), Err(EOVERFLOW));
+    equal("a copy", file.map(RW, MAP_PRIVATE), Err(EINVAL));
+    equal("code", file.map(RW | PROT_EXEC, MAP_SHARED), Err(EPERM));
     let at = file.map(RW, MAP_SHARED).expect("registers");
-    equal("code later", call(MPROTECT, [at, PAGE, PROT_READ | PROT_EXEC]), Err(Errno::EACCES));
+    equal("code later", call(MPROTECT, [at, PAGE, PROT_READ | PROT_EXEC]), Err(EACCES));
     // A device has words. An access of another size is the hardware's error, or none.
     for offset in [1, 2, 5, 0x1f, PAGE - 1] {
         if let Err(fault) = probe::read(at + offset) {
@@ -357,7 +343,7 @@ fn refused(file: File) {
             let _ = call(WRITE, [file.descriptor, at + offset, bytes]);
             let _ = call(FSTAT, [file.descriptor, at + offset]);
         }
-        equal("arguments", call(EXECVE, [path, at + offset, 0]), Err(Errno::EFAULT));
+        equal("arguments", call(EXECVE, [path, at + offset, 0]), Err(EFAULT));
         equal("a path", call(OPENAT, [AT_FDCWD, at + offset, 0]).is_ok(), false);
     }
     unmap(at, 1);

@@ -29,23 +29,10 @@ fn run(start: Start) -> u8 {
         races();
         return status("remap race");
     }
-    refused();
-    shorter();
-    longer_in_place();
-    longer_elsewhere();
-    moved();
-    moved_onto_others();
-    moved_over_tables();
-    several();
-    kept();
-    of_files();
-    of_shared_memory();
-    copied();
-    what_moves();
-    locked();
-    stacks();
-    children();
-    limits();
+    parts! { ()
+        refused shorter longer_in_place longer_elsewhere moved moved_onto_others moved_over_tables several kept of_files
+        of_shared_memory copied what_moves locked stacks children limits
+    }
     status("remap")
 }
 
@@ -109,7 +96,7 @@ fn refused() {
     const END: u64 = 1 << 48;
     let at = own(4);
     let free = room(16);
-    let (invalid, fault) = (Err(Errno::EINVAL), Err(Errno::EFAULT));
+    let (invalid, fault) = (Err(EINVAL), Err(EFAULT));
     for (what, arguments, wanted) in [
         ("no such flag", [at, PAGE, PAGE, 8, 0], invalid),
         ("no such flag", [at, PAGE, PAGE, 1 << 32, 0], invalid),
@@ -117,7 +104,7 @@ fn refused() {
         ("no new size", [at, PAGE, 0, 0, 0], invalid),
         ("a new size that rounds up to nothing", [at, PAGE, u64::MAX, 0, 0], invalid),
         ("too large", [at, PAGE, END + PAGE, MAY, 0], invalid),
-        ("as large as all", [at, PAGE, END, MAY, 0], Err(Errno::ENOMEM)),
+        ("as large as all", [at, PAGE, END, MAY, 0], Err(ENOMEM)),
         ("nothing there", [free, PAGE, PAGE, 0, 0], fault),
         ("nothing there", [free, PAGE, 2 * PAGE, MAY, 0], fault),
         ("nothing at 0", [0, PAGE, PAGE, 0, 0], fault),
@@ -161,7 +148,7 @@ fn shorter() {
     equal("a hole", bytes(at), [1, 2, 255, 4]);
     equal("over a hole", remap(at, 4, 1, MAY, 0), Ok(at));
     equal("one page", bytes(at), [1, 255, 255, 255]);
-    equal("beyond the end of all", call(MREMAP, [at, 1 << 48, PAGE, 0, 0]), Err(Errno::EINVAL));
+    equal("beyond the end of all", call(MREMAP, [at, 1 << 48, PAGE, 0, 0]), Err(EINVAL));
     equal("as it was", bytes(at), [1]);
     // Over other areas.
     own_at(at, 2);
@@ -181,17 +168,17 @@ fn longer_in_place() {
     number(pages, 4);
     equal("its last page", remap(pages + 3 * PAGE, 1, 3, 0, 0), Ok(pages + 3 * PAGE));
     equal("six pages", bytes(pages), [1, 2, 3, 4, 0, 0, 255]);
-    equal("not its end", remap(pages, 2, 3, 0, 0), Err(Errno::ENOMEM));
+    equal("not its end", remap(pages, 2, 3, 0, 0), Err(ENOMEM));
     own_at(pages + 8 * PAGE, 1);
-    equal("no room", remap(pages, 6, 9, 0, 0), Err(Errno::ENOMEM));
+    equal("no room", remap(pages, 6, 9, 0, 0), Err(ENOMEM));
     equal("up to the next", remap(pages, 6, 8, 0, 0), Ok(pages));
     equal("beside it", bytes(pages), [1, 2, 3, 4, 0, 0, 0, 0, 1]);
     // They may be one area now, so this is Linux's answer for one.
-    equal("no room beside it", remap(pages, 8, 9, 0, 0), Err(Errno::ENOMEM));
+    equal("no room beside it", remap(pages, 8, 9, 0, 0), Err(ENOMEM));
     protect(pages, 4, PROT_READ);
     equal("the end of what may be written", remap(pages + 8 * PAGE, 1, 2, 0, 0), Ok(pages + 8 * PAGE));
     equal("stored", put(pages + 9 * PAGE, 7), Ok(()));
-    equal("over two areas", remap(pages, 10, 11, MAY, 0), Err(Errno::EFAULT));
+    equal("over two areas", remap(pages, 10, 11, MAY, 0), Err(EFAULT));
     unmap(pages, 10);
     unmap(at, 2);
 }
@@ -248,7 +235,7 @@ fn moved_onto_others() {
     equal("not here", bytes(at), [255; 4]);
     // A call that is refused late has unmapped its target.
     let at = own(2);
-    equal("beyond its area", remap(at, 3, 4, FIXED, to), Err(Errno::EFAULT));
+    equal("beyond its area", remap(at, 3, 4, FIXED, to), Err(EFAULT));
     equal("as it was", bytes(to), [1, 2, 0, 2, 3, 4, 7, 1]);
     unmap(at, 2);
     unmap(to, 8);
@@ -293,10 +280,10 @@ fn several() {
     equal("read-only", put(to + PAGE, 9), Err(not_allowed(to + PAGE)));
     equal("not here", is_mapped(at), [false; 8]);
     unmap(to + 2 * PAGE, 1);
-    equal("from a hole on", remap(to + 2 * PAGE, 4, 4, FIXED, at), Err(Errno::EFAULT));
+    equal("from a hole on", remap(to + 2 * PAGE, 4, 4, FIXED, at), Err(EFAULT));
     equal("to a hole", remap(to, 3, 3, FIXED, at), Ok(at));
     equal("two pages", (is_mapped(at), bytes(at)), ([true, true, false], [1, 2, 255]));
-    equal("longer", remap(to + 3 * PAGE, 5, 6, FIXED, at), Err(Errno::EFAULT));
+    equal("longer", remap(to + 3 * PAGE, 5, 6, FIXED, at), Err(EFAULT));
     unmap(to, 8);
     unmap(at, 8);
     // Others at the target.
@@ -395,7 +382,7 @@ fn copied() {
     equal("both", (bytes(at), bytes(twice)), ([1, 2, 3, 4], [1, 2, 3, 4]));
     equal("stored", put(twice, 9), Ok(()));
     equal("both", (bytes(at), bytes(twice)), ([9, 2, 3, 4], [9, 2, 3, 4]));
-    equal("not here", remap(at, 0, 1, 0, 0), Err(Errno::ENOMEM));
+    equal("not here", remap(at, 0, 1, 0, 0), Err(ENOMEM));
     let part = room(4);
     equal("a part", remap(at + PAGE, 0, 2, FIXED, part), Ok(part));
     equal("from there on", bytes(part), [2, 3]);
@@ -403,7 +390,7 @@ fn copied() {
     equal("behind the end", bytes(part), [4, 255]);
     let file = file(4);
     let private = map_file(file, 4, RW, MAP_PRIVATE);
-    equal("not of private pages", remap(private, 0, 4, MAY, 0), Err(Errno::EINVAL));
+    equal("not of private pages", remap(private, 0, 4, MAY, 0), Err(EINVAL));
     let shared = map_file(file, 1, PROT_READ, MAP_SHARED);
     let more = remap(shared, 0, 4, MAY, 0).expect("other addresses");
     equal("of a file", bytes(more), [1, 2, 3, 4]);
@@ -435,7 +422,7 @@ fn what_moves() {
 }
 
 fn is_locked(at: u64) -> bool {
-    call(MSYNC, [at, PAGE, MS_INVALIDATE.into()]) == Err(Errno::EBUSY)
+    call(MSYNC, [at, PAGE, MS_INVALIDATE.into()]) == Err(EBUSY)
 }
 
 fn locks<const N: usize>(at: u64) -> [bool; N] {
@@ -498,9 +485,9 @@ fn limits() {
     apart(|| {
         let at = map(64 * MIB, RW).expect("memory");
         limit(RLIMIT_AS, 96 * MIB);
-        equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(Errno::ENOMEM));
-        equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, 0, 0]), Err(Errno::ENOMEM));
-        equal("kept", call(MREMAP, [at, 64 * MIB, 64 * MIB, KEEP, 0]), Err(Errno::ENOMEM));
+        equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(ENOMEM));
+        equal("too long", call(MREMAP, [at, 64 * MIB, 128 * MIB, 0, 0]), Err(ENOMEM));
+        equal("kept", call(MREMAP, [at, 64 * MIB, 64 * MIB, KEEP, 0]), Err(ENOMEM));
         let moved = call(MREMAP, [at, 64 * MIB, 80 * MIB, MAY, 0]);
         holds("longer", moved.is_ok());
     });
@@ -508,11 +495,11 @@ fn limits() {
         let at = map(64 * MIB, RW).expect("memory");
         let readable = map(64 * MIB, PROT_READ).expect("memory");
         limit(RLIMIT_DATA, 96 * MIB);
-        equal("too much data", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(Errno::ENOMEM));
+        equal("too much data", call(MREMAP, [at, 64 * MIB, 128 * MIB, MAY, 0]), Err(ENOMEM));
         holds("no data", call(MREMAP, [readable, 64 * MIB, 128 * MIB, MAY, 0]).is_ok());
     });
     let at = map(PAGE, RW).expect("memory");
-    equal("more than all memory", call(MREMAP, [at, PAGE, 1 << 46, MAY, 0]), Err(Errno::ENOMEM));
+    equal("more than all memory", call(MREMAP, [at, PAGE, 1 << 46, MAY, 0]), Err(ENOMEM));
     let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     let huge = call(MMAP, [0, PAGE, RW, flags, u64::MAX, 0]).expect("memory");
     let longer = call(MREMAP, [huge, PAGE, 1 << 45, MAY, 0]).expect("addresses");
@@ -576,7 +563,7 @@ fn store(places: [u64; 2], from: u64, stored: &AtomicU32, ended: &AtomicBool, nu
         page = (page * 5 + 3) % RACE_PAGES;
         for at in places {
             let answer = call(PREAD64, [from, at + page * PAGE, 1, 0]);
-            holds("a byte, or no page", matches!(answer, Ok(1) | Err(Errno::EFAULT)));
+            holds("a byte, or no page", matches!(answer, Ok(1) | Err(EFAULT)));
             stored.fetch_add(answer.is_ok().into(), Ordering::Relaxed);
         }
         process::sched_yield();

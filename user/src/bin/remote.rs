@@ -14,7 +14,7 @@ use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{madvise, map, mmap, mprotect};
 use granule_user::prelude::*;
 use granule_user::thread::{Thread, beside, futex_wait};
-use granule_user::waiting::{until, with_longer_times};
+use granule_user::waiting::{asleep_until, until, with_longer_times};
 use granule_user::{memory, process, time};
 
 entry!(run);
@@ -27,17 +27,11 @@ const END: u64 = 1 << 48;
 const HERE: u64 = AT_FDCWD as u64;
 
 fn run(start: Start) -> u8 {
-    own_memory();
-    refusals();
-    lists();
-    protections();
-    another_process();
-    large();
-    pagemap_of_pages();
-    pagemap_of_objects();
-    pagemap_as_a_file();
-    pagemap_of_others();
-    names(start.auxiliary(AT_EXECFN).expect("a path") as *const _);
+    parts! { ()
+        own_memory refusals lists protections another_process large pagemap_of_pages pagemap_of_objects
+        pagemap_as_a_file pagemap_of_others
+    }
+    names(start.path());
     robust_lists();
     affinity();
     status("remote")
@@ -103,32 +97,32 @@ fn refusals() {
     let (here, there) = (piece(memory, 4), piece(memory + PAGE, 4));
     for read in [true, false] {
         let vm = |id, own: &[IoVec], other: &[IoVec], flags| vm(read, id, own, other, flags);
-        equal("flags first", call(PROCESS_VM_READV, [me(), NOWHERE, 9999, NOWHERE, 9999, 1]), Err(Errno::EINVAL));
-        equal("flags", vm(me(), &[here], &[there], 1 << 40), Err(Errno::EINVAL));
+        equal("flags first", call(PROCESS_VM_READV, [me(), NOWHERE, 9999, NOWHERE, 9999, 1]), Err(EINVAL));
+        equal("flags", vm(me(), &[here], &[there], 1 << 40), Err(EINVAL));
         equal("nothing here", vm(0, &[], &[there], 0), Ok(0));
         equal("no bytes here", vm(0, &[piece(memory, 0)], &[there], 0), Ok(0));
         equal("nothing there", vm(0, &[here], &[], 0), Ok(0));
         equal("no bytes there", vm(0, &[here], &[piece(NOWHERE, 0)], 0), Ok(0));
         for id in [0, u64::MAX, 999_999, 1 << 31] {
-            equal(("no process", id), vm(id, &[here], &[there], 0), Err(Errno::ESRCH));
+            equal(("no process", id), vm(id, &[here], &[there], 0), Err(ESRCH));
         }
         equal("numbers have 32 bits", vm(me() | 1 << 32, &[here], &[there], 0), Ok(4));
-        equal("a bad place here", vm(me(), &[piece(NOWHERE, 4)], &[there], 0), Err(Errno::EFAULT));
-        equal("a place of the kernel here", vm(0, &[piece(KERNEL, 4)], &[there], 0), Err(Errno::EFAULT));
-        equal("a bad place there", vm(me(), &[here], &[piece(NOWHERE, 4)], 0), Err(Errno::EFAULT));
-        equal("a place of the kernel there", vm(me(), &[here], &[piece(KERNEL, 4)], 0), Err(Errno::EFAULT));
-        equal("the last address there", vm(me(), &[here], &[piece(END - 2, 4)], 0), Err(Errno::EFAULT));
-        equal("a negative length here", vm(0, &[piece(memory, 1 << 63)], &[there], 0), Err(Errno::EINVAL));
-        equal("a negative length there", vm(0, &[here], &[piece(memory, 1 << 63)], 0), Err(Errno::EINVAL));
+        equal("a bad place here", vm(me(), &[piece(NOWHERE, 4)], &[there], 0), Err(EFAULT));
+        equal("a place of the kernel here", vm(0, &[piece(KERNEL, 4)], &[there], 0), Err(EFAULT));
+        equal("a bad place there", vm(me(), &[here], &[piece(NOWHERE, 4)], 0), Err(EFAULT));
+        equal("a place of the kernel there", vm(me(), &[here], &[piece(KERNEL, 4)], 0), Err(EFAULT));
+        equal("the last address there", vm(me(), &[here], &[piece(END - 2, 4)], 0), Err(EFAULT));
+        equal("a negative length here", vm(0, &[piece(memory, 1 << 63)], &[there], 0), Err(EINVAL));
+        equal("a negative length there", vm(0, &[here], &[piece(memory, 1 << 63)], 0), Err(EINVAL));
     }
     let at = &raw const here as u64;
     let vm = |own: [u64; 2], other: [u64; 2]| call(PROCESS_VM_READV, [0, own[0], own[1], other[0], other[1], 0]);
-    equal("too many here", vm([at, 1025], [NOWHERE, 1]), Err(Errno::EINVAL));
-    equal("too many there", vm([at, 1], [NOWHERE, 1025]), Err(Errno::EINVAL));
-    equal("a list from nowhere here", vm([NOWHERE, 1], [NOWHERE, 1]), Err(Errno::EFAULT));
-    equal("a list from nowhere there", vm([at, 1], [NOWHERE, 1]), Err(Errno::EFAULT));
+    equal("too many here", vm([at, 1025], [NOWHERE, 1]), Err(EINVAL));
+    equal("too many there", vm([at, 1], [NOWHERE, 1025]), Err(EINVAL));
+    equal("a list from nowhere here", vm([NOWHERE, 1], [NOWHERE, 1]), Err(EFAULT));
+    equal("a list from nowhere there", vm([at, 1], [NOWHERE, 1]), Err(EFAULT));
     equal("a count of 32 bits here", vm([at, 1 << 32], [NOWHERE, 9999]), Ok(0));
-    equal("of 64 bits there", vm([at, 1], [at, 1 << 32]), Err(Errno::EINVAL));
+    equal("of 64 bits there", vm([at, 1], [at, 1 << 32]), Err(EINVAL));
 }
 
 fn lists() {
@@ -167,10 +161,10 @@ fn protections() {
     let (own, other) = ([piece(memory, 4)], [piece(there, 4)]);
     let into = map(2 * PAGE, RW).expect("memory");
     equal("read-only memory is read", vm(true, me(), &own, &other, 0), Ok(4));
-    equal("and not written", vm(false, me(), &own, &other, 0), Err(Errno::EFAULT));
+    equal("and not written", vm(false, me(), &own, &other, 0), Err(EFAULT));
     closed(there, 1, PROT_NONE);
-    equal("closed memory is not read", vm(true, me(), &own, &other, 0), Err(Errno::EFAULT));
-    equal("nor written", vm(false, me(), &own, &other, 0), Err(Errno::EFAULT));
+    equal("closed memory is not read", vm(true, me(), &own, &other, 0), Err(EFAULT));
+    equal("nor written", vm(false, me(), &own, &other, 0), Err(EFAULT));
     // By the protection that was asked for: CPUs load what may only be written, and some what may only be executed.
     let both = [piece(memory, 2 * PAGE)];
     for (protection, reads, writes) in [
@@ -180,7 +174,7 @@ fn protections() {
         (PROT_READ | PROT_EXEC, true, false),
     ] {
         closed(there, 1, protection);
-        let expected = |is_allowed: bool| if is_allowed { Ok(4) } else { Err(Errno::EFAULT) };
+        let expected = |is_allowed: bool| if is_allowed { Ok(4) } else { Err(EFAULT) };
         equal(("read", protection), vm(true, me(), &own, &other, 0), expected(reads));
         equal(("written", protection), vm(false, me(), &[piece(memory, 4)], &other, 0), expected(writes));
         let so_far = if reads { 2 * PAGE } else { PAGE };
@@ -190,10 +184,10 @@ fn protections() {
     }
     equal("it is as it was", get(there), *b"kept");
     equal("a guard", advise(there, MADV_GUARD_INSTALL), Ok(()));
-    equal("is not read", vm(true, me(), &own, &other, 0), Err(Errno::EFAULT));
+    equal("is not read", vm(true, me(), &own, &other, 0), Err(EFAULT));
     let file = call(MEMFD_CREATE, [c"short".as_ptr() as u64, 0]).expect("a file");
     let short = call(MMAP, [0, PAGE, RW, MAP_SHARED, file, 0]).expect("a mapping");
-    equal("behind the end of a file", vm(true, me(), &own, &[piece(short, 4)], 0), Err(Errno::EFAULT));
+    equal("behind the end of a file", vm(true, me(), &own, &[piece(short, 4)], 0), Err(EFAULT));
     equal("closed", call(CLOSE, [file]), Ok(0));
 }
 
@@ -206,9 +200,7 @@ fn shared(pages: u64) -> u64 {
 
 /// Waits until a word has a value.
 fn wait_for(word: &AtomicU32, value: u32) {
-    while word.load(Ordering::Acquire) != value {
-        let _ = time::sleep(1_000_000);
-    }
+    asleep_until(|| word.load(Ordering::Acquire) == value);
 }
 
 fn another_process() {
@@ -234,11 +226,9 @@ fn another_process() {
     equal("the own page is as before", get(memory), *b"parent's");
     signal.store(2, Ordering::Release);
     // It ends, and is not collected yet.
-    while vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0) != Err(Errno::ESRCH) {
-        let _ = time::sleep(1_000_000);
-    }
+    asleep_until(|| vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0) == Err(ESRCH));
     equal("how it ended", process::wait(child), exited(0));
-    equal("it is gone", vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0), Err(Errno::ESRCH));
+    equal("it is gone", vm(true, child.into(), &[piece(to, 8)], &[piece(memory, 8)], 0), Err(ESRCH));
 }
 
 fn large() {
@@ -345,39 +335,39 @@ fn pagemap_as_a_file() {
     let mut words = [7_u64; 4];
     let at = words.as_mut_ptr() as u64;
     for bytes in [1, 7, 9, 15] {
-        equal(("not whole words", bytes), call(PREAD64, [file, at, bytes, place]), Err(Errno::EINVAL));
-        equal(("not at a word", bytes), call(PREAD64, [file, at, 8, place + bytes]), Err(Errno::EINVAL));
-        equal(("not at a word, nothing", bytes), call(PREAD64, [file, at, 0, place + bytes]), Err(Errno::EINVAL));
+        equal(("not whole words", bytes), call(PREAD64, [file, at, bytes, place]), Err(EINVAL));
+        equal(("not at a word", bytes), call(PREAD64, [file, at, 8, place + bytes]), Err(EINVAL));
+        equal(("not at a word, nothing", bytes), call(PREAD64, [file, at, 0, place + bytes]), Err(EINVAL));
     }
     equal("nothing", call(PREAD64, [file, at, 0, place]), Ok(0));
-    equal("to nowhere", call(PREAD64, [file, NOWHERE, 8, place]), Err(Errno::EFAULT));
-    equal("to the kernel", call(PREAD64, [file, KERNEL, 8, place]), Err(Errno::EFAULT));
+    equal("to nowhere", call(PREAD64, [file, NOWHERE, 8, place]), Err(EFAULT));
+    equal("to the kernel", call(PREAD64, [file, KERNEL, 8, place]), Err(EFAULT));
     equal("behind the end, to nowhere", call(PREAD64, [file, NOWHERE, 8, END / PAGE * 8]), Ok(0));
-    equal("before the start", call(PREAD64, [file, at, 8, -8_i64 as u64]), Err(Errno::EINVAL));
+    equal("before the start", call(PREAD64, [file, at, 8, -8_i64 as u64]), Err(EINVAL));
     let end = END / PAGE * 8;
     equal("up to the end", call(PREAD64, [file, at, 32, end - 16]), Ok(16));
     equal("where nothing is", words[..2].as_ref(), [0, 0].as_slice());
     equal("the end", call(PREAD64, [file, at, 32, end]), Ok(0));
     equal("behind it", call(PREAD64, [file, at, 32, end + 8]), Ok(0));
-    equal("far behind it", call(PREAD64, [file, at, 32, i64::MAX as u64 & !7]), Err(Errno::EINVAL));
+    equal("far behind it", call(PREAD64, [file, at, 32, i64::MAX as u64 & !7]), Err(EINVAL));
     equal("page 0", call(PREAD64, [file, at, 8, 0]), Ok(8));
     equal("lseek", call(LSEEK, [file, place, SEEK_SET.into()]), Ok(place));
     equal("read", call(READ, [file, at, 8]), Ok(8));
     equal("the page", words[0] & !PM_PFRAME, OWN);
     equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place + 8));
     equal("back", call(LSEEK, [file, -8_i64 as u64, SEEK_CUR.into()]), Ok(place));
-    equal("a part of a word", call(READ, [file, at, 12]), Err(Errno::EINVAL));
-    equal("to nowhere", call(READ, [file, NOWHERE, 8]), Err(Errno::EFAULT));
+    equal("a part of a word", call(READ, [file, at, 12]), Err(EINVAL));
+    equal("to nowhere", call(READ, [file, NOWHERE, 8]), Err(EFAULT));
     equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place));
     let list = [piece(at, 8), piece(at + 8, 16), piece(at + 24, 4)];
     equal("readv", call(READV, [file, list.as_ptr() as u64, 3]), Ok(24));
     equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place + 24));
-    equal("from the end", call(LSEEK, [file, 0, SEEK_END.into()]), Err(Errno::EINVAL));
+    equal("from the end", call(LSEEK, [file, 0, SEEK_END.into()]), Err(EINVAL));
     equal("anywhere", call(LSEEK, [file, 3, SEEK_SET.into()]), Ok(3));
-    equal("but not to read", call(READ, [file, at, 8]), Err(Errno::EINVAL));
-    equal("write", call(WRITE, [file, at, 8]), Err(Errno::EBADF));
-    equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]), Err(Errno::ENODEV));
-    equal("fsync", call(FSYNC, [file]), Err(Errno::EINVAL));
+    equal("but not to read", call(READ, [file, at, 8]), Err(EINVAL));
+    equal("write", call(WRITE, [file, at, 8]), Err(EBADF));
+    equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]), Err(ENODEV));
+    equal("fsync", call(FSYNC, [file]), Err(EINVAL));
     let mut left = 0_u32;
     equal("lseek", call(LSEEK, [file, 16, SEEK_SET.into()]), Ok(16));
     equal("FIONREAD", call(IOCTL, [file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
@@ -387,17 +377,17 @@ fn pagemap_as_a_file() {
     equal("what it is", (stat.st_mode, stat.st_size, stat.st_nlink), (S_IFREG | 0o400, 0, 1));
     equal("closed", call(CLOSE, [file]), Ok(0));
     let file = open(c"/proc/self/pagemap", O_RDWR).expect("also for writing");
-    equal("but not to write", call(WRITE, [file, at, 8]), Err(Errno::EINVAL));
-    equal("nor at a place", call(PWRITE64, [file, at, 8, 0]), Err(Errno::EINVAL));
+    equal("but not to write", call(WRITE, [file, at, 8]), Err(EINVAL));
+    equal("nor at a place", call(PWRITE64, [file, at, 8, 0]), Err(EINVAL));
     equal("closed", call(CLOSE, [file]), Ok(0));
     let file = open(c"/proc/self/pagemap", O_WRONLY).expect("for writing alone");
-    equal("it is not read", call(READ, [file, at, 8]), Err(Errno::EBADF));
+    equal("it is not read", call(READ, [file, at, 8]), Err(EBADF));
     equal("closed", call(CLOSE, [file]), Ok(0));
-    equal("no directory", open(c"/proc/self/pagemap", O_DIRECTORY), Err(Errno::ENOTDIR));
-    equal("nothing below it", open(c"/proc/self/pagemap/x", O_RDONLY), Err(Errno::ENOTDIR));
-    equal("no such file", open(c"/proc/self/nothing", O_RDONLY), Err(Errno::ENOENT));
-    equal("no such process", open(c"/proc/999999/pagemap", O_RDONLY), Err(Errno::ENOENT));
-    equal("no number", open(c"/proc/01/pagemap", O_RDONLY), Err(Errno::ENOENT));
+    equal("no directory", open(c"/proc/self/pagemap", O_DIRECTORY), Err(ENOTDIR));
+    equal("nothing below it", open(c"/proc/self/pagemap/x", O_RDONLY), Err(ENOTDIR));
+    equal("no such file", open(c"/proc/self/nothing", O_RDONLY), Err(ENOENT));
+    equal("no such process", open(c"/proc/999999/pagemap", O_RDONLY), Err(ENOENT));
+    equal("no number", open(c"/proc/01/pagemap", O_RDONLY), Err(ENOENT));
     let root = open(c"/proc", O_PATH).expect("/proc");
     let relative = call(OPENAT, [root, c"self/pagemap".as_ptr() as u64, O_RDONLY.into()]).expect("from there");
     equal("a word", read_at(relative, &mut words[..1], place), Ok(8));
@@ -437,13 +427,11 @@ fn pagemap_of_others() {
     equal("of both", flags(shown::<2>(file, memory)), [PM_PRESENT, OWN, 0, 0]);
     signal.store(2, Ordering::Release);
     let mut words = [0; 2];
-    while read_at(file, &mut words, memory / PAGE * 8) != Ok(0) {
-        let _ = time::sleep(1_000_000);
-    }
+    asleep_until(|| read_at(file, &mut words, memory / PAGE * 8) == Ok(0));
     equal("of a process that has ended nothing is read, wherever", read_at(file, &mut words, 3), Ok(0));
-    equal("nor opened", open(path, O_RDONLY), Err(Errno::ESRCH));
+    equal("nor opened", open(path, O_RDONLY), Err(ESRCH));
     equal("how it ended", process::wait(child), exited(0));
-    equal("it is gone", open(path, O_RDONLY), Err(Errno::ENOENT));
+    equal("it is gone", open(path, O_RDONLY), Err(ENOENT));
     equal("the file stays", read_at(file, &mut words, 0), Ok(0));
     equal("closed", call(CLOSE, [file]), Ok(0));
 }
@@ -454,9 +442,7 @@ fn stat_at(directory: u64, path: &CStr, flags: u32) -> Result<Stat, Errno> {
     call(NEWFSTATAT, arguments).map(|_| stat)
 }
 
-fn names(path: *const core::ffi::c_char) {
-    // SAFETY: the kernel put it there, and nothing changes it.
-    let path = unsafe { CStr::from_ptr(path) };
+fn names(path: &CStr) {
     let file = open(path, O_RDONLY).expect("the program");
     let mut stat = Stat::default();
     equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
@@ -467,32 +453,32 @@ fn names(path: *const core::ffi::c_char) {
     equal("no path, other flags", stat_at(file, c"", AT_EMPTY_PATH | 1), Ok(stat));
     let at = &raw mut stat as u64;
     equal("no path at all", call(NEWFSTATAT, [file, 0, at, AT_EMPTY_PATH.into()]), Ok(0));
-    equal("no path at all, no flag", call(NEWFSTATAT, [file, 0, at, 0]), Err(Errno::EFAULT));
-    equal("an empty path", stat_at(file, c"", 0), Err(Errno::ENOENT));
-    equal("an empty path, no descriptor", stat_at(999, c"", AT_EMPTY_PATH), Err(Errno::EBADF));
+    equal("no path at all, no flag", call(NEWFSTATAT, [file, 0, at, 0]), Err(EFAULT));
+    equal("an empty path", stat_at(file, c"", 0), Err(ENOENT));
+    equal("an empty path, no descriptor", stat_at(999, c"", AT_EMPTY_PATH), Err(EBADF));
     let root = stat_at(HERE, c"/", 0).expect("the root");
     equal("a directory", root.st_mode & S_IFMT, S_IFDIR);
     equal("an absolute path, no directory", stat_at(999, c"/", 0), Ok(root));
     equal("here", stat_at(HERE, c"", AT_EMPTY_PATH).map(|stat| stat.st_ino), Ok(root.st_ino));
     for flags in [1, 2, 0x10, 0x200, 0x400, 0x1_0000, 0x8000_0000] {
-        equal(("a flag that is none", flags), stat_at(HERE, path, flags), Err(Errno::EINVAL));
+        equal(("a flag that is none", flags), stat_at(HERE, path, flags), Err(EINVAL));
     }
-    equal("no such file", stat_at(HERE, c"/nosuch", 0), Err(Errno::ENOENT));
-    equal("below a file", stat_at(file, c"x", 0), Err(Errno::ENOTDIR));
-    equal("no directory", stat_at(999, c"x", 0), Err(Errno::EBADF));
-    equal("to nowhere", call(NEWFSTATAT, [HERE, path.as_ptr() as u64, NOWHERE, 0]), Err(Errno::EFAULT));
-    equal("from nowhere", call(NEWFSTATAT, [HERE, NOWHERE, at, 0]), Err(Errno::EFAULT));
+    equal("no such file", stat_at(HERE, c"/nosuch", 0), Err(ENOENT));
+    equal("below a file", stat_at(file, c"x", 0), Err(ENOTDIR));
+    equal("no directory", stat_at(999, c"x", 0), Err(EBADF));
+    equal("to nowhere", call(NEWFSTATAT, [HERE, path.as_ptr() as u64, NOWHERE, 0]), Err(EFAULT));
+    equal("from nowhere", call(NEWFSTATAT, [HERE, NOWHERE, at, 0]), Err(EFAULT));
     equal("/proc", stat_at(HERE, c"/proc", 0).map(|stat| stat.st_mode), Ok(S_IFDIR | 0o555));
     equal("a file of /proc", stat_at(HERE, c"/proc/self/pagemap", 0).map(|stat| stat.st_mode), Ok(S_IFREG | 0o400));
     let mut buffer = [0; 64];
     let to = buffer.as_mut_ptr() as u64;
     let link = |directory, path: &CStr, room: u64| call(READLINKAT, [directory, path.as_ptr() as u64, to, room]);
-    equal("no link", link(HERE, path, 64), Err(Errno::EINVAL));
-    equal("no such link", link(HERE, c"/nosuch", 64), Err(Errno::ENOENT));
-    equal("no room", link(HERE, c"/nosuch", 0), Err(Errno::EINVAL));
-    equal("negative room", link(HERE, c"/nosuch", u64::MAX), Err(Errno::EINVAL));
-    equal("no path", link(HERE, c"", 64), Err(Errno::ENOENT));
-    equal("from nowhere", call(READLINKAT, [HERE, NOWHERE, to, 64]), Err(Errno::EFAULT));
+    equal("no link", link(HERE, path, 64), Err(EINVAL));
+    equal("no such link", link(HERE, c"/nosuch", 64), Err(ENOENT));
+    equal("no room", link(HERE, c"/nosuch", 0), Err(EINVAL));
+    equal("negative room", link(HERE, c"/nosuch", u64::MAX), Err(EINVAL));
+    equal("no path", link(HERE, c"", 64), Err(ENOENT));
+    equal("from nowhere", call(READLINKAT, [HERE, NOWHERE, to, 64]), Err(EFAULT));
     equal("closed", call(CLOSE, [file]), Ok(0));
 }
 
@@ -532,7 +518,7 @@ const ROBUST_BYTES: u64 = size_of::<RobustListHead>() as u64;
 
 fn robust_lists() {
     for bytes in [0, ROBUST_BYTES - 1, ROBUST_BYTES + 1, 12] {
-        equal(("not its size", bytes), call(SET_ROBUST_LIST, [NOWHERE, bytes]), Err(Errno::EINVAL));
+        equal(("not its size", bytes), call(SET_ROBUST_LIST, [NOWHERE, bytes]), Err(EINVAL));
     }
     equal("anything", call(SET_ROBUST_LIST, [KERNEL, ROBUST_BYTES]), Ok(0));
     let (mut head, mut bytes) = (1_u64, 2_u64);
@@ -540,9 +526,9 @@ fn robust_lists() {
     equal("get_robust_list", call(GET_ROBUST_LIST, [0, head_at, bytes_at]), Ok(0));
     equal("has it", (head, bytes), (KERNEL, ROBUST_BYTES));
     equal("by its number", call(GET_ROBUST_LIST, [me(), head_at, bytes_at]), Ok(0));
-    equal("no thread", call(GET_ROBUST_LIST, [999_999, head_at, bytes_at]), Err(Errno::ESRCH));
-    equal("to nowhere", call(GET_ROBUST_LIST, [0, NOWHERE, bytes_at]), Err(Errno::EFAULT));
-    equal("to nowhere", call(GET_ROBUST_LIST, [0, head_at, NOWHERE]), Err(Errno::EFAULT));
+    equal("no thread", call(GET_ROBUST_LIST, [999_999, head_at, bytes_at]), Err(ESRCH));
+    equal("to nowhere", call(GET_ROBUST_LIST, [0, NOWHERE, bytes_at]), Err(EFAULT));
+    equal("to nowhere", call(GET_ROBUST_LIST, [0, head_at, NOWHERE]), Err(EFAULT));
     equal("none", call(SET_ROBUST_LIST, [0, ROBUST_BYTES]), Ok(0));
     apart(|| {
         // A child has none.
@@ -581,7 +567,7 @@ fn an_owner_ends(time: u64) -> bool {
         is_about_to.store(true, Ordering::Release);
         let woken = futex_wait(word, value, Some(time + 60_000_000_000));
         if woken.is_err() {
-            equal("the owner has ended before the wait", woken, Err(Errno::EAGAIN));
+            equal("the owner has ended before the wait", woken, Err(EAGAIN));
         }
         equal("its owner has ended", word.load(Ordering::Acquire), FUTEX_OWNER_DIED | FUTEX_WAITERS);
         woken.is_ok()
@@ -645,10 +631,10 @@ fn affinity() {
     holds("at least one CPU", set[0] != 0 && set[0].count_ones() <= 64);
     equal("no more is stored", set[1], u64::MAX);
     equal("of itself", call(SCHED_GETAFFINITY, [me(), 8, at]), Ok(8));
-    equal("no thread", call(SCHED_GETAFFINITY, [999_999, 8, at]), Err(Errno::ESRCH));
-    equal("no thread", call(SCHED_GETAFFINITY, [u64::MAX, 8, at]), Err(Errno::ESRCH));
+    equal("no thread", call(SCHED_GETAFFINITY, [999_999, 8, at]), Err(ESRCH));
+    equal("no thread", call(SCHED_GETAFFINITY, [u64::MAX, 8, at]), Err(ESRCH));
     for bytes in [0, 4, 7, 9, 12, 0x2000_0000] {
-        equal(("not its size", bytes), call(SCHED_GETAFFINITY, [999_999, bytes, at]), Err(Errno::EINVAL));
+        equal(("not its size", bytes), call(SCHED_GETAFFINITY, [999_999, bytes, at]), Err(EINVAL));
     }
-    equal("to nowhere", call(SCHED_GETAFFINITY, [0, 8, NOWHERE]), Err(Errno::EFAULT));
+    equal("to nowhere", call(SCHED_GETAFFINITY, [0, 8, NOWHERE]), Err(EFAULT));
 }

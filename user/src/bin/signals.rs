@@ -8,7 +8,7 @@
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::signal::{handle, mask, set_action, set_of, set_stack};
+use granule_user::signal::{Handler, handle, mask, set_action, set_of, set_stack, set_without_handler};
 use granule_user::thread::Thread;
 use granule_user::waiting::{until, with_longer_times};
 use granule_user::{memory, offend, println, process, sys, time};
@@ -20,21 +20,16 @@ fn run(start: Start) -> u8 {
         long_calls_make_way();
         return 0;
     }
-    faults_tell_why_and_where();
-    faults_without_a_handler_kill();
-    blocked_signals_wait();
-    a_handler_runs_with_its_mask();
-    threads_have_their_own();
-    handlers_have_a_stack();
+    parts! { ()
+        faults_tell_why_and_where faults_without_a_handler_kill blocked_signals_wait a_handler_runs_with_its_mask
+        threads_have_their_own handlers_have_a_stack
+    }
     #[cfg(target_arch = "aarch64")]
-    a_handlers_frame_record_leads_to_what_it_interrupted();
-    calls_are_interrupted_or_restarted();
-    sleeps_go_on_where_they_were();
-    children_tell_of_their_end();
-    floating_point_survives_a_handler();
-    a_handler_without_a_restorer_returns();
-    bad_frames_kill();
-    bad_arguments_are_refused();
+    parts! { ()
+        a_handlers_frame_record_leads_to_what_it_interrupted calls_are_interrupted_or_restarted
+        sleeps_go_on_where_they_were children_tell_of_their_end floating_point_survives_a_handler
+        a_handler_without_a_restorer_returns bad_frames_kill bad_arguments_are_refused
+    }
     println!("signals: ok");
     0
 }
@@ -106,7 +101,7 @@ extern "C" fn allow(signal: u32, info: &SigInfo, context: &mut UContext) {
     unsafe { memory::mprotect(page, memory::PAGE, RW) }.expect("a page to allow");
 }
 
-fn set(signal: u32, handler: granule_user::signal::Handler, flags: u64, mask: u64) {
+fn set(signal: u32, handler: Handler, flags: u64, mask: u64) {
     // SAFETY: the handlers here touch atomics and their own frame.
     unsafe { handle(signal, handler, flags, mask) }.expect("an action to set");
 }
@@ -178,19 +173,14 @@ extern "C" fn come_back(signal: u32, info: &SigInfo, context: &mut UContext) {
 
 fn faults_without_a_handler_kill() {
     let child = process::spawn(|| {
-        let default = SigAction::default();
-        // SAFETY: the default action ends the process.
-        unsafe { set_action(SIGSEGV, &default) }.expect("an action to set");
+        set_without_handler(SIGSEGV, SIG_DFL);
         offend!("str x9, [x10]", 16);
         0
     });
     assert_eq!(process::wait(child), killed(SIGSEGV));
-    for (how, action) in
-        [("blocked", SigAction::default()), ("ignored", SigAction { handler: SIG_IGN, ..SigAction::default() })]
-    {
+    for (how, disposition) in [("blocked", SIG_DFL), ("ignored", SIG_IGN)] {
         let child = process::spawn(|| {
-            // SAFETY: the default action ends the process.
-            unsafe { set_action(SIGSEGV, &action) }.expect("an action to set");
+            set_without_handler(SIGSEGV, disposition);
             mask(SIG_BLOCK, set_of(SIGSEGV)).expect("a mask");
             offend!("str x9, [x10]", 16);
             0
@@ -225,9 +215,7 @@ fn a_handler_runs_with_its_mask() {
     raise(SIGUSR1);
     assert_eq!(MASK.load(Ordering::Relaxed), 0, "SA_NODEFER");
     assert_eq!(mask(SIG_SETMASK, 0), Ok(0), "the mask is back");
-    // SAFETY: the default action is in place already.
-    let old = unsafe { set_action(SIGUSR1, &SigAction::default()) };
-    assert_eq!(old.expect("an action").handler, 0, "SA_RESETHAND");
+    assert_eq!(set_without_handler(SIGUSR1, SIG_DFL).handler, SIG_DFL, "SA_RESETHAND");
 }
 
 fn threads_have_their_own() {
@@ -263,7 +251,7 @@ fn threads_have_their_own() {
             Err(error) => break error,
         }
     };
-    assert_eq!(gone, Errno::ESRCH);
+    assert_eq!(gone, ESRCH);
 }
 
 /// X29 of the handler, and the frame record there.
@@ -298,7 +286,7 @@ fn a_handlers_frame_record_leads_to_what_it_interrupted() {
         core::arch::asm!(
             "mov {sp}, sp", "mov {fp}, x29", "mov {lr}, x30", "svc #0",
             sp = out(reg) sp, fp = out(reg) fp, lr = out(reg) lr,
-            in("x8") granule_user::abi::number::TKILL, inlateout("x0") u64::from(process::thread_id()) => result, in("x1") u64::from(SIGUSR1),
+            in("x8") TKILL, inlateout("x0") u64::from(process::thread_id()) => result, in("x1") u64::from(SIGUSR1),
         );
     }
     assert_eq!(result, 0);
@@ -328,7 +316,7 @@ fn handlers_have_a_stack() {
     });
     let small = SigStack { size: 1024, ..stack };
     // SAFETY: it is refused.
-    assert_eq!(unsafe { set_stack(&small) }, Err(Errno::ENOMEM));
+    assert_eq!(unsafe { set_stack(&small) }, Err(ENOMEM));
     // SAFETY: there is none afterwards.
     assert_eq!(unsafe { set_stack(&SigStack::NONE) }, Ok(stack));
     // SAFETY: it is not used any more.
@@ -371,8 +359,8 @@ impl Sender {
 
     fn stop(self) {
         self.stop.store(1, Ordering::Relaxed);
-        // SAFETY: what comes late is ignored.
-        unsafe { set_action(SIGUSR1, &SigAction { handler: SIG_IGN, ..SigAction::default() }) }.expect("an action");
+        // Also what comes late.
+        set_without_handler(SIGUSR1, SIG_IGN);
         assert_eq!(process::wait(self.child), exited(11));
         assert_ne!(SEEN.take().0, 0, "signals came");
     }
@@ -392,14 +380,14 @@ extern "C" fn stop_after_ten(signal: u32, info: &SigInfo, context: &mut UContext
 
 fn calls_are_interrupted_or_restarted() {
     let sender = Sender::start(0);
-    assert_eq!(process::wait4(sender.child as i32, 0), Err(Errno::EINTR), "wait4");
+    assert_eq!(process::wait4(sender.child as i32, 0), Err(EINTR), "wait4");
     sender.stop();
     let sender = Sender::start(SA_RESTART);
     set(SIGUSR1, stop_after_ten, SA_RESTART, 0);
     assert_eq!(process::wait4(sender.child as i32, 0), Ok((sender.child, exited(11))), "SA_RESTART");
     assert!(SEEN.take().0 >= 10, "signals came");
     let sender = Sender::start(SA_RESTART);
-    assert_eq!(time::sleep(20_000_000_000), Err(Errno::EINTR), "nanosleep is never restarted");
+    assert_eq!(time::sleep(20_000_000_000), Err(EINTR), "nanosleep is never restarted");
     sender.stop();
     // SIGCHLD is ignored by default: it interrupts nothing.
     let child = process::spawn(|| 0);
@@ -426,7 +414,7 @@ fn sleeps_go_on_where_they_were() {
     extern "C" fn catch(_: u32, _: &SigInfo, _: &mut UContext) {
         CAUGHT.fetch_add(1, Ordering::Relaxed);
     }
-    assert_eq!(restart(), Err(Errno::EINTR), "nothing was interrupted");
+    assert_eq!(restart(), Err(EINTR), "nothing was interrupted");
     // A handler may have the call go on that it has interrupted.
     set(SIGUSR1, go_on, SA_RESTART, 0);
     let own = process::id();
@@ -444,10 +432,10 @@ fn sleeps_go_on_where_they_were() {
             // The signal came before or behind the sleep.
             return false;
         }
-        assert_eq!(answer, Err(Errno::EINTR), "a sleep with a handler is not restarted");
+        assert_eq!(answer, Err(EINTR), "a sleep with a handler is not restarted");
         assert_eq!(RESTARTED.load(Ordering::Relaxed), 1, "the rest of the sleep");
         assert!(passed >= 10 * soon, "from where it was");
-        assert_eq!(restart(), Err(Errno::EINTR), "the handler has returned");
+        assert_eq!(restart(), Err(EINTR), "the handler has returned");
         true
     };
     assert!(with_longer_times(20 * MILLISECOND, goes_on), "no signal interrupts a sleep");
@@ -455,7 +443,7 @@ fn sleeps_go_on_where_they_were() {
 }
 
 /// The kernel restarts it where there is no handler any more when the thread comes to look.
-fn a_sleep_goes_on_without_a_handler(catch: granule_user::signal::Handler) {
+fn a_sleep_goes_on_without_a_handler(catch: Handler) {
     let own = process::id();
     let sleeper = Thread::spawn(|| {
         for _ in 0..ROUNDS {
@@ -475,8 +463,7 @@ fn a_sleep_goes_on_without_a_handler(catch: granule_user::signal::Handler) {
         set(SIGUSR2, catch, 0, 0);
         // It may just have ended.
         let _ = process::tgkill(own, sleeper.id(), SIGUSR2);
-        // SAFETY: no handler.
-        unsafe { set_action(SIGUSR2, &SigAction { handler: SIG_IGN, ..SigAction::default() }) }.expect("an action");
+        set_without_handler(SIGUSR2, SIG_IGN);
         time::sleep(MILLISECOND).expect("a sleep");
     }
     sleeper.join();
@@ -488,13 +475,10 @@ fn children_tell_of_their_end() {
     assert_eq!(process::wait(child), exited(3));
     assert_eq!(SEEN.take(), (1, SIGCHLD, CLD_EXITED));
     assert_eq!(SEEN.address.load(Ordering::Relaxed) as u32, child, "si_pid");
-    let ignored = SigAction { handler: SIG_IGN, ..SigAction::default() };
-    // SAFETY: nothing runs on it.
-    unsafe { set_action(SIGCHLD, &ignored) }.expect("an action to set");
+    set_without_handler(SIGCHLD, SIG_IGN);
     let child = process::spawn(|| 3);
-    assert_eq!(process::wait4(child as i32, 0), Err(Errno::ECHILD), "it is collected when it ends");
-    // SAFETY: as above.
-    unsafe { set_action(SIGCHLD, &SigAction::default()) }.expect("an action to set");
+    assert_eq!(process::wait4(child as i32, 0), Err(ECHILD), "it is collected when it ends");
+    set_without_handler(SIGCHLD, SIG_DFL);
 }
 
 fn floating_point_survives_a_handler() {
@@ -518,7 +502,7 @@ fn floating_point_survives_a_handler() {
                 ".arch_extension fp", ".arch_extension simd",
                 "fmov d8, {eight}", "fmov d9, xzr", "svc #0", "fmov {eight}, d8", "fmov {nine}, d9",
                 eight = inout(reg) 0x1234_5678_9abc_def0_u64 => v8, nine = out(reg) v9,
-                in("x8") granule_user::abi::number::TGKILL, inlateout("x0") u64::from(process::id()) => _,
+                in("x8") TGKILL, inlateout("x0") u64::from(process::id()) => _,
                 in("x1") u64::from(process::thread_id()), in("x2") u64::from(SIGUSR1),
             );
         }
@@ -529,11 +513,9 @@ fn floating_point_survives_a_handler() {
 
 fn a_handler_without_a_restorer_returns() {
     set(SIGUSR1, note, 0, 0);
-    // SAFETY: the handler is the one that is there.
-    let mut action = unsafe { set_action(SIGUSR1, &SigAction::default()) }.expect("an action");
-    action.flags &= !granule_user::abi::signal::SA_RESTORER;
-    action.restorer = 0;
-    // SAFETY: as above.
+    let there = set_without_handler(SIGUSR1, SIG_DFL);
+    let action = SigAction { flags: there.flags & !SA_RESTORER, restorer: 0, ..there };
+    // SAFETY: the handler is the one that was there.
     unsafe { set_action(SIGUSR1, &action) }.expect("an action to set");
     raise(SIGUSR1);
     assert_eq!(SEEN.take().0, 1);
@@ -591,7 +573,7 @@ fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -
         unsafe { handle(SIGUSR1, note, 0, 0) }.expect("a handler");
         begins.store(1, Ordering::Relaxed);
         let answer = call(room);
-        assert!(matches!(answer, Ok(1..) | Err(Errno::EINTR)), "{answer:?}");
+        assert!(matches!(answer, Ok(1..) | Err(EINTR)), "{answer:?}");
         moved.store(answer.unwrap_or(NOTHING), Ordering::Relaxed);
         // The signal that came late.
         until(|| SEEN.count.load(Ordering::Relaxed) != 0);
@@ -601,7 +583,7 @@ fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -
     time::sleep(delay).expect("a sleep");
     process::kill(child as i32, SIGUSR1).expect("the child to be there");
     assert_eq!(process::wait(child), exited(0));
-    let result = Some(moved.load(Ordering::Relaxed)).filter(|&moved| moved != NOTHING).ok_or(Errno::EINTR);
+    let result = Some(moved.load(Ordering::Relaxed)).filter(|&moved| moved != NOTHING).ok_or(EINTR);
     // SAFETY: the references are not used any more.
     unsafe { memory::munmap(room, 32 << 20).and_then(|()| memory::munmap(page, memory::PAGE)) }.expect("mapped");
     result
@@ -614,10 +596,9 @@ fn bad_frames_kill() {
     extern "C" fn spoil_records(_: u32, _: &SigInfo, context: &mut UContext) {
         context.context.records.0[4..8].copy_from_slice(&8_u32.to_le_bytes());
     }
-    for handler in [ask_for_el1 as granule_user::signal::Handler, spoil_records] {
+    for handler in [ask_for_el1 as Handler, spoil_records] {
         let child = process::spawn(|| {
-            // SAFETY: the default action ends the process.
-            unsafe { set_action(SIGSEGV, &SigAction::default()) }.expect("an action to set");
+            set_without_handler(SIGSEGV, SIG_DFL);
             set(SIGUSR1, handler, 0, 0);
             raise(SIGUSR1);
             0
@@ -630,11 +611,11 @@ fn bad_arguments_are_refused() {
     let action = SigAction::default();
     for signal in [0, 65, SIGKILL] {
         // SAFETY: it is refused.
-        assert_eq!(unsafe { set_action(signal, &action) }, Err(Errno::EINVAL), "signal {signal}");
+        assert_eq!(unsafe { set_action(signal, &action) }, Err(EINVAL), "signal {signal}");
     }
-    assert_eq!(mask(3, 0), Err(Errno::EINVAL));
-    assert_eq!(process::kill(process::id() as i32, 65), Err(Errno::EINVAL));
-    assert_eq!(process::kill(0x7fff_0000, SIGUSR1), Err(Errno::ESRCH));
+    assert_eq!(mask(3, 0), Err(EINVAL));
+    assert_eq!(process::kill(process::id() as i32, 65), Err(EINVAL));
+    assert_eq!(process::kill(0x7fff_0000, SIGUSR1), Err(ESRCH));
     assert_eq!(process::kill(process::id() as i32, 0), Ok(()), "whether it is there");
-    assert_eq!(process::tgkill(0, 1, SIGUSR1), Err(Errno::EINVAL));
+    assert_eq!(process::tgkill(0, 1, SIGUSR1), Err(EINVAL));
 }

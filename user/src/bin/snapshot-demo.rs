@@ -16,6 +16,7 @@ use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use granule_user::prelude::*;
 use granule_user::thread::Thread;
 use granule_user::userfault::Pager;
+use granule_user::waiting::until;
 use granule_user::{memory, println, process};
 
 entry!(run);
@@ -103,9 +104,7 @@ fn snapshot(watched: &Watched) -> bool {
 }
 
 fn wait_for_version(version: u64) {
-    while VERSION.load(Ordering::Relaxed) < version {
-        process::sched_yield();
-    }
+    until(|| VERSION.load(Ordering::Relaxed) >= version);
 }
 
 /// Whether `page` of the pages at `from` is as it was while version `newest` was being written.

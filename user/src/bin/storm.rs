@@ -10,8 +10,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::{CStr, c_char};
+use core::ffi::CStr;
 
+use granule_user::known::Known;
 use granule_user::memory::{madvise, mprotect, munmap};
 use granule_user::prelude::*;
 use granule_user::random::Random;
@@ -52,9 +53,7 @@ fn run(start: Start) -> u8 {
     else {
         return 2;
     };
-    let path = start.auxiliary(AT_EXECFN).expect("a path") as *const c_char;
-    // SAFETY: the kernel put it there, and nothing changes it.
-    let mut storm = Storm::new(number as u32, seed, unsafe { CStr::from_ptr(path) });
+    let mut storm = Storm::new(number as u32, seed, start.path());
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
     let mut done = 0;
     while done < rounds || !signal::is_pending(SIGTERM).expect("pending signals") {
@@ -71,95 +70,13 @@ fn map(at: u64, bytes: u64, flags: u64, file: u64) {
     assert_eq!(call(MMAP, [at, bytes, RW, flags, file, 0]), Ok(at));
 }
 
-/// Pages, and what was stored in each: 0 for zeros.
-#[derive(Clone, Copy)]
-struct Pages<const N: usize> {
-    start: u64,
-    stored: [u64; N],
-}
-
-impl<const N: usize> Pages<N> {
-    const fn new(start: u64) -> Self {
-        Self { start, stored: [0; N] }
-    }
-
-    fn at(&self, page: usize) -> u64 {
-        self.start + page as u64 * PAGE
-    }
-
-    /// Words of a page, the two ends among them. They are the same at another address.
-    fn words(&self, page: usize) -> impl Iterator<Item = (*mut u64, u64)> {
-        let (at, number) = (self.at(page), self.stored[page]);
-        [0, 8, 1024, 2040, 4088].into_iter().map(move |offset| {
-            let value = if number == 0 { 0 } else { number.rotate_left(offset as u32) ^ offset ^ (page as u64) << 32 };
-            ((at + offset) as *mut u64, value)
-        })
-    }
-
-    fn store(&mut self, page: usize, number: u64) {
-        self.stored[page] = number | 1;
-        // SAFETY: the process's own pages, writable.
-        self.words(page).for_each(|(word, value)| unsafe { word.write_volatile(value) });
-    }
-
-    fn store_some(&mut self, random: &mut Random, count: usize) {
-        (0..count).for_each(|_| self.store(random.below(N), random.next()));
-    }
-
-    #[track_caller]
-    fn check(&self, page: usize) {
-        for (word, value) in self.words(page) {
-            // SAFETY: as above.
-            assert_eq!(unsafe { word.read_volatile() }, value, "page {page}, at {word:?}");
-        }
-    }
-
-    #[track_caller]
-    fn check_all(&self) {
-        (0..N).for_each(|page| self.check(page));
-    }
-
-    /// Some of them that follow one another: the first and how many.
-    fn some(random: &mut Random) -> (usize, usize) {
-        let first = random.below(N);
-        (first, 1 + random.below(N - first))
-    }
-
-    /// Makes some of them zeros again: given up, or unmapped and mapped.
-    fn zap(&mut self, random: &mut Random) {
-        let (first, count) = Self::some(random);
-        let (at, bytes) = (self.at(first), count as u64 * PAGE);
-        // SAFETY: the process's own pages, without references to them.
-        unsafe {
-            match random.below(3) {
-                0 => madvise(at, bytes, MADV_DONTNEED).expect("pages to give up"),
-                1 => munmap(at, bytes).expect("pages to unmap"),
-                _ => {}
-            }
-        }
-        map(at, bytes, OWN, u64::MAX);
-        self.stored[first..first + count].fill(0);
-    }
-
-    /// Takes the right to write away, looks, and gives it back.
-    fn protect(&self, random: &mut Random) {
-        let (first, count) = Self::some(random);
-        let bytes = count as u64 * PAGE;
-        // SAFETY: the process's own pages, which are read alone while they are protected.
-        unsafe { mprotect(self.at(first), bytes, PROT_READ) }.expect("pages to protect");
-        (first..first + count).for_each(|page| self.check(page));
-        // SAFETY: as above.
-        unsafe { mprotect(self.at(first), bytes, RW) }.expect("pages to free");
-    }
-}
-
 /// The state of the process.
 struct Storm {
     number: u32,
     random: Random,
-    small: Pages<FEW>,
-    shared: Pages<FEW>,
-    huge: Pages<MANY>,
+    small: Known<FEW>,
+    shared: Known<FEW>,
+    huge: Known<MANY>,
     memory: u64,
     program: u64,
     /// The count that was last stored for the device to read.
@@ -182,9 +99,9 @@ impl Storm {
         let mut storm = Self {
             number,
             random: Random(seed ^ u64::from(number) << 48),
-            small: Pages::new(SMALL[0]),
-            shared: Pages::new(SHARED[0]),
-            huge: Pages::new(HUGE),
+            small: Known::new(SMALL[0]),
+            shared: Known::new(SHARED[0]),
+            huge: Known::new(HUGE),
             memory,
             program,
             count: 0,
@@ -257,7 +174,7 @@ impl Storm {
 
     /// Pages of the file become zeros, in both mappings.
     fn punch_hole(&mut self) {
-        let (first, count) = Pages::<FEW>::some(&mut self.random);
+        let (first, count) = Known::<FEW>::some(&mut self.random);
         let (offset, bytes) = (first as u64 * PAGE, count as u64 * PAGE);
         if self.random.below(2) == 0 {
             let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);

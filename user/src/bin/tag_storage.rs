@@ -12,7 +12,8 @@ use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::signal::{is_pending, mask, set_of};
 use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag};
-use granule_user::{memory, probe, process, thread};
+use granule_user::waiting::until;
+use granule_user::{memory, probe, thread};
 
 entry!(run);
 own!(call, unmap, protect);
@@ -86,9 +87,7 @@ fn done(step: u64) {
     // SAFETY: a page that stays, aligned.
     let [done, seen] = [STEPS, STEPS + 8].map(|word| unsafe { &*(word as *const AtomicU64) });
     done.store(step, Ordering::Release);
-    while seen.load(Ordering::Acquire) < step {
-        process::sched_yield();
-    }
+    until(|| seen.load(Ordering::Acquire) >= step);
 }
 
 fn one_page_of_a_thousand_is_touched() {
@@ -283,11 +282,11 @@ fn visit(thread: usize) {
             holds(("page", page, "of a call"), is_stamp(page, found, least));
             equal(
                 "read into it",
-                call(PREAD64, [file, own + 8, 8, 0]).map_or_else(|error| error == Errno::EFAULT, |bytes| bytes == 8),
+                call(PREAD64, [file, own + 8, 8, 0]).map_or_else(|error| error == EFAULT, |bytes| bytes == 8),
                 true,
             );
         } else {
-            equal("a call", moved, Err(Errno::EFAULT));
+            equal("a call", moved, Err(EFAULT));
         }
     }
 }

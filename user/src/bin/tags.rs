@@ -22,18 +22,14 @@ const TAG: u64 = 0x5a << 56;
 const NOWHERE: u64 = 0x7000_0000_0000;
 
 fn run(start: Start) -> u8 {
-    let mut words = start.arguments();
-    let path = words.next().unwrap_or_default();
-    if words.next() == Some("again") {
+    if start.arguments().nth(1) == Some("again") {
         return (control() != Ok(0)).into();
     }
-    tags_are_ignored_at_el0();
-    faults_hide_tags_unless_they_are_asked_for();
-    handlers_and_stacks_may_be_tagged();
-    calls_that_name_mappings_ignore_tags();
-    calls_refuse_tagged_pointers_at_first();
-    calls_take_tagged_pointers_when_asked();
-    the_mode_is_inherited_until_an_exec(path);
+    parts! { ()
+        tags_are_ignored_at_el0 faults_hide_tags_unless_they_are_asked_for handlers_and_stacks_may_be_tagged
+        calls_that_name_mappings_ignore_tags calls_refuse_tagged_pointers_at_first calls_take_tagged_pointers_when_asked
+    }
+    the_mode_is_inherited_until_an_exec(start.path());
     println!("tags: ok");
     0
 }
@@ -170,7 +166,7 @@ fn calls_that_name_mappings_ignore_tags() {
     assert_eq!(taken(), (SEGV_MAPERR, start, start), "it was unmapped");
     // In the address of a new mapping a tag is a part of the address.
     let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
-    assert_eq!(call(MMAP, [start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(Errno::ENOMEM));
+    assert_eq!(call(MMAP, [start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(ENOMEM));
     let elsewhere = call(MMAP, [start | TAG, PAGE, RW, anonymous, u64::MAX, 0]).expect("memory");
     assert_eq!(elsewhere >> 56, 0);
     assert_eq!(call(MUNMAP, [elsewhere, PAGE]), Ok(0));
@@ -202,7 +198,7 @@ fn with_tagged_pointers() -> [Result<u64, Errno>; 4] {
 
 fn calls_refuse_tagged_pointers_at_first() {
     assert_eq!(control(), Ok(0));
-    assert_eq!(with_tagged_pointers(), [Err(Errno::EFAULT); 4]);
+    assert_eq!(with_tagged_pointers(), [Err(EFAULT); 4]);
     for arguments in [
         [PR_SET_TAGGED_ADDR_CTRL, 1 << 40, 0, 0, 0],
         [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 1, 0, 0],
@@ -213,7 +209,7 @@ fn calls_refuse_tagged_pointers_at_first() {
         [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 1, 0],
         [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 0, 1],
     ] {
-        assert_eq!(call(PRCTL, arguments), Err(Errno::EINVAL), "{arguments:x?}");
+        assert_eq!(call(PRCTL, arguments), Err(EINVAL), "{arguments:x?}");
     }
     assert_eq!(control(), Ok(0), "nothing was set");
 }
@@ -221,10 +217,10 @@ fn calls_refuse_tagged_pointers_at_first() {
 fn calls_take_tagged_pointers_when_asked() {
     assert_eq!(call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE]), Ok(0));
     assert_eq!(control(), Ok(PR_TAGGED_ADDR_ENABLE));
-    assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(Errno::EAGAIN)]);
+    assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(EAGAIN)]);
     // An unmapped address is unmapped with a tag too, and the kernel's half is out of range.
     for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
-        assert_eq!(call(UNAME, [address]), Err(Errno::EFAULT), "{address:#x}");
+        assert_eq!(call(UNAME, [address]), Err(EFAULT), "{address:#x}");
     }
     pieces_end_below_the_end();
     // A signal's frame goes to the stack, whose address has a tag.
@@ -238,32 +234,28 @@ fn pieces_end_below_the_end() {
     let there = (&raw mut bytes).expose_provenance() as u64 | TAG;
     let last = ((1 << 48) - 8) | TAG;
     assert_eq!(call(GETRANDOM, [there, 8, 0]), Ok(8));
-    assert_eq!(call(GETRANDOM, [last, 9, 0]), Err(Errno::EFAULT));
-    assert_eq!(call(READ, [0, last, 9]), Err(Errno::EFAULT));
-    assert_eq!(call(MINCORE, [0, 9 * PAGE, last]), Err(Errno::EFAULT));
+    assert_eq!(call(GETRANDOM, [last, 9, 0]), Err(EFAULT));
+    assert_eq!(call(READ, [0, last, 9]), Err(EFAULT));
+    assert_eq!(call(MINCORE, [0, 9 * PAGE, last]), Err(EFAULT));
     bytes.fill(b'\n');
     for (pieces, count, answer) in [
         ([(there, 1), (there, 1)], 1, Ok(1)),
         ([(there, 1), (there, 1)], 2, Ok(2)),
-        ([(last, 9), (there, 1)], 1, Err(Errno::EFAULT)),
-        ([(there, 1), (last, 9)], 2, Err(Errno::EFAULT)),
+        ([(last, 9), (there, 1)], 1, Err(EFAULT)),
+        ([(there, 1), (last, 9)], 2, Err(EFAULT)),
     ] {
         let pieces = pieces.map(|(base, length)| IoVec { base, length });
         assert_eq!(call(WRITEV, [1, pieces.as_ptr().expose_provenance() as u64, count]), answer);
     }
 }
 
-fn the_mode_is_inherited_until_an_exec(path: &str) {
+fn the_mode_is_inherited_until_an_exec(path: &CStr) {
     assert_eq!(process::run(|| (control() != Ok(PR_TAGGED_ADDR_ENABLE)).into()), exited(0));
-    let mut bytes = [0_u8; 64];
-    bytes[..path.len()].copy_from_slice(path.as_bytes());
-    let name = CStr::from_bytes_until_nul(&bytes).expect("a short path");
-    let child = process::spawn(|| {
-        let arguments = [name.as_ptr().cast(), c"again".as_ptr().cast(), core::ptr::null()];
-        process::execve(name, &arguments, &[core::ptr::null()]);
+    let again = process::run(|| {
+        process::execute(path, &[path, c"again"]);
         2
     });
-    assert_eq!(process::wait(child), exited(0), "an exec of {path}");
+    assert_eq!(again, exited(0), "an exec of {path:?}");
     assert_eq!(call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, 0]), Ok(0));
     assert_eq!(control(), Ok(0));
 }

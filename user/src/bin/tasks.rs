@@ -8,7 +8,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::memory::shared;
 use granule_user::prelude::*;
-use granule_user::signal::{handle, mask, set_action, set_of};
+use granule_user::signal::{handle, mask, set_of, set_without_handler};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::{until as wait_until, until_zombie};
 use granule_user::{memory, println, process, sys, time};
@@ -19,32 +19,21 @@ entry!(run);
 const END_OF_NUMBERS: u32 = 32768;
 
 /// The checks, each of which can be run alone: `tasks step NUMBER`.
-const STEPS: [fn(); 18] = [
-    flags_of_clone_are_linuxs,
-    numbers_are_stored_where_the_parent_sees_them,
-    a_word_is_cleared_only_for_others,
-    a_sibling_has_the_same_parent,
-    a_thread_may_be_waited_for_like_a_vfork,
-    sharing_a_space_is_sharing_its_heap,
-    handlers_may_be_shared,
-    each_thread_has_a_name,
-    the_last_thread_to_exit_sets_the_code,
-    the_oldest_child_is_collected_first,
-    a_vfork_parent_can_be_killed,
-    a_fatal_signal_waits_for_no_thread,
-    a_signal_goes_to_another_when_its_thread_blocks_it,
-    a_signal_goes_to_another_when_its_thread_exits,
-    numbers_are_looked_up_before_signals,
-    actions_are_set_as_on_linux,
-    numbers_are_stored_where_the_child_sees_them,
-    a_signal_has_its_sender_and_the_status_of_an_end,
-];
+const STEPS: [(&str, fn()); 18] = parts! { named
+    flags_of_clone_are_linuxs numbers_are_stored_where_the_parent_sees_them a_word_is_cleared_only_for_others
+    a_sibling_has_the_same_parent a_thread_may_be_waited_for_like_a_vfork sharing_a_space_is_sharing_its_heap
+    handlers_may_be_shared each_thread_has_a_name the_last_thread_to_exit_sets_the_code
+    the_oldest_child_is_collected_first a_vfork_parent_can_be_killed a_fatal_signal_waits_for_no_thread
+    a_signal_goes_to_another_when_its_thread_blocks_it a_signal_goes_to_another_when_its_thread_exits
+    numbers_are_looked_up_before_signals actions_are_set_as_on_linux numbers_are_stored_where_the_child_sees_them
+    a_signal_has_its_sender_and_the_status_of_an_end
+};
 
 fn run(start: Start) -> u8 {
     let mut words = start.arguments().skip(1);
     match (words.next(), words.next().and_then(|number| number.parse::<u32>().ok())) {
-        (None, _) => STEPS.iter().for_each(|step| step()),
-        (Some("step"), Some(number)) => STEPS.iter().skip(number as usize).take(1).for_each(|step| step()),
+        (None, _) => STEPS.iter().for_each(|(_, step)| step()),
+        (Some("step"), Some(number)) => STEPS.iter().skip(number as usize).take(1).for_each(|(_, step)| step()),
         (Some("losers"), Some(count)) => return losers(count),
         (Some("numbers"), Some(count)) => return numbers(count),
         (Some("handlers"), _) => handlers(),
@@ -148,7 +137,7 @@ fn a_sibling_has_the_same_parent() {
         child.expect("a clone");
         wait_until(|| load(parent) != u32::MAX);
         assert_eq!(load(parent), process::parent_id());
-        assert_eq!(process::wait4(-1, WNOHANG), Err(Errno::ECHILD), "it is no child");
+        assert_eq!(process::wait4(-1, WNOHANG), Err(ECHILD), "it is no child");
     }
     sibling();
     process::in_copy(|| {
@@ -220,11 +209,6 @@ fn set(signal: u32, flags: u64, mask: u64) {
     unsafe { handle(signal, count, flags, mask) }.expect("an action to set");
 }
 
-fn action(signal: u32, handler: u64) -> SigAction {
-    // SAFETY: no handler that is not there already.
-    unsafe { set_action(signal, &SigAction { handler, ..SigAction::default() }) }.expect("an action to set")
-}
-
 /// `si_code`, `si_pid` and `si_status` of the signal that was handled last.
 static SEEN: [AtomicU32; 3] = [const { AtomicU32::new(0) }; 3];
 
@@ -241,7 +225,7 @@ fn a_signal_has_its_sender_and_the_status_of_an_end() {
         unsafe { handle(signal, note, 0, 0) }.expect("an action to set");
         let before = mask(SIG_BLOCK, set_of(signal)).expect("a mask");
         let seen = |child: u32| {
-            while process::wait4(child as i32, WALL) == Err(Errno::EINTR) {}
+            while process::wait4(child as i32, WALL) == Err(EINTR) {}
             mask(SIG_SETMASK, before).expect("a mask");
             mask(SIG_BLOCK, set_of(signal)).expect("a mask");
             SEEN.each_ref().map(load)
@@ -261,20 +245,20 @@ fn a_signal_has_its_sender_and_the_status_of_an_end() {
         let child = child.expect("a clone");
         assert_eq!(seen(child), [SI_USER as u32, child, 0], "what a child sends: {signal}");
         mask(SIG_SETMASK, before).expect("a mask");
-        action(signal, SIG_DFL);
+        set_without_handler(signal, SIG_DFL);
     }
 }
 
 fn handlers_may_be_shared() {
     extern "C" fn ignore() -> ! {
-        action(SIGUSR1, SIG_IGN);
+        set_without_handler(SIGUSR1, SIG_IGN);
         process::exit(0)
     }
     for (flags, after, what) in [(CLONE_SIGHAND, SIG_IGN, "shared"), (0, SIG_DFL, "copied")] {
-        action(SIGUSR1, SIG_DFL);
+        set_without_handler(SIGUSR1, SIG_DFL);
         let child = share(CLONE_VM | CLONE_VFORK | flags | CHILD, ignore).expect("a clone");
         assert_eq!(process::wait(child), exited(0));
-        assert_eq!(action(SIGUSR1, SIG_DFL).handler, after, "{what}");
+        assert_eq!(set_without_handler(SIGUSR1, SIG_DFL).handler, after, "{what}");
     }
 }
 
@@ -325,7 +309,7 @@ fn the_oldest_child_is_collected_first() {
     assert_eq!(process::wait4(third as i32, 0), Ok((third, exited(2))), "by its number");
     assert_eq!(process::wait4(-1, 0), Ok((first, exited(3))), "the oldest, not the one that ended first");
     assert_eq!(process::wait4(-1, 0), Ok((second, exited(1))));
-    assert_eq!(process::wait4(-1, 0), Err(Errno::ECHILD));
+    assert_eq!(process::wait4(-1, 0), Err(ECHILD));
     // Also of both kinds together, each of which the kernel has in a list of its own. The youngest ends first.
     for signals in [[SIGCHLD, SIGURG, SIGCHLD], [SIGURG, SIGCHLD, SIGURG]] {
         let go = shared::<[AtomicU32; 3]>();
@@ -345,7 +329,7 @@ fn the_oldest_child_is_collected_first() {
         for child in children {
             assert_eq!(process::wait4(-1, WALL), Ok((child, exited(7))));
         }
-        assert_eq!(process::wait4(-1, WALL), Err(Errno::ECHILD));
+        assert_eq!(process::wait4(-1, WALL), Err(ECHILD));
     }
 }
 
@@ -512,20 +496,20 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
     }
     stop.store(1, Ordering::Relaxed);
     assert_eq!(process::wait(child), exited(0));
-    action(SIGUSR1, SIG_DFL);
+    set_without_handler(SIGUSR1, SIG_DFL);
 }
 
 fn numbers_are_looked_up_before_signals() {
     let nobody = END_OF_NUMBERS as i32 + 5;
-    assert_eq!(process::kill(nobody, 65), Err(Errno::ESRCH));
-    assert_eq!(process::tgkill(nobody as u32, nobody as u32, 65), Err(Errno::ESRCH));
-    assert_eq!(process::kill(process::id() as i32, 65), Err(Errno::EINVAL));
+    assert_eq!(process::kill(nobody, 65), Err(ESRCH));
+    assert_eq!(process::tgkill(nobody as u32, nobody as u32, 65), Err(ESRCH));
+    assert_eq!(process::kill(process::id() as i32, 65), Err(EINVAL));
     let child = until_zombie(SIGCHLD, || process::spawn(|| 0));
     assert_eq!(process::tgkill(child, child, SIGKILL), Ok(()), "a zombie is there");
-    assert_eq!(process::tgkill(child, child, 65), Err(Errno::EINVAL));
+    assert_eq!(process::tgkill(child, child, 65), Err(EINVAL));
     assert_eq!(process::kill(child as i32, SIGKILL), Ok(()));
     assert_eq!(process::wait(child), exited(0));
-    assert_eq!(process::tgkill(child, child, 0), Err(Errno::ESRCH));
+    assert_eq!(process::tgkill(child, child, 0), Err(ESRCH));
 }
 
 fn actions_are_set_as_on_linux() {
@@ -534,13 +518,13 @@ fn actions_are_set_as_on_linux() {
         let [a, b, c, d] = arguments;
         sys::call(number, [a, b, c, d, 0, 0])
     };
-    assert_eq!(raw(RT_SIGACTION, [0, 8, 0, 8]), Err(Errno::EFAULT), "the action is read first");
+    assert_eq!(raw(RT_SIGACTION, [0, 8, 0, 8]), Err(EFAULT), "the action is read first");
     assert_eq!(raw(RT_SIGPENDING, [8, 0, 0, 0]), Ok(0), "nothing is written");
     /// A flag that will never exist, for programs that check which do.
     const SA_UNSUPPORTED: u64 = 0x400;
     set(SIGUSR1, SA_UNSUPPORTED | SA_RESETHAND | 1 << 40, set_of(SIGUSR2));
     process::tgkill(process::id(), process::thread_id(), SIGUSR1).expect("a signal to oneself");
-    let left = action(SIGUSR1, SIG_DFL);
+    let left = set_without_handler(SIGUSR1, SIG_DFL);
     assert_eq!(left.handler, SIG_DFL);
     assert_eq!((left.flags & SA_RESETHAND, left.flags & (SA_UNSUPPORTED | 1 << 40)), (SA_RESETHAND, 0));
     assert_eq!(left.mask, set_of(SIGUSR2), "the handler alone is reset");

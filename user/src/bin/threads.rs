@@ -13,11 +13,9 @@ use granule_user::{memory, println, process, sys, time};
 entry!(run);
 
 fn run(_start: Start) -> u8 {
-    numbers();
-    a_lock_of_futexes();
-    futex_answers();
-    shared_memory_has_one_futex();
-    registers_are_each_threads_own();
+    parts! { ()
+        numbers a_lock_of_futexes futex_answers shared_memory_has_one_futex registers_are_each_threads_own
+    }
     println!("threads: ok");
     0
 }
@@ -72,19 +70,19 @@ fn a_lock_of_futexes() {
 
 fn futex_answers() {
     let word = AtomicU32::new(7);
-    assert_eq!(futex_wait(&word, 8, None), Err(Errno::EAGAIN), "another value");
+    assert_eq!(futex_wait(&word, 8, None), Err(EAGAIN), "another value");
     let before = time::now();
-    assert_eq!(futex_wait(&word, 7, Some(3_000_000)), Err(Errno::ETIMEDOUT));
+    assert_eq!(futex_wait(&word, 7, Some(3_000_000)), Err(ETIMEDOUT));
     assert!(time::now() - before >= 3_000_000, "it waited");
     assert_eq!(futex_wake(&word, 1), Ok(0), "no thread sleeps");
     let raw = |address: u64, operation: u64, value: u64| {
         // SAFETY: it wakes no thread and does not wait, or is refused.
         unsafe { sys::call(FUTEX, [address, operation, value, 0, 0, 0]) }
     };
-    assert_eq!(raw(8, 0, 0), Err(Errno::EFAULT), "nothing is mapped there");
-    assert_eq!(raw(word.as_ptr() as u64 + 1, 0, 0), Err(Errno::EINVAL), "not aligned");
-    assert_eq!(raw(word.as_ptr() as u64, FUTEX_WAKE_BITSET, 1), Err(Errno::EINVAL), "no bits");
-    assert_eq!(raw(word.as_ptr() as u64, 77, 1), Err(Errno::ENOSYS), "no such operation");
+    assert_eq!(raw(8, 0, 0), Err(EFAULT), "nothing is mapped there");
+    assert_eq!(raw(word.as_ptr() as u64 + 1, 0, 0), Err(EINVAL), "not aligned");
+    assert_eq!(raw(word.as_ptr() as u64, FUTEX_WAKE_BITSET, 1), Err(EINVAL), "no bits");
+    assert_eq!(raw(word.as_ptr() as u64, 77, 1), Err(ENOSYS), "no such operation");
 
     static SLEEPERS: AtomicU32 = AtomicU32::new(0);
     static GATE: AtomicU32 = AtomicU32::new(0);

@@ -7,15 +7,16 @@
 
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::thread::{Thread, beside, futex_wait, futex_wake};
+use granule_user::thread::beside;
 use granule_user::userfault::Pager;
+use granule_user::waiting::until;
 use granule_user::{memory, println, probe, process};
 
 entry!(run);
-own!(call);
+own!(call, load, store);
 
 const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
 const WP: u64 = UFFDIO_REGISTER_MODE_WP;
@@ -26,37 +27,17 @@ const SPACE_END: u64 = 1 << 48;
 /// Write-protection of all memory.
 const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 
-/// A part's name, and what it is.
-type Part = (&'static str, fn());
-
-const PARTS: [Part; 15] = [
-    ("api", api),
-    ("refusals", refusals),
-    ("missing", missing),
-    ("protected", protected),
-    ("kept", kept),
-    ("dropped", dropped),
-    ("holes", holes),
-    ("blocks", blocks),
-    ("unpopulated", unpopulated),
-    ("forks", forks),
-    ("events", events),
-    ("moved", moved),
-    ("poison", poison),
-    ("kernel", kernel),
-    ("close", close),
-];
+const PARTS: &[(&str, fn())] = &parts! { named
+    api refusals missing protected kept dropped holes blocks unpopulated forks events moved poison kernel close
+};
 
 fn run(start: Start) -> u8 {
     probe::prepare_for(&[SIGBUS]);
-    let mut asked = start.arguments().skip(1).peekable();
-    if asked.peek().is_none() {
+    let mut names = start.arguments().skip(1).peekable();
+    if names.peek().is_none() {
         PARTS.iter().for_each(|(_, part)| part());
-    } else {
-        for name in asked {
-            PARTS.iter().find(|(part, _)| *part == name).expect("a part").1();
-        }
     }
+    names.for_each(|name| PARTS.iter().find(|(part, _)| *part == name).expect("a part").1());
     println!("userfault: done");
     0
 }
@@ -114,11 +95,11 @@ impl Room {
     const fn leave(&self) {}
 
     fn write(&self, page: u64, value: u64) {
-        write(self.page(page), value);
+        store(self.page(page), value);
     }
 
     fn read(&self, page: u64) -> u64 {
-        read(self.page(page))
+        load(self.page(page))
     }
 
     fn advise(&self, page: u64, pages: u64, advice: u64) -> Result<(), Errno> {
@@ -134,109 +115,32 @@ impl Drop for Room {
     }
 }
 
-fn write(at: u64, value: u64) {
-    // SAFETY: mapped writable; a pager may serve it.
-    unsafe { (at as *mut u64).write_volatile(value) };
+// Accesses, which the pager has to serve or not.
+
+/// An access, on this thread, that is served without the pager.
+fn quiet<R>(pager: Pager, access: impl FnOnce() -> R) -> R {
+    let result = access();
+    assert_eq!(pager.read_one(), Err(EAGAIN), "a message");
+    result
 }
 
-fn read(at: u64) -> u64 {
-    // SAFETY: mapped; a pager may serve it.
-    unsafe { (at as *const u64).read_volatile() }
-}
-
-// A second thread, which makes accesses that fault.
-
-static REQUEST: AtomicU32 = AtomicU32::new(0);
-static ADDRESS: AtomicU64 = AtomicU64::new(0);
-static VALUE: AtomicU64 = AtomicU64::new(0);
-static DONE: AtomicU32 = AtomicU32::new(0);
-
-const IDLE: u32 = 0;
-const READ: u32 = 1;
-const WRITE: u32 = 2;
-const END: u32 = 3;
-
-fn worker() {
-    let mut done = 0;
-    loop {
-        let request = REQUEST.load(Ordering::Acquire);
-        if request == IDLE {
-            let _ = futex_wait(&REQUEST, IDLE, None);
-            continue;
-        }
-        let (at, value) = (ADDRESS.load(Ordering::Relaxed), VALUE.load(Ordering::Relaxed));
-        match request {
-            READ => VALUE.store(read(at), Ordering::Relaxed),
-            WRITE => write(at, value),
-            _ => return,
-        }
-        done += 1;
-        REQUEST.store(IDLE, Ordering::Relaxed);
-        DONE.store(done, Ordering::Release);
-        futex_wake(&DONE, 1).expect("a word");
-    }
-}
-
-/// The thread, for the faults that a pager serves. It ends when this is dropped.
-struct Worker {
-    thread: Option<Thread>,
-    pager: Pager,
-}
-
-impl Worker {
-    fn new(pager: Pager) -> Self {
-        DONE.store(0, Ordering::Relaxed);
-        REQUEST.store(IDLE, Ordering::Relaxed);
-        Self { thread: Some(Thread::spawn(worker)), pager }
-    }
-
-    fn begin(&self, request: u32, at: u64, value: u64) -> u32 {
-        let next = DONE.load(Ordering::Relaxed) + 1;
-        ADDRESS.store(at, Ordering::Relaxed);
-        VALUE.store(value, Ordering::Relaxed);
-        REQUEST.store(request, Ordering::Release);
-        futex_wake(&REQUEST, 1).expect("a word");
-        next
-    }
-
-    fn wait(&self, number: u32) -> u64 {
-        while DONE.load(Ordering::Acquire) != number {
-            let _ = futex_wait(&DONE, number - 1, None);
-        }
-        VALUE.load(Ordering::Relaxed)
-    }
-
-    /// An access that is served without the pager.
-    fn quiet(&self, request: u32, at: u64, value: u64) -> u64 {
-        let number = self.begin(request, at, value);
-        let value = self.wait(number);
-        assert_eq!(self.pager.read_one(), Err(Errno::EAGAIN), "a message for {at:#x}");
-        value
-    }
-
-    /// An access that the pager has to serve by `serve`, with these flags in its message.
-    fn served(&self, request: u32, at: u64, value: u64, flags: u64, serve: impl FnOnce()) -> u64 {
-        let number = self.begin(request, at, value);
-        let message = wait_for(self.pager);
+/// An access at `at`, on another thread, that the pager has to serve by `serve`, with these flags in its message.
+fn served<R: Send>(pager: Pager, at: u64, flags: u64, access: impl FnOnce() -> R + Send, serve: impl FnOnce()) -> R {
+    let serves = || {
+        let message = wait_for(pager);
         assert_eq!((message.event, message.words[0]), (UFFD_EVENT_PAGEFAULT, flags), "{message:x?}");
         assert_eq!(message.words[1] & !(PAGE - 1), at & !(PAGE - 1), "{message:x?}");
         serve();
-        self.wait(number)
-    }
-
-    /// A store to a page that is write-protected, which the pager unprotects.
-    fn reported(&self, at: u64, value: u64) {
-        let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
-        self.served(WRITE, at, value, flags, || self.pager.unprotect(at & !(PAGE - 1), PAGE).expect("registered"));
-        assert_eq!(read(at), value);
-    }
+    };
+    beside(access, serves).0
 }
 
-impl Drop for Worker {
-    fn drop(&mut self) {
-        self.begin(END, 0, 0);
-        self.thread.take().into_iter().for_each(Thread::join);
-    }
+/// A store to a page that is write-protected, which the pager unprotects.
+fn reported(pager: Pager, at: u64, value: u64) {
+    let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
+    let unprotect = || pager.unprotect(at & !(PAGE - 1), PAGE).expect("registered");
+    served(pager, at, flags, || store(at, value), unprotect);
+    assert_eq!(load(at), value);
 }
 
 fn nap() {
@@ -248,7 +152,7 @@ fn wait_for(pager: Pager) -> Message {
     loop {
         match pager.read_one() {
             Ok(message) => return message,
-            Err(Errno::EAGAIN) => nap(),
+            Err(EAGAIN) => nap(),
             Err(error) => panic!("{error}"),
         }
     }
@@ -286,26 +190,26 @@ fn watched(kind: Kind, pages: u64, features: u64, mode: u64) -> (Room, OwnPager)
 // The parts.
 
 fn api() {
-    assert_eq!(Pager::open(2), Err(Errno::EINVAL));
+    assert_eq!(Pager::open(2), Err(EINVAL));
     let all = Pager::new(0, 0).expect("no features");
-    assert_eq!(all.agree(0).map(|_| ()), Err(Errno::EINVAL), "agreed twice");
+    assert_eq!(all.agree(0).map(|_| ()), Err(EINVAL), "agreed twice");
     all.close().expect("open");
     let refused = Pager::open(UFFD_USER_MODE_ONLY).expect("a userfaultfd");
-    assert_eq!(refused.register(0x1000, PAGE, MISSING), Err(Errno::EINVAL), "before the features");
-    assert_eq!(refused.read_one(), Err(Errno::EINVAL));
+    assert_eq!(refused.register(0x1000, PAGE, MISSING), Err(EINVAL), "before the features");
+    assert_eq!(refused.read_one(), Err(EINVAL));
     let mut api = Api { api: 0xab, features: 0, ioctls: 9 };
-    assert_eq!(refused.call(UFFDIO_API, &mut api), Err(Errno::EINVAL));
+    assert_eq!(refused.call(UFFDIO_API, &mut api), Err(EINVAL));
     assert_eq!(api, Api::default());
     let mut api = Api { api: UFFD_API, features: 1 << 40, ioctls: 9 };
-    assert_eq!(refused.call(UFFDIO_API, &mut api), Err(Errno::EINVAL));
+    assert_eq!(refused.call(UFFDIO_API, &mut api), Err(EINVAL));
     assert_eq!(api, Api::default());
     // It was not agreed upon, so it can be.
     let api = refused.agree(FEATURES).expect("features");
     assert_eq!((api.api, api.ioctls), (UFFD_API, ioctl_bit(0) | ioctl_bit(1) | ioctl_bit(0x3f)));
     assert_eq!(api.features & FEATURES, FEATURES);
-    assert_eq!(refused.call(0xaa7f, &mut [0_u64; 4]), Err(Errno::EINVAL));
+    assert_eq!(refused.call(0xaa7f, &mut [0_u64; 4]), Err(EINVAL));
     refused.close().expect("open");
-    assert_eq!(call(USERFAULTFD, [1 << 20, 0]), Err(Errno::EINVAL));
+    assert_eq!(call(USERFAULTFD, [1 << 20, 0]), Err(EINVAL));
 }
 
 fn refusals() {
@@ -313,64 +217,64 @@ fn refusals() {
     let (pager, other) = (pager(FEATURES), pager(0));
     let Room { start, bytes, .. } = room;
     for (at, len, mode, error) in [
-        (start, bytes, 0, Errno::EINVAL),
-        (start, bytes, 8, Errno::EINVAL),
-        (start + 1, bytes, MISSING, Errno::EINVAL),
-        (start, bytes - 1, MISSING, Errno::EINVAL),
-        (start, 0, MISSING, Errno::EINVAL),
-        (u64::MAX - 0xfff, PAGE, MISSING, Errno::EINVAL),
-        (0, PAGE, MISSING, Errno::EINVAL),
+        (start, bytes, 0, EINVAL),
+        (start, bytes, 8, EINVAL),
+        (start + 1, bytes, MISSING, EINVAL),
+        (start, bytes - 1, MISSING, EINVAL),
+        (start, 0, MISSING, EINVAL),
+        (u64::MAX - 0xfff, PAGE, MISSING, EINVAL),
+        (0, PAGE, MISSING, EINVAL),
     ] {
         assert_eq!(pager.register(at, len, mode), Err(error), "{at:#x} {len:#x} {mode}");
     }
-    assert_eq!(pager.unregister(start + 1, PAGE), Err(Errno::EINVAL));
+    assert_eq!(pager.unregister(start + 1, PAGE), Err(EINVAL));
     // Registered with nothing: as well.
     assert_eq!(pager.unregister(start, bytes), Ok(()));
-    assert_eq!(pager.protect(start, bytes), Err(Errno::ENOENT));
-    assert_eq!(pager.copy(start, start, PAGE, 0), Err((Errno::ENOENT, -2)));
+    assert_eq!(pager.protect(start, bytes), Err(ENOENT));
+    assert_eq!(pager.copy(start, start, PAGE, 0), Err((ENOENT, -2)));
     let basic = ioctl_bit(2) | ioctl_bit(3) | ioctl_bit(4) | ioctl_bit(8);
     assert_eq!(pager.register(start, bytes, MISSING).map(|calls| calls & (basic | ioctl_bit(6))), Ok(basic));
-    assert_eq!(other.register(start, bytes, MISSING), Err(Errno::EBUSY));
-    assert_eq!(other.unregister(start, bytes), Err(Errno::EINVAL));
-    assert_eq!(pager.protect(start, bytes), Err(Errno::ENOENT), "not for that");
+    assert_eq!(other.register(start, bytes, MISSING), Err(EBUSY));
+    assert_eq!(other.unregister(start, bytes), Err(EINVAL));
+    assert_eq!(pager.protect(start, bytes), Err(ENOENT), "not for that");
     let source = Room::new(Kind::Anonymous, 4);
-    assert_eq!(pager.copy(start, source.start, PAGE, UFFDIO_COPY_MODE_WP), Err((Errno::EINVAL, -22)));
+    assert_eq!(pager.copy(start, source.start, PAGE, UFFDIO_COPY_MODE_WP), Err((EINVAL, -22)));
     assert_eq!(pager.register(start, bytes, MISSING | WP).map(|calls| calls & ioctl_bit(6)), Ok(ioctl_bit(6)));
-    assert_eq!(pager.copy(start, source.start, PAGE, 4), Err((Errno::EINVAL, 0)));
-    assert_eq!(pager.copy(start, 0x1000, PAGE, 0), Err((Errno::EFAULT, -14)));
-    assert_eq!(pager.copy(start, source.start, 0, 0), Err((Errno::EINVAL, 0)));
-    assert_eq!(pager.copy(start, source.start, bytes + PAGE, 0), Err((Errno::ENOENT, -2)), "beyond its area");
-    assert_eq!(pager.zero(start, PAGE, 2), Err((Errno::EINVAL, 0)));
+    assert_eq!(pager.copy(start, source.start, PAGE, 4), Err((EINVAL, 0)));
+    assert_eq!(pager.copy(start, 0x1000, PAGE, 0), Err((EFAULT, -14)));
+    assert_eq!(pager.copy(start, source.start, 0, 0), Err((EINVAL, 0)));
+    assert_eq!(pager.copy(start, source.start, bytes + PAGE, 0), Err((ENOENT, -2)), "beyond its area");
+    assert_eq!(pager.zero(start, PAGE, 2), Err((EINVAL, 0)));
     assert_eq!(pager.zero(start, PAGE, 0), Ok(PAGE as i64));
-    assert_eq!(pager.zero(start, PAGE, 0), Err((Errno::EEXIST, -17)));
-    assert_eq!(pager.copy(start, source.start, PAGE, 0), Err((Errno::EEXIST, -17)));
-    assert_eq!(pager.poison(start, PAGE, 0), Err((Errno::EEXIST, -17)));
+    assert_eq!(pager.zero(start, PAGE, 0), Err((EEXIST, -17)));
+    assert_eq!(pager.copy(start, source.start, PAGE, 0), Err((EEXIST, -17)));
+    assert_eq!(pager.poison(start, PAGE, 0), Err((EEXIST, -17)));
     // As far as pages are missing.
     assert_eq!(pager.copy(start + 2 * PAGE, source.start, PAGE, 0), Ok(PAGE as i64));
-    assert_eq!(pager.copy(start + PAGE, source.start, 3 * PAGE, 0), Err((Errno::EAGAIN, PAGE as i64)));
-    assert_eq!(pager.write_protect(start, bytes, 4), Err(Errno::EINVAL));
+    assert_eq!(pager.copy(start + PAGE, source.start, 3 * PAGE, 0), Err((EAGAIN, PAGE as i64)));
+    assert_eq!(pager.write_protect(start, bytes, 4), Err(EINVAL));
     let both = UFFDIO_WRITEPROTECT_MODE_WP | UFFDIO_WRITEPROTECT_MODE_DONTWAKE;
-    assert_eq!(pager.write_protect(start, bytes, both), Err(Errno::EINVAL));
-    assert_eq!(pager.wake(start, 0), Err(Errno::EINVAL));
+    assert_eq!(pager.write_protect(start, bytes, both), Err(EINVAL));
+    assert_eq!(pager.wake(start, 0), Err(EINVAL));
     assert_eq!(pager.wake(start, bytes), Ok(()));
     // Up to the end of all addresses, where nothing can be registered.
     for (at, len) in [(SPACE_END - PAGE, PAGE), (SPACE_END - 2 * PAGE, 2 * PAGE)] {
-        assert_eq!(pager.register(at, len, MISSING), Err(Errno::EINVAL), "{at:#x}");
-        assert_eq!(pager.unregister(at, len), Err(Errno::EINVAL), "{at:#x}");
-        assert_eq!(pager.copy(at, source.start, len, 0), Err((Errno::ENOENT, -2)), "{at:#x}");
+        assert_eq!(pager.register(at, len, MISSING), Err(EINVAL), "{at:#x}");
+        assert_eq!(pager.unregister(at, len), Err(EINVAL), "{at:#x}");
+        assert_eq!(pager.copy(at, source.start, len, 0), Err((ENOENT, -2)), "{at:#x}");
     }
     for (at, len) in [(SPACE_END - PAGE, PAGE), (start + bytes, SPACE_END - start - bytes), (0, SPACE_END)] {
         assert_eq!(pager.wake(at, len), Ok(()), "{at:#x} {len:#x}");
-        assert_eq!(pager.zero(at, len, 0), Err((Errno::ENOENT, -2)), "{at:#x} {len:#x}");
-        assert_eq!(pager.poison(at, len, 0), Err((Errno::ENOENT, -2)), "{at:#x} {len:#x}");
+        assert_eq!(pager.zero(at, len, 0), Err((ENOENT, -2)), "{at:#x} {len:#x}");
+        assert_eq!(pager.poison(at, len, 0), Err((ENOENT, -2)), "{at:#x} {len:#x}");
     }
     for mode in [UFFDIO_WRITEPROTECT_MODE_WP, 0] {
         let behind = start + bytes;
-        assert_eq!(pager.write_protect(behind, SPACE_END - behind, mode), Err(Errno::ENOENT));
-        assert_eq!(pager.write_protect(SPACE_END - PAGE, PAGE, mode), Err(Errno::ENOENT));
+        assert_eq!(pager.write_protect(behind, SPACE_END - behind, mode), Err(ENOENT));
+        assert_eq!(pager.write_protect(SPACE_END - PAGE, PAGE, mode), Err(ENOENT));
     }
-    assert_eq!(pager.read(&mut []), Err(Errno::EINVAL));
-    assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    assert_eq!(pager.read(&mut []), Err(EINVAL));
+    assert_eq!(pager.read_one(), Err(EAGAIN));
     // A file that may never be written.
     let sealed = file(PAGE);
     let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
@@ -383,29 +287,30 @@ fn missing() {
         source.write(0, 77);
         let pager = pager(FEATURES | UFFD_FEATURE_THREAD_ID);
         pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
-        let worker = Worker::new(*pager);
         let copy = |page: u64, mode| {
             assert_eq!(pager.copy(room.page(page), source.start, PAGE, mode), Ok(PAGE as i64));
         };
-        assert_eq!(worker.served(READ, room.page(0), 0, 0, || copy(0, 0)), 77, "{kind:?}");
-        worker.served(WRITE, room.page(1), 5, UFFD_PAGEFAULT_FLAG_WRITE, || copy(1, 0));
-        assert_eq!((room.read(1), read(room.page(1) + 8)), (5, 0));
+        assert_eq!(served(*pager, room.page(0), 0, || room.read(0), || copy(0, 0)), 77, "{kind:?}");
+        served(*pager, room.page(1), UFFD_PAGEFAULT_FLAG_WRITE, || room.write(1, 5), || copy(1, 0));
+        assert_eq!((room.read(1), load(room.page(1) + 8)), (5, 0));
         // Of zeros; and one that is write-protected at once.
         let zero = || assert_eq!(pager.zero(room.page(2), PAGE, 0), Ok(PAGE as i64));
-        assert_eq!(worker.served(READ, room.page(2), 0, 0, zero), 0);
-        worker.quiet(WRITE, room.page(2), 3);
-        assert_eq!(worker.served(READ, room.page(3), 0, 0, || copy(3, UFFDIO_COPY_MODE_WP)), 77);
-        worker.reported(room.page(3), 4);
+        assert_eq!(served(*pager, room.page(2), 0, || room.read(2), zero), 0);
+        quiet(*pager, || room.write(2, 3));
+        assert_eq!(served(*pager, room.page(3), 0, || room.read(3), || copy(3, UFFDIO_COPY_MODE_WP)), 77);
+        reported(*pager, room.page(3), 4);
         // Not woken by the copy, but by a wake.
-        let number = worker.begin(READ, room.page(4), 0);
-        let message = wait_for(*pager);
-        assert_eq!(Some(message.words[2] as u32), worker.thread.as_ref().map(Thread::id), "{message:x?}");
-        copy(4, UFFDIO_COPY_MODE_DONTWAKE);
-        pager.wake(room.page(4), PAGE).expect("a range");
-        assert_eq!(worker.wait(number), 77);
+        let serves = || {
+            let message = wait_for(*pager);
+            copy(4, UFFDIO_COPY_MODE_DONTWAKE);
+            pager.wake(room.page(4), PAGE).expect("a range");
+            message.words[2] as u32
+        };
+        let ((value, reader), thread) = beside(|| (room.read(4), process::thread_id()), serves);
+        assert_eq!((value, reader), (77, thread));
         // Protected where nothing is: the page comes first, and its copy is not protected.
         pager.protect(room.page(5), PAGE).expect("registered");
-        worker.served(WRITE, room.page(5), 9, UFFD_PAGEFAULT_FLAG_WRITE, || copy(5, 0));
+        served(*pager, room.page(5), UFFD_PAGEFAULT_FLAG_WRITE, || room.write(5, 9), || copy(5, 0));
         assert_eq!(room.read(5), 9, "{kind:?}");
     }
 }
@@ -414,27 +319,29 @@ fn protected() {
     for kind in KINDS {
         let (room, pager) = watched(kind, 64, FEATURES | UFFD_FEATURE_EXACT_ADDRESS, WP);
         (0..64).for_each(|page| room.write(page, page));
-        let worker = Worker::new(*pager);
         pager.protect(room.start, room.bytes).expect("registered");
-        assert_eq!(worker.quiet(READ, room.page(1), 0), 1, "{kind:?}");
-        worker.reported(room.page(1) + 64, 11);
+        assert_eq!(quiet(*pager, || room.read(1)), 1, "{kind:?}");
+        reported(*pager, room.page(1) + 64, 11);
         // It is not any more, and what is beside it is.
-        worker.quiet(WRITE, room.page(1), 12);
-        let number = worker.begin(WRITE, room.page(2) + 24, 13);
-        let message = wait_for(*pager);
-        assert_eq!(message.words[1], room.page(2) + 24, "the address itself");
-        // Protected once more: nothing changes.
-        pager.protect(room.page(2), PAGE).expect("registered");
-        assert_eq!(read(room.page(2) + 24), 0);
-        pager.unprotect(room.page(2), PAGE).expect("registered");
-        worker.wait(number);
+        quiet(*pager, || room.write(1, 12));
+        let at = room.page(2) + 24;
+        beside(
+            || store(at, 13),
+            || {
+                assert_eq!(wait_for(*pager).words[1], at, "the address itself");
+                // Protected once more: nothing changes.
+                pager.protect(room.page(2), PAGE).expect("registered");
+                assert_eq!(load(at), 0);
+                pager.unprotect(room.page(2), PAGE).expect("registered");
+            },
+        );
         // Through other protections.
         // SAFETY: there are no references to it.
         unsafe {
             memory::mprotect(room.start, room.bytes, PROT_NONE).expect("mapped");
             memory::mprotect(room.start, room.bytes, RW).expect("mapped");
         }
-        worker.reported(room.page(3), 33);
+        reported(*pager, room.page(3), 33);
         pager.protect(room.page(3), PAGE).expect("registered");
         // SAFETY: as above.
         unsafe { memory::mprotect(room.page(3), PAGE, PROT_NONE) }.expect("mapped");
@@ -442,10 +349,10 @@ fn protected() {
         pager.protect(room.page(3), PAGE).expect("registered");
         // SAFETY: as above.
         unsafe { memory::mprotect(room.page(3), PAGE, RW) }.expect("mapped");
-        worker.reported(room.page(3), 34);
+        reported(*pager, room.page(3), 34);
         // The end of the registration ends it.
         pager.unregister(room.start, room.bytes).expect("registered");
-        worker.quiet(WRITE, room.page(4), 44);
+        quiet(*pager, || room.write(4, 44));
     }
 }
 
@@ -454,54 +361,50 @@ fn kept() {
     for kind in KINDS {
         let (room, pager) = watched(kind, 16, FEATURES, WP);
         (0..8).for_each(|page| room.write(page, page + 1));
-        let worker = Worker::new(*pager);
         pager.protect(room.start, 4 * PAGE).expect("registered");
         room.advise(0, 8, MADV_DONTNEED).expect("mapped");
         let contents = |page: u64| if kind == Kind::Shared { page + 1 } else { 0 };
         assert_eq!(room.read(0), contents(0), "{kind:?}");
         if kind == Kind::Anonymous {
-            worker.quiet(WRITE, room.page(0), 5);
-            worker.quiet(WRITE, room.page(1), 5);
+            quiet(*pager, || room.write(0, 5));
+            quiet(*pager, || room.write(1, 5));
         } else {
             // Of a page that was read since, and of one that was not.
-            worker.reported(room.page(0), 5);
-            worker.reported(room.page(1), 6);
+            reported(*pager, room.page(0), 5);
+            reported(*pager, room.page(1), 6);
             // And once more, where there is nothing but that.
             room.advise(2, 1, MADV_DONTNEED).expect("mapped");
-            worker.reported(room.page(2), 7);
+            reported(*pager, room.page(2), 7);
         }
-        worker.quiet(WRITE, room.page(4), 8);
+        quiet(*pager, || room.write(4, 8));
         // By a call of its own, where nothing was ever.
         pager.protect(room.page(8), 4 * PAGE).expect("registered");
         assert_eq!(room.read(8), 0);
-        worker.reported(room.page(8), 9);
-        worker.reported(room.page(9), 10);
+        reported(*pager, room.page(8), 9);
+        reported(*pager, room.page(9), 10);
         pager.unprotect(room.page(10), PAGE).expect("registered");
-        worker.quiet(WRITE, room.page(10), 11);
+        quiet(*pager, || room.write(10, 11));
     }
 }
 
 /// Calls that take pages away for good, with their protection.
 fn dropped() {
     let (room, pager) = watched(Kind::Shared, 16, FEATURES, WP);
-    let worker = Worker::new(*pager);
     (0..16).for_each(|page| room.write(page, page + 1));
     // Unmapped, and mapped again.
     pager.protect(room.start, room.bytes).expect("registered");
     let again = call(MMAP, [room.page(4), PAGE, RW, MAP_SHARED | MAP_FIXED, room.file, 4 * PAGE]);
     assert_eq!(again, Ok(room.page(4)));
-    worker.quiet(WRITE, room.page(4), 44);
-    worker.reported(room.page(5), 67);
-    drop(worker);
+    quiet(*pager, || room.write(4, 44));
+    reported(*pager, room.page(5), 67);
     // A private copy stays, with its protection, where the file has a hole.
     let (room, pager) = watched(Kind::PrivateFile, 4, FEATURES, WP);
-    let worker = Worker::new(*pager);
     room.write(0, 1);
     pager.protect(room.start, room.bytes).expect("registered");
     let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
     call(FALLOCATE, [room.file, mode, 0, 4 * PAGE]).expect("a file");
     assert_eq!(room.read(0), 1);
-    worker.reported(room.page(0), 2);
+    reported(*pager, room.page(0), 2);
 }
 
 /// A file that was cut short, and made longer again, and holes: the zeros that come in place of what goes are
@@ -513,21 +416,20 @@ fn holes() {
             touch(&room);
             let pager = pager(FEATURES);
             pager.register(room.start, room.bytes, WP).expect("memory");
-            let worker = Worker::new(*pager);
             pager.protect(room.start, room.bytes).expect("registered");
             call(FTRUNCATE, [room.file, 12 * PAGE]).expect("a file");
             call(FTRUNCATE, [room.file, 16 * PAGE]).expect("a file");
-            worker.reported(room.page(13), 55);
+            reported(*pager, room.page(13), 55);
             assert_eq!(room.read(14), 0);
-            worker.reported(room.page(14), 56);
+            reported(*pager, room.page(14), 56);
             let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
             call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE]).expect("a file");
-            worker.reported(room.page(6), 66);
-            worker.reported(room.page(5), 67);
+            reported(*pager, room.page(6), 66);
+            reported(*pager, room.page(5), 67);
             if kind == Kind::Shared {
                 assert_eq!(room.advise(8, 2, MADV_REMOVE), Ok(()));
                 assert_eq!(room.read(8), 0);
-                worker.reported(room.page(8), 68);
+                reported(*pager, room.page(8), 68);
             }
         }
     }
@@ -542,25 +444,24 @@ fn blocks() {
         let pager = pager(FEATURES);
         pager.register(room.start, room.bytes, WP).expect("memory");
         (0..512).for_each(|page| room.write(page, page + 1));
-        let worker = Worker::new(*pager);
         // As a whole.
         pager.protect(room.start, room.bytes).expect("registered");
-        assert_eq!(worker.quiet(READ, room.page(7), 0), 8);
-        worker.reported(room.page(7), 70);
-        worker.reported(room.page(8), 80);
+        assert_eq!(quiet(*pager, || room.read(7)), 8);
+        reported(*pager, room.page(7), 70);
+        reported(*pager, room.page(8), 80);
         pager.unprotect(room.start, room.bytes).expect("registered");
-        worker.quiet(WRITE, room.page(9), 90);
+        quiet(*pager, || room.write(9, 90));
         if kind == Kind::Shared {
             // Discarded as a whole, and brought page by page.
             room.advise(0, 512, MADV_DONTNEED).expect("mapped");
             assert_eq!(room.read(300), 301);
             pager.protect(room.start, room.bytes).expect("registered");
             room.advise(0, 512, MADV_DONTNEED).expect("mapped");
-            worker.reported(room.page(100), 5);
+            reported(*pager, room.page(100), 5);
             pager.unprotect(room.page(101), PAGE).expect("registered");
-            worker.quiet(WRITE, room.page(101), 6);
+            quiet(*pager, || room.write(101, 6));
             assert_eq!(room.read(511), 512);
-            worker.reported(room.page(511), 7);
+            reported(*pager, room.page(511), 7);
         }
     }
 }
@@ -569,13 +470,12 @@ fn unpopulated() {
     // Without the feature an anonymous page that was never accessed is not.
     let (room, pager) = watched(Kind::Anonymous, 4, UFFD_FEATURE_PAGEFAULT_FLAG_WP, WP);
     pager.protect(room.start, room.bytes).expect("registered");
-    let worker = Worker::new(*pager);
-    worker.quiet(WRITE, room.page(0), 1);
+    quiet(*pager, || room.write(0, 1));
     // The page of zeros is.
     assert_eq!(room.read(1), 0);
     pager.protect(room.start, room.bytes).expect("registered");
-    worker.reported(room.page(1), 2);
-    assert_eq!(read(room.page(2)), 0);
+    reported(*pager, room.page(1), 2);
+    assert_eq!(load(room.page(2)), 0);
 }
 
 /// Runs `child` in a child, which ends with what that returns.
@@ -594,8 +494,7 @@ fn forks() {
             room.read(page) == 9
         };
         in_child(|| write(0) && write(1));
-        let worker = Worker::new(*pager);
-        worker.reported(room.page(0), 2);
+        reported(*pager, room.page(0), 2);
     }
     // With the event it has all of it.
     for kind in KINDS {
@@ -615,9 +514,7 @@ fn serve_child(parent: Pager, start: u64) {
     // An event for which there is no descriptor is there to be read again, and all that it is about.
     let limit = |soft, hard| process::limit(RLIMIT_NOFILE, soft, hard).expect("a limit");
     let before = limit(0, 4096);
-    while parent.read_one().expect_err("no descriptor") != Errno::EMFILE {
-        process::sched_yield();
-    }
+    until(|| parent.read_one().expect_err("no descriptor") == EMFILE);
     limit(before.soft, before.hard);
     let message = wait_for(parent);
     assert_eq!(message.event, UFFD_EVENT_FORK, "{message:x?}");
@@ -650,7 +547,7 @@ fn events() {
     assert_eq!(event_of(*pager, unmap), [UFFD_EVENT_UNMAP.into(), room.page(6), room.page(8), 0]);
     // Nothing that is beside is an event.
     Room::new(Kind::Anonymous, 1).advise(0, 1, MADV_DONTNEED).expect("mapped");
-    assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    assert_eq!(pager.read_one(), Err(EAGAIN));
     drop(pager);
     // Memory that has moved stays registered, with its protection.
     let room = Room::new(Kind::Shared, 4);
@@ -664,16 +561,15 @@ fn events() {
         call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
     };
     assert_eq!(event_of(*pager, remap), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
-    let worker = Worker::new(*pager);
-    worker.reported(to.page(0), 2);
-    worker.reported(to.page(1), 3);
-    drop((worker, pager, to));
+    reported(*pager, to.page(0), 2);
+    reported(*pager, to.page(1), 3);
+    drop((pager, to));
     // The calls fail while an event is not read.
     let (room, pager) = watched(Kind::Anonymous, 2, FEATURES | UFFD_FEATURE_EVENT_REMOVE, MISSING | WP);
     let remove = || room.advise(0, 1, MADV_DONTNEED).expect("mapped");
     beside(remove, || {
-        let changing = Err((Errno::EAGAIN, -(Errno::EAGAIN as i64)));
-        while pager.protect(room.start, PAGE) != Err(Errno::EAGAIN) {
+        let changing = Err((EAGAIN, -(EAGAIN as i64)));
+        while pager.protect(room.start, PAGE) != Err(EAGAIN) {
             nap();
         }
         assert_eq!(pager.zero(room.start, PAGE, 0), changing);
@@ -698,8 +594,8 @@ fn moved() {
         assert_eq!(to.read(0), 1);
         to.write(0, 2);
         to.write(1, 3);
-        assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
-        assert_eq!(pager.protect(to.start, to.bytes), Err(Errno::ENOENT));
+        assert_eq!(pager.read_one(), Err(EAGAIN));
+        assert_eq!(pager.protect(to.start, to.bytes), Err(ENOENT));
         drop(pager);
     }
 }
@@ -722,10 +618,10 @@ fn poison() {
         assert_eq!(pager.poison(room.start, 2 * PAGE, 0), Ok(2 * PAGE as i64));
         assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
         assert_eq!(code_of(room.page(1), true), BUS_MCEERR_AR);
-        assert_eq!(pager.poison(room.start, PAGE, 0), Err((Errno::EEXIST, -17)));
+        assert_eq!(pager.poison(room.start, PAGE, 0), Err((EEXIST, -17)));
         assert_eq!(
             pager.zero(room.start, PAGE, 0).map_err(|(error, _)| error),
-            Err(Errno::EEXIST).or_else(|error| {
+            Err(EEXIST).or_else(|error| {
                 // Of a shared file Linux replaces it.
                 if kind == Kind::Shared { Ok(PAGE as i64) } else { Err(error) }
             })
@@ -734,7 +630,7 @@ fn poison() {
             assert_eq!(pager.copy(room.start, source.start, PAGE, 0), Ok(PAGE as i64));
         }
         assert_eq!(code_of(room.page(0), true), 0);
-        assert_eq!(room.advise(1, 1, MADV_POPULATE_READ), Err(Errno::EHWPOISON));
+        assert_eq!(room.advise(1, 1, MADV_POPULATE_READ), Err(EHWPOISON));
         // Discarded, it is missing.
         room.advise(1, 1, MADV_DONTNEED).expect("mapped");
         assert_eq!(pager.zero(room.page(1), PAGE, 0), Ok(PAGE as i64));
@@ -764,17 +660,17 @@ fn kernel() {
     let quiet = Pager::new(O_NONBLOCK | UFFD_USER_MODE_ONLY, FEATURES).expect("a userfaultfd");
     let room = Room::new(Kind::Anonymous, 4);
     quiet.register(room.start, room.bytes, MISSING).expect("memory");
-    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(Errno::EFAULT));
-    assert_eq!(quiet.read_one(), Err(Errno::EAGAIN));
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(EFAULT));
+    assert_eq!(quiet.read_one(), Err(EAGAIN));
     quiet.close().expect("open");
     let pager = self::pager(FEATURES | UFFD_FEATURE_SIGBUS);
     pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
     assert_eq!(code_of(room.page(0), false), BUS_ADRERR);
-    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(Errno::EFAULT));
+    assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(EFAULT));
     assert_eq!(pager.zero(room.start, PAGE, 0), Ok(PAGE as i64));
     pager.protect(room.start, PAGE).expect("registered");
     assert_eq!((code_of(room.page(0), false), code_of(room.page(0), true)), (0, BUS_ADRERR));
-    assert_eq!(pager.read_one(), Err(Errno::EAGAIN));
+    assert_eq!(pager.read_one(), Err(EAGAIN));
     drop(pager);
     assert_eq!(code_of(room.page(0), true), 0);
 }
@@ -792,8 +688,8 @@ fn serve_all(pager: Pager, ends: &AtomicU32) -> u32 {
                 }
                 served += 1;
             }
-            Err(Errno::EAGAIN) if ends.load(Ordering::Relaxed) != 0 => return served,
-            Err(Errno::EAGAIN) => nap(),
+            Err(EAGAIN) if ends.load(Ordering::Relaxed) != 0 => return served,
+            Err(EAGAIN) => nap(),
             Err(error) => panic!("{error}"),
         }
     }
@@ -803,11 +699,13 @@ fn serve_all(pager: Pager, ends: &AtomicU32) -> u32 {
 fn close() {
     for kind in KINDS {
         let (room, pager) = watched(kind, 4, FEATURES, MISSING | WP);
-        let worker = Worker::new(*pager);
-        let number = worker.begin(WRITE, room.page(0), 1);
-        assert_eq!(wait_for(*pager).event, UFFD_EVENT_PAGEFAULT);
-        drop(pager);
-        worker.wait(number);
+        beside(
+            || room.write(0, 1),
+            || {
+                assert_eq!(wait_for(*pager).event, UFFD_EVENT_PAGEFAULT);
+                drop(pager);
+            },
+        );
         assert_eq!(room.read(0), 1, "{kind:?}");
     }
     // One that waits for its end in a child that has it, too.
