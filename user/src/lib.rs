@@ -1,14 +1,13 @@
 //! The runtime of the programs for EL0: a start, system calls, threads, signals, printing.
 //!
 //! Nothing here depends on Granule: these are static programs for Linux on arm64, with calls that Granule has too, so
-//! that both kernels can be compared. A program names its main function and returns its status:
+//! that both kernels can be compared. A program names its main function, which may return a status:
 //!
 //! ```no_run
 //! granule_user::entry!(run);
 //!
-//! fn run(_start: granule_user::Start) -> u8 {
+//! fn run(_start: granule_user::Start) {
 //!     granule_user::println!("hello");
-//!     0
 //! }
 //! ```
 //!
@@ -28,6 +27,7 @@ pub mod print;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod seen;
 pub mod signal;
 mod start;
 pub mod sys;
@@ -44,7 +44,7 @@ pub use start::Start;
 /// The status of a program that panicked.
 pub const PANICKED: u8 = 101;
 
-/// Makes `$main`, a `fn(Start) -> u8`, the program's main function. It returns the exit status.
+/// Makes `$main`, a function of [`Start`], the program's main function. It returns the exit [`Status`](process::Status).
 #[macro_export]
 macro_rules! entry {
     ($main:expr) => {
@@ -52,15 +52,14 @@ macro_rules! entry {
         #[cfg(target_os = "none")]
         #[unsafe(no_mangle)]
         fn user_main(start: $crate::Start) -> u8 {
-            let main: fn($crate::Start) -> u8 = $main;
-            main(start)
+            $crate::process::Status::status($main(start))
         }
 
         /// On the host a program is compiled, for its errors, and does nothing.
         #[cfg(not(target_os = "none"))]
         #[unsafe(export_name = "main")]
         extern "C" fn host_main() -> core::ffi::c_int {
-            let _: fn($crate::Start) -> u8 = $main;
+            let _ = $main;
             0
         }
     };

@@ -12,6 +12,10 @@ use crate::sys;
 pub const PAGE: u64 = 4096;
 /// The protection of memory that is read and written.
 pub const RW: u64 = PROT_READ | PROT_WRITE;
+/// The flags of memory of a process's own, and of memory that it shares with its later children. Neither is of a file.
+pub const PRIVATE: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
+/// As [`PRIVATE`] says.
+pub const SHARED: u64 = MAP_SHARED | MAP_ANONYMOUS;
 /// An address in the kernel's half.
 pub const KERNEL: u64 = 0xffff_8000_8000_0000;
 
@@ -33,7 +37,7 @@ pub unsafe fn mmap(address: u64, bytes: u64, protection: u64, flags: u64) -> Res
 /// The kernel's.
 pub fn map(bytes: u64, protection: u64) -> Result<u64, Errno> {
     // SAFETY: not at a fixed address.
-    unsafe { mmap(0, bytes, protection, MAP_PRIVATE | MAP_ANONYMOUS) }
+    unsafe { mmap(0, bytes, protection, PRIVATE) }
 }
 
 /// A page of memory that this process and its later children share, zero, and mapped until the process ends.
@@ -43,7 +47,7 @@ pub fn map(bytes: u64, protection: u64) -> Result<u64, Errno> {
 pub fn shared<T: Sync>() -> &'static T {
     const { assert!(size_of::<T>() as u64 <= PAGE, "it fits a page") };
     // SAFETY: not at a fixed address.
-    let page = unsafe { mmap(0, PAGE, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS) };
+    let page = unsafe { mmap(0, PAGE, RW, SHARED) };
     // SAFETY: fresh memory that stays, zero, and used as this alone: the callers have atomics.
     unsafe { &*(page.expect("a page") as *const T) }
 }

@@ -7,7 +7,8 @@
 ///
 /// - `call(number, [argument, ...])` makes a system call.
 /// - `put(address, value)` stores a byte, or returns the fault.
-/// - `load(address)` and `store(address, value)` are of a word, once, where it is mapped for that.
+/// - `word(address)` loads a word, and `put_word(address, word)` stores one, where it is mapped for that.
+/// - `unmap_all([(address, pages), ...])` unmaps several, by `unmap`.
 /// - `unmap(address, pages)` and `protect(address, pages, protection)`, which are compared with success.
 #[macro_export]
 macro_rules! own {
@@ -28,22 +29,27 @@ macro_rules! own {
             unsafe { $crate::probe::write(at, value) }
         }
     };
-    (@load) => {
-        fn load(at: u64) -> u64 {
+    (@word) => {
+        fn word(at: u64) -> u64 {
             // SAFETY: it is mapped, and the program's own; a pager may serve it.
             unsafe { (at as *const u64).read_volatile() }
         }
     };
-    (@store) => {
-        fn store(at: u64, value: u64) {
+    (@put_word) => {
+        fn put_word(at: u64, word: u64) {
             // SAFETY: it is mapped writable, and the program's own, without references to it; a pager may serve it.
-            unsafe { (at as *mut u64).write_volatile(value) }
+            unsafe { (at as *mut u64).write_volatile(word) }
         }
     };
     (@unmap) => {
         fn unmap(at: u64, pages: u64) {
             // SAFETY: it is the program's own, and there are no references to it.
             $crate::answers::equal("unmapped", unsafe { $crate::memory::munmap(at, pages * $crate::memory::PAGE) }, Ok(()));
+        }
+    };
+    (@unmap_all) => {
+        fn unmap_all<const N: usize>(ranges: [(u64, u64); N]) {
+            ranges.into_iter().for_each(|(at, pages)| unmap(at, pages));
         }
     };
     (@protect) => {

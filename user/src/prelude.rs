@@ -21,5 +21,5 @@ pub use granule_abi::userfaultfd::{
     UFFDIO_WRITEPROTECT_MODE_WP, ioctl_bit,
 };
 
-pub use crate::memory::{KERNEL, PAGE, RW};
+pub use crate::memory::{KERNEL, PAGE, PRIVATE, RW, SHARED};
 pub use crate::{Start, entry, own, parts};

@@ -13,6 +13,25 @@ use granule_abi::{Errno, signal};
 
 use crate::sys;
 
+/// What a program or a copy of one exits with.
+pub trait Status {
+    /// The exit status.
+    fn status(self) -> u8;
+}
+
+/// It has come to its end.
+impl Status for () {
+    fn status(self) -> u8 {
+        0
+    }
+}
+
+impl Status for u8 {
+    fn status(self) -> u8 {
+        self
+    }
+}
+
 /// Ends the process, with all its threads.
 pub fn exit_group(status: u8) -> ! {
     loop {
@@ -100,7 +119,7 @@ pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) ->
 /// # Panics
 /// There can be no process.
 #[track_caller]
-pub fn spawn(child: impl FnOnce() -> u8) -> u32 {
+pub fn spawn<S: Status>(child: impl FnOnce() -> S) -> u32 {
     try_spawn(child).expect("a copy of the process")
 }
 
@@ -108,9 +127,9 @@ pub fn spawn(child: impl FnOnce() -> u8) -> u32 {
 ///
 /// # Errors
 /// The kernel's.
-pub fn try_spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
+pub fn try_spawn<S: Status>(child: impl FnOnce() -> S) -> Result<u32, Errno> {
     match fork()? {
-        0 => exit_group(child()),
+        0 => exit_group(child().status()),
         number => Ok(number),
     }
 }
@@ -120,7 +139,7 @@ pub fn try_spawn(child: impl FnOnce() -> u8) -> Result<u32, Errno> {
 /// # Panics
 /// There can be no process.
 #[track_caller]
-pub fn run(child: impl FnOnce() -> u8) -> u32 {
+pub fn run<S: Status>(child: impl FnOnce() -> S) -> u32 {
     wait(spawn(child))
 }
 
@@ -130,11 +149,7 @@ pub fn run(child: impl FnOnce() -> u8) -> u32 {
 /// It does not, or there can be no process.
 #[track_caller]
 pub fn in_copy(child: impl FnOnce()) {
-    let status = run(|| {
-        child();
-        0
-    });
-    assert_eq!(status, exited(0), "the status of a copy of the process");
+    assert_eq!(run(child), exited(0), "the status of a copy of the process");
 }
 
 /// Sets a limit of this process, one of the `RLIMIT_` numbers; returns the one before.

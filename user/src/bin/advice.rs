@@ -16,7 +16,7 @@ use granule_user::thread::all_at_once;
 use granule_user::{probe, process};
 
 entry!(run);
-own!(call, put, unmap, protect);
+own!(call, put, unmap, unmap_all, protect);
 
 fn run(start: Start) -> u8 {
     probe::prepare();
@@ -110,8 +110,7 @@ fn not_in_children() {
         equal("the child's", bytes(at), [1, 2, 255, 255, 5, 6, 7, 8]);
         equal("nothing there", probe::read(at + 2 * PAGE), Err(not_mapped(at + 2 * PAGE)));
         equal("free", mincore(at + 2 * PAGE, &mut [0]), Err(ENOMEM));
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS;
-        equal("mapped there", call(MMAP, [at + 2 * PAGE, 2 * PAGE, RW, flags, 0, 0]), Ok(at + 2 * PAGE));
+        equal("mapped there", call(MMAP, [at + 2 * PAGE, 2 * PAGE, RW, PRIVATE, 0, 0]), Ok(at + 2 * PAGE));
         equal("new", bytes(at), [1, 2, 0, 0, 5, 6, 7, 8]);
         apart(|| equal("a copy has what is new", bytes(at), [1, 2, 0, 0, 5, 6, 7, 8]));
     });
@@ -119,7 +118,7 @@ fn not_in_children() {
     equal("all", advise(at, 8, MADV_DOFORK), Ok(0));
     apart(|| equal("the child's", bytes(at), [1, 2, 3, 4, 5, 6, 7, 8]));
     // The last of a child's areas, and memory of other kinds.
-    let shared = call(MMAP, [0, 4 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    let shared = call(MMAP, [0, 4 * PAGE, RW, SHARED, 0, 0]).expect("memory");
     number(shared, 4);
     equal("shared", advise(shared, 2, MADV_DONTFORK), Ok(0));
     let file = file(4);
@@ -137,10 +136,7 @@ fn not_in_children() {
         equal("a limit", process::limit(RLIMIT_AS, 48 << 20, 48 << 20).map(drop), Ok(()));
         equal("room", map(24 << 20, RW).map(drop), Ok(()));
     });
-    unmap(large, (64 << 20) / PAGE);
-    unmap(shared, 4);
-    unmap(mapped, 4);
-    unmap(at, 8);
+    unmap_all([(large, (64 << 20) / PAGE), (shared, 4), (mapped, 4), (at, 8)]);
 }
 
 fn zeros_in_children() {
@@ -160,7 +156,7 @@ fn zeros_in_children() {
     let file = file(2);
     let private = map_file(file, 2, RW, MAP_PRIVATE);
     let shared = map_file(file, 2, RW, MAP_SHARED);
-    let anonymous = call(MMAP, [0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    let anonymous = call(MMAP, [0, 2 * PAGE, RW, SHARED, 0, 0]).expect("memory");
     for mapped in [private, shared, anonymous] {
         equal("not of a file", advise(mapped, 2, MADV_WIPEONFORK), Err(EINVAL));
         equal("kept anyhow", advise(mapped, 2, MADV_KEEPONFORK), Ok(0));
@@ -169,8 +165,7 @@ fn zeros_in_children() {
     unmap(at, 4);
     // Pages before the refused one are advised.
     let at = own(4);
-    let flags = MAP_PRIVATE | MAP_FIXED;
-    equal("a file's", call(MMAP, [at + 2 * PAGE, PAGE, RW, flags, file, 0]), Ok(at + 2 * PAGE));
+    equal("a file's", call(MMAP, [at + 2 * PAGE, PAGE, RW, MAP_PRIVATE | MAP_FIXED, file, 0]), Ok(at + 2 * PAGE));
     equal("stored", put(at + 2 * PAGE, 3), Ok(()));
     equal("refused", advise(at, 4, MADV_WIPEONFORK), Err(EINVAL));
     apart(|| equal("the child's", bytes(at), [0, 0, 3, 4]));
@@ -239,8 +234,7 @@ fn populated_files() {
     equal("before it", present(private, 6), 0b1111);
     let behind = private + 4 * PAGE;
     equal("an access", probe::read(behind), Err(behind_the_end(behind)));
-    unmap(shared, 4);
-    unmap(private, 6);
+    unmap_all([(shared, 4), (private, 6)]);
 }
 
 /// How far a call gets that ends in an error.
@@ -296,8 +290,7 @@ fn guards_stay() {
     equal("protected", bytes(at), [1, 255, 255, 4]);
     equal("given up", advise(at, 4, MADV_DONTNEED), Ok(0));
     equal("guards are kept", bytes(at), [0, 255, 255, 0]);
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    equal("mapped anew", call(MMAP, [at + PAGE, PAGE, RW, flags, 0, 0]), Ok(at + PAGE));
+    equal("mapped anew", call(MMAP, [at + PAGE, PAGE, RW, PRIVATE | MAP_FIXED, 0, 0]), Ok(at + PAGE));
     equal("no guard", bytes(at), [0, 0, 255, 0]);
     protect(at, 4, PROT_READ);
     equal("of what may only be read", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
@@ -329,9 +322,7 @@ fn guards_of_files() {
     equal("of private pages", bytes(private), [255, 255, 3, 4]);
     equal("removed", advise(private, 4, MADV_GUARD_REMOVE), Ok(0));
     equal("the file's again", bytes(private), [1, 0, 3, 4]);
-    unmap(private, 4);
-    unmap(shared, 4);
-    unmap(other, 4);
+    unmap_all([(private, 4), (shared, 4), (other, 4)]);
 }
 
 fn guards_in_children() {
@@ -354,8 +345,7 @@ fn guards_in_children() {
     equal("the parent's", (bytes(at), bytes(shared)), ([1, 255, 3, 4], [1, 2, 255, 4]));
     equal("zeros", advise(at, 4, MADV_WIPEONFORK), Ok(0));
     apart(|| equal("no pages, no guards", bytes(at), [0; 4]));
-    unmap(at, 4);
-    unmap(shared, 4);
+    unmap_all([(at, 4), (shared, 4)]);
 }
 
 /// Over several tables, with and without pages.
@@ -394,7 +384,7 @@ fn given_up() {
     let file = file(2);
     let shared = map_file(file, 2, RW, MAP_SHARED);
     let private = map_file(file, 2, RW, MAP_PRIVATE);
-    let anonymous = call(MMAP, [0, 2 * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    let anonymous = call(MMAP, [0, 2 * PAGE, RW, SHARED, 0, 0]).expect("memory");
     for mapped in [shared, private, anonymous] {
         number(mapped, 2);
         equal("not of a file", advise(mapped, 2, MADV_FREE), Err(EINVAL));
@@ -406,8 +396,7 @@ fn given_up() {
 }
 
 fn locked() {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_LOCKED;
-    let at = call(MMAP, [0, 4 * PAGE, RW, flags, 0, 0]).expect("memory");
+    let at = call(MMAP, [0, 4 * PAGE, RW, PRIVATE | MAP_LOCKED, 0, 0]).expect("memory");
     equal("populated", present(at, 4), 0b1111);
     number(at, 4);
     for advice in [MADV_DONTNEED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_GUARD_INSTALL] {
@@ -425,7 +414,7 @@ fn locked() {
     equal("locked pages too", advise(at, 1, MADV_DONTNEED_LOCKED), Ok(0));
     equal("zeros", bytes(at), [0, 2, 3, 4]);
     // Pages before the locked ones are given up.
-    let fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    let fixed = PRIVATE | MAP_FIXED;
     equal("not locked", call(MMAP, [at, 2 * PAGE, RW, fixed, 0, 0]), Ok(at));
     number(at, 2);
     equal("up to what is locked", advise(at, 4, MADV_DONTNEED), Err(EINVAL));
@@ -434,7 +423,7 @@ fn locked() {
     equal("up to what is locked", advise(at, 4, MADV_GUARD_INSTALL), Err(EINVAL));
     equal("guards", bytes(at), [255, 255, 3, 4]);
     unmap(at, 4);
-    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS | MAP_LOCKED, 0, 0]).expect("memory");
+    let shared = call(MMAP, [0, PAGE, RW, SHARED | MAP_LOCKED, 0, 0]).expect("memory");
     number(shared, 1);
     equal("not removed", advise(shared, 1, MADV_REMOVE), Err(EINVAL));
     equal("as it was", bytes(shared), [1]);
@@ -534,8 +523,7 @@ fn files_locked_by_calls() {
     protect(private, 2, RW);
     equal("stored again", put(shared, 9), Ok(()));
     equal("a copy", (bytes(private), bytes(shared)), ([8, 0], [9, 0]));
-    unmap(private, 2);
-    unmap(shared, 2);
+    unmap_all([(private, 2), (shared, 2)]);
     let at = own(2);
     equal("a guard", advise(at, 1, MADV_GUARD_INSTALL), Ok(0));
     equal("cannot be brought", call(MLOCK, [at, 2 * PAGE]), Err(ENOMEM));
@@ -563,8 +551,7 @@ fn all_locked() {
         equal("later", call(MLOCKALL, [2 | 4]), Ok(0));
         let later = map(4 * PAGE, RW).expect("memory");
         equal("not brought", (present(later, 4), locks(later)), (0, [true; 2]));
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
-        let populated = call(MMAP, [0, 4 * PAGE, RW, flags, 0, 0]).expect("memory");
+        let populated = call(MMAP, [0, 4 * PAGE, RW, PRIVATE | MAP_POPULATE, 0, 0]).expect("memory");
         equal("not even so", (present(populated, 4), locks(populated)), (0, [true; 2]));
         let heap = call(BRK, [0]).expect("a heap");
         equal("more heap", call(BRK, [heap + 4 * PAGE]), Ok(heap + 4 * PAGE));
@@ -583,7 +570,7 @@ fn all_locked() {
 fn futexes() {
     const PRIVATE: u64 = 128;
     let own = own(1);
-    let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS, 0, 0]).expect("memory");
+    let shared = call(MMAP, [0, PAGE, RW, SHARED, 0, 0]).expect("memory");
     for at in [own, shared] {
         let wake = |flags: u64| call(FUTEX, [at, FUTEX_WAKE | flags, 1, 0, 0, 0]);
         equal("no sleeper", (wake(0), wake(PRIVATE)), (Ok(0), Ok(0)));

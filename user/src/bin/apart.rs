@@ -11,13 +11,13 @@
 
 use core::sync::atomic::{AtomicU64, Ordering};
 
-use granule_user::memory::{madvise, mmap, mprotect, munmap};
 use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::thread::{MOST_AT_ONCE, all_at_once};
 use granule_user::{println, process};
 
 entry!(run);
+own!(call);
 
 /// Where the first thread's addresses begin, and bytes from there to the next one's.
 const FIRST: u64 = 0x30_0000_0000;
@@ -69,9 +69,8 @@ impl Area {
     /// Maps `pages` pages, at `start` or, where that is 0, where the kernel chooses. Another thread may have been given
     /// `start`.
     fn map(&mut self, start: u64, pages: usize) {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | if start == 0 { 0 } else { MAP_FIXED_NOREPLACE };
-        // SAFETY: in place of nothing.
-        match unsafe { mmap(start, pages as u64 * PAGE, RW, flags) } {
+        let flags = PRIVATE | if start == 0 { 0 } else { MAP_FIXED_NOREPLACE };
+        match call(MMAP, [start, pages as u64 * PAGE, RW, flags, u64::MAX, 0]) {
             Ok(at) => {
                 assert!(start == 0 || at == start, "{at:#x} for {start:#x}");
                 self.start = at;
@@ -113,28 +112,23 @@ impl Area {
     fn change(&mut self, random: &mut Random) {
         let Some((first, count, bytes)) = self.some(random) else { return };
         let start = self.address(first);
-        // SAFETY: the thread's own pages, to which there are no references; it reads them alone while they are
-        // read-only.
-        unsafe {
-            match random.below(8) {
-                0..=2 => self.write(first, count, random),
-                3 | 4 => {
-                    mprotect(start, bytes, PROT_READ).expect("pages to protect");
-                    self.check("read-only");
-                    mprotect(start, bytes, RW).expect("pages to write again");
-                }
-                5 => {
-                    madvise(start, bytes, MADV_DONTNEED).expect("pages to give up");
-                    self.written[first..first + count].fill(0);
-                }
-                _ => self.unmap(first, count),
+        match random.below(8) {
+            0..=2 => self.write(first, count, random),
+            3 | 4 => {
+                call(MPROTECT, [start, bytes, PROT_READ]).expect("pages to protect");
+                self.check("read-only");
+                call(MPROTECT, [start, bytes, RW]).expect("pages to write again");
             }
+            5 => {
+                call(MADVISE, [start, bytes, MADV_DONTNEED]).expect("pages to give up");
+                self.written[first..first + count].fill(0);
+            }
+            _ => self.unmap(first, count),
         }
     }
 
     fn unmap(&mut self, first: usize, count: usize) {
-        // SAFETY: the thread's own pages, to which there are no references.
-        unsafe { munmap(self.address(first), count as u64 * PAGE) }.expect("pages to unmap");
+        call(MUNMAP, [self.address(first), count as u64 * PAGE]).expect("pages to unmap");
         self.written[first..first + count].fill(HOLE);
     }
 
@@ -161,11 +155,8 @@ fn thread(index: usize) {
             0 => meet_all(&mut random),
             1 => {
                 let copies = areas;
-                let copy = || {
-                    copies.iter().for_each(|area| area.check("the copy"));
-                    0
-                };
-                assert_eq!(process::wait(process::spawn(copy)), exited(0), "step {step}");
+                let copy = || copies.iter().for_each(|area| area.check("the copy"));
+                assert_eq!(process::run(copy), exited(0), "step {step}");
             }
             _ => {}
         }
@@ -183,12 +174,9 @@ fn thread(index: usize) {
 /// A call over the addresses of all threads that changes no contents. They have holes.
 fn meet_all(random: &mut Random) {
     let bytes = MOST_AT_ONCE as u64 * APART;
-    // SAFETY: what lies there is some thread's, which may write it or does not mean to.
-    let met = unsafe {
-        match random.below(2) {
-            0 => madvise(FIRST, bytes, MADV_NORMAL),
-            _ => mprotect(FIRST, bytes, RW),
-        }
+    let met = match random.below(2) {
+        0 => call(MADVISE, [FIRST, bytes, MADV_NORMAL]),
+        _ => call(MPROTECT, [FIRST, bytes, RW]),
     };
     assert_eq!(met, Err(ENOMEM));
 }

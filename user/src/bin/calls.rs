@@ -4,24 +4,23 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::memory::{madvise, map, mincore, mmap, mprotect, munmap};
+use granule_user::answers::present;
+use granule_user::memory::map;
 use granule_user::prelude::*;
 use granule_user::{println, time};
 
 entry!(run);
-own!(call);
+own!(call, word, put_word);
 
 /// Nothing is mapped here.
 const NOWHERE: u64 = 0x1000;
-const PRIVATE: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
-fn run(_start: Start) -> u8 {
+fn run(_start: Start) {
     parts! { ()
         what_does_not_exist_is_enosys names_and_numbers the_console_takes_bytes clocks_go_forward the_heap_has_an_end
         mappings_come_and_go mappings_are_refused advice_and_presence pointers_are_checked
     }
     println!("calls: ok");
-    0
 }
 
 fn what_does_not_exist_is_enosys() {
@@ -71,11 +70,9 @@ fn the_console_takes_bytes() {
     assert_eq!((call(CLOSE, [2]), call(CLOSE, [77])), (Ok(0), Err(EBADF)));
     // At the end of the mapping: as many whole pieces as there are, or nothing.
     let page = map(2 * PAGE, RW).expect("pages");
-    // SAFETY: they are this function's.
-    unsafe { munmap(page + PAGE, PAGE) }.expect("a page to unmap");
+    assert_eq!(call(MUNMAP, [page + PAGE, PAGE]), Ok(0));
     assert_eq!(call(WRITE, [1, page + PAGE - 4, 8]), Err(EFAULT));
-    // SAFETY: as above.
-    unsafe { munmap(page, PAGE) }.expect("a page to unmap");
+    assert_eq!(call(MUNMAP, [page, PAGE]), Ok(0));
 }
 
 fn clocks_go_forward() {
@@ -109,25 +106,22 @@ fn the_heap_has_an_end() {
 
 fn mappings_come_and_go() {
     let at = map(4 * PAGE, RW).expect("pages");
-    // SAFETY: the pages are this function's.
-    unsafe {
-        (at as *mut u64).write(1);
-        assert_eq!(mmap(at, PAGE, PROT_READ, PRIVATE | MAP_FIXED_NOREPLACE), Err(EEXIST));
-        assert_eq!(mmap(at, PAGE, RW, PRIVATE | MAP_FIXED), Ok(at));
-        assert_eq!((at as *const u64).read(), 0, "replaced");
-        munmap(at + PAGE, PAGE).expect("a hole");
-        assert_eq!(mprotect(at, 4 * PAGE, PROT_READ), Err(ENOMEM), "a hole in it");
-        assert_eq!(mmap(at + PAGE, PAGE, PROT_NONE, PRIVATE | MAP_FIXED_NOREPLACE), Ok(at + PAGE));
-        munmap(at, 4 * PAGE).expect("pages to unmap");
-        munmap(at, 4 * PAGE).expect("nothing to unmap is no error");
-        let populated = mmap(0, 3 * PAGE, RW, PRIVATE | MAP_POPULATE).expect("pages");
-        let mut present = [9; 3];
-        assert_eq!(mincore(populated, &mut present), Ok(()));
-        assert_eq!(present, [1; 3], "MAP_POPULATE");
-        munmap(populated, 3 * PAGE).expect("pages to unmap");
-        let shared = mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS).expect("a page");
-        munmap(shared, PAGE).expect("a page to unmap");
+    let mmap = |at: u64, bytes: u64, protection, flags| call(MMAP, [at, bytes, protection, flags, u64::MAX, 0]);
+    put_word(at, 1);
+    assert_eq!(mmap(at, PAGE, PROT_READ, PRIVATE | MAP_FIXED_NOREPLACE), Err(EEXIST));
+    assert_eq!(mmap(at, PAGE, RW, PRIVATE | MAP_FIXED), Ok(at));
+    assert_eq!(word(at), 0, "replaced");
+    assert_eq!(call(MUNMAP, [at + PAGE, PAGE]), Ok(0), "a hole");
+    assert_eq!(call(MPROTECT, [at, 4 * PAGE, PROT_READ]), Err(ENOMEM), "a hole in it");
+    assert_eq!(mmap(at + PAGE, PAGE, PROT_NONE, PRIVATE | MAP_FIXED_NOREPLACE), Ok(at + PAGE));
+    for what in ["pages", "nothing is no error"] {
+        assert_eq!(call(MUNMAP, [at, 4 * PAGE]), Ok(0), "{what}");
     }
+    let populated = mmap(0, 3 * PAGE, RW, PRIVATE | MAP_POPULATE).expect("pages");
+    assert_eq!(present(populated, 3), 0b111, "MAP_POPULATE");
+    assert_eq!(call(MUNMAP, [populated, 3 * PAGE]), Ok(0));
+    let shared = mmap(0, PAGE, RW, SHARED).expect("a page");
+    assert_eq!(call(MUNMAP, [shared, PAGE]), Ok(0));
 }
 
 fn mappings_are_refused() {
@@ -159,22 +153,19 @@ fn mappings_are_refused() {
 fn advice_and_presence() {
     let at = map(3 * PAGE, RW).expect("pages");
     let mut present = [9; 3];
-    // SAFETY: the pages are this function's.
-    unsafe {
-        ((at + PAGE) as *mut u64).write(5);
-        assert_eq!(mincore(at, &mut present), Ok(()));
-        assert_eq!(present, [0, 1, 0]);
-        assert_eq!(madvise(at, 3 * PAGE, MADV_DONTNEED), Ok(()));
-        assert_eq!(((at + PAGE) as *const u64).read(), 0, "zeros again");
-        for advice in [MADV_NORMAL, MADV_WILLNEED] {
-            assert_eq!(madvise(at, 3 * PAGE, advice), Ok(()));
-            assert_eq!(madvise(NOWHERE, PAGE, advice), Err(ENOMEM));
-        }
-        assert_eq!(madvise(at, PAGE, 77), Err(EINVAL));
-        assert_eq!(madvise(at + 1, PAGE, MADV_DONTNEED), Err(EINVAL));
-        munmap(at, 3 * PAGE).expect("pages to unmap");
+    put_word(at + PAGE, 5);
+    assert_eq!(call(MINCORE, [at, 3 * PAGE, present.as_mut_ptr() as u64]), Ok(0));
+    assert_eq!(present, [0, 1, 0]);
+    assert_eq!(call(MADVISE, [at, 3 * PAGE, MADV_DONTNEED]), Ok(0));
+    assert_eq!(word(at + PAGE), 0, "zeros again");
+    for advice in [MADV_NORMAL, MADV_WILLNEED] {
+        assert_eq!(call(MADVISE, [at, 3 * PAGE, advice]), Ok(0));
+        assert_eq!(call(MADVISE, [NOWHERE, PAGE, advice]), Err(ENOMEM));
     }
-    assert_eq!(mincore(at, &mut present), Err(ENOMEM));
+    assert_eq!(call(MADVISE, [at, PAGE, 77]), Err(EINVAL));
+    assert_eq!(call(MADVISE, [at + 1, PAGE, MADV_DONTNEED]), Err(EINVAL));
+    assert_eq!(call(MUNMAP, [at, 3 * PAGE]), Ok(0));
+    assert_eq!(call(MINCORE, [at, 3 * PAGE, present.as_mut_ptr() as u64]), Err(ENOMEM));
     assert_eq!(call(MINCORE, [at + 1, PAGE, present.as_ptr() as u64]), Err(EINVAL));
     assert_eq!(call(MADVISE, [at, 0, MADV_DONTNEED]), Ok(0));
 }
@@ -206,6 +197,5 @@ fn pointers_are_checked() {
     }
     assert_eq!(call(CLOCK_GETTIME, [1, readable]), Err(EFAULT), "it may not be written");
     assert_eq!(call(NANOSLEEP, [word, NOWHERE]), Ok(0), "the rest is stored only if there is one");
-    // SAFETY: the page is this function's.
-    unsafe { munmap(readable, PAGE) }.expect("a page to unmap");
+    assert_eq!(call(MUNMAP, [readable, PAGE]), Ok(0));
 }

@@ -41,7 +41,7 @@ fn reads() -> u8 {
     };
     let mut line = [0_u8; 64];
     let at = line.as_mut_ptr() as u64;
-    let Ok(child) = process::try_spawn(|| read(at, 1).is_ok().into()) else { return 3 };
+    let Ok(child) = process::try_spawn(|| u8::from(read(at, 1).is_ok())) else { return 3 };
     let _ = time::sleep(10_000_000);
     let _ = process::kill(child as i32, SIGKILL);
     if process::wait(child) != killed(SIGKILL) {

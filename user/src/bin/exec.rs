@@ -11,11 +11,13 @@ use core::ffi::{CStr, c_char};
 use core::ptr::null;
 
 use granule_user::answers::{equal, status};
-use granule_user::memory::{map, munmap};
+use granule_user::memory::map;
+use granule_user::owned::File;
 use granule_user::prelude::*;
 use granule_user::{process, sys};
 
 entry!(run);
+own!(call);
 
 /// Bytes that argv, envp and their strings may have together: a quarter of the 8 MiB that a stack may have by default.
 const LIMIT: usize = 2 << 20;
@@ -80,9 +82,7 @@ fn execute(path: &CStr, arguments: u64, find: &CStr) -> u32 {
 
 /// The error of a call to execve.
 fn answer(path: u64, arguments: u64, environment: u64) -> u8 {
-    // SAFETY: where it succeeds nothing of this program is left.
-    let result = unsafe { sys::call(EXECVE, [path, arguments, environment, 0, 0, 0]) };
-    result.map_or_else(|error| error as u8, |_| 0)
+    call(EXECVE, [path, arguments, environment]).map_or_else(|error| error as u8, |_| 0)
 }
 
 /// An argument list in memory of its own.
@@ -119,8 +119,7 @@ impl List {
 
 impl Drop for List {
     fn drop(&mut self) {
-        // SAFETY: the list's own memory.
-        unsafe { munmap(self.start, self.bytes) }.expect("memory to unmap");
+        call(MUNMAP, [self.start, self.bytes]).expect("memory to unmap");
     }
 }
 
@@ -188,7 +187,7 @@ fn bad_pointers(path: &CStr) {
     let pages = map(2 * PAGE, RW).expect("pages");
     // SAFETY: this function's pages.
     unsafe {
-        munmap(pages + PAGE, PAGE).expect("a hole");
+        call(MUNMAP, [pages + PAGE, PAGE]).expect("a hole");
         core::ptr::write_bytes(pages as *mut u8, 1, PAGE as usize);
         ((pages + PAGE - 8) as *mut u64).write(path.as_ptr() as u64);
     }
@@ -202,16 +201,15 @@ fn bad_pointers(path: &CStr) {
     let list = [pages + PAGE - 8, 0];
     let end = execute(path, list.as_ptr() as u64, c"FIND=1:7");
     equal("a string ends with its page", end, exited(FOUND));
-    // SAFETY: as above.
-    unsafe { munmap(pages, PAGE) }.expect("a page to unmap");
+    call(MUNMAP, [pages, PAGE]).expect("a page to unmap");
 }
 
 /// A regular file that is there and may not be executed. A kernel that can write files has it made.
 const PLAIN: &CStr = c"/plain";
 
 fn make_plain() {
-    // SAFETY: it changes no memory. Where no file can be made it is in the initrd.
-    unsafe { sys::raw(OPENAT, [AT_FDCWD as u64, PLAIN.as_ptr() as u64, O_CREAT.into(), 0o644, 0, 0]) };
+    // Where no file can be made it is in the initrd.
+    let _ = call(OPENAT, [AT_FDCWD as u64, PLAIN.as_ptr() as u64, O_CREAT.into(), 0o644]);
 }
 
 fn paths(path: &CStr) {
@@ -223,8 +221,7 @@ fn paths(path: &CStr) {
         unsafe { core::ptr::copy_nonoverlapping(path.as_ptr(), copy as *mut u8, path.len()) };
         // A path that is refused is refused before the arguments are looked at.
         let end = process::run(|| answer(copy, NOWHERE, NOWHERE));
-        // SAFETY: as above.
-        unsafe { munmap(copy, bytes) }.expect("memory to unmap");
+        call(MUNMAP, [copy, bytes]).expect("memory to unmap");
         Errno::from_number((end >> 8) as i32)
     };
     let answers: [(Errno, &[&[u8]]); 4] = [
@@ -268,17 +265,11 @@ const SCRIPTS: [(&CStr, &[u8]); 7] = [
 fn make_scripts(path: &CStr) {
     const SYMLINKAT: usize = 36;
     const HERE: u64 = AT_FDCWD as u64;
-    // SAFETY: it changes no memory. Where there is no such call all of it is in the initrd.
+    // SAFETY: it changes no memory. Where there is no such call, whose error may have no name, all of it is in the initrd.
     unsafe { sys::raw(SYMLINKAT, [path.as_ptr() as u64, HERE, c"/exec".as_ptr() as u64, 0, 0, 0]) };
     for (name, contents) in SCRIPTS {
-        // SAFETY: as above; the contents are only read.
-        unsafe {
-            if let Ok(file) = sys::call(OPENAT, [HERE, name.as_ptr() as u64, (O_CREAT | O_WRONLY).into(), 0o755, 0, 0])
-            {
-                sys::raw(WRITE, [file, contents.as_ptr() as u64, contents.len() as u64, 0, 0, 0]);
-                sys::raw(CLOSE, [file, 0, 0, 0, 0, 0]);
-            }
-        }
+        let made = call(OPENAT, [HERE, name.as_ptr() as u64, (O_CREAT | O_WRONLY).into(), 0o755]);
+        let _ = made.map(|file| File(file).write(contents));
     }
 }
 

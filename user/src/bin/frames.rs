@@ -4,13 +4,14 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_user::answers::{equal, holds, status, wrong};
 use granule_user::memory::{map, munmap};
 use granule_user::prelude::*;
+use granule_user::seen::{SEEN, come_back, skip, word};
 use granule_user::signal::{Handler, handle, set_of, set_stack};
-use granule_user::{offend, process};
+use granule_user::{offend, probe, process};
 
 entry!(run);
 
@@ -24,66 +25,10 @@ fn run(_start: Start) -> u8 {
     status("frames")
 }
 
-/// The signal and its frame, as a handler found them.
-struct Seen {
-    signal: AtomicU32,
-    code: AtomicU32,
-    /// `si_addr`.
-    address: AtomicU64,
-    /// `fault_address` of the frame.
-    far: AtomicU64,
-    /// Of the frame's record; 0 where there is none.
-    syndrome: AtomicU64,
-    pc: AtomicU64,
-}
-
-static SEEN: Seen = Seen {
-    signal: AtomicU32::new(0),
-    code: AtomicU32::new(0),
-    address: AtomicU64::new(0),
-    far: AtomicU64::new(0),
-    syndrome: AtomicU64::new(0),
-    pc: AtomicU64::new(0),
-};
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
 fn put(bytes: &mut [u8], at: usize, words: &[u32]) {
     for (place, word) in bytes[at..].chunks_exact_mut(4).zip(words) {
         place.copy_from_slice(&word.to_le_bytes());
     }
-}
-
-fn note(signal: u32, info: &SigInfo, context: &UContext) {
-    SEEN.signal.store(signal, Ordering::Relaxed);
-    SEEN.code.store(info.code as u32, Ordering::Relaxed);
-    SEEN.address.store(info.address(), Ordering::Relaxed);
-    SEEN.far.store(context.context.fault_address, Ordering::Relaxed);
-    SEEN.pc.store(context.context.pc, Ordering::Relaxed);
-    let records = &context.context.records.0;
-    let mut at = 0;
-    let mut syndrome = 0;
-    while word(records, at) != 0 {
-        if word(records, at) == ESR_MAGIC {
-            syndrome = u64::from(word(records, at + 8)) | u64::from(word(records, at + 12)) << 32;
-        }
-        at += word(records, at + 4) as usize;
-    }
-    SEEN.syndrome.store(syndrome, Ordering::Relaxed);
-}
-
-/// Goes on behind the instruction.
-extern "C" fn skip(signal: u32, info: &SigInfo, context: &mut UContext) {
-    note(signal, info, context);
-    context.context.pc += 4;
-}
-
-/// Goes on where a call that faulted at its target would have returned to.
-extern "C" fn come_back(signal: u32, info: &SigInfo, context: &mut UContext) {
-    note(signal, info, context);
-    context.context.pc = context.context.registers[30];
 }
 
 fn set(signal: u32, handler: Handler, flags: u64, mask: u64) {
@@ -96,18 +41,14 @@ fn seen() -> (u32, i32, bool, u64, u64, u64) {
     let load = |word: &AtomicU64| word.load(Ordering::Relaxed);
     let at_pc = load(&SEEN.address) == load(&SEEN.pc);
     let address = if at_pc { 0 } else { load(&SEEN.address) };
-    let signal = SEEN.signal.swap(0, Ordering::Relaxed);
-    (signal, SEEN.code.load(Ordering::Relaxed) as i32, at_pc, address, load(&SEEN.far), load(&SEEN.syndrome))
+    let (_, signal, code) = SEEN.take();
+    (signal, code, at_pc, address, load(&SEEN.far), load(&SEEN.syndrome))
 }
 
 /// Calls an address that cannot be executed.
 fn jump(address: u64) {
-    #[cfg(target_arch = "aarch64")]
     // SAFETY: the call faults at its target, and the handler continues where it would have returned to.
-    unsafe {
-        core::arch::asm!("blr {}", in(reg) address, out("x30") _);
-    }
-    let _ = address;
+    unsafe { probe::call(address) }.expect("no handler of `probe`");
 }
 
 fn faults() {
@@ -221,16 +162,14 @@ fn mark(context: &mut UContext) {
 
 /// Runs `main` in a child that has a stack for its handler of SIGSEGV; its status.
 fn in_child(on_fault: Handler, main: impl FnOnce()) -> u32 {
-    let child = process::spawn(|| {
+    process::run(|| {
         const SIZE: u64 = 16 * PAGE;
         let base = map(SIZE, RW).expect("a stack");
         // SAFETY: the stack is for handlers alone, until the child ends.
         unsafe { set_stack(&SigStack { base, flags: 0, padding: 0, size: SIZE }) }.expect("a stack to set");
         set(SIGSEGV, on_fault, SA_ONSTACK, 0);
         main();
-        0
-    });
-    process::wait(child)
+    })
 }
 
 /// Raises SIGUSR1 with known values in v9 and x20; returns both as they are afterwards.
@@ -294,15 +233,18 @@ extern "C" fn spoil(_: u32, _: &SigInfo, context: &mut UContext) {
     REFUSED[EXPECTED.load(Ordering::Relaxed) as usize](context);
 }
 
+/// A child returns through the frame that `spoil` makes wrong in this way.
+fn is_refused(way: u64, spoil: Handler) {
+    EXPECTED.store(way, Ordering::Relaxed);
+    let end = in_child(refused, || {
+        set(SIGUSR1, spoil, 0, 0);
+        raise();
+    });
+    equal(("frame", way), end, exited(7));
+}
+
 fn refused_frames() {
-    for index in 0..REFUSED.len() {
-        EXPECTED.store(index as u64, Ordering::Relaxed);
-        let end = in_child(refused, || {
-            set(SIGUSR1, spoil, 0, 0);
-            raise();
-        });
-        equal(("frame", index), end, exited(7));
-    }
+    (0..REFUSED.len()).for_each(|index| is_refused(index as u64, spoil));
 }
 
 /// Moves the record of floating point behind a record that points to it. `change` changes the latter's address and
@@ -354,14 +296,7 @@ fn frames_with_more_records() {
         process::exit_group(wrong() + 8);
     });
     equal("records behind the frame", end, exited(8));
-    for index in 0..EXTRAS.len() {
-        EXPECTED.store(100 + index as u64, Ordering::Relaxed);
-        let end = in_child(refused, || {
-            set(SIGUSR1, spoil_extra, 0, 0);
-            raise();
-        });
-        equal(("records behind", index), end, exited(7));
-    }
+    (0..EXTRAS.len()).for_each(|index| is_refused(100 + index as u64, spoil_extra));
 }
 
 /// Values that the handler for SIGSEGV finds when there is no frame: `si_code`, `si_addr`, SP, PC and x20.
@@ -378,7 +313,7 @@ static WANTED: [AtomicU64; 5] = [const { AtomicU64::new(0) }; 5];
 
 extern "C" fn nowhere(_: u32, info: &SigInfo, context: &mut UContext) {
     let registers = &context.context;
-    let pc = if registers.pc == 0 { 0 } else { 1 };
+    let pc = u64::from(registers.pc != 0);
     let found =
         Nowhere { code: info.code, address: info.address(), sp: registers.sp, pc, x20: registers.registers[20] };
     let [code, address, sp, pc, x20] = [0, 1, 2, 3, 4].map(|index| WANTED[index].load(Ordering::Relaxed));
@@ -404,12 +339,9 @@ fn with_stack(sp: u64, number: usize) {
 
 fn frames_that_are_not_there() {
     let near_the_end = u64::MAX - 15;
-    let hole = {
-        let pages = map(2 * PAGE, RW).expect("pages");
-        // SAFETY: this function's pages.
-        unsafe { munmap(pages + PAGE, PAGE) }.expect("a hole");
-        pages + PAGE
-    };
+    let hole = map(2 * PAGE, RW).expect("pages") + PAGE;
+    // SAFETY: this function's pages.
+    unsafe { munmap(hole, PAGE) }.expect("a hole");
     let tagged = (hole - 8) | 3 << 56;
     // The kernel reads no frame that is not aligned or not EL0's. Of one that is unmapped each register is zero.
     let cases = [
@@ -449,16 +381,15 @@ fn stacks_that_are_not_there() {
     // A stack for handlers that ends behind the last address, and behind the end of EL0's.
     for (base, size) in [(u64::MAX - 0xffff, 0x1_0000), (u64::MAX - 0xffff, 0x2_0000), ((1 << 48) - 0x1_0000, 0x2_0000)]
     {
-        let child = process::spawn(|| {
+        let end = process::run(|| {
             // SAFETY: a missing call has no effect.
             let old = unsafe { set_stack(&SigStack { base, flags: 0, padding: 0, size }) };
             holds("any stack can be set", old.is_ok());
             set(SIGUSR1, never, SA_ONSTACK, 0);
             set(SIGSEGV, ends_well, 0, 0);
             raise();
-            0
         });
-        equal(("a stack at", base, size), process::wait(child), exited(10));
+        equal(("a stack at", base, size), end, exited(10));
     }
 }
 

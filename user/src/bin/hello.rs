@@ -8,7 +8,7 @@ use granule_user::{println, process};
 
 entry!(run);
 
-fn run(start: Start) -> u8 {
+fn run(start: Start) {
     println!("hello from process {}, child of {}", process::id(), process::parent_id());
     for argument in start.arguments() {
         println!("argument {argument:?}");
@@ -31,5 +31,4 @@ fn run(start: Start) -> u8 {
         }
     }
     assert!(start.stack_pointer().is_multiple_of(16), "SP is a multiple of 16");
-    0
 }

@@ -87,9 +87,8 @@ fn pages() -> ! {
     const PIECE: u64 = 16 << 20;
     loop {
         // A mapping that is not reserved is never refused for its size.
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
         // SAFETY: not at a fixed address.
-        let piece = unsafe { memory::mmap(0, PIECE, RW, flags) }.expect("addresses");
+        let piece = unsafe { memory::mmap(0, PIECE, RW, PRIVATE | MAP_NORESERVE) }.expect("addresses");
         touch(piece, PIECE, 1);
     }
 }
@@ -100,8 +99,7 @@ fn later() -> ! {
     const READY: u64 = 0x1000_0000;
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
     // SAFETY: no other mapping is there, or the call fails.
-    unsafe { memory::mmap(READY, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE) }
-        .expect("a page");
+    unsafe { memory::mmap(READY, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE | MAP_POPULATE) }.expect("a page");
     asleep_until(|| signal::is_pending(SIGTERM).expect("pending signals"));
     pages()
 }
@@ -174,7 +172,7 @@ fn signals() {
     const ROUNDS: u32 = 20_000;
     let all = !signal::set_of(SIGKILL);
     signal::mask(SIG_BLOCK, all).expect("a mask");
-    let child = process::spawn(|| sleep_for_long());
+    let child = process::spawn(|| -> u8 { sleep_for_long() });
     for round in 0..ROUNDS {
         let number = SIGUSR1 + round % 40;
         let to = if round % 2 == 0 { process::id() } else { child };
@@ -204,9 +202,8 @@ const TABLE: u64 = 2 << 20;
 const TABLES: u64 = 40_000 * TABLE;
 
 fn addresses_of_tables() -> u64 {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
     // SAFETY: not at a fixed address.
-    unsafe { memory::mmap(0, TABLES, RW, flags) }.expect("addresses")
+    unsafe { memory::mmap(0, TABLES, RW, PRIVATE | MAP_NORESERVE) }.expect("addresses")
 }
 
 /// Has a child that spreads its pages, so that each has a table, and does something with all of them from time to time,
@@ -222,7 +219,6 @@ fn spread_by_a_child(mut sometimes: impl FnMut(u64) -> u64) {
                 start = sometimes(start);
             }
         }
-        0
     });
     assert_eq!(process::wait(child), killed(SIGKILL));
 }
@@ -278,7 +274,7 @@ fn heap() {
 /// Makes shared memory, an object for each page, until there may not be more.
 fn shared() {
     // SAFETY: not at a fixed address.
-    let (_, error) = until_refused(|| unsafe { memory::mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) });
+    let (_, error) = until_refused(|| unsafe { memory::mmap(0, PAGE, RW, SHARED) });
     assert_eq!(error, ENOMEM);
 }
 

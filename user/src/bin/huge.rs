@@ -16,7 +16,7 @@ use granule_user::thread::all_at_once;
 use granule_user::{probe, process};
 
 entry!(run);
-own!(call, put, unmap, protect);
+own!(call, put, unmap, unmap_all, protect);
 
 /// Pages of a block.
 const BLOCK: u64 = 512;
@@ -60,8 +60,7 @@ fn blocks(count: u64) -> u64 {
     let at = whole.next_multiple_of(BYTES) + if whole.is_multiple_of(BYTES) { BYTES } else { 0 };
     unmap(whole, at.abs_diff(whole) / PAGE);
     unmap(at + count * BYTES, (whole + (count + 2) * BYTES - (at + count * BYTES)) / PAGE);
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    equal("mapped", call(MMAP, [at, count * BYTES, RW, flags, u64::MAX, 0]), Ok(at));
+    equal("mapped", call(MMAP, [at, count * BYTES, RW, PRIVATE | MAP_FIXED, u64::MAX, 0]), Ok(at));
     equal("advised", advise(at, count * BLOCK, MADV_HUGEPAGE), Ok(0));
     at
 }
@@ -256,8 +255,7 @@ fn unmapped() {
     }
     // Mapped over.
     let at = written();
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    equal("over it", call(MMAP, [at + PAGE, PAGE, RW, flags, u64::MAX, 0]), Ok(at + PAGE));
+    equal("over it", call(MMAP, [at + PAGE, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0]), Ok(at + PAGE));
     equal("the rest stays", bytes(at), [1, 0, 3, 4, 5]);
     unmap(at, BLOCK);
 }
@@ -279,8 +277,7 @@ fn moved() {
                 equal((first, page), probe::read(gone), Ok(value));
             }
         }
-        unmap(at, BLOCK);
-        unmap(room, 3 * BLOCK);
+        unmap_all([(at, BLOCK), (room, 3 * BLOCK)]);
     }
 }
 
@@ -452,8 +449,7 @@ fn shared_in_parts() {
     };
     let end = |(file, at, other)| {
         equal("closed", call(CLOSE, [file]), Ok(0));
-        unmap(at, BLOCK);
-        unmap(other, BLOCK);
+        unmap_all([(at, BLOCK), (other, BLOCK)]);
     };
     let (file, at, other) = fresh();
     punch(file, 1, 1);

@@ -10,15 +10,14 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule_user::memory::shared;
 use granule_user::prelude::*;
 use granule_user::waiting::until;
-use granule_user::{memory, println, process, signal, sys, thread, time};
+use granule_user::{memory, println, process, signal, thread, time};
 
 entry!(run);
+own!(call);
 
 fn run(start: Start) -> u8 {
-    let arguments: [Option<&str>; 4] = {
-        let mut words = start.arguments();
-        core::array::from_fn(|_| words.next())
-    };
+    let mut words = start.arguments();
+    let arguments: [Option<&str>; 4] = core::array::from_fn(|_| words.next());
     match arguments[1] {
         None => {}
         // The program that `exec_replaces_the_program` starts.
@@ -38,25 +37,27 @@ fn run(start: Start) -> u8 {
 /// Forks, executes and exits this often: the kernel's accounts are compared before and after.
 fn rounds(count: u32) -> u8 {
     for _ in 0..count {
-        let child = process::spawn(|| {
+        let end = process::run(|| {
             assert_eq!(process::run(|| process::execute(c"hello-not-there", &[c"x"]) as u8), exited(2));
-            process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8
+            again()
         });
-        assert_eq!(process::wait(child), exited(42));
+        assert_eq!(end, exited(42));
     }
     0
 }
 
 /// Makes the kernel write to one page, for ever. The test has the page's address too.
 fn ask() -> ! {
-    const PAGE: u64 = 0x7000_0000_0000;
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
-    // SAFETY: nothing is there.
-    unsafe { memory::mmap(PAGE, memory::PAGE, RW, flags) }.expect("a page");
+    const PLACE: u64 = 0x7000_0000_0000;
+    call(MMAP, [PLACE, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX, 0]).expect("a page");
     loop {
-        // SAFETY: there are no references to it.
-        unsafe { sys::call(GETRANDOM, [PAGE, 8, 0, 0, 0, 0]) }.expect("random bytes");
+        call(GETRANDOM, [PLACE, 8, 0]).expect("random bytes");
     }
+}
+
+/// Executes this program in place of itself, which exits with 42.
+fn again() -> u8 {
+    process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8
 }
 
 fn statuses() {
@@ -64,18 +65,11 @@ fn statuses() {
         assert_eq!(process::run(|| code), exited(code));
     }
     for signal in [SIGTERM, SIGKILL, 40] {
-        let child = process::spawn(|| {
-            process::kill(process::id() as i32, signal).expect("a signal to oneself");
-            0
-        });
-        assert_eq!(process::wait(child), killed(signal), "signal {signal}");
+        let end = process::run(|| process::kill(process::id() as i32, signal).expect("a signal to oneself"));
+        assert_eq!(end, killed(signal), "signal {signal}");
     }
     let parent = process::id();
-    assert_eq!(
-        process::run(|| u8::from(process::parent_id() != parent || process::id() == parent)),
-        exited(0),
-        "the child's numbers"
-    );
+    process::in_copy(|| assert!(process::parent_id() == parent && process::id() != parent, "the child's numbers"));
 }
 
 fn memory_is_copied() {
@@ -105,16 +99,13 @@ fn waiting() {
     assert_eq!(process::wait4(child as i32, 0), Err(ECHILD), "collected");
 
     let child = process::spawn(|| 0);
-    // SAFETY: nothing is mapped there, so nothing is written.
-    let result = unsafe { sys::call(WAIT4, [u64::from(child), 8, 0, 0, 0, 0]) };
-    assert_eq!(result, Err(EFAULT), "no place for the status");
+    assert_eq!(call(WAIT4, [child.into(), 8, 0, 0]), Err(EFAULT), "no place for the status");
 }
 
 fn exec_replaces_the_program() {
-    assert_eq!(
-        process::run(|| process::execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8),
-        exited(42)
-    );
+    assert_eq!(process::run(again), exited(42));
+    let by_its_path = || process::execute(c"/lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8;
+    assert_eq!(process::run(by_its_path), exited(42));
     assert_eq!(process::execute(c"nowhere", &[c"x"]), ENOENT);
     assert_eq!(process::execve(c"hello", &[8 as *const u8, null()], &[null()]), EFAULT);
 }
@@ -130,9 +121,7 @@ fn exec_ends_other_threads() {
             })
         });
         until(|| STARTED.load(Ordering::Relaxed) == 3);
-        let last = thread::Thread::spawn(|| {
-            process::exit_group(process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8)
-        });
+        let last = thread::Thread::spawn(|| process::exit_group(again()));
         threads.into_iter().for_each(thread::Thread::join);
         last.join();
         99
@@ -142,11 +131,7 @@ fn exec_ends_other_threads() {
 
 fn exits_with_threads() {
     let child = process::spawn(|| {
-        let _thread = thread::Thread::spawn(|| {
-            loop {
-                process::sched_yield()
-            }
-        });
+        let _thread = thread::Thread::spawn(|| until(|| false));
         5
     });
     assert_eq!(process::wait(child), exited(5), "exit_group ends a thread that runs");
@@ -157,14 +142,13 @@ fn vfork_shares_until_exec() {
     extern "C" fn child() -> ! {
         time::sleep(5_000_000).expect("a sleep");
         WORD.store(1, Ordering::Relaxed);
-        process::exit_group(process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8)
+        process::exit_group(again())
     }
-    let stack = memory::map(16 * memory::PAGE, 3).expect("a stack");
-    let child = spawn_sharing(stack + 16 * memory::PAGE, child);
+    let stack = memory::map(16 * PAGE, 3).expect("a stack");
+    let child = spawn_sharing(stack + 16 * PAGE, child);
     assert_eq!(WORD.load(Ordering::Relaxed), 1, "the parent slept until the child's exec");
     assert_eq!(process::wait(child), exited(42));
-    // SAFETY: the child has left it.
-    unsafe { memory::munmap(stack, 16 * memory::PAGE) }.expect("a stack to unmap");
+    call(MUNMAP, [stack, 16 * PAGE]).expect("a stack to unmap");
 }
 
 /// Runs `child` in a process that shares this one's memory, on a stack of its own, while this one sleeps.
@@ -175,10 +159,7 @@ fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
 
 fn orphans_are_collected() {
     process::in_copy(|| {
-        process::spawn(|| {
-            time::sleep(5_000_000).expect("a sleep");
-            0
-        });
+        process::spawn(|| time::sleep(5_000_000).expect("a sleep"));
         // One that has ended already, and one that has not.
         process::spawn(|| 0);
     });
@@ -201,8 +182,7 @@ fn received() -> [u32; 3] {
 
 /// A copy of the process by `flags`, their signal included; it exits with what `child` returns.
 fn spawn_with(flags: u64, child: impl FnOnce() -> u8) -> u32 {
-    // SAFETY: the child has memory of its own, and this thread alone.
-    match unsafe { sys::call(CLONE, [flags, 0, 0, 0, 0, 0]) }.expect("a clone") {
+    match call(CLONE, [flags, 0, 0, 0, 0]).expect("a clone") {
         0 => process::exit_group(child()),
         number => number as u32,
     }
@@ -234,7 +214,7 @@ fn the_signal_of_an_end_is_the_one_asked_for() {
         assert!(signal == 0 || LAST.load(Ordering::Relaxed) == child, "by whose end");
 
         // With a new program it is a child like others.
-        let child = spawn_with(asked, || process::execute(c"lifecycle", &[c"lifecycle", c"child", c"two words"]) as u8);
+        let child = spawn_with(asked, || again());
         assert_eq!((wait_for_any(child), received()), (exited(42), [1, 0, 0]), "asked for {signal}, then an exec");
         a_child_for_the_parent(signal, wanted);
     }
@@ -264,8 +244,6 @@ fn a_child_for_the_parent(signal: u32, wanted: [u32; 3]) {
 fn bad_clones_are_refused() {
     let bad = [CLONE_THREAD, CLONE_SIGHAND, CLONE_THREAD | CLONE_VM, 0x1000_0000, 65];
     for flags in bad {
-        // SAFETY: it is refused.
-        let result = unsafe { sys::call(CLONE, [flags, 0, 0, 0, 0, 0]) };
-        assert_eq!(result, Err(EINVAL), "flags {flags:#x}");
+        assert_eq!(call(CLONE, [flags, 0, 0, 0, 0]), Err(EINVAL), "flags {flags:#x}");
     }
 }

@@ -10,9 +10,10 @@ use core::sync::atomic::{AtomicU32, Ordering};
 use granule_user::prelude::*;
 use granule_user::process::in_copy;
 use granule_user::waiting::{asleep_until, until};
-use granule_user::{memory, println, probe, process, sys, thread};
+use granule_user::{println, probe, process, thread};
 
 entry!(run);
+own!(call, put);
 
 fn run(start: Start) -> u8 {
     match start.arguments().nth(1) {
@@ -44,8 +45,7 @@ fn run(start: Start) -> u8 {
 
 /// `prlimit64`, with the structures wherever they are.
 fn prlimit(process: i32, resource: u64, new: u64, old: u64) -> Result<u64, Errno> {
-    // SAFETY: it reads and writes what the caller has, or fails.
-    unsafe { sys::call(PRLIMIT64, [process as i64 as u64, resource, new, old, 0, 0]) }
+    call(PRLIMIT64, [process as i64 as u64, resource, new, old])
 }
 
 fn of(process: i32, resource: usize, new: Option<RLimit>) -> Result<RLimit, Errno> {
@@ -60,6 +60,12 @@ fn get(resource: usize) -> Result<RLimit, Errno> {
 
 fn set(resource: usize, soft: u64, hard: u64) -> Result<RLimit, Errno> {
     of(0, resource, Some(RLimit { soft, hard }))
+}
+
+/// Sets a limit that can be set otherwise later.
+#[track_caller]
+fn soft(resource: usize, limit: u64) {
+    set(resource, limit, RLIM_INFINITY).expect("a limit");
 }
 
 fn defaults() {
@@ -109,16 +115,12 @@ fn refusals() {
         // There is one user, root.
         assert!(set(RLIMIT_CORE, 7, RLIM_INFINITY).is_ok());
         assert!(set(RLIMIT_NPROC, 1 << 16, 1 << 16).is_ok());
-        // SAFETY: it reads and writes what is there.
-        unsafe {
-            let mut limit = RLimit { soft: 0, hard: 0 };
-            let own = &raw mut limit as u64;
-            assert_eq!(sys::call(GETRLIMIT, [RLIMIT_CORE as u64, own, 0, 0, 0, 0]), Ok(0));
-            assert_eq!(limit, RLimit { soft: 7, hard: RLIM_INFINITY });
-            assert_eq!(sys::call(SETRLIMIT, [RLIMIT_CORE as u64, at, 0, 0, 0, 0]), Ok(0));
-            assert_eq!(sys::call(SETRLIMIT, [99, bad, 0, 0, 0, 0]), Err(EFAULT));
-            assert_eq!(sys::call(GETRLIMIT, [99, bad, 0, 0, 0, 0]), Err(EINVAL));
-        }
+        let mut limit = RLimit { soft: 0, hard: 0 };
+        assert_eq!(call(GETRLIMIT, [RLIMIT_CORE as u64, &raw mut limit as u64]), Ok(0));
+        assert_eq!(limit, RLimit { soft: 7, hard: RLIM_INFINITY });
+        assert_eq!(call(SETRLIMIT, [RLIMIT_CORE as u64, at]), Ok(0));
+        assert_eq!(call(SETRLIMIT, [99, bad]), Err(EFAULT));
+        assert_eq!(call(GETRLIMIT, [99, bad]), Err(EINVAL));
         assert_eq!(get(RLIMIT_CORE), Ok(new));
     });
 }
@@ -159,7 +161,7 @@ fn run_again(start: Start, way: &CStr) -> u8 {
 fn a_program_has_no_more_stack(start: Start) {
     for (limit, status) in [(256 << 10, exited(0)), (32 << 10, SIGSEGV)] {
         let end = process::run(|| {
-            set(RLIMIT_STACK, limit, RLIM_INFINITY).expect("a limit");
+            soft(RLIMIT_STACK, limit);
             run_again(start, c"stack")
         });
         assert_eq!(end, status, "{limit}");
@@ -182,24 +184,25 @@ fn a_program_has_no_more_memory(start: Start) {
 
 /// Maps memory wherever there is room.
 fn map(bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
-    // SAFETY: not at a fixed address.
-    unsafe { memory::mmap(0, bytes, protection, flags | MAP_ANONYMOUS) }
+    call(MMAP, [0, bytes, protection, flags | MAP_ANONYMOUS, u64::MAX, 0])
 }
 
 /// Maps memory there.
 fn map_at(address: u64, bytes: u64, protection: u64, flags: u64) -> Result<u64, Errno> {
-    // SAFETY: addresses that are used for nothing else.
-    unsafe { memory::mmap(address, bytes, protection, flags | MAP_PRIVATE | MAP_ANONYMOUS) }
+    call(MMAP, [address, bytes, protection, flags | PRIVATE, u64::MAX, 0])
 }
 
 fn unmap(address: u64, bytes: u64) {
-    // SAFETY: memory of the caller's own, without references to it.
-    unsafe { memory::munmap(address, bytes) }.expect("to unmap");
+    assert_eq!(call(MUNMAP, [address, bytes]), Ok(0));
 }
 
-fn protect(address: u64, bytes: u64, protection: u64) -> Result<(), Errno> {
-    // SAFETY: as above.
-    unsafe { memory::mprotect(address, bytes, protection) }
+fn protect(address: u64, bytes: u64, protection: u64) -> Result<u64, Errno> {
+    call(MPROTECT, [address, bytes, protection])
+}
+
+/// A copy of this process is made, and ends.
+fn forks() -> bool {
+    process::try_spawn(|| {}).is_ok_and(|child| process::wait(child) == exited(0))
 }
 
 /// A mapping that is larger than all memory is refused where private stores could fill it.
@@ -214,12 +217,12 @@ fn what_cannot_fit() {
     }
     let start = map(HUGE, PROT_READ, MAP_PRIVATE).expect("what is not written");
     assert_eq!(protect(start, HUGE, RW), Err(ENOMEM));
-    assert_eq!(protect(start, HUGE, PROT_NONE), Ok(()));
-    assert_eq!(protect(start + PAGE, PAGE, RW), Ok(()));
+    assert_eq!(protect(start, HUGE, PROT_NONE), Ok(0));
+    assert_eq!(protect(start + PAGE, PAGE, RW), Ok(0));
     unmap(start, HUGE);
     let start = map(HUGE, PROT_NONE, MAP_PRIVATE | MAP_NORESERVE).expect("what need not fit");
-    assert_eq!(protect(start, HUGE, RW), Ok(()));
-    assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    assert_eq!(protect(start, HUGE, RW), Ok(0));
+    assert!(forks());
     unmap(start, HUGE);
 
     // Two that fit are more than that as one, which shows where a copy of it is made.
@@ -243,7 +246,7 @@ fn what_cannot_fit() {
     }
     assert_eq!(process::try_spawn(|| 0), Err(ENOMEM));
     unmap(START, 2 * good);
-    assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    assert!(forks());
 }
 
 /// Finds the limit for `resource` that just lets `one` map a page, and sets it.
@@ -251,7 +254,7 @@ fn just_enough(resource: usize, one: impl Fn() -> Option<u64>) {
     let (mut bad, mut good) = (0, 1 << 47);
     while good - bad > PAGE {
         let limit = ((good + bad) / 2) & !(PAGE - 1);
-        set(resource, limit, RLIM_INFINITY).expect("a limit");
+        soft(resource, limit);
         match one() {
             Some(start) => {
                 unmap(start, PAGE);
@@ -260,7 +263,7 @@ fn just_enough(resource: usize, one: impl Fn() -> Option<u64>) {
             None => bad = limit,
         }
     }
-    set(resource, good, RLIM_INFINITY).expect("a limit");
+    soft(resource, good);
 }
 
 fn the_address_space() {
@@ -277,11 +280,11 @@ fn the_address_space() {
     assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Ok(START));
     assert_eq!(map_at(START, 2 * PAGE, PROT_READ, MAP_FIXED), Err(ENOMEM));
     assert_eq!(probe::read(START), Ok(0), "it is still there");
-    assert_eq!(protect(spare, 2 * PAGE, RW), Ok(()));
-    assert!(process::try_spawn(|| 0).is_ok_and(|child| process::wait(child) == exited(0)));
+    assert_eq!(protect(spare, 2 * PAGE, RW), Ok(0));
+    assert!(forks());
     unmap(spare, PAGE);
     assert!(map(PAGE, RW, MAP_SHARED).is_ok(), "as much as was given back");
-    set(RLIMIT_AS, 0, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_AS, 0);
     assert_eq!(map(PAGE, PROT_NONE, MAP_PRIVATE), Err(ENOMEM));
     assert_eq!(map_at(START, PAGE, PROT_READ, MAP_FIXED), Err(ENOMEM));
     unmap(START, PAGE);
@@ -299,35 +302,33 @@ fn data() {
     }
     // The first becomes data, which is all that may.
     assert_eq!(protect(START, 2 * PAGE, RW), Err(ENOMEM));
-    // SAFETY: memory of this program's own.
-    assert_eq!(unsafe { probe::write(START, 1) }, Ok(()));
+    assert_eq!(put(START, 1), Ok(()));
     assert!(probe::read(START + PAGE).is_err());
     assert_eq!(protect(START + PAGE, PAGE, PROT_WRITE), Err(ENOMEM));
-    assert_eq!(protect(START + PAGE, PAGE, PROT_READ), Ok(()));
+    assert_eq!(protect(START + PAGE, PAGE, PROT_READ), Ok(0));
     assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(ENOMEM));
-    assert_eq!(protect(START, PAGE, PROT_READ), Ok(()));
+    assert_eq!(protect(START, PAGE, PROT_READ), Ok(0));
     assert!(map(PAGE, RW, MAP_PRIVATE).is_ok());
     // 0 is for the hard limit, as on Linux.
-    set(RLIMIT_DATA, 0, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_DATA, 0);
     assert!(map(PAGE, RW, MAP_PRIVATE).is_ok());
     set(RLIMIT_DATA, 0, 0).expect("a limit");
     assert_eq!(map(PAGE, RW, MAP_PRIVATE), Err(ENOMEM));
 }
 
 fn brk(address: u64) -> u64 {
-    // SAFETY: what it takes away is used for nothing.
-    unsafe { sys::raw(BRK, [address, 0, 0, 0, 0, 0]) }
+    call(BRK, [address]).expect("brk has no errors")
 }
 
 fn heap() {
     let start = brk(0);
     let end = start + 64 * PAGE;
     assert_eq!(brk(end), end);
-    set(RLIMIT_DATA, 32 * PAGE, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_DATA, 32 * PAGE);
     assert_eq!(brk(end + 1), end, "more than the limit");
     assert_eq!(brk(start + 33 * PAGE), end, "more than the limit, though less than there was");
-    set(RLIMIT_DATA, RLIM_INFINITY, RLIM_INFINITY).expect("a limit");
-    set(RLIMIT_AS, PAGE, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_DATA, RLIM_INFINITY);
+    soft(RLIMIT_AS, PAGE);
     assert_eq!(brk(end + PAGE), end);
     assert_eq!(brk(start + PAGE), start + PAGE, "less is no question of the limit");
 }
@@ -341,23 +342,22 @@ fn not_mapped(address: u64) -> bool {
 fn stack(top: u64) {
     const MIB: u64 = 1 << 20;
     probe::prepare();
-    set(RLIMIT_STACK, 2 * MIB, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_STACK, 2 * MIB);
     assert!(not_mapped(top - 3 * MIB));
     assert_eq!(probe::read(top - MIB), Ok(0));
     assert!(not_mapped(top - 3 * MIB));
-    set(RLIMIT_STACK, 20 * MIB, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_STACK, 20 * MIB);
     assert_eq!(probe::read(top - 3 * MIB), Ok(0));
-    // SAFETY: nothing is there but the stack, far above.
-    assert_eq!(unsafe { probe::write(top - 19 * MIB, 1) }, Ok(()));
+    assert_eq!(put(top - 19 * MIB, 1), Ok(()));
     assert!(not_mapped(top - 21 * MIB));
-    set(RLIMIT_STACK, MIB, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_STACK, MIB);
     assert_eq!(probe::read(top - 19 * MIB), Ok(1), "what there is stays");
     assert!(not_mapped(top - 19 * MIB - 64 * PAGE));
-    set(RLIMIT_STACK, 40 * MIB, RLIM_INFINITY).expect("a limit");
-    set(RLIMIT_AS, PAGE, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_STACK, 40 * MIB);
+    soft(RLIMIT_AS, PAGE);
     assert!(not_mapped(top - 22 * MIB), "no more addresses");
-    set(RLIMIT_AS, RLIM_INFINITY, RLIM_INFINITY).expect("a limit");
-    set(RLIMIT_DATA, PAGE, RLIM_INFINITY).expect("a limit");
+    soft(RLIMIT_AS, RLIM_INFINITY);
+    soft(RLIMIT_DATA, PAGE);
     assert_eq!(probe::read(top - 22 * MIB), Ok(0), "a stack is no data");
     // A thread's kernel accesses grow it as well.
     let mut old = RLimit { soft: 1, hard: 1 };
@@ -372,8 +372,7 @@ fn areas_that_grow() {
     const GAP: u64 = 256 * PAGE;
     probe::prepare();
     assert_eq!(map_at(START, PAGE, RW, MAP_FIXED_NOREPLACE | MAP_GROWSDOWN), Ok(START));
-    // SAFETY: memory of this program's own.
-    assert_eq!(unsafe { probe::write(START - 1, 7) }, Ok(()));
+    assert_eq!(put(START - 1, 7), Ok(()));
     assert_eq!(probe::read(START - 600 * PAGE), Ok(0));
     assert_eq!(probe::read(START - 1), Ok(7));
     let below = START - 2000 * PAGE;
@@ -381,7 +380,7 @@ fn areas_that_grow() {
     assert!(not_mapped(below + PAGE + GAP - PAGE));
     assert_eq!(probe::read(below + PAGE + GAP), Ok(0));
     // An area that cannot be accessed needs no gap.
-    assert_eq!(protect(below, PAGE, PROT_NONE), Ok(()));
+    assert_eq!(protect(below, PAGE, PROT_NONE), Ok(0));
     assert_eq!(probe::read(below + PAGE), Ok(0));
     assert!(probe::read(below).is_err());
     unmap(below, PAGE);

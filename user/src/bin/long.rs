@@ -10,9 +10,10 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::{asleep_until, with_longer_times};
-use granule_user::{memory, println, process, signal, sys, time};
+use granule_user::{memory, println, process, signal, time};
 
 entry!(run);
+own!(call, word, put_word);
 
 const MIB: u64 = 1 << 20;
 const MILLISECOND: u64 = 1_000_000;
@@ -67,9 +68,7 @@ fn sleep_at_once(count: u32, nanoseconds: u64) -> bool {
     UNTIL.store(time::now() + nanoseconds, Ordering::Relaxed);
     threads(count, |_| {
         let until = Timespec::from_nanoseconds(UNTIL.load(Ordering::Relaxed));
-        let arguments = [CLOCK_MONOTONIC, TIMER_ABSTIME, &raw const until as u64, 0, 0, 0];
-        // SAFETY: it reads `until`.
-        unsafe { sys::call(CLOCK_NANOSLEEP, arguments) }.expect("to sleep");
+        call(CLOCK_NANOSLEEP, [CLOCK_MONOTONIC, TIMER_ABSTIME, &raw const until as u64, 0]).expect("to sleep");
         assert!(time::now() >= UNTIL.load(Ordering::Relaxed), "a sleep was too short");
         THERE.fetch_add(1, Ordering::Release);
     });
@@ -111,27 +110,19 @@ fn waiters(count: u32) {
 fn faulting_readers(count: u32) {
     const BYTES: u64 = 64 * MIB;
     static PAGES: AtomicU64 = AtomicU64::new(0);
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
-    PAGES.store(memory::map(4096 * memory::PAGE, RW).expect("memory"), Ordering::Relaxed);
+    PAGES.store(memory::map(4096 * PAGE, RW).expect("memory"), Ordering::Relaxed);
     threads(count, |index| {
         THERE.fetch_add(1, Ordering::Release);
         while GATE.load(Ordering::Acquire) == 0 {
-            let page = PAGES.load(Ordering::Relaxed) + (index as u64 % 4096) * memory::PAGE;
-            // SAFETY: mapped above, and of this thread alone; the kernel keeps nothing of it.
-            unsafe {
-                (page as *mut u64).write_volatile(1);
-                memory::madvise(page, memory::PAGE, MADV_DONTNEED).expect("to give up");
-            }
+            let page = PAGES.load(Ordering::Relaxed) + (index as u64 % 4096) * PAGE;
+            put_word(page, 1);
+            call(MADVISE, [page, PAGE, MADV_DONTNEED]).expect("to give up");
             process::sched_yield();
         }
         THERE.fetch_sub(1, Ordering::Release);
     });
     for _ in 0..4 {
-        // SAFETY: not at a fixed address, and nothing refers to it.
-        unsafe {
-            let start = memory::mmap(0, BYTES, RW, flags).expect("memory");
-            memory::munmap(start, BYTES).expect("to unmap");
-        }
+        call(MUNMAP, [populate(BYTES), BYTES]).expect("to unmap");
     }
     all_there(count);
     GATE.store(1, Ordering::Release);
@@ -162,56 +153,43 @@ fn processes(count: u32) {
     assert_eq!(process::wait4(-1, 0), Err(ECHILD), "all were waited for");
 }
 
+/// Memory that is there at once.
+fn populate(bytes: u64) -> u64 {
+    call(MMAP, [0, bytes, RW, PRIVATE | MAP_POPULATE, u64::MAX, 0]).expect("memory")
+}
+
 /// Populates, protects, gives up and unmaps.
 fn memory_calls(bytes: u64) {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
-    // SAFETY: not at a fixed address, and nothing refers to it.
-    unsafe {
-        let start = memory::mmap(0, bytes, RW, flags).expect("memory");
-        memory::mprotect(start, bytes, PROT_READ).expect("to protect");
-        memory::mprotect(start, bytes, RW).expect("to protect");
-        (start as *mut u64).write_volatile(1);
-        memory::munmap(start, bytes).expect("to unmap");
-        let start = memory::mmap(0, bytes / 4, RW, flags).expect("memory");
-        memory::madvise(start, bytes / 4, MADV_DONTNEED).expect("to give up");
-        assert_eq!((start as *const u64).read_volatile(), 0);
-        memory::munmap(start, bytes / 4).expect("to unmap");
-    }
+    let start = populate(bytes);
+    call(MPROTECT, [start, bytes, PROT_READ]).expect("to protect");
+    call(MPROTECT, [start, bytes, RW]).expect("to protect");
+    put_word(start, 1);
+    call(MUNMAP, [start, bytes]).expect("to unmap");
+    let start = populate(bytes / 4);
+    call(MADVISE, [start, bytes / 4, MADV_DONTNEED]).expect("to give up");
+    assert_eq!(word(start), 0);
+    call(MUNMAP, [start, bytes / 4]).expect("to unmap");
 }
 
 /// Forks with much memory; the child writes some of it, and ends with all.
 fn fork_of(bytes: u64) {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
-    // SAFETY: not at a fixed address.
-    let start = unsafe { memory::mmap(0, bytes, RW, flags) }.expect("memory");
-    let child = process::spawn(|| {
-        for page in (0..bytes).step_by(16 * memory::PAGE as usize) {
-            // SAFETY: mapped above.
-            unsafe { ((start + page) as *mut u64).write_volatile(page) };
-        }
+    let start = populate(bytes);
+    let end = process::run(|| {
+        (0..bytes).step_by(16 * PAGE as usize).for_each(|page| put_word(start + page, page));
         3
     });
-    assert_eq!(process::wait(child), exited(3));
-    // SAFETY: as above; the child's stores are not seen here.
-    assert_eq!(unsafe { ((start + 16 * memory::PAGE) as *const u64).read_volatile() }, 0);
+    assert_eq!((end, word(start + 16 * PAGE)), (exited(3), 0), "the child's stores are not seen here");
 }
 
 /// SIGKILL ends a process that populates memory long before all of it is there.
 fn killed_in_a_call(bytes: u64) {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE;
-    // SAFETY: not at a fixed address.
-    let populate = || unsafe { memory::mmap(0, bytes, RW, flags) }.expect("memory");
     let start = time::now();
-    let all = populate();
+    let all = populate(bytes);
     let whole = time::now() - start;
-    // SAFETY: nothing refers to it.
-    unsafe { memory::munmap(all, bytes) }.expect("to unmap");
+    call(MUNMAP, [all, bytes]).expect("to unmap");
 
     let start = time::now();
-    let child = process::spawn(|| {
-        populate();
-        0
-    });
+    let child = process::spawn(|| u8::from(populate(bytes) == 0));
     time::sleep(whole / 8).expect("to sleep");
     process::kill(child as i32, SIGKILL).expect("a signal");
     assert_eq!(process::wait(child), killed(SIGKILL));
@@ -221,9 +199,7 @@ fn killed_in_a_call(bytes: u64) {
 
 fn random(bytes: u64) {
     let start = memory::map(bytes, RW).expect("memory");
-    // SAFETY: it writes there alone.
-    let done = unsafe { sys::call(GETRANDOM, [start, bytes, 0, 0, 0, 0]) };
-    assert_eq!(done, Ok(bytes));
+    assert_eq!(call(GETRANDOM, [start, bytes, 0]), Ok(bytes));
 }
 
 /// Writes 2 GiB to the console, until a signal comes.
@@ -236,8 +212,7 @@ fn write() {
         u8::from(process::kill(parent, SIGUSR1).is_err())
     });
     let zeros = memory::map(BYTES, PROT_READ).expect("addresses");
-    // SAFETY: it reads that.
-    let done = unsafe { sys::call(WRITE, [1, zeros, BYTES, 0, 0, 0]) }.expect("bytes that were written");
+    let done = call(WRITE, [1, zeros, BYTES]).expect("bytes that were written");
     assert!((64 << 10..8 * MIB).contains(&done), "{done} bytes were written before the signal");
     // The handler may run in this call as well.
     while process::wait4(child as i32, 0) == Err(EINTR) {}

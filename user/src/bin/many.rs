@@ -21,7 +21,6 @@ const MIB: u64 = 1 << 20;
 const MILLISECOND: u64 = 1_000_000;
 /// For what this CPU does on behalf of all threads.
 const SETTLED: u64 = 300 * MILLISECOND;
-const OWN: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 
 fn run(start: Start) -> u8 {
     let mut words = start.arguments().skip(1);
@@ -103,7 +102,7 @@ fn descriptors(count: u64) {
 
 /// A list for `ppoll` of one descriptor, so many times.
 fn poll_list(descriptor: u64, count: u64) -> u64 {
-    let list = map(count * 8, RW, OWN);
+    let list = map(count * 8, RW, PRIVATE);
     for index in 0..count {
         let polled = PollFd { fd: descriptor as i32, events: POLLIN, revents: 0 };
         // SAFETY: mapped above.
@@ -121,7 +120,6 @@ fn polls(count: u64) {
     let whole = time::now() - begun;
     let child = process::spawn(|| {
         let _ = call(PPOLL, [list, count, 0, 0]);
-        0
     });
     time::sleep(whole / 8).expect("to sleep");
     let begun = time::now();
@@ -227,7 +225,7 @@ fn pagers(count: u64) {
 
 fn changed_by_a_thread(count: u64, feature: u64) {
     let pager = || Pager::new(0, feature).expect("a pager");
-    let start = map(2 * count * PAGE, RW, OWN | MAP_NORESERVE);
+    let start = map(2 * count * PAGE, RW, PRIVATE | MAP_NORESERVE);
     let first = pager();
     let register = |pager: Pager, page| pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     register(first, start);
@@ -237,7 +235,7 @@ fn changed_by_a_thread(count: u64, feature: u64) {
         register(pager(), start + 2 * index * PAGE);
     }
     // The lowest number is free, then the one behind all others.
-    let page = map(2 * PAGE, RW, OWN);
+    let page = map(2 * PAGE, RW, PRIVATE);
     call(CLOSE, [second.0.into()]).expect("to close");
     register(pager(), page);
     register(pager(), page + PAGE);
@@ -255,7 +253,7 @@ fn changed_by_a_thread(count: u64, feature: u64) {
 
 /// Threads that fault at a page that a pager serves, and others that read its messages.
 fn faulters(count: u32) {
-    let page = map(PAGE, RW, OWN);
+    let page = map(PAGE, RW, PRIVATE);
     let pager = Pager::new(0, 0).expect("a pager");
     pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     crowd(count, move || {
@@ -280,7 +278,7 @@ fn faulters(count: u32) {
 /// Areas, and each call that goes over all of them.
 fn areas(count: u64) {
     let bytes = count * PAGE;
-    let start = map(bytes, PROT_READ, OWN);
+    let start = map(bytes, PROT_READ, PRIVATE);
     for page in (start..start + bytes).step_by(2 * PAGE as usize) {
         call(MPROTECT, [page, PAGE, RW]).expect("an area");
     }
@@ -289,10 +287,10 @@ fn areas(count: u64) {
     }
     call(MADVISE, [start, bytes, MADV_GUARD_INSTALL]).expect("guards");
     call(MADVISE, [start, bytes, MADV_GUARD_REMOVE]).expect("no guards");
-    let present = map(count, RW, OWN);
+    let present = map(count, RW, PRIVATE);
     call(MINCORE, [start, bytes, present]).expect("what is there");
     call(MSYNC, [start, bytes, MS_SYNC.into()]).expect("to write back");
-    let vector = [[start, bytes], [map(bytes, RW, OWN), bytes]];
+    let vector = [[start, bytes], [map(bytes, RW, PRIVATE), bytes]];
     let (local, remote) = (&raw const vector[1] as u64, &raw const vector[0] as u64);
     call(PROCESS_VM_READV, [process::id().into(), local, 1, remote, 1, 0]).expect("to read");
     process::in_copy(|| {});
@@ -308,7 +306,7 @@ fn areas(count: u64) {
     call(MLOCKALL, [MCL_CURRENT.into()]).expect("to lock");
     call(MUNLOCKALL, []).expect("to unlock");
     call(MUNMAP, [start, bytes]).expect("to unmap");
-    let start = map(bytes, PROT_READ, OWN);
+    let start = map(bytes, PROT_READ, PRIVATE);
     divide_by_advice(start, bytes);
 }
 
@@ -323,7 +321,7 @@ fn divide_by_advice(start: u64, bytes: u64) {
 fn mappings(count: u64) {
     let file = memory_file();
     call(FTRUNCATE, [file, PAGE]).expect("a page");
-    let start = map(count * PAGE, PROT_NONE, OWN | MAP_NORESERVE);
+    let start = map(count * PAGE, PROT_NONE, PRIVATE | MAP_NORESERVE);
     let pages = || (start..start + count * PAGE).step_by(PAGE as usize);
     for page in pages() {
         call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
@@ -349,7 +347,6 @@ fn family(count: u32, first: impl Fn()) -> RangeInclusive<u32> {
             while process::parent_id() == own {
                 let _ = time::sleep(100_000 * MILLISECOND);
             }
-            0
         });
         children = if *children.start() == 0 { child..=child } else { *children.start()..=child };
     }
@@ -379,12 +376,8 @@ fn kills(count: u32) {
 /// Want of memory beside so many processes, of which one is chosen: that with most memory.
 fn out_of_memory(count: u32) {
     family(count, || {});
-    let largest = process::spawn(|| {
-        loop {
-            map(16 * MIB, RW, OWN | MAP_NORESERVE | MAP_POPULATE);
-        }
-    });
-    assert_eq!(process::wait(largest), killed(SIGKILL));
+    let largest = process::run(|| (0..).for_each(|_| _ = map(16 * MIB, RW, PRIVATE | MAP_NORESERVE | MAP_POPULATE)));
+    assert_eq!(largest, killed(SIGKILL));
     call(KILL, [u64::MAX, SIGKILL.into()]).expect("others");
     all_are_killed(count, SIGKILL);
 }
@@ -399,12 +392,11 @@ fn migrate(count: u64) {
     family(FAMILY, || {});
     let file = memory_file();
     call(FTRUNCATE, [file, PAGE]).expect("a page");
-    let flags = MAP_SHARED | MAP_FIXED | MAP_POPULATE;
     for page in (MIGRATED..).step_by(PAGE as usize).take(count as usize) {
-        call(MMAP, [page, PAGE, RW, flags, file, 0]).expect("a mapping");
+        call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
     }
     let own = MIGRATED + count * PAGE;
-    call(MMAP, [own, PAGE, RW, OWN | MAP_FIXED | MAP_POPULATE, u64::MAX, 0]).expect("a page");
+    call(MMAP, [own, PAGE, RW, PRIVATE | MAP_FIXED | MAP_POPULATE, u64::MAX, 0]).expect("a page");
     println!("many migrate: {own:#x}");
     time::sleep(100_000_000 * MILLISECOND).expect("to sleep");
 }
@@ -414,7 +406,7 @@ fn mappers(count: u32) {
     let file = memory_file();
     call(FTRUNCATE, [file, PAGE]).expect("a page");
     let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_POPULATE, file, 0]).expect("a mapping");
-    let private = map(PAGE, RW, OWN);
+    let private = map(PAGE, RW, PRIVATE);
     touch(private);
     let children = family(count, || touch(shared));
     touch(private);
@@ -428,7 +420,7 @@ fn mappers(count: u32) {
 /// TiB of addresses with a page in each of some GiB, and each call that goes over all of them.
 fn addresses(tib: u64) {
     let bytes = tib << 40;
-    let start = map(bytes, RW, OWN | MAP_NORESERVE);
+    let start = map(bytes, RW, PRIVATE | MAP_NORESERVE);
     let spread = |start: u64| (0..1024).for_each(|part| touch(start + (part * (bytes >> 10)) / PAGE * PAGE));
     spread(start);
     call(MPROTECT, [start, bytes, PROT_READ]).expect("to protect");
@@ -438,7 +430,7 @@ fn addresses(tib: u64) {
         spread(start);
     }
     call(MSYNC, [start, bytes, MS_SYNC.into()]).expect("to write back");
-    let present = map(256 * MIB, RW, OWN | MAP_NORESERVE);
+    let present = map(256 * MIB, RW, PRIVATE | MAP_NORESERVE);
     call(MINCORE, [start, 256 * MIB * PAGE, present]).expect("what is there");
     process::in_copy(|| {});
     let moved = call(MREMAP, [start, bytes, bytes + PAGE, MREMAP_MAYMOVE]);
@@ -462,8 +454,8 @@ fn addresses(tib: u64) {
 /// Calls with as many parts as they take, and many words for a program.
 fn vectors(count: u64) {
     const WORDS: usize = 60_000;
-    let at = map(count * 16, RW, OWN);
-    let bytes = map(64 * PAGE, RW, OWN);
+    let at = map(count * 16, RW, PRIVATE);
+    let bytes = map(64 * PAGE, RW, PRIVATE);
     let file = memory_file();
     let fill = |length: u64| {
         for index in 0..count {
@@ -482,13 +474,13 @@ fn vectors(count: u64) {
     let more = call(BRK, [end + 512 * MIB]).expect("the heap's end");
     call(MLOCK, [end / PAGE * PAGE, more - end]).expect("to lock");
     call(BRK, [end]).expect("the heap's end");
-    let words = map(8 * (WORDS as u64 + 1), RW, OWN);
+    let words = map(8 * (WORDS as u64 + 1), RW, PRIVATE);
     for index in 0..WORDS {
         // SAFETY: mapped above.
         unsafe { ((words as *mut *const u8).add(index)).write(c"a".as_ptr().cast()) };
     }
     // One is as long as one may be.
-    let long = map(32 * PAGE, RW, OWN);
+    let long = map(32 * PAGE, RW, PRIVATE);
     for at in long..long + 32 * PAGE - 1 {
         // SAFETY: mapped above.
         unsafe { (at as *mut u8).write(if at % 2 == 0 { b'.' } else { b'/' }) };

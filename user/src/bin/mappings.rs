@@ -7,17 +7,15 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::memory::{madvise, mincore, mmap, mprotect, munmap};
+use granule_user::answers::{apart, present, wrong};
 use granule_user::prelude::*;
 use granule_user::probe::{Fault, not_allowed, not_mapped};
 use granule_user::waiting::until;
 use granule_user::{memory, println, probe, process};
 
 entry!(run);
-own!(call);
+own!(call, put, unmap, unmap_all, protect);
 
-const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
-const SHARED: u64 = MAP_SHARED | MAP_ANONYMOUS;
 /// The end of a program's addresses.
 const END: u64 = 1 << 48;
 /// As much below it may be the kernel's. (Linux leaves it to programs.)
@@ -42,48 +40,25 @@ fn run(start: Start) -> u8 {
         below_an_area_that_grows_a_guard_is_left copies_differ_after_a_store_to_either bad_pointers_are_refused
     }
     println!("mappings: ok");
-    0
+    wrong()
 }
 
 /// `pages` pages of the test's own.
 fn map(pages: u64, protection: u64, flags: u64) -> u64 {
     // SAFETY: not at a fixed address.
-    unsafe { mmap(0, pages * PAGE, protection, flags) }.expect("memory")
-}
-
-fn put(address: u64, value: u8) -> Result<(), Fault> {
-    // SAFETY: the tests' own pages have no references to them.
-    unsafe { probe::write(address, value) }
+    call(MMAP, [0, pages * PAGE, protection, flags, u64::MAX, 0]).expect("memory")
 }
 
 fn fill(start: u64, pages: u64, first: u8) {
     (0..pages).for_each(|page| assert_eq!(put(start + page * PAGE, first + page as u8), Ok(())));
 }
 
-fn protect(start: u64, pages: u64, protection: u64) {
-    // SAFETY: the tests' own pages have no references to them.
-    unsafe { mprotect(start, pages * PAGE, protection) }.expect("another protection");
-}
-
-fn unmap(start: u64, pages: u64) {
-    // SAFETY: as above.
-    unsafe { munmap(start, pages * PAGE) }.expect("an end");
-}
-
-fn dontneed(start: u64, pages: u64) -> Result<(), Errno> {
-    // SAFETY: as above.
-    unsafe { madvise(start, pages * PAGE, MADV_DONTNEED) }
-}
-
-/// Which of the pages are there, the first one in bit 0.
-fn present(start: u64, pages: usize) -> u32 {
-    let mut vector = [0; 16];
-    mincore(start, &mut vector[..pages]).expect("mapped pages");
-    vector.iter().rev().fold(0, |bits, &page| bits << 1 | u32::from(page & 1))
+fn dontneed(start: u64, pages: u64) -> Result<u64, Errno> {
+    call(MADVISE, [start, pages * PAGE, MADV_DONTNEED])
 }
 
 fn fresh_memory_is_zeros() {
-    for flags in [ANONYMOUS, SHARED, ANONYMOUS | MAP_POPULATE, ANONYMOUS | MAP_NORESERVE | MAP_STACK] {
+    for flags in [PRIVATE, SHARED, PRIVATE | MAP_POPULATE, PRIVATE | MAP_NORESERVE | MAP_STACK] {
         let start = map(4, RW, flags);
         assert_eq!(probe::read(start + 17), Ok(0), "a page that is read first");
         assert_eq!(put(start + 17, 1), Ok(()), "and written then");
@@ -97,7 +72,7 @@ fn fresh_memory_is_zeros() {
 }
 
 fn pages_come_when_they_are_asked_for() {
-    let start = map(4, RW, ANONYMOUS);
+    let start = map(4, RW, PRIVATE);
     assert_eq!(present(start, 4), 0);
     assert_eq!(probe::read(start), Ok(0));
     assert_eq!(put(start + 2 * PAGE, 1), Ok(()));
@@ -105,22 +80,21 @@ fn pages_come_when_they_are_asked_for() {
     unmap(start, 4);
     for (flags, wanted) in [(MAP_POPULATE, 0b1111), (MAP_POPULATE | MAP_NONBLOCK, 0)] {
         for protection in [RW, PROT_READ] {
-            let start = map(4, protection, ANONYMOUS | flags);
+            let start = map(4, protection, PRIVATE | flags);
             assert_eq!(present(start, 4), wanted, "flags {flags:#x}, protection {protection}");
             unmap(start, 4);
         }
     }
-    let start = map(4, PROT_NONE, ANONYMOUS | MAP_POPULATE);
+    let start = map(4, PROT_NONE, PRIVATE | MAP_POPULATE);
     assert_eq!(present(start, 4), 0, "no access is permitted");
     unmap(start, 4);
 }
 
 fn addresses_are_as_asked_for() {
-    let start = map(8, RW, ANONYMOUS);
+    let start = map(8, RW, PRIVATE);
     assert!(start.is_multiple_of(PAGE) && start < END);
     fill(start, 8, 1);
-    // SAFETY: the pages are the test's own.
-    let at = |address, pages: u64, flags| unsafe { mmap(address, pages * PAGE, RW, ANONYMOUS | flags) };
+    let at = |address, pages: u64, flags| call(MMAP, [address, pages * PAGE, RW, PRIVATE | flags, u64::MAX, 0]);
     assert_eq!(at(start + 2 * PAGE, 2, MAP_FIXED), Ok(start + 2 * PAGE), "in place of what was there");
     for (page, value) in [(1, 2), (2, 0), (3, 0), (4, 5)] {
         assert_eq!(probe::read(start + page * PAGE), Ok(value), "page {page}");
@@ -135,8 +109,7 @@ fn addresses_are_as_asked_for() {
     assert_eq!(at(start + 5, 0, 0), Err(EINVAL));
     let other = at(start + PAGE, 2, 0).expect("memory");
     assert!(other + 2 * PAGE <= start || start + 8 * PAGE <= other, "a wish that cannot");
-    unmap(other, 2);
-    unmap(start, 8);
+    unmap_all([(other, 2), (start, 8)]);
     assert_eq!(at(start + 5, 8, 0), Ok(start), "a wish is rounded down");
     unmap(start, 8);
     let top = END - KERNEL_KEEPS;
@@ -148,28 +121,28 @@ fn addresses_are_as_asked_for() {
 
 fn mappings_that_are_refused() {
     let refused: &[(&str, [u64; 6], Errno)] = &[
-        ("no bytes", [0, 0, RW, ANONYMOUS, u64::MAX, 0], EINVAL),
-        ("more than there are", [0, END, RW, ANONYMOUS, u64::MAX, 0], ENOMEM),
-        ("a size that wraps", [0, u64::MAX, RW, ANONYMOUS, u64::MAX, 0], ENOMEM),
+        ("no bytes", [0, 0, RW, PRIVATE, u64::MAX, 0], EINVAL),
+        ("more than there are", [0, END, RW, PRIVATE, u64::MAX, 0], ENOMEM),
+        ("a size that wraps", [0, u64::MAX, RW, PRIVATE, u64::MAX, 0], ENOMEM),
         ("neither private nor shared", [0, PAGE, RW, MAP_ANONYMOUS, u64::MAX, 0], EINVAL),
         ("validation, which files alone have", [0, PAGE, RW, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, u64::MAX, 0], EINVAL),
         ("a shared stack", [0, PAGE, RW, SHARED | MAP_GROWSDOWN, u64::MAX, 0], EINVAL),
-        ("no page's address", [NOWHERE + 1, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], EINVAL),
-        ("beyond the end", [END, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], ENOMEM),
-        ("across the end", [END - PAGE, 2 * PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], ENOMEM),
-        ("the kernel's half", [u64::MAX << 48, PAGE, RW, ANONYMOUS | MAP_FIXED, u64::MAX, 0], ENOMEM),
-        ("an offset that is no page's", [0, PAGE, RW, ANONYMOUS, u64::MAX, 1], EINVAL),
+        ("no page's address", [NOWHERE + 1, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], EINVAL),
+        ("beyond the end", [END, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("across the end", [END - PAGE, 2 * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("the kernel's half", [u64::MAX << 48, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("an offset that is no page's", [0, PAGE, RW, PRIVATE, u64::MAX, 1], EINVAL),
         ("no such file", [0, PAGE, RW, MAP_PRIVATE, 77, 0], EBADF),
     ];
     for (what, arguments, errno) in refused {
         assert_eq!(call(MMAP, *arguments), Err(*errno), "{what}");
     }
     // As on Linux, mmap ignores unknown bits of a protection.
-    let start = call(MMAP, [0, PAGE, RW | 0x100, ANONYMOUS, u64::MAX, 0]).expect("memory");
+    let start = call(MMAP, [0, PAGE, RW | 0x100, PRIVATE, u64::MAX, 0]).expect("memory");
     assert_eq!(put(start, 1), Ok(()));
     unmap(start, 1);
 
-    let start = map(1, RW, ANONYMOUS);
+    let start = map(1, RW, PRIVATE);
     let refused = [
         ("no bytes", start, 0),
         ("no page's address", start + 1, PAGE),
@@ -182,12 +155,11 @@ fn mappings_that_are_refused() {
         assert_eq!(call(MUNMAP, [address, bytes]), Err(EINVAL), "{what}");
     }
     assert_eq!(probe::read(start), Ok(0), "nothing was unmapped");
-    unmap(start, 1);
-    unmap(start, 1);
+    unmap_all([(start, 1), (start, 1)]);
 }
 
 fn holes_are_made_anywhere() {
-    let start = map(9, RW, ANONYMOUS);
+    let start = map(9, RW, PRIVATE);
     fill(start, 9, 1);
     let holes = [(0, 1), (8, 1), (3, 2), (2, 1)];
     for (first, pages) in holes {
@@ -201,7 +173,7 @@ fn holes_are_made_anywhere() {
     }
     unmap(start, 9);
     // A byte counts as its page.
-    let start = map(2, RW, ANONYMOUS);
+    let start = map(2, RW, PRIVATE);
     assert_eq!(call(MUNMAP, [start, 1]), Ok(0));
     assert_eq!((probe::read(start + PAGE - 1), probe::read(start + PAGE)), (Err(not_mapped(start + PAGE - 1)), Ok(0)));
     unmap(start, 2);
@@ -209,7 +181,7 @@ fn holes_are_made_anywhere() {
 
 fn ranges_end_inside_other_areas() {
     const PAGES: u64 = 6;
-    for flags in [ANONYMOUS, SHARED] {
+    for flags in [PRIVATE, SHARED] {
         // Two areas of three pages; a range begins in the first and ends in the second.
         for (first, last) in (0..3).flat_map(|first| (3..PAGES).map(move |last| (first, last))) {
             let two_areas = || {
@@ -257,7 +229,7 @@ extern "C" fn with_nothing_above() -> ! {
     let heap = call(BRK, [0]).expect("the heap's end");
     assert_eq!(call(BRK, [heap + PAGE]), Ok(heap + PAGE));
     // It fits nowhere below.
-    let start = map(2 * LOW / PAGE, PROT_NONE, ANONYMOUS | MAP_NORESERVE);
+    let start = map(2 * LOW / PAGE, PROT_NONE, PRIVATE | MAP_NORESERVE);
     assert!(start >= LOW, "{start:#x}");
     unmap(start, 2 * LOW / PAGE);
     assert_eq!(call(MPROTECT, [LOW - PAGE, 2 * PAGE, PROT_READ]), Err(ENOMEM), "up to the end of the last area");
@@ -265,7 +237,7 @@ extern "C" fn with_nothing_above() -> ! {
     // The last area may end earlier.
     unmap(LOW - PAGE, 1);
     assert_eq!(probe::read(LOW - PAGE), Err(not_mapped(LOW - PAGE)));
-    process::exit_group(0)
+    process::exit_group(wrong())
 }
 
 fn nothing_lies_below_or_above(start: Start) {
@@ -274,7 +246,7 @@ fn nothing_lies_below_or_above(start: Start) {
 
     let stack = LOW - LOW_PAGES * PAGE;
     // SAFETY: nothing is there.
-    assert_eq!(unsafe { mmap(stack, LOW_PAGES * PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE) }, Ok(stack));
+    assert_eq!(call(MMAP, [stack, LOW_PAGES * PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX, 0]), Ok(stack));
     // SAFETY: the stack is the copy's own, which has no other; its last page is not used.
     let child = unsafe { process::clone_onto(u64::from(SIGCHLD), LOW - PAGE, with_nothing_above) };
     assert_eq!(process::wait(child.expect("a fork")), exited(0));
@@ -348,17 +320,17 @@ fn one_page() -> &'static [u8] {
 
 fn a_program_may_be_one_page() {
     #[cfg(target_arch = "aarch64")]
-    for flags in [ANONYMOUS, SHARED] {
+    for flags in [PRIVATE, SHARED] {
         let page = map(1, RW, flags);
         one_page().iter().zip(page..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
         protect(page, 1, PROT_READ | PROT_EXEC);
-        let child = process::spawn(|| {
+        let end = process::run(|| -> u8 {
             // SAFETY: the code uses no other memory, and does not come back.
             unsafe {
                 core::arch::asm!("br {0}", in(reg) page, in("x0") page, in("x1") END - KERNEL_KEEPS, options(noreturn))
             }
         });
-        assert_eq!(process::wait(child), exited(42), "flags {flags:#x}");
+        assert_eq!(end, exited(42), "flags {flags:#x}");
         unmap(page, 1);
     }
 }
@@ -366,7 +338,7 @@ fn a_program_may_be_one_page() {
 fn every_protection_is_kept() {
     /// `ret`
     const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
-    for flags in [ANONYMOUS, SHARED] {
+    for flags in [PRIVATE, SHARED] {
         let start = map(1, RW, flags);
         RET.iter().zip(start..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
         for protection in
@@ -389,12 +361,12 @@ fn every_protection_is_kept() {
         }
         unmap(start, 1);
     }
-    let start = map(1, PROT_WRITE, ANONYMOUS);
+    let start = map(1, PROT_WRITE, PRIVATE);
     assert_eq!(probe::read(start), Ok(0), "what may be written may be read, also before it is written");
     assert_eq!(put(start, 1), Ok(()));
     unmap(start, 1);
     // In the middle of a mapping, on pages that are there and on pages that are not.
-    let start = map(8, RW, ANONYMOUS);
+    let start = map(8, RW, PRIVATE);
     fill(start, 4, 1);
     protect(start + 2 * PAGE, 4, PROT_READ);
     for page in 0..8 {
@@ -409,7 +381,7 @@ fn every_protection_is_kept() {
 }
 
 fn what_may_be_executed_alone(is_unreadable: bool) {
-    let start = map(2, RW, ANONYMOUS);
+    let start = map(2, RW, PRIVATE);
     assert_eq!(put(start, 1), Ok(()));
     protect(start, 2, PROT_EXEC);
     for (page, value) in [(start, 1), (start + PAGE, 0)] {
@@ -426,7 +398,7 @@ fn what_may_be_executed_alone(is_unreadable: bool) {
 }
 
 fn protections_that_are_refused() {
-    let start = map(3, RW, ANONYMOUS);
+    let start = map(3, RW, PRIVATE);
     unmap(start + 2 * PAGE, 1);
     let answers = [
         ("no page's address", start + 1, PAGE, PROT_READ, Err(EINVAL)),
@@ -448,7 +420,7 @@ fn protections_that_are_refused() {
 }
 
 fn protections_change_up_to_the_first_hole() {
-    for flags in [ANONYMOUS, SHARED] {
+    for flags in [PRIVATE, SHARED] {
         let start = map(8, RW, flags);
         fill(start, 8, 1);
         protect(start + 2 * PAGE, 1, PROT_READ | PROT_EXEC);
@@ -466,23 +438,23 @@ fn protections_change_up_to_the_first_hole() {
     }
     let last = END - KERNEL_KEEPS - PAGE;
     // SAFETY: nothing is there.
-    assert_eq!(unsafe { mmap(last, PAGE, RW, ANONYMOUS | MAP_FIXED_NOREPLACE) }, Ok(last));
+    assert_eq!(call(MMAP, [last, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX, 0]), Ok(last));
     assert_eq!(call(MPROTECT, [last, 2 * PAGE, PROT_READ]), Err(ENOMEM), "across the end of all addresses");
     assert_eq!(put(last, 1), Err(not_allowed(last)), "the end is a hole as well");
     unmap(last, 1);
 }
 
 fn contents_are_given_up() {
-    let start = map(4, RW, ANONYMOUS);
+    let start = map(4, RW, PRIVATE);
     fill(start, 4, 1);
-    assert_eq!(dontneed(start + PAGE, 2), Ok(()));
+    assert_eq!(dontneed(start + PAGE, 2), Ok(0));
     assert_eq!(present(start, 4), 0b1001);
     for (page, value) in [(0, 1), (1, 0), (2, 0), (3, 4)] {
         assert_eq!(probe::read(start + page * PAGE), Ok(value), "page {page}");
     }
     assert_eq!(put(start + PAGE, 7), Ok(()), "it may be written again");
     protect(start, 4, PROT_NONE);
-    assert_eq!(dontneed(start, 4), Ok(()), "also where it may not be accessed");
+    assert_eq!(dontneed(start, 4), Ok(0), "also where it may not be accessed");
     protect(start, 4, RW);
     assert_eq!(probe::read(start + PAGE), Ok(0));
     fill(start, 4, 1);
@@ -493,14 +465,14 @@ fn contents_are_given_up() {
 
     let start = map(2, RW, SHARED);
     fill(start, 2, 5);
-    assert_eq!(dontneed(start, 2), Ok(()));
+    assert_eq!(dontneed(start, 2), Ok(0));
     assert_eq!(probe::read(start + PAGE), Ok(6), "what is shared stays: another may have it");
     unmap(start, 2);
 }
 
 fn advice_and_questions_that_are_refused() {
-    let vector = map(1, RW, ANONYMOUS);
-    let start = map(2, RW, ANONYMOUS);
+    let vector = map(1, RW, PRIVATE);
+    let start = map(2, RW, PRIVATE);
     unmap(start + PAGE, 1);
     let answers = [
         ("nothing to do", start, PAGE, MADV_NORMAL, Ok(0)),
@@ -534,8 +506,7 @@ fn advice_and_questions_that_are_refused() {
     for (what, address, bytes, place, wanted) in answers {
         assert_eq!(call(MINCORE, [address, bytes, place]), wanted, "{what}");
     }
-    unmap(vector, 1);
-    unmap(start, 1);
+    unmap_all([(vector, 1), (start, 1)]);
 }
 
 fn the_heap_moves() {
@@ -555,12 +526,12 @@ fn the_heap_moves() {
 }
 
 fn forks_copy_what_is_private() {
-    let own = map(4, RW, ANONYMOUS);
+    let own = map(4, RW, PRIVATE);
     let both = map(2, RW, SHARED);
     fill(own, 3, 1);
     fill(both, 1, 10);
     protect(own + 2 * PAGE, 1, PROT_READ);
-    process::in_copy(|| {
+    apart(|| {
         assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)]);
         assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)), "protections are copied too");
         fill(own, 2, 101);
@@ -575,26 +546,24 @@ fn forks_copy_what_is_private() {
     // The pages are the parent's alone now, and as protected as they were.
     fill(own, 2, 50);
     assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)));
-    unmap(own, 4);
-    unmap(both, 2);
+    unmap_all([(own, 4), (both, 2)]);
 }
 
 fn areas_may_be_larger_than_tables_reach() {
     // Pages at both ends of an area, of which the tables between are missing.
     const BYTES: u64 = 3 << 39;
     // SAFETY: nothing is there.
-    let start = unsafe { mmap(NOWHERE, BYTES, PROT_NONE, ANONYMOUS | MAP_NORESERVE | MAP_FIXED_NOREPLACE) };
+    let start = call(MMAP, [NOWHERE, BYTES, PROT_NONE, PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE, u64::MAX, 0]);
     assert_eq!(start, Ok(NOWHERE));
     let ends = [NOWHERE, NOWHERE + (1 << 30), NOWHERE + BYTES - PAGE];
     for (address, value) in ends.into_iter().zip(1..) {
-        // SAFETY: a part of the area.
-        let part = unsafe { mmap(address, PAGE, RW, ANONYMOUS | MAP_FIXED | MAP_POPULATE) };
+        let part = call(MMAP, [address, PAGE, RW, PRIVATE | MAP_FIXED | MAP_POPULATE, u64::MAX, 0]);
         assert_eq!(part, Ok(address));
         assert_eq!(present(address, 1), 1);
         assert_eq!(put(address, value), Ok(()));
         protect(address, 1, PROT_NONE);
     }
-    process::in_copy(|| {
+    apart(|| {
         for (address, value) in ends.into_iter().zip(1..) {
             protect(address, 1, PROT_READ);
             assert_eq!(probe::read(address), Ok(value), "{address:#x}");
@@ -605,15 +574,15 @@ fn areas_may_be_larger_than_tables_reach() {
 
 /// 256 pages below an area that grows stay free, wherever it begins by now, unless the address is demanded.
 fn below_an_area_that_grows_a_guard_is_left() {
-    let room = map(2048, PROT_NONE, ANONYMOUS);
+    let room = map(2048, PROT_NONE, PRIVATE);
     let start = room + 1500 * PAGE;
-    let [flags, fixed] = [MAP_GROWSDOWN, 0].map(|grows| ANONYMOUS | MAP_FIXED | grows);
+    let [flags, fixed] = [MAP_GROWSDOWN, 0].map(|grows| PRIVATE | MAP_FIXED | grows);
     assert_eq!(call(MMAP, [start, 16 * PAGE, RW, flags, u64::MAX, 0]), Ok(start));
     unmap(room + PAGE, 1499);
     let is_left = |start: u64| {
         for (pages, is_as_asked) in [(1, false), (255, false), (256, false), (257, true)] {
             let asked = start - pages * PAGE;
-            let given = call(MMAP, [asked, PAGE, RW, ANONYMOUS, u64::MAX, 0]).expect("memory");
+            let given = call(MMAP, [asked, PAGE, RW, PRIVATE, u64::MAX, 0]).expect("memory");
             assert_eq!(given == asked, is_as_asked, "{pages} pages below");
             unmap(given, 1);
         }
@@ -634,7 +603,7 @@ fn below_an_area_that_grows_a_guard_is_left() {
 
 fn copies_differ_after_a_store_to_either() {
     const PAGES: u64 = 6;
-    let own = map(PAGES, RW, ANONYMOUS);
+    let own = map(PAGES, RW, PRIVATE);
     // Word 0: how far the two are. Both look, then the parent writes, then the child.
     let steps = map(1, RW, SHARED);
     let wait = |step| {
@@ -662,13 +631,12 @@ fn copies_differ_after_a_store_to_either() {
     unmap(own, 1);
     assert_eq!(put(steps, 4), Ok(()));
     assert_eq!(process::wait(child), exited(0));
-    unmap(own, PAGES);
-    unmap(steps, 1);
+    unmap_all([(own, PAGES), (steps, 1)]);
 }
 
 fn bad_pointers_are_refused() {
-    let closed = map(1, PROT_NONE, ANONYMOUS);
-    let constant = map(1, PROT_READ, ANONYMOUS);
+    let closed = map(1, PROT_NONE, PRIVATE);
+    let constant = map(1, PROT_READ, PRIVATE);
     let unreadable = [8, NOWHERE, closed, END, u64::MAX << 48, u64::MAX - 7];
     for bad in unreadable {
         assert_eq!(call(WRITE, [1, bad, 4]), Err(EFAULT), "write from {bad:#x}");
@@ -687,22 +655,19 @@ fn bad_pointers_are_refused() {
     assert_eq!(call(FUTEX, [NOWHERE, 0, 0, 0]), Err(EFAULT), "a futex nowhere");
     assert_eq!(call(FUTEX, [closed + 2, 0, 0, 0]), Err(EINVAL), "a futex across words");
     // A structure that ends where nothing is.
-    let (start, size) = (map(2, RW, ANONYMOUS), 390);
+    let (start, size) = (map(2, RW, PRIVATE), 390);
     unmap(start + PAGE, 1);
     assert_eq!(call(UNAME, [start + PAGE - size + 1]), Err(EFAULT));
     assert_eq!(call(UNAME, [start + PAGE - size]), Ok(0));
     // The kernel's own accesses are faults as the program's are: a page that is not there, one that is shared.
-    let fresh = map(1, RW, ANONYMOUS);
+    let fresh = map(1, RW, PRIVATE);
     assert_eq!(call(CLOCK_GETTIME, [1, fresh]), Ok(0));
     let child = process::spawn(|| {
         assert_eq!(call(GETRANDOM, [start, PAGE, 0]), Ok(PAGE));
-        0
     });
     let before = probe::read(start + PAGE - 300);
     assert_eq!(process::wait(child), exited(0));
     assert_eq!(probe::read(start + PAGE - 300), before, "the kernel's store was the child's");
-    for (address, pages) in [(closed, 1), (constant, 1), (start, 1), (fresh, 1)] {
-        unmap(address, pages);
-    }
+    unmap_all([(closed, 1), (constant, 1), (start, 1), (fresh, 1)]);
     assert_eq!(memory::map(0, RW), Err(EINVAL));
 }

@@ -11,18 +11,20 @@ use core::mem::ManuallyDrop;
 use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::memory::{madvise, mprotect};
 use granule_user::owned::{File, Pages};
 use granule_user::prelude::*;
 use granule_user::probe::{behind_the_end, not_allowed};
 use granule_user::random::Random;
 use granule_user::signal::handle;
-use granule_user::thread::{all_at_once, beside};
+use granule_user::thread::beside;
 use granule_user::waiting::{asleep_until, until};
 use granule_user::{memory, probe, process};
 
+#[path = "memfd/races.rs"]
+mod races;
+
 entry!(run);
-own!(call, put, unmap);
+own!(call, put, unmap, unmap_all);
 
 const NOWHERE: u64 = 0x1000;
 const AT_FDCWD: u64 = -100_i64 as u64;
@@ -31,7 +33,7 @@ fn run(start: Start) -> u8 {
     probe::prepare();
     match start.arguments().nth(1) {
         Some("race") => {
-            races();
+            races::races();
             return status("memfd race");
         }
         Some("full") => return full(),
@@ -121,10 +123,8 @@ fn contents() {
         read.fill(0xee);
         let wanted = 10_000.min(count) as u64;
         equal("read", call(PREAD64, [*file, read.as_mut_ptr() as u64, wanted, offset]), Ok(wanted));
-        holds(
-            ("the same bytes", offset),
-            read[..count].iter().zip(offset as usize..).all(|(byte, at)| *byte == pattern(at)),
-        );
+        let is_same = read[..count].iter().zip(offset as usize..).all(|(byte, at)| *byte == pattern(at));
+        holds(("the same bytes", offset), is_same);
         holds("and no more", read[count..].iter().all(|byte| *byte == 0xee));
     }
     equal("over the end", call(PREAD64, [*file, read.as_mut_ptr() as u64, 100, 9_950]), Ok(50));
@@ -163,11 +163,8 @@ fn positions() {
     drop(twin);
     equal("the end", file.seek(10, SEEK_END), Ok(8 * PAGE + 10));
     equal("behind it", call(WRITE, [*file, b"c".as_ptr() as u64, 1]), Ok(1));
-    equal(
-        "a hole between",
-        (size(&file), file.byte(8 * PAGE), file.byte(8 * PAGE + 10)),
-        (8 * 4096 + 11, Some(0), Some(b'c')),
-    );
+    equal("a hole between", (file.byte(8 * PAGE), file.byte(8 * PAGE + 10)), (Some(0), Some(b'c')));
+    equal("its size", size(&file), 8 * 4096 + 11);
     let mut left = -1_i32;
     equal("set", file.seek(8 * PAGE as i64, SEEK_SET), Ok(8 * PAGE));
     equal("how many", call(IOCTL, [*file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
@@ -342,14 +339,12 @@ fn mapped() {
     let part = file.map(2, 2, PROT_READ, MAP_SHARED).expect("a part");
     equal("the third page", part.read(0), Ok(60));
     equal("read only", part.put(0, 1), Err(not_allowed(*part)));
-    // SAFETY: a mapping of this function.
-    equal("may be written", unsafe { mprotect(*part, PAGE, RW) }, Ok(()));
+    equal("may be written", call(MPROTECT, [*part, PAGE, RW]), Ok(0));
     equal("written", part.put(0, 61), Ok(()));
     equal("seen by the file", file.byte(2 * PAGE), Some(61));
     drop(file);
     equal("the file is there while it is mapped", here.read(PAGE + 5), Ok(50));
-    // SAFETY: mappings of this function.
-    equal("discarded", unsafe { madvise(*here, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
+    equal("discarded", call(MADVISE, [*here, 4 * PAGE, MADV_DONTNEED]), Ok(0));
     equal("and there", (present(*here, 4), here.read(PAGE + 5)), (15, Ok(50)));
     let msync = |at: u64, bytes: u64, flags: u64| call(MSYNC, [at, bytes, flags]);
     for (at, bytes, flags, answer) in [
@@ -390,8 +385,7 @@ fn private() {
     equal("not seen any more", own.read(PAGE), Ok(80));
     equal("a store first", own.put(2 * PAGE + 1, 81), Ok(()));
     equal("the rest of the page", (own.read(2 * PAGE), file.byte(2 * PAGE + 1)), (Ok(3), Some(0)));
-    // SAFETY: a mapping of this function.
-    equal("discarded", unsafe { madvise(*own, 4 * PAGE, MADV_DONTNEED) }, Ok(()));
+    equal("discarded", call(MADVISE, [*own, 4 * PAGE, MADV_DONTNEED]), Ok(0));
     equal("the file again", (own.read(PAGE), own.read(2 * PAGE + 1)), (Ok(71), Ok(0)));
     // Each is mapped alone.
     drop(own);
@@ -402,8 +396,7 @@ fn private() {
     drop(all);
     let read = file.map(0, 4, PROT_READ, MAP_PRIVATE).expect("a mapping");
     equal("read only", (read.read(0), read.put(0, 1)), (Ok(1), Err(not_allowed(*read))));
-    // SAFETY: a mapping of this function.
-    equal("may be written", unsafe { mprotect(*read, 4 * PAGE, RW) }, Ok(()));
+    equal("may be written", call(MPROTECT, [*read, 4 * PAGE, RW]), Ok(0));
     equal("a copy", (read.put(0, 33), file.byte(0)), (Ok(()), Some(1)));
 }
 
@@ -465,11 +458,9 @@ fn copies_and_truncation() {
     equal("punched", file.punch(0, 4 * PAGE), Ok(0));
     equal("the copy stays", (own.read(PAGE), own.read(2 * PAGE)), (Ok(50), Ok(0)));
     equal("written", file.write_at(&[4; 4 * 4096], 0), Ok(4 * PAGE));
-    // SAFETY: a mapping of this function.
-    equal("no access", unsafe { mprotect(*own, 4 * PAGE, 0) }, Ok(()));
+    equal("no access", call(MPROTECT, [*own, 4 * PAGE, 0]), Ok(0));
     equal("punched", file.punch(0, 4 * PAGE), Ok(0));
-    // SAFETY: as above.
-    equal("access", unsafe { mprotect(*own, 4 * PAGE, RW) }, Ok(()));
+    equal("access", call(MPROTECT, [*own, 4 * PAGE, RW]), Ok(0));
     equal("the copy stays", (own.read(PAGE), own.read(2 * PAGE)), (Ok(50), Ok(0)));
     equal("shorter", file.resize(PAGE), Ok(0));
     equal("the copy is gone", own.read(PAGE), Err(behind_the_end(*own + PAGE)));
@@ -480,23 +471,21 @@ fn copies_and_truncation() {
 fn removed() {
     let file = file(4);
     let here = shared(&file, 4);
-    // SAFETY: mappings of this function.
-    let remove = |at, pages| unsafe { madvise(at, pages * PAGE, MADV_REMOVE) };
+    let remove = |at, pages| call(MADVISE, [at, pages * PAGE, MADV_REMOVE]);
     equal("stored", here.put(PAGE, 9), Ok(()));
-    equal("removed", remove(*here + PAGE, 2), Ok(()));
+    equal("removed", remove(*here + PAGE, 2), Ok(0));
     equal("from the file", (file.byte(PAGE), file.byte(3 * PAGE), blocks(&file)), (Some(0), Some(4), 2));
     let read = file.map(0, 4, PROT_READ, MAP_SHARED).expect("a mapping");
-    equal("may be written", remove(*read, 1), Ok(()));
+    equal("may be written", remove(*read, 1), Ok(0));
     let own = file.map(0, 4, RW, MAP_PRIVATE).expect("a mapping");
     equal("private", remove(*own, 1), Err(EACCES));
     let none = Pages::map(4, RW, MAP_PRIVATE).expect("memory");
     equal("no file", remove(*none, 1), Err(EINVAL));
     let anonymous = Pages::map(4, RW, MAP_SHARED).expect("memory");
     equal("stored", anonymous.put(PAGE, 9), Ok(()));
-    equal("shared without a file", remove(*anonymous, 4), Ok(()));
+    equal("shared without a file", remove(*anonymous, 4), Ok(0));
     equal("zeros", anonymous.read(PAGE), Ok(0));
-    // SAFETY: as above.
-    equal("no page", unsafe { madvise(*here + 1, PAGE, MADV_REMOVE) }, Err(EINVAL));
+    equal("no page", call(MADVISE, [*here + 1, PAGE, MADV_REMOVE]), Err(EINVAL));
     unmap(*here + 2 * PAGE, 1);
     equal("stored", here.put(3 * PAGE, 7), Ok(()));
     equal("a part is not mapped", remove(*here, 4), Err(ENOMEM));
@@ -546,8 +535,7 @@ fn forks() {
 fn parts() {
     let file = file(16);
     let here = shared(&file, 16);
-    // SAFETY: a mapping of this function.
-    let protect = |page: u64, pages: u64, bits| unsafe { mprotect(*here + page * PAGE, pages * PAGE, bits) };
+    let protect = |page: u64, pages: u64, bits| call(MPROTECT, [*here + page * PAGE, pages * PAGE, bits]);
     let is_zero = |page: u64| {
         equal(("stored", page), here.put(page * PAGE, 9), Ok(()));
         equal(("punched", page), file.punch(page * PAGE, PAGE), Ok(0));
@@ -555,18 +543,18 @@ fn parts() {
     };
     let all = || (0..16).filter(|page| *page != 5).for_each(is_zero);
     all();
-    equal("cut", protect(4, 4, PROT_READ), Ok(()));
-    equal("joined", protect(4, 4, RW), Ok(()));
+    equal("cut", protect(4, 4, PROT_READ), Ok(0));
+    equal("joined", protect(4, 4, RW), Ok(0));
     all();
-    equal("cut", protect(0, 3, PROT_READ), Ok(()));
-    equal("cut", protect(10, 6, PROT_READ), Ok(()));
+    equal("cut", protect(0, 3, PROT_READ), Ok(0));
+    equal("cut", protect(10, 6, PROT_READ), Ok(0));
     for page in [0, 2, 10, 15] {
         equal("written", file.write_at(&[9], page * PAGE), Ok(1));
         equal("read", here.read(page * PAGE), Ok(9));
         equal("punched", file.punch(page * PAGE, PAGE), Ok(0));
         equal("zero", here.read(page * PAGE), Ok(0));
     }
-    equal("joined", protect(0, 16, RW), Ok(()));
+    equal("joined", protect(0, 16, RW), Ok(0));
     unmap(*here + 5 * PAGE, 1);
     all();
     // The hole is mapped again, by another page of the file.
@@ -576,8 +564,7 @@ fn parts() {
     equal("the same page", here.read(7 * PAGE), Ok(3));
     equal("punched", file.punch(7 * PAGE, PAGE), Ok(0));
     equal("zero in both", (here.read(5 * PAGE), here.read(7 * PAGE)), (Ok(0), Ok(0)));
-    unmap(*here, 3);
-    unmap(*here + 14 * PAGE, 2);
+    unmap_all([(*here, 3), (*here + 14 * PAGE, 2)]);
     (3..14).filter(|page| *page != 5).for_each(is_zero);
     unmap(*here + 3 * PAGE, 11);
     equal("nothing is mapped", file.punch(0, 16 * PAGE), Ok(0));
@@ -618,10 +605,8 @@ fn seals() {
     equal("shorter", two.resize(PAGE), Ok(0));
     equal("a shared mapping", two.map(0, 1, RW, MAP_SHARED), Err(EPERM));
     let read = two.map(0, 1, PROT_READ, MAP_SHARED).expect("a mapping");
-    // SAFETY: a mapping of this function.
-    equal("never written", unsafe { mprotect(*read, PAGE, RW) }, Err(EACCES));
-    // SAFETY: as above.
-    equal("not removed", unsafe { madvise(*read, PAGE, MADV_REMOVE) }, Err(EACCES));
+    equal("never written", call(MPROTECT, [*read, PAGE, RW]), Err(EACCES));
+    equal("not removed", call(MADVISE, [*read, PAGE, MADV_REMOVE]), Err(EACCES));
     let own = two.map(0, 1, RW, MAP_PRIVATE).expect("a mapping");
     equal("a copy", (own.put(0, 5), two.byte(0)), (Ok(()), Some(1)));
 
@@ -652,8 +637,7 @@ fn writers() {
     let here = shared(&file, 4);
     let step = memory::shared::<AtomicU32>();
     equal("mapped", seal(), Err(EBUSY));
-    // SAFETY: a mapping of this function.
-    equal("read only", unsafe { mprotect(*here, 4 * PAGE, PROT_READ) }, Ok(()));
+    equal("read only", call(MPROTECT, [*here, 4 * PAGE, PROT_READ]), Ok(0));
     equal("it may be written again", seal(), Err(EBUSY));
     unmap(*here + PAGE, 1);
     equal("in two parts", seal(), Err(EBUSY));
@@ -661,7 +645,6 @@ fn writers() {
     equal("one part", seal(), Err(EBUSY));
     let child = process::spawn(|| {
         asleep_until(|| step.load(Ordering::Acquire) != 0);
-        0
     });
     unmap(*here + 2 * PAGE, 2);
     equal("the child's", seal(), Err(EBUSY));
@@ -773,10 +756,8 @@ fn of_the_program(path: u64) {
         equal("zeros behind the end", at.read(pages * PAGE - 1).ok(), Some(file.byte(pages * PAGE - 1).unwrap_or(0)));
     }
     equal("a store", all.put(0, 1), Err(not_allowed(*all)));
-    // SAFETY: mappings of this function.
-    equal("not opened for writing", unsafe { mprotect(*all, PAGE, RW) }, Err(EACCES));
-    // SAFETY: as above.
-    equal("nor removed", unsafe { madvise(*all, PAGE, MADV_REMOVE) }, Err(EACCES));
+    equal("not opened for writing", call(MPROTECT, [*all, PAGE, RW]), Err(EACCES));
+    equal("nor removed", call(MADVISE, [*all, PAGE, MADV_REMOVE]), Err(EACCES));
     equal("a copy", (own.put(0, 1), own.read(0), file.byte(0)), (Ok(()), Ok(1), Some(0x7f)));
     equal("for writing", file.map(0, 1, RW, MAP_SHARED), Err(EACCES));
     equal("for writing", file.resize(0), Err(EINVAL));
@@ -798,90 +779,6 @@ fn full() -> u8 {
                 equal("fallocate", error, ENOMEM);
                 return status("memfd full");
             }
-        }
-    }
-}
-
-const RACERS: usize = 3;
-const RACE_PAGES: u64 = 24;
-const ROUNDS: u32 = 400;
-
-/// One thread takes pages away; the others store to them, through mappings that come and go. Once a page is taken away, no
-/// store made before is seen again.
-fn races() {
-    let file = file(RACE_PAGES);
-    let here = shared(&file, RACE_PAGES);
-    let ended = AtomicU32::new(0);
-    // SAFETY: the handler does nothing.
-    unsafe { handle(SIGUSR1, count, 0, 0) }.expect("a handler");
-    all_at_once(RACERS + 1, |number| match number {
-        0 => {
-            take_away(&file, &here);
-            ended.store(1, Ordering::Release);
-        }
-        _ => store(&file, &here, &ended, number as u64),
-    });
-    equal("punched", file.punch(0, RACE_PAGES * PAGE), Ok(0));
-    equal("nothing is left", blocks(&file), 0);
-    equal("zeros", (0..RACE_PAGES).all(|page| file.byte(page * PAGE) == Some(0)), true);
-}
-
-/// Each store is made by a program that may meet the end of the file.
-fn store(file: &File, here: &Pages, ended: &AtomicU32, number: u64) {
-    let mut random = Random(number);
-    while ended.load(Ordering::Acquire) == 0 {
-        let page = random.below(RACE_PAGES as usize / 2) as u64;
-        let value = number as u8;
-        match random.below(5) {
-            0 => {
-                let own = file.map(page, 4, RW, MAP_SHARED).expect("a mapping");
-                // SAFETY: mapped, and the first half of the file is never cut off.
-                unsafe { (*own as *mut u8).write_volatile(value) };
-            }
-            1 => {
-                let own = file.map(page, 4, RW, MAP_PRIVATE).expect("a mapping");
-                // SAFETY: as above.
-                unsafe { (*own as *mut u8).write_volatile(value) };
-                // SAFETY: as above.
-                let read = unsafe { (*own as *const u8).read_volatile() };
-                equal("a copy is the mapping's own", read, value);
-            }
-            2 => drop(file.write_at(&[value], page * PAGE)),
-            3 => {
-                let mut read = [0; 8];
-                let at = (RACE_PAGES / 2 + page) * PAGE;
-                holds("a read", call(PREAD64, [**file, read.as_mut_ptr() as u64, 8, at]).is_ok());
-            }
-            // SAFETY: as above, and mapped until all have ended.
-            _ => unsafe { ((**here + page * PAGE) as *mut u8).write_volatile(value) },
-        }
-    }
-}
-
-fn take_away(file: &File, here: &Pages) {
-    let mut random = Random(77);
-    // The last page of the half is this thread's alone.
-    let own = RACE_PAGES / 2 - 1 + 4;
-    for round in 0..ROUNDS {
-        let page = random.below(RACE_PAGES as usize / 2) as u64;
-        match random.below(3) {
-            0 => equal("punched", file.punch(page * PAGE, 2 * PAGE), Ok(0)),
-            1 => {
-                let end = RACE_PAGES / 2 + 4 + random.below(RACE_PAGES as usize / 2 - 4) as u64;
-                equal("cut", file.resize(end * PAGE), Ok(0));
-                equal("longer", file.resize(RACE_PAGES * PAGE), Ok(0));
-            }
-            _ => {
-                equal("stored", file.write_at(&[200], own * PAGE), Ok(1));
-                // SAFETY: mapped, and inside the file.
-                let read = || unsafe { ((**here + own * PAGE) as *const u8).read_volatile() };
-                equal("seen", read(), 200);
-                equal("punched", file.punch(own * PAGE, PAGE), Ok(0));
-                equal("gone", (read(), file.byte(own * PAGE)), (0, Some(0)));
-            }
-        }
-        if round % 16 == 0 {
-            process::sched_yield();
         }
     }
 }

@@ -12,7 +12,7 @@ use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::prelude::*;
 use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
-use granule_user::{instruction, memory, process, signal, thread};
+use granule_user::{instruction, process, signal, thread};
 
 entry!(run);
 own!(call);
@@ -71,12 +71,11 @@ fn map(pages: u64, protection: u64, flags: u64, file: u64) -> u64 {
 }
 
 fn map_private(protection: u64) -> u64 {
-    map(1, protection, MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX)
+    map(1, protection, PRIVATE, u64::MAX)
 }
 
 fn unmap(at: u64) {
-    // SAFETY: the tests' own page.
-    unsafe { memory::munmap(at, PAGE) }.expect("unmapped");
+    equal("unmapped", call(MUNMAP, [at, PAGE]), Ok(0));
 }
 
 static FAULTS: AtomicU32 = AtomicU32::new(0);
@@ -280,7 +279,6 @@ fn late_faults_wait_like_other_signals() {
         process::run(|| {
             before();
             store(page | tag(3));
-            0
         })
     };
     equal("ignored", end_behind(&|| without_handler(SIG_IGN)), exited(0));
@@ -296,15 +294,14 @@ fn mappings_are_checked_by_their_protection() {
     let page = map_private(RW);
     store(page | tag(3));
     equal("without PROT_MTE", (taken(), ldg(page | tag(3))), (None, page));
-    // SAFETY: the test's own page, here and below.
-    let protect = |protection| unsafe { memory::mprotect(page, PAGE, protection) };
-    equal("with it", protect(TAGGED), Ok(()));
+    let protect = |protection| call(MPROTECT, [page, PAGE, protection]);
+    equal("with it", protect(TAGGED), Ok(0));
     equal("tags are zero", (ldg(page | tag(3)), load(page), taken()), (page, 0x5a, None));
     store(page | tag(3));
     equal("from now on", taken(), Some((SEGV_MTESERR, page)));
     stg(page | tag(4));
     for protection in [RW, PROT_READ, 0, PROT_READ | PROT_MTE, RW] {
-        equal(("protected", protection), protect(protection), Ok(()));
+        equal(("protected", protection), protect(protection), Ok(0));
     }
     equal("and it stays", (ldg(page), load(page | tag(4))), (page | tag(4), 0x5a));
     store(page);
@@ -314,8 +311,7 @@ fn mappings_are_checked_by_their_protection() {
         store(page | tag(4));
         equal(("its own tag in mode", mode), taken(), None);
     }
-    // SAFETY: as above.
-    equal("given up", unsafe { memory::madvise(page, PAGE, MADV_DONTNEED) }, Ok(()));
+    equal("given up", call(MADVISE, [page, PAGE, MADV_DONTNEED]), Ok(0));
     equal("tags of zero again", (ldg(page | tag(4)), load(page)), (page, 0));
     unmap(page);
 }
@@ -329,12 +325,9 @@ fn file() -> u64 {
 
 fn new_memory_has_tags_of_zero() {
     set_mode(PR_MTE_TCF_SYNC);
-    for (flags, file) in [
-        (MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX),
-        (MAP_SHARED | MAP_ANONYMOUS, u64::MAX),
-        (MAP_PRIVATE, file()),
-        (MAP_SHARED, file()),
-    ] {
+    let anonymous = [MAP_PRIVATE, MAP_SHARED].map(|sharing| (sharing | MAP_ANONYMOUS, u64::MAX));
+    let of_files = [MAP_PRIVATE, MAP_SHARED].map(|sharing| (sharing, file()));
+    for (flags, file) in anonymous.into_iter().chain(of_files) {
         for stores_first in [false, true] {
             let page = map(1, TAGGED, flags, file);
             if stores_first {
@@ -511,11 +504,8 @@ fn an_exec_reads_its_strings(mode: u64, path: &CStr, page: u64) {
         [(&b"again\0"[..], 20), (b"A=1\0", 30)].map(|(text, end)| place(text, page + end * GRANULE));
     let (arguments, environment) = ([path, again, 0], [variable, 0]);
     set_mode(mode);
-    let child = process::spawn(|| {
-        let error = call(EXECVE, [path, arguments.as_ptr() as u64, environment.as_ptr() as u64]);
-        panic!("{error:?}");
-    });
-    equal(("an exec in mode", mode), process::wait(child), exited(0));
+    let execs = || u8::from(call(EXECVE, [path, arguments.as_ptr() as u64, environment.as_ptr() as u64]).is_err());
+    equal(("an exec in mode", mode), process::run(execs), exited(0));
     equal("no fault", taken(), None);
 }
 
@@ -563,8 +553,7 @@ fn threads_keep_their_own_modes() {
 
 fn an_exec_resets_the_mode(path: &CStr) {
     set_mode(PR_MTE_TCF_SYNC);
-    let child = process::spawn(|| panic!("{:?}", process::execute(path, &[path, c"again"])));
-    equal("an exec", process::wait(child), exited(0));
+    equal("an exec", process::run(|| process::execute(path, &[path, c"again"]) as u8), exited(0));
 }
 
 fn after_an_exec() -> u8 {

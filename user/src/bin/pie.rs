@@ -18,12 +18,11 @@ struct Aligned([u8; 16]);
 
 static ALIGNED: Aligned = Aligned([1; 16]);
 
-fn run(start: Start) -> u8 {
+fn run(start: Start) {
     let entry = start.auxiliary(AT_ENTRY).expect("an entry in the auxiliary vector");
     assert_eq!(*core::hint::black_box(POINTER), 42, "what the pointer points to");
     let aligned = core::hint::black_box(&ALIGNED);
     assert!((&raw const *aligned).addr().is_multiple_of(0x1_0000) && aligned.0[15] == 1, "at {:p}", aligned);
     assert!(entry > 0x1_0000, "the entry is {entry:#x}");
     println!("pie: entry at {entry:#x}");
-    0
 }

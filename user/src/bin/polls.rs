@@ -9,7 +9,7 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::{map, mprotect};
+use granule_user::memory::map;
 use granule_user::owned::File;
 use granule_user::prelude::*;
 use granule_user::signal::{handle, mask, set_of, set_without_handler};
@@ -282,8 +282,7 @@ fn bad_memory() {
         equal(("a buffer at", at), call(READ, [*reader, at, 4]), Err(EFAULT));
     }
     let two = map(2 * PAGE, RW).expect("two pages");
-    // SAFETY: the program's own, without references to it.
-    equal("one of them is closed", unsafe { mprotect(two + PAGE, PAGE, PROT_NONE) }, Ok(()));
+    equal("one of them is closed", call(MPROTECT, [two + PAGE, PAGE, PROT_NONE]), Ok(0));
     equal("not all of a page's bytes", call(READ, [*reader, two + PAGE - 2, 4]), Err(EFAULT));
     equal("nothing was lost", waiting(*reader), Ok(4));
     equal("a byte", reader.read(&mut byte), Ok(1));
@@ -293,8 +292,7 @@ fn bad_memory() {
     drop([reader, writer]);
     let [reader, writer] = pipe(O_NONBLOCK);
     let three = map(4 * PAGE, RW).expect("four pages");
-    // SAFETY: as above.
-    equal("the last of them is closed", unsafe { mprotect(three + 3 * PAGE, PAGE, PROT_NONE) }, Ok(()));
+    equal("the last of them is closed", call(MPROTECT, [three + 3 * PAGE, PAGE, PROT_NONE]), Ok(0));
     equal("whole pages before a bad one", call(WRITE, [*writer, three + 100, 3 * PAGE]), Ok(2 * PAGE));
     equal("are there", waiting(*reader), Ok(2 * PAGE as u32));
     equal("a bad page behind a good one", call(READ, [*reader, three + 2 * PAGE, 2 * PAGE]), Ok(PAGE));
@@ -316,11 +314,8 @@ fn what_a_pipe_is_not() {
         equal("lseek, of no kind", call(LSEEK, [file, 0, 99]), Err(EINVAL));
         equal(("pread", file), call(PREAD64, [file, at, 1, 0]), Err(seeks));
         equal(("pwrite", file), call(PWRITE64, [file, at, 1, 0]), Err(seeks));
-        equal(
-            ("mmap", file),
-            call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]),
-            if file == *writer { Err(EACCES) } else { Err(ENODEV) },
-        );
+        let error = if file == *writer { EACCES } else { ENODEV };
+        equal(("mmap", file), call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]), Err(error));
         equal(("ftruncate", file), call(FTRUNCATE, [file, 0]), Err(EINVAL));
         equal(("fsync", file), call(FSYNC, [file]), Err(EINVAL));
         equal(("an unknown ioctl", file), call(IOCTL, [file, 0x5401, at]), Err(ENOTTY));
@@ -630,8 +625,7 @@ fn polls_refuse() {
     let two = map(2 * PAGE, RW).expect("two pages");
     // SAFETY: the program's own, without references to it.
     unsafe { (two as *mut PollFd).write(PollFd { fd: 1, events: POLLOUT, revents: 0 }) };
-    // SAFETY: as above.
-    equal("they cannot be written", unsafe { mprotect(two, PAGE, PROT_READ) }, Ok(()));
+    equal("they cannot be written", call(MPROTECT, [two, PAGE, PROT_READ]), Ok(0));
     equal("a result that cannot be stored", poll(two, 1, limit, 0, 0), Err(EFAULT));
 }
 

@@ -20,7 +20,7 @@ impl fmt::Display for Hexadecimal {
     }
 }
 
-fn run(start: Start) -> u8 {
+fn run(start: Start) {
     let given = start.auxiliary(AT_RANDOM).expect("AT_RANDOM is there");
     // SAFETY: the kernel puts sixteen bytes there.
     let given = unsafe { (given as *const [u8; 16]).read_unaligned() };
@@ -30,5 +30,4 @@ fn run(start: Start) -> u8 {
     let filled = unsafe { sys::call(GETRANDOM, [asked.as_mut_ptr() as u64, 16, 0, 0, 0, 0]) };
     assert_eq!(filled, Ok(16));
     println!("random {}", Hexadecimal(asked));
-    0
 }

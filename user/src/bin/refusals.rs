@@ -9,14 +9,13 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::memory::{mmap, munmap};
+use granule_user::answers::wrong;
 use granule_user::prelude::*;
 use granule_user::println;
 
 entry!(run);
-own!(call);
+own!(call, unmap, unmap_all);
 
-const ANONYMOUS: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 /// The end of a program's addresses.
 const END: u64 = 1 << 48;
 /// Where nothing is.
@@ -25,24 +24,17 @@ const NOWHERE: u64 = 0x7000_0000_0000;
 const TAKEN: u64 = 0x6000_0000_0000;
 const TAKEN_PAGES: u64 = 16;
 
-fn run(_start: Start) -> u8 {
+fn run(_: Start) -> u8 {
     parts! { ()
         mmap_refuses_in_linuxs_order large_pages_are_refused the_heap_ends_a_page_below_the_next_mapping
         mincore_answers_up_to_a_hole mappings_are_counted
     }
     println!("refusals: ok");
-    0
+    wrong()
 }
 
 fn map_at(address: u64, pages: u64, protection: u64) -> Result<u64, Errno> {
-    // SAFETY: the addresses are the test's own.
-    unsafe { mmap(address, pages * PAGE, protection, ANONYMOUS | MAP_FIXED) }
-}
-
-#[track_caller]
-fn unmap(address: u64, pages: u64) {
-    // SAFETY: the addresses are the test's own.
-    unsafe { munmap(address, pages * PAGE) }.expect("unmapped");
+    call(MMAP, [address, pages * PAGE, protection, PRIVATE | MAP_FIXED, u64::MAX, 0])
 }
 
 /// The arguments of a call to mmap.
@@ -109,18 +101,10 @@ fn answer_for_memory(flags: u64) -> Result<(), Errno> {
 }
 
 fn mmap_refuses_in_linuxs_order() {
-    const ADDRESSES: [u64; 10] = [
-        0,
-        NOWHERE,
-        NOWHERE + 1,
-        TAKEN + 4 * PAGE,
-        TAKEN + 4 * PAGE + 16,
-        END,
-        END + 1,
-        1 << 63,
-        u64::MAX << 48,
-        // Above it Linux treats an address as an error.
-        u64::MAX - PAGE,
+    // Above the last one Linux treats an address as an error.
+    const ADDRESSES: [[u64; 5]; 2] = [
+        [0, NOWHERE, NOWHERE + 1, TAKEN + 4 * PAGE, TAKEN + 4 * PAGE + 16],
+        [END, END + 1, 1 << 63, u64::MAX << 48, u64::MAX - PAGE],
     ];
     const SIZES: [u64; 10] =
         [0, 1, PAGE, 3 * PAGE, END - PAGE + 1, END, END + PAGE, 1 << 63, u64::MAX - PAGE + 1, u64::MAX - PAGE + 2];
@@ -133,7 +117,7 @@ fn mmap_refuses_in_linuxs_order() {
         [(MAP_ANONYMOUS, u64::MAX), (MAP_ANONYMOUS, 0), (0, 1), (0, 77), (0, 1 << 32 | 1)];
     const OFFSETS: [u64; 4] = [0, 1, PAGE, PAGE.wrapping_neg()];
     assert_eq!(map_at(TAKEN, TAKEN_PAGES, RW), Ok(TAKEN));
-    for (address, bytes) in ADDRESSES.iter().flat_map(|address| SIZES.map(|bytes| (*address, bytes))) {
+    for (address, bytes) in ADDRESSES.as_flattened().iter().flat_map(|address| SIZES.map(|bytes| (*address, bytes))) {
         for flags in SHARINGS.iter().flat_map(|sharing| PLACEMENTS.map(|placement| sharing | placement)) {
             // Page 0 may be mapped or not, by a setting.
             if address == 0 && flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
@@ -167,7 +151,7 @@ fn try_one(arguments: Arguments) {
 /// No large pages are set aside, as on Linux by default.
 fn large_pages_are_refused() {
     const LARGE: u64 = 2 << 20;
-    let flags = ANONYMOUS | MAP_HUGETLB;
+    let flags = PRIVATE | MAP_HUGETLB;
     for (what, address, bytes, flags, descriptor, wanted) in [
         ("no bytes", 0, 0, flags, u64::MAX, EINVAL),
         ("a page", 0, PAGE, flags, u64::MAX, ENOMEM),
@@ -230,13 +214,8 @@ fn mappings_are_counted() {
     const MOST: u64 = 65_530;
     // Neighbours differ, so that each is one.
     let protection = |index: u64| if index.is_multiple_of(2) { RW } else { PROT_READ };
-    let mut count = 0;
-    let error = loop {
-        match map_at(TAKEN + count * PAGE, 1, protection(count)) {
-            Ok(_) => count += 1,
-            Err(error) => break error,
-        }
-    };
+    let refused = |count: u64| map_at(TAKEN + count * PAGE, 1, protection(count)).err().map(|error| (count, error));
+    let (count, error) = (0..).find_map(refused).expect("an end");
     assert_eq!(error, ENOMEM);
     assert!((MOST - 30..=MOST).contains(&count), "{count} mappings beside the program's own");
     let last = TAKEN + (count - 1) * PAGE;
@@ -253,6 +232,5 @@ fn mappings_are_counted() {
     unmap(TAKEN, 2);
     assert_eq!(call(MPROTECT, [apart, PAGE, RW]), Ok(0), "two pieces when there is room");
     assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Ok(0));
-    unmap(apart, 3);
-    unmap(TAKEN, count);
+    unmap_all([(apart, 3), (TAKEN, count)]);
 }

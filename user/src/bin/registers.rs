@@ -57,7 +57,7 @@ fn run(start: Start) -> u8 {
         return status("registers of memory");
     }
     // SAFETY: nothing else is there.
-    let stage = unsafe { mmap(STAGE, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED) };
+    let stage = unsafe { mmap(STAGE, PAGE, RW, PRIVATE | MAP_FIXED) };
     equal("a page", stage, Ok(STAGE));
     if start.arguments().nth(1) == Some("again") {
         // The device stays bound to the space that the exec replaced.
@@ -165,7 +165,7 @@ struct Hidden {
 impl Hidden {
     fn page() -> Self {
         // SAFETY: new memory.
-        let at = unsafe { mmap(0, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("a page");
+        let at = unsafe { mmap(0, PAGE, RW, PRIVATE) }.expect("a page");
         equal("only executed", call(MPROTECT, [at, PAGE, PROT_EXEC]), Ok(0));
         Self { at, is_hidden: probe::read(at).is_err() }
     }
@@ -187,7 +187,7 @@ impl Hidden {
     /// Nor is it, or another, execute-only beside them.
     fn stays_readable(&self) {
         equal("only executed again", call(MPROTECT, [self.at, PAGE, PROT_EXEC]).err(), self.refusal());
-        let other = call(MMAP, [0, PAGE, PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX, 0]);
+        let other = call(MMAP, [0, PAGE, PROT_EXEC, PRIVATE, u64::MAX, 0]);
         equal("another", other.err(), self.refusal());
         holds("still read", probe::read(self.at).is_ok());
     }
@@ -236,7 +236,7 @@ const TRANSFERRED: u8 = 0x5a;
 /// Has the device copy a byte to its own memory, and begins a copy of that to the address that is returned.
 fn transfer(at: u64) -> u64 {
     // SAFETY: nothing else is there.
-    let memory = unsafe { mmap(REACHED, 2 * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED) };
+    let memory = unsafe { mmap(REACHED, 2 * PAGE, RW, PRIVATE | MAP_FIXED) };
     equal("memory", memory, Ok(REACHED));
     let (from, to) = (REACHED, REACHED + PAGE);
     equal("from", put(from, TRANSFERRED), Ok(()));

@@ -17,7 +17,7 @@ use granule_user::thread::all_at_once;
 use granule_user::{probe, process};
 
 entry!(run);
-own!(call, put, unmap, protect);
+own!(call, put, unmap, unmap_all, protect);
 
 const MAY: u64 = MREMAP_MAYMOVE;
 const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
@@ -53,8 +53,7 @@ fn own(pages: u64) -> u64 {
 }
 
 fn own_at(at: u64, pages: u64) -> u64 {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
-    equal("mapped", call(MMAP, [at, pages * PAGE, RW, flags, u64::MAX, 0]), Ok(at));
+    equal("mapped", call(MMAP, [at, pages * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0]), Ok(at));
     number(at, pages);
     at
 }
@@ -179,8 +178,7 @@ fn longer_in_place() {
     equal("the end of what may be written", remap(pages + 8 * PAGE, 1, 2, 0, 0), Ok(pages + 8 * PAGE));
     equal("stored", put(pages + 9 * PAGE, 7), Ok(()));
     equal("over two areas", remap(pages, 10, 11, MAY, 0), Err(EFAULT));
-    unmap(pages, 10);
-    unmap(at, 2);
+    unmap_all([(pages, 10), (at, 2)]);
 }
 
 fn longer_elsewhere() {
@@ -196,9 +194,7 @@ fn longer_elsewhere() {
     let part = remap(new + 2 * PAGE, 2, 4, MAY, 0).expect("other addresses");
     equal("the part", bytes(part), [3, 4, 0, 0]);
     equal("the rest", bytes(new), [1, 2, 255, 255, 5, 6, 7, 8]);
-    unmap(part, 4);
-    unmap(new, 8);
-    unmap(at + 4 * PAGE, 1);
+    unmap_all([(part, 4), (new, 8), (at + 4 * PAGE, 1)]);
 }
 
 fn moved() {
@@ -237,8 +233,7 @@ fn moved_onto_others() {
     let at = own(2);
     equal("beyond its area", remap(at, 3, 4, FIXED, to), Err(EFAULT));
     equal("as it was", bytes(to), [1, 2, 0, 2, 3, 4, 7, 1]);
-    unmap(at, 2);
-    unmap(to, 8);
+    unmap_all([(at, 2), (to, 8)]);
 }
 
 /// Other places in tables, and other tables.
@@ -284,8 +279,7 @@ fn several() {
     equal("to a hole", remap(to, 3, 3, FIXED, at), Ok(at));
     equal("two pages", (is_mapped(at), bytes(at)), ([true, true, false], [1, 2, 255]));
     equal("longer", remap(to + 3 * PAGE, 5, 6, FIXED, at), Err(EFAULT));
-    unmap(to, 8);
-    unmap(at, 8);
+    unmap_all([(to, 8), (at, 8)]);
     // Others at the target.
     let (at, to) = (own(3), own(3));
     unmap(at + PAGE, 1);
@@ -297,8 +291,7 @@ fn several() {
     protect(at + PAGE, 1, PROT_READ);
     equal("moved and kept", remap(at, 3, 3, FIXED | MREMAP_DONTUNMAP, to), Ok(to));
     equal("contents there, zeros here", (bytes(to), bytes(at)), ([1, 2, 3], [0; 3]));
-    unmap(at, 3);
-    unmap(to, 3);
+    unmap_all([(at, 3), (to, 3)]);
 }
 
 fn kept() {
@@ -317,9 +310,7 @@ fn kept() {
     equal("there", (bytes(other), bytes(near)), ([1], [2, 3]));
     equal("exactly there", remap(near, 2, 2, FIXED | MREMAP_DONTUNMAP, to), Ok(to));
     equal("there", (bytes(to), bytes(near)), ([2, 3, 3, 4], [0, 0]));
-    for (mapped, pages) in [(at, 4), (to, 4), (near, 2), (other, 1)] {
-        unmap(mapped, pages);
-    }
+    unmap_all([(at, 4), (to, 4), (near, 2), (other, 1)]);
 }
 
 fn of_files() {
@@ -339,8 +330,7 @@ fn of_files() {
     equal("where it moved to", bytes(to), [20, 3, 255, 255, 255, 255, 255, 255]);
     equal("longer again", call(FTRUNCATE, [file, 8 * PAGE]), Ok(0));
     equal("zeros", bytes(to), [20, 3, 0, 0, 0, 0, 0, 255]);
-    unmap(to, 8);
-    unmap(shared, 4);
+    unmap_all([(to, 8), (shared, 4)]);
     let private = map_file(file, 4, RW, MAP_PRIVATE);
     equal("stored", put(private + PAGE, 9), Ok(()));
     equal("moved", remap(private, 4, 4, FIXED, to), Ok(to));
@@ -348,8 +338,7 @@ fn of_files() {
     equal("the file has its own", byte_of(file, 1), 20);
     equal("kept", remap(to, 4, 4, FIXED | MREMAP_DONTUNMAP, private), Ok(private));
     equal("the copy moved", (bytes(private), bytes(to)), ([1, 9, 3, 0], [1, 20, 3, 0]));
-    unmap(private, 4);
-    unmap(to, 4);
+    unmap_all([(private, 4), (to, 4)]);
     let fixed = map_file(file, 4, PROT_READ, MAP_SHARED);
     equal("read-only", remap(fixed, 4, 4, FIXED, to), Ok(to));
     equal("the file's", bytes(to), [1, 20, 3, 0]);
@@ -357,8 +346,7 @@ fn of_files() {
 }
 
 fn of_shared_memory() {
-    let flags = MAP_SHARED | MAP_ANONYMOUS;
-    let at = call(MMAP, [0, 4 * PAGE, RW, flags, u64::MAX, 0]).expect("memory");
+    let at = call(MMAP, [0, 4 * PAGE, RW, SHARED, u64::MAX, 0]).expect("memory");
     number(at, 4);
     let to = room(8);
     equal("longer", remap(at, 4, 6, FIXED, to), Ok(to));
@@ -375,8 +363,7 @@ fn of_shared_memory() {
 
 /// No old size: the same pages once more.
 fn copied() {
-    let flags = MAP_SHARED | MAP_ANONYMOUS;
-    let at = call(MMAP, [0, 4 * PAGE, RW, flags, u64::MAX, 0]).expect("memory");
+    let at = call(MMAP, [0, 4 * PAGE, RW, SHARED, u64::MAX, 0]).expect("memory");
     number(at, 4);
     let twice = remap(at, 0, 4, MAY, 0).expect("other addresses");
     equal("both", (bytes(at), bytes(twice)), ([1, 2, 3, 4], [1, 2, 3, 4]));
@@ -394,9 +381,7 @@ fn copied() {
     let shared = map_file(file, 1, PROT_READ, MAP_SHARED);
     let more = remap(shared, 0, 4, MAY, 0).expect("other addresses");
     equal("of a file", bytes(more), [1, 2, 3, 4]);
-    for (mapped, pages) in [(at, 4), (twice, 4), (part, 2), (private, 4), (shared, 1), (more, 4)] {
-        unmap(mapped, pages);
-    }
+    unmap_all([(at, 4), (twice, 4), (part, 2), (private, 4), (shared, 1), (more, 4)]);
 }
 
 /// The properties of an area beside its contents.
@@ -416,9 +401,7 @@ fn what_moves() {
     equal("a guard, kept", call(MADVISE, [at + PAGE, PAGE, MADV_GUARD_INSTALL]), Ok(0));
     let other = remap(at, 4, 4, KEEP, 0).expect("other addresses");
     equal("it moved", (bytes(other), bytes(at)), ([1, 255, 3, 4], [0; 4]));
-    unmap(other, 4);
-    unmap(at, 4);
-    unmap(to, 6);
+    unmap_all([(other, 4), (at, 4), (to, 6)]);
 }
 
 fn is_locked(at: u64) -> bool {
@@ -441,8 +424,7 @@ fn locked() {
     equal("kept", remap(to + PAGE, 2, 2, FIXED | MREMAP_DONTUNMAP, at), Ok(at));
     equal("not the old one", (locks(at), locks(to)), ([true; 2], [true, false, false, true, true, true]));
     equal("nor its pages", present(to, 6), 0b11_1001);
-    unmap(at, 2);
-    unmap(to, 6);
+    unmap_all([(at, 2), (to, 6)]);
     own_at(at, 2);
     equal("locked once there", call(MLOCK2, [at, 2 * PAGE, 1]), Ok(0));
     equal("longer", remap(at, 2, 4, 0, 0), Ok(at));
@@ -452,9 +434,8 @@ fn locked() {
 
 fn stacks() {
     let at = room(64);
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN;
     let stack = at + 32 * PAGE;
-    equal("a stack", call(MMAP, [stack, 2 * PAGE, RW, flags, u64::MAX, 0]), Ok(stack));
+    equal("a stack", call(MMAP, [stack, 2 * PAGE, RW, PRIVATE | MAP_FIXED | MAP_GROWSDOWN, u64::MAX, 0]), Ok(stack));
     equal("below it", put(stack - PAGE, 1), Ok(()));
     let to = at + 48 * PAGE;
     equal("moved", remap(stack - PAGE, 3, 3, FIXED, to), Ok(to));
@@ -500,12 +481,10 @@ fn limits() {
     });
     let at = map(PAGE, RW).expect("memory");
     equal("more than all memory", call(MREMAP, [at, PAGE, 1 << 46, MAY, 0]), Err(ENOMEM));
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
-    let huge = call(MMAP, [0, PAGE, RW, flags, u64::MAX, 0]).expect("memory");
+    let huge = call(MMAP, [0, PAGE, RW, PRIVATE | MAP_NORESERVE, u64::MAX, 0]).expect("memory");
     let longer = call(MREMAP, [huge, PAGE, 1 << 45, MAY, 0]).expect("addresses");
     equal("stored", put(longer + (1 << 44), 3), Ok(()));
-    unmap(longer, (1 << 45) / PAGE);
-    unmap(at, 1);
+    unmap_all([(longer, (1 << 45) / PAGE), (at, 1)]);
 }
 
 /// Pages of a file that one thread moves to and fro while others make it shorter and longer and store to it.

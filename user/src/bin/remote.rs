@@ -11,11 +11,12 @@ use core::ffi::CStr;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{madvise, map, mmap, mprotect};
+use granule_user::memory::map;
+use granule_user::owned::File;
 use granule_user::prelude::*;
 use granule_user::thread::{Thread, beside, futex_wait};
 use granule_user::waiting::{asleep_until, until, with_longer_times};
-use granule_user::{memory, process, time};
+use granule_user::{process, time};
 
 entry!(run);
 own!(call);
@@ -64,13 +65,11 @@ fn get<const N: usize>(at: u64) -> [u8; N] {
 }
 
 fn closed(at: u64, pages: u64, protection: u64) {
-    // SAFETY: the program's own, without references to it.
-    equal("protected", unsafe { mprotect(at, pages * PAGE, protection) }, Ok(()));
+    equal("protected", call(MPROTECT, [at, pages * PAGE, protection]), Ok(0));
 }
 
-fn advise(at: u64, advice: u64) -> Result<(), Errno> {
-    // SAFETY: as above.
-    unsafe { madvise(at, PAGE, advice) }
+fn advise(at: u64, advice: u64) {
+    equal(("advice", advice), call(MADVISE, [at, PAGE, advice]), Ok(0));
 }
 
 fn own_memory() {
@@ -146,11 +145,8 @@ fn lists() {
     equal("a bad page here", vm(true, me(), &over, &[piece(memory, 50)], 0), Ok(10));
     equal("a bad page there", vm(false, me(), &own, &over, 0), Ok(10));
     equal("a bad page here", vm(false, me(), &over, &[piece(memory, 50)], 0), Ok(10));
-    equal(
-        "two pages, of which the second is bad",
-        vm(true, me(), &[piece(memory, 4000)], &[piece(there + 10, 5000)], 0),
-        Ok(4000),
-    );
+    let (own, other) = ([piece(memory, 4000)], [piece(there + 10, 5000)]);
+    equal("two pages, of which the second is bad", vm(true, me(), &own, &other, 0), Ok(4000));
 }
 
 fn protections() {
@@ -183,19 +179,17 @@ fn protections() {
         put(there, b"kept");
     }
     equal("it is as it was", get(there), *b"kept");
-    equal("a guard", advise(there, MADV_GUARD_INSTALL), Ok(()));
+    advise(there, MADV_GUARD_INSTALL);
     equal("is not read", vm(true, me(), &own, &other, 0), Err(EFAULT));
-    let file = call(MEMFD_CREATE, [c"short".as_ptr() as u64, 0]).expect("a file");
-    let short = call(MMAP, [0, PAGE, RW, MAP_SHARED, file, 0]).expect("a mapping");
+    let file = File::memory(c"short", 0).expect("a file");
+    let short = call(MMAP, [0, PAGE, RW, MAP_SHARED, *file, 0]).expect("a mapping");
     equal("behind the end of a file", vm(true, me(), &own, &[piece(short, 4)], 0), Err(EFAULT));
-    equal("closed", call(CLOSE, [file]), Ok(0));
 }
 
 static WORD: AtomicU32 = AtomicU32::new(0);
 
 fn shared(pages: u64) -> u64 {
-    // SAFETY: not at a fixed address.
-    unsafe { mmap(0, pages * PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("shared memory")
+    call(MMAP, [0, pages * PAGE, RW, SHARED, u64::MAX, 0]).expect("shared memory")
 }
 
 /// Waits until a word has a value.
@@ -204,7 +198,7 @@ fn wait_for(word: &AtomicU32, value: u32) {
 }
 
 fn another_process() {
-    let signal = memory::shared::<AtomicU32>();
+    let signal = granule_user::memory::shared::<AtomicU32>();
     let memory = map(2 * PAGE, RW).expect("memory");
     put(memory, b"parent's");
     let child = process::spawn(|| {
@@ -243,20 +237,20 @@ fn large() {
     equal("all of it", differ, 0);
 }
 
-fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
-    call(OPENAT, [HERE, path.as_ptr() as u64, flags.into()])
+fn open(path: &CStr, flags: u32) -> Result<File, Errno> {
+    call(OPENAT, [HERE, path.as_ptr() as u64, flags.into()]).map(File)
 }
 
-fn read_at(file: u64, words: &mut [u64], position: u64) -> Result<u64, Errno> {
-    call(PREAD64, [file, words.as_mut_ptr() as u64, 8 * words.len() as u64, position])
+fn read_at(file: &File, words: &mut [u64], position: u64) -> Result<u64, Errno> {
+    call(PREAD64, [**file, words.as_mut_ptr() as u64, 8 * words.len() as u64, position])
 }
 
-fn pagemap() -> u64 {
+fn pagemap() -> File {
     open(c"/proc/self/pagemap", O_RDONLY).expect("/proc/self/pagemap")
 }
 
 /// The words of pages.
-fn shown<const N: usize>(file: u64, at: u64) -> [u64; N] {
+fn shown<const N: usize>(file: &File, at: u64) -> [u64; N] {
     let mut words = [0; N];
     equal("pread", read_at(file, &mut words, at / PAGE * 8), Ok(8 * N as u64));
     words
@@ -273,58 +267,55 @@ const OWN: u64 = PM_PRESENT | PM_MMAP_EXCLUSIVE;
 fn pagemap_of_pages() {
     let file = pagemap();
     let memory = map(4 * PAGE, RW).expect("memory");
-    equal("nothing yet", shown(file, memory), [0; 4]);
+    equal("nothing yet", shown(&file, memory), [0; 4]);
     put(memory, b"x");
     put(memory + 2 * PAGE, b"x");
-    let words = shown::<4>(file, memory);
+    let words = shown::<4>(&file, memory);
     equal("pages of its own", flags(words), [OWN, 0, OWN, 0]);
     let frames = words.map(|word| word & PM_PFRAME);
     holds("frames have numbers", frames[0] != 0 && frames[2] != 0 && frames[0] != frames[2]);
     equal("what is empty is 0", (words[1], words[3]), (0, 0));
     let _: [u8; 1] = get(memory + PAGE);
-    equal("zeros have no owner", flags(shown::<4>(file, memory)), [OWN, PM_PRESENT, OWN, 0]);
+    equal("zeros have no owner", flags(shown::<4>(&file, memory)), [OWN, PM_PRESENT, OWN, 0]);
     closed(memory, 1, PROT_NONE);
-    equal("closed pages are there", flags(shown::<1>(file, memory)), [OWN, 0, 0, 0]);
+    equal("closed pages are there", flags(shown::<1>(&file, memory)), [OWN, 0, 0, 0]);
     closed(memory, 1, RW);
     apart(|| {
         let own = pagemap();
-        equal("a fork shares", flags(shown::<1>(own, memory)), [PM_PRESENT, 0, 0, 0]);
-        equal("the same frame", shown::<1>(own, memory)[0] & PM_PFRAME, frames[0]);
+        equal("a fork shares", flags(shown::<1>(&own, memory)), [PM_PRESENT, 0, 0, 0]);
+        equal("the same frame", shown::<1>(&own, memory)[0] & PM_PFRAME, frames[0]);
         put(memory, b"y");
-        equal("until a store", flags(shown::<1>(own, memory)), [OWN, 0, 0, 0]);
-        holds("another frame", shown::<1>(own, memory)[0] & PM_PFRAME != frames[0]);
-        equal("a file that was opened before is the parent's", shown::<1>(file, memory)[0] & PM_PFRAME, frames[0]);
+        equal("until a store", flags(shown::<1>(&own, memory)), [OWN, 0, 0, 0]);
+        holds("another frame", shown::<1>(&own, memory)[0] & PM_PFRAME != frames[0]);
+        equal("a file that was opened before is the parent's", shown::<1>(&file, memory)[0] & PM_PFRAME, frames[0]);
     });
-    equal("its own again", flags(shown::<1>(file, memory)), [OWN, 0, 0, 0]);
-    equal("discarded", advise(memory, MADV_DONTNEED), Ok(()));
-    equal("it is gone", shown(file, memory), [0]);
-    equal("a guard", advise(memory, MADV_GUARD_INSTALL), Ok(()));
+    equal("its own again", flags(shown::<1>(&file, memory)), [OWN, 0, 0, 0]);
+    advise(memory, MADV_DONTNEED);
+    equal("it is gone", shown(&file, memory), [0]);
+    advise(memory, MADV_GUARD_INSTALL);
     // The type of a marker, and which one.
-    equal("is shown as one", shown(file, memory), [PM_SWAP | PM_GUARD_REGION | 4 << 5 | 31]);
-    equal("closed", call(CLOSE, [file]), Ok(0));
+    equal("is shown as one", shown(&file, memory), [PM_SWAP | PM_GUARD_REGION | 4 << 5 | 31]);
 }
 
 fn pagemap_of_objects() {
     let file = pagemap();
     let memory = shared(3);
     put(memory, b"x");
-    equal("shared memory", flags(shown::<3>(file, memory)), [OWN | PM_FILE, 0, 0, 0]);
+    equal("shared memory", flags(shown::<3>(&file, memory)), [OWN | PM_FILE, 0, 0, 0]);
     apart(|| {
         let own = pagemap();
-        equal("a child has no entry yet", shown(own, memory), [0; 3]);
+        equal("a child has no entry yet", shown(&own, memory), [0; 3]);
         let _: [u8; 1] = get(memory);
-        equal("then both have", flags(shown::<1>(own, memory)), [PM_PRESENT | PM_FILE, 0, 0, 0]);
+        equal("then both have", flags(shown::<1>(&own, memory)), [PM_PRESENT | PM_FILE, 0, 0, 0]);
     });
-    equal("its own again", flags(shown::<1>(file, memory)), [OWN | PM_FILE, 0, 0, 0]);
-    let memfd = call(MEMFD_CREATE, [c"pages".as_ptr() as u64, 0]).expect("a file");
-    equal("two pages", call(PWRITE64, [memfd, c"x".as_ptr() as u64, 1, PAGE]), Ok(1));
-    let at = call(MMAP, [0, 2 * PAGE, RW, 2, memfd, 0]).expect("a private mapping");
+    equal("its own again", flags(shown::<1>(&file, memory)), [OWN | PM_FILE, 0, 0, 0]);
+    let memfd = File::memory(c"pages", 0).expect("a file");
+    equal("two pages", call(PWRITE64, [*memfd, c"x".as_ptr() as u64, 1, PAGE]), Ok(1));
+    let at = call(MMAP, [0, 2 * PAGE, RW, 2, *memfd, 0]).expect("a private mapping");
     let _: [u8; 1] = get(at + PAGE);
-    equal("a file's page", flags(shown::<2>(file, at))[1] & (PM_PRESENT | PM_FILE), PM_PRESENT | PM_FILE);
+    equal("a file's page", flags(shown::<2>(&file, at))[1] & (PM_PRESENT | PM_FILE), PM_PRESENT | PM_FILE);
     put(at + PAGE, b"y");
-    equal("a copy is its own", flags(shown::<2>(file, at))[1], OWN);
-    equal("closed", call(CLOSE, [memfd]), Ok(0));
-    equal("closed", call(CLOSE, [file]), Ok(0));
+    equal("a copy is its own", flags(shown::<2>(&file, at))[1], OWN);
 }
 
 fn pagemap_as_a_file() {
@@ -335,64 +326,65 @@ fn pagemap_as_a_file() {
     let mut words = [7_u64; 4];
     let at = words.as_mut_ptr() as u64;
     for bytes in [1, 7, 9, 15] {
-        equal(("not whole words", bytes), call(PREAD64, [file, at, bytes, place]), Err(EINVAL));
-        equal(("not at a word", bytes), call(PREAD64, [file, at, 8, place + bytes]), Err(EINVAL));
-        equal(("not at a word, nothing", bytes), call(PREAD64, [file, at, 0, place + bytes]), Err(EINVAL));
+        equal(("not whole words", bytes), call(PREAD64, [*file, at, bytes, place]), Err(EINVAL));
+        equal(("not at a word", bytes), call(PREAD64, [*file, at, 8, place + bytes]), Err(EINVAL));
+        equal(("not at a word, nothing", bytes), call(PREAD64, [*file, at, 0, place + bytes]), Err(EINVAL));
     }
-    equal("nothing", call(PREAD64, [file, at, 0, place]), Ok(0));
-    equal("to nowhere", call(PREAD64, [file, NOWHERE, 8, place]), Err(EFAULT));
-    equal("to the kernel", call(PREAD64, [file, KERNEL, 8, place]), Err(EFAULT));
-    equal("behind the end, to nowhere", call(PREAD64, [file, NOWHERE, 8, END / PAGE * 8]), Ok(0));
-    equal("before the start", call(PREAD64, [file, at, 8, -8_i64 as u64]), Err(EINVAL));
+    equal("nothing", call(PREAD64, [*file, at, 0, place]), Ok(0));
+    equal("to nowhere", call(PREAD64, [*file, NOWHERE, 8, place]), Err(EFAULT));
+    equal("to the kernel", call(PREAD64, [*file, KERNEL, 8, place]), Err(EFAULT));
+    equal("behind the end, to nowhere", call(PREAD64, [*file, NOWHERE, 8, END / PAGE * 8]), Ok(0));
+    equal("before the start", call(PREAD64, [*file, at, 8, -8_i64 as u64]), Err(EINVAL));
     let end = END / PAGE * 8;
-    equal("up to the end", call(PREAD64, [file, at, 32, end - 16]), Ok(16));
+    equal("up to the end", call(PREAD64, [*file, at, 32, end - 16]), Ok(16));
     equal("where nothing is", words[..2].as_ref(), [0, 0].as_slice());
-    equal("the end", call(PREAD64, [file, at, 32, end]), Ok(0));
-    equal("behind it", call(PREAD64, [file, at, 32, end + 8]), Ok(0));
-    equal("far behind it", call(PREAD64, [file, at, 32, i64::MAX as u64 & !7]), Err(EINVAL));
-    equal("page 0", call(PREAD64, [file, at, 8, 0]), Ok(8));
-    equal("lseek", call(LSEEK, [file, place, SEEK_SET.into()]), Ok(place));
-    equal("read", call(READ, [file, at, 8]), Ok(8));
+    equal("the end", call(PREAD64, [*file, at, 32, end]), Ok(0));
+    equal("behind it", call(PREAD64, [*file, at, 32, end + 8]), Ok(0));
+    equal("far behind it", call(PREAD64, [*file, at, 32, i64::MAX as u64 & !7]), Err(EINVAL));
+    equal("page 0", call(PREAD64, [*file, at, 8, 0]), Ok(8));
+    equal("lseek", call(LSEEK, [*file, place, SEEK_SET.into()]), Ok(place));
+    equal("read", call(READ, [*file, at, 8]), Ok(8));
     equal("the page", words[0] & !PM_PFRAME, OWN);
-    equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place + 8));
-    equal("back", call(LSEEK, [file, -8_i64 as u64, SEEK_CUR.into()]), Ok(place));
-    equal("a part of a word", call(READ, [file, at, 12]), Err(EINVAL));
-    equal("to nowhere", call(READ, [file, NOWHERE, 8]), Err(EFAULT));
-    equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place));
+    equal("where it is", call(LSEEK, [*file, 0, SEEK_CUR.into()]), Ok(place + 8));
+    equal("back", call(LSEEK, [*file, -8_i64 as u64, SEEK_CUR.into()]), Ok(place));
+    equal("a part of a word", call(READ, [*file, at, 12]), Err(EINVAL));
+    equal("to nowhere", call(READ, [*file, NOWHERE, 8]), Err(EFAULT));
+    equal("where it is", call(LSEEK, [*file, 0, SEEK_CUR.into()]), Ok(place));
     let list = [piece(at, 8), piece(at + 8, 16), piece(at + 24, 4)];
-    equal("readv", call(READV, [file, list.as_ptr() as u64, 3]), Ok(24));
-    equal("where it is", call(LSEEK, [file, 0, SEEK_CUR.into()]), Ok(place + 24));
-    equal("from the end", call(LSEEK, [file, 0, SEEK_END.into()]), Err(EINVAL));
-    equal("anywhere", call(LSEEK, [file, 3, SEEK_SET.into()]), Ok(3));
-    equal("but not to read", call(READ, [file, at, 8]), Err(EINVAL));
-    equal("write", call(WRITE, [file, at, 8]), Err(EBADF));
-    equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, file, 0]), Err(ENODEV));
-    equal("fsync", call(FSYNC, [file]), Err(EINVAL));
-    let mut left = 0_u32;
-    equal("lseek", call(LSEEK, [file, 16, SEEK_SET.into()]), Ok(16));
-    equal("FIONREAD", call(IOCTL, [file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
+    equal("readv", call(READV, [*file, list.as_ptr() as u64, 3]), Ok(24));
+    equal("where it is", call(LSEEK, [*file, 0, SEEK_CUR.into()]), Ok(place + 24));
+    equal("from the end", call(LSEEK, [*file, 0, SEEK_END.into()]), Err(EINVAL));
+    equal("anywhere", call(LSEEK, [*file, 3, SEEK_SET.into()]), Ok(3));
+    equal("but not to read", call(READ, [*file, at, 8]), Err(EINVAL));
+    equal("write", call(WRITE, [*file, at, 8]), Err(EBADF));
+    equal("mmap", call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, *file, 0]), Err(ENODEV));
+    equal("fsync", call(FSYNC, [*file]), Err(EINVAL));
+    pagemap_opened_otherwise(&file, place);
+}
+
+fn pagemap_opened_otherwise(file: &File, place: u64) {
+    let (mut left, mut words) = (0_u32, [7_u64; 4]);
+    let at = words.as_mut_ptr() as u64;
+    equal("lseek", call(LSEEK, [**file, 16, SEEK_SET.into()]), Ok(16));
+    equal("FIONREAD", call(IOCTL, [**file, FIONREAD.into(), &raw mut left as u64]), Ok(0));
     equal("has none", left, -16_i32 as u32);
-    let mut stat = Stat::default();
-    equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
+    let stat = file.stat();
     equal("what it is", (stat.st_mode, stat.st_size, stat.st_nlink), (S_IFREG | 0o400, 0, 1));
-    equal("closed", call(CLOSE, [file]), Ok(0));
     let file = open(c"/proc/self/pagemap", O_RDWR).expect("also for writing");
-    equal("but not to write", call(WRITE, [file, at, 8]), Err(EINVAL));
-    equal("nor at a place", call(PWRITE64, [file, at, 8, 0]), Err(EINVAL));
-    equal("closed", call(CLOSE, [file]), Ok(0));
+    equal("but not to write", call(WRITE, [*file, at, 8]), Err(EINVAL));
+    equal("nor at a place", call(PWRITE64, [*file, at, 8, 0]), Err(EINVAL));
     let file = open(c"/proc/self/pagemap", O_WRONLY).expect("for writing alone");
-    equal("it is not read", call(READ, [file, at, 8]), Err(EBADF));
-    equal("closed", call(CLOSE, [file]), Ok(0));
+    equal("it is not read", call(READ, [*file, at, 8]), Err(EBADF));
     equal("no directory", open(c"/proc/self/pagemap", O_DIRECTORY), Err(ENOTDIR));
     equal("nothing below it", open(c"/proc/self/pagemap/x", O_RDONLY), Err(ENOTDIR));
     equal("no such file", open(c"/proc/self/nothing", O_RDONLY), Err(ENOENT));
     equal("no such process", open(c"/proc/999999/pagemap", O_RDONLY), Err(ENOENT));
     equal("no number", open(c"/proc/01/pagemap", O_RDONLY), Err(ENOENT));
     let root = open(c"/proc", O_PATH).expect("/proc");
-    let relative = call(OPENAT, [root, c"self/pagemap".as_ptr() as u64, O_RDONLY.into()]).expect("from there");
-    equal("a word", read_at(relative, &mut words[..1], place), Ok(8));
+    let relative =
+        call(OPENAT, [*root, c"self/pagemap".as_ptr() as u64, O_RDONLY.into()]).map(File).expect("from there");
+    equal("a word", read_at(&relative, &mut words[..1], place), Ok(8));
     equal("the page", words[0] & !PM_PFRAME, OWN);
-    equal("closed", call(CLOSE, [root]).and(call(CLOSE, [relative])), Ok(0));
 }
 
 /// `/proc/NUMBER/pagemap`.
@@ -411,29 +403,27 @@ fn path_of(number: u32) -> [u8; 32] {
 }
 
 fn pagemap_of_others() {
-    let signal = memory::shared::<AtomicU32>();
+    let signal = granule_user::memory::shared::<AtomicU32>();
     let memory = map(2 * PAGE, RW).expect("memory");
     put(memory, b"x");
     let child = process::spawn(|| {
         put(memory + PAGE, b"y");
         signal.store(1, Ordering::Release);
         wait_for(signal, 2);
-        0
     });
     wait_for(signal, 1);
     let path = path_of(child);
     let path = CStr::from_bytes_until_nul(&path).expect("a path");
     let file = open(path, O_RDONLY).expect("a child's pages");
-    equal("of both", flags(shown::<2>(file, memory)), [PM_PRESENT, OWN, 0, 0]);
+    equal("of both", flags(shown::<2>(&file, memory)), [PM_PRESENT, OWN, 0, 0]);
     signal.store(2, Ordering::Release);
     let mut words = [0; 2];
-    asleep_until(|| read_at(file, &mut words, memory / PAGE * 8) == Ok(0));
-    equal("of a process that has ended nothing is read, wherever", read_at(file, &mut words, 3), Ok(0));
+    asleep_until(|| read_at(&file, &mut words, memory / PAGE * 8) == Ok(0));
+    equal("of a process that has ended nothing is read, wherever", read_at(&file, &mut words, 3), Ok(0));
     equal("nor opened", open(path, O_RDONLY), Err(ESRCH));
     equal("how it ended", process::wait(child), exited(0));
     equal("it is gone", open(path, O_RDONLY), Err(ENOENT));
-    equal("the file stays", read_at(file, &mut words, 0), Ok(0));
-    equal("closed", call(CLOSE, [file]), Ok(0));
+    equal("the file stays", read_at(&file, &mut words, 0), Ok(0));
 }
 
 fn stat_at(directory: u64, path: &CStr, flags: u32) -> Result<Stat, Errno> {
@@ -444,17 +434,16 @@ fn stat_at(directory: u64, path: &CStr, flags: u32) -> Result<Stat, Errno> {
 
 fn names(path: &CStr) {
     let file = open(path, O_RDONLY).expect("the program");
-    let mut stat = Stat::default();
-    equal("fstat", call(FSTAT, [file, &raw mut stat as u64]), Ok(0));
+    let mut stat = file.stat();
     for flags in [0, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, 0x800, 0x4000] {
         equal(("newfstatat", flags), stat_at(HERE, path, flags), Ok(stat));
     }
-    equal("no path", stat_at(file, c"", AT_EMPTY_PATH), Ok(stat));
-    equal("no path, other flags", stat_at(file, c"", AT_EMPTY_PATH | 1), Ok(stat));
+    equal("no path", stat_at(*file, c"", AT_EMPTY_PATH), Ok(stat));
+    equal("no path, other flags", stat_at(*file, c"", AT_EMPTY_PATH | 1), Ok(stat));
     let at = &raw mut stat as u64;
-    equal("no path at all", call(NEWFSTATAT, [file, 0, at, AT_EMPTY_PATH.into()]), Ok(0));
-    equal("no path at all, no flag", call(NEWFSTATAT, [file, 0, at, 0]), Err(EFAULT));
-    equal("an empty path", stat_at(file, c"", 0), Err(ENOENT));
+    equal("no path at all", call(NEWFSTATAT, [*file, 0, at, AT_EMPTY_PATH.into()]), Ok(0));
+    equal("no path at all, no flag", call(NEWFSTATAT, [*file, 0, at, 0]), Err(EFAULT));
+    equal("an empty path", stat_at(*file, c"", 0), Err(ENOENT));
     equal("an empty path, no descriptor", stat_at(999, c"", AT_EMPTY_PATH), Err(EBADF));
     let root = stat_at(HERE, c"/", 0).expect("the root");
     equal("a directory", root.st_mode & S_IFMT, S_IFDIR);
@@ -464,7 +453,7 @@ fn names(path: &CStr) {
         equal(("a flag that is none", flags), stat_at(HERE, path, flags), Err(EINVAL));
     }
     equal("no such file", stat_at(HERE, c"/nosuch", 0), Err(ENOENT));
-    equal("below a file", stat_at(file, c"x", 0), Err(ENOTDIR));
+    equal("below a file", stat_at(*file, c"x", 0), Err(ENOTDIR));
     equal("no directory", stat_at(999, c"x", 0), Err(EBADF));
     equal("to nowhere", call(NEWFSTATAT, [HERE, path.as_ptr() as u64, NOWHERE, 0]), Err(EFAULT));
     equal("from nowhere", call(NEWFSTATAT, [HERE, NOWHERE, at, 0]), Err(EFAULT));
@@ -479,7 +468,6 @@ fn names(path: &CStr) {
     equal("negative room", link(HERE, c"/nosuch", u64::MAX), Err(EINVAL));
     equal("no path", link(HERE, c"", 64), Err(ENOENT));
     equal("from nowhere", call(READLINKAT, [HERE, NOWHERE, to, 64]), Err(EFAULT));
-    equal("closed", call(CLOSE, [file]), Ok(0));
 }
 
 /// An entry of a list of robust futexes, as a C library has it in a mutex.
@@ -539,7 +527,7 @@ fn robust_lists() {
     holds("a sleeper is woken", with_longer_times(30_000_000, an_owner_ends));
     bad_robust_lists();
     // In a process that ends: the parent sees it in shared memory.
-    let futex = memory::shared::<Futex>();
+    let futex = granule_user::memory::shared::<Futex>();
     let child = process::spawn(|| {
         futex.word.store(process::id(), Ordering::Release);
         let head = set_head(futex.at(), 0);

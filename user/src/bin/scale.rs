@@ -26,11 +26,8 @@ const BIG_WARM: u32 = 2;
 const BIG_ROUNDS: u32 = 2;
 const PAGES: u64 = Window::PAGES;
 const BIG: u64 = Window::BIG;
-const READ_WRITE: u64 = RW;
 /// Linux's; where it is missing threads spread by themselves.
 const SCHED_SETAFFINITY: usize = 122;
-/// Linux's: no huge pages here. Granule has none, and refuses.
-const MADV_NOHUGEPAGE: u64 = 15;
 
 /// In a line of its own, and in none that is fetched with another one.
 #[repr(align(128))]
@@ -66,7 +63,7 @@ fn run(start: Start) -> u8 {
     let cpus = cpus.expect("scale CPUS [loose]");
     let bytes = size_of::<Common>() as u64;
     // SAFETY: not at a fixed address.
-    let place = unsafe { memory::mmap(0, bytes, READ_WRITE, MAP_SHARED | MAP_ANONYMOUS) }.expect("memory");
+    let place = unsafe { memory::mmap(0, bytes, RW, SHARED) }.expect("memory");
     let loose = words.next() == Some("loose");
     // SAFETY: fresh memory of that size; zeroes are a `Common`, and these two are changed before there are others.
     unsafe {
@@ -174,11 +171,11 @@ impl Worker {
         self.in_turn(|| own.write());
         self.rounds((WARM, ROUNDS), |window| {
             self.measure(window(Window::MprotectOwn), || own.protect(PROT_READ));
-            self.measure(window(Window::MprotectOwn), || own.protect(READ_WRITE));
+            self.measure(window(Window::MprotectOwn), || own.protect(RW));
         });
         self.in_turn(|| own.unmap());
         self.rounds((WARM, ROUNDS), |window| {
-            self.measure(window(Window::MmapOwn), || own.map(READ_WRITE, 0));
+            self.measure(window(Window::MmapOwn), || own.map(RW, 0));
             own.each_page().for_each(|page| self.measure(window(Window::TouchOwn), || page.write()));
             self.measure(window(Window::MunmapOwn), || own.unmap());
         });
@@ -199,7 +196,7 @@ impl Worker {
         let part = Area { start: one.start + u64::from(self.me) * PAGES * PAGE, pages: PAGES };
         self.faults(part, (WARM, ROUNDS), Window::FaultOneArea, Window::WarmUp);
         self.rounds((WARM, ROUNDS), |window| {
-            let map = || memory::map(PAGES * PAGE, READ_WRITE).expect("memory");
+            let map = || memory::map(PAGES * PAGE, RW).expect("memory");
             let anywhere = Area { start: self.measure(window(Window::MmapAny), map), pages: PAGES };
             anywhere.each_page().for_each(|page| self.measure(window(Window::TouchAny), || page.write()));
             self.measure(window(Window::MunmapAny), || anywhere.unmap());
@@ -287,13 +284,13 @@ impl Area {
 
     #[inline(always)]
     fn map(&self, protection: u64, flags: u64) {
-        let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags;
+        let flags = PRIVATE | MAP_FIXED | flags;
         // SAFETY: at addresses that nothing else uses, to which there are no references.
         unsafe { memory::mmap(self.start, self.bytes(), protection, flags) }.expect("memory");
     }
 
     fn map_without_huge_pages(&self) {
-        self.map(READ_WRITE, 0);
+        self.map(RW, 0);
         // SAFETY: it changes no contents.
         let _ = unsafe { memory::madvise(self.start, self.bytes(), MADV_NOHUGEPAGE) };
     }

@@ -8,12 +8,14 @@
 use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::prelude::*;
+use granule_user::seen::{SEEN, come_back, note, skip};
 use granule_user::signal::{Handler, handle, mask, set_action, set_of, set_stack, set_without_handler};
 use granule_user::thread::Thread;
 use granule_user::waiting::{until, with_longer_times};
-use granule_user::{memory, offend, println, process, sys, time};
+use granule_user::{memory, offend, println, probe, process, time};
 
 entry!(run);
+own!(call);
 
 fn run(start: Start) -> u8 {
     if start.arguments().nth(1) == Some("long") {
@@ -34,71 +36,12 @@ fn run(start: Start) -> u8 {
     0
 }
 
-/// The state that the last handler saw.
-struct Seen {
-    count: AtomicU32,
-    signal: AtomicU32,
-    code: AtomicU32,
-    address: AtomicU64,
-    /// ESR_EL1, from the frame's record; 0 where there is none.
-    syndrome: AtomicU64,
-    sp: AtomicU64,
-}
-
-static SEEN: Seen = Seen {
-    count: AtomicU32::new(0),
-    signal: AtomicU32::new(0),
-    code: AtomicU32::new(0),
-    address: AtomicU64::new(0),
-    syndrome: AtomicU64::new(0),
-    sp: AtomicU64::new(0),
-};
-
-impl Seen {
-    fn note(&self, signal: u32, info: &SigInfo, context: &UContext) {
-        assert_eq!(info.signal as u32, signal, "si_signo");
-        self.count.fetch_add(1, Ordering::Relaxed);
-        self.signal.store(signal, Ordering::Relaxed);
-        self.code.store(info.code as u32, Ordering::Relaxed);
-        self.address.store(info.address(), Ordering::Relaxed);
-        let local = 0_u8;
-        self.sp.store(&raw const local as u64, Ordering::Relaxed);
-        let records = &context.context.records.0;
-        assert_eq!(word(records, 0), FPSIMD_MAGIC, "the first record");
-        let next = size_of::<FpsimdContext>();
-        let has = word(records, next) == ESR_MAGIC;
-        let at = next + core::mem::offset_of!(EsrContext, esr);
-        let syndrome = u64::from(word(records, at)) | u64::from(word(records, at + 4)) << 32;
-        self.syndrome.store(if has { syndrome } else { 0 }, Ordering::Relaxed);
-    }
-
-    fn take(&self) -> (u32, u32, i32) {
-        let load = |word: &AtomicU32| word.load(Ordering::Relaxed);
-        (self.count.swap(0, Ordering::Relaxed), load(&self.signal), load(&self.code) as i32)
-    }
-}
-
-fn word(bytes: &[u8], at: usize) -> u32 {
-    u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
-}
-
-/// Records its arguments and continues.
-extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
-    SEEN.note(signal, info, context);
-}
-
-/// Records its arguments and continues after the instruction.
-extern "C" fn skip(signal: u32, info: &SigInfo, context: &mut UContext) {
-    SEEN.note(signal, info, context);
-    context.context.pc += 4;
-}
-
 /// Makes the page of the fault writable and continues.
 extern "C" fn allow(signal: u32, info: &SigInfo, context: &mut UContext) {
-    SEEN.note(signal, info, context);
-    let page = info.address() & !(memory::PAGE - 1);
+    note(signal, info, context);
+    let page = info.address() & !(PAGE - 1);
     // SAFETY: the page is the test's, which waits for it to become writable.
-    unsafe { memory::mprotect(page, memory::PAGE, RW) }.expect("a page to allow");
+    unsafe { memory::mprotect(page, PAGE, RW) }.expect("a page to allow");
 }
 
 fn set(signal: u32, handler: Handler, flags: u64, mask: u64) {
@@ -120,13 +63,13 @@ fn faults_tell_why_and_where() {
         assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_MAPERR), "nothing is mapped at {address:#x}");
         assert_eq!((SEEN.address.load(Ordering::Relaxed), class()), (address, DATA_ABORT));
     }
-    let page = memory::map(memory::PAGE, PROT_NONE).expect("a page");
+    let page = memory::map(PAGE, PROT_NONE).expect("a page");
     offend!("ldr x9, [x10]", page + 24);
     assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be read");
     assert_eq!(SEEN.address.load(Ordering::Relaxed), page + 24);
 
     // SAFETY: the page is this function's.
-    unsafe { memory::mprotect(page, memory::PAGE, PROT_READ) }.expect("a page to protect");
+    unsafe { memory::mprotect(page, PAGE, PROT_READ) }.expect("a page to protect");
     set(SIGSEGV, allow, 0, 0);
     // SAFETY: the handler makes the page writable, and the store is tried again.
     unsafe { ((page + 48) as *mut u64).write_volatile(77) };
@@ -137,11 +80,8 @@ fn faults_tell_why_and_where() {
     assert_eq!(unsafe { ((page + 48) as *const u64).read_volatile() }, 77, "the store was made after all");
 
     set(SIGSEGV, come_back, 0, 0);
-    #[cfg(target_arch = "aarch64")]
     // SAFETY: the call faults at its target, and the handler continues where it would have returned to.
-    unsafe {
-        core::arch::asm!("blr {}", in(reg) page, out("x30") _);
-    }
+    unsafe { probe::call(page) }.expect("no handler of `probe`");
     assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be executed");
     assert_eq!((SEEN.address.load(Ordering::Relaxed), class()), (page, FETCH_ABORT));
 
@@ -155,37 +95,22 @@ fn faults_tell_why_and_where() {
     offend!("brk #7", 0);
     assert_eq!(SEEN.take(), (1, SIGTRAP, TRAP_BRKPT));
     set(SIGBUS, come_back, 0, 0);
-    #[cfg(target_arch = "aarch64")]
     // SAFETY: as above.
-    unsafe {
-        core::arch::asm!("adr x9, 0", "add x9, x9, #2", "blr x9", out("x9") _, out("x30") _);
-    }
+    unsafe { probe::call(note as Handler as usize as u64 + 2) }.expect("no handler of `probe`");
     assert_eq!(SEEN.take(), (1, SIGBUS, BUS_ADRALN), "a PC that is not aligned");
     // SAFETY: it is not used any more.
-    unsafe { memory::munmap(page, memory::PAGE) }.expect("a page to unmap");
-}
-
-/// Goes on where a call that faulted at its target would have returned to.
-extern "C" fn come_back(signal: u32, info: &SigInfo, context: &mut UContext) {
-    SEEN.note(signal, info, context);
-    context.context.pc = context.context.registers[30];
+    unsafe { memory::munmap(page, PAGE) }.expect("a page to unmap");
 }
 
 fn faults_without_a_handler_kill() {
-    let child = process::spawn(|| {
-        set_without_handler(SIGSEGV, SIG_DFL);
-        offend!("str x9, [x10]", 16);
-        0
-    });
-    assert_eq!(process::wait(child), killed(SIGSEGV));
-    for (how, disposition) in [("blocked", SIG_DFL), ("ignored", SIG_IGN)] {
-        let child = process::spawn(|| {
+    let all = set_of(SIGSEGV);
+    for (how, disposition, blocked) in [("", SIG_DFL, 0), ("blocked", SIG_DFL, all), ("ignored", SIG_IGN, all)] {
+        let end = process::run(|| {
             set_without_handler(SIGSEGV, disposition);
-            mask(SIG_BLOCK, set_of(SIGSEGV)).expect("a mask");
+            mask(SIG_BLOCK, blocked).expect("a mask");
             offend!("str x9, [x10]", 16);
-            0
         });
-        assert_eq!(process::wait(child), killed(SIGSEGV), "{how}");
+        assert_eq!(end, killed(SIGSEGV), "{how}");
     }
 }
 
@@ -245,13 +170,7 @@ fn threads_have_their_own() {
     READY.store(2, Ordering::Relaxed);
     thread.join();
     // Its word is cleared, and its joiner woken, a little before its number is freed, on Linux as well.
-    let gone = loop {
-        match process::tgkill(process::id(), id, SIGUSR2) {
-            Ok(()) => process::sched_yield(),
-            Err(error) => break error,
-        }
-    };
-    assert_eq!(gone, ESRCH);
+    until(|| process::tgkill(process::id(), id, SIGUSR2) == Err(ESRCH));
 }
 
 /// X29 of the handler, and the frame record there.
@@ -297,7 +216,7 @@ fn a_handlers_frame_record_leads_to_what_it_interrupted() {
 }
 
 fn handlers_have_a_stack() {
-    const SIZE: u64 = 16 * memory::PAGE;
+    const SIZE: u64 = 16 * PAGE;
     let base = memory::map(SIZE, RW).expect("a stack");
     let stack = SigStack { base, flags: 0, padding: 0, size: SIZE };
     // SAFETY: the stack is this function's, until it is taken back below.
@@ -330,7 +249,6 @@ fn handlers_have_a_stack() {
         unsafe {
             core::arch::asm!("mov sp, {}", "str x9, [sp]", in(reg) 0x1000_u64);
         }
-        0
     });
     assert_eq!(process::wait(child), killed(SIGSEGV));
 }
@@ -371,7 +289,7 @@ static STOP: AtomicPtr<u32> = AtomicPtr::new(core::ptr::null_mut());
 
 /// Records its arguments, and stops the sender once ten signals have come, of which the last interrupt the call.
 extern "C" fn stop_after_ten(signal: u32, info: &SigInfo, context: &mut UContext) {
-    SEEN.note(signal, info, context);
+    note(signal, info, context);
     if SEEN.count.load(Ordering::Relaxed) >= 10 {
         // SAFETY: the sender's, which stays until the program ends.
         unsafe { AtomicU32::from_ptr(STOP.load(Ordering::Relaxed)) }.store(1, Ordering::Relaxed);
@@ -397,8 +315,7 @@ fn calls_are_interrupted_or_restarted() {
 
 /// The answer of `restart_syscall`, called by the program itself.
 fn restart() -> Result<u64, Errno> {
-    // SAFETY: it continues a sleep, which writes at most the rest, to memory that is still mapped.
-    unsafe { sys::call(RESTART_SYSCALL, [0; 6]) }
+    call(RESTART_SYSCALL, [])
 }
 
 /// The handler's own call of `restart_syscall`: 1 for success, or what else it answered.
@@ -423,7 +340,6 @@ fn sleeps_go_on_where_they_were() {
         let child = process::spawn(|| {
             time::sleep(soon).expect("a sleep");
             process::kill(own as i32, SIGUSR1).expect("a signal");
-            0
         });
         let answer = time::sleep(10 * soon);
         let passed = time::now() - begin;
@@ -547,45 +463,34 @@ fn long_calls_make_way() {
             }
         }
     };
-    let moved = cut(RANDOM, &|room| {
-        // SAFETY: the room's own pages.
-        unsafe { sys::call(GETRANDOM, [room, RANDOM, 0, 0, 0, 0]) }
-    });
-    assert!(moved > 0 && moved.is_multiple_of(memory::PAGE), "{moved} random bytes");
-    let moved = cut(TEXT as u64, &|_| {
-        // SAFETY: it is only read.
-        unsafe { sys::call(WRITE, [1, LINES.as_ptr() as u64, TEXT as u64, 0, 0, 0]) }
-    });
+    let moved = cut(RANDOM, &|room| call(GETRANDOM, [room, RANDOM, 0]));
+    assert!(moved > 0 && moved.is_multiple_of(PAGE), "{moved} random bytes");
+    let moved = cut(TEXT as u64, &|_| call(WRITE, [1, LINES.as_ptr() as u64, TEXT as u64]));
     assert!(moved > 0, "{moved} bytes written");
 }
 
 /// Returns what a call answers in a process that gets a signal about `delay` nanoseconds after it has begun: EINTR where
 /// that came before the first byte. The call gets the address of 32 MiB to write to.
-fn moved_before_a_signal(delay: u64, call: &dyn Fn(u64) -> Result<u64, Errno>) -> Result<u64, Errno> {
+fn moved_before_a_signal(delay: u64, long: &dyn Fn(u64) -> Result<u64, Errno>) -> Result<u64, Errno> {
     const NOTHING: u64 = u64::MAX;
-    // SAFETY: not at fixed addresses.
-    let [room, page] = [32 << 20, memory::PAGE]
-        .map(|bytes| unsafe { memory::mmap(0, bytes, RW, MAP_SHARED | MAP_ANONYMOUS).expect("memory") });
-    // SAFETY: mapped above, zero, and used as two words by both processes.
-    let [begins, moved] = unsafe { &*(page as *const [AtomicU64; 2]) };
+    let [begins, moved] = memory::shared::<[AtomicU64; 2]>();
+    let room = call(MMAP, [0, 32 << 20, RW, SHARED, u64::MAX, 0]).expect("memory");
     let child = process::spawn(|| {
         // SAFETY: the handler stores to atomics.
         unsafe { handle(SIGUSR1, note, 0, 0) }.expect("a handler");
         begins.store(1, Ordering::Relaxed);
-        let answer = call(room);
+        let answer = long(room);
         assert!(matches!(answer, Ok(1..) | Err(EINTR)), "{answer:?}");
         moved.store(answer.unwrap_or(NOTHING), Ordering::Relaxed);
         // The signal that came late.
         until(|| SEEN.count.load(Ordering::Relaxed) != 0);
-        0
     });
     until(|| begins.load(Ordering::Relaxed) != 0);
     time::sleep(delay).expect("a sleep");
     process::kill(child as i32, SIGUSR1).expect("the child to be there");
     assert_eq!(process::wait(child), exited(0));
     let result = Some(moved.load(Ordering::Relaxed)).filter(|&moved| moved != NOTHING).ok_or(EINTR);
-    // SAFETY: the references are not used any more.
-    unsafe { memory::munmap(room, 32 << 20).and_then(|()| memory::munmap(page, memory::PAGE)) }.expect("mapped");
+    call(MUNMAP, [room, 32 << 20]).expect("mapped");
     result
 }
 
@@ -597,13 +502,12 @@ fn bad_frames_kill() {
         context.context.records.0[4..8].copy_from_slice(&8_u32.to_le_bytes());
     }
     for handler in [ask_for_el1 as Handler, spoil_records] {
-        let child = process::spawn(|| {
+        let end = process::run(|| {
             set_without_handler(SIGSEGV, SIG_DFL);
             set(SIGUSR1, handler, 0, 0);
             raise(SIGUSR1);
-            0
         });
-        assert_eq!(process::wait(child), killed(SIGSEGV));
+        assert_eq!(end, killed(SIGSEGV));
     }
 }
 

@@ -20,7 +20,7 @@ use granule_user::waiting::until;
 use granule_user::{memory, println, process};
 
 entry!(run);
-own!(call);
+own!(call, word, put_word);
 
 /// Pages that are watched.
 const PAGES: u64 = 64;
@@ -68,8 +68,8 @@ static IS_OVER: AtomicBool = AtomicBool::new(false);
 
 fn write_version(buffer: u64, version: u64) {
     let page = buffer + version % PAGES * PAGE;
-    store(page, version);
-    store(page + PAGE - 8, version);
+    put_word(page, version);
+    put_word(page + PAGE - 8, version);
 }
 
 fn write_on(buffer: usize) {
@@ -91,7 +91,7 @@ fn snapshot(watched: &Watched) -> bool {
         println!("the pager failed: {status:#x}");
         return false;
     }
-    let newest = (0..PAGES).map(|page| load(pages + page * PAGE)).max().unwrap_or(0);
+    let newest = (0..PAGES).map(|page| word(pages + page * PAGE)).max().unwrap_or(0);
     wait_for_version(newest + 1);
     IS_OVER.store(true, Ordering::Relaxed);
     writer.join();
@@ -111,7 +111,7 @@ fn wait_for_version(version: u64) {
 fn is_as_of(newest: u64, from: u64, page: u64) -> bool {
     let version = newest - (newest - page) % PAGES;
     let at = from + page * PAGE;
-    let (first, last) = (load(at), load(at + PAGE - 8));
+    let (first, last) = (word(at), word(at + PAGE - 8));
     // Of the newest, the first end alone may have been written.
     first == version && (last == version || version == newest && last == version - PAGES)
 }
@@ -125,8 +125,8 @@ fn track(watched: &Watched) -> bool {
     call(READ, [begun, &raw mut count as u64, 8]).expect("it has begun");
     for page in WRITTEN {
         // The second store faults no more.
-        store(watched.buffer + page * PAGE, page);
-        store(watched.buffer + page * PAGE + 8, page);
+        put_word(watched.buffer + page * PAGE, page);
+        put_word(watched.buffer + page * PAGE + 8, page);
     }
     call(WRITE, [enough, &raw const count as u64, 8]).expect("a count");
     let status = process::wait(child);
@@ -135,18 +135,6 @@ fn track(watched: &Watched) -> bool {
     let is_right = (0..PAGES).all(|page| found[page as usize] == u8::from(WRITTEN.contains(&page)));
     println!("written: pages {WRITTEN:?}; found: {}", if is_right { "the same" } else { "others" });
     status == exited(0) && is_right
-}
-
-// Words of memory.
-
-fn store(at: u64, value: u64) {
-    // SAFETY: mapped writable, without references to it; a pager may serve it.
-    unsafe { (at as *mut u64).write_volatile(value) };
-}
-
-fn load(at: u64) -> u64 {
-    // SAFETY: mapped, and not written as anything else.
-    unsafe { (at as *const u64).read_volatile() }
 }
 
 /// A command line: its words, each with a final zero.

@@ -235,11 +235,10 @@ impl Storm {
                 let found = unsafe { (word as *const u32).read_volatile() };
                 let count = found & ((1 << COUNT_BITS) - 1);
                 let is_own = found >> COUNT_BITS == self.number && (1..=self.count).contains(&count);
+                let (number, count) = (self.number, self.count);
                 assert!(
                     found == 0 || is_own,
-                    "storm {}: {found:#x} at {word:#x}, count {:#x}, {:x?}",
-                    self.number,
-                    self.count,
+                    "storm {number}: {found:#x} at {word:#x}, {count:#x}, {:x?}",
                     around(word)
                 );
                 arrived |= found != 0;

@@ -72,7 +72,7 @@ fn run(_: Start) -> u8 {
     let bytes = encodings().count() as u64 * 16;
     let pages = bytes.div_ceil(PAGE);
     // SAFETY: the kernel finds a place.
-    let code = unsafe { mmap(0, pages * PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS) }.expect("memory");
+    let code = unsafe { mmap(0, pages * PAGE, RW, PRIVATE) }.expect("memory");
     for (place, encoding) in (code..).step_by(16).zip(encodings()) {
         for (at, word) in (place..).step_by(4).zip([mrs(encoding), RET, msr(encoding), RET]) {
             // SAFETY: it was just mapped, for these.

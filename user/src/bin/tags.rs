@@ -165,7 +165,7 @@ fn calls_that_name_mappings_ignore_tags() {
     load(start);
     assert_eq!(taken(), (SEGV_MAPERR, start, start), "it was unmapped");
     // In the address of a new mapping a tag is a part of the address.
-    let anonymous = MAP_PRIVATE | MAP_ANONYMOUS;
+    let anonymous = PRIVATE;
     assert_eq!(call(MMAP, [start | TAG, PAGE, RW, anonymous | MAP_FIXED, u64::MAX, 0]), Err(ENOMEM));
     let elsewhere = call(MMAP, [start | TAG, PAGE, RW, anonymous, u64::MAX, 0]).expect("memory");
     assert_eq!(elsewhere >> 56, 0);
@@ -250,7 +250,7 @@ fn pieces_end_below_the_end() {
 }
 
 fn the_mode_is_inherited_until_an_exec(path: &CStr) {
-    assert_eq!(process::run(|| (control() != Ok(PR_TAGGED_ADDR_ENABLE)).into()), exited(0));
+    assert_eq!(process::run(|| u8::from(control() != Ok(PR_TAGGED_ADDR_ENABLE))), exited(0));
     let again = process::run(|| {
         process::execute(path, &[path, c"again"]);
         2

@@ -11,9 +11,10 @@ use granule_user::prelude::*;
 use granule_user::signal::{handle, mask, set_of, set_without_handler};
 use granule_user::thread::{Thread, futex_wait, futex_wake};
 use granule_user::waiting::{until as wait_until, until_zombie};
-use granule_user::{memory, println, process, sys, time};
+use granule_user::{memory, offend, println, process, time};
 
 entry!(run);
+own!(call);
 
 /// The first number behind the last one that a process may have.
 const END_OF_NUMBERS: u32 = 32768;
@@ -51,8 +52,7 @@ fn load(word: &AtomicU32) -> u32 {
 /// A clone that continues here, on its own copy of the memory; its flags have the signal.
 fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, Errno> {
     let [parent_id, child_id] = words;
-    // SAFETY: the child has memory of its own.
-    match unsafe { sys::call(CLONE, [flags, 0, parent_id, 0, child_id, 0]) }? {
+    match call(CLONE, [flags, 0, parent_id, 0, child_id])? {
         0 => process::exit_group(child()),
         number => Ok(number as u32),
     }
@@ -60,7 +60,7 @@ fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, 
 
 /// A clone with the same memory, on a stack of its own; it ends with `process::exit`.
 fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
-    const STACK: u64 = 16 * memory::PAGE;
+    const STACK: u64 = 16 * PAGE;
     let stack = memory::map(STACK, RW).expect("a stack") + STACK;
     // SAFETY: the stack was just mapped, for the child alone.
     unsafe { process::clone_onto(flags, stack, child) }
@@ -92,10 +92,7 @@ fn numbers_are_stored_where_the_parent_sees_them() {
 fn numbers_are_stored_where_the_child_sees_them() {
     const TAG: u64 = 5 << 56;
     let word = shared::<AtomicU32>();
-    let accept = |control| {
-        // SAFETY: it changes which addresses calls accept.
-        unsafe { sys::call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, control, 0, 0, 0, 0]) }.expect("a mode")
-    };
+    let accept = |control| call(PRCTL, [PR_SET_TAGGED_ADDR_CTRL, control]).expect("a mode");
     for (control, tag, stores) in [(0, 0, true), (0, TAG, false), (PR_TAGGED_ADDR_ENABLE, TAG, true)] {
         accept(control);
         word.store(0, Ordering::Relaxed);
@@ -115,10 +112,7 @@ fn a_word_is_cleared_only_for_others() {
     assert_eq!(load(word), 7, "the child had its memory for itself");
     let child = process::spawn(|| {
         static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(u32::MAX) }; 2];
-        let _ended = Thread::spawn(|| {
-            // SAFETY: what is written there at its end is not read as anything else.
-            unsafe { sys::raw(SET_TID_ADDRESS, [WORDS.as_ptr().addr() as u64 + 1, 0, 0, 0, 0, 0]) };
-        });
+        let _ended = Thread::spawn(|| _ = call(SET_TID_ADDRESS, [WORDS.as_ptr().addr() as u64 + 1]));
         wait_until(|| load(&WORDS[1]) != u32::MAX);
         u8::from(WORDS.each_ref().map(load) != [0xff, 0xffff_ff00])
     });
@@ -140,9 +134,7 @@ fn a_sibling_has_the_same_parent() {
         assert_eq!(process::wait4(-1, WNOHANG), Err(ECHILD), "it is no child");
     }
     sibling();
-    process::in_copy(|| {
-        sibling();
-    });
+    process::in_copy(sibling);
     assert_eq!(process::wait4(-1, 0).map(|(_, status)| status), Ok(exited(0)), "the child's sibling");
     let done = shared::<AtomicU32>();
     let child = process::spawn(|| {
@@ -151,9 +143,8 @@ fn a_sibling_has_the_same_parent() {
             wait_until(|| process::parent_id() != parent);
             sibling();
             done.store(1, Ordering::Relaxed);
-            0
         });
-        orphan.is_err().into()
+        u8::from(orphan.is_err())
     });
     assert_eq!(process::wait(child), exited(0));
     wait_until(|| load(done) == 1);
@@ -171,27 +162,24 @@ fn a_thread_may_be_waited_for_like_a_vfork() {
 }
 
 fn heap_end() -> u64 {
-    // SAFETY: it changes nothing.
-    unsafe { sys::call(BRK, [0; 6]) }.expect("an end")
+    call(BRK, [0]).expect("an end")
 }
 
 fn sharing_a_space_is_sharing_its_heap() {
     extern "C" fn child() -> ! {
-        // SAFETY: nothing uses the heap.
-        unsafe { sys::call(BRK, [heap_end() + 2 * memory::PAGE, 0, 0, 0, 0, 0]) }.expect("an end");
+        call(BRK, [heap_end() + 2 * PAGE]).expect("an end");
         process::exit(0)
     }
     let before = heap_end();
     let sharing = share(CLONE_VM | CLONE_VFORK | CHILD, child).expect("a clone");
     assert_eq!(process::wait(sharing), exited(0));
-    assert_eq!(heap_end(), before + 2 * memory::PAGE, "one heap for both");
+    assert_eq!(heap_end(), before + 2 * PAGE, "one heap for both");
     let copied = process::spawn(|| {
-        // SAFETY: as above.
-        unsafe { sys::call(BRK, [before, 0, 0, 0, 0, 0]) }.expect("an end");
+        call(BRK, [before]).expect("an end");
         u8::from(heap_end() != before)
     });
     assert_eq!(process::wait(copied), exited(0));
-    assert_eq!(heap_end(), before + 2 * memory::PAGE, "a copy has a heap of its own");
+    assert_eq!(heap_end(), before + 2 * PAGE, "a copy has a heap of its own");
 }
 
 extern "C" fn count(signal: u32, _: &SigInfo, _: &mut UContext) {
@@ -232,17 +220,11 @@ fn a_signal_has_its_sender_and_the_status_of_an_end() {
         };
         let child = copy(signal.into(), [0; 2], || 3).expect("a clone");
         assert_eq!(seen(child), [CLD_EXITED as u32, child, 3], "the end, with {signal}");
-        let child = copy(signal.into(), [0; 2], || {
-            process::kill(process::id() as i32, SIGKILL).expect("a signal");
-            0
-        });
-        let child = child.expect("a clone");
+        let dies = || process::kill(process::id() as i32, SIGKILL).map_or(1, |()| 0);
+        let child = copy(signal.into(), [0; 2], dies).expect("a clone");
         assert_eq!(seen(child), [CLD_KILLED as u32, child, SIGKILL], "of a signal, with {signal}");
-        let child = copy(0, [0; 2], || {
-            process::kill(process::parent_id() as i32, signal).expect("a signal");
-            3
-        });
-        let child = child.expect("a clone");
+        let sends = || process::kill(process::parent_id() as i32, signal).map_or(1, |()| 3);
+        let child = copy(0, [0; 2], sends).expect("a clone");
         assert_eq!(seen(child), [SI_USER as u32, child, 0], "what a child sends: {signal}");
         mask(SIG_SETMASK, before).expect("a mask");
         set_without_handler(signal, SIG_DFL);
@@ -264,8 +246,7 @@ fn handlers_may_be_shared() {
 
 fn name() -> [u8; 16] {
     let mut name = [0; 16];
-    // SAFETY: it writes `name`.
-    unsafe { sys::call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64, 0, 0, 0, 0]) }.expect("a name");
+    call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64]).expect("a name");
     name
 }
 
@@ -273,8 +254,7 @@ fn each_thread_has_a_name() {
     let before = name();
     let changes = || {
         let own = name();
-        // SAFETY: it reads the string.
-        unsafe { sys::call(PRCTL, [PR_SET_NAME, c"another".as_ptr() as u64, 0, 0, 0, 0]) }.expect("a name to set");
+        call(PRCTL, [PR_SET_NAME, c"another".as_ptr() as u64]).expect("a name to set");
         assert!(name().starts_with(b"another\0") && own != name(), "it begins with its maker's");
     };
     Thread::spawn(changes).join();
@@ -282,18 +262,17 @@ fn each_thread_has_a_name() {
 }
 
 fn the_last_thread_to_exit_sets_the_code() {
-    let child = process::spawn(|| {
+    let end = process::run(|| -> u8 {
         static FIRST: AtomicU32 = AtomicU32::new(1);
         let _thread = Thread::spawn(|| {
             wait_until(|| load(&FIRST) == 0);
             process::exit(7)
         });
         // The kernel zeroes the word behind the beginning of the first thread's exit.
-        // SAFETY: the word is static.
-        unsafe { sys::raw(SET_TID_ADDRESS, [FIRST.as_ptr() as u64, 0, 0, 0, 0, 0]) };
+        call(SET_TID_ADDRESS, [FIRST.as_ptr() as u64]).expect("a word");
         process::exit(3)
     });
-    assert_eq!(process::wait(child), exited(7));
+    assert_eq!(end, exited(7));
 }
 
 fn the_oldest_child_is_collected_first() {
@@ -488,7 +467,6 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
         });
         TURNS.iter().for_each(give_turn);
         threads.into_iter().for_each(Thread::join);
-        0
     });
     for sent in 0..THREADS as u32 {
         process::kill(child as i32, SIGUSR1).expect("a signal");
@@ -513,13 +491,8 @@ fn numbers_are_looked_up_before_signals() {
 }
 
 fn actions_are_set_as_on_linux() {
-    // SAFETY: refused, or it writes nothing.
-    let raw = |number: usize, arguments: [u64; 4]| unsafe {
-        let [a, b, c, d] = arguments;
-        sys::call(number, [a, b, c, d, 0, 0])
-    };
-    assert_eq!(raw(RT_SIGACTION, [0, 8, 0, 8]), Err(EFAULT), "the action is read first");
-    assert_eq!(raw(RT_SIGPENDING, [8, 0, 0, 0]), Ok(0), "nothing is written");
+    assert_eq!(call(RT_SIGACTION, [0, 8, 0, 8]), Err(EFAULT), "the action is read first");
+    assert_eq!(call(RT_SIGPENDING, [8, 0, 0, 0]), Ok(0), "nothing is written");
     /// A flag that will never exist, for programs that check which do.
     const SA_UNSUPPORTED: u64 = 0x400;
     set(SIGUSR1, SA_UNSUPPORTED | SA_RESETHAND | 1 << 40, set_of(SIGUSR2));
@@ -534,7 +507,7 @@ fn actions_are_set_as_on_linux() {
 /// Threads are made while their process exits: some are dropped before they have ever run.
 fn losers(count: u32) -> u8 {
     for round in 0..count {
-        let child = process::spawn(|| {
+        let end = process::run(|| -> u8 {
             static GO: AtomicU32 = AtomicU32::new(0);
             extern "C" fn leave() -> ! {
                 process::exit(0)
@@ -552,7 +525,7 @@ fn losers(count: u32) -> u8 {
             }
             process::exit_group(4)
         });
-        assert_eq!(process::wait(child), exited(4));
+        assert_eq!(end, exited(4));
     }
     0
 }
@@ -599,7 +572,7 @@ fn crowd() -> &'static Crowd {
     }
     let numbers = shared::<Crowd>();
     let [.., last] = numbers;
-    let child = process::spawn(|| {
+    let child = process::spawn(|| -> u8 {
         for number in &numbers[1..] {
             let thread = Thread::spawn(|| sleep());
             number.store(thread.id(), Ordering::Relaxed);
@@ -618,11 +591,7 @@ extern "C" fn skip(_: u32, _: &SigInfo, context: &mut UContext) {
 
 /// One access that faults, where [`skip`] handles that.
 fn fault() {
-    #[cfg(target_arch = "aarch64")]
-    // SAFETY: the instruction faults, and the handler continues after it.
-    unsafe {
-        core::arch::asm!("ldr x9, [{}]", in(reg) 8_u64, out("x9") _, options(nostack));
-    }
+    offend!("ldr x9, [x10]", 8);
 }
 
 /// Four processes fault and return from a handler so many times each: how long all of it takes, for comparison.
@@ -630,12 +599,7 @@ fn turns(count: u32) -> u8 {
     // SAFETY: the handler changes its frame alone.
     unsafe { handle(SIGSEGV, skip, 0, 0) }.expect("an action to set");
     let before = time::now();
-    let children = [0; 4].map(|_| {
-        process::spawn(|| {
-            (0..count).for_each(|_| fault());
-            0
-        })
-    });
+    let children = [0; 4].map(|_| process::spawn(|| (0..count).for_each(|_| fault())));
     assert!(children.into_iter().all(|child| process::wait(child) == exited(0)));
     println!("4 x {count} faults with handlers: {} us", (time::now() - before) / 1000);
     0
@@ -643,12 +607,11 @@ fn turns(count: u32) -> u8 {
 
 /// Faults, handlers, masks, signals to itself and calls for memory for ever; counts at a fixed address.
 fn handlers() -> ! {
-    const PAGE: u64 = 0x7000_0000_0000;
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE;
+    const PLACE: u64 = 0x7000_0000_0000;
     // SAFETY: nothing is there, and nothing else uses it.
     let rounds = unsafe {
-        memory::mmap(PAGE, memory::PAGE, RW, flags).expect("a page");
-        &*(PAGE as *const AtomicU64)
+        memory::mmap(PLACE, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE).expect("a page");
+        &*(PLACE as *const AtomicU64)
     };
     // SAFETY: the handler changes its frame alone.
     unsafe { handle(SIGSEGV, skip, 0, 0) }.expect("an action to set");
@@ -658,13 +621,11 @@ fn handlers() -> ! {
         mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
         process::kill(process::id() as i32, SIGUSR1).expect("a signal to oneself");
         mask(SIG_SETMASK, 0).expect("a mask");
-        let page = memory::map(memory::PAGE, RW).expect("a page");
+        let page = memory::map(PAGE, RW).expect("a page");
         // SAFETY: the page is this loop's.
-        unsafe {
-            (page as *mut u64).write_volatile(1);
-            sys::call(BRK, [heap_end() ^ memory::PAGE, 0, 0, 0, 0, 0]).expect("an end");
-            memory::munmap(page, memory::PAGE).expect("a page to unmap");
-        }
+        unsafe { (page as *mut u64).write_volatile(1) };
+        call(BRK, [heap_end() ^ PAGE]).expect("an end");
+        call(MUNMAP, [page, PAGE]).expect("a page to unmap");
         assert_eq!(u64::from(counted(SIGUSR1)), rounds.fetch_add(1, Ordering::Relaxed) + 1, "each signal came");
     }
 }

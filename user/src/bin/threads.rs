@@ -7,17 +7,17 @@
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::thread::{Thread, futex_wait, futex_wake};
-use granule_user::{memory, println, process, sys, time};
+use granule_user::thread::{Thread, all_at_once, futex_wait, futex_wake};
+use granule_user::{memory, println, process, time};
 
 entry!(run);
+own!(call);
 
-fn run(_start: Start) -> u8 {
+fn run(_start: Start) {
     parts! { ()
         numbers a_lock_of_futexes futex_answers shared_memory_has_one_futex registers_are_each_threads_own
     }
     println!("threads: ok");
-    0
 }
 
 fn numbers() {
@@ -57,14 +57,8 @@ fn a_lock_of_futexes() {
     const ROUNDS: u64 = 2000;
     static LOCK: Lock = Lock(AtomicU32::new(0));
     static COUNT: AtomicU64 = AtomicU64::new(0);
-    let threads = [(); THREADS].map(|()| {
-        Thread::spawn(|| {
-            for _ in 0..ROUNDS {
-                LOCK.with(|| COUNT.store(COUNT.load(Ordering::Relaxed) + 1, Ordering::Relaxed));
-            }
-        })
-    });
-    threads.into_iter().for_each(Thread::join);
+    let count = || COUNT.store(COUNT.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+    all_at_once(THREADS, |_| (0..ROUNDS).for_each(|_| LOCK.with(count)));
     assert_eq!(COUNT.load(Ordering::Relaxed), THREADS as u64 * ROUNDS, "no increment was lost");
 }
 
@@ -75,32 +69,23 @@ fn futex_answers() {
     assert_eq!(futex_wait(&word, 7, Some(3_000_000)), Err(ETIMEDOUT));
     assert!(time::now() - before >= 3_000_000, "it waited");
     assert_eq!(futex_wake(&word, 1), Ok(0), "no thread sleeps");
-    let raw = |address: u64, operation: u64, value: u64| {
-        // SAFETY: it wakes no thread and does not wait, or is refused.
-        unsafe { sys::call(FUTEX, [address, operation, value, 0, 0, 0]) }
-    };
+    let raw = |address: u64, operation: u64, value: u64| call(FUTEX, [address, operation, value]);
     assert_eq!(raw(8, 0, 0), Err(EFAULT), "nothing is mapped there");
     assert_eq!(raw(word.as_ptr() as u64 + 1, 0, 0), Err(EINVAL), "not aligned");
     assert_eq!(raw(word.as_ptr() as u64, FUTEX_WAKE_BITSET, 1), Err(EINVAL), "no bits");
     assert_eq!(raw(word.as_ptr() as u64, 77, 1), Err(ENOSYS), "no such operation");
 
-    static SLEEPERS: AtomicU32 = AtomicU32::new(0);
     static GATE: AtomicU32 = AtomicU32::new(0);
-    let threads = [(); 3].map(|()| {
-        Thread::spawn(|| {
-            SLEEPERS.fetch_add(1, Ordering::Relaxed);
-            while GATE.load(Ordering::Relaxed) == 0 {
-                let _ = futex_wait(&GATE, 0, None);
-            }
-        })
-    });
+    let sleeps = || {
+        while GATE.load(Ordering::Relaxed) == 0 {
+            let _ = futex_wait(&GATE, 0, None);
+        }
+    };
+    let threads = [(); 3].map(|()| Thread::spawn(sleeps));
+    // Until all three have gone to sleep; they find the gate closed and sleep again.
     let mut woken = 0;
     while woken < 3 {
         woken += futex_wake(&GATE, 3 - woken).expect("a wake-up");
-        if woken == 3 {
-            // All three had gone to sleep; they find the gate closed and sleep again.
-            break;
-        }
     }
     GATE.store(1, Ordering::Relaxed);
     futex_wake(&GATE, u32::MAX >> 1).expect("a wake-up");
@@ -115,7 +100,6 @@ fn shared_memory_has_one_futex() {
         }
         word.store(2, Ordering::Release);
         futex_wake(word, 1).expect("a wake-up");
-        0
     });
     time::sleep(2_000_000).expect("a sleep");
     word.store(1, Ordering::Release);
@@ -130,17 +114,12 @@ fn shared_memory_has_one_futex() {
 fn registers_are_each_threads_own() {
     const THREADS: usize = 10;
     static WRONG: AtomicU32 = AtomicU32::new(0);
-    let mut threads = [const { None }; THREADS];
-    for (index, place) in threads.iter_mut().enumerate() {
-        let spin = |seed: usize| {
-            let end = time::now() + 60_000_000;
-            while time::now() < end {
-                WRONG.fetch_add(u32::from(!keeps_registers(seed as u64 + 1)), Ordering::Relaxed);
-            }
-        };
-        *place = Some(Thread::spawn(move || spin(index)));
-    }
-    threads.into_iter().flatten().for_each(Thread::join);
+    all_at_once(THREADS, |seed| {
+        let end = time::now() + 60_000_000;
+        while time::now() < end {
+            WRONG.fetch_add(u32::from(!keeps_registers(seed as u64 + 1)), Ordering::Relaxed);
+        }
+    });
     assert_eq!(WRONG.load(Ordering::Relaxed), 0, "registers that were another's");
 }
 

@@ -16,7 +16,7 @@ use granule_user::waiting::until;
 use granule_user::{memory, println, probe, process};
 
 entry!(run);
-own!(call, load, store);
+own!(call, word, put_word);
 
 const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
 const WP: u64 = UFFDIO_REGISTER_MODE_WP;
@@ -31,7 +31,7 @@ const PARTS: &[(&str, fn())] = &parts! { named
     api refusals missing protected kept dropped holes blocks unpopulated forks events moved poison kernel close
 };
 
-fn run(start: Start) -> u8 {
+fn run(start: Start) {
     probe::prepare_for(&[SIGBUS]);
     let mut names = start.arguments().skip(1).peekable();
     if names.peek().is_none() {
@@ -39,7 +39,6 @@ fn run(start: Start) -> u8 {
     }
     names.for_each(|name| PARTS.iter().find(|(part, _)| *part == name).expect("a part").1());
     println!("userfault: done");
-    0
 }
 
 // The memory that is registered.
@@ -72,7 +71,7 @@ impl Room {
     fn new(kind: Kind, pages: u64) -> Self {
         let bytes = pages * PAGE;
         let (flags, file) = match kind {
-            Kind::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX),
+            Kind::Anonymous => (PRIVATE, u64::MAX),
             Kind::Shared => (MAP_SHARED, file(bytes)),
             Kind::PrivateFile => (MAP_PRIVATE, file(bytes)),
         };
@@ -95,11 +94,11 @@ impl Room {
     const fn leave(&self) {}
 
     fn write(&self, page: u64, value: u64) {
-        store(self.page(page), value);
+        put_word(self.page(page), value);
     }
 
     fn read(&self, page: u64) -> u64 {
-        load(self.page(page))
+        word(self.page(page))
     }
 
     fn advise(&self, page: u64, pages: u64, advice: u64) -> Result<(), Errno> {
@@ -137,10 +136,9 @@ fn served<R: Send>(pager: Pager, at: u64, flags: u64, access: impl FnOnce() -> R
 
 /// A store to a page that is write-protected, which the pager unprotects.
 fn reported(pager: Pager, at: u64, value: u64) {
-    let flags = UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP;
     let unprotect = || pager.unprotect(at & !(PAGE - 1), PAGE).expect("registered");
-    served(pager, at, flags, || store(at, value), unprotect);
-    assert_eq!(load(at), value);
+    served(pager, at, UFFD_PAGEFAULT_FLAG_WRITE | UFFD_PAGEFAULT_FLAG_WP, || put_word(at, value), unprotect);
+    assert_eq!(word(at), value);
 }
 
 fn nap() {
@@ -257,11 +255,20 @@ fn refusals() {
     assert_eq!(pager.write_protect(start, bytes, both), Err(EINVAL));
     assert_eq!(pager.wake(start, 0), Err(EINVAL));
     assert_eq!(pager.wake(start, bytes), Ok(()));
-    // Up to the end of all addresses, where nothing can be registered.
+    // A file that may never be written.
+    let sealed = file(PAGE);
+    let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
+    assert_eq!(pager.register(read_only, PAGE, MISSING).map(drop), Ok(()));
+    refusals_up_to_the_end(*pager, &room, source.start);
+}
+
+/// Up to the end of all addresses, where nothing can be registered.
+fn refusals_up_to_the_end(pager: Pager, room: &Room, source: u64) {
+    let Room { start, bytes, .. } = *room;
     for (at, len) in [(SPACE_END - PAGE, PAGE), (SPACE_END - 2 * PAGE, 2 * PAGE)] {
         assert_eq!(pager.register(at, len, MISSING), Err(EINVAL), "{at:#x}");
         assert_eq!(pager.unregister(at, len), Err(EINVAL), "{at:#x}");
-        assert_eq!(pager.copy(at, source.start, len, 0), Err((ENOENT, -2)), "{at:#x}");
+        assert_eq!(pager.copy(at, source, len, 0), Err((ENOENT, -2)), "{at:#x}");
     }
     for (at, len) in [(SPACE_END - PAGE, PAGE), (start + bytes, SPACE_END - start - bytes), (0, SPACE_END)] {
         assert_eq!(pager.wake(at, len), Ok(()), "{at:#x} {len:#x}");
@@ -275,10 +282,6 @@ fn refusals() {
     }
     assert_eq!(pager.read(&mut []), Err(EINVAL));
     assert_eq!(pager.read_one(), Err(EAGAIN));
-    // A file that may never be written.
-    let sealed = file(PAGE);
-    let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
-    assert_eq!(pager.register(read_only, PAGE, MISSING).map(drop), Ok(()));
 }
 
 fn missing() {
@@ -292,7 +295,7 @@ fn missing() {
         };
         assert_eq!(served(*pager, room.page(0), 0, || room.read(0), || copy(0, 0)), 77, "{kind:?}");
         served(*pager, room.page(1), UFFD_PAGEFAULT_FLAG_WRITE, || room.write(1, 5), || copy(1, 0));
-        assert_eq!((room.read(1), load(room.page(1) + 8)), (5, 0));
+        assert_eq!((room.read(1), word(room.page(1) + 8)), (5, 0));
         // Of zeros; and one that is write-protected at once.
         let zero = || assert_eq!(pager.zero(room.page(2), PAGE, 0), Ok(PAGE as i64));
         assert_eq!(served(*pager, room.page(2), 0, || room.read(2), zero), 0);
@@ -326,12 +329,12 @@ fn protected() {
         quiet(*pager, || room.write(1, 12));
         let at = room.page(2) + 24;
         beside(
-            || store(at, 13),
+            || put_word(at, 13),
             || {
                 assert_eq!(wait_for(*pager).words[1], at, "the address itself");
                 // Protected once more: nothing changes.
                 pager.protect(room.page(2), PAGE).expect("registered");
-                assert_eq!(load(at), 0);
+                assert_eq!(word(at), 0);
                 pager.unprotect(room.page(2), PAGE).expect("registered");
             },
         );
@@ -475,7 +478,7 @@ fn unpopulated() {
     assert_eq!(room.read(1), 0);
     pager.protect(room.start, room.bytes).expect("registered");
     reported(*pager, room.page(1), 2);
-    assert_eq!(load(room.page(2)), 0);
+    assert_eq!(word(room.page(2)), 0);
 }
 
 /// Runs `child` in a child, which ends with what that returns.
@@ -556,9 +559,8 @@ fn events() {
     pager.register(room.start, room.bytes, WP).expect("memory");
     pager.protect(room.start, room.bytes).expect("registered");
     let to = Room::new(Kind::Anonymous, 4);
-    let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
     let remap = || {
-        call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
+        call(MREMAP, [room.start, room.bytes, room.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to.start, 0]).expect("mapped");
     };
     assert_eq!(event_of(*pager, remap), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
     reported(*pager, to.page(0), 2);
@@ -589,8 +591,7 @@ fn moved() {
         pager.register(room.start, room.bytes, WP).expect("memory");
         pager.protect(room.start, room.bytes).expect("registered");
         let to = Room::new(Kind::Anonymous, 4);
-        let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-        call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
+        call(MREMAP, [room.start, room.bytes, room.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to.start, 0]).expect("mapped");
         assert_eq!(to.read(0), 1);
         to.write(0, 2);
         to.write(1, 3);
@@ -619,13 +620,9 @@ fn poison() {
         assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
         assert_eq!(code_of(room.page(1), true), BUS_MCEERR_AR);
         assert_eq!(pager.poison(room.start, PAGE, 0), Err((EEXIST, -17)));
-        assert_eq!(
-            pager.zero(room.start, PAGE, 0).map_err(|(error, _)| error),
-            Err(EEXIST).or_else(|error| {
-                // Of a shared file Linux replaces it.
-                if kind == Kind::Shared { Ok(PAGE as i64) } else { Err(error) }
-            })
-        );
+        // Of a shared file Linux replaces it.
+        let wanted = if kind == Kind::Shared { Ok(PAGE as i64) } else { Err(EEXIST) };
+        assert_eq!(pager.zero(room.start, PAGE, 0).map_err(|(error, _)| error), wanted);
         if kind != Kind::Shared {
             assert_eq!(pager.copy(room.start, source.start, PAGE, 0), Ok(PAGE as i64));
         }

@@ -13,7 +13,6 @@
 use core::ops::Range;
 use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use granule_user::memory::{madvise, mprotect};
 use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::thread::Thread;
@@ -129,13 +128,12 @@ fn map(writer: usize, path: u64) {
                 (MAP_SHARED, file)
             }
             Kind::File => (MAP_PRIVATE, call(OPENAT, [AT_FDCWD as u64, path, O_RDONLY.into()]).expect("the program")),
-            Kind::Anonymous => (MAP_PRIVATE | MAP_ANONYMOUS, u64::MAX),
+            Kind::Anonymous => (PRIVATE, u64::MAX),
         };
         let at = address(writer, kind, 0);
         assert_eq!(call(MMAP, [at, bytes, RW, flags | MAP_FIXED, file, 0]), Ok(at));
         if kind == Kind::Block {
-            // SAFETY: nothing is there yet.
-            unsafe { madvise(at, bytes, MADV_HUGEPAGE) }.expect("mapped");
+            call(MADVISE, [at, bytes, MADV_HUGEPAGE]).expect("mapped");
         }
         pager().register(at, bytes, UFFDIO_REGISTER_MODE_WP).expect("mapped");
     }
@@ -172,8 +170,7 @@ fn discard() {
             }
         };
         let at = address(random.below(WRITERS), kind, first);
-        // SAFETY: what is there is written by single stores, and compared as far as it stays.
-        unsafe { madvise(at, pages as u64 * PAGE, MADV_DONTNEED) }.expect("mapped");
+        call(MADVISE, [at, pages as u64 * PAGE, MADV_DONTNEED]).expect("mapped");
     }
 }
 
@@ -232,8 +229,7 @@ impl Writer {
             }
             9 => self.load(kind, page),
             10 => {
-                // SAFETY: as in `discard`.
-                unsafe { madvise(at, bytes, MADV_DONTNEED) }.expect("mapped");
+                call(MADVISE, [at, bytes, MADV_DONTNEED]).expect("mapped");
                 if kind == Kind::Anonymous {
                     self.lose(range.clone());
                     self.is_protected[range.clone()].fill(false);
@@ -267,11 +263,9 @@ impl Writer {
     }
 
     fn change_access(&self, at: u64, bytes: u64, access: u64) {
-        // SAFETY: only this thread accesses it.
-        unsafe { mprotect(at, bytes, access) }.expect("mapped");
+        call(MPROTECT, [at, bytes, access]).expect("mapped");
         process::sched_yield();
-        // SAFETY: as above.
-        unsafe { mprotect(at, bytes, RW) }.expect("mapped");
+        call(MPROTECT, [at, bytes, RW]).expect("mapped");
     }
 
     fn store(&mut self, kind: Kind, page: usize, value: u64) {
