@@ -84,8 +84,8 @@ pub fn read(address: u64) -> Result<u8, Fault> {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: a load changes nothing, and where it faults the handler continues after it.
     unsafe {
-        core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
-    }
+        core::arch::asm!("ldrb {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     let _ = address;
     outcome().map(|()| value as u8)
@@ -101,8 +101,8 @@ pub fn read_word(address: u64) -> Result<u32, Fault> {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: a load changes no memory, and where it faults the handler continues after it.
     unsafe {
-        core::arch::asm!("ldr {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack));
-    }
+        core::arch::asm!("ldr {0:w}, [{1}]", inlateout(reg) value, in(reg) address, options(nostack))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     let _ = address;
     outcome().map(|()| value as u32)
@@ -119,8 +119,8 @@ pub unsafe fn write_word(address: u64, value: u32) -> Result<(), Fault> {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: the caller's promise; where it faults the handler continues after it.
     unsafe {
-        core::arch::asm!("str {0:w}, [{1}]", in(reg) value, in(reg) address, options(nostack));
-    }
+        core::arch::asm!("str {0:w}, [{1}]", in(reg) value, in(reg) address, options(nostack))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     let _ = (address, value);
     outcome()
@@ -137,8 +137,8 @@ pub unsafe fn write(address: u64, value: u8) -> Result<(), Fault> {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: the caller's promise; where it faults the handler continues after it.
     unsafe {
-        core::arch::asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) address, options(nostack));
-    }
+        core::arch::asm!("strb {0:w}, [{1}]", in(reg) u32::from(value), in(reg) address, options(nostack))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     let _ = (address, value);
     outcome()
@@ -155,8 +155,8 @@ pub unsafe fn call(address: u64) -> Result<(), Fault> {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: the caller's promise; where the fetch faults the handler continues after the call.
     unsafe {
-        core::arch::asm!("blr {}", in(reg) address, clobber_abi("C"));
-    }
+        core::arch::asm!("blr {}", in(reg) address, clobber_abi("C"))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     let _ = address;
     outcome()
@@ -169,9 +169,7 @@ macro_rules! offend {
         let address: u64 = $address;
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the instruction faults, and the handler continues after it.
-        unsafe {
-            core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack));
-        }
+        unsafe { core::arch::asm!($text, in("x10") address, lateout("x9") _, options(nostack)) };
         #[cfg(not(target_arch = "aarch64"))]
         let _: (&str, u64) = ($text, address);
     }};

@@ -107,7 +107,8 @@ fn benches(cpu: &str, per_million: u32) -> (Vec<BenchCounter>, Vec<usize>) {
     let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
     let image = built("granule-bench.img");
     let extra = ["-kernel".into(), image.clone().into(), "-initrd".into(), initrd_of(&image).into()];
-    let line = OnALine::new(Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra), scratch, 7, per_million);
+    let line =
+        OnALine::new(Qemu::without_kernel(&machine, Serial::Pipes, Reset::Ends, &extra), scratch, 7, per_million);
     let rows = bench::list::read(&built("granule-bench.elf")).unwrap();
     let named = |name: &str| rows.iter().find(|row| row.name == name).unwrap();
     let rows = ["null", "memory/zero_page", "dma_map", "set_memory_x"].map(named);

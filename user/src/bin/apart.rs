@@ -9,8 +9,6 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
 use granule_user::prelude::*;
 use granule_user::random::Random;
 use granule_user::thread::{MOST_AT_ONCE, all_at_once};
@@ -30,17 +28,12 @@ const PAGES: usize = 12;
 /// The value in [`Area::written`] of a page that is not mapped.
 const HOLE: u64 = u64::MAX;
 
-static SEED: AtomicU64 = AtomicU64::new(0);
-static STEPS: AtomicU64 = AtomicU64::new(0);
-
 fn run(start: Start) -> u8 {
     let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
     let mut number = || numbers.next().and_then(Result::ok);
     let (Some(seed), Some(steps), Some(threads @ 1..)) = (number(), number(), number()) else { return 2 };
     let threads = MOST_AT_ONCE.min(threads as usize);
-    SEED.store(seed, Ordering::Relaxed);
-    STEPS.store(steps, Ordering::Relaxed);
-    all_at_once(threads, thread);
+    all_at_once(threads, |index| thread(index as u64, seed, steps));
     println!("apart: {threads} threads, {steps} steps each, ok");
     0
 }
@@ -137,11 +130,11 @@ impl Area {
     }
 }
 
-fn thread(index: usize) {
-    let mut random = Random(SEED.load(Ordering::Relaxed) ^ (index as u64 + 1) << 32);
-    let place = FIRST + index as u64 * APART;
+fn thread(index: u64, seed: u64, steps: u64) {
+    let mut random = Random(seed ^ (index + 1) << 32);
+    let place = FIRST + index * APART;
     let mut areas = [Area::NONE; AREAS];
-    for step in 0..STEPS.load(Ordering::Relaxed) {
+    for step in 0..steps {
         let number = random.below(AREAS);
         let area = &mut areas[number];
         if area.is_gone() {

@@ -90,12 +90,8 @@ const ROWS: [Row; 45] = [
     ("missing_fault_roundtrip", |bench| roundtrip(bench, |bench| registered(bench.fresh(1)))),
     ("marker_write_roundtrip", |bench| roundtrip(bench, |bench| write_protected(unpopulated(bench, 1)))),
     ("shared_dontneed", |bench| bench.calls(of_a_file_touched, Room::give_up)),
-    ("shared_dontneed/registered", |bench| {
-        bench.calls(|bench, pages| registered(of_a_file_touched(bench, pages)), Room::give_up)
-    }),
-    ("shared_dontneed/protected", |bench| {
-        bench.calls(|bench, pages| write_protected(of_a_file_touched(bench, pages)), Room::give_up);
-    }),
+    ("shared_dontneed/registered", |bench| bench.calls(of_a_file_registered, Room::give_up)),
+    ("shared_dontneed/protected", |bench| bench.calls(of_a_file_protected, Room::give_up)),
 ];
 
 fn run(start: Start) -> u8 {
@@ -391,8 +387,8 @@ fn store(address: u64) {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: the page is the bench's own; where it faults a handler goes on behind it.
     unsafe {
-        core::arch::asm!("str xzr, [{0}]", in(reg) address, options(nostack));
-    }
+        core::arch::asm!("str xzr, [{0}]", in(reg) address, options(nostack))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     unreachable!("{address:#x}: these programs run on arm64 alone")
 }
@@ -605,6 +601,14 @@ fn write_protected(room: Room) -> Room {
     room
 }
 
+fn of_a_file_registered(bench: &Bench, pages: u64) -> Room {
+    registered(of_a_file_touched(bench, pages))
+}
+
+fn of_a_file_protected(bench: &Bench, pages: u64) -> Room {
+    write_protected(of_a_file_touched(bench, pages))
+}
+
 /// Pages of a file that it has, and the mapping has not any more: its tables stay.
 fn unpopulated(bench: &Bench, pages: u64) -> Room {
     let room = of_a_file_touched(bench, pages);
@@ -659,14 +663,7 @@ fn fork(bench: &mut Bench) {
         Err(error) => panic!("no child: {error:?}"),
     };
     for pages in CALLS {
-        bench.point(
-            pages,
-            |bench| bench.touched(pages),
-            fork,
-            |child| {
-                process::wait(child);
-            },
-        );
+        bench.point(pages, |bench| bench.touched(pages), fork, |child| _ = process::wait(child));
     }
 }
 
@@ -689,14 +686,14 @@ fn count<S, R>(state: S, operation: &mut impl FnMut(S) -> R) -> (u32, R) {
     // SAFETY: does nothing. No `nomem`, so the compiler moves no access across it.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        core::arch::asm!("hint #96", options(nostack));
-    }
+        core::arch::asm!("hint #96", options(nostack))
+    };
     let result = operation(state);
     // SAFETY: as above.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        core::arch::asm!("hint #97", options(nostack));
-    }
+        core::arch::asm!("hint #97", options(nostack))
+    };
     // The counter has 32 bits before PMUv3p5.
     (instructions().wrapping_sub(before), result)
 }

@@ -152,7 +152,7 @@ fn mappings_are_refused() {
 
 fn advice_and_presence() {
     let at = map(3 * PAGE, RW).expect("pages");
-    let mut present = [9; 3];
+    let mut present = [9_u8; 3];
     put_word(at + PAGE, 5);
     assert_eq!(call(MINCORE, [at, 3 * PAGE, present.as_mut_ptr() as u64]), Ok(0));
     assert_eq!(present, [0, 1, 0]);

@@ -8,16 +8,16 @@
 
 use granule_user::prelude::*;
 use granule_user::thread::Thread;
-use granule_user::{println, process, signal, sys, time};
+use granule_user::{println, process, signal, time};
 
 entry!(run);
+own!(call);
 
 fn run(start: Start) -> u8 {
     match start.arguments().nth(1) {
         Some("named") => {
             let name = c"\t\n\r'\"\\\x01\x7f\xffa";
-            // SAFETY: the call reads the name up to its zero.
-            let _ = unsafe { sys::call(PRCTL, [PR_SET_NAME, name.as_ptr() as u64, 0, 0, 0, 0]) };
+            let _ = call(PRCTL, [PR_SET_NAME, name.as_ptr() as u64]);
             sleep()
         }
         Some("crowd") => {
@@ -35,10 +35,7 @@ fn run(start: Start) -> u8 {
 
 /// Reads a line in pieces, after reads that fail: of bytes to where nothing is, and of a child that is killed in one.
 fn reads() -> u8 {
-    let read = |to: u64, bytes: u64| {
-        // SAFETY: memory of this program's own, or none.
-        unsafe { sys::call(READ, [0, to, bytes, 0, 0, 0]) }
-    };
+    let read = |to: u64, bytes: u64| call(READ, [0, to, bytes]);
     let mut line = [0_u8; 64];
     let at = line.as_mut_ptr() as u64;
     let Ok(child) = process::try_spawn(|| u8::from(read(at, 1).is_ok())) else { return 3 };
@@ -52,15 +49,12 @@ fn reads() -> u8 {
         for (place, &(base, length)) in list.iter_mut().zip(pieces) {
             *place = IoVec { base, length: length as u64 };
         }
-        // SAFETY: as above.
-        unsafe { sys::call(READV, [0, list.as_ptr() as u64, pieces.len() as u64, 0, 0, 0]) }
+        call(READV, [0, list.as_ptr() as u64, pieces.len() as u64])
     };
     println!("granule> ");
     // The input comes at once or not, and a byte that is read to nowhere is lost.
-    if read(0x1000, 1) != Err(EFAULT) || read_pieces(&[(0x1000, 1), (at, 1)]) != Err(EFAULT) {
-        return 1;
-    }
-    if read_pieces(&[(at, 1), (0x1000, 1)]) != Ok(1) {
+    let bad = read(0x1000, 1) != Err(EFAULT) || read_pieces(&[(0x1000, 1), (at, 1)]) != Err(EFAULT);
+    if bad || read_pieces(&[(at, 1), (0x1000, 1)]) != Ok(1) {
         return 1;
     }
     let mut length = 1;
@@ -79,13 +73,11 @@ fn takes() -> u8 {
     let mut byte = 0_u8;
     let mut polled = PollFd { fd: 0, events: POLLIN, revents: 0 };
     let none = [0_u64; 2];
-    // SAFETY: memory of this program's own.
-    let answer = |number, arguments: [u64; 6]| unsafe { sys::call(number, arguments) };
-    let _ = answer(FCNTL, [0, F_SETFL.into(), O_NONBLOCK.into(), 0, 0, 0]);
+    let _ = call(FCNTL, [0, F_SETFL.into(), O_NONBLOCK.into()]);
     println!("taking");
     loop {
-        let found = answer(PPOLL, [(&raw mut polled) as u64, 1, none.as_ptr() as u64, 0, 0, 0]);
-        let read = answer(READ, [0, (&raw mut byte) as u64, 1, 0, 0, 0]);
+        let found = call(PPOLL, [(&raw mut polled) as u64, 1, none.as_ptr() as u64, 0]);
+        let read = call(READ, [0, (&raw mut byte) as u64, 1]);
         if found != Ok(0) || read != Err(EAGAIN) {
             println!("taken: {found:?} {read:?}");
             return 1;
@@ -98,8 +90,7 @@ fn takes() -> u8 {
 fn waits() -> u8 {
     let mut byte = 0_u8;
     println!("waiting");
-    // SAFETY: memory of this program's own.
-    let read = unsafe { sys::call(READ, [0, (&raw mut byte) as u64, 1, 0, 0, 0]) };
+    let read = call(READ, [0, (&raw mut byte) as u64, 1]);
     u8::from(read != Ok(1) || byte != b'!')
 }
 

@@ -15,7 +15,7 @@ use granule_user::answers::{apart, equal, holds, status, wrong};
 use granule_user::memory::{map, munmap};
 use granule_user::prelude::*;
 use granule_user::signal::interrupt_by;
-use granule_user::thread::Thread;
+use granule_user::thread::{Thread, all_at_once};
 use granule_user::waiting::until;
 use granule_user::{process, time};
 
@@ -554,24 +554,21 @@ fn copies(path: &CStr) {
 
 fn threads(path: &CStr) {
     let file = open(path, O_RDONLY).expect("the program's own file");
-    fn use_it(file: usize) {
-        equal("the same", read(file as u64), Ok((BEGINNING, 8)));
-        equal("for all", call(DUP, [file as u64]), Ok(file as u64 + 1));
-        equal("closed for all", close(file as u64), Ok(0));
-    }
-    Thread::spawn(move || use_it(file as usize)).join();
+    Thread::spawn(move || {
+        equal("the same", read(file), Ok((BEGINNING, 8)));
+        equal("for all", call(DUP, [file]), Ok(file + 1));
+        equal("closed for all", close(file), Ok(0));
+    })
+    .join();
     // Each byte is read by one of them.
-    static READ: AtomicU64 = AtomicU64::new(0);
-    fn read_all(file: usize) {
-        while let Ok((_, bytes @ 1..)) = read(file as u64) {
-            READ.fetch_add(bytes, Ordering::Relaxed);
+    let (all, total) = (open(path, O_RDONLY).expect("the program's own file"), AtomicU64::new(0));
+    all_at_once(3, |_| {
+        while let Ok((_, bytes @ 1..)) = read(all) {
+            total.fetch_add(bytes, Ordering::Relaxed);
         }
-    }
-    let all = open(path, O_RDONLY).expect("the program's own file");
-    let threads = [(); 3].map(|()| Thread::spawn(move || read_all(all as usize)));
-    threads.into_iter().for_each(Thread::join);
+    });
     let size = fstat(all).map(|stat| stat.st_size as u64);
-    equal("each once", (Ok(READ.load(Ordering::Relaxed)), seek(all, 0, SEEK_CUR)), (size, size));
+    equal("each once", (Ok(total.into_inner()), seek(all, 0, SEEK_CUR)), (size, size));
     equal("closed", close(all), Ok(0));
     equal("closed by the thread", is_open(file), false);
     equal("opened by the thread", seek(file + 1, 0, SEEK_CUR), Ok(8));

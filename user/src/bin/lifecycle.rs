@@ -214,7 +214,7 @@ fn the_signal_of_an_end_is_the_one_asked_for() {
         assert!(signal == 0 || LAST.load(Ordering::Relaxed) == child, "by whose end");
 
         // With a new program it is a child like others.
-        let child = spawn_with(asked, || again());
+        let child = spawn_with(asked, again);
         assert_eq!((wait_for_any(child), received()), (exited(42), [1, 0, 0]), "asked for {signal}, then an exec");
         a_child_for_the_parent(signal, wanted);
     }

@@ -376,7 +376,8 @@ fn kills(count: u32) {
 /// Want of memory beside so many processes, of which one is chosen: that with most memory.
 fn out_of_memory(count: u32) {
     family(count, || {});
-    let largest = process::run(|| (0..).for_each(|_| _ = map(16 * MIB, RW, PRIVATE | MAP_NORESERVE | MAP_POPULATE)));
+    let largest =
+        process::run(|| (0..u64::MAX).for_each(|_| _ = map(16 * MIB, RW, PRIVATE | MAP_NORESERVE | MAP_POPULATE)));
     assert_eq!(largest, killed(SIGKILL));
     call(KILL, [u64::MAX, SIGKILL.into()]).expect("others");
     all_are_killed(count, SIGKILL);

@@ -9,7 +9,7 @@
 
 use granule_user::answers::{apart, present, wrong};
 use granule_user::prelude::*;
-use granule_user::probe::{Fault, not_allowed, not_mapped};
+use granule_user::probe::{not_allowed, not_mapped};
 use granule_user::waiting::until;
 use granule_user::{memory, println, probe, process};
 

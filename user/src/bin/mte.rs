@@ -22,8 +22,11 @@ const TAGGED: u64 = RW | PROT_MTE;
 const BEFORE: u8 = 0x11;
 const MODES: [u64; 4] = [0, PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
 
-/// The parts by name, with the program's path; all of them run where none is named.
-const PARTS: [(&str, fn(&CStr)); 14] = [
+/// A part's name, and itself, with the program's path.
+type Part = (&'static str, fn(&CStr));
+
+/// The parts, all of which run where none is named.
+const PARTS: [Part; 14] = [
     ("control", |_| control_is_what_was_set()),
     ("irg", |_| irg_finds_the_tags_that_are_included()),
     ("modes", |_| each_access_is_checked_in_each_mode()),

@@ -6,14 +6,14 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_user::answers::{apart, equal, holds, status};
 use granule_user::memory::map;
 use granule_user::owned::File;
 use granule_user::prelude::*;
 use granule_user::signal::{handle, mask, set_of, set_without_handler};
-use granule_user::thread::{Thread, beside};
+use granule_user::thread::{all_at_once, beside};
 use granule_user::waiting::{until, while_signalled, with_longer_times};
 use granule_user::{process, time};
 
@@ -355,8 +355,6 @@ fn sizes_of_pipes() {
     drop([reader, writer]);
 }
 
-static STEP: AtomicU32 = AtomicU32::new(0);
-
 /// Lets a thread come to where it waits.
 fn pause() {
     equal("slept", time::sleep(30 * MILLISECOND), Ok(()));
@@ -435,28 +433,24 @@ fn large_writes() {
 fn whole_writes() {
     const WRITES: u64 = 200;
     const LENGTH: usize = 1000;
-    static WRITER: AtomicU64 = AtomicU64::new(0);
-    fn write_often(number: usize) {
-        let bytes = [number as u8; LENGTH];
-        for _ in 0..WRITES {
-            let written = call(WRITE, [WRITER.load(Ordering::Relaxed), bytes.as_ptr() as u64, LENGTH as u64]);
-            equal("a write", written, Ok(LENGTH as u64));
-        }
-    }
     let [reader, writer] = pipe(0);
-    WRITER.store(*writer, Ordering::Relaxed);
-    let writers = [1, 2, 3].map(|number| Thread::spawn(move || write_often(number)));
+    let write_often = |number: usize| {
+        let bytes = [number as u8 + 1; LENGTH];
+        (0..WRITES).for_each(|_| equal("a write", writer.write(&bytes), Ok(LENGTH as u64)));
+    };
     let (mut counts, mut torn) = ([0; 4], 0);
     let mut bytes = [0; LENGTH];
-    for _ in 0..3 * WRITES {
-        let mut have = 0;
-        while have < LENGTH {
-            have += reader.read(&mut bytes[have..]).expect("bytes") as usize;
+    let reads = || {
+        for _ in 0..3 * WRITES {
+            let mut have = 0;
+            while have < LENGTH {
+                have += reader.read(&mut bytes[have..]).expect("bytes") as usize;
+            }
+            counts[usize::from(bytes[0]) % 4] += 1;
+            torn += u32::from(bytes.iter().any(|&byte| byte != bytes[0]));
         }
-        counts[usize::from(bytes[0]) % 4] += 1;
-        torn += u32::from(bytes.iter().any(|&byte| byte != bytes[0]));
-    }
-    writers.into_iter().for_each(Thread::join);
+    };
+    beside(|| all_at_once(3, write_often), reads);
     equal("each writer's", counts, [0, WRITES, WRITES, WRITES]);
     equal("none was torn", torn, 0);
     holds("they are short enough", LENGTH <= PIPE_BUF);
@@ -764,19 +758,10 @@ fn many() {
     }
     drop(events);
     // Many that poll one.
-    static EVENT: AtomicU64 = AtomicU64::new(0);
-    fn poll() {
-        let mut files = [PollFd { fd: EVENT.load(Ordering::Relaxed) as i32, events: POLLIN, revents: 0 }];
-        equal("woken", ppoll(&mut files, None, None), Ok(1));
-        STEP.fetch_add(1, Ordering::Relaxed);
-    }
     let event = counter(0, 0);
-    EVENT.store(*event, Ordering::Relaxed);
-    let polls = [(); 20].map(|()| Thread::spawn(poll));
-    pause();
-    equal("added", add(&event, 1), Ok(8));
-    polls.into_iter().for_each(Thread::join);
-    equal("all of them", STEP.load(Ordering::Relaxed), 20);
+    let poll = |_| equal("woken", ppoll(&mut [polled(&event, POLLIN)], None, None), Ok(1));
+    let adds = || equal("added", add(&event, 1), Ok(8));
+    waiting_for(adds, || all_at_once(20, poll));
 }
 
 /// A descriptor that is closed while it is polled.

@@ -336,14 +336,14 @@ fn marked<R>(window: Window, operation: impl FnOnce() -> R) -> R {
     // SAFETY: does nothing. No `nomem`, so the compiler moves no access across it.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        core::arch::asm!("hint #96", options(nostack));
-    }
+        core::arch::asm!("hint #96", options(nostack))
+    };
     let result = operation();
     // SAFETY: as above.
     #[cfg(target_arch = "aarch64")]
     unsafe {
-        core::arch::asm!("hint #97", in("x0") window as u64, options(nostack));
-    }
+        core::arch::asm!("hint #97", in("x0") window as u64, options(nostack))
+    };
     #[cfg(not(target_arch = "aarch64"))]
     let _ = window;
     result
@@ -355,8 +355,8 @@ fn pause() {
     #[cfg(target_arch = "aarch64")]
     // SAFETY: a hint.
     unsafe {
-        core::arch::asm!("yield", options(nomem, nostack, preserves_flags));
-    }
+        core::arch::asm!("yield", options(nomem, nostack, preserves_flags))
+    };
 }
 
 /// Adds by one instruction.

@@ -247,8 +247,8 @@ fn handlers_have_a_stack() {
         #[cfg(target_arch = "aarch64")]
         // SAFETY: the process ends by it.
         unsafe {
-            core::arch::asm!("mov sp, {}", "str x9, [sp]", in(reg) 0x1000_u64);
-        }
+            core::arch::asm!("mov sp, {}", "str x9, [sp]", in(reg) 0x1000_u64)
+        };
     });
     assert_eq!(process::wait(child), killed(SIGSEGV));
 }
@@ -402,8 +402,8 @@ fn floating_point_survives_a_handler() {
         #[cfg(target_arch = "aarch64")]
         // SAFETY: registers that this code does not use, and the frame has those of the program.
         unsafe {
-            core::arch::asm!(".arch_extension fp", ".arch_extension simd", "movi v8.2d, #0", "msr fpsr, xzr");
-        }
+            core::arch::asm!(".arch_extension fp", ".arch_extension simd", "movi v8.2d, #0", "msr fpsr, xzr")
+        };
         // v9 of the interrupted code.
         let at = core::mem::offset_of!(FpsimdContext, registers) + 9 * 16;
         context.context.records.0[at] = 0x5a;

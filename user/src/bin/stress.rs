@@ -9,7 +9,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::known::Known;
 use granule_user::prelude::*;
@@ -28,54 +28,38 @@ const PAGES: usize = 24;
 /// Their bytes.
 const SIZE: u64 = PAGES as u64 * PAGE;
 
-static SEED: AtomicU64 = AtomicU64::new(0);
-static ROUNDS: AtomicU64 = AtomicU64::new(0);
-/// A page that all processes share: stores to it are never lost.
-static TOTAL: AtomicU64 = AtomicU64::new(0);
-/// The pages of the process's threads, one behind the other: none is mapped while the threads run, so that a gap in
-/// them belongs to no other thread.
-static BASE: AtomicU64 = AtomicU64::new(0);
-
 fn run(start: Start) -> u8 {
     let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
     let (Some(Ok(seed)), Some(Ok(rounds))) = (numbers.next(), numbers.next()) else { return 2 };
     let threads = numbers.next().and_then(Result::ok).map_or(2, |threads| threads as usize).clamp(1, THREADS);
-    ROUNDS.store(rounds, Ordering::Relaxed);
-    TOTAL.store(memory::shared::<AtomicU32>().as_ptr() as u64, Ordering::Relaxed);
+    // A page that all processes share: stores to it are never lost.
+    let total = memory::shared::<AtomicU32>();
     let workers: [u32; WORKERS] = core::array::from_fn(|index| {
         process::spawn(|| {
-            SEED.store(seed.wrapping_add(index as u64 * 0x1_0001), Ordering::Relaxed);
-            work(threads)
+            let seed = seed.wrapping_add(index as u64 * 0x1_0001);
+            // One thread's pages behind the other's: none is mapped while the threads run, so that a gap in them belongs to
+            // no other thread.
+            let base = memory::map(threads as u64 * SIZE, RW).expect("pages");
+            all_at_once(threads, |index| {
+                thread(base + index as u64 * SIZE, Random(seed ^ (index as u64) << 32), rounds, total);
+            });
         })
     });
     for worker in workers {
         assert_eq!(process::wait(worker), exited(0));
     }
-    let counted = counter().load(Ordering::Relaxed);
+    let counted = total.load(Ordering::Relaxed);
     assert_eq!(u64::from(counted), (WORKERS * threads) as u64 * 2 * rounds, "rounds, of originals and of copies");
     println!("stress: {counted} rounds, ok");
     0
 }
 
-fn counter() -> &'static AtomicU32 {
-    // SAFETY: mapped in every process until its end, and used as this alone.
-    unsafe { &*(TOTAL.load(Ordering::Relaxed) as *const AtomicU32) }
-}
-
-/// One process: its threads, to their end.
-fn work(threads: usize) -> u8 {
-    BASE.store(memory::map(threads as u64 * SIZE, RW).expect("pages"), Ordering::Relaxed);
-    all_at_once(threads, thread);
-    0
-}
-
-fn thread(index: usize) {
-    let mut random = Random(SEED.load(Ordering::Relaxed) ^ (index as u64) << 32);
+fn thread(start: u64, mut random: Random, rounds: u64, total: &AtomicU32) {
     let seed = random.next();
-    let mut pages = Known::<PAGES>::new(BASE.load(Ordering::Relaxed) + index as u64 * SIZE);
-    for round in 0..ROUNDS.load(Ordering::Relaxed) {
+    let mut pages = Known::<PAGES>::new(start);
+    for round in 0..rounds {
         pages.store_some(&mut random, 8);
-        let child = process::spawn(|| copy(pages, Random(seed ^ round)));
+        let child = process::spawn(|| copy(pages, Random(seed ^ round), total));
         // While the child compares its copy:
         pages.store_some(&mut random, 8);
         match random.below(3) {
@@ -85,18 +69,17 @@ fn thread(index: usize) {
         }
         pages.check_all();
         assert_eq!(process::wait(child), exited(0), "seed {seed}, round {round}");
-        counter().fetch_add(1, Ordering::Relaxed);
+        total.fetch_add(1, Ordering::Relaxed);
     }
     pages.check_all();
 }
 
 /// Stores to a child's copy of the pages, and checks them.
-fn copy(mut pages: Known<PAGES>, mut random: Random) -> u8 {
+fn copy(mut pages: Known<PAGES>, mut random: Random, total: &AtomicU32) {
     pages.check_all();
     pages.store_some(&mut random, 6);
     pages.zap(&mut random);
     pages.store_some(&mut random, 6);
     pages.check_all();
-    counter().fetch_add(1, Ordering::Relaxed);
-    0
+    total.fetch_add(1, Ordering::Relaxed);
 }

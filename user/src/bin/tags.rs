@@ -47,8 +47,7 @@ fn tags_are_ignored_at_el0() {
         unsafe { probe::write(page | tag, value) }.expect("a page");
         assert_eq!([load(page), load(page | tag)], [value; 2]);
     }
-    // SAFETY: there is no reference to it.
-    unsafe { memory::munmap(page, PAGE) }.expect("unmapped");
+    assert_eq!(call(MUNMAP, [page, PAGE]), Ok(0));
 }
 
 static FAULTS: AtomicU32 = AtomicU32::new(0);
@@ -177,20 +176,13 @@ fn calls_that_name_mappings_ignore_tags() {
 
 /// The results of four calls that are given a pointer with a tag.
 fn with_tagged_pointers() -> [Result<u64, Errno>; 4] {
-    let mut name = [0_u8; 390];
-    let mut set = 0_u64;
-    let mut present = [0_u8; 1];
-    let word = 5_u32;
-    let name = name.as_mut_ptr().expose_provenance() as u64;
-    let set = (&raw mut set).expose_provenance() as u64;
-    let present = present.as_mut_ptr().expose_provenance() as u64;
-    let word = (&raw const word).expose_provenance() as u64;
     let page = memory::map(PAGE, RW).expect("memory");
+    let at = page | TAG;
     let answers = [
-        call(UNAME, [name | TAG]),
-        call(RT_SIGPROCMASK, [0, 0, set | TAG, 8]),
-        call(MINCORE, [page, PAGE, present | TAG]),
-        call(FUTEX, [word | TAG, FUTEX_WAIT, 6, 0]),
+        call(UNAME, [at]),
+        call(RT_SIGPROCMASK, [0, 0, at, 8]),
+        call(MINCORE, [page, PAGE, at]),
+        call(FUTEX, [at, FUTEX_WAIT, 6, 0]),
     ];
     assert_eq!(call(MUNMAP, [page, PAGE]), Ok(0));
     answers

@@ -102,7 +102,7 @@ fn run(start: Start) -> u8 {
     STEPS.store(steps, Ordering::Relaxed);
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
     PAGER.store(Pager::new(0, FEATURES).expect("a userfaultfd").0, Ordering::Relaxed);
-    let path = start.auxiliary(AT_EXECFN).expect("a path");
+    let path = start.path().as_ptr() as u64;
     (0..WRITERS).for_each(|writer| map(writer, path));
     let _pager = Thread::spawn(serve);
     let discarder = Thread::spawn(discard);
