@@ -6,6 +6,7 @@
 /// has mapped, without references to it, and descriptors that it has opened; or that the kernel refuses it.
 ///
 /// - `call(number, [argument, ...])` makes a system call.
+/// - `file(pages)` is the descriptor of a memory file with so many pages of zeros.
 /// - `put(address, value)` stores a byte, or returns the fault.
 /// - `word(address)` loads a word, and `put_word(address, word)` stores one, where it is mapped for that.
 /// - `unmap_all([(address, pages), ...])` unmaps several, by `unmap`.
@@ -21,6 +22,17 @@ macro_rules! own {
             arguments[..N].copy_from_slice(&some);
             // SAFETY: the program passes what is its own, or is refused.
             unsafe { $crate::sys::call(number, arguments) }
+        }
+    };
+    (@file) => {
+        fn file(pages: u64) -> u64 {
+            let arguments = [c"memory".as_ptr() as u64, 0, 0, 0, 0, 0];
+            // SAFETY: it reads the name.
+            let file = unsafe { $crate::sys::call($crate::abi::number::MEMFD_CREATE, arguments) }.expect("a file");
+            let arguments = [file, pages * $crate::memory::PAGE, 0, 0, 0, 0];
+            // SAFETY: nothing has mapped it yet.
+            unsafe { $crate::sys::call($crate::abi::number::FTRUNCATE, arguments) }.expect("its size");
+            file
         }
     };
     (@put) => {

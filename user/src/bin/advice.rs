@@ -16,7 +16,7 @@ use granule_user::thread::all_at_once;
 use granule_user::{probe, process};
 
 entry!(run);
-own!(call, put, unmap, unmap_all, protect);
+own!(call, file, put, unmap, unmap_all, protect);
 
 fn run(start: Start) -> u8 {
     probe::prepare();
@@ -47,12 +47,6 @@ fn number(at: u64, pages: u64) {
     for page in 0..pages {
         equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
     }
-}
-
-fn file(pages: u64) -> u64 {
-    let file = call(MEMFD_CREATE, [c"advice".as_ptr() as u64, 0]).expect("a file");
-    equal("a size", call(FTRUNCATE, [file, pages * PAGE]), Ok(0));
-    file
 }
 
 fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {

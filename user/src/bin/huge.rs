@@ -16,7 +16,7 @@ use granule_user::thread::all_at_once;
 use granule_user::{probe, process};
 
 entry!(run);
-own!(call, put, unmap, unmap_all, protect);
+own!(call, file, put, unmap, unmap_all, protect);
 
 /// Pages of a block.
 const BLOCK: u64 = 512;
@@ -100,8 +100,7 @@ fn advised() {
         equal((advice, "a hole"), advise(at, 4, advice), Err(ENOMEM));
         unmap(at, 4);
         equal((advice, "not mapped"), advise(at, 4, advice), Err(ENOMEM));
-        let file = call(MEMFD_CREATE, [c"huge".as_ptr() as u64, 0]).expect("a file");
-        equal("a size", call(FTRUNCATE, [file, 4 * PAGE]), Ok(0));
+        let file = file(4);
         for flags in [MAP_SHARED, MAP_PRIVATE] {
             let at = call(MMAP, [0, 4 * PAGE, RW, flags, file, 0]).expect("a mapping");
             equal((advice, flags), advise(at, 4, advice), Ok(0));
@@ -377,13 +376,6 @@ fn executed() {
     unmap(at, BLOCK);
 }
 
-/// A file of a block.
-fn file() -> u64 {
-    let file = call(MEMFD_CREATE, [c"huge".as_ptr() as u64, 0]).expect("a file");
-    equal("a size", call(FTRUNCATE, [file, BYTES]), Ok(0));
-    file
-}
-
 /// All of the file, with nothing around, for which a block is wanted.
 fn share(file: u64) -> u64 {
     let at = blocks(1);
@@ -406,7 +398,7 @@ fn byte_of(file: u64, page: u64) -> u8 {
 
 /// A block that is mapped at two places and in two processes, and read and written as a file.
 fn shared() {
-    let file = file();
+    let file = file(BLOCK);
     let at = share(file);
     store(at + PAGE, 2);
     equal("a block", present(at, BLOCK), BLOCK as usize);
@@ -441,7 +433,7 @@ fn shared() {
 
 fn shared_in_parts() {
     let fresh = || {
-        let file = file();
+        let file = file(BLOCK);
         let (at, other) = (share(file), share(file));
         WRITTEN.iter().for_each(|&(page, value)| store(at + page * PAGE, value));
         equal("both", bytes(other), [1, 2, 3, 4, 5]);
@@ -494,7 +486,7 @@ fn shared_in_parts() {
 fn shared_by_processes() {
     const ROUNDS: u64 = 4;
     const PROCESSES: u64 = 3;
-    let file = file();
+    let file = file(BLOCK);
     let at = share(file);
     for _ in 0..ROUNDS {
         let own = |process: u64, step: u64| at + (step * 37 % (BLOCK / 8) * 8 + process) * PAGE;

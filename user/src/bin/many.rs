@@ -12,10 +12,10 @@ use granule_user::prelude::*;
 use granule_user::thread::{Thread, futex_wait};
 use granule_user::userfault::Pager;
 use granule_user::waiting::asleep_until;
-use granule_user::{memory, println, process, signal, time};
+use granule_user::{println, process, signal, time};
 
 entry!(run);
-own!(call);
+own!(call, file, put_word);
 
 const MIB: u64 = 1 << 20;
 const MILLISECOND: u64 = 1_000_000;
@@ -75,17 +75,7 @@ fn rest() {
 }
 
 fn map(bytes: u64, protection: u64, flags: u64) -> u64 {
-    // SAFETY: not at a fixed address.
-    unsafe { memory::mmap(0, bytes, protection, flags) }.expect("addresses")
-}
-
-fn touch(address: u64) {
-    // SAFETY: a mapping of this program's, without references to it.
-    unsafe { (address as *mut u64).write_volatile(1) };
-}
-
-fn memory_file() -> u64 {
-    call(MEMFD_CREATE, [c"many".as_ptr() as u64, 0]).expect("a file")
+    call(MMAP, [0, bytes, protection, flags, u64::MAX, 0]).expect("addresses")
 }
 
 /// Descriptors up to the limit; a child has a table of its own of them.
@@ -118,9 +108,7 @@ fn polls(count: u64) {
     let begun = time::now();
     assert_eq!(call(PPOLL, [list, count, &raw const limit as u64, 0]), Ok(0));
     let whole = time::now() - begun;
-    let child = process::spawn(|| {
-        let _ = call(PPOLL, [list, count, 0, 0]);
-    });
+    let child = process::spawn(|| u8::from(call(PPOLL, [list, count, 0, 0]).is_ok()));
     time::sleep(whole / 8).expect("to sleep");
     let begun = time::now();
     process::kill(child as i32, SIGKILL).expect("a signal");
@@ -257,7 +245,7 @@ fn faulters(count: u32) {
     let pager = Pager::new(0, 0).expect("a pager");
     pager.register(page, PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     crowd(count, move || {
-        touch(page);
+        put_word(page, 1);
         rest();
     });
     pager.wake(page, PAGE).expect("a wake-up");
@@ -270,7 +258,7 @@ fn faulters(count: u32) {
     }
     time::sleep(SETTLED).expect("to sleep");
     call(MADVISE, [page, PAGE, MADV_DONTNEED]).expect("to discard");
-    let _ = Thread::spawn(move || touch(page));
+    let _ = Thread::spawn(move || put_word(page, 1));
     time::sleep(SETTLED).expect("to sleep");
     call(CLOSE, [pager.0.into()]).expect("to close");
 }
@@ -319,20 +307,19 @@ fn divide_by_advice(start: u64, bytes: u64) {
 
 /// Mappings of one page of a file, which is taken away.
 fn mappings(count: u64) {
-    let file = memory_file();
-    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let file = file(1);
     let start = map(count * PAGE, PROT_NONE, PRIVATE | MAP_NORESERVE);
     let pages = || (start..start + count * PAGE).step_by(PAGE as usize);
     for page in pages() {
         call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
     }
-    touch(start);
+    put_word(start, 1);
     let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
     call(FALLOCATE, [file, hole.into(), 0, PAGE]).expect("a hole");
-    pages().for_each(touch);
+    pages().for_each(|page| put_word(page, 1));
     process::in_copy(|| {});
     call(MADVISE, [start, PAGE, MADV_REMOVE]).expect("a hole");
-    pages().for_each(touch);
+    pages().for_each(|page| put_word(page, 1));
     call(FTRUNCATE, [file, 0]).expect("no page");
     call(MUNMAP, [start, count * PAGE]).expect("to unmap");
 }
@@ -391,8 +378,7 @@ const MIGRATED: u64 = 0x1000_0000_0000;
 fn migrate(count: u64) {
     const FAMILY: u32 = 2000;
     family(FAMILY, || {});
-    let file = memory_file();
-    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let file = file(1);
     for page in (MIGRATED..).step_by(PAGE as usize).take(count as usize) {
         call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
     }
@@ -404,13 +390,12 @@ fn migrate(count: u64) {
 
 /// Processes that have a page of a file, and one of their parent's, both in common.
 fn mappers(count: u32) {
-    let file = memory_file();
-    call(FTRUNCATE, [file, PAGE]).expect("a page");
+    let file = file(1);
     let shared = call(MMAP, [0, PAGE, RW, MAP_SHARED | MAP_POPULATE, file, 0]).expect("a mapping");
     let private = map(PAGE, RW, PRIVATE);
-    touch(private);
-    let children = family(count, || touch(shared));
-    touch(private);
+    put_word(private, 1);
+    let children = family(count, || put_word(shared, 1));
+    put_word(private, 1);
     call(FTRUNCATE, [file, 0]).expect("no page");
     // To all, of which each is asked.
     call(KILL, [u64::MAX, 0]).expect("others");
@@ -422,7 +407,7 @@ fn mappers(count: u32) {
 fn addresses(tib: u64) {
     let bytes = tib << 40;
     let start = map(bytes, RW, PRIVATE | MAP_NORESERVE);
-    let spread = |start: u64| (0..1024).for_each(|part| touch(start + (part * (bytes >> 10)) / PAGE * PAGE));
+    let spread = |start: u64| (0..1024).for_each(|part| put_word(start + (part * (bytes >> 10)) / PAGE * PAGE, 1));
     spread(start);
     call(MPROTECT, [start, bytes, PROT_READ]).expect("to protect");
     call(MPROTECT, [start, bytes, RW]).expect("to protect");
@@ -440,7 +425,7 @@ fn addresses(tib: u64) {
     pager.register(start, bytes, UFFDIO_REGISTER_MODE_WP).expect("to register");
     pager.protect(start, bytes).expect("to protect");
     pager.unregister(start, bytes).expect("to end that");
-    let file = memory_file();
+    let file = file(0);
     call(FTRUNCATE, [file, bytes]).expect("a large file");
     for part in 0..1024 {
         call(PWRITE64, [file, c"x".as_ptr() as u64, 1, part * (bytes >> 10)]).expect("a page");
@@ -457,7 +442,7 @@ fn vectors(count: u64) {
     const WORDS: usize = 60_000;
     let at = map(count * 16, RW, PRIVATE);
     let bytes = map(64 * PAGE, RW, PRIVATE);
-    let file = memory_file();
+    let file = file(0);
     let fill = |length: u64| {
         for index in 0..count {
             // SAFETY: mapped above.

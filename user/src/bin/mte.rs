@@ -15,7 +15,7 @@ use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store
 use granule_user::{instruction, process, signal, thread};
 
 entry!(run);
-own!(call);
+own!(call, file);
 
 const TAGGED: u64 = RW | PROT_MTE;
 /// The contents of memory before an access; a store stores another value.
@@ -319,17 +319,10 @@ fn mappings_are_checked_by_their_protection() {
     unmap(page);
 }
 
-/// A file of one page that is zero.
-fn file() -> u64 {
-    let file = call(MEMFD_CREATE, [c"tags".as_ptr() as u64, 0]).expect("a file");
-    equal("a page", call(FTRUNCATE, [file, PAGE]), Ok(0));
-    file
-}
-
 fn new_memory_has_tags_of_zero() {
     set_mode(PR_MTE_TCF_SYNC);
     let anonymous = [MAP_PRIVATE, MAP_SHARED].map(|sharing| (sharing | MAP_ANONYMOUS, u64::MAX));
-    let of_files = [MAP_PRIVATE, MAP_SHARED].map(|sharing| (sharing, file()));
+    let of_files = [MAP_PRIVATE, MAP_SHARED].map(|sharing| (sharing, file(1)));
     for (flags, file) in anonymous.into_iter().chain(of_files) {
         for stores_first in [false, true] {
             let page = map(1, TAGGED, flags, file);
@@ -382,7 +375,7 @@ fn children_have_tags_of_their_own() {
 fn buffers_of_calls_are_checked() {
     const BYTES: u64 = 512;
     let page = map_private(TAGGED);
-    let file = file();
+    let file = file(1);
     let offset = |at: u64| equal("the position", call(LSEEK, [file, at, 0]), Ok(at));
     for (name, number) in [("read", READ), ("write", WRITE), ("readv", READV), ("writev", WRITEV)] {
         for start in [0, 5, 250] {

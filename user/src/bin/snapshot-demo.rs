@@ -20,7 +20,7 @@ use granule_user::waiting::until;
 use granule_user::{memory, println, process};
 
 entry!(run);
-own!(call, word, put_word);
+own!(call, file, word, put_word);
 
 /// Pages that are watched.
 const PAGES: u64 = 64;
@@ -49,8 +49,7 @@ struct Watched {
 impl Watched {
     /// Starts the pager: its process, and where its result will be.
     fn start_pager(&self, task: &str, more: &[u64]) -> (u32, u64) {
-        let file = call(MEMFD_CREATE, [c"result".as_ptr() as u64, 0]).expect("a file");
-        call(FTRUNCATE, [file, BYTES]).expect("its size");
+        let file = file(PAGES);
         let mut line = Line { text: [0; 256], used: 0 };
         [self.path, task].iter().for_each(|word| line.add(word));
         let numbers = [process::id().into(), self.pager.0.into(), self.buffer, PAGES, file];

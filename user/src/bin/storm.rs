@@ -19,7 +19,7 @@ use granule_user::random::Random;
 use granule_user::{println, process, signal};
 
 entry!(run);
-own!(call);
+own!(call, file);
 
 const OWN: u64 = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
 /// Pages of its own, at the first or the second address in turn.
@@ -87,10 +87,9 @@ struct Storm {
 
 impl Storm {
     fn new(number: u32, seed: u64, path: &CStr) -> Self {
-        let memory = call(MEMFD_CREATE, [c"storm".as_ptr() as u64, 0]).expect("a file");
+        let memory = file(FEW as u64);
         let program = call(OPENAT, [AT_FDCWD as u64, path.as_ptr() as u64, O_RDONLY.into()]).expect("the program");
         let bytes = FEW as u64 * PAGE;
-        assert_eq!(call(FTRUNCATE, [memory, bytes]), Ok(0));
         map(SMALL[0], bytes, OWN, u64::MAX);
         SHARED.into_iter().for_each(|at| map(at, bytes, MAP_SHARED | MAP_FIXED, memory));
         [SOURCE, TARGET].into_iter().for_each(|at| map(at, COPIED * PAGE, OWN, u64::MAX));

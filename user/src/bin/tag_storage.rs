@@ -13,7 +13,7 @@ use granule_user::random::Random;
 use granule_user::signal::{is_pending, mask, set_of};
 use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag};
 use granule_user::waiting::until;
-use granule_user::{memory, probe, thread};
+use granule_user::{probe, thread};
 
 entry!(run);
 own!(call, word, put_word, unmap, protect);
@@ -104,8 +104,7 @@ fn calls_reach_what_waits() {
     equal("what is there", [word(read), word(written)], [2, 2]);
     equal("a word of it", call(FUTEX, [futex, FUTEX_WAKE, 1]), Ok(0));
     equal("which is there", word(futex), 3);
-    // SAFETY: the program's own page.
-    equal("given up", unsafe { memory::madvise(discarded, PAGE, MADV_DONTNEED) }, Ok(()));
+    equal("given up", call(MADVISE, [discarded, PAGE, MADV_DONTNEED]), Ok(0));
     equal("zero", word(discarded), 0);
     for page in [read, written, futex, discarded] {
         holds("tags of zero", has_tags(page, 0));
@@ -209,8 +208,7 @@ fn change(thread: usize) {
                 }
             }
             2 => {
-                // SAFETY: the program's own page.
-                equal("given up", unsafe { memory::madvise(at, PAGE, MADV_DONTNEED) }, Ok(()));
+                equal("given up", call(MADVISE, [at, PAGE, MADV_DONTNEED]), Ok(0));
                 generations[page] += 1;
                 LEAST[page].store(generations[page], Ordering::Release);
                 put_word(at, stamp(page, generations[page]));

@@ -16,7 +16,7 @@ use granule_user::waiting::until;
 use granule_user::{memory, println, probe, process};
 
 entry!(run);
-own!(call, word, put_word);
+own!(call, file, word, put_word);
 
 const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
 const WP: u64 = UFFDIO_REGISTER_MODE_WP;
@@ -61,19 +61,13 @@ struct Room {
     file: u64,
 }
 
-fn file(bytes: u64) -> u64 {
-    let file = call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0]).expect("a file");
-    call(FTRUNCATE, [file, bytes]).expect("its size");
-    file
-}
-
 impl Room {
     fn new(kind: Kind, pages: u64) -> Self {
         let bytes = pages * PAGE;
         let (flags, file) = match kind {
             Kind::Anonymous => (PRIVATE, u64::MAX),
-            Kind::Shared => (MAP_SHARED, file(bytes)),
-            Kind::PrivateFile => (MAP_PRIVATE, file(bytes)),
+            Kind::Shared => (MAP_SHARED, file(pages)),
+            Kind::PrivateFile => (MAP_PRIVATE, file(pages)),
         };
         let start = call(MMAP, [0, bytes, RW, flags, file, 0]).expect("memory");
         Self { start, bytes, file }
@@ -256,7 +250,7 @@ fn refusals() {
     assert_eq!(pager.wake(start, 0), Err(EINVAL));
     assert_eq!(pager.wake(start, bytes), Ok(()));
     // A file that may never be written.
-    let sealed = file(PAGE);
+    let sealed = file(1);
     let read_only = call(MMAP, [0, PAGE, PROT_READ, MAP_SHARED, sealed, 0]).expect("memory");
     assert_eq!(pager.register(read_only, PAGE, MISSING).map(drop), Ok(()));
     refusals_up_to_the_end(*pager, &room, source.start);
@@ -286,10 +280,9 @@ fn refusals_up_to_the_end(pager: Pager, room: &Room, source: u64) {
 
 fn missing() {
     for kind in KINDS {
-        let (room, source) = (Room::new(kind, 8), Room::new(Kind::Anonymous, 1));
+        let source = Room::new(Kind::Anonymous, 1);
+        let (room, pager) = watched(kind, 8, FEATURES | UFFD_FEATURE_THREAD_ID, MISSING | WP);
         source.write(0, 77);
-        let pager = pager(FEATURES | UFFD_FEATURE_THREAD_ID);
-        pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
         let copy = |page: u64, mode| {
             assert_eq!(pager.copy(room.page(page), source.start, PAGE, mode), Ok(PAGE as i64));
         };
@@ -613,9 +606,8 @@ fn code_of(at: u64, stores: bool) -> i32 {
 
 fn poison() {
     for kind in KINDS {
-        let (room, source) = (Room::new(kind, 4), Room::new(Kind::Anonymous, 1));
-        let pager = pager(FEATURES);
-        pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
+        let source = Room::new(Kind::Anonymous, 1);
+        let (room, pager) = watched(kind, 4, FEATURES, MISSING | WP);
         assert_eq!(pager.poison(room.start, 2 * PAGE, 0), Ok(2 * PAGE as i64));
         assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
         assert_eq!(code_of(room.page(1), true), BUS_MCEERR_AR);
@@ -639,7 +631,7 @@ fn poison() {
 fn kernel() {
     // They wait as the program's do.
     let (room, pager) = watched(Kind::Anonymous, 4, FEATURES, MISSING | WP);
-    let contents = file(4 * PAGE);
+    let contents = file(4);
     let ends = AtomicU32::new(0);
     let (served, ()) = beside(
         || serve_all(*pager, &ends),

@@ -20,7 +20,7 @@ use granule_user::userfault::Pager;
 use granule_user::{println, process, signal};
 
 entry!(run);
-own!(call);
+own!(call, file);
 
 const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 /// Threads that store.
@@ -122,8 +122,7 @@ fn map(writer: usize, path: u64) {
         let bytes = kind.pages() as u64 * PAGE;
         let (flags, file) = match kind {
             Kind::Shared | Kind::Block => {
-                let file = call(MEMFD_CREATE, [c"watched".as_ptr() as u64, 0]).expect("a file");
-                call(FTRUNCATE, [file, bytes]).expect("its size");
+                let file = file(kind.pages() as u64);
                 FILES[writer][kind as usize].store(file, Ordering::Relaxed);
                 (MAP_SHARED, file)
             }
