@@ -29,7 +29,7 @@ Examples:
   ./x run -- -icount shift=0,sleep=off     count instructions: `uptime` prints them
   ./x image --board generic -o card.img    a disk image for U-Boot
   ./x flash card.img /dev/sdb              onto a card
-  ./x image --board rpi4 --loader -o l.img --firmware boot   one whose kernel is a loader, for
+  ./x image --board generic --loader -o l.img   one whose kernel is a loader, for
   ./x boot --serial /dev/ttyUSB0           a kernel over the serial line, and its console
   ./x test                                 everything
   ./x test --target set_memory             the tests on the target whose names contain set_memory
