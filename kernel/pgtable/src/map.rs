@@ -4,6 +4,8 @@
 //! missing tables; all are taken before the first store, so that the second pass cannot fail. Tables that wait to be
 //! linked hang on a list through their own first entries ([`TableList`]).
 
+use core::slice;
+
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Attributes, Descriptor, bits};
 
@@ -369,21 +371,22 @@ impl<M: Stores, F: FnMut(VirtAddr, usize) -> (PhysAddr, usize)> Writing<'_, M, F
     /// mapping.
     fn write_blocks(&mut self, mmu: &M, run: &Run<'_, M>) -> usize {
         let entries = M::Geometry::group_entries(run.level);
-        let group = entries > 1
-            && self.mapping.fit.allows(run.from, M::Geometry::group_size(run.level), run.left)
-            && run.cells()[..entries].iter().all(|cell| mmu.load(cell).is_vacant());
-        let written = if group { entries } else { 1 };
-        let cells = &run.cells()[..written];
+        let group = run.cells().get(..entries).filter(|group| {
+            entries > 1
+                && self.mapping.fit.allows(run.from, M::Geometry::group_size(run.level), run.left)
+                && group.iter().all(|cell| mmu.load(cell).is_vacant())
+        });
+        let cells = group.unwrap_or(slice::from_ref(run.entry(run.first)));
         for (index, cell) in cells.iter().enumerate() {
             if mmu.load(cell) == UNLINKED {
                 complete_unlinking(mmu, run.address(index));
             }
         }
-        let (physical, _) = (self.mapping.frames)(run.from, written);
+        let (physical, _) = (self.mapping.frames)(run.from, cells.len());
         let block = Descriptor::block(physical, self.mapping.attributes);
         write_leaves(mmu, cells, run.from, block, run.level, self.mapping.leaves);
         self.lazy.wrote(block);
-        written
+        cells.len()
     }
 
     /// Links one of the tables that were taken.
