@@ -44,7 +44,7 @@ pub struct Space {
     pub(super) common: &'static Spaces,
     /// How many [`SpaceRef`]s there are.
     pub(super) references: AtomicU32,
-    /// How many [`SpaceUser`]s there are.
+    /// How many [`SpaceUser`](super::user::SpaceUser)s there are.
     pub(super) users: AtomicU32,
     pub(super) heap: RwSem<ProgramHeap>,
     pub(super) trampoline: AtomicU64,
@@ -57,9 +57,10 @@ pub struct Space {
     pub(super) reserved: AtomicUsize,
     /// A device uses the reserved pages.
     pub(super) has_device: AtomicBool,
-    /// Bits for locks, guards and kinds of areas that there may be: see [`advise`]. A bit is never cleared.
+    /// Bits for locks, guards and kinds of areas that there may be: [`LOCKED_AREAS`] and those beside it. A bit is
+    /// never cleared.
     pub(super) hints: AtomicU8,
-    /// How areas that come are locked: a [`Locking`].
+    /// How areas that come are locked: a [`Locking`](super::mlock::Locking).
     pub(super) future_locking: AtomicU8,
     pub(super) family: FamilyId,
     pub(super) in_family: LinkedListAtomicLink,

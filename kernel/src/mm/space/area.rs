@@ -2,7 +2,7 @@
 //!
 //! Areas are nodes of an intrusive tree by address. A second tree has the same nodes by the free addresses below each,
 //! so that a mapping finds the smallest gap that is large enough without visiting the others. Nodes are allocated
-//! before a change begins ([`Spares`]); after that nothing here can fail.
+//! before a change begins ([`Spares`](pools::Spares)); after that nothing here can fail.
 //!
 //! ```text
 //!         window.start        SEARCH_START                                     window.end
@@ -10,7 +10,8 @@
 //!         ├───────┬──────┬────┼──────────────────┬──────┬────────┬─────────┬────┤
 //!         │       │ area │    │    gap of B      │  B   │ gap of │   C     │    │
 //! ```
-//! Two areas that touch and are alike are one: [`Areas::merge`] is called wherever a change may have made them so.
+//! Two areas that touch and are alike are one: [`merge`](tree::Areas::merge) is called wherever a change may have made
+//! them so.
 //!
 //! Where CPUs change areas in turn, their [part](super::parts) is [divided](tree) between them.
 

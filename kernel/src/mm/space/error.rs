@@ -102,8 +102,8 @@ pub enum FaultError {
     /// Its memory is gone: SIGBUS with `BUS_MCEERR_AR`.
     #[error("the memory of the page is gone")]
     Poisoned,
-    /// A pager may have to serve it. The caller [waits](super::Space::userfault) for that, where it can: that looks at the
-    /// entry under the lock of its table first.
+    /// A pager may have to serve it. The caller [waits](super::Space::userfault) for that, where it can: that looks at
+    /// the entry under the lock of its table first.
     #[error("a pager has to serve it")]
     Userfault,
 }

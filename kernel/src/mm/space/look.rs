@@ -13,7 +13,7 @@
 //! ```
 //! So a [`Glimpse`] decides only what is tried next: each attempt loads the entry again under the lock, and fails where
 //! another CPU was faster. An answer is formed of a [`LockedEntry`], which exists only while the lock is held: that a
-//! page is absent, or why a fault is [`Denied`].
+//! page is absent, or why a fault is [`Denied`](super::denied::Denied).
 //!
 //! `kernel/loom` compiles this file, and lets looks of both kinds meet a [copy](replace_frame).
 

@@ -1,4 +1,4 @@
-//! What a fault is about, once its area permits it, and what comes of it.
+//! A fault that its area permits, and the outcome of a fault.
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
 

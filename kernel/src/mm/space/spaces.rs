@@ -1,4 +1,4 @@
-//! What all spaces share: where their memory comes from, and the lists that they are in.
+//! State that all spaces share: the source of their memory, and the lists that they are in.
 
 use core::sync::atomic::{AtomicU32, AtomicUsize, Ordering};
 

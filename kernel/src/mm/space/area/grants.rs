@@ -11,7 +11,7 @@ pub(in crate::mm::space) const ARENAS: u64 = 16;
 pub(in crate::mm::space) struct Grants {
     /// The limits of which parts got a share. Under lower ones the shares mean nothing.
     pub(in crate::mm::space) of: Amounts,
-    /// What the part may use.
+    /// The most that the part may use.
     pub(in crate::mm::space) most: Amounts,
 }
 
