@@ -27,10 +27,10 @@ fn run(start: Start) -> u8 {
         threads_have_their_own handlers_have_a_stack
     }
     #[cfg(target_arch = "aarch64")]
+    a_handlers_frame_record_leads_to_what_it_interrupted();
     parts! { ()
-        a_handlers_frame_record_leads_to_what_it_interrupted calls_are_interrupted_or_restarted
-        sleeps_go_on_where_they_were children_tell_of_their_end floating_point_survives_a_handler
-        a_handler_without_a_restorer_returns bad_frames_kill bad_arguments_are_refused
+        calls_are_interrupted_or_restarted sleeps_go_on_where_they_were children_tell_of_their_end
+        floating_point_survives_a_handler a_handler_without_a_restorer_returns bad_frames_kill bad_arguments_are_refused
     }
     println!("signals: ok");
     0
