@@ -13,7 +13,7 @@ use granule_abi::{Errno, signal};
 
 use crate::sys;
 
-/// What a program or a copy of one exits with.
+/// The end of a program, or of a copy of one, which exits with a status.
 pub trait Status {
     /// The exit status.
     fn status(self) -> u8;

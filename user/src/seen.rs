@@ -4,7 +4,7 @@ use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use granule_abi::signal::{ESR_MAGIC, FPSIMD_MAGIC, SigInfo, UContext};
 
-/// What [`note`] has found.
+/// The fields that [`note`] stores.
 #[derive(Debug)]
 pub struct Seen {
     /// Signals since the last [`Self::take`].

@@ -65,7 +65,7 @@ fn stay(parent: u32) -> u8 {
     0
 }
 
-/// That there is no room for one more of what the kernel makes.
+/// Checks that an error says that there is no room for one more.
 #[track_caller]
 fn no_room(error: Errno) {
     assert!(matches!(error, EAGAIN | ENOMEM), "{error:?}");
