@@ -7,8 +7,8 @@ use granule_abi::memory::{MADV_DONTNEED, MAP_ANONYMOUS, MAP_FIXED, MAP_PRIVATE, 
 use crate::memory::{PAGE, RW, madvise, mmap, mprotect, munmap};
 use crate::random::Random;
 
-/// `N` pages from an address on, and what was stored in each. They are mapped for that, by the program that has this, and
-/// no thread but one accesses them.
+/// `N` pages from an address on, and what was stored in each. The program that has this has mapped them, and one thread
+/// alone accesses them.
 #[derive(Clone, Copy, Debug)]
 pub struct Known<const N: usize> {
     /// Their address.

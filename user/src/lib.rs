@@ -44,7 +44,7 @@ pub use start::Start;
 /// The status of a program that panicked.
 pub const PANICKED: u8 = 101;
 
-/// Makes `$main`, a function of [`Start`], the program's main function. It returns the exit [`Status`](process::Status).
+/// Makes `$main`, a function of [`Start`], the program's main function. It returns a [`Status`](process::Status).
 #[macro_export]
 macro_rules! entry {
     ($main:expr) => {

@@ -1,6 +1,7 @@
 //! Linux's names, as its headers give them to a C program, and those of this crate that every program uses.
 //!
-//! It is the one module that programs import as a whole. A name in capitals, or of a structure of the kernel's, is Linux's.
+//! It is the one module that programs import as a whole. A name in capitals, or of a structure of the kernel's, is
+//! Linux's.
 
 pub use granule_abi::Errno::{self, *};
 pub use granule_abi::file::*;

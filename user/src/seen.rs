@@ -77,7 +77,7 @@ pub extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
     SEEN.count.fetch_add(1, Ordering::Relaxed);
 }
 
-/// As [`note`]; goes on behind the instruction.
+/// As [`note`]; goes on after the instruction.
 pub extern "C" fn skip(signal: u32, info: &SigInfo, context: &mut UContext) {
     note(signal, info, context);
     context.context.pc += 4;

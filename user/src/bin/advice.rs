@@ -26,8 +26,8 @@ fn run(start: Start) -> u8 {
     }
     parts! { ()
         ranges not_in_children zeros_in_children joined populated populated_files not_populated guards guards_stay
-        guards_of_files guards_in_children guards_of_many guards_of_nothing given_up locked locked_by_calls files_locked_by_calls all_locked
-        futexes
+        guards_of_files guards_in_children guards_of_many guards_of_nothing given_up locked locked_by_calls
+        files_locked_by_calls all_locked futexes
     }
     status("advice")
 }

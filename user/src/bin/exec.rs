@@ -265,7 +265,7 @@ const SCRIPTS: [(&CStr, &[u8]); 7] = [
 fn make_scripts(path: &CStr) {
     const SYMLINKAT: usize = 36;
     const HERE: u64 = AT_FDCWD as u64;
-    // SAFETY: it changes no memory. Where there is no such call, whose error may have no name, all of it is in the initrd.
+    // SAFETY: it changes no memory. Where there is no such call, all of it is in the initrd.
     unsafe { sys::raw(SYMLINKAT, [path.as_ptr() as u64, HERE, c"/exec".as_ptr() as u64, 0, 0, 0]) };
     for (name, contents) in SCRIPTS {
         let made = call(OPENAT, [HERE, name.as_ptr() as u64, (O_CREAT | O_WRONLY).into(), 0o755]);

@@ -37,8 +37,8 @@ fn run(start: Start) -> u8 {
     let workers: [u32; WORKERS] = core::array::from_fn(|index| {
         process::spawn(|| {
             let seed = seed.wrapping_add(index as u64 * 0x1_0001);
-            // One thread's pages behind the other's: none is mapped while the threads run, so that a gap in them belongs to
-            // no other thread.
+            // The pages of one thread after those of the other: none is mapped while the threads run, so that a gap in
+            // them belongs to no other thread.
             let base = memory::map(threads as u64 * SIZE, RW).expect("pages");
             all_at_once(threads, |index| {
                 thread(base + index as u64 * SIZE, Random(seed ^ (index as u64) << 32), rounds, total);
