@@ -73,7 +73,10 @@ impl<'t, M: Mmu> Runs<'t, M> {
     /// them, but for the first. Nothing is passed.
     #[inline(always)]
     pub(crate) fn entries(&self) -> Option<Run<'t, M>> {
-        while self.left != 0 {
+        if self.left == 0 {
+            return None;
+        }
+        loop {
             match Cursor::at_root(&self.tables).down_to(LAST_LEVEL, self.from, self.marks) {
                 Ok(place) => return Some(page_run(&place, self.from, self.left)),
                 Err(_) => {
@@ -83,7 +86,6 @@ impl<'t, M: Mmu> Runs<'t, M> {
                 }
             }
         }
-        None
     }
 
     /// Continues after the first `entries` of `run`.
