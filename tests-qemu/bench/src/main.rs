@@ -31,6 +31,7 @@ mod rows {
     pub(crate) mod wire;
 }
 #[cfg(target_os = "none")]
+#[allow(clippy::wildcard_imports, reason = "its modules lie beside this file, and are found there")]
 use rows::*;
 
 granule_boot::entry!(crate::harness::run);

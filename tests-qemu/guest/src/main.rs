@@ -59,6 +59,7 @@ mod tests {
     pub(crate) mod work;
 }
 #[cfg(target_os = "none")]
+#[allow(clippy::wildcard_imports, reason = "its modules lie beside this file, and are found there")]
 use tests::*;
 
 granule_boot::entry!(crate::harness::run);
