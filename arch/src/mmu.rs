@@ -193,7 +193,8 @@ mod metal {
     ///
     /// # Safety
     /// 1. It runs at its physical address, by the identity map, with interrupts masked and no other CPU running.
-    /// 2. What the kernel reads before it turns the MMU on is in memory, and no cache has a line of what it writes before.
+    /// 2. Memory holds all that the kernel reads before it turns the MMU on, and no cache has a line of what it writes
+    ///    before.
     /// 3. For `level` 2, EL2's MMU is off, and its vectors take an HVC of [`LEAVE_EL1`] for a branch to x4.
     #[unsafe(naked)]
     #[unsafe(link_section = ".text.idmap")]

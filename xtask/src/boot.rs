@@ -171,7 +171,7 @@ fn console(port: &mut Port, entered: &Entered) -> Result<()> {
     }
 }
 
-/// What is typed, and whether Ctrl-A came last.
+/// The bytes that are typed, and whether Ctrl-A came last.
 #[derive(Debug, Default)]
 struct Keys {
     escaped: bool,

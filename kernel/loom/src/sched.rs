@@ -44,8 +44,8 @@ use queue::running;
 pub(crate) use rwsem::BriefSlot;
 pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::{poll_until, sleep_until};
-pub use token::Token;
-pub use wait::{WaitQueue, Waiters, Woken};
+pub use token::{Token, Woken};
+pub use wait::{WaitQueue, Waiters};
 
 /// So that a grant continues in the readers that were granted, as with many of them.
 const WOKEN_AT_ONCE: usize = 1;

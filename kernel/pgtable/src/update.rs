@@ -148,7 +148,7 @@ impl<M: Stores> Checked<'_, M> {
     }
 }
 
-/// What the entries have in common, where the change may be made.
+/// The common part of the entries, where the change may be made.
 ///
 /// A range that cuts a leaf that may be split is no error if every leaf in it has the new permissions already.
 fn survey<M: Stores, S: Splitter<M>>(

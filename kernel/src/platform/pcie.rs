@@ -179,7 +179,7 @@ pub(super) struct References {
 }
 
 impl References {
-    /// What takes messages.
+    /// The node that takes messages.
     fn messages(&self) -> Option<u32> {
         self.its.or(self.message_frame)
     }

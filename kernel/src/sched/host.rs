@@ -2,7 +2,8 @@
 
 use core::ops::Deref;
 
-use super::wait::Woken;
+use super::replays::Replays;
+use super::token::Woken;
 use crate::chip::timer::Deadline;
 use crate::mm::context::Context;
 use crate::smp::Cpu;
@@ -129,7 +130,7 @@ pub(crate) fn note_replay(cpu: &Cpu, page: granule_arch::addr::VirtAddr) -> u32 
 }
 
 /// Ends that count.
-pub(crate) fn take_replays(cpu: &Cpu, page: impl FnOnce() -> granule_arch::addr::VirtAddr) -> Option<super::Replays> {
+pub(crate) fn take_replays(cpu: &Cpu, page: impl FnOnce() -> granule_arch::addr::VirtAddr) -> Option<Replays> {
     REPLAYS.with(|replays| replays.is_begun().then(|| replays.take(cpu.id, page())).flatten())
 }
 

@@ -17,8 +17,8 @@
 #[cfg(target_os = "none")]
 mod fp;
 mod fp_state;
-#[cfg_attr(not(target_os = "none"), path = "host.rs")]
-mod machine;
+#[cfg(not(target_os = "none"))]
+mod host;
 #[cfg_attr(not(debug_assertions), path = "unchecked.rs")]
 pub(crate) mod order;
 mod poll;
@@ -40,13 +40,45 @@ mod wait;
 
 use core::cell::UnsafeCell;
 
+#[cfg(target_os = "none")]
+pub(crate) use fp::first_use as first_use_of_fp;
 pub use fp_state::FpState;
-pub use machine::*;
+#[cfg(not(target_os = "none"))]
+pub use host::*;
 pub use poll::{PollNode, PollNodes, PollQueue, poll};
+#[cfg(target_os = "none")]
+use queue::running;
+#[cfg(target_os = "none")]
+pub(crate) use queue::{PerCpu, give_way};
+#[cfg(target_os = "none")]
+pub use queue::{park, relax, yield_now};
 pub use replays::Replays;
 pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
+#[cfg(target_os = "none")]
+pub use start::{Stacks, Surroundings, idle, init, init_cpu, trim};
+#[cfg(target_os = "none")]
+pub use switch::{asid_generation, exit, set_space};
 pub use tag_check::{TagChecks, TagFaults};
-pub use wait::{WaitQueue, Waiters, Woken};
+#[cfg(target_os = "none")]
+pub(crate) use tag_check::{collect_tag_faults, deliver_with_checks};
+#[cfg(all(target_os = "none", debug_assertions))]
+use thread::with_held_ranks;
+#[cfg(target_os = "none")]
+pub use thread::{
+    NewThread, NewUserThread, Thread, ThreadId, ThreadRef, UserEntry, Work, current, kept_frames, spawn_kernel,
+    spawn_service, thread_count,
+};
+#[cfg(target_os = "none")]
+pub(crate) use thread::{
+    enlarge_shortage, is_interrupted, is_killed, note_replay, note_shortage, program_number, runs_program,
+    take_replays, with_context,
+};
+#[cfg(target_os = "none")]
+pub use timeout::{poll_until, sleep_until};
+#[cfg(target_os = "none")]
+pub(crate) use timeout::{sleep_briefly, sleep_through, with_timeout};
+pub use token::Woken;
+pub use wait::{WaitQueue, Waiters};
 
 use crate::smp::CpuId;
 use crate::sync::IrqLock;

@@ -1,4 +1,4 @@
-//! Whether a thread runs or sleeps, and the token that a wake-up leaves to one that runs.
+//! Whether a thread runs or sleeps, the token that a wake-up leaves to one that runs, and why a wait ends.
 //!
 //! **The rule of `PARKED`**: a thread enters and leaves this state only under the lock of its CPU's run queue. The
 //! token is set and taken without the lock: its word is changed only by read-modify-writes, and each is an acquire and
@@ -7,6 +7,17 @@
 //! `kernel/loom` compiles this file on loom's atomics.
 
 use crate::sync::atomic::{AtomicU32, Ordering};
+
+/// Why a wait has ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Woken {
+    /// Another thread woke this one.
+    ByAnother,
+    /// The moment came that it waited to at most.
+    TimedOut,
+    /// It has a signal to deliver.
+    Interrupted,
+}
 
 /// It runs, or is in a run queue.
 const RUNNABLE: u32 = 0;

@@ -12,6 +12,7 @@
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
+use super::token::Woken;
 use super::{ThreadRef, current, park};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
@@ -58,17 +59,6 @@ impl<T> Default for WaitQueue<T> {
     fn default() -> Self {
         Self(IrqLock::new(WaiterList::EMPTY))
     }
-}
-
-/// Why a wait has ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Woken {
-    /// Another thread woke this one.
-    ByAnother,
-    /// The moment came that it waited to at most.
-    TimedOut,
-    /// It has a signal to deliver.
-    Interrupted,
 }
 
 /// A [`WaitQueue`], locked.

@@ -28,7 +28,7 @@ pub const fn windows_at_el0(points: u32) -> u32 {
     (points + 2) * REPETITIONS
 }
 
-/// What a row is measured in over a wire: the request's seed has its number.
+/// The unit of a row over a wire: the request's seed has its number.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum BenchCounter {
     /// Instructions that were retired, by the PMU.

@@ -74,7 +74,7 @@ fn converse(
     progress: &mut dyn FnMut(usize, usize),
 ) -> Result<Entered> {
     let (mut lines, begin) = (Lines::default(), Instant::now());
-    // What the loader does not get, it asks for as long as it runs: only an answer is progress.
+    // The loader asks again for all that it does not get, as long as it runs: only an answer is progress.
     let (mut deadline, mut place, mut progressed) =
         (line.deadline(Limit::Clock(first)), sender.place(), Instant::now());
     loop {
@@ -236,7 +236,7 @@ impl Sender {
         Ok(self.type_it(now))
     }
 
-    /// What changes with each answer, and with the first request.
+    /// The state that each answer changes, and the first request.
     fn place(&self) -> (u32, u32, bool) {
         (self.restarts, self.sequence, self.typed.is_some())
     }
@@ -270,7 +270,7 @@ impl Sender {
         self.type_it(now)
     }
 
-    /// What silence means.
+    /// The meaning of silence.
     fn silence(&self, first: Duration) -> String {
         match self.typed {
             None => format!(

@@ -137,7 +137,7 @@ enum Step {
     Over,
 }
 
-/// What a line of the board's is to a runner that waits for the answer to a request.
+/// A line of the board's, to a runner that waits for the answer to a request.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Heard {
     /// The guest has not got the request: it is to be typed, or typed again.

@@ -1,4 +1,4 @@
-//! What a receiver of messages is started of.
+//! The surroundings that a receiver of messages is started of.
 
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 

@@ -140,7 +140,7 @@ pub fn measure(chosen: &[(Machine, Chosen<'_>)], images: Images<'_>, bootargs: &
     Ok(measured)
 }
 
-/// What one boot measures, and another repeats.
+/// The share of one boot, which another repeats.
 struct Part<'a> {
     /// The place of its machine in the list.
     of: usize,

@@ -30,7 +30,7 @@ pub struct Measured {
     pub name: String,
     /// The unit that a size counts.
     pub unit: String,
-    /// What was counted, and the points by size; empty: the board has not what the row needs.
+    /// Each unit in which it was counted, and the points by size; empty: the board has not what the row needs.
     pub counts: Vec<(BenchCounter, Vec<(u32, u32)>)>,
 }
 

@@ -224,7 +224,7 @@ fn what_cannot_be_loaded_is_named() {
     assert!(format!("{:#}", Sender::new(NONCE, &no_image).unwrap_err()).contains("no arm64 Image"));
 }
 
-/// What the sender says to frames in this order.
+/// The sender's answers to frames in this order.
 fn steps(events: &[(u32, Event)]) -> Result<Vec<Step>, String> {
     let mut sender = Sender::new(NONCE, &files(64, 1)).unwrap();
     let mut now = Duration::ZERO;
@@ -289,7 +289,7 @@ fn a_kernel_that_resets_the_board_is_not_loaded_again() {
     assert!(sender.line(ASK, SILENCE).unwrap_err().to_string().contains("has started anew"));
 }
 
-/// What becomes of a load over a line to a shell that runs this in place of a board.
+/// The end of a load over a line to a shell that runs this in place of a board.
 fn over_a_line(script: &str) -> Result<Entered, String> {
     let mut guest = Guest::start(&Qemu::stand_in("sh", &["-c", script])).unwrap();
     let first = Duration::from_secs(1);
