@@ -65,10 +65,15 @@ impl<'t, M: Stores> PageTables<'t, M> {
         change: Change,
         splitter: &mut S,
     ) -> Result<Checked<'t, M>, Error> {
-        let found = match survey::<M, S>(self, range, &change) {
+        let look = || {
+            let (found, cut) = survey::<M, S>(self, range, &change)?;
+            // A leaf that may be split, and that the range cuts, is no error where nothing changes.
+            cut.filter(|_| !is_unchanged(self, range, &change, found)).map_or(Ok(found), Err)
+        };
+        let found = match look() {
             Err(cut @ Error::Straddles { .. }) if S::LIVE_SPLITS => {
                 splitter.split(&Cut::new(*self, range, CutLeaves::Ends(cut)))?;
-                survey::<M, S>(self, range, &change)?
+                look()?
             }
             found => found?,
         };
@@ -148,14 +153,14 @@ impl<M: Stores> Checked<'_, M> {
     }
 }
 
-/// The common part of the entries, where the change may be made.
-///
-/// A range that cuts a leaf that may be split is no error if every leaf in it has the new permissions already.
+/// The common part of the entries, where the change may be made; and the error of the first leaf that may be split and that
+/// the range cuts. Out of line: its frame is gone when [`is_unchanged`] looks.
+#[inline(never)]
 fn survey<M: Stores, S: Splitter<M>>(
     tables: &PageTables<'_, M>,
     range: PageRange<M::Geometry>,
     change: &Change,
-) -> Result<Survey, Error> {
+) -> Result<(Survey, Option<Error>), Error> {
     let (mmu, mut found, mut cut) = (tables.mmu(), Survey::NOTHING, None);
     // The second pass stores to what is found here.
     let mut runs = tables.runs(range, Marks::Clear);
@@ -190,8 +195,7 @@ fn survey<M: Stores, S: Splitter<M>>(
         }
         found = found.and(survey);
     }
-    // A leaf that may be split, and that the range cuts, is no error where nothing changes.
-    cut.filter(|_| !is_unchanged(tables, range, change, found)).map_or(Ok(found), Err)
+    Ok((found, cut))
 }
 
 /// Whether every leaf has what the change asks for.
