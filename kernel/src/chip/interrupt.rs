@@ -221,7 +221,7 @@ pub fn handle_irq(cpu: &Cpu) {
     match handler(interrupt.intid) {
         Some(handler) => handler(cpu),
         None if message::handle(cpu, interrupt.intid) => {}
-        // Left over from the firmware, or from a device that sends what it was told not to. It can only be ended.
+        // Left over from the firmware, or from a device that sends what it must not. It can only be ended.
         None => drop(UNHANDLED.fetch_add(1, Ordering::Relaxed)),
     }
     controller.end(interrupt);

@@ -62,7 +62,7 @@ pub(super) enum Want {
 /// Data that many may read at a time, or one change. Taking it may sleep: not from interrupts, not under a spinning
 /// lock.
 ///
-/// Debug builds check its place in the order of locks ([`rank`](crate::sync::rank)).
+/// Debug builds check its place in the order of locks ([`rank`]).
 pub struct RwSem<T: ?Sized> {
     pub(super) rank: Sleeping,
     pub(super) word: AtomicU64,

@@ -83,7 +83,13 @@ fn what_must_not_pass_does_not_pass_over_a_line() {
         let outcomes = outcomes("virt", 3, per_million, wants);
         assert_eq!(outcomes.len(), 7);
         for (name, outcome) in &outcomes {
-            let passed = matches!(outcome.verdict, Verdict::Passed(_));
+            // Where the line loses that the next test began, which resets the board, the one before it is to blame.
+            let is_blamed =
+                |why: &str| per_million != 0 && why.starts_with("passed, and then the board has started anew");
+            let passed = match &outcome.verdict {
+                Verdict::Passed(_) => true,
+                Verdict::Failed(why) => name == "misbehaving::innocent" && is_blamed(why),
+            };
             assert_eq!(passed, name == "misbehaving::innocent", "{name}: {outcome:?}");
         }
     }

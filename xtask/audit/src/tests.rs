@@ -24,7 +24,7 @@ fn call(targets: &[&str]) -> Call {
 fn follow(calls: Vec<Call>) -> Result<Reached, anyhow::Error> {
     let elf = std::fs::read(root().join("build/granule-tests.elf")).expect("`./x build` comes first");
     let image = Image::read(&elf, &root())?;
-    let roots = vec![Root { functions: vec!["granule_tests::planted::root".into()], what: "a test".into() }];
+    let roots = vec![Root { functions: vec!["granule_tests::tests::planted::root".into()], what: "a test".into() }];
     let calls = Calls { roots, calls };
     reach(&image, &calls, &Sources::new(&root()))
 }
@@ -36,14 +36,14 @@ fn found(reached: &Reached) -> Vec<&str> {
 
 #[test]
 fn a_panic_behind_calls_pointers_and_vtables_is_found() {
-    let targets = ["granule_tests::planted::by_*", "<granule_tests::planted::Plant as *>::act"];
+    let targets = ["granule_tests::tests::planted::by_*", "<granule_tests::tests::planted::Plant as *>::act"];
     let reached = follow(vec![call(&targets)]).unwrap();
     assert_eq!(found(&reached), ["act", "by_pointer", "by_table", "inlined", "is_called"]);
     assert!(reached.unlisted.is_empty());
     let site = |function: &str| reached.sites.iter().find(|(source, _)| source.function == function).unwrap();
     let (source, site) = site("is_called");
     assert_eq!((source.text.as_str(), site.kind.as_str()), ("black_box([1, 2, 3])[number]", "panic_bounds_check"));
-    let names = ["root", "calls", "is_called"].map(|name| format!("granule_tests::planted::{name}"));
+    let names = ["root", "calls", "is_called"].map(|name| format!("granule_tests::tests::planted::{name}"));
     assert_eq!(site.chain, names);
 }
 
@@ -56,7 +56,7 @@ fn a_call_that_is_not_listed_reaches_every_function_whose_address_is_taken() {
 
 #[test]
 fn what_is_not_listed_or_gone_fails() {
-    let reached = follow(vec![call(&["granule_tests::planted::by_table"])]).unwrap();
+    let reached = follow(vec![call(&["granule_tests::tests::planted::by_table"])]).unwrap();
     assert_eq!(found(&reached), ["by_table", "inlined", "is_called"]);
     let entry = |source: &Source| Panic { at: source.clone(), reason: "a test".into() };
     let mut panics = Panics { panics: reached.sites.keys().map(entry).collect() };
@@ -75,7 +75,7 @@ fn what_is_not_listed_or_gone_fails() {
 
 #[test]
 fn a_target_that_is_not_there_is_named() {
-    let reached = follow(vec![call(&["granule_tests::planted::misspelt"])]).unwrap();
+    let reached = follow(vec![call(&["granule_tests::tests::planted::misspelt"])]).unwrap();
     assert!(matches!(&reached.misnamed[..], [one] if one.contains("misspelt")));
 }
 
@@ -89,10 +89,10 @@ fn audited_with([stack, most]: [i64; 2], message: &str, calls: Vec<Call>, rows: 
     let elf = std::fs::read(root().join("build/granule-tests.elf")).expect("`./x build` comes first");
     let image = Image::read(&elf, &root()).unwrap();
     let limits = format!(
-        "stack = {stack}\nmost = {most}\nmessage = \"granule_tests::planted::{message}\"\n
-         handler = \"granule_tests::planted::by_pointer\"\naccesses = []\n
-         fault = \"granule_tests::planted::by_pointer\"\ninterrupt = \"granule_tests::planted::by_pointer\"\n
-         [[entry]]\nfunction = \"granule_tests::planted::root\"\n{rows}"
+        "stack = {stack}\nmost = {most}\nmessage = \"granule_tests::tests::planted::{message}\"\n
+         handler = \"granule_tests::tests::planted::by_pointer\"\naccesses = []\n
+         fault = \"granule_tests::tests::planted::by_pointer\"\ninterrupt = \"granule_tests::tests::planted::by_pointer\"\n
+         [[entry]]\nfunction = \"granule_tests::tests::planted::root\"\n{rows}"
     );
     let calls = Calls { roots: Vec::new(), calls };
     let sources = Sources::new(&root());
@@ -102,14 +102,18 @@ fn audited_with([stack, most]: [i64; 2], message: &str, calls: Vec<Call>, rows: 
 
 #[test]
 fn a_chain_is_as_deep_as_its_frames_and_a_call_that_is_not_listed_fails() {
-    let calls = || vec![call(&["granule_tests::planted::by_*", "<granule_tests::planted::Plant as *>::act"])];
+    let calls =
+        || vec![call(&["granule_tests::tests::planted::by_*", "<granule_tests::tests::planted::Plant as *>::act"])];
     assert_eq!(audited(4096, calls(), ""), Ok(()));
     // `root`, `calls` and `is_called` have frames: each saves the link register at least.
     let error = audited(47, calls(), "").unwrap_err();
     // The bound, and then the chain, each function behind what calls it.
     let lines: Vec<&str> = error.lines().collect();
-    assert!(lines[1].starts_with("granule_tests::planted::root: ") && lines[1].ends_with(" bytes of 47"), "{error}");
-    let chain = ["root", "calls", "is_called"].map(|name| format!(" granule_tests::planted::{name}"));
+    assert!(
+        lines[1].starts_with("granule_tests::tests::planted::root: ") && lines[1].ends_with(" bytes of 47"),
+        "{error}"
+    );
+    let chain = ["root", "calls", "is_called"].map(|name| format!(" granule_tests::tests::planted::{name}"));
     assert!(lines[2..].iter().zip(&chain).all(|(line, name)| line.ends_with(name)), "{error}");
     let mut sums = lines[2..].iter().map(|line| line.split_whitespace().nth(1).unwrap().parse::<i64>().unwrap());
     assert!(sums.clone().is_sorted() && sums.next_back() > Some(47), "{error}");
@@ -120,11 +124,12 @@ fn a_chain_is_as_deep_as_its_frames_and_a_call_that_is_not_listed_fails() {
 
 #[test]
 fn a_chain_has_room_for_the_messages_of_its_functions() {
-    let calls = || vec![call(&["granule_tests::planted::by_*", "<granule_tests::planted::Plant as *>::act"])];
+    let calls =
+        || vec![call(&["granule_tests::tests::planted::by_*", "<granule_tests::tests::planted::Plant as *>::act"])];
     // The longest chain goes through `calls`, whose bytes are the same if it is what writes messages.
     let with_messages = |message| {
         let error = audited_with([32, 4096], message, calls(), "").unwrap_err();
-        assert!(!error.contains("granule_tests::planted::root: "), "without messages it has room: {error}");
+        assert!(!error.contains("granule_tests::tests::planted::root: "), "without messages it has room: {error}");
         error.lines().find(|line| line.contains("planted::root with messages: ")).unwrap().to_owned()
     };
     assert_eq!(with_messages("calls"), with_messages("by_table"));
@@ -134,14 +139,15 @@ fn a_chain_has_room_for_the_messages_of_its_functions() {
 
 #[test]
 fn a_cycle_without_a_bound_and_a_cut_without_a_call_fail() {
-    let back = || vec![call(&["granule_tests::planted::root", "granule_tests::planted::by_table"])];
+    let back = || vec![call(&["granule_tests::tests::planted::root", "granule_tests::tests::planted::by_table"])];
     assert!(audited(4096, back(), "").unwrap_err().contains("cycles of calls without a bound"));
     let recursion =
         |most: i64| format!("[[recursion]]\nfunctions = [\"granule_tests::*\"]\nmost = {most}\nreason = \"a test\"\n");
     assert_eq!(audited(4096, back(), &recursion(2)), Ok(()));
-    assert!(audited(4096, back(), &recursion(1000)).unwrap_err().contains("granule_tests::planted::root: "));
+    assert!(audited(4096, back(), &recursion(1000)).unwrap_err().contains("granule_tests::tests::planted::root: "));
     let cut = |to: &str, once: bool| {
-        let functions = format!("from = \"granule_tests::planted::root\"\nto = \"granule_tests::planted::{to}\"");
+        let functions =
+            format!("from = \"granule_tests::tests::planted::root\"\nto = \"granule_tests::tests::planted::{to}\"");
         format!("[[cut]]\n{functions}\nonce = {once}\nreason = \"a test\"\n")
     };
     assert_eq!(audited(4096, back(), &cut("root", false)), Ok(()));
