@@ -8,6 +8,7 @@ use granule::kernel;
 use granule::mm::counted::Counted;
 use granule::mm::notifier::{Event, Range, Subscriber, Subscription};
 use granule::mm::space::{Access, FaultError, MapRequest, MappedFile, Object, Seals, Sharing, SpaceRef, Terms, Used};
+use granule::sched::spawn_kernel;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PhysAddr, VirtAddr};
 use granule_arch::descriptor::Protection;
@@ -17,7 +18,7 @@ use super::{
     DELIVERED, FILE_WORD, PAGE, READ_WRITE, Rig, START, map_answer, pages, refused, rig_with_a_file_of_the_initrd,
     space,
 };
-use crate::harness::{Test, target_test};
+use crate::harness::{Test, target_test, wait_until};
 
 /// A rig whose first page holds `value`, as the device has read.
 fn rig_with(t: &mut Test, value: u64) -> Option<Rig> {
@@ -218,9 +219,18 @@ fn a_reused_asid_has_no_translation_of_its_last_space(t: &mut Test) {
 
 /// Stores to a page that was just replaced, before the change is over, and has the device read it.
 struct Between {
-    rig: &'static SpinMutex<Option<Rig>>,
     calls: AtomicU64,
-    seen: AtomicU64,
+}
+
+/// The rig of [`Between`].
+static RIG: SpinMutex<Option<Rig>> = SpinMutex::new(None);
+/// What the device has read there; 0 before.
+static SEEN: AtomicU64 = AtomicU64::new(0);
+
+/// A thread of its own: the one that changes the page has the areas, and a device's requests are acquired before these.
+extern "C" fn look(_: usize) {
+    let seen = RIG.lock().as_ref().and_then(|rig| rig.device_load(START).ok());
+    SEEN.store(seen.unwrap_or(u64::MAX), Ordering::Release);
 }
 
 impl Subscriber for Between {
@@ -229,23 +239,21 @@ impl Subscriber for Between {
             return;
         }
         self.calls.fetch_add(1, Ordering::Relaxed);
-        if let Some(rig) = self.rig.lock().as_ref() {
-            let stored = rig.space.write_bytes(this_cpu(), START, &3_u64.to_le_bytes());
-            let seen = stored.map_or(u64::MAX, |()| rig.device_load(START).unwrap_or(u64::MAX));
-            self.seen.store(seen, Ordering::Relaxed);
+        let store = |rig: &Rig| rig.space.write_bytes(this_cpu(), START, &3_u64.to_le_bytes()).is_ok();
+        if RIG.lock().as_ref().is_some_and(store) && spawn_kernel(this_cpu(), "look", look, 0).is_ok() {
+            wait_until(|| SEEN.load(Ordering::Acquire) != 0);
         }
     }
 }
 
 target_test!(a_device_does_not_see_the_old_page_beside_the_new_one, needs("smmuv3 virtio-blk"));
 fn a_device_does_not_see_the_old_page_beside_the_new_one(t: &mut Test) {
-    static RIG: SpinMutex<Option<Rig>> = SpinMutex::new(None);
     let Some(rig) = rig_with(t, 1) else { return };
     let Some(child) = t.ok("a child", rig.space.fork(this_cpu())) else { return };
     t.equal("the device reads what both have", rig.device_load(START), Ok(1));
     let space = rig.space.clone();
     *RIG.lock() = Some(rig);
-    let between = Between { rig: &RIG, calls: AtomicU64::new(0), seen: AtomicU64::new(0) };
+    let between = Between { calls: AtomicU64::new(0) };
     // Told before the SMMU is.
     type Joined = Subscription<Between, SpaceRef>;
     let Some(between) = t.ok("to join", Joined::new(space.clone(), between, 1)) else { return };
@@ -253,7 +261,7 @@ fn a_device_does_not_see_the_old_page_beside_the_new_one(t: &mut Test) {
     t.ok("a store", space.write_bytes(this_cpu(), START, &2_u64.to_le_bytes()));
     t.check("the page was replaced", first_frame(&space) != first);
     t.equal("looks", between.calls.load(Ordering::Relaxed), 1);
-    t.equal("what the device read of what was stored in between", between.seen.load(Ordering::Relaxed), 3);
+    t.equal("what the device read of what was stored in between", SEEN.swap(0, Ordering::Relaxed), 3);
     drop(between);
     let rig = RIG.lock().take();
     drop((rig, child));
