@@ -224,7 +224,7 @@ struct Between {
 
 /// The rig of [`Between`].
 static RIG: SpinMutex<Option<Rig>> = SpinMutex::new(None);
-/// What the device has read there; 0 before.
+/// The value that the device has read there; 0 before.
 static SEEN: AtomicU64 = AtomicU64::new(0);
 
 /// A thread of its own: the one that changes the page has the areas, and a device's requests are acquired before these.
