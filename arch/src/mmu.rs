@@ -182,12 +182,12 @@ mod metal {
         )
     }
 
-    /// The immediate of the HVC by which [`leave`] asks for EL2: the vectors that are installed there take it for a branch
-    /// to x4.
+    /// The immediate of the HVC by which [`leave`] asks for EL2: the vectors that are installed there take it for a
+    /// branch to x4.
     pub const LEAVE_EL1: u16 = 0x4c44;
 
-    /// Turns the MMU and the caches off and enters another kernel, at `entry`, as Linux's arm64 boot protocol has it: x0 is
-    /// the device tree, x1 to x3 are zero. With `level` 2 it is entered at EL2.
+    /// Turns the MMU and the caches off and enters another kernel, at `entry`, as Linux's arm64 boot protocol has it:
+    /// x0 is the device tree, x1 to x3 are zero. With `level` 2 it is entered at EL2.
     ///
     /// In `.text.idmap`, as [`turn_on`].
     ///

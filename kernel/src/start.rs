@@ -89,8 +89,8 @@ pub fn start(boot: &'static BootInfo) {
     }
 }
 
-/// Of [`start`], all that one CPU needs to use the memory and to poll the console: interrupts stay masked, and the other
-/// CPUs and all devices as the firmware left them. Returns where the device tree lies, too.
+/// Of [`start`], all that one CPU needs to use the memory and to poll the console: interrupts stay masked, and the
+/// other CPUs and all devices as the firmware left them. Returns where the device tree lies, too.
 pub fn start_alone(boot: &'static BootInfo) -> (&'static Kernel, PhysRange) {
     trap::init_cpu(&BOOT_CPU);
     // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
@@ -197,8 +197,8 @@ fn fail(error: &BootError) -> ! {
 /// Where the device tree lies; why it cannot be used.
 type TreeResult = Result<PhysRange, PlatformError>;
 
-/// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF. Of a
-/// tree that cannot be used the platform has what could be read: the console, mostly.
+/// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF.
+/// Of a tree that cannot be used the platform has what could be read: the console, mostly.
 #[inline(never)]
 fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), BootError> {
     const GIB: u64 = 1 << 30;
@@ -247,8 +247,8 @@ impl PhysicalMemory for FirmwareTables {
         if pages.map(VirtAddr).any(|page| probe::read::<u8>(page).is_err()) {
             return None;
         }
-        // SAFETY: mapped until the next call, which the borrow ends before; memory of the firmware's, which writes it no
-        // more, and which the loader has kept out of the kernel's.
+        // SAFETY: mapped until the next call, which the borrow ends before; memory of the firmware's, which writes it
+        // no more, and which the loader has kept out of the kernel's.
         Some(unsafe { core::slice::from_raw_parts(start.as_ptr::<u8>(), range.size() as usize) })
     }
 }
@@ -316,8 +316,8 @@ fn set_up_memory(
     Ok(kernel)
 }
 
-/// The kernel's space and what others are made from. Out of line: the boot stack has no room for these beside the map of
-/// memory and the allocator.
+/// The kernel's space and what others are made from. Out of line: the boot stack has no room for these beside the map
+/// of memory and the allocator.
 #[inline(never)]
 fn set_up_spaces(
     boot: &'static BootInfo,
@@ -504,8 +504,8 @@ impl Stacks for KernelSpace {
     }
 }
 
-/// Where the word at a release address is mapped: by the linear map, which a loader's reservation does not keep from it, or
-/// by an area of its own.
+/// Where the word at a release address is mapped: by the linear map, which a loader's reservation does not keep from
+/// it, or by an area of its own.
 #[inline(never)]
 fn release_word(cpu: &Cpu, kernel: &Kernel, word: PhysRange) -> Option<VirtAddr> {
     match kernel.space.map_device(cpu, word) {

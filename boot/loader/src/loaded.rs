@@ -137,8 +137,9 @@ impl Whole<'_> {
         let leave = image::physical(machine.boot, VirtAddr(mmu::leave as *const () as u64));
         // SAFETY: the address of `leave` under the identity map, which the loader has not ended.
         let leave: unsafe extern "C" fn(PhysAddr, PhysAddr, u64, u64) -> ! = unsafe { core::mem::transmute(leave.0) };
-        // SAFETY: interrupts are masked since the entry, and no other CPU was started. The kernel, its initrd and its tree
-        // are in memory, with all that its header asks for; the entry code has turned EL2's MMU off and left it vectors.
+        // SAFETY: interrupts are masked since the entry, and no other CPU was started. The kernel, its initrd and its
+        // tree are in memory, with all that its header asks for; the entry code has turned EL2's MMU off and left it
+        // vectors.
         unsafe { leave(self.tree.start, self.kernel.start, mmu::SCTLR_MMU_OFF, machine.boot.entry_level) }
     }
 }

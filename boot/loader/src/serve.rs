@@ -2,16 +2,11 @@
 
 #![allow(unsafe_code, reason = "the entry from the boot code, by its name")]
 
-use core::time::Duration;
-
 use granule::chip::console;
 use granule_boot::BootInfo;
-use granule_protocol::{Event, REQUEST_BYTES, Refusal, Reply, Responder};
+use granule_protocol::{Event, PATIENCE, REQUEST_BYTES, Refusal, Reply, Responder};
 
 use crate::loaded::{Loaded, Machine};
-
-/// After this silence the loader asks again: longer than the longest request takes at 9,600 baud.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Copies of the last answer: nothing asks for it again.
 const COPIES: usize = 3;

@@ -204,7 +204,8 @@ impl Source {
         Ok(Tree { blob, memory: MemoryProperty { offset, cells } })
     }
 
-    /// The tree with `chosen` in `/chosen`, and all else as it is: for a kernel that a loader starts in place of itself.
+    /// The tree with `chosen` in `/chosen`, and all else as it is: for a kernel that a loader starts in place of
+    /// itself.
     ///
     /// # Errors
     /// A node cannot be made, or the tree is too large.

@@ -59,8 +59,8 @@ fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>
             let first = run.address(index);
             if !mmu.has(Feature::Idc) {
                 if old.is_valid() {
-                    // SAFETY: 1. The leaf is valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of
-                    // the change owns it (there, 1).
+                    // SAFETY: 1. The leaf is valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller
+                    // of the change owns it (there, 1).
                     unsafe { mmu.clean_code(first, size) };
                 } else {
                     clean_invalid(mmu, cell, old, first, size, change);
@@ -81,8 +81,8 @@ fn maintain<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>
     if unmapped || bytes > NAMED_LINE_BY_LINE {
         mmu.invalidate_all_code();
     } else {
-        // SAFETY: 1. Each leaf was found valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of the
-        // change owns the range (there, 1).
+        // SAFETY: 1. Each leaf was found valid, in a tree that translates this CPU (`Mmu::write`, 4). 2. The caller of
+        // the change owns the range (there, 1).
         unsafe { mmu.invalidate_code(first, bytes) };
     }
     // The invalidation is complete everywhere before the entry can be walked.

@@ -81,7 +81,7 @@ impl<'t, M: Mmu> Runs<'t, M> {
                 Ok(place) => return Some(page_run(&place, self.from, self.left)),
                 Err(_) => {
                     if let Some(run) = self.upper_run() {
-                        return Some(Run { ..run });
+                        return Some(run);
                     }
                 }
             }

@@ -1,29 +1,30 @@
 //! The serial console: what the kernel prints, and what a person types.
 //!
-//! Output is buffered ([`Output`]). One [`print`] adds its text under one hold of the lock, so that lines of two CPUs never
-//! mix; the lock, which masks interrupts, is then held for a few bytes at a time until the port has taken them or its FIFO
-//! is full: the transmit interrupt sends what is left. A print waits for room before it begins, not while it holds the lock;
-//! one that is longer than that room waits at the end of a line, where output of others may come in between. A caller that
-//! has interrupts masked cannot wait like that: where the buffer is full it polls the port. After a panic, and before there
-//! are interrupts, all output is polled. The lock has the last rank, so anything may print; formatting must not print in
-//! turn. `\n` becomes `\r\n` on the line.
+//! Output is buffered ([`Output`]). One [`print`] adds its text under one hold of the lock, so that lines of two CPUs
+//! never mix; the lock, which masks interrupts, is then held for a few bytes at a time until the port has taken them or
+//! its FIFO is full: the transmit interrupt sends what is left. A print waits for room before it begins, not while it
+//! holds the lock; one that is longer than that room waits at the end of a line, where output of others may come in
+//! between. A caller that has interrupts masked cannot wait like that: where the buffer is full it polls the port.
+//! After a panic, and before there are interrupts, all output is polled. The lock has the last rank, so anything may
+//! print; formatting must not print in turn. `\n` becomes `\r\n` on the line.
 //!
 //! Input is driven by interrupts into a queue. When there is no room, the bytes stay in the device and its interrupt
 //! is off until a reader has made some: nothing is dropped, and a sender that watches the device's FIFO, as QEMU does
 //! with a pipe, waits.
 //!
-//! Of programs only those of the [`Foreground`] read: the others' reads find nothing, and wait until they are in it. While
-//! there is one, Ctrl-C is no input but interrupts the thread that has it. A program that reads nothing must not hide it:
-//! so as long as there is a foreground, what does not fit into the queue is taken from the device too, and waits behind
-//! the queue, up to a bound, beyond which Ctrl-C stays in the device with all else. Linux's line discipline takes
-//! 4,095 bytes of whole lines and stops there, Ctrl-C or not; what it drops of a longer line a script here would lack.
+//! Of programs only those of the [`Foreground`] read: the others' reads find nothing, and wait until they are in it.
+//! While there is one, Ctrl-C is no input but interrupts the thread that has it. A program that reads nothing must not
+//! hide it: so as long as there is a foreground, what does not fit into the queue is taken from the device too, and
+//! waits behind the queue, up to a bound, beyond which Ctrl-C stays in the device with all else. Linux's line
+//! discipline takes 4,095 bytes of whole lines and stops there, Ctrl-C or not; what it drops of a longer line a script
+//! here would lack.
 //!
 //! While there is an [`EditedLine`], others' output erases that line first, and the thread that edits it draws it again
 //! below.
 //!
 //! No address is written before the device tree is read: on another machine there is memory, another device or nothing
-//! where a serial port was expected. Then the port that the tree names, or the boot argument `earlycon=`, is the *early*
-//! console ([`init_early`]), mapped by a fixed slot; [`init`] replaces it when there are kernel mappings.
+//! where a serial port was expected. Then the port that the tree names, or the boot argument `earlycon=`, is the
+//! *early* console ([`init_early`]), mapped by a fixed slot; [`init`] replaces it when there are kernel mappings.
 
 #![allow(unsafe_code, reason = "the terminal in its static, for a panic that found its lock held")]
 
@@ -81,8 +82,8 @@ pub trait Console: Sync {
     fn is_busy(&self) -> bool;
     /// The next byte that the device has received, if any. Bytes that arrived damaged are skipped.
     fn read(&self) -> Option<u8>;
-    /// Ends what an interrupt left standing in the device, in front of reading and writing: what comes after it interrupts
-    /// again. Only from the handler of the interrupt, which then does both.
+    /// Ends what an interrupt left standing in the device, in front of reading and writing: what comes after it
+    /// interrupts again. Only from the handler of the interrupt, which then does both.
     fn acknowledge(&self);
     /// Makes the device interrupt when there is something to [`read`](Self::read), or stop doing so.
     fn set_receive_interrupt(&self, on: bool);
@@ -155,8 +156,8 @@ pub fn earlycon() -> Option<Uart> {
     parse_earlycon(bootargs::get("earlycon")?).ok().flatten()
 }
 
-/// `KIND,0xADDRESS[,STRIDE]`. Linux's words for the width of accesses may stand in front of the address of a PL011, which
-/// has one width; its stride, in bytes, is that width too where a kind has both.
+/// `KIND,0xADDRESS[,STRIDE]`. Linux's words for the width of accesses may stand in front of the address of a PL011,
+/// which has one width; its stride, in bytes, is that width too where a kind has both.
 fn parse_earlycon(value: &str) -> Result<Option<Uart>, Refused> {
     const FORM: &str = "KIND,0xADDRESS[,STRIDE], with the address of its registers in hexadecimal";
     const KINDS: &str =
@@ -272,7 +273,8 @@ pub fn write_text(bytes: &[u8]) {
     add_output(|print| print.write_bytes(bytes));
 }
 
-/// Sleeps until there is room for a print of [`ROOM`] bytes; returns false where the thread has a signal to handle first.
+/// Sleeps until there is room for a print of [`ROOM`] bytes; returns false where the thread has a signal to handle
+/// first.
 pub fn wait_for_room() -> bool {
     while !has_room() {
         if crate::sched::sleep_until(Deadline::after(POLL)) == crate::sched::Woken::Interrupted {
@@ -356,8 +358,8 @@ pub fn try_read_byte(reader: Reader) -> Option<u8> {
 
 /// Polls for a byte of input, for the kernel; `None` once none has come for `patience`.
 pub fn poll_byte(patience: core::time::Duration) -> Option<u8> {
-    /// Between two looks: a bus or an emulator that serves the port has its time, and no FIFO overflows, of 16 bytes up to
-    /// 3 million bits per second.
+    /// Between two looks: a bus or an emulator that serves the port has its time, and no FIFO overflows, of 16 bytes up
+    /// to 3 million bits per second.
     const PAUSE: core::time::Duration = core::time::Duration::from_micros(20);
     let patience = Deadline::after(patience);
     while !patience.has_passed() {
@@ -380,8 +382,8 @@ pub fn poll_byte(patience: core::time::Duration) -> Option<u8> {
 pub fn take_over() -> bool {
     let first = !TAKEN_OVER.swap(true, Ordering::Relaxed);
     if first && let Some(port) = port() {
-        // SAFETY: the other CPUs have been stopped, and this one does not return to code that holds the lock. Wherever its
-        // holder was interrupted, the buffer's positions are counts and its bytes are bytes.
+        // SAFETY: the other CPUs have been stopped, and this one does not return to code that holds the lock. Wherever
+        // its holder was interrupted, the buffer's positions are counts and its bytes are bytes.
         unsafe { &mut (*TERMINAL.as_mut_ptr()).output }.send_all(port);
     }
     first
@@ -565,9 +567,9 @@ impl Terminal {
         }
     }
 
-    /// Gives the port a few bytes. Returns whether the caller has nothing more to do for the bytes before `end`: the port
-    /// has taken them, or, where interrupts arrive (`by_interrupt`), its FIFO is full, or this was to be done `once`, and
-    /// the transmit interrupt sends the rest.
+    /// Gives the port a few bytes. Returns whether the caller has nothing more to do for the bytes before `end`: the
+    /// port has taken them, or, where interrupts arrive (`by_interrupt`), its FIFO is full, or this was to be done
+    /// `once`, and the transmit interrupt sends the rest.
     fn transmit(&mut self, port: &dyn Console, end: u64, by_interrupt: bool, once: bool) -> bool {
         let full = !self.output.send(port);
         if self.output.is_sent(end) {

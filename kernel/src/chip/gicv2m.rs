@@ -1,8 +1,8 @@
 //! The frame of a GICv2m: a device writes the number of a shared interrupt, which becomes pending (Arm DEN 0029,
 //! appendix "GICv2m architecture"; the binding of `arm,gic-v2m-frame`).
 //!
-//! A number that a line has too is left to the line. Devices are not told apart, so each may write the numbers of others:
-//! its interrupts, which their drivers find to be none.
+//! A number that a line has too is left to the line. Devices are not told apart, so each may write the numbers of
+//! others: its interrupts, which their drivers find to be none.
 
 use core::ops::Range;
 
@@ -83,8 +83,8 @@ impl MachineFrame {
         Self::new(read(IIDR)?, interrupts)
     }
 
-    /// A frame with this identification, of `count` interrupts from `first` on, none of which is in use. Those for which
-    /// there is no room are left out.
+    /// A frame with this identification, of `count` interrupts from `first` on, none of which is in use. Those for
+    /// which there is no room are left out.
     fn new(iidr: u32, (first, count): (u32, u32)) -> Result<Self, FrameError> {
         let end = first.saturating_add(count);
         if count == 0 || first < interrupt::SHARED || end > interrupt::COUNT as u32 {

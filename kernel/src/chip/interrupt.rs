@@ -1,9 +1,9 @@
 //! Interrupts: from a number to the function that handles it.
 //!
-//! The controller is behind [`InterruptController`]; the GIC's two generations and BCM2836's are its implementors. **To add
-//! another**: implement the trait in a file beside `gicv3.rs`, describe the device in `platform::devices`, and choose
-//! it in [`init`]. Numbers are the GIC's INTIDs (IHI 0069, 2.2): 0–15 are sent by CPUs, 16–31 are private to each CPU,
-//! from 32 on they are shared; a controller with other numbers maps them to these.
+//! The controller is behind [`InterruptController`]; the GIC's two generations and BCM2836's are its implementors. **To
+//! add another**: implement the trait in a file beside `gicv3.rs`, describe the device in `platform::devices`, and
+//! choose it in [`init`]. Numbers are the GIC's INTIDs (IHI 0069, 2.2): 0–15 are sent by CPUs, 16–31 are private to
+//! each CPU, from 32 on they are shared; a controller with other numbers maps them to these.
 //!
 //! Handlers are registered once, at boot, for all CPUs, and run with interrupts masked on the CPU that took the
 //! interrupt. A private interrupt is enabled on each CPU when that CPU starts; a shared one goes to the CPU that
@@ -36,8 +36,9 @@ pub trait InterruptController: Sync {
     fn init_cpu(&self, cpu: &Cpu) -> Result<(), InterruptError>;
     /// Enables an interrupt: a private one on this CPU, `cpu`; a shared one, to be taken by it.
     fn enable(&self, interrupt: Interrupt, cpu: &Cpu);
-    /// Enables the shared interrupt `intid`, an edge that a device's message raises, to be taken by `cpu`; or, for `None`,
-    /// disables it, and forgets that it is pending. Returns whether it is enabled then: it is where devices can write it.
+    /// Enables the shared interrupt `intid`, an edge that a device's message raises, to be taken by `cpu`; or, for
+    /// `None`, disables it, and forgets that it is pending. Returns whether it is enabled then: it is where devices can
+    /// write it.
     fn set_message(&self, _intid: u32, _cpu: Option<&Cpu>) -> bool {
         false
     }

@@ -1,7 +1,7 @@
 //! Interrupts that devices send as messages: what they write, and who handles it.
 //!
-//! A GICv3's [ITS](super::its) makes interrupts of them, or the frame of a [GICv2m](super::gicv2m). It is started by the
-//! first request.
+//! A GICv3's [ITS](super::its) makes interrupts of them, or the frame of a [GICv2m](super::gicv2m). It is started by
+//! the first request.
 //!
 //! - [`host`]: what it is started of
 
@@ -71,8 +71,8 @@ pub fn doorbell(platform: &Platform) -> Option<PhysAddr> {
     its::doorbell(platform).or_else(|| gicv2m::doorbell(platform))
 }
 
-/// Gives `device` a new message, which interrupts this CPU, `cpu`: then `handler` is called with `vector`. `last_device`
-/// is the largest DeviceID that will ever ask.
+/// Gives `device` a new message, which interrupts this CPU, `cpu`: then `handler` is called with `vector`.
+/// `last_device` is the largest DeviceID that will ever ask.
 ///
 /// # Errors
 /// Nothing takes messages, or it cannot be used, or has no room.

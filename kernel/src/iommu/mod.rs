@@ -18,8 +18,8 @@
 //! window      pages at one address in all tables  metal     registers and memory of the SMMU      granule_smmuv3
 //! ```
 //!
-//! Its sleeping locks are [`ATTACHED`](rank::ATTACHED) and [`BINDING`](rank::BINDING). The notifier's callbacks run under
-//! locks of page tables, and only issue commands.
+//! Its sleeping locks are [`ATTACHED`](rank::ATTACHED) and [`BINDING`](rank::BINDING). The notifier's callbacks run
+//! under locks of page tables, and only issue commands.
 
 #![cfg_attr(not(test), deny(clippy::disallowed_methods))]
 

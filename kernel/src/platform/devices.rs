@@ -1,6 +1,6 @@
 //! CPUs and the devices that the kernel starts with (3.7, 3.8; the bindings of `arm,gic-v3`, `arm,gic-400`,
-//! `arm,gic-v3-its`, `arm,gic-v2m-frame`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`, `arm,psci` and
-//! `arm,smmu-v3`).
+//! `arm,gic-v3-its`, `arm,gic-v2m-frame`, `brcm,bcm2836-l1-intc`, `brcm,bcm2836-armctrl-ic`, `arm,armv8-timer`,
+//! `arm,psci` and `arm,smmu-v3`).
 
 use core::mem;
 

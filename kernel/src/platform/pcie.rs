@@ -1,8 +1,9 @@
 //! A PCIe host bridge with its configuration space in memory (the bindings `host-generic-pci`, `pci-iommu`, `pci-msi`;
-//! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI BusNode Binding for addresses of three cells).
+//! Devicetree Specification v0.4, 2.4.3 for `interrupt-map`; IEEE 1275 PCI BusNode Binding for addresses of three
+//! cells).
 //!
-//! A function is named by its *requester ID*, bus, device and function in 16 bits. The maps here define the
-//! function's IDs at the SMMU and at what takes messages. They refer to other nodes, which the tree may have after the bridge; so
+//! A function is named by its *requester ID*, bus, device and function in 16 bits. The maps here define the function's
+//! IDs at the SMMU and at what takes messages. They refer to other nodes, which the tree may have after the bridge; so
 //! it is read in two steps.
 
 use granule_arch::addr::PhysRange;
@@ -28,8 +29,8 @@ pub struct Pcie {
     /// Where the CPU reaches memory and ports of its devices. `None`: ACPI has them in AML alone, so bus numbers and
     /// addresses stay as firmware set them, and addresses on the bus are those of the CPU.
     pub windows: Option<Vec<Window, 4>>,
-    /// From requester IDs to StreamIDs, and the SMMUs that they are of. **Also of SMMUs that there is no driver for**: such
-    /// a function is not one that no SMMU is in front of.
+    /// From requester IDs to StreamIDs, and the SMMUs that they are of. **Also of SMMUs that there is no driver for**:
+    /// such a function is not one that no SMMU is in front of.
     pub streams: IdMap,
     /// From requester IDs to those at what takes messages: an ITS's DeviceIDs.
     pub devices: IdMap,
@@ -107,8 +108,8 @@ impl Pcie {
 }
 
 impl Pcie {
-    /// The last of the addresses from `first` on, without a gap, that devices reach memory by; `None` where they do not by
-    /// `first`. With `unchanged` only where the memory has the same address.
+    /// The last of the addresses from `first` on, without a gap, that devices reach memory by; `None` where they do not
+    /// by `first`. With `unchanged` only where the memory has the same address.
     pub fn dma_reach(&self, first: u64, unchanged: bool) -> Option<u64> {
         let mut last = None;
         let mut next = first;

@@ -43,8 +43,8 @@ impl Sleeping {
     }
 }
 
-/// The ranks of the locks that are held, a bit each: of the spinning ones in a [`Cpu`](crate::smp::Cpu), of the sleeping
-/// ones in a thread. Kept in debug builds.
+/// The ranks of the locks that are held, a bit each: of the spinning ones in a [`Cpu`](crate::smp::Cpu), of the
+/// sleeping ones in a thread. Kept in debug builds.
 #[derive(Debug)]
 pub struct HeldRanks(AtomicU32);
 
@@ -123,8 +123,9 @@ pub const TAG_BLOCK: Sleeping = Sleeping::at(9);
 pub const MIGRATION: Sleeping = Sleeping::at(10);
 /// The spaces of some families. A migration locks the areas of one space at a time under it.
 pub const SPACES: Sleeping = Sleeping::at(11);
-/// A part of the areas of a space. Read: faults, advice, looks, fills of userfaultfd and its protection. Write: whatever
-/// adds, cuts or takes areas, registers them, or unlinks their tables. Objects are created and dropped under it.
+/// A part of the areas of a space. Read: faults, advice, looks, fills of userfaultfd and its protection. Write:
+/// whatever adds, cuts or takes areas, registers them, or unlinks their tables. Objects are created and dropped under
+/// it.
 pub const AREAS: Sleeping = Sleeping::at(12);
 /// A second part under the first: that above it in the same space, or one of the space that a fork creates.
 pub const AREAS_BESIDE: Sleeping = Sleeping::at(13);

@@ -77,7 +77,8 @@ fn rows(value: &str) -> Result<(), Refused> {
     value.split(',').try_for_each(|index| index.parse::<u32>().map(drop)).map_err(Refused::because)
 }
 
-/// Runs the chosen rows once the kernel is up, then powers the machine off; without boot arguments those that are asked for.
+/// Runs the chosen rows once the kernel is up, then powers the machine off; without boot arguments those that are asked
+/// for.
 pub(crate) fn run() -> ! {
     scale::run_if_asked();
     tlb::run_if_asked();
@@ -110,8 +111,8 @@ pub(crate) fn run() -> ! {
     power::off(power::Status::Success)
 }
 
-/// Measures a row, and returns how many points it had. Over a wire (`wired`) all its frames have one number, and a program
-/// at EL0, which numbers its own, measures nothing.
+/// Measures a row, and returns how many points it had. Over a wire (`wired`) all its frames have one number, and a
+/// program at EL0, which numbers its own, measures nothing.
 pub(crate) fn measure(record: &Record, index: u32, port: &mut Port, wired: bool) -> u32 {
     take_scattered_frames();
     let overhead = least(REPETITIONS, || (), |()| (), drop).0;
@@ -176,8 +177,8 @@ impl Bench<'_> {
 }
 
 impl Bench<'_> {
-    /// Lets the initrd's program [`PROGRAM`] measure the row `name` at EL0. It sends the frames of the points itself and
-    /// exits with their number.
+    /// Lets the initrd's program [`PROGRAM`] measure the row `name` at EL0. It sends the frames of the points itself
+    /// and exits with their number.
     pub(crate) fn at_el0(&mut self, name: &str) {
         if self.wired {
             return;

@@ -1,8 +1,8 @@
 //! The benches on the target: the kernel's own image, with a list of measurements in place of the monitor.
 //!
 //! [`harness`] measures what the boot arguments choose, or what is asked for over a wire, and reports each point in a
-//! frame; `./x bench` boots it and makes a table. docs/BENCHMARKS.md describes how a number comes about. The other modules
-//! are the rows, by what they measure.
+//! frame; `./x bench` boots it and makes a table. docs/BENCHMARKS.md describes how a number comes about. The other
+//! modules are the rows, by what they measure.
 
 #![cfg_attr(target_os = "none", no_std, no_main)]
 

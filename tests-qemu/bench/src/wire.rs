@@ -1,12 +1,12 @@
 //! Rows by request, over the serial port, where boot arguments select none: on a board.
 //!
-//! The counter is the request's: event counter 0, by which [`count`](crate::harness) measures, counts another event than
-//! instructions, or the code reads the virtual counter in its place. So what is measured is the code of every bench.
+//! The counter is the request's: event counter 0, by which [`count`](crate::harness) measures, counts another event
+//! than instructions, or the code reads the virtual counter in its place. So what is measured is the code of every
+//! bench.
 
 #![allow(unsafe_code, reason = "programs the PMU, and patches reads of it")]
 
 use core::sync::atomic::{AtomicU32, Ordering};
-use core::time::Duration;
 
 use alloc::vec::Vec;
 
@@ -16,12 +16,9 @@ use granule::iommu::iommu;
 use granule::mm::kernel::{fixmap, image};
 use granule_arch::addr::VirtAddr;
 use granule_arch::cache;
-use granule_protocol::{BenchCounter, Event, REQUEST_BYTES, Reply, Responder, text};
+use granule_protocol::{BenchCounter, Event, PATIENCE, REQUEST_BYTES, Reply, Responder, text};
 
 use crate::harness::{BENCHES, Record, measure};
-
-/// After this silence the harness asks again: longer than the longest request takes at 9,600 baud.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which build this is: [`granule_protocol::IDENTITY`]. Not zero, so that it is in the file.
 #[unsafe(no_mangle)]

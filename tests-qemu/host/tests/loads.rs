@@ -1,5 +1,5 @@
-//! Kernels over a serial line: what `./x boot --serial` does, with QEMU's models for boards that run the loader, and a pseudo
-//! terminal for the line.
+//! Kernels over a serial line: what `./x boot --serial` does, with QEMU's models for boards that run the loader, and a
+//! pseudo terminal for the line.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -75,8 +75,8 @@ fn a_kernel_is_loaded_with_its_initrd() {
     assert!(session.contains("branches patched"), "the log level is the card's: {session}");
 }
 
-/// At EL2, from which the loader had gone, and with the other CPUs still in the firmware's spin table; no initrd, though
-/// the loader's tree has one.
+/// At EL2, from which the loader had gone, and with the other CPUs still in the firmware's spin table; no initrd,
+/// though the loader's tree has one.
 #[test]
 #[ignore = "takes minutes: ./x test --long"]
 fn a_raspberry_pi_4_is_loaded_at_el2() {
@@ -96,9 +96,9 @@ fn a_versal_is_loaded_at_el2() {
     assert_eq!(cpus(&session), 2, "{session}");
 }
 
-/// A kernel for QEMU's `virt` of 34 instructions, `memory` bytes by its header. It prints "whole" and switches the machine
-/// off if it lies at a multiple of 2 MiB, x1 to x3 are zero, it runs at EL1 with the MMU and the caches off and all
-/// exceptions masked, and x0 is the address of a device tree. The rest of its bytes are noise.
+/// A kernel for QEMU's `virt` of 34 instructions, `memory` bytes by its header. It prints "whole" and switches the
+/// machine off if it lies at a multiple of 2 MiB, x1 to x3 are zero, it runs at EL1 with the MMU and the caches off and
+/// all exceptions masked, and x0 is the address of a device tree. The rest of its bytes are noise.
 fn small(memory: u64) -> Files {
     const CODE: [u32; 34] = [
         0x1000_000a,
@@ -190,7 +190,8 @@ fn a_kernel_is_entered_as_the_boot_protocol_has_it() {
     prints_whole(&mut port, &entered);
 }
 
-/// The loader is loaded, by the loader, and loads in its turn: the first has entered it at EL2, so it says that of the next.
+/// The loader is loaded, by the loader, and loads in its turn: the first has entered it at EL2, so it says that of the
+/// next.
 #[test]
 fn a_loader_is_loaded_at_the_level_of_the_first() {
     let (line, baud) = board("versal", "granule-loader.img", "", 0);

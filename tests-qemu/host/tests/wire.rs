@@ -1,5 +1,5 @@
-//! The target's tests and benches over a serial line, without semihosting or boot arguments: what `--serial` does, with QEMU's
-//! models for boards, and a pseudo terminal for the line.
+//! The target's tests and benches over a serial line, without semihosting or boot arguments: what `--serial` does, with
+//! QEMU's models for boards, and a pseudo terminal for the line.
 
 use std::io::Write as _;
 use std::path::Path;
@@ -105,8 +105,8 @@ fn a_board_that_runs_another_build_passes_nothing() {
     assert!(why.contains("the board runs another image"), "{why}");
 }
 
-/// Rows of the benches on `virt` with that CPU, over a line with so many damaged bytes in a million: what was counted, and
-/// the points of each row.
+/// Rows of the benches on `virt` with that CPU, over a line with so many damaged bytes in a million: what was counted,
+/// and the points of each row.
 fn benches(cpu: &str, per_million: u32) -> (Vec<BenchCounter>, Vec<usize>) {
     let board = machine::board("virt").unwrap();
     let machine = Machine { cpu: cpu.into(), smp: 1, ..board.machine };

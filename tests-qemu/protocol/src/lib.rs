@@ -35,6 +35,6 @@ pub use record::{
     Record, SECTION, text,
 };
 pub use request::{Order, REQUEST_BYTES, Request};
-pub use responder::{Reply, Responder};
+pub use responder::{PATIENCE, Reply, Responder};
 pub use scale::ScaleWindow;
 pub use tlb::{TlbLeaf, TlbOrder, TlbPass};

@@ -1,9 +1,9 @@
 //! A kernel that is loaded over a wire: the form in which it arrives, and the guest's side of that, without the memory.
 //!
-//! Kernel, initrd and boot arguments are each a zlib stream (RFC 1950), so that a line of 115,200 bits per second is not the
-//! wait that it could be; the three follow one another, cut into requests wherever the runner likes. A request repeats
-//! nothing and skips nothing ([`Responder`](crate::Responder)), so the streams need no places. The checksum is of what
-//! comes out, as it lies in memory in the end: no fault on the way, of either side, passes for the image.
+//! Kernel, initrd and boot arguments are each a zlib stream (RFC 1950), so that a line of 115,200 bits per second is
+//! not the wait that it could be; the three follow one another, cut into requests wherever the runner likes. A request
+//! repeats nothing and skips nothing ([`Responder`](crate::Responder)), so the streams need no places. The checksum is
+//! of what comes out, as it lies in memory in the end: no fault on the way, of either side, passes for the image.
 
 use core::fmt;
 

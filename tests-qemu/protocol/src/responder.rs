@@ -1,12 +1,17 @@
 //! The guest's side of a conversation over a wire, without the wire: bytes in, and what is to be done about them.
 //!
-//! The line may drop, double and change bytes. A request that does not fit its checksum is not there; the one whose number
-//! comes next is carried out, once; the one before it is answered again; all others, late copies, are left alone. A hello
-//! with another nonce begins a conversation anew, whatever became of the one before.
+//! The line may drop, double and change bytes. A request that does not fit its checksum is not there; the one whose
+//! number comes next is carried out, once; the one before it is answered again; all others, late copies, are left
+//! alone. A hello with another nonce begins a conversation anew, whatever became of the one before.
+
+use core::time::Duration;
 
 use crate::frame::{ASK, Event, Nonce, Port};
 use crate::load::Load;
 use crate::request::{Order, Request};
+
+/// After this silence the guest asks again: longer than the longest request takes at 9,600 baud.
+pub const PATIENCE: Duration = Duration::from_secs(2);
 
 /// The action that a line asks for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,8 +44,8 @@ pub enum Reply<'a> {
     Start,
 }
 
-/// The guest's side of a conversation. `L` is room for a request, [`REQUEST_BYTES`](crate::REQUEST_BYTES): no stack of a
-/// kernel's has that to spare.
+/// The guest's side of a conversation. `L` is room for a request, [`REQUEST_BYTES`](crate::REQUEST_BYTES): no stack of
+/// a kernel's has that to spare.
 #[derive(Debug)]
 pub struct Responder<L> {
     line: L,

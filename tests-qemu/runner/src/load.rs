@@ -1,9 +1,10 @@
 //! A kernel for the loader of a board, over the line to its console (docs/BOARDS.md, "A kernel over a wire").
 //!
-//! A [`Sender`] is the runner's side of the conversation, without a line or a clock: lines in, what is typed out. It sends
-//! one request at a time, and the next once that is answered, so nothing overtakes; the loader asks again for what arrived
-//! damaged. The requests become twice as large after some that came through at once, half as large after one that did not:
-//! a bad line is slow, not hopeless. A request that was typed never changes, as its answer may be on its way.
+//! A [`Sender`] is the runner's side of the conversation, without a line or a clock: lines in, what is typed out. It
+//! sends one request at a time, and the next once that is answered, so nothing overtakes; the loader asks again for
+//! what arrived damaged. The requests become twice as large after some that came through at once, half as large after
+//! one that did not: a bad line is slow, not hopeless. A request that was typed never changes, as its answer may be on
+//! its way.
 
 use std::time::{Duration, Instant};
 
@@ -52,8 +53,8 @@ pub struct Entered {
     pub output: String,
 }
 
-/// Loads a kernel over a line and has it entered. `first` is how long the loader may take to ask; `progress` is given the
-/// bytes that have arrived, and all of them.
+/// Loads a kernel over a line and has it entered. `first` is how long the loader may take to ask; `progress` is given
+/// the bytes that have arrived, and all of them.
 ///
 /// # Errors
 /// The image cannot be loaded, the loader does not ask or refuses it, or the line is lost.

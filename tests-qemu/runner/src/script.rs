@@ -86,9 +86,9 @@ pub fn run(qemu: &Qemu, commands: &[String], limit: Limit, out: &mut dyn Write) 
     Ok(session.wrong)
 }
 
-/// Runs the commands on a board at the end of a line, which has printed `before` already, writes the session to `out`, and
-/// returns what went wrong. The board goes on after the last, at its prompt, unless that ends it: then the line has to fall
-/// silent.
+/// Runs the commands on a board at the end of a line, which has printed `before` already, writes the session to `out`,
+/// and returns what went wrong. The board goes on after the last, at its prompt, unless that ends it: then the line has
+/// to fall silent.
 ///
 /// # Errors
 /// When `out` cannot be written.

@@ -478,9 +478,9 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
 }
 
 fn numbers_are_looked_up_before_signals() {
-    let nobody = END_OF_NUMBERS as i32 + 5;
-    assert_eq!(process::kill(nobody, 65), Err(ESRCH));
-    assert_eq!(process::tgkill(nobody as u32, nobody as u32, 65), Err(ESRCH));
+    let absent = END_OF_NUMBERS as i32 + 5;
+    assert_eq!(process::kill(absent, 65), Err(ESRCH));
+    assert_eq!(process::tgkill(absent as u32, absent as u32, 65), Err(ESRCH));
     assert_eq!(process::kill(process::id() as i32, 65), Err(EINVAL));
     let child = until_zombie(SIGCHLD, || process::spawn(|| 0));
     assert_eq!(process::tgkill(child, child, SIGKILL), Ok(()), "a zombie is there");

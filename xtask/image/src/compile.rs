@@ -1,5 +1,5 @@
-//! `./x build`: the kernel, the images of tests, benches and the loader, each as ELF and as arm64 Image; and the programs for EL0
-//! in an initrd, which every machine that boots one of the images gets.
+//! `./x build`: the kernel, the images of tests, benches and the loader, each as ELF and as arm64 Image; and the
+//! programs for EL0 in an initrd, which every machine that boots one of the images gets.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ use crate::{example, image, initrd, pe, symbols, words};
 /// The largest kernel image that is let through, in bytes: one block.
 pub const IMAGE_LIMIT: usize = 2 << 20;
 
-/// Packages of what runs before a kernel, the EFI stub and the loader: built by themselves, since the features that they
-/// want of crates, such as trees that are written, stay out of the kernel.
+/// Packages of what runs before a kernel, the EFI stub and the loader: built by themselves, since the features that
+/// they want of crates, such as trees that are written, stay out of the kernel.
 pub const BEFORE_KERNELS: [&str; 2] = ["granule-uefi", LOADER];
 /// The program of the EFI stub.
 const STUB: &str = "efi-stub";

@@ -109,8 +109,8 @@ impl Claim {
         iommu::attach(cpu, Some(stream), mask.up_to(bridge.dma_reach(0, false).unwrap_or(0)))
     }
 
-    /// The registers behind base address register number `index`, mapped into `space` for ever, of which the first word is
-    /// read: the window that the device tree names may lead nowhere. `cpu` is this CPU.
+    /// The registers behind base address register number `index`, mapped into `space` for ever, of which the first word
+    /// is read: the window that the device tree names may lead nowhere. `cpu` is this CPU.
     ///
     /// # Errors
     /// There is none, it is not for memory, it got no addresses, there is no memory for tables, or nothing answers.
@@ -152,8 +152,9 @@ impl Claim {
     }
 
     /// Has `handler` run for interrupt number `vector`, on this CPU, which is `cpu`. A message needs bus mastering, and
-    /// goes to `doorbell`: the address by which the device reaches [`message::doorbell`](crate::chip::message::doorbell),
-    /// which is another than the CPU's where an SMMU translates. `None`: the same.
+    /// goes to `doorbell`: the address by which the device reaches
+    /// [`message::doorbell`](crate::chip::message::doorbell), which is another than the CPU's where an SMMU translates.
+    /// `None`: the same.
     ///
     /// # Errors
     /// There is no such vector, it is in use, or nothing leads from the function to the interrupt controller.

@@ -150,8 +150,8 @@ pub(super) fn is_connected(function: &'static Function, vector: u16) -> bool {
     MESSAGES.lock().iter().any(|other| core::ptr::eq(other.function, function) && other.vector == vector)
 }
 
-/// Gives a function's vector a message, which it sends to `doorbell` or, without one, to the receiver's own: the caller has it
-/// do so by [`start_sending`].
+/// Gives a function's vector a message, which it sends to `doorbell` or, without one, to the receiver's own: the caller
+/// has it do so by [`start_sending`].
 fn connect(
     function: &'static Function,
     kernel: &'static Kernel,

@@ -14,8 +14,8 @@ use crate::mm::space::SpaceRef;
 use crate::sched::{UserEntry, current, park};
 use crate::smp::this_cpu;
 
-/// Starts a program of the initrd, whose exceptions `entry` handles; returns the process's number. Its status is kept until
-/// [`wait`] collects it.
+/// Starts a program of the initrd, whose exceptions `entry` handles; returns the process's number. Its status is kept
+/// until [`wait`] collects it.
 ///
 /// # Errors
 /// [`ExecError`]; nothing stays allocated.
@@ -61,8 +61,8 @@ pub fn kill(id: u32, signal: Signal) -> Result<(), Errno> {
     send::to_process(None, id, Asked(signal.number()), SignalCause::KERNEL)
 }
 
-/// The number that a process has in common with the one that [`start`] started and all its descendants, also those whose
-/// own parents have ended. There are no process groups that a descendant could leave.
+/// The number that a process has in common with the one that [`start`] started and all its descendants, also those
+/// whose own parents have ended. There are no process groups that a descendant could leave.
 pub fn family_of(id: u32) -> Option<Family> {
     PROCESSES.lock().find(id).map(Process::family_serial)
 }

@@ -393,8 +393,8 @@ impl Elsewhere {
     }
 }
 
-/// The space of the process that this number is of, or of one of its threads: `None` where there is no such process, and
-/// in it `None` where its last thread has left.
+/// The space of the process that this number is of, or of one of its threads: `None` where there is no such process,
+/// and in it `None` where its last thread has left.
 pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
     let space = {
         let tree = PROCESSES.lock();

@@ -9,8 +9,8 @@
 //! devices, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md` draws the types.
 //!
 //! The types lie below the operations: addresses and entries ([`range`], [`cells`], [`entry`]), what has them
-//! ([`address_space`], [`area`], [`shmem`], [`family`]), and what a fault comes to ([`access`], [`outcome`]). A file here
-//! imports from the one that defines; what this one exports is for other modules.
+//! ([`address_space`], [`area`], [`shmem`], [`family`]), and what a fault comes to ([`access`], [`outcome`]). A file
+//! here imports from the one that defines; what this one exports is for other modules.
 //!
 //! # Locks
 //! [`rank`](crate::sync::rank) has their order. The areas are in [`parts`], each with a lock of its own (`AREAS`); a call

@@ -15,11 +15,11 @@
 //! storage never has tags itself, and frames that no region covers need none ([`Coverage`]).
 //!
 //! Only page blocks that lie in the region as a whole are lent. Under QEMU tags are kept elsewhere: there a region is a
-//! reserved range of RAM with the same accounting. So a checked build fills a reserved block with a pattern, and verifies
-//! it when the block is given back; on hardware the pattern would be tags.
+//! reserved range of RAM with the same accounting. So a checked build fills a reserved block with a pattern, and
+//! verifies it when the block is given back; on hardware the pattern would be tags.
 //!
-//! The code that empties a block holds [`TAG_BLOCK`](crate::sync::rank::TAG_BLOCK), by [`Evict::alone`]; loans are under
-//! [`TAG_STORAGE`](crate::sync::rank::TAG_STORAGE).
+//! The code that empties a block holds [`TAG_BLOCK`](crate::sync::rank::TAG_BLOCK), by [`Evict::alone`]; loans are
+//! under [`TAG_STORAGE`](crate::sync::rank::TAG_STORAGE).
 
 #![allow(unsafe_code, reason = "maintains the caches of frames that nothing uses")]
 
@@ -263,8 +263,8 @@ impl TagStorage {
         }
     }
 
-    /// Reserves the storage of `frame`, and migrates what lies there, in three attempts. The caller holds the frame, and
-    /// no lock. Sleeps; `cpu` is the CPU that this runs on.
+    /// Reserves the storage of `frame`, and migrates what lies there, in three attempts. The caller holds the frame,
+    /// and no lock. Sleeps; `cpu` is the CPU that this runs on.
     ///
     /// # Errors
     /// [`Unreserved`]; the frame has no storage, and what could not migrate is where it was.
@@ -368,8 +368,8 @@ impl TagStorage {
     /// The `count` frames from `first` on, whose storage is reserved, are about to be free: nothing reaches them any
     /// more. In any context.
     pub(super) fn release(&self, first: PhysAddr, count: usize) {
-        // SAFETY: the linear map has the frames, Normal-Tagged; their tags are of no use any more, and each line is of one
-        // page at most.
+        // SAFETY: the linear map has the frames, Normal-Tagged; their tags are of no use any more, and each line is of
+        // one page at most.
         unsafe { cache::invalidate_tags_to_memory(self.linear.address(first), (count * PAGE_SIZE) as u64) };
         self.subtract(first, count);
         self.counters.note_release();

@@ -57,7 +57,8 @@ struct Gic {
     frames: Vec<u64, MAX_REDISTRIBUTOR_REGIONS>,
 }
 
-/// Reads CPUs, of which `boot` is the boot CPU's MPIDR, interrupt controller and what takes messages; returns the ITS's number.
+/// Reads CPUs, of which `boot` is the boot CPU's MPIDR, interrupt controller and what takes messages; returns the ITS's
+/// number.
 ///
 /// # Errors
 /// The table has no CPU or no distributor, or one that makes no sense.

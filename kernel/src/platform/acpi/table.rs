@@ -18,8 +18,8 @@ use crate::platform::error::{PlatformError, TableError};
 
 /// Memory by its physical addresses, before the kernel has mapped any.
 pub trait PhysicalMemory {
-    /// The bytes of `range`, which is not empty, until the next call. `None` where nothing answers, or that is more than
-    /// can be shown at a time.
+    /// The bytes of `range`, which is not empty, until the next call. `None` where nothing answers, or that is more
+    /// than can be shown at a time.
     fn bytes(&mut self, range: PhysRange) -> Option<&[u8]>;
 }
 

@@ -6,17 +6,13 @@
 #![allow(unsafe_code, reason = "a symbol that ./x finds by its name")]
 
 use core::sync::atomic::{AtomicU32, Ordering};
-use core::time::Duration;
 
 use alloc::vec::Vec;
 
 use granule::chip::{console, power};
-use granule_protocol::{Event, REQUEST_BYTES, Reply, Responder};
+use granule_protocol::{Event, PATIENCE, REQUEST_BYTES, Reply, Responder};
 
 use super::{TESTS, audit, one, promises};
-
-/// After this silence the harness asks again: longer than the longest request takes at 9,600 baud.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Which build this is: [`granule_protocol::IDENTITY`]. Not zero, so that it is in the file.
 #[unsafe(no_mangle)]

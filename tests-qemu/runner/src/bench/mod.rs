@@ -2,11 +2,11 @@
 //!
 //! In the order of a run: [`list`](mod@list) reads the rows from the image's ELF; [`boot`] boots it under `-icount` and
 //! takes the points; [`trace`] finds the barriers and invalidations of each in a second boot, whose points must be the
-//! same to the instruction; [`net`] computes further rows; [`fit`] draws a line through them; [`table`] prints them beside what they must be
-//! ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and [`page`] shows that one in
-//! docs/BENCHMARKS.md. [`scale`](mod@scale) and [`tlb`](mod@tlb) are apart: cache lines on several CPUs, and what
-//! leaves of different sizes cost a TLB; plugins of QEMU count these ([`counted`](mod@counted)). [`wire`](mod@wire) asks a
-//! board, which counts what its CPU can.
+//! same to the instruction; [`net`] computes further rows; [`fit`] draws a line through them; [`table`] prints them
+//! beside what they must be ([`bars`]); [`reference`](mod@reference) compares with the run that is checked in, and
+//! [`page`] shows that one in docs/BENCHMARKS.md. [`scale`](mod@scale) and [`tlb`](mod@tlb) are apart: cache lines on
+//! several CPUs, and what leaves of different sizes cost a TLB; plugins of QEMU count these ([`counted`](mod@counted)).
+//! [`wire`](mod@wire) asks a board, which counts what its CPU can.
 
 pub mod bars;
 pub mod boot;

@@ -1,7 +1,8 @@
 //! Benches on a board, asked for one by one over the line to its console.
 //!
-//! The unit is what the board's CPU counts: instructions and cycles by its PMU, else ticks of its virtual counter. Nothing is
-//! compared: caches, clocks and the other CPUs are the board's own. A row whose points did not all arrive is measured again.
+//! The unit is what the board's CPU counts: instructions and cycles by its PMU, else ticks of its virtual counter.
+//! Nothing is compared: caches, clocks and the other CPUs are the board's own. A row whose points did not all arrive is
+//! measured again.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -34,8 +35,8 @@ pub struct Measured {
     pub counts: Vec<(BenchCounter, Vec<(u32, u32)>)>,
 }
 
-/// Measures rows on the board at the end of `line`, which runs the build of that identity. `each` is given each row once it
-/// is measured.
+/// Measures rows on the board at the end of `line`, which runs the build of that identity. `each` is given each row
+/// once it is measured.
 ///
 /// # Errors
 /// The board runs something else, starts anew or answers no more.
@@ -110,8 +111,8 @@ impl<'a> Talk<'a> {
         bail!("of `{name}` never all points arrive: the line is too bad")
     }
 
-    /// Types a request whenever the board asks for it, until it is answered: the points that came before the answer, and
-    /// that.
+    /// Types a request whenever the board asks for it, until it is answered: the points that came before the answer,
+    /// and that.
     fn request(&mut self, order: Order<'_>, limit: Limit) -> Result<(Vec<(u32, u32)>, Event)> {
         let mut text = String::new();
         // A string takes whatever is written.

@@ -179,7 +179,8 @@ proptest! {
         prop_assert_eq!(sender.restarts, 1);
     }
 
-    /// Whatever a hostile board prints, the sender neither panics nor believes that a kernel was entered before it has sent it.
+    /// Whatever a hostile board prints, the sender neither panics nor believes that a kernel was entered before it has
+    /// sent it.
     #[test]
     fn any_lines_are_taken(lines in proptest::collection::vec("(@granule[? ]?)?[0-9a-z ]{0,40}", 0..40)) {
         let mut sender = Sender::new(NONCE, &files(500, 1)).unwrap();

@@ -16,8 +16,8 @@ const RACERS: usize = 3;
 const RACE_PAGES: u64 = 24;
 const ROUNDS: u32 = 400;
 
-/// One thread takes pages away; the others store to them, through mappings that come and go. Once a page is taken away, no
-/// store made before is seen again.
+/// One thread takes pages away; the others store to them, through mappings that come and go. Once a page is taken away,
+/// no store made before is seen again.
 pub(super) fn races() {
     let file = file(RACE_PAGES);
     let here = shared(&file, RACE_PAGES);

@@ -22,8 +22,8 @@ struct Turn {
     at: VirtAddr,
 }
 
-/// By how much a change of another CPU raises [`Turns::heat`], and from where on the part should be divided: two or three
-/// of them, with few others in between.
+/// By how much a change of another CPU raises [`Turns::heat`], and from where on the part should be divided: two or
+/// three of them, with few others in between.
 const TURN: u32 = 4;
 const HOT: u32 = 8;
 

@@ -25,8 +25,8 @@
 //!
 //! An area has marks and markers only while it is registered for write-protection: what ends that clears them.
 //!
-//! Its locks are [`USERFAULTFDS`](rank::USERFAULTFDS) and that of the queue of messages, events and threads that wait for
-//! them ([`WAIT`](rank::WAIT)).
+//! Its locks are [`USERFAULTFDS`](rank::USERFAULTFDS) and that of the queue of messages, events and threads that wait
+//! for them ([`WAIT`](rank::WAIT)).
 
 mod changes;
 pub(super) mod events;
@@ -245,8 +245,8 @@ impl UserfaultfdNumber {
     const NONE: Self = Self(u16::MAX);
 }
 
-/// A file by which a pager serves the faults of a space (Linux: `userfaultfd_ctx`). Dropping the file [closes](Self::close)
-/// it.
+/// A file by which a pager serves the faults of a space (Linux: `userfaultfd_ctx`). Dropping the file
+/// [closes](Self::close) it.
 pub struct Userfaultfd {
     space: SpaceHandle,
     /// 0 before they are agreed upon; then with [`AGREED`].
@@ -257,8 +257,8 @@ pub struct Userfaultfd {
     open_flags: u32,
     /// Changes of the mappings whose events are not read yet.
     changing: Changes,
-    /// Its number among those of its space; [`UserfaultfdNumber::NONE`] while nothing was ever registered. Changed with the
-    /// list of them locked for writing.
+    /// Its number among those of its space; [`UserfaultfdNumber::NONE`] while nothing was ever registered. Changed with
+    /// the list of them locked for writing.
     number: AtomicU16,
     /// By the unmapping that adds events.
     met: LastTally,
@@ -364,8 +364,8 @@ impl Userfaultfd {
         }
     }
 
-    /// Registers the areas of the `bytes` bytes from `start` on for `enrolment`, in place of what they were registered for
-    /// with `this`.
+    /// Registers the areas of the `bytes` bytes from `start` on for `enrolment`, in place of what they were registered
+    /// for with `this`.
     ///
     /// # Errors
     /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, or registers are),
@@ -385,8 +385,8 @@ impl Userfaultfd {
         space.change_registration(cpu, range, number, Registration::Begin(enrolment.flags()))
     }
 
-    /// Ends the registration of what the `bytes` bytes from `start` on have of it. The threads that wait for a page there
-    /// are woken.
+    /// Ends the registration of what the `bytes` bytes from `start` on have of it. The threads that wait for a page
+    /// there are woken.
     ///
     /// # Errors
     /// [`UserfaultError::Invalid`] (no range of pages, nothing is mapped in it, registers are, or an area is another
