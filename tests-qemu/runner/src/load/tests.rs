@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use granule_protocol::{ASK, Event, Frame, Incoming, Nonce, REQUEST_BYTES, Refusal, Reply, Responder};
-use proptest::prelude::{prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{prop_assert, proptest};
 
 use super::{Entered, Files, Sender, Step};
 use crate::noise::Noise;
@@ -167,7 +167,8 @@ proptest! {
         prop_assert!(has_entered(&board, &files));
     }
 
-    /// Wherever the power fails, the load begins again.
+    /// Wherever the power fails, the load begins again. The sender cannot tell a board that fails before the first answer
+    /// arrives from one that never answered.
     #[test]
     fn a_board_that_starts_anew_gets_all_of_it(after in 0u32..7, seed: u64, per_million in 0u32..2_000) {
         let (mut board, files) = (Board::new(1 << 20), files(9_000, seed));
@@ -176,7 +177,7 @@ proptest! {
         let ended = load(&mut board, &mut sender, &mut bad(seed, per_million), 100_000);
         prop_assert!(matches!(ended, Ok(Some(2) | None)), "{ended:?}");
         prop_assert!(has_entered(&board, &files));
-        prop_assert_eq!(sender.restarts, 1);
+        prop_assert!(sender.restarts == 1 || (after, sender.restarts) == (0, 0), "{} restarts", sender.restarts);
     }
 
     /// Whatever a hostile board prints, the sender neither panics nor believes that a kernel was entered before it has
