@@ -23,7 +23,8 @@
 //! ```
 //! A table that a neighbour links between its two passes is of the first kind: the mark can only have come later. So
 //! what the first pass has counted on is there in the second, and neither pass ever waits. `update` and `unmap` need
-//! none of this for reclaim, which takes no table that has a leaf; [`crate::collapse`] does.
+//! none of this for reclaim, which takes no table that has a leaf; [`crate::collapse`] does. A map that is refused
+//! after its first pass has taken marks away from tables that stay empty: step 2 finds these, and step 1 follows anew.
 //!
 //! # Why no walker reads a freed table
 //! A walk that begins after step 2 does not find the table; one that began before keeps the second grace period from
@@ -144,9 +145,9 @@ impl<G: Geometry, const CPUS: usize> Reclaimer<G, CPUS> {
                     if !grace.is_over(&words) {
                         return Progress::Waiting;
                     }
-                    let unlinked = unlink(tables, *range);
+                    let (unlinked, unmarked) = unlink(tables, *range);
                     if unlinked.is_empty() {
-                        Stage::Idle
+                        if unmarked { Stage::Requested(*range) } else { Stage::Idle }
                     } else {
                         // Ends with a DSB ISH: the words are read after the unlinking.
                         tlb.invalidate(
@@ -187,21 +188,26 @@ fn mark<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) ->
 }
 
 /// Step 2 up to the invalidation. The second entry of each table in the list holds the address that it translated.
-fn unlink<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> TableList {
-    let mut unlinked = TableList::EMPTY;
+///
+/// Also returns whether a table is empty whose mark was taken away: by a map that was refused, or whose leaves are gone
+/// already.
+fn unlink<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> (TableList, bool) {
+    let (mut unlinked, mut unmarked) = (TableList::EMPTY, false);
     for_each_table(tables, range, |mmu, found| {
-        if found.descriptor.0 & bits::RECLAIM_MARK == 0 {
-            return;
-        }
+        let marked = found.descriptor.0 & bits::RECLAIM_MARK != 0;
         if !is_empty(mmu, found.table) {
-            mmu.clear_bits(found.cell, bits::RECLAIM_MARK);
-        } else if mmu.compare_exchange(found.cell, found.descriptor, UNLINKED).is_ok() {
+            if marked {
+                mmu.clear_bits(found.cell, bits::RECLAIM_MARK);
+            }
+        } else if marked && mmu.compare_exchange(found.cell, found.descriptor, UNLINKED).is_ok() {
             let table = found.table.address();
             unlinked.push(mmu, table);
             mmu.store(&TableList::cells(mmu, table)[1], Descriptor(found.start.0 & bits::ADDRESS));
+        } else {
+            unmarked = true;
         }
     });
-    unlinked
+    (unlinked, unmarked)
 }
 
 /// The first address that a table in the list translated.
