@@ -1,6 +1,10 @@
 //! The Granule kernel: everything that decides.
 
 #![cfg_attr(target_os = "none", no_std)]
+#![cfg_attr(
+    not(target_os = "none"),
+    allow(dead_code, reason = "on the host there is also what only the machine calls")
+)]
 
 extern crate alloc;
 

@@ -21,17 +21,21 @@ use crate::sync::IrqLock;
 use crate::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use crate::sync::rank::Sleeping;
 
+/// Its threads, by the path that the kernel's sources have for them.
+mod machine {
+    pub(super) use super::{ThreadRef, current, is_interrupted, park, relax, running};
+}
 #[path = "../../src/sched/unchecked.rs"]
 pub(crate) mod order;
 #[path = "../../src/sched/poll.rs"]
 mod poll;
 #[allow(dead_code, unreachable_pub, reason = "nothing comes from EL0 here, and no slice ends")]
-#[path = "../../src/sched/queue.rs"]
+#[path = "../../src/sched/machine/queue.rs"]
 mod queue;
 #[path = "../../src/sched/rwsem.rs"]
 mod rwsem;
 #[allow(dead_code, reason = "what sleeps briefly here only lets others run")]
-#[path = "../../src/sched/timeout.rs"]
+#[path = "../../src/sched/machine/timeout.rs"]
 mod timeout;
 #[path = "../../src/sched/token.rs"]
 mod token;
@@ -46,9 +50,6 @@ pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::{poll_until, sleep_until};
 pub use token::{Token, Woken};
 pub use wait::{WaitQueue, Waiters};
-
-/// So that a grant continues in the readers that were granted, as with many of them.
-const WOKEN_AT_ONCE: usize = 1;
 
 /// A thread, as far as it sleeps and wakes.
 pub struct Sleeper {

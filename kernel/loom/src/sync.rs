@@ -29,6 +29,10 @@ pub(crate) mod barrier {
     }
 }
 
+/// Threads that are woken under one hold of a lock: so that a grant continues in the readers that were granted, as with
+/// many of them.
+pub(crate) const WOKEN_AT_ONCE: usize = 1;
+
 /// Another thread's turn.
 pub(crate) fn spin() {
     loom::thread::yield_now();

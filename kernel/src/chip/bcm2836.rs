@@ -17,11 +17,9 @@
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
-#[cfg(target_os = "none")]
 use granule_arch::addr::PhysRange;
 use granule_arch::addr::VirtAddr;
 use granule_arch::barrier;
-#[cfg(target_os = "none")]
 use spin::Once;
 
 use super::interrupt::{Acknowledged, InterruptController, InterruptError, SHARED};
@@ -30,7 +28,6 @@ use crate::mmio;
 use crate::platform::Interrupt;
 use crate::smp::cpu::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
-#[cfg(target_os = "none")]
 use crate::trap::probe;
 
 /// The first number that is private to each CPU, and no SGI's.
@@ -84,10 +81,8 @@ struct Bcm2836 {
     configuration: IrqLock<(), { rank::INTERRUPT }>,
 }
 
-#[cfg(target_os = "none")]
 static CONTROLLER: Once<Bcm2836> = Once::new();
 
-#[cfg(target_os = "none")]
 pub(super) fn init(
     cores: PhysRange,
     shared: Option<PhysRange>,

@@ -5,7 +5,6 @@
 //! tables.
 
 mod bcm2835_pm;
-#[cfg(any(target_os = "none", test))]
 mod bcm2836;
 pub mod console;
 #[cfg(target_os = "none")]
@@ -17,7 +16,6 @@ pub mod interrupt;
 mod its;
 pub mod log;
 pub mod message;
-#[cfg(any(target_os = "none", test))]
 mod order;
 mod output;
 pub mod pl011;

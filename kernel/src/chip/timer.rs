@@ -30,10 +30,8 @@ pub enum Purpose {
     /// The caller of [`set_deadline`].
     Caller,
     /// Slices and timeouts of threads.
-    #[cfg(target_os = "none")]
     Threads,
     /// The next sample of the guarded heap.
-    #[cfg(target_os = "none")]
     GuardedHeap,
 }
 
@@ -214,13 +212,11 @@ impl Deadline {
     }
 
     /// When the timer's counter is `count`.
-    #[cfg(target_os = "none")]
     pub(crate) fn at(count: u64) -> Self {
         Self(count)
     }
 
     /// As the timer counts.
-    #[cfg(target_os = "none")]
     pub(crate) fn count(self) -> u64 {
         self.0
     }

@@ -16,7 +16,6 @@
 
 use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
-#[cfg(any(target_os = "none", test))]
 use core::time::Duration;
 
 use granule_arch::addr::{PAGE, VirtAddr};
@@ -307,7 +306,6 @@ impl Iommu {
     }
 
     /// Drains the events, and serves what waits of all devices; returns how many events there were. Sleeps.
-    #[cfg_attr(not(target_os = "none"), allow(dead_code, reason = "the thread that calls it is the machine's"))]
     pub(super) fn serve_all(&self, cpu: &Cpu) -> usize {
         let devices = self.devices.read();
         let drained = self.drain(&devices);
@@ -351,13 +349,10 @@ fn cpu_could(space: &Space, page: VirtAddr, access: Access) -> bool {
     entry.is_some_and(|entry| entry.is_valid() && (access != Access::Write || entry.may_be_written()))
 }
 
-#[cfg(any(target_os = "none", test))]
 /// Events within [`PAUSE`] that make a storm, and how long the queues are then left to themselves.
 const STORM: usize = 64;
-#[cfg(any(target_os = "none", test))]
 const PAUSE: Duration = Duration::from_millis(10);
 
-#[cfg(any(target_os = "none", test))]
 /// How many events came lately. It does not matter how many looks found them: one event in each look, without end, keeps
 /// the CPU as many in one do.
 struct Rate {
@@ -366,7 +361,6 @@ struct Rate {
     until: Duration,
 }
 
-#[cfg(any(target_os = "none", test))]
 impl Rate {
     const fn new() -> Self {
         Self { events: 0, until: Duration::ZERO }

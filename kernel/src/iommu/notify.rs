@@ -15,7 +15,6 @@ use linkme::distributed_slice;
 
 use super::Iommu;
 use super::domain::with_interrupts_masked;
-#[cfg(target_os = "none")]
 use crate::bootargs;
 use crate::bootargs::{PARAMETERS, Parameter, Refused};
 use crate::lab;
@@ -40,7 +39,6 @@ static NOTIFY: Parameter = Parameter {
 
 impl NotifyMode {
     /// From the boot arguments.
-    #[cfg(target_os = "none")]
     pub(super) fn from_bootargs() -> Self {
         // An argument that makes no sense was warned of.
         bootargs::get(NOTIFY.name).and_then(|value| Self::parse(value).ok()).unwrap_or(Self::Tlb)

@@ -146,7 +146,6 @@ pub fn takes(identifier: u16) -> bool {
 }
 
 /// Switches counting on or off, for `branches::patch` to put in force. Not from two CPUs at once.
-#[cfg(target_os = "none")]
 pub(crate) fn note_counting(on: bool) {
     COUNTING.store(on, Ordering::Relaxed);
 }

@@ -1,6 +1,6 @@
 //! The order of the sleeping locks, checked: the table is [`crate::sync::rank`].
 
-use super::with_held_ranks;
+use super::machine::with_held_ranks;
 use crate::smp::this_cpu;
 use crate::sync::rank::Sleeping;
 

@@ -29,7 +29,8 @@ use core::cell::Cell;
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
-use super::{ThreadRef, WOKEN_AT_ONCE, current, is_interrupted, park, relax};
+use super::machine::{ThreadRef, current, is_interrupted, park, relax};
+use crate::sync::WOKEN_AT_ONCE;
 use crate::sync::{IrqLock, rank};
 
 /// Queues that a poller joins or leaves between two scheduling points.

@@ -34,7 +34,6 @@ pub struct Replays {
 const COUNT: u64 = PAGE - 1;
 
 impl ReplayCount {
-    #[cfg(target_os = "none")]
     pub(super) const fn new() -> Self {
         Self { page: Cell::new(0), since: Cell::new(0), since_instructions: Cell::new(None) }
     }

@@ -35,8 +35,11 @@ use core::marker::PhantomData;
 use core::mem::ManuallyDrop;
 use core::ops::{Deref, DerefMut};
 
-use super::{WOKEN_AT_ONCE, WaitQueue, Waiters, order, running};
+use super::machine::running;
+use super::order;
+use super::wait::{WaitQueue, Waiters};
 use crate::smp::{self, Cpu, CpuId, this_cpu};
+use crate::sync::WOKEN_AT_ONCE;
 use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 #[cfg(debug_assertions)]
 use crate::sync::rank;

@@ -4,8 +4,9 @@ use std::sync::Barrier;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use super::RwSem;
 use super::rwsem::{BRIEF_SHIFT, WRITER, Want};
-use super::{RwSem, WOKEN_AT_ONCE};
+use crate::sync::WOKEN_AT_ONCE;
 use crate::sync::{IrqLock, rank};
 
 const WAITING: u64 = 1 << 62;

@@ -12,8 +12,8 @@
 
 use intrusive_collections::{LinkedList, LinkedListLink, UnsafeRef};
 
+use super::machine::{ThreadRef, current, park};
 use super::token::Woken;
-use super::{ThreadRef, current, park};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::{IrqGuard, IrqLock, rank};
 

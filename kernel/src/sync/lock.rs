@@ -66,7 +66,6 @@ impl<T, const RANK: Rank> IrqLock<T, RANK> {
     ///
     /// # Safety
     /// This CPU handed it over, and it was not released since.
-    #[cfg(target_os = "none")]
     pub(crate) unsafe fn release_handed_over(&self) {
         #[cfg(debug_assertions)]
         this_cpu().held_ranks().remove(RANK);
@@ -103,7 +102,6 @@ impl<T, const RANK: Rank> IrqGuard<'_, T, RANK> {
     }
 
     /// Leaves the lock locked and interrupts masked, for the thread that this CPU runs next.
-    #[cfg(target_os = "none")]
     pub(crate) fn hand_over(self) {
         core::mem::forget(self);
     }

@@ -13,6 +13,9 @@ pub(crate) use granule_arch::wait;
 pub use granule_arch::{barrier, interrupts};
 pub use lock::{IrqGuard, IrqLock};
 
+/// Threads that are woken under one hold of a lock.
+pub(crate) const WOKEN_AT_ONCE: usize = 16;
+
 /// Waits a moment for another CPU.
 #[inline(always)]
 pub(crate) fn spin() {

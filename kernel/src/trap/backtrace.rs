@@ -9,12 +9,9 @@ use core::ops::Range;
 
 use granule_arch::addr::VirtAddr;
 
-#[cfg(target_os = "none")]
 use super::probe;
-#[cfg(target_os = "none")]
 use crate::mm::layout::OVERFLOW_STACK_SIZE;
 use crate::mm::layout::STACK_SIZE;
-#[cfg(target_os = "none")]
 use crate::smp::{Cpu, this_cpu};
 use crate::symbols::Named;
 
@@ -31,7 +28,6 @@ pub(super) fn stack_around(sp: u64) -> Range<u64> {
 }
 
 /// The ordinary stack of `cpu`.
-#[cfg(target_os = "none")]
 pub(super) fn stack_of(cpu: &Cpu) -> Range<u64> {
     let top = cpu.trap().stack_top();
     top.saturating_sub(STACK_SIZE)..top
@@ -95,13 +91,11 @@ pub(super) fn walk(
 }
 
 /// The chain of calls of this CPU, printable.
-#[cfg(target_os = "none")]
 pub(crate) struct Backtrace {
     fp: u64,
     stacks: [Range<u64>; 3],
 }
 
-#[cfg(target_os = "none")]
 #[allow(unsafe_code, reason = "a label of assembly, which is not read")]
 unsafe extern "C" {
     /// The address that `handle_exception` returns to, in `vectors.rs`. The frame record after one with this return
@@ -110,7 +104,6 @@ unsafe extern "C" {
     static EXCEPTION_RETURN: u8;
 }
 
-#[cfg(target_os = "none")]
 impl Backtrace {
     /// The chain that starts with the record at `fp`, of code that had its stack pointer at `sp` on this CPU.
     ///
@@ -122,7 +115,6 @@ impl Backtrace {
     }
 }
 
-#[cfg(target_os = "none")]
 impl fmt::Display for Backtrace {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let read = |address| probe::read::<u64>(address).ok();
@@ -139,7 +131,6 @@ impl fmt::Display for Backtrace {
 
 /// The chain of calls that led here. To be printed before the function that asks for it returns: its frame record is
 /// the first of the chain.
-#[cfg(target_os = "none")]
 #[inline(always)]
 #[allow(unsafe_code, reason = "reads registers in assembly")]
 pub(crate) fn backtrace_here() -> Backtrace {

@@ -20,7 +20,6 @@ pub(super) struct ExtableEntry {
 }
 
 /// Where to go on after a fault of the instruction at `pc`; `None` where a fault is not expected there.
-#[cfg(target_os = "none")]
 pub(super) fn fixup(pc: u64) -> Option<u64> {
     unsafe extern "C" {
         static __extable_start: ExtableEntry;

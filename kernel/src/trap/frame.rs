@@ -55,7 +55,6 @@ impl TrapFrame {
     }
 
     /// Whether FAR_EL1 belongs to the exception (Arm ARM D24.2.43).
-    #[cfg(target_os = "none")]
     pub(super) fn has_address(&self) -> bool {
         use granule_arch::esr::Class;
         let other = matches!(
@@ -66,7 +65,6 @@ impl TrapFrame {
     }
 
     /// The address that the exception was about, or else its instruction's.
-    #[cfg(target_os = "none")]
     pub(super) fn exception_address(&self) -> VirtAddr {
         if self.has_address() { self.fault_address() } else { VirtAddr(self.elr) }
     }

@@ -10,9 +10,7 @@
 //! All of it runs with every exception masked, on the stack of the code that was interrupted.
 
 // Much of these two is plain logic: the host's tests run it, the host itself has no use for it.
-#[cfg(any(target_os = "none", test))]
 pub(crate) mod backtrace;
-#[cfg(any(target_os = "none", test))]
 mod extable;
 pub(crate) mod frame;
 mod per_cpu;
@@ -23,7 +21,6 @@ pub(crate) mod report;
 pub(crate) mod tags;
 #[cfg(target_os = "none")]
 mod user;
-#[cfg(any(target_os = "none", test))]
 mod vector;
 #[cfg(target_os = "none")]
 mod vectors;

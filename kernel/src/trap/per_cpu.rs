@@ -46,7 +46,6 @@ impl PerCpu {
     }
 
     /// Top of the stack for overflow reports.
-    #[cfg(target_os = "none")]
     pub(super) fn overflow_stack_top(&self) -> u64 {
         self.overflow_stack_top.load(Ordering::Relaxed)
     }
@@ -88,12 +87,10 @@ impl PerCpu {
         self.spurious_faults.load(Ordering::Relaxed)
     }
 
-    #[cfg(target_os = "none")]
     pub(super) fn count_probe_fault(&self) {
         count(&self.probe_faults);
     }
 
-    #[cfg(target_os = "none")]
     pub(super) fn count_spurious_fault(&self) {
         count(&self.spurious_faults);
     }

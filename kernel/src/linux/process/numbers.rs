@@ -36,7 +36,6 @@ impl Numbers {
     }
 
     /// How many are in use.
-    #[cfg(target_os = "none")]
     pub fn in_use(&self) -> usize {
         self.used.iter().map(|word| word.count_ones() as usize).sum()
     }

@@ -335,7 +335,6 @@ impl FrameAllocator {
     }
 
     /// There will be no more than `cpus` CPUs: for those of a boot that are there by now, once.
-    #[cfg(target_os = "none")]
     pub(crate) fn set_cpus(&self, cpus: usize) {
         self.blocks.set_cpus(cpus);
     }

@@ -33,7 +33,6 @@ impl PerCpu {
     }
 
     /// Whether it works for a program. This CPU's alone, with interrupts masked.
-    #[cfg(any(target_os = "none", test))]
     pub(crate) fn set_for_program(&self, is_for_program: bool) {
         self.0.store(is_for_program, Ordering::Relaxed);
     }

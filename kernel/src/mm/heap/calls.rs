@@ -2,7 +2,6 @@
 
 #![cfg_attr(target_os = "none", allow(unsafe_code, reason = "reads frame records"))]
 
-#[cfg(target_os = "none")]
 use granule_arch::addr::VirtAddr;
 
 use crate::mm::layout::{FIXMAP_BASE, IMAGE_BASE};
@@ -53,7 +52,6 @@ impl<const DEPTH: usize> Calls<DEPTH> {
 }
 
 /// A line for each call, by the address of its instruction.
-#[cfg(target_os = "none")]
 impl<const DEPTH: usize> core::fmt::Display for Calls<DEPTH> {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         show(&self.0, f)
@@ -61,7 +59,6 @@ impl<const DEPTH: usize> core::fmt::Display for Calls<DEPTH> {
 }
 
 /// Out of line: chains of both lengths are shown by it.
-#[cfg(target_os = "none")]
 #[inline(never)]
 fn show(calls: &[u32], f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
     for low in calls.iter().take_while(|low| **low != 0) {

@@ -260,7 +260,6 @@ impl GuardedHeap {
 
     /// Makes all pages of the pool invalid, before the first [`Self::open_gate`]. Returns whether there are any, and all
     /// are.
-    #[cfg(any(target_os = "none", test))]
     fn protect(&self) -> bool {
         self.pool.get().is_some_and(|pool| (pool.set_valid)(pool.pages, pool.page_count(), Validity::Invalid))
     }

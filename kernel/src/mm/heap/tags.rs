@@ -51,7 +51,6 @@ pub(super) struct Record {
 const _: () = assert!(RECORD.is_multiple_of(GRANULE as usize));
 
 /// Whether an object has been freed.
-#[cfg(any(target_os = "none", test))]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) enum ObjectState {
     InUse,
@@ -60,7 +59,6 @@ pub(super) enum ObjectState {
 
 impl Record {
     /// The state of the object whose record is at `at`; `None` where none is.
-    #[cfg(any(target_os = "none", test))]
     pub(super) fn state(&self, at: VirtAddr) -> Option<ObjectState> {
         match self.mark ^ at.0 as u32 {
             IN_USE => Some(ObjectState::InUse),
@@ -75,7 +73,6 @@ impl Record {
     }
 
     /// The tag of the object's pointer.
-    #[cfg(any(target_os = "none", test))]
     pub(super) const fn tag(&self) -> Tag {
         Tag::new(self.tag as u8)
     }

@@ -15,7 +15,6 @@
 
 use core::fmt;
 use core::sync::atomic::Ordering;
-#[cfg(target_os = "none")]
 use core::time::Duration;
 
 use granule_arch::addr::PhysAddr;
@@ -192,7 +191,6 @@ static QUIET: Parameter = Parameter {
 const LONGEST: usize = 86_400_000;
 
 /// The least time without a split before leaves are collapsed again; none where they are not.
-#[cfg(target_os = "none")]
 pub(crate) fn quiet() -> Option<Duration> {
     let wished = bootargs::get_number("collapse.quiet", LONGEST).filter(|&number| number != 0);
     wished.map(|number| Duration::from_millis(number as u64))

@@ -155,7 +155,6 @@ pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
 
 /// Runs `work` with where the table entries at `entries` are seen by a short-lived mapping of their own, on the one CPU
 /// that is not parked ([`crate::smp::park_others`]).
-#[cfg(target_os = "none")]
 pub(super) fn with_entries(entries: PhysAddr, work: impl FnOnce(*mut u64)) {
     let page = entries.align_down(PAGE);
     set_valid(FixmapSlot::Entries.first(), page, Attributes::kernel_data(MemoryType::NormalTagged));

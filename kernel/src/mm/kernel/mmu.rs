@@ -11,19 +11,16 @@ use granule_arch::cache::CodeCaches;
 #[cfg(test)]
 use granule_arch::descriptor::Descriptor;
 use granule_arch::patched_branch;
-#[cfg(any(target_os = "none", test))]
 use granule_pgtable::metal::Cell;
 pub use granule_pgtable::metal::Metal;
 use granule_pgtable::metal::{Platform, Trusted};
 use granule_pgtable::{Feature, Granule4K, Operation};
 use spin::Once;
 
-#[cfg(target_os = "none")]
 use super::fixmap;
 #[cfg(test)]
 use super::record;
 use crate::lab;
-#[cfg(target_os = "none")]
 use crate::mm::layout;
 use crate::mm::maintenance::{MaintenanceOp, count};
 use crate::platform::features::branch;
@@ -32,7 +29,6 @@ use crate::platform::features::branch;
 static CODE_CACHES: Once<CodeCaches> = Once::new();
 
 /// From now on caches are maintained as all CPUs need it. Once, before the other CPUs run.
-#[cfg(target_os = "none")]
 pub(crate) fn note_code_caches(of_all: CodeCaches) {
     CODE_CACHES.call_once(|| of_all);
 }
@@ -58,7 +54,6 @@ unsafe impl Platform for LinearView {
         return VirtAddr(table.0.wrapping_add(self.offset));
     }
 
-    #[cfg(target_os = "none")]
     fn second_mapping(&self, run: &[Cell], work: impl FnOnce(*mut u64)) {
         let entries = VirtAddr::from_ptr(run.as_ptr());
         fixmap::with_entries(PhysAddr(entries - layout::linear(PhysAddr(0))), work);
@@ -117,7 +112,6 @@ unsafe impl Platform for LinearView {
 unsafe impl Trusted for LinearView {}
 
 /// Through the image's own mapping: only tables that lie in the image. For building the linear map.
-#[cfg(target_os = "none")]
 #[derive(Clone, Copy, Debug)]
 pub struct ImageView {
     /// Virtual minus physical address of the image; added with wrap-around.

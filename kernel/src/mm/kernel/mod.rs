@@ -12,7 +12,6 @@ pub mod area;
 pub mod collapse;
 mod debug_pagealloc;
 mod direct_map;
-#[cfg(any(target_os = "none", test))]
 pub mod fixmap;
 #[cfg(target_os = "none")]
 pub mod image;

@@ -365,7 +365,6 @@ impl KernelSpace {
     ///
     /// # Errors
     /// [`Unreserved`]: the heap cannot have tags.
-    #[cfg(target_os = "none")]
     pub fn reserve_heap_tags(&self, start: VirtAddr, bytes: u64) -> Result<(), Unreserved> {
         let tables = self.tables();
         let pages = (0..bytes).step_by(PAGE_SIZE).filter_map(|offset| tables.get().translate(start + offset));

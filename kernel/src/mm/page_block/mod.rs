@@ -411,7 +411,6 @@ impl PageBlocks {
 
     /// There will be no more than `cpus` CPUs, 1 to [`MAX_CPUS`]: each may take so many blocks between two looks that
     /// what all take stays the same.
-    #[cfg(any(target_os = "none", test))]
     pub fn set_cpus(&self, cpus: usize) {
         self.share.store(MAX_CPUS / cpus.max(1), Ordering::Relaxed);
     }

@@ -1,15 +1,15 @@
 //! The kernel's own use of processes.
 
 use super::exec::Drawn;
-use super::limits::Limits;
 use super::send::{self, Asked};
-use super::signal::{Signal, SignalCause};
-use super::stack::{Strings, Words};
-use super::status::{ExecError, ProcessEnd, Summary};
 use super::tree::{Child, PROCESSES, Parent, Process, Tree};
 use super::{clone, exec};
 use crate::chip::console::Family;
 use crate::linux::errno::Errno;
+use crate::linux::process::limits::Limits;
+use crate::linux::process::signal::{Signal, SignalCause};
+use crate::linux::process::stack::{Strings, Words};
+use crate::linux::process::status::{ExecError, ProcessEnd, Summary};
 use crate::mm::space::SpaceRef;
 use crate::sched::{UserEntry, current, park};
 use crate::smp::this_cpu;

@@ -2,11 +2,11 @@
 //!
 //! As on Linux the receiver is looked up before the signal's number is checked.
 
-use super::signal::{Signal, SignalCause};
 use super::state::{ProcessState, Visit};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES, Process};
 use crate::linux::errno::Errno;
+use crate::linux::process::signal::{Signal, SignalCause};
 use crate::sched::relax;
 
 /// A signal's number as a program passes it; 0 checks whether one could be sent.

@@ -16,10 +16,10 @@
 use intrusive_collections::{Bound, RBTree, UnsafeRef};
 use spin::Once;
 
-use super::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
-use super::status::{Life, Name, ProcessEnd};
 use super::task::{InProcess, Task};
 use crate::kernel;
+use crate::linux::process::signal::{Actions, Effect, Pending, Set, Signal, SignalCause};
+use crate::linux::process::status::{Life, Name, ProcessEnd};
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};

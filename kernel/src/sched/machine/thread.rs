@@ -16,14 +16,14 @@ use intrusive_collections::LinkedListLink;
 use spin::Once;
 
 use super::fp::FpArea;
-use super::replays::{ReplayCount, Replays};
 use super::start::{NewStack, surroundings};
-use super::tag_check::TagChecks;
-use super::token::Token;
 use super::{queue, switch};
 use crate::mm::OutOfMemory;
 use crate::mm::context::Context;
 use crate::mm::pool::{Pool, PoolBox};
+use crate::sched::replays::{ReplayCount, Replays};
+use crate::sched::tag_check::TagChecks;
+use crate::sched::token::Token;
 use crate::smp::{Cpu, CpuId, this_cpu};
 #[cfg(debug_assertions)]
 use crate::sync::rank::HeldRanks;
@@ -41,7 +41,7 @@ pub struct UserEntry {
     pub fault: extern "C" fn(&mut TrapFrame, &Thread) -> bool,
     /// Every other synchronous exception, and an abort that was not served; the frame has its kind.
     pub exception: fn(&mut TrapFrame, &Thread),
-    /// A mismatch of tags at EL0 was recorded, by hardware that reports it late ([`TagFaults`](super::TagFaults)).
+    /// A mismatch of tags at EL0 was recorded, by hardware that reports it late ([`TagFaults`](crate::sched::TagFaults)).
     pub late_tag_fault: fn(&Thread),
     /// [`Thread::raise`] was called for [`Work::SIGNAL`]: the last thing before EL0 is entered.
     pub signal: fn(&mut TrapFrame, &Thread),
@@ -494,7 +494,7 @@ pub(crate) fn enlarge_shortage(cpu: &Cpu, frames: usize) {
 
 /// Has `look` look at the ranks of the sleeping locks that the running thread holds; before there are threads, nothing.
 #[cfg(debug_assertions)]
-pub(super) fn with_held_ranks(look: impl FnOnce(&HeldRanks)) {
+pub(in crate::sched) fn with_held_ranks(look: impl FnOnce(&HeldRanks)) {
     if let Some(thread) = working(this_cpu()) {
         look(&thread.held_ranks);
     }
@@ -529,7 +529,7 @@ pub struct NewUserThread<'a> {
     /// Its space.
     pub space: Context,
     /// The registers of floating point; none: all zero.
-    pub fp: Option<&'a super::FpState>,
+    pub fp: Option<&'a crate::sched::fp_state::FpState>,
     /// A value of the maker's, to be found again by [`Thread::task`].
     pub task: *mut (),
 }

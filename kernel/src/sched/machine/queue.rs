@@ -59,7 +59,7 @@ pub(super) struct RunQueue {
 unsafe impl Send for RunQueue {}
 
 /// The thread that runs on a CPU, by its address, for others to compare; `None` where the CPU idles.
-pub(super) fn running(cpu: &Cpu) -> Option<usize> {
+pub(in crate::sched) fn running(cpu: &Cpu) -> Option<usize> {
     let current = cpu.sched().current.load(Ordering::Relaxed);
     (current != cpu.sched().idle.load(Ordering::Relaxed)).then(|| current.addr())
 }
@@ -78,7 +78,7 @@ pub(crate) struct PerCpu {
     pub(super) ended: AtomicPtr<Thread>,
     /// The thread whose floating point this CPU's registers hold.
     pub(super) fp_owner: AtomicPtr<Thread>,
-    /// The value of SCTLR_EL1.TCF0 and GCR_EL1: of [`TagChecks`](super::TagChecks).
+    /// The value of SCTLR_EL1.TCF0 and GCR_EL1: of [`TagChecks`](crate::sched::TagChecks).
     pub(super) tag_checks: AtomicU32,
     /// The value of TTBR0_EL1 without a user space.
     pub(super) no_tables: AtomicU64,

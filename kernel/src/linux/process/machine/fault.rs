@@ -11,9 +11,9 @@ use granule_arch::esr::{self, Class, FaultStatus, Syndrome};
 
 use super::oom::{self, Relief};
 use super::send::{self, Asked};
-use super::signal::frame::FaultRecord;
-use super::signal::{Signal, SignalCause};
 use super::task::Task;
+use crate::linux::process::signal::frame::FaultRecord;
+use crate::linux::process::signal::{Signal, SignalCause};
 use crate::mm::space::{self, FaultError, FaultMode, USER_END};
 use crate::sched::{Thread, current};
 use crate::smp::this_cpu;

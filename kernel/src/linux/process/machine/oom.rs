@@ -8,7 +8,7 @@
 //! measure of a process is its space and what is [charged](super::charge) to it.
 //!
 //! A process ends as well where there are frames whenever a call asks, and too few whenever it is repeated: see
-//! [`retries`](super::retries).
+//! [`retries`](crate::linux::process::retries).
 //!
 //! A call is refused, and no process ends for it, where it wants more than any process has; or more than its own has, and
 //! another would end for it that has less than the two together.
@@ -22,13 +22,13 @@ use core::time::Duration;
 use granule_arch::addr::PAGE_SIZE;
 
 use super::charge;
-use super::retries::Attempt;
-use super::signal::{Signal, SignalCause};
-use super::status::{Life, Name};
 use super::task::Task;
 use super::tree::{Elsewhere, PROCESSES};
 use crate::chip::timer::{Deadline, uptime};
 use crate::kernel;
+use crate::linux::process::retries::Attempt;
+use crate::linux::process::signal::{Signal, SignalCause};
+use crate::linux::process::status::{Life, Name};
 use crate::mm::space::{Footprint, SpaceRef, Tally, Used};
 use crate::sched::{Thread, relax, sleep_through};
 use crate::services;

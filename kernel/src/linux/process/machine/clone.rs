@@ -19,15 +19,15 @@ use granule_arch::addr::VirtAddr;
 use spin::Once;
 
 use super::exec::Loaded;
-use super::limits::{Limits, ProcessSlot};
-use super::signal::{Set, Signal};
 use super::state::ProcessState;
-use super::status::Name;
 use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open;
+use crate::linux::process::limits::{Limits, ProcessSlot};
+use crate::linux::process::signal::{Set, Signal};
+use crate::linux::process::status::Name;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolBox, PoolStats};

@@ -14,8 +14,8 @@ use core::sync::atomic::Ordering;
 use aarch64_cpu::registers::{CPACR_EL1, Writeable as _};
 use granule_arch::{barrier, interrupts};
 
-use super::fp_state::FpState;
 use super::thread::{Thread, current};
+use crate::sched::fp_state::FpState;
 use crate::smp::{Cpu, this_cpu};
 
 /// The number of no CPU.

@@ -18,10 +18,12 @@ use core::time::Duration;
 
 use intrusive_collections::{KeyAdapter, RBTree, RBTreeLink, UnsafeRef, intrusive_adapter};
 
-use super::poll::{PollNodes, poll};
 use super::queue::{self, NEVER};
-use super::{Thread, Waiters, Woken, Work, current, park};
+use super::{Thread, Work, current, park};
 use crate::chip::timer::Deadline;
+use crate::sched::poll::{PollNodes, poll};
+use crate::sched::token::Woken;
+use crate::sched::wait::Waiters;
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::atomic::Ordering;
 

@@ -17,14 +17,8 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::features::Mte;
 
-use super::elf::{ElfSegment, Program};
 use super::exit;
-use super::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
-use super::script::{self, Interpreter};
-use super::signal::Actions;
-use super::stack::{self, StackMemory, StringCounts, Strings};
 use super::state::Handlers;
-use super::status::{ExecError, Name};
 use super::task::Task;
 use super::tree::PROCESSES;
 use crate::kernel;
@@ -32,6 +26,12 @@ use crate::linux::errno::Errno;
 use crate::linux::file::initrd::{self, File};
 use crate::linux::file::open::FileRef;
 use crate::linux::file::table::ExecFiles;
+use crate::linux::process::elf::{ElfSegment, Program};
+use crate::linux::process::layout::{Layout, PROGRAM_LIMIT, STACK_SIZE};
+use crate::linux::process::script::{self, Interpreter};
+use crate::linux::process::signal::Actions;
+use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
+use crate::linux::process::status::{ExecError, Name};
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     FaultError, MapRequest, Placement, Populate, ProgramHeap, Sharing, SpaceError, SpaceLimits, SpaceRef, SpaceUser,

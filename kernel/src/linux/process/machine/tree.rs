@@ -26,16 +26,16 @@ use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTre
 use spin::Once;
 
 use super::charge::Charges;
-use super::limits::{Limits, ProcessSlot};
-use super::numbers::Numbers;
-use super::signal::{Signal, SignalCause};
 use super::state::{ProcessState, Visit};
-use super::status::{Life, ProcessEnd};
 use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
 use crate::linux::file::table::Files;
+use crate::linux::process::limits::{Limits, ProcessSlot};
+use crate::linux::process::numbers::Numbers;
+use crate::linux::process::signal::{Signal, SignalCause};
+use crate::linux::process::status::{Life, ProcessEnd};
 use crate::mm::OutOfMemory;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::SpaceRef;
@@ -284,7 +284,6 @@ pub fn pool_stats() -> PoolStats {
 }
 
 /// Numbers that processes and threads have.
-#[cfg(target_os = "none")]
 pub fn numbers_in_use() -> usize {
     PROCESSES.lock().numbers.in_use()
 }

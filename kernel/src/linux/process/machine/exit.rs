@@ -6,11 +6,11 @@ use granule_abi::process::{WALL, WCLONE, WCONTINUED, WNOHANG, WNOTHREAD, WUNTRAC
 use granule_arch::addr::VirtAddr;
 
 use super::state::Visit;
-use super::status::{Life, ProcessEnd};
 use super::task::Task;
 use super::tree::{Child, PROCESSES, Wanted};
 use super::{futex, robust};
 use crate::linux::errno::Errno;
+use crate::linux::process::status::{Life, ProcessEnd};
 use crate::mm::heap::GROWTH_PAGES;
 use crate::sched::{self, Thread, Work, park, relax};
 use crate::services;
