@@ -9,7 +9,7 @@ use granule::Kernel;
 use granule::mm::kernel::{fixmap, image};
 use granule::mm::layout;
 use granule::mm::page_block::BLOCK_SIZE;
-use granule::platform::{MAX_BOOTARGS, check_tree};
+use granule::platform::MAX_BOOTARGS;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
 use granule_arch::{cache, mmu};
@@ -104,9 +104,7 @@ impl Loaded {
         let mapped = unsafe { fixmap::map_device_tree(given.start(), given.size() as usize) }.ok_or(Refusal::Tree)?;
         // SAFETY: mapped until the end of the function; a device tree that the boot has kept out of the memory in use.
         let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), given.size() as usize) };
-        // By the kernel's check: that of the EFI stub refuses the longer names of real boards' trees.
-        let source = check_tree(blob).ok().and_then(|fdt| Source::of(&fdt).ok());
-        let made = source.and_then(|source| {
+        let made = Source::read(blob).ok().and_then(|source| {
             // Those of the card come first: of two of one name the last holds.
             let all = [source.bootargs().as_deref().unwrap_or_default(), bootargs].join(" ");
             let initrd = (size != 0).then_some(start..start + size);

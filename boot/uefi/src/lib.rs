@@ -10,4 +10,7 @@ extern crate alloc;
 pub mod file;
 pub mod memory;
 pub mod options;
+/// The kernel's check of a flattened tree.
+#[path = "../../../kernel/src/platform/structure.rs"]
+mod structure;
 pub mod tree;

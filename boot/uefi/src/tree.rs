@@ -8,7 +8,7 @@ use alloc::string::{String, ToString as _};
 use alloc::vec::Vec;
 use core::ops::Range;
 
-use dtoolkit::error::{FdtParseError, ModelError};
+use dtoolkit::error::ModelError;
 use dtoolkit::fdt::Fdt;
 use dtoolkit::model::{DeviceTree, DeviceTreeNode, DeviceTreeProperty};
 use dtoolkit::{Node as _, Property as _};
@@ -16,6 +16,7 @@ use thiserror::Error;
 use uefi_raw::table::boot::MemoryDescriptor;
 
 use crate::memory::{Banks, Cells, MAX_BANKS, PAGE};
+use crate::structure::{StructureError, check};
 
 /// The largest device tree that the kernel takes, in bytes: the pages of its fixmap.
 pub const LARGEST_TREE: usize = 508 * PAGE as usize;
@@ -43,7 +44,7 @@ pub enum TreeError {
     TooDeep,
     /// The firmware's is none.
     #[error("the firmware's device tree: {0}")]
-    Parse(#[from] FdtParseError),
+    Structure(#[from] StructureError),
     /// A node or a property cannot be made.
     #[error("the device tree: {0}")]
     Model(#[from] ModelError),
@@ -119,16 +120,9 @@ impl Source {
     /// # Errors
     /// It cannot be read, or is too deep, or the root's numbers of cells are neither 1 nor 2.
     pub fn read(blob: &[u8]) -> Result<Self, TreeError> {
-        Self::of(&Fdt::new(blob)?)
-    }
-
-    /// As [`Self::read`], of a tree that was checked.
-    ///
-    /// # Errors
-    /// It is too deep, or the root's numbers of cells are neither 1 nor 2.
-    pub fn of(fdt: &Fdt<'_>) -> Result<Self, TreeError> {
-        check_depth(fdt)?;
-        let tree = DeviceTree::from_fdt(fdt);
+        let fdt = check(blob)?;
+        check_depth(&fdt)?;
+        let tree = DeviceTree::from_fdt(&fdt);
         let cells =
             Cells { address: cells(&tree.root, "#address-cells", 2)?, size: cells(&tree.root, "#size-cells", 1)? };
         Ok(Self { tree, cells })
@@ -274,7 +268,7 @@ fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeErro
 }
 
 fn offset_of_memory(blob: &[u8]) -> Result<usize, TreeError> {
-    let fdt = Fdt::new(blob)?;
+    let fdt = check(blob)?;
     let reg = fdt.root().children().find(|node| node.name() == MEMORY).and_then(|node| node.property("reg"));
     let reg = reg.ok_or(TreeError::Cells("reg"))?;
     Ok(reg.value().as_ptr().addr() - blob.as_ptr().addr())
@@ -485,9 +479,24 @@ mod tests {
         assert!(matches!(header([0xedfe_0dd0, 40]), Err(TreeError::Magic(0xedfe_0dd0))));
     }
 
+    /// As the trees of real boards have them.
+    #[test]
+    fn names_may_be_longer_than_the_specification_recommends() {
+        let long = "qcom,a-name-of-more-than-thirty-one-characters";
+        let mut named = DeviceTreeNode::new_unchecked(long);
+        named.add_property(DeviceTreeProperty::new_unchecked(long, 7u32));
+        let mut tree = DeviceTree::new();
+        tree.root.add_child(named);
+        let mut tree = build(Some(&tree.to_dtb()), &Chosen::default()).unwrap();
+        write(&mut tree, std::slice::from_ref(&(0x1000..0x3000)));
+        let fdt = check(&tree.blob).unwrap();
+        let node = fdt.root().children().find(|child| child.name() == long).unwrap();
+        assert_eq!(node.property(long).unwrap().value(), 7u32.to_be_bytes());
+    }
+
     #[test]
     fn a_tree_that_is_none_or_too_large_is_refused() {
-        assert!(matches!(build(Some(&[0; 64]), &Chosen::default()), Err(TreeError::Parse(_))));
+        assert!(matches!(build(Some(&[0; 64]), &Chosen::default()), Err(TreeError::Structure(_))));
         let whole = firmware([2, 2]);
         assert!(build(Some(&whole[..whole.len() / 2]), &Chosen::default()).is_err());
         let long = "a".repeat(LARGEST_TREE);

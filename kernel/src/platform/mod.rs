@@ -74,7 +74,7 @@ impl Platform {
     /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, and, if ACPI's tables do not describe
     /// them, a CPU, an interrupt controller with a driver, the timer. `self` may be partly filled then, with the console if the tree is sound.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
-        let fdt = check_tree(blob)?;
+        let fdt = structure::check(trim(blob)?)?;
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 
@@ -166,14 +166,6 @@ pub fn tree_size(header: &[u8; 8]) -> Option<usize> {
     let [magic, size] =
         [0, 4].map(|at| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]));
     (magic == 0xd00d_feed).then_some(size as usize)
-}
-
-/// The device tree in `blob`, checked as [`Platform::read`] does.
-///
-/// # Errors
-/// It cannot be read.
-pub fn check_tree(blob: &[u8]) -> Result<Fdt<'_>, PlatformError> {
-    Ok(structure::check(trim(blob)?)?)
 }
 
 /// The tree without what follows it.

@@ -2,6 +2,7 @@
 
 mod console;
 mod pcie;
+mod structure;
 
 use granule_arch::addr::{PhysAddr, PhysRange};
 use proptest::prelude::*;
