@@ -7,7 +7,7 @@
 //   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
 //   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
 //   turn_on         (granule_arch::mmu) the one page of code that lies at the same address under both maps
-//   primary_high    at the linked address: relocation, vectors, stack, bss, `kernel_main`
+//   primary_high    at the linked address: vectors, stack, bss, `kernel_slide`, relocation, `kernel_main`
 //   secondary_high  at the linked address: the CPU's record, found by its affinity, with its entry point
 //
 // Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
@@ -155,6 +155,14 @@
 2:
     .endm
 
+// What this CPU needs of the image, by its present address. Clobbers x0.
+    .macro  use_image
+    address x0, {BOOT_CPU}
+    msr     tpidr_el1, x0
+    address x0, exception_vectors
+    msr     vbar_el1, x0
+    .endm
+
 // ---------------------------------------------------------------- the header of an arm64 Image
 
     .section .head.text, "ax"
@@ -166,7 +174,7 @@ _start:
     .quad   __image_size                    // all that must be free, bss included
     .quad   0b1010                          // little endian, 4 KiB pages, anywhere in memory
     .quad   {LOG} - _start                  // reserved; here: where the log is, from the image's start on
-    .quad   __slide                         // reserved; here: from IMAGE_BASE to the image; the EFI stub writes it
+    .quad   __slide                         // reserved; here: from IMAGE_BASE to the image; granule::start::slide writes it
     .quad   0
     .ascii  "ARM\x64"
     .long   0                               // offset of the PE headers: `./x build` adds them, and the EFI stub
@@ -508,21 +516,83 @@ parked_vectors:
 
     .text
 primary_high:
-    address x0, {BOOT_CPU}
-    msr     tpidr_el1, x0
-    address x0, exception_vectors
-    msr     vbar_el1, x0
+    use_image
     adrp    x0, __boot_stack_end
     mov     sp, x0
+    mov     x29, xzr                        // the end of every backtrace
 
-    // Relocation: RELR, an address followed by bitmaps of the 63 words after it. Nothing to do unless slid.
+    adrp    x0, __bss_start
+    adrp    x1, __bss_end
+1:  cmp     x0, x1
+    b.hs    2f
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    stp     xzr, xzr, [x0], #16
+    b       1b
+
+2:  sub     sp, sp, #{BOOT_INFO_SPACE}
+    str     x20, [sp, #{INFO_DEVICE_TREE}]
+    str     x23, [sp, #{INFO_IMAGE_START}]
+    physical_page x0, __image_end
+    str     x0, [sp, #{INFO_IMAGE_END}]
+    str     x21, [sp, #{INFO_ENTRY_LEVEL}]
+    str     x22, [sp, #{INFO_ENTRY_COUNT}]
+    physical_page x0, root
+    str     x0, [sp, #{INFO_ROOT_TABLE}]
+    physical_page x0, identity_root
+    str     x0, [sp, #{INFO_IDENTITY_ROOT}]
+    physical_page x0, fixmap_level3
+    str     x0, [sp, #{INFO_FIXMAP_TABLE}]
+    address x0, secondary_entry
+    sub     x0, x0, x27
+    add     x0, x0, x23
+    str     x0, [sp, #{INFO_SECONDARY_ENTRY}]
+    str     xzr, [sp, #{INFO_IS_TREE_SOUND}]
+
+    // Where the header has a slide, it stays.
     constant x0, {IMAGE_BASE}
     subs    x6, x27, x0
-    b.eq    5f
+    b.ne    relocate
+    mov     x0, sp
+    bl      kernel_slide
+    cbz     x0, protect
+    mov     x6, x0
+
+    // The same level 3 tables, linked once more: a slide is no shorter than the image, so nothing valid changes.
+    adrp    x1, image_level2                // IMAGE_BASE is the first address of its GiB
+    add     x2, x1, x6, lsr #18             // one entry of 8 bytes for each 2 MiB
+    adrp    x3, __image_end
+    sub     x3, x3, x27
+    add     x3, x3, #0x1ff, lsl #12
+    lsr     x3, x3, #21
+    mov     x5, x3
+1:  ldr     x4, [x1], #8
+    str     x4, [x2], #8
+    subs    x5, x5, #1
+    b.ne    1b
+    dsb     ishst
+    isb
+    adr     x0, 2f
+    add     x0, x0, x6
+    br      x0
+
+    // At the new address. The old one goes with the invalidation below.
+2:  add     x27, x27, x6
+    add     sp, sp, x6
+    use_image
+    isb
+    adrp    x1, image_level2
+3:  str     xzr, [x1], #8
+    subs    x3, x3, #1
+    b.ne    3b
+
+    // RELR: an address followed by bitmaps of the 63 words after it; x6 is added to each.
+relocate:
     address x0, __relr_start
     address x1, __relr_end
 1:  cmp     x0, x1
-    b.hs    5f
+    b.hs    protect
     ldr     x3, [x0], #8
     tbnz    x3, #0, 2f
     add     x2, x3, x6
@@ -530,20 +600,23 @@ primary_high:
     add     x4, x4, x6
     str     x4, [x2], #8
     b       1b
-2:  mov     x5, x2
-3:  lsr     x3, x3, #1
-    cbz     x3, 4f
-    tbz     x3, #0, 6f
-    ldr     x4, [x5]
+2:  lsr     x3, x3, #1
+    rbit    x3, x3                          // the first word is the topmost bit
+3:  cbz     x3, 4f
+    clz     x5, x3
+    ldr     x4, [x2, x5, lsl #3]
     add     x4, x4, x6
-    str     x4, [x5]
-6:  add     x5, x5, #8
+    str     x4, [x2, x5, lsl #3]
+    mov     x4, #(1 << 63)
+    lsr     x4, x4, x5
+    bic     x3, x3, x4
     b       3b
 4:  add     x2, x2, #(63 * 8)
     b       1b
 
     // The data with relocated pointers is constant now: a narrowing of live entries, so invalidate.
-5:  adrp    x0, __relro_start
+protect:
+    adrp    x0, __relro_start
     adrp    x1, __relro_end
     sub     x2, x0, x27
     adrp    x3, image_level3
@@ -561,35 +634,7 @@ primary_high:
     dsb     nsh
     isb
 
-    adrp    x0, __bss_start
-    adrp    x1, __bss_end
-9:  cmp     x0, x1
-    b.hs    10f
-    stp     xzr, xzr, [x0], #16
-    stp     xzr, xzr, [x0], #16
-    stp     xzr, xzr, [x0], #16
-    stp     xzr, xzr, [x0], #16
-    b       9b
-
-10: sub     sp, sp, #{BOOT_INFO_SPACE}
-    str     x20, [sp, #{INFO_DEVICE_TREE}]
-    str     x23, [sp, #{INFO_IMAGE_START}]
-    physical_page x0, __image_end
-    str     x0, [sp, #{INFO_IMAGE_END}]
-    str     x21, [sp, #{INFO_ENTRY_LEVEL}]
-    str     x22, [sp, #{INFO_ENTRY_COUNT}]
-    physical_page x0, root
-    str     x0, [sp, #{INFO_ROOT_TABLE}]
-    physical_page x0, identity_root
-    str     x0, [sp, #{INFO_IDENTITY_ROOT}]
-    physical_page x0, fixmap_level3
-    str     x0, [sp, #{INFO_FIXMAP_TABLE}]
-    address x0, secondary_entry
-    sub     x0, x0, x27
-    add     x0, x0, x23
-    str     x0, [sp, #{INFO_SECONDARY_ENTRY}]
     mov     x0, sp
-    mov     x29, xzr                        // the end of every backtrace
     mov     x30, xzr
     b       kernel_main
 

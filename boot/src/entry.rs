@@ -15,6 +15,7 @@ use arm_sysregs::el1::registers::{
 };
 use granule::boot_info::BootInfo;
 use granule::chip::log::{RING, Ring};
+use granule::mm::kernel::image;
 use granule::mm::layout;
 use granule::mm::layout::STACK_SIZE;
 use granule::smp::bring_up::SECONDARY_BOOTS;
@@ -24,9 +25,6 @@ use granule_arch::descriptor::{Attributes, Descriptor, MAIR, MAIR_MTE, MemoryTyp
 use granule_arch::mmu;
 use granule_arch::sysreg::{EVENT_INST_RETIRED, HCRX_EL2_MSCEN, HCRX_EL2_SCTLR2EN, HCRX_EL2_TCR2EN};
 use granule_pgtable::{Geometry, Granule4K};
-
-/// Where the slide is in the header of the Image. The EFI stub writes it (`boot/uefi`).
-const SLIDE: usize = 40;
 
 /// Room for the headers of a PE/COFF file after the header of the Image, in bytes: the rest of the page, of which
 /// firmware loads nothing else (`xtask/image/src/pe.rs`).
@@ -104,7 +102,7 @@ core::arch::global_asm!(
     // Where things lie.
     IMAGE_BASE = const layout::IMAGE_BASE.0,
     PE_HEADERS = const PE_HEADERS,
-    SLIDE = const SLIDE,
+    SLIDE = const image::SLIDE,
     FIXMAP_BASE = const layout::FIXMAP_BASE.0,
     BOOT_STACK_SIZE = const STACK_SIZE,
     EARLY_MAP_TABLES = const EARLY_MAP_TABLES,
@@ -177,6 +175,7 @@ core::arch::global_asm!(
     INFO_IDENTITY_ROOT = const offset_of!(BootInfo, identity_root),
     INFO_SECONDARY_ENTRY = const offset_of!(BootInfo, secondary_entry),
     INFO_FIXMAP_TABLE = const offset_of!(BootInfo, fixmap_table),
+    INFO_IS_TREE_SOUND = const offset_of!(BootInfo, is_tree_sound),
     // The records of secondary CPUs.
     SECONDARY_BOOTS = sym SECONDARY_BOOTS,
     SECONDARIES = const SECONDARY_BOOTS.len(),

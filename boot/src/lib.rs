@@ -28,6 +28,13 @@ macro_rules! entry {
             main()
         }
 
+        /// Where the image is to run. `entry.S` calls it before it relocates the image.
+        #[cfg(target_os = "none")]
+        #[unsafe(no_mangle)]
+        extern "C" fn kernel_slide(info: &mut $crate::BootInfo) -> u64 {
+            $crate::slide(info)
+        }
+
         /// On the host the image is nothing: it is built for the target alone.
         #[cfg(not(target_os = "none"))]
         fn main() {}
@@ -40,7 +47,7 @@ pub use closed::open_register;
 pub use granule::boot_info::BootInfo;
 #[cfg(target_os = "none")]
 #[doc(hidden)]
-pub use granule::start::start;
+pub use granule::start::{slide, start};
 
 /// The examples of the README, compiled and run as tests.
 #[cfg(doctest)]

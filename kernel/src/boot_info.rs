@@ -24,4 +24,6 @@ pub struct BootInfo {
     pub secondary_entry: u64,
     /// The level 3 table of the fixmap's 2 MiB.
     pub fixmap_table: u64,
+    /// 1 if the device tree was found sound before the image was relocated (`start::slide`), else 0.
+    pub is_tree_sound: u64,
 }

@@ -10,6 +10,7 @@
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::cache;
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_arch::features::{CpuFeatures, Mte};
 use granule_arch::interrupts;
@@ -49,7 +50,7 @@ use crate::platform::errata::RepeatTlbi;
 use crate::platform::features::SystemFeatures;
 use crate::platform::kernel_tag_check;
 use crate::platform::size_change::SizeChange;
-use crate::platform::{PhysicalMemory, Platform, PlatformError, Psci, TagStorageRegion, Uart};
+use crate::platform::{KaslrSeed, PhysicalMemory, Platform, PlatformError, Psci, TagStorageRegion, Uart, kaslr_seed};
 use crate::sched::{Stacks, Surroundings};
 use crate::smp::bring_up::{self, Secondaries, SecondaryMemory};
 use crate::smp::{self, BOOT_CPU, Cpu, CpuSet, this_cpu};
@@ -197,14 +198,41 @@ fn fail(error: &BootError) -> ! {
 /// Where the device tree lies; why it cannot be used.
 type TreeResult = Result<PhysRange, PlatformError>;
 
-/// Reads the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF.
-/// Of a tree that cannot be used the platform has what could be read: the console, mostly.
-#[inline(never)]
-fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), BootError> {
-    const GIB: u64 = 1 << 30;
-    // Made here, as in the image it would be 8 KiB of nothing.
-    static PLATFORM: Once<SpinMutex<Platform>> = Once::new();
+/// The distance from where the image is linked to where it is to run, by the seed that the loader left for that, which is
+/// zeroed. The header of the image has it on return, for the other CPUs. 0: the image stays.
+///
+/// The entry code calls it on the boot stack, before the image is relocated: no address of the image may outlast it. The
+/// device tree is checked here and not again, as that is a good part of the boot.
+pub fn slide(boot: &mut BootInfo) -> u64 {
+    // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
+    unsafe { fixmap::init(boot) };
+    // SAFETY: the bytes are used here alone.
+    let Ok((tree, blob)) = (unsafe { map_tree(boot) }) else { return 0 };
+    let Ok(seed) = kaslr_seed(blob) else { return 0 };
+    boot.is_tree_sound = 1;
+    let Some(KaslrSeed { value, offset }) = seed.filter(|_| tree.start().is_aligned(4)) else { return 0 };
+    // The other half is for the place in memory: the EFI stub's.
+    let slide = image::slide(boot.image_end - boot.image_start, value & u64::from(u32::MAX));
+    for word in [offset, offset + 4] {
+        // SAFETY: in the tree, which is memory by its magic number and no other's.
+        unsafe { fixmap::write_word(tree.start() + word as u64, 0) };
+    }
+    let header = image::start() + image::SLIDE;
+    // SAFETY: the header's word is read by the entry of the other CPUs alone, past the caches.
+    unsafe {
+        fixmap::patch_word(boot, header, slide as u32);
+        cache::clean_to_memory(header, size_of::<u64>() as u64);
+    }
+    slide
+}
 
+/// Maps the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF, and
+/// returns where it lies, and its bytes.
+///
+/// # Safety
+/// The bytes are used no more once the mapping is gone (`fixmap::unmap_device_tree`), nor when the tree has changed.
+unsafe fn map_tree<'t>(boot: &BootInfo) -> Result<(PhysRange, &'t [u8]), BootError> {
+    const GIB: u64 = 1 << 30;
     let looked = PhysAddr(boot.image_start).align_down(GIB);
     let start = if boot.device_tree != 0 { PhysAddr(boot.device_tree) } else { looked };
     // SAFETY: the first of the mappings.
@@ -216,12 +244,22 @@ fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), Boo
     };
     // SAFETY: of the header a copy was made.
     let mapped = unsafe { fixmap::map_device_tree(start, size) }.ok_or(BootError::TreeTooLarge(start, size))?;
-    // SAFETY: mapped, for as long as this function runs, over a device tree by its magic number, which a loader put
+    // SAFETY: mapped, for as long as the caller has it, over a device tree by its magic number, which a loader put
     // into ordinary memory for this kernel alone.
     let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), size) };
+    Ok((PhysRange::from_size(start, size as u64).ok_or(BootError::TreeTooLarge(start, size))?, blob))
+}
+
+/// Reads the device tree. Of one that cannot be used the platform has what could be read: the console, mostly.
+#[inline(never)]
+fn read_platform(boot: &BootInfo) -> Result<(&'static Platform, TreeResult), BootError> {
+    // Made here, as in the image it would be 8 KiB of nothing.
+    static PLATFORM: Once<SpinMutex<Platform>> = Once::new();
+
+    // SAFETY: the bytes are used until the mapping goes below.
+    let (tree, blob) = unsafe { map_tree(boot) }?;
     let mut platform = PLATFORM.call_once(|| SpinMutex::new(Platform::new())).lock();
-    let tree = PhysRange::from_size(start, size as u64).ok_or(BootError::TreeTooLarge(start, size))?;
-    let read = platform.read(blob);
+    let read = if boot.is_tree_sound == 0 { platform.read(blob) } else { platform.read_sound(blob) };
     // SAFETY: the platform is all copies.
     unsafe { fixmap::unmap_device_tree() };
     let own = BOOT_CPU.mpidr.load(Ordering::Relaxed);

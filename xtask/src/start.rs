@@ -68,19 +68,20 @@ pub(crate) fn command_line(machine: &str, kernel: &Path) -> Result<Qemu> {
 }
 
 fn interactive(options: &Options, machine: &Machine, built: &Built) -> Result<()> {
-    let mut extra = options.qemu.clone();
+    let (mut extra, mut append) = (options.qemu.clone(), options.append.clone());
     if options.gdb {
+        append += " nokaslr";
         extra.extend(["-S".into(), "-s".into()]);
         eprintln!("x: the machine waits at its first instruction; in another terminal:");
         eprintln!("     gdb-multiarch {} -ex 'target remote :1234'", built.kernel.elf.display());
         // By address: gdb 13 finds no function by the path of a Rust symbol.
         let elf = std::fs::read(&built.kernel.elf).context("cannot read the kernel's ELF")?;
         let start = symbols::address(&elf, "granule::start::start")?;
-        eprintln!("   symbols hold once the MMU is on: (gdb) hbreak *{start:#x}");
+        eprintln!("   symbols hold once the MMU is on (`nokaslr`): (gdb) hbreak *{start:#x}");
     }
     eprintln!("x: {} — {}. Ctrl-A X leaves QEMU, `poweroff` ends the machine.", machine.name, machine.description);
     let image = &built.kernel.image;
-    let qemu = Qemu::new(machine, image, Serial::Terminal, Reset::Restarts, &options.append, &extra);
+    let qemu = Qemu::new(machine, image, Serial::Terminal, Reset::Restarts, append.trim(), &extra);
     boot(&qemu)
 }
 

@@ -19,6 +19,12 @@ extern "C" fn kernel_main(boot: &'static BootInfo) -> ! {
     serve(&Machine { boot, kernel, device_tree })
 }
 
+/// The loader runs where it is linked: the seed is for the kernel that it loads.
+#[unsafe(no_mangle)]
+extern "C" fn kernel_slide(_: &mut BootInfo) -> u64 {
+    0
+}
+
 /// Serves requests until a kernel is entered.
 fn serve(machine: &Machine) -> ! {
     let mut responder = Responder::new(alloc::vec![0; REQUEST_BYTES]);

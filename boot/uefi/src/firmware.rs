@@ -93,9 +93,8 @@ fn prepare() -> Result<Handover, StubError> {
     let random = random();
     let seed = random.map(|(_, seed)| seed).or_else(|| source.kaslr_seed());
     let seed = seed.filter(|_| !arguments.is_fixed);
-    // Halves: the place in memory does not tell the virtual one.
+    // Halves: the place in memory does not tell the virtual one, which the kernel chooses.
     let place = place(&image, end, seed.map(|seed| seed >> 32))?;
-    let slide = seed.map_or(0, |seed| memory::slide(image.memory(), seed & u64::from(u32::MAX)));
     let initrd = initrd(device, arguments.initrd.as_deref(), end)?;
     let chosen = Chosen {
         bootargs: text.is_some().then_some(arguments.kernel.as_str()),
@@ -106,7 +105,7 @@ fn prepare() -> Result<Handover, StubError> {
     let Tree { blob, memory } = source.build(&chosen)?;
     let blob = into_pages(&blob, end)?;
     let map = Map::new().map_err(failed("no memory map"))?;
-    let handover = Handover { image, place, slide, blob, initrd, memory, map };
+    let handover = Handover { image, place, blob, initrd, memory, map };
     report_left_out(&handover);
     Ok(handover)
 }

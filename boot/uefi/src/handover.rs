@@ -18,9 +18,6 @@ unsafe extern "C" {
     safe static __stub_start: u8;
 }
 
-/// Where the slide is in the header of the Image (`boot/src/entry.rs`).
-const SLIDE: usize = 40;
-
 /// The kernel as the firmware loaded it: the bytes in front of the stub, which begin with the header of an arm64 Image.
 pub(crate) struct Image {
     start: NonNull<u8>,
@@ -56,8 +53,6 @@ pub(crate) struct Handover {
     pub(crate) image: Image,
     /// Where it goes.
     pub(crate) place: Pages,
-    /// From where the kernel is linked to where it maps itself.
-    pub(crate) slide: u64,
     /// The device tree.
     pub(crate) blob: Pages,
     /// The initrd.
@@ -84,9 +79,7 @@ impl Handover {
         let Image { start, file, .. } = self.image;
         // SAFETY: as many bytes are loaded there.
         let kernel = unsafe { core::slice::from_raw_parts(start.as_ptr(), file) };
-        let place = self.place.bytes_mut();
-        place[..file].copy_from_slice(kernel);
-        place[SLIDE..][..8].copy_from_slice(&self.slide.to_le_bytes());
+        self.place.bytes_mut()[..file].copy_from_slice(kernel);
         let map = services::end(self.map)?;
         self.memory.write(self.blob.bytes_mut(), map.entries(), &needed);
         let (place, blob) = (self.place.bytes_mut().as_mut_ptr_range(), self.blob.bytes_mut().as_mut_ptr_range());

@@ -1,5 +1,4 @@
-//! Which memory the kernel gets, by the memory map of the firmware, and where the kernel lies, in memory and in its own
-//! address space.
+//! Which memory the kernel gets, by the memory map of the firmware, and where in it the kernel lies.
 //!
 //! Memory is what the kernel may use once boot services have ended and may map as Normal, Write-Back: all else is the
 //! firmware's, a device's, or must be mapped in another way (UEFI 7.2.3, `EFI_MEMORY_DESCRIPTOR`).
@@ -208,33 +207,11 @@ pub fn places<'a>(
     })
 }
 
-/// Bytes of the kernel's address space that are the image's.
-const WINDOW: u64 = 1 << 30;
-
-/// The distance from where the kernel is linked to where an image of `size` bytes is mapped: a multiple of [`SLOT`]
-/// that leaves it in its gigabyte, by `seed`.
-#[must_use]
-pub fn slide(size: u64, seed: u64) -> u64 {
-    let last = WINDOW.saturating_sub(size) / SLOT;
-    seed % (last + 1) * SLOT
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     const WIDE: Cells = Cells { address: 2, size: 2 };
-
-    #[test]
-    fn a_slide_leaves_the_image_in_its_window() {
-        use granule::mm::layout::{FIXMAP_BASE, IMAGE_BASE};
-        assert_eq!(FIXMAP_BASE.0 - IMAGE_BASE.0, WINDOW);
-        let size = 3 * SLOT - 4096;
-        assert_eq!((slide(size, 0), slide(size, 7), slide(size, 509)), (0, 7 * SLOT, 509 * SLOT));
-        assert_eq!(slide(size, 510), 0);
-        assert!((0..2000).all(|seed| slide(size, seed) + size <= WINDOW));
-        assert_eq!(slide(WINDOW + 1, 5), 0);
-    }
 
     fn part(ty: MemoryType, pages: Range<u64>) -> MemoryDescriptor {
         MemoryDescriptor {

@@ -16,7 +16,7 @@ use thiserror::Error;
 use uefi_raw::table::boot::MemoryDescriptor;
 
 use crate::memory::{Banks, Cells, MAX_BANKS, PAGE};
-use crate::structure::{StructureError, check};
+use crate::structure::{StructureError, check, check_and_find};
 
 /// The largest device tree that the kernel takes, in bytes: the pages of its fixmap.
 pub const LARGEST_TREE: usize = 508 * PAGE as usize;
@@ -182,9 +182,8 @@ impl Source {
         }
         // A node of the same name that is no bank stays out of the way.
         tree.root.remove_child(MEMORY);
-        // A seed that the stub has used, and an earlier place of the tables.
+        // An earlier place of the tables.
         if let Some(node) = tree.root.child_mut("chosen") {
-            node.remove_property("kaslr-seed");
             node.remove_property(RSDP);
         }
         let room = alloc::vec![0u8; MAX_BANKS * (cells.address + cells.size) * 4];
@@ -268,10 +267,8 @@ fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeErro
 }
 
 fn offset_of_memory(blob: &[u8]) -> Result<usize, TreeError> {
-    let fdt = check(blob)?;
-    let reg = fdt.root().children().find(|node| node.name() == MEMORY).and_then(|node| node.property("reg"));
-    let reg = reg.ok_or(TreeError::Cells("reg"))?;
-    Ok(reg.value().as_ptr().addr() - blob.as_ptr().addr())
+    let (_, [reg]) = check_and_find(blob, MEMORY.as_bytes(), [c"reg"])?;
+    reg.map(|reg| reg.start).ok_or(TreeError::Cells("reg"))
 }
 
 impl MemoryProperty {
@@ -383,9 +380,13 @@ mod tests {
         assert_eq!(chosen("bootargs").unwrap(), b"old\0");
         assert_eq!(chosen("stdout-path").unwrap(), b"/serial\0");
         let source = Source::read(&firmware([2, 2])).unwrap();
-        assert_eq!((source.kaslr_seed(), chosen("kaslr-seed")), (Some(3), None), "the stub has used it");
+        assert_eq!(source.kaslr_seed(), Some(3));
         assert_eq!(source.bootargs().as_deref(), Some("old"));
-        assert_eq!(Source::read(&tree.blob).unwrap().kaslr_seed(), None);
+        assert_eq!(
+            Source::read(&tree.blob).unwrap().kaslr_seed(),
+            Some(3),
+            "the kernel's, where the firmware has no other"
+        );
         let empty = Source::empty().unwrap();
         assert_eq!((empty.kaslr_seed(), empty.bootargs()), (None, None));
         assert_eq!(chosen("linux,initrd-start"), None, "its memory may be free now");

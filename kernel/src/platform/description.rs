@@ -44,8 +44,6 @@ pub struct Platform {
     pub bootargs: String<MAX_BOOTARGS>,
     /// The initial RAM disk, where the loader placed one; all of it in one bank of memory that is mapped.
     pub initrd: Option<PhysRange>,
-    /// `/chosen` `kaslr-seed`.
-    pub kaslr_seed: Option<u64>,
     /// `/chosen` `rng-seed`: random bytes of the loader's, cut off after 64; empty where there are none.
     pub rng_seed: Vec<u8, MAX_RNG_SEED>,
     /// The CPUs, in the order of the tree. At most [`MAX_CPUS`]; `cpus_left_out` counts the rest.
@@ -96,7 +94,6 @@ impl Platform {
             tag_storage: Vec::new(),
             bootargs: String::new(),
             initrd: None,
-            kaslr_seed: None,
             rng_seed: Vec::new(),
             cpus: Vec::new(),
             cpus_left_out: 0,

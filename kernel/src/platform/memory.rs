@@ -5,7 +5,9 @@ use granule_arch::addr::{PAGE, PhysAddr, PhysRange};
 
 use super::description::{MAX_BANKS, MAX_BOOTARGS, MAX_RESERVED, MAX_RNG_SEED, Platform};
 use super::error::{NodeName, PlatformError};
+use super::structure::{self, StructureError};
 use super::tree::{Node, string};
+use crate::bootargs;
 use crate::mm::layout::LINEAR_SIZE;
 
 /// The memory reservation block.
@@ -134,11 +136,32 @@ pub(super) fn chosen(platform: &mut Platform, node: &Node<'_, '_>) -> Result<(),
     if let Some(seed) = node.property("rng-seed") {
         platform.rng_seed = seed.iter().copied().take(MAX_RNG_SEED).collect();
     }
-    if let Some(seed) = node.number("kaslr-seed")? {
-        // A firmware without entropy leaves zero, which is no seed.
-        platform.kaslr_seed = Some(seed).filter(|&seed| seed != 0);
-    }
     Ok(())
+}
+
+/// The seed for the place of the kernel in its address space.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct KaslrSeed {
+    /// Not zero, which a firmware without entropy leaves.
+    pub value: u64,
+    /// Where its 8 bytes are, from the start of the tree.
+    pub offset: usize,
+}
+
+/// `/chosen` `kaslr-seed` of the tree in `blob`, which is checked; `None` where there is none, or the boot argument
+/// `nokaslr`. A seed of another length is none, as in Linux.
+///
+/// # Errors
+/// The tree is not sound.
+pub fn kaslr_seed(blob: &[u8]) -> Result<Option<KaslrSeed>, StructureError> {
+    let (_, [seed, arguments]) = structure::check_and_find(blob, b"chosen", [c"kaslr-seed", c"bootargs"])?;
+    let arguments = arguments.and_then(|arguments| string(blob.get(arguments)?)).unwrap_or_default();
+    let seed = seed.filter(|_| bootargs::find(arguments, "nokaslr").is_none()).and_then(|place| {
+        let offset = place.start;
+        let value = u64::from_be_bytes(blob.get(place)?.try_into().ok()?);
+        (value != 0).then_some(KaslrSeed { value, offset })
+    });
+    Ok(seed)
 }
 
 /// The whole pages in `range`; `None` where there are none.

@@ -60,6 +60,7 @@ pub use description::{
 pub use error::{NodeName, PlatformError, TableError};
 pub use features::SystemFeatures;
 pub use interrupts::{Interrupt, Trigger};
+pub use memory::{KaslrSeed, kaslr_seed};
 pub use pcie::{IdMap, InterruptLines, MappedId, Pcie, Window, WindowKind};
 pub use power::{Bcm2835Pm, PowerRegisters, SysconWrite};
 pub use size_change::SizeChange;
@@ -74,7 +75,21 @@ impl Platform {
     /// The tree is cut off, corrupt, or lacks what no kernel can do without: memory, and, if ACPI's tables do not describe
     /// them, a CPU, an interrupt controller with a driver, the timer. `self` may be partly filled then, with the console if the tree is sound.
     pub fn read(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
-        let fdt = structure::check(trim(blob)?)?;
+        self.read_tree(structure::check(trim(blob)?)?)
+    }
+
+    /// As [`Self::read`], of the tree in `blob` and nothing after it, which [`kaslr_seed`] has found sound.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    ///
+    /// # Panics
+    /// If the tree is not sound.
+    pub fn read_sound(&mut self, blob: &[u8]) -> Result<(), PlatformError> {
+        self.read_tree(Fdt::new_unchecked(blob))
+    }
+
+    fn read_tree(&mut self, fdt: Fdt<'_>) -> Result<(), PlatformError> {
         let root = tree::Root::new(fdt);
         self.model = NodeName::from(root.model().unwrap_or_default()).0;
 

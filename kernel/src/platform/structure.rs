@@ -15,6 +15,9 @@
 //! Devicetree Specification v0.4, 5.2 to 5.5. The order of the blocks is not checked: no reader relies on it, and boot
 //! loaders move them.
 
+use core::ffi::CStr;
+use core::ops::Range;
+
 use dtoolkit::fdt::Fdt;
 use thiserror::Error;
 
@@ -66,8 +69,20 @@ pub enum StructureError {
 ///
 /// # Errors
 /// The first defect; nothing else of the tree has been looked at then.
-#[inline(never)]
 pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
+    check_and_find(blob, b"", []).map(|(fdt, [])| fdt)
+}
+
+/// Where in a blob values are; `None` for what is missing.
+type Places<const N: usize> = [Option<Range<usize>>; N];
+
+/// As [`check`], with where in the blob the values of these properties are of `node`, a child of the root.
+#[inline(never)]
+pub(super) fn check_and_find<'t, const N: usize>(
+    blob: &'t [u8],
+    node: &[u8],
+    names: [&CStr; N],
+) -> Result<(Fdt<'t>, Places<N>), StructureError> {
     let words: &[u8; HEADER] = blob.first_chunk().ok_or(StructureError::NoMagic)?;
     let mut cells = words.chunks_exact(4).map_while(|cell| cell.try_into().ok().map(u32::from_be_bytes));
     let mut next = || cells.next().ok_or(StructureError::NoMagic);
@@ -89,8 +104,13 @@ pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
     let strings = blob.get(strings as usize..).and_then(|rest| rest.get(..strings_size as usize));
     let strings = strings.ok_or(StructureError::Header)?;
     check_reservations(blob, reservations as usize)?;
-    StructureBlock { blob, strings, at: structure as usize }.check()?;
-    Ok(Fdt::new_unchecked(blob))
+    let mut found = [const { None }; N];
+    let mut find = |name: &[u8], value: Range<usize>| {
+        let wanted = names.iter().zip(&mut found).find(|(wanted, _)| name.starts_with(wanted.to_bytes_with_nul()));
+        wanted.into_iter().for_each(|(_, slot)| *slot = Some(value.clone()));
+    };
+    check_structure(Tokens { blob, at: structure as usize }, strings, node, &mut find)?;
+    Ok((Fdt::new_unchecked(blob), found))
 }
 
 /// The block ends with an entry of which both words are zero (5.3).
@@ -100,67 +120,112 @@ fn check_reservations(blob: &[u8], at: usize) -> Result<(), StructureError> {
     if ends { Ok(()) } else { Err(StructureError::Reservations) }
 }
 
-/// Where the check has come to in the structure block.
-struct StructureBlock<'t> {
+/// Nodes close in order, and names are text. `visit` gets the properties of `node`, a child of the root: the strings from
+/// the name on, and where the value is.
+fn check_structure(
+    mut tokens: Tokens<'_>,
+    strings: &[u8],
+    node: &[u8],
+    visit: &mut dyn FnMut(&[u8], Range<usize>),
+) -> Result<(), StructureError> {
+    let mut offset = tokens.at;
+    // The first token is the root's: dtoolkit does not step over a NOP there.
+    let mut token = Some(tokens.next()?).filter(|token| matches!(token, Token::BeginNode { .. }));
+    let (mut depth, mut is_visited) = (0_usize, false);
+    // Properties precede child nodes (5.4.2).
+    let mut properties_may_come = true;
+    loop {
+        match token {
+            Some(Token::BeginNode { name }) => {
+                str::from_utf8(name).map_err(|_| StructureError::Name(offset))?;
+                depth += 1;
+                is_visited = depth == 2 && name == node;
+                properties_may_come = true;
+            }
+            Some(Token::EndNode) => {
+                depth -= 1;
+                properties_may_come = false;
+            }
+            Some(Token::Property { name, value }) if properties_may_come => {
+                let name = strings.get(name..).unwrap_or_default();
+                text(name).ok_or(StructureError::Name(offset))?;
+                if is_visited {
+                    visit(name, value);
+                }
+            }
+            Some(Token::Nop) => {}
+            _ => return Err(tokens.bad(offset)),
+        }
+        offset = tokens.at;
+        token = Some(tokens.next()?);
+        if depth == 0 {
+            return if matches!(token, Some(Token::End)) { Ok(()) } else { Err(tokens.bad(offset)) };
+        }
+    }
+}
+
+/// A token with what belongs to it.
+enum Token<'t> {
+    /// A node begins.
+    BeginNode {
+        /// Its name, which may be no text.
+        name: &'t [u8],
+    },
+    /// The innermost open node ends.
+    EndNode,
+    /// A property.
+    Property {
+        /// Where its name begins in the strings block, or behind it.
+        name: usize,
+        /// Where in the blob its value is.
+        value: Range<usize>,
+    },
+    /// Nothing.
+    Nop,
+    /// The block ends.
+    End,
+}
+
+/// The tokens of a structure block, from `at` on. Each ends in the blob; their order and names are not looked at.
+struct Tokens<'t> {
     blob: &'t [u8],
-    strings: &'t [u8],
     at: usize,
 }
 
-impl StructureBlock<'_> {
-    fn check(&mut self) -> Result<(), StructureError> {
-        // The first token is the root's: dtoolkit does not step over a NOP there.
-        self.expect(BEGIN_NODE)?;
-        self.node_name()?;
-        let mut depth = 1_usize;
-        // Properties precede child nodes (5.4.2).
-        let mut properties_may_come = true;
-        while depth > 0 {
-            let offset = self.at;
-            match self.cell()? {
-                BEGIN_NODE => {
-                    self.node_name()?;
-                    depth += 1;
-                    properties_may_come = true;
-                }
-                END_NODE => {
-                    depth -= 1;
-                    properties_may_come = false;
-                }
-                PROPERTY if properties_may_come => self.property()?,
-                NOP => {}
-                token => return Err(StructureError::Token { token, offset }),
-            }
-        }
-        self.expect(END)
-    }
-
-    fn expect(&mut self, expected: u32) -> Result<(), StructureError> {
+impl<'t> Tokens<'t> {
+    /// The next one.
+    fn next(&mut self) -> Result<Token<'t>, StructureError> {
         let offset = self.at;
-        match self.cell()? {
-            token if token == expected => Ok(()),
-            token => Err(StructureError::Token { token, offset }),
-        }
+        Ok(match self.cell()? {
+            BEGIN_NODE => {
+                let rest = self.blob.get(self.at..).unwrap_or_default();
+                let name = CStr::from_bytes_until_nul(rest).map_err(|_| StructureError::Name(offset))?.to_bytes();
+                self.skip(name.len() + 1)?;
+                Token::BeginNode { name }
+            }
+            END_NODE => Token::EndNode,
+            PROPERTY => {
+                let (length, name) = (self.cell()? as usize, self.cell()? as usize);
+                let start = self.at;
+                self.skip(length)?;
+                Token::Property { name, value: start..start + length }
+            }
+            NOP => Token::Nop,
+            END => Token::End,
+            _ => return Err(self.bad(offset)),
+        })
     }
 
-    /// The cell at the current place, after which the check continues.
+    /// The error that the token at `offset` is none, or stands where it may not.
+    fn bad(&self, offset: usize) -> StructureError {
+        let token = Self { blob: self.blob, at: offset }.cell();
+        token.map_or_else(|error| error, |token| StructureError::Token { token, offset })
+    }
+
     fn cell(&mut self) -> Result<u32, StructureError> {
         let rest = self.blob.get(self.at..).and_then(<[u8]>::first_chunk).ok_or(StructureError::CutOff(self.at))?;
         self.at += 4;
         Ok(u32::from_be_bytes(*rest))
-    }
-
-    fn node_name(&mut self) -> Result<(), StructureError> {
-        let name = self.blob.get(self.at..).and_then(text).ok_or(StructureError::Name(self.at))?;
-        self.skip(name.len() + 1)
-    }
-
-    /// The rest of a property, after its token: length, offset of the name, value.
-    fn property(&mut self) -> Result<(), StructureError> {
-        let offset = self.at;
-        let (length, name) = (self.cell()? as usize, self.cell()? as usize);
-        self.strings.get(name..).and_then(text).ok_or(StructureError::Name(offset))?;
-        self.skip(length)
     }
 
     /// Steps over `length` bytes that are in the blob, and over what aligns the next token.
@@ -173,5 +238,5 @@ impl StructureBlock<'_> {
 
 /// The text at the start of `bytes`, which a NUL ends.
 fn text(bytes: &[u8]) -> Option<&str> {
-    core::ffi::CStr::from_bytes_until_nul(bytes).ok()?.to_str().ok()
+    CStr::from_bytes_until_nul(bytes).ok()?.to_str().ok()
 }

@@ -16,6 +16,14 @@ pub fn parse(listing: &str) -> Result<Vec<Leaf>> {
     Ok(leaves)
 }
 
+/// Where the kernel's image is: it begins with its text, and nothing below it is executable.
+///
+/// # Errors
+/// As [`parse`], and when nothing is executable.
+pub fn text(listing: &str) -> Result<u64> {
+    parse(listing)?.iter().find(|leaf| leaf.executable).map(|leaf| leaf.start).context("nothing is executable")
+}
+
 fn range(line: &str) -> Result<Vec<Leaf>> {
     let mut words = line.split_whitespace();
     let mut word = || words.next().context("it is too short");

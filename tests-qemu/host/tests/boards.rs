@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
-use granule_host_tests::{board, built, own_file};
+use granule_host_tests::{board, built, own_file, ptdump};
 use granule_runner::debian::{Apt, has_debians_tools, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
@@ -173,7 +173,10 @@ fn virt(options: &str) -> Machine {
 /// The kernel as an application of UEFI: its stub reads initrd and boot arguments from the disk.
 fn boots_by_uefi(firmware: &Path, options: &str, more: &[&str], loads: &str, name: &str) -> String {
     let path = disk(Board::Uefi, "script semihosting", name);
-    let banner = runs_from(&virt(options), firmware, &path, more, loads, |_| {});
+    let banner = runs_from(&virt(options), firmware, &path, more, loads, |session| {
+        let text = ptdump::text(&session.command("ptdump").unwrap()).unwrap();
+        assert_ne!(text, 0xffff_8000_8000_0000, "the kernel is where it is linked");
+    });
     fs::remove_file(path).unwrap();
     banner
 }

@@ -4,8 +4,8 @@
 use std::ffi::OsString;
 use std::process::Stdio;
 
-use granule_host_tests::built;
 use granule_host_tests::session::Session;
+use granule_host_tests::{built, ptdump};
 use granule_runner::gdb::{Gdb, Socket};
 use granule_runner::machine;
 use granule_runner::qemu::{Qemu, Reset, Serial};
@@ -128,27 +128,72 @@ fn boots_at_any_two_mebibytes() {
     }
 }
 
-/// Changes the device tree in memory before the first instruction, and returns what the kernel prints about it.
-fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
-    let socket = Socket::new();
+/// A machine before its first instruction, the address of its device tree, and the front of that: QEMU leaves room after
+/// it.
+fn before_the_entry(socket: &Socket) -> (Session, Gdb, u64, Vec<u8>) {
     let mut extra = vec![OsString::from("-S")];
     extra.extend(socket.arguments());
     let machine = machine::named("el2").unwrap();
-    let mut session = Session::start(&machine, &built("granule.img"), "", &extra).unwrap();
-    let mut gdb = Gdb::connect(&socket).unwrap();
+    let session = Session::start(&machine, &built("granule.img"), "", &extra).unwrap();
+    let mut gdb = Gdb::connect(socket).unwrap();
     // QEMU enters an Image by a few instructions at the start of memory; the tree's address is the literal after them.
     let literal = gdb.physical(0x4000_0018, 8).unwrap();
     let tree = u64::from_le_bytes(literal.try_into().unwrap());
     let header = gdb.physical(tree, 8).unwrap();
     assert_eq!(header[..4], [0xd0, 0x0d, 0xfe, 0xed], "no device tree at {tree:#x}");
     let size = u32::from_be_bytes(header[4..].try_into().unwrap()) as usize;
-    // QEMU leaves room after the tree; what counts is at its front.
-    let mut bytes = gdb.physical(tree, size.min(64 << 10)).unwrap();
+    let bytes = gdb.physical(tree, size.min(64 << 10)).unwrap();
+    (session, gdb, tree, bytes)
+}
+
+/// Changes the device tree in memory before the first instruction, and returns what the kernel prints about it.
+fn with_tree(change: impl FnOnce(&mut Vec<u8>)) -> String {
+    let socket = Socket::new();
+    let (mut session, mut gdb, tree, mut bytes) = before_the_entry(&socket);
     change(&mut bytes);
     gdb.write_physical(tree, &bytes).unwrap();
     gdb.detach().unwrap();
     session.wait_for("boot failed: ").unwrap();
     session.wait_for("\n").unwrap()
+}
+
+/// By QEMU's `-seed` its tree has the same seed again. Other CPUs find the place too.
+#[test]
+fn the_trees_seed_places_the_image() {
+    const LINKED: u64 = 0xffff_8000_8000_0000;
+    let place = |append: &str, extra: &[&str]| {
+        let machine = machine::named("el2").unwrap();
+        let mut session = Session::start(&machine, &built("granule.img"), append, &words(extra)).unwrap();
+        let banner = session.prompt().unwrap();
+        assert!(banner.contains("2 CPUs") && !banner.contains("warning"), "{append} {extra:?}: {banner}");
+        ptdump::text(&session.command("ptdump").unwrap()).unwrap()
+    };
+    let [first, again, other] = ["1", "1", "2"].map(|seed| place("", &["-seed", seed]));
+    assert_eq!(first, again);
+    assert_ne!(first, other);
+    for place in [first, other] {
+        assert!(place > LINKED && place < LINKED + (1 << 30) && place.is_multiple_of(2 << 20), "{place:#x}");
+    }
+    assert_eq!(place("nokaslr", &["-seed", "1"]), LINKED);
+    assert_eq!(place("", &["-machine", "dtb-randomness=off"]), LINKED);
+}
+
+/// As in Linux: what reads the tree later does not learn the place.
+#[test]
+fn the_trees_seed_is_zeroed() {
+    let socket = Socket::new();
+    let (mut session, mut gdb, tree, bytes) = before_the_entry(&socket);
+    let strings = u32::from_be_bytes(*bytes[12..].first_chunk().unwrap()) as usize;
+    let name = bytes[strings..].windows(11).position(|name| name == b"kaslr-seed\0").unwrap();
+    // The property's token, length and name, and the seed (Devicetree Specification v0.4, 5.4.1).
+    let property = [3, 8, name as u32].map(u32::to_be_bytes).concat();
+    let seed = bytes.windows(12).position(|words| words == property).unwrap() + 12;
+    assert_ne!(bytes[seed..seed + 8], [0; 8]);
+    gdb.detach().unwrap();
+    session.prompt().unwrap();
+    let after = Gdb::connect(&socket).unwrap().physical(tree, bytes.len()).unwrap();
+    assert_eq!(after[seed..seed + 8], [0; 8]);
+    assert!(after[..seed] == bytes[..seed] && after[seed + 8..] == bytes[seed + 8..], "nothing else has changed");
 }
 
 /// Where no tree names a console, no address is written: on a Raspberry Pi 4, whose loader gives no tree, there is

@@ -85,7 +85,7 @@ fn a_panic_inside_a_panic_ends_too() {
     );
 }
 
-/// The header's word at offset 40 is the slide, which the EFI stub writes.
+/// The header's word at offset 40 is the slide: an image that has one stays there.
 #[test]
 fn a_slid_kernel_names_its_functions() {
     let slide: u64 = 300 << 21;

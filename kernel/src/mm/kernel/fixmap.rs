@@ -9,13 +9,12 @@
 #![allow(unsafe_code, reason = "maps addresses that its caller vouches for")]
 
 use core::ptr;
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::barrier;
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::tlbi::{AddressOperand, Instruction};
-use spin::Once;
 
 use crate::boot_info::BootInfo;
 use crate::mm::layout::FIXMAP_BASE;
@@ -33,7 +32,7 @@ const DEVICE_TREE_PAGES: usize = ENTRIES - FixmapSlot::DeviceTree.first();
 pub enum FixmapSlot {
     /// The console's registers, before anything is known of the machine.
     Console,
-    /// One page of kernel text or constants, writable for the moment of a patch.
+    /// One page that is read-only elsewhere, of kernel text or constants mostly, writable for the moment of a patch.
     Patch,
     /// The page of table entries that are replaced break-before-make. Nothing runs over its end.
     Entries,
@@ -56,7 +55,7 @@ impl FixmapSlot {
     }
 }
 
-static TABLE: Once<&'static [AtomicU64; ENTRIES]> = Once::new();
+static TABLE: AtomicPtr<[AtomicU64; ENTRIES]> = AtomicPtr::new(ptr::null_mut());
 /// Held from the moment that the patch slot becomes writable until it is gone again.
 static PATCH: IrqLock<(), { rank::PATCH }> = IrqLock::new(());
 
@@ -64,19 +63,19 @@ unsafe extern "C" {
     static __image_start: u8;
 }
 
-/// Finds the fixmap's table in the image. Before this, no slot can be used.
+/// Finds the fixmap's table in the image. Before this, no slot can be used. It is found again after the image was moved.
 ///
 /// # Safety
 /// `boot` is what the entry code wrote, and its fixmap table is linked at [`FIXMAP_BASE`].
 pub unsafe fn init(boot: &BootInfo) {
     let offset = boot.fixmap_table - boot.image_start;
     let table = (&raw const __image_start).wrapping_byte_add(offset as usize).cast::<[AtomicU64; ENTRIES]>();
-    // SAFETY: the table is a page of the image, mapped read-write for ever, and only accessed as atomics.
-    TABLE.call_once(|| unsafe { &*table });
+    TABLE.store(table.cast_mut(), Ordering::Relaxed);
 }
 
 fn table() -> &'static [AtomicU64; ENTRIES] {
-    TABLE.get().expect("the fixmap is found first of all")
+    // SAFETY: a page of the image, mapped read-write for ever, and only accessed as atomics.
+    unsafe { TABLE.load(Ordering::Relaxed).as_ref() }.expect("the fixmap is found first of all")
 }
 
 /// Maps the page of device registers that holds `registers`, for ever. Returns where they are; `None` where that is no
@@ -141,7 +140,15 @@ pub unsafe fn unmap_device_tree() {
 /// `target` is in the image, word-aligned, and CPUs that execute or read it work with either value.
 pub unsafe fn patch_word(boot: &BootInfo, target: VirtAddr, word: u32) {
     let offset = target - VirtAddr::from_ptr(&raw const __image_start);
-    let physical = PhysAddr(boot.image_start + offset);
+    // SAFETY: the caller's.
+    unsafe { write_word(PhysAddr(boot.image_start + offset), word) };
+}
+
+/// Writes one 32-bit word of memory that has no mapping, or only one that is read-only, as [`patch_word`] does.
+///
+/// # Safety
+/// `physical` is memory, word-aligned, and its readers work with either value.
+pub unsafe fn write_word(physical: PhysAddr, word: u32) {
     let page = physical.align_down(PAGE);
 
     let _only_one = PATCH.lock();
@@ -213,7 +220,8 @@ mod tests {
     #[test]
     #[allow(clippy::disallowed_methods, reason = "the host has memory for a table")]
     fn what_is_unmapped_is_invalidated_twice_whatever_the_cpus_are() {
-        let table = TABLE.call_once(|| Box::leak(Box::new([const { AtomicU64::new(0) }; ENTRIES])));
+        let table: &[AtomicU64; ENTRIES] = Box::leak(Box::new([const { AtomicU64::new(0) }; ENTRIES]));
+        TABLE.store(core::ptr::from_ref(table).cast_mut(), Ordering::Relaxed);
         let repeated = ["dsb_ish", "vaale1is", "dsb_ish", "isb"];
         let valid = |slot: FixmapSlot| table[slot.first()].store(3, Ordering::Relaxed);
 
