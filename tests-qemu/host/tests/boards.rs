@@ -11,7 +11,7 @@ use granule_disk::board::{Board, Parts};
 use granule_disk::layout::{self, Existing};
 use granule_host_tests::session::Session;
 use granule_host_tests::{board, built, own_file, ptdump};
-use granule_runner::debian::{Apt, has_debians_tools, output};
+use granule_runner::debian::{Apt, files, has_debians_tools, newest_trees, output};
 use granule_runner::machine::{self, Machine};
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 
@@ -24,6 +24,16 @@ fn skip_without_debians_tools(what: &str) -> bool {
     is_skipped
 }
 
+/// All CPUs run, and a program of the initrd does.
+#[track_caller]
+fn assert_runs(session: &mut Session, cpus: u32) {
+    let listed = session.command("cpus").unwrap();
+    let run = listed.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
+    assert_eq!(run, cpus as usize, "{listed}");
+    let hello = session.command("run hello").unwrap();
+    assert!(hello.contains("hello from process"), "{hello}");
+}
+
 /// Boots the model of a board of boards.toml. All CPUs run, a program does, and the machine ends; where the console is the
 /// model's second port, the first stays silent.
 fn boots_to_its_end(name: &str) {
@@ -33,13 +43,9 @@ fn boots_to_its_end(name: &str) {
     let (board, scratch) = (machine::board(name).unwrap(), Path::new(env!("CARGO_TARGET_TMPDIR")));
     let mut session = Session::of(&board::model(&board, &built("granule.img"), "script", scratch)).unwrap();
     session.prompt().unwrap();
-    let cpus = session.command("cpus").unwrap();
-    let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
-    assert_eq!(run, board.cpus as usize, "{cpus}");
+    assert_runs(&mut session, board.cpus);
     let memory = session.command("mem").unwrap();
     assert!(memory.contains("free"), "{memory}");
-    let hello = session.command("run hello").unwrap();
-    assert!(hello.contains("hello from process"), "{hello}");
     assert_eq!(session.power_off().unwrap(), Some(0));
     if board.model.is_some_and(|model| model.port == 2) {
         let other = board::first_port(&board.machine, scratch);
@@ -141,13 +147,9 @@ fn runs_from(
     let mut session = from_disk(machine, firmware, disk, more);
     session.wait_for(loads).unwrap();
     let banner = session.prompt().unwrap();
-    let cpus = session.command("cpus").unwrap();
-    let run = cpus.lines().filter(|line| line.starts_with("cpu ") && line.ends_with(" runs")).count();
-    assert_eq!(run, machine.smp as usize, "{cpus}");
+    assert_runs(&mut session, machine.smp);
     let memory = session.command("mem").unwrap();
     assert!(memory.contains("memory    0x00"), "{memory}");
-    let hello = session.command("run hello").unwrap();
-    assert!(hello.contains("hello from process"), "{hello}");
     look(&mut session);
     assert_eq!(session.power_off().unwrap(), Some(0));
     banner
@@ -161,6 +163,41 @@ fn an_image_boots_by_u_boot_on_virt() {
     let path = disk(Board::Generic, "script semihosting", "generic.img");
     let banner = runs_from(&machine::named("a53").unwrap(), &u_boot(), &path, &[], "/granule.img", |_| {});
     assert!(banner.contains("entered at EL1"), "{banner}");
+    fs::remove_file(path).unwrap();
+}
+
+/// U-Boot where the Raspberry Pi's firmware starts the kernel, and the image as its card.
+#[test]
+fn an_image_boots_by_u_boot_on_a_raspberry_pi_4() {
+    if skip_without_debians_tools("U-Boot") {
+        return;
+    }
+    let scratch = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let board = machine::board("raspi4b").unwrap();
+    let path = disk(Board::Generic, "script", "rpi4.img");
+    // The model takes a card whose size is a power of two.
+    fs::File::options().write(true).open(&path).unwrap().set_len(128 << 20).unwrap();
+    let card = format!("if=sd,format=raw,snapshot=on,file={}", path.display());
+    let u_boot = file_of("u-boot-rpi", "usr/lib/u-boot/rpi_4/u-boot.bin").expect("the package can be taken");
+    let (trees, _) = newest_trees(&scratch.join("device-trees")).expect("the package can be taken");
+    let tree = files(&trees, "dtb").into_iter().find(|path| path.ends_with("broadcom/bcm2711-rpi-4-b.dtb"));
+    let extra: [OsString; 8] = [
+        "-audio".into(),
+        "none".into(),
+        "-kernel".into(),
+        u_boot.into(),
+        "-dtb".into(),
+        tree.unwrap().into(),
+        "-drive".into(),
+        card.into(),
+    ];
+    let serial = Serial::SecondPipes(own_file(scratch, "rpi4-u-boot.first-port"));
+    let mut session = Session::of(&Qemu::without_kernel(&board.machine, serial, Reset::Ends, &extra)).unwrap();
+    session.wait_for("/granule.img").unwrap();
+    session.prompt().unwrap();
+    assert_runs(&mut session, board.cpus);
+    assert_eq!(session.power_off().unwrap(), Some(0));
+    fs::remove_file(own_file(scratch, "rpi4-u-boot.first-port")).unwrap();
     fs::remove_file(path).unwrap();
 }
 
