@@ -340,6 +340,10 @@ unsafe impl Platform for Port {
 
     fn dmb_oshld(&self) {}
 
+    fn clean(&self, _: PhysAddr, _: u64) {
+        unreachable!("it sees the caches, as QEMU's")
+    }
+
     fn relax(&self) {
         loom::thread::yield_now();
     }

@@ -189,6 +189,10 @@ unsafe impl Platform for Port {
         }
     }
 
+    fn clean(&self, _: PhysAddr, _: u64) {
+        unreachable!("the command queue is no page table")
+    }
+
     fn relax(&self) {
         loom::thread::yield_now();
     }

@@ -88,6 +88,9 @@ unsafe impl Platform for Machine {
         fence(Ordering::SeqCst);
     }
 
+    /// DC CVAC for each line, and a DSB: for an SMMU that does not see caches, which this one does.
+    fn clean(&self, _: PhysAddr, _: u64) {}
+
     fn relax(&self) {
         std::thread::yield_now();
     }

@@ -18,9 +18,6 @@ pub enum ProbeError {
     /// It walks tables of the other endianness.
     #[error("it reads big-endian tables alone")]
     BigEndian,
-    /// Caches must be cleaned by hand for it.
-    #[error("its accesses are not coherent with the CPUs' caches (IDR0.COHACC is 0)")]
-    NotCoherent,
     /// A transaction that faults is never ended by it, and waits for a command of software.
     #[error("each transaction that faults waits in it (IDR0.STALL_MODEL is 2), and this driver answers none")]
     AlwaysStalls,

@@ -23,7 +23,8 @@ pub struct Features {
     pub aarch64: bool,
     /// It reads little-endian tables.
     pub little_endian: bool,
-    /// Its walks and queue accesses see the CPUs' caches, and the other way round.
+    /// Its walks and queue accesses see the CPUs' caches, and the other way round: IDR0.COHACC, and
+    /// [`Platform::is_coherent`].
     pub coherent: bool,
     /// It takes part in the CPUs' broadcast TLB maintenance.
     pub broadcast: bool,
@@ -96,7 +97,9 @@ impl Features {
     pub fn read<P: Platform>(platform: &P) -> Self {
         use offset as at;
         let raw = [at::IDR0, at::IDR1, at::IDR2, at::IDR3, at::IDR4, at::IDR5, at::IIDR, at::AIDR];
-        Self::decode(raw.map(|offset| platform.read32(offset)))
+        let mut features = Self::decode(raw.map(|offset| platform.read32(offset)));
+        features.coherent &= platform.is_coherent();
+        features
     }
 
     /// Decodes the values of the registers: IDR0 to IDR5, IIDR, AIDR.

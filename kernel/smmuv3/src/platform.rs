@@ -77,7 +77,7 @@ pub enum Step {
 /// # Safety
 /// 1. Offsets below [`PAGE1`] reach register page 0, those from there on page 1, of one SMMUv3 that is programmed here
 ///    alone; each access is one access of its size, made in program order with the others.
-/// 2. The barriers are those whose names they have, or stronger, for the CPUs and the SMMU.
+/// 2. The barriers and [`Self::clean`] are those whose names they have, or stronger, for the CPUs and the SMMU.
 /// 3. `Word` at the addresses of a [`DmaMemory`] is what the SMMU reads and writes there: 8 bytes, little-endian, in
 ///    one piece. (A checker that has no SMMU in it may have larger words, and its memory as many of them.)
 /// 4. Safe code gets no value of it but to give it to [`probe`](crate::probe): what it writes is programming the SMMU.
@@ -105,6 +105,15 @@ pub unsafe trait Platform: Sync {
     fn dmb_oshst(&self);
     /// DMB OSHLD: what this CPU has read comes before what it reads or writes next.
     fn dmb_oshld(&self);
+
+    /// Whether the machine's description permits that the SMMU sees the CPUs' caches (`dma-coherent` in a device tree,
+    /// COHACC Override in the IORT). Where it does not, IDR0.COHACC does not count.
+    fn is_coherent(&self) -> bool {
+        true
+    }
+    /// Writes the caches' lines of the `bytes` from `start` on, memory of page tables, to memory (DC CVAC), and waits until
+    /// they are there (DSB). Called where the SMMU does not see the caches ([`Features::coherent`](crate::Features)) alone.
+    fn clean(&self, start: PhysAddr, bytes: u64);
 
     /// Lets others go first: once per turn of each waiting loop.
     fn relax(&self);
@@ -143,7 +152,8 @@ impl DmaMemory {
     ///    SMMU no longer knows of it.
     /// 2. It has `bytes / 8` words of [`Platform::Word`], aligned for them, and is as aligned as the queue or table that is
     ///    made of it must be, in both addresses.
-    /// 3. It is Normal Inner Write-Back Inner Shareable for the CPU, and `phys` is where it is.
+    /// 3. It is Normal Inner Write-Back Inner Shareable for the CPU, or Normal Non-cacheable as [`Memory`] has it, and
+    ///    `phys` is where it is.
     /// 4. Nothing else uses it, and no other value stands for it.
     #[inline(always)]
     pub const unsafe fn new(phys: PhysAddr, virt: NonNull<u64>, bytes: usize) -> Self {
@@ -179,8 +189,10 @@ impl DmaMemory {
 /// Where DMA memory comes from.
 ///
 /// # Safety
-/// Memory of [`Self::allocate`] is zero, aligned to `align` in physical and virtual addresses, contiguous, Normal
-/// Inner Write-Back Inner Shareable for the CPU, stays until it is given back, and is used by its owner alone.
+/// 1. Memory of [`Self::allocate`] is zero, aligned to `align` in physical and virtual addresses, contiguous, stays
+///    until it is given back, and is used by its owner alone.
+/// 2. It is Normal Inner Write-Back Inner Shareable for the CPU; where [`Features::coherent`](crate::Features) is not
+///    set Normal Non-cacheable, and no cache has anything of it: what the CPU stores there needs no cleaning.
 pub unsafe trait Memory {
     /// `bytes`, a multiple of 8, aligned to `align`, a power of two; `None` where there is no memory.
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory>;

@@ -65,9 +65,7 @@ pub fn probe<P: Platform + Memory>(platform: P) -> Result<Probed<P>, ProbeError>
     let Memories { streams, commands, events } = allocate(&features, &platform)?;
 
     set_acknowledged(&platform, (offset::IRQ_CTRL, "IRQ_CTRLACK"), 0)?;
-    let shareable = CR1::QUEUE_SH::InnerShareable + CR1::TABLE_SH::InnerShareable;
-    let queues = CR1::QUEUE_IC::WriteBack + CR1::QUEUE_OC::WriteBack;
-    platform.write32(offset::CR1, (shareable + queues + CR1::TABLE_IC::WriteBack + CR1::TABLE_OC::WriteBack).value);
+    platform.write32(offset::CR1, attributes(features.coherent));
     // Numbers of address spaces are the SMMU's own, so what CPUs broadcast of theirs would hit the wrong ones.
     platform.write32(offset::CR2, (CR2::PTM::SET + CR2::RECINVSID::SET).value);
     platform.write64(offset::STRTAB_BASE, streams.base());
@@ -119,9 +117,6 @@ fn check(features: &Features) -> Result<(), ProbeError> {
     if !features.little_endian {
         return Err(ProbeError::BigEndian);
     }
-    if !features.coherent {
-        return Err(ProbeError::NotCoherent);
-    }
     if features.stall == Stall::Always {
         return Err(ProbeError::AlwaysStalls);
     }
@@ -143,6 +138,21 @@ fn check(features: &Features) -> Result<(), ProbeError> {
         }
     }
     Ok(())
+}
+
+/// The value for CR1: tables and queues are accessed as the CPUs have them mapped.
+fn attributes(coherent: bool) -> u32 {
+    let (queues, tables) = match coherent {
+        true => (
+            CR1::QUEUE_IC::WriteBack + CR1::QUEUE_OC::WriteBack + CR1::QUEUE_SH::InnerShareable,
+            CR1::TABLE_IC::WriteBack + CR1::TABLE_OC::WriteBack + CR1::TABLE_SH::InnerShareable,
+        ),
+        false => (
+            CR1::QUEUE_IC::NonCacheable + CR1::QUEUE_OC::NonCacheable + CR1::QUEUE_SH::OuterShareable,
+            CR1::TABLE_IC::NonCacheable + CR1::TABLE_OC::NonCacheable + CR1::TABLE_SH::OuterShareable,
+        ),
+    };
+    (queues + tables).value
 }
 
 /// The structures in memory. They stay when an SMMU does not answer, which may know of them by then.

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use granule_arch::addr::VirtAddr;
+use granule_arch::addr::{PhysAddr, VirtAddr};
 
 use crate::invalidate::{By, Plan, Spans};
 use crate::{Command, CommandError, CommandQueue, Features, Platform, Report, Scope, Step, Word, gerror, reset};
@@ -115,6 +115,16 @@ impl<P: Platform> Smmu<P> {
         let command = |index| plan.command(index, asid, scope);
         if plan != Plan::Nothing && self.commands.issue_with(&self.platform, plan.count(), command).is_err() {
             self.invalidate_more();
+        }
+    }
+
+    /// When this returns walks find what this CPU has stored in the `bytes` from `start` on, of page tables. An SMMU that
+    /// sees the caches needs nothing but the caller's DSB ISHST. For another one the lines are cleaned: a new table before
+    /// an entry links it, a new entry before a transaction uses it, one that was cleared before [`Self::invalidate`].
+    #[inline]
+    pub fn clean(&self, start: PhysAddr, bytes: u64) {
+        if !self.features.coherent {
+            self.platform.clean(start, bytes);
         }
     }
 

@@ -7,15 +7,13 @@
 use core::fmt;
 
 use aarch64_cpu::registers::{MAIR_EL1, Readable as _, TCR_EL1};
-use granule_arch::addr::VirtAddr;
-use granule_smmuv3::registers::offset::{EVENTQ_PROD, IDR0};
+use granule_smmuv3::registers::{IDR0, offset};
 use granule_smmuv3::{PAGE1, ProbeError, Probed};
 use spin::Once;
 
 use super::domain::with_interrupts_masked;
 use super::{IOMMUS, Iommu, Needs, NotifyMode, Port, Setup, fault, iommus, iova};
 use crate::Kernel;
-use crate::mm::frame::FrameAllocator;
 use crate::mm::kernel::mmu::{LinearView, Metal};
 use crate::platform::Smmu;
 use crate::smp::Cpu;
@@ -51,12 +49,18 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu, place: &Once<I
     }
     let registers = kernel.space.map_device(cpu, smmu.registers);
     let registers = registers.inspect_err(|error| failed(format_args!("its registers: {error}"))).ok()?;
-    for page in [IDR0, EVENTQ_PROD] {
-        let answer = trap::probe::read::<u32>(registers + page as u64);
-        answer.inspect_err(|fault| failed(format_args!("nothing answers at its registers: {fault}"))).ok()?;
-    }
+    let read = |register: usize| {
+        let answer = trap::probe::read::<u32>(registers + register as u64);
+        answer.inspect_err(|fault| failed(format_args!("nothing answers at its registers: {fault}"))).ok()
+    };
+    let (features, _) = (read(offset::IDR0)?, read(offset::EVENTQ_PROD)?);
     // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; it has no other user.
-    let probed = unsafe { probe(registers, kernel.frames) };
+    let mut port = unsafe { Port::new(registers, kernel.frames) };
+    if !(smmu.coherent && IDR0::COHACC.is_set(features)) {
+        let uncached = port.uncached(cpu, &kernel.space);
+        port = uncached.inspect_err(|error| failed(format_args!("memory that no cache has: {error}"))).ok()?;
+    }
+    let probed = probe(port);
     let probed = probed.inspect_err(|error| failed(format_args!("{error}"))).ok()?;
     crate::log::info!("{}", probed.smmu.features());
     let Some(transfers) = iova::place(kernel.platform.pcie.as_ref(), &kernel.platform.memory) else {
@@ -72,16 +76,11 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu, place: &Once<I
     Some(())
 }
 
-/// Takes the SMMU whose registers are at `registers` into use, from whatever state it is in.
+/// Takes the SMMU of `port` into use, from whatever state it is in.
 ///
 /// # Errors
 /// [`ProbeError`]: it lets nothing pass.
-///
-/// # Safety
-/// Both pages are mapped there as device memory, for ever, and no earlier user of the SMMU uses it any more.
-pub unsafe fn probe(registers: VirtAddr, frames: &'static FrameAllocator) -> Result<Probed<Port>, ProbeError> {
-    // SAFETY: the caller's promise.
-    let port = unsafe { Port::new(registers, frames) };
+pub fn probe(port: Port) -> Result<Probed<Port>, ProbeError> {
     with_interrupts_masked(|| granule_smmuv3::probe(port))
 }
 

@@ -265,7 +265,7 @@ impl Iommu {
         (stream, mask): (u32, DmaMask),
         asid: u16,
     ) -> Result<PoolBox<AttachedDevice>, AttachError> {
-        let domain = Domain::new(cpu, self.mmu, self.frames, asid)?;
+        let domain = Domain::new(cpu, self.mmu, self.frames, &self.smmu, asid)?;
         let root = domain.root();
         // In its place: one on the stack, a KiB, might have to be dropped, with the space that it could be bound to.
         let device = self.pool.try_new_with(|| AttachedDevice {
@@ -383,7 +383,7 @@ impl AttachedDevice {
         let attributes = Attributes::device_domain(MemoryType::Normal, direction != Direction::ToDevice);
         let mapped = PageRange::new(start, pages as u64 * PAGE)
             .map_err(DmaError::from)
-            .and_then(|range| Ok(self.domain.map(cpu, range, PhysAddr(first), attributes)?));
+            .and_then(|range| Ok(self.domain.map(cpu, &self.iommu.smmu, range, PhysAddr(first), attributes)?));
         match mapped {
             Ok(()) => Ok(DmaAddress(start.0 + (physical.0 - first))),
             Err(error) => {
@@ -436,7 +436,7 @@ impl AttachedDevice {
 
     fn show_everywhere(&self, cpu: &Cpu, state: &PortState, own: OwnPage) -> Result<(), DmaError> {
         let range = PageRange::new(own.at, PAGE)?;
-        self.domain.map(cpu, range, own.physical, Attributes::device_domain(own.memory, true))?;
+        self.domain.map(cpu, &self.iommu.smmu, range, own.physical, Attributes::device_domain(own.memory, true))?;
         // A space that has ended shows nothing: the device is cut off.
         let shown = state
             .binding

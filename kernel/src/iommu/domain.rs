@@ -26,6 +26,8 @@ use crate::mm::kernel::Machine;
 use crate::smp::Cpu;
 
 const PAGE: u64 = Granule4K::PAGE_SIZE;
+/// Bytes of an entry.
+const CELL: u64 = size_of::<Descriptor>() as u64;
 /// Bytes that a last-level table translates.
 const TABLE_SPAN: u64 = PAGE << Granule4K::INDEX_BITS;
 
@@ -45,9 +47,11 @@ impl Domain {
         cpu: &Cpu,
         mmu: Machine,
         frames: &'static FrameAllocator,
+        smmu: &Smmu<Port>,
         asid: u16,
     ) -> Result<Self, OutOfMemory> {
         let root = frames.alloc_zeroed(cpu)?;
+        smmu.clean(root, PAGE);
         // SAFETY: a zeroed frame that is used for nothing else until the domain ends.
         let root = unsafe { Table::<Granule4K>::root(root) };
         Ok(Self { root, asid, tables: AtomicUsize::new(0), mmu, frames })
@@ -76,6 +80,7 @@ impl Domain {
     pub(super) fn map(
         &self,
         cpu: &Cpu,
+        smmu: &Smmu<Port>,
         range: PageRange,
         physical: PhysAddr,
         attributes: Attributes,
@@ -83,7 +88,7 @@ impl Domain {
         let (tables, mmu) = (self.page_tables(), &self.mmu);
         for chunk in chunks(range) {
             if tables.cell(chunk).is_none() {
-                self.make_table(cpu, chunk)?;
+                self.make_table(cpu, smmu, chunk)?;
             }
         }
         tables.for_each_cells(range, |found| {
@@ -93,12 +98,36 @@ impl Domain {
         });
         // Entries that were not valid are in no TLB: walks need only see the new ones.
         mmu.dsb_ishst();
+        if !smmu.features().coherent {
+            self.clean_links(smmu, range);
+            self.clean_leaves(smmu, range);
+        }
         Ok(())
     }
 
     #[cold]
-    fn make_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
-        self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu }, || Ok(())).map(drop)
+    fn make_table(&self, cpu: &Cpu, smmu: &Smmu<Port>, address: VirtAddr) -> Result<(), OutOfMemory> {
+        self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu, smmu }, || Ok(())).map(drop)
+    }
+
+    /// Has an SMMU that does not see the caches find the tables of `range`. Each call that maps does so: the CPU that has
+    /// linked one of them may not have come to it yet.
+    #[cold]
+    fn clean_links(&self, smmu: &Smmu<Port>, range: PageRange) {
+        for chunk in chunks(range) {
+            for step in self.page_tables().walk(chunk).filter(|step| step.level != LAST_LEVEL) {
+                smmu.clean(step.table + step.index as u64 * CELL, CELL);
+            }
+        }
+    }
+
+    /// Has it find the entries of `range`.
+    #[cold]
+    fn clean_leaves(&self, smmu: &Smmu<Port>, range: PageRange) {
+        self.page_tables().for_each_cells(range, |found| {
+            let first = Granule4K::index(found.start, LAST_LEVEL) as u64;
+            smmu.clean(found.table + first * CELL, found.cells.len() as u64 * CELL);
+        });
     }
 
     /// Ends [`Self::map`]. On return the device does not reach the memory.
@@ -106,6 +135,9 @@ impl Domain {
     pub(super) fn unmap(&self, smmu: &Smmu<Port>, range: PageRange) {
         // The owner of each frame is recorded elsewhere: no entry need keep it while the invalidation is under way.
         self.page_tables().for_each_cells(range, |found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));
+        if !smmu.features().coherent {
+            self.clean_leaves(smmu, range);
+        }
         let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
         DomainTlb { smmu, asid: self.asid }.invalidate(&self.mmu, core::iter::once(changed));
     }
@@ -179,12 +211,14 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for DomainTlb<'_> {
 struct Source<'a> {
     domain: &'a Domain,
     cpu: &'a Cpu,
+    smmu: &'a Smmu<Port>,
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for Source<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let table = self.domain.frames.alloc_zeroed(self.cpu).ok()?;
+        self.smmu.clean(table, PAGE);
         self.domain.tables.fetch_add(1, Ordering::Relaxed);
         Some(table)
     }

@@ -6,6 +6,7 @@ use std::boxed::Box;
 
 use core::sync::atomic::AtomicU64;
 
+use granule_arch::addr::PhysAddr;
 use granule_arch::descriptor::MAIR;
 use granule_smmuv3::{DmaMemory, Memory, Platform, ProbeError, Report, Step};
 
@@ -27,6 +28,12 @@ pub trait Hardware: Send + Sync {
     fn dmb_oshst(&self);
     /// [`Platform::dmb_oshld`].
     fn dmb_oshld(&self);
+    /// [`Platform::is_coherent`].
+    fn is_coherent(&self) -> bool {
+        true
+    }
+    /// [`Platform::clean`].
+    fn clean(&self, start: PhysAddr, bytes: u64);
     /// [`Platform::relax`].
     fn relax(&self);
     /// [`Platform::microseconds`].
@@ -64,6 +71,12 @@ unsafe impl Platform for Port {
     }
     fn dmb_oshld(&self) {
         self.0.dmb_oshld();
+    }
+    fn is_coherent(&self) -> bool {
+        self.0.is_coherent()
+    }
+    fn clean(&self, start: PhysAddr, bytes: u64) {
+        self.0.clean(start, bytes);
     }
     fn relax(&self) {
         self.0.relax();

@@ -6,6 +6,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::AtomicU64;
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
+use granule_arch::cache::clean_to_memory;
 use granule_arch::memory::zero_page;
 use granule_arch::{barrier, wait};
 use granule_smmuv3::registers::offset::{CMDQ_CONS, CMDQ_PROD};
@@ -13,9 +14,11 @@ use granule_smmuv3::{DmaMemory, Memory, Platform, Report, Step};
 
 use crate::chip::timer;
 use crate::mm::frame::FrameAllocator;
+use crate::mm::kernel::KernelSpace;
+use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mmio;
-use crate::smp::this_cpu;
+use crate::smp::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
 
 /// An SMMU of the machine.
@@ -27,11 +30,15 @@ pub struct Port {
     frames: &'static FrameAllocator,
     /// The rest of the page block that memory is taken from: it must be contiguous.
     left: IrqLock<Left, { rank::IOMMU_MEMORY }>,
+    /// The SMMU does not see the CPUs' caches: there is one block, Non-cacheable.
+    is_uncached: bool,
 }
 
 struct Left {
     from: PhysAddr,
     end: PhysAddr,
+    /// Where the CPU finds `from`.
+    virt: VirtAddr,
 }
 
 impl Port {
@@ -39,9 +46,24 @@ impl Port {
     ///
     /// # Safety
     /// They are mapped there as device memory, for ever, and it is programmed here alone.
-    pub(super) unsafe fn new(registers: VirtAddr, frames: &'static FrameAllocator) -> Self {
+    pub unsafe fn new(registers: VirtAddr, frames: &'static FrameAllocator) -> Self {
         let (producer, consumer) = (registers + CMDQ_PROD as u64, registers + CMDQ_CONS as u64);
-        Self { registers, producer, consumer, frames, left: IrqLock::new(Left { from: PhysAddr(0), end: PhysAddr(0) }) }
+        let left = IrqLock::new(Left { from: PhysAddr(0), end: PhysAddr(0), virt: VirtAddr(0) });
+        Self { registers, producer, consumer, frames, left, is_uncached: false }
+    }
+
+    /// The same one, where it does not see the CPUs' caches. All its memory is mapped now, since no area can be mapped
+    /// under the lock of its streams: 2 MiB, for queues, the table and the streams of some 40 buses.
+    ///
+    /// # Errors
+    /// [`VmallocError`]: it cannot be used, and the block is lost.
+    pub(super) fn uncached(mut self, cpu: &Cpu, space: &KernelSpace) -> Result<Self, VmallocError> {
+        let from = self.frames.alloc_blocks(cpu, 0)?;
+        // SAFETY: the block is this port's for ever, which uses nothing but `virt`.
+        let virt = unsafe { space.map_uncached(cpu, from) }?;
+        self.left = IrqLock::new(Left { from, end: PhysAddr(from.0 + BLOCK_SIZE), virt });
+        self.is_uncached = true;
+        Ok(self)
     }
 
     #[inline(always)]
@@ -55,8 +77,9 @@ impl Port {
 }
 
 // SAFETY: 1. `new` vouches for the registers; accesses are single, and in order among each other. 2. The
-// barriers are those of the architecture. 3. Memory is in the linear map, Normal write-back and inner shareable, where
-// aligned 64-bit atomics are single-copy atomic, and this machine is little-endian.
+// barriers are those of the architecture, and so is the clean, of memory that the linear map shows. 3. Memory is Normal,
+// write-back and inner shareable or Non-cacheable, where aligned 64-bit loads and stores are single-copy atomic, and this
+// machine is little-endian.
 unsafe impl Platform for Port {
     type Word = AtomicU64;
 
@@ -99,6 +122,15 @@ unsafe impl Platform for Port {
         barrier::dmb_oshld();
     }
 
+    fn is_coherent(&self) -> bool {
+        !self.is_uncached
+    }
+
+    fn clean(&self, start: PhysAddr, bytes: u64) {
+        // SAFETY: page tables are in memory, which the linear map shows.
+        unsafe { clean_to_memory(self.frames.linear().address(start), bytes) };
+    }
+
     #[inline(always)]
     fn relax(&self) {
         wait::relax();
@@ -118,7 +150,8 @@ unsafe impl Platform for Port {
     }
 }
 
-// SAFETY: frames of a page block of this port's own, in the linear map; each byte is handed out once, zeroed.
+// SAFETY: 1. frames of a page block of this port's own, mapped for ever; each byte is handed out once, zeroed. 2. The
+// linear map shows them write-back; `uncached` has mapped those of an SMMU that does not see the caches.
 unsafe impl Memory for Port {
     /// From a page block of 2 MiB, of which nothing comes back: memory whose address the SMMU once had stays its own.
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
@@ -131,16 +164,19 @@ unsafe impl Memory for Port {
         let mut left = self.left.lock();
         let mut phys = PhysAddr(left.from.0.next_multiple_of(align));
         if phys.0 + size > left.end.0 {
+            if self.is_uncached {
+                return None;
+            }
             phys = self.frames.alloc_blocks(this_cpu(), 0).ok()?;
-            left.end = PhysAddr(phys.0 + BLOCK_SIZE);
+            *left = Left { from: phys, end: PhysAddr(phys.0 + BLOCK_SIZE), virt: self.frames.linear().address(phys) };
         }
-        left.from = PhysAddr(phys.0 + size);
-        let start = self.frames.linear().address(phys);
+        let start = left.virt + (phys - left.from);
+        (left.from, left.virt) = (PhysAddr(phys.0 + size), start + size);
         for page in (0..size).step_by(PAGE as usize) {
-            // SAFETY: the linear map shows the block, writable, and these pages have no other user.
+            // SAFETY: the block is mapped there, writable, and these pages have no other user.
             unsafe { zero_page(start + page) };
         }
-        // SAFETY: frames of this block that had no user, zeroed above; the linear map shows them.
+        // SAFETY: frames of this block that had no user, zeroed above, and mapped there.
         Some(unsafe { DmaMemory::new(phys, NonNull::new(start.as_ptr())?, bytes) })
     }
 

@@ -129,7 +129,7 @@ impl Iommu {
             output: OutputSize::of_4k_pages(self.smmu.features().output_bits),
             memory_types: self.needs.memory_types,
             asid,
-            coherent: true,
+            coherent: self.smmu.features().coherent,
         })
     }
 

@@ -242,6 +242,8 @@ pub struct Smmu {
     pub phandle: Option<u32>,
     /// Both register pages.
     pub registers: PhysRange,
+    /// Its own accesses to memory see the CPUs' caches, if its registers agree (IDR0.COHACC).
+    pub coherent: bool,
     /// Event queue not empty.
     pub event_queue: Option<Interrupt>,
     /// Page request queue not empty.

@@ -287,6 +287,7 @@ impl<'t> TimerNode<'t> {
 struct SmmuNode<'t> {
     phandle: Option<u32>,
     registers: PhysRange,
+    coherent: bool,
     interrupts: Interrupts<'t>,
     names: Option<&'t [u8]>,
 }
@@ -295,7 +296,8 @@ impl<'t> SmmuNode<'t> {
     #[inline(never)]
     fn read(node: &Node<'t, '_>) -> Result<Self, PlatformError> {
         let (registers, interrupts) = (node.first_registers()?, node.interrupts());
-        Ok(Self { phandle: node.phandle(), registers, interrupts, names: node.properties.interrupt_names })
+        let (phandle, coherent) = (node.phandle(), node.is_coherent());
+        Ok(Self { phandle, registers, coherent, interrupts, names: node.properties.interrupt_names })
     }
 
     /// Each of its interrupts may make no sense without harm: what it would report is polled.
@@ -307,6 +309,7 @@ impl<'t> SmmuNode<'t> {
         Smmu {
             phandle: self.phandle,
             registers: self.registers,
+            coherent: self.coherent,
             event_queue: named("eventq"),
             priority_queue: named("priq"),
             command_sync: named("cmdq-sync"),

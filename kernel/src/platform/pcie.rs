@@ -192,6 +192,7 @@ pub(super) struct HostBridgeNode<'t> {
     ecam: PhysRange,
     buses: (u8, u8),
     windows: Vec<Window, 4>,
+    coherent: bool,
     dma: DmaRanges,
 }
 
@@ -208,23 +209,22 @@ impl<'t> HostBridgeNode<'t> {
         let room = (ecam.size() / BUS).checked_sub(1).ok_or_else(|| node.bad("reg"))?;
         let last = u64::from(buses.0).saturating_add(room).min(u64::from(buses.1));
         let buses = (buses.0, u8::try_from(last).unwrap_or(buses.1));
-        Ok(Self { node: node.detached(), ecam, buses, windows: windows(node)?, dma: dma(node)? })
+        let (windows, coherent) = (windows(node)?, node.is_coherent());
+        Ok(Self { node: node.detached(), ecam, buses, windows, coherent, dma: dma(node)? })
     }
 
     /// The host bridge, now that the nodes are known that it refers to.
     pub(super) fn resolve(self, references: &References) -> Result<Pcie, PlatformError> {
-        let Self { node, ecam, buses, windows, dma } = self;
-        let [stream_map, stream_mask, message_map, message_mask, parent, line_map, line_mask, coherent] = node
-            .properties([
-                "iommu-map",
-                "iommu-map-mask",
-                "msi-map",
-                "msi-map-mask",
-                "msi-parent",
-                "interrupt-map",
-                "interrupt-map-mask",
-                "dma-coherent",
-            ]);
+        let Self { node, ecam, buses, windows, coherent, dma } = self;
+        let [stream_map, stream_mask, message_map, message_mask, parent, line_map, line_mask] = node.properties([
+            "iommu-map",
+            "iommu-map-mask",
+            "msi-map",
+            "msi-map-mask",
+            "msi-parent",
+            "interrupt-map",
+            "interrupt-map-mask",
+        ]);
         let streams = id_map(stream_map, stream_mask, &|_| true).ok_or_else(|| node.bad("iommu-map"))?;
         let messages = references.messages();
         let takes = |phandle| messages == Some(phandle);
@@ -238,7 +238,6 @@ impl<'t> HostBridgeNode<'t> {
             None => Some(InterruptLines::default()),
         };
         let lines = lines.ok_or_else(|| node.bad("interrupt-map"))?;
-        let coherent = coherent.is_some();
         Ok(Pcie { ecam, buses, windows: Some(windows), streams, devices, lines, coherent, dma })
     }
 }

@@ -136,6 +136,7 @@ pub(super) fn virt_with(machine: &Machine, front: Nodes<'_>, more: Nodes<'_>) ->
             tree.property("interrupt-names", &text(&["eventq", "priq", "cmdq-sync", "gerror"]));
             tree.property("interrupts", &cells(&[0, 74, 1, 0, 75, 1, 0, 76, 1, 0, 77, 1]));
             tree.property("reg", &cells(&[0, 0x905_0000, 0, 0x2_0000]));
+            tree.property("dma-coherent", &[]);
             tree.property("compatible", &text(&["arm,smmu-v3"]));
         });
         tree.node("pcie@10000000", |tree| {
@@ -202,6 +203,7 @@ fn qemu_virt_with_gic_v3() {
     assert_eq!(uart.interrupt, Some(Interrupt { intid: 33, trigger: Trigger::Level }));
     assert_eq!(platform.pcie.unwrap().ecam.start(), PhysAddr(0x40_1000_0000));
     let [smmu] = &platform.smmus[..] else { panic!("there is one") };
+    assert!(smmu.coherent);
     assert_eq!(smmu.event_queue, Some(Interrupt { intid: 106, trigger: Trigger::Edge }));
     assert_eq!(smmu.global_error, Some(Interrupt { intid: 109, trigger: Trigger::Edge }));
 }

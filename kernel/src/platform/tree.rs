@@ -76,6 +76,8 @@ pub(super) struct BusNode<'t, 'b> {
     dma_ranges: Option<&'t [u8]>,
     /// The phandle of the controller of the interrupts below, where a node on the way up names one (2.4.1).
     interrupt_parent: Option<u32>,
+    /// Devices below see the CPUs' caches, unless their own nodes have it otherwise.
+    coherent: bool,
     depth: u32,
 }
 
@@ -86,6 +88,8 @@ pub(super) struct Properties<'t> {
     size_cells: Option<&'t [u8]>,
     ranges: Option<&'t [u8]>,
     dma_ranges: Option<&'t [u8]>,
+    dma_coherent: Option<&'t [u8]>,
+    dma_noncoherent: Option<&'t [u8]>,
     reg: Option<&'t [u8]>,
     status: Option<&'t [u8]>,
     compatible: Option<&'t [u8]>,
@@ -105,6 +109,8 @@ impl<'t> Properties<'t> {
                 "#size-cells" => &mut found.size_cells,
                 "ranges" => &mut found.ranges,
                 "dma-ranges" => &mut found.dma_ranges,
+                "dma-coherent" => &mut found.dma_coherent,
+                "dma-noncoherent" => &mut found.dma_noncoherent,
                 "reg" => &mut found.reg,
                 "status" => &mut found.status,
                 "compatible" => &mut found.compatible,
@@ -248,6 +254,7 @@ fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b BusNode<'t, 'b
         ranges: properties.ranges,
         dma_ranges: properties.dma_ranges,
         interrupt_parent: interrupt_parent_of(properties, parent),
+        coherent: is_coherent(properties, parent),
         depth: parent.map_or(0, |parent| parent.depth + 1),
     }
 }
@@ -255,6 +262,13 @@ fn bus_of<'t, 'b>(properties: &Properties<'t>, parent: Option<&'b BusNode<'t, 'b
 /// The node's own `interrupt-parent`, else that of the bus that it is on.
 fn interrupt_parent_of(properties: &Properties<'_>, bus: Option<&BusNode<'_, '_>>) -> Option<u32> {
     properties.interrupt_parent.and_then(cell).or_else(|| bus?.interrupt_parent)
+}
+
+/// Whether the node's accesses to memory see the CPUs' caches: by its own `dma-coherent` or `dma-noncoherent`, else by
+/// those of the bus that it is on (Linux's `of_dma_is_coherent`).
+fn is_coherent(properties: &Properties<'_>, bus: Option<&BusNode<'_, '_>>) -> bool {
+    let inherited = || properties.dma_noncoherent.is_none() && bus.is_some_and(|bus| bus.coherent);
+    properties.dma_coherent.is_some() || inherited()
 }
 
 /// A node's name without the unit address.
@@ -307,6 +321,11 @@ impl<'t, 'b> Node<'t, 'b> {
     /// `ranges`, raw.
     pub(super) fn ranges(&self) -> Option<&'t [u8]> {
         self.properties.ranges
+    }
+
+    /// Whether its accesses to memory see the CPUs' caches.
+    pub(super) fn is_coherent(&self) -> bool {
+        is_coherent(&self.properties, Some(self.bus))
     }
 
     /// `dma-ranges`, raw.

@@ -4,7 +4,7 @@
 
 #![allow(unsafe_code, reason = "calls functions of the kernel whose contracts the bench keeps")]
 
-use granule::iommu::{Direction, DmaDevice, iommu};
+use granule::iommu::{Direction, DmaDevice, Port, iommu};
 use granule::mm::space::SpaceRef;
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
@@ -34,7 +34,7 @@ fn probe(bench: &mut Bench<'_>) {
     let registers = kernel.platform.smmus.first().expect("an SMMU").registers;
     let registers = kernel.space.map_device(this_cpu(), registers).expect("addresses");
     // SAFETY: mapped for ever; nothing is attached, and no row of this boot uses the SMMU otherwise.
-    let take = |()| unsafe { granule::iommu::probe(registers, kernel.frames) };
+    let take = |()| granule::iommu::probe(unsafe { Port::new(registers, kernel.frames) });
     bench.point(1, || (), take, |probed| assert!(probed.is_ok()));
 }
 

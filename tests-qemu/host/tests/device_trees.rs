@@ -292,6 +292,28 @@ fn an_smmu_with_an_interrupt_that_makes_no_sense_is_in_front_of_its_devices() {
     assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
 }
 
+/// QEMU's SMMU sees all memory in one way, so this shows the path, and that the disk works on it; `granule_model` shows
+/// what a missing clean does.
+#[test]
+fn an_smmu_that_does_not_see_the_caches_translates_for_devices_and_for_no_process() {
+    let (banner, mut session) = boot_with_smmu("uncached-smmu", |tree| {
+        let coherent = value(tree, "smmuv3@9050000", "dma-coherent");
+        tree[coherent.start - 12..coherent.end].copy_from_slice(&[NOP; 3].map(u32::to_be_bytes).concat());
+    });
+    assert!(
+        banner.contains("cannot be bound to processes: the SMMU does not see what is in the CPUs' caches"),
+        "{banner}"
+    );
+    let smmu = session.command("smmu").unwrap();
+    assert!(smmu.contains("2-level") && !smmu.contains(" coherent"), "{smmu}");
+    session.command("vmalloc 1").unwrap();
+    session.command("blk read 5 $").unwrap();
+    let read = session.command("peek $").unwrap();
+    assert!(read.contains("0x0000000000000005"), "{read}");
+    let dump = session.command("smmu dump").unwrap();
+    assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
+}
+
 /// Its devices would have any memory, if they were taken for devices without an SMMU.
 #[test]
 fn devices_behind_an_smmu_that_is_not_driven_are_refused() {

@@ -23,8 +23,10 @@ pub enum Overflow {
 /// An SMMU.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Hardware {
-    /// Its walks are coherent.
+    /// Its walks are coherent (IDR0.COHACC).
     pub coherent: bool,
+    /// The machine's description has them so (`dma-coherent`).
+    pub dma_coherent: bool,
     /// Its stream table may have two levels.
     pub two_levels: bool,
     /// It has range invalidation.
@@ -64,6 +66,7 @@ impl Hardware {
     /// QEMU 10.0's, as far as its registers show; each acknowledgement takes a few looks.
     pub const QEMU: Self = Self {
         coherent: true,
+        dma_coherent: true,
         two_levels: true,
         range_invalidation: true,
         size_changes: true,
@@ -97,6 +100,11 @@ impl Hardware {
         overflow: Overflow::Flag,
         ..Self::QEMU
     };
+
+    /// Whether it reads what the CPUs' caches have; else what is in memory.
+    pub(crate) const fn sees_caches(&self) -> bool {
+        self.coherent && self.dma_coherent
+    }
 
     /// IDR0 to IDR5, IIDR, AIDR.
     pub(crate) const fn id_registers(&self) -> [u32; 8] {

@@ -3,13 +3,19 @@
 //! The model's own: each store to it is seen when it is made. A [`Word`] is reached by reference, as on the metal; to
 //! which model it belongs is found by its address. Or a test's ([`Elsewhere`]): what has changed in it is seen when
 //! anything is asked of the SMMU.
+//!
+//! An SMMU that does not see the CPUs' caches reads what was cleaned last ([`Memory`]). The caches write nothing back by
+//! themselves: what a missing clean leaves in them stays there. Nor do they write it back early, so that the order of
+//! two cleans is not judged.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use super::Shared;
+use crate::machine::lock;
 
 /// Where the model's own memory is for the SMMU. Nothing else is there.
 const BASE: u64 = 0x8000_0000;
@@ -65,15 +71,56 @@ pub(crate) const PAGE_WORDS: usize = 512;
 /// Where the word at a physical address is, if there is memory. The words of a page follow one another.
 pub type Elsewhere = Box<dyn Fn(u64) -> Option<NonNull<AtomicU64>> + Send + Sync>;
 
+/// What is in memory below the CPUs' caches.
+#[derive(Default)]
+struct Memory {
+    /// The words that were cleaned, or written by the SMMU, as they were then.
+    words: HashMap<usize, u64>,
+    /// Words that the CPUs have mapped Non-cacheable.
+    uncached: Vec<Range<usize>>,
+}
+
+/// What is in a test's memory that was never cleaned: an entry of a table that leads nowhere, and no CPU's.
+const NEVER_CLEANED: u64 = 0x5a5a_5a5a_5a5a_5a5b;
+
 /// The memory of one model: its own, and a test's, if that brings some.
 pub(crate) struct Arena {
     words: Box<[Word]>,
     elsewhere: Option<Elsewhere>,
+    /// `None` where the SMMU sees the caches.
+    memory: Option<Mutex<Memory>>,
 }
 
 impl Arena {
-    pub(crate) fn new(bytes: usize, elsewhere: Option<Elsewhere>) -> Self {
-        Self { words: (0..bytes / 8).map(|_| Word::new(0)).collect(), elsewhere }
+    pub(crate) fn new(bytes: usize, elsewhere: Option<Elsewhere>, sees_caches: bool) -> Self {
+        let memory = (!sees_caches).then(Mutex::default);
+        Self { words: (0..bytes / 8).map(|_| Word::new(0)).collect(), elsewhere, memory }
+    }
+
+    /// The CPUs have `words` mapped Non-cacheable, where the SMMU does not see their caches.
+    pub(crate) fn map_uncached(&self, words: Range<usize>) {
+        if let Some(memory) = &self.memory {
+            lock(memory).uncached.push(words);
+        }
+    }
+
+    /// Whether the SMMU reads word `index` as the CPUs do, without a clean.
+    pub(crate) fn is_seen(&self, index: usize) -> bool {
+        self.memory.as_ref().is_none_or(|memory| lock(memory).uncached.iter().any(|words| words.contains(&index)))
+    }
+
+    /// Where word `index` is and what CPUs have stored there, if the SMMU reads something else.
+    pub(crate) fn in_caches_alone(&self, index: usize) -> Option<(u64, u64)> {
+        let cached = self.at(index).load(Ordering::Acquire);
+        (self.read(index) != cached).then_some((Self::address(index), cached))
+    }
+
+    /// Writes word `index` to memory; its value, if that is another one there.
+    pub(crate) fn clean(&self, index: usize) -> Option<u64> {
+        let (before, value) = (self.read(index), self.at(index).load(Ordering::Acquire));
+        let memory = self.memory.as_ref().filter(|_| !self.is_seen(index))?;
+        lock(memory).words.insert(index, value);
+        (before != value).then_some(value)
     }
 
     /// From now on stores to it are seen by `owner`.
@@ -140,8 +187,17 @@ impl Arena {
         }
     }
 
+    /// Calls `each` with each word of page `page` as the SMMU reads it, and its index.
+    pub(crate) fn for_each_word(&self, page: usize, mut each: impl FnMut(usize, u64)) {
+        let first = page * PAGE_WORDS;
+        match &self.memory {
+            None => (first..).zip(self.page(page)).for_each(|(index, word)| each(index, word.load(Ordering::Acquire))),
+            Some(_) => (first..first + PAGE_WORDS).for_each(|index| each(index, self.read(index))),
+        }
+    }
+
     /// The words of page `page`.
-    pub(crate) fn page(&self, page: usize) -> &[AtomicU64] {
+    fn page(&self, page: usize) -> &[AtomicU64] {
         let first = std::ptr::from_ref(self.at(page * PAGE_WORDS));
         // SAFETY: the model's own memory is whole pages, and the caller that brought other memory has promised that its
         // pages are contiguous and stay.
@@ -153,12 +209,19 @@ impl Arena {
 
     /// The word as the SMMU reads it.
     pub(crate) fn read(&self, index: usize) -> u64 {
-        self.at(index).load(Ordering::Acquire)
+        let Some(memory) = self.memory.as_ref().filter(|_| !self.is_seen(index)) else {
+            return self.at(index).load(Ordering::Acquire);
+        };
+        let at_first = if self.is_own(index) { 0 } else { NEVER_CLEANED };
+        lock(memory).words.get(&index).copied().unwrap_or(at_first)
     }
 
     /// The SMMU's own write: no CPU's store.
     pub(crate) fn write(&self, index: usize, value: u64) {
-        self.at(index).store(value, Ordering::Release);
+        match self.memory.as_ref().filter(|_| !self.is_seen(index)) {
+            None => self.at(index).store(value, Ordering::Release),
+            Some(memory) => drop(lock(memory).words.insert(index, value)),
+        }
     }
 }
 

@@ -41,7 +41,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use granule_arch::addr::PhysAddr;
-use granule_smmuv3::{DmaMemory, Memory, Step as DriverStep};
+use granule_smmuv3::{DmaMemory, Step as DriverStep};
 
 use crate::machine::lock;
 use memory::Arena;
@@ -95,6 +95,13 @@ pub enum Operation {
     },
     /// A CPU's barrier.
     Barrier(Barrier),
+    /// A CPU cleaned memory.
+    Clean {
+        /// From here.
+        address: u64,
+        /// So much.
+        bytes: u64,
+    },
     /// The SMMU took a command.
     Command([u64; 2]),
     /// The SMMU wrote an event.
@@ -212,7 +219,11 @@ const BYTES: usize = 4 << 20;
 impl SmmuModel {
     /// One as it comes out of reset, which lets transactions pass.
     pub fn new(hardware: Hardware) -> Self {
-        Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a), Arena::new(BYTES, None))
+        Self::with_registers(
+            hardware,
+            Registers::out_of_reset(0x5a5a_5a5a),
+            Arena::new(BYTES, None, hardware.sees_caches()),
+        )
     }
 
     /// One whose tables and queues are in memory that a test brings: `elsewhere` finds the word at a physical address.
@@ -225,12 +236,16 @@ impl SmmuModel {
     /// others that do not run at the same time.
     #[expect(unsafe_code, reason = "vouching for memory")]
     pub unsafe fn over(hardware: Hardware, elsewhere: Elsewhere) -> Self {
-        Self::with_registers(hardware, Registers::out_of_reset(0x5a5a_5a5a), Arena::new(0, Some(elsewhere)))
+        Self::with_registers(
+            hardware,
+            Registers::out_of_reset(0x5a5a_5a5a),
+            Arena::new(0, Some(elsewhere), hardware.sees_caches()),
+        )
     }
 
     /// One that another kernel used before, translates, and has stopped at a command.
     pub fn in_use(hardware: Hardware) -> Self {
-        Self::with_registers(hardware, Registers::in_use(), Arena::new(BYTES, None))
+        Self::with_registers(hardware, Registers::in_use(), Arena::new(BYTES, None, hardware.sees_caches()))
     }
 
     fn with_registers(hardware: Hardware, registers: Registers, arena: Arena) -> Self {
@@ -246,12 +261,13 @@ impl SmmuModel {
         ModelPlatform::new(Arc::clone(&self.shared))
     }
 
-    /// Memory for tables that the SMMU reads: zero, and seen by it.
+    /// Memory for tables that the SMMU reads: zero, and seen by it. The CPUs have it in their caches.
     ///
     /// # Panics
     /// Where there is no more.
     pub fn allocate(&self, bytes: usize) -> DmaMemory {
-        self.platform().allocate(bytes, bytes.next_power_of_two()).expect("the model's memory is large enough")
+        let memory = self.platform().take(bytes, bytes.next_power_of_two());
+        memory.expect("the model's memory is large enough")
     }
 
     /// The word at `address`, for a CPU to store to.
@@ -377,6 +393,16 @@ impl SmmuModel {
     /// The `nth` barrier of this kind from now on, from 0, is not there.
     pub fn lose_barrier(&self, barrier: Barrier, nth: usize) {
         self.state().lost_barriers.push((barrier, nth));
+    }
+
+    /// The `nth` clean from now on, from 0, is not there.
+    pub fn lose_clean(&self, nth: usize) {
+        self.state().lost_clean = Some(nth);
+    }
+
+    /// Whether that clean has come.
+    pub fn has_lost_clean(&self) -> bool {
+        self.state().lost_clean.is_none()
     }
 
     /// Each command that the SMMU takes is what `rewrite` makes of it: another, or none.

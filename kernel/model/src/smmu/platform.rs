@@ -20,6 +20,28 @@ impl ModelPlatform {
     pub(crate) const fn new(shared: Arc<Shared>) -> Self {
         Self { shared }
     }
+
+    /// Zeroed words of the model's own.
+    pub(crate) fn take(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
+        let mut state = self.shared.state();
+        state.allocations_left = state.allocations_left.checked_sub(1)?;
+        let (words, align) = (bytes / 8, (align / 8).max(1));
+        let start = state.next_free.next_multiple_of(align);
+        if start + words > Arena::first() + self.shared.arena.len() {
+            return None;
+        }
+        state.next_free = start + words;
+        state.allocated.insert(start, words);
+        let virt = self.shared.arena.pointer(start);
+        // SAFETY: words of the arena that nothing has used so far.
+        Some(unsafe { DmaMemory::new(PhysAddr(Arena::address(start)), virt, bytes) })
+    }
+
+    /// The CPUs have `memory` mapped Non-cacheable, if the SMMU does not see their caches.
+    pub fn map_uncached(&self, memory: &DmaMemory) {
+        let first = memory.phys().0 as usize / 8;
+        self.shared.arena.map_uncached(first..first + memory.bytes() / 8);
+    }
 }
 
 /// How far the clock goes with each turn of a loop that waits for an SMMU that does not answer. Else it stands: the
@@ -69,6 +91,14 @@ unsafe impl Platform for ModelPlatform {
         self.shared.state().barrier(Barrier::Load);
     }
 
+    fn is_coherent(&self) -> bool {
+        self.shared.state().hardware.dma_coherent
+    }
+
+    fn clean(&self, start: PhysAddr, bytes: u64) {
+        self.shared.state().clean(start.0, bytes);
+    }
+
     fn relax(&self) {
         let mut state = self.shared.state();
         if !state.answers || state.hardware.lag == u32::MAX {
@@ -95,18 +125,9 @@ unsafe impl Platform for ModelPlatform {
 // model checks alignment where a device would use it.
 unsafe impl Memory for ModelPlatform {
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
-        let mut state = self.shared.state();
-        state.allocations_left = state.allocations_left.checked_sub(1)?;
-        let (words, align) = (bytes / 8, (align / 8).max(1));
-        let start = state.next_free.next_multiple_of(align);
-        if start + words > Arena::first() + self.shared.arena.len() {
-            return None;
-        }
-        state.next_free = start + words;
-        state.allocated.insert(start, words);
-        let virt = self.shared.arena.pointer(start);
-        // SAFETY: words of the arena that nothing has used so far.
-        Some(unsafe { DmaMemory::new(PhysAddr(Arena::address(start)), virt, bytes) })
+        let memory = self.take(bytes, align)?;
+        self.map_uncached(&memory);
+        Some(memory)
     }
 
     unsafe fn free(&self, memory: DmaMemory) {

@@ -11,6 +11,8 @@ pub(crate) const EVENTQEN: u32 = 1 << 2;
 const CR1_ATTRIBUTES: u32 = 0xfff;
 /// Inner shareable, write-back inside and outside, both.
 const CR1_COHERENT: u32 = 0b11_01_01_11_01_01;
+/// Outer shareable, Non-cacheable inside and outside, both.
+const CR1_UNCACHED: u32 = 0b10_00_00_10_00_00;
 /// CR2.PTM: TLBIs that CPUs broadcast are ignored.
 const PTM: u32 = 1 << 2;
 pub(crate) const CMDQEN: u32 = 1 << 3;
@@ -314,9 +316,8 @@ impl State {
             }
         }
         let Registers { cr1, cr2, .. } = self.registers;
-        if cr1 & CR1_ATTRIBUTES != CR1_COHERENT {
-            let text =
-                format!("CR1 is {cr1:#x}: tables and queues are read past the caches in which their writers have them");
+        if cr1 & CR1_ATTRIBUTES != if self.hardware.sees_caches() { CR1_COHERENT } else { CR1_UNCACHED } {
+            let text = format!("CR1 is {cr1:#x}: tables and queues are not read as their writers have them mapped");
             self.report(SmmuRule::RegisterOrder, text);
         }
         if cr2 & PTM == 0 {

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::thread::{self, ThreadId};
 
 use granule_smmuv3::Step as DriverStep;
@@ -65,6 +64,8 @@ pub(crate) struct State {
     pub(crate) translations_invalidated: bool,
     pub(crate) left_out: Vec<DriverStep>,
     pub(crate) lost_barriers: Vec<(Barrier, usize)>,
+    /// So many cleans until one that is not there.
+    pub(crate) lost_clean: Option<usize>,
     pub(crate) rewrite: Option<Rewrite>,
     pub(crate) answers: bool,
     pub(crate) failing_fetches: usize,
@@ -129,6 +130,7 @@ impl State {
             translations_invalidated: false,
             left_out: Vec::new(),
             lost_barriers: Vec::new(),
+            lost_clean: None,
             rewrite: None,
             answers: true,
             failing_fetches: 0,
@@ -159,12 +161,38 @@ impl State {
     pub(crate) fn stored(&mut self, index: usize, value: u64) {
         let before = self.history.get(&index).and_then(|past| past.last()).map_or(0, |(_, value)| *value);
         let time = self.note(Operation::Store { address: Arena::address(index), value });
+        if !self.arena.is_seen(index) {
+            return;
+        }
         self.unordered.entry(index).or_insert(Unordered { writer: thread::current().id(), before, time });
         self.history.entry(index).or_default().push((time, value));
         if self.changed(index, time) {
             self.fill();
         }
         self.spy();
+    }
+
+    /// A CPU cleans the lines of `bytes` at `address`, no more of them than that.
+    pub(crate) fn clean(&mut self, address: u64, bytes: u64) {
+        let time = self.note(Operation::Clean { address, bytes });
+        if let Some(left) = self.lost_clean {
+            self.lost_clean = left.checked_sub(1);
+            if left == 0 {
+                return;
+            }
+        }
+        let mut changes = false;
+        for at in (address..address + bytes).step_by(8) {
+            let index = self.arena.index(at).expect("memory is cleaned");
+            // Of a test's memory what has changed is found by `look`.
+            if let Some(value) = self.arena.clean(index).filter(|_| !self.arena.is_elsewhere()) {
+                self.history.entry(index).or_default().push((time, value));
+                changes |= self.changed(index, time);
+            }
+        }
+        if changes {
+            self.fill();
+        }
     }
 
     /// Word `index` has changed: what the TLB may have of it, where it is an entry of a table of the last level.
@@ -205,15 +233,15 @@ impl State {
                 continue;
             }
             let arena = Arc::clone(&self.arena);
-            for ((index, known), word) in (page * PAGE_WORDS..).zip(known.iter_mut()).zip(arena.page(page)) {
-                let value = word.load(Ordering::Acquire);
+            arena.for_each_word(page, |index, value| {
+                let known = &mut known[index % PAGE_WORDS];
                 if *known != value {
                     self.time = time;
                     self.history.entry(index).or_insert_with(|| vec![(0, *known)]).push((time, value));
                     *known = value;
                     changes |= self.changed(index, time);
                 }
-            }
+            });
             self.known.insert(page, known);
         }
         if changes {
@@ -231,8 +259,9 @@ impl State {
         for page in new {
             let first = page * PAGE_WORDS;
             (first..first + PAGE_WORDS).for_each(|index| drop(self.history.remove(&index)));
-            let words = self.arena.page(page).iter().map(|word| word.load(Ordering::Acquire)).collect();
-            self.known.insert(page, words);
+            let mut words = Vec::with_capacity(PAGE_WORDS);
+            self.arena.for_each_word(page, |_, value| words.push(value));
+            self.known.insert(page, words.into());
         }
     }
 

@@ -52,7 +52,7 @@ impl State {
     }
 
     fn walk(&self, regime: &Regime, address: u64) -> Reached {
-        match regime.walk(&self.arena, address) {
+        match regime.walk(&self.arena, address, |_| ()) {
             End::Leaf(step) => Reached::Leaf(step, address),
             End::Invalid => Reached::Nothing,
             End::External => Reached::NoMemory,
@@ -100,8 +100,22 @@ impl State {
         outcome
     }
 
-    /// The tables in memory alone decide what becomes of a transaction to `address`.
+    /// What a walk for `address` comes to is what the CPUs have stored there.
+    fn check_cleaned(&mut self, stream: u32, address: u64) {
+        let View::Translate { context: Context::Regime(regime), .. } = self.view_now(stream) else { return };
+        let mut found = None;
+        let _ = regime.walk(&self.arena, address, |index| found = found.or(self.arena.in_caches_alone(index)));
+        if let Some((at, cached)) = found {
+            let in_memory = self.arena.index(at).map_or(0, |index| self.arena.read(index));
+            let text =
+                format!("the walk for {address:#x} reads {in_memory:#x} at {at:#x}, where CPUs stored {cached:#x}");
+            self.report(SmmuRule::NotCleaned, text);
+        }
+    }
+
+    /// The tables in memory alone decide what becomes of a transaction to `address`, and CPUs have cleaned them.
     pub(crate) fn audit(&mut self, stream: u32, address: u64) {
+        self.check_cleaned(stream, address);
         let views = self.views(stream);
         if views.len() > 1 {
             let text = format!("stream {stream:#x} may be treated as any of {views:x?}");

@@ -144,8 +144,8 @@ impl Regime {
         Some(Step { asid: self.asid, start, size: 1 << tables.shift(level), level, source, descriptor, is_leaf })
     }
 
-    /// How the walk for `address` ends now.
-    pub(crate) fn walk(&self, arena: &Arena, address: u64) -> End {
+    /// How the walk for `address` ends now; `met` gets each word that it reads.
+    pub(crate) fn walk(&self, arena: &Arena, address: u64, mut met: impl FnMut(usize)) -> End {
         let Some(tables) = &self.tables else { return End::Invalid };
         if address >> tables.input_bits != 0 {
             return End::Invalid;
@@ -155,6 +155,7 @@ impl Regime {
             let shift = tables.shift(level);
             let mask = if level == tables.first_level() { u64::MAX } else { (1 << tables.index_bits()) - 1 };
             let Some(source) = arena.index(table + ((address >> shift) & mask) * 8) else { return End::External };
+            met(source);
             match self.step(tables, arena, source, level, address >> shift << shift) {
                 None => return End::Invalid,
                 Some(leaf) if leaf.is_leaf => return End::Leaf(leaf),

@@ -8,6 +8,7 @@
 //! - `invalidation`: what a device may still reach, with each step taken away
 //! - `ats`: what devices translate ahead, and the command that takes it from them
 //! - `limits`: runs without end
+//! - `uncached`: an SMMU that does not see the CPUs' caches
 //! - `events`: what records mean, their order, what is lost
 //! - `random`: tables changed at random under a device that uses them, against an oracle
 
@@ -22,3 +23,4 @@ mod probe;
 mod random;
 mod rig;
 mod streams;
+mod uncached;

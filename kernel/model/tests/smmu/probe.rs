@@ -64,7 +64,6 @@ fn features_are_those_of_the_id_registers() {
 #[test]
 fn an_smmu_that_does_not_fit_is_refused_and_lets_nothing_pass() {
     for (hardware, why) in [
-        (Hardware { coherent: false, ..Hardware::QEMU }, "coherent"),
         (Hardware { command_bits: 4, ..Hardware::QEMU }, "command queue"),
         (Hardware { event_bits: 3, ..Hardware::QEMU }, "event queue"),
         (Hardware { stall_model: 2, ..Hardware::QEMU }, "STALL_MODEL"),

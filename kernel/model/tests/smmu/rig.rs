@@ -86,6 +86,13 @@ impl Rig {
         set(&mut self.parts.streams, &self.parts.smmu, stream, to).expect("the model does what it is told");
     }
 
+    /// Writes an entry of a table, and makes it visible.
+    fn store(&self, at: PhysAddr, entry: u64) {
+        self.model.word(at).store(entry, Relaxed);
+        self.platform.dmb_oshst();
+        self.parts.smmu.clean(at, 8);
+    }
+
     /// Both ends of one page.
     pub(crate) fn invalidate_page(&self, address: u64) {
         let page = VirtAddr(address);
@@ -102,6 +109,7 @@ pub(crate) struct Tables {
     root: DmaMemory,
     middle: DmaMemory,
     last: DmaMemory,
+    coherent: bool,
 }
 
 impl Tables {
@@ -111,10 +119,10 @@ impl Tables {
             root: rig.model.allocate(0x1000),
             middle: rig.model.allocate(0x1000),
             last: rig.model.allocate(0x1000),
+            coherent: rig.parts.smmu.features().coherent,
         };
-        rig.model.word(tables.root.phys()).store(tables.middle.phys().0 | 0b11, Relaxed);
-        rig.model.word(tables.middle.phys()).store(tables.last.phys().0 | 0b11, Relaxed);
-        rig.platform.dmb_oshst();
+        rig.store(tables.root.phys(), tables.middle.phys().0 | 0b11);
+        rig.store(tables.middle.phys(), tables.last.phys().0 | 0b11);
         tables
     }
 
@@ -126,14 +134,13 @@ impl Tables {
             output: OutputSize::Bits44,
             memory_types: 0xff44_0400,
             asid,
-            coherent: true,
+            coherent: self.coherent,
         })
     }
 
     /// Writes the entry of page `page`, and makes it visible.
     pub(crate) fn write(&self, rig: &Rig, page: u64, entry: u64) {
-        rig.model.word(self.last.phys() + page * 8).store(entry, Relaxed);
-        rig.platform.dmb_oshst();
+        rig.store(self.last.phys() + page * 8, entry);
     }
 
     /// Maps page `page` to `frame`.
@@ -153,7 +160,6 @@ impl Tables {
 
     /// Writes the entry that leads there.
     pub(crate) fn write_middle(&self, rig: &Rig, entry: u64) {
-        rig.model.word(self.middle.phys()).store(entry, Relaxed);
-        rig.platform.dmb_oshst();
+        rig.store(self.middle.phys(), entry);
     }
 }

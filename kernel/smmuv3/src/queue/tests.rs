@@ -85,6 +85,10 @@ unsafe impl Platform for Port {
         fence(Ordering::SeqCst);
     }
 
+    fn clean(&self, _: PhysAddr, _: u64) {
+        unreachable!("the command queue is no page table")
+    }
+
     fn relax(&self) {
         thread::yield_now();
     }

@@ -108,6 +108,10 @@ unsafe impl Platform for Port {
 
     fn dmb_oshld(&self) {}
 
+    fn clean(&self, _: PhysAddr, _: u64) {
+        unreachable!("there are no page tables")
+    }
+
     fn relax(&self) {}
 
     fn microseconds(&self) -> u64 {

@@ -64,6 +64,12 @@ impl Hardware for Registers {
     fn dmb_oshld(&self) {
         self.platform.dmb_oshld();
     }
+    fn is_coherent(&self) -> bool {
+        self.platform.is_coherent()
+    }
+    fn clean(&self, start: PhysAddr, bytes: u64) {
+        self.platform.clean(start, bytes);
+    }
     fn relax(&self) {
         self.platform.relax();
     }
@@ -74,7 +80,37 @@ impl Hardware for Registers {
         self.platform.report(report);
     }
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {
-        self.memory.allocate(bytes, align)
+        let memory = self.memory.allocate(bytes, align)?;
+        self.platform.map_uncached(&memory);
+        Some(memory)
+    }
+}
+
+/// A machine with a model of an SMMU in it, for ever.
+pub(super) struct Modelled {
+    pub(super) cpu: Cpu,
+    pub(super) spaces: &'static Spaces,
+    pub(super) model: Arc<SmmuModel>,
+    pub(super) iommu: &'static Iommu,
+    mmu: Machine,
+}
+
+impl Modelled {
+    pub(super) fn new(notify_mode: NotifyMode, kind: Kind) -> Self {
+        let (frames, cpu) = (leaked(MIB), Cpu::new(CpuId(0)));
+        let mmu = Metal(LinearView { offset: frames.linear().address(PhysAddr(0)).0 });
+        let spaces = Box::leak(Box::new(Spaces::new(&cpu, mmu, frames).unwrap()));
+        let linear = frames.linear();
+        let find = move |address: u64| {
+            let is_memory = (MEMORY..MEMORY + (MIB << 20)).contains(&address);
+            is_memory.then(|| NonNull::new(linear.address(PhysAddr(address)).as_ptr()).unwrap())
+        };
+        // SAFETY: the machine's memory is never given back. Frames of tables and of the SMMU are used by atomics, and
+        // zeroed while this, the only thread, is not in the model.
+        let model = Arc::new(unsafe { SmmuModel::over(kind, Box::new(find)) });
+        let hardware = Registers { platform: model.platform(), memory: Emulated::new(frames) };
+        let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, notify_mode).unwrap();
+        Self { cpu, spaces, model, iommu, mmu }
     }
 }
 
@@ -94,19 +130,7 @@ pub(super) struct Story {
 impl Story {
     /// A device that is not bound yet.
     pub(super) fn attached(notify_mode: NotifyMode, kind: Kind, seed: u64) -> Self {
-        let (frames, cpu) = (leaked(MIB), Cpu::new(CpuId(0)));
-        let mmu = Metal(LinearView { offset: frames.linear().address(PhysAddr(0)).0 });
-        let spaces = Box::leak(Box::new(Spaces::new(&cpu, mmu, frames).unwrap()));
-        let linear = frames.linear();
-        let find = move |address: u64| {
-            let is_memory = (MEMORY..MEMORY + (MIB << 20)).contains(&address);
-            is_memory.then(|| NonNull::new(linear.address(PhysAddr(address)).as_ptr()).unwrap())
-        };
-        // SAFETY: the machine's memory is never given back. Frames of tables and of the SMMU are used by atomics, and
-        // zeroed while this, the only thread, is not in the model.
-        let model = Arc::new(unsafe { SmmuModel::over(kind, Box::new(find)) });
-        let hardware = Registers { platform: model.platform(), memory: Emulated::new(frames) };
-        let iommu = Iommu::on_host(Box::new(hardware), mmu, frames, notify_mode).unwrap();
+        let Modelled { cpu, spaces, model, iommu, mmu } = Modelled::new(notify_mode, kind);
         let device = iommu.attach(&cpu, STREAM).unwrap();
         model.add_device(STREAM);
         // Translations that the SMMU may have kept count against a transaction.

@@ -339,6 +339,10 @@ impl Hardware for Emulated {
         self.state().stream.push("dmb oshld");
     }
 
+    fn clean(&self, _: PhysAddr, _: u64) {
+        unreachable!("it sees the caches")
+    }
+
     fn relax(&self) {
         let _ = crate::sync::meeting::waits();
         std::thread::yield_now();

@@ -10,6 +10,7 @@
 //! - `meeting`: every pair of calls that change what a stream is translated by, the second at each moment of the first
 //! - `order`: what has happened at each step of a call, and what has not
 //! - `shortage`: memory running out at every step
+//! - `uncached`: an SMMU that does not see the CPUs' caches
 
 mod allowed;
 mod bound;
@@ -21,6 +22,7 @@ mod meeting;
 mod order;
 mod owners;
 mod shortage;
+mod uncached;
 
 use std::boxed::Box;
 

@@ -10,6 +10,7 @@ use core::ops::Range;
 use core::sync::atomic::{AtomicU64, Ordering};
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
+use granule_arch::cache::clean_and_invalidate_to_memory;
 use granule_arch::descriptor::{Attributes, MemoryType, bits};
 use granule_arch::{interrupts, patched_branch};
 use granule_pgtable::geometry::LAST_LEVEL;
@@ -305,13 +306,38 @@ impl KernelSpace {
         if self.shows_any(first, pages) {
             return Err(VmallocError::NotRegisters(first));
         }
-        let map = |start| {
-            let device = Attributes::device().vm_map();
-            self.map_run(cpu, &Lazy::new(&self.mmu), start, first, pages as usize, device, LARGEST)
-        };
-        let align = largest_leaf(first.0, registers.end() - first);
-        let start = self.allocate(cpu, AreaKind::Device, pages, align, map)?;
+        let start = self.map_pages(cpu, AreaKind::Device, first, pages, Attributes::device().vm_map())?;
         Ok(start + (registers.start() - first))
+    }
+
+    /// Maps the caller's `memory`, a block of 2 MiB, as Normal Non-cacheable, for a device that does not see the CPUs'
+    /// caches (Linux's `dma_alloc_coherent`). When this returns no cache has a dirty line of it. Its alias in the linear map
+    /// stays, as Linux's does.
+    ///
+    /// # Errors
+    /// [`VmallocError`]; nothing stays taken.
+    ///
+    /// # Safety
+    /// The memory is the caller's for ever, and from now on used through what this returns alone.
+    pub unsafe fn map_uncached(&self, cpu: &Cpu, memory: PhysAddr) -> Result<VirtAddr, VmallocError> {
+        let attributes = Attributes::kernel_data(MemoryType::NormalNonCacheable).vm_map();
+        let start = self.map_pages(cpu, AreaKind::Mapped, memory, BLOCK_FRAMES as u64, attributes)?;
+        // SAFETY: the linear map shows the caller's memory. A line that speculation fetches later is clean.
+        unsafe { clean_and_invalidate_to_memory(self.frames.linear().address(memory), BLOCK_SIZE) };
+        Ok(start)
+    }
+
+    /// An area of `pages` pages of the memory from `first` on.
+    fn map_pages(
+        &self,
+        cpu: &Cpu,
+        kind: AreaKind,
+        first: PhysAddr,
+        pages: u64,
+        attributes: Attributes,
+    ) -> Result<VirtAddr, VmallocError> {
+        let map = |start| self.map_run(cpu, &Lazy::new(&self.mmu), start, first, pages as usize, attributes, LARGEST);
+        self.allocate(cpu, kind, pages, largest_leaf(first.0, pages * PAGE), map)
     }
 
     /// A new stack of [`STACK_SIZE`] bytes, with one page below that is never mapped; what lies below that page may be

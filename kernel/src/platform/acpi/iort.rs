@@ -148,6 +148,8 @@ fn add_smmu(platform: &mut Platform, node: Node<'_>) -> Result<(), TableError> {
     let smmu = Smmu {
         phandle: Some(node.offset),
         registers,
+        // COHACC Override.
+        coherent: node.word(24)? & 1 != 0,
         event_queue: interrupt(44)?,
         priority_queue: interrupt(48)?,
         global_error: interrupt(52)?,

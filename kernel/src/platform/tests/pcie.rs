@@ -109,6 +109,32 @@ fn an_smmu_is_kept_without_the_interrupts_that_make_no_sense() {
     assert_eq!(lines(&found[1]), [Some(112), None], "fewer than names");
 }
 
+/// As Linux's `of_dma_is_coherent`.
+#[test]
+fn coherence_is_a_nodes_own_or_that_of_the_bus_it_is_on() {
+    let coherent = |more| smmus(more)[1].coherent;
+    const REG: [u32; 4] = [0, 0x905_0000, 0, 0x2_0000];
+    fn on_bus(tree: &mut TreeBuilder, names: &[&'static str]) {
+        tree.node("soc", |tree| {
+            tree.property("#address-cells", &cells(&[2]));
+            tree.property("#size-cells", &cells(&[2]));
+            tree.property("ranges", &[]);
+            tree.property("dma-coherent", &[]);
+            tree.node("bus", |tree| {
+                tree.property("#address-cells", &cells(&[2]));
+                tree.property("#size-cells", &cells(&[2]));
+                tree.property("ranges", &[]);
+                names.iter().for_each(|name| tree.property(name, &[]));
+                smmu(tree, 0x8010, &[], &REG);
+            });
+        });
+    }
+    assert!(!coherent(|tree| smmu(tree, 0x8010, &[], &REG)), "no node has anything");
+    assert!(coherent(|tree| on_bus(tree, &[])));
+    assert!(!coherent(|tree| on_bus(tree, &["dma-noncoherent"])));
+    assert!(coherent(|tree| on_bus(tree, &["dma-coherent", "dma-noncoherent"])));
+}
+
 #[test]
 fn every_smmu_is_found_and_one_that_makes_no_sense_keeps_its_functions_from_memory() {
     let found = smmus(|tree| smmu(tree, 0x8010, &[], &[0, 0x1_0000, 0, 0x2_0000]));
