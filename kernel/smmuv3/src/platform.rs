@@ -111,8 +111,9 @@ pub unsafe trait Platform: Sync {
     fn is_coherent(&self) -> bool {
         true
     }
-    /// Writes the caches' lines of the `bytes` from `start` on, memory of page tables, to memory (DC CVAC), and waits until
-    /// they are there (DSB). Called where the SMMU does not see the caches ([`Features::coherent`](crate::Features)) alone.
+    /// Writes the caches' lines of the `bytes` from `start` on, of page tables, to memory (DC CVAC), and waits until they
+    /// are there (DSB). Called where the SMMU does not see the caches alone
+    /// ([`Features::coherent`](crate::Features)).
     fn clean(&self, start: PhysAddr, bytes: u64);
 
     /// Lets others go first: once per turn of each waiting loop.

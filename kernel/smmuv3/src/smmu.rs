@@ -118,9 +118,9 @@ impl<P: Platform> Smmu<P> {
         }
     }
 
-    /// When this returns walks find what this CPU has stored in the `bytes` from `start` on, of page tables. An SMMU that
-    /// sees the caches needs nothing but the caller's DSB ISHST. For another one the lines are cleaned: a new table before
-    /// an entry links it, a new entry before a transaction uses it, one that was cleared before [`Self::invalidate`].
+    /// When this returns walks find what this CPU has stored in the `bytes` from `start` on, of page tables. An SMMU
+    /// that sees the caches needs nothing but the caller's DSB ISHST. For another one the lines are cleaned: a new table
+    /// before an entry links it, a new entry before a transaction uses it, a cleared one before [`Self::invalidate`].
     #[inline]
     pub fn clean(&self, start: PhysAddr, bytes: u64) {
         if !self.features.coherent {

@@ -164,9 +164,10 @@ impl<P: Platform + Memory> Streams<P> {
     /// The caller vouches for the stream's accesses, from the call on until the stream is set otherwise:
     /// 1. `smmu` is the one that the table is of, from the same [`probe`](crate::probe).
     /// 2. [`Stream::Bypass`]: the device may read and write all of memory.
-    /// 3. [`Stream::Translate`]: what [`ContextDescriptor`] names as its root is a table of the shape that it names, which
-    ///    stays one, and so do all that it leads to ([`Smmu::clean`]); and the device may access all memory that their leaves map, as they
-    ///    allow. Tables and memory outlive the TLB too: [`Smmu::invalidate_asid`] comes before their next use.
+    /// 3. [`Stream::Translate`]: what [`ContextDescriptor`] names as its root is a table of the shape that it names,
+    ///    which stays one, and so do all that it leads to, and walks find them ([`Smmu::clean`]); and the device may
+    ///    access all memory that their leaves map, as they allow. Tables and memory outlive the TLB too:
+    ///    [`Smmu::invalidate_asid`] comes before their next use.
     /// 4. The ASID of the context is from the SMMU's [`Asids`](crate::Asids), and translations that it had by other tables
     ///    have been invalidated.
     pub unsafe fn set(&mut self, smmu: &Smmu<P>, stream: u32, to: Stream<'_>) -> Result<(), StreamError> {

@@ -8,7 +8,7 @@ use thiserror::Error;
 
 pub use super::arrivals::Arrivals;
 use super::nvme::ControllerError;
-use super::pci::{self, Claim, Class, Function, Id, NotIsolated, PciAddress, PciError};
+use super::pci::{self, Claim, Class, Function, Id, NotIsolated, PciError};
 use super::virtio::transport::TransportError;
 use crate::chip::interrupt::InterruptHandler;
 use crate::chip::timer::Deadline;
@@ -43,9 +43,6 @@ pub enum StartError {
     /// It is no virtio device that this driver drives.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// It reads and writes memory past the CPUs' caches, which no driver here cleans.
-    #[error("{0} does not see what is in the CPUs' caches (the device tree's dma-coherent)")]
-    NotCoherent(PciAddress),
     /// Its registers end too early.
     #[error("the device has {0:#x} bytes of registers, and {1:#x} are needed")]
     Short(u64, u64),
@@ -185,9 +182,6 @@ pub fn device<T: Driver>(cpu: &Cpu, index: usize) -> Result<&'static T, StartErr
     }
     let mut functions = pci::functions().iter().filter(|function| is_driven::<T>(function));
     let function = functions.nth(index).ok_or(StartError::None(T::NAME, index))?;
-    if !function.is_coherent() {
-        return Err(StartError::NotCoherent(function.address()));
-    }
     let device = T::start(cpu, function.claim(T::NAME)?, slot)?;
     Ok(slot.device.call_once(|| device))
 }

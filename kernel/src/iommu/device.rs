@@ -1,5 +1,7 @@
 //! A device as its driver sees it: where it finds memory, and whether it got there.
 
+#![allow(unsafe_code, reason = "cache maintenance of memory that is mapped for a device")]
+
 use core::fmt;
 use core::ops::Range;
 
@@ -7,6 +9,7 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::cache::clean_and_invalidate_to_memory;
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::PageRange;
 use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
@@ -26,6 +29,9 @@ use crate::platform::MappedId;
 use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
+
+/// Bytes that a cache writes at once, at most: Linux's ARCH_DMA_MINALIGN.
+const LINE: u64 = 128;
 
 /// Pages that a device may have in common with its driver, and for messages.
 const OWN: usize = 48;
@@ -155,7 +161,12 @@ impl Coherent {
 
 /// A device that its driver has attached, and no other. Dropping it takes the device from memory: what it does from
 /// then on is aborted. The driver has nothing in flight, and has given back its coherent pages.
-pub struct DmaDevice(Path);
+pub struct DmaDevice {
+    path: Path,
+    /// It does not see the CPUs' caches: pages in common are Non-cacheable, and the caches have nothing of memory that
+    /// is mapped for it.
+    is_uncached: bool,
+}
 
 /// Pages that drivers have in common with devices without an SMMU, which no domain counts.
 static DIRECT_PAGES: AtomicUsize = AtomicUsize::new(0);
@@ -216,7 +227,7 @@ pub(super) fn direct(mask: DmaMask, needed: u64) -> Result<DmaDevice, AttachErro
     if mask.last() < needed {
         return Err(AttachError::Narrow { mask: mask.last(), needed });
     }
-    Ok(DmaDevice(Path::Direct(mask)))
+    Ok(DmaDevice::new(Path::Direct(mask)))
 }
 
 impl Iommu {
@@ -254,7 +265,7 @@ impl Iommu {
         let device = device.inspect_err(|_| self.asids.lock().free(asid))?;
         let pushed = devices.push(DeviceRef(NonNull::from(&*device)));
         debug_assert!(pushed.is_ok(), "there was room");
-        Ok(DmaDevice(Path::Smmu(device)))
+        Ok(DmaDevice::new(Path::Smmu(device)))
     }
 
     // Out of line: what is made has no room in the frame of what detaches it after an error.
@@ -326,7 +337,7 @@ impl Iommu {
                 stream: device.stream,
                 asid: device.domain.asid(),
                 table_frames: device.domain.table_frames(),
-                coherent_pages: state.own.iter().filter(|own| own.memory == MemoryType::Normal).count(),
+                coherent_pages: state.own.iter().filter(|own| own.memory != MemoryType::DeviceNGnRE).count(),
                 bound: state.binding.as_ref().map(Binding::asid),
             });
         }
@@ -525,10 +536,21 @@ const fn whole_pages(start: u64, bytes: usize) -> (u64, usize) {
 }
 
 impl DmaDevice {
+    const fn new(path: Path) -> Self {
+        Self { path, is_uncached: false }
+    }
+
+    /// The same one, which does not see the CPUs' caches: before its first use.
+    #[must_use]
+    pub fn without_caches(mut self) -> Self {
+        self.is_uncached = true;
+        self
+    }
+
     /// One in front of which there is nothing.
     #[cfg(test)]
     pub(crate) fn without_smmu(mask: DmaMask) -> Self {
-        Self(Path::Direct(mask))
+        Self::new(Path::Direct(mask))
     }
 
     /// How the SMMU knows it; `None` where there is none.
@@ -538,13 +560,14 @@ impl DmaDevice {
 
     #[inline(always)]
     fn device(&self) -> Option<&AttachedDevice> {
-        match &self.0 {
+        match &self.path {
             Path::Direct(_) => None,
             Path::Smmu(device) => Some(device),
         }
     }
 
-    /// Shows the device `bytes` bytes of memory from `physical` on, until [`Self::unmap`]. It sees whole pages.
+    /// Shows the device `bytes` bytes of memory from `physical` on, until [`Self::unmap`]. It sees whole pages. Where
+    /// it does not see the caches no CPU accesses the bytes until then.
     ///
     /// # Errors
     /// [`DmaError`]; nothing is shown.
@@ -556,6 +579,10 @@ impl DmaDevice {
         bytes: usize,
         direction: Direction,
     ) -> Result<DmaAddress, DmaError> {
+        if self.is_uncached {
+            self.check_lines(physical, bytes, direction)?;
+            self.drop_lines(physical, bytes);
+        }
         match self.device() {
             None => Ok(DmaAddress(physical.0)),
             Some(device) => device.map(cpu, physical, bytes, direction),
@@ -565,8 +592,39 @@ impl DmaDevice {
     /// Takes back what [`Self::map`] has shown as `address`. On return the device does not reach it any more.
     #[inline]
     pub fn unmap(&self, _cpu: &Cpu, address: DmaAddress, bytes: usize) {
+        if self.is_uncached {
+            self.drop_fetched(address, bytes);
+        }
         if let Some(device) = self.device() {
             device.unmap(address, bytes);
+        }
+    }
+
+    /// Whether no line of memory that the device is to write has other bytes: a CPU that changed those would write the
+    /// line over what the device wrote (Linux's rule for buffers).
+    #[cold]
+    fn check_lines(&self, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<(), DmaError> {
+        let has_whole_lines = physical.is_aligned(LINE) && (bytes as u64).is_multiple_of(LINE);
+        if direction == Direction::ToDevice || has_whole_lines { Ok(()) } else { Err(DmaError::PartOfLine(physical)) }
+    }
+
+    /// Takes memory out of the CPUs' caches, so that the device reads what they have stored, and no line is written
+    /// back over what it writes.
+    #[cold]
+    fn drop_lines(&self, physical: PhysAddr, bytes: usize) {
+        // SAFETY: the linear map shows memory.
+        unsafe { clean_and_invalidate_to_memory(self.frames().linear().address(physical), bytes as u64) };
+    }
+
+    /// The same once the device has written it: speculation may have fetched lines since.
+    #[cold]
+    fn drop_fetched(&self, address: DmaAddress, bytes: usize) {
+        let physical = match self.device() {
+            None => Some(PhysAddr(address.0)),
+            Some(device) => device.domain.translate(VirtAddr(address.0)),
+        };
+        if let Some(physical) = physical {
+            self.drop_lines(physical, bytes);
         }
     }
 
@@ -584,15 +642,33 @@ impl DmaDevice {
         }
         let frames = self.frames();
         let physical = frames.alloc_zeroed(cpu)?;
+        let page = self.show_page(cpu, physical).inspect_err(|_| frames.free(cpu, physical));
+        page.map(|(virt, address)| Coherent { physical, virt, address })
+    }
+
+    /// Maps a page for the driver and the device.
+    fn show_page(&self, cpu: &Cpu, physical: PhysAddr) -> Result<(VirtAddr, DmaAddress), DmaError> {
+        let (virt, memory) = match self.is_uncached {
+            false => (self.frames().linear().address(physical), MemoryType::Normal),
+            // SAFETY: the page is its driver's until `free_coherent`, which unmaps it, and used at this address.
+            true => (unsafe { kernel().space.map_uncached(cpu, physical, 1) }?, MemoryType::NormalNonCacheable),
+        };
         let address = match self.device() {
             None => {
                 DIRECT_PAGES.fetch_add(1, Ordering::Relaxed);
                 Ok(DmaAddress(physical.0))
             }
-            Some(device) => device.show_own(cpu, physical, MemoryType::Normal),
+            Some(device) => device.show_own(cpu, physical, memory),
         };
-        let address = address.inspect_err(|_| frames.free(cpu, physical))?;
-        Ok(Coherent { physical, virt: frames.linear().address(physical), address })
+        Ok((virt, address.inspect_err(|_| self.unmap_uncached(cpu, virt))?))
+    }
+
+    /// Ends the mapping of a page of a device that does not see the caches.
+    fn unmap_uncached(&self, cpu: &Cpu, virt: VirtAddr) {
+        if self.is_uncached {
+            let unmapped = kernel().space.vunmap(cpu, virt);
+            debug_assert!(unmapped.is_ok(), "{unmapped:?}");
+        }
     }
 
     /// Gives back what [`Self::alloc_coherent`] has given.
@@ -601,6 +677,7 @@ impl DmaDevice {
             None => _ = DIRECT_PAGES.fetch_sub(1, Ordering::Relaxed),
             Some(device) => device.hide_own(cpu, page.address),
         }
+        self.unmap_uncached(cpu, page.virt);
         self.frames().free(cpu, page.physical);
     }
 
@@ -610,7 +687,7 @@ impl DmaDevice {
     /// # Errors
     /// [`DmaError`]; nothing is shown.
     pub fn message_address(&self, cpu: &Cpu, doorbell: PhysAddr) -> Result<DmaAddress, DmaError> {
-        let device = match &self.0 {
+        let device = match &self.path {
             Path::Smmu(device) => device,
             Path::Direct(mask) if doorbell.0 <= mask.last() => return Ok(DmaAddress(doorbell.0)),
             Path::Direct(_) => return Err(DmaError::Unreachable(doorbell.0)),
@@ -646,7 +723,8 @@ impl DmaDevice {
     /// # Errors
     /// [`BindError`]; nothing has changed.
     pub fn bind(&self, cpu: &Cpu, space: &SpaceRef) -> Result<(), BindError> {
-        self.device().ok_or(BindError::NoSmmu)?.bind(cpu, space)
+        let device = self.device().ok_or(BindError::NoSmmu)?;
+        if self.is_uncached { Err(BindError::NotCoherent) } else { device.bind(cpu, space) }
     }
 
     /// Ends [`Self::bind`]; the device has its own addresses again. The driver has nothing in flight.
@@ -709,7 +787,7 @@ impl DmaDevice {
     /// # Errors
     /// [`DmaError::Unreachable`] with the last one, if not.
     pub fn reaches(&self, range: &Range<u64>) -> Result<(), DmaError> {
-        let mask = match &self.0 {
+        let mask = match &self.path {
             Path::Direct(mask) => mask,
             Path::Smmu(device) => &device.mask,
         };

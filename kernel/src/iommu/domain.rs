@@ -110,8 +110,8 @@ impl Domain {
         self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu, smmu }, || Ok(())).map(drop)
     }
 
-    /// Has an SMMU that does not see the caches find the tables of `range`. Each call that maps does so: the CPU that has
-    /// linked one of them may not have come to it yet.
+    /// Has an SMMU that does not see the caches find the tables of `range`. Each call that maps does so: the CPU that
+    /// has linked one of them may not have come to it yet.
     #[cold]
     fn clean_links(&self, smmu: &Smmu<Port>, range: PageRange) {
         for chunk in chunks(range) {
@@ -128,6 +128,11 @@ impl Domain {
             let first = Granule4K::index(found.start, LAST_LEVEL) as u64;
             smmu.clean(found.table + first * CELL, found.cells.len() as u64 * CELL);
         });
+    }
+
+    /// What the device finds at `address`.
+    pub(super) fn translate(&self, address: VirtAddr) -> Option<PhysAddr> {
+        Some(self.page_tables().translate(address)?.physical)
     }
 
     /// Ends [`Self::map`]. On return the device does not reach the memory.

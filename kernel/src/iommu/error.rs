@@ -6,6 +6,7 @@ use thiserror::Error;
 
 use super::sva::Unfit;
 use crate::mm::OutOfMemory;
+use crate::mm::kernel::vmalloc::VmallocError;
 use crate::mm::notifier::SubscribeError;
 
 /// Why a device is unavailable.
@@ -61,6 +62,14 @@ pub enum DmaError {
     /// It is beyond the addresses that the device puts out.
     #[error("the device does not reach {0:#x}")]
     Unreachable(u64),
+    /// The device does not see the CPUs' caches, and would write a part of a cache's line.
+    #[error(
+        "the device does not see the CPUs' caches: memory that it writes is whole lines of 128 bytes, and {0} is not"
+    )]
+    PartOfLine(PhysAddr),
+    /// It cannot be mapped for the driver.
+    #[error(transparent)]
+    Area(#[from] VmallocError),
     /// All addresses are in use.
     #[error("the device has no addresses left for {0} pages")]
     NoAddresses(usize),
@@ -84,6 +93,9 @@ pub enum BindError {
     /// It is bound already.
     #[error("the device is bound already")]
     Bound,
+    /// It would read memory that the process's stores have not reached.
+    #[error("the device does not see the CPUs' caches, in which a process has its memory")]
+    NotCoherent,
     /// Another device uses the space.
     #[error("a device is bound to the process: without PASIDs a second one would reach the first one's rings")]
     SpaceInUse,

@@ -60,7 +60,7 @@ impl Port {
     pub(super) fn uncached(mut self, cpu: &Cpu, space: &KernelSpace) -> Result<Self, VmallocError> {
         let from = self.frames.alloc_blocks(cpu, 0)?;
         // SAFETY: the block is this port's for ever, which uses nothing but `virt`.
-        let virt = unsafe { space.map_uncached(cpu, from) }?;
+        let virt = unsafe { space.map_uncached(cpu, from, BLOCK_SIZE / PAGE) }?;
         self.left = IrqLock::new(Left { from, end: PhysAddr(from.0 + BLOCK_SIZE), virt });
         self.is_uncached = true;
         Ok(self)
@@ -77,9 +77,9 @@ impl Port {
 }
 
 // SAFETY: 1. `new` vouches for the registers; accesses are single, and in order among each other. 2. The
-// barriers are those of the architecture, and so is the clean, of memory that the linear map shows. 3. Memory is Normal,
-// write-back and inner shareable or Non-cacheable, where aligned 64-bit loads and stores are single-copy atomic, and this
-// machine is little-endian.
+// barriers are those of the architecture, and so is the clean, of memory that the linear map shows. 3. Memory is
+// Normal, write-back and inner shareable or Non-cacheable, where aligned 64-bit loads and stores are single-copy
+// atomic, and this machine is little-endian.
 unsafe impl Platform for Port {
     type Word = AtomicU64;
 

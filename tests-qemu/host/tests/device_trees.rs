@@ -292,26 +292,49 @@ fn an_smmu_with_an_interrupt_that_makes_no_sense_is_in_front_of_its_devices() {
     assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
 }
 
+/// Takes `dma-coherent` from the node, and from the root, of which the node would inherit it.
+fn make_uncached(tree: &mut [u8], node: &str) {
+    for node in ["", node] {
+        let mark = value(tree, node, "dma-coherent");
+        tree[mark.start - 12..mark.end].copy_from_slice(&[NOP; 3].map(u32::to_be_bytes).concat());
+    }
+}
+
+/// QEMU's devices see all memory in one way, so this shows that they work by Non-cacheable rings, and what is refused.
+#[test]
+fn devices_that_do_not_see_the_caches_work_and_share_no_process() {
+    let (banner, mut session) = boot_with_smmu("uncached-devices", |tree| {
+        make_uncached(tree, "pcie@10000000");
+    });
+    assert!(!banner.contains("warning"), "{banner}");
+    session.command("vmalloc 1").unwrap();
+    session.command("blk read 5 $").unwrap();
+    let read = session.command("peek $").unwrap();
+    assert!(read.contains("0x0000000000000005"), "{read}");
+    let part = session.command("rng $ 8").unwrap();
+    assert!(part.contains("memory that it writes is whole lines of 128 bytes"), "{part}");
+    let whole = session.command("rng $ 128").unwrap();
+    assert!(!whole.contains("error") && !whole.contains("lines"), "{whole}");
+}
+
 /// QEMU's SMMU sees all memory in one way, so this shows the path, and that the disk works on it; `granule_model` shows
 /// what a missing clean does.
 #[test]
 fn an_smmu_that_does_not_see_the_caches_translates_for_devices_and_for_no_process() {
     let (banner, mut session) = boot_with_smmu("uncached-smmu", |tree| {
-        let coherent = value(tree, "smmuv3@9050000", "dma-coherent");
-        tree[coherent.start - 12..coherent.end].copy_from_slice(&[NOP; 3].map(u32::to_be_bytes).concat());
+        make_uncached(tree, "smmuv3@9050000");
     });
     assert!(
         banner.contains("cannot be bound to processes: the SMMU does not see what is in the CPUs' caches"),
         "{banner}"
     );
-    let smmu = session.command("smmu").unwrap();
-    assert!(smmu.contains("2-level") && !smmu.contains(" coherent"), "{smmu}");
     session.command("vmalloc 1").unwrap();
     session.command("blk read 5 $").unwrap();
     let read = session.command("peek $").unwrap();
     assert!(read.contains("0x0000000000000005"), "{read}");
     let dump = session.command("smmu dump").unwrap();
     assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
+    assert!(dump.contains("2-level") && !dump.contains(" coherent"), "{dump}");
 }
 
 /// Its devices would have any memory, if they were taken for devices without an SMMU.

@@ -45,11 +45,11 @@ mod owners {
 }
 
 /// A replacement for `vmalloc`.
-mod vmalloc {
+pub(crate) mod vmalloc {
     use granule_pgtable::Leaf;
 
     use super::Freeing;
-    pub(super) use granule::mm::kernel::vmalloc::VmallocError;
+    pub(crate) use granule::mm::kernel::vmalloc::VmallocError;
 
     pub(super) fn add_to<'a>(mut frames: Option<&'a mut Freeing<'_>>) -> impl FnMut(Leaf) + 'a {
         move |leaf| frames.iter_mut().for_each(|frames| frames.add(leaf))

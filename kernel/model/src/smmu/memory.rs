@@ -4,9 +4,8 @@
 //! which model it belongs is found by its address. Or a test's ([`Elsewhere`]): what has changed in it is seen when
 //! anything is asked of the SMMU.
 //!
-//! An SMMU that does not see the CPUs' caches reads what was cleaned last ([`Memory`]). The caches write nothing back by
-//! themselves: what a missing clean leaves in them stays there. Nor do they write it back early, so that the order of
-//! two cleans is not judged.
+//! An SMMU that does not see the CPUs' caches reads what was cleaned last ([`Memory`]). The caches write nothing back
+//! by themselves: what a missing clean leaves in them stays there. So the order of two cleans is not judged.
 
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;

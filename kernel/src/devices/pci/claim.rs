@@ -92,21 +92,23 @@ impl Claim {
     }
 
     /// The function's way to memory, which its driver alone has. The device puts out the addresses of `mask`, of which
-    /// the host bridge passes some on. Sleeps.
+    /// the host bridge passes some on, and sees the CPUs' caches if the bridge does. Sleeps.
     ///
     /// # Errors
     /// [`AttachError`]; nothing has changed.
     pub fn attach(&self, cpu: &Cpu, mask: DmaMask) -> Result<DmaDevice, AttachError> {
         let (bridge, stream) = (self.host.description, self.stream_id());
-        let Some(stream) = stream else {
+        let device = if stream.is_some() {
+            // The SMMU's input addresses lie anywhere from zero on.
+            iommu::attach(cpu, stream, mask.up_to(bridge.dma_reach(0, false).unwrap_or(0)))?
+        } else {
             let is_reached = |bank: &&PhysRange| bridge.dma_reach(bank.start().0, true) >= Some(bank.end().0 - 1);
-            return match kernel().platform.memory.iter().find(|bank| !is_reached(bank)) {
-                Some(bank) => Err(AttachError::Elsewhere(bank.start())),
-                None => iommu::attach(cpu, None, mask),
-            };
+            match kernel().platform.memory.iter().find(|bank| !is_reached(bank)) {
+                Some(bank) => return Err(AttachError::Elsewhere(bank.start())),
+                None => iommu::attach(cpu, None, mask)?,
+            }
         };
-        // The SMMU's input addresses lie anywhere from zero on.
-        iommu::attach(cpu, Some(stream), mask.up_to(bridge.dma_reach(0, false).unwrap_or(0)))
+        Ok(if bridge.coherent { device } else { device.without_caches() })
     }
 
     /// The registers behind base address register number `index`, mapped into `space` for ever, of which the first word

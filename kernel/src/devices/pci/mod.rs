@@ -305,11 +305,6 @@ impl Function {
         self.host.description.devices.find(self.requester).map(|device| device.id)
     }
 
-    /// Whether its accesses to memory see what is in the CPUs' caches, and the other way round.
-    pub fn is_coherent(&self) -> bool {
-        self.host.description.coherent
-    }
-
     /// The interrupt that its pin raises, if it has one and `interrupt-map` has its parent. Others may share it.
     pub fn line(&self) -> Option<Interrupt> {
         let (device, pin) = self.pin?;

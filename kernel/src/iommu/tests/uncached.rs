@@ -1,16 +1,17 @@
 //! An SMMU that does not see the CPUs' caches: a device's own tables are cleaned, and spaces are not shared. The model
-//! reads what was cleaned, and finds in memory that never was an entry that leads nowhere.
+//! reads what was cleaned, and finds in memory that never was an entry that leads nowhere. And a device that does not.
 
 use std::collections::BTreeSet;
 use std::vec::Vec;
 
 use granule_arch::addr::PhysAddr;
+use granule_arch::recorded;
 use granule_model::smmu::{Access, Hardware as Kind, Operation, Outcome, SmmuModel};
 use granule_smmuv3::registers::offset::CMDQ_PROD;
 
-use super::super::{BindError, Direction, DmaAddress, Unfit};
+use super::super::{BindError, Direction, DmaAddress, DmaError, Unfit};
 use super::allowed::Modelled;
-use super::{NotifyMode, PAGE, STREAM};
+use super::{NotifyMode, PAGE, Rig, STREAM};
 
 const UNCACHED: Kind = Kind { coherent: false, ..Kind::QEMU };
 const PAGES: [u64; 2] = [0, PAGE];
@@ -26,7 +27,8 @@ fn is_only(model: &SmmuModel, address: u64, outcome: Outcome) -> bool {
     model.outcomes(STREAM, address, Access::READ) == BTreeSet::from([outcome])
 }
 
-/// A device is attached, and memory is shown to it and taken back; whether it reached that and no more, and then nothing.
+/// A device is attached, and memory is shown to it and taken back; whether it reached that and no more, and then
+/// nothing.
 /// `nth` is the clean that is lost, and the second value whether there were so many.
 fn is_right(kind: Kind, nth: Option<usize>) -> (bool, bool) {
     let Modelled { cpu, model, iommu, .. } = Modelled::new(NotifyMode::Tlb, kind);
@@ -75,4 +77,34 @@ fn a_device_is_not_bound_to_a_process() {
     let refused = device.bind(&cpu, &spaces.create(&cpu).unwrap());
     assert_eq!(refused, Err(BindError::Unfit(Unfit::NotCoherent)));
     assert!(!device.is_bound());
+}
+
+/// Linux's `arch_sync_dma_for_device` and `arch_sync_dma_for_cpu`: what the CPUs have stored is in memory when the
+/// transfer begins, and what they have fetched since is dropped when it has ended.
+#[test]
+fn memory_of_a_device_that_does_not_see_the_caches_is_in_none_at_both_ends_of_a_transfer() {
+    const LINE: usize = 128;
+    /// Bytes of a line on the host.
+    const HOST_LINE: usize = 4;
+    let rig = Rig::new(NotifyMode::Tlb);
+    let (seeing, device) = (rig.attach(), rig.iommu.attach(&rig.cpu, STREAM + 1).unwrap().without_caches());
+    let dropped = |work: &mut dyn FnMut()| {
+        recorded::record(|| work()).iter().filter(|&&instruction| instruction == "dc civac").count() * HOST_LINE
+    };
+    for direction in [Direction::ToDevice, Direction::FromDevice, Direction::Both] {
+        for (device, bytes) in [(&seeing, 0), (&device, LINE)] {
+            let mut at = Err(DmaError::NoSmmu);
+            assert_eq!(dropped(&mut || at = device.map(&rig.cpu, MEMORY, LINE, direction)), bytes, "{direction:?}");
+            assert_eq!(dropped(&mut || device.unmap(&rig.cpu, at.unwrap(), LINE)), bytes, "{direction:?}");
+        }
+    }
+    // A line that CPUs store to beside the device would be written over what it has written.
+    for (start, bytes) in [(MEMORY + 8, LINE), (MEMORY, 8)] {
+        for direction in [Direction::FromDevice, Direction::Both] {
+            assert_eq!(device.map(&rig.cpu, start, bytes, direction), Err(DmaError::PartOfLine(start)));
+        }
+        let at = device.map(&rig.cpu, start, bytes, Direction::ToDevice).unwrap();
+        device.unmap(&rig.cpu, at, bytes);
+    }
+    assert_eq!(device.bind(&rig.cpu, &rig.space(1)), Err(BindError::NotCoherent));
 }

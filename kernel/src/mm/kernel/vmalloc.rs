@@ -310,20 +310,20 @@ impl KernelSpace {
         Ok(start + (registers.start() - first))
     }
 
-    /// Maps the caller's `memory`, a block of 2 MiB, as Normal Non-cacheable, for a device that does not see the CPUs'
-    /// caches (Linux's `dma_alloc_coherent`). When this returns no cache has a dirty line of it. Its alias in the linear map
-    /// stays, as Linux's does.
+    /// Maps the caller's `pages` pages from `memory` on as Normal Non-cacheable, for a device that does not see the
+    /// CPUs' caches (Linux's `dma_alloc_coherent`), until [`Self::vunmap`]. When this returns no cache has a dirty line
+    /// of them. Their alias in the linear map stays, as Linux's does.
     ///
     /// # Errors
     /// [`VmallocError`]; nothing stays taken.
     ///
     /// # Safety
-    /// The memory is the caller's for ever, and from now on used through what this returns alone.
-    pub unsafe fn map_uncached(&self, cpu: &Cpu, memory: PhysAddr) -> Result<VirtAddr, VmallocError> {
+    /// The pages are the caller's until [`Self::vunmap`], and used through what this returns alone.
+    pub unsafe fn map_uncached(&self, cpu: &Cpu, memory: PhysAddr, pages: u64) -> Result<VirtAddr, VmallocError> {
         let attributes = Attributes::kernel_data(MemoryType::NormalNonCacheable).vm_map();
-        let start = self.map_pages(cpu, AreaKind::Mapped, memory, BLOCK_FRAMES as u64, attributes)?;
+        let start = self.map_pages(cpu, AreaKind::Mapped, memory, pages, attributes)?;
         // SAFETY: the linear map shows the caller's memory. A line that speculation fetches later is clean.
-        unsafe { clean_and_invalidate_to_memory(self.frames.linear().address(memory), BLOCK_SIZE) };
+        unsafe { clean_and_invalidate_to_memory(self.frames.linear().address(memory), pages * PAGE) };
         Ok(start)
     }
 
