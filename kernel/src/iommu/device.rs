@@ -540,7 +540,7 @@ impl DmaDevice {
         Self { path, is_uncached: false }
     }
 
-    /// The same one, which does not see the CPUs' caches: before its first use.
+    /// This device, which does not see the CPUs' caches: before its first use.
     #[must_use]
     pub fn without_caches(mut self) -> Self {
         self.is_uncached = true;
@@ -616,7 +616,7 @@ impl DmaDevice {
         unsafe { clean_and_invalidate_to_memory(self.frames().linear().address(physical), bytes as u64) };
     }
 
-    /// The same once the device has written it: speculation may have fetched lines since.
+    /// [`Self::drop_lines`] once the device has written: speculation may have fetched lines since.
     #[cold]
     fn drop_fetched(&self, address: DmaAddress, bytes: usize) {
         let physical = match self.device() {

@@ -130,7 +130,7 @@ impl Domain {
         });
     }
 
-    /// What the device finds at `address`.
+    /// Where `address` leads the device.
     pub(super) fn translate(&self, address: VirtAddr) -> Option<PhysAddr> {
         Some(self.page_tables().translate(address)?.physical)
     }

@@ -52,7 +52,7 @@ impl Port {
         Self { registers, producer, consumer, frames, left, is_uncached: false }
     }
 
-    /// The same one, where it does not see the CPUs' caches. All its memory is mapped now, since no area can be mapped
+    /// This port of an SMMU that does not see the CPUs' caches. All its memory is mapped now, since no area can be mapped
     /// under the lock of its streams: 2 MiB, for queues, the table and the streams of some 40 buses.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ pub(crate) const PAGE_WORDS: usize = 512;
 /// Where the word at a physical address is, if there is memory. The words of a page follow one another.
 pub type Elsewhere = Box<dyn Fn(u64) -> Option<NonNull<AtomicU64>> + Send + Sync>;
 
-/// What is in memory below the CPUs' caches.
+/// The contents of memory below the CPUs' caches.
 #[derive(Default)]
 struct Memory {
     /// The words that were cleaned, or written by the SMMU, as they were then.
@@ -79,7 +79,7 @@ struct Memory {
     uncached: Vec<Range<usize>>,
 }
 
-/// What is in a test's memory that was never cleaned: an entry of a table that leads nowhere, and no CPU's.
+/// The word in a test's memory that was never cleaned: an entry of a table that leads nowhere, and no CPU's.
 const NEVER_CLEANED: u64 = 0x5a5a_5a5a_5a5a_5a5b;
 
 /// The memory of one model: its own, and a test's, if that brings some.

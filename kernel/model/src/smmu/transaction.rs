@@ -100,7 +100,7 @@ impl State {
         outcome
     }
 
-    /// What a walk for `address` comes to is what the CPUs have stored there.
+    /// A walk for `address` comes to what the CPUs have stored there.
     fn check_cleaned(&mut self, stream: u32, address: u64) {
         let View::Translate { context: Context::Regime(regime), .. } = self.view_now(stream) else { return };
         let mut found = None;

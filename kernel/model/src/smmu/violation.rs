@@ -23,7 +23,7 @@ pub enum SmmuRule {
     UnorderedEvent,
     /// A transaction may still be treated as the stream was set up before.
     StaleConfiguration,
-    /// What a walk comes to is in the CPUs' caches, and not in memory, where the SMMU reads it.
+    /// An entry that a walk reads is in the CPUs' caches, and not in memory, where the SMMU reads it.
     NotCleaned,
     /// A translation that should be gone may still be used.
     StaleTranslation,

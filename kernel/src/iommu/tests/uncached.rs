@@ -21,7 +21,7 @@ const OTHERS: [u64; 4] = [2 * PAGE, 1 << 21, 1 << 30, 1 << 39];
 const MEMORY: PhysAddr = PhysAddr(0x4040_0000);
 const UNMAPPED: Outcome = Outcome::Refused { event: Some(0x10) };
 
-/// What the model makes of an access is `outcome`, and of CPUs' stores that it may not see.
+/// Whether an access comes to `outcome` alone; the model notes stores that the SMMU does not see.
 fn is_only(model: &SmmuModel, address: u64, outcome: Outcome) -> bool {
     model.audit(STREAM, address);
     model.outcomes(STREAM, address, Access::READ) == BTreeSet::from([outcome])
@@ -89,7 +89,7 @@ fn memory_of_a_device_that_does_not_see_the_caches_is_in_none_at_both_ends_of_a_
     let rig = Rig::new(NotifyMode::Tlb);
     let (seeing, device) = (rig.attach(), rig.iommu.attach(&rig.cpu, STREAM + 1).unwrap().without_caches());
     let dropped = |work: &mut dyn FnMut()| {
-        recorded::record(|| work()).iter().filter(|&&instruction| instruction == "dc civac").count() * HOST_LINE
+        recorded::record(work).iter().filter(|&&instruction| instruction == "dc civac").count() * HOST_LINE
     };
     for direction in [Direction::ToDevice, Direction::FromDevice, Direction::Both] {
         for (device, bytes) in [(&seeing, 0), (&device, LINE)] {
