@@ -16,18 +16,13 @@
 //! through the records of their frames, with the head in that of the table.
 //!
 //! # Frames
-//! A page block that only block entries have is allocated as one, and the record of its first frame counts them: one
-//! line to share or drop it. When one of them is split, it becomes 512 frames, each held as often
-//! ([`FrameAllocator::split_block`]); other block entries then hold each of them. The lock of the first frame's record
-//! is held for that, and for each look at how a block is held.
+//! How they are held is the affair of their [folio](super::folio).
 //!
 //! [shared]: super::shmem
-//! [`FrameAllocator::split_block`]: crate::mm::frame::FrameAllocator::split_block
 
 #![allow(unsafe_code, reason = "user frames by their linear addresses")]
 
 mod fault;
-mod frames;
 mod migrate;
 mod remap;
 mod shared;
@@ -45,14 +40,17 @@ use super::area::Area;
 use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, replace, uffd_wp_marker, written};
+use super::folio::FolioTags;
 use super::gather::Gather;
 use super::group::fill_groups;
 use super::look::LockedEntry;
 use super::protect::{Allowed, may_be_written};
+use super::spaces::Spaces;
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
 use super::userfault::Mark;
 use super::zap::ZapFlags;
+use crate::mm::frame::Frame;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
@@ -114,14 +112,6 @@ fn is_waiting(entry: Descriptor) -> bool {
     is_block(entry) && entry.is_fault_on_access()
 }
 
-/// Which frames of a block have tags.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum BlockTags {
-    None,
-    Some,
-    All,
-}
-
 impl Space {
     /// The block's entry for `address`, where a walk has met one: its table stays while the areas are locked.
     #[inline(never)]
@@ -166,7 +156,7 @@ impl Space {
         if !is_block(entry) {
             return visited(entry);
         }
-        self.common.split_block(this_cpu(), entry.address());
+        self.common.block(entry.address()).divide(this_cpu());
         let table = self.common.take_deposit(locked.frame());
         // A TLB that has the block beside pages of it may raise a conflict abort, unless all CPUs promise otherwise,
         // and then each SMMU that is bound does too. So the entry is made invalid first.
@@ -332,7 +322,7 @@ impl Space {
             return Visited::Done;
         }
         let is_written = area.protection().contains(Protection::WRITE) && entry.is_valid();
-        let own = is_written && (area.is_shared() || self.common.has_block_to_itself(entry.address()));
+        let own = is_written && (area.is_shared() || self.common.block(entry.address()).is_sole());
         self.replace_block_entry(
             &found,
             entry,
@@ -361,7 +351,7 @@ impl Space {
         if !is_block(entry) {
             return (visited(entry), false);
         }
-        let is_own = || allowed.has_one_copy() || self.common.has_block_to_itself(entry.address());
+        let is_own = || allowed.has_one_copy() || self.common.block(entry.address()).is_sole();
         let own = allowed.is_writable() && is_own();
         loop {
             let changed = modified(entry, allowed.for_sharers());
@@ -396,7 +386,7 @@ impl Space {
         if was_writable {
             entry = replace(mmu, found.cell, entry, Descriptor::write_protected).write_protected();
         }
-        self.common.share_block(entry.address());
+        self.common.block(entry.address()).share();
         // No thread uses the child's tables yet.
         self.common.deposit(self.common.record(copy.table), mmu.load(copy.cell).address());
         mmu.store(copy.cell, entry.old());
@@ -475,12 +465,13 @@ impl Space {
         if new.is_user_executable() {
             self.make_block_visible(block);
         }
-        if !is_checked(new) || self.common.tags_of_block(block) == BlockTags::All {
+        let folio = self.common.block(block);
+        if !is_checked(new) || folio.tags() == FolioTags::All {
             return Some(new);
         }
-        let waits = self.common.block_lacks_tag_storage(block) && {
-            let _locked = self.common.lock_block(block);
-            self.common.is_one(block)
+        let waits = folio.lacks_tag_storage() && {
+            let _locked = folio.lock();
+            folio.is_one()
         };
         waits.then(|| new.fault_on_access())
     }
@@ -502,16 +493,17 @@ impl Space {
             let _locked = self.lock_table(found.table);
             let Some(entry) = waiting(&found) else { return };
             // Pinned until the entry is compared again, as a page is.
-            common.share_block(entry.address());
+            common.block(entry.address()).share();
             entry
         };
         let block = entry.address();
+        let folio = common.block(block);
         // Where it was split concurrently, its frames have a record each.
         let note = || {
-            let _locked = common.lock_block(block);
-            common.is_one(block) && common.record(block).note_tag_storage()
+            let _locked = folio.lock();
+            folio.is_one() && folio.record().note_tag_storage()
         };
-        if common.record(block).has_tag_storage() || storage.reserve_block(common, cpu, block, &note).is_ok() {
+        if folio.record().has_tag_storage() || storage.reserve_block(common, cpu, block, &note).is_ok() {
             common.tag_block(block);
         }
         {
@@ -525,8 +517,7 @@ impl Space {
                     }
                     let valid = modified(entry, attributes(protection.read_only())).young();
                     // This fault's hold is one of them.
-                    let own =
-                        protection.contains(Protection::WRITE) && (area.is_shared() || common.holders_of(block) == 2);
+                    let own = protection.contains(Protection::WRITE) && (area.is_shared() || folio.holders() == 2);
                     let valid = if own { may_be_written(valid) } else { valid };
                     match self.prepared_block(valid).filter(|new| new.is_valid()) {
                         Some(valid) => {
@@ -541,30 +532,41 @@ impl Space {
                 }
             }
         }
-        common.drop_block(cpu, block);
+        folio.put_block(cpu);
     }
 
     /// Makes the contents of a block visible to fetches. If it was split, the record of its first frame says that of
     /// the first page alone.
     fn make_block_visible(&self, block: PhysAddr) {
-        let common = self.common;
-        let one = {
-            let _locked = common.lock_block(block);
-            common.is_one(block).then(|| is_visible(common.record(block)))
+        let folio = self.common.block(block);
+        let records = {
+            let _locked = folio.lock();
+            folio.records()
         };
-        match one {
-            Some(true) => {}
-            Some(false) => self.maintain(block, BLOCK_SIZE),
-            None => {
-                let hidden = common.records_of(block).filter(|(_, record)| !is_visible(record));
-                hidden.for_each(|(frame, _)| self.maintain(frame, PAGE));
-            }
-        }
+        let bytes = BLOCK_SIZE / records.len() as u64;
+        records.filter(|(_, record)| !is_visible(record)).for_each(|(frame, _)| self.maintain(frame, bytes));
     }
 
     /// Frees a table that was deposited.
     fn free_deposit(&self, cpu: &Cpu, table: PhysAddr) {
         self.table_frames.fetch_sub(1, Ordering::Relaxed);
         self.common.frames.free(cpu, table);
+    }
+}
+
+impl Spaces {
+    /// Deposits `table`, which is in no tree, for a block in the table that has this record and is locked.
+    fn deposit(&self, record: &Frame, table: PhysAddr) {
+        self.record(table).owner.store(record.owner.load(Ordering::Relaxed), Ordering::Relaxed);
+        record.owner.store(table.0, Ordering::Relaxed);
+    }
+
+    /// Takes one of the tables that were deposited for the blocks of the table that has this record, and has lost a
+    /// block. It is locked, or in no tree any more.
+    pub(super) fn take_deposit(&self, record: &Frame) -> PhysAddr {
+        let table = PhysAddr(record.owner.load(Ordering::Relaxed));
+        debug_assert!(table.0 != 0, "a block without a table");
+        record.owner.store(self.record(table).owner.load(Ordering::Relaxed), Ordering::Relaxed);
+        table
     }
 }

@@ -66,7 +66,7 @@ impl Space {
     fn prepare_for_fault(&self, new: Descriptor) -> Descriptor {
         if is_checked(new) {
             // If it fails, the entry waits.
-            let _ = self.common.reserve_now(new.address());
+            let _ = self.common.page(new.address()).reserve_now();
         }
         self.prepared(new)
     }

@@ -113,7 +113,7 @@ impl AllowedFault<'_> {
             return (Some(new), FaultOutcome::Served);
         }
         // Read-only in every TLB and held by this entry: the contents do not change under the lock.
-        if !entry.is_special() && space.common.copy_frame(entry.address(), new).is_err() {
+        if !entry.is_special() && space.common.page(entry.address()).copy_to(new).is_err() {
             return (Some(new), FaultOutcome::TagStorage);
         }
         // The copy is an access, for which the hardware would have set the access flag of a last-level entry. The

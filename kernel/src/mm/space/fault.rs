@@ -256,7 +256,7 @@ impl AllowedFault<'_> {
         let fillable = found.fillable(mmu, locked.entry(mmu, self.cell), is_inside);
         if let Some(fillable) = fillable {
             // The object has the frame, so that it stays; programs may store to it concurrently.
-            if space.common.copy_frame(found.frame(), copy).is_err() {
+            if space.common.page(found.frame()).copy_to(copy).is_err() {
                 drop(locked);
                 space.common.drop_frame(self.cpu, copy);
                 return FaultOutcome::TagStorage;

@@ -240,7 +240,7 @@ impl<'s> Gather<'s> {
         self.invalidate();
         let common = self.space.common;
         while let Some(block) = self.blocks.pop() {
-            common.drop_block(self.cpu, block);
+            common.block(block).put_block(self.cpu);
         }
         if self.runs.is_empty() {
             return;

@@ -113,8 +113,8 @@ impl Space {
 
     /// Whether none of the frames is shared. The table's lock is held, and no fork is possible.
     fn has_group_to_itself(&self, group: &TableCells<'_>) -> bool {
-        let is_own = |entry: Descriptor| !entry.is_special() && self.common.record(entry.address()).references() == 1;
-        group.cells.iter().all(|cell| is_own(self.mmu().load(cell)))
+        let is_own = |first: Descriptor| self.common.folio(first.address(), GROUP_PAGES).is_sole();
+        group.cells.first().is_some_and(|cell| is_own(self.mmu().load(cell)))
     }
 
     /// As [`Self::has_group_to_itself`], for the group of `page`.
@@ -425,7 +425,7 @@ impl AllowedFault<'_> {
         let is_inside = self.area.start() <= group.start && group.start + GROUP_SIZE <= self.area.end();
         let has_tags = self.area.protection().contains(Protection::TAGGED);
         let frames = || group.cells.iter().map(|cell| mmu.load(cell).address());
-        if !is_inside || !has_tags || !frames().all(|frame| space.common.reserve_now(frame).is_ok()) {
+        if !is_inside || !has_tags || !frames().all(|frame| space.common.page(frame).reserve_now().is_ok()) {
             return false;
         }
         let is_own = self.area.is_shared() || space.has_group_to_itself(group);

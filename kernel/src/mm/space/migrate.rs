@@ -164,7 +164,7 @@ impl Spaces {
         // No entry has the frame any more, and none will: what holds it besides is something else.
         let moved = match (unmapped, record.references()) {
             (0, _) => return Err(Unmovable::NotFound),
-            (unmapped, held) if unmapped == held => self.copy_frame(frame, to).map_err(Unmovable::from),
+            (unmapped, held) if unmapped == held => self.page(frame).copy_to(to).map_err(Unmovable::from),
             _ => Err(Unmovable::Held),
         };
         let target = if moved.is_ok() { to } else { frame };

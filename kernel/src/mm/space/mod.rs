@@ -40,6 +40,7 @@ mod error;
 mod family;
 mod fault;
 mod fault_on_access;
+mod folio;
 mod footprint;
 mod fork;
 mod gather;

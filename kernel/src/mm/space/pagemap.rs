@@ -96,7 +96,7 @@ impl Space {
             places.for_each(|place| *place = marker);
             return;
         }
-        let holders = self.common.holders_of(entry.address());
+        let holders = self.common.block(entry.address()).holders();
         let of_object = areas.find(at).is_some_and(|area| area.object().is_some());
         let first = entry.address().frame_number() + (at.0 % BLOCK_SIZE / PAGE) as usize;
         let flags = flags_of_leaf(entry) | flags_of_frame(of_object, holders);

@@ -323,7 +323,7 @@ impl Spaces {
             // deposited table too.
             Dismantled::Block(entry, table) => {
                 if entry.is_present() {
-                    freed += self.drop_block(cpu, entry.address());
+                    freed += self.block(entry.address()).put_block(cpu);
                 }
                 freeing_tables.add(self.take_deposit(self.record(table)));
                 freed_tables += 1;

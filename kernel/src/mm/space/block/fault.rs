@@ -98,10 +98,10 @@ impl Space {
             return None;
         };
         self.note_block_origin(block, found.start);
-        self.common.zero_new_block(block, area.protection());
+        _ = self.common.block(block).zero(area.protection());
         let Some(new) = self.prepared_block(first_entry(block, area.protection())) else {
             // It has tags, or waits for storage: never.
-            self.common.drop_block(cpu, block);
+            self.common.block(block).put_block(cpu);
             self.free_deposit(cpu, table);
             return None;
         };
@@ -116,7 +116,7 @@ impl Space {
             is_mapped
         };
         if !is_mapped {
-            self.common.drop_block(cpu, block);
+            self.common.block(block).put_block(cpu);
             self.free_deposit(cpu, table);
         }
         Some(FaultOutcome::Served)
@@ -169,7 +169,7 @@ impl Space {
             self.replace_block_entry(found, entry, Descriptor::without_uffd_wp);
             return FaultOutcome::Served;
         }
-        let is_own = || area.is_shared() || self.common.has_block_to_itself(entry.address());
+        let is_own = || area.is_shared() || self.common.block(entry.address()).is_sole();
         if is_write && !entry.may_be_written() && !is_own() {
             return FaultOutcome::OfBlock(OfBlock::Shared);
         }
@@ -215,26 +215,26 @@ impl Space {
             if !is_block(entry) || !entry.is_valid() || entry.may_be_written() || entry.is_uffd_wp() {
                 return;
             }
-            if self.common.has_block_to_itself(entry.address()) {
+            if self.common.block(entry.address()).is_sole() {
                 return;
             }
             // So that it stays, and no other space has it to itself and writes to it.
-            self.common.share_block(entry.address());
+            self.common.block(entry.address()).share();
             entry
         };
         let (old, frames) = (shared.address(), self.common.frames);
         let Ok(new) = frames.alloc_splittable(cpu) else {
-            self.common.drop_block(cpu, old);
+            self.common.block(old).put_block(cpu);
             self.split_block(&found, pages(page, page + PAGE));
             return;
         };
         let start = found.start;
-        let copied = self.common.copy_block_contents(old, new);
+        let copied = self.common.block(old).copy_to(new);
         let copy = copied.ok().and_then(|()| self.prepared_block(block_of(written(new, area.protection()))));
         let Some(copy) = copy else {
             // Its pages are copied one by one.
             frames.free_splittable(cpu, new);
-            self.common.drop_block(cpu, old);
+            self.common.block(old).put_block(cpu);
             self.split_block(&found, pages(page, page + PAGE));
             return;
         };
@@ -256,7 +256,7 @@ impl Space {
                 new
             }
         };
-        self.common.drop_block(cpu, unused);
-        self.common.drop_block(cpu, old);
+        self.common.block(unused).put_block(cpu);
+        self.common.block(old).put_block(cpu);
     }
 }

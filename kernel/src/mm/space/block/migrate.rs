@@ -77,7 +77,7 @@ impl Spaces {
         if found == 0 {
             return Err(Unmovable::NotFound);
         }
-        let mapped = if self.is_held_by(from, found + 1) && self.copy_block_contents(from, to).is_ok() {
+        let mapped = if self.block(from).holders() == found + 1 && self.block(from).copy_to(to).is_ok() {
             self.frames.set_origin(to, origin.0);
             // The contents before the entries.
             self.mmu.dmb_ishst();
@@ -87,18 +87,12 @@ impl Spaces {
             0
         };
         // The holds of the entries that have gone, and this one's.
-        (0..=mapped).for_each(|_| _ = self.drop_block(cpu, from));
+        (0..=mapped).for_each(|_| _ = self.block(from).put_block(cpu));
         if mapped == 0 {
             return Err(Unmovable::Held);
         }
-        self.drop_block(cpu, to);
+        self.block(to).put_block(cpu);
         Ok(())
-    }
-
-    /// Whether only block entries have the frames, and the block is held so often.
-    fn is_held_by(&self, block: PhysAddr, holders: u32) -> bool {
-        let _locked = self.lock_block(block);
-        self.is_one(block) && self.record(block).references() == holders
     }
 }
 
@@ -119,7 +113,7 @@ impl Space {
             return false;
         }
         if !moving.is_held.replace(true) {
-            self.common.share_block(moving.from);
+            self.common.block(moving.from).share();
         }
         if entry.may_be_written() {
             moving.was_writable.set(true);
@@ -149,7 +143,7 @@ impl Space {
         if self.prepared_block(moved(entry)) != Some(moved(entry)) {
             return false;
         }
-        self.common.share_block(moving.to);
+        self.common.block(moving.to).share();
         let entry = self.replace_block_entry(&found, entry, broken);
         mmu.store(found.cell, moved(entry));
         true

@@ -57,14 +57,11 @@ impl Space {
             mmu.store(place.cell, if kept { entry } else { entry.without_uffd_wp() });
             entry
         };
-        let block = entry.address();
-        let _locked = common.lock_block(block);
-        self.note_block_origin(block, to);
-        if !common.is_one(block) {
-            common
-                .records_of(block)
-                .zip(0..)
-                .for_each(|((_, record), index)| self.note_move(record, to + index * super::PAGE));
+        let folio = common.block(entry.address());
+        let _locked = folio.lock();
+        self.note_block_origin(entry.address(), to);
+        if !folio.is_one() {
+            folio.records().zip(0..).for_each(|((_, record), index)| self.note_move(record, to + index * super::PAGE));
         }
     }
 }

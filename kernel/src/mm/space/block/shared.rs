@@ -70,7 +70,7 @@ impl Space {
             return Linked::Not;
         }
         // A truncation that takes the frames from the object waits for the lock now.
-        self.common.share_block(found.block());
+        self.common.block(found.block()).share();
         self.common.deposit(locked.frame(), table);
         mmu.store(at.cell, new);
         Linked::Here

@@ -352,11 +352,7 @@ impl Object {
         }
         // Nothing gives them tags any more.
         let has_tags = (0..count).any(|index| common.record(frame(from, index)).has_tags());
-        let reserved = match count {
-            _ if !has_tags => Ok(()),
-            BLOCK_FRAMES => common.reserve_block_now(to),
-            _ => common.reserve_now(to),
-        };
+        let reserved = if has_tags { common.folio(to, count).reserve_now() } else { Ok(()) };
         if let Err(error) = reserved {
             stays(count);
             return Err(error.into());
@@ -366,7 +362,7 @@ impl Object {
         }
         for (index, cell) in found.cells.iter().enumerate() {
             let (from, to) = (frame(from, index), frame(to, index));
-            let copied = common.copy_frame(from, to);
+            let copied = common.page(from).copy_to(to);
             debug_assert_eq!(copied, Ok(()), "storage is reserved");
             self.note_frame(to, page + index as u64);
             // The contents before the entry.
