@@ -113,6 +113,17 @@ impl<'t, M: Mmu> CellsWalk<'t, M> {
         None
     }
 
+    /// The next table's entries. `visit` is called with each block that is met before them.
+    #[inline(always)]
+    pub fn next_cells(&mut self, mut visit: impl FnMut(VirtAddr) -> Visited) -> Option<Cells<'t, M>> {
+        loop {
+            match self.next()? {
+                CellsOrBlock::Cells(found) => return Some(found),
+                CellsOrBlock::Block(at) => self.go_on(at, visit(at)),
+            }
+        }
+    }
+
     /// Passes what an entry of `level` translates.
     #[inline(always)]
     fn pass(&mut self, level: u8) {
@@ -186,11 +197,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
     #[inline(always)]
     pub fn for_each_cells(&self, range: PageRange<M::Geometry>, mut visit: impl FnMut(Cells<'a, M>)) {
         let mut walk = self.walk_cells(range);
-        while let Some(met) = walk.next() {
-            match met {
-                CellsOrBlock::Cells(found) => visit(found),
-                CellsOrBlock::Block(address) => refuse_block(address),
-            }
+        while let Some(found) = walk.next_cells(|address| refuse_block(address)) {
+            visit(found);
         }
     }
 

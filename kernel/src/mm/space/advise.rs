@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
 use super::access::Access;
 use super::address_space::{
@@ -390,10 +390,9 @@ impl Space {
                 return Err(SpaceError::Invalid);
             }
             let mut walk = self.page_tables().walk_cells(part);
-            while let Some(met) = walk.next() {
+            // No block has guards.
+            while let Some(found) = walk.next_cells(|_| Visited::Done) {
                 relax();
-                // No block has guards.
-                let CellsOrBlock::Cells(found) = met else { continue };
                 let _locked = self.lock_table(found.table);
                 let guards = found.cells.iter().filter(|cell| self.is_guard(cell));
                 guards.for_each(|cell| mmu.store(cell, Descriptor::EMPTY));

@@ -41,7 +41,7 @@ use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, replace, uffd_wp_marker, written};
 use super::folio::FolioTags;
-use super::gather::Gather;
+use super::gather::{Gather, Stale};
 use super::group::fill_groups;
 use super::look::LockedEntry;
 use super::protect::{Allowed, may_be_written};
@@ -243,7 +243,7 @@ impl Space {
         if !found.is_in(range) {
             if gather.may_be_stale() {
                 // Invalid by now, it may be in a TLB as a block: an invalidation of a page need not reach that.
-                gather.stale_block(found.range());
+                gather.stale_block(found.start);
             }
             return self.split_block(&found, range);
         }
@@ -264,7 +264,7 @@ impl Space {
             }
             if entry.is_valid() || gather.may_be_stale() {
                 if gather.excludes_faults() {
-                    gather.stale_block(found.range());
+                    gather.stale_block(found.start);
                 } else {
                     replace(mmu, found.cell, entry, broken);
                     self.flush_block(found.start);
@@ -302,6 +302,7 @@ impl Space {
         mark: Mark,
     ) -> Visited {
         let mmu = self.mmu();
+        relax();
         let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
             return self.split_block(&found, range);
@@ -336,20 +337,26 @@ impl Space {
     }
 
     /// Changes the protection of the block at `address`, or splits it where only a part of it is in `range`. The caller
-    /// invalidates it where a TLB may have what it was, which is returned too.
+    /// invalidates `stale`.
     #[cold]
     #[inline(never)]
-    pub(super) fn protect_block(&self, range: PageRange, address: VirtAddr, allowed: Allowed) -> (Visited, bool) {
+    pub(super) fn protect_block(
+        &self,
+        range: PageRange,
+        address: VirtAddr,
+        allowed: Allowed,
+        stale: &mut Stale,
+    ) -> Visited {
         relax();
         let mmu = self.mmu();
-        let Some(found) = self.block_at(address) else { return (Visited::Done, false) };
+        let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
-            return (self.split_block(&found, range), false);
+            return self.split_block(&found, range);
         }
         let locked = self.lock_table(found.table);
         let mut entry = mmu.load(found.cell);
         if !is_block(entry) {
-            return (visited(entry), false);
+            return visited(entry);
         }
         let is_own = || allowed.has_one_copy() || self.common.block(entry.address()).is_sole();
         let own = allowed.is_writable() && is_own();
@@ -357,11 +364,11 @@ impl Space {
             let changed = modified(entry, allowed.for_sharers());
             let changed = if own { may_be_written(changed) } else { changed };
             if changed == entry {
-                return (Visited::Done, false);
+                return Visited::Done;
             }
             let Some(changed) = self.prepared_block(changed) else {
                 drop(locked);
-                return (self.split_block(&found, range), false);
+                return self.split_block(&found, range);
             };
             match mmu.compare_exchange(found.cell, entry, changed) {
                 Ok(()) => break,
@@ -369,7 +376,10 @@ impl Space {
                 Err(now) => entry = now,
             }
         }
-        (Visited::Done, entry.is_valid())
+        if entry.is_valid() {
+            stale.note_block(found.start);
+        }
+        Visited::Done
     }
 
     /// Copies the block at `address` to the same place in `child`, where a table without entries is linked; returns
@@ -405,11 +415,13 @@ impl Space {
     }
 
     /// Takes userfaultfd's mark from the block at `address`, of a space in which no thread runs yet.
-    pub(super) fn unprotect_block(&self, address: VirtAddr) {
+    pub(super) fn unprotect_block(&self, address: VirtAddr) -> Visited {
+        relax();
         if let Some(found) = self.block_at(address) {
             let entry = self.mmu().load(found.cell);
             self.mmu().store(found.cell, entry.without_uffd_wp());
         }
+        Visited::Done
     }
 
     /// Has `copy` make the markers of a child, where userfaultfd write-protects the block at `page`, or its marker is there.

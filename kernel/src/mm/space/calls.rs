@@ -7,7 +7,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
-use granule_pgtable::{CellsOrBlock, Mmu as _, PageRange};
+use granule_pgtable::{Mmu as _, PageRange};
 
 use super::address_space::Space;
 use super::advise::Discard;
@@ -601,34 +601,28 @@ impl Space {
             note_pages_of_object(area, part, present.get_mut(index(part.start())..).unwrap_or_default());
         }
         let mut walk = self.page_tables().walk_cells(range);
-        while let Some(met) = walk.next() {
-            match met {
-                CellsOrBlock::Cells(found) => {
-                    let mut places = present.iter_mut().skip(index(found.start));
-                    let mut note = |entry| {
-                        let is_present = match state(entry) {
-                            EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
-                            EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
-                        };
-                        if let Some(place) = places.next() {
-                            *place |= is_present;
-                        }
-                    };
-                    if lab::is_on!(ANSWER_AT_GLIMPSE) {
-                        found.cells.iter().for_each(|cell| note(self.mmu().load(cell)));
-                    } else {
-                        self.for_each_locked(&found, |seen| note(seen.descriptor()));
-                    }
+        while let Some(found) = walk.next_cells(|at| {
+            let places = present.iter_mut().skip(index(at)).take(pages_of_block(range, at));
+            // The object has answered for pages under a marker.
+            self.look_at_block(at, |seen| {
+                let is_present = u8::from(is_block(seen.descriptor()));
+                places.for_each(|place| *place |= is_present);
+            })
+        }) {
+            let mut places = present.iter_mut().skip(index(found.start));
+            let mut note = |entry| {
+                let is_present = match state(entry) {
+                    EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
+                    EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
+                };
+                if let Some(place) = places.next() {
+                    *place |= is_present;
                 }
-                CellsOrBlock::Block(at) => {
-                    let places = present.iter_mut().skip(index(at)).take(pages_of_block(range, at));
-                    // The object has answered for pages under a marker.
-                    let visited = self.look_at_block(at, |seen| {
-                        let is_present = u8::from(is_block(seen.descriptor()));
-                        places.for_each(|place| *place |= is_present);
-                    });
-                    walk.go_on(at, visited);
-                }
+            };
+            if lab::is_on!(ANSWER_AT_GLIMPSE) {
+                found.cells.iter().for_each(|cell| note(self.mmu().load(cell)));
+            } else {
+                self.for_each_locked(&found, |seen| note(seen.descriptor()));
             }
         }
         // Registers are in no memory, whatever is mapped.

@@ -1,11 +1,11 @@
 //! The memory that would be freed if a space ended, but for what others have of it as well.
 
 use granule_arch::addr::PAGE_SIZE;
-use granule_pgtable::CellsOrBlock;
 
 use super::address_space::Space;
 use super::area::Area;
 use super::block::{is_block, pages_of_block};
+use super::look::LockedEntry;
 use super::tally::{Footprint, Tally};
 use crate::sched::relax;
 
@@ -35,20 +35,19 @@ impl Space {
     pub(super) fn own_pages(&self, area: &Area) -> usize {
         let mut pages = 0;
         let mut walk = self.page_tables().walk_cells(area.range());
-        while let Some(met) = walk.next() {
-            match met {
-                CellsOrBlock::Cells(found) => self.for_each_locked(&found, |seen| {
-                    let entry = seen.descriptor();
-                    pages += usize::from(entry.is_present() && !entry.is_special());
-                }),
-                CellsOrBlock::Block(at) => {
-                    let visited = self.look_at_block(at, |seen| {
-                        // Not the marker of one.
-                        pages += if is_block(seen.descriptor()) { pages_of_block(area.range(), at) } else { 0 };
-                    });
-                    walk.go_on(at, visited);
-                }
-            }
+        // Not the marker of one.
+        let in_block = |seen: LockedEntry<'_>, at| match is_block(seen.descriptor()) {
+            true => pages_of_block(area.range(), at),
+            false => 0,
+        };
+        while let Some(found) = walk.next_cells(|at| {
+            relax();
+            self.look_at_block(at, |seen| pages += in_block(seen, at))
+        }) {
+            self.for_each_locked(&found, |seen| {
+                let entry = seen.descriptor();
+                pages += usize::from(entry.is_present() && !entry.is_special());
+            });
             relax();
         }
         pages

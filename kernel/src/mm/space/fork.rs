@@ -83,11 +83,12 @@ impl Space {
         let mut protected = false;
         let mut copy = |run| {
             let mut walk = self.page_tables().walk_cells(run);
-            while let Some(met) = walk.next() {
-                protected |= match met {
-                    CellsOrBlock::Cells(found) => self.copy_entries(&child, &found),
-                    CellsOrBlock::Block(at) => self.copy_block_entry(&child, at),
-                };
+            while let Some(found) = walk.next_cells(|at| {
+                relax();
+                protected |= self.copy_block_entry(&child, at);
+                Visited::Done
+            }) {
+                protected |= self.copy_entries(&child, &found);
                 relax();
             }
         };

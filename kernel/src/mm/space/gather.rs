@@ -19,6 +19,7 @@
 use core::ops::Range;
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
+use granule_arch::descriptor::Descriptor;
 use granule_arch::tlbi::LevelHint;
 use granule_pgtable::geometry::LAST_LEVEL;
 use granule_pgtable::{Invalidation, PageRange, Tables};
@@ -27,8 +28,8 @@ use super::address_space::Space;
 use super::area::tree::Areas;
 use super::range::pages;
 use super::shmem::mappers::Mappers;
-use super::zap::KeptMarkers;
 use crate::mm::frame::FEW;
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::relax;
 use crate::smp::Cpu;
 
@@ -41,15 +42,17 @@ const BLOCKS: usize = 8;
 /// Last-level tables whose frames are freed together: runs may be long.
 const TABLES_GATHERED: usize = 4;
 
-/// From the first to the last address whose valid entry was changed.
-pub(super) struct StaleRange {
+/// What is to be invalidated: from the first to the last address whose valid entry was changed.
+pub(super) struct Stale {
     start: VirtAddr,
     end: VirtAddr,
+    /// With entries above the last level among them, whether tables are too: then every level is invalidated.
+    above: Option<Tables>,
 }
 
-impl StaleRange {
+impl Stale {
     /// Nothing to invalidate.
-    pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
+    pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0), above: None };
 
     /// Adds the addresses from `start` to `end`.
     #[inline(always)]
@@ -58,10 +61,23 @@ impl StaleRange {
         self.end = self.end.max(end);
     }
 
+    /// Adds the block at `start`, whose entry is above the last level.
+    pub(super) fn note_block(&mut self, start: VirtAddr) {
+        self.note(start, start + BLOCK_SIZE);
+        self.above = Some(Tables::Kept);
+    }
+
     /// The range to invalidate, if any.
     #[inline(always)]
-    pub(super) fn range(self) -> Option<PageRange> {
+    pub(super) fn range(&self) -> Option<PageRange> {
         (self.start < self.end).then(|| pages(self.start, self.end))
+    }
+
+    /// The invalidation that is due, if any.
+    #[inline(always)]
+    pub(super) fn invalidation(self) -> Option<Invalidation> {
+        let level = if self.above.is_none() { LevelHint::new(LAST_LEVEL) } else { None };
+        self.range().map(|range| Invalidation { range, tables: self.above.unwrap_or(Tables::Kept), level })
     }
 }
 
@@ -83,15 +99,15 @@ pub(super) struct Gather<'s> {
     cpu: &'s Cpu,
     /// The areas whose entries are removed, if they are locked for reading.
     areas: Option<&'s Areas>,
-    /// See [`Self::left_of`].
-    pub(super) kept_markers: KeptMarkers,
+    /// Up to where it is known what a zap leaves of entries that are write-protected ([`Self::left_of`]), and that: a
+    /// marker, or empty.
+    pub(super) left_until: VirtAddr,
+    pub(super) left: Descriptor,
     runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
-    stale: StaleRange,
+    stale: Stale,
     /// Blocks among what was removed.
     blocks: heapless::Vec<PhysAddr, BLOCKS>,
-    /// Whether tables are among the frames, or entries above the last level: then every level is invalidated.
-    tables: Tables,
     faults: Faults,
     /// Last-level tables that were visited.
     tables_seen: usize,
@@ -118,11 +134,11 @@ impl<'s> Gather<'s> {
             space,
             cpu,
             areas,
-            kept_markers: KeptMarkers::UNKNOWN,
+            left_until: VirtAddr(0),
+            left: Descriptor::EMPTY,
             runs: heapless::Vec::new(),
-            stale: StaleRange::NONE,
+            stale: Stale::NONE,
             blocks: heapless::Vec::new(),
-            tables: Tables::Kept,
             faults,
             tables_seen: 0,
         }
@@ -155,10 +171,15 @@ impl<'s> Gather<'s> {
         debug_assert!(pushed.is_ok());
     }
 
-    /// Notes that the valid entry of the block at `range` was cleared.
-    pub(super) fn stale_block(&mut self, range: PageRange) {
-        self.tables = Tables::Unlinked;
-        self.stale(range.start(), range.end());
+    /// Notes that the valid entry of the block at `start` was cleared.
+    pub(super) fn stale_block(&mut self, start: VirtAddr) {
+        self.stale_tables(pages(start, start + BLOCK_SIZE));
+    }
+
+    /// Notes that entries above the last level that translated addresses of `span` were cleared.
+    fn stale_tables(&mut self, span: PageRange) {
+        self.stale.above = Some(Tables::Unlinked);
+        self.stale(span.start(), span.end());
     }
 
     /// Adds the frames of `block`, whose entry is clear, and noted or invalidated.
@@ -193,8 +214,7 @@ impl<'s> Gather<'s> {
 
     /// Adds a table, freed later, that was unlinked and translated addresses of `span` only.
     pub(super) fn add_table(&mut self, table: PhysAddr, span: PageRange) {
-        self.tables = Tables::Unlinked;
-        self.stale(span.start(), span.end());
+        self.stale_tables(span);
         self.add(table, || None);
     }
 
@@ -228,10 +248,8 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted.
     #[inline(always)]
     pub(super) fn invalidate(&mut self) {
-        if let Some(range) = core::mem::replace(&mut self.stale, StaleRange::NONE).range() {
-            let level = if self.tables == Tables::Kept { LevelHint::new(LAST_LEVEL) } else { None };
-            self.space.tlb().flush_freed(self.space.mmu(), &Invalidation { range, tables: self.tables, level });
-            self.tables = Tables::Kept;
+        if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).invalidation() {
+            self.space.tlb().flush_freed(self.space.mmu(), &stale);
         }
     }
 

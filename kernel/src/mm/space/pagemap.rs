@@ -8,7 +8,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
-use granule_pgtable::{CellsOrBlock, PageRange};
+use granule_pgtable::PageRange;
 
 use super::address_space::Space;
 use super::area::tree::Areas;
@@ -64,14 +64,11 @@ impl Space {
     fn show_part(&self, areas: &Areas, part: PageRange, shown: &mut [u64]) {
         let index = |address: VirtAddr| ((address - part.start()) / PAGE) as usize;
         let mut walk = self.page_tables().walk_cells(part);
-        while let Some(met) = walk.next() {
-            match met {
-                CellsOrBlock::Cells(found) => self.show_cells(&found, shown.iter_mut().skip(index(found.start))),
-                CellsOrBlock::Block(at) => {
-                    let places = shown.iter_mut().skip(index(at)).take(pages_of_block(part, at));
-                    walk.go_on(at, self.look_at_block(at, |seen| self.show_block(areas, at, seen, places)));
-                }
-            }
+        while let Some(found) = walk.next_cells(|at| {
+            let places = shown.iter_mut().skip(index(at)).take(pages_of_block(part, at));
+            self.look_at_block(at, |seen| self.show_block(areas, at, seen, places))
+        }) {
+            self.show_cells(&found, shown.iter_mut().skip(index(found.start)));
         }
     }
 

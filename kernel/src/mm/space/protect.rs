@@ -6,9 +6,7 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
-use granule_arch::tlbi::LevelHint;
-use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Stores, Survey, Tables, Tlb};
+use granule_pgtable::{Mmu, PageRange, Stores, Survey, Tlb};
 
 use super::address_space::Space;
 use super::area::pools::Spares;
@@ -18,13 +16,12 @@ use super::cells::{EntryCell, TableCells};
 use super::code::{is_checked, needs_frame};
 use super::entry::{EntryState, is_settled, read_only_attributes, replace, rest_of_stale, state, unwritable};
 use super::error::{Refusal, SpaceError};
-use super::gather::StaleRange;
+use super::gather::Stale;
 use super::group::GROUP_SIZE;
 use super::limits::SpaceLimits;
 use super::range::{clamped_range, pages, user_range};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
-use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tag_storage::TagStorage;
 use crate::platform::features::branch;
 use crate::sched::{WriteGuard, relax};
@@ -253,30 +250,16 @@ impl Space {
     fn protect_pages(&self, range: PageRange, area: &Area, protection: Protection) {
         let allowed = Allowed { protection, flags: area.flags() };
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-        // Of no certain level where a block has changed.
-        let (mut stale, mut level) = (StaleRange::NONE, LevelHint::new(LAST_LEVEL));
+        let mut stale = Stale::NONE;
         let mut walk = self.page_tables().walk_cells(range);
-        while let Some(met) = walk.next() {
-            let found = match met {
-                CellsOrBlock::Cells(found) => found,
-                CellsOrBlock::Block(at) => {
-                    let (visited, is_stale) = self.protect_block(range, at, allowed);
-                    if is_stale {
-                        stale.note(at, at + BLOCK_SIZE);
-                        level = None;
-                    }
-                    walk.go_on(at, visited);
-                    continue;
-                }
-            };
+        while let Some(found) = walk.next_cells(|at| self.protect_block(range, at, allowed, &mut stale)) {
             if found.start > range.start() {
                 relax();
             }
             let _locked = self.lock_table(found.table);
             self.protect_cells(&found, allowed, &mut stale);
         }
-        if let Some(range) = stale.range() {
-            let changed = Invalidation { range, tables: Tables::Kept, level };
+        if let Some(changed) = stale.invalidation() {
             self.tlb().invalidate(self.mmu(), core::iter::once(changed));
         }
     }
@@ -296,7 +279,7 @@ impl Space {
 
     /// Changes entries of one table, whose lock is held. The caller invalidates `stale`.
     #[inline(always)]
-    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
+    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut Stale) {
         let survey = self.mmu().survey(found.cells);
         // Nearly always they differ in their addresses only.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
@@ -326,7 +309,7 @@ impl Space {
     /// As [`Self::protect_cells`], where entries differ, or some are empty.
     #[cold]
     #[inline(never)]
-    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut StaleRange) {
+    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut Stale) {
         let mmu = self.mmu();
         self.unfold_ends(found);
         for (index, cell) in found.cells.iter().enumerate() {

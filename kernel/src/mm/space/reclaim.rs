@@ -15,13 +15,11 @@
 //! Its locks are [`RECLAIM`](crate::sync::rank::RECLAIM) and [`RECLAIM_FILES`](crate::sync::rank::RECLAIM_FILES).
 
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_arch::tlbi::LevelHint;
-use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{Invalidation, Mmu, PageRange, Stores, Tables};
+use granule_pgtable::{Mmu, PageRange, Stores};
 
 use super::address_space::Space;
 use super::entry::{EntryState, state};
-use super::gather::StaleRange;
+use super::gather::Stale;
 use super::shmem::{Hand, next_identity};
 use super::spaces::Spaces;
 use crate::lab;
@@ -97,7 +95,7 @@ impl Space {
         self.page_tables().for_each_cells(range, |found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
-            let mut young = StaleRange::NONE;
+            let mut young = Stale::NONE;
             for (index, cell) in found.cells.iter().enumerate() {
                 let entry = mmu.load(cell);
                 if state(entry) == EntryState::Page && entry.is_young() && self.is_of_object(entry) {
@@ -109,8 +107,8 @@ impl Space {
                     }
                 }
             }
-            if let Some(range) = young.range() {
-                batch.add(self.tlb(), &leaves(range));
+            if let Some(young) = young.invalidation() {
+                batch.add(self.tlb(), &young);
             }
         });
         was_used
@@ -123,7 +121,7 @@ impl Space {
         self.page_tables().for_each_cells(range, |found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
-            let mut stale = StaleRange::NONE;
+            let mut stale = Stale::NONE;
             for (index, cell) in found.cells.iter().enumerate() {
                 let entry = mmu.load(cell);
                 let is_page = matches!(state(entry), EntryState::Page | EntryState::Inaccessible);
@@ -139,14 +137,9 @@ impl Space {
                 let was_last = self.common.record(entry.address()).put();
                 debug_assert!(!was_last, "the object's reference is left");
             }
-            if let Some(range) = stale.range() {
-                batch.add(self.tlb(), &leaves(range));
+            if let Some(stale) = stale.invalidation() {
+                batch.add(self.tlb(), &stale);
             }
         });
     }
-}
-
-/// Entries of the last level.
-fn leaves(range: PageRange) -> Invalidation {
-    Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) }
 }

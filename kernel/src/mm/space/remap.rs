@@ -383,15 +383,7 @@ impl Space {
     /// Moves the entries of `source` to `to`, where there are tables for those that are not empty.
     fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr, registered: MovedRegistration) {
         let mut walk = self.page_tables().walk_cells(source);
-        while let Some(met) = walk.next() {
-            let mut found = match met {
-                CellsOrBlock::Cells(found) => found,
-                CellsOrBlock::Block(at) => {
-                    self.move_block(at, to + (at - source.start()), registered);
-                    relax();
-                    continue;
-                }
-            };
+        while let Some(mut found) = walk.next_cells(|at| self.move_block(at, to + (at - source.start()), registered)) {
             while let Some(end) = found.cells.len().checked_sub(1) {
                 let at = to + (found.start - source.start());
                 // As far as the target is in one table.

@@ -26,7 +26,7 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers};
-use granule_pgtable::{CellsOrBlock, Dismantled, Mmu, PageRange, PageTables, Stores};
+use granule_pgtable::{Dismantled, Mmu, PageRange, PageTables, Stores};
 
 use super::address_space::Space;
 use super::area::Area;
@@ -73,20 +73,6 @@ impl ZapFlags {
     }
 }
 
-/// Up to where a gather knows what is left of entries that are write-protected, and that.
-#[derive(Clone, Copy)]
-pub(super) struct KeptMarkers {
-    /// In the same zap.
-    until: VirtAddr,
-    /// A marker, or empty.
-    left: Descriptor,
-}
-
-impl KeptMarkers {
-    /// Nothing is known.
-    pub(super) const UNKNOWN: Self = Self { until: VirtAddr(0), left: Descriptor::EMPTY };
-}
-
 impl Gather<'_> {
     /// The entry that a zap leaves in place of `entry`, that of `page` or of the block that begins there: a marker if
     /// it is write-protected in any form, or empty. In one zap pages come in ascending order, and all with the same
@@ -99,23 +85,21 @@ impl Gather<'_> {
     /// As [`Self::left_of`], for an entry that is write-protected.
     #[inline(always)]
     fn left_of_protected(&mut self, page: VirtAddr, flags: ZapFlags) -> Descriptor {
-        if page >= self.kept_markers.until {
-            self.kept_markers = self.look_for_markers(page, flags);
+        if page >= self.left_until {
+            self.look_for_markers(page, flags);
         }
-        self.kept_markers.left
+        self.left
     }
 
     #[cold]
     #[inline(never)]
-    fn look_for_markers(&self, page: VirtAddr, flags: ZapFlags) -> KeptMarkers {
+    fn look_for_markers(&mut self, page: VirtAddr, flags: ZapFlags) {
         let area = self.areas().and_then(|areas| areas.find(page));
         let is_of_object = self.areas().is_none() || area.is_some_and(|area| area.object().is_some());
         let has_markers = is_of_object || lab::is_on!(MARKER_ON_ANON);
         let is_kept = has_markers && !flags.drop_markers && !lab::is_on!(DROP_MARKER_ALWAYS);
-        KeptMarkers {
-            until: area.map_or(VirtAddr(u64::MAX), Area::end),
-            left: if is_kept { uffd_wp_marker() } else { Descriptor::EMPTY },
-        }
+        self.left_until = area.map_or(VirtAddr(u64::MAX), Area::end);
+        self.left = if is_kept { uffd_wp_marker() } else { Descriptor::EMPTY };
     }
 }
 
@@ -123,17 +107,10 @@ impl Space {
     /// Clears the entries of `range`. The frames go to `gather`.
     pub(super) fn zap(&self, gather: &mut Gather<'_>, range: PageRange, flags: ZapFlags) {
         // Another zap may have been of other flags, and of higher addresses.
-        gather.kept_markers.until = VirtAddr(0);
+        gather.left_until = VirtAddr(0);
         let mut walk = self.page_tables().walk_cells(range);
-        while let Some(met) = walk.next() {
-            let found = match met {
-                CellsOrBlock::Cells(found) => found,
-                // Also of a hole: an object's areas that are private have no blocks, so none is a copy.
-                CellsOrBlock::Block(at) => {
-                    walk.go_on(at, self.zap_block(gather, range, at, flags));
-                    continue;
-                }
-            };
+        // Blocks also of a hole: an object's areas that are private have none, so none is a copy.
+        while let Some(found) = walk.next_cells(|at| self.zap_block(gather, range, at, flags)) {
             if found.start > range.start() {
                 // Between two tables; neither lock is held.
                 gather.rest();

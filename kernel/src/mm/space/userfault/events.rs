@@ -11,7 +11,7 @@
 //! any more. No lock is held while an event waits.
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
+use granule_pgtable::{Mmu, PageRange, Stores};
 
 use super::super::address_space::{Space, SpaceRef};
 use super::super::area::tree::Areas;
@@ -264,21 +264,16 @@ impl Space {
                 continue;
             }
             let mut walk = self.page_tables().walk_cells(area.range());
-            while let Some(met) = walk.next() {
+            while let Some(found) = walk.next_cells(|at| self.unprotect_block(at)) {
                 relax();
-                match met {
-                    CellsOrBlock::Cells(found) => {
-                        // A walk by a reverse map may change what is of an object.
-                        let _locked = self.lock_table(found.table);
-                        for cell in found.cells {
-                            let entry = mmu.load(cell);
-                            if entry.is_uffd_wp_in_any_form() {
-                                // No TLB has it: no thread runs here yet.
-                                mmu.store(cell, unprotected(entry));
-                            }
-                        }
+                // A walk by a reverse map may change what is of an object.
+                let _locked = self.lock_table(found.table);
+                for cell in found.cells {
+                    let entry = mmu.load(cell);
+                    if entry.is_uffd_wp_in_any_form() {
+                        // No TLB has it: no thread runs here yet.
+                        mmu.store(cell, unprotected(entry));
                     }
-                    CellsOrBlock::Block(at) => self.unprotect_block(at),
                 }
             }
         }

@@ -12,15 +12,13 @@
 
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection, bits};
-use granule_arch::tlbi::LevelHint;
-use granule_pgtable::geometry::LAST_LEVEL;
-use granule_pgtable::{CellsOrBlock, Invalidation, Mmu, PageRange, Stores, Tables, Visited};
+use granule_pgtable::{Mmu, PageRange, Stores, Visited};
 
 use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags};
 use super::super::cells::TableCells;
 use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
-use super::super::gather::StaleRange;
+use super::super::gather::Stale;
 use super::super::group::GROUP_SIZE;
 use super::super::protect::is_alike;
 use super::super::range::{is_of_few, pages};
@@ -129,11 +127,8 @@ impl Space {
         let marking = Marking { area, mark, installs };
         if !installs {
             let mut walk = self.page_tables().walk_cells(range);
-            while let Some(met) = walk.next() {
-                match met {
-                    CellsOrBlock::Cells(found) => self.mark_cells(&found, marking),
-                    CellsOrBlock::Block(at) => walk.go_on(at, self.mark_block(cpu, area, range, at, mark)),
-                }
+            while let Some(found) = walk.next_cells(|at| self.mark_block(cpu, area, range, at, mark)) {
+                self.mark_cells(&found, marking);
                 relax();
             }
             return Ok(());
@@ -182,16 +177,15 @@ impl Space {
             Some(from) => self.mark_alike(found, from, marking),
             None => self.mark_each(&locked, found, marking),
         };
-        if let Some(range) = stale.range() {
-            let level = LevelHint::new(LAST_LEVEL);
-            self.tlb().flush_freed(mmu, &Invalidation { range, tables: Tables::Kept, level });
+        if let Some(stale) = stale.invalidation() {
+            self.tlb().flush_freed(mmu, &stale);
         }
     }
 
     /// Marks entries that are as `from` but for their addresses; returns what TLBs may have of them.
     #[inline(always)]
-    fn mark_alike(&self, found: &TableCells<'_>, from: Descriptor, marking: Marking<'_>) -> StaleRange {
-        let mut stale = StaleRange::NONE;
+    fn mark_alike(&self, found: &TableCells<'_>, from: Descriptor, marking: Marking<'_>) -> Stale {
+        let mut stale = Stale::NONE;
         if from.is_uffd_wp() == (marking.mark == Mark::Set) {
             return stale;
         }
@@ -213,9 +207,9 @@ impl Space {
 
     /// As [`Self::mark_alike`], where entries differ, or some are empty.
     #[inline(never)]
-    fn mark_each(&self, locked: &TableGuard<'_>, found: &TableCells<'_>, marking: Marking<'_>) -> StaleRange {
+    fn mark_each(&self, locked: &TableGuard<'_>, found: &TableCells<'_>, marking: Marking<'_>) -> Stale {
         let mmu = self.mmu();
-        let mut stale = StaleRange::NONE;
+        let mut stale = Stale::NONE;
         self.unfold_ends(found);
         // Of the group that is visited.
         let mut is_own_group = false;
