@@ -39,7 +39,7 @@ use super::address_space::Space;
 use super::area::Area;
 use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
-use super::entry::{attributes, replace, uffd_wp_marker, written};
+use super::entry::{attributes, replace, uffd_wp_marker};
 use super::folio::FolioTags;
 use super::gather::{Gather, Stale};
 use super::group::fill_groups;
@@ -91,14 +91,6 @@ fn page_of(block: Descriptor) -> Descriptor {
 /// The block of `entry` while it is split or replaced: not valid, and neither empty nor a table.
 fn broken(entry: Descriptor) -> Descriptor {
     Descriptor(entry.0 & !bits::VALID)
-}
-
-/// The entry of `block` at the first access, in an area with `protection`. Also a load makes it writable: a store then
-/// takes no fault.
-#[inline(always)]
-fn first_entry(block: PhysAddr, protection: Protection) -> Descriptor {
-    let is_written = protection.contains(Protection::WRITE);
-    block_of(if is_written { written(block, protection) } else { Descriptor::page(block, attributes(protection)) })
 }
 
 /// [`Descriptor::modified`].

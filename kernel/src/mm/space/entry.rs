@@ -207,6 +207,14 @@ pub(super) fn written(frame: PhysAddr, protection: Protection) -> Descriptor {
     Descriptor(frame.0 & bits::ADDRESS | WRITTEN[protection.bits() as usize % PROTECTIONS].0)
 }
 
+/// The entry of a page in `frame` at the first access, in an area with `protection`. Also a load makes it writable: a
+/// store then takes no fault.
+#[inline(always)]
+pub(super) fn first_entry(frame: PhysAddr, protection: Protection) -> Descriptor {
+    let is_written = protection.contains(Protection::WRITE);
+    if is_written { written(frame, protection) } else { Descriptor::page(frame, attributes(protection)) }
+}
+
 /// Whether the hardware will not change it: not valid, or young and not writable-clean.
 #[inline(always)]
 pub(super) const fn is_settled(entry: Descriptor) -> bool {

@@ -346,20 +346,27 @@ impl AllowedFault<'_> {
     /// table's lock is held.
     #[inline(always)]
     pub(super) fn allow_more(&self, entry: Descriptor, wanted: Descriptor) -> FaultOutcome {
-        let mmu = self.space.mmu();
-        if !set_access_flags(mmu, self.cell, entry, wanted) {
-            self.space.tlb().fix_spurious(mmu, Leaf::page(self.page));
-            return FaultOutcome::Served;
-        }
-        self.space.tlb().access_widened(mmu, Leaf::page(self.page));
-        if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-            self.space.notifiers.upgraded(self.page, PAGE);
-        }
-        FaultOutcome::Upgraded
+        let is_changed = set_access_flags(self.space.mmu(), self.cell, entry, wanted);
+        self.space.widened(is_changed, Leaf::page(self.page), FaultOutcome::Upgraded)
     }
 }
 
 impl Space {
+    /// The outcome of a fault on `leaf`: `upgraded` where its entries were changed, and permit more now; otherwise the TLB
+    /// entry was stale. The table's lock is held.
+    #[inline(always)]
+    pub(super) fn widened(&self, is_changed: bool, leaf: Leaf, upgraded: FaultOutcome) -> FaultOutcome {
+        if !is_changed {
+            self.tlb().fix_spurious(self.mmu(), leaf);
+            return FaultOutcome::Served;
+        }
+        self.tlb().access_widened(self.mmu(), leaf);
+        if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
+            self.notifiers.upgraded(leaf.start(), leaf.end() - leaf.start());
+        }
+        upgraded
+    }
+
     /// The entry for a page of anonymous memory, which has none yet, at its first `access`, with a reference to its
     /// frame.
     #[inline(always)]

@@ -36,10 +36,9 @@ use super::address_space::{GROUPS, Space};
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
-use super::code::needs_frame;
-use super::entry::{EntryState, attributes, replace, set_access_flags, state, written};
+use super::entry::{EntryState, first_entry, replace, set_access_flags, state};
 use super::outcome::{AllowedFault, FaultOutcome, OfBlock};
-use super::protect::{Allowed, may_be_written};
+use super::protect::may_be_written;
 use super::range::pages;
 use crate::lab;
 use crate::mm::kernel::Machine;
@@ -59,7 +58,7 @@ const FLAGS: u64 = bits::AF | bits::RDONLY | bits::DIRTY;
 
 /// The flags of several entries together. RDONLY counts inverted: clear permits more.
 #[derive(Clone, Copy)]
-struct Flags(u64);
+pub(super) struct Flags(u64);
 
 impl Flags {
     const NONE: Self = Self(0);
@@ -70,7 +69,8 @@ impl Flags {
     }
 
     /// `entry` with these besides its own.
-    fn added(self, entry: Descriptor) -> Descriptor {
+    #[inline(always)]
+    pub(super) fn added(self, entry: Descriptor) -> Descriptor {
         Descriptor(((entry.0 ^ bits::RDONLY) | self.0) ^ bits::RDONLY)
     }
 }
@@ -107,8 +107,10 @@ impl Space {
         self.page_tables().cells(page.align_down(GROUP_SIZE), GROUP_PAGES)
     }
 
-    fn flags(&self, group: &TableCells<'_>) -> Flags {
-        group.cells.iter().fold(Flags::NONE, |flags, cell| flags.and(self.mmu().load(cell)))
+    /// The flags that `cells` have together.
+    #[inline(always)]
+    pub(super) fn flags(&self, cells: &[EntryCell]) -> Flags {
+        cells.iter().fold(Flags::NONE, |flags, cell| flags.and(self.mmu().load(cell)))
     }
 
     /// Whether none of the frames is shared. The table's lock is held, and no fork is possible.
@@ -223,14 +225,14 @@ impl Space {
             return;
         }
         // With what software has set: the invalidation takes the old entries from devices.
-        let flags = self.flags(group);
+        let flags = self.flags(group.cells);
         for cell in group.cells {
             replace(mmu, cell, mmu.load(cell), |entry| sized(flags.added(entry)));
         }
         if is_valid {
             self.flush_group(group.start);
             // By what a TLB had of the group, the hardware may have set flags of one page in the entry of another.
-            let flags = self.flags(group);
+            let flags = self.flags(group.cells);
             for cell in group.cells {
                 let entry = mmu.load(cell);
                 set_access_flags(mmu, cell, entry, flags.added(entry));
@@ -278,38 +280,6 @@ impl Space {
             })
     }
 
-    /// Changes the protection of the group of `page`, which is in the range as a whole; returns whether a TLB may have
-    /// what it was. The table's lock is held.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn protect_group(&self, page: VirtAddr, allowed: Allowed) -> bool {
-        let mmu = self.mmu();
-        let Some(group) = self.group_cells(page) else { return false };
-        let own = allowed.is_writable() && (allowed.has_one_copy() || self.has_group_to_itself(&group));
-        let flags = self.flags(&group);
-        let changed = |entry: Descriptor| {
-            let entry = flags.added(entry).modified(allowed.for_sharers());
-            if own { may_be_written(entry) } else { entry }
-        };
-        // As a whole: if one lacks storage for its tags, all wait.
-        let mut waits = false;
-        for cell in group.cells {
-            let new = changed(mmu.load(cell));
-            waits |= needs_frame(new) && self.becomes_waiting(new);
-        }
-        let change = |entry| if waits { changed(entry).fault_on_access() } else { changed(entry) };
-        let mut was_valid = false;
-        for cell in group.cells {
-            let old = mmu.load(cell);
-            let new = change(old);
-            if new == old {
-                continue;
-            }
-            was_valid |= replace(mmu, cell, old, change).is_valid();
-        }
-        was_valid
-    }
-
     /// Serves the first access of `page`, which `area` permits, by a group of zeros; returns `false` where none is
     /// wanted or can be, and a page serves. If another CPU was faster, the retry decides.
     #[cold]
@@ -334,38 +304,26 @@ impl Space {
             note_shortage(cpu, 0);
             return false;
         };
-        let new = |frame| {
-            let is_written = area.protection().contains(Protection::WRITE);
-            let page = if is_written {
-                written(frame, area.protection())
-            } else {
-                Descriptor::page(frame, attributes(area.protection()))
-            };
-            page.contiguous()
-        };
         let mut waits = false;
         for (frame, page) in each() {
             waits |= self.zero_new(frames, frame, area.protection());
             self.note_origin(frame, page);
         }
-        // As a whole, as for `protect_group`.
-        let new = |frame| if waits { new(frame).fault_on_access() } else { new(frame) };
+        let new = first_entry(first, area.protection()).contiguous();
+        // As a whole, as for `mprotect`.
+        let new = if waits { new.fault_on_access() } else { new };
         self.note_groups();
         // The zeros before their entries.
         mmu.dmb_ishst();
-        let is_mapped = {
-            let locked = self.lock_table(group.table);
-            let is_mapped = is_empty(&group);
-            if is_mapped {
-                locked.note_used(start);
-                locked.note_used(start + (GROUP_SIZE - PAGE));
-                mmu.fill(group.cells, new(first), PAGE);
-            }
-            is_mapped
-        };
-        if !is_mapped {
-            each().for_each(|(frame, _)| self.common.drop_frame(cpu, frame));
+        let locked = self.lock_table(group.table);
+        if is_empty(&group) {
+            locked.note_used(start);
+            locked.note_used(start + (GROUP_SIZE - PAGE));
+            mmu.fill(group.cells, new, PAGE);
+            return true;
         }
+        drop(locked);
+        each().for_each(|(frame, _)| self.common.drop_frame(cpu, frame));
         true
     }
 }
@@ -405,15 +363,8 @@ impl AllowedFault<'_> {
             let entry = mmu.load(cell);
             is_changed |= set_access_flags(mmu, cell, entry, wanted(entry));
         }
-        if !is_changed {
-            space.tlb().fix_spurious(mmu, Leaf::page(self.page));
-            return FaultOutcome::Served;
-        }
-        space.tlb().access_widened(mmu, Leaf::page_of_group(self.page, group.start, GROUP_SIZE));
-        if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-            space.notifiers.upgraded(group.start, GROUP_SIZE);
-        }
-        FaultOutcome::OfBlock(OfBlock::UpgradedGroup)
+        let leaf = Leaf::page_of_group(self.page, group.start, GROUP_SIZE);
+        space.widened(is_changed, leaf, FaultOutcome::OfBlock(OfBlock::UpgradedGroup))
     }
 
     /// Makes the entries of `group`, which wait, valid, if tag storage for all of them is at hand; returns whether it is.

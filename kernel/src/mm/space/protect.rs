@@ -17,7 +17,7 @@ use super::code::{is_checked, needs_frame};
 use super::entry::{EntryState, is_settled, read_only_attributes, replace, rest_of_stale, state, unwritable};
 use super::error::{Refusal, SpaceError};
 use super::gather::Stale;
-use super::group::GROUP_SIZE;
+use super::group::{GROUP_PAGES, GROUP_SIZE};
 use super::limits::SpaceLimits;
 use super::range::{clamped_range, pages, user_range};
 use crate::lab;
@@ -330,32 +330,46 @@ impl Space {
                     continue;
                 }
             }
-            if old.is_contiguous() {
-                // All of it is here; the first entry changes the others.
-                let page = found.address(index);
-                if page.is_aligned(GROUP_SIZE) && self.protect_group(page, allowed) {
-                    stale.note(page, page + GROUP_SIZE);
-                }
-                continue;
-            }
-            let own = allowed.is_writable() && (allowed.has_one_copy() || self.has_to_itself(old));
-            let changed = |entry: Descriptor| {
-                let entry = entry.modified(allowed.for_sharers());
-                if own { may_be_written(entry) } else { entry }
+            // All of a group is here; the first entry changes the others.
+            let count = match old.is_contiguous() {
+                false => 1,
+                true if found.address(index).is_aligned(GROUP_SIZE) => GROUP_PAGES,
+                true => continue,
             };
-            let waits = needs_frame(changed(old)) && self.becomes_waiting(changed(old));
-            let change = |entry| if waits { changed(entry).fault_on_access() } else { changed(entry) };
-            if change(old) == old {
-                continue;
-            }
-            replace(mmu, cell, old, change);
-            if old.is_valid() {
-                stale.note(found.address(index), found.address(index + 1));
+            if self.protect_leaf(found.cells.get(index..index + count).unwrap_or_default(), old, allowed) {
+                stale.note(found.address(index), found.address(index + count));
             }
         }
         if allowed.flags.has_any(AreaFlags::BLOCKS) {
             self.fold(*found);
         }
+    }
+
+    /// Changes the protection of a page or a group, whose entries are `cells`, the first of them `first`; returns whether
+    /// a TLB may have what it was. The table's lock is held.
+    #[inline(always)]
+    fn protect_leaf(&self, cells: &[EntryCell], first: Descriptor, allowed: Allowed) -> bool {
+        let mmu = self.mmu();
+        let is_own = || !first.is_special() && self.common.folio(first.address(), cells.len()).is_sole();
+        let own = allowed.is_writable() && (allowed.has_one_copy() || is_own());
+        let flags = self.flags(cells);
+        let changed = |entry: Descriptor| {
+            let entry = flags.added(entry).modified(allowed.for_sharers());
+            if own { may_be_written(entry) } else { entry }
+        };
+        // As a whole: if one lacks storage for its tags, all wait.
+        let mut waits = false;
+        for cell in cells {
+            let new = changed(mmu.load(cell));
+            waits |= needs_frame(new) && self.becomes_waiting(new);
+        }
+        let change = |entry| if waits { changed(entry).fault_on_access() } else { changed(entry) };
+        let mut was_valid = false;
+        for cell in cells {
+            let old = mmu.load(cell);
+            was_valid |= change(old) != old && replace(mmu, cell, old, change).is_valid();
+        }
+        was_valid
     }
 
     /// Changes entries that are alike: to `to[1]` where the frame is not shared, to `to[0]` where it is.

@@ -73,6 +73,12 @@ impl Leaf {
         Self { at: start, start, bytes: BLOCK_SIZE, level: LevelHint::new(LAST_LEVEL - 1) }
     }
 
+    /// The first address.
+    #[inline(always)]
+    pub const fn start(self) -> VirtAddr {
+        self.start
+    }
+
     /// The address after it.
     #[inline(always)]
     pub const fn end(self) -> VirtAddr {

@@ -6,7 +6,7 @@ use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{Feature, Mmu, Stores};
 
-use super::{block_of, broken, first_entry, is_block, is_marker, modified};
+use super::{block_of, broken, is_block, is_marker, modified};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -16,7 +16,7 @@ use crate::mm::space::address_space::Space;
 use crate::mm::space::area::{Area, AreaFlags};
 use crate::mm::space::cells::BlockCell;
 use crate::mm::space::denied::Denied;
-use crate::mm::space::entry::{read_only_attributes, set_access_flags, written};
+use crate::mm::space::entry::{first_entry, read_only_attributes, set_access_flags, written};
 use crate::mm::space::error::FaultError;
 use crate::mm::space::group::GROUP_SIZE;
 use crate::mm::space::outcome::{FaultOutcome, OfBlock};
@@ -99,27 +99,19 @@ impl Space {
         };
         self.note_block_origin(block, found.start);
         _ = self.common.block(block).zero(area.protection());
-        let Some(new) = self.prepared_block(first_entry(block, area.protection())) else {
-            // It has tags, or waits for storage: never.
-            self.common.block(block).put_block(cpu);
-            self.free_deposit(cpu, table);
-            return None;
-        };
+        // It has tags, or waits for storage: there is one.
+        let new = self.prepared_block(block_of(first_entry(block, area.protection())));
         // The zeros before their entry.
         mmu.dmb_ishst();
-        let is_mapped = {
-            let locked = self.lock_table(found.table);
-            let is_mapped = mmu.compare_exchange(found.cell, Descriptor::EMPTY, new).is_ok();
-            if is_mapped {
-                self.common.deposit(locked.frame(), table);
-            }
-            is_mapped
-        };
-        if !is_mapped {
-            self.common.block(block).put_block(cpu);
-            self.free_deposit(cpu, table);
+        let locked = self.lock_table(found.table);
+        if new.is_some_and(|new| mmu.compare_exchange(found.cell, Descriptor::EMPTY, new).is_ok()) {
+            self.common.deposit(locked.frame(), table);
+            return Some(FaultOutcome::Served);
         }
-        Some(FaultOutcome::Served)
+        drop(locked);
+        self.common.block(block).put_block(cpu);
+        self.free_deposit(cpu, table);
+        new.map(|_| FaultOutcome::Served)
     }
 
     /// A table to deposit, and the entry for the block that has `page`.
@@ -174,15 +166,8 @@ impl Space {
             return FaultOutcome::OfBlock(OfBlock::Shared);
         }
         let wanted = if is_write { entry.young().writable().dirty() } else { entry.young() };
-        if !set_access_flags(mmu, found.cell, entry, wanted) {
-            self.tlb().fix_spurious(mmu, Leaf::block(found.start));
-            return FaultOutcome::Served;
-        }
-        self.tlb().access_widened(mmu, Leaf::block(found.start));
-        if lab::is_on!(NOTIFY_BEFORE_UNLOCK) {
-            self.notifiers.upgraded(found.start, BLOCK_SIZE);
-        }
-        FaultOutcome::OfBlock(OfBlock::Upgraded)
+        let is_changed = set_access_flags(mmu, found.cell, entry, wanted);
+        self.widened(is_changed, Leaf::block(found.start), FaultOutcome::OfBlock(OfBlock::Upgraded))
     }
 
     /// The rest of a fault of the block that has `page`, without a lock.
@@ -223,20 +208,18 @@ impl Space {
             entry
         };
         let (old, frames) = (shared.address(), self.common.frames);
-        let Ok(new) = frames.alloc_splittable(cpu) else {
+        // Its pages are copied one by one.
+        let split = || {
             self.common.block(old).put_block(cpu);
             self.split_block(&found, pages(page, page + PAGE));
-            return;
         };
+        let Ok(new) = frames.alloc_splittable(cpu) else { return split() };
         let start = found.start;
         let copied = self.common.block(old).copy_to(new);
         let copy = copied.ok().and_then(|()| self.prepared_block(block_of(written(new, area.protection()))));
         let Some(copy) = copy else {
-            // Its pages are copied one by one.
             frames.free_splittable(cpu, new);
-            self.common.block(old).put_block(cpu);
-            self.split_block(&found, pages(page, page + PAGE));
-            return;
+            return split();
         };
         self.note_block_origin(new, start);
         let unused = {

@@ -7,11 +7,12 @@ use granule_pgtable::Stores;
 use super::super::address_space::Space;
 use super::super::area::Area;
 use super::super::cells::BlockCell;
+use super::super::entry::first_entry;
 use super::super::outcome::FaultOutcome;
 use super::super::shmem::Object;
 use super::super::shmem::block::BlockPages;
 use super::super::shmem::pages::{FoundBlock, order};
-use super::{broken, first_entry};
+use super::{block_of, broken};
 use crate::mm::kernel::Machine;
 use crate::mm::page_block::BLOCK_SIZE;
 use crate::sched::note_shortage;
@@ -56,7 +57,7 @@ impl Space {
     ) -> Linked {
         let mmu = self.mmu();
         // An area of an object with tags has no blocks: nothing waits for tag storage.
-        let Some(new) = self.prepared_block(first_entry(found.block(), area.protection())) else {
+        let Some(new) = self.prepared_block(block_of(first_entry(found.block(), area.protection()))) else {
             return Linked::Not;
         };
         let locked = self.lock_table(at.table);
