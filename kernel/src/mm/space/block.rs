@@ -41,7 +41,7 @@ use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, replace, uffd_wp_marker};
 use super::folio::FolioTags;
-use super::gather::{Gather, Stale};
+use super::gather::Gather;
 use super::group::fill_groups;
 use super::look::LockedEntry;
 use super::protect::{Allowed, may_be_written};
@@ -329,26 +329,20 @@ impl Space {
     }
 
     /// Changes the protection of the block at `address`, or splits it where only a part of it is in `range`. The caller
-    /// invalidates `stale`.
+    /// invalidates it where a TLB may have what it was, which is returned too.
     #[cold]
     #[inline(never)]
-    pub(super) fn protect_block(
-        &self,
-        range: PageRange,
-        address: VirtAddr,
-        allowed: Allowed,
-        stale: &mut Stale,
-    ) -> Visited {
+    pub(super) fn protect_block(&self, range: PageRange, address: VirtAddr, allowed: Allowed) -> (Visited, bool) {
         relax();
         let mmu = self.mmu();
-        let Some(found) = self.block_at(address) else { return Visited::Done };
+        let Some(found) = self.block_at(address) else { return (Visited::Done, false) };
         if !found.is_in(range) {
-            return self.split_block(&found, range);
+            return (self.split_block(&found, range), false);
         }
         let locked = self.lock_table(found.table);
         let mut entry = mmu.load(found.cell);
         if !is_block(entry) {
-            return visited(entry);
+            return (visited(entry), false);
         }
         let is_own = || allowed.has_one_copy() || self.common.block(entry.address()).is_sole();
         let own = allowed.is_writable() && is_own();
@@ -356,11 +350,11 @@ impl Space {
             let changed = modified(entry, allowed.for_sharers());
             let changed = if own { may_be_written(changed) } else { changed };
             if changed == entry {
-                return Visited::Done;
+                return (Visited::Done, false);
             }
             let Some(changed) = self.prepared_block(changed) else {
                 drop(locked);
-                return self.split_block(&found, range);
+                return (self.split_block(&found, range), false);
             };
             match mmu.compare_exchange(found.cell, entry, changed) {
                 Ok(()) => break,
@@ -368,10 +362,7 @@ impl Space {
                 Err(now) => entry = now,
             }
         }
-        if entry.is_valid() {
-            stale.note_block(found.start);
-        }
-        Visited::Done
+        (Visited::Done, entry.is_valid())
     }
 
     /// Copies the block at `address` to the same place in `child`, where a table without entries is linked; returns

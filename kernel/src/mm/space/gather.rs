@@ -75,7 +75,7 @@ impl Stale {
 
     /// The invalidation that is due, if any.
     #[inline(always)]
-    pub(super) fn invalidation(self) -> Option<Invalidation> {
+    pub(super) fn invalidation(&self) -> Option<Invalidation> {
         let level = if self.above.is_none() { LevelHint::new(LAST_LEVEL) } else { None };
         self.range().map(|range| Invalidation { range, tables: self.above.unwrap_or(Tables::Kept), level })
     }
@@ -248,7 +248,8 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted.
     #[inline(always)]
     pub(super) fn invalidate(&mut self) {
-        if let Some(stale) = core::mem::replace(&mut self.stale, Stale::NONE).invalidation() {
+        if let Some(stale) = self.stale.invalidation() {
+            self.stale = Stale::NONE;
             self.space.tlb().flush_freed(self.space.mmu(), &stale);
         }
     }

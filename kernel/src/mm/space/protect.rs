@@ -252,7 +252,13 @@ impl Space {
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
         let mut stale = Stale::NONE;
         let mut walk = self.page_tables().walk_cells(range);
-        while let Some(found) = walk.next_cells(|at| self.protect_block(range, at, allowed, &mut stale)) {
+        while let Some(found) = walk.next_cells(|at| {
+            let (visited, is_stale) = self.protect_block(range, at, allowed);
+            if is_stale {
+                stale.note_block(at);
+            }
+            visited
+        }) {
             if found.start > range.start() {
                 relax();
             }
