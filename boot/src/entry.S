@@ -174,7 +174,7 @@ _start:
     .quad   __image_size                    // all that must be free, bss included
     .quad   0b1010                          // little endian, 4 KiB pages, anywhere in memory
     .quad   {LOG} - _start                  // reserved; here: where the log is, from the image's start on
-    .quad   __slide                         // reserved; here: from IMAGE_BASE to the image; granule::start::slide writes it
+    .quad   __slide                         // reserved; here: from IMAGE_BASE to the image; start::slide writes it
     .quad   0
     .ascii  "ARM\x64"
     .long   0                               // offset of the PE headers: `./x build` adds them, and the EFI stub

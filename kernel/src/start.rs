@@ -198,11 +198,11 @@ fn fail(error: &BootError) -> ! {
 /// Where the device tree lies; why it cannot be used.
 type TreeResult = Result<PhysRange, PlatformError>;
 
-/// The distance from where the image is linked to where it is to run, by the seed that the loader left for that, which is
-/// zeroed. The header of the image has it on return, for the other CPUs. 0: the image stays.
+/// The distance from where the image is linked to where it is to run, by the seed that the loader left for that, which
+/// is zeroed. The header of the image has it on return, for the other CPUs. 0: the image stays.
 ///
-/// The entry code calls it on the boot stack, before the image is relocated: no address of the image may outlast it. The
-/// device tree is checked here and not again, as that is a good part of the boot.
+/// The entry code calls it on the boot stack, before the image is relocated: no address of the image may outlast it.
+/// The device tree is checked here and not again, as that is a good part of the boot.
 pub fn slide(boot: &mut BootInfo) -> u64 {
     // SAFETY: the entry code wrote `boot` and linked the fixmap's table.
     unsafe { fixmap::init(boot) };
@@ -226,8 +226,8 @@ pub fn slide(boot: &mut BootInfo) -> u64 {
     slide
 }
 
-/// Maps the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF, and
-/// returns where it lies, and its bytes.
+/// Maps the device tree that the loader gave, or else the one at the start of memory, where QEMU puts it for an ELF,
+/// and returns where it lies, and its bytes.
 ///
 /// # Safety
 /// The bytes are used no more once the mapping is gone (`fixmap::unmap_device_tree`), nor when the tree has changed.
