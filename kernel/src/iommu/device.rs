@@ -1,6 +1,8 @@
 //! A device as its driver sees it: where it finds memory, and whether it got there.
 
-#![allow(unsafe_code, reason = "cache maintenance of memory that is mapped for a device")]
+#![allow(unsafe_code, reason = "a page that is its driver's alone")]
+
+mod caches;
 
 use core::fmt;
 use core::ops::Range;
@@ -9,7 +11,6 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_arch::cache::clean_and_invalidate_to_memory;
 use granule_arch::descriptor::{Attributes, MemoryType};
 use granule_pgtable::PageRange;
 use granule_smmuv3::{ContextDescriptor, Stream, StreamError, StreamTableEntry};
@@ -29,9 +30,6 @@ use crate::platform::MappedId;
 use crate::sched::RwSem;
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::{IrqLock, rank};
-
-/// Bytes that a cache writes at once, at most: Linux's ARCH_DMA_MINALIGN.
-const LINE: u64 = 128;
 
 /// Pages that a device may have in common with its driver, and for messages.
 const OWN: usize = 48;
@@ -597,34 +595,6 @@ impl DmaDevice {
         }
         if let Some(device) = self.device() {
             device.unmap(address, bytes);
-        }
-    }
-
-    /// Whether no line of memory that the device is to write has other bytes: a CPU that changed those would write the
-    /// line over what the device wrote (Linux's rule for buffers).
-    #[cold]
-    fn check_lines(&self, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<(), DmaError> {
-        let has_whole_lines = physical.is_aligned(LINE) && (bytes as u64).is_multiple_of(LINE);
-        if direction == Direction::ToDevice || has_whole_lines { Ok(()) } else { Err(DmaError::PartOfLine(physical)) }
-    }
-
-    /// Takes memory out of the CPUs' caches, so that the device reads what they have stored, and no line is written
-    /// back over what it writes.
-    #[cold]
-    fn drop_lines(&self, physical: PhysAddr, bytes: usize) {
-        // SAFETY: the linear map shows memory.
-        unsafe { clean_and_invalidate_to_memory(self.frames().linear().address(physical), bytes as u64) };
-    }
-
-    /// [`Self::drop_lines`] once the device has written: speculation may have fetched lines since.
-    #[cold]
-    fn drop_fetched(&self, address: DmaAddress, bytes: usize) {
-        let physical = match self.device() {
-            None => Some(PhysAddr(address.0)),
-            Some(device) => device.domain.translate(VirtAddr(address.0)),
-        };
-        if let Some(physical) = physical {
-            self.drop_lines(physical, bytes);
         }
     }
 
