@@ -34,7 +34,7 @@ pub fn repeatable(machine: &Machine) -> Machine {
         icount: true,
         memory: "128M".into(),
         machine: format!("{},dtb-randomness=off", machine.machine),
-        bootargs: format!("{} norandmaps", machine.bootargs),
+        bootargs: format!("{} nokaslr norandmaps", machine.bootargs),
         ..machine.clone()
     }
 }

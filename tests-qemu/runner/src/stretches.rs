@@ -124,7 +124,7 @@ pub fn count(machine: &Machine, [image, plugin, scratch]: [&Path; 3], lines: &[&
     let bounds = format!("masked={MOST_MASKED},kernel={MOST_IN_KERNEL}");
     let plugin = format!("{},{bounds},out={}", plugin.display(), file.display());
     let extra = ["-plugin".into(), plugin.into()];
-    let bootargs = format!("{} norandmaps", script::BOOTARGS);
+    let bootargs = format!("{} nokaslr norandmaps", script::BOOTARGS);
     let qemu = Qemu::new(machine, image, Serial::Pipes, Reset::Ends, &bootargs, &extra);
     let mut session = Vec::new();
     let wrong = script::run(&qemu, &script::commands(&lines.join("\n")), limit, &mut session)?;

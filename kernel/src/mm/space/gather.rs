@@ -43,41 +43,47 @@ const BLOCKS: usize = 8;
 const TABLES_GATHERED: usize = 4;
 
 /// What is to be invalidated: from the first to the last address whose valid entry was changed.
+#[derive(Clone, Copy)]
 pub(super) struct Stale {
     start: VirtAddr,
     end: VirtAddr,
-    /// With entries above the last level among them, whether tables are too: then every level is invalidated.
-    above: Option<Tables>,
 }
 
 impl Stale {
     /// Nothing to invalidate.
-    pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0), above: None };
+    pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
+
+    /// The addresses from `start` to `end`.
+    #[inline(always)]
+    pub(super) const fn of(start: VirtAddr, end: VirtAddr) -> Self {
+        Self { start, end }
+    }
 
     /// Adds the addresses from `start` to `end`.
     #[inline(always)]
     pub(super) fn note(&mut self, start: VirtAddr, end: VirtAddr) {
-        self.start = self.start.min(start);
-        self.end = self.end.max(end);
+        self.add(Self::of(start, end));
     }
 
-    /// Adds the block at `start`, whose entry is above the last level.
-    pub(super) fn note_block(&mut self, start: VirtAddr) {
-        self.note(start, start + BLOCK_SIZE);
-        self.above = Some(Tables::Kept);
+    /// Adds all of `other`.
+    #[inline(always)]
+    pub(super) fn add(&mut self, other: Self) {
+        self.start = self.start.min(other.start);
+        self.end = self.end.max(other.end);
     }
 
     /// The range to invalidate, if any.
     #[inline(always)]
-    pub(super) fn range(&self) -> Option<PageRange> {
+    pub(super) fn range(self) -> Option<PageRange> {
         (self.start < self.end).then(|| pages(self.start, self.end))
     }
 
-    /// The invalidation that is due, if any.
+    /// The invalidation that is due, if any. With entries `above` the last level among what was changed, and what became
+    /// of tables then, it is of every level.
     #[inline(always)]
-    pub(super) fn invalidation(&self) -> Option<Invalidation> {
-        let level = if self.above.is_none() { LevelHint::new(LAST_LEVEL) } else { None };
-        self.range().map(|range| Invalidation { range, tables: self.above.unwrap_or(Tables::Kept), level })
+    pub(super) fn invalidation(self, above: Option<Tables>) -> Option<Invalidation> {
+        let level = if above.is_none() { LevelHint::new(LAST_LEVEL) } else { None };
+        self.range().map(|range| Invalidation { range, tables: above.unwrap_or(Tables::Kept), level })
     }
 }
 
@@ -106,6 +112,8 @@ pub(super) struct Gather<'s> {
     runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
     stale: Stale,
+    /// Whether such above the last level are among them, or tables.
+    above: Option<Tables>,
     /// Blocks among what was removed.
     blocks: heapless::Vec<PhysAddr, BLOCKS>,
     faults: Faults,
@@ -138,6 +146,7 @@ impl<'s> Gather<'s> {
             left: Descriptor::EMPTY,
             runs: heapless::Vec::new(),
             stale: Stale::NONE,
+            above: None,
             blocks: heapless::Vec::new(),
             faults,
             tables_seen: 0,
@@ -178,7 +187,7 @@ impl<'s> Gather<'s> {
 
     /// Notes that entries above the last level that translated addresses of `span` were cleared.
     fn stale_tables(&mut self, span: PageRange) {
-        self.stale.above = Some(Tables::Unlinked);
+        self.above = Some(Tables::Unlinked);
         self.stale(span.start(), span.end());
     }
 
@@ -248,22 +257,31 @@ impl<'s> Gather<'s> {
     /// Invalidates what was noted.
     #[inline(always)]
     pub(super) fn invalidate(&mut self) {
-        if let Some(stale) = self.stale.invalidation() {
-            self.stale = Stale::NONE;
+        if let Some(stale) = self.stale.invalidation(self.above) {
+            (self.stale, self.above) = (Stale::NONE, None);
             self.space.tlb().flush_freed(self.space.mmu(), &stale);
+        }
+    }
+
+    /// Drops the references of blocks that were removed.
+    #[cold]
+    #[inline(never)]
+    fn put_blocks(&mut self) {
+        while let Some(block) = self.blocks.pop() {
+            self.space.common.block(block).put_block(self.cpu);
         }
     }
 
     /// Invalidates what was noted, then frees the frames.
     pub(super) fn finish(&mut self) {
         self.invalidate();
-        let common = self.space.common;
-        while let Some(block) = self.blocks.pop() {
-            common.block(block).put_block(self.cpu);
+        if !self.blocks.is_empty() {
+            self.put_blocks();
         }
         if self.runs.is_empty() {
             return;
         }
+        let common = self.space.common;
         // A single frame needs no list.
         if let [run] = &self.runs[..]
             && run.start + PAGE == run.end

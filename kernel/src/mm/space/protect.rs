@@ -6,7 +6,7 @@
 use granule_arch::addr::VirtAddr;
 use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
 use granule_arch::patched_branch;
-use granule_pgtable::{Mmu, PageRange, Stores, Survey, Tlb};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Survey, Tables, Tlb};
 
 use super::address_space::Space;
 use super::area::pools::Spares;
@@ -22,6 +22,7 @@ use super::limits::SpaceLimits;
 use super::range::{clamped_range, pages, user_range};
 use crate::lab;
 use crate::mm::notifier::{Event, Range};
+use crate::mm::page_block::BLOCK_SIZE;
 use crate::mm::tag_storage::TagStorage;
 use crate::platform::features::branch;
 use crate::sched::{WriteGuard, relax};
@@ -250,22 +251,28 @@ impl Space {
     fn protect_pages(&self, range: PageRange, area: &Area, protection: Protection) {
         let allowed = Allowed { protection, flags: area.flags() };
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-        let mut stale = Stale::NONE;
+        let (mut stale, mut above) = (Stale::NONE, false);
         let mut walk = self.page_tables().walk_cells(range);
-        while let Some(found) = walk.next_cells(|at| {
-            let (visited, is_stale) = self.protect_block(range, at, allowed);
-            if is_stale {
-                stale.note_block(at);
-            }
-            visited
-        }) {
+        while let Some(met) = walk.next() {
+            let found = match met {
+                CellsOrBlock::Cells(found) => found,
+                CellsOrBlock::Block(at) => {
+                    let (visited, is_stale) = self.protect_block(range, at, allowed);
+                    if is_stale {
+                        stale.note(at, at + BLOCK_SIZE);
+                        above = true;
+                    }
+                    walk.go_on(at, visited);
+                    continue;
+                }
+            };
             if found.start > range.start() {
                 relax();
             }
             let _locked = self.lock_table(found.table);
-            self.protect_cells(&found, allowed, &mut stale);
+            stale = self.protect_cells(&found, allowed, stale);
         }
-        if let Some(changed) = stale.invalidation() {
+        if let Some(changed) = stale.invalidation(above.then_some(Tables::Kept)) {
             self.tlb().invalidate(self.mmu(), core::iter::once(changed));
         }
     }
@@ -283,9 +290,9 @@ impl Space {
         }
     }
 
-    /// Changes entries of one table, whose lock is held. The caller invalidates `stale`.
+    /// Changes entries of one table, whose lock is held; returns those that the caller invalidates.
     #[inline(always)]
-    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut Stale) {
+    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, mut stale: Stale) -> Stale {
         let survey = self.mmu().survey(found.cells);
         // Nearly always they differ in their addresses only.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
@@ -300,22 +307,23 @@ impl Space {
         } else {
             let to = if allowed.is_writable() { may_be_written(to) } else { to };
             if from == to {
-                return;
+                return stale;
             }
             self.mmu().update_run(found.cells, from.0 ^ to.0);
-        }
-        if from.is_valid() {
-            stale.note(found.start, found.address(found.cells.len()));
         }
         if allowed.flags.has_any(AreaFlags::BLOCKS) {
             self.fold(*found);
         }
+        if from.is_valid() {
+            stale.note(found.start, found.address(found.cells.len()));
+        }
+        stale
     }
 
     /// As [`Self::protect_cells`], where entries differ, or some are empty.
     #[cold]
     #[inline(never)]
-    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, stale: &mut Stale) {
+    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, mut stale: Stale) -> Stale {
         let mmu = self.mmu();
         self.unfold_ends(found);
         for (index, cell) in found.cells.iter().enumerate() {
@@ -349,6 +357,7 @@ impl Space {
         if allowed.flags.has_any(AreaFlags::BLOCKS) {
             self.fold(*found);
         }
+        stale
     }
 
     /// Changes the protection of a page or a group, whose entries are `cells`, the first of them `first`; returns whether

@@ -107,7 +107,7 @@ impl Space {
                     }
                 }
             }
-            if let Some(young) = young.invalidation() {
+            if let Some(young) = young.invalidation(None) {
                 batch.add(self.tlb(), &young);
             }
         });
@@ -137,7 +137,7 @@ impl Space {
                 let was_last = self.common.record(entry.address()).put();
                 debug_assert!(!was_last, "the object's reference is left");
             }
-            if let Some(stale) = stale.invalidation() {
+            if let Some(stale) = stale.invalidation(None) {
                 batch.add(self.tlb(), &stale);
             }
         });

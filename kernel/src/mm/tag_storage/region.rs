@@ -246,9 +246,8 @@ impl<'a> Coverage<'a> {
     /// Whether the first region has the tags of all frames from `lowest` to `highest`.
     #[inline(always)]
     pub fn has_all(&self, lowest: PhysAddr, highest: PhysAddr) -> bool {
-        let covers_both =
-            |region: &Region| region.covers(lowest.frame_number()) && region.covers(highest.frame_number());
-        self.0.first().is_some_and(covers_both)
+        let (lowest, highest) = (lowest.frame_number(), highest.frame_number());
+        self.0.first().is_some_and(|region| region.tagged.start <= lowest && highest < region.tagged.end)
     }
 
     /// Whether `frame` does. Tag storage does too, and never has any.

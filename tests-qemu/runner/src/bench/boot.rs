@@ -217,7 +217,7 @@ fn one_boot(
 ) -> Result<Points> {
     let nonce = fresh_nonce();
     let rows: Vec<String> = chosen.rows.iter().map(|row| row.index.to_string()).collect();
-    let mut append = format!("semihosting norandmaps bench.nonce={nonce} bench.rows={}", rows.join(","));
+    let mut append = format!("semihosting nokaslr norandmaps bench.nonce={nonce} bench.rows={}", rows.join(","));
     if !bootargs.is_empty() {
         append.push_str(&format!(" {bootargs}"));
     }

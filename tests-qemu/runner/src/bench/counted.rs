@@ -65,7 +65,7 @@ impl Counted<'_> {
         let mut all = vec!["-plugin".into(), plugin];
         all.extend(extra.iter().map(Into::into));
         // Where a plugin sees accesses, QEMU (10.0) loads and stores no tags: LDG is 0 in code that it watches.
-        let append = format!("semihosting norandmaps heap.tags=off {append}");
+        let append = format!("semihosting nokaslr norandmaps heap.tags=off {append}");
         let ended = run(&Qemu::new(&machine, self.image, Serial::Pipes, Reset::Ends, &append, &all));
         let read = |kind: &&str| {
             let text = fs::read_to_string(file(kind));

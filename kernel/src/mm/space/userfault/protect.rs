@@ -177,7 +177,7 @@ impl Space {
             Some(from) => self.mark_alike(found, from, marking),
             None => self.mark_each(&locked, found, marking),
         };
-        if let Some(stale) = stale.invalidation() {
+        if let Some(stale) = stale.invalidation(None) {
             self.tlb().flush_freed(mmu, &stale);
         }
     }
