@@ -257,7 +257,7 @@ impl Iommu {
         let asid = self.asids.lock().allocate().ok_or(AttachError::NoNumber)?;
         let device = self.make_device(cpu, (stream, mask), asid).and_then(|device| {
             let attached = self.translate(stream, device.domain.root(), asid);
-            attached.inspect_err(|_| device.domain.dismantle(cpu, &self.smmu))?;
+            attached.inspect_err(|_| device.domain.dismantle(cpu))?;
             Ok(device)
         });
         let device = device.inspect_err(|_| self.asids.lock().free(asid))?;
@@ -306,7 +306,7 @@ impl Iommu {
         devices.retain(|other| other.0 != NonNull::from(device));
         // The places that are left in `own` are addresses of messages: registers, not frames.
         device.state.write().own.drain(..).for_each(|own| device.give_back_place(own.at));
-        device.domain.dismantle(cpu, &self.smmu);
+        device.domain.dismantle(cpu);
         self.asids.lock().free(device.domain.asid());
     }
 }
@@ -392,7 +392,7 @@ impl AttachedDevice {
         let attributes = Attributes::device_domain(MemoryType::Normal, direction != Direction::ToDevice);
         let mapped = PageRange::new(start, pages as u64 * PAGE)
             .map_err(DmaError::from)
-            .and_then(|range| Ok(self.domain.map(cpu, &self.iommu.smmu, range, PhysAddr(first), attributes)?));
+            .and_then(|range| Ok(self.domain.map(cpu, range, PhysAddr(first), attributes)?));
         match mapped {
             Ok(()) => Ok(DmaAddress(start.0 + (physical.0 - first))),
             Err(error) => {
@@ -407,7 +407,7 @@ impl AttachedDevice {
         let (first, pages) = whole_pages(address.0, bytes);
         let start = VirtAddr(first);
         if let Ok(range) = PageRange::new(start, pages as u64 * PAGE) {
-            self.domain.unmap(&self.iommu.smmu, range);
+            self.domain.unmap(range);
             // Only now may the addresses be used again.
             self.addresses.lock().give_back(start, pages);
         }
@@ -445,7 +445,7 @@ impl AttachedDevice {
 
     fn show_everywhere(&self, cpu: &Cpu, state: &PortState, own: OwnPage) -> Result<(), DmaError> {
         let range = PageRange::new(own.at, PAGE)?;
-        self.domain.map(cpu, &self.iommu.smmu, range, own.physical, Attributes::device_domain(own.memory, true))?;
+        self.domain.map(cpu, range, own.physical, Attributes::device_domain(own.memory, true))?;
         // A space that has ended shows nothing: the device is cut off.
         let shown = state
             .binding
@@ -453,7 +453,7 @@ impl AttachedDevice {
             .and_then(Binding::space)
             .and_then(|space| space.between_changes(|pages| pages.show(cpu, own.at, own.physical, own.memory)));
         if let Some(Err(error)) = shown {
-            self.domain.unmap(&self.iommu.smmu, range);
+            self.domain.unmap(range);
             return Err(error.into());
         }
         Ok(())
@@ -473,7 +473,7 @@ impl AttachedDevice {
             }
         }
         if let Ok(range) = PageRange::new(own.at, PAGE) {
-            self.domain.unmap(&self.iommu.smmu, range);
+            self.domain.unmap(range);
         }
         self.give_back_place(own.at);
     }
@@ -578,9 +578,14 @@ impl DmaDevice {
         direction: Direction,
     ) -> Result<DmaAddress, DmaError> {
         if self.is_uncached {
-            self.check_lines(physical, bytes, direction)?;
-            self.drop_lines(physical, bytes);
+            return self.map_uncached(cpu, physical, bytes, direction);
         }
+        self.show(cpu, physical, bytes, direction)
+    }
+
+    /// [`Self::map`] of memory that no cache has anything of.
+    #[inline(always)]
+    fn show(&self, cpu: &Cpu, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<DmaAddress, DmaError> {
         match self.device() {
             None => Ok(DmaAddress(physical.0)),
             Some(device) => device.map(cpu, physical, bytes, direction),

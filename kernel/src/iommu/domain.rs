@@ -39,22 +39,23 @@ pub(super) struct Domain {
     tables: AtomicUsize,
     mmu: Machine,
     frames: &'static FrameAllocator,
+    smmu: &'static Smmu<Port>,
 }
 
 impl Domain {
-    /// Tables that translate nothing, under `asid` of the SMMU.
+    /// Tables that translate nothing, under `asid` of `smmu`.
     pub(super) fn new(
         cpu: &Cpu,
         mmu: Machine,
         frames: &'static FrameAllocator,
-        smmu: &Smmu<Port>,
+        smmu: &'static Smmu<Port>,
         asid: u16,
     ) -> Result<Self, OutOfMemory> {
         let root = frames.alloc_zeroed(cpu)?;
         smmu.clean(root, PAGE);
         // SAFETY: a zeroed frame that is used for nothing else until the domain ends.
         let root = unsafe { Table::<Granule4K>::root(root) };
-        Ok(Self { root, asid, tables: AtomicUsize::new(0), mmu, frames })
+        Ok(Self { root, asid, tables: AtomicUsize::new(0), mmu, frames, smmu })
     }
 
     /// The root table.
@@ -80,7 +81,6 @@ impl Domain {
     pub(super) fn map(
         &self,
         cpu: &Cpu,
-        smmu: &Smmu<Port>,
         range: PageRange,
         physical: PhysAddr,
         attributes: Attributes,
@@ -88,7 +88,7 @@ impl Domain {
         let (tables, mmu) = (self.page_tables(), &self.mmu);
         for chunk in chunks(range) {
             if tables.cell(chunk).is_none() {
-                self.make_table(cpu, smmu, chunk)?;
+                self.make_table(cpu, chunk)?;
             }
         }
         tables.for_each_cells(range, |found| {
@@ -98,35 +98,35 @@ impl Domain {
         });
         // Entries that were not valid are in no TLB: walks need only see the new ones.
         mmu.dsb_ishst();
-        if !smmu.features().coherent {
-            self.clean_links(smmu, range);
-            self.clean_leaves(smmu, range);
+        if !self.smmu.features().coherent {
+            self.clean_links(range);
+            self.clean_leaves(range);
         }
         Ok(())
     }
 
     #[cold]
-    fn make_table(&self, cpu: &Cpu, smmu: &Smmu<Port>, address: VirtAddr) -> Result<(), OutOfMemory> {
-        self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu, smmu }, || Ok(())).map(drop)
+    fn make_table(&self, cpu: &Cpu, address: VirtAddr) -> Result<(), OutOfMemory> {
+        self.page_tables().ensure_cell(address, &mut Source { domain: self, cpu }, || Ok(())).map(drop)
     }
 
     /// Has an SMMU that does not see the caches find the tables of `range`. Each call that maps does so: the CPU that
     /// has linked one of them may not have come to it yet.
     #[cold]
-    fn clean_links(&self, smmu: &Smmu<Port>, range: PageRange) {
+    fn clean_links(&self, range: PageRange) {
         for chunk in chunks(range) {
             for step in self.page_tables().walk(chunk).filter(|step| step.level != LAST_LEVEL) {
-                smmu.clean(step.table + step.index as u64 * CELL, CELL);
+                self.smmu.clean(step.table + step.index as u64 * CELL, CELL);
             }
         }
     }
 
     /// Has it find the entries of `range`.
     #[cold]
-    fn clean_leaves(&self, smmu: &Smmu<Port>, range: PageRange) {
+    fn clean_leaves(&self, range: PageRange) {
         self.page_tables().for_each_cells(range, |found| {
             let first = Granule4K::index(found.start, LAST_LEVEL) as u64;
-            smmu.clean(found.table + first * CELL, found.cells.len() as u64 * CELL);
+            self.smmu.clean(found.table + first * CELL, found.cells.len() as u64 * CELL);
         });
     }
 
@@ -137,19 +137,19 @@ impl Domain {
 
     /// Ends [`Self::map`]. On return the device does not reach the memory.
     #[inline(always)]
-    pub(super) fn unmap(&self, smmu: &Smmu<Port>, range: PageRange) {
+    pub(super) fn unmap(&self, range: PageRange) {
         // The owner of each frame is recorded elsewhere: no entry need keep it while the invalidation is under way.
         self.page_tables().for_each_cells(range, |found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));
-        if !smmu.features().coherent {
-            self.clean_leaves(smmu, range);
+        if !self.smmu.features().coherent {
+            self.clean_leaves(range);
         }
         let changed = Invalidation { range, tables: Tables::Kept, level: LevelHint::new(LAST_LEVEL) };
-        DomainTlb { smmu, asid: self.asid }.invalidate(&self.mmu, core::iter::once(changed));
+        DomainTlb { smmu: self.smmu, asid: self.asid }.invalidate(&self.mmu, core::iter::once(changed));
     }
 
     /// Gives back all tables. No stream is translated by them any more.
-    pub(super) fn dismantle(&self, cpu: &Cpu, smmu: &Smmu<Port>) {
-        let forget = || with_interrupts_masked(|| smmu.invalidate_asid(self.asid));
+    pub(super) fn dismantle(&self, cpu: &Cpu) {
+        let forget = || with_interrupts_masked(|| self.smmu.invalidate_asid(self.asid));
         // The owner of each frame is recorded elsewhere.
         let out = |out| {
             if let Dismantled::Table(table) = out {
@@ -216,14 +216,13 @@ impl<M: Mmu<Geometry = Granule4K>> Tlb<M> for DomainTlb<'_> {
 struct Source<'a> {
     domain: &'a Domain,
     cpu: &'a Cpu,
-    smmu: &'a Smmu<Port>,
 }
 
 // SAFETY: the allocator gives each frame to one owner, zeroed here, and every frame is in the linear map.
 unsafe impl TableSource for Source<'_> {
     fn take(&mut self) -> Option<PhysAddr> {
         let table = self.domain.frames.alloc_zeroed(self.cpu).ok()?;
-        self.smmu.clean(table, PAGE);
+        self.domain.smmu.clean(table, PAGE);
         self.domain.tables.fetch_add(1, Ordering::Relaxed);
         Some(table)
     }
