@@ -155,7 +155,7 @@
 2:
     .endm
 
-// What this CPU needs of the image, by its present address. Clobbers x0.
+// Gives this CPU its struct and its vectors, by the present address of the image. Clobbers x0.
     .macro  use_image
     address x0, {BOOT_CPU}
     msr     tpidr_el1, x0
@@ -559,7 +559,7 @@ primary_high:
     cbz     x0, protect
     mov     x6, x0
 
-    // The same level 3 tables, linked once more: a slide is no shorter than the image, so nothing valid changes.
+    // Links the level 3 tables once more: a slide is no shorter than the image, so nothing valid changes.
     adrp    x1, image_level2                // IMAGE_BASE is the first address of its GiB
     add     x2, x1, x6, lsr #18             // one entry of 8 bytes for each 2 MiB
     adrp    x3, __image_end

@@ -182,7 +182,7 @@ fn the_trees_seed_places_the_image() {
 #[test]
 fn the_trees_seed_is_zeroed() {
     let socket = Socket::new();
-    let (mut session, mut gdb, tree, bytes) = before_the_entry(&socket);
+    let (mut session, gdb, tree, bytes) = before_the_entry(&socket);
     let strings = u32::from_be_bytes(*bytes[12..].first_chunk().unwrap()) as usize;
     let name = bytes[strings..].windows(11).position(|name| name == b"kaslr-seed\0").unwrap();
     // The property's token, length and name, and the seed (Devicetree Specification v0.4, 5.4.1).

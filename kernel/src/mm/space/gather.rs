@@ -42,7 +42,7 @@ const BLOCKS: usize = 8;
 /// Last-level tables whose frames are freed together: runs may be long.
 const TABLES_GATHERED: usize = 4;
 
-/// What is to be invalidated: from the first to the last address whose valid entry was changed.
+/// Addresses to invalidate: from the first to the last address whose valid entry was changed.
 #[derive(Clone, Copy)]
 pub(super) struct Stale {
     start: VirtAddr,
