@@ -124,6 +124,17 @@ impl<'t, M: Mmu> CellsWalk<'t, M> {
         }
     }
 
+    /// Calls `visit` with each table's entries.
+    ///
+    /// # Panics
+    /// At a block: to pass over it would leave its pages as they are.
+    #[inline(always)]
+    pub fn for_each(mut self, mut visit: impl FnMut(Cells<'t, M>)) {
+        while let Some(found) = self.next_cells(|address| refuse_block(address)) {
+            visit(found);
+        }
+    }
+
     /// Passes what an entry of `level` translates.
     #[inline(always)]
     fn pass(&mut self, level: u8) {
@@ -189,20 +200,8 @@ impl<'a, M: Mmu> PageTables<'a, M> {
         Some(cells_in(&self.last_table(start).ok()?, start, count))
     }
 
-    /// Calls `visit` with the entries of `range`, table by table, in ascending order. Where there is no table nothing
-    /// is visited.
-    ///
-    /// # Panics
-    /// At a block: to pass over it would leave its pages as they are.
-    #[inline(always)]
-    pub fn for_each_cells(&self, range: PageRange<M::Geometry>, mut visit: impl FnMut(Cells<'a, M>)) {
-        let mut walk = self.walk_cells(range);
-        while let Some(found) = walk.next_cells(|address| refuse_block(address)) {
-            visit(found);
-        }
-    }
-
-    /// As [`Self::for_each_cells`], as a walk, for a tree with blocks.
+    /// A walk of the entries of `range`, table by table, in ascending order, and of the blocks of a tree that has some.
+    /// Where there is no table nothing is met.
     #[inline(always)]
     pub fn walk_cells(&self, range: PageRange<M::Geometry>) -> CellsWalk<'a, M> {
         CellsWalk { mmu: self.mmu(), root: self.root(), from: range.start(), last: range.last(), is_done: false }

@@ -91,7 +91,7 @@ impl Domain {
                 self.make_table(cpu, chunk)?;
             }
         }
-        tables.for_each_cells(range, |found| {
+        tables.walk_cells(range).for_each(|found| {
             debug_assert!(found.cells.iter().all(|cell| mmu.load(cell) == Descriptor::EMPTY));
             let first = PhysAddr(physical.0 + (found.start - range.start()));
             mmu.fill(found.cells, Descriptor::page(first, attributes), PAGE);
@@ -124,7 +124,7 @@ impl Domain {
     /// Has it find the entries of `range`.
     #[cold]
     fn clean_leaves(&self, range: PageRange) {
-        self.page_tables().for_each_cells(range, |found| {
+        self.page_tables().walk_cells(range).for_each(|found| {
             let first = Granule4K::index(found.start, LAST_LEVEL) as u64;
             self.smmu.clean(found.table + first * CELL, found.cells.len() as u64 * CELL);
         });
@@ -139,7 +139,7 @@ impl Domain {
     #[inline(always)]
     pub(super) fn unmap(&self, range: PageRange) {
         // The owner of each frame is recorded elsewhere: no entry need keep it while the invalidation is under way.
-        self.page_tables().for_each_cells(range, |found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));
+        self.page_tables().walk_cells(range).for_each(|found| self.mmu.fill(found.cells, Descriptor::EMPTY, 0));
         if !self.smmu.features().coherent {
             self.clean_leaves(range);
         }

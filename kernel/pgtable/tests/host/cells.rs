@@ -27,7 +27,7 @@ fn write<G: Geometry>(machine: &HostMachine<G>, address: VirtAddr) {
 /// Table by table: what the first entry translates, and how many there are.
 fn visited<G: Geometry>(machine: &HostMachine<G>, range: PageRange<G>) -> Vec<(VirtAddr, usize)> {
     let mut visited = Vec::new();
-    machine.page_tables().for_each_cells(range, |found| visited.push((found.start, found.cells.len())));
+    machine.page_tables().walk_cells(range).for_each(|found| visited.push((found.start, found.cells.len())));
     visited
 }
 
@@ -49,7 +49,7 @@ fn tables_are_linked_where_they_are_missing_and_visited_where_they_are<G: Geomet
     assert_eq!(visited(&machine, range(VirtAddr(span), span)), []);
     let (table, cell) = machine.page_tables().cell(VirtAddr(page)).unwrap();
     assert_eq!(machine.mmu().load(cell), LEAF);
-    machine.page_tables().for_each_cells(range(VirtAddr(page), page), |found| {
+    machine.page_tables().walk_cells(range(VirtAddr(page), page)).for_each(|found| {
         assert!(found.table == table && core::ptr::eq(&raw const found.cells[0], cell));
         assert_eq!(found.address(0), VirtAddr(page));
     });
@@ -84,7 +84,7 @@ fn tables_go_that_translate_nothing_outside_the_hole<G: Geometry>() {
     let free = machine.free_frames();
     for table in 0..4 {
         write(&machine, VirtAddr(table * span));
-        machine.page_tables().for_each_cells(range(VirtAddr(table * span), G::PAGE_SIZE), |found| {
+        machine.page_tables().walk_cells(range(VirtAddr(table * span), G::PAGE_SIZE)).for_each(|found| {
             machine.mmu().store(&found.cells[0], Descriptor::EMPTY);
         });
     }
@@ -116,7 +116,7 @@ fn tables_go_at_the_top_of_the_address_space<G: Geometry>() {
     let span = G::entry_size(LAST_LEVEL - 1);
     let last = VirtAddr(0u64.wrapping_sub(G::PAGE_SIZE));
     write(&machine, last);
-    machine.page_tables().for_each_cells(range(last, G::PAGE_SIZE), |found| {
+    machine.page_tables().walk_cells(range(last, G::PAGE_SIZE)).for_each(|found| {
         machine.mmu().store(&found.cells[0], Descriptor::EMPTY);
     });
     for size in [G::PAGE_SIZE, span] {
@@ -259,7 +259,7 @@ fn a_block_is_refused_and_never_taken_for_a_table_or_a_hole() {
         let refused = tables.ensure_cell(page, &mut machine.frames(), none).map(drop);
         assert_eq!((refused, machine.free_frames()), (Err(EnsureError::Block), free), "{page}");
         assert!(tables.cell(page).is_none() && tables.cells(page, 2).is_none());
-        let visits = || tables.for_each_cells(range(page, 4 * KIB), |_| ());
+        let visits = || tables.walk_cells(range(page, 4 * KIB)).for_each(|_| ());
         // SAFETY: one thread has the machine, and no cell.
         #[allow(unsafe_code, reason = "the machine is the test's own")]
         let unlinks = || unsafe { tables.unlink_tables(range(page, 4 * KIB), range(VirtAddr(0), 4 * GIB), |_| ()) };

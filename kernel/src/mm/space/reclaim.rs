@@ -92,7 +92,7 @@ impl Space {
     pub(super) fn was_used(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange, used: Used) -> bool {
         let (mmu, mut was_used) = (self.mmu(), false);
         // No file of the initrd has blocks.
-        self.page_tables().for_each_cells(range, |found| {
+        self.page_tables().walk_cells(range).for_each(|found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
             let mut young = Stale::NONE;
@@ -118,7 +118,7 @@ impl Space {
     /// `batch` invalidate them. The object, or what has taken them from it, has another reference to each.
     pub(super) fn unmap_in_batch(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange) {
         let mmu = self.mmu();
-        self.page_tables().for_each_cells(range, |found| {
+        self.page_tables().walk_cells(range).for_each(|found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
             let mut stale = Stale::NONE;

@@ -349,7 +349,7 @@ impl Object {
     pub(super) fn pages_in(&self, first: u64, pages: u64) -> usize {
         let (mmu, mut count) = (&self.common.mmu, 0);
         if let Some(range) = self.filled(first..first.saturating_add(pages)) {
-            self.tables().for_each_cells(range, |found| {
+            self.tables().walk_cells(range).for_each(|found| {
                 count += found.cells.iter().filter(|cell| mmu.load(cell) != Descriptor::EMPTY).count();
                 relax();
             });

@@ -383,7 +383,7 @@ impl Object {
         let mut taken = Chain::new(self);
         let mmu = &self.common.mmu;
         if let Some(range) = self.filled(pages) {
-            self.tables().for_each_cells(range, |found| {
+            self.tables().walk_cells(range).for_each(|found| {
                 // A bit that is set later is that of a page that is added later.
                 let used = self.common.record(found.table).owner.load(Ordering::Relaxed) & bits_of(&found);
                 for_each_used(&found, used, |places| {
@@ -420,7 +420,7 @@ impl Object {
     /// The first page with a frame at `page` or after it.
     pub(in super::super) fn next_filled(&self, page: u64) -> Option<u64> {
         let (mmu, mut next) = (&self.common.mmu, None);
-        self.tables().for_each_cells(self.filled(page..LARGEST_OBJECT / PAGE)?, |found| {
+        self.tables().walk_cells(self.filled(page..LARGEST_OBJECT / PAGE)?).for_each(|found| {
             if next.is_none() {
                 let index = found.cells.iter().position(|cell| mmu.load(cell) != Descriptor::EMPTY);
                 next = index.map(|index| found.address(index).0 / PAGE);
@@ -549,7 +549,7 @@ impl Object {
         }
         let (mut next, mut found) = (first, None);
         if let Some(range) = self.filled(first..size.div_ceil(PAGE)) {
-            self.tables().for_each_cells(range, |cells| {
+            self.tables().walk_cells(range).for_each(|cells| {
                 relax();
                 for (index, cell) in cells.cells.iter().enumerate() {
                     if found.is_some() {

@@ -227,7 +227,7 @@ fn each_moment(work: Work, other: Work) -> usize {
         for nth in 0.. {
             let mapped = Rc::new(Mapped::on(rig, sharing, PAGES));
             // So that the next look takes the pages.
-            mapped.space.page_tables().for_each_cells(pages(START, at(PAGES)), |found| {
+            mapped.space.page_tables().walk_cells(pages(START, at(PAGES))).for_each(|found| {
                 found.cells.iter().for_each(|cell| {
                     let mmu = mapped.space.mmu();
                     mmu.store(cell, mmu.load(cell).old());
