@@ -106,3 +106,10 @@ impl NoRanks {
 
     pub(crate) fn remove(&self, _rank: rank::Rank) {}
 }
+
+/// Moments of the tests on the host, of which loom has its own.
+#[cfg(test)]
+pub mod meeting {
+    /// Nothing more than loom does at each access.
+    pub fn moment() {}
+}

@@ -530,16 +530,22 @@ impl Space {
         folio.put_block(cpu);
     }
 
-    /// Makes the contents of a block visible to fetches. If it was split, the record of its first frame says that of
-    /// the first page alone.
+    /// Makes the contents of a block visible to fetches. Once it is divided the record of its first frame says that of the
+    /// first page alone, so a block that is one is judged under its lock.
     fn make_block_visible(&self, block: PhysAddr) {
         let folio = self.common.block(block);
-        let records = {
+        let is_visible_as_one = {
             let _locked = folio.lock();
-            folio.records()
+            folio.is_one().then(|| is_visible(folio.record()))
         };
-        let bytes = BLOCK_SIZE / records.len() as u64;
-        records.filter(|(_, record)| !is_visible(record)).for_each(|(frame, _)| self.maintain(frame, bytes));
+        match is_visible_as_one {
+            Some(true) => {}
+            Some(false) => self.maintain(block, BLOCK_SIZE),
+            None => {
+                let hidden = folio.records().filter(|(_, record)| !is_visible(record));
+                hidden.for_each(|(frame, _)| self.maintain(frame, PAGE));
+            }
+        }
     }
 
     /// Frees a table that was deposited.

@@ -88,7 +88,7 @@ impl<'s> Folio<'s> {
         self.spaces.record(self.first)
     }
 
-    /// The records, each with its first frame: one of a block that is one. They are locked.
+    /// The records, each with its first frame: one of a block that is one. They are locked, or known to be divided.
     #[inline(always)]
     pub(super) fn records(self) -> impl ExactSizeIterator<Item = (PhysAddr, &'static Frame)> {
         let (first, records) = (self.first, self.spaces.records());

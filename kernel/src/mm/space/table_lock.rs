@@ -19,6 +19,8 @@ impl<'a, const RANK: Rank> TableGuard<'a, RANK> {
     /// Acquires the lock in a frame's record.
     #[inline(always)]
     pub(super) fn lock(frame: &'a Frame) -> Self {
+        #[cfg(test)]
+        crate::sync::meeting::moment();
         #[cfg(debug_assertions)]
         this_cpu().held_ranks().check(RANK);
         let lock = &frame.table_lock;
@@ -50,5 +52,7 @@ impl<const RANK: Rank> Drop for TableGuard<'_, RANK> {
         #[cfg(debug_assertions)]
         this_cpu().held_ranks().remove(RANK);
         self.0.table_lock.store(0, Ordering::Release);
+        #[cfg(test)]
+        crate::sync::meeting::moment();
     }
 }

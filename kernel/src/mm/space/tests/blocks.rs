@@ -21,6 +21,7 @@ use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::space::group::GROUP_SIZE;
 use crate::mm::space::{AreaAdvice, Move, Remap, SpaceError, SpaceHandle, SpaceLimits};
 use crate::platform::features::branch;
+use crate::sync::meeting;
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const BLOCK_PAGES: u64 = BLOCK_FRAMES as u64;
@@ -305,13 +306,7 @@ fn code_in_a_block_that_another_space_has_split_is_made_visible() {
     let space = advised(&rig, 1);
     rig.write(&space, page(3), 1);
     let child = space.fork(&rig.cpu).unwrap();
-    let cleaned = |work: &dyn Fn()| {
-        let bytes = |operation: &Operation| match operation {
-            Operation::Cache(CacheOperation::Clean { bytes, .. }) => *bytes,
-            _ => 0,
-        };
-        host::with(&[], || record(work)).iter().map(bytes).sum::<u64>()
-    };
+    let cleaned = |work: &dyn Fn()| host::with(&[], || record(work)).iter().map(bytes_cleaned).sum::<u64>();
     let execute = |space: &Space, bytes| space.mprotect(page(0), bytes, READ_EXECUTE).unwrap();
     assert_eq!(cleaned(&|| execute(&space, PAGE)), PAGE);
     assert_eq!(cleaned(&|| execute(&child, BLOCK_SIZE)), BLOCK_SIZE - PAGE);
@@ -329,6 +324,34 @@ fn code_in_a_block_that_another_space_has_split_is_made_visible() {
     space.madvise_dontneed(&rig.cpu, page(0), BLOCK_SIZE).unwrap();
     rig.write(&space, page(3), 1);
     assert_eq!(size(&space, page(3)), GROUP_SIZE);
+}
+
+/// While one space makes the whole block executable another divides it and makes the first page so: the record of that
+/// then says nothing of the block.
+#[test]
+fn code_in_a_block_that_is_divided_while_it_is_made_visible_is_visible() {
+    for nth in 0.. {
+        let rig = Rig::new(32);
+        let space = advised(&rig, 1);
+        rig.write(&space, page(3), 1);
+        let child = space.fork(&rig.cpu).unwrap();
+        let execute = |space: &Space, bytes| space.mprotect(page(0), bytes, READ_EXECUTE).unwrap();
+        let first = || host::with(&[], || record(|| execute(&space, BLOCK_SIZE)));
+        let (operations, (), is_there) = meeting::meet(nth, first, || execute(&child, PAGE));
+        let cleaned: u64 = operations.iter().map(bytes_cleaned).sum();
+        assert!(cleaned >= BLOCK_SIZE - PAGE, "moment {nth}: {cleaned:#x} bytes");
+        if !is_there {
+            assert!(nth > 4, "{nth} moments");
+            break;
+        }
+    }
+}
+
+fn bytes_cleaned(operation: &Operation) -> u64 {
+    match operation {
+        Operation::Cache(CacheOperation::Clean { bytes, .. }) => *bytes,
+        _ => 0,
+    }
 }
 
 /// Numbers that look random, the same in each run.
