@@ -7,8 +7,8 @@
 //   build_tables    boot CPU: the image by pages with final permissions, the fixmap, the identity page
 //   configure_el1   MAIR, TCR, TTBRs and all else that a previous stage may have left, from this CPU's ID registers
 //   turn_on         (granule_arch::mmu) the one page of code that lies at the same address under both maps
-//   primary_high    at the linked address: vectors, stack, bss, `kernel_slide`, relocation, `kernel_main`
-//   secondary_high  at the linked address: the CPU's record, found by its affinity, with its entry point
+//   primary_high    where the image is mapped: vectors, stack, bss, `kernel_slide`, relocation, `kernel_main`
+//   secondary_high  where the image is mapped: the CPU's record, found by its affinity, with its entry point
 //
 // Rules. With the MMU off: PC-relative addresses only, no stack, nothing exclusive or unaligned (all data accesses are
 // Device-nGnRnE). A register field is written, never modified: what was in it is not ours. No page is writable and
@@ -512,7 +512,7 @@ parked_vectors:
     b       park
     .endr
 
-// ---------------------------------------------------------------- at the linked address, MMU on
+// ---------------------------------------------------------------- where the image is mapped, MMU on
 
     .text
 primary_high:

@@ -212,7 +212,7 @@ pub fn slide(boot: &mut BootInfo) -> u64 {
     boot.is_tree_sound = 1;
     let Some(KaslrSeed { value, offset }) = seed.filter(|_| tree.start().is_aligned(4)) else { return 0 };
     // The other half is for the place in memory: the EFI stub's.
-    let slide = image::slide(boot.image_end - boot.image_start, value & u64::from(u32::MAX));
+    let slide = layout::image_slide(boot.image_end - boot.image_start, value & u64::from(u32::MAX));
     for word in [offset, offset + 4] {
         // SAFETY: in the tree, which is memory by its magic number and no other's.
         unsafe { fixmap::write_word(tree.start() + word as u64, 0) };
@@ -235,7 +235,7 @@ unsafe fn map_tree<'t>(boot: &BootInfo) -> Result<(PhysRange, &'t [u8]), BootErr
     const GIB: u64 = 1 << 30;
     let looked = PhysAddr(boot.image_start).align_down(GIB);
     let start = if boot.device_tree != 0 { PhysAddr(boot.device_tree) } else { looked };
-    // SAFETY: the first of the mappings.
+    // SAFETY: the first of the mappings, or the same one again: of that of `slide` nothing is used any more.
     let header = unsafe { fixmap::map_device_tree(start, size_of::<u64>()) };
     // A probing read: where a loader has left something else in x0, there may be nothing at all.
     let header = header.and_then(|header| probe::read::<u64>(header).ok());

@@ -189,8 +189,8 @@ fn mark<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) ->
 
 /// Step 2 up to the invalidation. The second entry of each table in the list holds the address that it translated.
 ///
-/// Also returns whether a table is empty whose mark was taken away: by a map that was refused, or whose leaves are gone
-/// already.
+/// Also returns whether an empty table has no mark: a map took it away and was refused, its leaves are gone already, or
+/// the table is new.
 fn unlink<M: Stores>(tables: &PageTables<'_, M>, range: PageRange<M::Geometry>) -> (TableList, bool) {
     let (mut unlinked, mut unmarked) = (TableList::EMPTY, false);
     for_each_table(tables, range, |mmu, found| {

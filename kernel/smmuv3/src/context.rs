@@ -137,7 +137,7 @@ pub struct Translation {
     pub memory_types: u64,
     /// The tag of the translations in the SMMU's TLB, from its own allocator and from nothing else.
     pub asid: u16,
-    /// The SMMU reads tables coherently with the CPUs' caches (IDR0.COHACC).
+    /// The SMMU reads tables coherently with the CPUs' caches ([`Features::coherent`](crate::Features)).
     pub coherent: bool,
 }
 

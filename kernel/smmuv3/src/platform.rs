@@ -112,7 +112,7 @@ pub unsafe trait Platform: Sync {
         true
     }
     /// Writes the caches' lines of the `bytes` from `start` on, of page tables, to memory (DC CVAC), and waits until they
-    /// are there (DSB). Called where the SMMU does not see the caches alone
+    /// are there (DSB). Called only where the SMMU does not see the caches
     /// ([`Features::coherent`](crate::Features)).
     fn clean(&self, start: PhysAddr, bytes: u64);
 

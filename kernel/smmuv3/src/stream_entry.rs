@@ -114,7 +114,7 @@ pub enum Privilege {
 /// The properties that entries of one SMMU share.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct EntryFormat {
-    /// The SMMU reads memory coherently with the CPUs' caches (IDR0.COHACC).
+    /// The SMMU reads memory coherently with the CPUs' caches ([`Features::coherent`](crate::Features)).
     pub coherent: bool,
     /// The SMMU can stall transactions (IDR0.STALL_MODEL is 0b00): it must never, for this driver resumes none.
     pub can_stall: bool,

@@ -610,7 +610,8 @@ impl DmaDevice {
     /// A page for `bytes` bytes that driver and device have in common.
     ///
     /// # Errors
-    /// [`DmaError::TooLarge`] beyond a page; [`DmaError::OutOfMemory`], [`DmaError::NoAddresses`].
+    /// [`DmaError::TooLarge`] beyond a page; [`DmaError::OutOfMemory`], [`DmaError::NoAddresses`]; [`DmaError::Area`]
+    /// where the device does not see the caches.
     pub fn alloc_coherent(&self, cpu: &Cpu, bytes: usize) -> Result<Coherent, DmaError> {
         if bytes > PAGE_SIZE {
             return Err(DmaError::TooLarge(bytes));

@@ -17,6 +17,8 @@ pub const LINEAR_BASE: VirtAddr = VirtAddr(0xffff_0000_0000_0000);
 pub const LINEAR_SIZE: u64 = 1 << 47;
 /// Where the image is linked; the entry code hands it to the linker script.
 pub const IMAGE_BASE: VirtAddr = VirtAddr(0xffff_8000_8000_0000);
+/// The image is loaded and mapped at multiples of this, in bytes.
+const IMAGE_SLOT: u64 = 2 << 20;
 /// First address of the fixmap; the entry code links its table there.
 pub const FIXMAP_BASE: VirtAddr = VirtAddr(0xffff_8000_c000_0000);
 /// First address for vmalloc areas.
@@ -61,5 +63,31 @@ pub const fn region_name(address: VirtAddr) -> &'static str {
         address if address < VMALLOC_END.0 => "vmalloc",
         address if address < HEAP_BASE.0 => "frame array",
         _ => "heap",
+    }
+}
+
+/// The distance from where the kernel is linked to where an image of `size` bytes is mapped: a multiple of 2 MiB that leaves
+/// it in the window of the layout, and that lets both mappings be there, by `seed`. 0 where there is no such place.
+pub fn image_slide(size: u64, seed: u64) -> u64 {
+    let slots = size.div_ceil(IMAGE_SLOT);
+    let Some(choices) =
+        ((FIXMAP_BASE - IMAGE_BASE) / IMAGE_SLOT + 1).checked_sub(2 * slots).filter(|&choices| choices != 0)
+    else {
+        return 0;
+    };
+    (slots + seed % choices) * IMAGE_SLOT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{FIXMAP_BASE, IMAGE_BASE, IMAGE_SLOT, image_slide};
+
+    #[test]
+    fn a_slide_leaves_the_image_in_its_window_and_clear_of_where_it_is_linked() {
+        let window = FIXMAP_BASE - IMAGE_BASE;
+        let size = 3 * IMAGE_SLOT - 4096;
+        assert_eq!([0, 7, 506, 507].map(|seed| image_slide(size, seed) / IMAGE_SLOT), [3, 10, 509, 3]);
+        assert!((0..2000).map(|seed| image_slide(size, seed)).all(|slide| size <= slide && slide + size <= window));
+        assert_eq!([window / 2, window / 2 + 1, window + 1].map(|size| image_slide(size, 5)), [window / 2, 0, 0]);
     }
 }

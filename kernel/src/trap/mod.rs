@@ -9,7 +9,6 @@
 //!
 //! All of it runs with every exception masked, on the stack of the code that was interrupted.
 
-// Much of these two is plain logic: the host's tests run it, the host itself has no use for it.
 pub(crate) mod backtrace;
 mod extable;
 pub(crate) mod frame;

@@ -9,12 +9,13 @@
 //! - commands have the effect of their bits, read as they were before where no barrier ordered them before CMDQ_PROD
 //! - entries of eight words are seen as any mixture of what each word was
 //! - memory that is given up must be out of reach ([`SmmuModel::freed`])
+//! - an SMMU that does not see the CPUs' caches reads what was cleaned last
 //! - event records arrive when the driver's barrier makes sure of it, not before
 //! - registers that must not be written, orders of reset that let a transaction through, indices that run over
 //!
 //! Violations wait to be taken ([`SmmuModel::violations`]); a model that is dropped with violations that were
-//! not taken panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`] and
-//! [`SmmuModel::rewrite_commands`].
+//! not taken panics. Each rule has a test that breaks it: by [`SmmuModel::leave_out`], [`SmmuModel::lose_barrier`],
+//! [`SmmuModel::lose_clean`] and [`SmmuModel::rewrite_commands`].
 //!
 //! - what devices translate ahead and keep (ATS), and CMD_ATC_INV for it
 //! - tables that lead to themselves, and runs without end: a verdict, and no hang

@@ -53,7 +53,8 @@ fn it_translates_forgets_and_leaves_events() {
     }
 }
 
-/// As the CPUs have it mapped: with other attributes a cache of the system could have what the CPUs do not see.
+/// Structures as the CPUs have them mapped, and tables from memory, to which they were cleaned: otherwise a cache of the
+/// system could have what the CPUs do not see.
 #[test]
 fn it_reads_structures_and_tables_as_not_cacheable() {
     const UNCACHED: ReadAs = ReadAs { inner: 0, outer: 0, share: 2 };

@@ -1,4 +1,4 @@
-//! Where the kernel's own image lies: virtually as linked, and slid, physically as loaded.
+//! Where the kernel's own image lies: virtually as linked plus the slide, physically as loaded.
 //!
 //! The sections and their permissions are the linker script's (`linker/granule.ld`); the entry code mapped them with
 //! 4 KiB exactness before the first Rust instruction.
@@ -13,12 +13,9 @@ use linkme::distributed_slice;
 use super::policy::Rodata;
 use crate::boot_info::BootInfo;
 use crate::bootargs::{self, PARAMETERS, Parameter};
-use crate::mm::layout::{FIXMAP_BASE, IMAGE_BASE};
 
 /// Where the slide is in the header of the Image, in bytes: 64 bits, zero as linked.
 pub const SLIDE: u64 = 40;
-/// The image is loaded and mapped at multiples of this, in bytes.
-const SLOT: u64 = 2 << 20;
 
 /// Read by `platform::kaslr_seed`, and by the EFI stub (`boot/uefi`), which loads the image.
 #[distributed_slice(PARAMETERS)]
@@ -34,17 +31,6 @@ unsafe extern "C" {
     static __rodata_start: u8;
     static __relro_end: u8;
     static __image_end: u8;
-}
-
-/// The distance from where the kernel is linked to where an image of `size` bytes is mapped: a multiple of 2 MiB that leaves
-/// it in the window of the layout, and that lets both mappings be there, by `seed`. 0 where there is no such place.
-pub fn slide(size: u64, seed: u64) -> u64 {
-    let slots = size.div_ceil(SLOT);
-    let Some(choices) = ((FIXMAP_BASE - IMAGE_BASE) / SLOT + 1).checked_sub(2 * slots).filter(|&choices| choices != 0)
-    else {
-        return 0;
-    };
-    (slots + seed % choices) * SLOT
 }
 
 /// First virtual address of the image.
@@ -90,18 +76,4 @@ pub fn read_only_range(boot: &BootInfo, rodata: Rodata) -> PhysRange {
 pub fn constants() -> PageRange {
     let [start, end] = [&raw const __rodata_start, &raw const __relro_end].map(VirtAddr::from_ptr);
     PageRange::new(start, end - start).expect("the linker script aligns constants to pages")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::{FIXMAP_BASE, IMAGE_BASE, SLOT, slide};
-
-    #[test]
-    fn a_slide_leaves_the_image_in_its_window_and_clear_of_where_it_is_linked() {
-        let window = FIXMAP_BASE - IMAGE_BASE;
-        let size = 3 * SLOT - 4096;
-        assert_eq!([0, 7, 506, 507].map(|seed| slide(size, seed) / SLOT), [3, 10, 509, 3]);
-        assert!((0..2000).map(|seed| slide(size, seed)).all(|slide| size <= slide && slide + size <= window));
-        assert_eq!([window / 2, window / 2 + 1, window + 1].map(|size| slide(size, 5)), [window / 2, 0, 0]);
-    }
 }

@@ -20,7 +20,7 @@
 //!
 //! [shared]: super::shmem
 
-#![allow(unsafe_code, reason = "user frames by their linear addresses")]
+#![allow(unsafe_code, reason = "tables that are deposited, in no tree yet")]
 
 mod fault;
 mod migrate;
@@ -493,7 +493,7 @@ impl Space {
         };
         let block = entry.address();
         let folio = common.block(block);
-        // Where it was split concurrently, its frames have a record each.
+        // Where it was divided concurrently, its frames have a record each.
         let note = || {
             let _locked = folio.lock();
             folio.is_one() && folio.record().note_tag_storage()

@@ -65,7 +65,7 @@ impl Spaces {
 }
 
 impl<'s> Folio<'s> {
-    /// The lock of a block's frames.
+    /// The lock of a block's frames; none of others, which need none.
     #[inline(always)]
     pub(super) fn lock(self) -> Option<TableGuard<'s, { rank::TABLE_BESIDE }>> {
         (self.frames == BLOCK_FRAMES).then(|| TableGuard::lock(self.record()))
@@ -171,7 +171,7 @@ impl<'s> Folio<'s> {
     }
 
     /// Reserves the storage for its tags, if that takes no migration, or none is needed. The caller holds the frame, or
-    /// has its entry's table locked; a block is one.
+    /// has its entry's table locked; a block is one. Not of a group.
     #[inline(always)]
     pub(super) fn reserve_now(self) -> Result<(), Unreserved> {
         let Some(storage) = self.spaces.frames.tag_storage() else { return Ok(()) };
@@ -181,7 +181,7 @@ impl<'s> Folio<'s> {
         }
     }
 
-    /// Whether its tags may not be written: storage for them is not reserved. A block is one.
+    /// Whether its tags may not be written: storage for them is not reserved. A block is one. Not of a group.
     #[inline(always)]
     pub(super) fn lacks_tag_storage(self) -> bool {
         // At its ends: a region may cover a part of it.
@@ -190,8 +190,8 @@ impl<'s> Folio<'s> {
         self.spaces.frames.tag_storage().is_some_and(|storage| !self.record().has_tag_storage() && is_covered(storage))
     }
 
-    /// Zeroes new frames for an area with `protection`. They get tags if it has them and storage for those is at hand;
-    /// returns whether it is not.
+    /// Zeroes new frames for an area with `protection`. They get tags if the area has them and storage is at hand;
+    /// returns whether the area has tags and storage is not. Not of a group, whose frames have a record each.
     #[inline(always)]
     pub(super) fn zero(self, protection: Protection) -> bool {
         let is_tagged = protection.contains(Protection::TAGGED);
@@ -212,8 +212,8 @@ impl<'s> Folio<'s> {
         is_tagged && !has_tags
     }
 
-    /// Copies what it holds, and stays as it is during the copy, to as many new frames from `to` on; those of a block
-    /// with scheduling points.
+    /// Copies its contents, which do not change during the copy, to as many new frames from `to` on; those of a block with
+    /// scheduling points. Not of a group.
     ///
     /// # Errors
     /// [`Unreserved`]: it has tags, and storage for those of the copy cannot be reserved at once. Nothing was copied.

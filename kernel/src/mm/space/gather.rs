@@ -44,32 +44,20 @@ const TABLES_GATHERED: usize = 4;
 
 /// Addresses to invalidate: from the first to the last address whose valid entry was changed.
 #[derive(Clone, Copy)]
-pub(super) struct Stale {
+pub(super) struct StaleRange {
     start: VirtAddr,
     end: VirtAddr,
 }
 
-impl Stale {
+impl StaleRange {
     /// Nothing to invalidate.
     pub(super) const NONE: Self = Self { start: VirtAddr(u64::MAX), end: VirtAddr(0) };
-
-    /// The addresses from `start` to `end`.
-    #[inline(always)]
-    pub(super) const fn of(start: VirtAddr, end: VirtAddr) -> Self {
-        Self { start, end }
-    }
 
     /// Adds the addresses from `start` to `end`.
     #[inline(always)]
     pub(super) fn note(&mut self, start: VirtAddr, end: VirtAddr) {
-        self.add(Self::of(start, end));
-    }
-
-    /// Adds all of `other`.
-    #[inline(always)]
-    pub(super) fn add(&mut self, other: Self) {
-        self.start = self.start.min(other.start);
-        self.end = self.end.max(other.end);
+        self.start = self.start.min(start);
+        self.end = self.end.max(end);
     }
 
     /// The range to invalidate, if any.
@@ -78,8 +66,8 @@ impl Stale {
         (self.start < self.end).then(|| pages(self.start, self.end))
     }
 
-    /// The invalidation that is due, if any. With entries `above` the last level among what was changed, and what became
-    /// of tables then, it is of every level.
+    /// The invalidation that is due, if any: of the last level, or of all where entries above it were changed; `above`
+    /// is what became of tables then.
     #[inline(always)]
     pub(super) fn invalidation(self, above: Option<Tables>) -> Option<Invalidation> {
         let level = if above.is_none() { LevelHint::new(LAST_LEVEL) } else { None };
@@ -105,14 +93,14 @@ pub(super) struct Gather<'s> {
     cpu: &'s Cpu,
     /// The areas whose entries are removed, if they are locked for reading.
     areas: Option<&'s Areas>,
-    /// Up to where it is known what a zap leaves of entries that are write-protected ([`Self::left_of`]), and that: a
-    /// marker, or empty.
+    /// Up to where [`Self::left`] holds.
     pub(super) left_until: VirtAddr,
+    /// The rest that a zap leaves of entries that are write-protected ([`Self::left_of`]): a marker, or empty.
     pub(super) left: Descriptor,
     runs: heapless::Vec<Range<PhysAddr>, RUNS>,
     /// The entries that were cleared since the last invalidation.
-    stale: Stale,
-    /// Whether such above the last level are among them, or tables.
+    stale: StaleRange,
+    /// The fate of tables, if entries above the last level are among them.
     above: Option<Tables>,
     /// Blocks among what was removed.
     blocks: heapless::Vec<PhysAddr, BLOCKS>,
@@ -145,7 +133,7 @@ impl<'s> Gather<'s> {
             left_until: VirtAddr(0),
             left: Descriptor::EMPTY,
             runs: heapless::Vec::new(),
-            stale: Stale::NONE,
+            stale: StaleRange::NONE,
             above: None,
             blocks: heapless::Vec::new(),
             faults,
@@ -258,7 +246,7 @@ impl<'s> Gather<'s> {
     #[inline(always)]
     pub(super) fn invalidate(&mut self) {
         if let Some(stale) = self.stale.invalidation(self.above) {
-            (self.stale, self.above) = (Stale::NONE, None);
+            (self.stale, self.above) = (StaleRange::NONE, None);
             self.space.tlb().flush_freed(self.space.mmu(), &stale);
         }
     }

@@ -11,7 +11,7 @@ use super::address_space::{LOCKED_AREAS, REGISTERS, Space, USERFAULTFDS};
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::error::{Refusal, SpaceError};
-use super::gather::Stale;
+use super::gather::StaleRange;
 use super::populate::first_access;
 use super::range::{USER_END, USER_START, clamped_range, pages, user_range};
 use crate::sched::relax;
@@ -186,7 +186,7 @@ impl Space {
     #[cold]
     #[inline(never)]
     fn find_locked_without_writes(&self, start: VirtAddr, bytes: u64) -> Option<PageRange> {
-        let (range, mut found) = (user_range(start, bytes)?, Stale::NONE);
+        let (range, mut found) = (user_range(start, bytes)?, StaleRange::NONE);
         self.areas.for_each(range, &mut |areas, piece| {
             let is_one = |area: &&Area| is_own_and_locked(area) && !area.protection().contains(Protection::WRITE);
             areas.walk(piece).filter(is_one).map(|area| area.part_in(piece)).for_each(|part| {

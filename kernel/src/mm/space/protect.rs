@@ -16,7 +16,7 @@ use super::cells::{EntryCell, TableCells};
 use super::code::{is_checked, needs_frame};
 use super::entry::{EntryState, is_settled, read_only_attributes, replace, rest_of_stale, state, unwritable};
 use super::error::{Refusal, SpaceError};
-use super::gather::Stale;
+use super::gather::StaleRange;
 use super::group::{GROUP_PAGES, GROUP_SIZE};
 use super::limits::SpaceLimits;
 use super::range::{clamped_range, pages, user_range};
@@ -251,7 +251,7 @@ impl Space {
     fn protect_pages(&self, range: PageRange, area: &Area, protection: Protection) {
         let allowed = Allowed { protection, flags: area.flags() };
         let _change = self.notifiers.start(Range::new(Event::ProtectionVma, range.start(), range.end()));
-        let (mut stale, mut above) = (Stale::NONE, false);
+        let (mut stale, mut above) = (StaleRange::NONE, false);
         let mut walk = self.page_tables().walk_cells(range);
         while let Some(met) = walk.next() {
             let found = match met {
@@ -292,7 +292,7 @@ impl Space {
 
     /// Changes entries of one table, whose lock is held; returns those that the caller invalidates.
     #[inline(always)]
-    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, mut stale: Stale) -> Stale {
+    fn protect_cells(&self, found: &TableCells<'_>, allowed: Allowed, mut stale: StaleRange) -> StaleRange {
         let survey = self.mmu().survey(found.cells);
         // Nearly always they differ in their addresses only.
         let alike = survey.common(!bits::ADDRESS).map(Descriptor).filter(|&from| is_alike(from));
@@ -323,7 +323,7 @@ impl Space {
     /// As [`Self::protect_cells`], where entries differ, or some are empty.
     #[cold]
     #[inline(never)]
-    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, mut stale: Stale) -> Stale {
+    fn protect_each(&self, found: &TableCells<'_>, allowed: Allowed, mut stale: StaleRange) -> StaleRange {
         let mmu = self.mmu();
         self.unfold_ends(found);
         for (index, cell) in found.cells.iter().enumerate() {

@@ -19,7 +19,7 @@ use granule_pgtable::{Mmu, PageRange, Stores};
 
 use super::address_space::Space;
 use super::entry::{EntryState, state};
-use super::gather::Stale;
+use super::gather::StaleRange;
 use super::shmem::{Hand, next_identity};
 use super::spaces::Spaces;
 use crate::lab;
@@ -95,7 +95,7 @@ impl Space {
         self.page_tables().walk_cells(range).for_each(|found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
-            let mut young = Stale::NONE;
+            let mut young = StaleRange::NONE;
             for (index, cell) in found.cells.iter().enumerate() {
                 let entry = mmu.load(cell);
                 if state(entry) == EntryState::Page && entry.is_young() && self.is_of_object(entry) {
@@ -121,7 +121,7 @@ impl Space {
         self.page_tables().walk_cells(range).for_each(|found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
-            let mut stale = Stale::NONE;
+            let mut stale = StaleRange::NONE;
             for (index, cell) in found.cells.iter().enumerate() {
                 let entry = mmu.load(cell);
                 let is_page = matches!(state(entry), EntryState::Page | EntryState::Inaccessible);

@@ -6,8 +6,8 @@
 //! (`PG_mte_tagged`) the [flag](crate::mm::frame::Frame::has_tags) of its record is set after the tags and stays until
 //! then. Of a page block that only block entries have, the record of the first frame says it for all.
 //!
-//! **Tags are written only where [storage](crate::mm::tag_storage) is reserved for them**: each write here asserts it. A
-//! new page reserves it before its first tag, a copy before it copies tags, and what finds none leaves the entry waiting
+//! **Tags are written only where [storage](crate::mm::tag_storage) is reserved for them**: a write asserts it here, a
+//! copy in [`super::folio`]. A new page reserves it before its first tag, a copy before it copies tags, and what finds none leaves the entry waiting
 //! for an access ([`super::fault_on_access`]).
 //!
 //! The page of zeros has tags of zero from the boot on; nothing writes to it.

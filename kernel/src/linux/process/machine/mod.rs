@@ -8,6 +8,7 @@
 //! - `charge`, `oom`: what a process has, and the choice of one to end when memory is short
 //! - `send`: signals from one process to others
 //! - `futex`, `robust`: how its threads wait for each other, and what a thread leaves that ends
+//! - `clock`: the clock under its several numbers, and CPU time
 //! - `control`: the kernel's own use of processes
 
 pub mod charge;

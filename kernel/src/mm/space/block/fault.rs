@@ -99,7 +99,7 @@ impl Space {
         };
         self.note_block_origin(block, found.start);
         _ = self.common.block(block).zero(area.protection());
-        // It has tags, or waits for storage: there is one.
+        // `Some`: it has tags, or its entry waits for their storage.
         let new = self.prepared_block(block_of(first_entry(block, area.protection())));
         // The zeros before their entry.
         mmu.dmb_ishst();

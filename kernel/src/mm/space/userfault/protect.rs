@@ -18,7 +18,7 @@ use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags};
 use super::super::cells::TableCells;
 use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
-use super::super::gather::Stale;
+use super::super::gather::StaleRange;
 use super::super::group::GROUP_SIZE;
 use super::super::protect::is_alike;
 use super::super::range::{is_of_few, pages};
@@ -184,8 +184,8 @@ impl Space {
 
     /// Marks entries that are as `from` but for their addresses; returns what TLBs may have of them.
     #[inline(always)]
-    fn mark_alike(&self, found: &TableCells<'_>, from: Descriptor, marking: Marking<'_>) -> Stale {
-        let mut stale = Stale::NONE;
+    fn mark_alike(&self, found: &TableCells<'_>, from: Descriptor, marking: Marking<'_>) -> StaleRange {
+        let mut stale = StaleRange::NONE;
         if from.is_uffd_wp() == (marking.mark == Mark::Set) {
             return stale;
         }
@@ -207,9 +207,9 @@ impl Space {
 
     /// As [`Self::mark_alike`], where entries differ, or some are empty.
     #[inline(never)]
-    fn mark_each(&self, locked: &TableGuard<'_>, found: &TableCells<'_>, marking: Marking<'_>) -> Stale {
+    fn mark_each(&self, locked: &TableGuard<'_>, found: &TableCells<'_>, marking: Marking<'_>) -> StaleRange {
         let mmu = self.mmu();
-        let mut stale = Stale::NONE;
+        let mut stale = StaleRange::NONE;
         self.unfold_ends(found);
         // Of the group that is visited.
         let mut is_own_group = false;
