@@ -268,7 +268,12 @@ fn tag_storage_with_the_kernels_image_in_it_stays_reserved() {
 
 /// Boots a machine with an SMMU, with the tree changed; what the boot prints, and the session.
 fn boot_with_smmu(name: &str, change: impl FnOnce(&mut [u8])) -> (String, Session) {
-    let machine = machine::named("default").unwrap();
+    boot_on("default", name, change)
+}
+
+/// As [`boot_with_smmu`], of any machine.
+fn boot_on(machine: &str, name: &str, change: impl FnOnce(&mut [u8])) -> (String, Session) {
+    let machine = machine::named(machine).unwrap();
     let mut tree = tree_of(machine.clone(), name);
     resize(&mut tree, 64 << 10);
     change(&mut tree);
@@ -301,20 +306,29 @@ fn make_uncached(tree: &mut [u8], node: &str) {
 }
 
 /// QEMU's devices see all memory in one way, so this shows that they work by Non-cacheable rings, and what is refused.
-#[test]
-fn devices_that_do_not_see_the_caches_work_and_share_no_process() {
-    let (banner, mut session) = boot_with_smmu("uncached-devices", |tree| {
+fn devices_work_without_caches(machine: &str, disk: &str, name: &str) {
+    let (banner, mut session) = boot_on(machine, name, |tree| {
         make_uncached(tree, "pcie@10000000");
     });
     assert!(!banner.contains("warning"), "{banner}");
     session.command("vmalloc 1").unwrap();
-    session.command("blk read 5 $").unwrap();
+    session.command(&format!("blk {disk} read 5 $")).unwrap();
     let read = session.command("peek $").unwrap();
     assert!(read.contains("0x0000000000000005"), "{read}");
     let part = session.command("rng $ 8").unwrap();
     assert!(part.contains("memory that it writes is whole lines of 128 bytes"), "{part}");
     let whole = session.command("rng $ 128").unwrap();
     assert!(!whole.contains("error") && !whole.contains("lines"), "{whole}");
+}
+
+#[test]
+fn devices_that_do_not_see_the_caches_work_behind_an_smmu() {
+    devices_work_without_caches("default", "blk", "uncached-devices");
+}
+
+#[test]
+fn devices_that_do_not_see_the_caches_work_without_an_smmu() {
+    devices_work_without_caches("a72", "nvme", "uncached-alone");
 }
 
 /// QEMU's SMMU sees all memory in one way, so this shows the path, and that the disk works on it; `granule_model` shows
