@@ -66,8 +66,9 @@ pub const fn region_name(address: VirtAddr) -> &'static str {
     }
 }
 
-/// The distance from where the kernel is linked to where an image of `size` bytes is mapped: a multiple of 2 MiB that leaves
-/// it in the window of the layout, and that lets both mappings be there, by `seed`. 0 where there is no such place.
+/// The distance from where the kernel is linked to where an image of `size` bytes is mapped: a multiple of 2 MiB that
+/// leaves it in the window of the layout, and that lets both mappings be there, by `seed`. 0 where there is no such
+/// place.
 pub fn image_slide(size: u64, seed: u64) -> u64 {
     let slots = size.div_ceil(IMAGE_SLOT);
     let Some(choices) =

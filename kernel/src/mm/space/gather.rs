@@ -9,9 +9,9 @@
 //! caller with the areas' lock for writing excludes faults, and completes the invalidation before it drops that lock.
 //! Under the lock for reading, and without it in a walk by a reverse map, a fault may fill an entry as soon as the lock
 //! of its table is dropped, and a second caller that finds the entry empty may return. There the invalidation completes
-//! before the table's lock is dropped ([`Gather::before_unlock`]). A migration does the same. The constructors distinguish the cases by the lock
-//! that the caller holds. `mprotect` and `fork`, which change valid entries, hold the areas' lock for writing; copy on
-//! write invalidates under the table's lock.
+//! before the table's lock is dropped ([`Gather::before_unlock`]). A migration does the same. The constructors
+//! distinguish the cases by the lock that the caller holds. `mprotect` and `fork`, which change valid entries, hold the
+//! areas' lock for writing; copy on write invalidates under the table's lock.
 //!
 //! Frames are listed as runs of neighbours, which the frames of one area mostly are, so the list needs no memory. It
 //! cannot be in the frames themselves: another CPU may still write to them.

@@ -4,9 +4,10 @@
 //! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A fault:
 //! [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas, [`protect`] and
 //! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables
-//! after the invalidation. [`folio`] is the frames of a leaf. [`populate`] installs pages before the first access, [`shmem`] holds pages that several
-//! spaces map, [`used`] records which parts of a table are in use, [`reserved`] holds pages that the kernel maps for
-//! devices, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md` draws the types.
+//! after the invalidation. [`folio`] is the frames of a leaf. [`populate`] installs pages before the first access,
+//! [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are in use, [`reserved`]
+//! holds pages that the kernel maps for devices, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md`
+//! draws the types.
 //!
 //! The types lie below the operations: addresses and entries ([`range`], [`cells`], [`entry`]), what has them
 //! ([`address_space`], [`area`], [`shmem`], [`family`]), and what a fault comes to ([`access`], [`outcome`]). A file

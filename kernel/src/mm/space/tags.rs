@@ -7,8 +7,8 @@
 //! then. Of a page block that only block entries have, the record of the first frame says it for all.
 //!
 //! **Tags are written only where [storage](crate::mm::tag_storage) is reserved for them**: a write asserts it here, a
-//! copy in [`super::folio`]. A new page reserves it before its first tag, a copy before it copies tags, and what finds none leaves the entry waiting
-//! for an access ([`super::fault_on_access`]).
+//! copy in [`super::folio`]. A new page reserves it before its first tag, a copy before it copies tags, and what finds
+//! none leaves the entry waiting for an access ([`super::fault_on_access`]).
 //!
 //! The page of zeros has tags of zero from the boot on; nothing writes to it.
 
