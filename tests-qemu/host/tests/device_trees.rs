@@ -281,6 +281,15 @@ fn boot_on(machine: &str, name: &str, change: impl FnOnce(&mut [u8])) -> (String
     (session.prompt().unwrap(), session)
 }
 
+/// A sector of `disk` comes to a new page, which is `$` then.
+#[track_caller]
+fn reads_the_disk(session: &mut Session, disk: &str) {
+    session.command("vmalloc 1").unwrap();
+    session.command(&format!("blk {disk} read 5 $")).unwrap();
+    let read = session.command("peek $").unwrap();
+    assert!(read.contains("0x0000000000000005"), "{read}");
+}
+
 #[test]
 fn an_smmu_with_an_interrupt_that_makes_no_sense_is_in_front_of_its_devices() {
     let (banner, mut session) = boot_with_smmu("odd-smmu", |tree| {
@@ -289,10 +298,7 @@ fn an_smmu_with_an_interrupt_that_makes_no_sense_is_in_front_of_its_devices() {
         tree[interrupts.start + 3] = 7;
     });
     assert!(banner.contains("no interrupt for event queue: polled"), "{banner}");
-    session.command("vmalloc 1").unwrap();
-    session.command("blk read 5 $").unwrap();
-    let read = session.command("peek $").unwrap();
-    assert!(read.contains("0x0000000000000005"), "{read}");
+    reads_the_disk(&mut session, "blk");
     let dump = session.command("smmu dump").unwrap();
     assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
 }
@@ -311,10 +317,7 @@ fn devices_work_without_caches(machine: &str, disk: &str, name: &str) {
         make_uncached(tree, "pcie@10000000");
     });
     assert!(!banner.contains("warning"), "{banner}");
-    session.command("vmalloc 1").unwrap();
-    session.command(&format!("blk {disk} read 5 $")).unwrap();
-    let read = session.command("peek $").unwrap();
-    assert!(read.contains("0x0000000000000005"), "{read}");
+    reads_the_disk(&mut session, disk);
     let part = session.command("rng $ 8").unwrap();
     assert!(part.contains("memory that it writes is whole lines of 128 bytes"), "{part}");
     let whole = session.command("rng $ 128").unwrap();
@@ -342,10 +345,7 @@ fn an_smmu_that_does_not_see_the_caches_translates_for_devices_and_for_no_proces
         banner.contains("cannot be bound to processes: the SMMU does not see what is in the CPUs' caches"),
         "{banner}"
     );
-    session.command("vmalloc 1").unwrap();
-    session.command("blk read 5 $").unwrap();
-    let read = session.command("peek $").unwrap();
-    assert!(read.contains("0x0000000000000005"), "{read}");
+    reads_the_disk(&mut session, "blk");
     let dump = session.command("smmu dump").unwrap();
     assert!(dump.contains("own tables: asid"), "the disk is translated: {dump}");
     assert!(dump.contains("2-level") && !dump.contains(" coherent"), "{dump}");

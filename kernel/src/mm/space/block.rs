@@ -294,7 +294,6 @@ impl Space {
         mark: Mark,
     ) -> Visited {
         let mmu = self.mmu();
-        relax();
         let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
             return self.split_block(&found, range);
@@ -398,13 +397,11 @@ impl Space {
     }
 
     /// Takes userfaultfd's mark from the block at `address`, of a space in which no thread runs yet.
-    pub(super) fn unprotect_block(&self, address: VirtAddr) -> Visited {
-        relax();
+    pub(super) fn unprotect_block(&self, address: VirtAddr) {
         if let Some(found) = self.block_at(address) {
             let entry = self.mmu().load(found.cell);
             self.mmu().store(found.cell, entry.without_uffd_wp());
         }
-        Visited::Done
     }
 
     /// Has `copy` make the markers of a child, where userfaultfd write-protects the block at `page`, or its marker is there.

@@ -474,13 +474,6 @@ impl Space {
             mmu.store(cell, self.prepared(new));
         }
     }
-
-    /// Whether the frame of `entry` is not shared. The areas are locked for writing, so it cannot become shared
-    /// concurrently.
-    #[inline(always)]
-    pub(super) fn has_to_itself(&self, entry: Descriptor) -> bool {
-        !entry.is_special() && self.common.record(entry.address()).references() == 1
-    }
 }
 
 /// Whether entries with these bits may be changed together: settled pages with counted frames, in no group.

@@ -18,7 +18,7 @@
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
-use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores};
+use granule_pgtable::{CellsOrBlock, Mmu, PageRange, Stores, Visited};
 
 use super::address_space::Space;
 use super::area::pools::Spares;
@@ -383,7 +383,11 @@ impl Space {
     /// Moves the entries of `source` to `to`, where there are tables for those that are not empty.
     fn move_entries(&self, gather: &mut Gather<'_>, source: PageRange, to: VirtAddr, registered: MovedRegistration) {
         let mut walk = self.page_tables().walk_cells(source);
-        while let Some(mut found) = walk.next_cells(|at| self.move_block(at, to + (at - source.start()), registered)) {
+        while let Some(mut found) = walk.next_cells(|at| {
+            relax();
+            self.move_block(at, to + (at - source.start()), registered);
+            Visited::Done
+        }) {
             while let Some(end) = found.cells.len().checked_sub(1) {
                 let at = to + (found.start - source.start());
                 // As far as the target is in one table.

@@ -9,7 +9,6 @@ use super::super::userfault::events::MovedRegistration;
 use super::broken;
 use crate::mm::OutOfMemory;
 use crate::mm::page_block::BLOCK_SIZE;
-use crate::sched::relax;
 use crate::smp::Cpu;
 
 impl Space {
@@ -43,15 +42,9 @@ impl Space {
     /// [prepared](Self::prepare_block_move) at `to`. The areas are locked for writing.
     #[cold]
     #[inline(never)]
-    pub(in super::super) fn move_block(
-        &self,
-        address: VirtAddr,
-        to: VirtAddr,
-        registered: MovedRegistration,
-    ) -> Visited {
-        relax();
+    pub(in super::super) fn move_block(&self, address: VirtAddr, to: VirtAddr, registered: MovedRegistration) {
         let (mmu, common) = (self.mmu(), self.common);
-        let (Some(found), Some(place)) = (self.block_at(address), self.block_at(to)) else { return Visited::Done };
+        let (Some(found), Some(place)) = (self.block_at(address), self.block_at(to)) else { return };
         let entry = {
             let locked = self.lock_table(found.table);
             let beside = (found.table != place.table).then(|| self.lock_table_beside(place.table));
@@ -70,6 +63,5 @@ impl Space {
         if !folio.is_one() {
             folio.records().zip(0..).for_each(|((_, record), index)| self.note_move(record, to + index * super::PAGE));
         }
-        Visited::Done
     }
 }

@@ -11,7 +11,7 @@
 //! any more. No lock is held while an event waits.
 
 use granule_arch::addr::VirtAddr;
-use granule_pgtable::{Mmu, PageRange, Stores};
+use granule_pgtable::{Mmu, PageRange, Stores, Visited};
 
 use super::super::address_space::{Space, SpaceRef};
 use super::super::area::tree::Areas;
@@ -264,7 +264,11 @@ impl Space {
                 continue;
             }
             let mut walk = self.page_tables().walk_cells(area.range());
-            while let Some(found) = walk.next_cells(|at| self.unprotect_block(at)) {
+            while let Some(found) = walk.next_cells(|at| {
+                relax();
+                self.unprotect_block(at);
+                Visited::Done
+            }) {
                 relax();
                 // A walk by a reverse map may change what is of an object.
                 let _locked = self.lock_table(found.table);

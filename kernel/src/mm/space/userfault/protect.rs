@@ -127,7 +127,10 @@ impl Space {
         let marking = Marking { area, mark, installs };
         if !installs {
             let mut walk = self.page_tables().walk_cells(range);
-            while let Some(found) = walk.next_cells(|at| self.mark_block(cpu, area, range, at, mark)) {
+            while let Some(found) = walk.next_cells(|at| {
+                relax();
+                self.mark_block(cpu, area, range, at, mark)
+            }) {
                 self.mark_cells(&found, marking);
                 relax();
             }
@@ -235,7 +238,7 @@ impl Space {
             }
             let own = || match old.is_contiguous() {
                 true => is_own_group,
-                false => !old.is_special() && (marking.area.is_shared() || self.has_to_itself(old)),
+                false => !old.is_special() && (marking.area.is_shared() || self.common.page(old.address()).is_sole()),
             };
             let permits = marking.mark == Mark::Clear && old.is_valid() && marking.permits_stores() && own();
             let last = replace(mmu, cell, old, |entry| match marking.mark {
