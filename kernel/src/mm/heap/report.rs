@@ -45,6 +45,14 @@ impl Object {
 }
 
 impl Place {
+    /// Bytes from the address to the object: of one inside, none.
+    fn distance(self) -> u64 {
+        match self {
+            Self::Before(distance) | Self::After(distance) => distance,
+            Self::Inside(_) => 0,
+        }
+    }
+
     /// Seen from the object of so many bytes at `start`.
     pub(super) fn of(address: VirtAddr, start: VirtAddr, bytes: u64) -> Self {
         let end = start + bytes;
@@ -56,8 +64,9 @@ impl Place {
     }
 }
 
-/// The object that an access to `address` by a pointer with `tag` was probably meant for, and whether it has that tag:
-/// among the one at or after the address, the one before, and the next, the first that has it; else the first.
+/// The object that an access to `address` by a pointer with `tag` was probably meant for, and whether it has that tag: of
+/// the one at or after the address, the one before, and the next, the nearest of those that have it; else the nearest.
+/// Tags are few, so that of two that have it the farther one has it by chance.
 ///
 /// `read` returns what is at an address, were it a record, and the tag of the memory; `None` where nothing is mapped.
 fn meant(address: VirtAddr, tag: Tag, read: &dyn Fn(VirtAddr) -> Option<(Record, Tag)>) -> Option<(Object, bool)> {
@@ -66,15 +75,10 @@ fn meant(address: VirtAddr, tag: Tag, read: &dyn Fn(VirtAddr) -> Option<(Record,
     let mut lowest = (granule - (RECORD as u64 - GRANULE)..=granule).step_by(GRANULE as usize);
     let after = lowest.find(|at| read(VirtAddr(*at)).is_some())?;
     let mut from = [after, after - GRANULE];
-    let mut found = None;
-    for (way, step) in [(0, GRANULE), (1, GRANULE.wrapping_neg()), (0, GRANULE)] {
-        let Some(object) = nearest(&mut from[way], step, read) else { continue };
-        if object.record.tag() == tag {
-            return Some((object, true));
-        }
-        found = found.or(Some((object, false)));
-    }
-    found
+    let ways = [(0, GRANULE), (1, GRANULE.wrapping_neg()), (0, GRANULE)];
+    let near = ways.into_iter().filter_map(|(way, step)| nearest(&mut from[way], step, read));
+    let judged = near.map(|object| (object, object.record.tag() == tag));
+    judged.min_by_key(|(object, same_tag)| (!same_tag, object.place(address).distance()))
 }
 
 /// The first object by the records at `from` and, every `step` bytes, what follows; `from` is then where to go on.
@@ -192,15 +196,19 @@ mod tests {
 
     const PAGES: usize = 4;
 
-    /// Three objects of 64 bytes, one after the other, each with its tag, and the memory that they are in.
     fn three() -> (Heap, [VirtAddr; 3], Vec<u128>) {
+        drawn(9)
+    }
+
+    /// Three objects of 64 bytes, one after the other, each with its tag by `seed`, and the memory that they are in.
+    fn drawn(seed: u64) -> (Heap, [VirtAddr; 3], Vec<u128>) {
         let memory = vec![0_u128; (PAGES + 1) * PAGE_SIZE / 16];
         let base = VirtAddr::from_ptr(memory.as_ptr()).align_up(PAGE).unwrap();
         let heap = Heap::new(base, (PAGES * PAGE_SIZE) as u64);
         // SAFETY: the window lies in `memory`; tags are simulated.
         unsafe {
             heap.start(|_, _| Ok(()), |_, _| {});
-            heap.start_tags(9);
+            heap.start_tags(seed);
         }
         let objects = [(); 3].map(|()| VirtAddr(heap.alloc(layout()).addr() as u64));
         (heap, objects, memory)
@@ -252,6 +260,17 @@ mod tests {
         let stray = (1..15).map(Tag::new).find(|tag| ![again, second, third].map(Tag::of).contains(tag)).unwrap();
         let nearest = (first.canonical(), ObjectState::InUse, Place::Inside(8), false);
         assert_eq!(found(&heap, first.with_tag(stray) + 8), Some(nearest));
+    }
+
+    #[test]
+    fn of_two_objects_with_the_tag_the_nearer_is_meant() {
+        let with_one_tag =
+            |(_, [first, _, third], _): &(Heap, [VirtAddr; 3], Vec<u128>)| Tag::of(*first) == Tag::of(*third);
+        let (heap, [_, second, third], _memory) = (1..).map(drawn).find(with_one_tag).unwrap();
+        // SAFETY: allocated with this layout.
+        unsafe { heap.dealloc(second.as_ptr(), layout()) }.unwrap();
+        let expected = (third.canonical(), ObjectState::InUse, Place::Before(2), true);
+        assert_eq!(found(&heap, third - 2), Some(expected));
     }
 
     #[test]
