@@ -38,8 +38,8 @@ pub fn at_each<T>(hook: impl FnMut(&'static str) + 'static, work: impl FnOnce() 
     result
 }
 
-/// Runs the hook, if there is one.
-pub(crate) fn note(instruction: &'static str) {
+/// Runs the hook, if there is one, for an instruction in whose place the host does nothing.
+pub fn note(instruction: &'static str) {
     if let Some(mut hook) = HOOK.take() {
         hook(instruction);
         HOOK.set(Some(hook));

@@ -268,7 +268,7 @@ fn choose(node: &mut DeviceTreeNode, chosen: &Chosen<'_>) -> Result<(), TreeErro
 
 fn offset_of_memory(blob: &[u8]) -> Result<usize, TreeError> {
     let (_, [reg]) = check_and_find(blob, MEMORY.as_bytes(), [c"reg"])?;
-    reg.map(|reg| reg.start).ok_or(TreeError::Cells("reg"))
+    reg.filter(|reg| reg.is_alone).map(|reg| reg.range.start).ok_or(TreeError::Cells("reg"))
 }
 
 impl MemoryProperty {

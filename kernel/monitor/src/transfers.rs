@@ -314,7 +314,7 @@ fn mapped(
 /// The physical address of the kernel's page at `at`: memory, and writable if the device is to write it.
 fn physical(at: VirtAddr, direction: Direction) -> Option<PhysAddr> {
     let kernel = try_kernel()?;
-    let found = kernel.space.tables().translate(at)?;
+    let found = kernel.space.tables().translate(at).filter(|found| found.valid)?;
     let may_be = direction == Direction::ToDevice || found.descriptor.is_writable();
     let is_memory = kernel.platform.memory.iter().any(|bank| bank.contains(found.physical));
     (may_be && is_memory).then_some(found.physical)

@@ -583,7 +583,7 @@ impl DmaDevice {
         self.show(cpu, physical, bytes, direction)
     }
 
-    /// [`Self::map`] of memory that no cache has anything of.
+    /// [`Self::map`], whatever the caches have of the memory.
     #[inline(always)]
     fn show(&self, cpu: &Cpu, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<DmaAddress, DmaError> {
         match self.device() {
@@ -598,6 +598,12 @@ impl DmaDevice {
         if self.is_uncached {
             self.drop_fetched(address, bytes);
         }
+        self.hide(address, bytes);
+    }
+
+    /// Ends [`Self::show`].
+    #[inline(always)]
+    fn hide(&self, address: DmaAddress, bytes: usize) {
         if let Some(device) = self.device() {
             device.unmap(address, bytes);
         }

@@ -67,6 +67,9 @@ pub enum DmaError {
         "the device does not see the CPUs' caches: memory that it writes is whole lines of 128 bytes, and {0} is not"
     )]
     PartOfLine(PhysAddr),
+    /// The device does not see the CPUs' caches, which hold lines of memory that no address of the kernel names.
+    #[error("the device does not see the CPUs' caches, and no address of the kernel names {0}, to clean it")]
+    NotShown(PhysAddr),
     /// It cannot be mapped for the driver.
     #[error(transparent)]
     Area(#[from] VmallocError),

@@ -53,17 +53,18 @@ impl Port {
     }
 
     /// This port of an SMMU that does not see the CPUs' caches. All its memory is mapped now, since no area can be mapped
-    /// under the lock of its streams: 2 MiB, for queues, the table and the streams of some 40 buses.
-    ///
-    /// # Errors
-    /// [`VmallocError`]: it cannot be used, and the block is lost.
-    pub(super) fn uncached(mut self, cpu: &Cpu, space: &KernelSpace) -> Result<Self, VmallocError> {
-        let from = self.frames.alloc_blocks(cpu, 0)?;
-        // SAFETY: the block is this port's for ever, which uses nothing but `virt`.
-        let virt = unsafe { space.map_uncached(cpu, from, BLOCK_SIZE / PAGE) }?;
-        self.left = IrqLock::new(Left { from, end: PhysAddr(from.0 + BLOCK_SIZE), virt });
+    /// under the lock of its streams: 2 MiB, for queues, the table and the streams of some 40 buses. With an error it has
+    /// none: the SMMU can be shut, and not be used.
+    pub(super) fn uncached(mut self, cpu: &Cpu, space: &KernelSpace) -> (Self, Result<(), VmallocError>) {
         self.is_uncached = true;
-        Ok(self)
+        let mapped = self.frames.alloc_blocks(cpu, 0).map_err(VmallocError::from).and_then(|from| {
+            // SAFETY: the block is this port's for ever, which uses nothing but what this returns.
+            let mapped = unsafe { space.map_uncached(cpu, from, BLOCK_SIZE / PAGE) };
+            let virt = mapped.inspect_err(|_| self.frames.free_blocks(cpu, from, 0))?;
+            Ok(Left { from, end: PhysAddr(from.0 + BLOCK_SIZE), virt })
+        });
+        let mapped = mapped.map(|left| self.left = IrqLock::new(left));
+        (self, mapped)
     }
 
     #[inline(always)]

@@ -149,16 +149,18 @@ pub struct KaslrSeed {
 }
 
 /// `/chosen` `kaslr-seed` of the tree in `blob`, which is checked; `None` where there is none, or the boot argument
-/// `nokaslr`. A seed of another length is none, as in Linux.
+/// `nokaslr`. A seed of another length is none, as in Linux, nor is one that another block of the tree has a part of: the
+/// tree is sound when the seed has been zeroed, too.
 ///
 /// # Errors
 /// The tree is not sound.
 pub fn kaslr_seed(blob: &[u8]) -> Result<Option<KaslrSeed>, StructureError> {
     let (_, [seed, arguments]) = structure::check_and_find(blob, b"chosen", [c"kaslr-seed", c"bootargs"])?;
-    let arguments = arguments.and_then(|arguments| string(blob.get(arguments)?)).unwrap_or_default();
-    let seed = seed.filter(|_| bootargs::find(arguments, "nokaslr").is_none()).and_then(|place| {
-        let offset = place.start;
-        let value = u64::from_be_bytes(blob.get(place)?.try_into().ok()?);
+    let arguments = arguments.and_then(|arguments| string(blob.get(arguments.range)?)).unwrap_or_default();
+    let may_slide = bootargs::find(arguments, "nokaslr").is_none();
+    let seed = seed.filter(|seed| seed.is_alone && may_slide).and_then(|seed| {
+        let offset = seed.range.start;
+        let value = u64::from_be_bytes(blob.get(seed.range)?.try_into().ok()?);
         (value != 0).then_some(KaslrSeed { value, offset })
     });
     Ok(seed)

@@ -73,10 +73,18 @@ pub(super) fn check(blob: &[u8]) -> Result<Fdt<'_>, StructureError> {
     check_and_find(blob, b"", []).map(|(fdt, [])| fdt)
 }
 
-/// Where in a blob values are; `None` for what is missing.
-type Places<const N: usize> = [Option<Range<usize>>; N];
+/// Where in a blob a value is.
+pub(super) struct Place {
+    pub(super) range: Range<usize>,
+    /// Neither the header nor another block has bytes there: with another value the tree is as sound as before.
+    pub(super) is_alone: bool,
+}
 
-/// As [`check`], with where in the blob the values of these properties are of `node`, a child of the root.
+/// Where in a blob values are; `None` for what is missing.
+type Places<const N: usize> = [Option<Place>; N];
+
+/// As [`check`], with where in the blob the values of these properties are of `node`, a child of the root; of several of
+/// one name the first, as everywhere.
 #[inline(never)]
 pub(super) fn check_and_find<'t, const N: usize>(
     blob: &'t [u8],
@@ -101,27 +109,28 @@ pub(super) fn check_and_find<'t, const N: usize>(
     if !structure.is_multiple_of(4) || (reservations as usize) < HEADER {
         return Err(StructureError::Header);
     }
-    let strings = blob.get(strings as usize..).and_then(|rest| rest.get(..strings_size as usize));
-    let strings = strings.ok_or(StructureError::Header)?;
-    check_reservations(blob, reservations as usize)?;
+    let block = blob.get(strings as usize..).and_then(|rest| rest.get(..strings_size as usize));
+    let block = block.ok_or(StructureError::Header)?;
+    let others = [0..HEADER, strings as usize..strings as usize + block.len(), reserved(blob, reservations as usize)?];
     let mut found = [const { None }; N];
-    let mut find = |name: &[u8], value: Range<usize>| {
+    let mut find = |name: &[u8], range: Range<usize>| {
+        let is_alone = others.iter().all(|other| range.end <= other.start || other.end <= range.start);
         let wanted = names.iter().zip(&mut found).find(|(wanted, _)| name.starts_with(wanted.to_bytes_with_nul()));
-        wanted.into_iter().for_each(|(_, slot)| *slot = Some(value.clone()));
+        wanted.into_iter().for_each(|(_, slot)| _ = slot.get_or_insert(Place { range: range.clone(), is_alone }));
     };
-    check_structure(Tokens { blob, at: structure as usize }, strings, node, &mut find)?;
+    check_structure(Tokens { blob, at: structure as usize }, block, node, &mut find)?;
     Ok((Fdt::new_unchecked(blob), found))
 }
 
-/// The block ends with an entry of which both words are zero (5.3).
-fn check_reservations(blob: &[u8], at: usize) -> Result<(), StructureError> {
+/// The block of reservations, which ends with an entry of which both words are zero (5.3).
+fn reserved(blob: &[u8], at: usize) -> Result<Range<usize>, StructureError> {
     let block = blob.get(at..).ok_or(StructureError::Header)?;
-    let ends = block.chunks_exact(16).any(|entry| entry.iter().all(|&byte| byte == 0));
-    if ends { Ok(()) } else { Err(StructureError::Reservations) }
+    let last = block.chunks_exact(16).position(|entry| entry.iter().all(|&byte| byte == 0));
+    last.map(|last| at..at + (last + 1) * 16).ok_or(StructureError::Reservations)
 }
 
-/// Nodes close in order, and names are text. `visit` gets the properties of `node`, a child of the root: the strings from
-/// the name on, and where the value is.
+/// Nodes close in order, and names are text. `visit` gets the properties of `node`, the first child of the root of that
+/// name: the strings from the property's name on, and where the value is.
 fn check_structure(
     mut tokens: Tokens<'_>,
     strings: &[u8],
@@ -131,7 +140,7 @@ fn check_structure(
     let mut offset = tokens.at;
     // The first token is the root's: dtoolkit does not step over a NOP there.
     let mut token = Some(tokens.next()?).filter(|token| matches!(token, Token::BeginNode { .. }));
-    let (mut depth, mut is_visited) = (0_usize, false);
+    let (mut depth, mut node, mut is_visited) = (0_usize, Some(node), false);
     // Properties precede child nodes (5.4.2).
     let mut properties_may_come = true;
     loop {
@@ -139,7 +148,7 @@ fn check_structure(
             Some(Token::BeginNode { name }) => {
                 str::from_utf8(name).map_err(|_| StructureError::Name(offset))?;
                 depth += 1;
-                is_visited = depth == 2 && name == node;
+                is_visited = depth == 2 && node.take_if(|node| name == *node).is_some();
                 properties_may_come = true;
             }
             Some(Token::EndNode) => {

@@ -9,6 +9,7 @@
 use core::fmt;
 
 use granule_arch::addr::VirtAddr;
+use granule_arch::cache::CodeCaches;
 use granule_arch::esr::{Access, Syndrome};
 use granule_arch::mte::Tag;
 
@@ -82,6 +83,23 @@ pub fn read<T: Width>(address: VirtAddr) -> Result<T, ProbeFault> {
 /// The fault that the load took.
 pub fn load_tag(address: VirtAddr) -> Result<Tag, ProbeFault> {
     machine::load_tag(address)
+}
+
+/// Writes the cache lines of the `bytes` bytes at `start`, of one page, back to memory and drops them (DC CIVAC). Complete
+/// behind a DSB.
+///
+/// Any address is allowed, as for [`read`]. The host notes the instructions and refuses none.
+///
+/// # Errors
+/// The fault that an access took; lines before it are dropped.
+pub fn drop_lines(start: VirtAddr, bytes: u64) -> Result<(), ProbeFault> {
+    let line = CodeCaches::of_this_cpu().data_line;
+    // A load faults under an emulator as well, whose maintenance translates nothing.
+    machine::touch(start)?;
+    (start.align_down(line).0..start.0.saturating_add(bytes))
+        .step_by(line as usize)
+        .map(VirtAddr)
+        .try_for_each(machine::drop_line)
 }
 
 /// Writes `value` at `address` by a single store.
@@ -188,6 +206,15 @@ mod machine {
         word.map(|word| Tag::of(VirtAddr(word)))
     }
 
+    pub(super) fn touch(address: VirtAddr) -> Result<(), ProbeFault> {
+        u8::load(address).map(drop)
+    }
+
+    #[inline(never)]
+    pub(super) fn drop_line(address: VirtAddr) -> Result<(), ProbeFault> {
+        access!("dc civac, {address}\nmov {value}, xzr", address, 0).map(drop)
+    }
+
     /// # Safety
     /// The contract of [`super::execute`].
     #[inline(never)]
@@ -256,6 +283,15 @@ mod machine {
 
     pub(super) fn load_tag(address: VirtAddr) -> Result<Tag, ProbeFault> {
         Err(fault(0x9600_0004, address))
+    }
+
+    pub(super) fn touch(_address: VirtAddr) -> Result<(), ProbeFault> {
+        Ok(())
+    }
+
+    pub(super) fn drop_line(_address: VirtAddr) -> Result<(), ProbeFault> {
+        granule_arch::recorded::note("dc civac");
+        Ok(())
     }
 
     /// # Safety

@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "accesses that the hardware must allow or refuse, and contracts that the test keeps")]
 
 use granule::branches;
+use granule::iommu::{self, Direction, DmaError, DmaMask};
 use granule::mm::kernel::KernelSpace;
 use granule::mm::kernel::image;
 use granule::mm::kernel::set_memory::{SetMemoryError, Validity};
@@ -169,5 +170,31 @@ fn where_the_linear_map_is_not_managed_it_stays_as_it_is(t: &mut Test) {
     space().flush_kernel_range(range);
     t.check("and nothing done", is_writable(page) && space().kernel_page_present(frame));
     t.equal("success", space().set_direct_map_default_noflush(frame), Ok(()));
+    block.free(t);
+}
+
+// Caches are maintained by the linear map: a page that it does not show is refused, and left alone at the end.
+target_test!(memory_that_the_linear_map_does_not_show_is_none_of_an_uncached_device, needs("alias"));
+fn memory_that_the_linear_map_does_not_show_is_none_of_an_uncached_device(t: &mut Test) {
+    const PAGES: usize = 3;
+    const BYTES: usize = PAGES * PAGE as usize;
+    let Some(block) = Block::fresh(t) else { return };
+    let Some((frame, page)) = frame_of(&block) else { return };
+    let cpu = this_cpu();
+    let Some(device) = t.ok("attached", iommu::attach(cpu, None, DmaMask::ALL)) else { return };
+    let (device, first) = (device.without_caches(), PhysAddr(frame.0 - PAGE));
+    let map = |start| device.map(cpu, start, BYTES, Direction::Both);
+
+    let Some(address) = t.ok("mapped", map(first)) else { return };
+    t.ok("made invalid", space().set_memory_valid(page, 1, Validity::Invalid));
+    device.unmap(cpu, address, BYTES);
+    t.equal("refused where it is invalid", map(first), Err(DmaError::NotShown(frame)));
+    t.ok("made valid", space().set_memory_valid(page, 1, Validity::Valid));
+    t.ok("mapped again", map(first));
+    device.unmap(cpu, address, BYTES);
+
+    let end = granule::kernel().platform.memory.iter().map(|bank| bank.end()).max();
+    let beyond = end.map(|end| map(PhysAddr(end.0 - PAGE)));
+    t.check("refused beyond memory", matches!(beyond, Some(Err(DmaError::NotShown(_)))));
     block.free(t);
 }

@@ -1,10 +1,11 @@
 //! Memory of a device that does not see the CPUs' caches: in none of them while it is mapped for the device.
 
-use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::cache::clean_and_invalidate_to_memory;
+use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
+use granule_arch::barrier;
 
 use super::{Direction, DmaAddress, DmaDevice, DmaError};
 use crate::smp::Cpu;
+use crate::trap::probe;
 
 /// Bytes that a cache writes at once, at most: Linux's ARCH_DMA_MINALIGN.
 const LINE: u64 = 128;
@@ -21,8 +22,12 @@ impl DmaDevice {
         direction: Direction,
     ) -> Result<DmaAddress, DmaError> {
         Self::check_lines(physical, bytes, direction)?;
-        self.drop_lines(physical, bytes);
-        self.show(cpu, physical, bytes, direction)
+        let address = self.show(cpu, physical, bytes, direction)?;
+        // Before the driver hands the address on: until then the device accesses nothing there.
+        let dropped = self.drop_lines(physical, bytes).collect::<Result<(), _>>();
+        barrier::dsb_sy();
+        dropped.inspect_err(|_| self.hide(address, bytes))?;
+        Ok(address)
     }
 
     /// Whether no line of memory that the device is to write has other bytes: a CPU that changed those would write the
@@ -32,11 +37,16 @@ impl DmaDevice {
         if direction == Direction::ToDevice || has_whole_lines { Ok(()) } else { Err(DmaError::PartOfLine(physical)) }
     }
 
-    /// Takes memory out of the CPUs' caches, so that the device reads what they have stored, and no line is written
-    /// back over what it writes.
-    fn drop_lines(&self, physical: PhysAddr, bytes: usize) {
-        // SAFETY: the linear map shows memory.
-        unsafe { clean_and_invalidate_to_memory(self.frames().linear().address(physical), bytes as u64) };
+    /// Takes memory out of the CPUs' caches page by page, so that the device reads what they have stored, and no line is
+    /// written back over what it writes. A page that the linear map does not show is an error: it may be invalid there.
+    /// The caller has a DSB follow.
+    fn drop_lines(&self, physical: PhysAddr, bytes: usize) -> impl Iterator<Item = Result<(), DmaError>> {
+        let (linear, end) = (self.frames().linear(), physical.0.saturating_add(bytes as u64));
+        (physical.align_down(PAGE).0..end).step_by(PAGE_SIZE).map(move |page| {
+            let first = PhysAddr(page.max(physical.0));
+            let bytes = end.min(page.saturating_add(PAGE)) - first.0;
+            probe::drop_lines(linear.address(first), bytes).map_err(|_| DmaError::NotShown(first))
+        })
     }
 
     /// [`Self::drop_lines`] once the device has written: speculation may have fetched lines since.
@@ -47,7 +57,8 @@ impl DmaDevice {
             Some(device) => device.domain.translate(VirtAddr(address.0)),
         };
         if let Some(physical) = physical {
-            self.drop_lines(physical, bytes);
+            self.drop_lines(physical, bytes).for_each(drop);
+            barrier::dsb_sy();
         }
     }
 }
