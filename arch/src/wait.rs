@@ -2,6 +2,9 @@
 
 #![allow(unsafe_code, reason = "issues YIELD, WFE, SEV and WFI")]
 
+#[cfg(not(target_os = "none"))]
+extern crate std;
+
 use core::sync::atomic::AtomicU32;
 
 macro_rules! hint {
@@ -22,11 +25,11 @@ macro_rules! hint {
 
 hint!(
     /// YIELD: others may go first. An emulator switches to another CPU here.
-    relax, "yield", core::hint::spin_loop()
+    relax, "yield", std::thread::yield_now()
 );
 hint!(
     /// WFE: until an event, an interrupt, or another CPU's [`sev`].
-    wfe, "wfe", core::hint::spin_loop()
+    wfe, "wfe", std::thread::yield_now()
 );
 hint!(
     /// SEV: wakes every CPU in [`wfe`]. Owed after the store that the waiter looks for, with a DSB between.
