@@ -153,7 +153,7 @@ fn end_load(t: &mut Test, others: CpuSet) {
 
 target_test!(every_planted_bug_is_found_under_interrupt_load_and_nothing_else, needs("kfence"), limit(60));
 fn every_planted_bug_is_found_under_interrupt_load_and_nothing_else(t: &mut Test) {
-    const BUGS: u32 = 300;
+    const BUGS: u32 = 150;
     let (seed, before) = (t.random() as usize, guarded_heap().stats());
     let others = start_load(t, seed);
     let handlers_took_part = || HANDLED.load(Ordering::Relaxed) > 10;

@@ -238,7 +238,7 @@ fn a_suspended_check_lasts_until_the_next(t: &mut Test) {
 
 target_test!(all_cpus_allocate_and_free_at_once, needs("mte"), limit(30));
 fn all_cpus_allocate_and_free_at_once(t: &mut Test) {
-    const ROUNDS: usize = 400;
+    const ROUNDS: usize = 160;
     const HELD: usize = 12;
     fn work(cpu: &Cpu, seed: usize) {
         let mut random = seed as u64 | 1;

@@ -60,7 +60,7 @@ const CANARY: u64 = 0x00c0_ffee_5eed_1234;
 
 target_test!(all_that_changes_translations_at_once, needs("smmuv3 edu smp"), limit(120));
 fn all_that_changes_translations_at_once(t: &mut Test) {
-    storm(t, 250);
+    storm(t, 120);
 }
 
 target_test!(all_that_changes_translations_at_once_for_long, needs("smmuv3 edu smp"), limit(1800), long());

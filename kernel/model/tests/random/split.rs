@@ -248,6 +248,7 @@ proptest! {
     #![proptest_config(Config::with_cases(1))]
 
     #[test]
+    #[ignore = "takes half a minute: ./x test --long"]
     fn with_16_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {
@@ -255,6 +256,7 @@ proptest! {
     }
 
     #[test]
+    #[ignore = "takes half a minute: ./x test --long"]
     fn with_64_kib_pages_shared(
         features in features(), kernel in kernel(), splits in splits(), border in 0_u64..40, actions in actions(),
     ) {

@@ -78,7 +78,7 @@ fn what_was_split_is_collapsed_when_nothing_is_split_any_more(t: &mut Test) {
 }
 
 /// Times that CPUs change pages and then all rest: in every other one each CPU, in those between one.
-const PHASES: u32 = 16;
+const PHASES: u32 = 8;
 /// Changes of a CPU in a phase.
 const CHANGES: u64 = 100;
 
