@@ -244,7 +244,7 @@ impl Sender {
 
     /// All data has arrived, and the start was asked for.
     fn may_be_entered(&self) -> bool {
-        self.sequence > 0 && self.arrived == self.stream.len()
+        self.arrived == self.stream.len()
     }
 
     fn type_it(&mut self, now: Duration) -> Step {

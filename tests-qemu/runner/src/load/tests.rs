@@ -2,10 +2,11 @@
 
 use std::time::Duration;
 
-use granule_protocol::{ASK, Event, Frame, Incoming, Nonce, REQUEST_BYTES, Refusal, Reply, Responder};
+use base64ct::{Base64, Encoding as _};
+use granule_protocol::{ASK, Event, Frame, Incoming, Nonce, Order, REQUEST_BYTES, Refusal, Reply, Request, Responder};
 use proptest::prelude::{prop_assert, proptest};
 
-use super::{Entered, Files, Sender, Step};
+use super::{Entered, Files, RESEND, Sender, Step};
 use crate::noise::Noise;
 use crate::qemu::Qemu;
 use crate::serial::{Guest, Lines};
@@ -226,6 +227,82 @@ fn what_cannot_be_loaded_is_named() {
     assert!(format!("{:#}", Sender::new(NONCE, &no_image).unwrap_err()).contains("no arm64 Image"));
 }
 
+/// The line of a frame.
+fn frame(sequence: u32, event: Event) -> String {
+    let mut line = String::new();
+    Frame { sequence, event }.encode(NONCE, &mut line).unwrap();
+    line
+}
+
+/// The request that the sender types at this line.
+#[track_caller]
+fn typed(sender: &mut Sender, line: &str, now: Duration) -> String {
+    match sender.line(line, now) {
+        Ok(Step::Type(request)) => request,
+        other => panic!("{line}: {other:?}"),
+    }
+}
+
+/// A sender whose requests were all answered, and that has just asked for the start; and that request.
+fn asks_for_the_start() -> (Sender, String) {
+    let mut sender = Sender::new(NONCE, &files(64, 1)).unwrap();
+    let mut request = typed(&mut sender, ASK, Duration::ZERO);
+    while !sender.may_be_entered() {
+        let ready = frame(sender.sequence, Event::Ready);
+        request = typed(&mut sender, &ready, Duration::ZERO);
+    }
+    (sender, request)
+}
+
+/// Each byte of the streams is in one request, in its order: of 376 bytes, and twice as many after four that came through
+/// at once. A board that starts anew gets them from the first again.
+#[test]
+fn requests_have_all_of_the_stream() {
+    let mut sender = Sender::new(NONCE, &files(9_000, 1)).unwrap();
+    let stream = sender.stream.clone();
+    let begin = typed(&mut sender, ASK, Duration::ZERO);
+    for _ in 0..2 {
+        let (mut sent, mut sizes) = (Vec::new(), Vec::new());
+        while sent.len() < stream.len() {
+            let ready = frame(sender.sequence, Event::Ready);
+            let request = typed(&mut sender, &ready, Duration::ZERO);
+            let (_, Request { sequence, order }) = Request::decode(request.trim()).unwrap();
+            let Order::Data { text } = order else { panic!("{order:?} after {} of {}", sent.len(), stream.len()) };
+            let data = Base64::decode_vec(text).unwrap();
+            assert!(!data.is_empty());
+            sizes.push(data.len());
+            sent.extend(data);
+            assert_eq!(sequence as usize, sizes.len());
+        }
+        assert!(sent == stream, "{} bytes of {}", sent.len(), stream.len());
+        if sender.restarts == 0 {
+            assert_eq!(sizes[..8], [376, 376, 376, 752, 752, 752, 752, 1504]);
+            assert_eq!(typed(&mut sender, ASK, Duration::ZERO), begin, "the load, from its beginning");
+        }
+    }
+}
+
+/// The answer to the start was lost, and the loader goes on: it has refused, or has not got the request.
+#[test]
+fn a_start_that_is_not_answered_is_asked_for_again() {
+    for (number, event) in [(0, Event::Ready), (0, Event::Again), (1, Event::Ready)] {
+        let (mut sender, start) = asks_for_the_start();
+        let line = frame(sender.sequence - number, event);
+        let early = RESEND - Duration::from_millis(1);
+        assert_eq!(sender.line(&line, early).unwrap(), Step::Heard, "it may be on its way: {line}");
+        assert_eq!(typed(&mut sender, &line, RESEND), start, "{line}");
+        assert_eq!(sender.line(&line, RESEND + early).unwrap(), Step::Heard, "{line}");
+        let refused = frame(sender.sequence, Event::Refused { why: Refusal::Checksum });
+        assert!(sender.line(&refused, RESEND).unwrap_err().to_string().contains("another checksum"));
+    }
+    // A line that arrived damaged is no longer on its way.
+    let (mut sender, start) = asks_for_the_start();
+    let again = frame(sender.sequence - 1, Event::Again);
+    assert_eq!(typed(&mut sender, &again, Duration::ZERO), start);
+    let starts = frame(sender.sequence, Event::Starts { level: 2 });
+    assert_eq!(sender.line(&starts, Duration::ZERO).unwrap(), Step::Over(2));
+}
+
 /// The sender's answers to frames in this order.
 fn steps(events: &[(u32, Event)]) -> Result<Vec<Step>, String> {
     let mut sender = Sender::new(NONCE, &files(64, 1)).unwrap();
@@ -234,9 +311,7 @@ fn steps(events: &[(u32, Event)]) -> Result<Vec<Step>, String> {
         .iter()
         .map(|&(sequence, event)| {
             now += Duration::from_millis(1);
-            let mut line = String::new();
-            Frame { sequence, event }.encode(NONCE, &mut line).unwrap();
-            sender.line(&line, now).map_err(|error| error.to_string())
+            sender.line(&frame(sequence, event), now).map_err(|error| error.to_string())
         })
         .collect()
 }
@@ -255,15 +330,10 @@ fn what_else_answers_is_named() {
 #[test]
 fn a_board_that_starts_again_and_again_is_given_up() {
     let mut sender = Sender::new(NONCE, &files(5000, 1)).unwrap();
-    let ready = |sequence| {
-        let mut line = String::new();
-        Frame { sequence, event: Event::Ready }.encode(NONCE, &mut line).unwrap();
-        line
-    };
     let mut restarts = 0;
     let why = loop {
         let now = Duration::from_secs(restarts * 10);
-        sender.line(&ready(0), now).unwrap();
+        sender.line(&frame(0, Event::Ready), now).unwrap();
         match sender.line(ASK, now) {
             Ok(step) => assert!(matches!(step, Step::Type(_)), "{step:?}"),
             Err(why) => break why.to_string(),
@@ -316,8 +386,7 @@ fn a_kernel_whose_start_is_not_confirmed_is_entered_all_the_same() {
     let mut sender = Sender::new(NONCE, &files(64, 1)).unwrap();
     let mut answers = String::new();
     while !sender.may_be_entered() {
-        let mut line = String::new();
-        Frame { sequence: sender.sequence, event: Event::Ready }.encode(NONCE, &mut line).unwrap();
+        let line = frame(sender.sequence, Event::Ready);
         sender.line(&line, SILENCE).unwrap();
         answers.push_str(&format!("echo '{line}';"));
     }
