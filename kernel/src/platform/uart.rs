@@ -229,7 +229,7 @@ impl Uart {
 }
 
 /// Their names in `compatible`, and the layout where the tree gives none: the bindings of each.
-static COMPATIBLE: [(&str, UartKind, UartLayout); 23] = [
+static COMPATIBLE: [(&str, UartKind, UartLayout); 24] = [
     ("arm,pl011", UartKind::Pl011, UartLayout::PACKED),
     ("arm,sbsa-uart", UartKind::Sbsa, UartLayout::PACKED),
     ("snps,dw-apb-uart", UartKind::DesignWare, UartLayout::PACKED),
@@ -238,6 +238,7 @@ static COMPATIBLE: [(&str, UartKind, UartLayout); 23] = [
     ("nvidia,tegra20-uart", UartKind::Ns16550, UartLayout::WORDS),
     ("ns16550a", UartKind::Ns16550, UartLayout::PACKED),
     ("ns16550", UartKind::Ns16550, UartLayout::PACKED),
+    ("nuvoton,npcm750-uart", UartKind::Ns16550, UartLayout::PACKED),
     ("brcm,bcm2835-aux-uart", UartKind::BcmMini, UartLayout::WORDS),
     ("fsl,imx6q-uart", UartKind::Imx, UartLayout::PACKED),
     ("fsl,imx7ulp-lpuart", UartKind::Lpuart, UartLayout::PACKED),

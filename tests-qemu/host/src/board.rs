@@ -16,7 +16,7 @@ use granule_runner::noise::Noise;
 use granule_runner::qemu::{Qemu, Reset, Serial, initrd_of};
 use serial2::SerialPort;
 
-use crate::own_file;
+use crate::{bare, own_file};
 
 /// Between two looks at the line, the power switch and the process.
 const POLL: Duration = Duration::from_millis(10);
@@ -39,6 +39,7 @@ pub fn model(board: &Board, kernel: &Path, bootargs: &str, scratch: &Path) -> Qe
         let found = files(&trees, "dtb").into_iter().find(|path| path.ends_with(tree));
         extra.extend(["-dtb".into(), found.expect("the package has the tree").into()]);
     }
+    extra.extend(bare::options(&board.machine, scratch).into_iter().flatten());
     let serial = if model.port == 1 { Serial::Pipes } else { Serial::SecondPipes(first_port(&board.machine, scratch)) };
     Qemu::without_kernel(&board.machine, serial, Reset::Ends, &extra)
 }

@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+mod bare;
 pub mod board;
 pub mod guest;
 pub mod leaves;

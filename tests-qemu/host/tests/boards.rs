@@ -34,24 +34,37 @@ fn assert_runs(session: &mut Session, cpus: u32) {
     assert!(hello.contains("hello from process"), "{hello}");
 }
 
-/// Boots the model of a board of boards.toml. All CPUs run, a program does, and the machine ends; where the console is the
-/// model's second port, the first stays silent.
+/// Boots the model of a board of boards.toml. All CPUs run, and a program does.
+fn boots(board: &machine::Board, scratch: &Path) -> Session {
+    let mut session = Session::of(&board::model(board, &built("granule.img"), "script", scratch)).unwrap();
+    session.prompt().unwrap();
+    assert_runs(&mut session, board.cpus);
+    let memory = session.command("mem").unwrap();
+    assert!(memory.contains("free"), "{memory}");
+    session
+}
+
+/// Boots a model, which ends; where the console is its second port, the first stays silent.
 fn boots_to_its_end(name: &str) {
     if skip_without_debians_tools("device trees") {
         return;
     }
     let (board, scratch) = (machine::board(name).unwrap(), Path::new(env!("CARGO_TARGET_TMPDIR")));
-    let mut session = Session::of(&board::model(&board, &built("granule.img"), "script", scratch)).unwrap();
-    session.prompt().unwrap();
-    assert_runs(&mut session, board.cpus);
-    let memory = session.command("mem").unwrap();
-    assert!(memory.contains("free"), "{memory}");
+    let session = boots(&board, scratch);
     assert_eq!(session.power_off().unwrap(), Some(0));
     if board.model.is_some_and(|model| model.port == 2) {
         let other = board::first_port(&board.machine, scratch);
         assert_eq!(fs::read_to_string(&other).unwrap(), "", "the first port is another device's");
         fs::remove_file(other).unwrap();
     }
+}
+
+/// Boots a model without firmware, which nothing turns off.
+fn boots_and_stops(name: &str) {
+    let (board, scratch) = (machine::board(name).unwrap(), Path::new(env!("CARGO_TARGET_TMPDIR")));
+    let mut session = boots(&board, scratch);
+    session.send("poweroff\n");
+    session.wait_for("nothing turns this machine off").unwrap();
 }
 
 /// A GICv2 and a Cadence UART; PSCI of QEMU's own.
@@ -82,6 +95,18 @@ fn a_raspberry_pi_3_runs_by_debians_tree() {
 #[test]
 fn a_versal_runs_by_the_models_tree() {
     boots_to_its_end("versal");
+}
+
+/// A GICv2 and a 16550 with registers four bytes apart, by a tree and with a spin table of the tests' own.
+#[test]
+fn an_npcm845_runs_without_firmware() {
+    boots_and_stops("npcm845-evb");
+}
+
+/// A GICv3, and a 16550 whose interrupt comes by a controller without a driver: it is polled.
+#[test]
+fn an_ast2700_runs_without_firmware() {
+    boots_and_stops("ast2700-evb");
 }
 
 /// A file of Debian's newest package on the first day that it was wanted. Tests that want the same wait.
