@@ -49,10 +49,11 @@ impl Blocks {
         unsafe { core::slice::from_raw_parts_mut(layout::linear(self.start).as_ptr(), length as usize) }
     }
 
-    /// Has memory hold what was stored here, and no cache any of it.
-    fn leave_caches(&self) {
+    /// Has memory hold what was stored here, and no cache any of it. The address is for those that read it without caches.
+    fn leave_caches(&self) -> PhysAddr {
         // SAFETY: the linear map shows the blocks.
         unsafe { cache::clean_and_invalidate_to_memory(layout::linear(self.start), self.bytes()) };
+        self.start
     }
 }
 
@@ -98,46 +99,42 @@ impl Loaded {
         let parts = [&*kernel.memory(load.kernel), initrd.memory(load.initrd), bootargs];
         incoming.check(&parts)?;
         let bootargs = core::str::from_utf8(bootargs).map_err(|_| Refusal::Tree)?;
-        let (start, size) = (initrd.start.0, u64::from(load.initrd));
+        let (start, size) = (initrd.leave_caches().0, u64::from(load.initrd));
         let given = machine.device_tree;
         // SAFETY: the boot has read it, from here, and uses it no more.
         let mapped = unsafe { fixmap::map_device_tree(given.start(), given.size() as usize) }.ok_or(Refusal::Tree)?;
         // SAFETY: mapped until the end of the function; a device tree that the boot has kept out of the memory in use.
         let blob = unsafe { core::slice::from_raw_parts(mapped.as_ptr::<u8>(), given.size() as usize) };
         let made = Source::read(blob).ok().and_then(|source| {
-            // Those of the card come first: of two of one name the last holds.
-            let all = [source.bootargs().as_deref().unwrap_or_default(), bootargs].join(" ");
+            let all = source.bootargs_and(bootargs);
             let initrd = (size != 0).then_some(start..start + size);
-            source.choose(&Chosen { bootargs: Some(all.trim()), initrd, ..Chosen::default() }).ok()
+            source.choose(&Chosen { bootargs: Some(&all), initrd, ..Chosen::default() }).ok()
         });
         // SAFETY: `made` is a copy.
         unsafe { fixmap::unmap_device_tree() };
         let made = made.ok_or(Refusal::Tree)?;
         let mut tree = Blocks::new(machine.kernel, made.len() as u64)?;
         tree.memory(made.len() as u32).copy_from_slice(&made);
-        Ok(Whole { kernel, initrd, tree })
+        Ok(Whole { kernel, tree })
     }
 }
 
-/// A kernel that was found whole, its initrd, and the device tree that it gets.
+/// A kernel that was found whole, and the device tree that it gets.
 pub(crate) struct Whole<'a> {
     kernel: &'a Blocks,
-    initrd: &'a Blocks,
     tree: Blocks,
 }
 
 impl Whole<'_> {
     /// Enters the kernel.
     pub(crate) fn enter(&self, machine: &Machine) -> ! {
-        for blocks in [self.kernel, self.initrd, &self.tree] {
-            blocks.leave_caches();
-        }
+        let [kernel, tree] = [self.kernel, &self.tree].map(Blocks::leave_caches);
         let leave = image::physical(machine.boot, VirtAddr(mmu::leave as *const () as u64));
         // SAFETY: the address of `leave` under the identity map, which the loader has not ended.
         let leave: unsafe extern "C" fn(PhysAddr, PhysAddr, u64, u64) -> ! = unsafe { core::mem::transmute(leave.0) };
         // SAFETY: interrupts are masked since the entry, and no other CPU was started. The kernel, its initrd and its
         // tree are in memory, with all that its header asks for; the entry code has turned EL2's MMU off and left it
         // vectors.
-        unsafe { leave(self.tree.start, self.kernel.start, mmu::SCTLR_MMU_OFF, machine.boot.entry_level) }
+        unsafe { leave(tree, kernel, mmu::SCTLR_MMU_OFF, machine.boot.entry_level) }
     }
 }

@@ -159,6 +159,12 @@ impl Source {
         String::from_utf8(text).ok()
     }
 
+    /// [`Self::bootargs`], and `more` after them: of two of one name the last holds.
+    #[must_use]
+    pub fn bootargs_and(&self, more: &str) -> String {
+        [self.bootargs().as_deref().unwrap_or_default(), more].join(" ").trim().into()
+    }
+
     /// `/chosen` `kaslr-seed`; `None` where there is none, or zero: a firmware without entropy leaves that.
     #[must_use]
     pub fn kaslr_seed(&self) -> Option<u64> {
@@ -382,6 +388,7 @@ mod tests {
         let source = Source::read(&firmware([2, 2])).unwrap();
         assert_eq!(source.kaslr_seed(), Some(3));
         assert_eq!(source.bootargs().as_deref(), Some("old"));
+        assert_eq!([source.bootargs_and("new"), source.bootargs_and("")], ["old new", "old"], "the later one holds");
         assert_eq!(
             Source::read(&tree.blob).unwrap().kaslr_seed(),
             Some(3),
@@ -389,6 +396,7 @@ mod tests {
         );
         let empty = Source::empty().unwrap();
         assert_eq!((empty.kaslr_seed(), empty.bootargs()), (None, None));
+        assert_eq!(empty.bootargs_and("new"), "new");
         assert_eq!(chosen("linux,initrd-start"), None, "its memory may be free now");
     }
 

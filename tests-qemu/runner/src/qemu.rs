@@ -110,6 +110,13 @@ impl Qemu {
         qemu
     }
 
+    /// The command line with `extra` at its end.
+    #[must_use]
+    pub fn with(mut self, extra: &[OsString]) -> Self {
+        self.arguments.extend_from_slice(extra);
+        self
+    }
+
     /// Any program in QEMU's place.
     #[cfg(test)]
     pub(crate) fn stand_in(program: &str, arguments: &[&str]) -> Self {
