@@ -1,7 +1,10 @@
-//! Linux's names, as its headers give them to a C program, and those of this crate that every program uses.
+//! Linux's names, as its headers give them to a C program, and those of this crate that several programs use.
 //!
 //! It is the one module that programs import as a whole. A name in capitals, or of a structure of the kernel's, is
-//! Linux's.
+//! Linux's. A program that defines one of the names by itself means its own.
+
+pub use core::ffi::CStr;
+pub use core::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 pub use granule_abi::Errno::{self, *};
 pub use granule_abi::file::*;
@@ -22,5 +25,15 @@ pub use granule_abi::userfaultfd::{
     UFFDIO_WRITEPROTECT_MODE_WP, ioctl_bit,
 };
 
-pub use crate::memory::{KERNEL, PAGE, PRIVATE, RW, SHARED};
-pub use crate::{Start, entry, own, parts};
+pub use crate::answers::{apart, bytes, equal, holds, present, status, wrong};
+pub use crate::memory::{KERNEL, PAGE, PRIVATE, RW, SHARED, madvise, map, mincore, mmap, mprotect, munmap, shared};
+pub use crate::owned::{File, Pages};
+pub use crate::probe::{Fault, behind_the_end, not_allowed, not_mapped};
+pub use crate::random::Random;
+pub use crate::signal::{Handler, handle, interrupt_by, is_pending, mask, set_of, set_without_handler};
+pub use crate::thread::{Thread, all_at_once, beside, futex_wait, futex_wake};
+pub use crate::userfault::Pager;
+pub use crate::waiting::{asleep_until, until, until_zombie, while_signalled, with_longer_times};
+pub use crate::{
+    Start, entry, instruction, memory, offend, own, parts, println, probe, process, signal, sys, thread, time,
+};

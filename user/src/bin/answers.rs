@@ -4,15 +4,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{map, shared};
 use granule_user::prelude::*;
-use granule_user::signal::interrupt_by;
-use granule_user::thread::{Thread, beside};
-use granule_user::waiting::{until, while_signalled, with_longer_times};
-use granule_user::{process, time};
 
 entry!(run);
 own!(call);

@@ -10,9 +10,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::prelude::*;
-use granule_user::random::Random;
-use granule_user::thread::{MOST_AT_ONCE, all_at_once};
-use granule_user::{println, process};
+use granule_user::thread::MOST_AT_ONCE;
 
 entry!(run);
 own!(call);

@@ -6,14 +6,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
 use granule_user::prelude::*;
 use granule_user::print::Output;
-use granule_user::thread::Thread;
-use granule_user::userfault::Pager;
-use granule_user::{memory, process, signal, sys, time};
 
 entry!(run);
 

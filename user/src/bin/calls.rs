@@ -4,10 +4,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::answers::present;
-use granule_user::memory::map;
 use granule_user::prelude::*;
-use granule_user::{println, time};
 
 entry!(run);
 own!(call, word, put_word);

@@ -7,8 +7,6 @@
 #![allow(unsafe_code, reason = "system calls")]
 
 use granule_user::prelude::*;
-use granule_user::thread::Thread;
-use granule_user::{println, process, signal, time};
 
 entry!(run);
 own!(call);

@@ -7,14 +7,10 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::{CStr, c_char};
+use core::ffi::c_char;
 use core::ptr::null;
 
-use granule_user::answers::{equal, status};
-use granule_user::memory::map;
-use granule_user::owned::File;
 use granule_user::prelude::*;
-use granule_user::{process, sys};
 
 entry!(run);
 own!(call);

@@ -8,16 +8,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{map, munmap};
 use granule_user::prelude::*;
-use granule_user::signal::interrupt_by;
-use granule_user::thread::{Thread, all_at_once};
-use granule_user::waiting::until;
-use granule_user::{process, time};
 
 entry!(run);
 own!(call);

@@ -4,14 +4,9 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use granule_user::answers::{equal, holds, status, wrong};
-use granule_user::memory::{map, munmap};
 use granule_user::prelude::*;
 use granule_user::seen::{SEEN, come_back, skip, word};
-use granule_user::signal::{Handler, handle, set_of, set_stack};
-use granule_user::{offend, probe, process};
+use granule_user::signal::set_stack;
 
 entry!(run);
 

@@ -12,13 +12,10 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use core::sync::atomic::AtomicUsize;
 
-use granule_user::memory::mmap;
 use granule_user::prelude::*;
-use granule_user::thread::Thread;
-use granule_user::{memory, println, process, random, signal, sys, time};
+use granule_user::random;
 
 #[path = "fuzz/structured.rs"]
 mod structured;

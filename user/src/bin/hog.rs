@@ -8,12 +8,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicBool, Ordering};
-
 use granule_user::prelude::*;
-use granule_user::userfault::Pager;
-use granule_user::waiting::asleep_until;
-use granule_user::{memory, println, process, signal, thread, time};
 
 entry!(run);
 own!(call);

@@ -8,12 +8,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::{map, mincore};
 use granule_user::prelude::*;
-use granule_user::probe::{behind_the_end, not_allowed, not_mapped};
-use granule_user::thread::all_at_once;
-use granule_user::{probe, process};
 
 entry!(run);
 own!(call, file, put, unmap, unmap_all, protect);

@@ -8,14 +8,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-
-use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::map;
-use granule_user::owned::File;
 use granule_user::prelude::*;
-use granule_user::thread::Thread;
-use granule_user::{print, process};
+use granule_user::print;
 
 entry!(run);
 own!(call);

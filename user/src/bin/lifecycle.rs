@@ -5,12 +5,8 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ptr::null;
-use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::memory::shared;
 use granule_user::prelude::*;
-use granule_user::waiting::until;
-use granule_user::{memory, println, process, signal, thread, time};
 
 entry!(run);
 own!(call);

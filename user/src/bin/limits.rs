@@ -4,13 +4,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use granule_user::prelude::*;
-use granule_user::process::in_copy;
-use granule_user::waiting::{asleep_until, until};
-use granule_user::{println, probe, process, thread};
 
 entry!(run);
 own!(call, put);
@@ -34,11 +28,11 @@ fn run(start: Start) -> u8 {
     a_program_has_no_more_stack(start);
     a_program_has_no_more_memory(start);
     what_cannot_fit();
-    in_copy(the_address_space);
-    in_copy(data);
-    in_copy(heap);
-    in_copy(|| stack(start.stack_pointer()));
-    in_copy(areas_that_grow);
+    process::in_copy(the_address_space);
+    process::in_copy(data);
+    process::in_copy(heap);
+    process::in_copy(|| stack(start.stack_pointer()));
+    process::in_copy(areas_that_grow);
     println!("limits: ok");
     0
 }
@@ -107,7 +101,7 @@ fn refusals() {
     assert_eq!(prlimit(0, RLIMIT_AS as u64, 0, bad), Err(EFAULT));
     assert_eq!(prlimit(0, RLIMIT_AS as u64, 0, 0), Ok(0));
     assert_eq!(get(RLIMIT_AS), Ok(RLimit { soft: RLIM_INFINITY, hard: RLIM_INFINITY }), "nothing was changed");
-    in_copy(|| {
+    process::in_copy(|| {
         let new = RLimit { soft: 5, hard: 6 };
         let at = &raw const new as u64;
         assert_eq!(prlimit(0, RLIMIT_CORE as u64, at, bad), Err(EFAULT));
@@ -143,9 +137,9 @@ fn others() {
 }
 
 fn limits_are_inherited(start: Start) {
-    in_copy(|| {
+    process::in_copy(|| {
         set(RLIMIT_CPU, 1000, 2000).expect("a limit");
-        in_copy(|| {
+        process::in_copy(|| {
             assert_eq!(get(RLIMIT_CPU), Ok(RLimit { soft: 1000, hard: 2000 }));
             set(RLIMIT_CPU, 500, 600).expect("a limit");
         });

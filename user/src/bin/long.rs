@@ -5,12 +5,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use granule_user::prelude::*;
-use granule_user::thread::{Thread, futex_wait, futex_wake};
-use granule_user::waiting::{asleep_until, with_longer_times};
-use granule_user::{memory, println, process, signal, time};
 
 entry!(run);
 own!(call, word, put_word);

@@ -6,13 +6,8 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ops::RangeInclusive;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::thread::{Thread, futex_wait};
-use granule_user::userfault::Pager;
-use granule_user::waiting::asleep_until;
-use granule_user::{println, process, signal, time};
 
 entry!(run);
 own!(call, file, put_word);

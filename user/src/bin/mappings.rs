@@ -7,11 +7,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::answers::{apart, present, wrong};
 use granule_user::prelude::*;
-use granule_user::probe::{not_allowed, not_mapped};
-use granule_user::waiting::until;
-use granule_user::{memory, println, probe, process};
 
 entry!(run);
 own!(call, put, unmap, unmap_all, protect);

@@ -8,17 +8,8 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::mem::ManuallyDrop;
-use core::sync::atomic::{AtomicU32, Ordering};
 
-use granule_user::answers::{apart, equal, holds, present, status, wrong};
-use granule_user::owned::{File, Pages};
 use granule_user::prelude::*;
-use granule_user::probe::{behind_the_end, not_allowed};
-use granule_user::random::Random;
-use granule_user::signal::handle;
-use granule_user::thread::beside;
-use granule_user::waiting::{asleep_until, until};
-use granule_user::{memory, probe, process};
 
 #[path = "memfd/races.rs"]
 mod races;

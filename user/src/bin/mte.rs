@@ -6,13 +6,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-
-use granule_user::answers::{apart, equal, holds, status};
 use granule_user::prelude::*;
 use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
-use granule_user::{instruction, process, signal, thread};
 
 entry!(run);
 own!(call, file);

@@ -19,8 +19,6 @@
 #![allow(unsafe_code, reason = "pages of a file that it maps")]
 
 use granule_user::prelude::*;
-use granule_user::userfault::Pager;
-use granule_user::{println, process};
 
 entry!(run);
 own!(call);

@@ -4,7 +4,6 @@
 #![no_main]
 
 use granule_user::prelude::*;
-use granule_user::println;
 
 entry!(run);
 

@@ -6,16 +6,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use granule_user::answers::{apart, equal, holds, status};
-use granule_user::memory::map;
-use granule_user::owned::File;
 use granule_user::prelude::*;
-use granule_user::signal::{handle, mask, set_of, set_without_handler};
-use granule_user::thread::{all_at_once, beside};
-use granule_user::waiting::{until, while_signalled, with_longer_times};
-use granule_user::{process, time};
 
 entry!(run);
 own!(call);

@@ -7,7 +7,6 @@
 use core::fmt;
 
 use granule_user::prelude::*;
-use granule_user::{println, sys};
 
 entry!(run);
 

@@ -9,9 +9,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use granule_user::answers::wrong;
 use granule_user::prelude::*;
-use granule_user::println;
 
 entry!(run);
 own!(call, unmap, unmap_all);

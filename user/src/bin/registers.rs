@@ -8,15 +8,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-
-use granule_user::answers::{apart, equal, holds, present, status};
-use granule_user::memory::mmap;
 use granule_user::prelude::*;
-use granule_user::probe::{Fault, behind_the_end, not_allowed, not_mapped};
-use granule_user::process::sched_yield;
-use granule_user::waiting::until;
-use granule_user::{probe, time};
 
 entry!(run);
 own!(call, put, unmap, protect);
@@ -145,7 +137,7 @@ fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
 fn map_when_bound(file: File) -> Result<u64, Errno> {
     loop {
         match file.map(RW, MAP_SHARED) {
-            Err(ENXIO) => sched_yield(),
+            Err(ENXIO) => process::sched_yield(),
             mapped => return mapped,
         }
     }

@@ -7,14 +7,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-
-use granule_user::answers::{apart, bytes, equal, holds, present, status};
-use granule_user::memory::{map, mincore};
 use granule_user::prelude::*;
-use granule_user::probe::{behind_the_end, not_allowed, not_mapped};
-use granule_user::thread::all_at_once;
-use granule_user::{probe, process};
 
 entry!(run);
 own!(call, put, unmap, unmap_all, protect);

@@ -7,16 +7,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-
-use granule_user::answers::{apart, equal, holds, status, wrong};
-use granule_user::memory::map;
-use granule_user::owned::File;
 use granule_user::prelude::*;
-use granule_user::thread::{Thread, beside, futex_wait};
-use granule_user::waiting::{asleep_until, until, with_longer_times};
-use granule_user::{process, time};
 
 entry!(run);
 own!(call);

@@ -8,12 +8,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use granule_protocol::ScaleWindow as Window;
 use granule_user::prelude::*;
-use granule_user::thread::Thread;
-use granule_user::{memory, process, sys};
 
 entry!(run);
 

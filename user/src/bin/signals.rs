@@ -5,14 +5,11 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use core::sync::atomic::AtomicPtr;
 
 use granule_user::prelude::*;
 use granule_user::seen::{SEEN, come_back, note, skip};
-use granule_user::signal::{Handler, handle, mask, set_action, set_of, set_stack, set_without_handler};
-use granule_user::thread::Thread;
-use granule_user::waiting::{until, with_longer_times};
-use granule_user::{memory, offend, println, probe, process, time};
+use granule_user::signal::{set_action, set_stack};
 
 entry!(run);
 own!(call);

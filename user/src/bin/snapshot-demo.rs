@@ -8,16 +8,10 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that two processes use")]
 
-use core::ffi::CStr;
 use core::fmt::Write as _;
 use core::ptr::null;
-use core::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::thread::Thread;
-use granule_user::userfault::Pager;
-use granule_user::waiting::until;
-use granule_user::{memory, println, process};
 
 entry!(run);
 own!(call, file, word, put_word);

@@ -5,7 +5,6 @@
 #![no_main]
 
 use granule_user::prelude::*;
-use granule_user::{println, process, time};
 
 entry!(run);
 

@@ -10,13 +10,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-
 use granule_user::known::Known;
-use granule_user::memory::{madvise, mprotect, munmap};
 use granule_user::prelude::*;
-use granule_user::random::Random;
-use granule_user::{println, process, signal};
 
 entry!(run);
 own!(call, file);

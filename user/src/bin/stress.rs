@@ -9,13 +9,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
 use granule_user::known::Known;
 use granule_user::prelude::*;
-use granule_user::random::Random;
-use granule_user::thread::all_at_once;
-use granule_user::{memory, println, process};
 
 entry!(run);
 

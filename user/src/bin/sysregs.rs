@@ -8,10 +8,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "runs instructions that it makes")]
 
-use granule_user::answers::{equal, status};
-use granule_user::memory::mmap;
 use granule_user::prelude::*;
-use granule_user::{probe, process};
 
 entry!(run);
 own!(protect);

@@ -5,15 +5,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU64, Ordering};
-
-use granule_user::answers::{apart, equal, holds, status};
 use granule_user::prelude::*;
-use granule_user::random::Random;
-use granule_user::signal::{is_pending, mask, set_of};
 use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag};
-use granule_user::waiting::until;
-use granule_user::{probe, thread};
 
 entry!(run);
 own!(call, word, put_word, unmap, protect);

@@ -7,12 +7,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::ffi::CStr;
-use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
-
 use granule_user::prelude::*;
 use granule_user::tags::load;
-use granule_user::{memory, println, probe, process, signal};
 
 entry!(run);
 own!(call);

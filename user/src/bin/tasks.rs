@@ -4,14 +4,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
-use granule_user::memory::shared;
 use granule_user::prelude::*;
-use granule_user::signal::{handle, mask, set_of, set_without_handler};
-use granule_user::thread::{Thread, futex_wait, futex_wake};
-use granule_user::waiting::{until as wait_until, until_zombie};
-use granule_user::{memory, offend, println, process, time};
 
 entry!(run);
 own!(call);
@@ -113,7 +106,7 @@ fn a_word_is_cleared_only_for_others() {
     let child = process::spawn(|| {
         static WORDS: [AtomicU32; 2] = [const { AtomicU32::new(u32::MAX) }; 2];
         let _ended = Thread::spawn(|| _ = call(SET_TID_ADDRESS, [WORDS.as_ptr().addr() as u64 + 1]));
-        wait_until(|| load(&WORDS[1]) != u32::MAX);
+        until(|| load(&WORDS[1]) != u32::MAX);
         u8::from(WORDS.each_ref().map(load) != [0xff, 0xffff_ff00])
     });
     assert_eq!(process::wait(child), exited(0));
@@ -129,7 +122,7 @@ fn a_sibling_has_the_same_parent() {
             0
         });
         child.expect("a clone");
-        wait_until(|| load(parent) != u32::MAX);
+        until(|| load(parent) != u32::MAX);
         assert_eq!(load(parent), process::parent_id());
         assert_eq!(process::wait4(-1, WNOHANG), Err(ECHILD), "it is no child");
     }
@@ -140,14 +133,14 @@ fn a_sibling_has_the_same_parent() {
     let child = process::spawn(|| {
         let parent = process::id();
         let orphan = process::try_spawn(|| {
-            wait_until(|| process::parent_id() != parent);
+            until(|| process::parent_id() != parent);
             sibling();
             done.store(1, Ordering::Relaxed);
         });
         u8::from(orphan.is_err())
     });
     assert_eq!(process::wait(child), exited(0));
-    wait_until(|| load(done) == 1);
+    until(|| load(done) == 1);
 }
 
 fn a_thread_may_be_waited_for_like_a_vfork() {
@@ -265,7 +258,7 @@ fn the_last_thread_to_exit_sets_the_code() {
     let end = process::run(|| -> u8 {
         static FIRST: AtomicU32 = AtomicU32::new(1);
         let _thread = Thread::spawn(|| {
-            wait_until(|| load(&FIRST) == 0);
+            until(|| load(&FIRST) == 0);
             process::exit(7)
         });
         // The kernel zeroes the word behind the beginning of the first thread's exit.
@@ -279,7 +272,7 @@ fn the_oldest_child_is_collected_first() {
     let go = shared::<AtomicU32>();
     let [first, second, third] = [3, 1, 2].map(|turn| {
         process::spawn(|| {
-            wait_until(|| load(go) == turn);
+            until(|| load(go) == turn);
             turn as u8
         })
     });
@@ -296,7 +289,7 @@ fn the_oldest_child_is_collected_first() {
         let children = signals.map(|signal| {
             let word = words.next().expect("a word for each");
             copy(signal.into(), [0; 2], || {
-                wait_until(|| load(word) == 1);
+                until(|| load(word) == 1);
                 7
             })
             .expect("a clone")
@@ -330,7 +323,7 @@ fn held() -> &'static Held {
 /// Ends when it is released; a process that waits for it by mistake never ends, which the test's limit finds.
 extern "C" fn until_released() -> ! {
     held().started.fetch_add(1, Ordering::Relaxed);
-    wait_until(|| load(&held().release) != 0);
+    until(|| load(&held().release) != 0);
     process::exit(0)
 }
 
@@ -346,10 +339,10 @@ fn hold(before: impl FnOnce(), other: fn()) -> u32 {
         before();
         let _other = Thread::spawn(other);
         share(CLONE_VM | CLONE_VFORK | CHILD, until_released).expect("a vfork");
-        wait_until(|| load(&held().taken) != 0);
+        until(|| load(&held().taken) != 0);
         load(&held().taken) as u8
     });
-    wait_until(|| load(&held().started) == 2);
+    until(|| load(&held().started) == 2);
     // So that the thread that has made the vfork sleeps.
     time::sleep(5_000_000).expect("a sleep");
     child
@@ -370,7 +363,7 @@ fn a_vfork_parent_can_be_killed() {
 
     fn exit() {
         held().started.fetch_add(1, Ordering::Relaxed);
-        wait_until(|| load(&held().started) == 2);
+        until(|| load(&held().started) == 2);
         process::exit_group(9)
     }
     let child = hold(|| (), exit);
@@ -408,7 +401,7 @@ fn a_fatal_signal_waits_for_no_thread() {
 /// Two signals come for the first thread, which does not come to look; the handler of the first blocks the second.
 fn a_signal_goes_to_another_when_its_thread_blocks_it() {
     extern "C" fn wait_for_the_other(_: u32, _: &SigInfo, _: &mut UContext) {
-        wait_until(|| counted(SIGUSR2) != 0);
+        until(|| counted(SIGUSR2) != 0);
         held().taken.store(1 + counted(SIGUSR2), Ordering::Relaxed);
     }
     let child = hold(
@@ -451,7 +444,7 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
         });
         mask(SIG_BLOCK, set_of(SIGUSR1)).expect("a mask");
         let mut turns = TURNS.iter();
-        wait_until(|| {
+        until(|| {
             let answered = counted(SIGUSR1);
             if answered != load(handled) {
                 // The next thread exits at about the moment of the next signal: a little before or behind it.
@@ -470,7 +463,7 @@ fn a_signal_goes_to_another_when_its_thread_exits() {
     });
     for sent in 0..THREADS as u32 {
         process::kill(child as i32, SIGUSR1).expect("a signal");
-        wait_until(|| load(handled) > sent);
+        until(|| load(handled) > sent);
     }
     stop.store(1, Ordering::Relaxed);
     assert_eq!(process::wait(child), exited(0));
@@ -518,7 +511,7 @@ fn losers(count: u32) -> u8 {
                 (0..64).any(|_| share(CLONE_VM | CLONE_SIGHAND | CLONE_THREAD, leave).is_err());
             };
             let _makers = [0_usize; 3].map(|argument| Thread::spawn(move || make(argument)));
-            wait_until(|| load(&GO) == 3);
+            until(|| load(&GO) == 3);
             // All of the range, also in few rounds.
             for _ in 0..round * 7 % 64 * 50 {
                 core::hint::spin_loop();
@@ -580,7 +573,7 @@ fn crowd() -> &'static Crowd {
         sleep()
     });
     numbers[0].store(child, Ordering::Relaxed);
-    wait_until(|| load(last) != 0);
+    until(|| load(last) != 0);
     numbers
 }
 

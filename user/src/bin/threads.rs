@@ -4,11 +4,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
-use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-
 use granule_user::prelude::*;
-use granule_user::thread::{Thread, all_at_once, futex_wait, futex_wake};
-use granule_user::{memory, println, process, time};
 
 entry!(run);
 own!(call);

@@ -7,13 +7,8 @@
 
 use core::mem::ManuallyDrop;
 use core::ops::Deref;
-use core::sync::atomic::{AtomicU32, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::thread::beside;
-use granule_user::userfault::Pager;
-use granule_user::waiting::until;
-use granule_user::{memory, println, probe, process};
 
 entry!(run);
 own!(call, file, word, put_word);

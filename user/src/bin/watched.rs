@@ -11,13 +11,8 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use core::ops::Range;
-use core::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use granule_user::prelude::*;
-use granule_user::random::Random;
-use granule_user::thread::Thread;
-use granule_user::userfault::Pager;
-use granule_user::{println, process, signal};
 
 entry!(run);
 own!(call, file);

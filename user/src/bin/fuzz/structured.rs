@@ -1,10 +1,7 @@
 //! Calls whose arguments are the structures that they expect, or are made in copies of the process.
 
-use core::sync::atomic::Ordering;
-
-use granule_user::memory::mmap;
 use granule_user::prelude::*;
-use granule_user::{memory, offend, probe, process, random, signal, time};
+use granule_user::random;
 
 use super::{ADVICE, COUNT, FIXED, HANDLED, KEEP, PATH, PATHS, PATIENCE, Random, THREADS, end, mutate, raw};
 

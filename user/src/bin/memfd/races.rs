@@ -1,14 +1,6 @@
 //! Threads that store to a file's pages while one takes them away.
 
-use core::sync::atomic::{AtomicU32, Ordering};
-
-use granule_user::answers::{equal, holds};
-use granule_user::owned::{File, Pages};
 use granule_user::prelude::*;
-use granule_user::process;
-use granule_user::random::Random;
-use granule_user::signal::interrupt_by;
-use granule_user::thread::all_at_once;
 
 use super::{blocks, call, file, shared};
 
