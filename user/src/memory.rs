@@ -3,7 +3,7 @@
 #![allow(unsafe_code, reason = "system calls, and memory that they map")]
 
 use granule_abi::Errno;
-use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_READ, PROT_WRITE};
+use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_MTE, PROT_READ, PROT_WRITE};
 use granule_abi::number::{MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP};
 
 use crate::sys;
@@ -16,6 +16,18 @@ pub const RW: u64 = PROT_READ | PROT_WRITE;
 pub const PRIVATE: u64 = MAP_PRIVATE | MAP_ANONYMOUS;
 /// As [`PRIVATE`] says.
 pub const SHARED: u64 = MAP_SHARED | MAP_ANONYMOUS;
+/// The protection of memory whose accesses check tags.
+pub const TAGGED: u64 = RW | PROT_MTE;
+/// Nothing is mapped here.
+pub const NOWHERE: u64 = 0x1000;
+/// Nothing is mapped here by itself, nor is anything near it.
+pub const FAR: u64 = 0x7000_0000_0000;
+/// The end of a process's addresses.
+pub const TOP: u64 = 1 << 48;
+/// Bytes of a MiB.
+pub const MIB: u64 = 1 << 20;
+/// A function that only returns: `ret`.
+pub const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
 /// An address in the kernel's half.
 pub const KERNEL: u64 = 0xffff_8000_8000_0000;
 

@@ -8,7 +8,7 @@ use core::ffi::CStr;
 use core::ops::Deref;
 
 use granule_abi::Errno;
-use granule_abi::file::{FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Stat};
+use granule_abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Stat};
 use granule_abi::memory::{MAP_ANONYMOUS, MAP_FIXED};
 use granule_abi::number::{
     CLOSE, FALLOCATE, FCNTL, FSTAT, FTRUNCATE, LSEEK, MEMFD_CREATE, MMAP, PREAD64, PWRITE64, READ, WRITE,
@@ -18,6 +18,11 @@ use crate::answers::equal;
 use crate::memory::{PAGE, munmap};
 use crate::probe::{self, Fault};
 use crate::sys;
+
+/// The directory from which calls with a path begin, in a register.
+pub const HERE: u64 = AT_FDCWD as u64;
+/// The mode by which `fallocate` takes pages away.
+pub const PUNCH_HOLE: u32 = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
 
 /// An open descriptor, which is closed where this is dropped.
 #[derive(Debug, PartialEq, Eq)]
@@ -119,7 +124,7 @@ impl File {
     /// # Errors
     /// The call's.
     pub fn punch(&self, offset: u64, length: u64) -> Result<u64, Errno> {
-        self.allocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+        self.allocate(PUNCH_HOLE, offset, length)
     }
 
     /// Maps `pages` pages of it from page `first` on, wherever there is room.

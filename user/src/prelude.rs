@@ -26,13 +26,17 @@ pub use granule_abi::userfaultfd::{
 };
 
 pub use crate::answers::{apart, bytes, equal, holds, present, status, wrong};
-pub use crate::memory::{KERNEL, PAGE, PRIVATE, RW, SHARED, madvise, map, mincore, mmap, mprotect, munmap, shared};
-pub use crate::owned::{File, Pages};
+pub use crate::memory::{
+    FAR, KERNEL, MIB, NOWHERE, PAGE, PRIVATE, RET, RW, SHARED, TAGGED, TOP, madvise, map, mincore, mmap, mprotect,
+    munmap, shared,
+};
+pub use crate::owned::{File, HERE, PUNCH_HOLE, Pages};
 pub use crate::probe::{Fault, behind_the_end, not_allowed, not_mapped};
 pub use crate::random::Random;
 pub use crate::signal::{Handler, handle, interrupt_by, is_pending, mask, set_of, set_without_handler};
 pub use crate::thread::{Thread, all_at_once, beside, futex_wait, futex_wake};
-pub use crate::userfault::Pager;
+pub use crate::time::MILLISECOND;
+pub use crate::userfault::{Pager, WRITE_PROTECTION};
 pub use crate::waiting::{asleep_until, until, until_zombie, while_signalled, with_longer_times};
 pub use crate::{
     Start, entry, instruction, memory, offend, own, parts, println, probe, process, signal, sys, thread, time,

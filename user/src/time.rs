@@ -8,6 +8,9 @@ use granule_abi::time::{CLOCK_MONOTONIC, Timespec};
 
 use crate::sys;
 
+/// Nanoseconds of a millisecond.
+pub const MILLISECOND: u64 = 1_000_000;
+
 /// Nanoseconds of the monotonic clock.
 ///
 /// # Panics

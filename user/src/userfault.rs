@@ -5,11 +5,17 @@
 use granule_abi::Errno;
 use granule_abi::number::{CLOSE, IOCTL, READ, USERFAULTFD};
 use granule_abi::userfaultfd::{
-    Api, Copy, Fill, Message, Range, Register, UFFD_API, UFFDIO_API, UFFDIO_COPY, UFFDIO_POISON, UFFDIO_REGISTER,
-    UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE, WriteProtect,
+    Api, Copy, Fill, Message, Range, Register, UFFD_API, UFFD_FEATURE_PAGEFAULT_FLAG_WP,
+    UFFD_FEATURE_WP_HUGETLBFS_SHMEM, UFFD_FEATURE_WP_UNPOPULATED, UFFDIO_API, UFFDIO_COPY, UFFDIO_POISON,
+    UFFDIO_REGISTER, UFFDIO_UNREGISTER, UFFDIO_WAKE, UFFDIO_WRITEPROTECT, UFFDIO_WRITEPROTECT_MODE_WP, UFFDIO_ZEROPAGE,
+    WriteProtect,
 };
 
 use crate::sys;
+
+/// The features by which all memory can be write-protected.
+pub const WRITE_PROTECTION: u64 =
+    UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 
 /// A userfaultfd: its descriptor, which stays open when this is dropped.
 #[derive(Clone, core::marker::Copy, PartialEq, Eq, Debug)]

@@ -60,7 +60,6 @@ const ALL: [[u64; 7]; 2] = [
 ];
 
 fn ranges() {
-    const END: u64 = 1 << 48;
     for &advice in ALL.as_flattened() {
         let at = own(4);
         unmap(at + 2 * PAGE, 1);
@@ -70,7 +69,7 @@ fn ranges() {
             ("a size that wraps", at, u64::MAX - PAGE, Err(EINVAL)),
             ("a size that rounds up to nothing", at, u64::MAX, Err(EINVAL)),
             ("nothing there", 0x1000, PAGE, Err(ENOMEM)),
-            ("behind the last address", END, PAGE, Err(ENOMEM)),
+            ("behind the last address", TOP, PAGE, Err(ENOMEM)),
             ("a hole", at, 4 * PAGE, Err(ENOMEM)),
             ("a hole first", at + 2 * PAGE, 2 * PAGE, Err(ENOMEM)),
             ("a part of a page", at, PAGE + 1, Ok(0)),

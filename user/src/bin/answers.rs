@@ -9,9 +9,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call);
 
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x1000;
-
 fn run(_start: Start) -> u8 {
     parts! { ()
         clocks cpu_time sleeps interrupted_sleeps futexes_are_refused private_and_shared_futexes_differ

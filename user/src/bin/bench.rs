@@ -30,8 +30,6 @@ const AWAY: Room = Room { start: START + 2 * ROOM, pages: ROOM / PAGE };
 
 /// Room for pages whose frames lie between those of others.
 const BETWEEN: Room = Room { start: START + 4 * ROOM, pages: 3 * ROOM / PAGE };
-/// Protection of pages with tags.
-const TAGGED: u64 = PROT_READ | PROT_WRITE | PROT_MTE;
 /// Pages whose tags a block of tag storage has, of 4096 bytes.
 const OF_A_BLOCK: u64 = 32;
 /// Pages that are protected, of which some are touched.
@@ -329,8 +327,7 @@ impl Room {
     /// Takes as many pages as it has out of the file that it maps.
     #[inline(always)]
     fn punch(self) {
-        let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-        call(FALLOCATE, [file(), mode.into(), 0, self.bytes()]);
+        call(FALLOCATE, [file(), PUNCH_HOLE.into(), 0, self.bytes()]);
     }
 
     /// Takes all pages out of the file that it maps.

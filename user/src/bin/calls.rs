@@ -9,9 +9,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, word, put_word);
 
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x1000;
-
 fn run(_start: Start) {
     parts! { ()
         what_does_not_exist_is_enosys names_and_numbers the_console_takes_bytes clocks_go_forward the_heap_has_an_end

@@ -21,8 +21,6 @@ const LIMIT: usize = 2 << 20;
 const STRING: usize = 128 << 10;
 /// The status of a copy whose arguments are the expected ones.
 const FOUND: u8 = 42;
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x1000;
 
 fn run(start: Start) -> u8 {
     let variable = start.environment().next();
@@ -205,7 +203,7 @@ const PLAIN: &CStr = c"/plain";
 
 fn make_plain() {
     // Where no file can be made it is in the initrd.
-    let _ = call(OPENAT, [AT_FDCWD as u64, PLAIN.as_ptr() as u64, O_CREAT.into(), 0o644]);
+    let _ = call(OPENAT, [HERE, PLAIN.as_ptr() as u64, O_CREAT.into(), 0o644]);
 }
 
 fn paths(path: &CStr) {
@@ -260,7 +258,6 @@ const SCRIPTS: [(&CStr, &[u8]); 7] = [
 
 fn make_scripts(path: &CStr) {
     const SYMLINKAT: usize = 36;
-    const HERE: u64 = AT_FDCWD as u64;
     // SAFETY: it changes no memory. Where there is no such call, all of it is in the initrd.
     unsafe { sys::raw(SYMLINKAT, [path.as_ptr() as u64, HERE, c"/exec".as_ptr() as u64, 0, 0, 0]) };
     for (name, contents) in SCRIPTS {

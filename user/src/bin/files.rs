@@ -13,9 +13,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call);
 
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x1000;
-const SIGCHLD: u64 = 17;
 /// The first bytes of an ELF file.
 const BEGINNING: [u8; 8] = [0x7f, b'E', b'L', b'F', 2, 1, 1, 0];
 
@@ -42,7 +39,7 @@ fn open_at(directory: u64, path: &CStr, flags: u32) -> Result<u64, Errno> {
 }
 
 fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
-    open_at(AT_FDCWD as u64, path, flags)
+    open_at(HERE, path, flags)
 }
 
 fn close(descriptor: u64) -> Result<u64, Errno> {
@@ -338,29 +335,29 @@ fn flags(path: &CStr) {
 
 fn paths(path: &CStr) {
     let at = |directory: u64, path: u64, flags: u32| call(OPENAT, [directory, path, flags.into()]);
-    equal("no path", at(AT_FDCWD as u64, NOWHERE, 0), Err(EFAULT));
-    equal("the kernel's", at(AT_FDCWD as u64, KERNEL, 0), Err(EFAULT));
+    equal("no path", at(HERE, NOWHERE, 0), Err(EFAULT));
+    equal("the kernel's", at(HERE, KERNEL, 0), Err(EFAULT));
     equal("an empty one", open(c"", O_RDONLY), Err(ENOENT));
     equal("no file", open(c"nosuch", O_RDONLY), Err(ENOENT));
     equal("no directory", open(c"/nosuch/file", O_RDONLY | O_CREAT), Err(ENOENT));
-    equal("first the flags", at(AT_FDCWD as u64, NOWHERE, O_DIRECTORY | O_CREAT), Err(EINVAL));
+    equal("first the flags", at(HERE, NOWHERE, O_DIRECTORY | O_CREAT), Err(EINVAL));
     equal("no name, and only for reading", open(c"/", O_TMPFILE), Err(EINVAL));
     equal("no name, and truncated", open(c"/nosuch", O_TMPFILE | O_TRUNC), Err(EINVAL));
     equal("no name, and no directory", open(c"/", O_TMPFILE & !O_DIRECTORY | O_RDWR), Err(EINVAL));
     let mut long = [b'x'; 4097];
     long[4096] = 0;
-    equal("too long", at(AT_FDCWD as u64, long.as_ptr() as u64, 0), Err(ENAMETOOLONG));
+    equal("too long", at(HERE, long.as_ptr() as u64, 0), Err(ENAMETOOLONG));
     long[256] = 0;
-    equal("a name too long", at(AT_FDCWD as u64, long.as_ptr() as u64, 0), Err(ENAMETOOLONG));
+    equal("a name too long", at(HERE, long.as_ptr() as u64, 0), Err(ENAMETOOLONG));
     long[255] = 0;
-    equal("not too long", at(AT_FDCWD as u64, long.as_ptr() as u64, 0), Err(ENOENT));
+    equal("not too long", at(HERE, long.as_ptr() as u64, 0), Err(ENOENT));
     paths_from(path);
     directories(path);
 }
 
 /// The path of this program, with something behind it, and others.
 fn paths_from(path: &CStr) {
-    let at = |path: u64, flags: u32| call(OPENAT, [AT_FDCWD as u64, path, flags.into()]);
+    let at = |path: u64, flags: u32| call(OPENAT, [HERE, path, flags.into()]);
     let mut longer = [0_u8; 300];
     let bytes = path.to_bytes();
     longer[..bytes.len()].copy_from_slice(bytes);
@@ -475,7 +472,7 @@ fn limits(path: &CStr) {
         equal("no more", call(DUP, [3]), Err(EMFILE));
         equal("no more, of nothing", call(DUP, [77]), Err(EBADF));
         equal("none opened", open(path, O_RDONLY), Err(EMFILE));
-        equal("before the path", call(OPENAT, [AT_FDCWD as u64, NOWHERE, 0]), Err(EMFILE));
+        equal("before the path", call(OPENAT, [HERE, NOWHERE, 0]), Err(EMFILE));
         equal("before the file", open(c"nosuch", O_RDONLY), Err(EMFILE));
         equal("behind the flags", open(c"nosuch", O_DIRECTORY | O_CREAT), Err(EINVAL));
         equal("what is higher stays", seek(1023, 7, SEEK_SET), Ok(7));
@@ -504,7 +501,7 @@ fn limits(path: &CStr) {
 
 /// A clone with these flags; `child` runs in it on a copy of this stack.
 fn cloned(flags: u64, child: impl FnOnce()) {
-    match call(CLONE, [flags | SIGCHLD, 0, 0, 0, 0]) {
+    match call(CLONE, [flags | u64::from(SIGCHLD), 0, 0, 0, 0]) {
         Ok(0) => {
             child();
             let _ = call(EXIT_GROUP, [u64::from(wrong())]);
@@ -637,7 +634,7 @@ fn execs_beside_changes(path: &CStr) {
         // A table that takes a while to copy.
         equal("many", (600..1020).find(|&descriptor| call(DUP3, [1, descriptor, 0]) != Ok(descriptor)), None);
         for _ in 0..10 {
-            let child = match call(CLONE, [CLONE_FILES | SIGCHLD, 0, 0, 0, 0]) {
+            let child = match call(CLONE, [CLONE_FILES | u64::from(SIGCHLD), 0, 0, 0, 0]) {
                 Ok(0) => {
                     start_again(path);
                     process::exit_group(1);

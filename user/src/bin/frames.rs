@@ -10,9 +10,6 @@ use granule_user::signal::set_stack;
 
 entry!(run);
 
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x7000_0000_0000;
-
 fn run(_start: Start) -> u8 {
     parts! { ()
         faults refused_frames frames_with_more_records frames_that_are_not_there stacks_that_are_not_there
@@ -53,9 +50,9 @@ fn faults() {
         set(signal, skip, 0, 0);
     }
     let abort = || {
-        offend!("ldr x9, [x10]", NOWHERE);
+        offend!("ldr x9, [x10]", FAR);
         let (signal, code, at_pc, address, far, syndrome) = seen();
-        equal("abort", (signal, code, at_pc, address, far), (SIGSEGV, SEGV_MAPERR, false, NOWHERE, NOWHERE));
+        equal("abort", (signal, code, at_pc, address, far), (SIGSEGV, SEGV_MAPERR, false, FAR, FAR));
         equal("its syndrome", syndrome & !0x3, DATA | 0x4);
     };
     abort();
@@ -365,7 +362,7 @@ extern "C" fn never(_: u32, _: &SigInfo, _: &mut UContext) {
 }
 
 fn stacks_that_are_not_there() {
-    for sp in [u64::MAX - 15, KERNEL, NOWHERE, 4000, 0] {
+    for sp in [u64::MAX - 15, KERNEL, FAR, 4000, 0] {
         want(Nowhere { code: SI_KERNEL, address: 0, sp, pc: 1, x20: MARK });
         let end = in_child(nowhere, || {
             set(SIGUSR1, never, 0, 0);

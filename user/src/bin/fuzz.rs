@@ -469,7 +469,7 @@ fn fuzz(plan: &Plan) -> u8 {
     }
     // From here on a child reads no input and prints nothing, whatever it calls.
     for descriptor in 0..3 {
-        let own = [AT_FDCWD as u64, PATH.load(Ordering::Relaxed), O_RDONLY.into(), 0, 0, 0];
+        let own = [HERE, PATH.load(Ordering::Relaxed), O_RDONLY.into(), 0, 0, 0];
         // SAFETY: descriptors alone are concerned; no other thread runs.
         unsafe {
             // Where memory is short, again.

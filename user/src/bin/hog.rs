@@ -13,8 +13,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call);
 
-const MILLISECOND: u64 = 1_000_000;
-
 fn run(start: Start) -> u8 {
     match start.arguments().nth(1) {
         Some("pages") => pages(),
@@ -308,8 +306,7 @@ fn sparse() -> ! {
     let file = memory_file();
     for at in (0..).step_by(APART as usize) {
         call(PWRITE64, [file, c"x".as_ptr() as u64, 1, at]).expect("to be ended first");
-        let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-        call(FALLOCATE, [file, hole.into(), at, PAGE]).expect("a hole");
+        call(FALLOCATE, [file, PUNCH_HOLE.into(), at, PAGE]).expect("a hole");
     }
     unreachable!()
 }
@@ -426,7 +423,7 @@ fn copy_paths() {
     let pager = Pager::new(0, 0).expect("a pager");
     pager.register(path, 2 * PAGE, UFFDIO_REGISTER_MODE_MISSING).expect("to register");
     for _ in 0..THREADS {
-        let open = move || _ = call(OPENAT, [AT_FDCWD as u64, path + PAGE - LENGTH, 0]);
+        let open = move || _ = call(OPENAT, [HERE, path + PAGE - LENGTH, 0]);
         // Other hogs may have all memory for a while.
         while let Err(error) = thread::Thread::try_spawn(open) {
             no_room(error);

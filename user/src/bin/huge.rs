@@ -350,8 +350,6 @@ fn forked_and_split() {
 
 /// Code in a block.
 fn executed() {
-    /// `ret`.
-    const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
     let at = blocks(1);
     for page in [0, 300] {
         for (byte, value) in (0..).zip(RET) {
@@ -380,8 +378,7 @@ fn share(file: u64) -> u64 {
 }
 
 fn punch(file: u64, page: u64, pages: u64) {
-    let mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    equal("punched", call(FALLOCATE, [file, mode.into(), page * PAGE, pages * PAGE]), Ok(0));
+    equal("punched", call(FALLOCATE, [file, PUNCH_HOLE.into(), page * PAGE, pages * PAGE]), Ok(0));
 }
 
 /// The first byte of a page of the file.

@@ -334,7 +334,6 @@ fn not_mapped(address: u64) -> bool {
 
 /// How large the stack may become, `top` being near its end.
 fn stack(top: u64) {
-    const MIB: u64 = 1 << 20;
     probe::prepare();
     soft(RLIMIT_STACK, 2 * MIB);
     assert!(not_mapped(top - 3 * MIB));

@@ -10,9 +10,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, word, put_word);
 
-const MIB: u64 = 1 << 20;
-const MILLISECOND: u64 = 1_000_000;
-
 fn run(start: Start) -> u8 {
     let mut words = start.arguments().skip(1);
     let what = words.next().unwrap_or_default();

@@ -12,8 +12,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, file, put_word);
 
-const MIB: u64 = 1 << 20;
-const MILLISECOND: u64 = 1_000_000;
 /// For what this CPU does on behalf of all threads.
 const SETTLED: u64 = 300 * MILLISECOND;
 
@@ -309,8 +307,7 @@ fn mappings(count: u64) {
         call(MMAP, [page, PAGE, RW, MAP_SHARED | MAP_FIXED | MAP_POPULATE, file, 0]).expect("a mapping");
     }
     put_word(start, 1);
-    let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    call(FALLOCATE, [file, hole.into(), 0, PAGE]).expect("a hole");
+    call(FALLOCATE, [file, PUNCH_HOLE.into(), 0, PAGE]).expect("a hole");
     pages().for_each(|page| put_word(page, 1));
     process::in_copy(|| {});
     call(MADVISE, [start, PAGE, MADV_REMOVE]).expect("a hole");
@@ -425,8 +422,7 @@ fn addresses(tib: u64) {
     for part in 0..1024 {
         call(PWRITE64, [file, c"x".as_ptr() as u64, 1, part * (bytes >> 10)]).expect("a page");
     }
-    let hole = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
-    call(FALLOCATE, [file, hole.into(), 0, bytes / 2]).expect("a hole");
+    call(FALLOCATE, [file, PUNCH_HOLE.into(), 0, bytes / 2]).expect("a hole");
     call(LSEEK, [file, 0, SEEK_DATA.into()]).expect("data");
     call(FTRUNCATE, [file, 0]).expect("nothing");
     call(MUNMAP, [start, bytes]).expect("to unmap");
@@ -469,8 +465,8 @@ fn vectors(count: u64) {
     // SAFETY: as above.
     unsafe { (words as *mut *const u8).write(long as *const u8) };
     // Of the second the name is no longer than a path may be.
-    assert!(call(OPENAT, [AT_FDCWD as u64, long, 0]).is_err());
-    let _ = call(OPENAT, [AT_FDCWD as u64, long + 31 * PAGE, 0]);
+    assert!(call(OPENAT, [HERE, long, 0]).is_err());
+    let _ = call(OPENAT, [HERE, long + 31 * PAGE, 0]);
     // SAFETY: as above; a null pointer ends them.
     let words = unsafe { core::slice::from_raw_parts(words as *const *const u8, WORDS + 1) };
     println!("many vectors: ok, but for an exec:");

@@ -12,12 +12,8 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, put, unmap, unmap_all, protect);
 
-/// The end of a program's addresses.
-const END: u64 = 1 << 48;
 /// As much below it may be the kernel's. (Linux leaves it to programs.)
 const KERNEL_KEEPS: u64 = 2 << 20;
-/// Where nothing is.
-const NOWHERE: u64 = 0x7000_0000_0000;
 
 fn run(start: Start) -> u8 {
     probe::prepare();
@@ -88,7 +84,7 @@ fn pages_come_when_they_are_asked_for() {
 
 fn addresses_are_as_asked_for() {
     let start = map(8, RW, PRIVATE);
-    assert!(start.is_multiple_of(PAGE) && start < END);
+    assert!(start.is_multiple_of(PAGE) && start < TOP);
     fill(start, 8, 1);
     let at = |address, pages: u64, flags| call(MMAP, [address, pages * PAGE, RW, PRIVATE | flags, u64::MAX, 0]);
     assert_eq!(at(start + 2 * PAGE, 2, MAP_FIXED), Ok(start + 2 * PAGE), "in place of what was there");
@@ -108,7 +104,7 @@ fn addresses_are_as_asked_for() {
     unmap_all([(other, 2), (start, 8)]);
     assert_eq!(at(start + 5, 8, 0), Ok(start), "a wish is rounded down");
     unmap(start, 8);
-    let top = END - KERNEL_KEEPS;
+    let top = TOP - KERNEL_KEEPS;
     let end = at(top - PAGE, 1, MAP_FIXED);
     assert_eq!(end, Ok(top - PAGE), "the last page that is certain to be there");
     assert_eq!(put(top - 1, 1), Ok(()));
@@ -118,14 +114,14 @@ fn addresses_are_as_asked_for() {
 fn mappings_that_are_refused() {
     let refused: &[(&str, [u64; 6], Errno)] = &[
         ("no bytes", [0, 0, RW, PRIVATE, u64::MAX, 0], EINVAL),
-        ("more than there are", [0, END, RW, PRIVATE, u64::MAX, 0], ENOMEM),
+        ("more than there are", [0, TOP, RW, PRIVATE, u64::MAX, 0], ENOMEM),
         ("a size that wraps", [0, u64::MAX, RW, PRIVATE, u64::MAX, 0], ENOMEM),
         ("neither private nor shared", [0, PAGE, RW, MAP_ANONYMOUS, u64::MAX, 0], EINVAL),
         ("validation, which files alone have", [0, PAGE, RW, MAP_SHARED_VALIDATE | MAP_ANONYMOUS, u64::MAX, 0], EINVAL),
         ("a shared stack", [0, PAGE, RW, SHARED | MAP_GROWSDOWN, u64::MAX, 0], EINVAL),
-        ("no page's address", [NOWHERE + 1, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], EINVAL),
-        ("beyond the end", [END, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
-        ("across the end", [END - PAGE, 2 * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("no page's address", [FAR + 1, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], EINVAL),
+        ("beyond the end", [TOP, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
+        ("across the end", [TOP - PAGE, 2 * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
         ("the kernel's half", [u64::MAX << 48, PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0], ENOMEM),
         ("an offset that is no page's", [0, PAGE, RW, PRIVATE, u64::MAX, 1], EINVAL),
         ("no such file", [0, PAGE, RW, MAP_PRIVATE, 77, 0], EBADF),
@@ -142,8 +138,8 @@ fn mappings_that_are_refused() {
     let refused = [
         ("no bytes", start, 0),
         ("no page's address", start + 1, PAGE),
-        ("beyond the end", END, PAGE),
-        ("across the end", END - PAGE, 2 * PAGE),
+        ("beyond the end", TOP, PAGE),
+        ("across the end", TOP - PAGE, 2 * PAGE),
         ("a size that wraps", start, u64::MAX),
         ("the kernel's half", u64::MAX << 48, PAGE),
     ];
@@ -217,7 +213,7 @@ const LOW_PAGES: u64 = 16;
 
 /// Runs with its stack as the last area.
 extern "C" fn with_nothing_above() -> ! {
-    assert_eq!(call(MUNMAP, [LOW, END - KERNEL_KEEPS - LOW]), Ok(0));
+    assert_eq!(call(MUNMAP, [LOW, TOP - KERNEL_KEEPS - LOW]), Ok(0));
     for (number, last) in [(MPROTECT, PROT_READ), (MADVISE, MADV_DONTNEED), (MINCORE, 0)] {
         assert_eq!(call(number, [LOW, PAGE, last]), Err(ENOMEM), "call {number}");
     }
@@ -323,7 +319,7 @@ fn a_program_may_be_one_page() {
         let end = process::run(|| -> u8 {
             // SAFETY: the code uses no other memory, and does not come back.
             unsafe {
-                core::arch::asm!("br {0}", in(reg) page, in("x0") page, in("x1") END - KERNEL_KEEPS, options(noreturn))
+                core::arch::asm!("br {0}", in(reg) page, in("x0") page, in("x1") TOP - KERNEL_KEEPS, options(noreturn))
             }
         });
         assert_eq!(end, exited(42), "flags {flags:#x}");
@@ -332,8 +328,6 @@ fn a_program_may_be_one_page() {
 }
 
 fn every_protection_is_kept() {
-    /// `ret`
-    const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
     for flags in [PRIVATE, SHARED] {
         let start = map(1, RW, flags);
         RET.iter().zip(start..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
@@ -402,10 +396,10 @@ fn protections_that_are_refused() {
         ("no bytes, and no such protection", start, 0, 0x100, Ok(0)),
         ("no such protection", start, PAGE, RW | 0x100, Err(EINVAL)),
         ("a size that wraps, and no such protection", start, u64::MAX, 0x100, Err(ENOMEM)),
-        ("nothing there", NOWHERE, PAGE, PROT_READ, Err(ENOMEM)),
+        ("nothing there", FAR, PAGE, PROT_READ, Err(ENOMEM)),
         ("a hole at the beginning", start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(ENOMEM)),
         ("below all mappings", 0x1_0000, 0x40_0000, PROT_READ, Err(ENOMEM)),
-        ("beyond the end", END, PAGE, PROT_READ, Err(ENOMEM)),
+        ("beyond the end", TOP, PAGE, PROT_READ, Err(ENOMEM)),
         ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(ENOMEM)),
     ];
     for (what, address, bytes, protection, wanted) in answers {
@@ -432,7 +426,7 @@ fn protections_change_up_to_the_first_hole() {
         fill(start, 4, 1);
         unmap(start, 8);
     }
-    let last = END - KERNEL_KEEPS - PAGE;
+    let last = TOP - KERNEL_KEEPS - PAGE;
     // SAFETY: nothing is there.
     assert_eq!(call(MMAP, [last, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX, 0]), Ok(last));
     assert_eq!(call(MPROTECT, [last, 2 * PAGE, PROT_READ]), Err(ENOMEM), "across the end of all addresses");
@@ -479,10 +473,10 @@ fn advice_and_questions_that_are_refused() {
         ("a size that wraps", start, u64::MAX - PAGE, MADV_DONTNEED, Err(EINVAL)),
         ("a size that rounds up to nothing", start, u64::MAX, MADV_DONTNEED, Err(EINVAL)),
         ("a hole", start, 2 * PAGE, MADV_WILLNEED, Err(ENOMEM)),
-        ("nothing there", NOWHERE, PAGE, MADV_DONTNEED, Err(ENOMEM)),
-        ("behind the last address", END, PAGE, MADV_DONTNEED, Err(ENOMEM)),
-        ("behind the last address, to be read soon", END, PAGE, MADV_WILLNEED, Err(ENOMEM)),
-        ("behind the last address, as usual", END, PAGE, MADV_NORMAL, Err(ENOMEM)),
+        ("nothing there", FAR, PAGE, MADV_DONTNEED, Err(ENOMEM)),
+        ("behind the last address", TOP, PAGE, MADV_DONTNEED, Err(ENOMEM)),
+        ("behind the last address, to be read soon", TOP, PAGE, MADV_WILLNEED, Err(ENOMEM)),
+        ("behind the last address, as usual", TOP, PAGE, MADV_NORMAL, Err(ENOMEM)),
     ];
     for (what, address, bytes, advice, wanted) in answers {
         assert_eq!(call(MADVISE, [address, bytes, advice]), wanted, "{what}");
@@ -495,7 +489,7 @@ fn advice_and_questions_that_are_refused() {
         ("a hole", start, 2 * PAGE, vector, Err(ENOMEM)),
         ("the kernel's half", kernel, PAGE, vector, Err(ENOMEM)),
         ("a size that wraps", start, u64::MAX, vector, Err(ENOMEM)),
-        ("no place for the answer", start, PAGE, NOWHERE, Err(EFAULT)),
+        ("no place for the answer", start, PAGE, FAR, Err(EFAULT)),
         ("a place of the kernel's", start, PAGE, kernel, Err(EFAULT)),
         ("a place of the kernel's, and a hole", start + PAGE, PAGE, kernel, Err(EFAULT)),
     ];
@@ -515,7 +509,7 @@ fn the_heap_moves() {
     assert_eq!((probe::read(first), probe::read(first + PAGE)), (Ok(1), Err(not_mapped(first + PAGE))));
     assert_eq!(call(BRK, [first + 2 * PAGE]), Ok(first + 2 * PAGE));
     assert_eq!(probe::read(first + PAGE), Ok(0), "what comes again is zeros");
-    for refused in [8, END, u64::MAX] {
+    for refused in [8, TOP, u64::MAX] {
         assert_eq!(call(BRK, [refused]), Ok(first + 2 * PAGE), "{refused:#x}");
     }
     assert_eq!(call(BRK, [start]), Ok(start));
@@ -549,9 +543,9 @@ fn areas_may_be_larger_than_tables_reach() {
     // Pages at both ends of an area, of which the tables between are missing.
     const BYTES: u64 = 3 << 39;
     // SAFETY: nothing is there.
-    let start = call(MMAP, [NOWHERE, BYTES, PROT_NONE, PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE, u64::MAX, 0]);
-    assert_eq!(start, Ok(NOWHERE));
-    let ends = [NOWHERE, NOWHERE + (1 << 30), NOWHERE + BYTES - PAGE];
+    let start = call(MMAP, [FAR, BYTES, PROT_NONE, PRIVATE | MAP_NORESERVE | MAP_FIXED_NOREPLACE, u64::MAX, 0]);
+    assert_eq!(start, Ok(FAR));
+    let ends = [FAR, FAR + (1 << 30), FAR + BYTES - PAGE];
     for (address, value) in ends.into_iter().zip(1..) {
         let part = call(MMAP, [address, PAGE, RW, PRIVATE | MAP_FIXED | MAP_POPULATE, u64::MAX, 0]);
         assert_eq!(part, Ok(address));
@@ -565,7 +559,7 @@ fn areas_may_be_larger_than_tables_reach() {
             assert_eq!(probe::read(address), Ok(value), "{address:#x}");
         }
     });
-    unmap(NOWHERE, BYTES / PAGE);
+    unmap(FAR, BYTES / PAGE);
 }
 
 /// 256 pages below an area that grows stay free, wherever it begins by now, unless the address is demanded.
@@ -633,7 +627,7 @@ fn copies_differ_after_a_store_to_either() {
 fn bad_pointers_are_refused() {
     let closed = map(1, PROT_NONE, PRIVATE);
     let constant = map(1, PROT_READ, PRIVATE);
-    let unreadable = [8, NOWHERE, closed, END, u64::MAX << 48, u64::MAX - 7];
+    let unreadable = [8, FAR, closed, TOP, u64::MAX << 48, u64::MAX - 7];
     for bad in unreadable {
         assert_eq!(call(WRITE, [1, bad, 4]), Err(EFAULT), "write from {bad:#x}");
         assert_eq!(call(WRITEV, [1, bad, 1]), Err(EFAULT), "writev of {bad:#x}");
@@ -648,7 +642,7 @@ fn bad_pointers_are_refused() {
         assert_eq!(call(GETRANDOM, [bad, 4, 0]), Err(EFAULT), "getrandom to {bad:#x}");
         assert_eq!(call(SIGALTSTACK, [0, bad]), Err(EFAULT), "sigaltstack to {bad:#x}");
     }
-    assert_eq!(call(FUTEX, [NOWHERE, 0, 0, 0]), Err(EFAULT), "a futex nowhere");
+    assert_eq!(call(FUTEX, [FAR, 0, 0, 0]), Err(EFAULT), "a futex nowhere");
     assert_eq!(call(FUTEX, [closed + 2, 0, 0, 0]), Err(EINVAL), "a futex across words");
     // A structure that ends where nothing is.
     let (start, size) = (map(2, RW, PRIVATE), 390);

@@ -17,9 +17,6 @@ mod races;
 entry!(run);
 own!(call, put, unmap, unmap_all);
 
-const NOWHERE: u64 = 0x1000;
-const AT_FDCWD: u64 = -100_i64 as u64;
-
 fn run(start: Start) -> u8 {
     probe::prepare();
     match start.arguments().nth(1) {
@@ -702,7 +699,6 @@ fn refused_mappings() {
 
 /// Code in a file, written by calls and by stores, and executed.
 fn code() {
-    const RET: [u8; 4] = 0xd65f_03c0_u32.to_le_bytes();
     const ALL: u64 = RW | PROT_EXEC;
     let file = file(4);
     equal("written", file.write_at(&RET, 0), Ok(4));
@@ -730,7 +726,7 @@ fn code() {
 
 /// The program's own file, which is opened for reading.
 fn of_the_program(path: u64) {
-    let file = File(call(OPENAT, [AT_FDCWD, path, O_RDONLY.into()]).expect("the program's file"));
+    let file = File(call(OPENAT, [HERE, path, O_RDONLY.into()]).expect("the program's file"));
     let pages = (size(&file) as u64).div_ceil(PAGE);
     let all = file.map(0, pages, PROT_READ, MAP_SHARED).expect("a mapping");
     let own = file.map(0, pages, RW, MAP_PRIVATE).expect("a mapping");

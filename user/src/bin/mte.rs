@@ -12,7 +12,6 @@ use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store
 entry!(run);
 own!(call, file);
 
-const TAGGED: u64 = RW | PROT_MTE;
 /// The contents of memory before an access; a store stores another value.
 const BEFORE: u8 = 0x11;
 const MODES: [u64; 4] = [0, PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
@@ -437,7 +436,7 @@ fn strings_of_calls_are_checked_to_their_end(path: &CStr) {
     let page = map_private(TAGGED);
     // No multiple of what the kernel reads at once, which would then end with the string.
     let end = page + 2048 + 5 * GRANULE;
-    let open = |at| call(OPENAT, [AT_FDCWD as u64, at, O_RDONLY.into()]);
+    let open = |at| call(OPENAT, [HERE, at, O_RDONLY.into()]);
     // Through several pieces of what the kernel reads at once, and within one granule.
     let missing: [u8; 601] = with_zero(&[b'x'; 600]);
     for mode in CHECKED {

@@ -11,9 +11,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call);
 
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x1000;
-const MILLISECOND: u64 = 1_000_000;
 const SECOND: u64 = 1000 * MILLISECOND;
 
 fn run(_: Start) -> u8 {
@@ -563,9 +560,9 @@ fn polls_of_all_kinds() {
     equal("a memory file", state(*memory, ALL), ready);
     equal("what is asked for", state(*memory, POLLOUT), POLLOUT);
     equal("nothing is", state(*memory, 0), 0);
-    let root = File(call(OPENAT, [AT_FDCWD as u64, c"/".as_ptr() as u64, O_RDONLY.into()]).expect("the root"));
+    let root = File(call(OPENAT, [HERE, c"/".as_ptr() as u64, O_RDONLY.into()]).expect("the root"));
     equal("a directory", state(*root, ALL), ready);
-    let path = File(call(OPENAT, [AT_FDCWD as u64, c"/".as_ptr() as u64, O_PATH.into()]).expect("a path"));
+    let path = File(call(OPENAT, [HERE, c"/".as_ptr() as u64, O_PATH.into()]).expect("a path"));
     equal("a path alone", state(*path, ALL), POLLNVAL);
     equal("a descriptor that is none", state(999, ALL), POLLNVAL);
     equal("a negative one", state(-1_i64 as u64, ALL), 0);

@@ -14,10 +14,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, unmap, unmap_all);
 
-/// The end of a program's addresses.
-const END: u64 = 1 << 48;
-/// Where nothing is.
-const NOWHERE: u64 = 0x7000_0000_0000;
 /// Where the program maps an obstacle.
 const TAKEN: u64 = 0x6000_0000_0000;
 const TAKEN_PAGES: u64 = 16;
@@ -60,11 +56,11 @@ fn answer(of: Arguments) -> Result<(), Errno> {
     }
     let bytes = bytes.checked_next_multiple_of(PAGE).ok_or(ENOMEM)?;
     // As much as lies below the least address that may be mapped, which is a setting, is never free.
-    if bytes > END - PAGE {
+    if bytes > TOP - PAGE {
         return Err(ENOMEM);
     }
     if flags & (MAP_FIXED | MAP_FIXED_NOREPLACE) != 0 {
-        if address > END - bytes {
+        if address > TOP - bytes {
             return Err(ENOMEM);
         }
         if address % PAGE != 0 {
@@ -101,11 +97,11 @@ fn answer_for_memory(flags: u64) -> Result<(), Errno> {
 fn mmap_refuses_in_linuxs_order() {
     // Above the last one Linux treats an address as an error.
     const ADDRESSES: [[u64; 5]; 2] = [
-        [0, NOWHERE, NOWHERE + 1, TAKEN + 4 * PAGE, TAKEN + 4 * PAGE + 16],
-        [END, END + 1, 1 << 63, u64::MAX << 48, u64::MAX - PAGE],
+        [0, FAR, FAR + 1, TAKEN + 4 * PAGE, TAKEN + 4 * PAGE + 16],
+        [TOP, TOP + 1, 1 << 63, u64::MAX << 48, u64::MAX - PAGE],
     ];
     const SIZES: [u64; 10] =
-        [0, 1, PAGE, 3 * PAGE, END - PAGE + 1, END, END + PAGE, 1 << 63, u64::MAX - PAGE + 1, u64::MAX - PAGE + 2];
+        [0, 1, PAGE, 3 * PAGE, TOP - PAGE + 1, TOP, TOP + PAGE, 1 << 63, u64::MAX - PAGE + 1, u64::MAX - PAGE + 2];
     // 8 is MAP_DROPPABLE, which a kernel may have or not.
     const SHARINGS: [u64; 6] = [0, MAP_SHARED, MAP_PRIVATE, MAP_SHARED_VALIDATE, 4, MAP_TYPE];
     const PLACEMENTS: [u64; 4] = [0, MAP_FIXED, MAP_FIXED_NOREPLACE, MAP_FIXED | MAP_FIXED_NOREPLACE];
@@ -154,13 +150,13 @@ fn large_pages_are_refused() {
         ("no bytes", 0, 0, flags, u64::MAX, EINVAL),
         ("a page", 0, PAGE, flags, u64::MAX, ENOMEM),
         ("a large page", 0, LARGE, flags, u64::MAX, ENOMEM),
-        ("more than there are", 0, END + LARGE, flags, u64::MAX, ENOMEM),
+        ("more than there are", 0, TOP + LARGE, flags, u64::MAX, ENOMEM),
         ("a size that wraps", 0, u64::MAX, flags, u64::MAX, EINVAL),
         ("pages of 1 GiB", 0, PAGE, flags | 30 << 26, u64::MAX, ENOMEM),
         ("pages of 8 KiB", 0, PAGE, flags | 13 << 26, u64::MAX, EINVAL),
         ("a terminal", 0, PAGE, flags & !MAP_ANONYMOUS, 1, EINVAL),
         ("no such file", 0, PAGE, flags & !MAP_ANONYMOUS, 77, EBADF),
-        ("beyond the end", END, PAGE, flags | MAP_FIXED, u64::MAX, ENOMEM),
+        ("beyond the end", TOP, PAGE, flags | MAP_FIXED, u64::MAX, ENOMEM),
     ] {
         assert_eq!(call(MMAP, [address, bytes, RW, flags, descriptor, 0]), Err(wanted), "{what}");
     }
@@ -203,7 +199,7 @@ fn mincore_answers_up_to_a_hole() {
     assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "pages before the hole");
     assert_eq!(call(MINCORE, [TAKEN + 4 * PAGE, 2 * PAGE, vector]), Err(ENOMEM));
     assert_eq!(bytes, [1, 0, 1, 0, 7, 7, 7, 7], "none before the hole");
-    assert_eq!(call(MINCORE, [TAKEN, END, vector]), Err(ENOMEM), "more than there are");
+    assert_eq!(call(MINCORE, [TAKEN, TOP, vector]), Err(ENOMEM), "more than there are");
     unmap(TAKEN, 6);
 }
 
@@ -217,7 +213,7 @@ fn mappings_are_counted() {
     assert_eq!(error, ENOMEM);
     assert!((MOST - 30..=MOST).contains(&count), "{count} mappings beside the program's own");
     let last = TAKEN + (count - 1) * PAGE;
-    let apart = NOWHERE;
+    let apart = FAR;
     assert_eq!(map_at(last + PAGE, 1, protection(count - 1)), Err(ENOMEM), "even what would be merged");
     assert_eq!(map_at(last, 1, protection(count - 1)), Err(ENOMEM), "even in place of another");
     unmap(last, 1);

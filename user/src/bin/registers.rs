@@ -13,7 +13,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, put, unmap, protect);
 
-const AT_FDCWD: u64 = -100_i64 as u64;
 /// Where the program says how far it has come: a byte.
 const STAGE: u64 = 0x7000_0000_0000;
 
@@ -112,8 +111,7 @@ impl File {
             Err(_) => {
                 const MKNODAT: usize = 33;
                 let path = c"/dev/mem";
-                let made =
-                    call(MKNODAT, [AT_FDCWD, path.as_ptr().addr() as u64, u64::from(S_IFCHR | 0o600), 1 << 8 | 1]);
+                let made = call(MKNODAT, [HERE, path.as_ptr().addr() as u64, u64::from(S_IFCHR | 0o600), 1 << 8 | 1]);
                 equal("a node", made, Ok(0));
                 let descriptor = open(path, O_RDWR).expect("a file");
                 Self { descriptor, offset: CLOCK, is_edu: false }
@@ -131,7 +129,7 @@ impl File {
 }
 
 fn open(path: &CStr, flags: u32) -> Result<u64, Errno> {
-    call(OPENAT, [AT_FDCWD, path.as_ptr().addr() as u64, u64::from(flags)])
+    call(OPENAT, [HERE, path.as_ptr().addr() as u64, u64::from(flags)])
 }
 
 fn map_when_bound(file: File) -> Result<u64, Errno> {
@@ -336,7 +334,7 @@ fn refused(file: File) {
             let _ = call(FSTAT, [file.descriptor, at + offset]);
         }
         equal("arguments", call(EXECVE, [path, at + offset, 0]), Err(EFAULT));
-        equal("a path", call(OPENAT, [AT_FDCWD, at + offset, 0]).is_ok(), false);
+        equal("a path", call(OPENAT, [HERE, at + offset, 0]).is_ok(), false);
     }
     unmap(at, 1);
 }

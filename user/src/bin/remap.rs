@@ -85,7 +85,6 @@ fn is_mapped<const N: usize>(at: u64) -> [bool; N] {
 }
 
 fn refused() {
-    const END: u64 = 1 << 48;
     let at = own(4);
     let free = room(16);
     let (invalid, fault) = (Err(EINVAL), Err(EFAULT));
@@ -95,12 +94,12 @@ fn refused() {
         ("no page's address", [at + 1, PAGE, PAGE, 0, 0], invalid),
         ("no new size", [at, PAGE, 0, 0, 0], invalid),
         ("a new size that rounds up to nothing", [at, PAGE, u64::MAX, 0, 0], invalid),
-        ("too large", [at, PAGE, END + PAGE, MAY, 0], invalid),
-        ("as large as all", [at, PAGE, END, MAY, 0], Err(ENOMEM)),
+        ("too large", [at, PAGE, TOP + PAGE, MAY, 0], invalid),
+        ("as large as all", [at, PAGE, TOP, MAY, 0], Err(ENOMEM)),
         ("nothing there", [free, PAGE, PAGE, 0, 0], fault),
         ("nothing there", [free, PAGE, 2 * PAGE, MAY, 0], fault),
         ("nothing at 0", [0, PAGE, PAGE, 0, 0], fault),
-        ("nothing behind the end", [END, PAGE, PAGE, 0, 0], fault),
+        ("nothing behind the end", [TOP, PAGE, PAGE, 0, 0], fault),
         ("nothing there, to be moved", [free, PAGE, PAGE, FIXED, free + 8 * PAGE], fault),
         ("MREMAP_FIXED without MREMAP_MAYMOVE", [at, PAGE, PAGE, MREMAP_FIXED, free], invalid),
         ("MREMAP_DONTUNMAP without MREMAP_MAYMOVE", [at, PAGE, PAGE, MREMAP_DONTUNMAP, free], invalid),
@@ -108,8 +107,8 @@ fn refused() {
         ("kept and shorter", [at, 2 * PAGE, PAGE, KEEP, free], invalid),
         ("to no page's address", [at, PAGE, PAGE, FIXED, free + 8], invalid),
         ("kept near no page's address", [at, PAGE, PAGE, KEEP, free + 8], invalid),
-        ("to behind the end", [at, PAGE, PAGE, FIXED, END], invalid),
-        ("to before the end", [at, PAGE, 2 * PAGE, FIXED, END - PAGE], invalid),
+        ("to behind the end", [at, PAGE, PAGE, FIXED, TOP], invalid),
+        ("to before the end", [at, PAGE, 2 * PAGE, FIXED, TOP - PAGE], invalid),
         ("onto itself", [at, 2 * PAGE, 2 * PAGE, FIXED, at], invalid),
         ("onto its end", [at, 2 * PAGE, 2 * PAGE, FIXED, at + PAGE], invalid),
         ("onto its start", [at, PAGE, 2 * PAGE, FIXED, at - PAGE], invalid),
@@ -454,7 +453,6 @@ fn children() {
 }
 
 fn limits() {
-    const MIB: u64 = 1 << 20;
     let limit = |which, bytes| equal("a limit", process::limit(which, bytes, bytes).map(drop), Ok(()));
     apart(|| {
         let at = map(64 * MIB, RW).expect("memory");

@@ -12,12 +12,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call);
 
-/// Nothing is mapped here.
-const NOWHERE: u64 = 0x1000;
-/// The end of a process's addresses.
-const END: u64 = 1 << 48;
-const HERE: u64 = AT_FDCWD as u64;
-
 fn run(start: Start) -> u8 {
     parts! { ()
         own_memory refusals lists protections another_process large pagemap_of_pages pagemap_of_objects
@@ -101,7 +95,7 @@ fn refusals() {
         equal("a place of the kernel here", vm(0, &[piece(KERNEL, 4)], &[there], 0), Err(EFAULT));
         equal("a bad place there", vm(me(), &[here], &[piece(NOWHERE, 4)], 0), Err(EFAULT));
         equal("a place of the kernel there", vm(me(), &[here], &[piece(KERNEL, 4)], 0), Err(EFAULT));
-        equal("the last address there", vm(me(), &[here], &[piece(END - 2, 4)], 0), Err(EFAULT));
+        equal("the last address there", vm(me(), &[here], &[piece(TOP - 2, 4)], 0), Err(EFAULT));
         equal("a negative length here", vm(0, &[piece(memory, 1 << 63)], &[there], 0), Err(EINVAL));
         equal("a negative length there", vm(0, &[here], &[piece(memory, 1 << 63)], 0), Err(EINVAL));
     }
@@ -324,9 +318,9 @@ fn pagemap_as_a_file() {
     equal("nothing", call(PREAD64, [*file, at, 0, place]), Ok(0));
     equal("to nowhere", call(PREAD64, [*file, NOWHERE, 8, place]), Err(EFAULT));
     equal("to the kernel", call(PREAD64, [*file, KERNEL, 8, place]), Err(EFAULT));
-    equal("behind the end, to nowhere", call(PREAD64, [*file, NOWHERE, 8, END / PAGE * 8]), Ok(0));
+    equal("behind the end, to nowhere", call(PREAD64, [*file, NOWHERE, 8, TOP / PAGE * 8]), Ok(0));
     equal("before the start", call(PREAD64, [*file, at, 8, -8_i64 as u64]), Err(EINVAL));
-    let end = END / PAGE * 8;
+    let end = TOP / PAGE * 8;
     equal("up to the end", call(PREAD64, [*file, at, 32, end - 16]), Ok(16));
     equal("where nothing is", words[..2].as_ref(), [0, 0].as_slice());
     equal("the end", call(PREAD64, [*file, at, 32, end]), Ok(0));

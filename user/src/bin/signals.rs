@@ -319,8 +319,6 @@ fn restart() -> Result<u64, Errno> {
 static RESTARTED: AtomicU64 = AtomicU64::new(0);
 static CAUGHT: AtomicU32 = AtomicU32::new(0);
 
-const MILLISECOND: u64 = 1_000_000;
-
 fn sleeps_go_on_where_they_were() {
     extern "C" fn go_on(_: u32, _: &SigInfo, _: &mut UContext) {
         RESTARTED.store(restart().map_or_else(|error| error as u64, |answer| answer + 1), Ordering::Relaxed);

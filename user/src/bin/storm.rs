@@ -83,7 +83,7 @@ struct Storm {
 impl Storm {
     fn new(number: u32, seed: u64, path: &CStr) -> Self {
         let memory = file(FEW as u64);
-        let program = call(OPENAT, [AT_FDCWD as u64, path.as_ptr() as u64, O_RDONLY.into()]).expect("the program");
+        let program = call(OPENAT, [HERE, path.as_ptr() as u64, O_RDONLY.into()]).expect("the program");
         let bytes = FEW as u64 * PAGE;
         map(SMALL[0], bytes, OWN, u64::MAX);
         SHARED.into_iter().for_each(|at| map(at, bytes, MAP_SHARED | MAP_FIXED, memory));
@@ -171,8 +171,7 @@ impl Storm {
         let (first, count) = Known::<FEW>::some(&mut self.random);
         let (offset, bytes) = (first as u64 * PAGE, count as u64 * PAGE);
         if self.random.below(2) == 0 {
-            let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-            assert_eq!(call(FALLOCATE, [self.memory, mode, offset, bytes]), Ok(0));
+            assert_eq!(call(FALLOCATE, [self.memory, PUNCH_HOLE.into(), offset, bytes]), Ok(0));
         } else {
             // SAFETY: the process's own file, without references to its pages.
             unsafe { madvise(SHARED[1] + offset, bytes, MADV_REMOVE) }.expect("pages to remove");

@@ -11,7 +11,6 @@ use granule_user::tags::{GRANULE, TAG_BITS, ldg, load, set_tags, stg, store, tag
 entry!(run);
 own!(call, word, put_word, unmap, protect);
 
-const TAGGED: u64 = RW | PROT_MTE;
 /// Where part `lazy` has its pages, and its words: the steps that it has done, and those that it may go on behind.
 const LAZY: u64 = 0x7000_0000_0000;
 const STEPS: u64 = 0x7100_0000_0000;

@@ -14,8 +14,6 @@ entry!(run);
 own!(call);
 
 const TAG: u64 = 0x5a << 56;
-/// Where nothing is.
-const NOWHERE: u64 = 0x7000_0000_0000;
 
 fn run(start: Start) -> u8 {
     if start.arguments().nth(1) == Some("again") {
@@ -78,16 +76,16 @@ fn handle(flags: u64) {
 fn faults_hide_tags_unless_they_are_asked_for() {
     for (flags, tag) in [(0, 0), (SA_EXPOSE_TAGBITS, TAG)] {
         handle(flags);
-        load(NOWHERE | TAG);
-        assert_eq!(taken(), (SEGV_MAPERR, NOWHERE | tag, NOWHERE), "flags {flags:#x}");
-        load(NOWHERE);
-        assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+        load(FAR | TAG);
+        assert_eq!(taken(), (SEGV_MAPERR, FAR | tag, FAR), "flags {flags:#x}");
+        load(FAR);
+        assert_eq!(taken(), (SEGV_MAPERR, FAR, FAR));
         // An address of the upper half has no tag.
         load(u64::MAX << 48);
         assert_eq!(taken(), (SEGV_MAPERR, u64::MAX << 48, u64::MAX << 48));
         // SAFETY: nothing is there. PC has no tag, whatever was branched to.
-        unsafe { probe::call(NOWHERE | TAG) }.expect("no handler of `probe`");
-        assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE), "a branch");
+        unsafe { probe::call(FAR | TAG) }.expect("no handler of `probe`");
+        assert_eq!(taken(), (SEGV_MAPERR, FAR, FAR), "a branch");
         let odd = function as *const () as u64 | 2;
         // SAFETY: nothing is executed where PC is not aligned.
         unsafe { probe::call(odd | TAG) }.expect("no handler of `probe`");
@@ -207,13 +205,13 @@ fn calls_take_tagged_pointers_when_asked() {
     assert_eq!(control(), Ok(PR_TAGGED_ADDR_ENABLE));
     assert_eq!(with_tagged_pointers(), [Ok(0), Ok(0), Ok(0), Err(EAGAIN)]);
     // An unmapped address is unmapped with a tag too, and the kernel's half is out of range.
-    for address in [NOWHERE | TAG, NOWHERE, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
+    for address in [FAR | TAG, FAR, u64::MAX << 48, u64::MAX << 55, u64::MAX - PAGE + 1] {
         assert_eq!(call(UNAME, [address]), Err(EFAULT), "{address:#x}");
     }
     pieces_end_below_the_end();
     // A signal's frame goes to the stack, whose address has a tag.
-    assert_eq!(on_a_tagged_stack(NOWHERE), 0x77);
-    assert_eq!(taken(), (SEGV_MAPERR, NOWHERE, NOWHERE));
+    assert_eq!(on_a_tagged_stack(FAR), 0x77);
+    assert_eq!(taken(), (SEGV_MAPERR, FAR, FAR));
 }
 
 /// Bytes from a tagged pointer are taken, unless they go on behind the last address.

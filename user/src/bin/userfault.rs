@@ -17,10 +17,6 @@ const MISSING: u64 = UFFDIO_REGISTER_MODE_MISSING;
 const WP: u64 = UFFDIO_REGISTER_MODE_WP;
 /// Bytes of a block.
 const BLOCK: u64 = 2 << 20;
-/// The end of a process's addresses.
-const SPACE_END: u64 = 1 << 48;
-/// Write-protection of all memory.
-const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 
 const PARTS: &[(&str, fn())] = &parts! { named
     api refusals missing protected kept dropped holes blocks unpopulated forks events moved poison kernel close
@@ -191,9 +187,9 @@ fn api() {
     assert_eq!(refused.call(UFFDIO_API, &mut api), Err(EINVAL));
     assert_eq!(api, Api::default());
     // It was not agreed upon, so it can be.
-    let api = refused.agree(FEATURES).expect("features");
+    let api = refused.agree(WRITE_PROTECTION).expect("features");
     assert_eq!((api.api, api.ioctls), (UFFD_API, ioctl_bit(0) | ioctl_bit(1) | ioctl_bit(0x3f)));
-    assert_eq!(api.features & FEATURES, FEATURES);
+    assert_eq!(api.features & WRITE_PROTECTION, WRITE_PROTECTION);
     assert_eq!(refused.call(0xaa7f, &mut [0_u64; 4]), Err(EINVAL));
     refused.close().expect("open");
     assert_eq!(call(USERFAULTFD, [1 << 20, 0]), Err(EINVAL));
@@ -201,7 +197,7 @@ fn api() {
 
 fn refusals() {
     let room = Room::new(Kind::Anonymous, 4);
-    let (pager, other) = (pager(FEATURES), pager(0));
+    let (pager, other) = (pager(WRITE_PROTECTION), pager(0));
     let Room { start, bytes, .. } = room;
     for (at, len, mode, error) in [
         (start, bytes, 0, EINVAL),
@@ -254,20 +250,20 @@ fn refusals() {
 /// Up to the end of all addresses, where nothing can be registered.
 fn refusals_up_to_the_end(pager: Pager, room: &Room, source: u64) {
     let Room { start, bytes, .. } = *room;
-    for (at, len) in [(SPACE_END - PAGE, PAGE), (SPACE_END - 2 * PAGE, 2 * PAGE)] {
+    for (at, len) in [(TOP - PAGE, PAGE), (TOP - 2 * PAGE, 2 * PAGE)] {
         assert_eq!(pager.register(at, len, MISSING), Err(EINVAL), "{at:#x}");
         assert_eq!(pager.unregister(at, len), Err(EINVAL), "{at:#x}");
         assert_eq!(pager.copy(at, source, len, 0), Err((ENOENT, -2)), "{at:#x}");
     }
-    for (at, len) in [(SPACE_END - PAGE, PAGE), (start + bytes, SPACE_END - start - bytes), (0, SPACE_END)] {
+    for (at, len) in [(TOP - PAGE, PAGE), (start + bytes, TOP - start - bytes), (0, TOP)] {
         assert_eq!(pager.wake(at, len), Ok(()), "{at:#x} {len:#x}");
         assert_eq!(pager.zero(at, len, 0), Err((ENOENT, -2)), "{at:#x} {len:#x}");
         assert_eq!(pager.poison(at, len, 0), Err((ENOENT, -2)), "{at:#x} {len:#x}");
     }
     for mode in [UFFDIO_WRITEPROTECT_MODE_WP, 0] {
         let behind = start + bytes;
-        assert_eq!(pager.write_protect(behind, SPACE_END - behind, mode), Err(ENOENT));
-        assert_eq!(pager.write_protect(SPACE_END - PAGE, PAGE, mode), Err(ENOENT));
+        assert_eq!(pager.write_protect(behind, TOP - behind, mode), Err(ENOENT));
+        assert_eq!(pager.write_protect(TOP - PAGE, PAGE, mode), Err(ENOENT));
     }
     assert_eq!(pager.read(&mut []), Err(EINVAL));
     assert_eq!(pager.read_one(), Err(EAGAIN));
@@ -276,7 +272,7 @@ fn refusals_up_to_the_end(pager: Pager, room: &Room, source: u64) {
 fn missing() {
     for kind in KINDS {
         let source = Room::new(Kind::Anonymous, 1);
-        let (room, pager) = watched(kind, 8, FEATURES | UFFD_FEATURE_THREAD_ID, MISSING | WP);
+        let (room, pager) = watched(kind, 8, WRITE_PROTECTION | UFFD_FEATURE_THREAD_ID, MISSING | WP);
         source.write(0, 77);
         let copy = |page: u64, mode| {
             assert_eq!(pager.copy(room.page(page), source.start, PAGE, mode), Ok(PAGE as i64));
@@ -308,7 +304,7 @@ fn missing() {
 
 fn protected() {
     for kind in KINDS {
-        let (room, pager) = watched(kind, 64, FEATURES | UFFD_FEATURE_EXACT_ADDRESS, WP);
+        let (room, pager) = watched(kind, 64, WRITE_PROTECTION | UFFD_FEATURE_EXACT_ADDRESS, WP);
         (0..64).for_each(|page| room.write(page, page));
         pager.protect(room.start, room.bytes).expect("registered");
         assert_eq!(quiet(*pager, || room.read(1)), 1, "{kind:?}");
@@ -350,7 +346,7 @@ fn protected() {
 /// Calls that discard pages and keep them write-protected.
 fn kept() {
     for kind in KINDS {
-        let (room, pager) = watched(kind, 16, FEATURES, WP);
+        let (room, pager) = watched(kind, 16, WRITE_PROTECTION, WP);
         (0..8).for_each(|page| room.write(page, page + 1));
         pager.protect(room.start, 4 * PAGE).expect("registered");
         room.advise(0, 8, MADV_DONTNEED).expect("mapped");
@@ -380,7 +376,7 @@ fn kept() {
 
 /// Calls that take pages away for good, with their protection.
 fn dropped() {
-    let (room, pager) = watched(Kind::Shared, 16, FEATURES, WP);
+    let (room, pager) = watched(Kind::Shared, 16, WRITE_PROTECTION, WP);
     (0..16).for_each(|page| room.write(page, page + 1));
     // Unmapped, and mapped again.
     pager.protect(room.start, room.bytes).expect("registered");
@@ -389,11 +385,10 @@ fn dropped() {
     quiet(*pager, || room.write(4, 44));
     reported(*pager, room.page(5), 67);
     // A private copy stays, with its protection, where the file has a hole.
-    let (room, pager) = watched(Kind::PrivateFile, 4, FEATURES, WP);
+    let (room, pager) = watched(Kind::PrivateFile, 4, WRITE_PROTECTION, WP);
     room.write(0, 1);
     pager.protect(room.start, room.bytes).expect("registered");
-    let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-    call(FALLOCATE, [room.file, mode, 0, 4 * PAGE]).expect("a file");
+    call(FALLOCATE, [room.file, PUNCH_HOLE.into(), 0, 4 * PAGE]).expect("a file");
     assert_eq!(room.read(0), 1);
     reported(*pager, room.page(0), 2);
 }
@@ -405,7 +400,7 @@ fn holes() {
         for touch in [Room::read_all, Room::write_all, Room::leave] {
             let room = Room::new(kind, 16);
             touch(&room);
-            let pager = pager(FEATURES);
+            let pager = pager(WRITE_PROTECTION);
             pager.register(room.start, room.bytes, WP).expect("memory");
             pager.protect(room.start, room.bytes).expect("registered");
             call(FTRUNCATE, [room.file, 12 * PAGE]).expect("a file");
@@ -413,8 +408,7 @@ fn holes() {
             reported(*pager, room.page(13), 55);
             assert_eq!(room.read(14), 0);
             reported(*pager, room.page(14), 56);
-            let mode = u64::from(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-            call(FALLOCATE, [room.file, mode, 6 * PAGE, 2 * PAGE]).expect("a file");
+            call(FALLOCATE, [room.file, PUNCH_HOLE.into(), 6 * PAGE, 2 * PAGE]).expect("a file");
             reported(*pager, room.page(6), 66);
             reported(*pager, room.page(5), 67);
             if kind == Kind::Shared {
@@ -432,7 +426,7 @@ fn blocks() {
         let start = whole.start.next_multiple_of(BLOCK);
         let room = ManuallyDrop::new(Room { start, bytes: BLOCK, file: whole.file });
         room.advise(0, 512, MADV_HUGEPAGE).expect("mapped");
-        let pager = pager(FEATURES);
+        let pager = pager(WRITE_PROTECTION);
         pager.register(room.start, room.bytes, WP).expect("memory");
         (0..512).for_each(|page| room.write(page, page + 1));
         // As a whole.
@@ -477,7 +471,7 @@ fn in_child(child: impl FnOnce() -> bool) {
 /// A child has nothing of it, without the event.
 fn forks() {
     for kind in KINDS {
-        let (room, pager) = watched(kind, 4, FEATURES, WP);
+        let (room, pager) = watched(kind, 4, WRITE_PROTECTION, WP);
         room.write(0, 1);
         pager.protect(room.start, room.bytes).expect("registered");
         let write = |page: u64| {
@@ -489,7 +483,7 @@ fn forks() {
     }
     // With the event it has all of it.
     for kind in KINDS {
-        let (room, pager) = watched(kind, 4, FEATURES | UFFD_FEATURE_EVENT_FORK, WP);
+        let (room, pager) = watched(kind, 4, WRITE_PROTECTION | UFFD_FEATURE_EVENT_FORK, WP);
         room.write(0, 1);
         pager.protect(room.start, room.bytes).expect("registered");
         let write = |page: u64| {
@@ -529,7 +523,7 @@ fn event_of(pager: Pager, work: impl FnOnce()) -> [u64; 4] {
 
 fn events() {
     let features = UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
-    let (room, pager) = watched(Kind::Shared, 8, FEATURES | features, WP);
+    let (room, pager) = watched(Kind::Shared, 8, WRITE_PROTECTION | features, WP);
     let removed = [UFFD_EVENT_REMOVE.into(), room.page(1), room.page(3), 0];
     assert_eq!(event_of(*pager, || room.advise(1, 2, MADV_DONTNEED).expect("mapped")), removed);
     assert_eq!(event_of(*pager, || room.advise(1, 2, MADV_REMOVE).expect("mapped")), removed);
@@ -543,7 +537,7 @@ fn events() {
     // Memory that has moved stays registered, with its protection.
     let room = Room::new(Kind::Shared, 4);
     room.write(0, 1);
-    let pager = self::pager(FEATURES | UFFD_FEATURE_EVENT_REMAP);
+    let pager = self::pager(WRITE_PROTECTION | UFFD_FEATURE_EVENT_REMAP);
     pager.register(room.start, room.bytes, WP).expect("memory");
     pager.protect(room.start, room.bytes).expect("registered");
     let to = Room::new(Kind::Anonymous, 4);
@@ -555,7 +549,7 @@ fn events() {
     reported(*pager, to.page(1), 3);
     drop((pager, to));
     // The calls fail while an event is not read.
-    let (room, pager) = watched(Kind::Anonymous, 2, FEATURES | UFFD_FEATURE_EVENT_REMOVE, MISSING | WP);
+    let (room, pager) = watched(Kind::Anonymous, 2, WRITE_PROTECTION | UFFD_FEATURE_EVENT_REMOVE, MISSING | WP);
     let remove = || room.advise(0, 1, MADV_DONTNEED).expect("mapped");
     beside(remove, || {
         let changing = Err((EAGAIN, -(EAGAIN as i64)));
@@ -575,7 +569,7 @@ fn moved() {
     for kind in KINDS {
         let room = Room::new(kind, 4);
         room.write(0, 1);
-        let pager = pager(FEATURES);
+        let pager = pager(WRITE_PROTECTION);
         pager.register(room.start, room.bytes, WP).expect("memory");
         pager.protect(room.start, room.bytes).expect("registered");
         let to = Room::new(Kind::Anonymous, 4);
@@ -602,7 +596,7 @@ fn code_of(at: u64, stores: bool) -> i32 {
 fn poison() {
     for kind in KINDS {
         let source = Room::new(Kind::Anonymous, 1);
-        let (room, pager) = watched(kind, 4, FEATURES, MISSING | WP);
+        let (room, pager) = watched(kind, 4, WRITE_PROTECTION, MISSING | WP);
         assert_eq!(pager.poison(room.start, 2 * PAGE, 0), Ok(2 * PAGE as i64));
         assert_eq!(code_of(room.page(0), false), BUS_MCEERR_AR, "{kind:?}");
         assert_eq!(code_of(room.page(1), true), BUS_MCEERR_AR);
@@ -625,7 +619,7 @@ fn poison() {
 /// Accesses of the kernel.
 fn kernel() {
     // They wait as the program's do.
-    let (room, pager) = watched(Kind::Anonymous, 4, FEATURES, MISSING | WP);
+    let (room, pager) = watched(Kind::Anonymous, 4, WRITE_PROTECTION, MISSING | WP);
     let contents = file(4);
     let ends = AtomicU32::new(0);
     let (served, ()) = beside(
@@ -641,13 +635,13 @@ fn kernel() {
     assert_eq!(served, 5);
     drop((pager, room));
     // But where the pager serves the program's alone, or wants SIGBUS.
-    let quiet = Pager::new(O_NONBLOCK | UFFD_USER_MODE_ONLY, FEATURES).expect("a userfaultfd");
+    let quiet = Pager::new(O_NONBLOCK | UFFD_USER_MODE_ONLY, WRITE_PROTECTION).expect("a userfaultfd");
     let room = Room::new(Kind::Anonymous, 4);
     quiet.register(room.start, room.bytes, MISSING).expect("memory");
     assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(EFAULT));
     assert_eq!(quiet.read_one(), Err(EAGAIN));
     quiet.close().expect("open");
-    let pager = self::pager(FEATURES | UFFD_FEATURE_SIGBUS);
+    let pager = self::pager(WRITE_PROTECTION | UFFD_FEATURE_SIGBUS);
     pager.register(room.start, room.bytes, MISSING | WP).expect("memory");
     assert_eq!(code_of(room.page(0), false), BUS_ADRERR);
     assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Err(EFAULT));
@@ -682,7 +676,7 @@ fn serve_all(pager: Pager, ends: &AtomicU32) -> u32 {
 /// A pager that ends releases everything that waits.
 fn close() {
     for kind in KINDS {
-        let (room, pager) = watched(kind, 4, FEATURES, MISSING | WP);
+        let (room, pager) = watched(kind, 4, WRITE_PROTECTION, MISSING | WP);
         beside(
             || room.write(0, 1),
             || {
@@ -693,7 +687,7 @@ fn close() {
         assert_eq!(room.read(0), 1, "{kind:?}");
     }
     // One that waits for its end in a child that has it, too.
-    let (room, pager) = watched(Kind::Anonymous, 1, FEATURES, WP);
+    let (room, pager) = watched(Kind::Anonymous, 1, WRITE_PROTECTION, WP);
     room.write(0, 1);
     pager.protect(room.start, PAGE).expect("registered");
     // It inherits the parent's: it reads a fault of the parent, and ends without serving it.

@@ -17,7 +17,6 @@ use granule_user::prelude::*;
 entry!(run);
 own!(call, file);
 
-const FEATURES: u64 = UFFD_FEATURE_PAGEFAULT_FLAG_WP | UFFD_FEATURE_WP_HUGETLBFS_SHMEM | UFFD_FEATURE_WP_UNPOPULATED;
 /// Threads that store.
 const WRITERS: usize = 2;
 /// Where the pages of the first one are, and how far those of the next are from them.
@@ -96,7 +95,7 @@ fn run(start: Start) -> u8 {
     SEED.store(seed, Ordering::Relaxed);
     STEPS.store(steps, Ordering::Relaxed);
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
-    PAGER.store(Pager::new(0, FEATURES).expect("a userfaultfd").0, Ordering::Relaxed);
+    PAGER.store(Pager::new(0, WRITE_PROTECTION).expect("a userfaultfd").0, Ordering::Relaxed);
     let path = start.path().as_ptr() as u64;
     (0..WRITERS).for_each(|writer| map(writer, path));
     let _pager = Thread::spawn(serve);
@@ -121,7 +120,7 @@ fn map(writer: usize, path: u64) {
                 FILES[writer][kind as usize].store(file, Ordering::Relaxed);
                 (MAP_SHARED, file)
             }
-            Kind::File => (MAP_PRIVATE, call(OPENAT, [AT_FDCWD as u64, path, O_RDONLY.into()]).expect("the program")),
+            Kind::File => (MAP_PRIVATE, call(OPENAT, [HERE, path, O_RDONLY.into()]).expect("the program")),
             Kind::Anonymous => (PRIVATE, u64::MAX),
         };
         let at = address(writer, kind, 0);
@@ -230,8 +229,8 @@ impl Writer {
                 }
             }
             11 if kind.is_of_memory_file() => {
-                let (file, mode) = (self.files[kind as usize], FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE);
-                call(FALLOCATE, [file, mode.into(), page as u64 * PAGE, bytes]).expect("a hole");
+                let file = self.files[kind as usize];
+                call(FALLOCATE, [file, PUNCH_HOLE.into(), page as u64 * PAGE, bytes]).expect("a hole");
                 self.lose(range.clone());
             }
             12 if kind.is_of_memory_file() => {

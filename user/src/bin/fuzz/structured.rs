@@ -265,7 +265,7 @@ impl Random {
         let (number, arguments) = match self.below(24) {
             0..3 => {
                 let path = self.path(6);
-                let (directory, flags) = (self.of(&[AT_FDCWD as u64, file]), self.of(FLAGS.as_flattened()));
+                let (directory, flags) = (self.of(&[HERE, file]), self.of(FLAGS.as_flattened()));
                 (OPENAT, [directory, path, if self.below(8) == 0 { self.number() } else { flags.into() }, 0])
             }
             3 => (DUP, [file, 0, 0, 0]),
