@@ -27,6 +27,7 @@ pub mod print;
 pub mod probe;
 pub mod process;
 pub mod random;
+pub mod room;
 pub mod seen;
 pub mod signal;
 mod start;
@@ -67,11 +68,15 @@ macro_rules! entry {
 
 /// Calls the parts of a program one after the other, each with these arguments: `parts! { (path) contents positions }`.
 ///
-/// `parts! { named contents positions }` is a table of them, each with its name.
+/// `parts! { named contents positions }` is a table of them, each with its name. Those of `parts! { counted ... }` get a
+/// number.
 #[macro_export]
 macro_rules! parts {
     (named $($part:ident)*) => {
-        [$((stringify!($part), $part as fn())),*]
+        [$((stringify!($part), (|| { $part(); }) as fn())),*]
+    };
+    (counted $($part:ident)*) => {
+        [$((stringify!($part), (|count| { $part(count as _); }) as fn(u64))),*]
     };
     ($arguments:tt $($part:ident)*) => {
         $($part $arguments;)*

@@ -24,6 +24,21 @@ impl Start {
         unsafe { strings(self.stack.add(1)) }
     }
 
+    /// The arguments behind the program's name as numbers, if there are so many, and these are numbers.
+    pub fn numbers<const N: usize>(&self) -> Option<[u64; N]> {
+        let (mut words, mut numbers) = (self.arguments().skip(1), [0; N]);
+        for number in &mut numbers {
+            *number = words.next()?.parse().ok()?;
+        }
+        Some(numbers)
+    }
+
+    /// The part of a program that its first argument names.
+    pub fn part<F: Copy>(&self, parts: &[(&str, F)]) -> Option<F> {
+        let word = self.arguments().nth(1)?;
+        parts.iter().find(|(name, _)| *name == word).map(|(_, part)| *part)
+    }
+
     /// The environment, `KEY=VALUE` each.
     pub fn environment(&self) -> impl Iterator<Item = &'static str> + use<> {
         // SAFETY: envp is behind argv's null pointer and ends with one itself.

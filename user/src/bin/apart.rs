@@ -27,9 +27,7 @@ const PAGES: usize = 12;
 const HOLE: u64 = u64::MAX;
 
 fn run(start: Start) -> u8 {
-    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
-    let mut number = || numbers.next().and_then(Result::ok);
-    let (Some(seed), Some(steps), Some(threads @ 1..)) = (number(), number(), number()) else { return 2 };
+    let Some([seed, steps, threads @ 1..=u64::MAX]) = start.numbers() else { return 2 };
     let threads = MOST_AT_ONCE.min(threads as usize);
     all_at_once(threads, |index| thread(index as u64, seed, steps));
     println!("apart: {threads} threads, {steps} steps each, ok");

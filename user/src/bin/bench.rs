@@ -9,6 +9,7 @@
 use granule_protocol::{Event, NULL_TURNS, Nonce, Port, REPETITIONS};
 use granule_user::prelude::*;
 use granule_user::print::Output;
+use granule_user::room::Room;
 
 entry!(run);
 
@@ -48,17 +49,17 @@ const ROWS: [Row; 45] = [
     ("mprotect_ro", |bench| bench.calls(Bench::touched, |room| room.protect(PROT_READ))),
     ("mprotect_rw", mprotect_rw),
     ("munmap", |bench| bench.calls(Bench::touched, Room::unmap)),
-    ("mremap", |bench| bench.calls(nothing_away, Room::move_away)),
+    ("mremap", |bench| bench.calls(nothing_away, move_away)),
     ("madvise_dontneed", |bench| bench.calls(Bench::touched, Room::give_up)),
     ("fork", fork),
-    ("mmap_populate", |bench| bench.calls(unmapped, Room::populate)),
+    ("mmap_populate", |bench| bench.calls(unmapped, populate)),
     ("memfd_first_write_fault", |bench| bench.faults(of_holes, Room::write)),
     ("memfd_map_fault", |bench| bench.faults(of_a_file, Room::write)),
-    ("memfd_punch_hole", |bench| bench.calls(of_a_file_touched, Room::punch)),
-    ("memfd_truncate", |bench| bench.calls(of_a_file_touched, Room::cut_off)),
-    ("huge_write_fault", |bench| bench.block(Bench::fresh_block, Room::write_first)),
+    ("memfd_punch_hole", |bench| bench.calls(of_a_file_touched, punch)),
+    ("memfd_truncate", |bench| bench.calls(of_a_file_touched, cut_off)),
+    ("huge_write_fault", |bench| bench.block(Bench::fresh_block, write_first)),
     ("huge_mprotect", |bench| bench.block(Bench::touched_block, |block| block.protect(PROT_READ))),
-    ("huge_mprotect_split", |bench| bench.block(Bench::touched_block, |block| block.first().protect(PROT_READ))),
+    ("huge_mprotect_split", |bench| bench.block(Bench::touched_block, |block| block.page(0).protect(PROT_READ))),
     ("null_syscall/sync", |bench| checked(bench, PR_MTE_TCF_SYNC, null_syscall)),
     ("null_syscall/async", |bench| checked(bench, PR_MTE_TCF_ASYNC, null_syscall)),
     ("tag_fault_signal", |bench| checked(bench, PR_MTE_TCF_SYNC, tag_fault_signal)),
@@ -76,9 +77,9 @@ const ROWS: [Row; 45] = [
     ("mprotect_touch/eager/10", |bench| protect_and_touch(bench, 10)),
     ("mprotect_touch/eager/100", |bench| protect_and_touch(bench, 100)),
     ("mmap_munmap/touched", |bench| bench.point(BUFFER, |_| BUFFER, use_briefly, drop)),
-    ("wp_set", |bench| bench.calls(|bench, pages| registered(bench.touched(pages)), Room::write_protect)),
+    ("wp_set", |bench| bench.calls(|bench, pages| registered(bench.touched(pages)), write_protect)),
     ("wp_clear", wp_clear),
-    ("wp_set/unpopulated", |bench| bench.calls(unpopulated, Room::write_protect)),
+    ("wp_set/unpopulated", |bench| bench.calls(unpopulated, write_protect)),
     ("wp_fault_roundtrip", |bench| roundtrip(bench, |bench| write_protected(bench.touched(1)))),
     ("missing_fault_roundtrip", |bench| roundtrip(bench, |bench| registered(bench.fresh(1)))),
     ("marker_write_roundtrip", |bench| roundtrip(bench, |bench| write_protected(unpopulated(bench, 1)))),
@@ -113,13 +114,6 @@ struct Bench {
     /// Instructions that a measured window takes by itself.
     overhead: u32,
     points: u8,
-}
-
-/// Some pages, in an area of their own between two others.
-#[derive(Clone, Copy)]
-struct Room {
-    start: u64,
-    pages: u64,
 }
 
 impl Bench {
@@ -183,9 +177,7 @@ impl Bench {
     /// Untouched 2 MiB that a block can translate.
     fn fresh_block(&self) -> Room {
         Room { start: START - PAGE, pages: ROOM / PAGE }.unmap();
-        fixed(BLOCK.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
-        fixed(BLOCK.start, BLOCK.bytes(), RW, 0);
-        fixed(BLOCK.start + BLOCK.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
+        map_between(BLOCK, RW);
         // SAFETY: there are no references to it.
         unsafe { memory::madvise(BLOCK.start, BLOCK.bytes(), MADV_HUGEPAGE) }.expect("mapped");
         BLOCK
@@ -193,7 +185,7 @@ impl Bench {
 
     fn touched_block(&self) -> Room {
         let block = self.fresh_block();
-        block.write_first();
+        write_first(block);
         block
     }
 
@@ -208,9 +200,7 @@ impl Bench {
         let whole = Room { start: START - PAGE, pages: ROOM / PAGE };
         assert!(pages + 2 <= whole.pages, "room for {pages} pages");
         whole.unmap();
-        fixed(room.start - PAGE, PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
-        fixed(room.start, room.bytes(), protection, 0);
-        fixed(room.start + room.bytes(), PAGE, PROT_READ | PROT_EXEC, MAP_POPULATE);
+        map_between(room, protection);
         room
     }
 
@@ -233,113 +223,63 @@ fn take_frames(pages: u64) {
     }
 }
 
-/// Maps private memory in place of other mappings.
-#[inline(always)]
-fn fixed(start: u64, bytes: u64, protection: u64, flags: u64) {
-    let flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | flags;
-    // SAFETY: of the room at `START`, to which there are no references.
-    unsafe { memory::mmap(start, bytes, protection, flags) }.expect("memory");
+/// Maps pages between two others that differ in protection, so that areas do not become one, and are in memory.
+fn map_between(room: Room, protection: u64) {
+    room.before().map(PROT_READ | PROT_EXEC, MAP_POPULATE);
+    room.map(protection, 0);
+    room.behind().map(PROT_READ | PROT_EXEC, MAP_POPULATE);
 }
 
-impl Room {
-    fn bytes(&self) -> u64 {
-        self.pages * PAGE
-    }
+/// Writes all pages, which takes no faults.
+fn write_without_faults(room: Room) {
+    let before = instructions();
+    room.write();
+    let taken = instructions().wrapping_sub(before);
+    assert!(u64::from(taken) < 8 * room.pages + 20, "{taken} instructions to write {} pages: faults", room.pages);
+}
 
-    #[inline(always)]
-    fn write(self) {
-        for page in 0..self.pages {
-            // SAFETY: it is mapped writable wherever this is called.
-            unsafe { ((self.start + page * PAGE) as *mut u64).write_volatile(1) };
-        }
-    }
+/// Write-protects all pages.
+#[inline(always)]
+fn write_protect(room: Room) {
+    pager().protect(room.start, room.bytes()).expect("registered");
+}
 
-    /// Writes all pages, which takes no faults.
-    fn write_without_faults(self) {
-        let before = instructions();
-        self.write();
-        let taken = instructions().wrapping_sub(before);
-        assert!(u64::from(taken) < 8 * self.pages + 20, "{taken} instructions to write {} pages: faults", self.pages);
+/// Writes so many pages of a hundred, a divisor of it, at equal distances.
+#[inline(always)]
+fn write_some(room: Room, percent: u64) {
+    let Some(step) = 100_u64.checked_div(percent) else { return };
+    for page in (0..room.pages).step_by(step as usize) {
+        room.page(page).write();
     }
+}
 
-    /// Write-protects all pages.
-    #[inline(always)]
-    fn write_protect(self) {
-        pager().protect(self.start, self.bytes()).expect("registered");
-    }
+#[inline(always)]
+fn write_first(room: Room) {
+    room.page(0).write();
+}
 
-    /// Writes so many pages of a hundred, a divisor of it, at equal distances.
-    #[inline(always)]
-    fn write_some(self, percent: u64) {
-        let Some(step) = 100_u64.checked_div(percent) else { return };
-        for page in (0..self.pages).step_by(step as usize) {
-            self.page(page).write();
-        }
-    }
+#[inline(always)]
+fn move_away(room: Room) {
+    let arguments = [room.start, room.bytes(), room.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, AWAY.start, 0];
+    // SAFETY: there are no references to it.
+    unsafe { sys::call(MREMAP, arguments) }.expect("mapped");
+}
 
-    #[inline(always)]
-    fn page(self, page: u64) -> Self {
-        Self { start: self.start + page * PAGE, pages: 1 }
-    }
+/// Takes as many pages as it has out of the file that it maps.
+#[inline(always)]
+fn punch(room: Room) {
+    call(FALLOCATE, [file(), PUNCH_HOLE.into(), 0, room.bytes()]);
+}
 
-    fn first(self) -> Self {
-        self.page(0)
-    }
+/// Takes all pages out of the file that it maps.
+#[inline(always)]
+fn cut_off(_: Room) {
+    call(FTRUNCATE, [file(), 0, 0, 0]);
+}
 
-    #[inline(always)]
-    fn write_first(self) {
-        self.first().write();
-    }
-
-    #[inline(always)]
-    fn read(self) {
-        for page in 0..self.pages {
-            // SAFETY: it is mapped.
-            unsafe { ((self.start + page * PAGE) as *const u64).read_volatile() };
-        }
-    }
-
-    #[inline(always)]
-    fn protect(self, protection: u64) {
-        // SAFETY: there are no references to it.
-        unsafe { memory::mprotect(self.start, self.bytes(), protection) }.expect("mapped");
-    }
-
-    #[inline(always)]
-    fn unmap(self) {
-        // SAFETY: there are no references to it.
-        unsafe { memory::munmap(self.start, self.bytes()) }.expect("mapped");
-    }
-
-    #[inline(always)]
-    fn move_away(self) {
-        let arguments = [self.start, self.bytes(), self.bytes(), MREMAP_MAYMOVE | MREMAP_FIXED, AWAY.start, 0];
-        // SAFETY: there are no references to it.
-        unsafe { sys::call(MREMAP, arguments) }.expect("mapped");
-    }
-
-    #[inline(always)]
-    fn give_up(self) {
-        // SAFETY: there are no references to it.
-        unsafe { memory::madvise(self.start, self.bytes(), MADV_DONTNEED) }.expect("mapped");
-    }
-
-    /// Takes as many pages as it has out of the file that it maps.
-    #[inline(always)]
-    fn punch(self) {
-        call(FALLOCATE, [file(), PUNCH_HOLE.into(), 0, self.bytes()]);
-    }
-
-    /// Takes all pages out of the file that it maps.
-    #[inline(always)]
-    fn cut_off(self) {
-        call(FTRUNCATE, [file(), 0, 0, 0]);
-    }
-
-    #[inline(always)]
-    fn populate(self) {
-        fixed(self.start, self.bytes(), RW, MAP_POPULATE);
-    }
+#[inline(always)]
+fn populate(room: Room) {
+    room.map(RW, MAP_POPULATE);
 }
 
 /// Touched pages that can be moved away.
@@ -353,7 +293,6 @@ fn null_syscall(bench: &mut Bench) {
     bench.point(1, |_| (), |()| unsafe { sys::raw(GETPPID, [0; 6]) }, drop);
 }
 
-/// The parent writes while the child has the pages too, and sleeps.
 /// Measures under a mode of tag checks, with a handler that goes on behind an access.
 fn checked(bench: &mut Bench, mode: u64, measure: fn(&mut Bench)) {
     extern "C" fn go_on(_: u32, info: &SigInfo, context: &mut UContext) {
@@ -371,7 +310,7 @@ fn checked(bench: &mut Bench, mode: u64, measure: fn(&mut Bench)) {
 /// A page whose tags are zero, by an address with another.
 fn wrongly_tagged(_: &Bench) -> u64 {
     Room { start: START, pages: 1 }.unmap();
-    fixed(START, PAGE, PROT_READ | PROT_WRITE | PROT_MTE, MAP_POPULATE);
+    Room { start: START, pages: 1 }.map(TAGGED, MAP_POPULATE);
     START | 5 << 56
 }
 
@@ -400,7 +339,7 @@ fn with_reserved_blocks(bench: &Bench, pages: u64) -> Room {
     let whole = bench.fresh(before + pages + behind);
     let between = Room { pages: whole.pages.div_ceil(16), ..BETWEEN };
     BETWEEN.unmap();
-    fixed(between.start, between.bytes(), TAGGED, 0);
+    between.map(TAGGED, 0);
     for page in 0..whole.pages {
         if page.is_multiple_of(16) {
             between.page(page / 16).write();
@@ -417,7 +356,7 @@ fn with_free_blocks(bench: &Bench, pages: u64) -> Room {
     let others = OF_A_BLOCK - 1;
     let between = Room { pages: pages * others, ..BETWEEN };
     BETWEEN.unmap();
-    fixed(between.start, between.bytes(), RW, 0);
+    between.map(RW, 0);
     for page in 0..pages {
         room.page(page).write();
         Room { start: between.start + page * others * PAGE, pages: others }.write();
@@ -430,7 +369,7 @@ fn with_free_blocks(bench: &Bench, pages: u64) -> Room {
 fn protect_and_touch(bench: &mut Bench, percent: u64) {
     let call = |room: Room| {
         room.protect(TAGGED);
-        room.write_some(percent);
+        write_some(room, percent);
     };
     bench.point(TOUCHED, |bench| bench.touched(TOUCHED), call, drop);
 }
@@ -444,6 +383,7 @@ fn late_tag_fault_signal(bench: &mut Bench) {
     bench.point(1, wrongly_tagged, store_and_call, drop);
 }
 
+/// The parent writes while the child has the pages too, and sleeps.
 fn cow_copy_fault(bench: &mut Bench) {
     for pages in FAULTS {
         let shared = |bench: &Bench| {
@@ -463,10 +403,7 @@ fn cow_copy_fault(bench: &mut Bench) {
 
 /// A child that has fallen asleep.
 fn sleeping_child() -> u32 {
-    // SAFETY: not at a fixed address.
-    let page = unsafe { memory::mmap(0, PAGE, RW, MAP_SHARED | MAP_ANONYMOUS) }.expect("a page");
-    // SAFETY: mapped above, zero, and only of the two processes.
-    let is_there = unsafe { &*(page as *const AtomicU32) };
+    let is_there = shared::<AtomicU32>();
     let child = process::try_spawn(|| {
         is_there.store(1, Ordering::Relaxed);
         time::sleep(u64::from(u32::MAX) * 1000).map_or(1, |()| 0)
@@ -477,7 +414,7 @@ fn sleeping_child() -> u32 {
     // It had the one CPU, so it sleeps by now or does next.
     process::sched_yield();
     // SAFETY: the reference is not used any more; the child has a mapping of its own.
-    unsafe { memory::munmap(page, PAGE) }.expect("mapped");
+    unsafe { munmap(is_there.as_ptr() as u64, PAGE) }.expect("mapped");
     child.expect("a child")
 }
 
@@ -500,7 +437,7 @@ fn mprotect_rw(bench: &mut Bench) {
         room
     };
     for pages in CALLS {
-        bench.point(pages, |bench| prepare(bench, pages), call, |room| room.write_without_faults());
+        bench.point(pages, |bench| prepare(bench, pages), call, write_without_faults);
     }
 }
 
@@ -589,7 +526,7 @@ fn registered(room: Room) -> Room {
 
 /// Registers the pages of `room`, and write-protects them.
 fn write_protected(room: Room) -> Room {
-    registered(room).write_protect();
+    write_protect(registered(room));
     room
 }
 
@@ -615,7 +552,7 @@ fn wp_clear(bench: &mut Bench) {
         room
     };
     for pages in CALLS {
-        bench.point(pages, |bench| write_protected(bench.touched(pages)), call, |room| room.write_without_faults());
+        bench.point(pages, |bench| write_protected(bench.touched(pages)), call, write_without_faults);
     }
 }
 

@@ -14,31 +14,12 @@ entry!(run);
 own!(call);
 
 fn run(start: Start) -> u8 {
-    match start.arguments().nth(1) {
-        Some("pages") => pages(),
-        Some("later") => later(),
-        Some("forks") => forks(),
-        Some("threads") => threads(),
-        Some("areas") => areas(),
-        Some("signals") => signals(),
-        Some("zombies") => zombies(),
-        Some("tables") => tables(),
-        Some("moves") => moves(),
-        Some("vforks") => vforks(),
-        Some("heap") => heap(),
-        Some("shared") => shared(),
-        Some("populated") => populated(),
-        Some("file") => file(),
-        Some("sparse") => sparse(),
-        Some("reserved") => reserved(),
-        Some("pipes") => pipes(),
-        Some("counters") => counters(),
-        Some("pagers") => pagers(),
-        Some("polls") => polls(),
-        Some("paths") => paths(),
-        Some("beside") => return beside(),
-        _ => return 2,
-    }
+    let part = start.part(&parts! { named
+        pages later forks threads areas signals zombies tables moves vforks heap shared populated file sparse reserved
+        pipes counters pagers polls paths beside
+    });
+    let Some(part) = part else { return 2 };
+    part();
     0
 }
 
@@ -438,7 +419,7 @@ fn copy_paths() {
 }
 
 /// Works in a little memory until it must end.
-fn beside() -> u8 {
+fn beside() {
     const BYTES: u64 = 128 << 10;
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("a mask");
     let kept = memory::map(BYTES, RW).expect("memory");
@@ -456,7 +437,7 @@ fn beside() -> u8 {
         assert!(holds(kept, BYTES, value) && holds(fresh, BYTES, !value), "what was written is there");
         call(MUNMAP, [fresh, BYTES]).expect("to unmap");
         if last {
-            return 0;
+            return;
         }
         value = value.wrapping_add(1);
         let _ = time::sleep(2 * MILLISECOND);

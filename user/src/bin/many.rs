@@ -16,34 +16,19 @@ own!(call, file, put_word);
 const SETTLED: u64 = 300 * MILLISECOND;
 
 fn run(start: Start) -> u8 {
-    let mut words = start.arguments().skip(1);
-    let what = words.next().unwrap_or_default();
-    let count: u32 = words.next().and_then(|count| count.parse().ok()).unwrap_or(1);
-    let many = u64::from(count);
+    let part = start.part(&parts! { counted
+        descriptors polls pollers pipes console readers pause threads pagers faulters areas mappings mappers migrate kills
+        oom addresses vectors
+    });
+    let (Some(part), Some(what)) = (part, start.arguments().nth(1)) else { return 2 };
     process::limit(RLIMIT_NOFILE, 1 << 20, 1 << 20).expect("a limit");
-    match what {
-        "descriptors" => descriptors(many),
-        "polls" => polls(many),
-        "pollers" => pollers(count),
-        "pipes" => pipe_readers(count),
-        "console" => console(count),
-        "readers" => console_readers(count),
-        "pause" => drop(time::sleep(many * MILLISECOND)),
-        "threads" => threads(count),
-        "pagers" => pagers(many),
-        "faulters" => faulters(count),
-        "areas" => areas(many),
-        "mappings" => mappings(many),
-        "mappers" => mappers(count),
-        "migrate" => migrate(many),
-        "kills" => kills(count),
-        "oom" => out_of_memory(count),
-        "addresses" => addresses(many),
-        "vectors" => vectors(many),
-        _ => return 2,
-    }
+    part(start.arguments().nth(2).and_then(|count| count.parse().ok()).unwrap_or(1));
     println!("many {what}: ok");
     0
+}
+
+fn pause(milliseconds: u64) {
+    let _ = time::sleep(milliseconds * MILLISECOND);
 }
 
 /// Threads that are there.
@@ -133,7 +118,7 @@ fn pollers(count: u32) {
 }
 
 /// Threads that read one pipe, whose other end is closed.
-fn pipe_readers(count: u32) {
+fn pipes(count: u32) {
     let mut ends = [0_u32; 2];
     call(PIPE2, [ends.as_mut_ptr() as u64, 0]).expect("a pipe");
     crowd(count, move || {
@@ -160,7 +145,7 @@ fn ask_for_input() {
 }
 
 /// Threads that read the console; all are woken by each of the two bytes that are typed then.
-fn console_readers(count: u32) {
+fn readers(count: u32) {
     crowd(count, move || {
         let mut byte = 0_u8;
         while call(READ, [0, &raw mut byte as u64, 1]) != Ok(1) {}
@@ -353,7 +338,7 @@ fn kills(count: u32) {
 }
 
 /// Want of memory beside so many processes, of which one is chosen: that with most memory.
-fn out_of_memory(count: u32) {
+fn oom(count: u32) {
     family(count, || {});
     let largest =
         process::run(|| (0..u64::MAX).for_each(|_| _ = map(16 * MIB, RW, PRIVATE | MAP_NORESERVE | MAP_POPULATE)));

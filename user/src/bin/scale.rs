@@ -10,6 +10,7 @@
 
 use granule_protocol::ScaleWindow as Window;
 use granule_user::prelude::*;
+use granule_user::room::Room;
 
 entry!(run);
 
@@ -154,16 +155,16 @@ impl Worker {
 
     fn threads(self) {
         self.check();
-        let own = Area { start: 0x10_0010_0000 + 0x4020_0000 * u64::from(self.me), pages: PAGES };
-        let big = Area { pages: BIG, ..own };
+        let own = Room { start: 0x10_0010_0000 + 0x4020_0000 * u64::from(self.me), pages: PAGES };
+        let big = Room { pages: BIG, ..own };
         // The page before differs in protection, so that areas do not become one, and keeps the table there.
         self.in_turn(|| {
             own.before().map(PROT_READ | PROT_EXEC, MAP_POPULATE);
-            big.map_without_huge_pages();
+            map_without_huge_pages(big);
         });
         self.faults(own, (WARM, ROUNDS), Window::FaultOwn, Window::DontneedOwn);
         self.faults(big, (BIG_WARM, BIG_ROUNDS), Window::FaultBig, Window::WarmUp);
-        self.in_turn(|| Area { start: own.end(), pages: BIG - PAGES }.unmap());
+        self.in_turn(|| Room { start: own.end(), pages: BIG - PAGES }.unmap());
         self.in_turn(|| own.write());
         self.rounds((WARM, ROUNDS), |window| {
             self.measure(window(Window::MprotectOwn), || own.protect(PROT_READ));
@@ -183,27 +184,27 @@ impl Worker {
 
     /// One area of all threads; places that the kernel chooses.
     fn shared_places(&self) {
-        let one = Area { start: 0x20_0000_0000, pages: MOST_CPUS as u64 * PAGES };
+        let one = Room { start: 0x20_0000_0000, pages: MOST_CPUS as u64 * PAGES };
         self.in_turn(|| {
             if self.me == 0 {
-                one.map_without_huge_pages();
+                map_without_huge_pages(one);
             }
         });
-        let part = Area { start: one.start + u64::from(self.me) * PAGES * PAGE, pages: PAGES };
+        let part = Room { start: one.start + u64::from(self.me) * PAGES * PAGE, pages: PAGES };
         self.faults(part, (WARM, ROUNDS), Window::FaultOneArea, Window::WarmUp);
         self.rounds((WARM, ROUNDS), |window| {
             let map = || memory::map(PAGES * PAGE, RW).expect("memory");
-            let anywhere = Area { start: self.measure(window(Window::MmapAny), map), pages: PAGES };
+            let anywhere = Room { start: self.measure(window(Window::MmapAny), map), pages: PAGES };
             anywhere.each_page().for_each(|page| self.measure(window(Window::TouchAny), || page.write()));
             self.measure(window(Window::MunmapAny), || anywhere.unmap());
         });
     }
 
     fn processes(self) {
-        let own = Area { start: 0x10_0010_0000, pages: BIG };
+        let own = Room { start: 0x10_0010_0000, pages: BIG };
         self.in_turn(|| {
             own.before().map(PROT_READ | PROT_EXEC, MAP_POPULATE);
-            own.map_without_huge_pages();
+            map_without_huge_pages(own);
         });
         self.faults(own, (BIG_WARM, BIG_ROUNDS), Window::FaultProcess, Window::WarmUp);
         self.end();
@@ -228,7 +229,7 @@ impl Worker {
     }
 
     /// Touches each page, which faults; gives them up again.
-    fn faults(&self, area: Area, rounds: (u32, u32), fault: Window, give_up: Window) {
+    fn faults(&self, area: Room, rounds: (u32, u32), fault: Window, give_up: Window) {
         self.rounds(rounds, |window| {
             area.each_page().for_each(|page| self.measure(window(fault), || page.write()));
             self.measure(window(give_up), || area.give_up());
@@ -252,70 +253,10 @@ impl Worker {
     }
 }
 
-/// Pages of this process.
-#[derive(Clone, Copy)]
-struct Area {
-    start: u64,
-    pages: u64,
-}
-
-impl Area {
-    fn bytes(&self) -> u64 {
-        self.pages * PAGE
-    }
-
-    fn end(&self) -> u64 {
-        self.start + self.bytes()
-    }
-
-    /// The page before.
-    fn before(&self) -> Self {
-        Self { start: self.start - PAGE, pages: 1 }
-    }
-
-    fn each_page(&self) -> impl Iterator<Item = Self> + use<> {
-        let start = self.start;
-        (0..self.pages).map(move |page| Self { start: start + page * PAGE, pages: 1 })
-    }
-
-    #[inline(always)]
-    fn map(&self, protection: u64, flags: u64) {
-        let flags = PRIVATE | MAP_FIXED | flags;
-        // SAFETY: at addresses that nothing else uses, to which there are no references.
-        unsafe { memory::mmap(self.start, self.bytes(), protection, flags) }.expect("memory");
-    }
-
-    fn map_without_huge_pages(&self) {
-        self.map(RW, 0);
-        // SAFETY: it changes no contents.
-        let _ = unsafe { memory::madvise(self.start, self.bytes(), MADV_NOHUGEPAGE) };
-    }
-
-    #[inline(always)]
-    fn write(&self) {
-        for page in 0..self.pages {
-            // SAFETY: it is mapped writable wherever this is called, and there are no references to it.
-            unsafe { ((self.start + page * PAGE) as *mut u64).write_volatile(1) };
-        }
-    }
-
-    #[inline(always)]
-    fn protect(&self, protection: u64) {
-        // SAFETY: there are no references to it.
-        unsafe { memory::mprotect(self.start, self.bytes(), protection) }.expect("mapped");
-    }
-
-    #[inline(always)]
-    fn give_up(&self) {
-        // SAFETY: there are no references to it.
-        unsafe { memory::madvise(self.start, self.bytes(), MADV_DONTNEED) }.expect("mapped");
-    }
-
-    #[inline(always)]
-    fn unmap(&self) {
-        // SAFETY: there are no references to it.
-        unsafe { memory::munmap(self.start, self.bytes()) }.expect("mapped");
-    }
+fn map_without_huge_pages(room: Room) {
+    room.map(RW, 0);
+    // SAFETY: it changes no contents.
+    let _ = unsafe { madvise(room.start, room.bytes(), MADV_NOHUGEPAGE) };
 }
 
 /// The CPU that runs this.

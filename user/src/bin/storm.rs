@@ -42,12 +42,7 @@ const IS_COPY: u32 = 1 << 7;
 const COUNT_BITS: u32 = 24;
 
 fn run(start: Start) -> u8 {
-    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
-    let (Some(Ok(number @ 1..128)), Some(Ok(seed)), Some(Ok(rounds))) =
-        (numbers.next(), numbers.next(), numbers.next())
-    else {
-        return 2;
-    };
+    let Some([number @ 1..128, seed, rounds]) = start.numbers() else { return 2 };
     let mut storm = Storm::new(number as u32, seed, start.path());
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
     let mut done = 0;

@@ -24,9 +24,8 @@ const PAGES: usize = 24;
 const SIZE: u64 = PAGES as u64 * PAGE;
 
 fn run(start: Start) -> u8 {
-    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
-    let (Some(Ok(seed)), Some(Ok(rounds))) = (numbers.next(), numbers.next()) else { return 2 };
-    let threads = numbers.next().and_then(Result::ok).map_or(2, |threads| threads as usize).clamp(1, THREADS);
+    let Some([seed, rounds]) = start.numbers() else { return 2 };
+    let threads = start.numbers().map_or(2, |[_, _, threads]| threads as usize).clamp(1, THREADS);
     // A page that all processes share: stores to it are never lost.
     let total = memory::shared::<AtomicU32>();
     let workers: [u32; WORKERS] = core::array::from_fn(|index| {

@@ -90,8 +90,7 @@ fn pager() -> Pager {
 }
 
 fn run(start: Start) -> u8 {
-    let mut numbers = start.arguments().skip(1).map(|word| word.parse::<u64>());
-    let (Some(Ok(seed)), Some(Ok(steps))) = (numbers.next(), numbers.next()) else { return 2 };
+    let Some([seed, steps]) = start.numbers() else { return 2 };
     SEED.store(seed, Ordering::Relaxed);
     STEPS.store(steps, Ordering::Relaxed);
     signal::mask(SIG_BLOCK, signal::set_of(SIGTERM)).expect("to block SIGTERM");
