@@ -178,8 +178,15 @@ impl Pages {
         Self::of(u64::MAX, 0, pages, protection, flags | MAP_ANONYMOUS)
     }
 
+    /// `pages` pages of a file from page `first` on.
+    ///
+    /// # Errors
+    /// The call's.
+    ///
+    /// # Panics
+    /// With `MAP_FIXED`.
     #[track_caller]
-    fn of(file: u64, first: u64, pages: u64, protection: u64, flags: u64) -> Result<Self, Errno> {
+    pub fn of(file: u64, first: u64, pages: u64, protection: u64, flags: u64) -> Result<Self, Errno> {
         assert_eq!(flags & MAP_FIXED, 0, "wherever there is room");
         // SAFETY: not at a fixed address.
         let start = unsafe { sys::call(MMAP, [0, pages * PAGE, protection, flags, file, first * PAGE]) }?;

@@ -326,24 +326,23 @@ fn lists_of_buffers() {
     equal("to be read", call(READV, [0, NOWHERE, 2]), Err(EFAULT));
     let pages = with_a_hole();
     // SAFETY: the last 16 bytes before the hole.
-    unsafe { ((pages + PAGE - 16) as *mut IoVec).write(IoVec { base: text, length: 1 }) };
-    equal("a list that ends in a hole", call(WRITEV, [1, pages + PAGE - 16, 2]), Err(EFAULT));
+    unsafe { ((*pages + PAGE - 16) as *mut IoVec).write(IoVec { base: text, length: 1 }) };
+    equal("a list that ends in a hole", call(WRITEV, [1, *pages + PAGE - 16, 2]), Err(EFAULT));
     // A terminal takes 2048 bytes at once, or none of them, whichever pieces they are of.
-    let (end, hole) = (pages + PAGE - 2048, pages + PAGE);
+    let (end, hole) = (*pages + PAGE - 2048, *pages + PAGE);
     equal("one that is there, one in a hole", writev(&[(text, 1), (hole, 8)]), Err(EFAULT));
     equal("one up to a hole and behind it", writev(&[(end, 2 * PAGE)]), Ok(2048));
     equal("the same behind another", writev(&[(text, 1), (end, 2 * PAGE)]), Ok(2048));
     equal("2048 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1048), (hole, 1)]), Ok(2048));
     equal("2047 bytes, then a hole", writev(&[(end, 1000), (text, 0), (end, 1047), (hole, 1)]), Err(EFAULT));
-    unmap_page(pages);
 }
 
 /// A page of line ends, and a hole behind it.
-fn with_a_hole() -> u64 {
-    let pages = map(2 * PAGE, RW).expect("pages");
+fn with_a_hole() -> Pages {
+    let pages = Pages::map(2, RW, MAP_PRIVATE).expect("pages");
     // SAFETY: this function's pages.
-    unsafe { core::ptr::write_bytes(pages as *mut u8, b'\n', PAGE as usize) };
-    unmap_page(pages + PAGE);
+    unsafe { core::ptr::write_bytes(*pages as *mut u8, b'\n', PAGE as usize) };
+    unmap_page(*pages + PAGE);
     pages
 }
 
@@ -366,37 +365,35 @@ fn writes() {
     for (before, linux) in
         [(4, fault), (300, fault), (2047, fault), (2048, Ok(2048)), (2100, Ok(2048)), (4096, Ok(4096))]
     {
-        equal(("before a hole", before), call(WRITE, [1, pages + PAGE - before, 2 * PAGE]), linux);
+        equal(("before a hole", before), call(WRITE, [1, *pages + PAGE - before, 2 * PAGE]), linux);
     }
-    unmap_page(pages);
 }
 
 fn random_bytes() {
     let pages = with_a_hole();
     for flags in 0..8 {
         let linux = if flags & 6 == 6 { Err(EINVAL) } else { Ok(16) };
-        equal(("flags", flags), call(GETRANDOM, [pages, 16, flags]), linux);
-        equal(("flags", flags, "and bit 32"), call(GETRANDOM, [pages, 16, 1 << 32 | flags]), linux);
+        equal(("flags", flags), call(GETRANDOM, [*pages, 16, flags]), linux);
+        equal(("flags", flags, "and bit 32"), call(GETRANDOM, [*pages, 16, 1 << 32 | flags]), linux);
     }
-    equal("flags 8", call(GETRANDOM, [pages, 16, 8]), Err(EINVAL));
+    equal("flags 8", call(GETRANDOM, [*pages, 16, 8]), Err(EINVAL));
     for before in [1, 7, 15, 16, 17, 31, 33, 100, 4095] {
-        let at = pages + PAGE - before;
+        let at = *pages + PAGE - before;
         // SAFETY: the page is this function's.
         unsafe { core::ptr::write_bytes(at as *mut u8, 0, before as usize) };
         equal(("up to a hole", before), call(GETRANDOM, [at, 5000, 0]), Ok(before));
         if before >= 15 {
             // SAFETY: as above.
-            let last = unsafe { core::slice::from_raw_parts((pages + PAGE - 8) as *const u8, 8) };
+            let last = unsafe { core::slice::from_raw_parts((*pages + PAGE - 8) as *const u8, 8) };
             holds(("the last bytes were written", before), last != [0; 8]);
         }
     }
-    equal("into a hole", call(GETRANDOM, [pages + PAGE, 16, 0]), Err(EFAULT));
-    equal("none into a hole", call(GETRANDOM, [pages + PAGE, 0, 0]), Ok(0));
+    equal("into a hole", call(GETRANDOM, [*pages + PAGE, 16, 0]), Err(EFAULT));
+    equal("none into a hole", call(GETRANDOM, [*pages + PAGE, 0, 0]), Ok(0));
     equal("none into the kernel", call(GETRANDOM, [KERNEL, 0, 0]), Err(EFAULT));
     // Linux cuts a length above 2 GiB before it checks the end.
     let low = call(MMAP, [0x10_0000_0000, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX, 0]).expect("a page");
     equal("too many", call(GETRANDOM, [low, 1 << 49, 0]), Ok(PAGE));
     unmap_page(low);
     equal("wrapping", call(GETRANDOM, [u64::MAX - 100, 200, 0]), Err(EFAULT));
-    unmap_page(pages);
 }

@@ -64,22 +64,19 @@ fn fresh_memory_is_zeros() {
 }
 
 fn pages_come_when_they_are_asked_for() {
-    let start = map(4, RW, PRIVATE);
-    assert_eq!(present(start, 4), 0);
-    assert_eq!(probe::read(start), Ok(0));
-    assert_eq!(put(start + 2 * PAGE, 1), Ok(()));
-    assert_eq!(present(start, 4), 0b0101, "one that was read, one that was written");
-    unmap(start, 4);
+    let start = Pages::map(4, RW, PRIVATE).expect("memory");
+    assert_eq!(present(*start, 4), 0);
+    assert_eq!(probe::read(*start), Ok(0));
+    assert_eq!(put(*start + 2 * PAGE, 1), Ok(()));
+    assert_eq!(present(*start, 4), 0b0101, "one that was read, one that was written");
     for (flags, wanted) in [(MAP_POPULATE, 0b1111), (MAP_POPULATE | MAP_NONBLOCK, 0)] {
         for protection in [RW, PROT_READ] {
-            let start = map(4, protection, PRIVATE | flags);
-            assert_eq!(present(start, 4), wanted, "flags {flags:#x}, protection {protection}");
-            unmap(start, 4);
+            let start = Pages::map(4, protection, PRIVATE | flags).expect("memory");
+            assert_eq!(present(*start, 4), wanted, "flags {flags:#x}, protection {protection}");
         }
     }
-    let start = map(4, PROT_NONE, PRIVATE | MAP_POPULATE);
-    assert_eq!(present(start, 4), 0, "no access is permitted");
-    unmap(start, 4);
+    let start = Pages::map(4, PROT_NONE, PRIVATE | MAP_POPULATE).expect("memory");
+    assert_eq!(present(*start, 4), 0, "no access is permitted");
 }
 
 fn addresses_are_as_asked_for() {
@@ -151,24 +148,25 @@ fn mappings_that_are_refused() {
 }
 
 fn holes_are_made_anywhere() {
-    let start = map(9, RW, PRIVATE);
-    fill(start, 9, 1);
+    let start = Pages::map(9, RW, PRIVATE).expect("memory");
+    fill(*start, 9, 1);
     let holes = [(0, 1), (8, 1), (3, 2), (2, 1)];
     for (first, pages) in holes {
-        unmap(start + first * PAGE, pages);
+        unmap(*start + first * PAGE, pages);
     }
     for page in 0..9 {
-        let address = start + page * PAGE;
+        let address = *start + page * PAGE;
         let gone = holes.iter().any(|&(first, pages)| (first..first + pages).contains(&page));
         let wanted = if gone { Err(not_mapped(address)) } else { Ok(page as u8 + 1) };
         assert_eq!(probe::read(address), wanted, "page {page}");
     }
-    unmap(start, 9);
     // A byte counts as its page.
-    let start = map(2, RW, PRIVATE);
-    assert_eq!(call(MUNMAP, [start, 1]), Ok(0));
-    assert_eq!((probe::read(start + PAGE - 1), probe::read(start + PAGE)), (Err(not_mapped(start + PAGE - 1)), Ok(0)));
-    unmap(start, 2);
+    let start = Pages::map(2, RW, PRIVATE).expect("memory");
+    assert_eq!(call(MUNMAP, [*start, 1]), Ok(0));
+    assert_eq!(
+        (probe::read(*start + PAGE - 1), probe::read(*start + PAGE)),
+        (Err(not_mapped(*start + PAGE - 1)), Ok(0))
+    );
 }
 
 fn ranges_end_inside_other_areas() {
@@ -313,68 +311,64 @@ fn one_page() -> &'static [u8] {
 fn a_program_may_be_one_page() {
     #[cfg(target_arch = "aarch64")]
     for flags in [PRIVATE, SHARED] {
-        let page = map(1, RW, flags);
-        one_page().iter().zip(page..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
-        protect(page, 1, PROT_READ | PROT_EXEC);
+        let page = Pages::map(1, RW, flags).expect("memory");
+        one_page().iter().zip(*page..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
+        protect(*page, 1, PROT_READ | PROT_EXEC);
         let end = process::run(|| -> u8 {
             // SAFETY: the code uses no other memory, and does not come back.
             unsafe {
-                core::arch::asm!("br {0}", in(reg) page, in("x0") page, in("x1") TOP - KERNEL_KEEPS, options(noreturn))
+                core::arch::asm!("br {0}", in(reg) *page, in("x0") *page, in("x1") TOP - KERNEL_KEEPS, options(noreturn))
             }
         });
         assert_eq!(end, exited(42), "flags {flags:#x}");
-        unmap(page, 1);
     }
 }
 
 fn every_protection_is_kept() {
     for flags in [PRIVATE, SHARED] {
-        let start = map(1, RW, flags);
-        RET.iter().zip(start..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
+        let start = Pages::map(1, RW, flags).expect("memory");
+        RET.iter().zip(*start..).for_each(|(&byte, address)| assert_eq!(put(address, byte), Ok(())));
         for protection in
             [PROT_NONE, PROT_READ, RW, PROT_WRITE, PROT_READ | PROT_EXEC, RW, PROT_NONE, PROT_EXEC, PROT_READ]
         {
-            protect(start, 1, protection);
+            protect(*start, 1, protection);
             // A page that may be written may be read.
-            let read = if protection & (RW) != 0 { Ok(RET[0]) } else { Err(not_allowed(start)) };
+            let read = if protection & (RW) != 0 { Ok(RET[0]) } else { Err(not_allowed(*start)) };
             // A page that may only be executed is unreadable where the CPU has such pages: both answers are Linux's.
             if protection != PROT_EXEC {
-                assert_eq!(probe::read(start), read, "reading, protection {protection}");
+                assert_eq!(probe::read(*start), read, "reading, protection {protection}");
             }
-            let written = put(start, RET[0]);
+            let written = put(*start, RET[0]);
             let writable = protection & PROT_WRITE != 0;
-            assert_eq!(written, if writable { Ok(()) } else { Err(not_allowed(start)) }, "writing, {protection}");
+            assert_eq!(written, if writable { Ok(()) } else { Err(not_allowed(*start)) }, "writing, {protection}");
             // SAFETY: a function that returns at once, where it may be executed.
-            let called = unsafe { probe::call(start) };
+            let called = unsafe { probe::call(*start) };
             let executable = protection & PROT_EXEC != 0;
-            assert_eq!(called, if executable { Ok(()) } else { Err(not_allowed(start)) }, "calling, {protection}");
+            assert_eq!(called, if executable { Ok(()) } else { Err(not_allowed(*start)) }, "calling, {protection}");
         }
-        unmap(start, 1);
     }
-    let start = map(1, PROT_WRITE, PRIVATE);
-    assert_eq!(probe::read(start), Ok(0), "what may be written may be read, also before it is written");
-    assert_eq!(put(start, 1), Ok(()));
-    unmap(start, 1);
+    let start = Pages::map(1, PROT_WRITE, PRIVATE).expect("memory");
+    assert_eq!(probe::read(*start), Ok(0), "what may be written may be read, also before it is written");
+    assert_eq!(put(*start, 1), Ok(()));
     // In the middle of a mapping, on pages that are there and on pages that are not.
-    let start = map(8, RW, PRIVATE);
-    fill(start, 4, 1);
-    protect(start + 2 * PAGE, 4, PROT_READ);
+    let start = Pages::map(8, RW, PRIVATE).expect("memory");
+    fill(*start, 4, 1);
+    protect(*start + 2 * PAGE, 4, PROT_READ);
     for page in 0..8 {
-        let address = start + page * PAGE;
+        let address = *start + page * PAGE;
         let refused = (2..6).contains(&page);
         assert_eq!(probe::read(address), Ok(if page < 4 { page as u8 + 1 } else { 0 }));
         assert_eq!(put(address, 9), if refused { Err(not_allowed(address)) } else { Ok(()) }, "page {page}");
     }
-    protect(start, 8, RW);
-    fill(start, 8, 20);
-    unmap(start, 8);
+    protect(*start, 8, RW);
+    fill(*start, 8, 20);
 }
 
 fn what_may_be_executed_alone(is_unreadable: bool) {
-    let start = map(2, RW, PRIVATE);
-    assert_eq!(put(start, 1), Ok(()));
-    protect(start, 2, PROT_EXEC);
-    for (page, value) in [(start, 1), (start + PAGE, 0)] {
+    let start = Pages::map(2, RW, PRIVATE).expect("memory");
+    assert_eq!(put(*start, 1), Ok(()));
+    protect(*start, 2, PROT_EXEC);
+    for (page, value) in [(*start, 1), (*start + PAGE, 0)] {
         let read = if is_unreadable { Err(not_allowed(page)) } else { Ok(value) };
         assert_eq!(probe::read(page), read);
         assert_eq!(put(page, 9), Err(not_allowed(page)));
@@ -382,22 +376,21 @@ fn what_may_be_executed_alone(is_unreadable: bool) {
         let waited = call(FUTEX, [page, FUTEX_PRIVATE_FLAG, 9, 0]);
         assert_eq!(waited, Err(if is_unreadable { EFAULT } else { EAGAIN }));
     }
-    protect(start, 2, PROT_READ);
-    assert_eq!(probe::read(start), Ok(1));
-    unmap(start, 2);
+    protect(*start, 2, PROT_READ);
+    assert_eq!(probe::read(*start), Ok(1));
 }
 
 fn protections_that_are_refused() {
-    let start = map(3, RW, PRIVATE);
-    unmap(start + 2 * PAGE, 1);
+    let start = Pages::map(3, RW, PRIVATE).expect("memory");
+    unmap(*start + 2 * PAGE, 1);
     let answers = [
-        ("no page's address", start + 1, PAGE, PROT_READ, Err(EINVAL)),
-        ("no bytes", start, 0, PROT_NONE, Ok(0)),
-        ("no bytes, and no such protection", start, 0, 0x100, Ok(0)),
-        ("no such protection", start, PAGE, RW | 0x100, Err(EINVAL)),
-        ("a size that wraps, and no such protection", start, u64::MAX, 0x100, Err(ENOMEM)),
+        ("no page's address", *start + 1, PAGE, PROT_READ, Err(EINVAL)),
+        ("no bytes", *start, 0, PROT_NONE, Ok(0)),
+        ("no bytes, and no such protection", *start, 0, 0x100, Ok(0)),
+        ("no such protection", *start, PAGE, RW | 0x100, Err(EINVAL)),
+        ("a size that wraps, and no such protection", *start, u64::MAX, 0x100, Err(ENOMEM)),
         ("nothing there", FAR, PAGE, PROT_READ, Err(ENOMEM)),
-        ("a hole at the beginning", start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(ENOMEM)),
+        ("a hole at the beginning", *start + 2 * PAGE, 2 * PAGE, PROT_READ, Err(ENOMEM)),
         ("below all mappings", 0x1_0000, 0x40_0000, PROT_READ, Err(ENOMEM)),
         ("beyond the end", TOP, PAGE, PROT_READ, Err(ENOMEM)),
         ("the kernel's half", u64::MAX << 48, PAGE, PROT_READ, Err(ENOMEM)),
@@ -405,26 +398,24 @@ fn protections_that_are_refused() {
     for (what, address, bytes, protection, wanted) in answers {
         assert_eq!(call(MPROTECT, [address, bytes, protection]), wanted, "{what}");
     }
-    assert_eq!(put(start, 1), Ok(()), "nothing was changed");
-    unmap(start, 2);
+    assert_eq!(put(*start, 1), Ok(()), "nothing was changed");
 }
 
 fn protections_change_up_to_the_first_hole() {
     for flags in [PRIVATE, SHARED] {
-        let start = map(8, RW, flags);
-        fill(start, 8, 1);
-        protect(start + 2 * PAGE, 1, PROT_READ | PROT_EXEC);
-        unmap(start + 4 * PAGE, 1);
-        assert_eq!(call(MPROTECT, [start + PAGE, 6 * PAGE, PROT_READ]), Err(ENOMEM), "a hole in the middle");
+        let start = Pages::map(8, RW, flags).expect("memory");
+        fill(*start, 8, 1);
+        protect(*start + 2 * PAGE, 1, PROT_READ | PROT_EXEC);
+        unmap(*start + 4 * PAGE, 1);
+        assert_eq!(call(MPROTECT, [*start + PAGE, 6 * PAGE, PROT_READ]), Err(ENOMEM), "a hole in the middle");
         for page in [0, 1, 2, 3, 5, 6, 7] {
-            let address = start + page * PAGE;
+            let address = *start + page * PAGE;
             assert_eq!(probe::read(address), Ok(page as u8 + 1), "page {page}");
             let wanted = if (1..4).contains(&page) { Err(not_allowed(address)) } else { Ok(()) };
             assert_eq!(put(address, page as u8 + 1), wanted, "page {page}");
         }
-        assert_eq!(call(MPROTECT, [start, 5 * PAGE, RW]), Err(ENOMEM), "a hole at the end");
-        fill(start, 4, 1);
-        unmap(start, 8);
+        assert_eq!(call(MPROTECT, [*start, 5 * PAGE, RW]), Err(ENOMEM), "a hole at the end");
+        fill(*start, 4, 1);
     }
     let last = TOP - KERNEL_KEEPS - PAGE;
     // SAFETY: nothing is there.
@@ -435,44 +426,42 @@ fn protections_change_up_to_the_first_hole() {
 }
 
 fn contents_are_given_up() {
-    let start = map(4, RW, PRIVATE);
-    fill(start, 4, 1);
-    assert_eq!(dontneed(start + PAGE, 2), Ok(0));
-    assert_eq!(present(start, 4), 0b1001);
+    let start = Pages::map(4, RW, PRIVATE).expect("memory");
+    fill(*start, 4, 1);
+    assert_eq!(dontneed(*start + PAGE, 2), Ok(0));
+    assert_eq!(present(*start, 4), 0b1001);
     for (page, value) in [(0, 1), (1, 0), (2, 0), (3, 4)] {
-        assert_eq!(probe::read(start + page * PAGE), Ok(value), "page {page}");
+        assert_eq!(probe::read(*start + page * PAGE), Ok(value), "page {page}");
     }
-    assert_eq!(put(start + PAGE, 7), Ok(()), "it may be written again");
-    protect(start, 4, PROT_NONE);
-    assert_eq!(dontneed(start, 4), Ok(0), "also where it may not be accessed");
-    protect(start, 4, RW);
-    assert_eq!(probe::read(start + PAGE), Ok(0));
-    fill(start, 4, 1);
-    unmap(start + PAGE, 1);
-    assert_eq!(dontneed(start, 4), Err(ENOMEM), "a hole is an error");
-    assert_eq!((probe::read(start), probe::read(start + 3 * PAGE)), (Ok(0), Ok(0)), "and the rest given up");
-    unmap(start, 4);
+    assert_eq!(put(*start + PAGE, 7), Ok(()), "it may be written again");
+    protect(*start, 4, PROT_NONE);
+    assert_eq!(dontneed(*start, 4), Ok(0), "also where it may not be accessed");
+    protect(*start, 4, RW);
+    assert_eq!(probe::read(*start + PAGE), Ok(0));
+    fill(*start, 4, 1);
+    unmap(*start + PAGE, 1);
+    assert_eq!(dontneed(*start, 4), Err(ENOMEM), "a hole is an error");
+    assert_eq!((probe::read(*start), probe::read(*start + 3 * PAGE)), (Ok(0), Ok(0)), "and the rest given up");
 
-    let start = map(2, RW, SHARED);
-    fill(start, 2, 5);
-    assert_eq!(dontneed(start, 2), Ok(0));
-    assert_eq!(probe::read(start + PAGE), Ok(6), "what is shared stays: another may have it");
-    unmap(start, 2);
+    let start = Pages::map(2, RW, SHARED).expect("memory");
+    fill(*start, 2, 5);
+    assert_eq!(dontneed(*start, 2), Ok(0));
+    assert_eq!(probe::read(*start + PAGE), Ok(6), "what is shared stays: another may have it");
 }
 
 fn advice_and_questions_that_are_refused() {
-    let vector = map(1, RW, PRIVATE);
-    let start = map(2, RW, PRIVATE);
-    unmap(start + PAGE, 1);
+    let vector = Pages::map(1, RW, PRIVATE).expect("memory");
+    let start = Pages::map(2, RW, PRIVATE).expect("memory");
+    unmap(*start + PAGE, 1);
     let answers = [
-        ("nothing to do", start, PAGE, MADV_NORMAL, Ok(0)),
-        ("no bytes", start, 0, MADV_DONTNEED, Ok(0)),
-        ("no such advice", start, PAGE, 12345, Err(EINVAL)),
-        ("no bytes, and no such advice", start, 0, 12345, Err(EINVAL)),
-        ("no page's address", start + 1, PAGE, MADV_DONTNEED, Err(EINVAL)),
-        ("a size that wraps", start, u64::MAX - PAGE, MADV_DONTNEED, Err(EINVAL)),
-        ("a size that rounds up to nothing", start, u64::MAX, MADV_DONTNEED, Err(EINVAL)),
-        ("a hole", start, 2 * PAGE, MADV_WILLNEED, Err(ENOMEM)),
+        ("nothing to do", *start, PAGE, MADV_NORMAL, Ok(0)),
+        ("no bytes", *start, 0, MADV_DONTNEED, Ok(0)),
+        ("no such advice", *start, PAGE, 12345, Err(EINVAL)),
+        ("no bytes, and no such advice", *start, 0, 12345, Err(EINVAL)),
+        ("no page's address", *start + 1, PAGE, MADV_DONTNEED, Err(EINVAL)),
+        ("a size that wraps", *start, u64::MAX - PAGE, MADV_DONTNEED, Err(EINVAL)),
+        ("a size that rounds up to nothing", *start, u64::MAX, MADV_DONTNEED, Err(EINVAL)),
+        ("a hole", *start, 2 * PAGE, MADV_WILLNEED, Err(ENOMEM)),
         ("nothing there", FAR, PAGE, MADV_DONTNEED, Err(ENOMEM)),
         ("behind the last address", TOP, PAGE, MADV_DONTNEED, Err(ENOMEM)),
         ("behind the last address, to be read soon", TOP, PAGE, MADV_WILLNEED, Err(ENOMEM)),
@@ -483,20 +472,19 @@ fn advice_and_questions_that_are_refused() {
     }
     let kernel = u64::MAX << 48;
     let answers = [
-        ("a byte counts as its page", start, 1, vector, Ok(0)),
-        ("no bytes", start, 0, vector, Ok(0)),
-        ("no page's address", start + 1, PAGE, vector, Err(EINVAL)),
-        ("a hole", start, 2 * PAGE, vector, Err(ENOMEM)),
-        ("the kernel's half", kernel, PAGE, vector, Err(ENOMEM)),
-        ("a size that wraps", start, u64::MAX, vector, Err(ENOMEM)),
-        ("no place for the answer", start, PAGE, FAR, Err(EFAULT)),
-        ("a place of the kernel's", start, PAGE, kernel, Err(EFAULT)),
-        ("a place of the kernel's, and a hole", start + PAGE, PAGE, kernel, Err(EFAULT)),
+        ("a byte counts as its page", *start, 1, *vector, Ok(0)),
+        ("no bytes", *start, 0, *vector, Ok(0)),
+        ("no page's address", *start + 1, PAGE, *vector, Err(EINVAL)),
+        ("a hole", *start, 2 * PAGE, *vector, Err(ENOMEM)),
+        ("the kernel's half", kernel, PAGE, *vector, Err(ENOMEM)),
+        ("a size that wraps", *start, u64::MAX, *vector, Err(ENOMEM)),
+        ("no place for the answer", *start, PAGE, FAR, Err(EFAULT)),
+        ("a place of the kernel's", *start, PAGE, kernel, Err(EFAULT)),
+        ("a place of the kernel's, and a hole", *start + PAGE, PAGE, kernel, Err(EFAULT)),
     ];
     for (what, address, bytes, place, wanted) in answers {
         assert_eq!(call(MINCORE, [address, bytes, place]), wanted, "{what}");
     }
-    unmap_all([(vector, 1), (start, 1)]);
 }
 
 fn the_heap_moves() {
@@ -516,27 +504,26 @@ fn the_heap_moves() {
 }
 
 fn forks_copy_what_is_private() {
-    let own = map(4, RW, PRIVATE);
-    let both = map(2, RW, SHARED);
-    fill(own, 3, 1);
-    fill(both, 1, 10);
-    protect(own + 2 * PAGE, 1, PROT_READ);
+    let own = Pages::map(4, RW, PRIVATE).expect("memory");
+    let both = Pages::map(2, RW, SHARED).expect("memory");
+    fill(*own, 3, 1);
+    fill(*both, 1, 10);
+    protect(*own + 2 * PAGE, 1, PROT_READ);
     apart(|| {
-        assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)]);
-        assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)), "protections are copied too");
-        fill(own, 2, 101);
+        assert_eq!([0, 1, 2, 3].map(|page| probe::read(*own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)]);
+        assert_eq!(put(*own + 2 * PAGE, 1), Err(not_allowed(*own + 2 * PAGE)), "protections are copied too");
+        fill(*own, 2, 101);
         // A page that was not there before is shared all the same.
-        fill(both, 2, 110);
-        protect(own + 2 * PAGE, 1, RW);
-        fill(own + 2 * PAGE, 2, 103);
-        unmap(own + PAGE, 1);
+        fill(*both, 2, 110);
+        protect(*own + 2 * PAGE, 1, RW);
+        fill(*own + 2 * PAGE, 2, 103);
+        unmap(*own + PAGE, 1);
     });
-    assert_eq!([0, 1, 2, 3].map(|page| probe::read(own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)], "the parent's");
-    assert_eq!([0, 1].map(|page| probe::read(both + page * PAGE)), [Ok(110), Ok(111)], "the child's stores");
+    assert_eq!([0, 1, 2, 3].map(|page| probe::read(*own + page * PAGE)), [Ok(1), Ok(2), Ok(3), Ok(0)], "the parent's");
+    assert_eq!([0, 1].map(|page| probe::read(*both + page * PAGE)), [Ok(110), Ok(111)], "the child's stores");
     // The pages are the parent's alone now, and as protected as they were.
-    fill(own, 2, 50);
-    assert_eq!(put(own + 2 * PAGE, 1), Err(not_allowed(own + 2 * PAGE)));
-    unmap_all([(own, 4), (both, 2)]);
+    fill(*own, 2, 50);
+    assert_eq!(put(*own + 2 * PAGE, 1), Err(not_allowed(*own + 2 * PAGE)));
 }
 
 fn areas_may_be_larger_than_tables_reach() {
@@ -564,11 +551,11 @@ fn areas_may_be_larger_than_tables_reach() {
 
 /// 256 pages below an area that grows stay free, wherever it begins by now, unless the address is demanded.
 fn below_an_area_that_grows_a_guard_is_left() {
-    let room = map(2048, PROT_NONE, PRIVATE);
-    let start = room + 1500 * PAGE;
+    let room = Pages::map(2048, PROT_NONE, PRIVATE).expect("memory");
+    let start = *room + 1500 * PAGE;
     let [flags, fixed] = [MAP_GROWSDOWN, 0].map(|grows| PRIVATE | MAP_FIXED | grows);
     assert_eq!(call(MMAP, [start, 16 * PAGE, RW, flags, u64::MAX, 0]), Ok(start));
-    unmap(room + PAGE, 1499);
+    unmap(*room + PAGE, 1499);
     let is_left = |start: u64| {
         for (pages, is_as_asked) in [(1, false), (255, false), (256, false), (257, true)] {
             let asked = start - pages * PAGE;
@@ -588,46 +575,44 @@ fn below_an_area_that_grows_a_guard_is_left() {
     unmap(start + PAGE, 2);
     is_left(start + 3 * PAGE);
     assert_eq!(call(MMAP, [start + 2 * PAGE, PAGE, RW, fixed, u64::MAX, 0]), Ok(start + 2 * PAGE));
-    unmap(room, 2048);
 }
 
 fn copies_differ_after_a_store_to_either() {
     const PAGES: u64 = 6;
-    let own = map(PAGES, RW, PRIVATE);
+    let own = Pages::map(PAGES, RW, PRIVATE).expect("memory");
     // Word 0: how far the two are. Both look, then the parent writes, then the child.
-    let steps = map(1, RW, SHARED);
+    let steps = Pages::map(1, RW, SHARED).expect("memory");
     let wait = |step| {
-        until(|| probe::read(steps) == Ok(step));
+        until(|| probe::read(*steps) == Ok(step));
     };
-    let reads = |first: u8| (0..PAGES).all(|page| probe::read(own + page * PAGE) == Ok(first + page as u8));
-    fill(own, PAGES, 1);
+    let reads = |first: u8| (0..PAGES).all(|page| probe::read(*own + page * PAGE) == Ok(first + page as u8));
+    fill(*own, PAGES, 1);
     let child = process::spawn(|| {
         assert!(reads(1), "as it was at the fork");
-        assert_eq!(put(steps, 1), Ok(()));
+        assert_eq!(put(*steps, 1), Ok(()));
         wait(2);
         assert!(reads(1), "the parent's stores are the parent's");
-        fill(own, PAGES, 30);
-        dontneed(own, 1).expect("a page to give up");
-        assert_eq!(put(steps, 3), Ok(()));
+        fill(*own, PAGES, 30);
+        dontneed(*own, 1).expect("a page to give up");
+        assert_eq!(put(*steps, 3), Ok(()));
         wait(4);
-        fill(own, 1, 30);
+        fill(*own, 1, 30);
         u8::from(!reads(30))
     });
     wait(1);
-    fill(own, PAGES, 60);
-    assert_eq!(put(steps, 2), Ok(()));
+    fill(*own, PAGES, 60);
+    assert_eq!(put(*steps, 2), Ok(()));
     wait(3);
     assert!(reads(60), "the child's stores are the child's");
-    unmap(own, 1);
-    assert_eq!(put(steps, 4), Ok(()));
+    unmap(*own, 1);
+    assert_eq!(put(*steps, 4), Ok(()));
     assert_eq!(process::wait(child), exited(0));
-    unmap_all([(own, PAGES), (steps, 1)]);
 }
 
 fn bad_pointers_are_refused() {
-    let closed = map(1, PROT_NONE, PRIVATE);
-    let constant = map(1, PROT_READ, PRIVATE);
-    let unreadable = [8, FAR, closed, TOP, u64::MAX << 48, u64::MAX - 7];
+    let closed = Pages::map(1, PROT_NONE, PRIVATE).expect("memory");
+    let constant = Pages::map(1, PROT_READ, PRIVATE).expect("memory");
+    let unreadable = [8, FAR, *closed, TOP, u64::MAX << 48, u64::MAX - 7];
     for bad in unreadable {
         assert_eq!(call(WRITE, [1, bad, 4]), Err(EFAULT), "write from {bad:#x}");
         assert_eq!(call(WRITEV, [1, bad, 1]), Err(EFAULT), "writev of {bad:#x}");
@@ -636,28 +621,27 @@ fn bad_pointers_are_refused() {
         assert_eq!(call(RT_SIGPROCMASK, [0, bad, 0, 8]), Err(EFAULT), "rt_sigprocmask of {bad:#x}");
         assert_eq!(call(SIGALTSTACK, [bad, 0]), Err(EFAULT), "sigaltstack of {bad:#x}");
     }
-    for bad in unreadable.into_iter().chain([constant]) {
+    for bad in unreadable.into_iter().chain([*constant]) {
         assert_eq!(call(CLOCK_GETTIME, [1, bad]), Err(EFAULT), "clock_gettime to {bad:#x}");
         assert_eq!(call(UNAME, [bad]), Err(EFAULT), "uname to {bad:#x}");
         assert_eq!(call(GETRANDOM, [bad, 4, 0]), Err(EFAULT), "getrandom to {bad:#x}");
         assert_eq!(call(SIGALTSTACK, [0, bad]), Err(EFAULT), "sigaltstack to {bad:#x}");
     }
     assert_eq!(call(FUTEX, [FAR, 0, 0, 0]), Err(EFAULT), "a futex nowhere");
-    assert_eq!(call(FUTEX, [closed + 2, 0, 0, 0]), Err(EINVAL), "a futex across words");
+    assert_eq!(call(FUTEX, [*closed + 2, 0, 0, 0]), Err(EINVAL), "a futex across words");
     // A structure that ends where nothing is.
-    let (start, size) = (map(2, RW, PRIVATE), 390);
-    unmap(start + PAGE, 1);
-    assert_eq!(call(UNAME, [start + PAGE - size + 1]), Err(EFAULT));
-    assert_eq!(call(UNAME, [start + PAGE - size]), Ok(0));
+    let (start, size) = (Pages::map(2, RW, PRIVATE).expect("memory"), 390);
+    unmap(*start + PAGE, 1);
+    assert_eq!(call(UNAME, [*start + PAGE - size + 1]), Err(EFAULT));
+    assert_eq!(call(UNAME, [*start + PAGE - size]), Ok(0));
     // The kernel's own accesses are faults as the program's are: a page that is not there, one that is shared.
-    let fresh = map(1, RW, PRIVATE);
-    assert_eq!(call(CLOCK_GETTIME, [1, fresh]), Ok(0));
+    let fresh = Pages::map(1, RW, PRIVATE).expect("memory");
+    assert_eq!(call(CLOCK_GETTIME, [1, *fresh]), Ok(0));
     let child = process::spawn(|| {
-        assert_eq!(call(GETRANDOM, [start, PAGE, 0]), Ok(PAGE));
+        assert_eq!(call(GETRANDOM, [*start, PAGE, 0]), Ok(PAGE));
     });
-    let before = probe::read(start + PAGE - 300);
+    let before = probe::read(*start + PAGE - 300);
     assert_eq!(process::wait(child), exited(0));
-    assert_eq!(probe::read(start + PAGE - 300), before, "the kernel's store was the child's");
-    unmap_all([(closed, 1), (constant, 1), (start, 1), (fresh, 1)]);
+    assert_eq!(probe::read(*start + PAGE - 300), before, "the kernel's store was the child's");
     assert_eq!(memory::map(0, RW), Err(EINVAL));
 }

@@ -63,16 +63,8 @@ fn set_mode(mode: u64) {
 }
 
 /// New memory of the program, not touched yet.
-fn map(pages: u64, protection: u64, flags: u64, file: u64) -> u64 {
-    call(MMAP, [0, pages * PAGE, protection, flags, file, 0]).expect("memory")
-}
-
-fn map_private(protection: u64) -> u64 {
-    map(1, protection, PRIVATE, u64::MAX)
-}
-
-fn unmap(at: u64) {
-    equal("unmapped", call(MUNMAP, [at, PAGE]), Ok(0));
+fn map_private(protection: u64) -> Pages {
+    Pages::map(1, protection, MAP_PRIVATE).expect("memory")
 }
 
 static FAULTS: AtomicU32 = AtomicU32::new(0);
@@ -178,20 +170,20 @@ const ACCESSES: [Access; 21] = accesses! {
 fn each_access_is_checked_in_each_mode() {
     let page = map_private(TAGGED);
     // SAFETY: the test's own page, which has no references.
-    let fill = || unsafe { (page as *mut u8).write_bytes(BEFORE, 64) };
+    let fill = || unsafe { (*page as *mut u8).write_bytes(BEFORE, 64) };
     // The page's own tags are zero for now, so that the program may look at it.
-    let stored = || (0..64).any(|byte| load(page + byte) != BEFORE);
-    let wrong = page | tag(5);
+    let stored = || (0..64).any(|byte| load(*page + byte) != BEFORE);
+    let wrong = *page | tag(5);
     for mode in MODES {
         set_mode(mode);
         for (name, stores, access) in ACCESSES {
             fill();
-            access(page);
+            access(*page);
             equal((name, "in mode", mode, "with the right tag"), taken(), None);
             fill();
             access(wrong);
             let fault = taken();
-            let (at_once, late) = (Some((SEGV_MTESERR, page)), Some((SEGV_MTEAERR, 0)));
+            let (at_once, late) = (Some((SEGV_MTESERR, *page)), Some((SEGV_MTEAERR, 0)));
             match mode {
                 0 => equal((name, "without checks"), (fault, stored()), (None, stores)),
                 PR_MTE_TCF_SYNC => equal((name, "at once"), (fault, stored()), (at_once, false)),
@@ -204,7 +196,6 @@ fn each_access_is_checked_in_each_mode() {
     set_mode(PR_MTE_TCF_SYNC);
     store_unchecked(wrong);
     equal("PSTATE.TCO", taken(), None);
-    unmap(page);
 }
 
 fn a_fill_stops_at_the_first_byte_of_another_tag() {
@@ -212,52 +203,49 @@ fn a_fill_stops_at_the_first_byte_of_another_tag() {
     set_mode(PR_MTE_TCF_SYNC);
     for bytes in [1_u64, 15, 16, 17, 100, 555, 1033, 1340] {
         let rounded = bytes.next_multiple_of(GRANULE);
-        let buffer = irg(page + 1024);
+        let buffer = irg(*page + 1024);
         holds("a tag but zero", buffer & TAG_BITS != 0);
         set_tags(buffer, rounded);
         (0..rounded).for_each(|index| store(buffer + index));
         equal(("inside", bytes), taken(), None);
         store(buffer + rounded);
-        equal(("behind", bytes), taken(), Some((SEGV_MTESERR, page + 1024 + rounded)));
+        equal(("behind", bytes), taken(), Some((SEGV_MTESERR, *page + 1024 + rounded)));
         store(buffer - 1);
-        equal(("before", bytes), taken(), Some((SEGV_MTESERR, page + 1023)));
+        equal(("before", bytes), taken(), Some((SEGV_MTESERR, *page + 1023)));
         holds("all stored", (0..rounded).all(|index| load(buffer + index) == 0x5a));
-        set_tags(page + 1024, rounded);
+        set_tags(*page + 1024, rounded);
     }
     // A word over the border of two tags.
-    stg((page + GRANULE) | tag(3));
-    instruction!("str x9, [x10]", page + GRANULE - 4);
-    equal("across", taken().map(|(code, at)| (code, at & !0xf)), Some((SEGV_MTESERR, page + GRANULE)));
-    unmap(page);
+    stg((*page + GRANULE) | tag(3));
+    instruction!("str x9, [x10]", *page + GRANULE - 4);
+    equal("across", taken().map(|(code, at)| (code, at & !0xf)), Some((SEGV_MTESERR, *page + GRANULE)));
 }
 
 fn addresses_keep_the_tag_that_is_asked_for() {
     let page = map_private(TAGGED);
     set_mode(PR_MTE_TCF_SYNC);
     handle(SIGSEGV, SA_EXPOSE_TAGBITS);
-    store(page | tag(9));
-    equal("exposed", taken(), Some((SEGV_MTESERR, page | tag(9))));
+    store(*page | tag(9));
+    equal("exposed", taken(), Some((SEGV_MTESERR, *page | tag(9))));
     // The upper bits are none of the tag that is checked.
-    store(page | tag(0x79));
-    equal("the upper half is not", taken(), Some((SEGV_MTESERR, page | tag(9))));
-    store(page | tag(0x70));
+    store(*page | tag(0x79));
+    equal("the upper half is not", taken(), Some((SEGV_MTESERR, *page | tag(9))));
+    store(*page | tag(0x70));
     equal("nor checked", taken(), None);
     handle(SIGSEGV, 0);
-    unmap(page);
 }
 
 fn handlers_are_checked_and_override_nothing() {
     let page = map_private(TAGGED);
     set_mode(PR_MTE_TCF_SYNC);
     handle(SIGUSR1, 0);
-    TARGET.store(page | tag(2), Ordering::Relaxed);
+    TARGET.store(*page | tag(2), Ordering::Relaxed);
     instruction!("msr tco, #1", 0);
     process::kill(process::id() as i32, SIGUSR1).expect("sent");
-    store(page | tag(3));
+    store(*page | tag(3));
     instruction!("msr tco, #0", 0);
     // The handler's own store, and not the one after it, which the program left unchecked.
-    equal("checked in the handler", taken(), Some((SEGV_MTESERR, page)));
-    unmap(page);
+    equal("checked in the handler", taken(), Some((SEGV_MTESERR, *page)));
 }
 
 fn late_faults_wait_like_other_signals() {
@@ -265,7 +253,7 @@ fn late_faults_wait_like_other_signals() {
     let blocked = |how| equal("masked", signal::mask(how, signal::set_of(SIGSEGV)).map(|_| ()), Ok(()));
     set_mode(PR_MTE_TCF_ASYNC);
     blocked(SIG_BLOCK);
-    store(page | tag(3));
+    store(*page | tag(3));
     equal("blocked", taken(), None);
     blocked(SIG_UNBLOCK);
     equal("and then not", taken(), Some((SEGV_MTEAERR, 0)));
@@ -275,7 +263,7 @@ fn late_faults_wait_like_other_signals() {
     let end_behind = |before: &dyn Fn()| {
         process::run(|| {
             before();
-            store(page | tag(3));
+            store(*page | tag(3));
         })
     };
     equal("ignored", end_behind(&|| without_handler(SIG_IGN)), exited(0));
@@ -283,34 +271,32 @@ fn late_faults_wait_like_other_signals() {
     set_mode(PR_MTE_TCF_SYNC);
     equal("at once: not ignored", end_behind(&|| without_handler(SIG_IGN)), killed(SIGSEGV));
     equal("at once: not blocked", end_behind(&|| blocked(SIG_BLOCK)), killed(SIGSEGV));
-    unmap(page);
 }
 
 fn mappings_are_checked_by_their_protection() {
     set_mode(PR_MTE_TCF_SYNC);
     let page = map_private(RW);
-    store(page | tag(3));
-    equal("without PROT_MTE", (taken(), ldg(page | tag(3))), (None, page));
-    let protect = |protection| call(MPROTECT, [page, PAGE, protection]);
+    store(*page | tag(3));
+    equal("without PROT_MTE", (taken(), ldg(*page | tag(3))), (None, *page));
+    let protect = |protection| call(MPROTECT, [*page, PAGE, protection]);
     equal("with it", protect(TAGGED), Ok(0));
-    equal("tags are zero", (ldg(page | tag(3)), load(page), taken()), (page, 0x5a, None));
-    store(page | tag(3));
-    equal("from now on", taken(), Some((SEGV_MTESERR, page)));
-    stg(page | tag(4));
+    equal("tags are zero", (ldg(*page | tag(3)), load(*page), taken()), (*page, 0x5a, None));
+    store(*page | tag(3));
+    equal("from now on", taken(), Some((SEGV_MTESERR, *page)));
+    stg(*page | tag(4));
     for protection in [RW, PROT_READ, 0, PROT_READ | PROT_MTE, RW] {
         equal(("protected", protection), protect(protection), Ok(0));
     }
-    equal("and it stays", (ldg(page), load(page | tag(4))), (page | tag(4), 0x5a));
-    store(page);
-    equal("checked", taken(), Some((SEGV_MTESERR, page)));
+    equal("and it stays", (ldg(*page), load(*page | tag(4))), (*page | tag(4), 0x5a));
+    store(*page);
+    equal("checked", taken(), Some((SEGV_MTESERR, *page)));
     for mode in MODES {
         set_mode(mode);
-        store(page | tag(4));
+        store(*page | tag(4));
         equal(("its own tag in mode", mode), taken(), None);
     }
-    equal("given up", call(MADVISE, [page, PAGE, MADV_DONTNEED]), Ok(0));
-    equal("tags of zero again", (ldg(page | tag(4)), load(page)), (page, 0));
-    unmap(page);
+    equal("given up", call(MADVISE, [*page, PAGE, MADV_DONTNEED]), Ok(0));
+    equal("tags of zero again", (ldg(*page | tag(4)), load(*page)), (*page, 0));
 }
 
 fn new_memory_has_tags_of_zero() {
@@ -319,20 +305,19 @@ fn new_memory_has_tags_of_zero() {
     let of_files = [MAP_PRIVATE, MAP_SHARED].map(|sharing| (sharing, file(1)));
     for (flags, file) in anonymous.into_iter().chain(of_files) {
         for stores_first in [false, true] {
-            let page = map(1, TAGGED, flags, file);
+            let page = Pages::of(file, 0, 1, TAGGED, flags).expect("memory");
             if stores_first {
-                store(page + 100);
+                store(*page + 100);
             }
-            let zero = (0..PAGE / GRANULE).all(|granule| ldg((page + granule * GRANULE) | TAG_BITS) & TAG_BITS == 0);
+            let zero = (0..PAGE / GRANULE).all(|granule| ldg((*page + granule * GRANULE) | TAG_BITS) & TAG_BITS == 0);
             holds(("zero", flags, stores_first), zero && taken().is_none());
-            set_tags(page | tag(7), PAGE);
-            store(page | tag(7));
+            set_tags(*page | tag(7), PAGE);
+            store(*page | tag(7));
             equal("and then not", taken(), None);
             // The next frame of new memory is likely this one; a file keeps its page.
             if file != u64::MAX {
-                set_tags(page, PAGE);
+                set_tags(*page, PAGE);
             }
-            unmap(page);
         }
     }
 }
@@ -341,8 +326,8 @@ fn children_have_tags_of_their_own() {
     for mode in [PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC] {
         set_mode(mode);
         let code = if mode == PR_MTE_TCF_SYNC { SEGV_MTESERR } else { SEGV_MTEAERR };
-        let [private, shared] =
-            [MAP_PRIVATE, MAP_SHARED].map(|kind| map(1, TAGGED, kind | MAP_ANONYMOUS, u64::MAX) | tag(6));
+        let pages = [MAP_PRIVATE, MAP_SHARED].map(|kind| Pages::map(1, TAGGED, kind).expect("memory"));
+        let [private, shared] = pages.each_ref().map(|page| **page | tag(6));
         for page in [private, shared] {
             set_tags(page, 2 * GRANULE);
             store(page);
@@ -361,8 +346,6 @@ fn children_have_tags_of_their_own() {
         });
         equal("a private page's own", (ldg(private), load(private)), (private, 0x5a));
         equal("a shared one's", ldg(shared), shared & !TAG_BITS);
-        unmap(private & !TAG_BITS);
-        unmap(shared & !TAG_BITS);
     }
 }
 
@@ -374,10 +357,10 @@ fn buffers_of_calls_are_checked() {
     for (name, number) in [("read", READ), ("write", WRITE), ("readv", READV), ("writev", WRITEV)] {
         for start in [0, 5, 250] {
             for bad in [0, 16, 32, 208, 496] {
-                let buffer = page + 16 + start;
+                let buffer = *page + 16 + start;
                 let from = (buffer & !(GRANULE - 1)) + bad;
                 let before = from.saturating_sub(buffer);
-                set_tags(from | tag(8), PAGE - (from - page));
+                set_tags(from | tag(8), PAGE - (from - *page));
                 let pieces = [IoVec { base: buffer, length: 100 }, IoVec { base: buffer + 100, length: BYTES - 100 }];
                 let (at, length) =
                     if number == READV || number == WRITEV { (pieces.as_ptr() as u64, 2) } else { (buffer, BYTES) };
@@ -393,18 +376,17 @@ fn buffers_of_calls_are_checked() {
                     equal(question, (call(number, [file, at, length]), taken()), (moved, None));
                 }
                 set_mode(0);
-                set_tags(page, PAGE);
+                set_tags(*page, PAGE);
             }
         }
     }
     set_mode(PR_MTE_TCF_SYNC);
-    let word = page | tag(1);
+    let word = *page | tag(1);
     equal("a word", call(FUTEX, [word, FUTEX_WAIT, 1, 0]), Err(EFAULT));
     equal("that is not read", call(FUTEX, [word, FUTEX_WAKE, 1]), Ok(0));
     equal("random bytes", call(GETRANDOM, [word, 16, 0]), Err(EFAULT));
     set_mode(PR_MTE_TCF_ASYNC);
     equal("random bytes, late", (call(GETRANDOM, [word, 16, 0]), taken()), (Ok(16), None));
-    unmap(page);
 }
 
 /// The tag of strings, and that of the granules behind them.
@@ -435,7 +417,7 @@ fn strings_of_calls_are_checked_to_their_end(path: &CStr) {
     const CHECKED: [u64; 3] = [PR_MTE_TCF_SYNC, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK];
     let page = map_private(TAGGED);
     // No multiple of what the kernel reads at once, which would then end with the string.
-    let end = page + 2048 + 5 * GRANULE;
+    let end = *page + 2048 + 5 * GRANULE;
     let open = |at| call(OPENAT, [HERE, at, O_RDONLY.into()]);
     // Through several pieces of what the kernel reads at once, and within one granule.
     let missing: [u8; 601] = with_zero(&[b'x'; 600]);
@@ -469,7 +451,7 @@ fn strings_of_calls_are_checked_to_their_end(path: &CStr) {
             equal("to read", call(PRCTL, [PR_GET_NAME, name.as_mut_ptr() as u64]), Ok(0));
             equal("it is", (name, taken()), (with_zero(text), None));
         }
-        an_exec_reads_its_strings(mode, path, page);
+        an_exec_reads_its_strings(mode, path, *page);
     }
     for without_end in [&b"x"[..], &[b'x'; 16], &[b'x'; 300]] {
         let at = place(without_end, end);
@@ -484,7 +466,6 @@ fn strings_of_calls_are_checked_to_their_end(path: &CStr) {
         // The string goes on in the next granule, whose bytes are zero.
         equal("late", (call(PRCTL, [PR_SET_NAME, at]), taken()), (Ok(0), None));
     }
-    unmap(page);
 }
 
 /// Runs this program again, with its path, arguments and environment in front of granules with other tags.
@@ -511,13 +492,12 @@ fn keeps_its_own_mode(number: usize) {
         holds(("tags of thread", number), found() & !included == 0);
         process::sched_yield();
         let before = OWN_FAULTS[number].load(Ordering::Relaxed);
-        ADDRESSES[number].store(page, Ordering::Relaxed);
-        store(page | tag(1));
+        ADDRESSES[number].store(*page, Ordering::Relaxed);
+        store(*page | tag(1));
         let faulted = OWN_FAULTS[number].load(Ordering::Relaxed) != before;
         equal(("faults of thread", number), faulted, mode == PR_MTE_TCF_SYNC);
     }
     equal("kept", control(), Ok(wanted));
-    unmap(page);
 }
 
 const THREADS: usize = 12;
@@ -550,6 +530,6 @@ fn after_an_exec() -> u8 {
     let page = map_private(TAGGED);
     equal("no control", control(), Ok(0));
     equal("no tags", found(), 1);
-    store(page | tag(3));
+    store(*page | tag(3));
     status("again")
 }

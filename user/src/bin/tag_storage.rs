@@ -47,8 +47,7 @@ fn run(start: Start) -> u8 {
 }
 
 fn map_at(at: u64, pages: u64, protection: u64) -> u64 {
-    let flags = PRIVATE | if at == 0 { 0 } else { MAP_FIXED };
-    call(MMAP, [at, pages * PAGE, protection, flags, u64::MAX, 0]).expect("memory")
+    call(MMAP, [at, pages * PAGE, protection, PRIVATE | MAP_FIXED, u64::MAX, 0]).expect("memory")
 }
 
 /// Whether all tags of a page are this one.
@@ -57,10 +56,10 @@ fn has_tags(page: u64, wanted: u64) -> bool {
 }
 
 /// New pages with their numbers, from 1 on, that wait for tag storage.
-fn waiting(pages: u64) -> u64 {
-    let start = map_at(0, pages, RW);
-    (0..pages).for_each(|page| put_word(start + page * PAGE, page + 1));
-    protect(start, pages, TAGGED);
+fn waiting(pages: u64) -> Pages {
+    let start = Pages::map(pages, RW, MAP_PRIVATE).expect("memory");
+    (0..pages).for_each(|page| put_word(*start + page * PAGE, page + 1));
+    protect(*start, pages, TAGGED);
     start
 }
 
@@ -89,7 +88,7 @@ fn one_page_of_a_thousand_is_touched() {
 
 fn calls_reach_what_waits() {
     let start = waiting(4);
-    let [read, written, futex, discarded] = [0, 1, 2, 3].map(|page| start + page * PAGE);
+    let [read, written, futex, discarded] = [0, 1, 2, 3].map(|page| *start + page * PAGE);
     let file = call(MEMFD_CREATE, [c"tags".as_ptr() as u64, 0]).expect("a file");
     equal("written from it", call(PWRITE64, [file, written, PAGE, 0]), Ok(PAGE));
     equal("read into it", call(PREAD64, [file, read, PAGE, 0]), Ok(PAGE));
@@ -103,12 +102,11 @@ fn calls_reach_what_waits() {
         set_tags(page | tag(5), PAGE);
         holds("and then not", has_tags(page, tag(5)));
     }
-    unmap(start, 4);
 }
 
 fn children_inherit_what_waits() {
     let start = waiting(4);
-    let [tagged, by_child, by_parent, copied] = [0, 1, 2, 3].map(|page| start + page * PAGE);
+    let [tagged, by_child, by_parent, copied] = [0, 1, 2, 3].map(|page| *start + page * PAGE);
     set_tags(tagged | tag(6), PAGE);
     set_tags(copied | tag(7), PAGE);
     apart(|| {
@@ -127,22 +125,20 @@ fn children_inherit_what_waits() {
     equal("not the child's", (word(by_child), load(by_child + GRANULE), has_tags(by_child, 0)), (2, 0, true));
     stg(by_parent | tag(9));
     equal("and its own again", (word(by_parent), ldg(by_parent)), (3, by_parent | tag(9)));
-    unmap(start, 4);
 }
 
 fn no_access_and_back() {
     let start = waiting(2);
-    let [tagged, untouched] = [start, start + PAGE];
+    let [tagged, untouched] = [*start, *start + PAGE];
     set_tags(tagged | tag(4), PAGE);
     for _ in 0..3 {
-        protect(start, 2, 0);
+        protect(*start, 2, 0);
         holds("no access", probe::read(tagged).is_err() && probe::read(untouched).is_err());
-        protect(start, 2, PROT_READ);
-        protect(start, 2, RW);
+        protect(*start, 2, PROT_READ);
+        protect(*start, 2, RW);
         equal("what was there", (word(tagged), has_tags(tagged, tag(4))), (1, true));
     }
     equal("what waited all the while", (word(untouched), has_tags(untouched, 0)), (2, true));
-    unmap(start, 2);
 }
 
 /// The least generation that a page may have, unless it is zero: what was discarded before does not come back.
