@@ -9,6 +9,8 @@ use arm_sysregs::el0::registers::CtrEl0;
 
 use crate::addr::VirtAddr;
 use crate::barrier;
+pub use crate::machine::cache::invalidate_all_instructions;
+use crate::machine::cache::{ctr, invalidate_tag_line, line_by, tag_words};
 
 /// Calls `operation` for each line, of `line` bytes, a power of two, that has a byte in the `bytes` from `start` on.
 fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnMut(u64)) {
@@ -23,23 +25,6 @@ fn for_each_line(start: VirtAddr, bytes: u64, line: u64, mut operation: impl FnM
         operation(address);
         address = address.wrapping_add(line);
     }
-}
-
-/// The instruction for one line.
-macro_rules! line_by {
-    ($instruction:literal, $line:expr) => {{
-        #[cfg(target_os = "none")]
-        // SAFETY: by the caller's contract the line is mapped. No value that a coherent observer sees changes, unless the
-        // caller discards lines, which is what it then asked for; what is dropped is fetched again.
-        unsafe {
-            core::arch::asm!(concat!($instruction, ", {0}"), in(reg) $line, options(nostack, preserves_flags));
-        }
-        #[cfg(not(target_os = "none"))]
-        {
-            let _ = $line;
-            crate::recorded::note($instruction);
-        }
-    }};
 }
 
 /// The instruction for each line that has a byte in the range.
@@ -111,34 +96,14 @@ pub unsafe fn invalidate_to_memory(start: VirtAddr, bytes: u64) {
 /// The range is mapped writable as Normal-Tagged, and memory has tags (FEAT_MTE2). Nothing depends on its tags any more,
 /// also where the first and last line reach beyond the range.
 pub unsafe fn invalidate_tags_to_memory(start: VirtAddr, bytes: u64) {
-    for_each_line(start, bytes, tag_line(), |line| {
-        #[cfg(target_os = "none")]
-        // SAFETY: the line is mapped, and its tags are not needed, by the caller's contract.
-        unsafe {
-            core::arch::asm!(
-                ".arch_extension memtag",
-                "dc igvac, {0}",
-                ".arch_extension nomemtag",
-                in(reg) line,
-                options(nostack, preserves_flags),
-            );
-        }
-        #[cfg(not(target_os = "none"))]
-        {
-            let _ = line;
-            crate::recorded::note("dc igvac");
-        }
-    });
+    // SAFETY: each line is mapped, and its tags are not needed, by the caller's contract.
+    for_each_line(start, bytes, tag_line(), |line| unsafe { invalidate_tag_line(line) });
     barrier::dsb_sy();
 }
 
 /// Bytes of data whose tags are in the shortest line (CTR_EL0.TminLine), at least those that have one tag.
 fn tag_line() -> u64 {
-    #[cfg(target_os = "none")]
-    let words = arm_sysregs::el0::accessors::read_ctr_el0().tminline();
-    #[cfg(not(target_os = "none"))]
-    let words = 4;
-    (4 << words).max(crate::mte::GRANULE)
+    (4 << tag_words()).max(crate::mte::GRANULE)
 }
 
 /// DC CVAU: writes dirty lines of the range back to the point of unification, where instruction fetches look.
@@ -162,15 +127,6 @@ pub unsafe fn invalidate_instructions(start: VirtAddr, bytes: u64, line: u64) {
     each_line!("ic ivau", start, bytes, line);
 }
 
-/// IC IALLUIS: empties the instruction caches of all CPUs. No barrier is issued.
-pub fn invalidate_all_instructions() {
-    #[cfg(target_os = "none")]
-    // SAFETY: what is dropped is fetched again.
-    unsafe {
-        core::arch::asm!("ic ialluis", options(nostack, preserves_flags));
-    }
-}
-
 /// Properties of the caches that decide how fetches come to see new code: of one CPU as in its CTR_EL0, of several the
 /// least of them, since one CPU's register describes its own caches alone.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -188,10 +144,7 @@ pub struct CodeCaches {
 impl CodeCaches {
     /// This CPU's, where it is the only one that runs.
     pub fn of_this_cpu() -> Self {
-        #[cfg(target_os = "none")]
-        return Self::of(arm_sysregs::el0::accessors::read_ctr_el0().bits());
-        #[cfg(not(target_os = "none"))]
-        Self::of(0)
+        Self::of(ctr())
     }
 
     /// Decodes a value of CTR_EL0.

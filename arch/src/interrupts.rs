@@ -1,69 +1,15 @@
 //! The interrupt masks of this CPU (PSTATE.DAIF, Arm ARM C5.2.2).
 
-#![allow(unsafe_code, reason = "reads and writes PSTATE.DAIF")]
+pub use crate::machine::interrupts::{enable, mask, restore, state};
 
 /// PSTATE.DAIF as it was, to be put back by [`restore`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[must_use]
-pub struct Daif(u64);
+pub struct Daif(pub(crate) u64);
 
 impl Daif {
     /// Whether IRQs were taken under this state.
     pub const fn irqs_enabled(self) -> bool {
         self.0 & (1 << 7) == 0
     }
-}
-
-/// Masks IRQ and FIQ on this CPU and returns the masks as they were.
-#[inline(always)]
-pub fn mask() -> Daif {
-    #[cfg(target_os = "none")]
-    {
-        let daif: u64;
-        // SAFETY: masking interrupts changes no memory; the compiler may not move accesses across (no `nomem`).
-        unsafe {
-            core::arch::asm!("mrs {0}, daif", "msr daifset, #3", out(reg) daif, options(nostack, preserves_flags));
-        }
-        Daif(daif)
-    }
-    #[cfg(not(target_os = "none"))]
-    Daif(0)
-}
-
-/// Puts the masks back as [`mask`] found them.
-#[inline(always)]
-pub fn restore(state: Daif) {
-    #[cfg(target_os = "none")]
-    // SAFETY: the value came from DAIF; the caller that masked is done with what the mask protected.
-    unsafe {
-        core::arch::asm!("msr daif, {0}", in(reg) state.0, options(nostack, preserves_flags));
-    }
-    #[cfg(not(target_os = "none"))]
-    let _ = state;
-}
-
-/// Lets this CPU take IRQs. For the end of a CPU's bring-up and the idle loop; elsewhere use [`restore`].
-#[inline(always)]
-pub fn enable() {
-    #[cfg(target_os = "none")]
-    // SAFETY: the vectors and the interrupt controller of this CPU are set up before anyone calls this.
-    unsafe {
-        core::arch::asm!("msr daifclr, #3", options(nostack, preserves_flags));
-    }
-}
-
-/// The masks as they are now.
-#[inline(always)]
-pub fn state() -> Daif {
-    #[cfg(target_os = "none")]
-    {
-        let daif: u64;
-        // SAFETY: reads PSTATE only.
-        unsafe {
-            core::arch::asm!("mrs {0}, daif", out(reg) daif, options(nomem, nostack, preserves_flags));
-        }
-        Daif(daif)
-    }
-    #[cfg(not(target_os = "none"))]
-    Daif(0)
 }

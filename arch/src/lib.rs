@@ -15,6 +15,8 @@ pub mod descriptor;
 pub mod esr;
 pub mod features;
 pub mod interrupts;
+#[cfg_attr(not(target_os = "none"), path = "host/mod.rs")]
+mod machine;
 pub mod memory;
 pub mod mmu;
 pub mod mte;

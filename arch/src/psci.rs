@@ -27,24 +27,7 @@ impl fmt::Display for Conduit {
 
 pub use smccc::psci::error::Error;
 
-#[cfg(target_os = "none")]
-macro_rules! call {
-    ($conduit:expr, $function:ident($($argument:expr),*)) => {
-        match $conduit {
-            Conduit::Hvc => smccc::psci::$function::<smccc::Hvc>($($argument),*),
-            Conduit::Smc => smccc::psci::$function::<smccc::Smc>($($argument),*),
-        }
-    };
-}
-
-/// On the host there is no firmware: nothing is supported.
-#[cfg(not(target_os = "none"))]
-macro_rules! call {
-    ($conduit:expr, $function:ident($($argument:expr),*)) => {{
-        let _ = ($conduit, $($argument),*);
-        Err(Error::NotSupported)
-    }};
-}
+use crate::machine::psci::{call, call_by_number};
 
 /// CPU_ON: starts the CPU with this affinity at the physical address `entry`, MMU off, with `context` in x0.
 ///
@@ -71,23 +54,7 @@ pub unsafe fn cpu_on(conduit: Conduit, mpidr: u64, entry: u64, context: u64) -> 
 /// # Safety
 /// Those of [`cpu_on`], but that x0 may have anything; and `function` is the firmware's CPU_ON.
 pub unsafe fn cpu_on_by_number(conduit: Conduit, function: u32, mpidr: u64, entry: u64) -> Result<(), Error> {
-    #[cfg(target_os = "none")]
-    {
-        use smccc::error::success_or_error_32;
-        let mut arguments = [0; 17];
-        [arguments[0], arguments[1]] = [mpidr, entry];
-        let answer = match conduit {
-            Conduit::Hvc => smccc::hvc64(function, arguments)[0],
-            Conduit::Smc => smccc::smc64(function, arguments)[0],
-        };
-        // A function of 32 bits need not have set the upper half, and no error needs it.
-        success_or_error_32(answer as u32)
-    }
-    #[cfg(not(target_os = "none"))]
-    {
-        let _ = (conduit, function, mpidr, entry);
-        Err(Error::NotSupported)
-    }
+    call_by_number(conduit, function, [mpidr, entry])
 }
 
 /// SYSTEM_OFF. It returns only where the firmware refuses.

@@ -6,30 +6,7 @@
 
 #![allow(unsafe_code, reason = "an instruction sequence, and an index that it bounds")]
 
-/// `$index` if it is below the operand, 0 otherwise: in what is speculated too.
-macro_rules! masked {
-    ($index:expr, $size:expr, $($operand:tt)*) => {{
-        #[cfg(target_os = "none")]
-        {
-            let masked: usize;
-            // SAFETY: a comparison and a selection.
-            unsafe {
-                core::arch::asm!(
-                    "cmp {index}, {size}",
-                    "csel {masked}, {index}, xzr, lo",
-                    "hint #20",
-                    index = in(reg) $index, size = $($operand)*, masked = out(reg) masked,
-                    options(pure, nomem, nostack)
-                );
-            }
-            masked
-        }
-        #[cfg(not(target_os = "none"))]
-        {
-            if $index < $size { $index } else { 0 }
-        }
-    }};
-}
+use crate::machine::speculation::masked;
 
 /// `index` if it is below `size`, 0 otherwise: in what is speculated too.
 #[inline(always)]

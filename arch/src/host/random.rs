@@ -1,0 +1,6 @@
+//! The host has no generator.
+
+/// None.
+pub(crate) fn number() -> Option<u64> {
+    None
+}
