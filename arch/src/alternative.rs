@@ -11,11 +11,8 @@
 //! run, so that all see one kernel. Later it may be called for what a CPU may see late. On the host there is nothing to
 //! patch: a site reads a plain flag of its identifier.
 
-#![allow(unsafe_code, reason = "the list of branch sites lies between symbols of the linker")]
-
 use crate::addr::VirtAddr;
-#[cfg(target_os = "none")]
-use crate::cache::CodeCaches;
+pub use crate::machine::alternative::*;
 
 /// Identifiers below this are CPU features, those from here on lab switches.
 pub const FIRST_LAB: u16 = 64;
@@ -88,85 +85,6 @@ impl Site {
         let words = offset >> 2;
         assert!(offset & 3 == 0 && (-(1 << 25)..1 << 25).contains(&words), "branch of {offset:#x} bytes");
         0x1400_0000 | (words as u32 & 0x03ff_ffff)
-    }
-}
-
-/// The sites of this image.
-#[cfg(target_os = "none")]
-pub fn records() -> &'static [Record] {
-    unsafe extern "C" {
-        static __alternatives_start: Record;
-        static __alternatives_end: Record;
-    }
-    let start = &raw const __alternatives_start;
-    let end = &raw const __alternatives_end;
-    // SAFETY: linker/granule.ld puts the two symbols around the records that `patched_branch!` emits and nothing else;
-    // the section is never written.
-    unsafe { core::slice::from_raw_parts(start, end.offset_from_unsigned(start)) }
-}
-
-/// Patches every site to what `enabled` returns for its identifier; returns how many instructions were changed.
-///
-/// `write` stores an instruction at an address of the text through some alias that may be written; the text itself need
-/// not be. This CPU executes the new instructions once the function returns. Another CPU needs an ISB after that.
-/// `caches` are those of all CPUs that run.
-#[cfg(target_os = "none")]
-pub fn apply(enabled: impl Fn(u16) -> bool, caches: CodeCaches, mut write: impl FnMut(VirtAddr, u32)) -> usize {
-    let mut changed = 0;
-    for site in records().iter().map(Record::site) {
-        let wanted = site.instruction(enabled(site.identifier));
-        // SAFETY: the address is an instruction of the kernel's text, which is readable. Volatile: `write` changes it
-        // by another address.
-        let found = unsafe { site.address.as_ptr::<u32>().read_volatile() };
-        if found == wanted {
-            continue;
-        }
-        write(site.address, wanted);
-        // SAFETY: the text is mapped readable.
-        unsafe { crate::cache::sync_code(site.address, 4, caches) };
-        changed += 1;
-    }
-    changed
-}
-
-/// The flags that stand for patched sites on the host.
-#[cfg(not(target_os = "none"))]
-pub mod host {
-    extern crate std;
-
-    use core::sync::atomic::{AtomicBool, Ordering};
-    use std::sync::{Mutex, PoisonError};
-
-    use super::IDENTIFIERS;
-
-    static FLAGS: [AtomicBool; IDENTIFIERS as usize] = [const { AtomicBool::new(false) }; IDENTIFIERS as usize];
-
-    /// Whether the sites of `identifier` branch.
-    pub fn is_on(identifier: u16) -> bool {
-        FLAGS[usize::from(identifier)].load(Ordering::Relaxed)
-    }
-
-    /// Runs `work` with the sites of these identifiers taken and all others not.
-    ///
-    /// The flags are the process's: tests that would notice those of another take turns by this function.
-    pub fn with<T>(identifiers: &[u16], work: impl FnOnce() -> T) -> T {
-        static TURN: Mutex<()> = Mutex::new(());
-        /// Puts everything back, also where `work` panics.
-        struct Reset;
-        impl Drop for Reset {
-            fn drop(&mut self) {
-                (0..IDENTIFIERS).for_each(|identifier| set(identifier, false));
-            }
-        }
-        let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        let _reset = Reset;
-        (0..IDENTIFIERS).for_each(|identifier| set(identifier, identifiers.contains(&identifier)));
-        work()
-    }
-
-    /// Makes the sites of `identifier` branch or not, from now on.
-    pub fn set(identifier: u16, on: bool) {
-        FLAGS[usize::from(identifier)].store(on, Ordering::Relaxed);
     }
 }
 

@@ -3,22 +3,25 @@
 
 #![allow(unsafe_code, reason = "marks are instructions")]
 
-/// Marks a scheduling point: another thread of this CPU may run, or has just begun to.
-#[cfg(target_os = "none")]
-#[inline(always)]
-pub(crate) fn mark_point() {
-    // SAFETY: writes the zero register.
-    unsafe {
-        core::arch::asm!("orr xzr, xzr, xzr", options(nomem, nostack, preserves_flags));
-    }
+macro_rules! mark {
+    ($(#[$doc:meta])* $name:ident, $instruction:literal) => {
+        $(#[$doc])*
+        #[inline(always)]
+        pub fn $name() {
+            #[cfg(target_os = "none")]
+            // SAFETY: writes the zero register.
+            unsafe {
+                core::arch::asm!($instruction, options(nomem, nostack, preserves_flags));
+            }
+        }
+    };
 }
 
-/// Marks the end of a record of the longest stretches; the next one begins.
-#[inline(always)]
-pub fn mark_record() {
-    #[cfg(target_os = "none")]
-    // SAFETY: as in `mark_point`.
-    unsafe {
-        core::arch::asm!("orr wzr, wzr, wzr", options(nomem, nostack, preserves_flags));
-    }
-}
+mark!(
+    /// Marks a scheduling point: another thread of this CPU may run, or has just begun to.
+    mark_point, "orr xzr, xzr, xzr"
+);
+mark!(
+    /// Marks the end of a record of the longest stretches; the next one begins.
+    mark_record, "orr wzr, wzr, wzr"
+);

@@ -1,5 +1,6 @@
 //! The double of `machine` on the host: nothing is done but what [`recorded`](crate::recorded) notes.
 
+pub(crate) mod alternative;
 pub(crate) mod cache;
 pub(crate) mod interrupts;
 pub(crate) mod mte;

@@ -1,5 +1,6 @@
 //! What this crate does by instructions; its double, which the host compiles in its place, is in `host`.
 
+pub(crate) mod alternative;
 pub(crate) mod cache;
 pub(crate) mod interrupts;
 pub(crate) mod mte;

@@ -226,11 +226,13 @@ unsafe impl<G: Geometry, A> Platform for DirectMap<G, A> {
 // SAFETY: the contract of `for_owner`.
 unsafe impl<G: Geometry> Trusted for DirectMap<G, Owner> {}
 
+/// This is the metal, and not the host.
+const IS_METAL: bool = cfg!(target_os = "none");
 /// The architecture orders an access through a loaded address after the load; C11, by which the host goes, only where
 /// the load acquires.
-const LOAD: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { Ordering::Acquire };
+const LOAD: Ordering = if IS_METAL { Ordering::Relaxed } else { Ordering::Acquire };
 /// Of an atomic read and write, likewise.
-const EXCHANGE: Ordering = if cfg!(target_os = "none") { Ordering::Relaxed } else { Ordering::AcqRel };
+const EXCHANGE: Ordering = if IS_METAL { Ordering::Relaxed } else { Ordering::AcqRel };
 
 /// A live entry: an atomic word, to which only the methods of an [`Mmu`] store.
 #[derive(Debug, Default)]
@@ -298,10 +300,11 @@ unsafe impl<P: Platform> Mmu for Metal<P> {
 
     #[inline(always)]
     unsafe fn write(&self, cell: &Cell, descriptor: Descriptor) {
-        #[cfg(not(target_os = "none"))]
-        self.0.wrote(cell, Descriptor(cell.0.swap(descriptor.0, Ordering::Relaxed)), descriptor);
-        #[cfg(target_os = "none")]
-        cell.0.store(descriptor.0, Ordering::Relaxed);
+        if IS_METAL {
+            cell.0.store(descriptor.0, Ordering::Relaxed);
+        } else {
+            self.0.wrote(cell, Descriptor(cell.0.swap(descriptor.0, Ordering::Relaxed)), descriptor);
+        }
     }
 
     #[inline(always)]

@@ -43,12 +43,9 @@ use super::interrupt::{self, InterruptError};
 use super::output::{LINE_ROOM, Output, ROOM, with_line_ends};
 use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
-#[cfg(target_os = "none")]
 use crate::mm::OutOfMemory;
 use crate::platform::{Interrupt, Uart, UartKind};
-#[cfg(target_os = "none")]
-use crate::sched::{PollNode, Woken, poll_until};
-use crate::sched::{PollQueue, ThreadRef};
+use crate::sched::{PollNode, PollQueue, ThreadRef, Woken, poll_until};
 use crate::smp::cpu::Cpu;
 use crate::sync::{IrqGuard, IrqLock, rank};
 
@@ -223,14 +220,12 @@ pub fn start_receiving(line: Interrupt, cpu: &Cpu) -> Result<(), InterruptError>
 ///
 /// # Errors
 /// [`OutOfMemory`].
-#[cfg(target_os = "none")]
 pub fn start_waker(cpu: &'static Cpu) -> Result<(), OutOfMemory> {
     let waker = crate::sched::spawn_service(cpu, "console", wake_readers)?;
     WAKER.call_once(|| waker);
     Ok(())
 }
 
-#[cfg(target_os = "none")]
 extern "C" fn wake_readers(_: usize) -> ! {
     loop {
         crate::sched::park();
@@ -314,7 +309,6 @@ pub fn read_byte() -> u8 {
 }
 
 /// Waits for a byte of input that `reader` may read; `None` where the thread has a signal to see to first.
-#[cfg(target_os = "none")]
 pub fn wait_for_byte(reader: Reader) -> Option<u8> {
     loop {
         let mut byte = try_read_byte(reader);
@@ -334,13 +328,6 @@ pub fn wait_for_byte(reader: Reader) -> Option<u8> {
             return byte;
         }
     }
-}
-
-/// Waits for a byte of input; on the host there is none.
-#[cfg(not(target_os = "none"))]
-fn wait_for_byte(reader: Reader) -> Option<u8> {
-    std::thread::yield_now();
-    try_read_byte(reader)
 }
 
 /// The next byte of input, if there is one that `reader` may read.

@@ -15,6 +15,8 @@ mod gicv3;
 pub mod interrupt;
 mod its;
 pub mod log;
+#[cfg_attr(not(target_os = "none"), path = "host.rs")]
+mod machine;
 pub mod message;
 mod order;
 mod output;

@@ -18,6 +18,7 @@ use spin::Once;
 
 use super::bcm2835_pm::{AfterReset, Watchdog};
 use super::console;
+use super::machine;
 use super::syscon::Syscon;
 use super::timer::Deadline;
 use crate::bootargs::{self, PARAMETERS, Parameter};
@@ -140,10 +141,7 @@ fn stop_with(why: core::fmt::Arguments<'_>) -> ! {
 /// ends the machine. Where nothing answers, the call is an undefined instruction, and this CPU stops in its report.
 pub fn fail_without_console(reason: core::fmt::Arguments<'_>) -> ! {
     if !ASKED.swap(true, Ordering::Relaxed) {
-        #[cfg(target_os = "none")]
-        semihosting::eprintln!("{reason}");
-        #[cfg(not(target_os = "none"))]
-        std::eprintln!("{reason}");
+        machine::tell_debugger(reason);
         exit(Status::Failure);
     }
     smp::halt()
@@ -153,10 +151,6 @@ fn conduit() -> Option<Conduit> {
     CONDUIT.get().copied().flatten()
 }
 
-/// SYS_EXIT (Arm semihosting specification, 6.5).
 fn exit(status: Status) {
-    #[cfg(target_os = "none")]
-    semihosting::process::exit(status as i32);
-    #[cfg(not(target_os = "none"))]
-    std::process::exit(status as i32);
+    machine::exit(status as i32);
 }

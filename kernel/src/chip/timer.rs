@@ -3,7 +3,7 @@
 //! There is no tick. A CPU sets its virtual timer when something is due and is left alone otherwise; an idle CPU with
 //! nothing due sleeps in WFI until an interrupt.
 
-#![allow(unsafe_code, reason = "registers of the PMU, and a handler by the address that was registered")]
+#![allow(unsafe_code, reason = "a handler by the address that was registered")]
 
 use core::num::NonZeroU64;
 use core::ops::RangeInclusive;
@@ -13,6 +13,7 @@ use core::time::Duration;
 use granule_arch::{interrupts, timer, wait};
 
 use super::interrupt::{self, InterruptError};
+use super::machine;
 use crate::platform::Interrupt;
 use crate::smp::cpu::Cpu;
 
@@ -117,24 +118,7 @@ pub fn duration_of(counts: u64) -> Duration {
 ///
 /// `None` where the PMU does not count them. Under QEMU it does with a fixed `-icount shift` only.
 pub fn instructions() -> Option<u64> {
-    #[cfg(target_os = "none")]
-    {
-        use aarch64_cpu::registers::{ID_AA64DFR0_EL1, Readable as _};
-        use granule_arch::sysreg::EVENT_INST_RETIRED;
-        // 0 is no PMU, 15 is one that is not the architecture's.
-        if matches!(ID_AA64DFR0_EL1.read(ID_AA64DFR0_EL1::PMUVer), 0 | 15) {
-            return None;
-        }
-        let (events, count): (u64, u64);
-        // SAFETY: a PMU is there (above), and the entry code set event counter 0 to this event and started it.
-        unsafe {
-            core::arch::asm!("mrs {0}, pmceid0_el0", "isb", "mrs {1}, pmevcntr0_el0", out(reg) events, out(reg) count,
-                options(nostack, preserves_flags));
-        }
-        (events & 1 << EVENT_INST_RETIRED != 0).then_some(count)
-    }
-    #[cfg(not(target_os = "none"))]
-    None
+    machine::instructions()
 }
 
 /// Has `handler` run on this CPU when `after` has passed. It replaces what was due before.

@@ -223,7 +223,6 @@ impl Heap {
     }
 
     /// The mapped part of the window while no page is out: its start, and the bytes.
-    #[cfg(target_os = "none")]
     pub fn mapped(&self) -> (VirtAddr, u64) {
         (self.base, self.growth.lock().mapped)
     }

@@ -2,13 +2,33 @@
 
 use core::ops::Deref;
 
+use super::poll::PollNodes;
 use super::replays::Replays;
 use super::token::Woken;
 use crate::chip::timer::Deadline;
+use crate::mm::OutOfMemory;
 use crate::mm::context::Context;
 use crate::smp::Cpu;
 #[cfg(any(debug_assertions, test))]
 use crate::sync::rank::HeldRanks;
+
+/// A CPU has no threads of its own.
+#[derive(Debug)]
+pub(crate) struct PerCpu;
+
+impl PerCpu {
+    pub(crate) const fn new() -> Self {
+        Self
+    }
+}
+
+/// No CPU of the host's comes up.
+pub(crate) const fn init_cpu(_: &Cpu) {}
+
+/// Nor is there a loop for it.
+pub(crate) fn idle(_: &Cpu) -> ! {
+    crate::smp::halt()
+}
 
 /// A thread, for its waker.
 #[derive(Clone, Debug)]
@@ -68,6 +88,28 @@ pub fn park() {
 pub fn sleep_until(_until: Deadline) -> Woken {
     sleep_briefly();
     Woken::TimedOut
+}
+
+/// As [`sleep_until`].
+pub fn poll_until<'q>(
+    _nodes: &mut impl PollNodes<'q>,
+    until: Option<Deadline>,
+    is_ready: &mut dyn FnMut() -> bool,
+) -> Woken {
+    let _ = is_ready();
+    until.map_or(Woken::ByAnother, sleep_until)
+}
+
+/// No service runs.
+///
+/// # Errors
+/// Always.
+pub(crate) const fn spawn_service(
+    _: &'static Cpu,
+    _: &'static str,
+    _: extern "C" fn(usize) -> !,
+) -> Result<ThreadRef, OutOfMemory> {
+    Err(OutOfMemory)
 }
 
 /// Lets other threads run for a moment.

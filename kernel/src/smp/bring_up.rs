@@ -26,12 +26,14 @@ use granule_arch::{barrier, cache, interrupts, wait};
 use linkme::distributed_slice;
 use spin::Once;
 
+use super::cpu::{own_affinity, set_user_root};
 use super::{CPUS, Cpu, CpuId, CpuSet, MAX_CPUS, ONLINE, SecondaryBoot, connect, park};
 use crate::bootargs::{self, PARAMETERS, Parameter, Refused};
 use crate::chip::interrupt::{self, InterruptError};
 use crate::chip::timer::Deadline;
 use crate::mmio;
 use crate::platform::{CpuNode, EnableMethod, Platform, Psci, PsciFunctions};
+use crate::sched;
 use crate::trap::probe::{self, ProbeFault};
 
 /// From its start to `ARRIVED`. An emulator with fewer host CPUs than it emulates needs its time.
@@ -134,14 +136,7 @@ pub fn release(cpus: CpuSet, empty_root: PhysAddr) {
 
 /// Ends the identity map on this CPU: TTBR0_EL1 gets a table without entries, and nothing of the old one is cached.
 pub fn leave_identity_map(empty_root: PhysAddr) {
-    #[cfg(target_os = "none")]
-    {
-        use aarch64_cpu::registers::{TTBR0_EL1, Writeable as _};
-        // ASID 0, which no user space gets.
-        TTBR0_EL1.set(empty_root.0);
-    }
-    #[cfg(not(target_os = "none"))]
-    let _ = empty_root;
+    set_user_root(empty_root);
     // New walks use the new table from the ISB on; only then is what is invalidated not filled in again.
     barrier::isb();
     Instruction::Vmalle1.execute();
@@ -313,25 +308,11 @@ extern "C" fn secondary_main(cpu: &'static Cpu) -> ! {
     if let Some(&empty_root) = EMPTY_ROOT.get() {
         leave_identity_map(empty_root);
     }
-    #[cfg(target_os = "none")]
-    crate::sched::init_cpu(cpu);
+    sched::init_cpu(cpu);
     ONLINE.fetch_or(1 << cpu.id.0, Ordering::Release);
     park::join(cpu);
     interrupts::enable();
-    #[cfg(target_os = "none")]
-    crate::sched::idle(cpu);
-    #[cfg(not(target_os = "none"))]
-    super::halt()
-}
-
-fn own_affinity() -> u64 {
-    #[cfg(target_os = "none")]
-    {
-        use aarch64_cpu::registers::{MPIDR_EL1, Readable as _};
-        MPIDR_EL1.get() & super::AFFINITY
-    }
-    #[cfg(not(target_os = "none"))]
-    0
+    sched::idle(cpu)
 }
 
 fn parse_maxcpus(value: &str) -> Option<usize> {

@@ -5,11 +5,15 @@
 
 #![allow(unsafe_code, reason = "per-CPU state by TPIDR_EL1, and entry of the other CPUs")]
 
+#[cfg_attr(not(target_os = "none"), path = "cpu/host.rs")]
+mod machine;
+
 use core::cell::UnsafeCell;
 use core::mem::MaybeUninit;
 use core::sync::atomic::AtomicU64;
 
 use granule_arch::features::CpuFeatures;
+pub use machine::*;
 use spin::Once;
 
 /// The most CPUs that one kernel starts.
@@ -51,44 +55,6 @@ pub(super) const PARTS_SIZE: usize = 640 - size_of::<u64>();
 
 // SAFETY: the parts are shared by the rules of their own types, of which `parts` checks that they may be.
 unsafe impl Sync for Cpu {}
-
-/// This CPU.
-#[cfg(target_os = "none")]
-#[inline(always)]
-pub fn this_cpu() -> &'static Cpu {
-    let cpu: *const Cpu;
-    // SAFETY: reads a register; every CPU's entry code sets TPIDR_EL1 to its `Cpu`, which lives for ever, before Rust
-    // runs.
-    unsafe {
-        core::arch::asm!("mrs {0}, tpidr_el1", out(reg) cpu, options(nomem, nostack, preserves_flags, pure));
-        &*cpu
-    }
-}
-
-/// This CPU: on the host each thread is one, with number 0, unless a test gives it another.
-#[cfg(not(target_os = "none"))]
-pub fn this_cpu() -> &'static Cpu {
-    std::thread_local! {
-        static CPU: &'static Cpu = std::boxed::Box::leak(std::boxed::Box::new(Cpu::new(CpuId(NUMBER.get()))));
-    }
-    CPU.with(|cpu| *cpu)
-}
-
-#[cfg(not(target_os = "none"))]
-std::thread_local! {
-    static NUMBER: core::cell::Cell<u32> = const { core::cell::Cell::new(0) };
-}
-
-/// Numbers the CPU that this thread is, before it asks for it: threads that allocate at the same time have different ones.
-#[cfg(test)]
-pub(crate) fn number_this_cpu(number: u32) {
-    NUMBER.set(number);
-}
-
-/// The CPU that boots. The entry code puts its address into TPIDR_EL1.
-#[cfg(target_os = "none")]
-#[unsafe(no_mangle)]
-pub static BOOT_CPU: Cpu = Cpu::new(CpuId(0));
 
 /// The affinity fields of MPIDR_EL1.
 pub const AFFINITY: u64 = 0xff_00ff_ffff;

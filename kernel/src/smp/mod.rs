@@ -27,16 +27,10 @@ use crate::chip::timer::Deadline;
 use crate::platform::{Interrupt, Trigger};
 
 pub use call::{CallFunction, call};
-#[cfg(target_os = "none")]
-pub use cpu::BOOT_CPU;
-#[cfg(test)]
-pub(crate) use cpu::number_this_cpu;
-pub use cpu::{AFFINITY, Cpu, CpuId, MAX_CPUS, SecondaryBoot, this_cpu};
+pub use cpu::*;
 pub use park::{OthersParked, may_park_others, park_others};
 pub use set::CpuSet;
 
-/// Whether [`cpu()`] finds each of them. On the host every thread is one, with the same number.
-pub(crate) const ARE_FOUND_BY_NUMBER: bool = cfg!(target_os = "none");
 /// How long [`stop_others`] waits for CPUs that may never answer, because they spin with interrupts masked. As long as
 /// Linux's `smp_send_stop`: a CPU of a virtual machine may stand still for a while.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);

@@ -5,9 +5,7 @@
 #![allow(unsafe_code, reason = "per-CPU state in the room that `Cpu` has for it")]
 
 use core::cell::UnsafeCell;
-use core::mem::MaybeUninit;
-#[cfg(target_os = "none")]
-use core::mem::offset_of;
+use core::mem::{MaybeUninit, offset_of};
 use core::sync::atomic::AtomicU64;
 
 use spin::Once;
@@ -21,7 +19,7 @@ use crate::mm::kernel::owners::Owners;
 use crate::mm::kernel::reclaim::WalkSequence;
 use crate::mm::maintenance::Counters;
 use crate::mm::page_block::CurrentArena;
-use crate::sched::BriefSlot;
+use crate::sched::{self, BriefSlot};
 use crate::sync::rank::HeldRanks;
 use crate::trap;
 
@@ -38,8 +36,7 @@ struct Parts {
     node_arena: CurrentArena,
     due: Due,
     call: call::PerCpu,
-    #[cfg(target_os = "none")]
-    sched: crate::sched::PerCpu,
+    sched: sched::PerCpu,
     #[cfg(debug_assertions)]
     owners: Owners,
 }
@@ -50,10 +47,8 @@ const _: () = assert_shared::<Parts>();
 
 impl Cpu {
     /// Where [`Self::trap`] is from TPIDR_EL1, for assembly.
-    #[cfg(target_os = "none")]
     pub(crate) const TRAP: usize = offset_of!(Self, parts) + offset_of!(Parts, trap);
     /// Where [`Self::sched`] is, likewise.
-    #[cfg(target_os = "none")]
     pub(crate) const SCHED: usize = offset_of!(Self, parts) + offset_of!(Parts, sched);
 
     /// A CPU that has not started.
@@ -68,8 +63,7 @@ impl Cpu {
             node_arena: CurrentArena::new(),
             due: Due::new(),
             call: call::PerCpu::new(),
-            #[cfg(target_os = "none")]
-            sched: crate::sched::PerCpu::new(),
+            sched: sched::PerCpu::new(),
             #[cfg(debug_assertions)]
             owners: Owners::new(),
         };
@@ -123,9 +117,8 @@ impl Cpu {
     }
 
     /// Its threads.
-    #[cfg(target_os = "none")]
     #[inline(always)]
-    pub(crate) const fn sched(&self) -> &crate::sched::PerCpu {
+    pub(crate) const fn sched(&self) -> &sched::PerCpu {
         &self.parts().sched
     }
 

@@ -2,10 +2,8 @@
 
 use core::sync::atomic::Ordering;
 
-#[cfg(target_os = "none")]
-use super::POLLERS;
 use super::{
-    Author, Deadline, Edited, Family, POLL, Print, RECEIVING, Reader, TERMINAL, WAKER, add_output_by, port,
+    Author, Deadline, Edited, Family, POLL, POLLERS, Print, RECEIVING, Reader, TERMINAL, WAKER, add_output_by, port,
     try_read_byte,
 };
 use crate::sched::ThreadRef;
@@ -115,7 +113,6 @@ impl Drop for EditedLine {
 
 /// Waits until there may be input, or others' output.
 fn wait_for_input() {
-    #[cfg(target_os = "none")]
     if RECEIVING.load(Ordering::Relaxed) {
         /// How soon a line that was erased is drawn again. A print may hold any lock, and so wakes no thread.
         const ERASED_AT_MOST: core::time::Duration = core::time::Duration::from_millis(50);

@@ -16,11 +16,14 @@
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, PhysRange, VirtAddr};
 use granule_arch::descriptor::{Attributes, MemoryType};
-use granule_pgtable::{Error, Execution, Lazy, Leaves, PageRange, PageTables, Shape, Stores, Table, TableSource};
+use granule_pgtable::metal::{Platform, Trusted};
+use granule_pgtable::{
+    Error, Execution, Granule4K, Lazy, Leaves, PageRange, PageTables, Shape, Stores, Table, TableSource,
+};
 use thiserror::Error;
 
 use super::image;
-use super::mmu::{ImageView, LinearView, Metal};
+use super::mmu::{LinearView, Metal};
 use crate::boot_info::BootInfo;
 use crate::mm::early::MemoryMap;
 use crate::mm::{OutOfMemory, layout};
@@ -33,6 +36,27 @@ const EARLY_TABLES: usize = 16;
 const FIRST_NURSERY: u64 = 8 << 20;
 /// Bytes of the second: half of what the tables in the first can map by pages, and room for the tables of a TiB.
 const SECOND_NURSERY: u64 = 2 << 30;
+
+/// Through the image's own mapping: only tables that lie in the image. For building the linear map.
+#[derive(Clone, Copy, Debug)]
+struct ImageView {
+    /// Virtual minus physical address of the image; added with wrap-around.
+    offset: u64,
+}
+
+// SAFETY: the image is mapped for ever; what is not in it ends the boot.
+unsafe impl Platform for ImageView {
+    type Geometry = Granule4K;
+
+    fn address(&self, table: PhysAddr) -> VirtAddr {
+        let address = VirtAddr(table.0.wrapping_add(self.offset));
+        assert!(image::contains(address), "an early table lies outside the image");
+        address
+    }
+}
+
+// SAFETY: `linear` makes the one machine of it, and maps by it where nothing is mapped yet.
+unsafe impl Trusted for ImageView {}
 
 /// Why the linear map could not be made. Nothing can run without it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Error)]

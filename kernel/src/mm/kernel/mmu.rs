@@ -110,26 +110,3 @@ unsafe impl Platform for LinearView {
 
 // SAFETY: `mm`, `iommu` and the tests have the machine and cells alone: each changes what it owns, or under its lock.
 unsafe impl Trusted for LinearView {}
-
-/// Through the image's own mapping: only tables that lie in the image. For building the linear map.
-#[derive(Clone, Copy, Debug)]
-pub struct ImageView {
-    /// Virtual minus physical address of the image; added with wrap-around.
-    pub offset: u64,
-}
-
-// SAFETY: the image is mapped for ever; what is not in it ends the boot.
-#[cfg(target_os = "none")]
-unsafe impl Platform for ImageView {
-    type Geometry = Granule4K;
-
-    fn address(&self, table: PhysAddr) -> VirtAddr {
-        let address = VirtAddr(table.0.wrapping_add(self.offset));
-        assert!(super::image::contains(address), "an early table lies outside the image");
-        address
-    }
-}
-
-// SAFETY: `linear` makes the one machine of it, and maps by it where nothing is mapped yet.
-#[cfg(target_os = "none")]
-unsafe impl Trusted for ImageView {}
