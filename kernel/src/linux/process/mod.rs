@@ -3,6 +3,7 @@
 //! - [`elf`], [`script`]: what programs are
 //! - [`layout`]: where its parts lie
 //! - [`stack`]: a program's first stack
+//! - [`clone_request`]: what `clone` is asked for
 //! - [`numbers`]: their numbers, and the lookup by them
 //! - [`mod@signal`][]: signals
 //! - [`limits`]: the limits of a process
@@ -13,6 +14,7 @@
 
 #![deny(clippy::disallowed_methods)]
 
+pub mod clone_request;
 pub mod elf;
 pub mod layout;
 pub mod limits;

@@ -17,6 +17,7 @@ use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::process::charge::Charge;
+use crate::linux::process::clone_request::CloneRequest;
 use crate::linux::process::exec::Drawn;
 use crate::linux::process::futex::{Scope, Wait};
 use crate::linux::process::signal::Signal;
@@ -107,7 +108,7 @@ pub(super) fn sched_getaffinity(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn clone(call: &mut Syscall<'_>) -> Answer {
-    let request = clone::Request {
+    let request = CloneRequest {
         flags: call.argument::<0>(),
         stack: call.argument::<1>(),
         parent_id: call.argument::<2>(),
