@@ -88,3 +88,10 @@ pub extern "C" fn come_back(signal: u32, info: &SigInfo, context: &mut UContext)
     note(signal, info, context);
     context.context.pc = context.context.registers[30];
 }
+
+/// As [`note`]; goes on after an access, as [`skip`], or where a call would have returned to, as [`come_back`].
+pub extern "C" fn go_on(signal: u32, info: &SigInfo, context: &mut UContext) {
+    // But for tags.
+    let is_call = context.context.pc << 8 == info.address() << 8;
+    if is_call { come_back(signal, info, context) } else { skip(signal, info, context) }
+}

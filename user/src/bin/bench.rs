@@ -160,8 +160,13 @@ impl Bench {
 
     /// Measures a call on all pages.
     fn calls(&mut self, prepare: impl Fn(&Self, u64) -> Room, call: impl Fn(Room)) {
+        self.calls_with(prepare, call, drop);
+    }
+
+    /// As [`Self::calls`], where `finish` takes what the call returns away.
+    fn calls_with<R>(&mut self, prepare: impl Fn(&Self, u64) -> Room, call: impl Fn(Room) -> R, finish: impl Fn(R)) {
         for pages in CALLS {
-            self.point(pages, |bench| prepare(bench, pages), &call, drop);
+            self.point(pages, |bench| prepare(bench, pages), &call, &finish);
         }
     }
 
@@ -436,9 +441,7 @@ fn mprotect_rw(bench: &mut Bench) {
         room.protect(RW);
         room
     };
-    for pages in CALLS {
-        bench.point(pages, |bench| prepare(bench, pages), call, write_without_faults);
-    }
+    bench.calls_with(prepare, call, write_without_faults);
 }
 
 fn unmapped(bench: &Bench, pages: u64) -> Room {
@@ -551,9 +554,7 @@ fn wp_clear(bench: &mut Bench) {
         pager().unprotect(room.start, room.bytes()).expect("registered");
         room
     };
-    for pages in CALLS {
-        bench.point(pages, |bench| write_protected(bench.touched(pages)), call, write_without_faults);
-    }
+    bench.calls_with(|bench, pages| write_protected(bench.touched(pages)), call, write_without_faults);
 }
 
 /// Serves faults: copies a page, of this program's code, to what is missing, and ends the protection of what is
@@ -591,9 +592,7 @@ fn fork(bench: &mut Bench) {
         Ok(child) => child,
         Err(error) => panic!("no child: {error:?}"),
     };
-    for pages in CALLS {
-        bench.point(pages, |bench| bench.touched(pages), fork, |child| _ = process::wait(child));
-    }
+    bench.calls_with(Bench::touched, fork, |child| _ = process::wait(child));
 }
 
 /// A loop of two instructions a turn.

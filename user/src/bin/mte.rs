@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::prelude::*;
+use granule_user::seen::{self, SEEN};
 use granule_user::tags::{GRANULE, TAG_BITS, irg, ldg, load, set_tags, stg, store, store_unchecked, tag};
 
 entry!(run);
@@ -67,17 +68,12 @@ fn map_private(protection: u64) -> Pages {
     Pages::map(1, protection, MAP_PRIVATE).expect("memory")
 }
 
-static FAULTS: AtomicU32 = AtomicU32::new(0);
-static CODE: AtomicI32 = AtomicI32::new(0);
-static ADDRESS: AtomicU64 = AtomicU64::new(0);
 /// An address that the handler of SIGUSR1 stores to.
 static TARGET: AtomicU64 = AtomicU64::new(0);
 
 /// Notes its arguments. A fault at an access goes on behind it.
-extern "C" fn note(_: u32, info: &SigInfo, context: &mut UContext) {
-    FAULTS.fetch_add(1, Ordering::Relaxed);
-    CODE.store(info.code, Ordering::Relaxed);
-    ADDRESS.store(info.address(), Ordering::Relaxed);
+extern "C" fn note(signal: u32, info: &SigInfo, context: &mut UContext) {
+    seen::note(signal, info, context);
     if info.code == SEGV_MTESERR {
         context.context.pc += 4;
     }
@@ -97,10 +93,10 @@ fn handle(number: u32, flags: u64) {
 /// none.
 fn taken() -> Option<(i32, u64)> {
     process::sched_yield();
-    match FAULTS.swap(0, Ordering::Relaxed) {
-        0 => None,
-        1 => Some((CODE.load(Ordering::Relaxed), ADDRESS.load(Ordering::Relaxed))),
-        many => panic!("{many} faults at once"),
+    match SEEN.take() {
+        (0, ..) => None,
+        (1, _, code) => Some((code, SEEN.address.load(Ordering::Relaxed))),
+        (many, ..) => panic!("{many} faults at once"),
     }
 }
 

@@ -8,6 +8,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::prelude::*;
+use granule_user::seen::{SEEN, go_on};
 use granule_user::tags::load;
 
 entry!(run);
@@ -44,32 +45,17 @@ fn tags_are_ignored_at_el0() {
     assert_eq!(call(MUNMAP, [page, PAGE]), Ok(0));
 }
 
-static FAULTS: AtomicU32 = AtomicU32::new(0);
-static CODE: AtomicI32 = AtomicI32::new(0);
-static ADDRESS: AtomicU64 = AtomicU64::new(0);
-static RECORD: AtomicU64 = AtomicU64::new(0);
-
-/// Records its arguments and continues after the access; after a call, where that would have returned to.
-extern "C" fn note(_: u32, info: &SigInfo, context: &mut UContext) {
-    FAULTS.fetch_add(1, Ordering::Relaxed);
-    CODE.store(info.code, Ordering::Relaxed);
-    ADDRESS.store(info.address(), Ordering::Relaxed);
-    let registers = &mut context.context;
-    RECORD.store(registers.fault_address, Ordering::Relaxed);
-    let was_a_call = registers.pc << 8 == info.address() << 8;
-    registers.pc = if was_a_call { registers.registers[30] } else { registers.pc + 4 };
-}
-
 /// The code, the address, and the frame's `fault_address` of the fault that was just taken, the first one since.
 fn taken() -> (i32, u64, u64) {
-    assert_eq!(FAULTS.swap(0, Ordering::Relaxed), 1, "faults");
-    (CODE.load(Ordering::Relaxed), ADDRESS.load(Ordering::Relaxed), RECORD.load(Ordering::Relaxed))
+    let (count, _, code) = SEEN.take();
+    assert_eq!(count, 1, "faults");
+    (code, SEEN.address.load(Ordering::Relaxed), SEEN.far.load(Ordering::Relaxed))
 }
 
 fn handle(flags: u64) {
     for signal in [SIGSEGV, SIGBUS] {
         // SAFETY: the handler touches atomics and its own frame.
-        unsafe { signal::handle(signal, note, flags, 0) }.expect("a handler");
+        unsafe { signal::handle(signal, go_on, flags, 0) }.expect("a handler");
     }
 }
 
