@@ -152,10 +152,7 @@ fn a_uart_has_the_layout_of_its_kind_and_of_its_tree() {
         (|tree| uart(tree, &["ns16550a"], None, None), Some((Ns16550, 0, Byte))),
         (|tree| uart(tree, &["ns16550a"], Some(2), Some(4)), Some((Ns16550, 2, Word))),
         (|tree| uart(tree, &["ns16550a"], Some(2), None), Some((Ns16550, 2, Byte))),
-        (
-            |tree| uart(tree, &["nuvoton,npcm845-uart", "nuvoton,npcm750-uart"], Some(2), None),
-            Some((Ns16550, 2, Byte)),
-        ),
+        (|tree| uart(tree, &["nuvoton,npcm845-uart", "nuvoton,npcm750-uart"], Some(2), None), Some((Ns16550, 2, Byte))),
         // The more particular name counts.
         (
             |tree| uart(tree, &["acme,uart", "snps,dw-apb-uart", "ns16550a"], Some(2), Some(1)),
