@@ -1,4 +1,4 @@
-//! What this crate does by instructions; its double, which the host compiles in its place, is in `host`.
+//! The part of this crate that is done by instructions; its double, which the host compiles in its place, is in `host`.
 
 pub(crate) mod alternative;
 pub(crate) mod cache;

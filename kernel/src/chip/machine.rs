@@ -1,4 +1,4 @@
-//! What the devices here need of the CPU, and of a debugger.
+//! Functions of the CPU, and of a debugger, that the devices here need.
 
 #![allow(unsafe_code, reason = "registers of the PMU")]
 
