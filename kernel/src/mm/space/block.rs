@@ -27,16 +27,16 @@ mod migrate;
 mod remap;
 mod shared;
 
+use core::slice;
 use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Attributes, Descriptor, Protection, bits};
+use granule_arch::descriptor::{Descriptor, Protection, bits};
 use granule_arch::patched_branch;
 use granule_pgtable::{Mmu, PageRange, Stores, Table, Visited};
 
 use super::access::Access;
 use super::address_space::Space;
-use super::area::Area;
 use super::cells::BlockCell;
 use super::code::{is_checked, is_visible, needs_frame};
 use super::entry::{attributes, replace, uffd_wp_marker};
@@ -49,9 +49,10 @@ use super::spaces::Spaces;
 use super::table_lock::TableGuard;
 use super::used::ALL_USED;
 use super::userfault::Mark;
+use super::userfault::protect::Marking;
 use super::zap::ZapFlags;
 use crate::mm::frame::Frame;
-use crate::mm::page_block::BLOCK_SIZE;
+use crate::mm::page_block::{BLOCK_FRAMES, BLOCK_SIZE};
 use crate::mm::tlb::user::Leaf;
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -91,12 +92,6 @@ fn page_of(block: Descriptor) -> Descriptor {
 /// The block of `entry` while it is split or replaced: not valid, and neither empty nor a table.
 fn broken(entry: Descriptor) -> Descriptor {
     Descriptor(entry.0 & !bits::VALID)
-}
-
-/// [`Descriptor::modified`].
-#[inline(always)]
-fn modified(entry: Descriptor, attributes: Attributes) -> Descriptor {
-    entry.modified(attributes)
 }
 
 /// Whether a block's entry waits for tag storage.
@@ -282,26 +277,20 @@ impl Space {
     }
 
     /// Sets userfaultfd's mark of the block at `address`, or clears it, where all of it is in `range`; splits it where it
-    /// is not. A block that is this space's, in an `area` that may be written, permits stores again. Its marker goes.
+    /// is not. Its marker goes.
     #[cold]
     #[inline(never)]
-    pub(super) fn mark_block(
-        &self,
-        cpu: &Cpu,
-        area: &Area,
-        range: PageRange,
-        address: VirtAddr,
-        mark: Mark,
-    ) -> Visited {
+    pub(super) fn mark_block(&self, cpu: &Cpu, range: PageRange, address: VirtAddr, marking: Marking<'_>) -> Visited {
         let mmu = self.mmu();
         let Some(found) = self.block_at(address) else { return Visited::Done };
         if !found.is_in(range) {
-            return self.split_block(&found, range);
+            self.split_block(&found, range);
+            return Visited::Again;
         }
         let locked = self.lock_table(found.table);
         let entry = mmu.load(found.cell);
         if is_marker(entry) {
-            if mark == Mark::Clear {
+            if marking.mark == Mark::Clear {
                 self.drop_marker(cpu, &found, locked);
             }
             return Visited::Done;
@@ -310,20 +299,9 @@ impl Space {
             // Also where a zap was faster: then each page gets its marker.
             return Visited::Again;
         }
-        if entry.is_uffd_wp() == (mark == Mark::Set) {
-            return Visited::Done;
+        if self.mark_leaf(slice::from_ref(found.cell), entry, BLOCK_FRAMES, marking) {
+            self.flush_block(found.start);
         }
-        let is_written = area.protection().contains(Protection::WRITE) && entry.is_valid();
-        let own = is_written && (area.is_shared() || self.common.block(entry.address()).is_sole());
-        self.replace_block_entry(
-            &found,
-            entry,
-            match (mark, own) {
-                (Mark::Set, _) => Descriptor::uffd_wp,
-                (Mark::Clear, false) => Descriptor::without_uffd_wp,
-                (Mark::Clear, true) => |entry| entry.without_uffd_wp().writable(),
-            },
-        );
         Visited::Done
     }
 
@@ -339,29 +317,15 @@ impl Space {
             return (self.split_block(&found, range), false);
         }
         let locked = self.lock_table(found.table);
-        let mut entry = mmu.load(found.cell);
+        let entry = mmu.load(found.cell);
         if !is_block(entry) {
             return (visited(entry), false);
         }
-        let is_own = || allowed.has_one_copy() || self.common.block(entry.address()).is_sole();
-        let own = allowed.is_writable() && is_own();
-        loop {
-            let changed = modified(entry, allowed.for_sharers());
-            let changed = if own { may_be_written(changed) } else { changed };
-            if changed == entry {
-                return (Visited::Done, false);
-            }
-            let Some(changed) = self.prepared_block(changed) else {
-                drop(locked);
-                return (self.split_block(&found, range), false);
-            };
-            match mmu.compare_exchange(found.cell, entry, changed) {
-                Ok(()) => break,
-                // The hardware has set a flag.
-                Err(now) => entry = now,
-            }
-        }
-        (Visited::Done, entry.is_valid())
+        let Some(is_stale) = self.protect_leaf(slice::from_ref(found.cell), entry, BLOCK_FRAMES, allowed) else {
+            drop(locked);
+            return (self.split_block(&found, range), false);
+        };
+        (Visited::Done, is_stale)
     }
 
     /// Copies the block at `address` to the same place in `child`, where a table without entries is linked; returns
@@ -450,6 +414,12 @@ impl Space {
         if needs_frame(new) { self.prepare_block(new) } else { Some(new) }
     }
 
+    /// As [`Self::prepared_block`], for a page, a group's page or a block, of a folio of `frames` frames.
+    #[inline(always)]
+    pub(super) fn prepared_leaf(&self, new: Descriptor, frames: usize) -> Option<Descriptor> {
+        if frames == BLOCK_FRAMES { self.prepared_block(new) } else { Some(self.prepared(new)) }
+    }
+
     #[cold]
     #[inline(never)]
     fn prepare_block(&self, new: Descriptor) -> Option<Descriptor> {
@@ -507,7 +477,7 @@ impl Space {
                     if !protection.contains(Protection::TAGGED) {
                         crate::log::warn!("the block at {} waits for tag storage in an area without tags", found.start);
                     }
-                    let valid = modified(entry, attributes(protection.read_only())).young();
+                    let valid = entry.modified(attributes(protection.read_only())).young();
                     // This fault's hold is one of them.
                     let own = protection.contains(Protection::WRITE) && (area.is_shared() || folio.holders() == 2);
                     let valid = if own { may_be_written(valid) } else { valid };

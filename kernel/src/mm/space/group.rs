@@ -87,6 +87,18 @@ fn in_common(entry: Descriptor) -> u64 {
     entry.0 & !(flags | bits::ADDRESS)
 }
 
+/// The entries of the page or the group that begins with `entry`, the one at `index` of `found`; `None` where a group
+/// begins before it. All of a group is in `found`.
+#[inline(always)]
+pub(super) fn leaf_at<'t>(found: &TableCells<'t>, index: usize, entry: Descriptor) -> Option<&'t [EntryCell]> {
+    let count = match entry.is_contiguous() {
+        false => 1,
+        true if found.address(index).is_aligned(GROUP_SIZE) => GROUP_PAGES,
+        true => return None,
+    };
+    found.cells.get(index..index + count)
+}
+
 /// The entry of a page of a block, to be filled into a table with those of the others: groups but for those that an end
 /// of `range` cuts.
 pub(super) fn fill_groups(mmu: &Machine, table: &[EntryCell], first: Descriptor, start: VirtAddr, range: PageRange) {
@@ -117,12 +129,6 @@ impl Space {
     fn has_group_to_itself(&self, group: &TableCells<'_>) -> bool {
         let is_own = |first: Descriptor| self.common.folio(first.address(), GROUP_PAGES).is_sole();
         group.cells.first().is_some_and(|cell| is_own(self.mmu().load(cell)))
-    }
-
-    /// As [`Self::has_group_to_itself`], for the group of `page`.
-    #[cold]
-    pub(super) fn has_own_group(&self, page: VirtAddr) -> bool {
-        self.group_cells(page).is_some_and(|group| self.has_group_to_itself(&group))
     }
 
     /// Makes pages of the group of `page`. The table's lock is held.

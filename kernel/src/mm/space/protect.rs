@@ -17,7 +17,7 @@ use super::code::{is_checked, needs_frame};
 use super::entry::{EntryState, is_settled, read_only_attributes, replace, rest_of_stale, state, unwritable};
 use super::error::{Refusal, SpaceError};
 use super::gather::StaleRange;
-use super::group::{GROUP_PAGES, GROUP_SIZE};
+use super::group::leaf_at;
 use super::limits::SpaceLimits;
 use super::range::{clamped_range, pages, user_range};
 use crate::lab;
@@ -344,14 +344,9 @@ impl Space {
                     continue;
                 }
             }
-            // All of a group is here; the first entry changes the others.
-            let count = match old.is_contiguous() {
-                false => 1,
-                true if found.address(index).is_aligned(GROUP_SIZE) => GROUP_PAGES,
-                true => continue,
-            };
-            if self.protect_leaf(found.cells.get(index..index + count).unwrap_or_default(), old, allowed) {
-                stale.note(found.address(index), found.address(index + count));
+            let Some(cells) = leaf_at(found, index, old) else { continue };
+            if self.protect_leaf(cells, old, cells.len(), allowed) == Some(true) {
+                stale.note(found.address(index), found.address(index + cells.len()));
             }
         }
         if allowed.flags.has_any(AreaFlags::BLOCKS) {
@@ -360,31 +355,43 @@ impl Space {
         stale
     }
 
-    /// Changes the protection of a page or a group, whose entries are `cells`, the first of them `first`; returns whether
-    /// a TLB may have what it was. The table's lock is held.
+    /// Changes the protection of a page, a group or a block of `frames` frames, whose entries are `cells`, the first of
+    /// them `first`; returns whether a TLB may have what it was, or `None`, with nothing changed, for a block that has to
+    /// be split. The table's lock is held.
     #[inline(always)]
-    fn protect_leaf(&self, cells: &[EntryCell], first: Descriptor, allowed: Allowed) -> bool {
+    pub(super) fn protect_leaf(
+        &self,
+        cells: &[EntryCell],
+        first: Descriptor,
+        frames: usize,
+        allowed: Allowed,
+    ) -> Option<bool> {
         let mmu = self.mmu();
-        let is_own = || !first.is_special() && self.common.folio(first.address(), cells.len()).is_sole();
+        let is_own = || !first.is_special() && self.common.folio(first.address(), frames).is_sole();
         let own = allowed.is_writable() && (allowed.has_one_copy() || is_own());
-        let flags = self.flags(cells);
+        let (flags, attributes) = (self.flags(cells), allowed.for_sharers());
         let changed = |entry: Descriptor| {
-            let entry = flags.added(entry).modified(allowed.for_sharers());
+            let entry = flags.added(entry).modified(attributes);
             if own { may_be_written(entry) } else { entry }
         };
         // As a whole: if one lacks storage for its tags, all wait.
         let mut waits = false;
-        for cell in cells {
-            let new = changed(mmu.load(cell));
-            waits |= needs_frame(new) && self.becomes_waiting(new);
+        if needs_frame(Descriptor(attributes.bits())) {
+            for cell in cells {
+                let new = changed(mmu.load(cell));
+                waits |= self.prepared_leaf(new, frames)? != new;
+            }
         }
         let change = |entry| if waits { changed(entry).fault_on_access() } else { changed(entry) };
         let mut was_valid = false;
         for cell in cells {
             let old = mmu.load(cell);
-            was_valid |= change(old) != old && replace(mmu, cell, old, change).is_valid();
+            let new = change(old);
+            // Most entries change at the first attempt.
+            let change = |entry| if entry == old { new } else { change(entry) };
+            was_valid |= new != old && replace(mmu, cell, old, change).is_valid();
         }
-        was_valid
+        Some(was_valid)
     }
 
     /// Changes entries that are alike: to `to[1]` where the frame is not shared, to `to[0]` where it is.

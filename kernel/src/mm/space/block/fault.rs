@@ -6,7 +6,7 @@ use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Protection};
 use granule_pgtable::{Feature, Mmu, Stores};
 
-use super::{block_of, broken, is_block, is_marker, modified};
+use super::{block_of, broken, is_block, is_marker};
 use crate::lab;
 use crate::mm::OutOfMemory;
 use crate::mm::notifier::{Event, Range};
@@ -140,7 +140,7 @@ impl Space {
             if entry.is_fault_on_access() {
                 return FaultOutcome::OfBlock(OfBlock::TagStorage);
             }
-            let accessible = modified(entry, read_only_attributes(area.protection()));
+            let accessible = entry.modified(read_only_attributes(area.protection()));
             let Some(accessible) = self.prepared_block(accessible) else {
                 drop(locked);
                 self.split_block(found, found.range());

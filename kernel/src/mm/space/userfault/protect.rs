@@ -16,10 +16,10 @@ use granule_pgtable::{Mmu, PageRange, Stores, Visited};
 
 use super::super::address_space::Space;
 use super::super::area::{Area, AreaFlags};
-use super::super::cells::TableCells;
+use super::super::cells::{EntryCell, TableCells};
 use super::super::entry::{EntryState, replace, state, uffd_wp_marker, unprotected};
 use super::super::gather::StaleRange;
-use super::super::group::GROUP_SIZE;
+use super::super::group::leaf_at;
 use super::super::protect::is_alike;
 use super::super::range::{is_of_few, pages};
 use super::super::table_lock::TableGuard;
@@ -33,9 +33,9 @@ use crate::smp::Cpu;
 
 /// The change of marks of one area.
 #[derive(Clone, Copy)]
-struct Marking<'a> {
+pub(in super::super) struct Marking<'a> {
     area: &'a Area,
-    mark: Mark,
+    pub(in super::super) mark: Mark,
     /// Whether empty entries get markers.
     installs: bool,
 }
@@ -129,7 +129,7 @@ impl Space {
             let mut walk = self.page_tables().walk_cells(range);
             while let Some(found) = walk.next_cells(|at| {
                 relax();
-                self.mark_block(cpu, area, range, at, mark)
+                self.mark_block(cpu, range, at, marking)
             }) {
                 self.mark_cells(&found, marking);
                 relax();
@@ -140,16 +140,13 @@ impl Space {
         while next < range.end() {
             let until = VirtAddr(next.0 | (BLOCK_SIZE - 1)).min(range.last()) + 1;
             let chunk = pages(next, until);
-            let is_whole = chunk.size() == BLOCK_SIZE;
             let done = match self.page_tables().cells(next, chunk.pages()) {
                 Some(found) => {
                     self.mark_cells(&found, marking);
                     Visited::Done
                 }
-                None if is_whole && self.is_block_or_marker(next) => self.mark_block(cpu, area, range, next, mark),
+                None if self.is_block_or_marker(next) => self.mark_block(cpu, range, next, marking),
                 None => {
-                    // A block is not all in the range, or nothing is there.
-                    self.split_block_at(next);
                     self.ensure_cells(cpu, chunk)?;
                     Visited::Again
                 }
@@ -214,8 +211,6 @@ impl Space {
         let mmu = self.mmu();
         let mut stale = StaleRange::NONE;
         self.unfold_ends(found);
-        // Of the group that is visited.
-        let mut is_own_group = false;
         for (index, cell) in found.cells.iter().enumerate() {
             let (old, page) = (mmu.load(cell), found.address(index));
             let is_page = matches!(state(old), EntryState::Page | EntryState::Inaccessible);
@@ -230,27 +225,38 @@ impl Space {
                 }
                 continue;
             }
-            if old.is_contiguous() && page.is_aligned(GROUP_SIZE) {
-                is_own_group = marking.area.is_shared() || self.has_own_group(page);
-            }
-            if old.is_uffd_wp() == (marking.mark == Mark::Set) {
-                continue;
-            }
-            let own = || match old.is_contiguous() {
-                true => is_own_group,
-                false => !old.is_special() && (marking.area.is_shared() || self.common.page(old.address()).is_sole()),
-            };
-            let permits = marking.mark == Mark::Clear && old.is_valid() && marking.permits_stores() && own();
-            let last = replace(mmu, cell, old, |entry| match marking.mark {
-                Mark::Set => entry.uffd_wp(),
-                Mark::Clear if permits => entry.without_uffd_wp().writable(),
-                Mark::Clear => entry.without_uffd_wp(),
-            });
-            if last.is_valid() {
-                stale.note(page, found.address(index + 1));
+            let Some(cells) = leaf_at(found, index, old) else { continue };
+            if self.mark_leaf(cells, old, cells.len(), marking) {
+                stale.note(page, found.address(index + cells.len()));
             }
         }
         stale
+    }
+
+    /// Marks a page, a group or a block of `frames` frames, whose entries are `cells`, the first of them `first`; returns
+    /// whether a TLB may have what it was. Without its mark it permits stores where no fault would copy it. The table's
+    /// lock is held.
+    #[inline(always)]
+    pub(in super::super) fn mark_leaf(
+        &self,
+        cells: &[EntryCell],
+        first: Descriptor,
+        frames: usize,
+        marking: Marking<'_>,
+    ) -> bool {
+        if first.is_uffd_wp() == (marking.mark == Mark::Set) {
+            return false;
+        }
+        let mmu = self.mmu();
+        let is_sole = || self.common.folio(first.address(), frames).is_sole();
+        let is_own = || !first.is_special() && (marking.area.is_shared() || is_sole());
+        let permits = marking.mark == Mark::Clear && first.is_valid() && marking.permits_stores() && is_own();
+        let change = |entry: Descriptor| match marking.mark {
+            Mark::Set => entry.uffd_wp(),
+            Mark::Clear if permits => entry.without_uffd_wp().writable(),
+            Mark::Clear => entry.without_uffd_wp(),
+        };
+        cells.iter().fold(false, |was_valid, cell| was_valid | replace(mmu, cell, mmu.load(cell), change).is_valid())
     }
 }
 
