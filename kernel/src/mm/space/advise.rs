@@ -490,10 +490,14 @@ impl Space {
                         let part = area.part_in(pages(at, VirtAddr(at.0 | (BLOCK_SIZE - 1)) + 1));
                         child.ensure_table(cpu, at)?;
                         let Some(copies) = child.page_tables().cells(at, part.pages()) else { continue };
-                        self.copy_block_protection(at, || {
-                            note_all_used(self.common.record(copies.table), bits_of(&copies));
-                            self.mmu().fill(copies.cells, uffd_wp_marker(), 0);
+                        // Until the markers are there it stays so: a walk to the child's entries comes after it.
+                        let copied = self.look_at_block(at, |seen| {
+                            if seen.descriptor().is_uffd_wp_in_any_form() {
+                                note_all_used(self.common.record(copies.table), bits_of(&copies));
+                                self.mmu().fill(copies.cells, uffd_wp_marker(), 0);
+                            }
                         });
+                        walk.go_on(at, copied);
                     }
                     CellsOrBlock::Block(_) => {}
                 }

@@ -368,16 +368,6 @@ impl Space {
         }
     }
 
-    /// Has `copy` make the markers of a child, where userfaultfd write-protects the block at `page`, or its marker is there.
-    /// Until they are there it stays so: a walk to the child's entries comes after it.
-    pub(super) fn copy_block_protection(&self, page: VirtAddr, copy: impl FnOnce()) {
-        let Some(found) = self.block_at(page) else { return };
-        let _locked = self.lock_table(found.table);
-        if self.mmu().load(found.cell).is_uffd_wp_in_any_form() {
-            copy();
-        }
-    }
-
     /// Has `look` see the entry of the block, or of its marker, that a walk has met at `page`; or has the walk go on
     /// there, where a table is by now.
     #[cold]

@@ -378,15 +378,19 @@ impl Space {
         access: Access,
     ) -> Result<Descriptor, OutOfMemory> {
         Ok(if access == Access::Write {
-            let frames = self.common.frames;
-            let frame = frames.alloc_movable(cpu)?;
-            let waits = self.zero_new(frames, frame, protection);
-            self.note_origin(frame, page);
-            let new = written(frame, protection);
-            if waits { new.fault_on_access() } else { new }
+            self.new_written(self.common.frames.alloc_movable(cpu)?, page, protection)
         } else {
             Descriptor::page(self.common.zeros, read_only_attributes(protection)).special()
         })
+    }
+
+    /// As [`Self::new_page`], for a store, in a new `frame`.
+    #[inline(always)]
+    pub(super) fn new_written(&self, frame: PhysAddr, page: VirtAddr, protection: Protection) -> Descriptor {
+        let waits = self.zero_new(self.common.frames, frame, protection);
+        self.note_origin(frame, page);
+        let new = written(frame, protection);
+        if waits { new.fault_on_access() } else { new }
     }
 
     /// Serves the first access of `page` in an area of anonymous memory that asks for more than a page: a pager serves

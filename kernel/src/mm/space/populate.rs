@@ -13,7 +13,7 @@ use super::address_space::Space;
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::cells::{EntryCell, TableCells};
-use super::entry::{EntryState, attributes, state};
+use super::entry::{EntryState, state};
 use super::error::FaultError;
 use super::outcome::{AllowedFault, FaultOutcome};
 use super::range::pages;
@@ -106,16 +106,12 @@ impl Space {
         let (frames, mmu) = (self.common.frames, self.mmu());
         let missing = found.cells.iter().filter(|cell| self.is_empty(cell)).count();
         let mut list = frames.alloc_list_of(cpu, Mobility::Movable, missing)?;
-        let (attributes, records) = (attributes(protection), self.common.records());
         {
             let locked = self.lock_table(found.table);
             for (index, cell) in found.cells.iter().enumerate().filter(|(_, cell)| self.is_empty(cell)) {
                 // Entries that were cleared concurrently are left to faults.
                 let Some(frame) = list.pop() else { break };
-                let waits = self.zero_new(frames, frame, protection);
-                self.note_origin_in(records.of(frame), found.address(index));
-                let new = Descriptor::page(frame, attributes).dirty();
-                let new = if waits { new.fault_on_access() } else { new };
+                let new = self.new_written(frame, found.address(index), protection);
                 // The zeros before their entry.
                 mmu.dmb_ishst();
                 locked.note_used(found.address(index));

@@ -6,14 +6,14 @@
 #![allow(unsafe_code, reason = "a new frame by its linear address")]
 
 use granule_arch::addr::{PAGE, PAGE_SIZE, PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Descriptor, Markers, Protection};
+use granule_arch::descriptor::{Descriptor, Markers};
 use granule_pgtable::{Mmu, PageRange, Stores};
 
 use super::super::address_space::Space;
 use super::super::area::tree::Areas;
 use super::super::area::{Area, AreaFlags};
 use super::super::cells::EntryCell;
-use super::super::entry::{EntryState, attributes, read_only_attributes, rest_of_stale, state, written};
+use super::super::entry::{EntryState, first_entry, read_only_attributes, rest_of_stale, state};
 use super::super::range::pages;
 use super::super::shmem::Object;
 use super::{FillError, UserfaultError, Userfaultfd, range_of_call};
@@ -187,12 +187,7 @@ impl Place<'_> {
     /// The entry of `frame`, which is this page's alone.
     fn own(&self, frame: PhysAddr) -> Descriptor {
         self.space.note_origin(frame, self.page);
-        let protection = self.area.protection();
-        if protection.contains(Protection::WRITE) {
-            written(frame, protection)
-        } else {
-            Descriptor::page(frame, attributes(protection)).dirty()
-        }
+        first_entry(frame, self.area.protection()).dirty()
     }
 
     /// Stores `new`, if the entry is empty, or with `over_markers` a marker that is no guard.
@@ -246,10 +241,7 @@ impl Place<'_> {
         }
         let found = object.fill(cpu, self.area.page_at(self.page), frame)?.ok_or(FillError::Exists)?;
         let protection = self.area.protection();
-        let new = match protection.contains(Protection::WRITE) {
-            true => written(frame, protection),
-            false => Descriptor::page(frame, attributes(protection)),
-        };
+        let new = first_entry(frame, protection);
         let locked = self.space.lock_table(self.table);
         // Where another CPU was faster, or has taken the page away, the page is the object's, and its first access is no
         // message any more.
