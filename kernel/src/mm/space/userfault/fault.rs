@@ -17,7 +17,7 @@ use super::super::fault::handle_fault;
 use super::super::look::{Glimpse, LockedEntry};
 use super::super::outcome::{AllowedFault, FaultOutcome};
 use super::super::range::pages;
-use super::queue::QueuedFault;
+use super::queue::{Queue, QueuedFault};
 use super::{Features, PageFault};
 use crate::chip::timer;
 use crate::lab;
@@ -37,6 +37,21 @@ pub enum FaultMode {
 
 /// How long a device's fault waits for a pager.
 const DEVICE_PATIENCE: Duration = Duration::from_secs(10);
+
+impl FaultMode {
+    /// Waits until `fault` is served, or the wait ends; returns `false` for a device's that is late.
+    fn wait(self, queue: &Queue, fault: &QueuedFault) -> bool {
+        match self {
+            Self::El0 => _ = queue.wait(fault, &sched::is_interrupted, sched::park),
+            Self::Kernel => _ = queue.wait(fault, &sched::is_killed, sched::park),
+            Self::Device => {
+                let end = timer::uptime().saturating_add(DEVICE_PATIENCE);
+                return queue.wait(fault, &|| timer::uptime() >= end, sched::sleep_briefly);
+            }
+        }
+        true
+    }
+}
 
 /// The reason for a pager to serve a fault. Only a [`LockedEntry`] gives one, so neither a message nor SIGBUS comes
 /// from a look without the lock.
@@ -104,12 +119,9 @@ impl Space {
             if is_refused && lab::is_on!(ANSWER_AT_GLIMPSE) {
                 return Err(FaultError::Unusable);
             }
-            let mut place = self.page_tables().cell(page);
-            if place.is_none() && self.block_entry(page).is_none() {
-                // It will need one. The lock of the table orders the message, or the refusal, and what serves it.
-                self.ensure_cells(cpu, pages(page, page + PAGE))?;
-                place = self.page_tables().cell(page);
-            }
+            // The page will need a table, whose lock orders the message, or the refusal, and what serves it.
+            let place = self.ensure_cells(cpu, pages(page, page + PAGE))?;
+            let place = place.and_then(|found| Some((found.table, found.cells.first()?)));
             let block = if place.is_none() { self.block_at(page) } else { None };
             let found = place.or_else(|| block.as_ref().map(|found| (found.table, found.cell)));
             let Some((table, cell)) = found else { return Ok(()) };
@@ -140,20 +152,11 @@ impl Space {
             userfaultfd
         };
         userfaultfd.queue.wake_pollers();
-        match mode {
-            FaultMode::El0 => userfaultfd.queue.wait(&fault, &sched::is_interrupted, sched::park),
-            FaultMode::Kernel => userfaultfd.queue.wait(&fault, &sched::is_killed, sched::park),
-            FaultMode::Device => {
-                let end = timer::uptime().saturating_add(DEVICE_PATIENCE);
-                let is_late = || timer::uptime() >= end;
-                if !userfaultfd.queue.wait(&fault, &is_late, sched::sleep_briefly) {
-                    crate::log::warn!("no pager has served a device's access to {page} in time");
-                    return Err(FaultError::Unusable);
-                }
-                true
-            }
-        };
-        Ok(())
+        if mode.wait(&userfaultfd.queue, &fault) {
+            return Ok(());
+        }
+        crate::log::warn!("no pager has served a device's access to {page} in time");
+        Err(FaultError::Unusable)
     }
 
     /// Serves a fault at the marker of `page`, where userfaultfd write-protects a page that is not there: maps a page that
