@@ -90,26 +90,11 @@ impl Space {
     /// Whether one of the pages of `range` that are an object's was used since it became old; with [`Used::Age`] they
     /// become old, and `batch` invalidates them, so that the next use is seen.
     pub(super) fn was_used(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange, used: Used) -> bool {
-        let (mmu, mut was_used) = (self.mmu(), false);
-        // No file of the initrd has blocks.
-        self.page_tables().walk_cells(range).for_each(|found| {
-            let _locked = self.lock_table(found.table);
-            self.unfold_ends(&found);
-            let mut young = StaleRange::NONE;
-            for (index, cell) in found.cells.iter().enumerate() {
-                let entry = mmu.load(cell);
-                if state(entry) == EntryState::Page && entry.is_young() && self.is_of_object(entry) {
-                    was_used = true;
-                    if used == Used::Age {
-                        // Not writable: the hardware may set the access flag again and nothing else.
-                        mmu.store(cell, entry.old());
-                        young.note(found.address(index), found.address(index + 1));
-                    }
-                }
-            }
-            if let Some(young) = young.invalidation(None) {
-                batch.add(self.tlb(), &young);
-            }
+        let mut was_used = false;
+        self.change_in_batch(batch, range, |entry| {
+            let is_used = entry.is_valid() && entry.is_young();
+            was_used |= is_used;
+            (is_used && used == Used::Age).then(|| entry.old())
         });
         was_used
     }
@@ -117,7 +102,23 @@ impl Space {
     /// Takes the pages of `range` that are an object's out of their entries, which hold the marker then, and has
     /// `batch` invalidate them. The object, or what has taken them from it, has another reference to each.
     pub(super) fn unmap_in_batch(&self, batch: &mut TlbBatch<'_, Machine>, range: PageRange) {
+        self.change_in_batch(batch, range, |entry| {
+            // The write-protect marker is kept, after the invalidation too.
+            let is_kept = entry.is_uffd_wp() && !lab::is_on!(NO_MARKER_ON_RECLAIM);
+            Some(Descriptor::from(if is_kept { Markers::STALE.and(Markers::UFFD_WP) } else { Markers::STALE }))
+        });
+    }
+
+    /// Stores what `change` returns for the entries of `range` whose pages are an object's, and has `batch` invalidate
+    /// what changes. An entry that becomes a marker drops its reference.
+    fn change_in_batch(
+        &self,
+        batch: &mut TlbBatch<'_, Machine>,
+        range: PageRange,
+        mut change: impl FnMut(Descriptor) -> Option<Descriptor>,
+    ) {
         let mmu = self.mmu();
+        // No file of the initrd has blocks.
         self.page_tables().walk_cells(range).for_each(|found| {
             let _locked = self.lock_table(found.table);
             self.unfold_ends(&found);
@@ -128,14 +129,14 @@ impl Space {
                 if !is_page || !self.is_of_object(entry) {
                     continue;
                 }
-                // The write-protect marker is kept, after the invalidation too.
-                let is_kept = entry.is_uffd_wp() && !lab::is_on!(NO_MARKER_ON_RECLAIM);
-                let left = if is_kept { Markers::STALE.and(Markers::UFFD_WP) } else { Markers::STALE };
-                // Clean: what the hardware sets concurrently does not matter.
-                mmu.store(cell, Descriptor::from(left));
+                let Some(new) = change(entry) else { continue };
+                // Clean, and not writable: the access flag that the hardware may set concurrently does not matter.
+                mmu.store(cell, new);
                 stale.note(found.address(index), found.address(index + 1));
-                let was_last = self.common.record(entry.address()).put();
-                debug_assert!(!was_last, "the object's reference is left");
+                if !new.is_present() {
+                    let was_last = self.common.record(entry.address()).put();
+                    debug_assert!(!was_last, "the object's reference is left");
+                }
             }
             if let Some(stale) = stale.invalidation(None) {
                 batch.add(self.tlb(), &stale);
