@@ -85,7 +85,7 @@ fn block_of(page: Descriptor) -> Descriptor {
 }
 
 /// The entry of the first page of `block`, with its attributes.
-fn page_of(block: Descriptor) -> Descriptor {
+pub(super) fn page_of(block: Descriptor) -> Descriptor {
     Descriptor(block.0 | bits::TABLE)
 }
 

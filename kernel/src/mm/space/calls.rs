@@ -7,14 +7,13 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
-use granule_pgtable::{Mmu as _, PageRange};
+use granule_pgtable::PageRange;
 
 use super::address_space::Space;
 use super::advise::Discard;
 use super::area::pools::Spares;
 use super::area::tree::{Areas, Held};
 use super::area::{Area, AreaFlags, Mapping, SEARCH_START, Sharing};
-use super::block::{is_block, pages_of_block};
 use super::entry::{EntryState, state};
 use super::error::{Refusal, SpaceError};
 use super::gather::Gather;
@@ -25,7 +24,6 @@ use super::range::{STACK_GUARD, USER_END, USER_START, clamped_range, is_of_few, 
 use super::shmem::{Object, Seals};
 use super::userfault::events::PendingEvents;
 use super::zap::ZapFlags;
-use crate::lab;
 use crate::mm::counted::Counted;
 use crate::mm::notifier::{Event, Range};
 use crate::mm::pool::PoolBox;
@@ -600,31 +598,14 @@ impl Space {
             let part = area.part_in(range);
             note_pages_of_object(area, part, present.get_mut(index(part.start())..).unwrap_or_default());
         }
-        let mut walk = self.page_tables().walk_cells(range);
-        while let Some(found) = walk.next_cells(|at| {
-            let places = present.iter_mut().skip(index(at)).take(pages_of_block(range, at));
-            // The object has answered for pages under a marker.
-            self.look_at_block(at, |seen| {
-                let is_present = u8::from(is_block(seen.descriptor()));
-                places.for_each(|place| *place |= is_present);
-            })
-        }) {
-            let mut places = present.iter_mut().skip(index(found.start));
-            let mut note = |entry| {
-                let is_present = match state(entry) {
-                    EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
-                    EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
-                };
-                if let Some(place) = places.next() {
-                    *place |= is_present;
-                }
+        self.look_at_each(range, |seen| {
+            let is_present = match state(seen.entry) {
+                EntryState::Page | EntryState::Inaccessible | EntryState::Migration => 1,
+                // The object has answered for these.
+                EntryState::Empty | EntryState::Stale | EntryState::Marker(_) | EntryState::Damaged => 0,
             };
-            if lab::is_on!(ANSWER_AT_GLIMPSE) {
-                found.cells.iter().for_each(|cell| note(self.mmu().load(cell)));
-            } else {
-                self.for_each_locked(&found, |seen| note(seen.descriptor()));
-            }
-        }
+            present.iter_mut().skip(index(seen.at)).take(seen.pages).for_each(|place| *place |= is_present);
+        });
         // Registers are in no memory, whatever is mapped.
         for part in areas.touching(range).filter(|area| area.is_of_device()).map(|area| area.part_in(range)) {
             present.iter_mut().skip(index(part.start())).take(part.pages()).for_each(|place| *place = 0);

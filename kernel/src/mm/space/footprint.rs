@@ -4,8 +4,6 @@ use granule_arch::addr::PAGE_SIZE;
 
 use super::address_space::Space;
 use super::area::Area;
-use super::block::{is_block, pages_of_block};
-use super::look::LockedEntry;
 use super::tally::{Footprint, Tally};
 use crate::sched::relax;
 
@@ -34,22 +32,11 @@ impl Space {
     /// Pages that are mapped in `area`, in entries of tables and in blocks.
     pub(super) fn own_pages(&self, area: &Area) -> usize {
         let mut pages = 0;
-        let mut walk = self.page_tables().walk_cells(area.range());
-        // Not the marker of one.
-        let in_block = |seen: LockedEntry<'_>, at| match is_block(seen.descriptor()) {
-            true => pages_of_block(area.range(), at),
-            false => 0,
-        };
-        while let Some(found) = walk.next_cells(|at| {
-            relax();
-            self.look_at_block(at, |seen| pages += in_block(seen, at))
-        }) {
-            self.for_each_locked(&found, |seen| {
-                let entry = seen.descriptor();
-                pages += usize::from(entry.is_present() && !entry.is_special());
-            });
-            relax();
-        }
+        self.look_at_each(area.range(), |seen| {
+            if seen.entry.is_present() && !seen.entry.is_special() {
+                pages += seen.pages;
+            }
+        });
         pages
     }
 }

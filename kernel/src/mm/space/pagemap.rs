@@ -8,17 +8,17 @@ use core::sync::atomic::Ordering;
 
 use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, MigrationAccess, NonPresent};
-use granule_pgtable::PageRange;
+use granule_pgtable::{Mmu, PageRange};
 
 use super::address_space::Space;
 use super::area::tree::Areas;
-use super::block::{is_block, pages_of_block};
-use super::cells::TableCells;
+use super::block::{is_block, page_of, pages_of_block};
 use super::entry::{EntryState, rest_of_stale, state};
-use super::look::LockedEntry;
 use super::range::USER_END;
 use super::shmem::OF_OBJECT;
+use crate::lab;
 use crate::mm::page_block::BLOCK_SIZE;
+use crate::sched::relax;
 
 /// A page is there.
 pub const PRESENT: u64 = 1 << 63;
@@ -43,6 +43,17 @@ const TYPE_MARKER: u64 = 31;
 /// Entries that are looked at under one hold of a table's lock.
 const AT_ONCE: usize = 64;
 
+/// An entry of a range, whose table is locked.
+#[derive(Clone, Copy)]
+pub(super) struct Seen {
+    /// The first page in the range that it translates, and how many there are.
+    pub(super) at: VirtAddr,
+    pub(super) pages: usize,
+    /// The form that a page has, also where it is a block's.
+    pub(super) entry: Descriptor,
+    is_block: bool,
+}
+
 impl Space {
     /// Stores the words of the pages from `start` on, a multiple of the page size, one for each word of `shown`. Where
     /// nothing is mapped, and above what programs may map, a word is 0.
@@ -62,56 +73,46 @@ impl Space {
 
     /// Stores the words of a range in one part of the areas.
     fn show_part(&self, areas: &Areas, part: PageRange, shown: &mut [u64]) {
-        let index = |address: VirtAddr| ((address - part.start()) / PAGE) as usize;
-        let mut walk = self.page_tables().walk_cells(part);
-        while let Some(found) = walk.next_cells(|at| {
-            let places = shown.iter_mut().skip(index(at)).take(pages_of_block(part, at));
-            self.look_at_block(at, |seen| self.show_block(areas, at, seen, places))
-        }) {
-            self.show_cells(&found, shown.iter_mut().skip(index(found.start)));
-        }
-    }
-
-    fn show_cells<'w>(&self, found: &TableCells<'_>, mut places: impl Iterator<Item = &'w mut u64>) {
-        self.for_each_locked(found, |seen| {
-            if let Some(place) = places.next() {
-                *place = self.shown(seen);
-            }
+        self.look_at_each(part, |seen| {
+            let places = shown.iter_mut().skip(((seen.at - part.start()) / PAGE) as usize).take(seen.pages);
+            let (first, step) = (self.shown(areas, seen), u64::from(seen.entry.is_present()));
+            places.zip(0..).for_each(|(place, index)| *place = first + index * step);
         });
     }
 
-    fn show_block<'w>(
-        &self,
-        areas: &Areas,
-        at: VirtAddr,
-        seen: LockedEntry<'_>,
-        places: impl Iterator<Item = &'w mut u64>,
-    ) {
-        let entry = seen.descriptor();
-        if !is_block(entry) {
-            let marker = shown_non_present(entry.non_present());
-            places.for_each(|place| *place = marker);
-            return;
-        }
-        let holders = self.common.block(entry.address()).holders();
-        let of_object = areas.find(at).is_some_and(|area| area.object().is_some());
-        let first = entry.address().frame_number() + (at.0 % BLOCK_SIZE / PAGE) as usize;
-        let flags = flags_of_leaf(entry) | flags_of_frame(of_object, holders);
-        places.zip(first..).for_each(|(place, frame)| *place = flags | frame as u64);
-    }
-
-    /// Calls `each` with every entry of `found`, in order, under the lock of the table, which is released now and then.
-    pub(super) fn for_each_locked(&self, found: &TableCells<'_>, mut each: impl FnMut(LockedEntry<'_>)) {
-        for cells in found.cells.chunks(AT_ONCE) {
-            let locked = self.lock_table(found.table);
-            cells.iter().for_each(|cell| each(locked.entry(self.mmu(), cell)));
+    /// Calls `look` with each entry of `range`, in order, under the lock of its table, which is released now and then.
+    #[inline(always)]
+    pub(super) fn look_at_each(&self, range: PageRange, mut look: impl FnMut(Seen)) {
+        let mmu = self.mmu();
+        let mut walk = self.page_tables().walk_cells(range);
+        while let Some(found) = walk.next_cells(|at| {
+            relax();
+            self.look_at_block(at, |seen| {
+                let entry = seen.descriptor();
+                let entry = if is_block(entry) { page_of(entry) } else { entry };
+                look(Seen { at, pages: pages_of_block(range, at), entry, is_block: true });
+            })
+        }) {
+            for first in (0..found.cells.len()).step_by(AT_ONCE) {
+                let _locked = (!lab::is_on!(ANSWER_AT_GLIMPSE)).then(|| self.lock_table(found.table));
+                for (index, cell) in found.cells.iter().enumerate().skip(first).take(AT_ONCE) {
+                    look(Seen { at: found.address(index), pages: 1, entry: mmu.load(cell), is_block: false });
+                }
+            }
+            relax();
         }
     }
 
-    /// The word of an entry of the last level.
-    fn shown(&self, seen: LockedEntry<'_>) -> u64 {
-        let entry = seen.descriptor();
+    /// The word of the first page of an entry.
+    fn shown(&self, areas: &Areas, seen: Seen) -> u64 {
+        let entry = seen.entry;
         match state(entry) {
+            EntryState::Page | EntryState::Inaccessible if seen.is_block => {
+                let holders = self.common.block(entry.address()).holders();
+                let of_object = areas.find(seen.at).is_some_and(|area| area.object().is_some());
+                let frame = entry.address() + seen.at.0 % BLOCK_SIZE;
+                flags_of_leaf(entry) | flags_of_frame(of_object, holders) | frame.frame_number() as u64
+            }
             EntryState::Page | EntryState::Inaccessible => {
                 let leaf = flags_of_leaf(entry) | entry.address().frame_number() as u64;
                 if entry.is_special() {
