@@ -61,6 +61,33 @@ macro_rules! eight {
     };
 }
 
+/// Compares a pair with what [`fill`] stores there, where `$first` compares the first of the two: alone, or with the
+/// condition that an earlier pair is so. Goes on to the next.
+macro_rules! compare {
+    ($first:literal) => {
+        concat!(
+            "ldp {a}, {b}, [{at}], #16\n",
+            $first,
+            "ccmp {b}, {second}, #0, eq
+             add {first}, {first}, {two_steps}
+             add {second}, {second}, {two_steps}
+            "
+        )
+    };
+}
+/// Eight entries: all are compared before it branches.
+macro_rules! compare_eight {
+    () => {
+        concat!(
+            compare!("cmp {a}, {first}\n"),
+            compare!("ccmp {a}, {first}, #0, eq\n"),
+            compare!("ccmp {a}, {first}, #0, eq\n"),
+            compare!("ccmp {a}, {first}, #0, eq\n"),
+            "b.ne 10f\n"
+        )
+    };
+}
+
 /// The bits that all entries of `run` have, and those that any of them has.
 #[inline]
 pub(super) fn survey(run: &[Cell]) -> Survey {
@@ -148,38 +175,13 @@ pub(super) fn fill(run: &[Cell], first: u64, step: u64) {
 /// How many entries at the start of `run` are `first`, and each further one `step` more.
 #[inline]
 pub(super) fn filled(run: &[Cell], first: u64, step: u64) -> usize {
-    /// Compares a pair, with the condition for the first comparison of an earlier pair, and goes on to the next.
-    macro_rules! pair {
-        ($first:literal) => {
-            concat!(
-                "ldp {a}, {b}, [{at}], #16\n",
-                $first,
-                "ccmp {b}, {second}, #0, eq
-                 add {first}, {first}, {two_steps}
-                 add {second}, {second}, {two_steps}
-                "
-            )
-        };
-    }
-    /// Eight entries: all are compared before it branches.
-    macro_rules! eight_entries {
-        () => {
-            concat!(
-                pair!("cmp {a}, {first}\n"),
-                pair!("ccmp {a}, {first}, #0, eq\n"),
-                pair!("ccmp {a}, {first}, #0, eq\n"),
-                pair!("ccmp {a}, {first}, #0, eq\n"),
-                "b.ne 10f\n"
-            )
-        };
-    }
     let end: *const Cell;
     // SAFETY: reads entries of `run` and nothing else, each whole, as relaxed atomic loads would.
     unsafe {
         core::arch::asm!(
             concat!(
                 run!(
-                    eight_entries!(), eight_entries!();
+                    compare_eight!(), compare_eight!();
                     "ldp {a}, {b}, [{at}], #16
                      cmp {a}, {first}
                      ccmp {b}, {second}, #0, eq
