@@ -238,7 +238,7 @@ impl Line for Forged {
     }
 }
 
-/// What is not whole is not entered, and a load that was refused is over: another start finds none.
+/// Nothing is entered that is not whole, and a load that was refused is over: another start finds none.
 #[test]
 fn a_refused_load_is_over() {
     let (line, baud) = board("virt", "granule-loader.img", "", 0);

@@ -73,7 +73,7 @@ fn a_bad_line_costs_time_and_fails_no_test() {
     assert!(pass("virt", 2, 1000, is_quick) > 10);
 }
 
-/// What must not pass has not, over a line with so many damaged bytes in a million. The board is switched off and on for
+/// Nothing passes that must not, over a line with so many damaged bytes in a million. The board is switched off and on for
 /// the tests after one that ends it.
 fn refuses(per_million: u32) {
     let names = ["fails", "makes_no_checks", "panics", "hangs_with_interrupts_off", "resets", "forges_a_verdict"];
