@@ -583,7 +583,7 @@ impl DmaDevice {
         self.show(cpu, physical, bytes, direction)
     }
 
-    /// [`Self::map`], whatever the caches have of the memory.
+    /// [`Self::map`] of memory that no cache has anything of.
     #[inline(always)]
     fn show(&self, cpu: &Cpu, physical: PhysAddr, bytes: usize, direction: Direction) -> Result<DmaAddress, DmaError> {
         match self.device() {
@@ -592,18 +592,14 @@ impl DmaDevice {
         }
     }
 
-    /// Takes back what [`Self::map`] has shown as `address`. On return the device does not reach it any more.
+    /// Takes back what [`Self::map`] has shown as `address`. On return the device does not reach it any more. Where it
+    /// does not see the caches, its memory has stayed valid in the linear map since: CPUs may read stale lines of other
+    /// pages.
     #[inline]
     pub fn unmap(&self, _cpu: &Cpu, address: DmaAddress, bytes: usize) {
         if self.is_uncached {
             self.drop_fetched(address, bytes);
         }
-        self.hide(address, bytes);
-    }
-
-    /// Ends [`Self::show`].
-    #[inline(always)]
-    fn hide(&self, address: DmaAddress, bytes: usize) {
         if let Some(device) = self.device() {
             device.unmap(address, bytes);
         }

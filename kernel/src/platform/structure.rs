@@ -84,7 +84,7 @@ pub(super) struct Place {
 type Places<const N: usize> = [Option<Place>; N];
 
 /// As [`check`], with where in the blob the values of these properties are of `node`, a child of the root; of several of
-/// one name the first, as everywhere.
+/// one name the first, as in the rest of the kernel.
 #[inline(never)]
 pub(super) fn check_and_find<'t, const N: usize>(
     blob: &'t [u8],

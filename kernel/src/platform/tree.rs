@@ -121,7 +121,8 @@ impl<'t> Properties<'t> {
                 "interrupt-names" => &mut found.interrupt_names,
                 _ => continue,
             };
-            *slot = property.value_as().ok();
+            // Of two of one name the first, as dtoolkit finds it.
+            *slot = slot.or(property.value_as().ok());
         }
         found
     }
@@ -148,7 +149,7 @@ impl<'t> Detached<'t> {
         let mut found = [None; COUNT];
         for property in self.0.properties() {
             if let Some(place) = names.iter().zip(&mut found).find(|(name, _)| **name == property.name()) {
-                *place.1 = property.value_as().ok();
+                *place.1 = place.1.or(property.value_as().ok());
             }
         }
         found

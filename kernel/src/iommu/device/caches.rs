@@ -22,12 +22,11 @@ impl DmaDevice {
         direction: Direction,
     ) -> Result<DmaAddress, DmaError> {
         Self::check_lines(physical, bytes, direction)?;
-        let address = self.show(cpu, physical, bytes, direction)?;
-        // Before the driver hands the address on: until then the device accesses nothing there.
+        // From its first access on the device finds there what the CPUs have stored, and nothing is written over its own.
         let dropped = self.drop_lines(physical, bytes).collect::<Result<(), _>>();
         barrier::dsb_sy();
-        dropped.inspect_err(|_| self.hide(address, bytes))?;
-        Ok(address)
+        dropped?;
+        self.show(cpu, physical, bytes, direction)
     }
 
     /// Whether no line of memory that the device is to write has other bytes: a CPU that changed those would write the

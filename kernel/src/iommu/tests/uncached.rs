@@ -91,6 +91,8 @@ fn memory_of_a_device_that_does_not_see_the_caches_is_in_none_at_both_ends_of_a_
     let dropped = |work: &mut dyn FnMut()| {
         let issued = recorded::record(work);
         let complete = issued.iter().rposition(|&instruction| instruction == "dsb_sy").unwrap_or(0);
+        // No entry of the device's tables is written before.
+        assert!(!issued[..complete].iter().any(|instruction| instruction.ends_with("ishst")), "{issued:?}");
         issued[..complete].iter().filter(|&&instruction| instruction == "dc civac").count() * HOST_LINE
     };
     for direction in [Direction::ToDevice, Direction::FromDevice, Direction::Both] {

@@ -109,6 +109,19 @@ fn an_smmu_is_kept_without_the_interrupts_that_make_no_sense() {
     assert_eq!(lines(&found[1]), [Some(112), None], "fewer than names");
 }
 
+#[test]
+fn of_two_properties_of_one_name_the_first_counts() {
+    let twice = |tree: &mut TreeBuilder| {
+        tree.node("smmu@9050000", |tree| {
+            for registers in [0x905_0000, 0x906_0000] {
+                tree.property("reg", &cells(&[0, registers, 0, 0x2_0000]));
+            }
+            tree.property("compatible", &text(&["arm,smmu-v3"]));
+        });
+    };
+    assert_eq!(smmus(twice)[1].registers, range(0x905_0000, 0x907_0000));
+}
+
 /// As Linux's `of_dma_is_coherent`.
 #[test]
 fn coherence_is_a_nodes_own_or_that_of_the_bus_it_is_on() {
