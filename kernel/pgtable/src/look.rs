@@ -58,8 +58,9 @@ pub struct Ready<'t, M: Stores> {
     /// Bytes of an entry.
     size: u64,
     range: PageRange<M::Geometry>,
-    /// The invalidation, where entries change.
-    flush: Flush<M::Geometry>,
+    /// For [`flush`]: whether TLBs may hold the old leaves, and the leaves' level.
+    leaves_stale: bool,
+    level: Option<LevelHint>,
 }
 
 impl<'t, M: Stores> Ready<'t, M> {
@@ -79,7 +80,7 @@ impl<'t, M: Stores> Ready<'t, M> {
             cells => self.mmu.update_run(cells, self.flip),
         }
         lazy.wrote(self.to);
-        self.flush
+        flush(self.range, self.leaves_stale, self.level)
     }
 
     /// Where the physical memory of the range begins, if it is contiguous; `None` also where the leaf has been split
@@ -124,9 +125,20 @@ fn look_at<'t, M: Stores, S: Splitter<M>>(
     if change.makes_executable() && run.inherited & bits::PXNTABLE != 0 {
         return None;
     }
-    let flush = flush(range, change.leaves_stale(), if S::LIVE_SPLITS { None } else { LevelHint::new(level) });
+    let level_hint = if S::LIVE_SPLITS { None } else { LevelHint::new(level) };
+    let leaves_stale = change.leaves_stale();
     let size = M::Geometry::entry_size(level);
-    let ready = |cells, flip, to, is_page| Ready { mmu, cells, flip, to, is_page, size, range, flush };
+    let ready = |cells, flip, to, is_page| Ready {
+        mmu,
+        cells,
+        flip,
+        to,
+        is_page,
+        size,
+        range,
+        leaves_stale,
+        level: level_hint,
+    };
     // A page takes one load where a run takes a loop.
     let found = if level == LAST_LEVEL && run.count == 1 {
         match look_at_page::<M, S>(mmu, run.table, run.first, change) {
