@@ -119,9 +119,12 @@ impl Space {
             if is_refused && lab::is_on!(ANSWER_AT_GLIMPSE) {
                 return Err(FaultError::Unusable);
             }
-            // The page will need a table, whose lock orders the message, or the refusal, and what serves it.
-            let place = self.ensure_cells(cpu, pages(page, page + PAGE))?;
-            let place = place.and_then(|found| Some((found.table, found.cells.first()?)));
+            let mut place = self.page_tables().cell(page);
+            if place.is_none() && self.block_entry(page).is_none() {
+                // It will need one. The lock of the table orders the message, or the refusal, and what serves it.
+                self.ensure_cells(cpu, pages(page, page + PAGE))?;
+                place = self.page_tables().cell(page);
+            }
             let block = if place.is_none() { self.block_at(page) } else { None };
             let found = place.or_else(|| block.as_ref().map(|found| (found.table, found.cell)));
             let Some((table, cell)) = found else { return Ok(()) };
