@@ -14,7 +14,7 @@ const SOURCES: [&str; 3] = ["arch/src", "boot/src", "kernel"];
 
 /// Accesses of memory: the file, and what the line has.
 const MEMORY: [(&str, &str); 17] = [
-    ("arch/src/alternative.rs", "site.address.as_ptr::<u32>().read_volatile()"),
+    ("arch/src/machine/alternative.rs", "site.address.as_ptr::<u32>().read_volatile()"),
     ("kernel/src/chip/its/mod.rs", "slot.write_volatile(command.0)"),
     ("kernel/src/devices/nvme/controller.rs", "self.identity.memory.as_ptr::<u8>().add(index).read_volatile()"),
     ("kernel/src/devices/nvme/queue.rs", "at.add(index.into()).write_volatile(words)"),
