@@ -136,9 +136,8 @@ pub fn release(cpus: CpuSet, empty_root: PhysAddr) {
 
 /// Ends the identity map on this CPU: TTBR0_EL1 gets a table without entries, and nothing of the old one is cached.
 pub fn leave_identity_map(empty_root: PhysAddr) {
+    // Only with the new table is what is invalidated not filled in again.
     set_user_root(empty_root);
-    // New walks use the new table from the ISB on; only then is what is invalidated not filled in again.
-    barrier::isb();
     Instruction::Vmalle1.execute();
     barrier::dsb_nsh();
     barrier::isb();

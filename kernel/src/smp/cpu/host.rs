@@ -4,6 +4,7 @@ use core::cell::Cell;
 use std::boxed::Box;
 
 use granule_arch::addr::PhysAddr;
+use granule_arch::barrier;
 
 use super::{Cpu, CpuId};
 
@@ -34,4 +35,6 @@ pub(in crate::smp) const fn own_affinity() -> u64 {
 }
 
 /// There is no table to leave.
-pub(in crate::smp) const fn set_user_root(_: PhysAddr) {}
+pub(in crate::smp) fn set_user_root(_: PhysAddr) {
+    barrier::isb();
+}

@@ -4,6 +4,7 @@
 
 use aarch64_cpu::registers::{MPIDR_EL1, Readable as _, TTBR0_EL1, Writeable as _};
 use granule_arch::addr::PhysAddr;
+use granule_arch::barrier;
 
 use super::{AFFINITY, Cpu, CpuId};
 
@@ -31,7 +32,8 @@ pub(in crate::smp) fn own_affinity() -> u64 {
     MPIDR_EL1.get() & AFFINITY
 }
 
-/// Sets TTBR0_EL1, with ASID 0, which no user space gets.
+/// Sets TTBR0_EL1, with ASID 0, which no user space gets. New walks use the new table.
 pub(in crate::smp) fn set_user_root(root: PhysAddr) {
     TTBR0_EL1.set(root.0);
+    barrier::isb();
 }
