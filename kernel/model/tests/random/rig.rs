@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use granule_arch::addr::{PhysAddr, VirtAddr};
-use granule_arch::descriptor::{Attributes, bits};
+use granule_arch::descriptor::{Attributes, Descriptor, bits};
 use granule_model::{Access, Fault, Model, Outcome};
 use granule_pgtable::{
     Announced, Change, Collapse, Collapser, Entries, Error, Flush, Geometry, Handshake, Invalidation, Lazy, Leaf,
@@ -266,8 +266,8 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         self.map(cpu, range, physical, attributes, shape, first_try, meanwhile)
     }
 
-    /// Whether `call` of `cpu` is for pages of which none is valid, and leaves them so. It cannot know that they have
-    /// been invalidated since they became so, and does it again.
+    /// Whether `call` of `cpu` changes no page that is valid, and leaves those that are invalid so. It cannot know that
+    /// they have been invalidated since they became so, and does it again.
     pub(crate) fn is_for_invalid_pages(&self, cpu: usize, call: Call) -> bool {
         let place = match call {
             Call::Unmap(place) => place,
@@ -276,7 +276,11 @@ impl<'m, G: Geometry, T: for<'c> Tlb<Gated<'c, G>>> Rig<'m, G, T> {
         };
         let pieces = |range: PageRange<G>| self.plain().pieces(self.low(range.start()), self.low(range.last()) + 1);
         let pieces = self.range(cpu, place).map(pieces).unwrap_or_default();
-        pieces.iter().all(|(_, piece)| piece.attributes & bits::VALID == 0)
+        let is_left = |attributes: u64| match call {
+            Call::Update(_, change) => self.change(CHANGES[change]).apply(Descriptor(attributes)).0 == attributes,
+            Call::Unmap(_) | Call::Map { .. } => false,
+        };
+        pieces.iter().all(|(_, piece)| piece.attributes & bits::VALID == 0 || is_left(piece.attributes))
     }
 
     fn change(&self, change: Change) -> Change {
