@@ -57,9 +57,8 @@ fn start(cpu: &'static Cpu, kernel: &'static Kernel, smmu: &Smmu, place: &Once<I
     // SAFETY: both pages of the SMMU by the device tree, just mapped, for ever; it has no other user.
     let mut port = unsafe { Port::new(registers, kernel.frames) };
     if !(smmu.coherent && IDR0::COHACC.is_set(features)) {
-        let (uncached, mapped) = port.uncached(cpu, &kernel.space);
-        port = uncached;
-        // It is shut by `probe`, which finds no memory then.
+        // With an error it is shut by `probe`, which finds no memory then.
+        let mapped = port.make_uncached(cpu, &kernel.space);
         _ = mapped.inspect_err(|error| crate::log::warn!("smmu: memory that no cache has: {error}"));
     }
     let probed = probe(port);

@@ -52,19 +52,19 @@ impl Port {
         Self { registers, producer, consumer, frames, left, is_uncached: false }
     }
 
-    /// This port of an SMMU that does not see the CPUs' caches. All its memory is mapped now, since no area can be mapped
-    /// under the lock of its streams: 2 MiB, for queues, the table and the streams of some 40 buses. With an error it has
-    /// none: the SMMU can be shut, and not be used.
-    pub(super) fn uncached(mut self, cpu: &Cpu, space: &KernelSpace) -> (Self, Result<(), VmallocError>) {
+    /// Makes this the port of an SMMU that does not see the CPUs' caches. All its memory is mapped now, since no area can
+    /// be mapped under the lock of its streams: 2 MiB, for queues, the table and the streams of some 40 buses.
+    ///
+    /// # Errors
+    /// [`VmallocError`]: it has no memory, so that the SMMU can be shut, and not be used.
+    pub(super) fn make_uncached(&mut self, cpu: &Cpu, space: &KernelSpace) -> Result<(), VmallocError> {
         self.is_uncached = true;
-        let mapped = self.frames.alloc_blocks(cpu, 0).map_err(VmallocError::from).and_then(|from| {
-            // SAFETY: the block is this port's for ever, which uses nothing but what this returns.
-            let mapped = unsafe { space.map_uncached(cpu, from, BLOCK_SIZE / PAGE) };
-            let virt = mapped.inspect_err(|_| self.frames.free_blocks(cpu, from, 0))?;
-            Ok(Left { from, end: PhysAddr(from.0 + BLOCK_SIZE), virt })
-        });
-        let mapped = mapped.map(|left| self.left = IrqLock::new(left));
-        (self, mapped)
+        let from = self.frames.alloc_blocks(cpu, 0)?;
+        // SAFETY: the block is this port's for ever, which uses nothing but `virt`; with an error it goes back.
+        let mapped = unsafe { space.map_uncached(cpu, from, BLOCK_SIZE / PAGE) };
+        let virt = mapped.inspect_err(|_| self.frames.free_blocks(cpu, from, 0))?;
+        self.left = IrqLock::new(Left { from, end: PhysAddr(from.0 + BLOCK_SIZE), virt });
+        Ok(())
     }
 
     #[inline(always)]
@@ -152,7 +152,7 @@ unsafe impl Platform for Port {
 }
 
 // SAFETY: 1. frames of a page block of this port's own, mapped for ever; each byte is handed out once, zeroed. 2. The
-// linear map shows them write-back; `uncached` has mapped those of an SMMU that does not see the caches.
+// linear map shows them write-back; `make_uncached` has mapped those of an SMMU that does not see the caches.
 unsafe impl Memory for Port {
     /// From a page block of 2 MiB, of which nothing comes back: memory whose address the SMMU once had stays its own.
     fn allocate(&self, bytes: usize, align: usize) -> Option<DmaMemory> {

@@ -13,14 +13,14 @@ pub(super) const fn accepts_tags() -> bool {
 }
 
 macro_rules! faults {
-        ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(
-            /// # Safety
-            /// None: nothing is accessed.
-            pub(super) unsafe fn $name($(_: $type),*) -> u64 {
-                1
-            }
-        )*};
-    }
+    ($($name:ident($($argument:ident: $type:ty),*);)*) => {$(
+        /// # Safety
+        /// None: nothing is accessed.
+        pub(super) unsafe fn $name($(_: $type),*) -> u64 {
+            1
+        }
+    )*};
+}
 
 faults! {
     copy_from(to: *mut u8, from: u64, bytes: usize);

@@ -201,21 +201,21 @@ unsafe extern "C" {
 
 /// A function that calls the first of two where the CPUs have FEAT_MOPS, else the second.
 macro_rules! by_mops {
-        ($name:ident($($argument:ident: $type:ty),*) $mops:ident $else:ident) => {
-            /// # Safety
-            /// The kernel's side is the caller's.
-            #[inline(always)]
-            pub(super) unsafe fn $name($($argument: $type),*) -> u64 {
-                if patched_branch!(MOPS) {
-                    // SAFETY: the caller's contract.
-                    unsafe { $mops($($argument),*) }
-                } else {
-                    // SAFETY: the caller's contract.
-                    unsafe { $else($($argument),*) }
-                }
+    ($name:ident($($argument:ident: $type:ty),*) $mops:ident $else:ident) => {
+        /// # Safety
+        /// The kernel's side is the caller's.
+        #[inline(always)]
+        pub(super) unsafe fn $name($($argument: $type),*) -> u64 {
+            if patched_branch!(MOPS) {
+                // SAFETY: the caller's contract.
+                unsafe { $mops($($argument),*) }
+            } else {
+                // SAFETY: the caller's contract.
+                unsafe { $else($($argument),*) }
             }
-        };
-    }
+        }
+    };
+}
 
 /// Whether the running thread has asked for addresses with tags.
 pub(super) fn accepts_tags() -> bool {
