@@ -50,6 +50,7 @@ calls! {
     MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRLIMIT __NR_getrlimit, SETRLIMIT __NR_setrlimit,
     PRLIMIT64 __NR_prlimit64, GETRANDOM __NR_getrandom, MEMFD_CREATE __NR_memfd_create, FTRUNCATE __NR_ftruncate,
     FALLOCATE __NR_fallocate, USERFAULTFD __NR_userfaultfd, FSYNC __NR_fsync, FDATASYNC __NR_fdatasync, MSYNC __NR_msync,
+    MSEAL __NR_mseal,
 }
 
 errors! {

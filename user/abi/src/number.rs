@@ -94,4 +94,5 @@ numbers! {
     MEMFD_CREATE = 279 "memfd_create";
     USERFAULTFD = 282 "userfaultfd";
     MLOCK2 = 284 "mlock2";
+    MSEAL = 462 "mseal";
 }

@@ -12,7 +12,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, unmap, unmap_all);
+own!(call, file, unmap, unmap_all);
 
 /// Where the program maps an obstacle.
 const TAKEN: u64 = 0x6000_0000_0000;
@@ -21,7 +21,8 @@ const TAKEN_PAGES: u64 = 16;
 fn run(_: Start) -> u8 {
     parts! { ()
         mmap_refuses_in_linuxs_order large_pages_are_refused the_heap_ends_a_page_below_the_next_mapping
-        mincore_answers_up_to_a_hole mappings_are_counted
+        mincore_answers_up_to_a_hole mappings_are_counted mseal_refuses_in_linuxs_order sealed_memory_stays
+        a_sealed_heap_ends_where_it_is
     }
     println!("refusals: ok");
     wrong()
@@ -227,4 +228,109 @@ fn mappings_are_counted() {
     assert_eq!(call(MPROTECT, [apart, PAGE, RW]), Ok(0), "two pieces when there is room");
     assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Ok(0));
     unmap_all([(apart, 3), (TAKEN, count)]);
+}
+
+fn mseal_refuses_in_linuxs_order() {
+    assert_eq!(map_at(TAKEN, 4, RW), Ok(TAKEN));
+    unmap(TAKEN + 2 * PAGE, 1);
+    for (what, address, bytes, flags, wanted) in [
+        ("flags", TAKEN, PAGE, 1, Err(EINVAL)),
+        ("flags, of nothing", TAKEN, 0, 1 << 32, Err(EINVAL)),
+        ("no page", TAKEN + 1, PAGE, 0, Err(EINVAL)),
+        ("no page, of nothing", TAKEN + 1, 0, 0, Err(EINVAL)),
+        ("nothing", TAKEN, 0, 0, Ok(0)),
+        ("nothing, where nothing is", TAKEN + 2 * PAGE, 0, 0, Ok(0)),
+        ("a size that wraps", TAKEN, u64::MAX, 0, Err(EINVAL)),
+        ("an end that wraps", TAKEN, TAKEN.wrapping_neg() + PAGE, 0, Err(EINVAL)),
+        ("a hole", TAKEN, 4 * PAGE, 0, Err(ENOMEM)),
+        ("a hole at the start", TAKEN + 2 * PAGE, 2 * PAGE, 0, Err(ENOMEM)),
+        ("beyond the end", TOP - PAGE, 2 * PAGE, 0, Err(ENOMEM)),
+    ] {
+        assert_eq!(call(MSEAL, [address, bytes, flags]), wanted, "{what}");
+    }
+    // Nothing of it is sealed.
+    unmap(TAKEN, 4);
+}
+
+/// Each call that might take a mapping, its protection or its contents away.
+fn sealed_memory_stays() {
+    const OPEN: Result<u64, Errno> = Ok(0);
+    const SHUT: Result<u64, Errno> = Err(EPERM);
+    const KINDS: [(&str, u64, u64); 5] = [
+        ("read-only", PROT_READ, PRIVATE),
+        ("none", PROT_NONE, PRIVATE),
+        ("writable", RW, PRIVATE),
+        ("shared, read-only", PROT_READ, MAP_SHARED | MAP_ANONYMOUS),
+        ("of a file, read-only", PROT_READ, MAP_PRIVATE),
+    ];
+    probe::prepare();
+    for (index, (kind, protection, flags)) in KINDS.into_iter().enumerate() {
+        let at = TAKEN + index as u64 * 32 * PAGE;
+        let descriptor = if flags & MAP_ANONYMOUS == 0 { file(8) } else { u64::MAX };
+        assert_eq!(call(MMAP, [at, 8 * PAGE, protection, flags | MAP_FIXED, descriptor, 0]), Ok(at), "{kind}");
+        let (sealed, beside) = (at + 2 * PAGE, at + 4 * PAGE);
+        for _ in 0..2 {
+            assert_eq!(call(MSEAL, [sealed | 0x5a << 56, 2 * PAGE, 0]), OPEN, "{kind}, twice");
+        }
+        let discards = if index < 2 { SHUT } else { OPEN };
+        let anonymous = if flags & MAP_ANONYMOUS != 0 && flags & MAP_SHARED == 0 { discards } else { Err(EINVAL) };
+        let remove = match index {
+            0 | 1 => SHUT,
+            3 => OPEN,
+            4 => Err(EACCES),
+            _ => Err(EINVAL),
+        };
+        for (what, number, arguments, wanted) in [
+            ("munmap", MUNMAP, [sealed, PAGE, 0, 0, 0], SHUT),
+            ("munmap of all", MUNMAP, [at, 8 * PAGE, 0, 0, 0], SHUT),
+            ("mmap over it", MMAP, [beside - PAGE, 2 * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX], SHUT),
+            ("mmap beside it", MMAP, [sealed, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX], Err(EEXIST)),
+            ("mprotect", MPROTECT, [sealed, PAGE, PROT_READ | PROT_EXEC, 0, 0], SHUT),
+            ("mprotect, as it is", MPROTECT, [sealed, 2 * PAGE, protection, 0, 0], SHUT),
+            ("mremap, shorter", MREMAP, [sealed, 2 * PAGE, PAGE, 0, 0], SHUT),
+            ("mremap, longer", MREMAP, [sealed, 2 * PAGE, 9 * PAGE, MREMAP_MAYMOVE, 0], SHUT),
+            ("mremap, as it is", MREMAP, [sealed, 2 * PAGE, 2 * PAGE, 0, 0], SHUT),
+            ("mremap away", MREMAP, [sealed, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, FAR], SHUT),
+            ("mremap over it", MREMAP, [at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, sealed], SHUT),
+            ("mremap of what is beside it", MREMAP, [at, 3 * PAGE, PAGE, 0, 0], SHUT),
+            ("DONTNEED", MADVISE, [sealed, PAGE, MADV_DONTNEED, 0, 0], discards),
+            ("DONTNEED_LOCKED", MADVISE, [sealed, PAGE, MADV_DONTNEED_LOCKED, 0, 0], discards),
+            ("FREE", MADVISE, [sealed, PAGE, MADV_FREE, 0, 0], anonymous),
+            ("REMOVE", MADVISE, [sealed, PAGE, MADV_REMOVE, 0, 0], remove),
+            ("GUARD_INSTALL", MADVISE, [sealed, PAGE, MADV_GUARD_INSTALL, 0, 0], discards),
+            ("GUARD_REMOVE", MADVISE, [sealed, PAGE, MADV_GUARD_REMOVE, 0, 0], OPEN),
+            ("DONTFORK", MADVISE, [sealed, PAGE, MADV_DONTFORK, 0, 0], discards),
+            ("DOFORK", MADVISE, [sealed, PAGE, MADV_DOFORK, 0, 0], OPEN),
+            ("WIPEONFORK", MADVISE, [sealed, PAGE, MADV_WIPEONFORK, 0, 0], anonymous),
+            ("KEEPONFORK", MADVISE, [sealed, PAGE, MADV_KEEPONFORK, 0, 0], OPEN),
+            ("COLD", MADVISE, [sealed, PAGE, MADV_COLD, 0, 0], OPEN),
+            ("WILLNEED", MADVISE, [sealed, PAGE, MADV_WILLNEED, 0, 0], OPEN),
+            ("mlock", MLOCK, [sealed, PAGE, 0, 0, 0], if index == 1 { Err(ENOMEM) } else { OPEN }),
+            ("munlock", MUNLOCK, [sealed, PAGE, 0, 0, 0], OPEN),
+            ("DONTNEED of all", MADVISE, [at, 8 * PAGE, MADV_DONTNEED, 0, 0], discards),
+        ] {
+            assert_eq!(call(number, arguments), wanted, "{kind}: {what}");
+        }
+        // Those below have changed.
+        assert_eq!(call(MPROTECT, [at, 8 * PAGE, PROT_NONE]), SHUT, "{kind}");
+        assert_eq!(probe::read(at), Err(not_allowed(at)), "{kind}");
+        unmap_all([(at, 2), (beside, 4)]);
+        if descriptor != u64::MAX {
+            assert_eq!(call(CLOSE, [descriptor]), OPEN);
+        }
+        let mut present = [0xff_u8; 2];
+        assert_eq!(call(MINCORE, [sealed, 2 * PAGE, present.as_mut_ptr().expose_provenance() as u64]), OPEN, "{kind}");
+        assert_eq!(call(MINCORE, [at, PAGE, present.as_mut_ptr().expose_provenance() as u64]), Err(ENOMEM), "{kind}");
+    }
+}
+
+fn a_sealed_heap_ends_where_it_is() {
+    let brk = |end: u64| call(BRK, [end]).expect("brk has no errors");
+    let start = brk(0).next_multiple_of(PAGE);
+    assert_eq!(brk(start + 4 * PAGE), start + 4 * PAGE);
+    assert_eq!(call(MSEAL, [start + PAGE, PAGE, 0]), Ok(0));
+    assert_eq!(brk(start + 2 * PAGE), start + 2 * PAGE, "above it");
+    assert_eq!(brk(start), start + 2 * PAGE, "across it");
+    assert_eq!(brk(start + 3 * PAGE), start + 3 * PAGE, "up again");
+    process::in_copy(|| assert_eq!(brk(start), start + 3 * PAGE, "a child's too"));
 }

@@ -291,6 +291,15 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
     Ok(0)
 }
 
+/// There are no flags.
+pub(super) fn mseal(call: &mut Syscall<'_>) -> Answer {
+    if call.argument::<2>() != 0 {
+        return Err(Errno::EINVAL);
+    }
+    call.task.space().mseal(this_cpu(), call.address::<0>().untagged(), call.argument::<1>())?;
+    Ok(0)
+}
+
 /// Checks the range: what is mapped is in memory alone.
 pub(super) fn msync(call: &mut Syscall<'_>) -> Answer {
     let (start, bytes, flags) = (call.address::<0>().untagged(), call.argument::<1>(), call.argument::<2>() as u32);

@@ -183,6 +183,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::MUNLOCKALL] = entry!(memory::munlockall);
     table[number::MINCORE] = entry!(memory::mincore);
     table[number::MADVISE] = entry!(memory::madvise);
+    table[number::MSEAL] = entry!(memory::mseal);
     table
 };
 

@@ -80,6 +80,8 @@ pub(super) const REGISTERS: u8 = 8;
 pub(super) const GROUPS: u8 = 16;
 /// Areas may be registered with a userfaultfd.
 pub(super) const USERFAULTFDS: u8 = 32;
+/// There may be sealed areas.
+pub(super) const SEALED_AREAS: u8 = 64;
 
 impl Spaces {
     /// An empty space.

@@ -67,6 +67,9 @@ impl AreaAdvice {
     /// The flags of `area` by this advice.
     fn applied(self, area: &Area) -> Result<AreaFlags, SpaceError> {
         let flags = area.flags();
+        if matches!(self, Self::DontFork | Self::WipeOnFork) {
+            area.check_discard()?;
+        }
         match self {
             Self::DontFork => Ok(flags.with(AreaFlags::NOT_IN_CHILDREN)),
             Self::DoFork if area.is_of_device() => Err(SpaceError::Invalid),
@@ -239,6 +242,7 @@ impl Space {
         // An area is locked for all of its part, as on Linux: a fork, or a lock of its pages, comes before all of the
         // guards or after them.
         self.for_each_part(start, bytes, |areas, area, part| {
+            area.check_discard()?;
             if area.flags().has_any(AreaFlags::KEPT) {
                 return Err(SpaceError::Invalid);
             }
@@ -280,13 +284,15 @@ impl Space {
     /// As [`Self::madvise_dontneed`]; [`SpaceError::Invalid`] also for an area that `what` leaves out. The pages below
     /// have been discarded.
     pub fn madvise_discard(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, what: Discard) -> Result<(), SpaceError> {
-        let is_left_out = |area: &Area| {
+        let check = |area: &Area| {
+            area.check_discard()?;
             let is_kept = area.flags().has_any(AreaFlags::KEPT);
-            match what {
+            let is_left_out = match what {
                 Discard::All => area.is_of_device(),
                 Discard::Unlocked => is_kept,
                 Discard::Anonymous => is_kept || area.object().is_some(),
-            }
+            };
+            if is_left_out { Err(SpaceError::Invalid) } else { Ok(()) }
         };
         if self.has_userfaultfds()
             && let Some((range, _)) = clamped_range(start, bytes, SpaceError::Invalid)?
@@ -294,10 +300,7 @@ impl Space {
             let mut end = range.end();
             // The discard ends before the first area that it refuses.
             let _ = self.for_each_part(start, bytes, |_, area, part| {
-                if is_left_out(area) {
-                    end = part.start();
-                    return Err(SpaceError::Invalid);
-                }
+                check(area).inspect_err(|_| end = part.start())?;
                 Ok(part.end())
             });
             if range.start() < end {
@@ -305,9 +308,7 @@ impl Space {
             }
         }
         self.for_each_part(start, bytes, |areas, area, part| {
-            if is_left_out(area) {
-                return Err(SpaceError::Invalid);
-            }
+            check(area)?;
             let _change = self.notifiers.start(Range::new(Event::Clear, part.start(), part.end()));
             self.zap(&mut Gather::among_faults(self, cpu, areas), part, ZapFlags::DISCARD);
             Ok(part.end())

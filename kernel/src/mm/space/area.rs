@@ -92,6 +92,8 @@ impl AreaFlags {
     pub(super) const UFFD_MISSING: Self = Self(1 << 9);
     /// So does a store to a page that is write-protected (Linux: `VM_UFFD_WP`).
     pub(super) const UFFD_WP: Self = Self(1 << 10);
+    /// Its mapping and its protection [stay](super::seal) (Linux: `VM_SEALED`).
+    pub(super) const SEALED: Self = Self(1 << 11);
     /// It is registered with a userfaultfd.
     pub(super) const REGISTERED: Self = Self::UFFD_MISSING.with(Self::UFFD_WP);
     /// Advice does not take its pages away.

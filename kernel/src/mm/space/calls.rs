@@ -118,7 +118,7 @@ impl Space {
         let areas = self.areas_for(cpu, request.placement, bytes, &terms.limits);
         let events = Cell::new(None);
         let map = |areas: &mut Areas| {
-            if self.has_userfaultfds()
+            if self.minds_unmapping()
                 && let Placement::Fixed(start) = request.placement
                 && let Some(range) = user_range(start, bytes)
             {
@@ -358,7 +358,7 @@ impl Space {
             if areas.would_bare_guard(range) {
                 return Err(Refusal::ByPart);
             }
-            if self.has_userfaultfds() {
+            if self.minds_unmapping() {
                 events.set(Some(self.events_of_unmapping(areas, range)?));
             }
             let Some(area) = areas.holding(range) else { return self.munmap_several(cpu, areas, range) };
@@ -539,6 +539,7 @@ impl Space {
         let range = pages(range.start(), end);
         let Some(area) = areas.first_touching(range) else { return Ok((None, end)) };
         let part = area.part_in(range);
+        area.check_discard()?;
         if area.flags().has_any(AreaFlags::LOCKED) {
             return Err(SpaceError::Invalid);
         }

@@ -155,6 +155,9 @@ impl Areas {
                 let error = if is_access { SpaceError::NotAllowed } else { SpaceError::Invalid };
                 return (area.part_in(range).start(), error);
             }
+            if area.is_sealed() {
+                return (area.part_in(range).start(), SpaceError::NotPermitted);
+            }
             if !area.becomes_writable(protection) {
                 continue;
             }

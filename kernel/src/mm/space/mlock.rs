@@ -7,7 +7,7 @@ use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
 use super::access::Access;
-use super::address_space::{LOCKED_AREAS, REGISTERS, Space, USERFAULTFDS};
+use super::address_space::{LOCKED_AREAS, REGISTERS, SEALED_AREAS, Space, USERFAULTFDS};
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::error::{Refusal, SpaceError};
@@ -241,13 +241,13 @@ impl Space {
     /// Whether there may be pages that a discard must leave.
     #[inline(always)]
     pub(super) fn keeps_pages(&self) -> bool {
-        self.hints.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS) != 0
+        self.hints.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | SEALED_AREAS) != 0
     }
 
     /// Whether there may be pages that a discard must leave, or a pager that gets an event of it.
     #[inline(always)]
     pub(super) fn minds_discards(&self) -> bool {
-        self.hints.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | USERFAULTFDS) != 0
+        self.hints.load(Ordering::Relaxed) & (LOCKED_AREAS | REGISTERS | SEALED_AREAS | USERFAULTFDS) != 0
     }
 
     /// Called before the first of its areas is locked.

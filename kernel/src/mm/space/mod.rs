@@ -6,7 +6,7 @@
 //! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables
 //! after the invalidation. [`folio`] is the frames of a leaf. [`populate`] installs pages before the first access,
 //! [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are in use, [`reserved`]
-//! holds pages that the kernel maps for devices, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md`
+//! holds pages that the kernel maps for devices, [`seal`] refuses changes for good, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md`
 //! draws the types.
 //!
 //! The types lie below the operations: addresses and entries ([`range`], [`cells`], [`entry`]), what has them
@@ -61,6 +61,7 @@ mod range;
 mod reclaim;
 mod remap;
 mod reserved;
+mod seal;
 mod shmem;
 mod spaces;
 mod table_lock;

@@ -94,7 +94,8 @@ impl Space {
                 protection.accesses() != Protection::EXECUTE
             }
         };
-        let is_simple = |area: &Held| area.cuts(range) == 0 && area.may_have(protection) && is_within(area);
+        let is_simple =
+            |area: &Held| area.cuts(range) == 0 && !area.is_sealed() && area.may_have(protection) && is_within(area);
         let is_simple = |area: &Held| !patched_branch!(branch::BREAK_CODE) && is_simple(area);
         let Some(area) = areas.holding(range).filter(is_simple) else {
             return self.mprotect_slow(areas, range, protection, limits, is_written && is_limited());
@@ -134,7 +135,7 @@ impl Space {
             if is_written && !areas.may_add_data(range.end() - range.start(), limits) {
                 return Err(Refusal::ByPart);
             }
-            let may_have_it = |area: &Held| !is_limited && area.may_have(protection);
+            let may_have_it = |area: &Held| !is_limited && !area.is_sealed() && area.may_have(protection);
             let Some(area) = areas.holding(range).filter(may_have_it) else {
                 return self.mprotect_areas(cpu, areas, range, protection, limits);
             };

@@ -195,6 +195,9 @@ impl Space {
     ) -> Result<VirtAddr, Refusal> {
         let Remap { start, bytes, new_bytes, to, .. } = *request;
         let area = held_at(areas, start)?;
+        if area.is_sealed() {
+            return Err(SpaceError::NotPermitted.into());
+        }
         if new_bytes <= bytes && to.target().is_none() {
             self.cut_end(cpu, areas, request, events)?;
             return Ok(start);

@@ -17,8 +17,10 @@ use super::super::address_space::{Space, SpaceRef};
 use super::super::area::tree::Areas;
 use super::super::area::{Area, AreaFlags};
 use super::super::entry::unprotected;
+use super::super::error::SpaceError;
 use super::super::range::{USER_END, USER_START, pages};
 use super::super::remap::Remap;
+use super::super::seal::check_unmapping;
 use super::super::tally::{Met, Tally};
 use super::{Features, Message, Registered, UserfaultError, Userfaultfd, UserfaultfdNumber};
 use crate::mm::OutOfMemory;
@@ -68,22 +70,23 @@ impl PendingEvents {
         }
     }
 
-    /// Adds those of an unmapping of `range`, which `areas` of `space` have.
+    /// Adds those of an unmapping of `range`, which `areas` of `space` have, if none of them is sealed.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
+    /// [`SpaceError::NotPermitted`] (a sealed area), [`SpaceError::NoMemory`].
     pub(in super::super) fn add_unmapping(
         &mut self,
         space: &Space,
         areas: &Areas,
         range: PageRange,
-    ) -> Result<(), OutOfMemory> {
-        if space.has_userfaultfds() { self.add_unmapped(space, areas, range) } else { Ok(()) }
+    ) -> Result<(), SpaceError> {
+        if space.minds_unmapping() { self.add_unmapped(space, areas, range) } else { Ok(()) }
     }
 
     #[cold]
     #[inline(never)]
-    fn add_unmapped(&mut self, space: &Space, areas: &Areas, range: PageRange) -> Result<(), OutOfMemory> {
+    fn add_unmapped(&mut self, space: &Space, areas: &Areas, range: PageRange) -> Result<(), SpaceError> {
+        check_unmapping(areas, range)?;
         let (first, tally) = (self.count(), Tally::begin());
         for area in areas.walk(range) {
             relax();
@@ -182,14 +185,14 @@ impl Space {
     /// The events of an unmapping of `range`, which `areas` have.
     ///
     /// # Errors
-    /// [`OutOfMemory`].
+    /// As [`PendingEvents::add_unmapping`].
     #[cold]
     #[inline(never)]
     pub(in super::super) fn events_of_unmapping(
         &self,
         areas: &Areas,
         range: PageRange,
-    ) -> Result<PendingEvents, OutOfMemory> {
+    ) -> Result<PendingEvents, SpaceError> {
         let mut events = PendingEvents::NONE;
         events.add_unmapped(self, areas, range)?;
         Ok(events)

@@ -218,6 +218,8 @@ pub(super) const CALLS: &[Call] = &[
         _ = space.bring(cpu, pages(USER_START, USER_END), Passed::All, ALIVE);
         "done".into()
     }),
+    call("mseal", |_, space, cpu, at| said(space.mseal(cpu, at, PAGE))),
+    call("mseal of all", |w, space, cpu, _| said(space.mseal(cpu, START, w.bytes()))),
     call("mincore", |_, space, _, at| {
         let mut present = [0xff];
         said(space.mincore(at, &mut present).map(|_| present[0] & 1))
