@@ -117,14 +117,13 @@ fn in_use(session: &str) -> Vec<(i64, i64)> {
         .collect()
 }
 
-/// Each round is two forks, an exec, an exec that fails, and two exits.
+/// Each round is two forks, an exec, an exec that fails, and two exits. On one CPU: each keeps up to four kernel stacks
+/// where threads ended, and how many others have by then is chance.
 #[test]
 fn nothing_is_left_behind_by_fork_exec_and_exit() {
-    const ROUNDS: i64 = 300;
-    let (wrong, session) = run_default(&format!("run lifecycle rounds 200\nmem\nrun lifecycle rounds {ROUNDS}\nmem"));
+    let one_cpu = machine::named("a53").unwrap();
+    let (wrong, session) = run(&one_cpu, "run lifecycle rounds 200\nmem\nrun lifecycle rounds 300\nmem");
     assert!(wrong.is_empty(), "{wrong:?}\n{session}");
-    let [(frames_before, heap_before), (frames, heap)] = in_use(&session)[..] else { panic!("{session}") };
-    // Kernel stacks are kept where threads ended, so a CPU may have got one more.
-    assert!((frames - frames_before).abs() < ROUNDS / 20, "{frames_before} frames, then {frames}");
-    assert_eq!(heap_before, heap);
+    let [before, after] = in_use(&session)[..] else { panic!("{session}") };
+    assert_eq!(before, after, "frames and bytes of the heap");
 }
