@@ -310,6 +310,11 @@ fn mmap_refuses_in_linuxs_order(t: &mut Test) {
     succeeds(t, "refusals");
 }
 
+target_test!(files_that_refer_to_a_process_answer_as_on_linux, limit(60));
+fn files_that_refer_to_a_process_answer_as_on_linux(t: &mut Test) {
+    succeeds(t, "pidfds");
+}
+
 target_test!(the_top_byte_of_addresses_is_ignored_as_on_linux);
 fn the_top_byte_of_addresses_is_ignored_as_on_linux(t: &mut Test) {
     succeeds(t, "tags");

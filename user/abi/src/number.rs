@@ -41,6 +41,7 @@ numbers! {
     PERSONALITY = 92 "personality";
     EXIT = 93 "exit";
     EXIT_GROUP = 94 "exit_group";
+    WAITID = 95 "waitid";
     SET_TID_ADDRESS = 96 "set_tid_address";
     FUTEX = 98 "futex";
     SET_ROBUST_LIST = 99 "set_robust_list";
@@ -94,5 +95,10 @@ numbers! {
     MEMFD_CREATE = 279 "memfd_create";
     USERFAULTFD = 282 "userfaultfd";
     MLOCK2 = 284 "mlock2";
+    PIDFD_SEND_SIGNAL = 424 "pidfd_send_signal";
+    PIDFD_OPEN = 434 "pidfd_open";
+    CLONE3 = 435 "clone3";
+    PROCESS_MADVISE = 440 "process_madvise";
+    PROCESS_MRELEASE = 448 "process_mrelease";
     MSEAL = 462 "mseal";
 }

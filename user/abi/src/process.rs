@@ -10,6 +10,8 @@ pub const CLONE_FS: u64 = 0x200;
 pub const CLONE_FILES: u64 = 0x400;
 /// The child shares the signals' handlers.
 pub const CLONE_SIGHAND: u64 = 0x800;
+/// A pidfd of the child is stored for the parent.
+pub const CLONE_PIDFD: u64 = 0x1000;
 /// The child is traced as the caller is.
 pub const CLONE_PTRACE: u64 = 0x2000;
 /// The parent sleeps until the child executes another program or exits.
@@ -34,19 +36,47 @@ pub const CLONE_UNTRACED: u64 = 0x80_0000;
 pub const CLONE_CHILD_SETTID: u64 = 0x100_0000;
 /// The child shares the scheduling of block devices.
 pub const CLONE_IO: u64 = 0x8000_0000;
+/// clone3: the child's signals have their default actions, but for those that are ignored.
+pub const CLONE_CLEAR_SIGHAND: u64 = 0x1_0000_0000;
 
 /// wait4: do not wait.
 pub const WNOHANG: u64 = 1;
 /// wait4: children that were stopped as well.
 pub const WUNTRACED: u64 = 2;
+/// waitid: children that have ended as well; `wait4` always reports these.
+pub const WEXITED: u64 = 4;
 /// wait4: children that were continued as well.
 pub const WCONTINUED: u64 = 8;
+/// waitid: the status stays for another call.
+pub const WNOWAIT: u64 = 0x100_0000;
 /// wait4: not the children of other threads of the process.
 pub const WNOTHREAD: u64 = 0x2000_0000;
 /// wait4: all children, whatever they signal.
 pub const WALL: u64 = 0x4000_0000;
 /// wait4: only children that do not signal SIGCHLD.
 pub const WCLONE: u64 = 0x8000_0000;
+
+/// waitid: any child.
+pub const P_ALL: u64 = 0;
+/// waitid: the child with this number.
+pub const P_PID: u64 = 1;
+/// waitid: children of this process group; 0 for the caller's.
+pub const P_PGID: u64 = 2;
+/// waitid: the child that this pidfd refers to.
+pub const P_PIDFD: u64 = 3;
+
+/// pidfd_open: reads and waits of it do not wait.
+pub const PIDFD_NONBLOCK: u64 = 0x800;
+/// In place of a pidfd: the calling thread.
+pub const PIDFD_SELF_THREAD: i32 = -10000;
+/// In place of a pidfd: the calling process.
+pub const PIDFD_SELF_THREAD_GROUP: i32 = -10001;
+/// pidfd_send_signal: to the first thread.
+pub const PIDFD_SIGNAL_THREAD: u64 = 1;
+/// pidfd_send_signal: to the process.
+pub const PIDFD_SIGNAL_THREAD_GROUP: u64 = 2;
+/// pidfd_send_signal: to its process group.
+pub const PIDFD_SIGNAL_PROCESS_GROUP: u64 = 4;
 
 /// The status that wait4 stores for a process that exited with this code.
 pub const fn exited(code: u8) -> u32 {

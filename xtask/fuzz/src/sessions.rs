@@ -17,12 +17,13 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 27] = [
+const PROGRAMS: [&str; 28] = [
     "run calls",
     "run mappings",
     "run refusals",
     "run tags",
     "run lifecycle",
+    "run pidfds",
     "run lifecycle rounds 10",
     "run threads",
     "run signals",

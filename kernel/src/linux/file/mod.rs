@@ -6,6 +6,7 @@
 //! - `memfd`: files that are memory alone
 //! - `userfaultfd`: files by which pagers serve faults
 //! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
+//! - `pidfd`: files that refer to a process
 //! - [`proc`]: the files of `/proc`
 //! - [`device`]: files of devices, whose registers are mapped
 
@@ -17,6 +18,8 @@ pub mod initrd;
 pub mod memfd;
 #[cfg(target_os = "none")]
 pub mod open;
+#[cfg(target_os = "none")]
+pub mod pidfd;
 #[cfg(target_os = "none")]
 pub mod pipe;
 pub mod proc;

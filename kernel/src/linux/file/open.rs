@@ -1,7 +1,7 @@
 //! Open files (POSIX: open file descriptions): what a file is, how it was opened, and where in it reads go on.
 //!
 //! There are the files and directories of the initrd, which are only read, memory files, the console, devices, pipes,
-//! event counters, and files of `/proc`.
+//! event counters, references to processes, and files of `/proc`.
 
 use core::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
@@ -18,6 +18,7 @@ use super::device::DeviceNumber;
 use super::event::EventCounter;
 use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
+use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
 use super::proc::{Pagemap, ProcEntry, ProcId};
 use super::table::{Filed, Files, Pools};
@@ -95,6 +96,8 @@ pub enum Kind {
     Pipe(PipeEnd),
     /// An event counter.
     Event(EventCounter),
+    /// A reference to a process.
+    Process(Counted<Pidfd>),
     /// The pages of a process.
     Pagemap(Pagemap),
     /// Neither read nor written: a place alone.
@@ -208,7 +211,7 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         Kind::Other(_) => Err(Errno::ENXIO),
         Kind::Console | Kind::Directory(..) | Kind::Device(_) | Kind::Pagemap(_) => Ok(()),
         // Opened by no path.
-        Kind::Memory(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) => Ok(()),
+        Kind::Memory(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) => Ok(()),
     }
 }
 
@@ -364,9 +367,9 @@ impl OpenFile {
     /// Checks that it may be read or written at all.
     ///
     /// # Errors
-    /// `EINVAL`: a device.
+    /// `EINVAL`: a device, or a process.
     pub fn check_has_bytes(&self) -> Result<(), Errno> {
-        if self.device().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
+        if self.device().is_some() || self.process().is_some() { Err(Errno::EINVAL) } else { Ok(()) }
     }
 
     /// Checks that reads and writes may say where.
@@ -396,6 +399,7 @@ impl OpenFile {
             }
             Kind::Pipe(end) => end.poll(),
             Kind::Event(counter) => counter.poll(),
+            Kind::Process(process) => process.poll(),
             // As on Linux, for a reader that does not wait: a fault may be served before it is read.
             Kind::Userfault(file) if !file.is_agreed() || !self.is_nonblocking() => {
                 PollState { events: POLLERR, queue: Some(file.pollers()) }
@@ -425,6 +429,11 @@ impl OpenFile {
         if let Kind::Userfault(file) = &self.kind { Some(file) } else { None }
     }
 
+    /// The process that it refers to, if it is a pidfd.
+    pub const fn process(&self) -> Option<&Counted<Pidfd>> {
+        if let Kind::Process(process) = &self.kind { Some(process) } else { None }
+    }
+
     /// The device that it is, if it is one.
     pub const fn device(&self) -> Option<DeviceNumber> {
         if let Kind::Device(device) = self.kind { Some(device) } else { None }
@@ -452,6 +461,7 @@ impl OpenFile {
             | Kind::Directory(..)
             | Kind::Pipe(_)
             | Kind::Event(_)
+            | Kind::Process(_)
             | Kind::Pagemap(_)
             | Kind::Other(_) => Err(Errno::ENODEV),
         }
@@ -539,9 +549,13 @@ impl OpenFile {
             Kind::Directory(..) => Err(Errno::EISDIR),
             // Linux shows none.
             Kind::Pagemap(_) => Ok(0),
-            Kind::Console | Kind::Device(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Other(_) => {
-                Err(Errno::ESPIPE)
-            }
+            Kind::Console
+            | Kind::Device(_)
+            | Kind::Userfault(_)
+            | Kind::Pipe(_)
+            | Kind::Event(_)
+            | Kind::Process(_)
+            | Kind::Other(_) => Err(Errno::ESPIPE),
         }
     }
 
@@ -562,7 +576,9 @@ impl OpenFile {
             return Err(Errno::EINVAL);
         }
         let size = match &self.kind {
-            Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Other(_) => return Err(Errno::ESPIPE),
+            Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Process(_) | Kind::Other(_) => {
+                return Err(Errno::ESPIPE);
+            }
             // As on Linux, its position stays where it is.
             Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
             Kind::Pagemap(_) => return self.seek_in_space(offset, whence),
@@ -625,6 +641,9 @@ impl OpenFile {
             Kind::Pipe(end) => (Attributes { mode: S_IFIFO | 0o600, ..special(end.identity().0) }, 0),
             // As on Linux, of no kind.
             Kind::Event(_) => (Attributes { mode: 0o600, ..special(1) }, 0),
+            Kind::Process(process) => {
+                (Attributes { mode: 0o700, ..special(core::ptr::from_ref(&**process).addr()) }, 0)
+            }
             Kind::Pagemap(_) => (Attributes { mode: S_IFREG | 0o400, ..PROC }, 0),
             Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
         };
@@ -673,6 +692,7 @@ impl Kind {
             Self::Pipe(_) => 3,
             Self::Event(_) => 4,
             Self::Pagemap(_) => 5,
+            Self::Process(_) => 6,
             _ => 2,
         }
     }

@@ -1,5 +1,7 @@
 //! The numbers of processes and threads: the set of used ones, and the choice of the next.
 
+use crate::linux::errno::Errno;
+
 /// One more than the largest number: `kernel.pid_max` of a Linux with few CPUs.
 pub const END: u32 = 32768;
 /// Where the search continues after the end: Linux's `RESERVED_PIDS`.
@@ -28,7 +30,21 @@ impl Numbers {
         Some(number)
     }
 
-    /// Frees a number from [`Self::reserve`].
+    /// Reserves this number. The search for the next one goes on where it was.
+    ///
+    /// # Errors
+    /// `EINVAL`: no process or thread has it. `EEXIST`: it is in use.
+    pub fn reserve_exactly(&mut self, number: u32) -> Result<(), Errno> {
+        let word = self.used.get_mut((number / WORD) as usize).filter(|_| number != 0).ok_or(Errno::EINVAL)?;
+        let bit = 1 << (number % WORD);
+        if *word & bit != 0 {
+            return Err(Errno::EEXIST);
+        }
+        *word |= bit;
+        Ok(())
+    }
+
+    /// Frees a reserved number.
     pub fn release(&mut self, number: u32) {
         if let Some(word) = self.used.get_mut((number / WORD) as usize) {
             *word &= !(1 << (number % WORD));
@@ -70,7 +86,7 @@ mod tests {
 
     use proptest::prelude::*;
 
-    use super::{AGAIN, END, Numbers};
+    use super::{AGAIN, END, Errno, Numbers};
 
     #[test]
     fn numbers_ascend_and_begin_again_above_the_reserved_ones() {
@@ -128,5 +144,25 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn a_number_is_had_once_and_the_search_goes_on_where_it_was() {
+        let mut numbers = Numbers::new();
+        assert_eq!(numbers.reserve(), Some(1));
+        for (number, answer) in [
+            (0, Err(Errno::EINVAL)),
+            (1, Err(Errno::EEXIST)),
+            (3, Ok(())),
+            (3, Err(Errno::EEXIST)),
+            (END - 1, Ok(())),
+            (END, Err(Errno::EINVAL)),
+            (u32::MAX, Err(Errno::EINVAL)),
+        ] {
+            assert_eq!(numbers.reserve_exactly(number), answer, "{number}");
+        }
+        assert_eq!([numbers.reserve(), numbers.reserve()], [Some(2), Some(4)]);
+        numbers.release(3);
+        assert_eq!(numbers.reserve_exactly(3), Ok(()));
     }
 }

@@ -18,7 +18,8 @@ use granule_arch::addr::{PAGE, VirtAddr};
 use granule_arch::descriptor::Protection;
 use granule_arch::patched_branch;
 
-use super::{Answer, Syscall, io};
+use super::io::{self, UserBytes, read_piece};
+use super::{Answer, MOST_AT_ONCE, Syscall, pidfd};
 use crate::linux::errno::Errno;
 use crate::linux::file::device;
 use crate::linux::file::open::OpenFile;
@@ -257,14 +258,51 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
-    let (start, bytes) = (call.address::<0>().untagged(), call.argument::<1>());
+    advise(call, call.task.space(), call.address::<0>(), call.argument::<1>(), call.argument::<2>()).map(|()| 0)
+}
+
+/// Advice about several ranges of this process or another one; returns the bytes of those that took it.
+pub(super) fn process_madvise(call: &mut Syscall<'_>) -> Answer {
+    if call.argument::<4>() as u32 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let mut left = UserBytes::of_pieces(call).check()?.min(MOST_AT_ONCE);
+    let (array, advice) = (call.address::<1>(), call.argument::<3>());
+    let space = pidfd::space(call)?;
+    let is_own = core::ptr::eq(&raw const *space, call.task.space());
+    // Another program would be surprised by the others.
+    if !is_own && !matches!(u64::from(advice as u32), MADV_COLD | MADV_PAGEOUT | MADV_WILLNEED) {
+        return Err(Errno::EINVAL);
+    }
+    // One that does not exist is refused where there are no pieces too.
+    let advise = |start, bytes| advise(call, &space, start, bytes, advice);
+    advise(VirtAddr(0), 0)?;
+    let mut done = 0;
+    for index in 0..u64::from(call.argument::<2>() as u32) {
+        call.pause_at(index as usize)?;
+        // It was checked, and may have changed since.
+        let [start, bytes] = read_piece(array, index)?;
+        let bytes = bytes.min(left);
+        match advise(VirtAddr(start), bytes) {
+            Err(error) if done == 0 => return Err(error),
+            Err(_) => break,
+            Ok(()) => (done, left) = (done + bytes, left - bytes),
+        }
+    }
+    Ok(done)
+}
+
+/// Takes an advice about the `bytes` bytes from `address` on.
+#[inline(always)]
+fn advise(call: &Syscall<'_>, space: &Space, address: VirtAddr, bytes: u64, advice: u64) -> Result<(), Errno> {
+    let start = address.untagged();
     // The end is computed before the tag goes.
-    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| call.address::<0>().0.checked_add(bytes));
+    let end = bytes.checked_next_multiple_of(PAGE).and_then(|bytes| address.0.checked_add(bytes));
     end.ok_or(Errno::EINVAL)?;
-    let (space, cpu) = (call.task.space(), this_cpu());
+    let cpu = this_cpu();
     let is_killed = || call.is_killed();
     // An `int` on Linux.
-    match u64::from(call.argument::<2>() as u32) {
+    match u64::from(advice as u32) {
         MADV_DONTNEED => space.madvise_dontneed(cpu, start, bytes)?,
         MADV_DONTNEED_LOCKED => space.madvise_discard(cpu, start, bytes, Discard::All)?,
         MADV_FREE => space.madvise_discard(cpu, start, bytes, Discard::Anonymous)?,
@@ -288,7 +326,7 @@ pub(super) fn madvise(call: &mut Syscall<'_>) -> Answer {
         }
         _ => return Err(Errno::EINVAL),
     }
-    Ok(0)
+    Ok(())
 }
 
 /// There are no flags.

@@ -30,7 +30,7 @@ pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
     let size = u64::try_from(call.argument::<1>() as i64).map_err(|_| Errno::EINVAL)?;
     let file = file(call, call.argument::<0>())?;
-    let memory = file.memory().ok_or(Errno::EINVAL)?;
+    let memory = file.memory().ok_or(if file.process().is_some() { Errno::ENOTSUP } else { Errno::EINVAL })?;
     if size > memory.object().size() {
         check_file_limit(call, size)?;
     }
@@ -41,7 +41,9 @@ pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     match file.kind() {
-        Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Pagemap(_) => Err(Errno::EINVAL),
+        Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) | Kind::Pagemap(_) => {
+            Err(Errno::EINVAL)
+        }
         _ => Ok(0),
     }
 }

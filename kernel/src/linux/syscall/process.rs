@@ -6,13 +6,15 @@ use core::time::Duration;
 
 use granule_abi::process::{
     FUTEX_BITSET_MATCH_ANY, FUTEX_CLOCK_REALTIME, FUTEX_PRIVATE_FLAG, FUTEX_WAIT, FUTEX_WAIT_BITSET, FUTEX_WAKE,
-    FUTEX_WAKE_BITSET, NAME_LENGTH, PER_LINUX32, PER_MASK, PR_GET_NAME, PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK,
-    PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC, PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL,
-    PR_TAGGED_ADDR_ENABLE, RobustListHead,
+    FUTEX_WAKE_BITSET, NAME_LENGTH, P_ALL, P_PGID, P_PID, P_PIDFD, PER_LINUX32, PER_MASK, PR_GET_NAME,
+    PR_GET_TAGGED_ADDR_CTRL, PR_MTE_TAG_MASK, PR_MTE_TAG_SHIFT, PR_MTE_TCF_ASYNC, PR_MTE_TCF_MASK, PR_MTE_TCF_SYNC,
+    PR_SET_NAME, PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, RobustListHead, WALL, WCLONE, WCONTINUED, WEXITED,
+    WNOHANG, WNOTHREAD, WNOWAIT, WUNTRACED,
 };
-use granule_arch::addr::VirtAddr;
+use granule_abi::signal::{SIGCHLD, SigInfo};
+use granule_arch::addr::{PAGE, VirtAddr};
 
-use super::{Answer, Syscall, read_quads, time, write_quads};
+use super::{Answer, Syscall, io, read_bytes, read_quads, time, write_quads};
 use crate::chip::timer::{Deadline, uptime_nanoseconds};
 use crate::kernel;
 use crate::linux::errno::Errno;
@@ -24,7 +26,7 @@ use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
-use crate::linux::process::tree::PROCESSES;
+use crate::linux::process::tree::{Named, PROCESSES, cause_of};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
@@ -68,6 +70,9 @@ pub(super) fn set_tid_address(call: &mut Syscall<'_>) -> Answer {
     gettid(call)
 }
 
+/// What follows the code in `siginfo_t`.
+const AFTER_CODE: u64 = core::mem::offset_of!(SigInfo, fields) as u64;
+
 /// The list is walked when the thread leaves its space: `linux::process::robust`.
 pub(super) fn set_robust_list(call: &mut Syscall<'_>) -> Answer {
     if call.argument::<1>() != size_of::<RobustListHead>() as u64 {
@@ -108,26 +113,118 @@ pub(super) fn sched_getaffinity(call: &mut Syscall<'_>) -> Answer {
 }
 
 pub(super) fn clone(call: &mut Syscall<'_>) -> Answer {
-    let request = CloneRequest {
-        flags: call.argument::<0>(),
-        stack: call.argument::<1>(),
-        parent_id: call.argument::<2>(),
-        tls: call.argument::<3>(),
-        child_id: call.argument::<4>(),
-    };
+    let [flags, stack, parent_id, tls, child_id, ..] = call.frame.x;
+    let request = CloneRequest::of_clone([flags, stack, parent_id, tls, child_id])?;
     clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
 }
 
-pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
-    let (which, status, options) = (call.argument::<0>() as i32, call.address::<1>(), call.argument::<2>());
-    let usage = call.address::<3>();
-    let child = exit::wait4(call.task, call.thread, which, status, u64::from(options as u32))?;
-    if usage.0 != 0 && child != 0 {
-        /// Bytes of `struct rusage`, which is zeroed: no usage is counted.
-        const USAGE: usize = 144;
-        uaccess::clear_user(usage, USAGE)?;
+/// Reads the structure as Linux's `copy_clone_args_from_user`: newer fields must be zero.
+pub(super) fn clone3(call: &mut Syscall<'_>) -> Answer {
+    /// Bytes of the first structure, and of the one that is known here.
+    const FIRST: u64 = 64;
+    const KNOWN: u64 = 8 * CloneRequest::WORDS as u64;
+    /// The most numbers, for as many nested namespaces, of which there is one here.
+    const NUMBERS: u64 = 32;
+    let (from, bytes) = (call.address::<0>(), call.argument::<1>());
+    if bytes > PAGE {
+        return Err(Errno::E2BIG);
     }
+    if bytes < FIRST {
+        return Err(Errno::EINVAL);
+    }
+    for at in KNOWN..bytes {
+        if read_bytes(VirtAddr(from.0.wrapping_add(at)))? != [0] {
+            return Err(Errno::E2BIG);
+        }
+    }
+    let mut words = [[0; 8]; CloneRequest::WORDS];
+    let read = words.as_flattened_mut().get_mut(..bytes.min(KNOWN) as usize).unwrap_or_default();
+    uaccess::copy_from_user(read, from)?;
+    let words = words.map(u64::from_le_bytes);
+    let [.., numbers, count, _] = words;
+    if count > NUMBERS || (numbers == 0) != (count == 0) {
+        return Err(Errno::EINVAL);
+    }
+    let number = if count == 0 { None } else { Some(u32::from_le_bytes(read_bytes(VirtAddr(numbers))?)) };
+    if count > 1 {
+        return Err(Errno::EINVAL);
+    }
+    let request = CloneRequest::of_clone3(words, number)?;
+    clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
+}
+
+/// Processes are never stopped here, so there is nothing to report for some options.
+pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
+    const OPTIONS: u64 = WNOHANG | WUNTRACED | WCONTINUED | WNOTHREAD | WALL | WCLONE;
+    let (which, status, usage) = (call.argument::<0>() as i32, call.address::<1>(), call.address::<3>());
+    let options = u64::from(call.argument::<2>() as u32);
+    if options & !OPTIONS != 0 {
+        return Err(Errno::EINVAL);
+    }
+    // There is one process group: 0 means any child, as -1 does, and other groups have no members.
+    let named = match which {
+        i32::MIN => return Err(Errno::ESRCH),
+        -1 | 0 => Named::Any,
+        _ => Named::Number(u32::try_from(which).map_err(|_| Errno::ECHILD)?),
+    };
+    let Some((child, end)) = exit::wait(call.task, call.thread, named, options | WEXITED)? else { return Ok(0) };
+    if status.0 != 0 {
+        uaccess::copy_to_user(status, &end.word().to_le_bytes())?;
+    }
+    clear_usage(usage)?;
     Ok(u64::from(child))
+}
+
+/// As [`wait4`], with the end in the words of a signal.
+pub(super) fn waitid(call: &mut Syscall<'_>) -> Answer {
+    const STOPS: u64 = WUNTRACED | WCONTINUED;
+    const OPTIONS: u64 = WNOHANG | WNOWAIT | WEXITED | STOPS | WNOTHREAD | WALL | WCLONE;
+    let (kind, id) = (call.argument::<0>() as u32, u32::try_from(call.argument::<1>() as i32));
+    let (to, usage) = (call.address::<2>(), call.address::<4>());
+    let mut options = u64::from(call.argument::<3>() as u32);
+    if options & !OPTIONS != 0 || options & (WEXITED | STOPS) == 0 {
+        return Err(Errno::EINVAL);
+    }
+    let file = match (u64::from(kind), id) {
+        (P_PIDFD, Ok(descriptor)) => Some(io::file(call, descriptor.into())?),
+        _ => None,
+    };
+    let named = match (u64::from(kind), id, &file) {
+        (P_ALL, ..) | (P_PGID, Ok(0), _) => Named::Any,
+        (P_PID, Ok(id @ 1..), _) => Named::Number(id),
+        // There is one process group.
+        (P_PGID, Ok(_), _) => return Err(Errno::ECHILD),
+        (P_PIDFD, _, Some(file)) => Named::By(file.process().ok_or(Errno::EBADF)?),
+        _ => return Err(Errno::EINVAL),
+    };
+    let (waits, is_nonblocking) = (options & WNOHANG == 0, file.as_ref().is_some_and(|file| file.is_nonblocking()));
+    if is_nonblocking {
+        options |= WNOHANG;
+    }
+    let found = exit::wait(call.task, call.thread, named, options)?;
+    if found.is_none() && waits && is_nonblocking {
+        return Err(Errno::EAGAIN);
+    }
+    if found.is_some() {
+        clear_usage(usage)?;
+    }
+    if to.0 != 0 {
+        let words = found.map_or([0; 5], |(id, end)| {
+            let cause = cause_of(id, end);
+            [SIGCHLD, cause.code as u32, id, 0, cause.fields[1] as u32]
+        });
+        let [signal, code, id, user, status] = words.map(u32::to_le_bytes);
+        uaccess::copy_to_user(to, [signal, [0; 4], code].as_flattened())?;
+        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(AFTER_CODE)), [id, user, status].as_flattened())?;
+    }
+    Ok(0)
+}
+
+/// Zeros a `struct rusage`, if there is one: no usage is counted.
+fn clear_usage(usage: VirtAddr) -> Result<(), Errno> {
+    /// Its bytes.
+    const USAGE: usize = 144;
+    if usage.0 == 0 { Ok(()) } else { Ok(uaccess::clear_user(usage, USAGE)?) }
 }
 
 pub(super) fn execve(call: &mut Syscall<'_>) -> Answer {

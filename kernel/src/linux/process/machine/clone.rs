@@ -9,9 +9,11 @@ use core::ptr::NonNull;
 use core::sync::atomic::{AtomicBool, Ordering};
 
 use aarch64_cpu::registers::{Readable as _, TPIDR_EL0};
+use granule_abi::file::O_RDWR;
+use granule_abi::limits::RLIMIT_NOFILE;
 use granule_abi::process::{
-    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_FILES, CLONE_PARENT, CLONE_PARENT_SETTID, CLONE_SETTLS,
-    CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
+    CLONE_CHILD_CLEARTID, CLONE_CHILD_SETTID, CLONE_CLEAR_SIGHAND, CLONE_FILES, CLONE_PARENT, CLONE_PARENT_SETTID,
+    CLONE_PIDFD, CLONE_SETTLS, CLONE_SIGHAND, CLONE_THREAD, CLONE_VFORK, CLONE_VM,
 };
 use granule_abi::signal::SigStack;
 use granule_arch::addr::VirtAddr;
@@ -23,10 +25,11 @@ use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::file::open;
+use crate::linux::file::open::{self, Kind, OpenFile};
+use crate::linux::file::pidfd::Pidfd;
 use crate::linux::process::clone_request::CloneRequest;
 use crate::linux::process::limits::{Limits, ProcessSlot};
-use crate::linux::process::signal::{Set, Signal};
+use crate::linux::process::signal::{Actions, Set, Signal};
 use crate::linux::process::status::Name;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
@@ -170,9 +173,9 @@ pub fn start(entry: &'static UserEntry, loaded: Loaded, parent: Parent) -> Resul
 /// # Errors
 /// `EINVAL`, `ENOMEM`, `EAGAIN`; nothing stays allocated.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneRequest) -> Result<u32, Errno> {
-    let exit_signal = request.check()?;
+    let exit_signal = request.exit_signal()?;
     let place = ProcessSlot::take(&task.process().limits)?;
-    let number = Number::reserve()?;
+    let number = request.number.map_or_else(Number::reserve, Number::reserve_exactly)?;
     let id = number.get();
     let vfork = if request.has(CLONE_VFORK) { Some(Vfork::new()?) } else { None };
     let (host, space, place) = if request.has(CLONE_THREAD) {
@@ -193,7 +196,10 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneReq
     let new_task = copy_thread(task, thread, frame, request, number, host, space)?;
     new_task.task.place.set(place);
     new_task.task.vfork.set(vfork.clone());
-    let child = publish(task, request, exit_signal, new_task)?;
+    // After its descriptors were copied: the child has none for itself.
+    let descriptor = refer(task, request, id, &new_task)?;
+    let child = publish(task, request, exit_signal, new_task);
+    let child = child.inspect_err(|_| descriptor.iter().for_each(|&descriptor| forget(task, descriptor)))?;
     if request.has(CLONE_PARENT_SETTID) {
         // Stored in the parent's memory only; as on Linux, a bad address is ignored.
         let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());
@@ -219,9 +225,27 @@ fn make_child(
     let own = task.process();
     let handlers = own.lock().handlers.clone();
     let handlers = if request.has(CLONE_SIGHAND) { handlers } else { handlers.copy()? };
+    if request.has(CLONE_CLEAR_SIGHAND) {
+        handlers.with(Actions::exec);
+    }
     let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
     let process = Process::new(id, own.entry, state, task.files(), &own.limits, place)?;
     Ok((TaskProcess::New(process), space))
+}
+
+/// Opens a file that refers to a new process, where one is asked for, and stores its descriptor; returns that.
+fn refer(task: &Task, request: &CloneRequest, id: u32, new_task: &NewTask) -> Result<Option<u32>, Errno> {
+    let Some(process) = new_task.process.as_deref().filter(|_| request.has(CLONE_PIDFD)) else { return Ok(None) };
+    let file = OpenFile::new(Kind::Process(process.pidfd(&Pidfd::new(id)?).clone()), O_RDWR)?;
+    let descriptor = task.files().add(file, 0, task.process().limits.soft(RLIMIT_NOFILE), true)?;
+    let stored = uaccess::copy_to_user(VirtAddr(request.pidfd), &descriptor.to_le_bytes());
+    stored.inspect_err(|_| forget(task, descriptor))?;
+    Ok(Some(descriptor))
+}
+
+/// Closes a descriptor that nothing came of. A failure has no meaning: another thread was quicker.
+fn forget(task: &Task, descriptor: u32) {
+    let _ = task.files().close(descriptor);
 }
 
 /// A thread that continues where the caller does.

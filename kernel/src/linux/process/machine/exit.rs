@@ -2,12 +2,12 @@
 
 #![allow(unsafe_code, reason = "tasks of threads, and the spaces that they run in")]
 
-use granule_abi::process::{WALL, WCLONE, WCONTINUED, WNOHANG, WNOTHREAD, WUNTRACED};
+use granule_abi::process::{WALL, WCLONE, WEXITED, WNOHANG, WNOWAIT};
 use granule_arch::addr::VirtAddr;
 
 use super::state::Visit;
 use super::task::Task;
-use super::tree::{Child, PROCESSES, Wanted};
+use super::tree::{Child, Named, PROCESSES, Wanted};
 use super::{futex, robust};
 use crate::linux::errno::Errno;
 use crate::linux::process::status::{Life, ProcessEnd};
@@ -16,9 +16,6 @@ use crate::sched::{self, Thread, Work, park, relax};
 use crate::services;
 use crate::smp::this_cpu;
 use crate::uaccess;
-
-/// The options of `wait4`. Processes are never stopped here, so there is nothing to report for some.
-const OPTIONS: u64 = WNOHANG | WUNTRACED | WCONTINUED | WNOTHREAD | WALL | WCLONE;
 
 /// Ends the running thread; the process with it if it was the last one.
 pub fn exit(task: &Task, code: u8) -> ! {
@@ -102,24 +99,18 @@ pub fn kill_other_threads(task: &Task) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits for a child that has ended, as `wait4`; returns its number, or 0 where none has ended and the caller does not
-/// wait.
+/// Waits for a child that has ended, one that is `named` so; returns its number and its end, or `None` where none has ended and the `options`
+/// have [`WNOHANG`].
 ///
 /// # Errors
-/// `EINVAL`, `ECHILD`, `ESRCH`, `EFAULT`; `ERESTARTSYS` where a signal came first.
-pub fn wait4(task: &Task, thread: &Thread, which: i32, status: VirtAddr, options: u64) -> Result<u32, Errno> {
-    if options & !OPTIONS != 0 {
-        return Err(Errno::EINVAL);
-    }
-    if which == i32::MIN {
-        return Err(Errno::ESRCH);
-    }
-    let normal = options & (WALL | WCLONE) != WCLONE;
-    let clones = options & (WALL | WCLONE) != 0;
-    // There is one process group: 0 means any child, as -1 does, and other groups have no members.
-    let wanted = match which {
-        -1 | 0 => Wanted { id: None, normal, clones },
-        _ => Wanted { id: Some(u32::try_from(which).map_err(|_| Errno::ECHILD)?), normal, clones },
+/// `ECHILD`: there is no such child. `ERESTARTSYS`: a signal came first.
+pub fn wait(task: &Task, thread: &Thread, named: Named<'_>, options: u64) -> Result<Option<(u32, ProcessEnd)>, Errno> {
+    let wanted = Wanted {
+        named,
+        ended: options & WEXITED != 0,
+        stays: options & WNOWAIT != 0,
+        normal: options & (WALL | WCLONE) != WCLONE,
+        clones: options & (WALL | WCLONE) != 0,
     };
     let process = task.process();
     let child = process.wait_for_children(|| {
@@ -133,14 +124,9 @@ pub fn wait4(task: &Task, thread: &Thread, which: i32, status: VirtAddr, options
     });
     match child {
         Child::None => Err(Errno::ECHILD),
-        Child::Running if options & WNOHANG != 0 => Ok(0),
+        Child::Running if options & WNOHANG != 0 => Ok(None),
         Child::Running => Err(Errno::ERESTARTSYS),
-        Child::Ended { id, status: how, process } => {
-            drop(process);
-            if status.0 != 0 {
-                uaccess::copy_to_user(status, &how.word().to_le_bytes())?;
-            }
-            Ok(id)
-        }
+        // Dropped without the lock.
+        Child::Ended { id, status, process: _ } => Ok(Some((id, status))),
     }
 }

@@ -52,12 +52,13 @@ pub fn start(path: &str, words: Words) -> Result<u32, ExecError> {
 }
 
 /// The pools of processes, tasks, open files and what else they have: for audits that count objects and frames by owner.
-pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 7] {
+pub fn pools() -> [(&'static str, crate::mm::pool::PoolStats); 8] {
     let [files, tables] = crate::linux::file::open::pool_stats();
     [
         files,
         tables,
         ("pipes", crate::linux::file::pipe::pool_stats()),
+        ("pidfds", crate::linux::file::pidfd::pool_stats()),
         ("processes", tree::pool_stats()),
         ("tasks", task::pool_stats()),
         ("tables of handlers", state::pool_stats()),

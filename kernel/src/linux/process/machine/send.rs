@@ -4,9 +4,11 @@
 
 use super::state::{ProcessState, Visit};
 use super::task::Task;
-use super::tree::{Elsewhere, PROCESSES, Process};
+use super::tree::{Elsewhere, PROCESSES, Process, Tree};
 use crate::linux::errno::Errno;
+use crate::linux::file::pidfd::Pidfd;
 use crate::linux::process::signal::{Signal, SignalCause};
+use crate::mm::counted::Counted;
 use crate::sched::relax;
 
 /// A signal's number as a program passes it; 0 checks whether one could be sent.
@@ -43,9 +45,34 @@ pub fn to_process(own: Option<&Process>, id: u32, signal: Asked, cause: SignalCa
         own.visit(visit);
         return Ok(());
     }
+    to_found(|tree| tree.find(id), signal, cause, send)
+}
+
+/// Sends a signal to the process that `pidfd` refers to.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`.
+pub fn to_referred(pidfd: &Counted<Pidfd>, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
+    to_found(|tree| tree.find_by(pidfd), signal, cause, send)
+}
+
+/// As [`to_referred`], to its first thread.
+///
+/// # Errors
+/// `ESRCH`, `EINVAL`.
+pub fn to_first_thread(pidfd: &Counted<Pidfd>, signal: Asked, cause: SignalCause) -> Result<(), Errno> {
+    to_found(|tree| tree.find_by(pidfd), signal, cause, |state, signal, cause| send_to(state, pidfd.id, signal, cause))
+}
+
+fn to_found(
+    find: impl FnOnce(&Tree) -> Option<&Process>,
+    signal: Asked,
+    cause: SignalCause,
+    send: impl FnOnce(&mut ProcessState, Option<Signal>, SignalCause) -> Visit,
+) -> Result<(), Errno> {
     let elsewhere = {
         let tree = PROCESSES.lock();
-        let process = tree.find(id).ok_or(Errno::ESRCH)?;
+        let process = find(&tree).ok_or(Errno::ESRCH)?;
         let signal = signal.signal()?;
         let visit = send(&mut process.lock(), signal, cause);
         Elsewhere::new(process, visit)

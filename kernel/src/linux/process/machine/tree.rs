@@ -31,12 +31,14 @@ use super::task::{self, Task};
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::FileRef;
+use crate::linux::file::pidfd::{Pidfd, Stage};
 use crate::linux::file::table::Files;
 use crate::linux::process::limits::{Limits, ProcessSlot};
 use crate::linux::process::numbers::Numbers;
 use crate::linux::process::signal::{Signal, SignalCause};
 use crate::linux::process::status::{Life, ProcessEnd};
 use crate::mm::OutOfMemory;
+use crate::mm::counted::Counted;
 use crate::mm::pool::{Pool, PoolBox, PoolStats};
 use crate::mm::space::SpaceRef;
 use crate::sched::{ThreadRef, UserEntry, relax};
@@ -87,6 +89,8 @@ pub struct Process {
     _place: ProcessSlot,
     /// It was chosen to end for want of memory, and did not end in time.
     pub outlives_its_end: AtomicBool,
+    /// What files refer to it by, once there was one.
+    pidfd: Once<Counted<Pidfd>>,
     family: UnsafeCell<Family>,
     state: IrqLock<ProcessState, { rank::PROCESS }>,
 }
@@ -213,6 +217,7 @@ impl Process {
             charges: Charges::default(),
             _place: place,
             outlives_its_end: AtomicBool::new(false),
+            pidfd: Once::new(),
             family: UnsafeCell::new(Family::new()),
             state: IrqLock::new(state),
         }))
@@ -237,6 +242,11 @@ impl Process {
     /// ended.
     pub fn family_serial(&self) -> u64 {
         self.family_serial.load(Ordering::Relaxed)
+    }
+
+    /// What files refer to it by from now on: `new`, unless there is one. Under the lock of the tree, or before it is in it.
+    pub fn pidfd(&self, new: &Counted<Pidfd>) -> &Counted<Pidfd> {
+        self.pidfd.call_once(|| new.clone())
     }
 
     /// Makes it a descendant of `creator`, before it is in the tree.
@@ -272,6 +282,15 @@ impl Process {
     }
 }
 
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(pidfd) = self.pidfd.get() {
+            pidfd.set(Stage::Collected);
+            pidfd.wake();
+        }
+    }
+}
+
 impl fmt::Debug for Process {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "process {}", self.id)
@@ -301,26 +320,41 @@ pub struct Tree {
 // SAFETY: the processes are accessed only under the lock, on whichever CPU holds it.
 unsafe impl Send for Tree {}
 
-/// The end of a process, as the signal to its parent reports it.
-fn cause_of(id: u32, status: ProcessEnd) -> SignalCause {
+/// The end of a process, as the signal to its parent and `waitid` report it.
+pub fn cause_of(id: u32, status: ProcessEnd) -> SignalCause {
     match status {
         ProcessEnd::Exited(code) => SignalCause::child(CLD_EXITED, id, i32::from(code)),
         ProcessEnd::Killed(signal) => SignalCause::child(CLD_KILLED, id, signal.number() as i32),
     }
 }
 
-/// The children that `wait4` selects.
-#[derive(Clone, Copy, Debug)]
-pub struct Wanted {
-    /// Only the one with this number.
-    pub id: Option<u32>,
+/// By what a child is named.
+#[derive(Clone, Copy)]
+pub enum Named<'p> {
+    /// By nothing: any.
+    Any,
+    /// By its number.
+    Number(u32),
+    /// By a pidfd.
+    By(&'p Counted<Pidfd>),
+}
+
+/// The children that `wait4` and `waitid` select.
+#[derive(Clone, Copy)]
+pub struct Wanted<'p> {
+    /// Those that are named so.
+    pub named: Named<'p>,
+    /// Those that have ended too: others are never stopped here.
+    pub ended: bool,
+    /// The status stays for another call.
+    pub stays: bool,
     /// Those that send SIGCHLD at their end.
     pub normal: bool,
     /// The others.
     pub clones: bool,
 }
 
-impl Wanted {
+impl Wanted<'_> {
     fn has(&self, exit_signal: Option<Signal>) -> bool {
         if exit_signal == Some(Signal::CHLD) { self.normal } else { self.clones }
     }
@@ -332,14 +366,14 @@ pub enum Child {
     None,
     /// None has ended.
     Running,
-    /// This one has ended. It is out of the tree.
+    /// This one has ended. It is out of the tree, unless its status stays.
     Ended {
         /// Its number.
         id: u32,
         /// How it ended.
         status: ProcessEnd,
         /// Dropped without the lock.
-        process: PoolBox<Process>,
+        process: Option<PoolBox<Process>>,
     },
 }
 
@@ -351,11 +385,16 @@ pub struct Remains {
     process: Option<PoolBox<Process>>,
     /// The threads of another process to visit.
     visit: Option<Elsewhere>,
+    /// The process that has ended, whose pollers are to be woken.
+    ended: Option<Counted<Pidfd>>,
 }
 
 impl Remains {
     /// Does it.
     pub fn finish(self) {
+        if let Some(ended) = self.ended {
+            ended.wake();
+        }
         drop(self.process);
         if let Some(visit) = self.visit {
             visit.finish();
@@ -395,13 +434,36 @@ impl Elsewhere {
 /// The space of the process that this number is of, or of one of its threads: `None` where there is no such process,
 /// and in it `None` where its last thread has left.
 pub fn space_of_thread(id: u32) -> Option<Option<SpaceRef>> {
-    let space = {
-        let tree = PROCESSES.lock();
-        let process = tree.find(id).or_else(|| Some(tree.find_task(id)?.process()))?;
-        process.lock().space.clone()
-    };
+    space_of(|tree| tree.find(id).or_else(|| Some(tree.find_task(id)?.process())))
+}
+
+/// The space of the process that is found, as [`space_of_thread`].
+pub fn space_of(find: impl FnOnce(&Tree) -> Option<&Process>) -> Option<Option<SpaceRef>> {
+    let space = find(&PROCESSES.lock())?.lock().space.clone();
     // Without the locks: this may be the last reference by now.
     Some(space.filter(|space| !space.notifiers().is_released()))
+}
+
+/// What files refer to the process with this number by.
+///
+/// # Errors
+/// `ESRCH`: there is none. `ENOENT`: it is a thread's, and not the first one's. `ENOMEM`.
+pub fn pidfd_of(id: u32) -> Result<Counted<Pidfd>, Errno> {
+    // Dropped after the lock is released.
+    let new = Pidfd::new(id)?;
+    let tree = PROCESSES.lock();
+    let Some(process) = tree.find(id) else {
+        return Err(if tree.find_task(id).is_some() { Errno::ENOENT } else { Errno::ESRCH });
+    };
+    if matches!(process.lock().life, Life::Ended(_)) {
+        new.set(Stage::Ended);
+    }
+    Ok(process.pidfd(&new).clone())
+}
+
+/// The stage of the life of the process that `pidfd` refers to; `None` once its status was collected.
+pub fn life_of(pidfd: &Counted<Pidfd>) -> Option<Life> {
+    PROCESSES.lock().find_by(pidfd).map(|process| process.lock().life)
 }
 
 /// The reserved number of a process or thread. Dropping it frees the number.
@@ -415,6 +477,14 @@ impl Number {
     /// `EAGAIN`: all are in use.
     pub fn reserve() -> Result<Self, Errno> {
         PROCESSES.lock().numbers.reserve().map(Self).ok_or(Errno::EAGAIN)
+    }
+
+    /// This one.
+    ///
+    /// # Errors
+    /// `EINVAL`: none has it. `EEXIST`: it is in use.
+    pub fn reserve_exactly(number: u32) -> Result<Self, Errno> {
+        PROCESSES.lock().numbers.reserve_exactly(number).map(|()| Self(number))
     }
 
     /// The number.
@@ -533,6 +603,11 @@ impl Tree {
         self.by_id.find(&id).get()
     }
 
+    /// The process that `pidfd` refers to; `None` once its status was collected.
+    pub fn find_by(&self, pidfd: &Counted<Pidfd>) -> Option<&Process> {
+        self.find(pidfd.id).filter(|process| process.pidfd.get().is_some_and(|own| own.is(pidfd)))
+    }
+
     /// The thread with this number.
     pub fn find_task(&self, id: u32) -> Option<&Task> {
         self.tasks.find(&id).get()
@@ -613,7 +688,9 @@ impl Tree {
             }
             Parent::Process(parent) => self.notify_parent(process, parent, exit_signal, status),
         };
-        Remains { process: if kept { None } else { self.remove(process) }, visit }
+        let ended = process.pidfd.get().cloned();
+        ended.iter().for_each(|pidfd| pidfd.set(Stage::Ended));
+        Remains { process: if kept { None } else { self.remove(process) }, visit, ended }
     }
 
     /// Moves a child to those that have ended, sends the parent its signal, and wakes the parent if it waits. Returns
@@ -665,20 +742,24 @@ impl Tree {
         let family = process.family(&mut self.key);
         let ended = family.normal.ended.front_mut().remove();
         if let Some(ended) = ended.or_else(|| family.clones.ended.front_mut().remove()) {
-            return Some(Remains { process: self.remove(&ended), visit: None });
+            return Some(Remains { process: self.remove(&ended), ..Remains::default() });
         }
         (!family.running.is_empty()).then(Remains::default)
     }
 
     /// Finds a child of `parent` that has ended, among the selected ones.
-    pub fn collect(&mut self, parent: &Process, wanted: Wanted) -> Child {
-        match wanted.id {
-            Some(id) => self.collect_one(parent, id, wanted),
-            None => self.collect_any(parent, wanted),
-        }
+    pub fn collect(&mut self, parent: &Process, wanted: Wanted<'_>) -> Child {
+        let found = match wanted.named {
+            Named::Any => return self.collect_any(parent, wanted),
+            Named::Number(id) => self.find(id),
+            Named::By(pidfd) => self.find_by(pidfd),
+        };
+        // SAFETY: the tree owns it, and it stays there until it is removed.
+        let found = found.map(|child| unsafe { &*core::ptr::from_ref(child) });
+        found.map_or(Child::None, |child| self.collect_one(parent, child, wanted))
     }
 
-    fn collect_any(&mut self, parent: &Process, wanted: Wanted) -> Child {
+    fn collect_any(&mut self, parent: &Process, wanted: Wanted<'_>) -> Child {
         let family = parent.family(&mut self.key);
         let (mut oldest, mut any_running): (Option<&Process>, _) = (None, false);
         for (is_wanted, children) in [(wanted.normal, &family.normal), (wanted.clones, &family.clones)] {
@@ -686,7 +767,7 @@ impl Tree {
                 continue;
             }
             any_running |= children.running != 0;
-            if let Some(child) = children.ended.front().get()
+            if let Some(child) = children.ended.front().get().filter(|_| wanted.ended)
                 && oldest.is_none_or(|oldest| child.serial() < oldest.serial())
             {
                 oldest = Some(child);
@@ -694,29 +775,31 @@ impl Tree {
         }
         match oldest.map(core::ptr::from_ref) {
             // SAFETY: the tree owns it, and it stays there until it is removed.
-            Some(child) => self.take_ended(parent, unsafe { &*child }),
+            Some(child) => self.take_ended(parent, unsafe { &*child }, wanted),
             None if any_running => Child::Running,
             None => Child::None,
         }
     }
 
-    fn collect_one(&mut self, parent: &Process, id: u32, wanted: Wanted) -> Child {
-        let Some(child) = self.by_id.find(&id).get() else { return Child::None };
+    fn collect_one(&mut self, parent: &Process, child: &Process, wanted: Wanted<'_>) -> Child {
         let family = child.family(&mut self.key);
         let is_own = matches!(family.parent, Parent::Process(number) if number == parent.id);
         if !is_own || !wanted.has(family.exit_signal) {
             return Child::None;
         }
-        if family.status.is_none() {
-            return Child::Running;
+        match family.status {
+            None => Child::Running,
+            Some(_) if !wanted.ended => Child::None,
+            Some(_) => self.take_ended(parent, child, wanted),
         }
-        // SAFETY: the tree owns it, and it stays there until it is removed.
-        self.take_ended(parent, unsafe { &*core::ptr::from_ref(child) })
     }
 
-    fn take_ended(&mut self, parent: &Process, child: &Process) -> Child {
+    fn take_ended(&mut self, parent: &Process, child: &Process, wanted: Wanted<'_>) -> Child {
         let family = child.family(&mut self.key);
         let (Some(status), exit_signal) = (family.status, family.exit_signal) else { return Child::Running };
+        if wanted.stays {
+            return Child::Ended { id: child.id, status, process: None };
+        }
         let siblings = parent.family(&mut self.key).children(exit_signal);
         // SAFETY: a child that has ended and is still in the tree is in its parent's list of its kind.
         unsafe { siblings.ended.cursor_mut_from_ptr(child) }.remove();
@@ -736,7 +819,7 @@ impl Tree {
     fn removed(&mut self, process: &Process, status: ProcessEnd) -> Child {
         let id = process.id;
         match self.remove(process) {
-            Some(process) => Child::Ended { id, status, process },
+            Some(process) => Child::Ended { id, status, process: Some(process) },
             None => Child::None,
         }
     }

@@ -1,0 +1,96 @@
+//! Calls that name a process by a file: `pidfd_open`, `pidfd_send_signal`, `process_mrelease`, and which space `process_madvise` means.
+//!
+//! There are none of threads (`PIDFD_THREAD`): a process is meant by each.
+
+use granule_abi::file::O_RDWR;
+use granule_abi::process::{
+    PIDFD_NONBLOCK, PIDFD_SELF_THREAD, PIDFD_SELF_THREAD_GROUP, PIDFD_SIGNAL_PROCESS_GROUP, PIDFD_SIGNAL_THREAD,
+    PIDFD_SIGNAL_THREAD_GROUP,
+};
+use granule_abi::signal::{SI_TKILL, SI_USER, SigInfo};
+use granule_arch::addr::VirtAddr;
+
+use super::io::{self, most_files};
+use super::{Answer, Syscall, read_quads};
+use crate::linux::errno::Errno;
+use crate::linux::file::open::{Kind, OpenFile};
+use crate::linux::file::pidfd::Pidfd;
+use crate::linux::process::send::{self, Asked};
+use crate::linux::process::signal::SignalCause;
+use crate::linux::process::status::Life;
+use crate::linux::process::tree;
+use crate::mm::counted::Counted;
+use crate::mm::space::SpaceRef;
+
+pub(super) fn pidfd_open(call: &mut Syscall<'_>) -> Answer {
+    let (id, flags) = (call.argument::<0>() as i32, u64::from(call.argument::<1>() as u32));
+    let id = u32::try_from(id).ok().filter(|&id| id != 0 && flags & !PIDFD_NONBLOCK == 0).ok_or(Errno::EINVAL)?;
+    let file = OpenFile::new(Kind::Process(tree::pidfd_of(id)?), O_RDWR | flags as u32)?;
+    call.task.files().add(file, 0, most_files(call), true).map(u64::from)
+}
+
+/// The process that the first argument names: a descriptor, or a number for the caller's own process.
+fn referred(call: &Syscall<'_>) -> Result<Counted<Pidfd>, Errno> {
+    match call.argument::<0>() as i32 {
+        PIDFD_SELF_THREAD | PIDFD_SELF_THREAD_GROUP => tree::pidfd_of(call.task.process().id()),
+        _ => io::file(call, call.argument::<0>())?.process().cloned().ok_or(Errno::EBADF),
+    }
+}
+
+/// The space of the process that the first argument names.
+pub(super) fn space(call: &Syscall<'_>) -> Result<SpaceRef, Errno> {
+    let pidfd = referred(call)?;
+    tree::space_of(|tree| tree.find_by(&pidfd)).flatten().ok_or(Errno::ESRCH)
+}
+
+pub(super) fn pidfd_send_signal(call: &mut Syscall<'_>) -> Answer {
+    const SCOPES: [u64; 4] = [0, PIDFD_SIGNAL_THREAD, PIDFD_SIGNAL_THREAD_GROUP, PIDFD_SIGNAL_PROCESS_GROUP];
+    let (number, from, scope) =
+        (call.argument::<1>() as u32, call.address::<2>(), u64::from(call.argument::<3>() as u32));
+    if !SCOPES.contains(&scope) {
+        return Err(Errno::EINVAL);
+    }
+    let (pidfd, own) = (referred(call)?, call.task.process().id());
+    let to_thread = scope == PIDFD_SIGNAL_THREAD || scope == 0 && call.argument::<0>() as i32 == PIDFD_SELF_THREAD;
+    let cause = if from.0 == 0 {
+        SignalCause::process(if to_thread { SI_TKILL } else { SI_USER }, own)
+    } else {
+        given(from, number, pidfd.id == own)?
+    };
+    match scope {
+        // There is one process group, which no process that has a pidfd leads.
+        PIDFD_SIGNAL_PROCESS_GROUP => Err(Errno::ESRCH),
+        _ if to_thread => send::to_first_thread(&pidfd, Asked(number), cause),
+        _ => send::to_referred(&pidfd, Asked(number), cause),
+    }
+    .map(|()| 0)
+}
+
+/// Waits until the memory of a process that is about to end is free. Linux takes its pages from it; here nothing holds up
+/// its threads, and with the last one the pages go.
+pub(super) fn process_mrelease(call: &mut Syscall<'_>) -> Answer {
+    if call.argument::<1>() as u32 != 0 {
+        return Err(Errno::EINVAL);
+    }
+    let pidfd = referred(call)?;
+    match tree::life_of(&pidfd).ok_or(Errno::ESRCH)? {
+        Life::Running => Err(Errno::EINVAL),
+        Life::Ending(_) => pidfd.wait().map(|()| 0),
+        Life::Ended(_) => Err(Errno::ESRCH),
+    }
+}
+
+/// The cause that the caller gives for signal `number`. Of the kernel's and of kill's it may have those alone that it sends
+/// to itself.
+fn given(from: VirtAddr, number: u32, to_itself: bool) -> Result<SignalCause, Errno> {
+    const WORDS: usize = size_of::<SigInfo>() / size_of::<u64>();
+    let [first, second, field, next, ..]: [u64; WORDS] = read_quads(from)?;
+    let code = second as u32 as i32;
+    if first as u32 != number {
+        return Err(Errno::EINVAL);
+    }
+    if !to_itself && (code >= 0 || code == SI_TKILL) {
+        return Err(Errno::EPERM);
+    }
+    Ok(SignalCause { code, fields: [field, next] })
+}
