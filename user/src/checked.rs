@@ -50,7 +50,7 @@ calls! {
     MINCORE __NR_mincore, MADVISE __NR_madvise, WAIT4 __NR_wait4, GETRLIMIT __NR_getrlimit, SETRLIMIT __NR_setrlimit,
     PRLIMIT64 __NR_prlimit64, GETRANDOM __NR_getrandom, MEMFD_CREATE __NR_memfd_create, FTRUNCATE __NR_ftruncate,
     FALLOCATE __NR_fallocate, USERFAULTFD __NR_userfaultfd, FSYNC __NR_fsync, FDATASYNC __NR_fdatasync, MSYNC __NR_msync,
-    MSEAL __NR_mseal, WAITID __NR_waitid, PIDFD_OPEN __NR_pidfd_open, PIDFD_SEND_SIGNAL __NR_pidfd_send_signal,
+    MEMBARRIER __NR_membarrier, MSEAL __NR_mseal, WAITID __NR_waitid, PIDFD_OPEN __NR_pidfd_open, PIDFD_SEND_SIGNAL __NR_pidfd_send_signal,
     CLONE3 __NR_clone3, PROCESS_MADVISE __NR_process_madvise, PROCESS_MRELEASE __NR_process_mrelease,
 }
 

@@ -73,7 +73,16 @@ fn processes_live_and_die_as_on_linux(t: &mut Test) {
 
 target_test!(threads_wait_for_each_other_and_keep_their_registers, limit(60));
 fn threads_wait_for_each_other_and_keep_their_registers(t: &mut Test) {
+    let served = || {
+        let mut all = 0;
+        smp::for_each(|cpu| all += cpu.calls_served());
+        all
+    };
+    let before = served();
     succeeds(t, "threads");
+    // Its barriers everywhere: on each CPU but the one that it runs on.
+    let least = 100 * (smp::online().iter().count() as u64 - 1);
+    t.check("barriers on the other CPUs", served() - before >= least);
 }
 
 target_test!(signals_come_as_on_linux, limit(60));

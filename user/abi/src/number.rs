@@ -94,6 +94,7 @@ numbers! {
     GETRANDOM = 278 "getrandom";
     MEMFD_CREATE = 279 "memfd_create";
     USERFAULTFD = 282 "userfaultfd";
+    MEMBARRIER = 283 "membarrier";
     MLOCK2 = 284 "mlock2";
     PIDFD_SEND_SIGNAL = 424 "pidfd_send_signal";
     PIDFD_OPEN = 434 "pidfd_open";

@@ -88,6 +88,19 @@ pub const fn killed(signal: u32) -> u32 {
     signal & 0x7f
 }
 
+/// membarrier: the commands that there are.
+pub const MEMBARRIER_CMD_QUERY: u32 = 0;
+/// membarrier: a barrier on each CPU.
+pub const MEMBARRIER_CMD_GLOBAL: u32 = 1;
+/// membarrier: the same, for programs that are registered for it.
+pub const MEMBARRIER_CMD_GLOBAL_EXPEDITED: u32 = 1 << 1;
+/// membarrier: a barrier on each CPU that runs a thread of the caller's space.
+pub const MEMBARRIER_CMD_PRIVATE_EXPEDITED: u32 = 1 << 3;
+/// membarrier: there too, with a synchronisation of the context, for changed code.
+pub const MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE: u32 = 1 << 5;
+/// membarrier: the registrations that there are. Each command is registered for by the next bit.
+pub const MEMBARRIER_CMD_GET_REGISTRATIONS: u32 = 1 << 9;
+
 /// futex: sleep while the word has this value.
 pub const FUTEX_WAIT: u64 = 0;
 /// futex: wake as many sleepers.

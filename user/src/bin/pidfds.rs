@@ -85,7 +85,7 @@ fn what_a_file_of_a_process_is_not() {
     close(own);
 }
 
-/// What poll finds of a file within `limit` milliseconds.
+/// The events that poll finds of a file within `limit` milliseconds.
 fn found(file: u64, events: u16, limit: i64) -> u16 {
     let mut polled = [PollFd { fd: file as i32, events, revents: 0 }];
     let limit = [limit / 1000, limit % 1000 * 1_000_000];
@@ -160,7 +160,7 @@ fn causes_that_one_may_give() {
     close(file);
 }
 
-/// What `waitid` stores: signal, code, number and status.
+/// Signal, code, number and status that `waitid` stores.
 fn wait(kind: u64, id: u64, options: u64) -> Result<[i32; 4], Errno> {
     let mut words = [0x5555_5555_i32; 32];
     call(WAITID, [kind, id, words.as_mut_ptr().expose_provenance() as u64, options, 0])?;

@@ -252,75 +252,80 @@ fn mseal_refuses_in_linuxs_order() {
     unmap(TAKEN, 4);
 }
 
-/// Each call that might take a mapping, its protection or its contents away.
+const OPEN: Result<u64, Errno> = Ok(0);
+const SHUT: Result<u64, Errno> = Err(EPERM);
+/// Memory to seal. The contents of the first two alone stay: no store and no file can change them.
+const KINDS: [(&str, u64, u64); 5] = [
+    ("read-only", PROT_READ, PRIVATE),
+    ("none", PROT_NONE, PRIVATE),
+    ("writable", RW, PRIVATE),
+    ("shared, read-only", PROT_READ, MAP_SHARED | MAP_ANONYMOUS),
+    ("of a file, read-only", PROT_READ, MAP_PRIVATE),
+];
+
+/// Each call that might take a mapping, its protection or its contents away, and its answer: of 8 pages of this kind at
+/// `at`, the third and fourth are sealed.
+fn attempts(index: usize, at: u64) -> [(&'static str, usize, [u64; 5], Result<u64, Errno>); 27] {
+    let (_, protection, flags) = KINDS[index];
+    let (sealed, beside) = (at + 2 * PAGE, at + 4 * PAGE);
+    let discards = if index < 2 { SHUT } else { OPEN };
+    let anonymous = if flags & MAP_ANONYMOUS != 0 && flags & MAP_SHARED == 0 { discards } else { Err(EINVAL) };
+    let remove = [SHUT, SHUT, Err(EINVAL), OPEN, Err(EACCES)][index];
+    [
+        ("munmap", MUNMAP, [sealed, PAGE, 0, 0, 0], SHUT),
+        ("munmap of all", MUNMAP, [at, 8 * PAGE, 0, 0, 0], SHUT),
+        ("mmap over it", MMAP, [beside - PAGE, 2 * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX], SHUT),
+        ("mmap beside it", MMAP, [sealed, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX], Err(EEXIST)),
+        ("mprotect", MPROTECT, [sealed, PAGE, PROT_READ | PROT_EXEC, 0, 0], SHUT),
+        ("mprotect, as it is", MPROTECT, [sealed, 2 * PAGE, protection, 0, 0], SHUT),
+        ("mremap, shorter", MREMAP, [sealed, 2 * PAGE, PAGE, 0, 0], SHUT),
+        ("mremap, longer", MREMAP, [sealed, 2 * PAGE, 9 * PAGE, MREMAP_MAYMOVE, 0], SHUT),
+        ("mremap, as it is", MREMAP, [sealed, 2 * PAGE, 2 * PAGE, 0, 0], SHUT),
+        ("mremap away", MREMAP, [sealed, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, FAR], SHUT),
+        ("mremap over it", MREMAP, [at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, sealed], SHUT),
+        ("mremap of what is beside it", MREMAP, [at, 3 * PAGE, PAGE, 0, 0], SHUT),
+        ("DONTNEED", MADVISE, [sealed, PAGE, MADV_DONTNEED, 0, 0], discards),
+        ("DONTNEED_LOCKED", MADVISE, [sealed, PAGE, MADV_DONTNEED_LOCKED, 0, 0], discards),
+        ("FREE", MADVISE, [sealed, PAGE, MADV_FREE, 0, 0], anonymous),
+        ("REMOVE", MADVISE, [sealed, PAGE, MADV_REMOVE, 0, 0], remove),
+        ("GUARD_INSTALL", MADVISE, [sealed, PAGE, MADV_GUARD_INSTALL, 0, 0], discards),
+        ("GUARD_REMOVE", MADVISE, [sealed, PAGE, MADV_GUARD_REMOVE, 0, 0], OPEN),
+        ("DONTFORK", MADVISE, [sealed, PAGE, MADV_DONTFORK, 0, 0], discards),
+        ("DOFORK", MADVISE, [sealed, PAGE, MADV_DOFORK, 0, 0], OPEN),
+        ("WIPEONFORK", MADVISE, [sealed, PAGE, MADV_WIPEONFORK, 0, 0], anonymous),
+        ("KEEPONFORK", MADVISE, [sealed, PAGE, MADV_KEEPONFORK, 0, 0], OPEN),
+        ("COLD", MADVISE, [sealed, PAGE, MADV_COLD, 0, 0], OPEN),
+        ("WILLNEED", MADVISE, [sealed, PAGE, MADV_WILLNEED, 0, 0], OPEN),
+        ("mlock", MLOCK, [sealed, PAGE, 0, 0, 0], if index == 1 { Err(ENOMEM) } else { OPEN }),
+        ("munlock", MUNLOCK, [sealed, PAGE, 0, 0, 0], OPEN),
+        ("DONTNEED of all", MADVISE, [at, 8 * PAGE, MADV_DONTNEED, 0, 0], discards),
+    ]
+}
+
 fn sealed_memory_stays() {
-    const OPEN: Result<u64, Errno> = Ok(0);
-    const SHUT: Result<u64, Errno> = Err(EPERM);
-    const KINDS: [(&str, u64, u64); 5] = [
-        ("read-only", PROT_READ, PRIVATE),
-        ("none", PROT_NONE, PRIVATE),
-        ("writable", RW, PRIVATE),
-        ("shared, read-only", PROT_READ, MAP_SHARED | MAP_ANONYMOUS),
-        ("of a file, read-only", PROT_READ, MAP_PRIVATE),
-    ];
     probe::prepare();
     for (index, (kind, protection, flags)) in KINDS.into_iter().enumerate() {
         let at = TAKEN + index as u64 * 32 * PAGE;
         let descriptor = if flags & MAP_ANONYMOUS == 0 { file(8) } else { u64::MAX };
         assert_eq!(call(MMAP, [at, 8 * PAGE, protection, flags | MAP_FIXED, descriptor, 0]), Ok(at), "{kind}");
-        let (sealed, beside) = (at + 2 * PAGE, at + 4 * PAGE);
+        let sealed = at + 2 * PAGE;
         for _ in 0..2 {
             assert_eq!(call(MSEAL, [sealed | 0x5a << 56, 2 * PAGE, 0]), OPEN, "{kind}, twice");
         }
-        let discards = if index < 2 { SHUT } else { OPEN };
-        let anonymous = if flags & MAP_ANONYMOUS != 0 && flags & MAP_SHARED == 0 { discards } else { Err(EINVAL) };
-        let remove = match index {
-            0 | 1 => SHUT,
-            3 => OPEN,
-            4 => Err(EACCES),
-            _ => Err(EINVAL),
-        };
-        for (what, number, arguments, wanted) in [
-            ("munmap", MUNMAP, [sealed, PAGE, 0, 0, 0], SHUT),
-            ("munmap of all", MUNMAP, [at, 8 * PAGE, 0, 0, 0], SHUT),
-            ("mmap over it", MMAP, [beside - PAGE, 2 * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX], SHUT),
-            ("mmap beside it", MMAP, [sealed, PAGE, RW, PRIVATE | MAP_FIXED_NOREPLACE, u64::MAX], Err(EEXIST)),
-            ("mprotect", MPROTECT, [sealed, PAGE, PROT_READ | PROT_EXEC, 0, 0], SHUT),
-            ("mprotect, as it is", MPROTECT, [sealed, 2 * PAGE, protection, 0, 0], SHUT),
-            ("mremap, shorter", MREMAP, [sealed, 2 * PAGE, PAGE, 0, 0], SHUT),
-            ("mremap, longer", MREMAP, [sealed, 2 * PAGE, 9 * PAGE, MREMAP_MAYMOVE, 0], SHUT),
-            ("mremap, as it is", MREMAP, [sealed, 2 * PAGE, 2 * PAGE, 0, 0], SHUT),
-            ("mremap away", MREMAP, [sealed, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, FAR], SHUT),
-            ("mremap over it", MREMAP, [at, PAGE, PAGE, MREMAP_MAYMOVE | MREMAP_FIXED, sealed], SHUT),
-            ("mremap of what is beside it", MREMAP, [at, 3 * PAGE, PAGE, 0, 0], SHUT),
-            ("DONTNEED", MADVISE, [sealed, PAGE, MADV_DONTNEED, 0, 0], discards),
-            ("DONTNEED_LOCKED", MADVISE, [sealed, PAGE, MADV_DONTNEED_LOCKED, 0, 0], discards),
-            ("FREE", MADVISE, [sealed, PAGE, MADV_FREE, 0, 0], anonymous),
-            ("REMOVE", MADVISE, [sealed, PAGE, MADV_REMOVE, 0, 0], remove),
-            ("GUARD_INSTALL", MADVISE, [sealed, PAGE, MADV_GUARD_INSTALL, 0, 0], discards),
-            ("GUARD_REMOVE", MADVISE, [sealed, PAGE, MADV_GUARD_REMOVE, 0, 0], OPEN),
-            ("DONTFORK", MADVISE, [sealed, PAGE, MADV_DONTFORK, 0, 0], discards),
-            ("DOFORK", MADVISE, [sealed, PAGE, MADV_DOFORK, 0, 0], OPEN),
-            ("WIPEONFORK", MADVISE, [sealed, PAGE, MADV_WIPEONFORK, 0, 0], anonymous),
-            ("KEEPONFORK", MADVISE, [sealed, PAGE, MADV_KEEPONFORK, 0, 0], OPEN),
-            ("COLD", MADVISE, [sealed, PAGE, MADV_COLD, 0, 0], OPEN),
-            ("WILLNEED", MADVISE, [sealed, PAGE, MADV_WILLNEED, 0, 0], OPEN),
-            ("mlock", MLOCK, [sealed, PAGE, 0, 0, 0], if index == 1 { Err(ENOMEM) } else { OPEN }),
-            ("munlock", MUNLOCK, [sealed, PAGE, 0, 0, 0], OPEN),
-            ("DONTNEED of all", MADVISE, [at, 8 * PAGE, MADV_DONTNEED, 0, 0], discards),
-        ] {
+        for (what, number, arguments, wanted) in attempts(index, at) {
             assert_eq!(call(number, arguments), wanted, "{kind}: {what}");
         }
         // Those below have changed.
         assert_eq!(call(MPROTECT, [at, 8 * PAGE, PROT_NONE]), SHUT, "{kind}");
         assert_eq!(probe::read(at), Err(not_allowed(at)), "{kind}");
-        unmap_all([(at, 2), (beside, 4)]);
+        unmap_all([(at, 2), (at + 4 * PAGE, 4)]);
         if descriptor != u64::MAX {
             assert_eq!(call(CLOSE, [descriptor]), OPEN);
         }
         let mut present = [0xff_u8; 2];
-        assert_eq!(call(MINCORE, [sealed, 2 * PAGE, present.as_mut_ptr().expose_provenance() as u64]), OPEN, "{kind}");
-        assert_eq!(call(MINCORE, [at, PAGE, present.as_mut_ptr().expose_provenance() as u64]), Err(ENOMEM), "{kind}");
+        let present = present.as_mut_ptr().expose_provenance() as u64;
+        assert_eq!(call(MINCORE, [sealed, 2 * PAGE, present]), OPEN, "{kind}");
+        assert_eq!(call(MINCORE, [at, PAGE, present]), Err(ENOMEM), "{kind}");
     }
 }
 

@@ -12,6 +12,7 @@ own!(call);
 fn run(_start: Start) {
     parts! { ()
         numbers a_lock_of_futexes futex_answers shared_memory_has_one_futex registers_are_each_threads_own
+        commands_of_membarrier
     }
     println!("threads: ok");
 }
@@ -187,4 +188,40 @@ fn keeps_registers(seed: u64) -> bool {
 #[cfg(not(target_arch = "aarch64"))]
 fn keeps_registers(_seed: u64) -> bool {
     unreachable!("these programs run on arm64 alone")
+}
+
+fn membarrier(command: u32) -> Result<u64, Errno> {
+    call(MEMBARRIER, [command.into(), 0])
+}
+
+/// A kernel with restartable sequences has two more commands for them.
+fn commands_of_membarrier() {
+    const GLOBAL: u32 = MEMBARRIER_CMD_GLOBAL_EXPEDITED;
+    const PRIVATE: u32 = MEMBARRIER_CMD_PRIVATE_EXPEDITED;
+    const CODE: u32 = MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE;
+    const RSEQ: u64 = 0x180;
+    assert_eq!(membarrier(MEMBARRIER_CMD_QUERY).map(|commands| commands & !RSEQ), Ok(0x27f));
+    let registered = || membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS);
+    for (what, command, wanted) in [
+        ("two", 3, Err(EINVAL)),
+        ("none", 1 << 10, Err(EINVAL)),
+        ("all programs", MEMBARRIER_CMD_GLOBAL, Ok(0)),
+        ("all that are registered", GLOBAL, Ok(0)),
+        ("before it is registered", PRIVATE, Err(EPERM)),
+        ("before it is registered", CODE, Err(EPERM)),
+    ] {
+        assert_eq!(membarrier(command), wanted, "{what}");
+    }
+    assert_eq!(call(MEMBARRIER, [0, 1]), Err(EINVAL), "flags");
+    // The test of the kernel counts them on each CPU.
+    (0..100).for_each(|_| assert_eq!(membarrier(MEMBARRIER_CMD_GLOBAL), Ok(0)));
+    let mut all = 0;
+    for command in [PRIVATE, CODE, GLOBAL] {
+        assert_eq!(registered(), Ok(all));
+        assert_eq!(membarrier(command << 1), Ok(0));
+        all |= u64::from(command << 1);
+        assert_eq!(membarrier(command), Ok(0));
+    }
+    assert_eq!(registered(), Ok(all));
+    process::in_copy(|| assert_eq!(membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS), Ok(0x54), "a child has them too"));
 }

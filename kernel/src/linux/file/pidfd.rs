@@ -81,7 +81,7 @@ impl Pidfd {
     }
 }
 
-/// What pidfds refer to.
+/// The processes that pidfds refer to.
 pub fn pool_stats() -> PoolStats {
     POOL.get().map_or_else(PoolStats::default, Pool::stats)
 }

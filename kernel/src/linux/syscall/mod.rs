@@ -183,6 +183,7 @@ static TABLE: [SyscallEntry; number::END] = {
     table[number::MREMAP] = entry!(memory::mremap);
     table[number::MPROTECT] = entry!(memory::mprotect);
     table[number::USERFAULTFD] = entry!(userfault::userfaultfd);
+    table[number::MEMBARRIER] = entry!(system::membarrier);
     table[number::MLOCK] = entry!(memory::mlock);
     table[number::MLOCK2] = entry!(memory::mlock2);
     table[number::MUNLOCK] = entry!(memory::munlock);

@@ -26,7 +26,8 @@ use crate::linux::process::signal::Signal;
 use crate::linux::process::stack::{self, StackMemory, StringCounts, Strings};
 use crate::linux::process::status::{ExecError, Name, ProcessEnd};
 use crate::linux::process::task::{Continuation, Task};
-use crate::linux::process::tree::{Named, PROCESSES, cause_of};
+use crate::linux::process::tree::collect::Named;
+use crate::linux::process::tree::{PROCESSES, cause_of};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
@@ -70,7 +71,7 @@ pub(super) fn set_tid_address(call: &mut Syscall<'_>) -> Answer {
     gettid(call)
 }
 
-/// What follows the code in `siginfo_t`.
+/// Where the fields are that follow the code in `siginfo_t`.
 const AFTER_CODE: u64 = core::mem::offset_of!(SigInfo, fields) as u64;
 
 /// The list is walked when the thread leaves its space: `linux::process::robust`.

@@ -1,13 +1,18 @@
 //! Calls for the identity of the system, and for random numbers.
 
-use granule_abi::process::UtsName;
+use core::sync::atomic::{Ordering, fence};
+
+use granule_abi::process::{
+    MEMBARRIER_CMD_GET_REGISTRATIONS, MEMBARRIER_CMD_GLOBAL, MEMBARRIER_CMD_GLOBAL_EXPEDITED,
+    MEMBARRIER_CMD_PRIVATE_EXPEDITED, MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE, MEMBARRIER_CMD_QUERY, UtsName,
+};
 use granule_arch::addr::{PAGE, VirtAddr};
 
 use super::{Answer, MOST_AT_ONCE, Syscall};
 use crate::linux::errno::Errno;
 use crate::random;
 use crate::sched::{Work, relax};
-use crate::smp::this_cpu;
+use crate::smp::{self, this_cpu};
 use crate::uaccess;
 
 /// The result of `uname`. The release is that of the Linux whose interface this is: C libraries compare it.
@@ -31,6 +36,36 @@ pub(super) fn getcpu(call: &mut Syscall<'_>) -> Answer {
     }
     if node.0 != 0 {
         uaccess::clear_user(node, 4)?;
+    }
+    Ok(0)
+}
+
+/// Orders the memory accesses of the caller's threads, or of all programs, on whichever CPU they run.
+///
+/// Each CPU is interrupted: its handler has a barrier, and the return from it synchronises the context
+/// (`SYNC_CORE`). So what is registered for decides only what is refused. There are no restartable sequences to end.
+pub(super) fn membarrier(call: &mut Syscall<'_>) -> Answer {
+    const EVERYWHERE: u32 = MEMBARRIER_CMD_GLOBAL | MEMBARRIER_CMD_GLOBAL_EXPEDITED;
+    const PRIVATE: u32 = MEMBARRIER_CMD_PRIVATE_EXPEDITED | MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE;
+    const REGISTER: u32 = (MEMBARRIER_CMD_GLOBAL_EXPEDITED | PRIVATE) << 1;
+    let (command, flags, space) = (call.argument::<0>() as u32, call.argument::<1>() as u32, call.task.space());
+    let is_one = command == 0 || command.is_power_of_two();
+    match command {
+        _ if flags != 0 || !is_one => return Err(Errno::EINVAL),
+        MEMBARRIER_CMD_QUERY => {
+            return Ok(u64::from(EVERYWHERE | PRIVATE | REGISTER | MEMBARRIER_CMD_GET_REGISTRATIONS));
+        }
+        MEMBARRIER_CMD_GET_REGISTRATIONS => return Ok(space.barriers().into()),
+        _ if command & REGISTER != 0 => space.add_barriers(command),
+        _ if command & PRIVATE != 0 && space.barriers() & command << 1 == 0 => return Err(Errno::EPERM),
+        _ if command & (EVERYWHERE | PRIVATE) == 0 => return Err(Errno::EINVAL),
+        _ if command & EVERYWHERE != 0 || call.task.space_user().is_shared() => {
+            fence(Ordering::SeqCst);
+            smp::call(smp::online().without(this_cpu().id), |_, _| fence(Ordering::SeqCst), 0);
+            fence(Ordering::SeqCst);
+        }
+        // No other thread sees its accesses.
+        _ => {}
     }
     Ok(0)
 }

@@ -62,6 +62,7 @@ pub struct Space {
     pub(super) hints: AtomicU8,
     /// How areas that come are locked: a [`Locking`](super::mlock::Locking).
     pub(super) future_locking: AtomicU8,
+    barriers: AtomicU32,
     pub(super) family: FamilyId,
     pub(super) in_family: LinkedListAtomicLink,
     pub(super) userfaultfds: Userfaultfds,
@@ -111,6 +112,7 @@ impl Spaces {
             has_device: AtomicBool::new(false),
             hints: AtomicU8::new(0),
             future_locking: AtomicU8::new(0),
+            barriers: AtomicU32::new(0),
             family,
             in_family: LinkedListAtomicLink::new(),
             userfaultfds: Userfaultfds::new(self.frames),
@@ -126,6 +128,16 @@ impl Space {
     /// The root table, for TTBR0_EL1.
     pub fn root(&self) -> PhysAddr {
         self.root.address()
+    }
+
+    /// The commands of `membarrier` that its threads have registered for (Linux: `mm->membarrier_state`).
+    pub fn barriers(&self) -> u32 {
+        self.barriers.load(Ordering::Relaxed)
+    }
+
+    /// Registers its threads for these commands too.
+    pub fn add_barriers(&self, commands: u32) {
+        self.barriers.fetch_or(commands, Ordering::Relaxed);
     }
 
     /// Its ASID.

@@ -43,6 +43,7 @@ impl Space {
         };
         *child.heap().write() = heap;
         child.set_trampoline(self.trampoline());
+        child.add_barriers(self.barriers());
         if self.has_userfaultfds() {
             self.announce_fork(&child);
         }

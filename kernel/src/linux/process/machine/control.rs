@@ -2,7 +2,8 @@
 
 use super::exec::Drawn;
 use super::send::{self, Asked};
-use super::tree::{Child, PROCESSES, Parent, Process, Tree};
+use super::tree::collect::Child;
+use super::tree::{PROCESSES, Parent, Process, Tree};
 use super::{clone, exec};
 use crate::chip::console::Family;
 use crate::linux::errno::Errno;

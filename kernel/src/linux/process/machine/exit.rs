@@ -7,7 +7,8 @@ use granule_arch::addr::VirtAddr;
 
 use super::state::Visit;
 use super::task::Task;
-use super::tree::{Child, Named, PROCESSES, Wanted};
+use super::tree::PROCESSES;
+use super::tree::collect::{Child, Named, Wanted};
 use super::{futex, robust};
 use crate::linux::errno::Errno;
 use crate::linux::process::status::{Life, ProcessEnd};
