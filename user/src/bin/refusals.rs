@@ -263,9 +263,12 @@ const KINDS: [(&str, u64, u64); 5] = [
     ("of a file, read-only", PROT_READ, MAP_PRIVATE),
 ];
 
+/// A call, its arguments and its answer.
+type Attempt = (&'static str, usize, [u64; 5], Result<u64, Errno>);
+
 /// Each call that might take a mapping, its protection or its contents away, and its answer: of 8 pages of this kind at
 /// `at`, the third and fourth are sealed.
-fn attempts(index: usize, at: u64) -> [(&'static str, usize, [u64; 5], Result<u64, Errno>); 27] {
+fn attempts(index: usize, at: u64) -> [Attempt; 27] {
     let (_, protection, flags) = KINDS[index];
     let (sealed, beside) = (at + 2 * PAGE, at + 4 * PAGE);
     let discards = if index < 2 { SHUT } else { OPEN };
