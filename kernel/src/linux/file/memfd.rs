@@ -12,7 +12,7 @@ use crate::chip::timer::uptime_nanoseconds;
 use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::mm::counted::Counted;
-use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, WriteAt};
+use crate::mm::space::{LARGEST_OBJECT, Object, ObjectError, Seals, SizeChoice, WriteAt};
 use crate::smp::this_cpu;
 
 const _: () = assert!(
@@ -119,8 +119,8 @@ impl MemoryFile {
     ///
     /// # Errors
     /// `EPERM`, `EFBIG`, `ENOMEM`, `EINTR`.
-    pub fn allocate(&self, start: u64, end: u64, keeps_size: bool, is_killed: &dyn Fn() -> bool) -> Result<(), Errno> {
-        self.object.allocate(this_cpu(), start, end, keeps_size, is_killed).map_err(errno)?;
+    pub fn allocate(&self, start: u64, end: u64, size: SizeChoice, is_killed: &dyn Fn() -> bool) -> Result<(), Errno> {
+        self.object.allocate(this_cpu(), start, end, size, is_killed).map_err(errno)?;
         self.note_change();
         Ok(())
     }

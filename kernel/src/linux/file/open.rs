@@ -29,7 +29,7 @@ use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::mm::space::{LastTally, Met, Object, Seals, SpaceRef, Tally};
+use crate::mm::space::{LastTally, Met, Object, Seals, Sought, SpaceRef, Tally};
 use crate::sched::{PollQueue, RwSem};
 use crate::smp::this_cpu;
 use crate::sync::rank;
@@ -592,7 +592,8 @@ impl OpenFile {
         let found = match (&self.kind, whence) {
             (_, SEEK_DATA | SEEK_HOLE) if !inside => return Err(Errno::ENXIO),
             (Kind::Memory(file), SEEK_DATA | SEEK_HOLE) => {
-                let found = file.object().seek(offset as u64, whence == SEEK_HOLE);
+                let wanted = if whence == SEEK_HOLE { Sought::Hole } else { Sought::Data };
+                let found = file.object().seek(offset as u64, wanted);
                 found.ok_or(Errno::ENXIO)? as i64
             }
             // The contents have no holes but the one after them.

@@ -34,6 +34,22 @@ pub trait Filed: Clone {
     fn has_memory(&self) -> bool;
 }
 
+/// The effect of an exec on a descriptor.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum OnExec {
+    /// It stays open.
+    Keep,
+    /// It is closed.
+    Close,
+}
+
+impl OnExec {
+    /// As the bit for it in the flags of a call requests: [`Close`](Self::Close) where it is set.
+    pub const fn requested(bit: u32) -> Self {
+        if bit == 0 { Self::Keep } else { Self::Close }
+    }
+}
+
 /// 64 descriptors.
 #[derive(Clone)]
 pub struct Leaf<F> {
@@ -152,10 +168,11 @@ impl<F: Filed> Table<F> {
         }
     }
 
-    /// The file of a descriptor, and whether an exec closes it.
-    fn get(&self, descriptor: usize) -> Option<(&F, bool)> {
+    /// The file of a descriptor, and the effect of an exec on it.
+    fn get(&self, descriptor: usize) -> Option<(&F, OnExec)> {
         let (leaf, place) = (self.leaf(descriptor / LEAF)?, descriptor % LEAF);
-        leaf.files[place].as_ref().map(|file| (file, leaf.close_on_exec >> place & 1 != 0))
+        let on_exec = if leaf.close_on_exec >> place & 1 != 0 { OnExec::Close } else { OnExec::Keep };
+        leaf.files[place].as_ref().map(|file| (file, on_exec))
     }
 
     /// The lowest free descriptor from `from` on and below `end`.
@@ -180,12 +197,12 @@ impl<F: Filed> Table<F> {
         pools: &'static Pools<F>,
         descriptor: usize,
         file: F,
-        close_on_exec: bool,
+        on_exec: OnExec,
     ) -> Result<Option<F>, OutOfMemory> {
         let leaf = self.ensure_leaf(pools, descriptor / LEAF)?;
         let place = descriptor % LEAF;
         let with = |bits: u64, bit: bool| bits & !(1 << place) | u64::from(bit) << place;
-        leaf.close_on_exec = with(leaf.close_on_exec, close_on_exec);
+        leaf.close_on_exec = with(leaf.close_on_exec, on_exec == OnExec::Close);
         leaf.with_memory = with(leaf.with_memory, file.has_memory());
         let before = leaf.files[place].replace(file);
         if self.next == descriptor {
@@ -299,7 +316,7 @@ impl<F: Filed> Files<F> {
     pub fn new(pools: &'static Pools<F>, file: &F) -> Result<Self, OutOfMemory> {
         let mut table = Table::EMPTY;
         for descriptor in 0..3 {
-            table.set(pools, descriptor, file.clone(), false)?;
+            table.set(pools, descriptor, file.clone(), OnExec::Keep)?;
         }
         Ok(Self::of(pools, Held::Table(Counted::try_new(&pools.tables, table)?)))
     }
@@ -310,13 +327,13 @@ impl<F: Filed> Files<F> {
 
     /// The file of a descriptor.
     pub fn get(&self, descriptor: u32) -> Option<F> {
-        self.get_with_flag(descriptor).map(|(file, _)| file)
+        self.get_with_on_exec(descriptor).map(|(file, _)| file)
     }
 
-    /// As [`Self::get`], and whether an exec closes it.
+    /// As [`Self::get`], and the effect of an exec on it.
     #[inline(always)]
-    pub fn get_with_flag(&self, descriptor: u32) -> Option<(F, bool)> {
-        let found = |table: &Table<F>| table.get(descriptor as usize).map(|(file, close)| (file.clone(), close));
+    pub fn get_with_on_exec(&self, descriptor: u32) -> Option<(F, OnExec)> {
+        let found = |table: &Table<F>| table.get(descriptor as usize).map(|(file, on_exec)| (file.clone(), on_exec));
         {
             // SAFETY: it is the CPU that this runs on, and finding a file and counting it sleeps for nothing and takes no
             // other lock.
@@ -369,10 +386,10 @@ impl<F: Filed> Files<F> {
     ///
     /// # Errors
     /// `EMFILE`, `ENOMEM`.
-    pub fn add(&self, file: F, from: u32, end: u64, close_on_exec: bool) -> Result<u32, Errno> {
+    pub fn add(&self, file: F, from: u32, end: u64, on_exec: OnExec) -> Result<u32, Errno> {
         self.change(|table, pools| {
             let free = table.lowest_free(from as usize, bounded(end)).ok_or(Errno::EMFILE)?;
-            table.set(pools, free, file, close_on_exec)?;
+            table.set(pools, free, file, on_exec)?;
             Ok(free as u32)
         })
     }
@@ -381,11 +398,11 @@ impl<F: Filed> Files<F> {
     ///
     /// # Errors
     /// `EBADF`: there is no `old`. `ENOMEM`.
-    pub fn duplicate(&self, old: u32, new: u32, close_on_exec: bool) -> Result<(), Errno> {
+    pub fn duplicate(&self, old: u32, new: u32, on_exec: OnExec) -> Result<(), Errno> {
         let before = self.change(|table, pools| {
             let (file, _) = table.get(old as usize).ok_or(Errno::EBADF)?;
             let file = file.clone();
-            Ok(table.set(pools, new as usize, file, close_on_exec)?)
+            Ok(table.set(pools, new as usize, file, on_exec)?)
         });
         before.map(drop)
     }
@@ -399,19 +416,22 @@ impl<F: Filed> Files<F> {
         self.change(|table, _| table.take(descriptor as usize).ok_or(Errno::EBADF))
     }
 
-    /// Sets whether an exec closes a descriptor.
+    /// Sets the effect of an exec on a descriptor.
     ///
     /// # Errors
     /// `EBADF`, `ENOMEM`.
-    pub fn set_close_on_exec(&self, descriptor: u32, close_on_exec: bool) -> Result<(), Errno> {
-        let before = self.look(|table| table.get(descriptor as usize).map(|(_, close)| close));
-        if before.ok_or(Errno::EBADF)? == close_on_exec {
+    pub fn set_on_exec(&self, descriptor: u32, on_exec: OnExec) -> Result<(), Errno> {
+        let before = self.look(|table| table.get(descriptor as usize).map(|(_, on_exec)| on_exec));
+        if before.ok_or(Errno::EBADF)? == on_exec {
             return Ok(());
         }
         self.change(|table, _| {
             let leaf = table.leaf_mut(descriptor as usize / LEAF).ok_or(Errno::EBADF)?;
             let bit = 1 << (descriptor as usize % LEAF);
-            leaf.close_on_exec = if close_on_exec { leaf.close_on_exec | bit } else { leaf.close_on_exec & !bit };
+            match on_exec {
+                OnExec::Close => leaf.close_on_exec |= bit,
+                OnExec::Keep => leaf.close_on_exec &= !bit,
+            }
             Ok(())
         })
     }

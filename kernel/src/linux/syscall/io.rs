@@ -16,6 +16,7 @@ use crate::chip::console;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Contents, FileRef, Kind, OpenFile};
 use crate::linux::file::proc::ProcId;
+use crate::linux::file::table::OnExec;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::SignalCause;
 use crate::linux::process::task::Task;
@@ -252,7 +253,7 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     let path = read_path(call, call.address::<1>())?;
     let base = base_of(call, &path)?;
     let file = open::open(base.as_deref(), &path, checked, |process| space_of(process, call.task))?;
-    call.task.files().add(file, 0, end, flags & O_CLOEXEC != 0).map(u64::from)
+    call.task.files().add(file, 0, end, OnExec::requested(flags & O_CLOEXEC)).map(u64::from)
 }
 
 /// The space of a process whose files in `/proc` a path of `task` names.
@@ -323,7 +324,7 @@ pub(super) fn close(call: &mut Syscall<'_>) -> Answer {
 
 pub(super) fn dup(call: &mut Syscall<'_>) -> Answer {
     let file = any_file(call, call.argument::<0>())?;
-    call.task.files().add(file, 0, most_files(call), false).map(u64::from)
+    call.task.files().add(file, 0, most_files(call), OnExec::Keep).map(u64::from)
 }
 
 pub(super) fn dup3(call: &mut Syscall<'_>) -> Answer {
@@ -334,7 +335,7 @@ pub(super) fn dup3(call: &mut Syscall<'_>) -> Answer {
     if u64::from(new) >= most_files(call) {
         return Err(Errno::EBADF);
     }
-    call.task.files().duplicate(old, new, flags & O_CLOEXEC != 0)?;
+    call.task.files().duplicate(old, new, OnExec::requested(flags & O_CLOEXEC))?;
     Ok(u64::from(new))
 }
 
@@ -342,17 +343,18 @@ pub(super) fn fcntl(call: &mut Syscall<'_>) -> Answer {
     let (descriptor, command, argument) =
         (call.argument::<0>() as u32, call.argument::<1>() as u32, call.argument::<2>() as u32);
     let files = call.task.files();
-    let (file, closes) = files.get_with_flag(descriptor).ok_or(Errno::EBADF)?;
+    let (file, on_exec) = files.get_with_on_exec(descriptor).ok_or(Errno::EBADF)?;
     match command {
         F_DUPFD | F_DUPFD_CLOEXEC => {
+            let on_exec = if command == F_DUPFD_CLOEXEC { OnExec::Close } else { OnExec::Keep };
             let end = most_files(call);
             if u64::from(argument) >= end {
                 return Err(Errno::EINVAL);
             }
-            files.add(file, argument, end, command == F_DUPFD_CLOEXEC).map(u64::from)
+            files.add(file, argument, end, on_exec).map(u64::from)
         }
-        F_GETFD => Ok(if closes { FD_CLOEXEC.into() } else { 0 }),
-        F_SETFD => files.set_close_on_exec(descriptor, argument & FD_CLOEXEC != 0).map(|()| 0),
+        F_GETFD => Ok(if on_exec == OnExec::Close { FD_CLOEXEC.into() } else { 0 }),
+        F_SETFD => files.set_on_exec(descriptor, OnExec::requested(argument & FD_CLOEXEC)).map(|()| 0),
         F_GETFL => Ok(file.flags().into()),
         _ if file.is_path() => Err(Errno::EBADF),
         F_SETFL => file.set_flags(argument).map(|()| 0),
@@ -579,9 +581,8 @@ pub(super) fn ioctl(call: &mut Syscall<'_>) -> Answer {
     let (descriptor, at) = (call.argument::<0>() as u32, call.address::<2>());
     let file = file(call, descriptor.into())?;
     match call.argument::<1>() as u32 {
-        command @ (FIOCLEX | FIONCLEX) => {
-            call.task.files().set_close_on_exec(descriptor, command == FIOCLEX)?;
-        }
+        FIOCLEX => call.task.files().set_on_exec(descriptor, OnExec::Close)?,
+        FIONCLEX => call.task.files().set_on_exec(descriptor, OnExec::Keep)?,
         FIONBIO => {
             let is_on = i32::from_le_bytes(read_bytes(at)?) != 0;
             file.set_flags(file.flags() & !O_NONBLOCK | if is_on { O_NONBLOCK } else { 0 })?;

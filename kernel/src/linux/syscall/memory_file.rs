@@ -8,6 +8,8 @@ use super::{Answer, Syscall};
 use crate::linux::errno::Errno;
 use crate::linux::file::memfd;
 use crate::linux::file::open::Kind;
+use crate::linux::file::table::OnExec;
+use crate::mm::space::SizeChoice;
 
 pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
     /// The longest name, with `memfd:` before it (`NAME_MAX`).
@@ -24,7 +26,7 @@ pub(super) fn memfd_create(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::ENOSYS);
     }
     let file = memfd::create(flags)?;
-    call.task.files().add(file, 0, end, flags & MFD_CLOEXEC != 0).map(u64::from)
+    call.task.files().add(file, 0, end, OnExec::requested(flags & MFD_CLOEXEC)).map(u64::from)
 }
 
 pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
@@ -83,8 +85,9 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
             if end > memory.object().size() {
                 check_file_limit(call, end)?;
             }
+            let size = if keeps_size { SizeChoice::Keep } else { SizeChoice::Grow };
             let is_killed = || call.is_killed();
-            memory.allocate(offset as u64, end, keeps_size, &is_killed)?;
+            memory.allocate(offset as u64, end, size, &is_killed)?;
         }
         FALLOC_FL_PUNCH_HOLE => memory.punch_hole(offset as u64, end)?,
         _ => return Err(Errno::ENOTSUP),

@@ -14,6 +14,7 @@ use crate::linux::file::event::EventCounter;
 use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
 use crate::linux::file::proc::Pagemap;
+use crate::linux::file::table::OnExec;
 use crate::sched;
 use crate::uaccess;
 
@@ -32,9 +33,9 @@ pub(super) fn pipe2(call: &mut Syscall<'_>) -> Answer {
     let [reader, writer] = pipe::create()?;
     let reader = OpenFile::new(Kind::Pipe(reader), O_RDONLY | flags & O_NONBLOCK)?;
     let writer = OpenFile::new(Kind::Pipe(writer), O_WRONLY | flags & (O_NONBLOCK | O_DIRECT))?;
-    let closes = flags & O_CLOEXEC != 0;
-    let read = add(call, reader, closes)?;
-    let added = add(call, writer, closes).and_then(|write| {
+    let on_exec = OnExec::requested(flags & O_CLOEXEC);
+    let read = add(call, reader, on_exec)?;
+    let added = add(call, writer, on_exec).and_then(|write| {
         let both = [read as u32, write as u32].map(u32::to_le_bytes);
         let stored = uaccess::copy_to_user(to, both.as_flattened());
         // A failure to close it has no meaning: another thread was quicker.
@@ -51,11 +52,11 @@ pub(super) fn eventfd2(call: &mut Syscall<'_>) -> Answer {
     }
     let counter = EventCounter::new(count.into(), flags & EFD_SEMAPHORE != 0);
     let file = OpenFile::new(Kind::Event(counter), O_RDWR | flags & EFD_NONBLOCK)?;
-    add(call, file, flags & EFD_CLOEXEC != 0)
+    add(call, file, OnExec::requested(flags & EFD_CLOEXEC))
 }
 
-fn add(call: &Syscall<'_>, file: FileRef, close_on_exec: bool) -> Answer {
-    call.task.files().add(file, 0, most_files(call), close_on_exec).map(u64::from)
+fn add(call: &Syscall<'_>, file: FileRef, on_exec: OnExec) -> Answer {
+    call.task.files().add(file, 0, most_files(call), on_exec).map(u64::from)
 }
 
 fn access(file: &OpenFile, bytes: u64) -> PipeAccess {

@@ -14,6 +14,7 @@ use super::io::{UserBytes, most_files};
 use super::{Answer, Syscall, read_quads, write_quads};
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{Kind, OpenFile};
+use crate::linux::file::table::OnExec;
 use crate::linux::file::userfaultfd::UserfaultFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
@@ -64,7 +65,7 @@ pub(super) fn userfaultfd(call: &mut Syscall<'_>) -> Answer {
 /// A descriptor for `pager`, with the `O_` flags of `flags`.
 fn add(call: &Syscall<'_>, pager: Counted<Userfaultfd>, flags: u32) -> Answer {
     let file = OpenFile::new(Kind::Userfault(UserfaultFile::new(pager)), O_RDONLY | flags & O_NONBLOCK)?;
-    let descriptor = call.task.files().add(file.clone(), 0, most_files(call), flags & O_CLOEXEC != 0)?;
+    let descriptor = call.task.files().add(file.clone(), 0, most_files(call), OnExec::requested(flags & O_CLOEXEC))?;
     if let Kind::Userfault(file) = file.kind() {
         file.open();
     }

@@ -89,7 +89,7 @@ pub use range::{RESERVED_END, RESERVED_START, USER_END, USER_START};
 pub use reclaim::Used;
 pub use remap::{Move, Remap};
 pub use reserved::ReservedPages;
-pub use shmem::file::{ObjectError, WriteAt};
+pub use shmem::file::{ObjectError, SizeChoice, Sought, WriteAt};
 pub use shmem::{LARGEST_OBJECT, Object, Seals};
 pub use spaces::Spaces;
 pub use tally::{Footprint, LastTally, Met, Tally};

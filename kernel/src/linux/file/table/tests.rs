@@ -41,15 +41,15 @@ fn pools() -> &'static Pools<File> {
 /// Each process's files, with the number of its map; processes that share files have one number.
 struct Model {
     files: Vec<(Files<File>, usize)>,
-    maps: Vec<BTreeMap<u32, (u32, bool)>>,
+    maps: Vec<BTreeMap<u32, (u32, OnExec)>>,
 }
 
 #[derive(Clone, Debug)]
 enum Step {
-    Add(u32, bool),
-    Duplicate(u32, u32, bool),
+    Add(u32, OnExec),
+    Duplicate(u32, u32, OnExec),
     Close(u32),
-    Mark(u32, bool),
+    Mark(u32, OnExec),
     Fork,
     Share,
     Exec,
@@ -60,12 +60,16 @@ fn descriptor() -> impl Strategy<Value = u32> {
     prop_oneof![0..6_u32, 60..70_u32, Just(1000), Just(MOST as u32 - 1)]
 }
 
+fn on_exec() -> impl Strategy<Value = OnExec> {
+    prop_oneof![Just(OnExec::Keep), Just(OnExec::Close)]
+}
+
 fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
     let step = prop_oneof![
-        6 => (descriptor(), any::<bool>()).prop_map(|(from, close)| Step::Add(from, close)),
-        4 => (descriptor(), descriptor(), any::<bool>()).prop_map(|(old, new, close)| Step::Duplicate(old, new, close)),
+        6 => (descriptor(), on_exec()).prop_map(|(from, on_exec)| Step::Add(from, on_exec)),
+        4 => (descriptor(), descriptor(), on_exec()).prop_map(|(old, new, on_exec)| Step::Duplicate(old, new, on_exec)),
         4 => descriptor().prop_map(Step::Close),
-        2 => (descriptor(), any::<bool>()).prop_map(|(descriptor, close)| Step::Mark(descriptor, close)),
+        2 => (descriptor(), on_exec()).prop_map(|(descriptor, on_exec)| Step::Mark(descriptor, on_exec)),
         2 => Just(Step::Fork),
         2 => Just(Step::Share),
         1 => Just(Step::Exec),
@@ -76,7 +80,7 @@ fn steps() -> impl Strategy<Value = Vec<(usize, Step)>> {
 
 impl Model {
     fn new() -> Self {
-        let first = BTreeMap::from([0, 1, 2].map(|descriptor| (descriptor, (0, false))));
+        let first = BTreeMap::from([0, 1, 2].map(|descriptor| (descriptor, (0, OnExec::Keep))));
         Self { files: Vec::from([(Files::new(pools(), &Arc::new(0)).unwrap(), 0)]), maps: Vec::from([first]) }
     }
 
@@ -85,23 +89,23 @@ impl Model {
         let (files, map) = (&self.files[place].0, self.files[place].1);
         let own = &mut self.maps[map];
         match step {
-            Step::Add(from, close) => {
+            Step::Add(from, on_exec) => {
                 let free = (from..MOST as u32).find(|descriptor| !own.contains_key(descriptor));
-                prop_assert_eq!(files.add(Arc::new(number), from, u64::MAX, close).ok(), free);
-                own.extend(free.map(|free| (free, (number, close))));
+                prop_assert_eq!(files.add(Arc::new(number), from, u64::MAX, on_exec).ok(), free);
+                own.extend(free.map(|free| (free, (number, on_exec))));
             }
-            Step::Duplicate(old, new, close) => {
+            Step::Duplicate(old, new, on_exec) => {
                 let expected = own.get(&old).map(|&(file, _)| file).ok_or(Errno::EBADF);
-                prop_assert_eq!(files.duplicate(old, new, close), expected.map(drop));
-                own.extend(expected.map(|file| (new, (file, close))));
+                prop_assert_eq!(files.duplicate(old, new, on_exec), expected.map(drop));
+                own.extend(expected.map(|file| (new, (file, on_exec))));
             }
             Step::Close(descriptor) => {
                 let expected = own.remove(&descriptor).map(|(file, _)| file).ok_or(Errno::EBADF);
                 prop_assert_eq!(files.close(descriptor).map(|file| *file), expected);
             }
-            Step::Mark(descriptor, close) => {
-                let expected = own.get_mut(&descriptor).map(|entry| entry.1 = close).ok_or(Errno::EBADF);
-                prop_assert_eq!(files.set_close_on_exec(descriptor, close), expected);
+            Step::Mark(descriptor, on_exec) => {
+                let expected = own.get_mut(&descriptor).map(|entry| entry.1 = on_exec).ok_or(Errno::EBADF);
+                prop_assert_eq!(files.set_on_exec(descriptor, on_exec), expected);
             }
             Step::Fork => {
                 let (copy, own) = (files.fork(), own.clone());
@@ -115,7 +119,7 @@ impl Model {
             }
             Step::Exec => {
                 let mut after = own.clone();
-                after.retain(|_, (_, close)| !*close);
+                after.retain(|_, (_, on_exec)| *on_exec == OnExec::Keep);
                 let prepared = files.prepare_exec().unwrap();
                 prop_assert!(files.is_as_prepared(&prepared));
                 files.exec(prepared);
@@ -126,7 +130,7 @@ impl Model {
                 files.clear();
                 prop_assert_eq!(peeked(files), (0, Vec::new()));
                 prop_assert!(files.get(0).is_none() && !files.has_room(u64::MAX));
-                prop_assert_eq!(files.add(Arc::new(0), 0, 5, false), Err(Errno::EBADF));
+                prop_assert_eq!(files.add(Arc::new(0), 0, 5, OnExec::Keep), Err(Errno::EBADF));
                 self.files.remove(place);
             }
             Step::End => {}
@@ -138,7 +142,7 @@ impl Model {
         for (files, map) in &self.files {
             let map = &self.maps[*map];
             for descriptor in (0..130).chain([1000, MOST as u32 - 1, MOST as u32, u32::MAX]) {
-                let found = files.get_with_flag(descriptor).map(|(file, close)| (*file, close));
+                let found = files.get_with_on_exec(descriptor).map(|(file, on_exec)| (*file, on_exec));
                 prop_assert_eq!(found, map.get(&descriptor).copied());
             }
             let with_memory = map.values().map(|(file, _)| *file).filter(|file| file % 2 == 1);
@@ -172,16 +176,16 @@ fn each_file_goes_with_its_last_descriptor() {
     assert_eq!((Arc::strong_count(&file), pools.stats().objects), (4, 1), "a fork copies nothing");
     drop(copy.close(2).unwrap());
     assert_eq!((Arc::strong_count(&file), pools.stats().objects), (6, 2));
-    copy.duplicate(0, 900, true).unwrap();
+    copy.duplicate(0, 900, OnExec::Close).unwrap();
     let prepared = copy.prepare_exec().unwrap();
     // A change since is noticed, and the exec prepared again.
-    copy.duplicate(0, 901, true).unwrap();
+    copy.duplicate(0, 901, OnExec::Close).unwrap();
     assert!(!copy.is_as_prepared(&prepared));
     drop(prepared);
     copy.exec(copy.prepare_exec().unwrap());
     assert_eq!(Arc::strong_count(&file), 6);
     // An exec that need not close a file copies nothing.
-    copy.duplicate(0, 900, true).unwrap();
+    copy.duplicate(0, 900, OnExec::Close).unwrap();
     drop(copy.close(900).unwrap());
     let before = pools.stats().objects;
     let prepared = copy.prepare_exec().unwrap();
@@ -206,7 +210,7 @@ fn where_memory_runs_out_all_is_as_before() {
         let copies: Vec<_> = (0..20).map(|_| files.fork()).collect();
         for (copy, descriptor) in copies.iter().zip(64..) {
             let before = (Arc::strong_count(&file), pools.stats().objects);
-            if copy.duplicate(0, 64 * (descriptor - 60), false) == Err(Errno::ENOMEM) {
+            if copy.duplicate(0, 64 * (descriptor - 60), OnExec::Keep) == Err(Errno::ENOMEM) {
                 refused += 1;
                 assert!(copy.get(0).is_some() && copy.get(64 * (descriptor - 60)).is_none());
                 assert!(Arc::strong_count(&file) >= before.0 && pools.stats().objects >= before.1);

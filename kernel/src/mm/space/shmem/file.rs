@@ -62,6 +62,24 @@ pub enum WriteAt {
     End,
 }
 
+/// The effect of an [allocation](Object::allocate) past the end on the size of the object.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum SizeChoice {
+    /// It stays as it is.
+    Keep,
+    /// It grows to the end of the allocation.
+    Grow,
+}
+
+/// The target of a [seek](Object::seek).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Sought {
+    /// A page that is used.
+    Data,
+    /// One that is not.
+    Hole,
+}
+
 /// Pages that are copied without a scheduling point.
 const COPIED: usize = 64;
 
@@ -457,8 +475,8 @@ impl Object {
         taken.free(cpu)
     }
 
-    /// Gives the pages that have one of the bytes from `start` to `end` frames, and makes the object so long, unless
-    /// `keeps_size`.
+    /// Gives the pages that have one of the bytes from `start` to `end` frames; with [`SizeChoice::Grow`] it makes the
+    /// object so long.
     ///
     /// # Errors
     /// [`ObjectError::Sealed`], [`ObjectError::OutOfMemory`], [`ObjectError::Interrupted`] once `is_killed` returns
@@ -468,7 +486,7 @@ impl Object {
         cpu: &Cpu,
         start: u64,
         end: u64,
-        keeps_size: bool,
+        size: SizeChoice,
         is_killed: &dyn Fn() -> bool,
     ) -> Result<(), ObjectError> {
         if end > LARGEST_OBJECT {
@@ -507,7 +525,7 @@ impl Object {
                 }
                 relax();
             }
-            if !keeps_size && end > self.size() {
+            if size == SizeChoice::Grow && end > self.size() {
                 self.size.store(end, Ordering::Relaxed);
             }
         }
@@ -540,9 +558,9 @@ impl Object {
         Ok(())
     }
 
-    /// The first byte from `at` on that is in a page that is used, or with `wants_hole` in one that is not, as far as the
-    /// object goes. The end is a hole.
-    pub fn seek(&self, at: u64, wants_hole: bool) -> Option<u64> {
+    /// The first byte from `at` on that is in data or in a hole, as `wanted`, as far as the object goes. The end is a
+    /// hole.
+    pub fn seek(&self, at: u64, wanted: Sought) -> Option<u64> {
         let (size, first) = (self.size(), at / PAGE);
         if at >= size {
             return None;
@@ -556,18 +574,18 @@ impl Object {
                         return;
                     }
                     let page = cells.address(index).0 / PAGE;
-                    let is_hole = !entries::is_used(self.common.mmu.load(cell));
-                    found = match is_hole == wants_hole {
+                    let is_used = entries::is_used(self.common.mmu.load(cell));
+                    found = match wanted {
                         // Between two tables there are holes.
-                        _ if wants_hole && page != next => Some(next),
-                        true => Some(page),
-                        false => None,
+                        Sought::Hole if page != next => Some(next),
+                        Sought::Hole => (!is_used).then_some(page),
+                        Sought::Data => is_used.then_some(page),
                     };
                     next = page + 1;
                 }
             });
         }
-        let found = found.or_else(|| (wants_hole).then_some(next));
+        let found = found.or_else(|| (wanted == Sought::Hole).then_some(next));
         found.map(|page| (page * PAGE).max(at).min(size))
     }
 

@@ -7,7 +7,9 @@ use std::cell::Cell;
 
 use super::*;
 use crate::mm::counted::Counted;
-use crate::mm::space::{MappedFile, Move, Object, ObjectError, Remap, Seals, SpaceError, SpaceLimits, Terms, WriteAt};
+use crate::mm::space::{
+    MappedFile, Move, Object, ObjectError, Remap, Seals, SizeChoice, SpaceError, SpaceLimits, Terms, WriteAt,
+};
 
 const START: VirtAddr = VirtAddr(0x10_0000_0000);
 const PAGES: u64 = 4;
@@ -335,13 +337,16 @@ fn an_allocation_is_all_or_nothing() {
     let file = file(&rig, PAGES);
     let before = file.pages();
     let free = rig.frames.total() as u64;
-    assert_eq!(file.allocate(&rig.cpu, 0, 4 * free * PAGE, false, &|| false), Err(ObjectError::OutOfMemory));
-    assert_eq!(file.allocate(&rig.cpu, 0, (free - 1) * PAGE, false, &|| false), Err(ObjectError::OutOfMemory));
+    assert_eq!(file.allocate(&rig.cpu, 0, 4 * free * PAGE, SizeChoice::Grow, &|| false), Err(ObjectError::OutOfMemory));
+    assert_eq!(
+        file.allocate(&rig.cpu, 0, (free - 1) * PAGE, SizeChoice::Grow, &|| false),
+        Err(ObjectError::OutOfMemory)
+    );
     let calls = Cell::new(0);
     let is_killed = || calls.replace(calls.get() + 1) == 5;
-    assert_eq!(file.allocate(&rig.cpu, 0, 64 * PAGE, false, &is_killed), Err(ObjectError::Interrupted));
+    assert_eq!(file.allocate(&rig.cpu, 0, 64 * PAGE, SizeChoice::Grow, &is_killed), Err(ObjectError::Interrupted));
     assert_eq!((file.pages(), file.size()), (before, PAGES * PAGE));
-    assert_eq!(file.allocate(&rig.cpu, PAGE, 64 * PAGE, false, &|| false), Ok(()));
+    assert_eq!(file.allocate(&rig.cpu, PAGE, 64 * PAGE, SizeChoice::Grow, &|| false), Ok(()));
     assert_eq!((file.pages(), file.size()), (64, 64 * PAGE));
     drop(file);
     assert_eq!(rig.used(), 0);

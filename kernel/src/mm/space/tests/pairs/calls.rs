@@ -6,7 +6,7 @@ use super::*;
 use crate::mm::kernel::record::note_step;
 use crate::mm::space::mlock::Passed;
 use crate::mm::space::pagemap::{GUARD, UFFD_WP};
-use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SpaceError, SpaceLimits, Used};
+use crate::mm::space::{AreaAdvice, Content, Discard, Move, Remap, SizeChoice, SpaceError, SpaceLimits, Used};
 
 /// The answer of a call, in words.
 pub(super) type Answer = String;
@@ -285,7 +285,7 @@ pub(super) const CALLS: &[Call] = &[
     call("punch hole", |w, _, cpu, at| file(w, |file| said(file.punch_hole(cpu, at - START, at - START + PAGE)))),
     call("ftruncate", |w, _, cpu, at| file(w, |file| said(file.truncate(cpu, at - START)))),
     call("ftruncate, longer", |w, _, cpu, _| file(w, |file| said(file.truncate(cpu, w.bytes())))),
-    call("fallocate", |w, _, cpu, _| file(w, |file| said(file.allocate(cpu, 0, w.bytes(), true, ALIVE)))),
+    call("fallocate", |w, _, cpu, _| file(w, |file| said(file.allocate(cpu, 0, w.bytes(), SizeChoice::Keep, ALIVE)))),
     call("write to the file", |w, _, cpu, at| write_to_file(w, cpu, at)),
     call("read of the file", |w, _, _, at| {
         file(w, |file| {
