@@ -15,6 +15,7 @@ use super::{Answer, Syscall, read_quads};
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{Kind, OpenFile};
 use crate::linux::file::pidfd::Pidfd;
+use crate::linux::file::table::OnExec;
 use crate::linux::process::send::{self, Asked};
 use crate::linux::process::signal::SignalCause;
 use crate::linux::process::status::Life;
@@ -26,7 +27,7 @@ pub(super) fn pidfd_open(call: &mut Syscall<'_>) -> Answer {
     let (id, flags) = (call.argument::<0>() as i32, u64::from(call.argument::<1>() as u32));
     let id = u32::try_from(id).ok().filter(|&id| id != 0 && flags & !PIDFD_NONBLOCK == 0).ok_or(Errno::EINVAL)?;
     let file = OpenFile::new(Kind::Process(tree::pidfd_of(id)?), O_RDWR | flags as u32)?;
-    call.task.files().add(file, 0, most_files(call), true).map(u64::from)
+    call.task.files().add(file, 0, most_files(call), OnExec::Close).map(u64::from)
 }
 
 /// The process that the first argument names: a descriptor, or a number for the caller's own process.

@@ -27,6 +27,7 @@ use crate::kernel;
 use crate::linux::errno::Errno;
 use crate::linux::file::open::{self, Kind, OpenFile};
 use crate::linux::file::pidfd::Pidfd;
+use crate::linux::file::table::OnExec;
 use crate::linux::process::clone_request::CloneRequest;
 use crate::linux::process::limits::{Limits, ProcessSlot};
 use crate::linux::process::signal::{Actions, Set, Signal};
@@ -237,7 +238,7 @@ fn make_child(
 fn refer(task: &Task, request: &CloneRequest, id: u32, new_task: &NewTask) -> Result<Option<u32>, Errno> {
     let Some(process) = new_task.process.as_deref().filter(|_| request.has(CLONE_PIDFD)) else { return Ok(None) };
     let file = OpenFile::new(Kind::Process(process.pidfd(&Pidfd::new(id)?).clone()), O_RDWR)?;
-    let descriptor = task.files().add(file, 0, task.process().limits.soft(RLIMIT_NOFILE), true)?;
+    let descriptor = task.files().add(file, 0, task.process().limits.soft(RLIMIT_NOFILE), OnExec::Close)?;
     let stored = uaccess::copy_to_user(VirtAddr(request.pidfd), &descriptor.to_le_bytes());
     stored.inspect_err(|_| forget(task, descriptor))?;
     Ok(Some(descriptor))
