@@ -26,7 +26,7 @@ use crate::linux::file::open::OpenFile;
 use crate::mm::counted::Counted;
 use crate::mm::space::{
     Access, AreaAdvice, Discard, Locking, MapRequest, MappedFile, Move, Object, Placement, Populate, Remap, Sharing,
-    Space, SpaceError, SpaceLimits, Terms,
+    Space, SpaceError, Terms,
 };
 use crate::platform::features::branch;
 use crate::sched::relax;
@@ -245,10 +245,9 @@ pub(super) fn mprotect(call: &mut Syscall<'_>) -> Answer {
         }
     }
     let writes = bits & PROT_WRITE != 0;
-    let limits = if writes { call.task.process().limits.of_space() } else { SpaceLimits::NONE };
     let space = call.task.space();
     let locked = if writes { space.locked_without_writes(start, bytes) } else { None };
-    let result = space.mprotect_within(start, bytes, protection(bits), &limits);
+    let result = space.mprotect_within(start, bytes, protection(bits), || call.task.process().limits.of_space());
     if let Some(locked) = locked {
         space.bring_written(this_cpu(), locked, &|| call.is_killed());
         call.thread.take_shortage();

@@ -64,10 +64,10 @@ impl Space {
     /// first hole was changed), [`SpaceError::NotAllowed`] (a file that may not be written; the same. Or execution alone,
     /// in a space with registers of a device; nothing was changed).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
-        self.mprotect_within(start, bytes, protection, &SpaceLimits::NONE)
+        self.mprotect_within(start, bytes, protection, || SpaceLimits::NONE)
     }
 
-    /// As [`Self::mprotect`], for a program that has limits.
+    /// As [`Self::mprotect`], for a program that has `limits`, which are read where a change depends on them.
     ///
     /// # Errors
     /// As for [`Self::mprotect`]; [`SpaceError::NoMemory`] also at the first area that would exceed the limits of data,
@@ -77,13 +77,13 @@ impl Space {
         start: VirtAddr,
         bytes: u64,
         protection: Protection,
-        limits: &SpaceLimits,
+        limits: impl Fn() -> SpaceLimits,
     ) -> Result<(), SpaceError> {
         let Some(range) = user_range(start, bytes) else {
             return self.mprotect_finish(start, bytes, protection, limits);
         };
         let is_written = protection.contains(Protection::WRITE);
-        let is_limited = || limits.data != u64::MAX || range.end() - range.start() > self.memory();
+        let is_limited = || limits().data != u64::MAX || range.end() - range.start() > self.memory();
         let mut areas = self.write_areas(range);
         // Limits apply only to what becomes writable, and registers only forbid what is neither written nor read.
         let becomes_written = |area: &Held| is_written && !area.protection().contains(Protection::WRITE);
@@ -98,7 +98,7 @@ impl Space {
             |area: &Held| area.cuts(range) == 0 && !area.is_sealed() && area.may_have(protection) && is_within(area);
         let is_simple = |area: &Held| !patched_branch!(branch::BREAK_CODE) && is_simple(area);
         let Some(area) = areas.holding(range).filter(is_simple) else {
-            return self.mprotect_slow(areas, range, protection, limits, is_written && is_limited());
+            return self.mprotect_slow(areas, range, protection, &limits(), is_written && is_limited());
         };
         let protection = area.changed_to(protection);
         if area.protection() != protection {
@@ -108,7 +108,7 @@ impl Space {
             areas.merge(area);
             // The limits are not known otherwise.
             if becomes_written && areas.turns.note(this_cpu().id, range.start()) {
-                self.divide(&mut areas, limits);
+                self.divide(&mut areas, &limits());
             }
         }
         Ok(())
@@ -195,7 +195,7 @@ impl Space {
         start: VirtAddr,
         bytes: u64,
         protection: Protection,
-        limits: &SpaceLimits,
+        limits: impl Fn() -> SpaceLimits,
     ) -> Result<(), SpaceError> {
         let Some((range, _)) = clamped_range(start, bytes, SpaceError::NoMemory)? else { return Ok(()) };
         self.mprotect_within(start, range.end() - start, protection, limits)?;

@@ -59,12 +59,12 @@ fn a_change_of_what_is_writable_already_meets_no_limit() {
     let space = rig.space();
     let start = rig.map(&space, 4);
     let limits = SpaceLimits { data: 2 * PAGE, ..SpaceLimits::NONE };
-    let protect = |protection| space.mprotect_within(start, 4 * PAGE, protection, &limits);
+    let protect = |protection| space.mprotect_within(start, 4 * PAGE, protection, || limits);
     assert_eq!(protect(READ_WRITE.and(Protection::EXECUTE)), Ok(()));
     assert_eq!(protect(Protection::READ), Ok(()));
     assert_eq!(protect(READ_WRITE), Err(SpaceError::NoMemory));
-    assert_eq!(space.mprotect_within(start, 2 * PAGE, READ_WRITE, &limits), Ok(()));
-    assert_eq!(space.mprotect_within(start, 3 * PAGE, READ_WRITE, &limits), Err(SpaceError::NoMemory));
+    assert_eq!(space.mprotect_within(start, 2 * PAGE, READ_WRITE, || limits), Ok(()));
+    assert_eq!(space.mprotect_within(start, 3 * PAGE, READ_WRITE, || limits), Err(SpaceError::NoMemory));
 }
 
 /// Of every run of private areas: few are remembered from the first pass, many are looked for again.

@@ -270,7 +270,7 @@ fn registers_have_no_tags() {
     let file = Some(MappedFile { object: &object, first_page: 0, may_write: true });
     let request = MapRequest { sharing: Sharing::Shared, ..private(1) };
     let at = space.mmap_within(&rig.cpu, &request, &Terms { file, ..Terms::NONE }, &|| false).unwrap();
-    assert_eq!(space.mprotect_within(at, PAGE, TAGGED, &SpaceLimits::NONE), Err(SpaceError::Invalid));
+    assert_eq!(space.mprotect_within(at, PAGE, TAGGED, || SpaceLimits::NONE), Err(SpaceError::Invalid));
     let executable = TAGGED.and(Protection::EXECUTE);
-    assert_eq!(space.mprotect_within(at, PAGE, executable, &SpaceLimits::NONE), Err(SpaceError::NotAllowed));
+    assert_eq!(space.mprotect_within(at, PAGE, executable, || SpaceLimits::NONE), Err(SpaceError::NotAllowed));
 }
