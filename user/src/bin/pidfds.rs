@@ -18,7 +18,7 @@ const MYSELF: u64 = PIDFD_SELF_THREAD_GROUP as u64;
 fn run(_: Start) -> u8 {
     parts! { ()
         opened what_a_file_of_a_process_is_not polled_until_the_end signals_by_a_file causes_that_one_may_give
-        waited_for_by_a_file waitid_refuses_in_linuxs_order advice_for_others memory_of_a_process_that_ends
+        a_number_that_comes_again waited_for_by_a_file waitid_refuses_in_linuxs_order advice_for_others memory_of_a_process_that_ends
         clone3_reads_what_it_knows clone3_with_a_pidfd clone3_with_a_number handlers_are_forgotten
     }
     println!("pidfds: ok");
@@ -160,16 +160,59 @@ fn causes_that_one_may_give() {
     close(file);
 }
 
-/// Signal, code, number and status that `waitid` stores.
+/// Signal, code, number and status that `waitid` stores: zeros where it fails.
 fn wait(kind: u64, id: u64, options: u64) -> Result<[i32; 4], Errno> {
     let mut words = [0x5555_5555_i32; 32];
-    call(WAITID, [kind, id, words.as_mut_ptr().expose_provenance() as u64, options, 0])?;
+    let answer = call(WAITID, [kind, id, words.as_mut_ptr().expose_provenance() as u64, options, 0]);
+    if answer.is_err() {
+        assert_eq!([words[0], words[2], words[4], words[6]], [0; 4]);
+    }
+    answer?;
     assert_eq!(
         [words[1], words[3], words[5], words[7]],
         [0, 0x5555_5555, 0, 0x5555_5555],
         "errno, nothing, user, nothing"
     );
     Ok([words[0], words[2], words[4], words[6]])
+}
+
+/// A file of a process that is gone means none, though another has its number.
+fn a_number_that_comes_again() {
+    const WANTED: u32 = 31_002;
+    let next = || {
+        let numbers = [WANTED];
+        let at = numbers.as_ptr().expose_provenance() as u64;
+        match call(CLONE3, [fields(&[(4, SIGCHLD.into()), (8, at), (9, 1)]).as_ptr().expose_provenance() as u64, 88]) {
+            Ok(0) => loop {
+                _ = time::sleep(1000 * MILLISECOND);
+            },
+            child => assert_eq!(child, Ok(WANTED.into())),
+        }
+    };
+    next();
+    let (file, serial) = (open(WANTED, 0), |file| number_of(file));
+    let before = serial(file);
+    end(WANTED);
+    next();
+    let pieces = [[PAGE, PAGE]];
+    let list = pieces.as_ptr().expose_provenance() as u64;
+    assert_eq!(call(PIDFD_SEND_SIGNAL, [file, SIGKILL.into(), 0, 0]), Err(ESRCH));
+    assert_eq!(wait(P_PIDFD, file, WEXITED | WNOHANG), Err(ECHILD));
+    assert_eq!(call(PROCESS_MADVISE, [file, list, 1, MADV_COLD, 0]), Err(ESRCH));
+    assert_eq!(call(PROCESS_MRELEASE, [file, 0]), Err(ESRCH));
+    close(file);
+    let file = open(WANTED, 0);
+    assert_ne!(serial(file), before, "its inode");
+    assert_eq!(call(PIDFD_SEND_SIGNAL, [file, 0, 0, 0]), OK, "the other one lives");
+    close(file);
+    end(WANTED);
+}
+
+/// The number of a file's inode.
+fn number_of(file: u64) -> u64 {
+    let mut words = [0_u64; 16];
+    assert_eq!(call(FSTAT, [file, words.as_mut_ptr().expose_provenance() as u64]), OK);
+    words[1]
 }
 
 fn waited_for_by_a_file() {
@@ -212,6 +255,7 @@ fn waitid_refuses_in_linuxs_order() {
     ] {
         assert_eq!(wait(kind, id, options), Err(wanted), "{what}");
     }
+    assert_eq!(call(WAITID, [P_PIDFD, NONE, 8, WEXITED, 0]), Err(EFAULT), "before all else");
     assert_eq!(wait(P_PGID, 0, WEXITED | WNOHANG), Ok([0; 4]), "its own group");
     assert_eq!(wait(P_ALL, 0, WUNTRACED | WNOHANG), Ok([0; 4]), "none has stopped");
     end(child);
@@ -328,6 +372,13 @@ fn clone3_with_a_pidfd() {
     close(file);
     assert_eq!(clone3(&fields(&[(0, CLONE_PIDFD), (1, 8)]), 88), Err(EFAULT));
     assert_eq!(control(file, F_GETFD), Err(EBADF), "nothing stays of it");
+    let numbers = [31_003_u32];
+    let at = numbers.as_ptr().expose_provenance() as u64;
+    for place in [8, 8, place] {
+        let answer = clone3(&fields(&[(0, CLONE_PIDFD), (1, place), (8, at), (9, 1)]), 88);
+        assert_eq!(answer, if place == 8 { Err(EFAULT) } else { Ok(31_003) }, "nor of its number");
+    }
+    close(file);
     // The child has none of itself.
     let child = call(CLONE, [CLONE_PIDFD | u64::from(SIGCHLD), 0, place]).expect("a child");
     if child == 0 {

@@ -12,7 +12,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, file, unmap, unmap_all);
+own!(call, file, put, unmap, unmap_all);
 
 /// Where the program maps an obstacle.
 const TAKEN: u64 = 0x6000_0000_0000;
@@ -222,6 +222,7 @@ fn mappings_are_counted() {
     assert_eq!(call(MUNMAP, [apart + PAGE, PAGE]), Err(ENOMEM), "two pieces would be one more");
     assert_eq!(call(MUNMAP, [apart + 3 * PAGE, PAGE]), Ok(0), "the end of one");
     assert_eq!(call(MPROTECT, [apart + PAGE, PAGE, PROT_READ]), Err(ENOMEM), "three pieces");
+    assert_eq!(call(MSEAL, [apart + PAGE, PAGE, 0]), Err(ENOMEM), "three pieces, sealed");
     assert_eq!(call(MPROTECT, [apart, PAGE, PROT_READ]), Err(ENOMEM), "two pieces");
     assert_eq!(call(MPROTECT, [apart, 3 * PAGE, PROT_READ]), Ok(0), "all of it");
     unmap(TAKEN, 2);
@@ -310,14 +311,24 @@ fn sealed_memory_stays() {
     for (index, (kind, protection, flags)) in KINDS.into_iter().enumerate() {
         let at = TAKEN + index as u64 * 32 * PAGE;
         let descriptor = if flags & MAP_ANONYMOUS == 0 { file(8) } else { u64::MAX };
-        assert_eq!(call(MMAP, [at, 8 * PAGE, protection, flags | MAP_FIXED, descriptor, 0]), Ok(at), "{kind}");
+        assert_eq!(call(MMAP, [at, 8 * PAGE, RW, flags | MAP_FIXED, descriptor, 0]), Ok(at), "{kind}");
         let sealed = at + 2 * PAGE;
+        assert_eq!(put(sealed, 7), Ok(()));
+        assert_eq!(call(MPROTECT, [at, 8 * PAGE, protection]), OPEN, "{kind}");
         for _ in 0..2 {
             assert_eq!(call(MSEAL, [sealed | 0x5a << 56, 2 * PAGE, 0]), OPEN, "{kind}, twice");
         }
         for (what, number, arguments, wanted) in attempts(index, at) {
             assert_eq!(call(number, arguments), wanted, "{kind}: {what}");
         }
+        let (seen, stored) = match index {
+            0 => (Ok(7), Err(not_allowed(sealed))),
+            1 => (Err(not_allowed(sealed)), Err(not_allowed(sealed))),
+            2 => (Ok(0), Ok(())),
+            // Of the file's page; the copy of it is gone.
+            _ => (Ok(0), Err(not_allowed(sealed))),
+        };
+        assert_eq!((probe::read(sealed), put(sealed, 8)), (seen, stored), "{kind}");
         // Those below have changed.
         assert_eq!(call(MPROTECT, [at, 8 * PAGE, PROT_NONE]), SHUT, "{kind}");
         assert_eq!(probe::read(at), Err(not_allowed(at)), "{kind}");

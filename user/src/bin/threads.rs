@@ -12,7 +12,7 @@ own!(call);
 fn run(_start: Start) {
     parts! { ()
         numbers a_lock_of_futexes futex_answers shared_memory_has_one_futex registers_are_each_threads_own
-        commands_of_membarrier
+        commands_of_membarrier a_thread_signals_itself
     }
     println!("threads: ok");
 }
@@ -216,6 +216,11 @@ fn commands_of_membarrier() {
     // The test of the kernel counts them on each CPU.
     (0..100).for_each(|_| assert_eq!(membarrier(MEMBARRIER_CMD_GLOBAL), Ok(0)));
     let mut all = 0;
+    process::in_copy(|| {
+        assert_eq!(membarrier(CODE << 1), Ok(0));
+        assert_eq!(membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS), Ok(0x50), "the private one is told of too");
+        assert_eq!(membarrier(PRIVATE), Err(EPERM), "and refused");
+    });
     for command in [PRIVATE, CODE, GLOBAL] {
         assert_eq!(registered(), Ok(all));
         assert_eq!(membarrier(command << 1), Ok(0));
@@ -224,4 +229,20 @@ fn commands_of_membarrier() {
     }
     assert_eq!(registered(), Ok(all));
     process::in_copy(|| assert_eq!(membarrier(MEMBARRIER_CMD_GET_REGISTRATIONS), Ok(0x54), "a child has them too"));
+}
+
+/// The calling thread in place of a pidfd is meant, and not the process's first one.
+fn a_thread_signals_itself() {
+    extern "C" fn note(_: u32, _: &SigInfo, _: &mut UContext) {
+        HANDLED_BY.store(process::thread_id(), Ordering::Relaxed);
+    }
+    static HANDLED_BY: AtomicU32 = AtomicU32::new(0);
+    // SAFETY: the handler touches an atomic.
+    unsafe { signal::handle(SIGUSR1, note, 0, 0) }.expect("a handler");
+    let send = |flags: u64| {
+        HANDLED_BY.store(0, Ordering::Relaxed);
+        assert_eq!(call(PIDFD_SEND_SIGNAL, [PIDFD_SELF_THREAD as u64, SIGUSR1.into(), 0, flags]), Ok(0));
+        assert_eq!(HANDLED_BY.load(Ordering::Relaxed), process::thread_id(), "flags {flags}");
+    };
+    beside(|| [0, PIDFD_SIGNAL_THREAD].map(send), || ());
 }

@@ -73,6 +73,10 @@ pub struct OpenFile {
 }
 
 impl Filed for FileRef {
+    fn is(&self, other: &Self) -> bool {
+        Counted::is(self, other)
+    }
+
     fn has_memory(&self) -> bool {
         matches!(self.kind, Kind::Memory(_) | Kind::Pipe(_))
     }
@@ -642,9 +646,7 @@ impl OpenFile {
             Kind::Pipe(end) => (Attributes { mode: S_IFIFO | 0o600, ..special(end.identity().0) }, 0),
             // As on Linux, of no kind.
             Kind::Event(_) => (Attributes { mode: 0o600, ..special(1) }, 0),
-            Kind::Process(process) => {
-                (Attributes { mode: 0o700, ..special(core::ptr::from_ref(&**process).addr()) }, 0)
-            }
+            Kind::Process(process) => (Attributes { mode: 0o700, ..special(process.serial as usize) }, 0),
             Kind::Pagemap(_) => (Attributes { mode: S_IFREG | 0o400, ..PROC }, 0),
             Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
         };

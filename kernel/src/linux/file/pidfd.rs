@@ -3,7 +3,7 @@
 //! A process has one [`Pidfd`] at most, made when a file is wanted first; each file of it is an open file of its own.
 //! The process tells it of its end; so a poller needs no process.
 
-use core::sync::atomic::{AtomicU8, Ordering};
+use core::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use granule_abi::file::{POLLHUP, POLLIN, POLLRDNORM};
 use spin::Once;
@@ -17,11 +17,14 @@ use crate::mm::pool::{Pool, PoolStats};
 use crate::sched::{PollNode, PollQueue, Woken, poll_until};
 
 static POOL: Once<Pool<Inner<Pidfd>>> = Once::new();
+static SERIALS: AtomicU64 = AtomicU64::new(1);
 
 /// The process that a pidfd refers to.
 pub struct Pidfd {
     /// Its number.
     pub id: u32,
+    /// No two have the same.
+    pub serial: u64,
     stage: AtomicU8,
     pollers: PollQueue,
 }
@@ -45,7 +48,9 @@ impl Pidfd {
     /// [`OutOfMemory`].
     pub fn new(id: u32) -> Result<Counted<Self>, OutOfMemory> {
         let pool = POOL.call_once(|| Pool::new(kernel().frames));
-        Counted::try_new(pool, Self { id, stage: AtomicU8::new(Stage::Running as u8), pollers: PollQueue::new() })
+        let serial = SERIALS.fetch_add(1, Ordering::Relaxed);
+        let stage = AtomicU8::new(Stage::Running as u8);
+        Counted::try_new(pool, Self { id, serial, stage, pollers: PollQueue::new() })
     }
 
     /// The process is so far. Its pollers are [woken](Self::wake) after that.
@@ -58,7 +63,7 @@ impl Pidfd {
         self.pollers.wake();
     }
 
-    /// Waits until the process has ended: its memory is freed by then.
+    /// Waits until the process has ended, and has left its space.
     ///
     /// # Errors
     /// `ERESTARTSYS`: a signal came first.

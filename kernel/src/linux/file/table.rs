@@ -30,6 +30,9 @@ const ROOT: usize = MOST / LEAF / NODE;
 
 /// An open file, as a table has it.
 pub trait Filed: Clone {
+    /// Whether both are one open file.
+    fn is(&self, other: &Self) -> bool;
+
     /// Whether it holds so much that counts of memory look at it. For ever the same.
     fn has_memory(&self) -> bool;
 }
@@ -414,6 +417,16 @@ impl<F: Filed> Files<F> {
     pub fn close(&self, descriptor: u32) -> Result<F, Errno> {
         self.look(|table| table.get(descriptor as usize).map(drop)).ok_or(Errno::EBADF)?;
         self.change(|table, _| table.take(descriptor as usize).ok_or(Errno::EBADF))
+    }
+
+    /// Takes back a descriptor that was given to `file` for a call that has failed since, if another thread has not closed it
+    /// or had it for another file by now.
+    pub fn take_back(&self, descriptor: u32, file: &F) {
+        let taken = self.change(|table, _| {
+            let is_same = table.get(descriptor as usize).is_some_and(|(found, _)| found.is(file));
+            is_same.then(|| table.take(descriptor as usize)).flatten().ok_or(Errno::EBADF)
+        });
+        drop(taken);
     }
 
     /// Sets the effect of an exec on a descriptor.

@@ -280,12 +280,14 @@ pub(super) fn process_madvise(call: &mut Syscall<'_>) -> Answer {
     for index in 0..u64::from(call.argument::<2>() as u32) {
         call.pause_at(index as usize)?;
         // It was checked, and may have changed since.
-        let [start, bytes] = read_piece(array, index)?;
-        let bytes = bytes.min(left);
-        match advise(VirtAddr(start), bytes) {
+        let taken = read_piece(array, index).and_then(|[start, bytes]| {
+            let bytes = bytes.min(left);
+            advise(VirtAddr(start), bytes).map(|()| bytes)
+        });
+        match taken {
             Err(error) if done == 0 => return Err(error),
             Err(_) => break,
-            Ok(()) => (done, left) = (done + bytes, left - bytes),
+            Ok(bytes) => (done, left) = (done + bytes, left - bytes),
         }
     }
     Ok(done)

@@ -1,4 +1,5 @@
-//! Calls that name a process by a file: `pidfd_open`, `pidfd_send_signal`, `process_mrelease`, and which space `process_madvise` means.
+//! Calls that name a process by a file: `pidfd_open`, `pidfd_send_signal`, `process_mrelease`, and which space
+//! `process_madvise` means.
 //!
 //! There are none of threads (`PIDFD_THREAD`): a process is meant by each.
 
@@ -52,23 +53,27 @@ pub(super) fn pidfd_send_signal(call: &mut Syscall<'_>) -> Answer {
         return Err(Errno::EINVAL);
     }
     let (pidfd, own) = (referred(call)?, call.task.process().id());
-    let to_thread = scope == PIDFD_SIGNAL_THREAD || scope == 0 && call.argument::<0>() as i32 == PIDFD_SELF_THREAD;
+    let is_own_thread = call.argument::<0>() as i32 == PIDFD_SELF_THREAD;
+    let to_thread = scope == PIDFD_SIGNAL_THREAD || scope == 0 && is_own_thread;
+    // As on Linux, a process is itself for its first thread alone.
+    let to_itself = scope != PIDFD_SIGNAL_PROCESS_GROUP && (is_own_thread || pidfd.id == call.task.id());
     let cause = if from.0 == 0 {
         SignalCause::process(if to_thread { SI_TKILL } else { SI_USER }, own)
     } else {
-        given(from, number, pidfd.id == own)?
+        given(from, number, to_itself)?
     };
     match scope {
         // There is one process group, which no process that has a pidfd leads.
         PIDFD_SIGNAL_PROCESS_GROUP => Err(Errno::ESRCH),
+        _ if to_thread && is_own_thread => send::to_thread(call.task, Some(own), call.task.id(), Asked(number), cause),
         _ if to_thread => send::to_first_thread(&pidfd, Asked(number), cause),
         _ => send::to_referred(&pidfd, Asked(number), cause),
     }
     .map(|()| 0)
 }
 
-/// Waits until the memory of a process that is about to end is free. Linux takes its pages from it; here nothing holds up
-/// its threads, and with the last one the pages go.
+/// Waits until a process that is about to end has ended. Linux takes its pages from it; here nothing holds up its threads,
+/// and the pages go with the last one, or with the last other process that has the space.
 pub(super) fn process_mrelease(call: &mut Syscall<'_>) -> Answer {
     if call.argument::<1>() as u32 != 0 {
         return Err(Errno::EINVAL);

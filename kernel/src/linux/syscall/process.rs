@@ -176,12 +176,29 @@ pub(super) fn wait4(call: &mut Syscall<'_>) -> Answer {
     Ok(u64::from(child))
 }
 
-/// As [`wait4`], with the end in the words of a signal.
+/// As [`wait4`], with the end in the words of a signal: zeros where the call fails, too.
 pub(super) fn waitid(call: &mut Syscall<'_>) -> Answer {
+    let found = wait_for_named(call);
+    if matches!(found, Ok(Some(_))) {
+        clear_usage(call.address::<4>())?;
+    }
+    let to = call.address::<2>();
+    if to.0 != 0 {
+        let words = found.as_ref().ok().copied().flatten().map_or([0; 5], |(id, end)| {
+            let cause = cause_of(id, end);
+            [SIGCHLD, cause.code as u32, id, 0, cause.fields[1] as u32]
+        });
+        let [signal, code, id, user, status] = words.map(u32::to_le_bytes);
+        uaccess::copy_to_user(to, [signal, [0; 4], code].as_flattened())?;
+        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(AFTER_CODE)), [id, user, status].as_flattened())?;
+    }
+    found.map(|_| 0)
+}
+
+fn wait_for_named(call: &Syscall<'_>) -> Result<Option<(u32, ProcessEnd)>, Errno> {
     const STOPS: u64 = WUNTRACED | WCONTINUED;
     const OPTIONS: u64 = WNOHANG | WNOWAIT | WEXITED | STOPS | WNOTHREAD | WALL | WCLONE;
     let (kind, id) = (call.argument::<0>() as u32, u32::try_from(call.argument::<1>() as i32));
-    let (to, usage) = (call.address::<2>(), call.address::<4>());
     let mut options = u64::from(call.argument::<3>() as u32);
     if options & !OPTIONS != 0 || options & (WEXITED | STOPS) == 0 {
         return Err(Errno::EINVAL);
@@ -203,22 +220,7 @@ pub(super) fn waitid(call: &mut Syscall<'_>) -> Answer {
         options |= WNOHANG;
     }
     let found = exit::wait(call.task, call.thread, named, options)?;
-    if found.is_none() && waits && is_nonblocking {
-        return Err(Errno::EAGAIN);
-    }
-    if found.is_some() {
-        clear_usage(usage)?;
-    }
-    if to.0 != 0 {
-        let words = found.map_or([0; 5], |(id, end)| {
-            let cause = cause_of(id, end);
-            [SIGCHLD, cause.code as u32, id, 0, cause.fields[1] as u32]
-        });
-        let [signal, code, id, user, status] = words.map(u32::to_le_bytes);
-        uaccess::copy_to_user(to, [signal, [0; 4], code].as_flattened())?;
-        uaccess::copy_to_user(VirtAddr(to.0.wrapping_add(AFTER_CODE)), [id, user, status].as_flattened())?;
-    }
-    Ok(0)
+    if found.is_none() && waits && is_nonblocking { Err(Errno::EAGAIN) } else { Ok(found) }
 }
 
 /// Zeros a `struct rusage`, if there is one: no usage is counted.

@@ -34,15 +34,14 @@ pub(super) fn pipe2(call: &mut Syscall<'_>) -> Answer {
     let reader = OpenFile::new(Kind::Pipe(reader), O_RDONLY | flags & O_NONBLOCK)?;
     let writer = OpenFile::new(Kind::Pipe(writer), O_WRONLY | flags & (O_NONBLOCK | O_DIRECT))?;
     let on_exec = OnExec::requested(flags & O_CLOEXEC);
-    let read = add(call, reader, on_exec)?;
-    let added = add(call, writer, on_exec).and_then(|write| {
+    let read = add(call, reader.clone(), on_exec)?;
+    let added = add(call, writer.clone(), on_exec).and_then(|write| {
         let both = [read as u32, write as u32].map(u32::to_le_bytes);
         let stored = uaccess::copy_to_user(to, both.as_flattened());
-        // A failure to close it has no meaning: another thread was quicker.
-        stored.inspect_err(|_| drop(call.task.files().close(write as u32)))?;
+        stored.inspect_err(|_| call.task.files().take_back(write as u32, &writer))?;
         Ok(0)
     });
-    added.inspect_err(|_| drop(call.task.files().close(read as u32)))
+    added.inspect_err(|_| call.task.files().take_back(read as u32, &reader))
 }
 
 pub(super) fn eventfd2(call: &mut Syscall<'_>) -> Answer {

@@ -55,7 +55,12 @@ pub(super) fn membarrier(call: &mut Syscall<'_>) -> Answer {
         MEMBARRIER_CMD_QUERY => {
             return Ok(u64::from(EVERYWHERE | PRIVATE | REGISTER | MEMBARRIER_CMD_GET_REGISTRATIONS));
         }
-        MEMBARRIER_CMD_GET_REGISTRATIONS => return Ok(space.barriers().into()),
+        MEMBARRIER_CMD_GET_REGISTRATIONS => {
+            // Linux reports the private command with the one for code, and refuses it still.
+            let of_code = space.barriers() & MEMBARRIER_CMD_PRIVATE_EXPEDITED_SYNC_CORE << 1;
+            let private = if of_code != 0 { MEMBARRIER_CMD_PRIVATE_EXPEDITED << 1 } else { 0 };
+            return Ok((space.barriers() | private).into());
+        }
         _ if command & REGISTER != 0 => space.add_barriers(command),
         _ if command & PRIVATE != 0 && space.barriers() & command << 1 == 0 => return Err(Errno::EPERM),
         _ if command & (EVERYWHERE | PRIVATE) == 0 => return Err(Errno::EINVAL),

@@ -91,7 +91,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, zeros of an object's pages),
     /// [`SpaceError::NoMemory`] (a part is not mapped, or no memory for records), [`SpaceError::NoRecords`] (too many
-    /// areas). Areas below the one that was refused have changed.
+    /// areas), [`SpaceError::NotPermitted`] (a [sealed area](super::seal)). Areas below the one that was refused have changed.
     pub fn madvise_areas(&self, cpu: &Cpu, start: VirtAddr, bytes: u64, advice: AreaAdvice) -> Result<(), SpaceError> {
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         if advice == AreaAdvice::DontFork {
@@ -231,7 +231,7 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range), [`SpaceError::NoMemory`] (a part is
-    /// not mapped; or no memory for tables), [`SpaceError::Interrupted`] (by `is_killed`). Pages below have changed.
+    /// not mapped; or no memory for tables), [`SpaceError::NotPermitted`] (a sealed area), [`SpaceError::Interrupted`] (by `is_killed`). Pages below have changed.
     pub fn madvise_guard(
         &self,
         cpu: &Cpu,
@@ -547,6 +547,14 @@ impl ChildMarkers {
         let of_page = if let EntryState::Marker(markers) = state(entry) { markers } else { NONE };
         let others = of_page.without(Markers::UFFD_WP);
         if self.is_protected && entry.is_uffd_wp_in_any_form() { others.and(Markers::UFFD_WP) } else { others }
+    }
+}
+
+/// Of a call that is no advice: too many areas are too little memory.
+pub(super) fn too_little_memory(refusal: Refusal) -> Refusal {
+    match refusal {
+        Refusal::Final(SpaceError::NoRecords) => SpaceError::NoMemory.into(),
+        other => other,
     }
 }
 

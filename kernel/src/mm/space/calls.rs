@@ -97,7 +97,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (no bytes, an address that is no page's), [`SpaceError::NoMemory`] (no addresses, or no
     /// memory for the records), [`SpaceError::InUse`] (another mapping is there), [`SpaceError::NotPermitted`] (too
-    /// near to address 0). Nothing was changed.
+    /// near to address 0, or over a sealed area). Nothing was changed.
     pub fn mmap(&self, cpu: &Cpu, request: &MapRequest) -> Result<VirtAddr, SpaceError> {
         self.mmap_within(cpu, request, &Terms::NONE, &|| false)
     }
@@ -328,8 +328,8 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (no bytes, an address that is no page's, beyond the end of all addresses),
-    /// [`SpaceError::NoMemory`] (an area would be cut in two, and there is no memory for the second). Nothing was
-    /// changed.
+    /// [`SpaceError::NoMemory`] (an area would be cut in two, and there is no memory for the second),
+    /// [`SpaceError::NotPermitted`] (a sealed area). Nothing was changed.
     #[inline(always)]
     pub fn munmap(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         let events = Cell::new(None);
@@ -430,8 +430,8 @@ impl Space {
     /// Discards the pages of the `bytes` bytes from `start` on: private pages read as zeros again (`MADV_DONTNEED`).
     ///
     /// # Errors
-    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, locked pages), [`SpaceError::NoMemory`] (a
-    /// part is not mapped; as on Linux the rest was discarded).
+    /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, locked pages), [`SpaceError::NotPermitted`]
+    /// (a [sealed area](super::seal)), [`SpaceError::NoMemory`] (a part is not mapped; as on Linux the rest was discarded).
     pub fn madvise_dontneed(&self, cpu: &Cpu, start: VirtAddr, bytes: u64) -> Result<(), SpaceError> {
         if self.minds_discards() {
             if self.keeps_pages() {
@@ -443,7 +443,9 @@ impl Space {
         }
         let Some((range, in_space)) = clamped_range(start, bytes, SpaceError::Invalid)? else { return Ok(()) };
         let (areas, _change) = loop {
-            let areas = self.areas_for_discard(cpu, range);
+            let Some(areas) = self.areas_for_discard(cpu, range) else {
+                return self.madvise_discard(cpu, start, bytes, Discard::Unlocked);
+            };
             if !areas.is_whole() {
                 drop(areas);
                 return self.discard_in_parts(cpu, range, in_space);
@@ -459,10 +461,12 @@ impl Space {
         if in_space && areas.covers(range) { Ok(()) } else { Err(SpaceError::NoMemory) }
     }
 
+    /// The areas; `None` where one of them may be locked or sealed by now: under the lock that is no guess.
     #[inline(always)]
-    fn areas_for_discard<'a>(&'a self, cpu: &'a Cpu, range: PageRange) -> BriefGuard<'a, Areas> {
+    fn areas_for_discard<'a>(&'a self, cpu: &'a Cpu, range: PageRange) -> Option<BriefGuard<'a, Areas>> {
         let page = range.start();
-        if is_of_few(range) { self.areas_briefly(cpu, page) } else { self.areas.read_counted(page) }
+        let areas = if is_of_few(range) { self.areas_briefly(cpu, page) } else { self.areas.read_counted(page) };
+        (!self.keeps_pages()).then_some(areas)
     }
 
     #[cold]
@@ -470,7 +474,7 @@ impl Space {
     fn discard_in_parts(&self, cpu: &Cpu, range: PageRange, in_space: bool) -> Result<(), SpaceError> {
         let (mut rest, mut is_covered) = (range, in_space);
         loop {
-            match self.discard(cpu, rest) {
+            match self.discard(cpu, rest)? {
                 (is_all, None) => return if is_covered && is_all { Ok(()) } else { Err(SpaceError::NoMemory) },
                 (_, Some(next)) => {
                     rest = pages(next, range.end());
@@ -483,10 +487,13 @@ impl Space {
 
     /// Discards the pages of `range` in the part that owns its first one; returns whether it covers them, and where the
     /// next part begins, if that is in `range`.
-    fn discard(&self, cpu: &Cpu, range: PageRange) -> (bool, Option<VirtAddr>) {
+    fn discard(&self, cpu: &Cpu, range: PageRange) -> Result<(bool, Option<VirtAddr>), SpaceError> {
         let page = range.start();
         let (areas, part, next, _change) = loop {
-            let areas = self.areas_for_discard(cpu, range);
+            let Some(areas) = self.areas_for_discard(cpu, range) else {
+                let left = range.end() - page;
+                return self.madvise_discard(cpu, page, left, Discard::Unlocked).map(|()| (true, None));
+            };
             if !areas.owns(page) {
                 drop(areas);
                 self.areas.wait_for_index();
@@ -503,7 +510,7 @@ impl Space {
         };
         let mut gather = Gather::among_faults(self, cpu, &areas);
         self.zap(&mut gather, part, ZapFlags::DISCARD);
-        (areas.covers(part), next)
+        Ok((areas.covers(part), next))
     }
 
     /// Takes the pages of the `bytes` bytes from `start` on out of their objects, which must be shared and writable
@@ -511,7 +518,7 @@ impl Space {
     ///
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's, a wrapping range, anonymous private memory),
-    /// [`SpaceError::NotAllowed`] (not shared, or never writable), [`SpaceError::NotPermitted`] (a sealed file),
+    /// [`SpaceError::NotAllowed`] (not shared, or never writable), [`SpaceError::NotPermitted`] (a sealed file or area),
     /// [`SpaceError::NoMemoryFile`] (registers),
     /// [`SpaceError::NoMemory`] (a part is not mapped). As on Linux the pages before that are gone, and where a part is not
     /// mapped those after it too.

@@ -8,9 +8,10 @@ use granule_pgtable::PageRange;
 
 use super::access::Access;
 use super::address_space::{LOCKED_AREAS, REGISTERS, SEALED_AREAS, Space, USERFAULTFDS};
+use super::advise::too_little_memory;
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
-use super::error::{Refusal, SpaceError};
+use super::error::SpaceError;
 use super::gather::StaleRange;
 use super::populate::first_access;
 use super::range::{USER_END, USER_START, clamped_range, pages, user_range};
@@ -100,11 +101,8 @@ impl Space {
                 return Err(SpaceError::NoMemory.into());
             }
             let covered = pages(range.start(), until);
-            match self.change_flags(cpu, areas, covered, |area| Ok(locking.of(area))) {
-                // No advice: too many areas are too little memory.
-                Err(Refusal::Final(SpaceError::NoRecords)) => Err(SpaceError::NoMemory.into()),
-                changed => changed.map(|_| until),
-            }
+            let changed = self.change_flags(cpu, areas, covered, |area| Ok(locking.of(area)));
+            changed.map(|_| until).map_err(too_little_memory)
         };
         let (areas, until) = self.change_areas(self.write_areas(range), change)?;
         drop(areas);

@@ -1,13 +1,13 @@
 //! The address spaces of user programs.
 //!
 //! A [`Space`] is a tree of tables for the lower half, the areas that define what may be mapped in it, and the two
-//! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A fault:
-//! [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas, [`protect`] and
-//! [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`] frees frames and tables
-//! after the invalidation. [`folio`] is the frames of a leaf. [`populate`] installs pages before the first access,
-//! [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table are in use, [`reserved`]
-//! holds pages that the kernel maps for devices, [`seal`] refuses changes for good, [`userfault`] has a program serve faults. `docs/ref/user-spaces.md`
-//! draws the types.
+//! kinds of TLB that each change invalidates: those of the CPUs, by ASID, and those of devices, by notifiers. A
+//! fault: [`fault`] finds the area, [`cow`] copies a shared page. A call: [`calls`] cuts and merges areas,
+//! [`protect`] and [`zap`] change the entries, [`block`] those of 2 MiB, [`group`] those of 64 KiB, [`gather`]
+//! frees frames and tables after the invalidation. [`folio`] is the frames of a leaf. [`populate`] installs pages
+//! before the first access, [`shmem`] holds pages that several spaces map, [`used`] records which parts of a table
+//! are in use, [`reserved`] holds pages that the kernel maps for devices, [`seal`] refuses changes for good,
+//! [`userfault`] has a program serve faults. `docs/ref/user-spaces.md` draws the types.
 //!
 //! The types lie below the operations: addresses and entries ([`range`], [`cells`], [`entry`]), what has them
 //! ([`address_space`], [`area`], [`shmem`], [`family`]), and what a fault comes to ([`access`], [`outcome`]). A file

@@ -61,7 +61,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::Invalid`] (an address that is no page's), [`SpaceError::NoMemory`] (there is no memory to cut
     /// areas; nothing was changed), [`SpaceError::NoMemory`] (a part is not mapped; as on Linux everything before the
-    /// first hole was changed), [`SpaceError::NotAllowed`] (a file that may not be written; the same. Or execution alone,
+    /// first hole was changed), [`SpaceError::NotPermitted`] (a sealed area; the same), [`SpaceError::NotAllowed`] (a file that may not be written; the same. Or execution alone,
     /// in a space with registers of a device; nothing was changed).
     pub fn mprotect(&self, start: VirtAddr, bytes: u64, protection: Protection) -> Result<(), SpaceError> {
         self.mprotect_within(start, bytes, protection, || SpaceLimits::NONE)

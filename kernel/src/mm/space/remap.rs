@@ -128,7 +128,7 @@ impl Space {
     /// # Errors
     /// [`SpaceError::NoArea`] (nothing is mapped at the start, or the range is not of one area),
     /// [`SpaceError::Invalid`] (no bytes of memory that is not shared), [`SpaceError::NoMemory`] (a limit, no
-    /// addresses, too many areas, or no memory), [`SpaceError::NotPermitted`] (too near to address 0). As on Linux,
+    /// addresses, too many areas, or no memory), [`SpaceError::NotPermitted`] (too near to address 0, or a sealed area). As on Linux,
     /// what was at the target is unmapped by then, and what is beyond the new size; of several areas those before have
     /// moved.
     pub fn mremap(&self, cpu: &Cpu, request: &mut Remap, limits: &SpaceLimits) -> Result<VirtAddr, SpaceError> {

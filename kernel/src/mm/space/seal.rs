@@ -2,7 +2,8 @@
 //!
 //! | call | of a sealed area |
 //! |---|---|
-//! | `munmap`, `brk` down, `mremap` away from it or of its size, a mapping over it | refused, with nothing unmapped |
+//! | `munmap`, `brk` down, a mapping over it | refused, with nothing unmapped |
+//! | `mremap` of it, or over it | refused; areas below have moved, and a target of its own is free by then, as on Linux |
 //! | `mprotect`, to what it has already too | refused; the areas below have changed |
 //! | advice that loses contents | refused where a store could not lose them: [`Area::check_discard`] |
 //! | all else: locks, `userfaultfd`, other advice, growth of a stack, fork | as of any other; a child's is sealed too |
@@ -17,11 +18,11 @@ use granule_arch::descriptor::Protection;
 use granule_pgtable::PageRange;
 
 use super::address_space::{SEALED_AREAS, Space, USERFAULTFDS};
+use super::advise::too_little_memory;
 use super::area::tree::Areas;
 use super::area::{Area, AreaFlags};
 use super::error::SpaceError;
 use super::range::clamped_range;
-use crate::sched::relax;
 use crate::smp::Cpu;
 
 impl Space {
@@ -41,9 +42,10 @@ impl Space {
             if !areas.covers(range) {
                 return Err(SpaceError::NoMemory.into());
             }
-            // Before the first seal, and whoever is refused by one holds the lock of the areas after this call.
+            // Before the first seal: a call that one refuses reads it under the lock of the areas, after this.
             self.hints.fetch_or(SEALED_AREAS, Ordering::Relaxed);
-            self.change_flags(cpu, areas, range, |area| Ok(area.flags().with(AreaFlags::SEALED)))
+            let sealed = |area: &Area| Ok(area.flags().with(AreaFlags::SEALED));
+            self.change_flags(cpu, areas, range, sealed).map_err(too_little_memory)
         })
         .map(drop)
     }
@@ -78,6 +80,6 @@ impl Area {
 /// # Errors
 /// [`SpaceError::NotPermitted`].
 pub(super) fn check_unmapping(areas: &Areas, range: PageRange) -> Result<(), SpaceError> {
-    let is_sealed = areas.walk(range).inspect(|_| relax()).any(Area::is_sealed);
+    let is_sealed = areas.walk(range).any(Area::is_sealed);
     if is_sealed { Err(SpaceError::NotPermitted) } else { Ok(()) }
 }

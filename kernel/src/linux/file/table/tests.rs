@@ -14,6 +14,10 @@ use crate::smp::{Cpu, CpuId};
 type File = Arc<u32>;
 
 impl Filed for File {
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(self, other)
+    }
+
     fn has_memory(&self) -> bool {
         **self % 2 == 1
     }

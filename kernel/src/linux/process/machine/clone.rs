@@ -25,7 +25,7 @@ use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
 use crate::linux::errno::Errno;
-use crate::linux::file::open::{self, Kind, OpenFile};
+use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
 use crate::linux::file::pidfd::Pidfd;
 use crate::linux::file::table::OnExec;
 use crate::linux::process::clone_request::CloneRequest;
@@ -172,7 +172,8 @@ pub fn start(entry: &'static UserEntry, loaded: Loaded, parent: Parent) -> Resul
 /// Makes a process or a thread that continues where the caller does, with 0 as the result; returns its number.
 ///
 /// # Errors
-/// `EINVAL`, `ENOMEM`, `EAGAIN`; nothing stays allocated.
+/// `EINVAL`, `ENOMEM`, `EAGAIN`; `EEXIST` (the number that is asked for), `EMFILE` and `EFAULT` (its pidfd). Nothing stays
+/// allocated.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneRequest) -> Result<u32, Errno> {
     let exit_signal = request.exit_signal()?;
     let place = ProcessSlot::take(&task.process().limits)?;
@@ -198,9 +199,9 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneReq
     new_task.task.place.set(place);
     new_task.task.vfork.set(vfork.clone());
     // After its descriptors were copied: the child has none for itself.
-    let descriptor = refer(task, request, id, &new_task)?;
+    let given = refer(task, request, id, &new_task)?;
     let child = publish(task, request, exit_signal, new_task);
-    let child = child.inspect_err(|_| descriptor.iter().for_each(|&descriptor| forget(task, descriptor)))?;
+    let child = child.inspect_err(|_| given.iter().for_each(|(at, file)| task.files().take_back(*at, file)))?;
     if request.has(CLONE_PARENT_SETTID) {
         // Stored in the parent's memory only; as on Linux, a bad address is ignored.
         let _ = uaccess::copy_to_user(VirtAddr(request.parent_id), &id.to_le_bytes());
@@ -234,19 +235,14 @@ fn make_child(
     Ok((TaskProcess::New(process), space))
 }
 
-/// Opens a file that refers to a new process, where one is asked for, and stores its descriptor; returns that.
-fn refer(task: &Task, request: &CloneRequest, id: u32, new_task: &NewTask) -> Result<Option<u32>, Errno> {
+/// Opens a file that refers to a new process, where one is asked for, and stores its descriptor; returns both.
+fn refer(task: &Task, request: &CloneRequest, id: u32, new_task: &NewTask) -> Result<Option<(u32, FileRef)>, Errno> {
     let Some(process) = new_task.process.as_deref().filter(|_| request.has(CLONE_PIDFD)) else { return Ok(None) };
     let file = OpenFile::new(Kind::Process(process.pidfd(&Pidfd::new(id)?).clone()), O_RDWR)?;
-    let descriptor = task.files().add(file, 0, task.process().limits.soft(RLIMIT_NOFILE), OnExec::Close)?;
+    let descriptor = task.files().add(file.clone(), 0, task.process().limits.soft(RLIMIT_NOFILE), OnExec::Close)?;
     let stored = uaccess::copy_to_user(VirtAddr(request.pidfd), &descriptor.to_le_bytes());
-    stored.inspect_err(|_| forget(task, descriptor))?;
-    Ok(Some(descriptor))
-}
-
-/// Closes a descriptor that nothing came of. A failure has no meaning: another thread was quicker.
-fn forget(task: &Task, descriptor: u32) {
-    let _ = task.files().close(descriptor);
+    stored.inspect_err(|_| task.files().take_back(descriptor, &file))?;
+    Ok(Some((descriptor, file)))
 }
 
 /// A thread that continues where the caller does.

@@ -100,8 +100,8 @@ pub fn kill_other_threads(task: &Task) -> Result<(), Errno> {
     Ok(())
 }
 
-/// Waits for a child that has ended, one that is `named` so; returns its number and its end, or `None` where none has ended and the `options`
-/// have [`WNOHANG`].
+/// Waits for a child that has ended, one that is `named` so; returns its number and its end, or `None` where none has
+/// ended and the `options` have [`WNOHANG`].
 ///
 /// # Errors
 /// `ECHILD`: there is no such child. `ERESTARTSYS`: a signal came first.
