@@ -20,7 +20,7 @@ use granule_arch::addr::VirtAddr;
 use spin::Once;
 
 use super::exec::Loaded;
-use super::state::ProcessState;
+use super::state::{Handlers, ProcessState};
 use super::task::Task;
 use super::tree::{Number, PROCESSES, Parent, Process, Tree};
 use crate::kernel;
@@ -225,17 +225,29 @@ fn make_child(
 ) -> Result<(TaskProcess, SpaceRef), Errno> {
     let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
     let own = task.process();
-    let handlers = own.lock().handlers.clone();
-    let handlers = if request.has(CLONE_SIGHAND) { handlers } else { handlers.copy()? };
-    if request.has(CLONE_CLEAR_SIGHAND) {
-        handlers.with(Actions::exec);
-    }
+    let handlers = handlers_for(own, request)?;
     let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
     let process = Process::new(id, own.entry, state, task.files(), &own.limits, place)?;
     Ok((TaskProcess::New(process), space))
 }
 
-/// Opens a file that refers to a new process, where one is asked for, and stores its descriptor; returns both.
+/// The table of handlers of a new process. Out of line: [`make_child`] has no 2 KiB of them.
+#[inline(never)]
+fn handlers_for(own: &Process, request: &CloneRequest) -> Result<Counted<Handlers>, OutOfMemory> {
+    let handlers = own.lock().handlers.clone();
+    if request.has(CLONE_SIGHAND) {
+        return Ok(handlers);
+    }
+    let copy = handlers.copy()?;
+    if request.has(CLONE_CLEAR_SIGHAND) {
+        copy.with(Actions::exec);
+    }
+    Ok(copy)
+}
+
+/// Opens a file that refers to a new process, where one is asked for, and stores its descriptor; returns both. Out of line, as
+/// above.
+#[inline(never)]
 fn refer(task: &Task, request: &CloneRequest, id: u32, new_task: &NewTask) -> Result<Option<(u32, FileRef)>, Errno> {
     let Some(process) = new_task.process.as_deref().filter(|_| request.has(CLONE_PIDFD)) else { return Ok(None) };
     let file = OpenFile::new(Kind::Process(process.pidfd(&Pidfd::new(id)?).clone()), O_RDWR)?;
