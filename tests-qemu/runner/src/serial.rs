@@ -21,6 +21,11 @@ pub trait Line {
     /// When `limit` is over that begins now.
     fn deadline(&self, limit: Limit) -> Deadline;
 
+    /// The time by which what is said again is said; a double of a line has its own.
+    fn now(&self) -> Instant {
+        Instant::now()
+    }
+
     /// The next output of the machine.
     fn receive(&mut self, deadline: Deadline) -> Received;
 

@@ -82,7 +82,6 @@ struct Talk<'a> {
     nonce: Nonce,
     /// The number of the next request.
     sequence: u32,
-    begin: Instant,
     /// The last lines that are no frames.
     said: VecDeque<String>,
 }
@@ -90,7 +89,7 @@ struct Talk<'a> {
 impl<'a> Talk<'a> {
     fn new(line: &'a mut dyn Line, nonce: Nonce) -> Self {
         let (waiting, said) = (VecDeque::new(), VecDeque::new());
-        Self { line, lines: Lines::default(), waiting, nonce, sequence: 0, begin: Instant::now(), said }
+        Self { line, lines: Lines::default(), waiting, nonce, sequence: 0, said }
     }
 
     /// The points of a row; `None` where the board has not what it needs.
@@ -117,7 +116,7 @@ impl<'a> Talk<'a> {
         let mut text = String::new();
         // A string takes whatever is written.
         let _ = Request { sequence: self.sequence, order }.encode(self.nonce, &mut text);
-        let (mut typed, mut points) = (None::<Duration>, Vec::new());
+        let (mut typed, mut points) = (None::<Instant>, Vec::new());
         let deadline = self.line.deadline(limit);
         loop {
             let Some(line) = self.waiting.pop_front() else {
@@ -132,7 +131,7 @@ impl<'a> Talk<'a> {
             };
             match Heard::of(&line, self.nonce, self.sequence) {
                 Heard::Asks | Heard::Damaged | Heard::Answers(Event::Ready) => {
-                    let now = self.begin.elapsed();
+                    let now = self.line.now();
                     if typed.is_none_or(|typed| now >= typed + RESEND) {
                         typed = Some(now);
                         self.line.send(&format!("\n{text}\n"));
@@ -203,7 +202,7 @@ pub fn table(board: &str, rows: &[Measured]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use granule_protocol::{BenchCounter, Event, Frame, REQUEST_BYTES, Reply, Responder};
 
@@ -220,6 +219,8 @@ mod tests {
         /// The row in which it starts anew.
         resets_in: Option<&'static str>,
         runs: u32,
+        /// Its clock, which goes on where it has nothing to say: the damage is to be the same however busy the host is.
+        now: Instant,
     }
 
     const ROWS: [&str; 3] = ["null", "mm:fork", "smmu:map"];
@@ -228,7 +229,7 @@ mod tests {
         fn new(counters: &[BenchCounter], per_million: u32) -> Self {
             let noise = [Noise::new(5, per_million), Noise::new(6, per_million)];
             let (responder, output) = (Responder::new(vec![0; REQUEST_BYTES]), String::new());
-            Self { responder, counters: counters.into(), output, noise, resets_in: None, runs: 0 }
+            Self { responder, counters: counters.into(), output, noise, resets_in: None, runs: 0, now: Instant::now() }
         }
 
         fn print(&mut self, event: Event) {
@@ -270,7 +271,11 @@ mod tests {
 
     impl Line for Board {
         fn deadline(&self, limit: Limit) -> Deadline {
-            Deadline::new(limit, Instant::now(), None, 1)
+            Deadline::new(limit, self.now, None, 1)
+        }
+
+        fn now(&self) -> Instant {
+            self.now
         }
 
         fn receive(&mut self, _: Deadline) -> Received {
@@ -280,7 +285,7 @@ mod tests {
                     None => self.output.push_str("\n@granule?\n"),
                 }
                 // The runner types nothing twice within a second.
-                std::thread::sleep(std::time::Duration::from_millis(20));
+                self.now += Duration::from_millis(20);
             }
             Received::Bytes(self.noise[0].pass(std::mem::take(&mut self.output).as_bytes()))
         }
