@@ -34,8 +34,8 @@ const KNOWN: u64 = CLONE_VM
 pub struct CloneRequest {
     /// `CLONE_` flags.
     pub flags: u64,
-    /// The number of the signal of the child's end; 0 for none.
-    pub exit_signal: u64,
+    /// The signal of the child's end.
+    pub exit_signal: Option<Signal>,
     /// The child's SP; 0: as the caller's.
     pub stack: u64,
     /// The address for the child's number in the parent.
@@ -60,7 +60,7 @@ impl CloneRequest {
     /// `EINVAL`: flags without meaning, or that exclude each other.
     pub fn of_clone([flags, stack, parent_id, tls, child_id]: [u64; 5]) -> Result<Self, Errno> {
         let flags = flags & u64::from(u32::MAX);
-        let exit_signal = flags & CSIGNAL;
+        let exit_signal = signal(flags & CSIGNAL)?;
         let one_place = CLONE_PIDFD | CLONE_PARENT_SETTID;
         if flags & CLONE_PIDFD != 0 && flags & CLONE_DETACHED != 0 || flags & one_place == one_place {
             return Err(Errno::EINVAL);
@@ -76,10 +76,11 @@ impl CloneRequest {
     /// `EINVAL`: as for [`Self::of_clone`], or a stack that is none.
     pub fn of_clone3(words: [u64; Self::WORDS], number: Option<u32>) -> Result<Self, Errno> {
         let [flags, pidfd, child_id, parent_id, exit_signal, stack, size, tls, ..] = words;
+        let exit_signal = signal(exit_signal)?;
         let has = |flag| flags & flag != 0;
         let is_stack = if stack == 0 { size == 0 } else { size != 0 && is_user_range(stack, size) };
         if has(CLONE_SIGHAND) && has(CLONE_CLEAR_SIGHAND)
-            || has(CLONE_THREAD | CLONE_PARENT) && exit_signal != 0
+            || has(CLONE_THREAD | CLONE_PARENT) && exit_signal.is_some()
             || has(CLONE_PIDFD) && has(CLONE_PARENT_SETTID) && pidfd == parent_id
             || !is_stack
         {
@@ -100,18 +101,15 @@ impl CloneRequest {
         let is_wrong = self.flags & !known != 0
             || self.has(CLONE_THREAD) && (!self.has(CLONE_SIGHAND) || self.has(CLONE_PIDFD))
             || self.has(CLONE_SIGHAND) && !self.has(CLONE_VM);
-        if is_wrong || self.exit_signal().is_err() { Err(Errno::EINVAL) } else { Ok(self) }
+        if is_wrong { Err(Errno::EINVAL) } else { Ok(self) }
     }
+}
 
-    /// The signal of the child's end.
-    ///
-    /// # Errors
-    /// `EINVAL`: it is none. A request that was made has none of these.
-    pub(in crate::linux::process) fn exit_signal(&self) -> Result<Option<Signal>, Errno> {
-        match self.exit_signal {
-            0 => Ok(None),
-            number => Signal::new(number).map(Some).ok_or(Errno::EINVAL),
-        }
+/// The signal with this number; 0 is none.
+fn signal(number: u64) -> Result<Option<Signal>, Errno> {
+    match number {
+        0 => Ok(None),
+        _ => Signal::new(number).map(Some).ok_or(Errno::EINVAL),
     }
 }
 
@@ -148,7 +146,7 @@ mod tests {
     const THREAD: u64 = 0x1_0000;
 
     fn check(flags: u64) -> Result<Option<Signal>, Errno> {
-        CloneRequest::of_clone([flags, 0, 0, 0, 0])?.exit_signal()
+        CloneRequest::of_clone([flags, 0, 0, 0, 0]).map(|request| request.exit_signal)
     }
 
     #[test]
@@ -238,7 +236,7 @@ mod tests {
     #[test]
     fn the_pidfd_of_clone_takes_the_place_of_the_number() {
         let clone = |flags| CloneRequest::of_clone([flags, 0, 0x40, 0, 0]);
-        assert_eq!(clone(0x1000 | 17).map(|request| (request.pidfd, request.exit_signal)), Ok((0x40, 17)));
+        assert_eq!(clone(0x1000 | 17).map(|request| (request.pidfd, request.exit_signal)), Ok((0x40, Signal::new(17))));
         assert_eq!(clone(0x10_1000).map(drop), Err(Errno::EINVAL), "with PARENT_SETTID");
         assert_eq!(clone(0x40_1000).map(drop), Err(Errno::EINVAL), "with DETACHED");
     }

@@ -119,8 +119,15 @@ pub(super) fn clone(call: &mut Syscall<'_>) -> Answer {
     clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
 }
 
-/// Reads the structure as Linux's `copy_clone_args_from_user`: newer fields must be zero.
 pub(super) fn clone3(call: &mut Syscall<'_>) -> Answer {
+    let request = read_clone3(call)?;
+    clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
+}
+
+/// Reads the structure as Linux's `copy_clone_args_from_user`: newer fields must be zero. Out of line: the frame of a fork
+/// has no words of it.
+#[inline(never)]
+fn read_clone3(call: &Syscall<'_>) -> Result<CloneRequest, Errno> {
     /// Bytes of the first structure, and of the one that is known here.
     const FIRST: u64 = 64;
     const KNOWN: u64 = 8 * CloneRequest::WORDS as u64;
@@ -150,8 +157,7 @@ pub(super) fn clone3(call: &mut Syscall<'_>) -> Answer {
     if count > 1 {
         return Err(Errno::EINVAL);
     }
-    let request = CloneRequest::of_clone3(words, number)?;
-    clone::clone(call.task, call.thread, call.frame, &request).map(u64::from)
+    CloneRequest::of_clone3(words, number)
 }
 
 /// Processes are never stopped here, so there is nothing to report for some options.

@@ -175,7 +175,6 @@ pub fn start(entry: &'static UserEntry, loaded: Loaded, parent: Parent) -> Resul
 /// `EINVAL`, `ENOMEM`, `EAGAIN`; `EEXIST` (the number that is asked for), `EMFILE` and `EFAULT` (its pidfd). Nothing stays
 /// allocated.
 pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneRequest) -> Result<u32, Errno> {
-    let exit_signal = request.exit_signal()?;
     let place = ProcessSlot::take(&task.process().limits)?;
     let number = request.number.map_or_else(Number::reserve, Number::reserve_exactly)?;
     let id = number.get();
@@ -199,8 +198,8 @@ pub fn clone(task: &Task, thread: &Thread, frame: &TrapFrame, request: &CloneReq
     new_task.task.place.set(place);
     new_task.task.vfork.set(vfork.clone());
     // After its descriptors were copied: the child has none for itself.
-    let given = refer(task, request, id, &new_task)?;
-    let child = publish(task, request, exit_signal, new_task);
+    let given = if request.has(CLONE_PIDFD) { refer(task, request, id, &new_task)? } else { None };
+    let child = publish(task, request, request.exit_signal, new_task);
     let child = child.inspect_err(|_| given.iter().for_each(|(at, file)| task.files().take_back(*at, file)))?;
     if request.has(CLONE_PARENT_SETTID) {
         // Stored in the parent's memory only; as on Linux, a bad address is ignored.
@@ -225,31 +224,28 @@ fn make_child(
 ) -> Result<(TaskProcess, SpaceRef), Errno> {
     let space = if request.has(CLONE_VM) { task.space_ref() } else { task.space().fork(this_cpu())? };
     let own = task.process();
-    let handlers = handlers_for(own, request)?;
+    let handlers = own.lock().handlers.clone();
+    let handlers = if request.has(CLONE_SIGHAND) { handlers } else { handlers.copy()? };
+    if request.has(CLONE_CLEAR_SIGHAND) {
+        forget(&handlers);
+    }
     let state = ProcessState::new(id, task.name.get(), space.clone(), handlers);
     let process = Process::new(id, own.entry, state, task.files(), &own.limits, place)?;
     Ok((TaskProcess::New(process), space))
 }
 
-/// The table of handlers of a new process. Out of line: [`make_child`] has no 2 KiB of them.
+/// Restores the default actions where there are handlers, as an exec does.
+#[cold]
 #[inline(never)]
-fn handlers_for(own: &Process, request: &CloneRequest) -> Result<Counted<Handlers>, OutOfMemory> {
-    let handlers = own.lock().handlers.clone();
-    if request.has(CLONE_SIGHAND) {
-        return Ok(handlers);
-    }
-    let copy = handlers.copy()?;
-    if request.has(CLONE_CLEAR_SIGHAND) {
-        copy.with(Actions::exec);
-    }
-    Ok(copy)
+fn forget(handlers: &Handlers) {
+    handlers.with(Actions::exec);
 }
 
-/// Opens a file that refers to a new process, where one is asked for, and stores its descriptor; returns both. Out of line, as
-/// above.
+/// Opens a file that refers to a new process, and stores its descriptor; returns both.
+#[cold]
 #[inline(never)]
 fn refer(task: &Task, request: &CloneRequest, id: u32, new_task: &NewTask) -> Result<Option<(u32, FileRef)>, Errno> {
-    let Some(process) = new_task.process.as_deref().filter(|_| request.has(CLONE_PIDFD)) else { return Ok(None) };
+    let Some(process) = new_task.process.as_deref() else { return Ok(None) };
     let file = OpenFile::new(Kind::Process(process.pidfd(&Pidfd::new(id)?).clone()), O_RDWR)?;
     let descriptor = task.files().add(file.clone(), 0, task.process().limits.soft(RLIMIT_NOFILE), OnExec::Close)?;
     let stored = uaccess::copy_to_user(VirtAddr(request.pidfd), &descriptor.to_le_bytes());
