@@ -56,8 +56,8 @@ fn opened() {
     for (what, id, flags, wanted) in [
         ("0", 0, 0, EINVAL),
         ("below 0", u64::MAX, 0, EINVAL),
-        ("nobody", NONE, 0, ESRCH),
-        ("flags, of nobody", NONE, 1, EINVAL),
+        ("no process", NONE, 0, ESRCH),
+        ("flags, of no process", NONE, 1, EINVAL),
     ] {
         assert_eq!(call(PIDFD_OPEN, [id, flags]), Err(wanted), "{what}");
     }
@@ -245,7 +245,7 @@ fn waitid_refuses_in_linuxs_order() {
         ("an unknown kind", 9, 0, WEXITED, EINVAL),
         ("number 0", P_PID, 0, WEXITED, EINVAL),
         ("a number below 0", P_PID, u64::MAX, WEXITED, EINVAL),
-        ("nobody", P_PID, NONE, WEXITED, ECHILD),
+        ("no process", P_PID, NONE, WEXITED, ECHILD),
         ("a group below 0", P_PGID, u64::MAX, WEXITED, EINVAL),
         ("another group", P_PGID, NONE, WEXITED, ECHILD),
         ("a descriptor below 0", P_PIDFD, u64::MAX, WEXITED, EINVAL),
