@@ -42,6 +42,13 @@ impl Object {
     fn place(&self, address: VirtAddr) -> Place {
         Place::of(address, self.start, self.record.bytes())
     }
+
+    /// Whether it was freed and the other is in use in a part of its memory, so is the newer one.
+    fn is_older_than(&self, other: &Self) -> bool {
+        let [end, other_end] = [self, other].map(|object| object.start + object.record.bytes());
+        let overlap = self.start < other_end && other.start < end;
+        overlap && self.state == ObjectState::Freed && other.state == ObjectState::InUse
+    }
 }
 
 impl Place {
@@ -66,7 +73,8 @@ impl Place {
 
 /// The object that an access to `address` by a pointer with `tag` was probably meant for, and whether it has that tag: of
 /// the one at or after the address, the one before, and the next, the nearest of those that have it; else the nearest.
-/// Tags are few, so that of two that have it the farther one has it by chance.
+/// Tags are few, so that of two that have it the farther one has it by chance, and so has a freed one whose memory the
+/// other is in.
 ///
 /// `read` returns what is at an address, were it a record, and the tag of the memory; `None` where nothing is mapped.
 fn meant(address: VirtAddr, tag: Tag, read: &dyn Fn(VirtAddr) -> Option<(Record, Tag)>) -> Option<(Object, bool)> {
@@ -76,9 +84,12 @@ fn meant(address: VirtAddr, tag: Tag, read: &dyn Fn(VirtAddr) -> Option<(Record,
     let after = lowest.find(|at| read(VirtAddr(*at)).is_some())?;
     let mut from = [after, after - GRANULE];
     let ways = [(0, GRANULE), (1, GRANULE.wrapping_neg()), (0, GRANULE)];
-    let near = ways.into_iter().filter_map(|(way, step)| nearest(&mut from[way], step, read));
-    let judged = near.map(|object| (object, object.record.tag() == tag));
-    judged.min_by_key(|(object, same_tag)| (!same_tag, object.place(address).distance()))
+    let near = ways.map(|(way, step)| nearest(&mut from[way], step, read));
+    let judged = || near.iter().flatten().map(|object| (*object, object.record.tag() == tag));
+    judged().min_by_key(|(object, same_tag)| {
+        let older = judged().any(|(other, same_tag)| same_tag && object.is_older_than(&other));
+        (!same_tag, older, object.place(address).distance())
+    })
 }
 
 /// The first object by the records at `from` and, every `step` bytes, what follows; `from` is then where to go on.
@@ -271,6 +282,27 @@ mod tests {
         unsafe { heap.dealloc(second.as_ptr(), layout()) }.unwrap();
         let expected = (third.canonical(), ObjectState::InUse, Place::Before(2), true);
         assert_eq!(found(&heap, third - 2), Some(expected));
+    }
+
+    #[test]
+    fn of_two_objects_with_the_tag_the_one_in_the_memory_of_the_other_is_meant() {
+        let large = Layout::from_size_align(1664, 16).unwrap();
+        let drawn_again = |seed| {
+            let (heap, objects, memory) = drawn(seed);
+            let old = VirtAddr(heap.alloc(large).addr() as u64);
+            // SAFETY: allocated with this layout.
+            unsafe { heap.dealloc(old.as_ptr(), large) }.unwrap();
+            let new = VirtAddr(heap.alloc(layout()).addr() as u64);
+            assert_eq!(new.canonical(), old.canonical(), "other memory");
+            (heap, objects, memory, old, new)
+        };
+        for (same_tag, state, place) in
+            [(true, ObjectState::InUse, Place::After(3)), (false, ObjectState::Freed, Place::Inside(67))]
+        {
+            let wanted = |(.., old, new): &(_, _, _, VirtAddr, VirtAddr)| (old == new) == same_tag;
+            let (heap, _, _memory, old, _) = (1..).map(drawn_again).find(wanted).unwrap();
+            assert_eq!(found(&heap, old + 67), Some((old.canonical(), state, place, true)));
+        }
     }
 
     #[test]
