@@ -193,9 +193,7 @@ struct AreaLine<'a>(&'a Area);
 impl fmt::Display for AreaLine<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let area = self.0;
-        let letter = |what: Protection, letter| if area.protection().contains(what) { letter } else { '-' };
-        let (read, write) = (letter(Protection::READ, 'r'), letter(Protection::WRITE, 'w'));
-        let (execute, shared) = (letter(Protection::EXECUTE, 'x'), if area.is_shared() { 's' } else { 'p' });
+        let [read, write, execute, shared] = area.letters();
         let size = Size(area.size());
         write!(f, "{:#014x}-{:#014x} {read}{write}{execute}{shared} {size:>8}", area.start().0, area.end().0)?;
         if area.is_shared() {

@@ -191,6 +191,8 @@ pub const PAGE_BLOCK: Rank = 18;
 pub const DEVICE_FAULTS: Rank = 19;
 /// The limits of one process.
 pub const LIMITS: Rank = 20;
+/// How far a reader of records is. Nothing else is taken under it.
+pub const RECORDS: Rank = LIMITS;
 /// The free page blocks: the buddy allocator.
 pub const BUDDY: Rank = 21;
 /// The loans of a region of tag storage. Never held together with that of the buddy.

@@ -223,6 +223,11 @@ fn processes_read_others_and_leave_marks_as_on_linux(t: &mut Test) {
     succeeds(t, "remote");
 }
 
+target_test!(a_process_shows_its_areas_as_on_linux, needs("smp"), limit(60));
+fn a_process_shows_its_areas_as_on_linux(t: &mut Test) {
+    succeeds(t, "maps");
+}
+
 target_test!(faults_are_served_by_a_pager_as_on_linux, needs("smp"), limit(60));
 fn faults_are_served_by_a_pager_as_on_linux(t: &mut Test) {
     succeeds(t, "userfault");

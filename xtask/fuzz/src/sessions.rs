@@ -17,7 +17,7 @@ use granule_runner::serial::Limit;
 use super::{SESSION_LIMIT, files};
 
 /// Programs of target tests, as they run at the monitor.
-const PROGRAMS: [&str; 28] = [
+const PROGRAMS: [&str; 29] = [
     "run calls",
     "run mappings",
     "run refusals",
@@ -43,6 +43,7 @@ const PROGRAMS: [&str; 28] = [
     "run huge",
     "run huge race",
     "run limits",
+    "run maps",
     "run pie",
     "run random",
     "run stress 1 4",

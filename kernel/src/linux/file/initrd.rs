@@ -354,7 +354,7 @@ fn look_from<'a>(archive: &'a [u8], base: &str, path: &[u8]) -> Result<PathEntry
     let (mut found, mut is_above) = (PathEntry::Directory("", ROOT), false);
     for name in [base.as_bytes(), path].into_iter().flat_map(|part| part.split(|&byte| byte == b'/')) {
         match found {
-            PathEntry::Directory(..) | PathEntry::Proc(ProcEntry::Root | ProcEntry::Process(_)) => {}
+            _ if found.is_directory() => {}
             PathEntry::Link(..) => return Err(PathError::Link),
             _ => return Err(PathError::NotDirectory),
         }
@@ -403,6 +403,13 @@ pub enum PathEntry<'a> {
     Proc(ProcEntry),
     /// Another device, a pipe, ...
     Other(Attributes),
+}
+
+impl PathEntry<'_> {
+    /// Whether paths may go on from it.
+    pub const fn is_directory(&self) -> bool {
+        matches!(self, Self::Directory(..) | Self::Proc(ProcEntry::Root | ProcEntry::Process(_)))
+    }
 }
 
 /// The entry with a name: the last that has it, or a directory if none has it and a name begins with it.

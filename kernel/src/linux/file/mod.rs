@@ -8,6 +8,7 @@
 //! - `pipe`, with its pages in [`ring`], and `event`: pipes, and counters
 //! - `pidfd`: files that refer to a process
 //! - [`proc`]: the files of `/proc`
+//! - `records`: those of them that are records of text
 //! - [`device`]: files of devices, whose registers are mapped
 
 pub mod device;
@@ -23,6 +24,7 @@ pub mod pidfd;
 #[cfg(target_os = "none")]
 pub mod pipe;
 pub mod proc;
+pub mod records;
 pub mod ring;
 pub mod table;
 #[cfg(target_os = "none")]

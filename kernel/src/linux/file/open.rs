@@ -20,7 +20,7 @@ use super::initrd::{self, Attributes, File, PathEntry, PathError};
 use super::memfd::MemoryFile;
 use super::pidfd::Pidfd;
 use super::pipe::PipeEnd;
-use super::proc::{Pagemap, ProcEntry, ProcId};
+use super::proc::{ProcContents, ProcEntry, ProcId};
 use super::table::{Filed, Files, Pools};
 use super::userfaultfd::UserfaultFile;
 use crate::chip::console;
@@ -67,7 +67,7 @@ pub struct OpenFile {
     kind: Kind,
     /// Bits of `O_`.
     flags: AtomicU32,
-    /// Where the next read begins; at most `i64::MAX`, but for a [`Pagemap`].
+    /// Where the next read begins; at most `i64::MAX`, but for the words of pages.
     position: AtomicU64,
     counted: LastTally,
 }
@@ -102,8 +102,8 @@ pub enum Kind {
     Event(EventCounter),
     /// A reference to a process.
     Process(Counted<Pidfd>),
-    /// The pages of a process.
-    Pagemap(Pagemap),
+    /// A file of a process in `/proc`.
+    Proc(ProcContents),
     /// Neither read nor written: a place alone.
     Other(Attributes),
 }
@@ -121,7 +121,7 @@ pub struct PollState<'f> {
 const LARGEST: u64 = i64::MAX as u64;
 
 /// Opens what is at `path`. `base` is the directory that the path begins in, which then is not empty; the root if there
-/// is none. `flags` are [`checked`]. `space_of` finds the space of a process whose files in `/proc` are named.
+/// is none. `flags` are [`checked`]. `space_of` finds the space of a process whose files in `/proc` are named; none of one that has ended.
 ///
 /// # Errors
 /// Those of `openat` on a file system that is mounted read-only, and of `space_of`.
@@ -129,7 +129,7 @@ pub fn open(
     base: Option<&OpenFile>,
     path: &[u8],
     flags: u32,
-    space_of: impl FnOnce(ProcId) -> Result<SpaceRef, Errno>,
+    space_of: impl FnOnce(ProcId) -> Result<Option<SpaceRef>, Errno>,
 ) -> Result<FileRef, Errno> {
     let base = base.map_or(Ok(""), OpenFile::directory)?;
     let may_be_new = flags & (O_CREAT | O_PATH) == O_CREAT && check_new_name(base, path)?;
@@ -142,7 +142,7 @@ pub fn open(
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Own))) => Kind::Directory("proc/self", PROC),
         // No file is looked up from there.
         Ok(PathEntry::Proc(ProcEntry::Process(ProcId::Number(_)))) => Kind::Other(PROC),
-        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => file.open(&space_of(process)?),
+        Ok(PathEntry::Proc(ProcEntry::File(process, file))) => Kind::Proc(file.open(space_of(process)?.as_ref())?),
         Ok(PathEntry::Link(_, attributes) | PathEntry::Other(attributes)) => Kind::Other(attributes),
         // In a directory nothing is made.
         Err(PathError::NotFound) if may_be_new => return Err(Errno::EROFS),
@@ -169,7 +169,7 @@ pub fn read_link(base: Option<&OpenFile>, path: &[u8]) -> Result<&'static [u8], 
 }
 
 /// Checks the path of a file that is created where there is none, but for its last name; whether a file may have that
-/// (Linux's `open_last_lookups`).
+/// (Linux's `open_last_lookups`). In `/proc` there are no others.
 fn check_new_name(base: &str, path: &[u8]) -> Result<bool, Errno> {
     let names = without_slashes(path);
     let start = names.iter().rposition(|&byte| byte == b'/').map_or(0, |slash| slash + 1);
@@ -177,12 +177,12 @@ fn check_new_name(base: &str, path: &[u8]) -> Result<bool, Errno> {
     if matches!(name, b"" | b"." | b"..") {
         return Ok(false);
     }
-    if !parent.is_empty() && !matches!(initrd::look(base, parent).map_err(PathError::errno)?, PathEntry::Directory(..))
-    {
+    let parent = initrd::look(base, if parent.is_empty() { b"." } else { parent }).map_err(PathError::errno)?;
+    if !parent.is_directory() {
         return Err(Errno::ENOTDIR);
     }
     // An open makes no directory.
-    if names.len() == path.len() { Ok(true) } else { Err(Errno::EISDIR) }
+    if names.len() == path.len() { Ok(!matches!(parent, PathEntry::Proc(_))) } else { Err(Errno::EISDIR) }
 }
 
 /// Checks what a file is against the flags, in Linux's order (`do_open`, `may_open`).
@@ -213,7 +213,7 @@ fn check(kind: &Kind, flags: u32) -> Result<(), Errno> {
         _ if flags & O_DIRECT != 0 => Err(Errno::EINVAL),
         // No such device.
         Kind::Other(_) => Err(Errno::ENXIO),
-        Kind::Console | Kind::Directory(..) | Kind::Device(_) | Kind::Pagemap(_) => Ok(()),
+        Kind::Console | Kind::Directory(..) | Kind::Device(_) | Kind::Proc(_) => Ok(()),
         // Opened by no path.
         Kind::Memory(_) | Kind::Userfault(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) => Ok(()),
     }
@@ -417,7 +417,7 @@ impl OpenFile {
             | Kind::Memory(_)
             | Kind::Device(_)
             | Kind::Directory(..)
-            | Kind::Pagemap(_)
+            | Kind::Proc(_)
             | Kind::Other(_) => READY,
         }
     }
@@ -466,7 +466,7 @@ impl OpenFile {
             | Kind::Pipe(_)
             | Kind::Event(_)
             | Kind::Process(_)
-            | Kind::Pagemap(_)
+            | Kind::Proc(_)
             | Kind::Other(_) => Err(Errno::ENODEV),
         }
     }
@@ -552,7 +552,7 @@ impl OpenFile {
             Kind::Memory(file) => Ok(file.object().size()),
             Kind::Directory(..) => Err(Errno::EISDIR),
             // Linux shows none.
-            Kind::Pagemap(_) => Ok(0),
+            Kind::Proc(_) => Ok(0),
             Kind::Console
             | Kind::Device(_)
             | Kind::Userfault(_)
@@ -585,12 +585,12 @@ impl OpenFile {
             }
             // As on Linux, its position stays where it is.
             Kind::Event(_) | Kind::Userfault(_) => return Ok(0),
-            Kind::Pagemap(_) => return self.seek_in_space(offset, whence),
+            Kind::Proc(ProcContents::Pagemap(_)) => return self.seek_in_space(offset, whence),
             Kind::Regular(file, ..) => file.contents.len() as i64,
             Kind::Memory(file) => file.object().size() as i64,
-            // A directory has no contents that it could be measured by.
-            Kind::Directory(..) if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
-            Kind::Directory(..) => return Err(Errno::EINVAL),
+            // They have no size that they could be measured by.
+            Kind::Directory(..) | Kind::Proc(_) if matches!(whence, SEEK_SET | SEEK_CUR) => 0,
+            Kind::Directory(..) | Kind::Proc(_) => return Err(Errno::EINVAL),
         };
         let inside = (0..size).contains(&offset);
         let found = match (&self.kind, whence) {
@@ -647,7 +647,7 @@ impl OpenFile {
             // As on Linux, of no kind.
             Kind::Event(_) => (Attributes { mode: 0o600, ..special(1) }, 0),
             Kind::Process(process) => (Attributes { mode: 0o700, ..special(process.serial as usize) }, 0),
-            Kind::Pagemap(_) => (Attributes { mode: S_IFREG | 0o400, ..PROC }, 0),
+            Kind::Proc(file) => (Attributes { mode: S_IFREG | file.mode(), ..PROC }, 0),
             Kind::Directory(_, attributes) | Kind::Other(attributes) => (*attributes, 0),
         };
         let memory = self.memory();
@@ -694,7 +694,7 @@ impl Kind {
             Self::Memory(_) => 1,
             Self::Pipe(_) => 3,
             Self::Event(_) => 4,
-            Self::Pagemap(_) => 5,
+            Self::Proc(_) => 5,
             Self::Process(_) => 6,
             _ => 2,
         }

@@ -4,9 +4,10 @@
 //! file ([`super::open::Kind`]), which the calls for files read.
 //!
 //! - `/proc/self/pagemap`, `/proc/PID/pagemap`: a word for each page of a space
+//! - `/proc/self/maps`, `/proc/PID/maps`: a line for each area of a space ([`records`](super::records))
 
 #[cfg(target_os = "none")]
-pub use target::Pagemap;
+pub use target::{Pagemap, ProcContents};
 
 /// A name in `/proc`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -31,12 +32,14 @@ pub enum ProcId {
 /// A file of a process.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ProcFile {
-    /// See [`Pagemap`].
+    /// A word for each page.
     Pagemap,
+    /// A line for each area.
+    Maps,
 }
 
 /// The files of each process.
-const FILES: [(&[u8], ProcFile); 1] = [(b"pagemap", ProcFile::Pagemap)];
+const FILES: [(&[u8], ProcFile); 2] = [(b"pagemap", ProcFile::Pagemap), (b"maps", ProcFile::Maps)];
 
 impl ProcEntry {
     /// The entry at a path from the root on, without `.` and `..`.
@@ -66,7 +69,7 @@ mod target {
 
     use super::ProcFile;
     use crate::linux::errno::Errno;
-    use crate::linux::file::open::Kind;
+    use crate::linux::file::records::Maps;
     use crate::mm::space::{SpaceHandle, SpaceRef, pagemap};
     use crate::sched::relax;
     use crate::uaccess;
@@ -86,11 +89,48 @@ mod target {
     const AT_ONCE: usize = 256;
 
     impl ProcFile {
-        /// Opens this file of the process with this space.
-        pub fn open(self, space: &SpaceRef) -> Kind {
+        /// Opens this file of the process with this space; of one that has ended there is none.
+        ///
+        /// # Errors
+        /// `ESRCH`: it has ended, and the file is none of records.
+        pub fn open(self, space: Option<&SpaceRef>) -> Result<ProcContents, Errno> {
+            let space = space.map(SpaceHandle::new);
+            Ok(match self {
+                Self::Pagemap => ProcContents::Pagemap(Pagemap(space.ok_or(Errno::ESRCH)?)),
+                Self::Maps => ProcContents::Maps(Maps::new(space)),
+            })
+        }
+    }
+
+    /// What an open file of a process holds.
+    pub enum ProcContents {
+        /// A word for each page.
+        Pagemap(Pagemap),
+        /// A line for each area.
+        Maps(Maps),
+    }
+
+    impl ProcContents {
+        /// Has `store` store what there is from `position` on, up to `bytes` bytes, until it stores less than it is
+        /// given; returns how many bytes there were.
+        ///
+        /// # Errors
+        /// `EINVAL` (not whole words), `EFAULT`.
+        pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
             match self {
-                Self::Pagemap => Kind::Pagemap(Pagemap(SpaceHandle::new(space))),
+                Self::Pagemap(pages) => pages.read(position, bytes, store),
+                Self::Maps(maps) => maps.read(position, bytes, store),
             }
+        }
+
+        /// The answer to a write at a place.
+        pub const fn no_write_at(&self) -> Errno {
+            if matches!(self, Self::Pagemap(_)) { Errno::EINVAL } else { Errno::ESPIPE }
+        }
+
+        /// The permissions that Linux shows.
+        pub const fn mode(&self) -> u32 {
+            if matches!(self, Self::Pagemap(_)) { 0o400 } else { 0o444 }
         }
     }
 
@@ -99,12 +139,9 @@ mod target {
     pub struct Pagemap(SpaceHandle);
 
     impl Pagemap {
-        /// Has `store` store the words from `position` on, up to `bytes` bytes; returns how many bytes there were.
-        ///
-        /// # Errors
-        /// `EINVAL` (not whole words), `EFAULT`: also after words that were stored, as on Linux.
+        /// As [`ProcContents::read`]. `EFAULT` also after words that were stored, as on Linux.
         #[inline(never)]
-        pub fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
+        fn read(&self, position: u64, bytes: u64, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
             let Some(space) = self.0.upgrade() else { return Ok(0) };
             if !position.is_multiple_of(WORD) || !bytes.is_multiple_of(WORD) {
                 return Err(Errno::EINVAL);
@@ -148,6 +185,7 @@ mod tests {
         assert_eq!(find("proc/12"), Some(ProcEntry::Process(ProcId::Number(12))));
         assert_eq!(find("proc/self/pagemap"), Some(ProcEntry::File(ProcId::Own, ProcFile::Pagemap)));
         assert_eq!(find("proc/7/pagemap"), Some(ProcEntry::File(ProcId::Number(7), ProcFile::Pagemap)));
+        assert_eq!(find("proc/7/maps"), Some(ProcEntry::File(ProcId::Number(7), ProcFile::Maps)));
         for path in ["", "pro", "procs", "proc/", "proc/07", "proc/0", "proc/+1", "proc/1x", "proc/4294967296"] {
             assert_eq!(find(path), None, "{path}");
         }

@@ -56,7 +56,7 @@ fn drain(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut from: UserBytes) -
         Kind::Memory(_) => {}
         Kind::Pipe(end) => return streams::write_pipe(call, file, end, bytes, &mut from),
         Kind::Event(counter) => return streams::write_event(file, counter, bytes, &mut from),
-        Kind::Pagemap(_) => return Err(Errno::EINVAL),
+        Kind::Proc(_) => return Err(Errno::EINVAL),
         _ => return print(call.thread, bytes, &mut from),
     }
     if bytes == 0 {
@@ -158,9 +158,9 @@ pub(super) fn pread64(call: &mut Syscall<'_>) -> Answer {
     file.check_readable()?;
     file.check_has_bytes()?;
     let mut to = UserBytes::of_call(call)?;
-    if let Kind::Pagemap(pages) = file.kind() {
+    if let Kind::Proc(contents) = file.kind() {
         let most = to.left.min(MOST_AT_ONCE);
-        return streams::read_pages(pages, position, most, &mut to).map(|(read, _)| read);
+        return streams::read_proc(contents, position, most, &mut to).map(|(read, _)| read);
     }
     store(call, file.contents_at(position, to.left, MOST_AT_ONCE)?, to)
 }
@@ -173,8 +173,8 @@ fn fill(call: &Syscall<'_>, file: &OpenFile, bytes: u64, mut to: UserBytes) -> A
         Kind::Pipe(end) => return streams::read_pipe(file, end, most, &mut to),
         Kind::Event(counter) => return streams::read_event(file, counter, most, &mut to),
         Kind::Userfault(pager) => return userfault::read(call, file, pager, bytes, &mut to),
-        Kind::Pagemap(pages) => {
-            let (read, end) = streams::read_pages(pages, file.position(), most, &mut to)?;
+        Kind::Proc(contents) => {
+            let (read, end) = streams::read_proc(contents, file.position(), most, &mut to)?;
             file.set_position(end);
             return Ok(read);
         }
@@ -214,8 +214,8 @@ pub(super) fn pwrite64(call: &mut Syscall<'_>) -> Answer {
     file.check_writable()?;
     file.check_has_bytes()?;
     let from = UserBytes::of_call(call)?;
-    if matches!(file.kind(), Kind::Pagemap(_)) {
-        return Err(Errno::EINVAL);
+    if let Kind::Proc(contents) = file.kind() {
+        return Err(contents.no_write_at());
     }
     let bytes = from.left.min(MOST_AT_ONCE);
     if bytes == 0 {
@@ -256,11 +256,11 @@ pub(super) fn openat(call: &mut Syscall<'_>) -> Answer {
     call.task.files().add(file, 0, end, OnExec::requested(flags & O_CLOEXEC)).map(u64::from)
 }
 
-/// The space of a process whose files in `/proc` a path of `task` names.
-fn space_of(process: ProcId, task: &Task) -> Result<SpaceRef, Errno> {
+/// The space of a process whose files in `/proc` a path of `task` names; none of one that has ended.
+fn space_of(process: ProcId, task: &Task) -> Result<Option<SpaceRef>, Errno> {
     match process {
-        ProcId::Own => Ok(task.space_ref()),
-        ProcId::Number(number) => space_of_thread(number).ok_or(Errno::ENOENT)?.ok_or(Errno::ESRCH),
+        ProcId::Own => Ok(Some(task.space_ref())),
+        ProcId::Number(number) => space_of_thread(number).ok_or(Errno::ENOENT),
     }
 }
 

@@ -43,7 +43,7 @@ pub(super) fn ftruncate(call: &mut Syscall<'_>) -> Answer {
 pub(super) fn fsync(call: &mut Syscall<'_>) -> Answer {
     let file = file(call, call.argument::<0>())?;
     match file.kind() {
-        Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) | Kind::Pagemap(_) => {
+        Kind::Console | Kind::Device(_) | Kind::Pipe(_) | Kind::Event(_) | Kind::Process(_) | Kind::Proc(_) => {
             Err(Errno::EINVAL)
         }
         _ => Ok(0),
@@ -76,7 +76,7 @@ pub(super) fn fallocate(call: &mut Syscall<'_>) -> Answer {
     let memory = match file.kind() {
         Kind::Memory(memory) => memory,
         Kind::Pipe(_) => return Err(Errno::ESPIPE),
-        Kind::Pagemap(_) => return Err(Errno::ENOTSUP),
+        Kind::Proc(_) => return Err(Errno::ENOTSUP),
         _ => return Err(Errno::ENODEV),
     };
     let end = offset.checked_add(length).ok_or(Errno::EFBIG)? as u64;

@@ -13,7 +13,7 @@ use crate::linux::errno::Errno;
 use crate::linux::file::event::EventCounter;
 use crate::linux::file::open::{self, FileRef, Kind, OpenFile};
 use crate::linux::file::pipe::{self, PipeAccess, PipeEnd};
-use crate::linux::file::proc::Pagemap;
+use crate::linux::file::proc::ProcContents;
 use crate::linux::file::table::OnExec;
 use crate::sched;
 use crate::uaccess;
@@ -129,10 +129,15 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
     counter.write(u64::from_le_bytes(count), file.is_nonblocking())
 }
 
-/// Reads words of pages from `position` on; returns how many bytes there were, and the position after them. Each piece
-/// is a read of its own, as on Linux.
+/// Reads a file of a process from `position` on; returns how many bytes there were, and the position after them. Each
+/// piece is a read of its own, as on Linux.
 #[inline(never)]
-pub(super) fn read_pages(pages: &Pagemap, position: u64, bytes: u64, to: &mut UserBytes) -> Result<(u64, u64), Errno> {
+pub(super) fn read_proc(
+    contents: &ProcContents,
+    position: u64,
+    bytes: u64,
+    to: &mut UserBytes,
+) -> Result<(u64, u64), Errno> {
     open::check_end(position, bytes)?;
     let mut done = 0;
     loop {
@@ -141,7 +146,7 @@ pub(super) fn read_pages(pages: &Pagemap, position: u64, bytes: u64, to: &mut Us
         let at = position.wrapping_add(done);
         // Where nothing more is stored, the call ends.
         let mut store = |piece: &[u8]| if sched::is_killed() { 0 } else { to.store(piece) };
-        let read = length.and_then(|length| Ok((pages.read(at, length, &mut store)?, length)));
+        let read = length.and_then(|length| Ok((contents.read(at, length, &mut store)?, length)));
         match read {
             Ok((read, length)) => {
                 done += read;

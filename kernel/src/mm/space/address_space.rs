@@ -13,7 +13,7 @@ use super::area::tree::Areas;
 use super::error::{Refusal, SpaceError};
 use super::family::{FamilyId, Origin};
 use super::parts::Parts;
-use super::range::{USER_END, USER_START, pages};
+use super::range::{USER_END, USER_START};
 use super::shmem::OF_OBJECT;
 use super::spaces::{SpaceSource, Spaces};
 use super::table_lock::TableGuard;
@@ -211,10 +211,18 @@ impl Space {
 
     /// Calls `each` for every area, by address, with the lock of its part held for reading.
     pub fn for_each_area(&self, mut each: impl FnMut(&Area)) {
-        self.areas.for_each(pages(USER_START, USER_END), &mut |areas, piece| {
-            // Joined with parts that were visited already, it may have areas of theirs.
-            areas.touching(piece).filter(|area| area.start() >= piece.start()).for_each(&mut each);
+        self.for_each_area_from(USER_START, |area| {
+            each(area);
             true
+        });
+    }
+
+    /// As [`Self::for_each_area`], for those that begin at `from` or after it, until `each` returns `false`.
+    pub fn for_each_area_from(&self, from: VirtAddr, mut each: impl FnMut(&Area) -> bool) {
+        let Some(range) = PageRange::lower(from.max(USER_START), USER_END) else { return };
+        self.areas.for_each(range, &mut |areas, piece| {
+            // Joined with parts that were visited already, it may have areas of theirs.
+            areas.touching(piece).filter(|area| area.start() >= piece.start()).all(&mut each)
         });
     }
 

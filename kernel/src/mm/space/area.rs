@@ -361,6 +361,13 @@ impl Area {
         protection.and(self.protection().common(Protection::TAGGED))
     }
 
+    /// Its protection and sharing as Linux shows them: `r`, `w`, `x`, or `-` for each; `s` or `p`.
+    pub fn letters(&self) -> [char; 4] {
+        let letter = |what, letter| if self.protection().contains(what) { letter } else { '-' };
+        let sharing = if self.is_shared() { 's' } else { 'p' };
+        [letter(Protection::READ, 'r'), letter(Protection::WRITE, 'w'), letter(Protection::EXECUTE, 'x'), sharing]
+    }
+
     /// The object that its pages are of. Those of a private area are, until they are written, pages of the object;
     /// anonymous memory has none.
     #[inline(always)]
