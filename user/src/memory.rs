@@ -3,8 +3,8 @@
 #![allow(unsafe_code, reason = "system calls, and memory that they map")]
 
 use granule_abi::Errno;
-use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, PROT_MTE, PROT_READ, PROT_WRITE};
-use granule_abi::number::{MADVISE, MINCORE, MMAP, MPROTECT, MUNMAP};
+use granule_abi::memory::{MAP_ANONYMOUS, MAP_PRIVATE, MAP_SHARED, MS_INVALIDATE, PROT_MTE, PROT_READ, PROT_WRITE};
+use granule_abi::number::{MADVISE, MINCORE, MMAP, MPROTECT, MSYNC, MUNMAP};
 
 use crate::sys;
 
@@ -110,4 +110,14 @@ pub fn mincore(address: u64, pages: &mut [u8]) -> Result<(), Errno> {
     let arguments = [address, pages.len() as u64 * PAGE, pages.as_mut_ptr() as u64, 0, 0, 0];
     // SAFETY: it writes `pages`.
     unsafe { sys::call(MINCORE, arguments) }.map(drop)
+}
+
+/// Whether pages from an address on are locked.
+pub fn locks<const N: usize>(at: u64) -> [bool; N] {
+    core::array::from_fn(|page| {
+        let arguments = [at + page as u64 * PAGE, PAGE, MS_INVALIDATE.into(), 0, 0, 0];
+        // SAFETY: it changes nothing: locked pages are not invalidated, and others are written back first.
+        let answer = unsafe { sys::call(MSYNC, arguments) };
+        answer == Err(Errno::EBUSY)
+    })
 }

@@ -10,6 +10,8 @@
 /// - `put(address, value)` stores a byte, or returns the fault.
 /// - `word(address)` loads a word, and `put_word(address, word)` stores one, where it is mapped for that.
 /// - `unmap_all([(address, pages), ...])` unmaps several, by `unmap`.
+/// - `advise(address, pages, advice)` is what `madvise` returns, by `call`.
+/// - `number(address, pages)` stores to each page its number and 1, by `put`.
 /// - `unmap(address, pages)` and `protect(address, pages, protection)`, which are compared with success.
 #[macro_export]
 macro_rules! own {
@@ -51,6 +53,18 @@ macro_rules! own {
         fn put_word(at: u64, word: u64) {
             // SAFETY: it is mapped writable, and the program's own, without references to it; a pager may serve it.
             unsafe { (at as *mut u64).write_volatile(word) }
+        }
+    };
+    (@advise) => {
+        fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, $crate::Errno> {
+            call($crate::abi::number::MADVISE, [at, pages * $crate::memory::PAGE, advice])
+        }
+    };
+    (@number) => {
+        fn number(at: u64, pages: u64) {
+            for page in 0..pages {
+                $crate::answers::equal("stored", put(at + page * $crate::memory::PAGE, page as u8 + 1), Ok(()));
+            }
         }
     };
     (@unmap) => {

@@ -11,7 +11,8 @@ use granule_abi::Errno;
 use granule_abi::file::{AT_FDCWD, FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, Stat};
 use granule_abi::memory::{MAP_ANONYMOUS, MAP_FIXED};
 use granule_abi::number::{
-    CLOSE, FALLOCATE, FCNTL, FSTAT, FTRUNCATE, LSEEK, MEMFD_CREATE, MMAP, PREAD64, PWRITE64, READ, WRITE,
+    CLOSE, EVENTFD2, FALLOCATE, FCNTL, FSTAT, FTRUNCATE, LSEEK, MEMFD_CREATE, MMAP, OPENAT, PIPE2, PREAD64, PWRITE64,
+    READ, WRITE,
 };
 
 use crate::answers::equal;
@@ -36,6 +37,35 @@ impl File {
     pub fn memory(name: &CStr, flags: u32) -> Result<Self, Errno> {
         // SAFETY: it reads the name.
         unsafe { sys::call(MEMFD_CREATE, [name.as_ptr() as u64, flags.into(), 0, 0, 0, 0]) }.map(Self)
+    }
+
+    /// The file at a path.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn open(path: &CStr, flags: u32) -> Result<Self, Errno> {
+        // SAFETY: it reads the path.
+        unsafe { sys::call(OPENAT, [HERE, path.as_ptr() as u64, flags.into(), 0, 0, 0]) }.map(Self)
+    }
+
+    /// A pipe: the end that reads, and the one that writes.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn pipe(flags: u32) -> Result<[Self; 2], Errno> {
+        let mut ends = [-1_i32; 2];
+        // SAFETY: it writes the two descriptors.
+        unsafe { sys::call(PIPE2, [ends.as_mut_ptr() as u64, flags.into(), 0, 0, 0, 0]) }?;
+        Ok(ends.map(|end| Self(end as u64)))
+    }
+
+    /// An event counter, with `EFD_` flags.
+    ///
+    /// # Errors
+    /// The call's.
+    pub fn counter(count: u32, flags: u32) -> Result<Self, Errno> {
+        // SAFETY: it makes a descriptor.
+        unsafe { sys::call(EVENTFD2, [count.into(), flags.into(), 0, 0, 0, 0]) }.map(Self)
     }
 
     /// A call on the descriptor with up to three more arguments, which are the program's own memory or numbers.

@@ -27,8 +27,8 @@ pub use granule_abi::userfaultfd::{
 
 pub use crate::answers::{apart, bytes, equal, holds, present, status, wrong};
 pub use crate::memory::{
-    FAR, KERNEL, MIB, NOWHERE, PAGE, PRIVATE, RET, RW, SHARED, TAGGED, TOP, madvise, map, mincore, mmap, mprotect,
-    munmap, shared,
+    FAR, KERNEL, MIB, NOWHERE, PAGE, PRIVATE, RET, RW, SHARED, TAGGED, TOP, locks, madvise, map, mincore, mmap,
+    mprotect, munmap, shared,
 };
 pub use crate::owned::{File, HERE, PUNCH_HOLE, Pages};
 pub use crate::probe::{Fault, behind_the_end, not_allowed, not_mapped};

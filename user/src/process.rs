@@ -4,13 +4,15 @@
 
 use core::ffi::CStr;
 
+use granule_abi::Errno;
 use granule_abi::limits::RLimit;
 use granule_abi::number::{
     CLONE, EXECVE, EXIT, EXIT_GROUP, GETPID, GETPPID, GETTID, KILL, PRLIMIT64, SCHED_YIELD, TGKILL, WAIT4,
 };
-use granule_abi::process::exited;
-use granule_abi::{Errno, signal};
+use granule_abi::process::{exited, killed};
+use granule_abi::signal::{SIGCHLD, SIGKILL};
 
+use crate::memory::{PAGE, RW, map};
 use crate::sys;
 
 /// The end of a program, or of a copy of one, which exits with a status.
@@ -78,7 +80,7 @@ pub fn sched_yield() {
 /// The kernel's.
 pub fn fork() -> Result<u32, Errno> {
     // SAFETY: the child has memory of its own; it has this thread alone, on a copy of this stack.
-    unsafe { sys::call(CLONE, [u64::from(signal::SIGCHLD), 0, 0, 0, 0, 0]) }.map(|child| child as u32)
+    unsafe { sys::call(CLONE, [SIGCHLD.into(), 0, 0, 0, 0, 0]) }.map(|child| child as u32)
 }
 
 /// A clone with `flags` that runs `child` on the stack that ends at `stack`; its number.
@@ -112,6 +114,33 @@ pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) ->
 #[cfg(not(target_arch = "aarch64"))]
 pub unsafe fn clone_onto(flags: u64, stack: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
     unreachable!("{flags:#x} {stack:#x} {child:?}: these programs run on arm64 alone")
+}
+
+/// As [`try_spawn`], by a clone with these flags, their signal included, and with these words for the numbers of the child:
+/// the parent's word and the child's.
+///
+/// # Errors
+/// The kernel's.
+pub fn clone_with<S: Status>(flags: u64, words: [u64; 2], child: impl FnOnce() -> S) -> Result<u32, Errno> {
+    // SAFETY: the child has memory of its own; it has this thread alone, on a copy of this stack.
+    match unsafe { sys::call(CLONE, [flags, 0, words[0], 0, words[1], 0]) }? {
+        0 => exit_group(child().status()),
+        number => Ok(number as u32),
+    }
+}
+
+/// A clone with the same memory, which runs `child` on a stack of its own; its number.
+///
+/// # Errors
+/// The kernel's.
+///
+/// # Panics
+/// There is no memory for the stack.
+pub fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
+    const STACK: u64 = 16 * PAGE;
+    let stack = map(STACK, RW).expect("a stack") + STACK;
+    // SAFETY: the stack was just mapped, for the child alone.
+    unsafe { clone_onto(flags, stack, child) }
 }
 
 /// Runs `child` in a copy of the process, which exits with what it returns; returns the copy's number.
@@ -202,6 +231,16 @@ pub fn wait(child: u32) -> u32 {
     let (number, status) = wait4(child as i32, 0).expect("a child to wait for");
     assert_eq!(number, child, "wait4 gave another child");
     status
+}
+
+/// Kills a child, and waits for it.
+///
+/// # Panics
+/// There is no such child, or it has ended otherwise.
+#[track_caller]
+pub fn end(child: u32) {
+    kill(child as i32, SIGKILL).expect("a signal");
+    assert_eq!(wait(child), killed(SIGKILL), "a child that was killed");
 }
 
 /// Sends a signal to a process.

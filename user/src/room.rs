@@ -48,6 +48,12 @@ impl Room {
         (0..self.pages).map(move |page| self.page(page))
     }
 
+    /// These pages, after this was done with them.
+    pub fn after(self, done: impl FnOnce(Self)) -> Self {
+        done(self);
+        self
+    }
+
     /// Maps private memory there, in place of other mappings.
     ///
     /// # Panics

@@ -6,7 +6,7 @@ use granule_abi::Errno;
 use granule_abi::number::{RT_SIGACTION, RT_SIGPENDING, RT_SIGPROCMASK, SIGALTSTACK};
 use granule_abi::signal::{SA_RESTORER, SA_SIGINFO, SigAction, SigInfo, SigStack, UContext};
 
-use crate::sys;
+use crate::{process, sys};
 
 /// A handler.
 pub type Handler = extern "C" fn(signal: u32, info: &SigInfo, context: &mut UContext);
@@ -66,6 +66,15 @@ pub fn set_without_handler(signal: u32, disposition: u64) -> SigAction {
     assert!(disposition <= granule_abi::signal::SIG_IGN, "no address");
     // SAFETY: no handler runs.
     unsafe { set_action(signal, &SigAction { handler: disposition, ..SigAction::default() }) }.expect("an action")
+}
+
+/// Sends this thread a signal.
+///
+/// # Panics
+/// There is no such signal.
+#[track_caller]
+pub fn raise(signal: u32) {
+    process::tgkill(process::id(), process::thread_id(), signal).expect("a signal to oneself");
 }
 
 /// Changes which signals are blocked; returns which were. `how` is one of the `SIG_` numbers.

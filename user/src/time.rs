@@ -32,3 +32,10 @@ pub fn sleep(nanoseconds: u64) -> Result<(), Errno> {
     // SAFETY: it reads `time`.
     unsafe { sys::call(NANOSLEEP, [&raw const time as u64, 0, 0, 0, 0, 0]) }.map(drop)
 }
+
+/// Sleeps until the thread ends, whatever handlers run.
+pub fn sleep_for_ever() -> ! {
+    loop {
+        let _ = sleep(u64::MAX >> 2);
+    }
+}

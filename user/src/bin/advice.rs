@@ -9,7 +9,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, file, put, unmap, unmap_all, protect);
+own!(call, file, put, advise, number, unmap, unmap_all, protect);
 
 fn run(start: Start) -> u8 {
     probe::prepare();
@@ -25,10 +25,6 @@ fn run(start: Start) -> u8 {
     status("advice")
 }
 
-fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, Errno> {
-    call(MADVISE, [at, pages * PAGE, advice])
-}
-
 /// Memory of its own, each page of which begins with its number and 1.
 fn own(pages: u64) -> Pages {
     let at = Pages::map(pages, RW, MAP_PRIVATE).expect("memory");
@@ -36,27 +32,14 @@ fn own(pages: u64) -> Pages {
     at
 }
 
-fn number(at: u64, pages: u64) {
-    for page in 0..pages {
-        equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
-    }
-}
-
 fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> Pages {
     Pages::of(file, 0, pages, protection, flags).expect("a mapping")
 }
 
-const ALL: [[u64; 7]; 2] = [
-    [MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD, MADV_PAGEOUT, MADV_DONTFORK, MADV_DOFORK, MADV_WIPEONFORK],
-    [
-        MADV_KEEPONFORK,
-        MADV_POPULATE_READ,
-        MADV_POPULATE_WRITE,
-        MADV_GUARD_INSTALL,
-        MADV_GUARD_REMOVE,
-        MADV_DONTDUMP,
-        MADV_DODUMP,
-    ],
+const ALL: [[u64; 6]; 3] = [
+    [MADV_NORMAL, MADV_WILLNEED, MADV_DONTNEED, MADV_DONTNEED_LOCKED, MADV_FREE, MADV_COLD],
+    [MADV_PAGEOUT, MADV_DONTFORK, MADV_DOFORK, MADV_WIPEONFORK, MADV_KEEPONFORK, MADV_POPULATE_READ],
+    [MADV_POPULATE_WRITE, MADV_GUARD_INSTALL, MADV_GUARD_REMOVE, MADV_DONTDUMP, MADV_DODUMP, MADV_RANDOM],
 ];
 
 fn ranges() {
@@ -400,14 +383,6 @@ fn locked() {
     equal("zeros", bytes(*private), [0]);
 }
 
-fn is_locked(at: u64) -> bool {
-    advise(at, 1, MADV_COLD) == Err(EINVAL)
-}
-
-fn locks<const N: usize>(at: u64) -> [bool; N] {
-    core::array::from_fn(|page| is_locked(at + page as u64 * PAGE))
-}
-
 /// Memory that may be executed alone, or written alone, of its own and shared.
 fn what_may_not_be_read_is_brought() {
     for sharing in [MAP_PRIVATE, MAP_SHARED] {
@@ -512,7 +487,7 @@ fn all_locked() {
         equal("not even so", (present(populated, 4), locks(populated)), (0, [true; 2]));
         let heap = call(BRK, [0]).expect("a heap");
         equal("more heap", call(BRK, [heap + 4 * PAGE]), Ok(heap + 4 * PAGE));
-        equal("locked", is_locked(heap + 2 * PAGE), true);
+        equal("locked", locks(heap + 2 * PAGE), [true]);
         equal("what is there", call(MLOCKALL, [1]), Ok(0));
         equal("brought", (present(before, 4), present(later, 4), locks(before)), (0b1111, 0b1111, [true; 2]));
         let free = map(4 * PAGE, RW).expect("memory");

@@ -189,9 +189,7 @@ impl Bench {
     }
 
     fn touched_block(&self) -> Room {
-        let block = self.fresh_block();
-        write_first(block);
-        block
+        self.fresh_block().after(write_first)
     }
 
     /// Untouched pages. The pages before and behind are in memory, so that tables stay, and never alike, so that
@@ -211,9 +209,7 @@ impl Bench {
 
     /// Pages that have been written.
     fn touched(&self, pages: u64) -> Room {
-        let room = self.fresh(pages);
-        room.write();
-        room
+        self.fresh(pages).after(Room::write)
     }
 }
 
@@ -425,18 +421,12 @@ fn sleeping_child() -> u32 {
 
 /// Pages that were shared with a child, which has exited.
 fn forked_before(bench: &Bench, pages: u64) -> Room {
-    let room = bench.touched(pages);
-    process::wait(process::spawn(|| 0));
-    room
+    bench.touched(pages).after(|_| _ = process::run(|| 0))
 }
 
 /// Protects pages that are read-only, which were written. Writing them then takes no fault.
 fn mprotect_rw(bench: &mut Bench) {
-    let prepare = |bench: &Bench, pages| {
-        let room = bench.touched(pages);
-        room.protect(PROT_READ);
-        room
-    };
+    let prepare = |bench: &Bench, pages| bench.touched(pages).after(|room| room.protect(PROT_READ));
     let call = |room: Room| {
         room.protect(RW);
         room
@@ -445,9 +435,7 @@ fn mprotect_rw(bench: &mut Bench) {
 }
 
 fn unmapped(bench: &Bench, pages: u64) -> Room {
-    let room = bench.fresh(pages);
-    room.unmap();
-    room
+    bench.fresh(pages).after(Room::unmap)
 }
 
 /// The memory file of the rows about such, which they make empty and fill.
@@ -488,16 +476,12 @@ fn of_holes(bench: &Bench, pages: u64) -> Room {
 
 /// As [`of_holes`], with all pages in the file and none in the mapping.
 fn of_a_file(bench: &Bench, pages: u64) -> Room {
-    let room = of_holes(bench, pages);
-    call(FALLOCATE, [file(), 0, 0, room.bytes()]);
-    room
+    of_holes(bench, pages).after(|room| _ = call(FALLOCATE, [file(), 0, 0, room.bytes()]))
 }
 
 /// As [`of_a_file`], with all pages in the mapping too.
 fn of_a_file_touched(bench: &Bench, pages: u64) -> Room {
-    let room = of_a_file(bench, pages);
-    room.write();
-    room
+    of_a_file(bench, pages).after(Room::write)
 }
 
 /// Maps private pages where the kernel chooses, writes each, and unmaps them.
@@ -529,8 +513,7 @@ fn registered(room: Room) -> Room {
 
 /// Registers the pages of `room`, and write-protects them.
 fn write_protected(room: Room) -> Room {
-    write_protect(registered(room));
-    room
+    registered(room).after(write_protect)
 }
 
 fn of_a_file_registered(bench: &Bench, pages: u64) -> Room {
@@ -543,9 +526,7 @@ fn of_a_file_protected(bench: &Bench, pages: u64) -> Room {
 
 /// Pages of a file that it has, and the mapping has not any more: its tables stay.
 fn unpopulated(bench: &Bench, pages: u64) -> Room {
-    let room = of_a_file_touched(bench, pages);
-    room.give_up();
-    registered(room)
+    registered(of_a_file_touched(bench, pages).after(Room::give_up))
 }
 
 /// Ends the write-protection of pages that were written. Writing them then takes no fault.

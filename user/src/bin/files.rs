@@ -501,14 +501,11 @@ fn limits(path: &CStr) {
 
 /// A clone with these flags; `child` runs in it on a copy of this stack.
 fn cloned(flags: u64, child: impl FnOnce()) {
-    match call(CLONE, [flags | u64::from(SIGCHLD), 0, 0, 0, 0]) {
-        Ok(0) => {
-            child();
-            let _ = call(EXIT_GROUP, [u64::from(wrong())]);
-        }
-        Ok(number) => equal("a clone", process::wait(number as u32), exited(0)),
-        Err(error) => equal("a clone", error as i32, 0),
-    }
+    let child = process::clone_with(flags | u64::from(SIGCHLD), [0; 2], || {
+        child();
+        wrong()
+    });
+    equal("a clone", child.map(process::wait), Ok(exited(0)));
 }
 
 fn copies(path: &CStr) {
@@ -634,13 +631,11 @@ fn execs_beside_changes(path: &CStr) {
         // A table that takes a while to copy.
         equal("many", (600..1020).find(|&descriptor| call(DUP3, [1, descriptor, 0]) != Ok(descriptor)), None);
         for _ in 0..10 {
-            let child = match call(CLONE, [CLONE_FILES | u64::from(SIGCHLD), 0, 0, 0, 0]) {
-                Ok(0) => {
-                    start_again(path);
-                    process::exit_group(1);
-                }
-                child => child.expect("a clone"),
-            };
+            let child = process::clone_with(CLONE_FILES | u64::from(SIGCHLD), [0; 2], || {
+                start_again(path);
+                1
+            })
+            .expect("a clone");
             let status = loop {
                 let flags = [u64::from(FD_CLOEXEC), 0];
                 equal("changed", flags.map(|flag| fcntl(CHANGED, F_SETFD, flag)), [Ok(0); 2]);
@@ -649,18 +644,17 @@ fn execs_beside_changes(path: &CStr) {
                     ended => break ended,
                 }
             };
-            equal("ended", status, Ok((child as u32, exited(0))));
+            equal("ended", status, Ok((child, exited(0))));
         }
     });
 }
 
 /// Has a child that has ended, with descriptors of its own, until this process is killed.
 fn zombie() -> u8 {
-    let child = process::try_spawn(|| u8::from(call(DUP3, [1, 500, 0]) != Ok(500)));
-    while child.is_ok() {
-        let _ = time::sleep(1_000_000_000);
+    match process::try_spawn(|| u8::from(call(DUP3, [1, 500, 0]) != Ok(500))) {
+        Ok(_) => time::sleep_for_ever(),
+        Err(_) => 1,
     }
-    1
 }
 
 /// The answers of a file system that is mounted read-only.

@@ -8,6 +8,8 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use core::mem::ManuallyDrop;
+
 use granule_user::prelude::*;
 
 entry!(run);
@@ -78,6 +80,16 @@ fn later() -> ! {
     pages()
 }
 
+/// A child that writes to so much memory, if it gets it, and stays for as long as its parent is there.
+fn hold(parent: u32, bytes: u64) -> Result<u32, Errno> {
+    process::try_spawn(|| {
+        if let Ok(held) = memory::map(bytes, RW) {
+            touch(held, bytes, 1);
+        }
+        stay(parent)
+    })
+}
+
 /// Forks children that hold a MiB each. The kernel ends some of them.
 fn forks() {
     const MOST: usize = 200;
@@ -86,13 +98,7 @@ fn forks() {
     let mut children = [0; MOST];
     let mut count = 0;
     for place in &mut children {
-        let child = process::try_spawn(|| {
-            if let Ok(held) = memory::map(HELD, RW) {
-                touch(held, HELD, 1);
-            }
-            stay(own)
-        });
-        match child {
+        match hold(own, HELD) {
             Ok(child) => *place = child,
             Err(error) => {
                 no_room(error);
@@ -114,16 +120,10 @@ fn forks() {
 
 /// Makes threads until there may not be more. They are there when it exits.
 fn threads() {
-    let (count, error) = until_refused(|| thread::Thread::try_spawn(|| sleep_for_long()));
+    let (count, error) = until_refused(|| thread::Thread::try_spawn(|| time::sleep_for_ever()));
     println!("hog: {count} threads, then {error:?}");
     assert!(count > 50);
     no_room(error);
-}
-
-fn sleep_for_long() -> ! {
-    loop {
-        let _ = time::sleep(1000 * MILLISECOND);
-    }
 }
 
 /// Makes areas until there may not be more: each page is protected otherwise than its neighbours.
@@ -146,7 +146,7 @@ fn signals() {
     const ROUNDS: u32 = 20_000;
     let all = !signal::set_of(SIGKILL);
     signal::mask(SIG_BLOCK, all).expect("a mask");
-    let child = process::spawn(|| -> u8 { sleep_for_long() });
+    let child = process::spawn(|| -> u8 { time::sleep_for_ever() });
     for round in 0..ROUNDS {
         let number = SIGUSR1 + round % 40;
         let to = if round % 2 == 0 { process::id() } else { child };
@@ -311,9 +311,8 @@ fn pipes() -> ! {
     static PIECE: [u8; PAGE as usize] = [1; PAGE as usize];
     raise_limit();
     loop {
-        let mut ends = [0_u32; 2];
-        call(PIPE2, [ends.as_mut_ptr() as u64, O_NONBLOCK.into()]).expect("to be ended first");
-        while call(WRITE, [ends[1].into(), PIECE.as_ptr() as u64, PIECE.len() as u64]).is_ok() {}
+        let ends = ManuallyDrop::new(File::pipe(O_NONBLOCK).expect("to be ended first"));
+        while ends[1].write(&PIECE).is_ok() {}
     }
 }
 
@@ -379,13 +378,7 @@ fn paths() {
     });
     asleep_until(|| is_ready.load(Ordering::Acquire));
     loop {
-        let child = process::try_spawn(|| {
-            if let Ok(held) = memory::map(HELD, RW) {
-                touch(held, HELD, 1);
-            }
-            stay(own)
-        });
-        let _ = child.map_err(no_room);
+        let _ = hold(own, HELD).map_err(no_room);
         let _ = time::sleep(MILLISECOND);
         match process::wait4(-1, WNOHANG) {
             Ok((0, _)) => {}

@@ -11,7 +11,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, file, put, unmap, unmap_all, protect);
+own!(call, file, put, advise, unmap, unmap_all, protect);
 
 /// Pages of a block.
 const BLOCK: u64 = 512;
@@ -39,10 +39,6 @@ fn run(start: Start) -> u8 {
         executed
     }
     status("huge")
-}
-
-fn advise(at: u64, pages: u64, advice: u64) -> Result<u64, Errno> {
-    call(MADVISE, [at, pages * PAGE, advice])
 }
 
 fn store(at: u64, value: u8) {

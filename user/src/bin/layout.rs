@@ -152,9 +152,7 @@ fn report(start: &Start) {
 
 /// Executes this program in a child: where it lies.
 fn look(path: &CStr) -> Report {
-    let (mut ends, mut bytes) = ([-1_i32; 2], [0; size_of::<Report>()]);
-    equal("a pipe", call(PIPE2, [ends.as_mut_ptr() as u64, 0]), Ok(0));
-    let [read, write] = ends.map(|end| File(end as u64));
+    let ([read, write], mut bytes) = (File::pipe(0).expect("a pipe"), [0; size_of::<Report>()]);
     let status = process::run(|| {
         equal("a descriptor", call(DUP3, [*write, 1, 0]), Ok(1));
         process::execute(path, &[path, c"report"]) as u8

@@ -140,17 +140,9 @@ fn vfork_shares_until_exec() {
         WORD.store(1, Ordering::Relaxed);
         process::exit_group(again())
     }
-    let stack = memory::map(16 * PAGE, 3).expect("a stack");
-    let child = spawn_sharing(stack + 16 * PAGE, child);
+    let child = process::share(CLONE_VM | CLONE_VFORK | u64::from(SIGCHLD), child).expect("a clone");
     assert_eq!(WORD.load(Ordering::Relaxed), 1, "the parent slept until the child's exec");
     assert_eq!(process::wait(child), exited(42));
-    call(MUNMAP, [stack, 16 * PAGE]).expect("a stack to unmap");
-}
-
-/// Runs `child` in a process that shares this one's memory, on a stack of its own, while this one sleeps.
-fn spawn_sharing(stack: u64, child: extern "C" fn() -> !) -> u32 {
-    // SAFETY: the caller mapped the stack for the child alone.
-    unsafe { process::clone_onto(CLONE_VM | CLONE_VFORK | u64::from(SIGCHLD), stack, child) }.expect("a clone")
 }
 
 fn orphans_are_collected() {
@@ -178,10 +170,7 @@ fn received() -> [u32; 3] {
 
 /// A copy of the process by `flags`, their signal included; it exits with what `child` returns.
 fn spawn_with(flags: u64, child: impl FnOnce() -> u8) -> u32 {
-    match call(CLONE, [flags, 0, 0, 0, 0]).expect("a clone") {
-        0 => process::exit_group(child()),
-        number => number as u32,
-    }
+    process::clone_with(flags, [0; 2], child).expect("a clone")
 }
 
 /// Waits for a child that may have ended with any signal, or none; its status.

@@ -39,17 +39,7 @@ fn control(file: u64, command: u32) -> Result<u32, Errno> {
 
 /// A child that sleeps until a signal ends it.
 fn sleeper() -> u32 {
-    process::spawn(|| -> u8 {
-        loop {
-            let forever = [u64::MAX >> 1, 0];
-            _ = call(NANOSLEEP, [forever.as_ptr().expose_provenance() as u64, 0]);
-        }
-    })
-}
-
-fn end(child: u32) {
-    process::kill(child as i32, SIGKILL).expect("a signal");
-    assert_eq!(process::wait(child), killed(SIGKILL));
+    process::spawn(|| -> u8 { time::sleep_for_ever() })
 }
 
 fn opened() {
@@ -183,16 +173,14 @@ fn a_number_that_comes_again() {
         let numbers = [WANTED];
         let at = numbers.as_ptr().expose_provenance() as u64;
         match call(CLONE3, [fields(&[(4, SIGCHLD.into()), (8, at), (9, 1)]).as_ptr().expose_provenance() as u64, 88]) {
-            Ok(0) => loop {
-                _ = time::sleep(1000 * MILLISECOND);
-            },
+            Ok(0) => time::sleep_for_ever(),
             child => assert_eq!(child, Ok(WANTED.into())),
         }
     };
     next();
     let (file, serial) = (open(WANTED, 0), |file| number_of(file));
     let before = serial(file);
-    end(WANTED);
+    process::end(WANTED);
     next();
     let pieces = [[PAGE, PAGE]];
     let list = pieces.as_ptr().expose_provenance() as u64;
@@ -205,7 +193,7 @@ fn a_number_that_comes_again() {
     assert_ne!(serial(file), before, "its inode");
     assert_eq!(call(PIDFD_SEND_SIGNAL, [file, 0, 0, 0]), OK, "the other one lives");
     close(file);
-    end(WANTED);
+    process::end(WANTED);
 }
 
 /// The number of a file's inode.
@@ -258,7 +246,7 @@ fn waitid_refuses_in_linuxs_order() {
     assert_eq!(call(WAITID, [P_PIDFD, NONE, 8, WEXITED, 0]), Err(EFAULT), "before all else");
     assert_eq!(wait(P_PGID, 0, WEXITED | WNOHANG), Ok([0; 4]), "its own group");
     assert_eq!(wait(P_ALL, 0, WUNTRACED | WNOHANG), Ok([0; 4]), "none has stopped");
-    end(child);
+    process::end(child);
     close(own);
 }
 
@@ -298,7 +286,7 @@ fn advice_for_others() {
     }
     assert_eq!(call(PROCESS_MADVISE, [own, at, 1025, MADV_COLD, 0]), Err(EINVAL), "too many");
     assert_eq!(call(PROCESS_MADVISE, [own, 8, 1, MADV_COLD, 0]), Err(EFAULT), "no list");
-    end(child);
+    process::end(child);
     assert_eq!(advise(other, &[page(0)], MADV_COLD, 0), Err(ESRCH), "gone");
     [own, other].into_iter().for_each(close);
     unmap(at, 8);
@@ -380,11 +368,9 @@ fn clone3_with_a_pidfd() {
     }
     close(file);
     // The child has none of itself.
-    let child = call(CLONE, [CLONE_PIDFD | u64::from(SIGCHLD), 0, place]).expect("a child");
-    if child == 0 {
-        process::exit_group(u8::from(control(file, F_GETFD) == Err(EBADF)));
-    }
-    assert_eq!(process::wait(child as u32), exited(1));
+    let has_none = || u8::from(control(file, F_GETFD) == Err(EBADF));
+    let child = process::clone_with(CLONE_PIDFD | u64::from(SIGCHLD), [place, 0], has_none).expect("a child");
+    assert_eq!(process::wait(child), exited(1));
     close(file);
 }
 
@@ -411,9 +397,7 @@ fn clone3_with_a_number() {
 }
 
 fn handlers_are_forgotten() {
-    extern "C" fn nothing(_: u32, _: &SigInfo, _: &mut UContext) {}
-    // SAFETY: the handler touches nothing.
-    unsafe { signal::handle(SIGUSR1, nothing, 0, 0) }.expect("a handler");
+    interrupt_by(SIGUSR1, 0);
     let all = fields(&[(0, CLONE_CLEAR_SIGHAND), (4, SIGCHLD.into())]);
     for (what, fields, ended) in
         [("kept", fields(&[(4, SIGCHLD.into())]), exited(4)), ("forgotten", all, killed(SIGUSR1))]

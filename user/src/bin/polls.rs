@@ -22,13 +22,8 @@ fn run(_: Start) -> u8 {
     status("polls")
 }
 
-fn pipe_with(flags: u32) -> Result<[File; 2], Errno> {
-    let mut ends = [-1_i32; 2];
-    call(PIPE2, [ends.as_mut_ptr() as u64, flags.into()]).map(|_| ends.map(|end| File(end as u64)))
-}
-
 fn pipe(flags: u32) -> [File; 2] {
-    pipe_with(flags).expect("a pipe")
+    File::pipe(flags).expect("a pipe")
 }
 
 fn waiting(file: u64) -> Result<u32, Errno> {
@@ -37,7 +32,7 @@ fn waiting(file: u64) -> Result<u32, Errno> {
 }
 
 fn counter(count: u32, flags: u32) -> File {
-    File(call(EVENTFD2, [count.into(), flags.into()]).expect("a counter"))
+    File::counter(count, flags).expect("a counter")
 }
 
 fn add(counter: &File, more: u64) -> Result<u64, Errno> {
@@ -85,7 +80,7 @@ fn pipes_are_made_and_refused() {
     let before = [*reader, *writer];
     drop([reader, writer]);
     for flags in [1, 2, 0x400, 0x8000_0000] {
-        equal(("a flag that is none", flags), pipe_with(flags), Err(EINVAL));
+        equal(("a flag that is none", flags), File::pipe(flags), Err(EINVAL));
     }
     for at in [NOWHERE, KERNEL, 0] {
         equal(("ends at", at), call(PIPE2, [at, 0]), Err(EFAULT));
@@ -97,7 +92,7 @@ fn pipes_are_made_and_refused() {
     drop([again, other]);
     apart(|| {
         equal("a limit", process::limit(RLIMIT_NOFILE, first + 1, 4096).map(drop), Ok(()));
-        equal("one descriptor is left", pipe_with(0), Err(EMFILE));
+        equal("one descriptor is left", File::pipe(0), Err(EMFILE));
         equal("for a counter it is enough", call(EVENTFD2, [0, 0]), Ok(first));
         equal("and then not", call(EVENTFD2, [0, 0]), Err(EMFILE));
     });
@@ -556,13 +551,13 @@ fn pieces_of_counters() {
 
 fn polls_of_all_kinds() {
     let ready = POLLIN | POLLOUT | POLLRDNORM | POLLWRNORM;
-    let memory = File(call(MEMFD_CREATE, [c"memory".as_ptr() as u64, 0]).expect("a memory file"));
+    let memory = File::memory(c"memory", 0).expect("a memory file");
     equal("a memory file", state(*memory, ALL), ready);
     equal("what is asked for", state(*memory, POLLOUT), POLLOUT);
     equal("nothing is", state(*memory, 0), 0);
-    let root = File(call(OPENAT, [HERE, c"/".as_ptr() as u64, O_RDONLY.into()]).expect("the root"));
+    let root = File::open(c"/", O_RDONLY).expect("the root");
     equal("a directory", state(*root, ALL), ready);
-    let path = File(call(OPENAT, [HERE, c"/".as_ptr() as u64, O_PATH.into()]).expect("a path"));
+    let path = File::open(c"/", O_PATH).expect("a path");
     equal("a path alone", state(*path, ALL), POLLNVAL);
     equal("a descriptor that is none", state(999, ALL), POLLNVAL);
     equal("a negative one", state(-1_i64 as u64, ALL), 0);

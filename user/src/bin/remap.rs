@@ -10,7 +10,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, put, unmap, unmap_all, protect);
+own!(call, put, number, unmap, unmap_all, protect);
 
 const MAY: u64 = MREMAP_MAYMOVE;
 const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
@@ -49,12 +49,6 @@ fn own_at(at: u64, pages: u64) -> u64 {
     equal("mapped", call(MMAP, [at, pages * PAGE, RW, PRIVATE | MAP_FIXED, u64::MAX, 0]), Ok(at));
     number(at, pages);
     at
-}
-
-fn number(at: u64, pages: u64) {
-    for page in 0..pages {
-        equal("stored", put(at + page * PAGE, page as u8 + 1), Ok(()));
-    }
 }
 
 fn file(pages: u64) -> u64 {
@@ -394,14 +388,6 @@ fn what_moves() {
     let other = remap(at, 4, 4, KEEP, 0).expect("other addresses");
     equal("it moved", (bytes(other), bytes(at)), ([1, 255, 3, 4], [0; 4]));
     unmap_all([(other, 4), (at, 4), (to, 6)]);
-}
-
-fn is_locked(at: u64) -> bool {
-    call(MSYNC, [at, PAGE, MS_INVALIDATE.into()]) == Err(EBUSY)
-}
-
-fn locks<const N: usize>(at: u64) -> [bool; N] {
-    core::array::from_fn(|page| is_locked(at + page as u64 * PAGE))
 }
 
 fn locked() {

@@ -222,16 +222,12 @@ fn large() {
     equal("all of it", differ, 0);
 }
 
-fn open(path: &CStr, flags: u32) -> Result<File, Errno> {
-    call(OPENAT, [HERE, path.as_ptr() as u64, flags.into()]).map(File)
-}
-
 fn read_at(file: &File, words: &mut [u64], position: u64) -> Result<u64, Errno> {
     call(PREAD64, [**file, words.as_mut_ptr() as u64, 8 * words.len() as u64, position])
 }
 
 fn pagemap() -> File {
-    open(c"/proc/self/pagemap", O_RDONLY).expect("/proc/self/pagemap")
+    File::open(c"/proc/self/pagemap", O_RDONLY).expect("/proc/self/pagemap")
 }
 
 /// The words of pages.
@@ -355,17 +351,17 @@ fn pagemap_opened_otherwise(file: &File, place: u64) {
     equal("has none", left, -16_i32 as u32);
     let stat = file.stat();
     equal("what it is", (stat.st_mode, stat.st_size, stat.st_nlink), (S_IFREG | 0o400, 0, 1));
-    let file = open(c"/proc/self/pagemap", O_RDWR).expect("also for writing");
+    let file = File::open(c"/proc/self/pagemap", O_RDWR).expect("also for writing");
     equal("but not to write", call(WRITE, [*file, at, 8]), Err(EINVAL));
     equal("nor at a place", call(PWRITE64, [*file, at, 8, 0]), Err(EINVAL));
-    let file = open(c"/proc/self/pagemap", O_WRONLY).expect("for writing alone");
+    let file = File::open(c"/proc/self/pagemap", O_WRONLY).expect("for writing alone");
     equal("it is not read", call(READ, [*file, at, 8]), Err(EBADF));
-    equal("no directory", open(c"/proc/self/pagemap", O_DIRECTORY), Err(ENOTDIR));
-    equal("nothing below it", open(c"/proc/self/pagemap/x", O_RDONLY), Err(ENOTDIR));
-    equal("no such file", open(c"/proc/self/nothing", O_RDONLY), Err(ENOENT));
-    equal("no such process", open(c"/proc/999999/pagemap", O_RDONLY), Err(ENOENT));
-    equal("no number", open(c"/proc/01/pagemap", O_RDONLY), Err(ENOENT));
-    let root = open(c"/proc", O_PATH).expect("/proc");
+    equal("no directory", File::open(c"/proc/self/pagemap", O_DIRECTORY), Err(ENOTDIR));
+    equal("nothing below it", File::open(c"/proc/self/pagemap/x", O_RDONLY), Err(ENOTDIR));
+    equal("no such file", File::open(c"/proc/self/nothing", O_RDONLY), Err(ENOENT));
+    equal("no such process", File::open(c"/proc/999999/pagemap", O_RDONLY), Err(ENOENT));
+    equal("no number", File::open(c"/proc/01/pagemap", O_RDONLY), Err(ENOENT));
+    let root = File::open(c"/proc", O_PATH).expect("/proc");
     let relative =
         call(OPENAT, [*root, c"self/pagemap".as_ptr() as u64, O_RDONLY.into()]).map(File).expect("from there");
     equal("a word", read_at(&relative, &mut words[..1], place), Ok(8));
@@ -399,15 +395,15 @@ fn pagemap_of_others() {
     wait_for(signal, 1);
     let path = path_of(child);
     let path = CStr::from_bytes_until_nul(&path).expect("a path");
-    let file = open(path, O_RDONLY).expect("a child's pages");
+    let file = File::open(path, O_RDONLY).expect("a child's pages");
     equal("of both", flags(shown::<2>(&file, memory)), [PM_PRESENT, OWN, 0, 0]);
     signal.store(2, Ordering::Release);
     let mut words = [0; 2];
     asleep_until(|| read_at(&file, &mut words, memory / PAGE * 8) == Ok(0));
     equal("of a process that has ended nothing is read, wherever", read_at(&file, &mut words, 3), Ok(0));
-    equal("nor opened", open(path, O_RDONLY), Err(ESRCH));
+    equal("nor opened", File::open(path, O_RDONLY), Err(ESRCH));
     equal("how it ended", process::wait(child), exited(0));
-    equal("it is gone", open(path, O_RDONLY), Err(ENOENT));
+    equal("it is gone", File::open(path, O_RDONLY), Err(ENOENT));
     equal("the file stays", read_at(&file, &mut words, 0), Ok(0));
 }
 
@@ -418,7 +414,7 @@ fn stat_at(directory: u64, path: &CStr, flags: u32) -> Result<Stat, Errno> {
 }
 
 fn names(path: &CStr) {
-    let file = open(path, O_RDONLY).expect("the program");
+    let file = File::open(path, O_RDONLY).expect("the program");
     let mut stat = file.stat();
     for flags in [0, AT_SYMLINK_NOFOLLOW, AT_EMPTY_PATH, 0x800, 0x4000] {
         equal(("newfstatat", flags), stat_at(HERE, path, flags), Ok(stat));

@@ -9,7 +9,7 @@ use core::sync::atomic::AtomicPtr;
 
 use granule_user::prelude::*;
 use granule_user::seen::{SEEN, come_back, note, skip};
-use granule_user::signal::{set_action, set_stack};
+use granule_user::signal::{raise, set_action, set_stack};
 
 entry!(run);
 own!(call);
@@ -46,10 +46,6 @@ fn set(signal: u32, handler: Handler, flags: u64, mask: u64) {
     unsafe { handle(signal, handler, flags, mask) }.expect("an action to set");
 }
 
-fn raise(signal: u32) {
-    process::tgkill(process::id(), process::thread_id(), signal).expect("a signal to oneself");
-}
-
 fn faults_tell_why_and_where() {
     const DATA_ABORT: u64 = 0x24;
     const FETCH_ABORT: u64 = 0x20;
@@ -81,20 +77,6 @@ fn faults_tell_why_and_where() {
     unsafe { probe::call(page) }.expect("no handler of `probe`");
     assert_eq!(SEEN.take(), (1, SIGSEGV, SEGV_ACCERR), "it may not be executed");
     assert_eq!((SEEN.address.load(Ordering::Relaxed), class()), (page, FETCH_ABORT));
-
-    set(SIGILL, skip, 0, 0);
-    offend!("udf #0", 0);
-    assert_eq!(SEEN.take(), (1, SIGILL, ILL_ILLOPC));
-    // Of the SVE, which no program is offered.
-    offend!(".inst 0x04a0e3e9", 0);
-    assert_eq!(SEEN.take(), (1, SIGILL, ILL_ILLOPC), "SVE is not advertised");
-    set(SIGTRAP, skip, 0, 0);
-    offend!("brk #7", 0);
-    assert_eq!(SEEN.take(), (1, SIGTRAP, TRAP_BRKPT));
-    set(SIGBUS, come_back, 0, 0);
-    // SAFETY: as above.
-    unsafe { probe::call(note as Handler as usize as u64 + 2) }.expect("no handler of `probe`");
-    assert_eq!(SEEN.take(), (1, SIGBUS, BUS_ADRALN), "a PC that is not aligned");
     // SAFETY: it is not used any more.
     unsafe { memory::munmap(page, PAGE) }.expect("a page to unmap");
 }
@@ -176,15 +158,9 @@ static FRAME_RECORD: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
 
 #[cfg(target_arch = "aarch64")]
 core::arch::global_asm!(
-    ".text",
-    ".type note_frame_record, %function",
-    "note_frame_record:",
-    "adrp x9, {record}",
-    "add x9, x9, :lo12:{record}",
-    "ldp x10, x11, [x29]",
-    "str x29, [x9]",
-    "stp x10, x11, [x9, #8]",
-    "ret",
+    ".text", ".type note_frame_record, %function", "note_frame_record:",
+    "adrp x9, {record}", "add x9, x9, :lo12:{record}",
+    "ldp x10, x11, [x29]", "str x29, [x9]", "stp x10, x11, [x9, #8]", "ret",
     ".size note_frame_record, . - note_frame_record",
     record = sym FRAME_RECORD,
 );

@@ -101,7 +101,7 @@ fn handlers_and_stacks_may_be_tagged() {
     let tagged = granule_user::abi::signal::SigAction { handler: set.handler | TAG, ..set };
     // SAFETY: as before.
     unsafe { signal::set_action(SIGUSR1, &tagged) }.expect("set");
-    process::tgkill(process::id(), process::thread_id(), SIGUSR1).expect("a signal");
+    signal::raise(SIGUSR1);
     assert_eq!(CALLED.swap(0, Ordering::Relaxed), 1, "a tagged handler");
     let value = on_a_tagged_stack(0);
     assert_eq!(value, 0x77);

@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
 use granule_user::prelude::*;
+use granule_user::process::{clone_with, share};
 
 entry!(run);
 own!(call);
@@ -42,28 +43,12 @@ fn load(word: &AtomicU32) -> u32 {
     word.load(Ordering::Relaxed)
 }
 
-/// A clone that continues here, on its own copy of the memory; its flags have the signal.
-fn copy(flags: u64, words: [u64; 2], child: impl FnOnce() -> u8) -> Result<u32, Errno> {
-    let [parent_id, child_id] = words;
-    match call(CLONE, [flags, 0, parent_id, 0, child_id])? {
-        0 => process::exit_group(child()),
-        number => Ok(number as u32),
-    }
-}
-
-/// A clone with the same memory, on a stack of its own; it ends with `process::exit`.
-fn share(flags: u64, child: extern "C" fn() -> !) -> Result<u32, Errno> {
-    const STACK: u64 = 16 * PAGE;
-    let stack = memory::map(STACK, RW).expect("a stack") + STACK;
-    // SAFETY: the stack was just mapped, for the child alone.
-    unsafe { process::clone_onto(flags, stack, child) }
-}
-
 const CHILD: u64 = SIGCHLD as u64;
 
 fn flags_of_clone_are_linuxs() {
     for flags in [CLONE_IO, CLONE_PTRACE, 1 << 33, 1 << 63] {
-        let child = copy(CHILD | flags, [0; 2], || 0).unwrap_or_else(|error| panic!("flags {flags:#x}: {error:?}"));
+        let child =
+            clone_with(CHILD | flags, [0; 2], || 0).unwrap_or_else(|error| panic!("flags {flags:#x}: {error:?}"));
         assert_eq!(process::wait(child), exited(0));
     }
 }
@@ -71,12 +56,12 @@ fn flags_of_clone_are_linuxs() {
 fn numbers_are_stored_where_the_parent_sees_them() {
     let word = AtomicU32::new(0);
     let at = word.as_ptr() as u64;
-    let child = copy(CHILD | CLONE_PARENT_SETTID, [at, 0], || u8::from(load(&word) != 0)).expect("a clone");
+    let child = clone_with(CHILD | CLONE_PARENT_SETTID, [at, 0], || u8::from(load(&word) != 0)).expect("a clone");
     assert_eq!(load(&word), child);
     assert_eq!(process::wait(child), exited(0), "the child's copy is as before");
     let bytes = [0_u8; 8];
     for bad in [8, bytes.as_ptr() as u64 + 1] {
-        let child = copy(CHILD | CLONE_PARENT_SETTID, [bad, 0], || 0).expect("no error, as on Linux");
+        let child = clone_with(CHILD | CLONE_PARENT_SETTID, [bad, 0], || 0).expect("no error, as on Linux");
         assert_eq!(process::wait(child), exited(0));
     }
 }
@@ -91,7 +76,7 @@ fn numbers_are_stored_where_the_child_sees_them() {
         word.store(0, Ordering::Relaxed);
         let at = word.as_ptr() as u64 | tag;
         let is_stored = || u8::from(load(word) == process::id());
-        let child = copy(CHILD | CLONE_CHILD_SETTID, [0, at], is_stored).expect("no error, as on Linux");
+        let child = clone_with(CHILD | CLONE_CHILD_SETTID, [0, at], is_stored).expect("no error, as on Linux");
         assert_eq!(process::wait(child), exited(u8::from(stores)), "with control {control}, tag {tag:#x}");
     }
     accept(0);
@@ -100,7 +85,7 @@ fn numbers_are_stored_where_the_child_sees_them() {
 fn a_word_is_cleared_only_for_others() {
     let word = shared::<AtomicU32>();
     word.store(7, Ordering::Relaxed);
-    let child = copy(CHILD | CLONE_CHILD_CLEARTID, [0, word.as_ptr() as u64], || 0).expect("a clone");
+    let child = clone_with(CHILD | CLONE_CHILD_CLEARTID, [0, word.as_ptr() as u64], || 0).expect("a clone");
     assert_eq!(process::wait(child), exited(0));
     assert_eq!(load(word), 7, "the child had its memory for itself");
     process::in_copy(|| {
@@ -116,7 +101,7 @@ fn a_sibling_has_the_same_parent() {
     fn sibling() {
         let parent = shared::<AtomicU32>();
         parent.store(u32::MAX, Ordering::Relaxed);
-        let child = copy(CHILD | CLONE_PARENT, [0; 2], || {
+        let child = clone_with(CHILD | CLONE_PARENT, [0; 2], || {
             parent.store(process::parent_id(), Ordering::Relaxed);
             0
         });
@@ -209,13 +194,13 @@ fn a_signal_has_its_sender_and_the_status_of_an_end() {
             mask(SIG_BLOCK, set_of(signal)).expect("a mask");
             SEEN.each_ref().map(load)
         };
-        let child = copy(signal.into(), [0; 2], || 3).expect("a clone");
+        let child = clone_with(signal.into(), [0; 2], || 3).expect("a clone");
         assert_eq!(seen(child), [CLD_EXITED as u32, child, 3], "the end, with {signal}");
         let dies = || process::kill(process::id() as i32, SIGKILL).map_or(1, |()| 0);
-        let child = copy(signal.into(), [0; 2], dies).expect("a clone");
+        let child = clone_with(signal.into(), [0; 2], dies).expect("a clone");
         assert_eq!(seen(child), [CLD_KILLED as u32, child, SIGKILL], "of a signal, with {signal}");
         let sends = || process::kill(process::parent_id() as i32, signal).map_or(1, |()| 3);
-        let child = copy(0, [0; 2], sends).expect("a clone");
+        let child = clone_with(0, [0; 2], sends).expect("a clone");
         assert_eq!(seen(child), [SI_USER as u32, child, 0], "what a child sends: {signal}");
         mask(SIG_SETMASK, before).expect("a mask");
         set_without_handler(signal, SIG_DFL);
@@ -286,7 +271,7 @@ fn the_oldest_child_is_collected_first() {
         let mut words = go.iter();
         let children = signals.map(|signal| {
             let word = words.next().expect("a word for each");
-            copy(signal.into(), [0; 2], || {
+            clone_with(signal.into(), [0; 2], || {
                 until(|| load(word) == 1);
                 7
             })
@@ -348,15 +333,12 @@ fn hold(before: impl FnOnce(), other: fn()) -> u32 {
 
 fn sleep_on() {
     held().started.fetch_add(1, Ordering::Relaxed);
-    loop {
-        let _ = time::sleep(1_000_000_000);
-    }
+    time::sleep_for_ever();
 }
 
 fn a_vfork_parent_can_be_killed() {
     let child = hold(|| (), sleep_on);
-    process::kill(child as i32, SIGKILL).expect("a signal");
-    assert_eq!(process::wait(child), killed(SIGKILL));
+    process::end(child);
     release();
 
     fn exit() {
@@ -487,7 +469,7 @@ fn actions_are_set_as_on_linux() {
     /// A flag that will never exist, for programs that check which do.
     const SA_UNSUPPORTED: u64 = 0x400;
     set(SIGUSR1, SA_UNSUPPORTED | SA_RESETHAND | 1 << 40, set_of(SIGUSR2));
-    process::tgkill(process::id(), process::thread_id(), SIGUSR1).expect("a signal to oneself");
+    signal::raise(SIGUSR1);
     let left = set_without_handler(SIGUSR1, SIG_DFL);
     assert_eq!(left.handler, SIG_DFL);
     assert_eq!((left.flags & SA_RESETHAND, left.flags & (SA_UNSUPPORTED | 1 << 40)), (SA_RESETHAND, 0));
@@ -527,7 +509,7 @@ fn numbers(count: u32) -> u8 {
     const AGAIN: u32 = 300;
     let (mut last, mut turns) = (0, 0);
     let mut next = |taken: &[&Crowd]| {
-        let number = copy(CHILD, [0; 2], || 0).expect("a clone");
+        let number = clone_with(CHILD, [0; 2], || 0).expect("a clone");
         let is_taken = taken.iter().flat_map(|crowd| crowd.iter()).any(|id| load(id) == number);
         assert!(number < END_OF_NUMBERS && number != process::id() && !is_taken, "{number}");
         turns += u32::from(number < last);
@@ -543,10 +525,7 @@ fn numbers(count: u32) -> u8 {
     for _ in 0..count {
         next(&crowds);
     }
-    for [stays, ..] in crowds {
-        process::kill(load(stays) as i32, SIGKILL).expect("a signal");
-        assert_eq!(process::wait(load(stays)), killed(SIGKILL));
-    }
+    crowds.into_iter().for_each(|[stays, ..]| process::end(load(stays)));
     assert_eq!(turns, count / END_OF_NUMBERS, "they ascend until they begin again");
     0
 }
@@ -556,19 +535,14 @@ type Crowd = [AtomicU32; 150];
 
 /// A process and its threads that sleep until it is killed.
 fn crowd() -> &'static Crowd {
-    fn sleep() -> ! {
-        loop {
-            let _ = time::sleep(1_000_000_000);
-        }
-    }
     let numbers = shared::<Crowd>();
     let [.., last] = numbers;
     let child = process::spawn(|| -> u8 {
         for number in &numbers[1..] {
-            let thread = Thread::spawn(|| sleep());
+            let thread = Thread::spawn(|| time::sleep_for_ever());
             number.store(thread.id(), Ordering::Relaxed);
         }
-        sleep()
+        time::sleep_for_ever()
     });
     numbers[0].store(child, Ordering::Relaxed);
     until(|| load(last) != 0);
