@@ -11,6 +11,7 @@
 /// - `word(address)` loads a word, and `put_word(address, word)` stores one, where it is mapped for that.
 /// - `unmap_all([(address, pages), ...])` unmaps several, by `unmap`.
 /// - `advise(address, pages, advice)` is what `madvise` returns, by `call`.
+/// - `byte_of(file, page)` is the first byte of a page of a file, by `call`.
 /// - `number(address, pages)` stores to each page its number and 1, by `put`.
 /// - `unmap(address, pages)` and `protect(address, pages, protection)`, which are compared with success.
 #[macro_export]
@@ -65,6 +66,14 @@ macro_rules! own {
             for page in 0..pages {
                 $crate::answers::equal("stored", put(at + page * $crate::memory::PAGE, page as u8 + 1), Ok(()));
             }
+        }
+    };
+    (@byte_of) => {
+        fn byte_of(file: u64, page: u64) -> u8 {
+            let (mut byte, at) = ([0], page * $crate::memory::PAGE);
+            let read = call($crate::abi::number::PREAD64, [file, byte.as_mut_ptr() as u64, 1, at]);
+            $crate::answers::equal("read", read, Ok(1));
+            byte[0]
         }
     };
     (@unmap) => {

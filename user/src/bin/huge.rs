@@ -11,7 +11,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, file, put, advise, unmap, unmap_all, protect);
+own!(call, file, put, advise, byte_of, unmap, unmap_all, protect);
 
 /// Pages of a block.
 const BLOCK: u64 = 512;
@@ -83,8 +83,7 @@ fn present(at: u64, pages: u64) -> usize {
 fn advised() {
     for advice in [MADV_HUGEPAGE, MADV_NOHUGEPAGE] {
         let at = map(4 * PAGE, RW).expect("memory");
-        equal((advice, "private"), advise(at, 4, advice), Ok(0));
-        equal((advice, "a part"), advise(at + PAGE, 1, advice), Ok(0));
+        equal((advice, "private; a part"), (advise(at, 4, advice), advise(at + PAGE, 1, advice)), (Ok(0), Ok(0)));
         equal((advice, "nothing"), advise(at, 0, advice), Ok(0));
         equal((advice, "no page's address"), advise(at + 1, 1, advice), Err(EINVAL));
         equal((advice, "wraps"), call(MADVISE, [at, u64::MAX, advice]), Err(EINVAL));
@@ -361,13 +360,6 @@ fn share(file: u64) -> Pages {
 
 fn punch(file: u64, page: u64, pages: u64) {
     equal("punched", call(FALLOCATE, [file, PUNCH_HOLE.into(), page * PAGE, pages * PAGE]), Ok(0));
-}
-
-/// The first byte of a page of the file.
-fn byte_of(file: u64, page: u64) -> u8 {
-    let mut byte = 0_u8;
-    equal("read", call(PREAD64, [file, (&raw mut byte).expose_provenance() as u64, 1, page * PAGE]), Ok(1));
-    byte
 }
 
 /// A block that is mapped at two places and in two processes, and read and written as a file.

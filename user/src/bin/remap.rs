@@ -10,7 +10,7 @@
 use granule_user::prelude::*;
 
 entry!(run);
-own!(call, put, number, unmap, unmap_all, protect);
+own!(call, put, byte_of, number, unmap, unmap_all, protect);
 
 const MAY: u64 = MREMAP_MAYMOVE;
 const FIXED: u64 = MREMAP_MAYMOVE | MREMAP_FIXED;
@@ -59,12 +59,6 @@ fn file(pages: u64) -> u64 {
         equal("written", call(PWRITE64, [file, byte.as_ptr() as u64, 1, page * PAGE]), Ok(1));
     }
     file
-}
-
-fn byte_of(file: u64, page: u64) -> u8 {
-    let mut byte = [0];
-    equal("read", call(PREAD64, [file, byte.as_mut_ptr() as u64, 1, page * PAGE]), Ok(1));
-    byte[0]
 }
 
 fn map_file(file: u64, pages: u64, protection: u64, flags: u64) -> u64 {

@@ -565,26 +565,22 @@ fn an_owner_ends(time: u64) -> bool {
 
 /// Lists that are none: they end the walk, and nothing else.
 fn bad_robust_lists() {
-    let broken: [fn(); 4] = [
-        || {
-            let [first, second, ..] = &FUTEXES;
+    let [first, second, ..] = &FUTEXES;
+    let broken: [&dyn Fn() -> u64; 4] = [
+        &|| {
             // In a circle.
             first.next.store(second.at(), Ordering::Relaxed);
             second.next.store(first.at(), Ordering::Relaxed);
-            set_head(first.at(), 0);
+            set_head(first.at(), 0)
         },
-        || {
-            set_head(NOWHERE, 0);
-        },
-        || {
+        &|| set_head(NOWHERE, 0),
+        &|| {
             // A futex that is not aligned ends it before the next.
-            FUTEXES[0].next.store(FUTEXES[1].at(), Ordering::Relaxed);
-            set_head(FUTEXES[0].at(), 0);
-            HEAD.0[1].store(OFFSET as u64 + 1, Ordering::Relaxed);
+            first.next.store(second.at(), Ordering::Relaxed);
+            set_head(first.at(), 0);
+            HEAD.0[1].swap(OFFSET as u64 + 1, Ordering::Relaxed)
         },
-        || {
-            set_head(KERNEL, KERNEL);
-        },
+        &|| set_head(KERNEL, KERNEL),
     ];
     for (number, prepare) in broken.into_iter().enumerate() {
         prepare();

@@ -171,18 +171,14 @@ fn with_tagged_pointers() -> [Result<u64, Errno>; 4] {
 fn calls_refuse_tagged_pointers_at_first() {
     assert_eq!(control(), Ok(0));
     assert_eq!(with_tagged_pointers(), [Err(EFAULT); 4]);
-    for arguments in [
-        [PR_SET_TAGGED_ADDR_CTRL, 1 << 40, 0, 0, 0],
-        [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 1, 0, 0],
-        [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 1, 0],
-        [PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, 0, 0, 1],
-        [PR_GET_TAGGED_ADDR_CTRL, 1, 0, 0, 0],
-        [PR_GET_TAGGED_ADDR_CTRL, 0, 1, 0, 0],
-        [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 1, 0],
-        [PR_GET_TAGGED_ADDR_CTRL, 0, 0, 0, 1],
-    ] {
-        assert_eq!(call(PRCTL, arguments), Err(EINVAL), "{arguments:x?}");
+    let refused = |arguments: [u64; 5]| assert_eq!(call(PRCTL, arguments), Err(EINVAL), "{arguments:x?}");
+    refused([PR_SET_TAGGED_ADDR_CTRL, 1 << 40, 0, 0, 0]);
+    for unused in [[1, 0, 0], [0, 1, 0], [0, 0, 1]] {
+        let [second, third, fourth] = unused;
+        refused([PR_SET_TAGGED_ADDR_CTRL, PR_TAGGED_ADDR_ENABLE, second, third, fourth]);
+        refused([PR_GET_TAGGED_ADDR_CTRL, 0, second, third, fourth]);
     }
+    refused([PR_GET_TAGGED_ADDR_CTRL, 1, 0, 0, 0]);
     assert_eq!(control(), Ok(0), "nothing was set");
 }
 

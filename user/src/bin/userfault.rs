@@ -78,6 +78,10 @@ impl Room {
 
     const fn leave(&self) {}
 
+    fn protect_all(&self, pager: Pager) {
+        pager.protect(self.start, self.bytes).expect("registered");
+    }
+
     fn write(&self, page: u64, value: u64) {
         put_word(self.page(page), value);
     }
@@ -170,6 +174,20 @@ fn watched(kind: Kind, pages: u64, features: u64, mode: u64) -> (Room, OwnPager)
     (room, pager)
 }
 
+/// As [`watched`], for write-protection alone: 1 was written to the first page, and then all are protected.
+fn guarded(kind: Kind, pages: u64, features: u64) -> (Room, OwnPager) {
+    let (room, pager) = watched(kind, pages, features, WP);
+    room.write(0, 1);
+    room.protect_all(*pager);
+    (room, pager)
+}
+
+/// Moves all of a room to other memory of as many pages, in whose place it is then.
+fn move_to(room: &Room, to: &Room) {
+    let flags = MREMAP_MAYMOVE | MREMAP_FIXED;
+    call(MREMAP, [room.start, room.bytes, room.bytes, flags, to.start, 0]).expect("mapped");
+}
+
 // The parts.
 
 fn api() {
@@ -199,16 +217,10 @@ fn refusals() {
     let room = Room::new(Kind::Anonymous, 4);
     let (pager, other) = (pager(WRITE_PROTECTION), pager(0));
     let Room { start, bytes, .. } = room;
-    for (at, len, mode, error) in [
-        (start, bytes, 0, EINVAL),
-        (start, bytes, 8, EINVAL),
-        (start + 1, bytes, MISSING, EINVAL),
-        (start, bytes - 1, MISSING, EINVAL),
-        (start, 0, MISSING, EINVAL),
-        (u64::MAX - 0xfff, PAGE, MISSING, EINVAL),
-        (0, PAGE, MISSING, EINVAL),
-    ] {
-        assert_eq!(pager.register(at, len, mode), Err(error), "{at:#x} {len:#x} {mode}");
+    let ranges = [(start + 1, bytes), (start, bytes - 1), (start, 0), (u64::MAX - 0xfff, PAGE), (0, PAGE)];
+    let cases = [0, 8].map(|mode| (start, bytes, mode)).into_iter().chain(ranges.map(|(at, len)| (at, len, MISSING)));
+    for (at, len, mode) in cases {
+        assert_eq!(pager.register(at, len, mode), Err(EINVAL), "{at:#x} {len:#x} {mode}");
     }
     assert_eq!(pager.unregister(start + 1, PAGE), Err(EINVAL));
     // Registered with nothing: as well.
@@ -306,36 +318,30 @@ fn protected() {
     for kind in KINDS {
         let (room, pager) = watched(kind, 64, WRITE_PROTECTION | UFFD_FEATURE_EXACT_ADDRESS, WP);
         (0..64).for_each(|page| room.write(page, page));
-        pager.protect(room.start, room.bytes).expect("registered");
+        room.protect_all(*pager);
         assert_eq!(quiet(*pager, || room.read(1)), 1, "{kind:?}");
         reported(*pager, room.page(1) + 64, 11);
         // It is not any more, and what is beside it is.
         quiet(*pager, || room.write(1, 12));
         let at = room.page(2) + 24;
-        beside(
-            || put_word(at, 13),
-            || {
-                assert_eq!(wait_for(*pager).words[1], at, "the address itself");
-                // Protected once more: nothing changes.
-                pager.protect(room.page(2), PAGE).expect("registered");
-                assert_eq!(word(at), 0);
-                pager.unprotect(room.page(2), PAGE).expect("registered");
-            },
-        );
+        let serves = || {
+            assert_eq!(wait_for(*pager).words[1], at, "the address itself");
+            // Protected once more: nothing changes.
+            pager.protect(room.page(2), PAGE).expect("registered");
+            assert_eq!(word(at), 0);
+            pager.unprotect(room.page(2), PAGE).expect("registered");
+        };
+        beside(|| put_word(at, 13), serves);
         // Through other protections.
-        // SAFETY: there are no references to it.
-        unsafe {
-            memory::mprotect(room.start, room.bytes, PROT_NONE).expect("mapped");
-            memory::mprotect(room.start, room.bytes, RW).expect("mapped");
+        for access in [PROT_NONE, RW] {
+            call(MPROTECT, [room.start, room.bytes, access]).expect("mapped");
         }
         reported(*pager, room.page(3), 33);
         pager.protect(room.page(3), PAGE).expect("registered");
-        // SAFETY: as above.
-        unsafe { memory::mprotect(room.page(3), PAGE, PROT_NONE) }.expect("mapped");
+        call(MPROTECT, [room.page(3), PAGE, PROT_NONE]).expect("mapped");
         pager.unprotect(room.page(3), PAGE).expect("registered");
         pager.protect(room.page(3), PAGE).expect("registered");
-        // SAFETY: as above.
-        unsafe { memory::mprotect(room.page(3), PAGE, RW) }.expect("mapped");
+        call(MPROTECT, [room.page(3), PAGE, RW]).expect("mapped");
         reported(*pager, room.page(3), 34);
         // The end of the registration ends it.
         pager.unregister(room.start, room.bytes).expect("registered");
@@ -379,15 +385,13 @@ fn dropped() {
     let (room, pager) = watched(Kind::Shared, 16, WRITE_PROTECTION, WP);
     (0..16).for_each(|page| room.write(page, page + 1));
     // Unmapped, and mapped again.
-    pager.protect(room.start, room.bytes).expect("registered");
+    room.protect_all(*pager);
     let again = call(MMAP, [room.page(4), PAGE, RW, MAP_SHARED | MAP_FIXED, room.file, 4 * PAGE]);
     assert_eq!(again, Ok(room.page(4)));
     quiet(*pager, || room.write(4, 44));
     reported(*pager, room.page(5), 67);
     // A private copy stays, with its protection, where the file has a hole.
-    let (room, pager) = watched(Kind::PrivateFile, 4, WRITE_PROTECTION, WP);
-    room.write(0, 1);
-    pager.protect(room.start, room.bytes).expect("registered");
+    let (room, pager) = guarded(Kind::PrivateFile, 4, WRITE_PROTECTION);
     call(FALLOCATE, [room.file, PUNCH_HOLE.into(), 0, 4 * PAGE]).expect("a file");
     assert_eq!(room.read(0), 1);
     reported(*pager, room.page(0), 2);
@@ -402,7 +406,7 @@ fn holes() {
             touch(&room);
             let pager = pager(WRITE_PROTECTION);
             pager.register(room.start, room.bytes, WP).expect("memory");
-            pager.protect(room.start, room.bytes).expect("registered");
+            room.protect_all(*pager);
             call(FTRUNCATE, [room.file, 12 * PAGE]).expect("a file");
             call(FTRUNCATE, [room.file, 16 * PAGE]).expect("a file");
             reported(*pager, room.page(13), 55);
@@ -430,7 +434,7 @@ fn blocks() {
         pager.register(room.start, room.bytes, WP).expect("memory");
         (0..512).for_each(|page| room.write(page, page + 1));
         // As a whole.
-        pager.protect(room.start, room.bytes).expect("registered");
+        room.protect_all(*pager);
         assert_eq!(quiet(*pager, || room.read(7)), 8);
         reported(*pager, room.page(7), 70);
         reported(*pager, room.page(8), 80);
@@ -440,7 +444,7 @@ fn blocks() {
             // Discarded as a whole, and brought page by page.
             room.advise(0, 512, MADV_DONTNEED).expect("mapped");
             assert_eq!(room.read(300), 301);
-            pager.protect(room.start, room.bytes).expect("registered");
+            room.protect_all(*pager);
             room.advise(0, 512, MADV_DONTNEED).expect("mapped");
             reported(*pager, room.page(100), 5);
             pager.unprotect(room.page(101), PAGE).expect("registered");
@@ -454,11 +458,11 @@ fn blocks() {
 fn unpopulated() {
     // Without the feature an anonymous page that was never accessed is not.
     let (room, pager) = watched(Kind::Anonymous, 4, UFFD_FEATURE_PAGEFAULT_FLAG_WP, WP);
-    pager.protect(room.start, room.bytes).expect("registered");
+    room.protect_all(*pager);
     quiet(*pager, || room.write(0, 1));
     // The page of zeros is.
     assert_eq!(room.read(1), 0);
-    pager.protect(room.start, room.bytes).expect("registered");
+    room.protect_all(*pager);
     reported(*pager, room.page(1), 2);
     assert_eq!(word(room.page(2)), 0);
 }
@@ -471,9 +475,7 @@ fn in_child(child: impl FnOnce() -> bool) {
 /// A child has nothing of it, without the event.
 fn forks() {
     for kind in KINDS {
-        let (room, pager) = watched(kind, 4, WRITE_PROTECTION, WP);
-        room.write(0, 1);
-        pager.protect(room.start, room.bytes).expect("registered");
+        let (room, pager) = guarded(kind, 4, WRITE_PROTECTION);
         let write = |page: u64| {
             room.write(page, 9);
             room.read(page) == 9
@@ -483,9 +485,7 @@ fn forks() {
     }
     // With the event it has all of it.
     for kind in KINDS {
-        let (room, pager) = watched(kind, 4, WRITE_PROTECTION | UFFD_FEATURE_EVENT_FORK, WP);
-        room.write(0, 1);
-        pager.protect(room.start, room.bytes).expect("registered");
+        let (room, pager) = guarded(kind, 4, WRITE_PROTECTION | UFFD_FEATURE_EVENT_FORK);
         let write = |page: u64| {
             room.write(page, 9 + page);
             room.read(page) == 9 + page
@@ -535,16 +535,9 @@ fn events() {
     assert_eq!(pager.read_one(), Err(EAGAIN));
     drop(pager);
     // Memory that has moved stays registered, with its protection.
-    let room = Room::new(Kind::Shared, 4);
-    room.write(0, 1);
-    let pager = self::pager(WRITE_PROTECTION | UFFD_FEATURE_EVENT_REMAP);
-    pager.register(room.start, room.bytes, WP).expect("memory");
-    pager.protect(room.start, room.bytes).expect("registered");
+    let (room, pager) = guarded(Kind::Shared, 4, WRITE_PROTECTION | UFFD_FEATURE_EVENT_REMAP);
     let to = Room::new(Kind::Anonymous, 4);
-    let remap = || {
-        call(MREMAP, [room.start, room.bytes, room.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to.start, 0]).expect("mapped");
-    };
-    assert_eq!(event_of(*pager, remap), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
+    assert_eq!(event_of(*pager, || move_to(&room, &to)), [UFFD_EVENT_REMAP.into(), room.start, to.start, room.bytes]);
     reported(*pager, to.page(0), 2);
     reported(*pager, to.page(1), 3);
     drop((pager, to));
@@ -567,13 +560,9 @@ fn events() {
 /// Without the event what has moved is registered no more.
 fn moved() {
     for kind in KINDS {
-        let room = Room::new(kind, 4);
-        room.write(0, 1);
-        let pager = pager(WRITE_PROTECTION);
-        pager.register(room.start, room.bytes, WP).expect("memory");
-        pager.protect(room.start, room.bytes).expect("registered");
+        let (room, pager) = guarded(kind, 4, WRITE_PROTECTION);
         let to = Room::new(Kind::Anonymous, 4);
-        call(MREMAP, [room.start, room.bytes, room.bytes, MREMAP_MAYMOVE | MREMAP_FIXED, to.start, 0]).expect("mapped");
+        move_to(&room, &to);
         assert_eq!(to.read(0), 1);
         to.write(0, 2);
         to.write(1, 3);
@@ -622,16 +611,14 @@ fn kernel() {
     let (room, pager) = watched(Kind::Anonymous, 4, WRITE_PROTECTION, MISSING | WP);
     let contents = file(4);
     let ends = AtomicU32::new(0);
-    let (served, ()) = beside(
-        || serve_all(*pager, &ends),
-        || {
-            assert_eq!(call(PREAD64, [contents, room.start, 2 * PAGE, 0]), Ok(2 * PAGE));
-            pager.protect(room.start, PAGE).expect("registered");
-            assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Ok(PAGE));
-            assert_eq!(room.advise(2, 2, MADV_POPULATE_WRITE), Ok(()));
-            ends.store(1, Ordering::Relaxed);
-        },
-    );
+    let accesses = || {
+        assert_eq!(call(PREAD64, [contents, room.start, 2 * PAGE, 0]), Ok(2 * PAGE));
+        pager.protect(room.start, PAGE).expect("registered");
+        assert_eq!(call(PREAD64, [contents, room.start, PAGE, 0]), Ok(PAGE));
+        assert_eq!(room.advise(2, 2, MADV_POPULATE_WRITE), Ok(()));
+        ends.store(1, Ordering::Relaxed);
+    };
+    let (served, ()) = beside(|| serve_all(*pager, &ends), accesses);
     assert_eq!(served, 5);
     drop((pager, room));
     // But where the pager serves the program's alone, or wants SIGBUS.
@@ -677,19 +664,15 @@ fn serve_all(pager: Pager, ends: &AtomicU32) -> u32 {
 fn close() {
     for kind in KINDS {
         let (room, pager) = watched(kind, 4, WRITE_PROTECTION, MISSING | WP);
-        beside(
-            || room.write(0, 1),
-            || {
-                assert_eq!(wait_for(*pager).event, UFFD_EVENT_PAGEFAULT);
-                drop(pager);
-            },
-        );
+        let closes = || {
+            assert_eq!(wait_for(*pager).event, UFFD_EVENT_PAGEFAULT);
+            drop(pager);
+        };
+        beside(|| room.write(0, 1), closes);
         assert_eq!(room.read(0), 1, "{kind:?}");
     }
     // One that waits for its end in a child that has it, too.
-    let (room, pager) = watched(Kind::Anonymous, 1, WRITE_PROTECTION, WP);
-    room.write(0, 1);
-    pager.protect(room.start, PAGE).expect("registered");
+    let (room, pager) = guarded(Kind::Anonymous, 1, WRITE_PROTECTION);
     // It inherits the parent's: it reads a fault of the parent, and ends without serving it.
     let child = || u8::from(wait_for(*pager).event != UFFD_EVENT_PAGEFAULT);
     let id = process::spawn(child);
