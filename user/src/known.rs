@@ -36,7 +36,8 @@ impl<const N: usize> Known<N> {
         })
     }
 
-    fn store(&mut self, page: usize, number: u64) {
+    /// Stores to a page what follows from a number.
+    pub fn store(&mut self, page: usize, number: u64) {
         self.stored[page] = number | 1;
         // SAFETY: the program's own pages, writable.
         self.words(page).for_each(|(word, value)| unsafe { word.write_volatile(value) });

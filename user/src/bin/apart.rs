@@ -9,6 +9,7 @@
 #![no_main]
 #![allow(unsafe_code, reason = "system calls and memory that the program tests on purpose")]
 
+use granule_user::known::Known;
 use granule_user::prelude::*;
 use granule_user::thread::MOST_AT_ONCE;
 
@@ -23,7 +24,7 @@ const AREAS: usize = 8;
 const STRIDE: u64 = APART / AREAS as u64;
 /// The most pages of an area.
 const PAGES: usize = 12;
-/// The value in [`Area::written`] of a page that is not mapped.
+/// In place of what was stored in a page that is not mapped.
 const HOLE: u64 = u64::MAX;
 
 fn run(start: Start) -> u8 {
@@ -34,25 +35,15 @@ fn run(start: Start) -> u8 {
     0
 }
 
-/// Some pages of a thread.
+/// Some pages of a thread, and what was stored in each, or [`HOLE`].
 #[derive(Clone, Copy)]
-struct Area {
-    start: u64,
-    /// The last value written to each page: 0 if it is zeros, or [`HOLE`].
-    written: [u64; PAGES],
-}
+struct Area(Known<PAGES>);
 
 impl Area {
-    const NONE: Self = Self { start: 0, written: [HOLE; PAGES] };
+    const NONE: Self = Self(Known { start: 0, stored: [HOLE; PAGES] });
 
     fn address(&self, page: usize) -> u64 {
-        self.start + page as u64 * PAGE
-    }
-
-    /// The two ends of a page, and what is there: it follows from the page's number.
-    fn words(&self, page: usize) -> [(*mut u64, u64); 2] {
-        let (address, number) = (self.address(page), self.written[page]);
-        [0, PAGE - 8].map(|offset| ((address + offset) as *mut u64, if number == 0 { 0 } else { number ^ offset }))
+        self.0.start + page as u64 * PAGE
     }
 
     /// Maps `pages` pages, at `start` or, where that is 0, where the kernel chooses. Another thread may have been given
@@ -62,8 +53,8 @@ impl Area {
         match call(MMAP, [start, pages as u64 * PAGE, RW, flags, u64::MAX, 0]) {
             Ok(at) => {
                 assert!(start == 0 || at == start, "{at:#x} for {start:#x}");
-                self.start = at;
-                self.written[..pages].fill(0);
+                self.0.start = at;
+                self.0.stored[..pages].fill(0);
             }
             Err(error) => assert!(start != 0 && error == EEXIST, "{pages} pages at {start:#x}: {error:?}"),
         }
@@ -72,29 +63,16 @@ impl Area {
     /// Some pages that are mapped and follow one another: their first, their number and their bytes.
     fn some(&self, random: &mut Random) -> Option<(usize, usize, u64)> {
         let first = random.below(PAGES);
-        let mapped = self.written[first..].iter().take_while(|&&number| number != HOLE).count();
+        let mapped = self.0.stored[first..].iter().take_while(|&&number| number != HOLE).count();
         (mapped != 0).then(|| {
             let count = 1 + random.below(mapped);
             (first, count, count as u64 * PAGE)
         })
     }
 
-    fn write(&mut self, first: usize, count: usize, random: &mut Random) {
-        for page in first..first + count {
-            self.written[page] = random.next() >> 1 | 1;
-            // SAFETY: the thread's own pages, writable.
-            self.words(page).into_iter().for_each(|(word, value)| unsafe { word.write_volatile(value) });
-        }
-    }
-
-    fn check(&self, who: &str) {
-        for page in (0..PAGES).filter(|&page| self.written[page] != HOLE) {
-            for (word, value) in self.words(page) {
-                // SAFETY: as above.
-                let found = unsafe { word.read_volatile() };
-                assert_eq!(found, value, "{who}: page {page} at {word:?}");
-            }
-        }
+    #[track_caller]
+    fn check(&self) {
+        (0..PAGES).filter(|&page| self.0.stored[page] != HOLE).for_each(|page| self.0.check(page));
     }
 
     /// Does something with some of its pages.
@@ -102,15 +80,15 @@ impl Area {
         let Some((first, count, bytes)) = self.some(random) else { return };
         let start = self.address(first);
         match random.below(8) {
-            0..=2 => self.write(first, count, random),
+            0..=2 => (first..first + count).for_each(|page| self.0.store(page, random.next() >> 1)),
             3 | 4 => {
                 call(MPROTECT, [start, bytes, PROT_READ]).expect("pages to protect");
-                self.check("read-only");
+                self.check();
                 call(MPROTECT, [start, bytes, RW]).expect("pages to write again");
             }
             5 => {
                 call(MADVISE, [start, bytes, MADV_DONTNEED]).expect("pages to give up");
-                self.written[first..first + count].fill(0);
+                self.0.stored[first..first + count].fill(0);
             }
             _ => self.unmap(first, count),
         }
@@ -118,11 +96,11 @@ impl Area {
 
     fn unmap(&mut self, first: usize, count: usize) {
         call(MUNMAP, [self.address(first), count as u64 * PAGE]).expect("pages to unmap");
-        self.written[first..first + count].fill(HOLE);
+        self.0.stored[first..first + count].fill(HOLE);
     }
 
     fn is_gone(&self) -> bool {
-        self.written.iter().all(|&number| number == HOLE)
+        self.0.stored.iter().all(|&number| number == HOLE)
     }
 }
 
@@ -138,22 +116,22 @@ fn thread(index: u64, seed: u64, steps: u64) {
             area.map(if chosen { 0 } else { place + number as u64 * STRIDE }, 1 + random.below(PAGES));
         } else {
             area.change(&mut random);
-            area.check("the area");
+            area.check();
         }
         match random.below(400) {
             0 => meet_all(&mut random),
             1 => {
                 let copies = areas;
-                let copy = || copies.iter().for_each(|area| area.check("the copy"));
+                let copy = || copies.iter().for_each(|area| area.check());
                 assert_eq!(process::run(copy), exited(0), "step {step}");
             }
             _ => {}
         }
     }
     for mut area in areas {
-        area.check("the end");
+        area.check();
         (0..PAGES).for_each(|page| {
-            if area.written[page] != HOLE {
+            if area.0.stored[page] != HOLE {
                 area.unmap(page, 1);
             }
         });
