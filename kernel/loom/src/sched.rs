@@ -48,7 +48,7 @@ use queue::running;
 pub(crate) use rwsem::BriefSlot;
 pub use rwsem::{BriefGuard, ReadGuard, RwSem, WriteGuard};
 pub use timeout::{poll_until, sleep_until};
-pub use token::{Token, Woken};
+pub use token::{IfNotReady, Token, Woken};
 pub use wait::{WaitQueue, Waiters};
 
 /// A thread, as far as it sleeps and wakes.

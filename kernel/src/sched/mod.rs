@@ -34,7 +34,7 @@ pub use poll::{PollNode, PollNodes, PollQueue, poll};
 pub use replays::Replays;
 pub use rwsem::{BriefGuard, BriefSlot, ReadGuard, RwSem, WriteGuard};
 pub use tag_check::{TagChecks, TagFaults};
-pub use token::Woken;
+pub use token::{IfNotReady, Woken};
 pub use wait::{WaitQueue, Waiters};
 
 use crate::smp::CpuId;

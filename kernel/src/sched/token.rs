@@ -19,6 +19,15 @@ pub enum Woken {
     Interrupted,
 }
 
+/// The effect of a call on what is not ready for it (`O_NONBLOCK`).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IfNotReady {
+    /// It waits until that is ready, or a signal comes.
+    Wait,
+    /// It fails at once.
+    Fail,
+}
+
 /// It runs, or is in a run queue.
 const RUNNABLE: u32 = 0;
 /// It runs, or is in a run queue, and its next park returns at once.

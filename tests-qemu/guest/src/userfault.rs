@@ -16,7 +16,7 @@ use granule::mm::space::{
     Enrolment, Features, MapRequest, MappedFile, Mark, Message, Object, PageFault, Placement, Populate, Seals, Sharing,
     SpaceRef, Terms, Used, Userfaultfd,
 };
-use granule::sched::{self, sleep_until};
+use granule::sched::{self, IfNotReady, sleep_until};
 use granule::smp::this_cpu;
 use granule_arch::addr::{PAGE, PhysAddr, VirtAddr};
 use granule_arch::descriptor::{Descriptor, Markers, NonPresent, Protection};
@@ -132,7 +132,7 @@ impl Watched {
         let cpu = this_cpu();
         t.ok("a thread", sched::spawn_kernel(another_cpu(cpu), "store", work, argument));
         wait_until(|| self.pager.has_message() || STATE.load(Ordering::Acquire) != 0);
-        let read = self.pager.read(false).ok().map(|reading| {
+        let read = self.pager.read(IfNotReady::Fail).ok().map(|reading| {
             let message = reading.message().clone();
             reading.done();
             message

@@ -16,7 +16,7 @@ use changes::Changes;
 use queue::{Queue, QueuedFault};
 
 use crate::Watched;
-use crate::sched;
+use crate::sched::{self, IfNotReady};
 use crate::sync::atomic::{AtomicU32, Ordering};
 use crate::sync::rank;
 use crate::{Omitted, omit};
@@ -112,8 +112,8 @@ impl Userfaultfd {
     ///
     /// # Panics
     /// Another of loom's threads has panicked.
-    pub fn read(&self, may_wait: bool, delivery: Delivery) -> bool {
-        let Ok(reading) = self.queue.read(may_wait) else { return false };
+    pub fn read(&self, if_not_ready: IfNotReady, delivery: Delivery) -> bool {
+        let Ok(reading) = self.queue.read(if_not_ready) else { return false };
         let is_fault = matches!(reading.message(), Message::Fault(_));
         match delivery {
             Delivery::Done => reading.done(),

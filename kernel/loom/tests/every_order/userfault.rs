@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use granule_loom::mm::userfault::{Delivery, Look, Userfaultfd};
+use granule_loom::sched::IfNotReady;
 use granule_loom::{Omitted, Sleeper, omit};
 
 use crate::{assert_caught, threads_with};
@@ -49,7 +50,7 @@ fn fault(pager: &Userfaultfd) {
 #[test]
 fn a_fault_is_woken_by_what_serves_its_page() {
     beside(3, fault, Omitted::Nothing, [|pager, _| pager.serve()], nothing);
-    beside(3, fault, Omitted::Nothing, [|pager, _| assert!(pager.read(true, Delivery::Done))], nothing);
+    beside(3, fault, Omitted::Nothing, [|pager, _| assert!(pager.read(IfNotReady::Wait, Delivery::Done))], nothing);
 }
 
 #[test]
@@ -85,13 +86,13 @@ fn change(pager: &Userfaultfd) {
 
 /// The event is there again where it could not be delivered.
 fn read_at_last(pager: &Userfaultfd, _: &Sleeper) {
-    assert!(pager.read(true, Delivery::Failed));
-    assert!(pager.read(true, Delivery::Done));
+    assert!(pager.read(IfNotReady::Wait, Delivery::Failed));
+    assert!(pager.read(IfNotReady::Wait, Delivery::Done));
 }
 
 #[test]
 fn an_event_is_read_once_and_its_sender_goes_on() {
-    beside(3, change, Omitted::Nothing, [|pager, _| assert!(pager.read(true, Delivery::Done))], nothing);
+    beside(3, change, Omitted::Nothing, [|pager, _| assert!(pager.read(IfNotReady::Wait, Delivery::Done))], nothing);
     beside(3, change, Omitted::Nothing, [read_at_last], nothing);
 }
 
@@ -99,14 +100,14 @@ fn an_event_is_read_once_and_its_sender_goes_on() {
 fn an_event_beside_the_close_ends() {
     let own: fn(&Userfaultfd) = |pager| _ = pager.change();
     beside(3, own, Omitted::Nothing, [|pager, _| pager.close()], nothing);
-    let reads: Work = |pager, _| _ = pager.read(false, Delivery::Failed);
+    let reads: Work = |pager, _| _ = pager.read(IfNotReady::Fail, Delivery::Failed);
     beside(2, own, Omitted::Nothing, [|pager, _| pager.close(), reads], nothing);
 }
 
 /// The sender's program ends, while a reader may have the event.
 fn killed(pager: &Userfaultfd, sleeper: &Sleeper) {
     sleeper.signal();
-    _ = pager.read(false, Delivery::Failed) && pager.read(false, Delivery::Done);
+    _ = pager.read(IfNotReady::Fail, Delivery::Failed) && pager.read(IfNotReady::Fail, Delivery::Done);
 }
 
 #[test]
@@ -117,7 +118,7 @@ fn a_sender_that_is_killed_leaves_no_event() {
 #[test]
 fn a_reader_without_the_lock_of_the_queue_is_caught() {
     let reads: Work = |pager, _| {
-        while !pager.read(false, Delivery::Done) {
+        while !pager.read(IfNotReady::Fail, Delivery::Done) {
             loom::thread::yield_now();
         }
     };
@@ -131,7 +132,7 @@ fn called_behind(omitted: Omitted) {
         let other = Arc::clone(&shared);
         let pager = loom::thread::spawn(move || {
             omit(omitted);
-            assert!(other.read(true, Delivery::Done));
+            assert!(other.read(IfNotReady::Wait, Delivery::Done));
             other.call();
         });
         omit(omitted);

@@ -1,10 +1,10 @@
 //! Counters that wake their readers (`eventfd2(2)`).
 
-use granule_abi::file::{POLLIN, POLLOUT};
+use granule_abi::file::{EFD_SEMAPHORE, POLLIN, POLLOUT};
 
 use super::open::PollState;
 use crate::linux::errno::Errno;
-use crate::sched::{PollNode, PollQueue, Woken, poll_until};
+use crate::sched::{IfNotReady, PollNode, PollQueue, Woken, poll_until};
 use crate::sync::{IrqLock, rank};
 
 /// A counter below `u64::MAX`.
@@ -16,13 +16,17 @@ pub struct EventCounter {
 }
 
 impl EventCounter {
-    /// With this count.
-    pub const fn new(count: u64, is_semaphore: bool) -> Self {
-        Self { count: IrqLock::new(count), queue: PollQueue::new(), is_semaphore }
+    /// With this count, and the flags of `eventfd2`.
+    pub const fn new(count: u64, flags: u32) -> Self {
+        Self { count: IrqLock::new(count), queue: PollQueue::new(), is_semaphore: flags & EFD_SEMAPHORE != 0 }
     }
 
     /// Changes the count, as soon as `change` has a new count and a result for it.
-    fn change(&self, is_nonblocking: bool, change: &mut dyn FnMut(u64) -> Option<(u64, u64)>) -> Result<u64, Errno> {
+    fn change(
+        &self,
+        if_not_ready: IfNotReady,
+        change: &mut dyn FnMut(u64) -> Option<(u64, u64)>,
+    ) -> Result<u64, Errno> {
         let mut result = Err(Errno::EAGAIN);
         let mut attempt = || {
             let mut count = self.count.lock();
@@ -33,7 +37,7 @@ impl EventCounter {
             result.is_ok()
         };
         if !attempt()
-            && !is_nonblocking
+            && if_not_ready == IfNotReady::Wait
             && poll_until(&mut [PollNode::new(&self.queue)], None, &mut attempt) != Woken::ByAnother
         {
             return Err(Errno::ERESTARTSYS);
@@ -48,9 +52,9 @@ impl EventCounter {
     ///
     /// # Errors
     /// `EAGAIN`, `ERESTARTSYS`.
-    pub fn read(&self, is_nonblocking: bool) -> Result<u64, Errno> {
+    pub fn read(&self, if_not_ready: IfNotReady) -> Result<u64, Errno> {
         let is_semaphore = self.is_semaphore;
-        self.change(is_nonblocking, &mut |count| match count {
+        self.change(if_not_ready, &mut |count| match count {
             0 => None,
             _ if is_semaphore => Some((count - 1, 1)),
             _ => Some((0, count)),
@@ -61,12 +65,12 @@ impl EventCounter {
     ///
     /// # Errors
     /// `EINVAL` (more than can ever be added), `EAGAIN`, `ERESTARTSYS`.
-    pub fn write(&self, more: u64, is_nonblocking: bool) -> Result<(), Errno> {
+    pub fn write(&self, more: u64, if_not_ready: IfNotReady) -> Result<(), Errno> {
         if more == u64::MAX {
             return Err(Errno::EINVAL);
         }
         let add = &mut |count: u64| count.checked_add(more).filter(|&sum| sum != u64::MAX).map(|sum| (sum, 0));
-        self.change(is_nonblocking, add).map(drop)
+        self.change(if_not_ready, add).map(drop)
     }
 
     /// The events that a poller finds.

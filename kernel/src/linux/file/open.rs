@@ -30,7 +30,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
 use crate::mm::space::{LastTally, Met, Object, Seals, Sought, SpaceRef, Tally};
-use crate::sched::{PollQueue, RwSem};
+use crate::sched::{IfNotReady, PollQueue, RwSem};
 use crate::smp::this_cpu;
 use crate::sync::rank;
 
@@ -405,7 +405,7 @@ impl OpenFile {
             Kind::Event(counter) => counter.poll(),
             Kind::Process(process) => process.poll(),
             // As on Linux, for a reader that does not wait: a fault may be served before it is read.
-            Kind::Userfault(file) if !file.is_agreed() || !self.is_nonblocking() => {
+            Kind::Userfault(file) if !file.is_agreed() || self.if_not_ready() == IfNotReady::Wait => {
                 PollState { events: POLLERR, queue: Some(file.pollers()) }
             }
             Kind::Userfault(file) => {
@@ -502,9 +502,9 @@ impl OpenFile {
         self.flags() & O_APPEND != 0
     }
 
-    /// Whether reads and writes fail where they would wait.
-    pub fn is_nonblocking(&self) -> bool {
-        self.flags() & O_NONBLOCK != 0
+    /// The effect of a read or write that has to wait.
+    pub fn if_not_ready(&self) -> IfNotReady {
+        if self.flags() & O_NONBLOCK == 0 { IfNotReady::Wait } else { IfNotReady::Fail }
     }
 
     /// Up to `bytes` bytes from the position on, and the position, which is moved after them; no more than `most`. Two

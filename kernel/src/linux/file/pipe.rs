@@ -26,7 +26,7 @@ use crate::linux::errno::Errno;
 use crate::mm::OutOfMemory;
 use crate::mm::counted::{Counted, Inner};
 use crate::mm::pool::{Pool, PoolStats};
-use crate::sched::{PollNode, PollQueue, Woken, poll_until, relax};
+use crate::sched::{IfNotReady, PollNode, PollQueue, Woken, poll_until, relax};
 use crate::smp::this_cpu;
 use crate::sync::{IrqLock, rank};
 
@@ -73,8 +73,8 @@ pub struct PipeEnd {
 pub struct PipeAccess {
     /// How many bytes.
     pub bytes: u64,
-    /// It fails where it would wait.
-    pub is_nonblocking: bool,
+    /// Its effect where it has to wait.
+    pub if_not_ready: IfNotReady,
     /// A write makes packets.
     pub is_packets: bool,
 }
@@ -103,14 +103,21 @@ enum Room {
     NoReader,
 }
 
+/// The page for the next bytes of a write.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum PageChoice {
+    /// The last page, if they fit there; else a new one.
+    Last,
+    New,
+}
+
 impl PipeState {
-    /// Room for the next bytes of a write with `left` bytes left. Where `joins` is set, what is over whole pages joins the
-    /// last page if it fits there.
-    fn room(&self, left: u64, joins: bool) -> Room {
+    /// Room for the next bytes of a write with `left` bytes left: what is over whole pages where the last page has room.
+    fn room(&self, left: u64, choice: PageChoice) -> Room {
         let over = (left % PAGE) as usize;
         if !self.has_reader {
             Room::NoReader
-        } else if joins && over != 0 && self.ring.room_at_end(over).is_some() {
+        } else if choice == PageChoice::Last && over != 0 && self.ring.room_at_end(over).is_some() {
             Room::Bytes(over)
         } else if self.ring.is_full() {
             Room::Full
@@ -157,7 +164,7 @@ impl Pipe {
     }
 
     /// Takes the turn to read; `false` at the end of what will ever be written.
-    fn begin_read(&self, is_nonblocking: bool) -> Result<bool, Errno> {
+    fn begin_read(&self, if_not_ready: IfNotReady) -> Result<bool, Errno> {
         loop {
             {
                 let mut state = self.state.lock();
@@ -168,7 +175,7 @@ impl Pipe {
                         return Ok(true);
                     }
                     (false, true) if !state.has_writer => return Ok(false),
-                    (false, true) if is_nonblocking => return Err(Errno::EAGAIN),
+                    (false, true) if if_not_ready == IfNotReady::Fail => return Err(Errno::EAGAIN),
                     (false, true) => {}
                 }
             }
@@ -200,19 +207,21 @@ impl Pipe {
         Ok(done)
     }
 
-    /// Adds the first `count` bytes of the writer's frame, to the last page where `joins` is set and they fit there;
-    /// returns whether there was room.
-    fn add(&self, own: &mut OwnFrame, count: usize, joins: bool, is_packet: bool) -> bool {
+    /// Adds the first `count` bytes of the writer's frame; returns whether there was room.
+    fn add(&self, access: PipeAccess, own: &mut OwnFrame, count: usize, choice: PageChoice) -> bool {
         let Some(frame) = own.0 else { return false };
         let mut state = self.state.lock();
-        if joins && let Some((last, end)) = state.ring.room_at_end(count) {
+        if choice == PageChoice::Last
+            && let Some((last, end)) = state.ring.room_at_end(count)
+        {
             // SAFETY: the bytes after the last page's are no reader's yet, and the lock keeps other writers away; the
             // other frame is this writer's.
             unsafe { bytes_of(last).add(end).copy_from_nonoverlapping(bytes_of(frame), count) };
             state.ring.extend(count);
             return true;
         }
-        let is_added = state.ring.push(PipePage { frame, offset: 0, bytes: count as u16, is_packet });
+        let is_added =
+            state.ring.push(PipePage { frame, offset: 0, bytes: count as u16, is_packet: access.is_packets });
         if is_added {
             own.0 = None;
         }
@@ -223,18 +232,18 @@ impl Pipe {
     fn write(&self, access: PipeAccess, fetch: &mut dyn FnMut(&mut [u8]) -> usize) -> (u64, Result<(), Errno>) {
         let (mut done, mut filled, mut own) = (0, 0, OwnFrame(None));
         // As on Linux, bytes join the last page at the beginning of a write only.
-        let mut joins = true;
+        let mut choice = PageChoice::Last;
         let outcome = loop {
             if done == access.bytes {
                 break Ok(());
             }
-            let room = self.state.lock().room(access.bytes - done, joins);
+            let room = self.state.lock().room(access.bytes - done, choice);
             let count = match room {
                 Room::Bytes(count) => count,
                 Room::NoReader => break Err(Errno::EPIPE),
-                Room::Full if access.is_nonblocking => break Err(Errno::EAGAIN),
+                Room::Full if access.if_not_ready == IfNotReady::Fail => break Err(Errno::EAGAIN),
                 Room::Full => {
-                    joins = false;
+                    choice = PageChoice::New;
                     self.queue.wake();
                     match self.wait(|state| !state.ring.is_full() || !state.has_reader) {
                         Ok(()) => continue,
@@ -256,8 +265,8 @@ impl Pipe {
                 filled = count;
             }
             // Where another writer was quicker, it waits with what it has.
-            if self.add(&mut own, filled, joins && filled < PAGE_SIZE, access.is_packets) {
-                (done, filled, joins) = (done + filled as u64, 0, false);
+            if self.add(access, &mut own, filled, choice) {
+                (done, filled, choice) = (done + filled as u64, 0, PageChoice::New);
                 relax();
             }
         };
@@ -280,7 +289,7 @@ impl PipeEnd {
     /// # Errors
     /// `EAGAIN`, `EFAULT`; `ERESTARTSYS` where a signal came first.
     pub fn read(&self, access: PipeAccess, store: &mut dyn FnMut(&[u8]) -> usize) -> Result<u64, Errno> {
-        if access.bytes == 0 || !self.pipe.begin_read(access.is_nonblocking)? {
+        if access.bytes == 0 || !self.pipe.begin_read(access.if_not_ready)? {
             return Ok(0);
         }
         let read = self.pipe.read_pages(access.bytes, store);

@@ -87,7 +87,7 @@ impl Ring {
         self.pages.get(self.first).copied().flatten()
     }
 
-    /// The frame of the last page, and where in it `bytes` more bytes fit, fewer than a page.
+    /// The frame of the last page, and where in it `bytes` more bytes fit.
     pub fn room_at_end(&self, bytes: usize) -> Option<(PhysAddr, usize)> {
         let last = self.count.checked_sub(1)?;
         let page = (*self.pages.get(self.place(last))?)?;

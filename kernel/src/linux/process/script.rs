@@ -40,20 +40,21 @@ impl<'a> Interpreter<'a> {
         let line = match text.iter().position(|byte| matches!(byte, b'\n' | 0)) {
             Some(end) if text.get(end) == Some(&b'\n') => without_trailing_blanks(text.get(..end)?),
             // Linux finds zeros after a file's end, and no line continues after one: its blanks belong to it.
-            Some(end) => return Some(Self::in_line(without_blanks(text.get(..end)?).unwrap_or_default(), true)),
-            None if looked_at.is_none() => return Some(Self::in_line(without_blanks(text).unwrap_or_default(), true)),
+            Some(end) => return Some(Self::in_line(without_blanks(text.get(..end)?).unwrap_or_default(), Some(&[]))),
+            None if looked_at.is_none() => {
+                return Some(Self::in_line(without_blanks(text).unwrap_or_default(), Some(&[])));
+            }
             // A path that is cut off could be another program's.
             None if without_blanks(text)?.iter().any(is_blank) => without_trailing_blanks(text.split_last()?.1),
             None => return None,
         };
-        Some(Self::in_line(without_blanks(line)?, false))
+        Some(Self::in_line(without_blanks(line)?, None))
     }
 
-    /// The interpreter in a line that begins with no blank. `keeps_empty`: blanks alone after the path are an argument.
-    fn in_line(line: &'a [u8], keeps_empty: bool) -> Self {
+    /// The interpreter in a line that begins with no blank. Where blanks alone follow the path, its argument is `empty`.
+    fn in_line(line: &'a [u8], empty: Option<&'a [u8]>) -> Self {
         let (path, rest) = line.split_at(line.iter().position(is_blank).unwrap_or(line.len()));
-        let empty = (keeps_empty && !rest.is_empty()).then_some([].as_slice());
-        Self { path, argument: without_blanks(rest).or(empty) }
+        Self { path, argument: without_blanks(rest).or(empty.filter(|_| !rest.is_empty())) }
     }
 }
 

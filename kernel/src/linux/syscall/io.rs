@@ -22,7 +22,7 @@ use crate::linux::process::signal::SignalCause;
 use crate::linux::process::task::Task;
 use crate::linux::process::tree::space_of_thread;
 use crate::mm::space::{SpaceRef, WriteAt};
-use crate::sched::{Thread, Work, relax};
+use crate::sched::{IfNotReady, Thread, Work, relax};
 use crate::uaccess;
 
 /// Pieces that `readv` and `writev` take.
@@ -570,10 +570,10 @@ fn input(file: &OpenFile, reader: console::Reader, bytes: u64, to: &mut UserByte
 /// # Errors
 /// `ERESTARTSYS`, `EAGAIN`.
 fn first_byte(file: &OpenFile, reader: console::Reader) -> Result<u8, Errno> {
-    if file.is_nonblocking() {
-        return console::try_read_byte(reader).ok_or(Errno::EAGAIN);
+    match file.if_not_ready() {
+        IfNotReady::Wait => console::wait_for_byte(reader).ok_or(Errno::ERESTARTSYS),
+        IfNotReady::Fail => console::try_read_byte(reader).ok_or(Errno::EAGAIN),
     }
-    console::wait_for_byte(reader).ok_or(Errno::ERESTARTSYS)
 }
 
 /// The commands of every file, and the number of bytes left to read; the console is not a terminal for programs.

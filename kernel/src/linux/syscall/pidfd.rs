@@ -60,8 +60,12 @@ pub(super) fn pidfd_send_signal(call: &mut Syscall<'_>) -> Answer {
     let cause = if from.0 == 0 {
         SignalCause::process(if to_thread { SI_TKILL } else { SI_USER }, own)
     } else {
-        given(from, number, to_itself)?
+        given(from, number)?
     };
+    // Of the kernel's causes and of kill's it may give those alone that it sends to itself.
+    if from.0 != 0 && !to_itself && (cause.code >= 0 || cause.code == SI_TKILL) {
+        return Err(Errno::EPERM);
+    }
     match scope {
         // There is one process group, which no process that has a pidfd leads.
         PIDFD_SIGNAL_PROCESS_GROUP => Err(Errno::ESRCH),
@@ -86,17 +90,12 @@ pub(super) fn process_mrelease(call: &mut Syscall<'_>) -> Answer {
     }
 }
 
-/// The cause that the caller gives for signal `number`. Of the kernel's and of kill's it may have those alone that it sends
-/// to itself.
-fn given(from: VirtAddr, number: u32, to_itself: bool) -> Result<SignalCause, Errno> {
+/// The cause that the caller gives for signal `number`.
+fn given(from: VirtAddr, number: u32) -> Result<SignalCause, Errno> {
     const WORDS: usize = size_of::<SigInfo>() / size_of::<u64>();
     let [first, second, field, next, ..]: [u64; WORDS] = read_quads(from)?;
-    let code = second as u32 as i32;
     if first as u32 != number {
         return Err(Errno::EINVAL);
     }
-    if !to_itself && (code >= 0 || code == SI_TKILL) {
-        return Err(Errno::EPERM);
-    }
-    Ok(SignalCause { code, fields: [field, next] })
+    Ok(SignalCause { code: second as u32 as i32, fields: [field, next] })
 }

@@ -31,7 +31,7 @@ use crate::linux::process::tree::{PROCESSES, cause_of};
 use crate::linux::process::{clone, exec, exit, futex as sleepers};
 use crate::mm::OutOfMemory;
 use crate::mm::paged::PagedBytes;
-use crate::sched::{self, TagChecks, TagFaults, Thread, enlarge_shortage};
+use crate::sched::{self, IfNotReady, TagChecks, TagFaults, Thread, enlarge_shortage};
 use crate::smp::{self, this_cpu};
 use crate::uaccess;
 
@@ -221,7 +221,8 @@ fn wait_for_named(call: &Syscall<'_>) -> Result<Option<(u32, ProcessEnd)>, Errno
         (P_PIDFD, _, Some(file)) => Named::By(file.process().ok_or(Errno::EBADF)?),
         _ => return Err(Errno::EINVAL),
     };
-    let (waits, is_nonblocking) = (options & WNOHANG == 0, file.as_ref().is_some_and(|file| file.is_nonblocking()));
+    let waits = options & WNOHANG == 0;
+    let is_nonblocking = file.as_ref().is_some_and(|file| file.if_not_ready() == IfNotReady::Fail);
     if is_nonblocking {
         options |= WNOHANG;
     }
@@ -407,7 +408,7 @@ pub(super) fn futex(call: &mut Syscall<'_>) -> Answer {
     };
     let waits = kind == FUTEX_WAIT || kind == FUTEX_WAIT_BITSET;
     // As on Linux, the time limit is read first, if there is one, before the operation is checked.
-    let until = if waits { deadline(call.address::<3>(), kind == FUTEX_WAIT_BITSET)? } else { None };
+    let until = if waits { deadline(call.address::<3>(), kind)? } else { None };
     if realtime && kind != FUTEX_WAIT_BITSET || !waits && kind != FUTEX_WAKE && kind != FUTEX_WAKE_BITSET {
         return Err(Errno::ENOSYS);
     }
@@ -434,14 +435,14 @@ pub(super) fn wait_for_futex(task: &Task, wait: &Wait) -> Answer {
     }
 }
 
-/// Reads a time limit; none at address 0.
-fn deadline(limit: VirtAddr, absolute: bool) -> Result<Option<Deadline>, Errno> {
+/// Reads the time limit of a wait of this kind, which begins now or at the boot; none at address 0.
+fn deadline(limit: VirtAddr, kind: u64) -> Result<Option<Deadline>, Errno> {
     if limit.0 == 0 {
         return Ok(None);
     }
     let nanoseconds = time::read_timespec(limit)?;
-    let from_now = if absolute { nanoseconds.saturating_sub(uptime_nanoseconds()) } else { nanoseconds };
-    Ok(Some(Deadline::after(Duration::from_nanos(from_now))))
+    let begin = if kind == FUTEX_WAIT_BITSET { uptime_nanoseconds() } else { 0 };
+    Ok(Some(Deadline::after(Duration::from_nanos(nanoseconds.saturating_sub(begin)))))
 }
 
 pub(super) fn prctl(call: &mut Syscall<'_>) -> Answer {

@@ -49,7 +49,7 @@ pub(super) fn eventfd2(call: &mut Syscall<'_>) -> Answer {
     if flags & !(EFD_SEMAPHORE | EFD_CLOEXEC | EFD_NONBLOCK) != 0 {
         return Err(Errno::EINVAL);
     }
-    let counter = EventCounter::new(count.into(), flags & EFD_SEMAPHORE != 0);
+    let counter = EventCounter::new(count.into(), flags);
     let file = OpenFile::new(Kind::Event(counter), O_RDWR | flags & EFD_NONBLOCK)?;
     add(call, file, OnExec::requested(flags & EFD_CLOEXEC))
 }
@@ -59,7 +59,7 @@ fn add(call: &Syscall<'_>, file: FileRef, on_exec: OnExec) -> Answer {
 }
 
 fn access(file: &OpenFile, bytes: u64) -> PipeAccess {
-    PipeAccess { bytes, is_nonblocking: file.is_nonblocking(), is_packets: file.flags() & O_DIRECT != 0 }
+    PipeAccess { bytes, if_not_ready: file.if_not_ready(), is_packets: file.flags() & O_DIRECT != 0 }
 }
 
 #[inline(never)]
@@ -93,7 +93,7 @@ pub(super) fn read_event(file: &OpenFile, counter: &EventCounter, bytes: u64, to
     if bytes < COUNT {
         return Err(Errno::EINVAL);
     }
-    let count = counter.read(file.is_nonblocking())?;
+    let count = counter.read(file.if_not_ready())?;
     if to.store(&count.to_le_bytes()) as u64 == COUNT { Ok(COUNT) } else { Err(Errno::EFAULT) }
 }
 
@@ -126,7 +126,7 @@ fn write_count(file: &OpenFile, counter: &EventCounter, left: u64, from: &mut Us
     if from.copy_up_to(&mut count) < count.len() {
         return Err(Errno::EFAULT);
     }
-    counter.write(u64::from_le_bytes(count), file.is_nonblocking())
+    counter.write(u64::from_le_bytes(count), file.if_not_ready())
 }
 
 /// Reads a file of a process from `position` on; returns how many bytes there were, and the position after them. Each

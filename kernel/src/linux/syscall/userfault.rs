@@ -20,6 +20,7 @@ use crate::mm::counted::Counted;
 use crate::mm::space::{
     Content, Enrolment, Features, FillError, Mark, Message, ReadError, Space, UserfaultError, Userfaultfd,
 };
+use crate::sched::IfNotReady;
 use crate::smp::this_cpu;
 use crate::uaccess;
 
@@ -80,7 +81,7 @@ pub(super) fn read(call: &Syscall<'_>, file: &OpenFile, pager: &Userfaultfd, byt
     }
     let mut done = 0;
     while bytes - done >= MESSAGE {
-        let reading = match pager.read(done == 0 && !file.is_nonblocking()) {
+        let reading = match pager.read(if done == 0 { file.if_not_ready() } else { IfNotReady::Fail }) {
             Ok(reading) => reading,
             Err(_) if done != 0 => return Ok(done),
             Err(ReadError::NotAgreed) => return Err(Errno::EINVAL),

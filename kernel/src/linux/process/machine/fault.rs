@@ -79,7 +79,7 @@ pub(super) fn exception(frame: &mut TrapFrame, thread: &Thread) {
         let cause = SignalCause::fault(offence.code, at);
         let cause = if offence == Offence::POISONED { cause.of_page() } else { cause };
         task.fault.set(record);
-        task.force(offence.signal, cause, false);
+        task.force(offence.signal, cause, None);
     }
 }
 

@@ -19,6 +19,14 @@ const MOST: usize = 2048;
 /// The bit of an entry's address: its futex has priority inheritance, and its sleepers are woken in another way.
 const INHERITS: u64 = 1;
 
+/// The field of the list's head that an entry is from.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum HeadField {
+    List,
+    /// The futex's lock or unlock is under way; it may be in the list already.
+    ListOpPending,
+}
+
 /// An entry of the list.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Entry {
@@ -69,27 +77,26 @@ fn walk(task: &Task, head: u64) -> Result<(), Broken> {
         }
         // The next one first: the futex's next owner may change the entry.
         let next = read_entry(entry.at);
-        // It may be in the list already.
         if entry.at != pending.at {
-            mark(task, entry.at.wrapping_add(offset), entry.inherits, false)?;
+            mark(task, entry, offset, HeadField::List)?;
         }
         entry = next?;
         relax();
     }
     if pending.at != 0 {
-        mark(task, pending.at.wrapping_add(offset), pending.inherits, true)?;
+        mark(task, pending, offset, HeadField::ListOpPending)?;
     }
     Ok(())
 }
 
-/// Marks the futex at `at`, if it is the thread's. Where its lock or unlock `is_pending`, one that has no owner has a sleeper
-/// that is not woken otherwise.
-fn mark(task: &Task, at: u64, inherits: bool, is_pending: bool) -> Result<(), Broken> {
-    let word = VirtAddr(at);
+/// Marks the futex at `offset` from an entry, if it is the thread's. One that is pending and has no owner has a sleeper that
+/// is not woken otherwise.
+fn mark(task: &Task, Entry { at, inherits }: Entry, offset: u64, field: HeadField) -> Result<(), Broken> {
+    let word = VirtAddr(at.wrapping_add(offset));
     let mut found = uaccess::get_u32(word)?;
     loop {
         let owner = found & FUTEX_TID_MASK;
-        if is_pending && !inherits && owner == 0 {
+        if field == HeadField::ListOpPending && !inherits && owner == 0 {
             wake(task, word);
             return Ok(());
         }

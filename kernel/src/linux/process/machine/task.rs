@@ -315,11 +315,11 @@ impl Task {
     }
 
     /// Sends its own thread a signal that cannot be blocked or ignored: where it is, the default action is restored.
-    /// With `default` it is restored in any case.
-    pub fn force(&self, signal: Signal, cause: SignalCause, default: bool) {
+    /// For `failed`, a signal whose handler could not begin, it is restored in any case.
+    pub fn force(&self, signal: Signal, cause: SignalCause, failed: Option<Signal>) {
         let state = self.process.lock();
         let blocked = self.blocked();
-        if default || blocked.has(signal) || state.effect(signal) == Effect::Ignored {
+        if failed == Some(signal) || blocked.has(signal) || state.effect(signal) == Effect::Ignored {
             state.handlers.with(|actions| actions.reset(signal));
             self.blocked.store(blocked.without(signal.set()).0, Ordering::Relaxed);
         }

@@ -48,7 +48,7 @@ pub fn deliver_signals(frame: &mut TrapFrame, thread: &Thread) {
                 finish_call(task, frame, Some(&action));
                 if enter(task, thread, frame, signal, cause, &action).is_err() {
                     // The frame did not fit: as on Linux a SIGSEGV, which ends the program if that was its own frame.
-                    task.force(Signal::SEGV, SignalCause::KERNEL, signal == Signal::SEGV);
+                    task.force(Signal::SEGV, SignalCause::KERNEL, Some(signal));
                 }
             }
         }
@@ -168,7 +168,7 @@ fn refuse(task: &Task, sp: u64) {
     let address = VirtAddr(sp).untagged();
     task.space().for_each_area(|area| below |= address < area.end());
     let code = if below { SEGV_ACCERR } else { SEGV_MAPERR };
-    task.force(Signal::SEGV, SignalCause::fault(code, sp), false);
+    task.force(Signal::SEGV, SignalCause::fault(code, sp), None);
 }
 
 /// Sets the alternative stack.

@@ -18,6 +18,7 @@ use crate::mm::space::{
     AreaAdvice, Content, Enrolment, FaultError, Features, FillError, Mark, Move, Remap, SpaceError, SpaceLimits, Terms,
     UserfaultError, Userfaultfd,
 };
+use crate::sched::IfNotReady;
 
 /// Everything that a call could have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -413,7 +414,7 @@ fn a_fork_of_registered_areas_that_fails_leaves_the_pager_as_it_was() {
         let child = std::thread::scope(|scope| {
             scope.spawn(|| {
                 while !done.load(Ordering::Acquire) {
-                    pager.read(false).map_or_else(|_| std::thread::yield_now(), |reading| reading.done());
+                    pager.read(IfNotReady::Fail).map_or_else(|_| std::thread::yield_now(), |reading| reading.done());
                 }
             });
             let child = space.fork(&rig.cpu);

@@ -55,7 +55,7 @@ use crate::mm::OutOfMemory;
 use crate::mm::counted::Counted;
 use crate::mm::frame::FrameAllocator;
 use crate::mm::paged::PagedList;
-use crate::sched::{PollQueue, RwSem, relax};
+use crate::sched::{IfNotReady, PollQueue, RwSem, relax};
 use crate::smp::{Cpu, this_cpu};
 use crate::sync::rank;
 use changes::Changes;
@@ -435,12 +435,12 @@ impl Userfaultfd {
         self.queue.pollers()
     }
 
-    /// The next message: a fault, else an event. Sleeps until there is one, or a signal, if it `may_wait`.
+    /// The next message: a fault, else an event. Sleeps until there is one, or a signal, if it may wait.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub fn read(&self, may_wait: bool) -> Result<Reading<'_>, ReadError> {
-        if self.is_agreed() { self.queue.read(may_wait) } else { Err(ReadError::NotAgreed) }
+    pub fn read(&self, if_not_ready: IfNotReady) -> Result<Reading<'_>, ReadError> {
+        if self.is_agreed() { self.queue.read(if_not_ready) } else { Err(ReadError::NotAgreed) }
     }
 }
 

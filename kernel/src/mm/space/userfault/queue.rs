@@ -18,7 +18,7 @@ use granule_arch::addr::VirtAddr;
 use intrusive_collections::{Bound, KeyAdapter, LinkedList, LinkedListLink, RBTree, RBTreeLink, UnsafeRef};
 
 use super::{Message, PageFault};
-use crate::sched::{self, PollQueue, ThreadRef, current, park, relax};
+use crate::sched::{self, IfNotReady, PollQueue, ThreadRef, current, park, relax};
 use crate::sync::atomic::{AtomicBool, Ordering};
 use crate::sync::{IrqLock, rank};
 
@@ -314,7 +314,7 @@ impl Queue {
     }
 
     /// See [`Userfaultfd::read`](super::Userfaultfd::read).
-    pub(super) fn read(&self, may_wait: bool) -> Result<Reading<'_>, ReadError> {
+    pub(super) fn read(&self, if_not_ready: IfNotReady) -> Result<Reading<'_>, ReadError> {
         let reader = Reader { link: LinkedListLink::new(), thread: current().to_ref(), woken: AtomicBool::new(false) };
         let mut lists = self.lists.lock();
         loop {
@@ -329,7 +329,7 @@ impl Queue {
             if sched::is_interrupted() {
                 return Err(ReadError::Interrupted);
             }
-            if !may_wait {
+            if if_not_ready == IfNotReady::Fail {
                 return Err(ReadError::Nothing);
             }
             reader.woken.store(false, Ordering::Relaxed);

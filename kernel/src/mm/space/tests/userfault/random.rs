@@ -19,6 +19,7 @@ use crate::mm::space::{
     AreaAdvice, MappedFile, Message, Move, Object, ReadError, Remap, Seals, SpaceError, SpaceLimits, Terms, Used,
     UserfaultError,
 };
+use crate::sched::IfNotReady;
 
 /// Sequences, and calls of each.
 const ROUNDS: u64 = 250;
@@ -228,7 +229,7 @@ impl World {
                 let mut childs = Vec::new();
                 loop {
                     let is_done = done.load(Ordering::Acquire);
-                    match pager.read(false) {
+                    match pager.read(IfNotReady::Fail) {
                         Ok(reading) => {
                             if let Message::Fork(child) = reading.message() {
                                 childs.push(child.clone());

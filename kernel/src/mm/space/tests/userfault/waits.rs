@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::mm::space::{FaultMode, Locking, Message, Move, ReadError, Remap, SpaceError, SpaceLimits, UserfaultError};
+use crate::sched::IfNotReady;
 use crate::smp::MAX_CPUS;
 
 /// Each on a CPU of its own.
@@ -36,7 +37,7 @@ fn store_and_wait(space: &Space, number: u64, page: VirtAddr) {
 /// Reads so many faults; their pages, in ascending order.
 fn read_faults(pager: &Userfaultfd, count: u64) -> Vec<u64> {
     let page = |_| {
-        let reading = pager.read(true).unwrap();
+        let reading = pager.read(IfNotReady::Wait).unwrap();
         let Message::Fault(fault) = reading.message().clone() else { panic!("{:?}", reading.message()) };
         assert!(fault.is_write && !fault.is_protected && fault.thread.is_none(), "{fault:?}");
         reading.done();
@@ -100,7 +101,7 @@ fn a_wake_ends_the_waits_of_its_range_and_no_others() {
             // Woken too soon, they fault again, and the others do not.
             pager.wake(start, bytes).unwrap();
             assert_eq!(read_faults(&pager, again.len() as u64), again);
-            assert_eq!(pager.read(false).err(), Some(ReadError::Nothing));
+            assert_eq!(pager.read(IfNotReady::Fail).err(), Some(ReadError::Nothing));
             assert_eq!(done.load(Ordering::Relaxed), 0);
             assert_eq!(pager.fill(&rig.cpu, None, start, bytes, Content::Zeros), (bytes, Ok(())));
             // Without a wake they sleep on.
@@ -129,7 +130,7 @@ fn a_message_that_is_served_before_it_is_queued_is_none() {
     assert_eq!(pager.fill(&rig.cpu, None, START, PAGE, Content::Zeros), (PAGE, Ok(())));
     // Returns at once.
     assert_eq!(space.userfault(&rig.cpu, START, Access::Read, FaultMode::El0), Ok(()));
-    assert_eq!(pager.read(false).err(), Some(ReadError::Nothing));
+    assert_eq!(pager.read(IfNotReady::Fail).err(), Some(ReadError::Nothing));
     pager.close();
     drop((space, pager));
     all_gone(&rig);
@@ -174,7 +175,7 @@ fn served(rig: &Rig, space: &SpaceRef, pager: &Userfaultfd, call: Bring) -> (Res
             answer
         });
         while !caller.is_finished() {
-            let Ok(reading) = pager.read(false) else {
+            let Ok(reading) = pager.read(IfNotReady::Fail) else {
                 thread::yield_now();
                 continue;
             };
@@ -272,9 +273,9 @@ fn a_change_waits_until_its_event_is_read_and_calls_fail_meanwhile() {
             for (index, &expected) in expected.iter().enumerate() {
                 if index == 0 {
                     // A reader that drops it has it read again.
-                    drop(pager.read(true).unwrap());
+                    drop(pager.read(IfNotReady::Wait).unwrap());
                 }
-                let reading = pager.read(true).unwrap();
+                let reading = pager.read(IfNotReady::Wait).unwrap();
                 assert_eq!(text(reading.message()), expected);
                 let last = START + (THREADS - 1) * PAGE;
                 let filled = pager.fill(&rig.cpu, None, last, PAGE, Content::Zeros);
@@ -329,7 +330,7 @@ fn a_fork_that_no_pager_reads_leaves_a_child_that_none_serves() {
                 child
             });
             if is_read {
-                let reading = pager.read(true).unwrap();
+                let reading = pager.read(IfNotReady::Wait).unwrap();
                 let Message::Fork(child) = reading.message().clone() else { panic!("{:?}", reading.message()) };
                 own = Some(child);
                 reading.done();
