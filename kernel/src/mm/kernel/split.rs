@@ -83,7 +83,8 @@ impl Splitting {
         }
     }
 
-    fn count(&self, splits: &Splits, of_area: bool) {
+    /// Counts the splits of leaves from `start` on.
+    fn count(&self, splits: &Splits, start: VirtAddr) {
         let add = |counter: &AtomicU64, count: u8| {
             if count != 0 {
                 counter.fetch_add(count.into(), Ordering::Relaxed);
@@ -94,7 +95,7 @@ impl Splitting {
         for level in [1, 2] {
             add(&self.blocks[level], splits.blocks[level]);
             add(&self.groups[level + 1], splits.groups[level + 1]);
-            if of_area {
+            if !layout::is_linear(start) {
                 add(&self.of_areas, splits.blocks[level]);
             }
         }
@@ -194,7 +195,7 @@ impl Splitter<Machine> for LeafSplitter<'_> {
             SplitMode::Lockless => cut.split(&Lockless, &mut source),
             _ => cut.split(&Locking(&space.splitting), &mut source),
         };
-        space.splitting.count(&splits?, !layout::is_linear(cut.start()));
+        space.splitting.count(&splits?, cut.start());
         Ok(())
     }
 }
@@ -299,7 +300,7 @@ impl KernelSpace {
             let split = tables.split_stopped(range, count, how, &mut source);
             let (splits, is_all) = split.map_err(|error| self.explain(error))?;
             self.note_stop();
-            self.splitting.count(&splits, !layout::is_linear(range.start()));
+            self.splitting.count(&splits, range.start());
             if is_all {
                 return Ok(());
             }
