@@ -235,7 +235,7 @@ core::arch::global_asm!(
     ".global mappings_one_page, mappings_one_page_end",
     "mappings_one_page:",
     "mov x19, x0", "mov x20, x1",
-    // What lies below, and what lies above.
+    // All below it, and all above.
     "mov x0, {first}", "sub x1, x19, x0", "mov x8, {munmap}", "svc #0", "cbnz x0, 2f",
     "add x0, x19, {page}", "sub x1, x20, x0", "svc #0", "cbnz x0, 2f",
     "mov x0, {sigchld}", "mov x1, #0", "mov x2, #0", "mov x3, #0", "mov x4, #0", "mov x8, {clone}", "svc #0",

@@ -168,11 +168,16 @@ fn parse(line: &str) -> Option<Entry> {
 
 /// Adds the tests of the programs.
 pub(super) fn add(list: &mut List<'_>, programs: &[Program]) -> Result<()> {
-    let mut tests = Vec::new();
+    let mut lists = Vec::new();
     for program in programs {
         let long: BTreeSet<String> = program.list(&["--ignored"])?.into_iter().collect();
-        tests.extend(program.list(&[])?.into_iter().map(|test| (program, long.contains(&test), test)));
+        let test = |test| (program, long.contains(&test), test);
+        lists.push(program.list(&[])?.into_iter().map(test).collect::<Vec<_>>());
     }
+    // Where no run has measured them they begin in this order: a program of few tests has long ones, and at the end the
+    // short ones of another keep all workers busy.
+    lists.sort_by_key(Vec::len);
+    let tests = lists.concat();
     let name = |program: &Program, test: &str| format!("{}::{test}", program.suite());
     let long = tests.iter().filter(|(_, long, _)| *long).map(|(program, _, test)| name(program, test));
     let turn = list.long_in_turn(long.filter(|name| !NEVER_IN_TURN.iter().any(|not| name.contains(not))), "host");

@@ -102,7 +102,7 @@ mod target {
         }
     }
 
-    /// What an open file of a process holds.
+    /// The contents of an open file of a process.
     pub enum ProcContents {
         /// A word for each page.
         Pagemap(Pagemap),
