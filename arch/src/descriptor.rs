@@ -188,9 +188,10 @@ impl Descriptor {
     /// The entry that maps nothing.
     pub const EMPTY: Self = Self(0);
 
-    /// A table descriptor of the kernel: it forbids execution at EL0 below it.
-    pub const fn kernel_table(table: PhysAddr) -> Self {
-        Self::table(table, bits::UXNTABLE)
+    /// A table descriptor; `pxn` forbids execution at EL1 below it, execution at EL0 is always forbidden.
+    /// Kernel tables only.
+    pub const fn kernel_table(table: PhysAddr, pxn: bool) -> Self {
+        Self::table(table, bits::UXNTABLE | if pxn { bits::PXNTABLE } else { 0 })
     }
 
     /// A table descriptor that forbids below it what `limits` has: [`bits::PXNTABLE`], [`bits::UXNTABLE`].
@@ -394,7 +395,7 @@ mod tests {
         // A word as a boot loader's author would write it: Normal at index 3, inner shareable, young, DBM, PXN, UXN.
         let page = Descriptor::page(PhysAddr(0x4020_0000), Attributes::kernel_data(MemoryType::NormalTagged));
         assert_eq!(page.0, 0x0068_0000_4020_070f);
-        assert_eq!(Descriptor::table(PhysAddr(0x4020_1000), bits::PXNTABLE | bits::UXNTABLE).0, 0x1800_0000_4020_1003);
+        assert_eq!(Descriptor::kernel_table(PhysAddr(0x4020_1000), true).0, 0x1800_0000_4020_1003);
     }
 
     #[test]

@@ -116,8 +116,8 @@ core::arch::global_asm!(
     PAGE_TEXT = const page(Attributes::kernel_text(MemoryType::NormalTagged)),
     PAGE_RODATA = const page(Attributes::kernel_rodata(MemoryType::NormalTagged)),
     PAGE_DATA = const page(Attributes::kernel_data(MemoryType::NormalTagged)),
-    TABLE = const Descriptor::kernel_table(PhysAddr(0)).0,
-    TABLE_PXN = const Descriptor::table(PhysAddr(0), bits::PXNTABLE | bits::UXNTABLE).0,
+    TABLE = const Descriptor::kernel_table(PhysAddr(0), false).0,
+    TABLE_PXN = const Descriptor::kernel_table(PhysAddr(0), true).0,
     // Values of registers.
     SCTLR_EL1_MMU_OFF = const mmu::SCTLR_MMU_OFF,
     SCTLR_EL1_MMU_ON = const SCTLR_EL1_MMU_ON,

@@ -231,12 +231,8 @@ mod tests {
             (Descriptor::EMPTY, 2, "invalid"),
             (Descriptor(0x1000), 2, "invalid, software's bits 0x1000"),
             (Descriptor(bits::VALID), 3, "reserved: faults like an invalid entry"),
-            (Descriptor::kernel_table(PhysAddr(0x4032_1000)), 0, "table 0x40321000, UXNTable"),
-            (
-                Descriptor::table(PhysAddr(0x4032_1000), bits::PXNTABLE | bits::UXNTABLE),
-                1,
-                "table 0x40321000, PXNTable, UXNTable",
-            ),
+            (Descriptor::kernel_table(PhysAddr(0x4032_1000), false), 0, "table 0x40321000, UXNTable"),
+            (Descriptor::kernel_table(PhysAddr(0x4032_1000), true), 1, "table 0x40321000, PXNTable, UXNTable"),
             (
                 data,
                 3,

@@ -591,15 +591,15 @@ impl Descriptor {
         let fields = Self(self.0 & !(PERMISSIONS | bits::FAULT_ON_ACCESS) | attributes.bits() & PERMISSIONS);
         // Nearly all are valid before and after, without a mark.
         let is_plain = self.0 & (bits::VALID | bits::UFFD_WP) == bits::VALID && attributes.bits() & bits::VALID != 0;
-        let entry = if is_plain { fields } else { fields.made_valid(attributes) };
+        let entry = if is_plain { fields } else { fields.made_valid(attributes.bits() & bits::VALID != 0) };
         let entry = if self.is_dirty() { entry.dirty() } else { entry };
         if !is_plain && entry.is_uffd_wp() { entry.write_protected() } else { entry }
     }
 
-    /// This leaf, valid or present-invalid as one with `attributes` is.
+    /// This leaf, valid or present-invalid.
     #[cold]
-    const fn made_valid(self, attributes: Attributes) -> Self {
-        if attributes.bits() & bits::VALID != 0 { self.valid() } else { self.invalid() }
+    const fn made_valid(self, is_valid: bool) -> Self {
+        if is_valid { self.valid() } else { self.invalid() }
     }
 }
 

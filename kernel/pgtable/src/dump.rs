@@ -127,10 +127,10 @@ pub struct LeafTotals {
 }
 
 impl LeafTotals {
-    fn add(&mut self, leaves: &Extent) {
-        let kind = 2 * leaves.level as usize + usize::from(!leaves.attributes.is_contiguous());
-        self.sizes[kind] = leaves.leaf_size;
-        self.bytes[kind] += leaves.size;
+    fn add(&mut self, level: u8, contiguous: bool, size: u64, bytes: u64) {
+        let kind = 2 * level as usize + usize::from(!contiguous);
+        self.sizes[kind] = size;
+        self.bytes[kind] += bytes;
     }
 
     /// `(bytes of a leaf, how many)`, from the largest; only sizes that occur. A contiguous group counts as one leaf.
@@ -244,7 +244,7 @@ impl<F: FnMut(&Extent)> Coalescing<F> {
     }
 
     fn leaf(&mut self, next: Extent) {
-        self.totals.add(&next);
+        self.totals.add(next.level, next.attributes.is_contiguous(), next.leaf_size, next.size);
         match &mut self.current {
             Some(current) if current.continues_with(&next) => {
                 current.physically_contiguous &= current.physical + current.size == next.physical;

@@ -65,7 +65,7 @@ pub fn probe<P: Platform + Memory>(platform: P) -> Result<Probed<P>, ProbeError>
     let Memories { streams, commands, events } = allocate(&features, &platform)?;
 
     set_acknowledged(&platform, (offset::IRQ_CTRL, "IRQ_CTRLACK"), 0)?;
-    platform.write32(offset::CR1, attributes(&features));
+    platform.write32(offset::CR1, attributes(features.coherent));
     // Numbers of address spaces are the SMMU's own, so what CPUs broadcast of theirs would hit the wrong ones.
     platform.write32(offset::CR2, (CR2::PTM::SET + CR2::RECINVSID::SET).value);
     platform.write64(offset::STRTAB_BASE, streams.base());
@@ -141,8 +141,8 @@ fn check(features: &Features) -> Result<(), ProbeError> {
 }
 
 /// The value for CR1: tables and queues are accessed as the CPUs have them mapped.
-fn attributes(features: &Features) -> u32 {
-    let (queues, tables) = match features.coherent {
+fn attributes(coherent: bool) -> u32 {
+    let (queues, tables) = match coherent {
         true => (
             CR1::QUEUE_IC::WriteBack + CR1::QUEUE_OC::WriteBack + CR1::QUEUE_SH::InnerShareable,
             CR1::TABLE_IC::WriteBack + CR1::TABLE_OC::WriteBack + CR1::TABLE_SH::InnerShareable,

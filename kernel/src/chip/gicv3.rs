@@ -13,7 +13,7 @@ use core::arch::asm;
 use core::ptr::NonNull;
 use core::sync::atomic::{AtomicPtr, Ordering};
 
-use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi, Typer};
+use arm_gic::gicv3::registers::{Gicd, GicdCtlr, GicrSgi};
 use arm_gic::gicv3::{GicCpuInterface, GicDistributor, GicRedistributor, SgiTarget, SgiTargetGroup};
 use arm_gic::{IntId, InterruptGroup};
 use granule_arch::addr::{PhysAddr, PhysRange, VirtAddr};
@@ -212,13 +212,13 @@ fn clear_shared(mut gicd: &mut UniqueMmioPointer<'_, Gicd>) {
 }
 
 /// As [`clear_shared`], for a CPU's private interrupts, SGIs among them; they were just disabled.
-fn clear_private(mut frames: &mut UniqueMmioPointer<'_, GicrSgi>, kind: Typer) {
+fn clear_private(mut frames: &mut UniqueMmioPointer<'_, GicrSgi>, has_unmaskable: bool) {
     // Of extended ones as well; where there are none, writes have no effect.
     let words = 0..3;
     let mut sgi = field!(frames, sgi);
     mmio::fill(field!(sgi, icpendr), words.clone(), !0);
     mmio::fill(field!(sgi, icactiver), words.clone(), !0);
-    if kind.nmi_supported() {
+    if has_unmaskable {
         mmio::fill(field!(sgi, inmir), words, 0);
     }
 }
@@ -355,9 +355,9 @@ impl InterruptController for GicV3 {
         // It fails where the firmware has woken it, which is just as well.
         let _ = redistributor.mark_core_awake();
         redistributor.configure_default_settings();
-        let kind = self.distributor.lock().typer();
+        let has_unmaskable = self.distributor.lock().typer().nmi_supported();
         // SAFETY: as for `redistributor`, whose use is over.
-        clear_private(&mut unsafe { UniqueMmioPointer::new(frames) }, kind);
+        clear_private(&mut unsafe { UniqueMmioPointer::new(frames) }, has_unmaskable);
         init_interface();
         Ok(())
     }

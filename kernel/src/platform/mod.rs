@@ -95,7 +95,7 @@ impl Platform {
 
         let named = root.named(["chosen", "aliases", "cpus", "reserved-memory"]);
         let [chosen, _, cpus, _] = &named;
-        self.rsdp = acpi::choose(chosen.as_ref(), cpus.as_ref());
+        self.rsdp = acpi::choose(chosen.as_ref(), cpus.is_some());
         self.power = self.read_nodes(fdt, &root, &named)?.resolve(&root);
         // Last: the one thing that boot loaders put into a tree that lacks it.
         memory::join_banks(self)?;

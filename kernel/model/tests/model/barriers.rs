@@ -227,11 +227,11 @@ fn a_table_is_linked_behind_any_barrier_that_orders_stores() {
         let entry = |table: PhysAddr, index: u64| model.cell(table + index * 8);
         cpu.store(entry(tables[2], 1), page_of(DATA));
         cpu.dmb_ishst();
-        cpu.store(entry(tables[1], 0), Descriptor::kernel_table(tables[2]));
+        cpu.store(entry(tables[1], 0), Descriptor::kernel_table(tables[2], false));
         cpu.dmb_ishst();
-        cpu.store(entry(tables[0], 0), Descriptor::kernel_table(tables[1]));
+        cpu.store(entry(tables[0], 0), Descriptor::kernel_table(tables[1], false));
         slot.run(cpu);
-        write(cpu, page, Descriptor::kernel_table(tables[0]));
+        write(cpu, page, Descriptor::kernel_table(tables[0], false));
         let expected = if matches!(slot, Nothing | Isb) { vec![Rule::UnorderedTable] } else { vec![] };
         assert_eq!(rules(&model), expected, "{slot:?}");
     }
@@ -243,7 +243,7 @@ fn a_table_that_was_zeroed_by_plain_stores_is_linked_behind_a_barrier() {
         let model = Model::<Granule4K>::new(1, 8, Features::BASE);
         let table = model.frames().take().unwrap();
         slot.run(model.cpu(0));
-        write(model.cpu(0), model.base(), Descriptor::kernel_table(table));
+        write(model.cpu(0), model.base(), Descriptor::kernel_table(table, false));
         let expected = if matches!(slot, Nothing | Isb) { vec![Rule::UnorderedTable] } else { vec![] };
         assert_eq!(rules(&model), expected, "{slot:?}");
     }

@@ -132,7 +132,7 @@ fn block_and_twin(features: Features) -> (Model<Granule4K>, VirtAddr, Descriptor
         cpu.store(model.cell(table + index * 8), Descriptor::page(FRAME + index * 0x1000, DATA));
     }
     cpu.dmb_ishst();
-    (model, start, Descriptor::kernel_table(table))
+    (model, start, Descriptor::kernel_table(table, false))
 }
 
 #[test]

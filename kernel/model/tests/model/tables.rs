@@ -93,12 +93,12 @@ fn a_table_that_is_still_linked_is_in_use() {
 fn a_table_is_not_linked_at_a_second_place() {
     let (model, page, above) = mapped();
     let other = PhysAddr(above.cell.0 + 8);
-    model.cpu(0).store(model.cell(other), Descriptor::kernel_table(above.table));
+    model.cpu(0).store(model.cell(other), Descriptor::kernel_table(above.table, false));
     assert_eq!(rules(&model), [Rule::TableInUse]);
     // Nor once it is unlinked, while walk caches have it.
     let model = mapped().0;
     unlink(&model, &above, &last_level(page));
-    model.cpu(0).store(model.cell(above.cell + 8), Descriptor::kernel_table(above.table));
+    model.cpu(0).store(model.cell(above.cell + 8), Descriptor::kernel_table(above.table, false));
     assert_eq!(rules(&model)[0], Rule::TableInUse);
 }
 
@@ -109,7 +109,7 @@ fn a_table_is_linked_again_where_it_was_invalidated() {
     let cpu = model.cpu(0);
     (0..512).for_each(|index| cpu.store(model.cell(above.table + index * 8), Descriptor::EMPTY));
     cpu.dmb_ishst();
-    cpu.store(model.cell(above.cell + 8), Descriptor::kernel_table(above.table));
+    cpu.store(model.cell(above.cell + 8), Descriptor::kernel_table(above.table, false));
     assert_eq!(rules(&model), []);
 }
 
@@ -123,7 +123,7 @@ fn replaced_by_another((model, _, above): (Model<Granule4K>, VirtAddr, Above), f
         cpu.store(model.cell(twin + index * 8), Descriptor(entry.0 ^ flip));
     }
     cpu.dmb_ishst();
-    cpu.store(model.cell(above.cell), Descriptor::kernel_table(twin));
+    cpu.store(model.cell(above.cell), Descriptor::kernel_table(twin, false));
     model.violations().first().map(ToString::to_string)
 }
 

@@ -115,7 +115,7 @@ impl Driver for Nvme {
             let vector = vector.inspect_err(|error| crate::log::warn!("{error}; it is polled")).ok().filter(is_message);
             // SAFETY: they were just made, and are given back when the device has lost its way to memory.
             let mut controller = unsafe { Controller::new(registers, common)? };
-            restart(&mut controller, &claim, vector)?;
+            restart(&mut controller, &claim, vector.is_some())?;
             let identity = controller.identify(&mut patience(controller.patience()))?;
             Ok((controller, vector, identity))
         });
@@ -169,16 +169,12 @@ fn is_message(vector: &InterruptVector) -> bool {
     !matches!(vector, InterruptVector::Pin { .. })
 }
 
-/// Restarts the controller, with interrupts by `vector` if any; it reaches memory only after it has dropped what it had, and not where that fails.
-fn restart(
-    controller: &mut Controller<MmioRegion>,
-    claim: &Claim,
-    vector: Option<InterruptVector>,
-) -> Result<(), ControllerError> {
+/// Restarts the controller; it reaches memory only after it has dropped what it had, and not where that fails.
+fn restart(controller: &mut Controller<MmioRegion>, claim: &Claim, messages: bool) -> Result<(), ControllerError> {
     let mut patience = patience(controller.patience());
     controller.disable(&mut patience)?;
     claim.set_bus_master(true);
-    controller.enable(vector.is_some(), &mut patience).inspect_err(|_| claim.set_bus_master(false))
+    controller.enable(messages, &mut patience).inspect_err(|_| claim.set_bus_master(false))
 }
 
 /// For so many milliseconds, which the controller chooses: up to two minutes, with other threads in between.
@@ -273,7 +269,7 @@ impl Nvme {
         }
         let controller = &mut state.controller;
         if !state.is_sound {
-            restart(controller, &self.claim, self.vector)?;
+            restart(controller, &self.claim, self.vector.is_some())?;
             // Of commands that were given up.
             self.dma.forget_refusals();
         }

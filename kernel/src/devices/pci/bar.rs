@@ -50,9 +50,8 @@ pub(super) fn address(space: &dyn ConfigSpace, function: PciAddress, index: usiz
     read(index + 1) << 32 | read(index) & !0xf
 }
 
-/// Writes an address to the register number `index`, and to the next if `bar` is wide; returns what they keep of it.
-pub(super) fn set_address(space: &dyn ConfigSpace, function: PciAddress, index: usize, bar: &Bar, start: u64) -> u64 {
-    let wide = bar.registers() == 2;
+/// Writes an address to the register number `index`, and to the next if it is `wide`; returns what they keep of it.
+pub(super) fn set_address(space: &dyn ConfigSpace, function: PciAddress, index: usize, wide: bool, start: u64) -> u64 {
     let offset = FIRST + 4 * index as u16;
     space.write32(function, offset, start as u32);
     if wide {

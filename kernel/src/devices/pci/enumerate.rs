@@ -263,24 +263,21 @@ impl<'m> Walk<'m> {
         })?;
         each_function(config, bus, &mut |address, header, _| {
             if header == BRIDGE {
-                let mut is_shared =
-                    |number| word_mut(&mut twice, number).is_none_or(|word| *word >> (number % 64) & 1 != 0);
-                let own = left_buses(config, bus, address).filter(|own| !own.clone().any(&mut is_shared));
-                self.keep_buses(bus, address, own)?;
+                let own = left_buses(config, bus, address);
+                let is_own = own.is_some_and(|mut own| {
+                    !own.any(|number| word_mut(&mut twice, number).is_none_or(|word| *word >> (number % 64) & 1 != 0))
+                });
+                self.keep_buses(bus, address, is_own)?;
             }
             Ok(())
         })
     }
 
-    /// Leaves a bridge its `own` buses, if none of them is another root.
-    fn keep_buses(
-        &mut self,
-        bus: &PciBus,
-        address: PciAddress,
-        own: Option<RangeInclusive<u8>>,
-    ) -> Result<(), OutOfMemory> {
+    /// Leaves a bridge the buses that are its own alone, and none of which is another root.
+    fn keep_buses(&mut self, bus: &PciBus, address: PciAddress, is_own: bool) -> Result<(), OutOfMemory> {
         let config = self.config();
         let left = config.read32(address, BUSES);
+        let own = left_buses(config, bus, address).filter(|_| is_own);
         // Without the bridge what is behind it does not answer.
         config.write32(address, BUSES, 0);
         // Those behind a bridge of a bridge have been looked at.
@@ -398,7 +395,7 @@ impl<'m> Walk<'m> {
         let high = wide && bus.has_high && (prefetchable || !reads_ahead);
         let low = if bus.has_low { take(&mut self.low) } else { None };
         let (start, free) = low.or_else(|| if high { take(&mut self.high) } else { None })?;
-        let kept = bar::set_address(self.config(), address, index, &bar, start);
+        let kept = bar::set_address(self.config(), address, index, wide, start);
         free.cpu(start, bar.size).filter(|_| kept == start)
     }
 
@@ -414,7 +411,7 @@ impl<'m> Walk<'m> {
         if others.any(|other| other.overlaps(range)) {
             return None;
         }
-        (bar::set_address(self.config(), address, index, &bar, start) == start).then_some(range)
+        (bar::set_address(self.config(), address, index, wide, start) == start).then_some(range)
     }
 
     /// Where a function's pin leads on the host's own bus. Each bridge on the way turns the pins by its device number,

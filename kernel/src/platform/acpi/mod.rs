@@ -48,10 +48,10 @@ static ACPI: Parameter = Parameter {
 /// `/chosen` `granule,acpi-rsdp`. A tree without `/cpus` describes none. Out of line, and without an error: the frame of
 /// the caller lies under the longest chain of the boot.
 #[inline(never)]
-pub(super) fn choose(chosen: Option<&Node<'_, '_>>, cpus: Option<&Node<'_, '_>>) -> Option<PhysAddr> {
+pub(super) fn choose(chosen: Option<&Node<'_, '_>>, has_cpus: bool) -> Option<PhysAddr> {
     let chosen = chosen?;
     let wish = chosen.string("bootargs").and_then(|arguments| bootargs::find(arguments, "acpi"));
-    if wish == Some("off") || wish != Some("force") && cpus.is_some() {
+    if wish == Some("off") || wish != Some("force") && has_cpus {
         return None;
     }
     let rsdp = dispensable(chosen.number("granule,acpi-rsdp")).flatten().map(PhysAddr);
